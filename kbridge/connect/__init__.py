@@ -1,0 +1,1 @@
+"""Floor 3: connection files, ports and tunnels."""

@@ -1,0 +1,1 @@
+"""Floor 1: decisions. Events in, actions out: no I/O, no clock (`now` is passed in), no async."""

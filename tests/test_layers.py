@@ -1,0 +1,83 @@
+"""Floors point down: a module imports its own floor and those below, never above."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+import kbridge
+
+ROOT = Path(kbridge.__file__).parent
+FLOORS = {
+    "errors": -1,
+    "_version": -1,
+    "": -1,
+    "wire": 0,
+    "flow": 1,
+    "link": 2,
+    "hub": 3,
+    "connect": 3,
+    "kernels": 4,
+    "connection": 4,
+    "server": 5,
+    "jupyter": 5,
+    "__main__": 6,
+}
+PURE = {"wire", "flow"}
+# What pure floors may not name: sockets, clocks, loops and threads come from above.
+IMPURE_IMPORTS = {"asyncio", "socket", "time", "threading", "selectors", "zmq", "tornado"}
+MODULES = sorted(ROOT.rglob("*.py"))
+
+
+def floor_of(path: Path) -> str:
+    part = path.relative_to(ROOT).parts[0]
+    return "" if part == "__init__.py" else part.removesuffix(".py")
+
+
+def imports_of(path: Path) -> list[str]:
+    names = []
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}:{node.lineno}: write the whole name"
+            names += [f"{node.module}.{alias.name}" for alias in node.names]
+    return names
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_imports_point_down(path: Path) -> None:
+    here = FLOORS[floor_of(path)]
+    for name in imports_of(path):
+        head, *rest = name.split(".")
+        if head != "kbridge" or not rest:
+            continue
+        target = rest[0] if rest[0] in FLOORS else ""
+        assert FLOORS[target] <= here, f"{path.relative_to(ROOT)} imports {name}, which is above it"
+
+
+@pytest.mark.parametrize(
+    "path", [p for p in MODULES if floor_of(p) in PURE], ids=lambda p: str(p.relative_to(ROOT))
+)
+def test_wire_and_flow_are_pure(path: Path) -> None:
+    import sys
+
+    for name in imports_of(path):
+        head = name.split(".")[0]
+        assert head == "kbridge" or head in sys.stdlib_module_names, f"{name} is not the stdlib's"
+        assert head not in IMPURE_IMPORTS, f"{name} in a pure floor"
+    for node in ast.walk(ast.parse(path.read_text())):
+        assert not isinstance(node, ast.AsyncFunctionDef | ast.Await), f"{path}: async"
+
+
+@pytest.mark.parametrize(
+    "path",
+    [p for p in MODULES if p.name != "__main__.py"],
+    ids=lambda p: str(p.relative_to(ROOT)),
+)
+def test_only_link_touches_sockets(path: Path) -> None:
+    """Hubs, kernels and servers see `link`, never a zmq or raw socket of their own."""
+    if floor_of(path) in {"link", "connect", "server", "kernels"}:
+        return  # connect binds ports by trade; server listens; kernels hold jupyter_client's
+    for name in imports_of(path):
+        assert name.split(".")[0] not in {"zmq", "socket", "select"}, f"{path}: {name}"
