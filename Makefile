@@ -1,16 +1,21 @@
-# `make serve` and `make test` need nothing but Python 3.11+ and a network that reaches PyPI.
-PYTHON ?= python3
+# `make serve` and `make test` set everything up themselves: all they need is Python 3.11 or newer
+# and a network that reaches PyPI. PYTHON= and VENV= choose another interpreter and another place.
 VENV   ?= .venv
-BIN     = $(VENV)/bin
 ARGS   ?=
+PYTHON ?= $(or $(shell for p in python3 python3.13 python3.12 python3.11; do \
+            "$$p" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo "$$p" && break; \
+            done),python3)
+BIN     = $(VENV)/bin
+PIP     = $(BIN)/python -m pip --disable-pip-version-check --quiet
 
 .PHONY: help serve test check format bench clean
+.DELETE_ON_ERROR:
 
-help:            ## this text
-	@sed -n 's/^\([a-z-]*\):.*##/\1\t/p' $(MAKEFILE_LIST) | expand -t 12
+help:                   ## this text
+	@sed -n 's/^\([a-z]*\):.*##/\1\t/p' $(MAKEFILE_LIST) | expand -t 12
 
 serve: $(VENV)/.serve   ## run the bridge on 127.0.0.1 (ARGS="--port 9999" adds options)
-	$(BIN)/kbridge $(ARGS)
+	@$(BIN)/kbridge $(ARGS)
 
 test: $(VENV)/.dev      ## the whole suite (ARGS="-k wire" narrows it)
 	$(BIN)/python -m pytest -n 2 $(ARGS)
@@ -20,6 +25,8 @@ check: $(VENV)/.dev     ## format, lint, types, layers
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -q tests/test_layers.py
+	@if [ -x $(BIN)/hadolint ]; then echo $(BIN)/hadolint Dockerfile; $(BIN)/hadolint Dockerfile; \
+	else echo "hadolint: no build for this machine on PyPI, Dockerfile not linted"; fi
 
 format: $(VENV)/.dev    ## put the code in the shape that `check` wants
 	$(BIN)/ruff format .
@@ -31,13 +38,23 @@ bench: $(VENV)/.dev     ## side by side with jupyter_server; prints ratios, plot
 clean:                  ## remove the virtual environment and what tools left
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist
 
-$(VENV)/bin/python:
-	$(PYTHON) -m venv $(VENV)
+# The interpreter is there even when venv then fails for want of pip: take it away again, or the
+# next call would think that all is well.
+$(BIN)/python:
+	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+	  echo 'kbridge needs Python 3.11 or newer; "$(PYTHON)" is not. Name one: make PYTHON=python3.12 ...' >&2; \
+	  exit 1; }
+	@echo "$(VENV): a virtual environment of $$($(PYTHON) --version)"
+	@"$(PYTHON)" -m venv $(VENV) || { rm -f $@; \
+	  echo 'could not make a virtual environment; on Debian: apt-get install python3-venv' >&2; exit 1; }
 
-$(VENV)/.serve: $(VENV)/bin/python pyproject.toml
-	$(BIN)/python -m pip install -q -e '.[kernel]'
+# Stamps: what is installed already is installed again only after pyproject.toml has changed.
+$(VENV)/.serve: $(BIN)/python pyproject.toml
+	@echo "$(VENV): installing kbridge and ipykernel"
+	@$(PIP) install --editable '.[kernel]'
 	@touch $@
 
-$(VENV)/.dev: $(VENV)/bin/python pyproject.toml
-	$(BIN)/python -m pip install -q -e '.[dev]'
+$(VENV)/.dev: $(BIN)/python pyproject.toml
+	@echo "$(VENV): installing kbridge and what tests, checks and benchmarks need"
+	@$(PIP) install --editable '.[dev]'
 	@touch $@ $(VENV)/.serve

@@ -1,0 +1,197 @@
+"""No Docker engine runs the tests: the Dockerfile is parsed, and its build is done without one."""
+
+import http.client
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import pytest
+from dockerfile_parse import DockerfileParser
+
+ROOT = Path(__file__).parents[1]
+BUILD, RUNTIME = 0, 1
+
+
+class Instruction:
+    def __init__(self, stage: int, name: str, value: str) -> None:
+        self.stage, self.name, self.value = stage, name, value
+
+    @property
+    def exec_form(self) -> list[str]:
+        """What stands in a JSON array, which runs without a shell."""
+        found = json.loads(self.value)
+        assert isinstance(found, list)
+        assert all(isinstance(word, str) for word in found)
+        return found
+
+
+def read(path: Path) -> list[Instruction]:
+    parser = DockerfileParser(fileobj=BytesIO(path.read_bytes()), env_replace=False)
+    stage, found = -1, []
+    for entry in parser.structure:
+        name = entry["instruction"]
+        if name == "COMMENT":
+            continue
+        stage += name == "FROM"
+        found.append(Instruction(stage, name, entry["value"]))
+    return found
+
+
+INSTRUCTIONS = read(ROOT / "Dockerfile")
+
+
+def only(name: str, stage: int = RUNTIME) -> Instruction:
+    found = [i for i in INSTRUCTIONS if i.name == name and i.stage == stage]
+    assert len(found) == 1, f"{name} stands {len(found)} times in stage {stage}"
+    return found[0]
+
+
+def command() -> list[str]:
+    return only("ENTRYPOINT").exec_form + only("CMD").exec_form
+
+
+def health_command() -> list[str]:
+    value = only("HEALTHCHECK").value
+    return Instruction(RUNTIME, "CMD", value[value.index("CMD ") + 4 :]).exec_form
+
+
+def test_a_build_stage_and_a_runtime_stage() -> None:
+    froms = [i.value for i in INSTRUCTIONS if i.name == "FROM"]
+    assert [f.split()[-2:] for f in froms] == [["AS", "build"], ["AS", "runtime"]]
+    assert froms[0].split()[0] == froms[1].split()[0], "the environment's python must be in both"
+    assert all(f.split()[0].endswith("-slim") for f in froms)
+
+
+def test_the_runtime_takes_only_the_environment() -> None:
+    copied = only("COPY").value.split()
+    assert copied[0] == "--from=build"
+    assert copied[1] == copied[2], "a virtual environment cannot be moved"
+
+
+def test_the_base_python_is_one_that_we_support() -> None:
+    arg = next(i for i in INSTRUCTIONS if i.name == "ARG").value
+    name, _, version = arg.partition("=")
+    assert name == "PYTHON_VERSION"
+    assert f'"Programming Language :: Python :: {version}"' in (ROOT / "pyproject.toml").read_text()
+
+
+def test_it_does_not_run_as_root() -> None:
+    uid = int(only("USER").value)
+    assert uid > 0
+    made = only("RUN").value
+    assert f"--uid {uid} " in made
+    after = [i.name for i in INSTRUCTIONS if i.stage == RUNTIME]
+    assert after.index("USER") > after.index("RUN"), "nothing is installed as that user"
+
+
+def test_sigterm_reaches_it() -> None:
+    """No shell stands between: exec form, under an init that passes signals on."""
+    assert command()[:3] == ["tini", "--", "kbridge"]
+    assert re.search(r"install\b.*\btini\b", only("RUN").value)
+
+
+def test_it_listens_where_the_port_is_exposed() -> None:
+    port = only("EXPOSE").value
+    assert "--ip=0.0.0.0" in command()
+    assert f"--port={port}" in command()
+    assert f"'127.0.0.1', {port}" in health_command()[-1]
+
+
+def test_the_build_context_holds_what_is_copied_and_no_more() -> None:
+    lines = (ROOT / ".dockerignore").read_text().splitlines()
+    allowed = {line[1:] for line in lines if line.startswith("!")}
+    assert "*" in lines
+    copies = [i.value.split()[:-1] for i in INSTRUCTIONS if i.name == "COPY" and i.stage == BUILD]
+    copied = {name for names in copies for name in names}
+    assert copied == allowed
+    assert all((ROOT / name).exists() for name in copied)
+
+
+def free_port() -> int:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return int(s.getsockname()[1])
+
+
+def get_api(port: int, host: str) -> tuple[int, Any]:
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+    connection.request("GET", "/api", headers={"Host": host})
+    reply = connection.getresponse()
+    return reply.status, json.loads(reply.read())
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_its_steps_build_an_environment_that_serves(tmp_path: Path) -> None:
+    """The build stage's commands as they stand, in directories of their own; then the CMD."""
+    source = tmp_path / "src"
+    source.mkdir()
+    for copy in (i.value.split() for i in INSTRUCTIONS if i.name == "COPY" and i.stage == BUILD):
+        *names, target = copy
+        for name in names:
+            subprocess.run(["cp", "-r", ROOT / name, source / target], check=True)
+    base = tmp_path / "base"
+    subprocess.run([sys.executable, "-m", "venv", base], check=True)
+    moved = {p: str(tmp_path / p[1:]) for p in ("/opt/kbridge", "/wheels")}
+    env = {
+        "PATH": f"{base / 'bin'}:/usr/bin:/bin",
+        "HOME": str(tmp_path / "home"),
+        **{k: v for k, v in os.environ.items() if k.startswith("PIP_") or k.endswith("_CERT")},
+        **{k: v for k, v in os.environ.items() if k.lower().endswith("_proxy")},
+    }
+    for step in (i.value for i in INSTRUCTIONS if i.name == "RUN" and i.stage == BUILD):
+        run = step
+        for path, place in moved.items():
+            run = run.replace(path, place)
+        done = subprocess.run(
+            ["sh", "-c", run], cwd=source, env=env, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+
+    path = f"{moved['/opt/kbridge']}/bin:/usr/bin:/bin"
+    env = {"PATH": path, "HOME": env["HOME"], "JUPYTER_TOKEN": "sesame"}
+    kbridge = Path(moved["/opt/kbridge"], "bin", "kbridge")
+    version = subprocess.run([kbridge, "--version"], env=env, capture_output=True, text=True)
+    assert version.returncode == 0, version.stderr
+    assert re.fullmatch(r"\d+\.\d+\S*", version.stdout.strip())
+
+    port = free_port()
+    exposed = only("EXPOSE").value
+    words = [word.replace(exposed, str(port)) for word in command()[2:]]
+    with subprocess.Popen(
+        [kbridge, *words[1:]],
+        env=env,
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    ) as server:
+        try:
+            wait_for_listener(server, port)
+            # The container's port is published under the host's own name and port.
+            assert get_api(port, f"localhost:{port}")[0] == 200
+            check = [word.replace(exposed, str(port)) for word in health_command()]
+            healthy = subprocess.run(check, env=env, capture_output=True, text=True)
+            assert healthy.returncode == 0, healthy.stderr
+            server.send_signal(signal.SIGTERM)
+            assert server.wait(timeout=30) == 0
+        finally:
+            server.kill()
+
+
+def wait_for_listener(server: subprocess.Popen[str], port: int) -> None:
+    """Until it says where it listens; the end of its output is the failure."""
+    assert server.stdout is not None
+    said = []
+    for line in server.stdout:
+        said.append(line)
+        if f":{port}" in line:
+            return
+    pytest.fail("".join(said))
