@@ -1,0 +1,128 @@
+"""The door: every handler, REST or websocket, passes `AccessMixin.prepare` first.
+
+The decisions are made in `kbridge.server.policy`; here is only what they read and what follows.
+"""
+
+from __future__ import annotations
+
+import json
+from http.client import responses
+from types import TracebackType
+from typing import Any, ClassVar
+
+from tornado import web
+from tornado.log import app_log
+
+from kbridge.errors import Forbidden, KbridgeError
+from kbridge.server.logs import scrub
+from kbridge.server.policy import Asked, Via, parse_authorization
+from kbridge.server.services import Services, services_of
+
+__all__ = ["AccessMixin", "ErrorsMixin"]
+
+
+class ErrorsMixin(web.RequestHandler):
+    """Errors as JSON, `{"reason", "message"}`, whatever went wrong; and a log without secrets."""
+
+    @property
+    def services(self) -> Services:
+        """What the handlers share."""
+        return services_of(self)
+
+    def set_default_headers(self) -> None:
+        """Say who may share the reply, and that nobody may guess its type."""
+        self.clear_header("Server")
+        self.set_header("X-Content-Type-Options", "nosniff")
+        self.set_header("Content-Security-Policy", "default-src 'none'; frame-ancestors 'self'")
+        self.set_header("Referrer-Policy", "no-referrer")
+        services = self.application.settings.get("services")
+        if isinstance(services, Services):
+            headers = services.cors.headers(
+                services.access,
+                self.request.headers.get("Origin"),
+                preflight=self.request.method == "OPTIONS",
+            )
+            for name, value in headers.items():
+                self.set_header(name, value)
+
+    def send_error(self, status_code: int = 500, **kwargs: Any) -> None:
+        """Let our own errors choose their status."""
+        error = kwargs.get("exc_info", (None, None, None))[1]
+        if isinstance(error, KbridgeError):
+            status_code = error.http_status
+        super().send_error(status_code, **kwargs)
+
+    def write_error(self, status_code: int, **kwargs: Any) -> None:
+        """Write the error; a fault of our own is told in the log, not to the client."""
+        error = kwargs.get("exc_info", (None, None, None))[1]
+        reason = responses.get(status_code, "Unknown")
+        message = reason
+        if isinstance(error, web.HTTPError):
+            reason = error.reason or reason
+            message = error.get_message() or reason
+        elif isinstance(error, KbridgeError):
+            message = str(error)
+        elif error is not None:
+            message = "Unhandled error; the server's log says more"
+        self.set_header("Content-Type", "application/json")
+        self.finish(json.dumps({"reason": reason, "message": scrub(message)}))
+
+    def log_exception(
+        self,
+        typ: type[BaseException] | None,
+        value: BaseException | None,
+        tb: TracebackType | None,
+    ) -> None:
+        """Log one line for what we raise on purpose, a traceback for everything else."""
+        what = f"{self.request.method} {scrub(self.request.uri or '')}"
+        if isinstance(value, web.HTTPError) or (
+            isinstance(value, KbridgeError) and value.http_status < 500
+        ):
+            app_log.info("%s: %s", what, value)
+        elif isinstance(value, KbridgeError):
+            app_log.error("%s: %s", what, value)
+        elif typ is not None and value is not None:
+            app_log.error("Uncaught exception in %s", what, exc_info=(typ, value, tb))
+
+
+class AccessMixin(ErrorsMixin):
+    """Host, Origin, token, and that a browser's change comes from our own page.
+
+    Attributes
+    ----------
+    public : bool
+        Whether the resource is open to those without a token.
+    via : Via or None
+        How the client proved itself; None where it did not, and did not have to.
+    """
+
+    public: ClassVar[bool] = False
+    via: Via | None = None
+
+    def prepare(self) -> None:
+        """Let the request in, or raise `Forbidden`."""
+        decision = self.services.access.decide(self.asked(), public=self.public)
+        if not decision.allowed:
+            raise Forbidden(decision.reason)
+        self.via = decision.via
+
+    def check_origin(self, origin: str) -> bool:
+        """Decide about a websocket's Origin (Tornado asks this on its own)."""
+        return self.services.access.origin_allowed(origin, self.request.host, self.request.protocol)
+
+    def asked(self) -> Asked:
+        """Read from the request what the decision needs."""
+        request = self.request
+        tokens = request.query_arguments.get("token", [b""])
+        # Websocket clients of before RFC 6455 send their Origin under another name.
+        origin = request.headers.get("Origin", request.headers.get("Sec-Websocket-Origin"))
+        return Asked(
+            method=request.method or "GET",
+            host=request.host,
+            protocol=request.protocol,
+            origin=origin,
+            fetch_site=request.headers.get("Sec-Fetch-Site"),
+            authorization=parse_authorization(request.headers.get("Authorization")),
+            query_token=tokens[-1],
+            cookie=self.get_cookie(self.services.cookie_name) or "",
+        )

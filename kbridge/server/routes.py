@@ -1,0 +1,64 @@
+"""Every route of the server, in one table."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tornado import web
+
+from kbridge.server import kernel_routes, kernelspec_routes, page, session_routes, status_routes
+from kbridge.server.handlers import NotFoundHandler
+from kbridge.server.logs import log_request
+from kbridge.server.services import Services
+
+__all__ = ["make_application"]
+
+_ID = r"([^/]+)"
+
+ROUTES: tuple[tuple[str, type[web.RequestHandler]], ...] = (
+    (r"/", page.PageHandler),
+    (r"/favicon.ico", page.FaviconHandler),
+    (r"/readme", page.ReadmeHandler),
+    (r"/api/?", status_routes.VersionHandler),
+    (r"/api/status", status_routes.StatusHandler),
+    (r"/api/kernelspecs", kernelspec_routes.KernelspecsHandler),
+    (rf"/api/kernelspecs/{_ID}", kernelspec_routes.KernelspecHandler),
+    (rf"/kernelspecs/{_ID}/(.+)", kernelspec_routes.ResourceHandler),
+    (r"/api/kernels", kernel_routes.KernelsHandler),
+    (rf"/api/kernels/{_ID}", kernel_routes.KernelHandler),
+    (rf"/api/kernels/{_ID}/interrupt", kernel_routes.InterruptHandler),
+    (rf"/api/kernels/{_ID}/restart", kernel_routes.RestartHandler),
+    (r"/api/sessions", session_routes.SessionsHandler),
+    (rf"/api/sessions/{_ID}", session_routes.SessionHandler),
+)
+
+
+def make_application(
+    services: Services, channels: type[web.RequestHandler], **settings: Any
+) -> web.Application:
+    """Put the server together.
+
+    Parameters
+    ----------
+    services : Services
+        What the handlers share.
+    channels : type
+        The handler of `/api/kernels/{id}/channels`.
+    **settings
+        Tornado's own settings, and those of `channels`.
+    """
+    base = services.base_url.rstrip("/")
+    routes: list[Any] = [
+        (base + pattern, handler)
+        for pattern, handler in (*ROUTES, (rf"/api/kernels/{_ID}/channels", channels))
+    ]
+    if base:
+        routes.append((base, web.RedirectHandler, {"url": services.base_url, "permanent": False}))
+    return web.Application(
+        routes,
+        default_handler_class=NotFoundHandler,
+        log_function=log_request,
+        services=services,
+        websockets=services.websockets,
+        **settings,
+    )
