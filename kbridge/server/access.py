@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 from tornado import web
 from tornado.log import app_log
 
-from kbridge.errors import Forbidden, KbridgeError
+from kbridge.errors import Forbidden, HubClosed, KbridgeError
 from kbridge.server.logs import scrub
 from kbridge.server.policy import Asked, Via, parse_authorization
 from kbridge.server.services import Services, services_of
@@ -100,10 +100,12 @@ class AccessMixin(ErrorsMixin):
     via: Via | None = None
 
     def prepare(self) -> None:
-        """Let the request in, or raise `Forbidden`."""
+        """Let the request in, or raise `Forbidden` or `HubClosed`."""
         decision = self.services.access.decide(self.asked(), public=self.public)
         if not decision.allowed:
             raise Forbidden(decision.reason)
+        if self.services.closing:  # a connection that is kept alive may still bring requests
+            raise HubClosed("the server is shutting down")
         self.via = decision.via
 
     def check_origin(self, origin: str) -> bool:

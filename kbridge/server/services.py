@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Protocol
@@ -34,7 +34,11 @@ class Kernels(Protocol):
     kernel_spec_manager: Any
 
     async def start_kernel(
-        self, *, kernel_name: str | None, env: dict[str, str] | None, path: str | None
+        self,
+        kernel_name: str | None = None,
+        *,
+        env: Mapping[str, Any] | None = None,
+        path: str | None = None,
     ) -> str:
         """Start a kernel and return its id."""
 
@@ -90,6 +94,8 @@ class Services:
         Every open websocket: handlers add themselves, and take themselves out.
     list_kernels : bool
         Whether clients may list kernels and sessions.
+    closing : bool
+        The server is going away: nothing new may begin.
     started, last_request : float
         Unix seconds.
     """
@@ -103,6 +109,7 @@ class Services:
     cookie_name: str = "kbridge"
     list_kernels: bool = True
     websockets: set[Closable] = field(default_factory=set)
+    closing: bool = False
     clock: Callable[[], float] = time.time
     started: float = 0.0
     last_request: float = 0.0

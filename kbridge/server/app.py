@@ -1,0 +1,290 @@
+"""`KbridgeApp`: the settings of the server, and how the command line names them.
+
+What is done with them is in `wiring` (what is put together) and `lifecycle` (start and end).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import secrets
+import sys
+from pathlib import Path
+from typing import Any
+
+from jupyter_core.application import JupyterApp, base_aliases, base_flags
+from traitlets import Bool, Bytes, Float, Integer, List, TraitError, Unicode, default, validate
+from traitlets.config import Config, catch_config_error
+
+from kbridge._version import __version__
+from kbridge.connection.channels import ZMQChannelsWebsocketConnection
+from kbridge.errors import KbridgeError
+from kbridge.kernels.manager import BridgeKernelManager
+from kbridge.server import kg
+from kbridge.server.logs import SafeFormatter, hide
+
+__all__ = ["KbridgeApp"]
+
+_EXAMPLES = """\
+kbridge                              # http://127.0.0.1:8888, with a token
+kbridge --port 9999 --ip 0.0.0.0     # for other machines; see also --certfile
+kbridge --pool python3=2             # two kernels wait, started ahead
+kbridge --sock ~/kbridge.sock        # a unix socket that only you may open
+kbridge --generate-config            # a config file with every setting explained
+kbridge list                         # the servers that run
+kbridge stop 8888                    # stop one, and its kernels
+
+jupyter server --gateway-url http://127.0.0.1:8888 --GatewayClient.auth_token=TOKEN
+"""
+_ALIASES: dict[str, Any] = {
+    "log-level": base_aliases["log-level"],
+    "config": base_aliases["config"],
+    "ip": "KbridgeApp.ip",
+    "port": "KbridgeApp.port",
+    "port-retries": "KbridgeApp.port_retries",
+    "sock": "KbridgeApp.sock",
+    "base-url": "KbridgeApp.base_url",
+    "token": "KbridgeApp.token",
+    "certfile": "KbridgeApp.certfile",
+    "keyfile": "KbridgeApp.keyfile",
+    "client-ca": "KbridgeApp.client_ca",
+    "ssl-version": "KbridgeApp.ssl_version",
+    "allow-origin": "KbridgeApp.allow_origin",
+    "root-dir": "BridgeKernelManager.root_dir",
+    "max-kernels": "BridgeKernelManager.max_kernels",
+    "default-kernel": "BridgeKernelManager.default_kernel_name",
+    "pool": "BridgeKernelManager.pool",
+    "kernel-ip": "BridgeKernelManager.kernel_ip",
+    "transport": "BridgeKernelManager.transport",
+    "seed-uri": "BridgeKernelManager.seed_uri",
+    "cull-idle": "BridgeKernelManager.cull_idle_timeout",
+}
+_FLAGS: dict[str, Any] = {
+    "debug": base_flags["debug"],
+    "generate-config": base_flags["generate-config"],
+    "y": base_flags["y"],
+}
+_CLASSES: list[Any] = [BridgeKernelManager, ZMQChannelsWebsocketConnection]
+_SUBCOMMANDS: dict[str, Any] = {
+    "list": ("kbridge.server.commands.ListApp", "List running servers."),
+    "stop": ("kbridge.server.commands.StopApp", "Stop a running server, by port or socket."),
+}
+
+
+class KbridgeApp(JupyterApp):
+    """Serve Jupyter kernels to websocket clients."""
+
+    name = "kbridge"
+    version = __version__
+    description = """Serve Jupyter kernels over HTTP and websockets.
+
+    Starts kernels when clients ask for them and carries messages between them and any
+    number of browsers and programs. Speaks the REST and websocket protocol of Jupyter
+    Server and of the Jupyter Kernel Gateway, whose KG_* environment variables it reads.
+    """
+    examples = _EXAMPLES
+    aliases = _ALIASES
+    flags = _FLAGS
+    subcommands = _SUBCOMMANDS
+    classes = _CLASSES
+    _log_formatter_cls = SafeFormatter
+
+    ip = Unicode(
+        "127.0.0.1", help="Address to listen on; `*` or empty for all of them. (KG_IP)"
+    ).tag(config=True)
+    port = Integer(8888, min=0, max=65535, help="Port to listen on; 0 for any. (KG_PORT)").tag(
+        config=True
+    )
+    port_retries = Integer(
+        50,
+        min=0,
+        help="How many ports after it to try while they are in use. (KG_PORT_RETRIES)",
+    ).tag(config=True)
+    sock = Unicode("", help="Path of a unix socket to listen on instead of a port.").tag(
+        config=True
+    )
+    sock_mode = Unicode("0600", help="Permissions of the unix socket, octal.").tag(config=True)
+    base_url = Unicode("/", help="Path below which everything is served. (KG_BASE_URL)").tag(
+        config=True
+    )
+    token = Unicode(
+        help="""What a client must show: `Authorization: token ...` or `Bearer ...`, `?token=`,
+        or the cookie that the page sets. Empty: no authentication. (KG_AUTH_TOKEN)
+
+        By default the environment variable JUPYTER_TOKEN, or the content of the file named by
+        JUPYTER_TOKEN_FILE, or else a new random one at each start, printed once."""
+    ).tag(config=True)
+    cookie_secret = Bytes(
+        help="Key of the browser's cookie. By default random: a restart ends all logins."
+    ).tag(config=True)
+    certfile = Unicode("", help="PEM file of the certificate: serve https. (KG_CERTFILE)").tag(
+        config=True
+    )
+    keyfile = Unicode(
+        "", help="PEM file of its private key, if it is not in the same file. (KG_KEYFILE)"
+    ).tag(config=True)
+    client_ca = Unicode(
+        "", help="PEM file of an authority; clients must show its certificate. (KG_CLIENT_CA)"
+    ).tag(config=True)
+    ssl_version = Integer(
+        0,
+        help="""0: TLS 1.2 or later. A number of Python's `ssl.PROTOCOL_*` for one version
+        alone, as in 5 for TLS 1.2. (KG_SSL_VERSION)""",
+    ).tag(config=True)
+    allow_origin = Unicode(
+        "",
+        help="""Foreign origins (`https://host:port`, several with commas) whose pages may use
+        this server, websockets included; `*` for all. Also sent as
+        Access-Control-Allow-Origin. (KG_ALLOW_ORIGIN)""",
+    ).tag(config=True)
+    allow_origin_pat = Unicode(
+        "", help="A regular expression for the same; it must match the whole origin."
+    ).tag(config=True)
+    allow_credentials = Unicode(
+        "", help="Access-Control-Allow-Credentials; empty: not sent. (KG_ALLOW_CREDENTIALS)"
+    ).tag(config=True)
+    allow_headers = Unicode(
+        "",
+        help="""Access-Control-Allow-Headers; empty: sent in answers to preflights only, with
+        what Jupyter's frontends need. (KG_ALLOW_HEADERS)""",
+    ).tag(config=True)
+    allow_methods = Unicode(
+        "", help="Access-Control-Allow-Methods; empty: likewise. (KG_ALLOW_METHODS)"
+    ).tag(config=True)
+    expose_headers = Unicode(
+        "", help="Access-Control-Expose-Headers; empty: not sent. (KG_EXPOSE_HEADERS)"
+    ).tag(config=True)
+    max_age = Unicode(
+        "", help="Access-Control-Max-Age, in seconds; empty: not sent. (KG_MAX_AGE)"
+    ).tag(config=True)
+    allow_remote_access = Bool(
+        help="""Serve requests whose Host header names no local host. By default on only if
+        `ip` is not a loopback address: it guards a local server against DNS rebinding."""
+    ).tag(config=True)
+    local_hostnames = List(
+        Unicode(),
+        ["localhost"],
+        help="Host names taken for local, besides loopback addresses and `ip`.",
+    ).tag(config=True)
+    trust_xheaders = Bool(
+        False,
+        help="""Believe X-Real-Ip, X-Forwarded-For and X-Forwarded-Proto: set it behind a proxy
+        that sets them, nowhere else. (KG_TRUST_XHEADERS)""",
+    ).tag(config=True)
+    list_kernels = Bool(
+        True,
+        help="""Let clients list kernels and sessions, as Jupyter Server does. The kernel
+        gateway does so only if told to: there, and here if it is set, KG_LIST_KERNELS
+        decides.""",
+    ).tag(config=True)
+    ws_ping_interval = Float(
+        30.0,
+        min=0.0,
+        help="Seconds between pings of a websocket; 0: none. (KG_WS_PING_INTERVAL_SECS)",
+    ).tag(config=True)
+    ws_ping_timeout = Float(
+        0.0,
+        min=0.0,
+        help="""Seconds without an answer after which a websocket is closed; 0: three times
+        the interval, at least 30.""",
+    ).tag(config=True)
+    websocket_max_message_size = Integer(
+        100 << 20, min=1, help="Bytes that one message of a client may have."
+    ).tag(config=True)
+    max_body_size = Integer(16 << 20, min=1, help="Bytes that a REST request may have.").tag(
+        config=True
+    )
+    token_is_random = Bool(False)
+
+    @default("token")
+    def _default_token(self) -> str:
+        file = os.environ.get("JUPYTER_TOKEN_FILE")
+        if given := os.environ.get("JUPYTER_TOKEN"):
+            return given
+        if file:
+            return Path(file).read_text(encoding="utf-8").strip()
+        self.token_is_random = True
+        return secrets.token_hex(24)
+
+    @default("cookie_secret")
+    def _default_cookie_secret(self) -> bytes:
+        return secrets.token_bytes(32)
+
+    @default("allow_remote_access")
+    def _default_allow_remote_access(self) -> bool:
+        import ipaddress
+
+        try:
+            return not ipaddress.ip_address(self.ip).is_loopback
+        except ValueError:
+            return self.ip not in self.local_hostnames
+
+    @validate("ip")
+    def _valid_ip(self, proposal: dict[str, Any]) -> str:
+        value = str(proposal["value"]).strip()
+        return "" if value == "*" else value
+
+    @validate("base_url")
+    def _valid_base_url(self, proposal: dict[str, Any]) -> str:
+        inner = str(proposal["value"]).strip("/")
+        return f"/{inner}/" if inner else "/"
+
+    @validate("sock")
+    def _valid_sock(self, proposal: dict[str, Any]) -> str:
+        value = str(proposal["value"])
+        return str(Path(value).expanduser().absolute()) if value else ""
+
+    @validate("sock_mode")
+    def _valid_sock_mode(self, proposal: dict[str, Any]) -> str:
+        value = str(proposal["value"])
+        if not re.fullmatch("0?[0-7]{3}", value):
+            raise TraitError(f"sock_mode {value!r} is no octal mode such as 0600")
+        return value
+
+    @validate("allow_origin_pat")
+    def _valid_allow_origin_pat(self, proposal: dict[str, Any]) -> str:
+        value = str(proposal["value"])
+        try:
+            re.compile(value)
+        except re.error as error:
+            raise TraitError(f"allow_origin_pat is no regular expression: {error}") from None
+        return value
+
+    @default("logging_config")
+    def _default_logging_config(self) -> dict[str, Any]:
+        to_console = {"level": "DEBUG", "handlers": ["console"]}
+        return {"loggers": dict.fromkeys(("kbridge", "tornado"), to_console)}
+
+    def migrate_config(self) -> None:
+        """Nothing of ours is from before Jupyter; looking for it costs time at the start."""
+
+    def load_config_file(self, suppress_errors: bool = True) -> None:  # type: ignore[override]
+        """Take the kernel gateway's variables first, so that config files go over them."""
+        config, unknown = kg.read(os.environ)
+        self.update_config(Config(config))
+        for name in unknown:
+            self.log.warning("%s has no meaning here; see docs/settings.md", name)
+        super().load_config_file(suppress_errors)
+
+    @catch_config_error
+    def initialize(self, argv: list[str] | None = None) -> None:
+        """Read the settings, and see to it that the token stays out of the log."""
+        super().initialize(argv)
+        if self._dispatching:
+            return
+        if self.extra_args:
+            self.log.error("kbridge takes no argument %r; see kbridge --help", self.extra_args[0])
+            self.exit(2)
+        hide(self.token)
+
+    def start(self) -> None:
+        """Serve until a signal comes."""
+        super().start()
+        from kbridge.server.lifecycle import serve
+
+        try:
+            asyncio.run(serve(self))
+        except KbridgeError as error:
+            self.log.critical("%s", error)
+            sys.exit(1)

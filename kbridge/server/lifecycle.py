@@ -1,0 +1,216 @@
+"""From listening to the end.
+
+The order of the end, which every kernel and client relies on: no new connections, websockets
+closed with 1001, kernels told to go (their restarters first), hubs closed, what is left of the
+connections cut, runtime file and socket removed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import socket
+import ssl
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
+
+from tornado.httpserver import HTTPServer
+
+from kbridge._version import __version__
+from kbridge.server import listen
+from kbridge.server.runtime import RuntimeFile
+from kbridge.server.wiring import Wired, wire
+
+if TYPE_CHECKING:
+    from kbridge.server.app import KbridgeApp
+
+__all__ = ["Server", "serve"]
+
+# RFC 6455, section 7.4.1: "going away".
+_GOING_AWAY = 1001
+_CUT_AFTER = 1.0
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+async def serve(app: KbridgeApp) -> None:
+    """Listen, and return when a signal has come and everything is gone.
+
+    A second signal kills the kernels instead of asking them.
+    """
+    loop = asyncio.get_running_loop()
+    stop, hurry = asyncio.Event(), asyncio.Event()
+
+    def on_signal(number: signal.Signals) -> None:
+        if stop.is_set():
+            hurry.set()
+            return
+        app.log.warning(
+            "%s: kernels and connections are being closed; once more to hurry", number.name
+        )
+        stop.set()
+
+    for number in _SIGNALS:
+        if signal.getsignal(number) is not signal.SIG_IGN:  # nohup asked for that
+            loop.add_signal_handler(number, on_signal, number)
+    server = Server(app)
+    try:
+        await server.open()
+        await stop.wait()
+    finally:
+        await server.aclose(hurry)
+
+
+class Server:
+    """One server that listens.
+
+    Parameters
+    ----------
+    app : KbridgeApp
+        Its settings.
+
+    Attributes
+    ----------
+    url : str
+        Where it is, without the token.
+    """
+
+    def __init__(self, app: KbridgeApp) -> None:
+        self._app = app
+        self._log: logging.Logger = app.log
+        self._wired: Wired | None = None
+        self._http: HTTPServer | None = None
+        self._runtime: RuntimeFile | None = None
+        self._socket_file: tuple[int, int] | None = None
+        self.port = 0
+        self.url = ""
+
+    async def open(self) -> None:
+        """Listen, then begin to start kernels ahead.
+
+        Raises
+        ------
+        ListenError
+            If there is nowhere to listen.
+        KbridgeError
+            If the settings name a kernelspec or notebook that is not there.
+        """
+        context = self._context()
+        sockets = self._bind()
+        self.url = self._make_url(secure=context is not None)
+        self._wired = wired = wire(self._app, self.port)
+        self._http = HTTPServer(
+            wired.application,
+            ssl_options=context,
+            xheaders=self._app.trust_xheaders,
+            max_body_size=self._app.max_body_size,
+        )
+        self._http.add_sockets(sockets)
+        self._runtime = RuntimeFile(Path(self._app.runtime_dir), self._info())
+        self._runtime.write()
+        self._announce()
+        await wired.kernels.open()
+
+    async def aclose(self, hurry: asyncio.Event | None = None) -> None:
+        """End everything; may be called twice.
+
+        Parameters
+        ----------
+        hurry : asyncio.Event, optional
+            Set when kernels are to be killed rather than asked.
+        """
+        http, self._http = self._http, None
+        wired, self._wired = self._wired, None
+        if http is not None:
+            http.stop()
+        if wired is not None:
+            wired.services.closing = True
+            for websocket in list(wired.services.websockets):
+                websocket.close(_GOING_AWAY, "the server is shutting down")
+            await self._end_kernels(wired, hurry or asyncio.Event())
+            await wired.hubs.aclose()
+        if http is not None:
+            try:
+                await asyncio.wait_for(http.close_all_connections(), _CUT_AFTER)
+            except TimeoutError:
+                self._log.info("connections that did not end were cut")
+        if self._runtime is not None:
+            self._runtime.remove()
+        self._remove_socket_file()
+
+    async def _end_kernels(self, wired: Wired, hurry: asyncio.Event) -> None:
+        asked = asyncio.create_task(wired.kernels.shutdown_all())
+        hurried = asyncio.create_task(hurry.wait())
+        await asyncio.wait({asked, hurried}, return_when=asyncio.FIRST_COMPLETED)
+        hurried.cancel()
+        if not asked.done():
+            asked.cancel()
+            await asyncio.wait({asked})
+            await wired.kernels.shutdown_all(now=True)
+        elif (error := asked.exception()) is not None:
+            self._log.error("kernels could not be shut down", exc_info=error)
+
+    def _context(self) -> ssl.SSLContext | None:
+        app = self._app
+        return listen.make_context(
+            listen.TlsFiles(app.certfile, app.keyfile, app.client_ca, app.ssl_version)
+        )
+
+    def _bind(self) -> list[socket.socket]:
+        app = self._app
+        if app.sock:
+            path = Path(app.sock)
+            sockets = [listen.bind_unix(path, int(app.sock_mode, 8))]
+            status = path.stat()
+            self._socket_file = (status.st_dev, status.st_ino)
+            return sockets
+        sockets, self.port = listen.bind_tcp(app.ip, app.port, app.port_retries, app.log)
+        return sockets
+
+    def _remove_socket_file(self) -> None:
+        """Remove our socket, but not one that somebody has put in its place."""
+        path = Path(self._app.sock)
+        if self._socket_file is not None and path.exists():
+            status = path.stat()
+            if (status.st_dev, status.st_ino) == self._socket_file:
+                path.unlink()
+        self._socket_file = None
+
+    def _make_url(self, *, secure: bool) -> str:
+        app = self._app
+        if app.sock:
+            return f"http{'s' * secure}+unix://{quote(app.sock, safe='')}{app.base_url}"
+        host = app.ip if app.ip not in ("", "0.0.0.0", "::") else "127.0.0.1"  # noqa: S104
+        if ":" in host:
+            host = f"[{host}]"
+        return f"http{'s' * secure}://{host}:{self.port}{app.base_url}"
+
+    def _info(self) -> dict[str, Any]:
+        app = self._app
+        return {
+            "url": self.url,
+            "hostname": app.ip or "*",
+            "port": self.port,
+            "sock": app.sock,
+            "secure": bool(app.certfile),
+            "base_url": app.base_url,
+            "token": app.token,
+            "pid": os.getpid(),
+            "version": __version__,
+        }
+
+    def _announce(self) -> None:
+        """Say where the server is; the token only to a terminal, or where nobody else knows it."""
+        app = self._app
+        url = self.url
+        if not app.token:
+            app.log.warning("no token is asked for: whoever reaches %s may run code", self.url)
+        elif app.token_is_random or sys.stdout.isatty():
+            url += f"?token={quote(app.token)}"
+        sys.stdout.write(f"kbridge {__version__} serves kernels at\n    {url}\n")
+        if sys.stdout.isatty():
+            sys.stdout.write("Ctrl-C stops it and its kernels.\n")
+        sys.stdout.flush()

@@ -1,0 +1,158 @@
+"""The sockets that the server listens on, and TLS.
+
+Every failure here is an `OSError` or `ListenError` with a sentence for the terminal.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import socket
+import ssl
+import stat
+from dataclasses import dataclass
+from pathlib import Path
+
+from tornado.netutil import bind_sockets
+
+from kbridge.errors import BridgeError
+
+__all__ = ["ListenError", "TlsFiles", "bind_tcp", "bind_unix", "make_context"]
+
+# Two thousand browsers may come back at once after a restart.
+_BACKLOG = 1024
+# sockaddr_un.sun_path holds 108 bytes on Linux and 104 on macOS, a zero included.
+_UNIX_PATH_LIMIT = 103
+# KG_SSL_VERSION speaks in Python's numbers for ssl.PROTOCOL_*.
+_VERSIONS = {
+    3: ssl.TLSVersion.TLSv1,
+    4: ssl.TLSVersion.TLSv1_1,
+    5: ssl.TLSVersion.TLSv1_2,
+}
+_ANY_VERSION = {0, 2, 16, 17}  # unset, PROTOCOL_TLS, and its two later names
+
+
+class ListenError(BridgeError):
+    """There is nowhere to listen."""
+
+
+def bind_tcp(
+    ip: str, port: int, retries: int, log: logging.Logger
+) -> tuple[list[socket.socket], int]:
+    """Listen on `port`, or on the next one that is free.
+
+    Parameters
+    ----------
+    ip : str
+        An address or a name; empty for all addresses.
+    port : int
+        0 for any.
+    retries : int
+        How many ports above `port` to try.
+
+    Returns
+    -------
+    sockets : list of socket.socket
+    port : int
+        The one it is.
+
+    Raises
+    ------
+    ListenError
+    """
+    last = min(port + retries, 65535) if port else 0
+    for candidate in range(port, last + 1):
+        try:
+            sockets = bind_sockets(candidate, ip, backlog=_BACKLOG)
+        except OSError as error:
+            if error.errno == errno.EADDRINUSE:
+                log.info("port %d is in use", candidate)
+                continue
+            if error.errno == errno.EACCES:
+                raise ListenError(f"you may not listen on port {candidate}") from error
+            raise ListenError(f"cannot listen on {ip or '*'}: {error}") from error
+        return sockets, int(sockets[0].getsockname()[1])
+    raise ListenError(f"every port from {port} to {last} is in use; see --port")
+
+
+def bind_unix(path: Path, mode: int = 0o600) -> socket.socket:
+    """Listen on a unix socket that nobody else may open, not for a moment.
+
+    A socket file that a dead server left is replaced; one that answers is not.
+
+    Raises
+    ------
+    ListenError
+    """
+    if len(os.fsencode(path)) > _UNIX_PATH_LIMIT:
+        raise ListenError(f"a socket's path may have {_UNIX_PATH_LIMIT} bytes: {path}")
+    try:
+        if path.exists() or path.is_symlink():
+            _remove_dead(path)
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        sock.setblocking(False)
+        before = os.umask(0o777 & ~mode)
+        try:
+            sock.bind(str(path))
+        finally:
+            os.umask(before)
+        sock.listen(_BACKLOG)
+    except OSError as error:
+        raise ListenError(f"cannot listen on {path}: {error}") from error
+    return sock
+
+
+def _remove_dead(path: Path) -> None:
+    if not stat.S_ISSOCK(path.lstat().st_mode):
+        raise ListenError(f"{path} exists and is no socket")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.settimeout(1)
+        try:
+            probe.connect(str(path))
+        except ConnectionRefusedError:
+            path.unlink()
+            return
+    raise ListenError(f"another server listens on {path}")
+
+
+@dataclass(frozen=True, slots=True)
+class TlsFiles:
+    """Paths of PEM files; `keyfile` may be empty where the certificate's file holds the key.
+
+    `client_ca` asks clients for a certificate of that authority. `version` is one of Python's
+    numbers for `ssl.PROTOCOL_*`: 5 means TLS 1.2 and nothing else; 0 means 1.2 or later.
+    """
+
+    certfile: str = ""
+    keyfile: str = ""
+    client_ca: str = ""
+    version: int = 0
+
+
+def make_context(files: TlsFiles) -> ssl.SSLContext | None:
+    """Return the context of an https server, None where no file is named.
+
+    Raises
+    ------
+    ListenError
+        If a file cannot be read or does not hold what it should.
+    """
+    if not (files.certfile or files.keyfile or files.client_ca):
+        return None
+    if not files.certfile:
+        raise ListenError("TLS needs a certificate; see --certfile")
+    if files.version not in _VERSIONS and files.version not in _ANY_VERSION:
+        raise ListenError(f"{files.version} is no number of a TLS version; see --ssl-version")
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    if files.version in _VERSIONS:
+        context.minimum_version = context.maximum_version = _VERSIONS[files.version]
+    try:
+        context.load_cert_chain(files.certfile, files.keyfile or None)
+        if files.client_ca:
+            context.load_verify_locations(files.client_ca)
+            context.verify_mode = ssl.CERT_REQUIRED
+    except (OSError, ssl.SSLError) as error:
+        raise ListenError(f"cannot use the TLS files: {error}") from error
+    return context

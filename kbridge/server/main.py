@@ -1,0 +1,33 @@
+"""The command `kbridge`.
+
+`list` and `stop` load nothing of the server, so that they answer at once.
+"""
+
+from __future__ import annotations
+
+import sys
+
+__all__ = ["main"]
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run the command line, `sys.argv` by default."""
+    args = sys.argv[1:] if argv is None else argv
+    try:
+        if args and args[0] in ("list", "stop"):
+            from kbridge.server import commands
+
+            commands.run({"list": commands.ListApp, "stop": commands.StopApp}[args[0]], args[1:])
+            return
+        from jupyter_core.application import NoStart
+
+        from kbridge.server.app import KbridgeApp
+
+        app = KbridgeApp.instance()
+        try:
+            app.initialize(args)
+            app.start()
+        except NoStart:
+            return
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -1,0 +1,99 @@
+"""From settings to a server that is ready to listen: what is made, and who gets whom."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from tornado import web
+
+from kbridge.connection.channels import ZMQChannelsWebsocketConnection
+from kbridge.hub.table import HubTable
+from kbridge.kernels.manager import BridgeKernelManager
+from kbridge.kernels.sessions import Sessions
+from kbridge.server.cors import Cors
+from kbridge.server.policy import AccessPolicy
+from kbridge.server.routes import make_application
+from kbridge.server.services import Services
+from kbridge.server.websocket import ChannelsHandler
+
+if TYPE_CHECKING:
+    from kbridge.server.app import KbridgeApp
+
+__all__ = ["Wired", "access_policy", "wire"]
+
+_LEAST_PING_TIMEOUT = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class Wired:
+    """What the lifecycle opens and closes."""
+
+    application: web.Application
+    services: Services
+    kernels: BridgeKernelManager
+    hubs: HubTable
+
+
+def access_policy(app: KbridgeApp) -> AccessPolicy:
+    """Return the rules that the settings mean."""
+    origins = re.split(r"[,\s]+", app.allow_origin.strip())
+    pattern = app.allow_origin_pat
+    return AccessPolicy(
+        token=app.token,
+        # No browser reaches a unix socket, and its clients send any Host they like.
+        check_hosts=not (app.allow_remote_access or app.sock),
+        hostnames=frozenset(name.lower() for name in (*app.local_hostnames, app.ip) if name),
+        allow_origin=tuple(origin.rstrip("/").lower() for origin in origins if origin),
+        allow_origin_pat=re.compile(pattern) if pattern else None,
+        cookie_secret=app.cookie_secret,
+    )
+
+
+def wire(app: KbridgeApp, port: int) -> Wired:
+    """Make everything.
+
+    Parameters
+    ----------
+    app : KbridgeApp
+        The settings.
+    port : int
+        The one listened on, 0 for a unix socket. It is in the cookie's name, because browsers
+        send the cookies of one host to all of its ports.
+    """
+    hubs = HubTable(ZMQChannelsWebsocketConnection.hub_settings(app.config))
+    kernels = BridgeKernelManager(
+        hubs=hubs, parent=app, log=app.log, connection_dir=app.runtime_dir
+    )
+    # One server a path below a host: two behind one proxy do not take each other's cookie.
+    path = hashlib.sha256(app.base_url.encode()).hexdigest()[:8]
+    services = Services(
+        kernels=kernels,
+        sessions=Sessions(kernels),
+        hubs=hubs,
+        access=access_policy(app),
+        cors=Cors(
+            allow_credentials=app.allow_credentials,
+            allow_headers=app.allow_headers,
+            allow_methods=app.allow_methods,
+            expose_headers=app.expose_headers,
+            max_age=app.max_age,
+        ),
+        base_url=app.base_url,
+        cookie_name=f"kbridge-{port}-{path}",
+        list_kernels=app.list_kernels,
+    )
+    interval = app.ws_ping_interval
+    application = make_application(
+        services,
+        ChannelsHandler,
+        config=app.config,
+        kernel_manager=kernels,
+        hubs=hubs,
+        websocket_max_message_size=app.websocket_max_message_size,
+        kbridge_ws_ping_interval=interval,
+        kbridge_ws_ping_timeout=app.ws_ping_timeout or max(3 * interval, _LEAST_PING_TIMEOUT),
+    )
+    return Wired(application, services, kernels, hubs)
