@@ -195,6 +195,10 @@ class KbridgeApp(JupyterApp):
     max_body_size = Integer(16 << 20, min=1, help="Bytes that a REST request may have.").tag(
         config=True
     )
+    log_format = Unicode(
+        "%(asctime)s %(levelname).1s %(name)s: %(message)s", help="The format of a log line."
+    ).tag(config=True)
+
     token_is_random = Bool(False)
 
     @default("token")

@@ -1,0 +1,105 @@
+"""The websocket of a kernel: `/api/kernels/{id}/channels`."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable
+from typing import Any
+
+from tornado.websocket import WebSocketHandler, WebSocketProtocol
+
+from kbridge.connection.channels import ZMQChannelsWebsocketConnection
+from kbridge.errors import KernelNotFound
+from kbridge.link.keepalive import Keepalive
+from kbridge.link.protocol import BridgeWebSocketProtocol
+from kbridge.server.access import AccessMixin
+
+__all__ = ["ChannelsHandler"]
+
+
+class ChannelsHandler(AccessMixin, WebSocketHandler):
+    """Lets a frontend talk to a kernel.
+
+    Arguments of the URL: `session_id` (optional), under which a client that comes back is given
+    what it has missed.
+    """
+
+    connection: ZMQChannelsWebsocketConnection | None = None
+
+    async def get(self, kernel_id: str) -> None:
+        """Answer an upgrade: 404 for an unknown kernel, before anything is made for it."""
+        kernels: Any = self.services.kernels
+        if kernel_id not in kernels:
+            raise KernelNotFound(f"no kernel has the id {kernel_id!r}")
+        self.connection = self.connection_class(
+            parent=kernels.get_kernel(kernel_id), websocket_handler=self, config=self.app_config
+        )
+        await self.connection.prepare()
+        await super().get()
+
+    @property
+    def connection_class(self) -> type[ZMQChannelsWebsocketConnection]:
+        """The class that bridges."""
+        found = self.settings.get("kernel_websocket_connection_class")
+        assert found is None or issubclass(found, ZMQChannelsWebsocketConnection)
+        return found or ZMQChannelsWebsocketConnection
+
+    @property
+    def app_config(self) -> Any:
+        """Traitlets configuration."""
+        return self.settings.get("config")
+
+    @property
+    def keepalive(self) -> Keepalive | None:
+        """Who pings."""
+        found = self.settings.get("kbridge_keepalive")
+        assert found is None or isinstance(found, Keepalive)
+        return found
+
+    def check_origin(self, origin: str) -> bool:  # noqa: ARG002
+        """Say yes: `AccessMixin.prepare` has looked at Origin and Host already."""
+        return True
+
+    def select_subprotocol(self, subprotocols: list[str]) -> str | None:
+        """Choose the dialect."""
+        assert self.connection is not None
+        return self.connection.select_subprotocol(subprotocols)
+
+    def get_websocket_protocol(self) -> WebSocketProtocol | None:
+        """Speak RFC 6455 with the closes that it asks for."""
+        usual = super().get_websocket_protocol()
+        if usual is None:
+            return None
+        return BridgeWebSocketProtocol(
+            self,
+            False,
+            usual.params,  # type: ignore[attr-defined]
+            too_big=f"over websocket_max_message_size ({self.max_message_size} bytes)",
+        )
+
+    def open(self, *_args: str, **_kwargs: str) -> None:
+        """Attach to the kernel; waits for nothing."""
+        assert self.connection is not None
+        self.services.websockets.add(self)
+        if self.keepalive is not None:
+            self.keepalive.add(self)
+        self.connection.connect()
+
+    def on_message(self, message: str | bytes) -> Awaitable[None] | None:
+        """Pass a message on; Tornado reads no further until what this returns is done."""
+        if self.connection is None:
+            return None
+        return self.connection.handle_incoming_message(message)
+
+    def on_pong(self, data: bytes) -> None:  # noqa: ARG002
+        """Note that the peer lives."""
+        if self.keepalive is not None:
+            self.keepalive.heard(self)
+
+    def on_close(self) -> None:
+        """Detach."""
+        self.services.websockets.discard(self)
+        if self.keepalive is not None:
+            self.keepalive.remove(self)
+        if self.connection is not None:
+            self.connection.disconnect()
+            self.connection = None
