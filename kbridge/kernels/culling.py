@@ -1,0 +1,103 @@
+"""Kernels that nobody uses are shut down.
+
+`to_cull` decides and knows no clock; `Culler` asks it every now and then. A kernelspec opts its
+kernels out with ``"metadata": {"kbridge": {"cull": false}}`` in kernel.json, and sets its own
+timeout with ``"metadata": {"cull_idle_timeout": seconds}``, as in Jupyter Server.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from kbridge.kernels.tasks import spawn, stop
+
+__all__ = ["CullSettings", "Culler", "KernelUse", "to_cull"]
+
+
+@dataclass(frozen=True, slots=True)
+class CullSettings:
+    """What counts as unused; the names are Jupyter Server's.
+
+    Attributes
+    ----------
+    idle_timeout : float
+        Seconds without activity after which a kernel goes; 0 or less: never.
+    connected : bool
+        Also kernels with websockets attached.
+    busy : bool
+        Also kernels that are busy.
+    dead_timeout : float
+        Seconds after which a kernel that died goes, when nobody is connected to it any more:
+        whatever the others say, since its hub and journal still take room.
+    """
+
+    idle_timeout: float = 0.0
+    connected: bool = False
+    busy: bool = False
+    dead_timeout: float = 300.0
+
+
+@dataclass(frozen=True, slots=True)
+class KernelUse:
+    """What the decision looks at; `last_activity` is in unix seconds."""
+
+    kernel_id: str
+    execution_state: str
+    last_activity: float
+    connections: int
+    metadata: Mapping[str, Any]
+
+
+def to_cull(kernels: Iterable[KernelUse], now: float, settings: CullSettings) -> list[str]:
+    """Return the ids of the kernels that are to go, given unix seconds `now`."""
+    return [kernel.kernel_id for kernel in kernels if _unused(kernel, now, settings)]
+
+
+def _unused(kernel: KernelUse, now: float, settings: CullSettings) -> bool:
+    idle = now - kernel.last_activity
+    if kernel.execution_state == "dead" and not kernel.connections:
+        return idle > settings.dead_timeout
+    if settings.idle_timeout <= 0:
+        return False
+    own = kernel.metadata.get("kbridge")
+    if isinstance(own, Mapping) and own.get("cull") is False:
+        return False
+    timeout = kernel.metadata.get("cull_idle_timeout", settings.idle_timeout)
+    if not isinstance(timeout, int | float) or timeout <= 0:
+        return False
+    return (
+        idle > timeout
+        and (settings.connected or not kernel.connections)
+        and (settings.busy or kernel.execution_state != "busy")
+    )
+
+
+class Culler:
+    """Ask `cull` every `interval` seconds until closed.
+
+    A round that fails is logged, and does not end the rounds.
+    """
+
+    def __init__(
+        self, cull: Callable[[], Awaitable[None]], interval: float, log: logging.Logger
+    ) -> None:
+        self._cull = cull
+        self._interval = interval
+        self._log = log
+        self._task = spawn(self._run(), log)
+
+    async def _run(self) -> None:
+        while True:
+            await asyncio.sleep(self._interval)
+            try:
+                await self._cull()
+            except Exception:  # noqa: BLE001 - one provisioner must not keep the others alive
+                self._log.exception("A round of culling failed")
+
+    async def aclose(self) -> None:
+        """Stop asking. May be called twice."""
+        await stop(self._task)

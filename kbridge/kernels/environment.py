@@ -1,0 +1,105 @@
+"""What a kernel inherits: its environment variables and its working directory."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+from kbridge.errors import InvalidRequest
+
+__all__ = ["kernel_environment", "working_dir"]
+
+# The tokens of this server open every other kernel on it.
+_SECRETS = frozenset({"JUPYTER_TOKEN", "KG_AUTH_TOKEN"})
+
+
+def kernel_environment(
+    process: Mapping[str, str],
+    requested: Mapping[str, Any] | None,
+    *,
+    allowed: Collection[str] = (),
+    inherited: Collection[str] = (),
+) -> dict[str, str]:
+    """Compose a kernel's environment, with the kernel gateway's meaning.
+
+    Parameters
+    ----------
+    process : mapping
+        This server's own environment.
+    requested : mapping or None
+        What the request asks for. Without it the kernel inherits the whole environment; with it
+        only PATH and the `inherited` names.
+    allowed : collection of str
+        Names that a request may set, besides all that begin with ``KERNEL_``. Others are left
+        out, and so is what no environment can hold.
+    inherited : collection of str
+        Names that a kernel inherits though its request brings an environment.
+
+    Raises
+    ------
+    InvalidRequest
+        If `requested` is no mapping.
+    """
+    if requested is None:
+        env = dict(process)
+    elif not isinstance(requested, Mapping):
+        raise InvalidRequest("env is not an object of strings")
+    else:
+        env = {"PATH": process.get("PATH", os.defpath)}
+        env |= {name: process[name] for name in inherited if name in process}
+        env |= {
+            name: value
+            for name, value in requested.items()
+            if (name.startswith("KERNEL_") or name in allowed) and _holds(name, value)
+        }
+    for name in _SECRETS:
+        env.pop(name, None)
+    env["KERNEL_GATEWAY"] = "1"
+    return env
+
+
+def _holds(name: str, value: object) -> bool:
+    return (
+        isinstance(value, str)
+        and bool(name)
+        and "=" not in name
+        and "\0" not in name
+        and "\0" not in value
+    )
+
+
+def working_dir(root: Path, path: str | None) -> Path:
+    """Return the directory a kernel starts in.
+
+    Parameters
+    ----------
+    root : Path
+        The root directory, absolute.
+    path : str or None
+        An API path: of a notebook, a directory, or nothing that exists.
+
+    Returns
+    -------
+    Path
+        The innermost directory on the way to `path` that exists; `root` where there is none, or
+        where `path` leads out of it.
+
+    Raises
+    ------
+    InvalidRequest
+        If `path` is no string.
+    """
+    if path is None:
+        return root
+    if not isinstance(path, str):
+        raise InvalidRequest("path is not a string")
+    if "\0" in path:
+        return root
+    there = Path(os.path.normpath(root / path.lstrip("/")))
+    if not there.is_relative_to(root):
+        return root
+    while there != root and not os.path.isdir(there):  # noqa: PTH112 - is_dir raises on long names
+        there = there.parent
+    return there

@@ -1,0 +1,155 @@
+"""One kernel's process, through jupyter_client and whatever provisioner its kernelspec names.
+
+The border to jupyter_client: what it and provisioners raise leaves this module as one of
+`kbridge.errors`. Restarts are the manager's to decide (it owns the hub that must be told), so
+jupyter_client's own restarter is never started.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import subprocess
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from jupyter_client.manager import AsyncKernelManager
+
+from kbridge.errors import KernelError, KernelStartError
+from kbridge.kernels.logs import KernelLog
+from kbridge.kernels.restarter import Restarter, until_dead
+
+__all__ = ["BridgeKernel"]
+
+# sockaddr_un holds 108 bytes on Linux, 104 on macOS; libzmq appends nothing to the path.
+_IPC_PATH_LIMIT = 103
+
+
+class BridgeKernel(AsyncKernelManager):
+    """A kernel: its process, its connection file and its log.
+
+    Attributes
+    ----------
+    lock : asyncio.Lock
+        Held by whoever starts, restarts or ends the process.
+    closing : bool
+        It is about to be shut down: nobody may start it again.
+    failed : bool
+        Its process ended unasked, and stays so.
+    restarter : Restarter or None
+        Who watches the process once somebody uses the kernel.
+    output : KernelLog
+        What it wrote to stdout and stderr.
+    """
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.lock = asyncio.Lock()
+        self.closing = False
+        self.failed = False
+        self.restarter: Restarter | None = None
+        self.output = KernelLog(Path(self.connection_file).with_suffix(".log"))
+
+    @property
+    def metadata(self) -> Mapping[str, Any]:
+        """What the kernelspec says beyond the standard fields."""
+        spec = self.kernel_spec
+        return spec.metadata if spec is not None else {}
+
+    async def start(self, *, env: dict[str, str], cwd: Path) -> None:
+        """Start the process.
+
+        Raises
+        ------
+        KernelStartError
+            If there is no such program, no such provisioner, or it refuses.
+        """
+        await self._start(kernel_id=self.kernel_id, env=env, cwd=str(cwd))
+
+    async def start_again(self, *, newports: bool) -> None:
+        """Start a new process with the arguments of the old one, after `stop`.
+
+        Raises
+        ------
+        KernelStartError
+            As `start`.
+        """
+        if newports:
+            self.cleanup_random_ports()
+        await self._start(**(self._launch_args or {}))
+
+    async def _start(self, **kwargs: Any) -> None:
+        if self.transport == "ipc" and len(f"{self.ip}-99") > _IPC_PATH_LIMIT:
+            raise KernelStartError(f"{self.ip} is too long for the path of a unix socket")
+        try:
+            await self.start_kernel(**kwargs)
+        except Exception as error:  # provisioners are third parties
+            reason = f"Kernel {self.kernel_name} could not be started: {error}"
+            raise KernelStartError(reason, self.output.tail()) from error
+        self.failed = False
+
+    async def _async_launch_kernel(self, kernel_cmd: list[str], **kw: Any) -> None:
+        # Here rather than among the arguments of `start`: those are kept for restarts, and the
+        # file is open for the length of the launch only.
+        with self.output.open() as log:
+            kw = {"stdout": log, "stderr": subprocess.STDOUT, **kw}
+            await super()._async_launch_kernel(kernel_cmd, **kw)
+
+    async def stop(self, *, now: bool, restart: bool = False) -> None:
+        """End the process, with a shutdown request or at once, and clear up after it.
+
+        Raises
+        ------
+        KernelError
+            If the provisioner cannot; the process may then still run.
+        """
+        try:
+            # One that has gone already cannot be asked politely.
+            now = now or not await self.is_alive()
+            await self.shutdown_kernel(now=now, restart=restart)
+        except Exception as error:  # provisioners are third parties
+            raise KernelError(f"Kernel {self.kernel_id} could not be stopped: {error}") from error
+
+    async def kill(self) -> None:
+        """End the process without asking or waiting, whoever holds the lock."""
+        if self.has_kernel and self.provisioner is not None:
+            await self.provisioner.kill()
+
+    async def signal_interrupt(self) -> None:
+        """Send SIGINT to the kernel and what it runs.
+
+        Raises
+        ------
+        KernelError
+            If no process runs, or it cannot be signalled.
+        """
+        try:
+            await self.signal_kernel(signal.SIGINT)
+        except Exception as error:  # provisioners are third parties
+            raise KernelError(f"Kernel {self.kernel_id} cannot be interrupted: {error}") from error
+
+    async def died(self, interval: float) -> None:
+        """Return when the process has ended; meanwhile keep its log within bounds."""
+
+        async def is_alive() -> bool:
+            self.output.trim()
+            return bool(await self.is_alive())
+
+        await until_dead(is_alive, interval)
+
+    async def epitaph(self) -> str:
+        """One sentence on how the process ended."""
+        code = await self.provisioner.poll() if self.provisioner is not None else None
+        return f"Kernel {self.kernel_name} ended{_how(code)}"
+
+
+def _how(code: int | None) -> str:
+    if code is None:
+        return ""
+    if code >= 0:
+        return f" with exit code {code}"
+    try:
+        return f" by {signal.Signals(-code).name}"
+    except ValueError:
+        return f" by signal {-code}"

@@ -1,0 +1,180 @@
+"""The steps of one kernel's life, each with its hub kept in step.
+
+Invariants:
+
+- a kernel has a hub from the moment its process was started until the process has ended, so
+  that nothing it says is lost;
+- whoever starts, restarts or ends a process holds the kernel's lock (the callers here do, but
+  for a kernel that nobody else knows yet);
+- `kernels` holds every kernel that may have a process.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Coroutine
+from pathlib import Path
+from typing import Any, TypeVar
+
+from kbridge.errors import Busy, KernelStartError
+from kbridge.kernels.hubs import Hub, Hubs
+from kbridge.kernels.kernel import BridgeKernel
+from kbridge.kernels.logs import KeptLogs
+from kbridge.kernels.restarter import Restarter
+from kbridge.kernels.seed import Seed, run_seed
+from kbridge.kernels.settings import KernelSettings
+from kbridge.kernels.tasks import stop
+
+__all__ = ["Lifecycle"]
+
+T = TypeVar("T")
+
+# A start is over in a second or so; looking closely that long costs nothing.
+_START_POLL = 0.05
+
+
+class Lifecycle:
+    """Launch, watch, restart and discard kernels.
+
+    Parameters
+    ----------
+    hubs : Hubs
+        Where their hubs are opened and closed.
+    settings : KernelSettings
+        Read each time, so that a changed setting counts from the next kernel on.
+    log : logging.Logger
+        Where deaths are told.
+    """
+
+    def __init__(self, hubs: Hubs, settings: KernelSettings, log: logging.Logger) -> None:
+        self.seed: Seed | None = None
+        self.kernels: set[BridgeKernel] = set()
+        self.kept_logs = KeptLogs()
+        self._hubs = hubs
+        self._settings = settings
+        self._log = log
+
+    async def launch(self, kernel: BridgeKernel, env: dict[str, str], cwd: Path) -> None:
+        """Start a process and wait until it answers, is seeded, or is still coming up.
+
+        Raises
+        ------
+        KernelStartError
+            If it does not start, dies at once, or fails at the seed; nothing is left of it.
+        """
+        self.kernels.add(kernel)
+        badly = True
+        try:
+            await kernel.start(env=env, cwd=cwd)
+            if kernel.closing:
+                badly = False
+                raise Busy("The server is shutting down")
+            hub = self._hubs.open(kernel.kernel_id, kernel.get_connection_info())
+            await self._while_alive(kernel, hub.wait_ready(self._settings.start_grace))
+            if self.seed is not None and self.seed.fits(kernel.kernel_name):
+                await self._while_alive(kernel, self._run_seed(hub, self.seed))
+        except BaseException as error:
+            badly = badly and isinstance(error, KernelStartError)
+            await self.discard(kernel, badly=badly)
+            raise
+
+    async def _run_seed(self, hub: Hub, seed: Seed) -> None:
+        if not await hub.wait_ready(self._settings.kernel_info_timeout):
+            raise KernelStartError("The kernel does not answer, so it cannot be seeded")
+        await run_seed(hub, seed, self._settings.seed_timeout)
+
+    def watch(self, kernel: BridgeKernel) -> None:
+        """Restart the kernel when it dies from now on, as often as the settings allow."""
+        settings = self._settings
+        stable = settings.stable_start_time
+        if kernel.provisioner is not None:
+            stable = kernel.provisioner.get_stable_start_time(recommended=stable)
+        kernel.restarter = Restarter(
+            died=lambda: kernel.died(settings.watch_interval),
+            restart=lambda newports: self._autorestart(kernel, newports),
+            give_up=lambda: self._left_dead(kernel),
+            limit=settings.restart_limit if kernel.autorestart else 0,
+            stable_time=stable,
+            log=self._log,
+        )
+
+    async def restart(self, kernel: BridgeKernel, *, now: bool) -> None:
+        """Put a new process in the place of the old one, dead or alive.
+
+        Raises
+        ------
+        KernelError
+            If the old one cannot be ended, or the new one does not come up; the kernel is then
+            left dead, and may be restarted once more.
+        """
+        if kernel.restarter is not None:
+            await kernel.restarter.aclose()
+        try:
+            hub = await self._cycle(kernel, now=now, newports=False)
+            await self._while_alive(kernel, hub.wait_ready(self._settings.start_grace))
+        except BaseException:
+            self._left_dead(kernel)
+            raise
+        self.watch(kernel)
+
+    async def discard(self, kernel: BridgeKernel, *, badly: bool, now: bool = True) -> None:
+        """End the process and clear up: hub, connection file, and the log unless it died badly.
+
+        Raises
+        ------
+        KernelError
+            If the provisioner cannot end it. It is cleared up nevertheless.
+        """
+        if kernel.restarter is not None:
+            await kernel.restarter.aclose()
+        try:
+            await kernel.stop(now=now)
+        finally:
+            await self._hubs.close(kernel.kernel_id)
+            self.kernels.discard(kernel)
+            if badly:
+                self.kept_logs.keep(kernel.output)
+            else:
+                kernel.output.remove()
+
+    async def _cycle(self, kernel: BridgeKernel, *, now: bool, newports: bool) -> Hub:
+        hub = self._hubs.get(kernel.kernel_id)
+        await kernel.stop(now=now, restart=True)
+        if hub is not None:
+            # Only now: the old process may speak until its very end.
+            await hub.restarting()
+        await kernel.start_again(newports=newports)
+        info = kernel.get_connection_info()
+        if hub is None:
+            return self._hubs.open(kernel.kernel_id, info)
+        hub.reconnect(info)
+        return hub
+
+    async def _autorestart(self, kernel: BridgeKernel, newports: bool) -> None:
+        async with kernel.lock:
+            if kernel.closing or await kernel.is_alive():
+                return
+            self._log.warning("%s; restarting %s", await kernel.epitaph(), kernel.kernel_id)
+            await self._cycle(kernel, now=True, newports=newports)
+
+    def _left_dead(self, kernel: BridgeKernel) -> None:
+        kernel.failed = True
+        log = kernel.output.path
+        self._log.error("Kernel %s is dead; what it wrote is in %s", kernel.kernel_id, log)
+        hub = self._hubs.get(kernel.kernel_id)
+        if hub is not None:
+            hub.dead()
+
+    async def _while_alive(self, kernel: BridgeKernel, work: Coroutine[Any, Any, T]) -> T:
+        """Do `work`; raise KernelStartError at once if the process ends before it is done."""
+        task = asyncio.create_task(work)
+        death = asyncio.create_task(kernel.died(_START_POLL))
+        try:
+            await asyncio.wait({task, death}, return_when=asyncio.FIRST_COMPLETED)
+            if death.done():
+                death.result()
+                raise KernelStartError(await kernel.epitaph(), kernel.output.tail())
+            return task.result()
+        finally:
+            await stop(task, death)

@@ -1,0 +1,240 @@
+"""Sessions: which document uses which kernel, as Jupyter Server's session API has it.
+
+In memory only. A session lives as long as its kernel: one whose kernel has gone is dropped when
+somebody looks.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+from weakref import WeakValueDictionary
+
+from kbridge.errors import InvalidRequest, KernelNotFound, SessionNotFound
+
+__all__ = ["Kernels", "Sessions"]
+
+
+class Kernels(Protocol):
+    """What sessions need of the kernel manager."""
+
+    def __contains__(self, kernel_id: str) -> bool: ...
+
+    def model(self, kernel_id: str) -> dict[str, Any]:
+        """Return the REST model of a kernel."""
+
+    async def start_kernel(
+        self,
+        kernel_name: str | None = None,
+        *,
+        path: str | None = None,
+        kernel_id: str | None = None,
+        session_name: str | None = None,
+    ) -> str:
+        """Start a kernel and return its id."""
+
+    async def shutdown_kernel(self, kernel_id: str) -> None:
+        """Shut a kernel down."""
+
+    def rename_session(self, kernel_id: str, session_name: str) -> None:
+        """Have the kernel know its document by another name from its next restart on."""
+
+
+@dataclass(slots=True)
+class _Session:
+    id: str
+    path: str
+    name: str | None
+    type: str
+    kernel_id: str
+
+
+class Sessions:
+    """The sessions of one server.
+
+    Parameters
+    ----------
+    kernels : Kernels
+        Where their kernels are started and shut down.
+    """
+
+    def __init__(self, kernels: Kernels) -> None:
+        self._kernels = kernels
+        self._sessions: dict[str, _Session] = {}
+        # Two requests for one path at a time make one session, not two.
+        self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+
+    async def create(self, body: object) -> dict[str, Any]:
+        """Make the session that a request asks for, or return the one that its path has.
+
+        Parameters
+        ----------
+        body : object
+            The parsed JSON: path, type, optionally name and kernel (name or id); or the older
+            ``{"notebook": {"path"}}``.
+
+        Raises
+        ------
+        InvalidRequest
+            If a field is missing, or is not what it must be.
+        KernelspecNotFound, KernelLimitReached, KernelStartError
+            As the start of a kernel raises them.
+        """
+        fields = _fields(body)
+        for required in ("path", "type"):
+            if fields.get(required) is None:
+                raise InvalidRequest(f"A session needs a {required}")
+        path: str = fields["path"]
+        lock = self._locks.setdefault(path, asyncio.Lock())
+        async with lock:
+            self._drop_orphans()
+            for session in self._sessions.values():
+                if session.path == path:
+                    return self._model(session)
+            name = fields.get("name")
+            kernel_id = fields.get("kernel_id")
+            if kernel_id is None or kernel_id not in self._kernels:
+                kernel_id = await self._kernels.start_kernel(
+                    fields.get("kernel_name"),
+                    path=path,
+                    kernel_id=kernel_id,
+                    session_name=name or path,
+                )
+            session = _Session(str(uuid.uuid4()), path, name, fields["type"], kernel_id)
+            self._sessions[session.id] = session
+            return self._model(session)
+
+    def get(self, session_id: str) -> dict[str, Any]:
+        """Return the model of a session.
+
+        Raises
+        ------
+        SessionNotFound
+            If there is none, or its kernel has gone.
+        """
+        return self._model(self._find(session_id))
+
+    def list(self) -> list[dict[str, Any]]:
+        """Return the models of all sessions whose kernels still exist."""
+        self._drop_orphans()
+        return [self._model(session) for session in self._sessions.values()]
+
+    async def patch(self, session_id: str, body: object) -> dict[str, Any]:
+        """Rename or retype a session, or give it another kernel.
+
+        Its old kernel is shut down, unless another session uses it.
+
+        Raises
+        ------
+        InvalidRequest
+            If a field is not what it must be, or no kernel has the id that it names.
+        SessionNotFound
+            If there is no such session.
+        KernelspecNotFound, KernelLimitReached, KernelStartError
+            As the start of a kernel raises them.
+        """
+        fields = _fields(body)
+        session = self._find(session_id)
+        kernel_id = fields.get("kernel_id")
+        if kernel_id is not None:
+            if kernel_id not in self._kernels:
+                raise InvalidRequest(f"There is no kernel {kernel_id}")
+        elif fields.get("kernel_name") is not None:
+            name = session.name or session.path
+            kernel_id = await self._kernels.start_kernel(
+                fields["kernel_name"], path=session.path, session_name=name
+            )
+            if self._sessions.get(session_id) is not session:
+                await self._release(kernel_id)
+                raise SessionNotFound(f"Session {session_id} went while its kernel was started")
+        for field in ("path", "name", "type"):
+            if field in fields:
+                setattr(session, field, fields[field])
+        old = session.kernel_id
+        session.kernel_id = kernel_id or old
+        self._kernels.rename_session(session.kernel_id, session.name or session.path)
+        if session.kernel_id != old:
+            await self._release(old)
+        return self._model(session)
+
+    async def delete(self, session_id: str) -> None:
+        """End a session and shut its kernel down, also where other sessions use it.
+
+        Raises
+        ------
+        SessionNotFound
+            If there is no such session.
+        """
+        session = self._find(session_id)
+        del self._sessions[session_id]
+        try:
+            await self._kernels.shutdown_kernel(session.kernel_id)
+        except KernelNotFound:
+            return  # it went by itself in the meantime
+
+    def __len__(self) -> int:
+        return len(self._sessions)
+
+    async def _release(self, kernel_id: str) -> None:
+        if any(session.kernel_id == kernel_id for session in self._sessions.values()):
+            return
+        try:
+            await self._kernels.shutdown_kernel(kernel_id)
+        except KernelNotFound:
+            return  # it went by itself in the meantime
+
+    def _find(self, session_id: str) -> _Session:
+        self._drop_orphans()
+        session = self._sessions.get(session_id)
+        if session is None:
+            raise SessionNotFound(f"There is no session {session_id}")
+        return session
+
+    def _drop_orphans(self) -> None:
+        gone = [s.id for s in self._sessions.values() if s.kernel_id not in self._kernels]
+        for session_id in gone:
+            del self._sessions[session_id]
+
+    def _model(self, session: _Session) -> dict[str, Any]:
+        model = {
+            "id": session.id,
+            "path": session.path,
+            "name": session.name,
+            "type": session.type,
+            "kernel": self._kernels.model(session.kernel_id),
+        }
+        if session.type == "notebook":  # what clients of before 2016 read
+            model["notebook"] = {"path": session.path, "name": session.name}
+        return model
+
+
+def _fields(body: object) -> dict[str, Any]:
+    """Check a request's body and flatten it: path, name, type, kernel_id, kernel_name."""
+    if not isinstance(body, Mapping):
+        raise InvalidRequest("The body of the request is not a JSON object")
+    fields = {name: body[name] for name in ("path", "name", "type") if name in body}
+    notebook = _object(body, "notebook")
+    if notebook:
+        fields["type"] = "notebook"
+        for name in ("path", "name"):
+            if notebook.get(name) is not None:
+                fields["path"] = notebook[name]
+                break
+    kernel = _object(body, "kernel")
+    fields |= {f"kernel_{name}": kernel[name] for name in ("id", "name") if kernel.get(name)}
+    for name, value in fields.items():
+        if not isinstance(value, str) and not (name == "name" and value is None):
+            raise InvalidRequest(f"{name.replace('_', '.')} is not a string")
+    return fields
+
+
+def _object(body: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    value = body.get(name)
+    if value is None:
+        return {}
+    if not isinstance(value, Mapping):
+        raise InvalidRequest(f"{name} is not an object")
+    return value

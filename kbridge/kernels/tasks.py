@@ -1,0 +1,33 @@
+"""Background tasks with an owner: what fails is logged at once, what is stopped is awaited."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Coroutine
+from typing import Any
+
+__all__ = ["spawn", "stop"]
+
+
+def spawn(work: Coroutine[Any, Any, None], log: logging.Logger) -> asyncio.Task[None]:
+    """Run `work` in the background, and log the error that ends it, if one does.
+
+    The caller keeps the task and hands it to `stop` in the end.
+    """
+
+    def report(done: asyncio.Task[None]) -> None:
+        if not done.cancelled() and (error := done.exception()):
+            log.error("%s failed", done.get_name(), exc_info=error)
+
+    task = asyncio.create_task(work, name=getattr(work, "__qualname__", None))
+    task.add_done_callback(report)
+    return task
+
+
+async def stop(*tasks: asyncio.Task[Any] | None) -> None:
+    """Cancel tasks and wait until they have ended, with whatever outcome."""
+    running = [task for task in tasks if task is not None]
+    for task in running:
+        task.cancel()
+    await asyncio.gather(*running, return_exceptions=True)
