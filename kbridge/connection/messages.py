@@ -1,0 +1,135 @@
+"""Messages as Jupyter Server's functions take them: dicts and lists of parts (seed 003).
+
+The bridge itself passes raw parts (`kbridge.wire`); these serve code that was written for the
+functions of the same names in Jupyter Server.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Callable, Sequence
+from itertools import accumulate, pairwise
+from typing import Any
+
+from jupyter_client.jsonutil import extract_dates, json_default
+
+from kbridge.errors import MalformedFrame
+from kbridge.wire.message import Buffer
+
+__all__ = [
+    "deserialize_binary_message",
+    "deserialize_msg_from_ws_v1",
+    "serialize_binary_message",
+    "serialize_msg_to_ws_v1",
+]
+
+_PARTS = ("header", "parent_header", "metadata", "content")
+
+
+def serialize_binary_message(msg: dict[str, Any]) -> bytes:
+    """Serialize a message with buffers in the legacy dialect.
+
+    Parameters
+    ----------
+    msg : dict
+        A message with `buffers`; not changed.
+
+    Returns
+    -------
+    bytes
+        Big-endian 32-bit words: how many parts, where each begins; then the JSON, then the
+        buffers.
+    """
+    rest = {key: value for key, value in msg.items() if key != "buffers"}
+    parts: list[Buffer] = [json.dumps(rest, default=json_default).encode(), *msg["buffers"]]
+    count = len(parts)
+    sizes = (len(part) for part in parts[:-1])
+    offsets = accumulate(sizes, initial=4 * (count + 1))
+    return b"".join((struct.pack(f"!{count + 1}I", count, *offsets), *parts))
+
+
+def deserialize_binary_message(bmsg: bytes) -> dict[str, Any]:
+    """Read what `serialize_binary_message` wrote.
+
+    Raises
+    ------
+    MalformedFrame
+        If the offsets or the JSON do not hold.
+    """
+    if len(bmsg) < 4:
+        raise MalformedFrame("shorter than its own count")
+    (count,) = struct.unpack_from("!I", bmsg)
+    if not 1 <= count <= len(bmsg) // 4 - 1:
+        raise MalformedFrame("the count of parts goes beyond the frame")
+    offsets = [*struct.unpack_from(f"!{count}I", bmsg, 4), len(bmsg)]
+    if offsets[0] < 4 * (count + 1) or any(b < a for a, b in pairwise(offsets)):
+        raise MalformedFrame("the offsets do not rise, or lie outside of the frame")
+    first, *buffers = [bmsg[start:stop] for start, stop in pairwise(offsets)]
+    try:
+        msg = json.loads(first)
+    except (ValueError, RecursionError):
+        raise MalformedFrame("the first part is not JSON") from None
+    if not isinstance(msg, dict):
+        raise MalformedFrame("the first part is not a JSON object")
+    for key in ("header", "parent_header"):
+        msg[key] = extract_dates(msg.get(key) or {})
+    msg["buffers"] = buffers
+    return msg
+
+
+def serialize_msg_to_ws_v1(
+    msg_or_list: dict[str, Any] | Sequence[Buffer],
+    channel: str,
+    pack: Callable[[Any], bytes] | None = None,
+) -> bytes:
+    """Serialize a message in the v1 dialect.
+
+    Parameters
+    ----------
+    msg_or_list : dict or sequence of bytes
+        A message, or its parts as they came over ZeroMQ, from the header on.
+    channel : str
+        The channel.
+    pack : callable, optional
+        How to write a part of a dict; must be given for a dict.
+    """
+    if isinstance(msg_or_list, dict):
+        pack = pack or _pack
+        parts = [pack(msg_or_list[part]) for part in _PARTS] + list(
+            msg_or_list.get("buffers") or []
+        )
+    else:
+        parts = list(msg_or_list)
+    name = channel.encode()
+    count = len(parts) + 2
+    sizes = (len(part) for part in (name, *parts))
+    offsets = accumulate(sizes, initial=8 * (count + 1))
+    return b"".join((struct.pack(f"<{count + 1}Q", count, *offsets), name, *parts))
+
+
+def deserialize_msg_from_ws_v1(ws_msg: bytes) -> tuple[str, list[bytes]]:
+    """Read the channel and the parts of a frame of the v1 dialect.
+
+    Raises
+    ------
+    MalformedFrame
+        If the offsets or the channel's UTF-8 do not hold.
+    """
+    if len(ws_msg) < 8:
+        raise MalformedFrame("shorter than its own count")
+    (count,) = struct.unpack_from("<Q", ws_msg)
+    if not 2 <= count <= len(ws_msg) // 8 - 1:
+        raise MalformedFrame("the count of offsets goes beyond the frame")
+    offsets = struct.unpack_from(f"<{count}Q", ws_msg, 8)
+    if offsets[-1] > len(ws_msg) or any(b < a for a, b in pairwise(offsets)):
+        raise MalformedFrame("the offsets do not rise, or lie outside of the frame")
+    first, *parts = [ws_msg[start:stop] for start, stop in pairwise(offsets)]
+    try:
+        return first.decode(), parts
+    except UnicodeDecodeError:
+        raise MalformedFrame("the channel is not UTF-8") from None
+
+
+def _pack(part: Any) -> bytes:
+    return json.dumps(part, default=json_default).encode()

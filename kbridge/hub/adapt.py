@@ -1,0 +1,102 @@
+"""Kernels that speak an older major version of the protocol: jupyter_client translates.
+
+Only such a kernel's messages are parsed and written anew; all others pass as the bytes they are.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from kbridge.errors import InvalidMessage, KernelMessageError
+from kbridge.wire.message import Buffer, Channel, Message, json_object
+
+__all__ = ["Adapter", "adapter_for", "kernel_protocol"]
+
+CURRENT = 5
+"""The major version that clients speak (jupyter_client.protocol_version_info)."""
+
+
+def kernel_protocol(kernel_info_reply: Message) -> str:
+    """The protocol version that a kernel_info_reply names, or an empty string.
+
+    Protocol 4 gives it as a list of numbers, protocol 5 as a string.
+    """
+    version = json_object(kernel_info_reply.content, "content").get("protocol_version", "")
+    if isinstance(version, list):
+        return ".".join(str(number) for number in version)
+    return version if isinstance(version, str) else ""
+
+
+def adapter_for(version: str) -> Adapter | None:
+    """What translates for a kernel of protocol `version`; None if nothing needs to."""
+    major = version.partition(".")[0]
+    if not major.isdecimal() or int(major) >= CURRENT:
+        return None
+    return Adapter(int(major))
+
+
+class Adapter:
+    """Translates between the current protocol and an older one.
+
+    Parameters
+    ----------
+    major : int
+        The kernel's.
+    """
+
+    def __init__(self, major: int) -> None:
+        self.major = major
+
+    def to_kernel(self, msg: Message) -> Message:
+        """A client's message as the kernel understands it.
+
+        Raises
+        ------
+        InvalidMessage
+            If it cannot be translated.
+        """
+        return self._adapt(msg, self.major, version=None)
+
+    def from_kernel(self, msg: Message) -> Message:
+        """A kernel's message as clients understand it.
+
+        Raises
+        ------
+        KernelMessageError
+            If it cannot be translated.
+        """
+        try:
+            return self._adapt(msg, CURRENT, version=f"{self.major}.0")
+        except InvalidMessage as error:
+            raise KernelMessageError(error.reason) from None
+
+    def _adapt(self, msg: Message, to: int, version: str | None) -> Message:
+        from jupyter_client.adapter import adapt  # only where an old kernel is met
+
+        header = json_object(msg.header, "header")
+        header["version"] = version or header.get("version", f"{CURRENT}.0")
+        whole = {
+            "header": header,
+            "parent_header": json_object(msg.parent_header, "parent_header"),
+            "metadata": json_object(msg.metadata, "metadata"),
+            "content": json_object(msg.content, "content"),
+            "msg_type": header.get("msg_type", ""),
+            "msg_id": header.get("msg_id", ""),
+        }
+        try:
+            adapted = adapt(whole, to)
+        except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+            raise InvalidMessage(
+                f"{msg.msg_type} cannot be translated to protocol {to}: {error!r}"
+            ) from None
+        adapted["header"]["msg_type"] = adapted.get("msg_type", adapted["header"]["msg_type"])
+        return _pack(msg.channel, adapted, msg.buffers)
+
+
+def _pack(channel: Channel, whole: dict[str, Any], buffers: tuple[Buffer, ...]) -> Message:
+    header, parent_header, metadata, content = (
+        json.dumps(whole[part], default=str).encode()
+        for part in ("header", "parent_header", "metadata", "content")
+    )
+    return Message(channel, header, parent_header, metadata, content, buffers)

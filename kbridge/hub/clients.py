@@ -1,0 +1,156 @@
+"""Who reads a kernel: the websockets that are attached, and those that may come back.
+
+A *client* is a session: what a frontend calls `session_id`. Its private frames (replies, input
+requests) are for all websockets that it has, and it keeps its place while it has none. Two
+websockets with one `session_id` are two readers of one client.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from kbridge.flow.journal import Place
+from kbridge.link.interfaces import ClientLink
+from kbridge.wire.dialects import Dialect
+
+__all__ = ["Attachment", "Client", "Clients"]
+
+_REMEMBERED = 1000  # clients without a websocket whose place is kept
+
+
+@dataclass(slots=True, eq=False)
+class Attachment:
+    """One websocket's place in the journal.
+
+    Attributes
+    ----------
+    client : Client
+        Whose websocket it is.
+    link : ClientLink
+        Where its frames go.
+    dialect : Dialect
+        How it wants them.
+    place : Place
+        What to read next.
+    delivered : Place
+        What the operating system has taken for certain: where a websocket resumes that is cut.
+    blocked : bool
+        Whether the last write is still on its way.
+    """
+
+    client: Client
+    link: ClientLink
+    dialect: Dialect
+    place: Place
+    delivered: Place
+    blocked: bool = False
+
+
+@dataclass(slots=True, eq=False)
+class Client:
+    """One session.
+
+    `parked` is its place and `parked_at` the time (seconds, monotonic) since its last websocket
+    went.
+    """
+
+    number: int
+    session_id: str
+    attachments: list[Attachment] = field(default_factory=list)
+    parked: Place | None = None
+    parked_at: float = 0.0
+
+
+class Clients:
+    """The clients of one hub.
+
+    Parameters
+    ----------
+    resume_timeout : float
+        Seconds for which a parked client counts as a reader.
+    """
+
+    def __init__(self, resume_timeout: float) -> None:
+        self.attachments: list[Attachment] = []
+        self._resume_timeout = resume_timeout
+        self._by_session: dict[str, Client] = {}
+        self._parked: OrderedDict[str, Client] = OrderedDict()  # longest parked first
+        self._numbers = 0
+
+    def attach(self, link: ClientLink, dialect: Dialect, session_id: str, now: Place) -> Attachment:
+        """Add a websocket.
+
+        Parameters
+        ----------
+        link : ClientLink
+            The websocket.
+        dialect : Dialect
+            What it speaks.
+        session_id : str
+            Whose it is; empty for one that cannot come back.
+        now : Place
+            Where it starts if nothing is owed to the session from before.
+        """
+        client = self._by_session.get(session_id) if session_id else None
+        if client is None:
+            self._numbers += 1
+            client = Client(self._numbers, session_id)
+            if session_id:
+                self._by_session[session_id] = client
+        place = client.parked or now
+        client.parked = None
+        self._parked.pop(session_id, None)
+        attachment = Attachment(client, link, dialect, place, place)
+        client.attachments.append(attachment)
+        self.attachments.append(attachment)
+        return attachment
+
+    def detach(self, attachment: Attachment, now: float) -> bool:
+        """Remove a websocket; the place of a client's last one is kept.
+
+        Returns
+        -------
+        bool
+            False if it was not attached (any more).
+        """
+        if attachment not in self.attachments:
+            return False
+        self.attachments.remove(attachment)
+        client = attachment.client
+        client.attachments.remove(attachment)
+        if client.session_id and not client.attachments:
+            client.parked, client.parked_at = attachment.delivered, now
+            self._parked[client.session_id] = client
+            if len(self._parked) > _REMEMBERED:
+                oldest, _ = self._parked.popitem(last=False)
+                del self._by_session[oldest]
+        return True
+
+    def slowest(self, now: float, end: int) -> int:
+        """The lowest sequence number that somebody has yet to read; `end` where there is nobody."""
+        for attachment in self.attachments:
+            seq = attachment.delivered.seq
+            end = min(end, seq)
+        for client in self._holding(now):
+            if client.parked is not None:
+                end = min(end, client.parked.seq)
+        return end
+
+    def __len__(self) -> int:
+        return len(self.attachments)
+
+    def statistics(self) -> dict[str, int]:
+        """Websockets, how many of them wait for their peer, and clients that may come back."""
+        return {
+            "attached": len(self.attachments),
+            "blocked": sum(a.blocked for a in self.attachments),
+            "parked": len(self._parked),
+        }
+
+    def _holding(self, now: float) -> Iterable[Client]:
+        for client in reversed(self._parked.values()):
+            if now - client.parked_at > self._resume_timeout:
+                return
+            yield client

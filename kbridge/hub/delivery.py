@@ -1,0 +1,110 @@
+"""What is owed to each websocket, written out: one journal, many cursors.
+
+Websockets that stand at the same place, speak the same dialect and are owed nothing private get
+the same bytes object: the sixteenth viewer costs a write, and no encoding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final
+
+from kbridge.flow.journal import Gap, Journal, Place, Stretch
+from kbridge.hub.clients import Attachment
+from kbridge.wire import v1
+from kbridge.wire.dialects import V1, Dialect
+from kbridge.wire.frames import BINARY, frame
+from kbridge.wire.message import Message
+
+__all__ = ["Delivery", "v1_frame"]
+
+CHUNK: Final = 256 << 10
+"""Bytes of one write, and so of what a websocket that does not read may hold outside the journal
+(one frame that is larger goes alone)."""
+
+
+def v1_frame(msg: Message) -> bytes:
+    """A message as the journal keeps it: the whole websocket frame in the v1 dialect."""
+    return frame(v1.encode(msg), BINARY)
+
+
+class Delivery:
+    """Writes a journal to its readers.
+
+    Parameters
+    ----------
+    journal : Journal
+        What to read.
+    marker : callable
+        Makes the message that stands for a gap.
+    """
+
+    def __init__(self, journal: Journal, marker: Callable[[Gap, bytes], Message]) -> None:
+        self._journal = journal
+        self._marker = marker
+        self._place: Place | None = None  # of the stretch that was read last
+        self._stretch: Stretch | None = None
+        self._rendered: dict[str, bytes] = {}
+
+    def forget(self) -> None:
+        """Drop what was kept for readers at the same place; call when all had their turn."""
+        self._place = self._stretch = None
+        self._rendered.clear()
+
+    def pump(self, attachment: Attachment) -> None:
+        """Write what is owed to a websocket until it blocks or has all."""
+        while not attachment.blocked and not attachment.link.closed:
+            stretch = self._read(attachment.place)
+            if stretch is None:
+                return
+            data = self._render(stretch, attachment)
+            attachment.place = stretch.end
+            if data and not attachment.link.write(data):
+                attachment.blocked = True
+            else:
+                attachment.delivered = stretch.end
+
+    def resume(self, attachment: Attachment) -> None:
+        """Go on with a websocket whose last write has gone out."""
+        attachment.blocked = False
+        attachment.delivered = attachment.place
+        self.pump(attachment)
+
+    def _read(self, place: Place) -> Stretch | None:
+        if place is not self._place and place != self._place:
+            self._rendered.clear()
+            self._place, self._stretch = place, self._journal.read(place, CHUNK)
+        return self._stretch
+
+    def _render(self, stretch: Stretch, attachment: Attachment) -> bytes:
+        dialect = attachment.dialect
+        if stretch.private or stretch.gap:
+            frames = stretch.frames_for(attachment.client.number)
+            if stretch.gap:
+                frames = [v1_frame(self._mark(stretch.gap)), *frames]
+            return _join(frames, dialect)
+        data = self._rendered.get(dialect.name)
+        if data is None:
+            data = self._rendered[dialect.name] = _join(stretch.frames, dialect)
+        return data
+
+    def _mark(self, gap: Gap) -> Message:
+        parent = v1.decode(_payload(gap.last_lost)).parent_header if gap.last_lost else b"{}"
+        return self._marker(gap, parent)
+
+
+def _join(frames: list[bytes], dialect: Dialect) -> bytes:
+    if dialect is not V1:
+        frames = [_translate(f, dialect) for f in frames]
+    return frames[0] if len(frames) == 1 else b"".join(frames)
+
+
+def _translate(v1_bytes: bytes, dialect: Dialect) -> bytes:
+    opcode, data = dialect.payload(v1.decode(_payload(v1_bytes)))
+    return frame(data, opcode)
+
+
+def _payload(v1_bytes: bytes) -> bytes:
+    """What `v1_frame` put into a frame (RFC 6455, section 5.2: 7, 16 or 64 bits of length)."""
+    start = {126: 4, 127: 10}.get(v1_bytes[1], 2)
+    return v1_bytes[start:]

@@ -1,0 +1,83 @@
+"""Messages that the bridge itself sends: to a kernel its probes, to clients what it has to say."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Mapping
+from typing import Any
+
+from kbridge.flow.journal import Gap
+from kbridge.hub.clock import Clock
+from kbridge.wire.build import build
+from kbridge.wire.message import Channel, Message
+
+__all__ = ["Notices"]
+
+
+class Notices:
+    """Makes them, under one session of the bridge's own.
+
+    Attributes
+    ----------
+    mark : bytes
+        What the parent header of everything contains that comes of a probe.
+    """
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._session = secrets.token_hex(16)
+        self._probes = 0
+        self._prefix = f"{self._session}_probe_"
+        self.mark = self._prefix.encode()
+
+    def request(self, channel: Channel, msg_type: str, content: Mapping[str, Any]) -> Message:
+        """A request of the bridge's own."""
+        return self._build(channel, msg_type, content)
+
+    def probe(self, channel: Channel) -> Message:
+        """A kernel_info_request that asks whether anybody is there."""
+        self._probes += 1
+        return self._build(
+            channel, "kernel_info_request", {}, msg_id=f"{self._prefix}{self._probes}"
+        )
+
+    def status(self, execution_state: str) -> Message:
+        """What a kernel would say of itself if it could."""
+        return self._build(Channel.IOPUB, "status", {"execution_state": execution_state})
+
+    def stderr(self, text: str, parent_header: bytes = b"{}") -> Message:
+        """A line in the output of the cell that `parent_header` names."""
+        return self._build(
+            Channel.IOPUB,
+            "stream",
+            {"name": "stderr", "text": text + "\n"},
+            parent_header=parent_header,
+        )
+
+    def lost(self, gap: Gap, parent_header: bytes) -> Message:
+        """The marker where a client has missed something."""
+        return self.stderr(
+            f"[kbridge: {gap.messages:,} messages ({gap.nbytes:,} bytes) of output were dropped"
+            " here, because this client read more slowly than the kernel wrote."
+            " To keep more, raise ZMQChannelsWebsocketConnection.journal_limit.]",
+            parent_header,
+        )
+
+    def _build(
+        self,
+        channel: Channel,
+        msg_type: str,
+        content: Mapping[str, Any],
+        *,
+        parent_header: bytes = b"{}",
+        msg_id: str | None = None,
+    ) -> Message:
+        return build(
+            channel,
+            msg_type,
+            dict(content),
+            session=self._session,
+            parent_header=parent_header,
+            msg_id=msg_id,
+            date=self._clock.iso(),
+        )

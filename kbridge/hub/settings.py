@@ -1,0 +1,52 @@
+"""What can be set about a hub."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+__all__ = ["HubSettings"]
+
+
+@dataclass(frozen=True, slots=True)
+class HubSettings:
+    """Settings of every hub of a table; the traits of the connection class have the same names.
+
+    Attributes
+    ----------
+    journal_limit : int
+        Bytes that a kernel's journal may hold while somebody has yet to read them.
+    history_limit : int
+        Bytes it keeps once everybody has.
+    resume_timeout : float
+        Seconds for which a client that went away holds the journal. Later it still resumes where
+        it was, as far as the journal reaches.
+    request_limit : int
+        Bytes of requests held for a kernel that is not ready or does not read. A websocket that
+        goes beyond is not read from until there is room.
+    kernel_info_timeout : float
+        Seconds to wait for a kernel to prove that it is ready, before its requests are sent all
+        the same.
+    limit_rate, iopub_msg_rate_limit, iopub_data_rate_limit, rate_limit_window
+        As in Jupyter Server: messages/s, bytes/s, seconds.
+    allowed_message_types : tuple of str
+        What clients may send; empty for all.
+    allow_tracebacks : bool
+        Whether tracebacks reach clients.
+    traceback_replacement_message : str
+        What stands in their place.
+    """
+
+    journal_limit: int = 64 << 20
+    history_limit: int = 1 << 20
+    resume_timeout: float = 8 * 3600.0
+    request_limit: int = 1 << 20
+    kernel_info_timeout: float = 60.0
+    limit_rate: bool = True
+    iopub_msg_rate_limit: float = 1000.0
+    iopub_data_rate_limit: float = 1_000_000.0
+    rate_limit_window: float = 3.0
+    allowed_message_types: tuple[str, ...] = ()
+    allow_tracebacks: bool = True
+    traceback_replacement_message: str = (
+        "An exception occurred at runtime, which is not shown due to security reasons."
+    )

@@ -1,0 +1,84 @@
+"""The hubs of all kernels that a process serves."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from kbridge.errors import KernelNotFound
+from kbridge.hub.hub import Hub, LinkFactory
+from kbridge.hub.settings import HubSettings
+from kbridge.link.kernel import KernelLink
+
+__all__ = ["HubTable"]
+
+
+class HubTable:
+    """Opens, finds and closes hubs.
+
+    Parameters
+    ----------
+    settings : HubSettings
+        What can be set about each.
+    link : callable
+        Makes the links to kernels.
+    log : logging.Logger or adapter
+        For all of them.
+    """
+
+    def __init__(
+        self,
+        settings: HubSettings | None = None,
+        *,
+        link: LinkFactory = KernelLink,
+        log: logging.Logger | logging.LoggerAdapter[logging.Logger] | None = None,
+    ) -> None:
+        self.settings = settings or HubSettings()
+        self._link = link
+        self._log = log
+        self._hubs: dict[str, Hub] = {}
+
+    def open(self, kernel_id: str, connection_info: Mapping[str, Any]) -> Hub:
+        """The hub of a kernel, made where there is none."""
+        hub = self._hubs.get(kernel_id)
+        if hub is None:
+            hub = Hub(kernel_id, connection_info, self.settings, link=self._link, log=self._log)
+            self._hubs[kernel_id] = hub
+        return hub
+
+    def get(self, kernel_id: str) -> Hub | None:
+        """The hub of a kernel, or None."""
+        return self._hubs.get(kernel_id)
+
+    def __getitem__(self, kernel_id: str) -> Hub:
+        hub = self._hubs.get(kernel_id)
+        if hub is None:
+            raise KernelNotFound(f"no kernel has the id {kernel_id!r}")
+        return hub
+
+    def connections(self, kernel_id: str) -> int:
+        """Websockets that are attached to a kernel."""
+        hub = self._hubs.get(kernel_id)
+        return hub.connections if hub else 0
+
+    async def close(self, kernel_id: str) -> None:
+        """Close a kernel's hub, where there is one."""
+        hub = self._hubs.pop(kernel_id, None)
+        if hub is not None:
+            await hub.aclose()
+
+    async def aclose(self) -> None:
+        """Close all; may be called twice."""
+        for kernel_id in list(self._hubs):
+            await self.close(kernel_id)
+
+    def __iter__(self) -> Iterator[Hub]:
+        return iter(list(self._hubs.values()))
+
+    def __len__(self) -> int:
+        return len(self._hubs)
+
+    def statistics(self) -> dict[str, dict[str, Any]]:
+        """Each hub's, by kernel id."""
+        return {hub.kernel_id: hub.statistics() for hub in self}

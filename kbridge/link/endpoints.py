@@ -1,0 +1,57 @@
+"""Where a kernel listens, as its connection file says."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from kbridge.wire.message import Channel
+
+__all__ = ["Endpoints"]
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoints:
+    """A kernel's addresses and the key that its messages are signed with.
+
+    The shape is that of a connection file (jupyter_client docs, "Connection files"). The key is
+    kept out of the repr.
+    """
+
+    transport: str
+    ip: str
+    ports: Mapping[Channel, int | str]
+    key: bytes = field(repr=False, default=b"")
+    signature_scheme: str = "hmac-sha256"
+
+    @classmethod
+    def from_connection_info(cls, info: Mapping[str, Any]) -> Endpoints:
+        """Read the dict that `KernelManager.get_connection_info` or a connection file gives.
+
+        Raises
+        ------
+        ValueError
+            If a port is missing; names it.
+        """
+        ports: dict[Channel, int | str] = {}
+        for channel in Channel:
+            port = info.get(f"{channel}_port")
+            if not port:
+                raise ValueError(f"the connection info has no {channel}_port")
+            ports[channel] = port
+        key = info.get("key", b"")
+        return cls(
+            transport=info.get("transport") or "tcp",
+            ip=info.get("ip") or "127.0.0.1",
+            ports=ports,
+            key=key.encode() if isinstance(key, str) else bytes(key),
+            signature_scheme=info.get("signature_scheme") or "hmac-sha256",
+        )
+
+    def url(self, channel: Channel) -> str:
+        """The address of a channel in ZeroMQ's spelling."""
+        if self.transport == "ipc":
+            return f"ipc://{self.ip}-{self.ports[channel]}"
+        host = f"[{self.ip}]" if ":" in self.ip else self.ip
+        return f"{self.transport}://{host}:{self.ports[channel]}"

@@ -1,0 +1,71 @@
+"""Pings for all websockets from one timer: a timer and a Task each would cost memory each."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from tornado.ioloop import PeriodicCallback
+from tornado.websocket import WebSocketClosedError
+
+__all__ = ["Keepalive", "Pinged"]
+
+
+class Pinged(Protocol):
+    """A websocket (Tornado's handler)."""
+
+    def ping(self, data: bytes = b"") -> None:
+        """Send a ping."""
+        ...
+
+    def close(self, code: int | None = None, reason: str | None = None) -> None:
+        """Begin the closing handshake."""
+        ...
+
+
+class Keepalive:
+    """Pings websockets, and closes those that have not answered by the next ping.
+
+    Parameters
+    ----------
+    interval : float
+        Seconds between two pings, and so what a dead peer costs at the most twice over.
+    """
+
+    def __init__(self, interval: float) -> None:
+        self.interval = interval
+        self._silent: dict[Pinged, bool] = {}
+        self._timer = PeriodicCallback(self.beat, interval * 1000, jitter=0.1)
+
+    def start(self) -> None:
+        """Begin; needs a running loop."""
+        self._timer.start()
+
+    def stop(self) -> None:
+        """End; may be called twice."""
+        self._timer.stop()
+
+    def add(self, websocket: Pinged) -> None:
+        """Look after a websocket."""
+        self._silent[websocket] = False
+
+    def remove(self, websocket: Pinged) -> None:
+        """Look after it no more."""
+        self._silent.pop(websocket, None)
+
+    def heard(self, websocket: Pinged) -> None:
+        """Note that its peer lives."""
+        if websocket in self._silent:
+            self._silent[websocket] = False
+
+    def beat(self) -> None:
+        """One round."""
+        for websocket, silent in list(self._silent.items()):
+            if silent:
+                self.remove(websocket)
+                websocket.close(1011, "no answer to a ping")
+                continue
+            self._silent[websocket] = True
+            try:
+                websocket.ping(b"")
+            except WebSocketClosedError:
+                self.remove(websocket)

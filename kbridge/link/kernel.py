@@ -1,0 +1,214 @@
+"""The ZeroMQ sockets of one kernel.
+
+One SUB and three DEALERs, whoever listens. All are drained in batches off their descriptors: no
+Task and no Future a message. The iopub subscription is watched by a socket monitor, which tells
+when the kernel's side went away and when a new one has shaken hands.
+
+The descriptor of a ZeroMQ socket is edge-triggered: it says that something happened, once, and
+sending may swallow what it has to say. So the socket is asked again after each send, and after
+each drain that stopped at its bound.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable, Sequence
+from typing import Any, Final
+
+import zmq
+from tornado.ioloop import IOLoop
+from zmq.utils.monitor import parse_monitor_message
+
+from kbridge.link.drain import drain
+from kbridge.link.endpoints import Endpoints
+from kbridge.link.interfaces import KernelEvents
+from kbridge.wire.message import Buffer, Channel
+
+__all__ = ["KernelLink"]
+
+_DEALERS: Final = (Channel.SHELL, Channel.CONTROL, Channel.STDIN)
+_BATCH_MESSAGES: Final = 400
+_BATCH_BYTES: Final = 4 << 20
+# Requests that ZeroMQ may hold for a kernel that does not read. Small, because they are counted
+# in messages and not in bytes: what is behind them waits where bytes are counted.
+_SEND_HWM: Final = 64
+_RECONNECT_MS: Final = 30
+
+_NOBLOCK: Final = int(zmq.NOBLOCK)
+
+
+class _Sockets:
+    """ZeroMQ's context, made when the first kernel is linked and shared by all."""
+
+    _context: zmq.Context[zmq.Socket[bytes]] | None = None
+
+    @classmethod
+    def context(cls) -> zmq.Context[zmq.Socket[bytes]]:
+        if cls._context is None or cls._context.closed:
+            context = zmq.Context()
+            # ZeroMQ's default of 1,023 sockets would end at some 170 kernels.
+            context.max_sockets = context.get(zmq.SOCKET_LIMIT)
+            cls._context = context
+        return cls._context
+
+
+class KernelLink:
+    """Sockets to one kernel; made open.
+
+    Parameters
+    ----------
+    endpoints : Endpoints
+        Where the kernel listens.
+    events : KernelEvents
+        Who is told.
+    """
+
+    def __init__(self, endpoints: Endpoints, events: KernelEvents) -> None:
+        self._events = events
+        self._loop = IOLoop.current()
+        self._sockets: dict[Channel, zmq.Socket[bytes]] = {}
+        self._refused: set[Channel] = set()
+        self._again: set[Channel] = set()
+        self._scheduled = False
+        self._monitor: zmq.Socket[bytes] | None = None
+        context = _Sockets.context()
+        # One identity for shell, control and stdin: a kernel sends its input requests to the
+        # identity that sent the execute request. Random, because of two peers with one identity
+        # the second evicts the first.
+        identity = b"kbridge-" + secrets.token_hex(12).encode()
+        try:
+            for channel in Channel:
+                socket = context.socket(zmq.SUB if channel is Channel.IOPUB else zmq.DEALER)
+                self._sockets[channel] = socket
+                self._configure(socket, endpoints)
+                if channel is Channel.IOPUB:
+                    socket.subscribe(b"")
+                    self._watch(socket)
+                else:
+                    socket.identity = identity
+                socket.connect(endpoints.url(channel))
+                self._loop.add_handler(socket.fileno(), self._reader(channel), IOLoop.READ)
+        except BaseException:
+            self.close()
+            raise
+        # The descriptor may have spoken before anybody listened.
+        for channel in Channel:
+            self._look_again(channel)
+
+    @property
+    def closed(self) -> bool:
+        """Whether `close` was called."""
+        return not self._sockets
+
+    def send(self, channel: Channel, frames: Sequence[Buffer]) -> bool:
+        """Hand a message to ZeroMQ.
+
+        Returns
+        -------
+        bool
+            False if the channel is full, or the link closed; `on_writable` tells when to try again.
+        """
+        socket = self._sockets.get(channel)
+        if socket is None:
+            return False
+        try:
+            socket.send_multipart(frames, _NOBLOCK)
+        except zmq.Again:
+            self._refused.add(channel)
+            self._look_again(channel)
+            return False
+        self._look_again(channel)
+        return True
+
+    def drain(self) -> None:
+        """Tell all that has arrived, now."""
+        for channel in list(self._sockets):
+            while not self.closed and self._drain(channel):
+                pass
+        self._events.on_drained()
+
+    def close(self) -> None:
+        """Close the sockets; may be called twice. What was not sent is not sent any more."""
+        if self._monitor is not None:
+            self._loop.remove_handler(self._monitor.fileno())
+            self._sockets[Channel.IOPUB].disable_monitor()
+            self._monitor.close(linger=0)
+            self._monitor = None
+        sockets, self._sockets = self._sockets, {}
+        for socket in sockets.values():
+            self._loop.remove_handler(socket.fileno())
+            socket.close(linger=0)
+
+    # -- inside -----------------------------------------------------------------------------
+
+    @staticmethod
+    def _configure(socket: zmq.Socket[bytes], endpoints: Endpoints) -> None:
+        socket.linger = 0
+        socket.rcvhwm = 0  # a SUB that is not drained loses messages; we always drain
+        socket.sndhwm = _SEND_HWM
+        socket.reconnect_ivl = _RECONNECT_MS
+        if ":" in endpoints.ip and endpoints.transport == "tcp":
+            socket.ipv6 = True
+
+    def _watch(self, socket: zmq.Socket[bytes]) -> None:
+        events = zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED
+        self._monitor = socket.get_monitor_socket(events)
+        self._loop.add_handler(self._monitor.fileno(), self._on_monitor, IOLoop.READ)
+
+    def _reader(self, channel: Channel) -> Callable[[Any, int], None]:
+        def on_readable(_fd: Any, _events: int) -> None:
+            more = self._drain(channel)
+            self._events.on_drained()
+            if more:
+                self._look_again(channel)
+
+        return on_readable
+
+    def _drain(self, channel: Channel) -> bool:
+        """Read one batch; whether more may wait."""
+        socket = self._sockets.get(channel)
+        if socket is None:
+            return False
+        batch = drain(socket, _BATCH_MESSAGES, _BATCH_BYTES)
+        if batch:
+            self._events.on_messages(channel, batch)
+        if channel in self._refused and _waits(socket, zmq.POLLOUT):
+            self._refused.discard(channel)
+            self._events.on_writable(channel)
+        return bool(batch) and _waits(socket, zmq.POLLIN)
+
+    def _look_again(self, channel: Channel) -> None:
+        """Drain soon, but let others have their turn first."""
+        self._again.add(channel)
+        if not self._scheduled:
+            self._scheduled = True
+            self._loop.asyncio_loop.call_soon(self._on_turn)  # type: ignore[attr-defined]
+
+    def _on_turn(self) -> None:
+        self._scheduled = False
+        again, self._again = self._again, set()
+        told = False
+        for channel in again:
+            socket = self._sockets.get(channel)
+            if socket is None or not _waits(socket, zmq.POLLIN | zmq.POLLOUT):
+                continue
+            if self._drain(channel):
+                self._look_again(channel)
+            told = True
+        if told:
+            self._events.on_drained()
+
+    def _on_monitor(self, _fd: Any, _events: int) -> None:
+        while self._monitor is not None and _waits(self._monitor, zmq.POLLIN):
+            event = parse_monitor_message(self._monitor.recv_multipart(_NOBLOCK))["event"]
+            if event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
+                self._events.on_connected()
+            elif event == zmq.EVENT_DISCONNECTED:
+                # All that the old side sent was handed over before the monitor speaks.
+                self.drain()
+                self._events.on_disconnected()
+
+
+def _waits(socket: zmq.Socket[bytes], what: int) -> bool:
+    """Whether a socket has something to read, or room to write; asking also re-arms it."""
+    return not socket.closed and bool(int(socket.getsockopt(zmq.EVENTS)) & what)

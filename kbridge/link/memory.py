@@ -1,0 +1,115 @@
+"""Twins of the links that live in memory: for tests, and for embedders without sockets."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Final
+
+from kbridge.link.endpoints import Endpoints
+from kbridge.link.interfaces import KernelEvents, RawMessage, nobody
+from kbridge.wire.message import Buffer, Channel
+
+__all__ = ["MemoryClient", "MemoryKernel"]
+
+
+class MemoryClient:
+    """A websocket that keeps what it is sent.
+
+    Attributes
+    ----------
+    written : bytearray
+        Everything that went out.
+    stalled : bool
+        While true, a write is kept apart and blocks, as with a peer that does not read.
+    closed_with : tuple of (int, str) or None
+        Code and reason of the close.
+    """
+
+    def __init__(self) -> None:
+        self.written = bytearray()
+        self.writes = 0
+        self.stalled = False
+        self.closed = False
+        self.closed_with: tuple[int, str] | None = None
+        self.on_writable: Callable[[], None] = nobody
+        self._pending = b""
+
+    def write(self, data: bytes) -> bool:
+        """Take whole frames; False while stalled or closed."""
+        if self.closed:
+            return False
+        assert not self._pending, "written to while blocked"
+        self.writes += 1
+        if self.stalled:
+            self._pending = data
+            return False
+        self.written += data
+        return True
+
+    def resume(self) -> None:
+        """Read on: the pending write goes out, and the owner is told."""
+        self.stalled = False
+        self.written += self._pending
+        self._pending = b""
+        self.on_writable()
+
+    def close(self, code: int, reason: str) -> None:
+        """Close, once."""
+        if not self.closed:
+            self.closed = True
+            self.closed_with = (code, reason)
+
+
+class MemoryKernel:
+    """The link to a kernel that is a test, or a piece of the same program.
+
+    Attributes
+    ----------
+    sent : list of (Channel, list)
+        What was sent to the kernel.
+    full : bool
+        While true, `send` refuses, as a kernel's full queue does.
+    """
+
+    def __init__(self, endpoints: Endpoints, events: KernelEvents) -> None:
+        self.endpoints: Final = endpoints
+        self.sent: list[tuple[Channel, RawMessage]] = []
+        self.full = False
+        self.closed = False
+        self._events = events
+
+    def send(self, channel: Channel, frames: Sequence[Buffer]) -> bool:
+        """Take a message for the kernel; False while full or closed."""
+        if self.full or self.closed:
+            return False
+        self.sent.append((channel, list(frames)))
+        return True
+
+    def drain(self) -> None:
+        """Nothing waits here: `say` tells at once."""
+        self._events.on_drained()
+
+    def close(self) -> None:
+        """Close; may be called twice."""
+        self.closed = True
+
+    # -- the kernel's side ------------------------------------------------------------------
+
+    def say(self, channel: Channel, *batch: RawMessage) -> None:
+        """Let the kernel say something: one wake-up."""
+        self._events.on_messages(channel, list(batch))
+        self._events.on_drained()
+
+    def connect(self) -> None:
+        """Shake hands on iopub."""
+        self._events.on_connected()
+
+    def disconnect(self) -> None:
+        """Go away."""
+        self._events.on_disconnected()
+
+    def make_room(self) -> None:
+        """Read what filled the queues."""
+        self.full = False
+        for channel in (Channel.SHELL, Channel.CONTROL, Channel.STDIN):
+            self._events.on_writable(channel)

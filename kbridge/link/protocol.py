@@ -1,0 +1,81 @@
+"""RFC 6455 from Tornado, with two faults answered as the RFC has it.
+
+Tornado drops the connection on text that is not UTF-8, and resets it right after the close frame
+on a message that is too big, so that most clients see neither code nor reason. Here the first is
+closed with 1007, and after a 1009 the peer is given the time to read why.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any, Final
+
+from tornado.iostream import StreamClosedError
+from tornado.websocket import WebSocketProtocol13
+
+__all__ = ["BridgeWebSocketProtocol"]
+
+_TEXT: Final = 0x1
+_LINGER_SECONDS: Final = 2.0
+_LINGER_BYTES: Final = 64 << 20
+_LINGER_CHUNK: Final = 64 << 10
+
+
+class BridgeWebSocketProtocol(WebSocketProtocol13):
+    """The server's side of one websocket.
+
+    Parameters
+    ----------
+    too_big : str
+        The reason of a close with 1009; names the setting. At most 123 bytes.
+    """
+
+    def __init__(self, handler: Any, mask_outgoing: bool, params: Any, too_big: str) -> None:
+        super().__init__(handler, mask_outgoing, params)
+        self._too_big = too_big
+        self._lingers = False
+
+    def close(self, code: int | None = None, reason: str | None = None) -> None:
+        """Begin the closing handshake."""
+        if code == 1009:
+            self._lingers = not self.server_terminated
+            reason = self._too_big
+        super().close(code, reason)
+
+    def _handle_message(self, opcode: int, data: bytes) -> asyncio.Future[None] | None:
+        if opcode == _TEXT and not self._frame_compressed and not self.client_terminated:
+            try:
+                data.decode()
+            except UnicodeDecodeError:
+                self.close(1007, "text that is not UTF-8")
+                return None
+        return super()._handle_message(opcode, data)
+
+    def _abort(self) -> None:
+        if self._lingers:
+            # Ends the receive loop; the stream is closed when the peer has had its time.
+            self.client_terminated = True
+            return
+        super()._abort()
+
+    async def _receive_frame_loop(self) -> None:
+        await super()._receive_frame_loop()
+        if self._lingers:
+            await self._linger()
+
+    async def _linger(self) -> None:
+        """Read on, and throw away, until the peer hangs up.
+
+        Closing a socket that has unread input resets it, and a reset discards what the peer has
+        not read yet: the close frame.
+        """
+        read = 0
+        try:
+            async with asyncio.timeout(_LINGER_SECONDS):
+                while read < _LINGER_BYTES:
+                    read += len(await self.stream.read_bytes(_LINGER_CHUNK, partial=True))
+        except (TimeoutError, StreamClosedError):
+            pass
+        finally:
+            self._lingers = False
+            self._abort()
