@@ -122,9 +122,12 @@ def free_port() -> int:
 
 def get_api(port: int, host: str) -> tuple[int, Any]:
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
-    connection.request("GET", "/api", headers={"Host": host})
-    reply = connection.getresponse()
-    return reply.status, json.loads(reply.read())
+    try:
+        connection.request("GET", "/api", headers={"Host": host})
+        reply = connection.getresponse()
+        return reply.status, json.loads(reply.read())
+    finally:
+        connection.close()
 
 
 @pytest.mark.slow

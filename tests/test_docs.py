@@ -1,6 +1,9 @@
 """What the documentation says is there, is there."""
 
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -9,6 +12,8 @@ import kbridge
 from kbridge import errors
 from kbridge.server import kg
 from kbridge.server.routes import ROUTES
+from tests.conftest import ServerFactory
+from tests.support.server import TOKEN
 from tests.test_layers import FLOORS
 
 ROOT = Path(__file__).parents[1]
@@ -137,3 +142,15 @@ def test_what_each_dependency_is_for() -> None:
     readme = (ROOT / "README.md").read_text()
     for name in re.findall(r'"([a-z_]+)', block):
         assert f"| `{name}` |" in readme, name
+
+
+@pytest.mark.kernel
+def test_the_quick_start_runs(new_server: ServerFactory) -> None:
+    [program] = code_blocks(ROOT / "README.md", "python")
+    server = new_server()
+    env = {**os.environ, "TOKEN": TOKEN, "KBRIDGE_HOST": f"127.0.0.1:{server.port}"}
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=env, capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0, f"{done.stderr}\n{server.tail()}"
+    assert done.stdout.split() == ["42"]
