@@ -299,8 +299,8 @@ class Hub:
             self._link.drain()
         self._closed = True
         self._unlink()
-        self._forget_requests("the kernel is gone")
         self._outbox.close()
+        self._forget_requests("the kernel is gone")
         waiters, self._ready_waiters = self._ready_waiters, []
         for waiter in waiters:
             if not waiter.done():

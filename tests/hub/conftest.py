@@ -1,0 +1,29 @@
+"""Fixtures: a hub on twins that live in memory."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from kbridge.hub.settings import HubSettings
+from tests.hub.rig import Rig
+
+
+@pytest.fixture
+async def make_rig():
+    rigs: list[Rig] = []
+
+    def make(**settings: Any) -> Rig:
+        rigs.append(Rig(HubSettings(**{"limit_rate": False, **settings})))
+        return rigs[-1]
+
+    yield make
+    for rig in rigs:
+        await rig.hub.aclose()
+
+
+@pytest.fixture
+async def rig(make_rig: Callable[..., Rig]) -> Rig:
+    made = make_rig()
+    made.prove()
+    return made

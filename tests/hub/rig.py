@@ -1,0 +1,129 @@
+"""A hub on twins that live in memory, with a clock that stands still until it is moved."""
+
+import json
+from typing import Any
+
+from kbridge.hub.clock import Clock
+from kbridge.hub.hub import Hub
+from kbridge.hub.settings import HubSettings
+from kbridge.link.memory import MemoryClient, MemoryKernel
+from kbridge.wire import v1
+from kbridge.wire.build import build
+from kbridge.wire.dialects import V1
+from kbridge.wire.message import Channel, Message
+from kbridge.wire.signing import Signer
+from kbridge.wire.zmq import parse, serialize
+
+KEY = b"a key that is no secret"
+INFO = {
+    "transport": "tcp",
+    "ip": "127.0.0.1",
+    "shell_port": 1,
+    "iopub_port": 2,
+    "stdin_port": 3,
+    "control_port": 4,
+    "hb_port": 5,
+    "key": KEY,
+    "signature_scheme": "hmac-sha256",
+}
+
+
+class StoppedClock(Clock):
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def wall(self) -> float:
+        return 1.7e9 + self.now
+
+
+def frames_of(data: bytes) -> list[tuple[int, bytes]]:
+    """The websocket frames in a stretch of bytes: opcodes and payloads."""
+    found, at = [], 0
+    while at < len(data):
+        opcode, size = data[at] & 0x0F, data[at + 1]
+        at += 2
+        if size == 126:
+            size, at = int.from_bytes(data[at : at + 2], "big"), at + 2
+        elif size == 127:
+            size, at = int.from_bytes(data[at : at + 8], "big"), at + 8
+        found.append((opcode, bytes(data[at : at + size])))
+        at += size
+    assert at == len(data), "a frame is cut short"
+    return found
+
+
+class Rig:
+    """A hub, the kernel's side of it, and as many clients as are asked for."""
+
+    def __init__(self, settings: HubSettings) -> None:
+        self.clock = StoppedClock()
+        self.kernels: list[MemoryKernel] = []
+        self.signer = Signer(KEY)
+        self.hub = Hub("a-kernel", INFO, settings, link=self._link, clock=self.clock)
+
+    def _link(self, endpoints: Any, events: Any) -> MemoryKernel:
+        self.kernels.append(MemoryKernel(endpoints, events))
+        return self.kernels[-1]
+
+    @property
+    def kernel(self) -> MemoryKernel:
+        return self.kernels[-1]
+
+    def sent(self, channel: Channel | None = None) -> list[Message]:
+        """What the kernel got from clients, probes left out."""
+        messages = [parse(c, frames, self.signer) for c, frames in self.kernel.sent]
+        mark = self.hub.notices.mark
+        return [m for m in messages if mark not in m.header and channel in (None, m.channel)]
+
+    def probes(self) -> list[Message]:
+        messages = [parse(c, frames, self.signer) for c, frames in self.kernel.sent]
+        return [m for m in messages if self.hub.notices.mark in m.header]
+
+    def message(
+        self, channel: Channel, msg_type: str, content: dict, parent: bytes = b"{}", **more: Any
+    ) -> Message:
+        return build(
+            channel,
+            msg_type,
+            content,
+            session="the-kernel",
+            date=self.clock.iso(),
+            parent_header=parent,
+            **more,
+        )
+
+    def say(self, *messages: Message) -> None:
+        """Let the kernel say something, all on the channel of the first."""
+        self.kernel.say(messages[0].channel, *(serialize(m, self.signer) for m in messages))
+
+    def stream(self, text: str, parent: bytes = b"{}") -> Message:
+        return self.message(Channel.IOPUB, "stream", {"name": "stdout", "text": text}, parent)
+
+    def request(self, msg_type: str = "execute_request", **content: Any) -> Message:
+        return self.message(Channel.SHELL, msg_type, content)
+
+    def prove(self, protocol: Any = "5.3") -> None:
+        """Answer the latest probe on control, and say so on iopub."""
+        self.kernel.connect()
+        probe = next(p for p in reversed(self.probes()) if p.channel is Channel.CONTROL)
+        info = {"protocol_version": protocol, "status": "ok"}
+        self.say(self.message(Channel.CONTROL, "kernel_info_reply", info, probe.header))
+        self.say(self.message(Channel.IOPUB, "status", {"execution_state": "idle"}, probe.header))
+        assert self.hub.ready
+
+    def attach(self, session_id: str = "", dialect: Any = V1) -> tuple[MemoryClient, Any]:
+        client = MemoryClient()
+        return client, self.hub.attach(client, dialect, session_id)
+
+
+def texts(client: MemoryClient) -> list[str]:
+    """The stream texts that a v1 client was sent."""
+    return [json.loads(m.content)["text"] for m in received(client) if m.msg_type == "stream"]
+
+
+def received(client: MemoryClient) -> list[Message]:
+    """What a v1 client was sent."""
+    return [v1.decode(payload) for opcode, payload in frames_of(client.written) if opcode == 2]

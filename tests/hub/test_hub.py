@@ -1,0 +1,339 @@
+"""The hub on links that live in memory: who gets what, when, and in which order."""
+
+import asyncio
+import json
+
+import pytest
+
+from kbridge.errors import HubClosed
+from kbridge.wire.dialects import LEGACY
+from kbridge.wire.message import Channel
+from kbridge.wire.signing import Signer
+from kbridge.wire.zmq import serialize
+from tests.hub.rig import frames_of, received, texts
+
+
+async def test_nothing_is_sent_before_the_kernel_has_proven_itself(make_rig) -> None:
+    rig = make_rig()
+    _, attachment = rig.attach()
+    held = rig.request(code="1")
+    assert rig.hub.submit(attachment, held) is None
+    assert {p.channel for p in rig.probes()} == {Channel.SHELL, Channel.CONTROL}
+    assert rig.sent() == []
+    rig.prove()
+    assert rig.sent() == [held]
+
+
+async def test_what_comes_of_a_probe_reaches_nobody(make_rig) -> None:
+    rig = make_rig()
+    client, _ = rig.attach()
+    rig.prove()
+    assert client.written == b""
+    assert rig.hub.activity.execution_state == "idle"
+
+
+async def test_a_welcome_proves_as_much_and_is_the_bridges_own(make_rig) -> None:
+    rig = make_rig()
+    client, _ = rig.attach()
+    rig.say(rig.message(Channel.IOPUB, "iopub_welcome", {"subscription": ""}))
+    assert rig.hub.ready
+    assert client.written == b""
+
+
+async def test_a_clients_frames_are_not_eaten_while_the_hub_is_not_ready(make_rig) -> None:
+    rig = make_rig()
+    client, _ = rig.attach()
+    rig.say(rig.stream("early"))
+    assert texts(client) == ["early"]
+
+
+async def test_what_a_kernel_says_reaches_all_as_one_write_a_wakeup(rig) -> None:
+    clients = [rig.attach()[0] for _ in range(3)]
+    rig.say(*(rig.stream(str(i)) for i in range(50)))
+    for client in clients:
+        assert texts(client) == [str(i) for i in range(50)]
+        assert client.writes == 1
+
+
+async def test_replies_and_input_requests_reach_only_who_asked(rig) -> None:
+    one, attached = rig.attach("one")
+    other, _ = rig.attach("other")
+    asked = rig.request(code="input()")
+    rig.hub.submit(attached, asked)
+    rig.say(rig.message(Channel.STDIN, "input_request", {"prompt": "?"}, asked.header))
+    rig.say(rig.message(Channel.SHELL, "execute_reply", {"status": "ok"}, asked.header))
+    assert [m.msg_type for m in received(one)] == ["input_request", "execute_reply"]
+    assert other.written == b""
+
+
+async def test_two_websockets_of_one_session_are_two_readers_of_one_client(rig) -> None:
+    first, attached = rig.attach("same")
+    second, _ = rig.attach("same")
+    asked = rig.request(code="1")
+    rig.hub.submit(attached, asked)
+    rig.say(rig.message(Channel.SHELL, "execute_reply", {"status": "ok"}, asked.header))
+    assert [m.msg_type for m in received(first)] == ["execute_reply"]
+    assert first.written == second.written
+
+
+async def test_a_session_that_comes_back_goes_on_where_it_was(rig) -> None:
+    first, attached = rig.attach("s")
+    asked = rig.request(code="1")
+    rig.hub.submit(attached, asked)
+    rig.say(rig.stream("before"))
+    rig.hub.detach(attached)
+    rig.hub.detach(attached)
+    rig.say(rig.stream("meanwhile"))
+    rig.say(rig.message(Channel.SHELL, "execute_reply", {"status": "ok"}, asked.header))
+    second, _ = rig.attach("s")
+    stranger, _ = rig.attach("t")
+    rig.say(rig.stream("after"))
+    assert texts(first) == ["before"]
+    assert [m.msg_type for m in received(second)] == ["stream", "execute_reply", "stream"]
+    assert texts(second) == ["meanwhile", "after"]
+    assert texts(stranger) == ["after"]
+
+
+async def test_a_write_that_never_went_out_is_sent_again_to_who_comes_back(rig) -> None:
+    first, attached = rig.attach("s")
+    first.stalled = True
+    rig.say(rig.stream("on its way"))
+    rig.hub.detach(attached)
+    second, _ = rig.attach("s")
+    assert texts(second) == ["on its way"]
+
+
+async def test_a_stalled_reader_lags_and_the_others_do_not_notice(rig) -> None:
+    slow, _ = rig.attach()
+    honest, _ = rig.attach()
+    slow.stalled = True
+    for i in range(100):
+        rig.say(rig.stream(str(i)))
+    assert texts(honest) == [str(i) for i in range(100)]
+    assert rig.hub.statistics()["clients"]["blocked"] == 1
+    slow.resume()
+    assert texts(slow) == [str(i) for i in range(100)]
+    assert slow.writes == 2, "what was owed went out as one"
+
+
+async def test_who_falls_off_the_tail_is_told_what_it_missed_and_keeps_state(make_rig) -> None:
+    rig = make_rig(journal_limit=50_000, history_limit=1000)
+    rig.prove()
+    slow, attached = rig.attach("slow")
+    honest, _ = rig.attach()
+    asked = rig.request(code="1")
+    rig.hub.submit(attached, asked)
+    slow.stalled = True
+    for i in range(1000):
+        rig.say(rig.stream(f"{i:0100}", asked.header))
+        assert rig.hub.journal.nbytes <= 50_000
+    rig.say(rig.message(Channel.SHELL, "execute_reply", {"status": "ok"}, asked.header))
+    slow.resume()
+    assert len(texts(honest)) == 1000
+    got = received(slow)
+    marker = next(m for m in got if b"were dropped here" in m.content)
+    assert marker.parent_id == asked.msg_id, "shown in the cell that lost output"
+    missed = 1000 - (len(texts(slow)) - 1)
+    assert f"{missed:,} messages" in json.loads(marker.content)["text"]
+    assert "journal_limit" in json.loads(marker.content)["text"]
+    assert got[-1].msg_type == "execute_reply"
+    assert texts(slow)[-1] == f"{999:0100}"
+
+
+async def test_the_journal_keeps_little_once_all_have_read(make_rig) -> None:
+    rig = make_rig(history_limit=5000)
+    rig.prove()
+    rig.attach()
+    for i in range(200):
+        rig.say(rig.stream(f"{i:0100}"))
+    assert rig.hub.journal.nbytes <= 5000
+
+
+async def test_a_full_kernel_makes_its_clients_wait_and_control_passes_by(make_rig) -> None:
+    rig = make_rig(request_limit=2000)
+    rig.prove()
+    _, attached = rig.attach()
+    rig.kernel.full = True
+    asked = []
+    waits = None
+    while waits is None:
+        asked.append(rig.request(code="x" * 300))
+        waits = rig.hub.submit(attached, asked[-1])
+        assert len(asked) < 50, "nothing ever waits"
+    interrupt = rig.message(Channel.CONTROL, "interrupt_request", {})
+    rig.hub.submit(attached, interrupt)
+    assert not waits.done()
+    rig.kernel.make_room()
+    async with asyncio.timeout(5):
+        await waits
+    assert rig.sent(Channel.SHELL) == asked
+    assert rig.sent(Channel.CONTROL) == [interrupt]
+
+
+async def test_requests_wait_through_a_restart_for_the_new_kernel(rig) -> None:
+    client, attached = rig.attach()
+    old = rig.kernel
+    before = rig.request(code="before")
+    rig.hub.submit(attached, before)
+    rig.say(rig.stream("last words"))
+    old.disconnect()
+    await rig.hub.restarting()
+    after = rig.request(code="after")
+    rig.hub.submit(attached, after)
+    assert old.closed
+    rig.hub.reconnect(dict(KERNEL_ELSEWHERE))
+    assert rig.kernel is not old
+    assert rig.kernel.endpoints.ports[Channel.SHELL] == 11
+    assert rig.sent() == []
+    rig.prove()
+    assert rig.sent() == [after]
+    kinds = [(m.msg_type, m.content) for m in received(client)]
+    assert [k for k, _ in kinds] == ["stream", "status"]
+    assert b"restarting" in kinds[1][1]
+
+
+async def test_a_connection_that_is_lost_and_found_is_proven_anew(rig) -> None:
+    _, attached = rig.attach()
+    rig.kernel.disconnect()
+    asked = rig.request(code="1")
+    rig.hub.submit(attached, asked)
+    assert not rig.hub.ready
+    assert rig.sent() == []
+    rig.prove()
+    assert rig.sent() == [asked]
+
+
+async def test_death_is_told_and_requests_of_our_own_fail(rig) -> None:
+    client, _ = rig.attach()
+    pending = asyncio.ensure_future(rig.hub.request("execute_request", {"code": "1"}))
+    await asyncio.sleep(0)
+    rig.hub.dead()
+    with pytest.raises(HubClosed):
+        await pending
+    assert b"dead" in received(client)[-1].content
+    assert rig.hub.activity.execution_state == "dead"
+
+
+async def test_a_request_of_our_own_is_answered_to_us_alone(rig) -> None:
+    client, _ = rig.attach()
+    pending = asyncio.ensure_future(rig.hub.request("history_request", {}))
+    await asyncio.sleep(0)
+    asked = rig.sent()[-1]
+    rig.say(rig.message(Channel.SHELL, "history_reply", {"history": []}, asked.header))
+    assert (await pending).msg_type == "history_reply"
+    assert client.written == b""
+
+
+async def test_forged_messages_are_dropped_counted_and_logged_once(rig, caplog) -> None:
+    client, _ = rig.attach()
+    forged = serialize(rig.stream("forged"), Signer(b"another key"))
+    with caplog.at_level("WARNING", logger="kbridge.hub"):
+        for _ in range(100):
+            rig.kernel.say(Channel.IOPUB, forged)
+        rig.kernel.say(Channel.IOPUB, [b"no", b"delimiter"])
+    assert client.written == b""
+    assert rig.hub.statistics()["refused_kernel_messages"] == 101
+    assert len(caplog.records) == 1
+    assert "a key" not in caplog.text
+    rig.say(rig.stream("true"))
+    assert texts(client) == ["true"]
+
+
+async def test_legacy_clients_get_the_same_in_their_dialect(rig) -> None:
+    client, _ = rig.attach(dialect=LEGACY)
+    rig.say(rig.stream("ü"))
+    rig.say(rig.message(Channel.IOPUB, "comm_msg", {"comm_id": "c"}, buffers=[b"\x00\x01"]))
+    (op1, one), (op2, two) = frames_of(client.written)
+    assert (op1, op2) == (1, 2)
+    assert json.loads(one)["content"]["text"] == "ü"
+    assert json.loads(one)["channel"] == "iopub"
+    assert two.endswith(b"\x00\x01")
+
+
+async def test_a_kernel_of_protocol_4_is_translated_both_ways(make_rig) -> None:
+    rig = make_rig()
+    client, attached = rig.attach()
+    rig.prove(protocol=[4, 1])
+    asked = rig.request("complete_request", code="imp", cursor_pos=3)
+    rig.hub.submit(attached, asked)
+    (sent,) = rig.sent()
+    assert json.loads(sent.content)["line"] == "imp"
+    old = rig.message(Channel.IOPUB, "stream", {"name": "stdout", "data": "old"})
+    header = json.loads(old.header)
+    del header["version"]
+    rig.say(old._replace(header=json.dumps(header).encode()))
+    pyout = rig.message(Channel.IOPUB, "pyout", {"execution_count": 1, "data": {}, "metadata": {}})
+    rig.say(pyout)
+    assert texts(client) == ["old"]
+    assert received(client)[-1].msg_type == "execute_result"
+
+
+async def test_hidden_tracebacks_and_allowed_types(make_rig) -> None:
+    rig = make_rig(
+        allow_tracebacks=False,
+        traceback_replacement_message="hidden",
+        allowed_message_types=("kernel_info_request",),
+    )
+    rig.prove()
+    client, attached = rig.attach()
+    rig.hub.submit(attached, rig.request("execute_request", code="1"))
+    assert rig.sent() == []
+    rig.hub.submit(attached, rig.request("kernel_info_request"))
+    assert len(rig.sent()) == 1
+    error = {"ename": "E", "evalue": "secret", "traceback": ["secret"]}
+    rig.say(rig.message(Channel.IOPUB, "error", error))
+    assert b"secret" not in client.written
+    assert b"hidden" in client.written
+
+
+async def test_the_rate_limit_is_the_hubs_and_says_so_once(make_rig) -> None:
+    rig = make_rig(limit_rate=True, iopub_msg_rate_limit=10, rate_limit_window=1)
+    rig.prove()
+    client, _ = rig.attach()
+    for i in range(100):
+        rig.say(rig.stream(str(i)))
+    got = texts(client)
+    assert got[:10] == [str(i) for i in range(10)]
+    assert len(got) == 11
+    assert "iopub_msg_rate_limit" in got[10]
+
+
+async def test_kernel_info_and_reconnects_are_no_activity(rig) -> None:
+    before = rig.hub.activity.last_activity
+    rig.clock.now += 100
+    _, attached = rig.attach()
+    info = rig.request("kernel_info_request")
+    rig.hub.submit(attached, info)
+    for state in ("busy", "idle"):
+        rig.say(rig.message(Channel.IOPUB, "status", {"execution_state": state}, info.header))
+    assert rig.hub.activity.last_activity == before
+    rig.hub.submit(attached, rig.request("execute_request", code="1"))
+    assert rig.hub.activity.last_activity == rig.clock.wall()
+
+
+async def test_closing_twice_closes_once_and_whoever_waits_knows(make_rig) -> None:
+    rig = make_rig(request_limit=1)
+    client, attached = rig.attach("s")
+    waits = rig.hub.submit(attached, rig.request(code="1"))
+    ready = asyncio.ensure_future(rig.hub.wait_ready())
+    await asyncio.sleep(0)
+    await rig.hub.aclose()
+    await rig.hub.aclose()
+    assert client.closed_with is not None
+    for waiting in (waits, ready):
+        with pytest.raises(HubClosed):
+            await waiting
+    with pytest.raises(HubClosed):
+        rig.attach("s")
+    with pytest.raises(HubClosed):
+        rig.hub.submit(attached, rig.request(code="1"))
+
+
+KERNEL_ELSEWHERE = {
+    "ip": "127.0.0.1",
+    "shell_port": 11,
+    "iopub_port": 12,
+    "stdin_port": 13,
+    "control_port": 14,
+    "key": b"a key that is no secret",
+}
