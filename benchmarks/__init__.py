@@ -1,0 +1,1 @@
+"""Side by side against jupyter_server in one run: `make bench` or `python -m benchmarks`."""

@@ -1,0 +1,87 @@
+"""`python -m benchmarks [ROW ...]`: measure, print, and plot into docs/.
+
+Without rows, all of them. A partial or quick run writes files only where `--output` says so:
+docs/benchmarks.json and docs/benchmarks.png come from full runs of both servers.
+"""
+
+from __future__ import annotations
+
+import argparse
+import resource
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from benchmarks.plot import draw
+from benchmarks.report import as_json, table
+from benchmarks.rows import ROWS
+from benchmarks.runner import Runner
+from benchmarks.servers import NAMES
+from benchmarks.table import Settings
+
+DOCS = Path(__file__).resolve().parent.parent / "docs"
+
+
+def parser() -> argparse.ArgumentParser:
+    names = ", ".join(ROWS)
+    made = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    made.add_argument("rows", nargs="*", metavar="ROW", help=f"of: {names}")
+    made.add_argument("--rows", dest="more_rows", default="", help="the same, with commas between")
+    made.add_argument("--only", choices=NAMES, help="measure one server")
+    made.add_argument("--rounds", type=int, default=3, help="rounds of each row (default 3)")
+    made.add_argument("--quick", action="store_true", help="a smoke run: small counts, one round")
+    made.add_argument("--count", type=int, help="messages, websockets or cycles of a row")
+    made.add_argument("--kernel", help="kernelspec for cycles and restart (stub, python3)")
+    made.add_argument("--output", type=Path, help="directory of benchmarks.json and .png")
+    made.add_argument("--profile", type=Path, help="run servers under cProfile, .prof files here")
+    return made
+
+
+def raise_descriptor_limit() -> None:
+    """Take all the descriptors we may have: thousands of websockets have two ends here."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run; returns 1 if a row could not be measured. A missed bar is a result, not an error."""
+    made = parser()
+    options = made.parse_args(argv)
+    wanted = [*options.rows, *filter(None, options.more_rows.split(","))]
+    if unknown := [name for name in wanted if name not in ROWS]:
+        made.error(f"no such row: {', '.join(unknown)} (there are {', '.join(ROWS)})")
+    rows = [row for name, row in ROWS.items() if not wanted or name in wanted]
+    raise_descriptor_limit()
+    begin = time.monotonic()
+
+    def log(text: str) -> None:
+        print(f"[{time.monotonic() - begin:6.1f} s] {text}", file=sys.stderr, flush=True)
+
+    if options.profile:
+        options.profile = options.profile.resolve()
+        options.profile.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="kbridge-bench-") as home:
+        settings = Settings(
+            home=Path(home),
+            quick=options.quick,
+            rounds=1 if options.quick else options.rounds,
+            count=options.count,
+            kernel=options.kernel,
+        )
+        runner = Runner([options.only] if options.only else NAMES, settings, log, options.profile)
+        outcomes = [runner.run(row) for row in rows]
+    print(table(outcomes))
+    partial = wanted or options.only or options.quick or options.count or options.profile
+    output = options.output or (None if partial else DOCS)
+    if output:
+        output.mkdir(parents=True, exist_ok=True)
+        (output / "benchmarks.json").write_text(as_json(outcomes, quick=options.quick))
+        drawn = draw(outcomes, output / "benchmarks.png")
+        print(f"\nwritten: {output / 'benchmarks.json'}{' and .png' if drawn else ''}")
+    return 1 if any(outcome.failures for outcome in outcomes) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

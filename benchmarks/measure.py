@@ -1,0 +1,111 @@
+"""Readers of /proc: what a process took and holds (proc(5)). Linux only.
+
+CPU is summed over the threads of one process. Its children are not counted: what a kernel takes
+is not the cost of the bridge.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+PAGE = os.sysconf("SC_PAGE_SIZE")
+
+
+class BenchmarkError(RuntimeError):
+    """A measurement could not be taken."""
+
+
+def cpu_seconds(pid: int) -> float:
+    """CPU that the living threads of a process took, in seconds (nanosecond clock)."""
+    total = 0
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        try:
+            total += int((task / "schedstat").read_text().split()[0])
+        except FileNotFoundError:
+            continue  # a thread that ended while we looked
+    return total / 1e9
+
+
+def rss(pid: int) -> int:
+    """Resident memory in bytes."""
+    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * PAGE
+
+
+def descriptors(pid: int) -> int:
+    """How many descriptors a process holds."""
+    return len(list(Path(f"/proc/{pid}/fd").iterdir()))
+
+
+def children(pid: int) -> list[int]:
+    """Process ids whose parent is `pid`."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                stat = (entry / "stat").read_text()
+            except (FileNotFoundError, ProcessLookupError):
+                continue  # it ended while we looked
+            # The name stands in parentheses and may hold anything; the fields follow the last one.
+            if int(stat.rpartition(")")[2].split()[1]) == pid:
+                found.append(int(entry.name))
+    return found
+
+
+def settle(pid: int, quiet: float = 0.3, timeout: float = 10.0) -> None:
+    """Wait until a process took less than 5 % of one core for `quiet` seconds.
+
+    Raises
+    ------
+    BenchmarkError
+        If it was still busy after `timeout` seconds.
+    """
+    deadline = time.monotonic() + timeout
+    while time.monotonic() < deadline:
+        before = cpu_seconds(pid)
+        time.sleep(quiet)
+        if cpu_seconds(pid) - before < 0.05 * quiet:
+            return
+    raise BenchmarkError(f"process {pid} did not come to rest in {timeout} s")
+
+
+def percentile(values: list[float], percent: float) -> float:
+    """The nearest-rank percentile of what must not be empty."""
+    ordered = sorted(values)
+    return ordered[min(len(ordered) - 1, int(len(ordered) * percent / 100))]
+
+
+class PeakRss:
+    """The highest resident memory of a process inside a `with` block, seen every 20 ms."""
+
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
+        self.before = self.peak = rss(pid)
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._watch)
+
+    def _watch(self) -> None:
+        while not self._stop.wait(0.02):
+            self.peak = max(self.peak, rss(self.pid))
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    @property
+    def growth(self) -> int:
+        """Bytes between the start and the peak."""
+        return self.peak - self.before

@@ -1,0 +1,123 @@
+"""What came out: a table for people, JSON for programs."""
+
+from __future__ import annotations
+
+import datetime as dt
+import json
+import os
+import platform
+from collections.abc import Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from benchmarks.table import BASE, OURS, Figure, Outcome
+
+WIDTHS = (46, 15, 15, 12, 9, 26)
+
+
+def number(value: float | None, unit: str = "") -> str:
+    """Three figures of a value, with its unit."""
+    if value is None:
+        return "-"
+    if value == int(value) and abs(value) < 1e9:
+        text = f"{int(value):,}"
+    elif abs(value) >= 100:
+        text = f"{value:,.0f}"
+    elif abs(value) >= 0.01:
+        text = f"{value:.3g}"
+    else:
+        text = f"{value:.1g}"
+    return f"{text} {unit}" if unit else text
+
+
+def bar_text(figure: Figure) -> str:
+    """What a figure has to reach, in words."""
+    words = []
+    if figure.ratio is not None:
+        words.append(f">= {number(figure.ratio)}x")
+    if figure.limit is not None:
+        sign = ">=" if figure.more_is_better else "<="
+        words.append(f"{sign} {number(figure.limit, figure.unit)}")
+    return ", ".join(words)
+
+
+def verdict(outcome: Outcome, figure: Figure) -> str:
+    """The bar and whether it is met, or nothing where there is no bar."""
+    if not (bar := bar_text(figure)):
+        return ""
+    met = outcome.met(figure)
+    return f"{'not run' if met is None else 'yes' if met else 'NO'} ({bar})"
+
+
+def line(cells: Sequence[str]) -> str:
+    first, *others = (
+        cell.ljust(width) if i in {0, 5} else cell.rjust(width)
+        for i, (cell, width) in enumerate(zip(cells, WIDTHS, strict=True))
+    )
+    return " ".join([first, *others]).rstrip()
+
+
+def table(outcomes: Sequence[Outcome]) -> str:
+    """The table of medians, ratios and bars."""
+    lines = [line(("", BASE, OURS, "floor", "ratio", "  bar met"))]
+    for outcome in outcomes:
+        rounds = max((len(r) for r in outcome.rounds.values()), default=0)
+        lines += ["", f"{outcome.row.title} ({outcome.row.name}, median of {rounds})"]
+        for figure in outcome.row.figures:
+            base, ours, floor = (outcome.median(n, figure.key) for n in (BASE, OURS, "floor"))
+            ratio = outcome.ratio(figure)
+            cells = (
+                f"  {figure.label}",
+                number(base, figure.unit),
+                number(ours, figure.unit),
+                number(floor) if floor is not None else "",
+                f"{ratio:.3g}x" if ratio is not None else "",
+                "  " + verdict(outcome, figure),
+            )
+            lines.append(line(cells))
+        lines += [f"  {name} FAILED: {why}" for name, why in outcome.failures.items()]
+    return "\n".join(lines)
+
+
+def machine() -> dict[str, Any]:
+    """What the figures were taken on."""
+    models = [
+        text.partition(":")[2].strip()
+        for text in Path("/proc/cpuinfo").read_text().splitlines()
+        if text.startswith("model name")
+    ]
+    packages = ("jupyter_server", "kbridge", "tornado", "pyzmq", "ipykernel")
+    return {
+        "cpu": models[0] if models else platform.machine(),
+        "cores": os.cpu_count(),
+        "python": platform.python_version(),
+        "kernel": platform.release(),
+        "packages": {name: metadata.version(name) for name in packages},
+    }
+
+
+def as_json(outcomes: Sequence[Outcome], *, quick: bool) -> str:
+    """Everything that was measured, each round of it."""
+    rows = {
+        outcome.row.name: {
+            "title": outcome.row.title,
+            "figures": {
+                figure.key: {
+                    "label": figure.label,
+                    "unit": figure.unit,
+                    **{n: outcome.median(n, figure.key) for n in (BASE, OURS, "floor")},
+                    "ratio": outcome.ratio(figure),
+                    "bar": bar_text(figure),
+                    "met": outcome.met(figure),
+                }
+                for figure in outcome.row.figures
+            },
+            "rounds": outcome.rounds,
+            "failures": outcome.failures,
+        }
+        for outcome in outcomes
+    }
+    today = dt.datetime.now(dt.UTC).date().isoformat()
+    whole = {"date": today, "quick": quick, "machine": machine(), "rows": rows}
+    return json.dumps(whole, indent=1) + "\n"

@@ -1,0 +1,80 @@
+"""Outputs with a binary buffer of 1 MB: throughput, and CPU a MB.
+
+They come in bursts of 32 MB, the next one asked for when the last has arrived: below the limit of
+any journal, so that what is measured is the way through and not what happens to who falls behind.
+"""
+
+from __future__ import annotations
+
+import time
+
+from benchmarks import floor as bare_client
+from benchmarks import measure as proc
+from benchmarks.client import Websocket
+from benchmarks.measure import BenchmarkError
+from benchmarks.servers import Server
+from benchmarks.table import Figure, Row, Settings, Values
+from benchmarks.tally import Tally, new_token, pump
+
+BLOB = 1_000_000
+BURST = 32
+
+
+def burst(server: Server, kernel_id: str) -> tuple[float, float]:
+    """Seconds from the first byte to the last of one burst, and CPU seconds."""
+    token = new_token()
+    with Websocket.open(server, kernel_id) as websocket:
+        websocket.ready()
+        tally = Tally(websocket, token, enough=BURST * BLOB)
+        before = proc.cpu_seconds(server.pid)
+        websocket.execute({"blob": BLOB, "count": BURST, "end": token})
+        complete = pump([tally], timeout=20)
+        used = proc.cpu_seconds(server.pid) - before
+        if not complete or tally.nbytes < BURST * BLOB:
+            raise BenchmarkError(f"of {BURST} MB {tally.nbytes / BLOB:.1f} came")
+        return tally.last_at - tally.first_at, used
+
+
+def measure(server: Server, settings: Settings) -> Values:
+    bursts = settings.count or settings.pick(10, 1)
+    with server.kernel() as kernel_id:
+        burst(server, kernel_id)  # the first touches fresh memory
+        figures = [burst(server, kernel_id) for _ in range(bursts)]
+    total = bursts * BURST * BLOB / 1e6
+    return {
+        "rate": total / sum(seconds for seconds, _ in figures),
+        "cpu": sum(cpu for _, cpu in figures) * 1e3 / total,
+    }
+
+
+def floor(settings: Settings) -> Values:
+    bursts = settings.count or settings.pick(10, 1)
+    seconds = cpu = 0.0
+    with bare_client.bare(settings.home) as client:
+        for _ in range(bursts):
+            token = new_token()
+            client.execute({"blob": BLOB, "count": BURST, "end": token})
+            client.iopub.recv_multipart()
+            client.iopub.recv_multipart()
+            client.iopub.poll(20_000)
+            began, used = time.monotonic(), time.process_time()
+            if client.receive_big_until(token) != BURST * BLOB:
+                raise BenchmarkError("the bare client lost output")
+            seconds += time.monotonic() - began
+            cpu += time.process_time() - used
+            while client.iopub.poll(50):
+                client.iopub.recv_multipart()
+    total = bursts * BURST * BLOB / 1e6
+    return {"rate": total / seconds, "cpu": cpu * 1e3 / total}
+
+
+ROW = Row(
+    name="binary",
+    title="1 MB binary outputs",
+    figures=(
+        Figure("rate", "throughput", "MB/s", more_is_better=True, ratio=1.4),
+        Figure("cpu", "CPU a MB", "ms", limit=1.0),
+    ),
+    measure=measure,
+    floor=floor,
+)

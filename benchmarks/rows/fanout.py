@@ -1,0 +1,25 @@
+"""CPU of the server a delivery, with 16 websockets on one kernel."""
+
+from __future__ import annotations
+
+from benchmarks.rows.message import flood
+from benchmarks.servers import Server
+from benchmarks.table import Figure, Row, Settings, Values
+
+VIEWERS = 16
+
+
+def measure(server: Server, settings: Settings) -> Values:
+    with server.kernel() as kernel_id:
+        return flood(server, kernel_id, settings.count or settings.pick(5_000, 300), VIEWERS)
+
+
+ROW = Row(
+    name="fanout",
+    title="16 clients on one kernel",
+    figures=(
+        Figure("cpu", "CPU a delivery", "us", ratio=30, limit=1.5),
+        Figure("rate", "messages a second to each", "1/s", more_is_better=True),
+    ),
+    measure=measure,
+)

@@ -1,0 +1,73 @@
+"""What a further websocket that nobody uses costs: memory and descriptors."""
+
+from __future__ import annotations
+
+from benchmarks import measure as proc
+from benchmarks.client import Websocket
+from benchmarks.measure import BenchmarkError
+from benchmarks.servers import Server
+from benchmarks.table import BASE, Figure, Life, Row, Settings, Values
+
+AT_ONCE = 20
+
+
+def open_many(server: Server, kernel_ids: list[str], count: int) -> list[Websocket]:
+    """Open websockets, spread over the kernels, a few at once; they are left idle."""
+    opened: list[Websocket] = []
+    try:
+        while len(opened) < count:
+            batch = [
+                Websocket(server, kernel_ids[(len(opened) + i) % len(kernel_ids)])
+                for i in range(min(AT_ONCE, count - len(opened)))
+            ]
+            opened += batch
+            for websocket in batch:
+                websocket.finish()
+    except BaseException:
+        close_all(opened)
+        raise
+    return opened
+
+
+def close_all(websockets: list[Websocket]) -> None:
+    for websocket in websockets:
+        websocket.close()
+
+
+def measure(server: Server, settings: Settings) -> Values:
+    many = settings.pick(200, 20) if server.name == BASE else settings.pick(1_000, 100)
+    many = settings.count or many
+    with server.kernel() as kernel_id, Websocket.open(server, kernel_id) as first:
+        first.ready()
+        # The first ones pay for what all share: pools, caches, modules loaded late.
+        warm = open_many(server, [kernel_id], AT_ONCE)
+        try:
+            proc.settle(server.pid)
+            memory, descriptors = proc.rss(server.pid), proc.descriptors(server.pid)
+            opened = open_many(server, [kernel_id], many)
+            try:
+                proc.settle(server.pid)
+                model = server.request("GET", f"/api/kernels/{kernel_id}")
+                if model["connections"] != 1 + AT_ONCE + many:
+                    raise BenchmarkError(f"{model['connections']} connections are counted")
+                return {
+                    "rss": (proc.rss(server.pid) - memory) / many / 1024,
+                    "descriptors": (proc.descriptors(server.pid) - descriptors) / many,
+                }
+            finally:
+                close_all(opened)
+        finally:
+            close_all(warm)
+
+
+ROW = Row(
+    name="idle",
+    title="A further idle websocket",
+    figures=(
+        Figure("rss", "memory", "KiB", limit=40),
+        Figure("descriptors", "descriptors", "", limit=1.05),
+    ),
+    measure=measure,
+    life=Life.ROUND,
+    rounds=2,
+)

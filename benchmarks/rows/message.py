@@ -1,0 +1,75 @@
+"""CPU of the server a stream message of 100 bytes, to one client that reads all."""
+
+from __future__ import annotations
+
+import time
+
+from benchmarks import floor as bare_client
+from benchmarks import measure as proc
+from benchmarks.client import Websocket
+from benchmarks.measure import BenchmarkError
+from benchmarks.servers import Server
+from benchmarks.table import Figure, Row, Settings, Values
+from benchmarks.tally import Tally, new_token, pump
+
+TEXT = 100
+
+
+def flood(server: Server, kernel_id: str, count: int, viewers: int) -> Values:
+    """Let the stub say `count` lines to `viewers` websockets; CPU a delivery, and the rate."""
+    token = new_token()
+    websockets = [Websocket(server, kernel_id).finish().ready() for _ in range(viewers)]
+    try:
+        proc.settle(server.pid)
+        tallies = [Tally(websocket, token) for websocket in websockets]
+        before = proc.cpu_seconds(server.pid)
+        websockets[0].execute({"flood": count, "size": TEXT, "end": token})
+        complete = pump(tallies, timeout=20)
+        used = proc.cpu_seconds(server.pid) - before
+        if not complete or any(tally.lines != count for tally in tallies):
+            lines = [tally.lines for tally in tallies]
+            raise BenchmarkError(f"of {count} lines the viewers got {lines}")
+        slowest = max(tally.last_at - tally.first_at for tally in tallies)
+        return {
+            "cpu": used / count / viewers * 1e6,
+            "rate": count / slowest,
+            "frames": max(tally.frames for tally in tallies) / count,
+        }
+    finally:
+        for websocket in websockets:
+            websocket.close()
+
+
+def measure(server: Server, settings: Settings) -> Values:
+    with server.kernel() as kernel_id:
+        return flood(server, kernel_id, settings.count or settings.pick(20_000, 2_000), 1)
+
+
+def floor(settings: Settings) -> Values:
+    count = settings.count or settings.pick(20_000, 2_000)
+    token = new_token()
+    with bare_client.bare(settings.home) as client:
+        client.execute({"flood": count, "size": TEXT, "end": token})
+        # The first messages of the request (busy, execute_input) wait for the flood to be signed.
+        client.iopub.recv_multipart()
+        client.iopub.recv_multipart()
+        client.iopub.poll(20_000)
+        cpu, begin = time.process_time(), time.monotonic()
+        received = client.receive_until(token)
+        used, passed = time.process_time() - cpu, time.monotonic() - begin
+    if received != count:
+        raise BenchmarkError(f"of {count} messages the bare client got {received}")
+    return {"cpu": used / count * 1e6, "rate": count / passed}
+
+
+ROW = Row(
+    name="message",
+    title="100-byte stream messages, 1 client",
+    figures=(
+        Figure("cpu", "CPU a message", "us", ratio=8, limit=12),
+        Figure("rate", "messages a second", "1/s", more_is_better=True),
+        Figure("frames", "websocket frames a message", "", info=True),
+    ),
+    measure=measure,
+    floor=floor,
+)

@@ -1,0 +1,76 @@
+"""Run rows: both servers side by side in one run, their rounds alternating (AB, BA, AB)."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+
+from benchmarks.measure import BenchmarkError
+from benchmarks.servers import Server
+from benchmarks.table import Life, Outcome, Row, Settings
+
+Log = Callable[[str], None]
+
+
+class Runner:
+    """Runs rows with the given servers.
+
+    A row that fails on one server is a result too: the failure is kept, and that server sits
+    out the other rounds of the row.
+    """
+
+    def __init__(
+        self, names: Sequence[str], settings: Settings, log: Log, profile: Path | None = None
+    ) -> None:
+        self.names = list(names)
+        self.settings = settings
+        self.log = log
+        self.profile = profile
+        self._homes = itertools.count()
+
+    def _server(self, name: str, row: Row) -> Server:
+        home = self.settings.home / f"{next(self._homes)}-{name}"
+        profile = self.profile / f"{row.name}-{name}.prof" if self.profile else None
+        return Server(name, home, profile)
+
+    def run(self, row: Row) -> Outcome:
+        outcome = Outcome(row)
+        rounds = min(self.settings.rounds, row.rounds or self.settings.rounds)
+        with ExitStack() as stack:
+            shared: dict[str, Server] = {}
+            for i in range(rounds):
+                if row.floor:
+                    outcome.rounds.setdefault("floor", []).append(row.floor(self.settings))
+                for name in self.names if i % 2 == 0 else reversed(self.names):
+                    if name not in outcome.failures:
+                        self.log(f"{row.name}: round {i + 1} of {rounds}, {name}")
+                        self._round(outcome, name, shared, stack)
+        return outcome
+
+    def _round(
+        self, outcome: Outcome, name: str, shared: dict[str, Server], stack: ExitStack
+    ) -> None:
+        row = outcome.row
+        try:
+            if row.life is Life.ROW:
+                if name not in shared:
+                    server = self._server(name, row)
+                    stack.callback(server.stop)
+                    server.start()
+                    shared[name] = server
+                values = row.measure(shared[name], self.settings)
+            else:
+                server = self._server(name, row)
+                try:
+                    if row.life is Life.ROUND:
+                        server.start()
+                    values = row.measure(server, self.settings)
+                finally:
+                    server.stop()
+        except (BenchmarkError, OSError) as error:
+            outcome.failures[name] = f"{type(error).__name__}: {error}"
+            self.log(f"{row.name}: {name} FAILED: {error}")
+        else:
+            outcome.rounds.setdefault(name, []).append(values)

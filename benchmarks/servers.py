@@ -1,0 +1,214 @@
+"""The two servers under test, started and stopped alike.
+
+Both get the same options: limits on but set high, a token, signatures verified (the kernels'
+keys are random by default in both). Both run with configuration, data and runtime directories of
+their own, so that nothing installed for the user takes part. Each is ended by its own process id.
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import random
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from benchmarks import measure
+from benchmarks.measure import BenchmarkError
+
+NAMES = ("jupyter_server", "kbridge")
+HOST = "127.0.0.1"
+KERNEL = Path(__file__).with_name("kernel.py")
+RATE = "1000000000000"
+
+
+def free_port() -> int:
+    """A free port below the ephemeral range: polling one inside it may connect to itself."""
+    for _ in range(100):
+        port = random.randrange(20_000, 30_000)
+        with socket.socket() as sock:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                sock.bind((HOST, port))
+            except OSError:
+                continue
+            return port
+    raise BenchmarkError("no free port")
+
+
+def write_kernelspec(home: Path) -> None:
+    """Put the stub's kernelspec under `home`/data, where `JUPYTER_PATH` will point."""
+    folder = home / "data" / "kernels" / "stub"
+    folder.mkdir(parents=True, exist_ok=True)
+    spec = {
+        "argv": [sys.executable, str(KERNEL), "{connection_file}"],
+        "display_name": "Stub",
+        "language": "json",
+    }
+    (folder / "kernel.json").write_text(json.dumps(spec))
+
+
+class Server:
+    """One server process.
+
+    Parameters
+    ----------
+    name : str
+        jupyter_server or kbridge; also the module that is run.
+    home : Path
+        A directory of its own, for everything it reads and writes.
+    profile : Path | None
+        Run under cProfile and leave the statistics here.
+    """
+
+    def __init__(self, name: str, home: Path, profile: Path | None = None) -> None:
+        self.name = name
+        self.home = home
+        self.profile = profile
+        self.token = secrets.token_hex(16)
+        self.port = 0
+        self.listening_after = 0.0
+        self.rss_then = 0
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def pid(self) -> int:
+        if self._process is None:
+            raise BenchmarkError(f"{self.name} is not running")
+        return self._process.pid
+
+    def _argv(self) -> list[str]:
+        profiled = ["-m", "cProfile", "-o", str(self.profile)] if self.profile else []
+        argv = [sys.executable, *profiled, "-m", self.name]
+        argv += [f"--ip={HOST}", f"--port={self.port}"]
+        limits = "--ZMQChannelsWebsocketConnection."
+        argv += [f"{limits}iopub_{kind}_rate_limit={RATE}" for kind in ("msg", "data")]
+        argv += [f"{limits}limit_rate=True"]
+        if self.name == "kbridge":
+            return [*argv, f"--token={self.token}"]
+        return [
+            *argv,
+            f"--IdentityProvider.token={self.token}",
+            f"--ServerApp.root_dir={self.home}",
+            "--allow-root",
+            "--no-browser",
+        ]
+
+    def _environment(self) -> dict[str, str]:
+        kept = {k: v for k, v in os.environ.items() if not k.startswith(("JUPYTER_", "KG_"))}
+        return {
+            **kept,
+            "HOME": str(self.home),
+            "IPYTHONDIR": str(self.home / "ipython"),
+            "JUPYTER_PATH": str(self.home / "data"),
+            "JUPYTER_DATA_DIR": str(self.home / "user"),
+            "JUPYTER_CONFIG_DIR": str(self.home / "config"),
+            "JUPYTER_RUNTIME_DIR": str(self.home / "runtime"),
+            "JUPYTER_NO_CONFIG": "1",
+        }
+
+    def start(self) -> None:
+        """Start, and return when a request is answered; times the connection that was.
+
+        Raises
+        ------
+        BenchmarkError
+            If the process ends or does not listen within 30 s; holds the end of its log.
+        """
+        self.home.mkdir(parents=True, exist_ok=True)
+        write_kernelspec(self.home)
+        self.port = free_port()
+        with (self.home / "server.log").open("ab") as log:
+            begin = time.monotonic()
+            self._process = subprocess.Popen(
+                self._argv(),
+                env=self._environment(),
+                cwd=self.home,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+            )
+        while not self._answers(begin):
+            if self._process.poll() is not None or time.monotonic() > begin + 30:
+                self.stop()
+                raise BenchmarkError(f"{self.name} does not listen:\n{self.log_tail()}")
+            time.sleep(0.002)
+
+    def _answers(self, begin: float) -> bool:
+        """Connect, note time and memory, and see whether a request on that connection is answered.
+
+        Accepting is not enough: jupyter_server listens for a moment to find out whether the port
+        is free, long before it means to stay.
+        """
+        with socket.socket() as sock:
+            sock.settimeout(10)
+            if sock.connect_ex((HOST, self.port)) != 0:
+                return False
+            self.listening_after = time.monotonic() - begin
+            self.rss_then = measure.rss(self.pid)
+            try:
+                sock.sendall(b"GET /api HTTP/1.1\r\nHost: localhost\r\n\r\n")
+                return sock.recv(1000).startswith(b"HTTP/1.1 ")
+            except ConnectionError:
+                return False
+
+    def log_tail(self) -> str:
+        lines = (self.home / "server.log").read_text(errors="replace").splitlines()
+        return "\n".join(lines[-15:])
+
+    def stop(self) -> None:
+        """End the process, and the kernels it may have left; may be called twice."""
+        process, self._process = self._process, None
+        if process is None:
+            return
+        kernels = measure.children(process.pid) if process.poll() is None else []
+        process.terminate()
+        try:
+            process.wait(15)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait(5)
+        for pid in kernels:
+            try:
+                os.kill(pid, signal.SIGKILL)
+            except ProcessLookupError:
+                continue  # it went with its server, as it should
+
+    def request(self, method: str, path: str, body: Any = None) -> Any:
+        """One REST request; the parsed reply, or None where it has no body.
+
+        Raises
+        ------
+        BenchmarkError
+            If the status is not of the 2xx family.
+        """
+        connection = http.client.HTTPConnection(HOST, self.port, timeout=60)
+        headers = {"Authorization": f"token {self.token}", "Content-Type": "application/json"}
+        data = None if body is None else json.dumps(body)
+        try:
+            connection.request(method, path, data, headers)
+            reply = connection.getresponse()
+            text = reply.read()
+        finally:
+            connection.close()
+        if not 200 <= reply.status < 300:
+            raise BenchmarkError(f"{self.name}: {method} {path}: {reply.status} {text[:300]!r}")
+        return json.loads(text) if text else None
+
+    @contextmanager
+    def kernel(self, spec: str = "stub") -> Iterator[str]:
+        """A kernel for the length of a `with` block; yields its id."""
+        kernel_id: str = self.request("POST", "/api/kernels", {"name": spec})["id"]
+        try:
+            yield kernel_id
+        finally:
+            self.request("DELETE", f"/api/kernels/{kernel_id}")

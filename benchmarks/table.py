@@ -1,0 +1,122 @@
+"""What a benchmark is made of: figures, rows of figures, and the bars they have to reach.
+
+Pure: nothing here starts, measures or prints.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+from pathlib import Path
+from typing import TypeVar
+
+from benchmarks.servers import Server
+
+BASE, OURS = "jupyter_server", "kbridge"
+T = TypeVar("T")
+Values = Mapping[str, float]
+
+
+class Life(Enum):
+    """How long a server lives."""
+
+    ROW = "row"  # one process for all rounds of a row
+    ROUND = "round"  # a fresh one each round
+    OWN = "own"  # the row starts and stops it
+
+
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """One number that a row measures.
+
+    Parameters
+    ----------
+    key, label, unit : str
+        The name in results, the words in the table, and the unit in both.
+    more_is_better : bool
+        Turns the ratio round: it always says how many times better kbridge is.
+    ratio : float | None
+        The ratio to reach.
+    limit : float | None
+        What kbridge's own value may be at most (at least, where more is better).
+    info : bool
+        Shown, but not plotted and without a ratio.
+    """
+
+    key: str
+    label: str
+    unit: str
+    more_is_better: bool = False
+    ratio: float | None = None
+    limit: float | None = None
+    info: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """How much to do. `quick` is a smoke run: its figures mean little."""
+
+    home: Path
+    quick: bool = False
+    rounds: int = 3
+    count: int | None = None
+    kernel: str | None = None
+
+    def pick(self, full: T, quick: T) -> T:
+        return quick if self.quick else full
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One row of the table: a measurement of one server, repeated and alternated by the runner.
+
+    Parameters
+    ----------
+    measure : callable
+        Takes a server and the settings, gives values by figure key.
+    floor : callable | None
+        The same without any server.
+    rounds : int | None
+        At most so many rounds, where a round takes long.
+    """
+
+    name: str
+    title: str
+    figures: tuple[Figure, ...]
+    measure: Callable[[Server, Settings], Values]
+    life: Life = Life.ROW
+    floor: Callable[[Settings], Values] | None = None
+    rounds: int | None = None
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What was measured of one row: per server (or "floor") the values of each round."""
+
+    row: Row
+    rounds: dict[str, list[Values]] = field(default_factory=dict)
+    failures: dict[str, str] = field(default_factory=dict)
+
+    def median(self, server: str, key: str) -> float | None:
+        values = [r[key] for r in self.rounds.get(server, []) if key in r]
+        return statistics.median(values) if values else None
+
+    def ratio(self, figure: Figure) -> float | None:
+        """How many times better kbridge is, by medians; None where that says nothing."""
+        base, ours = self.median(BASE, figure.key), self.median(OURS, figure.key)
+        if figure.info or not base or not ours or base < 0 or ours < 0:
+            return None
+        return ours / base if figure.more_is_better else base / ours
+
+    def met(self, figure: Figure) -> bool | None:
+        """Whether all bars of a figure are met; None where it has none or was not measured."""
+        verdicts = []
+        ours = self.median(OURS, figure.key)
+        if figure.limit is not None and ours is not None:
+            within = ours >= figure.limit if figure.more_is_better else ours <= figure.limit
+            verdicts.append(within)
+        if figure.ratio is not None and (ratio := self.ratio(figure)) is not None:
+            verdicts.append(ratio >= figure.ratio)
+        return all(verdicts) if verdicts else None

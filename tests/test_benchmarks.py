@@ -1,0 +1,200 @@
+import json
+import os
+import socket
+import struct
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+from jupyter_client.session import Session
+from jupyter_server.services.kernels.connection.base import deserialize_msg_from_ws_v1
+
+from benchmarks import client, measure, report
+from benchmarks.floor import bare
+from benchmarks.plot import draw
+from benchmarks.rows import ROWS
+from benchmarks.table import Figure, Outcome, Row, Values
+from benchmarks.tally import Tally, pump
+
+ROOT = Path(__file__).parent.parent
+TOKEN = "end-0123456789abcdef"
+
+
+class FakeWebsocket:
+    """One end of a socket pair, where a Tally expects a websocket."""
+
+    def __init__(self, sock: socket.socket, unread: bytes = b"") -> None:
+        self.sock = sock
+        self.unread = unread
+
+    def take_unread(self) -> bytes:
+        return self.unread
+
+
+def server_frame(payload: bytes, opcode: int = client.BINARY) -> bytes:
+    length = len(payload)
+    if length < 126:
+        return struct.pack("!BB", 0x80 | opcode, length) + payload
+    if length < 1 << 16:
+        return struct.pack("!BBH", 0x80 | opcode, 126, length) + payload
+    return struct.pack("!BBQ", 0x80 | opcode, 127, length) + payload
+
+
+FLOOD = b"".join(
+    [
+        server_frame(rb"#00000000 a\n"),
+        server_frame(b"ack", client.PING),
+        server_frame(rb"#00000001 " + b"x" * 300 + rb"\n"),
+        server_frame(b"", client.PING),
+        server_frame(rb"#00000002 \n#00000003 \n"),
+        server_frame(TOKEN.encode()),
+    ]
+)
+
+
+def tally_of(unread: bytes, rest: bytes) -> tuple[Tally, bytes]:
+    """A tally that met a flood in two pieces, and what it answered."""
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        tally = Tally(cast("client.Websocket", FakeWebsocket(ours, unread)), TOKEN)
+        if rest:
+            theirs.sendall(rest)
+            assert pump([tally], timeout=10)
+        ours.close()
+        return tally, theirs.recv(1000)
+
+
+def test_tally_counts_the_same_wherever_the_stream_is_cut() -> None:
+    for cut in range(len(FLOOD) + 1):
+        tally, answers = tally_of(FLOOD[:cut], FLOOD[cut:])
+        assert (tally.lines, tally.frames, tally.nbytes) == (4, 4, len(FLOOD)), cut
+        assert tally.done, cut
+        pongs = client.masked(b"ack", client.PONG) + client.masked(b"", client.PONG)
+        assert answers == pongs, cut
+
+
+def test_tally_skips_long_payloads() -> None:
+    long = server_frame(bytes(70_000)) * 3
+    tally, _ = tally_of(b"", long + server_frame(TOKEN.encode()))
+    assert (tally.frames, tally.lines) == (4, 0)
+
+
+def test_tally_reports_a_close() -> None:
+    with pytest.raises(client.Gone):
+        tally_of(server_frame(b"\x03\xe8", client.CLOSE), b"")
+
+
+def test_pump_says_when_the_end_did_not_come() -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        theirs.sendall(FLOOD[:40])
+        tally = Tally(cast("client.Websocket", FakeWebsocket(ours)), TOKEN)
+        assert not pump([tally], timeout=0.01)
+
+
+def test_v1_frames_are_what_jupyter_server_reads() -> None:
+    header = {"msg_id": "ä", "msg_type": "execute_request"}
+    parts = [json.dumps(part).encode() for part in (header, {"msg_id": "p"}, {}, {"code": "ü"})]
+    frame = client.encode("shell", *parts)
+    assert deserialize_msg_from_ws_v1(frame) == ("shell", parts)
+    assert client.decode(frame) == ("shell", "execute_request", "p", {"code": "ü"})
+
+
+def test_stub_signs_what_it_says_and_says_what_it_is_told(tmp_path: Path) -> None:
+    with bare(tmp_path) as kernel:
+        session = Session(key=kernel.key)
+        try:
+            command = {"flood": 3, "size": 100, "end": TOKEN, "batch": 2, "interval": 0.001}
+            kernel.execute(command)
+            heard: list[dict[str, Any]] = []
+            while not heard or heard[-1]["content"].get("execution_state") != "idle":
+                _, parts = session.feed_identities(kernel.iopub.recv_multipart())
+                heard.append(session.deserialize(parts))
+        finally:
+            session.digest_history.clear()
+    assert [m["msg_type"] for m in heard] == ["status", "execute_input", *["stream"] * 4, "status"]
+    texts = [m["content"]["text"] for m in heard[2:-1]]
+    assert [text[:10] for text in texts[:3]] == ["#00000000 ", "#00000001 ", "#00000002 "]
+    assert {len(text) for text in texts[:3]} == {100}
+    assert texts[3] == TOKEN
+
+
+def test_proc_readers_see_this_process() -> None:
+    pid = os.getpid()
+    before = measure.cpu_seconds(pid)
+    while measure.cpu_seconds(pid) == before:
+        pass
+    held = measure.descriptors(pid)
+    with (ROOT / "pyproject.toml").open():
+        assert measure.descriptors(pid) == held + 1
+    assert measure.rss(pid) > 1 << 20
+    assert pid in measure.children(os.getppid())
+
+
+@pytest.mark.parametrize(
+    ("figure", "base", "ours", "ratio", "met"),
+    [
+        (Figure("x", "", "us", ratio=8), 100.0, 10.0, 10.0, True),
+        (Figure("x", "", "us", ratio=8), 100.0, 20.0, 5.0, False),
+        (Figure("x", "", "us", ratio=8, limit=12), 400.0, 20.0, 20.0, False),
+        (Figure("x", "", "MB/s", more_is_better=True, ratio=1.4), 100.0, 150.0, 1.5, True),
+        (Figure("x", "", "1/s", more_is_better=True, limit=9), 1.0, 8.0, 8.0, False),
+        (Figure("x", "", "", limit=0, info=True), 1000.0, 0.0, None, True),
+        (Figure("x", "", "s"), 1.0, 0.5, 2.0, None),
+    ],
+)
+def test_bars(
+    figure: Figure, base: float, ours: float, ratio: float | None, met: bool | None
+) -> None:
+    outcome = made_up(figure, base, ours)
+    assert outcome.ratio(figure) == ratio
+    assert outcome.met(figure) is met
+
+
+def made_up(figure: Figure, base: float, ours: float) -> Outcome:
+    row = Row("made-up", "Made up", (figure,), lambda _server, _settings: {})
+    # The median of the rounds counts, so an outlier on either side does not.
+    rounds: dict[str, list[Values]] = {
+        "jupyter_server": [{"x": 1e9}, {"x": base}, {"x": -1.0}],
+        "kbridge": [{"x": ours}, {"x": 1e9}, {"x": -1.0}],
+    }
+    return Outcome(row, rounds)
+
+
+def test_report_and_picture(tmp_path: Path) -> None:
+    figure = Figure("x", "CPU a message", "us", ratio=8)
+    outcomes = [made_up(figure, 100.0, 10.0), made_up(figure, 100.0, 20.0)]
+    outcomes[1].failures["kbridge"] = "BenchmarkError: it went"
+    text = report.table(outcomes)
+    assert "10x" in text
+    assert "NO (>= 8x)" in text
+    assert "kbridge FAILED: BenchmarkError: it went" in text
+    assert json.loads(report.as_json(outcomes, quick=True))["rows"]["made-up"]["figures"]["x"]
+    assert draw(outcomes, tmp_path / "picture.png")
+    assert (tmp_path / "picture.png").read_bytes().startswith(b"\x89PNG")
+    assert not draw([Outcome(outcomes[0].row)], tmp_path / "none.png")
+
+
+def test_every_row_of_the_budget_has_a_module() -> None:
+    modules = {path.stem for path in (ROOT / "benchmarks" / "rows").glob("[a-z]*.py")}
+    assert set(ROWS) == modules
+
+
+@pytest.mark.slow
+@pytest.mark.kernel
+def test_a_tiny_run_of_both_servers(tmp_path: Path) -> None:
+    argv = [sys.executable, "-m", "benchmarks", "--quick", "--output", str(tmp_path)]
+    done = subprocess.run(
+        [*argv, "start", "message", "roundtrip"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=110,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    rows = json.loads((tmp_path / "benchmarks.json").read_text())["rows"]
+    assert rows["message"]["figures"]["cpu"]["ratio"] > 0
+    assert rows["roundtrip"]["figures"]["p50"]["ratio"] > 0
+    assert (tmp_path / "benchmarks.png").stat().st_size > 10_000
