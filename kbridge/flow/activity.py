@@ -1,0 +1,162 @@
+"""`execution_state` and `last_activity` of a kernel, from the messages that pass by.
+
+Laws of this module:
+
+- a kernel is busy as long as any request that a user made is; each request's `status` messages
+  speak for that request alone, because control and subshells run beside shell;
+- requests that frontends make on their own (`QUIET`), and control's, neither make a kernel busy
+  nor count as activity, or no kernel with an open page would ever be culled;
+- output counts whatever its parent: threads publish under the parent that happens to be current.
+"""
+
+from __future__ import annotations
+
+import json
+
+from kbridge.wire.message import Message, scan
+
+__all__ = ["CONTROL", "QUIET", "Activity", "state_of"]
+
+CONTROL = frozenset(
+    {
+        "create_subshell_request",
+        "debug_request",
+        "delete_subshell_request",
+        "interrupt_request",
+        "list_subshell_request",
+        "shutdown_request",
+        "usage_request",
+    }
+)
+"""Requests that travel on control."""
+
+QUIET = CONTROL | {"comm_info_request", "kernel_info_request"}
+"""Requests that say nothing about whether somebody uses the kernel."""
+
+# What is no output and no reply to a user's request. `status` is looked at by its parent.
+_QUIET_MESSAGES = frozenset(
+    {"debug_event", "iopub_welcome", "status"}
+    | QUIET
+    | {name.removesuffix("_request") + "_reply" for name in QUIET}
+)
+
+_STATES = {
+    spelling.format(state).encode(): state
+    for state in ("busy", "idle", "starting")
+    for spelling in ('{{"execution_state": "{}"}}', '{{"execution_state":"{}"}}')
+}
+
+
+def state_of(content: bytes) -> str:
+    """Read `execution_state` from the content of a status message; empty if there is none."""
+    known = _STATES.get(content)
+    if known is not None:
+        return known
+    try:
+        value = json.loads(content)
+    except (ValueError, RecursionError):
+        return ""
+    state = value.get("execution_state") if isinstance(value, dict) else None
+    return state if isinstance(state, str) else ""
+
+
+class Activity:
+    """What a kernel does, and when it last did something for a user.
+
+    The bridge's own probes are not to be shown to it.
+
+    Parameters
+    ----------
+    now : float
+        Unix seconds, as everywhere in this class.
+    limit : int
+        How many requests may be busy at once; the oldest are forgotten first. It bounds memory
+        against a kernel that never says idle.
+
+    Attributes
+    ----------
+    last_activity : float
+        Unix seconds of the last user's request, output, or change that such a request caused.
+    """
+
+    __slots__ = ("_busy", "_phase", "last_activity", "limit")
+
+    def __init__(self, now: float, limit: int = 1000) -> None:
+        self.last_activity = now
+        self.limit = limit
+        # Parents' msg_ids in the order in which they got busy.
+        self._busy: dict[str, None] = {}
+        # What outweighs busy and idle; None for a kernel that is up.
+        self._phase: str | None = "starting"
+
+    @property
+    def execution_state(self) -> str:
+        """One of starting, idle, busy, restarting and dead."""
+        return self._phase or ("busy" if self._busy else "idle")
+
+    def observe(self, msg: Message, msg_type: str, now: float) -> None:
+        """Look at one message from the kernel, on any channel."""
+        if msg_type == "status":
+            self._status(msg, now)
+        elif msg_type not in _QUIET_MESSAGES:
+            self.last_activity = now
+
+    def _status(self, msg: Message, now: float) -> None:
+        state = state_of(msg.content)
+        if state == "starting":
+            # A new process says so: whatever the old one was at is gone. It never takes an idle
+            # kernel back to starting, for the proof that it is up may have overtaken this message.
+            self._busy.clear()
+            return
+        if self._phase == "dead" or state not in ("busy", "idle"):
+            return
+        parent = msg.parent_header
+        request = scan(parent, "msg_type")
+        if request in QUIET:
+            # Any of them proves that the kernel is up, but for the one that takes it down.
+            if state == "idle" and request != "shutdown_request":
+                self._phase = None
+            return
+        self._phase = None
+        self.last_activity = now
+        parent_id = scan(parent, "msg_id")
+        if state == "busy":
+            self._busy[parent_id] = None
+            if len(self._busy) > self.limit:
+                del self._busy[next(iter(self._busy))]
+        elif parent_id:
+            self._busy.pop(parent_id, None)
+        else:
+            # Without a parent it speaks for the whole kernel.
+            self._busy.clear()
+
+    def touch(self, now: float, msg_type: str = "") -> None:
+        """Take note of a client's request; one of the `QUIET` types changes nothing."""
+        if msg_type not in QUIET:
+            self.last_activity = now
+
+    def alive(self, now: float) -> None:  # noqa: ARG002
+        """The kernel has proven that it is up; that is no activity."""
+        if self._phase != "dead":
+            self._phase = None
+
+    def restarted(self, now: float) -> None:
+        """The process was replaced, or is about to be: nothing of the old one is busy."""
+        self._enter("restarting", now)
+
+    def dead(self, now: float) -> None:
+        """The process is gone for good; only `restarted` brings the kernel back."""
+        self._enter("dead", now)
+
+    def _enter(self, phase: str, now: float) -> None:
+        self._busy.clear()
+        self._phase = phase
+        self.last_activity = now
+
+    def statistics(self) -> dict[str, str | int | float]:
+        """State, last activity, and how many requests are busy."""
+        return {
+            "execution_state": self.execution_state,
+            "last_activity": self.last_activity,
+            "busy_requests": len(self._busy),
+        }

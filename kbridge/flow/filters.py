@@ -1,0 +1,108 @@
+"""Which messages may pass at all, and tracebacks that users are not to see.
+
+Both work on the raw parts, before a message is put into a dialect, so they hold in every dialect.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Collection
+from typing import Any
+
+from kbridge.errors import InvalidMessage
+from kbridge.flow.policy import DROP, PASS, Verdict
+from kbridge.wire.message import Message, json_object
+
+__all__ = ["AllowedTypes", "HideTracebacks"]
+
+
+class AllowedTypes:
+    """Let only the named message types pass (a `Policy`, for what clients send).
+
+    Parameters
+    ----------
+    allowed : collection of str
+        Message types; empty: all are allowed, as `allowed_message_types` of Jupyter Server.
+    """
+
+    __slots__ = ("_allowed", "_dropped")
+
+    def __init__(self, allowed: Collection[str] = ()) -> None:
+        self._allowed = frozenset(allowed)
+        self._dropped = 0
+
+    def __call__(self, msg: Message, msg_type: str, now: float) -> Verdict:  # noqa: ARG002
+        """Drop the message unless its type is named."""
+        if not self._allowed or msg_type in self._allowed:
+            return PASS
+        self._dropped += 1
+        return DROP
+
+    def statistics(self) -> dict[str, int]:
+        """How many messages were dropped."""
+        return {"dropped_messages": self._dropped}
+
+
+# What carries a traceback on iopub; pyerr is protocol 4's name.
+_ERRORS = frozenset({"error", "pyerr"})
+# A reply without any of these bytes cannot hold a failure, in whatever way it spells its JSON.
+_SUSPECT = (b"error", b"traceback", b"\\u")
+
+
+class HideTracebacks:
+    """Put one fixed text in the place of whatever an exception tells (a `Policy`).
+
+    Concerns `error` on iopub, replies with status `error`, and failed `user_expressions` inside
+    replies that succeeded. `ename` and `evalue` say only that there was an error, because an
+    exception's own words leak as much as its traceback; other fields stay. Content that cannot be
+    read is replaced as a whole: what we cannot clean does not pass.
+
+    Parameters
+    ----------
+    replacement : str
+        The only line of the traceback that clients get.
+    """
+
+    __slots__ = ("_hidden",)
+
+    def __init__(self, replacement: str) -> None:
+        self._hidden = {
+            "ename": "ExecutionError",
+            "evalue": "Execution error",
+            "traceback": [replacement],
+        }
+
+    def __call__(self, msg: Message, msg_type: str, now: float) -> Verdict:  # noqa: ARG002
+        """Replace the message if it tells of an exception."""
+        if msg_type == "stream":
+            return PASS  # what floods are made of
+        if msg_type in _ERRORS:
+            return (self._cleaned(msg, self._clean_error),)
+        if msg_type.endswith("_reply"):
+            content = msg.content
+            if any(word in content for word in _SUSPECT):
+                return (self._cleaned(msg, self._clean_reply),)
+        return PASS
+
+    def _cleaned(self, msg: Message, clean: Callable[[dict[str, Any]], bool]) -> Message:
+        try:
+            content = json_object(msg.content, "content")
+        except InvalidMessage:
+            content = {"status": "error", **self._hidden}
+        else:
+            if not clean(content):
+                return msg
+        return msg._replace(content=json.dumps(content).encode())
+
+    def _clean_error(self, content: dict[str, Any]) -> bool:
+        content.update(self._hidden)
+        return True
+
+    def _clean_reply(self, content: dict[str, Any]) -> bool:
+        changed = False
+        expressions = content.get("user_expressions")
+        for part in (content, *(expressions.values() if isinstance(expressions, dict) else ())):
+            if isinstance(part, dict) and (part.get("status") == "error" or "traceback" in part):
+                part.update(self._hidden)
+                changed = True
+        return changed

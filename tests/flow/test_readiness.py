@@ -1,0 +1,304 @@
+"""The nudge: what proves a kernel ready, what does not, and that it always ends."""
+
+import dataclasses
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from kbridge.flow.readiness import TRANSITIONS, Decision, Event, Readiness, State
+
+TIMEOUT = 60.0
+INTERVAL = 0.5
+
+
+def machine(now: float = 100.0) -> Readiness:
+    readiness = Readiness(INTERVAL, TIMEOUT)
+    readiness.reset(now)
+    return readiness
+
+
+def play(readiness: Readiness, events: str, now: float = 100.0) -> Readiness:
+    """Words: poll, reply, iopub, welcome, connected, disconnected, reset, and +seconds."""
+    for word in events.split():
+        if word.startswith("+"):
+            now += float(word)
+        elif word in ("poll", "reset"):
+            getattr(readiness, word)(now)
+        else:
+            getattr(readiness, f"on_{word}")(now)
+    return readiness
+
+
+@pytest.mark.parametrize(
+    ("events", "state"),
+    [
+        ("", "new"),
+        ("poll", "asked"),
+        ("poll reply", "replied"),
+        ("poll iopub", "heard"),
+        ("poll reply iopub", "proven"),
+        ("poll iopub reply", "proven"),
+        ("poll reply reply", "replied"),
+        ("poll iopub iopub iopub", "heard"),
+        # What came before the first probe proves nothing.
+        ("iopub poll reply", "replied"),
+        ("reply iopub", "new"),
+        ("reply poll iopub", "heard"),
+        # A welcome is enough, at any time.
+        ("welcome", "proven"),
+        ("poll welcome", "proven"),
+        ("poll reply welcome", "proven"),
+        ("poll iopub welcome", "proven"),
+        # Later polls keep the evidence.
+        ("poll reply +1 poll iopub", "proven"),
+        # A reset takes it away.
+        ("poll reply reset iopub", "new"),
+        ("poll reply iopub reset", "new"),
+        ("poll reply reset poll iopub", "heard"),
+        ("welcome reset", "new"),
+        # So does a lost connection, and nothing counts until it is back.
+        ("poll reply iopub disconnected", "lost"),
+        ("poll reply disconnected", "lost"),
+        ("disconnected poll reply iopub welcome", "lost"),
+        ("poll reply disconnected connected", "new"),
+        ("poll reply disconnected connected iopub", "new"),
+        ("poll reply disconnected connected poll reply iopub", "proven"),
+        ("poll reply disconnected reset poll reply iopub", "proven"),
+        # Evidence older than the handshake is of an older connection.
+        ("poll reply connected iopub", "new"),
+        ("poll connected poll reply iopub", "proven"),
+        # The handshake may be told after the proof that it made possible.
+        ("poll reply iopub connected", "proven"),
+        ("welcome connected", "proven"),
+        # The timeout.
+        ("poll +60 poll", "asked timed_out"),
+        ("disconnected +60 poll", "lost timed_out"),
+        ("poll reply +60 poll iopub", "proven"),
+        ("poll +60 poll reset", "new"),
+        ("poll +60 poll disconnected", "lost"),
+        ("poll +60 poll connected", "new"),
+        ("poll +60 poll connected poll reply iopub", "proven"),
+        ("poll +60 poll reply iopub", "proven"),
+    ],
+)
+def test_sequences(events: str, state: str) -> None:
+    readiness = play(machine(), events)
+    name, _, timed_out = state.partition(" ")
+    assert readiness.state is State[name.upper()]
+    assert readiness.timed_out == bool(timed_out)
+    assert readiness.ready == (name == "proven" or bool(timed_out))
+
+
+def test_it_probes_at_once_and_then_at_the_interval() -> None:
+    readiness = machine(100.0)
+    assert readiness.poll(100.0) == Decision(True, False, False, 100.5)
+    assert readiness.poll(100.2) == Decision(False, False, False, 100.5)
+    assert readiness.poll(100.5) == Decision(True, False, False, 101.0)
+    # A late poll does not make up for probes it missed.
+    assert readiness.poll(107.0) == Decision(True, False, False, 107.5)
+    assert readiness.statistics()["probes"] == 3
+
+
+def test_the_last_wait_is_cut_at_the_timeout() -> None:
+    readiness = machine(100.0)
+    assert readiness.poll(159.75) == Decision(True, False, False, 160.0)
+    assert readiness.poll(160.0) == Decision(False, True, True, None)
+    assert readiness.poll(1000.0) == Decision(False, True, True, None)
+
+
+def test_a_handshake_makes_the_next_probe_due_at_once() -> None:
+    readiness = machine(100.0)
+    readiness.poll(100.0)
+    readiness.on_connected(100.1)
+    assert readiness.poll(100.1) == Decision(True, False, False, 100.6)
+
+
+def test_a_hub_without_connection_does_not_probe() -> None:
+    readiness = machine(100.0)
+    readiness.on_disconnected(100.0)
+    assert readiness.poll(130.0) == Decision(False, False, False, 160.0)
+    readiness.on_connected(140.0)
+    assert readiness.poll(140.0).probe
+
+
+def test_proof_ends_the_wait() -> None:
+    readiness = play(machine(100.0), "poll +2 reply iopub")
+    assert readiness.poll(102.0) == Decision(False, True, False, None)
+    assert readiness.statistics()["waited"] == 2.0
+
+
+@pytest.mark.parametrize("ready", ["poll reply iopub", "+60 poll"])
+@pytest.mark.parametrize("event", ["on_disconnected", "reset"])
+def test_a_ready_hub_that_loses_its_kernel_waits_the_whole_timeout_anew(
+    ready: str, event: str
+) -> None:
+    readiness = play(machine(100.0), ready)
+    assert readiness.ready
+    getattr(readiness, event)(200.0)
+    assert not readiness.poll(259.9).ready
+    assert readiness.poll(260.0) == Decision(False, True, True, None)
+
+
+def test_a_waiting_hub_that_is_cut_again_and_again_keeps_its_timeout() -> None:
+    readiness = machine(100.0)
+    for second in range(100, 160):
+        readiness.on_disconnected(second)
+        readiness.on_connected(second + 0.5)
+        assert not readiness.poll(second + 0.5).ready
+    assert readiness.poll(160.0).timed_out
+    assert readiness.statistics()["losses"] == 60
+
+
+def test_an_interval_must_have_a_length() -> None:
+    with pytest.raises(ValueError, match="interval"):
+        Readiness(0.0)
+
+
+def test_no_wait_at_all() -> None:
+    assert Readiness(timeout=0.0).poll(0.0) == Decision(False, True, True, None)
+
+
+def test_statistics_of_a_new_hub() -> None:
+    assert machine().statistics() == {
+        "state": "new",
+        "ready": False,
+        "timed_out": False,
+        "waited": None,
+        "probes": 0,
+        "resets": 2,
+        "losses": 0,
+    }
+
+
+def test_decisions_are_frozen() -> None:
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        machine().poll(100.0).ready = True  # type: ignore[misc]
+
+
+def test_the_table_is_whole() -> None:
+    assert set(TRANSITIONS) == set(State)
+    # The only ways to proof: a welcome, or the second half of the evidence.
+    proofs = {
+        (s, e) for s, row in TRANSITIONS.items() for e, to in row.items() if to is State.PROVEN
+    }
+    assert proofs == {
+        *((s, Event.WELCOME) for s in (State.NEW, State.ASKED, State.REPLIED, State.HEARD)),
+        (State.REPLIED, Event.IOPUB),
+        (State.HEARD, Event.REPLY),
+    }
+    for state in set(State) - {State.LOST}:
+        assert TRANSITIONS[state][Event.DISCONNECTED] is State.LOST
+
+
+class Model:
+    """Remembers everything that happened since the wait began, and reads the law off it."""
+
+    def __init__(self, now: float) -> None:
+        self.start(now)
+
+    def start(self, now: float) -> None:
+        self.since = now
+        self.timed_out = False
+        self.up = True
+        self.clear()
+
+    def clear(self) -> None:
+        self.probed = self.reply = self.iopub = self.welcome = False
+
+    @property
+    def proven(self) -> bool:
+        return self.welcome or (self.reply and self.iopub)
+
+    @property
+    def ready(self) -> bool:
+        return self.proven or self.timed_out
+
+    def on(self, word: str, now: float) -> None:
+        if word == "reset":
+            self.start(now)
+        elif word == "disconnected":
+            if self.ready:
+                self.start(now)
+            self.clear()
+            self.up = False
+        elif word == "connected":
+            if not self.proven:
+                if self.timed_out:
+                    self.start(now)
+                self.clear()
+            self.up = True
+        elif self.up and not self.proven:
+            self.welcome |= word == "welcome"
+            self.reply |= word == "reply" and self.probed
+            self.iopub |= word == "iopub" and self.probed
+
+
+WORDS = ["poll", "poll", "reply", "iopub", "welcome", "connected", "disconnected", "reset"]
+
+
+@settings(deadline=None)
+@given(
+    steps=st.lists(
+        st.tuples(
+            st.sampled_from([0.0, 0.0, 0.125, 0.25, 0.5, 1.0, 30.0, 60.0]), st.sampled_from(WORDS)
+        ),
+        max_size=60,
+    )
+)
+def test_against_the_model(steps: list[tuple[float, str]]) -> None:
+    now = 100.0
+    readiness, model = machine(now), Model(now)
+    last_probe: float | None = None
+    for step, word in steps:
+        now += step
+        if word == "poll":
+            was_ready = readiness.ready
+            decision: Any = readiness.poll(now)
+            if not model.ready and now >= model.since + TIMEOUT:
+                model.timed_out = True
+            assert decision.ready == model.ready
+            assert decision.timed_out == readiness.timed_out
+            if decision.probe:
+                assert not was_ready
+                assert not decision.ready
+                assert model.up
+                assert last_probe is None or now >= last_probe + INTERVAL
+                model.probed, last_probe = True, now
+            # Whoever does as it says comes back in time, and only while there is a reason.
+            if decision.ready:
+                assert decision.next_at is None
+            else:
+                assert now < decision.next_at <= model.since + TIMEOUT
+        else:
+            play(readiness, word, now)
+            model.on(word, now)
+            if word in ("connected", "reset"):
+                last_probe = None
+        assert readiness.ready == model.ready
+        assert readiness.timed_out == (model.timed_out and not model.proven)
+
+
+@settings(deadline=None)
+@given(
+    events=st.lists(
+        st.sampled_from(["reply", "iopub", "connected", "disconnected", "nothing"]), max_size=300
+    )
+)
+def test_whatever_happens_the_first_wait_ends_by_its_timeout(events: list[str]) -> None:
+    """Driven as a hub drives it: at each `next_at`, with an event before each poll."""
+    now = start = 100.0
+    readiness = machine(start)
+    pending = iter(events)
+    for _ in range(1000):
+        decision = readiness.poll(now)
+        if decision.ready:
+            break
+        assert decision.next_at is not None
+        now = decision.next_at
+        event = next(pending, "nothing")
+        if event != "nothing":
+            play(readiness, event, now)
+    assert readiness.ready
+    assert now <= start + TIMEOUT
