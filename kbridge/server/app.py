@@ -181,13 +181,8 @@ class KbridgeApp(JupyterApp):
     ws_ping_interval = Float(
         30.0,
         min=0.0,
-        help="Seconds between pings of a websocket; 0: none. (KG_WS_PING_INTERVAL_SECS)",
-    ).tag(config=True)
-    ws_ping_timeout = Float(
-        0.0,
-        min=0.0,
-        help="""Seconds without an answer after which a websocket is closed; 0: three times
-        the interval, at least 30.""",
+        help="""Seconds between pings of a websocket, and within which it must answer one;
+        0: none. (KG_WS_PING_INTERVAL_SECS)""",
     ).tag(config=True)
     websocket_max_message_size = Integer(
         100 << 20, min=1, help="Bytes that one message of a client may have."

@@ -29,8 +29,11 @@ def find_resource(root: str, path: str) -> Path | None:
     if "\0" in path:
         return None
     home = Path(root).resolve()
-    found = (home / path).resolve()
-    return found if found.is_relative_to(home) and found.is_file() else None
+    try:
+        found = (home / path).resolve()
+        return found if found.is_relative_to(home) and found.is_file() else None
+    except OSError:  # a name too long to be a file's
+        return None
 
 
 def spec_model(name: str, spec: Model, root: str, base_url: str) -> Model:

@@ -111,6 +111,8 @@ class Server:
         self._http.add_sockets(sockets)
         self._runtime = RuntimeFile(Path(self._app.runtime_dir), self._info())
         self._runtime.write()
+        if wired.keepalive is not None:
+            wired.keepalive.start()
         self._announce()
         await wired.kernels.open()
 
@@ -128,6 +130,8 @@ class Server:
             http.stop()
         if wired is not None:
             wired.services.closing = True
+            if wired.keepalive is not None:
+                wired.keepalive.stop()
             for websocket in list(wired.services.websockets):
                 websocket.close(_GOING_AWAY, "the server is shutting down")
             await self._end_kernels(wired, hurry or asyncio.Event())

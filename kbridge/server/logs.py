@@ -18,6 +18,7 @@ __all__ = ["SafeFormatter", "hide", "log_request", "scrub"]
 # Any query parameter whose name speaks of a secret, in a URI or in a repr of one.
 _PARAMETER = re.compile(r"(?i)([?&][^=&\s]*(?:token|auth|key|code|secret)[^=&\s]*=)[^&\s'\"#]+")
 _AUTHORIZATION = re.compile(r"(?i)(authorization\W+(?:token|bearer)\s+)[^\s'\",;]+")
+_URI_LIMIT = 500
 _SECRETS: set[str] = set()
 
 
@@ -61,7 +62,7 @@ def log_request(handler: web.RequestHandler) -> None:
         "%d %s %s (%s) %.2fms",
         status,
         request.method,
-        scrub(request.uri or ""),
+        scrub(request.uri or "")[:_URI_LIMIT],
         request.remote_ip,
         1000 * request.request_time(),
     )

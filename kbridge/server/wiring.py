@@ -13,6 +13,7 @@ from kbridge.connection.channels import ZMQChannelsWebsocketConnection
 from kbridge.hub.table import HubTable
 from kbridge.kernels.manager import BridgeKernelManager
 from kbridge.kernels.sessions import Sessions
+from kbridge.link.keepalive import Keepalive
 from kbridge.server.cors import Cors
 from kbridge.server.policy import AccessPolicy
 from kbridge.server.routes import make_application
@@ -24,8 +25,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Wired", "access_policy", "wire"]
 
-_LEAST_PING_TIMEOUT = 30.0
-
 
 @dataclass(frozen=True, slots=True)
 class Wired:
@@ -35,6 +34,7 @@ class Wired:
     services: Services
     kernels: BridgeKernelManager
     hubs: HubTable
+    keepalive: Keepalive | None
 
 
 def access_policy(app: KbridgeApp) -> AccessPolicy:
@@ -63,7 +63,7 @@ def wire(app: KbridgeApp, port: int) -> Wired:
         The one listened on, 0 for a unix socket. It is in the cookie's name, because browsers
         send the cookies of one host to all of its ports.
     """
-    hubs = HubTable(ZMQChannelsWebsocketConnection.hub_settings(app.config))
+    hubs = HubTable(ZMQChannelsWebsocketConnection.hub_settings(app.config), log=app.log)
     kernels = BridgeKernelManager(
         hubs=hubs, parent=app, log=app.log, connection_dir=app.runtime_dir
     )
@@ -85,7 +85,7 @@ def wire(app: KbridgeApp, port: int) -> Wired:
         cookie_name=f"kbridge-{port}-{path}",
         list_kernels=app.list_kernels,
     )
-    interval = app.ws_ping_interval
+    keepalive = Keepalive(app.ws_ping_interval) if app.ws_ping_interval else None
     application = make_application(
         services,
         ChannelsHandler,
@@ -93,7 +93,6 @@ def wire(app: KbridgeApp, port: int) -> Wired:
         kernel_manager=kernels,
         hubs=hubs,
         websocket_max_message_size=app.websocket_max_message_size,
-        kbridge_ws_ping_interval=interval,
-        kbridge_ws_ping_timeout=app.ws_ping_timeout or max(3 * interval, _LEAST_PING_TIMEOUT),
+        kbridge_keepalive=keepalive,
     )
-    return Wired(application, services, kernels, hubs)
+    return Wired(application, services, kernels, hubs, keepalive)
