@@ -33,7 +33,7 @@ from kbridge.wire.zmq import parse
 
 __all__ = ["HUBS", "ZMQChannelsWebsocketConnection"]
 
-HUBS = "kbridge_hubs"
+HUBS = "hubs"
 """The key in Tornado's settings under which an application keeps its `HubTable`."""
 
 _FIELDS = {"header": 0, "parent_header": 1, "metadata": 2, "content": 3}

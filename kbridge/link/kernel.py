@@ -11,6 +11,7 @@ each drain that stopped at its bound.
 
 from __future__ import annotations
 
+import asyncio
 import secrets
 from collections.abc import Callable, Sequence
 from typing import Any, Final
@@ -66,6 +67,7 @@ class KernelLink:
     def __init__(self, endpoints: Endpoints, events: KernelEvents) -> None:
         self._events = events
         self._loop = IOLoop.current()
+        self._soon = asyncio.get_running_loop().call_soon
         self._sockets: dict[Channel, zmq.Socket[bytes]] = {}
         self._refused: set[Channel] = set()
         self._again: set[Channel] = set()
@@ -91,7 +93,8 @@ class KernelLink:
         except BaseException:
             self.close()
             raise
-        # The descriptor may have spoken before anybody listened.
+        # A socket that was never asked may keep silent about what it has.
+        self._soon(self._on_monitor, None, 0)
         for channel in Channel:
             self._look_again(channel)
 
@@ -182,7 +185,7 @@ class KernelLink:
         self._again.add(channel)
         if not self._scheduled:
             self._scheduled = True
-            self._loop.asyncio_loop.call_soon(self._on_turn)  # type: ignore[attr-defined]
+            self._soon(self._on_turn)
 
     def _on_turn(self) -> None:
         self._scheduled = False

@@ -1,0 +1,111 @@
+"""Reading off real ZeroMQ sockets: in shape, out of shape, and at the bounds."""
+
+import itertools
+
+import pytest
+import zmq
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from kbridge.errors import KernelMessageError
+from kbridge.link.drain import drain
+from kbridge.wire.message import Channel
+from kbridge.wire.signing import Signer
+from kbridge.wire.zmq import DELIMITER, parse
+
+PLENTY = 1 << 30
+_names = itertools.count()
+
+
+def message(text: bytes = b"{}", *buffers: bytes, topic: bytes | None = b"topic") -> list[bytes]:
+    idents = [] if topic is None else [topic]
+    return [*idents, DELIMITER, b"sig", b'{"h":1}', b"{}", b"{}", text, *buffers]
+
+
+@pytest.fixture
+def pair():
+    """A PUSH-like pair within the process: what one side sends, the other has at once."""
+    context = zmq.Context()
+    name = f"inproc://drain-{next(_names)}"
+    ours, kernel = context.socket(zmq.PAIR), context.socket(zmq.PAIR)
+    for socket in (ours, kernel):
+        socket.linger = 0
+        socket.hwm = 0
+    ours.bind(name)
+    kernel.connect(name)
+    yield ours, kernel
+    ours.close()
+    kernel.close()
+    context.term()
+
+
+def plain(batch):
+    return [[bytes(part) for part in parts] for parts in batch]
+
+
+def test_messages_come_whole_and_in_order(pair) -> None:
+    ours, kernel = pair
+    sent = [message(b'{"n":%d}' % n, *[b"buf"] * (n % 3)) for n in range(20)]
+    sent += [message(b"{}", topic=None)]
+    for parts in sent:
+        kernel.send_multipart(parts)
+    assert plain(drain(ours, 100, PLENTY)) == sent
+    assert drain(ours, 100, PLENTY) == []
+
+
+def test_buffers_are_not_copied(pair) -> None:
+    ours, kernel = pair
+    kernel.send_multipart(message(b"{}", b"x" * 100_000))
+    (parts,) = drain(ours, 100, PLENTY)
+    assert isinstance(parts[-1], memoryview)
+    assert len(parts[-1]) == 100_000
+
+
+@pytest.mark.parametrize(("max_messages", "max_bytes"), [(3, PLENTY), (100, 500)])
+def test_a_batch_ends_at_its_bound_and_the_rest_waits(pair, max_messages, max_bytes) -> None:
+    ours, kernel = pair
+    sent = [message(b'{"t":"' + b"x" * 190 + b'"}') for _ in range(10)]
+    for parts in sent:
+        kernel.send_multipart(parts)
+    assert len(drain(ours, max_messages, max_bytes)) == 3
+    assert len(drain(ours, 100, PLENTY)) == 7
+
+
+SHORT = st.lists(
+    st.sampled_from([b"", b"{", b"{}", b"topic", b"sig", DELIMITER, b"junk"]),
+    min_size=1,
+    max_size=9,
+)
+
+
+@given(st.lists(st.one_of(st.none(), SHORT), max_size=12))
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=300)
+def test_what_is_out_of_shape_takes_at_most_its_neighbour_along(pair, plan) -> None:
+    """Good messages around malformed ones: each arrives whole, unless it stands right behind one.
+
+    A malformed message that looks like the beginning of a good one may take the next with it;
+    one further on never suffers, and nothing that was not sent comes out.
+    """
+    ours, kernel = pair
+    key = Signer(b"key")
+    good: dict[bytes, bool] = {}
+    after_bad = False
+    for i, junk in enumerate(plan):
+        if junk is None:
+            parts = [b'{"i":%d}' % i, b"{}", b"{}", b'{"body":%d}' % i]
+            kernel.send_multipart([b"topic", DELIMITER, key.sign(parts), *parts])
+            good[parts[0]] = after_bad
+            after_bad = False
+        else:
+            kernel.send_multipart(junk)
+            after_bad = True
+    seen = []
+    while batch := drain(ours, 5, PLENTY):
+        for frames in batch:
+            try:
+                seen.append(parse(Channel.IOPUB, frames, key).header)
+            except KernelMessageError:
+                continue
+    assert seen == [h for h in good if h in seen], "out of order, or twice"
+    for header, behind_junk in good.items():
+        assert header in seen or behind_junk, f"{header!r} was lost without a reason"

@@ -1,0 +1,219 @@
+"""The sockets of a kernel, against real ones on the other side."""
+
+import asyncio
+import json
+
+import pytest
+import zmq
+import zmq.asyncio
+
+from kbridge.link.endpoints import Endpoints
+from kbridge.link.kernel import KernelLink
+from kbridge.wire.message import Channel
+from kbridge.wire.zmq import DELIMITER
+
+TYPES = {
+    Channel.IOPUB: zmq.PUB,
+    Channel.SHELL: zmq.ROUTER,
+    Channel.CONTROL: zmq.ROUTER,
+    Channel.STDIN: zmq.ROUTER,
+}
+
+
+class Side:
+    """The kernel's sockets."""
+
+    def __init__(self, ports: dict[Channel, int] | None = None) -> None:
+        self.context = zmq.asyncio.Context()
+        self.sockets = {}
+        self.ports = {}
+        for channel, kind in TYPES.items():
+            socket = self.context.socket(kind)
+            socket.linger = 0
+            if ports is None:
+                self.ports[channel] = socket.bind_to_random_port("tcp://127.0.0.1")
+            else:
+                self.ports[channel] = ports[channel]
+                socket.bind(f"tcp://127.0.0.1:{ports[channel]}")
+            self.sockets[channel] = socket
+
+    @property
+    def endpoints(self) -> Endpoints:
+        return Endpoints("tcp", "127.0.0.1", self.ports, b"key")
+
+    def close(self) -> None:
+        for socket in self.sockets.values():
+            socket.close(0)
+        self.context.term()
+
+
+class Recorder:
+    """Takes what a link tells, and lets a test wait for it."""
+
+    def __init__(self) -> None:
+        self.messages: list[tuple[Channel, list[bytes]]] = []
+        self.drained = 0
+        self.news: list[str] = []
+        self._changed = asyncio.Event()
+
+    def on_messages(self, channel, batch) -> None:
+        self.messages += [(channel, [bytes(p) for p in parts]) for parts in batch]
+        self._changed.set()
+
+    def on_drained(self) -> None:
+        self.drained += 1
+
+    def on_writable(self, channel) -> None:
+        self._tell(f"writable {channel}")
+
+    def on_connected(self) -> None:
+        self._tell("connected")
+
+    def on_disconnected(self) -> None:
+        self._tell("disconnected")
+
+    def _tell(self, what: str) -> None:
+        self.news.append(what)
+        self._changed.set()
+
+    async def until(self, condition) -> None:
+        async with asyncio.timeout(20):
+            while not condition():
+                self._changed.clear()
+                await self._changed.wait()
+
+
+def body(n: int) -> list[bytes]:
+    return [DELIMITER, b"sig", b'{"n":%d}' % n, b"{}", b"{}", json.dumps({"n": n}).encode()]
+
+
+@pytest.fixture
+async def side():
+    made = Side()
+    yield made
+    made.close()
+
+
+@pytest.fixture
+async def linked(side):
+    events = Recorder()
+    link = KernelLink(side.endpoints, events)
+    await events.until(lambda: "connected" in events.news)
+    yield link, events
+    link.close()
+    link.close()
+    assert link.closed
+
+
+async def until_subscribed(side: Side, events: Recorder) -> None:
+    """A PUB drops what it sends before the subscription has come."""
+    async with asyncio.timeout(20):
+        while not events.messages:
+            await side.sockets[Channel.IOPUB].send_multipart([b"hello", *body(-1)])
+            await asyncio.sleep(0)
+    events.messages = []
+
+
+async def test_a_flood_arrives_whole_in_few_batches(side, linked) -> None:
+    _, events = linked
+    side.sockets[Channel.IOPUB].sndhwm = 0
+    await until_subscribed(side, events)
+    for n in range(5000):
+        await side.sockets[Channel.IOPUB].send_multipart([b"flood", *body(n)])
+
+    def numbers() -> list[int]:
+        return [n for _, parts in events.messages if (n := json.loads(parts[-1])["n"]) >= 0]
+
+    await events.until(lambda: len(numbers()) == 5000)
+    assert numbers() == list(range(5000))
+    assert events.drained < 2500
+
+
+async def test_requests_go_out_and_replies_come_back_on_each_channel(side, linked) -> None:
+    link, events = linked
+    idents = set()
+    for n, channel in enumerate((Channel.SHELL, Channel.CONTROL, Channel.STDIN)):
+        assert link.send(channel, body(n))
+        async with asyncio.timeout(20):
+            ident, *parts = await side.sockets[channel].recv_multipart()
+        assert parts == body(n)
+        idents.add(ident)
+        await side.sockets[channel].send_multipart([ident, *body(n + 10)])
+        await events.until(lambda c=channel, n=n: (c, body(n + 10)) in events.messages)
+    assert len(idents) == 1, "one identity for all: input requests are addressed to it"
+
+
+async def test_replies_that_arrive_while_sending_are_not_forgotten(side, linked) -> None:
+    """The descriptor is edge-triggered, and sending takes the edge away."""
+    link, events = linked
+    count = 300
+    sent = 0
+
+    async def echo() -> None:
+        for _ in range(count):
+            ident, *parts = await side.sockets[Channel.SHELL].recv_multipart()
+            await side.sockets[Channel.SHELL].send_multipart([ident, *parts])
+
+    echoing = asyncio.ensure_future(echo())
+    while sent < count:
+        while sent < count and link.send(Channel.SHELL, body(sent)):
+            sent += 1
+        await asyncio.sleep(0)
+    async with asyncio.timeout(20):
+        await echoing
+    await events.until(lambda: len(events.messages) == count)
+
+
+async def test_a_full_channel_refuses_and_tells_when_there_is_room(side, linked) -> None:
+    link, events = linked
+    big = [*body(0), b"x" * 200_000]
+    for _ in range(1000):
+        if not link.send(Channel.SHELL, big):
+            break
+    else:
+        pytest.fail("a kernel that does not read takes 200 MB")
+    assert link.send(Channel.CONTROL, body(1)), "the other channels have queues of their own"
+    reading = asyncio.ensure_future(drain_all(side.sockets[Channel.SHELL]))
+    await events.until(lambda: "writable shell" in events.news)
+    assert link.send(Channel.SHELL, body(2))
+    reading.cancel()
+
+
+async def drain_all(socket) -> None:
+    while True:
+        await socket.recv_multipart()
+
+
+async def test_a_kernel_that_goes_and_comes_back_is_told_of(side, linked) -> None:
+    _, events = linked
+    ports = dict(side.ports)
+    side.close()
+    await events.until(lambda: "disconnected" in events.news)
+    again = Side(ports)
+    try:
+        await events.until(lambda: events.news[-1] == "connected")
+        assert events.news == ["connected", "disconnected", "connected"]
+    finally:
+        again.close()
+
+
+async def test_nothing_is_said_after_close(side) -> None:
+    events = Recorder()
+    link = KernelLink(side.endpoints, events)
+    link.close()
+    assert not link.send(Channel.SHELL, body(0))
+    link.drain()
+    assert events.messages == []
+
+
+def test_endpoints_read_connection_info_and_hide_the_key() -> None:
+    info = {"ip": "::1", "transport": "tcp", "key": "secret", "signature_scheme": "hmac-sha1"}
+    ports = {f"{c}_port": 1000 + i for i, c in enumerate(Channel)}
+    endpoints = Endpoints.from_connection_info(info | ports)
+    assert endpoints.url(Channel.SHELL) == "tcp://[::1]:1000"
+    assert endpoints.key == b"secret"
+    assert "secret" not in repr(endpoints)
+    with pytest.raises(ValueError, match="control_port"):
+        Endpoints.from_connection_info(info | {k: v for k, v in ports.items() if "con" not in k})
+    ipc = Endpoints.from_connection_info(info | ports | {"transport": "ipc", "ip": "/tmp/k"})
+    assert ipc.url(Channel.IOPUB) == "ipc:///tmp/k-1001"
