@@ -14,8 +14,6 @@ import stat
 from dataclasses import dataclass
 from pathlib import Path
 
-from tornado.netutil import bind_sockets
-
 from kbridge.errors import BridgeError
 
 __all__ = ["ListenError", "TlsFiles", "bind_tcp", "bind_unix", "make_context"]
@@ -64,7 +62,7 @@ def bind_tcp(
     last = min(port + retries, 65535) if port else 0
     for candidate in range(port, last + 1):
         try:
-            sockets = bind_sockets(candidate, ip, backlog=_BACKLOG)
+            sockets = bind_all(ip, candidate)
         except OSError as error:
             if error.errno == errno.EADDRINUSE:
                 log.info("port %d is in use", candidate)
@@ -74,6 +72,47 @@ def bind_tcp(
             raise ListenError(f"cannot listen on {ip or '*'}: {error}") from error
         return sockets, int(sockets[0].getsockname()[1])
     raise ListenError(f"every port from {port} to {last} is in use; see --port")
+
+
+def bind_all(ip: str, port: int) -> list[socket.socket]:
+    """Listen on every address that `ip` stands for, on one port, or on none of them.
+
+    Tornado's `bind_sockets` does so too, but leaves sockets open where it fails.
+    """
+    found: list[socket.socket] = []
+    addresses = socket.getaddrinfo(
+        ip or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+    )
+    try:
+        for family, kind, proto, _, address in dict.fromkeys(addresses):
+            try:
+                sock = socket.socket(family, kind, proto)
+            except OSError as error:
+                if error.errno == errno.EAFNOSUPPORT:  # a machine without IPv6
+                    continue
+                raise
+            found.append(sock)
+            sock.setblocking(False)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if family == socket.AF_INET6:
+                sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            port = port or (found[0].getsockname()[1] if len(found) > 1 else 0)
+            try:
+                sock.bind((address[0], port, *address[2:]))
+            except OSError as error:
+                if error.errno != errno.EADDRNOTAVAIL or len(addresses) == 1:
+                    raise
+                found.remove(sock)  # a name may stand for an address that is not up
+                sock.close()
+                continue
+            sock.listen(_BACKLOG)
+    except BaseException:
+        for sock in found:
+            sock.close()
+        raise
+    if not found:
+        raise OSError(errno.EADDRNOTAVAIL, "no address to listen on")
+    return found
 
 
 def bind_unix(path: Path, mode: int = 0o600) -> socket.socket:
@@ -95,9 +134,12 @@ def bind_unix(path: Path, mode: int = 0o600) -> socket.socket:
         before = os.umask(0o777 & ~mode)
         try:
             sock.bind(str(path))
+            sock.listen(_BACKLOG)
+        except OSError:
+            sock.close()
+            raise
         finally:
             os.umask(before)
-        sock.listen(_BACKLOG)
     except OSError as error:
         raise ListenError(f"cannot listen on {path}: {error}") from error
     return sock
