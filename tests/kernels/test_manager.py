@@ -1,0 +1,613 @@
+"""The manager over fake hubs; most tests over fake processes, too."""
+
+import asyncio
+import json
+import re
+import signal
+import stat
+import uuid
+from datetime import UTC, datetime
+
+import nbformat
+import psutil
+import pytest
+from nbformat.v4 import new_code_cell, new_notebook
+from traitlets import TraitError
+
+from kbridge.errors import (
+    BridgeError,
+    Busy,
+    InvalidRequest,
+    KernelError,
+    KernelLimitReached,
+    KernelNotFound,
+    KernelspecNotFound,
+    KernelStartError,
+)
+
+LOUD = 20
+IMPORT_ERROR = "import time; time.sleep(0.1); import no_such_module"
+STUBBORN = (
+    "import signal, time\n"
+    "signal.signal(signal.SIGINT, signal.SIG_IGN)\n"
+    "signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
+    "print('stubborn', flush=True)\n"
+    "time.sleep(600)"
+)
+
+
+def process_of(manager, kernel_id) -> psutil.Process:
+    return psutil.Process(manager.get_kernel(kernel_id).provisioner.pid)
+
+
+def assert_gone(process: psutil.Process) -> None:
+    assert not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
+
+
+async def until(condition):
+    """Wait for what another process, or a task of the manager's own, brings about."""
+    async with asyncio.timeout(LOUD):
+        while not condition():  # noqa: ASYNC110 - processes and pools set no event of ours
+            await asyncio.sleep(0.01)
+
+
+# Start, model, shutdown
+
+
+async def test_start_model_shutdown(make_manager, fake, hubs):
+    manager = make_manager()
+    kernel_id = await manager.start_kernel(fake())
+    assert str(uuid.UUID(kernel_id)) == kernel_id
+    model = manager.model(kernel_id)
+    assert (model["id"], model["name"]) == (kernel_id, "fake")
+    assert (model["execution_state"], model["connections"]) == ("idle", 0)
+    assert set(model) == {"id", "name", "last_activity", "execution_state", "connections"}
+    assert manager.models() == [model]
+    assert kernel_id in manager
+    assert hubs.hubs[kernel_id].info["shell_port"] == 5000
+    await manager.shutdown_kernel(kernel_id)
+    assert hubs.closed == [kernel_id]
+    assert manager.models() == []
+    for call in (manager.shutdown_kernel, manager.restart_kernel, manager.interrupt_kernel):
+        with pytest.raises(KernelNotFound):
+            await call(kernel_id)
+    with pytest.raises(KernelNotFound):
+        manager.model(kernel_id)
+
+
+@pytest.mark.parametrize("microsecond", [0, 5, 999_999])
+async def test_last_activity_always_has_microseconds(make_manager, fake, hubs, microsecond):
+    manager = make_manager()
+    kernel_id = await manager.start_kernel(fake())
+    at = datetime(2026, 1, 2, 3, 4, 5, microsecond, tzinfo=UTC)
+    hubs.hubs[kernel_id].activity.last_activity = at.timestamp()
+    text = manager.model(kernel_id)["last_activity"]
+    assert re.fullmatch(r"2026-01-02T03:04:05\.\d{6}Z", text)
+
+
+async def test_connections_are_the_hubs_and_those_that_come_another_way(make_manager, fake, hubs):
+    manager = make_manager()
+    kernel_id = await manager.start_kernel(fake())
+    hubs.hubs[kernel_id].connections = 2
+    manager.notify_connect(kernel_id)
+    manager.notify_connect("none")
+    assert manager.model(kernel_id)["connections"] == 3
+    for _ in range(3):
+        manager.notify_disconnect(kernel_id)
+    assert manager.model(kernel_id)["connections"] == 2
+
+
+async def test_the_id_of_a_kernel_in_use_returns_it(make_manager, fake, fleet):
+    manager = make_manager()
+    fake()
+    kernel_id = str(uuid.uuid4())
+    assert await manager.start_kernel("fake", kernel_id=kernel_id) == kernel_id
+    assert await manager.start_kernel("fake", kernel_id=kernel_id) == kernel_id
+    assert len(fleet) == 1
+
+
+@pytest.mark.parametrize("kernel_id", ["", "x", "../../../etc/a-b-c-d", "a-b-c-d-" + "e" * 99, 5])
+async def test_an_id_is_a_uuid(make_manager, fake, kernel_id):
+    with pytest.raises(InvalidRequest, match="uuid"):
+        await make_manager().start_kernel(fake(), kernel_id=kernel_id)
+
+
+async def test_two_starts_with_one_id(make_manager, fake, hubs):
+    manager = make_manager(start_grace=0.05)
+    hubs.ready = False
+    fake()
+    kernel_id = str(uuid.uuid4())
+    starts = [manager.start_kernel("fake", kernel_id=kernel_id) for _ in range(2)]
+    first, second = await asyncio.gather(*starts, return_exceptions=True)
+    assert first == kernel_id
+    assert isinstance(second, InvalidRequest)
+
+
+# Kernelspecs
+
+
+async def test_unknown_kernelspec(make_manager, spec):
+    manager = make_manager()
+    for name in ("none", "../x", "a/b"):
+        with pytest.raises(KernelspecNotFound, match="kernelspec"):
+            await manager.start_kernel(name)
+    with pytest.raises(InvalidRequest):
+        await manager.start_kernel(5)
+
+
+async def test_a_kernelspec_that_is_broken(make_manager, spec, tmp_path):
+    spec("odd")
+    (tmp_path / "specs" / "odd" / "kernel.json").write_text("{")
+    with pytest.raises(KernelStartError, match="cannot be read"):
+        await make_manager().start_kernel("odd")
+
+
+async def test_default_and_forced_names(make_manager, fake):
+    fake("a")
+    fake("b")
+    manager = make_manager(default_kernel_name="a")
+    assert manager.model(await manager.start_kernel())["name"] == "a"
+    manager.force_kernel_name = "b"
+    assert manager.model(await manager.start_kernel("a"))["name"] == "b"
+
+
+async def test_an_unknown_provisioner(make_manager, spec):
+    spec("p", metadata={"kernel_provisioner": {"provisioner_name": "none"}})
+    with pytest.raises(KernelspecNotFound):
+        await make_manager().start_kernel("p")
+
+
+async def test_a_kernel_class_of_another_house(make_manager, fake):
+    manager = make_manager(kernel_manager_class="jupyter_client.manager.AsyncKernelManager")
+    with pytest.raises(TraitError, match="BridgeKernel"):
+        await manager.start_kernel(fake())
+
+
+async def test_root_dir_is_a_directory(make_manager, tmp_path):
+    with pytest.raises(TraitError, match="not a directory"):
+        make_manager(root_dir=str(tmp_path / "none"))
+
+
+# Environment, directory, transport
+
+
+async def test_environment_and_directory(make_manager, fake, fleet, monkeypatch):
+    monkeypatch.setenv("KG_AUTH_TOKEN", "secret")
+    monkeypatch.setenv("MINE", "1")
+    manager = make_manager(allowed_envs=["ASKED"], inherited_envs=["MINE"])
+    fake(env={"SPEC": "${KERNEL_A}!"})
+    root = manager.root_dir
+    await manager.start_kernel("fake")
+    assert fleet[0].env["MINE"] == "1"
+    assert "KG_AUTH_TOKEN" not in fleet[0].env
+    assert fleet[0].cwd == root
+    env = {"KERNEL_A": "a", "ASKED": "b", "OTHER": "c", "KERNEL_B": 5}
+    await manager.start_kernel("fake", env=env, path="x/y.ipynb", session_name="y")
+    got = dict(fleet[1].env)
+    assert got.pop("PATH")
+    assert got == {
+        "KERNEL_A": "a",
+        "ASKED": "b",
+        "MINE": "1",
+        "KERNEL_GATEWAY": "1",
+        "JPY_SESSION_NAME": "y",
+        "SPEC": "a!",
+    }
+
+
+async def test_a_session_that_is_renamed(make_manager, fake, fleet):
+    manager = make_manager()
+    kernel_id = await manager.start_kernel(fake(), session_name="old")
+    manager.rename_session(kernel_id, "new")
+    assert fleet[0].env["JPY_SESSION_NAME"] == "old"
+    await manager.restart_kernel(kernel_id)
+    assert fleet[0].env["JPY_SESSION_NAME"] == "new"
+
+
+async def test_connection_file_and_log_are_their_owners_alone(make_manager, spec):
+    manager = make_manager()
+    kernel_id = await manager.start_kernel(spec("s"))
+    kernel = manager.get_kernel(kernel_id)
+    for path in (kernel.output.path, kernel.output.path.with_suffix(".json")):
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert kernel.output.path.name == f"kernel-{kernel_id}.log"
+    await manager.shutdown_kernel(kernel_id)
+    assert not kernel.output.path.exists()
+
+
+@pytest.mark.parametrize(("traits", "transport"), [({}, "tcp"), ({"transport": "ipc"}, "ipc")])
+async def test_transport(make_manager, spec, hubs, traits, transport, tmp_path_factory):
+    manager = make_manager(**traits)
+    manager.connection_dir = str(tmp_path_factory.mktemp("r"))
+    kernel_id = await manager.start_kernel(spec("s"))
+    assert hubs.hubs[kernel_id].info["transport"] == transport
+
+
+async def test_kernel_ip(make_manager, spec, hubs):
+    manager = make_manager(kernel_ip="0.0.0.0")
+    kernel_id = await manager.start_kernel(spec("s"))
+    assert hubs.hubs[kernel_id].info["ip"] == "0.0.0.0"
+
+
+async def test_an_ipc_path_that_no_socket_takes(make_manager, spec, tmp_path):
+    manager = make_manager(transport="ipc")
+    manager.connection_dir = str(tmp_path / ("d" * 100))
+    with pytest.raises(KernelStartError, match="too long"):
+        await manager.start_kernel(spec("s"))
+
+
+# Kernels that do not start
+
+
+@pytest.mark.parametrize(
+    ("code", "reason", "last"),
+    [
+        ('import sys; sys.exit("boom")', "exit code 1", "boom"),
+        (IMPORT_ERROR, "exit code 1", "ModuleNotFoundError: No module named 'no_such_module'"),
+        ("import os; os.kill(os.getpid(), 9)", "SIGKILL", ""),
+        ("pass", "exit code 0", ""),
+    ],
+)
+async def test_a_kernel_that_dies_at_start(make_manager, spec, hubs, code, reason, last):
+    hubs.ready = False
+    manager = make_manager()
+    with pytest.raises(KernelStartError, match=reason) as caught:
+        await manager.start_kernel(spec("bad", code))
+    assert caught.value.log_tail.endswith(last)
+    assert len(caught.value.log_tail.splitlines()) <= 20
+    assert manager.models() == []
+    assert manager.statistics()["kept_logs"] == 1
+
+
+async def test_a_program_that_does_not_exist(make_manager, spec):
+    manager = make_manager()
+    with pytest.raises(KernelStartError, match="No such file"):
+        await manager.start_kernel(spec("bad", argv=["/no/such/program", "{connection_file}"]))
+    assert manager.models() == []
+
+
+async def test_a_kernel_that_is_slow_is_left_to_come_up(make_manager, fake, hubs):
+    hubs.ready = False
+    manager = make_manager(start_grace=0.05)
+    kernel_id = await manager.start_kernel(fake())
+    assert manager.model(kernel_id)["execution_state"] == "starting"
+
+
+async def test_a_start_that_is_cancelled_leaves_nothing(make_manager, spec, hubs):
+    hubs.ready = False
+    manager = make_manager()
+    start = asyncio.ensure_future(manager.start_kernel(spec("s")))
+    await until(lambda: hubs.opened)
+    (kernel,) = manager._life.kernels
+    process = psutil.Process(kernel.provisioner.pid)
+    start.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await start
+    assert_gone(process)
+    assert not manager._life.kernels
+    assert manager.statistics()["starting"] == 0
+
+
+# The limit
+
+
+async def test_the_limit_holds_for_starts_at_once(make_manager, fake):
+    manager = make_manager(max_kernels=2)
+    fake()
+    starts = [manager.start_kernel("fake") for _ in range(5)]
+    results = await asyncio.gather(*starts, return_exceptions=True)
+    assert sum(isinstance(r, KernelLimitReached) for r in results) == 3
+    kernel_id = manager.models()[0]["id"]
+    await manager.shutdown_kernel(kernel_id)
+    await manager.start_kernel("fake")
+
+
+async def test_a_start_that_fails_gives_its_place_back(make_manager, spec, fake, hubs):
+    manager = make_manager(max_kernels=1)
+    with pytest.raises(KernelStartError):
+        await manager.start_kernel(spec("bad", argv=["/no/such/program"]))
+    await manager.start_kernel(fake())
+
+
+# Restart
+
+
+async def test_restart_tells_the_hub_in_order(make_manager, fake, fleet, hubs):
+    manager = make_manager()
+    kernel_id = await manager.start_kernel(fake())
+    hub = hubs.hubs[kernel_id]
+    fleet[0].shell_port = 6000
+    states = []
+    restarting = hub.restarting
+
+    async def note():
+        states.append(fleet[0].code)
+        await restarting()
+
+    hub.restarting = note
+    await manager.restart_kernel(kernel_id)
+    assert hub.events == ["restarting", "reconnect"]
+    assert states == [0], "the old process has ended by then"
+    assert hub.info["shell_port"] == 6000
+    assert fleet[0].launches == 2
+    assert hubs.closed == []
+
+
+async def test_restart_of_a_process(make_manager, spec):
+    manager = make_manager()
+    kernel_id = await manager.start_kernel(spec("s"))
+    old = process_of(manager, kernel_id)
+    await manager.restart_kernel(kernel_id)
+    assert_gone(old)
+    assert process_of(manager, kernel_id).pid != old.pid
+
+
+async def test_a_kernel_that_does_not_come_up_again_is_dead_and_may_be_revived(
+    make_manager, spec, hubs, tmp_path
+):
+    flag = tmp_path / "flag"
+    code = f"import os, sys, time\nif os.path.exists({str(flag)!r}): sys.exit('no more')\n"
+    manager = make_manager(max_kernels=1)
+    kernel_id = await manager.start_kernel(spec("s", code + "time.sleep(600)"))
+    hub = hubs.hubs[kernel_id]
+    flag.touch()
+    hub._ready.clear()
+    with pytest.raises(KernelStartError, match="no more"):
+        await manager.restart_kernel(kernel_id, now=True)
+    assert hub.events[-1] == "dead"
+    assert manager.model(kernel_id)["execution_state"] == "dead"
+    flag.unlink()
+    hub._ready.set()
+    await manager.restart_kernel(kernel_id)
+    assert manager.model(kernel_id)["execution_state"] == "idle"
+
+
+async def test_restart_and_shutdown_at_once(make_manager, fake, fleet):
+    manager = make_manager()
+    kernel_id = await manager.start_kernel(fake())
+    results = await asyncio.gather(
+        manager.shutdown_kernel(kernel_id),
+        manager.restart_kernel(kernel_id),
+        manager.shutdown_kernel(kernel_id),
+        return_exceptions=True,
+    )
+    assert [type(r) for r in results] == [type(None), KernelNotFound, type(None)]
+    assert fleet[0].launches == 1
+
+
+# Autorestart
+
+
+async def test_a_kernel_that_dies_is_restarted(make_manager, fake, fleet, hubs):
+    manager = make_manager()
+    kernel_id = await manager.start_kernel(fake())
+    hub = hubs.hubs[kernel_id]
+    fleet[0].code = 1
+    await hub.seen("reconnect")
+    assert hub.events == ["restarting", "reconnect"]
+    assert fleet[0].launches == 2
+    assert manager.model(kernel_id)["id"] == kernel_id
+
+
+async def test_the_restart_limit_leaves_it_dead(make_manager, fake, fleet, hubs, monkeypatch):
+    manager = make_manager(restart_limit=2, max_kernels=1)
+    kernel_id = await manager.start_kernel(fake())
+    hub = hubs.hubs[kernel_id]
+    log = manager.get_kernel(kernel_id).output.path
+    for restarts in (1, 2):
+        fleet[0].code = 1
+        await hub.seen("reconnect", restarts)
+    fleet[0].code = 1
+    await hub.seen("dead")
+    assert hub.events == ["restarting", "reconnect"] * 2 + ["dead"]
+    assert manager.model(kernel_id)["execution_state"] == "dead"
+    await manager.start_kernel("fake")  # the dead one takes no place
+    await manager.shutdown_kernel(kernel_id)
+    assert log.exists(), "what it wrote may tell why"
+
+
+async def test_without_autorestart_it_is_dead_at_once(make_manager, fake, fleet, hubs):
+    manager = make_manager()
+    manager.config.BridgeKernel.autorestart = False
+    kernel_id = await manager.start_kernel(fake())
+    fleet[0].code = 1
+    await hubs.hubs[kernel_id].seen("dead")
+    assert fleet[0].launches == 1
+
+
+async def test_a_real_process_that_is_killed(make_manager, spec, hubs):
+    manager = make_manager()
+    kernel_id = await manager.start_kernel(spec("s"))
+    old = process_of(manager, kernel_id)
+    old.kill()
+    await hubs.hubs[kernel_id].seen("reconnect")
+    assert process_of(manager, kernel_id).pid != old.pid
+
+
+# Interrupt
+
+
+async def test_interrupt_by_signal(make_manager, fake, fleet, hubs):
+    manager = make_manager()
+    kernel_id = await manager.start_kernel(fake())
+    await manager.interrupt_kernel(kernel_id)
+    assert fleet[0].signals == [signal.SIGINT]
+    assert hubs.hubs[kernel_id].requests == []
+
+
+async def test_interrupt_by_message(make_manager, fake, fleet, hubs):
+    manager = make_manager()
+    kernel_id = await manager.start_kernel(fake(interrupt_mode="message"))
+    hub = hubs.hubs[kernel_id]
+    await manager.interrupt_kernel(kernel_id)
+    assert hub.requests == [("interrupt_request", {}, "control")]
+    assert fleet[0].signals == []
+    hub.reply = lambda *_: None
+    with pytest.raises(KernelError, match="unanswered"):
+        await manager.interrupt_kernel(kernel_id)
+
+
+# Pool
+
+
+async def waiting(manager, name, count):
+    await until(lambda: manager.statistics()["pool"][name]["waiting"] >= count)
+
+
+async def test_a_kernel_from_the_pool(make_manager, fake, fleet, hubs):
+    manager = make_manager(pool={"fake": 1}, max_kernels=1)
+    fake()
+    await manager.open()
+    await waiting(manager, "fake", 1)
+    assert manager.models() == []
+    ahead = hubs.opened[0]
+    kernel_id = await manager.start_kernel("fake", session_name="nb")
+    assert hubs.hubs[kernel_id] is ahead
+    assert ahead.activity.last_activity > 1_700_000_000
+    await waiting(manager, "fake", 1)
+    assert len(fleet) == 2
+    with pytest.raises(KernelLimitReached):
+        await manager.start_kernel("fake")
+    await manager.restart_kernel(kernel_id)
+    assert fleet[0].env["JPY_SESSION_NAME"] == "nb"
+
+
+@pytest.mark.parametrize("wish", [{"env": {}}, {"env": {"KERNEL_A": "1"}}, {"path": "sub/x"}])
+async def test_what_a_running_process_cannot_have_starts_a_fresh_one(
+    make_manager, fake, fleet, tmp_path, wish
+):
+    (tmp_path / "root" / "sub").mkdir()
+    manager = make_manager(pool={"fake": 1})
+    fake()
+    await manager.open()
+    await waiting(manager, "fake", 1)
+    await manager.start_kernel("fake", **wish)
+    assert manager.statistics()["pool"]["fake"]["waiting"] == 1
+    assert len(fleet) == 2
+
+
+async def test_prespawn_count_is_a_pool_of_the_default(make_manager, fake):
+    manager = make_manager(prespawn_count=2, default_kernel_name=fake())
+    await manager.open()
+    await waiting(manager, "fake", 2)
+
+
+async def test_a_pool_of_an_unknown_kernelspec(make_manager, fake):
+    with pytest.raises(KernelspecNotFound):
+        await make_manager(pool={"none": 1}).open()
+
+
+# Culling
+
+
+async def test_cull(make_manager, fake, hubs):
+    manager = make_manager(cull_idle_timeout=60)
+    old = await manager.start_kernel(fake())
+    new = await manager.start_kernel("fake")
+    spared = await manager.start_kernel(fake("kept", metadata={"kbridge": {"cull": False}}))
+    for kernel_id in (old, spared):
+        hubs.hubs[kernel_id].activity.last_activity = 0
+    await manager.cull()
+    assert {model["id"] for model in manager.models()} == {new, spared}
+
+
+# Seed
+
+
+@pytest.fixture
+def seed(tmp_path):
+    notebook = new_notebook(
+        cells=[new_code_cell("a = 1")],
+        metadata={"kernelspec": {"name": "fake", "display_name": "x"}},
+    )
+    nbformat.write(notebook, tmp_path / "seed.ipynb")
+    return str(tmp_path / "seed.ipynb")
+
+
+async def test_new_kernels_of_the_seeds_kernelspec_are_seeded_once(make_manager, fake, hubs, seed):
+    manager = make_manager(seed_uri=seed)
+    kernel_id = await manager.start_kernel(fake())
+    other = await manager.start_kernel(fake("other"))
+    await manager.restart_kernel(kernel_id)
+    requests = hubs.hubs[kernel_id].requests
+    assert [content["code"] for _, content, _ in requests] == ["a = 1"]
+    assert hubs.hubs[other].requests == []
+
+
+async def test_a_seed_that_fails_fails_the_start(make_manager, fake, hubs, seed):
+    hubs.reply = lambda *_: {"status": "error", "ename": "NameError", "evalue": "a"}
+    manager = make_manager(seed_uri=seed)
+    with pytest.raises(KernelStartError, match="cell 1 of the seed notebook failed: NameError: a"):
+        await manager.start_kernel(fake())
+    assert manager.models() == []
+
+
+async def test_a_seed_that_cannot_be_read(make_manager, fake, tmp_path):
+    manager = make_manager(seed_uri=str(tmp_path / "none.ipynb"))
+    fake()
+    with pytest.raises(BridgeError, match="seed notebook"):
+        await manager.open()
+
+
+# The end
+
+
+async def test_shutdown_all(make_manager, spec, fake, hubs):
+    manager = make_manager(pool={"s": 1})
+    spec("s")
+    await manager.open()
+    await waiting(manager, "s", 1)
+    for _ in range(2):
+        await manager.start_kernel("s", env={})
+    processes = [psutil.Process(k.provisioner.pid) for k in manager._life.kernels]
+    assert len(processes) == 3
+    await manager.shutdown_all()
+    await manager.shutdown_all()
+    for process in processes:
+        assert_gone(process)
+    with pytest.raises(Busy):
+        await manager.start_kernel("s")
+
+
+async def test_shutdown_all_during_starts(make_manager, spec, hubs):
+    hubs.ready = False
+    manager = make_manager(pool={"s": 1})
+    spec("s")
+    starts = [asyncio.ensure_future(manager.start_kernel("s", env={})) for _ in range(2)]
+    await until(lambda: len(hubs.opened) == 3)
+    processes = [psutil.Process(k.provisioner.pid) for k in manager._life.kernels]
+    await manager.shutdown_all()
+    for process in processes:
+        assert_gone(process)
+    for error in await asyncio.gather(*starts, return_exceptions=True):
+        assert isinstance(error, KernelStartError | Busy)
+
+
+async def test_kernels_that_will_not_go_are_killed(make_manager, spec, monkeypatch):
+    monkeypatch.setattr("kbridge.kernels.manager._SHUTDOWN_TIMEOUT", 0.2)
+    manager = make_manager()
+    kernel_id = await manager.start_kernel(spec("stubborn", STUBBORN))
+    await until(lambda: "stubborn" in manager.get_kernel(kernel_id).output.tail())
+    process = process_of(manager, kernel_id)
+    await manager.shutdown_all()
+    assert_gone(process)
+
+
+async def test_a_dying_kernel_does_not_come_up_during_shutdown(make_manager, fake, fleet, hubs):
+    manager = make_manager()
+    ids = [await manager.start_kernel(fake(f"f{i}")) for i in range(3)]
+    seen = [hubs.hubs[i] for i in ids]
+    for provisioner in fleet:
+        provisioner.code = 1
+    await manager.shutdown_all()
+    assert all(provisioner.launches == 1 for provisioner in fleet)
+    assert all(hub.events == [] for hub in seen)
+
+
+def test_settings_that_are_documented(make_manager):
+    for name, trait in make_manager().traits(config=True).items():
+        assert trait.help, name
+
+
+def test_models_are_json(make_manager):
+    assert json.dumps(make_manager().statistics())
