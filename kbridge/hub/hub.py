@@ -13,30 +13,29 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
 from kbridge.errors import HubClosed, KernelMessageError
 from kbridge.flow.activity import Activity
 from kbridge.flow.complaints import Complaints
-from kbridge.flow.filters import AllowedTypes, HideTracebacks
 from kbridge.flow.journal import EVERYONE, LOSABLE, Journal
-from kbridge.flow.policy import DROP, PASS, Policy, judge
-from kbridge.flow.ratelimit import RateLimit
-from kbridge.flow.readiness import Readiness
-from kbridge.flow.routing import Routing
+from kbridge.flow.policy import DROP, PASS, judge
+from kbridge.flow.readiness import Decision
+from kbridge.hub import policies
 from kbridge.hub.adapt import Adapter, adapter_for, kernel_protocol
 from kbridge.hub.clients import Attachment, Clients
 from kbridge.hub.clock import Clock
 from kbridge.hub.delivery import Delivery, v1_frame
 from kbridge.hub.notices import Notices
-from kbridge.hub.outbox import Outbox
+from kbridge.hub.nudge import Nudge
+from kbridge.hub.requests import Requests
 from kbridge.hub.settings import HubSettings
 from kbridge.link.endpoints import Endpoints
 from kbridge.link.interfaces import ClientLink, KernelEvents, KernelSockets, RawMessage, nobody
 from kbridge.link.kernel import KernelLink
 from kbridge.wire.dialects import Dialect
-from kbridge.wire.message import Channel, Message
+from kbridge.wire.message import Buffer, Channel, Message
 from kbridge.wire.signing import Signer
 from kbridge.wire.zmq import parse, serialize
 
@@ -44,7 +43,6 @@ __all__ = ["Hub", "LinkFactory"]
 
 LinkFactory = Callable[[Endpoints, KernelEvents], KernelSockets]
 
-_OURSELVES = -1  # the client number of the bridge's own requests
 _FLUSH_TIMEOUT = 1.0  # seconds to wait for the last words of a kernel that has ended
 
 
@@ -99,19 +97,15 @@ class Hub:
         self.activity = Activity(self._clock.wall())
         self._clients = Clients(settings.resume_timeout)
         self._delivery = Delivery(self.journal, self.notices.lost)
-        self._routing = Routing()
-        self._outbox = Outbox(settings.request_limit)
-        self._readiness = Readiness(timeout=settings.kernel_info_timeout)
+        self._requests = Requests(settings.request_limit, self._link_send)
+        self._nudge = Nudge(
+            self._clock, settings.kernel_info_timeout, self._send_probes, self._on_ready
+        )
         self._refused = Complaints()
-        self._incoming: list[Policy] = []
-        self._outgoing: list[Policy] = []
-        self._set_policies(settings)
+        self._incoming = policies.incoming(settings)
+        self._outgoing = policies.outgoing(settings, self.notices, self.log)
         self._adapter: Adapter | None = None
-        self._replies: dict[str, asyncio.Future[Message]] = {}
-        self._ready_waiters: list[asyncio.Future[bool]] = []
         self._down = asyncio.Event()
-        self._timer: asyncio.TimerHandle | None = None
-        self._loop = asyncio.get_running_loop()
         self._link: KernelSockets | None = None
         self._closed = False
         self.reconnect(connection_info)
@@ -159,6 +153,8 @@ class Hub:
         HubClosed
             If the kernel is gone.
         """
+        if msg.channel is Channel.IOPUB:
+            return None  # nobody listens there
         now = self._clock.monotonic()
         msg_type = msg.msg_type
         if judge(self._incoming, msg, msg_type, now) == DROP:
@@ -166,7 +162,9 @@ class Hub:
             return None
         if msg_type != "kernel_info_request":
             self.activity.touch(self._clock.wall())
-        return self._send(msg, attachment.client.number)
+        return self._requests.submit(
+            msg.channel, msg.msg_id, self._frames(msg), attachment.client.number
+        )
 
     def tell(self, attachment: Attachment, msg: Message) -> None:
         """Say something to one client, in order with what the kernel says."""
@@ -202,28 +200,19 @@ class Hub:
             If the kernel went away.
         """
         msg = self.notices.request(channel, msg_type, content)
-        reply: asyncio.Future[Message] = self._loop.create_future()
-        self._replies[msg.msg_id] = reply
-        try:
-            room = self._send(msg, _OURSELVES)
-            async with asyncio.timeout(timeout):
-                if room is not None:
-                    await room
-                return await reply
-        finally:
-            self._replies.pop(msg.msg_id, None)
+        return await self._requests.ask(channel, msg.msg_id, self._frames(msg), timeout)
 
     # -- the kernel's life ------------------------------------------------------------------
 
     @property
     def ready(self) -> bool:
         """Whether requests go through: the kernel has proven itself, or was given up on."""
-        return self._readiness.ready
+        return self._nudge.ready
 
     @property
     def timed_out(self) -> bool:
         """Whether requests go through only because `kernel_info_timeout` has passed."""
-        return self._readiness.timed_out
+        return self._nudge.timed_out
 
     async def wait_ready(self, timeout: float | None = None) -> bool:
         """Wait until `ready`.
@@ -238,15 +227,7 @@ class Hub:
         HubClosed
             If the kernel went away.
         """
-        if self.ready:
-            return not self.timed_out
-        waiter: asyncio.Future[bool] = self._loop.create_future()
-        self._ready_waiters.append(waiter)
-        try:
-            async with asyncio.timeout(timeout):
-                return await waiter
-        except TimeoutError:
-            return False
+        return await self._nudge.wait(timeout)
 
     def reconnect(self, connection_info: Mapping[str, Any]) -> None:
         """Link to the kernel, anew where it was linked before: its ports and key may differ."""
@@ -257,9 +238,8 @@ class Hub:
         self.signer = Signer(endpoints.key, endpoints.signature_scheme)
         self._adapter = None
         self._down.clear()
-        self._readiness.reset(self._clock.monotonic())
         self._link = self._make_link(endpoints, self)
-        self._poll()
+        self._nudge.begin()
 
     def drain(self) -> None:
         """Take in all that has arrived from the kernel."""
@@ -274,14 +254,14 @@ class Hub:
         the new one, which `reconnect` names.
         """
         await self._last_words()
-        self._forget_requests("the kernel was restarted")
+        self._requests.forget("the kernel was restarted")
         self.activity.restarted(self._clock.wall())
         self.say(self.notices.status("restarting"))
 
     def dead(self) -> None:
         """The kernel has ended for good."""
         self._unlink()
-        self._forget_requests("the kernel died")
+        self._requests.forget("the kernel died")
         self.activity.dead(self._clock.wall())
         self.say(self.notices.status("dead"))
 
@@ -299,12 +279,8 @@ class Hub:
             self._link.drain()
         self._closed = True
         self._unlink()
-        self._outbox.close()
-        self._forget_requests("the kernel is gone")
-        waiters, self._ready_waiters = self._ready_waiters, []
-        for waiter in waiters:
-            if not waiter.done():
-                waiter.set_exception(HubClosed("the kernel is gone"))
+        self._requests.close()
+        self._nudge.close()
         for attachment in list(self._clients.attachments):
             attachment.link.close(code, reason)
             self.detach(attachment)
@@ -314,9 +290,8 @@ class Hub:
         return {
             "journal": self.journal.statistics(),
             "clients": self._clients.statistics(),
-            "outbox": self._outbox.statistics(),
-            "routing": self._routing.statistics(),
-            "readiness": self._readiness.statistics(),
+            **self._requests.statistics(),
+            "readiness": self._nudge.statistics(),
             "refused_kernel_messages": self._refused.total,
         }
 
@@ -331,8 +306,7 @@ class Hub:
         for frames in batch:
             try:
                 msg = parse(channel, frames, signer)
-                if mark in msg.parent_header:
-                    self._on_probed(msg, now)
+                if mark in msg.parent_header and self._on_probed(msg):
                     continue
                 if self._adapter is not None:
                     msg = self._adapter.from_kernel(msg)
@@ -357,30 +331,24 @@ class Hub:
 
     def on_writable(self, channel: Channel) -> None:
         """Send on what waits."""
-        self._flush(channel)
+        self._requests.flush(channel)
 
     def on_connected(self) -> None:
         """The kernel's side of iopub is there."""
         self._down.clear()
-        self._readiness.on_connected(self._clock.monotonic())
-        self._poll()
+        self._nudge.connected()
 
     def on_disconnected(self) -> None:
         """The kernel's side of iopub went away: prove it anew before anything is sent."""
         self._down.set()
-        self._readiness.on_disconnected(self._clock.monotonic())
-        self._poll()
+        self._nudge.disconnected()
 
     # -- what the kernel says ---------------------------------------------------------------
 
     def _on_iopub(self, msg: Message, now: float, wall: float) -> None:
         msg_type = msg.msg_type
-        if not self._readiness.ready:
-            if msg_type == "iopub_welcome":
-                self._readiness.on_welcome(now)
-            else:
-                self._readiness.on_iopub(now)
-            self._poll()
+        if not self.ready or self.timed_out:
+            self._nudge.heard(welcome=msg_type == "iopub_welcome")
         if msg_type == "iopub_welcome":
             return  # to a new subscriber, and that is the bridge
         self.activity.observe(msg, msg_type, wall)
@@ -393,32 +361,32 @@ class Hub:
 
     def _on_reply(self, msg: Message, now: float) -> None:
         """A message on shell, control or stdin."""
-        msg_type, parent_id = msg.msg_type, msg.parent_id
-        waiting = self._replies.get(parent_id)
-        if waiting is not None:
-            if not waiting.done():
-                waiting.set_result(msg)
+        audience = self._requests.audience(msg)
+        if audience is None:
             return
-        # Nobody's reply is everybody's: better seen twice than not at all.
-        owner = self._routing.owner(parent_id)
-        audience = EVERYONE if owner is None else owner
-        verdict = judge(self._outgoing, msg, msg_type, now)
+        verdict = judge(self._outgoing, msg, msg.msg_type, now)
         for each in (msg,) if verdict is PASS else verdict:
             self._append(each, audience, state=True)
 
-    def _on_probed(self, msg: Message, now: float) -> None:
-        """Something that came of a probe: evidence, and nobody else's business."""
+    def _on_probed(self, msg: Message) -> bool:
+        """Take a probe's reply and status for evidence, and for nobody else's business.
+
+        Other messages with a probe for a parent are: a kernel's thread that prints names as its
+        parent whatever request came last.
+        """
         if msg.channel is Channel.IOPUB:
-            self._readiness.on_iopub(now)
-        elif msg.msg_type == "kernel_info_reply":
-            adapter = adapter_for(kernel_protocol(msg))
-            if adapter is not None and self._adapter is None:
-                self.log.info(
-                    "kernel %s speaks protocol %d; translating", self.kernel_id, adapter.major
-                )
-                self._adapter = adapter
-            self._readiness.on_reply(now)
-        self._poll()
+            self._nudge.heard()
+            return msg.msg_type == "status"
+        if msg.msg_type != "kernel_info_reply":
+            return False
+        adapter = adapter_for(kernel_protocol(msg))
+        if adapter is not None and self._adapter is None:
+            self.log.info(
+                "kernel %s speaks protocol %d; translating", self.kernel_id, adapter.major
+            )
+            self._adapter = adapter
+        self._nudge.replied()
+        return True
 
     def _refuse(self, channel: Channel, error: KernelMessageError, now: float) -> None:
         count = self._refused.note(now)
@@ -436,53 +404,20 @@ class Hub:
 
     # -- what is said to the kernel ---------------------------------------------------------
 
-    def _send(self, msg: Message, client: int) -> asyncio.Future[None] | None:
+    def _frames(self, msg: Message) -> list[Buffer]:
         if self._closed:
             raise HubClosed("the kernel is gone")
-        channel = msg.channel
-        if channel is Channel.IOPUB:
-            return None  # nobody listens there
-        self._routing.note(msg.msg_id, client, channel)
-        if self._adapter is not None:
-            msg = self._adapter.to_kernel(msg)
-        frames = serialize(msg, self.signer)
-        if self.ready and not self._outbox.waits(channel) and self._link_send(channel, frames):
-            return None
-        return self._outbox.put(channel, frames)
+        return serialize(self._adapter.to_kernel(msg) if self._adapter else msg, self.signer)
 
-    def _link_send(self, channel: Channel, frames: Any) -> bool:
-        return self._link is not None and self._link.send(channel, frames)
+    def _link_send(self, channel: Channel, frames: Sequence[Buffer]) -> bool:
+        return self.ready and self._link is not None and self._link.send(channel, frames)
 
-    def _flush(self, channel: Channel) -> None:
-        if self.ready:
-            self._outbox.flush(channel, self._link_send)
-
-    def _forget_requests(self, why: str) -> None:
-        self._routing.clear()
-        self._outbox.clear()
-        replies, self._replies = self._replies, {}
-        for reply in replies.values():
-            if not reply.done():
-                reply.set_exception(HubClosed(why))
-
-    # -- readiness --------------------------------------------------------------------------
-
-    def _poll(self) -> None:
-        """Do what readiness decides, and come back when it wants to."""
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-        if self._closed or self._link is None:
-            return
-        now = self._clock.monotonic()
-        decision = self._readiness.poll(now)
-        if decision.probe:
+    def _send_probes(self) -> None:
+        if self._link is not None:
             for channel in (Channel.SHELL, Channel.CONTROL):
                 self._link.send(channel, serialize(self.notices.probe(channel), self.signer))
-        if decision.next_at is not None:
-            self._timer = self._loop.call_later(max(0.0, decision.next_at - now), self._poll)
-        if not decision.ready:
-            return
+
+    def _on_ready(self, decision: Decision) -> None:
         if decision.timed_out:
             self.log.warning(
                 "kernel %s has not answered for %g s (kernel_info_timeout); sending all the same",
@@ -491,12 +426,7 @@ class Hub:
             )
         else:
             self.activity.alive(self._clock.wall())
-        waiters, self._ready_waiters = self._ready_waiters, []
-        for waiter in waiters:
-            if not waiter.done():
-                waiter.set_result(not decision.timed_out)
-        for channel in (Channel.CONTROL, Channel.STDIN, Channel.SHELL):
-            self._flush(channel)
+        self._requests.flush()
 
     async def _last_words(self) -> None:
         """Take in all that the kernel said before it ended."""
@@ -511,26 +441,7 @@ class Hub:
         self._unlink()
 
     def _unlink(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+        self._nudge.stop()
         if self._link is not None:
             self._link.close()
             self._link = None
-        # Nothing is ready until the next kernel has proven itself.
-        self._readiness.reset(self._clock.monotonic())
-
-    def _set_policies(self, settings: HubSettings) -> None:
-        if settings.allowed_message_types:
-            self._incoming.append(AllowedTypes(settings.allowed_message_types))
-        if not settings.allow_tracebacks:
-            self._outgoing.append(HideTracebacks(settings.traceback_replacement_message))
-        if settings.limit_rate:
-            self._outgoing.append(
-                RateLimit(
-                    iopub_msg_rate_limit=settings.iopub_msg_rate_limit,
-                    iopub_data_rate_limit=settings.iopub_data_rate_limit,
-                    rate_limit_window=settings.rate_limit_window,
-                    notice=self.notices.stderr,
-                )
-            )

@@ -1,0 +1,140 @@
+"""Drives the nudge: does what `kbridge.flow.readiness` decides, when it wants to.
+
+Owns the timer, and those who wait for the kernel to be ready.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+from kbridge.errors import HubClosed
+from kbridge.flow.readiness import Decision, Readiness
+from kbridge.hub.clock import Clock
+
+__all__ = ["Nudge"]
+
+
+class Nudge:
+    """Whether a kernel is ready, and what it takes to find out.
+
+    Parameters
+    ----------
+    clock : Clock
+        The time.
+    timeout : float
+        Seconds after which a kernel is taken for ready without proof.
+    probe : callable
+        Sends a probe on shell and control.
+    on_ready : callable
+        Is told each time that the kernel becomes ready, with the decision.
+    """
+
+    def __init__(
+        self,
+        clock: Clock,
+        timeout: float,
+        probe: Callable[[], None],
+        on_ready: Callable[[Decision], None],
+    ) -> None:
+        self._clock = clock
+        self._loop = asyncio.get_running_loop()
+        self._readiness = Readiness(timeout=timeout)
+        self._probe = probe
+        self._on_ready = on_ready
+        self._timer: asyncio.TimerHandle | None = None
+        self._waiters: list[asyncio.Future[bool]] = []
+
+    @property
+    def ready(self) -> bool:
+        """Whether requests may be sent."""
+        return self._readiness.ready
+
+    @property
+    def timed_out(self) -> bool:
+        """Whether they may only because time has run out."""
+        return self._readiness.timed_out
+
+    def begin(self) -> None:
+        """The kernel is linked: find out."""
+        self._readiness.reset(self._clock.monotonic())
+        self._poll()
+
+    def stop(self) -> None:
+        """The kernel is not linked: nothing is ready, and nothing is asked."""
+        self._readiness.reset(self._clock.monotonic())
+        self._cancel()
+
+    def connected(self) -> None:
+        """The kernel's side of iopub is there."""
+        self._readiness.on_connected(self._clock.monotonic())
+        self._poll()
+
+    def disconnected(self) -> None:
+        """The kernel's side of iopub went away."""
+        self._readiness.on_disconnected(self._clock.monotonic())
+        self._poll()
+
+    def heard(self, *, welcome: bool = False) -> None:
+        """Something came on iopub."""
+        if self._readiness.ready and not self._readiness.timed_out:
+            return
+        now = self._clock.monotonic()
+        if welcome:
+            self._readiness.on_welcome(now)
+        else:
+            self._readiness.on_iopub(now)
+        self._poll()
+
+    def replied(self) -> None:
+        """A probe was answered."""
+        self._readiness.on_reply(self._clock.monotonic())
+        self._poll()
+
+    async def wait(self, timeout: float | None) -> bool:
+        """Wait until ready; False for want of proof, or of time."""
+        if self.ready:
+            return not self.timed_out
+        waiter: asyncio.Future[bool] = self._loop.create_future()
+        self._waiters.append(waiter)
+        try:
+            async with asyncio.timeout(timeout):
+                return await waiter
+        except TimeoutError:
+            return False
+        finally:
+            if waiter in self._waiters:
+                self._waiters.remove(waiter)
+
+    def close(self) -> None:
+        """Stop, and tell those who wait; may be called twice."""
+        self.stop()
+        waiters, self._waiters = self._waiters, []
+        for waiter in waiters:
+            if not waiter.done():
+                waiter.set_exception(HubClosed("the kernel is gone"))
+
+    def statistics(self) -> dict[str, Any]:
+        """As `Readiness.statistics`."""
+        return self._readiness.statistics()
+
+    def _cancel(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _poll(self) -> None:
+        self._cancel()
+        now = self._clock.monotonic()
+        decision = self._readiness.poll(now)
+        if decision.probe:
+            self._probe()
+        if decision.next_at is not None:
+            self._timer = self._loop.call_later(max(0.0, decision.next_at - now), self._poll)
+        if decision.ready:
+            waiters, self._waiters = self._waiters, []
+            for waiter in waiters:
+                if not waiter.done():
+                    waiter.set_result(not decision.timed_out)
+            self._on_ready(decision)

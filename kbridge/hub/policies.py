@@ -1,0 +1,44 @@
+"""Which policies a hub has: one more is one more entry here."""
+
+from __future__ import annotations
+
+import logging
+
+from kbridge.flow.filters import AllowedTypes, HideTracebacks
+from kbridge.flow.policy import Policy
+from kbridge.flow.ratelimit import RateLimit
+from kbridge.hub.notices import Notices
+from kbridge.hub.settings import HubSettings
+
+__all__ = ["incoming", "outgoing"]
+
+# Bound methods are called faster than objects with a `__call__`.
+
+
+def incoming(settings: HubSettings) -> list[Policy]:
+    """What judges clients' messages, in order."""
+    policies: list[Policy] = []
+    if settings.allowed_message_types:
+        policies.append(AllowedTypes(settings.allowed_message_types).__call__)
+    return policies
+
+
+def outgoing(
+    settings: HubSettings,
+    notices: Notices,
+    log: logging.Logger | logging.LoggerAdapter[logging.Logger],
+) -> list[Policy]:
+    """What judges the kernel's messages, in order."""
+    policies: list[Policy] = []
+    if not settings.allow_tracebacks:
+        policies.append(HideTracebacks(settings.traceback_replacement_message).__call__)
+    if settings.limit_rate:
+        limit = RateLimit(
+            iopub_msg_rate_limit=settings.iopub_msg_rate_limit,
+            iopub_data_rate_limit=settings.iopub_data_rate_limit,
+            rate_limit_window=settings.rate_limit_window,
+            notice=notices.stderr,
+            on_event=log.warning,
+        )
+        policies.append(limit.__call__)
+    return policies

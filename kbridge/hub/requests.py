@@ -1,0 +1,124 @@
+"""The way to the kernel: who asked what, what waits, and who is owed the answer.
+
+Owns the outbox, the routing table, and the bridge's own requests that are under way.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from kbridge.errors import HubClosed
+from kbridge.flow.journal import EVERYONE
+from kbridge.flow.routing import Routing
+from kbridge.hub.outbox import Outbox
+from kbridge.wire.message import Buffer, Channel, Message
+
+__all__ = ["Requests"]
+
+_OURSELVES = -1  # the client number of the bridge's own requests
+# What ought to be sent first when a kernel becomes ready.
+_ORDER = (Channel.CONTROL, Channel.STDIN, Channel.SHELL)
+
+
+class Requests:
+    """Requests to one kernel.
+
+    Parameters
+    ----------
+    limit : int
+        Bytes that may wait.
+    send : callable
+        Hands frames to the kernel; False if it is not ready, or does not take them.
+    """
+
+    def __init__(self, limit: int, send: Callable[[Channel, Sequence[Buffer]], bool]) -> None:
+        self._outbox = Outbox(limit)
+        self._routing = Routing()
+        self._send = send
+        self._ours: dict[str, asyncio.Future[Message]] = {}
+
+    def submit(
+        self, channel: Channel, msg_id: str, frames: Sequence[Buffer], client: int
+    ) -> asyncio.Future[None] | None:
+        """Send a client's request, or let it wait.
+
+        Returns
+        -------
+        Future or None
+            What to await before the next one.
+
+        Raises
+        ------
+        HubClosed
+            After `close`.
+        """
+        self._routing.note(msg_id, client, channel)
+        if not self._outbox.waits(channel) and self._send(channel, frames):
+            return None
+        return self._outbox.put(channel, frames)
+
+    async def ask(
+        self, channel: Channel, msg_id: str, frames: Sequence[Buffer], timeout: float | None
+    ) -> Message:
+        """Send a request of the bridge's own, and return its reply.
+
+        Raises
+        ------
+        TimeoutError
+            If none came in time.
+        HubClosed
+            If the kernel went away.
+        """
+        reply: asyncio.Future[Message] = asyncio.get_running_loop().create_future()
+        self._ours[msg_id] = reply
+        try:
+            async with asyncio.timeout(timeout):
+                room = self.submit(channel, msg_id, frames, _OURSELVES)
+                if room is not None:
+                    await room
+                return await reply
+        finally:
+            self._ours.pop(msg_id, None)
+
+    def audience(self, msg: Message) -> int | None:
+        """Whom a message on shell, control or stdin is for.
+
+        Returns
+        -------
+        int or None
+            A client's number; `EVERYONE` where nobody knows, because better seen twice than not
+            at all; None for an answer to the bridge itself, which is delivered with this call.
+        """
+        parent_id = msg.parent_id
+        owner = self._routing.owner(parent_id)
+        if owner != _OURSELVES:
+            return EVERYONE if owner is None else owner
+        reply = self._ours.get(parent_id)
+        if reply is not None and not reply.done():
+            reply.set_result(msg)
+        return None
+
+    def flush(self, *channels: Channel) -> None:
+        """Send what waits on some channels, or on all."""
+        for channel in channels or _ORDER:
+            self._outbox.flush(channel, self._send)
+
+    def forget(self, why: str) -> None:
+        """Forget all that is under way: nobody will answer."""
+        self._routing.clear()
+        self._outbox.clear()
+        ours, self._ours = self._ours, {}
+        for reply in ours.values():
+            if not reply.done():
+                reply.set_exception(HubClosed(why))
+
+    def close(self) -> None:
+        """Forget all, and let those who wait for room know; may be called twice."""
+        self._outbox.close()
+        self.forget("the kernel is gone")
+
+    def statistics(self) -> dict[str, Any]:
+        """What waits, and what is under way."""
+        return {"outbox": self._outbox.statistics(), "routing": self._routing.statistics()}
