@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import json
 from enum import StrEnum
+from functools import lru_cache
 from typing import Any, NamedTuple, TypeAlias
 
 from kbridge.errors import InvalidMessage
@@ -59,7 +60,8 @@ class Message(NamedTuple):
     @property
     def parent_id(self) -> str:
         """`msg_id` of the parent header, or an empty string where there is no parent."""
-        return scan(self.parent_header, "msg_id")
+        raw = self.parent_header
+        return _remembered_id(raw) if len(raw) <= _REMEMBERED else scan(raw, "msg_id")
 
     @property
     def nbytes(self) -> int:
@@ -69,7 +71,7 @@ class Message(NamedTuple):
             + len(self.parent_header)
             + len(self.metadata)
             + len(self.content)
-            + sum(len(b) for b in self.buffers)
+            + sum(b.nbytes if isinstance(b, memoryview) else len(b) for b in self.buffers)
         )
 
 
@@ -116,11 +118,21 @@ def scan(raw: bytes, name: str) -> str:
     if len(raw) <= 2:
         return ""
     try:
-        value = json.loads(raw)
+        value = json.loads(raw.decode())
     except (ValueError, RecursionError):
         return ""
     found = value.get(name, "") if isinstance(value, dict) else ""
     return found if isinstance(found, str) else ""
+
+
+# All the output of one cell has the same parent: its id is read once. Longer headers than any
+# client writes are not kept, so that the cache stays small.
+_REMEMBERED = 1024
+
+
+@lru_cache(maxsize=256)
+def _remembered_id(raw: bytes) -> str:
+    return scan(raw, "msg_id")
 
 
 def json_object(raw: Buffer, what: str) -> dict[str, Any]:
@@ -132,7 +144,7 @@ def json_object(raw: Buffer, what: str) -> dict[str, Any]:
         If it is not; the reason begins with `what`.
     """
     try:
-        value = json.loads(bytes(raw))
+        value = json.loads(str(raw, "utf-8"))  # of bytes, `loads` would take UTF-16 as well
     except UnicodeDecodeError:
         raise InvalidMessage(f"{what} is not UTF-8") from None
     except (ValueError, RecursionError):

@@ -1,0 +1,153 @@
+"""What both dialects ask of a client's message before it may go on to a kernel.
+
+Laws of this module:
+
+- a check either passes or raises one of the `FrameError` family, whatever the bytes are;
+- a reason names the fault and fits a close frame (123 bytes of UTF-8, RFC 6455 section 5.5);
+- nothing is changed: what passes goes on as the bytes that came.
+
+What Python's parser takes passes, `NaN` among it: kernels written in Python take it too, and a
+bridge that refused what the kernel behind it accepts would break clients that work today.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from kbridge.errors import InvalidMessage, MalformedFrame
+from kbridge.wire.message import Buffer, Channel
+
+__all__ = ["EMPTY", "channel", "check_header", "encodable", "object_or_empty", "parse", "utf8"]
+
+EMPTY = b"{}"
+
+_NAMES = ("msg_id", "msg_type")
+_CHANNELS = {str(name): name for name in Channel}
+
+
+def channel(name: str) -> Channel:
+    """Look a channel up by its name.
+
+    Raises
+    ------
+    InvalidMessage
+        If no kernel has a channel of that name.
+    """
+    found = _CHANNELS.get(name)
+    if found is None:
+        # ascii(): a reason is counted in bytes, and what a stranger sends is not echoed raw.
+        raise InvalidMessage(f"unknown channel {ascii(name[:24])[:60]}")
+    return found
+
+
+def utf8(raw: Buffer, what: str) -> str:
+    """Decode a part that must be UTF-8.
+
+    Raises
+    ------
+    MalformedFrame
+        If it is not; the reason begins with `what`.
+    """
+    try:
+        return str(raw, "utf-8")
+    except UnicodeDecodeError:
+        raise MalformedFrame(f"{what} is not valid UTF-8") from None
+
+
+def encodable(text: str, what: str) -> bytes:
+    """Encode text as UTF-8, which text with a lone surrogate has no form in.
+
+    Raises
+    ------
+    MalformedFrame
+        If it has none; the reason begins with `what`.
+    """
+    try:
+        return text.encode()
+    except UnicodeEncodeError:
+        raise MalformedFrame(f"{what} holds a lone surrogate") from None
+
+
+def parse(text: str, what: str) -> Any:
+    """Parse a part that must be JSON.
+
+    Raises
+    ------
+    MalformedFrame
+        If it is not, is nested deeper than the parser's stack, or holds a number with more digits
+        than Python converts (`sys.set_int_max_str_digits`); the reason begins with `what`.
+    """
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise MalformedFrame(f"{what} is nested too deeply") from None
+    except ValueError:
+        raise MalformedFrame(f"{what} is not valid JSON") from None
+
+
+def object_or_empty(raw: bytes, what: str) -> bytes:
+    """Check a part that must be a JSON object, and take ``null`` or nothing for an empty one.
+
+    Clients write ``null``, or nothing at all, for the parent of a request that has none and for
+    metadata or content they did not set; kernels take neither.
+
+    Raises
+    ------
+    MalformedFrame
+        If it is not UTF-8 or not JSON.
+    InvalidMessage
+        If it is JSON, but no object.
+    """
+    if raw in (EMPTY, b""):
+        return EMPTY
+    value = parse(utf8(raw, what), what)
+    if value is None:
+        return EMPTY
+    if not isinstance(value, dict):
+        raise InvalidMessage(f"{what} is not a JSON object")
+    return raw
+
+
+def check_header(text: str) -> None:
+    """Check that a header names its message and its type, each once.
+
+    A key that comes twice is refused because parsers differ in which of the two they take: a type
+    that is not allowed could pass a filter under the other one's name.
+
+    Raises
+    ------
+    MalformedFrame
+        If it is not JSON.
+    InvalidMessage
+        If it is no object, repeats one of the two, or lacks one.
+    """
+    header = parse(text, "header")
+    if not isinstance(header, dict):
+        raise InvalidMessage("header is not a JSON object")
+    for name in _NAMES:
+        value = header.get(name)
+        if not isinstance(value, str) or not value:
+            fault = "lacks" if value is None else "has an empty or non-string"
+            raise InvalidMessage(f"header {fault} {name}")
+        if not value.isascii():
+            encodable(value, f"{name} of the header")
+    if "\\" in text or text.count('"msg_id"') != 1 or text.count('"msg_type"') != 1:
+        try:
+            _UNIQUE.decode(text)
+        except RecursionError:  # the hook needs a little more stack than the first reading
+            raise MalformedFrame("header is nested too deeply") from None
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        keys = [key for key, _ in pairs]
+        for name in _NAMES:
+            if keys.count(name) > 1:
+                raise InvalidMessage(f"header has {name} twice")
+    return found
+
+
+# Slower than the parser without a hook: for headers in which a key could hide.
+_UNIQUE = json.JSONDecoder(object_pairs_hook=_unique)

@@ -1,0 +1,57 @@
+"""The headers of the websocket frames that a server sends (RFC 6455, section 5.2).
+
+Frames built here are written by the batch, many messages in one write. A server does not mask, and
+none of our messages is fragmented: its length is always known.
+"""
+
+from __future__ import annotations
+
+import struct
+
+__all__ = ["BINARY", "CLOSE", "PING", "PONG", "TEXT", "frame", "header", "ping"]
+
+TEXT = 0x1
+BINARY = 0x2
+CLOSE = 0x8
+PING = 0x9
+PONG = 0xA
+
+_FIN = 0x80
+_CONTROL_LIMIT = 125  # section 5.5
+_pack16 = struct.Struct("!BBH").pack
+_pack64 = struct.Struct("!BBQ").pack
+
+
+def header(length: int, opcode: int) -> bytes:
+    """Write the header of an unmasked, unfragmented frame.
+
+    Parameters
+    ----------
+    length : int
+        Bytes of the payload.
+    opcode : int
+        One of this module's constants.
+    """
+    if length < 126:
+        return bytes((_FIN | opcode, length))
+    if length < 0x10000:
+        return _pack16(_FIN | opcode, 126, length)
+    return _pack64(_FIN | opcode, 127, length)
+
+
+def frame(payload: bytes, opcode: int) -> bytes:
+    """Write a whole frame."""
+    return header(len(payload), opcode) + payload
+
+
+def ping(payload: bytes) -> bytes:
+    """Write a ping; the peer answers with a pong that holds the same payload.
+
+    Raises
+    ------
+    ValueError
+        If the payload is longer than the 125 bytes that a control frame may hold.
+    """
+    if len(payload) > _CONTROL_LIMIT:
+        raise ValueError(f"a ping holds at most {_CONTROL_LIMIT} bytes, not {len(payload)}")
+    return frame(payload, PING)

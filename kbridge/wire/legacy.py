@@ -1,0 +1,220 @@
+"""The dialect without a name: JSON in text frames, and binary frames where there are buffers.
+
+A text frame is a JSON object of the parts; a binary frame is
+
+::
+
+    u32  count              how many offsets follow, big-endian like them
+    u32  offset * count     from the start of the frame: where JSON and each buffer begin
+    ...  JSON, buffers
+
+(jupyter_server docs, "WebSocket kernel wire protocols"). The last buffer ends with the frame.
+
+Laws of this module:
+
+- parts are spliced into the text and cut out of it: the JSON that came is the JSON that goes on;
+- what a client may leave out is what jupyter_server lets it leave out, and a little more: the
+  channel (then it is shell), the parent, metadata, content, and buffers;
+- the client's numbers are believed only after they are checked against the bytes that came.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import struct
+from collections.abc import Iterator
+from json.encoder import encode_basestring_ascii as quote
+
+from kbridge.errors import InvalidMessage, KernelMessageError, MalformedFrame
+from kbridge.wire import fields
+from kbridge.wire.message import Buffer, Channel, Message
+from kbridge.wire.offsets import contiguous, nbytes, read, slices
+
+__all__ = ["decode", "encode", "encode_binary", "encode_json"]
+
+_WORD = 4
+_LIMIT = 1 << 32
+_KEYS = frozenset(("header", "parent_header", "metadata", "content", "channel", "buffers"))
+_skip_space = re.compile(r"[ \t\n\r]*").match
+# A key that is written without escapes, up to the value; other spellings take the slow way.
+_plain_key = re.compile(r'"([^"\\\x00-\x1f]*)"[ \t\n\r]*:[ \t\n\r]*').match
+_read = json.JSONDecoder().raw_decode
+
+
+def encode(msg: Message) -> str | bytes:
+    """Encode a message: as text if it has no buffers, else as bytes.
+
+    Raises
+    ------
+    KernelMessageError
+        If a part is not UTF-8, or a buffer begins past the 4 GiB that an offset can say.
+    """
+    return encode_binary(msg) if msg.buffers else encode_json(msg).decode()
+
+
+def encode_json(msg: Message) -> bytes:
+    """Encode all but the buffers, as the payload of a text frame.
+
+    The keys and their order are those of jupyter_server.
+
+    Raises
+    ------
+    KernelMessageError
+        If a part is not UTF-8: a browser would close the websocket over it.
+    """
+    return _splice(msg, b', "buffers": []')
+
+
+def encode_binary(msg: Message) -> bytes:
+    """Encode a message with its buffers, as the payload of a binary frame.
+
+    Raises
+    ------
+    KernelMessageError
+        If a part is not UTF-8, or a buffer begins past the 4 GiB that an offset can say.
+    """
+    parts: list[Buffer] = [_splice(msg, b""), *map(contiguous, msg.buffers)]
+    at = _WORD * (1 + len(parts))
+    words = [len(parts)]
+    for part in parts:
+        words.append(at)
+        at += nbytes(part)
+    if words[-1] >= _LIMIT:
+        raise KernelMessageError("buffers of more than 4 GiB have no form in the legacy dialect")
+    return b"".join((struct.pack(f"!{len(words)}I", *words), *parts))
+
+
+def _splice(msg: Message, buffers: bytes) -> bytes:
+    channel, header, parent, metadata, content, _ = msg
+    text = b"".join(
+        (
+            b'{"header": ',
+            header,
+            b', "msg_id": ',
+            quote(msg.msg_id).encode(),
+            b', "msg_type": ',
+            quote(msg.msg_type).encode(),
+            b', "parent_header": ',
+            parent or fields.EMPTY,
+            b', "metadata": ',
+            metadata or fields.EMPTY,
+            b', "content": ',
+            content or fields.EMPTY,
+            buffers,
+            b', "channel": "',
+            channel.encode(),
+            b'"}',
+        )
+    )
+    if not text.isascii():
+        try:
+            text.decode()
+        except UnicodeDecodeError:
+            raise KernelMessageError("a part of a kernel's message is not valid UTF-8") from None
+    return text
+
+
+def decode(data: str | bytes) -> Message:
+    """Decode a frame.
+
+    Raises
+    ------
+    MalformedFrame
+        If its offsets, its UTF-8 or its JSON do not hold.
+    InvalidMessage
+        If they do, but no kernel could take the message.
+    """
+    if isinstance(data, str):
+        members = _members(data)
+        if fields.parse(members.get("buffers", "null"), "buffers") not in (None, []):
+            raise InvalidMessage("buffers in a text frame, which holds none")
+        return _message(members, ())
+    offsets = (*read(data, "!I", 1), len(data))
+    text = fields.utf8(memoryview(data)[offsets[0] : offsets[1]], "JSON of the frame")
+    return _message(_members(text), slices(data, offsets[1:]))
+
+
+def _message(members: dict[str, str], buffers: tuple[Buffer, ...]) -> Message:
+    name = fields.parse(members.get("channel", "null"), "channel")
+    if not isinstance(name, str | None):
+        raise InvalidMessage("channel is not a string")
+    channel = Channel.SHELL if name is None else fields.channel(name)
+    if "header" not in members:
+        raise InvalidMessage("the message has no header")
+    fields.check_header(members["header"])
+    return Message(
+        channel,
+        fields.encodable(members["header"], "header"),
+        _part(members, "parent_header"),
+        _part(members, "metadata"),
+        _part(members, "content"),
+        buffers,
+    )
+
+
+def _part(members: dict[str, str], name: str) -> bytes:
+    text = members.get(name, "null")
+    if text == "null":
+        return fields.EMPTY
+    if not text.startswith("{"):  # JSON it is: `_members` has read it
+        raise InvalidMessage(f"{name} is not a JSON object")
+    return fields.encodable(text, name)
+
+
+def _members(text: str) -> dict[str, str]:
+    """Cut the members that matter out of a JSON object, each as the JSON that it is.
+
+    Raises
+    ------
+    MalformedFrame
+        If the text is not JSON.
+    InvalidMessage
+        If it is JSON, but no object.
+    """
+    at = _space(text)
+    if not text.startswith("{", at):
+        fields.parse(text, "the message")
+        raise InvalidMessage("the message is not a JSON object")
+    found: dict[str, str] = {}
+    try:
+        for key, start, end in _walk(text, at):
+            if key in _KEYS:
+                found[key] = text[start:end]
+    except RecursionError:
+        raise MalformedFrame("the message is nested too deeply") from None
+    except ValueError:
+        raise MalformedFrame("the message is not valid JSON") from None
+    return found
+
+
+def _walk(text: str, at: int) -> Iterator[tuple[str, int, int]]:
+    """Give the key of each member of the object at `at`, and where its value starts and ends.
+
+    Raises ValueError if the text does not hold just this object, or a member is not JSON.
+    """
+    at = _space(text, at + 1)
+    more = not text.startswith("}", at)
+    while more:
+        if plain := _plain_key(text, at):
+            key, start = plain[1], plain.end()
+        else:
+            key, colon = _read(text, at)
+            if not isinstance(key, str) or not text.startswith(":", colon := _space(text, colon)):
+                raise ValueError
+            start = _space(text, colon + 1)
+        _, end = _read(text, start)
+        yield key, start, end
+        at = _space(text, end)
+        more = text.startswith(",", at)
+        if more:
+            at = _space(text, at + 1)
+    if not text.startswith("}", at) or _space(text, at + 1) != len(text):
+        raise ValueError
+
+
+def _space(text: str, at: int = 0) -> int:
+    """Find where the white space at `at` ends."""
+    found = _skip_space(text, at)
+    assert found is not None  # the pattern matches nothing, too
+    return found.end()
