@@ -1,0 +1,68 @@
+"""Fixtures for tests that meet real servers, kernels and browsers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support.dialects import CODECS
+from tests.support.require import require
+from tests.support.server import PEER, Server
+
+ServerFactory = Callable[..., Server]
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A server for all tests that leave it as they found it, and its log without errors."""
+    require("ipykernel")
+    running = Server(tmp_path_factory.mktemp("server")).start()
+    try:
+        yield running
+        running.stop()
+        if not PEER:
+            running.assert_clean_log()
+    finally:
+        running.kill()
+
+
+@pytest.fixture
+def new_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerFactory]:
+    """Start servers of one test's own: `new_server(*args, env=..., command=...)`."""
+    require("ipykernel")
+    running: list[Server] = []
+
+    def start(*args: str, **options: object) -> Server:
+        home: Path = tmp_path_factory.mktemp("server")
+        running.append(Server(home, *args, **options))  # type: ignore[arg-type]
+        return running[-1].start()
+
+    try:
+        yield start
+    finally:
+        for one in running:
+            one.kill()
+
+
+@pytest.fixture(scope="module")
+def kernel(server: Server) -> Iterator[str]:
+    """The id of an ipykernel that the tests of one module share."""
+    kernel_id = server.start_kernel()
+    yield kernel_id
+    server.stop_kernel(kernel_id)
+
+
+@pytest.fixture
+def own_kernel(server: Server) -> Iterator[str]:
+    """The id of an ipykernel that one test may harm."""
+    kernel_id = server.start_kernel()
+    yield kernel_id
+    server.stop_kernel(kernel_id)
+
+
+@pytest.fixture(params=sorted(CODECS))
+def dialect(request: pytest.FixtureRequest) -> str:
+    """Each of the websocket dialects in turn."""
+    return str(request.param)

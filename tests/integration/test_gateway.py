@@ -1,0 +1,54 @@
+"""Jupyter Server, unmodified, with kbridge behind it as its kernel gateway."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+
+from tests.conftest import ServerFactory
+from tests.support.client import attach
+from tests.support.require import require
+from tests.support.server import TOKEN, Server
+
+pytestmark = pytest.mark.kernel
+
+
+@pytest.mark.slow
+async def test_jupyter_server_runs_its_kernels_through_us(
+    server: Server, new_server: ServerFactory
+) -> None:
+    require("jupyter_server")
+    front = new_server(
+        f"--gateway-url={server.url}",
+        f"--GatewayClient.auth_token={TOKEN}",
+        "--ServerApp.disable_check_xsrf=True",
+        *("--no-browser", "--allow-root", "--ip=127.0.0.1"),
+        command=[sys.executable, "-m", "jupyter_server"],
+    )
+    specs = (await front.call("GET", "/api/kernelspecs")).json()
+    assert "python3" in specs["kernelspecs"]
+    made = await front.call("POST", "/api/kernels", {"name": "python3"})
+    assert made.status == 201, made
+    kernel = made.json()["id"]
+    assert kernel in {k["id"] for k in (await server.call("GET", "/api/kernels")).json()}
+    async with attach(front, kernel, "legacy") as ws:
+        done = await ws.execute("import sys; print('through'); 6 * 7")
+        assert done.text() == "through\n"
+        assert done.of("execute_result")[0]["content"]["data"] == {"text/plain": "42"}
+        asked = await ws.start("print(input('? '))", allow_stdin=True)
+        *_, prompt = await ws.until(lambda m: m["channel"] == "stdin")
+        await ws.send("input_reply", {"value": "yes"}, channel="stdin", parent=prompt["header"])
+        assert (await ws.finish(asked)).text() == "yes\n"
+        asked = await ws.start("import time; print('on', flush=True)\nwhile True: time.sleep(0.1)")
+        await ws.until(lambda m: m["content"].get("text", "").startswith("on"))
+        assert (await front.call("POST", f"/api/kernels/{kernel}/interrupt")).status == 204
+        assert (await ws.finish(asked)).reply["ename"] == "KeyboardInterrupt"
+        assert (await front.call("POST", f"/api/kernels/{kernel}/restart")).status == 200
+        assert (await ws.execute("print('again')")).text() == "again\n"
+    session = {"path": "a.ipynb", "type": "notebook", "name": "a", "kernel": {"name": "python3"}}
+    made = await front.call("POST", "/api/sessions", session)
+    assert made.status == 201, made
+    await front.call("DELETE", f"/api/sessions/{made.json()['id']}")
+    assert (await front.call("DELETE", f"/api/kernels/{kernel}")).status == 204
+    assert kernel not in {k["id"] for k in (await server.call("GET", "/api/kernels")).json()}

@@ -1,0 +1,113 @@
+"""Kernels that start, restart, die, never answer and end, seen from a websocket."""
+
+from __future__ import annotations
+
+import uuid
+
+import pytest
+
+from tests.support.client import KernelClient, attach
+from tests.support.server import Server, gone
+from tests.support.waiting import eventually
+
+pytestmark = pytest.mark.kernel
+
+
+async def pid_of(ws: KernelClient) -> int:
+    return int((await ws.execute("import os; print(os.getpid())")).text())
+
+
+def is_status(state: str, msg: dict[str, object]) -> bool:
+    content = msg["content"]
+    return isinstance(content, dict) and content.get("execution_state") == state
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(240)
+async def test_an_execute_right_after_a_restart_loses_no_output(
+    server: Server, own_kernel: str
+) -> None:
+    async with (
+        attach(server, own_kernel, "v1") as ws,
+        attach(server, own_kernel, "legacy") as viewer,
+    ):
+        pid = await pid_of(ws)
+        for i in range(10):
+            reply = await server.call("POST", f"/api/kernels/{own_kernel}/restart")
+            assert reply.status == 200, reply
+            assert reply.json()["id"] == own_kernel
+            done = await ws.execute(f"print({i})\nimport os; os.getpid()")
+            assert done.types == [
+                *("busy", "execute_input", "stream", "execute_result", "idle"),
+            ], (i, ws.story())
+            assert done.text() == f"{i}\n"
+            now = int(done.of("execute_result")[0]["content"]["data"]["text/plain"])
+            assert now != pid, "the kernel is the old one"
+            pid = now
+            assert (await viewer.finish(done.msg_id, reply=False)).types == done.types
+        states = [m["content"].get("execution_state") for m in ws.seen]
+        assert states.count("restarting") == 10
+
+
+async def test_a_restart_tells_its_clients(server: Server, own_kernel: str, dialect: str) -> None:
+    async with attach(server, own_kernel, dialect) as ws:
+        await ws.execute("kept = 1")
+        assert (await server.call("POST", f"/api/kernels/{own_kernel}/restart")).status == 200
+        *_, told = await ws.until(lambda m: is_status("restarting", m))
+        assert told["channel"] == "iopub"
+        done = await ws.execute("kept")
+        assert done.reply["ename"] == "NameError"
+
+
+async def test_a_kernel_that_dies_is_started_again(
+    server: Server, own_kernel: str, dialect: str
+) -> None:
+    async with attach(server, own_kernel, dialect) as ws:
+        pid = await pid_of(ws)
+        await ws.start("import os; os._exit(1)")
+        *_, told = await ws.until(lambda m: is_status("restarting", m))
+        assert told["channel"] == "iopub"
+        assert await pid_of(ws) != pid
+        eventually_idle = await server.call("GET", f"/api/kernels/{own_kernel}")
+        assert eventually_idle.json()["execution_state"] == "idle"
+
+
+async def test_shutdown(server: Server, own_kernel: str, dialect: str) -> None:
+    async with attach(server, own_kernel, dialect) as ws:
+        pid = await pid_of(ws)
+        reply = await server.call("DELETE", f"/api/kernels/{own_kernel}")
+        assert (reply.status, reply.body) == (204, b"")
+        await ws.closed()
+    assert (await server.call("GET", f"/api/kernels/{own_kernel}")).status == 404
+    assert (await server.call("DELETE", f"/api/kernels/{own_kernel}")).status == 404
+    eventually(lambda: gone(pid), "the kernel's process is gone")
+
+
+async def test_a_websocket_opens_at_once_on_a_kernel_that_never_answers(
+    server: Server, dialect: str
+) -> None:
+    kernel_id = (await server.call("POST", "/api/kernels", {"name": "mute"})).json()["id"]
+    try:
+        # The kernel would be waited for 60 s; that the handshake takes less is what is shown.
+        async with attach(server, kernel_id, dialect, open_timeout=30) as ws:
+            await ws.send("kernel_info_request", {})
+            alive = await ws.ws.ping()
+            await alive
+    finally:
+        await server.call("DELETE", f"/api/kernels/{kernel_id}")
+
+
+async def test_a_kernel_that_cannot_start(server: Server) -> None:
+    before = len((await server.call("GET", "/api/kernels")).json())
+    reply = await server.call("POST", "/api/kernels", {"name": "broken"})
+    assert reply.status == 500
+    answer = reply.json()
+    assert "this kernel has no engine" in answer["message"]
+    assert answer["reason"]
+    assert len((await server.call("GET", "/api/kernels")).json()) == before
+
+
+async def test_an_unknown_kernel(server: Server) -> None:
+    reply = await server.call("GET", f"/api/kernels/{uuid.uuid4()}/channels")
+    assert reply.status == 404
+    assert set(reply.json()) >= {"reason", "message"}

@@ -1,0 +1,232 @@
+"""A websocket client for tests that misses nothing and waits for events, never for time."""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+from websockets.asyncio.client import ClientConnection, connect
+from websockets.exceptions import ConnectionClosed
+
+from tests.support.dialects import CODECS, Codec
+from tests.support.server import Server
+from tests.support.waiting import TIMEOUT
+
+__all__ = ["Execution", "KernelClient", "attach"]
+
+
+@dataclass(slots=True)
+class Execution:
+    """All that was heard of one request, in the order in which it came."""
+
+    msg_id: str
+    messages: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def reply(self) -> dict[str, Any]:
+        """Content of the one reply."""
+        (reply,) = [m for m in self.messages if m["header"]["msg_type"].endswith("_reply")]
+        return dict(reply["content"])
+
+    @property
+    def iopub(self) -> list[dict[str, Any]]:
+        return [m for m in self.messages if m["channel"] == "iopub"]
+
+    @property
+    def types(self) -> list[str]:
+        """Message types on iopub; of a status its state.
+
+        Streams that follow each other count as one: ipykernel cuts them where its clock says so.
+        """
+        kinds: list[str] = []
+        for m in self.iopub:
+            kind = m["header"]["msg_type"]
+            if kind == "stream" and kinds[-1:] == ["stream"]:
+                continue
+            kinds.append(m["content"]["execution_state"] if kind == "status" else kind)
+        return kinds
+
+    def text(self, name: str = "stdout") -> str:
+        """Everything written to one stream."""
+        return "".join(
+            m["content"]["text"] for m in self.of("stream") if m["content"]["name"] == name
+        )
+
+    def of(self, msg_type: str) -> list[dict[str, Any]]:
+        return [m for m in self.iopub if m["header"]["msg_type"] == msg_type]
+
+
+class KernelClient:
+    """One websocket to one kernel.
+
+    Nothing is read but in `recv` and what stands on it: a client that does not call them is a
+    browser that has stopped reading.
+    """
+
+    def __init__(self, ws: ClientConnection, codec: Codec, session: str) -> None:
+        self.ws = ws
+        self.codec = codec
+        self.session = session
+        self.seen: list[dict[str, Any]] = []
+
+    async def send(
+        self,
+        msg_type: str,
+        content: dict[str, Any],
+        *,
+        channel: str = "shell",
+        parent: dict[str, Any] | None = None,
+        header: dict[str, Any] | None = None,
+        buffers: Sequence[bytes] = (),
+    ) -> str:
+        """Send a message and give its id; `header` adds to the usual fields."""
+        whole = {
+            "msg_id": uuid.uuid4().hex,
+            "msg_type": msg_type,
+            "session": self.session,
+            "username": "tester",
+            "date": datetime.now(UTC).isoformat(),
+            "version": "5.3",
+            **(header or {}),
+        }
+        msg = {
+            "channel": channel,
+            "header": whole,
+            "parent_header": parent or {},
+            "metadata": {},
+            "content": content,
+            "buffers": list(buffers),
+        }
+        await self.ws.send(self.codec.encode(msg))
+        return str(whole["msg_id"])
+
+    async def recv(self, timeout: float = TIMEOUT) -> dict[str, Any]:
+        """Read the next message."""
+        try:
+            async with asyncio.timeout(timeout):
+                frame = await self.ws.recv()
+        except TimeoutError:
+            raise AssertionError(f"no message in {timeout} s; before it: {self.story()}") from None
+        except ConnectionClosed as closed:
+            raise AssertionError(f"{closed}; before it: {self.story()}") from closed
+        msg = self.codec.decode(frame)
+        self.seen.append(msg)
+        return msg
+
+    def story(self, last: int = 12) -> list[str]:
+        """Tell in short what came last."""
+        return [
+            f"{m['channel']}:{m['header']['msg_type']}:{str(m['content'])[:80]}"
+            for m in self.seen[-last:]
+        ]
+
+    async def until(
+        self, wanted: Callable[[dict[str, Any]], bool], timeout: float = TIMEOUT
+    ) -> list[dict[str, Any]]:
+        """Read up to and including the first message that is `wanted`."""
+        came = []
+        while True:
+            came.append(await self.recv(timeout))
+            if wanted(came[-1]):
+                return came
+
+    async def execute(self, code: str, **content: Any) -> Execution:
+        """Run code, and wait for its reply and its idle."""
+        return await self.finish(await self.start(code, **content))
+
+    async def start(self, code: str, **content: Any) -> str:
+        """Send code, and give the request's id."""
+        request = {
+            "code": code,
+            "silent": False,
+            "store_history": False,
+            "user_expressions": {},
+            "allow_stdin": False,
+            "stop_on_error": True,
+        }
+        return await self.send("execute_request", {**request, **content})
+
+    async def request(self, msg_type: str, content: dict[str, Any], **how: Any) -> Execution:
+        """Send any request that is replied to, and wait for its reply and its idle."""
+        return await self.finish(await self.send(msg_type, content, **how))
+
+    async def finish(self, msg_id: str, *, reply: bool = True) -> Execution:
+        """Read until a request's idle, and its reply if it has one, have come."""
+        done = Execution(msg_id)
+        missing = {"idle", "reply"} if reply else {"idle"}
+        while missing:
+            msg = await self.recv()
+            if msg["parent_header"].get("msg_id") != msg_id:
+                continue
+            done.messages.append(msg)
+            kind = msg["header"]["msg_type"]
+            if kind == "status" and msg["content"]["execution_state"] == "idle":
+                missing.discard("idle")
+            elif kind.endswith("_reply"):
+                missing.discard("reply")
+        return done
+
+    async def closed(self, timeout: float = TIMEOUT) -> tuple[int, str]:
+        """Read on until the server closes the websocket; give the code and the reason."""
+        try:
+            async with asyncio.timeout(timeout):
+                while True:
+                    self.seen.append(self.codec.decode(await self.ws.recv()))
+        except TimeoutError:
+            raise AssertionError(f"still open after {timeout} s: {self.story()}") from None
+        except ConnectionClosed as end:
+            received = end.rcvd
+        assert received is not None, "it was cut, not closed"
+        return received.code, received.reason
+
+    def cut(self) -> None:
+        """Vanish as a laptop does whose lid is shut: no close frame, no goodbye."""
+        self.ws.transport.abort()
+
+
+@asynccontextmanager
+async def attach(
+    server: Server,
+    kernel_id: str,
+    dialect: str = "v1",
+    *,
+    session: str | None = "",
+    open_timeout: float = TIMEOUT,
+    **connect_options: Any,
+) -> AsyncIterator[KernelClient]:
+    """Open a websocket to a kernel.
+
+    Parameters
+    ----------
+    server, kernel_id
+        Where to.
+    dialect : str
+        v1 or legacy.
+    session : str, optional
+        The `session_id` of the URL; empty: a new one, None: leave it out.
+    open_timeout : float
+        Seconds for the handshake.
+    """
+    codec = CODECS[dialect]
+    session = uuid.uuid4().hex if session == "" else session
+    query = f"?session_id={session}" if session else ""
+    headers = {"Authorization": f"token {server.token}", **connect_options.pop("headers", {})}
+    options: dict[str, Any] = {
+        "subprotocols": [codec.subprotocol] if codec.subprotocol else None,
+        "additional_headers": headers,
+        "open_timeout": open_timeout,
+        "max_size": None,
+        "ping_interval": None,
+        "compression": None,
+        "proxy": None,
+        **connect_options,
+    }
+    url = f"ws://127.0.0.1:{server.port}/api/kernels/{kernel_id}/channels{query}"
+    async with connect(url, **options) as ws:
+        assert ws.subprotocol == codec.subprotocol
+        yield KernelClient(ws, codec, session or uuid.uuid4().hex)

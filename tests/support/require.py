@@ -1,0 +1,59 @@
+"""One rule for the parts of the outer world that a test needs.
+
+On a user's machine a missing part skips the test and says what to install. In CI (`CI` set in the
+environment) it fails: a green run there has really met the browser, Node and the kernels.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+
+import pytest
+
+__all__ = ["require"]
+
+_PROGRAMS = {
+    "chromium": ("chromium", "chromium-browser", "google-chrome"),
+    "node": ("node",),
+    "npm": ("npm",),
+}
+_ADVICE = {
+    "chromium": "install Debian's chromium, or set KBRIDGE_CHROMIUM to a Chromium or Chrome",
+    "node": "install Node 20 or later",
+    "npm": "install npm",
+}
+
+
+def require(*parts: str) -> str:
+    """Find what a test cannot do without, or end the test.
+
+    Parameters
+    ----------
+    *parts : str
+        Programs (chromium, node, npm) or Python modules.
+
+    Returns
+    -------
+    str
+        Where the first part was found; for a module, its name.
+    """
+    found = [_find(part) for part in parts]
+    missing = [part for part, where in zip(parts, found, strict=True) if not where]
+    if missing:
+        reason = "; ".join(
+            f"{part} is missing: {_ADVICE.get(part, f'pip install {part}')}" for part in missing
+        )
+        if os.environ.get("CI", "").lower() not in {"", "0", "false"}:
+            pytest.fail(f"in CI no part may be missing, but {reason}", pytrace=False)
+        pytest.skip(reason)
+    return found[0]
+
+
+def _find(part: str) -> str:
+    if part not in _PROGRAMS:
+        return part if importlib.util.find_spec(part) else ""
+    chosen = os.environ.get(f"KBRIDGE_{part.upper()}")
+    names = (chosen,) if chosen else _PROGRAMS[part]
+    return next(filter(None, map(shutil.which, names)), "")

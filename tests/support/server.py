@@ -1,0 +1,243 @@
+"""Server processes for tests: kbridge as a user starts it, in directories of its own.
+
+`KBRIDGE_TEST_SERVER=jupyter_server` puts Jupyter Server in its place, to see what the peer does
+with the same tests. It fails some: those are what kbridge is for.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from http.client import HTTPConnection
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import psutil
+
+from tests.support.waiting import TIMEOUT, eventually
+
+__all__ = ["PEER", "TOKEN", "Reply", "Server", "free_port", "gone"]
+
+PEER = os.environ.get("KBRIDGE_TEST_SERVER", "kbridge") == "jupyter_server"
+TOKEN = "correct-horse-battery-staple"
+
+_COMMAND = [sys.executable, "-m", "kbridge", "--ip=127.0.0.1"]
+_PEER_COMMAND = [
+    *(sys.executable, "-m", "jupyter_server", "--ip=127.0.0.1", "--no-browser", "--allow-root"),
+    *("--ServerApp.disable_check_xsrf=True", "--ServerApp.jpserver_extensions={}"),
+]
+# Kernelspecs that every test server knows beside ipykernel's python3.
+_SPECS = {
+    "broken": "import sys; print('this kernel has no engine', file=sys.stderr); sys.exit(3)",
+    "mute": "import signal; signal.pause()",
+}
+
+
+class Reply(NamedTuple):
+    """What a REST request was answered with."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+
+    def json(self) -> Any:
+        return json.loads(self.body)
+
+
+class Server:
+    """A server process, from its first byte of log to its exit.
+
+    Parameters
+    ----------
+    home : Path
+        An empty directory; everything that the server writes stays in it.
+    *args : str
+        More command line options.
+    env : mapping, optional
+        More environment variables.
+    command : list of str, optional
+        Another program than kbridge that writes a runtime file as Jupyter servers do.
+    """
+
+    def __init__(
+        self,
+        home: Path,
+        *args: str,
+        env: Mapping[str, str] | None = None,
+        command: list[str] | None = None,
+    ) -> None:
+        self.home = home
+        self.log = home / "server.log"
+        self.token = TOKEN
+        self.port = 0
+        self._args = args
+        self._env = {
+            **{k: v for k, v in os.environ.items() if not k.startswith(("JUPYTER", "KG_"))},
+            "JUPYTER_TOKEN": TOKEN,
+            "JUPYTER_RUNTIME_DIR": str(home / "runtime"),
+            "JUPYTER_DATA_DIR": str(home / "data"),
+            "JUPYTER_CONFIG_DIR": str(home / "config"),
+            "JUPYTER_PLATFORM_DIRS": "1",
+            "IPYTHONDIR": str(home / "ipython"),
+            "PYTHONUNBUFFERED": "1",
+            **(env or {}),
+        }
+        self._command = command or (_PEER_COMMAND if PEER else _COMMAND)
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def process(self) -> subprocess.Popen[bytes]:
+        assert self._process is not None, "the server was not started"
+        return self._process
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def start(self) -> Server:
+        for name, code in _SPECS.items():
+            spec = self.home / "data" / "kernels" / name / "kernel.json"
+            spec.parent.mkdir(parents=True)
+            argv = [sys.executable, "-c", code, "{connection_file}"]
+            spec.write_text(json.dumps({"argv": argv, "display_name": name, "language": "python"}))
+        command = [*self._command, f"--port={free_port()}", *self._args]
+        with self.log.open("wb") as log:
+            self._process = subprocess.Popen(
+                command,
+                cwd=self.home,
+                env=self._env,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        try:
+            self.port = eventually(self._listening, f"{' '.join(command)} listens")
+        except AssertionError as late:
+            self.kill()
+            raise AssertionError(f"{late}\n{self.tail()}") from None
+        return self
+
+    def _listening(self) -> int:
+        """Read the port from the runtime file, so that a port taken meanwhile is no matter."""
+        assert self.process.poll() is None, f"the server went away:\n{self.tail()}"
+        for path in (self.home / "runtime").glob(f"*-{self.process.pid}.json"):
+            try:
+                port = int(json.loads(path.read_text())["port"])
+            except ValueError:  # half written
+                continue
+            with socket.socket() as probe:
+                if probe.connect_ex(("127.0.0.1", port)) == 0:
+                    return port
+        return 0
+
+    def tail(self, lines: int = 40) -> str:
+        """Give the last lines of the server's log."""
+        return "\n".join(self.log.read_text(errors="replace").splitlines()[-lines:])
+
+    def stop(self) -> int:
+        """Ask the server to end, and give its exit code."""
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+        try:
+            return self.process.wait(TIMEOUT)
+        except subprocess.TimeoutExpired:
+            self.kill()
+            raise AssertionError(f"SIGTERM did not end the server:\n{self.tail()}") from None
+
+    def kill(self) -> None:
+        """End the server and everything that it started, whatever they think of it."""
+        if self._process is None:
+            return
+        family = []
+        try:
+            parent = psutil.Process(self.process.pid)
+            family = [*parent.children(recursive=True), parent]
+        except psutil.NoSuchProcess:
+            pass
+        for process in family:
+            try:
+                process.kill()
+            except psutil.NoSuchProcess:
+                continue
+        self.process.wait(TIMEOUT)
+
+    def rss(self) -> int:
+        """Resident bytes of the server process alone."""
+        return int(psutil.Process(self.process.pid).memory_info().rss)
+
+    def children(self) -> set[int]:
+        """Pids of the processes that the server has started and that still run."""
+        return {p.pid for p in psutil.Process(self.process.pid).children(recursive=True)}
+
+    def request(
+        self,
+        method: str,
+        path: str,
+        body: Any = None,
+        headers: Mapping[str, str] | None = None,
+        token: str | None = TOKEN,
+    ) -> Reply:
+        """Make one REST request; `body` is sent as JSON unless it is bytes."""
+        given = {"Authorization": f"token {token}"} if token is not None else {}
+        data = body if isinstance(body, bytes | None) else json.dumps(body).encode()
+        connection = HTTPConnection("127.0.0.1", self.port, timeout=TIMEOUT)
+        try:
+            connection.request(method, path, data, {**given, **(headers or {})})
+            response = connection.getresponse()
+            return Reply(response.status, dict(response.headers), response.read())
+        finally:
+            connection.close()
+
+    async def call(self, method: str, path: str, body: Any = None) -> Reply:
+        """Make a `request` without blocking the event loop."""
+        return await asyncio.to_thread(self.request, method, path, body)
+
+    def start_kernel(self, name: str = "python3", **more: Any) -> str:
+        """Start a kernel and give its id."""
+        reply = self.request("POST", "/api/kernels", {"name": name, **more})
+        assert reply.status == 201, f"{reply.status} {reply.body!r}\n{self.tail()}"
+        return str(reply.json()["id"])
+
+    def stop_kernel(self, kernel_id: str) -> None:
+        """End a kernel; it is no fault if it is gone already."""
+        reply = self.request("DELETE", f"/api/kernels/{kernel_id}")
+        assert reply.status in {204, 404}, f"{reply.status} {reply.body!r}\n{self.tail()}"
+
+    def assert_clean_log(self) -> None:
+        """Fail if the server met an error of its own, or wrote its token down."""
+        text = self.log.read_text(errors="replace")
+        assert "Traceback" not in text, text[text.index("Traceback") - 2000 :][:6000]
+        assert TOKEN not in text, "the token stands in the log"
+
+
+def _ports() -> Iterator[int]:
+    # Below the range from which kernels and clients get theirs, so that those cannot take them.
+    yield from itertools.cycle(range(20_000 + os.getpid() % 500 * 20, 32_000))
+
+
+_PORTS = _ports()
+
+
+def free_port() -> int:
+    """Give a port on 127.0.0.1 on which nothing listens now."""
+    for port in _PORTS:
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)) != 0:
+                return port
+    raise AssertionError("unreachable: the ports go round")
+
+
+def gone(pid: int) -> bool:
+    """Tell whether a process has ended (a zombie has)."""
+    try:
+        return bool(psutil.Process(pid).status() == psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return True
