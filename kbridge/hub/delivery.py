@@ -18,7 +18,7 @@ from kbridge.wire.message import Message
 
 __all__ = ["Delivery", "v1_frame"]
 
-CHUNK: Final = 256 << 10
+CHUNK: Final = 512 << 10
 """Bytes of one write, and so of what a websocket that does not read may hold outside the journal
 (one frame that is larger goes alone)."""
 

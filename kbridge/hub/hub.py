@@ -347,7 +347,7 @@ class Hub:
 
     def _on_iopub(self, msg: Message, now: float, wall: float) -> None:
         msg_type = msg.msg_type
-        if not self.ready or self.timed_out:
+        if not self._nudge.ready:
             self._nudge.heard(welcome=msg_type == "iopub_welcome")
         if msg_type == "iopub_welcome":
             return  # to a new subscriber, and that is the bridge

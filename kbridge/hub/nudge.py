@@ -45,6 +45,7 @@ class Nudge:
         self._on_ready = on_ready
         self._timer: asyncio.TimerHandle | None = None
         self._waiters: list[asyncio.Future[bool]] = []
+        self._told = False  # whether `on_ready` knows of the present state
 
     @property
     def ready(self) -> bool:
@@ -58,12 +59,13 @@ class Nudge:
 
     def begin(self) -> None:
         """The kernel is linked: find out."""
-        self._readiness.reset(self._clock.monotonic())
+        self.stop()
         self._poll()
 
     def stop(self) -> None:
         """The kernel is not linked: nothing is ready, and nothing is asked."""
         self._readiness.reset(self._clock.monotonic())
+        self._told = False
         self._cancel()
 
     def connected(self) -> None:
@@ -78,7 +80,7 @@ class Nudge:
 
     def heard(self, *, welcome: bool = False) -> None:
         """Something came on iopub."""
-        if self._readiness.ready and not self._readiness.timed_out:
+        if self._readiness.ready:
             return
         now = self._clock.monotonic()
         if welcome:
@@ -132,9 +134,10 @@ class Nudge:
             self._probe()
         if decision.next_at is not None:
             self._timer = self._loop.call_later(max(0.0, decision.next_at - now), self._poll)
-        if decision.ready:
+        if decision.ready and not self._told:
             waiters, self._waiters = self._waiters, []
             for waiter in waiters:
                 if not waiter.done():
                     waiter.set_result(not decision.timed_out)
             self._on_ready(decision)
+        self._told = decision.ready
