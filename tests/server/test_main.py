@@ -1,0 +1,243 @@
+"""The command as a user types it."""
+
+import json
+import os
+import re
+import signal
+import socket
+import ssl
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kbridge import __version__
+
+COMMAND = [sys.executable, "-m", "kbridge"]
+Run = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+@pytest.fixture
+def env(tmp_path: Path) -> dict[str, str]:
+    found = {k: v for k, v in os.environ.items() if not k.startswith(("JUPYTER", "KG_"))}
+    for name in ("CONFIG", "RUNTIME", "DATA"):
+        found[f"JUPYTER_{name}_DIR"] = str(tmp_path / name.lower())
+    return found
+
+
+@pytest.fixture
+def run(env: dict[str, str], tmp_path: Path) -> Run:
+    def run(*args: str, **more: str) -> "subprocess.CompletedProcess[str]":
+        return subprocess.run(
+            [*COMMAND, *args],
+            env=env | more,
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+
+    return run
+
+
+class Process:
+    """A server as a process of its own; `url` is what it printed."""
+
+    def __init__(self, *args: str, env: dict[str, str], log: Path) -> None:
+        self.log = log
+        with log.open("w") as stderr:
+            self.process = subprocess.Popen(
+                [*COMMAND, *args], env=env, stdout=subprocess.PIPE, stderr=stderr, text=True
+            )
+        assert self.process.stdout is not None
+        self.said = ""
+        for line in self.process.stdout:
+            self.said += line
+            if "://" in line:
+                self.url = line.strip()
+                return
+        self.wait()
+        raise AssertionError(f"it did not start: {self.said}{log.read_text()}")
+
+    @property
+    def port(self) -> int:
+        found = re.search(r":(\d+)/", self.url)
+        assert found
+        return int(found[1])
+
+    def stop(self, number: signal.Signals = signal.SIGTERM) -> int:
+        self.process.send_signal(number)
+        return self.wait()
+
+    def wait(self) -> int:
+        assert self.process.stdout is not None
+        self.said += self.process.stdout.read()
+        self.process.stdout.close()
+        return self.process.wait(30)
+
+
+@pytest.fixture
+def serve(env: dict[str, str], tmp_path: Path) -> Iterator[Callable[..., Process]]:
+    started: list[Process] = []
+
+    def serve(*args: str, **more: str) -> Process:
+        log = tmp_path / f"log-{len(started)}"
+        port = () if any(arg.startswith("--port=") for arg in args) else ("--port=0",)
+        started.append(Process(*port, *args, env=env | more, log=log))
+        return started[-1]
+
+    yield serve
+    for server in started:
+        if server.process.poll() is None:
+            server.process.kill()
+            server.wait()
+
+
+def get(url: str, **options: Any) -> Any:
+    with urllib.request.urlopen(url, timeout=30, **options) as reply:
+        return json.load(reply)
+
+
+def test_help_shows_examples_and_commands(run: Run) -> None:
+    for flag in ("--help", "-h"):
+        done = run(flag)
+        assert done.returncode == 0
+        for part in ("kbridge --pool python3=2", "kbridge stop 8888", "--token", "KG_AUTH_TOKEN"):
+            assert part in done.stdout
+        assert "Failed" not in done.stdout + done.stderr
+    everything = run("--help-all")
+    assert "--BridgeKernelManager.cull_idle_timeout" in everything.stdout
+    assert "--KbridgeApp.trust_xheaders" in everything.stdout
+
+
+def test_version(run: Run) -> None:
+    assert run("--version").stdout.strip() == __version__
+
+
+def test_generate_config_makes_a_file_that_loads(
+    run: Run, serve: Callable[..., Process], tmp_path: Path
+) -> None:
+    assert run("--generate-config").returncode == 0
+    config = tmp_path / "config" / "kbridge_config.py"
+    text = config.read_text()
+    assert "# c.KbridgeApp.port = 8888" in text
+    assert "# c.BridgeKernelManager.max_kernels = None" in text
+    config.write_text(text.replace("# c.KbridgeApp.base_url = '/'", "c.KbridgeApp.base_url='/b'"))
+    assert "/b/?token=" in serve().url
+
+
+@pytest.mark.parametrize(
+    ("args", "environ", "says"),
+    [
+        (("--port=abc",), {}, "port"),
+        (("nonsense",), {}, "takes no argument 'nonsense'"),
+        (("--certfile=nowhere.pem",), {}, "cannot use the TLS files"),
+        (("--ip=203.0.113.1",), {}, "cannot listen on 203.0.113.1"),
+        (("--pool", "missing=1"), {}, "missing"),
+        ((), {"KG_PORT": "abc"}, "KG_PORT"),
+        ((), {"KG_API": "notebook-http"}, "KG_API"),
+    ],
+)
+def test_mistakes_are_told_in_a_line(
+    run: Run, args: tuple[str, ...], environ: dict[str, str], says: str
+) -> None:
+    done = run("--port-retries=0", *args, **environ)
+    assert done.returncode != 0
+    assert says in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_server_from_start_to_stop(run: Run, serve: Callable[..., Process]) -> None:
+    server = serve("--debug")
+    token = server.url.partition("?token=")[2]
+    assert len(token) == 48
+    assert get(server.url.replace("/?", "/api/kernels?")) == []
+    with pytest.raises(urllib.error.HTTPError, match="403"):
+        get(server.url.replace("/?", "/api/kernels?")[:-1])
+    [listed] = [json.loads(line) for line in run("list", "--json").stdout.splitlines()]
+    assert (listed["port"], listed["token"]) == (server.port, token)
+    assert listed["pid"] == server.process.pid
+    assert json.loads(run("list", "--jsonlist").stdout) == [listed]
+    assert server.url in run("list").stdout
+    assert run("stop", "1").returncode == 1
+    assert str(server.port) in run("stop", "1").stderr
+    done = run("stop", str(server.port))
+    assert (done.returncode, done.stdout) == (0, f"stopped {server.port}\n")
+    assert server.wait() == 0
+    assert run("list").stdout == "Currently running servers:\n"
+    log = server.log.read_text()
+    assert "GET /api/kernels?token=[secret]" in log
+    assert token[:-1] not in log
+    assert server.said.count(token) == 1
+
+
+def test_jupyter_server_list_is_not_disturbed(env: dict[str, str], serve: Any) -> None:
+    serve()
+    command = [sys.executable, "-m", "jupyter_server", "list"]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_signals_end_it(serve: Callable[..., Process], tmp_path: Path, number: Any) -> None:
+    server = serve()
+    assert server.stop(number) == 0
+    assert number.name in server.log.read_text()
+    assert list((tmp_path / "runtime").iterdir()) == []
+
+
+def test_a_port_that_is_taken(serve: Callable[..., Process]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        server = serve(f"--port={port}")
+        assert port < server.port <= port + 50
+        assert f"port {port} is in use" in server.log.read_text()
+
+
+def test_the_gateways_variables(serve: Callable[..., Process]) -> None:
+    server = serve(KG_AUTH_TOKEN="of-the-gateway", KG_BASE_URL="/kg", KG_LIST_KERNELS="False")
+    assert server.url.endswith("/kg/")
+    assert "version" in get(f"{server.url}api")
+    with pytest.raises(urllib.error.HTTPError, match="403"):
+        get(f"{server.url}api/kernels?token=of-the-gateway")
+    assert get(f"{server.url}api/status?token=of-the-gateway")["kernels"] == 0
+    assert "of-the-gateway" not in server.said + server.log.read_text()
+
+
+def test_tls(serve: Callable[..., Process], tmp_path: Path) -> None:
+    cert, key = str(tmp_path / "cert.pem"), str(tmp_path / "key.pem")
+    subprocess.run(
+        [
+            *("openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2"),
+            *("-subj", "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1"),
+            *("-keyout", key, "-out", cert),
+        ],
+        check=True,
+        capture_output=True,
+    )
+    server = serve(f"--certfile={cert}", f"--keyfile={key}")
+    assert server.url.startswith("https://127.0.0.1:")
+    context = ssl.create_default_context(cafile=cert)
+    assert get(server.url.replace("/?", "/api/kernels?"), context=context) == []
+
+
+def test_a_unix_socket(run: Run, serve: Callable[..., Process], tmp_path: Path) -> None:
+    path = tmp_path / "s"
+    server = serve(f"--sock={path}")
+    with socket.socket(socket.AF_UNIX) as client:
+        client.settimeout(30)
+        client.connect(str(path))
+        client.sendall(b"GET /api HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        assert client.recv(1000).startswith(b"HTTP/1.1 200")
+    again = run(f"--sock={path}")
+    assert again.returncode == 1
+    assert "another server listens" in again.stderr
+    assert run("stop", str(path)).returncode == 0
+    assert server.wait() == 0
+    assert not path.exists()
