@@ -216,13 +216,15 @@ class ZMQChannelsWebsocketConnection(BaseKernelWebsocketConnection):
             Done. A websocket is open at once: until the kernel is ready, its requests wait.
         """
         handler = self.websocket_handler
-        stream = getattr(handler.ws_connection, "stream", None)
+        protocol = handler.ws_connection
+        stream = getattr(protocol, "stream", None)
+        assert protocol is not None, "connect before the websocket was accepted"
         assert stream is not None, "connect before the websocket was accepted"
         if self._dialect is None:
             self.select_subprotocol([])
         assert self._dialect is not None
         self.create_stream()
-        link = StreamClient(stream, handler.close)
+        link = StreamClient(stream, handler.close, lambda: protocol.server_terminated)
         self._attachment = self.hub.attach(link, self._dialect, self.session_id)
         self._open_sockets.add(self)
         self._notify("notify_connect")

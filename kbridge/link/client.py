@@ -27,13 +27,22 @@ class StreamClient:
         (pongs, close) may come between them.
     on_close : callable
         How to close the websocket: takes code and reason.
+    closing : callable
+        Whether the close frame was sent: no data may follow it (RFC 6455, section 5.5.1), and
+        Chrome fails the connection over data that does.
     """
 
-    __slots__ = ("_close", "_stream", "on_writable")
+    __slots__ = ("_close", "_closing", "_stream", "on_writable")
 
-    def __init__(self, stream: IOStream, on_close: Callable[[int, str], None]) -> None:
+    def __init__(
+        self,
+        stream: IOStream,
+        on_close: Callable[[int, str], None],
+        closing: Callable[[], bool] = lambda: False,
+    ) -> None:
         self._stream = stream
         self._close = on_close
+        self._closing = closing
         self.on_writable: Callable[[], None] = nobody
         # Nagle's algorithm and delayed acknowledgements together cost 40 ms on every cell.
         stream.set_nodelay(True)
@@ -41,11 +50,13 @@ class StreamClient:
     @property
     def closed(self) -> bool:
         """Whether nothing can be written any more."""
-        return self._stream.closed()
+        return self._stream.closed() or self._closing()
 
     def write(self, data: bytes) -> bool:
         """Write whole frames; False if they did not all go at once, or not at all."""
         stream = self._stream
+        if self._closing():
+            return False
         try:
             written = stream.write(data)
         except StreamClosedError:
@@ -60,5 +71,5 @@ class StreamClient:
         self._close(code, reason)
 
     def _on_written(self, _written: object) -> None:
-        if not self._stream.closed():
+        if not self.closed:
             self.on_writable()

@@ -2,7 +2,8 @@
 
 Tornado drops the connection on text that is not UTF-8, and resets it right after the close frame
 on a message that is too big, so that most clients see neither code nor reason. Here the first is
-closed with 1007, and after a 1009 the peer is given the time to read why.
+closed with 1007, and after a 1009 the peer is given the time to read why. Messages that come after
+a close of ours are not handed on: whoever was refused is not half obeyed.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from tornado.websocket import WebSocketProtocol13
 __all__ = ["BridgeWebSocketProtocol"]
 
 _TEXT: Final = 0x1
+_CLOSE: Final = 0x8
 _LINGER_SECONDS: Final = 2.0
 _LINGER_BYTES: Final = 64 << 20
 _LINGER_CHUNK: Final = 64 << 10
@@ -37,12 +39,14 @@ class BridgeWebSocketProtocol(WebSocketProtocol13):
 
     def close(self, code: int | None = None, reason: str | None = None) -> None:
         """Begin the closing handshake."""
-        if code == 1009:
+        if code == 1009 and not self.client_terminated:  # else it is the peer's own, echoed
             self._lingers = not self.server_terminated
             reason = self._too_big
         super().close(code, reason)
 
     def _handle_message(self, opcode: int, data: bytes) -> asyncio.Future[None] | None:
+        if self.server_terminated and opcode != _CLOSE:
+            return None  # sent before the peer had read our close: nothing may come of it
         if opcode == _TEXT and not self._frame_compressed and not self.client_terminated:
             try:
                 data.decode()
