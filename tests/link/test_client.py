@@ -1,0 +1,156 @@
+"""A websocket's writing side, over a real socket whose other end reads when the test wants."""
+
+import asyncio
+import socket
+
+import pytest
+from tornado.iostream import IOStream
+
+from kbridge.link.client import StreamClient
+from kbridge.link.interfaces import ClientLink, nobody
+
+BIG = b"x" * (2 << 20)  # more than the sockets' buffers take
+
+
+class Ends:
+    """Both ends of a connection, and a link on one of them."""
+
+    def __init__(self) -> None:
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            self.peer = socket.socket()
+            # A size that is set does not grow by itself.
+            self.peer.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 16)
+            self.peer.connect(listener.getsockname())
+            accepted, _ = listener.accept()
+        accepted.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 16)
+        self.peer.setblocking(False)
+        self.stream = IOStream(accepted)
+        self.closes: list[tuple[int, str]] = []
+        self.link = StreamClient(self.stream, lambda *how: self.closes.append(how))
+        self.writable = asyncio.Event()
+        self.told = 0
+        self.link.on_writable = self._on_writable
+
+    def _on_writable(self) -> None:
+        self.told += 1
+        self.writable.set()
+
+    async def read(self, count: int) -> bytes:
+        loop, data = asyncio.get_running_loop(), bytearray()
+        async with asyncio.timeout(20):
+            while len(data) < count:
+                data += await loop.sock_recv(self.peer, 1 << 20)
+        return bytes(data)
+
+    async def told_writable(self) -> None:
+        async with asyncio.timeout(20):
+            await self.writable.wait()
+        self.writable.clear()
+
+    def close(self) -> None:
+        self.stream.close()
+        self.peer.close()
+
+
+@pytest.fixture
+async def ends():
+    made = Ends()
+    yield made
+    made.close()
+
+
+async def test_what_fits_goes_at_once_and_nobody_is_told(ends) -> None:
+    link: ClientLink = ends.link
+    for data in (b"one", b"two"):
+        assert link.write(data)
+    assert await ends.read(6) == b"onetwo"
+    assert ends.told == 0
+
+
+async def test_what_does_not_fit_blocks_until_the_peer_has_read(ends) -> None:
+    assert not ends.link.write(BIG)
+    assert ends.told == 0
+    assert await ends.read(len(BIG)) == BIG
+    await ends.told_writable()
+    assert ends.told == 1
+    assert ends.link.write(b"more")
+    assert await ends.read(4) == b"more"
+    assert ends.told == 1, "told of a write that was never blocked"
+
+
+async def test_each_blocked_write_is_told_of_once(ends) -> None:
+    for count in (1, 2, 3):
+        assert not ends.link.write(BIG)
+        await ends.read(len(BIG))
+        await ends.told_writable()
+        assert ends.told == count
+
+
+async def test_what_tornado_writes_itself_stands_between_whole_frames(ends) -> None:
+    """A pong that comes while a write is blocked goes behind it."""
+    assert not ends.link.write(BIG)
+    pong = ends.stream.write(b"pong")
+    assert await ends.read(len(BIG) + 4) == BIG + b"pong"
+    await pong
+    await ends.told_writable()
+
+
+async def test_a_closed_stream_takes_nothing_and_does_not_raise(ends) -> None:
+    ends.stream.close()
+    assert ends.link.closed
+    assert not ends.link.write(b"late")
+    assert ends.told == 0
+
+
+async def test_nobody_is_told_when_a_blocked_stream_closes(ends) -> None:
+    assert not ends.link.write(BIG)
+    ends.stream.close()
+    for _ in range(3):  # the write's callbacks run on the loop's next turn
+        await asyncio.sleep(0)
+    assert ends.told == 0
+    assert ends.link.closed
+
+
+async def test_a_peer_that_hangs_up_closes_the_link(ends) -> None:
+    hung_up = asyncio.Event()
+    ends.stream.set_close_callback(hung_up.set)
+    assert not ends.link.write(BIG)
+    ends.peer.close()
+    async with asyncio.timeout(20):
+        await hung_up.wait()
+    assert ends.link.closed
+    assert not ends.link.write(b"late")
+    assert ends.told == 0
+
+
+async def test_nothing_is_written_once_the_closing_handshake_has_begun(ends) -> None:
+    """A server sends no data behind its close frame (RFC 6455, section 5.5.1)."""
+    begun = False
+    link = StreamClient(ends.stream, lambda *_: None, lambda: begun)
+    assert link.write(b"data")
+    begun = True
+    assert link.closed
+    assert not link.write(b"behind the close frame")
+    await ends.stream.write(b"end")
+    assert await ends.read(7) == b"dataend"
+
+
+async def test_close_is_the_websockets_own(ends) -> None:
+    ends.link.close(1001, "going away")
+    assert ends.closes == [(1001, "going away")]
+
+
+async def test_nagle_is_off_and_until_asked_nobody_listens(ends) -> None:
+    assert ends.stream.socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+    assert StreamClient(ends.stream, lambda *_: None).on_writable is nobody
+
+
+async def test_a_unix_socket_has_no_nagle_to_turn_off() -> None:
+    ours, theirs = socket.socketpair()
+    stream = IOStream(ours)
+    try:
+        assert StreamClient(stream, lambda *_: None).write(b"x")
+        assert theirs.recv(1) == b"x"
+    finally:
+        stream.close()
+        theirs.close()

@@ -1,0 +1,117 @@
+"""Pings for all websockets: who answers stays, who does not goes, one beat later."""
+
+import pytest
+from tornado.ioloop import PeriodicCallback
+from tornado.websocket import WebSocketClosedError
+
+from kbridge.link.keepalive import Keepalive
+
+
+class Peer:
+    """A websocket whose peer lives, or not."""
+
+    def __init__(self, *, gone: bool = False) -> None:
+        self.gone = gone
+        self.pings: list[bytes] = []
+        self.closed_with: list[tuple[int | None, str | None]] = []
+
+    def ping(self, data: bytes = b"") -> None:
+        if self.gone:
+            raise WebSocketClosedError
+        self.pings.append(data)
+
+    def close(self, code: int | None = None, reason: str | None = None) -> None:
+        self.closed_with.append((code, reason))
+
+
+@pytest.fixture
+async def keepalive():
+    return Keepalive(30.0)
+
+
+async def test_who_answers_stays(keepalive) -> None:
+    peer = Peer()
+    keepalive.add(peer)
+    for beats in range(1, 6):
+        keepalive.beat()
+        assert len(peer.pings) == beats
+        keepalive.heard(peer)
+    assert peer.closed_with == []
+
+
+async def test_who_is_silent_is_closed_at_the_next_beat_and_forgotten(keepalive) -> None:
+    silent, lively = Peer(), Peer()
+    keepalive.add(silent)
+    keepalive.add(lively)
+    keepalive.beat()
+    assert silent.closed_with == []
+    keepalive.heard(lively)
+    keepalive.beat()
+    assert silent.closed_with == [(1011, "no answer to a ping")]
+    keepalive.heard(lively)
+    keepalive.beat()
+    assert len(silent.closed_with) == 1
+    assert len(silent.pings) == 1
+    assert len(lively.pings) == 3
+
+
+async def test_who_comes_between_two_beats_has_a_whole_interval(keepalive) -> None:
+    keepalive.beat()
+    late = Peer()
+    keepalive.add(late)
+    keepalive.beat()
+    assert late.closed_with == []
+
+
+async def test_a_websocket_that_is_closed_already_is_forgotten(keepalive) -> None:
+    gone, other = Peer(gone=True), Peer()
+    keepalive.add(gone)
+    keepalive.add(other)
+    keepalive.beat()
+    keepalive.heard(other)
+    gone.gone = False
+    keepalive.beat()
+    assert gone.pings == []
+    assert gone.closed_with == []
+    assert len(other.pings) == 2
+
+
+async def test_what_was_removed_is_not_pinged_and_not_brought_back_by_a_late_pong(
+    keepalive,
+) -> None:
+    peer = Peer()
+    keepalive.add(peer)
+    keepalive.beat()
+    keepalive.remove(peer)
+    keepalive.remove(peer)
+    keepalive.heard(peer)
+    keepalive.beat()
+    assert len(peer.pings) == 1
+    assert peer.closed_with == []
+
+
+async def test_a_websocket_may_remove_itself_while_it_is_closed(keepalive) -> None:
+    """Tornado calls `on_close` from within `close` where the stream is gone."""
+
+    class Leaving(Peer):
+        def close(self, code: int | None = None, reason: str | None = None) -> None:
+            super().close(code, reason)
+            keepalive.remove(self)
+
+    peers = [Leaving() for _ in range(3)]
+    for peer in peers:
+        keepalive.add(peer)
+    keepalive.beat()
+    keepalive.beat()
+    assert all(len(peer.closed_with) == 1 for peer in peers)
+
+
+async def test_one_timer_for_all_in_milliseconds_and_stopped_twice(keepalive) -> None:
+    timer = keepalive._timer
+    assert isinstance(timer, PeriodicCallback)
+    assert timer.callback_time == 30_000
+    keepalive.start()
+    assert timer.is_running()
+    keepalive.stop()
+    keepalive.stop()
+    assert not timer.is_running()

@@ -1,0 +1,301 @@
+"""RFC 6455 between a real server and a client that writes its frames by hand."""
+
+import asyncio
+import os
+import struct
+from contextlib import suppress
+
+import pytest
+from tornado.httpserver import HTTPServer
+from tornado.testing import bind_unused_port
+from tornado.web import Application
+from tornado.websocket import WebSocketHandler
+
+from kbridge.link.protocol import BridgeWebSocketProtocol
+
+TEXT, BINARY, CLOSE, PING, PONG = 0x1, 0x2, 0x8, 0x9, 0xA
+LIMIT = 100_000
+TOO_BIG = "over some_setting (100000 bytes)"
+
+
+class Handler(WebSocketHandler):
+    """Keeps what it gets, and waits where a test wants it to."""
+
+    def initialize(self, side: "Server") -> None:
+        self.side = side
+
+    def get_websocket_protocol(self):
+        usual = super().get_websocket_protocol()
+        assert usual is not None
+        return BridgeWebSocketProtocol(self, False, usual.params, too_big=TOO_BIG)
+
+    def open(self) -> None:
+        self.side.handlers.append(self)
+
+    def on_message(self, message: str | bytes) -> None:
+        self.side.messages.append(message)
+        if message == "goodbye":
+            self.close(4001, "as you wish")
+
+    def on_close(self) -> None:
+        self.side.closed.append((self.close_code, self.close_reason))
+        self.side.gone.set()
+
+
+class Server:
+    def __init__(self) -> None:
+        self.handlers: list[Handler] = []
+        self.messages: list[str | bytes] = []
+        self.closed: list[tuple[int | None, str | None]] = []
+        self.gone = asyncio.Event()
+        sock, self.port = bind_unused_port()
+        app = Application([("/", Handler, {"side": self})], websocket_max_message_size=LIMIT)
+        self.http = HTTPServer(app)
+        self.http.add_socket(sock)
+
+    async def until_gone(self) -> None:
+        async with asyncio.timeout(20):
+            await self.gone.wait()
+
+
+class Peer:
+    """A client that knows frames, and no rules."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.reader, self.writer = reader, writer
+
+    @classmethod
+    async def connect(cls, port: int) -> "Peer":
+        peer = cls(*await asyncio.open_connection("127.0.0.1", port))
+        peer.writer.write(
+            b"GET / HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+            b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n"
+        )
+        async with asyncio.timeout(20):
+            head = await peer.reader.readuntil(b"\r\n\r\n")
+        assert head.startswith(b"HTTP/1.1 101")
+        return peer
+
+    def send(self, opcode: int, payload: bytes, *, final: bool = True) -> None:
+        mask = os.urandom(4)
+        size = len(payload)
+        length = bytes((0x80 | size,)) if size < 126 else struct.pack("!BQ", 0x80 | 127, size)
+        head = bytes((opcode | (0x80 if final else 0),))
+        masked = bytes(b ^ mask[i % 4] for i, b in enumerate(payload))
+        self.writer.write(head + length + mask + masked)
+
+    def send_close(self, code: int = 1000, reason: str = "") -> None:
+        self.send(CLOSE, struct.pack("!H", code) + reason.encode())
+
+    async def frame(self) -> tuple[int, bytes]:
+        async with asyncio.timeout(20):
+            first, size = await self.reader.readexactly(2)
+            if size == 126:
+                (size,) = struct.unpack("!H", await self.reader.readexactly(2))
+            elif size == 127:
+                (size,) = struct.unpack("!Q", await self.reader.readexactly(8))
+            return first & 0x0F, await self.reader.readexactly(size)
+
+    async def close_frame(self) -> tuple[int, str]:
+        """The next frame, which must be a close."""
+        opcode, payload = await self.frame()
+        assert opcode == CLOSE
+        return struct.unpack("!H", payload[:2])[0], payload[2:].decode()
+
+    async def end(self) -> bytes:
+        """All that comes until the server hangs up in good order."""
+        async with asyncio.timeout(20):
+            return await self.reader.read()
+
+    async def hang_up(self) -> None:
+        self.writer.close()
+        with suppress(ConnectionError):  # the server was first
+            await self.writer.wait_closed()
+
+
+@pytest.fixture
+async def server():
+    made = Server()
+    yield made
+    made.http.stop()
+    await made.http.close_all_connections()
+
+
+@pytest.fixture
+async def peer(server):
+    made = await Peer.connect(server.port)
+    yield made
+    await made.hang_up()
+
+
+async def answered(peer: Peer) -> None:
+    """Wait until the server has read all that was sent: it answers pings in order."""
+    peer.send(PING, b"?")
+    assert await peer.frame() == (PONG, b"?")
+
+
+async def test_text_and_binary_come_through(server, peer) -> None:
+    peer.send(TEXT, "grüß".encode())
+    peer.send(BINARY, b"\xff\x00")
+    await answered(peer)
+    assert server.messages == ["grüß", b"\xff\x00"]
+
+
+async def test_fragments_come_as_one_message_with_pings_in_between(server, peer) -> None:
+    text = "naïve 🎉".encode()
+    for at in range(len(text)):  # characters are cut, too
+        peer.send(TEXT if at == 0 else 0, text[at : at + 1], final=at == len(text) - 1)
+        peer.send(PING, b"%d" % at)
+        assert await peer.frame() == (PONG, b"%d" % at)
+    assert server.messages == [text.decode()]
+
+
+@pytest.mark.parametrize("bad", [b"\xff", b"ok \xc3\x28", b"\xed\xa0\x80", b"cut \xe2\x82"])
+async def test_text_that_is_not_utf8_is_closed_with_1007(server, peer, bad) -> None:
+    peer.send(TEXT, bad)
+    assert await peer.close_frame() == (1007, "text that is not UTF-8")
+    peer.send_close(1007)
+    assert await peer.end() == b""
+    assert server.messages == []
+
+
+async def test_fragments_that_are_not_utf8_together_are_closed_with_1007(server, peer) -> None:
+    peer.send(TEXT, b"\xc3", final=False)
+    peer.send(0, b"\x28")
+    assert (await peer.close_frame())[0] == 1007
+
+
+async def test_binary_frames_are_nobodys_text(server, peer) -> None:
+    peer.send(BINARY, b"\xff\xfe")
+    await answered(peer)
+    assert server.messages == [b"\xff\xfe"]
+
+
+async def test_nothing_comes_of_what_is_sent_after_our_close(server, peer) -> None:
+    peer.send(TEXT, b"\xff")
+    peer.send(TEXT, b"too late")
+    peer.send(BINARY, b"too late")
+    peer.send(PING, b"no pong behind a close")
+    assert (await peer.close_frame())[0] == 1007
+    peer.send_close(1007)
+    assert await peer.end() == b""
+    assert server.messages == []
+
+
+async def test_nothing_comes_of_what_follows_a_close_of_the_handlers_own(server, peer) -> None:
+    peer.send(TEXT, b"goodbye")
+    peer.send(TEXT, b"wait")
+    assert await peer.close_frame() == (4001, "as you wish")
+    peer.send_close(4001)
+    assert await peer.end() == b""
+    assert server.messages == ["goodbye"]
+
+
+async def test_the_peer_reads_why_its_message_is_too_big_while_it_still_sends(server, peer) -> None:
+    """Bytes of the message are on their way when the server has had enough of it."""
+    size = 4 << 20
+    peer.writer.write(struct.pack("!BBQ", 0x80 | BINARY, 0x80 | 127, size) + b"mask")
+    chunk = b"x" * 65536
+
+    async def go_on() -> None:
+        for _ in range(size // len(chunk)):
+            peer.writer.write(chunk)
+            await peer.writer.drain()
+
+    sending = asyncio.ensure_future(go_on())
+    assert await peer.close_frame() == (1009, TOO_BIG)
+    async with asyncio.timeout(20):
+        await sending
+    peer.send_close(1009)
+    peer.writer.write_eof()
+    assert await peer.end() == b""
+    await server.until_gone()
+    assert server.messages == []
+
+
+async def test_fragments_are_too_big_together(server, peer) -> None:
+    peer.send(TEXT, b"x" * (LIMIT - 10), final=False)
+    peer.send(0, b"x" * 11)
+    assert await peer.close_frame() == (1009, TOO_BIG)
+    peer.writer.write_eof()
+    assert await peer.end() == b""
+
+
+async def test_a_message_of_the_limit_passes(server, peer) -> None:
+    peer.send(BINARY, bytes(LIMIT))
+    await answered(peer)
+    assert server.messages == [bytes(LIMIT)]
+
+
+async def test_a_length_that_lies_costs_nothing(server, peer) -> None:
+    peer.writer.write(struct.pack("!BBQ", 0x80 | BINARY, 0x80 | 127, (1 << 63) - 1) + b"mask")
+    assert await peer.close_frame() == (1009, TOO_BIG)
+
+
+async def test_who_hangs_up_while_we_linger_is_gone_at_once(server, peer) -> None:
+    peer.writer.write(struct.pack("!BBQ", 0x80 | BINARY, 0x80 | 127, 1 << 30) + b"mask")
+    assert (await peer.close_frame())[0] == 1009
+    await peer.hang_up()
+    await server.until_gone()
+    assert len(server.closed) == 1
+
+
+async def test_the_peers_own_1009_is_echoed_without_our_reason(server, peer) -> None:
+    """What we sent was too big for it: that is no word about our setting."""
+    peer.send_close(1009, "your message is too big")
+    assert await peer.close_frame() == (1009, "")
+    assert await peer.end() == b""
+    await server.until_gone()
+    assert server.closed == [(1009, "your message is too big")]
+
+
+async def test_a_normal_close_is_echoed_and_told(server, peer) -> None:
+    peer.send_close(1000, "done")
+    assert await peer.close_frame() == (1000, "")
+    assert await peer.end() == b""
+    await server.until_gone()
+    assert server.closed == [(1000, "done")]
+
+
+async def test_a_close_without_a_code_is_echoed(server, peer) -> None:
+    peer.send(CLOSE, b"")
+    assert await peer.frame() == (CLOSE, b"")
+    assert await peer.end() == b""
+
+
+async def test_a_peer_that_vanishes_is_told_of(server, peer) -> None:
+    peer.send(TEXT, b"half a mess", final=False)
+    await peer.hang_up()
+    await server.until_gone()
+    assert server.closed == [(None, None)]
+    assert server.messages == []
+
+
+@pytest.mark.parametrize(
+    "frames",
+    [
+        [(0, b"nothing to continue", True)],
+        [(TEXT, b"a", False), (TEXT, b"b", True)],
+        [(PING, b"a fragment", False)],
+        [(0x3, b"no such opcode", True)],
+        [(TEXT | 0x40, b"no such extension", True)],
+    ],
+    ids=["continuation", "interleaved", "control", "opcode", "reserved"],
+)
+async def test_what_breaks_the_framing_ends_the_connection(server, peer, frames) -> None:
+    for opcode, payload, final in frames:
+        peer.send(opcode, payload, final=final)
+    await server.until_gone()
+    assert server.messages == []
+
+
+async def test_one_websockets_fault_is_nobody_elses(server, peer) -> None:
+    other = await Peer.connect(server.port)
+    try:
+        other.send(TEXT, b"\xff")
+        assert (await other.close_frame())[0] == 1007
+        peer.send(TEXT, b"still here")
+        await answered(peer)
+        assert server.messages == ["still here"]
+    finally:
+        await other.hang_up()
