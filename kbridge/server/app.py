@@ -202,7 +202,10 @@ class KbridgeApp(JupyterApp):
         if given := os.environ.get("JUPYTER_TOKEN"):
             return given
         if file:
-            return Path(file).read_text(encoding="utf-8").strip()
+            try:
+                return Path(file).read_text(encoding="utf-8").strip()
+            except (OSError, UnicodeDecodeError) as error:
+                raise TraitError(f"JUPYTER_TOKEN_FILE cannot be read: {error}") from None
         self.token_is_random = True
         return secrets.token_hex(24)
 
@@ -253,7 +256,7 @@ class KbridgeApp(JupyterApp):
     @default("logging_config")
     def _default_logging_config(self) -> dict[str, Any]:
         to_console = {"level": "DEBUG", "handlers": ["console"]}
-        return {"loggers": dict.fromkeys(("kbridge", "tornado"), to_console)}
+        return {"loggers": dict.fromkeys(("kbridge", "tornado", "asyncio"), to_console)}
 
     def migrate_config(self) -> None:
         """Nothing of ours is from before Jupyter; looking for it costs time at the start."""

@@ -33,6 +33,7 @@ __all__ = ["Server", "serve"]
 # RFC 6455, section 7.4.1: "going away".
 _GOING_AWAY = 1001
 _CUT_AFTER = 1.0
+_BUFFER_MARGIN = 1 << 20
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -57,10 +58,18 @@ async def serve(app: KbridgeApp) -> None:
         if signal.getsignal(number) is not signal.SIG_IGN:  # nohup asked for that
             loop.add_signal_handler(number, on_signal, number)
     server = Server(app)
+    stopping = asyncio.create_task(stop.wait())
+    # A seed notebook may take its time to come: a signal must not wait for it.
+    opening = asyncio.create_task(server.open())
     try:
-        await server.open()
-        await stop.wait()
+        await asyncio.wait({opening, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        if opening.done():
+            opening.result()
+        await stopping
     finally:
+        for task in (opening, stopping):
+            task.cancel()
+        await asyncio.wait({opening, stopping})
         await server.aclose(hurry)
 
 
@@ -107,6 +116,8 @@ class Server:
             ssl_options=context,
             xheaders=self._app.trust_xheaders,
             max_body_size=self._app.max_body_size,
+            # A websocket's message must fit in the stream's buffer, and the next one's beginning.
+            max_buffer_size=self._app.websocket_max_message_size + _BUFFER_MARGIN,
         )
         self._http.add_sockets(sockets)
         self._runtime = RuntimeFile(Path(self._app.runtime_dir), self._info())
@@ -211,7 +222,8 @@ class Server:
         app = self._app
         url = self.url
         if not app.token:
-            app.log.warning("no token is asked for: whoever reaches %s may run code", self.url)
+            who = "any page in any browser" if "*" in app.allow_origin else "whoever"
+            app.log.warning("no token is asked for: %s that reaches %s may run code", who, self.url)
         elif app.token_is_random or sys.stdout.isatty():
             url += f"?token={quote(app.token)}"
         sys.stdout.write(f"kbridge {__version__} serves kernels at\n    {url}\n")

@@ -22,7 +22,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.setattr(logs, "_SECRETS", set())
     yield tmp_path
     logging.getLogger("KbridgeApp").handlers.clear()
-    for name in ("kbridge", "tornado"):
+    for name in ("kbridge", "tornado", "asyncio"):
         logger = logging.getLogger(name)
         logger.handlers.clear()
         logger.setLevel(logging.NOTSET)

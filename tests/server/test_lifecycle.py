@@ -1,6 +1,7 @@
 import asyncio
 import json
 import logging
+import signal
 import socket
 import stat
 from collections.abc import AsyncIterator
@@ -11,7 +12,7 @@ import pytest
 from tornado.httpclient import AsyncHTTPClient
 
 from kbridge.server.app import KbridgeApp
-from kbridge.server.lifecycle import Server
+from kbridge.server.lifecycle import Server, serve
 from kbridge.server.listen import ListenError
 from kbridge.server.runtime import running_servers
 
@@ -83,7 +84,34 @@ async def test_no_token_is_warned_about(
 ) -> None:
     app.token = ""
     await server.open()
-    assert "no token is asked for" in caplog.text
+    assert "no token is asked for: whoever" in caplog.text
+
+
+async def test_a_signal_does_not_wait_for_the_opening(
+    app: KbridgeApp, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opening = asyncio.Event()
+
+    async def never(self: Server) -> None:
+        opening.set()
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(Server, "open", never)
+    serving = asyncio.create_task(serve(app))
+    await asyncio.wait_for(opening.wait(), 10)
+    signal.raise_signal(signal.SIGTERM)
+    await asyncio.wait_for(serving, 10)
+
+
+async def test_what_fails_to_open_is_raised_and_closed(
+    app: KbridgeApp, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def fail(self: Server) -> None:
+        raise ListenError("nowhere")
+
+    monkeypatch.setattr(Server, "open", fail)
+    with pytest.raises(ListenError, match="nowhere"):
+        await serve(app)
 
 
 async def test_the_end_closes_websockets_before_it_waits_for_kernels(server: Server) -> None:

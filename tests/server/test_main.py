@@ -140,6 +140,7 @@ def test_generate_config_makes_a_file_that_loads(
         (("--ip=203.0.113.1",), {}, "cannot listen on 203.0.113.1"),
         (("--pool", "missing=1"), {}, "missing"),
         ((), {"KG_PORT": "abc"}, "KG_PORT"),
+        ((), {"JUPYTER_TOKEN_FILE": "nowhere"}, "JUPYTER_TOKEN_FILE"),
         ((), {"KG_API": "notebook-http"}, "KG_API"),
     ],
 )
