@@ -47,6 +47,7 @@ def draw(outcomes: Sequence[Outcome], path: Path) -> bool:
         words = f"  {ratio:.3g}x   {number(base)} \N{RIGHTWARDS ARROW} {number(ours, what.unit)}"
         axes.text(max(ratio, what.ratio or 1, 1), y, words, va="center", fontsize=8.5, color=INK)
     axes.set_xscale("log")
+    axes.xaxis.set_major_formatter(lambda x, _position: f"{x:g}x")
     axes.set_xlim(lowest, highest)
     axes.axvline(1, color=INK, linewidth=0.8)
     axes.set_yticks(
@@ -54,9 +55,9 @@ def draw(outcomes: Sequence[Outcome], path: Path) -> bool:
         [f"{outcome.row.title}: {what.label}" for outcome, what, _ in found],
         fontsize=8.5,
     )
-    axes.invert_yaxis()
+    axes.set_ylim(len(found) - 0.4, -0.6)
     axes.set_xlabel(f"times better than {BASE} (log scale)")
-    axes.set_title(f"{OURS} and {BASE}, side by side in one run", fontsize=11)
+    axes.set_title(f"{BASE} \N{RIGHTWARDS ARROW} {OURS}, side by side in one run", fontsize=11)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(
         handles=[

@@ -33,13 +33,14 @@ def number(value: float | None, unit: str = "") -> str:
 
 def bar_text(figure: Figure) -> str:
     """What a figure has to reach, in words."""
-    words = []
-    if figure.ratio is not None:
-        words.append(f">= {number(figure.ratio)}x")
+    limit = ""
     if figure.limit is not None:
         sign = ">=" if figure.more_is_better else "<="
-        words.append(f"{sign} {number(figure.limit, figure.unit)}")
-    return ", ".join(words)
+        limit = f"{sign} {number(figure.limit, figure.unit)}"
+    if figure.ratio is None:
+        return limit
+    ratio = f">= {number(figure.ratio)}x"
+    return f"{ratio}; budget {limit}" if limit else ratio
 
 
 def verdict(outcome: Outcome, figure: Figure) -> str:

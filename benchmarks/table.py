@@ -40,7 +40,8 @@ class Figure:
     ratio : float | None
         The ratio to reach.
     limit : float | None
-        What kbridge's own value may be at most (at least, where more is better).
+        What kbridge's own value may be at most (at least, where more is better); next to a
+        ratio, what the budget's machine reached.
     info : bool
         Shown, but not plotted and without a ratio.
     """
@@ -111,12 +112,13 @@ class Outcome:
         return ours / base if figure.more_is_better else base / ours
 
     def met(self, figure: Figure) -> bool | None:
-        """Whether all bars of a figure are met; None where it has none or was not measured."""
-        verdicts = []
-        ours = self.median(OURS, figure.key)
-        if figure.limit is not None and ours is not None:
-            within = ours >= figure.limit if figure.more_is_better else ours <= figure.limit
-            verdicts.append(within)
+        """Whether the bar of a figure is met; None where it has none or was not measured.
+
+        Where there is a ratio it decides: it means the same on any machine, a limit does not.
+        """
         if figure.ratio is not None and (ratio := self.ratio(figure)) is not None:
-            verdicts.append(ratio >= figure.ratio)
-        return all(verdicts) if verdicts else None
+            return ratio >= figure.ratio
+        ours = self.median(OURS, figure.key)
+        if figure.limit is None or ours is None:
+            return None
+        return ours >= figure.limit if figure.more_is_better else ours <= figure.limit

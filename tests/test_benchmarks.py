@@ -138,7 +138,7 @@ def test_proc_readers_see_this_process() -> None:
     [
         (Figure("x", "", "us", ratio=8), 100.0, 10.0, 10.0, True),
         (Figure("x", "", "us", ratio=8), 100.0, 20.0, 5.0, False),
-        (Figure("x", "", "us", ratio=8, limit=12), 400.0, 20.0, 20.0, False),
+        (Figure("x", "", "us", ratio=8, limit=12), 400.0, 20.0, 20.0, True),
         (Figure("x", "", "MB/s", more_is_better=True, ratio=1.4), 100.0, 150.0, 1.5, True),
         (Figure("x", "", "1/s", more_is_better=True, limit=9), 1.0, 8.0, 8.0, False),
         (Figure("x", "", "", limit=0, info=True), 1000.0, 0.0, None, True),

@@ -1,18 +1,23 @@
 """Numbered messages while the connection is cut 20 times: how many are missing or come twice.
 
-Each cut is a reset without a closing handshake; the client comes back 50 ms later with the same
-session_id. A second pass also says `?since=<msg_id>`: the last message that it saw.
+Three passes, each over a kernel of its own; the client comes back 50 ms later with the same
+session_id:
+
+- cut by a reset: what was on its way, or read but not looked at, is gone;
+- the same, and the client says what it saw last on its return (`?since=<msg_id>`);
+- closed by a handshake: the client reads all that comes before the server's close frame.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import struct
 import time
 from collections import Counter
 
-from benchmarks.client import Gone, Websocket
+from benchmarks.client import CLOSE, Gone, Websocket, masked
 from benchmarks.measure import BenchmarkError
 from benchmarks.servers import Server
 from benchmarks.table import Figure, Row, Settings, Values
@@ -21,6 +26,7 @@ from benchmarks.tally import new_token
 CUTS = 20
 NUMBER = re.compile(rb"#(\d{8}) ")
 AWAY = 0.05
+SECONDS = 4.0
 QUIET = 4.0
 
 
@@ -30,35 +36,59 @@ def message_id(payload: bytes) -> str:
     return str(json.loads(payload[start:end])["msg_id"])
 
 
-def broken_reading(server: Server, kernel_id: str, count: int, since: bool) -> Values:
-    """Read one numbered flood, with cuts at even distances; count gaps and repeats."""
-    token = new_token().encode()
-    seen: Counter[int] = Counter()
+class Reading:
+    """What one client saw of a numbered flood, over all its connections."""
+
+    def __init__(self, token: str) -> None:
+        self.seen: Counter[int] = Counter()
+        self.newest = -1
+        self.last_id = ""
+        self.ended = False
+        self._token = token.encode()
+
+    def take(self, payload: bytes) -> None:
+        numbers = [int(n) for n in NUMBER.findall(payload)]
+        self.seen.update(numbers)
+        self.newest = max(self.newest, *numbers) if numbers else self.newest
+        self.last_id = message_id(payload)
+        self.ended = self.ended or self._token in payload
+
+    def leave(self, websocket: Websocket, *, handshake: bool) -> None:
+        """Go, by a handshake or without a word."""
+        if handshake:
+            websocket.sock.sendall(masked(b"\x03\xe9", CLOSE))
+            with contextlib.suppress(Gone, ConnectionError, TimeoutError):
+                while True:
+                    self.take(websocket.payload(2))
+        websocket.cut()
+
+
+def broken_reading(
+    server: Server, kernel_id: str, count: int, *, since: bool = False, handshake: bool = False
+) -> Values:
+    """Read one numbered flood, going away at even distances; count gaps and repeats."""
+    token = new_token()
+    reading = Reading(token)
     websocket = Websocket.open(server, kernel_id).ready()
-    # 5,000 a second: the output lasts longer than all the absences together.
-    websocket.execute(
-        {"flood": count, "size": 100, "end": token.decode(), "batch": 100, "interval": 0.02}
-    )
+    # The output has to last longer than all the absences together.
+    pace = {"batch": 100, "interval": SECONDS * 100 / count}
+    websocket.execute({"flood": count, "size": 100, "end": token, **pace})
     cut_at = [count * (i + 1) // (CUTS + 1) for i in range(CUTS)]
-    last = ""
-    ended = False
     deadline = time.monotonic() + 60
-    while not ended and time.monotonic() < deadline:
+    while not reading.ended and time.monotonic() < deadline:
         try:
-            payload = websocket.payload(QUIET)
+            reading.take(websocket.payload(QUIET))
         except TimeoutError:
             break  # what has not come by now is missing
-        numbers = [int(n) for n in NUMBER.findall(payload)]
-        seen.update(numbers)
-        ended = token in payload
-        last = message_id(payload)
-        if numbers and cut_at and numbers[-1] >= cut_at[0]:
-            cut_at = [at for at in cut_at if at > numbers[-1]]
-            websocket.cut()
+        if cut_at and reading.newest >= cut_at[0]:
+            reading.leave(websocket, handshake=handshake)
+            cut_at = [at for at in cut_at if at > reading.newest]
             time.sleep(AWAY)
-            websocket = _return(server, kernel_id, websocket.session_id, last if since else "")
+            last = reading.last_id if since else ""
+            websocket = _return(server, kernel_id, websocket.session_id, last)
     websocket.close()
-    return {"missing": count - len(seen), "twice": sum(n - 1 for n in seen.values())}
+    twice = sum(reading.seen.values()) - len(reading.seen)
+    return {"missing": count - len(reading.seen), "twice": twice}
 
 
 def _return(server: Server, kernel_id: str, session_id: str, last: str) -> Websocket:
@@ -71,15 +101,12 @@ def _return(server: Server, kernel_id: str, session_id: str, last: str) -> Webso
 
 def measure(server: Server, settings: Settings) -> Values:
     count = settings.count or settings.pick(20_000, 5_000)
-    with server.kernel() as kernel_id:
-        plain = broken_reading(server, kernel_id, count, since=False)
-    with server.kernel() as kernel_id:
-        since = broken_reading(server, kernel_id, count, since=True)
-    return {
-        **plain,
-        "missing_since": since["missing"],
-        "twice_since": since["twice"],
-    }
+    values: dict[str, float] = {}
+    for suffix, how in (("", {}), ("_since", {"since": True}), ("_closed", {"handshake": True})):
+        with server.kernel() as kernel_id:
+            found = broken_reading(server, kernel_id, count, **how)
+        values |= {key + suffix: value for key, value in found.items()}
+    return values
 
 
 ROW = Row(
@@ -90,6 +117,8 @@ ROW = Row(
         Figure("twice", "twice", "messages", info=True),
         Figure("missing_since", "missing, with since", "messages", limit=0, info=True),
         Figure("twice_since", "twice, with since", "messages", limit=0, info=True),
+        Figure("missing_closed", "missing, closed by a handshake", "messages", limit=0, info=True),
+        Figure("twice_closed", "twice, closed by a handshake", "messages", info=True),
     ),
     measure=measure,
     rounds=2,
