@@ -112,9 +112,19 @@ class BridgeKernel(AsyncKernelManager):
             raise KernelError(f"Kernel {self.kernel_id} could not be stopped: {error}") from error
 
     async def kill(self) -> None:
-        """End the process without asking or waiting, whoever holds the lock."""
-        if self.has_kernel and self.provisioner is not None:
+        """End the process without asking or waiting, whoever holds the lock.
+
+        Raises
+        ------
+        KernelError
+            If the provisioner cannot.
+        """
+        if not self.has_kernel or self.provisioner is None:
+            return
+        try:
             await self.provisioner.kill()
+        except Exception as error:  # provisioners are third parties
+            raise KernelError(f"Kernel {self.kernel_id} could not be killed: {error}") from error
 
     async def signal_interrupt(self) -> None:
         """Send SIGINT to the kernel and what it runs.

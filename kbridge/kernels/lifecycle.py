@@ -130,6 +130,11 @@ class Lifecycle:
             await kernel.restarter.aclose()
         try:
             await kernel.stop(now=now)
+        except BaseException:
+            # Whoever gave up waiting: no process and no key outlives its kernel.
+            kernel.cleanup_connection_file()
+            await kernel.kill()
+            raise
         finally:
             await self._hubs.close(kernel.kernel_id)
             self.kernels.discard(kernel)

@@ -37,7 +37,7 @@ from kbridge.kernels.logs import KernelLog
 from kbridge.kernels.pool import Pool
 from kbridge.kernels.seed import Seed, load_seed
 from kbridge.kernels.table import KernelTable
-from kbridge.kernels.tasks import stop
+from kbridge.kernels.tasks import spawn, stop
 from kbridge.wire.message import Channel
 
 __all__ = ["BridgeKernelManager"]
@@ -66,6 +66,7 @@ class BridgeKernelManager(KernelTable):
         self._no_starts = asyncio.Event()
         self._no_starts.set()
         self._closing = False
+        self._ending: set[asyncio.Task[None]] = set()
         self._opening = asyncio.Lock()
         self._pool: Pool[BridgeKernel] | None = None
         self._culler: Culler | None = None
@@ -101,31 +102,36 @@ class BridgeKernelManager(KernelTable):
             self._culler = Culler(self.cull, self.cull_interval, self.log)
 
     async def shutdown_all(self, now: bool = False) -> None:  # type: ignore[override]
-        """End every kernel, and start no more. May be called twice; takes less than 8 s.
+        """End every kernel, and start no more; takes less than 8 s.
 
         Kernels go in parallel and are asked first; those that have not gone after 6 s are
-        killed.
+        killed. May be called again, also while it is at work: with `now` to kill them at once.
         """
-        self._closing = True
-        starting = self._life.kernels - set(self._kernels.values())
-        # Before anything else: a kernel that is told to go must not come up again.
-        for kernel in self._life.kernels:
-            kernel.closing = True
+        if not self._closing:
+            self._closing = True
+            # Before anything else: a kernel that is told to go must not come up again.
+            for kernel in self._life.kernels:
+                kernel.closing = True
+            starting = self._life.kernels - set(self._kernels.values())
+            work = [self.shutdown_kernel(kernel_id) for kernel_id in self._kernels]
+            work += [self._end_pool(), self._end_starts(starting)]
+            self._ending = {spawn(step, self.log) for step in work}
         if self._culler is not None:
             await self._culler.aclose()
-        work = {asyncio.create_task(self.shutdown_kernel(i, now=now)) for i in self._kernels}
-        work.add(asyncio.create_task(self._end_pool()))
-        work.add(asyncio.create_task(self._end_starts(starting)))
-        done, late = await asyncio.wait(work, timeout=_SHUTDOWN_TIMEOUT)
+        if now:
+            await self._kill_all()
+        _, late = await asyncio.wait(self._ending, timeout=_SHUTDOWN_TIMEOUT)
         if late:
             self.log.warning("Kernels that would not go are killed")
-            await asyncio.gather(*(kernel.kill() for kernel in self._life.kernels))
-            finished, late = await asyncio.wait(late, timeout=_KILL_TIMEOUT)
-            done |= finished
+            await self._kill_all()
+            _, late = await asyncio.wait(late, timeout=_KILL_TIMEOUT)
             await stop(*late)
-        for task in done:
-            if (error := task.exception()) is not None:
-                self.log.error("A kernel could not be shut down", exc_info=error)
+
+    async def _kill_all(self) -> None:
+        kills = (kernel.kill() for kernel in self._life.kernels)
+        for error in await asyncio.gather(*kills, return_exceptions=True):
+            if error is not None:
+                self.log.error("%s", error)
 
     async def _end_pool(self) -> None:
         # Nobody has anything in these, so that there is nothing to ask them.
@@ -266,7 +272,6 @@ class BridgeKernelManager(KernelTable):
                 await self._life.discard(kernel, badly=kernel.failed, now=now)
             finally:
                 del self._kernels[kernel_id]
-                self._foreign_connections.pop(kernel_id, None)
                 self._last_change = time.time()
         self.log.info("Kernel shut down: %s", kernel_id)
 

@@ -111,7 +111,9 @@ class Restarter:
             if verdict is Verdict.GIVE_UP:
                 self._give_up()
                 return
-            self._log.warning("Restart %d/%d", self._attempts.count, self._attempts.limit)
+            self._log.info(
+                "A kernel died: restart %d/%d", self._attempts.count, self._attempts.limit
+            )
             try:
                 await self._restart(verdict is Verdict.RESTART_ELSEWHERE)
             except KernelError as error:

@@ -58,8 +58,6 @@ class KernelTable(KernelSettings, AsyncMultiKernelManager):
         super().__init__(**kwargs)
         self.hubs = hubs
         self._last_change = time.time()
-        # Websockets that reach a kernel by a way of their own, past its hub.
-        self._foreign_connections: dict[str, int] = {}
 
     def model(self, kernel_id: str) -> dict[str, Any]:
         """Return a kernel as the REST interface shows it.
@@ -73,13 +71,12 @@ class KernelTable(KernelSettings, AsyncMultiKernelManager):
         hub = self.hubs.get(kernel_id)
         last_activity = hub.activity.last_activity if hub else self._last_change
         at = datetime.fromtimestamp(last_activity, UTC)
-        extra = self._foreign_connections.get(kernel_id, 0)
         return {
             "id": kernel_id,
             "name": kernel.kernel_name,
             "last_activity": at.strftime("%Y-%m-%dT%H:%M:%S.%fZ"),
             "execution_state": hub.activity.execution_state if hub else "dead",
-            "connections": self.hubs.connections(kernel_id) + extra,
+            "connections": self.hubs.connections(kernel_id),
         }
 
     kernel_model = model
@@ -96,16 +93,15 @@ class KernelTable(KernelSettings, AsyncMultiKernelManager):
         hubs = [hub for kernel_id in self._kernels if (hub := self.hubs.get(kernel_id))]
         return max([self._last_change, *(hub.activity.last_activity for hub in hubs)])
 
-    def notify_connect(self, kernel_id: str) -> None:
-        """Count a connection that does not go through the kernel's hub."""
-        if kernel_id in self._kernels:
-            self._foreign_connections[kernel_id] = self._foreign_connections.get(kernel_id, 0) + 1
+    def get_kernel(self, kernel_id: str) -> BridgeKernel:
+        """Return a kernel in use.
 
-    def notify_disconnect(self, kernel_id: str) -> None:
-        """Take back one `notify_connect`."""
-        left = self._foreign_connections.pop(kernel_id, 0) - 1
-        if left > 0:
-            self._foreign_connections[kernel_id] = left
+        Raises
+        ------
+        KernelNotFound
+            If there is none with that id.
+        """
+        return self._find(kernel_id)
 
     def _find(self, kernel_id: str) -> BridgeKernel:
         kernel: BridgeKernel | None = self._kernels.get(kernel_id)
@@ -136,6 +132,6 @@ class KernelTable(KernelSettings, AsyncMultiKernelManager):
                 kernel_id=kernel_id,
                 execution_state=hub.activity.execution_state if hub else "dead",
                 last_activity=hub.activity.last_activity if hub else self._last_change,
-                connections=self.model(kernel_id)["connections"],
+                connections=self.hubs.connections(kernel_id),
                 metadata=kernel.metadata,
             )

@@ -71,8 +71,9 @@ async def test_start_model_shutdown(make_manager, fake, hubs):
     for call in (manager.shutdown_kernel, manager.restart_kernel, manager.interrupt_kernel):
         with pytest.raises(KernelNotFound):
             await call(kernel_id)
-    with pytest.raises(KernelNotFound):
-        manager.model(kernel_id)
+    for look in (manager.model, manager.get_kernel):
+        with pytest.raises(KernelNotFound):
+            look(kernel_id)
 
 
 @pytest.mark.parametrize("microsecond", [0, 5, 999_999])
@@ -85,15 +86,10 @@ async def test_last_activity_always_has_microseconds(make_manager, fake, hubs, m
     assert re.fullmatch(r"2026-01-02T03:04:05\.\d{6}Z", text)
 
 
-async def test_connections_are_the_hubs_and_those_that_come_another_way(make_manager, fake, hubs):
+async def test_connections_are_the_hubs(make_manager, fake, hubs):
     manager = make_manager()
     kernel_id = await manager.start_kernel(fake())
     hubs.hubs[kernel_id].connections = 2
-    manager.notify_connect(kernel_id)
-    manager.notify_connect("none")
-    assert manager.model(kernel_id)["connections"] == 3
-    for _ in range(3):
-        manager.notify_disconnect(kernel_id)
     assert manager.model(kernel_id)["connections"] == 2
 
 
@@ -591,6 +587,36 @@ async def test_kernels_that_will_not_go_are_killed(make_manager, spec, monkeypat
     process = process_of(manager, kernel_id)
     await manager.shutdown_all()
     assert_gone(process)
+
+
+async def test_a_shutdown_that_is_given_up_can_be_hurried(make_manager, spec):
+    manager = make_manager()
+    kernel_id = await manager.start_kernel(spec("stubborn", STUBBORN))
+    await until(lambda: "stubborn" in manager.get_kernel(kernel_id).output.tail())
+    process = process_of(manager, kernel_id)
+    asked = asyncio.ensure_future(manager.shutdown_all())
+    await until(lambda: manager.get_kernel(kernel_id).shutting_down)
+    asked.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await asked
+    assert process.is_running()
+    await manager.shutdown_all(now=True)
+    assert_gone(process)
+    assert manager.models() == []
+
+
+async def test_a_shutdown_that_is_cancelled_leaves_no_process(make_manager, spec):
+    manager = make_manager()
+    kernel_id = await manager.start_kernel(spec("stubborn", STUBBORN))
+    await until(lambda: "stubborn" in manager.get_kernel(kernel_id).output.tail())
+    process = process_of(manager, kernel_id)
+    asked = asyncio.ensure_future(manager.shutdown_kernel(kernel_id))
+    await until(lambda: manager.get_kernel(kernel_id).shutting_down)
+    asked.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await asked
+    await until(lambda: not process.is_running() or process.status() == psutil.STATUS_ZOMBIE)
+    assert manager.models() == []
 
 
 async def test_a_dying_kernel_does_not_come_up_during_shutdown(make_manager, fake, fleet, hubs):
