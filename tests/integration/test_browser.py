@@ -1,0 +1,84 @@
+"""A real Chromium runs a cell, from the page in examples/ as it stands."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from urllib.parse import urlencode
+
+import pytest
+
+from tests.conftest import ServerFactory
+from tests.support.browser import chromium_page, served
+from tests.support.server import TOKEN
+from tests.support.waiting import TIMEOUT
+
+pytestmark = [pytest.mark.kernel, pytest.mark.browser, pytest.mark.slow]
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+CODE = """
+import sys
+print("héllo from", sys.implementation.name)
+print("beware", file=sys.stderr)
+from IPython.display import Image, display
+import base64
+display(Image(base64.b64decode(
+    "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJ"
+    "AAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="), format="png"))
+6 * 7
+"""
+
+
+async def test_a_page_of_an_allowed_origin_runs_cells(new_server: ServerFactory) -> None:
+    with served(EXAMPLES) as origin:
+        server = new_server(f"--allow-origin={origin}")
+        async with chromium_page() as page:
+            page.set_default_timeout(TIMEOUT * 1000)
+            query = urlencode({"url": server.url, "token": TOKEN, "code": CODE})
+            await page.goto(f"{origin}/browser.html?{query}")
+            assert TOKEN not in page.url
+            await page.click("#run")
+            await page.wait_for_selector("#run:enabled")
+            await page.wait_for_selector("#status[data-state=idle]")
+            assert await page.inner_text("#output .stdout") == "héllo from cpython\n"
+            assert await page.inner_text("#output .stderr") == "beware\n"
+            assert await page.inner_text("#output .result") == "42\n"
+            image = page.locator("#output img")
+            assert await image.evaluate("i => [i.complete, i.naturalWidth]") == [True, 1]
+            # The same kernel again, an error, an interrupt, the end.
+            await page.fill("#code", "sys.undefined")
+            await page.click("#run")
+            await page.wait_for_selector("#output .error")
+            assert "AttributeError" in await page.inner_text("#output .error")
+            await page.fill("#code", "import time\nprint('on')\nwhile True: time.sleep(0.1)")
+            await page.wait_for_selector("#run:enabled")
+            await page.click("#run")
+            await page.wait_for_selector("#output .stdout")
+            await page.click("#interrupt")
+            await page.wait_for_selector("#output .error")
+            assert "KeyboardInterrupt" in await page.inner_text("#output .error")
+            await page.click("#shutdown")
+            await page.wait_for_selector("#status[data-state=none]")
+        assert server.request("GET", "/api/kernels").json() == []
+
+
+async def test_a_page_of_a_foreign_origin_is_refused(new_server: ServerFactory) -> None:
+    with served(EXAMPLES) as allowed, served(EXAMPLES) as foreign:
+        server = new_server(f"--allow-origin={allowed}")
+        kernel = server.start_kernel()
+        async with chromium_page() as page:
+            page.set_default_timeout(TIMEOUT * 1000)
+            await page.goto(f"{foreign}/browser.html?{urlencode({'url': server.url})}")
+            await page.fill("#token", TOKEN)
+            await page.click("#run")
+            await page.wait_for_selector("#status[data-state=error]")
+            assert [k["id"] for k in server.request("GET", "/api/kernels").json()] == [kernel]
+            # REST answers are kept from it by the browser; the websocket the server must refuse.
+            opened = """([url]) => new Promise(done => {
+                const socket = new WebSocket(url, ["v1.kernel.websocket.jupyter.org"]);
+                socket.onopen = () => done("opened");
+                socket.onclose = (event) => done(`closed ${event.code}`);
+            })"""
+            url = f"ws://127.0.0.1:{server.port}/api/kernels/{kernel}/channels?token={TOKEN}"
+            assert await page.evaluate(opened, [url]) == "closed 1006"
+            await page.goto(f"{allowed}/browser.html")
+            assert await page.evaluate(opened, [url]) == "opened"

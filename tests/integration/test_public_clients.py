@@ -1,0 +1,99 @@
+"""Clients that others wrote for Jupyter Server, unmodified."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from tests.support.require import require
+from tests.support.server import TOKEN, Server
+
+pytestmark = pytest.mark.kernel
+
+NODE = Path(__file__).parent / "node"
+
+
+@pytest.fixture(scope="session")
+def node_modules() -> Path:
+    """`npm ci` of the lock file, once a machine: the directory is named after its content."""
+    _, npm = require("node"), require("npm")
+    files = [NODE / "package.json", NODE / "package-lock.json"]
+    content = b"".join(f.read_bytes() for f in files)
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "kbridge-tests"
+    home = cache / f"node-{hashlib.sha256(content).hexdigest()[:16]}"
+    if not home.exists():
+        cache.mkdir(parents=True, exist_ok=True)
+        fresh = Path(tempfile.mkdtemp(dir=cache))
+        for file in files:
+            shutil.copy(file, fresh)
+        command = [npm, "ci", "--no-audit", "--no-fund", "--ignore-scripts"]
+        done = subprocess.run(command, cwd=fresh, capture_output=True, text=True, timeout=600)
+        assert done.returncode == 0, done.stdout + done.stderr
+        try:
+            fresh.rename(home)
+        except OSError:  # another worker was first
+            shutil.rmtree(fresh)
+    return home / "node_modules"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(700)
+def test_jupyterlab_services_under_node(server: Server, node_modules: Path) -> None:
+    done = subprocess.run(
+        [require("node"), str(NODE / "client.cjs")],
+        env={
+            "PATH": os.environ["PATH"],
+            "NODE_PATH": str(node_modules),
+            "KBRIDGE_URL": server.url,
+            "KBRIDGE_TOKEN": TOKEN,
+        },
+        capture_output=True,
+        text=True,
+        timeout=90,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr + server.tail()
+    met = json.loads(done.stdout.splitlines()[-1])
+    assert met["subprotocol"] == "v1.kernel.websocket.jupyter.org"
+    assert "python3" in met["specs"]
+    assert met["info"] == "python"
+    assert met["output"] == {
+        "status": "ok",
+        "text": "to JupyterLab\n",
+        "types": ["status", "execute_input", "stream", "execute_result", "status"],
+    }
+    assert (met["error"]["status"], "error" in met["error"]["types"]) == ("error", True)
+    assert met["stdin"]["text"] == "typed\n"
+    assert met["buffers"] == [[250, 2, 1]]
+    assert met["restarted"]["text"] == "again\n"
+    assert met["id"] not in met["left"]
+
+
+@pytest.mark.slow
+def test_jupyter_kernel_client(server: Server) -> None:
+    """In its default dialect, the legacy one.
+
+    Its v1 fails with any server, Jupyter Server included: version 1.0.2 raises KeyError on each
+    message that it receives. It runs in a process of its own: what its threads leave behind is no
+    matter of this one.
+    """
+    require("jupyter_kernel_client")
+    script = str(Path(__file__).with_name("pypi_client.py"))
+    command = [sys.executable, script, server.url, TOKEN]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=90)
+    assert done.returncode == 0, done.stdout + done.stderr + server.tail()
+    met = json.loads(done.stdout.splitlines()[-1])
+    stream, result = met["result"]["outputs"]
+    assert stream == {"output_type": "stream", "name": "stdout", "text": "to PyPI\n"}
+    assert result["data"] == {"text/plain": "42"}
+    assert met["error"]["status"] == "error"
+    assert met["stdin"]["outputs"][-1]["text"].endswith("typed\n")
+    assert met["restarted"]["outputs"][0]["text"] == "again\n"
+    assert server.request("GET", f"/api/kernels/{met['id']}").status == 404
