@@ -14,10 +14,11 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Coroutine
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
-from kbridge.errors import Busy, KernelStartError
+from kbridge.errors import Busy, KernelError, KernelStartError
 from kbridge.kernels.hubs import Hub, Hubs
 from kbridge.kernels.kernel import BridgeKernel
 from kbridge.kernels.logs import KeptLogs
@@ -32,6 +33,8 @@ T = TypeVar("T")
 
 # A start is over in a second or so; looking closely that long costs nothing.
 _START_POLL = 0.05
+# For a process that was sent SIGKILL to go.
+_KILL_TIMEOUT = 1.0
 
 
 class Lifecycle:
@@ -132,8 +135,9 @@ class Lifecycle:
             await kernel.stop(now=now)
         except BaseException:
             # Whoever gave up waiting: no process and no key outlives its kernel.
-            kernel.cleanup_connection_file()
-            await kernel.kill()
+            with suppress(KernelError, TimeoutError):
+                async with asyncio.timeout(_KILL_TIMEOUT):
+                    await kernel.stop(now=True)
             raise
         finally:
             await self._hubs.close(kernel.kernel_id)
