@@ -9,23 +9,19 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final
 
+from kbridge.errors import KernelMessageError
 from kbridge.flow.journal import Gap, Journal, Place, Stretch
 from kbridge.hub.clients import Attachment
 from kbridge.wire import v1
 from kbridge.wire.dialects import V1, Dialect
-from kbridge.wire.frames import BINARY, frame
-from kbridge.wire.message import Message
+from kbridge.wire.frames import frame, payload
+from kbridge.wire.message import Channel, Message
 
-__all__ = ["Delivery", "v1_frame"]
+__all__ = ["Delivery"]
 
 CHUNK: Final = 512 << 10
 """Bytes of one write, and so of what a websocket that does not read may hold outside the journal
 (one frame that is larger goes alone)."""
-
-
-def v1_frame(msg: Message) -> bytes:
-    """A message as the journal keeps it: the whole websocket frame in the v1 dialect."""
-    return frame(v1.encode(msg), BINARY)
 
 
 class Delivery:
@@ -37,11 +33,19 @@ class Delivery:
         What to read.
     marker : callable
         Makes the message that stands for a gap.
+    refuse : callable
+        Is told of a message that a dialect has no form for: its channel, and why.
     """
 
-    def __init__(self, journal: Journal, marker: Callable[[Gap, bytes], Message]) -> None:
+    def __init__(
+        self,
+        journal: Journal,
+        marker: Callable[[Gap, bytes], Message],
+        refuse: Callable[[Channel, KernelMessageError], None],
+    ) -> None:
         self._journal = journal
         self._marker = marker
+        self._refuse = refuse
         self._place: Place | None = None  # of the stretch that was read last
         self._stretch: Stretch | None = None
         self._rendered: dict[str, bytes] = {}
@@ -81,30 +85,27 @@ class Delivery:
         if stretch.private or stretch.gap:
             frames = stretch.frames_for(attachment.client.number)
             if stretch.gap:
-                frames = [v1_frame(self._mark(stretch.gap)), *frames]
-            return _join(frames, dialect)
+                frames = [v1.encode_frame(self._mark(stretch.gap)), *frames]
+            return self._join(frames, dialect)
         data = self._rendered.get(dialect.name)
         if data is None:
-            data = self._rendered[dialect.name] = _join(stretch.frames, dialect)
+            data = self._rendered[dialect.name] = self._join(stretch.frames, dialect)
         return data
 
     def _mark(self, gap: Gap) -> Message:
-        parent = v1.decode(_payload(gap.last_lost)).parent_header if gap.last_lost else b"{}"
+        parent = v1.split(payload(gap.last_lost)).parent_header if gap.last_lost else b"{}"
         return self._marker(gap, parent)
 
+    def _join(self, frames: list[bytes], dialect: Dialect) -> bytes:
+        if dialect is not V1:
+            frames = [self._translate(f, dialect) for f in frames]
+        return frames[0] if len(frames) == 1 else b"".join(frames)
 
-def _join(frames: list[bytes], dialect: Dialect) -> bytes:
-    if dialect is not V1:
-        frames = [_translate(f, dialect) for f in frames]
-    return frames[0] if len(frames) == 1 else b"".join(frames)
-
-
-def _translate(v1_bytes: bytes, dialect: Dialect) -> bytes:
-    opcode, data = dialect.payload(v1.decode(_payload(v1_bytes)))
-    return frame(data, opcode)
-
-
-def _payload(v1_bytes: bytes) -> bytes:
-    """What `v1_frame` put into a frame (RFC 6455, section 5.2: 7, 16 or 64 bits of length)."""
-    start = {126: 4, 127: 10}.get(v1_bytes[1], 2)
-    return v1_bytes[start:]
+    def _translate(self, v1_frame: bytes, dialect: Dialect) -> bytes:
+        msg = v1.split(payload(v1_frame))
+        try:
+            opcode, data = dialect.payload(msg)
+        except KernelMessageError as error:
+            self._refuse(msg.channel, error)
+            return b""
+        return frame(data, opcode)

@@ -26,7 +26,7 @@ from kbridge.hub import policies
 from kbridge.hub.adapt import Adapter, adapter_for, kernel_protocol
 from kbridge.hub.clients import Attachment, Clients
 from kbridge.hub.clock import Clock
-from kbridge.hub.delivery import Delivery, v1_frame
+from kbridge.hub.delivery import Delivery
 from kbridge.hub.notices import Notices
 from kbridge.hub.nudge import Nudge
 from kbridge.hub.requests import Requests
@@ -37,6 +37,7 @@ from kbridge.link.kernel import KernelLink
 from kbridge.wire.dialects import Dialect
 from kbridge.wire.message import Buffer, Channel, Message
 from kbridge.wire.signing import Signer
+from kbridge.wire.v1 import encode_frame
 from kbridge.wire.zmq import parse, serialize
 
 __all__ = ["Hub", "LinkFactory"]
@@ -96,7 +97,7 @@ class Hub:
         self.journal = Journal(settings.journal_limit, settings.history_limit)
         self.activity = Activity(self._clock.wall())
         self._clients = Clients(settings.resume_timeout)
-        self._delivery = Delivery(self.journal, self.notices.lost)
+        self._delivery = Delivery(self.journal, self.notices.lost, self._refuse)
         self._requests = Requests(settings.request_limit, self._link_send)
         self._nudge = Nudge(
             self._clock, settings.kernel_info_timeout, self._send_probes, self._on_ready
@@ -311,7 +312,7 @@ class Hub:
                 if self._adapter is not None:
                     msg = self._adapter.from_kernel(msg)
             except KernelMessageError as error:
-                self._refuse(channel, error, now)
+                self._refuse(channel, error)
                 continue
             if channel is Channel.IOPUB:
                 self._on_iopub(msg, now, wall)
@@ -357,7 +358,7 @@ class Hub:
             for other in verdict:
                 self._append(other, EVERYONE, state=other.msg_type not in LOSABLE)
             return
-        self.journal.append(v1_frame(msg), state=msg_type not in LOSABLE)
+        self.journal.append(encode_frame(msg), state=msg_type not in LOSABLE)
 
     def _on_reply(self, msg: Message, now: float) -> None:
         """A message on shell, control or stdin."""
@@ -388,8 +389,8 @@ class Hub:
         self._nudge.replied()
         return True
 
-    def _refuse(self, channel: Channel, error: KernelMessageError, now: float) -> None:
-        count = self._refused.note(now)
+    def _refuse(self, channel: Channel, error: KernelMessageError) -> None:
+        count = self._refused.note(self._clock.monotonic())
         if count:
             self.log.warning(
                 "kernel %s: %d message(s) refused, the last one on %s: %s",
@@ -400,7 +401,7 @@ class Hub:
             )
 
     def _append(self, msg: Message, audience: int, *, state: bool) -> None:
-        self.journal.append(v1_frame(msg), audience, state=state)
+        self.journal.append(encode_frame(msg), audience, state=state)
 
     # -- what is said to the kernel ---------------------------------------------------------
 

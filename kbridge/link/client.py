@@ -62,7 +62,7 @@ class StreamClient:
         except StreamClosedError:
             return False
         if not stream.writing():
-            return True
+            return not stream.closed()  # a write that fails closes the stream
         written.add_done_callback(self._on_written)
         return False
 

@@ -63,10 +63,11 @@ def wire(app: KbridgeApp, port: int) -> Wired:
         The one listened on, 0 for a unix socket. It is in the cookie's name, because browsers
         send the cookies of one host to all of its ports.
     """
-    hubs = HubTable(ZMQChannelsWebsocketConnection.hub_settings(app.config), log=app.log)
+    hubs = HubTable(log=app.log)
     kernels = BridgeKernelManager(
         hubs=hubs, parent=app, log=app.log, connection_dir=app.runtime_dir
     )
+    hubs.settings = ZMQChannelsWebsocketConnection.hub_settings(app.config, kernels)
     # One server a path below a host: two behind one proxy do not take each other's cookie.
     path = hashlib.sha256(app.base_url.encode()).hexdigest()[:8]
     services = Services(

@@ -28,8 +28,8 @@ class Dialect:
     decode : callable
         A frame to a message; raises the `FrameError` family. Text frames come as str.
     payload : callable
-        A message to the opcode and the payload of a frame. The legacy dialect raises
-        `KernelMessageError` for what it has no form for.
+        A message to the opcode and the payload of its frame. The legacy dialect raises
+        `KernelMessageError` for a message that it has no form for.
     """
 
     name: str

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import struct
 
-__all__ = ["BINARY", "CLOSE", "PING", "PONG", "TEXT", "frame", "header", "ping"]
+__all__ = ["BINARY", "CLOSE", "PING", "PONG", "TEXT", "frame", "header", "payload", "ping"]
 
 TEXT = 0x1
 BINARY = 0x2
@@ -39,12 +39,17 @@ def header(length: int, opcode: int) -> bytes:
     return _pack64(_FIN | opcode, 127, length)
 
 
-def frame(payload: bytes, opcode: int) -> bytes:
-    """Write a whole frame."""
-    return header(len(payload), opcode) + payload
+def frame(data: bytes, opcode: int) -> bytes:
+    """Write a whole frame around a payload."""
+    return header(len(data), opcode) + data
 
 
-def ping(payload: bytes) -> bytes:
+def payload(frame: bytes) -> bytes:
+    """Read the payload back out of what `frame` wrote."""
+    return frame[{126: 4, 127: 10}.get(frame[1], 2) :]
+
+
+def ping(data: bytes) -> bytes:
     """Write a ping; the peer answers with a pong that holds the same payload.
 
     Raises
@@ -52,6 +57,6 @@ def ping(payload: bytes) -> bytes:
     ValueError
         If the payload is longer than the 125 bytes that a control frame may hold.
     """
-    if len(payload) > _CONTROL_LIMIT:
-        raise ValueError(f"a ping holds at most {_CONTROL_LIMIT} bytes, not {len(payload)}")
-    return frame(payload, PING)
+    if len(data) > _CONTROL_LIMIT:
+        raise ValueError(f"a ping holds at most {_CONTROL_LIMIT} bytes, not {len(data)}")
+    return frame(data, PING)

@@ -22,11 +22,11 @@ from __future__ import annotations
 import struct
 
 from kbridge.errors import MalformedFrame, WrongFrameType
-from kbridge.wire import fields
-from kbridge.wire.message import Buffer, Message
+from kbridge.wire import fields, frames
+from kbridge.wire.message import Buffer, Channel, Message
 from kbridge.wire.offsets import contiguous, nbytes, read, slices
 
-__all__ = ["SUBPROTOCOL", "decode", "encode"]
+__all__ = ["SUBPROTOCOL", "decode", "encode", "encode_frame", "split"]
 
 SUBPROTOCOL = "v1.kernel.websocket.jupyter.org"
 
@@ -34,33 +34,53 @@ _PARTS = 5
 _WORD = 8
 _START = _WORD * (1 + _PARTS + 1)
 _pack = struct.Struct("<7Q").pack
+_NAMES = {channel: channel.encode() for channel in Channel}
 
 
 def encode(msg: Message) -> bytes:
-    """Encode a message.
+    """Encode a message: the payload of a websocket frame."""
+    return b"".join(_pieces(msg)[1])
 
-    This is the hot path of the product: each message of each kernel passes once.
+
+def encode_frame(msg: Message) -> bytes:
+    """Encode a message as a whole websocket frame, as a server sends it.
+
+    This is the hot path of the product: each message of each kernel passes once, and is copied
+    once.
     """
+    size, pieces = _pieces(msg)
+    return b"".join((frames.header(size, frames.BINARY), *pieces))
+
+
+def _pieces(msg: Message) -> tuple[int, tuple[Buffer, ...]]:
+    """The size of the payload, and what it is made of."""
     channel, header, parent, metadata, content, buffers = msg
-    name = channel.encode()
     if buffers:
-        return _encode_with_buffers(msg)
+        return _pieces_with_buffers(msg)
+    name = _NAMES[channel]
     at1 = _START + len(name)
     at2 = at1 + len(header)
     at3 = at2 + len(parent)
     at4 = at3 + len(metadata)
-    words = _pack(6, _START, at1, at2, at3, at4, at4 + len(content))
-    return b"".join((words, name, header, parent, metadata, content))
+    end = at4 + len(content)
+    return end, (
+        _pack(6, _START, at1, at2, at3, at4, end),
+        name,
+        header,
+        parent,
+        metadata,
+        content,
+    )
 
 
-def _encode_with_buffers(msg: Message) -> bytes:
-    parts: list[Buffer] = [msg.channel.encode(), *msg[1:5], *map(contiguous, msg.buffers)]
+def _pieces_with_buffers(msg: Message) -> tuple[int, tuple[Buffer, ...]]:
+    parts: list[Buffer] = [_NAMES[msg.channel], *msg[1:5], *map(contiguous, msg.buffers)]
     at = _WORD * (2 + len(parts))
     words = [1 + len(parts), at]
     for part in parts:
         at += nbytes(part)
         words.append(at)
-    return b"".join((struct.pack(f"<{len(words)}Q", *words), *parts))
+    return at, (struct.pack(f"<{len(words)}Q", *words), *parts)
 
 
 def decode(data: str | bytes) -> Message:
@@ -77,18 +97,33 @@ def decode(data: str | bytes) -> Message:
     """
     if isinstance(data, str):
         raise WrongFrameType("a text frame, where this subprotocol has binary frames only")
+    msg = split(data)
+    fields.check_header(fields.utf8(msg.header, "header"))
+    return msg._replace(
+        parent_header=fields.object_or_empty(msg.parent_header, "parent_header"),
+        metadata=fields.object_or_empty(msg.metadata, "metadata"),
+        content=fields.object_or_empty(msg.content, "content"),
+    )
+
+
+def split(data: bytes) -> Message:
+    """Take a payload apart by its offsets, and leave the JSON parts unread.
+
+    Raises
+    ------
+    MalformedFrame
+        If the offsets or the channel's UTF-8 do not hold.
+    InvalidMessage
+        If there is no such channel.
+    """
     offsets = read(data, "<Q", _PARTS + 1)
     if offsets[-1] != len(data):
         raise MalformedFrame(f"the last offset is {offsets[-1]}, the frame ends at {len(data)}")
-    name = fields.utf8(data[offsets[0] : offsets[1]], "channel")
-    header = data[offsets[1] : offsets[2]]
-    channel = fields.channel(name)
-    fields.check_header(fields.utf8(header, "header"))
     return Message(
-        channel,
-        header,
-        fields.object_or_empty(data[offsets[2] : offsets[3]], "parent_header"),
-        fields.object_or_empty(data[offsets[3] : offsets[4]], "metadata"),
-        fields.object_or_empty(data[offsets[4] : offsets[5]], "content"),
+        fields.channel(fields.utf8(data[offsets[0] : offsets[1]], "channel")),
+        data[offsets[1] : offsets[2]],
+        data[offsets[2] : offsets[3]],
+        data[offsets[3] : offsets[4]],
+        data[offsets[4] : offsets[5]],
         slices(data, offsets[_PARTS:]),
     )
