@@ -13,6 +13,10 @@ from kbridge.wire.message import Buffer, Channel, Message, json_object
 
 __all__ = ["Adapter", "adapter_for", "kernel_protocol"]
 
+# What jupyter_client lets out when a message is not what its type says. It takes the type for the
+# name of a method of its own: `__call__` recurses, `__eq__` returns no message.
+_FAULTS = (KeyError, TypeError, ValueError, AttributeError, IndexError, RecursionError)
+
 CURRENT = 5
 """The major version that clients speak (jupyter_client.protocol_version_info)."""
 
@@ -21,8 +25,16 @@ def kernel_protocol(kernel_info_reply: Message) -> str:
     """The protocol version that a kernel_info_reply names, or an empty string.
 
     Protocol 4 gives it as a list of numbers, protocol 5 as a string.
+
+    Raises
+    ------
+    KernelMessageError
+        If its content is not a JSON object.
     """
-    version = json_object(kernel_info_reply.content, "content").get("protocol_version", "")
+    try:
+        version = json_object(kernel_info_reply.content, "content").get("protocol_version", "")
+    except InvalidMessage as error:
+        raise KernelMessageError(f"kernel_info_reply: {error.reason}") from None
     if isinstance(version, list):
         return ".".join(str(number) for number in version)
     return version if isinstance(version, str) else ""
@@ -86,12 +98,12 @@ class Adapter:
         }
         try:
             adapted = adapt(whole, to)
-        except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
-            raise InvalidMessage(
-                f"{msg.msg_type} cannot be translated to protocol {to}: {error!r}"
-            ) from None
-        adapted["header"]["msg_type"] = adapted.get("msg_type", adapted["header"]["msg_type"])
-        return _pack(msg.channel, adapted, msg.buffers)
+            adapted["header"]["msg_type"] = adapted.get("msg_type", adapted["header"]["msg_type"])
+            return _pack(msg.channel, adapted, msg.buffers)
+        except _FAULTS as error:
+            what = ascii(msg.msg_type)[:40]
+            fault = f"{type(error).__name__} {error}"[:40]
+            raise InvalidMessage(f"{what} cannot be put in protocol {to}: {fault}") from None
 
 
 def _pack(channel: Channel, whole: dict[str, Any], buffers: tuple[Buffer, ...]) -> Message:
