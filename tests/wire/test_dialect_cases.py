@@ -1,0 +1,217 @@
+"""Both dialects against one table: there and back, cut short, with bytes flipped, and faults."""
+
+import json
+import random
+import struct
+import tracemalloc
+
+import pytest
+from jupyter_server.services.kernels.connection.base import (
+    deserialize_binary_message,
+    deserialize_msg_from_ws_v1,
+    serialize_binary_message,
+    serialize_msg_to_ws_v1,
+)
+
+from kbridge.errors import FrameError
+from kbridge.wire import legacy, v1
+from kbridge.wire.dialects import LEGACY, V1, Dialect
+from kbridge.wire.message import Message
+from tests.wire.cases import (
+    FIVE,
+    LEGACY_FAULTS,
+    MESSAGES,
+    V1_FAULTS,
+    Fault,
+    H,
+    legacy_frame,
+    plain,
+    put,
+    v1_frame,
+)
+
+CASES = pytest.mark.parametrize("msg", MESSAGES.values(), ids=MESSAGES)
+DIALECTS = pytest.mark.parametrize("dialect", [V1, LEGACY], ids=lambda d: d.name)
+ENCODE = {V1.name: v1.encode, LEGACY.name: legacy.encode}
+
+
+def as_jupyter_server_has_it(msg: Message) -> dict[str, object]:
+    return {
+        "header": json.loads(msg.header),
+        "msg_id": json.loads(msg.header)["msg_id"],
+        "msg_type": json.loads(msg.header)["msg_type"],
+        "parent_header": json.loads(msg.parent_header),
+        "metadata": json.loads(msg.metadata),
+        "content": json.loads(msg.content),
+        "buffers": [bytes(b) for b in msg.buffers],
+        "channel": str(msg.channel),
+    }
+
+
+def same(ours: object, theirs: object) -> bool:
+    return json.dumps(ours) == json.dumps(theirs)  # NaN equals NaN, and the order counts
+
+
+def only_documented(dialect: Dialect, data: str | bytes) -> None:
+    """Whatever comes is either refused as documented, or a message that survives a round trip."""
+    refusal = None
+    try:
+        msg = dialect.decode(data)
+    except FrameError as error:
+        refusal = error
+    if refusal:
+        assert len(refusal.reason.encode()) <= 123
+        assert refusal.close_code in {1003, 1007, 1008}
+    else:
+        assert plain(dialect.decode(ENCODE[dialect.name](msg))) == plain(msg)
+
+
+@CASES
+@DIALECTS
+def test_there_and_back(dialect: Dialect, msg: Message) -> None:
+    assert plain(dialect.decode(ENCODE[dialect.name](msg))) == plain(msg)
+
+
+@CASES
+@DIALECTS
+def test_cut_at_every_byte(dialect: Dialect, msg: Message) -> None:
+    data = ENCODE[dialect.name](msg)
+    for end in range(len(data)):
+        if dialect is LEGACY and msg.buffers and end >= len(data) - len(msg.buffers[-1]):
+            continue  # the last buffer ends where the frame does: a cut one cannot be told
+        with pytest.raises(FrameError) as caught:
+            dialect.decode(data[:end])
+        assert len(caught.value.reason.encode()) <= 123
+
+
+@CASES
+@DIALECTS
+def test_with_bytes_flipped(dialect: Dialect, msg: Message) -> None:
+    chance = random.Random(20)
+    _, data = dialect.payload(msg)
+    text = isinstance(ENCODE[dialect.name](msg), str)
+    for at in range(len(data)):
+        flipped = bytearray(data)
+        flipped[at] ^= 1 << chance.randrange(8)
+        if not text:
+            only_documented(dialect, bytes(flipped))
+            continue
+        # Text that is not UTF-8 never gets here: it is closed with 1007 where it is read.
+        only_documented(dialect, flipped.decode(errors="replace"))
+
+
+@CASES
+def test_v1_writes_what_jupyter_server_writes(msg: Message) -> None:
+    theirs = serialize_msg_to_ws_v1([*msg[1:5], *map(bytes, msg.buffers)], str(msg.channel))
+    assert v1.encode(msg) == theirs
+    assert plain(v1.decode(theirs)) == plain(msg)
+
+
+@CASES
+def test_jupyter_server_reads_what_v1_writes(msg: Message) -> None:
+    channel, parts = deserialize_msg_from_ws_v1(v1.encode(msg))
+    assert channel == msg.channel
+    assert parts == [*msg[1:5], *map(bytes, msg.buffers)]
+
+
+@CASES
+def test_legacy_writes_what_jupyter_server_writes(msg: Message) -> None:
+    ours, theirs = legacy.encode(msg), as_jupyter_server_has_it(msg)
+    if not msg.buffers:
+        assert isinstance(ours, str)
+        assert same(json.loads(ours), theirs)
+        return
+    assert isinstance(ours, bytes)
+    buffers = theirs.pop("buffers")
+    count = struct.unpack_from("!I", ours)[0]
+    offsets = struct.unpack_from(f"!{count}I", ours, 4)
+    assert same(json.loads(ours[offsets[0] : offsets[1]]), theirs)
+    read = deserialize_binary_message(ours)
+    assert read["buffers"] == buffers
+    assert same(read["content"], theirs["content"])
+
+
+@CASES
+def test_legacy_reads_what_jupyter_server_writes(msg: Message) -> None:
+    theirs = as_jupyter_server_has_it(msg)
+    data = serialize_binary_message(theirs) if msg.buffers else json.dumps(theirs)
+    read = legacy.decode(data)
+    assert same(as_jupyter_server_has_it(plain(read))["content"], theirs["content"])
+    assert json.loads(read.header) == theirs["header"]
+    assert json.loads(read.parent_header) == theirs["parent_header"]
+    assert json.loads(read.metadata) == theirs["metadata"]
+    assert read.channel == msg.channel
+    assert plain(read).buffers == plain(msg).buffers
+
+
+@pytest.mark.parametrize(
+    ("dialect", "fault"),
+    [(V1, f) for f in V1_FAULTS.values()] + [(LEGACY, f) for f in LEGACY_FAULTS.values()],
+    ids=[f"v1: {n}" for n in V1_FAULTS] + [f"legacy: {n}" for n in LEGACY_FAULTS],
+)
+def test_fault_is_named(dialect: Dialect, fault: Fault) -> None:
+    data, error, reason = fault
+    with pytest.raises(FrameError) as caught:
+        dialect.decode(data)
+    assert type(caught.value) is error
+    assert reason in caught.value.reason
+    assert len(caught.value.reason.encode()) <= 120
+
+
+HOSTILE = {
+    "v1, ten million offsets": (V1, struct.pack("<Q", 10_000_000) + bytes(64)),
+    "v1, 2**63 offsets": (V1, struct.pack("<Q", 2**63) + bytes(64)),
+    "v1, an end far away": (V1, v1_frame(*FIVE, words=put(6, 2**60))),
+    "v1, all offsets far away": (V1, struct.pack("<7Q", 6, 56, *[2**60] * 5)),
+    "legacy, ten million offsets": (LEGACY, struct.pack("!I", 10_000_000) + bytes(64)),
+    "legacy, 2**31 offsets": (LEGACY, struct.pack("!I", 2**31) + bytes(64)),
+    "legacy, an end far away": (LEGACY, legacy_frame(b"{}", b"", words=put(2, 2**31))),
+}
+
+
+@pytest.mark.parametrize(("dialect", "data"), HOSTILE.values(), ids=HOSTILE)
+def test_what_a_frame_claims_costs_nothing(dialect: Dialect, data: bytes) -> None:
+    def refuse() -> None:
+        with pytest.raises(FrameError):
+            dialect.decode(data)
+
+    refuse()  # what is made once, is made
+    tracemalloc.start()
+    try:
+        refuse()
+        assert tracemalloc.get_traced_memory()[1] < 64 * 1024
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("count", [1_000, 100_000])
+@DIALECTS
+def test_a_table_of_empty_buffers_costs_what_its_bytes_cost(dialect: Dialect, count: int) -> None:
+    parts = [b""] * count
+    data = (
+        v1_frame(*FIVE, *parts)
+        if dialect is V1
+        else legacy_frame(b'{"header": ' + H + b"}", *parts)
+    )
+    dialect.decode(data)
+    tracemalloc.start()
+    try:
+        assert len(dialect.decode(data).buffers) == count
+        assert tracemalloc.get_traced_memory()[1] < 20 * len(data) + 64 * 1024
+    finally:
+        tracemalloc.stop()
+
+
+@DIALECTS
+def test_buffers_are_not_copied(dialect: Dialect) -> None:
+    big = bytes(4_000_000)
+    data = ENCODE[dialect.name](MESSAGES["bare"]._replace(buffers=(big, big)))
+    dialect.decode(data)
+    tracemalloc.start()
+    try:
+        msg = dialect.decode(data)
+        assert tracemalloc.get_traced_memory()[1] < 64 * 1024
+    finally:
+        tracemalloc.stop()
+    assert [type(b) for b in msg.buffers] == [memoryview, memoryview]
+    assert all(b.obj is data for b in msg.buffers if isinstance(b, memoryview))

@@ -1,0 +1,45 @@
+import pytest
+from websockets.frames import Frame, Opcode
+from websockets.streams import StreamReader
+
+from kbridge.wire import frames
+
+OPCODES = [frames.TEXT, frames.BINARY, frames.CLOSE, frames.PING, frames.PONG]
+LENGTHS = [0, 1, 125, 126, 127, 65_535, 65_536, 100_000]
+
+
+def read(data: bytes) -> Frame:
+    """Read with the `websockets` library, as a client does."""
+    reader = StreamReader()
+    reader.feed_data(data)
+    reader.feed_eof()
+    parser = Frame.parse(reader.read_exact, mask=False)
+    with pytest.raises(StopIteration) as stop:
+        next(parser)
+    frame = stop.value.value
+    assert isinstance(frame, Frame)
+    return frame
+
+
+@pytest.mark.parametrize(
+    ("opcode", "length"),
+    [(o, n) for o in OPCODES for n in LENGTHS if o < frames.CLOSE or n <= 125],
+)
+def test_a_client_reads_the_frame(opcode: int, length: int) -> None:
+    payload = bytes(i % 251 for i in range(length))
+    assert read(frames.frame(payload, opcode)) == Frame(Opcode(opcode), payload)
+
+
+@pytest.mark.parametrize("length", [*LENGTHS, 2**32, 2**63 - 1])
+def test_a_header_is_as_short_as_it_may_be(length: int) -> None:
+    size = 2 if length < 126 else 4 if length < 65_536 else 10
+    header = frames.header(length, frames.BINARY)
+    assert len(header) == size
+    assert header[0] == 0x82
+    assert not header[1] & 0x80
+
+
+def test_ping() -> None:
+    assert frames.ping(b"\x01\x02") == b"\x89\x02\x01\x02"
+    with pytest.raises(ValueError, match="125"):
+        frames.ping(bytes(126))

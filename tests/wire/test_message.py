@@ -1,0 +1,99 @@
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kbridge.errors import InvalidMessage
+from kbridge.wire.message import json_object, scan
+from tests.wire.cases import HEADER, MESSAGES, message, raw
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        (b'{"msg_id": "a"}', "a"),
+        (b'{"msg_id":"a"}', "a"),
+        (b'{ "msg_id" :\n"a" }', "a"),
+        (b'{"x": {"msg_id": "no"}, "msg_id": "a"}', "a"),
+        (b'{"x": {"msg_id": "no"}}', ""),
+        (b'{"msg_id": "no", "msg_id": "a"}', "a"),
+        (b'{"msg_id": "no", "msg_id" : "a"}', "a"),
+        (b'{"x": "\\"msg_id\\": \\"no", "msg_id": "a"}', "a"),
+        (b'{"msg\\u005fid": "a"}', "a"),
+        (b'{"x": "msg_id", "msg_id": "a"}', "a"),
+        (b'{"msg_id": "\xc3\xa9"}', "é"),
+        (b'{"msg_id": "\xff"}', ""),
+        (b'{"msg_id": 1}', ""),
+        (b'{"msg_id": null}', ""),
+        (b"{}", ""),
+        (b"", ""),
+        (b"null", ""),
+        (b"[1, 2]", ""),
+        (b"not JSON", ""),
+        (b"[" * 100_000, ""),
+        ('{"msg_id" : "a"}'.encode("utf-16"), ""),
+    ],
+)
+def test_scan(text: bytes, found: str) -> None:
+    assert scan(text, "msg_id") == found
+
+
+VALUES = st.text() | st.sampled_from(['"msg_id": "', "msg_id", "\\", "{", '"']) | st.none()
+
+
+@given(
+    pairs=st.lists(
+        st.tuples(
+            st.sampled_from(["msg_id", "msg_type", "x", '"msg_id": "']),
+            VALUES | st.dictionaries(st.just("msg_id"), VALUES) | st.lists(VALUES, max_size=2),
+        ),
+        max_size=5,
+    ),
+    compact=st.booleans(),
+    ascii_only=st.booleans(),
+)
+def test_scan_is_the_parser_s_twin(pairs: list, compact: bool, ascii_only: bool) -> None:
+    comma, colon = (",", ":") if compact else (", ", ": ")
+    members = comma.join(
+        f"{json.dumps(k)}{colon}{json.dumps(v, ensure_ascii=ascii_only)}" for k, v in pairs
+    )
+    text = "{" + members + "}"
+    value = json.loads(text).get("msg_id", "")
+    assert scan(text.encode(), "msg_id") == (value if isinstance(value, str) else "")
+
+
+def test_names_of_a_message() -> None:
+    msg = message(parent={**HEADER, "msg_id": "p"})
+    assert (msg.msg_id, msg.msg_type) == (HEADER["msg_id"], HEADER["msg_type"])
+    assert msg.parent_id == msg.parent_id == "p"
+    assert MESSAGES["bare"].parent_id == ""
+
+
+def test_a_long_parent_is_read_as_well() -> None:
+    assert message(parent={"pad": "x" * 5000, "msg_id": "p"}).parent_id == "p"
+
+
+def test_nbytes() -> None:
+    msg = message(buffers=(b"abc", memoryview(b"defg")))
+    assert msg.nbytes == len(msg.header) + 6 + 7
+
+
+def test_json_object() -> None:
+    assert json_object(raw({"é": 1}), "content") == {"é": 1}
+    assert json_object(memoryview(b"{}"), "content") == {}
+
+
+@pytest.mark.parametrize(
+    ("text", "fault"),
+    [
+        (b"\xff", "not UTF-8"),
+        ("{}".encode("utf-16"), "not UTF-8"),
+        (b"{", "not JSON"),
+        (b"[" * 100_000, "not JSON"),
+        (b"[]", "not a JSON object"),
+    ],
+)
+def test_json_object_names_the_fault(text: bytes, fault: str) -> None:
+    with pytest.raises(InvalidMessage, match=f"content is {fault}"):
+        json_object(text, "content")

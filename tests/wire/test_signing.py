@@ -1,0 +1,81 @@
+import hashlib
+
+import pytest
+from jupyter_client.session import Session
+
+from kbridge.wire.signing import Signer
+
+PARTS = [b'{"msg_id": "a"}', b"{}", b"{}", '{"text": "žluť"}'.encode()]
+KEYS = {"uuid": b"0b5a3e3c-2b53-4d6b-9d3e-6a1f9c2d7e10", "a byte": b"\0", "long": b"key" * 100}
+# Those that hashlib has a constructor for: the ones that Session can be set to.
+HASHES = sorted(n for n in hashlib.algorithms_guaranteed if not n.startswith("shake"))
+
+
+@pytest.mark.parametrize("key", KEYS.values(), ids=KEYS)
+@pytest.mark.parametrize("name", HASHES)
+def test_signs_as_session_does(name: str, key: bytes) -> None:
+    scheme = f"hmac-{name}"
+    signer, session = Signer(key, scheme), Session(key=key, signature_scheme=scheme)
+    assert signer.enabled
+    assert signer.sign(PARTS) == session.sign(PARTS)
+    assert signer.sign(PARTS) == session.sign(PARTS)  # nothing is left over from the first
+    assert signer.verify(session.sign(PARTS), PARTS)
+
+
+@pytest.mark.parametrize("name", sorted(hashlib.algorithms_available))
+def test_every_name_that_hashlib_has_either_signs_or_is_refused(name: str) -> None:
+    try:
+        size = hashlib.new(name).digest_size
+    except ValueError:  # listed, but switched off in this OpenSSL
+        size = 0
+    if not size:
+        with pytest.raises(ValueError, match="signature_scheme"):
+            Signer(b"k", f"hmac-{name}")
+        return
+    signer = Signer(b"k", f"hmac-{name}")
+    assert len(signer.sign(PARTS)) == 2 * size
+    assert signer.verify(signer.sign(PARTS), PARTS)
+
+
+def test_an_empty_key_signs_nothing_and_takes_everything() -> None:
+    signer = Signer(b"")
+    assert not signer.enabled
+    assert signer.sign(PARTS) == b"" == Session(key=b"").sign(PARTS)
+    assert signer.verify(b"", PARTS)
+    assert signer.verify(b"anything", PARTS)
+
+
+@pytest.mark.parametrize("index", range(4))
+def test_each_part_counts(index: int) -> None:
+    signer = Signer(b"k")
+    forged = [*PARTS]
+    forged[index] += b" "
+    assert not signer.verify(signer.sign(PARTS), forged)
+
+
+@pytest.mark.parametrize("signature", [b"", b"0", b"\xff" * 64, memoryview(b"0" * 64)])
+def test_what_is_no_signature_is_false(signature: bytes | memoryview) -> None:
+    assert not Signer(b"k").verify(signature, PARTS)
+
+
+def test_another_key_is_false() -> None:
+    assert not Signer(b"k").verify(Signer(b"l").sign(PARTS), PARTS)
+
+
+def test_views_sign_as_their_bytes() -> None:
+    signer = Signer(b"k")
+    views = [memoryview(p) for p in PARTS]
+    assert signer.verify(memoryview(signer.sign(PARTS)), views)
+
+
+@pytest.mark.parametrize(
+    "scheme", ["", "sha256", "hmac-", "hmac-md6", "hmac_sha256", "hmac-shake_128", "-sha256"]
+)
+def test_an_unknown_scheme_is_refused(scheme: str) -> None:
+    with pytest.raises(ValueError, match="signature_scheme"):
+        Signer(b"k", scheme)
+
+
+def test_the_key_is_not_shown() -> None:
+    assert repr(Signer(b"secret")) == "<Signer hmac-sha256>"
+    assert repr(Signer(b"")) == "<Signer off>"

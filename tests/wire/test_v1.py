@@ -1,0 +1,72 @@
+"""What the table of cases does not say of v1: what clients leave out, and odd buffers."""
+
+import array
+import ctypes
+import sys
+
+import pytest
+
+from kbridge.errors import MalformedFrame
+from kbridge.wire import v1
+from kbridge.wire.message import Channel
+from tests.wire.cases import FIVE, MESSAGES, H, five, plain, v1_frame
+
+
+@pytest.mark.parametrize("absent", [b"null", b"", b" null "])
+def test_what_a_client_left_out_is_an_empty_object(absent: bytes) -> None:
+    msg = v1.decode(five(b"shell", H, absent, absent, absent))
+    assert msg[2:5] == (b"{}", b"{}", b"{}")
+
+
+def test_parts_pass_as_the_bytes_they_are() -> None:
+    header = b' {\n"msg_type":"a" ,"msg_id" : "b","x_new": [1,{"y":1.50}], "subshell_id":null}\t'
+    content = b'{"a":1e2,"a":NaN,\r\n "b":"\\u00e9\\ud800"}'
+    msg = v1.decode(v1_frame(b"control", header, b"{ }", b"{}", content))
+    assert msg == (Channel.CONTROL, header, b"{ }", b"{}", content, ())
+    assert type(msg.channel) is Channel
+
+
+def test_a_nested_msg_id_is_no_second_one() -> None:
+    header = b'{"msg_id": "a", "msg_type": "b", "trace": {"msg_id": "c", "n\\u00e4": 1}}'
+    assert v1.decode(five(header=header)).msg_id == "a"
+
+
+def test_at_every_depth_a_header_is_taken_or_refused() -> None:
+    taken = [False, False]
+    for depth in range(1, sys.getrecursionlimit() + 50, 3):
+        nested = b'{"\\u0061":' * depth + b"1" + b"}" * depth  # an escape: the careful parser
+        header = b'{"msg_id": "a", "msg_type": "b", "x": ' + nested + b"}"
+        try:
+            v1.decode(five(header=header))
+        except MalformedFrame:
+            taken[False] = True
+        else:
+            taken[True] = True
+    assert taken == [True, True]
+
+
+class Pair(ctypes.Structure):
+    _fields_ = (("a", ctypes.c_int8), ("b", ctypes.c_double))
+
+
+VIEWS = {
+    "doubles": memoryview(array.array("d", [1.5, 2.5])),
+    "structures": memoryview((Pair * 3)()),
+    "a matrix": memoryview(bytes(range(12))).cast("B", (3, 4)),
+    "no rows": memoryview(bytes(12)).cast("B", (3, 4))[0:0],
+    "every other byte": memoryview(b"abcdef")[::2],
+    "backwards": memoryview(b"abc")[::-1],
+    "writable": memoryview(bytearray(b"abc")),
+}
+
+
+@pytest.mark.parametrize("view", VIEWS.values(), ids=VIEWS)
+def test_any_view_is_its_bytes(view: memoryview) -> None:
+    msg = MESSAGES["bare"]._replace(buffers=(b"before", view, b"after"))
+    assert msg.nbytes == sum(map(len, msg[1:5])) + 11 + view.nbytes
+    assert plain(v1.decode(v1.encode(msg))).buffers == (b"before", view.tobytes(), b"after")
+
+
+def test_the_frame_lives_as_long_as_its_buffers() -> None:
+    (view,) = v1.decode(v1_frame(*FIVE, b"payload")).buffers
+    assert bytes(view) == b"payload"
