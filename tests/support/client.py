@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import uuid
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
@@ -17,7 +17,7 @@ from tests.support.dialects import CODECS, Codec
 from tests.support.server import Server
 from tests.support.waiting import TIMEOUT
 
-__all__ = ["Execution", "KernelClient", "attach"]
+__all__ = ["Execution", "KernelClient", "attach", "dial"]
 
 
 @dataclass(slots=True)
@@ -189,17 +189,15 @@ class KernelClient:
         self.ws.transport.abort()
 
 
-@asynccontextmanager
-async def attach(
+def attach(
     server: Server,
     kernel_id: str,
     dialect: str = "v1",
     *,
     session: str | None = "",
-    open_timeout: float = TIMEOUT,
-    **connect_options: Any,
-) -> AsyncIterator[KernelClient]:
-    """Open a websocket to a kernel.
+    **options: Any,
+) -> AbstractAsyncContextManager[KernelClient]:
+    """Open a websocket to a kernel of a server.
 
     Parameters
     ----------
@@ -209,24 +207,30 @@ async def attach(
         v1 or legacy.
     session : str, optional
         The `session_id` of the URL; empty: a new one, None: leave it out.
-    open_timeout : float
-        Seconds for the handshake.
+    **options
+        What `dial` takes.
     """
-    codec = CODECS[dialect]
     session = uuid.uuid4().hex if session == "" else session
     query = f"?session_id={session}" if session else ""
-    headers = {"Authorization": f"token {server.token}", **connect_options.pop("headers", {})}
-    options: dict[str, Any] = {
+    url = f"ws://127.0.0.1:{server.port}/api/kernels/{kernel_id}/channels{query}"
+    headers = {"Authorization": f"token {server.token}"}
+    return dial(url, dialect, session=session, additional_headers=headers, **options)
+
+
+@asynccontextmanager
+async def dial(
+    url: str, dialect: str = "v1", *, session: str | None = None, **options: Any
+) -> AsyncIterator[KernelClient]:
+    """Open a websocket; `options` are those of `websockets.connect`."""
+    codec = CODECS[dialect]
+    usual: dict[str, Any] = {
         "subprotocols": [codec.subprotocol] if codec.subprotocol else None,
-        "additional_headers": headers,
-        "open_timeout": open_timeout,
+        "open_timeout": TIMEOUT,
         "max_size": None,
         "ping_interval": None,
         "compression": None,
         "proxy": None,
-        **connect_options,
     }
-    url = f"ws://127.0.0.1:{server.port}/api/kernels/{kernel_id}/channels{query}"
-    async with connect(url, **options) as ws:
+    async with connect(url, **{**usual, **options}) as ws:
         assert ws.subprotocol == codec.subprotocol
         yield KernelClient(ws, codec, session or uuid.uuid4().hex)
