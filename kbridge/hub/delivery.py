@@ -23,6 +23,9 @@ CHUNK: Final = 512 << 10
 """Bytes of one write, and so of what a websocket that does not read may hold outside the journal
 (one frame that is larger goes alone)."""
 
+_KEPT: Final = 8
+"""Chunks kept for the next reader: what a kernel link drains in one wake-up."""
+
 
 class Delivery:
     """Writes a journal to its readers.
@@ -46,22 +49,21 @@ class Delivery:
         self._journal = journal
         self._marker = marker
         self._refuse = refuse
-        self._place: Place | None = None  # of the stretch that was read last
-        self._stretch: Stretch | None = None
-        self._rendered: dict[str, bytes] = {}
+        # By place, what was read there, and by dialect what it is on the wire.
+        self._kept: dict[Place, tuple[Stretch, dict[str, bytes]]] = {}
 
     def forget(self) -> None:
         """Drop what was kept for readers at the same place; call when all had their turn."""
-        self._place = self._stretch = None
-        self._rendered.clear()
+        self._kept.clear()
 
     def pump(self, attachment: Attachment) -> None:
         """Write what is owed to a websocket until it blocks or has all."""
         while not attachment.blocked and not attachment.link.closed:
-            stretch = self._read(attachment.place)
-            if stretch is None:
+            kept = self._kept.get(attachment.place) or self._read(attachment.place)
+            if kept is None:
                 return
-            data = self._render(stretch, attachment)
+            stretch, rendered = kept
+            data = self._render(stretch, rendered, attachment)
             attachment.place = stretch.end
             if data and not attachment.link.write(data):
                 attachment.blocked = True
@@ -73,23 +75,29 @@ class Delivery:
         attachment.blocked = False
         attachment.delivered = attachment.place
         self.pump(attachment)
+        self.forget()
 
-    def _read(self, place: Place) -> Stretch | None:
-        if place is not self._place and place != self._place:
-            self._rendered.clear()
-            self._place, self._stretch = place, self._journal.read(place, CHUNK)
-        return self._stretch
+    def _read(self, place: Place) -> tuple[Stretch, dict[str, bytes]] | None:
+        stretch = self._journal.read(place, CHUNK)
+        if stretch is None:
+            return None
+        if len(self._kept) >= _KEPT:
+            self._kept.clear()
+        kept = self._kept[place] = (stretch, {})
+        return kept
 
-    def _render(self, stretch: Stretch, attachment: Attachment) -> bytes:
+    def _render(
+        self, stretch: Stretch, rendered: dict[str, bytes], attachment: Attachment
+    ) -> bytes:
         dialect = attachment.dialect
         if stretch.private or stretch.gap:
             frames = stretch.frames_for(attachment.client.number)
             if stretch.gap:
                 frames = [v1.encode_frame(self._mark(stretch.gap)), *frames]
             return self._join(frames, dialect)
-        data = self._rendered.get(dialect.name)
+        data = rendered.get(dialect.name)
         if data is None:
-            data = self._rendered[dialect.name] = self._join(stretch.frames, dialect)
+            data = rendered[dialect.name] = self._join(stretch.frames, dialect)
         return data
 
     def _mark(self, gap: Gap) -> Message:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 from kbridge.errors import HubClosed, KernelMessageError
@@ -35,7 +35,7 @@ from kbridge.link.endpoints import Endpoints
 from kbridge.link.interfaces import ClientLink, KernelEvents, KernelSockets, RawMessage, nobody
 from kbridge.link.kernel import KernelLink
 from kbridge.wire.dialects import Dialect
-from kbridge.wire.message import Buffer, Channel, Message
+from kbridge.wire.message import Channel, Message
 from kbridge.wire.signing import Signer
 from kbridge.wire.v1 import encode_frame
 from kbridge.wire.zmq import parse, serialize
@@ -98,7 +98,7 @@ class Hub:
         self.activity = Activity(self._clock.wall())
         self._clients = Clients(settings.resume_timeout)
         self._delivery = Delivery(self.journal, self.notices.lost, self._refuse)
-        self._requests = Requests(settings.request_limit, self._link_send)
+        self._requests = Requests(settings.request_limit, self._link_send, self.log)
         self._nudge = Nudge(
             self._clock, settings.kernel_info_timeout, self._send_probes, self._on_ready
         )
@@ -129,7 +129,7 @@ class Hub:
         if self._closed:
             raise HubClosed("the kernel is gone")
         attachment = self._clients.attach(link, dialect, session_id, self.journal.end())
-        link.on_writable = lambda: self._delivery.resume(attachment)
+        link.on_writable = lambda: self._on_caught_up(attachment)
         self._delivery.pump(attachment)
         self._delivery.forget()
         return attachment
@@ -138,6 +138,7 @@ class Hub:
         """Remove a websocket; may be called twice."""
         if self._clients.detach(attachment, self._clock.monotonic()):
             attachment.link.on_writable = nobody
+            self._trim()
 
     def submit(self, attachment: Attachment, msg: Message) -> Awaitable[None] | None:
         """Send a client's message to the kernel.
@@ -163,13 +164,11 @@ class Hub:
             return None
         if msg_type != "kernel_info_request":
             self.activity.touch(self._clock.wall())
-        return self._requests.submit(
-            msg.channel, msg.msg_id, self._frames(msg), attachment.client.number
-        )
+        return self._requests.submit(msg, attachment.client.number)
 
     def tell(self, attachment: Attachment, msg: Message) -> None:
         """Say something to one client, in order with what the kernel says."""
-        self._append(msg, attachment.client.number, state=False)
+        self._append(msg, attachment.client.number, state=msg.msg_type not in LOSABLE)
         self.on_drained()
 
     def say(self, msg: Message, *, state: bool = True) -> None:
@@ -201,7 +200,7 @@ class Hub:
             If the kernel went away.
         """
         msg = self.notices.request(channel, msg_type, content)
-        return await self._requests.ask(channel, msg.msg_id, self._frames(msg), timeout)
+        return await self._requests.ask(msg, timeout)
 
     # -- the kernel's life ------------------------------------------------------------------
 
@@ -326,9 +325,7 @@ class Hub:
             if not attachment.blocked:
                 delivery.pump(attachment)
         delivery.forget()
-        journal = self.journal
-        if journal.nbytes > journal.history_limit:
-            journal.trim(self._clients.slowest(self._clock.monotonic(), journal.next_seq))
+        self._trim()
 
     def on_writable(self, channel: Channel) -> None:
         """Send on what waits."""
@@ -400,18 +397,26 @@ class Hub:
                 error.reason,
             )
 
+    def _on_caught_up(self, attachment: Attachment) -> None:
+        self._delivery.resume(attachment)
+        self._trim()
+
+    def _trim(self) -> None:
+        journal = self.journal
+        if journal.nbytes > journal.history_limit:
+            journal.trim(self._clients.slowest(self._clock.monotonic(), journal.next_seq))
+
     def _append(self, msg: Message, audience: int, *, state: bool) -> None:
         self.journal.append(encode_frame(msg), audience, state=state)
 
     # -- what is said to the kernel ---------------------------------------------------------
 
-    def _frames(self, msg: Message) -> list[Buffer]:
-        if self._closed:
-            raise HubClosed("the kernel is gone")
-        return serialize(self._adapter.to_kernel(msg) if self._adapter else msg, self.signer)
-
-    def _link_send(self, channel: Channel, frames: Sequence[Buffer]) -> bool:
-        return self.ready and self._link is not None and self._link.send(channel, frames)
+    def _link_send(self, msg: Message) -> bool:
+        if not self.ready or self._link is None:
+            return False
+        if self._adapter is not None:
+            msg = self._adapter.to_kernel(msg)
+        return self._link.send(msg.channel, serialize(msg, self.signer))
 
     def _send_probes(self) -> None:
         if self._link is not None:

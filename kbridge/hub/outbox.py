@@ -1,5 +1,8 @@
 """Requests that wait for a kernel which is not ready, or does not read.
 
+They wait as messages and are signed as they go: what the kernel's key and protocol are is known
+only once it has answered.
+
 One queue a channel, so that an interrupt on control does not wait behind the cells on shell.
 Bounded in bytes over all channels: whoever puts in more than there is room for is given a future
 to wait on, and reads no further from its websocket meanwhile.
@@ -9,14 +12,12 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 from kbridge.errors import HubClosed
-from kbridge.wire.message import Buffer, Channel
+from kbridge.wire.message import Channel, Message
 
 __all__ = ["Outbox"]
-
-Frames = Sequence[Buffer]
 
 
 class Outbox:
@@ -31,7 +32,7 @@ class Outbox:
     def __init__(self, limit: int) -> None:
         self.limit = limit
         self.nbytes = 0
-        self._queues: dict[Channel, deque[Frames]] = {channel: deque() for channel in Channel}
+        self._queues: dict[Channel, deque[Message]] = {channel: deque() for channel in Channel}
         self._waiters: list[asyncio.Future[None]] = []
         self._closed = False
 
@@ -39,7 +40,7 @@ class Outbox:
         """Whether something waits on a channel."""
         return bool(self._queues[channel])
 
-    def put(self, channel: Channel, frames: Frames) -> asyncio.Future[None] | None:
+    def put(self, msg: Message) -> asyncio.Future[None] | None:
         """Add a request.
 
         Returns
@@ -54,19 +55,19 @@ class Outbox:
         """
         if self._closed:
             raise HubClosed("the kernel is gone")
-        self._queues[channel].append(frames)
-        self.nbytes += sum(len(f) for f in frames)
+        self._queues[msg.channel].append(msg)
+        self.nbytes += msg.nbytes
         if self.nbytes <= self.limit:
             return None
         waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiters.append(waiter)
         return waiter
 
-    def flush(self, channel: Channel, send: Callable[[Channel, Frames], bool]) -> None:
+    def flush(self, channel: Channel, send: Callable[[Message], bool]) -> None:
         """Send what waits on a channel, until `send` refuses."""
         queue = self._queues[channel]
-        while queue and send(channel, queue[0]):
-            self.nbytes -= sum(len(f) for f in queue.popleft())
+        while queue and send(queue[0]):
+            self.nbytes -= queue.popleft().nbytes
         if self.nbytes <= self.limit:
             self._release()
 

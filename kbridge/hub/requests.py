@@ -6,14 +6,15 @@ Owns the outbox, the routing table, and the bridge's own requests that are under
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+import logging
+from collections.abc import Callable
 from typing import Any
 
-from kbridge.errors import HubClosed
+from kbridge.errors import HubClosed, InvalidMessage
 from kbridge.flow.journal import EVERYONE
 from kbridge.flow.routing import Routing
 from kbridge.hub.outbox import Outbox
-from kbridge.wire.message import Buffer, Channel, Message
+from kbridge.wire.message import Channel, Message
 
 __all__ = ["Requests"]
 
@@ -30,18 +31,25 @@ class Requests:
     limit : int
         Bytes that may wait.
     send : callable
-        Hands frames to the kernel; False if it is not ready, or does not take them.
+        Hands a message to the kernel; False if it is not ready, or does not take it. Raises
+        InvalidMessage if its protocol has no such message.
+    log : logging.Logger or adapter
+        Where to say so of a request whose sender cannot be told any more.
     """
 
-    def __init__(self, limit: int, send: Callable[[Channel, Sequence[Buffer]], bool]) -> None:
+    def __init__(
+        self,
+        limit: int,
+        send: Callable[[Message], bool],
+        log: logging.Logger | logging.LoggerAdapter[logging.Logger],
+    ) -> None:
         self._outbox = Outbox(limit)
         self._routing = Routing()
         self._send = send
+        self._log = log
         self._ours: dict[str, asyncio.Future[Message]] = {}
 
-    def submit(
-        self, channel: Channel, msg_id: str, frames: Sequence[Buffer], client: int
-    ) -> asyncio.Future[None] | None:
+    def submit(self, msg: Message, client: int) -> asyncio.Future[None] | None:
         """Send a client's request, or let it wait.
 
         Returns
@@ -51,17 +59,17 @@ class Requests:
 
         Raises
         ------
+        InvalidMessage
+            If the kernel's protocol has no such message.
         HubClosed
             After `close`.
         """
-        self._routing.note(msg_id, client, channel)
-        if not self._outbox.waits(channel) and self._send(channel, frames):
+        self._routing.note(msg.msg_id, client, msg.channel)
+        if not self._outbox.waits(msg.channel) and self._send(msg):
             return None
-        return self._outbox.put(channel, frames)
+        return self._outbox.put(msg)
 
-    async def ask(
-        self, channel: Channel, msg_id: str, frames: Sequence[Buffer], timeout: float | None
-    ) -> Message:
+    async def ask(self, msg: Message, timeout: float | None) -> Message:
         """Send a request of the bridge's own, and return its reply.
 
         Raises
@@ -72,15 +80,15 @@ class Requests:
             If the kernel went away.
         """
         reply: asyncio.Future[Message] = asyncio.get_running_loop().create_future()
-        self._ours[msg_id] = reply
+        self._ours[msg.msg_id] = reply
         try:
             async with asyncio.timeout(timeout):
-                room = self.submit(channel, msg_id, frames, _OURSELVES)
+                room = self.submit(msg, _OURSELVES)
                 if room is not None:
                     await room
                 return await reply
         finally:
-            self._ours.pop(msg_id, None)
+            self._ours.pop(msg.msg_id, None)
 
     def audience(self, msg: Message) -> int | None:
         """Whom a message on shell, control or stdin is for.
@@ -103,7 +111,7 @@ class Requests:
     def flush(self, *channels: Channel) -> None:
         """Send what waits on some channels, or on all."""
         for channel in channels or _ORDER:
-            self._outbox.flush(channel, self._send)
+            self._outbox.flush(channel, self._send_late)
 
     def forget(self, why: str) -> None:
         """Forget all that is under way: nobody will answer."""
@@ -122,3 +130,10 @@ class Requests:
     def statistics(self) -> dict[str, Any]:
         """What waits, and what is under way."""
         return {"outbox": self._outbox.statistics(), "routing": self._routing.statistics()}
+
+    def _send_late(self, msg: Message) -> bool:
+        try:
+            return self._send(msg)
+        except InvalidMessage as error:
+            self._log.warning("a request was dropped: %s", error.reason)
+            return True
