@@ -1,0 +1,160 @@
+"""Requests that wait: one queue a channel, one bound in bytes over all."""
+
+import asyncio
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kbridge.errors import HubClosed
+from kbridge.hub.outbox import Outbox
+from kbridge.wire.message import Channel, Message
+
+
+def message(size: int, channel: Channel = Channel.SHELL, name: bytes = b"") -> Message:
+    return Message(channel, name, b"", b"", b"x" * (size - len(name)))
+
+
+class Kernel:
+    """Takes as many messages as it has room for."""
+
+    def __init__(self, room: int = 1 << 30) -> None:
+        self.room = room
+        self.got: list[Message] = []
+
+    def send(self, msg: Message) -> bool:
+        if len(self.got) >= self.room:
+            return False
+        self.got.append(msg)
+        return True
+
+
+async def test_what_waits_goes_in_order_and_only_on_its_channel() -> None:
+    outbox, kernel = Outbox(1000), Kernel()
+    shell = [message(10, name=b"%d" % i) for i in range(5)]
+    control = message(10, Channel.CONTROL)
+    for msg in (*shell[:3], control, *shell[3:]):
+        assert outbox.put(msg) is None
+    assert outbox.waits(Channel.SHELL)
+    assert not outbox.waits(Channel.STDIN)
+    outbox.flush(Channel.CONTROL, kernel.send)
+    assert kernel.got == [control]
+    outbox.flush(Channel.SHELL, kernel.send)
+    assert kernel.got[1:] == shell
+    assert outbox.statistics() == {
+        "bytes": 0,
+        "limit": 1000,
+        "requests": 0,
+        "senders_waiting": 0,
+    }
+
+
+async def test_a_refusal_leaves_the_rest_where_it_is() -> None:
+    outbox, kernel = Outbox(1000), Kernel(room=2)
+    sent = [message(10, name=b"%d" % i) for i in range(5)]
+    for msg in sent:
+        outbox.put(msg)
+    outbox.flush(Channel.SHELL, kernel.send)
+    assert kernel.got == sent[:2]
+    assert outbox.nbytes == 30
+    kernel.room = 10
+    outbox.flush(Channel.SHELL, kernel.send)
+    assert kernel.got == sent
+
+
+async def test_who_goes_beyond_the_limit_waits_until_there_is_room() -> None:
+    outbox, kernel = Outbox(100), Kernel(room=0)
+    assert outbox.put(message(100)) is None, "the limit itself is within bounds"
+    first = outbox.put(message(30))
+    second = outbox.put(message(30, Channel.CONTROL))
+    assert first is not None
+    assert second is not None
+    outbox.flush(Channel.SHELL, kernel.send)
+    assert not first.done()
+    kernel.room = 1
+    outbox.flush(Channel.SHELL, kernel.send)
+    async with asyncio.timeout(5):
+        await first
+        await second
+    assert outbox.statistics()["senders_waiting"] == 0
+    assert outbox.statistics()["requests"] == 2
+
+
+async def test_buffers_count_as_bytes() -> None:
+    outbox = Outbox(100)
+    wide = memoryview(b"x" * 96).cast("I")  # its length is in words
+    assert outbox.put(message(4)._replace(buffers=(wide,))) is None
+    assert outbox.nbytes == 100
+    assert outbox.put(message(1)) is not None
+
+
+async def test_clearing_forgets_all_and_lets_senders_go_on() -> None:
+    outbox, kernel = Outbox(10), Kernel()
+    waiter = outbox.put(message(20))
+    assert waiter is not None
+    outbox.clear()
+    async with asyncio.timeout(5):
+        await waiter
+    outbox.flush(Channel.SHELL, kernel.send)
+    assert kernel.got == []
+    assert outbox.nbytes == 0
+    assert outbox.put(message(5)) is None
+
+
+async def test_closing_tells_who_waits_and_who_comes_and_twice_is_once() -> None:
+    outbox = Outbox(10)
+    waiter = outbox.put(message(20))
+    assert waiter is not None
+    outbox.close()
+    outbox.close()
+    with pytest.raises(HubClosed):
+        await waiter
+    with pytest.raises(HubClosed):
+        outbox.put(message(1))
+
+
+async def test_a_sender_that_has_gone_harms_nobody() -> None:
+    outbox, kernel = Outbox(10), Kernel()
+    gone, stays = outbox.put(message(20)), outbox.put(message(20))
+    assert gone is not None
+    assert stays is not None
+    gone.cancel()
+    outbox.flush(Channel.SHELL, kernel.send)
+    async with asyncio.timeout(5):
+        await stays
+    outbox.put(message(20))
+    outbox.close()
+
+
+CHANNELS = st.sampled_from([Channel.SHELL, Channel.CONTROL, Channel.STDIN])
+
+
+@given(
+    st.lists(st.one_of(st.tuples(CHANNELS, st.integers(0, 50)), st.integers(0, 4)), max_size=60),
+    st.integers(0, 120),
+)
+def test_against_a_model_nothing_is_lost_or_overtaken(steps, limit) -> None:
+    async def run() -> None:
+        outbox, kernel = Outbox(limit), Kernel(room=0)
+        put: list[Message] = []
+        for i, step in enumerate(steps):
+            if isinstance(step, int):
+                kernel.room += step
+                for channel in Channel:
+                    outbox.flush(channel, kernel.send)
+            else:
+                name = b"%03d" % i
+                put.append(message(step[1] + 3, step[0], name))
+                waiter = outbox.put(put[-1])
+                waiting = sum(m.nbytes for m in put) - sum(m.nbytes for m in kernel.got)
+                assert (waiter is not None) == (waiting > limit)
+            assert outbox.nbytes == sum(m.nbytes for m in put) - sum(m.nbytes for m in kernel.got)
+        kernel.room = 1 << 30
+        for channel in Channel:
+            outbox.flush(channel, kernel.send)
+            assert [m for m in kernel.got if m.channel is channel] == [
+                m for m in put if m.channel is channel
+            ]
+        assert outbox.statistics()["senders_waiting"] == 0
+
+    asyncio.run(run())
