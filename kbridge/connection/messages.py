@@ -16,6 +16,7 @@ from jupyter_client.jsonutil import extract_dates, json_default
 
 from kbridge.errors import MalformedFrame
 from kbridge.wire.message import Buffer
+from kbridge.wire.offsets import nbytes
 
 __all__ = [
     "deserialize_binary_message",
@@ -44,7 +45,7 @@ def serialize_binary_message(msg: dict[str, Any]) -> bytes:
     rest = {key: value for key, value in msg.items() if key != "buffers"}
     parts: list[Buffer] = [json.dumps(rest, default=json_default).encode(), *msg["buffers"]]
     count = len(parts)
-    sizes = (len(part) for part in parts[:-1])
+    sizes = (nbytes(part) for part in parts[:-1])
     offsets = accumulate(sizes, initial=4 * (count + 1))
     return b"".join((struct.pack(f"!{count + 1}I", count, *offsets), *parts))
 
@@ -55,7 +56,7 @@ def deserialize_binary_message(bmsg: bytes) -> dict[str, Any]:
     Raises
     ------
     MalformedFrame
-        If the offsets or the JSON do not hold.
+        If the offsets, the JSON or a date do not hold.
     """
     if len(bmsg) < 4:
         raise MalformedFrame("shorter than its own count")
@@ -67,13 +68,18 @@ def deserialize_binary_message(bmsg: bytes) -> dict[str, Any]:
         raise MalformedFrame("the offsets do not rise, or lie outside of the frame")
     first, *buffers = [bmsg[start:stop] for start, stop in pairwise(offsets)]
     try:
-        msg = json.loads(first)
+        msg = json.loads(str(first, "utf-8"))  # of bytes, `loads` would take UTF-16 as well
     except (ValueError, RecursionError):
         raise MalformedFrame("the first part is not JSON") from None
     if not isinstance(msg, dict):
         raise MalformedFrame("the first part is not a JSON object")
-    for key in ("header", "parent_header"):
-        msg[key] = extract_dates(msg.get(key) or {})
+    try:
+        for key in ("header", "parent_header"):
+            msg[key] = extract_dates(msg.get(key) or {})
+    except (ValueError, OverflowError, RecursionError):
+        raise MalformedFrame(
+            "a header holds a date that is none, or is nested too deeply"
+        ) from None
     msg["buffers"] = buffers
     return msg
 
@@ -103,7 +109,7 @@ def serialize_msg_to_ws_v1(
         parts = list(msg_or_list)
     name = channel.encode()
     count = len(parts) + 2
-    sizes = (len(part) for part in (name, *parts))
+    sizes = (nbytes(part) for part in (name, *parts))
     offsets = accumulate(sizes, initial=8 * (count + 1))
     return b"".join((struct.pack(f"<{count + 1}Q", count, *offsets), name, *parts))
 
@@ -122,7 +128,9 @@ def deserialize_msg_from_ws_v1(ws_msg: bytes) -> tuple[str, list[bytes]]:
     if not 2 <= count <= len(ws_msg) // 8 - 1:
         raise MalformedFrame("the count of offsets goes beyond the frame")
     offsets = struct.unpack_from(f"<{count}Q", ws_msg, 8)
-    if offsets[-1] > len(ws_msg) or any(b < a for a, b in pairwise(offsets)):
+    if not 8 * (count + 1) <= offsets[0] <= offsets[-1] <= len(ws_msg) or any(
+        b < a for a, b in pairwise(offsets)
+    ):
         raise MalformedFrame("the offsets do not rise, or lie outside of the frame")
     first, *parts = [ws_msg[start:stop] for start, stop in pairwise(offsets)]
     try:
