@@ -116,7 +116,6 @@ class Server:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                start_new_session=True,
             )
         try:
             self.port = eventually(self._listening, f"{' '.join(command)} listens")

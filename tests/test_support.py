@@ -1,0 +1,75 @@
+"""The tests' own tools: what judges must be right itself."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from _pytest.outcomes import Failed, Skipped
+
+from tests.support.dialects import CODECS
+from tests.support.require import require
+from tests.support.waiting import eventually
+
+MESSAGE = {
+    "channel": "shell",
+    "header": {"msg_id": "1", "msg_type": "comm_msg", "session": "s", "version": "5.3"},
+    "parent_header": {},
+    "metadata": {"ü": 1},
+    "content": {"text": "世界"},
+    "buffers": [],
+}
+
+
+def test_a_missing_part_fails_in_ci(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CI", "true")
+    with pytest.raises(Failed, match="no_such_module is missing: pip install no_such_module"):
+        require("json", "no_such_module")
+
+
+def test_a_missing_part_skips_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CI", raising=False)
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(Skipped, match="node is missing: install Node"):
+        require("node")
+
+
+def test_a_part_that_is_there() -> None:
+    assert require("json") == "json"
+
+
+def test_what_never_happens_is_told() -> None:
+    with pytest.raises(AssertionError, match="still not: the moon is full"):
+        eventually(lambda: False, "the moon is full", timeout=0)
+
+
+@pytest.mark.parametrize("buffers", [[], [b"\x00\xff", b"", b"12"]])
+@pytest.mark.parametrize("dialect", sorted(CODECS))
+def test_dialects_undo_themselves(dialect: str, buffers: list[bytes]) -> None:
+    codec = CODECS[dialect]
+    usual = {"msg_id": "1", "msg_type": "comm_msg"} if dialect == "legacy" else {}
+    msg = {**MESSAGE, **usual, "buffers": buffers}
+    assert codec.decode(codec.encode(msg)) == msg
+
+
+def test_v1_is_as_jupyter_server_reads_it() -> None:
+    require("jupyter_server")
+    from jupyter_server.services.kernels.connection.base import deserialize_msg_from_ws_v1
+
+    msg = {**MESSAGE, "buffers": [b"\x00\xff"]}
+    channel, parts = deserialize_msg_from_ws_v1(CODECS["v1"].encode(msg))
+    assert channel == "shell"
+    assert [json.loads(p) for p in parts[:4]] == [
+        MESSAGE[name] for name in ("header", "parent_header", "metadata", "content")
+    ]
+    assert parts[4:] == [b"\x00\xff"]
+
+
+def test_legacy_is_as_jupyter_server_reads_it() -> None:
+    require("jupyter_server")
+    from jupyter_server.services.kernels.connection.base import deserialize_binary_message
+
+    frame = CODECS["legacy"].encode({**MESSAGE, "buffers": [b"\x00\xff", b"1"]})
+    read = deserialize_binary_message(frame)
+    assert read["content"] == MESSAGE["content"]
+    assert [bytes(b) for b in read["buffers"]] == [b"\x00\xff", b"1"]
