@@ -56,6 +56,7 @@ async def test_a_page_of_an_allowed_origin_runs_cells(new_server: ServerFactory)
             await page.click("#interrupt")
             await page.wait_for_selector("#output .error")
             assert "KeyboardInterrupt" in await page.inner_text("#output .error")
+            await page.wait_for_selector("#run:enabled")  # its reply has come, too
             await page.click("#shutdown")
             await page.wait_for_selector("#status[data-state=none]")
         assert server.request("GET", "/api/kernels").json() == []
