@@ -39,9 +39,13 @@ async def test_a_page_of_an_allowed_origin_runs_cells(new_server: ServerFactory)
             await page.click("#run")
             await page.wait_for_selector("#run:enabled")
             await page.wait_for_selector("#status[data-state=idle]")
-            assert await page.inner_text("#output .stdout") == "héllo from cpython\n"
-            assert await page.inner_text("#output .stderr") == "beware\n"
-            assert await page.inner_text("#output .result") == "42\n"
+            for kind, text in (
+                ("stdout", "héllo from cpython\n"),
+                ("stderr", "beware\n"),
+                ("result", "42\n"),
+            ):
+                # ipykernel may cut a line in two, and another stream may come between.
+                assert "".join(await page.locator(f".{kind}").all_text_contents()) == text
             image = page.locator("#output img")
             assert await image.evaluate("i => [i.complete, i.naturalWidth]") == [True, 1]
             # The same kernel again, an error, an interrupt, the end.

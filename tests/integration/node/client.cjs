@@ -20,7 +20,11 @@ async function run(kernel, code, onStdin) {
     .filter((m) => m.header.msg_type === "stream")
     .map((m) => m.content.text)
     .join("");
-  return { status: reply.content.status, text, types: outputs.map((m) => m.header.msg_type) };
+  // ipykernel may cut a line in two: streams that follow each other count as one.
+  const types = outputs
+    .map((m) => m.header.msg_type)
+    .filter((type, i, all) => type !== "stream" || all[i - 1] !== "stream");
+  return { status: reply.content.status, text, types };
 }
 
 function nextMessage(comm) {
