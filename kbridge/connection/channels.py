@@ -264,7 +264,7 @@ class ZMQChannelsWebsocketConnection(BaseKernelWebsocketConnection):
         """Send what came over the websocket to the kernel.
 
         A frame that is no message closes this websocket, with the code and the reason of the
-        fault.
+        fault, and nothing that follows it is looked at.
 
         Returns
         -------
@@ -278,6 +278,7 @@ class ZMQChannelsWebsocketConnection(BaseKernelWebsocketConnection):
             return self._hub.submit(self._attachment, msg)
         except (FrameError, HubClosed) as error:
             self.log.warning("websocket of kernel %s closed: %s", self.kernel_id, error.reason)
+            self.disconnect()
             self.websocket_handler.close(error.close_code, error.reason)
             return None
 

@@ -85,6 +85,7 @@ class Outbox:
         for waiter in waiters:
             if not waiter.done():
                 waiter.set_exception(HubClosed("the kernel is gone"))
+                waiter.exception()  # seen: a websocket that is gone too awaits it no more
         self.clear()
 
     def statistics(self) -> dict[str, int]:

@@ -8,7 +8,7 @@ from typing import Any
 from tornado.websocket import WebSocketHandler, WebSocketProtocol
 
 from kbridge.connection.channels import ZMQChannelsWebsocketConnection
-from kbridge.errors import KernelNotFound
+from kbridge.errors import HubClosed, KernelNotFound
 from kbridge.link.keepalive import Keepalive
 from kbridge.link.protocol import BridgeWebSocketProtocol
 from kbridge.server.access import AccessMixin
@@ -88,7 +88,20 @@ class ChannelsHandler(AccessMixin, WebSocketHandler):
         """Pass a message on; Tornado reads no further until what this returns is done."""
         if self.connection is None:
             return None
-        return self.connection.handle_incoming_message(message)
+        room = self.connection.handle_incoming_message(message)
+        return None if room is None else self._wait(room)
+
+    async def _wait(self, room: Awaitable[None]) -> None:
+        """Wait until the kernel takes more; meanwhile nothing is read, so pongs are not either."""
+        keepalive = self.keepalive
+        if keepalive is not None:
+            keepalive.remove(self)
+        try:
+            await room
+        except HubClosed as error:
+            self.close(error.close_code, error.reason)
+        if keepalive is not None and self.connection is not None:
+            keepalive.add(self)
 
     def on_pong(self, data: bytes) -> None:  # noqa: ARG002
         """Note that the peer lives."""
