@@ -1,0 +1,592 @@
+"""The class of seeds 003 and 004: every public name, over a hub whose kernel is a twin."""
+
+import asyncio
+import inspect
+import json
+import socket
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from jupyter_client.session import Session
+from jupyter_server.services.kernels.connection.channels import (
+    ZMQChannelsWebsocketConnection as PeerConnection,
+)
+from tornado.httputil import HTTPServerRequest, RequestStartLine
+from tornado.iostream import IOStream
+from tornado.web import Application
+from tornado.websocket import WebSocketHandler
+from traitlets import HasTraits
+from traitlets.config import Config, Configurable
+
+from kbridge.connection.channels import HUBS, ZMQChannelsWebsocketConnection
+from kbridge.errors import HubClosed, InvalidSignature, KernelMessageError
+from kbridge.hub.hub import Hub
+from kbridge.hub.settings import HubSettings
+from kbridge.hub.table import HubTable
+from kbridge.link.memory import MemoryKernel
+from kbridge.wire import legacy, v1
+from kbridge.wire.build import build
+from kbridge.wire.message import Channel, Message
+from kbridge.wire.signing import Signer
+from kbridge.wire.zmq import parse, serialize
+from tests.hub.rig import INFO, KEY, frames_of
+
+SIGNER = Signer(KEY)
+DATE = "2030-01-01T00:00:00Z"
+
+
+def message(channel: Channel, msg_type: str, content: Any = None, **more: Any) -> Message:
+    return build(channel, msg_type, content or {}, session="a-client", date=DATE, **more)
+
+
+class Kernels(Configurable):
+    """The manager of all kernels, who is told of who comes and goes."""
+
+    kernel_info_timeout = 5.0
+    allowed_message_types: list[str] = []  # noqa: RUF012
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.told: list[tuple[str, str]] = []
+
+    def notify_connect(self, kernel_id: str) -> None:
+        self.told.append(("connect", kernel_id))
+
+    def notify_disconnect(self, kernel_id: str) -> None:
+        self.told.append(("disconnect", kernel_id))
+
+
+class Kernel(Configurable):
+    kernel_id = "a-kernel"
+
+    def get_connection_info(self) -> dict[str, Any]:
+        return INFO
+
+
+class Handler(WebSocketHandler):
+    """A websocket whose other end is a socket of the test's."""
+
+    def __init__(self, hubs: Any, query: str = "") -> None:
+        request = HTTPServerRequest(
+            start_line=RequestStartLine("GET", f"/?{query}", "HTTP/1.0"),
+            connection=SimpleNamespace(set_close_callback=lambda _: None),
+        )
+        super().__init__(Application(**{HUBS: hubs}), request)
+        ours, self.peer = socket.socketpair()
+        self.peer.setblocking(False)
+        self.stream = IOStream(ours)
+        self.ws_connection = SimpleNamespace(stream=self.stream, server_terminated=False)
+        self.closes: list[tuple[int | None, str | None]] = []
+
+    def close(self, code: int | None = None, reason: str | None = None) -> None:
+        self.closes.append((code, reason))
+
+    def written(self) -> list[tuple[int, bytes]]:
+        """The frames that came out at the other end; small ones do so at once."""
+        try:
+            return frames_of(self.peer.recv(1 << 20))
+        except BlockingIOError:
+            return []
+
+    def messages(self) -> list[Message]:
+        return [v1.decode(payload) for _, payload in self.written()]
+
+
+class House:
+    """Everything that stands around a connection."""
+
+    def __init__(self) -> None:
+        self.hubs = HubTable(HubSettings(limit_rate=False), link=MemoryKernel)
+        self.kernels = Kernels()
+        self.handlers: list[Handler] = []
+
+    def make(
+        self, query: str = "session_id=s", *, offered: list[str] | None = None, **traits: Any
+    ) -> tuple[ZMQChannelsWebsocketConnection, Handler]:
+        handler = Handler(self.hubs, query)
+        self.handlers.append(handler)
+        made = ZMQChannelsWebsocketConnection(
+            parent=Kernel(parent=self.kernels), websocket_handler=handler, **traits
+        )
+        made.select_subprotocol([v1.SUBPROTOCOL] if offered is None else offered)
+        return made, handler
+
+    async def open(self, *args: Any, **how: Any) -> tuple[Any, Handler]:
+        made, handler = self.make(*args, **how)
+        await made.prepare()
+        await made.connect()
+        return made, handler
+
+    @property
+    def hub(self) -> Hub:
+        return self.hubs["a-kernel"]
+
+    @property
+    def kernel(self) -> MemoryKernel:
+        link = self.hub._link
+        assert isinstance(link, MemoryKernel)
+        return link
+
+    def say(self, msg: Message) -> None:
+        self.kernel.say(msg.channel, serialize(msg, SIGNER))
+
+    def sent(self) -> list[Message]:
+        """What the kernel got, the bridge's probes left out."""
+        got = [parse(c, frames, SIGNER) for c, frames in self.kernel.sent]
+        return [m for m in got if self.hub.notices.mark not in m.header]
+
+    def prove(self) -> None:
+        self.say(message(Channel.IOPUB, "iopub_welcome", {"subscription": ""}))
+        assert self.hub.ready
+
+    async def close(self) -> None:
+        await self.hubs.aclose()
+        for handler in self.handlers:
+            handler.stream.close()
+            handler.peer.close()
+
+
+@pytest.fixture
+async def house():
+    made = House()
+    yield made
+    await made.close()
+
+
+# -- names and settings ---------------------------------------------------------------------
+
+
+def test_the_names_are_those_of_jupyter_server() -> None:
+    theirs = {n for n in dir(PeerConnection) if not n.startswith("_")} - set(dir(HasTraits))
+    # What the seeds do not name is how Jupyter Server does it, and is the hub's here.
+    ours = set(dir(ZMQChannelsWebsocketConnection))
+    named = {
+        "channels", "close", "close_all", "connect", "create_stream", "disconnect", "get_part",
+        "handle_incoming_message", "handle_outgoing_message", "iopub_data_rate_limit",
+        "iopub_msg_rate_limit", "kernel_info_channel", "limit_rate", "nudge",
+        "on_kernel_restarted", "on_restart_failed", "prepare", "rate_limit_window",
+        "request_kernel_info", "session_key", "subprotocol", "websocket_handler",
+        "write_message", "write_stderr", "kernel_id", "kernel_info_timeout", "kernel_manager",
+        "kernel_ws_protocol", "multi_kernel_manager", "session", "session_id",
+    }  # fmt: skip
+    assert named <= theirs
+    assert named <= ours
+
+
+def test_the_limits_are_jupyter_servers() -> None:
+    for name in (
+        "limit_rate",
+        "iopub_msg_rate_limit",
+        "iopub_data_rate_limit",
+        "rate_limit_window",
+    ):
+        theirs = PeerConnection.class_traits()[name]
+        assert ZMQChannelsWebsocketConnection.class_traits()[name].default() == theirs.default()
+        assert name in ZMQChannelsWebsocketConnection.class_trait_names(config=True)
+
+
+def test_hub_settings_are_the_defaults_unless_something_is_set() -> None:
+    assert ZMQChannelsWebsocketConnection.hub_settings() == HubSettings()
+
+
+def test_hub_settings_come_from_the_configuration() -> None:
+    wanted: dict[str, Any] = {
+        "limit_rate": False,
+        "iopub_msg_rate_limit": 1.0,
+        "iopub_data_rate_limit": 2.0,
+        "rate_limit_window": 3.0,
+        "journal_limit": 4,
+        "history_limit": 5,
+        "resume_timeout": 6.0,
+        "request_limit": 7,
+        "kernel_info_timeout": 8.0,
+    }
+    config = Config()
+    config.ZMQChannelsWebsocketConnection.update(wanted)
+    made = ZMQChannelsWebsocketConnection.hub_settings(config, Kernels())
+    assert {name: getattr(made, name) for name in wanted} == wanted
+
+
+def test_hub_settings_come_from_the_manager_of_kernels_too() -> None:
+    manager = SimpleNamespace(
+        allow_tracebacks=False,
+        traceback_replacement_message="no",
+        kernel_info_timeout=9.0,
+        allowed_message_types=["kernel_info_request"],
+    )
+    made = ZMQChannelsWebsocketConnection.hub_settings(Config(), manager)
+    assert made == HubSettings(
+        allow_tracebacks=False,
+        traceback_replacement_message="no",
+        kernel_info_timeout=9.0,
+        allowed_message_types=("kernel_info_request",),
+    )
+
+
+async def test_a_configured_value_reaches_the_trait_by_the_name_that_users_know(house) -> None:
+    config = Config()
+    config.ZMQChannelsWebsocketConnection.iopub_msg_rate_limit = 12
+    made, _ = house.make(config=config)
+    assert made.iopub_msg_rate_limit == 12
+
+
+# -- who is who -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("query", "expected"), [("session_id=abc", "abc"), ("", ""), ("session_id=", ""), ("x=1", "")]
+)
+async def test_the_session_is_the_urls_and_may_be_left_out(house, query, expected) -> None:
+    made, _ = house.make(query)
+    await made.prepare()
+    assert made.session_id == expected
+    assert made.session_key == f"a-kernel:{expected}"
+
+
+async def test_a_session_that_is_given_counts(house) -> None:
+    made, _ = house.make("session_id=url", session=Session(session="given"))
+    assert made.session_id == "given"
+
+
+@pytest.mark.parametrize(
+    ("offered", "preferred", "chosen"),
+    [
+        ([v1.SUBPROTOCOL], None, v1.SUBPROTOCOL),
+        ([], None, None),
+        (["another"], None, None),
+        (["another", v1.SUBPROTOCOL], None, v1.SUBPROTOCOL),
+        ([v1.SUBPROTOCOL], "", None),
+        ([v1.SUBPROTOCOL], v1.SUBPROTOCOL, v1.SUBPROTOCOL),
+    ],
+)
+async def test_the_subprotocol_is_agreed_on(house, offered, preferred, chosen) -> None:
+    made, _ = house.make(offered=[], kernel_ws_protocol=preferred)
+    assert made.select_subprotocol(offered) == chosen
+    assert made.subprotocol == chosen
+
+
+async def test_without_a_table_of_hubs_nothing_can_be_bridged() -> None:
+    made = ZMQChannelsWebsocketConnection(
+        parent=Kernel(parent=Kernels()), websocket_handler=Handler(None)
+    )
+    assert made.subprotocol is None
+    with pytest.raises(HubClosed, match="hubs"):
+        _ = made.hub
+    made.websocket_handler.stream.close()
+    made.websocket_handler.peer.close()
+
+
+async def test_the_hub_is_the_kernels_whoever_comes_first(house) -> None:
+    (one, _), (two, _) = house.make(), house.make()
+    assert one.hub is two.hub is house.hub
+
+
+# -- life -----------------------------------------------------------------------------------
+
+
+async def test_connecting_is_done_at_once_and_told(house) -> None:
+    made, handler = house.make()
+    await made.prepare()
+    done = made.connect()
+    assert inspect.isawaitable(done)
+    assert done.done()
+    assert house.hub.connections == 1
+    assert house.kernels.told == [("connect", "a-kernel")]
+    assert sorted(made.channels) == ["control", "iopub", "shell", "stdin"]
+    assert made in ZMQChannelsWebsocketConnection._open_sockets
+    assert handler.stream.socket.fileno() > 0
+
+
+async def test_connecting_before_the_upgrade_is_our_own_fault(house) -> None:
+    made, handler = house.make()
+    handler.ws_connection = None
+    with pytest.raises(AssertionError, match="accepted"):
+        made.connect()
+
+
+async def test_who_was_not_asked_for_a_subprotocol_speaks_legacy(house) -> None:
+    handler = Handler(house.hubs)
+    house.handlers.append(handler)
+    made = ZMQChannelsWebsocketConnection(
+        parent=Kernel(parent=house.kernels), websocket_handler=handler
+    )
+    await made.connect()
+    house.say(message(Channel.IOPUB, "status", {"execution_state": "idle"}))
+    ((opcode, _),) = handler.written()
+    assert opcode == 1
+
+
+@pytest.mark.parametrize("name", ["disconnect", "close"])
+async def test_disconnecting_twice_is_once(house, name) -> None:
+    made, handler = await house.open()
+    channels = list(made.channels.values())
+    assert not any(c.closed() for c in channels)
+    for _ in range(2):
+        getattr(made, name)()
+    assert house.hub.connections == 0
+    assert house.kernels.told == [("connect", "a-kernel"), ("disconnect", "a-kernel")]
+    assert all(c.closed() for c in channels)
+    assert made not in ZMQChannelsWebsocketConnection._open_sockets
+    house.say(message(Channel.IOPUB, "stream", {"name": "stdout", "text": "x"}))
+    assert handler.written() == []
+
+
+async def test_disconnecting_before_connecting_is_nothing(house) -> None:
+    made, _ = house.make()
+    made.disconnect()
+    assert house.kernels.told == []
+
+
+async def test_a_manager_that_wants_to_know_nothing_is_told_nothing(house) -> None:
+    house.kernels = Configurable()
+    made, _ = await house.open()
+    made.disconnect()
+    assert house.hub.connections == 0
+
+
+async def test_close_all_disconnects_every_websocket(house) -> None:
+    made = [(await house.open())[0] for _ in range(3)]
+    await ZMQChannelsWebsocketConnection.close_all()
+    assert house.hub.connections == 0
+    assert not any(c in ZMQChannelsWebsocketConnection._open_sockets for c in made)
+    await ZMQChannelsWebsocketConnection.close_all()
+
+
+async def test_create_stream_names_channels_that_flush_what_has_come(house) -> None:
+    made, _ = house.make()
+    made.create_stream()
+    assert {name: c.channel for name, c in made.channels.items()} == {
+        str(c): str(c) for c in Channel
+    }
+    made.channels["iopub"].flush()
+
+
+async def test_who_comes_back_is_given_what_it_missed(house) -> None:
+    made, _ = await house.open("session_id=me")
+    made.disconnect()
+    house.say(message(Channel.IOPUB, "stream", {"name": "stdout", "text": "meanwhile"}))
+    _, again = await house.open("session_id=me")
+    _, other = await house.open("session_id=other")
+    assert [m.msg_type for m in again.messages()] == ["stream"]
+    assert other.messages() == []
+
+
+# -- messages -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dialect", ["v1", "legacy"])
+async def test_what_comes_over_the_websocket_reaches_the_kernel(house, dialect) -> None:
+    made, handler = await house.open(offered=None if dialect == "v1" else [])
+    house.prove()
+    encode = v1.encode if dialect == "v1" else legacy.encode
+    asked = [
+        message(Channel.SHELL, "execute_request", {"code": "1 # ü"}),
+        message(Channel.CONTROL, "interrupt_request"),
+        message(Channel.STDIN, "input_reply", {"value": "x"}),
+        message(Channel.SHELL, "comm_msg", {"comm_id": "c"}, buffers=[b"\x00\xff"]),
+    ]
+    for msg in asked:
+        assert made.handle_incoming_message(encode(msg)) is None
+    assert house.sent() == asked
+    assert handler.closes == []
+
+
+MALFORMED: dict[str, tuple[str, Any, int, str]] = {
+    "text in v1": ("v1", '{"header": {}}', 1003, "text frame"),
+    "nothing": ("v1", b"", 1007, "too short"),
+    "a count beyond": ("v1", b"\xff" * 40, 1007, "offsets"),
+    "no channel": (
+        "v1",
+        v1.encode(message(Channel.SHELL, "x")).replace(b"shell", b"shelf"),
+        1008,
+        "unknown channel",
+    ),
+    "no msg_type": (
+        "v1",
+        v1.encode(message(Channel.SHELL, "x")._replace(header=b'{"msg_id": "a"}')),
+        1008,
+        "msg_type",
+    ),
+    "not UTF-8": (
+        "v1",
+        v1.encode(message(Channel.SHELL, "x")._replace(content=b'{"a": "\xff"}')),
+        1007,
+        "content is not valid UTF-8",
+    ),
+    "not JSON": ("legacy", "{", 1007, "JSON"),
+    "no object": ("legacy", "[]", 1008, "object"),
+    "no header": ("legacy", "{}", 1008, "header"),
+    "binary without offsets": ("legacy", b"\x00", 1007, "too short"),
+}
+
+
+@pytest.mark.parametrize("name", MALFORMED)
+async def test_a_frame_that_is_no_message_closes_this_websocket_alone(house, name) -> None:
+    dialect, frame, code, reason = MALFORMED[name]
+    made, handler = await house.open(offered=None if dialect == "v1" else [])
+    _, bystander = await house.open("session_id=other")
+    house.prove()
+    assert made.handle_incoming_message(frame) is None
+    ((closed_code, closed_reason),) = handler.closes
+    assert closed_code == code
+    assert closed_reason is not None
+    assert reason in closed_reason
+    assert len(closed_reason.encode()) <= 123, "does not fit a close frame"
+    good = message(Channel.SHELL, "execute_request", {"code": "1"})
+    made.handle_incoming_message((v1 if dialect == "v1" else legacy).encode(good))
+    house.say(message(Channel.IOPUB, "status", {"execution_state": "idle"}))
+    assert house.sent() == [], "whoever was refused is not half obeyed"
+    assert handler.written() == [], "nothing follows a close frame"
+    assert bystander.closes == []
+    assert len(bystander.messages()) == 1
+
+
+async def test_nothing_is_taken_before_or_after(house) -> None:
+    made, handler = house.make()
+    good = v1.encode(message(Channel.SHELL, "execute_request", {"code": "1"}))
+    assert made.handle_incoming_message(good) is None
+    await made.connect()
+    made.disconnect()
+    house.prove()
+    assert made.handle_incoming_message(good) is None
+    assert house.sent() == []
+    assert handler.closes == []
+
+
+async def test_a_kernel_that_is_gone_closes_with_1012(house) -> None:
+    made, handler = await house.open()
+    house.hub._requests.close()
+    made.handle_incoming_message(v1.encode(message(Channel.SHELL, "execute_request")))
+    assert handler.closes == [(1012, "the kernel is gone")]
+
+
+async def test_a_kernel_that_is_full_gives_something_to_wait_for(house) -> None:
+    made, _ = await house.open()
+    house.prove()
+    house.kernel.full = True
+    big = v1.encode(message(Channel.SHELL, "execute_request", {"code": "x" * (2 << 20)}))
+    room = made.handle_incoming_message(big)
+    assert room is not None
+    assert not room.done()
+    house.kernel.make_room()
+    async with asyncio.timeout(5):
+        await room
+    assert len(house.sent()) == 1
+
+
+@pytest.mark.parametrize("as_channel", [False, True])
+async def test_what_is_handed_over_as_from_the_kernel_reaches_this_websocket_alone(
+    house, as_channel
+) -> None:
+    made, handler = await house.open()
+    _, other = await house.open("session_id=other")
+    msg = message(Channel.SHELL, "execute_reply", {"status": "ok"})
+    stream = made.channels["shell"] if as_channel else "shell"
+    made.handle_outgoing_message(stream, [b"identity", *serialize(msg, SIGNER)])
+    assert handler.messages() == [msg]
+    assert other.messages() == []
+
+
+async def test_what_is_handed_over_is_verified_in_every_dialect(house) -> None:
+    for offered in (None, []):
+        made, handler = await house.open(offered=offered)
+        forged = serialize(message(Channel.IOPUB, "status"), Signer(b"another"))
+        with pytest.raises(InvalidSignature):
+            made.handle_outgoing_message("iopub", forged)
+        with pytest.raises(KernelMessageError):
+            made.handle_outgoing_message("iopub", [b"no", b"message"])
+        assert handler.written() == []
+        made.disconnect()
+        made.handle_outgoing_message("iopub", forged)
+
+
+async def test_a_part_is_given_or_read(house) -> None:
+    made, _ = house.make()
+    parts = [b'{"a": 1}', b'{"b": 2}', b'{"c": 3}', b'{"d": "\xc3\xbc"}']
+    names = ("header", "parent_header", "metadata", "content")
+    assert [made.get_part(n, None, parts) for n in names] == [
+        {"a": 1},
+        {"b": 2},
+        {"c": 3},
+        {"d": "ü"},
+    ]
+    assert made.get_part("header", {"known": True}, parts) == {"known": True}
+    assert made.get_part("content", {}, parts) == {}
+
+
+async def test_write_message_is_the_handlers(house) -> None:
+    made, handler = house.make()
+    assert made.write_message == handler.write_message
+
+
+async def test_stderr_is_shown_in_the_cell_to_this_websocket_alone(house) -> None:
+    made, handler = await house.open()
+    _, other = await house.open("session_id=other")
+    parent = json.loads(message(Channel.SHELL, "execute_request", msg_id="cell").header)
+    made.write_stderr("look here: ü", Session().msg_header("x") | parent)
+    made.write_stderr("no cell", None)
+    one, two = handler.messages()
+    assert (one.msg_type, one.parent_id, one.channel) == ("stream", "cell", Channel.IOPUB)
+    assert json.loads(one.content) == {"name": "stderr", "text": "look here: ü\n"}
+    assert two.parent_id == ""
+    assert other.messages() == []
+    made.disconnect()
+    made.write_stderr("nobody reads this", {})
+
+
+@pytest.mark.parametrize(
+    ("name", "state"), [("on_kernel_restarted", "restarting"), ("on_restart_failed", "dead")]
+)
+async def test_restarts_are_told_as_status(house, name, state) -> None:
+    made, handler = await house.open()
+    getattr(made, name)()
+    (told,) = handler.messages()
+    assert (told.msg_type, told.channel) == ("status", Channel.IOPUB)
+    assert json.loads(told.content) == {"execution_state": state}
+    made.disconnect()
+    getattr(made, name)()
+    assert handler.messages() == []
+
+
+# -- the kernel -----------------------------------------------------------------------------
+
+
+async def test_nudging_waits_for_the_hub(house) -> None:
+    made, _ = await house.open()
+    nudged = made.nudge()
+    await asyncio.sleep(0)
+    assert not nudged.done()
+    house.prove()
+    async with asyncio.timeout(5):
+        assert await nudged is True
+        assert await made.nudge() is True
+
+
+async def test_kernel_info_is_asked_for_and_kept_from_clients(house) -> None:
+    made, handler = await house.open()
+    house.prove()
+    asked = made.request_kernel_info()
+    async with asyncio.timeout(5):
+        await asyncio.sleep(0)  # the task's first turn
+        (request,) = house.sent()
+        assert request.msg_type == "kernel_info_request"
+        info = {"status": "ok", "protocol_version": "5.3"}
+        house.say(message(Channel.SHELL, "kernel_info_reply", info, parent_header=request.header))
+        assert await asked == info
+    assert handler.messages() == []
+
+
+async def test_kernel_info_of_a_kernel_that_goes_is_an_error_not_a_silence(house) -> None:
+    made, _ = await house.open()
+    asked = made.request_kernel_info()
+    await asyncio.sleep(0)
+    await house.hubs.close("a-kernel")
+    with pytest.raises(HubClosed):
+        await asked
+
+
+async def test_kernel_info_is_waited_for_as_long_as_the_setting_says(house) -> None:
+    made, _ = await house.open(kernel_info_timeout=0.0)
+    with pytest.raises(TimeoutError):
+        await made.request_kernel_info()
