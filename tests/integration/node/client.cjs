@@ -81,6 +81,8 @@ async function main() {
     kernel.sendInputReply({ status: "ok", value: "typed" }, msg.header);
   });
   met.buffers = await echoBuffers(kernel);
+  met.statuses = []; // what a user of JupyterLab is shown during a restart
+  kernel.statusChanged.connect((_, status) => met.statuses.push(status));
   await kernel.restart();
   met.restarted = await run(kernel, "print('again')");
   met.subprotocol = kernel._ws.protocol;
