@@ -89,19 +89,19 @@ class ChannelsHandler(AccessMixin, WebSocketHandler):
         if self.connection is None:
             return None
         room = self.connection.handle_incoming_message(message)
-        return None if room is None else self._wait(room)
+        if room is None:
+            return None
+        if self.keepalive is not None:
+            self.keepalive.remove(self)  # nothing is read until there is room, pongs neither
+        return self._wait(room)
 
     async def _wait(self, room: Awaitable[None]) -> None:
-        """Wait until the kernel takes more; meanwhile nothing is read, so pongs are not either."""
-        keepalive = self.keepalive
-        if keepalive is not None:
-            keepalive.remove(self)
         try:
             await room
         except HubClosed as error:
             self.close(error.close_code, error.reason)
-        if keepalive is not None and self.connection is not None:
-            keepalive.add(self)
+        if self.keepalive is not None and self.connection is not None:
+            self.keepalive.add(self)
 
     def on_pong(self, data: bytes) -> None:  # noqa: ARG002
         """Note that the peer lives."""
