@@ -1,9 +1,7 @@
 """RFC 6455 between a real server and a client that writes its frames by hand."""
 
 import asyncio
-import os
 import struct
-from contextlib import suppress
 
 import pytest
 from tornado.httpserver import HTTPServer
@@ -12,8 +10,8 @@ from tornado.web import Application
 from tornado.websocket import WebSocketHandler
 
 from kbridge.link.protocol import BridgeWebSocketProtocol
+from tests.link.peer import BINARY, CLOSE, PING, PONG, TEXT, Peer
 
-TEXT, BINARY, CLOSE, PING, PONG = 0x1, 0x2, 0x8, 0x9, 0xA
 LIMIT = 100_000
 TOO_BIG = "over some_setting (100000 bytes)"
 
@@ -58,61 +56,6 @@ class Server:
             await self.gone.wait()
 
 
-class Peer:
-    """A client that knows frames, and no rules."""
-
-    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self.reader, self.writer = reader, writer
-
-    @classmethod
-    async def connect(cls, port: int) -> "Peer":
-        peer = cls(*await asyncio.open_connection("127.0.0.1", port))
-        peer.writer.write(
-            b"GET / HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
-            b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n"
-        )
-        async with asyncio.timeout(20):
-            head = await peer.reader.readuntil(b"\r\n\r\n")
-        assert head.startswith(b"HTTP/1.1 101")
-        return peer
-
-    def send(self, opcode: int, payload: bytes, *, final: bool = True) -> None:
-        mask = os.urandom(4)
-        size = len(payload)
-        length = bytes((0x80 | size,)) if size < 126 else struct.pack("!BQ", 0x80 | 127, size)
-        head = bytes((opcode | (0x80 if final else 0),))
-        masked = bytes(b ^ mask[i % 4] for i, b in enumerate(payload))
-        self.writer.write(head + length + mask + masked)
-
-    def send_close(self, code: int = 1000, reason: str = "") -> None:
-        self.send(CLOSE, struct.pack("!H", code) + reason.encode())
-
-    async def frame(self) -> tuple[int, bytes]:
-        async with asyncio.timeout(20):
-            first, size = await self.reader.readexactly(2)
-            if size == 126:
-                (size,) = struct.unpack("!H", await self.reader.readexactly(2))
-            elif size == 127:
-                (size,) = struct.unpack("!Q", await self.reader.readexactly(8))
-            return first & 0x0F, await self.reader.readexactly(size)
-
-    async def close_frame(self) -> tuple[int, str]:
-        """The next frame, which must be a close."""
-        opcode, payload = await self.frame()
-        assert opcode == CLOSE
-        return struct.unpack("!H", payload[:2])[0], payload[2:].decode()
-
-    async def end(self) -> bytes:
-        """All that comes until the server hangs up in good order."""
-        async with asyncio.timeout(20):
-            return await self.reader.read()
-
-    async def hang_up(self) -> None:
-        self.writer.close()
-        with suppress(ConnectionError):  # the server was first
-            await self.writer.wait_closed()
-
-
 @pytest.fixture
 async def server():
     made = Server()
@@ -128,16 +71,10 @@ async def peer(server):
     await made.hang_up()
 
 
-async def answered(peer: Peer) -> None:
-    """Wait until the server has read all that was sent: it answers pings in order."""
-    peer.send(PING, b"?")
-    assert await peer.frame() == (PONG, b"?")
-
-
 async def test_text_and_binary_come_through(server, peer) -> None:
     peer.send(TEXT, "grüß".encode())
     peer.send(BINARY, b"\xff\x00")
-    await answered(peer)
+    await peer.answered()
     assert server.messages == ["grüß", b"\xff\x00"]
 
 
@@ -167,7 +104,7 @@ async def test_fragments_that_are_not_utf8_together_are_closed_with_1007(server,
 
 async def test_binary_frames_are_nobodys_text(server, peer) -> None:
     peer.send(BINARY, b"\xff\xfe")
-    await answered(peer)
+    await peer.answered()
     assert server.messages == [b"\xff\xfe"]
 
 
@@ -223,7 +160,7 @@ async def test_fragments_are_too_big_together(server, peer) -> None:
 
 async def test_a_message_of_the_limit_passes(server, peer) -> None:
     peer.send(BINARY, bytes(LIMIT))
-    await answered(peer)
+    await peer.answered()
     assert server.messages == [bytes(LIMIT)]
 
 
@@ -295,7 +232,7 @@ async def test_one_websockets_fault_is_nobody_elses(server, peer) -> None:
         other.send(TEXT, b"\xff")
         assert (await other.close_frame())[0] == 1007
         peer.send(TEXT, b"still here")
-        await answered(peer)
+        await peer.answered()
         assert server.messages == ["still here"]
     finally:
         await other.hang_up()
