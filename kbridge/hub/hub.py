@@ -16,17 +16,16 @@ import logging
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
-from kbridge.errors import HubClosed, KernelMessageError
+from kbridge.errors import HubClosed, InvalidMessage
 from kbridge.flow.activity import Activity
-from kbridge.flow.complaints import Complaints
-from kbridge.flow.journal import EVERYONE, LOSABLE, Journal
-from kbridge.flow.policy import DROP, PASS, judge
+from kbridge.flow.journal import Journal
+from kbridge.flow.policy import DROP, judge
 from kbridge.flow.readiness import Decision
 from kbridge.hub import policies
-from kbridge.hub.adapt import Adapter, adapter_for, kernel_protocol
 from kbridge.hub.clients import Attachment, Clients
 from kbridge.hub.clock import Clock
 from kbridge.hub.delivery import Delivery
+from kbridge.hub.intake import Intake
 from kbridge.hub.notices import Notices
 from kbridge.hub.nudge import Nudge
 from kbridge.hub.requests import Requests
@@ -37,8 +36,7 @@ from kbridge.link.kernel import KernelLink
 from kbridge.wire.dialects import Dialect
 from kbridge.wire.message import Channel, Message
 from kbridge.wire.signing import Signer
-from kbridge.wire.v1 import encode_frame
-from kbridge.wire.zmq import parse, serialize
+from kbridge.wire.zmq import serialize
 
 __all__ = ["Hub", "LinkFactory"]
 
@@ -73,8 +71,6 @@ class Hub:
         What it said.
     notices : Notices
         Makes the bridge's own messages.
-    signer : Signer
-        The kernel's key, in use.
     """
 
     def __init__(
@@ -97,15 +93,23 @@ class Hub:
         self.journal = Journal(settings.journal_limit, settings.history_limit)
         self.activity = Activity(self._clock.wall())
         self._clients = Clients(settings.resume_timeout)
-        self._delivery = Delivery(self.journal, self.notices.lost, self._refuse)
         self._requests = Requests(settings.request_limit, self._link_send, self.log)
         self._nudge = Nudge(
             self._clock, settings.kernel_info_timeout, self._send_probes, self._on_ready
         )
-        self._refused = Complaints()
+        self._intake = Intake(
+            kernel_id,
+            self.journal,
+            self.activity,
+            self._nudge,
+            self._requests,
+            mark=self.notices.mark,
+            policies=policies.outgoing(settings, self.notices, self.log),
+            clock=self._clock,
+            log=self.log,
+        )
+        self._delivery = Delivery(self.journal, self.notices.lost, self._intake.refuse)
         self._incoming = policies.incoming(settings)
-        self._outgoing = policies.outgoing(settings, self.notices, self.log)
-        self._adapter: Adapter | None = None
         self._down = asyncio.Event()
         self._link: KernelSockets | None = None
         self._closed = False
@@ -151,12 +155,12 @@ class Hub:
         Raises
         ------
         InvalidMessage
-            If the kernel's protocol has no such message.
+            If it is on iopub, or the kernel's protocol has no such message.
         HubClosed
             If the kernel is gone.
         """
         if msg.channel is Channel.IOPUB:
-            return None  # nobody listens there
+            raise InvalidMessage("iopub is for what kernels say: nobody listens there")
         now = self._clock.monotonic()
         msg_type = msg.msg_type
         if judge(self._incoming, msg, msg_type, now) == DROP:
@@ -168,12 +172,12 @@ class Hub:
 
     def tell(self, attachment: Attachment, msg: Message) -> None:
         """Say something to one client, in order with what the kernel says."""
-        self._append(msg, attachment.client.number, state=msg.msg_type not in LOSABLE)
+        self._intake.append(msg, attachment.client.number)
         self.on_drained()
 
-    def say(self, msg: Message, *, state: bool = True) -> None:
+    def say(self, msg: Message) -> None:
         """Say something to all clients, in order with what the kernel says."""
-        self._append(msg, EVERYONE, state=state)
+        self._intake.append(msg)
         self.on_drained()
 
     async def request(
@@ -210,6 +214,11 @@ class Hub:
         return self._nudge.ready
 
     @property
+    def signer(self) -> Signer:
+        """The kernel's key, in use."""
+        return self._intake.signer
+
+    @property
     def timed_out(self) -> bool:
         """Whether requests go through only because `kernel_info_timeout` has passed."""
         return self._nudge.timed_out
@@ -235,8 +244,7 @@ class Hub:
             raise HubClosed("the kernel is gone")
         self._unlink()
         endpoints = Endpoints.from_connection_info(connection_info)
-        self.signer = Signer(endpoints.key, endpoints.signature_scheme)
-        self._adapter = None
+        self._intake.begin(Signer(endpoints.key, endpoints.signature_scheme))
         self._down.clear()
         self._link = self._make_link(endpoints, self)
         self._nudge.begin()
@@ -246,17 +254,23 @@ class Hub:
         if self._link is not None:
             self._link.drain()
 
-    async def restarting(self) -> None:
+    async def restarting(self, *, asked: bool = False) -> None:
         """The kernel has ended, and another one will take its place.
 
-        Clients see all that the old one said, then `status: restarting`. Requests that are
-        outstanding are forgotten: nobody will answer them. Those that come from now on wait for
-        the new one, which `reconnect` names.
+        Clients see all that the old one said, then a status. Requests that are outstanding are
+        forgotten: nobody will answer them. Those that come from now on wait for the new one,
+        which `reconnect` names.
+
+        Parameters
+        ----------
+        asked : bool
+            Whether somebody asked for it. Then the status is `starting`, because frontends take
+            `restarting` for a crash: JupyterLab would say that the kernel appears to have died.
         """
         await self._last_words()
         self._requests.forget("the kernel was restarted")
         self.activity.restarted(self._clock.wall())
-        self.say(self.notices.status("restarting"))
+        self.say(self.notices.status("starting" if asked else "restarting"))
 
     def dead(self) -> None:
         """The kernel has ended for good."""
@@ -292,31 +306,14 @@ class Hub:
             "clients": self._clients.statistics(),
             **self._requests.statistics(),
             "readiness": self._nudge.statistics(),
-            "refused_kernel_messages": self._refused.total,
+            "refused_kernel_messages": self._intake.refused,
         }
 
     # -- what the link tells (KernelEvents) -------------------------------------------------
 
     def on_messages(self, channel: Channel, batch: list[RawMessage]) -> None:
-        """Judge, encode and journal what the kernel said."""
-        now = self._clock.monotonic()
-        wall = self._clock.wall()
-        mark = self.notices.mark
-        signer = self.signer
-        for frames in batch:
-            try:
-                msg = parse(channel, frames, signer)
-                if mark in msg.parent_header and self._on_probed(msg):
-                    continue
-                if self._adapter is not None:
-                    msg = self._adapter.from_kernel(msg)
-            except KernelMessageError as error:
-                self._refuse(channel, error)
-                continue
-            if channel is Channel.IOPUB:
-                self._on_iopub(msg, now, wall)
-            else:
-                self._on_reply(msg, now)
+        """Take in what the kernel said."""
+        self._intake.take(channel, batch)
 
     def on_drained(self) -> None:
         """Write out what came, and forget what everybody has."""
@@ -341,61 +338,7 @@ class Hub:
         self._down.set()
         self._nudge.disconnected()
 
-    # -- what the kernel says ---------------------------------------------------------------
-
-    def _on_iopub(self, msg: Message, now: float, wall: float) -> None:
-        msg_type = msg.msg_type
-        if not self._nudge.ready:
-            self._nudge.heard(welcome=msg_type == "iopub_welcome")
-        if msg_type == "iopub_welcome":
-            return  # to a new subscriber, and that is the bridge
-        self.activity.observe(msg, msg_type, wall)
-        verdict = judge(self._outgoing, msg, msg_type, now)
-        if verdict is not PASS:
-            for other in verdict:
-                self._append(other, EVERYONE, state=other.msg_type not in LOSABLE)
-            return
-        self.journal.append(encode_frame(msg), state=msg_type not in LOSABLE)
-
-    def _on_reply(self, msg: Message, now: float) -> None:
-        """A message on shell, control or stdin."""
-        audience = self._requests.audience(msg)
-        if audience is None:
-            return
-        verdict = judge(self._outgoing, msg, msg.msg_type, now)
-        for each in (msg,) if verdict is PASS else verdict:
-            self._append(each, audience, state=True)
-
-    def _on_probed(self, msg: Message) -> bool:
-        """Take a probe's reply and status for evidence, and for nobody else's business.
-
-        Other messages with a probe for a parent are: a kernel's thread that prints names as its
-        parent whatever request came last.
-        """
-        if msg.channel is Channel.IOPUB:
-            self._nudge.heard()
-            return msg.msg_type == "status"
-        if msg.msg_type != "kernel_info_reply":
-            return False
-        adapter = adapter_for(kernel_protocol(msg))
-        if adapter is not None and self._adapter is None:
-            self.log.info(
-                "kernel %s speaks protocol %d; translating", self.kernel_id, adapter.major
-            )
-            self._adapter = adapter
-        self._nudge.replied()
-        return True
-
-    def _refuse(self, channel: Channel, error: KernelMessageError) -> None:
-        count = self._refused.note(self._clock.monotonic())
-        if count:
-            self.log.warning(
-                "kernel %s: %d message(s) refused, the last one on %s: %s",
-                self.kernel_id,
-                count,
-                channel,
-                error.reason,
-            )
+    # -- inside -----------------------------------------------------------------------------
 
     def _on_caught_up(self, attachment: Attachment) -> None:
         self._delivery.resume(attachment)
@@ -406,16 +349,11 @@ class Hub:
         if journal.nbytes > journal.history_limit:
             journal.trim(self._clients.slowest(self._clock.monotonic(), journal.next_seq))
 
-    def _append(self, msg: Message, audience: int, *, state: bool) -> None:
-        self.journal.append(encode_frame(msg), audience, state=state)
-
-    # -- what is said to the kernel ---------------------------------------------------------
-
     def _link_send(self, msg: Message) -> bool:
         if not self.ready or self._link is None:
             return False
-        if self._adapter is not None:
-            msg = self._adapter.to_kernel(msg)
+        if self._intake.adapter is not None:
+            msg = self._intake.adapter.to_kernel(msg)
         return self._link.send(msg.channel, serialize(msg, self.signer))
 
     def _send_probes(self) -> None:

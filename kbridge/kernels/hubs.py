@@ -39,7 +39,7 @@ class Hub(Protocol):
     async def wait_ready(self, timeout: float | None = None) -> bool:
         """Wait until the kernel answers; False when `timeout` seconds have passed first."""
 
-    async def restarting(self) -> None:
+    async def restarting(self, *, asked: bool = False) -> None:
         """Hand on what the process that has ended said last, then tell clients of the restart."""
 
     def reconnect(self, connection_info: Mapping[str, Any]) -> None:

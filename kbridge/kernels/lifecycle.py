@@ -114,7 +114,7 @@ class Lifecycle:
         if kernel.restarter is not None:
             await kernel.restarter.aclose()
         try:
-            hub = await self._cycle(kernel, now=now, newports=False)
+            hub = await self._cycle(kernel, now=now, newports=False, asked=True)
             await self._while_alive(kernel, hub.wait_ready(self._settings.start_grace))
         except BaseException:
             self._left_dead(kernel)
@@ -147,12 +147,12 @@ class Lifecycle:
             else:
                 kernel.output.remove()
 
-    async def _cycle(self, kernel: BridgeKernel, *, now: bool, newports: bool) -> Hub:
+    async def _cycle(self, kernel: BridgeKernel, *, now: bool, newports: bool, asked: bool) -> Hub:
         hub = self._hubs.get(kernel.kernel_id)
         await kernel.stop(now=now, restart=True)
         if hub is not None:
             # Only now: the old process may speak until its very end.
-            await hub.restarting()
+            await hub.restarting(asked=asked)
         await kernel.start_again(newports=newports)
         info = kernel.get_connection_info()
         if hub is None:
@@ -165,7 +165,7 @@ class Lifecycle:
             if kernel.closing or await kernel.is_alive():
                 return
             self._log.warning("%s; restarting %s", await kernel.epitaph(), kernel.kernel_id)
-            await self._cycle(kernel, now=True, newports=newports)
+            await self._cycle(kernel, now=True, newports=newports, asked=False)
 
     def _left_dead(self, kernel: BridgeKernel) -> None:
         kernel.failed = True

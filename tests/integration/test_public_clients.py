@@ -74,6 +74,7 @@ def test_jupyterlab_services_under_node(server: Server, node_modules: Path) -> N
     assert met["stdin"]["text"] == "typed\n"
     assert met["buffers"] == [[250, 2, 1]]
     assert met["restarted"]["text"] == "again\n"
+    assert "autorestarting" not in met["statuses"], "a user would be told that the kernel died"
     assert met["id"] not in met["left"]
 
 

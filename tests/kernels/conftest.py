@@ -54,8 +54,8 @@ class FakeHub:
         self.activity.execution_state = "idle"
         return True
 
-    async def restarting(self) -> None:
-        await self._note("restarting")
+    async def restarting(self, *, asked: bool = False) -> None:
+        await self._note("restarting, as asked" if asked else "restarting")
         self.activity.execution_state = "restarting"
 
     def reconnect(self, connection_info: Mapping[str, Any]) -> None:

@@ -37,9 +37,9 @@ class ClientHub:
         await asyncio.wait({self.is_ready}, timeout=timeout)
         return self.is_ready.done()
 
-    async def restarting(self) -> None:
+    async def restarting(self, *, asked: bool = False) -> None:
         await self.aclose()
-        await self.fake.restarting()
+        await self.fake.restarting(asked=asked)
 
     async def request(self, msg_type, content, channel=Channel.SHELL, timeout=10.0) -> Message:
         message = self.client.session.msg(msg_type, dict(content))

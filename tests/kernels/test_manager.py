@@ -316,13 +316,13 @@ async def test_restart_tells_the_hub_in_order(make_manager, fake, fleet, hubs):
     states = []
     restarting = hub.restarting
 
-    async def note():
+    async def note(*, asked):
         states.append(fleet[0].code)
-        await restarting()
+        await restarting(asked=asked)
 
     hub.restarting = note
     await manager.restart_kernel(kernel_id)
-    assert hub.events == ["restarting", "reconnect"]
+    assert hub.events == ["restarting, as asked", "reconnect"]
     assert states == [0], "the old process has ended by then"
     assert hub.info["shell_port"] == 6000
     assert fleet[0].launches == 2

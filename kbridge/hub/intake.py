@@ -1,0 +1,166 @@
+"""What a kernel says: verified, judged, encoded once, and journalled.
+
+Owns what the kernel's messages are verified and translated with, and the count of those that were
+refused. All of it is synchronous: a batch in, frames in the journal out.
+"""
+
+from __future__ import annotations
+
+import logging
+
+from kbridge.errors import KernelMessageError
+from kbridge.flow.activity import Activity
+from kbridge.flow.complaints import Complaints
+from kbridge.flow.journal import EVERYONE, LOSABLE, Journal
+from kbridge.flow.policy import PASS, Policy, judge
+from kbridge.hub.adapt import Adapter, adapter_for, kernel_protocol
+from kbridge.hub.clock import Clock
+from kbridge.hub.nudge import Nudge
+from kbridge.hub.requests import Requests
+from kbridge.link.interfaces import RawMessage
+from kbridge.wire.message import Channel, Message
+from kbridge.wire.signing import Signer
+from kbridge.wire.v1 import encode_frame
+from kbridge.wire.zmq import parse
+
+__all__ = ["Intake"]
+
+
+class Intake:
+    """The way of a kernel's messages into the journal.
+
+    Parameters
+    ----------
+    kernel_id : str
+        For the log.
+    journal, activity, nudge, requests
+        Who is told what.
+    mark : bytes
+        What the parent headers contain of all that comes of a probe.
+    policies : list of Policy
+        What judges the messages, in order.
+    clock, log
+        The time, and where to say what is refused.
+
+    Attributes
+    ----------
+    signer : Signer
+        The kernel's key, in use.
+    adapter : Adapter or None
+        What translates for a kernel of an older protocol, once it has said so.
+    """
+
+    def __init__(
+        self,
+        kernel_id: str,
+        journal: Journal,
+        activity: Activity,
+        nudge: Nudge,
+        requests: Requests,
+        *,
+        mark: bytes,
+        policies: list[Policy],
+        clock: Clock,
+        log: logging.Logger | logging.LoggerAdapter[logging.Logger],
+    ) -> None:
+        self._kernel_id = kernel_id
+        self._journal = journal
+        self._activity = activity
+        self._nudge = nudge
+        self._requests = requests
+        self._mark = mark
+        self._policies = policies
+        self._clock = clock
+        self._log = log
+        self._refused = Complaints()
+        self.signer = Signer(b"")
+        self.adapter: Adapter | None = None
+
+    @property
+    def refused(self) -> int:
+        """Messages that were refused, ever."""
+        return self._refused.total
+
+    def begin(self, signer: Signer) -> None:
+        """Take in another kernel process, whose key this is."""
+        self.signer = signer
+        self.adapter = None
+
+    def take(self, channel: Channel, batch: list[RawMessage]) -> None:
+        """Take in what came over a channel in one wake-up."""
+        now = self._clock.monotonic()
+        wall = self._clock.wall()
+        mark, signer = self._mark, self.signer
+        for frames in batch:
+            try:
+                msg = parse(channel, frames, signer)
+                if mark in msg.parent_header and self._on_probed(msg):
+                    continue
+                if self.adapter is not None:
+                    msg = self.adapter.from_kernel(msg)
+            except KernelMessageError as error:
+                self.refuse(channel, error)
+                continue
+            if channel is Channel.IOPUB:
+                self._on_iopub(msg, now, wall)
+            else:
+                self._on_reply(msg, now)
+
+    def append(self, msg: Message, audience: int = EVERYONE) -> None:
+        """Journal a message as it is."""
+        self._journal.append(encode_frame(msg), audience, state=msg.msg_type not in LOSABLE)
+
+    def refuse(self, channel: Channel, error: KernelMessageError) -> None:
+        """Count a message that cannot be passed on, and say so once a minute at most."""
+        count = self._refused.note(self._clock.monotonic())
+        if count:
+            self._log.warning(
+                "kernel %s: %d message(s) refused, the last one on %s: %s",
+                self._kernel_id,
+                count,
+                channel,
+                error.reason,
+            )
+
+    def _on_iopub(self, msg: Message, now: float, wall: float) -> None:
+        msg_type = msg.msg_type
+        if not self._nudge.ready:
+            self._nudge.heard(welcome=msg_type == "iopub_welcome")
+        if msg_type == "iopub_welcome":
+            return  # to a new subscriber, and that is the bridge
+        self._activity.observe(msg, msg_type, wall)
+        verdict = judge(self._policies, msg, msg_type, now)
+        if verdict is PASS:
+            self._journal.append(encode_frame(msg), state=msg_type not in LOSABLE)
+            return
+        for other in verdict:
+            self.append(other)
+
+    def _on_reply(self, msg: Message, now: float) -> None:
+        """Take a message on shell, control or stdin."""
+        audience = self._requests.audience(msg)
+        if audience is None:
+            return
+        verdict = judge(self._policies, msg, msg.msg_type, now)
+        for each in (msg,) if verdict is PASS else verdict:
+            self.append(each, audience)
+
+    def _on_probed(self, msg: Message) -> bool:
+        """Take a probe's reply and status for evidence, and for nobody else's business.
+
+        Other messages with a probe for a parent are: a kernel's thread that prints names as its
+        parent whatever request came last.
+        """
+        if msg.channel is Channel.IOPUB:
+            self._nudge.heard()
+            return msg.msg_type == "status"
+        if msg.msg_type != "kernel_info_reply":
+            return False
+        adapter = adapter_for(kernel_protocol(msg))
+        if adapter is not None and self.adapter is None:
+            self._log.info(
+                "kernel %s speaks protocol %d; translating", self._kernel_id, adapter.major
+            )
+            self.adapter = adapter
+        self._nudge.replied()
+        return True
