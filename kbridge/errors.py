@@ -9,6 +9,7 @@
     |   |   +-- MalformedFrame        400   1007   offsets, UTF-8 or JSON that do not hold
     |   |   +-- InvalidMessage        400   1008   well-formed, but no kernel could take it
     |   |   +-- FrameTooBig           413   1009   more bytes than the settings allow
+    |   |   +-- ProtocolViolation     400   1002   not RFC 6455
     |   +-- InvalidRequest            400   1008   a REST body or parameter that does not hold
     |   +-- Forbidden                 403   1008   no token, a foreign Origin, a foreign Host
     |   +-- KernelLimitReached        403   1008   `max_kernels` run already
@@ -52,6 +53,7 @@ __all__ = [
     "KernelspecNotFound",
     "MalformedFrame",
     "NotFound",
+    "ProtocolViolation",
     "SessionNotFound",
     "WrongFrameType",
 ]
@@ -112,6 +114,12 @@ class FrameTooBig(FrameError):
 
     http_status = 413
     close_code = 1009
+
+
+class ProtocolViolation(FrameError):
+    """What came is not RFC 6455."""
+
+    close_code = 1002
 
 
 class InvalidRequest(ClientError):

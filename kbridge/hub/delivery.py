@@ -69,6 +69,8 @@ class Delivery:
                 attachment.blocked = True
             else:
                 attachment.delivered = stretch.end
+            if stretch.end.seq == self._journal.next_seq:
+                return
 
     def resume(self, attachment: Attachment) -> None:
         """Go on with a websocket whose last write has gone out."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from tornado.iostream import IOStream, StreamClosedError
+from tornado.iostream import IOStream, SSLIOStream, StreamClosedError
 
 from kbridge.link.interfaces import nobody
 
@@ -32,7 +32,7 @@ class StreamClient:
         Chrome fails the connection over data that does.
     """
 
-    __slots__ = ("_close", "_closing", "_stream", "on_writable")
+    __slots__ = ("_close", "_closing", "_socket", "_stream", "on_writable")
 
     def __init__(
         self,
@@ -41,6 +41,8 @@ class StreamClient:
         closing: Callable[[], bool] = lambda: False,
     ) -> None:
         self._stream = stream
+        # What TLS sends is not what it is given.
+        self._socket = None if isinstance(stream, SSLIOStream) else stream.socket
         self._close = on_close
         self._closing = closing
         self.on_writable: Callable[[], None] = nobody
@@ -52,11 +54,20 @@ class StreamClient:
         """Whether nothing can be written any more."""
         return self._stream.closed() or self._closing()
 
-    def write(self, data: bytes) -> bool:
+    def write(self, data: bytes | memoryview) -> bool:
         """Write whole frames; False if they did not all go at once, or not at all."""
         stream = self._stream
         if self._closing():
             return False
+        if self._socket is not None and not stream.writing():
+            # Nothing is on its way, so this may go past the stream's own buffer.
+            try:
+                sent = self._socket.send(data)
+            except OSError:
+                sent = 0  # full, or broken: the stream finds out which
+            if sent == len(data):
+                return True
+            data = memoryview(data)[sent:]
         try:
             written = stream.write(data)
         except StreamClosedError:

@@ -27,7 +27,9 @@ _NOBLOCK: Final = int(zmq.NOBLOCK)
 _Recv: TypeAlias = Callable[..., bytes]
 
 
-def drain(socket: zmq.Socket[bytes], max_messages: int, max_bytes: int) -> list[RawMessage]:
+def drain(
+    socket: zmq.Socket[bytes], max_messages: int, max_bytes: int
+) -> tuple[list[RawMessage], bool]:
     """Read whole messages until none waits, or a bound is reached.
 
     Parameters
@@ -39,9 +41,10 @@ def drain(socket: zmq.Socket[bytes], max_messages: int, max_bytes: int) -> list[
 
     Returns
     -------
-    list of list of bytes or memoryview
-        The parts of each message. Fewer than `max_messages` and `max_bytes` mean that nothing
-        waited any more.
+    batch : list of list of bytes or memoryview
+        The parts of each message.
+    more : bool
+        Whether a bound ended it. If not, nothing waits, and the descriptor will tell of the next.
     """
     batch: list[RawMessage] = []
     add = batch.append
@@ -84,7 +87,8 @@ def drain(socket: zmq.Socket[bytes], max_messages: int, max_bytes: int) -> list[
     except zmq.Again:
         if parts:
             add(parts)
-    return batch
+        return batch, False
+    return batch, True
 
 
 def _read_buffers(socket: zmq.Socket[bytes], parts: RawMessage) -> int:

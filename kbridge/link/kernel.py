@@ -35,7 +35,9 @@ _BATCH_BYTES: Final = 4 << 20
 _SEND_HWM: Final = 64
 _RECONNECT_MS: Final = 30
 
+# As plain numbers: zmq's enums cost more to combine than a part takes to send.
 _NOBLOCK: Final = int(zmq.NOBLOCK)
+_MORE: Final = int(zmq.NOBLOCK | zmq.SNDMORE)
 
 
 class _Sockets:
@@ -114,13 +116,17 @@ class KernelLink:
         socket = self._sockets.get(channel)
         if socket is None:
             return False
+        *before, last = frames
         try:
-            socket.send_multipart(frames, _NOBLOCK)
-        except zmq.Again:
+            for frame in before:
+                socket.send(frame, _MORE)
+            socket.send(last, _NOBLOCK)
+        except zmq.Again:  # from the first part, or not at all: a message goes whole
             self._refused.add(channel)
             self._look_again(channel)
             return False
-        self._look_again(channel)
+        if _waits(socket, zmq.POLLIN):
+            self._look_again(channel)
         return True
 
     def drain(self) -> None:
@@ -172,13 +178,13 @@ class KernelLink:
         socket = self._sockets.get(channel)
         if socket is None:
             return False
-        batch = drain(socket, _BATCH_MESSAGES, _BATCH_BYTES)
+        batch, more = drain(socket, _BATCH_MESSAGES, _BATCH_BYTES)
         if batch:
             self._events.on_messages(channel, batch)
         if channel in self._refused and _waits(socket, zmq.POLLOUT):
             self._refused.discard(channel)
             self._events.on_writable(channel)
-        return bool(batch) and _waits(socket, zmq.POLLIN)
+        return more
 
     def _look_again(self, channel: Channel) -> None:
         """Drain soon, but let others have their turn first."""

@@ -8,6 +8,7 @@ connections cut, runtime file and socket removed.
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import os
 import signal
@@ -65,6 +66,8 @@ async def serve(app: KbridgeApp) -> None:
         await asyncio.wait({opening, stopping}, return_when=asyncio.FIRST_COMPLETED)
         if opening.done():
             opening.result()
+        # What was made by now stays: full collections need not walk it again and again.
+        gc.freeze()
         await stopping
     finally:
         for task in (opening, stopping):

@@ -49,14 +49,14 @@ def test_messages_come_whole_and_in_order(pair) -> None:
     sent += [message(b"{}", topic=None)]
     for parts in sent:
         kernel.send_multipart(parts)
-    assert plain(drain(ours, 100, PLENTY)) == sent
-    assert drain(ours, 100, PLENTY) == []
+    assert plain(drain(ours, 100, PLENTY)[0]) == sent
+    assert drain(ours, 100, PLENTY) == ([], False)
 
 
 def test_buffers_are_not_copied(pair) -> None:
     ours, kernel = pair
     kernel.send_multipart(message(b"{}", b"x" * 100_000))
-    (parts,) = drain(ours, 100, PLENTY)
+    ((parts,), _) = drain(ours, 100, PLENTY)
     assert isinstance(parts[-1], memoryview)
     assert len(parts[-1]) == 100_000
 
@@ -67,8 +67,10 @@ def test_a_batch_ends_at_its_bound_and_the_rest_waits(pair, max_messages, max_by
     sent = [message(b'{"t":"' + b"x" * 190 + b'"}') for _ in range(10)]
     for parts in sent:
         kernel.send_multipart(parts)
-    assert len(drain(ours, max_messages, max_bytes)) == 3
-    assert len(drain(ours, 100, PLENTY)) == 7
+    batch, more = drain(ours, max_messages, max_bytes)
+    assert (len(batch), more) == (3, True)
+    batch, more = drain(ours, 100, PLENTY)
+    assert (len(batch), more) == (7, False)
 
 
 SHORT = st.lists(
@@ -100,7 +102,7 @@ def test_what_is_out_of_shape_takes_at_most_its_neighbour_along(pair, plan) -> N
             kernel.send_multipart(junk)
             after_bad = True
     seen = []
-    while batch := drain(ours, 5, PLENTY):
+    while batch := drain(ours, 5, PLENTY)[0]:
         for frames in batch:
             try:
                 seen.append(parse(Channel.IOPUB, frames, key).header)

@@ -1,0 +1,148 @@
+"""What clients send over a websocket, whole, in pieces, and wrong."""
+
+import os
+import struct
+import tracemalloc
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tornado.util import _websocket_mask
+
+from kbridge.errors import FrameError, FrameTooBig, ProtocolViolation
+from kbridge.wire.frames import BINARY, CLOSE, PING, PONG, TEXT
+from kbridge.wire.reader import FrameReader, unmask
+
+CONTINUATION = 0
+
+
+def frame(opcode: int, payload: bytes = b"", *, final: bool = True, mask: bytes = b"abcd") -> bytes:
+    size = len(payload)
+    first = opcode | (0x80 if final else 0)
+    if size < 126:
+        head = struct.pack("!BB", first, 0x80 | size)
+    elif size < 1 << 16:
+        head = struct.pack("!BBH", first, 0x80 | 126, size)
+    else:
+        head = struct.pack("!BBQ", first, 0x80 | 127, size)
+    return head + mask + _websocket_mask(mask, payload)
+
+
+def read(data: bytes, step: int = 0, max_size: int = 1 << 20) -> list[tuple[int, bytes]]:
+    reader = FrameReader(max_size)
+    events = []
+    step = step or max(len(data), 1)
+    for at in range(0, len(data), step):
+        reader.feed(data[at : at + step])
+        while (event := reader.next()) is not None:
+            events.append(event)
+    return events
+
+
+GOOD = {
+    "empty": (frame(BINARY), [(BINARY, b"")]),
+    "text": (frame(TEXT, "ü".encode()), [(TEXT, "ü".encode())]),
+    "125": (frame(BINARY, b"x" * 125), [(BINARY, b"x" * 125)]),
+    "126": (frame(BINARY, b"x" * 126), [(BINARY, b"x" * 126)]),
+    "65535": (frame(BINARY, b"x" * 65535), [(BINARY, b"x" * 65535)]),
+    "65536": (frame(BINARY, b"x" * 65536), [(BINARY, b"x" * 65536)]),
+    "two": (frame(TEXT, b"1") + frame(TEXT, b"2"), [(TEXT, b"1"), (TEXT, b"2")]),
+    "fragments": (
+        frame(TEXT, b"a", final=False)
+        + frame(CONTINUATION, b"b", final=False)
+        + frame(CONTINUATION, b"c"),
+        [(TEXT, b"abc")],
+    ),
+    "ping between fragments": (
+        frame(BINARY, b"a", final=False) + frame(PING, b"!") + frame(CONTINUATION, b"b"),
+        [(PING, b"!"), (BINARY, b"ab")],
+    ),
+    "control": (
+        frame(PING, b"p") + frame(PONG) + frame(CLOSE, b"\x03\xe8bye"),
+        [(PING, b"p"), (PONG, b""), (CLOSE, b"\x03\xe8bye")],
+    ),
+}
+
+BAD = {
+    "reserved bit": b"\xc2" + frame(BINARY)[1:],
+    "unknown opcode": frame(0x3),
+    "unknown control opcode": frame(0xB),
+    "not masked": b"\x82\x01x",
+    "ping in fragments": frame(PING, b"", final=False),
+    "long ping": frame(PING, b"x" * 126),
+    "a fragment of nothing": frame(CONTINUATION, b"x"),
+    "a message within another": frame(TEXT, b"a", final=False) + frame(TEXT, b"b"),
+}
+
+
+@pytest.mark.parametrize("step", [0, 1, 2, 3, 7, 1000])
+@pytest.mark.parametrize("name", GOOD)
+def test_messages_come_out_whole_however_they_are_cut(name: str, step: int) -> None:
+    data, events = GOOD[name]
+    assert read(data, step) == events
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_what_is_not_rfc_6455_is_refused_as_soon_as_it_shows(name: str) -> None:
+    for step in (0, 1):
+        with pytest.raises(ProtocolViolation) as caught:
+            read(BAD[name], step)
+        assert caught.value.close_code == 1002
+        assert len(caught.value.reason.encode()) <= 123
+
+
+def test_what_came_before_a_fault_comes_out_first() -> None:
+    reader = FrameReader(100)
+    reader.feed(frame(TEXT, b"good") + BAD["not masked"])
+    assert reader.next() == (TEXT, b"good")
+    with pytest.raises(ProtocolViolation):
+        reader.next()
+    with pytest.raises(ProtocolViolation):
+        reader.next()
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        frame(BINARY, b"x" * 101),
+        frame(BINARY, b"x" * 60, final=False) + frame(CONTINUATION, b"x" * 41),
+        struct.pack("!BBQ", 0x82, 0x80 | 127, 1 << 62),
+    ],
+    ids=["one frame", "fragments", "a claim"],
+)
+def test_a_message_over_the_limit_is_refused_before_it_is_kept(data: bytes) -> None:
+    tracemalloc.start()
+    try:
+        with pytest.raises(FrameTooBig):
+            read(data, max_size=100)
+        assert tracemalloc.get_traced_memory()[1] < 100_000
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_message_of_the_very_limit_passes() -> None:
+    assert read(frame(BINARY, b"x" * 100), max_size=100) == [(BINARY, b"x" * 100)]
+
+
+@given(st.binary(max_size=300), st.binary(min_size=4, max_size=4))
+def test_unmasking_is_what_tornado_does(data: bytes, mask: bytes) -> None:
+    assert unmask(mask, data) == _websocket_mask(mask, data)
+
+
+@given(
+    messages=st.lists(st.tuples(st.sampled_from([TEXT, BINARY, PING]), st.binary(max_size=125))),
+    step=st.integers(1, 40),
+)
+def test_any_messages_in_any_pieces(messages: list[tuple[int, bytes]], step: int) -> None:
+    data = b"".join(frame(op, payload, mask=os.urandom(4)) for op, payload in messages)
+    assert read(data, step) == messages
+
+
+@given(st.binary(max_size=200), st.integers(1, 50))
+def test_noise_raises_nothing_but_the_documented_errors(noise: bytes, step: int) -> None:
+    code = None
+    try:
+        read(noise, step, max_size=1000)
+    except FrameError as error:
+        code = error.close_code
+    assert code in {None, 1002, 1009}
