@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.plot import draw
+from benchmarks import readme
 from benchmarks.report import as_json, table
 from benchmarks.rows import ROWS
 from benchmarks.runner import Runner
@@ -79,6 +80,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         output.mkdir(parents=True, exist_ok=True)
         (output / "benchmarks.json").write_text(as_json(outcomes, quick=options.quick))
         drawn = draw(outcomes, output / "benchmarks.png")
+        if output == DOCS:
+            readme.main()
         print(f"\nwritten: {output / 'benchmarks.json'}{' and .png' if drawn else ''}")
     return 1 if any(outcome.failures for outcome in outcomes) else 0
 

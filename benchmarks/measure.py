@@ -56,7 +56,7 @@ def children(pid: int) -> list[int]:
     return found
 
 
-def settle(pid: int, quiet: float = 0.3, timeout: float = 10.0) -> None:
+def settle(pid: int, quiet: float = 0.3, timeout: float = 60.0) -> None:
     """Wait until a process took less than 5 % of one core for `quiet` seconds.
 
     Raises

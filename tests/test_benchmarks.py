@@ -11,7 +11,7 @@ import pytest
 from jupyter_client.session import Session
 from jupyter_server.services.kernels.connection.base import deserialize_msg_from_ws_v1
 
-from benchmarks import client, measure, report
+from benchmarks import client, measure, readme, report
 from benchmarks.floor import bare
 from benchmarks.plot import draw
 from benchmarks.rows import ROWS
@@ -198,3 +198,9 @@ def test_a_tiny_run_of_both_servers(tmp_path: Path) -> None:
     assert rows["message"]["figures"]["cpu"]["ratio"] > 0
     assert rows["roundtrip"]["figures"]["p50"]["ratio"] > 0
     assert (tmp_path / "benchmarks.png").stat().st_size > 10_000
+
+
+def test_the_readme_shows_what_was_measured() -> None:
+    text = (readme.ROOT / "README.md").read_text()
+    measured = json.loads((readme.ROOT / "docs" / "benchmarks.json").read_text())
+    assert text == readme.insert(text, measured), "python -m benchmarks.readme"
