@@ -14,8 +14,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.plot import draw
 from benchmarks import readme
+from benchmarks.plot import draw
 from benchmarks.report import as_json, table
 from benchmarks.rows import ROWS
 from benchmarks.runner import Runner

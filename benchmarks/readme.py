@@ -21,9 +21,11 @@ def markdown(measured: dict[str, Any]) -> str:
     machine = measured["machine"]
     versions = ", ".join(f"{name} {version}" for name, version in machine["packages"].items())
     lines = [
-        f"{measured['date']}, {machine['cores']} cores of an {machine['cpu']},"
-        f" Python {machine['python']}, {versions}. A floor is a bare ZeroMQ client in Python,"
-        " which receives and does nothing else.",
+        (
+            f"{measured['date']}, {machine['cores']} cores of an {machine['cpu']},"
+            f" Python {machine['python']}, {versions}. A floor is a bare ZeroMQ client in Python,"
+            " which receives and does nothing else."
+        ),
         "",
         "| | jupyter_server | kbridge | floor | ratio | to reach | reached |",
         "|---|---|---|---|---|---|---|",
