@@ -43,7 +43,8 @@ def kernel_protocol(kernel_info_reply: Message) -> str:
 def adapter_for(version: str) -> Adapter | None:
     """What translates for a kernel of protocol `version`; None if nothing needs to."""
     major = version.partition(".")[0]
-    if not major.isdecimal() or int(major) >= CURRENT:
+    # One digit: older than 5 it is anyhow, and `int` raises on a few thousand of them.
+    if len(major) != 1 or not major.isdecimal() or int(major) >= CURRENT:
         return None
     return Adapter(int(major))
 

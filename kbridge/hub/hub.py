@@ -164,10 +164,10 @@ class Hub:
         now = self._clock.monotonic()
         msg_type = msg.msg_type
         if judge(self._incoming, msg, msg_type, now) == DROP:
-            self.log.warning("%s is not an allowed message type; ignored", msg_type)
+            # As a stranger writes it, so neither raw nor whole.
+            self.log.warning("%.60s is not an allowed message type; ignored", ascii(msg_type))
             return None
-        if msg_type != "kernel_info_request":
-            self.activity.touch(self._clock.wall())
+        self.activity.touch(self._clock.wall(), msg_type)
         return self._requests.submit(msg, attachment.client.number)
 
     def tell(self, attachment: Attachment, msg: Message) -> None:

@@ -124,7 +124,7 @@ class Intake:
 
     def _on_iopub(self, msg: Message, now: float, wall: float) -> None:
         msg_type = msg.msg_type
-        if not self._nudge.ready:
+        if not self._nudge.proven:
             self._nudge.heard(welcome=msg_type == "iopub_welcome")
         if msg_type == "iopub_welcome":
             return  # to a new subscriber, and that is the bridge

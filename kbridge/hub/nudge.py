@@ -28,7 +28,8 @@ class Nudge:
     probe : callable
         Sends a probe on shell and control.
     on_ready : callable
-        Is told each time that the kernel becomes ready, with the decision.
+        Is told each time that the kernel becomes ready, with the decision; and once more where
+        the proof comes after time had run out.
     """
 
     def __init__(
@@ -45,7 +46,8 @@ class Nudge:
         self._on_ready = on_ready
         self._timer: asyncio.TimerHandle | None = None
         self._waiters: list[asyncio.Future[bool]] = []
-        self._told = False  # whether `on_ready` knows of the present state
+        self._told: Decision | None = None  # the decision that `on_ready` knows of
+        self._closed = False
 
     @property
     def ready(self) -> bool:
@@ -57,6 +59,11 @@ class Nudge:
         """Whether they may only because time has run out."""
         return self._readiness.timed_out
 
+    @property
+    def proven(self) -> bool:
+        """Whether they may because the kernel has proven itself."""
+        return self._readiness.ready and not self._readiness.timed_out
+
     def begin(self) -> None:
         """The kernel is linked: find out."""
         self.stop()
@@ -65,7 +72,7 @@ class Nudge:
     def stop(self) -> None:
         """The kernel is not linked: nothing is ready, and nothing is asked."""
         self._readiness.reset(self._clock.monotonic())
-        self._told = False
+        self._told = None
         self._cancel()
 
     def connected(self) -> None:
@@ -80,7 +87,7 @@ class Nudge:
 
     def heard(self, *, welcome: bool = False) -> None:
         """Something came on iopub."""
-        if self._readiness.ready:
+        if self.proven:
             return
         now = self._clock.monotonic()
         if welcome:
@@ -95,7 +102,15 @@ class Nudge:
         self._poll()
 
     async def wait(self, timeout: float | None) -> bool:
-        """Wait until ready; False for want of proof, or of time."""
+        """Wait until ready; False for want of proof, or of time.
+
+        Raises
+        ------
+        HubClosed
+            After `close`.
+        """
+        if self._closed:
+            raise HubClosed("the kernel is gone")
         if self.ready:
             return not self.timed_out
         waiter: asyncio.Future[bool] = self._loop.create_future()
@@ -111,11 +126,13 @@ class Nudge:
 
     def close(self) -> None:
         """Stop, and tell those who wait; may be called twice."""
+        self._closed = True
         self.stop()
         waiters, self._waiters = self._waiters, []
         for waiter in waiters:
             if not waiter.done():
                 waiter.set_exception(HubClosed("the kernel is gone"))
+                waiter.exception()  # seen: whoever was cancelled meanwhile awaits it no more
 
     def statistics(self) -> dict[str, Any]:
         """As `Readiness.statistics`."""
@@ -134,10 +151,10 @@ class Nudge:
             self._probe()
         if decision.next_at is not None:
             self._timer = self._loop.call_later(max(0.0, decision.next_at - now), self._poll)
-        if decision.ready and not self._told:
+        known, self._told = self._told, decision if decision.ready else None
+        if decision.ready and decision != known:
             waiters, self._waiters = self._waiters, []
             for waiter in waiters:
                 if not waiter.done():
                     waiter.set_result(not decision.timed_out)
             self._on_ready(decision)
-        self._told = decision.ready

@@ -311,6 +311,38 @@ async def test_kernel_info_and_reconnects_are_no_activity(rig) -> None:
     assert rig.hub.activity.last_activity == rig.clock.wall()
 
 
+@pytest.mark.parametrize(
+    ("channel", "msg_type"),
+    [(Channel.SHELL, "comm_info_request"), (Channel.CONTROL, "usage_request")],
+)
+async def test_what_an_open_page_asks_by_itself_is_no_activity(rig, channel, msg_type) -> None:
+    before = rig.hub.activity.last_activity
+    rig.clock.now += 100
+    _, attached = rig.attach()
+    rig.hub.submit(attached, rig.message(channel, msg_type, {}))
+    assert rig.hub.activity.last_activity == before
+
+
+async def test_a_kernel_that_proves_itself_late_is_up_and_ready(make_rig) -> None:
+    rig = make_rig(kernel_info_timeout=60.0)
+    rig.clock.now += 61
+    probe = rig.probes()[0]
+    rig.say(rig.message(probe.channel, "kernel_info_reply", {"status": "ok"}, probe.header))
+    assert rig.hub.timed_out
+    rig.say(rig.message(Channel.IOPUB, "status", {"execution_state": "idle"}, probe.header))
+    assert await rig.hub.wait_ready() is True
+    assert rig.hub.activity.execution_state == "idle"
+
+
+async def test_a_stranger_does_not_write_the_log(make_rig, caplog) -> None:
+    rig = make_rig(allowed_message_types=("execute_request",))
+    _, attached = rig.attach()
+    rig.hub.submit(attached, rig.request("x\nForged line " + 10_000 * "x"))
+    (record,) = caplog.records
+    assert "\n" not in record.getMessage()
+    assert len(record.getMessage()) < 200
+
+
 async def test_closing_twice_closes_once_and_whoever_waits_knows(make_rig) -> None:
     rig = make_rig(request_limit=1)
     client, attached = rig.attach("s")

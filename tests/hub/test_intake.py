@@ -1,0 +1,147 @@
+"""What becomes of a kernel's messages; seen in the journal."""
+
+import logging
+
+import pytest
+
+from kbridge.errors import KernelMessageError
+from kbridge.flow.activity import Activity
+from kbridge.flow.journal import Journal, Place
+from kbridge.flow.policy import DROP, PASS
+from kbridge.hub.intake import Intake
+from kbridge.hub.notices import Notices
+from kbridge.hub.nudge import Nudge
+from kbridge.hub.requests import Requests
+from kbridge.wire import v1
+from kbridge.wire.build import build
+from kbridge.wire.frames import payload
+from kbridge.wire.message import Channel, Message
+from kbridge.wire.signing import Signer
+from kbridge.wire.zmq import serialize
+from tests.hub.rig import KEY, StoppedClock
+
+ALICE = 1
+
+
+class Side:
+    """An intake among its real neighbours, and a kernel that speaks to it."""
+
+    def __init__(self) -> None:
+        self.clock = StoppedClock()
+        self.notices = Notices(self.clock)
+        self.journal = Journal(1 << 20, 1 << 20)
+        self.activity = Activity(self.clock.wall())
+        log = logging.getLogger("kbridge.hub")
+        self.requests = Requests(1 << 20, lambda _: True, log)
+        self.nudge = Nudge(self.clock, 60.0, lambda: None, lambda _: None)
+        self.intake = Intake(
+            "a-kernel",
+            self.journal,
+            self.activity,
+            self.nudge,
+            self.requests,
+            mark=self.notices.mark,
+            policies=[self._judge],
+            clock=self.clock,
+            log=log,
+        )
+        self.signer = Signer(KEY)
+        self.intake.begin(self.signer)
+        self.nudge.begin()
+
+    @staticmethod
+    def _judge(msg: Message, msg_type: str, now: float):
+        if msg_type == "display_data":
+            return DROP
+        return (msg, msg) if msg_type == "execute_result" else PASS
+
+    def message(self, channel: Channel, msg_type: str, parent: bytes = b"{}", **content) -> Message:
+        return build(channel, msg_type, content, session="k", date="now", parent_header=parent)
+
+    def say(self, *messages: Message, signer: Signer | None = None) -> None:
+        frames = [serialize(m, signer or self.signer) for m in messages]
+        self.intake.take(messages[0].channel, frames)
+
+    def heard_by(self, client: int) -> list[str]:
+        stretch = self.journal.read(Place(0, 0, 0), 1 << 20)
+        frames = stretch.frames_for(client) if stretch else []
+        return [v1.decode(payload(f)).msg_type for f in frames]
+
+
+@pytest.fixture
+async def side():
+    made = Side()
+    yield made
+    made.nudge.close()
+    made.requests.close()
+
+
+async def test_what_is_said_on_iopub_is_everybodys(side) -> None:
+    side.say(side.message(Channel.IOPUB, "stream"), side.message(Channel.IOPUB, "error"))
+    assert side.heard_by(ALICE) == side.heard_by(99) == ["stream", "error"]
+
+
+async def test_an_answer_is_for_who_asked(side) -> None:
+    asked = side.message(Channel.SHELL, "execute_request")
+    side.requests.submit(asked, ALICE)
+    side.say(side.message(Channel.SHELL, "execute_reply", asked.header))
+    assert (side.heard_by(ALICE), side.heard_by(99)) == (["execute_reply"], [])
+
+
+async def test_policies_drop_and_replace(side) -> None:
+    kinds = ("display_data", "execute_result", "stream")
+    side.say(*(side.message(Channel.IOPUB, kind) for kind in kinds))
+    assert side.heard_by(ALICE) == ["execute_result", "execute_result", "stream"]
+
+
+async def test_what_comes_of_a_probe_is_evidence_but_a_threads_output_is_output(side) -> None:
+    probe = side.notices.probe(Channel.CONTROL).header
+    side.say(side.message(Channel.CONTROL, "kernel_info_reply", probe, protocol_version="5.4"))
+    assert not side.nudge.ready
+    side.say(
+        side.message(Channel.IOPUB, "status", probe, execution_state="idle"),
+        side.message(Channel.IOPUB, "stream", probe),
+    )
+    assert side.nudge.proven
+    assert side.heard_by(ALICE) == ["stream"]
+
+
+async def test_a_welcome_is_the_bridges(side) -> None:
+    side.say(side.message(Channel.IOPUB, "iopub_welcome"))
+    assert side.nudge.proven
+    assert side.heard_by(ALICE) == []
+
+
+async def test_what_is_refused_takes_nothing_along_and_is_logged_once(side, caplog) -> None:
+    good = side.message(Channel.IOPUB, "stream")
+    forged = serialize(good, Signer(b"another key"))
+    frames = serialize(good, side.signer)
+    side.intake.take(Channel.IOPUB, [frames, forged, [b"rubbish"], [], frames])
+    assert side.heard_by(ALICE) == ["stream", "stream"]
+    assert side.intake.refused == 3
+    side.intake.refuse(Channel.IOPUB, KernelMessageError("as bad"))
+    assert len(caplog.records) == 1
+    assert KEY.decode() not in caplog.text
+    side.clock.now += 61
+    side.intake.refuse(Channel.IOPUB, KernelMessageError("as bad"))
+    assert "4 message(s) refused" in caplog.text
+
+
+@pytest.mark.parametrize("version", ["9" * 5000, ["9" * 5000], None, [[]], {}, 4.2, ""])
+async def test_no_version_takes_the_rest_of_a_batch_along(side, version) -> None:
+    probe = side.notices.probe(Channel.SHELL).header
+    side.say(
+        side.message(Channel.SHELL, "kernel_info_reply", probe, protocol_version=version),
+        side.message(Channel.SHELL, "execute_reply"),
+    )
+    assert side.heard_by(ALICE) == ["execute_reply"]
+    assert side.intake.adapter is None
+
+
+async def test_an_old_kernel_is_translated_until_another_one_begins(side) -> None:
+    probe = side.notices.probe(Channel.SHELL).header
+    side.say(side.message(Channel.SHELL, "kernel_info_reply", probe, protocol_version=[4, 1]))
+    side.say(side.message(Channel.IOPUB, "pyout", data={}, metadata={}, execution_count=1))
+    assert side.heard_by(ALICE) == ["execute_result", "execute_result"]
+    side.intake.begin(side.signer)
+    assert side.intake.adapter is None

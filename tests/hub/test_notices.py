@@ -1,0 +1,80 @@
+"""Messages of the bridge's own."""
+
+import json
+from typing import Any
+
+from kbridge.flow.journal import Gap
+from kbridge.hub.notices import Notices
+from kbridge.wire import v1
+from kbridge.wire.message import Channel, Message
+from tests.hub.rig import StoppedClock
+
+PARENT = b'{"msg_id": "cell", "msg_type": "execute_request"}'
+
+
+def notices() -> Notices:
+    return Notices(StoppedClock())
+
+
+def content(msg: Message) -> Any:
+    return json.loads(msg.content)
+
+
+def test_all_have_one_session_and_ids_of_their_own() -> None:
+    made = notices()
+    messages = [
+        made.request(Channel.SHELL, "kernel_info_request", {}),
+        made.probe(Channel.CONTROL),
+        made.probe(Channel.SHELL),
+        made.status("restarting"),
+        made.stderr("oh"),
+    ]
+    headers = [json.loads(m.header) for m in messages]
+    assert len({h["session"] for h in headers}) == 1
+    assert len({h["msg_id"] for h in headers}) == len(headers)
+    assert {h["date"] for h in headers} == {StoppedClock().iso()}
+    for msg in messages:
+        assert v1.decode(v1.encode(msg)) == msg
+
+
+def test_only_probes_bear_the_mark_and_each_bridge_has_its_own() -> None:
+    made, other = notices(), notices()
+    probe = made.probe(Channel.CONTROL)
+    assert (probe.channel, probe.msg_type) == (Channel.CONTROL, "kernel_info_request")
+    assert made.mark in probe.header
+    assert other.mark not in probe.header
+    assert made.mark not in made.request(Channel.SHELL, "execute_request", {}).header
+    assert made.mark not in made.status("dead").header
+
+
+def test_a_request_says_what_it_was_given() -> None:
+    msg = notices().request(Channel.CONTROL, "debug_request", {"seq": 1})
+    assert (msg.channel, msg.msg_type, content(msg)) == (
+        Channel.CONTROL,
+        "debug_request",
+        {"seq": 1},
+    )
+
+
+def test_a_status_is_what_a_kernel_says_of_itself() -> None:
+    msg = notices().status("dead")
+    assert (msg.channel, msg.msg_type, content(msg), msg.parent_id) == (
+        Channel.IOPUB,
+        "status",
+        {"execution_state": "dead"},
+        "",
+    )
+
+
+def test_a_line_on_stderr_belongs_to_its_cell() -> None:
+    msg = notices().stderr("naïve", PARENT)
+    assert (msg.channel, msg.msg_type, msg.parent_header) == (Channel.IOPUB, "stream", PARENT)
+    assert content(msg) == {"name": "stderr", "text": "naïve\n"}
+
+
+def test_a_gap_says_how_much_is_missing_and_what_to_raise() -> None:
+    msg = notices().lost(Gap(1234, 5_678_901, b""), PARENT)
+    text = content(msg)["text"]
+    assert "1,234 messages (5,678,901 bytes)" in text
+    assert "ZMQChannelsWebsocketConnection.journal_limit" in text
+    assert msg.parent_header == PARENT
