@@ -73,7 +73,6 @@ class KernelLink:
         self._sockets: dict[Channel, zmq.Socket[bytes]] = {}
         self._refused: set[Channel] = set()
         self._again: set[Channel] = set()
-        self._scheduled = False
         self._monitor: zmq.Socket[bytes] | None = None
         context = _Sockets.context()
         # One identity for shell, control and stdin: a kernel sends its input requests to the
@@ -125,7 +124,7 @@ class KernelLink:
             self._refused.add(channel)
             self._look_again(channel)
             return False
-        if _waits(socket, zmq.POLLIN):
+        if _waits(socket, zmq.POLLIN) or channel in self._refused:
             self._look_again(channel)
         return True
 
@@ -166,19 +165,19 @@ class KernelLink:
 
     def _reader(self, channel: Channel) -> Callable[[Any, int], None]:
         def on_readable(_fd: Any, _events: int) -> None:
-            more = self._drain(channel)
+            self._drain(channel)
             self._events.on_drained()
-            if more:
-                self._look_again(channel)
 
         return on_readable
 
     def _drain(self, channel: Channel) -> bool:
-        """Read one batch; whether more may wait."""
+        """Read one batch; whether more may wait, which is then looked after."""
         socket = self._sockets.get(channel)
         if socket is None:
             return False
         batch, more = drain(socket, _BATCH_MESSAGES, _BATCH_BYTES)
+        if more:  # before anybody is told: the descriptor keeps silent whatever they raise
+            self._look_again(channel)
         if batch:
             self._events.on_messages(channel, batch)
         if channel in self._refused and _waits(socket, zmq.POLLOUT):
@@ -188,23 +187,15 @@ class KernelLink:
 
     def _look_again(self, channel: Channel) -> None:
         """Drain soon, but let others have their turn first."""
-        self._again.add(channel)
-        if not self._scheduled:
-            self._scheduled = True
-            self._soon(self._on_turn)
+        if channel not in self._again:
+            self._again.add(channel)
+            self._soon(self._on_turn, channel)
 
-    def _on_turn(self) -> None:
-        self._scheduled = False
-        again, self._again = self._again, set()
-        told = False
-        for channel in again:
-            socket = self._sockets.get(channel)
-            if socket is None or not _waits(socket, zmq.POLLIN | zmq.POLLOUT):
-                continue
-            if self._drain(channel):
-                self._look_again(channel)
-            told = True
-        if told:
+    def _on_turn(self, channel: Channel) -> None:
+        self._again.discard(channel)
+        socket = self._sockets.get(channel)
+        if socket is not None and _waits(socket, zmq.POLLIN | zmq.POLLOUT):
+            self._drain(channel)
             self._events.on_drained()
 
     def _on_monitor(self, _fd: Any, _events: int) -> None:

@@ -197,6 +197,25 @@ async def test_a_kernel_that_goes_and_comes_back_is_told_of(side, linked) -> Non
         again.close()
 
 
+async def test_a_batch_that_its_owner_fails_on_does_not_stop_the_next(side, linked) -> None:
+    _, events = linked
+    await until_subscribed(side, events)
+    complaints = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, what: complaints.append(what))
+    take, fails = events.on_messages, [True]
+
+    def on_messages(channel, batch) -> None:
+        if fails:
+            raise RuntimeError(fails.pop())
+        take(channel, batch)
+
+    for number in range(1000):  # more than one batch, all there before the first is read
+        await side.sockets[Channel.IOPUB].send_multipart([b"topic", *body(number)])
+    events.on_messages = on_messages
+    await events.until(lambda: events.messages and events.messages[-1][1][-1] == body(999)[-1])
+    assert len(complaints) == 1
+
+
 async def test_nothing_is_said_after_close(side) -> None:
     events = Recorder()
     link = KernelLink(side.endpoints, events)
