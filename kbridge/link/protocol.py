@@ -24,6 +24,7 @@ __all__ = ["BridgeWebSocketProtocol"]
 
 _TEXT: Final = 0x1
 _CLOSE: Final = 0x8
+_NEVER_SENT: Final = frozenset({1004, 1005, 1006, 1015})  # section 7.4.1
 _LINGER_SECONDS: Final = 2.0
 _LINGER_BYTES: Final = 64 << 20
 _CHUNK: Final = 64 << 10
@@ -56,6 +57,8 @@ class BridgeWebSocketProtocol(WebSocketProtocol13):
     def _handle_message(self, opcode: int, data: bytes) -> asyncio.Future[None] | None:
         if self.server_terminated and opcode != _CLOSE:
             return None  # sent before the peer had read our close: nothing may come of it
+        if opcode == _CLOSE:
+            _check_close(data)
         if opcode == _TEXT and not self._frame_compressed and not self.client_terminated:
             try:
                 data.decode()
@@ -119,3 +122,16 @@ class BridgeWebSocketProtocol(WebSocketProtocol13):
         finally:
             self._lingers = False
             self._abort()
+
+
+def _check_close(data: bytes) -> None:
+    """Judge a peer's close frame, before its code is echoed (RFC 6455, sections 5.5.1 and 7.4)."""
+    if not data:
+        return
+    code = int.from_bytes(data[:2], "big")
+    if len(data) < 2 or not 1000 <= code < 5000 or code in _NEVER_SENT:
+        raise ProtocolViolation("a close frame without a code that may be sent")
+    try:
+        data[2:].decode()
+    except UnicodeDecodeError:
+        raise ProtocolViolation("a close frame whose reason is not UTF-8") from None

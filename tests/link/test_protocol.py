@@ -200,6 +200,22 @@ async def test_a_close_without_a_code_is_echoed(server, peer) -> None:
     assert await peer.end() == b""
 
 
+@pytest.mark.parametrize(
+    "bad",
+    [b"\x03", *(struct.pack("!H", code) for code in (0, 999, 1005, 1006, 5000)), b"\x03\xe8\xff"],
+)
+async def test_a_close_frame_that_is_none_is_closed_with_1002(server, peer, bad) -> None:
+    peer.send(CLOSE, bad)
+    assert (await peer.close_frame())[0] == 1002
+    await server.until_gone()
+
+
+@pytest.mark.parametrize("code", [1000, 1011, 3000, 4999])
+async def test_a_code_that_may_be_sent_is_echoed(server, peer, code) -> None:
+    peer.send_close(code)
+    assert await peer.close_frame() == (code, "")
+
+
 async def test_a_peer_that_vanishes_is_told_of(server, peer) -> None:
     peer.send(TEXT, b"half a mess", final=False)
     await peer.hang_up()
