@@ -1,4 +1,7 @@
-"""The least that a kernel's websocket connection does (seed 003)."""
+"""The least that a kernel's websocket connection does.
+
+As jupyter_server's class of the same name.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""What all classes that connect a websocket to a kernel share (seed 003)."""
+"""What all classes that connect a websocket to a kernel share.
+
+As jupyter_server's class of the same name.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The class that bridges one websocket to one kernel (seeds 003 and 004).
+"""The class that bridges one websocket to one kernel, as jupyter_server's of the same name.
 
 It is thin: the kernel's sockets, its journal and its state belong to the kernel's hub, and a
 websocket is a cursor there. What stands here is configuration, and the names that Jupyter Server's
@@ -207,7 +207,7 @@ class ZMQChannelsWebsocketConnection(BaseKernelWebsocketConnection):
         """Name the kernel's channels; their sockets are the hub's."""
         self.channels = {str(c): HubChannel(self.hub, c) for c in Channel}
 
-    def connect(self) -> asyncio.Future[None]:  # type: ignore[override]  # as in seed 003: a Future
+    def connect(self) -> asyncio.Future[None]:  # type: ignore[override]  # a Future, as in jupyter_server
         """Attach the websocket to the kernel.
 
         Returns
@@ -232,7 +232,7 @@ class ZMQChannelsWebsocketConnection(BaseKernelWebsocketConnection):
         done.set_result(None)
         return done
 
-    def disconnect(self) -> None:  # type: ignore[override]  # as in seed 003: at once
+    def disconnect(self) -> None:  # type: ignore[override]  # at once, as in jupyter_server
         """Detach the websocket; may be called twice."""
         attachment, self._attachment = self._attachment, None
         if attachment is None or self._hub is None:

@@ -1,4 +1,4 @@
-"""Messages as Jupyter Server's functions take them: dicts and lists of parts (seed 003).
+"""Messages as Jupyter Server's functions take them: dicts and lists of parts.
 
 The bridge itself passes raw parts (`kbridge.wire`); these serve code that was written for the
 functions of the same names in Jupyter Server.
