@@ -79,10 +79,14 @@ class ChannelsHandler(AccessMixin, WebSocketHandler):
     def open(self, *_args: str, **_kwargs: str) -> None:
         """Attach to the kernel; waits for nothing."""
         assert self.connection is not None
+        try:
+            self.connection.connect()
+        except HubClosed as error:  # between the look at the table and now
+            self.close(error.close_code, error.reason)
+            return
         self.services.websockets.add(self)
         if self.keepalive is not None:
             self.keepalive.add(self)
-        self.connection.connect()
 
     def on_message(self, message: str | bytes) -> Awaitable[None] | None:
         """Pass a message on; Tornado reads no further until what this returns is done."""

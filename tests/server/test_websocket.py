@@ -426,6 +426,15 @@ async def test_a_kernel_that_is_shut_down_closes_its_websockets(house) -> None:
         assert await ended(ws) == (1001, "the kernel was shut down")
 
 
+async def test_a_kernel_that_goes_while_the_websocket_opens_is_told_of(house) -> None:
+    kernel = house.services.kernels.get_kernel(ID)
+    hub = house.hubs.open(ID, kernel.get_connection_info())
+    await hub.aclose()  # the table has it still
+    async with house.client() as ws:
+        assert await ended(ws) == (1012, "the kernel is gone")
+    assert house.services.websockets == set()
+
+
 # -- frames that are no messages ------------------------------------------------------------
 
 GOOD = message("execute_request", {"code": "1"})
