@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 from collections import deque
 from pathlib import Path
 from typing import BinaryIO
@@ -44,9 +45,11 @@ class KernelLog:
             If the file cannot be made.
         """
         # O_APPEND, so that a trimmed file does not grow a hole where its writer left off.
-        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW
+        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND
+        flags |= getattr(os, "O_NOFOLLOW", 0)  # Windows has neither this nor modes
         fd = os.open(self.path, flags, 0o600)
-        os.fchmod(fd, 0o600)
+        if sys.platform != "win32":
+            os.fchmod(fd, 0o600)
         self._start = os.fstat(fd).st_size
         return os.fdopen(fd, "ab", buffering=0)
 

@@ -13,7 +13,7 @@ import asyncio
 import os
 import re
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Coroutine, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -128,19 +128,22 @@ class BridgeKernelManager(KernelTable):
             await stop(*late)
 
     async def _kill_all(self) -> None:
-        kills = (kernel.kill() for kernel in self._life.kernels)
-        for error in await asyncio.gather(*kills, return_exceptions=True):
+        await self._each(kernel.kill() for kernel in self._life.kernels)
+
+    async def _each(self, steps: Iterable[Coroutine[Any, Any, None]]) -> None:
+        """Take all steps; one that fails is logged, and the others are waited for."""
+        for error in await asyncio.gather(*steps, return_exceptions=True):
             if error is not None:
                 self.log.error("%s", error)
 
     async def _end_pool(self) -> None:
         # Nobody has anything in these, so that there is nothing to ask them.
         waiting = await self._pool.drain() if self._pool is not None else []
-        await asyncio.gather(*(self._life.discard(kernel, badly=False) for kernel in waiting))
+        await self._each(self._life.discard(kernel, badly=False) for kernel in waiting)
 
     async def _end_starts(self, starting: set[BridgeKernel]) -> None:
         # Whoever waits for these to come up sees them die, and clears them away.
-        await asyncio.gather(*(kernel.kill() for kernel in starting))
+        await self._each(kernel.kill() for kernel in starting)
         await self._no_starts.wait()
 
     # Life and death. jupyter_client, too, puts async methods in the place of these sync ones.

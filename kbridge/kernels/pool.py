@@ -108,7 +108,8 @@ class Pool(Generic[K]):
         for shelf in self._shelves.values():
             shelf.waiting.clear()
         await stop(*(entry.watch for entry in entries))
-        await asyncio.gather(*self._watches)  # those that are clearing a dead kernel away
+        # Those that are clearing a dead kernel away; what fails of it has been logged.
+        await asyncio.gather(*self._watches, return_exceptions=True)
         return [entry.kernel for entry in entries]
 
     def statistics(self) -> dict[str, dict[str, int]]:

@@ -287,6 +287,6 @@ class KbridgeApp(JupyterApp):
 
         try:
             asyncio.run(serve(self))
-        except KbridgeError as error:
+        except (KbridgeError, TraitError) as error:  # traits of other classes are read late
             self.log.critical("%s", error)
             sys.exit(1)

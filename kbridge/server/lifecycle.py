@@ -15,6 +15,7 @@ import signal
 import socket
 import ssl
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
@@ -35,7 +36,8 @@ __all__ = ["Server", "serve"]
 _GOING_AWAY = 1001
 _CUT_AFTER = 1.0
 _BUFFER_MARGIN = 1 << 20
-_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+# Windows has no SIGHUP.
+_SIGNALS = [signal.Signals[n] for n in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, n)]
 
 
 async def serve(app: KbridgeApp) -> None:
@@ -57,7 +59,7 @@ async def serve(app: KbridgeApp) -> None:
 
     for number in _SIGNALS:
         if signal.getsignal(number) is not signal.SIG_IGN:  # nohup asked for that
-            loop.add_signal_handler(number, on_signal, number)
+            _handle(loop, number, on_signal)
     server = Server(app)
     stopping = asyncio.create_task(stop.wait())
     # A seed notebook may take its time to come: a signal must not wait for it.
@@ -74,6 +76,17 @@ async def serve(app: KbridgeApp) -> None:
             task.cancel()
         await asyncio.wait({opening, stopping})
         await server.aclose(hurry)
+
+
+def _handle(
+    loop: asyncio.AbstractEventLoop,
+    number: signal.Signals,
+    handler: Callable[[signal.Signals], None],
+) -> None:
+    try:
+        loop.add_signal_handler(number, handler, number)
+    except NotImplementedError:  # Windows
+        signal.signal(number, lambda *_: loop.call_soon_threadsafe(handler, number))
 
 
 class Server:

@@ -124,6 +124,8 @@ def bind_unix(path: Path, mode: int = 0o600) -> socket.socket:
     ------
     ListenError
     """
+    if not hasattr(socket, "AF_UNIX"):
+        raise ListenError("Python has no unix sockets on this system; see --port")
     if len(os.fsencode(path)) > _UNIX_PATH_LIMIT:
         raise ListenError(f"a socket's path may have {_UNIX_PATH_LIMIT} bytes: {path}")
     try:
@@ -186,6 +188,9 @@ def make_context(files: TlsFiles) -> ssl.SSLContext | None:
         raise ListenError("TLS needs a certificate; see --certfile")
     if files.version not in _VERSIONS and files.version not in _ANY_VERSION:
         raise ListenError(f"{files.version} is no number of a TLS version; see --ssl-version")
+    for name in (files.certfile, files.keyfile, files.client_ca):
+        if name and not Path(name).is_file():  # the error of `ssl` names no file
+            raise ListenError(f"cannot use the TLS files: there is no file {name}")
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     if files.version in _VERSIONS:

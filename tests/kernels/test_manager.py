@@ -1,6 +1,7 @@
 """The manager over fake hubs; most tests over fake processes, too."""
 
 import asyncio
+import itertools
 import json
 import re
 import signal
@@ -577,6 +578,30 @@ async def test_shutdown_all_during_starts(make_manager, spec, hubs):
         assert_gone(process)
     for error in await asyncio.gather(*starts, return_exceptions=True):
         assert isinstance(error, KernelStartError | Busy)
+
+
+async def test_a_kernel_that_cannot_be_ended_does_not_cut_the_end_of_others_short(
+    make_manager, fake, monkeypatch, caplog
+):
+    fake()
+    manager = make_manager(pool={"fake": 2})
+    await manager.open()
+    await waiting(manager, "fake", 2)
+    discard, calls, ended = manager._life.discard, itertools.count(), []
+
+    async def the_first_fails(kernel, **how):
+        call = next(calls)
+        await discard(kernel, **how)
+        if call == 0:
+            raise KernelError("the cluster does not answer")
+        for _ in range(20):  # it goes later than the first
+            await asyncio.sleep(0)
+        ended.append(kernel)
+
+    monkeypatch.setattr(manager._life, "discard", the_first_fails)
+    await manager.shutdown_all()
+    assert len(ended) == 1
+    assert "the cluster does not answer" in caplog.text
 
 
 async def test_kernels_that_will_not_go_are_killed(make_manager, spec, monkeypatch):

@@ -129,10 +129,17 @@ def test_tls_faults(pem: tuple[str, str], tmp_path: Path) -> None:
     empty.touch()
     for files, says in (
         (TlsFiles("", key), "needs a certificate"),
-        (TlsFiles("nowhere.pem", key), "cannot use"),
+        (TlsFiles("nowhere.pem", key), "no file nowhere.pem"),
+        (TlsFiles(cert, "lost.pem"), "no file lost.pem"),
         (TlsFiles(str(empty), key), "cannot use"),
         (TlsFiles(cert, key, client_ca=str(empty)), "cannot use"),
         (TlsFiles(cert, key, version=99), "99"),
     ):
         with pytest.raises(ListenError, match=says):
             make_context(files)
+
+
+def test_a_system_without_unix_sockets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(socket, "AF_UNIX")
+    with pytest.raises(ListenError, match="no unix sockets"):
+        bind_unix(tmp_path / "s")

@@ -136,9 +136,12 @@ def test_generate_config_makes_a_file_that_loads(
     [
         (("--port=abc",), {}, "port"),
         (("nonsense",), {}, "takes no argument 'nonsense'"),
-        (("--certfile=nowhere.pem",), {}, "cannot use the TLS files"),
+        (("--certfile=nowhere.pem",), {}, "no file nowhere.pem"),
         (("--ip=203.0.113.1",), {}, "cannot listen on 203.0.113.1"),
         (("--pool", "missing=1"), {}, "missing"),
+        (("--pool", "python3=many"), {}, "pool"),
+        (("--transport=pigeon",), {}, "transport"),
+        (("--root-dir=nowhere",), {}, "nowhere"),
         ((), {"KG_PORT": "abc"}, "KG_PORT"),
         ((), {"JUPYTER_TOKEN_FILE": "nowhere"}, "JUPYTER_TOKEN_FILE"),
         ((), {"KG_API": "notebook-http"}, "KG_API"),

@@ -1,9 +1,10 @@
 import json
 import os
+import socket
 import stat
 from pathlib import Path
 
-from kbridge.server.runtime import RuntimeFile, is_running, running_servers
+from kbridge.server.runtime import RuntimeFile, answers, is_running, running_servers
 
 INFO = {"pid": os.getpid(), "port": 8888, "sock": "", "url": "http://127.0.0.1:8888/"}
 
@@ -50,3 +51,11 @@ def test_a_write_over_an_old_draft(tmp_path: Path) -> None:
 
 def test_no_folder_is_no_server(tmp_path: Path) -> None:
     assert running_servers(tmp_path / "nowhere") == []
+
+
+def test_where_there_are_no_locks_a_server_is_what_answers() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        info = {"hostname": "127.0.0.1", "port": server.getsockname()[1]}
+        assert answers(info)
+        assert answers(info | {"hostname": "*"})
+    assert not answers(info)
