@@ -17,7 +17,6 @@ from kbridge.server.app import KbridgeApp
 from kbridge.server.lifecycle import Server, serve
 from kbridge.server.listen import ListenError
 from kbridge.server.runtime import running_servers
-from tests.support.waiting import eventually
 
 TOKEN = "token-of-this-test"
 
