@@ -141,9 +141,7 @@ class ZMQChannelsWebsocketConnection(BaseKernelWebsocketConnection):
         for name in ("allow_tracebacks", "traceback_replacement_message", "kernel_info_timeout"):
             if hasattr(manager, name):
                 chosen[name] = getattr(manager, name)
-        if "kernel_info_timeout" in one.trait_names(config=True) and (
-            one.trait_has_value("kernel_info_timeout")
-        ):
+        if one.trait_has_value("kernel_info_timeout"):  # set for this class: it goes before
             chosen["kernel_info_timeout"] = one.kernel_info_timeout
         chosen["allowed_message_types"] = tuple(getattr(manager, "allowed_message_types", ()))
         return HubSettings(**chosen)
