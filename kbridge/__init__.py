@@ -7,3 +7,8 @@ Importing the package imports nothing else: the parts are imported by their own 
 from kbridge._version import __version__
 
 __all__ = ["__version__"]
+
+
+def _jupyter_server_extension_points() -> list[dict[str, str]]:
+    """Tell Jupyter Server where the extension is."""
+    return [{"module": "kbridge.jupyter"}]

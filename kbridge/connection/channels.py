@@ -8,18 +8,18 @@ users know.
 from __future__ import annotations
 
 import asyncio
-import json
 import weakref
 from collections.abc import Awaitable
+from concurrent.futures import Future
 from typing import Any, ClassVar
 
-from jupyter_client.jsonutil import json_default
 from tornado.websocket import WebSocketHandler
-from traitlets import Any as AnyTrait
-from traitlets import Bool, Dict, Float, Instance, Integer, Unicode
+from traitlets import Bool, Dict, Float, Instance, Integer, Unicode, default
 from traitlets.config import Config
 
-from kbridge.connection.base import BaseKernelWebsocketConnection
+from kbridge.connection.hooks import INCOMING, INFO, OUTGOING, HookedClient, overridden
+from kbridge.connection.info import KernelInfo, _ensure_future
+from kbridge.connection.pipeline import MessagePipeline
 from kbridge.connection.streams import HubChannel
 from kbridge.errors import FrameError, HubClosed
 from kbridge.hub.clients import Attachment
@@ -27,24 +27,28 @@ from kbridge.hub.hub import Hub
 from kbridge.hub.settings import HubSettings
 from kbridge.hub.table import HubTable
 from kbridge.link.client import StreamClient
-from kbridge.wire.dialects import Dialect, select
-from kbridge.wire.message import Channel
-from kbridge.wire.zmq import parse
+from kbridge.link.interfaces import ClientLink
+from kbridge.wire.dialects import V1, Dialect, select
+from kbridge.wire.message import Channel, Message
+from kbridge.wire.zmq import serialize
 
 __all__ = ["HUBS", "ZMQChannelsWebsocketConnection"]
 
 HUBS = "hubs"
 """The key in Tornado's settings under which an application keeps its `HubTable`."""
 
-_FIELDS = {"header": 0, "parent_header": 1, "metadata": 2, "content": 3}
 _DEFAULTS = HubSettings()
 
 
-class ZMQChannelsWebsocketConnection(BaseKernelWebsocketConnection):
+class ZMQChannelsWebsocketConnection(MessagePipeline, KernelInfo):
     """Bridges a websocket to a kernel.
 
     A server makes one for each websocket, with the kernel's manager as `parent`. The traits are
-    read once, when the kernel's hub is made.
+    read once, when the first hub is made.
+
+    A subclass may override any method. What the kernel says then passes those of
+    `kbridge.connection.hooks.OUTGOING` one message at a time, as in jupyter_server, and at its
+    speed.
     """
 
     limit_rate = Bool(
@@ -99,16 +103,20 @@ class ZMQChannelsWebsocketConnection(BaseKernelWebsocketConnection):
 
     websocket_handler = Instance(WebSocketHandler, help="The websocket.")
     channels = Dict({}, help="The kernel's channels by name, while connected.")
-    kernel_info_channel = AnyTrait(
-        None, allow_none=True, help="Unused: kernel_info is asked for once a hub."
-    )
     session_key = Unicode("", help="Kernel id and session id: whose websocket this is.")
 
     _open_sockets: ClassVar[weakref.WeakSet[ZMQChannelsWebsocketConnection]] = weakref.WeakSet()
 
+    _close_future = Instance(Future, help="Done once the websocket is detached.")
+
     _hub: Hub | None = None
     _attachment: Attachment | None = None
     _dialect: Dialect | None = None
+    _room: Awaitable[None] | None = None
+
+    @default("_close_future")
+    def _default_close_future(self) -> Future[None]:
+        return Future()
 
     # -- settings ---------------------------------------------------------------------------
 
@@ -143,7 +151,13 @@ class ZMQChannelsWebsocketConnection(BaseKernelWebsocketConnection):
                 chosen[name] = getattr(manager, name)
         if one.trait_has_value("kernel_info_timeout"):  # set for this class: it goes before
             chosen["kernel_info_timeout"] = one.kernel_info_timeout
-        chosen["allowed_message_types"] = tuple(getattr(manager, "allowed_message_types", ()))
+        for name in ("allowed_message_types", "untracked_message_types"):
+            chosen[name] = tuple(getattr(manager, name, ()))
+        if not getattr(manager, "buffer_offline_messages", True):
+            chosen["resume_timeout"] = 0.0
+        if overridden(one, ZMQChannelsWebsocketConnection, OUTGOING):
+            # Each websocket has its own say about limits and tracebacks.
+            chosen["limit_rate"], chosen["allow_tracebacks"] = False, True
         return HubSettings(**chosen)
 
     # -- who is who -------------------------------------------------------------------------
@@ -158,14 +172,14 @@ class ZMQChannelsWebsocketConnection(BaseKernelWebsocketConnection):
             If the application has no table of hubs.
         """
         if self._hub is None:
-            hubs = self.websocket_handler.settings.get(HUBS)
-            if not isinstance(hubs, HubTable):
-                raise HubClosed(f"the application's settings have no {HUBS!r}")
-            kernel = self.kernel_manager
-            self._hub = hubs.get(self.kernel_id) or hubs.open(
-                self.kernel_id, kernel.get_connection_info()
-            )
+            self._hub = self._open_hub()
         return self._hub
+
+    def _open_hub(self) -> Hub:
+        hubs = self.websocket_handler.settings.get(HUBS)
+        if not isinstance(hubs, HubTable):
+            raise HubClosed(f"the application's settings have no {HUBS!r}")
+        return hubs.open(self.kernel_id, self.kernel_manager.get_connection_info())
 
     @property
     def session_id(self) -> str:
@@ -177,17 +191,18 @@ class ZMQChannelsWebsocketConnection(BaseKernelWebsocketConnection):
     @property
     def subprotocol(self) -> str | None:
         """The websocket subprotocol that was agreed on, None for the legacy dialect."""
-        return self._dialect.subprotocol if self._dialect else None
-
-    @property
-    def write_message(self) -> Any:
-        """The websocket handler's `write_message`."""
-        return self.websocket_handler.write_message
+        if self._dialect is None:
+            chosen = getattr(self.websocket_handler, "selected_subprotocol", None)
+            return chosen if isinstance(chosen, str) else None
+        return self._dialect.subprotocol
 
     def select_subprotocol(self, offered: list[str]) -> str | None:
         """Choose the dialect, and what to answer to a client that offers subprotocols."""
         self._dialect = select(offered, self.kernel_ws_protocol)
         return self._dialect.subprotocol
+
+    def _overrides(self, names: tuple[str, ...]) -> bool:
+        return overridden(self, ZMQChannelsWebsocketConnection, names)
 
     # -- life -------------------------------------------------------------------------------
 
@@ -196,42 +211,64 @@ class ZMQChannelsWebsocketConnection(BaseKernelWebsocketConnection):
         """Disconnect every websocket."""
         for connection in list(cls._open_sockets):
             connection.disconnect()
+            await _ensure_future(connection._close_future)  # noqa: SLF001  # our own
 
     async def prepare(self) -> None:
-        """Do what comes before the websocket opens: nothing that could take time."""
+        """Do what comes before the websocket opens: nothing that could take time.
+
+        The kernel is not asked anything, unless somebody has overridden what takes the answer.
+        """
         self.session_key = f"{self.kernel_id}:{self.session_id}"
+        if self._overrides(OUTGOING + INCOMING + INFO):
+            # Who takes messages apart with the session expects it to know the kernel's key.
+            self.session.key = getattr(self.kernel_manager, "session", self.session).key
+        if self._overrides(INFO):
+            await self.request_kernel_info()
 
     def create_stream(self) -> None:
         """Name the kernel's channels; their sockets are the hub's."""
-        self.channels = {str(c): HubChannel(self.hub, c) for c in Channel}
+        self.channels = {str(c): HubChannel(self.hub, c, self._submit) for c in Channel}
 
-    def connect(self) -> asyncio.Future[None]:  # type: ignore[override]  # a Future, as in jupyter_server
+    def connect(self) -> asyncio.Future[Any]:  # type: ignore[override]  # a Future, as in jupyter_server
         """Attach the websocket to the kernel.
 
         Returns
         -------
         Future
-            Done. A websocket is open at once: until the kernel is ready, its requests wait.
+            Done. A websocket is open at once: until the kernel is ready, its requests wait. Where
+            `nudge` is overridden, what that returns.
         """
+        if self._dialect is None:
+            self.select_subprotocol([self.subprotocol or ""])
+        link, dialect = self._link()
+        self.create_stream()
+        self._attachment = self.hub.attach(link, dialect, self.session_id)
+        self._attachment.announced = self._on_announced
+        self._open_sockets.add(self)
+        self._notify("notify_connect")
+        if self._overrides(("nudge",)):
+            nudged: asyncio.Future[Any] = asyncio.ensure_future(self.nudge())
+            return nudged
+        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        done.set_result(None)
+        return done
+
+    def _link(self) -> tuple[ClientLink, Dialect]:
+        """The websocket as the hub is to see it, and how it wants its frames."""
         handler = self.websocket_handler
         protocol = handler.ws_connection
         stream = getattr(protocol, "stream", None)
         assert protocol is not None, "connect before the websocket was accepted"
         assert stream is not None, "connect before the websocket was accepted"
-        if self._dialect is None:
-            self.select_subprotocol([])
         assert self._dialect is not None
-        self.create_stream()
         link = StreamClient(stream, handler.close, lambda: protocol.server_terminated)
-        self._attachment = self.hub.attach(link, self._dialect, self.session_id)
-        self._open_sockets.add(self)
-        self._notify("notify_connect")
-        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        done.set_result(None)
-        return done
+        if self._overrides(OUTGOING):
+            return HookedClient(link, self._deliver, self.log), V1
+        return link, self._dialect
 
     def disconnect(self) -> None:  # type: ignore[override]  # at once, as in jupyter_server
         """Detach the websocket; may be called twice."""
+        self._forget_kernel_info()
         attachment, self._attachment = self._attachment, None
         if attachment is None or self._hub is None:
             return
@@ -240,21 +277,12 @@ class ZMQChannelsWebsocketConnection(BaseKernelWebsocketConnection):
         for channel in self.channels.values():
             channel.close()
         self._notify("notify_disconnect")
+        if not self._close_future.done():
+            self._close_future.set_result(None)
 
     def close(self) -> None:
         """Detach the websocket."""
         self.disconnect()
-
-    def nudge(self) -> asyncio.Future[bool]:
-        """Wait until the kernel is ready.
-
-        Returns
-        -------
-        Future
-            True once its hub has seen it answer on a working subscription, False if it was given
-            up on.
-        """
-        return asyncio.ensure_future(self.hub.wait_ready())
 
     # -- messages ---------------------------------------------------------------------------
 
@@ -269,79 +297,55 @@ class ZMQChannelsWebsocketConnection(BaseKernelWebsocketConnection):
         Awaitable or None
             What to await before reading on, where the kernel does not keep up.
         """
-        if self._attachment is None or self._hub is None:
+        if self._attachment is None:
             return None
         try:
-            msg = self._attachment.dialect.decode(incoming_msg)
-            return self._hub.submit(self._attachment, msg)
+            return self._submit(self._attachment.dialect.decode(incoming_msg))
         except (FrameError, HubClosed) as error:
             self.log.warning("websocket of kernel %s closed: %s", self.kernel_id, error.reason)
             self.disconnect()
             self.websocket_handler.close(error.close_code, error.reason)
             return None
 
-    def handle_outgoing_message(self, stream: Any, outgoing_msg: list[Any]) -> None:
-        """Send a message, given as it comes over ZeroMQ, to this websocket alone.
+    def room(self) -> Awaitable[None] | None:
+        """What to await before reading on, for who got nothing from `handle_incoming_message`.
 
-        Parameters
-        ----------
-        stream : str or HubChannel
-            The channel.
-        outgoing_msg : list of bytes
-            Identities, delimiter, signature and parts.
-
-        Raises
-        ------
-        KernelMessageError
-            If it is no message, or not signed with the kernel's key.
+        A second call returns None until there is another message.
         """
+        room, self._room = self._room, None
+        return room
+
+    def _submit(self, msg: Message) -> Awaitable[None] | None:
         if self._attachment is None:
-            return
-        channel = Channel(getattr(stream, "channel", stream))
-        self.hub.tell(self._attachment, parse(channel, outgoing_msg, self.hub.signer))
+            return None
+        self._room = self.hub.submit(self._attachment, msg)
+        return self._room
 
-    def get_part(self, field: str, value: Any, msg_list: list[bytes]) -> Any:
-        """A part of a message: `value`, or what `msg_list` holds of it where that is None."""
-        return json.loads(msg_list[_FIELDS[field]]) if value is None else value
+    def _deliver(self, msg: Message) -> None:
+        self.handle_outgoing_message(self.channels[msg.channel], serialize(msg, self.hub.signer))
 
-    def request_kernel_info(self) -> asyncio.Future[dict[str, Any]]:
-        """Ask the kernel for its kernel_info.
-
-        Returns
-        -------
-        Future
-            The content of the reply. TimeoutError after `kernel_info_timeout` seconds.
-        """
-
-        async def ask() -> dict[str, Any]:
-            reply = await self.hub.request(
-                "kernel_info_request", {}, timeout=self.kernel_info_timeout
-            )
-            content: dict[str, Any] = json.loads(reply.content)
-            return content
-
-        return asyncio.ensure_future(ask())
-
-    def write_stderr(self, error_message: str, parent_header: Any) -> None:
-        """Show a line on stderr to this websocket, in the cell that `parent_header` names."""
-        self.log.warning(error_message)
-        if self._attachment is not None:
-            parent = json.dumps(parent_header or {}, default=json_default).encode()
-            self.hub.tell(self._attachment, self.hub.notices.stderr(error_message, parent))
+    # -- the kernel's life ------------------------------------------------------------------
 
     def on_kernel_restarted(self) -> None:
-        """Tell this websocket that its kernel was restarted."""
-        self.log.warning("kernel %s restarted", self.kernel_id)
+        """Tell that the kernel was restarted; called when it was, unless somebody asked for it."""
+        self.log.debug("kernel %s restarted", self.kernel_id)
         self._send_status_message("restarting")
 
     def on_restart_failed(self) -> None:
-        """Tell this websocket that its kernel is dead."""
-        self.log.error("kernel %s could not be restarted", self.kernel_id)
+        """Tell that the kernel is dead; called when it is."""
+        self.log.debug("kernel %s could not be restarted", self.kernel_id)
         self._send_status_message("dead")
 
     def _send_status_message(self, status: str) -> None:
+        """Say a status in the kernel's place, to all its websockets; twice running is once."""
         if self._attachment is not None:
-            self.hub.tell(self._attachment, self.hub.notices.status(status))
+            self.hub.announce(status)
+
+    def _on_announced(self, status: str) -> None:
+        if status == "restarting":
+            self.on_kernel_restarted()
+        elif status == "dead":
+            self.on_restart_failed()
 
     def _notify(self, what: str) -> None:
         notify = getattr(self.multi_kernel_manager, what, None)

@@ -21,6 +21,7 @@ from kbridge.wire.offsets import nbytes
 __all__ = [
     "deserialize_binary_message",
     "deserialize_msg_from_ws_v1",
+    "deserialize_parts",
     "serialize_binary_message",
     "serialize_msg_to_ws_v1",
 ]
@@ -82,6 +83,35 @@ def deserialize_binary_message(bmsg: bytes) -> dict[str, Any]:
         ) from None
     msg["buffers"] = buffers
     return msg
+
+
+def deserialize_parts(parts: Sequence[Buffer]) -> dict[str, Any]:
+    """Read a message from its parts, as `jupyter_client.session.Session.deserialize` does.
+
+    Parameters
+    ----------
+    parts : sequence of bytes
+        Header, parent header, metadata, content, buffers.
+
+    Raises
+    ------
+    MalformedFrame
+        If one of the first four is not JSON, or a date is none.
+    """
+    try:
+        header, parent, metadata, content = (json.loads(bytes(part)) for part in parts[:4])
+        header, parent = extract_dates(header), extract_dates(parent)
+    except (ValueError, OverflowError, RecursionError):
+        raise MalformedFrame("a part is not JSON, or holds a date that is none") from None
+    return {
+        "header": header,
+        "msg_id": header["msg_id"],
+        "msg_type": header["msg_type"],
+        "parent_header": parent,
+        "metadata": metadata,
+        "content": content,
+        "buffers": list(parts[4:]),
+    }
 
 
 def serialize_msg_to_ws_v1(

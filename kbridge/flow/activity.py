@@ -12,6 +12,7 @@ Laws of this module:
 from __future__ import annotations
 
 import json
+from collections.abc import Collection
 
 from kbridge.wire.message import Message, scan
 
@@ -72,6 +73,8 @@ class Activity:
     limit : int
         How many requests may be busy at once; the oldest are forgotten first. It bounds memory
         against a kernel that never says idle.
+    quiet : collection of str
+        Requests to count among the `QUIET` ones, beside those.
 
     Attributes
     ----------
@@ -79,11 +82,12 @@ class Activity:
         Unix seconds of the last user's request, output, or change that such a request caused.
     """
 
-    __slots__ = ("_busy", "_phase", "last_activity", "limit")
+    __slots__ = ("_busy", "_phase", "_quiet", "last_activity", "limit")
 
-    def __init__(self, now: float, limit: int = 1000) -> None:
+    def __init__(self, now: float, limit: int = 1000, quiet: Collection[str] = ()) -> None:
         self.last_activity = now
         self.limit = limit
+        self._quiet = QUIET.union(quiet)
         # Parents' msg_ids in the order in which they got busy.
         self._busy: dict[str, None] = {}
         # What outweighs busy and idle; None for a kernel that is up.
@@ -112,7 +116,7 @@ class Activity:
             return
         parent = msg.parent_header
         request = scan(parent, "msg_type")
-        if request in QUIET:
+        if request in self._quiet:
             # Any of them proves that the kernel is up, but for the one that takes it down.
             if state == "idle" and request != "shutdown_request":
                 self._phase = None
@@ -132,7 +136,7 @@ class Activity:
 
     def touch(self, now: float, msg_type: str = "") -> None:
         """Take note of a client's request; one of the `QUIET` types changes nothing."""
-        if msg_type not in QUIET:
+        if msg_type not in self._quiet:
             self.last_activity = now
 
     def alive(self, now: float) -> None:  # noqa: ARG002

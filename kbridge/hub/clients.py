@@ -8,7 +8,7 @@ websockets with one `session_id` are two readers of one client.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from kbridge.flow.journal import Place
@@ -38,6 +38,8 @@ class Attachment:
         What the operating system has taken for certain: where a websocket resumes that is cut.
     blocked : bool
         Whether the last write is still on its way.
+    announced : callable
+        Is told each status of the kernel that the bridge has announced in the kernel's place.
     """
 
     client: Client
@@ -46,6 +48,7 @@ class Attachment:
     place: Place
     delivered: Place
     blocked: bool = False
+    announced: Callable[[str], None] | None = None
 
 
 @dataclass(slots=True, eq=False)
@@ -69,7 +72,7 @@ class Clients:
     Parameters
     ----------
     resume_timeout : float
-        Seconds for which a parked client counts as a reader.
+        Seconds for which a parked client counts as a reader; 0: none is owed anything.
     """
 
     def __init__(self, resume_timeout: float) -> None:
@@ -121,7 +124,9 @@ class Clients:
         client = attachment.client
         client.attachments.remove(attachment)
         if client.session_id and not client.attachments:
-            client.parked, client.parked_at = attachment.delivered, now
+            client.parked_at = now
+            if self._resume_timeout > 0:
+                client.parked = attachment.delivered
             self._parked[client.session_id] = client
             if len(self._parked) > _REMEMBERED:
                 oldest, _ = self._parked.popitem(last=False)

@@ -65,9 +65,10 @@ class Delivery:
             stretch, rendered = kept
             data = self._render(stretch, rendered, attachment)
             attachment.place = stretch.end
-            if data and not attachment.link.write(data):
-                attachment.blocked = True
-            else:
+            # Blocked meanwhile, for a link may run somebody's code, and that come back here.
+            attachment.blocked = True
+            attachment.blocked = bool(data) and not attachment.link.write(data)
+            if not attachment.blocked:
                 attachment.delivered = stretch.end
             if stretch.end.seq == self._journal.next_seq:
                 return

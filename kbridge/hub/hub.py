@@ -71,6 +71,11 @@ class Hub:
         What it said.
     notices : Notices
         Makes the bridge's own messages.
+    on_hung_up : callable
+        Is told when the kernel's side of iopub went away.
+    on_heard : callable
+        Is told each time that something came of the kernel, or was said of it: once a wake-up,
+        however many messages.
     """
 
     def __init__(
@@ -91,7 +96,7 @@ class Hub:
         self._make_link = link
         self.notices = Notices(self._clock)
         self.journal = Journal(settings.journal_limit, settings.history_limit)
-        self.activity = Activity(self._clock.wall())
+        self.activity = Activity(self._clock.wall(), quiet=settings.untracked_message_types)
         self._clients = Clients(settings.resume_timeout)
         self._requests = Requests(settings.request_limit, self._link_send, self.log)
         self._nudge = Nudge(
@@ -104,6 +109,7 @@ class Hub:
             self._nudge,
             self._requests,
             mark=self.notices.mark,
+            on_replaced=self._on_replaced,
             policies=policies.outgoing(settings, self.notices, self.log),
             clock=self._clock,
             log=self.log,
@@ -113,6 +119,10 @@ class Hub:
         self._down = asyncio.Event()
         self._link: KernelSockets | None = None
         self._closed = False
+        self._announced: tuple[str, int] | None = None  # a status, and where the journal ended
+        self._hung_up = False  # since another process was last known to have taken over
+        self.on_hung_up: Callable[[], None] = nobody
+        self.on_heard: Callable[[], None] = nobody
         self.reconnect(connection_info)
 
     # -- clients ----------------------------------------------------------------------------
@@ -209,6 +219,11 @@ class Hub:
     # -- the kernel's life ------------------------------------------------------------------
 
     @property
+    def closed(self) -> bool:
+        """Whether the kernel is gone."""
+        return self._closed
+
+    @property
     def ready(self) -> bool:
         """Whether requests go through: the kernel has proven itself, or was given up on."""
         return self._nudge.ready
@@ -246,8 +261,13 @@ class Hub:
         endpoints = Endpoints.from_connection_info(connection_info)
         self._intake.begin(Signer(endpoints.key, endpoints.signature_scheme))
         self._down.clear()
+        self._hung_up = False
         self._link = self._make_link(endpoints, self)
         self._nudge.begin()
+
+    def now(self) -> float:
+        """The hub's clock: monotonic seconds."""
+        return self._clock.monotonic()
 
     def drain(self) -> None:
         """Take in all that has arrived from the kernel."""
@@ -270,14 +290,28 @@ class Hub:
         await self._last_words()
         self._requests.forget("the kernel was restarted")
         self.activity.restarted(self._clock.wall())
-        self.say(self.notices.status("starting" if asked else "restarting"))
+        self.announce("starting" if asked else "restarting")
+
+    def announce(self, status: str) -> None:
+        """Say a status of the kernel in its place, after all that it has said itself.
+
+        Twice running is once.
+        """
+        if self._announced == (status, self.journal.next_seq):
+            return
+        self.drain()
+        self._append_status(status)
+        self.on_drained()
+        for attachment in list(self._clients.attachments):
+            if attachment.announced is not None:
+                attachment.announced(status)
 
     def dead(self) -> None:
         """The kernel has ended for good."""
         self._unlink()
         self._requests.forget("the kernel died")
         self.activity.dead(self._clock.wall())
-        self.say(self.notices.status("dead"))
+        self.announce("dead")
 
     async def aclose(self, code: int = 1001, reason: str = "the kernel was shut down") -> None:
         """Close the sockets, and the websockets with `code`; may be called twice.
@@ -318,11 +352,12 @@ class Hub:
     def on_drained(self) -> None:
         """Write out what came, and forget what everybody has."""
         delivery = self._delivery
-        for attachment in self._clients.attachments:
+        for attachment in list(self._clients.attachments):  # a hook may detach
             if not attachment.blocked:
                 delivery.pump(attachment)
         delivery.forget()
         self._trim()
+        self.on_heard()
 
     def on_writable(self, channel: Channel) -> None:
         """Send on what waits."""
@@ -336,7 +371,9 @@ class Hub:
     def on_disconnected(self) -> None:
         """The kernel's side of iopub went away: prove it anew before anything is sent."""
         self._down.set()
+        self._hung_up = True
         self._nudge.disconnected()
+        self.on_hung_up()
 
     # -- inside -----------------------------------------------------------------------------
 
@@ -371,6 +408,21 @@ class Hub:
         else:
             self.activity.alive(self._clock.wall())
         self._requests.flush()
+        self.on_heard()
+
+    def _on_replaced(self) -> None:
+        """Another process answers, and nobody said `restarting`: it was asked for elsewhere.
+
+        Requests that wait were made after the old one had hung up, so they are for this one.
+        """
+        if self._hung_up:  # else it is a kernel with a new session for every message
+            self._hung_up = False
+            self.activity.restarted(self._clock.wall())
+            self._append_status("starting")  # written out with the rest of this wake-up
+
+    def _append_status(self, status: str) -> None:
+        self._intake.append(self.notices.status(status))
+        self._announced = (status, self.journal.next_seq)
 
     async def _last_words(self) -> None:
         """Take in all that the kernel said before it ended."""

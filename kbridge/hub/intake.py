@@ -7,6 +7,7 @@ refused. All of it is synchronous: a batch in, frames in the journal out.
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 
 from kbridge.errors import KernelMessageError
 from kbridge.flow.activity import Activity
@@ -18,7 +19,7 @@ from kbridge.hub.clock import Clock
 from kbridge.hub.nudge import Nudge
 from kbridge.hub.requests import Requests
 from kbridge.link.interfaces import RawMessage
-from kbridge.wire.message import Channel, Message
+from kbridge.wire.message import Channel, Message, scan
 from kbridge.wire.signing import Signer
 from kbridge.wire.v1 import encode_frame
 from kbridge.wire.zmq import parse
@@ -37,6 +38,8 @@ class Intake:
         Who is told what.
     mark : bytes
         What the parent headers contain of all that comes of a probe.
+    on_replaced : callable
+        Is told when a probe was answered by another process than the ones before.
     policies : list of Policy
         What judges the messages, in order.
     clock, log
@@ -59,6 +62,7 @@ class Intake:
         requests: Requests,
         *,
         mark: bytes,
+        on_replaced: Callable[[], None],
         policies: list[Policy],
         clock: Clock,
         log: logging.Logger | logging.LoggerAdapter[logging.Logger],
@@ -69,6 +73,8 @@ class Intake:
         self._nudge = nudge
         self._requests = requests
         self._mark = mark
+        self._on_replaced = on_replaced
+        self._process = ""  # the session that the kernel's process gave itself
         self._policies = policies
         self._clock = clock
         self._log = log
@@ -85,6 +91,7 @@ class Intake:
         """Take in another kernel process, whose key this is."""
         self.signer = signer
         self.adapter = None
+        self._process = ""
 
     def take(self, channel: Channel, batch: list[RawMessage]) -> None:
         """Take in what came over a channel in one wake-up."""
@@ -162,5 +169,11 @@ class Intake:
                 "kernel %s speaks protocol %d; translating", self._kernel_id, adapter.major
             )
             self.adapter = adapter
+        self._note_process(scan(msg.header, "session"))
         self._nudge.replied()
         return True
+
+    def _note_process(self, session: str) -> None:
+        known, self._process = self._process, session or self._process
+        if known and known != self._process:
+            self._on_replaced()

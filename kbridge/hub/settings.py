@@ -19,7 +19,7 @@ class HubSettings:
         Bytes it keeps once everybody has.
     resume_timeout : float
         Seconds for which a client that went away holds the journal. Later it still resumes where
-        it was, as far as the journal reaches.
+        it was, as far as the journal reaches. 0: a client that comes back starts afresh.
     request_limit : int
         Bytes of requests held for a kernel that is not ready or does not read. A websocket that
         goes beyond is not read from until there is room.
@@ -30,6 +30,9 @@ class HubSettings:
         As in Jupyter Server: messages/s, bytes/s, seconds.
     allowed_message_types : tuple of str
         What clients may send; empty for all.
+    untracked_message_types : tuple of str
+        Requests that say nothing about whether somebody uses the kernel, beside those that are
+        known for it.
     allow_tracebacks : bool
         Whether tracebacks reach clients.
     traceback_replacement_message : str
@@ -46,6 +49,7 @@ class HubSettings:
     iopub_data_rate_limit: float = 1_000_000.0
     rate_limit_window: float = 3.0
     allowed_message_types: tuple[str, ...] = ()
+    untracked_message_types: tuple[str, ...] = ()
     allow_tracebacks: bool = True
     traceback_replacement_message: str = (
         "An exception occurred at runtime, which is not shown due to security reasons."

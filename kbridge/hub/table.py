@@ -64,9 +64,13 @@ class HubTable:
 
     async def close(self, kernel_id: str) -> None:
         """Close a kernel's hub, where there is one."""
-        hub = self._hubs.pop(kernel_id, None)
+        hub = self.take(kernel_id)
         if hub is not None:
             await hub.aclose()
+
+    def take(self, kernel_id: str) -> Hub | None:
+        """Take a kernel's hub out of the table, where there is one; the caller closes it."""
+        return self._hubs.pop(kernel_id, None)
 
     async def aclose(self) -> None:
         """Close all; may be called twice."""

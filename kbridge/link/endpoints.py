@@ -15,8 +15,9 @@ __all__ = ["Endpoints"]
 class Endpoints:
     """A kernel's addresses and the key that its messages are signed with.
 
-    The shape is that of a connection file (jupyter_client docs, "Connection files"). The key is
-    kept out of the repr.
+    The shape is that of a connection file (jupyter_client docs, "Connection files"). Keys are kept
+    out of the repr. `curve` is the key pair, public and secret (Z85), of a kernel that encrypts;
+    its clients have the same.
     """
 
     transport: str
@@ -24,6 +25,7 @@ class Endpoints:
     ports: Mapping[Channel, int | str]
     key: bytes = field(repr=False, default=b"")
     signature_scheme: str = "hmac-sha256"
+    curve: tuple[bytes, bytes] | None = field(repr=False, default=None)
 
     @classmethod
     def from_connection_info(cls, info: Mapping[str, Any]) -> Endpoints:
@@ -47,6 +49,7 @@ class Endpoints:
             ports=ports,
             key=key.encode() if isinstance(key, str) else bytes(key),
             signature_scheme=info.get("signature_scheme") or "hmac-sha256",
+            curve=_curve(info),
         )
 
     def url(self, channel: Channel) -> str:
@@ -55,3 +58,11 @@ class Endpoints:
             return f"ipc://{self.ip}-{self.ports[channel]}"
         host = f"[{self.ip}]" if ":" in self.ip else self.ip
         return f"{self.transport}://{host}:{self.ports[channel]}"
+
+
+def _curve(info: Mapping[str, Any]) -> tuple[bytes, bytes] | None:
+    pair = [info.get(name) for name in ("curve_publickey", "curve_secretkey")]
+    if not all(pair):
+        return None
+    public, secret = (k.encode() if isinstance(k, str) else bytes(k) for k in pair if k)
+    return public, secret

@@ -157,6 +157,9 @@ class KernelLink:
         socket.reconnect_ivl = _RECONNECT_MS
         if ":" in endpoints.ip and endpoints.transport == "tcp":
             socket.ipv6 = True
+        if endpoints.curve is not None:
+            socket.curve_publickey, socket.curve_secretkey = endpoints.curve
+            socket.curve_serverkey = endpoints.curve[0]
 
     def _watch(self, socket: zmq.Socket[bytes]) -> None:
         events = zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED

@@ -92,7 +92,8 @@ class ChannelsHandler(AccessMixin, WebSocketHandler):
         """Pass a message on; Tornado reads no further until what this returns is done."""
         if self.connection is None:
             return None
-        room = self.connection.handle_incoming_message(message)
+        self.connection.handle_incoming_message(message)
+        room = self.connection.room()
         if room is None:
             return None
         if self.keepalive is not None:

@@ -7,8 +7,20 @@ none of our messages is fragmented: its length is always known.
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterator
 
-__all__ = ["BINARY", "CLOSE", "PING", "PONG", "TEXT", "frame", "header", "payload", "ping"]
+__all__ = [
+    "BINARY",
+    "CLOSE",
+    "PING",
+    "PONG",
+    "TEXT",
+    "frame",
+    "header",
+    "payload",
+    "payloads",
+    "ping",
+]
 
 TEXT = 0x1
 BINARY = 0x2
@@ -20,6 +32,8 @@ _FIN = 0x80
 _CONTROL_LIMIT = 125  # section 5.5
 _pack16 = struct.Struct("!BBH").pack
 _pack64 = struct.Struct("!BBQ").pack
+_unpack16 = struct.Struct("!H").unpack_from
+_unpack64 = struct.Struct("!Q").unpack_from
 
 
 def header(length: int, opcode: int) -> bytes:
@@ -47,6 +61,22 @@ def frame(data: bytes, opcode: int) -> bytes:
 def payload(frame: bytes) -> bytes:
     """Read the payload back out of what `frame` wrote."""
     return frame[{126: 4, 127: 10}.get(frame[1], 2) :]
+
+
+def payloads(data: bytes) -> Iterator[bytes]:
+    """Read the payloads out of a run of what `frame` wrote."""
+    at, end = 0, len(data)
+    while at < end:
+        length = data[at + 1]
+        start = at + 2
+        if length == 126:
+            (length,) = _unpack16(data, start)
+            start += 2
+        elif length == 127:
+            (length,) = _unpack64(data, start)
+            start += 8
+        at = start + length
+        yield data[start:at]
 
 
 def ping(data: bytes) -> bytes:

@@ -50,7 +50,7 @@ def test_the_names_are_those_of_jupyter_server() -> None:
 
 
 def test_the_functions_are_to_be_found_beside_the_base() -> None:
-    for name in messages.__all__:
+    for name in set(messages.__all__) - {"deserialize_parts"}:
         assert getattr(base, name) is getattr(messages, name)
         assert callable(getattr(peer_base, name))
 

@@ -28,6 +28,7 @@ class Side:
 
     def __init__(self) -> None:
         self.clock = StoppedClock()
+        self.replaced: list[bool] = []
         self.notices = Notices(self.clock)
         self.journal = Journal(1 << 20, 1 << 20)
         self.activity = Activity(self.clock.wall())
@@ -41,6 +42,7 @@ class Side:
             self.nudge,
             self.requests,
             mark=self.notices.mark,
+            on_replaced=lambda: self.replaced.append(True),
             policies=[self._judge],
             clock=self.clock,
             log=log,

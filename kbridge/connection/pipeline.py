@@ -1,0 +1,190 @@
+"""The methods through which Jupyter Server's class passes each message of a kernel.
+
+Here they are for subclasses that override one of them (`kbridge.connection.hooks`), and for who
+calls them. What they do is what the hub does for everybody else, with the same code.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from jupyter_client.jsonutil import json_default
+from tornado.websocket import WebSocketClosedError
+
+from kbridge.connection.base import BaseKernelWebsocketConnection
+from kbridge.connection.messages import (
+    deserialize_parts,
+    serialize_binary_message,
+    serialize_msg_to_ws_v1,
+)
+from kbridge.flow.filters import HideTracebacks
+from kbridge.flow.ratelimit import RateLimit
+from kbridge.hub.hub import Hub
+from kbridge.wire import v1
+from kbridge.wire.message import Channel, Message
+from kbridge.wire.zmq import split
+
+__all__ = ["MessagePipeline"]
+
+_PARTS = {"header": 0, "parent_header": 1, "metadata": 2, "content": 3}
+
+
+class MessagePipeline(BaseKernelWebsocketConnection):
+    """From a message as ZeroMQ has it to a frame of this websocket."""
+
+    limit_rate: Any
+    iopub_msg_rate_limit: Any
+    iopub_data_rate_limit: Any
+    rate_limit_window: Any
+    channels: Any
+
+    _rate_limit: RateLimit | None = None
+
+    @property
+    def hub(self) -> Hub:
+        """The kernel's hub."""
+        raise NotImplementedError
+
+    @property
+    def subprotocol(self) -> str | None:
+        """The websocket subprotocol that was agreed on."""
+        raise NotImplementedError
+
+    def disconnect(self) -> None:  # type: ignore[override]  # at once, as in jupyter_server
+        """Detach the websocket."""
+        raise NotImplementedError
+
+    @property
+    def write_message(self) -> Any:
+        """The websocket handler's `write_message`."""
+        return self.websocket_handler.write_message
+
+    def handle_outgoing_message(self, stream: Any, outgoing_msg: list[Any]) -> None:
+        """Send a message, given as it comes over ZeroMQ, to this websocket alone.
+
+        The signature is not looked at: the hub has, and a subclass may have changed the parts.
+
+        Parameters
+        ----------
+        stream : str or HubChannel
+            The channel.
+        outgoing_msg : list of bytes
+            Identities, delimiter, signature, header, parent header, metadata, content, buffers.
+
+        Raises
+        ------
+        KernelMessageError
+            If it is no message.
+        """
+        if isinstance(stream, str):
+            stream = self.channels[stream]
+        channel = getattr(stream, "channel", None)
+        parts = list(split(outgoing_msg)[2])
+        msg: dict[str, Any] = {"header": None, "parent_header": None, "content": None}
+        if not self._speaks_v1():
+            msg = deserialize_parts(parts)
+        self._on_error(channel, msg, parts)
+        if not self._limit_rate(channel, msg, parts):
+            self._on_zmq_reply(stream, parts if self._speaks_v1() else msg)
+
+    def get_part(self, field: str, value: Any, msg_list: list[Any]) -> Any:
+        """A part of a message: `value`, or what `msg_list` holds of it where that is None."""
+        return json.loads(bytes(msg_list[_PARTS[field]])) if value is None else value
+
+    def write_stderr(self, error_message: str, parent_header: Any) -> None:
+        """Show a line on stderr to this websocket, in the cell that `parent_header` names."""
+        self.log.warning(error_message)
+        if isinstance(parent_header, bytes):
+            parent = parent_header
+        else:
+            parent = json.dumps(parent_header or {}, default=json_default).encode()
+        msg = self.hub.notices.stderr(error_message, parent)
+        parts: list[Any] = list(msg[1:5])
+        if self._speaks_v1():
+            self._write(serialize_msg_to_ws_v1(parts, msg.channel))
+        else:
+            self._write(self._reserialize_reply(deserialize_parts(parts), msg.channel))
+
+    def _on_error(self, channel: str | None, msg: dict[str, Any], msg_list: list[Any]) -> None:
+        """Hide what an exception tells, where `allow_tracebacks` is off."""
+        manager = self.multi_kernel_manager
+        if getattr(manager, "allow_tracebacks", True) or channel is None:
+            return
+        told = _message(channel, msg_list)
+        verdict = HideTracebacks(manager.traceback_replacement_message)(told, told.msg_type, 0.0)
+        for hidden in verdict or ():
+            msg_list[_PARTS["content"]] = hidden.content
+            if msg.get("content") is not None:
+                msg["content"] = json.loads(hidden.content)
+
+    def _limit_rate(self, channel: str | None, msg: dict[str, Any], msg_list: list[Any]) -> bool:  # noqa: ARG002
+        """Whether a message is to be left out, because there are too many or too much."""
+        if not self.limit_rate or channel != Channel.IOPUB:
+            return False
+        if self._rate_limit is None:
+            self._rate_limit = RateLimit(
+                iopub_msg_rate_limit=self.iopub_msg_rate_limit,
+                iopub_data_rate_limit=self.iopub_data_rate_limit,
+                rate_limit_window=self.rate_limit_window,
+                notice=self.hub.notices.stderr,
+                on_event=self.log.warning,
+            )
+        told = _message(channel, msg_list)
+        verdict = self._rate_limit(told, told.msg_type, self.hub.now())
+        for notice in verdict or ():
+            text = str(json.loads(notice.content)["text"])
+            self.write_stderr(text.removesuffix("\n"), json.loads(notice.parent_header))
+        return verdict is not None
+
+    def _on_zmq_reply(self, stream: Any, msg_list: Any) -> None:
+        """Write a message: the list of its parts, or, in the legacy dialect, a dict."""
+        if stream.closed():
+            self.log.warning("a message came on a channel that was closed")
+            self.disconnect()
+            return
+        channel = getattr(stream, "channel", None)
+        if self._speaks_v1():
+            self._write(serialize_msg_to_ws_v1(msg_list, channel or ""))
+        else:
+            self._write(self._reserialize_reply(msg_list, channel))
+
+    def _reserialize_reply(self, msg_or_list: Any, channel: str | None = None) -> str | bytes:
+        """A message in the legacy dialect.
+
+        Parameters
+        ----------
+        msg_or_list : dict or list of bytes
+            The message, or what came over ZeroMQ.
+        channel : str, optional
+            The channel to name in it.
+        """
+        msg = msg_or_list
+        if not isinstance(msg, dict):
+            msg = deserialize_parts(list(split(msg)[2]))
+        if channel:
+            msg["channel"] = str(channel)
+        if msg["buffers"]:
+            return serialize_binary_message(msg)
+        return json.dumps(msg, default=json_default)
+
+    def _speaks_v1(self) -> bool:
+        return self.subprotocol == v1.SUBPROTOCOL
+
+    def _write(self, data: str | bytes) -> None:
+        try:
+            self.write_message(data, binary=isinstance(data, bytes))
+        except WebSocketClosedError:
+            self.log.debug("the websocket was closed before a message was written")
+
+
+def _message(channel: str, parts: list[Any]) -> Message:
+    header, parent, metadata, content, *buffers = parts
+    return Message(
+        Channel(channel),
+        bytes(header),
+        bytes(parent),
+        bytes(metadata),
+        bytes(content),
+        tuple(buffers),
+    )

@@ -1,0 +1,24 @@
+"""Floor 5: kbridge inside Jupyter Server, as an extension or as a class to configure.
+
+::
+
+    jupyter lab                                     # the extension is on once kbridge is installed
+    jupyter lab --KbridgeExtension.enabled=False    # off
+    jupyter lab --ServerApp.kernel_websocket_connection_class=\
+kbridge.jupyter.ZMQChannelsWebsocketConnection      # the same without the extension
+"""
+
+from __future__ import annotations
+
+from kbridge import _jupyter_server_extension_points
+from kbridge.jupyter.connection import ZMQChannelsWebsocketConnection
+from kbridge.jupyter.extension import KbridgeExtension, load
+
+__all__ = [
+    "KbridgeExtension",
+    "ZMQChannelsWebsocketConnection",
+    "_jupyter_server_extension_points",
+    "_load_jupyter_server_extension",
+]
+
+_load_jupyter_server_extension = load

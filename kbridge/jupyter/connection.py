@@ -1,0 +1,75 @@
+"""The connection class that Jupyter Server takes: a subclass of its own base, and of ours."""
+
+from __future__ import annotations
+
+import asyncio
+import weakref
+from typing import ClassVar
+
+from jupyter_server.services.kernels.connection.base import BaseKernelWebsocketConnection
+from tornado import web
+
+from kbridge.connection import channels
+from kbridge.hub.hub import Hub
+from kbridge.jupyter.handler import equip
+from kbridge.jupyter.hubs import JupyterHubs
+
+__all__ = ["ZMQChannelsWebsocketConnection"]
+
+
+class ZMQChannelsWebsocketConnection(  # type: ignore[misc]  # traits of the same names
+    channels.ZMQChannelsWebsocketConnection, BaseKernelWebsocketConnection
+):
+    """Bridges a websocket of Jupyter Server to a kernel of Jupyter Server's.
+
+    To be set as `ServerApp.kernel_websocket_connection_class`, which the extension does. The hubs
+    belong to the server's application: the first websocket makes them, and they go with the
+    kernels.
+    """
+
+    _tables: ClassVar[weakref.WeakSet[JupyterHubs]] = weakref.WeakSet()
+
+    @classmethod
+    async def close_all(cls) -> None:
+        """Disconnect every websocket, and let go of every kernel, as a server does at its end."""
+        await super().close_all()
+        for table in list(cls._tables):
+            await table.aclose()
+
+    async def prepare(self) -> None:
+        """Do what comes before the websocket opens.
+
+        A kernel whose process is still being started is waited for, as its ports are not known;
+        one that is starting up is not.
+
+        Raises
+        ------
+        tornado.web.HTTPError
+            500 if the process could not be started.
+        """
+        await self._wait_for_process()
+        await super().prepare()
+        equip(self.websocket_handler, self)
+
+    async def _wait_for_process(self) -> None:
+        kernel = self.kernel_manager
+        ready = getattr(kernel, "ready", None)
+        if ready is None:
+            return
+        try:
+            await (ready if isinstance(ready, asyncio.Future) else asyncio.wrap_future(ready))
+        except Exception as error:
+            kernel.execution_state = "dead"
+            kernel.reason = str(error)
+            raise web.HTTPError(500, str(error)) from error
+
+    def _open_hub(self) -> Hub:
+        settings = self.websocket_handler.settings
+        hubs = settings.get(channels.HUBS)
+        if hubs is None:
+            manager = self.multi_kernel_manager
+            hubs = JupyterHubs(manager, type(self).hub_settings(self.config, manager), self.log)
+            settings[channels.HUBS] = hubs
+            self._tables.add(hubs)
+        assert isinstance(hubs, JupyterHubs)
+        return hubs.open_for(self.kernel_manager)

@@ -1,0 +1,73 @@
+"""The Jupyter Server extension: puts our connection class in the place of Jupyter Server's."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from jupyter_server.services.kernels.connection.channels import (
+    ZMQChannelsWebsocketConnection as JupyterConnection,
+)
+from traitlets import Bool
+from traitlets.config import LoggingConfigurable
+
+from kbridge import __version__
+from kbridge.jupyter.connection import ZMQChannelsWebsocketConnection
+
+__all__ = ["KbridgeExtension", "load"]
+
+_SETTING = "kernel_websocket_connection_class"
+
+
+class KbridgeExtension(LoggingConfigurable):
+    """Settings of the extension; those of the bridge are ZMQChannelsWebsocketConnection's."""
+
+    enabled = Bool(
+        True,
+        config=True,
+        help="Whether kernel websockets go over kbridge; off, they are Jupyter Server's own.",
+    )
+
+    def take_over(self, serverapp: Any) -> bool:
+        """Put our class in place, unless that is not wanted; say in the log which.
+
+        Parameters
+        ----------
+        serverapp : jupyter_server.serverapp.ServerApp
+            The server, initialized.
+
+        Returns
+        -------
+        bool
+            Whether kernel websockets go over kbridge.
+        """
+        reason = self._reason_against(serverapp)
+        if reason:
+            self.log.info("kbridge | %s", reason)
+            return False
+        serverapp.kernel_websocket_connection_class = ZMQChannelsWebsocketConnection
+        serverapp.web_app.settings[_SETTING] = ZMQChannelsWebsocketConnection
+        self.log.info(
+            "kbridge | kernel websockets go over kbridge %s"
+            " (--KbridgeExtension.enabled=False turns it off)",
+            __version__,
+        )
+        return True
+
+    def _reason_against(self, serverapp: Any) -> str:
+        if not self.enabled:
+            return "off, by KbridgeExtension.enabled"
+        chosen = getattr(serverapp, _SETTING)
+        if issubclass(chosen, ZMQChannelsWebsocketConnection):
+            return f"on, by {_SETTING}"
+        if serverapp.gateway_config.gateway_enabled:
+            return "idle: kernels are behind a gateway, and so are their ZeroMQ sockets"
+        sections = [serverapp.config[name] for name in serverapp.section_names()]
+        if chosen is not JupyterConnection or any(_SETTING in section for section in sections):
+            name = f"{chosen.__module__}.{chosen.__qualname__}"
+            return f"idle: {_SETTING} is configured, and stays {name}"
+        return ""
+
+
+def load(serverapp: Any) -> None:
+    """Load the extension into a Jupyter Server."""
+    KbridgeExtension(parent=serverapp).take_over(serverapp)

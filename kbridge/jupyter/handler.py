@@ -1,0 +1,67 @@
+"""What Jupyter Server's websocket handler lacks, given to it one websocket at a time.
+
+Its handler stays, with its authorization, its log and its pings. What a bridge needs of it beyond
+that are two methods of Tornado's, set on the instance before the websocket opens:
+
+- `get_websocket_protocol`, so that frames are read by our reader, and faults closed with their
+  codes;
+- `on_message`, so that nothing more is read while the kernel does not keep up.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable
+from typing import Any, Final
+
+from tornado.websocket import WebSocketHandler, WebSocketProtocol, WebSocketProtocol13
+
+from kbridge.connection.channels import ZMQChannelsWebsocketConnection
+from kbridge.errors import HubClosed
+from kbridge.link.protocol import BridgeWebSocketProtocol
+
+__all__ = ["equip"]
+
+_PONG_INTERVAL: Final = 10.0  # seconds; the handler gives a peer up after 30 at the least
+
+
+def equip(handler: WebSocketHandler, connection: ZMQChannelsWebsocketConnection) -> None:
+    """Give a handler what it lacks; before its websocket opens."""
+    make_protocol = handler.get_websocket_protocol
+    on_message = handler.on_message
+
+    def get_websocket_protocol() -> WebSocketProtocol | None:
+        return _ours(handler, make_protocol())
+
+    def on_message_and_wait(message: str | bytes) -> Awaitable[None] | None:
+        handled = on_message(message)
+        room = connection.room()
+        return handled if room is None else _wait(handler, room)
+
+    handler.get_websocket_protocol = get_websocket_protocol  # type: ignore[method-assign]
+    handler.on_message = on_message_and_wait  # type: ignore[method-assign]
+
+
+def _ours(handler: Any, usual: WebSocketProtocol | None) -> WebSocketProtocol | None:
+    if type(usual) is not WebSocketProtocol13 or usual.params.compression_options is not None:
+        return usual
+    return BridgeWebSocketProtocol(
+        handler,
+        False,
+        usual.params,
+        too_big=f"over websocket_max_message_size ({handler.max_message_size} bytes)",
+    )
+
+
+async def _wait(handler: Any, room: Awaitable[None]) -> None:
+    waiting = asyncio.ensure_future(room)
+    try:
+        while not waiting.done():
+            await asyncio.wait({waiting}, timeout=_PONG_INTERVAL)
+            # Pongs are not read either meanwhile, and it is not the peer that keeps silent.
+            handler.last_pong = asyncio.get_running_loop().time()
+        waiting.result()
+    except HubClosed as error:
+        handler.close(error.close_code, error.reason)
+    finally:
+        waiting.cancel()

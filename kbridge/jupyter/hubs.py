@@ -1,0 +1,79 @@
+"""The hubs of kernels whose life Jupyter Server's manager leads."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import Any
+
+from kbridge.hub.hub import Hub
+from kbridge.hub.settings import HubSettings
+from kbridge.hub.table import HubTable
+from kbridge.jupyter.watch import KernelWatch
+
+__all__ = ["JupyterHubs"]
+
+
+class JupyterHubs(HubTable):
+    """A table of hubs each of which is kept in step with its kernel.
+
+    Parameters
+    ----------
+    kernels : jupyter_server.services.kernels.kernelmanager.MappingKernelManager
+        The manager of all kernels.
+    settings, log
+        As for `HubTable`.
+    """
+
+    def __init__(
+        self,
+        kernels: Any,
+        settings: HubSettings,
+        log: logging.Logger | logging.LoggerAdapter[Any],
+    ) -> None:
+        super().__init__(settings, log=log)
+        self._kernels = kernels
+        self._watches: dict[str, KernelWatch] = {}
+        self._closing: set[asyncio.Task[None]] = set()
+
+    def open_for(self, kernel: Any) -> Hub:
+        """The hub of a kernel, made where there is none.
+
+        Parameters
+        ----------
+        kernel : jupyter_client.KernelManager
+            Its manager.
+        """
+        for watch in list(self._watches.values()):
+            if watch.gone:
+                self._on_gone(watch)
+        kernel_id = str(kernel.kernel_id)
+        known = self._watches.get(kernel_id)
+        if known is not None:
+            return known.hub
+        hub = self.open(kernel_id, kernel.get_connection_info())
+        self._watches[kernel_id] = KernelWatch(hub, kernel, self._kernels, self._on_gone)
+        return hub
+
+    async def close(self, kernel_id: str) -> None:
+        """Close a kernel's hub, where there is one, and watch the kernel no more."""
+        watch = self._watches.pop(kernel_id, None)
+        if watch is not None:
+            watch.close()
+        await super().close(kernel_id)
+
+    async def aclose(self) -> None:
+        """Close all; may be called twice."""
+        await super().aclose()
+        if self._closing:
+            await asyncio.wait(self._closing)
+
+    def _on_gone(self, watch: KernelWatch) -> None:
+        if self._watches.get(watch.hub.kernel_id) is not watch:
+            return
+        # Out of the table at once: a kernel may come that has the same id.
+        self._watches.pop(watch.hub.kernel_id).close()
+        self.take(watch.hub.kernel_id)
+        task = asyncio.ensure_future(watch.hub.aclose())
+        self._closing.add(task)
+        task.add_done_callback(self._closing.discard)

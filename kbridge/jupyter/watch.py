@@ -1,0 +1,186 @@
+"""Keeps a hub in step with a kernel whose life somebody else leads.
+
+Laws of this module:
+
+- what Jupyter Server's manager tells (restart callbacks, ports) is believed, and what it does not
+  tell (manual restarts, the end of a kernel) is seen from the kernel's sockets;
+- `execution_state` and `last_activity`, which its REST API and its culler read, have one writer:
+  its own watcher on a socket of its own until our hub has the kernel in view, then the hub;
+- a kernel that has left the manager has no hub.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from datetime import UTC, datetime
+from typing import Any, Final
+
+from kbridge.hub.hub import Hub
+
+__all__ = ["KernelWatch"]
+
+_PORTS: Final = ["shell_port", "iopub_port", "stdin_port", "control_port"]
+_LOOK_SECONDS: Final = 0.5
+
+
+class KernelWatch:
+    """One kernel of Jupyter Server's, and its hub.
+
+    Parameters
+    ----------
+    hub : Hub
+        The hub.
+    kernel : jupyter_client.KernelManager
+        The kernel's manager.
+    kernels : MappingKernelManager
+        The manager of all kernels.
+    on_gone : callable
+        Is told, with the watch, when the kernel has left it.
+    """
+
+    def __init__(
+        self, hub: Hub, kernel: Any, kernels: Any, on_gone: Callable[[KernelWatch], None]
+    ) -> None:
+        self.hub = hub
+        self.kernel = kernel
+        self._kernels = kernels
+        self._on_gone = on_gone
+        self._loop = asyncio.get_running_loop()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._looking = False
+        self._relinking = False
+        self._linked = self._ports()
+        self._state = ""
+        self._activity = 0.0
+        hub.on_hung_up = self._on_hung_up
+        hub.on_heard = self._on_heard
+        kernel.add_restart_callback(self._on_restart, "restart")
+        kernel.add_restart_callback(self._on_dead, "dead")
+        kernel.observe(self._on_port, names=_PORTS)
+
+    @property
+    def gone(self) -> bool:
+        """Whether the kernel is not the manager's any more."""
+        kernel_id = self.hub.kernel_id
+        if kernel_id not in self._kernels:
+            return not self.hub.ready  # it may be back in a moment, under a restart
+        return self._kernels.get_kernel(kernel_id) is not self.kernel
+
+    def close(self) -> None:
+        """Watch no more; may be called twice."""
+        self.hub.on_hung_up = self.hub.on_heard = _nothing
+        self.kernel.remove_restart_callback(self._on_restart, "restart")
+        self.kernel.remove_restart_callback(self._on_dead, "dead")
+        self.kernel.unobserve(self._on_port, names=_PORTS)
+        tasks, self._tasks = self._tasks, set()
+        for task in tasks:
+            task.cancel()
+
+    # -- what the manager tells -------------------------------------------------------------
+
+    def _on_restart(self) -> None:
+        """The process has died, and the manager is about to start another one."""
+        self._relink(asked=False)
+
+    def _on_dead(self) -> None:
+        """The process has died too often."""
+        self.hub.dead()
+        self._look()
+
+    def _on_port(self, _change: Any) -> None:
+        """Ports change one by one; when all have, the hub follows."""
+        self._loop.call_soon(self._follow)
+
+    def _follow(self) -> None:
+        ports = self._ports()
+        if all(ports) and ports != self._linked and not self.hub.closed:
+            self._relink(asked=True)
+
+    def _ports(self) -> tuple[int, ...]:
+        return tuple(getattr(self.kernel, name) for name in _PORTS)
+
+    def _relink(self, *, asked: bool) -> None:
+        if not self._relinking:
+            self._relinking = True
+            self._spawn(self._restart(asked=asked))
+        # else that one reads the ports when it is done
+
+    async def _restart(self, *, asked: bool) -> None:
+        try:
+            await self.hub.restarting(asked=asked)
+        finally:
+            self._relinking = False
+        if all(self._ports()):  # else they are being chosen, and _on_port will tell
+            self._linked = self._ports()
+            self.hub.reconnect(self.kernel.get_connection_info())
+        self._look()
+
+    # -- what the sockets tell --------------------------------------------------------------
+
+    def _on_hung_up(self) -> None:
+        self._look()
+
+    def _look(self) -> None:
+        """Look whether the kernel is still there, until it answers."""
+        if not self._looking:
+            self._looking = True
+            self._spawn(self._look_until_known())
+
+    async def _look_until_known(self) -> None:
+        missing = 0
+        try:
+            while missing < 2 and not self.hub.closed:
+                missing = missing + 1 if self.gone else 0
+                if await self.hub.wait_ready(_LOOK_SECONDS):
+                    return
+        finally:
+            self._looking = False
+        if not self.hub.closed:
+            self._loop.call_soon(self._on_gone, self)  # which cancels the tasks of this watch
+
+    def _on_heard(self) -> None:
+        """Tell the manager what the kernel does, once a wake-up."""
+        kernel, activity = self.kernel, self.hub.activity
+        if getattr(kernel, "_activity_stream", None) is not None and not self._take_over():
+            return
+        state = activity.execution_state
+        if state != self._state:
+            self._state = kernel.execution_state = state
+        if activity.last_activity != self._activity:
+            self._activity = activity.last_activity
+            when = datetime.fromtimestamp(self._activity, UTC)
+            self._kernels.last_kernel_activity = kernel.last_activity = when
+
+    def _take_over(self) -> bool:
+        """End the manager's own watch over the kernel, which reads every message once more.
+
+        Not while the kernel is not proven, or busy with what the hub may not have seen begin, or
+        a restart waits for an answer that ending the watch would throw away.
+        """
+        kernel = self.kernel
+        if not self.hub.ready or kernel.execution_state == "busy":
+            return False
+        if getattr(kernel, "_pending_restart_cleanup", None) is not None:
+            return False
+        self._kernels.stop_watching_activity(self.hub.kernel_id)
+        self._state, self._activity = kernel.execution_state, self.hub.activity.last_activity
+        return True
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = self._loop.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._done)
+
+    def _done(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            self.hub.log.error(
+                "kernel %s is out of step with its hub",
+                self.hub.kernel_id,
+                exc_info=task.exception(),
+            )
+
+
+def _nothing() -> None:
+    pass
