@@ -297,10 +297,10 @@ class ZMQChannelsWebsocketConnection(MessagePipeline, KernelInfo):
         Awaitable or None
             What to await before reading on, where the kernel does not keep up.
         """
-        if self._attachment is None:
+        if self._attachment is None or self._dialect is None:
             return None
         try:
-            return self._submit(self._attachment.dialect.decode(incoming_msg))
+            return self._submit(self._dialect.decode(incoming_msg))
         except (FrameError, HubClosed) as error:
             self.log.warning("websocket of kernel %s closed: %s", self.kernel_id, error.reason)
             self.disconnect()

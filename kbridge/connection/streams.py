@@ -53,8 +53,10 @@ class HubChannel:
         """Take in all that has arrived for it."""
         self._hub.drain()
 
-    def send_multipart(self, msg: Sequence[Buffer], **_how: Any) -> None:
+    def send_multipart(self, msg: Sequence[Buffer], *_flags: Any, **_how: Any) -> None:
         """Send a message, given as it goes over ZeroMQ; it is signed anew.
+
+        Flags and copying are ZeroMQ's business, and are not looked at.
 
         Raises
         ------

@@ -10,6 +10,13 @@ kbridge.jupyter.ZMQChannelsWebsocketConnection      # the same without the exten
 
 from __future__ import annotations
 
+try:
+    import jupyter_server  # noqa: F401
+except ModuleNotFoundError as error:
+    raise ImportError(
+        "kbridge.jupyter needs Jupyter Server: pip install 'kbridge[jupyter]'"
+    ) from error
+
 from kbridge import _jupyter_server_extension_points
 from kbridge.jupyter.connection import ZMQChannelsWebsocketConnection
 from kbridge.jupyter.extension import KbridgeExtension, load
