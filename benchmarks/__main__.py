@@ -1,7 +1,7 @@
 """`python -m benchmarks [ROW ...]`: measure, print, and plot into docs/.
 
 Without rows, all of them. A partial or quick run writes files only where `--output` says so:
-docs/benchmarks.json and docs/benchmarks.png come from full runs of both servers.
+docs/benchmarks.json and docs/benchmarks.png come from full runs of all servers.
 """
 
 from __future__ import annotations

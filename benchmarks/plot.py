@@ -1,25 +1,57 @@
-"""The ratios as a picture: one bar a figure on a log axis, and a mark at the ratio to reach."""
+"""The ratios as a picture: two bars a figure on a log axis, and a mark at the ratio to reach.
+
+The upper bar of a pair is the standalone server's, the lower and paler one the extension's.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from benchmarks.report import number
-from benchmarks.table import BASE, OURS, Figure, Outcome
+from benchmarks.table import BASE, EXTENSION, OURS, Figure, Outcome
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 MET, MISSED, FREE = "#2a7f5f", "#c0504d", "#7f9fbf"
 INK = "#333333"
+PALE = 0.55
+THICK = 0.36
 
 
-def plotted(outcomes: Sequence[Outcome]) -> list[tuple[Outcome, Figure, float]]:
+def plotted(outcomes: Sequence[Outcome]) -> list[tuple[Outcome, Figure]]:
     """The figures that have a ratio, in the order of the table."""
     return [
-        (outcome, figure, ratio)
+        (outcome, figure)
         for outcome in outcomes
         for figure in outcome.row.figures
-        if (ratio := outcome.ratio(figure)) is not None
+        if any(outcome.ratio(figure, name) is not None for name in (OURS, EXTENSION))
     ]
+
+
+def draw_bar(axes: Axes, y: float, outcome: Outcome, what: Figure, name: str) -> None:
+    """One bar, and the values that it is made of."""
+    ratio = outcome.ratio(what, name)
+    if ratio is None:
+        return
+    verdict = outcome.met(what) if name == OURS else outcome.same(what)
+    colour = FREE if verdict is None else MET if verdict else MISSED
+    axes.barh(
+        y,
+        max(ratio, 1) - min(ratio, 1),
+        left=min(ratio, 1),
+        color=colour,
+        height=THICK,
+        alpha=1 if name == OURS else PALE,
+    )
+    bar = what.ratio if name == OURS else None
+    if bar is not None:
+        axes.plot([bar] * 2, [y - THICK / 2 - 0.06, y + THICK / 2 + 0.06], color=INK, linewidth=2)
+    base, value = (outcome.median(n, what.key) for n in (BASE, name))
+    words = f"  {ratio:.3g}x   {number(base)} \N{RIGHTWARDS ARROW} {number(value, what.unit)}"
+    axes.text(max(ratio, bar or 1, 1), y, words, va="center", fontsize=8, color=INK)
 
 
 def draw(outcomes: Sequence[Outcome], path: Path) -> bool:
@@ -31,47 +63,53 @@ def draw(outcomes: Sequence[Outcome], path: Path) -> bool:
 
     mpl.use("Agg")
     from matplotlib import pyplot as plt
+
+    tall = 1.6 + 0.55 * len(found)
+    figure, axes = plt.subplots(figsize=(11, tall), layout="constrained")
+    for y, (outcome, what) in enumerate(found):
+        draw_bar(axes, y - 0.2, outcome, what, OURS)
+        draw_bar(axes, y + 0.2, outcome, what, EXTENSION)
+    ratios = [
+        ratio
+        for outcome, what in found
+        for name in (OURS, EXTENSION)
+        if (ratio := outcome.ratio(what, name)) is not None
+    ]
+    axes.set_xscale("log")
+    axes.xaxis.set_major_formatter(lambda x, _position: f"{x:g}x")
+    axes.set_xlim(min(0.5, *(ratio / 2 for ratio in ratios)), max(ratios) * 12)
+    axes.axvline(1, color=INK, linewidth=0.8)
+    labels = [f"{outcome.row.title}: {what.label}" for outcome, what in found]
+    axes.set_yticks(range(len(found)), labels, fontsize=8.5)
+    axes.set_ylim(len(found) - 0.4, -0.6)
+    axes.set_xlabel(f"times better than {BASE} (log scale)")
+    title = f"{BASE} \N{RIGHTWARDS ARROW} kbridge, side by side in one run"
+    axes.set_title(title, fontsize=11)
+    axes.spines[["top", "right"]].set_visible(False)
+    add_legend(axes, tall)
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+    return True
+
+
+def add_legend(axes: Axes, tall: float) -> None:
+    """What colours and marks mean, below the axis."""
     from matplotlib.lines import Line2D
     from matplotlib.patches import Patch
 
-    figure, axes = plt.subplots(figsize=(11, 1.6 + 0.42 * len(found)), layout="constrained")
-    lowest = min(0.5, *(ratio / 2 for *_, ratio in found))
-    highest = max(ratio for *_, ratio in found) * 12
-    for y, (outcome, what, ratio) in enumerate(found):
-        met = outcome.met(what)
-        colour = FREE if met is None else MET if met else MISSED
-        axes.barh(y, max(ratio, 1) - min(ratio, 1), left=min(ratio, 1), color=colour, height=0.62)
-        if what.ratio is not None:
-            axes.plot([what.ratio] * 2, [y - 0.42, y + 0.42], color=INK, linewidth=2)
-        base, ours = (outcome.median(name, what.key) for name in (BASE, OURS))
-        words = f"  {ratio:.3g}x   {number(base)} \N{RIGHTWARDS ARROW} {number(ours, what.unit)}"
-        axes.text(max(ratio, what.ratio or 1, 1), y, words, va="center", fontsize=8.5, color=INK)
-    axes.set_xscale("log")
-    axes.xaxis.set_major_formatter(lambda x, _position: f"{x:g}x")
-    axes.set_xlim(lowest, highest)
-    axes.axvline(1, color=INK, linewidth=0.8)
-    axes.set_yticks(
-        range(len(found)),
-        [f"{outcome.row.title}: {what.label}" for outcome, what, _ in found],
-        fontsize=8.5,
-    )
-    axes.set_ylim(len(found) - 0.4, -0.6)
-    axes.set_xlabel(f"times better than {BASE} (log scale)")
-    axes.set_title(f"{BASE} \N{RIGHTWARDS ARROW} {OURS}, side by side in one run", fontsize=11)
-    axes.spines[["top", "right"]].set_visible(False)
     axes.legend(
         handles=[
-            Patch(color=MET, label="bar met"),
+            Patch(color=MET, label="standalone: bar met"),
+            Patch(color=MET, alpha=PALE, label="extension: the same"),
             Patch(color=MISSED, label="bar missed"),
+            Patch(color=MISSED, alpha=PALE, label="less than standalone"),
             Patch(color=FREE, label="no bar"),
+            Patch(color=FREE, alpha=PALE, label="not compared"),
             Line2D([], [], color=INK, linewidth=2, label="ratio to reach"),
         ],
         fontsize=8.5,
         loc="upper center",
-        bbox_to_anchor=(0.5, -0.9 / (1.6 + 0.42 * len(found))),
+        bbox_to_anchor=(0.3, -0.8 / tall),
         ncols=4,
         frameon=False,
     )
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
-    return True

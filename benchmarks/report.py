@@ -11,9 +11,10 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from benchmarks.table import BASE, OURS, Figure, Outcome
+from benchmarks.table import BASE, EXTENSION, OURS, Figure, Outcome
 
-WIDTHS = (46, 15, 15, 12, 9, 26)
+WIDTHS = (43, 14, 20, 20, 10, 15, 26)
+LAST = len(WIDTHS) - 1
 
 
 def number(value: float | None, unit: str = "") -> str:
@@ -51,29 +52,44 @@ def verdict(outcome: Outcome, figure: Figure) -> str:
     return f"{'not run' if met is None else 'yes' if met else 'NO'} ({bar})"
 
 
+def with_ratio(value: float | None, unit: str, ratio: float | None) -> str:
+    """A value, and in parentheses how many times better than jupyter_server's it is."""
+    text = number(value, unit)
+    return text if ratio is None else f"{text} ({number(ratio)}x)"
+
+
+def likeness(ratio: float | None, same: bool | None, bad: str = "LESS") -> str:
+    """How the extension stands to the standalone server: the ratio, and what to make of it."""
+    words = [] if ratio is None else [f"{number(ratio)}x"]
+    words += [] if same is None else ["same" if same else bad]
+    return ", ".join(words)
+
+
 def line(cells: Sequence[str]) -> str:
     first, *others = (
-        cell.ljust(width) if i in {0, 5} else cell.rjust(width)
+        cell.ljust(width) if i in {0, LAST} else cell.rjust(width)
         for i, (cell, width) in enumerate(zip(cells, WIDTHS, strict=True))
     )
     return " ".join([first, *others]).rstrip()
 
 
 def table(outcomes: Sequence[Outcome]) -> str:
-    """The table of medians, ratios and bars."""
-    lines = [line(("", BASE, OURS, "floor", "ratio", "  bar met"))]
+    """The table of medians, ratios and bars. Bars are the standalone server's."""
+    lines = [line(("", BASE, EXTENSION, "standalone", "floor", "ext./standal.", "  bar met"))]
     for outcome in outcomes:
         rounds = max((len(r) for r in outcome.rounds.values()), default=0)
         lines += ["", f"{outcome.row.title} ({outcome.row.name}, median of {rounds})"]
         for figure in outcome.row.figures:
-            base, ours, floor = (outcome.median(n, figure.key) for n in (BASE, OURS, "floor"))
-            ratio = outcome.ratio(figure)
+            base, floor = (outcome.median(n, figure.key) for n in (BASE, "floor"))
             cells = (
                 f"  {figure.label}",
                 number(base, figure.unit),
-                number(ours, figure.unit),
+                *(
+                    with_ratio(outcome.median(n, figure.key), figure.unit, outcome.ratio(figure, n))
+                    for n in (EXTENSION, OURS)
+                ),
                 number(floor) if floor is not None else "",
-                f"{ratio:.3g}x" if ratio is not None else "",
+                likeness(outcome.to_standalone(figure), outcome.same(figure)),
                 "  " + verdict(outcome, figure),
             )
             lines.append(line(cells))
@@ -107,8 +123,11 @@ def as_json(outcomes: Sequence[Outcome], *, quick: bool) -> str:
                 figure.key: {
                     "label": figure.label,
                     "unit": figure.unit,
-                    **{n: outcome.median(n, figure.key) for n in (BASE, OURS, "floor")},
+                    **{n: outcome.median(n, figure.key) for n in (BASE, EXTENSION, OURS, "floor")},
                     "ratio": outcome.ratio(figure),
+                    "ratio_extension": outcome.ratio(figure, EXTENSION),
+                    "extension_to_standalone": outcome.to_standalone(figure),
+                    "same": outcome.same(figure),
                     "bar": bar_text(figure),
                     "met": outcome.met(figure),
                 }

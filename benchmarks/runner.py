@@ -1,4 +1,4 @@
-"""Run rows: both servers side by side in one run, their rounds alternating (AB, BA, AB)."""
+"""Run rows: all servers side by side in one run, their rounds alternating (ABC, CBA, ABC)."""
 
 from __future__ import annotations
 
@@ -38,12 +38,13 @@ class Runner:
     def run(self, row: Row) -> Outcome:
         outcome = Outcome(row)
         rounds = min(self.settings.rounds, row.rounds or self.settings.rounds)
+        names = [name for name in self.names if name in row.servers]
         with ExitStack() as stack:
             shared: dict[str, Server] = {}
             for i in range(rounds):
                 if row.floor:
                     outcome.rounds.setdefault("floor", []).append(row.floor(self.settings))
-                for name in self.names if i % 2 == 0 else reversed(self.names):
+                for name in names if i % 2 == 0 else reversed(names):
                     if name not in outcome.failures:
                         self.log(f"{row.name}: round {i + 1} of {rounds}, {name}")
                         self._round(outcome, name, shared, stack)

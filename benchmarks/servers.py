@@ -1,8 +1,11 @@
-"""The two servers under test, started and stopped alike.
+"""The servers under test, started and stopped alike.
 
-Both get the same options: limits on but set high, a token, signatures verified (the kernels'
-keys are random by default in both). Both run with configuration, data and runtime directories of
-their own, so that nothing installed for the user takes part. Each is ended by its own process id.
+There are three: plain jupyter_server; the same with the kbridge extension, which differs in one
+word of its command line; and kbridge, the standalone server. All get the same options: limits on
+but set high, a token, signatures verified (the kernels' keys are random by default in all). All
+run with configuration, data and runtime directories of their own, so that nothing installed for
+the user or in the environment takes part: whether the extension is on is said here, and looked up
+in the log. Each is ended by its own process id.
 """
 
 from __future__ import annotations
@@ -25,7 +28,8 @@ from typing import Any
 from benchmarks import measure
 from benchmarks.measure import BenchmarkError
 
-NAMES = ("jupyter_server", "kbridge")
+BASE, EXTENSION, OURS = NAMES = ("jupyter_server", "extension", "kbridge")
+LOADED = "kbridge | kernel websockets go over kbridge"
 HOST = "127.0.0.1"
 KERNEL = Path(__file__).with_name("kernel.py")
 RATE = "1000000000000"
@@ -63,7 +67,7 @@ class Server:
     Parameters
     ----------
     name : str
-        jupyter_server or kbridge; also the module that is run.
+        One of `NAMES`.
     home : Path
         A directory of its own, for everything it reads and writes.
     profile : Path | None
@@ -86,24 +90,25 @@ class Server:
             raise BenchmarkError(f"{self.name} is not running")
         return self._process.pid
 
-    def _argv(self) -> list[str]:
+    def argv(self) -> list[str]:
         profiled = ["-m", "cProfile", "-o", str(self.profile)] if self.profile else []
-        argv = [sys.executable, *profiled, "-m", self.name]
+        argv = [sys.executable, *profiled, "-m", OURS if self.name == OURS else BASE]
         argv += [f"--ip={HOST}", f"--port={self.port}"]
         limits = "--ZMQChannelsWebsocketConnection."
         argv += [f"{limits}iopub_{kind}_rate_limit={RATE}" for kind in ("msg", "data")]
         argv += [f"{limits}limit_rate=True"]
-        if self.name == "kbridge":
+        if self.name == OURS:
             return [*argv, f"--token={self.token}"]
         return [
             *argv,
             f"--IdentityProvider.token={self.token}",
             f"--ServerApp.root_dir={self.home}",
+            f"--ServerApp.jpserver_extensions=kbridge={self.name == EXTENSION}",
             "--allow-root",
             "--no-browser",
         ]
 
-    def _environment(self) -> dict[str, str]:
+    def environment(self) -> dict[str, str]:
         kept = {k: v for k, v in os.environ.items() if not k.startswith(("JUPYTER_", "KG_"))}
         return {
             **kept,
@@ -122,7 +127,8 @@ class Server:
         Raises
         ------
         BenchmarkError
-            If the process ends or does not listen within 30 s; holds the end of its log.
+            If the process ends or does not listen within 30 s, or if it is not what its name
+            says; holds the end of its log.
         """
         self.home.mkdir(parents=True, exist_ok=True)
         write_kernelspec(self.home)
@@ -130,8 +136,8 @@ class Server:
         with (self.home / "server.log").open("ab") as log:
             begin = time.monotonic()
             self._process = subprocess.Popen(
-                self._argv(),
-                env=self._environment(),
+                self.argv(),
+                env=self.environment(),
                 cwd=self.home,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -142,6 +148,21 @@ class Server:
                 self.stop()
                 raise BenchmarkError(f"{self.name} does not listen:\n{self.log_tail()}")
             time.sleep(0.002)
+        self._prove_what_it_is()
+
+    def _prove_what_it_is(self) -> None:
+        """Whether the extension was loaded where it should be, and only there.
+
+        jupyter_server goes on without an extension that fails: all would be measured, and mean
+        nothing.
+        """
+        loaded = LOADED in self.log_text()
+        if loaded is not (self.name == EXTENSION):
+            self.stop()
+            told = (
+                "loaded the kbridge extension" if loaded else "runs without the kbridge extension"
+            )
+            raise BenchmarkError(f"{self.name} {told}:\n{self.log_tail()}")
 
     def _answers(self, begin: float) -> bool:
         """Connect, note time and memory, and see whether a request on that connection is answered.
@@ -161,9 +182,11 @@ class Server:
             except ConnectionError:
                 return False
 
+    def log_text(self) -> str:
+        return (self.home / "server.log").read_text(errors="replace")
+
     def log_tail(self) -> str:
-        lines = (self.home / "server.log").read_text(errors="replace").splitlines()
-        return "\n".join(lines[-15:])
+        return "\n".join(self.log_text().splitlines()[-15:])
 
     def stop(self) -> None:
         """End the process, and the kernels it may have left; may be called twice."""

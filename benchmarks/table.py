@@ -12,9 +12,10 @@ from enum import Enum
 from pathlib import Path
 from typing import TypeVar
 
-from benchmarks.servers import Server
+from benchmarks.servers import BASE, EXTENSION, NAMES, OURS, Server
 
-BASE, OURS = "jupyter_server", "kbridge"
+# What two processes of one program differ by, even where each repeats itself exactly.
+NOISE = 0.05
 T = TypeVar("T")
 Values = Mapping[str, float]
 
@@ -81,6 +82,11 @@ class Row:
         The same without any server.
     rounds : int | None
         At most so many rounds, where a round takes long.
+    servers : tuple of str
+        Whom it is measured for.
+    alike : bool
+        Whether the extension is to do as well as the standalone server. It cannot where what
+        counts is jupyter_server's own.
     """
 
     name: str
@@ -90,6 +96,8 @@ class Row:
     life: Life = Life.ROW
     floor: Callable[[Settings], Values] | None = None
     rounds: int | None = None
+    servers: tuple[str, ...] = NAMES
+    alike: bool = True
 
 
 @dataclass(slots=True)
@@ -104,9 +112,9 @@ class Outcome:
         values = [r[key] for r in self.rounds.get(server, []) if key in r]
         return statistics.median(values) if values else None
 
-    def ratio(self, figure: Figure) -> float | None:
-        """How many times better kbridge is, by medians; None where that says nothing."""
-        base, ours = self.median(BASE, figure.key), self.median(OURS, figure.key)
+    def ratio(self, figure: Figure, server: str = OURS, base_name: str = BASE) -> float | None:
+        """How many times better a server is, by medians; None where that says nothing."""
+        base, ours = self.median(base_name, figure.key), self.median(server, figure.key)
         if figure.info or not base or not ours or base < 0 or ours < 0:
             return None
         return ours / base if figure.more_is_better else base / ours
@@ -122,3 +130,28 @@ class Outcome:
         if figure.limit is None or ours is None:
             return None
         return ours >= figure.limit if figure.more_is_better else ours <= figure.limit
+
+    def to_standalone(self, figure: Figure) -> float | None:
+        """The extension's ratio over the standalone server's; None where they are not alike."""
+        return self.ratio(figure, EXTENSION, OURS) if self.row.alike else None
+
+    def same(self, figure: Figure) -> bool | None:
+        """Whether the extension does as well as the standalone server, within noise.
+
+        It does if its median is no more than `NOISE` worse, or its best round no worse than the
+        standalone's worst. None where they are not alike, where nothing is to be reached, or
+        where single rounds differ: they do not show the noise.
+        """
+        compared = self.row.alike and (figure.limit is not None or not figure.info)
+        theirs, ours = self._goodness(EXTENSION, figure), self._goodness(OURS, figure)
+        if not theirs or not ours or not compared:
+            return None
+        wanted = statistics.median(ours)
+        if statistics.median(theirs) >= wanted - NOISE * abs(wanted):
+            return True
+        return max(theirs) >= min(ours) if len(theirs) > 1 and len(ours) > 1 else None
+
+    def _goodness(self, server: str, figure: Figure) -> list[float]:
+        """The rounds' values, with their sign such that more is better."""
+        sign = 1 if figure.more_is_better else -1
+        return [sign * r[figure.key] for r in self.rounds.get(server, []) if figure.key in r]

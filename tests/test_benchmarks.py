@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import socket
 import struct
 import subprocess
@@ -13,8 +14,10 @@ from jupyter_server.services.kernels.connection.base import deserialize_msg_from
 
 from benchmarks import client, measure, readme, report
 from benchmarks.floor import bare
+from benchmarks.measure import BenchmarkError
 from benchmarks.plot import draw
 from benchmarks.rows import ROWS
+from benchmarks.servers import EXTENSION, NAMES, Server
 from benchmarks.table import Figure, Outcome, Row, Values
 from benchmarks.tally import Tally, pump
 
@@ -158,23 +161,109 @@ def made_up(figure: Figure, base: float, ours: float) -> Outcome:
     # The median of the rounds counts, so an outlier on either side does not.
     rounds: dict[str, list[Values]] = {
         "jupyter_server": [{"x": 1e9}, {"x": base}, {"x": -1.0}],
+        "extension": [{"x": ours * 1.25}, {"x": 1e9}, {"x": -1.0}],
         "kbridge": [{"x": ours}, {"x": 1e9}, {"x": -1.0}],
     }
     return Outcome(row, rounds)
+
+
+COST = Figure("x", "CPU", "us")
+RATE = Figure("x", "rate", "1/s", more_is_better=True)
+
+
+@pytest.mark.parametrize(
+    ("figure", "extension", "standalone", "same"),
+    [
+        (COST, [10.4], [10.0], True),  # within what counts as noise
+        (COST, [20.0], [10.0], None),  # single rounds do not show the noise
+        (COST, [14.0, 16.0], [10.0, 15.0], True),
+        (COST, [16.0, 18.0], [10.0, 15.0], False),
+        (COST, [1.0, 2.0], [10.0, 15.0], True),
+        (RATE, [8.0, 9.0], [10.0, 15.0], False),
+        (RATE, [8.0, 11.0], [10.0, 15.0], True),
+        (RATE, [], [10.0, 15.0], None),
+        (Figure("x", "", "", limit=0, info=True), [0, 0], [0, 0], True),
+        (Figure("x", "", "", limit=0, info=True), [2, 1], [0, 0], False),
+        (Figure("x", "", "", info=True), [2, 1], [0, 0], None),
+    ],
+)
+def test_whether_the_extension_does_the_same(
+    figure: Figure, extension: list[float], standalone: list[float], same: bool | None
+) -> None:
+    rounds = {"extension": extension, "kbridge": standalone}
+    values: dict[str, list[Values]] = {n: [{"x": x} for x in xs] for n, xs in rounds.items()}
+    row = Row("made-up", "Made up", (figure,), lambda _server, _settings: {})
+    assert Outcome(row, values).same(figure) is same
+    unlike = Row("made-up", "Made up", (figure,), lambda _server, _settings: {}, alike=False)
+    assert Outcome(unlike, values).same(figure) is None
 
 
 def test_report_and_picture(tmp_path: Path) -> None:
     figure = Figure("x", "CPU a message", "us", ratio=8)
     outcomes = [made_up(figure, 100.0, 10.0), made_up(figure, 100.0, 20.0)]
     outcomes[1].failures["kbridge"] = "BenchmarkError: it went"
+    outcomes[1].rounds["extension"] = [{"x": 70.0}, {"x": 80.0}]
+    outcomes[1].rounds["kbridge"] = [{"x": 20.0}, {"x": 20.0}]
     text = report.table(outcomes)
-    assert "10x" in text
+    assert "10 us (10x)" in text
+    assert "12.5 us (8x)" in text
+    assert "0.8x, same" in text
+    assert "0.267x, LESS" in text
     assert "NO (>= 8x)" in text
     assert "kbridge FAILED: BenchmarkError: it went" in text
     assert json.loads(report.as_json(outcomes, quick=True))["rows"]["made-up"]["figures"]["x"]
     assert draw(outcomes, tmp_path / "picture.png")
     assert (tmp_path / "picture.png").read_bytes().startswith(b"\x89PNG")
     assert not draw([Outcome(outcomes[0].row)], tmp_path / "none.png")
+
+
+def test_the_readme_s_table_has_both_ways_of_kbridge() -> None:
+    outcome = made_up(Figure("x", "CPU a message", "us", ratio=8), 100.0, 10.0)
+    outcome.rounds["extension"] = [{"x": 40.0}, {"x": 50.0}]
+    outcome.rounds["kbridge"] = [{"x": 10.0}, {"x": 10.0}]
+    text = readme.markdown(json.loads(report.as_json([outcome], quick=False)))
+    assert text.endswith(
+        "| Made up: CPU a message | 100 us | 45 us (2.22x) | 10 us (10x) | - | 0.222x, **less**"
+        " | >= 8x | yes |\n"
+    )
+
+
+def test_the_extension_is_all_that_the_first_two_servers_differ_in(tmp_path: Path) -> None:
+    plain, extended, standalone = (Server(name, tmp_path) for name in NAMES)
+    for server in (plain, extended, standalone):
+        server.token = TOKEN
+    [(off, on)] = [
+        pair for pair in zip(plain.argv(), extended.argv(), strict=True) if len({*pair}) > 1
+    ]
+    assert off == on.replace("kbridge=True", "kbridge=False")
+    assert plain.environment() == extended.environment() == standalone.environment()
+
+
+def test_plain_jupyter_server_imports_nothing_of_kbridge(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The interpreter tells of every import in the server's log.
+    monkeypatch.setenv("PYTHONPROFILEIMPORTTIME", "1")
+    server = Server("jupyter_server", tmp_path)
+    server.start()
+    server.stop()
+    imported = re.findall(r"^import time:.*\| +(\S+)$", server.log_text(), flags=re.MULTILINE)
+    assert "jupyter_server.serverapp" in imported
+    assert not [name for name in imported if name.startswith("kbridge")]
+
+
+class Impostor(Server):
+    """Called the extension, started as the plain server."""
+
+    def argv(self) -> list[str]:
+        return [word.replace("kbridge=True", "kbridge=False") for word in super().argv()]
+
+
+def test_an_extension_that_was_not_loaded_is_not_measured(tmp_path: Path) -> None:
+    server = Impostor(EXTENSION, tmp_path)
+    with pytest.raises(BenchmarkError, match="runs without the kbridge extension"):
+        server.start()
+    server.stop()
 
 
 def test_every_row_of_the_budget_has_a_module() -> None:
@@ -184,10 +273,10 @@ def test_every_row_of_the_budget_has_a_module() -> None:
 
 @pytest.mark.slow
 @pytest.mark.kernel
-def test_a_tiny_run_of_both_servers(tmp_path: Path) -> None:
+def test_a_tiny_run_of_all_servers(tmp_path: Path) -> None:
     argv = [sys.executable, "-m", "benchmarks", "--quick", "--output", str(tmp_path)]
     done = subprocess.run(
-        [*argv, "start", "message", "roundtrip"],
+        [*argv, "start", "message"],
         cwd=ROOT,
         capture_output=True,
         text=True,
@@ -196,7 +285,8 @@ def test_a_tiny_run_of_both_servers(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     rows = json.loads((tmp_path / "benchmarks.json").read_text())["rows"]
     assert rows["message"]["figures"]["cpu"]["ratio"] > 0
-    assert rows["roundtrip"]["figures"]["p50"]["ratio"] > 0
+    assert rows["message"]["figures"]["cpu"]["extension_to_standalone"] > 0
+    assert rows["start"]["figures"]["seconds"]["ratio_extension"] > 0
     assert (tmp_path / "benchmarks.png").stat().st_size > 10_000
 
 

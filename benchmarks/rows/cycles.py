@@ -35,7 +35,7 @@ def cycle(server: Server, kernel_id: str, code: str, text: str) -> bool:
 def measure(server: Server, settings: Settings) -> Values:
     count = settings.count or settings.pick(1_000, 20)
     spec = settings.kernel or "stub"
-    stop = time.monotonic() + settings.pick(15.0, 5.0)
+    stop = time.monotonic() + settings.pick(8.0, 5.0)
     lost = done = 0
     with server.kernel(spec) as kernel_id:
         with Websocket.open(server, kernel_id) as websocket:
@@ -60,5 +60,5 @@ ROW = Row(
         Figure("rate", "cycles a second", "1/s", more_is_better=True),
     ),
     measure=measure,
-    rounds=1,
+    rounds=2,
 )

@@ -1,4 +1,7 @@
-"""How long after `kill -9` of a kernel its client is told (status restarting or dead)."""
+"""How long after `kill -9` of a kernel its client is told (status restarting or dead).
+
+Not measured for the extension: jupyter_server's own restarter finds the death there.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ from contextlib import ExitStack
 from benchmarks.client import Websocket, decode
 from benchmarks.measure import BenchmarkError
 from benchmarks.servers import Server
-from benchmarks.table import Figure, Life, Row, Settings, Values
+from benchmarks.table import BASE, OURS, Figure, Life, Row, Settings, Values
 
 # Servers that poll do so every few seconds: kills at even distances meet every phase of that.
 PERIOD = 3.0
@@ -57,4 +60,5 @@ ROW = Row(
     measure=measure,
     life=Life.ROUND,
     rounds=2,
+    servers=(BASE, OURS),
 )

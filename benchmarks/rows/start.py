@@ -1,4 +1,8 @@
-"""From the start of the process to the first connection that it will answer; its memory then."""
+"""From the start of the process to the first connection that it will answer; its memory then.
+
+An extension can only add to what its server takes for that, so it is not held against the
+standalone server here.
+"""
 
 from __future__ import annotations
 
@@ -23,4 +27,5 @@ ROW = Row(
     ),
     measure=measure,
     life=Life.OWN,
+    alike=False,
 )
