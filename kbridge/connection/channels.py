@@ -338,8 +338,14 @@ class ZMQChannelsWebsocketConnection(MessagePipeline, KernelInfo):
 
     def _send_status_message(self, status: str) -> None:
         """Say a status in the kernel's place, to all its websockets; twice running is once."""
-        if self._attachment is not None:
+        attachment = self._attachment
+        if attachment is None:
+            return
+        told, attachment.announced = attachment.announced, None  # this websocket knows
+        try:
             self.hub.announce(status)
+        finally:
+            attachment.announced = told
 
     def _on_announced(self, status: str) -> None:
         if status == "restarting":

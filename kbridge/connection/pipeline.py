@@ -111,14 +111,14 @@ class MessagePipeline(BaseKernelWebsocketConnection):
         manager = self.multi_kernel_manager
         if getattr(manager, "allow_tracebacks", True) or channel is None:
             return
-        told = _message(channel, msg_list)
-        verdict = HideTracebacks(manager.traceback_replacement_message)(told, told.msg_type, 0.0)
+        hide = HideTracebacks(manager.traceback_replacement_message)
+        verdict = hide(_message(channel, msg_list), self._msg_type(msg, msg_list), 0.0)
         for hidden in verdict or ():
             msg_list[_PARTS["content"]] = hidden.content
             if msg.get("content") is not None:
                 msg["content"] = json.loads(hidden.content)
 
-    def _limit_rate(self, channel: str | None, msg: dict[str, Any], msg_list: list[Any]) -> bool:  # noqa: ARG002
+    def _limit_rate(self, channel: str | None, msg: dict[str, Any], msg_list: list[Any]) -> bool:
         """Whether a message is to be left out, because there are too many or too much."""
         if not self.limit_rate or channel != Channel.IOPUB:
             return False
@@ -130,12 +130,17 @@ class MessagePipeline(BaseKernelWebsocketConnection):
                 notice=self.hub.notices.stderr,
                 on_event=self.log.warning,
             )
-        told = _message(channel, msg_list)
-        verdict = self._rate_limit(told, told.msg_type, self.hub.now())
+        msg_type = self._msg_type(msg, msg_list)
+        verdict = self._rate_limit(_message(channel, msg_list), msg_type, self.hub.now())
         for notice in verdict or ():
             text = str(json.loads(notice.content)["text"])
-            self.write_stderr(text.removesuffix("\n"), json.loads(notice.parent_header))
+            msg["parent_header"] = self.get_part("parent_header", msg["parent_header"], msg_list)
+            self.write_stderr(text.removesuffix("\n"), msg["parent_header"])
         return verdict is not None
+
+    def _msg_type(self, msg: dict[str, Any], msg_list: list[Any]) -> str:
+        msg["header"] = self.get_part("header", msg["header"], msg_list)
+        return str(msg["header"]["msg_type"])
 
     def _on_zmq_reply(self, stream: Any, msg_list: Any) -> None:
         """Write a message: the list of its parts, or, in the legacy dialect, a dict."""
