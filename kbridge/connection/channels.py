@@ -90,7 +90,10 @@ class ZMQChannelsWebsocketConnection(MessagePipeline, KernelInfo):
     resume_timeout = Float(
         _DEFAULTS.resume_timeout,
         config=True,
-        help="Seconds for which output is held for a client that went away and may come back.",
+        help=(
+            "Seconds for which output is held for a client that went away and may come back."
+            " 0: who comes back starts afresh."
+        ),
     )
     request_limit = Integer(
         _DEFAULTS.request_limit,
@@ -274,7 +277,8 @@ class ZMQChannelsWebsocketConnection(MessagePipeline, KernelInfo):
             return
         self._hub.detach(attachment)
         self._open_sockets.discard(self)
-        for channel in self.channels.values():
+        channels, self.channels = self.channels, {}
+        for channel in channels.values():
             channel.close()
         self._notify("notify_disconnect")
         if not self._close_future.done():

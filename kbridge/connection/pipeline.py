@@ -78,6 +78,8 @@ class MessagePipeline(BaseKernelWebsocketConnection):
             If it is no message.
         """
         if isinstance(stream, str):
+            if stream not in self.channels:
+                return  # detached
             stream = self.channels[stream]
         channel = getattr(stream, "channel", None)
         parts = list(split(outgoing_msg)[2])

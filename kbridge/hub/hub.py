@@ -274,7 +274,7 @@ class Hub:
         if self._link is not None:
             self._link.drain()
 
-    async def restarting(self, *, asked: bool = False) -> None:
+    async def restarting(self, *, asked: bool = False, keep: bool = False) -> None:
         """The kernel has ended, and another one will take its place.
 
         Clients see all that the old one said, then a status. Requests that are outstanding are
@@ -286,9 +286,11 @@ class Hub:
         asked : bool
             Whether somebody asked for it. Then the status is `starting`, because frontends take
             `restarting` for a crash: JupyterLab would say that the kernel appears to have died.
+        keep : bool
+            Whether requests that wait already are for the new one.
         """
         await self._last_words()
-        self._requests.forget("the kernel was restarted")
+        self._requests.forget("the kernel was restarted", waiting=not keep)
         self.activity.restarted(self._clock.wall())
         self.announce("starting" if asked else "restarting")
 

@@ -113,10 +113,19 @@ class Requests:
         for channel in channels or _ORDER:
             self._outbox.flush(channel, self._send_late)
 
-    def forget(self, why: str) -> None:
-        """Forget all that is under way: nobody will answer."""
-        self._routing.clear()
-        self._outbox.clear()
+    def forget(self, why: str, *, waiting: bool = True) -> None:
+        """Forget all that is under way: nobody will answer.
+
+        Parameters
+        ----------
+        why : str
+            Told to those who wait for an answer to the bridge.
+        waiting : bool
+            Whether to forget also what waits to be sent, and whose it is.
+        """
+        if waiting:
+            self._routing.clear()
+            self._outbox.clear()
         ours, self._ours = self._ours, {}
         for reply in ours.values():
             if not reply.done():

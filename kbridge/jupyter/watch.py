@@ -50,6 +50,7 @@ class KernelWatch:
         self._tasks: set[asyncio.Task[None]] = set()
         self._looking = False
         self._relinking = False
+        self._restarted = False
         self._linked = self._ports()
         self._state = ""
         self._activity = 0.0
@@ -94,7 +95,11 @@ class KernelWatch:
 
     def _follow(self) -> None:
         ports = self._ports()
-        if all(ports) and ports != self._linked and not self.hub.closed:
+        if not all(ports) or ports == self._linked or self.hub.closed or self._relinking:
+            return
+        if self.hub.activity.execution_state == "restarting":  # which was said already
+            self._link()
+        else:
             self._relink(asked=True)
 
     def _ports(self) -> tuple[int, ...]:
@@ -108,13 +113,18 @@ class KernelWatch:
 
     async def _restart(self, *, asked: bool) -> None:
         try:
-            await self.hub.restarting(asked=asked)
+            # What waits when somebody has asked for it was sent after the old one had hung up.
+            await self.hub.restarting(asked=asked, keep=asked)
         finally:
             self._relinking = False
+        self._restarted = True
         if all(self._ports()):  # else they are being chosen, and _on_port will tell
-            self._linked = self._ports()
-            self.hub.reconnect(self.kernel.get_connection_info())
+            self._link()
         self._look()
+
+    def _link(self) -> None:
+        self._linked = self._ports()
+        self.hub.reconnect(self.kernel.get_connection_info())
 
     # -- what the sockets tell --------------------------------------------------------------
 
@@ -155,11 +165,11 @@ class KernelWatch:
     def _take_over(self) -> bool:
         """End the manager's own watch over the kernel, which reads every message once more.
 
-        Not while the kernel is not proven, or busy with what the hub may not have seen begin, or
-        a restart waits for an answer that ending the watch would throw away.
+        Not while the kernel is not proven, or busy with what the hub has not seen begin, or a
+        restart waits for an answer that ending the watch would throw away.
         """
         kernel = self.kernel
-        if not self.hub.ready or kernel.execution_state == "busy":
+        if not self.hub.ready or (kernel.execution_state == "busy" and not self._restarted):
             return False
         if getattr(kernel, "_pending_restart_cleanup", None) is not None:
             return False
