@@ -1,0 +1,448 @@
+"""Jupyter Server's own managers and handler around a kernel and a websocket that are twins.
+
+The same world stands around three classes: ours for the standalone server, ours for Jupyter Server,
+and Jupyter Server's own, which shows that what is asked of the first two is what the peer does.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Sequence
+from datetime import UTC, datetime
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from jupyter_client.ioloop import AsyncIOLoopKernelRestarter
+from jupyter_server.services.kernels.connection.channels import (
+    ZMQChannelsWebsocketConnection as PeerConnection,
+)
+from jupyter_server.services.kernels.kernelmanager import (
+    AsyncMappingKernelManager,
+    ServerKernelManager,
+)
+from jupyter_server.services.kernels.websocket import KernelWebsocketHandler
+from tornado.httputil import HTTPHeaders, HTTPServerRequest, RequestStartLine
+from tornado.iostream import IOStream
+from tornado.web import Application
+from traitlets.config import Config
+
+import kbridge.jupyter
+from kbridge.connection import channels
+from kbridge.hub.hub import Hub
+from kbridge.hub.table import HubTable
+from kbridge.jupyter.hubs import JupyterHubs
+from kbridge.link.memory import MemoryKernel
+from kbridge.wire.build import build
+from kbridge.wire.message import Channel, Message
+from kbridge.wire.signing import Signer
+from kbridge.wire.zmq import parse, serialize
+from tests.hub.rig import frames_of
+from tests.support.dialects import CODECS
+from tests.support.waiting import TIMEOUT
+
+BASES: dict[str, type] = {
+    "standalone": channels.ZMQChannelsWebsocketConnection,
+    "jupyter": kbridge.jupyter.ZMQChannelsWebsocketConnection,
+    "peer": PeerConnection,
+}
+KERNEL_ID = "5b8e4d0a-0000-4000-8000-000000000001"
+DATE = "2030-01-01T00:00:00.000000Z"
+
+
+class Answering:
+    """A kernel that answers kernel_info_requests at once, and keeps what else it is sent.
+
+    Attributes
+    ----------
+    asked : list of Message
+        What it was sent, questions about itself left out.
+    """
+
+    def __init__(self, key: bytes) -> None:
+        self.signer = Signer(key)
+        self.asked: list[Message] = []
+        self.answers = True
+
+    def hear(self, channel: Channel, frames: Sequence[Any], say: Callable[..., None]) -> None:
+        msg = parse(channel, [bytes(f) for f in frames], self.signer)
+        if msg.msg_type != "kernel_info_request":
+            self.asked.append(msg)
+        elif self.answers:
+            info = {"status": "ok", "protocol_version": "5.3", "implementation": "a-twin"}
+            reply = self.message(channel, "kernel_info_reply", info, msg.header)
+            idle = {"execution_state": "idle"}
+            status = self.message(Channel.IOPUB, "status", idle, msg.header)
+            loop = asyncio.get_running_loop()
+            loop.call_soon(say, reply)
+            loop.call_soon(say, status)
+
+    def message(
+        self,
+        channel: Channel,
+        msg_type: str,
+        content: dict[str, Any],
+        parent: bytes = b"{}",
+        buffers: Sequence[bytes] = (),
+    ) -> Message:
+        return build(
+            channel,
+            msg_type,
+            content,
+            session="the-kernel",
+            date=DATE,
+            parent_header=parent,
+            buffers=tuple(buffers),
+        )
+
+
+class Stream:
+    """What a kernel manager's `connect_shell` and the like give, without sockets."""
+
+    def __init__(self, kernel: Kernel, channel: Channel) -> None:
+        self._kernel = kernel
+        self._about = channel
+        self._waiting: deque[list[bytes]] = deque()
+        self._told: Callable[[list[bytes]], Any] | None = None
+        self.socket = SimpleNamespace(closed=False)
+
+    def on_recv(self, told: Callable[..., Any] | None, copy: bool = True) -> None:
+        self._told = told
+        asyncio.get_running_loop().call_soon(self._tell)
+
+    def on_recv_stream(self, told: Callable[..., Any], copy: bool = True) -> None:
+        self.on_recv(lambda frames: told(self, frames))
+
+    def stop_on_recv(self) -> None:
+        self._told = None
+
+    def send_multipart(self, frames: Sequence[Any], flags: int = 0, **_how: Any) -> None:
+        assert not self.closed()
+        self._kernel.hear(self, self._about, frames)
+
+    def deliver(self, frames: list[bytes]) -> None:
+        self._waiting.append(frames)
+        self._tell()
+
+    def _tell(self) -> None:
+        while self._waiting and self._told is not None and not self.closed():
+            self._told(self._waiting.popleft())
+
+    def flush(self, *_what: Any) -> None:
+        self._tell()
+
+    def closed(self) -> bool:
+        return bool(self.socket.closed)
+
+    def close(self, linger: int | None = None) -> None:
+        self.socket.closed = True
+
+
+class Kernel(ServerKernelManager):
+    """A kernel's manager as Jupyter Server has it, whose process and sockets are twins."""
+
+    def start_twin(self) -> None:
+        for n, channel in enumerate(("shell", "iopub", "stdin", "hb", "control")):
+            setattr(self, f"{channel}_port", 10_001 + n)
+        self.twin = Answering(self.session.key)
+        self.streams: list[tuple[Channel, Stream]] = []
+        self.owners: dict[str, Stream] = {}
+        self.execution_state = "idle"
+        self.last_activity = datetime.now(UTC)
+        self.ready.set_result(None)
+        self._restarter = AsyncIOLoopKernelRestarter(kernel_manager=self, parent=self)
+
+    async def is_alive(self) -> bool:
+        return True
+
+    def _connect(self, channel: Channel) -> Stream:
+        self.streams.append((channel, Stream(self, channel)))
+        return self.streams[-1][1]
+
+    def connect_shell(self, identity: bytes | None = None) -> Any:
+        return self._connect(Channel.SHELL)
+
+    def connect_iopub(self, identity: bytes | None = None) -> Any:
+        return self._connect(Channel.IOPUB)
+
+    def connect_stdin(self, identity: bytes | None = None) -> Any:
+        return self._connect(Channel.STDIN)
+
+    def connect_control(self, identity: bytes | None = None) -> Any:
+        return self._connect(Channel.CONTROL)
+
+    def hear(self, stream: Stream, channel: Channel, frames: Sequence[Any]) -> None:
+        msg = parse(channel, [bytes(f) for f in frames], self.twin.signer)
+        self.owners[msg.msg_id] = stream
+        self.twin.hear(channel, frames, self.say)
+
+    def say(self, msg: Message) -> None:
+        """Say something to whoever is connected over streams."""
+        frames = [bytes(f) for f in serialize(msg, self.twin.signer)]
+        to = [s for c, s in self.streams if c is msg.channel and not s.closed()]
+        if msg.channel is not Channel.IOPUB:
+            owner = self.owners.get(msg.parent_id)
+            to = to[-1:] if owner is None or msg.channel is Channel.STDIN else [owner]
+        for stream in to:
+            if not stream.closed():
+                stream.deliver(list(frames))
+
+    def fire(self, event: str) -> None:
+        """Let the restarter tell `restart` or `dead`."""
+        assert self._restarter is not None
+        self._restarter._fire_callbacks(event)
+
+
+class Kernels(AsyncMappingKernelManager):
+    """Jupyter Server's manager of kernels, with one kernel that was never started."""
+
+    def adopt_twin(self) -> Kernel:
+        kernel = Kernel(parent=self)
+        kernel.kernel_id = KERNEL_ID
+        kernel.start_twin()
+        self._kernels[KERNEL_ID] = kernel
+        self._kernel_connections[KERNEL_ID] = 0
+        self._kernel_ports[KERNEL_ID] = kernel.ports
+        return kernel
+
+    def connect_shell(self, kernel_id: str, *_how: Any) -> Any:
+        return self.get_kernel(kernel_id).connect_shell()
+
+
+class Link(MemoryKernel):
+    """A hub's link to the twin."""
+
+    kernel: Kernel
+    made: list[Link]
+
+    def __init__(self, endpoints: Any, events: Any) -> None:
+        super().__init__(endpoints, events)
+        self.made.append(self)
+
+    def send(self, channel: Channel, frames: Sequence[Any]) -> bool:
+        if not super().send(channel, frames):
+            return False
+        self.kernel.twin.hear(channel, frames, self.tell)
+        return True
+
+    def tell(self, msg: Message) -> None:
+        if not self.closed:
+            self.say(msg.channel, list(serialize(msg, self.kernel.twin.signer)))
+
+
+class Handler(KernelWebsocketHandler):
+    """Jupyter Server's handler, whose browser is a socket of the test's."""
+
+    def begin(self, dialect: str) -> None:
+        self.dialect = dialect
+        self.closes: list[tuple[int | None, str | None]] = []
+        ours, self.browser = socket.socketpair()
+        self.browser.setblocking(False)
+        self.wire = IOStream(ours)
+        self.seen: list[dict[str, Any]] = []
+
+    def accept(self) -> None:
+        """Do what Tornado does between `prepare` and `open`."""
+        protocol: Any = self.get_websocket_protocol()
+        protocol.stream = self.wire
+        offered = CODECS[self.dialect].subprotocol
+        protocol._selected_subprotocol = self.select_subprotocol([offered] if offered else [])
+        assert protocol.selected_subprotocol == offered
+        self.ws_connection = protocol
+
+    def close(self, code: int | None = None, reason: str | None = None) -> None:
+        self.closes.append((code, reason))
+
+    def read(self, msg_type: str | None = None) -> list[dict[str, Any]]:
+        """All messages so far, or those of one type; each was one frame."""
+        try:
+            data = self.browser.recv(1 << 22)
+        except BlockingIOError:
+            data = b""
+        for opcode, payload in frames_of(data):
+            frame = payload if opcode == 2 else payload.decode()
+            self.seen.append(CODECS[self.dialect].decode(frame))
+        return [m for m in self.seen if msg_type in (None, m["header"]["msg_type"])]
+
+    def texts(self) -> list[str]:
+        """The texts of the stream messages so far."""
+        return [m["content"]["text"] for m in self.read("stream")]
+
+    def send(self, msg: Message) -> Any:
+        """Let the browser send a message."""
+        whole = {
+            "channel": str(msg.channel),
+            "header": json.loads(msg.header),
+            "parent_header": json.loads(msg.parent_header),
+            "metadata": json.loads(msg.metadata),
+            "content": json.loads(msg.content),
+            "buffers": [bytes(b) for b in msg.buffers],
+        }
+        return self.on_message(CODECS[self.dialect].encode(whole))
+
+    def end(self) -> None:
+        self.wire.close()
+        self.browser.close()
+
+
+class World:
+    """One kernel, its managers, and as many websockets as are asked for.
+
+    Attributes
+    ----------
+    base : type
+        The class to make subclasses of.
+    """
+
+    def __init__(self, impl: str, dialect: str, patch: pytest.MonkeyPatch) -> None:
+        self._patch = patch
+        self.impl = impl
+        self.base: Any = BASES[impl]
+        self.dialect = dialect
+        self.config = Config()
+        self.kernels = Kernels()
+        self.kernel = self.kernels.adopt_twin()
+        self.links: list[Link] = []
+        self.settings: dict[str, Any] = {"ws_ping_interval": 0, "config": self.config}
+        self.handlers: list[Handler] = []
+
+    @property
+    def peer(self) -> bool:
+        return self.impl == "peer"
+
+    def configure(self, **values: Any) -> None:
+        self.config.ZMQChannelsWebsocketConnection.update(values)
+
+    async def open(
+        self,
+        cls: Any = None,
+        *,
+        session: str = "me",
+        before: Callable[[Any], None] | None = None,
+        dialect: str = "",
+    ) -> tuple[Any, Handler]:
+        """Open a websocket with a class; `before` is given the connection as soon as it is made."""
+        conn, handler = await self.prepare(cls, session=session, before=before, dialect=dialect)
+        async with asyncio.timeout(TIMEOUT):
+            await handler.open(KERNEL_ID)  # type: ignore[no-untyped-call]
+            if not self.peer:
+                await self.hub.wait_ready()
+        await self.settle()
+        handler.read()
+        handler.seen.clear()
+        return conn, handler
+
+    async def prepare(
+        self,
+        cls: Any = None,
+        *,
+        session: str = "me",
+        before: Callable[[Any], None] | None = None,
+        dialect: str = "",
+    ) -> tuple[Any, Handler]:
+        """Come as far as the answer to the upgrade."""
+        cls = cls or self.base
+        self._arrange_hubs(cls)
+        request = HTTPServerRequest(
+            start_line=RequestStartLine("GET", "/?session_id=" + session, "HTTP/1.1"),
+            headers=HTTPHeaders({"Host": "127.0.0.1", "Sec-WebSocket-Version": "13"}),
+            connection=SimpleNamespace(set_close_callback=lambda _: None),
+        )
+        handler = Handler(Application(**self.settings), request)
+        handler.application.settings = self.settings
+        handler.begin(dialect or self.dialect)
+        self.handlers.append(handler)
+        conn = cls(parent=self.kernel, websocket_handler=handler, config=self.config)
+        conn.session.session = session
+        handler.connection, handler.kernel_id = conn, KERNEL_ID
+        if before is not None:
+            before(conn)
+        async with asyncio.timeout(TIMEOUT):
+            await conn.prepare()
+        handler.accept()
+        return conn, handler
+
+    def _arrange_hubs(self, cls: Any) -> None:
+        """Let the hubs' links go to the twin; who makes the hubs is as it is outside of tests."""
+        if self.peer or self.links or channels.HUBS in self.settings:
+            return
+
+        class Here(Link):
+            kernel = self.kernel
+            made = self.links
+
+        class Hubs(JupyterHubs):
+            def __init__(self, *args: Any) -> None:
+                super().__init__(*args)
+                self._link = Here
+
+        if self.impl == "jupyter":
+            self._patch.setattr(kbridge.jupyter.connection, "JupyterHubs", Hubs)
+        else:
+            settings = cls.hub_settings(self.config, self.kernels)
+            self.settings[channels.HUBS] = HubTable(settings, link=Here)
+
+    @property
+    def hub(self) -> Hub:
+        found: Hub = self.settings[channels.HUBS][KERNEL_ID]
+        return found
+
+    async def fire(self, event: str) -> None:
+        """Let the kernel's process end, to be started again (`restart`) or not (`dead`)."""
+        if self.impl != "standalone":
+            self.kernel.fire(event)
+        elif event == "restart":  # there, the server's own manager tells the hub
+            await self.hub.restarting()
+        else:
+            self.hub.dead()
+
+    async def settle(self) -> None:
+        """Let everything run that is due: twins answer within a few turns of the loop."""
+        for _ in range(20):
+            await asyncio.sleep(0)
+
+    def say(self, *messages: Message) -> None:
+        """Let the kernel say something."""
+        for msg in messages:
+            if self.peer:
+                self.kernel.say(msg)
+            else:
+                self.links[-1].tell(msg)
+
+    def message(self, channel: str, msg_type: str, content: Any = None, **more: Any) -> Message:
+        return self.kernel.twin.message(Channel(channel), msg_type, content or {}, **more)
+
+    def stream(self, text: str, parent: bytes = b"{}") -> Message:
+        return self.message("iopub", "stream", {"name": "stdout", "text": text}, parent=parent)
+
+    @property
+    def asked(self) -> list[Message]:
+        """What the kernel was sent by clients."""
+        return self.kernel.twin.asked
+
+    async def aclose(self) -> None:
+        for handler in self.handlers:
+            if handler.connection is not None:
+                handler.on_close()  # type: ignore[no-untyped-call]
+        if not self.peer and channels.HUBS in self.settings:
+            await self.settings[channels.HUBS].aclose()
+        await self.settle()
+        for handler in self.handlers:
+            handler.end()
+
+
+@pytest.fixture(params=sorted(BASES))
+def impl(request: pytest.FixtureRequest) -> str:
+    """Each class in turn; a test that is about ours alone narrows it down."""
+    return str(request.param)
+
+
+@pytest.fixture
+async def world(impl: str, dialect: str, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[World]:
+    """The world around each class, in each dialect."""
+    made = World(impl, dialect, monkeypatch)
+    yield made
+    await made.aclose()
