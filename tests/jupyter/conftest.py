@@ -392,6 +392,8 @@ class World:
 
     async def fire(self, event: str) -> None:
         """Let the kernel's process end, to be started again (`restart`) or not (`dead`)."""
+        if self.links:  # sockets hang up with the process
+            asyncio.get_running_loop().call_soon(self.links[-1].disconnect)
         if self.impl != "standalone":
             self.kernel.fire(event)
         elif event == "restart":  # there, the server's own manager tells the hub
