@@ -1,0 +1,241 @@
+"""jupyter_server's own tests, fetched in the version that is installed, run with another class.
+
+Nothing of that suite is kept here: its source distribution comes from the package index that pip is
+configured with, once a version, and only its tests are unpacked, so that the code under test is
+what is installed. It runs in a process of its own, with its own configuration.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+__all__ = [
+    "EXCEPTED",
+    "NOT_HERE",
+    "OURS",
+    "SELECTED",
+    "THEIRS",
+    "NoSuite",
+    "Outcome",
+    "fetch",
+    "page",
+    "run",
+    "unpack",
+]
+
+SELECTED = {
+    "tests/services/kernels": "the REST interface of kernels, their websockets, culling, restarts",
+    "tests/services/sessions": "sessions, and the websockets of their kernels",
+    "tests/base/test_websocket.py": "what Jupyter Server's websocket handler does by itself",
+    "tests/test_serialize.py": "legacy binary frames, written and read by our functions",
+}
+"""The parts of the suite that are run, and what they are about."""
+
+EXCEPTED: dict[str, str] = {
+    "tests/services/kernels/test_connection.py"
+    "::test_no_fd_leak_on_buffer_restore_with_port_change": (
+        "It gives the other class's ZeroMQ streams to the kernel manager, which is to buffer from"
+        " them while nobody is connected, and asks of each `on_recv` and `socket`. A websocket of"
+        " ours has no streams of its own: the kernel's journal is the buffer, and the hub has the"
+        " only sockets."
+    ),
+}
+"""Tests of the other class's private parts, by exact id, and why each says nothing of ours."""
+
+NOT_HERE: dict[str, str] = {}
+"""Tests that fail with jupyter_server's own class too, by exact id, and why."""
+
+OURS = ("kbridge.jupyter:ZMQChannelsWebsocketConnection", "kbridge.connection.messages")
+THEIRS = (
+    "jupyter_server.services.kernels.connection.channels:ZMQChannelsWebsocketConnection",
+    "jupyter_server.services.kernels.connection.base",
+)
+"""A connection class, and the module of the functions that go with it."""
+
+_PLUGIN = Path(__file__).with_name("peer_plugin.py")
+
+
+class NoSuite(Exception):
+    """The source distribution could not be fetched."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of the suite.
+
+    Attributes
+    ----------
+    collected : set of str
+        The ids of all tests in the selected parts, those that were left out among them.
+    outcomes : dict
+        For each test that ran: "passed", "failed in ..." or "skipped: ...".
+    made : dict
+        How many connections of the class each test made.
+    returncode : int
+        pytest's.
+    output : str
+        What pytest printed.
+    """
+
+    collected: set[str]
+    outcomes: dict[str, str]
+    made: dict[str, int]
+    returncode: int
+    output: str
+
+    @property
+    def failed(self) -> dict[str, str]:
+        """The tests that failed, and how."""
+        return {test: how for test, how in self.outcomes.items() if how.startswith("failed")}
+
+
+def fetch(cache: Path) -> Path:
+    """The source distribution of the jupyter_server that is installed, fetched where it is new.
+
+    Raises
+    ------
+    NoSuite
+        If pip does not get it.
+    """
+    wanted = f"jupyter_server-{version('jupyter_server')}.tar.gz"
+    if (cache / wanted).exists():
+        return cache / wanted
+    fresh = cache / f"{wanted}.{os.getpid()}"
+    try:
+        got = subprocess.run(
+            [
+                *(sys.executable, "-m", "pip", "download", "--quiet", "--no-input"),
+                *("--disable-pip-version-check", "--retries=2", "--no-deps", f"--dest={fresh}"),
+                *("--no-binary=jupyter_server", f"jupyter_server=={version('jupyter_server')}"),
+            ],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=120,
+        )
+        if got.returncode:
+            raise NoSuite(got.stdout.strip().rpartition("\n")[2])
+        (fresh / wanted).replace(cache / wanted)
+    except subprocess.TimeoutExpired as error:
+        raise NoSuite(f"pip did not end in {error.timeout:g} s") from error
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
+    return cache / wanted
+
+
+def unpack(archive: Path, home: Path) -> Path:
+    """Unpack the tests and their configuration, without the package that they test."""
+    root = archive.name.removesuffix(".tar.gz")
+    with tarfile.open(archive) as tar:
+        wanted = [
+            member
+            for member in tar.getmembers()
+            if member.name.startswith(f"{root}/tests/") or member.name == f"{root}/pyproject.toml"
+        ]
+        tar.extractall(home, wanted, filter="data")
+    return home / root
+
+
+def run(
+    suite: Path,
+    implementation: tuple[str, str] = OURS,
+    *selected: str,
+    leave_out: dict[str, str] | None = None,
+    timeout: float = 400,
+) -> Outcome:
+    """Run parts of the suite, in three processes, with a connection class and its functions put in.
+
+    Parameters
+    ----------
+    suite : Path
+        Where it was unpacked.
+    implementation : tuple of str
+        `OURS` or `THEIRS`.
+    *selected : str
+        Paths or ids; all of `SELECTED` where none is given.
+    leave_out : dict, optional
+        The ids of tests that are collected, but not run.
+    timeout : float
+        Seconds until it is ended and subprocess.TimeoutExpired is raised.
+    """
+    plugins = suite.with_name("plugins")
+    plugins.mkdir(exist_ok=True)
+    shutil.copy(_PLUGIN, plugins)
+    report = suite.with_name("report.json")
+    report.unlink(missing_ok=True)
+    connection, functions = implementation
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "pytest", "-q", "--color=no", "--tb=short"),
+            *("-c", "pyproject.toml", "--rootdir=.", "-o", "addopts=", "-p", "no:cacheprovider"),
+            *("-p", "xdist", "-p", "pytest_timeout", "-n", "3", "--dist=worksteal"),
+            *("-p", _PLUGIN.stem, f"--connection-class={connection}"),
+            *(f"--functions-from={functions}", f"--report-to={report}"),
+            *(f"--leave-out={test}" for test in leave_out or {}),
+            *(f"--basetemp={suite.with_name('tests')}", *(selected or SELECTED)),
+        ],
+        cwd=suite,
+        env=_environment(plugins),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=timeout,
+    )
+    assert report.exists(), done.stdout
+    found: dict[str, Any] = json.loads(report.read_text(encoding="utf-8"))
+    return Outcome(
+        collected=set(found["collected"]),
+        outcomes=found["outcomes"],
+        made=found["made"],
+        returncode=done.returncode,
+        output=done.stdout,
+    )
+
+
+def _environment(plugins: Path) -> dict[str, str]:
+    """Ours, without what concerns this run of pytest or this user's Jupyter."""
+    ours = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("PYTEST_", "JUPYTER_", "KBRIDGE_"))
+    }
+    return {**ours, "PYTHONPATH": str(plugins), "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
+
+
+def page() -> str:
+    """The lists of this module as the part of docs/peer-suite.md that must say the same."""
+    return "\n".join(
+        [
+            "## What is run",
+            "",
+            *_table("part", "about", SELECTED),
+            "",
+            "## What is left out",
+            "",
+            *_table("test", "why", EXCEPTED),
+            "",
+            "## What fails with Jupyter Server's own class too",
+            "",
+            *_table("test", "why", NOT_HERE),
+            "",
+        ]
+    )
+
+
+def _table(first: str, second: str, rows: dict[str, str]) -> list[str]:
+    if not rows:
+        return ["Nothing."]
+    return [
+        f"| {first} | {second} |",
+        "|---|---|",
+        *(f"| `{name}` | {text} |" for name, text in rows.items()),
+    ]
