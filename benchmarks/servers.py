@@ -196,7 +196,7 @@ class Server:
         kernels = measure.children(process.pid) if process.poll() is None else []
         process.terminate()
         try:
-            process.wait(15)
+            process.wait(6)
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait(5)

@@ -1,6 +1,6 @@
 """Round trips of an active websocket, without and with a crowd of idle ones on ten kernels.
 
-kbridge meets 2,000 of them, jupyter_server 200 (at seven descriptors each, 2,000 are more than a
+kbridge meets 2,000 of them, jupyter_server 100 (at nine descriptors each, 2,000 are more than a
 usual limit allows). The active one has a kernel of its own: idle is who is sent nothing. A second
 pair of figures shares a kernel with a tenth of the crowd, and so pays for what these are sent.
 """
@@ -20,8 +20,8 @@ KERNELS = 10
 
 
 def measure(server: Server, settings: Settings) -> Values:
-    many = settings.pick(200, 20) if server.name == BASE else settings.pick(2_000, 200)
-    seconds = settings.pick(4.0, 0.5)
+    many = settings.pick(100, 20) if server.name == BASE else settings.pick(2_000, 200)
+    seconds = settings.pick(3.0, 0.5)
     with ExitStack() as stack:
         kernels = [stack.enter_context(server.kernel()) for _ in range(KERNELS)]
         own = stack.enter_context(server.kernel())

@@ -1,17 +1,21 @@
-"""CPU of the server a delivery, with 16 websockets on one kernel."""
+"""CPU of the server a delivery, with 16 websockets on one kernel.
+
+Fewer messages for jupyter_server, as in `message`.
+"""
 
 from __future__ import annotations
 
 from benchmarks.rows.message import flood
 from benchmarks.servers import Server
-from benchmarks.table import Figure, Row, Settings, Values
+from benchmarks.table import BASE, Figure, Row, Settings, Values
 
 VIEWERS = 16
 
 
 def measure(server: Server, settings: Settings) -> Values:
+    many = settings.pick(2_000 if server.name == BASE else 5_000, 300)
     with server.kernel() as kernel_id:
-        return flood(server, kernel_id, settings.count or settings.pick(5_000, 300), VIEWERS)
+        return flood(server, kernel_id, settings.count or many, VIEWERS)
 
 
 ROW = Row(

@@ -35,7 +35,7 @@ def close_all(websockets: list[Websocket]) -> None:
 
 
 def measure(server: Server, settings: Settings) -> Values:
-    many = settings.pick(200, 20) if server.name == BASE else settings.pick(1_000, 100)
+    many = settings.pick(100, 20) if server.name == BASE else settings.pick(1_000, 100)
     many = settings.count or many
     with server.kernel() as kernel_id, Websocket.open(server, kernel_id) as first:
         first.ready()

@@ -47,7 +47,7 @@ def round_trips(websocket: Websocket, count: int, seconds: float) -> Values:
 def measure(server: Server, settings: Settings) -> Values:
     with server.kernel() as kernel_id, Websocket.open(server, kernel_id) as websocket:
         websocket.ready()
-        return round_trips(websocket, settings.count or 2_000, settings.pick(5.0, 0.5))
+        return round_trips(websocket, settings.count or 2_000, settings.pick(4.0, 0.5))
 
 
 def floor(settings: Settings) -> Values:
@@ -56,7 +56,7 @@ def floor(settings: Settings) -> Values:
         def once() -> None:
             client.wait_done(client.execute({}))
 
-        return sample(once, settings.count or 2_000, settings.pick(5.0, 0.5))
+        return sample(once, settings.count or 2_000, settings.pick(4.0, 0.5))
 
 
 ROW = Row(
