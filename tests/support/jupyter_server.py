@@ -1,0 +1,46 @@
+"""Jupyter Server processes with the extension, in directories of their own."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from pathlib import Path
+
+from tests.support.server import Server
+
+__all__ = ["SWITCH", "jupyter_server"]
+
+SWITCH = Path(__file__).parents[2] / "jupyter-config" / "jupyter_server_config.d" / "kbridge.json"
+"""The file that turns the extension on; the wheel installs it."""
+
+# Extensions that the environment may have: not under test, and most of a start's time.
+_OTHERS = ("jupyter_lsp", "jupyter_server_terminals", "jupyterlab", "notebook_shim")
+
+
+def jupyter_server(home: Path, *args: str, python: str = sys.executable) -> Server:
+    """Make (not yet start) a Jupyter Server with the extension.
+
+    Parameters
+    ----------
+    home : Path
+        An empty directory.
+    *args : str
+        More command line options.
+    python : str
+        The interpreter, and with it the environment.
+    """
+    switches = home / "config" / SWITCH.parent.name
+    switches.mkdir(parents=True)
+    shutil.copy(SWITCH, switches)
+    # Not among the switches: there, what the environment has goes first.
+    off = {"ServerApp": {"jpserver_extensions": dict.fromkeys(_OTHERS, False)}}
+    (home / "config" / "jupyter_server_config.json").write_text(json.dumps(off))
+    (home / "root").mkdir()
+    return Server(
+        home,
+        *("--ip=127.0.0.1", "--no-browser", "--allow-root"),
+        f"--ServerApp.root_dir={home / 'root'}",
+        *args,
+        command=[python, "-m", "jupyter_server"],
+    )
