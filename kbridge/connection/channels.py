@@ -270,17 +270,16 @@ class ZMQChannelsWebsocketConnection(MessagePipeline, KernelInfo):
         return link, self._dialect
 
     def disconnect(self) -> None:  # type: ignore[override]  # at once, as in jupyter_server
-        """Detach the websocket; may be called twice."""
+        """Detach the websocket, or give up one that never was attached; may be called twice."""
         self._forget_kernel_info()
-        attachment, self._attachment = self._attachment, None
-        if attachment is None or self._hub is None:
-            return
-        self._hub.detach(attachment)
         self._open_sockets.discard(self)
         channels, self.channels = self.channels, {}
         for channel in channels.values():
             channel.close()
-        self._notify("notify_disconnect")
+        attachment, self._attachment = self._attachment, None
+        if attachment is not None and self._hub is not None:
+            self._hub.detach(attachment)
+            self._notify("notify_disconnect")
         if not self._close_future.done():
             self._close_future.set_result(None)
 

@@ -420,6 +420,8 @@ class Hub:
         if self._hung_up:  # else it is a kernel with a new session for every message
             self._hung_up = False
             self.activity.restarted(self._clock.wall())
+            if self.ready:
+                self.activity.alive(self._clock.wall())
             self._append_status("starting")  # written out with the rest of this wake-up
 
     def _append_status(self, status: str) -> None:
@@ -435,7 +437,7 @@ class Hub:
                 await self._down.wait()
         except TimeoutError:
             self.log.debug("kernel %s did not hang up", self.kernel_id)
-        self._link.drain()
+        self.drain()
         self._unlink()
 
     def _unlink(self) -> None:

@@ -132,6 +132,7 @@ class Intake:
     def _on_iopub(self, msg: Message, now: float, wall: float) -> None:
         msg_type = msg.msg_type
         if not self._nudge.proven:
+            self._note_process(scan(msg.header, "session"))
             self._nudge.heard(welcome=msg_type == "iopub_welcome")
         if msg_type == "iopub_welcome":
             return  # to a new subscriber, and that is the bridge
@@ -158,6 +159,8 @@ class Intake:
         Other messages with a probe for a parent are: a kernel's thread that prints names as its
         parent whatever request came last.
         """
+        if not self._nudge.proven:
+            self._note_process(scan(msg.header, "session"))
         if msg.channel is Channel.IOPUB:
             self._nudge.heard()
             return msg.msg_type == "status"
@@ -169,7 +172,6 @@ class Intake:
                 "kernel %s speaks protocol %d; translating", self._kernel_id, adapter.major
             )
             self.adapter = adapter
-        self._note_process(scan(msg.header, "session"))
         self._nudge.replied()
         return True
 

@@ -19,13 +19,15 @@ except ModuleNotFoundError as error:
 
 from kbridge import _jupyter_server_extension_points
 from kbridge.jupyter.connection import ZMQChannelsWebsocketConnection
-from kbridge.jupyter.extension import KbridgeExtension, load
+from kbridge.jupyter.extension import KbridgeExtension, link, load
 
 __all__ = [
     "KbridgeExtension",
     "ZMQChannelsWebsocketConnection",
     "_jupyter_server_extension_points",
+    "_link_jupyter_server_extension",
     "_load_jupyter_server_extension",
 ]
 
+_link_jupyter_server_extension = link
 _load_jupyter_server_extension = load

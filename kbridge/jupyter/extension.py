@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from typing import Any
 
 from jupyter_server.services.kernels.connection.channels import (
@@ -13,9 +14,11 @@ from traitlets.config import LoggingConfigurable
 from kbridge import __version__
 from kbridge.jupyter.connection import ZMQChannelsWebsocketConnection
 
-__all__ = ["KbridgeExtension", "load"]
+__all__ = ["KbridgeExtension", "link", "load"]
 
 _SETTING = "kernel_websocket_connection_class"
+
+_CHOSEN: weakref.WeakSet[Any] = weakref.WeakSet()  # servers for which somebody chose a class
 
 
 class KbridgeExtension(LoggingConfigurable):
@@ -61,11 +64,16 @@ class KbridgeExtension(LoggingConfigurable):
             return f"on, by {_SETTING}"
         if serverapp.gateway_config.gateway_enabled:
             return "idle: kernels are behind a gateway, and so are their ZeroMQ sockets"
-        sections = [serverapp.config[name] for name in serverapp.section_names()]
-        if chosen is not JupyterConnection or any(_SETTING in section for section in sections):
+        if chosen is not JupyterConnection or serverapp in _CHOSEN:
             name = f"{chosen.__module__}.{chosen.__qualname__}"
             return f"idle: {_SETTING} is configured, and stays {name}"
         return ""
+
+
+def link(serverapp: Any) -> None:
+    """Note whether somebody has chosen a class, before the server itself asks for the default."""
+    if serverapp.trait_has_value(_SETTING):
+        _CHOSEN.add(serverapp)
 
 
 def load(serverapp: Any) -> None:

@@ -14,6 +14,7 @@ import asyncio
 from collections.abc import Awaitable
 from typing import Any, Final
 
+from tornado.ioloop import IOLoop
 from tornado.websocket import WebSocketHandler, WebSocketProtocol, WebSocketProtocol13
 
 from kbridge.connection.channels import ZMQChannelsWebsocketConnection
@@ -22,7 +23,7 @@ from kbridge.link.protocol import BridgeWebSocketProtocol
 
 __all__ = ["equip"]
 
-_PONG_INTERVAL: Final = 10.0  # seconds; the handler gives a peer up after 30 at the least
+_PONG_INTERVAL: Final = 10.0  # seconds
 
 
 def equip(handler: WebSocketHandler, connection: ZMQChannelsWebsocketConnection) -> None:
@@ -55,11 +56,12 @@ def _ours(handler: Any, usual: WebSocketProtocol | None) -> WebSocketProtocol | 
 
 async def _wait(handler: Any, room: Awaitable[None]) -> None:
     waiting = asyncio.ensure_future(room)
+    patience = getattr(handler, "ping_timeout", 0) / 1000 or _PONG_INTERVAL
     try:
         while not waiting.done():
-            await asyncio.wait({waiting}, timeout=_PONG_INTERVAL)
+            await asyncio.wait({waiting}, timeout=min(_PONG_INTERVAL, patience / 3))
             # Pongs are not read either meanwhile, and it is not the peer that keeps silent.
-            handler.last_pong = asyncio.get_running_loop().time()
+            handler.last_pong = IOLoop.current().time()
         waiting.result()
     except HubClosed as error:
         handler.close(error.close_code, error.reason)

@@ -22,6 +22,7 @@ __all__ = ["KernelWatch"]
 
 _PORTS: Final = ["shell_port", "iopub_port", "stdin_port", "control_port"]
 _LOOK_SECONDS: Final = 0.5
+_ACTIVITY_SECONDS: Final = 0.1  # how far what the manager shows may lie behind
 
 
 class KernelWatch:
@@ -48,10 +49,11 @@ class KernelWatch:
         self._on_gone = on_gone
         self._loop = asyncio.get_running_loop()
         self._tasks: set[asyncio.Task[None]] = set()
+        self._closed = False
         self._looking = False
-        self._relinking = False
+        self._relinking: asyncio.Task[None] | None = None
         self._restarted = False
-        self._linked = self._ports()
+        self._linked: tuple[int, ...] = self._ports()
         self._state = ""
         self._activity = 0.0
         hub.on_hung_up = self._on_hung_up
@@ -59,17 +61,21 @@ class KernelWatch:
         kernel.add_restart_callback(self._on_restart, "restart")
         kernel.add_restart_callback(self._on_dead, "dead")
         kernel.observe(self._on_port, names=_PORTS)
+        self._look()  # it may have left while its websocket was on the way
 
     @property
     def gone(self) -> bool:
         """Whether the kernel is not the manager's any more."""
-        kernel_id = self.hub.kernel_id
-        if kernel_id not in self._kernels:
-            return not self.hub.ready  # it may be back in a moment, under a restart
-        return self._kernels.get_kernel(kernel_id) is not self.kernel
+        if self.hub.kernel_id not in self._kernels:
+            # It may be back in a moment, under a restart.
+            return self.hub.timed_out or not self.hub.ready
+        return not self._is_known()
 
     def close(self) -> None:
         """Watch no more; may be called twice."""
+        if self._closed:
+            return
+        self._closed = True
         self.hub.on_hung_up = self.hub.on_heard = _nothing
         self.kernel.remove_restart_callback(self._on_restart, "restart")
         self.kernel.remove_restart_callback(self._on_dead, "dead")
@@ -86,6 +92,9 @@ class KernelWatch:
 
     def _on_dead(self) -> None:
         """The process has died too often."""
+        if self._relinking is not None:
+            self._relinking.cancel()
+            self._relinking = None
         self.hub.dead()
         self._look()
 
@@ -95,8 +104,10 @@ class KernelWatch:
 
     def _follow(self) -> None:
         ports = self._ports()
-        if not all(ports) or ports == self._linked or self.hub.closed or self._relinking:
+        if self._closed or not all(ports) or ports == self._linked:
             return
+        if self._relinking is not None:
+            return  # reads them when it is done
         if self.hub.activity.execution_state == "restarting":  # which was said already
             self._link()
         else:
@@ -106,17 +117,16 @@ class KernelWatch:
         return tuple(getattr(self.kernel, name) for name in _PORTS)
 
     def _relink(self, *, asked: bool) -> None:
-        if not self._relinking:
-            self._relinking = True
-            self._spawn(self._restart(asked=asked))
-        # else that one reads the ports when it is done
+        if self._relinking is None:
+            self._linked = ()
+            self._relinking = self._spawn(self._restart(asked=asked))
 
     async def _restart(self, *, asked: bool) -> None:
         try:
             # What waits when somebody has asked for it was sent after the old one had hung up.
             await self.hub.restarting(asked=asked, keep=asked)
         finally:
-            self._relinking = False
+            self._relinking = None
         self._restarted = True
         if all(self._ports()):  # else they are being chosen, and _on_port will tell
             self._link()
@@ -125,6 +135,9 @@ class KernelWatch:
     def _link(self) -> None:
         self._linked = self._ports()
         self.hub.reconnect(self.kernel.get_connection_info())
+        if self.hub.kernel_id in self._kernels:
+            # Or it would take them for changed at every restart, and look after them anew.
+            self._kernels.ports_changed(self.hub.kernel_id)
 
     # -- what the sockets tell --------------------------------------------------------------
 
@@ -142,7 +155,9 @@ class KernelWatch:
         try:
             while missing < 2 and not self.hub.closed:
                 missing = missing + 1 if self.gone else 0
-                if await self.hub.wait_ready(_LOOK_SECONDS):
+                if self.hub.timed_out:  # ready for want of a proof: nothing to wait for
+                    await asyncio.sleep(_LOOK_SECONDS)
+                elif await self.hub.wait_ready(_LOOK_SECONDS):
                     return
         finally:
             self._looking = False
@@ -155,12 +170,17 @@ class KernelWatch:
         if getattr(kernel, "_activity_stream", None) is not None and not self._take_over():
             return
         state = activity.execution_state
-        if state != self._state:
+        changed = state != self._state
+        if changed:
             self._state = kernel.execution_state = state
-        if activity.last_activity != self._activity:
+        if changed or activity.last_activity - self._activity >= _ACTIVITY_SECONDS:
             self._activity = activity.last_activity
             when = datetime.fromtimestamp(self._activity, UTC)
             self._kernels.last_kernel_activity = kernel.last_activity = when
+
+    def _is_known(self) -> bool:
+        kernel_id = self.hub.kernel_id
+        return kernel_id in self._kernels and self._kernels.get_kernel(kernel_id) is self.kernel
 
     def _take_over(self) -> bool:
         """End the manager's own watch over the kernel, which reads every message once more.
@@ -169,6 +189,8 @@ class KernelWatch:
         restart waits for an answer that ending the watch would throw away.
         """
         kernel = self.kernel
+        if self._closed or not self._is_known():
+            return False
         if not self.hub.ready or (kernel.execution_state == "busy" and not self._restarted):
             return False
         if getattr(kernel, "_pending_restart_cleanup", None) is not None:
@@ -177,10 +199,11 @@ class KernelWatch:
         self._state, self._activity = kernel.execution_state, self.hub.activity.last_activity
         return True
 
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = self._loop.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._done)
+        return task
 
     def _done(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
