@@ -1,0 +1,373 @@
+"""The extension in Jupyter Servers that are set up as a user's are, and never listen."""
+
+from __future__ import annotations
+
+import io
+import logging
+import shutil
+from collections.abc import AsyncIterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import jupyter_core.paths
+import pytest
+from jupyter_server.extension.application import ExtensionApp
+from jupyter_server.extension.manager import ExtensionPackage
+from jupyter_server.gateway.connections import GatewayWebSocketConnection
+from jupyter_server.gateway.gateway_client import GatewayClient
+from jupyter_server.serverapp import ServerApp
+from jupyter_server.services.kernels.connection.channels import (
+    ZMQChannelsWebsocketConnection as PeerConnection,
+)
+from jupyter_server.services.kernels.kernelmanager import ServerKernelManager
+from jupyter_server.services.kernels.websocket import KernelWebsocketHandler
+from tornado.httputil import HTTPHeaders, HTTPServerRequest, RequestStartLine
+
+import kbridge.jupyter
+from kbridge import __version__
+from kbridge.hub.settings import HubSettings
+from kbridge.jupyter import ZMQChannelsWebsocketConnection
+
+SETTING = "kernel_websocket_connection_class"
+HERE = "tests.jupyter.test_extension"
+PEER = "jupyter_server.services.kernels.connection.channels.ZMQChannelsWebsocketConnection"
+OURS = "kbridge.jupyter.ZMQChannelsWebsocketConnection"
+SHIPPED = Path(__file__).parents[2] / "jupyter-config" / "jupyter_server_config.d" / "kbridge.json"
+IDLE = "idle: kernel_websocket_connection_class is configured, and stays "
+
+
+class UsersOwn(PeerConnection):
+    """What a user of Jupyter Server may have written."""
+
+
+class UsersOwnOnOurs(ZMQChannelsWebsocketConnection):
+    """The same, once they know kbridge."""
+
+
+class UsersApp(ExtensionApp):
+    """As `jupyter notebook` is one: comes after kbridge in the alphabet, and has its own file."""
+
+    name = "usersapp"
+
+
+def _jupyter_server_extension_points() -> list[dict[str, Any]]:
+    return [{"module": HERE, "app": UsersApp}]
+
+
+class Jupyter:
+    """Makes Jupyter Servers in directories of the test's own, one after the other.
+
+    Attributes
+    ----------
+    config_file : Path
+        What a user's jupyter_server_config.py is.
+    switch : Path
+        The file that turns the extension on, as the wheel installs it.
+    """
+
+    def __init__(self, home: Path) -> None:
+        self.home = home
+        self.config_file = home / "config" / "jupyter_server_config.py"
+        self.switch = home / "config" / "jupyter_server_config.d" / SHIPPED.name
+        self.switch.parent.mkdir(parents=True)
+        shutil.copy(SHIPPED, self.switch)
+        self._log = io.StringIO()
+        self._apps: list[ServerApp] = []
+
+    def start(self, *argv: str, config: str = "", **kwargs: Any) -> ServerApp:
+        """Initialize a server; `kwargs` are what a program that embeds one passes."""
+        if config:
+            self.config_file.write_text(f"c = get_config()\n{config}\n")
+        app = ServerApp(
+            open_browser=False,
+            allow_root=True,
+            root_dir=str(self.home),
+            logging_config={"handlers": {"console": {"stream": self._log}}},
+            **kwargs,
+        )
+        self._apps.append(app)
+        # Signals and limits are the test run's.
+        app.init_signal = app.init_resources = lambda: None
+        app.initialize(argv=list(argv), new_httpserver=False)
+        return app
+
+    @property
+    def log(self) -> str:
+        return self._log.getvalue()
+
+    def ours(self) -> list[str]:
+        """Lines of the log that the extension wrote."""
+        lines = [line.partition("kbridge | ")[2] for line in self.log.splitlines()]
+        return [line for line in lines if line and not line.startswith("extension was")]
+
+    def complaints(self) -> list[str]:
+        return [line for line in self.log.splitlines() if line[:3] in {"[W ", "[E ", "[C "}]
+
+    async def aclose(self) -> None:
+        for app in self._apps:
+            await app._cleanup()
+
+
+@pytest.fixture
+async def jupyter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Jupyter]:
+    for name in ("config", "data", "runtime"):
+        (tmp_path / name).mkdir()
+        monkeypatch.setenv(f"JUPYTER_{name.upper()}_DIR", str(tmp_path / name))
+    monkeypatch.delenv("JUPYTER_CONFIG_PATH", raising=False)
+    for name in ("ENV_CONFIG_PATH", "SYSTEM_CONFIG_PATH"):  # not what is installed here
+        monkeypatch.setattr(jupyter_core.paths, name, [])
+    # A server takes Tornado's loggers over, and never gives them back.
+    for name in ("tornado", "tornado.access", "tornado.application", "tornado.general"):
+        logger = logging.getLogger(name)
+        monkeypatch.setattr(logger, "name", name)
+        monkeypatch.setattr(logger, "parent", logger.parent)
+        monkeypatch.setattr(logger, "level", logger.level)
+    GatewayClient.clear_instance()
+    made = Jupyter(tmp_path)
+    yield made
+    await made.aclose()
+    GatewayClient.clear_instance()
+
+
+def chosen(app: ServerApp) -> Any:
+    """What websockets are served with, the same wherever Jupyter Server looks it up."""
+    cls = app.web_app.settings[SETTING]
+    assert getattr(app, SETTING) is cls
+    return cls
+
+
+def hub_settings(app: ServerApp) -> HubSettings:
+    """The settings of the hub that the first websocket of a kernel makes, as its handler would."""
+    kernels = app.kernel_manager
+    kernel = ServerKernelManager(parent=kernels, shell_port=1, iopub_port=2, stdin_port=3)
+    kernel.control_port, kernel.hb_port, kernel.kernel_id = 4, 5, "a-kernel"
+    kernels._kernels[kernel.kernel_id] = kernel
+    request = HTTPServerRequest(
+        start_line=RequestStartLine("GET", "/", "HTTP/1.1"),
+        headers=HTTPHeaders({"Host": "127.0.0.1"}),
+        connection=SimpleNamespace(set_close_callback=lambda _: None),  # type: ignore[arg-type]
+    )
+    handler = KernelWebsocketHandler(app.web_app, request)
+    connection = chosen(app)(parent=kernel, websocket_handler=handler, config=handler.config)
+    settings = connection.hub.settings
+    del kernels._kernels[kernel.kernel_id]
+    assert isinstance(settings, HubSettings)
+    return settings
+
+
+# -- who takes over -------------------------------------------------------------------------
+
+
+async def test_once_installed_it_takes_over_and_says_so(jupyter: Jupyter) -> None:
+    app = jupyter.start()
+    assert chosen(app) is ZMQChannelsWebsocketConnection
+    (said,) = jupyter.ours()
+    assert said.startswith(f"kernel websockets go over kbridge {__version__}")
+    assert "--KbridgeExtension.enabled=False" in said, "nobody need search for the way out"
+    assert not jupyter.complaints()
+
+
+async def test_without_the_extension_nothing_changes(jupyter: Jupyter) -> None:
+    jupyter.switch.unlink()
+    assert chosen(jupyter.start()) is PeerConnection
+    assert "kbridge" not in jupyter.log
+
+
+@pytest.mark.parametrize("way", ["command line", "file"])
+async def test_one_setting_turns_it_off(jupyter: Jupyter, way: str) -> None:
+    if way == "command line":
+        app = jupyter.start("--KbridgeExtension.enabled=False")
+    else:
+        app = jupyter.start(config="c.KbridgeExtension.enabled = False")
+    assert chosen(app) is PeerConnection
+    assert jupyter.ours() == ["off, by KbridgeExtension.enabled"]
+    assert not jupyter.complaints()
+
+
+@pytest.mark.parametrize("way", ["command line", "file"])
+async def test_not_loaded_it_is_off(jupyter: Jupyter, way: str) -> None:
+    if way == "command line":
+        app = jupyter.start("--ServerApp.jpserver_extensions=kbridge=False")
+    else:
+        app = jupyter.start(config="c.ServerApp.jpserver_extensions = {'kbridge': False}")
+    assert chosen(app) is PeerConnection
+    assert not jupyter.ours()
+    assert not jupyter.complaints()
+
+
+@pytest.mark.parametrize("way", ["command line", "file", "program"])
+@pytest.mark.parametrize(
+    ("name", "cls"), [(f"{HERE}.UsersOwn", UsersOwn), (PEER, PeerConnection)], ids=["own", "peer's"]
+)
+async def test_what_the_user_configured_stays(
+    jupyter: Jupyter, way: str, name: str, cls: type
+) -> None:
+    if way == "command line":
+        app = jupyter.start(f"--ServerApp.{SETTING}={name}")
+    elif way == "file":
+        app = jupyter.start(config=f"c.ServerApp.{SETTING} = {name!r}")
+    else:
+        app = jupyter.start(**{SETTING: cls})
+    assert chosen(app) is cls
+    assert jupyter.ours() == [f"{IDLE}{cls.__module__}.{cls.__qualname__}"]
+    assert not jupyter.complaints()
+
+
+@pytest.mark.parametrize(
+    ("name", "cls"),
+    [
+        pytest.param(f"{HERE}.UsersOwn", UsersOwn, id="own"),
+        pytest.param(
+            *(PEER, PeerConnection),
+            id="peer's",
+            marks=pytest.mark.xfail(reason="what is merged after link() is not looked at"),
+        ),
+    ],
+)
+async def test_what_is_configured_for_an_application_stays(
+    jupyter: Jupyter, name: str, cls: type
+) -> None:
+    file = jupyter.config_file.with_name("jupyter_usersapp_config.py")
+    file.write_text(f"c = get_config()\nc.ServerApp.{SETTING} = {name!r}\n")
+    app = jupyter.start(f"--ServerApp.jpserver_extensions={HERE}=True")
+    assert chosen(app) is cls
+    assert jupyter.ours() == [f"{IDLE}{cls.__module__}.{cls.__qualname__}"]
+
+
+@pytest.mark.parametrize("way", ["command line", "program"])
+@pytest.mark.parametrize(
+    ("name", "cls"),
+    [(OURS, ZMQChannelsWebsocketConnection), (f"{HERE}.UsersOwnOnOurs", UsersOwnOnOurs)],
+    ids=["ours", "a subclass"],
+)
+async def test_ours_and_what_is_built_on_it_stay(
+    jupyter: Jupyter, way: str, name: str, cls: type
+) -> None:
+    argv = (f"--ServerApp.{SETTING}={name}",) if way == "command line" else ()
+    app = jupyter.start(*argv, **({} if argv else {SETTING: cls}))
+    assert chosen(app) is cls
+    assert jupyter.ours() == [f"on, by {SETTING}"]
+    assert not jupyter.complaints()
+
+
+async def test_behind_a_gateway_there_is_nothing_to_bridge(jupyter: Jupyter) -> None:
+    app = jupyter.start("--GatewayClient.url=http://127.0.0.1:9")
+    assert chosen(app) is GatewayWebSocketConnection
+    (said,) = jupyter.ours()
+    assert said.startswith("idle: kernels are behind a gateway")
+
+
+async def test_the_class_alone_without_the_extension(jupyter: Jupyter) -> None:
+    jupyter.switch.unlink()
+    app = jupyter.start(
+        f"--ServerApp.{SETTING}={OURS}", "--ZMQChannelsWebsocketConnection.history_limit=17"
+    )
+    assert chosen(app) is ZMQChannelsWebsocketConnection
+    assert hub_settings(app).history_limit == 17
+    assert not jupyter.ours()
+    assert not jupyter.complaints()
+
+
+async def test_the_class_alone_with_the_extension_off(jupyter: Jupyter) -> None:
+    app = jupyter.start("--KbridgeExtension.enabled=False", f"--ServerApp.{SETTING}={OURS}")
+    assert chosen(app) is ZMQChannelsWebsocketConnection
+    assert not jupyter.complaints()
+
+
+@pytest.mark.parametrize("name", ["kbridge", "kbridge.jupyter"])
+async def test_it_is_enabled_by_either_name(jupyter: Jupyter, name: str) -> None:
+    jupyter.switch.unlink()
+    package = ExtensionPackage(name=name, enabled=True)
+    assert package.validate()
+    assert [p.module for p in package.extension_points.values()] == [kbridge.jupyter]
+    assert package.version == (__version__ if name == "kbridge" else "")
+    app = jupyter.start(f"--ServerApp.jpserver_extensions={name}=True")
+    assert chosen(app) is ZMQChannelsWebsocketConnection
+
+
+# -- settings -------------------------------------------------------------------------------
+
+
+CONFIGURED = {
+    "a file": ((), "c.ZMQChannelsWebsocketConnection.{name} = {value}"),
+    "the command line": (("--ZMQChannelsWebsocketConnection.{name}={value}",), ""),
+}
+
+
+@pytest.mark.parametrize("way", CONFIGURED)
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("iopub_msg_rate_limit", 17.0),  # Jupyter Server's class has this one
+        ("limit_rate", False),
+        ("kernel_info_timeout", 3.5),
+        ("journal_limit", 1 << 20),  # and knows nothing of this
+        ("resume_timeout", 2.5),
+    ],
+)
+async def test_our_class_reads_the_section_of_jupyter_servers_class(
+    jupyter: Jupyter, way: str, name: str, value: object
+) -> None:
+    argv, config = CONFIGURED[way]
+    told = {"name": name, "value": value}
+    app = jupyter.start(*(a.format(**told) for a in argv), config=config.format(**told))
+    assert getattr(hub_settings(app), name) == value
+    assert not jupyter.complaints()
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("iopub_msg_rate_limit", 18.0),
+        ("iopub_data_rate_limit", 19.0),
+        ("rate_limit_window", 20.0),
+    ],
+)
+async def test_the_deprecated_names_count_still(jupyter: Jupyter, name: str, value: object) -> None:
+    app = jupyter.start(f"--ServerApp.{name}={value}")
+    assert getattr(hub_settings(app), name) == value
+    (complaint,) = jupyter.complaints()
+    assert f"Use ZMQChannelsWebsocketConnection.{name}" in complaint
+
+
+async def test_the_deprecated_name_of_the_dialect(jupyter: Jupyter) -> None:
+    app = jupyter.start("--ServerApp.kernel_ws_protocol=v1.kernel.websocket.jupyter.org")
+    connection = chosen(app)(config=app.config)
+    assert connection.kernel_ws_protocol == "v1.kernel.websocket.jupyter.org"
+
+
+async def test_settings_of_the_kernel_manager_count(jupyter: Jupyter) -> None:
+    app = jupyter.start(
+        "--MappingKernelManager.buffer_offline_messages=False",
+        "--MappingKernelManager.allow_tracebacks=False",
+        "--MappingKernelManager.kernel_info_timeout=7",
+        config="c.MappingKernelManager.allowed_message_types = ['kernel_info_request']",
+    )
+    settings = hub_settings(app)
+    assert settings.resume_timeout == 0
+    assert not settings.allow_tracebacks
+    assert settings.kernel_info_timeout == 7
+    assert settings.allowed_message_types == ("kernel_info_request",)
+    assert not jupyter.complaints()
+
+
+async def test_what_is_not_configured_is_our_default(jupyter: Jupyter) -> None:
+    app = jupyter.start()
+    settings = hub_settings(app)
+    usual = HubSettings()
+    for name in ("journal_limit", "history_limit", "resume_timeout", "request_limit"):
+        assert getattr(settings, name) == getattr(usual, name)
+    peers = PeerConnection(parent=None)
+    for name in ("limit_rate", "iopub_msg_rate_limit", "iopub_data_rate_limit"):
+        assert getattr(settings, name) == getattr(peers, name)
+
+
+async def test_a_switch_that_cannot_be_read_leaves_jupyter_server_as_it_is(
+    jupyter: Jupyter,
+) -> None:
+    app = jupyter.start("--KbridgeExtension.enabled=maybe")
+    assert chosen(app) is PeerConnection
+    (complaint,) = jupyter.complaints()
+    assert "kbridge | extension failed loading" in complaint
+    assert "maybe" in complaint
