@@ -57,17 +57,24 @@ class KbridgeExtension(LoggingConfigurable):
         return True
 
     def _reason_against(self, serverapp: Any) -> str:
-        if not self.enabled:
-            return "off, by KbridgeExtension.enabled"
         chosen = getattr(serverapp, _SETTING)
         if issubclass(chosen, ZMQChannelsWebsocketConnection):
             return f"on, by {_SETTING}"
+        if not self.enabled:
+            return "off, by KbridgeExtension.enabled"
         if serverapp.gateway_config.gateway_enabled:
             return "idle: kernels are behind a gateway, and so are their ZeroMQ sockets"
-        if chosen is not JupyterConnection or serverapp in _CHOSEN:
+        if chosen is not JupyterConnection or _is_chosen(serverapp):
             name = f"{chosen.__module__}.{chosen.__qualname__}"
             return f"idle: {_SETTING} is configured, and stays {name}"
         return ""
+
+
+def _is_chosen(serverapp: Any) -> bool:
+    """Whether somebody chose Jupyter Server's own class, which looks like its default."""
+    # The configuration of an application that is loaded after us comes only after `link`.
+    sections = [serverapp.config[name] for name in serverapp.section_names()]
+    return serverapp in _CHOSEN or any(_SETTING in section for section in sections)
 
 
 def link(serverapp: Any) -> None:

@@ -59,21 +59,24 @@ class JupyterHubs(HubTable):
         """Close a kernel's hub, where there is one, and watch the kernel no more."""
         watch = self._watches.pop(kernel_id, None)
         if watch is not None:
-            watch.close()
+            self._ending(watch.close())
         await super().close(kernel_id)
 
     async def aclose(self) -> None:
         """Close all; may be called twice."""
         await super().aclose()
-        if self._closing:
+        while self._closing:
             await asyncio.wait(self._closing)
 
     def _on_gone(self, watch: KernelWatch) -> None:
         if self._watches.get(watch.hub.kernel_id) is not watch:
             return
         # Out of the table at once: a kernel may come that has the same id.
-        self._watches.pop(watch.hub.kernel_id).close()
+        del self._watches[watch.hub.kernel_id]
         self.take(watch.hub.kernel_id)
-        task = asyncio.ensure_future(watch.hub.aclose())
-        self._closing.add(task)
-        task.add_done_callback(self._closing.discard)
+        self._ending({*watch.close(), asyncio.ensure_future(watch.hub.aclose())})
+
+    def _ending(self, tasks: set[asyncio.Task[None]]) -> None:
+        for task in tasks:
+            self._closing.add(task)
+            task.add_done_callback(self._closing.discard)

@@ -71,10 +71,16 @@ class KernelWatch:
             return self.hub.timed_out or not self.hub.ready
         return not self._is_known()
 
-    def close(self) -> None:
-        """Watch no more; may be called twice."""
+    def close(self) -> set[asyncio.Task[None]]:
+        """Watch no more; may be called twice.
+
+        Returns
+        -------
+        set of Task
+            What has been cancelled and takes a turn of the loop to end.
+        """
         if self._closed:
-            return
+            return set()
         self._closed = True
         self.hub.on_hung_up = self.hub.on_heard = _nothing
         self.kernel.remove_restart_callback(self._on_restart, "restart")
@@ -83,6 +89,7 @@ class KernelWatch:
         tasks, self._tasks = self._tasks, set()
         for task in tasks:
             task.cancel()
+        return tasks
 
     # -- what the manager tells -------------------------------------------------------------
 

@@ -52,11 +52,6 @@ def one_connection(server: Server, kernel_id: str, count: int) -> None:
     eventually(connections, f"{count} connections")
 
 
-LEFT_BEHIND = pytest.mark.xfail(
-    reason="KernelWatch's cancelled tasks are not awaited by JupyterHubs.aclose"
-)
-
-
 # -- a Jupyter Server from its start to its end ---------------------------------------------
 
 
@@ -70,7 +65,6 @@ def jupyter(tmp_path: Path) -> Iterator[Server]:
         running.kill()
 
 
-@LEFT_BEHIND
 @pytest.mark.kernel
 async def test_from_start_to_sigterm(jupyter: Server) -> None:
     kernel = jupyter.start_kernel()
@@ -96,7 +90,6 @@ async def test_from_start_to_sigterm(jupyter: Server) -> None:
     no_loose_ends(jupyter)
 
 
-@LEFT_BEHIND
 @pytest.mark.kernel
 async def test_sigterm_with_a_websocket_open_and_a_cell_running(jupyter: Server) -> None:
     kernel = jupyter.start_kernel()

@@ -31,7 +31,7 @@ TOKEN = "correct-horse-battery-staple"
 _COMMAND = [sys.executable, "-m", "kbridge", "--ip=127.0.0.1"]
 _PEER_COMMAND = [
     *(sys.executable, "-m", "jupyter_server", "--ip=127.0.0.1", "--no-browser", "--allow-root"),
-    *("--ServerApp.disable_check_xsrf=True", "--ServerApp.jpserver_extensions={}"),
+    *("--ServerApp.disable_check_xsrf=True", "--ServerApp.jpserver_extensions=kbridge=False"),
 ]
 # Kernelspecs that every test server knows beside ipykernel's python3.
 _SPECS = {
