@@ -62,6 +62,7 @@ class Rig:
         self.clock = StoppedClock()
         self.kernels: list[MemoryKernel] = []
         self.signer = Signer(KEY)
+        self.process = "the-kernel"  # its session; another process has another
         self.hub = Hub("a-kernel", INFO, settings, link=self._link, clock=self.clock)
 
     def _link(self, endpoints: Any, events: Any) -> MemoryKernel:
@@ -89,7 +90,7 @@ class Rig:
             channel,
             msg_type,
             content,
-            session="the-kernel",
+            session=self.process,
             date=self.clock.iso(),
             parent_header=parent,
             **more,

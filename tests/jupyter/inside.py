@@ -1,0 +1,141 @@
+"""Jupyter Server in the process of the tests, with our class in place: its objects are at hand."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from jupyter_server.serverapp import ServerApp
+from tornado.httpserver import HTTPServer
+from tornado.netutil import bind_sockets
+from traitlets.config import Config
+
+from kbridge.connection.channels import HUBS
+from kbridge.hub.hub import Hub
+from kbridge.jupyter import ZMQChannelsWebsocketConnection
+from kbridge.jupyter.hubs import JupyterHubs
+from tests.jupyter.rig import until
+from tests.support.server import TOKEN, Server
+
+# Kernelspecs beside ipykernel's python3: one that starts and ends, and one that never starts.
+_SPECS = {
+    "broken": [sys.executable, "-c", "raise SystemExit(3)", "{connection_file}"],
+    "missing": ["/nonexistent/kernel", "{connection_file}"],
+}
+
+
+class Inside(Server):
+    """A server that is called as a process is, though it is none."""
+
+    def __init__(self, home: Path, app: ServerApp, port: int) -> None:
+        super().__init__(home)
+        self.app = app
+        self.port = port
+
+    @property
+    def kernels(self) -> Any:
+        """Jupyter Server's manager of kernels."""
+        return self.app.kernel_manager
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        return self.app.web_app.settings
+
+    @property
+    def hubs(self) -> JupyterHubs:
+        hubs = self.settings[HUBS]
+        assert isinstance(hubs, JupyterHubs)
+        return hubs
+
+    def hub(self, kernel_id: str) -> Hub:
+        return self.hubs[kernel_id]
+
+    async def new_kernel(self, name: str = "python3") -> str:
+        reply = await self.call("POST", "/api/kernels", {"name": name})
+        assert reply.status == 201, reply.body
+        return str(reply.json()["id"])
+
+    async def model(self, kernel_id: str) -> dict[str, Any]:
+        """What the REST API says of a kernel."""
+        reply = await self.call("GET", f"/api/kernels/{kernel_id}")
+        assert reply.status == 200, reply.body
+        return dict(reply.json())
+
+    async def says(self, kernel_id: str, **values: Any) -> None:
+        """Wait until the REST API says something of a kernel."""
+        model: dict[str, Any] = {}
+
+        async def said() -> bool:
+            nonlocal model
+            model = await self.model(kernel_id)
+            return all(model[name] == value for name, value in values.items())
+
+        await until(said, lambda: f"{values} of {model}")
+
+    def pid(self, kernel_id: str) -> int:
+        return int(self.kernels.get_kernel(kernel_id).provisioner.pid)
+
+    @contextmanager
+    def handlers(self) -> Iterator[list[Any]]:
+        """The handlers of the websockets that are open."""
+        yield [c.websocket_handler for c in ZMQChannelsWebsocketConnection._open_sockets]
+
+    @asynccontextmanager
+    async def set(self, **traits: Any) -> AsyncIterator[None]:
+        """Let the manager have other settings, and let hubs be made anew with them."""
+        before = {name: getattr(self.kernels, name) for name in traits}
+        for values in (traits, before):
+            if HUBS in self.settings:
+                await self.settings.pop(HUBS).aclose()
+            for name, value in values.items():
+                setattr(self.kernels, name, value)
+            if values is traits:
+                yield
+
+
+def environment(patch: pytest.MonkeyPatch, home: Path) -> None:
+    """Let all that Jupyter writes and reads be in one directory."""
+    for name in ("RUNTIME", "DATA", "CONFIG"):
+        patch.setenv(f"JUPYTER_{name}_DIR", str(home / name.lower()))
+    patch.setenv("JUPYTER_PLATFORM_DIRS", "1")
+    patch.setenv("IPYTHONDIR", str(home / "ipython"))
+    for name, argv in _SPECS.items():
+        spec = home / "data" / "kernels" / name / "kernel.json"
+        spec.parent.mkdir(parents=True)
+        spec.write_text(json.dumps({"argv": argv, "display_name": name, "language": "python"}))
+
+
+@asynccontextmanager
+async def running(home: Path, config: dict[str, Any] | None = None) -> AsyncIterator[Inside]:
+    """Run Jupyter Server in this event loop."""
+    (home / "root").mkdir()
+    whole = Config(config or {})
+    whole.IdentityProvider.token = TOKEN
+    app = ServerApp(
+        config=whole,
+        root_dir=str(home / "root"),
+        allow_root=True,
+        open_browser=False,
+        kernel_websocket_connection_class=ZMQChannelsWebsocketConnection,
+    )
+    app.init_signal = lambda: None  # type: ignore[method-assign]
+    app.initialize(argv=[], find_extensions=False, new_httpserver=False)
+    app.log.propagate = True
+    app.log.handlers = []
+    app.log.setLevel(logging.INFO)
+    sockets = bind_sockets(0, "127.0.0.1")
+    http = HTTPServer(app.web_app)
+    http.add_sockets(sockets)
+    try:
+        yield Inside(home, app, sockets[0].getsockname()[1])
+    finally:
+        http.stop()
+        await app._cleanup()
+        await http.close_all_connections()
+        app.kernel_manager.context.destroy(linger=0)

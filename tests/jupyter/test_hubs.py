@@ -1,0 +1,126 @@
+"""The table of hubs of kernels whose life Jupyter Server's manager leads."""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+
+from kbridge.errors import HubClosed
+from kbridge.hub import hub as hub_module
+from kbridge.hub.settings import HubSettings
+from kbridge.jupyter import watch as watch_module
+from kbridge.jupyter.hubs import JupyterHubs
+from kbridge.link.memory import MemoryClient, MemoryKernel
+from kbridge.wire.dialects import V1
+from tests.jupyter.rig import PORTS, FakeKernel, FakeKernels, until
+
+
+class Hubs(JupyterHubs):
+    """The table, whose hubs are linked to twins."""
+
+    def __init__(self, kernels: FakeKernels) -> None:
+        super().__init__(kernels, HubSettings(), logging.getLogger("kbridge.hub"))
+        self.links: list[MemoryKernel] = []
+        self._link = self._make
+
+    def _make(self, endpoints: Any, events: Any) -> MemoryKernel:
+        self.links.append(MemoryKernel(endpoints, events))
+        return self.links[-1]
+
+    def watches(self) -> int:
+        return len(self._watches)
+
+
+@pytest.fixture
+def kernels(monkeypatch: pytest.MonkeyPatch) -> FakeKernels:
+    monkeypatch.setattr(watch_module, "_LOOK_SECONDS", 0.001)
+    monkeypatch.setattr(hub_module, "_FLUSH_TIMEOUT", 0.001)
+    return FakeKernels(FakeKernel("one"), FakeKernel("two"))
+
+
+@pytest.fixture
+async def hubs(kernels: FakeKernels) -> AsyncIterator[Hubs]:
+    made = Hubs(kernels)
+    before = asyncio.all_tasks()
+    yield made
+    await made.aclose()
+    await made.aclose()
+    assert len(made) == made.watches() == 0
+    assert all(link.closed for link in made.links)
+    await until(lambda: asyncio.all_tasks() <= before | {asyncio.current_task()})
+
+
+async def test_one_kernel_has_one_hub_however_often_it_is_asked_for(hubs, kernels) -> None:
+    one = hubs.open_for(kernels["one"])
+    assert hubs.open_for(kernels["one"]) is one
+    assert hubs.open_for(kernels["two"]) is not one
+    assert len(hubs) == hubs.watches() == 2
+    assert kernels["one"].listeners() == 2 + len(PORTS), "listened to once"
+
+
+async def test_a_kernel_that_goes_takes_its_hub_along_and_nothing_is_left(hubs, kernels) -> None:
+    one, two = hubs.open_for(kernels["one"]), hubs.open_for(kernels["two"])
+    client = MemoryClient()
+    one.attach(client, V1)
+    kernel = kernels.pop("one")
+    hubs.links[0].disconnect()
+    await until(lambda: one.closed)
+    assert client.closed_with is not None
+    assert client.closed_with[0] == 1001
+    assert hubs.get("one") is None
+    assert list(hubs) == [two]
+    assert kernel.listeners() == 0
+    assert hubs.links[0].closed
+    assert not hubs.links[1].closed
+
+
+async def test_the_next_websocket_finds_what_is_left_of_kernels_that_went(hubs, kernels) -> None:
+    one = hubs.open_for(kernels["one"])
+    kernel = kernels.pop("one")
+    hubs.open_for(kernels["two"])
+    assert hubs.get("one") is None
+    assert kernel.listeners() == 0
+    await until(lambda: one.closed)
+
+
+async def test_another_kernel_under_the_same_id_has_a_hub_of_its_own(hubs, kernels) -> None:
+    one = hubs.open_for(kernels["one"])
+    first, second = kernels["one"], FakeKernel("one")
+    kernels["one"] = second
+    again = hubs.open_for(second)
+    assert again is not one
+    assert hubs["one"] is again
+    assert (first.listeners(), second.listeners()) == (0, 2 + len(PORTS))
+    await until(lambda: one.closed)
+    assert hubs["one"] is again
+    assert not again.closed
+
+
+async def test_a_hub_that_is_closed_by_hand_is_watched_no_more(hubs, kernels) -> None:
+    one = hubs.open_for(kernels["one"])
+    await hubs.close("one")
+    await hubs.close("one")
+    assert one.closed
+    assert kernels["one"].listeners() == 0
+    assert hubs.watches() == 0
+    assert hubs.open_for(kernels["one"]) is not one, "and may be opened anew"
+
+
+async def test_closing_waits_for_the_hubs_that_are_going(hubs, kernels) -> None:
+    one = hubs.open_for(kernels["one"])
+    del kernels["one"]
+    hubs.open_for(kernels["two"])
+    await hubs.aclose()
+    assert one.closed
+    with pytest.raises(HubClosed):
+        one.attach(MemoryClient(), V1)
+
+
+async def test_a_kernel_whose_ports_are_not_known_has_no_hub(hubs, kernels) -> None:
+    kernels["one"].shell_port = 0
+    with pytest.raises(ValueError, match="shell_port"):
+        hubs.open_for(kernels["one"])
+    assert len(hubs) == hubs.watches() == 0
+    assert kernels["one"].listeners() == 0

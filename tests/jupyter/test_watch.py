@@ -1,0 +1,475 @@
+"""A hub that is kept in step with a kernel of Jupyter Server's: what is told, and what is not."""
+
+import asyncio
+import gc
+from collections.abc import AsyncIterator, Callable
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+
+from kbridge.hub import hub as hub_module
+from kbridge.hub.settings import HubSettings
+from kbridge.jupyter import watch as module
+from kbridge.wire.message import Channel
+from tests.hub.rig import texts
+from tests.jupyter.rig import LONG_AGO, FakeKernel, WatchRig, statuses, until
+
+OLD, NEW = (1, 2, 3, 4), (11, 12, 13, 14)
+
+
+@pytest.fixture
+async def make_watched(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Callable[..., WatchRig]]:
+    monkeypatch.setattr(module, "_LOOK_SECONDS", 0.001)
+    monkeypatch.setattr(hub_module, "_FLUSH_TIMEOUT", 0.001)
+    rigs: list[WatchRig] = []
+
+    def make(**settings: Any) -> WatchRig:
+        rigs.append(WatchRig(HubSettings(**{"limit_rate": False, **settings})))
+        return rigs[-1]
+
+    yield make
+    for rig in rigs:
+        rig.watch.close()
+        await rig.hub.aclose()
+
+
+@pytest.fixture
+async def rig(make_watched: Callable[..., WatchRig]) -> WatchRig:
+    made = make_watched()
+    made.prove()
+    await made.settle()
+    return made
+
+
+# -- restarts that are told -----------------------------------------------------------------
+
+
+async def test_a_restart_that_is_told_is_told_once_to_all_and_requests_wait(rig) -> None:
+    (one, attached), (other, _) = rig.attach("one"), rig.attach("other")
+    old = rig.kernel
+    rig.end_process()
+    rig.manager.fire("restart")
+    await until(lambda: old.closed)
+    early = rig.request(code="early")
+    rig.hub.submit(attached, early)
+    assert rig.sent() == []
+    rig.process = "the-second"
+    rig.prove()
+    late = rig.request(code="late")
+    rig.hub.submit(attached, late)
+    await rig.settle()
+    assert rig.sent() == [early, late]
+    assert statuses(one) == statuses(other) == ["restarting"]
+    assert rig.listening_at() == OLD
+
+
+async def test_what_the_dying_kernel_said_comes_before_the_status(rig) -> None:
+    client, _ = rig.attach()
+    rig.manager.fire("restart")
+    rig.say(rig.stream("last words"))
+    rig.end_process()
+    await until(lambda: statuses(client))
+    said = bytes(client.written)
+    assert said.index(b"last words") < said.index(b"restarting")
+
+
+async def test_requests_made_of_the_dead_process_are_not_given_to_the_next(rig) -> None:
+    _, attached = rig.attach()
+    rig.kernel.full = True
+    rig.hub.submit(attached, rig.request(code="for the old one"))
+    rig.end_process()
+    rig.manager.fire("restart")
+    await until(lambda: len(rig.kernels) == 2)
+    rig.prove()
+    assert rig.sent() == []
+
+
+async def test_ports_chosen_anew_after_a_crash_keep_what_was_sent_meanwhile(rig) -> None:
+    """The restarter tells, then asks for other ports, and these come one by one."""
+    client, attached = rig.attach()
+    rig.end_process()
+    rig.manager.fire("restart")
+    await until(lambda: statuses(client))
+    early = rig.request(code="early")
+    rig.hub.submit(attached, early)
+    rig.manager.move(0, 0, 0, 0)
+    await rig.settle()
+    assert rig.listening_at() == OLD
+    rig.manager.move(*NEW)
+    await until(lambda: rig.listening_at() == NEW)
+    rig.prove()
+    await rig.settle()
+    assert rig.sent() == [early]
+    assert statuses(client) == ["restarting"]
+    rig.say(rig.stream("the same websocket"))
+    assert texts(client) == ["the same websocket"]
+
+
+async def test_ports_chosen_while_the_hub_still_waits_for_the_old_one(rig, monkeypatch) -> None:
+    monkeypatch.setattr(hub_module, "_FLUSH_TIMEOUT", 3600.0)
+    client, _ = rig.attach()
+    old = rig.kernel
+    rig.manager.fire("restart")
+    await rig.settle()
+    rig.manager.move(0, 0, 0, 0)
+    await rig.settle()
+    rig.manager.move(*NEW)
+    await rig.settle()
+    assert not old.closed, "it has not hung up"
+    old.disconnect()
+    await until(lambda: rig.listening_at() == NEW)
+    assert len(rig.kernels) == 2, "linked anew once"
+    assert statuses(client) == ["restarting"]
+
+
+@pytest.mark.parametrize("new", [OLD, NEW])
+async def test_ports_that_are_zero_while_the_old_one_hangs_up(rig, monkeypatch, new) -> None:
+    """Random ports may be the old ones once more."""
+    monkeypatch.setattr(hub_module, "_FLUSH_TIMEOUT", 3600.0)
+    client, _ = rig.attach()
+    old = rig.kernel
+    rig.manager.fire("restart")
+    rig.manager.move(0, 0, 0, 0)
+    await rig.settle()
+    old.disconnect()
+    await until(lambda: statuses(client))
+    assert old.closed
+    rig.manager.move(*new)
+    await until(lambda: not rig.kernel.closed)
+    assert rig.listening_at() == new
+    rig.prove()
+    await rig.settle()
+    assert statuses(client) == ["restarting"]
+
+
+async def test_ports_that_change_without_a_word_are_followed(rig) -> None:
+    """km.restart_kernel(newports=True): nobody calls back."""
+    client, attached = rig.attach()
+    rig.end_process()
+    early = rig.request(code="early")
+    rig.hub.submit(attached, early)
+    rig.manager.move(0, 0, 0, 0)
+    rig.manager.move(*NEW)
+    await until(lambda: rig.listening_at() == NEW)
+    rig.process = "the-second"
+    rig.prove()
+    await rig.settle()
+    assert rig.sent() == [early]
+    assert statuses(client) == ["starting"]
+    assert len(rig.kernels) == 2, "four ports, one relink"
+    assert rig.kernels_.ports_asked == ["a-kernel"], "or it takes them for changed for ever"
+
+
+async def test_ports_set_to_what_they_are_change_nothing(rig) -> None:
+    rig.manager.move(0, 0, 0, 0)
+    rig.manager.move(*OLD)
+    await rig.settle()
+    assert len(rig.kernels) == 1
+    assert rig.hub.ready
+
+
+async def test_a_second_crash_before_the_first_restart_is_proven(rig) -> None:
+    client, attached = rig.attach()
+    for ports in ((21, 22, 23, 24), (31, 32, 33, 34)):
+        rig.end_process()
+        rig.manager.fire("restart")
+        rig.manager.move(0, 0, 0, 0)
+        rig.manager.move(*ports)
+        await until(lambda at=ports: rig.listening_at() == at)
+    asked = rig.request(code="1")
+    rig.hub.submit(attached, asked)
+    rig.prove()
+    await rig.settle()
+    assert rig.sent() == [asked]
+    assert set(statuses(client)) == {"restarting"}
+
+
+# -- restarts that nobody tells -------------------------------------------------------------
+
+
+async def test_a_restart_that_nobody_told_is_seen_and_loses_nothing(rig) -> None:
+    client, attached = rig.attach()
+    rig.end_process()
+    early = [rig.request(code=str(i)) for i in range(8)]
+    for request in early:
+        rig.hub.submit(attached, request)
+    assert rig.sent() == []
+    rig.process = "the-second"
+    rig.prove()
+    await rig.settle()
+    assert rig.sent() == early
+    assert statuses(client) == ["starting"]
+    assert len(rig.kernels) == 1, "the same sockets have come back"
+    assert rig.manager.execution_state == "idle"
+
+
+async def test_a_welcome_may_come_before_the_answer_that_names_the_new_process(rig) -> None:
+    client, _ = rig.attach()
+    rig.end_process()
+    rig.process = "the-second"
+    rig.kernel.connect()
+    rig.say(rig.message(Channel.IOPUB, "iopub_welcome", {"subscription": ""}))
+    assert rig.hub.ready
+    rig.prove()
+    await rig.settle()
+    assert statuses(client) == ["starting"]
+    assert rig.manager.execution_state == "idle"
+
+
+async def test_a_connection_that_was_cut_is_no_restart(rig) -> None:
+    client, attached = rig.attach()
+    rig.end_process()
+    asked = rig.request(code="1")
+    rig.hub.submit(attached, asked)
+    rig.prove()
+    await rig.settle()
+    assert rig.sent() == [asked]
+    assert statuses(client) == []
+
+
+# -- the end --------------------------------------------------------------------------------
+
+
+async def test_a_kernel_that_died_for_good_is_dead_and_its_hub_goes(rig) -> None:
+    client, _ = rig.attach()
+    rig.end_process()
+    del rig.kernels_["a-kernel"]  # whose callback comes first
+    rig.manager.fire("dead")
+    assert statuses(client) == ["dead"]
+    assert rig.manager.execution_state == "dead"
+    await until(lambda: rig.went)
+    assert rig.went == [rig.watch]
+
+
+@pytest.mark.parametrize("turns", [0, 1, 3])
+async def test_death_while_a_restart_is_under_way_is_the_last_word(rig, caplog, turns) -> None:
+    client, _ = rig.attach()
+    rig.manager.fire("restart")
+    for _ in range(turns):
+        await asyncio.sleep(0)
+    rig.manager.fire("dead")
+    await until(lambda: not rig.watch._relinking)
+    await rig.settle()
+    assert statuses(client) == ["dead"]
+    assert rig.kernel.closed
+    assert rig.manager.execution_state == "dead"
+    assert caplog.records == []
+
+
+async def test_a_kernel_that_left_the_manager_has_no_hub(rig) -> None:
+    rig.end_process()
+    del rig.kernels_["a-kernel"]
+    await until(lambda: rig.went)
+    assert rig.went == [rig.watch]
+
+
+async def test_a_kernel_that_is_back_in_a_moment_keeps_its_hub(rig) -> None:
+    rig.end_process()
+    await rig.settle()
+    del rig.kernels_["a-kernel"]
+    rig.watch._look()
+    await rig.settle()
+    rig.kernels_["a-kernel"] = rig.manager
+    rig.prove()
+    await until(lambda: not rig.watch._looking)
+    assert rig.went == []
+    assert not rig.hub.closed
+
+
+async def test_a_kernel_that_still_answers_is_not_gone_though_the_manager_has_let_it_go(
+    rig,
+) -> None:
+    del rig.kernels_["a-kernel"]
+    assert not rig.watch.gone
+    rig.end_process()
+    assert rig.watch.gone
+
+
+async def test_another_kernel_under_the_same_id_is_another_kernel(rig) -> None:
+    rig.kernels_["a-kernel"] = FakeKernel()
+    assert rig.watch.gone
+    rig.end_process()
+    await until(lambda: rig.went)
+
+
+async def test_a_watch_that_begins_as_its_kernel_goes_ends(make_watched) -> None:
+    """Its websocket waited for a `ready` that was the end of the kernel."""
+    rig = make_watched()
+    del rig.kernels_["a-kernel"]
+    await until(lambda: rig.went)
+
+
+@pytest.mark.timeout(30)
+async def test_a_kernel_that_never_comes_back_does_not_stop_the_loop(rig) -> None:
+    """After kernel_info_timeout a hub is ready, unproven, and whoever asks is answered at once."""
+    rig.end_process()
+    await rig.settle()
+    rig.clock.now += 61
+    rig.hub._nudge._poll()
+    assert rig.hub.timed_out
+    await rig.settle()
+    assert rig.went == []
+    del rig.kernels_["a-kernel"]
+    rig.watch._look()
+    await until(lambda: rig.went)
+
+
+async def test_nothing_is_left_of_a_watch_that_is_closed(rig) -> None:
+    before = asyncio.all_tasks()
+    rig.manager.fire("restart")
+    rig.end_process()
+    rig.watch._look()
+    await asyncio.sleep(0)
+    rig.watch.close()
+    rig.watch.close()
+    await rig.settle()
+    assert rig.manager.listeners() == 0
+    assert asyncio.all_tasks() == before
+    rig.manager.execution_state = "of another one"
+    rig.manager.move(*NEW)
+    rig.manager.fire("restart")
+    rig.hub.on_heard()
+    rig.hub.on_hung_up()
+    await rig.settle()
+    assert rig.manager.execution_state == "of another one"
+    assert not rig.watch._tasks
+
+
+async def test_ports_that_changed_just_before_it_was_closed_start_nothing(rig) -> None:
+    rig.manager.move(*NEW)
+    rig.watch.close()
+    await rig.settle()
+    assert not rig.watch._tasks
+    assert len(rig.kernels) == 1
+
+
+async def test_what_fails_in_the_background_is_said(rig, caplog) -> None:
+    def fail() -> dict[str, Any]:
+        raise ValueError("no such kernel")
+
+    rig.manager.get_connection_info = fail
+    rig.end_process()
+    rig.manager.fire("restart")
+    await until(lambda: caplog.records)
+    (record,) = caplog.records
+    assert record.levelname == "ERROR"
+    assert "a-kernel" in record.getMessage()
+    assert "no such kernel" in caplog.text
+    await rig.settle()
+    gc.collect()  # an exception that nobody took would be a warning, and so an error
+
+
+# -- what the manager is told ---------------------------------------------------------------
+
+
+async def test_the_hub_takes_over_once_the_kernel_is_proven(make_watched) -> None:
+    rig = make_watched()
+    rig.say(rig.stream("early"))
+    assert rig.kernels_.unwatched == []
+    assert rig.manager.execution_state == "starting"
+    rig.prove()
+    assert rig.kernels_.unwatched == ["a-kernel"]
+    assert rig.manager.execution_state == "idle"
+    rig.say(rig.stream("more"))
+    assert rig.kernels_.unwatched == ["a-kernel"], "once"
+
+
+async def test_a_busy_kernel_is_left_to_the_manager_until_it_is_idle(make_watched) -> None:
+    rig = make_watched()
+    rig.manager.execution_state = "busy"
+    rig.prove()
+    rig.say(rig.stream("of a cell that was begun before"))
+    assert rig.kernels_.unwatched == []
+    assert rig.manager.execution_state == "busy"
+    assert rig.manager.last_activity == LONG_AGO, "one writer at a time"
+    rig.manager.execution_state = "idle"  # the manager's own watcher says so
+    rig.say(rig.stream("another"))
+    assert rig.kernels_.unwatched == ["a-kernel"]
+
+
+async def test_a_kernel_that_dies_busy_is_not_busy_for_ever(make_watched) -> None:
+    rig = make_watched()
+    rig.manager.execution_state = "busy"
+    rig.prove()
+    rig.end_process()
+    rig.manager.fire("restart")
+    await until(lambda: len(rig.kernels) == 2)
+    rig.process = "the-second"
+    rig.prove()
+    assert rig.kernels_.unwatched == ["a-kernel"]
+    assert rig.manager.execution_state == "idle"
+
+
+async def test_a_restart_that_waits_for_its_answer_is_let_finish(make_watched) -> None:
+    rig = make_watched()
+    rig.manager._pending_restart_cleanup = lambda: pytest.fail("its answer was thrown away")
+    rig.prove()
+    rig.say(rig.stream("more"))
+    assert rig.kernels_.unwatched == []
+    rig.manager._pending_restart_cleanup = None
+    rig.say(rig.stream("and more"))
+    assert rig.kernels_.unwatched == ["a-kernel"]
+
+
+async def test_a_manager_that_watches_again_is_relieved_again(rig) -> None:
+    rig.manager._activity_stream = "another socket of the manager's"
+    rig.say(rig.stream("more"))
+    assert rig.kernels_.unwatched == ["a-kernel", "a-kernel"]
+
+
+async def test_to_take_over_an_idle_kernel_is_no_activity(make_watched) -> None:
+    rig = make_watched()
+    rig.manager.execution_state = "idle"
+    rig.prove()
+    rig.attach()
+    assert rig.kernels_.unwatched == ["a-kernel"]
+    assert rig.manager.last_activity == rig.kernels_.last_kernel_activity == LONG_AGO
+
+
+async def test_state_and_activity_are_the_hubs_from_then_on(rig) -> None:
+    _, attached = rig.attach()
+    rig.clock.now += 100
+    asked = rig.request(code="1")
+    rig.hub.submit(attached, asked)
+    for state in ("busy", "idle"):
+        rig.say(rig.message(Channel.IOPUB, "status", {"execution_state": state}, asked.header))
+        assert rig.manager.execution_state == state
+    now = datetime.fromtimestamp(rig.clock.wall(), UTC)
+    assert rig.manager.last_activity == rig.kernels_.last_kernel_activity == now
+
+
+async def test_output_counts_though_the_state_is_what_it_was(rig) -> None:
+    rig.clock.now += 100
+    rig.say(rig.stream("a thread's"))
+    assert rig.manager.last_activity == datetime.fromtimestamp(rig.clock.wall(), UTC)
+
+
+async def test_a_control_request_in_between_leaves_a_kernel_busy(rig) -> None:
+    _, attached = rig.attach()
+    asked = rig.request(code="1")
+    rig.hub.submit(attached, asked)
+    rig.say(rig.message(Channel.IOPUB, "status", {"execution_state": "busy"}, asked.header))
+    control = rig.message(Channel.CONTROL, "debug_request", {})
+    for state in ("busy", "idle"):
+        rig.say(rig.message(Channel.IOPUB, "status", {"execution_state": state}, control.header))
+        assert rig.manager.execution_state == "busy"
+    rig.say(rig.message(Channel.IOPUB, "status", {"execution_state": "idle"}, asked.header))
+    assert rig.manager.execution_state == "idle"
+
+
+async def test_a_manager_without_a_watcher_of_its_own_is_told_as_well(make_watched) -> None:
+    rig = make_watched()
+    del rig.manager._activity_stream
+    rig.prove()
+    assert rig.kernels_.unwatched == []
+    assert rig.manager.execution_state == "idle"
+
+
+async def test_a_kernel_that_the_manager_let_go_is_heard_without_a_fault(make_watched) -> None:
+    rig = make_watched()
+    del rig.kernels_["a-kernel"]
+    rig.prove()
+    client, _ = rig.attach()
+    rig.say(rig.stream("still here"))
+    assert texts(client) == ["still here"]
