@@ -167,6 +167,32 @@ def test_control_requests_leave_shell_busy(request_type: str) -> None:
     assert activity.last_activity == START + 1
 
 
+def test_more_requests_may_be_counted_among_the_quiet_ones() -> None:
+    activity = Activity(START, quiet=("my_request", "kernel_info_request"))
+    activity.alive(START)
+    activity.touch(START + 1, "my_request")
+    for state in ("busy", "idle"):
+        activity.observe(status(state, "m", "my_request"), "status", START + 2)
+        assert (activity.execution_state, activity.last_activity) == ("idle", START)
+    activity.observe(status("busy", "a"), "status", START + 3)
+    activity.observe(status("idle", "m", "my_request"), "status", START + 4)
+    assert (activity.execution_state, activity.last_activity) == ("busy", START + 3)
+
+
+@pytest.mark.parametrize("request_type", sorted(QUIET))
+def test_those_that_are_known_stay_quiet_beside_them(request_type: str) -> None:
+    activity = Activity(START, quiet=("my_request",))
+    activity.touch(START + 1, request_type)
+    assert activity.last_activity == START
+    assert play("busy:a").last_activity == START + 1, "and other kernels' are as before"
+
+
+def test_a_quiet_request_proves_that_the_kernel_is_up() -> None:
+    activity = Activity(START, quiet=("my_request",))
+    activity.observe(status("idle", "m", "my_request"), "status", START)
+    assert activity.execution_state == "idle"
+
+
 def test_busy_parents_are_bounded_and_the_oldest_go_first() -> None:
     activity = play(" ".join(f"busy:{n}" for n in range(100)), limit=10)
     assert activity.statistics() == {

@@ -93,6 +93,17 @@ def test_the_slowest_is_who_was_delivered_least_attached_or_parked(clients) -> N
     assert attach(clients, "c", 20).place == at(4), "it resumes all the same, as far as it goes"
 
 
+def test_without_a_time_to_resume_no_place_is_kept_but_the_client_is() -> None:
+    clients = Clients(0.0)
+    first = attach(clients, "s", 1)
+    first.place = first.delivered = at(5)
+    clients.detach(first, now=10.0)
+    assert clients.slowest(10.0, 20) == 20, "and it holds nothing"
+    again = attach(clients, "s", 20)
+    assert again.place == again.delivered == at(20)
+    assert again.client is first.client, "answers to what it asked are still its own"
+
+
 def test_no_more_places_are_kept_than_there_is_room_for(clients, monkeypatch) -> None:
     monkeypatch.setattr(module, "_REMEMBERED", 3)
     made = [attach(clients, f"s{i}", i) for i in range(5)]

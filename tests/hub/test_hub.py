@@ -361,6 +361,213 @@ async def test_closing_twice_closes_once_and_whoever_waits_knows(make_rig) -> No
         rig.hub.submit(attached, rig.request(code="1"))
 
 
+def states(client) -> list[str]:
+    told = [json.loads(m.content) for m in received(client) if m.msg_type == "status"]
+    return [content["execution_state"] for content in told]
+
+
+async def test_what_is_announced_comes_after_all_that_the_kernel_said_and_once(rig) -> None:
+    (one, _), (other, _) = rig.attach("one"), rig.attach("other")
+    rig.kernel.drain = lambda: rig.say(rig.stream("last words"))
+    rig.hub.announce("dead")
+    rig.hub.announce("dead")
+    for client in (one, other):
+        assert [m.msg_type for m in received(client)] == ["stream", "status"]
+    rig.kernel.drain = lambda: None
+    rig.hub.announce("restarting")
+    assert states(one) == ["dead", "restarting"], "another status is news"
+    rig.say(rig.stream("it lives"))
+    rig.hub.announce("restarting")
+    assert states(one) == ["dead", "restarting", "restarting"], "and so is one after a word"
+
+
+async def test_whoever_wants_to_know_is_told_of_what_is_announced(rig) -> None:
+    (_, one), (_, other), (_, deaf) = (rig.attach(name) for name in "abc")
+    told: list[str] = []
+
+    def again(status: str) -> None:
+        told.append(status)
+        rig.hub.announce(status)  # as a websocket does whose hook says the same
+
+    one.announced = other.announced = again
+    rig.hub.announce("restarting")
+    assert told == ["restarting", "restarting"]
+    assert deaf.announced is None
+
+
+@pytest.mark.parametrize("asked", [True, False])
+async def test_a_restart_is_announced_as_what_it_is(rig, asked) -> None:
+    client, attached = rig.attach()
+    told: list[str] = []
+    attached.announced = told.append
+    rig.kernel.disconnect()
+    await rig.hub.restarting(asked=asked)
+    assert states(client) == told == ["starting" if asked else "restarting"]
+    assert rig.hub.activity.execution_state == "restarting"
+
+
+@pytest.mark.parametrize("keep", [True, False])
+async def test_requests_that_wait_are_kept_through_a_restart_where_they_are_for_the_new_one(
+    rig, keep
+) -> None:
+    client, attached = rig.attach("s")
+    rig.attach("other")
+    rig.kernel.disconnect()
+    asked = rig.request(code="1")
+    rig.hub.submit(attached, asked)
+    ours = asyncio.ensure_future(rig.hub.request("history_request", {}))
+    await asyncio.sleep(0)
+    await rig.hub.restarting(keep=keep)
+    with pytest.raises(HubClosed):
+        await ours
+    rig.hub.reconnect(dict(KERNEL_ELSEWHERE))
+    rig.prove()
+    assert (asked in rig.sent()) == keep
+    reply = rig.message(Channel.SHELL, "execute_reply", {"status": "ok"}, asked.header)
+    rig.say(reply)
+    assert received(client)[-1].msg_type == "execute_reply"
+
+
+async def test_the_end_of_a_kernel_during_a_restart_is_the_last_word(rig) -> None:
+    client, _ = rig.attach()
+    restarting = asyncio.ensure_future(rig.hub.restarting())
+    await asyncio.sleep(0)
+    rig.hub.dead()
+    rig.hub._down.set()
+    await restarting
+    assert states(client)[0] == "dead"
+    assert rig.kernel.closed
+
+
+async def test_another_process_on_the_same_sockets_is_a_start_told_once(rig) -> None:
+    client, attached = rig.attach()
+    hung_up: list[bool] = []
+    rig.hub.on_hung_up = lambda: hung_up.append(True)
+    rig.kernel.disconnect()
+    early = rig.request(code="early")
+    rig.hub.submit(attached, early)
+    assert hung_up == [True]
+    rig.process = "the-second"
+    rig.prove()
+    rig.say(rig.stream("of the second"))
+    assert [m.msg_type for m in received(client)] == ["status", "stream"]
+    assert states(client) == ["starting"]
+    assert rig.sent() == [early]
+    assert rig.hub.activity.execution_state == "idle"
+
+
+async def test_the_start_is_told_before_what_the_new_process_says(rig) -> None:
+    client, _ = rig.attach()
+    rig.kernel.disconnect()
+    rig.process = "the-second"
+    rig.kernel.connect()
+    rig.say(rig.message(Channel.IOPUB, "iopub_welcome", {}))
+    assert rig.hub.ready
+    rig.say(rig.stream("first words"))
+    rig.prove()
+    assert [m.msg_type for m in received(client)] == ["status", "stream"]
+    assert rig.hub.activity.execution_state == "idle"
+
+
+async def test_a_kernel_whose_every_message_has_a_new_session_is_not_restarting(rig) -> None:
+    client, _ = rig.attach()
+    for process in "abc":
+        rig.process = process
+        rig.say(rig.stream(process))
+    assert states(client) == []
+    rig.kernel.disconnect()
+    rig.prove()
+    for process in "def":
+        rig.process = process
+        rig.say(rig.stream(process))
+    assert len(states(client)) <= 1
+
+
+async def test_whoever_keeps_in_step_is_told_once_a_wakeup(make_rig) -> None:
+    rig = make_rig()
+    heard: list[bool] = []
+    rig.hub.on_heard = lambda: heard.append(rig.hub.ready)
+    rig.prove()
+    assert heard[-1], "that it is proven is news"
+    heard.clear()
+    rig.say(*(rig.stream(str(i)) for i in range(50)))
+    assert heard == [True]
+
+
+async def test_a_hook_that_comes_back_into_delivery_neither_doubles_nor_swaps(rig) -> None:
+    """A link may run somebody's code in `write`, and that may speak to the hub."""
+    client, attached = rig.attach()
+    honest, _ = rig.attach()
+    write, depth = client.write, [0]
+
+    def hook(data: bytes) -> bool:
+        assert depth == [0], "written to while it writes"
+        depth[0] += 1
+        try:
+            if b"say" in data:
+                rig.hub.say(rig.stream("said in the hook"))
+            return write(data)
+        finally:
+            depth[0] -= 1
+
+    client.write = hook
+    rig.say(rig.stream("before"), rig.stream("say"), rig.stream("after"))
+    expected = ["before", "say", "after", "said in the hook"]
+    assert texts(client) == texts(honest) == expected
+    assert attached.delivered == attached.place == rig.hub.journal.end()
+
+
+async def test_a_hook_that_comes_back_while_its_websocket_is_full_waits_its_turn(rig) -> None:
+    client, attached = rig.attach()
+    write = client.write
+
+    def hook(data: bytes) -> bool:
+        written = write(data)
+        if b"say" in data:
+            rig.hub.say(rig.stream("later"))
+        return written
+
+    client.write = hook
+    client.stalled = True
+    rig.say(rig.stream("say"))
+    assert attached.blocked
+    assert texts(client) == []
+    client.resume()
+    assert texts(client) == ["say", "later"]
+
+
+async def test_a_hook_that_detaches_hears_no_more(rig) -> None:
+    client, attached = rig.attach("s")
+    honest, _ = rig.attach()
+    write = client.write
+
+    def hook(data: bytes) -> bool:
+        rig.hub.detach(attached)
+        return write(data)
+
+    client.write = hook
+    rig.say(rig.stream("one"))
+    rig.say(rig.stream("two"))
+    assert texts(client) == ["one"]
+    assert texts(honest) == ["one", "two"]
+
+
+async def test_without_a_time_to_resume_who_comes_back_starts_afresh(make_rig) -> None:
+    rig = make_rig(resume_timeout=0.0)
+    rig.prove()
+    _, attached = rig.attach("s")
+    asked = rig.request(code="1")
+    rig.hub.submit(attached, asked)
+    rig.hub.detach(attached)
+    rig.say(rig.stream("meanwhile"))
+    rig.say(rig.message(Channel.SHELL, "execute_reply", {"status": "ok"}, asked.header))
+    back, again = rig.attach("s")
+    assert back.written == b""
+    rig.say(rig.stream("after"))
+    assert texts(back) == ["after"]
+    assert again.client is attached.client, "what it asked for before is still its own"
+
+
 KERNEL_ELSEWHERE = {
     "ip": "127.0.0.1",
     "shell_port": 11,

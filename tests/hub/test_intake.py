@@ -60,6 +60,12 @@ class Side:
     def message(self, channel: Channel, msg_type: str, parent: bytes = b"{}", **content) -> Message:
         return build(channel, msg_type, content, session="k", date="now", parent_header=parent)
 
+    def from_process(self, session: str, channel: Channel = Channel.CONTROL) -> None:
+        """Let a process answer a probe."""
+        probe = self.notices.probe(channel).header
+        kind = "status" if channel is Channel.IOPUB else "kernel_info_reply"
+        self.say(build(channel, kind, {}, session=session, date="now", parent_header=probe))
+
     def say(self, *messages: Message, signer: Signer | None = None) -> None:
         frames = [serialize(m, signer or self.signer) for m in messages]
         self.intake.take(messages[0].channel, frames)
@@ -147,3 +153,48 @@ async def test_an_old_kernel_is_translated_until_another_one_begins(side) -> Non
     assert side.heard_by(ALICE) == ["execute_result", "execute_result"]
     side.intake.begin(side.signer)
     assert side.intake.adapter is None
+
+
+async def test_another_process_is_told_by_the_session_of_its_answers(side) -> None:
+    for channel in (Channel.CONTROL, Channel.SHELL, Channel.IOPUB):
+        side.from_process("one", channel)
+    assert side.replaced == [], "the first is nobody's successor"
+    side.nudge.disconnected()
+    side.nudge.connected()
+    side.from_process("two")
+    side.from_process("two", Channel.SHELL)
+    assert side.replaced == [True]
+
+
+async def test_a_session_that_is_not_said_is_no_other_process(side) -> None:
+    for session in ("one", "", "one"):
+        side.nudge.disconnected()
+        side.nudge.connected()
+        side.from_process(session)
+    assert side.replaced == []
+
+
+async def test_a_welcome_names_its_process_too(side) -> None:
+    side.from_process("one")
+    side.nudge.disconnected()
+    side.nudge.connected()
+    welcome = build(Channel.IOPUB, "iopub_welcome", {}, session="two", date="now")
+    side.say(welcome)
+    side.from_process("two")
+    assert side.replaced == [True]
+
+
+async def test_once_proven_nobody_asks_which_process_speaks(side) -> None:
+    side.from_process("one")
+    side.from_process("one", Channel.IOPUB)
+    assert side.nudge.proven
+    side.say(build(Channel.IOPUB, "stream", {}, session="another", date="now"))
+    assert side.replaced == []
+
+
+async def test_a_kernel_that_begins_anew_is_nobodys_successor(side) -> None:
+    side.from_process("one")
+    side.intake.begin(side.signer)
+    side.nudge.begin()
+    side.from_process("two")
+    assert side.replaced == []

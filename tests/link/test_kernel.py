@@ -23,13 +23,21 @@ TYPES = {
 class Side:
     """The kernel's sockets."""
 
-    def __init__(self, ports: dict[Channel, int] | None = None) -> None:
+    def __init__(
+        self,
+        ports: dict[Channel, int] | None = None,
+        curve: tuple[bytes, bytes] | None = None,
+    ) -> None:
         self.context = zmq.asyncio.Context()
+        self.curve = curve
         self.sockets = {}
         self.ports = {}
         for channel, kind in TYPES.items():
             socket = self.context.socket(kind)
             socket.linger = 0
+            if curve is not None:
+                socket.curve_publickey, socket.curve_secretkey = curve
+                socket.curve_server = True
             if ports is None:
                 self.ports[channel] = socket.bind_to_random_port("tcp://127.0.0.1")
             else:
@@ -39,7 +47,7 @@ class Side:
 
     @property
     def endpoints(self) -> Endpoints:
-        return Endpoints("tcp", "127.0.0.1", self.ports, b"key")
+        return Endpoints("tcp", "127.0.0.1", self.ports, b"key", curve=self.curve)
 
     def close(self) -> None:
         for socket in self.sockets.values():
@@ -214,6 +222,51 @@ async def test_a_batch_that_its_owner_fails_on_does_not_stop_the_next(side, link
     events.on_messages = on_messages
     await events.until(lambda: events.messages and events.messages[-1][1][-1] == body(999)[-1])
     assert len(complaints) == 1
+
+
+@pytest.fixture
+async def encrypted():
+    made = Side(curve=zmq.curve_keypair())
+    yield made
+    made.close()
+
+
+async def test_a_kernel_that_encrypts_is_read_and_written(encrypted) -> None:
+    events = Recorder()
+    link = KernelLink(encrypted.endpoints, events)
+    try:
+        await events.until(lambda: "connected" in events.news)
+        await until_subscribed(encrypted, events)
+        for n, channel in enumerate((Channel.SHELL, Channel.CONTROL, Channel.STDIN)):
+            assert link.send(channel, body(n))
+            async with asyncio.timeout(20):
+                ident, *parts = await encrypted.sockets[channel].recv_multipart()
+            assert parts == body(n)
+            await encrypted.sockets[channel].send_multipart([ident, *body(n + 10)])
+            await events.until(lambda c=channel, n=n: (c, body(n + 10)) in events.messages)
+    finally:
+        link.close()
+
+
+@pytest.mark.parametrize("curve", [None, "another pair"])
+async def test_who_has_not_its_keys_is_not_let_in(encrypted, curve) -> None:
+    pair = curve and zmq.curve_keypair()
+    stranger = Endpoints("tcp", "127.0.0.1", encrypted.ports, b"key", curve=pair)
+    events, known = Recorder(), Recorder()
+    links = [KernelLink(stranger, events), KernelLink(encrypted.endpoints, known)]
+    try:
+        links[0].send(Channel.SHELL, body(0))
+        await known.until(lambda: "connected" in known.news)
+        await until_subscribed(encrypted, known)
+        assert links[1].send(Channel.SHELL, body(1))
+        async with asyncio.timeout(20):
+            _, *parts = await encrypted.sockets[Channel.SHELL].recv_multipart()
+        assert parts == body(1), "the first that is let in"
+        assert "connected" not in events.news
+        assert events.messages == []
+    finally:
+        for link in links:
+            link.close()
 
 
 async def test_nothing_is_said_after_close(side) -> None:

@@ -1,4 +1,6 @@
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from websockets.frames import Frame, Opcode
 from websockets.streams import StreamReader
 
@@ -37,6 +39,21 @@ def test_a_header_is_as_short_as_it_may_be(length: int) -> None:
     assert len(header) == size
     assert header[0] == 0x82
     assert not header[1] & 0x80
+
+
+@pytest.mark.parametrize("lengths", [[n] for n in LENGTHS] + [LENGTHS, LENGTHS[::-1], [], [0, 0]])
+def test_the_payloads_of_a_run_of_frames(lengths: list[int]) -> None:
+    written = [bytes(i % 251 for i in range(n)) for n in lengths]
+    run = b"".join(frames.frame(data, frames.BINARY) for data in written)
+    assert list(frames.payloads(run)) == written
+    for data in written:
+        assert frames.payload(frames.frame(data, frames.BINARY)) == data
+
+
+@given(st.lists(st.binary(max_size=300)))
+def test_any_run_of_frames_is_read_back(written: list[bytes]) -> None:
+    run = b"".join(frames.frame(data, frames.TEXT) for data in written)
+    assert list(frames.payloads(run)) == written
 
 
 def test_ping() -> None:

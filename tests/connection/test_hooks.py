@@ -1,0 +1,141 @@
+"""The slow way of a websocket whose connection has methods of its own: one message at a time."""
+
+import logging
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from tornado.websocket import WebSocketClosedError
+
+from kbridge.connection.hooks import HookedClient, overridden
+from kbridge.hub.settings import HubSettings
+from kbridge.link.memory import MemoryClient
+from kbridge.wire.build import build
+from kbridge.wire.dialects import V1
+from kbridge.wire.message import Channel, Message
+from kbridge.wire.v1 import encode_frame
+from tests.hub.rig import Rig, texts
+
+
+def stream(text: str) -> Message:
+    return build(Channel.IOPUB, "stream", {"name": "stdout", "text": text}, session="k", date="now")
+
+
+class Desk:
+    """A websocket behind hooks, and a connection that writes what it is given."""
+
+    def __init__(self) -> None:
+        self.link = MemoryClient()
+        self.got: list[Message] = []
+        self.client = HookedClient(self.link, self.deliver, logging.getLogger("kbridge.hooks"))  # type: ignore[arg-type]
+        self.fault: dict[int, Exception] = {}
+
+    def deliver(self, msg: Message) -> None:
+        number = len(self.got)
+        self.got.append(msg)
+        if number in self.fault:
+            raise self.fault[number]
+        self.link.written += encode_frame(msg)
+
+    def write(self, *messages: Message) -> bool:
+        return self.client.write(b"".join(map(encode_frame, messages)))
+
+
+@pytest.fixture
+def desk() -> Desk:
+    return Desk()
+
+
+def test_each_message_of_a_batch_is_handed_over_whole_and_in_order(desk) -> None:
+    display = build(
+        Channel.IOPUB, "display_data", {}, session="k", date="now", buffers=(b"\x00", b"")
+    )
+    messages = [stream("one"), display, stream("x" * 70_000)]
+    assert desk.write(*messages)
+    assert [tuple(m[:5]) for m in desk.got] == [tuple(m[:5]) for m in messages]
+    assert [bytes(b) for b in desk.got[1].buffers] == [b"\x00", b""]
+
+
+def test_what_a_hook_raises_costs_its_message_alone_and_is_said(desk, caplog) -> None:
+    desk.fault[1] = RuntimeError("a fault of the subclass")
+    assert desk.write(*(stream(str(i)) for i in range(4)))
+    assert texts(desk.link) == ["0", "2", "3"]
+    (record,) = caplog.records
+    assert record.levelname == "ERROR"
+    assert "a fault of the subclass" in caplog.text
+    assert desk.write(stream("4")), "and nothing of it stays"
+
+
+def test_a_websocket_that_closes_meanwhile_is_given_no_more(desk, caplog) -> None:
+    desk.fault[1] = WebSocketClosedError()
+    assert not desk.write(*(stream(str(i)) for i in range(4)))
+    assert len(desk.got) == 2
+    assert caplog.records == []
+
+
+def test_while_what_it_wrote_is_on_its_way_the_hub_is_to_wait(desk) -> None:
+    told: list[bool] = []
+    desk.client.on_writable = lambda: told.append(True)
+    desk.link.stalled = True
+    assert not desk.write(stream("one"))
+    desk.link.resume()
+    assert told == [True]
+    assert desk.write(stream("two"))
+
+
+def test_it_is_closed_as_its_websocket_is(desk) -> None:
+    assert not desk.client.closed
+    desk.client.close(1001, "the kernel was shut down")
+    assert desk.client.closed
+    assert desk.link.closed_with == (1001, "the kernel was shut down")
+    assert not desk.write(stream("late"))
+
+
+async def test_behind_hooks_a_flood_waits_in_the_journal() -> None:
+    """Nothing more is handed over while the last batch is not written."""
+    rig, desk = Rig(HubSettings(limit_rate=False)), Desk()
+    rig.prove()
+    attachment = rig.hub.attach(desk.client, V1, "s")
+    desk.link.stalled = True
+    for i in range(100):
+        rig.say(rig.stream(str(i)))
+    assert len(desk.got) == 1
+    assert attachment.blocked
+    desk.link.resume()
+    assert texts(desk.link) == [str(i) for i in range(100)]
+    await rig.hub.aclose()
+
+
+class Base:
+    def one(self) -> None: ...
+
+    def two(self) -> None: ...
+
+
+class Quiet(Base):
+    more = True
+
+
+class Own(Base):
+    def two(self) -> None: ...
+
+
+@pytest.mark.parametrize(
+    ("connection", "names", "expected"),
+    [
+        (Base(), ("one", "two"), False),
+        (Quiet(), ("one", "two"), False),
+        (Own(), ("one", "two"), True),
+        (Own(), ("one",), False),
+        (Own(), (), False),
+    ],
+)
+def test_who_overrides(connection: Any, names: Any, expected: bool) -> None:
+    assert overridden(connection, Base, names) == expected
+
+
+def test_a_method_that_was_set_on_the_instance_counts() -> None:
+    connection: Any = Base()
+    connection.one = SimpleNamespace()
+    assert overridden(connection, Base, ("one",))
+    assert not overridden(Base(), Base, ("one",))
