@@ -19,6 +19,7 @@
     |       +-- SessionNotFound
     +-- KernelError                   500   1011   the kernel's fault
     |   +-- KernelStartError          500          it did not start; holds the last lines of its log
+    |   +-- NotSupported              501          this kernel has no such thing
     |   +-- KernelMessageError        502          what it sent is no message
     |       +-- InvalidSignature      502          ... or is not signed with its key
     +-- BridgeError                   500   1011   ours
@@ -53,6 +54,7 @@ __all__ = [
     "KernelspecNotFound",
     "MalformedFrame",
     "NotFound",
+    "NotSupported",
     "ProtocolViolation",
     "SessionNotFound",
     "WrongFrameType",
@@ -172,6 +174,12 @@ class KernelStartError(KernelError):
     def __init__(self, reason: str, log_tail: str = "") -> None:
         super().__init__(f"{reason}\n{log_tail}" if log_tail else reason)
         self.log_tail = log_tail
+
+
+class NotSupported(KernelError):
+    """What was asked for cannot be done to this kernel."""
+
+    http_status = 501
 
 
 class KernelMessageError(KernelError):

@@ -36,6 +36,10 @@ class Hub(Protocol):
     def connections(self) -> int:
         """How many websockets are attached."""
 
+    @property
+    def ready(self) -> bool:
+        """Whether requests go through."""
+
     async def wait_ready(self, timeout: float | None = None) -> bool:
         """Wait until the kernel answers; False when `timeout` seconds have passed first."""
 

@@ -51,6 +51,20 @@ class BridgeKernel(AsyncKernelManager):
         self.restarter: Restarter | None = None
         self.output = KernelLog(Path(self.connection_file).with_suffix(".log"))
 
+    def encrypt(self, policy: str) -> None:
+        """Choose whether the next process is to encrypt: off, preferred or required.
+
+        Raises
+        ------
+        KernelStartError
+            If it is required and jupyter_client knows nothing of it.
+        """
+        policy = {"off": "disabled", "preferred": "auto"}.get(policy, policy)
+        if self.has_trait("transport_encryption"):
+            self.transport_encryption = policy
+        elif policy == "required":
+            raise KernelStartError("transport_encryption needs jupyter_client 8.10 or newer")
+
     @property
     def metadata(self) -> Mapping[str, Any]:
         """What the kernelspec says beyond the standard fields."""

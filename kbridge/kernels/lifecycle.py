@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 from collections.abc import Coroutine
 from contextlib import suppress
 from pathlib import Path
@@ -35,6 +36,8 @@ T = TypeVar("T")
 _START_POLL = 0.05
 # For a process that was sent SIGKILL to go.
 _KILL_TIMEOUT = 1.0
+# What kernels write, in whatever language, when they cannot bind.
+_PORT_TAKEN = re.compile(r"address (already )?in use|EADDRINUSE|WinError 10048", re.IGNORECASE)
 
 
 class Lifecycle:
@@ -67,20 +70,41 @@ class Lifecycle:
             If it does not start, dies at once, or fails at the seed; nothing is left of it.
         """
         self.kernels.add(kernel)
-        badly = True
         try:
             await kernel.start(env=env, cwd=cwd)
-            if kernel.closing:
-                badly = False
-                raise Busy("The server is shutting down")
-            hub = self._hubs.open(kernel.kernel_id, kernel.get_connection_info())
-            await self._while_alive(kernel, hub.wait_ready(self._settings.start_grace))
+            hub = await self._come_up(kernel)
             if self.seed is not None and self.seed.fits(kernel.kernel_name):
                 await self._while_alive(kernel, self._run_seed(hub, self.seed))
         except BaseException as error:
-            badly = badly and isinstance(error, KernelStartError)
+            badly = isinstance(error, KernelStartError)
             await self.discard(kernel, badly=badly)
             raise
+
+    async def _come_up(self, kernel: BridgeKernel) -> Hub:
+        """Wait for a process that was started; where it found a port taken, start it on others.
+
+        A port is free when it is chosen, and whoever binds it first has it.
+        """
+        if kernel.closing:
+            raise Busy("The server is shutting down")
+        hub = self._hubs.open(kernel.kernel_id, kernel.get_connection_info())
+        left = self._settings.port_attempts
+        while True:
+            try:
+                await self._while_alive(kernel, hub.wait_ready(self._settings.start_grace))
+            except KernelStartError as error:
+                left -= 1
+                if not left or kernel.closing or not _PORT_TAKEN.search(error.log_tail):
+                    raise
+            else:
+                return hub
+            self._log.warning(
+                "Kernel %s found a port taken by another process, and is started on others;"
+                " %d more attempt(s)",
+                kernel.kernel_id,
+                left - 1,
+            )
+            hub = await self._cycle(kernel, now=True, newports=True, asked=True)
 
     async def _run_seed(self, hub: Hub, seed: Seed) -> None:
         if not await hub.wait_ready(self._settings.kernel_info_timeout):

@@ -27,7 +27,10 @@ from kbridge.errors import (
     KernelError,
     KernelLimitReached,
     KernelNotFound,
+    NotSupported,
 )
+from kbridge.kernels.attached import AttachedKernel
+from kbridge.kernels.attaching import AttachingTable
 from kbridge.kernels.culling import Culler, to_cull
 from kbridge.kernels.environment import kernel_environment, working_dir
 from kbridge.kernels.hubs import Hubs
@@ -36,7 +39,6 @@ from kbridge.kernels.lifecycle import Lifecycle
 from kbridge.kernels.logs import KernelLog
 from kbridge.kernels.pool import Pool
 from kbridge.kernels.seed import Seed, load_seed
-from kbridge.kernels.table import KernelTable
 from kbridge.kernels.tasks import spawn, stop
 from kbridge.wire.message import Channel
 
@@ -48,7 +50,7 @@ _KILL_TIMEOUT = 1.5
 _KERNEL_ID = re.compile(r"(?=.{9,64}$)[0-9A-Za-z_]+(-[0-9A-Za-z_]+){4}", re.ASCII)
 
 
-class BridgeKernelManager(KernelTable):
+class BridgeKernelManager(AttachingTable):
     """Start and end kernels, and keep their hubs in step with them.
 
     Parameters
@@ -100,6 +102,7 @@ class BridgeKernelManager(KernelTable):
             )
             self._pool.open()
             self._culler = Culler(self.cull, self.cull_interval, self.log)
+            self._open_attach_dir()
 
     async def shutdown_all(self, now: bool = False) -> None:  # type: ignore[override]
         """End every kernel, and start no more; takes less than 8 s.
@@ -116,6 +119,7 @@ class BridgeKernelManager(KernelTable):
             work = [self.shutdown_kernel(kernel_id) for kernel_id in self._kernels]
             work += [self._end_pool(), self._end_starts(starting)]
             self._ending = {spawn(step, self.log) for step in work}
+        await self._close_attach_dir()
         if self._culler is not None:
             await self._culler.aclose()
         if now:
@@ -219,8 +223,14 @@ class BridgeKernelManager(KernelTable):
             If there is no such kernel.
         KernelStartError
             If the new process cannot start or dies at once.
+        NotSupported
+            If somebody else has started it.
         """
         kernel = self._find(kernel_id)
+        if isinstance(kernel, AttachedKernel):
+            raise NotSupported(
+                f"Kernel {kernel_id} was started elsewhere; it can be restarted only there"
+            )
         async with kernel.lock:
             if kernel.closing:
                 raise KernelNotFound(f"Kernel {kernel_id} has been shut down")
@@ -237,8 +247,13 @@ class BridgeKernelManager(KernelTable):
             If there is no such kernel.
         KernelError
             If its process has gone, or it does not answer the message.
+        NotSupported
+            If somebody else has started it, and it does not answer the message.
         """
         kernel = self._find(kernel_id)
+        if isinstance(kernel, AttachedKernel):
+            await self._interrupt_attached(kernel)
+            return
         hub = self.hubs.get(kernel_id)
         spec = kernel.kernel_spec
         if spec is None or spec.interrupt_mode != "message" or hub is None:
@@ -255,7 +270,7 @@ class BridgeKernelManager(KernelTable):
             ) from None
 
     async def shutdown_kernel(self, kernel_id: str, now: bool = False) -> None:  # type: ignore[override]
-        """End a kernel; returns when its process has gone.
+        """End a kernel; returns when its process has gone. One that others started is let go of.
 
         A second call that comes while the first is at work waits for it.
 
@@ -267,6 +282,9 @@ class BridgeKernelManager(KernelTable):
             If its provisioner cannot end it.
         """
         kernel = self._find(kernel_id)
+        if isinstance(kernel, AttachedKernel):
+            await self.detach(kernel)
+            return
         kernel.closing = True
         async with kernel.lock:
             if self._kernels.get(kernel_id) is not kernel:
@@ -325,7 +343,8 @@ class BridgeKernelManager(KernelTable):
         """Hold one of the `max_kernels` places until the kernel is in use."""
         if self._closing:
             raise Busy("The server is shutting down")
-        used = sum(not kernel.failed for kernel in self._kernels.values()) + self._starts
+        ours = [k for k in self._kernels.values() if not isinstance(k, AttachedKernel)]
+        used = sum(not kernel.failed for kernel in ours) + self._starts
         if self.max_kernels is not None and used >= self.max_kernels:
             raise KernelLimitReached(f"{used} kernels run, and no more are allowed")
         self._starts += 1
@@ -359,6 +378,8 @@ class BridgeKernelManager(KernelTable):
             kernel.transport = self.transport
         if self.kernel_ip:
             kernel.ip = self.kernel_ip
+        if self.transport_encryption is not None:
+            kernel.encrypt(self.transport_encryption)
         kernel.output = KernelLog(kernel.output.path, self.log_limit)
         if env is None:
             env = self._environment(None)
@@ -376,3 +397,6 @@ class BridgeKernelManager(KernelTable):
             hub.activity.touch(self._last_change)  # hours in the pool are no idleness
         self._life.watch(kernel)
         self.log.info("Kernel started: %s (%s)", kernel.kernel_id, kernel.kernel_name)
+
+    def _is_ours(self, path: Path) -> bool:
+        return any(Path(kernel.connection_file) == path for kernel in self._life.kernels)

@@ -73,6 +73,31 @@ class KernelSettings(LoggingConfigurable):
         help="""How kernels are reached: tcp ports or ipc (unix sockets in the runtime
         directory). None: as KernelManager.transport says.""",
     )
+    transport_encryption = CaselessStrEnum(
+        ["off", "preferred", "required", "disabled", "auto"],
+        None,
+        allow_none=True,
+        config=True,
+        help="""Whether traffic with kernels is encrypted with CurveZMQ: `required`, a kernelspec
+        without support for it cannot be started; `preferred`, where the kernelspec says that it
+        can ("metadata": {"supported_encryption": ["curve"]}); `off`. `disabled` and `auto` are
+        jupyter_client's names for the last two. None: as KernelManager.transport_encryption
+        says. Needs jupyter_client 8.10.""",
+    )
+    attach_dir = Unicode(
+        "",
+        config=True,
+        help="""A directory whose connection files (*.json) are of kernels that others started:
+        they are served while their file is there, and never ended. Looked into every second.
+        Empty: none.""",
+    )
+    port_attempts = Integer(
+        5,
+        min=1,
+        config=True,
+        help="""How often the start of a kernel is tried that ends because another process has
+        taken one of its ports first. Each time it gets others.""",
+    )
     start_grace = Float(
         2.0,
         config=True,

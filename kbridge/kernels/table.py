@@ -17,8 +17,9 @@ from jupyter_core.paths import jupyter_runtime_dir
 from traitlets import DottedObjectName, Instance, default
 
 from kbridge.errors import InvalidRequest, KernelNotFound, KernelspecNotFound, KernelStartError
+from kbridge.kernels.attached import AttachedKernel
 from kbridge.kernels.culling import KernelUse
-from kbridge.kernels.hubs import Hubs
+from kbridge.kernels.hubs import Hub, Hubs
 from kbridge.kernels.kernel import BridgeKernel
 from kbridge.kernels.settings import KernelSettings
 
@@ -75,9 +76,16 @@ class KernelTable(KernelSettings, AsyncMultiKernelManager):
             "id": kernel_id,
             "name": kernel.kernel_name,
             "last_activity": at.strftime("%Y-%m-%dT%H:%M:%S.%fZ"),
-            "execution_state": hub.activity.execution_state if hub else "dead",
+            "execution_state": self._state(kernel, hub),
             "connections": self.hubs.connections(kernel_id),
         }
+
+    def _state(self, kernel: BridgeKernel | AttachedKernel, hub: Hub | None) -> str:
+        if hub is None:
+            return "dead"
+        if isinstance(kernel, AttachedKernel) and not hub.ready:
+            return "unknown"  # nobody here can look at its process
+        return hub.activity.execution_state
 
     kernel_model = model
 
@@ -93,7 +101,7 @@ class KernelTable(KernelSettings, AsyncMultiKernelManager):
         hubs = [hub for kernel_id in self._kernels if (hub := self.hubs.get(kernel_id))]
         return max([self._last_change, *(hub.activity.last_activity for hub in hubs)])
 
-    def get_kernel(self, kernel_id: str) -> BridgeKernel:
+    def get_kernel(self, kernel_id: str) -> BridgeKernel | AttachedKernel:  # type: ignore[override]
         """Return a kernel in use.
 
         Raises
@@ -103,8 +111,8 @@ class KernelTable(KernelSettings, AsyncMultiKernelManager):
         """
         return self._find(kernel_id)
 
-    def _find(self, kernel_id: str) -> BridgeKernel:
-        kernel: BridgeKernel | None = self._kernels.get(kernel_id)
+    def _find(self, kernel_id: str) -> BridgeKernel | AttachedKernel:
+        kernel: BridgeKernel | AttachedKernel | None = self._kernels.get(kernel_id)
         if kernel is None:
             raise KernelNotFound(f"There is no kernel {kernel_id}")
         return kernel
@@ -127,6 +135,8 @@ class KernelTable(KernelSettings, AsyncMultiKernelManager):
 
     def _uses(self) -> Iterator[KernelUse]:
         for kernel_id, kernel in self._kernels.items():
+            if isinstance(kernel, AttachedKernel):
+                continue
             hub = self.hubs.get(kernel_id)
             yield KernelUse(
                 kernel_id=kernel_id,

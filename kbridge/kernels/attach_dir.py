@@ -1,0 +1,95 @@
+"""Kernels come and go with the connection files in a directory."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+from kbridge.errors import KbridgeError
+from kbridge.kernels.tasks import spawn, stop
+
+__all__ = ["AttachDir"]
+
+_Stamp = tuple[int, int, int]  # what changes with a file: inode, size, time (ns)
+
+
+class AttachDir:
+    """Look into a directory every `interval` seconds, and tell what is new and what has gone.
+
+    A file that cannot be used is complained of once, and looked at again when it has changed.
+
+    Parameters
+    ----------
+    path : Path
+        The directory; it may come into being later.
+    attach : callable
+        Takes a new or changed connection file. Returns the kernel's id, or None if it is to be
+        left alone.
+    detach : callable
+        Takes the id of a kernel whose file is no longer there, or has changed.
+    interval : float
+        Seconds.
+    log : logging.Logger
+        Where files that are of no use are told.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        attach: Callable[[Path], Awaitable[str | None]],
+        detach: Callable[[str], Awaitable[None]],
+        *,
+        interval: float,
+        log: logging.Logger,
+    ) -> None:
+        self._path = path
+        self._attach = attach
+        self._detach = detach
+        self._interval = interval
+        self._log = log
+        self._known: dict[Path, tuple[_Stamp, str | None]] = {}
+        self._task = spawn(self._run(), log)
+
+    async def look(self) -> None:
+        """Look once."""
+        there = self._scan()
+        for path in list(self._known):
+            stamp, kernel_id = self._known[path]
+            if there.get(path) != stamp:
+                del self._known[path]
+                if kernel_id is not None:
+                    await self._detach(kernel_id)
+        for path, stamp in there.items():
+            if path not in self._known:
+                self._known[path] = (stamp, await self._take(path))
+
+    async def aclose(self) -> None:
+        """Look no more; may be called twice."""
+        await stop(self._task)
+
+    async def _run(self) -> None:
+        while True:
+            await self.look()
+            await asyncio.sleep(self._interval)
+
+    async def _take(self, path: Path) -> str | None:
+        try:
+            return await self._attach(path)
+        except KbridgeError as error:
+            self._log.warning("%s", error.reason)
+            return None
+
+    def _scan(self) -> dict[Path, _Stamp]:
+        found: dict[Path, _Stamp] = {}
+        try:
+            for path in sorted(self._path.glob("*.json")):
+                try:
+                    status = path.stat()
+                except FileNotFoundError:  # gone meanwhile
+                    continue
+                found[path] = (status.st_ino, status.st_size, status.st_mtime_ns)
+        except OSError as error:
+            self._log.warning("%s cannot be looked into: %s", self._path, error.strerror)
+        return found
