@@ -325,7 +325,9 @@ class ZMQChannelsWebsocketConnection(MessagePipeline, KernelInfo):
         return self._room
 
     def _deliver(self, msg: Message) -> None:
-        self.handle_outgoing_message(self.channels[msg.channel], serialize(msg, self.hub.signer))
+        channel = self.channels.get(str(msg.channel))
+        if channel is not None:  # else a hook has detached the websocket in mid-batch
+            self.handle_outgoing_message(channel, serialize(msg, self.hub.signer))
 
     # -- the kernel's life ------------------------------------------------------------------
 
