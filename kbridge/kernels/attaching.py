@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from kbridge.errors import InvalidRequest, NotSupported
+from kbridge.errors import Busy, InvalidRequest, NotSupported
 from kbridge.kernels.attach_dir import AttachDir
 from kbridge.kernels.attached import AttachedKernel, kernel_id_for, read_connection_file
 from kbridge.kernels.table import KernelTable
@@ -25,6 +25,7 @@ class AttachingTable(KernelTable):
     """A table that kernels of others can be put into."""
 
     _attach_dir: AttachDir | None = None
+    _closing = False
 
     def attach(self, kernel: AttachedKernel) -> str:
         """Serve a kernel that somebody else started; return its id.
@@ -33,8 +34,12 @@ class AttachingTable(KernelTable):
         ------
         InvalidRequest
             If its id is taken, or nothing can be reached by its connection info.
+        Busy
+            If the server is shutting down.
         """
         kernel_id = kernel.kernel_id
+        if self._closing:
+            raise Busy("The server is shutting down")
         if kernel_id in self._kernels:
             raise InvalidRequest(f"Kernel {kernel_id} is served already")
         try:

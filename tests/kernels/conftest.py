@@ -45,6 +45,10 @@ class FakeHub:
         if ready:
             self._ready.set()
 
+    @property
+    def ready(self) -> bool:
+        return self._ready.is_set()
+
     async def wait_ready(self, timeout: float | None = None) -> bool:
         try:
             async with asyncio.timeout(timeout):
