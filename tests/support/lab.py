@@ -1,0 +1,212 @@
+"""JupyterLab as its user meets it: a server process, and notebooks in a browser's page."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import re
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import nbformat
+
+from tests.support import browser
+from tests.support.require import require
+from tests.support.server import TOKEN, Server
+from tests.support.waiting import TIMEOUT
+
+if TYPE_CHECKING:
+    from playwright.async_api import Locator, LocatorAssertions, Page
+
+__all__ = ["Cell", "Lab", "Notebook", "expect", "jupyter_lab", "lab_page"]
+
+# A directory for pictures of the tests, if they are wanted.
+_SCREENSHOTS = os.environ.get("KBRIDGE_SCREENSHOTS")
+# News and updates would be asked of the internet; cells out of sight would not be drawn.
+_SETTINGS: dict[str, dict[str, Any]] = {
+    "apputils-extension/notification": {"fetchNews": "false", "checkForUpdates": False},
+    "notebook-extension/tracker": {"windowingMode": "none"},
+}
+_KERNELSPEC = {"name": "python3", "display_name": "Python 3 (ipykernel)", "language": "python"}
+# What the page knows of the kernel of the notebook in front.
+_KERNEL = "window.jupyterapp?.shell.currentWidget?.sessionContext?.session?.kernel"
+# JupyterLab's own: it does not catch what becomes of its requests when a kernel restarts.
+_TOLERATED = re.compile("Canceled future for .* before replies were done")
+
+
+def expect(locator: Locator) -> LocatorAssertions:
+    """Playwright's `expect`, with this suite's timeout."""
+    from playwright.async_api import expect
+
+    expect.set_options(timeout=TIMEOUT * 1000)
+    return expect(locator)
+
+
+def jupyter_lab(home: Path, *args: str) -> Server:
+    """Make (not yet start) a JupyterLab that asks nothing of the world outside."""
+    for name, values in _SETTINGS.items():
+        path = home / "settings" / "@jupyterlab" / f"{name}.jupyterlab-settings"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(values))
+    (home / "notebooks").mkdir()
+    return Server(
+        home,
+        *("--ip=127.0.0.1", "--no-browser", "--allow-root"),
+        f"--ServerApp.root_dir={home / 'notebooks'}",
+        f"--LabApp.user_settings_dir={home / 'settings'}",
+        f"--LabApp.workspaces_dir={home / 'workspaces'}",
+        "--LabApp.expose_app_in_browser=True",
+        "--LabApp.extension_manager=readonly",
+        *args,
+        command=[sys.executable, "-m", "jupyterlab"],
+    )
+
+
+@asynccontextmanager
+async def lab_page(url: str, home: Path) -> AsyncIterator[Lab]:
+    """Load JupyterLab from `url`, a way to the server whose home is `home`, with nothing open."""
+    executable = require("chromium", "playwright")
+    from playwright.async_api import async_playwright
+
+    faults: list[str] = []
+    async with async_playwright() as playwright:
+        chromium = await playwright.chromium.launch(
+            executable_path=executable, args=browser._ARGUMENTS, headless=True
+        )
+        page = await chromium.new_page(viewport={"width": 1100, "height": 700})
+        page.on("pageerror", lambda error: faults.append(str(error)))
+        page.set_default_timeout(TIMEOUT * 1000)
+        try:
+            await page.goto(f"{url}/lab?reset&token={TOKEN}")
+            await page.wait_for_function("window.jupyterapp?.restored.then(() => true)")
+            yield Lab(page, home)
+        finally:
+            await chromium.close()
+    untold = [fault for fault in faults if not _TOLERATED.search(fault)]
+    assert not untold, untold
+
+
+class Lab:
+    """JupyterLab in a page. Made by `lab_page`."""
+
+    def __init__(self, page: Page, home: Path) -> None:
+        self.page = page
+        self._home = home
+        self._numbers = itertools.count(1)
+
+    async def open(self) -> Notebook:
+        """Open a new notebook, and wait for its kernel."""
+        name = f"notebook-{next(self._numbers)}.ipynb"
+        document = nbformat.v4.new_notebook(
+            cells=[nbformat.v4.new_code_cell()], metadata={"kernelspec": _KERNELSPEC}
+        )
+        nbformat.write(document, self._home / "notebooks" / name)
+        await self.page.evaluate(
+            "async path => { await window.jupyterapp.commands.execute('docmanager:open', {path}) }",
+            name,
+        )
+        notebook = Notebook(self.page)
+        await notebook.ready()
+        return notebook
+
+    async def screenshot(self, name: str) -> None:
+        """Take a picture, if pictures are wanted."""
+        if _SCREENSHOTS:
+            await self.page.screenshot(path=Path(_SCREENSHOTS) / f"lab-{name}.png")
+
+
+class Notebook:
+    """The notebook in front."""
+
+    def __init__(self, page: Page) -> None:
+        self.page = page
+        self.dialog = page.locator(".jp-Dialog")
+        self._cells = page.locator(".jp-NotebookPanel:not(.lm-mod-hidden) .jp-CodeCell")
+
+    async def connected(self) -> str:
+        """Wait until the page is connected to a kernel; which one?"""
+        await self.page.wait_for_function(f"{_KERNEL}?.connectionStatus === 'connected'")
+        return str(await self.page.evaluate(f"{_KERNEL}.id"))
+
+    async def ready(self) -> str:
+        """Wait until the page knows that its kernel has nothing to do; which kernel?"""
+        await self.page.wait_for_function(
+            f"{_KERNEL}?.connectionStatus === 'connected' && {_KERNEL}.status === 'idle'"
+        )
+        return str(await self.page.evaluate(f"{_KERNEL}.id"))
+
+    def cell(self, number: int) -> Cell:
+        return Cell(self._cells.nth(number))
+
+    async def start(self, code: str) -> Cell:
+        """Type code into the last cell and run it; a new one comes below."""
+        cell = self.cell(await self._cells.count() - 1)
+        await cell.locator.locator(".cm-content").click()
+        await self.page.keyboard.insert_text(code)
+        await self.page.keyboard.press("Shift+Enter")
+        return cell
+
+    async def run(self, code: str) -> Cell:
+        """Run a cell to its end."""
+        cell = await self.start(code)
+        await cell.done()
+        return cell
+
+    async def prepare(self, code: str) -> None:
+        """Run code that no cell shows."""
+        await self.page.evaluate(
+            f"async code => {{ await {_KERNEL}.requestExecute({{code, silent: true}}).done }}", code
+        )
+
+    async def choose(self, menu: str, item: str) -> None:
+        """Choose from the menu bar."""
+        await self.page.locator(".lm-MenuBar-item", has_text=menu).click()
+        await self.page.locator(".lm-Menu-item", has_text=item).click()
+
+    async def accept(self) -> None:
+        """Press the button of the dialog that says yes."""
+        await self.dialog.locator(".jp-mod-accept").click()
+
+    async def connection_error(self) -> None:
+        """Wait until JupyterLab says that it cannot reach its server, and ask it to say so once."""
+        await self.dialog.get_by_text("Server Connection Error").wait_for()
+        await self.dialog.locator("input[type=checkbox]").check()
+        await self.dialog.get_by_role("button", name="Close").click()
+
+    async def save(self) -> None:
+        await self.page.evaluate("window.jupyterapp.shell.currentWidget.context.save()")
+
+    async def close(self) -> None:
+        """Save the notebook, end its kernel and close it."""
+        await self.save()
+        await self.page.evaluate(
+            """async () => {
+                const panel = window.jupyterapp.shell.currentWidget;
+                await panel.sessionContext.shutdown();
+                panel.dispose();
+            }"""
+        )
+
+
+class Cell:
+    """A code cell and its output."""
+
+    def __init__(self, locator: Locator) -> None:
+        self.locator = locator
+        self.output = locator.locator(".jp-OutputArea-output")
+
+    def stream(self, name: str) -> Locator:
+        """Outputs of stdout or stderr, of which there may be several."""
+        return self.locator.locator(f'[data-mime-type="application/vnd.jupyter.{name}"]')
+
+    async def text(self, name: str = "stdout") -> str:
+        """All that stands in one stream's outputs."""
+        return "".join(await self.stream(name).locator("pre").all_text_contents())
+
+    async def done(self) -> None:
+        """Wait until the kernel has answered that it has run it."""
+        await expect(self.locator.locator(".jp-InputPrompt")).to_have_text(re.compile(r"\[\d+\]:"))

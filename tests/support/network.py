@@ -1,0 +1,108 @@
+"""A stretch of network between a client and a server, which a test can take away."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import struct
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+
+__all__ = ["Network", "network_to"]
+
+
+_RESET = struct.pack("ii", 1, 0)  # on close: no lingering, an RST
+
+
+class Network:
+    """A TCP proxy on 127.0.0.1. Made by `network_to`."""
+
+    def __init__(self, target: int) -> None:
+        self._target = target
+        self._server: asyncio.Server | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._writers: set[asyncio.StreamWriter] = set()
+        self._passes = asyncio.Event()
+        self._passes.set()
+        self.port = 0
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def connections(self) -> int:
+        """How many clients are connected now."""
+        return len(self._tasks)
+
+    async def restore(self) -> None:
+        """Let everything pass (again), on the same port as before."""
+        self._passes.set()
+        if self._server is None:
+            # Small buffers here, so that what may not pass waits in the kernel's sockets.
+            self._server = await asyncio.start_server(
+                self._serve, "127.0.0.1", self.port, limit=4096
+            )
+            self.port = self._server.sockets[0].getsockname()[1]
+
+    def swallow(self) -> None:
+        """From now on nothing comes through, and no end is told: a cable is out."""
+        self._passes.clear()
+
+    async def cut(self) -> None:
+        """Reset every connection, and refuse new ones: the server's host is gone."""
+        if self._server is not None:
+            self._server.close()
+            self._server = None
+        for writer in list(self._writers):
+            link = writer.get_extra_info("socket")
+            link.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+            writer.transport.abort()
+        self._passes.set()
+        if self._tasks:
+            await asyncio.wait(self._tasks)
+
+    async def _serve(self, near: asyncio.StreamReader, back: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._tasks.add(task)
+        self._writers.add(back)
+        try:
+            far, forth = await asyncio.open_connection("127.0.0.1", self._target, limit=4096)
+            self._writers.add(forth)
+            try:
+                async with asyncio.TaskGroup() as pumps:
+                    pumps.create_task(self._pump(near, forth))
+                    pumps.create_task(self._pump(far, back))
+            finally:
+                await self._close(forth)
+        except* OSError:
+            pass  # an end has gone, as ends do: the other is closed below
+        finally:
+            await self._close(back)
+            self._tasks.discard(task)
+
+    async def _close(self, writer: asyncio.StreamWriter) -> None:
+        self._writers.discard(writer)
+        writer.close()
+        with suppress(OSError):
+            await writer.wait_closed()
+
+    async def _pump(self, source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
+        while chunk := await source.read(65536):
+            await self._passes.wait()
+            sink.write(chunk)
+            await sink.drain()
+        if sink.can_write_eof() and not sink.is_closing():
+            sink.write_eof()
+
+
+@asynccontextmanager
+async def network_to(port: int) -> AsyncIterator[Network]:
+    """Open a way to the server on a port of this machine."""
+    network = Network(port)
+    await network.restore()
+    try:
+        yield network
+    finally:
+        await network.cut()
