@@ -483,6 +483,36 @@ async def test_a_kernel_whose_every_message_has_a_new_session_is_not_restarting(
     assert len(states(client)) <= 1
 
 
+async def test_a_kernel_that_answers_under_two_sessions_has_not_been_replaced(make_rig) -> None:
+    rig = make_rig()
+    client, _ = rig.attach()
+    (one, other) = rig.probes()
+    for probe, process in ((one, "a"), (other, "b")):
+        rig.process = process
+        rig.say(rig.message(probe.channel, "kernel_info_reply", {}, probe.header))
+    rig.process = "c"
+    rig.say(rig.message(Channel.IOPUB, "status", {"execution_state": "idle"}, one.header))
+    assert rig.hub.ready
+    assert states(client) == []
+    assert rig.hub.activity.execution_state == "idle"
+
+
+async def test_a_successor_that_answers_no_probe_is_up_when_it_speaks(make_rig) -> None:
+    """Time has run out, so nobody waits for its proof."""
+    rig = make_rig(kernel_info_timeout=60.0)
+    rig.prove()
+    client, _ = rig.attach()
+    rig.kernel.disconnect()
+    rig.kernel.connect()
+    rig.clock.now += 61
+    rig.hub._nudge._poll()
+    assert rig.hub.timed_out
+    rig.process = "the-second"
+    rig.say(rig.stream("I never answer"))
+    assert [m.msg_type for m in received(client)] == ["status", "stream"]
+    assert rig.hub.activity.execution_state == "idle"
+
+
 async def test_whoever_keeps_in_step_is_told_once_a_wakeup(make_rig) -> None:
     rig = make_rig()
     heard: list[bool] = []

@@ -73,6 +73,13 @@ class FakeKernels(dict[str, FakeKernel]):
         self.last_kernel_activity = LONG_AGO
         self.unwatched: list[str] = []
         self.ports_asked: list[str] = []
+        self.absences = 0  # how often it will yet say that it does not know a kernel
+        self.asked = 0
+
+    def __contains__(self, kernel_id: object) -> bool:
+        self.asked += 1
+        self.absences -= 1
+        return self.absences < 0 and super().__contains__(kernel_id)
 
     def get_kernel(self, kernel_id: str) -> FakeKernel:
         return self[kernel_id]

@@ -265,16 +265,17 @@ async def test_a_kernel_that_left_the_manager_has_no_hub(rig) -> None:
 
 
 async def test_a_kernel_that_is_back_in_a_moment_keeps_its_hub(rig) -> None:
+    rig.kernels_.absences = 1
     rig.end_process()
-    await rig.settle()
-    del rig.kernels_["a-kernel"]
-    rig.watch._look()
-    await rig.settle()
-    rig.kernels_["a-kernel"] = rig.manager
+    seen = rig.kernels_.asked
+    await until(lambda: rig.kernels_.asked > seen + 3)
+    assert rig.went == []
     rig.prove()
     await until(lambda: not rig.watch._looking)
-    assert rig.went == []
     assert not rig.hub.closed
+    rig.kernels_.absences = 2
+    rig.end_process()
+    await until(lambda: rig.went)
 
 
 async def test_a_kernel_that_still_answers_is_not_gone_though_the_manager_has_let_it_go(
@@ -437,6 +438,22 @@ async def test_state_and_activity_are_the_hubs_from_then_on(rig) -> None:
         assert rig.manager.execution_state == state
     now = datetime.fromtimestamp(rig.clock.wall(), UTC)
     assert rig.manager.last_activity == rig.kernels_.last_kernel_activity == now
+
+
+async def test_a_change_of_state_is_told_at_once_and_a_flood_now_and_then(rig) -> None:
+    first = rig.clock.wall()
+    told: list[float] = []
+    rig.manager.observe(lambda change: told.append(change["new"].timestamp()), "last_activity")
+    asked = rig.request(code="1")
+    busy = {"execution_state": "busy"}
+    rig.clock.now += 1 / 64
+    rig.say(rig.message(Channel.IOPUB, "status", busy, asked.header))
+    for i in range(64):
+        rig.clock.now += 1 / 64
+        rig.say(rig.stream(str(i)))
+    assert told[0] == pytest.approx(first + 1 / 64, abs=0.001)
+    assert 4 <= len(told) <= 12
+    assert rig.clock.wall() - told[-1] < 0.125
 
 
 async def test_output_counts_though_the_state_is_what_it_was(rig) -> None:
