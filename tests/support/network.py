@@ -30,11 +30,6 @@ class Network:
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}"
 
-    @property
-    def connections(self) -> int:
-        """How many clients are connected now."""
-        return len(self._tasks)
-
     async def restore(self) -> None:
         """Let everything pass (again), on the same port as before."""
         self._passes.set()
