@@ -1,8 +1,9 @@
 """Who reads a kernel: the websockets that are attached, and those that may come back.
 
 A *client* is a session: what a frontend calls `session_id`. Its private frames (replies, input
-requests) are for all websockets that it has, and it keeps its place while it has none. Two
-websockets with one `session_id` are two readers of one client.
+requests) are for all websockets that it has. Two websockets with one `session_id` are two readers
+of one client. The newest is what the client sees: when that goes, its place is kept for the next,
+also while older ones are still there, which may be dead and not have told.
 """
 
 from __future__ import annotations
@@ -102,7 +103,7 @@ class Clients:
             client = Client(self._numbers, session_id)
             if session_id:
                 self._by_session[session_id] = client
-        place = client.parked or now
+        place = client.parked or self._left_by(client) or now
         client.parked = None
         self._parked.pop(session_id, None)
         attachment = Attachment(client, link, dialect, place, place)
@@ -111,7 +112,7 @@ class Clients:
         return attachment
 
     def detach(self, attachment: Attachment, now: float) -> bool:
-        """Remove a websocket; the place of a client's last one is kept.
+        """Remove a websocket; the place of a client's newest one is kept.
 
         Returns
         -------
@@ -122,16 +123,26 @@ class Clients:
             return False
         self.attachments.remove(attachment)
         client = attachment.client
+        newest = client.attachments[-1] is attachment
         client.attachments.remove(attachment)
-        if client.session_id and not client.attachments:
+        if client.session_id and newest:
             client.parked_at = now
             if self._resume_timeout > 0:
                 client.parked = attachment.delivered
             self._parked[client.session_id] = client
             if len(self._parked) > _REMEMBERED:
-                oldest, _ = self._parked.popitem(last=False)
-                del self._by_session[oldest]
+                session_id, oldest = self._parked.popitem(last=False)
+                oldest.parked = None
+                if not oldest.attachments:
+                    del self._by_session[session_id]
         return True
+
+    @staticmethod
+    def _left_by(client: Client) -> Place | None:
+        """Where a websocket got stuck whose client may have given it up, and not told us yet."""
+        if client.attachments and client.attachments[-1].blocked:
+            return client.attachments[-1].delivered
+        return None
 
     def slowest(self, now: float, end: int) -> int:
         """The lowest sequence number that somebody has yet to read; `end` where there is nobody."""

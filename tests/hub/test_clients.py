@@ -134,3 +134,45 @@ def test_blocked_websockets_are_counted(clients) -> None:
     made: list[Any] = [attach(clients) for _ in range(3)]
     made[1].blocked = True
     assert clients.statistics() == {"attached": 3, "blocked": 1, "parked": 0}
+
+
+def test_the_place_of_the_newest_is_kept_while_older_ones_stay(clients) -> None:
+    older, newest = attach(clients, "s"), attach(clients, "s")
+    newest.delivered = at(10)
+    clients.detach(newest, now=1.0)
+    assert clients.slowest(1.0, 50) == 0, "the older one reads, too"
+    assert attach(clients, "s", 50).place == at(10)
+    assert clients.detach(older, now=2.0)
+
+
+def test_an_older_one_that_goes_takes_nothing_along(clients) -> None:
+    older, newest = attach(clients, "s"), attach(clients, "s")
+    newest.delivered = at(10)
+    clients.detach(newest, now=1.0)
+    older.delivered = at(40)
+    clients.detach(older, now=2.0)
+    assert attach(clients, "s", 50).place == at(10)
+
+
+def test_who_comes_back_before_the_old_one_is_known_to_be_dead_goes_on_where_that_got_stuck(
+    clients,
+) -> None:
+    stuck: Any = attach(clients, "s")
+    stuck.delivered, stuck.blocked = at(7), True
+    assert attach(clients, "s", 50).place == at(7)
+
+
+def test_beside_one_that_reads_a_second_one_starts_with_what_comes(clients) -> None:
+    reading: Any = attach(clients, "s")
+    reading.delivered = at(7)
+    assert attach(clients, "s", 50).place == at(50)
+
+
+def test_one_that_is_connected_is_not_forgotten_with_its_old_place(clients, monkeypatch) -> None:
+    monkeypatch.setattr(module, "_REMEMBERED", 1)
+    older, newest = attach(clients, "s"), attach(clients, "s")
+    clients.detach(newest, now=1.0)
+    clients.detach(attach(clients, "another"), now=2.0)
+    again = attach(clients, "s", 50)
+    assert again.client is older.client
+    assert again.place == at(50)
