@@ -123,7 +123,9 @@ class Clients:
             return False
         self.attachments.remove(attachment)
         client = attachment.client
-        newest = client.attachments[-1] is attachment
+        newest = client.attachments[-1] is attachment and (
+            client.parked is None or now - client.parked_at > self._resume_timeout
+        )
         client.attachments.remove(attachment)
         if client.session_id and newest:
             client.parked_at = now
