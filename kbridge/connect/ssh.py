@@ -1,0 +1,169 @@
+"""What is asked of OpenSSH, and what its answers mean. Nothing is run here.
+
+Laws of this module:
+
+- how to log in is OpenSSH's business alone (ssh_config, agents, keys, jump hosts): nothing is
+  asked for behind the user's back, and what ssh says is handed on as it is;
+- no key is read here, and the kernel's never comes near a command line.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+__all__ = ["CHANNELS", "TunnelError", "advice", "arguments", "server", "targets"]
+
+CHANNELS = ("shell", "iopub", "stdin", "hb", "control")
+"""In the order in which `tunnel_to_kernel` gives their ports."""
+
+_LOOPBACK = {
+    **dict.fromkeys(("", "127.0.0.1", "0.0.0.0", "*", "localhost"), "127.0.0.1"),  # noqa: S104
+    **dict.fromkeys(("::", "::1"), "::1"),
+}
+_HOST = re.compile(r"[\w.-]+|[0-9A-Fa-f:.]+(%[\w.-]+)?")
+_SERVER = re.compile(
+    r"((?P<user>.+)@)?(\[(?P<v6>[^]]+)]|(?P<host>[^]:[@]+))(:(?P<port>[0-9]{1,5}))?"
+)
+_BARE_V6 = re.compile(r"((?P<user>.+)@)?(?P<v6>[0-9A-Fa-f]*:[0-9A-Fa-f.]*:[0-9A-Fa-f:.]*(%\w+)?)")
+
+_ADVICE = {
+    "Permission denied": "ssh may ask for nothing here: log in with a key that an agent holds, or "
+    "one without a passphrase",
+    "Host key verification failed": "connect once with ssh yourself, to see and accept its key",
+    "cannot listen to port": "ssh_config forwards a port of its own for this host, and it is "
+    "taken: give the name of a Host without LocalForward",
+}
+
+
+class TunnelError(ConnectionError):
+    """There is no way through ssh; holds ssh's own words."""
+
+
+def server(sshserver: str) -> list[str]:
+    """Read `host`, `user@host:port`, `user@[::1]:port`, an alias of ssh_config or an ssh:// URL.
+
+    Returns
+    -------
+    list of str
+        The end of ssh's command line. A port is passed on only if one was given.
+
+    Raises
+    ------
+    ValueError
+        If it is none of these, or could be taken for an option.
+    """
+    if sshserver.startswith("ssh://"):
+        return ["--", _safe(sshserver.rstrip("/"), sshserver.removeprefix("ssh://"))]
+    match = _BARE_V6.fullmatch(sshserver) or _SERVER.fullmatch(sshserver)
+    if match is None:
+        raise ValueError(f"not a place that ssh could go to: {sshserver!r} (want user@host:port)")
+    parts = match.groupdict()
+    host = parts["v6"] or parts["host"]
+    where = f"{parts['user']}@{_safe(host, host)}" if parts["user"] else host
+    port = parts.get("port")
+    if port and not 0 < int(port) < 65536:
+        raise ValueError(f"no port: {port} in {sshserver!r}")
+    return [*(["-p", port] if port else []), "--", _safe(where, where)]
+
+
+def _safe(text: str, name: str) -> str:
+    if not name or name.startswith("-") or not text.isprintable() or " " in text:
+        raise ValueError(f"not a place that ssh could go to: {text!r}")
+    return text
+
+
+def targets(info: Mapping[str, Any]) -> dict[str, str]:
+    """Where a kernel listens, as seen from the ssh server, in the spelling of `ssh -L`.
+
+    Parameters
+    ----------
+    info : mapping
+        As a connection file has it.
+
+    Returns
+    -------
+    dict
+        Channel -> `host:port` or the path of a unix socket. A kernel on all addresses of the
+        server, or on its loopback, is reached over its loopback.
+
+    Raises
+    ------
+    ValueError
+        If a port is missing, or something in it cannot be forwarded; names it.
+    """
+    transport, ip = info.get("transport") or "tcp", str(info.get("ip") or "")
+    found = {}
+    for channel in CHANNELS:
+        port = info.get(f"{channel}_port")
+        if not port:
+            raise ValueError(f"the connection info has no {channel}_port")
+        if transport == "ipc":
+            found[channel] = _path(f"{ip}-{port}")
+        elif transport == "tcp":
+            found[channel] = f"{_host(ip)}:{int(port)}"
+        else:
+            raise ValueError(f"transport {transport!r} cannot be tunnelled, tcp and ipc can")
+    return found
+
+
+def _host(ip: str) -> str:
+    host = _LOOPBACK.get(ip, ip)
+    if not _HOST.fullmatch(host):
+        raise ValueError(f"not an address: {ip!r} (the connection info's ip)")
+    return f"[{host}]" if ":" in host else host
+
+
+def _path(path: str) -> str:
+    if not path.startswith("/") or "${" in path or not path.isprintable():
+        raise ValueError(f"ssh needs the whole path of an ipc socket, and found {path!r}")
+    return re.sub(r"([\\:\[\]])", r"\\\1", path).replace("%", "%%")
+
+
+def arguments(
+    destination: Sequence[str],
+    forwards: Mapping[int, str],
+    *,
+    sshkey: str | None = None,
+    options: Sequence[str] = (),
+    connect_timeout: int = 10,
+) -> list[str]:
+    """Everything behind `ssh` on its command line.
+
+    Parameters
+    ----------
+    destination : sequence of str
+        What `server` gave.
+    forwards : mapping
+        Local port -> what `targets` gave.
+    sshkey : str, optional
+        A file with a private key, or with the public half of one that an agent holds.
+    options : sequence of str
+        More arguments for ssh. They come first, and of two settings ssh takes the first.
+    connect_timeout : int
+        Seconds until a server that does not answer is given up.
+    """
+    settings = {
+        "BatchMode": "yes",
+        "ExitOnForwardFailure": "yes",
+        # An ssh that shares the connection of another could neither be ended nor watched.
+        "ControlMaster": "no",
+        "ControlPath": "none",
+        "RemoteCommand": "none",
+        "LogLevel": "INFO",
+        "ConnectTimeout": str(connect_timeout),
+        # A connection that is dead is known to be after three intervals.
+        "ServerAliveInterval": "2",
+        "ServerAliveCountMax": "2",
+    }
+    said = [part for name, value in settings.items() for part in ("-o", f"{name}={value}")]
+    key = ["-i", sshkey, "-o", "IdentitiesOnly=yes"] if sshkey else []
+    # With an address of its own: else GatewayPorts would open these ports to the network.
+    ways = [part for at, to in forwards.items() for part in ("-L", f"127.0.0.1:{at}:{to}")]
+    return [*options, "-N", "-T", *said, *key, *ways, *destination]
+
+
+def advice(words: str) -> str:
+    """What a human can do about what ssh said; empty if only waiting helps."""
+    return next((hint for said, hint in _ADVICE.items() if said in words), "")

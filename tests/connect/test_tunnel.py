@@ -1,0 +1,435 @@
+"""Tunnels through a real OpenSSH server to five sockets that echo."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from kbridge.connect.tunnel import Tunnel, TunnelError, open_tunnels, tunnel_to_kernel
+from tests.connect.echo import CHANNELS, KEY, Talk, echo_kernel, hear, ipc_echo_kernel
+from tests.support.network import network_to
+from tests.support.server import free_port, gone
+from tests.support.sshd import Sshd, make_key
+from tests.support.waiting import TIMEOUT, eventually
+
+ITSELF = {channel: channel for channel in CHANNELS}
+BACK_WITHIN = 10.0  # seconds; what is promised, so not a limit of the machine's
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def sshd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sshd]:
+    """A server that no test stops."""
+    running = Sshd(tmp_path_factory.mktemp("sshd"))
+    try:
+        yield running.start()
+    finally:
+        running.stop()
+
+
+@pytest.fixture
+def own_sshd(tmp_path: Path) -> Iterator[Sshd]:
+    """A server that a test may stop; not started."""
+    (home := tmp_path / "sshd").mkdir()
+    server = Sshd(home)
+    try:
+        yield server
+    finally:
+        server.stop()
+
+
+@pytest.fixture
+def kernel() -> Iterator[dict[str, Any]]:
+    with echo_kernel() as info:
+        yield info
+
+
+@pytest.fixture(autouse=True)
+def no_tunnel_is_left() -> Iterator[None]:
+    yield
+    left = open_tunnels()
+    for tunnel in left:
+        tunnel.close()
+    assert not left
+
+
+@pytest.fixture
+def ssh_on_path(sshd: Sshd, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An `ssh` that reads the test's configuration, first on the PATH."""
+    wrapper = tmp_path / "bin" / "ssh"
+    wrapper.parent.mkdir()
+    wrapper.write_text(f'#!/bin/sh\nexec {shutil.which("ssh")} -F "{sshd.config}" "$@"\n')
+    wrapper.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{wrapper.parent}{os.pathsep}{os.environ['PATH']}")
+    return wrapper
+
+
+# -- what passes -------------------------------------------------------------------------------
+
+
+def test_five_ports_through_one_process(sshd: Sshd, kernel: dict[str, Any]) -> None:
+    with Tunnel(kernel, "box", options=sshd.options) as tunnel:
+        assert tunnel.up
+        assert hear(tunnel.ports) == ITSELF
+        assert tunnel.pid is not None
+        listening = psutil.Process(tunnel.pid).net_connections()
+        ours = {c.laddr for c in listening if c.status == psutil.CONN_LISTEN}
+        assert ours == {("127.0.0.1", port) for port in tunnel.ports.values()}
+    assert not tunnel.up
+
+
+def test_connection_info_is_for_this_machine(sshd: Sshd, kernel: dict[str, Any]) -> None:
+    with Tunnel({**kernel, "ip": "0.0.0.0"}, "box", options=sshd.options) as tunnel:
+        info = tunnel.connection_info
+        local = {f"{channel}_port": port for channel, port in tunnel.ports.items()}
+        assert info == {**kernel, **local, "ip": "127.0.0.1", "transport": "tcp"}
+        assert KEY not in repr(tunnel)
+        assert hear(tunnel.ports) == ITSELF
+
+
+@pytest.mark.usefixtures("ssh_on_path")
+def test_tunnel_to_kernel(sshd: Sshd, kernel: dict[str, Any], tmp_path: Path) -> None:
+    file = tmp_path / "kernel-1.json"
+    file.write_text(json.dumps(kernel))
+    for info in (kernel, str(file)):
+        where = f"{sshd.user}@127.0.0.1:{sshd.port}"
+        ports = tunnel_to_kernel(info, where, sshkey=str(sshd.key))
+        assert hear(dict(zip(CHANNELS, ports, strict=True))) == ITSELF
+        (tunnel,) = open_tunnels()
+        tunnel.close()
+
+
+@pytest.mark.parametrize(
+    "where", ["box", "{user}@box", "box:{port}", "ssh://{user}@127.0.0.1:{port}/", "[127.0.0.1]"]
+)
+def test_ways_to_name_the_server(sshd: Sshd, kernel: dict[str, Any], where: str) -> None:
+    server = where.format(user=sshd.user, port=sshd.port)
+    with Tunnel(kernel, server, options=sshd.options) as tunnel:
+        assert hear({"hb": tunnel.ports["hb"]}) == {"hb": "hb"}
+
+
+def test_ipc(sshd: Sshd, tmp_path: Path) -> None:
+    with (
+        ipc_echo_kernel(tmp_path / "odd 100%: [k]") as info,
+        Tunnel(info, "box", options=sshd.options) as tunnel,
+    ):
+        assert tunnel.connection_info["transport"] == "tcp"
+        assert hear(tunnel.ports) == ITSELF
+
+
+def test_ipv6(sshd: Sshd) -> None:
+    try:
+        with socket.socket(socket.AF_INET6) as probe:
+            probe.bind(("::1", 0))
+    except OSError:
+        pytest.skip("this machine has no ::1")
+    with echo_kernel("::1") as info, Tunnel(info, "box", options=sshd.options) as tunnel:
+        assert hear(tunnel.ports) == ITSELF
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux has all of 127/8")
+def test_another_host_behind_the_server(sshd: Sshd) -> None:
+    with (
+        echo_kernel("127.0.0.9") as info,
+        Tunnel(info, "box", options=sshd.options) as tunnel,
+    ):
+        assert hear(tunnel.ports) == ITSELF
+
+
+def test_a_jump_host(own_sshd: Sshd, sshd: Sshd, kernel: dict[str, Any]) -> None:
+    own_sshd.start()
+    own_sshd.write_config(
+        [
+            ("inner", ["ProxyJump outer"]),
+            (
+                "outer",
+                [
+                    f"Port {sshd.port}",
+                    f"IdentityFile {sshd.key}",
+                    f"UserKnownHostsFile {sshd.home}/known_hosts",
+                ],
+            ),
+        ]
+    )
+    with Tunnel(kernel, "inner", options=own_sshd.options) as tunnel:
+        assert hear(tunnel.ports) == ITSELF
+        assert tunnel.pid is not None
+        (jump,) = (p for p in psutil.Process(tunnel.pid).children() if p.name() == "ssh")
+        jump.kill()
+        assert tunnel.wait(2, BACK_WITHIN)
+        assert hear(tunnel.ports) == ITSELF
+
+
+def test_gateway_ports_do_not_open_it_to_the_network(sshd: Sshd, kernel: dict[str, Any]) -> None:
+    options = [*sshd.options, "-o", "GatewayPorts=yes"]
+    with Tunnel(kernel, "box", options=options) as tunnel:
+        assert tunnel.pid is not None
+        listening = psutil.Process(tunnel.pid).net_connections()
+        ips = {c.laddr.ip for c in listening if c.status == psutil.CONN_LISTEN}
+        assert ips == {"127.0.0.1"}
+
+
+# -- what breaks -------------------------------------------------------------------------------
+
+
+def test_a_killed_ssh_comes_back_on_the_same_ports(sshd: Sshd, kernel: dict[str, Any]) -> None:
+    with Tunnel(kernel, "box", options=sshd.options) as tunnel:
+        ports = tunnel.ports
+        for times in (2, 3):
+            assert tunnel.pid is not None
+            os.kill(tunnel.pid, signal.SIGKILL)
+            assert tunnel.wait(times, BACK_WITHIN)
+            assert tunnel.ports == ports
+            assert hear(ports) == ITSELF
+
+
+def test_a_server_that_restarts(
+    own_sshd: Sshd, kernel: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    own_sshd.start()
+    changes: list[bool] = []
+    down = threading.Event()
+
+    def listener(up: bool) -> None:
+        changes.append(up)
+        if not up:
+            down.set()
+
+    with Tunnel(kernel, "box", options=own_sshd.options, on_change=listener) as tunnel:
+        ports = tunnel.ports
+        own_sshd.stop()
+        assert down.wait(TIMEOUT)
+        assert not tunnel.up
+        eventually(lambda: "refused" in caplog.text, "an attempt fails")
+        if sys.platform == "linux":
+            with socket.socket() as thief, pytest.raises(OSError, match="in use"):
+                thief.bind(("127.0.0.1", ports["shell"]))
+        own_sshd.start()
+        assert tunnel.wait(2, BACK_WITHIN)
+        assert changes == [True, False, True]
+        assert hear(ports) == ITSELF
+    assert changes == [True, False, True, False]
+    assert "was lost" in caplog.text
+    assert KEY not in caplog.text
+
+
+async def test_a_network_that_swallows_everything(sshd: Sshd, kernel: dict[str, Any]) -> None:
+    down = asyncio.Event()
+    loop = asyncio.get_running_loop()
+
+    def listener(up: bool) -> None:
+        if not up:
+            loop.call_soon_threadsafe(down.set)
+
+    async with network_to(sshd.port) as network:
+        # The keepalive that is on by default takes six seconds to give up; a test need not.
+        alive = ["-o", "ServerAliveInterval=1", "-o", "ServerAliveCountMax=1"]
+        where = [*sshd.options, "-o", f"Port={network.port}", *alive]
+        async with Tunnel(kernel, "box", options=where, on_change=listener) as tunnel:
+            network.swallow()
+            async with asyncio.timeout(TIMEOUT):
+                await down.wait()
+            await network.restore()
+            assert await asyncio.to_thread(tunnel.wait, 2, BACK_WITHIN)
+            assert await asyncio.to_thread(hear, tunnel.ports) == ITSELF
+
+
+def test_a_kernel_that_is_gone_is_told_once(
+    sshd: Sshd, kernel: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    nowhere = {**kernel, **{f"{c}_port": free_port() for c in CHANNELS}}
+    with Tunnel(nowhere, "box", options=sshd.options) as tunnel:
+        for _ in range(5):
+            for port in tunnel.ports.values():
+                with Talk(port) as talk:
+                    assert talk.line() == ""
+        eventually(lambda: "open failed" in caplog.text, "ssh says so")
+        assert tunnel.up
+    told = [r for r in caplog.records if "open failed" in r.getMessage()]
+    assert [r.levelno for r in told].count(logging.WARNING) == 1
+
+
+# -- its end -----------------------------------------------------------------------------------
+
+
+def test_close_ends_ssh_and_what_it_started(sshd: Sshd, kernel: dict[str, Any]) -> None:
+    tunnel = Tunnel(kernel, "box", options=sshd.options).start()
+    assert tunnel.pid is not None
+    family = [tunnel.pid, *(p.pid for p in psutil.Process(tunnel.pid).children(recursive=True))]
+    tunnel.close()
+    tunnel.close()
+    assert tunnel.closed
+    for pid in family:
+        eventually(lambda pid=pid: gone(pid), "the process has ended")
+    with socket.socket() as again:
+        again.bind(("127.0.0.1", tunnel.ports["shell"]))
+    with pytest.raises(TunnelError, match="closed"):
+        tunnel.start()
+
+
+def test_a_listener_may_close_it_or_fail(
+    sshd: Sshd, kernel: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    def listener(up: bool) -> None:
+        if up and tunnel.openings == 2:
+            tunnel.close()
+        raise ValueError("a listener's own fault")
+
+    tunnel = Tunnel(kernel, "box", options=sshd.options, on_change=listener).start()
+    assert tunnel.up
+    assert tunnel.pid is not None
+    os.kill(tunnel.pid, signal.SIGKILL)
+    eventually(lambda: tunnel.closed and tunnel.pid is None, "the listener closes it")
+    assert "a listener's own fault" in caplog.text
+
+
+@pytest.mark.parametrize("how", ["exit", "SIGKILL"])
+@pytest.mark.usefixtures("ssh_on_path")
+def test_no_ssh_outlives_us(sshd: Sshd, kernel: dict[str, Any], how: str, tmp_path: Path) -> None:
+    code = f"""
+import sys
+from kbridge.connect.tunnel import open_tunnels, tunnel_to_kernel
+tunnel_to_kernel({kernel!r}, "box")
+print(open_tunnels()[0].pid, flush=True)
+sys.stdin.read()
+"""
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    assert process.stdin is not None
+    assert process.stdout is not None
+    with process:
+        pid = int(process.stdout.readline())
+        assert not gone(pid)
+        if how == "SIGKILL":
+            process.kill()
+        process.stdin.close()
+        assert process.wait(TIMEOUT) == (-signal.SIGKILL if how == "SIGKILL" else 0)
+    eventually(lambda: gone(pid), "ssh has ended")
+
+
+async def test_asyncio(sshd: Sshd, kernel: dict[str, Any]) -> None:
+    tunnel = await Tunnel.open(kernel, "box", options=sshd.options)
+    assert await asyncio.to_thread(hear, tunnel.ports) == ITSELF
+    await tunnel.aclose()
+    await tunnel.aclose()
+    assert tunnel.closed
+
+
+async def test_an_opening_that_is_cancelled(kernel: dict[str, Any]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as dead:
+        port = dead.getsockname()[1]
+        tunnel = Tunnel(kernel, f"nobody@127.0.0.1:{port}", options=["-F", "/dev/null"])
+        opening = asyncio.create_task(tunnel.__aenter__())
+        await asyncio.to_thread(eventually, lambda: tunnel.pid, "ssh runs")
+        opening.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await opening
+        await asyncio.to_thread(eventually, lambda: tunnel.pid is None, "ssh has ended")
+        await tunnel.aclose()
+
+
+# -- what fails at once ------------------------------------------------------------------------
+
+
+def fails(kernel: dict[str, Any], where: str, *args: Any, **kwargs: Any) -> str:
+    """Give the words with which a first opening fails."""
+    tunnel = Tunnel(kernel, where, *args, **kwargs)
+    with pytest.raises(TunnelError) as caught:
+        tunnel.start()
+    assert tunnel.closed
+    assert isinstance(caught.value, ConnectionError)
+    assert KEY not in str(caught.value)
+    return str(caught.value)
+
+
+def test_a_wrong_key(sshd: Sshd, kernel: dict[str, Any], tmp_path: Path) -> None:
+    key = make_key(tmp_path / "key")
+    options = ["-o", "IdentityAgent=none", "-o", f"UserKnownHostsFile={sshd.home}/known_hosts"]
+    options = ["-F", "/dev/null", "-o", "HostKeyAlias=kbridge-test", *options]
+    said = fails(kernel, f"{sshd.user}@127.0.0.1:{sshd.port}", key, options=options)
+    assert "Permission denied (publickey)" in said
+    assert "agent" in said
+    assert not set(key.read_text().split("\n")[1:-2]) & set(said.split())
+
+
+def test_a_key_file_that_is_none(sshd: Sshd, kernel: dict[str, Any], tmp_path: Path) -> None:
+    said = fails(kernel, "box", tmp_path / "missing", options=sshd.options)
+    assert re.search(r"key file .*/missing cannot be read: No such file", said)
+
+
+def test_an_unknown_host(kernel: dict[str, Any]) -> None:
+    said = fails(kernel, "no-such-host.invalid", options=["-F", "/dev/null"])
+    assert "Could not resolve hostname no-such-host.invalid" in said
+
+
+def test_a_refused_port(kernel: dict[str, Any]) -> None:
+    said = fails(kernel, f"127.0.0.1:{free_port()}", options=["-F", "/dev/null"])
+    assert "Connection refused" in said
+
+
+def test_a_host_that_never_answers(kernel: dict[str, Any]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as dead:
+        where = f"127.0.0.1:{dead.getsockname()[1]}"
+        said = fails(kernel, where, options=["-F", "/dev/null"], timeout=2.5)
+        assert "Connection timed out during banner exchange" in said
+        slow = ["-F", "/dev/null", "-o", "ConnectTimeout=100"]
+        said = fails(kernel, where, options=slow, timeout=1)
+        assert "not there within 1 s" in said
+
+
+def test_a_host_key_that_nobody_has_seen(sshd: Sshd, kernel: dict[str, Any]) -> None:
+    options = ["-o", "UserKnownHostsFile=/dev/null", *sshd.options]
+    said = fails(kernel, "box", options=options)
+    assert "Host key verification failed" in said
+    assert "connect once with ssh yourself" in said
+
+
+def test_no_ssh_at_all(kernel: dict[str, Any]) -> None:
+    assert "no program 'no-ssh'" in fails(kernel, "box", program="no-ssh")
+
+
+def test_a_port_of_the_users_own_that_is_taken(sshd: Sshd, kernel: dict[str, Any]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        options = [*sshd.options, "-o", f"LocalForward=127.0.0.1:{port} 127.0.0.1:9"]
+        said = fails(kernel, "box", options=options)
+    assert f"cannot listen to port: {port}" in said
+    assert "without LocalForward" in said
+
+
+def test_a_server_that_forbids_forwarding_is_told(
+    tmp_path: Path, kernel: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    server = Sshd(tmp_path, "AllowTcpForwarding no")
+    try:
+        server.start()
+        with Tunnel(kernel, "box", options=server.options) as tunnel:
+            with Talk(tunnel.ports["shell"]) as talk:
+                assert talk.line() == ""
+            eventually(lambda: "prohibited" in caplog.text, "ssh says so")
+    finally:
+        server.stop()
+
+
+def test_before_the_start() -> None:
+    tunnel = Tunnel({f"{c}_port": 1 for c in CHANNELS}, "box")
+    with pytest.raises(RuntimeError, match="before it is started"):
+        _ = tunnel.ports
+    tunnel.close()
+    assert tunnel.closed
