@@ -1,0 +1,134 @@
+"""The unix sockets of kernels whose transport is ipc: `<ip>-<port>`, where `ip` is a path.
+
+Laws of this module:
+
+- a path that the platform cannot take is refused before anything is written;
+- what is removed is a socket, it is this user's, and nobody listens on it.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import stat
+import sys
+import time
+from collections.abc import Iterable
+from contextlib import suppress
+from pathlib import Path
+
+__all__ = [
+    "LIMIT",
+    "absolute",
+    "beside",
+    "checked",
+    "listens",
+    "pick_numbers",
+    "remove_stale",
+    "sweep",
+]
+
+LIMIT = 107 if sys.platform.startswith("linux") else 103
+"""Bytes that sockaddr_un has for a path, without the NUL: 108 in all on Linux, 104 on macOS."""
+
+# A socket is there before somebody listens on it; one that is older than this had its time.
+_SETTLED_S = 10.0
+
+
+def absolute(ip: str) -> str:
+    """The same path for whoever works in another directory (``@name`` is none: abstract)."""
+    return ip if ip.startswith("@") else os.path.normpath(Path(ip).absolute())
+
+
+def beside(connection_file: str) -> str:
+    """What the paths of a kernel begin with unless somebody chose: its connection file's name."""
+    return absolute(f"{Path(connection_file).with_suffix('')}-ipc")
+
+
+def checked(ip: str, port: int) -> str:
+    """The path of one socket.
+
+    Raises
+    ------
+    ValueError
+        If it is longer than the platform allows; says what to set.
+    """
+    path = f"{ip}-{port}"
+    length = len(os.fsencode(path))
+    if length > LIMIT:
+        raise ValueError(
+            f"The path of a unix socket may have {LIMIT} bytes here, and {path!r} has {length}:"
+            " set JUPYTER_RUNTIME_DIR (or connection_file, or ip) to something shorter,"
+            " or use the transport tcp"
+        )
+    return path
+
+
+def listens(path: str) -> bool:
+    """Whether somebody listens on a unix socket, as far as can be told: if in doubt, yes."""
+    with socket.socket(socket.AF_UNIX) as probe:
+        probe.setblocking(False)
+        try:
+            probe.connect(path)
+        except (ConnectionRefusedError, FileNotFoundError):
+            return False
+        except OSError:  # it is busy, or none of ours
+            return True
+    return True
+
+
+def remove_stale(path: str, age: float = 0.0) -> bool:
+    """Remove the socket of a process that has gone.
+
+    Parameters
+    ----------
+    path : str
+        Perhaps there, perhaps something else.
+    age : float
+        Leave it if it is younger than this, in seconds.
+
+    Returns
+    -------
+    bool
+        Whether there was one, and it was removed.
+    """
+    try:
+        found = Path(path).lstat()
+        if (
+            not stat.S_ISSOCK(found.st_mode)
+            or found.st_uid != os.geteuid()
+            or time.time() - found.st_mtime < age
+            or listens(path)
+        ):
+            return False
+        Path(path).unlink()
+    except OSError:  # it went away, or may not be touched
+        return False
+    return True
+
+
+def sweep(directory: str) -> list[str]:
+    """Remove what kernels left in a directory whose ends nobody saw (``*-ipc-<number>``).
+
+    Returns
+    -------
+    list of str
+        The paths that were removed.
+    """
+    paths: list[str] = []
+    with suppress(OSError):  # no such directory: nothing in it
+        paths = [str(path) for path in Path(directory).glob("*-ipc-[0-9]*")]
+    return [path for path in paths if remove_stale(path, _SETTLED_S)]
+
+
+def pick_numbers(ip: str, count: int, taken: Iterable[int] = ()) -> list[int]:
+    """Find the smallest numbers whose paths are free, or have only a dead kernel's socket."""
+    used = set(taken)
+    numbers: list[int] = []
+    number = 0
+    while len(numbers) < count:
+        number += 1
+        path = f"{ip}-{number}"
+        if number not in used and (not os.path.lexists(path) or remove_stale(path)):
+            numbers.append(number)
+    return numbers
