@@ -6,14 +6,11 @@ import asyncio
 import json
 import logging
 import os
-import re
-import shutil
 import signal
 import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,66 +21,21 @@ from kbridge.connect.tunnel import Tunnel, TunnelError, open_tunnels, tunnel_to_
 from tests.connect.echo import CHANNELS, KEY, Talk, echo_kernel, hear, ipc_echo_kernel
 from tests.support.network import network_to
 from tests.support.server import free_port, gone
-from tests.support.sshd import Sshd, make_key
+from tests.support.sshd import Sshd
 from tests.support.waiting import TIMEOUT, eventually
+
+pytestmark = pytest.mark.usefixtures("no_tunnel_is_left")
 
 ITSELF = {channel: channel for channel in CHANNELS}
 BACK_WITHIN = 10.0  # seconds; what is promised, so not a limit of the machine's
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.fixture(scope="module")
-def sshd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sshd]:
-    """A server that no test stops."""
-    running = Sshd(tmp_path_factory.mktemp("sshd"))
-    try:
-        yield running.start()
-    finally:
-        running.stop()
-
-
-@pytest.fixture
-def own_sshd(tmp_path: Path) -> Iterator[Sshd]:
-    """A server that a test may stop; not started."""
-    (home := tmp_path / "sshd").mkdir()
-    server = Sshd(home)
-    try:
-        yield server
-    finally:
-        server.stop()
-
-
-@pytest.fixture
-def kernel() -> Iterator[dict[str, Any]]:
-    with echo_kernel() as info:
-        yield info
-
-
-@pytest.fixture(autouse=True)
-def no_tunnel_is_left() -> Iterator[None]:
-    yield
-    left = open_tunnels()
-    for tunnel in left:
-        tunnel.close()
-    assert not left
-
-
-@pytest.fixture
-def ssh_on_path(sshd: Sshd, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An `ssh` that reads the test's configuration, first on the PATH."""
-    wrapper = tmp_path / "bin" / "ssh"
-    wrapper.parent.mkdir()
-    wrapper.write_text(f'#!/bin/sh\nexec {shutil.which("ssh")} -F "{sshd.config}" "$@"\n')
-    wrapper.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{wrapper.parent}{os.pathsep}{os.environ['PATH']}")
-    return wrapper
-
-
 # -- what passes -------------------------------------------------------------------------------
 
 
-def test_five_ports_through_one_process(sshd: Sshd, kernel: dict[str, Any]) -> None:
-    with Tunnel(kernel, "box", options=sshd.options) as tunnel:
+def test_five_ports_through_one_process(sshd: Sshd, echo: dict[str, Any]) -> None:
+    with Tunnel(echo, "box", options=sshd.options) as tunnel:
         assert tunnel.up
         assert hear(tunnel.ports) == ITSELF
         assert tunnel.pid is not None
@@ -93,20 +45,20 @@ def test_five_ports_through_one_process(sshd: Sshd, kernel: dict[str, Any]) -> N
     assert not tunnel.up
 
 
-def test_connection_info_is_for_this_machine(sshd: Sshd, kernel: dict[str, Any]) -> None:
-    with Tunnel({**kernel, "ip": "0.0.0.0"}, "box", options=sshd.options) as tunnel:
+def test_connection_info_is_for_this_machine(sshd: Sshd, echo: dict[str, Any]) -> None:
+    with Tunnel({**echo, "ip": "0.0.0.0"}, "box", options=sshd.options) as tunnel:
         info = tunnel.connection_info
         local = {f"{channel}_port": port for channel, port in tunnel.ports.items()}
-        assert info == {**kernel, **local, "ip": "127.0.0.1", "transport": "tcp"}
+        assert info == {**echo, **local, "ip": "127.0.0.1", "transport": "tcp"}
         assert KEY not in repr(tunnel)
         assert hear(tunnel.ports) == ITSELF
 
 
 @pytest.mark.usefixtures("ssh_on_path")
-def test_tunnel_to_kernel(sshd: Sshd, kernel: dict[str, Any], tmp_path: Path) -> None:
+def test_tunnel_to_kernel(sshd: Sshd, echo: dict[str, Any], tmp_path: Path) -> None:
     file = tmp_path / "kernel-1.json"
-    file.write_text(json.dumps(kernel))
-    for info in (kernel, str(file)):
+    file.write_text(json.dumps(echo))
+    for info in (echo, str(file)):
         where = f"{sshd.user}@127.0.0.1:{sshd.port}"
         ports = tunnel_to_kernel(info, where, sshkey=str(sshd.key))
         assert hear(dict(zip(CHANNELS, ports, strict=True))) == ITSELF
@@ -117,9 +69,9 @@ def test_tunnel_to_kernel(sshd: Sshd, kernel: dict[str, Any], tmp_path: Path) ->
 @pytest.mark.parametrize(
     "where", ["box", "{user}@box", "box:{port}", "ssh://{user}@127.0.0.1:{port}/", "[127.0.0.1]"]
 )
-def test_ways_to_name_the_server(sshd: Sshd, kernel: dict[str, Any], where: str) -> None:
+def test_ways_to_name_the_server(sshd: Sshd, echo: dict[str, Any], where: str) -> None:
     server = where.format(user=sshd.user, port=sshd.port)
-    with Tunnel(kernel, server, options=sshd.options) as tunnel:
+    with Tunnel(echo, server, options=sshd.options) as tunnel:
         assert hear({"hb": tunnel.ports["hb"]}) == {"hb": "hb"}
 
 
@@ -151,7 +103,7 @@ def test_another_host_behind_the_server(sshd: Sshd) -> None:
         assert hear(tunnel.ports) == ITSELF
 
 
-def test_a_jump_host(own_sshd: Sshd, sshd: Sshd, kernel: dict[str, Any]) -> None:
+def test_a_jump_host(own_sshd: Sshd, sshd: Sshd, echo: dict[str, Any]) -> None:
     own_sshd.start()
     own_sshd.write_config(
         [
@@ -166,7 +118,7 @@ def test_a_jump_host(own_sshd: Sshd, sshd: Sshd, kernel: dict[str, Any]) -> None
             ),
         ]
     )
-    with Tunnel(kernel, "inner", options=own_sshd.options) as tunnel:
+    with Tunnel(echo, "inner", options=own_sshd.options) as tunnel:
         assert hear(tunnel.ports) == ITSELF
         assert tunnel.pid is not None
         (jump,) = (p for p in psutil.Process(tunnel.pid).children() if p.name() == "ssh")
@@ -175,9 +127,9 @@ def test_a_jump_host(own_sshd: Sshd, sshd: Sshd, kernel: dict[str, Any]) -> None
         assert hear(tunnel.ports) == ITSELF
 
 
-def test_gateway_ports_do_not_open_it_to_the_network(sshd: Sshd, kernel: dict[str, Any]) -> None:
+def test_gateway_ports_do_not_open_it_to_the_network(sshd: Sshd, echo: dict[str, Any]) -> None:
     options = [*sshd.options, "-o", "GatewayPorts=yes"]
-    with Tunnel(kernel, "box", options=options) as tunnel:
+    with Tunnel(echo, "box", options=options) as tunnel:
         assert tunnel.pid is not None
         listening = psutil.Process(tunnel.pid).net_connections()
         ips = {c.laddr.ip for c in listening if c.status == psutil.CONN_LISTEN}
@@ -187,8 +139,8 @@ def test_gateway_ports_do_not_open_it_to_the_network(sshd: Sshd, kernel: dict[st
 # -- what breaks -------------------------------------------------------------------------------
 
 
-def test_a_killed_ssh_comes_back_on_the_same_ports(sshd: Sshd, kernel: dict[str, Any]) -> None:
-    with Tunnel(kernel, "box", options=sshd.options) as tunnel:
+def test_a_killed_ssh_comes_back_on_the_same_ports(sshd: Sshd, echo: dict[str, Any]) -> None:
+    with Tunnel(echo, "box", options=sshd.options) as tunnel:
         ports = tunnel.ports
         for times in (2, 3):
             assert tunnel.pid is not None
@@ -199,7 +151,7 @@ def test_a_killed_ssh_comes_back_on_the_same_ports(sshd: Sshd, kernel: dict[str,
 
 
 def test_a_server_that_restarts(
-    own_sshd: Sshd, kernel: dict[str, Any], caplog: pytest.LogCaptureFixture
+    own_sshd: Sshd, echo: dict[str, Any], caplog: pytest.LogCaptureFixture
 ) -> None:
     own_sshd.start()
     changes: list[bool] = []
@@ -210,7 +162,7 @@ def test_a_server_that_restarts(
         if not up:
             down.set()
 
-    with Tunnel(kernel, "box", options=own_sshd.options, on_change=listener) as tunnel:
+    with Tunnel(echo, "box", options=own_sshd.options, on_change=listener) as tunnel:
         ports = tunnel.ports
         own_sshd.stop()
         assert down.wait(TIMEOUT)
@@ -228,7 +180,7 @@ def test_a_server_that_restarts(
     assert KEY not in caplog.text
 
 
-async def test_a_network_that_swallows_everything(sshd: Sshd, kernel: dict[str, Any]) -> None:
+async def test_a_network_that_swallows_everything(sshd: Sshd, echo: dict[str, Any]) -> None:
     down = asyncio.Event()
     loop = asyncio.get_running_loop()
 
@@ -240,7 +192,7 @@ async def test_a_network_that_swallows_everything(sshd: Sshd, kernel: dict[str, 
         # The keepalive that is on by default takes six seconds to give up; a test need not.
         alive = ["-o", "ServerAliveInterval=1", "-o", "ServerAliveCountMax=1"]
         where = [*sshd.options, "-o", f"Port={network.port}", *alive]
-        async with Tunnel(kernel, "box", options=where, on_change=listener) as tunnel:
+        async with Tunnel(echo, "box", options=where, on_change=listener) as tunnel:
             network.swallow()
             async with asyncio.timeout(TIMEOUT):
                 await down.wait()
@@ -250,9 +202,9 @@ async def test_a_network_that_swallows_everything(sshd: Sshd, kernel: dict[str, 
 
 
 def test_a_kernel_that_is_gone_is_told_once(
-    sshd: Sshd, kernel: dict[str, Any], caplog: pytest.LogCaptureFixture
+    sshd: Sshd, echo: dict[str, Any], caplog: pytest.LogCaptureFixture
 ) -> None:
-    nowhere = {**kernel, **{f"{c}_port": free_port() for c in CHANNELS}}
+    nowhere = {**echo, **{f"{c}_port": free_port() for c in CHANNELS}}
     with Tunnel(nowhere, "box", options=sshd.options) as tunnel:
         for _ in range(5):
             for port in tunnel.ports.values():
@@ -267,8 +219,8 @@ def test_a_kernel_that_is_gone_is_told_once(
 # -- its end -----------------------------------------------------------------------------------
 
 
-def test_close_ends_ssh_and_what_it_started(sshd: Sshd, kernel: dict[str, Any]) -> None:
-    tunnel = Tunnel(kernel, "box", options=sshd.options).start()
+def test_close_ends_ssh_and_what_it_started(sshd: Sshd, echo: dict[str, Any]) -> None:
+    tunnel = Tunnel(echo, "box", options=sshd.options).start()
     assert tunnel.pid is not None
     family = [tunnel.pid, *(p.pid for p in psutil.Process(tunnel.pid).children(recursive=True))]
     tunnel.close()
@@ -283,14 +235,14 @@ def test_close_ends_ssh_and_what_it_started(sshd: Sshd, kernel: dict[str, Any]) 
 
 
 def test_a_listener_may_close_it_or_fail(
-    sshd: Sshd, kernel: dict[str, Any], caplog: pytest.LogCaptureFixture
+    sshd: Sshd, echo: dict[str, Any], caplog: pytest.LogCaptureFixture
 ) -> None:
     def listener(up: bool) -> None:
         if up and tunnel.openings == 2:
             tunnel.close()
         raise ValueError("a listener's own fault")
 
-    tunnel = Tunnel(kernel, "box", options=sshd.options, on_change=listener).start()
+    tunnel = Tunnel(echo, "box", options=sshd.options, on_change=listener).start()
     assert tunnel.up
     assert tunnel.pid is not None
     os.kill(tunnel.pid, signal.SIGKILL)
@@ -300,11 +252,11 @@ def test_a_listener_may_close_it_or_fail(
 
 @pytest.mark.parametrize("how", ["exit", "SIGKILL"])
 @pytest.mark.usefixtures("ssh_on_path")
-def test_no_ssh_outlives_us(sshd: Sshd, kernel: dict[str, Any], how: str, tmp_path: Path) -> None:
+def test_no_ssh_outlives_us(sshd: Sshd, echo: dict[str, Any], how: str, tmp_path: Path) -> None:
     code = f"""
 import sys
 from kbridge.connect.tunnel import open_tunnels, tunnel_to_kernel
-tunnel_to_kernel({kernel!r}, "box")
+tunnel_to_kernel({echo!r}, "box")
 print(open_tunnels()[0].pid, flush=True)
 sys.stdin.read()
 """
@@ -323,18 +275,18 @@ sys.stdin.read()
     eventually(lambda: gone(pid), "ssh has ended")
 
 
-async def test_asyncio(sshd: Sshd, kernel: dict[str, Any]) -> None:
-    tunnel = await Tunnel.open(kernel, "box", options=sshd.options)
+async def test_asyncio(sshd: Sshd, echo: dict[str, Any]) -> None:
+    tunnel = await Tunnel.open(echo, "box", options=sshd.options)
     assert await asyncio.to_thread(hear, tunnel.ports) == ITSELF
     await tunnel.aclose()
     await tunnel.aclose()
     assert tunnel.closed
 
 
-async def test_an_opening_that_is_cancelled(kernel: dict[str, Any]) -> None:
+async def test_an_opening_that_is_cancelled(echo: dict[str, Any]) -> None:
     with socket.create_server(("127.0.0.1", 0)) as dead:
         port = dead.getsockname()[1]
-        tunnel = Tunnel(kernel, f"nobody@127.0.0.1:{port}", options=["-F", "/dev/null"])
+        tunnel = Tunnel(echo, f"nobody@127.0.0.1:{port}", options=["-F", "/dev/null"])
         opening = asyncio.create_task(tunnel.__aenter__())
         await asyncio.to_thread(eventually, lambda: tunnel.pid, "ssh runs")
         opening.cancel()
@@ -344,92 +296,26 @@ async def test_an_opening_that_is_cancelled(kernel: dict[str, Any]) -> None:
         await tunnel.aclose()
 
 
-# -- what fails at once ------------------------------------------------------------------------
+@pytest.mark.usefixtures("ssh_on_path")
+def test_a_fork_that_ends_closes_nothing(echo: dict[str, Any]) -> None:
+    code = f"""
+import os, sys
+from kbridge.connect.tunnel import open_tunnels, tunnel_to_kernel
+tunnel_to_kernel({echo!r}, "box")
+(tunnel,) = open_tunnels()
+pid = os.fork()
+if pid:
+    os.waitpid(pid, 0)
+    assert tunnel.up and tunnel.openings == 1
+    os.kill(tunnel.pid, 0)
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, timeout=60)
+    assert done.returncode == 0, done.stderr
 
 
-def fails(kernel: dict[str, Any], where: str, *args: Any, **kwargs: Any) -> str:
-    """Give the words with which a first opening fails."""
-    tunnel = Tunnel(kernel, where, *args, **kwargs)
-    with pytest.raises(TunnelError) as caught:
-        tunnel.start()
-    assert tunnel.closed
-    assert isinstance(caught.value, ConnectionError)
-    assert KEY not in str(caught.value)
-    return str(caught.value)
-
-
-def test_a_wrong_key(sshd: Sshd, kernel: dict[str, Any], tmp_path: Path) -> None:
-    key = make_key(tmp_path / "key")
-    options = ["-o", "IdentityAgent=none", "-o", f"UserKnownHostsFile={sshd.home}/known_hosts"]
-    options = ["-F", "/dev/null", "-o", "HostKeyAlias=kbridge-test", *options]
-    said = fails(kernel, f"{sshd.user}@127.0.0.1:{sshd.port}", key, options=options)
-    assert "Permission denied (publickey)" in said
-    assert "agent" in said
-    assert not set(key.read_text().split("\n")[1:-2]) & set(said.split())
-
-
-def test_a_key_file_that_is_none(sshd: Sshd, kernel: dict[str, Any], tmp_path: Path) -> None:
-    said = fails(kernel, "box", tmp_path / "missing", options=sshd.options)
-    assert re.search(r"key file .*/missing cannot be read: No such file", said)
-
-
-def test_an_unknown_host(kernel: dict[str, Any]) -> None:
-    said = fails(kernel, "no-such-host.invalid", options=["-F", "/dev/null"])
-    assert "Could not resolve hostname no-such-host.invalid" in said
-
-
-def test_a_refused_port(kernel: dict[str, Any]) -> None:
-    said = fails(kernel, f"127.0.0.1:{free_port()}", options=["-F", "/dev/null"])
-    assert "Connection refused" in said
-
-
-def test_a_host_that_never_answers(kernel: dict[str, Any]) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as dead:
-        where = f"127.0.0.1:{dead.getsockname()[1]}"
-        said = fails(kernel, where, options=["-F", "/dev/null"], timeout=2.5)
-        assert "Connection timed out during banner exchange" in said
-        slow = ["-F", "/dev/null", "-o", "ConnectTimeout=100"]
-        said = fails(kernel, where, options=slow, timeout=1)
-        assert "not there within 1 s" in said
-
-
-def test_a_host_key_that_nobody_has_seen(sshd: Sshd, kernel: dict[str, Any]) -> None:
-    options = ["-o", "UserKnownHostsFile=/dev/null", *sshd.options]
-    said = fails(kernel, "box", options=options)
-    assert "Host key verification failed" in said
-    assert "connect once with ssh yourself" in said
-
-
-def test_no_ssh_at_all(kernel: dict[str, Any]) -> None:
-    assert "no program 'no-ssh'" in fails(kernel, "box", program="no-ssh")
-
-
-def test_a_port_of_the_users_own_that_is_taken(sshd: Sshd, kernel: dict[str, Any]) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = taken.getsockname()[1]
-        options = [*sshd.options, "-o", f"LocalForward=127.0.0.1:{port} 127.0.0.1:9"]
-        said = fails(kernel, "box", options=options)
-    assert f"cannot listen to port: {port}" in said
-    assert "without LocalForward" in said
-
-
-def test_a_server_that_forbids_forwarding_is_told(
-    tmp_path: Path, kernel: dict[str, Any], caplog: pytest.LogCaptureFixture
+def test_an_account_whose_shell_runs_nothing(
+    sshd: Sshd, echo: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    server = Sshd(tmp_path, "AllowTcpForwarding no")
-    try:
-        server.start()
-        with Tunnel(kernel, "box", options=server.options) as tunnel:
-            with Talk(tunnel.ports["shell"]) as talk:
-                assert talk.line() == ""
-            eventually(lambda: "prohibited" in caplog.text, "ssh says so")
-    finally:
-        server.stop()
-
-
-def test_before_the_start() -> None:
-    tunnel = Tunnel({f"{c}_port": 1 for c in CHANNELS}, "box")
-    with pytest.raises(RuntimeError, match="before it is started"):
-        _ = tunnel.ports
-    tunnel.close()
-    assert tunnel.closed
+    monkeypatch.setenv("SHELL", "/usr/sbin/nologin")
+    with Tunnel(echo, "box", options=sshd.options) as tunnel:
+        assert tunnel.up

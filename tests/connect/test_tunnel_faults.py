@@ -1,0 +1,106 @@
+"""Tunnels that cannot be opened: at once, in ssh's own words, and without a key."""
+
+from __future__ import annotations
+
+import re
+import socket
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kbridge.connect.tunnel import Tunnel, TunnelError
+from tests.connect.echo import CHANNELS, KEY, Talk
+from tests.support.server import free_port
+from tests.support.sshd import Sshd, make_key
+from tests.support.waiting import eventually
+
+pytestmark = pytest.mark.usefixtures("no_tunnel_is_left")
+
+
+def fails(info: dict[str, Any], where: str, *args: Any, **kwargs: Any) -> str:
+    """Give the words with which a first opening fails."""
+    tunnel = Tunnel(info, where, *args, **kwargs)
+    with pytest.raises(TunnelError) as caught:
+        tunnel.start()
+    assert tunnel.closed
+    assert isinstance(caught.value, ConnectionError)
+    assert KEY not in str(caught.value)
+    return str(caught.value)
+
+
+def test_a_wrong_key(sshd: Sshd, echo: dict[str, Any], tmp_path: Path) -> None:
+    key = make_key(tmp_path / "key")
+    options = ["-o", "IdentityAgent=none", "-o", f"UserKnownHostsFile={sshd.home}/known_hosts"]
+    options = ["-F", "/dev/null", "-o", "HostKeyAlias=kbridge-test", *options]
+    said = fails(echo, f"{sshd.user}@127.0.0.1:{sshd.port}", key, options=options)
+    assert "Permission denied (publickey)" in said
+    assert "agent" in said
+    assert not set(key.read_text().split("\n")[1:-2]) & set(said.split())
+
+
+def test_a_key_file_that_is_none(sshd: Sshd, echo: dict[str, Any], tmp_path: Path) -> None:
+    said = fails(echo, "box", tmp_path / "missing", options=sshd.options)
+    assert re.search(r"key file .*/missing cannot be read: No such file", said)
+
+
+def test_an_unknown_host(echo: dict[str, Any]) -> None:
+    said = fails(echo, "no-such-host.invalid", options=["-F", "/dev/null"])
+    assert "Could not resolve hostname no-such-host.invalid" in said
+
+
+def test_a_refused_port(echo: dict[str, Any]) -> None:
+    said = fails(echo, f"127.0.0.1:{free_port()}", options=["-F", "/dev/null"])
+    assert "Connection refused" in said
+
+
+def test_a_host_that_never_answers(echo: dict[str, Any]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as dead:
+        where = f"127.0.0.1:{dead.getsockname()[1]}"
+        said = fails(echo, where, options=["-F", "/dev/null"], timeout=2.5)
+        assert "Connection timed out during banner exchange" in said
+        slow = ["-F", "/dev/null", "-o", "ConnectTimeout=100"]
+        said = fails(echo, where, options=slow, timeout=1)
+        assert "not there within 1 s" in said
+
+
+def test_a_host_key_that_nobody_has_seen(sshd: Sshd, echo: dict[str, Any]) -> None:
+    options = ["-o", "UserKnownHostsFile=/dev/null", *sshd.options]
+    said = fails(echo, "box", options=options)
+    assert "Host key verification failed" in said
+    assert "connect once with ssh yourself" in said
+
+
+def test_no_ssh_at_all(echo: dict[str, Any]) -> None:
+    assert "no program 'no-ssh'" in fails(echo, "box", program="no-ssh")
+
+
+def test_a_port_of_the_users_own_that_is_taken(sshd: Sshd, echo: dict[str, Any]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        options = [*sshd.options, "-o", f"LocalForward=127.0.0.1:{port} 127.0.0.1:9"]
+        said = fails(echo, "box", options=options)
+    assert f"cannot listen to port: {port}" in said
+    assert "without LocalForward" in said
+
+
+def test_a_server_that_forbids_forwarding_is_told(
+    tmp_path: Path, echo: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    server = Sshd(tmp_path, "AllowTcpForwarding no")
+    try:
+        server.start()
+        with Tunnel(echo, "box", options=server.options) as tunnel:
+            with Talk(tunnel.ports["shell"]) as talk:
+                assert talk.line() == ""
+            eventually(lambda: "prohibited" in caplog.text, "ssh says so")
+    finally:
+        server.stop()
+
+
+def test_before_the_start() -> None:
+    tunnel = Tunnel({f"{c}_port": 1 for c in CHANNELS}, "box")
+    with pytest.raises(RuntimeError, match="before it is started"):
+        _ = tunnel.ports
+    tunnel.close()
+    assert tunnel.closed
