@@ -1,0 +1,158 @@
+"""jupyter_client's and ipykernel's own tests of connections, run with `kbridge.connect` in place.
+
+As with jupyter_server's suite (`peer_suite`) nothing of them is kept here: the source distribution
+of the version that is installed is fetched, and only its tests are unpacked.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+from tests.support.peer_suite import NoSuite
+
+__all__ = ["EXCEPTED", "IN_PLACE", "SELECTED", "Outcome", "fetch", "page", "run"]
+
+SELECTED = {
+    "jupyter_client": {
+        "tests/test_connect.py": "connection files, and the mixin under its clients and managers",
+        "tests/test_consoleapp.py": "consoles that find a kernel's file, here and through ssh",
+        "tests/test_provisioning.py": "provisioners that choose ports and return connections",
+        "tests/test_public_api.py": "names that others import",
+        "tests/test_transport_security.py": "CurveZMQ, on TCP and on ipc, and who is kept out",
+    },
+    "ipykernel": {
+        "tests/test_connect.py": "what code in a kernel asks about its connection",
+        "tests/test_curve.py": "kernels that encrypt, and the files that they write",
+    },
+}
+"""The parts of each suite that are run, and what they are about."""
+
+EXCEPTED: dict[str, dict[str, str]] = {"jupyter_client": {}, "ipykernel": {}}
+"""Tests that are left out, by exact id, and why."""
+
+IN_PLACE = {
+    "kernel manager": "kbridge.connect.methods",
+    "client": "kbridge.connect.methods",
+    "kernel": "kbridge.connect.methods",
+    "ports": "kbridge.connect.ports",
+    "writing": "kbridge.connect.files",
+    "finding": "kbridge.connect.find",
+    "inside": "kbridge.connect.inside",
+}
+"""Where, while they run, what they use comes from."""
+
+_PLUGIN = Path(__file__).with_name("peer_connect_plugin.py")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a suite: its tests, how each that ran ended, and whose code it met."""
+
+    collected: set[str]
+    outcomes: dict[str, str]
+    in_place: dict[str, str]
+    output: str
+
+
+def fetch(peer: str, cache: Path) -> Path:
+    """The source distribution of the peer that is installed, fetched where it is new.
+
+    Raises
+    ------
+    NoSuite
+        If pip does not get it.
+    """
+    wanted = f"{peer}-{version(peer)}.tar.gz"
+    if (cache / wanted).exists():
+        return cache / wanted
+    fresh = cache / f"{wanted}.{os.getpid()}"
+    try:
+        got = subprocess.run(
+            [
+                *(sys.executable, "-m", "pip", "download", "--quiet", "--no-input"),
+                *("--disable-pip-version-check", "--retries=2", "--no-deps", f"--dest={fresh}"),
+                *(f"--no-binary={peer}", f"{peer}=={version(peer)}"),
+            ],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=120,
+        )
+        if got.returncode:
+            raise NoSuite(got.stdout.strip().rpartition("\n")[2])
+        (fresh / wanted).replace(cache / wanted)
+    except subprocess.TimeoutExpired as error:
+        raise NoSuite(f"pip did not end in {error.timeout:g} s") from error
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
+    return cache / wanted
+
+
+def run(peer: str, suite: Path, timeout: float = 150) -> Outcome:
+    """Run the selected parts of a peer's suite in a process of its own.
+
+    Raises
+    ------
+    subprocess.TimeoutExpired
+        If that takes longer than `timeout`, in seconds.
+    """
+    plugins = suite.with_name("plugins")
+    plugins.mkdir(exist_ok=True)
+    shutil.copy(_PLUGIN, plugins)
+    report = suite.with_name(f"{peer}.json")
+    # Some make paths for unix sockets in it, which must be short.
+    with tempfile.TemporaryDirectory(prefix="kb-", dir="/tmp") as home:
+        done = subprocess.run(
+            [
+                *(sys.executable, "-m", "pytest", "-q", "--color=no", "--tb=short"),
+                *("-c", "pyproject.toml", "--rootdir=.", "-o", "addopts="),
+                *("-o", "asyncio_default_fixture_loop_scope=function"),
+                *("-p", "no:cacheprovider", "-p", "pytest_asyncio.plugin", "-p", "pytest_timeout"),
+                *("-p", _PLUGIN.stem, f"--report-to={report}", f"--basetemp={home}/t"),
+                *(f"--leave-out={test}" for test in EXCEPTED[peer]),
+                *SELECTED[peer],
+            ],
+            cwd=suite,
+            env=_environment(plugins),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=timeout,
+        )
+    assert report.exists(), done.stdout
+    found = json.loads(report.read_text(encoding="utf-8"))
+    return Outcome(
+        collected=set(found["collected"]),
+        outcomes=found["outcomes"],
+        in_place=found["in_place"],
+        output=done.stdout,
+    )
+
+
+def page() -> str:
+    """The lists of this module as the part of docs/peer-suite-connect.md that must say the same."""
+    lines = []
+    for peer, parts in SELECTED.items():
+        left_out = [f"- `{test}` is left out: {why}" for test, why in EXCEPTED[peer].items()]
+        lines += [f"## {peer}", "", "| part | about |", "|---|---|"]
+        lines += [f"| `{part}` | {about} |" for part, about in parts.items()]
+        lines += ["", *(left_out or ["Nothing is left out."]), ""]
+    return "\n".join(lines)
+
+
+def _environment(plugins: Path) -> dict[str, str]:
+    """Ours, without what concerns this run of pytest or this user's Jupyter."""
+    ours = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("PYTEST_", "JUPYTER_", "KBRIDGE_"))
+    }
+    return {**ours, "PYTHONPATH": str(plugins), "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
