@@ -23,6 +23,7 @@
     |   +-- KernelMessageError        502          what it sent is no message
     |       +-- InvalidSignature      502          ... or is not signed with its key
     +-- BridgeError                   500   1011   ours
+        +-- TunnelError               502          no way through ssh; also a ConnectionError
         +-- HubClosed                 503   1012   the hub went away while it was in use
         +-- Busy                      503   1013   a bounded queue is full; try again later
 
@@ -57,6 +58,7 @@ __all__ = [
     "NotSupported",
     "ProtocolViolation",
     "SessionNotFound",
+    "TunnelError",
     "WrongFrameType",
 ]
 
@@ -194,6 +196,12 @@ class InvalidSignature(KernelMessageError):
 
 class BridgeError(KbridgeError):
     """Our own fault, or our own limit."""
+
+
+class TunnelError(BridgeError, ConnectionError):
+    """There is no way through ssh; holds ssh's own words."""
+
+    http_status = 502
 
 
 class HubClosed(BridgeError):

@@ -19,8 +19,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from kbridge.connect import ssh
-from kbridge.connect.ssh import TunnelError
 from kbridge.connect.sshprocess import SshProcess
+from kbridge.errors import TunnelError
 
 __all__ = ["LOCAL", "Keeper", "Wanted"]
 

@@ -13,7 +13,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-__all__ = ["CHANNELS", "TunnelError", "advice", "arguments", "server", "targets"]
+__all__ = ["CHANNELS", "advice", "arguments", "server", "targets"]
 
 CHANNELS = ("shell", "iopub", "stdin", "hb", "control")
 """In the order in which `tunnel_to_kernel` gives their ports."""
@@ -35,10 +35,6 @@ _ADVICE = {
     "cannot listen to port": "ssh_config forwards a port of its own for this host, and it is "
     "taken: give the name of a Host without LocalForward",
 }
-
-
-class TunnelError(ConnectionError):
-    """There is no way through ssh; holds ssh's own words."""
 
 
 def server(sshserver: str) -> list[str]:

@@ -18,7 +18,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from kbridge.connect.ssh import TunnelError
+from kbridge.errors import TunnelError
 
 __all__ = ["SshProcess"]
 

@@ -21,7 +21,7 @@ from typing import Any, Self
 
 from kbridge.connect import ssh
 from kbridge.connect.keeper import LOCAL, Keeper, Wanted
-from kbridge.connect.ssh import TunnelError
+from kbridge.errors import TunnelError
 
 __all__ = ["Tunnel", "TunnelError", "close_tunnels", "open_tunnels", "tunnel_to_kernel"]
 

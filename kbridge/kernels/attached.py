@@ -9,18 +9,21 @@ from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
+from traitlets.config import Configurable
+
 from kbridge.errors import InvalidRequest
 
-__all__ = ["AttachedKernel", "kernel_id_for", "read_connection_file"]
+__all__ = ["AttachedKernel", "kernel_id_for", "parse_connection_file", "read_connection_file"]
 
 _NEEDED: Final = ("shell_port", "iopub_port", "stdin_port", "control_port")
 _NAMESPACE: Final = uuid.UUID("7d0c5f3e-38a2-4c39-9d8c-6a0b1c0a4b11")  # of ids made from paths
 
 
-class AttachedKernel:
+class AttachedKernel(Configurable):
     """What the manager knows of a kernel whose process is none of its business.
 
-    It has the attributes of a `BridgeKernel` that a table of kernels is read by.
+    It has the attributes of a `BridgeKernel` that a table of kernels is read by, and like one it
+    is the parent of its websockets' connections.
 
     Parameters
     ----------
@@ -49,6 +52,7 @@ class AttachedKernel:
         source: str,
         release: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
+        super().__init__()
         self.kernel_id = kernel_id
         self.kernel_name = kernel_name
         self.source = source
@@ -80,14 +84,27 @@ def read_connection_file(path: Path) -> dict[str, Any]:
         If it cannot be read, or lacks what a bridge needs. Says nothing of what it holds.
     """
     try:
-        info = json.loads(path.read_bytes())
+        content = path.read_bytes()
     except OSError as error:
         raise InvalidRequest(f"{path} cannot be read: {error.strerror}") from None
+    return parse_connection_file(content, str(path))
+
+
+def parse_connection_file(content: bytes, name: str) -> dict[str, Any]:
+    """Read what a connection file holds; `name` is the file's, for the error.
+
+    Raises
+    ------
+    InvalidRequest
+        As `read_connection_file`.
+    """
+    try:
+        info = json.loads(content)
     except ValueError:
-        raise InvalidRequest(f"{path} is not JSON, so it is no connection file") from None
+        raise InvalidRequest(f"{name} is not JSON, so it is no connection file") from None
     missing = [n for n in _NEEDED if not isinstance(info, dict) or not info.get(n)]
     if missing:
-        raise InvalidRequest(f"{path} is no connection file: it has no {missing[0]}")
+        raise InvalidRequest(f"{name} is no connection file: it has no {missing[0]}")
     return dict(info)
 
 

@@ -46,6 +46,7 @@ class AttachingTable(KernelTable):
             self.hubs.open(kernel_id, kernel.get_connection_info())
         except (ValueError, TypeError) as error:
             raise InvalidRequest(f"{kernel.source}: {error}") from None
+        kernel.parent = self
         self._kernels[kernel_id] = kernel
         self._last_change = time.time()
         self.log.info("Kernel attached: %s (%s)", kernel_id, kernel.source)

@@ -32,6 +32,7 @@ kbridge --port 9999 --ip 0.0.0.0     # for other machines; see also --certfile
 kbridge --pool python3=2             # two kernels wait, started ahead
 kbridge --sock ~/kbridge.sock        # a unix socket that only you may open
 kbridge --generate-config            # a config file with every setting explained
+kbridge attach kernel-1234.json      # serve a kernel that somebody else started
 kbridge list                         # the servers that run
 kbridge stop 8888                    # stop one, and its kernels
 
@@ -67,6 +68,7 @@ _FLAGS: dict[str, Any] = {
 }
 _CLASSES: list[Any] = [BridgeKernelManager, ZMQChannelsWebsocketConnection]
 _SUBCOMMANDS: dict[str, Any] = {
+    "attach": ("kbridge.server.attach.AttachApp", "Serve kernels that somebody else started."),
     "list": ("kbridge.server.commands.ListApp", "List running servers."),
     "stop": ("kbridge.server.commands.StopApp", "Stop a running server, by port or socket."),
 }
@@ -89,6 +91,7 @@ class KbridgeApp(JupyterApp):
     subcommands = _SUBCOMMANDS
     classes = _CLASSES
     _log_formatter_cls = SafeFormatter
+    takes_arguments = False
 
     ip = Unicode(
         "127.0.0.1", help="Address to listen on; `*` or empty for all of them. (KG_IP)"
@@ -275,10 +278,13 @@ class KbridgeApp(JupyterApp):
         super().initialize(argv)
         if self._dispatching:
             return
-        if self.extra_args:
+        if self.extra_args and not self.takes_arguments:
             self.log.error("kbridge takes no argument %r; see kbridge --help", self.extra_args[0])
             self.exit(2)
         hide(self.token)
+
+    async def prepare(self, kernels: BridgeKernelManager) -> None:
+        """Do what is to be done before anybody is served: nothing here."""
 
     def start(self) -> None:
         """Serve until a signal comes."""

@@ -127,6 +127,7 @@ class Server:
         sockets = self._bind()
         self.url = self._make_url(secure=context is not None)
         self._wired = wired = wire(self._app, self.port)
+        await self._app.prepare(wired.kernels)
         self._http = HTTPServer(
             wired.application,
             ssl_options=context,

@@ -23,7 +23,13 @@ def main(argv: list[str] | None = None) -> None:
 
         from kbridge.server.app import KbridgeApp
 
-        app = KbridgeApp.instance()
+        if args and args[0] == "attach":
+            from kbridge.server.attach import AttachApp
+
+            app: KbridgeApp = AttachApp.instance()
+            args = args[1:]
+        else:
+            app = KbridgeApp.instance()
         try:
             app.initialize(args)
             app.start()

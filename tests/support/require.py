@@ -18,11 +18,17 @@ _PROGRAMS = {
     "chromium": ("chromium", "chromium-browser", "google-chrome"),
     "node": ("node",),
     "npm": ("npm",),
+    "ssh": ("ssh",),
+    "ssh-keygen": ("ssh-keygen",),
+    "sshd": ("sshd", "/usr/sbin/sshd"),
 }
 _ADVICE = {
     "chromium": "install Debian's chromium, or set KBRIDGE_CHROMIUM to a Chromium or Chrome",
     "node": "install Node 20 or later",
     "npm": "install npm",
+    "ssh": "install openssh-client",
+    "ssh-keygen": "install openssh-client",
+    "sshd": "install openssh-server",
 }
 
 

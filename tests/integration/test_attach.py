@@ -1,0 +1,207 @@
+"""`kbridge attach` and a watched directory, with kernels that the test itself starts."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from kbridge.connect import write_connection_file
+from kbridge.kernels.attached import kernel_id_for
+from tests.support.client import attach
+from tests.support.server import Server
+from tests.support.sshd import Sshd
+from tests.support.waiting import eventually
+
+pytestmark = pytest.mark.kernel
+
+_ATTACH = [sys.executable, "-m", "kbridge", "attach", "--ip=127.0.0.1"]
+
+
+class Elsewhere:
+    """A kernel that nobody's server has started."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        write_connection_file(str(path), key=b"a key of its own", kernel_name="elsewhere")
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "ipykernel_launcher", "-f", str(path)],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+
+    @property
+    def id(self) -> str:
+        return kernel_id_for(self.path)
+
+    def end(self) -> None:
+        self.process.kill()
+        self.process.wait()
+        self.path.unlink(missing_ok=True)
+
+
+@pytest.fixture
+def elsewhere(tmp_path: Path) -> Iterator[Elsewhere]:
+    folder = tmp_path / "elsewhere"
+    folder.mkdir()
+    kernel = Elsewhere(folder / "kernel-4711.json")
+    yield kernel
+    kernel.end()
+
+
+@pytest.fixture
+def serve(tmp_path: Path) -> Iterator[object]:
+    servers = []
+
+    def start(*args: str, command: list[str] | None = _ATTACH) -> Server:
+        home = tmp_path / f"server{len(servers)}"
+        home.mkdir()
+        servers.append(Server(home, *args, command=command))
+        return servers[-1].start()
+
+    yield start
+    for server in servers:
+        server.kill()
+
+
+async def evaluate(server: Server, kernel_id: str, code: str, dialect: str = "v1") -> str:
+    async with attach(server, kernel_id, dialect) as ws:
+        return (await ws.execute(code)).text()
+
+
+async def test_a_kernel_of_somebody_else_is_served_and_outlives_us(serve, elsewhere, dialect):
+    server = serve(str(elsewhere.path), "--name=mine")
+    (model,) = server.request("GET", "/api/kernels").json()
+    assert (model["id"], model["name"]) == (elsewhere.id, "mine")
+    assert await evaluate(server, elsewhere.id, "x = 6; print(x)", dialect) == "6\n"
+    restart = server.request("POST", f"/api/kernels/{elsewhere.id}/restart")
+    assert restart.status == 501
+    assert "started elsewhere" in restart.json()["message"]
+    assert server.stop() == 0
+    assert elsewhere.process.poll() is None, "a kernel that is not ours was ended"
+    again = serve(str(elsewhere.path))
+    assert again.request("GET", "/api/kernels").json()[0]["name"] == "elsewhere"
+    assert await evaluate(again, elsewhere.id, "print(x)", dialect) == "6\n"
+
+
+async def test_delete_lets_go_of_it(serve, elsewhere):
+    server = serve(str(elsewhere.path))
+    assert await evaluate(server, elsewhere.id, "print(1)") == "1\n"
+    assert server.request("DELETE", f"/api/kernels/{elsewhere.id}").status == 204
+    assert server.request("GET", f"/api/kernels/{elsewhere.id}").status == 404
+    assert elsewhere.process.poll() is None
+
+
+async def test_it_is_interrupted_by_message(serve, elsewhere):
+    server = serve(str(elsewhere.path))
+    async with attach(server, elsewhere.id, "v1") as ws:
+        asked = await ws.start("print('on', flush=True)\nimport time; time.sleep(600)")
+        await ws.until(lambda m: m["header"]["msg_type"] == "stream")
+        reply = await server.call("POST", f"/api/kernels/{elsewhere.id}/interrupt")
+        assert reply.status == 204, reply
+        assert (await ws.finish(asked)).reply["ename"] == "KeyboardInterrupt"
+
+
+async def test_kernels_come_and_go_with_files_in_a_directory(serve, tmp_path, elsewhere):
+    dropped = tmp_path / "dropped"
+    dropped.mkdir()
+    server = serve(f"--BridgeKernelManager.attach_dir={dropped}", command=None)
+    assert server.request("GET", "/api/kernels").json() == []
+    there = dropped / elsewhere.path.name
+    there.write_text(elsewhere.path.read_text())
+    kernel_id = kernel_id_for(there)
+    eventually(lambda: server.request("GET", "/api/kernels").json(), "it is served", timeout=10)
+    assert await evaluate(server, kernel_id, "print('found')") == "found\n"
+    there.unlink()
+    eventually(lambda: not server.request("GET", "/api/kernels").json(), "it is gone", timeout=10)
+    assert elsewhere.process.poll() is None
+
+
+@pytest.mark.parametrize("there", ["no-such-kernel", "broken"])
+def test_what_is_no_connection_file_ends_the_command_with_a_sentence(tmp_path, there):
+    broken = tmp_path / "broken.json"
+    broken.write_text(json.dumps({"key": "a secret"}))
+    name = str(broken) if there == "broken" else there
+    done = subprocess.run(
+        [*_ATTACH, name, "--port=0"], capture_output=True, text=True, timeout=60, cwd=tmp_path
+    )
+    assert done.returncode == 1
+    assert there in done.stderr
+    assert "Traceback" not in done.stderr
+    assert "a secret" not in done.stderr
+
+
+def test_without_a_file_the_command_says_what_it_needs(tmp_path):
+    done = subprocess.run(_ATTACH, capture_output=True, text=True, timeout=60, cwd=tmp_path)
+    assert done.returncode == 2
+    assert "needs a connection file" in done.stderr
+
+
+# Behind ssh
+
+
+@pytest.fixture
+def sshd(tmp_path: Path) -> Iterator[Sshd]:
+    home = tmp_path / "sshd"
+    home.mkdir()
+    daemon = Sshd(home).start()
+    yield daemon
+    daemon.stop()
+
+
+def from_home(path: Path) -> str:
+    """Name a file as ssh finds it, which begins at home; our server does not."""
+    return os.path.relpath(path, Path.home())
+
+
+def state(server: Server) -> str:
+    return str(server.request("GET", "/api/kernels").json()[0]["execution_state"])
+
+
+def over(daemon: Sshd) -> list[str]:
+    return ["--ssh=box", *(f"--AttachApp.ssh_options={option}" for option in daemon.options)]
+
+
+async def test_a_kernel_behind_ssh_is_served_and_survives_the_loss_of_the_connection(
+    serve, elsewhere, sshd
+):
+    server = serve(str(elsewhere.path), *over(sshd))
+    async with attach(server, elsewhere.id, "v1") as ws:
+        assert (await ws.execute("x = 1; print(x)")).text() == "1\n"
+        lost = sshd.sessions()
+        for process in lost:
+            process.kill()
+        # What is on its way when a connection breaks is lost: nobody can know of it yet.
+        eventually(lambda: set(sshd.sessions()) - set(lost), "the tunnel comes back")
+        eventually(lambda: state(server) == "idle", "the kernel is proven anew")
+        assert (await ws.execute("print(x + 1)")).text() == "2\n"
+    assert server.stop() == 0
+    assert elsewhere.process.poll() is None
+
+
+async def test_a_connection_file_that_is_only_there_is_read_over_ssh(serve, elsewhere, sshd):
+    hidden = elsewhere.path.with_name("with a space.json")
+    hidden.write_text(elsewhere.path.read_text())
+    server = serve(from_home(hidden), *over(sshd))
+    (model,) = server.request("GET", "/api/kernels").json()
+    assert await evaluate(server, model["id"], "print('over')") == "over\n"
+
+
+def test_no_way_through_ssh_ends_the_command_with_sshs_own_words(tmp_path, elsewhere, sshd):
+    sshd.stop()
+    done = subprocess.run(
+        [*_ATTACH, str(elsewhere.path), *over(sshd), "--port=0"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        cwd=tmp_path,
+    )
+    assert done.returncode == 1
+    assert "Connection refused" in done.stderr
+    assert "Traceback" not in done.stderr
