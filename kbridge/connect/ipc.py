@@ -11,11 +11,13 @@ from __future__ import annotations
 import os
 import socket
 import stat
-import sys
 import time
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
+from typing import Final
+
+import zmq
 
 __all__ = [
     "LIMIT",
@@ -28,8 +30,8 @@ __all__ = [
     "sweep",
 ]
 
-LIMIT = 107 if sys.platform.startswith("linux") else 103
-"""Bytes that sockaddr_un has for a path, without the NUL: 108 in all on Linux, 104 on macOS."""
+LIMIT: Final = zmq.IPC_PATH_MAX_LEN or 103
+"""Bytes that a path may have: 107 on Linux, 103 on macOS."""
 
 # A socket is there before somebody listens on it; one that is older than this had its time.
 _SETTLED_S = 10.0

@@ -15,19 +15,22 @@ from pathlib import Path
 from typing import Any
 
 from jupyter_client.manager import AsyncKernelManager
+from traitlets import default
 
+from kbridge.connect.files import port_names
+from kbridge.connect.methods import ConnectionFileMethods
+from kbridge.connect.ports import LocalPortCache
 from kbridge.errors import KernelError, KernelStartError
 from kbridge.kernels.logs import KernelLog
 from kbridge.kernels.restarter import Restarter, until_dead
 
 __all__ = ["BridgeKernel"]
 
-# sockaddr_un holds 108 bytes on Linux, 104 on macOS; libzmq appends nothing to the path.
-_IPC_PATH_LIMIT = 103
 
-
-class BridgeKernel(AsyncKernelManager):
+class BridgeKernel(ConnectionFileMethods, AsyncKernelManager):
     """A kernel: its process, its connection file and its log.
+
+    Connection files and ports are `kbridge.connect`'s, not jupyter_client's.
 
     Attributes
     ----------
@@ -42,6 +45,10 @@ class BridgeKernel(AsyncKernelManager):
     output : KernelLog
         What it wrote to stdout and stderr.
     """
+
+    @default("cache_ports")
+    def _default_cache_ports(self) -> bool:
+        return False  # or its provisioner would choose them, from a cache of jupyter_client's
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -90,18 +97,31 @@ class BridgeKernel(AsyncKernelManager):
             As `start`.
         """
         if newports:
+            self._return_ports()
             self.cleanup_random_ports()
         await self._start(**(self._launch_args or {}))
 
     async def _start(self, **kwargs: Any) -> None:
-        if self.transport == "ipc" and len(f"{self.ip}-99") > _IPC_PATH_LIMIT:
-            raise KernelStartError(f"{self.ip} is too long for the path of a unix socket")
         try:
+            self._choose_ports()
             await self.start_kernel(**kwargs)
         except Exception as error:  # provisioners are third parties
             reason = f"Kernel {self.kernel_name} could not be started: {error}"
             raise KernelStartError(reason, self.output.tail()) from error
         self.failed = False
+
+    def _choose_ports(self) -> None:
+        """Choose the ports that nobody has; other kernels of ours get others."""
+        if self.transport == "tcp":
+            self._record_random_port_names()
+            for name in port_names:
+                if not getattr(self, name):
+                    setattr(self, name, LocalPortCache.instance().find_available_port(self.ip))
+
+    def _return_ports(self) -> None:
+        if self.transport == "tcp":
+            for port in self.ports:
+                LocalPortCache.instance().return_port(port)
 
     async def _async_launch_kernel(self, kernel_cmd: list[str], **kw: Any) -> None:
         # Here rather than among the arguments of `start`: those are kept for restarts, and the
@@ -122,6 +142,8 @@ class BridgeKernel(AsyncKernelManager):
             # One that has gone already cannot be asked politely.
             now = now or not await self.is_alive()
             await self.shutdown_kernel(now=now, restart=restart)
+            if not restart:
+                self._return_ports()
         except Exception as error:  # provisioners are third parties
             raise KernelError(f"Kernel {self.kernel_id} could not be stopped: {error}") from error
 

@@ -58,6 +58,8 @@ _ALIASES: dict[str, Any] = {
     "pool": "BridgeKernelManager.pool",
     "kernel-ip": "BridgeKernelManager.kernel_ip",
     "transport": "BridgeKernelManager.transport",
+    "transport-encryption": "BridgeKernelManager.transport_encryption",
+    "attach-dir": "BridgeKernelManager.attach_dir",
     "seed-uri": "BridgeKernelManager.seed_uri",
     "cull-idle": "BridgeKernelManager.cull_idle_timeout",
 }

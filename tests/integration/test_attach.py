@@ -111,7 +111,7 @@ async def test_it_is_interrupted_by_message(serve, elsewhere):
 async def test_kernels_come_and_go_with_files_in_a_directory(serve, tmp_path, elsewhere):
     dropped = tmp_path / "dropped"
     dropped.mkdir()
-    server = serve(f"--BridgeKernelManager.attach_dir={dropped}", command=None)
+    server = serve(f"--attach-dir={dropped}", command=None)
     assert server.request("GET", "/api/kernels").json() == []
     there = dropped / elsewhere.path.name
     there.write_text(elsewhere.path.read_text())
