@@ -1,0 +1,157 @@
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import zmq
+
+from kbridge.connect import ipc, write_connection_file
+
+LISTENER = """
+import sys, zmq
+socket = zmq.Context().socket(zmq.ROUTER)
+socket.bind("ipc://" + sys.argv[1])
+print("bound", flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.fixture
+def home() -> Iterator[Path]:
+    """A directory whose name is short, wherever temporary files are."""
+    with tempfile.TemporaryDirectory(prefix="kb-", dir="/tmp") as name:
+        yield Path(name)
+
+
+def names(directory: Path) -> list[str]:
+    return sorted(path.name for path in directory.iterdir())
+
+
+def crash(path: Path) -> None:
+    """Leave the socket of a kernel that was killed."""
+    with subprocess.Popen(
+        [sys.executable, "-c", LISTENER, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as kernel:
+        assert kernel.stdout is not None
+        assert kernel.stdout.readline() == b"bound\n"
+        assert ipc.listens(str(path))
+        kernel.send_signal(signal.SIGKILL)
+        kernel.wait(30)
+    assert path.is_socket()
+
+
+@pytest.fixture
+def bound(home: Path) -> Iterator[Path]:
+    """A socket that somebody listens on."""
+    path = home / "k-ipc-1"
+    with zmq.Context() as context, context.socket(zmq.ROUTER) as router:
+        router.bind(f"ipc://{path}")
+        yield path
+
+
+def test_a_path_is_made_absolute(monkeypatch: pytest.MonkeyPatch, home: Path) -> None:
+    monkeypatch.chdir(home)
+    assert ipc.absolute("k-ipc") == str(home / "k-ipc")
+    assert ipc.absolute("./x/../k-ipc") == str(home / "k-ipc")
+    assert ipc.absolute("/somewhere/k") == "/somewhere/k"
+    assert ipc.absolute("@abstract") == "@abstract"
+    assert ipc.beside("/run/kernel-1.json") == "/run/kernel-1-ipc"
+    assert ipc.beside("kernel-1") == str(home / "kernel-1-ipc")
+
+
+def test_the_limit_is_zeromqs(home: Path) -> None:
+    longest = str(home / "x").ljust(ipc.LIMIT, "x")
+    with zmq.Context() as context, context.socket(zmq.ROUTER) as router:
+        router.bind(f"ipc://{longest}")
+        with pytest.raises(zmq.ZMQError, match=str(ipc.LIMIT)):
+            router.bind(f"ipc://{longest}x")
+
+
+def test_a_path_that_is_too_long_is_refused_with_advice() -> None:
+    assert ipc.checked("a" * (ipc.LIMIT - 2), 1) == "a" * (ipc.LIMIT - 2) + "-1"
+    with pytest.raises(ValueError, match=rf"{ipc.LIMIT} bytes here.*JUPYTER_RUNTIME_DIR"):
+        ipc.checked("a" * (ipc.LIMIT - 2), 10)
+    with pytest.raises(ValueError, match=f"has {ipc.LIMIT + 1}"):
+        ipc.checked("ü" * (ipc.LIMIT // 2), 1)
+
+
+def test_nothing_is_written_for_a_path_that_is_too_long(home: Path) -> None:
+    with pytest.raises(ValueError, match="JUPYTER_RUNTIME_DIR"):
+        write_connection_file(str(home / "k.json"), transport="ipc", ip="a" * ipc.LIMIT)
+    with pytest.raises(ValueError, match="JUPYTER_RUNTIME_DIR"):
+        write_connection_file(
+            str(home / "k.json"), transport="ipc", ip="a" * ipc.LIMIT, shell_port=3
+        )
+    assert not names(home)
+
+
+def test_who_listens_is_heard(bound: Path) -> None:
+    assert ipc.listens(str(bound))
+    assert not ipc.remove_stale(str(bound))
+    assert bound.is_socket()
+
+
+def test_a_busy_listener_is_one(home: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as listener, socket.socket(socket.AF_UNIX) as caller:
+        listener.bind(str(home / "busy"))
+        listener.listen(0)
+        caller.setblocking(False)
+        caller.connect(str(home / "busy"))
+        assert ipc.listens(str(home / "busy"))
+
+
+def test_what_a_killed_kernel_left_is_removed(home: Path) -> None:
+    path = home / "k-ipc-1"
+    crash(path)
+    assert not ipc.listens(str(path))
+    assert ipc.remove_stale(str(path))
+    assert not path.exists()
+    assert not ipc.remove_stale(str(path))
+
+
+def test_what_is_no_socket_is_left(home: Path) -> None:
+    (home / "k-ipc-1").write_text("mine")
+    (home / "k-ipc-2").symlink_to(home / "nowhere")
+    assert not ipc.remove_stale(str(home / "k-ipc-1"))
+    assert not ipc.remove_stale(str(home / "k-ipc-2"))
+    assert names(home) == ["k-ipc-1", "k-ipc-2"]
+
+
+def test_the_socket_of_another_user_is_left(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket(socket.AF_UNIX) as dead:
+        dead.bind(str(home / "k-ipc-1"))
+    monkeypatch.setattr(os, "geteuid", lambda: os.getuid() + 1)
+    assert not ipc.remove_stale(str(home / "k-ipc-1"))
+    assert (home / "k-ipc-1").exists()
+
+
+def test_numbers_are_the_smallest_that_are_free(bound: Path, home: Path) -> None:
+    (home / "k-ipc-3").write_text("mine")
+    crash(home / "k-ipc-4")
+    assert ipc.pick_numbers(str(home / "k-ipc"), 3, taken=[5]) == [2, 4, 6]
+    assert not (home / "k-ipc-4").exists()
+    assert bound.exists()
+
+
+def test_the_same_path_is_there_again_after_a_crash(home: Path) -> None:
+    crash(home / "k-ipc-2")
+    _, info = write_connection_file(str(home / "k.json"), transport="ipc", shell_port=2)
+    assert info["shell_port"] == 2
+    assert not (home / "k-ipc-2").exists()
+
+
+def test_a_directory_is_swept_of_what_is_old_dead_and_ours(bound: Path, home: Path) -> None:
+    old, young, other = home / "j-ipc-1", home / "j-ipc-2", home / "socket"
+    for path in (old, young, other):
+        with socket.socket(socket.AF_UNIX) as dead:
+            dead.bind(str(path))
+    for path in (old, other, bound):
+        os.utime(path, (0, 0))
+    assert ipc.sweep(str(home)) == [str(old)]
+    assert names(home) == ["j-ipc-2", "k-ipc-1", "socket"]
+    assert ipc.sweep(str(home / "missing")) == []
