@@ -132,6 +132,7 @@ class Clients:
             if self._resume_timeout > 0:
                 client.parked = attachment.delivered
             self._parked[client.session_id] = client
+            self._parked.move_to_end(client.session_id)
             if len(self._parked) > _REMEMBERED:
                 session_id, oldest = self._parked.popitem(last=False)
                 oldest.parked = None

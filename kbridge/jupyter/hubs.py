@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from typing import Any
+from typing import Any, Final
 
 from kbridge.hub.hub import Hub
 from kbridge.hub.settings import HubSettings
@@ -12,6 +12,8 @@ from kbridge.hub.table import HubTable
 from kbridge.jupyter.watch import KernelWatch
 
 __all__ = ["JupyterHubs"]
+
+_SWEEP_SECONDS: Final = 5.0
 
 
 class JupyterHubs(HubTable):
@@ -35,6 +37,7 @@ class JupyterHubs(HubTable):
         self._kernels = kernels
         self._watches: dict[str, KernelWatch] = {}
         self._closing: set[asyncio.Task[None]] = set()
+        self._sweeper: asyncio.Task[None] | None = None
 
     def open_for(self, kernel: Any) -> Hub:
         """The hub of a kernel, made where there is none.
@@ -53,6 +56,8 @@ class JupyterHubs(HubTable):
             return known.hub
         hub = self.open(kernel_id, kernel.get_connection_info())
         self._watches[kernel_id] = KernelWatch(hub, kernel, self._kernels, self._on_gone)
+        if self._sweeper is None or self._sweeper.done():
+            self._sweeper = asyncio.ensure_future(self._sweep())
         return hub
 
     async def close(self, kernel_id: str) -> None:
@@ -65,8 +70,21 @@ class JupyterHubs(HubTable):
     async def aclose(self) -> None:
         """Close all; may be called twice."""
         await super().aclose()
+        if self._sweeper is not None:
+            self._sweeper.cancel()
+            self._ending({self._sweeper})
         while self._closing:
             await asyncio.wait(self._closing)
+
+    async def _sweep(self) -> None:
+        """Let go of kernels that left the manager with their processes running, as they may."""
+        missed: set[KernelWatch] = set()
+        while self._watches:
+            await asyncio.sleep(_SWEEP_SECONDS)
+            missing = {watch for watch in self._watches.values() if watch.missing}
+            for watch in missing & missed:
+                self._on_gone(watch)
+            missed = missing
 
     def _on_gone(self, watch: KernelWatch) -> None:
         if self._watches.get(watch.hub.kernel_id) is not watch:

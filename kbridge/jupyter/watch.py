@@ -71,6 +71,11 @@ class KernelWatch:
             return self.hub.timed_out or not self.hub.ready
         return not self._is_known()
 
+    @property
+    def missing(self) -> bool:
+        """Whether the manager does not have the kernel now; under a restart, for a moment."""
+        return not self._is_known()
+
     def close(self) -> set[asyncio.Task[None]]:
         """Watch no more; may be called twice.
 

@@ -176,3 +176,12 @@ def test_one_that_is_connected_is_not_forgotten_with_its_old_place(clients, monk
     again = attach(clients, "s", 50)
     assert again.client is older.client
     assert again.place == at(50)
+
+
+def test_who_goes_again_holds_from_then_on(clients) -> None:
+    older, newest = attach(clients, "s"), attach(clients, "s")
+    clients.detach(newest, now=0.0)
+    clients.detach(attach(clients, "another", 40), now=1.0)
+    older.delivered = at(10)
+    clients.detach(older, now=2 * HOUR)
+    assert clients.slowest(2 * HOUR + 1, 50) == 10

@@ -10,10 +10,14 @@ import pytest
 from kbridge.errors import HubClosed
 from kbridge.hub import hub as hub_module
 from kbridge.hub.settings import HubSettings
+from kbridge.jupyter import hubs as hubs_module
 from kbridge.jupyter import watch as watch_module
 from kbridge.jupyter.hubs import JupyterHubs
 from kbridge.link.memory import MemoryClient, MemoryKernel
+from kbridge.wire.build import build
 from kbridge.wire.dialects import V1
+from kbridge.wire.message import Channel
+from kbridge.wire.zmq import serialize
 from tests.jupyter.rig import PORTS, FakeKernel, FakeKernels, until
 
 
@@ -37,6 +41,7 @@ class Hubs(JupyterHubs):
 def kernels(monkeypatch: pytest.MonkeyPatch) -> FakeKernels:
     monkeypatch.setattr(watch_module, "_LOOK_SECONDS", 0.001)
     monkeypatch.setattr(hub_module, "_FLUSH_TIMEOUT", 0.001)
+    monkeypatch.setattr(hubs_module, "_SWEEP_SECONDS", 0.005)
     return FakeKernels(FakeKernel("one"), FakeKernel("two"))
 
 
@@ -124,3 +129,13 @@ async def test_a_kernel_whose_ports_are_not_known_has_no_hub(hubs, kernels) -> N
         hubs.open_for(kernels["one"])
     assert len(hubs) == hubs.watches() == 0
     assert kernels["one"].listeners() == 0
+
+
+async def test_a_kernel_that_leaves_the_manager_alive_is_let_go_of_too(hubs, kernels) -> None:
+    one = hubs.open_for(kernels["one"])
+    welcome = build(Channel.IOPUB, "iopub_welcome", {"subscription": ""}, session="k", date="now")
+    hubs.links[0].say(Channel.IOPUB, serialize(welcome, one.signer))
+    assert one.ready
+    kernels.pop("one")  # and nobody hangs up
+    await until(lambda: one.closed)
+    assert hubs.get("one") is None
