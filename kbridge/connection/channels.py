@@ -124,7 +124,12 @@ class ZMQChannelsWebsocketConnection(MessagePipeline, KernelInfo):
     # -- settings ---------------------------------------------------------------------------
 
     @classmethod
-    def hub_settings(cls, config: Config | None = None, manager: Any = None) -> HubSettings:
+    def hub_settings(
+        cls,
+        config: Config | None = None,
+        manager: Any = None,
+        connection: ZMQChannelsWebsocketConnection | None = None,
+    ) -> HubSettings:
         """The settings of the hubs that a configuration asks for.
 
         Parameters
@@ -134,8 +139,10 @@ class ZMQChannelsWebsocketConnection(MessagePipeline, KernelInfo):
         manager : optional
             The manager of all kernels, whose `allowed_message_types`, `allow_tracebacks`,
             `traceback_replacement_message` and `kernel_info_timeout` count, as in Jupyter Server.
+        connection : optional
+            One whose traits count, in place of the configuration.
         """
-        one = cls(config=config or Config())
+        one = connection or cls(config=config or Config())
         chosen: dict[str, Any] = {
             name: getattr(one, name)
             for name in (
@@ -279,6 +286,8 @@ class ZMQChannelsWebsocketConnection(MessagePipeline, KernelInfo):
         attachment, self._attachment = self._attachment, None
         if attachment is not None and self._hub is not None:
             self._hub.detach(attachment)
+            if isinstance(attachment.link, HookedClient):
+                attachment.link.abandon()
             self._notify("notify_disconnect")
         if not self._close_future.done():
             self._close_future.set_result(None)
@@ -324,10 +333,13 @@ class ZMQChannelsWebsocketConnection(MessagePipeline, KernelInfo):
         self._room = self.hub.submit(self._attachment, msg)
         return self._room
 
-    def _deliver(self, msg: Message) -> None:
+    def _deliver(self, msg: Message) -> Any:
         channel = self.channels.get(str(msg.channel))
-        if channel is not None:  # else a hook has detached the websocket in mid-batch
-            self.handle_outgoing_message(channel, serialize(msg, self.hub.signer))
+        if channel is None:
+            return None  # a hook has detached the websocket in mid-batch
+        # A coroutine, where an override is one.
+        deliver: Any = self.handle_outgoing_message
+        return deliver(channel, serialize(msg, self.hub.signer))
 
     # -- the kernel's life ------------------------------------------------------------------
 

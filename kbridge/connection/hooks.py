@@ -8,8 +8,10 @@ them, one by one.
 
 from __future__ import annotations
 
+import asyncio
+import inspect
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from typing import Any
 
 from tornado.websocket import WebSocketClosedError
@@ -35,6 +37,8 @@ OUTGOING = (
 INCOMING = ("handle_incoming_message",)
 """What a message from the client passes."""
 
+_LOST = "a message was lost in a method of a subclass"
+
 INFO = ("request_kernel_info", "_handle_kernel_info_reply", "_finish_kernel_info")
 """What asks for kernel_info, and what takes it."""
 
@@ -55,22 +59,24 @@ class HookedClient:
         The websocket. Nothing more is handed over while it has not written what the connection
         made of the last batch.
     deliver : callable
-        Takes a message. What it raises is logged, and costs that message only.
+        Takes a message. What it raises is logged, and costs that message only. If it returns an
+        awaitable, the next message waits for that.
     log : logging.Logger or adapter
         Where to say so.
     """
 
-    __slots__ = ("_deliver", "_link", "_log")
+    __slots__ = ("_deliver", "_link", "_log", "_task")
 
     def __init__(
         self,
         link: StreamClient,
-        deliver: Callable[[Message], None],
+        deliver: Callable[[Message], Any],
         log: logging.Logger | logging.LoggerAdapter[Any],
     ) -> None:
         self._link = link
         self._deliver = deliver
         self._log = log
+        self._task: asyncio.Future[None] | None = None  # the loop itself holds tasks but weakly
 
     @property
     def on_writable(self) -> Callable[[], None]:
@@ -91,14 +97,37 @@ class HookedClient:
 
         A subclass's code runs here, so whatever it raises is caught.
         """
-        for payload in frames.payloads(data):
+        return self._hand_over(frames.payloads(data))
+
+    def _hand_over(self, payloads: Iterator[bytes]) -> bool:
+        for payload in payloads:
             try:
-                self._deliver(v1.split(payload))
+                waiting = self._deliver(v1.split(payload))
             except WebSocketClosedError:
                 return False
             except Exception:  # noqa: BLE001  # somebody else's code
-                self._log.exception("a message was lost in a method of a subclass")
+                self._log.exception(_LOST)
+                continue
+            if inspect.isawaitable(waiting):
+                self._task = asyncio.ensure_future(self._go_on(waiting, payloads))
+                return False
         return self._link.write(b"")
+
+    async def _go_on(self, waiting: Awaitable[Any], payloads: Iterator[bytes]) -> None:
+        """Hand over the rest when an override that is a coroutine is done: one at a time."""
+        try:
+            await waiting
+        except WebSocketClosedError:
+            return
+        except Exception:  # noqa: BLE001  # somebody else's code
+            self._log.exception(_LOST)
+        if not self.closed and self._hand_over(payloads):
+            self.on_writable()
+
+    def abandon(self) -> None:
+        """Hand over nothing more, and end a coroutine that is at work on a message."""
+        if self._task is not None:
+            self._task.cancel()
 
     def close(self, code: int, reason: str) -> None:
         """Close the websocket."""

@@ -158,6 +158,16 @@ class Journal:
             self._pop()
         self._compact()
 
+    def clear(self) -> None:
+        """Forget everything, whoever has yet to read it."""
+        self._frames.clear()
+        self._audience.clear()
+        self._state.clear()
+        self._keepsakes.clear()
+        self._base = self._first = self.next_seq
+        self._dense_bytes = self._keepsake_bytes = 0
+        self._last_lost = b""
+
     # -- reading ----------------------------------------------------------------------------
 
     @property

@@ -334,6 +334,9 @@ class Hub:
         for attachment in list(self._clients.attachments):
             attachment.link.close(code, reason)
             self.detach(attachment)
+        # Whoever still holds a closed hub, as timers and contexts may, holds nothing of weight.
+        self.journal.clear()
+        self._delivery.forget()
 
     def statistics(self) -> dict[str, Any]:
         """What is held, by its owner."""

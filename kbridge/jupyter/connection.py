@@ -33,8 +33,10 @@ class ZMQChannelsWebsocketConnection(  # type: ignore[misc]  # traits of the sam
     async def close_all(cls) -> None:
         """Disconnect every websocket, and let go of every kernel, as a server does at its end."""
         await super().close_all()
+        loop = asyncio.get_running_loop()
         for table in list(cls._tables):
-            await table.aclose()
+            if table.loop is loop:
+                await table.aclose()
 
     async def prepare(self) -> None:
         """Do what comes before the websocket opens.
@@ -68,7 +70,8 @@ class ZMQChannelsWebsocketConnection(  # type: ignore[misc]  # traits of the sam
         hubs = settings.get(channels.HUBS)
         if hubs is None:
             manager = self.multi_kernel_manager
-            hubs = JupyterHubs(manager, type(self).hub_settings(self.config, manager), self.log)
+            chosen = type(self).hub_settings(self.config, manager, self)
+            hubs = JupyterHubs(manager, chosen, self.log)
             settings[channels.HUBS] = hubs
             self._tables.add(hubs)
         assert isinstance(hubs, JupyterHubs)

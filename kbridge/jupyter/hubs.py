@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import logging
 from typing import Any, Final
 
@@ -25,6 +26,11 @@ class JupyterHubs(HubTable):
         The manager of all kernels.
     settings, log
         As for `HubTable`.
+
+    Attributes
+    ----------
+    loop : asyncio.AbstractEventLoop
+        The one that it was made on, and that its hubs live on.
     """
 
     def __init__(
@@ -34,6 +40,7 @@ class JupyterHubs(HubTable):
         log: logging.Logger | logging.LoggerAdapter[Any],
     ) -> None:
         super().__init__(settings, log=log)
+        self.loop = asyncio.get_running_loop()
         self._kernels = kernels
         self._watches: dict[str, KernelWatch] = {}
         self._closing: set[asyncio.Task[None]] = set()
@@ -54,6 +61,10 @@ class JupyterHubs(HubTable):
         known = self._watches.get(kernel_id)
         if known is not None:
             return known.hub
+        # What begins here outlives the request in whose context we are, and must not hold it.
+        return contextvars.Context().run(self._open_and_watch, kernel_id, kernel)
+
+    def _open_and_watch(self, kernel_id: str, kernel: Any) -> Hub:
         hub = self.open(kernel_id, kernel.get_connection_info())
         self._watches[kernel_id] = KernelWatch(hub, kernel, self._kernels, self._on_gone)
         if self._sweeper is None or self._sweeper.done():

@@ -21,8 +21,9 @@ from kbridge.connect.files import port_names
 from kbridge.connect.methods import ConnectionFileMethods
 from kbridge.connect.ports import LocalPortCache
 from kbridge.errors import KernelError, KernelStartError
+from kbridge.kernels.death import until_dead
 from kbridge.kernels.logs import KernelLog
-from kbridge.kernels.restarter import Restarter, until_dead
+from kbridge.kernels.restarter import Restarter
 
 __all__ = ["BridgeKernel"]
 
@@ -182,7 +183,10 @@ class BridgeKernel(ConnectionFileMethods, AsyncKernelManager):
             self.output.trim()
             return bool(await self.is_alive())
 
-        await until_dead(is_alive, interval)
+        # Of other provisioners nobody knows whose pid theirs is.
+        process = getattr(self.provisioner, "process", None)
+        pid = process.pid if isinstance(process, subprocess.Popen) else None
+        await until_dead(is_alive, interval, pid)
 
     async def epitaph(self) -> str:
         """One sentence on how the process ended."""

@@ -1,12 +1,10 @@
 """Kernels that die unasked are started again, up to a limit.
 
-`Attempts` decides and knows no clock; `Restarter` waits and acts. How a death is noticed is
-`until_dead` alone: today it polls.
+`Attempts` decides and knows no clock; `Restarter` waits and acts.
 """
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable
@@ -16,15 +14,7 @@ from enum import Enum
 from kbridge.errors import KernelError
 from kbridge.kernels.tasks import spawn, stop
 
-__all__ = ["Attempts", "Restarter", "Verdict", "until_dead"]
-
-
-async def until_dead(is_alive: Callable[[], Awaitable[bool]], interval: float) -> None:
-    """Return when `is_alive` is false; it is asked every `interval` seconds, first after one."""
-    while True:
-        await asyncio.sleep(interval)
-        if not await is_alive():
-            return
+__all__ = ["Attempts", "Restarter", "Verdict"]
 
 
 class Verdict(Enum):

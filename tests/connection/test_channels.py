@@ -596,3 +596,19 @@ async def test_kernel_info_is_waited_for_as_long_as_the_setting_says(house) -> N
     made, _ = await house.open(kernel_info_timeout=0.0)
     assert await made.request_kernel_info() == {}
     assert await asyncio.wrap_future(made._kernel_info_future) == {}
+
+
+class Particular(ZMQChannelsWebsocketConnection):
+    """One that can only be made as a server makes it."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        assert self.websocket_handler is not None
+        self.journal_limit = 12345
+
+
+async def test_the_traits_of_a_connection_may_count_instead_of_the_configuration(house) -> None:
+    handler = Handler(house.hubs)
+    house.handlers.append(handler)
+    made = Particular(parent=Kernel(parent=house.kernels), websocket_handler=handler)
+    assert Particular.hub_settings(Config(), house.kernels, made).journal_limit == 12345

@@ -1,5 +1,6 @@
 """The slow way of a websocket whose connection has methods of its own: one message at a time."""
 
+import asyncio
 import logging
 from types import SimpleNamespace
 from typing import Any
@@ -139,3 +140,52 @@ def test_a_method_that_was_set_on_the_instance_counts() -> None:
     connection.one = SimpleNamespace()
     assert overridden(connection, Base, ("one",))
     assert not overridden(Base(), Base, ("one",))
+
+
+class Slow(Desk):
+    """A connection whose hook is a coroutine: it writes when it is let go on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.go_on = asyncio.Event()
+
+    def deliver(self, msg: Message) -> Any:
+        return self.late(msg)
+
+    async def late(self, msg: Message) -> None:
+        await self.go_on.wait()
+        super().deliver(msg)
+
+
+async def test_a_hook_that_is_a_coroutine_is_awaited_message_by_message() -> None:
+    desk, done = Slow(), asyncio.Event()
+    desk.client.on_writable = done.set
+    assert not desk.write(stream("one"), stream("two"), stream("three"))
+    assert desk.got == []
+    desk.go_on.set()
+    async with asyncio.timeout(20):
+        await done.wait()
+    assert texts(desk.link) == ["one", "two", "three"]
+
+
+async def test_what_a_coroutine_raises_costs_its_message_alone(caplog) -> None:
+    desk, done = Slow(), asyncio.Event()
+    desk.client.on_writable = done.set
+    desk.fault[0] = RuntimeError("a fault of the subclass")
+    desk.go_on.set()
+    assert not desk.write(stream("one"), stream("two"))
+    async with asyncio.timeout(20):
+        await done.wait()
+    assert texts(desk.link) == ["two"]
+    assert "a fault of the subclass" in caplog.text
+
+
+async def test_a_coroutine_ends_with_its_websocket() -> None:
+    desk = Slow()
+    assert not desk.write(stream("one"))
+    task = desk.client._task
+    assert task is not None
+    desk.client.abandon()
+    await asyncio.gather(task, return_exceptions=True)
+    assert task.cancelled()
+    assert desk.got == []

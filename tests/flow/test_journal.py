@@ -170,3 +170,19 @@ def test_long_runs_keep_the_ring_small() -> None:
             journal.trim(place.seq)
     assert len(journal._frames) < 5_000
     assert not [seq for seq in journal._state if seq < journal.first_seq]
+
+
+def test_a_cleared_journal_holds_nothing_and_goes_on() -> None:
+    journal = Journal(100, 100)
+    start = journal.end()
+    for i in range(30):
+        journal.append(b"%010d" % i, audience=i % 3, state=i % 2 == 0)
+    journal.clear()
+    assert journal.nbytes == 0
+    assert not any((journal._frames, journal._audience, journal._state, journal._keepsakes))
+    place = journal.end()
+    journal.append(b"next", state=True)
+    got, gaps, _ = read_all(journal, place)
+    assert (got, gaps) == ([b"next"], [])
+    got, (gap,), _ = read_all(journal, start)
+    assert (got, gap.messages) == ([b"next"], 30)

@@ -606,3 +606,12 @@ KERNEL_ELSEWHERE = {
     "control_port": 14,
     "key": b"a key that is no secret",
 }
+
+
+async def test_a_closed_hub_holds_nothing_of_what_its_kernel_said(rig) -> None:
+    for i in range(100):
+        rig.hub.say(rig.hub.notices.stderr(f"{i}"))
+    assert rig.hub.journal.nbytes > 0
+    await rig.hub.aclose()
+    assert rig.hub.journal.nbytes == 0
+    assert not rig.hub._delivery._kept

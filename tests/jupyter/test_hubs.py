@@ -1,7 +1,10 @@
 """The table of hubs of kernels whose life Jupyter Server's manager leads."""
 
 import asyncio
+import contextvars
+import gc
 import logging
+import weakref
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -139,3 +142,28 @@ async def test_a_kernel_that_leaves_the_manager_alive_is_let_go_of_too(hubs, ker
     kernels.pop("one")  # and nobody hangs up
     await until(lambda: one.closed)
     assert hubs.get("one") is None
+
+
+async def test_no_request_is_held_by_what_outlives_it(hubs, kernels) -> None:
+    request: contextvars.ContextVar[object] = contextvars.ContextVar("request")
+
+    class Request:
+        pass
+
+    made = Request()
+    seen = weakref.ref(made)
+    context = contextvars.copy_context()
+    context.run(request.set, made)
+    context.run(hubs.open_for, kernels["one"])
+    del context, made
+    gc.collect()
+    assert seen() is None
+
+
+async def test_an_absence_of_one_look_is_forgiven(hubs, kernels) -> None:
+    one = hubs.open_for(kernels["one"])
+    welcome = build(Channel.IOPUB, "iopub_welcome", {"subscription": ""}, session="k", date="now")
+    hubs.links[0].say(Channel.IOPUB, serialize(welcome, one.signer))
+    kernels.absences, kernels.asked = 1, 0
+    await until(lambda: kernels.asked > 5)
+    assert not one.closed

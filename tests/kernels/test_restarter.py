@@ -2,7 +2,7 @@ import asyncio
 import logging
 
 from kbridge.errors import KernelStartError
-from kbridge.kernels.restarter import Attempts, Restarter, Verdict, until_dead
+from kbridge.kernels.restarter import Attempts, Restarter, Verdict
 
 LOG = logging.getLogger()
 
@@ -25,17 +25,6 @@ def test_a_stable_kernel_keeps_its_ports_and_counts_anew():
 
 def test_limit_zero_never_restarts():
     assert Attempts(limit=0, stable_time=10, started=0).died(100) is Verdict.GIVE_UP
-
-
-async def test_until_dead_looks_until_it_is():
-    looks = iter([True, True, False])
-
-    async def is_alive():
-        return next(looks)
-
-    async with asyncio.timeout(20):
-        await until_dead(is_alive, 0.001)
-    assert not list(looks)
 
 
 async def test_a_restart_that_fails_counts_and_the_limit_ends_it(caplog):
