@@ -252,15 +252,18 @@ class ZMQChannelsWebsocketConnection(MessagePipeline, KernelInfo):
             self.select_subprotocol([self.subprotocol or ""])
         link, dialect = self._link()
         self.create_stream()
-        self._attachment = self.hub.attach(link, dialect, self.session_id)
-        self._attachment.announced = self._on_announced
+        attachment = self.hub.attach(link, dialect, self.session_id)
+        done: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        done.set_result(None)
+        if self.trait_has_value("_close_future") and self._close_future.done():
+            self.hub.detach(attachment)  # a hook has detached it already, on what it was given
+            return done
+        self._attachment = attachment
+        attachment.announced = self._on_announced
         self._open_sockets.add(self)
         self._notify("notify_connect")
         if self._overrides(("nudge",)):
-            nudged: asyncio.Future[Any] = asyncio.ensure_future(self.nudge())
-            return nudged
-        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        done.set_result(None)
+            done = asyncio.ensure_future(self.nudge())
         return done
 
     def _link(self) -> tuple[ClientLink, Dialect]:

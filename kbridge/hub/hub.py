@@ -180,11 +180,6 @@ class Hub:
         self.activity.touch(self._clock.wall(), msg_type)
         return self._requests.submit(msg, attachment.client.number)
 
-    def tell(self, attachment: Attachment, msg: Message) -> None:
-        """Say something to one client, in order with what the kernel says."""
-        self._intake.append(msg, attachment.client.number)
-        self.on_drained()
-
     def say(self, msg: Message) -> None:
         """Say something to all clients, in order with what the kernel says."""
         self._intake.append(msg)

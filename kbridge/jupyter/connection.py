@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import weakref
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from jupyter_server.services.kernels.connection.base import BaseKernelWebsocketConnection
 from tornado import web
 
 from kbridge.connection import channels
+from kbridge.errors import HubClosed, KbridgeError
 from kbridge.hub.hub import Hub
 from kbridge.jupyter.handler import equip
 from kbridge.jupyter.hubs import JupyterHubs
@@ -52,6 +53,22 @@ class ZMQChannelsWebsocketConnection(  # type: ignore[misc]  # traits of the sam
         await self._wait_for_process()
         await super().prepare()
         equip(self.websocket_handler, self)
+
+    def connect(self) -> asyncio.Future[Any]:  # type: ignore[override]  # a Future, as there
+        """Attach the websocket to the kernel; close it where there is none any more.
+
+        What escaped from here Tornado would log with the URL of the request, and the token in it.
+        """
+        try:
+            return super().connect()
+        except (KbridgeError, ValueError) as error:
+            fault = error if isinstance(error, KbridgeError) else HubClosed(str(error))
+            self.log.warning("no way to kernel %s: %s", self.kernel_id, fault.reason)
+            self.disconnect()
+            self.websocket_handler.close(fault.close_code, fault.reason[:100])
+        done: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        done.set_result(None)
+        return done
 
     async def _wait_for_process(self) -> None:
         kernel = self.kernel_manager

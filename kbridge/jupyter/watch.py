@@ -188,7 +188,8 @@ class KernelWatch:
         if changed or activity.last_activity - self._activity >= _ACTIVITY_SECONDS:
             self._activity = activity.last_activity
             when = datetime.fromtimestamp(self._activity, UTC)
-            self._kernels.last_kernel_activity = kernel.last_activity = when
+            kernel.last_activity = when
+            self._kernels.last_kernel_activity = max(when, self._kernels.last_kernel_activity)
 
     def _is_known(self) -> bool:
         kernel_id = self.hub.kernel_id

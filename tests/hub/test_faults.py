@@ -110,13 +110,13 @@ async def test_a_message_that_is_hardly_one_passes_as_it_came(rig) -> None:
     assert [len(frames_of(c.written)) for c in clients] == [5, 5]
 
 
-async def test_what_is_told_to_one_client_is_kept_as_long_as_it_carries_state(make_rig) -> None:
+async def test_what_is_for_one_client_is_kept_as_long_as_it_carries_state(make_rig) -> None:
     rig = make_rig(journal_limit=20_000, history_limit=0)
     rig.prove()
     client, attached = rig.attach()
     client.stalled = True
     rig.say(rig.stream("on its way"))
-    rig.hub.tell(attached, rig.hub.notices.status("restarting"))
+    rig.hub._intake.append(rig.hub.notices.status("restarting"), attached.client.number)
     for i in range(500):
         rig.say(rig.stream(f"{i:0100}"))
     client.resume()

@@ -10,7 +10,7 @@ from kbridge.wire.dialects import LEGACY
 from kbridge.wire.message import Channel
 from kbridge.wire.signing import Signer
 from kbridge.wire.zmq import serialize
-from tests.hub.rig import frames_of, received, texts
+from tests.hub.rig import INFO, frames_of, received, texts
 
 
 async def test_nothing_is_sent_before_the_kernel_has_proven_itself(make_rig) -> None:
@@ -615,3 +615,17 @@ async def test_a_closed_hub_holds_nothing_of_what_its_kernel_said(rig) -> None:
     await rig.hub.aclose()
     assert rig.hub.journal.nbytes == 0
     assert not rig.hub._delivery._kept
+
+
+async def test_who_was_linked_anew_is_not_taken_for_a_successor(make_rig) -> None:
+    """Whoever relinks a hub has said what there was to say."""
+    rig = make_rig()
+    rig.prove()
+    client, _ = rig.attach()
+    rig.kernel.disconnect()
+    rig.hub.reconnect(INFO)
+    for process in ("the-second", "the-third"):
+        rig.process = process
+        (probe, *_) = rig.probes()
+        rig.say(rig.message(probe.channel, "kernel_info_reply", {}, probe.header))
+    assert states(client) == []

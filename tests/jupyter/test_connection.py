@@ -1,0 +1,39 @@
+"""What our class does for Jupyter Server beyond what it does for ours."""
+
+from __future__ import annotations
+
+import pytest
+
+from kbridge.jupyter import ZMQChannelsWebsocketConnection
+
+pytestmark = [
+    pytest.mark.parametrize("impl", ["jupyter"], indirect=True),
+    pytest.mark.parametrize("dialect", ["v1"], indirect=True),
+]
+
+
+async def test_a_kernel_without_ports_closes_its_websocket_and_nothing_escapes(
+    world, monkeypatch, caplog
+) -> None:
+    monkeypatch.setattr(world.kernel, "get_connection_info", dict)
+    conn, handler = await world.prepare()
+    await handler.open("a-kernel")
+    assert handler.closes == [(1012, "the connection info has no shell_port")]
+    assert conn not in ZMQChannelsWebsocketConnection._open_sockets
+    assert "no way to kernel" in caplog.text
+    assert world.kernels._kernel_connections == {conn.kernel_id: 0}
+
+
+async def test_a_hook_that_detaches_on_what_it_is_given_first_leaves_nothing_attached(
+    world,
+) -> None:
+    class Hasty(world.base):
+        def handle_outgoing_message(self, stream, outgoing_msg) -> None:
+            self.disconnect()
+
+    first, _ = await world.open()
+    first.disconnect()
+    world.say(world.stream("missed"))
+    hasty, _ = await world.open(Hasty)
+    assert hasty._attachment is None
+    assert hasty.hub.connections == 0
