@@ -11,7 +11,8 @@ from __future__ import annotations
 import asyncio
 import inspect
 import logging
-from collections.abc import Awaitable, Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from typing import Any
 
 from tornado.websocket import WebSocketClosedError
@@ -65,7 +66,7 @@ class HookedClient:
         Where to say so.
     """
 
-    __slots__ = ("_deliver", "_link", "_log", "_task")
+    __slots__ = ("_deliver", "_link", "_log", "_waiting")
 
     def __init__(
         self,
@@ -76,7 +77,7 @@ class HookedClient:
         self._link = link
         self._deliver = deliver
         self._log = log
-        self._task: asyncio.Future[None] | None = None  # the loop itself holds tasks but weakly
+        self._waiting: asyncio.Future[Any] | None = None  # the loop itself holds tasks but weakly
 
     @property
     def on_writable(self) -> Callable[[], None]:
@@ -109,25 +110,24 @@ class HookedClient:
                 self._log.exception(_LOST)
                 continue
             if inspect.isawaitable(waiting):
-                self._task = asyncio.ensure_future(self._go_on(waiting, payloads))
+                self._waiting = asyncio.ensure_future(waiting)
+                self._waiting.add_done_callback(partial(self._go_on, payloads))
                 return False
         return self._link.write(b"")
 
-    async def _go_on(self, waiting: Awaitable[Any], payloads: Iterator[bytes]) -> None:
-        """Hand over the rest when an override that is a coroutine is done: one at a time."""
-        try:
-            await waiting
-        except WebSocketClosedError:
+    def _go_on(self, payloads: Iterator[bytes], done: asyncio.Future[Any]) -> None:
+        """Hand over the rest, after an override that is a coroutine: one at a time."""
+        if done.cancelled() or isinstance(done.exception(), WebSocketClosedError):
             return
-        except Exception:  # noqa: BLE001  # somebody else's code
-            self._log.exception(_LOST)
+        if done.exception() is not None:
+            self._log.error(_LOST, exc_info=done.exception())
         if not self.closed and self._hand_over(payloads):
             self.on_writable()
 
     def abandon(self) -> None:
         """Hand over nothing more, and end a coroutine that is at work on a message."""
-        if self._task is not None:
-            self._task.cancel()
+        if self._waiting is not None:
+            self._waiting.cancel()
 
     def close(self, code: int, reason: str) -> None:
         """Close the websocket."""

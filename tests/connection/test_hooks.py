@@ -183,7 +183,7 @@ async def test_what_a_coroutine_raises_costs_its_message_alone(caplog) -> None:
 async def test_a_coroutine_ends_with_its_websocket() -> None:
     desk = Slow()
     assert not desk.write(stream("one"))
-    task = desk.client._task
+    task = desk.client._waiting
     assert task is not None
     desk.client.abandon()
     await asyncio.gather(task, return_exceptions=True)
