@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from jupyter_client.provisioning import local_provisioner
 
 from kbridge.connect import LocalPortCache
 from kbridge.errors import KernelStartError
@@ -26,7 +27,7 @@ print("grabbing", flush=True)
 while True:
     sock = socket.socket()
     try:
-        sock.bind(("127.0.0.1", random.randint(low, high)))
+        sock.bind(("127.0.0.2", random.randint(low, high)))
         sock.listen()
     except OSError:
         sock.close()
@@ -38,8 +39,12 @@ while True:
 
 
 @pytest.fixture
-def grabber():
-    """Another process, which takes free ports all the time."""
+def grabber(monkeypatch):
+    """Another process, which takes free ports all the time.
+
+    It does so on an address of its own, or kernels of tests that run beside would suffer.
+    """
+    monkeypatch.setattr(local_provisioner, "is_local_ip", lambda ip: ip == "127.0.0.2")
     process = subprocess.Popen([sys.executable, "-c", GRABBER], stdout=subprocess.PIPE)
     assert process.stdout is not None
     assert process.stdout.readline()
@@ -130,7 +135,7 @@ async def test_ports_are_given_to_one_kernel_and_come_back(make_manager, hubs, f
 async def test_two_hundred_starts_beside_somebody_who_grabs_ports(
     make_manager, real_hubs, spec, grabber
 ):
-    manager = make_manager(port_attempts=10, watch_interval=5.0)
+    manager = make_manager(port_attempts=10, watch_interval=5.0, kernel_ip="127.0.0.2")
     name = stub(spec)
     ids = await asyncio.gather(*(manager.start_kernel(name) for _ in range(200)))
     assert len(set(ids)) == 200
