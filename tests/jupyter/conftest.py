@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import socket
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from datetime import UTC, datetime
 from types import SimpleNamespace
 from typing import Any
@@ -448,3 +449,15 @@ async def world(impl: str, dialect: str, monkeypatch: pytest.MonkeyPatch) -> Asy
     made = World(impl, dialect, monkeypatch)
     yield made
     await made.aclose()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def tornados_loggers() -> Iterator[None]:
+    """A Jupyter Server takes Tornado's loggers over, and never gives them back."""
+    names = ("tornado", "tornado.access", "tornado.application", "tornado.general")
+    kept = [(logger, logger.__dict__.copy()) for logger in map(logging.getLogger, names)]
+    yield
+    for logger, state in kept:
+        logger.setLevel(state["level"])  # which empties the caches of what is enabled
+        for name in ("name", "parent", "propagate"):
+            setattr(logger, name, state[name])
