@@ -14,6 +14,7 @@ import json
 import os
 import secrets
 import stat
+import sys
 import tempfile
 import time
 import warnings
@@ -201,6 +202,8 @@ def _write_private(path: Path, content: bytes) -> None:
 
 def _hide(descriptor: int, path: Path) -> None:
     """See to it that only its owner can open a file, before there is anything in it."""
+    if sys.platform == "win32":
+        return  # the directory's own permissions guard it: there are no modes
     if _mode_of(descriptor) != 0o600:  # the umask took too much
         with suppress(OSError):
             os.fchmod(descriptor, 0o600)

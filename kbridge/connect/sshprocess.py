@@ -157,7 +157,7 @@ class SshProcess:
         self._take(rest.decode(errors="replace").strip())
 
     def _take(self, line: str) -> None:
-        if line == self._mark:
+        if line.endswith(self._mark):  # after a banner without an end of line, perhaps
             self._timer.cancel()
             self.ready = True
             self._words.clear()

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import stat
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from pathlib import Path
 
 from kbridge.errors import KbridgeError
@@ -49,12 +51,15 @@ class AttachDir:
         self._detach = detach
         self._interval = interval
         self._log = log
+        self._blind = False
         self._known: dict[Path, tuple[_Stamp, str | None]] = {}
         self._task = spawn(self._run(), log)
 
     async def look(self) -> None:
         """Look once."""
         there = self._scan()
+        if there is None:
+            return  # what was there is there still, for all that one can see
         for path in list(self._known):
             stamp, kernel_id = self._known[path]
             if there.get(path) != stamp:
@@ -79,17 +84,26 @@ class AttachDir:
             return await self._attach(path)
         except KbridgeError as error:
             self._log.warning("%s", error.reason)
-            return None
+        except Exception:  # noqa: BLE001 - one file must not keep the others out
+            self._log.exception("%s cannot be attached", path)
+        return None
 
-    def _scan(self) -> dict[Path, _Stamp]:
-        found: dict[Path, _Stamp] = {}
+    def _scan(self) -> dict[Path, _Stamp] | None:
+        """The connection files that are there; None where nobody can tell."""
         try:
-            for path in sorted(self._path.glob("*.json")):
-                try:
-                    status = path.stat()
-                except FileNotFoundError:  # gone meanwhile
-                    continue
-                found[path] = (status.st_ino, status.st_size, status.st_mtime_ns)
+            there = sorted(path for path in self._path.iterdir() if path.suffix == ".json")
+        except FileNotFoundError:
+            return {}
         except OSError as error:
-            self._log.warning("%s cannot be looked into: %s", self._path, error.strerror)
+            if not self._blind:
+                self._log.warning("%s cannot be looked into: %s", self._path, error.strerror)
+            self._blind = True
+            return None
+        self._blind = False
+        found: dict[Path, _Stamp] = {}
+        for path in there:
+            with suppress(OSError):  # gone meanwhile, or not to be seen
+                status = path.stat()
+                if stat.S_ISREG(status.st_mode):
+                    found[path] = (status.st_ino, status.st_size, status.st_mtime_ns)
         return found

@@ -16,6 +16,7 @@ from kbridge.errors import InvalidRequest
 __all__ = ["AttachedKernel", "kernel_id_for", "parse_connection_file", "read_connection_file"]
 
 _NEEDED: Final = ("shell_port", "iopub_port", "stdin_port", "control_port")
+_LIMIT: Final = 1 << 20
 _NAMESPACE: Final = uuid.UUID("7d0c5f3e-38a2-4c39-9d8c-6a0b1c0a4b11")  # of ids made from paths
 
 
@@ -84,7 +85,8 @@ def read_connection_file(path: Path) -> dict[str, Any]:
         If it cannot be read, or lacks what a bridge needs. Says nothing of what it holds.
     """
     try:
-        content = path.read_bytes()
+        with path.open("rb") as file:
+            content = file.read(_LIMIT + 1)
     except OSError as error:
         raise InvalidRequest(f"{path} cannot be read: {error.strerror}") from None
     return parse_connection_file(content, str(path))
@@ -98,6 +100,8 @@ def parse_connection_file(content: bytes, name: str) -> dict[str, Any]:
     InvalidRequest
         As `read_connection_file`.
     """
+    if len(content) > _LIMIT:
+        raise InvalidRequest(f"{name} is too long for a connection file")
     try:
         info = json.loads(content)
     except ValueError:

@@ -5,11 +5,12 @@ Law of this module: nothing in it ends, restarts or signals a process.
 
 from __future__ import annotations
 
+import asyncio
 import time
 from pathlib import Path
 from typing import Any
 
-from kbridge.errors import Busy, InvalidRequest, NotSupported
+from kbridge.errors import Busy, InvalidRequest, KernelError, NotSupported
 from kbridge.kernels.attach_dir import AttachDir
 from kbridge.kernels.attached import AttachedKernel, kernel_id_for, read_connection_file
 from kbridge.kernels.table import KernelTable
@@ -44,7 +45,7 @@ class AttachingTable(KernelTable):
             raise InvalidRequest(f"Kernel {kernel_id} is served already")
         try:
             self.hubs.open(kernel_id, kernel.get_connection_info())
-        except (ValueError, TypeError) as error:
+        except (ValueError, TypeError, KernelError) as error:
             raise InvalidRequest(f"{kernel.source}: {error}") from None
         kernel.parent = self
         self._kernels[kernel_id] = kernel
@@ -87,7 +88,7 @@ class AttachingTable(KernelTable):
     def _open_attach_dir(self) -> None:
         if self.attach_dir and self._attach_dir is None:
             self._attach_dir = AttachDir(
-                Path(self.attach_dir),
+                Path(self.attach_dir).expanduser(),
                 self._attach_file,
                 self._detach_by_id,
                 interval=_LOOK_SECONDS,
@@ -100,9 +101,9 @@ class AttachingTable(KernelTable):
 
     async def _attach_file(self, path: Path) -> str | None:
         kernel_id = kernel_id_for(path)
-        if kernel_id in self._kernels or self._is_ours(path):
+        if kernel_id in self._kernels or self._is_ours(kernel_id):
             return None
-        info = read_connection_file(path)
+        info = await asyncio.to_thread(read_connection_file, path)
         name = str(info.get("kernel_name") or "attached")
         return self.attach(AttachedKernel(kernel_id, name, info, source=str(path)))
 
@@ -111,6 +112,6 @@ class AttachingTable(KernelTable):
         if isinstance(kernel, AttachedKernel):
             await self.detach(kernel)
 
-    def _is_ours(self, path: Path) -> bool:
-        """Whether a connection file is of a kernel that this server has started or will start."""
+    def _is_ours(self, kernel_id: str) -> bool:
+        """Whether this server has started a kernel, or is about to."""
         raise NotImplementedError

@@ -40,6 +40,10 @@ class Hub(Protocol):
     def ready(self) -> bool:
         """Whether requests go through."""
 
+    @property
+    def timed_out(self) -> bool:
+        """Whether they do for want of a proof that the kernel is there."""
+
     async def wait_ready(self, timeout: float | None = None) -> bool:
         """Wait until the kernel answers; False when `timeout` seconds have passed first."""
 

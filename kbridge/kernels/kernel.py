@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from jupyter_client.localinterfaces import is_local_ip
 from jupyter_client.manager import AsyncKernelManager
 from traitlets import default
 
@@ -57,6 +58,7 @@ class BridgeKernel(ConnectionFileMethods, AsyncKernelManager):
         self.closing = False
         self.failed = False
         self.restarter: Restarter | None = None
+        self._promised: list[int] = []
         self.output = KernelLog(Path(self.connection_file).with_suffix(".log"))
 
     def encrypt(self, policy: str) -> None:
@@ -72,6 +74,9 @@ class BridgeKernel(ConnectionFileMethods, AsyncKernelManager):
             self.transport_encryption = policy
         elif policy == "required":
             raise KernelStartError("transport_encryption needs jupyter_client 8.10 or newer")
+
+    def _must_encrypt(self) -> bool:
+        return str(getattr(self, "transport_encryption", "")).lower() == "required"
 
     @property
     def metadata(self) -> Mapping[str, Any]:
@@ -106,23 +111,31 @@ class BridgeKernel(ConnectionFileMethods, AsyncKernelManager):
         try:
             self._choose_ports()
             await self.start_kernel(**kwargs)
+            if self._must_encrypt() and self.curve_publickey is None:
+                await self.stop(now=True)
+                raise KernelError("its provisioner knows nothing of transport_encryption=required")
         except Exception as error:  # provisioners are third parties
             reason = f"Kernel {self.kernel_name} could not be started: {error}"
             raise KernelStartError(reason, self.output.tail()) from error
         self.failed = False
 
     def _choose_ports(self) -> None:
-        """Choose the ports that nobody has; other kernels of ours get others."""
-        if self.transport == "tcp":
-            self._record_random_port_names()
-            for name in port_names:
-                if not getattr(self, name):
-                    setattr(self, name, LocalPortCache.instance().find_available_port(self.ip))
+        """Choose the ports that nobody has; other kernels of ours get others.
+
+        On another machine, its provisioner chooses.
+        """
+        if self.transport != "tcp" or not is_local_ip(self.ip):
+            return
+        self._record_random_port_names()
+        for name in port_names:
+            if not getattr(self, name):
+                port = LocalPortCache.instance().find_available_port(self.ip)
+                self._promised.append(port)
+                setattr(self, name, port)
 
     def _return_ports(self) -> None:
-        if self.transport == "tcp":
-            for port in self.ports:
-                LocalPortCache.instance().return_port(port)
+        while self._promised:
+            LocalPortCache.instance().return_port(self._promised.pop())
 
     async def _async_launch_kernel(self, kernel_cmd: list[str], **kw: Any) -> None:
         # Here rather than among the arguments of `start`: those are kept for restarts, and the

@@ -88,6 +88,9 @@ class Lifecycle:
         if kernel.closing:
             raise Busy("The server is shutting down")
         hub = self._hubs.open(kernel.kernel_id, kernel.get_connection_info())
+        return await self._until_up(kernel, hub)
+
+    async def _until_up(self, kernel: BridgeKernel, hub: Hub) -> Hub:
         left = self._settings.port_attempts
         while True:
             try:
@@ -139,7 +142,7 @@ class Lifecycle:
             await kernel.restarter.aclose()
         try:
             hub = await self._cycle(kernel, now=now, newports=False, asked=True)
-            await self._while_alive(kernel, hub.wait_ready(self._settings.start_grace))
+            await self._until_up(kernel, hub)
         except BaseException:
             self._left_dead(kernel)
             raise
@@ -189,6 +192,8 @@ class Lifecycle:
             if kernel.closing or await kernel.is_alive():
                 return
             self._log.warning("%s; restarting %s", await kernel.epitaph(), kernel.kernel_id)
+            # One that somebody took a port from would find it taken again.
+            newports = newports or bool(_PORT_TAKEN.search(kernel.output.tail()))
             await self._cycle(kernel, now=True, newports=newports, asked=False)
 
     def _left_dead(self, kernel: BridgeKernel) -> None:

@@ -398,5 +398,5 @@ class BridgeKernelManager(AttachingTable):
         self._life.watch(kernel)
         self.log.info("Kernel started: %s (%s)", kernel.kernel_id, kernel.kernel_name)
 
-    def _is_ours(self, path: Path) -> bool:
-        return any(Path(kernel.connection_file) == path for kernel in self._life.kernels)
+    def _is_ours(self, kernel_id: str) -> bool:
+        return any(kernel.kernel_id == kernel_id for kernel in self._life.kernels)

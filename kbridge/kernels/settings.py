@@ -78,11 +78,11 @@ class KernelSettings(LoggingConfigurable):
         None,
         allow_none=True,
         config=True,
-        help="""Whether traffic with kernels is encrypted with CurveZMQ: `required`, a kernelspec
-        without support for it cannot be started; `preferred`, where the kernelspec says that it
-        can ("metadata": {"supported_encryption": ["curve"]}); `off`. `disabled` and `auto` are
-        jupyter_client's names for the last two. None: as KernelManager.transport_encryption
-        says. Needs jupyter_client 8.10.""",
+        help="""Whether traffic with kernels that are started here is encrypted with CurveZMQ:
+        `required`, a kernelspec without support for it cannot be started; `preferred`, where the
+        kernelspec says that it can ("metadata": {"supported_encryption": ["curve"]}); `off`.
+        `disabled` and `auto` are jupyter_client's names for the last two. None: as
+        KernelManager.transport_encryption says. Needs jupyter_client 8.10.""",
     )
     attach_dir = Unicode(
         "",

@@ -83,7 +83,7 @@ class KernelTable(KernelSettings, AsyncMultiKernelManager):
     def _state(self, kernel: BridgeKernel | AttachedKernel, hub: Hub | None) -> str:
         if hub is None:
             return "dead"
-        if isinstance(kernel, AttachedKernel) and not hub.ready:
+        if isinstance(kernel, AttachedKernel) and (hub.timed_out or not hub.ready):
             return "unknown"  # nobody here can look at its process
         return hub.activity.execution_state
 

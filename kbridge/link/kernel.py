@@ -20,6 +20,7 @@ import zmq
 from tornado.ioloop import IOLoop
 from zmq.utils.monitor import parse_monitor_message
 
+from kbridge.errors import KernelError
 from kbridge.link.drain import drain
 from kbridge.link.endpoints import Endpoints
 from kbridge.link.interfaces import KernelEvents
@@ -91,6 +92,11 @@ class KernelLink:
                     socket.identity = identity
                 socket.connect(endpoints.url(channel))
                 self._loop.add_handler(socket.fileno(), self._reader(channel), IOLoop.READ)
+        except zmq.ZMQError as error:
+            self.close()
+            raise KernelError(
+                f"there is no way to the kernel's sockets: {error.strerror}"
+            ) from None
         except BaseException:
             self.close()
             raise

@@ -6,7 +6,7 @@ import glob
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from traitlets import List, Unicode
+from traitlets import List, Unicode, default
 
 from kbridge.connect.files import find_connection_file
 from kbridge.errors import InvalidRequest
@@ -77,6 +77,10 @@ class AttachApp(KbridgeApp):
         if not self.extra_args:
             self.log.error("kbridge attach needs a connection file; see kbridge attach --help")
             self.exit(2)
+
+    @default("config_file_name")
+    def _default_config_file_name(self) -> str:
+        return "kbridge_config"  # the settings of a server are those of any server
 
     async def prepare(self, kernels: BridgeKernelManager) -> None:
         """Attach the kernels.

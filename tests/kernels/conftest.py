@@ -45,6 +45,8 @@ class FakeHub:
         if ready:
             self._ready.set()
 
+    timed_out = False
+
     @property
     def ready(self) -> bool:
         return self._ready.is_set()

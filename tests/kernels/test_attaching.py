@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import os
 import uuid
 
 import pytest
@@ -260,3 +261,55 @@ async def test_a_server_that_ends_attaches_nothing_more(make_manager):
     await manager.shutdown_all()
     with pytest.raises(Busy):
         manager.attach(kernel())
+
+
+async def test_a_file_that_leads_nowhere_keeps_no_other_out(watched, hubs, caplog, monkeypatch):
+    manager, folder = watched
+    opened = hubs.open
+
+    def open_(kernel_id, info):
+        if info["shell_port"] == 666:
+            raise RuntimeError("a fault of ours")
+        return opened(kernel_id, info)
+
+    monkeypatch.setattr(hubs, "open", open_)
+    drop(folder, "bad.json", INFO | {"shell_port": 666})
+    drop(folder, "good.json")
+    await until(manager.models)
+    assert [m["id"] for m in manager.models()] == [kernel_id_for(folder / "good.json")]
+    assert "a fault of ours" in caplog.text
+
+
+async def test_what_cannot_be_looked_at_is_passed_over(watched):
+    manager, folder = watched
+    folder.mkdir()
+    (folder / "a-loop.json").symlink_to(folder / "a-loop.json")
+    os.mkfifo(folder / "b-fifo.json")
+    path = drop(folder, "kernel-1.json")
+    await until(manager.models)
+    await manager._attach_dir.look()
+    assert [m["id"] for m in manager.models()] == [kernel_id_for(path)]
+
+
+async def test_a_directory_that_cannot_be_looked_into_is_not_an_empty_one(
+    watched, monkeypatch, caplog
+):
+    manager, folder = watched
+    drop(folder, "kernel-1.json")
+    await until(manager.models)
+
+    def fail(self):
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(type(folder), "iterdir", fail)
+    for _ in range(3):
+        await manager._attach_dir.look()
+    assert len(manager.models()) == 1
+    assert caplog.text.count("cannot be looked into") == 1
+
+
+def test_a_file_that_is_too_long_is_not_read_to_its_end(tmp_path):
+    path = tmp_path / "k.json"
+    path.write_bytes(b" " * (2 << 20))
+    with pytest.raises(InvalidRequest, match="too long"):
+        read_connection_file(path)

@@ -15,6 +15,7 @@ from jupyter_client.provisioning import local_provisioner
 from kbridge.connect import LocalPortCache
 from kbridge.errors import KernelStartError
 from kbridge.hub.table import HubTable
+from kbridge.kernels import kernel as kernel_module
 from kbridge.kernels.kernel import BridgeKernel
 
 # Binds as a kernel does, answers kernel_info, and says it like ipykernel when it cannot bind.
@@ -44,7 +45,8 @@ def grabber(monkeypatch):
 
     It does so on an address of its own, or kernels of tests that run beside would suffer.
     """
-    monkeypatch.setattr(local_provisioner, "is_local_ip", lambda ip: ip == "127.0.0.2")
+    for module in (local_provisioner, kernel_module):
+        monkeypatch.setattr(module, "is_local_ip", lambda ip: ip == "127.0.0.2")
     process = subprocess.Popen([sys.executable, "-c", GRABBER], stdout=subprocess.PIPE)
     assert process.stdout is not None
     assert process.stdout.readline()
@@ -124,8 +126,49 @@ async def test_ports_are_given_to_one_kernel_and_come_back(make_manager, hubs, f
     assert len(cache.promised()) == 10
     for kernel_id in ids:
         await manager.shutdown_kernel(kernel_id)
-    # The fake's provisioner has chosen others meanwhile, as provisioners of far kernels do.
-    assert not cache.promised() & set(range(5000, 5005))
+    # The fake's provisioner has chosen others meanwhile, as those of far kernels do.
+    assert cache.promised() == set()
+
+
+async def test_ports_of_another_machine_are_its_provisioners_business(make_manager, hubs, fake):
+    manager = make_manager(kernel_ip="10.9.8.7", restart_limit=0)
+    kernel = manager.get_kernel(await manager.start_kernel(fake()))
+    await kernel.stop(now=True, restart=True)
+    await kernel.start_again(newports=True)
+    assert kernel.shell_port == 5000
+
+
+@pytest.mark.kernel
+async def test_a_restart_that_finds_a_port_taken_goes_elsewhere(
+    make_manager, real_hubs, spec, monkeypatch, caplog
+):
+    manager = make_manager()
+    kernel_id = await manager.start_kernel(stub(spec))
+    before = manager.get_kernel(kernel_id).ports
+    taken = take_a_port(monkeypatch, 1)
+    await manager.restart_kernel(kernel_id)
+    assert caplog.text.count("found a port taken by another process") == 1
+    assert not set(manager.get_kernel(kernel_id).ports) & set(before)
+    assert await real_hubs[kernel_id].wait_ready(20)
+    taken[0].close()
+
+
+@pytest.mark.kernel
+async def test_a_kernel_that_dies_late_and_loses_a_port_goes_elsewhere(
+    make_manager, real_hubs, spec, monkeypatch, caplog
+):
+    manager = make_manager(stable_start_time=0.0)  # stable from its first breath: ports are kept
+    kernel_id = await manager.start_kernel(stub(spec))
+    kernel = manager.get_kernel(kernel_id)
+    before = kernel.ports
+    taken = take_a_port(monkeypatch, 1)
+    await kernel.kill()
+    async with asyncio.timeout(60):
+        while set(kernel.ports) & set(before):  # noqa: ASYNC110 - processes set no event
+            await asyncio.sleep(0.02)
+    assert await real_hubs[kernel_id].wait_ready(20)
+    assert caplog.text.count("restarting") >= 2
+    taken[0].close()
 
 
 @pytest.mark.kernel

@@ -2,11 +2,13 @@
 
 import asyncio
 import json
+from types import SimpleNamespace
 
 import pytest
 import zmq
 import zmq.asyncio
 
+from kbridge.errors import KernelError
 from kbridge.link.endpoints import Endpoints
 from kbridge.link.kernel import KernelLink
 from kbridge.wire.message import Channel
@@ -289,3 +291,10 @@ def test_endpoints_read_connection_info_and_hide_the_key() -> None:
         Endpoints.from_connection_info(info | {k: v for k, v in ports.items() if "con" not in k})
     ipc = Endpoints.from_connection_info(info | ports | {"transport": "ipc", "ip": "/tmp/k"})
     assert ipc.url(Channel.IOPUB) == "ipc:///tmp/k-1001"
+
+
+async def test_what_zeromq_does_not_take_for_an_address_is_an_error_of_ours() -> None:
+    info = {f"{name}_port": 1 for name in ("shell", "iopub", "stdin", "control")}
+    endpoints = Endpoints.from_connection_info({**info, "transport": "bogus"})
+    with pytest.raises(KernelError, match="no way to the kernel"):
+        KernelLink(endpoints, SimpleNamespace())  # type: ignore[arg-type]
