@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 from concurrent.futures import Future
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jupyter_client import protocol_version as current_version  # type: ignore[attr-defined]
 from traitlets import Any as AnyTrait
@@ -45,10 +45,10 @@ class KernelInfo(BaseKernelWebsocketConnection):
     def _default_kernel_info_future(self) -> Future[dict[str, Any]]:
         return Future()
 
-    @property
-    def hub(self) -> Hub:
-        """The kernel's hub."""
-        raise NotImplementedError
+    if TYPE_CHECKING:  # what the class that this is a part of has
+
+        @property
+        def hub(self) -> Hub: ...  # noqa: D102
 
     def nudge(self) -> asyncio.Future[Any]:
         """Wait until the kernel is ready.

@@ -7,7 +7,7 @@ calls them. What they do is what the hub does for everybody else, with the same 
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jupyter_client.jsonutil import json_default
 from tornado.websocket import WebSocketClosedError
@@ -41,19 +41,15 @@ class MessagePipeline(BaseKernelWebsocketConnection):
 
     _rate_limit: RateLimit | None = None
 
-    @property
-    def hub(self) -> Hub:
-        """The kernel's hub."""
-        raise NotImplementedError
+    if TYPE_CHECKING:  # what the class that this is a part of has
 
-    @property
-    def subprotocol(self) -> str | None:
-        """The websocket subprotocol that was agreed on."""
-        raise NotImplementedError
+        @property
+        def hub(self) -> Hub: ...  # noqa: D102
 
-    def disconnect(self) -> None:  # type: ignore[override]  # at once, as in jupyter_server
-        """Detach the websocket."""
-        raise NotImplementedError
+        @property
+        def subprotocol(self) -> str | None: ...  # noqa: D102
+
+        def disconnect(self) -> None: ...  # type: ignore[override]  # noqa: D102
 
     @property
     def write_message(self) -> Any:

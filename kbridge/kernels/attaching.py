@@ -112,6 +112,6 @@ class AttachingTable(KernelTable):
         if isinstance(kernel, AttachedKernel):
             await self.detach(kernel)
 
-    def _is_ours(self, kernel_id: str) -> bool:
-        """Whether this server has started a kernel, or is about to."""
-        raise NotImplementedError
+    def _is_ours(self, kernel_id: str) -> bool:  # noqa: ARG002
+        """Whether this table has started a kernel, or is about to; it starts none."""
+        return False

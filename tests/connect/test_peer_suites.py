@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import os
-from importlib.metadata import version
 from pathlib import Path
-from typing import NoReturn
 
 import pytest
 
-from tests.support.peer_connect import EXCEPTED, IN_PLACE, SELECTED, fetch, page, run
-from tests.support.peer_suite import NoSuite, unpack
-from tests.support.require import require
+from tests.support.peer_connect import EXCEPTED, IN_PLACE, SELECTED, page, run
+from tests.support.sdist import suite_of
 
 PAGE = Path(__file__).parents[2] / "docs" / "peer-suite-connect.md"
 # What the lists were made with; older ones have no CurveZMQ.
@@ -25,21 +21,7 @@ def peer(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture
 def suite(peer: str, request: pytest.FixtureRequest, tmp_path: Path) -> Path:
-    require("pip", "ipykernel", "pytest_jupyter")
-    if tuple(map(int, version(peer).split(".")[:2])) < SINCE[peer]:
-        missing(f"the lists are of {peer} {'.'.join(map(str, SINCE[peer]))} or newer")
-    cache = getattr(request.config, "cache", None)  # none with -p no:cacheprovider
-    try:
-        archive = fetch(peer, cache.mkdir("peer-suite") if cache else tmp_path)
-    except NoSuite as error:
-        missing(f"{peer}'s source distribution is missing: {error}")
-    return unpack(archive, tmp_path)
-
-
-def missing(reason: str) -> NoReturn:
-    if os.environ.get("CI", "").lower() not in {"", "0", "false"}:
-        pytest.fail(f"in CI no part may be missing, but {reason}", pytrace=False)
-    pytest.skip(reason)
+    return suite_of(peer, SINCE[peer], request, tmp_path)
 
 
 @pytest.mark.kernel

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
-from importlib.metadata import version
 from pathlib import Path
-from typing import NoReturn
 
 import pytest
 
@@ -14,14 +11,11 @@ from tests.support.peer_suite import (
     NOT_HERE,
     OURS,
     SELECTED,
-    NoSuite,
     Outcome,
-    fetch,
     page,
     run,
-    unpack,
 )
-from tests.support.require import require
+from tests.support.sdist import suite_of
 
 PAGE = Path(__file__).parents[2] / "docs" / "peer-suite.md"
 LEFT_OUT = {**EXCEPTED, **NOT_HERE}
@@ -29,22 +23,7 @@ LEFT_OUT = {**EXCEPTED, **NOT_HERE}
 
 @pytest.fixture(scope="module")
 def suite(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    require("pip", "ipykernel")
-    if tuple(map(int, version("jupyter_server").split(".")[:2])) < (2, 21):
-        missing("the lists are of jupyter_server 2.21 or newer")
-    home = tmp_path_factory.mktemp("peer")
-    cache = getattr(request.config, "cache", None)  # none with -p no:cacheprovider
-    try:
-        archive = fetch(cache.mkdir("peer-suite") if cache else home)
-    except NoSuite as error:
-        missing(f"jupyter_server's source distribution is missing: {error}")
-    return unpack(archive, home)
-
-
-def missing(reason: str) -> NoReturn:
-    if os.environ.get("CI", "").lower() not in {"", "0", "false"}:
-        pytest.fail(f"in CI no part may be missing, but {reason}", pytrace=False)
-    pytest.skip(reason)
+    return suite_of("jupyter_server", (2, 21), request, tmp_path_factory.mktemp("peer"))
 
 
 def try_again(suite: Path, outcome: Outcome) -> dict[str, str]:

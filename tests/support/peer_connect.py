@@ -13,12 +13,9 @@ import subprocess
 import sys
 import tempfile
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 
-from tests.support.peer_suite import NoSuite
-
-__all__ = ["EXCEPTED", "IN_PLACE", "SELECTED", "Outcome", "fetch", "page", "run"]
+__all__ = ["EXCEPTED", "IN_PLACE", "SELECTED", "Outcome", "page", "run"]
 
 SELECTED = {
     "jupyter_client": {
@@ -60,40 +57,6 @@ class Outcome:
     outcomes: dict[str, str]
     in_place: dict[str, str]
     output: str
-
-
-def fetch(peer: str, cache: Path) -> Path:
-    """The source distribution of the peer that is installed, fetched where it is new.
-
-    Raises
-    ------
-    NoSuite
-        If pip does not get it.
-    """
-    wanted = f"{peer}-{version(peer)}.tar.gz"
-    if (cache / wanted).exists():
-        return cache / wanted
-    fresh = cache / f"{wanted}.{os.getpid()}"
-    try:
-        got = subprocess.run(
-            [
-                *(sys.executable, "-m", "pip", "download", "--quiet", "--no-input"),
-                *("--disable-pip-version-check", "--retries=2", "--no-deps", f"--dest={fresh}"),
-                *(f"--no-binary={peer}", f"{peer}=={version(peer)}"),
-            ],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            timeout=120,
-        )
-        if got.returncode:
-            raise NoSuite(got.stdout.strip().rpartition("\n")[2])
-        (fresh / wanted).replace(cache / wanted)
-    except subprocess.TimeoutExpired as error:
-        raise NoSuite(f"pip did not end in {error.timeout:g} s") from error
-    finally:
-        shutil.rmtree(fresh, ignore_errors=True)
-    return cache / wanted
 
 
 def run(peer: str, suite: Path, timeout: float = 150) -> Outcome:

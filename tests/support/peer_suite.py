@@ -12,9 +12,7 @@ import os
 import shutil
 import subprocess
 import sys
-import tarfile
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +22,9 @@ __all__ = [
     "OURS",
     "SELECTED",
     "THEIRS",
-    "NoSuite",
     "Outcome",
-    "fetch",
     "page",
     "run",
-    "unpack",
 ]
 
 SELECTED = {
@@ -64,10 +59,6 @@ THEIRS = (
 _PLUGIN = Path(__file__).with_name("peer_plugin.py")
 
 
-class NoSuite(Exception):
-    """The source distribution could not be fetched."""
-
-
 @dataclass(frozen=True)
 class Outcome:
     """What became of the suite.
@@ -96,53 +87,6 @@ class Outcome:
     def failed(self) -> dict[str, str]:
         """The tests that failed, and how."""
         return {test: how for test, how in self.outcomes.items() if how.startswith("failed")}
-
-
-def fetch(cache: Path) -> Path:
-    """The source distribution of the jupyter_server that is installed, fetched where it is new.
-
-    Raises
-    ------
-    NoSuite
-        If pip does not get it.
-    """
-    wanted = f"jupyter_server-{version('jupyter_server')}.tar.gz"
-    if (cache / wanted).exists():
-        return cache / wanted
-    fresh = cache / f"{wanted}.{os.getpid()}"
-    try:
-        got = subprocess.run(
-            [
-                *(sys.executable, "-m", "pip", "download", "--quiet", "--no-input"),
-                *("--disable-pip-version-check", "--retries=2", "--no-deps", f"--dest={fresh}"),
-                *("--no-binary=jupyter_server", f"jupyter_server=={version('jupyter_server')}"),
-            ],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            timeout=120,
-        )
-        if got.returncode:
-            raise NoSuite(got.stdout.strip().rpartition("\n")[2])
-        (fresh / wanted).replace(cache / wanted)
-    except subprocess.TimeoutExpired as error:
-        raise NoSuite(f"pip did not end in {error.timeout:g} s") from error
-    finally:
-        shutil.rmtree(fresh, ignore_errors=True)
-    return cache / wanted
-
-
-def unpack(archive: Path, home: Path) -> Path:
-    """Unpack the tests and their configuration, without the package that they test."""
-    root = archive.name.removesuffix(".tar.gz")
-    with tarfile.open(archive) as tar:
-        wanted = [
-            member
-            for member in tar.getmembers()
-            if member.name.startswith(f"{root}/tests/") or member.name == f"{root}/pyproject.toml"
-        ]
-        tar.extractall(home, wanted, filter="data")
-    return home / root
 
 
 def run(

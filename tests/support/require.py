@@ -9,10 +9,11 @@ from __future__ import annotations
 import importlib.util
 import os
 import shutil
+from typing import NoReturn
 
 import pytest
 
-__all__ = ["require"]
+__all__ = ["lack", "require"]
 
 _PROGRAMS = {
     "chromium": ("chromium", "chromium-browser", "google-chrome"),
@@ -51,10 +52,15 @@ def require(*parts: str) -> str:
         reason = "; ".join(
             f"{part} is missing: {_ADVICE.get(part, f'pip install {part}')}" for part in missing
         )
-        if os.environ.get("CI", "").lower() not in {"", "0", "false"}:
-            pytest.fail(f"in CI no part may be missing, but {reason}", pytrace=False)
-        pytest.skip(reason)
+        lack(reason)
     return found[0]
+
+
+def lack(reason: str) -> NoReturn:
+    """End a test that lacks something: in CI it fails, elsewhere it is skipped."""
+    if os.environ.get("CI", "").lower() not in {"", "0", "false"}:
+        pytest.fail(f"in CI no part may be missing, but {reason}", pytrace=False)
+    pytest.skip(reason)
 
 
 def _find(part: str) -> str:
