@@ -179,7 +179,8 @@ class Keeper:
             if was_up and time.monotonic() - began >= _STEADY:
                 failures = 0
             pause = _PAUSES[min(failures, len(_PAUSES) - 1)]
-            if ssh.advice(words) and not taken:
+            # Once it was up the login was right, and a channel may have been refused.
+            if ssh.advice(words) and not taken and not was_up:
                 pause = _LONG_PAUSE
             news = was_up or str(fault) != said
             self._log.log(

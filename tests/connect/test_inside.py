@@ -169,8 +169,10 @@ def test_a_real_kernel_knows_itself(tmp_path: Path) -> None:
             "from kbridge.connect import get_connection_file, get_connection_info\n"
             "found = [get_connection_file(), get_connection_info(unpack=True)['shell_port']]"
         )
-        client.execute(code, user_expressions={"found": "found"})
-        reply = client.get_shell_msg(timeout=TIMEOUT)["content"]
+        asked = {"found": "found"}
+        # Its own reply: to wait for a kernel may leave other replies behind.
+        whole = client.execute(code, user_expressions=asked, reply=True, timeout=TIMEOUT)
+        reply = whole["content"]
         assert reply["status"] == "ok", reply
         found = reply["user_expressions"]["found"]["data"]["text/plain"]
         assert ast.literal_eval(found) == [manager.connection_file, manager.shell_port]

@@ -57,7 +57,7 @@ def test_a_refused_port(echo: dict[str, Any]) -> None:
 def test_a_host_that_never_answers(echo: dict[str, Any]) -> None:
     with socket.create_server(("127.0.0.1", 0)) as dead:
         where = f"127.0.0.1:{dead.getsockname()[1]}"
-        said = fails(echo, where, options=["-F", "/dev/null"], timeout=2.5)
+        said = fails(echo, where, options=["-F", "/dev/null"], timeout=6)
         assert "Connection timed out during banner exchange" in said
         slow = ["-F", "/dev/null", "-o", "ConnectTimeout=100"]
         said = fails(echo, where, options=slow, timeout=1)

@@ -26,7 +26,7 @@ def start(tmp_path: Path) -> Iterator[Any]:
     def start(policy: str) -> Server:
         home = tmp_path / policy
         home.mkdir()
-        servers.append(Server(home, f"--transport-encryption={policy}"))
+        servers.append(Server(home, f"--transport-encryption={policy}", "--debug"))
         return servers[-1].start()
 
     yield start

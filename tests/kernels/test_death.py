@@ -69,8 +69,7 @@ async def test_who_stops_waiting_leaves_nothing_behind(process):
 
 
 async def test_who_believes_it_late_is_asked_again(process):
-    process.kill()
-    process.wait()
+    process.kill()  # and not waited for: it is a zombie, whose end is told
     answers = iter([True, True, False])
 
     async def is_alive():
