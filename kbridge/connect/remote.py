@@ -47,12 +47,8 @@ async def read_remote_file(
         raise TunnelError("there is no ssh on the PATH: install OpenSSH's client")
     name = shlex.quote(path)
     look = f"cat -- {name} 2>/dev/null || cat -- {_RUNTIME_DIR}/{name}"
-    settings = ("ControlMaster=no", "ControlPath=none", "RemoteCommand=none", "BatchMode=yes")
-    said = [part for setting in settings for part in ("-o", setting)]
-    key = ["-i", sshkey, "-o", "IdentitiesOnly=yes"] if sshkey else []
     process = await asyncio.create_subprocess_exec(
-        *(program, *options, "-T", *said, "-o", f"ConnectTimeout={timeout:.0f}"),
-        *(*key, *ssh.server(sshserver), look),
+        *(program, *options, *ssh.login(sshkey, timeout), *ssh.server(sshserver), look),
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,

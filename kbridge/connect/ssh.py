@@ -13,7 +13,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-__all__ = ["CHANNELS", "advice", "arguments", "server", "targets"]
+__all__ = ["CHANNELS", "advice", "arguments", "login", "server", "targets"]
 
 CHANNELS = ("shell", "iopub", "stdin", "hb", "control")
 """In the order in which `tunnel_to_kernel` gives their ports."""
@@ -141,23 +141,30 @@ def arguments(
         Seconds until a server that does not answer is given up.
     """
     settings = {
-        "BatchMode": "yes",
         "ExitOnForwardFailure": "yes",
-        # An ssh that shares the connection of another could neither be ended nor watched.
-        "ControlMaster": "no",
-        "ControlPath": "none",
-        "RemoteCommand": "none",
         "LogLevel": "INFO",
-        "ConnectTimeout": str(connect_timeout),
         # A connection that is dead is known to be after three intervals.
         "ServerAliveInterval": "2",
         "ServerAliveCountMax": "2",
     }
     said = [part for name, value in settings.items() for part in ("-o", f"{name}={value}")]
-    key = ["-i", sshkey, "-o", "IdentitiesOnly=yes"] if sshkey else []
     # With an address of its own: else GatewayPorts would open these ports to the network.
     ways = [part for at, to in forwards.items() for part in ("-L", f"127.0.0.1:{at}:{to}")]
-    return [*options, "-N", "-T", *said, *key, *ways, *destination]
+    return [*options, "-N", *login(sshkey, connect_timeout), *said, *ways, *destination]
+
+
+def login(sshkey: str | None, connect_timeout: float) -> list[str]:
+    """What every ssh of ours is told: to ask for nothing, and to be a connection of its own."""
+    settings = {
+        "BatchMode": "yes",
+        # An ssh that shares the connection of another could neither be ended nor watched.
+        "ControlMaster": "no",
+        "ControlPath": "none",
+        "RemoteCommand": "none",
+        "ConnectTimeout": f"{connect_timeout:.0f}",
+    }
+    said = [part for name, value in settings.items() for part in ("-o", f"{name}={value}")]
+    return ["-T", *said, *(["-i", sshkey, "-o", "IdentitiesOnly=yes"] if sshkey else [])]
 
 
 def advice(words: str) -> str:

@@ -22,8 +22,8 @@ from kbridge.flow.filters import HideTracebacks
 from kbridge.flow.ratelimit import RateLimit
 from kbridge.hub.hub import Hub
 from kbridge.wire import v1
-from kbridge.wire.message import Channel, Message
-from kbridge.wire.zmq import split
+from kbridge.wire.message import Channel
+from kbridge.wire.zmq import message, split
 
 __all__ = ["MessagePipeline"]
 
@@ -110,7 +110,7 @@ class MessagePipeline(BaseKernelWebsocketConnection):
         if getattr(manager, "allow_tracebacks", True) or channel is None:
             return
         hide = HideTracebacks(manager.traceback_replacement_message)
-        verdict = hide(_message(channel, msg_list), self._msg_type(msg, msg_list), 0.0)
+        verdict = hide(message(Channel(channel), msg_list), self._msg_type(msg, msg_list), 0.0)
         for hidden in verdict or ():
             msg_list[_PARTS["content"]] = hidden.content
             if msg.get("content") is not None:
@@ -129,7 +129,7 @@ class MessagePipeline(BaseKernelWebsocketConnection):
                 on_event=self.log.warning,
             )
         msg_type = self._msg_type(msg, msg_list)
-        verdict = self._rate_limit(_message(channel, msg_list), msg_type, self.hub.now())
+        verdict = self._rate_limit(message(Channel(channel), msg_list), msg_type, self.hub.now())
         for notice in verdict or ():
             text = str(json.loads(notice.content)["text"])
             msg["parent_header"] = self.get_part("parent_header", msg["parent_header"], msg_list)
@@ -179,15 +179,3 @@ class MessagePipeline(BaseKernelWebsocketConnection):
             self.write_message(data, binary=isinstance(data, bytes))
         except WebSocketClosedError:
             self.log.debug("the websocket was closed before a message was written")
-
-
-def _message(channel: str, parts: list[Any]) -> Message:
-    header, parent, metadata, content, *buffers = parts
-    return Message(
-        Channel(channel),
-        bytes(header),
-        bytes(parent),
-        bytes(metadata),
-        bytes(content),
-        tuple(buffers),
-    )

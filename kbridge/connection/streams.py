@@ -7,7 +7,7 @@ from typing import Any
 
 from kbridge.hub.hub import Hub
 from kbridge.wire.message import Buffer, Channel, Message
-from kbridge.wire.zmq import split
+from kbridge.wire.zmq import message, split
 
 __all__ = ["HubChannel"]
 
@@ -66,15 +66,5 @@ class HubChannel:
             If the kernel could not take it.
         """
         if self._open:
-            _, _, rest = split(list(msg))
-            header, parent, metadata, content, *buffers = rest
-            self._submit(
-                Message(
-                    Channel(self.channel),
-                    bytes(header),
-                    bytes(parent),
-                    bytes(metadata),
-                    bytes(content),
-                    tuple(buffers),
-                )
-            )
+            _, _, parts = split(list(msg))
+            self._submit(message(Channel(self.channel), parts))

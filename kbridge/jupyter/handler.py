@@ -46,12 +46,7 @@ def equip(handler: WebSocketHandler, connection: ZMQChannelsWebsocketConnection)
 def _ours(handler: Any, usual: WebSocketProtocol | None) -> WebSocketProtocol | None:
     if type(usual) is not WebSocketProtocol13 or usual.params.compression_options is not None:
         return usual
-    return BridgeWebSocketProtocol(
-        handler,
-        False,
-        usual.params,
-        too_big=f"over websocket_max_message_size ({handler.max_message_size} bytes)",
-    )
+    return BridgeWebSocketProtocol.in_place_of(usual, handler)
 
 
 async def _wait(handler: Any, room: Awaitable[None]) -> None:

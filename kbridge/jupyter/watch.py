@@ -17,6 +17,7 @@ from datetime import UTC, datetime
 from typing import Any, Final
 
 from kbridge.hub.hub import Hub
+from kbridge.link.interfaces import nobody
 
 __all__ = ["KernelWatch"]
 
@@ -56,7 +57,7 @@ class KernelWatch:
         self._linked: tuple[int, ...] = self._ports()
         self._state = ""
         self._activity = 0.0
-        hub.on_hung_up = self._on_hung_up
+        hub.on_hung_up = self._look
         hub.on_heard = self._on_heard
         kernel.add_restart_callback(self._on_restart, "restart")
         kernel.add_restart_callback(self._on_dead, "dead")
@@ -69,12 +70,15 @@ class KernelWatch:
         if self.hub.kernel_id not in self._kernels:
             # It may be back in a moment, under a restart.
             return self.hub.timed_out or not self.hub.ready
-        return not self._is_known()
+        return self.missing
 
     @property
     def missing(self) -> bool:
         """Whether the manager does not have the kernel now; under a restart, for a moment."""
-        return not self._is_known()
+        kernel_id = self.hub.kernel_id
+        return (
+            kernel_id not in self._kernels or self._kernels.get_kernel(kernel_id) is not self.kernel
+        )
 
     def close(self) -> set[asyncio.Task[None]]:
         """Watch no more; may be called twice.
@@ -87,7 +91,7 @@ class KernelWatch:
         if self._closed:
             return set()
         self._closed = True
-        self.hub.on_hung_up = self.hub.on_heard = _nothing
+        self.hub.on_hung_up = self.hub.on_heard = nobody
         self.kernel.remove_restart_callback(self._on_restart, "restart")
         self.kernel.remove_restart_callback(self._on_dead, "dead")
         self.kernel.unobserve(self._on_port, names=_PORTS)
@@ -153,9 +157,6 @@ class KernelWatch:
 
     # -- what the sockets tell --------------------------------------------------------------
 
-    def _on_hung_up(self) -> None:
-        self._look()
-
     def _look(self) -> None:
         """Look whether the kernel is still there, until it answers."""
         if not self._looking:
@@ -191,10 +192,6 @@ class KernelWatch:
             kernel.last_activity = when
             self._kernels.last_kernel_activity = max(when, self._kernels.last_kernel_activity)
 
-    def _is_known(self) -> bool:
-        kernel_id = self.hub.kernel_id
-        return kernel_id in self._kernels and self._kernels.get_kernel(kernel_id) is self.kernel
-
     def _take_over(self) -> bool:
         """End the manager's own watch over the kernel, which reads every message once more.
 
@@ -202,7 +199,7 @@ class KernelWatch:
         restart waits for an answer that ending the watch would throw away.
         """
         kernel = self.kernel
-        if self._closed or not self._is_known():
+        if self._closed or self.missing:
             return False
         if not self.hub.ready or (kernel.execution_state == "busy" and not self._restarted):
             return False
@@ -226,7 +223,3 @@ class KernelWatch:
                 self.hub.kernel_id,
                 exc_info=task.exception(),
             )
-
-
-def _nothing() -> None:
-    pass

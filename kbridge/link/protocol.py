@@ -47,6 +47,12 @@ class BridgeWebSocketProtocol(WebSocketProtocol13):
         self._too_big = too_big
         self._lingers = False
 
+    @classmethod
+    def in_place_of(cls, usual: Any, handler: Any) -> BridgeWebSocketProtocol:
+        """What a handler is to speak instead of the protocol that Tornado has made for it."""
+        limit = f"websocket_max_message_size ({handler.max_message_size} bytes)"
+        return cls(handler, False, usual.params, too_big=f"over {limit}")
+
     def close(self, code: int | None = None, reason: str | None = None) -> None:
         """Begin the closing handshake."""
         if code == 1009 and not self.client_terminated:  # else it is the peer's own, echoed

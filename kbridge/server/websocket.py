@@ -67,14 +67,7 @@ class ChannelsHandler(AccessMixin, WebSocketHandler):
     def get_websocket_protocol(self) -> WebSocketProtocol | None:
         """Speak RFC 6455 with the closes that it asks for."""
         usual = super().get_websocket_protocol()
-        if usual is None:
-            return None
-        return BridgeWebSocketProtocol(
-            self,
-            False,
-            usual.params,  # type: ignore[attr-defined]
-            too_big=f"over websocket_max_message_size ({self.max_message_size} bytes)",
-        )
+        return None if usual is None else BridgeWebSocketProtocol.in_place_of(usual, self)
 
     def open(self, *_args: str, **_kwargs: str) -> None:
         """Attach to the kernel; waits for nothing."""

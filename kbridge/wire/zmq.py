@@ -16,7 +16,7 @@ from kbridge.errors import InvalidSignature, KernelMessageError
 from kbridge.wire.message import Buffer, Channel, Message
 from kbridge.wire.signing import Signer
 
-__all__ = ["DELIMITER", "parse", "serialize", "split"]
+__all__ = ["DELIMITER", "message", "parse", "serialize", "split"]
 
 DELIMITER = b"<IDS|MSG>"
 
@@ -80,6 +80,17 @@ def parse(channel: Channel, frames: Sequence[Buffer], signer: Signer) -> Message
             content if type(content) is bytes else bytes(content),
             tuple(frames[at + 6 :]),
         ),
+    )
+
+
+def message(channel: Channel, parts: Sequence[Buffer]) -> Message:
+    """A message of the parts that stand behind a signature, which nobody looks at here.
+
+    Buffers are kept as they are, without a copy.
+    """
+    header, parent, metadata, content, *buffers = parts
+    return Message(
+        channel, bytes(header), bytes(parent), bytes(metadata), bytes(content), tuple(buffers)
     )
 
 

@@ -851,8 +851,10 @@ class Hooked(ZMQChannelsWebsocketConnection):
     def _limit_rate(self, channel, msg, msg_list):
         msg["header"] = self.get_part("header", msg["header"], msg_list)
         if channel == "iopub" and msg["header"]["msg_type"] == "stream":
-            self.streams += 1
-            return self.streams % 2 == 0
+            # What a kernel's debugger says on stderr at its start may come here, too, or not.
+            if self.get_part("content", msg["content"], msg_list)["name"] == "stdout":
+                self.streams += 1
+                return self.streams % 2 == 0
         return super()._limit_rate(channel, msg, msg_list)
 """
 

@@ -7,13 +7,14 @@ of the version that is installed is fetched, and only its tests are unpacked.
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import subprocess
 import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+
+from tests.support.sdist import environment
 
 __all__ = ["EXCEPTED", "IN_PLACE", "SELECTED", "Outcome", "page", "run"]
 
@@ -84,7 +85,7 @@ def run(peer: str, suite: Path, timeout: float = 150) -> Outcome:
                 *SELECTED[peer],
             ],
             cwd=suite,
-            env=_environment(plugins),
+            env=environment(plugins),
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -109,13 +110,3 @@ def page() -> str:
         lines += [f"| `{part}` | {about} |" for part, about in parts.items()]
         lines += ["", *(left_out or ["Nothing is left out."]), ""]
     return "\n".join(lines)
-
-
-def _environment(plugins: Path) -> dict[str, str]:
-    """Ours, without what concerns this run of pytest or this user's Jupyter."""
-    ours = {
-        name: value
-        for name, value in os.environ.items()
-        if not name.startswith(("PYTEST_", "JUPYTER_", "KBRIDGE_"))
-    }
-    return {**ours, "PYTHONPATH": str(plugins), "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}

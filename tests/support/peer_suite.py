@@ -8,13 +8,14 @@ what is installed. It runs in a process of its own, with its own configuration.
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from tests.support.sdist import environment
 
 __all__ = [
     "EXCEPTED",
@@ -128,7 +129,7 @@ def run(
             *(f"--basetemp={suite.with_name('tests')}", *(selected or SELECTED)),
         ],
         cwd=suite,
-        env=_environment(plugins),
+        env=environment(plugins),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -143,16 +144,6 @@ def run(
         returncode=done.returncode,
         output=done.stdout,
     )
-
-
-def _environment(plugins: Path) -> dict[str, str]:
-    """Ours, without what concerns this run of pytest or this user's Jupyter."""
-    ours = {
-        name: value
-        for name, value in os.environ.items()
-        if not name.startswith(("PYTEST_", "JUPYTER_", "KBRIDGE_"))
-    }
-    return {**ours, "PYTHONPATH": str(plugins), "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
 
 
 def page() -> str:

@@ -14,7 +14,7 @@ import pytest
 
 from tests.support.require import lack, require
 
-__all__ = ["suite_of"]
+__all__ = ["environment", "suite_of"]
 
 
 class NoSuite(Exception):
@@ -89,3 +89,13 @@ def suite_of(peer: str, since: tuple[int, ...], request: pytest.FixtureRequest, 
     except NoSuite as error:
         lack(f"{peer}'s source distribution is missing: {error}")
     return unpack(archive, home)
+
+
+def environment(plugins: Path) -> dict[str, str]:
+    """Ours, without what concerns this run of pytest or this user's Jupyter."""
+    ours = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("PYTEST_", "JUPYTER_", "KBRIDGE_"))
+    }
+    return {**ours, "PYTHONPATH": str(plugins), "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
