@@ -10,7 +10,7 @@ from http.client import responses
 from types import TracebackType
 from typing import Any, ClassVar
 
-from tornado import web
+from tornado import httputil, web
 from tornado.log import app_log
 
 from kbridge.errors import Forbidden, HubClosed, KbridgeError
@@ -18,7 +18,7 @@ from kbridge.server.logs import scrub
 from kbridge.server.policy import Asked, Via, parse_authorization
 from kbridge.server.services import Services, services_of
 
-__all__ = ["AccessMixin", "ErrorsMixin"]
+__all__ = ["AccessMixin", "ErrorsMixin", "asked_of"]
 
 
 class ErrorsMixin(web.RequestHandler):
@@ -65,6 +65,8 @@ class ErrorsMixin(web.RequestHandler):
         elif error is not None:
             message = "Unhandled error; the server's log says more"
         self.set_header("Content-Type", "application/json")
+        if isinstance(error, Forbidden):
+            self.set_header("Connection", "close")
         self.finish(json.dumps({"reason": reason, "message": scrub(message)}))
 
     def log_exception(
@@ -107,6 +109,8 @@ class AccessMixin(ErrorsMixin):
         if self.services.closing:  # a connection that is kept alive may still bring requests
             raise HubClosed("the server is shutting down")
         self.via = decision.via
+        if self.via is None:
+            self.set_header("Connection", "close")  # see `kbridge.server.guard`
 
     def check_origin(self, origin: str) -> bool:
         """Decide about a websocket's Origin (Tornado asks this on its own)."""
@@ -114,17 +118,22 @@ class AccessMixin(ErrorsMixin):
 
     def asked(self) -> Asked:
         """Read from the request what the decision needs."""
-        request = self.request
-        tokens = request.query_arguments.get("token", [b""])
-        # Websocket clients of before RFC 6455 send their Origin under another name.
-        origin = request.headers.get("Origin", request.headers.get("Sec-Websocket-Origin"))
-        return Asked(
-            method=request.method or "GET",
-            host=request.host,
-            protocol=request.protocol,
-            origin=origin,
-            fetch_site=request.headers.get("Sec-Fetch-Site"),
-            authorization=parse_authorization(request.headers.get("Authorization")),
-            query_token=tokens[-1],
-            cookie=self.get_cookie(self.services.cookie_name) or "",
-        )
+        return asked_of(self.request, self.services.cookie_name)
+
+
+def asked_of(request: httputil.HTTPServerRequest, cookie_name: str) -> Asked:
+    """Read from a request what the decision about it needs."""
+    tokens = request.query_arguments.get("token", [b""])
+    cookie = request.cookies.get(cookie_name)
+    # Websocket clients of before RFC 6455 send their Origin under another name.
+    origin = request.headers.get("Origin", request.headers.get("Sec-Websocket-Origin"))
+    return Asked(
+        method=request.method or "GET",
+        host=request.host,
+        protocol=request.protocol,
+        origin=origin,
+        fetch_site=request.headers.get("Sec-Fetch-Site"),
+        authorization=parse_authorization(request.headers.get("Authorization")),
+        query_token=tokens[-1],
+        cookie=cookie.value if cookie is not None else "",
+    )

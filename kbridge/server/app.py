@@ -195,6 +195,36 @@ class KbridgeApp(JupyterApp):
     max_body_size = Integer(16 << 20, min=1, help="Bytes that a REST request may have.").tag(
         config=True
     )
+    max_unauthenticated_connections = Integer(
+        1024,
+        min=1,
+        help="""HTTP connections that may be open at once whose clients have not shown the token.
+        When one more comes, the oldest of them is closed. Websockets, and connections on which
+        the token was shown, do not count and are not closed.""",
+    ).tag(config=True)
+    request_timeout = Float(
+        30.0,
+        min=0.1,
+        help="""Seconds that a client which has not shown the token has: from connecting, TLS
+        included, to the end of its request, and again for reading the answer.""",
+    ).tag(config=True)
+    keep_alive_timeout = Float(
+        300.0,
+        min=0.1,
+        help="""Seconds that a client which has shown the token has to send its next request
+        whole, or to read an answer. Its connection is closed after that; websockets are not.""",
+    ).tag(config=True)
+    max_header_size = Integer(
+        64 << 10,
+        min=1024,
+        help="Bytes that the head of a request may have: its first line and headers.",
+    ).tag(config=True)
+    min_open_files_limit = Integer(
+        65536,
+        min=0,
+        help="""Descriptors that the server may have open, as far as the system's hard limit
+        allows: its soft limit is raised at the start. Kernels inherit it. 0 leaves it alone.""",
+    ).tag(config=True)
     log_format = Unicode(
         "%(asctime)s %(levelname).1s %(name)s: %(message)s", help="The format of a log line."
     ).tag(config=True)

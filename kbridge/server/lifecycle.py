@@ -20,10 +20,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-from tornado.httpserver import HTTPServer
-
 from kbridge._version import __version__
 from kbridge.server import listen
+from kbridge.server.accept import raise_descriptor_limit
+from kbridge.server.guard import GuardLimits
+from kbridge.server.http import GuardedServer
 from kbridge.server.runtime import RuntimeFile
 from kbridge.server.wiring import Wired, wire
 
@@ -107,7 +108,7 @@ class Server:
         self._app = app
         self._log: logging.Logger = app.log
         self._wired: Wired | None = None
-        self._http: HTTPServer | None = None
+        self._http: GuardedServer | None = None
         self._runtime: RuntimeFile | None = None
         self._socket_file: tuple[int, int] | None = None
         self.port = 0
@@ -123,16 +124,25 @@ class Server:
         KbridgeError
             If the settings name a kernelspec or notebook that is not there.
         """
+        raise_descriptor_limit(self._app.min_open_files_limit)
         context = self._context()
         sockets = self._bind()
         self.url = self._make_url(secure=context is not None)
         self._wired = wired = wire(self._app, self.port)
         await self._app.prepare(wired.kernels)
-        self._http = HTTPServer(
+        self._http = GuardedServer(
             wired.application,
+            services=wired.services,
+            limits=GuardLimits(
+                self._app.max_unauthenticated_connections,
+                self._app.request_timeout,
+                self._app.keep_alive_timeout,
+            ),
+            log=self._log,
             ssl_options=context,
             xheaders=self._app.trust_xheaders,
             max_body_size=self._app.max_body_size,
+            max_header_size=self._app.max_header_size,
             # A websocket's message must fit in the stream's buffer, and the next one's beginning.
             max_buffer_size=self._app.websocket_max_message_size + _BUFFER_MARGIN,
         )

@@ -9,11 +9,11 @@ from __future__ import annotations
 import logging
 import re
 
-from tornado import web
+from tornado import httputil, web
 from tornado.log import access_log
 from traitlets.config.application import LevelFormatter
 
-__all__ = ["SafeFormatter", "hide", "log_request", "scrub"]
+__all__ = ["SafeFormatter", "hide", "log_answer", "log_request", "scrub"]
 
 # Any query parameter whose name speaks of a secret, in a URI or in a repr of one.
 _PARAMETER = re.compile(r"(?i)([?&][^=&\s]*(?:token|auth|key|code|secret)[^=&\s]*=)[^&\s'\"#]+")
@@ -49,14 +49,17 @@ class SafeFormatter(LevelFormatter):
 
 def log_request(handler: web.RequestHandler) -> None:
     """Write the access log: successes for debugging only, faults so that they are seen."""
-    status = handler.get_status()
+    log_answer(handler.request, handler.get_status())
+
+
+def log_answer(request: httputil.HTTPServerRequest, status: int) -> None:
+    """Write the same for a request that no handler has seen."""
     if status < 400:
         level = logging.DEBUG
     elif status < 500:
         level = logging.WARNING
     else:
         level = logging.ERROR
-    request = handler.request
     access_log.log(
         level,
         "%d %s %s (%s) %.2fms",

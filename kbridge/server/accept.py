@@ -1,0 +1,125 @@
+"""Taking connections from the operating system, without harm to those that are there already.
+
+Tornado takes up to 128 a turn of the loop, and where no descriptor is left it fails once a turn,
+with a traceback each, for as long as somebody waits. Here a turn takes few, so that a flood of
+connections shares the loop with everybody else; where descriptors have run out, somebody is sent
+away, or nobody is taken for a while.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import socket
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from tornado.ioloop import IOLoop
+
+from kbridge.flow.complaints import Complaints
+
+__all__ = ["Acceptor", "raise_descriptor_limit"]
+
+_A_TURN = 2
+_PAUSE = 0.25
+_SHED = 16
+_EXHAUSTED = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
+
+
+class Acceptor:
+    """Accepts the connections of some sockets.
+
+    Parameters
+    ----------
+    sockets : sequence of socket.socket
+        They listen, and do not block.
+    handle : callable
+        Takes a new connection and its address.
+    shed : callable
+        Closes up to so many connections, and says how many.
+    log : logging.Logger
+    """
+
+    def __init__(
+        self,
+        sockets: Sequence[socket.socket],
+        handle: Callable[[socket.socket, Any], None],
+        shed: Callable[[int], int],
+        log: logging.Logger,
+    ) -> None:
+        self._sockets = list(sockets)
+        self._handle = handle
+        self._shed = shed
+        self._log = log
+        self._loop = IOLoop.current()
+        self._complaints = Complaints()
+        self._timers: dict[socket.socket, object] = {}
+        for sock in self._sockets:
+            self._resume(sock)
+
+    def stop(self) -> None:
+        """Close the sockets; may be called twice."""
+        sockets, self._sockets = self._sockets, []
+        for sock in sockets:
+            timer = self._timers.pop(sock, None)
+            if timer is None:
+                self._loop.remove_handler(sock)
+            else:
+                self._loop.remove_timeout(timer)
+            sock.close()
+
+    def _resume(self, sock: socket.socket) -> None:
+        self._timers.pop(sock, None)
+        self._loop.add_handler(sock, self._accept, IOLoop.READ)
+
+    def _accept(self, sock: socket.socket, _events: int) -> None:
+        for _ in range(_A_TURN):
+            try:
+                connection, address = sock.accept()
+            except (BlockingIOError, ConnectionAbortedError):
+                return
+            except OSError as error:
+                if error.errno not in _EXHAUSTED:
+                    raise
+                self._exhausted(sock, error)
+                return
+            self._handle(connection, address)
+
+    def _exhausted(self, sock: socket.socket, error: OSError) -> None:
+        """Send somebody away, or wait: the one who is not accepted keeps the socket readable."""
+        shed = self._shed(_SHED)
+        if not shed:
+            self._loop.remove_handler(sock)
+            self._timers[sock] = self._loop.call_later(_PAUSE, self._resume, sock)
+        if count := self._complaints.note(self._loop.time()):
+            self._log.error(
+                "%d times no connection could be accepted: %s; see KbridgeApp.min_open_files_limit",
+                count,
+                error.strerror,
+            )
+
+
+def raise_descriptor_limit(wanted: int) -> int:
+    """Allow this process up to `wanted` descriptors, as far as the hard limit allows.
+
+    Returns
+    -------
+    int
+        How many it may have; `sys.maxsize` where there is no limit, or no such thing.
+    """
+    try:
+        import resource
+    except ImportError:  # Windows
+        return sys.maxsize
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY:
+        return sys.maxsize
+    target = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+    if target <= soft:
+        return soft
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (target, hard))
+    except (OSError, ValueError):  # macOS has another limit below the one that it shows
+        return soft
+    return target
