@@ -98,6 +98,11 @@ class Activity:
         """One of starting, idle, busy, restarting and dead."""
         return self._phase or ("busy" if self._busy else "idle")
 
+    @property
+    def at_work(self) -> str:
+        """The msg_id of the request that has been busy longest; empty if there is none."""
+        return next(iter(self._busy), "")
+
     def observe(self, msg: Message, msg_type: str, now: float) -> None:
         """Look at one message from the kernel, on any channel."""
         if msg_type == "status":

@@ -17,7 +17,7 @@ class Endpoints:
 
     The shape is that of a connection file (jupyter_client docs, "Connection files"). Keys are kept
     out of the repr. `curve` is the key pair, public and secret (Z85), of a kernel that encrypts;
-    its clients have the same.
+    its clients have the same. `heartbeat` is the port for pings, None if it has none.
     """
 
     transport: str
@@ -26,6 +26,7 @@ class Endpoints:
     key: bytes = field(repr=False, default=b"")
     signature_scheme: str = "hmac-sha256"
     curve: tuple[bytes, bytes] | None = field(repr=False, default=None)
+    heartbeat: int | str | None = None
 
     @classmethod
     def from_connection_info(cls, info: Mapping[str, Any]) -> Endpoints:
@@ -50,14 +51,19 @@ class Endpoints:
             key=key.encode() if isinstance(key, str) else bytes(key),
             signature_scheme=info.get("signature_scheme") or "hmac-sha256",
             curve=_curve(info),
+            heartbeat=info.get("hb_port") or None,
         )
 
     def url(self, channel: Channel) -> str:
         """The address of a channel in ZeroMQ's spelling."""
+        return self.address(self.ports[channel])
+
+    def address(self, port: int | str) -> str:
+        """The address of a port in ZeroMQ's spelling."""
         if self.transport == "ipc":
-            return f"ipc://{self.ip}-{self.ports[channel]}"
+            return f"ipc://{self.ip}-{port}"
         host = f"[{self.ip}]" if ":" in self.ip else self.ip
-        return f"{self.transport}://{host}:{self.ports[channel]}"
+        return f"{self.transport}://{host}:{port}"
 
 
 def _curve(info: Mapping[str, Any]) -> tuple[bytes, bytes] | None:

@@ -193,6 +193,18 @@ def test_a_quiet_request_proves_that_the_kernel_is_up() -> None:
     assert activity.execution_state == "idle"
 
 
+def test_what_it_is_at_is_what_it_began_first_and_has_not_ended() -> None:
+    activity = Activity(0.0)
+    assert activity.at_work == ""
+    for msg in (status("busy", "one"), status("busy", "two")):
+        activity.observe(msg, "status", 1.0)
+    assert activity.at_work == "one"
+    activity.observe(status("idle", "one"), "status", 2.0)
+    assert activity.at_work == "two"
+    activity.dead(3.0)
+    assert activity.at_work == ""
+
+
 def test_busy_parents_are_bounded_and_the_oldest_go_first() -> None:
     activity = play(" ".join(f"busy:{n}" for n in range(100)), limit=10)
     assert activity.statistics() == {

@@ -1,0 +1,317 @@
+"""Pings on a kernel's hb port, with real sockets on the other side."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import zmq
+import zmq.asyncio
+
+from kbridge.link.endpoints import Endpoints
+from kbridge.link.heartbeat import Heartbeat
+
+LOUD = 20
+# Two hundred milliseconds of silence: long enough for a loaded machine to answer one of many pings.
+INTERVAL, MISSES = 0.005, 40
+
+
+class Heart:
+    """The kernel's side: answers while it beats."""
+
+    def __init__(
+        self,
+        address: str = "tcp://127.0.0.1:*",
+        kind: int = zmq.ROUTER,
+        curve: tuple[bytes, bytes] | None = None,
+        answers: int = 1,
+    ) -> None:
+        self.context = zmq.asyncio.Context()
+        self.socket = self.context.socket(kind)
+        self.socket.linger = 0
+        if ":" in address.removeprefix("tcp:"):
+            self.socket.ipv6 = "[" in address
+        if curve is not None:
+            self.socket.curve_publickey, self.socket.curve_secretkey = curve
+            self.socket.curve_server = True
+        self.socket.bind(address)
+        self.address = self.socket.last_endpoint.rstrip(b"\0").decode()
+        self.answers = answers
+        self.asked = 0
+        self._beating = asyncio.Event()
+        self._beating.set()
+        self._task = asyncio.ensure_future(self._run())
+
+    async def _run(self) -> None:
+        while True:
+            await self._beating.wait()
+            ping = await self.socket.recv_multipart()
+            await self._beating.wait()
+            self.asked += 1
+            for _ in range(self.answers):
+                await self.socket.send_multipart(ping)
+
+    @property
+    def port(self) -> int:
+        return int(self.address.rpartition(":")[2])
+
+    def stop(self) -> None:
+        self._beating.clear()
+
+    def go_on(self) -> None:
+        self._beating.set()
+
+    async def end(self) -> None:
+        self._task.cancel()
+        await asyncio.gather(self._task, return_exceptions=True)
+        self.socket.close(0)
+        self.context.term()
+
+
+class Listener:
+    """A heartbeat, and what it has told."""
+
+    def __init__(self, where: Endpoints | None, **options: Any) -> None:
+        self.where = where
+        self.at_work = ""
+        self.told: list[str] = []
+        self.beats = 0
+        self._news = asyncio.Event()
+        self.heartbeat = Heartbeat(
+            self._ask_where,
+            interval=INTERVAL,
+            misses=MISSES,
+            on_lost=lambda: self._tell("lost"),
+            on_found=lambda: self._tell("found"),
+            at_work=lambda: self.at_work,
+            **options,
+        )
+
+    def _ask_where(self) -> Endpoints | None:
+        self.beats += 1
+        self._news.set()
+        return self.where
+
+    def _tell(self, what: str) -> None:
+        self.told.append(what)
+        self._news.set()
+
+    @property
+    def known(self) -> bool:
+        return bool(self.heartbeat.statistics()["known"])
+
+    async def until(self, condition: Callable[[], Any]) -> None:
+        async with asyncio.timeout(LOUD):
+            while not condition():
+                self._news.clear()
+                await self._news.wait()
+
+    async def after(self, beats: int) -> None:
+        until = self.beats + beats
+        await self.until(lambda: self.beats >= until)
+
+
+def endpoints(port: int | str | None, ip: str = "127.0.0.1", **more: Any) -> Endpoints:
+    return Endpoints(more.pop("transport", "tcp"), ip, {}, heartbeat=port, **more)
+
+
+@pytest.fixture
+async def beating() -> AsyncIterator[tuple[Heart, Listener]]:
+    heart = Heart()
+    listener = Listener(endpoints(heart.port))
+    await listener.until(lambda: listener.known)
+    yield heart, listener
+    listener.heartbeat.close()
+    listener.heartbeat.close()
+    await heart.end()
+
+
+async def test_a_heart_that_beats_is_no_news(beating) -> None:
+    heart, listener = beating
+    await listener.after(2 * MISSES)
+    assert listener.told == []
+    assert heart.asked >= 10
+    assert not listener.heartbeat.lost
+
+
+async def test_one_that_stops_is_lost_once_and_one_that_goes_on_is_found_once(beating) -> None:
+    heart, listener = beating
+    for rounds in (1, 2):
+        heart.stop()
+        await listener.until(lambda: listener.heartbeat.lost)
+        await listener.after(2 * MISSES)
+        heart.go_on()
+        await listener.until(lambda: not listener.heartbeat.lost)
+        await listener.after(2 * MISSES)
+        assert listener.told == ["lost", "found"] * rounds
+
+
+async def test_one_that_goes_and_comes_back_on_the_same_port(beating) -> None:
+    heart, listener = beating
+    port = heart.port
+    await heart.end()
+    await listener.until(lambda: listener.heartbeat.lost)
+    again = Heart(f"tcp://127.0.0.1:{port}")
+    try:
+        await listener.until(lambda: listener.told == ["lost", "found"])
+    finally:
+        listener.heartbeat.close()
+        await again.end()
+
+
+async def test_what_waits_for_a_heart_that_has_stopped_is_bounded(beating) -> None:
+    heart, listener = beating
+    heart.stop()
+    await listener.until(lambda: listener.heartbeat.lost)
+    before = heart.asked
+    await listener.after(4 * MISSES)
+    heart.go_on()
+    await listener.until(lambda: not listener.heartbeat.lost)
+    await listener.after(5)
+    # What was sent over connections that were given up is answered to nobody, if at all.
+    assert heart.asked - before <= 6 * MISSES
+    assert listener.told == ["lost", "found"]
+    assert listener.heartbeat.statistics()["waiting"] <= MISSES
+
+
+async def test_a_dead_port_is_no_news_however_long() -> None:
+    free = zmq.Context.instance().socket(zmq.DEALER)
+    port = free.bind_to_random_port("tcp://127.0.0.1")
+    free.close(0)
+    listener = Listener(endpoints(port))
+    await listener.after(2 * MISSES)
+    assert listener.told == []
+    listener.heartbeat.close()
+
+
+@pytest.mark.parametrize(
+    "where",
+    [endpoints(1, transport="bogus"), endpoints("x", ip="y"), endpoints(1, curve=(b"a", b"b"))],
+    ids=["transport", "port", "keys"],
+)
+async def test_an_address_that_is_none_is_no_news(where) -> None:
+    listener = Listener(where)
+    await listener.after(10)
+    assert listener.told == []
+    listener.heartbeat.close()
+
+
+async def test_kernels_that_answer_with_a_rep(beating) -> None:
+    _, listener = beating
+    heart = Heart(kind=zmq.REP)
+    listener.where = endpoints(heart.port)
+    await listener.until(lambda: heart.asked > 3)
+    assert listener.told == []
+    listener.heartbeat.close()
+    await heart.end()
+
+
+@pytest.mark.parametrize("kind", ["ipv6", "ipc", "curve"])
+async def test_however_a_kernel_is_reached(kind, tmp_path: Path, monkeypatch) -> None:
+    curve = zmq.curve_keypair() if kind == "curve" else None
+    if kind == "ipc":
+        monkeypatch.chdir(tmp_path)  # paths of sockets are short
+        heart = Heart("ipc://k-5")
+        where = endpoints(5, ip="k", transport="ipc")
+    elif kind == "ipv6":
+        heart = Heart("tcp://[::1]:*")
+        where = endpoints(heart.port, ip="::1")
+    else:
+        heart = Heart(curve=curve)
+        where = endpoints(heart.port, curve=curve)
+    listener = Listener(where)
+    await listener.until(lambda: heart.asked > 2 and listener.known)
+    listener.heartbeat.close()
+    await heart.end()
+
+
+async def test_who_has_not_the_keys_hears_nothing() -> None:
+    heart = Heart(curve=zmq.curve_keypair())
+    listener = Listener(endpoints(heart.port))
+    await listener.after(2 * MISSES)
+    assert (heart.asked, listener.known, listener.told) == (0, False, [])
+    listener.heartbeat.close()
+    await heart.end()
+
+
+async def test_a_kernel_that_moves_is_followed_and_its_past_forgotten(beating) -> None:
+    heart, listener = beating
+    heart.stop()
+    other = Heart()
+    listener.where = endpoints(other.port)
+    await listener.until(lambda: other.asked > 2)
+    await listener.after(10)
+    assert listener.told == []
+    listener.heartbeat.close()
+    await other.end()
+
+
+async def test_nothing_is_asked_where_nobody_is_to_answer(beating) -> None:
+    heart, listener = beating
+    listener.where = None
+    await listener.after(2)
+    asked = heart.asked
+    heart.stop()
+    await listener.after(2 * MISSES)
+    assert (heart.asked, listener.told, listener.known) == (asked, [], False)
+
+
+async def test_a_kernel_at_work_that_never_answered_at_work_is_not_lost(beating) -> None:
+    heart, listener = beating
+    heart.stop()
+    listener.at_work = "a cell"
+    await listener.after(2 * MISSES)
+    assert listener.told == []
+    listener.at_work = ""
+    await listener.until(lambda: listener.told == ["lost"])
+
+
+async def test_who_says_more_than_it_was_asked_is_not_listened_to(beating) -> None:
+    """One ping, a thousand answers: the loop reads no more of them than were owed, and one."""
+    heart, listener = beating
+    heart.answers = 1000
+    await listener.after(10)
+    heart.answers = 1
+    await listener.after(10)
+    assert listener.told == []
+    assert listener.known
+
+
+async def test_after_close_nothing_is_asked_or_told(beating) -> None:
+    heart, listener = beating
+    heart.stop()
+    await listener.until(lambda: listener.heartbeat.lost)
+    listener.heartbeat.close()
+    beats = listener.beats
+    heart.go_on()
+    other = Listener(endpoints(heart.port))
+    await other.until(lambda: other.known)
+    assert (listener.beats, listener.told) == (beats, ["lost"])
+    other.heartbeat.close()
+
+
+@pytest.mark.parametrize("when", ["lost", "found"])
+async def test_who_is_told_may_close_it(beating, when) -> None:
+    heart, listener = beating
+    heart.stop()
+    closed = asyncio.Event()
+    close = listener.heartbeat.close
+    setattr(listener.heartbeat, f"_on_{when}", lambda: (close(), closed.set()))
+    if when == "found":
+        await listener.until(lambda: listener.heartbeat.lost)
+        heart.go_on()
+    async with asyncio.timeout(LOUD):
+        await closed.wait()
+    assert listener.heartbeat._socket is None
+    assert listener.heartbeat._timer is None
+
+
+def test_endpoints_know_the_hb_port() -> None:
+    ports = {f"{name}_port": 1000 for name in ("shell", "iopub", "stdin", "control")}
+    assert Endpoints.from_connection_info(ports).heartbeat is None
+    info = json.loads(json.dumps(ports | {"hb_port": 7, "ip": "::1"}))
+    found = Endpoints.from_connection_info(info)
+    assert found.heartbeat == 7
+    assert found.address(7) == "tcp://[::1]:7"
