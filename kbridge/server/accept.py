@@ -1,9 +1,10 @@
 """Taking connections from the operating system, without harm to those that are there already.
 
 Tornado takes up to 128 a turn of the loop, and where no descriptor is left it fails once a turn,
-with a traceback each, for as long as somebody waits. Here a turn takes few, so that a flood of
-connections shares the loop with everybody else; where descriptors have run out, somebody is sent
-away, or nobody is taken for a while.
+with a traceback each, for as long as somebody waits. Here they are taken one by one with a pause
+after each, so that a flood of them leaves the loop to others in between: what waits to be taken
+costs nothing. Where descriptors have run out, somebody is sent away, or nobody is taken for a
+while.
 """
 
 from __future__ import annotations
@@ -21,8 +22,9 @@ from kbridge.flow.complaints import Complaints
 
 __all__ = ["Acceptor", "raise_descriptor_limit"]
 
-_A_TURN = 2
-_PAUSE = 0.25
+# Seconds after a connection, about what refusing one takes; and where descriptors have run out.
+_PAUSE = 0.001
+_LONG_PAUSE = 0.25
 _SHED = 16
 _EXHAUSTED = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 
@@ -73,25 +75,25 @@ class Acceptor:
         self._timers.pop(sock, None)
         self._loop.add_handler(sock, self._accept, IOLoop.READ)
 
+    def _pause(self, sock: socket.socket, seconds: float) -> None:
+        self._loop.remove_handler(sock)
+        self._timers[sock] = self._loop.call_later(seconds, self._resume, sock)
+
     def _accept(self, sock: socket.socket, _events: int) -> None:
-        for _ in range(_A_TURN):
-            try:
-                connection, address = sock.accept()
-            except (BlockingIOError, ConnectionAbortedError):
-                return
-            except OSError as error:
-                if error.errno not in _EXHAUSTED:
-                    raise
-                self._exhausted(sock, error)
-                return
+        try:
+            connection, address = sock.accept()
+        except (BlockingIOError, ConnectionAbortedError):
+            return
+        except OSError as error:
+            if error.errno not in _EXHAUSTED:
+                raise
+            self._pause(sock, _PAUSE if self._shed(_SHED) else _LONG_PAUSE)
+            self._complain(error)
+        else:
+            self._pause(sock, _PAUSE)
             self._handle(connection, address)
 
-    def _exhausted(self, sock: socket.socket, error: OSError) -> None:
-        """Send somebody away, or wait: the one who is not accepted keeps the socket readable."""
-        shed = self._shed(_SHED)
-        if not shed:
-            self._loop.remove_handler(sock)
-            self._timers[sock] = self._loop.call_later(_PAUSE, self._resume, sock)
+    def _complain(self, error: OSError) -> None:
         if count := self._complaints.note(self._loop.time()):
             self._log.error(
                 "%d times no connection could be accepted: %s; see KbridgeApp.min_open_files_limit",

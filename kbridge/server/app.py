@@ -74,6 +74,8 @@ _SUBCOMMANDS: dict[str, Any] = {
     "list": ("kbridge.server.commands.ListApp", "List running servers."),
     "stop": ("kbridge.server.commands.StopApp", "Stop a running server, by port or socket."),
 }
+# Loggers of Tornado's that speak of what clients do.
+_TOLD_BY_STRANGERS = ("access", "application", "general")
 
 
 class KbridgeApp(JupyterApp):
@@ -291,7 +293,13 @@ class KbridgeApp(JupyterApp):
     @default("logging_config")
     def _default_logging_config(self) -> dict[str, Any]:
         to_console = {"level": "DEBUG", "handlers": ["console"]}
-        return {"loggers": dict.fromkeys(("kbridge", "tornado", "asyncio"), to_console)}
+        return {
+            "filters": {"flood": {"()": "kbridge.server.logs.FloodFilter"}},
+            "loggers": {
+                **dict.fromkeys(("kbridge", "tornado", "asyncio"), to_console),
+                **{f"tornado.{name}": {"filters": ["flood"]} for name in _TOLD_BY_STRANGERS},
+            },
+        }
 
     def migrate_config(self) -> None:
         """Nothing of ours is from before Jupyter; looking for it costs time at the start."""

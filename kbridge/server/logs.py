@@ -1,19 +1,22 @@
 """The log, without secrets.
 
 Every line passes the formatter here last, so a token does not get into the log whichever library
-writes it, in a traceback neither.
+writes it, in a traceback neither. What strangers can cause is written a few times a minute and
+counted beyond that, or they could fill the disk.
 """
 
 from __future__ import annotations
 
 import logging
 import re
+import time
+from collections.abc import Callable
 
 from tornado import httputil, web
 from tornado.log import access_log
 from traitlets.config.application import LevelFormatter
 
-__all__ = ["SafeFormatter", "hide", "log_answer", "log_request", "scrub"]
+__all__ = ["FloodFilter", "SafeFormatter", "hide", "log_answer", "log_request", "scrub"]
 
 # Any query parameter whose name speaks of a secret, in a URI or in a repr of one.
 _PARAMETER = re.compile(r"(?i)([?&][^=&\s]*(?:token|auth|key|code|secret)[^=&\s]*=)[^&\s'\"#]+")
@@ -37,6 +40,65 @@ def scrub(text: str) -> str:
     for secret in _SECRETS:
         text = text.replace(secret, "[secret]")
     return _AUTHORIZATION.sub(r"\1[secret]", _PARAMETER.sub(r"\1[secret]", text))
+
+
+class FloodFilter(logging.Filter):
+    """Lets the same place in the code speak a few times a minute, and counts the rest.
+
+    For loggers that strangers can make speak. Below INFO nothing is held back: who asks for
+    debugging gets all of it.
+
+    Parameters
+    ----------
+    burst : int
+        Lines that pass in each interval.
+    interval : float
+        Seconds.
+    clock : callable
+        Tells them.
+    """
+
+    def __init__(
+        self,
+        burst: int = 20,
+        interval: float = 60.0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        super().__init__()
+        self._burst = burst
+        self._interval = interval
+        self._clock = clock
+        self._places: dict[tuple[str, int, int], _Place] = {}
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Decide about a line; the first after an interval tells how many were held back."""
+        if record.levelno < logging.INFO:
+            return True
+        now = self._clock()
+        key = (record.pathname, record.lineno, record.levelno)
+        place = self._places.setdefault(key, _Place(now, self._burst))
+        if now - place.since >= self._interval:
+            held = place.held
+            place.since, place.left, place.held = now, self._burst, 0
+            if held:
+                record.msg = f"{record.getMessage()} (and {held} more like it before)"
+                record.args = None
+        if not place.left:
+            place.held += 1
+            return False
+        place.left -= 1
+        return True
+
+
+class _Place:
+    """A line of code that logs."""
+
+    __slots__ = ("held", "left", "since")
+
+    def __init__(self, since: float, left: int) -> None:
+        self.since = since
+        self.left = left
+        self.held = 0
 
 
 class SafeFormatter(LevelFormatter):
