@@ -23,6 +23,7 @@
     |   +-- KernelMessageError        502          what it sent is no message
     |       +-- InvalidSignature      502          ... or is not signed with its key
     +-- BridgeError                   500   1011   ours
+        +-- RegistryError             500          where kernels are written down cannot be used
         +-- TunnelError               502          no way through ssh; also a ConnectionError
         +-- HubClosed                 503   1012   the hub went away while it was in use
         +-- Busy                      503   1013   a bounded queue is full; try again later
@@ -57,6 +58,7 @@ __all__ = [
     "NotFound",
     "NotSupported",
     "ProtocolViolation",
+    "RegistryError",
     "SessionNotFound",
     "TunnelError",
     "WrongFrameType",
@@ -196,6 +198,13 @@ class InvalidSignature(KernelMessageError):
 
 class BridgeError(KbridgeError):
     """Our own fault, or our own limit."""
+
+
+class RegistryError(BridgeError):
+    """The registry of kernels cannot be opened, read or written; says which one, and why.
+
+    No request is answered with it: at the start it ends the server, later it is logged.
+    """
 
 
 class TunnelError(BridgeError, ConnectionError):

@@ -21,12 +21,20 @@ class KernelActivity(Protocol):
     def last_activity(self) -> float:
         """When it last did something for somebody: unix seconds."""
 
+    @property
+    def at_work(self) -> str:
+        """The msg_id of the request that has been busy longest; empty if there is none."""
+
     def touch(self, now: float) -> None:
         """Note that somebody used the kernel at `now`, in unix seconds."""
 
 
 class Hub(Protocol):
     """One kernel's sockets, and everything that hangs on them."""
+
+    @property
+    def identity(self) -> bytes:
+        """What the kernel knows it by: who comes after it gets its replies under that name."""
 
     @property
     def activity(self) -> KernelActivity:
@@ -53,6 +61,9 @@ class Hub(Protocol):
     def reconnect(self, connection_info: Mapping[str, Any]) -> None:
         """Connect to the process that took the place of the old one."""
 
+    def announce(self, status: str) -> None:
+        """Tell clients a status of the kernel's, after all that it has said."""
+
     def dead(self) -> None:
         """Tell clients that the kernel has gone and will not be restarted."""
 
@@ -69,8 +80,19 @@ class Hub(Protocol):
 class Hubs(Protocol):
     """The table of hubs."""
 
-    def open(self, kernel_id: str, connection_info: Mapping[str, Any]) -> Hub:
-        """Make the hub of a kernel that has just been started."""
+    def open(
+        self,
+        kernel_id: str,
+        connection_info: Mapping[str, Any],
+        *,
+        identity: bytes = b"",
+        adopted: bool = False,
+    ) -> Hub:
+        """Make the hub of a kernel.
+
+        It has just been started; or it was `adopted` from a bridge that it has outlived, whose hub
+        went by `identity`.
+        """
 
     def get(self, kernel_id: str) -> Hub | None:
         """Return the hub of a kernel, or None."""

@@ -15,21 +15,22 @@ from pathlib import Path
 from typing import Any
 
 from jupyter_client.localinterfaces import is_local_ip
-from jupyter_client.manager import AsyncKernelManager
+from jupyter_client.provisioning.local_provisioner import LocalProvisioner
 from traitlets import default
 
 from kbridge.connect.files import port_names
-from kbridge.connect.methods import ConnectionFileMethods
 from kbridge.connect.ports import LocalPortCache
 from kbridge.errors import KernelError, KernelStartError
 from kbridge.kernels.death import until_dead
 from kbridge.kernels.logs import KernelLog
+from kbridge.kernels.processes import AdoptedProcess
+from kbridge.kernels.recorded import RecordedKernel
 from kbridge.kernels.restarter import Restarter
 
 __all__ = ["BridgeKernel"]
 
 
-class BridgeKernel(ConnectionFileMethods, AsyncKernelManager):
+class BridgeKernel(RecordedKernel):
     """A kernel: its process, its connection file and its log.
 
     Connection files and ports are `kbridge.connect`'s, not jupyter_client's.
@@ -44,8 +45,6 @@ class BridgeKernel(ConnectionFileMethods, AsyncKernelManager):
         Its process ended unasked, and stays so.
     restarter : Restarter or None
         Who watches the process once somebody uses the kernel.
-    output : KernelLog
-        What it wrote to stdout and stderr.
     """
 
     @default("cache_ports")
@@ -58,7 +57,6 @@ class BridgeKernel(ConnectionFileMethods, AsyncKernelManager):
         self.closing = False
         self.failed = False
         self.restarter: Restarter | None = None
-        self._promised: list[int] = []
         self.output = KernelLog(Path(self.connection_file).with_suffix(".log"))
 
     def encrypt(self, policy: str) -> None:
@@ -118,6 +116,7 @@ class BridgeKernel(ConnectionFileMethods, AsyncKernelManager):
             reason = f"Kernel {self.kernel_name} could not be started: {error}"
             raise KernelStartError(reason, self.output.tail()) from error
         self.failed = False
+        await self.ask_provisioner()
 
     def _choose_ports(self) -> None:
         """Choose the ports that nobody has; other kernels of ours get others.
@@ -133,15 +132,15 @@ class BridgeKernel(ConnectionFileMethods, AsyncKernelManager):
                 self._promised.append(port)
                 setattr(self, name, port)
 
-    def _return_ports(self) -> None:
-        while self._promised:
-            LocalPortCache.instance().return_port(self._promised.pop())
-
     async def _async_launch_kernel(self, kernel_cmd: list[str], **kw: Any) -> None:
         # Here rather than among the arguments of `start`: those are kept for restarts, and the
         # file is open for the length of the launch only.
         with self.output.open() as log:
             kw = {"stdout": log, "stderr": subprocess.STDOUT, **kw}
+            if self.independent and isinstance(self.provisioner, LocalProvisioner):
+                kw["independent"] = True
+                # Of a kernel that this server was started from: ours would end with that.
+                kw["env"] = {n: value for n, value in kw["env"].items() if n != "JPY_PARENT_PID"}
             await super()._async_launch_kernel(kernel_cmd, **kw)
 
     async def stop(self, *, now: bool, restart: bool = False) -> None:
@@ -196,14 +195,14 @@ class BridgeKernel(ConnectionFileMethods, AsyncKernelManager):
             self.output.trim()
             return bool(await self.is_alive())
 
-        # Of other provisioners nobody knows whose pid theirs is.
-        process = getattr(self.provisioner, "process", None)
-        pid = process.pid if isinstance(process, subprocess.Popen) else None
-        await until_dead(is_alive, interval, pid)
+        process = self.process
+        await until_dead(is_alive, interval, process.pid if process is not None else None)
 
     async def epitaph(self) -> str:
         """One sentence on how the process ended."""
         code = await self.provisioner.poll() if self.provisioner is not None else None
+        if isinstance(self.process, AdoptedProcess):
+            code = None  # only a parent is told
         return f"Kernel {self.kernel_name} ended{_how(code)}"
 
 

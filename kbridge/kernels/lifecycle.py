@@ -22,6 +22,7 @@ from typing import Any, TypeVar
 from kbridge.errors import Busy, KernelError, KernelStartError
 from kbridge.kernels.hubs import Hub, Hubs
 from kbridge.kernels.kernel import BridgeKernel
+from kbridge.kernels.ledger import Ledger
 from kbridge.kernels.logs import KeptLogs
 from kbridge.kernels.restarter import Restarter
 from kbridge.kernels.seed import Seed, run_seed
@@ -51,15 +52,37 @@ class Lifecycle:
         Read each time, so that a changed setting counts from the next kernel on.
     log : logging.Logger
         Where deaths are told.
+    ledger : Ledger, optional
+        Where it is written down which kernels run; with a registry behind it, they are started so
+        that they outlive this process.
     """
 
-    def __init__(self, hubs: Hubs, settings: KernelSettings, log: logging.Logger) -> None:
+    def __init__(
+        self,
+        hubs: Hubs,
+        settings: KernelSettings,
+        log: logging.Logger,
+        ledger: Ledger | None = None,
+    ) -> None:
         self.seed: Seed | None = None
         self.kernels: set[BridgeKernel] = set()
         self.kept_logs = KeptLogs()
         self._hubs = hubs
         self._settings = settings
         self._log = log
+        self._ledger = ledger or Ledger()
+
+    def note(self, kernel: BridgeKernel) -> None:
+        """Write a kernel down as it is now."""
+        if not self._ledger.enabled:
+            return
+        hub = self._hubs.get(str(kernel.kernel_id))
+        if hub is not None:
+            kernel.identity = hub.identity
+        try:
+            self._ledger.put_kernel(kernel.record())
+        except KernelError as error:
+            self._log.error("%s", error)
 
     async def launch(self, kernel: BridgeKernel, env: dict[str, str], cwd: Path) -> None:
         """Start a process and wait until it answers, is seeded, or is still coming up.
@@ -70,7 +93,11 @@ class Lifecycle:
             If it does not start, dies at once, or fails at the seed; nothing is left of it.
         """
         self.kernels.add(kernel)
+        kernel.independent = self._ledger.enabled
         try:
+            # Before there is a process: one that nobody has heard of would run forever.
+            self.note(kernel)
+            await self._ledger.settled()
             await kernel.start(env=env, cwd=cwd)
             hub = await self._come_up(kernel)
             if self.seed is not None and self.seed.fits(kernel.kernel_name):
@@ -88,7 +115,28 @@ class Lifecycle:
         if kernel.closing:
             raise Busy("The server is shutting down")
         hub = self._hubs.open(kernel.kernel_id, kernel.get_connection_info())
+        self.note(kernel)
         return await self._until_up(kernel, hub)
+
+    def take_up(self, kernel: BridgeKernel) -> None:
+        """Open the hub of a kernel that outlived the bridge which started it.
+
+        Raises
+        ------
+        KernelError
+            If it cannot be reached by what is known of it.
+        """
+        try:
+            self._hubs.open(
+                kernel.kernel_id,
+                kernel.get_connection_info(),
+                identity=kernel.identity,
+                adopted=True,
+            )
+        except (ValueError, TypeError) as error:
+            raise KernelError(f"Kernel {kernel.kernel_id} cannot be reached: {error}") from error
+        self.kernels.add(kernel)
+        self.note(kernel)
 
     async def _until_up(self, kernel: BridgeKernel, hub: Hub) -> Hub:
         left = self._settings.port_attempts
@@ -169,6 +217,7 @@ class Lifecycle:
         finally:
             await self._hubs.close(kernel.kernel_id)
             self.kernels.discard(kernel)
+            self._ledger.drop_kernel(str(kernel.kernel_id))
             if badly:
                 self.kept_logs.keep(kernel.output)
             else:
@@ -183,9 +232,19 @@ class Lifecycle:
         await kernel.start_again(newports=newports)
         info = kernel.get_connection_info()
         if hub is None:
-            return self._hubs.open(kernel.kernel_id, info)
-        hub.reconnect(info)
+            hub = self._hubs.open(kernel.kernel_id, info)
+        else:
+            hub.reconnect(info)
+        self.note(kernel)
         return hub
+
+    async def let_go(self, kernel: BridgeKernel) -> None:
+        """Leave a kernel to the next bridge; its hub is the caller's to close."""
+        if kernel.restarter is not None:
+            await kernel.restarter.aclose()
+        async with kernel.lock:  # of a restart that is under way
+            self.kernels.discard(kernel)
+            kernel.release()
 
     async def _autorestart(self, kernel: BridgeKernel, newports: bool) -> None:
         async with kernel.lock:
@@ -198,6 +257,7 @@ class Lifecycle:
 
     def _left_dead(self, kernel: BridgeKernel) -> None:
         kernel.failed = True
+        self._ledger.drop_kernel(str(kernel.kernel_id))
         log = kernel.output.path
         self._log.error("Kernel %s is dead; what it wrote is in %s", kernel.kernel_id, log)
         hub = self._hubs.get(kernel.kernel_id)

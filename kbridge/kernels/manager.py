@@ -10,15 +10,12 @@ Invariants:
 from __future__ import annotations
 
 import asyncio
-import os
 import re
 import time
-from collections.abc import Coroutine, Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-
-from traitlets import TraitError
 
 from kbridge.errors import (
     Busy,
@@ -30,125 +27,31 @@ from kbridge.errors import (
     NotSupported,
 )
 from kbridge.kernels.attached import AttachedKernel
-from kbridge.kernels.attaching import AttachingTable
-from kbridge.kernels.culling import Culler, to_cull
-from kbridge.kernels.environment import kernel_environment, working_dir
-from kbridge.kernels.hubs import Hubs
+from kbridge.kernels.culling import to_cull
+from kbridge.kernels.environment import working_dir
 from kbridge.kernels.kernel import BridgeKernel
-from kbridge.kernels.lifecycle import Lifecycle
-from kbridge.kernels.logs import KernelLog
-from kbridge.kernels.pool import Pool
-from kbridge.kernels.seed import Seed, load_seed
-from kbridge.kernels.tasks import spawn, stop
+from kbridge.kernels.opening import OpeningTable
+from kbridge.kernels.records import Standing
 from kbridge.wire.message import Channel
 
 __all__ = ["BridgeKernelManager"]
 
-# Kernels get `shutdown_wait_time` (5 s) to end by themselves; what is left is killed.
-_SHUTDOWN_TIMEOUT = 6.0
-_KILL_TIMEOUT = 1.5
 _KERNEL_ID = re.compile(r"(?=.{9,64}$)[0-9A-Za-z_]+(-[0-9A-Za-z_]+){4}", re.ASCII)
 
 
-class BridgeKernelManager(AttachingTable):
+class BridgeKernelManager(OpeningTable):
     """Start and end kernels, and keep their hubs in step with them.
 
     Parameters
     ----------
     hubs : Hubs
         The table of hubs; this manager opens and closes the hubs of its kernels in it.
+    ledger : Ledger, optional
+        Where its kernels are written down. With a registry behind it they outlive this process,
+        unless `shutdown_all` was called.
     **kwargs
         As for any configurable: `parent`, `config`, `log`, traits.
     """
-
-    def __init__(self, *, hubs: Hubs, **kwargs: Any) -> None:
-        super().__init__(hubs=hubs, **kwargs)
-        self._life = Lifecycle(hubs, self, self.log)
-        self._starts = 0
-        self._no_starts = asyncio.Event()
-        self._no_starts.set()
-        self._closing = False
-        self._ending: set[asyncio.Task[None]] = set()
-        self._opening = asyncio.Lock()
-        self._pool: Pool[BridgeKernel] | None = None
-        self._culler: Culler | None = None
-
-    # Opening and closing
-
-    async def open(self) -> None:
-        """Read the seed notebook, fill the pools, begin to cull. May be called twice.
-
-        Raises
-        ------
-        BridgeError
-            If the seed notebook cannot be read.
-        KernelspecNotFound
-            If a kernelspec that the settings name is not installed.
-        """
-        async with self._opening:
-            if self._pool is not None:
-                return
-            if self.seed_uri:
-                seed = await load_seed(self.seed_uri)
-                name = self.force_kernel_name or seed.kernel_name
-                self._life.seed = Seed(self._spec_name(name) if name else "", seed.cells)
-            self._pool = Pool(
-                self._pool_sizes(),
-                start=self._launch,
-                until_dead=lambda kernel: kernel.died(self.watch_interval),
-                is_alive=lambda kernel: kernel.is_alive(),
-                discard=lambda kernel: self._life.discard(kernel, badly=True),
-                log=self.log,
-            )
-            self._pool.open()
-            self._culler = Culler(self.cull, self.cull_interval, self.log)
-            self._open_attach_dir()
-
-    async def shutdown_all(self, now: bool = False) -> None:  # type: ignore[override]
-        """End every kernel, and start no more; takes less than 8 s.
-
-        Kernels go in parallel and are asked first; those that have not gone after 6 s are
-        killed. May be called again, also while it is at work: with `now` to kill them at once.
-        """
-        if not self._closing:
-            self._closing = True
-            # Before anything else: a kernel that is told to go must not come up again.
-            for kernel in self._life.kernels:
-                kernel.closing = True
-            starting = self._life.kernels - set(self._kernels.values())
-            work = [self.shutdown_kernel(kernel_id) for kernel_id in self._kernels]
-            work += [self._end_pool(), self._end_starts(starting)]
-            self._ending = {spawn(step, self.log) for step in work}
-        await self._close_attach_dir()
-        if self._culler is not None:
-            await self._culler.aclose()
-        if now:
-            await self._kill_all()
-        _, late = await asyncio.wait(self._ending, timeout=_SHUTDOWN_TIMEOUT)
-        if late:
-            self.log.warning("Kernels that would not go are killed")
-            await self._kill_all()
-            _, late = await asyncio.wait(late, timeout=_KILL_TIMEOUT)
-            await stop(*late)
-
-    async def _kill_all(self) -> None:
-        await self._each(kernel.kill() for kernel in self._life.kernels)
-
-    async def _each(self, steps: Iterable[Coroutine[Any, Any, None]]) -> None:
-        """Take all steps; one that fails is logged, and the others are waited for."""
-        for error in await asyncio.gather(*steps, return_exceptions=True):
-            if error is not None:
-                self.log.error("%s", error)
-
-    async def _end_pool(self) -> None:
-        # Nobody has anything in these, so that there is nothing to ask them.
-        waiting = await self._pool.drain() if self._pool is not None else []
-        await self._each(self._life.discard(kernel, badly=False) for kernel in waiting)
-
-    async def _end_starts(self, starting: set[BridgeKernel]) -> None:
-        # Whoever waits for these to come up sees them die, and clears them away.
-        await self._each(kernel.kill() for kernel in starting)
-        await self._no_starts.wait()
 
     # Life and death. jupyter_client, too, puts async methods in the place of these sync ones.
 
@@ -196,19 +99,17 @@ class BridgeKernelManager(AttachingTable):
             return kernel_id
         name = self._spec_name(kernel_name)
         cwd = working_dir(Path(self.root_dir), path)
-        environment = self._environment(env)
-        if session_name:
-            environment["JPY_SESSION_NAME"] = session_name
         with self._starting():
             kernel = None
             if self._pool and env is None and kernel_id is None and str(cwd) == self.root_dir:
                 kernel = await self._pool.take(name)
             if kernel is None:
-                kernel = await self._launch(name, environment, cwd, kernel_id)
+                kernel = await self._launch(name, env, cwd, kernel_id, session_name)
             elif self._closing:
                 await self._life.discard(kernel, badly=False)
                 raise Busy("The server is shutting down")
             self._use(kernel, session_name)
+        await self._ledger.settled()
         return kernel.kernel_id
 
     async def restart_kernel(self, kernel_id: str, now: bool = False) -> None:  # type: ignore[override]
@@ -312,6 +213,9 @@ class BridgeKernelManager(AttachingTable):
     def rename_session(self, kernel_id: str, session_name: str) -> None:
         """Give a kernel another JPY_SESSION_NAME, from its next restart on."""
         self.update_env(kernel_id=kernel_id, env={"JPY_SESSION_NAME": session_name})
+        kernel = self._kernels.get(kernel_id)
+        if isinstance(kernel, BridgeKernel) and not kernel.failed:
+            self._life.note(kernel)
 
     def statistics(self) -> dict[str, Any]:
         """Kernels in use, starts under way, the limit, and the pools."""
@@ -321,22 +225,10 @@ class BridgeKernelManager(AttachingTable):
             "max_kernels": self.max_kernels,
             "kept_logs": len(self._life.kept_logs),
             "pool": self._pool.statistics() if self._pool is not None else {},
+            "registry": self._ledger.statistics(),
         }
 
     # Helpers
-
-    def _environment(self, requested: Mapping[str, Any] | None) -> dict[str, str]:
-        return kernel_environment(
-            os.environ, requested, allowed=self.allowed_envs, inherited=self.inherited_envs
-        )
-
-    def _pool_sizes(self) -> dict[str, int]:
-        sizes = {self._spec_name(name): size for name, size in self.pool.items()}
-        if self.prespawn_count:
-            # The gateway prespawns what its seed notebook is for.
-            name = self._spec_name(self._life.seed.kernel_name if self._life.seed else None)
-            sizes[name] = max(sizes.get(name, 0), self.prespawn_count)
-        return sizes
 
     @contextmanager
     def _starting(self) -> Iterator[None]:
@@ -359,35 +251,35 @@ class BridgeKernelManager(AttachingTable):
     async def _launch(
         self,
         name: str,
-        env: dict[str, str] | None = None,
+        env: Mapping[str, Any] | None = None,
         cwd: Path | None = None,
         kernel_id: str | None = None,
+        session_name: str | None = None,
     ) -> BridgeKernel:
         """Make a kernel of a kernelspec and start its process; nobody uses it yet."""
+        environment = self._environment(env)
+        if session_name:
+            environment["JPY_SESSION_NAME"] = session_name
         if kernel_id is None:
             kernel_id = self.new_kernel_id()
         elif not isinstance(kernel_id, str) or not _KERNEL_ID.fullmatch(kernel_id):
             raise InvalidRequest("The id of a kernel is a uuid")
         elif any(kernel.kernel_id == kernel_id for kernel in self._life.kernels):
             raise InvalidRequest(f"Kernel {kernel_id} is being started already")
-        kernel, _, _ = self.pre_start_kernel(name, {"kernel_id": kernel_id})
-        if not isinstance(kernel, BridgeKernel):
-            raise TraitError(f"{self.kernel_manager_class} is not a subclass of BridgeKernel")
-        kernel.kernel_id = kernel_id
+        kernel = self._make(name, kernel_id)
+        kernel.inherits_env = env is None
         if self.transport is not None:
             kernel.transport = self.transport
         if self.kernel_ip:
             kernel.ip = self.kernel_ip
         if self.transport_encryption is not None:
             kernel.encrypt(self.transport_encryption)
-        kernel.output = KernelLog(kernel.output.path, self.log_limit)
-        if env is None:
-            env = self._environment(None)
-        await self._life.launch(kernel, env, cwd or Path(self.root_dir))
+        await self._life.launch(kernel, environment, cwd or Path(self.root_dir))
         return kernel
 
     def _use(self, kernel: BridgeKernel, session_name: str | None) -> None:
         """Put a kernel that was launched in the table, and begin to watch it."""
+        kernel.standing = Standing.USED
         self._kernels[kernel.kernel_id] = kernel
         self._last_change = time.time()
         if session_name:
@@ -395,6 +287,7 @@ class BridgeKernelManager(AttachingTable):
         hub = self.hubs.get(kernel.kernel_id)
         if hub is not None:
             hub.activity.touch(self._last_change)  # hours in the pool are no idleness
+        self._life.note(kernel)
         self._life.watch(kernel)
         self.log.info("Kernel started: %s (%s)", kernel.kernel_id, kernel.kernel_name)
 

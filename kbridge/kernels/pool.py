@@ -11,7 +11,7 @@ import asyncio
 import logging
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
@@ -84,9 +84,28 @@ class Pool(Generic[K]):
         self._fillers: list[asyncio.Task[None]] = []
         self._watches: set[asyncio.Task[None]] = set()
 
-    def open(self) -> None:
-        """Begin to start kernels, in the background."""
+    def open(self, waiting: Iterable[tuple[str, K]] = ()) -> list[K]:
+        """Begin to start kernels, in the background.
+
+        Parameters
+        ----------
+        waiting : iterable of (str, kernel)
+            Kernels that wait already, and their kernelspecs' names.
+
+        Returns
+        -------
+        list
+            Those of them that there is no room for: they are the caller's.
+        """
+        surplus = []
+        for name, kernel in waiting:
+            shelf = self._shelves.get(name)
+            if shelf is not None and len(shelf.waiting) < shelf.size:
+                self._put(shelf, kernel)
+            else:
+                surplus.append(kernel)
         self._fillers = [spawn(self._fill(shelf), self._log) for shelf in self._shelves.values()]
+        return surplus
 
     async def take(self, name: str) -> K | None:
         """Take the kernel that has waited longest, or None; the next one is started at once."""
@@ -134,11 +153,14 @@ class Pool(Generic[K]):
                 shelf.failures += 1
                 self._log.warning("The pool of %s: %s", shelf.name, error)
                 continue
-            entry = _Waiting(kernel, time.monotonic())
-            entry.watch = spawn(self._watch(shelf, entry), self._log)
-            self._watches.add(entry.watch)
-            entry.watch.add_done_callback(self._watches.discard)
-            shelf.waiting.append(entry)
+            self._put(shelf, kernel)
+
+    def _put(self, shelf: _Shelf[K], kernel: K) -> None:
+        entry = _Waiting(kernel, time.monotonic())
+        entry.watch = spawn(self._watch(shelf, entry), self._log)
+        self._watches.add(entry.watch)
+        entry.watch.add_done_callback(self._watches.discard)
+        shelf.waiting.append(entry)
 
     async def _watch(self, shelf: _Shelf[K], entry: _Waiting[K]) -> None:
         await self._until_dead(entry.kernel)

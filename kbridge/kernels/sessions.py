@@ -1,19 +1,21 @@
 """Sessions: which document uses which kernel, as Jupyter Server's session API has it.
 
-In memory only. A session lives as long as its kernel: one whose kernel has gone is dropped when
-somebody looks.
+In memory, and in the registry of kernels where there is one. A session lives as long as its kernel:
+one whose kernel has gone is dropped when somebody looks.
 """
 
 from __future__ import annotations
 
 import asyncio
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 from weakref import WeakValueDictionary
 
 from kbridge.errors import InvalidRequest, KernelNotFound, SessionNotFound
+from kbridge.kernels.ledger import Ledger
+from kbridge.kernels.records import SessionRecord
 
 __all__ = ["Kernels", "Sessions"]
 
@@ -59,10 +61,13 @@ class Sessions:
     ----------
     kernels : Kernels
         Where their kernels are started and shut down.
+    ledger : Ledger, optional
+        Where they are written down.
     """
 
-    def __init__(self, kernels: Kernels) -> None:
+    def __init__(self, kernels: Kernels, ledger: Ledger | None = None) -> None:
         self._kernels = kernels
+        self._ledger = ledger or Ledger()
         self._sessions: dict[str, _Session] = {}
         # Two requests for one path at a time make one session, not two.
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
@@ -105,7 +110,17 @@ class Sessions:
                 )
             session = _Session(str(uuid.uuid4()), path, name, fields["type"], kernel_id)
             self._sessions[session.id] = session
+            self._note(session)
+            await self._ledger.settled()
             return self._model(session)
+
+    def take_up(self, records: Iterable[SessionRecord]) -> None:
+        """Have the sessions of a server before this one, whose kernels are here again."""
+        for r in records:
+            self._sessions[r.session_id] = _Session(
+                r.session_id, r.path, r.name, r.type, r.kernel_id
+            )
+        self._drop_orphans()
 
     def get(self, session_id: str) -> dict[str, Any]:
         """Return the model of a session.
@@ -156,6 +171,7 @@ class Sessions:
         old = session.kernel_id
         session.kernel_id = kernel_id or old
         self._kernels.rename_session(session.kernel_id, session.name or session.path)
+        self._note(session)
         if session.kernel_id != old:
             await self._release(old)
         return self._model(session)
@@ -169,7 +185,7 @@ class Sessions:
             If there is no such session.
         """
         session = self._find(session_id)
-        del self._sessions[session_id]
+        self._drop(session_id)
         try:
             await self._kernels.shutdown_kernel(session.kernel_id)
         except KernelNotFound:
@@ -196,7 +212,16 @@ class Sessions:
     def _drop_orphans(self) -> None:
         gone = [s.id for s in self._sessions.values() if s.kernel_id not in self._kernels]
         for session_id in gone:
-            del self._sessions[session_id]
+            self._drop(session_id)
+
+    def _drop(self, session_id: str) -> None:
+        del self._sessions[session_id]
+        self._ledger.drop_session(session_id)
+
+    def _note(self, session: _Session) -> None:
+        self._ledger.put_session(
+            SessionRecord(session.id, session.kernel_id, session.path, session.name, session.type)
+        )
 
     def _model(self, session: _Session) -> dict[str, Any]:
         model = {

@@ -20,6 +20,8 @@ LOUD = 20.0
 
 
 class FakeActivity:
+    at_work = ""
+
     def __init__(self) -> None:
         self.execution_state = "starting"
         self.last_activity = 1_700_000_000.0
@@ -46,6 +48,8 @@ class FakeHub:
             self._ready.set()
 
     timed_out = False
+    identity = b""
+    adopted = False
 
     @property
     def ready(self) -> bool:
@@ -67,6 +71,10 @@ class FakeHub:
     def reconnect(self, connection_info: Mapping[str, Any]) -> None:
         self.info = dict(connection_info)
         self.events.append("reconnect")
+        self._wake()
+
+    def announce(self, status: str) -> None:
+        self.events.append(f"announce {status}")
         self._wake()
 
     def dead(self) -> None:
@@ -112,8 +120,17 @@ class FakeHubs:
         self.ready = True
         self.reply: Callable[..., dict[str, Any] | None] | None = None
 
-    def open(self, kernel_id: str, connection_info: Mapping[str, Any]) -> FakeHub:
+    def open(
+        self,
+        kernel_id: str,
+        connection_info: Mapping[str, Any],
+        *,
+        identity: bytes = b"",
+        adopted: bool = False,
+    ) -> FakeHub:
         hub = self.hubs[kernel_id] = FakeHub(connection_info, self.ready)
+        hub.identity = identity or f"hub of {kernel_id}".encode()
+        hub.adopted = adopted
         if self.reply is not None:
             hub.reply = self.reply
         self.opened.append(hub)

@@ -64,8 +64,8 @@ class ClientHub:
 def client_hubs(hubs, monkeypatch):
     fake_open, fake_close = hubs.open, hubs.close
 
-    def open_(kernel_id, info):
-        hubs.hubs[kernel_id] = ClientHub(fake_open(kernel_id, info), info)
+    def open_(kernel_id, info, **how):
+        hubs.hubs[kernel_id] = ClientHub(fake_open(kernel_id, info, **how), info)
         return hubs.hubs[kernel_id]
 
     async def close(kernel_id):

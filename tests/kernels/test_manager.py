@@ -605,7 +605,7 @@ async def test_a_kernel_that_cannot_be_ended_does_not_cut_the_end_of_others_shor
 
 
 async def test_kernels_that_will_not_go_are_killed(make_manager, spec, monkeypatch):
-    monkeypatch.setattr("kbridge.kernels.manager._SHUTDOWN_TIMEOUT", 0.2)
+    monkeypatch.setattr("kbridge.kernels.opening._SHUTDOWN_TIMEOUT", 0.2)
     manager = make_manager()
     kernel_id = await manager.start_kernel(spec("stubborn", STUBBORN))
     await until(lambda: "stubborn" in manager.get_kernel(kernel_id).output.tail())

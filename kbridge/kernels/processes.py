@@ -1,0 +1,197 @@
+"""Processes that are not our children: looked at, waited for and signalled like a `Popen`.
+
+Invariant: nothing here ever signals another process than the one that was meant. A process id is
+given anew when its process has gone; so each is held by a pidfd where there is one (Linux), and
+known by the time of its start everywhere.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+__all__ = ["EXIT_UNKNOWN", "AdoptedProcess", "birth", "boot_of", "commands", "find_command"]
+
+# Only a parent learns how its child ended.
+EXIT_UNKNOWN: Final = 255
+_LINUX: Final = sys.platform == "linux"
+_STATE, _STARTTIME = 0, 19  # fields of /proc/PID/stat behind the name, see proc_pid_stat(5)
+
+
+def birth(pid: int) -> str:
+    """When a process was started, empty where none runs; a zombie does not.
+
+    Only to be compared. On Linux not a time of day: that changes when the clock is set.
+    """
+    if _LINUX:
+        try:
+            stat = Path(f"/proc/{pid}/stat").read_bytes()
+        except OSError:
+            return ""
+        fields = stat[stat.rindex(b")") + 2 :].split()
+        return "" if fields[_STATE] in (b"Z", b"X") else f"{_boot()}/{int(fields[_STARTTIME])}"
+    import psutil  # type: ignore[import-untyped]
+
+    try:
+        process = psutil.Process(pid)
+        return "" if process.status() == psutil.STATUS_ZOMBIE else f"/{process.create_time():.2f}"
+    except psutil.Error:
+        return ""
+
+
+def boot_of(born: str) -> bool:
+    """Whether a process of that birth can still run: not if the machine was started since."""
+    return not _LINUX or born.partition("/")[0] in ("", _boot())
+
+
+def commands() -> dict[int, list[str]]:
+    """The command lines of all processes that can be seen, by process id."""
+    import psutil
+
+    found = psutil.process_iter(["pid", "cmdline"])
+    return {p.info["pid"]: p.info["cmdline"] or [] for p in found}
+
+
+def find_command(argv: Sequence[str], among: dict[int, list[str]]) -> int:
+    """The process that was started with these arguments, 0 where there is none or several.
+
+    The program itself may be shown otherwise: found on PATH, or behind its interpreter.
+    """
+    arguments = list(argv[1:])
+    if not arguments:
+        return 0
+    found = [pid for pid, command in among.items() if command[-len(arguments) :] == arguments]
+    return found[0] if len(found) == 1 else 0
+
+
+def _boot() -> str:
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+    except OSError:  # some sandboxes hide it
+        return ""
+
+
+class AdoptedProcess:
+    """What `subprocess.Popen` is for a child, for a process that somebody else has started.
+
+    Signals go to its process group where it leads one, as jupyter_client's launcher has it.
+
+    Parameters
+    ----------
+    pid : int
+        The process.
+    born : str
+        Its `birth`.
+
+    Attributes
+    ----------
+    returncode : int or None
+        None while it runs, then EXIT_UNKNOWN.
+
+    Raises
+    ------
+    ProcessLookupError
+        If that process has gone, whoever has its id now.
+    """
+
+    stdin = stdout = stderr = None
+    win32_interrupt_event = None
+    _fd: int | None = None
+
+    def __init__(self, pid: int, born: str) -> None:
+        self.pid = pid
+        self.returncode: int | None = None
+        self._born = born
+        # First held, then looked at: thus what was looked at is what is held.
+        self._fd = _pidfd(pid)
+        if not born or birth(pid) != born:
+            self.close()
+            raise ProcessLookupError(f"process {pid} has gone")
+        self._leads = hasattr(os, "getpgid") and os.getpgid(pid) == pid
+
+    def poll(self) -> int | None:
+        """Return None while it runs."""
+        if self.returncode is None and not self._runs():
+            self.returncode = EXIT_UNKNOWN
+            self.close()
+        return self.returncode
+
+    def wait(self, timeout: float | None = None) -> int:
+        """Block until it has ended.
+
+        Raises
+        ------
+        TimeoutError
+            If it runs on for `timeout` seconds.
+        """
+        if self.poll() is None:
+            if self._fd is not None:
+                _ended(self._fd, timeout)
+            else:
+                import psutil
+
+                try:
+                    psutil.Process(self.pid).wait(timeout)
+                except psutil.NoSuchProcess:
+                    pass
+                except psutil.TimeoutExpired:
+                    raise TimeoutError(f"process {self.pid} runs on") from None
+        if self.poll() is None:
+            raise TimeoutError(f"process {self.pid} runs on")
+        return EXIT_UNKNOWN
+
+    def send_signal(self, number: int) -> None:
+        """Send a signal; nothing happens where it has ended."""
+        if self.poll() is not None:
+            return
+        try:
+            if self._leads:
+                # While its leader lives, a group's number is given to nobody else.
+                os.killpg(self.pid, number)
+            elif self._fd is not None:
+                signal.pidfd_send_signal(self._fd, number)  # type: ignore[attr-defined, unused-ignore]
+            else:
+                os.kill(self.pid, number)
+        except ProcessLookupError:
+            return
+
+    def terminate(self) -> None:
+        """Ask it to end."""
+        self.send_signal(signal.SIGTERM)
+
+    def kill(self) -> None:
+        """End it."""
+        self.send_signal(getattr(signal, "SIGKILL", signal.SIGTERM))
+
+    def close(self) -> None:
+        """Hold it no longer; may be called twice."""
+        fd, self._fd = self._fd, None
+        if fd is not None:
+            os.close(fd)
+
+    def _runs(self) -> bool:
+        if self._fd is not None:
+            return not _ended(self._fd, 0)
+        return birth(self.pid) == self._born
+
+    def __del__(self) -> None:
+        self.close()
+
+
+def _pidfd(pid: int) -> int | None:
+    open_pidfd = getattr(os, "pidfd_open", None)
+    try:
+        return int(open_pidfd(pid)) if open_pidfd is not None else None
+    except OSError:  # gone already, or an old kernel: its birth will tell
+        return None
+
+
+def _ended(fd: int, timeout: float | None) -> bool:
+    poller = select.poll()
+    poller.register(fd, select.POLLIN)  # what a pidfd says when its process has ended
+    return bool(poller.poll(None if timeout is None else timeout * 1000))
