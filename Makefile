@@ -8,7 +8,7 @@ PYTHON ?= $(or $(shell for p in python3 python3.13 python3.12 python3.11; do \
 BIN     = $(VENV)/bin
 PIP     = $(BIN)/python -m pip --disable-pip-version-check --quiet
 
-.PHONY: help serve test check format bench clean
+.PHONY: help serve test soak check format bench clean
 .DELETE_ON_ERROR:
 
 help:                   ## this text
@@ -19,6 +19,9 @@ serve: $(VENV)/.serve   ## run the bridge on 127.0.0.1 (ARGS="--port 9999" adds 
 
 test: $(VENV)/.dev      ## the whole suite (ARGS="-k wire" narrows it)
 	$(BIN)/python -m pytest -n 2 $(ARGS)
+
+soak: $(VENV)/.dev      ## slow, dying and hostile clients for five minutes (ARGS="--minutes 1 --seed 7")
+	$(BIN)/python -m tests.soak $(ARGS)
 
 check: $(VENV)/.dev     ## format, lint, types, layers
 	$(BIN)/ruff format --check .

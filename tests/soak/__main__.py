@@ -1,0 +1,48 @@
+"""`python -m tests.soak`: minutes of everything at once; what it finds is the exit code."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import secrets
+import sys
+import tempfile
+from pathlib import Path
+
+from tests.soak.report import table
+from tests.soak.run import Settings, soak
+from tests.soak.visitor import TEMPERS
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.soak", description=__doc__)
+    parser.add_argument(
+        "--minutes", type=float, default=5.0, help="how long (default: 5, at most 60)"
+    )
+    parser.add_argument("--seed", default="", help="repeats the dice of an earlier run")
+    parser.add_argument("--only", default="", help="names of kinds of clients, with commas")
+    parser.add_argument("--without", default="", help="hostile, trouble or both")
+    parser.add_argument("--keep", type=Path, help="a directory for the servers' files and logs")
+    given = parser.parse_args()
+    seed = given.seed or secrets.token_hex(4)
+    tempers = tuple(t for t in TEMPERS if not given.only or t.name in given.only.split(","))
+    settings = Settings(
+        seconds=60 * min(given.minutes, 60.0),
+        seed=seed,
+        tempers=tempers,
+        hostile="hostile" not in given.without,
+        trouble="trouble" not in given.without,
+        echo=True,
+    )
+    print(f"seed {seed}: --seed {seed} repeats it", flush=True)
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as temporary:
+        home = given.keep or Path(temporary)
+        outcome = asyncio.run(soak(settings, home))
+    print(table(outcome))
+    count = outcome.findings.count
+    print(f"{count} findings; seed {seed}" if count else "Nothing lost, nothing left over.")
+    return 1 if count else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

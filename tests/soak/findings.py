@@ -1,0 +1,48 @@
+"""What the soak has found, and what it has counted."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+
+__all__ = ["Findings"]
+
+_KEPT = 300
+
+
+class Findings:
+    """Faults as sentences, numbers by kind.
+
+    Attributes
+    ----------
+    faults : list of str
+        The first of them.
+    count : int
+        How many there were.
+    tally : Counter
+        By (kind, what): messages, lines, connections, ...
+    """
+
+    def __init__(self, echo: bool = False) -> None:
+        self.faults: list[str] = []
+        self.count = 0
+        self.tally: Counter[tuple[str, str]] = Counter()
+        self._echo = echo
+        self._begin = time.monotonic()
+
+    def fault(self, who: str, what: str) -> None:
+        """Note that something is wrong."""
+        self.count += 1
+        line = f"{time.monotonic() - self._begin:6.1f} s  {who}: {what}"
+        if len(self.faults) < _KEPT:
+            self.faults.append(line)
+            if self._echo:
+                print(f"FOUND {line}", flush=True)
+
+    def add(self, kind: str, what: str, count: int = 1) -> None:
+        """Count something."""
+        self.tally[kind, what] += count
+
+    def total(self, what: str) -> int:
+        """A count over all kinds."""
+        return sum(n for (_, name), n in self.tally.items() if name == what)

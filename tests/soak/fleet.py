@@ -1,0 +1,130 @@
+"""The servers and the kernels that the soak runs on."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+import sys
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import psutil
+
+from tests.soak.findings import Findings
+from tests.soak.vitals import observed_command
+from tests.support.server import Server
+
+__all__ = ["Fleet", "Post"]
+
+STUB = Path(__file__).parents[2] / "benchmarks" / "kernel.py"
+CONNECTION = "--ZMQChannelsWebsocketConnection"
+_OPTIONS = {
+    # As installed, but for what keeps the soak short.
+    "roomy": ["--KbridgeApp.websocket_max_message_size=1048576"],
+    # A journal that a slow reader falls off.
+    "narrow": [
+        f"{CONNECTION}.journal_limit=131072",
+        f"{CONNECTION}.history_limit=65536",
+        f"{CONNECTION}.limit_rate=False",
+    ],
+}
+_COMMON = [
+    # Kernels are killed more often than any user would bear.
+    "--BridgeKernelManager.restart_limit=100000",
+    f"{CONNECTION}.kernel_info_timeout=60",
+]
+
+
+@dataclass(eq=False)
+class Post:
+    """One kernel.
+
+    Attributes
+    ----------
+    calm : bool
+        Whether it is left alone.
+    gone : bool
+        Whether it was shut down.
+    """
+
+    server: Server
+    kernel_id: str
+    spec: str
+    calm: bool
+    gone: bool = False
+
+    @property
+    def narrow(self) -> bool:
+        return self.server.home.name == "narrow"
+
+    def process(self) -> psutil.Process | None:
+        """The kernel's process, found by its connection file; None while it has none."""
+        for child in psutil.Process(self.server.process.pid).children():
+            with suppress(psutil.NoSuchProcess):
+                if any(self.kernel_id in word for word in child.cmdline()):
+                    return child
+        return None
+
+
+@dataclass
+class Fleet:
+    """All of them.
+
+    Attributes
+    ----------
+    pids : set of int
+        Of every child that was seen.
+    """
+
+    home: Path
+    findings: Findings
+    servers: dict[str, Server] = field(default_factory=dict)
+    posts: list[Post] = field(default_factory=list)
+    pids: set[int] = field(default_factory=set)
+
+    async def open(self) -> None:
+        """Start the servers."""
+        for name, options in _OPTIONS.items():
+            home = self.home / name
+            spec = home / "data" / "kernels" / "stub" / "kernel.json"
+            spec.parent.mkdir(parents=True)
+            argv = [sys.executable, str(STUB), "{connection_file}"]
+            spec.write_text(json.dumps({"argv": argv, "display_name": "Stub", "language": "json"}))
+            server = Server(home, *_COMMON, *options, command=observed_command(home))
+            self.servers[name] = server
+            await asyncio.to_thread(server.start)
+
+    async def add(self, server: str, spec: str, *, calm: bool) -> Post:
+        """Start a kernel."""
+        running = self.servers[server]
+        kernel_id = await asyncio.to_thread(running.start_kernel, spec)
+        post = Post(running, kernel_id, spec, calm)
+        self.posts.append(post)
+        self.look()
+        return post
+
+    async def remove(self, post: Post) -> None:
+        """Shut a kernel down."""
+        self.look()
+        self.posts.remove(post)
+        post.gone = True
+        reply = await post.server.call("DELETE", f"/api/kernels/{post.kernel_id}")
+        if reply.status != 204:
+            self.findings.fault("fleet", f"DELETE of a kernel: {reply.status} {reply.body!r}")
+
+    def choose(self, dice: random.Random, *, narrow: bool) -> Post:
+        """A kernel for a client."""
+        return dice.choice([post for post in self.posts if post.narrow is narrow])
+
+    def look(self) -> None:
+        """Note which processes there are."""
+        for server in self.servers.values():
+            with suppress(psutil.NoSuchProcess):
+                self.pids |= server.children()
+
+    def kill(self) -> None:
+        """End everything, whatever it thinks of it."""
+        for server in self.servers.values():
+            server.kill()

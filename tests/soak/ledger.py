@@ -1,0 +1,308 @@
+"""What one client must hear, checked message by message.
+
+The laws, for every request that a client hears of on iopub:
+
+- its lines are numbered from 0; they come complete and in order, however many a message has;
+- busy, execute_input and idle come once, a reply comes once, and only to who asked;
+- after a reconnect with `session_id`, what was not acknowledged may come again; what was, may not;
+- after a reconnect with `since`, nothing comes again;
+- what fell off the journal is accounted for by markers.
+
+A client that came in the middle of a request may miss its beginning; a request that was restarted,
+killed or interrupted away may end early, but has no holes.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import deque
+from dataclasses import dataclass, field
+from typing import Any
+
+from tests.soak.findings import Findings
+
+__all__ = ["Book", "Cell", "Ledger", "Request"]
+
+MARKER = re.compile(r"\[kbridge: ([\d,]+) messages? \(([\d,]+) bytes?\)")
+RESTARTED = frozenset({"starting", "restarting", "dead"})
+_IDS = 20_000  # message ids of one connection that are remembered
+_CELLS = 2_000  # requests that are remembered
+_SLACK = 50  # messages that a marker may count beyond lines: statuses, replies to others
+
+
+@dataclass(slots=True)
+class Request:
+    """What was asked, and what must come of it.
+
+    Attributes
+    ----------
+    msg_id : str
+        Its id.
+    session : str
+        Who asked.
+    lines : int
+        How many numbered lines it prints.
+    size : int
+        Bytes of each, the newline included.
+    """
+
+    msg_id: str
+    session: str
+    lines: int = 0
+    size: int = 0
+
+
+class Book:
+    """All requests of all clients; what is long over is forgotten."""
+
+    def __init__(self, limit: int = 20_000) -> None:
+        self._requests: dict[str, Request] = {}
+        self._limit = limit
+
+    def add(self, request: Request) -> Request:
+        self._requests[request.msg_id] = request
+        if len(self._requests) > self._limit:
+            del self._requests[next(iter(self._requests))]
+        return request
+
+    def get(self, msg_id: str) -> Request | None:
+        return self._requests.get(msg_id)
+
+
+@dataclass(slots=True)
+class Cell:
+    """What was heard of one request."""
+
+    request: Request
+    next: int = 0
+    top: int = 0  # the highest that `next` ever was
+    whole: bool = False  # its busy was heard, so line 0 has to come
+    seen: set[str] = field(default_factory=set)  # busy, execute_input, idle, reply
+    status: str = ""  # of the reply
+    acked: tuple[int, frozenset[str]] = (0, frozenset())
+    rewind: bool = False  # a line may come again
+    again: set[str] = field(default_factory=set)  # of `seen`, what may come again
+    counted: bool = False
+
+    @property
+    def done(self) -> bool:
+        return {"idle", "reply"} <= self.seen
+
+
+class Ledger:
+    """What one session of one client hears of one kernel.
+
+    Parameters
+    ----------
+    who : str
+        For the findings.
+    session : str
+        Its session_id.
+    book, findings
+        Shared by all.
+    calm : bool
+        Whether the kernel lives undisturbed.
+    exactly_once : bool
+        Whether the client says, when it comes back, what it saw last.
+    """
+
+    def __init__(
+        self,
+        who: str,
+        session: str,
+        book: Book,
+        findings: Findings,
+        *,
+        calm: bool,
+        exactly_once: bool = False,
+    ) -> None:
+        self.who = who
+        self.session = session
+        self.calm = calm
+        self.exactly_once = exactly_once
+        self.cells: dict[str, Cell] = {}
+        self.restarts = 0  # how often the kernel said that it is another now
+        self.last_id = ""
+        self.missing = self.marked = 0
+        self.messages = self.lines = self.twice = 0
+        self._book = book
+        self._findings = findings
+        self._ids: set[str] = set()
+        self._order: deque[str] = deque()
+        self._touched: set[str] = set()
+        self._at_ping: dict[str, tuple[int, frozenset[str]]] = {}
+        self._first = True
+
+    def fault(self, what: str) -> None:
+        self._findings.fault(self.who, what)
+
+    def cell(self, msg_id: str) -> Cell | None:
+        """What was heard of a request; None if it is nobody's here."""
+        cell = self.cells.get(msg_id)
+        if cell is None:
+            request = self._book.get(msg_id)
+            if request is None:
+                return None
+            cell = self.cells[msg_id] = Cell(request)
+            if len(self.cells) > _CELLS:
+                del self.cells[next(iter(self.cells))]
+        self._touched.add(msg_id)
+        return cell
+
+    # -- connections ------------------------------------------------------------------------
+
+    def connected(self) -> None:
+        """A connection begins: what was not acknowledged may come again."""
+        self._touched.clear()
+        self._at_ping.clear()
+        if self._first or self.exactly_once:
+            self._first = False
+            return
+        self._ids.clear()
+        self._order.clear()
+        for cell in self.cells.values():
+            cell.rewind = True
+            cell.again = cell.seen - cell.acked[1]
+
+    def ping(self, payload: bytes) -> None:
+        """A ping that is numbered says that the pong before it has arrived."""
+        if not payload.isdigit():
+            if payload:
+                self.fault(f"a ping with {payload!r}")
+            return
+        for msg_id, acked in self._at_ping.items():
+            if msg_id in self.cells:
+                self.cells[msg_id].acked = acked
+        self._at_ping = {
+            i: (cell.next, frozenset(cell.seen))
+            for i in self._touched
+            if (cell := self.cells.get(i)) is not None
+        }
+        self._touched.clear()
+
+    # -- messages ---------------------------------------------------------------------------
+
+    def take(self, msg: dict[str, Any]) -> None:
+        """Look at a message."""
+        self.messages += 1
+        header = msg["header"]
+        kind, content = header["msg_type"], msg["content"]
+        if kind != "input_request":  # one that waits for its answer is asked again
+            self._once(header["msg_id"], kind)
+        self.last_id = header["msg_id"]
+        parent = msg["parent_header"].get("msg_id", "")
+        if kind == "stream":
+            self._stream(parent, content)
+        elif kind == "status":
+            self._status(parent, content["execution_state"])
+        elif kind == "execute_input":
+            self._event(parent, kind)
+        elif kind.endswith("_reply"):
+            self._reply(parent, content)
+
+    def _once(self, msg_id: str, kind: str) -> None:
+        if msg_id in self._ids:
+            self.twice += 1
+            self.fault(f"{kind} {msg_id} came twice")
+        self._ids.add(msg_id)
+        self._order.append(msg_id)
+        if len(self._order) > _IDS:
+            self._ids.discard(self._order.popleft())
+
+    def _stream(self, parent: str, content: dict[str, Any]) -> None:
+        text = content["text"]
+        marker = MARKER.search(text) if content["name"] == "stderr" else None
+        if marker:
+            self.marked += int(marker[1].replace(",", ""))
+            return
+        cell = self.cell(parent)
+        if cell is None or not cell.request.lines or content["name"] != "stdout":
+            return
+        if not text.endswith("\n"):
+            self.fault(f"a message that ends in mid-line: {text[-60:]!r}")
+        for line in text.splitlines():
+            self._line(cell, line)
+
+    def _line(self, cell: Cell, line: str) -> None:
+        self.lines += 1
+        number = int(line[1:9]) if line[:1] == "#" and line[1:9].isdigit() else -1
+        if number < 0 or len(line) + 1 != cell.request.size:
+            self.fault(f"a mangled line: {line[:60]!r}")
+            return
+        if "idle" in cell.seen - cell.again:
+            self.fault(f"line {number} after the idle of {cell.request.msg_id}")
+        if not cell.whole and cell.top == 0:
+            cell.next = number  # came in the middle of it
+        rewind, cell.rewind = cell.rewind, False
+        if number < cell.next:
+            self.twice += cell.next - number
+            if not rewind:
+                self.fault(f"line {number} after line {cell.next - 1}")
+            elif number < cell.acked[0]:
+                self.fault(f"line {number} came again, though {cell.acked[0]} were acknowledged")
+        else:
+            self.missing += max(0, number - max(cell.next, cell.top))
+        cell.next = number + 1
+        cell.top = max(cell.top, cell.next)
+
+    def _status(self, parent: str, state: str) -> None:
+        if not parent and state in RESTARTED:
+            self.restarts += 1
+            if self.calm:
+                self.fault(f"{state}, though nobody touched the kernel")
+        elif state == "busy":
+            cell = self._event(parent, state)
+            if cell is not None and cell.top == 0:
+                cell.whole = True
+        elif state == "idle":
+            cell = self._event(parent, state)
+            if cell is not None:
+                self._end(cell)
+
+    def _reply(self, parent: str, content: dict[str, Any]) -> None:
+        cell = self.cell(parent)
+        if cell is None:
+            return
+        if cell.request.session != self.session:
+            if self.calm:
+                self.fault(f"a reply to {parent}, which is {cell.request.session}'s")
+            return
+        cell.status = str(content.get("status"))
+        if self.calm and cell.status != "ok":
+            self.fault(f"the reply to {parent} is {cell.status!r}")
+        self._event(parent, "reply")
+        self._end(cell)
+
+    def _event(self, parent: str, what: str) -> Cell | None:
+        cell = self.cell(parent)
+        if cell is None:
+            return None
+        if what in cell.seen:
+            self.twice += 1
+            if what not in cell.again:
+                self.fault(f"{what} of {parent} came twice")
+        cell.again.discard(what)
+        cell.seen.add(what)
+        return cell
+
+    def _end(self, cell: Cell) -> None:
+        """Count what is missing at the end of a request that nobody broke off."""
+        mine = cell.request.session == self.session
+        over = cell.done and cell.status == "ok" if mine else "idle" in cell.seen and self.calm
+        if not over or cell.counted:
+            return
+        cell.counted = True
+        if cell.whole or mine:
+            self.missing += max(0, cell.request.lines - cell.top)
+
+    # -- the balance ------------------------------------------------------------------------
+
+    def settle(self) -> None:
+        """What is missing has to be accounted for; call when nothing is under way."""
+        if self.missing > self.marked:
+            self.fault(
+                f"{self.missing:,} lines are missing, and markers account for {self.marked:,}"
+            )
+        elif self.marked > self.missing * 1.05 + _SLACK:
+            self.fault(f"markers count {self.marked:,}, but {self.missing:,} lines are missing")
+        self.missing = self.marked = 0

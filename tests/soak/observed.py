@@ -1,0 +1,57 @@
+"""kbridge as it is, and on SIGUSR1 a census: what lives in the process, written as JSON.
+
+A script: `python observed.py CENSUS [options of kbridge]`. Tasks and objects are what no look from
+outside can count.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import json
+import signal
+import sys
+import threading
+from collections import Counter
+from pathlib import Path
+from types import FrameType
+
+from kbridge.server.main import main
+
+_OTHERS = {"IOStream", "HTTP1Connection", "HTTP1ServerConnection", "HTTPServerRequest"}
+
+
+def census() -> dict[str, dict[str, int]]:
+    """Objects of ours and of Tornado's connections by class, tasks that run, threads."""
+    gc.collect()
+    found: Counter[str] = Counter()
+    tasks = 0
+    for thing in gc.get_objects():
+        kind = type(thing)
+        if isinstance(thing, asyncio.Task):
+            tasks += not thing.done()
+        elif isinstance(thing, asyncio.Future):
+            found["Future"] += 1
+        elif str(kind.__module__).startswith("kbridge") or kind.__name__ in _OTHERS:
+            found[kind.__name__] += 1
+    return {
+        "objects": dict(found),
+        "process": {"tasks": tasks, "threads": threading.active_count()},
+    }
+
+
+def watch(path: Path) -> None:
+    """Write a census whenever SIGUSR1 comes."""
+
+    def write(_signum: int, _frame: FrameType | None) -> None:
+        fresh = path.with_suffix(".new")
+        fresh.write_text(json.dumps(census()), encoding="utf-8")
+        fresh.replace(path)
+
+    signal.signal(signal.SIGUSR1, write)
+
+
+if __name__ == "__main__":
+    sys.path.pop(0)  # this directory: its modules are no modules of the server
+    watch(Path(sys.argv[1]))
+    main(sys.argv[2:])

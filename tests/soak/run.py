@@ -1,0 +1,208 @@
+"""One soak from the start of its servers to the balance."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tests.soak import chaos, vitals
+from tests.soak.findings import Findings
+from tests.soak.fleet import Fleet
+from tests.soak.hostile import Hostile
+from tests.soak.ledger import Book
+from tests.soak.visitor import TEMPERS, Temper, Visitor
+from tests.soak.vitals import Vitals
+from tests.support.waiting import eventually
+
+__all__ = ["Outcome", "Settings", "soak"]
+
+DRAIN = 120.0  # seconds within which clients come to an end, once they should
+
+# Server, kernelspec, whether it is left alone.
+_KERNELS = (
+    ("roomy", "stub", True),
+    ("roomy", "python3", True),
+    ("roomy", "stub", False),
+    ("roomy", "python3", False),
+    ("narrow", "stub", True),
+    ("narrow", "stub", False),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What to do.
+
+    Attributes
+    ----------
+    seconds : float
+        How long clients come and go. The start and the end come on top.
+    seed : str
+        What the dice start from.
+    tempers : tuple of Temper
+        Which clients; each in both dialects, on both servers.
+    hostile, trouble : bool
+        Whether there are hostile clients, and whether something happens to kernels.
+    progress : callable
+        Is told a line now and then.
+    every : float
+        Seconds between two such lines.
+    """
+
+    seconds: float = 300.0
+    seed: str = "1"
+    tempers: tuple[Temper, ...] = TEMPERS
+    hostile: bool = True
+    trouble: bool = True
+    progress: Callable[[str], None] = print
+    every: float = 5.0
+    echo: bool = False
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What came of it."""
+
+    findings: Findings
+    before: dict[str, Vitals] = field(default_factory=dict)
+    after: dict[str, Vitals] = field(default_factory=dict)
+
+
+async def soak(settings: Settings, home: Path) -> Outcome:
+    """Run it; whatever happens, no process is left."""
+    outcome = Outcome(Findings(settings.echo))
+    fleet = Fleet(home, outcome.findings)
+    try:
+        await fleet.open()
+        await _warm_up(fleet)
+        for name, server in fleet.servers.items():
+            outcome.before[name] = await vitals.take(server)
+        await _live(settings, fleet, outcome.findings)
+        await _balance(fleet, outcome)
+        await _stop(fleet, outcome.findings)
+    finally:
+        fleet.kill()
+    return outcome
+
+
+async def _warm_up(fleet: Fleet) -> None:
+    """Let each server make once what it makes once: a kernel, a client, a session, a restart."""
+    quiet, book, over = Findings(), Book(), asyncio.Event()
+    for name in fleet.servers:
+        post = await fleet.add(name, "stub", calm=True)
+        for dialect in ("v1", "legacy"):
+            narrow = name == "narrow"
+            temper = Temper("warming up", asks=2)
+            guest = Visitor(temper, dialect, fleet, book, quiet, over, narrow=narrow, seed="0")
+            await guest.visit(post)
+        await chaos.all_requests(post, quiet)
+        await fleet.remove(post)
+    assert not quiet.faults, quiet.faults
+
+
+async def _live(settings: Settings, fleet: Fleet, findings: Findings) -> None:
+    """Let all clients come, and go again."""
+    for server, spec, calm in _KERNELS:
+        await fleet.add(server, spec, calm=calm or not settings.trouble)
+    book, over, quiet = Book(), asyncio.Event(), asyncio.Event()
+    visitors = [
+        Visitor(temper, dialect, fleet, book, findings, over, narrow=narrow, seed=settings.seed)
+        for temper in settings.tempers
+        for dialect in ("v1", "legacy")
+        for narrow in (False, True)
+    ]
+    others = [chaos.rest(fleet, findings, quiet, settings.seed)]
+    if settings.trouble:
+        others.append(chaos.trouble(fleet, findings, quiet, settings.seed))
+    if settings.hostile:
+        kinds = [Hostile(kind, fleet, findings, quiet, settings.seed) for kind in Hostile.KINDS]
+        others += [hostile.run() for hostile in kinds]
+    async with asyncio.TaskGroup() as group:
+        clients = [group.create_task(visitor.run(), name=visitor.name) for visitor in visitors]
+        company = [group.create_task(other) for other in others]
+        ticker = group.create_task(_tell(settings, fleet, findings))
+        await asyncio.wait(
+            [*clients, *company, ticker],
+            timeout=settings.seconds,
+            return_when=asyncio.FIRST_EXCEPTION,
+        )
+        # First what disturbs, then the clients, so that each can hear its last answer.
+        quiet.set()
+        await asyncio.wait(company, timeout=DRAIN)
+        over.set()
+        _, late = await asyncio.wait(clients, timeout=DRAIN)
+        for task in late:
+            findings.fault(task.get_name(), f"did not come to an end within {DRAIN:.0f} s")
+            task.cancel()
+        ticker.cancel()
+
+
+async def _tell(settings: Settings, fleet: Fleet, findings: Findings) -> None:
+    """A line now and then."""
+    begin = time.monotonic()
+    while True:
+        await asyncio.sleep(settings.every)
+        fleet.look()
+        rss = " ".join(f"{server.rss() >> 20}" for server in fleet.servers.values())
+        settings.progress(
+            f"{time.monotonic() - begin:5.0f} s"
+            f"  connections {findings.total('connections'):,}"
+            f"  deaths {findings.total('deaths'):,}"
+            f"  requests {findings.total('requests'):,}"
+            f"  messages {findings.total('messages'):,}"
+            f"  lines {findings.total('lines'):,}"
+            f"  rss {rss} MiB"
+            f"  findings {findings.count}"
+        )
+
+
+async def _balance(fleet: Fleet, outcome: Outcome) -> None:
+    """With all clients gone, nothing may be left of them; with all kernels gone, nothing at all."""
+    for name, server in fleet.servers.items():
+        connections = await _connections(server)
+        if connections:
+            outcome.findings.fault(name, f"connections of nobody: {connections}")
+    for post in list(fleet.posts):
+        await fleet.remove(post)
+    for name, server in fleet.servers.items():
+        after = await vitals.settled(server, outcome.before[name], 15.0)
+        outcome.after[name] = after
+        for more in after.above(outcome.before[name]):
+            outcome.findings.fault(name, f"left over: {more}")
+        left = await server.call("GET", "/api/kernels")
+        if left.json():
+            outcome.findings.fault(name, f"kernels of nobody: {left.json()}")
+
+
+async def _connections(server: vitals.Server) -> dict[str, int]:
+    """Websockets that the server believes to be there, once it had time to notice."""
+    deadline = time.monotonic() + 20.0
+    while True:
+        models = (await server.call("GET", "/api/kernels")).json()
+        held = {str(m["id"]): int(m["connections"]) for m in models if m["connections"]}
+        if not held or time.monotonic() > deadline:
+            return held
+        await asyncio.sleep(0.1)
+
+
+async def _stop(fleet: Fleet, findings: Findings) -> None:
+    """End the servers, look for what they leave behind and what they have to say."""
+    fleet.look()
+    for name, server in fleet.servers.items():
+        code = await asyncio.to_thread(server.stop)
+        if code:
+            findings.fault(name, f"ended with {code}:\n{server.tail()}")
+        try:
+            server.assert_clean_log()
+        except AssertionError as dirty:
+            findings.fault(name, f"its log: {dirty}")
+    try:
+        await asyncio.to_thread(
+            eventually, lambda: not vitals.survivors(fleet.pids), "all processes have ended", 15.0
+        )
+    except AssertionError:
+        alive = vitals.survivors(fleet.pids)
+        findings.fault("fleet", f"processes that outlive their server: {alive}")

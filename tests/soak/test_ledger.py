@@ -1,0 +1,151 @@
+"""The soak's judge: it knows what is right, and sees each thing that is wrong."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import pytest
+
+from tests.soak.findings import Findings
+from tests.soak.ledger import Book, Ledger, Request
+
+SIZE = 20
+_IDS = itertools.count()
+
+
+def message(msg_type: str, parent: str = "r", **content: Any) -> dict[str, Any]:
+    return {
+        "header": {"msg_id": f"m{next(_IDS)}", "msg_type": msg_type},
+        "parent_header": {"msg_id": parent} if parent else {},
+        "content": content,
+    }
+
+
+def status(state: str, parent: str = "r") -> dict[str, Any]:
+    return message("status", parent, execution_state=state)
+
+
+def reply(outcome: str = "ok", parent: str = "r") -> dict[str, Any]:
+    return message("execute_reply", parent, status=outcome)
+
+
+def lines(*numbers: int) -> dict[str, Any]:
+    text = "".join(f"#{n:08d} {'x' * (SIZE - 11)}\n" for n in numbers)
+    return message("stream", name="stdout", text=text)
+
+
+def marker(count: int) -> dict[str, Any]:
+    return message(
+        "stream", name="stderr", text=f"[kbridge: {count:,} messages (9 bytes) of ...]\n"
+    )
+
+
+class Hearing:
+    """A client that asked for six lines, and what its ledger says of what it heard."""
+
+    def __init__(self, *, calm: bool = True, since: bool = False, asked_by: str = "me") -> None:
+        self.findings = Findings()
+        book = Book()
+        book.add(Request("r", asked_by, 6, SIZE))
+        self.ledger = Ledger("me", "me", book, self.findings, calm=calm, exactly_once=since)
+        self.ledger.connected()
+
+    def hear(self, *messages: dict[str, Any] | str | bytes) -> list[str]:
+        """Messages; "again" for a reconnect, bytes for a ping. Gives what is wrong."""
+        for one in messages:
+            if one == "again":
+                self.ledger.connected()
+            elif isinstance(one, bytes):
+                self.ledger.ping(one)
+            else:
+                assert isinstance(one, dict)
+                self.ledger.take(one)
+        self.ledger.settle()
+        return [fault.partition("me: ")[2] for fault in self.findings.faults]
+
+
+BUSY, INPUT, IDLE = (
+    lambda: status("busy"),
+    lambda: message("execute_input", code=""),
+    lambda: status("idle"),
+)
+
+
+@pytest.mark.parametrize(
+    "heard",
+    [
+        [BUSY(), lines(0), lines(1), lines(2, 3, 4), lines(5), reply(), IDLE()],
+        [BUSY(), INPUT(), lines(0, 1, 2, 3, 4, 5), IDLE(), reply()],
+        [BUSY(), lines(0, 1, 2), "again", lines(3, 4, 5), reply(), IDLE()],
+        [BUSY(), lines(0, 1, 2), "again", lines(1), lines(2, 3, 4, 5), reply(), IDLE()],
+        [BUSY(), lines(0, 1, 2), "again", BUSY(), lines(0, 1, 2, 3, 4, 5), reply(), IDLE()],
+        [BUSY(), lines(0), b"1", lines(1), b"2", "again", lines(1, 2, 3, 4, 5), reply(), IDLE()],
+        [BUSY(), lines(0, 1), marker(2), lines(4, 5), reply(), IDLE()],
+        [BUSY(), lines(0, 1, 2, 3, 4, 5), reply(), IDLE(), "again", IDLE()],
+    ],
+    ids=itertools.count(),
+)
+def test_what_is_right_is_not_blamed(heard) -> None:
+    assert Hearing().hear(*heard) == []
+
+
+@pytest.mark.parametrize(
+    ("heard", "blamed"),
+    [
+        ([BUSY(), lines(0, 1), lines(3, 4, 5), reply(), IDLE()], "1 lines are missing"),
+        ([BUSY(), lines(0, 1, 2, 3), reply(), IDLE()], "2 lines are missing"),
+        ([BUSY(), lines(1, 2, 3, 4, 5), reply(), IDLE()], "1 lines are missing"),
+        ([BUSY(), lines(0, 1), "again", lines(4, 5), reply(), IDLE()], "2 lines are missing"),
+        ([BUSY(), lines(0, 1), marker(1), lines(4, 5), reply(), IDLE()], "account for 1"),
+        ([BUSY(), lines(0, 1), marker(200), lines(3, 4, 5)], "markers count 200"),
+        ([BUSY(), lines(0, 1), lines(1, 2)], "line 1 after line 1"),
+        ([BUSY(), lines(0, 2, 1)], "line 1 after line 2"),
+        ([BUSY(), lines(0, 1, 2, 3, 4, 5), IDLE(), lines(5)], "after the idle"),
+        ([BUSY(), IDLE(), IDLE()], "idle of r came twice"),
+        ([BUSY(), BUSY()], "busy of r came twice"),
+        ([reply(), reply()], "reply of r came twice"),
+        ([reply("aborted")], "'aborted'"),
+        ([status("restarting", "")], "nobody touched the kernel"),
+        ([lines(0), b"1", b"2", "again", lines(0)], "though 1 were acknowledged"),
+        ([BUSY(), b"1", b"2", "again", BUSY()], "busy of r came twice"),
+        ([message("stream", name="stdout", text="#00000000 x")], "mid-line"),
+        ([message("stream", name="stdout", text="#0000000\n")], "mangled"),
+        ([b"later"], "a ping with"),
+    ],
+    ids=lambda it: it if isinstance(it, str) else "",
+)
+def test_what_is_wrong_is_named(heard, blamed: str) -> None:
+    faults = Hearing().hear(*heard)
+    assert any(blamed in fault for fault in faults), faults
+
+
+def test_a_message_comes_twice() -> None:
+    once = lines(0)
+    assert any("came twice" in fault for fault in Hearing().hear(BUSY(), once, once))
+
+
+def test_who_says_what_it_saw_gets_nothing_twice() -> None:
+    assert Hearing(since=True).hear(BUSY(), lines(0, 1), "again", lines(2)) == []
+    again = lines(1)
+    faults = Hearing(since=True).hear(BUSY(), lines(0), again, "again", again)
+    assert any("came twice" in fault for fault in faults)
+    assert any("line 1 after line 1" in fault for fault in faults)
+
+
+def test_the_reply_to_somebody_else_is_nobody_elses() -> None:
+    (fault,) = Hearing(asked_by="you").hear(reply())
+    assert "which is you's" in fault
+
+
+def test_who_came_in_the_middle_is_owed_the_rest() -> None:
+    assert Hearing(asked_by="you").hear(lines(3), lines(4, 5), IDLE()) == []
+    (fault,) = Hearing(asked_by="you").hear(lines(2), lines(4, 5), IDLE())
+    assert "1 lines are missing" in fault
+
+
+def test_a_kernel_that_was_killed_leaves_no_holes() -> None:
+    end = status("restarting", "")
+    assert Hearing(calm=False).hear(BUSY(), lines(0, 1), end) == []
+    (fault,) = Hearing(calm=False).hear(BUSY(), lines(0), lines(2), end)
+    assert "1 lines are missing" in fault

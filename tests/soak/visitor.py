@@ -1,0 +1,410 @@
+"""Cooperative clients: they ask, read at their pace, die in their manner, and come back."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+import uuid
+from dataclasses import dataclass
+from typing import Any
+
+from tests.soak.findings import Findings
+from tests.soak.fleet import Fleet, Post
+from tests.soak.ledger import Book, Ledger, Request
+from tests.soak.wire import PING, TEXT, Closed, Refused, Wire, upgrade
+from tests.support.dialects import CODECS
+
+__all__ = ["TEMPERS", "Temper", "Visitor"]
+
+STALL = 20.0  # seconds without a frame after which an answer counts as lost
+_GONE = frozenset({1001, 1012})  # the kernel was shut down, or the server
+
+
+@dataclass(frozen=True, slots=True)
+class Temper:
+    """What kind of client it is.
+
+    Attributes
+    ----------
+    name : str
+        For the table.
+    window, bite : int
+        Its receive buffer (0: the system's), and bytes of one read.
+    pause : float
+        Seconds before a read, at most.
+    deaths : tuple of str
+        In which manners it dies: reset, fin, close, silence, half frame, half request, unread 101.
+    life : int
+        Messages that it lives for, on average.
+    since : bool
+        Whether it says what it saw last when it comes back.
+    talks : bool
+        Whether it asks, or only watches.
+    asks : int
+        How often it asks one kernel, at most, before it goes to another.
+    """
+
+    name: str
+    window: int = 0
+    bite: int = 1 << 16
+    pause: float = 0.0
+    deaths: tuple[str, ...] = ()
+    life: int = 0
+    since: bool = False
+    talks: bool = True
+    asks: int = 25
+
+
+DEATHS = ("reset", "fin", "close", "silence", "half frame", "half request", "unread 101")
+TEMPERS = (
+    Temper("fast"),
+    Temper("watching", talks=False),
+    Temper("slow", window=4096, bite=4096, pause=0.1),
+    Temper("coming back", deaths=DEATHS, life=800),
+    Temper("coming back slowly", window=4096, bite=8192, pause=0.05, deaths=DEATHS, life=300),
+    Temper("coming back with since", deaths=DEATHS, life=800, since=True),
+)
+
+
+class _Died(Exception):
+    """The client itself went away."""
+
+
+class _Left(Exception):
+    """There is no more to do at this kernel."""
+
+
+class Visitor:
+    """One client.
+
+    Parameters
+    ----------
+    temper, dialect, narrow
+        Of what kind, in which dialect, on which server.
+    seed : str
+        What its dice start from.
+    over : Event
+        Set when it should come to an end.
+    """
+
+    def __init__(
+        self,
+        temper: Temper,
+        dialect: str,
+        fleet: Fleet,
+        book: Book,
+        findings: Findings,
+        over: asyncio.Event,
+        *,
+        narrow: bool,
+        seed: str,
+    ) -> None:
+        self.temper = temper
+        self.dialect = dialect
+        self.narrow = narrow
+        self.name = f"{temper.name}, {dialect}" + (", narrow" if narrow else "")
+        self.dice = random.Random(f"{seed}/{self.name}")
+        self.fleet = fleet
+        self.book = book
+        self.findings = findings
+        self.over = over
+        self._ghosts: list[Wire] = []
+
+    async def run(self) -> None:
+        """Visit one kernel after the other."""
+        try:
+            while not self.over.is_set():
+                await self.visit(self.fleet.choose(self.dice, narrow=self.narrow))
+        finally:
+            for ghost in self._ghosts:
+                ghost.reset()
+
+    async def visit(self, post: Post) -> None:
+        """Visit one kernel, and go again."""
+        await _Visit(self, post).run()
+        self.count("visits")
+
+    def count(self, what: str, count: int = 1) -> None:
+        self.findings.add(self.temper.name, what, count)
+
+    def haunt(self, wire: Wire) -> None:
+        """Leave a connection open that is read no more."""
+        self._ghosts.append(wire)
+        if len(self._ghosts) > 3:
+            self._ghosts.pop(0).reset()
+
+
+class _Visit:
+    """A client at one kernel, under one session_id."""
+
+    def __init__(self, visitor: Visitor, post: Post) -> None:
+        self.v = visitor
+        self.post = post
+        self.dice = visitor.dice
+        self.session = uuid.UUID(int=self.dice.getrandbits(128)).hex
+        self.ledger = Ledger(
+            f"{visitor.name} on {post.spec} {post.kernel_id[:8]}",
+            self.session,
+            visitor.book,
+            visitor.findings,
+            calm=post.calm,
+            exactly_once=visitor.temper.since,
+        )
+        self.asks = self.dice.randint(1, visitor.temper.asks)
+        self.pending: Request | None = None
+        self.probe: Request | None = None
+        self.doubtful = False  # whether the pending request may never have arrived
+        self.restarts = 0
+        self._asked = 0
+        self._dies_at = 0
+
+    async def run(self) -> None:
+        back = False
+        try:
+            while True:
+                wire = await self._open(back)
+                self.v.count("connections")
+                back = True
+                self.ledger.connected()
+                try:
+                    await self._talk(wire)
+                except _Died:
+                    self.v.count("deaths")
+                    self.probe = None  # it may not have arrived
+                    if self.pending is not None and not self._heard(self.pending):
+                        self.doubtful = True
+                    await asyncio.sleep(self.dice.choice((0, 0.02, 0.1, 0.3, 1.0)))
+        except _Left:
+            pass
+        except Refused as refused:
+            if not (refused.status == 404 and self.post.gone):
+                self.ledger.fault(f"the upgrade was answered with {refused.status}")
+        except Closed as closed:
+            # A server that was not read from ends the connection without a word.
+            if not (self.post.gone and closed.code in {0, *_GONE}):
+                self.ledger.fault(f"the server closed: {closed}")
+        finally:
+            self.ledger.settle()
+            for what in ("messages", "lines", "twice"):
+                self.v.count(what, getattr(self.ledger, what))
+
+    # -- connections ------------------------------------------------------------------------
+
+    def _path(self, back: bool) -> str:
+        last = self.ledger.last_id if back and self.v.temper.since else ""
+        since = f"&since={last}" if last else ""
+        return f"/api/kernels/{self.post.kernel_id}/channels?session_id={self.session}{since}"
+
+    async def _open(self, back: bool) -> Wire:
+        server, path = self.post.server, self._path(back)
+        if self.v.temper.life:
+            self._dies_at = self.ledger.messages + int(
+                1 + self.dice.expovariate(1 / self.v.temper.life)
+            )
+        try:
+            async with asyncio.timeout(STALL):
+                wire = await Wire.open(
+                    server.port, path, server.token, self.v.dialect, self.v.temper.window
+                )
+        except TimeoutError:
+            self.ledger.fault("the upgrade was not answered")
+            raise _Left from None
+        wire.bite = self.v.temper.bite
+        wire.pause = self._pause
+        return wire
+
+    def _pause(self) -> float:
+        if self.v.over.is_set():
+            return 0.0
+        return self.dice.random() * self.v.temper.pause
+
+    async def _die(self, wire: Wire) -> None:
+        how = self.dice.choice(self.v.temper.deaths)
+        if how == "silence":
+            self.v.haunt(wire)
+        elif how == "fin":
+            wire.hang_up()
+        elif how == "close":
+            await self._say_goodbye(wire)
+        else:
+            if how == "half frame":
+                wire.half_frame()
+            wire.reset()
+        if how in {"half request", "unread 101"}:
+            await self._die_again(how)
+        raise _Died
+
+    async def _say_goodbye(self, wire: Wire) -> None:
+        """Close as RFC 6455 wants it; what comes before the server's close frame counts."""
+        wire.begin_close()
+        try:
+            while (got := await wire.receive(STALL)) is not None:
+                self._note(got)
+            self.ledger.fault("a close was not answered")
+        except Closed as closed:
+            if closed.code not in {1000, *_GONE}:
+                self.ledger.fault(f"a close was answered with {closed}")
+        wire.hang_up()
+
+    async def _die_again(self, how: str) -> None:
+        """Come back, and go in the middle of the handshake."""
+        server = self.post.server
+        request = upgrade(server.port, self._path(True), server.token, self.v.dialect)
+        wire = await Wire.dial(server.port, self.v.dialect)
+        wire.writer.write(request[: len(request) // 2] if how == "half request" else request)
+        await asyncio.sleep(self.dice.choice((0, 0, 0.005)))
+        wire.reset()
+
+    # -- talking ----------------------------------------------------------------------------
+
+    async def _talk(self, wire: Wire) -> None:
+        clock = asyncio.get_running_loop().time
+        heard = clock()
+        ask_at = heard + self._think()
+        self._progress(wire)
+        while True:
+            if self.pending is None and clock() >= ask_at:
+                if self._asked >= self.asks or self.v.over.is_set():
+                    await self._say_goodbye(wire)
+                    raise _Left
+                self._ask(wire)
+            due = heard + STALL if self.pending else min(ask_at, clock() + 0.5)
+            got = await wire.receive(max(0.01, due - clock()))
+            if got is None:
+                if self.pending is not None:
+                    self._stalled(clock() - heard)
+                continue
+            if got[0] != PING:
+                heard = clock()
+            was = self.pending
+            self._note(got, wire)
+            if was is not None and self.pending is None:
+                ask_at = heard + self._think()
+            if self._dies_at and self.ledger.messages >= self._dies_at:
+                await self._die(wire)
+
+    def _think(self) -> float:
+        if self.v.over.is_set():
+            return 0.0
+        return self.dice.random() * (0.3 if self.v.temper.talks else 3.0)
+
+    def _note(self, got: tuple[int, bytes], wire: Wire | None = None) -> None:
+        opcode, payload = got
+        if opcode == PING:
+            self.ledger.ping(payload)
+            return
+        data: Any = payload.decode() if opcode == TEXT else payload
+        msg = CODECS[self.v.dialect].decode(data)
+        self.ledger.take(msg)
+        if wire is None:
+            return
+        if msg["header"]["msg_type"] == "input_request":
+            self._send(wire, "input_reply", {"value": "yes"}, "stdin", msg["header"])
+        self._progress(wire)
+
+    def _progress(self, wire: Wire) -> None:
+        """Whether what was asked is answered, or never will be."""
+        if self.pending is None:
+            self.restarts = self.ledger.restarts
+            return
+        if self._done(self.pending):
+            self.v.count("requests")
+            self.pending = self.probe = None
+            self.doubtful = False
+        elif self.ledger.restarts > self.restarts:
+            self.restarts, self.doubtful = self.ledger.restarts, True
+            self.probe = self._request(wire, "kernel_info_request", {})
+        elif self.probe is not None and self._done(self.probe):
+            if not self.doubtful:
+                self.ledger.fault(f"{self.pending.msg_id} was not answered, a later one was")
+            self.v.count("requests given up")
+            self.pending = self.probe = None
+        elif self.probe is None and self.doubtful:
+            self.probe = self._request(wire, "kernel_info_request", {})
+
+    def _done(self, request: Request) -> bool:
+        cell = self.ledger.cells.get(request.msg_id)
+        return cell is not None and cell.done
+
+    def _heard(self, request: Request) -> bool:
+        return request.msg_id in self.ledger.cells
+
+    def _stalled(self, quiet: float) -> None:
+        assert self.pending is not None
+        cell = self.ledger.cells.get(self.pending.msg_id)
+        known = f"seen {sorted(cell.seen)}, line {cell.next}" if cell else "never heard of"
+        self.ledger.fault(
+            f"nothing for {quiet:.0f} s, while {self.pending.msg_id} is under way: {known}"
+        )
+        raise _Left
+
+    # -- asking -----------------------------------------------------------------------------
+
+    def _ask(self, wire: Wire) -> None:
+        self._asked += 1
+        self.restarts = self.ledger.restarts
+        self.probe, self.doubtful = None, False
+        if not self.v.temper.talks or self.dice.random() < 0.2:
+            self.pending = self._request(wire, "kernel_info_request", {})
+            return
+        lines, size = self.dice.randint(1, 1000), self.dice.randint(20, 250)
+        code = self._flood(lines, size) if self.post.spec == "stub" else self._print(lines, size)
+        content = {
+            "code": code,
+            "silent": False,
+            "store_history": False,
+            "user_expressions": {},
+            "allow_stdin": True,
+            "stop_on_error": False,
+        }
+        self.pending = self._request(wire, "execute_request", content, lines, size)
+
+    def _flood(self, lines: int, size: int) -> str:
+        batch = self.dice.choice((1, 10, 100, 1000))
+        pace = self.dice.choice((0.0, 0.2, 0.6)) * batch / lines
+        return json.dumps({"flood": lines, "size": size, "batch": batch, "interval": pace})
+
+    def _print(self, lines: int, size: int) -> str:
+        ask = "input('go on? ')\n" if self.dice.random() < 0.2 else ""
+        rest = self.dice.choice(("", "; flush()", "; i % 100 or sleep(0.05)"))
+        return (
+            "from sys import stdout; from time import sleep; flush = stdout.flush\n"
+            f"{ask}"
+            f"for i in range({lines}): stdout.write(f'#{{i:08d}} {'x' * (size - 11)}\\n'){rest}"
+        )
+
+    def _request(
+        self, wire: Wire, msg_type: str, content: dict[str, Any], lines: int = 0, size: int = 0
+    ) -> Request:
+        msg_id = self._send(wire, msg_type, content)
+        return self.v.book.add(Request(msg_id, self.session, lines, size))
+
+    def _send(
+        self,
+        wire: Wire,
+        msg_type: str,
+        content: dict[str, Any],
+        channel: str = "shell",
+        parent: dict[str, Any] | None = None,
+    ) -> str:
+        msg_id = uuid.uuid4().hex
+        header = {
+            "msg_id": msg_id,
+            "msg_type": msg_type,
+            "session": self.session,
+            "username": "soak",
+            "date": "2026-01-01T00:00:00.000000Z",
+            "version": "5.3",
+        }
+        wire.send(
+            {
+                "channel": channel,
+                "header": header,
+                "parent_header": parent or {},
+                "metadata": {},
+                "content": content,
+                "buffers": [],
+            }
+        )
+        return msg_id

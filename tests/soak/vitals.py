@@ -1,0 +1,102 @@
+"""What a server process holds: descriptors, tasks, threads, memory, objects, children."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import psutil
+
+from tests.support.server import Server, gone
+from tests.support.waiting import TIMEOUT
+
+__all__ = ["ALLOWED", "Vitals", "observed_command", "settled", "survivors", "take"]
+
+MIB = 1 << 20
+
+ALLOWED = {
+    "descriptors": 0,
+    "tasks": 0,
+    "threads": 8,  # asyncio's pool for blocking calls starts them as it needs them, and keeps them
+    "rss": 40 * MIB,  # what malloc keeps of what floods took; not a byte for each connection
+}
+"""By how much each may end above where it began."""
+
+# Kept on purpose, and bounded; or made once, when first needed.
+_KEPT_OBJECTS = 3
+
+
+def observed_command(home: Path) -> list[str]:
+    """The command that starts a server whose objects can be counted."""
+    script = Path(__file__).with_name("observed.py")
+    return [sys.executable, str(script), str(home / "census.json"), "--ip=127.0.0.1"]
+
+
+@dataclass(slots=True)
+class Vitals:
+    """One look at a server process."""
+
+    numbers: dict[str, int] = field(default_factory=dict)
+    objects: dict[str, int] = field(default_factory=dict)
+    children: set[int] = field(default_factory=set)
+
+    def above(self, before: Vitals) -> list[str]:
+        """What is more than it was, beyond what is allowed."""
+        found = [
+            f"{name}: {before.numbers[name]:,} -> {now:,} (allowed: {allowed:,} more)"
+            for name, allowed in ALLOWED.items()
+            if (now := self.numbers[name]) > before.numbers[name] + allowed
+        ]
+        found += [
+            f"objects of {name}: {before.objects.get(name, 0)} -> {count}"
+            for name, count in sorted(self.objects.items())
+            if count > before.objects.get(name, 0) + _KEPT_OBJECTS
+        ]
+        if self.children - before.children:
+            found.append(f"children: {sorted(self.children - before.children)}")
+        return found
+
+
+async def take(server: Server) -> Vitals:
+    """Look now."""
+    process = psutil.Process(server.process.pid)
+    path = server.home / "census.json"
+    path.unlink(missing_ok=True)
+    os.kill(process.pid, signal.SIGUSR1)
+    deadline = time.monotonic() + TIMEOUT
+    while not path.exists():
+        assert server.process.poll() is None, f"the server went away:\n{server.tail()}"
+        assert time.monotonic() < deadline, "the server does not answer SIGUSR1"
+        await asyncio.sleep(0.01)
+    census = json.loads(path.read_text(encoding="utf-8"))
+    return Vitals(
+        {
+            "descriptors": process.num_fds(),
+            "tasks": census["process"]["tasks"],
+            "threads": process.num_threads(),
+            "rss": process.memory_info().rss,
+        },
+        census["objects"],
+        {child.pid for child in process.children(recursive=True)},
+    )
+
+
+async def settled(server: Server, before: Vitals, patience: float) -> Vitals:
+    """Look until all is as it was before, or for `patience` seconds; give the last look."""
+    deadline = time.monotonic() + patience
+    while True:
+        now = await take(server)
+        if not now.above(before) or time.monotonic() > deadline:
+            return now
+        await asyncio.sleep(0.2)
+
+
+def survivors(pids: set[int]) -> list[int]:
+    """Which of some processes still run."""
+    return sorted(pid for pid in pids if not gone(pid))
