@@ -13,6 +13,9 @@ from typing import Any
 from kbridge.errors import Busy, InvalidRequest, KernelError, NotSupported
 from kbridge.kernels.attach_dir import AttachDir
 from kbridge.kernels.attached import AttachedKernel, kernel_id_for, read_connection_file
+from kbridge.kernels.heartbeats import Heartbeats
+from kbridge.kernels.hubs import Hub, Hubs
+from kbridge.kernels.kernel import BridgeKernel
 from kbridge.kernels.table import KernelTable
 from kbridge.wire.message import Channel
 
@@ -23,10 +26,22 @@ _LOOK_SECONDS = 1.0
 
 
 class AttachingTable(KernelTable):
-    """A table that kernels of others can be put into."""
+    """A table that kernels of others can be put into.
+
+    Parameters
+    ----------
+    hubs : Hubs
+        The table of hubs.
+    **kwargs
+        As for any configurable: `parent`, `config`, `log`, traits.
+    """
 
     _attach_dir: AttachDir | None = None
     _closing = False
+
+    def __init__(self, *, hubs: Hubs, **kwargs: Any) -> None:
+        super().__init__(hubs=hubs, **kwargs)
+        self._heartbeats = Heartbeats(hubs, self, self.log)
 
     def attach(self, kernel: AttachedKernel) -> str:
         """Serve a kernel that somebody else started; return its id.
@@ -49,6 +64,7 @@ class AttachingTable(KernelTable):
             raise InvalidRequest(f"{kernel.source}: {error}") from None
         kernel.parent = self
         self._kernels[kernel_id] = kernel
+        self._heartbeats.watch(kernel)
         self._last_change = time.time()
         self.log.info("Kernel attached: %s (%s)", kernel_id, kernel.source)
         return kernel_id
@@ -58,6 +74,7 @@ class AttachingTable(KernelTable):
         if self._kernels.get(kernel.kernel_id) is not kernel:
             return
         del self._kernels[kernel.kernel_id]
+        self._heartbeats.forget(kernel.kernel_id)
         self._last_change = time.time()
         try:
             await self.hubs.close(kernel.kernel_id)
@@ -95,7 +112,11 @@ class AttachingTable(KernelTable):
                 log=self.log,
             )
 
+    def _state(self, kernel: BridgeKernel | AttachedKernel, hub: Hub | None) -> str:
+        return self._heartbeats.state(str(kernel.kernel_id)) or super()._state(kernel, hub)
+
     async def _close_attach_dir(self) -> None:
+        self._heartbeats.close()
         if self._attach_dir is not None:
             await self._attach_dir.aclose()
 

@@ -289,6 +289,7 @@ class BridgeKernelManager(OpeningTable):
             hub.activity.touch(self._last_change)  # hours in the pool are no idleness
         self._life.note(kernel)
         self._life.watch(kernel)
+        self._heartbeats.watch(kernel)
         self.log.info("Kernel started: %s (%s)", kernel.kernel_id, kernel.kernel_name)
 
     def _is_ours(self, kernel_id: str) -> bool:

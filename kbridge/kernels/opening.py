@@ -52,6 +52,7 @@ class OpeningTable(AttachingTable):
         self._pool: Pool[BridgeKernel] | None = None
         self._to_pool: list[BridgeKernel] = []
         self._culler: Culler | None = None
+        self._adopting: asyncio.Task[list[SessionRecord]] | None = None
 
     # The first
 
@@ -68,6 +69,11 @@ class OpeningTable(AttachingTable):
         RegistryError
             If the registry cannot be used.
         """
+        # Whoever gives up waiting: no kernel is left between two servers.
+        self._adopting = asyncio.create_task(self._adopt())
+        return await asyncio.shield(self._adopting)
+
+    async def _adopt(self) -> list[SessionRecord]:
         claim = await self._ledger.open()
         found = await adopt(
             claim.kernels,
@@ -83,6 +89,7 @@ class OpeningTable(AttachingTable):
                 continue
             self._kernels[str(kernel.kernel_id)] = kernel
             self._life.watch(kernel)
+            self._heartbeats.watch(kernel)
             self.log.info("Kernel found again: %s (%s)", kernel.kernel_id, kernel.kernel_name)
         # What has gone is told once: not again if this server, too, should die now.
         await self._ledger.settled()
@@ -127,6 +134,7 @@ class OpeningTable(AttachingTable):
         Kernels go in parallel and are asked first; those that have not gone after 6 s are
         killed. May be called again, also while it is at work: with `now` to kill them at once.
         """
+        await self._adopted()
         if not self._closing:
             self._closing = True
             # Before anything else: a kernel that is told to go must not come up again.
@@ -153,6 +161,7 @@ class OpeningTable(AttachingTable):
 
         Only those that are just being started are ended, and those that died are cleared away.
         """
+        await self._adopted()
         self._closing = True
         await self._close_attach_dir()
         if self._culler is not None:
@@ -176,6 +185,10 @@ class OpeningTable(AttachingTable):
             not kernel.failed and kernel.standing is not Standing.STARTING
             for kernel in self._life.kernels
         )
+
+    async def _adopted(self) -> None:
+        if self._adopting is not None:
+            await asyncio.wait({self._adopting})
 
     async def _leave(self, kernel: BridgeKernel | AttachedKernel) -> None:
         if isinstance(kernel, AttachedKernel):

@@ -128,6 +128,27 @@ class KernelSettings(LoggingConfigurable):
     watch_interval = Float(
         1.0, config=True, help="Seconds between two looks at whether a kernel's process runs."
     )
+    heartbeat_interval = Float(
+        3.0,
+        min=0.0,
+        config=True,
+        help="""Seconds between two pings of a kernel whose process cannot be watched from here:
+        one that was attached, or that its provisioner runs elsewhere. 0: no pings.""",
+    )
+    heartbeat_misses = Integer(
+        3,
+        min=1,
+        config=True,
+        help="How many pings in a row such a kernel may leave unanswered before it counts as lost.",
+    )
+    heartbeat_status = CaselessStrEnum(
+        ["unknown", "dead"],
+        "unknown",
+        config=True,
+        help="""What a kernel is shown as that leaves its pings unanswered: `unknown`, which it
+        comes back from; or `dead`, which is final for JupyterLab: the page lets go of the kernel,
+        and of the output of its running cells, even if it is only the network that is gone.""",
+    )
     log_limit = Integer(
         10 * 2**20,
         config=True,

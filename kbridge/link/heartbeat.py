@@ -66,8 +66,9 @@ class Heartbeat:
         self._endpoints: Endpoints | None = None
         self._socket: zmq.Socket[bytes] | None = None
         self._owed = 0  # answers that this connection may still bring
+        self._closed = False
         self._loop = asyncio.get_running_loop()
-        self._timer: asyncio.TimerHandle | asyncio.Handle | None = self._loop.call_soon(self._beat)
+        self._timer: asyncio.Handle = self._loop.call_soon(self._beat)
 
     @property
     def lost(self) -> bool:
@@ -76,9 +77,8 @@ class Heartbeat:
 
     def close(self) -> None:
         """Ask no more, and tell no more; may be called twice."""
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+        self._closed = True
+        self._timer.cancel()
         self._pulse.forget()
         self._unlink()
 
@@ -98,16 +98,15 @@ class Heartbeat:
         if endpoints is None:
             return
         self._read()  # an answer that came while the loop was held up is no miss
-        if self._timer is None:  # who was told has closed this
+        if self._closed:  # who was told has closed this
             return
         beat = self._pulse.beat(self._at_work())
         if beat.afresh:
             self._unlink()
-        if self._socket is None:
-            self._link(endpoints)
-        self._ping()
-        if beat.lost:  # last: who is told may close this
+        if beat.lost:
             self._on_lost()
+        if not self._closed:
+            self._ping(endpoints)
 
     def _link(self, endpoints: Endpoints) -> None:
         assert endpoints.heartbeat is not None
@@ -130,7 +129,9 @@ class Heartbeat:
             self._ioloop.remove_handler(socket.fileno())
             socket.close(linger=0)
 
-    def _ping(self) -> None:
+    def _ping(self, endpoints: Endpoints) -> None:
+        if self._socket is None:
+            self._link(endpoints)
         if self._socket is not None:
             # The empty part is for kernels that answer with a REP.
             self._socket.send_multipart([b"", b"ping"], _NOBLOCK)
