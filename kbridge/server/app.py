@@ -21,6 +21,7 @@ from kbridge._version import __version__
 from kbridge.connection.channels import ZMQChannelsWebsocketConnection
 from kbridge.errors import KbridgeError
 from kbridge.kernels.manager import BridgeKernelManager
+from kbridge.kernels.registry import password_of
 from kbridge.server import kg
 from kbridge.server.logs import SafeFormatter, hide
 
@@ -31,6 +32,7 @@ kbridge                              # http://127.0.0.1:8888, with a token
 kbridge --port 9999 --ip 0.0.0.0     # for other machines; see also --certfile
 kbridge --pool python3=2             # two kernels wait, started ahead
 kbridge --sock ~/kbridge.sock        # a unix socket that only you may open
+kbridge --shutdown-kernels-on-exit=false  # kernels stay for the next start
 kbridge --generate-config            # a config file with every setting explained
 kbridge attach kernel-1234.json      # serve a kernel that somebody else started
 kbridge list                         # the servers that run
@@ -60,6 +62,8 @@ _ALIASES: dict[str, Any] = {
     "transport": "BridgeKernelManager.transport",
     "transport-encryption": "BridgeKernelManager.transport_encryption",
     "attach-dir": "BridgeKernelManager.attach_dir",
+    "registry-url": "KbridgeApp.registry_url",
+    "shutdown-kernels-on-exit": "KbridgeApp.shutdown_kernels_on_exit",
     "seed-uri": "BridgeKernelManager.seed_uri",
     "cull-idle": "BridgeKernelManager.cull_idle_timeout",
 }
@@ -198,7 +202,7 @@ class KbridgeApp(JupyterApp):
         config=True
     )
     max_unauthenticated_connections = Integer(
-        1024,
+        512,
         min=1,
         help="""HTTP connections that may be open at once whose clients have not shown the token.
         When one more comes, the oldest of them is closed. Websockets, and connections on which
@@ -227,6 +231,20 @@ class KbridgeApp(JupyterApp):
         help="""Descriptors that the server may have open, as far as the system's hard limit
         allows: its soft limit is raised at the start. Kernels inherit it. 0 leaves it alone.""",
     ).tag(config=True)
+    registry_url = Unicode(
+        help="""Where it is written down which kernels run, so that those that outlive this server
+        are served again by the next one on the same address: the path of an SQLite file, or any
+        URL of SQLAlchemy's (`postgresql+psycopg://...`; its driver is to be installed). `none` or
+        empty: nowhere; kernels then end with the server, however that ends.
+
+        By default the file kbridge-registry.sqlite in Jupyter's runtime directory."""
+    ).tag(config=True)
+    shutdown_kernels_on_exit = Bool(
+        True,
+        help="""Whether kernels end with this server when it is stopped (SIGTERM, Ctrl-C, `kbridge
+        stop`). False: they stay, and the next start on the same address serves them again, as it
+        does in any case after a crash.""",
+    ).tag(config=True)
     log_format = Unicode(
         "%(asctime)s %(levelname).1s %(name)s: %(message)s", help="The format of a log line."
     ).tag(config=True)
@@ -245,6 +263,10 @@ class KbridgeApp(JupyterApp):
                 raise TraitError(f"JUPYTER_TOKEN_FILE cannot be read: {error}") from None
         self.token_is_random = True
         return secrets.token_hex(24)
+
+    @default("registry_url")
+    def _default_registry_url(self) -> str:
+        return str(Path(self.runtime_dir) / "kbridge-registry.sqlite")
 
     @default("cookie_secret")
     def _default_cookie_secret(self) -> bytes:
@@ -322,6 +344,7 @@ class KbridgeApp(JupyterApp):
             self.log.error("kbridge takes no argument %r; see kbridge --help", self.extra_args[0])
             self.exit(2)
         hide(self.token)
+        hide(password_of(self.registry_url))
 
     async def prepare(self, kernels: BridgeKernelManager) -> None:
         """Do what is to be done before anybody is served: nothing here."""

@@ -35,7 +35,7 @@ class GuardLimits:
         Seconds that a client which has shown the token may take for its next request.
     """
 
-    strangers: int = 1024
+    strangers: int = 512
     request_timeout: float = 30.0
     keep_alive_timeout: float = 300.0
 

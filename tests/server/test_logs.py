@@ -52,3 +52,44 @@ def test_a_short_token_does_not_blot_out_the_log() -> None:
     logs.hide("a")
     logs.hide("")
     assert logs.scrub("banana") == "banana"
+
+
+def test_what_comes_in_floods_is_counted() -> None:
+    stream, now = io.StringIO(), [0.0]
+    handler = logging.StreamHandler(stream)
+    log = logging.getLogger("kbridge.test.flood")
+    log.setLevel(logging.DEBUG)
+    log.propagate = False
+    log.addHandler(handler)
+    log.addFilter(logs.FloodFilter(burst=2, interval=60.0, clock=lambda: now[0]))
+
+    def complain(number: int) -> None:
+        log.warning("%d refused", number)
+
+    for number in range(10):
+        complain(number)
+        log.debug("%d in detail", number)
+    log.warning("something else")
+    now[0] = 60.0
+    for number in range(10, 20):
+        complain(number)
+    said = [line for line in stream.getvalue().splitlines() if "detail" not in line]
+    assert said == [
+        "0 refused",
+        "1 refused",
+        "something else",
+        "10 refused (and 8 more like it before)",
+        "11 refused",
+    ]
+    assert stream.getvalue().count("in detail") == 10
+    log.handlers.clear()
+    log.filters.clear()
+
+
+def test_a_server_holds_back_what_strangers_cause() -> None:
+    from kbridge.server.app import KbridgeApp
+
+    config = KbridgeApp().logging_config
+    for name in ("access", "application", "general"):
+        assert config["loggers"][f"tornado.{name}"]["filters"] == ["flood"]
+    assert config["filters"]["flood"]["()"] == "kbridge.server.logs.FloodFilter"
