@@ -188,7 +188,7 @@ class OpeningTable(AttachingTable):
 
     async def _adopted(self) -> None:
         if self._adopting is not None:
-            await asyncio.wait({self._adopting})
+            await asyncio.gather(self._adopting, return_exceptions=True)
 
     async def _leave(self, kernel: BridgeKernel | AttachedKernel) -> None:
         if isinstance(kernel, AttachedKernel):

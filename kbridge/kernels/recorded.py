@@ -16,8 +16,8 @@ from typing import Any, Final
 from jupyter_client.kernelspec import KernelSpec
 from jupyter_client.localinterfaces import is_local_ip
 from jupyter_client.manager import AsyncKernelManager
-from jupyter_client.provisioning.local_provisioner import LocalProvisioner
 from jupyter_client.provisioning.factory import KernelProvisionerFactory
+from jupyter_client.provisioning.local_provisioner import LocalProvisioner
 
 from kbridge.connect.methods import ConnectionFileMethods
 from kbridge.connect.ports import LocalPortCache

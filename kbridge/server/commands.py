@@ -71,7 +71,10 @@ class StopApp(_Command):
     """Stops running servers."""
 
     name = "kbridge-stop"
-    description = "Stop the kbridge server on a port or a unix socket, and its kernels."
+    description = """Stop the kbridge server on a port or a unix socket, and its kernels.
+
+    A server with shutdown_kernels_on_exit=False leaves its kernels to the next one.
+    """
     examples = "kbridge stop 8888\nkbridge stop /run/user/1000/kbridge.sock"
 
     timeout = Float(15.0, help="Seconds to wait for the server to be gone.").tag(config=True)
@@ -95,7 +98,8 @@ class StopApp(_Command):
             if time.monotonic() > end:
                 sys.exit(f"the server on {wanted} does not stop; its pid is {pids}")
             time.sleep(_POLL)
-        say(f"stopped {wanted}")
+        kept = any(info.get("keeps_kernels") for info in chosen)
+        say(f"stopped {wanted}{'; its kernels stay for the next start' * kept}")
 
 
 def names_of(info: dict[str, Any]) -> set[str]:

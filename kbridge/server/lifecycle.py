@@ -1,8 +1,12 @@
 """From listening to the end.
 
+The order of the start: first the address is taken, so that clients that come back wait instead of
+being refused; then kernels that outlived the server before are found, so that they see no 404; then
+clients are let in.
+
 The order of the end, which every kernel and client relies on: no new connections, websockets
-closed with 1001, kernels told to go (their restarters first), hubs closed, what is left of the
-connections cut, runtime file and socket removed.
+closed with 1001, kernels told to go or let go of (their restarters first), hubs closed, what is
+left of the connections cut, runtime file and socket removed.
 """
 
 from __future__ import annotations
@@ -44,24 +48,23 @@ _SIGNALS = [signal.Signals[n] for n in ("SIGINT", "SIGTERM", "SIGHUP") if hasatt
 async def serve(app: KbridgeApp) -> None:
     """Listen, and return when a signal has come and everything is gone.
 
-    A second signal kills the kernels instead of asking them.
+    A second signal kills the kernels instead of asking them. A start that fails ends no kernel
+    that was there before it.
     """
     loop = asyncio.get_running_loop()
+    server = Server(app)
     stop, hurry = asyncio.Event(), asyncio.Event()
 
     def on_signal(number: signal.Signals) -> None:
         if stop.is_set():
             hurry.set()
             return
-        app.log.warning(
-            "%s: kernels and connections are being closed; once more to hurry", number.name
-        )
+        app.log.warning("%s: %s", number.name, server.farewell())
         stop.set()
 
     for number in _SIGNALS:
         if signal.getsignal(number) is not signal.SIG_IGN:  # nohup asked for that
             _handle(loop, number, on_signal)
-    server = Server(app)
     stopping = asyncio.create_task(stop.wait())
     # A seed notebook may take its time to come: a signal must not wait for it.
     opening = asyncio.create_task(server.open())
@@ -76,7 +79,8 @@ async def serve(app: KbridgeApp) -> None:
         for task in (opening, stopping):
             task.cancel()
         await asyncio.wait({opening, stopping})
-        await server.aclose(hurry)
+        failed = not opening.cancelled() and opening.exception() is not None
+        await server.aclose(hurry, keep=failed or not app.shutdown_kernels_on_exit)
 
 
 def _handle(
@@ -110,25 +114,29 @@ class Server:
         self._wired: Wired | None = None
         self._http: GuardedServer | None = None
         self._runtime: RuntimeFile | None = None
+        self._sockets: list[socket.socket] = []
         self._socket_file: tuple[int, int] | None = None
         self.port = 0
         self.url = ""
 
     async def open(self) -> None:
-        """Listen, then begin to start kernels ahead.
+        """Find kernels again, listen, then begin to start kernels ahead.
 
         Raises
         ------
         ListenError
             If there is nowhere to listen.
+        RegistryError
+            If the registry of kernels cannot be used.
         KbridgeError
             If the settings name a kernelspec or notebook that is not there.
         """
         raise_descriptor_limit(self._app.min_open_files_limit)
         context = self._context()
-        sockets = self._bind()
+        self._sockets = self._bind()
         self.url = self._make_url(secure=context is not None)
         self._wired = wired = wire(self._app, self.port)
+        wired.sessions.take_up(await wired.kernels.adopt())
         await self._app.prepare(wired.kernels)
         self._http = GuardedServer(
             wired.application,
@@ -146,7 +154,8 @@ class Server:
             # A websocket's message must fit in the stream's buffer, and the next one's beginning.
             max_buffer_size=self._app.websocket_max_message_size + _BUFFER_MARGIN,
         )
-        self._http.add_sockets(sockets)
+        self._http.add_sockets(self._sockets)
+        self._sockets = []
         self._runtime = RuntimeFile(Path(self._app.runtime_dir), self._info())
         self._runtime.write()
         if wired.keepalive is not None:
@@ -154,14 +163,28 @@ class Server:
         self._announce()
         await wired.kernels.open()
 
-    async def aclose(self, hurry: asyncio.Event | None = None) -> None:
+    def farewell(self) -> str:
+        """What is about to happen at the end, in one sentence."""
+        count = self._wired.kernels.staying() if self._wired is not None else 0
+        kernels = f"{count} kernel{'' if count == 1 else 's'}"
+        if self._app.shutdown_kernels_on_exit:
+            return f"{kernels} and all connections are being closed; once more to hurry"
+        return f"{kernels} will stay for the next start; all connections are being closed"
+
+    async def aclose(self, hurry: asyncio.Event | None = None, *, keep: bool | None = None) -> None:
         """End everything; may be called twice.
 
         Parameters
         ----------
         hurry : asyncio.Event, optional
             Set when kernels are to be killed rather than asked.
+        keep : bool, optional
+            Whether kernels are to stay, where there is a registry; by default as the settings say.
         """
+        if keep is None:
+            keep = not self._app.shutdown_kernels_on_exit
+        for unused in self._sockets:
+            unused.close()
         http, self._http = self._http, None
         wired, self._wired = self._wired, None
         if http is not None:
@@ -172,8 +195,10 @@ class Server:
                 wired.keepalive.stop()
             for websocket in list(wired.services.websockets):
                 websocket.close(_GOING_AWAY, "the server is shutting down")
-            await self._end_kernels(wired, hurry or asyncio.Event())
+            keep = keep and wired.ledger.enabled
+            await self._end_kernels(wired, hurry or asyncio.Event(), keep=keep)
             await wired.hubs.aclose()
+            await wired.ledger.aclose()
         if http is not None:
             try:
                 await asyncio.wait_for(http.close_all_connections(), _CUT_AFTER)
@@ -183,17 +208,19 @@ class Server:
             self._runtime.remove()
         self._remove_socket_file()
 
-    async def _end_kernels(self, wired: Wired, hurry: asyncio.Event) -> None:
-        asked = asyncio.create_task(wired.kernels.shutdown_all())
+    async def _end_kernels(self, wired: Wired, hurry: asyncio.Event, *, keep: bool) -> None:
+        ending = wired.kernels.let_go() if keep else wired.kernels.shutdown_all()
+        asked = asyncio.create_task(ending)
         hurried = asyncio.create_task(hurry.wait())
         await asyncio.wait({asked, hurried}, return_when=asyncio.FIRST_COMPLETED)
         hurried.cancel()
         if not asked.done():
             asked.cancel()
             await asyncio.wait({asked})
-            await wired.kernels.shutdown_all(now=True)
+            if not keep:
+                await wired.kernels.shutdown_all(now=True)
         elif (error := asked.exception()) is not None:
-            self._log.error("kernels could not be shut down", exc_info=error)
+            self._log.error("kernels could not be shut down or left", exc_info=error)
 
     def _context(self) -> ssl.SSLContext | None:
         app = self._app
@@ -240,6 +267,7 @@ class Server:
             "secure": bool(app.certfile),
             "base_url": app.base_url,
             "token": app.token,
+            "keeps_kernels": not app.shutdown_kernels_on_exit,
             "pid": os.getpid(),
             "version": __version__,
         }
@@ -255,5 +283,6 @@ class Server:
             url += f"?token={quote(app.token)}"
         sys.stdout.write(f"kbridge {__version__} serves kernels at\n    {url}\n")
         if sys.stdout.isatty():
-            sys.stdout.write("Ctrl-C stops it and its kernels.\n")
+            kernels = " and its kernels" if app.shutdown_kernels_on_exit else "; kernels stay"
+            sys.stdout.write(f"Ctrl-C stops it{kernels}.\n")
         sys.stdout.flush()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import platform
 import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -10,8 +12,13 @@ from typing import TYPE_CHECKING
 from tornado import web
 
 from kbridge.connection.channels import ZMQChannelsWebsocketConnection
+from kbridge.errors import RegistryError
 from kbridge.hub.table import HubTable
+from kbridge.kernels.ledger import Ledger
 from kbridge.kernels.manager import BridgeKernelManager
+from kbridge.kernels.processes import birth
+from kbridge.kernels.records import Owner
+from kbridge.kernels.registry import Registry
 from kbridge.kernels.sessions import Sessions
 from kbridge.link.keepalive import Keepalive
 from kbridge.server.cors import Cors
@@ -23,7 +30,7 @@ from kbridge.server.websocket import ChannelsHandler
 if TYPE_CHECKING:
     from kbridge.server.app import KbridgeApp
 
-__all__ = ["Wired", "access_policy", "wire"]
+__all__ = ["Wired", "access_policy", "make_ledger", "wire"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +40,8 @@ class Wired:
     application: web.Application
     services: Services
     kernels: BridgeKernelManager
+    sessions: Sessions
+    ledger: Ledger
     hubs: HubTable
     keepalive: Keepalive | None
 
@@ -52,6 +61,29 @@ def access_policy(app: KbridgeApp) -> AccessPolicy:
     )
 
 
+def make_ledger(app: KbridgeApp) -> Ledger:
+    """Return what kernels are written down in, as the settings say.
+
+    Raises
+    ------
+    RegistryError
+        If kernels are to stay, and nothing would find them again.
+    """
+    url = app.registry_url.strip()
+    if url.lower() in ("", "none"):
+        if not app.shutdown_kernels_on_exit:
+            raise RegistryError(
+                "shutdown_kernels_on_exit=False needs a registry, or nobody would find the kernels"
+                " again: set registry_url, or leave it at its default"
+            )
+        return Ledger(log=app.log)
+    # What the settings say, and not the port that was free: the next start has it in common.
+    address = app.sock or f"{app.ip or '*'}:{app.port}"
+    pid = os.getpid()
+    owner = Owner(f"{address}{app.base_url}", platform.node(), pid, birth(pid))
+    return Ledger(Registry(url), owner, log=app.log)
+
+
 def wire(app: KbridgeApp, port: int) -> Wired:
     """Make everything.
 
@@ -62,17 +94,24 @@ def wire(app: KbridgeApp, port: int) -> Wired:
     port : int
         The one listened on, 0 for a unix socket. It is in the cookie's name, because browsers
         send the cookies of one host to all of its ports.
+
+    Raises
+    ------
+    RegistryError
+        As `make_ledger`.
     """
+    ledger = make_ledger(app)
     hubs = HubTable(log=app.log)
     kernels = BridgeKernelManager(
-        hubs=hubs, parent=app, log=app.log, connection_dir=app.runtime_dir
+        hubs=hubs, ledger=ledger, parent=app, log=app.log, connection_dir=app.runtime_dir
     )
+    sessions = Sessions(kernels, ledger)
     hubs.settings = ZMQChannelsWebsocketConnection.hub_settings(app.config, kernels)
     # One server a path below a host: two behind one proxy do not take each other's cookie.
     path = hashlib.sha256(app.base_url.encode()).hexdigest()[:8]
     services = Services(
         kernels=kernels,
-        sessions=Sessions(kernels),
+        sessions=sessions,
         hubs=hubs,
         access=access_policy(app),
         cors=Cors(
@@ -96,4 +135,4 @@ def wire(app: KbridgeApp, port: int) -> Wired:
         websocket_max_message_size=app.websocket_max_message_size,
         kbridge_keepalive=keepalive,
     )
-    return Wired(application, services, kernels, hubs, keepalive)
+    return Wired(application, services, kernels, sessions, ledger, hubs, keepalive)
