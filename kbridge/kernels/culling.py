@@ -1,6 +1,7 @@
 """Kernels that nobody uses are shut down.
 
-`to_cull` decides and knows no clock; `Culler` asks it every now and then. A kernelspec opts its
+`to_cull` decides and knows no clock; `IdleTimes` sees to it that a wall clock which is set does not
+end kernels in use, or keep all others; `Culler` asks it every now and then. A kernelspec opts its
 kernels out with ``"metadata": {"kbridge": {"cull": false}}`` in kernel.json, and sets its own
 timeout with ``"metadata": {"cull_idle_timeout": seconds}``, as in Jupyter Server.
 """
@@ -10,12 +11,12 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from kbridge.kernels.tasks import spawn, stop
 
-__all__ = ["CullSettings", "Culler", "KernelUse", "to_cull"]
+__all__ = ["CullSettings", "Culler", "IdleTimes", "KernelUse", "to_cull"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +75,46 @@ def _unused(kernel: KernelUse, now: float, settings: CullSettings) -> bool:
         and (settings.connected or not kernel.connections)
         and (settings.busy or kernel.execution_state != "busy")
     )
+
+
+class IdleTimes:
+    """How long kernels have been idle, whoever sets the wall clock.
+
+    `last_activity` is of the wall clock, because people read it. That it has changed since the
+    last look is believed; when, only as far as time has passed since. So after a jump a kernel
+    counts as idle for at most one interval too little or too long, and never since before it was
+    last looked at. Time in which the machine slept does not count.
+
+    Parameters
+    ----------
+    now : float
+        Monotonic seconds.
+    """
+
+    def __init__(self, now: float) -> None:
+        self._looked = now
+        self._since: dict[str, tuple[float, float]] = {}  # last_activity, and when that was
+
+    def look(self, kernels: Iterable[KernelUse], wall: float, now: float) -> list[KernelUse]:
+        """Return the kernels with their `last_activity` as it would be had nobody set the clock.
+
+        Parameters
+        ----------
+        kernels : iterable of KernelUse
+            All that there are.
+        wall, now : float
+            Unix seconds, monotonic seconds.
+        """
+        passed, self._looked = now - self._looked, now
+        known, self._since = self._since, {}
+        found = []
+        for kernel in kernels:
+            activity, since = known.get(kernel.kernel_id, (None, now))
+            if activity != kernel.last_activity:
+                since = now - min(max(wall - kernel.last_activity, 0.0), passed)
+            self._since[kernel.kernel_id] = (kernel.last_activity, since)
+            found.append(replace(kernel, last_activity=wall - (now - since)))
+        return found
 
 
 class Culler:

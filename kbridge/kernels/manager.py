@@ -207,7 +207,9 @@ class BridgeKernelManager(OpeningTable):
             except KbridgeError as error:
                 self.log.error("%s", error)
 
-        unused = to_cull(self._uses(), time.time(), self.cull_settings)
+        now = time.time()
+        uses = self._idle_times.look(self._uses(), now, time.monotonic())
+        unused = to_cull(uses, now, self.cull_settings)
         await asyncio.gather(*(cull_one(kernel_id) for kernel_id in unused))
 
     def rename_session(self, kernel_id: str, session_name: str) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import time
 from collections.abc import Coroutine, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from traitlets import TraitError
 from kbridge.kernels.adoption import adopt
 from kbridge.kernels.attached import AttachedKernel
 from kbridge.kernels.attaching import AttachingTable
-from kbridge.kernels.culling import Culler
+from kbridge.kernels.culling import Culler, IdleTimes
 from kbridge.kernels.environment import kernel_environment
 from kbridge.kernels.hubs import Hubs
 from kbridge.kernels.kernel import BridgeKernel
@@ -52,6 +53,7 @@ class OpeningTable(AttachingTable):
         self._pool: Pool[BridgeKernel] | None = None
         self._to_pool: list[BridgeKernel] = []
         self._culler: Culler | None = None
+        self._idle_times = IdleTimes(time.monotonic())
         self._adopting: asyncio.Task[list[SessionRecord]] | None = None
 
     # The first

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from kbridge.kernels.culling import Culler, CullSettings, KernelUse, to_cull
+from kbridge.kernels.culling import Culler, CullSettings, IdleTimes, KernelUse, to_cull
 
 NOW = 10_000.0
 IDLE = KernelUse("k", "idle", NOW - 100, 0, {})
@@ -47,6 +47,58 @@ CASES = {
 def test_to_cull(case):
     kernel, settings, expected = CASES[case]
     assert to_cull([kernel], NOW, settings) == (["k"] if expected else [])
+
+
+class Clocks:
+    """Looks at one kernel, as time passes and the wall clock is set."""
+
+    def __init__(self) -> None:
+        self.now, self.wall = 50.0, NOW
+        self.times = IdleTimes(self.now)
+        self.used()
+
+    def used(self) -> None:
+        self.activity = self.wall
+
+    def idle(self, *, passes: float, jump: float = 0.0) -> float:
+        self.now += passes
+        self.wall += passes + jump
+        (seen,) = self.times.look([replace(IDLE, last_activity=self.activity)], self.wall, self.now)
+        return self.wall - seen.last_activity
+
+
+def test_idle_times_are_those_of_the_wall_clock_as_long_as_nobody_sets_it():
+    clocks = Clocks()
+    assert [clocks.idle(passes=30) for _ in range(3)] == [30, 60, 90]
+    clocks.now, clocks.wall = clocks.now + 20, clocks.wall + 20
+    clocks.used()
+    assert [clocks.idle(passes=30) for _ in range(2)] == [30, 60]
+
+
+@pytest.mark.parametrize("jump", [3600.0, -3600.0, 1e9])
+def test_a_clock_that_jumps_makes_no_kernel_idle_and_keeps_none(jump):
+    clocks = Clocks()
+    clocks.idle(passes=30)
+    assert clocks.idle(passes=30, jump=jump) == 60
+    assert clocks.idle(passes=30) == 90
+    clocks.used()
+    assert clocks.idle(passes=30) == 30
+
+
+@pytest.mark.parametrize(("jump", "idle"), [(3600.0, 30), (-3600.0, 0)])
+def test_a_jump_in_the_midst_of_use_is_wrong_by_an_interval_at_most(jump, idle):
+    clocks = Clocks()
+    clocks.idle(passes=30)
+    clocks.used()
+    assert clocks.idle(passes=30, jump=jump) == idle
+    assert clocks.idle(passes=30) == idle + 30
+
+
+def test_idle_times_of_kernels_that_have_gone_are_forgotten():
+    times = IdleTimes(0.0)
+    times.look([IDLE, replace(IDLE, kernel_id="other")], NOW, 1.0)
+    times.look([IDLE], NOW, 2.0)
+    assert list(times._since) == ["k"]
 
 
 async def test_a_round_that_fails_does_not_end_the_rounds(caplog):

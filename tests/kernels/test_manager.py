@@ -6,6 +6,7 @@ import json
 import re
 import signal
 import stat
+import time
 import uuid
 from datetime import UTC, datetime
 
@@ -25,6 +26,8 @@ from kbridge.errors import (
     KernelspecNotFound,
     KernelStartError,
 )
+from kbridge.kernels import manager as manager_module
+from kbridge.kernels import opening as opening_module
 
 LOUD = 20
 IMPORT_ERROR = "import time; time.sleep(0.1); import no_such_module"
@@ -497,15 +500,55 @@ async def test_a_pool_of_an_unknown_kernelspec(make_manager, fake):
 # Culling
 
 
-async def test_cull(make_manager, fake, hubs):
+class Clocks:
+    """Both of the clocks that a manager looks at."""
+
+    def __init__(self) -> None:
+        self.now, self.wall = time.monotonic(), time.time()
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def time(self) -> float:
+        return self.wall
+
+    def pass_(self, seconds: float) -> None:
+        self.now, self.wall = self.now + seconds, self.wall + seconds
+
+
+@pytest.fixture
+def clocks(monkeypatch):
+    made = Clocks()
+    monkeypatch.setattr(manager_module, "time", made)
+    monkeypatch.setattr(opening_module, "time", made)
+    return made
+
+
+async def test_cull(make_manager, fake, hubs, clocks):
     manager = make_manager(cull_idle_timeout=60)
     old = await manager.start_kernel(fake())
     new = await manager.start_kernel("fake")
     spared = await manager.start_kernel(fake("kept", metadata={"kbridge": {"cull": False}}))
-    for kernel_id in (old, spared):
-        hubs.hubs[kernel_id].activity.last_activity = 0
+    clocks.pass_(61)
+    hubs.hubs[new].activity.last_activity = clocks.wall
     await manager.cull()
     assert {model["id"] for model in manager.models()} == {new, spared}
+    assert old not in manager
+
+
+async def test_a_wall_clock_that_is_set_culls_nobody_and_spares_nobody(
+    make_manager, fake, hubs, clocks
+):
+    manager = make_manager(cull_idle_timeout=60)
+    kernel_id = await manager.start_kernel(fake())
+    clocks.pass_(30)
+    for hours in (5, -10, 20):
+        clocks.wall += hours * 3600
+        await manager.cull()
+        assert kernel_id in manager
+    clocks.pass_(31)
+    await manager.cull()
+    assert kernel_id not in manager
 
 
 # Seed
