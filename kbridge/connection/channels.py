@@ -14,12 +14,13 @@ from concurrent.futures import Future
 from typing import Any, ClassVar
 
 from tornado.websocket import WebSocketHandler
-from traitlets import Bool, Dict, Float, Instance, Integer, Unicode, default
+from traitlets import Dict, Instance, Unicode, default
 from traitlets.config import Config
 
 from kbridge.connection.hooks import INCOMING, INFO, OUTGOING, HookedClient, overridden
 from kbridge.connection.info import KernelInfo, _ensure_future
 from kbridge.connection.pipeline import MessagePipeline
+from kbridge.connection.settings import ConnectionSettings
 from kbridge.connection.streams import HubChannel
 from kbridge.errors import FrameError, HubClosed
 from kbridge.hub.clients import Attachment
@@ -27,7 +28,7 @@ from kbridge.hub.hub import Hub
 from kbridge.hub.settings import HubSettings
 from kbridge.hub.table import HubTable
 from kbridge.link.client import StreamClient
-from kbridge.link.interfaces import ClientLink
+from kbridge.link.interfaces import ClientLink, nobody
 from kbridge.wire.dialects import V1, Dialect, select
 from kbridge.wire.message import Channel, Message
 from kbridge.wire.zmq import serialize
@@ -37,10 +38,8 @@ __all__ = ["HUBS", "ZMQChannelsWebsocketConnection"]
 HUBS = "hubs"
 """The key in Tornado's settings under which an application keeps its `HubTable`."""
 
-_DEFAULTS = HubSettings()
 
-
-class ZMQChannelsWebsocketConnection(MessagePipeline, KernelInfo):
+class ZMQChannelsWebsocketConnection(ConnectionSettings, MessagePipeline, KernelInfo):
     """Bridges a websocket to a kernel.
 
     A server makes one for each websocket, with the kernel's manager as `parent`. The traits are
@@ -50,59 +49,6 @@ class ZMQChannelsWebsocketConnection(MessagePipeline, KernelInfo):
     `kbridge.connection.hooks.OUTGOING` one message at a time, as in jupyter_server, and at its
     speed.
     """
-
-    limit_rate = Bool(
-        _DEFAULTS.limit_rate,
-        config=True,
-        help=(
-            "Whether to limit the rate of iopub messages; see iopub_msg_rate_limit,"
-            " iopub_data_rate_limit and rate_limit_window."
-        ),
-    )
-    iopub_msg_rate_limit = Float(
-        _DEFAULTS.iopub_msg_rate_limit,
-        config=True,
-        help="Messages a second on iopub above which output is limited; 0 for no limit.",
-    )
-    iopub_data_rate_limit = Float(
-        _DEFAULTS.iopub_data_rate_limit,
-        config=True,
-        help="Bytes a second of stream output above which output is limited; 0 for no limit.",
-    )
-    rate_limit_window = Float(
-        _DEFAULTS.rate_limit_window,
-        config=True,
-        help="Seconds over which the two rates are measured.",
-    )
-    journal_limit = Integer(
-        _DEFAULTS.journal_limit,
-        config=True,
-        help=(
-            "Bytes of a kernel's output that are held for websockets that have yet to read them."
-            " Beyond it, the oldest output is dropped, and a marker says so."
-        ),
-    )
-    history_limit = Integer(
-        _DEFAULTS.history_limit,
-        config=True,
-        help="Bytes of a kernel's output that are kept once every websocket has read them.",
-    )
-    resume_timeout = Float(
-        _DEFAULTS.resume_timeout,
-        config=True,
-        help=(
-            "Seconds for which output is held for a client that went away and may come back."
-            " 0: who comes back starts afresh."
-        ),
-    )
-    request_limit = Integer(
-        _DEFAULTS.request_limit,
-        config=True,
-        help=(
-            "Bytes of requests that are held for a kernel that is not ready or does not read,"
-            " before the websockets that they come from are not read any more."
-        ),
-    )
 
     websocket_handler = Instance(WebSocketHandler, help="The websocket.")
     channels = Dict({}, help="The kernel's channels by name, while connected.")
@@ -144,17 +90,7 @@ class ZMQChannelsWebsocketConnection(MessagePipeline, KernelInfo):
         """
         one = connection or cls(config=config or Config())
         chosen: dict[str, Any] = {
-            name: getattr(one, name)
-            for name in (
-                "limit_rate",
-                "iopub_msg_rate_limit",
-                "iopub_data_rate_limit",
-                "rate_limit_window",
-                "journal_limit",
-                "history_limit",
-                "resume_timeout",
-                "request_limit",
-            )
+            name: getattr(one, name) for name in ConnectionSettings.HUB_SETTINGS
         }
         for name in ("allow_tracebacks", "traceback_replacement_message", "kernel_info_timeout"):
             if hasattr(manager, name):
@@ -206,6 +142,11 @@ class ZMQChannelsWebsocketConnection(MessagePipeline, KernelInfo):
             return chosen if isinstance(chosen, str) else None
         return self._dialect.subprotocol
 
+    @property
+    def since(self) -> str:
+        """What the client saw last, as its URL says: see `kbridge.hub.since`."""
+        return str(self.websocket_handler.get_query_argument("since", ""))
+
     def select_subprotocol(self, offered: list[str]) -> str | None:
         """Choose the dialect, and what to answer to a client that offers subprotocols."""
         self._dialect = select(offered, self.kernel_ws_protocol)
@@ -252,7 +193,13 @@ class ZMQChannelsWebsocketConnection(MessagePipeline, KernelInfo):
             self.select_subprotocol([self.subprotocol or ""])
         link, dialect = self._link()
         self.create_stream()
-        attachment = self.hub.attach(link, dialect, self.session_id)
+        attachment = self.hub.attach(
+            link,
+            dialect,
+            self.session_id,
+            self.since,
+            verbatim=isinstance(link, HookedClient),
+        )
         done: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         done.set_result(None)
         if self.trait_has_value("_close_future") and self._close_future.done():
@@ -274,7 +221,12 @@ class ZMQChannelsWebsocketConnection(MessagePipeline, KernelInfo):
         assert protocol is not None, "connect before the websocket was accepted"
         assert stream is not None, "connect before the websocket was accepted"
         assert self._dialect is not None
-        link = StreamClient(stream, handler.close, lambda: protocol.server_terminated)
+        link = StreamClient(
+            stream,
+            handler.close,
+            lambda: protocol.server_terminated,
+            getattr(handler, "on_progress", nobody),
+        )
         if self._overrides(OUTGOING):
             return HookedClient(link, self._deliver, self.log), V1
         return link, self._dialect
@@ -321,6 +273,11 @@ class ZMQChannelsWebsocketConnection(MessagePipeline, KernelInfo):
             self.disconnect()
             self.websocket_handler.close(error.close_code, error.reason)
             return None
+
+    def on_pong(self, data: bytes) -> None:
+        """Take the payload of a pong, which may tell what has arrived."""
+        if self._attachment is not None:
+            self.hub.heard(self._attachment, data)
 
     def room(self) -> Awaitable[None] | None:
         """What to await before reading on, for who got nothing from `handle_incoming_message`.

@@ -96,12 +96,17 @@ class HookedClient:
     def write(self, data: bytes) -> bool:
         """Hand over the messages of whole v1 frames; False while what came of them is not written.
 
-        A subclass's code runs here, so whatever it raises is caught.
+        Pings go out behind what came of the messages before them. A subclass's code runs here, so
+        whatever it raises is caught.
         """
-        return self._hand_over(frames.payloads(data))
+        return self._hand_over(frames.each(data))
 
-    def _hand_over(self, payloads: Iterator[bytes]) -> bool:
-        for payload in payloads:
+    def _hand_over(self, rest: Iterator[tuple[int, bytes]]) -> bool:
+        written = True
+        for opcode, payload in rest:
+            if opcode == frames.PING:
+                written = self._link.write(frames.ping(payload))
+                continue
             try:
                 waiting = self._deliver(v1.split(payload))
             except WebSocketClosedError:
@@ -111,17 +116,17 @@ class HookedClient:
                 continue
             if inspect.isawaitable(waiting):
                 self._waiting = asyncio.ensure_future(waiting)
-                self._waiting.add_done_callback(partial(self._go_on, payloads))
+                self._waiting.add_done_callback(partial(self._go_on, rest))
                 return False
-        return self._link.write(b"")
+        return written and self._link.write(b"")
 
-    def _go_on(self, payloads: Iterator[bytes], done: asyncio.Future[Any]) -> None:
+    def _go_on(self, rest: Iterator[tuple[int, bytes]], done: asyncio.Future[Any]) -> None:
         """Hand over the rest, after an override that is a coroutine: one at a time."""
         if done.cancelled() or isinstance(done.exception(), WebSocketClosedError):
             return
         if done.exception() is not None:
             self._log.error(_LOST, exc_info=done.exception())
-        if not self.closed and self._hand_over(payloads):
+        if not self.closed and self._hand_over(rest):
             self.on_writable()
 
     def abandon(self) -> None:

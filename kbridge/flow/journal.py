@@ -18,6 +18,7 @@ flood of stream output costs one list slot a message.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from typing import NamedTuple
 
 __all__ = ["EVERYONE", "LOSABLE", "Gap", "Journal", "Place", "Stretch"]
@@ -111,7 +112,8 @@ class Journal:
         self._dense_bytes = 0
         self._audience: dict[int, int] = {}
         self._state: set[int] = set()
-        self._keepsakes: deque[tuple[int, bytes]] = deque()
+        # Sequence number, frame, and the bytes that came before it, ever.
+        self._keepsakes: deque[tuple[int, bytes, int]] = deque()
         self._keepsake_bytes = 0
         self._last_lost = b""
 
@@ -184,24 +186,62 @@ class Journal:
         """The place of a reader that wants only what comes from now on."""
         return Place(self.next_seq, self.next_seq, self.appended)
 
-    def read(self, place: Place, max_bytes: int) -> Stretch | None:
+    def oldest(self) -> Place:
+        """The place of a reader that wants all that is held."""
+        if self._keepsakes:
+            seq, _, behind = self._keepsakes[0]
+            return Place(seq, seq, behind)
+        return Place(self._first, self._first, self.appended - self._dense_bytes)
+
+    def after(self, matches: Callable[[bytes], bool]) -> Place | None:
+        """The place behind the newest frame that `matches`, or None where none is held."""
+        behind = self.appended
+        for index in range(len(self._frames) - 1, self._first - self._base - 1, -1):
+            frame = self._frames[index]
+            if matches(frame):
+                seq = self._base + index + 1
+                return Place(seq, seq, behind)
+            behind -= len(frame)
+        for seq, frame, behind in reversed(self._keepsakes):
+            if matches(frame):
+                return Place(seq + 1, seq + 1, behind + len(frame))
+        return None
+
+    def after_seq(self, seq: int) -> Place | None:
+        """The place behind a sequence number, or None where that is not held (any more)."""
+        if seq == self.next_seq - 1:
+            return self.end()
+        if self._first - 1 <= seq < self.next_seq:
+            later = self._frames[seq + 1 - self._base :]
+            return Place(seq + 1, seq + 1, self.appended - sum(map(len, later)))
+        for kept, frame, behind in self._keepsakes:
+            if kept == seq:
+                return Place(seq + 1, seq + 1, behind + len(frame))
+        return None
+
+    def read(self, place: Place, max_bytes: int, horizon: int | None = None) -> Stretch | None:
         """The next frames from `place` on, or None where there are none.
 
-        The stretch ends with the frame that reaches `max_bytes`.
+        The stretch ends with the frame that reaches `max_bytes`, or before the sequence number
+        `horizon`.
         """
-        if place.seq >= self.next_seq:
+        if horizon is None or horizon > self.next_seq:
+            horizon = self.next_seq
+        if place.seq >= horizon:
             return None
         gap = None
         if place.seq < self._first and self._keepsakes and self._keepsakes[-1][0] >= place.seq:
-            return self._read_keepsakes(place, max_bytes)
+            return self._read_keepsakes(place, max_bytes, horizon)
         if place.seq < self._first or place.frames < place.seq:
+            if self._first >= horizon:
+                return None  # all that may be read now is gone: say so with what comes next
             behind = self.appended - self._dense_bytes
             if place.frames < self._first:
                 gap = Gap(self._first - place.frames, behind - place.nbytes, self._last_lost)
             place = Place(self._first, self._first, behind)
-        start, stop = place.seq - self._base, len(self._frames)
+        start, stop = place.seq - self._base, horizon - self._base
         nbytes = self.appended - place.nbytes
-        if nbytes > max_bytes:
+        if nbytes > max_bytes or horizon < self.next_seq:
             nbytes = 0
             for index in range(start, stop):
                 nbytes += len(self._frames[index])
@@ -225,19 +265,24 @@ class Journal:
             "forgotten_frames": self.forgotten,
         }
 
-    def _read_keepsakes(self, place: Place, max_bytes: int) -> Stretch:
+    def _read_keepsakes(self, place: Place, max_bytes: int, horizon: int) -> Stretch | None:
         frames: list[bytes] = []
         private: dict[int, int] = {}
-        seq, nbytes = place.seq, 0
-        for seq, frame in self._keepsakes:
-            if seq < place.seq:
+        seq, nbytes = place.seq - 1, 0
+        for kept, frame, _ in self._keepsakes:
+            if kept < place.seq:
                 continue
+            if kept >= horizon:
+                break
+            seq = kept
             if seq in self._audience:
                 private[len(frames)] = self._audience[seq]
             frames.append(frame)
             nbytes += len(frame)
             if nbytes >= max_bytes:
                 break
+        if not frames:
+            return None
         end = Place(seq + 1, place.frames + len(frames), place.nbytes + nbytes)
         return Stretch(frames, private, nbytes, end)
 
@@ -261,9 +306,10 @@ class Journal:
                 break
             seq, keep = self._first, self._first in self._state
             audience = self._audience.get(seq)
+            behind = self.appended - self._dense_bytes
             frame = self._pop()
             if keep:
-                self._keepsakes.append((seq, frame))
+                self._keepsakes.append((seq, frame, behind))
                 self._keepsake_bytes += len(frame)
                 if audience is not None:
                     self._audience[seq] = audience
@@ -284,7 +330,7 @@ class Journal:
         return frame
 
     def _drop_keepsake(self) -> None:
-        seq, frame = self._keepsakes.popleft()
+        seq, frame, _ = self._keepsakes.popleft()
         self._keepsake_bytes -= len(frame)
         self._audience.pop(seq, None)
         self._last_lost = frame

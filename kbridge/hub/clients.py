@@ -12,7 +12,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
-from kbridge.flow.journal import Place
+from kbridge.flow.journal import Gap, Place
 from kbridge.link.interfaces import ClientLink
 from kbridge.wire.dialects import Dialect
 
@@ -36,9 +36,17 @@ class Attachment:
     place : Place
         What to read next.
     delivered : Place
-        What the operating system has taken for certain: where a websocket resumes that is cut.
+        What has arrived for certain: where a client resumes whose connection is cut.
+    asked : Place or None
+        What a ping that is under way asks about.
     blocked : bool
         Whether the last write is still on its way.
+    lags : bool
+        Whether it has yet to read what others have read long ago.
+    verbatim : bool
+        Whether it wants each message by itself, however many there are.
+    missed : Gap or None
+        What to say at first that it has missed.
     announced : callable
         Is told each status of the kernel that the bridge has announced in the kernel's place.
     """
@@ -48,7 +56,11 @@ class Attachment:
     dialect: Dialect
     place: Place
     delivered: Place
+    asked: Place | None = None
     blocked: bool = False
+    lags: bool = False
+    verbatim: bool = False
+    missed: Gap | None = None
     announced: Callable[[str], None] | None = None
 
 
@@ -97,7 +109,7 @@ class Clients:
         now : Place
             Where it starts if nothing is owed to the session from before.
         """
-        client = self._by_session.get(session_id) if session_id else None
+        client = self.known(session_id)
         if client is None:
             self._numbers += 1
             client = Client(self._numbers, session_id)
@@ -110,6 +122,14 @@ class Clients:
         client.attachments.append(attachment)
         self.attachments.append(attachment)
         return attachment
+
+    def known(self, session_id: str) -> Client | None:
+        """The client of a session that was here before, if it is remembered."""
+        return self._by_session.get(session_id) if session_id else None
+
+    def is_here(self, number: int) -> bool:
+        """Whether a client has a websocket."""
+        return any(attachment.client.number == number for attachment in self.attachments)
 
     def detach(self, attachment: Attachment, now: float) -> bool:
         """Remove a websocket; the place of a client's newest one is kept.
@@ -142,10 +162,11 @@ class Clients:
 
     @staticmethod
     def _left_by(client: Client) -> Place | None:
-        """Where a websocket got stuck whose client may have given it up, and not told us yet."""
-        if client.attachments and client.attachments[-1].blocked:
-            return client.attachments[-1].delivered
-        return None
+        """Up to where a websocket is known to have read whose client may have given it up.
+
+        A connection that broke in silence looks like one whose acknowledgement is on its way.
+        """
+        return client.attachments[-1].delivered if client.attachments else None
 
     def slowest(self, now: float, end: int) -> int:
         """The lowest sequence number that somebody has yet to read; `end` where there is nobody."""

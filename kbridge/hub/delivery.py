@@ -10,7 +10,10 @@ from collections.abc import Callable
 from typing import Final
 
 from kbridge.errors import KernelMessageError
+from kbridge.flow.coalesce import coalesce
 from kbridge.flow.journal import Gap, Journal, Place, Stretch
+from kbridge.flow.pace import Pace
+from kbridge.hub.acks import Acknowledgements
 from kbridge.hub.clients import Attachment
 from kbridge.wire import v1
 from kbridge.wire.dialects import V1, Dialect
@@ -23,8 +26,14 @@ CHUNK: Final = 512 << 10
 """Bytes of one write, and so of what a websocket that does not read may hold outside the journal
 (one frame that is larger goes alone)."""
 
+_CHUNK_BEHIND: Final = 128 << 10
+"""The same of one that lags: each that has gone out is a sign that it reads."""
+
 _KEPT: Final = 8
 """Chunks kept for the next reader: what a kernel link drains in one wake-up."""
+
+_JOINED: Final = 64 << 10
+"""Bytes of a write that a ping is copied behind, rather than written after."""
 
 
 class Delivery:
@@ -34,54 +43,105 @@ class Delivery:
     ----------
     journal : Journal
         What to read.
+    pace : Pace
+        How far.
+    acks : Acknowledgements
+        What asks for what has arrived.
     marker : callable
-        Makes the message that stands for a gap.
+        Makes the message that stands for a gap: takes the gap, the parent header of what was lost,
+        and behind which frame it stands.
     refuse : callable
         Is told of a message that a dialect has no form for: its channel, and why.
+    joins : bool
+        Whether who lags, and everybody in a flood, gets messages joined.
     """
 
     def __init__(
         self,
         journal: Journal,
-        marker: Callable[[Gap, bytes], Message],
+        pace: Pace,
+        acks: Acknowledgements,
+        *,
+        marker: Callable[[Gap, bytes, int], Message],
         refuse: Callable[[Channel, KernelMessageError], None],
+        joins: bool,
     ) -> None:
         self._journal = journal
+        self._pace = pace
+        self._acks = acks
         self._marker = marker
         self._refuse = refuse
-        # By place, what was read there, and by dialect what it is on the wire.
-        self._kept: dict[Place, tuple[Stretch, dict[str, bytes]]] = {}
+        self._joins = joins
+        # By place, what was read there; and of that, what it is on the wire by dialect, joined
+        # or not.
+        self._kept: dict[Place, tuple[Stretch, dict[tuple[str, bool], bytes]]] = {}
+        # What was last written with a ping behind it, the ping, and both.
+        self._pinged = (b"", b"", b"")
 
     def forget(self) -> None:
         """Drop what was kept for readers at the same place; call when all had their turn."""
         self._kept.clear()
+        self._pinged = (b"", b"", b"")
 
     def pump(self, attachment: Attachment) -> None:
         """Write what is owed to a websocket until it blocks or has all."""
         while not attachment.blocked and not attachment.link.closed:
-            kept = self._kept.get(attachment.place) or self._read(attachment.place)
+            kept = self._kept.get(attachment.place) or self._read(attachment)
             if kept is None:
+                attachment.lags = False
                 return
             stretch, rendered = kept
             data = self._render(stretch, rendered, attachment)
+            nothing_under_way = attachment.delivered == attachment.place
             attachment.place = stretch.end
-            # Blocked meanwhile, for a link may run somebody's code, and that come back here.
-            attachment.blocked = True
-            attachment.blocked = bool(data) and not attachment.link.write(data)
-            if not attachment.blocked:
+            if data:
+                self._write(attachment, data)
+            elif nothing_under_way:
                 attachment.delivered = stretch.end
-            if stretch.end.seq == self._journal.next_seq:
+            if stretch.end.seq == min(self._journal.next_seq, self._pace.horizon):
+                attachment.lags = attachment.blocked
                 return
+
+    def ask(self, attachment: Attachment) -> None:
+        """Ask a websocket what has arrived of all that was written, where that is due."""
+        if not attachment.blocked and not attachment.link.closed:
+            ping = self._acks.ask(attachment)
+            if ping:
+                self._write(attachment, ping)
 
     def resume(self, attachment: Attachment) -> None:
         """Go on with a websocket whose last write has gone out."""
         attachment.blocked = False
-        attachment.delivered = attachment.place
+        self._acks.written(attachment)
+        attachment.lags = True
         self.pump(attachment)
+        self.ask(attachment)
         self.forget()
 
-    def _read(self, place: Place) -> tuple[Stretch, dict[str, bytes]] | None:
-        stretch = self._journal.read(place, CHUNK)
+    def _write(self, attachment: Attachment, data: bytes) -> None:
+        joined = len(data) <= _JOINED
+        if joined:
+            data = self._with_ping(data, self._acks.ask(attachment))
+        # Blocked meanwhile, for a link may run somebody's code, and that come back here.
+        attachment.blocked = True
+        attachment.blocked = not attachment.link.write(data)
+        if attachment.blocked:
+            return
+        self._acks.written(attachment)
+        if not joined:
+            self.ask(attachment)
+
+    def _with_ping(self, data: bytes, ping: bytes) -> bytes:
+        if not ping:
+            return data
+        if self._pinged[0] is not data or self._pinged[1] != ping:
+            self._pinged = (data, ping, data + ping)
+        return self._pinged[2]
+
+    def _read(self, attachment: Attachment) -> tuple[Stretch, dict[tuple[str, bool], bytes]] | None:
+        place = attachment.place
+        size = min(CHUNK, _CHUNK_BEHIND) if attachment.lags else CHUNK
+        stretch = self._journal.read(place, size, self._pace.horizon)
         if stretch is None:
             return None
         if len(self._kept) >= _KEPT:
@@ -90,22 +150,30 @@ class Delivery:
         return kept
 
     def _render(
-        self, stretch: Stretch, rendered: dict[str, bytes], attachment: Attachment
+        self,
+        stretch: Stretch,
+        rendered: dict[tuple[str, bool], bytes],
+        attachment: Attachment,
     ) -> bytes:
         dialect = attachment.dialect
-        if stretch.private or stretch.gap:
+        joins = self._joins and (attachment.lags or self._pace.flooding) and not attachment.verbatim
+        missed, attachment.missed = attachment.missed, None
+        if stretch.private or stretch.gap or missed:
             frames = stretch.frames_for(attachment.client.number)
-            if stretch.gap:
-                frames = [v1.encode_frame(self._mark(stretch.gap)), *frames]
-            return self._join(frames, dialect)
-        data = rendered.get(dialect.name)
+            behind = stretch.end.seq - len(stretch.frames) - 1
+            marks = [self._mark(gap, frames, behind) for gap in (missed, stretch.gap) if gap]
+            return self._join([*marks, *(coalesce(frames) if joins else frames)], dialect)
+        key = (dialect.name, joins)
+        data = rendered.get(key)
         if data is None:
-            data = rendered[dialect.name] = self._join(stretch.frames, dialect)
+            frames = coalesce(stretch.frames) if joins else stretch.frames
+            data = rendered[key] = self._join(frames, dialect)
         return data
 
-    def _mark(self, gap: Gap) -> Message:
-        parent = v1.split(payload(gap.last_lost)).parent_header if gap.last_lost else b"{}"
-        return self._marker(gap, parent)
+    def _mark(self, gap: Gap, frames: list[bytes], behind: int) -> bytes:
+        beside = gap.last_lost or (frames[0] if frames else b"")
+        parent = v1.split(payload(beside)).parent_header if beside else b"{}"
+        return v1.encode_frame(self._marker(gap, parent, behind))
 
     def _join(self, frames: list[bytes], dialect: Dialect) -> bytes:
         if dialect is not V1:

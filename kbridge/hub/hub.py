@@ -18,21 +18,22 @@ from typing import Any
 
 from kbridge.errors import HubClosed, InvalidMessage
 from kbridge.flow.activity import Activity
+from kbridge.flow.inputs import Inputs
 from kbridge.flow.journal import Journal
 from kbridge.flow.policy import DROP, judge
 from kbridge.flow.readiness import Decision
 from kbridge.hub import policies
-from kbridge.hub.clients import Attachment, Clients
+from kbridge.hub.clients import Attachment
 from kbridge.hub.clock import Clock
-from kbridge.hub.delivery import Delivery
 from kbridge.hub.intake import Intake
 from kbridge.hub.notices import Notices
 from kbridge.hub.nudge import Nudge
+from kbridge.hub.readers import Readers
 from kbridge.hub.requests import Requests
 from kbridge.hub.settings import HubSettings
 from kbridge.link.endpoints import Endpoints
 from kbridge.link.interfaces import ClientLink, KernelEvents, KernelSockets, RawMessage, nobody
-from kbridge.link.kernel import KernelLink
+from kbridge.link.kernel import KernelLink, new_identity
 from kbridge.wire.dialects import Dialect
 from kbridge.wire.message import Channel, Message
 from kbridge.wire.signing import Signer
@@ -40,7 +41,7 @@ from kbridge.wire.zmq import serialize
 
 __all__ = ["Hub", "LinkFactory"]
 
-LinkFactory = Callable[[Endpoints, KernelEvents], KernelSockets]
+LinkFactory = Callable[[Endpoints, KernelEvents, bytes], KernelSockets]
 
 _FLUSH_TIMEOUT = 1.0  # seconds to wait for the last words of a kernel that has ended
 
@@ -62,9 +63,16 @@ class Hub:
         The time.
     log : logging.Logger or adapter
         Where to say what happens.
+    identity : bytes
+        What the kernel knows the hub by; a new one where it is empty. Who takes over from another
+        bridge, with its identity, gets the replies to the requests that that one sent.
+    adopted : bool
+        The kernel ran before this bridge did. A cell that is under way gets a marker.
 
     Attributes
     ----------
+    identity : bytes
+        What the kernel knows the hub by, over restarts too.
     activity : Activity
         What the kernel is doing, and when something last happened.
     journal : Journal
@@ -87,9 +95,12 @@ class Hub:
         link: LinkFactory = KernelLink,
         clock: Clock | None = None,
         log: logging.Logger | logging.LoggerAdapter[logging.Logger] | None = None,
+        identity: bytes = b"",
+        adopted: bool = False,
     ) -> None:
         settings = settings or HubSettings()
         self.kernel_id = kernel_id
+        self.identity = identity or new_identity()
         self.settings = settings
         self.log = log or logging.getLogger("kbridge.hub")
         self._clock = clock or Clock()
@@ -97,7 +108,8 @@ class Hub:
         self.notices = Notices(self._clock)
         self.journal = Journal(settings.journal_limit, settings.history_limit)
         self.activity = Activity(self._clock.wall(), quiet=settings.untracked_message_types)
-        self._clients = Clients(settings.resume_timeout)
+        self._inputs = Inputs()
+        pace = policies.pace(settings)
         self._requests = Requests(settings.request_limit, self._link_send, self.log)
         self._nudge = Nudge(
             self._clock, settings.kernel_info_timeout, self._send_probes, self._on_ready
@@ -108,13 +120,24 @@ class Hub:
             self.activity,
             self._nudge,
             self._requests,
-            mark=self.notices.mark,
+            self._inputs,
+            notices=self.notices,
             on_replaced=self._on_replaced,
-            policies=policies.outgoing(settings, self.notices, self.log),
+            policies=policies.outgoing(settings, self.notices, pace, self.log),
             clock=self._clock,
             log=self.log,
+            adopted=adopted,
         )
-        self._delivery = Delivery(self.journal, self.notices.lost, self._intake.refuse)
+        self._readers = Readers(
+            self.journal,
+            settings,
+            pace=pace,
+            inputs=self._inputs,
+            notices=self.notices,
+            clock=self._clock,
+            append=self._intake.append,
+            refuse=self._intake.refuse,
+        )
         self._incoming = policies.incoming(settings)
         self._down = asyncio.Event()
         self._link: KernelSockets | None = None
@@ -130,29 +153,50 @@ class Hub:
     @property
     def connections(self) -> int:
         """Websockets that are attached now."""
-        return len(self._clients)
+        return len(self._readers.clients)
 
-    def attach(self, link: ClientLink, dialect: Dialect, session_id: str = "") -> Attachment:
+    def attach(
+        self,
+        link: ClientLink,
+        dialect: Dialect,
+        session_id: str = "",
+        since: str = "",
+        *,
+        verbatim: bool = False,
+    ) -> Attachment:
         """Add a websocket; what its session has missed is written to it at once.
+
+        Parameters
+        ----------
+        link : ClientLink
+            The websocket.
+        dialect : Dialect
+            What it speaks.
+        session_id : str
+            Whose it is. One that was here before goes on behind what is known to have arrived.
+        since : str
+            Where to begin instead: see `kbridge.hub.since.locate`.
+        verbatim : bool
+            Whether it wants each message by itself, also when it lags.
 
         Raises
         ------
         HubClosed
             If the kernel is gone.
+        InvalidRequest
+            If `since` is longer than any id.
         """
         if self._closed:
             raise HubClosed("the kernel is gone")
-        attachment = self._clients.attach(link, dialect, session_id, self.journal.end())
-        link.on_writable = lambda: self._on_caught_up(attachment)
-        self._delivery.pump(attachment)
-        self._delivery.forget()
-        return attachment
+        return self._readers.attach(link, dialect, session_id, since, verbatim=verbatim)
+
+    def heard(self, attachment: Attachment, payload: bytes) -> None:
+        """Take what a websocket answered to a ping: an acknowledgement, perhaps."""
+        self._readers.heard(attachment, payload)
 
     def detach(self, attachment: Attachment) -> None:
         """Remove a websocket; may be called twice."""
-        if self._clients.detach(attachment, self._clock.monotonic()):
-            attachment.link.on_writable = nobody
-            self._trim()
+        self._readers.detach(attachment)
 
     def submit(self, attachment: Attachment, msg: Message) -> Awaitable[None] | None:
         """Send a client's message to the kernel.
@@ -176,6 +220,9 @@ class Hub:
         if judge(self._incoming, msg, msg_type, now) == DROP:
             # As a stranger writes it, so neither raw nor whole.
             self.log.warning("%.60s is not an allowed message type; ignored", ascii(msg_type))
+            return None
+        if msg.channel is Channel.STDIN and not self._inputs.answer(msg):
+            self.log.info("a second answer to one question of kernel %s; ignored", self.kernel_id)
             return None
         self.activity.touch(self._clock.wall(), msg_type)
         return self._requests.submit(msg, attachment.client.number)
@@ -257,7 +304,7 @@ class Hub:
         self._intake.begin(Signer(endpoints.key, endpoints.signature_scheme))
         self._down.clear()
         self._hung_up = False
-        self._link = self._make_link(endpoints, self)
+        self._link = self._make_link(endpoints, self, self.identity)
         self._nudge.begin()
 
     def now(self) -> float:
@@ -286,6 +333,7 @@ class Hub:
         """
         await self._last_words()
         self._requests.forget("the kernel was restarted", waiting=not keep)
+        self._inputs.clear()
         self.activity.restarted(self._clock.wall())
         self.announce("starting" if asked else "restarting")
 
@@ -298,8 +346,9 @@ class Hub:
             return
         self.drain()
         self._append_status(status)
+        self._readers.release()
         self.on_drained()
-        for attachment in list(self._clients.attachments):
+        for attachment in list(self._readers.clients.attachments):
             if attachment.announced is not None:
                 attachment.announced(status)
 
@@ -307,6 +356,7 @@ class Hub:
         """The kernel has ended for good."""
         self._unlink()
         self._requests.forget("the kernel died")
+        self._inputs.clear()
         self.activity.dead(self._clock.wall())
         self.announce("dead")
 
@@ -326,18 +376,16 @@ class Hub:
         self._unlink()
         self._requests.close()
         self._nudge.close()
-        for attachment in list(self._clients.attachments):
-            attachment.link.close(code, reason)
-            self.detach(attachment)
+        self._readers.close(code, reason)
         # Whoever still holds a closed hub, as timers and contexts may, holds nothing of weight.
         self.journal.clear()
-        self._delivery.forget()
+        self._inputs.clear()
 
     def statistics(self) -> dict[str, Any]:
         """What is held, by its owner."""
         return {
             "journal": self.journal.statistics(),
-            "clients": self._clients.statistics(),
+            **self._readers.statistics(),
             **self._requests.statistics(),
             "readiness": self._nudge.statistics(),
             "refused_kernel_messages": self._intake.refused,
@@ -351,12 +399,7 @@ class Hub:
 
     def on_drained(self) -> None:
         """Write out what came, and forget what everybody has."""
-        delivery = self._delivery
-        for attachment in list(self._clients.attachments):  # a hook may detach
-            if not attachment.blocked:
-                delivery.pump(attachment)
-        delivery.forget()
-        self._trim()
+        self._readers.flush()
         self.on_heard()
 
     def on_writable(self, channel: Channel) -> None:
@@ -376,15 +419,6 @@ class Hub:
         self.on_hung_up()
 
     # -- inside -----------------------------------------------------------------------------
-
-    def _on_caught_up(self, attachment: Attachment) -> None:
-        self._delivery.resume(attachment)
-        self._trim()
-
-    def _trim(self) -> None:
-        journal = self.journal
-        if journal.nbytes > journal.history_limit:
-            journal.trim(self._clients.slowest(self._clock.monotonic(), journal.next_seq))
 
     def _link_send(self, msg: Message) -> bool:
         if not self.ready or self._link is None:

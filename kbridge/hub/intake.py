@@ -10,12 +10,14 @@ import logging
 from collections.abc import Callable
 
 from kbridge.errors import KernelMessageError
-from kbridge.flow.activity import Activity
+from kbridge.flow.activity import Activity, state_of
 from kbridge.flow.complaints import Complaints
+from kbridge.flow.inputs import Inputs
 from kbridge.flow.journal import EVERYONE, LOSABLE, Journal
 from kbridge.flow.policy import PASS, Policy, judge
 from kbridge.hub.adapt import Adapter, adapter_for, kernel_protocol
 from kbridge.hub.clock import Clock
+from kbridge.hub.notices import Notices
 from kbridge.hub.nudge import Nudge
 from kbridge.hub.requests import Requests
 from kbridge.link.interfaces import RawMessage
@@ -34,16 +36,18 @@ class Intake:
     ----------
     kernel_id : str
         For the log.
-    journal, activity, nudge, requests
+    journal, activity, nudge, requests, inputs
         Who is told what.
-    mark : bytes
-        What the parent headers contain of all that comes of a probe.
+    notices : Notices
+        Who makes the probes, and the bridge's own messages.
     on_replaced : callable
         Is told when a probe was answered by another process than the ones before.
     policies : list of Policy
         What judges the messages, in order.
     clock, log
         The time, and where to say what is refused.
+    adopted : bool
+        Whether the kernel may be at something that was begun before the bridge was.
 
     Attributes
     ----------
@@ -60,19 +64,24 @@ class Intake:
         activity: Activity,
         nudge: Nudge,
         requests: Requests,
+        inputs: Inputs,
         *,
-        mark: bytes,
+        notices: Notices,
         on_replaced: Callable[[], None],
         policies: list[Policy],
         clock: Clock,
         log: logging.Logger | logging.LoggerAdapter[logging.Logger],
+        adopted: bool = False,
     ) -> None:
         self._kernel_id = kernel_id
         self._journal = journal
         self._activity = activity
         self._nudge = nudge
         self._requests = requests
-        self._mark = mark
+        self._inputs = inputs
+        self._notices = notices
+        self._mark = notices.mark
+        self._adopted = adopted
         self._on_replaced = on_replaced
         self._process = ""  # the session that the kernel's process gave itself
         self._policies = policies
@@ -91,6 +100,8 @@ class Intake:
         """Take in another kernel process, whose key this is."""
         self.signer = signer
         self.adapter = None
+        if self._process:
+            self._adopted = False
         self._process = ""
 
     def take(self, channel: Channel, batch: list[RawMessage]) -> None:
@@ -113,9 +124,9 @@ class Intake:
             else:
                 self._on_reply(msg, now)
 
-    def append(self, msg: Message, audience: int = EVERYONE) -> None:
-        """Journal a message as it is."""
-        self._journal.append(encode_frame(msg), audience, state=msg.msg_type not in LOSABLE)
+    def append(self, msg: Message, audience: int = EVERYONE) -> int:
+        """Journal a message as it is; return its sequence number."""
+        return self._journal.append(encode_frame(msg), audience, state=msg.msg_type not in LOSABLE)
 
     def refuse(self, channel: Channel, error: KernelMessageError) -> None:
         """Count a message that cannot be passed on, and say so once a minute at most."""
@@ -136,6 +147,10 @@ class Intake:
             self._nudge.heard(welcome=msg_type == "iopub_welcome")
         if msg_type == "iopub_welcome":
             return  # to a new subscriber, and that is the bridge
+        if self._adopted:
+            self._note_begun_before(msg, msg_type)
+        if self._inputs and msg_type == "status" and state_of(msg.content) == "idle":
+            self._inputs.done(msg.parent_id)
         self._activity.observe(msg, msg_type, wall)
         verdict = judge(self._policies, msg, msg_type, now)
         if verdict is PASS:
@@ -151,7 +166,17 @@ class Intake:
             return
         verdict = judge(self._policies, msg, msg.msg_type, now)
         for each in (msg,) if verdict is PASS else verdict:
-            self.append(each, audience)
+            seq = self.append(each, audience)
+            if each.msg_type == "input_request":
+                self._inputs.asked(each, audience, seq)
+
+    def _note_begun_before(self, msg: Message, msg_type: str) -> None:
+        """Mark a gap in what was under way before anybody here listened."""
+        if len(msg.parent_header) <= len(b"{}"):
+            return
+        self._adopted = False
+        if msg_type != "status" or state_of(msg.content) != "busy":
+            self.append(self._notices.taken_over(msg.parent_header))
 
     def _on_probed(self, msg: Message) -> bool:
         """Take a probe's reply and status for evidence, and for nobody else's business.

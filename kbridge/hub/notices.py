@@ -27,6 +27,7 @@ class Notices:
         self._clock = clock
         self._session = secrets.token_hex(16)
         self._probes = 0
+        self._behind = f"{self._session}_behind_"
         self._prefix = f"{self._session}_probe_"
         self.mark = self._prefix.encode()
 
@@ -45,21 +46,39 @@ class Notices:
         """What a kernel would say of itself if it could."""
         return self._build(Channel.IOPUB, "status", {"execution_state": execution_state})
 
-    def stderr(self, text: str, parent_header: bytes = b"{}") -> Message:
+    def stderr(self, text: str, parent_header: bytes = b"{}", msg_id: str | None = None) -> Message:
         """A line in the output of the cell that `parent_header` names."""
         return self._build(
             Channel.IOPUB,
             "stream",
             {"name": "stderr", "text": text + "\n"},
             parent_header=parent_header,
+            msg_id=msg_id,
         )
 
-    def lost(self, gap: Gap, parent_header: bytes) -> Message:
-        """The marker where a client has missed something."""
+    def lost(self, gap: Gap, parent_header: bytes, seq: int) -> Message:
+        """The marker where a client has missed something: behind the frame `seq` of the journal."""
+        count = f"{gap.messages:,} messages" if gap.messages else "Messages"
+        nbytes = f" ({gap.nbytes:,} bytes)" if gap.nbytes else ""
         return self.stderr(
-            f"[kbridge: {gap.messages:,} messages ({gap.nbytes:,} bytes) of output were dropped"
-            " here, because this client read more slowly than the kernel wrote."
-            " To keep more, raise ZMQChannelsWebsocketConnection.journal_limit.]",
+            f"[kbridge: {count}{nbytes} of output are missing here: the kernel wrote more than is"
+            " kept for clients that read slowly or come back late. To keep more, raise"
+            " ZMQChannelsWebsocketConnection.journal_limit (what was not read yet) or"
+            " history_limit (what was).]",
+            parent_header,
+            msg_id=f"{self._behind}{seq}",
+        )
+
+    def stands_behind(self, msg_id: str) -> int | None:
+        """Behind which frame the marker of that id stands; None if it is no marker's."""
+        seq = msg_id.removeprefix(self._behind)
+        return int(seq) if seq != msg_id and seq.isdecimal() else None
+
+    def taken_over(self, parent_header: bytes) -> Message:
+        """The marker in a cell that was running before this bridge was."""
+        return self.stderr(
+            "[kbridge: the server was restarted while this ran; what the kernel said meanwhile"
+            " is missing here.]",
             parent_header,
         )
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import logging
 
 from kbridge.flow.filters import AllowedTypes, HideTracebacks
+from kbridge.flow.pace import Pace
 from kbridge.flow.policy import Policy
 from kbridge.flow.ratelimit import RateLimit
 from kbridge.hub.notices import Notices
 from kbridge.hub.settings import HubSettings
 
-__all__ = ["incoming", "outgoing"]
+__all__ = ["incoming", "outgoing", "pace"]
 
 # Bound methods are called faster than objects with a `__call__`.
 
@@ -23,16 +24,29 @@ def incoming(settings: HubSettings) -> list[Policy]:
     return policies
 
 
+def pace(settings: HubSettings) -> Pace:
+    """What holds back output that comes too fast, where it is not dropped instead."""
+    return Pace(
+        settings.limit_rate and settings.rate_limit_policy == "coalesce",
+        settings.iopub_msg_rate_limit,
+        settings.iopub_data_rate_limit,
+        settings.rate_limit_window,
+    )
+
+
 def outgoing(
     settings: HubSettings,
     notices: Notices,
+    pace: Pace,
     log: logging.Logger | logging.LoggerAdapter[logging.Logger],
 ) -> list[Policy]:
     """What judges the kernel's messages, in order."""
     policies: list[Policy] = []
     if not settings.allow_tracebacks:
         policies.append(HideTracebacks(settings.traceback_replacement_message).__call__)
-    if settings.limit_rate:
+    if pace.limits:
+        policies.append(pace.__call__)
+    elif settings.limit_rate and settings.rate_limit_policy == "drop":
         limit = RateLimit(
             iopub_msg_rate_limit=settings.iopub_msg_rate_limit,
             iopub_data_rate_limit=settings.iopub_data_rate_limit,

@@ -26,6 +26,12 @@ class HubSettings:
     kernel_info_timeout : float
         Seconds to wait for a kernel to prove that it is ready, before its requests are sent all
         the same.
+    acknowledge : bool
+        Whether clients are asked, by pings, what has arrived. If not, what the operating system
+        took counts as arrived, and may be lost with a connection.
+    rate_limit_policy : str
+        "coalesce": output beyond the limits is joined and paced; also a client that lags gets it
+        joined. "drop": it is dropped, with a notice, as in Jupyter Server.
     limit_rate, iopub_msg_rate_limit, iopub_data_rate_limit, rate_limit_window
         As in Jupyter Server: messages/s, bytes/s, seconds.
     allowed_message_types : tuple of str
@@ -40,10 +46,12 @@ class HubSettings:
     """
 
     journal_limit: int = 64 << 20
-    history_limit: int = 1 << 20
+    history_limit: int = 4 << 20
     resume_timeout: float = 8 * 3600.0
     request_limit: int = 1 << 20
     kernel_info_timeout: float = 60.0
+    acknowledge: bool = True
+    rate_limit_policy: str = "coalesce"
     limit_rate: bool = True
     iopub_msg_rate_limit: float = 1000.0
     iopub_data_rate_limit: float = 1_000_000.0

@@ -39,11 +39,26 @@ class HubTable:
         self._log = log
         self._hubs: dict[str, Hub] = {}
 
-    def open(self, kernel_id: str, connection_info: Mapping[str, Any]) -> Hub:
-        """The hub of a kernel, made where there is none."""
+    def open(
+        self,
+        kernel_id: str,
+        connection_info: Mapping[str, Any],
+        *,
+        identity: bytes = b"",
+        adopted: bool = False,
+    ) -> Hub:
+        """The hub of a kernel, made where there is none; see `Hub` for the arguments."""
         hub = self._hubs.get(kernel_id)
         if hub is None:
-            hub = Hub(kernel_id, connection_info, self.settings, link=self._link, log=self._log)
+            hub = Hub(
+                kernel_id,
+                connection_info,
+                self.settings,
+                link=self._link,
+                log=self._log,
+                identity=identity,
+                adopted=adopted,
+            )
             self._hubs[kernel_id] = hub
         return hub
 

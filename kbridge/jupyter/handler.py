@@ -1,11 +1,12 @@
 """What Jupyter Server's websocket handler lacks, given to it one websocket at a time.
 
 Its handler stays, with its authorization, its log and its pings. What a bridge needs of it beyond
-that are two methods of Tornado's, set on the instance before the websocket opens:
+that are three methods of Tornado's, set on the instance before the websocket opens:
 
 - `get_websocket_protocol`, so that frames are read by our reader, and faults closed with their
   codes;
-- `on_message`, so that nothing more is read while the kernel does not keep up.
+- `on_message`, so that nothing more is read while the kernel does not keep up;
+- `on_pong`, so that what has arrived is known; and who reads slowly is not taken for dead.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ def equip(handler: WebSocketHandler, connection: ZMQChannelsWebsocketConnection)
     """Give a handler what it lacks; before its websocket opens."""
     make_protocol = handler.get_websocket_protocol
     on_message = handler.on_message
+    on_pong = handler.on_pong
 
     def get_websocket_protocol() -> WebSocketProtocol | None:
         return _ours(handler, make_protocol())
@@ -39,8 +41,17 @@ def equip(handler: WebSocketHandler, connection: ZMQChannelsWebsocketConnection)
         room = connection.room()
         return handled if room is None else _wait(handler, room)
 
+    def on_pong_and_acknowledge(data: bytes) -> None:
+        on_pong(data)
+        connection.on_pong(data)
+
+    def on_progress() -> None:
+        handler.last_pong = IOLoop.current().time()  # type: ignore[attr-defined]  # a mixin's
+
     handler.get_websocket_protocol = get_websocket_protocol  # type: ignore[method-assign]
     handler.on_message = on_message_and_wait  # type: ignore[method-assign]
+    handler.on_pong = on_pong_and_acknowledge  # type: ignore[method-assign]
+    handler.on_progress = on_progress  # type: ignore[attr-defined]  # for the connection
 
 
 def _ours(handler: Any, usual: WebSocketProtocol | None) -> WebSocketProtocol | None:

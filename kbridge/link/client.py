@@ -30,21 +30,26 @@ class StreamClient:
     closing : callable
         Whether the close frame was sent: no data may follow it (RFC 6455, section 5.5.1), and
         Chrome fails the connection over data that does.
+    on_progress : callable
+        Told each time that a write which had to wait has gone out: the peer reads, however slowly,
+        and its pongs may be as far behind.
     """
 
-    __slots__ = ("_close", "_closing", "_socket", "_stream", "on_writable")
+    __slots__ = ("_close", "_closing", "_on_progress", "_socket", "_stream", "on_writable")
 
     def __init__(
         self,
         stream: IOStream,
         on_close: Callable[[int, str], None],
         closing: Callable[[], bool] = lambda: False,
+        on_progress: Callable[[], None] = nobody,
     ) -> None:
         self._stream = stream
         # What TLS sends is not what it is given.
         self._socket = None if isinstance(stream, SSLIOStream) else stream.socket
         self._close = on_close
         self._closing = closing
+        self._on_progress = on_progress
         self.on_writable: Callable[[], None] = nobody
         # Nagle's algorithm and delayed acknowledgements together cost 40 ms on every cell.
         stream.set_nodelay(True)
@@ -83,4 +88,5 @@ class StreamClient:
 
     def _on_written(self, _written: object) -> None:
         if not self.closed:
+            self._on_progress()
             self.on_writable()

@@ -26,7 +26,7 @@ from kbridge.link.endpoints import Endpoints
 from kbridge.link.interfaces import KernelEvents
 from kbridge.wire.message import Buffer, Channel
 
-__all__ = ["KernelLink"]
+__all__ = ["KernelLink", "new_identity"]
 
 _DEALERS: Final = (Channel.SHELL, Channel.CONTROL, Channel.STDIN)
 _BATCH_MESSAGES: Final = 400
@@ -39,6 +39,15 @@ _RECONNECT_MS: Final = 30
 # As plain numbers: zmq's enums cost more to combine than a part takes to send.
 _NOBLOCK: Final = int(zmq.NOBLOCK)
 _MORE: Final = int(zmq.NOBLOCK | zmq.SNDMORE)
+
+
+def new_identity() -> bytes:
+    """An identity that no other peer of a kernel has.
+
+    One for shell, control and stdin: a kernel sends its input requests to the identity that sent
+    the execute request. Random, because of two peers with one identity the second evicts the first.
+    """
+    return b"kbridge-" + secrets.token_hex(12).encode()
 
 
 class _Sockets:
@@ -65,9 +74,12 @@ class KernelLink:
         Where the kernel listens.
     events : KernelEvents
         Who is told.
+    identity : bytes
+        What shell, control and stdin go by at the kernel; a new one where it is empty.
     """
 
-    def __init__(self, endpoints: Endpoints, events: KernelEvents) -> None:
+    def __init__(self, endpoints: Endpoints, events: KernelEvents, identity: bytes = b"") -> None:
+        identity = identity or new_identity()
         self._events = events
         self._loop = IOLoop.current()
         self._soon = asyncio.get_running_loop().call_soon
@@ -76,10 +88,6 @@ class KernelLink:
         self._again: set[Channel] = set()
         self._monitor: zmq.Socket[bytes] | None = None
         context = _Sockets.context()
-        # One identity for shell, control and stdin: a kernel sends its input requests to the
-        # identity that sent the execute request. Random, because of two peers with one identity
-        # the second evicts the first.
-        identity = b"kbridge-" + secrets.token_hex(12).encode()
         try:
             for channel in Channel:
                 socket = context.socket(zmq.SUB if channel is Channel.IOPUB else zmq.DEALER)

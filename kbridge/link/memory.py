@@ -71,8 +71,11 @@ class MemoryKernel:
         While true, `send` refuses, as a kernel's full queue does.
     """
 
-    def __init__(self, endpoints: Endpoints, events: KernelEvents) -> None:
+    def __init__(
+        self, endpoints: Endpoints, events: KernelEvents, identity: bytes = b"memory"
+    ) -> None:
         self.endpoints: Final = endpoints
+        self.identity: Final = identity
         self.sent: list[tuple[Channel, RawMessage]] = []
         self.full = False
         self.closed = False

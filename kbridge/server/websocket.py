@@ -8,7 +8,7 @@ from typing import Any
 from tornado.websocket import WebSocketHandler, WebSocketProtocol
 
 from kbridge.connection.channels import ZMQChannelsWebsocketConnection
-from kbridge.errors import HubClosed, KernelNotFound
+from kbridge.errors import HubClosed, InvalidRequest, KernelNotFound
 from kbridge.link.keepalive import Keepalive
 from kbridge.link.protocol import BridgeWebSocketProtocol
 from kbridge.server.access import AccessMixin
@@ -19,8 +19,8 @@ __all__ = ["ChannelsHandler"]
 class ChannelsHandler(AccessMixin, WebSocketHandler):
     """Lets a frontend talk to a kernel.
 
-    Arguments of the URL: `session_id` (optional), under which a client that comes back is given
-    what it has missed.
+    Arguments of the URL, both optional: `session_id`, under which a client that comes back is
+    given what it has missed; `since`, what it saw last (`kbridge.hub.since`).
     """
 
     connection: ZMQChannelsWebsocketConnection | None = None
@@ -74,7 +74,7 @@ class ChannelsHandler(AccessMixin, WebSocketHandler):
         assert self.connection is not None
         try:
             self.connection.connect()
-        except HubClosed as error:  # between the look at the table and now
+        except (HubClosed, InvalidRequest) as error:  # the kernel went meanwhile; no such `since`
             self.close(error.close_code, error.reason)
             return
         self.services.websockets.add(self)
@@ -101,8 +101,15 @@ class ChannelsHandler(AccessMixin, WebSocketHandler):
         if self.keepalive is not None and self.connection is not None:
             self.keepalive.add(self)
 
-    def on_pong(self, data: bytes) -> None:  # noqa: ARG002
-        """Note that the peer lives."""
+    def on_pong(self, data: bytes) -> None:
+        """Note that the peer lives, and what it has."""
+        if self.connection is not None:
+            self.connection.on_pong(data)
+        if self.keepalive is not None:
+            self.keepalive.heard(self)
+
+    def on_progress(self) -> None:
+        """Note that the peer reads, though its pongs may be behind what it has yet to read."""
         if self.keepalive is not None:
             self.keepalive.heard(self)
 

@@ -15,10 +15,10 @@ __all__ = [
     "PING",
     "PONG",
     "TEXT",
+    "each",
     "frame",
     "header",
     "payload",
-    "payloads",
     "ping",
 ]
 
@@ -63,11 +63,11 @@ def payload(frame: bytes) -> bytes:
     return frame[{126: 4, 127: 10}.get(frame[1], 2) :]
 
 
-def payloads(data: bytes) -> Iterator[bytes]:
-    """Read the payloads out of a run of what `frame` wrote."""
+def each(data: bytes) -> Iterator[tuple[int, bytes]]:
+    """Read the opcodes and the payloads out of a run of what `frame` wrote."""
     at, end = 0, len(data)
     while at < end:
-        length = data[at + 1]
+        opcode, length = data[at] & 0x0F, data[at + 1]
         start = at + 2
         if length == 126:
             (length,) = _unpack16(data, start)
@@ -76,7 +76,7 @@ def payloads(data: bytes) -> Iterator[bytes]:
             (length,) = _unpack64(data, start)
             start += 8
         at = start + length
-        yield data[start:at]
+        yield opcode, data[start:at]
 
 
 def ping(data: bytes) -> bytes:

@@ -96,7 +96,7 @@ async def test_behind_hooks_a_flood_waits_in_the_journal() -> None:
     """Nothing more is handed over while the last batch is not written."""
     rig, desk = Rig(HubSettings(limit_rate=False)), Desk()
     rig.prove()
-    attachment = rig.hub.attach(desk.client, V1, "s")
+    attachment = rig.hub.attach(desk.client, V1, "s", verbatim=True)
     desk.link.stalled = True
     for i in range(100):
         rig.say(rig.stream(str(i)))

@@ -1,6 +1,7 @@
 """A hub on twins that live in memory, with a clock that stands still until it is moved."""
 
 import json
+from collections.abc import Callable
 from typing import Any
 
 from kbridge.hub.clock import Clock
@@ -10,6 +11,7 @@ from kbridge.link.memory import MemoryClient, MemoryKernel
 from kbridge.wire import v1
 from kbridge.wire.build import build
 from kbridge.wire.dialects import V1
+from kbridge.wire.frames import PING, each
 from kbridge.wire.message import Channel, Message
 from kbridge.wire.signing import Signer
 from kbridge.wire.zmq import parse, serialize
@@ -40,7 +42,7 @@ class StoppedClock(Clock):
 
 
 def frames_of(data: bytes) -> list[tuple[int, bytes]]:
-    """The websocket frames in a stretch of bytes: opcodes and payloads."""
+    """The websocket frames in a stretch of bytes, pings aside: opcodes and payloads."""
     found, at = [], 0
     while at < len(data):
         opcode, size = data[at] & 0x0F, data[at + 1]
@@ -49,10 +51,41 @@ def frames_of(data: bytes) -> list[tuple[int, bytes]]:
             size, at = int.from_bytes(data[at : at + 2], "big"), at + 2
         elif size == 127:
             size, at = int.from_bytes(data[at : at + 8], "big"), at + 8
-        found.append((opcode, bytes(data[at : at + size])))
+        if opcode != PING:
+            found.append((opcode, bytes(data[at : at + size])))
         at += size
     assert at == len(data), "a frame is cut short"
     return found
+
+
+class Peer(MemoryClient):
+    """A websocket whose peer answers pings, unless it is told to keep silent."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.silent = False
+        self.hear: Callable[[bytes], None] | None = None
+        self.pings: list[bytes] = []
+        self._looked_at = 0
+
+    def answer(self) -> None:
+        out = bytes(self.written[self._looked_at :])
+        self._looked_at = len(self.written)
+        self.pings += [payload for opcode, payload in each(out) if opcode == PING]
+        while self.pings and self.hear is not None and not self.silent:
+            self.hear(self.pings.pop(0))
+
+    def write(self, data: bytes) -> bool:
+        written = super().write(data)
+        self.answer()
+        return written
+
+    def resume(self) -> None:
+        # What was held goes out before the owner is told, and so does the answer come.
+        told, self.on_writable = self.on_writable, self.answer
+        super().resume()
+        self.on_writable = told
+        told()
 
 
 class Rig:
@@ -65,8 +98,8 @@ class Rig:
         self.process = "the-kernel"  # its session; another process has another
         self.hub = Hub("a-kernel", INFO, settings, link=self._link, clock=self.clock)
 
-    def _link(self, endpoints: Any, events: Any) -> MemoryKernel:
-        self.kernels.append(MemoryKernel(endpoints, events))
+    def _link(self, endpoints: Any, events: Any, identity: bytes) -> MemoryKernel:
+        self.kernels.append(MemoryKernel(endpoints, events, identity))
         return self.kernels[-1]
 
     @property
@@ -115,9 +148,15 @@ class Rig:
         self.say(self.message(Channel.IOPUB, "status", {"execution_state": "idle"}, probe.header))
         assert self.hub.ready
 
-    def attach(self, session_id: str = "", dialect: Any = V1) -> tuple[MemoryClient, Any]:
-        client = MemoryClient()
-        return client, self.hub.attach(client, dialect, session_id)
+    def attach(
+        self, session_id: str = "", dialect: Any = V1, *, silent: bool = False, **more: Any
+    ) -> tuple[Peer, Any]:
+        client = Peer()
+        client.silent = silent
+        attachment = self.hub.attach(client, dialect, session_id, **more)
+        client.hear = lambda payload: self.hub.heard(attachment, payload)
+        client.answer()
+        return client, attachment
 
 
 def texts(client: MemoryClient) -> list[str]:

@@ -48,7 +48,9 @@ def test_a_session_that_comes_back_is_the_same_client_at_what_was_delivered(clie
 
 def test_a_place_is_given_back_once(clients) -> None:
     clients.detach(attach(clients, "s", 1), now=0.0)
-    assert attach(clients, "s", 20).place == at(1)
+    back = attach(clients, "s", 20)
+    assert back.place == at(1)
+    back.delivered = at(20)
     assert attach(clients, "s", 20).place == at(20), "the second of two starts where it comes in"
 
 
@@ -162,10 +164,12 @@ def test_who_comes_back_before_the_old_one_is_known_to_be_dead_goes_on_where_tha
     assert attach(clients, "s", 50).place == at(7)
 
 
-def test_beside_one_that_reads_a_second_one_starts_with_what_comes(clients) -> None:
+@pytest.mark.parametrize("arrived", [7, 50])
+def test_beside_another_one_starts_behind_what_has_arrived_there(clients, arrived) -> None:
+    """A connection that broke in silence looks like one whose acknowledgement is on its way."""
     reading: Any = attach(clients, "s")
-    reading.delivered = at(7)
-    assert attach(clients, "s", 50).place == at(50)
+    reading.place, reading.delivered = at(50), at(arrived)
+    assert attach(clients, "s", 50).place == at(arrived)
 
 
 def test_one_that_is_connected_is_not_forgotten_with_its_old_place(clients, monkeypatch) -> None:
@@ -173,6 +177,7 @@ def test_one_that_is_connected_is_not_forgotten_with_its_old_place(clients, monk
     older, newest = attach(clients, "s"), attach(clients, "s")
     clients.detach(newest, now=1.0)
     clients.detach(attach(clients, "another"), now=2.0)
+    older.place = older.delivered = at(50)
     again = attach(clients, "s", 50)
     assert again.client is older.client
     assert again.place == at(50)

@@ -8,7 +8,9 @@ from hypothesis import strategies as st
 
 from kbridge.errors import KernelMessageError
 from kbridge.flow.journal import EVERYONE, Journal
+from kbridge.flow.pace import Pace
 from kbridge.hub import delivery as module
+from kbridge.hub.acks import Acknowledgements
 from kbridge.hub.clients import Clients
 from kbridge.hub.clock import Clock
 from kbridge.hub.delivery import Delivery
@@ -42,7 +44,12 @@ class Desk:
         self.clients = Clients(0.0)
         self.refused: list[tuple[Channel, KernelMessageError]] = []
         self.delivery = Delivery(
-            self.journal, self.notices.lost, lambda *what: self.refused.append(what)
+            self.journal,
+            Pace(limit_rate=False),
+            Acknowledgements(0, enabled=False),
+            marker=self.notices.lost,
+            refuse=lambda *what: self.refused.append(what),
+            joins=False,
         )
 
     def attach(self, session="", dialect=V1):

@@ -6,6 +6,7 @@ import pytest
 
 from kbridge.errors import KernelMessageError
 from kbridge.flow.activity import Activity
+from kbridge.flow.inputs import Inputs
 from kbridge.flow.journal import Journal, Place
 from kbridge.flow.policy import DROP, PASS
 from kbridge.hub.intake import Intake
@@ -41,7 +42,8 @@ class Side:
             self.activity,
             self.nudge,
             self.requests,
-            mark=self.notices.mark,
+            Inputs(),
+            notices=self.notices,
             on_replaced=lambda: self.replaced.append(True),
             policies=[self._judge],
             clock=self.clock,

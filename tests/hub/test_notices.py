@@ -73,8 +73,26 @@ def test_a_line_on_stderr_belongs_to_its_cell() -> None:
 
 
 def test_a_gap_says_how_much_is_missing_and_what_to_raise() -> None:
-    msg = notices().lost(Gap(1234, 5_678_901, b""), PARENT)
+    msg = notices().lost(Gap(1234, 5_678_901, b""), PARENT, 6)
     text = content(msg)["text"]
     assert "1,234 messages (5,678,901 bytes)" in text
     assert "ZMQChannelsWebsocketConnection.journal_limit" in text
+    assert "history_limit" in text
     assert msg.parent_header == PARENT
+
+
+def test_a_gap_of_which_nobody_knows_the_size_says_no_number() -> None:
+    assert not any(map(str.isdigit, content(notices().lost(Gap(0, 0, b""), PARENT, 6))["text"]))
+
+
+def test_the_id_of_a_marker_says_where_it_stands() -> None:
+    made = notices()
+    assert made.stands_behind(made.lost(Gap(1, 1, b""), PARENT, 41).msg_id) == 41
+    others = notices().lost(Gap(1, 1, b""), PARENT, 41).msg_id
+    assert [made.stands_behind(i) for i in (others, "x", "")] == [None, None, None]
+
+
+def test_a_cell_that_was_taken_over_says_so() -> None:
+    msg = notices().taken_over(PARENT)
+    assert (msg.msg_type, msg.parent_header) == ("stream", PARENT)
+    assert "restarted" in content(msg)["text"]

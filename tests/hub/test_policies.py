@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from kbridge.flow.policy import DROP, PASS, judge
+from kbridge.flow.policy import DROP, PASS, Policy, judge
 from kbridge.hub.notices import Notices
-from kbridge.hub.policies import incoming, outgoing
+from kbridge.hub.policies import incoming, outgoing, pace
 from kbridge.hub.settings import HubSettings
 from kbridge.wire.build import build
 from kbridge.wire.message import Channel, Message
@@ -22,8 +22,13 @@ def message(msg_type: str, content: dict[str, Any]) -> Message:
     return build(Channel.IOPUB, msg_type, content, session="k", date="now")
 
 
+def chosen(**settings: Any) -> list[Policy]:
+    made = HubSettings(**settings)
+    return outgoing(made, Notices(StoppedClock()), pace(made), LOG)
+
+
 def passed(msg: Message, **settings: Any) -> Any:
-    policies = outgoing(HubSettings(**settings), Notices(StoppedClock()), LOG)
+    policies = chosen(**settings)
     return judge(policies, msg, msg.msg_type, 0.0)
 
 
@@ -44,7 +49,8 @@ def test_tracebacks_are_shown_unless_they_are_hidden() -> None:
 
 
 def test_nothing_is_limited_where_that_is_off() -> None:
-    assert outgoing(HubSettings(limit_rate=False), Notices(StoppedClock()), LOG) == []
+    assert chosen(limit_rate=False) == []
+    assert chosen(limit_rate=False, rate_limit_policy="drop") == []
 
 
 @pytest.mark.parametrize(
@@ -55,7 +61,7 @@ def test_nothing_is_limited_where_that_is_off() -> None:
     ],
 )
 def test_each_limit_is_the_settings(settings, named, caplog) -> None:
-    policies = outgoing(HubSettings(**settings), Notices(StoppedClock()), LOG)
+    policies = chosen(rate_limit_policy="drop", **settings)
     msg = message("stream", {"name": "stdout", "text": "x" * 200})
     verdicts = [judge(policies, msg, "stream", 0.0) for _ in range(10)]
     assert verdicts[0] is PASS
@@ -63,3 +69,12 @@ def test_each_limit_is_the_settings(settings, named, caplog) -> None:
     assert named in json.loads(told[0].content)["text"]
     assert verdicts[-1] == DROP
     assert "rate exceeded" in caplog.text
+
+
+def test_where_output_is_joined_and_paced_none_is_dropped() -> None:
+    policies = chosen(iopub_msg_rate_limit=1.0, iopub_data_rate_limit=1.0)
+    msg = message("stream", {"name": "stdout", "text": "x" * 200})
+    assert len(policies) == 1
+    assert all(judge(policies, msg, "stream", 0.0) is PASS for _ in range(100))
+    assert not pace(HubSettings(rate_limit_policy="drop")).limits
+    assert not pace(HubSettings(limit_rate=False)).limits

@@ -38,10 +38,10 @@ from kbridge.hub.table import HubTable
 from kbridge.jupyter.hubs import JupyterHubs
 from kbridge.link.memory import MemoryKernel
 from kbridge.wire.build import build
+from kbridge.wire.frames import PING, each
 from kbridge.wire.message import Channel, Message
 from kbridge.wire.signing import Signer
 from kbridge.wire.zmq import parse, serialize
-from tests.hub.rig import frames_of
 from tests.support.dialects import CODECS
 from tests.support.waiting import TIMEOUT
 
@@ -219,8 +219,8 @@ class Link(MemoryKernel):
     kernel: Kernel
     made: list[Link]
 
-    def __init__(self, endpoints: Any, events: Any) -> None:
-        super().__init__(endpoints, events)
+    def __init__(self, endpoints: Any, events: Any, identity: bytes) -> None:
+        super().__init__(endpoints, events, identity)
         self.made.append(self)
 
     def send(self, channel: Channel, frames: Sequence[Any]) -> bool:
@@ -254,16 +254,23 @@ class Handler(KernelWebsocketHandler):
         assert protocol.selected_subprotocol == offered
         self.ws_connection = protocol
 
+    def on_pong(self, data: bytes) -> None:
+        super().on_pong(data)
+        getattr(self.connection, "on_pong", lambda _: None)(data)  # the standalone's handler does
+
     def close(self, code: int | None = None, reason: str | None = None) -> None:
         self.closes.append((code, reason))
 
     def read(self, msg_type: str | None = None) -> list[dict[str, Any]]:
-        """All messages so far, or those of one type; each was one frame."""
+        """All messages so far, or those of one type; each was one frame. Pings are answered."""
         try:
             data = self.browser.recv(1 << 22)
         except BlockingIOError:
             data = b""
-        for opcode, payload in frames_of(data):
+        for opcode, payload in each(data):
+            if opcode == PING:
+                self.on_pong(payload)
+                continue
             frame = payload if opcode == 2 else payload.decode()
             self.seen.append(CODECS[self.dialect].decode(frame))
         return [m for m in self.seen if msg_type in (None, m["header"]["msg_type"])]

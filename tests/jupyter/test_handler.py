@@ -26,6 +26,7 @@ class Handler:
 
     def __init__(self, protocol: Any = None) -> None:
         self.heard: list[Any] = []
+        self.pongs: list[bytes] = []
         self.closes: list[tuple[int, str]] = []
         self.last_pong = 0.0
         self._protocol = protocol
@@ -35,6 +36,9 @@ class Handler:
 
     def on_message(self, message: Any) -> None:
         self.heard.append(message)
+
+    def on_pong(self, data: bytes) -> None:
+        self.pongs.append(data)
 
     def close(self, code: int, reason: str) -> None:
         self.closes.append((code, reason))

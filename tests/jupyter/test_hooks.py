@@ -738,6 +738,7 @@ async def test_a_websocket_that_comes_back_gets_what_it_missed_through_the_hook(
 
     _, handler = await world.open(Loud)
     world.say(world.stream("before"))
+    assert handler.texts() == ["BEFORE"]
     handler.on_close()
     world.say(world.stream("meanwhile"))
     _, again = await world.prepare(Loud)

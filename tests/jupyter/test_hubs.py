@@ -32,8 +32,8 @@ class Hubs(JupyterHubs):
         self.links: list[MemoryKernel] = []
         self._link = self._make
 
-    def _make(self, endpoints: Any, events: Any) -> MemoryKernel:
-        self.links.append(MemoryKernel(endpoints, events))
+    def _make(self, endpoints: Any, events: Any, identity: bytes) -> MemoryKernel:
+        self.links.append(MemoryKernel(endpoints, events, identity))
         return self.links[-1]
 
     def watches(self) -> int:

@@ -47,7 +47,14 @@ class Peer:
         self.send(CLOSE, struct.pack("!H", code) + reason.encode())
 
     async def frame(self) -> tuple[int, bytes]:
-        """Read one frame: its opcode and its payload."""
+        """Read one frame: its opcode and its payload. Pings that ask what arrived are answered."""
+        while True:
+            opcode, payload = await self._frame()
+            if opcode != PING or not payload.isdigit():
+                return opcode, payload
+            self.send(PONG, payload)
+
+    async def _frame(self) -> tuple[int, bytes]:
         async with asyncio.timeout(PATIENCE):
             first, size = await self.reader.readexactly(2)
             if size == 126:

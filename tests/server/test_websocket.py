@@ -415,8 +415,8 @@ async def test_a_session_that_comes_back_gets_what_it_missed(house) -> None:
         house.client(query="session_id=else") as other,
     ):
         house.say(stream("now"))
-        got = [json.loads((await read(ws)).content)["text"] for _ in range(3)]
-        assert got == ["missed", "missed, too", "now"]
+        got = [json.loads((await read(ws)).content)["text"] for _ in range(2)]
+        assert got == ["missedmissed, too", "now"], "who lags gets texts joined"
         assert json.loads((await read(other)).content)["text"] == "now"
 
 
@@ -588,8 +588,8 @@ async def test_a_viewer_that_does_not_read_costs_the_journal_and_no_more(start) 
         seen = []
         while (msg := await read(slow)).msg_type != "status":
             seen.append(json.loads(msg.content)["text"])
-        assert any("were dropped here" in t for t in seen)
-        assert seen[-1].startswith("01999")
+        assert any("are missing here" in t for t in seen)
+        assert f"01999{text}" in seen[-1]
         assert (await read(honest)).msg_type == "status"
 
 

@@ -45,7 +45,7 @@ def test_a_header_is_as_short_as_it_may_be(length: int) -> None:
 def test_the_payloads_of_a_run_of_frames(lengths: list[int]) -> None:
     written = [bytes(i % 251 for i in range(n)) for n in lengths]
     run = b"".join(frames.frame(data, frames.BINARY) for data in written)
-    assert list(frames.payloads(run)) == written
+    assert list(frames.each(run)) == [(frames.BINARY, data) for data in written]
     for data in written:
         assert frames.payload(frames.frame(data, frames.BINARY)) == data
 
@@ -53,7 +53,7 @@ def test_the_payloads_of_a_run_of_frames(lengths: list[int]) -> None:
 @given(st.lists(st.binary(max_size=300)))
 def test_any_run_of_frames_is_read_back(written: list[bytes]) -> None:
     run = b"".join(frames.frame(data, frames.TEXT) for data in written)
-    assert list(frames.payloads(run)) == written
+    assert list(frames.each(run)) == [(frames.TEXT, data) for data in written]
 
 
 def test_ping() -> None:

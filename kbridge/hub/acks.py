@@ -1,0 +1,71 @@
+"""What has arrived, told by the peers themselves.
+
+Every websocket peer answers a ping with the same payload, after the frames before it (RFC 6455,
+section 5.5.3). So a ping that carries the sequence number of the last frame before it is answered
+with an acknowledgement, by any browser. One is under way at a time for each websocket; the next
+goes out with the first batch after the pong, or when nothing more is written, a moment later.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from kbridge.hub.clients import Attachment
+from kbridge.wire.frames import ping
+
+__all__ = ["LATEST", "Acknowledgements"]
+
+LATEST: Final = 0.25
+"""Seconds after which what was written is asked about, when nothing more is written."""
+
+
+class Acknowledgements:
+    """Asks, and keeps `Attachment.delivered`.
+
+    Parameters
+    ----------
+    origin : int
+        Added to the journal's sequence numbers, so that the numbers of one bridge's life are not
+        those of the next.
+    enabled : bool
+        If not, what the operating system took counts as delivered.
+    """
+
+    def __init__(self, origin: int, *, enabled: bool = True) -> None:
+        self.origin = origin
+        self.enabled = enabled
+
+    def written(self, attachment: Attachment) -> None:
+        """Note that all that was written has left the process."""
+        if not self.enabled:
+            attachment.delivered = attachment.place
+
+    def due(self, attachment: Attachment) -> bool:
+        """Whether there is something to ask about, and nothing asked yet."""
+        return attachment.asked is None and attachment.delivered.seq < attachment.place.seq
+
+    def ask(self, attachment: Attachment) -> bytes:
+        """The ping to write behind all that was written; empty where none is due."""
+        if not self.enabled or not self.due(attachment):
+            return b""
+        attachment.asked = attachment.place
+        return ping(self._payload(attachment))
+
+    def heard(self, attachment: Attachment, payload: bytes) -> bool:
+        """Take a pong; whether it has told something.
+
+        A peer that had two pings to answer may answer the later one alone. So one that is not
+        ours but empty, as a keepalive's is, only means that ours is to be sent anew.
+        """
+        if attachment.asked is None:
+            return False
+        if payload == self._payload(attachment):
+            attachment.delivered = attachment.asked
+        elif payload:
+            return False
+        attachment.asked = None
+        return True
+
+    def _payload(self, attachment: Attachment) -> bytes:
+        assert attachment.asked is not None
+        return b"%d" % (self.origin + attachment.asked.seq - 1)

@@ -1,0 +1,202 @@
+"""The websockets of one hub: who comes, where each begins, when each gets its turn, who leaves.
+
+Owns the clients, what each is known to have, and two timers: of what is held back, and of what is
+still to be asked about.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+from kbridge.errors import KernelMessageError
+from kbridge.flow.inputs import Inputs
+from kbridge.flow.journal import Journal
+from kbridge.flow.pace import Pace
+from kbridge.hub.acks import LATEST, Acknowledgements
+from kbridge.hub.clients import Attachment, Clients
+from kbridge.hub.clock import Clock
+from kbridge.hub.delivery import Delivery
+from kbridge.hub.notices import Notices
+from kbridge.hub.settings import HubSettings
+from kbridge.hub.since import locate
+from kbridge.link.interfaces import ClientLink, nobody
+from kbridge.wire.dialects import Dialect
+from kbridge.wire.message import Channel, Message
+
+__all__ = ["Readers"]
+
+
+class Readers:
+    """The readers of one journal.
+
+    Parameters
+    ----------
+    journal : Journal
+        What they read.
+    settings : HubSettings
+        What can be set.
+    pace : Pace
+        How far they may read now.
+    inputs : Inputs
+        The kernel's open questions.
+    notices, clock
+        What makes the markers, and the time.
+    append : callable
+        Journals a message for one client; returns its sequence number.
+    refuse : callable
+        Is told of a message that a dialect has no form for.
+
+    Attributes
+    ----------
+    clients : Clients
+        Who is here, and who may come back.
+    """
+
+    def __init__(
+        self,
+        journal: Journal,
+        settings: HubSettings,
+        *,
+        pace: Pace,
+        inputs: Inputs,
+        notices: Notices,
+        clock: Clock,
+        append: Callable[[Message, int], int],
+        refuse: Callable[[Channel, KernelMessageError], None],
+    ) -> None:
+        self.clients = Clients(settings.resume_timeout)
+        self._journal = journal
+        self._pace = pace
+        self._inputs = inputs
+        self._notices = notices
+        self._clock = clock
+        self._append = append
+        # Microseconds since 1970: no life of a bridge says more, so no two have numbers in common,
+        # and JavaScript's numbers hold them exactly.
+        self._acks = Acknowledgements(int(clock.wall()) * 1_000_000, enabled=settings.acknowledge)
+        self._delivery = Delivery(
+            journal,
+            pace,
+            self._acks,
+            marker=notices.lost,
+            refuse=refuse,
+            joins=settings.rate_limit_policy == "coalesce",
+        )
+        self._loop = asyncio.get_running_loop()
+        self._held: asyncio.TimerHandle | None = None
+        self._asking: asyncio.TimerHandle | None = None
+        self._stopped = False
+
+    def attach(
+        self, link: ClientLink, dialect: Dialect, session_id: str, since: str, *, verbatim: bool
+    ) -> Attachment:
+        """Add a websocket, and write to it what it is owed.
+
+        Raises
+        ------
+        InvalidRequest
+            If `since` is longer than any id.
+        """
+        journal = self._journal
+        found = locate(journal, since, self._acks.origin, self._notices) if since else None
+        back = self.clients.known(session_id) is not None
+        attachment = self.clients.attach(link, dialect, session_id, journal.end())
+        attachment.verbatim = verbatim
+        if found is not None:
+            attachment.place, attachment.missed = found
+            attachment.delivered = attachment.place
+        attachment.lags = attachment.place.seq < journal.next_seq
+        if self._inputs and (back or since):
+            self._ask_again(attachment, named=bool(since))
+        link.on_writable = lambda: self._on_writable(attachment)
+        self._delivery.pump(attachment)
+        self._delivery.forget()
+        return attachment
+
+    def detach(self, attachment: Attachment) -> None:
+        """Remove a websocket; may be called twice."""
+        if self.clients.detach(attachment, self._clock.monotonic()):
+            attachment.link.on_writable = nobody
+            self._trim()
+
+    def flush(self) -> None:
+        """Write out what came, as far as the pace allows, and forget what everybody has."""
+        journal = self._journal
+        now = self._clock.monotonic()
+        again = self._pace.settle(journal.first_seq, journal.next_seq, now)
+        if again is not None and self._held is None and not self._stopped:
+            self._held = self._loop.call_later(again, self._on_held)
+        delivery = self._delivery
+        for attachment in list(self.clients.attachments):  # a hook may detach
+            if attachment.blocked:
+                attachment.lags = True
+            else:
+                delivery.pump(attachment)
+        delivery.forget()
+        self._trim()
+
+    def release(self) -> None:
+        """Hold nothing back of what came so far."""
+        self._pace.release()
+
+    def heard(self, attachment: Attachment, payload: bytes) -> None:
+        """Take a pong, which may be an acknowledgement."""
+        if not self._acks.heard(attachment, payload):
+            return
+        self._trim()
+        if self._acks.due(attachment) and self._asking is None and not self._stopped:
+            self._asking = self._loop.call_later(LATEST, self._on_asking)
+
+    def close(self, code: int, reason: str) -> None:
+        """Close all websockets, and cancel the timers; may be called twice."""
+        self._stopped = True
+        for timer in (self._held, self._asking):
+            if timer is not None:
+                timer.cancel()
+        self._held = self._asking = None
+        for attachment in list(self.clients.attachments):
+            attachment.link.close(code, reason)
+            self.detach(attachment)
+        self._delivery.forget()
+
+    def statistics(self) -> dict[str, Any]:
+        """Who reads, and what waits for its turn."""
+        return {"clients": self.clients.statistics(), "pace": self._pace.statistics()}
+
+    # -- inside -----------------------------------------------------------------------------
+
+    def _ask_again(self, attachment: Attachment, *, named: bool) -> None:
+        """Journal anew the questions that a client which comes back may have lost.
+
+        One that names what it saw has those that it saw, and takes over those of clients that are
+        not here any more.
+        """
+        number = attachment.client.number
+        for question in self._inputs.open_questions():
+            if question.client == number:
+                lost = not named and question.seq < attachment.place.seq
+            else:
+                lost = named and not self.clients.is_here(question.client)
+            if lost:
+                question.client = number
+                question.seq = self._append(question.msg, number)
+
+    def _trim(self) -> None:
+        journal = self._journal
+        if journal.nbytes > journal.history_limit:
+            journal.trim(self.clients.slowest(self._clock.monotonic(), journal.next_seq))
+
+    def _on_writable(self, attachment: Attachment) -> None:
+        self._delivery.resume(attachment)
+        self._trim()
+
+    def _on_held(self) -> None:
+        self._held = None
+        self.flush()
+
+    def _on_asking(self) -> None:
+        self._asking = None
+        for attachment in list(self.clients.attachments):
+            self._delivery.ask(attachment)
