@@ -4,6 +4,8 @@ Laws of this module:
 
 - what Jupyter Server's manager tells (restart callbacks, ports) is believed, and what it does not
   tell (manual restarts, the end of a kernel) is seen from the kernel's sockets;
+- what follows from the death of a process is its restarter's to decide: it is only asked to look
+  at once, and not when its next look is due (3 s);
 - `execution_state` and `last_activity`, which its REST API and its culler read, have one writer:
   its own watcher on a socket of its own until our hub has the kernel in view, then the hub;
 - a kernel that has left the manager has no hub.
@@ -12,11 +14,14 @@ Laws of this module:
 from __future__ import annotations
 
 import asyncio
+import inspect
+import subprocess
 from collections.abc import Callable, Coroutine
 from datetime import UTC, datetime
 from typing import Any, Final
 
 from kbridge.hub.hub import Hub
+from kbridge.kernels.death import ending
 from kbridge.link.interfaces import nobody
 
 __all__ = ["KernelWatch"]
@@ -50,6 +55,9 @@ class KernelWatch:
         self._on_gone = on_gone
         self._loop = asyncio.get_running_loop()
         self._tasks: set[asyncio.Task[None]] = set()
+        self._looks: set[asyncio.Task[None]] = set()
+        self._process: Any = None
+        self._ended: asyncio.Task[None] | None = None
         self._closed = False
         self._looking = False
         self._relinking: asyncio.Task[None] | None = None
@@ -62,6 +70,7 @@ class KernelWatch:
         kernel.add_restart_callback(self._on_restart, "restart")
         kernel.add_restart_callback(self._on_dead, "dead")
         kernel.observe(self._on_port, names=_PORTS)
+        self._watch_process()
         self._look()  # it may have left while its websocket was on the way
 
     @property
@@ -155,6 +164,42 @@ class KernelWatch:
             # Or it would take them for changed at every restart, and look after them anew.
             self._kernels.ports_changed(self.hub.kernel_id)
 
+    # -- what the operating system tells ----------------------------------------------------
+
+    def _watch_process(self) -> None:
+        """Watch the process that there is now, where it is one of this machine's."""
+        process = getattr(getattr(self.kernel, "provisioner", None), "process", None)
+        if process is self._process or self._closed:
+            return
+        self._process = process
+        if self._ended is not None:
+            self._ended.cancel()
+            self._ended = None
+        # Of other provisioners nobody knows whose pid theirs is.
+        if isinstance(process, subprocess.Popen):
+            self._ended = self._spawn(self._until_ended(process.pid))
+
+    async def _until_ended(self, pid: int) -> None:
+        with ending(pid) as ended:
+            await ended.wait()
+        # Not one of the tasks that `close` cancels: a restart is to be gone through with.
+        look = self._loop.create_task(self._look_at_process())
+        self._looks.add(look)
+        look.add_done_callback(self._looks.discard)
+        look.add_done_callback(self._done)
+
+    async def _look_at_process(self) -> None:
+        """Let the kernel's restarter look now, unless somebody is starting or ending the kernel."""
+        kernel = self.kernel
+        restarter = getattr(kernel, "_restarter", None)
+        if kernel.shutting_down or not kernel.ready.done():
+            return
+        if restarter is None or getattr(restarter, "_pcallback", self) is None:  # it was stopped
+            return
+        looked = restarter.poll()
+        if inspect.isawaitable(looked):
+            await looked
+
     # -- what the sockets tell --------------------------------------------------------------
 
     def _look(self) -> None:
@@ -179,6 +224,7 @@ class KernelWatch:
 
     def _on_heard(self) -> None:
         """Tell the manager what the kernel does, once a wake-up."""
+        self._watch_process()
         kernel, activity = self.kernel, self.hub.activity
         if getattr(kernel, "_activity_stream", None) is not None and not self._take_over():
             return

@@ -7,7 +7,7 @@ import os
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager, suppress
 
-__all__ = ["until_dead"]
+__all__ = ["ending", "until_dead"]
 
 
 async def until_dead(
@@ -26,7 +26,7 @@ async def until_dead(
     pid : int, optional
         A child of this process's. On Linux, its end is noticed when it comes (pidfd_open(2)).
     """
-    with _ending(pid) as ended:
+    with ending(pid) as ended:
         while True:
             with suppress(TimeoutError):
                 async with asyncio.timeout(interval):
@@ -38,8 +38,11 @@ async def until_dead(
 
 
 @contextmanager
-def _ending(pid: int | None) -> Iterator[asyncio.Event]:
-    """Give an event that is set when a process ends; never, where nobody tells."""
+def ending(pid: int | None) -> Iterator[asyncio.Event]:
+    """Give an event that is set when a process ends; never, where nobody tells.
+
+    Linux does, by pidfd_open(2); without a `pid` nobody does.
+    """
     ended = asyncio.Event()
     fd = _open(pid)
     if fd is None:
