@@ -71,18 +71,23 @@ class KernelLog:
     def trim(self) -> bool:
         """Keep only the end of a file that has outgrown its limit; True if there was need to."""
         try:
-            size = self.path.stat().st_size
-        except FileNotFoundError:
+            return self._trim()
+        except OSError:
+            # No file, a full disk, one that is gone: whoever watches over the kernel has more to
+            # watch than its log, and will be back.
             return False
+
+    def _trim(self) -> bool:
+        size = self.path.stat().st_size
         if size <= self._limit:
             return False
         with self.path.open("r+b") as file:
             file.seek(max(0, size - _TAIL_BYTES))
             end = file.read(_TAIL_BYTES)
             file.truncate(0)
+        self._start = 0
         with self.path.open("ab", buffering=0) as file:
             file.write(end)
-        self._start = 0
         return True
 
     def remove(self) -> None:

@@ -1,4 +1,5 @@
 import stat
+import resource
 import subprocess
 import sys
 
@@ -64,6 +65,30 @@ def test_trim_keeps_the_end_while_a_process_goes_on_writing(tmp_path):
         writer.wait(20)
     assert log.path.stat().st_size == 16 * 1024 + 3
     assert log.tail().endswith("aEND")
+
+
+def test_a_full_disk_trims_what_it_can_and_fails_nobody(tmp_path):
+    """One may still make room on it, but write nothing."""
+    log = KernelLog(tmp_path / "kernel.log", limit=10)
+    with log.open() as file:
+        file.write(b"a" * 100)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, before[1]))
+    try:
+        assert not log.trim()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert log.path.stat().st_size == 0
+    assert log.tail() == ""
+    with log.open() as file:
+        file.write(b"the first line after it")
+    assert log.tail() == "the first line after it"
+
+
+def test_a_log_that_cannot_be_read_fails_nobody(tmp_path):
+    log = KernelLog(tmp_path / "kernel.log", limit=10)
+    log.path.mkdir()
+    assert not log.trim()
 
 
 def test_kept_logs_are_bounded(tmp_path):
