@@ -1,5 +1,5 @@
-import stat
 import resource
+import stat
 import subprocess
 import sys
 
