@@ -52,6 +52,7 @@ class Ledger:
         self._retry = retry
         self._rows: dict[tuple[str, str], _Row] = {}
         self._dirty: set[tuple[str, str]] = set()
+        self._batch: set[tuple[str, str]] = set()  # being written now
         self._writer: asyncio.Task[None] | None = None
         self._news = asyncio.Event()
         self._failing = False
@@ -107,7 +108,7 @@ class Ledger:
         """Wait until everything is written; False if it cannot be now."""
         while self._writer is not None and not self._failing:
             await self._news.wait()
-        return not self._dirty
+        return not (self._dirty or self._batch)
 
     async def aclose(self) -> None:
         """Write what there is to write, or say what could not be; may be called twice."""
@@ -124,7 +125,11 @@ class Ledger:
 
     def statistics(self) -> dict[str, Any]:
         """Rows, those yet to be written, and whether writing fails."""
-        return {"rows": len(self._rows), "unwritten": len(self._dirty), "failing": self._failing}
+        return {
+            "rows": len(self._rows),
+            "unwritten": len(self._dirty | self._batch),
+            "failing": self._failing,
+        }
 
     def _put(self, key: tuple[str, str], row: _Row) -> None:
         if self._registry is not None and self._rows.get(key) != row:
@@ -144,24 +149,25 @@ class Ledger:
         assert self._registry is not None
         try:
             while self._dirty:
-                batch, self._dirty = self._dirty, set()
-                rows = {key: self._rows.get(key) for key in batch}
+                self._batch, self._dirty = self._dirty, set()
+                rows = {key: self._rows.get(key) for key in self._batch}
                 try:
                     await asyncio.to_thread(self._registry.write, self._owner, rows)
                 except RegistryError as error:
                     # All of it: the file may have been put away, and another be in its place.
-                    self._dirty |= batch | self._rows.keys()
+                    self._dirty |= self._batch | self._rows.keys()
+                    self._batch = set()
                     if not await self._wait_after(error):
                         return
-                except BaseException:
-                    self._dirty |= batch
-                    raise
                 else:
+                    self._batch = set()
                     if self._failing:
                         self._log.warning("The registry is written to again, nothing is missing")
                     self._failing = False
                     self._tell()
         finally:
+            self._dirty |= self._batch
+            self._batch = set()
             self._writer = None
             self._tell()
 

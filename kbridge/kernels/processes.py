@@ -11,6 +11,7 @@ import os
 import select
 import signal
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
@@ -19,6 +20,7 @@ __all__ = ["EXIT_UNKNOWN", "AdoptedProcess", "birth", "boot_of", "commands", "fi
 
 # Only a parent learns how its child ended.
 EXIT_UNKNOWN: Final = 255
+_LOOK_SECONDS: Final = 0.05
 _LINUX: Final = sys.platform == "linux"
 _STATE, _STARTTIME = 0, 19  # fields of /proc/PID/stat behind the name, see proc_pid_stat(5)
 
@@ -129,20 +131,15 @@ class AdoptedProcess:
         TimeoutError
             If it runs on for `timeout` seconds.
         """
-        if self.poll() is None:
+        end = None if timeout is None else time.monotonic() + timeout
+        while self.poll() is None:
+            left = None if end is None else end - time.monotonic()
+            if left is not None and left <= 0:
+                raise TimeoutError(f"process {self.pid} runs on")
             if self._fd is not None:
-                _ended(self._fd, timeout)
+                _ended(self._fd, left)
             else:
-                import psutil
-
-                try:
-                    psutil.Process(self.pid).wait(timeout)
-                except psutil.NoSuchProcess:
-                    pass
-                except psutil.TimeoutExpired:
-                    raise TimeoutError(f"process {self.pid} runs on") from None
-        if self.poll() is None:
-            raise TimeoutError(f"process {self.pid} runs on")
+                time.sleep(_LOOK_SECONDS)
         return EXIT_UNKNOWN
 
     def send_signal(self, number: int) -> None:

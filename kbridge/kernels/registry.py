@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Registry", "password_of"]
 
-_FILE: Final = re.compile(r"sqlite(\+pysqlite)?:///(?!file:)(?P<path>[^?]+)")
-_PASSWORD: Final = re.compile(r"^[\w+]+://[^/@]*?:(?P<password>.*)@")
+_FILE: Final = re.compile(r"sqlite(\+pysqlite)?:///(?!file:|:memory:)(?P<path>[^?]+)")
+_PASSWORD: Final = re.compile(r"^[^:/]+://[^/@]*?:(?P<password>.*)@")
 # Words of SQLite and of the system's that say less than a sentence would.
 _MEANINGS: Final = {
     "database is locked": "another program keeps it locked",
@@ -155,7 +155,8 @@ class Registry:
                 os.fchmod(descriptor, 0o600)
         finally:
             os.close(descriptor)
-        if not os.access(path.parent, os.W_OK | os.X_OK):
+        effective = os.access in os.supports_effective_ids
+        if not os.access(path.parent, os.W_OK | os.X_OK, effective_ids=effective):
             # SQLite keeps its journal there.
             raise PermissionError(0, f"its directory {path.parent} may not be written to")
 
