@@ -254,6 +254,8 @@ class _Request(httputil.HTTPMessageDelegate):
         )
         lines += [f"{name}: {value}" for name, value in cors.items()]
         log_answer(self._request, status)
+        if self._stream.closed():  # it was made to go for another, or the client went
+            return
         self._stream.write("\r\n".join([*lines, "", ""]).encode() + body)
 
 

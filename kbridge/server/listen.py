@@ -18,8 +18,9 @@ from kbridge.errors import BridgeError
 
 __all__ = ["ListenError", "TlsFiles", "bind_tcp", "bind_unix", "make_context"]
 
-# Two thousand browsers may come back at once after a restart.
-_BACKLOG = 1024
+# Two thousand browsers may come back at once after a restart, and a flood may be before them: who
+# waits in the queue comes next, who finds it full tries again after seconds, and then after more.
+_BACKLOG = 4096
 # sockaddr_un.sun_path holds 108 bytes on Linux and 104 on macOS, a zero included.
 _UNIX_PATH_LIMIT = 103
 # KG_SSL_VERSION speaks in Python's numbers for ssl.PROTOCOL_*.

@@ -1,0 +1,274 @@
+"""Hostile input against a live server: each attack leaves an honest client's work unharmed."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterator
+
+import pytest
+
+from tests.conftest import ServerFactory
+from tests.support.client import attach
+from tests.support.fuzz import (
+    ECHOED,
+    SECONDS,
+    Case,
+    Target,
+    cases,
+    frame,
+    http_case,
+    websocket_case,
+)
+from tests.support.hostile import Wire, open_files, unharmed
+from tests.support.require import lack, require
+from tests.support.server import Server
+from tests.support.waiting import TIMEOUT
+
+pytestmark = pytest.mark.kernel
+
+MIB = 1 << 20
+# Every close code of docs/websocket.md that is the client's fault, and 1000 for its own close.
+DOCUMENTED = {1000, 1002, 1003, 1007, 1008, 1009}
+AT_ONCE = 8
+# Seconds without a word after which a case has been answered. Nothing is concluded from it.
+QUIET = 0.3
+COUNT = 400
+NOT_IMPLEMENTED = 501
+# What the allocator and caches may keep beyond what a law allows.
+SLACK = 24 * MIB
+CROWD = 5_000
+# What KbridgeApp.max_unauthenticated_connections is by default, and the most that the heads and
+# bodies of so many strangers may take (max_header_size and as much again for reading them).
+STRANGERS = 512
+CROWD_MEMORY = STRANGERS * (128 << 10)
+GUESSES = 3_000 - 3_000 % AT_ONCE
+
+
+Live = tuple[Server, str, str]
+
+
+@pytest.fixture(scope="module")
+def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
+    """A server with all the kernels that it may have: an honest client's, and one to be harmed."""
+    require("ipykernel")
+    server = Server(tmp_path_factory.mktemp("server"), "--max-kernels=2").start()
+    try:
+        yield server, server.start_kernel(), server.start_kernel()
+        server.assert_clean_log()
+    finally:
+        server.kill()
+
+
+async def every(made: Iterator[Case], judge: Callable[[Case], Awaitable[None]]) -> int:
+    """Judge cases, a few at once; says how many there were."""
+    judged = 0
+
+    async def work() -> None:
+        nonlocal judged
+        for case in made:
+            async with asyncio.timeout(TIMEOUT):
+                await judge(case)
+            judged += 1
+
+    async with asyncio.TaskGroup() as group:
+        for _ in range(AT_ONCE):
+            group.create_task(work())
+    return judged
+
+
+@pytest.mark.timeout(SECONDS + 300)
+async def test_no_http_request_is_a_fault_of_the_server(live: Live) -> None:
+    server, kernel, harmed = live
+    seen: Counter[int] = Counter()
+
+    async def judge(case: Case) -> None:
+        async with await Wire.dial(server) as wire:
+            await wire.send(*case.pieces)
+            statuses = await wire.statuses(QUIET)
+        assert not any(status >= 500 and status != NOT_IMPLEMENTED for status in statuses), case
+        seen.update(statuses)
+
+    async with unharmed(server, kernel, SLACK):
+        made = cases(http_case, Target(harmed, server.port), COUNT)
+        assert await every(made, judge) >= COUNT
+    assert {101, 200, 400, 403, 404, 405} <= set(seen), f"the cases do not reach far: {seen}"
+
+
+@pytest.mark.timeout(SECONDS + 300)
+async def test_every_websocket_is_answered_or_closed_with_a_code(live: Live) -> None:
+    server, kernel, harmed = live
+    seen: Counter[int] = Counter()
+
+    async def judge(case: Case) -> None:
+        async with await Wire.upgrade(server, harmed, case.dialect) as wire:
+            await wire.send(*case.pieces, frame(9, b"the end"))
+            heard = await wire.hear(b"the end", QUIET)
+        assert set(heard.closes) <= DOCUMENTED | set(ECHOED), (heard, case)
+        assert heard.closes or not heard.ended, f"hung up on without a close: {case}"
+        seen.update(heard.closes or [0])
+
+    async with unharmed(server, kernel, SLACK):
+        made = cases(websocket_case, Target(harmed, server.port), COUNT)
+        assert await every(made, judge) >= COUNT
+    assert {0, *DOCUMENTED} - {1000} <= set(seen), f"the cases do not reach far: {seen}"
+
+
+@pytest.fixture(scope="module")
+def strict(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Server, str]]:
+    """A server with small limits, and an honest client's kernel."""
+    require("ipykernel")
+    limits = {"websocket_max_message_size": MIB, "max_body_size": MIB, "request_timeout": 1.0}
+    args = [f"--KbridgeApp.{name}={value}" for name, value in limits.items()]
+    server = Server(tmp_path_factory.mktemp("server"), *args).start()
+    try:
+        yield server, server.start_kernel()
+        server.assert_clean_log()
+    finally:
+        server.kill()
+
+
+OVERSIZE = {
+    "one frame": [frame(2, b"x" * (MIB + 1))],
+    "fragments": [frame(2, b"x" * MIB, final=False), frame(0, b"x", final=True)],
+    "a claim alone": [frame(2, b"", claim=MIB + 1)],
+    "a claim beyond all memory": [frame(2, b"", claim=1 << 63, width=8)],
+    "a claim of all bits": [frame(1, b"", claim=(1 << 64) - 1, width=8)],
+    "a fragment's claim": [frame(2, b"x", final=False), frame(0, b"", claim=1 << 63, width=8)],
+}
+
+
+@pytest.mark.parametrize("case", OVERSIZE)
+async def test_a_message_over_the_limit_is_closed_with_1009(
+    strict: tuple[Server, str], case: str
+) -> None:
+    server, kernel = strict
+    async with unharmed(server, kernel, SLACK), await Wire.upgrade(server, kernel) as wire:
+        await wire.send(*OVERSIZE[case])
+        heard = await wire.hear(b"", TIMEOUT)
+        assert heard.closes == [1009], heard
+        assert heard.reasons == [f"over websocket_max_message_size ({MIB} bytes)"]
+
+
+async def test_a_body_over_the_limit_is_answered_with_413(strict: tuple[Server, str]) -> None:
+    server, kernel = strict
+    async with unharmed(server, kernel, SLACK):
+        reply = await server.call("POST", "/api/kernels", b"x" * (2 * MIB))
+        assert reply.status == 413
+        assert "KbridgeApp.max_body_size" in reply.json()["message"]
+
+
+async def test_a_head_over_the_limit_ends_the_connection(strict: tuple[Server, str]) -> None:
+    server, kernel = strict
+    async with unharmed(server, kernel, SLACK), await Wire.dial(server) as wire:
+        await wire.send(b"GET /api HTTP/1.1\r\nHost: localhost\r\nX: ", b"x" * MIB)
+        assert b"HTTP/1.1 2" not in await wire.until_end()
+
+
+BEGINNINGS = {
+    "silence": b"",
+    "half a line": b"GET /api/ker",
+    "half a handshake": b"GET /api/kernels/x/channels HTTP/1.1\r\nHost: localhost\r\nUpgrade: we",
+    "half a body": b"POST /api/kernels HTTP/1.1\r\nHost: a\r\nContent-Length: 9\r\n\r\n{",
+    "half a chunk": (
+        b"POST /api/kernels HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\nff\r\n{"
+    ),
+}
+
+
+@pytest.mark.parametrize("drips", [False, True], ids=["stops", "trickles"])
+async def test_what_is_never_finished_is_ended(strict: tuple[Server, str], drips: bool) -> None:
+    """The setting says one second."""
+    server, kernel = strict
+
+    async def attack(beginning: bytes) -> None:
+        async with await Wire.dial(server) as wire:
+            await wire.send(beginning)
+            ending = asyncio.create_task(wire.until_end())
+            while drips and beginning and not ending.done():
+                await wire.send(b"a")
+                await asyncio.wait({ending}, timeout=0.1)
+            await ending
+
+    async with unharmed(server, kernel, SLACK), asyncio.TaskGroup() as group:
+        for beginning in list(BEGINNINGS.values()) * 20:
+            group.create_task(attack(beginning))
+
+
+@pytest.mark.slow
+async def test_five_thousand_half_open_connections(live: Live) -> None:
+    server, kernel, _ = live
+    need_descriptors(CROWD + 500)
+    handshake = BEGINNINGS["half a handshake"]
+    async with unharmed(server, kernel, CROWD_MEMORY) as one:
+        crowd: list[Wire] = []
+        for _ in range(CROWD // 500):
+            batch = await asyncio.gather(*(Wire.dial(server) for _ in range(500)))
+            for wire in batch[::2]:
+                await wire.send(handshake)
+            crowd += batch
+            # Somebody new gets in, too.
+            assert (await server.call("GET", "/api/kernels")).status == 200
+        await one.goes_on(20)
+        held = open_files(server)
+        assert held < STRANGERS + 100, f"{held} descriptors"
+        async with attach(server, kernel) as newcomer:
+            assert (await newcomer.execute("print('in')")).text() == "in\n"
+        for wire in crowd:
+            wire.cut()
+
+
+async def test_thousands_of_wrong_tokens(live: Live) -> None:
+    server, kernel, _ = live
+    lines = len(server.log.read_text().splitlines())
+    statuses: Counter[int] = Counter()
+
+    async def guess(at: int) -> None:
+        upgrade = "Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n"
+        head = (
+            f"GET /api/kernels/{kernel}/channels?token={at:048x} HTTP/1.1\r\n{upgrade}"
+            "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n"
+            if at % 2
+            else f"GET /api/kernels HTTP/1.1\r\nAuthorization: token {at:048x}\r\n"
+        )
+        async with await Wire.dial(server) as wire:
+            await wire.send(f"{head}Host: localhost\r\n\r\n".encode())
+            statuses.update([int((await wire.until_end()).split()[1])])
+
+    async def guesser(begin: int) -> None:
+        for at in range(begin, begin + GUESSES // AT_ONCE):
+            await guess(at)
+
+    async with unharmed(server, kernel, SLACK), asyncio.TaskGroup() as group:
+        for number in range(AT_ONCE):
+            group.create_task(guesser(number * GUESSES))
+    assert statuses == {403: GUESSES}
+    assert len(server.log.read_text().splitlines()) - lines < 150
+    assert f"{1:048x}" not in server.log.read_text(), "a guess stands in the log"
+
+
+async def test_without_descriptors_nobody_inside_is_harmed(new_server: ServerFactory) -> None:
+    command = [sys.executable, "-m", "kbridge", "--ip=127.0.0.1"]
+    server = new_server(
+        "--KbridgeApp.min_open_files_limit=0",
+        command=["sh", "-c", 'ulimit -n 100 && exec "$@"', "sh", *command],
+    )
+    kernel = server.start_kernel()
+    async with unharmed(server, kernel, SLACK) as one:
+        crowd = [await Wire.dial(server) for _ in range(400)]
+        await one.goes_on(20)
+        for wire in crowd:
+            wire.cut()
+    assert server.request("GET", "/api/kernels").status == 200
+    complaints = [line for line in server.log.read_text().splitlines() if "min_open_files" in line]
+    assert 1 <= len(complaints) <= 3, complaints
+
+
+def need_descriptors(count: int) -> None:
+    """Let this process have so many, or end the test."""
+    resource = pytest.importorskip("resource")
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard != resource.RLIM_INFINITY and hard < count:
+        lack(f"a process may have {hard} descriptors here: ulimit -Hn {count}")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, count), hard))

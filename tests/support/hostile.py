@@ -1,0 +1,207 @@
+"""Clients of a live server that mean harm, and one that does not."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import re
+import struct
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Self
+
+import psutil
+
+from tests.support.client import KernelClient, attach
+from tests.support.dialects import CODECS
+from tests.support.server import TOKEN, Server
+from tests.support.waiting import TIMEOUT, eventually
+
+__all__ = ["Heard", "Honest", "Wire", "honest", "open_files", "unharmed"]
+
+_STATUS = re.compile(rb"(?:^|\r\n|[\]}])HTTP/1\.[01] (\d{3}) ")
+
+
+@dataclass(slots=True)
+class Heard:
+    """What a server said on one connection."""
+
+    closes: list[int] = field(default_factory=list)
+    reasons: list[str] = field(default_factory=list)
+    pongs: list[bytes] = field(default_factory=list)
+    ended: bool = False
+
+
+class Wire:
+    """A connection on which any bytes may be sent."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.reader, self.writer = reader, writer
+
+    @classmethod
+    async def dial(cls, server: Server) -> Wire:
+        return cls(*await asyncio.open_connection("127.0.0.1", server.port))
+
+    @classmethod
+    async def upgrade(
+        cls, server: Server, kernel: str, dialect: str = "v1", query: str = ""
+    ) -> Wire:
+        """Open a websocket."""
+        wire = await cls.dial(server)
+        lines = [
+            f"GET /api/kernels/{kernel}/channels?{query} HTTP/1.1",
+            f"Host: 127.0.0.1:{server.port}",
+            f"Authorization: token {TOKEN}",
+            "Connection: Upgrade",
+            "Upgrade: websocket",
+            "Sec-WebSocket-Version: 13",
+            "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==",
+        ]
+        if CODECS[dialect].subprotocol:
+            lines.append(f"Sec-WebSocket-Protocol: {CODECS[dialect].subprotocol}")
+        await wire.send("\r\n".join([*lines, "", ""]).encode())
+        async with asyncio.timeout(TIMEOUT):
+            head = await wire.reader.readuntil(b"\r\n\r\n")
+        assert head.startswith(b"HTTP/1.1 101 "), head
+        return wire
+
+    async def send(self, *pieces: bytes) -> None:
+        """Write, each piece for itself; no matter whether anybody listens any more."""
+        with contextlib.suppress(ConnectionError):
+            for piece in pieces:
+                self.writer.write(piece)
+                await self.writer.drain()
+
+    async def until_end(self, patience: float = TIMEOUT) -> bytes:
+        """Read until the server hangs up; AssertionError after `patience` seconds."""
+        came = await self.listen(patience)
+        assert came[1], f"still open after {patience} s: {came[0][-300:]!r}"
+        return came[0]
+
+    async def listen(self, patience: float) -> tuple[bytes, bool]:
+        """Read until the server hangs up or has said nothing for `patience` seconds."""
+        came = bytearray()
+        while True:
+            try:
+                async with asyncio.timeout(patience):
+                    data = await self.reader.read(1 << 16)
+            except TimeoutError:
+                return bytes(came), False
+            except ConnectionError:
+                return bytes(came), True
+            if not data:
+                return bytes(came), True
+            came += data
+
+    async def statuses(self, patience: float) -> list[int]:
+        """The statuses of all answers, until no more come."""
+        came, _ = await self.listen(patience)
+        return [int(code) for code in _STATUS.findall(came)]
+
+    async def hear(self, until: bytes, patience: float) -> Heard:
+        """Read websocket frames up to a close, the pong `until`, the end, or silence."""
+        heard = Heard()
+        while not heard.closes and until not in heard.pongs:
+            try:
+                async with asyncio.timeout(patience):
+                    first, size = await self.reader.readexactly(2)
+                    if size >= 126:
+                        size = int.from_bytes(
+                            await self.reader.readexactly(2 if size == 126 else 8), "big"
+                        )
+                    payload = await self.reader.readexactly(size)
+            except TimeoutError:
+                break
+            except (ConnectionError, asyncio.IncompleteReadError):
+                heard.ended = True
+                break
+            if first & 0x0F == 8:
+                heard.reasons.append(payload[2:].decode())
+                heard.closes.append(struct.unpack("!H", payload[:2])[0] if payload else 1005)
+            elif first & 0x0F == 10:
+                heard.pongs.append(payload)
+        return heard
+
+    def cut(self) -> None:
+        self.writer.transport.abort()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self.cut()
+
+
+class Honest:
+    """Executes cells, one after the other, and checks what each of them says."""
+
+    def __init__(self, client: KernelClient) -> None:
+        self.client = client
+        self.done = 0
+        self._progress = asyncio.Event()
+
+    async def run(self) -> None:
+        while True:
+            cell = await self.client.execute(f"print({self.done} * 7)")
+            assert cell.text() == f"{self.done * 7}\n"
+            assert cell.reply["status"] == "ok"
+            self.done += 1
+            self._progress.set()
+
+    async def goes_on(self, cells: int = 3) -> None:
+        """Wait until so many more cells have been answered."""
+        wanted = self.done + cells
+        async with asyncio.timeout(TIMEOUT):
+            while self.done < wanted:
+                self._progress.clear()
+                await self._progress.wait()
+
+
+@asynccontextmanager
+async def honest(server: Server, kernel: str) -> AsyncIterator[Honest]:
+    """An honest client for the length of a `with` block; it fails if one answer is not right."""
+    async with attach(server, kernel) as client, asyncio.TaskGroup() as group:
+        one = Honest(client)
+        task = group.create_task(one.run())
+        await one.goes_on()
+        yield one
+        await one.goes_on()
+        task.cancel()
+
+
+def open_files(server: Server) -> int:
+    """Descriptors of the server process."""
+    return int(psutil.Process(server.process.pid).num_fds())
+
+
+@asynccontextmanager
+async def unharmed(server: Server, kernel: str, grows: int) -> AsyncIterator[Honest]:
+    """An attack: honest work goes on, memory is bounded, descriptors come back, the log is clean.
+
+    Parameters
+    ----------
+    grows : int
+        Bytes by which the server's memory may grow at its peak.
+    """
+    async with honest(server, kernel) as one:
+        files, memory = open_files(server), server.rss()
+        peak = memory
+
+        async def watch() -> None:
+            nonlocal peak
+            while True:
+                peak = max(peak, server.rss())
+                await one.goes_on(1)
+
+        watching = asyncio.create_task(watch())
+        yield one
+        await one.goes_on()
+        watching.cancel()
+        peak = max(peak, server.rss())
+        assert server.process.poll() is None, server.tail()
+        await asyncio.to_thread(
+            eventually, lambda: open_files(server) <= files, f"descriptors are back at {files}"
+        )
+        assert peak - memory < grows, f"grew by {(peak - memory) / 2**20:.1f} MiB"
+        server.assert_clean_log()
