@@ -34,7 +34,7 @@ from kbridge.wire.message import Channel
 __all__ = ["LARGEST_JOINED", "coalesce"]
 
 LARGEST_JOINED: Final = 1 << 19
-"""Bytes of text in a joined message: some clients refuse a message of 1 MiB, or close on it."""
+"""Bytes of text in a joined message: there are clients that refuse a message of 1 MiB."""
 
 _LARGEST_EXAMINED = 1 << 23  # bytes; to parse larger ones would hold up everybody else
 
@@ -83,8 +83,7 @@ def coalesce(frames: Sequence[bytes]) -> list[bytes]:
         What to send instead. What was not joined are the very objects that came.
     """
     entries = _Reader().read(frames)
-    gone = _left_out(entries)
-    if gone:
+    if gone := _left_out(entries):
         frames = [frame for i, frame in enumerate(frames) if i not in gone]
         entries = [entry for i, entry in enumerate(entries) if i not in gone]
     return _join_streams(frames, entries)
@@ -248,8 +247,8 @@ def _display_id(content: dict[str, Any]) -> str | None:
 
 # -- reading ------------------------------------------------------------------------------------
 
-# The usual frame has 126 to 65,535 bytes and six offsets, and its channel is iopub: 0x82 0x7E, the
-# size (of the other endianness), 6, 56, 61, four offsets (RFC 6455 section 5.2; wire/v1.py).
+# The usual frame of 126 to 65,535 bytes on iopub: 0x82 0x7E, the size in two bytes (big-endian),
+# 6, 56, 61, four offsets (RFC 6455 section 5.2; wire/v1.py).
 _unpack = struct.Struct("<2sBB24s4Q").unpack_from
 _MARK = b"\x82\x7e"
 _USUAL = struct.pack("<3Q", 6, 56, 61)
@@ -292,8 +291,7 @@ class _Reader:
             ):
                 entries.append(self._read_unusual(frame))
                 continue
-            at2 += 4
-            at4 += 4
+            at2, at4 = at2 + 4, at4 + 4
             label, about, split = frame[_AT:at2], frame[at2:at4], at3 + 4 - at2
             shape = label.translate(_ONE_DIGIT)
             if shape == the_shape and about == the_about and split == the_split:
@@ -348,10 +346,11 @@ class _Reader:
         The headers of one kernel differ in digits alone (a counter, the time). In a flat object of
         strings without escapes, a digit for a digit changes neither its validity nor its type.
         """
-        header = _object(label.removeprefix(_IOPUB)) or {}
-        kind = header.get("msg_type")
-        if kind not in _KINDS or not label.startswith(_IOPUB):
-            kind = _OPAQUE
+        header = _object(label.removeprefix(_IOPUB)) if label.startswith(_IOPUB) else None
+        if not header:
+            return _OPAQUE
+        found = header.get("msg_type")
+        kind: str = found if found in _KINDS else _OPAQUE
         if b"\\" not in label and all(isinstance(value, str) for value in header.values()):
             self._kinds[shape] = kind
         return kind

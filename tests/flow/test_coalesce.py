@@ -185,7 +185,10 @@ WIPED = {
     "not past a comm": ([A, comm(), clear()], [A, comm(), clear()]),
     "not past idle": ([A, status("idle"), clear()], [A, status("idle"), clear()]),
     "waiting for what is past a comm": ([A, WAIT, comm(), B], [A, WAIT, comm(), B]),
-    "not without a parent": ([A, clear({})], [A, clear({})]),
+    "not without a parent": (
+        [stream("a", parent={}), clear({})],
+        [stream("a", parent={}), clear({})],
+    ),
 }
 
 ALIEN = {
@@ -218,6 +221,8 @@ ALIEN = {
     "a type of its own": frame("stream2", {"name": "stdout", "text": "a"}),
     "a ping": websocket.ping(b"1"),
     "a text frame": websocket.frame(websocket.payload(A), websocket.TEXT),
+    "another size": A[:2] + b"\x00\x7f" + A[4:],
+    "offsets that fall": A[:36] + A[28:36] + A[36:44] + A[52:60] + A[52:],
     "half a frame": A[:-1],
     "more than a frame": A + b"x",
     "no frame": b"",
@@ -264,6 +269,23 @@ def test_the_header_is_the_last_ones_byte_for_byte() -> None:
     (one,) = coalesce([A, stream("b", header=header)])
     assert parsed(one).header == header
     assert one == stream("ab", header=header)
+
+
+@pytest.mark.parametrize(
+    ("known", "alike"),
+    [
+        (b'{"msg_type": "stream", "n": 11}', b'{"msg_type": "stream", "n": 01}'),
+        (b'{"msg_type": "str\\u0065am"}', b'{"msg_type": "str\\u0066am"}'),
+        (b'{"msg_type": "stream", "n": "\\u0001"}', b'{"msg_type": "stream2", "n": "\\u0001"}'),
+    ],
+)
+def test_headers_that_differ_in_digits_may_differ_in_more(known: bytes, alike: bytes) -> None:
+    good, bad = stream("a", header=known), stream("a", header=alike)
+    assert coalesce([good, good, bad, good, good, good]) == [
+        stream("aa", header=known),
+        bad,
+        stream("aaa", header=known),
+    ]
 
 
 @pytest.mark.parametrize(
@@ -432,74 +454,60 @@ class Notebook:
         return {name: area.outputs for name, area in areas.items() if area.outputs}
 
 
-def message(msg_type: str, parent: str, body: Any) -> bytes:
-    return frame(msg_type, body, "", parent)
+TEXTS_SHOWN = ["", "a", "b\n", "\r50%", "\b", 'é"\\', "\x1b[0m", "😀"]
+WIDGETS = [{"widget": w, "captures": on} for w in ("w1", "w2") for on in (True, False)]
+ODD = [
+    ("stream", b'{"name": "stdout", "text": "a'),
+    ("stream", {"name": "stdout", "text": "a", "more": 1}),
+    ("display_data", b'{"data": {}, "metadata": {}'),
+    ("display_data", {"metadata": {}}),
+    ("update_display_data", {"transient": {"display_id": "d"}}),
+    ("clear_output", {}),
+    ("clear_output", b"{"),
+]
 
 
-TEXT = st.sampled_from(["", "a", "b\n", "\r50%", "\b", 'é"\\', "\x1b[0m", "😀"])
-IDS = st.sampled_from([None, None, "d", "e"])
-SHORT = st.sampled_from("xyz")
+def shown(text: str, display_id: str | None) -> dict[str, Any]:
+    transient = {"display_id": display_id} if display_id else {}
+    return {"data": {"text/plain": text}, "metadata": {}, "transient": transient}
 
 
-def output_of(parent: str) -> st.SearchStrategy[bytes]:
-    names = st.sampled_from(["stdout", "stdout", "stderr"])
-    return st.one_of(
-        st.builds(lambda text, name: stream(text, parent=parent, name=name), TEXT, names),
-        st.builds(lambda text, name: stream(text, parent=parent, name=name), TEXT, names),
-        st.builds(lambda text, which: display(text, which, parent), SHORT, IDS),
-        st.builds(lambda text, which: update(text, which or "d", parent), SHORT, IDS),
-        st.builds(lambda wait: clear(parent, wait=wait), st.booleans()),
-    )
+OUTPUT = [
+    *[("stream", {"name": "stdout", "text": text}) for text in TEXTS_SHOWN],
+    *[("stream", {"name": "stderr", "text": text}) for text in TEXTS_SHOWN[:4]],
+    *[("display_data", shown(text, which)) for text in "xy" for which in (None, "d", "e")],
+    *[("update_display_data", shown(text, which)) for text in "xyz" for which in "de"],
+    *[("clear_output", {"wait": wait}) for wait in (True, False, True, False)],
+]
+STATE_OR_ODD = [
+    *[("status", {"execution_state": state}) for state in ("busy", "idle", "restarting")],
+    *[("comm_msg", body) for body in WIDGETS],
+    *[("execute_result", shown("r", which)) for which in (None, "d")],
+    ("error", {"ename": "E"}),
+    ("execute_reply", {"page": True}),
+    ("input_request", {"prompt": "?"}),
+    *ODD,
+]
 
 
-def state_of(parent: str) -> st.SearchStrategy[bytes]:
-    states = st.sampled_from(["busy", "idle", "restarting"])
-    return st.one_of(
-        st.builds(lambda state: status(state, parent), states),
-        st.builds(
-            lambda widget, captures: message(
-                "comm_msg", parent, {"widget": widget, "captures": captures}
-            ),
-            st.sampled_from(["w1", "w2"]),
-            st.booleans(),
-        ),
-        st.builds(
-            lambda text, which: display(text, which, parent, msg_type="execute_result"), SHORT, IDS
-        ),
-        st.just(message("error", parent, {"ename": "E"})),
-        st.just(message("execute_reply", parent, {"page": True})),
-        st.just(message("input_request", parent, {"prompt": "?"})),
-        st.sampled_from(
-            [
-                message("stream", parent, b'{"name": "stdout", "text": "a'),
-                message("stream", parent, {"name": "stdout", "text": "a", "more": 1}),
-                message("display_data", parent, b'{"data": {}, "metadata": {}'),
-                message("display_data", parent, {"metadata": {}}),
-                message("update_display_data", parent, {"transient": {"display_id": "d"}}),
-                message("clear_output", parent, {}),
-                message("clear_output", parent, b"{"),
-            ]
-        ),
-    )
+def steps(contents: list[tuple[str, Any]]) -> Any:
+    """Message types, contents and parents, of which one speaks more than the other."""
+    raw = [(msg_type, dump(body), parent) for msg_type, body in contents for parent in "ppq"]
+    return st.sampled_from(raw)
 
 
-PARENTS = st.sampled_from("ppq")
-STEPS = st.lists(
-    st.one_of(*[PARENTS.flatmap(output_of)] * 5, PARENTS.flatmap(state_of)), max_size=25
-)
+def numbered(some: list[tuple[str, bytes, str]]) -> list[bytes]:
+    """Frames, with a `msg_id` each."""
+    return [frame(kind, body, f"k_{i}", parent) for i, (kind, body, parent) in enumerate(some)]
 
 
-def numbered(frames: list[bytes]) -> list[bytes]:
-    """With a `msg_id` each."""
-    out = []
-    for number, one in enumerate(frames):
-        msg = parsed(one)
-        header = {**json.loads(msg.header), "msg_id": f"k_{number}"}
-        out.append(v1.encode_frame(msg._replace(header=dump(header))))
-    return out
+def runs(longest: int = 25) -> Any:
+    """Stretches in which state comes now and then."""
+    step = st.one_of(*[steps(OUTPUT)] * 5, steps(STATE_OR_ODD))
+    return st.lists(step, max_size=longest).map(numbered)
 
 
-FRAMES = STEPS.map(numbered)
+FRAMES = runs()
 
 
 def cut(frames: list[bytes], places: set[int]) -> list[list[bytes]]:
@@ -526,15 +534,14 @@ def text_of(frames: list[bytes], parent: str, name: str) -> str:
 @settings(max_examples=300)
 def test_a_notebook_looks_the_same(listens: str, frames: list[bytes], places: set[int]) -> None:
     plain, fed = Notebook(listens), Notebook(listens)
-    # In the end each cell says something more: a `clear_output` that waits has been told of.
-    after = [stream("more", parent=parent) for parent in "pq"]
-    for part in [*cut(frames, places), after]:
+    # In the end each cell says something more, so that a `clear_output` that waits is seen.
+    for part in [*cut(frames, places), [stream("more", parent=parent) for parent in "pq"]]:
         plain.feed(part)
         fed.feed(coalesce(part))
         assert fed.seen() == plain.seen()
 
 
-@given(st.lists(st.one_of(output_of("p"), output_of("q")), max_size=25).map(numbered))
+@given(st.lists(steps(OUTPUT), max_size=25).map(numbered))
 def test_no_stream_text_is_lost_without_a_clear_output(frames: list[bytes]) -> None:
     frames = [one for one in frames if msg_type_of(one) != "clear_output"]
     out = coalesce(frames)
