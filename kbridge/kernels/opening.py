@@ -175,11 +175,14 @@ class OpeningTable(AttachingTable):
             kernel.closing = True
         await self._end_starts(starting)
         self._kernels.clear()
+        staying = [kernel for kernel in (*used, *waiting) if isinstance(kernel, BridgeKernel)]
+        pids = {str(k.kernel_id): k.process.pid for k in staying if k.process is not None}
         steps = [self._leave(kernel) for kernel in (*used, *waiting)]
         left = asyncio.ensure_future(self._each(steps))
         _, late = await asyncio.wait({left}, timeout=_SHUTDOWN_TIMEOUT)
         await stop(*late)
-        await self._ledger.settled()
+        if not await self._ledger.settled():
+            self.log.error("Some of the kernels that stay are not written down; pids: %s", pids)
 
     def staying(self) -> int:
         """How many kernels `let_go` would leave."""

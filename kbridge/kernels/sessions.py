@@ -95,7 +95,7 @@ class Sessions:
         path: str = fields["path"]
         lock = self._locks.setdefault(path, asyncio.Lock())
         async with lock:
-            self._drop_orphans()
+            self.drop_orphans()
             for session in self._sessions.values():
                 if session.path == path:
                     return self._model(session)
@@ -120,7 +120,7 @@ class Sessions:
             self._sessions[r.session_id] = _Session(
                 r.session_id, r.path, r.name, r.type, r.kernel_id
             )
-        self._drop_orphans()
+        self.drop_orphans()
 
     def get(self, session_id: str) -> dict[str, Any]:
         """Return the model of a session.
@@ -134,7 +134,7 @@ class Sessions:
 
     def list(self) -> list[dict[str, Any]]:
         """Return the models of all sessions whose kernels still exist."""
-        self._drop_orphans()
+        self.drop_orphans()
         return [self._model(session) for session in self._sessions.values()]
 
     async def patch(self, session_id: str, body: object) -> dict[str, Any]:
@@ -191,6 +191,12 @@ class Sessions:
         except KernelNotFound:
             return  # it went by itself in the meantime
 
+    def drop_orphans(self) -> None:
+        """Forget the sessions whose kernels have gone."""
+        gone = [s.id for s in self._sessions.values() if s.kernel_id not in self._kernels]
+        for session_id in gone:
+            self._drop(session_id)
+
     def __len__(self) -> int:
         return len(self._sessions)
 
@@ -203,16 +209,11 @@ class Sessions:
             return  # it went by itself in the meantime
 
     def _find(self, session_id: str) -> _Session:
-        self._drop_orphans()
+        self.drop_orphans()
         session = self._sessions.get(session_id)
         if session is None:
             raise SessionNotFound(f"There is no session {session_id}")
         return session
-
-    def _drop_orphans(self) -> None:
-        gone = [s.id for s in self._sessions.values() if s.kernel_id not in self._kernels]
-        for session_id in gone:
-            self._drop(session_id)
 
     def _drop(self, session_id: str) -> None:
         del self._sessions[session_id]

@@ -197,6 +197,8 @@ class Server:
                 websocket.close(_GOING_AWAY, "the server is shutting down")
             keep = keep and wired.ledger.enabled
             await self._end_kernels(wired, hurry or asyncio.Event(), keep=keep)
+            if not keep:
+                wired.sessions.drop_orphans()
             await wired.hubs.aclose()
             await wired.ledger.aclose()
         if http is not None:
