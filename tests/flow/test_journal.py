@@ -186,3 +186,204 @@ def test_a_cleared_journal_holds_nothing_and_goes_on() -> None:
     assert (got, gaps) == ([b"next"], [])
     got, (gap,), _ = read_all(journal, start)
     assert (got, gap.messages) == ([b"next"], 30)
+
+
+# -- places that are looked for -------------------------------------------------------------------
+
+
+def filled(count: int = 10, *, limit: int = 1000, history: int = 1000) -> Journal:
+    journal = Journal(limit, history)
+    for i in range(count):
+        journal.append(b"%010d" % i)
+    return journal
+
+
+def test_the_oldest_place_is_where_all_that_is_held_begins() -> None:
+    assert Journal(100, 100).oldest() == Journal(100, 100).end() == Place(0, 0, 0)
+    journal = filled(30, history=50)
+    journal.trim(journal.next_seq)
+    assert journal.oldest() == Place(25, 25, 250)
+    assert read_all(journal, journal.oldest())[1] == [], "what is not held is not missed there"
+
+
+def test_the_oldest_place_is_before_the_keepsakes() -> None:
+    journal = Journal(100, 0)
+    journal.append(b"lost-first")
+    journal.append(b"busy", state=True)
+    for i in range(50):
+        journal.append(b"%010d" % i)
+    assert journal.oldest() == Place(1, 1, 10)
+    frames, (gap,), _ = read_all(journal, journal.oldest())
+    assert frames[0] == b"busy"
+    assert gap.messages == 51 - len(frames)
+    assert gap.nbytes == 10 * gap.messages
+
+
+@pytest.mark.parametrize("seq", range(10))
+def test_behind_a_sequence_number_is_all_that_came_later(seq) -> None:
+    journal = filled()
+    place = journal.after_seq(seq)
+    assert place == Place(seq + 1, seq + 1, 10 * (seq + 1))
+    assert read_all(journal, place)[0] == [b"%010d" % i for i in range(seq + 1, 10)]
+
+
+@pytest.mark.parametrize("seq", [-1_000_000, -2, 10, 11, 1 << 80])
+def test_behind_what_never_was_is_no_place(seq) -> None:
+    assert filled().after_seq(seq) is None
+
+
+def test_before_the_first_frame_is_the_end_of_an_empty_journal() -> None:
+    assert Journal(10, 10).after_seq(-1) == Place(0, 0, 0)
+
+
+def test_behind_the_last_that_was_forgotten_nothing_is_missing_yet() -> None:
+    journal = filled(30, history=50)
+    journal.trim(journal.next_seq)
+    assert journal.after_seq(24) == Place(25, 25, 250)
+
+
+def test_behind_the_newest_match_is_all_that_came_later() -> None:
+    journal = filled()
+    assert journal.after(lambda frame: frame == b"0000000004") == Place(5, 5, 50)
+    assert journal.after(lambda frame: frame.startswith(b"0")) == journal.end()
+    assert journal.after(lambda frame: frame == b"") is None
+
+
+def test_what_is_forgotten_matches_nothing() -> None:
+    journal = filled(30, history=50)
+    journal.trim(journal.next_seq)
+    seen: list[bytes] = []
+    assert journal.after(lambda frame: bool(seen.append(frame))) is None
+    assert seen == [b"%010d" % i for i in range(29, 24, -1)]
+
+
+def test_a_horizon_ends_a_stretch_and_hides_what_is_behind_it() -> None:
+    journal = filled()
+    start = Place(0, 0, 0)
+    stretch = journal.read(start, ALL, 4)
+    assert stretch is not None
+    assert stretch.frames == [b"%010d" % i for i in range(4)]
+    assert stretch.nbytes == 40
+    assert stretch.end == Place(4, 4, 40)
+    assert journal.read(stretch.end, ALL, 4) is None
+    assert journal.read(stretch.end, ALL, 3) is None, "a horizon behind the reader"
+    later = journal.read(stretch.end, ALL, 1000)
+    assert later is not None
+    assert later.end == journal.end()
+
+
+def test_a_gap_up_to_the_horizon_is_told_with_what_comes_next() -> None:
+    journal = Journal(100, 0)
+    place = journal.end()
+    for i in range(30):
+        journal.append(b"%010d" % i)
+    assert journal.first_seq == 20
+    assert journal.read(place, ALL, 15) is None
+    assert journal.read(place, ALL, 20) is None
+    stretch = journal.read(place, ALL, 21)
+    assert stretch is not None
+    assert stretch.gap is not None
+    assert (stretch.gap.messages, stretch.gap.nbytes) == (20, 200)
+    assert stretch.frames == [b"0000000020"]
+
+
+def test_a_horizon_among_the_keepsakes_ends_their_stretch() -> None:
+    journal = Journal(100, 0)
+    place = journal.end()
+    for i in range(3):
+        journal.append(b"state-%d" % i, state=True)
+        journal.append(b"lost")
+    for i in range(20):
+        journal.append(b"%010d" % i)
+    stretch = journal.read(place, ALL, 3)
+    assert stretch is not None
+    assert stretch.frames == [b"state-0", b"state-1"]
+    assert journal.read(stretch.end, ALL, 3) is None
+    assert journal.read(stretch.end, ALL, 4) is None
+    frames, gaps, _ = read_all(journal, stretch.end)
+    assert frames[0] == b"state-2"
+    assert len(gaps) == 1
+    assert len(frames) + gaps[0].messages == 26 - 2
+
+
+class Naive:
+    """What was appended, and which of it the real one still holds: by looking at it."""
+
+    def __init__(self, limit: int, history: int) -> None:
+        self.real = Journal(limit, history)
+        self.all: list[bytes] = []
+
+    def append(self, size: int, audience: int, state: bool) -> None:
+        frame = b"%05d" % len(self.all) + b"." * size
+        assert self.real.append(frame, audience, state=state) == len(self.all)
+        self.all.append(frame)
+
+    def held(self) -> list[int]:
+        """Sequence numbers that the real one holds."""
+        frames = [frame for _, frame, _ in self.real._keepsakes]
+        start = self.real._first - self.real._base
+        return [int(f[:5]) for f in frames + self.real._frames[start:]]
+
+    def check(self, place: Place, chunk: int, horizon: int | None) -> None:
+        """What is read from a place on is exactly what is held from there on, and gaps add up."""
+        assert place.frames == place.seq
+        assert place.nbytes == sum(map(len, self.all[: place.seq]))
+        begin, got, messages, nbytes = place, [], 0, 0
+        while (stretch := self.real.read(place, chunk, horizon)) is not None:
+            assert stretch.frames
+            assert stretch.nbytes == sum(map(len, stretch.frames))
+            assert sum(map(len, stretch.frames[:-1])) < chunk
+            got += stretch.frames
+            if stretch.gap is not None:
+                messages += stretch.gap.messages
+                nbytes += stretch.gap.nbytes
+            place = stretch.end
+        end = len(self.all) if horizon is None else min(horizon, len(self.all))
+        assert got == [self.all[s] for s in self.held() if begin.seq <= s < end]
+        if place.seq < self.real.first_seq:
+            # Not yet in the ring: what was lost is told with what comes next.
+            assert end <= self.real.first_seq
+            assert messages == 0
+            return
+        passed = self.all[begin.seq : place.seq]
+        assert len(got) + messages == len(passed)
+        assert sum(map(len, got)) + nbytes == sum(map(len, passed))
+        assert (place.seq, place.frames) == (max(begin.seq, end),) * 2
+
+
+@given(
+    FRAMES,
+    st.integers(50, 400),
+    st.integers(0, 100),
+    st.integers(0, 80),
+    st.integers(0, 80),
+    st.integers(1, 300),
+    st.one_of(st.none(), st.integers(0, 90)),
+)
+def test_whatever_place_is_found_it_reads_on_to_exactly_what_came_later(
+    frames, limit, history, pivot, trimmed, chunk, horizon
+) -> None:
+    model = Naive(limit, history)
+    for frame in frames[:pivot]:
+        model.append(*frame)
+    model.real.trim(min(trimmed, len(model.all)))
+    found = [model.real.oldest(), model.real.end()]
+    for seq in range(-2, len(model.all) + 2):
+        place = model.real.after_seq(seq)
+        if seq in model.held():
+            assert place is not None
+        if place is not None:
+            assert place.seq == seq + 1
+            found.append(place)
+    for seq, frame in enumerate(model.all):
+        place = model.real.after(lambda f, frame=frame: f == frame)
+        assert (place is not None) == (seq in model.held())
+        if place is not None:
+            assert place.seq == seq + 1
+            found.append(place)
+    for place in found:
+        model.check(place, chunk, horizon)
+    for frame in frames[pivot:]:  # and so it is when the journal has moved on
+        model.append(*frame)
+    for place in found:
+        model.check(place, chunk, horizon)
