@@ -81,6 +81,7 @@ def content(one: bytes) -> Any:
 A, B, C = stream("a", "1"), stream("b", "2"), stream("c", "3")
 AB = stream("ab", "2")
 WAIT = clear(wait=True)
+AT2 = int.from_bytes(A[28:36], "little")  # where the header ends
 
 
 # -- case by case -------------------------------------------------------------------------------
@@ -222,7 +223,8 @@ ALIEN = {
     "a ping": websocket.ping(b"1"),
     "a text frame": websocket.frame(websocket.payload(A), websocket.TEXT),
     "another size": A[:2] + b"\x00\x7f" + A[4:],
-    "offsets that fall": A[:36] + A[28:36] + A[36:44] + A[52:60] + A[52:],
+    "offsets that fall": A[:36] + (AT2 - 2).to_bytes(8, "little") + A[44:],
+    "deep": stream("a", metadata=b'{"a": ' + b"[" * 99_999 + b"]" * 99_999 + b"}"),
     "half a frame": A[:-1],
     "more than a frame": A + b"x",
     "no frame": b"",
