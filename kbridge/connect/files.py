@@ -189,15 +189,24 @@ def _write_private(path: Path, content: bytes) -> None:
     try:
         descriptor = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
     except OSError as error:  # names the file that the caller knows
-        raise OSError(error.errno, error.strerror, str(path)) from error
+        raise _named(error, path) from error
     with ExitStack() as undo:
         undo.callback(temporary.unlink, missing_ok=True)
-        with os.fdopen(descriptor, "wb") as file:
-            _hide(descriptor, path)
-            file.write(content)
+        try:
+            with os.fdopen(descriptor, "wb") as file:
+                _hide(descriptor, path)
+                file.write(content)
+        except OSError as error:  # that of a full disk names no file
+            if error.filename:
+                raise
+            raise _named(error, path) from error
         temporary.replace(path)
         undo.pop_all()
     _make_sticky(path.parent)
+
+
+def _named(error: OSError, path: Path) -> OSError:
+    return OSError(error.errno, error.strerror, str(path))
 
 
 def _hide(descriptor: int, path: Path) -> None:

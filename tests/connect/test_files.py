@@ -1,6 +1,7 @@
 import inspect
 import json
 import os
+import resource
 import signal
 import stat
 import subprocess
@@ -258,6 +259,23 @@ def test_an_error_leaves_what_was_there(
     monkeypatch.setattr(Path, "replace", fail)
     with pytest.raises(OSError, match="no space"):
         write_connection_file(str(target), **GIVEN)
+    assert [path.read_text() for path in target.parent.iterdir()] == ([before] if before else [])
+
+
+@pytest.mark.parametrize("before", ["", "old"], ids=["new", "there already"])
+def test_a_full_disk_is_told_with_the_files_own_name_and_leaves_what_was_there(
+    target: Path, before: str
+) -> None:
+    """A limit on the size of files stands for the disk: the system refuses the same write."""
+    if before:
+        target.write_text(before)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10, limits[1]))
+    try:
+        with pytest.raises(OSError, match=r"File too large: '.*/kernel-1\.json'"):
+            write_connection_file(str(target), **GIVEN)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert [path.read_text() for path in target.parent.iterdir()] == ([before] if before else [])
 
 
