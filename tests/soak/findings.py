@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections import Counter
 
 __all__ = ["Findings"]
 
-_KEPT = 300
+_KEPT = 200
+_ALIKE = 3  # of one client, that differ in numbers only
+_NUMBERS = re.compile(r"\b[0-9a-f_]{8,}|[\d,]+")
 
 
 class Findings:
@@ -28,11 +31,16 @@ class Findings:
         self.count = 0
         self.tally: Counter[tuple[str, str]] = Counter()
         self._echo = echo
+        self._alike: Counter[tuple[str, str]] = Counter()
         self._begin = time.monotonic()
 
     def fault(self, who: str, what: str) -> None:
         """Note that something is wrong."""
         self.count += 1
+        kind = who, _NUMBERS.sub("#", what)
+        self._alike[kind] += 1
+        if self._alike[kind] > _ALIKE:
+            return
         line = f"{time.monotonic() - self._begin:6.1f} s  {who}: {what}"
         if len(self.faults) < _KEPT:
             self.faults.append(line)

@@ -1,22 +1,23 @@
-"""kbridge as it is, and on SIGUSR1 a census: what lives in the process, written as JSON.
+"""A server as it is, and on SIGUSR2 a census: what lives in the process, written as JSON.
 
-A script: `python observed.py CENSUS [options of kbridge]`. Tasks and objects are what no look from
-outside can count.
+A script: `python observed.py CENSUS MODULE [options]` is `python -m MODULE [options]`. Tasks and
+objects are what no look from outside can count.
 """
 
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import gc
 import json
+import runpy
 import signal
 import sys
 import threading
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType
-
-from kbridge.server.main import main
 
 _OTHERS = {"IOStream", "HTTP1Connection", "HTTP1ServerConnection", "HTTPServerRequest"}
 
@@ -24,13 +25,16 @@ _OTHERS = {"IOStream", "HTTP1Connection", "HTTP1ServerConnection", "HTTPServerRe
 def census() -> dict[str, dict[str, int]]:
     """Objects of ours and of Tornado's connections by class, tasks that run, threads."""
     gc.collect()
+    with suppress(AttributeError):  # glibc's alone: give back what is free already
+        ctypes.CDLL(None).malloc_trim(0)
     found: Counter[str] = Counter()
     tasks = 0
     for thing in gc.get_objects():
         kind = type(thing)
-        if isinstance(thing, asyncio.Task):
+        # Not isinstance, which asks proxies of absent things what they are.
+        if issubclass(kind, asyncio.Task):
             tasks += not thing.done()
-        elif isinstance(thing, asyncio.Future):
+        elif issubclass(kind, asyncio.Future):
             found["Future"] += 1
         elif str(kind.__module__).startswith("kbridge") or kind.__name__ in _OTHERS:
             found[kind.__name__] += 1
@@ -41,17 +45,19 @@ def census() -> dict[str, dict[str, int]]:
 
 
 def watch(path: Path) -> None:
-    """Write a census whenever SIGUSR1 comes."""
+    """Write a census whenever SIGUSR2 comes."""
 
     def write(_signum: int, _frame: FrameType | None) -> None:
         fresh = path.with_suffix(".new")
         fresh.write_text(json.dumps(census()), encoding="utf-8")
         fresh.replace(path)
 
-    signal.signal(signal.SIGUSR1, write)
+    signal.signal(signal.SIGUSR2, write)
 
 
 if __name__ == "__main__":
     sys.path.pop(0)  # this directory: its modules are no modules of the server
     watch(Path(sys.argv[1]))
-    main(sys.argv[2:])
+    module = sys.argv[2]
+    sys.argv[:3] = [module]
+    runpy.run_module(module, run_name="__main__", alter_sys=True)

@@ -16,6 +16,8 @@ _CLIENTS = (
     "messages",
     "lines",
     "twice",
+    "missing",
+    "marked",
 )
 
 

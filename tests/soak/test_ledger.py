@@ -36,9 +36,9 @@ def lines(*numbers: int) -> dict[str, Any]:
 
 
 def marker(count: int) -> dict[str, Any]:
-    return message(
-        "stream", name="stderr", text=f"[kbridge: {count:,} messages (9 bytes) of ...]\n"
-    )
+    said = f"{count:,} messages (9 bytes)" if count else "Messages"
+    text = f"[kbridge: {said} of output are missing here: ...]\n"
+    return message("stream", name="stderr", text=text)
 
 
 class Hearing:
@@ -98,7 +98,7 @@ def test_what_is_right_is_not_blamed(heard) -> None:
         ([BUSY(), lines(1, 2, 3, 4, 5), reply(), IDLE()], "1 lines are missing"),
         ([BUSY(), lines(0, 1), "again", lines(4, 5), reply(), IDLE()], "2 lines are missing"),
         ([BUSY(), lines(0, 1), marker(1), lines(4, 5), reply(), IDLE()], "account for 1"),
-        ([BUSY(), lines(0, 1), marker(200), lines(3, 4, 5)], "markers count 200"),
+        ([BUSY(), lines(0, 1), marker(300), lines(3, 4, 5)], "markers count 300"),
         ([BUSY(), lines(0, 1), lines(1, 2)], "line 1 after line 1"),
         ([BUSY(), lines(0, 2, 1)], "line 1 after line 2"),
         ([BUSY(), lines(0, 1, 2, 3, 4, 5), IDLE(), lines(5)], "after the idle"),
@@ -131,6 +131,13 @@ def test_who_says_what_it_saw_gets_nothing_twice() -> None:
     faults = Hearing(since=True).hear(BUSY(), lines(0), again, "again", again)
     assert any("came twice" in fault for fault in faults)
     assert any("line 1 after line 1" in fault for fault in faults)
+
+
+def test_a_marker_without_a_count_allows_all_to_come_again() -> None:
+    story = [BUSY(), lines(0, 1), reply(), "again"]
+    assert Hearing(since=True).hear(*story, marker(0), BUSY(), lines(0, 1, 5), reply()) == []
+    (fault,) = Hearing().hear(marker(0))
+    assert "whose place is known" in fault
 
 
 def test_the_reply_to_somebody_else_is_nobody_elses() -> None:

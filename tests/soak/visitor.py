@@ -154,8 +154,10 @@ class _Visit:
         self.asks = self.dice.randint(1, visitor.temper.asks)
         self.pending: Request | None = None
         self.probe: Request | None = None
+        self.question: dict[str, Any] | None = None  # what the pending request asks
         self.doubtful = False  # whether the pending request may never have arrived
         self.restarts = 0
+        self.whole = False  # whether all was heard that was said to it
         self._asked = 0
         self._dies_at = 0
 
@@ -185,8 +187,9 @@ class _Visit:
             if not (self.post.gone and closed.code in {0, *_GONE}):
                 self.ledger.fault(f"the server closed: {closed}")
         finally:
-            self.ledger.settle()
-            for what in ("messages", "lines", "twice"):
+            if self.whole:
+                self.ledger.settle()
+            for what in ("messages", "lines", "twice", "missing", "marked"):
                 self.v.count(what, getattr(self.ledger, what))
 
     # -- connections ------------------------------------------------------------------------
@@ -243,8 +246,10 @@ class _Visit:
                 self._note(got)
             self.ledger.fault("a close was not answered")
         except Closed as closed:
-            if closed.code not in {1000, *_GONE}:
+            # Of a reader that is behind, what is on its way is dropped, the close frame too.
+            if closed.code not in {0, 1000, *_GONE}:
                 self.ledger.fault(f"a close was answered with {closed}")
+            self.whole = closed.code == 1000
         wire.hang_up()
 
     async def _die_again(self, how: str) -> None:
@@ -262,6 +267,8 @@ class _Visit:
         clock = asyncio.get_running_loop().time
         heard = clock()
         ask_at = heard + self._think()
+        if self.v.temper.since:
+            self._answer(wire)  # it will not be asked again, and the answer may be lost
         self._progress(wire)
         while True:
             if self.pending is None and clock() >= ask_at:
@@ -284,6 +291,10 @@ class _Visit:
             if self._dies_at and self.ledger.messages >= self._dies_at:
                 await self._die(wire)
 
+    def _answer(self, wire: Wire) -> None:
+        if self.question is not None:
+            self._send(wire, "input_reply", {"value": "yes"}, "stdin", self.question)
+
     def _think(self) -> float:
         if self.v.over.is_set():
             return 0.0
@@ -297,10 +308,12 @@ class _Visit:
         data: Any = payload.decode() if opcode == TEXT else payload
         msg = CODECS[self.v.dialect].decode(data)
         self.ledger.take(msg)
+        if msg["header"]["msg_type"] == "input_request":
+            self.question = msg["header"]
+            if wire is not None:
+                self._answer(wire)
         if wire is None:
             return
-        if msg["header"]["msg_type"] == "input_request":
-            self._send(wire, "input_reply", {"value": "yes"}, "stdin", msg["header"])
         self._progress(wire)
 
     def _progress(self, wire: Wire) -> None:
@@ -310,7 +323,7 @@ class _Visit:
             return
         if self._done(self.pending):
             self.v.count("requests")
-            self.pending = self.probe = None
+            self.pending = self.probe = self.question = None
             self.doubtful = False
         elif self.ledger.restarts > self.restarts:
             self.restarts, self.doubtful = self.ledger.restarts, True
@@ -319,7 +332,7 @@ class _Visit:
             if not self.doubtful:
                 self.ledger.fault(f"{self.pending.msg_id} was not answered, a later one was")
             self.v.count("requests given up")
-            self.pending = self.probe = None
+            self.pending = self.probe = self.question = None
         elif self.probe is None and self.doubtful:
             self.probe = self._request(wire, "kernel_info_request", {})
 
@@ -361,7 +374,7 @@ class _Visit:
         self.pending = self._request(wire, "execute_request", content, lines, size)
 
     def _flood(self, lines: int, size: int) -> str:
-        batch = self.dice.choice((1, 10, 100, 1000))
+        batch = min(lines, self.dice.choice((1, 10, 100, 1000)))
         pace = self.dice.choice((0.0, 0.2, 0.6)) * batch / lines
         return json.dumps({"flood": lines, "size": size, "batch": batch, "interval": pace})
 
