@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from benchmarks.rows import (
+    attack,
     binary,
     crowd,
     cuts,
@@ -33,5 +34,6 @@ ROWS: dict[str, Row] = {
         death,
         cycles,
         restart,
+        attack,
     )
 }

@@ -11,16 +11,9 @@ import pytest
 
 from tests.conftest import ServerFactory
 from tests.support.client import attach
-from tests.support.fuzz import (
-    ECHOED,
-    SECONDS,
-    Case,
-    Target,
-    cases,
-    frame,
-    http_case,
-    websocket_case,
-)
+from tests.support.fuzz import SECONDS, Case, Target, cases
+from tests.support.fuzz_http import http_case
+from tests.support.fuzz_websocket import ECHOED, frame, websocket_case
 from tests.support.hostile import Wire, open_files, unharmed
 from tests.support.require import lack, require
 from tests.support.server import Server
@@ -49,13 +42,37 @@ GUESSES = 3_000 - 3_000 % AT_ONCE
 Live = tuple[Server, str, str]
 
 
+def ready_kernel(server: Server) -> str:
+    """Start a kernel and wait for it: its connections count among the server's descriptors."""
+    kernel = server.start_kernel()
+
+    async def meet() -> None:
+        async with attach(server, kernel) as client:
+            for channel in ("shell", "control"):
+                await client.request("kernel_info_request", {}, channel=channel)
+            asked = await client.start("input()", allow_stdin=True)
+            (question,) = [
+                m
+                for m in await client.until(lambda m: m["channel"] == "stdin")
+                if m["channel"] == "stdin"
+            ]
+            await client.send(
+                "input_reply", {"value": ""}, channel="stdin", parent=question["header"]
+            )
+            await client.finish(asked)
+
+    asyncio.run(meet())
+    return kernel
+
+
 @pytest.fixture(scope="module")
 def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
     """A server with all the kernels that it may have: an honest client's, and one to be harmed."""
     require("ipykernel")
     server = Server(tmp_path_factory.mktemp("server"), "--max-kernels=2").start()
     try:
-        yield server, server.start_kernel(), server.start_kernel()
+        kernels = [ready_kernel(server) for _ in range(2)]
+        yield server, *kernels
         server.assert_clean_log()
     finally:
         server.kill()
@@ -123,7 +140,7 @@ def strict(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Server, s
     args = [f"--KbridgeApp.{name}={value}" for name, value in limits.items()]
     server = Server(tmp_path_factory.mktemp("server"), *args).start()
     try:
-        yield server, server.start_kernel()
+        yield server, ready_kernel(server)
         server.assert_clean_log()
     finally:
         server.kill()
@@ -254,7 +271,7 @@ async def test_without_descriptors_nobody_inside_is_harmed(new_server: ServerFac
         "--KbridgeApp.min_open_files_limit=0",
         command=["sh", "-c", 'ulimit -n 100 && exec "$@"', "sh", *command],
     )
-    kernel = server.start_kernel()
+    kernel = await asyncio.to_thread(ready_kernel, server)
     async with unharmed(server, kernel, SLACK) as one:
         crowd = [await Wire.dial(server) for _ in range(400)]
         await one.goes_on(20)

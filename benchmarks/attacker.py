@@ -1,0 +1,105 @@
+"""`python -m benchmarks.attacker ATTACK PORT COUNT`: somebody without a token, until it is ended.
+
+It keeps COUNT connections, and makes a new one wherever the server closes one. It runs at the
+lowest priority: a real one would have a machine of its own.
+"""
+
+from __future__ import annotations
+
+import os
+import selectors
+import socket
+import sys
+import time
+from collections.abc import Callable
+
+from benchmarks.servers import HOST
+
+# How long one waits for the next: no server is asked more than so many times a second.
+PAUSE = 0.0005
+_HEAD = f"Host: {HOST}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+
+
+def silent(_number: int) -> bytes:
+    return b""
+
+
+def half(number: int) -> bytes:
+    """The better part of a handshake."""
+    return f"GET /api/kernels/{number}/channels HTTP/1.1\r\n{_HEAD}".encode()
+
+
+def guess(number: int) -> bytes:
+    """A whole handshake, with a wrong token."""
+    return (
+        f"GET /api/kernels/none/channels?token={number:048x} HTTP/1.1\r\n{_HEAD}"
+        "Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n"
+    ).encode()
+
+
+def noise(_number: int) -> bytes:
+    return os.urandom(300) + b"\r\n\r\n"
+
+
+ATTACKS: dict[str, Callable[[int], bytes]] = {
+    "silent": silent,
+    "half": half,
+    "trickle": half,
+    "guess": guess,
+    "noise": noise,
+}
+
+
+class Attacker:
+    def __init__(self, attack: str, port: int) -> None:
+        self.says = ATTACKS[attack]
+        self.port = port
+        self.number = 0
+        self.selector = selectors.DefaultSelector()
+
+    def dial(self) -> None:
+        sock = socket.socket()
+        sock.setblocking(False)
+        sock.connect_ex((HOST, self.port))
+        self.selector.register(sock, selectors.EVENT_WRITE)
+
+    def step(self, timeout: float) -> None:
+        """Speak where a connection is up, and begin anew where one has ended."""
+        for key, events in self.selector.select(timeout):
+            sock = key.fileobj
+            assert isinstance(sock, socket.socket)
+            try:
+                if events & selectors.EVENT_WRITE:
+                    self.number += 1
+                    sock.send(self.says(self.number))
+                    self.selector.modify(sock, selectors.EVENT_READ)
+                elif not sock.recv(1 << 16):
+                    raise ConnectionError
+            except OSError:
+                self.selector.unregister(sock)
+                sock.close()
+                self.dial()
+                time.sleep(PAUSE)
+
+    def drip(self) -> None:
+        """One more header from each who is in the midst of them."""
+        for key in list(self.selector.get_map().values()):
+            if key.events == selectors.EVENT_READ:
+                try:
+                    key.fileobj.send(b"X-A: b\r\n")  # type: ignore[union-attr]
+                except OSError:
+                    continue  # the next step sees that it has ended
+
+    def run(self, count: int, *, drips: bool) -> None:
+        for _ in range(count):
+            self.dial()
+        print("it begins", flush=True)
+        while True:
+            self.step(0.05)
+            if drips:
+                self.drip()
+
+
+if __name__ == "__main__":
+    os.nice(19)  # and the limit of descriptors was raised by the benchmark, and is inherited
+    Attacker(sys.argv[1], int(sys.argv[2])).run(int(sys.argv[3]), drips=sys.argv[1] == "trickle")

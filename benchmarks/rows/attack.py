@@ -1,0 +1,88 @@
+"""Round trips of an honest client while somebody without a token does what they can.
+
+5,000 silent or half-open connections, or 500 that trickle, guess tokens or send noise, from one
+process that makes a new connection wherever the server ends one. What it costs the honest client
+is its p99 during the attack over its p99 before. jupyter_server is not measured: as it comes, it
+keeps all that is opened, up to its limit of descriptors.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from benchmarks import measure as proc
+from benchmarks.attacker import ATTACKS
+from benchmarks.client import Websocket
+from benchmarks.measure import BenchmarkError
+from benchmarks.rows.roundtrip import round_trips
+from benchmarks.servers import OURS, Server
+from benchmarks.table import Figure, Life, Row, Settings, Values
+
+MANY = {"silent": 5_000, "half": 5_000}
+FEW = 500
+LABELS = {
+    "silent": "5,000 silent connections",
+    "half": "5,000 half handshakes",
+    "trickle": "500 that trickle",
+    "guess": "500 that guess tokens",
+    "noise": "500 that send noise",
+}
+
+
+@contextmanager
+def attack(name: str, server: Server, settings: Settings) -> Iterator[None]:
+    count = settings.count or settings.pick(MANY.get(name, FEW), 50)
+    argv = [sys.executable, "-m", "benchmarks.attacker", name, str(server.port), str(count)]
+    with subprocess.Popen(argv, stdout=subprocess.PIPE) as process:
+        try:
+            assert process.stdout is not None
+            if process.stdout.readline() != b"it begins\n":
+                raise BenchmarkError(f"the attack {name} did not begin")
+            yield
+        finally:
+            process.kill()
+
+
+def measure(server: Server, settings: Settings) -> Values:
+    seconds = settings.pick(4.0, 0.5)
+    values: dict[str, float] = {}
+    with server.kernel() as kernel, Websocket.open(server, kernel) as honest:
+        honest.ready()
+        proc.settle(server.pid)
+        before = proc.rss(server.pid)
+        alone = round_trips(honest, 4_000, seconds)
+        values["p99_alone"] = alone["p99"]
+        for name in ATTACKS:
+            with attack(name, server, settings):
+                among = round_trips(honest, 4_000, seconds)
+                grown = (proc.rss(server.pid) - before) / 2**20
+            values[f"p99_{name}"] = among["p99"]
+            values[f"harm_{name}"] = among["p99"] / alone["p99"]
+            values["memory"] = max(values.get("memory", 0.0), grown)
+            # Those who were never taken wait behind the listening socket.
+            honest.ready()
+            proc.settle(server.pid, timeout=20)
+    return values
+
+
+ROW = Row(
+    name="attack",
+    title="An honest client among attackers without a token",
+    figures=(
+        Figure("p99_alone", "round trip p99 before", "ms", info=True),
+        *(Figure(f"p99_{n}", f"{LABELS[n]}: p99", "ms", info=True) for n in ATTACKS),
+        *(
+            Figure(f"harm_{n}", f"{LABELS[n]}: p99 / before", "x", limit=5, info=True)
+            for n in ATTACKS
+        ),
+        Figure("memory", "memory, growth at its peak", "MiB", limit=64, info=True),
+    ),
+    measure=measure,
+    life=Life.ROUND,
+    rounds=2,
+    servers=(OURS,),
+    alike=False,
+)
