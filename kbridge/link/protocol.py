@@ -28,9 +28,11 @@ _NEVER_SENT: Final = frozenset({1004, 1005, 1006, 1015})  # section 7.4.1
 _LINGER_SECONDS: Final = 2.0
 _LINGER_BYTES: Final = 64 << 20
 _CHUNK: Final = 64 << 10
-# Bytes read without a break, and what a wake-up counts for: others want their turn too.
+# Bytes read without a break, and what a wake-up and a message count for: others want their turn
+# too, and ten thousand pings fit a chunk.
 _TURN: Final = 256 << 10
 _WAKE_UP: Final = 4 << 10
+_MESSAGE: Final = 1 << 10
 
 
 class BridgeWebSocketProtocol(WebSocketProtocol13):
@@ -101,16 +103,14 @@ class BridgeWebSocketProtocol(WebSocketProtocol13):
                     handled = self._handle_message(*event)
                     if handled is not None:
                         await handled
+                    read = await _share(read + _MESSAGE)
             except FrameTooBig:
                 self.close(1009)
                 self._abort()
             except ProtocolViolation as error:
                 self.close(error.close_code, error.reason)
                 return  # what follows cannot be told apart; the close frame is on its way
-            read += len(data) + _WAKE_UP
-            if read >= _TURN:
-                read = 0
-                await asyncio.sleep(0)
+            read = await _share(read + len(data) + _WAKE_UP)
 
     async def _linger(self) -> None:
         """Read on, and throw away, until the peer hangs up.
@@ -128,6 +128,14 @@ class BridgeWebSocketProtocol(WebSocketProtocol13):
         finally:
             self._lingers = False
             self._abort()
+
+
+async def _share(read: int) -> int:
+    """Let others have their turn where enough was read; what counts from here on."""
+    if read < _TURN:
+        return read
+    await asyncio.sleep(0)
+    return 0
 
 
 def _check_close(data: bytes) -> None:

@@ -252,3 +252,31 @@ async def test_one_websockets_fault_is_nobody_elses(server, peer) -> None:
         assert server.messages == ["still here"]
     finally:
         await other.hang_up()
+
+
+async def test_a_flood_of_small_frames_leaves_others_their_turn(server, peer) -> None:
+    turns, on = 0, True
+
+    def turn() -> None:
+        nonlocal turns
+        turns += 1
+        if on:
+            asyncio.get_running_loop().call_soon(turn)
+
+    turn()
+    for at in range(9_000):  # less than one chunk of 64 KiB
+        peer.send(PONG, b"" if at else b"0")
+    await peer.answered()
+    on = False
+    assert turns > 9_000 // 256, "they were all handled in a turn"
+
+
+async def test_pings_whose_pongs_nobody_reads_pile_up_nothing(server, peer) -> None:
+    for _ in range(400):
+        for _ in range(500):
+            peer.send(PING, b"x" * 125)
+        await peer.writer.drain()
+    handler = server.handlers[0]
+    assert len(handler.ws_connection.stream._write_buffer) < 1 << 20
+    peer.writer.transport.abort()
+    await server.until_gone()
