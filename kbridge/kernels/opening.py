@@ -137,7 +137,7 @@ class OpeningTable(AttachingTable):
         killed. May be called again, also while it is at work: with `now` to kill them at once.
         """
         await self._adopted()
-        if not self._closing:
+        if not self._ending:
             self._closing = True
             # Before anything else: a kernel that is told to go must not come up again.
             for kernel in self._life.kernels:

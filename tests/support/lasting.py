@@ -9,8 +9,6 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-import psutil
-
 from tests.support.server import _COMMAND, Server, free_port
 from tests.support.waiting import TIMEOUT, eventually
 
@@ -69,29 +67,5 @@ class LastingServer(Server):
     def kernels(self) -> dict[str, int]:
         """Pids of the kernels that run, by id, whoever has started them."""
         return {
-            Path(path).stem.removeprefix("kernel-"): process.pid
-            for process, path in self._started()
+            Path(path).stem.removeprefix("kernel-"): process.pid for process, path in self.started()
         }
-
-    def kill(self) -> None:
-        """End the server, and all kernels of all its lives."""
-        if self._process is not None and self._process.poll() is None:
-            self._process.kill()
-            self._process.wait(TIMEOUT)
-        for process, _ in self._started():
-            process.kill()
-        eventually(lambda: not self.kernels(), "no kernel is left")
-
-    def _started(self) -> list[tuple[psutil.Process, str]]:
-        found = []
-        for process in psutil.process_iter(["cmdline", "status"]):
-            if process.info["status"] == psutil.STATUS_ZOMBIE:
-                continue
-            files = [
-                argument
-                for argument in process.info["cmdline"] or []
-                if argument.startswith(str(self.home / "runtime" / "kernel-"))
-            ]
-            if files:
-                found.append((process, files[-1]))
-        return found

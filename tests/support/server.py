@@ -152,7 +152,7 @@ class Server:
             raise AssertionError(f"SIGTERM did not end the server:\n{self.tail()}") from None
 
     def kill(self) -> None:
-        """End the server and everything that it started, whatever they think of it."""
+        """End the server and everything that it ever started, whatever they think of it."""
         if self._process is None:
             return
         family = []
@@ -167,6 +167,20 @@ class Server:
             except psutil.NoSuchProcess:
                 continue
         self.process.wait(TIMEOUT)
+        # Kernels outlive a server that was killed before, and are nobody's children then.
+        for process, _ in self.started():
+            process.kill()
+        eventually(lambda: not self.started(), "no kernel is left")
+
+    def started(self) -> list[tuple[psutil.Process, str]]:
+        """Kernels that this server has started and that run, with their connection files."""
+        files = str(self.home / "runtime" / "kernel-")
+        found = []
+        for process in psutil.process_iter(["cmdline", "status"]):
+            ours = [a for a in process.info["cmdline"] or [] if a.startswith(files)]
+            if ours and process.info["status"] != psutil.STATUS_ZOMBIE:
+                found.append((process, ours[-1]))
+        return found
 
     def rss(self) -> int:
         """Resident bytes of the server process alone."""
