@@ -195,10 +195,10 @@ class Registry:
 
 def _is_bare(path: Path) -> bool:
     """Whether an SQLite file is known to hold no rows, so that nothing needs to be loaded."""
-    import sqlite3
-
     if path.stat().st_size == 0:
         return True
+    import sqlite3
+
     try:
         with closing(
             sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True, timeout=0)
