@@ -24,6 +24,7 @@ from kbridge.errors import KernelError
 from kbridge.link.drain import drain
 from kbridge.link.endpoints import Endpoints
 from kbridge.link.interfaces import KernelEvents
+from kbridge.link.sockets import configure, context
 from kbridge.wire.message import Buffer, Channel
 
 __all__ = ["KernelLink", "new_identity"]
@@ -50,21 +51,6 @@ def new_identity() -> bytes:
     return b"kbridge-" + secrets.token_hex(12).encode()
 
 
-class _Sockets:
-    """ZeroMQ's context, made when the first kernel is linked and shared by all."""
-
-    _context: zmq.Context[zmq.Socket[bytes]] | None = None
-
-    @classmethod
-    def context(cls) -> zmq.Context[zmq.Socket[bytes]]:
-        if cls._context is None or cls._context.closed:
-            context = zmq.Context()
-            # ZeroMQ's default of 1,023 sockets would end at some 170 kernels.
-            context.max_sockets = context.get(zmq.SOCKET_LIMIT)
-            cls._context = context
-        return cls._context
-
-
 class KernelLink:
     """Sockets to one kernel; made open.
 
@@ -87,10 +73,9 @@ class KernelLink:
         self._refused: set[Channel] = set()
         self._again: set[Channel] = set()
         self._monitor: zmq.Socket[bytes] | None = None
-        context = _Sockets.context()
         try:
             for channel in Channel:
-                socket = context.socket(zmq.SUB if channel is Channel.IOPUB else zmq.DEALER)
+                socket = context().socket(zmq.SUB if channel is Channel.IOPUB else zmq.DEALER)
                 self._sockets[channel] = socket
                 self._configure(socket, endpoints)
                 if channel is Channel.IOPUB:
@@ -165,15 +150,10 @@ class KernelLink:
 
     @staticmethod
     def _configure(socket: zmq.Socket[bytes], endpoints: Endpoints) -> None:
-        socket.linger = 0
+        configure(socket, endpoints)
         socket.rcvhwm = 0  # a SUB that is not drained loses messages; we always drain
         socket.sndhwm = _SEND_HWM
         socket.reconnect_ivl = _RECONNECT_MS
-        if ":" in endpoints.ip and endpoints.transport == "tcp":
-            socket.ipv6 = True
-        if endpoints.curve is not None:
-            socket.curve_publickey, socket.curve_secretkey = endpoints.curve
-            socket.curve_serverkey = endpoints.curve[0]
 
     def _watch(self, socket: zmq.Socket[bytes]) -> None:
         events = zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED
