@@ -3,14 +3,16 @@
 Frames are read by the chunk and taken apart by `kbridge.wire.reader`: Tornado awaits four times a
 frame, which a round trip feels. It also drops the connection on what is not RFC 6455 or not UTF-8,
 and resets it right after the close frame on a message that is too big, so that most clients see
-neither code nor reason. Here each fault is closed with its code, and after a 1009 the peer is given
-the time to read why. Messages that come after a close of ours are not handed on: whoever was
-refused is not half obeyed.
+neither code nor reason. Here each fault is closed with its code, and the peer is given the time to
+read why. Messages that come after a close of ours are not handed on: whoever was refused is not
+half obeyed.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import socket
 from typing import Any, Final
 
 from tornado.iostream import StreamClosedError
@@ -108,6 +110,7 @@ class BridgeWebSocketProtocol(WebSocketProtocol13):
                 self.close(1009)
                 self._abort()
             except ProtocolViolation as error:
+                self._lingers = not self.server_terminated
                 self.close(error.close_code, error.reason)
                 return  # what follows cannot be told apart; the close frame is on its way
             read = await _share(read + len(data) + _WAKE_UP)
@@ -116,9 +119,12 @@ class BridgeWebSocketProtocol(WebSocketProtocol13):
         """Read on, and throw away, until the peer hangs up.
 
         Closing a socket that has unread input resets it, and a reset discards what the peer has
-        not read yet: the close frame.
+        not read yet: the close frame. So only our own side is closed; the peer then closes its.
         """
         read = 0
+        if self.stream.socket is not None and not self.stream.writing():
+            with contextlib.suppress(OSError):  # it was cut meanwhile; reading will tell
+                self.stream.socket.shutdown(socket.SHUT_WR)
         try:
             async with asyncio.timeout(_LINGER_SECONDS):
                 while read < _LINGER_BYTES:

@@ -280,3 +280,13 @@ async def test_pings_whose_pongs_nobody_reads_pile_up_nothing(server, peer) -> N
     assert len(handler.ws_connection.stream._write_buffer) < 1 << 20
     peer.writer.transport.abort()
     await server.until_gone()
+
+
+async def test_the_peer_reads_why_its_framing_is_wrong_while_it_still_sends(server, peer) -> None:
+    peer.writer.write(b"\xff")  # reserved bits
+    peer.writer.write(b"\xff" * 500_000)
+    assert (await peer.close_frame())[0] == 1002
+    assert await peer.end() == b""
+    peer.writer.write(b"\xff" * 100)  # no reset has come
+    await peer.writer.drain()
+    await server.until_gone()
