@@ -128,3 +128,69 @@ async def test_requests_on_iopub_are_refused(rig) -> None:
     with pytest.raises(InvalidMessage):
         rig.hub.submit(attached, rig.message(Channel.IOPUB, "execute_request", {}))
     assert rig.sent() == []
+
+
+# -- a wall clock that is set ---------------------------------------------------------------
+
+HOURS = [pytest.param(hours * 3600, id=f"{hours:+} h") for hours in (5, -5, 100_000)]
+
+
+def jump(rig, seconds: float) -> None:
+    rig.clock.wall = lambda: 1.7e9 + rig.clock.now + seconds
+
+
+@pytest.mark.parametrize("seconds", HOURS)
+async def test_a_clock_that_jumps_neither_opens_nor_closes_the_rate_limit(
+    make_rig, seconds
+) -> None:
+    rig = make_rig(
+        limit_rate=True, rate_limit_policy="drop", iopub_msg_rate_limit=1, rate_limit_window=10
+    )
+    rig.prove()
+    client, _ = rig.attach()
+    rig.say(*(rig.stream("x") for _ in range(100)))
+    passed = texts(client).count("x")
+    assert passed < 100
+    jump(rig, seconds)
+    rig.say(rig.stream("x"))
+    assert texts(client).count("x") == passed, "it is the same second"
+    rig.clock.now += 1000
+    rig.say(rig.stream("a thousand seconds later"))
+    assert texts(client)[-1] == "a thousand seconds later"
+
+
+@pytest.mark.parametrize("seconds", HOURS)
+async def test_a_clock_that_jumps_ends_no_session_that_may_come_back(make_rig, seconds) -> None:
+    rig = make_rig(history_limit=0, resume_timeout=60)
+    rig.prove()
+    _, attached = rig.attach("me")
+    rig.hub.detach(attached)
+    jump(rig, seconds)
+    rig.say(*(rig.stream(f"{i}") for i in range(10)))
+    rig.clock.now += 30
+    rig.say(rig.stream("the last"))
+    again, _ = rig.attach("me")
+    assert "".join(texts(again)) == "0123456789the last"
+
+
+@pytest.mark.parametrize("seconds", HOURS)
+async def test_a_clock_that_jumps_gives_up_on_no_kernel(make_rig, seconds) -> None:
+    rig = make_rig(kernel_info_timeout=60)
+    rig.kernel.connect()
+    jump(rig, seconds)
+    rig.say(rig.stream("it speaks"))
+    assert not rig.hub.timed_out
+    rig.prove()
+    assert rig.hub.ready
+    assert not rig.hub.timed_out
+
+
+@pytest.mark.parametrize("seconds", HOURS)
+async def test_what_people_read_has_the_new_time(rig, seconds) -> None:
+    client, _ = rig.attach()
+    jump(rig, seconds)
+    rig.say(rig.stream("now"))
+    assert rig.hub.activity.last_activity == rig.clock.wall()
+    rig.hub.announce("dead")
+    said = rig.clock.iso().encode()
+    assert said in client.written
