@@ -13,9 +13,11 @@ from kbridge.hub.settings import HubSettings
 from kbridge.link.memory import MemoryClient
 from kbridge.wire.build import build
 from kbridge.wire.dialects import V1
+from kbridge.wire.frames import BINARY, PING, each, ping
 from kbridge.wire.message import Channel, Message
 from kbridge.wire.v1 import encode_frame
 from tests.hub.rig import Rig, texts
+from tests.support.waiting import TIMEOUT
 
 
 def stream(text: str) -> Message:
@@ -189,3 +191,62 @@ async def test_a_coroutine_ends_with_its_websocket() -> None:
     await asyncio.gather(task, return_exceptions=True)
     assert task.cancelled()
     assert desk.got == []
+
+
+# -- pings among the messages ---------------------------------------------------------------------
+
+
+def opcodes(link: MemoryClient) -> list[int]:
+    return [opcode for opcode, _ in each(bytes(link.written))]
+
+
+def test_a_ping_goes_out_behind_what_came_of_the_messages_before_it(desk) -> None:
+    assert desk.client.write(encode_frame(stream("one")) + ping(b"17") + encode_frame(stream("2")))
+    assert [m.msg_type for m in desk.got] == ["stream", "stream"]
+    assert list(each(bytes(desk.link.written)))[1] == (PING, b"17")
+    assert opcodes(desk.link) == [BINARY, PING, BINARY]
+
+
+def test_a_ping_alone_is_written_and_no_message(desk) -> None:
+    assert desk.client.write(ping(b"17"))
+    assert desk.got == []
+    assert desk.link.written == ping(b"17")
+
+
+def test_what_a_hook_raises_costs_no_ping(desk) -> None:
+    desk.fault[0] = RuntimeError("a fault of the subclass")
+    assert desk.client.write(encode_frame(stream("one")) + ping(b"17"))
+    assert desk.link.written == ping(b"17")
+
+
+def test_a_ping_that_is_on_its_way_is_waited_for(desk) -> None:
+    told: list[bool] = []
+    desk.client.on_writable = lambda: told.append(True)
+    desk.link.stalled = True
+    assert not desk.client.write(ping(b"17"))
+    assert told == []
+    desk.link.resume()
+    assert told == [True]
+    assert desk.link.written == ping(b"17")
+
+
+async def test_a_ping_waits_for_the_coroutines_before_it() -> None:
+    link, gates = MemoryClient(), [asyncio.Event(), asyncio.Event()]
+    done = asyncio.Event()
+
+    async def deliver(msg: Message) -> None:
+        gate = gates.pop(0)
+        await gate.wait()
+        link.written += encode_frame(msg)
+
+    client = HookedClient(link, deliver, logging.getLogger("kbridge.hooks"))  # type: ignore[arg-type]
+    client.on_writable = done.set
+    first, second = gates
+    data = encode_frame(stream("one")) + encode_frame(stream("two")) + ping(b"17")
+    assert not client.write(data)
+    second.set()
+    assert link.written == b"", "nothing overtakes"
+    first.set()
+    async with asyncio.timeout(TIMEOUT):
+        await done.wait()
+    assert bytes(link.written) == data

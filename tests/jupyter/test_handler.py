@@ -47,9 +47,13 @@ class Handler:
 class Connection:
     def __init__(self) -> None:
         self.rooms: list[asyncio.Future[None]] = []
+        self.pongs: list[bytes] = []
 
     def room(self) -> Any:
         return self.rooms.pop(0) if self.rooms else None
+
+    def on_pong(self, data: bytes) -> None:
+        self.pongs.append(data)
 
 
 def equipped(protocol: Any = None) -> tuple[Any, Connection]:
@@ -162,3 +166,18 @@ async def test_what_the_handler_itself_raises_is_not_hidden() -> None:
     equip(handler, Connection())  # type: ignore[arg-type]
     with pytest.raises(ZeroDivisionError):
         handler.on_message("one")
+
+
+@pytest.mark.parametrize("payload", [b"", b"17", b"\xff" * 125])
+def test_a_pong_is_told_to_jupyter_server_and_to_the_bridge(payload) -> None:
+    handler, connection = equipped()
+    handler.on_pong(payload)
+    assert handler.pongs == connection.pongs == [payload]
+
+
+def test_what_jupyter_servers_pong_raises_is_not_hidden() -> None:
+    handler = Handler()
+    handler.on_pong = lambda data: 1 / 0  # type: ignore[method-assign, assignment, return-value]
+    equip(handler, Connection())  # type: ignore[arg-type]
+    with pytest.raises(ZeroDivisionError):
+        handler.on_pong(b"")
