@@ -78,8 +78,6 @@ _SUBCOMMANDS: dict[str, Any] = {
     "list": ("kbridge.server.commands.ListApp", "List running servers."),
     "stop": ("kbridge.server.commands.StopApp", "Stop a running server, by port or socket."),
 }
-# Loggers of Tornado's that speak of what clients do.
-_TOLD_BY_STRANGERS = ("access", "application", "general")
 
 
 class KbridgeApp(JupyterApp):
@@ -316,11 +314,10 @@ class KbridgeApp(JupyterApp):
     def _default_logging_config(self) -> dict[str, Any]:
         to_console = {"level": "DEBUG", "handlers": ["console"]}
         return {
-            "filters": {"flood": {"()": "kbridge.server.logs.FloodFilter"}},
-            "loggers": {
-                **dict.fromkeys(("kbridge", "tornado", "asyncio"), to_console),
-                **{f"tornado.{name}": {"filters": ["flood"]} for name in _TOLD_BY_STRANGERS},
-            },
+            # Tornado speaks of what clients do.
+            "filters": {"flood": {"()": "kbridge.server.logs.FloodFilter", "prefix": "tornado."}},
+            "handlers": {"console": {"filters": ["flood"]}},
+            "loggers": dict.fromkeys(("kbridge", "tornado", "asyncio"), to_console),
         }
 
     def migrate_config(self) -> None:

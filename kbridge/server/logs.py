@@ -50,6 +50,8 @@ class FloodFilter(logging.Filter):
 
     Parameters
     ----------
+    prefix : str
+        What the names of those loggers begin with.
     burst : int
         Lines that pass in each interval.
     interval : float
@@ -60,11 +62,13 @@ class FloodFilter(logging.Filter):
 
     def __init__(
         self,
+        prefix: str = "",
         burst: int = 20,
         interval: float = 60.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         super().__init__()
+        self._prefix = prefix
         self._burst = burst
         self._interval = interval
         self._clock = clock
@@ -72,7 +76,7 @@ class FloodFilter(logging.Filter):
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Decide about a line; the first after an interval tells how many were held back."""
-        if record.levelno < logging.INFO:
+        if record.levelno < logging.INFO or not record.name.startswith(self._prefix):
             return True
         now = self._clock()
         key = (record.pathname, record.lineno, record.levelno)

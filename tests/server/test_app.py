@@ -84,6 +84,12 @@ def test_where_the_token_comes_from(
     assert (app.token, app.token_is_random) == (token, False)
 
 
+def test_the_random_token_is_long_and_new_each_time(home: Path) -> None:
+    tokens = {KbridgeApp().token for _ in range(20)}
+    assert len(tokens) == 20
+    assert {len(bytes.fromhex(token)) * 8 for token in tokens} == {192}
+
+
 def test_a_token_from_a_file(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (home / "token").write_text("from-a-file\n")
     monkeypatch.setenv("JUPYTER_TOKEN_FILE", str(home / "token"))

@@ -90,6 +90,12 @@ def test_a_server_holds_back_what_strangers_cause() -> None:
     from kbridge.server.app import KbridgeApp
 
     config = KbridgeApp().logging_config
-    for name in ("access", "application", "general"):
-        assert config["loggers"][f"tornado.{name}"]["filters"] == ["flood"]
     assert config["filters"]["flood"]["()"] == "kbridge.server.logs.FloodFilter"
+    assert config["handlers"]["console"]["filters"] == ["flood"]
+    flood = logs.FloodFilter(prefix=config["filters"]["flood"]["prefix"], burst=1)
+
+    def passes(name: str) -> bool:
+        return flood.filter(logging.makeLogRecord({"name": name, "levelno": logging.WARNING}))
+
+    assert [passes("tornado.access") for _ in range(3)] == [True, False, False]
+    assert [passes("kbridge.hub") for _ in range(3)] == [True, True, True]
