@@ -57,6 +57,15 @@ def test_every_page_is_in_the_index() -> None:
         assert page.name == "index.md" or f"({page.name})" in index, page.name
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+def test_tests_that_are_named_exist(page: Path) -> None:
+    if page.name.startswith("peer-suite"):
+        return  # speaks of the tests of others
+    for path, name in re.findall(r"`(tests/[\w/]+\.py)(?:::(\w+))?`", page.read_text()):
+        assert (ROOT / path).is_file(), f"{page.name}: {path}"
+        assert not name or f"def {name}(" in (ROOT / path).read_text(), f"{page.name}: {name}"
+
+
 def picture() -> dict[str, int]:
     """Paths in the architecture's picture, with the floors that they are drawn on."""
     [block] = [b for b in code_blocks(ARCHITECTURE) if b.startswith("kbridge/\n")]
