@@ -2,8 +2,8 @@
 
 Laws of this module:
 
-- an `input_request` is answered once: a second `input_reply` would be taken for the answer to the
-  next question;
+- an `input_request` is answered once, and not after its request is over: such an `input_reply`
+  would be taken for the answer to the next question;
 - a reply that answers nothing known here passes: the question may be older than this bridge.
 """
 
@@ -63,9 +63,7 @@ class Inputs:
         if not asked and self._open:
             asked = next(iter(self._open))
         if self._open.pop(asked, None) is not None:
-            self._answered[asked] = None
-            if len(self._answered) > _LIMIT:
-                self._answered.popitem(last=False)
+            self._close(asked)
             return True
         return not self._answered if not asked else asked not in self._answered
 
@@ -73,12 +71,19 @@ class Inputs:
         """Note that the request of that `msg_id` is over: nobody waits for its input any more."""
         for msg_id in [i for i, q in self._open.items() if q.msg.parent_id == request]:
             del self._open[msg_id]
+            self._close(msg_id)
 
     def open_questions(self) -> list[Question]:
         """All that wait for an answer, oldest first."""
         return list(self._open.values())
 
     def clear(self) -> None:
-        """Forget all: the process that asked has gone."""
+        """Close all: the process that asked has gone."""
+        for msg_id in self._open:
+            self._close(msg_id)
         self._open.clear()
-        self._answered.clear()
+
+    def _close(self, msg_id: str) -> None:
+        self._answered[msg_id] = None
+        if len(self._answered) > _LIMIT:
+            self._answered.popitem(last=False)

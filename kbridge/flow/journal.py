@@ -35,8 +35,8 @@ _COMPACT_AFTER = 1024  # dead slots at the front of a list before it is worth mo
 class Gap(NamedTuple):
     """What a cursor has missed.
 
-    `messages` and `nbytes` count frames and their bytes, `last_lost` is the last frame forgotten
-    (its parent tells which cell the loss belongs to).
+    `messages` and `nbytes` count frames and their bytes, 0 where nobody knows; `last_lost` is the
+    last frame forgotten (its parent tells which cell the loss belongs to).
     """
 
     messages: int
@@ -47,8 +47,8 @@ class Gap(NamedTuple):
 class Place(NamedTuple):
     """Where a cursor stands.
 
-    `seq` is the sequence number it reads next; `frames` and `nbytes` count what it has behind it.
-    Nothing is missing while `frames == seq`.
+    `seq` is the sequence number it reads next; `frames` and `nbytes` count what it has behind it,
+    and are -1 where nobody knows. Nothing is missing while `frames == seq`.
     """
 
     seq: int
@@ -110,6 +110,9 @@ class Journal:
         self._base = 0  # sequence number of _frames[0]
         self._first = 0  # the oldest that is held densely
         self._dense_bytes = 0
+        # Where every cursor was when it was last asked, and the bytes from `_first` to there.
+        self._passed = 0
+        self._passed_bytes = 0
         self._audience: dict[int, int] = {}
         self._state: set[int] = set()
         # Sequence number, frame, and the bytes that came before it, ever.
@@ -146,7 +149,7 @@ class Journal:
         return seq
 
     def trim(self, slowest: int) -> None:
-        """Forget what every cursor has passed, but for `history_limit` bytes.
+        """Forget what every cursor has passed, but for the last `history_limit` bytes of that.
 
         Parameters
         ----------
@@ -156,7 +159,8 @@ class Journal:
         keepsakes = self._keepsakes
         while keepsakes and keepsakes[0][0] < slowest:
             self._drop_keepsake()
-        while self._first < slowest and self.nbytes > self.history_limit:
+        self._note_passed(slowest)
+        while self._first < slowest and self._passed_bytes > self.history_limit:
             self._pop()
         self._compact()
 
@@ -168,6 +172,7 @@ class Journal:
         self._keepsakes.clear()
         self._base = self._first = self.next_seq
         self._dense_bytes = self._keepsake_bytes = 0
+        self._passed, self._passed_bytes = self._first, 0
         self._last_lost = b""
 
     # -- reading ----------------------------------------------------------------------------
@@ -187,11 +192,12 @@ class Journal:
         return Place(self.next_seq, self.next_seq, self.appended)
 
     def oldest(self) -> Place:
-        """The place of a reader that wants all that is held."""
-        if self._keepsakes:
-            seq, _, behind = self._keepsakes[0]
-            return Place(seq, seq, behind)
-        return Place(self._first, self._first, self.appended - self._dense_bytes)
+        """The place of a reader that wants all that is held, and to hear what is not."""
+        return Place(self._keepsakes[0][0] if self._keepsakes else self._first, 0, 0)
+
+    def unknown(self) -> Place:
+        """The place of a reader that has seen some of it, and nobody knows what."""
+        return self.oldest()._replace(frames=-1, nbytes=-1)
 
     def after(self, matches: Callable[[bytes], bool]) -> Place | None:
         """The place behind the newest frame that `matches`, or None where none is held."""
@@ -208,16 +214,21 @@ class Journal:
         return None
 
     def after_seq(self, seq: int) -> Place | None:
-        """The place behind a sequence number, or None where that is not held (any more)."""
-        if seq == self.next_seq - 1:
-            return self.end()
-        if self._first - 1 <= seq < self.next_seq:
+        """The place behind a sequence number, held or not; None where it was not used yet."""
+        if not -1 <= seq < self.next_seq:
+            return None
+        if seq >= self._first - 1:
             later = self._frames[seq + 1 - self._base :]
             return Place(seq + 1, seq + 1, self.appended - sum(map(len, later)))
         for kept, frame, behind in self._keepsakes:
             if kept == seq:
                 return Place(seq + 1, seq + 1, behind + len(frame))
-        return None
+        return Place(seq + 1, seq + 1, -1)
+
+    def readdress(self, seq: int, audience: int) -> None:
+        """Let a frame that is for one client be for another, where it is still held."""
+        if seq in self._audience:
+            self._audience[seq] = audience
 
     def read(self, place: Place, max_bytes: int, horizon: int | None = None) -> Stretch | None:
         """The next frames from `place` on, or None where there are none.
@@ -228,6 +239,8 @@ class Journal:
         if horizon is None or horizon > self.next_seq:
             horizon = self.next_seq
         if place.seq >= horizon:
+            if place.frames < place.seq == self.next_seq:  # nothing to read, but something to hear
+                return Stretch([], {}, 0, self.end(), self._gap(place))
             return None
         gap = None
         if place.seq < self._first and self._keepsakes and self._keepsakes[-1][0] >= place.seq:
@@ -235,10 +248,9 @@ class Journal:
         if place.seq < self._first or place.frames < place.seq:
             if self._first >= horizon:
                 return None  # all that may be read now is gone: say so with what comes next
-            behind = self.appended - self._dense_bytes
             if place.frames < self._first:
-                gap = Gap(self._first - place.frames, behind - place.nbytes, self._last_lost)
-            place = Place(self._first, self._first, behind)
+                gap = self._gap(place)
+            place = Place(self._first, self._first, self.appended - self._dense_bytes)
         start, stop = place.seq - self._base, horizon - self._base
         nbytes = self.appended - place.nbytes
         if nbytes > max_bytes or horizon < self.next_seq:
@@ -283,8 +295,21 @@ class Journal:
                 break
         if not frames:
             return None
-        end = Place(seq + 1, place.frames + len(frames), place.nbytes + nbytes)
+        end = Place(
+            seq + 1,
+            -1 if place.frames < 0 else place.frames + len(frames),
+            -1 if place.nbytes < 0 else place.nbytes + nbytes,
+        )
         return Stretch(frames, private, nbytes, end)
+
+    def _gap(self, place: Place) -> Gap:
+        """What is missing between what a reader has and what is held without a hole."""
+        behind = self.appended - self._dense_bytes
+        return Gap(
+            0 if place.frames < 0 else self._first - place.frames,
+            0 if place.nbytes < 0 else behind - place.nbytes,
+            self._last_lost,
+        )
 
     def _private(self, seqs: range) -> dict[int, int]:
         audience = self._audience
@@ -324,10 +349,23 @@ class Journal:
         frame = self._frames[index]
         self._frames[index] = b""
         self._dense_bytes -= len(frame)
+        if seq < self._passed:
+            self._passed_bytes -= len(frame)
         self._first += 1
         self._state.discard(seq)
         self._audience.pop(seq, None)
         return frame
+
+    def _note_passed(self, slowest: int) -> None:
+        """Move on to where every cursor is now, or back for one that came anew."""
+        start = max(self._passed, self._first)
+        stop = min(max(slowest, self._first), self.next_seq)
+        base, frames = self._base, self._frames
+        if stop >= start:
+            self._passed_bytes += sum(map(len, frames[start - base : stop - base]))
+        else:
+            self._passed_bytes -= sum(map(len, frames[stop - base : start - base]))
+        self._passed = stop
 
     def _drop_keepsake(self) -> None:
         seq, frame, _ = self._keepsakes.popleft()

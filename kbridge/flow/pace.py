@@ -9,7 +9,8 @@ Laws of this module:
 - once held output has fallen out of the journal, the next is let go only a window later, or a
   flood would be shown as a gap after every few lines.
 
-Both limits are leaky buckets of `rate_limit_window` seconds: a burst of so much passes freely.
+Both limits are leaky buckets of `rate_limit_window` seconds: a burst of so much passes freely. A
+kernel that goes idle starts afresh, once nothing is held.
 """
 
 from __future__ import annotations
@@ -124,8 +125,11 @@ class Pace:
         if not self.limits:
             return None
         elapsed, self._at = max(0.0, now - self._at), now
-        self._count(elapsed)
+        idle, self._idle = self._idle, False
+        self._count(elapsed, idle)
         target = self._hold(first, end, elapsed, now)
+        if idle and not self._held:
+            self._data_level = 0.0
         urgent, self._urgent = self._urgent, False
         wait = self._ticked_at + TICK - now
         if self.flooding and not urgent and wait > 0:
@@ -148,10 +152,9 @@ class Pace:
         """Whether messages flood, and what waits for its turn."""
         return {"flooding": self.flooding, "held_bytes": self._held_bytes}
 
-    def _count(self, elapsed: float) -> None:
+    def _count(self, elapsed: float, idle: bool) -> None:
         """Take the messages of this wake-up into their bucket."""
         messages, self._messages = self._messages, 0
-        idle, self._idle = self._idle, False
         if self._msg_rate <= 0:
             return
         full = self._msg_rate * self._window
@@ -165,7 +168,7 @@ class Pace:
         held = self._held
         full = self._data_rate * self._window
         self._data_level = max(0.0, self._data_level - elapsed * self._data_rate)
-        if self._data_rate <= 0 or (not held and self._data_level < full):
+        if self._data_rate <= 0 or (not held and (self._data_level < full or not nbytes)):
             self._data_level += nbytes
             self._released = end
             return end

@@ -4,6 +4,9 @@ Every websocket peer answers a ping with the same payload, after the frames befo
 section 5.5.3). So a ping that carries the sequence number of the last frame before it is answered
 with an acknowledgement, by any browser. One is under way at a time for each websocket; the next
 goes out with the first batch after the pong, or when nothing more is written, a moment later.
+
+What was written and not acknowledged is bounded: it may all come twice. A peer that leaves its
+pings unanswered for a while is written to all the same.
 """
 
 from __future__ import annotations
@@ -13,10 +16,15 @@ from typing import Final
 from kbridge.hub.clients import Attachment
 from kbridge.wire.frames import ping
 
-__all__ = ["LATEST", "Acknowledgements"]
+__all__ = ["LATEST", "PATIENCE", "Acknowledgements"]
 
 LATEST: Final = 0.25
 """Seconds after which what was written is asked about, when nothing more is written."""
+
+PATIENCE: Final = 1.0
+"""Seconds to wait for a pong before more than the window is written."""
+
+_WINDOW: Final = 4 << 20  # bytes written and not acknowledged
 
 
 class Acknowledgements:
@@ -44,6 +52,14 @@ class Acknowledgements:
         """Whether there is something to ask about, and nothing asked yet."""
         return attachment.asked is None and attachment.delivered.seq < attachment.place.seq
 
+    def full(self, attachment: Attachment) -> bool:
+        """Whether to wait for an acknowledgement before more is written."""
+        return (
+            attachment.asked is not None
+            and not attachment.mute
+            and attachment.place.nbytes - attachment.delivered.nbytes > _WINDOW
+        )
+
     def ask(self, attachment: Attachment) -> bytes:
         """The ping to write behind all that was written; empty where none is due."""
         if not self.enabled or not self.due(attachment):
@@ -64,6 +80,7 @@ class Acknowledgements:
         elif payload:
             return False
         attachment.asked = None
+        attachment.mute = False
         return True
 
     def _payload(self, attachment: Attachment) -> bytes:

@@ -8,11 +8,12 @@ also while older ones are still there, which may be dead and not have told.
 
 from __future__ import annotations
 
+import asyncio
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
-from kbridge.flow.journal import Gap, Place
+from kbridge.flow.journal import Place
 from kbridge.link.interfaces import ClientLink
 from kbridge.wire.dialects import Dialect
 
@@ -39,14 +40,16 @@ class Attachment:
         What has arrived for certain: where a client resumes whose connection is cut.
     asked : Place or None
         What a ping that is under way asks about.
+    mute : bool
+        Whether it has left a ping unanswered for long.
+    patience : asyncio.TimerHandle or None
+        Ends the wait for its pong.
     blocked : bool
         Whether the last write is still on its way.
     lags : bool
         Whether it has yet to read what others have read long ago.
     verbatim : bool
         Whether it wants each message by itself, however many there are.
-    missed : Gap or None
-        What to say at first that it has missed.
     announced : callable
         Is told each status of the kernel that the bridge has announced in the kernel's place.
     """
@@ -57,10 +60,11 @@ class Attachment:
     place: Place
     delivered: Place
     asked: Place | None = None
+    mute: bool = False
+    patience: asyncio.TimerHandle | None = None
     blocked: bool = False
     lags: bool = False
     verbatim: bool = False
-    missed: Gap | None = None
     announced: Callable[[str], None] | None = None
 
 

@@ -84,8 +84,11 @@ class Delivery:
         self._pinged = (b"", b"", b"")
 
     def pump(self, attachment: Attachment) -> None:
-        """Write what is owed to a websocket until it blocks or has all."""
+        """Write what is owed to a websocket until it blocks, must acknowledge, or has all."""
         while not attachment.blocked and not attachment.link.closed:
+            if self._acks.full(attachment):
+                attachment.lags = True
+                return
             kept = self._kept.get(attachment.place) or self._read(attachment)
             if kept is None:
                 attachment.lags = False
@@ -101,6 +104,11 @@ class Delivery:
             if stretch.end.seq == min(self._journal.next_seq, self._pace.horizon):
                 attachment.lags = attachment.blocked
                 return
+
+    def say(self, attachment: Attachment, msg: Message) -> None:
+        """Write a message that is in no journal, before what is owed."""
+        if not attachment.blocked and not attachment.link.closed:
+            self._write(attachment, self._join([v1.encode_frame(msg)], attachment.dialect))
 
     def ask(self, attachment: Attachment) -> None:
         """Ask a websocket what has arrived of all that was written, where that is due."""
@@ -157,12 +165,14 @@ class Delivery:
     ) -> bytes:
         dialect = attachment.dialect
         joins = self._joins and (attachment.lags or self._pace.flooding) and not attachment.verbatim
-        missed, attachment.missed = attachment.missed, None
-        if stretch.private or stretch.gap or missed:
+        if stretch.private or stretch.gap:
             frames = stretch.frames_for(attachment.client.number)
-            behind = stretch.end.seq - len(stretch.frames) - 1
-            marks = [self._mark(gap, frames, behind) for gap in (missed, stretch.gap) if gap]
-            return self._join([*marks, *(coalesce(frames) if joins else frames)], dialect)
+            if joins:
+                frames = coalesce(frames)
+            if stretch.gap:
+                behind = stretch.end.seq - len(stretch.frames) - 1
+                frames = [self._mark(stretch.gap, frames, behind), *frames]
+            return self._join(frames, dialect)
         key = (dialect.name, joins)
         data = rendered.get(key)
         if data is None:

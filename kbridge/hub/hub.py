@@ -135,7 +135,6 @@ class Hub:
             inputs=self._inputs,
             notices=self.notices,
             clock=self._clock,
-            append=self._intake.append,
             refuse=self._intake.refuse,
         )
         self._incoming = policies.incoming(settings)
@@ -221,7 +220,7 @@ class Hub:
             # As a stranger writes it, so neither raw nor whole.
             self.log.warning("%.60s is not an allowed message type; ignored", ascii(msg_type))
             return None
-        if msg.channel is Channel.STDIN and not self._inputs.answer(msg):
+        if msg_type == "input_reply" and not self._inputs.answer(msg):
             self.log.info("a second answer to one question of kernel %s; ignored", self.kernel_id)
             return None
         self.activity.touch(self._clock.wall(), msg_type)
@@ -451,6 +450,7 @@ class Hub:
         """
         if self._hung_up:  # else it is a kernel with a new session for every message
             self._hung_up = False
+            self._inputs.clear()
             self.activity.restarted(self._clock.wall())
             if self.ready:
                 self.activity.alive(self._clock.wall())

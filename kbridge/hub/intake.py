@@ -28,6 +28,8 @@ from kbridge.wire.zmq import parse
 
 __all__ = ["Intake"]
 
+_BEGUN = 1000  # requests after which nothing is under way any more that began before the bridge
+
 
 class Intake:
     """The way of a kernel's messages into the journal.
@@ -81,7 +83,8 @@ class Intake:
         self._inputs = inputs
         self._notices = notices
         self._mark = notices.mark
-        self._adopted = adopted
+        # Requests that were seen to begin, as long as none was seen that began before.
+        self._begun: set[str] | None = set() if adopted else None
         self._on_replaced = on_replaced
         self._process = ""  # the session that the kernel's process gave itself
         self._policies = policies
@@ -101,7 +104,7 @@ class Intake:
         self.signer = signer
         self.adapter = None
         if self._process:
-            self._adopted = False
+            self._begun = None
         self._process = ""
 
     def take(self, channel: Channel, batch: list[RawMessage]) -> None:
@@ -147,7 +150,7 @@ class Intake:
             self._nudge.heard(welcome=msg_type == "iopub_welcome")
         if msg_type == "iopub_welcome":
             return  # to a new subscriber, and that is the bridge
-        if self._adopted:
+        if self._begun is not None:
             self._note_begun_before(msg, msg_type)
         if self._inputs and msg_type == "status" and state_of(msg.content) == "idle":
             self._inputs.done(msg.parent_id)
@@ -172,11 +175,16 @@ class Intake:
 
     def _note_begun_before(self, msg: Message, msg_type: str) -> None:
         """Mark a gap in what was under way before anybody here listened."""
-        if len(msg.parent_header) <= len(b"{}"):
+        request, begun = msg.parent_id, self._begun
+        if begun is None or not request or request in begun:
             return
-        self._adopted = False
-        if msg_type != "status" or state_of(msg.content) != "busy":
+        if msg_type == "status" and state_of(msg.content) == "busy":
+            begun.add(request)
+            if len(begun) < _BEGUN:
+                return
+        else:
             self.append(self._notices.taken_over(msg.parent_header))
+        self._begun = None
 
     def _on_probed(self, msg: Message) -> bool:
         """Take a probe's reply and status for evidence, and for nobody else's business.

@@ -72,7 +72,7 @@ class Notices:
     def stands_behind(self, msg_id: str) -> int | None:
         """Behind which frame the marker of that id stands; None if it is no marker's."""
         seq = msg_id.removeprefix(self._behind)
-        return int(seq) if seq != msg_id and seq.isdecimal() else None
+        return int(seq) if seq != msg_id and seq.removeprefix("-").isdecimal() else None
 
     def taken_over(self, parent_header: bytes) -> Message:
         """The marker in a cell that was running before this bridge was."""

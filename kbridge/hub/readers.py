@@ -12,18 +12,18 @@ from typing import Any
 
 from kbridge.errors import KernelMessageError
 from kbridge.flow.inputs import Inputs
-from kbridge.flow.journal import Journal
+from kbridge.flow.journal import EVERYONE, Journal
 from kbridge.flow.pace import Pace
-from kbridge.hub.acks import LATEST, Acknowledgements
+from kbridge.hub.acks import LATEST, PATIENCE, Acknowledgements
 from kbridge.hub.clients import Attachment, Clients
 from kbridge.hub.clock import Clock
 from kbridge.hub.delivery import Delivery
 from kbridge.hub.notices import Notices
 from kbridge.hub.settings import HubSettings
-from kbridge.hub.since import locate
+from kbridge.hub.since import Found, locate
 from kbridge.link.interfaces import ClientLink, nobody
 from kbridge.wire.dialects import Dialect
-from kbridge.wire.message import Channel, Message
+from kbridge.wire.message import Channel
 
 __all__ = ["Readers"]
 
@@ -43,8 +43,6 @@ class Readers:
         The kernel's open questions.
     notices, clock
         What makes the markers, and the time.
-    append : callable
-        Journals a message for one client; returns its sequence number.
     refuse : callable
         Is told of a message that a dialect has no form for.
 
@@ -63,7 +61,6 @@ class Readers:
         inputs: Inputs,
         notices: Notices,
         clock: Clock,
-        append: Callable[[Message, int], int],
         refuse: Callable[[Channel, KernelMessageError], None],
     ) -> None:
         self.clients = Clients(settings.resume_timeout)
@@ -72,7 +69,6 @@ class Readers:
         self._inputs = inputs
         self._notices = notices
         self._clock = clock
-        self._append = append
         # Microseconds since 1970: no life of a bridge says more, so no two have numbers in common,
         # and JavaScript's numbers hold them exactly.
         self._acks = Acknowledgements(int(clock.wall()) * 1_000_000, enabled=settings.acknowledge)
@@ -105,13 +101,12 @@ class Readers:
         attachment = self.clients.attach(link, dialect, session_id, journal.end())
         attachment.verbatim = verbatim
         if found is not None:
-            attachment.place, attachment.missed = found
-            attachment.delivered = attachment.place
+            attachment.place = attachment.delivered = found.place
         attachment.lags = attachment.place.seq < journal.next_seq
-        if self._inputs and (back or since):
-            self._ask_again(attachment, named=bool(since))
         link.on_writable = lambda: self._on_writable(attachment)
-        self._delivery.pump(attachment)
+        if self._inputs and (back or found is not None):
+            self._ask_again(attachment, found)
+        self._pump(attachment)
         self._delivery.forget()
         return attachment
 
@@ -119,6 +114,7 @@ class Readers:
         """Remove a websocket; may be called twice."""
         if self.clients.detach(attachment, self._clock.monotonic()):
             attachment.link.on_writable = nobody
+            self._be_patient(attachment, until=None)
             self._trim()
 
     def flush(self) -> None:
@@ -128,13 +124,12 @@ class Readers:
         again = self._pace.settle(journal.first_seq, journal.next_seq, now)
         if again is not None and self._held is None and not self._stopped:
             self._held = self._loop.call_later(again, self._on_held)
-        delivery = self._delivery
         for attachment in list(self.clients.attachments):  # a hook may detach
             if attachment.blocked:
                 attachment.lags = True
             else:
-                delivery.pump(attachment)
-        delivery.forget()
+                self._pump(attachment)
+        self._delivery.forget()
         self._trim()
 
     def release(self) -> None:
@@ -145,6 +140,10 @@ class Readers:
         """Take a pong, which may be an acknowledgement."""
         if not self._acks.heard(attachment, payload):
             return
+        if attachment.patience is not None:
+            self._be_patient(attachment, until=None)
+            self._pump(attachment)
+            self._delivery.forget()
         self._trim()
         if self._acks.due(attachment) and self._asking is None and not self._stopped:
             self._asking = self._loop.call_later(LATEST, self._on_asking)
@@ -167,29 +166,51 @@ class Readers:
 
     # -- inside -----------------------------------------------------------------------------
 
-    def _ask_again(self, attachment: Attachment, *, named: bool) -> None:
-        """Journal anew the questions that a client which comes back may have lost.
+    def _ask_again(self, attachment: Attachment, found: Found | None) -> None:
+        """Show a client that comes back the questions that it may have lost.
 
-        One that names what it saw has those that it saw, and takes over those of clients that are
+        One that says what it saw has those that it saw, and takes over those of clients that are
         not here any more.
         """
         number = attachment.client.number
+        seen = found is not None and found.seen
         for question in self._inputs.open_questions():
-            if question.client == number:
-                lost = not named and question.seq < attachment.place.seq
-            else:
-                lost = named and not self.clients.is_here(question.client)
-            if lost:
+            own = question.client in (EVERYONE, number)
+            if not own:
+                if found is None or self.clients.is_here(question.client):
+                    continue
                 question.client = number
-                question.seq = self._append(question.msg, number)
+                self._journal.readdress(question.seq, number)
+            if question.seq < attachment.place.seq and not (own and seen):
+                self._delivery.say(attachment, question.msg)
 
     def _trim(self) -> None:
         journal = self._journal
         if journal.nbytes > journal.history_limit:
             journal.trim(self.clients.slowest(self._clock.monotonic(), journal.next_seq))
 
+    def _pump(self, attachment: Attachment) -> None:
+        self._delivery.pump(attachment)
+        if attachment.patience is None and self._acks.full(attachment) and not self._stopped:
+            self._be_patient(attachment, until=PATIENCE)
+
+    def _be_patient(self, attachment: Attachment, until: float | None) -> None:
+        """Wait so long for a websocket's pong, or no more."""
+        if attachment.patience is not None:
+            attachment.patience.cancel()
+            attachment.patience = None
+        if until is not None:
+            attachment.patience = self._loop.call_later(until, self._on_mute, attachment)
+
+    def _on_mute(self, attachment: Attachment) -> None:
+        attachment.patience = None
+        attachment.mute = True
+        self._pump(attachment)
+        self._delivery.forget()
+
     def _on_writable(self, attachment: Attachment) -> None:
         self._delivery.resume(attachment)
+        self._pump(attachment)
         self._trim()
 
     def _on_held(self) -> None:

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import json
-from typing import Final
+from typing import Final, NamedTuple
 
 from kbridge.errors import InvalidRequest
-from kbridge.flow.journal import Gap, Journal, Place
+from kbridge.flow.journal import Journal, Place
 from kbridge.hub.notices import Notices
 from kbridge.wire import v1
-from kbridge.wire.frames import payload
+from kbridge.wire.message import scan
 
-__all__ = ["START", "locate"]
+__all__ = ["START", "Found", "locate"]
 
 START: Final = "start"
 """All that is held."""
@@ -19,8 +19,18 @@ START: Final = "start"
 _LONGEST: Final = 512  # characters of a msg_id that is looked for
 
 
-def locate(journal: Journal, since: str, origin: int, notices: Notices) -> tuple[Place, Gap | None]:
+class Found(NamedTuple):
+    """A place in a journal, and whether what lies before it is known to have been seen."""
+
+    place: Place
+    seen: bool
+
+
+def locate(journal: Journal, since: str, origin: int, notices: Notices) -> Found:
     """Find the place in a journal that a client names.
+
+    What is not held any more, or never was, is no error: the place is then one whose reader is told
+    of the gap.
 
     Parameters
     ----------
@@ -34,14 +44,6 @@ def locate(journal: Journal, since: str, origin: int, notices: Notices) -> tuple
     notices : Notices
         Who made the markers, whose ids say where they stand.
 
-    Returns
-    -------
-    place : Place
-        What to read next.
-    gap : Gap or None
-        What was lost before that, where something was: the place is then the oldest one. Its
-        numbers are 0 where nobody knows them.
-
     Raises
     ------
     InvalidRequest
@@ -49,24 +51,24 @@ def locate(journal: Journal, since: str, origin: int, notices: Notices) -> tuple
     """
     if len(since) > _LONGEST:
         raise InvalidRequest(f"since has more than {_LONGEST} characters")
-    oldest = journal.oldest()
     if since == START:
-        return oldest, Gap(oldest.seq, oldest.nbytes, b"") if oldest.seq else None
+        return Found(journal.oldest(), seen=False)
     seq = notices.stands_behind(since)
     if seq is None and since.isdecimal() and since.isascii():
         seq = int(since) - origin
-    place = journal.after_seq(seq) if seq is not None else _after_id(journal, since)
-    if place is not None:
-        return place, None
-    known = seq is not None and 0 <= seq < oldest.seq
-    return oldest, Gap(oldest.seq - seq - 1 if known and seq is not None else 0, 0, b"")
+    place = journal.after_seq(seq) if seq is not None else None
+    if place is None:
+        place = _after_id(journal, since)
+    return Found(journal.unknown(), seen=False) if place is None else Found(place, seen=True)
 
 
 def _after_id(journal: Journal, msg_id: str) -> Place | None:
-    # JSON writers put an id either so or so; what only contains it is told apart after.
-    spellings = {json.dumps(msg_id)[1:-1].encode(), msg_id.encode("utf-8", "surrogatepass")}
+    # Spellings of the id; what merely contains one (it may be everybody's parent) is told apart
+    # after.
+    plain = json.dumps(msg_id).encode()
+    raw = b'"' + msg_id.encode("utf-8", "surrogatepass") + b'"'
 
     def matches(frame: bytes) -> bool:
-        return any(s in frame for s in spellings) and v1.split(payload(frame)).msg_id == msg_id
+        return (plain in frame or raw in frame) and scan(v1.header_of(frame), "msg_id") == msg_id
 
     return journal.after(matches)

@@ -20,6 +20,7 @@ __all__ = [
     "header",
     "payload",
     "ping",
+    "start",
 ]
 
 TEXT = 0x1
@@ -58,9 +59,14 @@ def frame(data: bytes, opcode: int) -> bytes:
     return header(len(data), opcode) + data
 
 
+def start(frame: bytes) -> int:
+    """Where the payload begins in what `frame` wrote."""
+    return {126: 4, 127: 10}.get(frame[1], 2)
+
+
 def payload(frame: bytes) -> bytes:
     """Read the payload back out of what `frame` wrote."""
-    return frame[{126: 4, 127: 10}.get(frame[1], 2) :]
+    return frame[start(frame) :]
 
 
 def each(data: bytes) -> Iterator[tuple[int, bytes]]:

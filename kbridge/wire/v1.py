@@ -26,7 +26,7 @@ from kbridge.wire import fields, frames
 from kbridge.wire.message import Buffer, Channel, Message
 from kbridge.wire.offsets import contiguous, nbytes, read, slices
 
-__all__ = ["SUBPROTOCOL", "decode", "encode", "encode_frame", "split"]
+__all__ = ["SUBPROTOCOL", "decode", "encode", "encode_frame", "header_of", "split"]
 
 SUBPROTOCOL = "v1.kernel.websocket.jupyter.org"
 
@@ -34,6 +34,7 @@ _PARTS = 5
 _WORD = 8
 _START = _WORD * (1 + _PARTS + 1)
 _pack = struct.Struct("<7Q").pack
+_header_at = struct.Struct("<2Q").unpack_from
 _NAMES = {channel: channel.encode() for channel in Channel}
 
 
@@ -104,6 +105,13 @@ def decode(data: str | bytes) -> Message:
         metadata=fields.object_or_empty(msg.metadata, "metadata"),
         content=fields.object_or_empty(msg.content, "content"),
     )
+
+
+def header_of(frame: bytes) -> bytes:
+    """Read the message's header out of what `encode_frame` wrote, and nothing else."""
+    start = frames.start(frame)
+    begin, end = _header_at(frame, start + 2 * _WORD)
+    return frame[start + begin : start + end]
 
 
 def split(data: bytes) -> Message:
