@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -183,6 +184,39 @@ async def test_a_kernel_behind_ssh_is_served_and_survives_the_loss_of_the_connec
         assert (await ws.execute("print(x + 1)")).text() == "2\n"
     assert server.stop() == 0
     assert elsewhere.process.poll() is None
+
+
+async def test_a_kernel_behind_ssh_that_hangs_at_work_is_shown_so_until_it_goes_on(
+    serve, elsewhere, sshd, tmp_path
+):
+    server = serve(
+        *(str(elsewhere.path), *over(sshd)),
+        *(
+            "--BridgeKernelManager.heartbeat_interval=0.1",
+            "--BridgeKernelManager.heartbeat_misses=10",
+        ),
+    )
+    go_on = tmp_path / "go on"
+    cell = f"""
+import pathlib, time
+while not pathlib.Path({str(go_on)!r}).exists():
+    print("at work", flush=True)
+    time.sleep(0.1)
+print("the end")
+"""
+    async with attach(server, elsewhere.id, "v1") as ws:
+        asked = await ws.start(cell)
+        for _ in range(20):  # until it has answered some pings in the midst of the cell
+            await ws.until(lambda m: "at work" in m["content"].get("text", ""))
+        elsewhere.process.send_signal(signal.SIGSTOP)
+        await ws.until(lambda m: m["content"].get("execution_state") == "unknown")
+        assert state(server) == "unknown"
+        elsewhere.process.send_signal(signal.SIGCONT)
+        await ws.until(lambda m: m["content"].get("execution_state") == "busy")
+        assert state(server) == "busy"
+        go_on.touch()
+        assert (await ws.finish(asked)).text().endswith("the end\n")
+        assert state(server) == "idle"
 
 
 async def test_a_connection_file_that_is_only_there_is_read_over_ssh(serve, elsewhere, sshd):
