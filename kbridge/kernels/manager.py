@@ -228,6 +228,7 @@ class BridgeKernelManager(OpeningTable):
             "kept_logs": len(self._life.kept_logs),
             "pool": self._pool.statistics() if self._pool is not None else {},
             "registry": self._ledger.statistics(),
+            "heartbeats": self._heartbeats.statistics(),
         }
 
     # Helpers
