@@ -82,6 +82,10 @@ class AttachApp(KbridgeApp):
     def _default_config_file_name(self) -> str:
         return "kbridge_config"  # the settings of a server are those of any server
 
+    @default("registry_url")
+    def _default_registry_url(self) -> str:
+        return "none"  # it is not there for the kernels of a server that crashed on this address
+
     async def prepare(self, kernels: BridgeKernelManager) -> None:
         """Attach the kernels.
 

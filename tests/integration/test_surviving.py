@@ -448,3 +448,14 @@ async def test_an_environment_that_a_request_brought(server: LastingServer) -> N
         names = (await ws.execute(f"print(*{environ})")).text().split()
     assert "KERNEL_MINE" in names
     assert "PYTHONUNBUFFERED" not in names, "the server's own is none of its business"
+
+
+def test_a_kernel_whose_server_crashed_can_be_attached(server: LastingServer) -> None:
+    server.start()
+    kernel_id = server.start_kernel("stub")
+    server.crash()
+    server._command = [sys.executable, "-m", "kbridge", "attach", f"kernel-{kernel_id}.json"]
+    server.start()
+    assert ids(server) == {kernel_id}
+    server.stop()
+    assert set(server.kernels()) == {kernel_id}, "attached kernels are never ended"
