@@ -367,13 +367,13 @@ async def test_answers_reach_who_asked_whatever_session_the_kernel_names(
     server: Server, liar: str, dialect: str
 ) -> None:
     async with (
-        attach(server, liar, dialect, session="one") as one,
-        attach(server, liar, dialect, session="two") as two,
+        attach(server, liar, dialect) as one,
+        attach(server, liar, dialect) as two,
     ):
         await works(two)
         done = await one.execute(
-            "p = k.parts('odd_reply', {'status': 'ok'}, {**parent, 'session': 'two'})\n"
-            "k.send(p, channel='shell')"
+            f"other = {{**parent, 'session': '{two.session}'}}\n"
+            "k.send(k.parts('odd_reply', {'status': 'ok'}, other), channel='shell')"
         )
         assert done.msg_id
         assert [m for m in one.seen if m["header"]["msg_type"] == "odd_reply"]
