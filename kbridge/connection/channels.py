@@ -52,6 +52,7 @@ class ZMQChannelsWebsocketConnection(ConnectionSettings, MessagePipeline, Kernel
 
     websocket_handler = Instance(WebSocketHandler, help="The websocket.")
     channels = Dict({}, help="The kernel's channels by name, while connected.")
+    since = Unicode(help="What the client saw last, as its URL says; see kbridge.hub.since.")
     session_key = Unicode("", help="Kernel id and session id: whose websocket this is.")
 
     _open_sockets: ClassVar[weakref.WeakSet[ZMQChannelsWebsocketConnection]] = weakref.WeakSet()
@@ -66,6 +67,10 @@ class ZMQChannelsWebsocketConnection(ConnectionSettings, MessagePipeline, Kernel
     @default("_close_future")
     def _default_close_future(self) -> Future[None]:
         return Future()
+
+    @default("since")
+    def _default_since(self) -> str:
+        return str(self.websocket_handler.get_query_argument("since", ""))
 
     # -- settings ---------------------------------------------------------------------------
 
@@ -142,11 +147,6 @@ class ZMQChannelsWebsocketConnection(ConnectionSettings, MessagePipeline, Kernel
             return chosen if isinstance(chosen, str) else None
         return self._dialect.subprotocol
 
-    @property
-    def since(self) -> str:
-        """What the client saw last, as its URL says: see `kbridge.hub.since`."""
-        return str(self.websocket_handler.get_query_argument("since", ""))
-
     def select_subprotocol(self, offered: list[str]) -> str | None:
         """Choose the dialect, and what to answer to a client that offers subprotocols."""
         self._dialect = select(offered, self.kernel_ws_protocol)
@@ -170,6 +170,7 @@ class ZMQChannelsWebsocketConnection(ConnectionSettings, MessagePipeline, Kernel
         The kernel is not asked anything, unless somebody has overridden what takes the answer.
         """
         self.session_key = f"{self.kernel_id}:{self.session_id}"
+        self.since = self._default_since()
         if self._overrides(OUTGOING + INCOMING + INFO):
             # Who takes messages apart with the session expects it to know the kernel's key.
             self.session.key = getattr(self.kernel_manager, "session", self.session).key

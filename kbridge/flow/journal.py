@@ -225,6 +225,12 @@ class Journal:
                 return Place(seq + 1, seq + 1, behind + len(frame))
         return Place(seq + 1, seq + 1, -1)
 
+    def holds(self, seq: int) -> bool:
+        """Whether a frame is still held."""
+        if self._first <= seq < self.next_seq:
+            return True
+        return any(kept == seq for kept, _, _ in self._keepsakes)
+
     def readdress(self, seq: int, audience: int) -> None:
         """Let a frame that is for one client be for another, where it is still held."""
         if seq in self._audience:
@@ -245,12 +251,13 @@ class Journal:
         gap = None
         if place.seq < self._first and self._keepsakes and self._keepsakes[-1][0] >= place.seq:
             return self._read_keepsakes(place, max_bytes, horizon)
-        if place.seq < self._first or place.frames < place.seq:
-            if self._first >= horizon:
+        if place.seq < self._first or place.frames < place.seq or place.nbytes < 0:
+            first = max(place.seq, self._first)
+            if first >= horizon:
                 return None  # all that may be read now is gone: say so with what comes next
-            if place.frames < self._first:
+            if place.frames < first:
                 gap = self._gap(place)
-            place = Place(self._first, self._first, self.appended - self._dense_bytes)
+            place = self.after_seq(first - 1) or self.end()
         start, stop = place.seq - self._base, horizon - self._base
         nbytes = self.appended - place.nbytes
         if nbytes > max_bytes or horizon < self.next_seq:

@@ -50,7 +50,7 @@ class Acknowledgements:
 
     def due(self, attachment: Attachment) -> bool:
         """Whether there is something to ask about, and nothing asked yet."""
-        return attachment.asked is None and attachment.delivered.seq < attachment.place.seq
+        return attachment.asked is None and attachment.delivered != attachment.place
 
     def full(self, attachment: Attachment) -> bool:
         """Whether to wait for an acknowledgement before more is written."""

@@ -105,10 +105,11 @@ class Delivery:
                 attachment.lags = attachment.blocked
                 return
 
-    def say(self, attachment: Attachment, msg: Message) -> None:
-        """Write a message that is in no journal, before what is owed."""
-        if not attachment.blocked and not attachment.link.closed:
-            self._write(attachment, self._join([v1.encode_frame(msg)], attachment.dialect))
+    def say(self, attachment: Attachment, messages: list[Message]) -> None:
+        """Write to a websocket that was just attached what the journal does not hold."""
+        data = self._join([v1.encode_frame(msg) for msg in messages], attachment.dialect)
+        if data and not attachment.link.closed:
+            self._write(attachment, data)
 
     def ask(self, attachment: Attachment) -> None:
         """Ask a websocket what has arrived of all that was written, where that is due."""

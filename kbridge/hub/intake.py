@@ -176,7 +176,7 @@ class Intake:
     def _note_begun_before(self, msg: Message, msg_type: str) -> None:
         """Mark a gap in what was under way before anybody here listened."""
         request, begun = msg.parent_id, self._begun
-        if begun is None or not request or request in begun:
+        if begun is None or not request or request in begun or self._mark in msg.parent_header:
             return
         if msg_type == "status" and state_of(msg.content) == "busy":
             begun.add(request)

@@ -20,10 +20,10 @@ from kbridge.hub.clock import Clock
 from kbridge.hub.delivery import Delivery
 from kbridge.hub.notices import Notices
 from kbridge.hub.settings import HubSettings
-from kbridge.hub.since import Found, locate
+from kbridge.hub.since import START, Found, locate
 from kbridge.link.interfaces import ClientLink, nobody
 from kbridge.wire.dialects import Dialect
-from kbridge.wire.message import Channel
+from kbridge.wire.message import Channel, Message
 
 __all__ = ["Readers"]
 
@@ -101,6 +101,10 @@ class Readers:
         attachment = self.clients.attach(link, dialect, session_id, journal.end())
         attachment.verbatim = verbatim
         if found is not None:
+            if back and since != START and not found.seen:
+                # What it has acknowledged it has seen, whatever it says.
+                seq = max(found.place.seq, attachment.delivered.seq)
+                found = found._replace(place=found.place._replace(seq=seq))
             attachment.place = attachment.delivered = found.place
         attachment.lags = attachment.place.seq < journal.next_seq
         link.on_writable = lambda: self._on_writable(attachment)
@@ -174,6 +178,7 @@ class Readers:
         """
         number = attachment.client.number
         seen = found is not None and found.seen
+        lost: list[Message] = []
         for question in self._inputs.open_questions():
             own = question.client in (EVERYONE, number)
             if not own:
@@ -181,8 +186,11 @@ class Readers:
                     continue
                 question.client = number
                 self._journal.readdress(question.seq, number)
-            if question.seq < attachment.place.seq and not (own and seen):
-                self._delivery.say(attachment, question.msg)
+            passed = question.seq < attachment.place.seq
+            if not (own and seen) if passed else not self._journal.holds(question.seq):
+                lost.append(question.msg)
+        if lost:
+            self._delivery.say(attachment, lost)
 
     def _trim(self) -> None:
         journal = self._journal

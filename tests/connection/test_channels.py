@@ -14,20 +14,20 @@ from jupyter_server.services.kernels.connection.channels import (
 )
 from tornado.httputil import HTTPServerRequest, RequestStartLine
 from tornado.iostream import IOStream
-from tornado.web import Application
+from tornado.web import Application, HTTPError
 from tornado.websocket import WebSocketHandler
-from traitlets import HasTraits
+from traitlets import HasTraits, TraitError
 from traitlets.config import Config, Configurable
 
 from kbridge.connection.channels import HUBS, ZMQChannelsWebsocketConnection
-from kbridge.errors import HubClosed, KernelMessageError
+from kbridge.errors import HubClosed, InvalidRequest, KernelMessageError
 from kbridge.hub.hub import Hub
 from kbridge.hub.settings import HubSettings
 from kbridge.hub.table import HubTable
 from kbridge.link.memory import MemoryKernel
 from kbridge.wire import legacy, v1
 from kbridge.wire.build import build
-from kbridge.wire.frames import BINARY, TEXT, frame
+from kbridge.wire.frames import BINARY, PING, TEXT, each, frame
 from kbridge.wire.message import Channel, Message
 from kbridge.wire.signing import Signer
 from kbridge.wire.zmq import parse, serialize
@@ -612,3 +612,155 @@ async def test_the_traits_of_a_connection_may_count_instead_of_the_configuration
     house.handlers.append(handler)
     made = Particular(parent=Kernel(parent=house.kernels), websocket_handler=handler)
     assert Particular.hub_settings(Config(), house.kernels, made).journal_limit == 12345
+
+
+# -- nothing lost ---------------------------------------------------------------------------------
+
+
+def test_what_keeps_output_from_getting_lost_can_be_set() -> None:
+    chosen = {
+        "acknowledge": False,
+        "rate_limit_policy": "drop",
+        "journal_limit": 1 << 20,
+        "history_limit": 1 << 10,
+        "resume_timeout": 7.0,
+    }
+    config = Config({"ZMQChannelsWebsocketConnection": chosen})
+    made = ZMQChannelsWebsocketConnection.hub_settings(config)
+    assert {name: getattr(made, name) for name in chosen} == chosen
+
+
+def test_a_policy_that_there_is_not_is_refused() -> None:
+    config = Config({"ZMQChannelsWebsocketConnection": {"rate_limit_policy": "guess"}})
+    with pytest.raises(TraitError, match="rate_limit_policy"):
+        ZMQChannelsWebsocketConnection.hub_settings(config)
+
+
+def test_who_has_methods_of_its_own_is_limited_there_and_not_in_the_hub() -> None:
+    class Own(ZMQChannelsWebsocketConnection):
+        def write_message(self, *args: Any, **how: Any) -> None: ...
+
+    assert Own.hub_settings().limit_rate is False
+    assert ZMQChannelsWebsocketConnection.hub_settings().limit_rate is True
+
+
+def frames_to(handler: Handler) -> list[tuple[int, bytes]]:
+    """What came out at the other end, pings included."""
+    try:
+        return list(each(handler.peer.recv(1 << 20)))
+    except BlockingIOError:
+        return []
+
+
+def say(house: House, msg: Message) -> None:
+    house.kernel.say(msg.channel, serialize(msg, SIGNER))
+
+
+def stream(text: str) -> Message:
+    return message(Channel.IOPUB, "stream", {"name": "stdout", "text": text})
+
+
+@pytest.mark.parametrize("offered", [[v1.SUBPROTOCOL], []], ids=["v1", "legacy"])
+async def test_a_pong_tells_the_hub_what_has_arrived(house, offered) -> None:
+    made, handler = await house.open(offered=offered)
+    say(house, stream("one"))
+    (first, _), (second, payload) = frames_to(handler)
+    assert (first, second) == (BINARY if offered else TEXT, PING)
+    attachment = made._attachment
+    made.on_pong(b"")
+    made.on_pong(b"1")
+    assert attachment.delivered != attachment.place
+    say(house, stream("two"))
+    (_, (_, payload)) = frames_to(handler)
+    made.on_pong(payload)
+    assert attachment.delivered == attachment.place == house.hub.journal.end()
+    made.disconnect()
+    made.on_pong(payload)
+
+
+async def test_a_pong_before_and_after_is_nothing(house) -> None:
+    made, _ = house.make()
+    made.on_pong(b"1")
+    await made.prepare()
+    await made.connect()
+    made.disconnect()
+    made.on_pong(b"1")
+    assert house.hub.connections == 0
+
+
+async def test_what_was_not_acknowledged_comes_again_to_the_session(house) -> None:
+    made, handler = await house.open()
+    say(house, stream("one"))
+    assert len(frames_to(handler)) == 2
+    made.disconnect()
+    _, again = await house.open()
+    assert [m.msg_type for m in again.messages()] == ["stream"]
+
+
+async def test_since_is_the_urls_and_may_be_left_out(house) -> None:
+    for query, expected in (("", ""), ("since=start", "start"), ("since=a%20b%2Fc", "a b/c")):
+        made, _ = house.make(query)
+        await made.prepare()
+        assert made.since == expected
+
+
+@pytest.mark.parametrize("name", ["session_id", "since"])
+async def test_what_is_no_text_is_400_before_the_websocket_opens(house, name) -> None:
+    made, _ = house.make(f"{name}=%ff")
+    with pytest.raises(HTTPError) as caught:
+        await made.prepare()
+    assert caught.value.status_code == 400
+
+
+async def test_a_new_session_begins_where_its_url_says(house) -> None:
+    await house.open()
+    said = [message(Channel.IOPUB, "comm_msg", {"n": i}) for i in range(3)]
+    for one in said:
+        say(house, one)
+    _, handler = await house.open(f"session_id=t&since={said[0].msg_id}")
+    assert handler.messages() == said[1:]
+    _, handler = await house.open("since=start")
+    assert handler.messages() == said
+    _, handler = await house.open("session_id=u")
+    assert handler.messages() == []
+    _, handler = await house.open("session_id=v&since=never-was")
+    marker, *rest = handler.messages()
+    assert "[kbridge: " in json.loads(marker.content)["text"]
+    assert rest == said
+
+
+async def test_too_long_a_since_is_the_clients_fault_and_attaches_nobody(house) -> None:
+    made, _ = house.make("session_id=s&since=" + "x" * 513)
+    await made.prepare()
+    with pytest.raises(InvalidRequest) as caught:
+        made.connect()
+    assert caught.value.close_code == 1008
+    assert house.hub.connections == 0
+    made.disconnect()
+
+
+async def test_who_has_methods_of_its_own_is_given_each_message_and_pings_behind_them(
+    house,
+) -> None:
+    made, handler = house.make()
+    got: list[str] = []
+    usual = made.handle_outgoing_message
+
+    def own(stream: str, parts: Any) -> Any:
+        got.append(parse(Channel.IOPUB, parts, SIGNER).msg_type)
+        return usual(stream, parts)
+
+    made.handle_outgoing_message = own  # type: ignore[method-assign]
+    await made.prepare()
+    await made.connect()
+    parent = message(Channel.SHELL, "execute_request").header
+    batch = [stream(str(i))._replace(parent_header=parent) for i in range(5)]
+    made._attachment.lags = True
+    house.kernel.say(Channel.IOPUB, *(serialize(m, SIGNER) for m in batch))
+    assert got == ["stream"] * 5, "not joined"
+    frames = frames_to(handler)
+    payload = frames[-1][1]
+    assert [opcode for opcode, _ in frames] == [BINARY] * 5 + [PING]
+    made.on_pong(payload)
+    assert made._attachment.delivered == house.hub.journal.end()
+    made.disconnect()

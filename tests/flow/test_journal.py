@@ -198,12 +198,14 @@ def filled(count: int = 10, *, limit: int = 1000, history: int = 1000) -> Journa
     return journal
 
 
-def test_the_oldest_place_is_where_all_that_is_held_begins() -> None:
+def test_the_oldest_place_is_that_of_who_has_seen_nothing() -> None:
     assert Journal(100, 100).oldest() == Journal(100, 100).end() == Place(0, 0, 0)
     journal = filled(30, history=50)
     journal.trim(journal.next_seq)
-    assert journal.oldest() == Place(25, 25, 250)
-    assert read_all(journal, journal.oldest())[1] == [], "what is not held is not missed there"
+    frames, (gap,), end = read_all(journal, journal.oldest())
+    assert frames == [b"%010d" % i for i in range(25, 30)]
+    assert (gap.messages, gap.nbytes) == (25, 250)
+    assert end == journal.end()
 
 
 def test_the_oldest_place_is_before_the_keepsakes() -> None:
@@ -212,11 +214,31 @@ def test_the_oldest_place_is_before_the_keepsakes() -> None:
     journal.append(b"busy", state=True)
     for i in range(50):
         journal.append(b"%010d" % i)
-    assert journal.oldest() == Place(1, 1, 10)
     frames, (gap,), _ = read_all(journal, journal.oldest())
     assert frames[0] == b"busy"
-    assert gap.messages == 51 - len(frames)
+    assert gap.messages == 52 - len(frames)
     assert gap.nbytes == 10 * gap.messages
+
+
+def test_who_has_seen_nobody_knows_what_gets_all_that_is_held_and_a_gap_without_numbers() -> None:
+    journal = filled(3)
+    frames, (gap,), end = read_all(journal, journal.unknown())
+    assert len(frames) == 3
+    assert (gap.messages, gap.nbytes) == (0, 0)
+    assert end == journal.end()
+
+
+@pytest.mark.parametrize("count", [0, 3])
+def test_a_gap_is_read_also_where_nothing_is_held(count) -> None:
+    journal = filled(count, history=0)
+    journal.trim(count)
+    stretch = journal.read(journal.unknown(), ALL)
+    assert stretch is not None
+    assert (stretch.frames, stretch.end) == ([], journal.end())
+    assert stretch.gap is not None
+    assert journal.read(stretch.end, ALL) is None, "once"
+    known = journal.read(journal.oldest(), ALL)
+    assert (known and known.gap and known.gap[:2]) == ((3, 30) if count else None)
 
 
 @pytest.mark.parametrize("seq", range(10))
@@ -225,6 +247,16 @@ def test_behind_a_sequence_number_is_all_that_came_later(seq) -> None:
     place = journal.after_seq(seq)
     assert place == Place(seq + 1, seq + 1, 10 * (seq + 1))
     assert read_all(journal, place)[0] == [b"%010d" % i for i in range(seq + 1, 10)]
+
+
+def test_behind_a_number_that_is_not_held_is_a_place_with_a_gap() -> None:
+    journal = filled(30, history=50)
+    journal.trim(journal.next_seq)
+    place = journal.after_seq(9)
+    assert place is not None
+    frames, (gap,), _ = read_all(journal, place)
+    assert frames == [b"%010d" % i for i in range(25, 30)]
+    assert (gap.messages, gap.nbytes) == (15, 0), "of what size these were, nobody knows"
 
 
 @pytest.mark.parametrize("seq", [-1_000_000, -2, 10, 11, 1 << 80])
@@ -326,29 +358,31 @@ class Naive:
 
     def check(self, place: Place, chunk: int, horizon: int | None) -> None:
         """What is read from a place on is exactly what is held from there on, and gaps add up."""
-        assert place.frames == place.seq
-        assert place.nbytes == sum(map(len, self.all[: place.seq]))
-        begin, got, messages, nbytes = place, [], 0, 0
+        begin, got, gaps = place, [], []
         while (stretch := self.real.read(place, chunk, horizon)) is not None:
-            assert stretch.frames
+            assert stretch.frames or stretch.gap
             assert stretch.nbytes == sum(map(len, stretch.frames))
             assert sum(map(len, stretch.frames[:-1])) < chunk
             got += stretch.frames
-            if stretch.gap is not None:
-                messages += stretch.gap.messages
-                nbytes += stretch.gap.nbytes
+            gaps += [stretch.gap] if stretch.gap else []
             place = stretch.end
         end = len(self.all) if horizon is None else min(horizon, len(self.all))
         assert got == [self.all[s] for s in self.held() if begin.seq <= s < end]
-        if place.seq < self.real.first_seq:
+        if place.frames < place.seq or place.seq < self.real.first_seq:
             # Not yet in the ring: what was lost is told with what comes next.
             assert end <= self.real.first_seq
-            assert messages == 0
+            assert gaps == []
             return
-        passed = self.all[begin.seq : place.seq]
-        assert len(got) + messages == len(passed)
-        assert sum(map(len, got)) + nbytes == sum(map(len, passed))
-        assert (place.seq, place.frames) == (max(begin.seq, end),) * 2
+        assert place.seq == max(begin.seq, end)
+        assert place == self.real.after_seq(place.seq - 1)
+        passed = self.all[max(begin.frames, 0) : place.seq]
+        lost = (len(passed) - len(got), sum(map(len, passed)) - sum(map(len, got)))
+        if begin.frames < 0:
+            assert [gap[:2] for gap in gaps] == [(0, 0)]
+        elif begin.nbytes < 0:
+            assert [gap[:2] for gap in gaps] == ([(lost[0], 0)] if lost[0] else [])
+        else:
+            assert [gap[:2] for gap in gaps] == ([lost] if lost[0] else [])
 
 
 @given(
@@ -367,13 +401,14 @@ def test_whatever_place_is_found_it_reads_on_to_exactly_what_came_later(
     for frame in frames[:pivot]:
         model.append(*frame)
     model.real.trim(min(trimmed, len(model.all)))
-    found = [model.real.oldest(), model.real.end()]
+    found = [model.real.oldest(), model.real.end(), model.real.unknown()]
     for seq in range(-2, len(model.all) + 2):
         place = model.real.after_seq(seq)
-        if seq in model.held():
-            assert place is not None
+        assert (place is not None) == (-1 <= seq < len(model.all))
         if place is not None:
-            assert place.seq == seq + 1
+            assert place.seq == place.frames == seq + 1
+            exact = seq in model.held() or seq >= model.real.first_seq - 1
+            assert place.nbytes == (sum(map(len, model.all[: seq + 1])) if exact else -1)
             found.append(place)
     for seq, frame in enumerate(model.all):
         place = model.real.after(lambda f, frame=frame: f == frame)
@@ -387,3 +422,22 @@ def test_whatever_place_is_found_it_reads_on_to_exactly_what_came_later(
         model.append(*frame)
     for place in found:
         model.check(place, chunk, horizon)
+
+
+def test_a_frame_may_be_for_another_client_while_it_is_held() -> None:
+    journal = Journal(100, 0)
+    journal.append(b"yours", audience=1, state=True)
+    journal.append(b"all")
+    journal.append(b"later", audience=1)
+    journal.readdress(0, 2)
+    journal.readdress(1, 2)
+    start = Place(0, 0, 0)
+    assert read_all(journal, start, client=1)[0] == [b"all", b"later"]
+    assert read_all(journal, start, client=2)[0] == [b"yours", b"all"]
+    for i in range(20):
+        journal.append(b"%010d" % i)
+    journal.readdress(0, 3)
+    assert read_all(journal, start, client=3)[0][0] == b"yours", "among the keepsakes"
+    journal.trim(journal.next_seq)
+    journal.readdress(0, 4)
+    assert journal._audience == {}, "of what is forgotten nothing stays"

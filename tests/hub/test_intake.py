@@ -27,8 +27,9 @@ ALICE = 1
 class Side:
     """An intake among its real neighbours, and a kernel that speaks to it."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, adopted: bool = False) -> None:
         self.clock = StoppedClock()
+        self.inputs = Inputs()
         self.replaced: list[bool] = []
         self.notices = Notices(self.clock)
         self.journal = Journal(1 << 20, 1 << 20)
@@ -42,12 +43,13 @@ class Side:
             self.activity,
             self.nudge,
             self.requests,
-            Inputs(),
+            self.inputs,
             notices=self.notices,
             on_replaced=lambda: self.replaced.append(True),
             policies=[self._judge],
             clock=self.clock,
             log=log,
+            adopted=adopted,
         )
         self.signer = Signer(KEY)
         self.intake.begin(self.signer)
@@ -200,3 +202,116 @@ async def test_a_kernel_that_begins_anew_is_nobodys_successor(side) -> None:
     side.nudge.begin()
     side.from_process("two")
     assert side.replaced == []
+
+
+# -- a kernel that ran before the bridge did ------------------------------------------------------
+
+
+@pytest.fixture
+async def adopted():
+    made = Side(adopted=True)
+    yield made
+    made.nudge.close()
+    made.requests.close()
+
+
+def shown(side: Side) -> list[tuple[str, str]]:
+    """Type and parent of all that is journalled; markers by name."""
+    stretch = side.journal.read(Place(0, 0, 0), 1 << 20)
+    messages = [v1.decode(payload(f)) for f in stretch.frames] if stretch else []
+    return [
+        (
+            "marker" if b"[kbridge: the server was restarted" in m.content else m.msg_type,
+            m.parent_id,
+        )
+        for m in messages
+    ]
+
+
+def cell(side: Side, msg_id: str) -> bytes:
+    return build(
+        Channel.SHELL, "execute_request", {}, session="c", date="now", msg_id=msg_id
+    ).header
+
+
+def status(side: Side, state: str, parent: bytes) -> Message:
+    return side.message(Channel.IOPUB, "status", parent, execution_state=state)
+
+
+@pytest.mark.parametrize("kind", ["stream", "display_data", "error", "status"])
+async def test_a_cell_that_was_under_way_gets_one_marker_before_all_else(adopted, kind) -> None:
+    side, old = adopted, cell(adopted, "old")
+    side.say(
+        status(side, "idle", old) if kind == "status" else side.message(Channel.IOPUB, kind, old)
+    )
+    for text in ("two", "three"):
+        side.say(side.message(Channel.IOPUB, "stream", old, name="stdout", text=text))
+    side.say(status(side, "idle", old))
+    side.say(side.message(Channel.IOPUB, "stream", cell(side, "older"), name="stdout", text="x"))
+    got = shown(side)
+    assert got[0] == ("marker", "old")
+    assert [kind for kind, _ in got].count("marker") == 1
+
+
+async def test_a_cell_that_begins_now_gets_none(adopted) -> None:
+    side = adopted
+    for i in range(3):
+        parent = cell(side, f"cell-{i}")
+        side.say(status(side, "busy", parent), side.message(Channel.IOPUB, "stream", parent))
+        side.say(status(side, "idle", parent))
+    assert "marker" not in [kind for kind, _ in shown(side)]
+    assert len(shown(side)) == 9
+
+
+async def test_requests_that_begin_meanwhile_do_not_take_the_marker_away(adopted) -> None:
+    """A page that connects asks the debugger, on control, while the cell is silent."""
+    side, old, debug = adopted, cell(adopted, "old"), cell(adopted, "debug")
+    side.say(status(side, "busy", debug), status(side, "idle", debug))
+    side.say(side.message(Channel.IOPUB, "stream", old))
+    assert shown(side) == [
+        ("status", "debug"),
+        ("status", "debug"),
+        ("marker", "old"),
+        ("stream", "old"),
+    ]
+
+
+async def test_what_has_no_parent_and_what_is_ours_gets_none_and_takes_none(adopted) -> None:
+    side = adopted
+    side.say(side.message(Channel.IOPUB, "status", execution_state="starting"))
+    side.say(side.message(Channel.IOPUB, "stream"))
+    probe = side.notices.probe(Channel.CONTROL).header
+    side.say(status(side, "busy", probe), side.message(Channel.IOPUB, "stream", probe))
+    assert "marker" not in [kind for kind, _ in shown(side)]
+    side.say(side.message(Channel.IOPUB, "stream", cell(side, "old")))
+    assert shown(side)[-2:] == [("marker", "old"), ("stream", "old")]
+
+
+async def test_a_kernel_that_was_started_here_gets_none(side) -> None:
+    side.say(side.message(Channel.IOPUB, "stream", cell(side, "old")))
+    assert shown(side) == [("stream", "old")]
+
+
+async def test_the_next_process_of_an_adopted_kernel_is_not_adopted(adopted) -> None:
+    side = adopted
+    side.from_process("one")
+    side.intake.begin(side.signer)
+    side.say(side.message(Channel.IOPUB, "stream", cell(side, "old")))
+    assert shown(side) == [("stream", "old")]
+
+
+# -- what input is waited for ---------------------------------------------------------------------
+
+
+async def test_a_question_is_noted_for_who_is_asked_and_where_it_stands(side) -> None:
+    side.say(side.message(Channel.IOPUB, "stream"))
+    asked = side.message(Channel.SHELL, "execute_request")
+    side.requests.submit(asked, ALICE)
+    side.say(side.message(Channel.STDIN, "input_request", asked.header, prompt="?"))
+    (question,) = side.inputs.open_questions()
+    assert (question.client, question.seq) == (ALICE, 1)
+    assert side.heard_by(99) == ["stream"]
+    side.say(status(side, "busy", asked.header))
+    assert side.inputs
+    side.say(status(side, "idle", asked.header))
+    assert not side.inputs

@@ -1,4 +1,4 @@
-"""Connections that are cut at random points of a long run: nothing missing, and with `since` nothing twice."""
+"""Connections cut at random points of a long run: nothing missing, with `since` nothing twice."""
 
 from __future__ import annotations
 
