@@ -1,0 +1,149 @@
+"""Input that kernels wait for: each question is answered once."""
+
+import pytest
+
+from kbridge.flow import inputs as module
+from kbridge.flow.inputs import Inputs
+from kbridge.flow.journal import EVERYONE
+from kbridge.wire.build import build
+from kbridge.wire.message import Channel, Message
+
+ALICE, BOB = 1, 2
+
+
+def request(msg_id: str) -> Message:
+    return build(Channel.SHELL, "execute_request", {}, session="c", date="now", msg_id=msg_id)
+
+
+def question(msg_id: str, of: str = "a-cell") -> Message:
+    return build(
+        Channel.STDIN,
+        "input_request",
+        {"prompt": "?", "password": False},
+        session="k",
+        date="now",
+        msg_id=msg_id,
+        parent_header=request(of).header,
+    )
+
+
+def answer(asked: Message | None = None) -> Message:
+    parent = asked.header if asked else b"{}"
+    return build(
+        Channel.STDIN,
+        "input_reply",
+        {"value": "42"},
+        session="c",
+        date="now",
+        parent_header=parent,
+    )
+
+
+@pytest.fixture
+def inputs() -> Inputs:
+    return Inputs()
+
+
+def test_a_question_is_open_until_it_is_answered(inputs) -> None:
+    asked = question("q")
+    assert not inputs
+    inputs.asked(asked, ALICE, 7)
+    (open_one,) = inputs.open_questions()
+    assert (open_one.msg, open_one.client, open_one.seq) == (asked, ALICE, 7)
+    assert inputs
+    assert inputs.answer(answer(asked))
+    assert not inputs
+    assert inputs.open_questions() == []
+
+
+def test_a_second_answer_does_not_pass_whoever_gives_it(inputs) -> None:
+    asked = question("q")
+    inputs.asked(asked, ALICE, 0)
+    assert [inputs.answer(answer(asked)) for _ in range(3)] == [True, False, False]
+
+
+def test_the_next_question_is_answered_for_itself(inputs) -> None:
+    first, second = question("q1"), question("q2")
+    inputs.asked(first, ALICE, 0)
+    assert inputs.answer(answer(first))
+    inputs.asked(second, ALICE, 1)
+    assert not inputs.answer(answer(first)), "late, and it would be taken for the second's"
+    assert inputs.answer(answer(second))
+
+
+def test_an_answer_that_names_no_question_is_for_the_oldest(inputs) -> None:
+    first, second = question("q1", "cell-1"), question("q2", "cell-2")
+    inputs.asked(first, ALICE, 0)
+    inputs.asked(second, BOB, 1)
+    assert inputs.answer(answer())
+    assert [q.msg for q in inputs.open_questions()] == [second]
+    assert inputs.answer(answer())
+    assert not inputs.answer(answer()), "nothing is open, and all that was is answered"
+
+
+def test_an_answer_to_what_was_asked_before_this_bridge_was_passes(inputs) -> None:
+    assert inputs.answer(answer(question("older")))
+    assert inputs.answer(answer())
+
+
+def test_what_is_not_known_leaves_what_is_alone(inputs) -> None:
+    inputs.asked(question("q"), ALICE, 0)
+    assert inputs.answer(answer(question("older")))
+    assert len(inputs) == 1
+
+
+def test_with_its_request_a_question_is_over_and_others_are_not(inputs) -> None:
+    one, two, other = question("q1"), question("q2"), question("q3", "another-cell")
+    for seq, asked in enumerate((one, two, other)):
+        inputs.asked(asked, ALICE, seq)
+    inputs.done("a-cell")
+    assert [q.msg for q in inputs.open_questions()] == [other]
+    inputs.done("nothing-like-it")
+    inputs.done("")
+    assert len(inputs) == 1
+    assert inputs.answer(answer(other))
+
+
+def test_an_answer_that_comes_when_the_request_is_over_does_not_pass(inputs) -> None:
+    """The kernel would take it for the answer to the next question."""
+    asked = question("q")
+    inputs.asked(asked, ALICE, 0)
+    inputs.done("a-cell")
+    assert not inputs.answer(answer(asked))
+
+
+def test_another_process_has_asked_nothing_yet(inputs) -> None:
+    open_one, answered = question("q1"), question("q2")
+    inputs.asked(answered, ALICE, 0)
+    inputs.answer(answer(answered))
+    inputs.asked(open_one, EVERYONE, 1)
+    inputs.clear()
+    assert not inputs
+    assert inputs.open_questions() == []
+    again = question("q3")
+    inputs.asked(again, ALICE, 2)
+    assert inputs.answer(answer())
+    assert not inputs
+
+
+def test_who_is_asked_and_where_may_change(inputs) -> None:
+    inputs.asked(question("q"), ALICE, 0)
+    (open_one,) = inputs.open_questions()
+    open_one.client, open_one.seq = BOB, 9
+    assert [(q.client, q.seq) for q in inputs.open_questions()] == [(BOB, 9)]
+
+
+def test_no_more_are_remembered_than_there_is_room_for(inputs, monkeypatch) -> None:
+    monkeypatch.setattr(module, "_LIMIT", 5)
+    asked = [question(f"q{i}") for i in range(20)]
+    for seq, one in enumerate(asked):
+        inputs.asked(one, ALICE, seq)
+    assert [q.seq for q in inputs.open_questions()] == [15, 16, 17, 18, 19]
+    for one in asked[15:]:
+        assert inputs.answer(answer(one))
+    for i in range(20, 40):
+        one = question(f"q{i}")
+        inputs.asked(one, ALICE, i)
+        inputs.answer(answer(one))
+    assert len(inputs._answered) == 5
+    assert not inputs.answer(answer(one))
