@@ -2,13 +2,12 @@
 
 One DEALER serves all clients of a kernel, so replies and stdin requests find their way by the
 `msg_id` of their parent. A route stays after its reply: a request may be answered more than once
-(`input_request`), and a reply may come after the kernel is idle again. Routes are bounded in
-number and in bytes, and the oldest go first.
+(`input_request`), and a reply may come after the kernel is idle again. It stays when its client
+goes, too: the reply is then nobody's, and not everybody's. Routes are bounded in number and in
+bytes, and the oldest go first.
 """
 
 from __future__ import annotations
-
-from kbridge.wire.message import Channel
 
 __all__ = ["Routing"]
 
@@ -25,7 +24,7 @@ class Routing:
         bounds nothing. The newest route is kept however long its id is.
     """
 
-    __slots__ = ("_by_client", "_chars", "_evicted", "_limit", "_limit_bytes", "_routes")
+    __slots__ = ("_chars", "_evicted", "_limit", "_limit_bytes", "_routes")
 
     def __init__(self, limit: int = 10_000, limit_bytes: int = 4 << 20) -> None:
         if limit < 1:
@@ -37,17 +36,14 @@ class Routing:
 
     def clear(self) -> None:
         """Forget all routes, as when the kernel was restarted."""
-        self._routes: dict[str, tuple[int, Channel]] = {}
-        # The same ids by client, so that a client that leaves costs its own routes only.
-        self._by_client: dict[int, set[str]] = {}
+        self._routes: dict[str, int] = {}
         self._chars = 0
 
-    def note(self, msg_id: str, client: int, channel: Channel) -> None:
+    def note(self, msg_id: str, client: int) -> None:
         """Remember who asked. An id that comes twice belongs to who used it last."""
         if msg_id in self._routes:
             self._drop(msg_id)
-        self._routes[msg_id] = (client, channel)
-        self._by_client.setdefault(client, set()).add(msg_id)
+        self._routes[msg_id] = client
         self._chars += len(msg_id)
         while len(self._routes) > self._limit or (
             self._chars > self._limit_bytes and len(self._routes) > 1
@@ -56,34 +52,17 @@ class Routing:
             self._evicted += 1
 
     def _drop(self, msg_id: str) -> None:
-        client, _ = self._routes.pop(msg_id)
-        ids = self._by_client[client]
-        ids.discard(msg_id)
-        if not ids:
-            del self._by_client[client]
+        del self._routes[msg_id]
         self._chars -= len(msg_id)
 
     def owner(self, parent_id: str) -> int | None:
         """Who made the request, or None if that is not known (any more)."""
-        route = self._routes.get(parent_id)
-        return None if route is None else route[0]
-
-    def channel_of(self, parent_id: str) -> Channel | None:
-        """On which channel the request was made, or None if that is not known (any more)."""
-        route = self._routes.get(parent_id)
-        return None if route is None else route[1]
-
-    def forget_client(self, client: int) -> None:
-        """Forget the routes of a client that will not come back."""
-        for msg_id in self._by_client.pop(client, ()):
-            del self._routes[msg_id]
-            self._chars -= len(msg_id)
+        return self._routes.get(parent_id)
 
     def statistics(self) -> dict[str, int]:
-        """Routes and characters held, clients that own them, routes evicted since the start."""
+        """Routes and characters held, routes evicted since the start."""
         return {
             "routes": len(self._routes),
             "id_chars": self._chars,
-            "clients": len(self._by_client),
             "evicted": self._evicted,
         }

@@ -11,7 +11,6 @@ Laws of this module:
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
@@ -26,24 +25,21 @@ from kbridge.hub import policies
 from kbridge.hub.clients import Attachment
 from kbridge.hub.clock import Clock
 from kbridge.hub.intake import Intake
+from kbridge.hub.line import Line, LinkFactory
 from kbridge.hub.notices import Notices
 from kbridge.hub.nudge import Nudge
 from kbridge.hub.readers import Readers
 from kbridge.hub.requests import Requests
 from kbridge.hub.settings import HubSettings
 from kbridge.link.endpoints import Endpoints
-from kbridge.link.interfaces import ClientLink, KernelEvents, KernelSockets, RawMessage, nobody
+from kbridge.link.interfaces import ClientLink, RawMessage, nobody
 from kbridge.link.kernel import KernelLink, new_identity
 from kbridge.wire.dialects import Dialect
 from kbridge.wire.message import Channel, Message
 from kbridge.wire.signing import Signer
 from kbridge.wire.zmq import serialize
 
-__all__ = ["Hub", "LinkFactory"]
-
-LinkFactory = Callable[[Endpoints, KernelEvents, bytes], KernelSockets]
-
-_FLUSH_TIMEOUT = 1.0  # seconds to wait for the last words of a kernel that has ended
+__all__ = ["Hub"]
 
 
 class Hub:
@@ -55,14 +51,10 @@ class Hub:
         For the log.
     connection_info : mapping
         As a connection file has it.
-    settings : HubSettings
-        What can be set.
+    settings, clock, log
+        What can be set, the time, and where to say what happens.
     link : callable
         Makes the link to the kernel; a test puts `kbridge.link.memory.MemoryKernel` here.
-    clock : Clock
-        The time.
-    log : logging.Logger or adapter
-        Where to say what happens.
     identity : bytes
         What the kernel knows the hub by; a new one where it is empty. Who takes over from another
         bridge, with its identity, gets the replies to the requests that that one sent.
@@ -71,8 +63,6 @@ class Hub:
 
     Attributes
     ----------
-    identity : bytes
-        What the kernel knows the hub by, over restarts too.
     activity : Activity
         What the kernel is doing, and when something last happened.
     journal : Journal
@@ -100,11 +90,10 @@ class Hub:
     ) -> None:
         settings = settings or HubSettings()
         self.kernel_id = kernel_id
-        self.identity = identity or new_identity()
         self.settings = settings
         self.log = log or logging.getLogger("kbridge.hub")
         self._clock = clock or Clock()
-        self._make_link = link
+        self._line = Line(link, self, identity or new_identity(), self.log)
         self.notices = Notices(self._clock)
         self.journal = Journal(settings.journal_limit, settings.history_limit)
         self.activity = Activity(self._clock.wall(), quiet=settings.untracked_message_types)
@@ -138,8 +127,6 @@ class Hub:
             refuse=self._intake.refuse,
         )
         self._incoming = policies.incoming(settings)
-        self._down = asyncio.Event()
-        self._link: KernelSockets | None = None
         self._closed = False
         self._announced: tuple[str, int] | None = None  # a status, and where the journal ended
         self._hung_up = False  # since another process was last known to have taken over
@@ -148,6 +135,11 @@ class Hub:
         self.reconnect(connection_info)
 
     # -- clients ----------------------------------------------------------------------------
+
+    @property
+    def identity(self) -> bytes:
+        """What the kernel knows the hub by, over restarts too."""
+        return self._line.identity
 
     @property
     def connections(self) -> int:
@@ -167,10 +159,8 @@ class Hub:
 
         Parameters
         ----------
-        link : ClientLink
-            The websocket.
-        dialect : Dialect
-            What it speaks.
+        link, dialect
+            The websocket, and what it speaks.
         session_id : str
             Whose it is. One that was here before goes on behind what is known to have arrived.
         since : str
@@ -214,9 +204,8 @@ class Hub:
         """
         if msg.channel is Channel.IOPUB:
             raise InvalidMessage("iopub is for what kernels say: nobody listens there")
-        now = self._clock.monotonic()
         msg_type = msg.msg_type
-        if judge(self._incoming, msg, msg_type, now) == DROP:
+        if judge(self._incoming, msg, msg_type, self._clock.monotonic()) == DROP:
             # As a stranger writes it, so neither raw nor whole.
             self.log.warning("%.60s is not an allowed message type; ignored", ascii(msg_type))
             return None
@@ -301,9 +290,8 @@ class Hub:
         self._unlink()
         endpoints = Endpoints.from_connection_info(connection_info)
         self._intake.begin(Signer(endpoints.key, endpoints.signature_scheme))
-        self._down.clear()
         self._hung_up = False
-        self._link = self._make_link(endpoints, self, self.identity)
+        self._line.open(endpoints)
         self._nudge.begin()
 
     def now(self) -> float:
@@ -312,8 +300,7 @@ class Hub:
 
     def drain(self) -> None:
         """Take in all that has arrived from the kernel."""
-        if self._link is not None:
-            self._link.drain()
+        self._line.drain()
 
     async def restarting(self, *, asked: bool = False, keep: bool = False) -> None:
         """The kernel has ended, and another one will take its place.
@@ -330,7 +317,8 @@ class Hub:
         keep : bool
             Whether requests that wait already are for the new one.
         """
-        await self._last_words()
+        await self._line.last_words()
+        self._unlink()
         self._requests.forget("the kernel was restarted", waiting=not keep)
         self._inputs.clear()
         self.activity.restarted(self._clock.wall())
@@ -369,8 +357,7 @@ class Hub:
         """
         if self._closed:
             return
-        if self._link is not None and not self._link.closed:
-            self._link.drain()
+        self._line.drain()
         self._closed = True
         self._unlink()
         self._requests.close()
@@ -407,12 +394,12 @@ class Hub:
 
     def on_connected(self) -> None:
         """The kernel's side of iopub is there."""
-        self._down.clear()
+        self._line.went(down=False)
         self._nudge.connected()
 
     def on_disconnected(self) -> None:
         """The kernel's side of iopub went away: prove it anew before anything is sent."""
-        self._down.set()
+        self._line.went(down=True)
         self._hung_up = True
         self._nudge.disconnected()
         self.on_hung_up()
@@ -420,16 +407,15 @@ class Hub:
     # -- inside -----------------------------------------------------------------------------
 
     def _link_send(self, msg: Message) -> bool:
-        if not self.ready or self._link is None:
+        if not self.ready:
             return False
         if self._intake.adapter is not None:
             msg = self._intake.adapter.to_kernel(msg)
-        return self._link.send(msg.channel, serialize(msg, self.signer))
+        return self._line.send(msg.channel, serialize(msg, self.signer))
 
     def _send_probes(self) -> None:
-        if self._link is not None:
-            for channel in (Channel.SHELL, Channel.CONTROL):
-                self._link.send(channel, serialize(self.notices.probe(channel), self.signer))
+        for channel in (Channel.SHELL, Channel.CONTROL):
+            self._line.send(channel, serialize(self.notices.probe(channel), self.signer))
 
     def _on_ready(self, decision: Decision) -> None:
         if decision.timed_out:
@@ -460,20 +446,6 @@ class Hub:
         self._intake.append(self.notices.status(status))
         self._announced = (status, self.journal.next_seq)
 
-    async def _last_words(self) -> None:
-        """Take in all that the kernel said before it ended."""
-        if self._link is None or self._link.closed:
-            return
-        try:
-            async with asyncio.timeout(_FLUSH_TIMEOUT):
-                await self._down.wait()
-        except TimeoutError:
-            self.log.debug("kernel %s did not hang up", self.kernel_id)
-        self.drain()
-        self._unlink()
-
     def _unlink(self) -> None:
         self._nudge.stop()
-        if self._link is not None:
-            self._link.close()
-            self._link = None
+        self._line.close()

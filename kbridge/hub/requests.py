@@ -64,7 +64,7 @@ class Requests:
         HubClosed
             After `close`.
         """
-        self._routing.note(msg.msg_id, client, msg.channel)
+        self._routing.note(msg.msg_id, client)
         if not self._outbox.waits(msg.channel) and self._send(msg):
             return None
         return self._outbox.put(msg)

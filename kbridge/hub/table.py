@@ -7,7 +7,8 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from kbridge.errors import KernelNotFound
-from kbridge.hub.hub import Hub, LinkFactory
+from kbridge.hub.hub import Hub
+from kbridge.hub.line import LinkFactory
 from kbridge.hub.settings import HubSettings
 from kbridge.link.kernel import KernelLink
 

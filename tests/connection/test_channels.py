@@ -134,7 +134,7 @@ class House:
 
     @property
     def kernel(self) -> MemoryKernel:
-        link = self.hub._link
+        link = self.hub._line.link
         assert isinstance(link, MemoryKernel)
         return link
 

@@ -5,75 +5,58 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kbridge.flow.routing import Routing
-from kbridge.wire.message import Channel
-
-SHELL, CONTROL = Channel.SHELL, Channel.CONTROL
 
 
-def test_a_reply_finds_its_client_and_channel_as_often_as_it_comes() -> None:
+def test_a_reply_finds_its_client_as_often_as_it_comes() -> None:
     routing = Routing()
-    routing.note("a", 1, SHELL)
-    routing.note("b", 2, CONTROL)
+    routing.note("a", 1)
+    routing.note("b", 2)
     for _ in range(3):
-        assert (routing.owner("a"), routing.channel_of("a")) == (1, SHELL)
-        assert (routing.owner("b"), routing.channel_of("b")) == (2, CONTROL)
+        assert routing.owner("a") == 1
+        assert routing.owner("b") == 2
 
 
 def test_unknown_parents_belong_to_nobody() -> None:
     routing = Routing()
     assert routing.owner("a") is None
-    assert routing.channel_of("a") is None
     assert routing.owner("") is None
 
 
 def test_the_oldest_go_first() -> None:
     routing = Routing(limit=3)
     for n in range(5):
-        routing.note(str(n), n, SHELL)
+        routing.note(str(n), n)
     assert [routing.owner(str(n)) for n in range(5)] == [None, None, 2, 3, 4]
-    assert routing.statistics() == {"routes": 3, "id_chars": 3, "clients": 3, "evicted": 2}
+    assert routing.statistics() == {"routes": 3, "id_chars": 3, "evicted": 2}
 
 
 def test_an_id_that_comes_again_is_new_and_belongs_to_its_last_user() -> None:
     routing = Routing(limit=2)
-    routing.note("a", 1, SHELL)
-    routing.note("b", 1, SHELL)
-    routing.note("a", 2, CONTROL)
-    assert (routing.owner("a"), routing.channel_of("a")) == (2, CONTROL)
-    routing.note("c", 1, SHELL)
-    assert routing.owner("b") is None
+    routing.note("a", 1)
+    routing.note("b", 1)
+    routing.note("a", 2)
     assert routing.owner("a") == 2
-    routing.forget_client(1)
+    routing.note("c", 1)
+    assert routing.owner("b") is None
     assert routing.owner("a") == 2
 
 
 def test_long_ids_are_bounded_too() -> None:
     routing = Routing(limit_bytes=1000)
     for n in range(50):
-        routing.note(f"{n:0100}", 1, SHELL)
-    assert routing.statistics() == {"routes": 10, "id_chars": 1000, "clients": 1, "evicted": 40}
-    routing.note("x" * 5000, 2, SHELL)
+        routing.note(f"{n:0100}", 1)
+    assert routing.statistics() == {"routes": 10, "id_chars": 1000, "evicted": 40}
+    routing.note("x" * 5000, 2)
     assert routing.owner("x" * 5000) == 2
     assert routing.statistics()["routes"] == 1
 
 
-def test_a_client_that_leaves_takes_its_routes_only() -> None:
-    routing = Routing()
-    for n in range(10):
-        routing.note(str(n), n % 2, SHELL)
-    routing.forget_client(1)
-    routing.forget_client(1)
-    routing.forget_client(99)
-    assert [routing.owner(str(n)) for n in range(4)] == [0, None, 0, None]
-    assert routing.statistics() == {"routes": 5, "id_chars": 5, "clients": 1, "evicted": 0}
-
-
 def test_clear() -> None:
     routing = Routing()
-    routing.note("a", 1, SHELL)
+    routing.note("a", 1)
     routing.clear()
     assert routing.owner("a") is None
-    assert routing.statistics() == {"routes": 0, "id_chars": 0, "clients": 0, "evicted": 0}
+    assert routing.statistics() == {"routes": 0, "id_chars": 0, "evicted": 0}
 
 
 def test_a_limit_of_nothing_is_refused() -> None:
@@ -83,7 +66,6 @@ def test_a_limit_of_nothing_is_refused() -> None:
 
 STEP = st.one_of(
     st.tuples(st.just("note"), st.sampled_from("abcdefgh"), st.integers(1, 3)),
-    st.tuples(st.just("forget"), st.just(""), st.integers(1, 3)),
     st.tuples(st.just("clear"), st.just(""), st.just(0)),
 )
 
@@ -95,11 +77,8 @@ def test_against_a_list(limit: int, steps: list[tuple[str, str, int]]) -> None:
     model: list[tuple[str, int]] = []
     for verb, msg_id, client in steps:
         if verb == "note":
-            routing.note(msg_id, client, SHELL)
+            routing.note(msg_id, client)
             model = [*(r for r in model if r[0] != msg_id), (msg_id, client)][-limit:]
-        elif verb == "forget":
-            routing.forget_client(client)
-            model = [r for r in model if r[1] != client]
         else:
             routing.clear()
             model = []
@@ -107,4 +86,3 @@ def test_against_a_list(limit: int, steps: list[tuple[str, str, int]]) -> None:
         assert {i: routing.owner(i) for i in "abcdefgh"} == {i: known.get(i) for i in "abcdefgh"}
         statistics = routing.statistics()
         assert statistics["routes"] == statistics["id_chars"] == len(model)
-        assert statistics["clients"] == len(set(known.values()))

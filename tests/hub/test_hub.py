@@ -436,7 +436,7 @@ async def test_the_end_of_a_kernel_during_a_restart_is_the_last_word(rig) -> Non
     restarting = asyncio.ensure_future(rig.hub.restarting())
     await asyncio.sleep(0)
     rig.hub.dead()
-    rig.hub._down.set()
+    rig.hub._line.went(down=True)
     await restarting
     assert states(client)[0] == "dead"
     assert rig.kernel.closed

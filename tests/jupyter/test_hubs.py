@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from kbridge.errors import HubClosed
-from kbridge.hub import hub as hub_module
+from kbridge.hub import line as line_module
 from kbridge.hub.settings import HubSettings
 from kbridge.jupyter import hubs as hubs_module
 from kbridge.jupyter import watch as watch_module
@@ -43,7 +43,7 @@ class Hubs(JupyterHubs):
 @pytest.fixture
 def kernels(monkeypatch: pytest.MonkeyPatch) -> FakeKernels:
     monkeypatch.setattr(watch_module, "_LOOK_SECONDS", 0.001)
-    monkeypatch.setattr(hub_module, "_FLUSH_TIMEOUT", 0.001)
+    monkeypatch.setattr(line_module, "_FLUSH_TIMEOUT", 0.001)
     monkeypatch.setattr(hubs_module, "_SWEEP_SECONDS", 0.005)
     return FakeKernels(FakeKernel("one"), FakeKernel("two"))
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from kbridge.hub import hub as hub_module
+from kbridge.hub import line as line_module
 from kbridge.hub.settings import HubSettings
 from kbridge.jupyter import watch as module
 from kbridge.wire.message import Channel
@@ -21,7 +21,7 @@ OLD, NEW = (1, 2, 3, 4), (11, 12, 13, 14)
 @pytest.fixture
 async def make_watched(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Callable[..., WatchRig]]:
     monkeypatch.setattr(module, "_LOOK_SECONDS", 0.001)
-    monkeypatch.setattr(hub_module, "_FLUSH_TIMEOUT", 0.001)
+    monkeypatch.setattr(line_module, "_FLUSH_TIMEOUT", 0.001)
     rigs: list[WatchRig] = []
 
     def make(**settings: Any) -> WatchRig:
@@ -107,7 +107,7 @@ async def test_ports_chosen_anew_after_a_crash_keep_what_was_sent_meanwhile(rig)
 
 
 async def test_ports_chosen_while_the_hub_still_waits_for_the_old_one(rig, monkeypatch) -> None:
-    monkeypatch.setattr(hub_module, "_FLUSH_TIMEOUT", 3600.0)
+    monkeypatch.setattr(line_module, "_FLUSH_TIMEOUT", 3600.0)
     client, _ = rig.attach()
     old = rig.kernel
     rig.manager.fire("restart")
@@ -126,7 +126,7 @@ async def test_ports_chosen_while_the_hub_still_waits_for_the_old_one(rig, monke
 @pytest.mark.parametrize("new", [OLD, NEW])
 async def test_ports_that_are_zero_while_the_old_one_hangs_up(rig, monkeypatch, new) -> None:
     """Random ports may be the old ones once more."""
-    monkeypatch.setattr(hub_module, "_FLUSH_TIMEOUT", 3600.0)
+    monkeypatch.setattr(line_module, "_FLUSH_TIMEOUT", 3600.0)
     client, _ = rig.attach()
     old = rig.kernel
     rig.manager.fire("restart")

@@ -111,7 +111,7 @@ class House:
 
     @property
     def kernel(self) -> MemoryKernel:
-        link = self.hub._link
+        link = self.hub._line.link
         assert isinstance(link, MemoryKernel)
         return link
 
