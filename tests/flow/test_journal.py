@@ -1,7 +1,7 @@
 """The ring: its bound, its readers' places, what is forgotten and in which order."""
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from kbridge.flow.journal import EVERYONE, Journal, Place
@@ -393,6 +393,15 @@ class Naive:
     st.integers(0, 80),
     st.integers(1, 300),
     st.one_of(st.none(), st.integers(0, 90)),
+)
+@example(  # keepsakes that reach up to the ring without a hole
+    frames=[(1, EVERYONE, True), (1, EVERYONE, True), (34, EVERYONE, False)],
+    limit=50,
+    history=0,
+    pivot=3,
+    trimmed=0,
+    chunk=52,
+    horizon=None,
 )
 def test_whatever_place_is_found_it_reads_on_to_exactly_what_came_later(
     frames, limit, history, pivot, trimmed, chunk, horizon
