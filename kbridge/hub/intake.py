@@ -210,5 +210,6 @@ class Intake:
 
     def _note_process(self, session: str) -> None:
         known, self._process = self._process, session or self._process
+        self._notices.kernel_session = self._process
         if known and known != self._process:
             self._on_replaced()

@@ -21,12 +21,17 @@ class Notices:
     ----------
     mark : bytes
         What the parent header of everything contains that comes of a probe.
+    kernel_session : str
+        The session of the kernel's process, once it is known. What is said in the kernel's place
+        is said under it: JupyterLab takes another session for another process, and lets go of what
+        the one before has sent and it has yet to handle.
     """
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
         self._session = secrets.token_hex(16)
         self._probes = 0
+        self.kernel_session = ""
         self._behind = f"{self._session}_behind_"
         self._prefix = f"{self._session}_probe_"
         self.mark = self._prefix.encode()
@@ -95,7 +100,7 @@ class Notices:
             channel,
             msg_type,
             dict(content),
-            session=self._session,
+            session=(channel is Channel.IOPUB and self.kernel_session) or self._session,
             parent_header=parent_header,
             msg_id=msg_id,
             date=self._clock.iso(),

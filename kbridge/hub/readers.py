@@ -71,7 +71,7 @@ class Readers:
         self._clock = clock
         # Microseconds since 1970: no life of a bridge says more, so no two have numbers in common,
         # and JavaScript's numbers hold them exactly.
-        self._acks = Acknowledgements(int(clock.wall()) * 1_000_000, enabled=settings.acknowledge)
+        self._acks = Acknowledgements(int(clock.wall() * 1e6), enabled=settings.acknowledge)
         self._delivery = Delivery(
             journal,
             pace,

@@ -315,3 +315,12 @@ async def test_a_question_is_noted_for_who_is_asked_and_where_it_stands(side) ->
     assert side.inputs
     side.say(status(side, "idle", asked.header))
     assert not side.inputs
+
+
+async def test_whose_session_the_bridge_speaks_under_is_the_process_that_answers(side) -> None:
+    side.from_process("first")
+    assert side.notices.kernel_session == "first"
+    side.intake.begin(side.signer)
+    side.nudge.begin()
+    side.from_process("second")
+    assert side.notices.kernel_session == "second"

@@ -96,3 +96,12 @@ def test_a_cell_that_was_taken_over_says_so() -> None:
     msg = notices().taken_over(PARENT)
     assert (msg.msg_type, msg.parent_header) == ("stream", PARENT)
     assert "restarted" in content(msg)["text"]
+
+
+def test_what_is_said_in_the_kernels_place_is_of_its_session_and_probes_are_not() -> None:
+    made = notices()
+    made.kernel_session = "the-kernel"
+    own = json.loads(made.probe(Channel.CONTROL).header)["session"]
+    assert own != "the-kernel"
+    for said in (made.status("dead"), made.stderr("x"), made.lost(Gap(1, 1, b""), PARENT, 6)):
+        assert json.loads(said.header)["session"] == "the-kernel"
