@@ -94,7 +94,7 @@ class Fleet:
             spec.write_text(json.dumps({"argv": argv, "display_name": "Stub", "language": "json"}))
             server = Server(home, *_COMMON, *options, command=observed_command(home))
             self.servers[name] = server
-            await asyncio.to_thread(server.start)
+        await asyncio.gather(*(asyncio.to_thread(s.start) for s in self.servers.values()))
 
     async def add(self, server: str, spec: str, *, calm: bool) -> Post:
         """Start a kernel."""

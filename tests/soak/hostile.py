@@ -144,13 +144,17 @@ class Hostile:
     async def _liars(self, post: Post) -> None:
         """Say that frames have arrived which were never sent, and stop reading."""
         wire = await self._open(post, f"session_id=liar-{self.dice.randrange(3)}")
-        for _ in range(self.dice.randrange(1, 20)):
-            wire.writer.write(frame(PONG, self.dice.choice(_LIES)))
-            await wire.receive(0.01)
-        await asyncio.sleep(self.dice.random())
-        wire.reset()
+        try:
+            for _ in range(self.dice.randrange(1, 20)):
+                wire.writer.write(frame(PONG, self.dice.choice(_LIES)))
+                await wire.receive(0.01)
+            await asyncio.sleep(self.dice.random())
+        finally:
+            wire.reset()
 
     async def _queries(self, post: Post) -> None:
         wire = await self._open(post, self.dice.choice(_QUERIES))
-        await wire.receive(0.1)
-        wire.hang_up()
+        try:
+            await wire.receive(0.1)
+        finally:
+            wire.hang_up()

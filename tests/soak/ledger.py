@@ -102,8 +102,11 @@ class Ledger:
         Shared by all.
     calm : bool
         Whether the kernel lives undisturbed.
-    exactly_once : bool
+    since : bool
         Whether the client says, when it comes back, what it saw last.
+    narrow : bool
+        Whether what it saw last may be held no more. Then all that is held comes again, what
+        carries state before the marker that says so.
     """
 
     def __init__(
@@ -114,16 +117,21 @@ class Ledger:
         findings: Findings,
         *,
         calm: bool,
-        exactly_once: bool = False,
+        since: bool = False,
+        narrow: bool = False,
     ) -> None:
         self.who = who
         self.session = session
         self.calm = calm
-        self.exactly_once = exactly_once
+        self.since = since
+        self.narrow = narrow
         self.cells: dict[str, Cell] = {}
         self.restarts = 0  # how often the kernel said that it is another now
         self.last_id = ""
+        self.deaths: list[str] = []
         self.missing = self.marked = self._marked_once = 0
+        self._suspects: list[str] = []
+        self._restarted = False  # whether this connection began with the oldest that is held
         self.unknown = 0  # markers that could not say how much
         self.messages = self.lines = self.twice = 0
         self._book = book
@@ -137,10 +145,18 @@ class Ledger:
         # once the last pong has arrived; and what was heard and may be counted by a marker again.
         self._acked = self._sent = (0, 0)
         self._unsure = 0
+        self._stray = self._frozen = False  # whether acknowledgements count
         self._doubts = 0  # numbered pings that say nothing of the one before
 
     def fault(self, what: str) -> None:
         self._findings.fault(self.who, what)
+
+    def again(self, what: str) -> None:
+        """Note that something came again that should not."""
+        if not (self.since and self.narrow):
+            self.fault(what)
+        elif not self._restarted:
+            self._suspects.append(what)  # a marker may yet tell why
 
     def cell(self, msg_id: str) -> Cell | None:
         """What was heard of a request; None if it is nobody's here."""
@@ -161,7 +177,10 @@ class Ledger:
         """A connection begins: what was not acknowledged may come again."""
         self._touched.clear()
         self._at_ping.clear()
-        if self._first or self.exactly_once:
+        self._suspects.clear()
+        self._restarted = False
+        self._frozen, self._stray = self._stray, False
+        if self._first or self.since:
             self._first = False
             return
         self._forget_ids()
@@ -171,6 +190,14 @@ class Ledger:
             cell.rewind = True
             cell.again = cell.seen - cell.acked[1]
 
+    def stray(self) -> None:
+        """A handshake under this session was begun and given up.
+
+        The server may come to it after the next one. What that acknowledges does not count then:
+        the one after it goes on where the stray one began.
+        """
+        self._stray = True
+
     def ping(self, payload: bytes) -> None:
         """A ping that is numbered says that the pong before it has arrived."""
         if not payload.isdigit():
@@ -178,6 +205,8 @@ class Ledger:
                 self.fault(f"a ping with {payload!r}")
             # The bridge takes its answer for a sign that a numbered one was passed over.
             self._doubts = 2
+            return
+        if self._frozen:
             return
         if self._doubts:
             self._doubts -= 1
@@ -217,7 +246,7 @@ class Ledger:
     def _once(self, msg_id: str, kind: str) -> None:
         if msg_id in self._ids:
             self.twice += 1
-            self.fault(f"{kind} {msg_id} came twice")
+            self.again(f"{kind} {msg_id} came twice")
         self._ids.add(msg_id)
         self._order.append(msg_id)
         if len(self._order) > _IDS:
@@ -247,13 +276,12 @@ class Ledger:
             self.marked += int(count.replace(",", ""))
             self._marked_once += int(count.replace(",", ""))
             return
-        if not self.exactly_once:
+        if not self.since:
             self.fault("a marker without a count, for a client whose place is known")
         self.unknown += 1
+        self._restarted = True
+        self._suspects.clear()
         self._forget_ids()
-        for cell in self.cells.values():
-            cell.rewind, cell.again = True, set(cell.seen)
-            cell.acked = (0, frozenset())
 
     def _forget_ids(self) -> None:
         self._ids.clear()
@@ -266,16 +294,19 @@ class Ledger:
             self.fault(f"a mangled line: {line[:60]!r}")
             return
         if "idle" in cell.seen - cell.again:
-            self.fault(f"line {number} after the idle of {cell.request.msg_id}")
+            self.again(f"line {number} after the idle of {cell.request.msg_id}")
         if not cell.whole and cell.top == 0:
             cell.next = number  # came in the middle of it
         rewind, cell.rewind = cell.rewind, False
         if number < cell.next:
             self.twice += cell.next - number
             if not rewind:
-                self.fault(f"line {number} after line {cell.next - 1}")
+                self.again(f"line {number} after line {cell.next - 1}")
             elif number < cell.acked[0]:
-                self.fault(f"line {number} came again, though {cell.acked[0]} were acknowledged")
+                self.fault(
+                    f"line {number} came again, though {cell.acked[0]} were acknowledged;"
+                    f" deaths: {', '.join(self.deaths[-4:])}"
+                )
         else:
             self.missing += max(0, number - max(cell.next, cell.top))
         cell.next = number + 1
@@ -283,6 +314,8 @@ class Ledger:
 
     def _status(self, parent: str, state: str) -> None:
         if not parent and state in RESTARTED:
+            if state == "starting" and not any("idle" in c.seen for c in self.cells.values()):
+                return  # kernels say so themselves
             self.restarts += 1
             if self.calm:
                 self.fault(f"{state}, though nobody touched the kernel")
@@ -316,7 +349,7 @@ class Ledger:
         if what in cell.seen:
             self.twice += 1
             if what not in cell.again:
-                self.fault(f"{what} of {parent} came twice")
+                self.again(f"{what} of {parent} came twice")
         cell.again.discard(what)
         cell.seen.add(what)
         return cell
@@ -335,6 +368,8 @@ class Ledger:
 
     def settle(self) -> None:
         """What is missing has to be accounted for; call when all has been heard."""
+        for suspect in self._suspects:
+            self.fault(suspect)
         if self.unknown:
             return
         if self.missing > self.marked:

@@ -79,7 +79,7 @@ async def soak(settings: Settings, home: Path) -> Outcome:
         await fleet.open()
         await _warm_up(fleet)
         for name, server in fleet.servers.items():
-            outcome.before[name] = await vitals.take(server)
+            outcome.before[name] = await vitals.at_rest(server)
         await _live(settings, fleet, outcome.findings)
         await _balance(fleet, outcome)
         await _stop(fleet, outcome.findings)
@@ -91,22 +91,24 @@ async def soak(settings: Settings, home: Path) -> Outcome:
 async def _warm_up(fleet: Fleet) -> None:
     """Let each server make once what it makes once: a kernel, a client, a session, a restart."""
     quiet, book, over = Findings(), Book(), asyncio.Event()
-    for name in fleet.servers:
+
+    async def once(name: str) -> None:
         post = await fleet.add(name, "stub", calm=True)
         for dialect in ("v1", "legacy"):
-            narrow = name == "narrow"
-            temper = Temper("warming up", asks=2)
+            temper, narrow = Temper("warming up", asks=2), name == "narrow"
             guest = Visitor(temper, dialect, fleet, book, quiet, over, narrow=narrow, seed="0")
             await guest.visit(post)
         await chaos.all_requests(post, quiet)
         await fleet.remove(post)
+
+    await asyncio.gather(*map(once, fleet.servers))
     assert not quiet.faults, quiet.faults
 
 
 async def _live(settings: Settings, fleet: Fleet, findings: Findings) -> None:
     """Let all clients come, and go again."""
-    for server, spec, calm in _KERNELS:
-        await fleet.add(server, spec, calm=calm or not settings.trouble)
+    starts = [fleet.add(s, k, calm=calm or not settings.trouble) for s, k, calm in _KERNELS]
+    await asyncio.gather(*starts)
     book, over, quiet = Book(), asyncio.Event(), asyncio.Event()
     visitors = [
         Visitor(temper, dialect, fleet, book, findings, over, narrow=narrow, seed=settings.seed)
@@ -165,8 +167,7 @@ async def _balance(fleet: Fleet, outcome: Outcome) -> None:
         connections = await _connections(server)
         if connections:
             outcome.findings.fault(name, f"connections of nobody: {connections}")
-    for post in list(fleet.posts):
-        await fleet.remove(post)
+    await asyncio.gather(*map(fleet.remove, list(fleet.posts)))
     for name, server in fleet.servers.items():
         after = await vitals.settled(server, outcome.before[name], 15.0)
         outcome.after[name] = after

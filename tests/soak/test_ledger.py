@@ -44,11 +44,13 @@ def marker(count: int) -> dict[str, Any]:
 class Hearing:
     """A client that asked for six lines, and what its ledger says of what it heard."""
 
-    def __init__(self, *, calm: bool = True, since: bool = False, asked_by: str = "me") -> None:
+    def __init__(
+        self, *, calm: bool = True, asked_by: str = "me", since: bool = False, narrow: bool = False
+    ) -> None:
         self.findings = Findings()
         book = Book()
         book.add(Request("r", asked_by, 6, SIZE))
-        self.ledger = Ledger("me", "me", book, self.findings, calm=calm, exactly_once=since)
+        self.ledger = Ledger("me", "me", book, self.findings, calm=calm, since=since, narrow=narrow)
         self.ledger.connected()
 
     def hear(self, *messages: dict[str, Any] | str | bytes) -> list[str]:
@@ -133,9 +135,22 @@ def test_who_says_what_it_saw_gets_nothing_twice() -> None:
     assert any("line 1 after line 1" in fault for fault in faults)
 
 
-def test_a_marker_without_a_count_allows_all_to_come_again() -> None:
-    story = [BUSY(), lines(0, 1), reply(), "again"]
-    assert Hearing(since=True).hear(*story, marker(0), BUSY(), lines(0, 1, 5), reply()) == []
+def test_after_a_stray_handshake_acknowledgements_do_not_count() -> None:
+    for strays, faults in ((False, 1), (True, 0)):
+        hearing = Hearing()
+        if strays:
+            hearing.ledger.stray()
+        story = ["again", BUSY(), lines(0, 1), b"1", b"2", "again", lines(0)]
+        assert len(hearing.hear(*story)) == faults
+
+
+def test_a_marker_without_a_count_tells_why_things_come_again() -> None:
+    story = [BUSY(), lines(0, 1), reply(), "again", BUSY()]
+    rest = [lines(0, 1, 5), reply()]
+    assert Hearing(since=True, narrow=True).hear(*story, marker(0), *rest) == []
+    assert Hearing(since=True, narrow=True).hear(*story, "again", lines(2)) == []
+    (fault,) = Hearing(since=True, narrow=True).hear(*story)
+    assert "busy of r came twice" in fault
     (fault,) = Hearing().hear(marker(0))
     assert "whose place is known" in fault
 

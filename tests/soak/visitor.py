@@ -109,7 +109,7 @@ class Visitor:
         self.book = book
         self.findings = findings
         self.over = over
-        self._ghosts: list[Wire] = []
+        self.ghosts: list[Wire] = []
 
     async def run(self) -> None:
         """Visit one kernel after the other."""
@@ -117,7 +117,7 @@ class Visitor:
             while not self.over.is_set():
                 await self.visit(self.fleet.choose(self.dice, narrow=self.narrow))
         finally:
-            for ghost in self._ghosts:
+            for ghost in self.ghosts:
                 ghost.reset()
 
     async def visit(self, post: Post) -> None:
@@ -130,9 +130,9 @@ class Visitor:
 
     def haunt(self, wire: Wire) -> None:
         """Leave a connection open that is read no more."""
-        self._ghosts.append(wire)
-        if len(self._ghosts) > 3:
-            self._ghosts.pop(0).reset()
+        self.ghosts.append(wire)
+        if len(self.ghosts) > 3:
+            self.ghosts.pop(0).reset()
 
 
 class _Visit:
@@ -149,7 +149,8 @@ class _Visit:
             visitor.book,
             visitor.findings,
             calm=post.calm,
-            exactly_once=visitor.temper.since,
+            since=visitor.temper.since,
+            narrow=post.narrow,
         )
         self.asks = self.dice.randint(1, visitor.temper.asks)
         self.pending: Request | None = None
@@ -177,6 +178,9 @@ class _Visit:
                     if self.pending is not None and not self._heard(self.pending):
                         self.doubtful = True
                     await asyncio.sleep(self.dice.choice((0, 0.02, 0.1, 0.3, 1.0)))
+                finally:
+                    if wire not in self.v.ghosts:
+                        wire.drop()
         except _Left:
             pass
         except Refused as refused:
@@ -224,6 +228,7 @@ class _Visit:
 
     async def _die(self, wire: Wire) -> None:
         how = self.dice.choice(self.v.temper.deaths)
+        self.ledger.deaths.append(how)
         if how == "silence":
             self.v.haunt(wire)
         elif how == "fin":
@@ -255,6 +260,7 @@ class _Visit:
     async def _die_again(self, how: str) -> None:
         """Come back, and go in the middle of the handshake."""
         server = self.post.server
+        self.ledger.stray()
         request = upgrade(server.port, self._path(True), server.token, self.v.dialect)
         wire = await Wire.dial(server.port, self.v.dialect)
         wire.writer.write(request[: len(request) // 2] if how == "half request" else request)

@@ -16,7 +16,7 @@ import psutil
 from tests.support.server import Server, gone
 from tests.support.waiting import TIMEOUT
 
-__all__ = ["ALLOWED", "Vitals", "observed_command", "settled", "survivors", "take"]
+__all__ = ["ALLOWED", "Vitals", "at_rest", "observed_command", "settled", "survivors", "take"]
 
 MIB = 1 << 20
 
@@ -85,6 +85,17 @@ async def take(server: Server) -> Vitals:
         census["objects"],
         {child.pid for child in process.children(recursive=True)},
     )
+
+
+async def at_rest(server: Server) -> Vitals:
+    """Look once nothing is under way."""
+    deadline = time.monotonic() + TIMEOUT
+    while True:
+        now = await take(server)
+        if not now.numbers["tasks"] and not now.objects.get("HTTPServerRequest"):
+            return now
+        assert time.monotonic() < deadline, f"it does not come to rest: {now}"
+        await asyncio.sleep(0.1)
 
 
 async def settled(server: Server, before: Vitals, patience: float) -> Vitals:

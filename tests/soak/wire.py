@@ -230,6 +230,11 @@ class Wire:
             link.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
         self.writer.transport.abort()
 
+    def drop(self) -> None:
+        """Let go of a connection that somebody may have ended already."""
+        if not self.writer.transport.is_closing():
+            self.reset()
+
     def hang_up(self) -> None:
         """Close the connection without a close frame (FIN; RST where something was unread)."""
         self.writer.close()

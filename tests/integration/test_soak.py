@@ -1,0 +1,29 @@
+"""Everything at once, for a short while; `make soak` does it for minutes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.soak.report import table
+from tests.soak.run import Settings, soak
+from tests.support.require import require
+
+
+@pytest.mark.kernel
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+async def test_everything_at_once(tmp_path: Path) -> None:
+    require("ipykernel")
+    told: list[str] = []
+    settings = Settings(seconds=7, seed="the short form", progress=told.append, every=2)
+    outcome = await soak(settings, tmp_path)
+    assert not outcome.findings.count, table(outcome)
+    tally = outcome.findings.tally
+    for temper in settings.tempers:
+        assert tally[temper.name, "messages"], f"{temper.name}: heard nothing"
+        assert not temper.deaths or tally[temper.name, "deaths"], f"{temper.name}: never died"
+    assert {kind for kind, _ in tally} >= {"hostile", "trouble", "REST"}
+    assert set(outcome.after) == {"roomy", "narrow"}
+    assert told
