@@ -15,7 +15,7 @@ from tests.support.cutter import Cutter
 from tests.support.dialects import CODECS
 from tests.support.server import Server
 
-pytestmark = pytest.mark.kernel
+pytestmark = [pytest.mark.kernel, pytest.mark.slow]
 
 MESSAGES = 60_000
 CUTS = 200

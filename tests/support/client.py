@@ -9,6 +9,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
+from urllib.parse import urlencode
 
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed
@@ -195,6 +196,7 @@ def attach(
     dialect: str = "v1",
     *,
     session: str | None = "",
+    since: str = "",
     **options: Any,
 ) -> AbstractAsyncContextManager[KernelClient]:
     """Open a websocket to a kernel of a server.
@@ -207,11 +209,14 @@ def attach(
         v1 or legacy.
     session : str, optional
         The `session_id` of the URL; empty: a new one, None: leave it out.
+    since : str
+        What the client saw last, as the URL is to say; empty: nothing.
     **options
         What `dial` takes.
     """
     session = uuid.uuid4().hex if session == "" else session
-    query = f"?session_id={session}" if session else ""
+    said = {"session_id": session, "since": since}
+    query = f"?{urlencode({name: value for name, value in said.items() if value})}"
     url = f"ws://127.0.0.1:{server.port}/api/kernels/{kernel_id}/channels{query}"
     headers = {"Authorization": f"token {server.token}"}
     return dial(url, dialect, session=session, additional_headers=headers, **options)

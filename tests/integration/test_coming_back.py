@@ -1,0 +1,126 @@
+"""Clients that come back to a real kernel: questions, running cells, floods."""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+
+import pytest
+
+from tests.conftest import ServerFactory
+from tests.support.client import KernelClient, attach
+from tests.support.server import Server
+from tests.support.waiting import TIMEOUT, eventually
+
+pytestmark = pytest.mark.kernel
+
+
+def is_question(msg: dict) -> bool:
+    return bool(msg["header"]["msg_type"] == "input_request")
+
+
+async def until_gone(server: Server, kernel_id: str) -> None:
+    """Wait until the server has noticed that nobody is connected."""
+
+    def alone() -> bool:
+        reply = server.request("GET", f"/api/kernels/{kernel_id}")
+        return bool(reply.json()["connections"] == 0)
+
+    await asyncio.to_thread(eventually, alone, "the websocket has gone")
+
+
+async def test_a_question_waits_for_who_comes_back_and_is_answered_once(
+    server: Server, own_kernel: str, dialect: str
+) -> None:
+    session = uuid.uuid4().hex
+    async with attach(server, own_kernel, dialect, session=session) as ws:
+        asked = await ws.start("print('hello, ' + input('name? '))", allow_stdin=True)
+        *_, question = await ws.until(is_question)
+        await (await ws.ws.ping())  # the pong to the server's ping has gone before
+        ws.cut()
+    await until_gone(server, own_kernel)
+    async with attach(server, own_kernel, dialect, session=session) as ws:
+        *_, again = await ws.until(is_question)
+        assert again["header"]["msg_id"] == question["header"]["msg_id"]
+        for name in ("Ada", "Grace"):
+            await ws.send("input_reply", {"value": name}, channel="stdin", parent=again["header"])
+        done = await ws.finish(asked)
+        assert done.text() == "hello, Ada\n"
+        next_one = await ws.start("print(input())", allow_stdin=True)
+        *_, question = await ws.until(is_question)
+        assert question["parent_header"]["msg_id"] == next_one
+        await ws.send("input_reply", {"value": "x"}, channel="stdin", parent=question["header"])
+        assert (await ws.finish(next_one)).text() == "x\n", "the second answer went nowhere"
+
+
+async def test_a_new_page_takes_up_a_running_cell_with_its_question(
+    server: Server, own_kernel: str, dialect: str
+) -> None:
+    async with attach(server, own_kernel, dialect) as ws:
+        asked = await ws.start(
+            "for i in range(300): print(i)\nprint('so ' + input('?'))", allow_stdin=True
+        )
+        await ws.until(is_question)
+        ws.cut()
+    await until_gone(server, own_kernel)
+    async with attach(server, own_kernel, dialect, since="start") as page:
+        came = await page.until(is_question)
+        texts = [m["content"]["text"] for m in came if m["content"].get("name") == "stdout"]
+        assert "".join(texts) == "".join(f"{i}\n" for i in range(300))
+        header = came[-1]["header"]
+        await page.send("input_reply", {"value": "be it"}, channel="stdin", parent=header)
+        # The reply is for the session that asked; output and idle are for everybody.
+        *more, _ = await page.until(
+            lambda m: (
+                m["parent_header"].get("msg_id") == asked
+                and m["content"].get("execution_state") == "idle"
+            )
+        )
+        assert "so be it\n" in [m["content"].get("text") for m in more]
+
+
+async def test_who_names_what_it_saw_gets_the_rest_once(
+    server: Server, own_kernel: str, dialect: str
+) -> None:
+    async with attach(server, own_kernel, dialect) as ws:
+        asked = await ws.start("for i in range(3): display(i)")
+        *_, seen = await ws.until(lambda m: m["header"]["msg_type"] == "display_data")
+        await ws.finish(asked)
+    async with attach(server, own_kernel, dialect, since=seen["header"]["msg_id"]) as other:
+        came = await other.until(lambda m: m["content"].get("execution_state") == "idle")
+    shown = [m["content"]["data"] for m in came if m["header"]["msg_type"] == "display_data"]
+    assert shown == [{"text/plain": "1"}, {"text/plain": "2"}]
+
+
+async def test_what_was_never_said_or_is_long_forgotten_is_answered_with_a_line(
+    server: Server, own_kernel: str, dialect: str
+) -> None:
+    async with attach(server, own_kernel, dialect, since="no-such-message") as ws:
+        await ws.until(lambda m: "are missing here" in m["content"].get("text", ""))
+        assert (await ws.execute("print('on')")).text() == "on\n"
+
+
+async def flood(ws: KernelClient, lines: int, width: int) -> str:
+    code = f"for i in range({lines}): print(f'{{i:0{width}}}', flush=True)"
+    return (await ws.execute(code)).text()
+
+
+async def test_a_flood_arrives_whole_with_the_usual_limits(
+    server: Server, own_kernel: str, dialect: str
+) -> None:
+    async with attach(server, own_kernel, dialect) as ws:
+        text = await flood(ws, 10_000, 5)
+        assert text == "".join(f"{i:05}\n" for i in range(10_000))
+        story = [m["header"]["msg_type"] for m in ws.seen].count("stream")
+        assert story < 10_000, "none was joined"
+
+
+async def test_text_beyond_the_data_limit_comes_at_its_pace_and_whole(
+    new_server: ServerFactory,
+) -> None:
+    server = new_server("--ZMQChannelsWebsocketConnection.iopub_data_rate_limit=100000")
+    kernel_id = server.start_kernel()
+    async with attach(server, kernel_id) as ws:
+        async with asyncio.timeout(TIMEOUT):  # 300 kB at once, 100 kB in each second after
+            text = await flood(ws, 600, 1000)
+        assert text == "".join(f"{i:01000}\n" for i in range(600))
