@@ -36,6 +36,8 @@ class Attachment:
         How it wants them.
     place : Place
         What to read next.
+    began : Place
+        What it read first.
     delivered : Place
         What has arrived for certain: where a client resumes whose connection is cut.
     asked : Place or None
@@ -58,6 +60,7 @@ class Attachment:
     link: ClientLink
     dialect: Dialect
     place: Place
+    began: Place
     delivered: Place
     asked: Place | None = None
     mute: bool = False
@@ -122,7 +125,7 @@ class Clients:
         place = client.parked or self._left_by(client) or now
         client.parked = None
         self._parked.pop(session_id, None)
-        attachment = Attachment(client, link, dialect, place, place)
+        attachment = Attachment(client, link, dialect, place, place, place)
         client.attachments.append(attachment)
         self.attachments.append(attachment)
         return attachment
@@ -151,6 +154,8 @@ class Clients:
             client.parked is None or now - client.parked_at > self._resume_timeout
         )
         client.attachments.remove(attachment)
+        if client.attachments and attachment.delivered == attachment.began:
+            newest = False  # a handshake that died: nobody has ever read there
         if client.session_id and newest:
             client.parked_at = now
             if self._resume_timeout > 0:

@@ -190,3 +190,15 @@ def test_who_goes_again_holds_from_then_on(clients) -> None:
     older.delivered = at(10)
     clients.detach(older, now=2 * HOUR)
     assert clients.slowest(2 * HOUR + 1, 50) == 10
+
+
+def test_a_handshake_that_died_does_not_take_a_living_websockets_place(clients) -> None:
+    living = attach(clients, "s", 1)
+    living.place = living.delivered = at(5)
+    dead = attach(clients, "s", 20)
+    assert dead.place == at(5)
+    living.delivered = at(9)
+    clients.detach(dead, now=0.0)
+    living.place = living.delivered = at(12)
+    clients.detach(living, now=1.0)
+    assert attach(clients, "s", 20).place == at(12)
