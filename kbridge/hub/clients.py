@@ -2,8 +2,9 @@
 
 A *client* is a session: what a frontend calls `session_id`. Its private frames (replies, input
 requests) are for all websockets that it has. Two websockets with one `session_id` are two readers
-of one client. The newest is what the client sees: when that goes, its place is kept for the next,
-also while older ones are still there, which may be dead and not have told.
+of one client. What the client has is what the newest of those has acknowledged that ever
+acknowledged anything: older ones may be dead and not have told, newer ones be handshakes that died
+on the way. There the next one begins.
 """
 
 from __future__ import annotations
@@ -23,11 +24,41 @@ _REMEMBERED = 1000  # clients without a websocket whose place is kept
 
 
 @dataclass(slots=True, eq=False)
+class Client:
+    """One session.
+
+    Attributes
+    ----------
+    number : int
+        Its number; the audience of its private frames.
+    session_id : str
+        What it calls itself; empty for one that cannot come back.
+    place : Place or None
+        What it has; None where nothing is owed to it.
+    told_by : int
+        The number of the websocket by which that is known.
+    parked_at : float
+        When one of its websockets went: seconds, monotonic.
+    attachments : list of Attachment
+        Its websockets, oldest first.
+    """
+
+    number: int
+    session_id: str
+    place: Place | None = None
+    told_by: int = 0
+    parked_at: float = 0.0
+    attachments: list[Attachment] = field(default_factory=list)
+
+
+@dataclass(slots=True, eq=False)
 class Attachment:
     """One websocket's place in the journal.
 
     Attributes
     ----------
+    number : int
+        Its number; newer ones have higher ones.
     client : Client
         Whose websocket it is.
     link : ClientLink
@@ -36,10 +67,8 @@ class Attachment:
         How it wants them.
     place : Place
         What to read next.
-    began : Place
-        What it read first.
     delivered : Place
-        What has arrived for certain: where a client resumes whose connection is cut.
+        What has arrived for certain.
     asked : Place or None
         What a ping that is under way asks about.
     mute : bool
@@ -56,12 +85,12 @@ class Attachment:
         Is told each status of the kernel that the bridge has announced in the kernel's place.
     """
 
+    number: int
     client: Client
     link: ClientLink
     dialect: Dialect
     place: Place
-    began: Place
-    delivered: Place
+    _delivered: Place
     asked: Place | None = None
     mute: bool = False
     patience: asyncio.TimerHandle | None = None
@@ -70,20 +99,22 @@ class Attachment:
     verbatim: bool = False
     announced: Callable[[str], None] | None = None
 
+    @property
+    def delivered(self) -> Place:
+        """What has arrived for certain."""
+        return self._delivered
 
-@dataclass(slots=True, eq=False)
-class Client:
-    """One session.
+    @delivered.setter
+    def delivered(self, place: Place) -> None:
+        self._delivered = place
+        client = self.client
+        if self.number >= client.told_by and self in client.attachments:
+            client.told_by = self.number
+            client.place = place
 
-    `parked` is its place and `parked_at` the time (seconds, monotonic) since its last websocket
-    went.
-    """
-
-    number: int
-    session_id: str
-    attachments: list[Attachment] = field(default_factory=list)
-    parked: Place | None = None
-    parked_at: float = 0.0
+    def begin(self, place: Place) -> None:
+        """Begin elsewhere, as its client says."""
+        self.place = self._delivered = self.client.place = place
 
 
 class Clients:
@@ -100,7 +131,7 @@ class Clients:
         self._resume_timeout = resume_timeout
         self._by_session: dict[str, Client] = {}
         self._parked: OrderedDict[str, Client] = OrderedDict()  # longest parked first
-        self._numbers = 0
+        self._numbers = 0  # of clients and of websockets
 
     def attach(self, link: ClientLink, dialect: Dialect, session_id: str, now: Place) -> Attachment:
         """Add a websocket.
@@ -118,14 +149,13 @@ class Clients:
         """
         client = self.known(session_id)
         if client is None:
-            self._numbers += 1
-            client = Client(self._numbers, session_id)
+            client = Client(self._next(), session_id)
             if session_id:
                 self._by_session[session_id] = client
-        place = client.parked or self._left_by(client) or now
-        client.parked = None
+        if client.place is None:
+            client.place = now
         self._parked.pop(session_id, None)
-        attachment = Attachment(client, link, dialect, place, place, place)
+        attachment = Attachment(self._next(), client, link, dialect, client.place, client.place)
         client.attachments.append(attachment)
         self.attachments.append(attachment)
         return attachment
@@ -139,7 +169,7 @@ class Clients:
         return any(attachment.client.number == number for attachment in self.attachments)
 
     def detach(self, attachment: Attachment, now: float) -> bool:
-        """Remove a websocket; the place of a client's newest one is kept.
+        """Remove a websocket; what its client has is remembered.
 
         Returns
         -------
@@ -150,32 +180,25 @@ class Clients:
             return False
         self.attachments.remove(attachment)
         client = attachment.client
-        newest = client.attachments[-1] is attachment and (
-            client.parked is None or now - client.parked_at > self._resume_timeout
-        )
         client.attachments.remove(attachment)
-        if client.attachments and attachment.delivered == attachment.began:
-            newest = False  # a handshake that died: nobody has ever read there
-        if client.session_id and newest:
-            client.parked_at = now
-            if self._resume_timeout > 0:
-                client.parked = attachment.delivered
-            self._parked[client.session_id] = client
-            self._parked.move_to_end(client.session_id)
-            if len(self._parked) > _REMEMBERED:
-                session_id, oldest = self._parked.popitem(last=False)
-                oldest.parked = None
-                if not oldest.attachments:
-                    del self._by_session[session_id]
+        tellers = [other.number for other in client.attachments]
+        if not client.session_id or (tellers and client.told_by in (0, *tellers)):
+            return True
+        if self._resume_timeout <= 0 and not client.attachments:
+            client.place = None
+        client.parked_at = now
+        self._parked[client.session_id] = client
+        self._parked.move_to_end(client.session_id)
+        if len(self._parked) > _REMEMBERED:
+            session_id, oldest = self._parked.popitem(last=False)
+            oldest.place = None
+            if not oldest.attachments:
+                del self._by_session[session_id]
         return True
 
-    @staticmethod
-    def _left_by(client: Client) -> Place | None:
-        """Up to where a websocket is known to have read whose client may have given it up.
-
-        A connection that broke in silence looks like one whose acknowledgement is on its way.
-        """
-        return client.attachments[-1].delivered if client.attachments else None
+    def _next(self) -> int:
+        self._numbers += 1
+        return self._numbers
 
     def slowest(self, now: float, end: int) -> int:
         """The lowest sequence number that somebody has yet to read; `end` where there is nobody."""
@@ -183,8 +206,8 @@ class Clients:
             seq = attachment.delivered.seq
             end = min(end, seq)
         for client in self._holding(now):
-            if client.parked is not None:
-                end = min(end, client.parked.seq)
+            if client.place is not None:
+                end = min(end, client.place.seq)
         return end
 
     def __len__(self) -> int:

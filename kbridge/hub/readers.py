@@ -105,7 +105,7 @@ class Readers:
                 # What it has acknowledged it has seen, whatever it says.
                 seq = max(found.place.seq, attachment.delivered.seq)
                 found = found._replace(place=found.place._replace(seq=seq))
-            attachment.place = attachment.began = attachment.delivered = found.place
+            attachment.begin(found.place)
         attachment.lags = attachment.place.seq < journal.next_seq
         link.on_writable = lambda: self._on_writable(attachment)
         if self._inputs and (back or found is not None):

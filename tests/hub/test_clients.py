@@ -202,3 +202,23 @@ def test_a_handshake_that_died_does_not_take_a_living_websockets_place(clients) 
     living.place = living.delivered = at(12)
     clients.detach(living, now=1.0)
     assert attach(clients, "s", 20).place == at(12)
+
+
+def test_a_handshake_that_died_beside_a_silent_one_does_not_lead_back_to_that(clients) -> None:
+    silent = attach(clients, "s", 1)
+    silent.place = at(9)
+    gone = attach(clients, "s", 9)
+    gone.place = gone.delivered = at(5)
+    clients.detach(gone, now=0.0)
+    dead = attach(clients, "s", 9)
+    clients.detach(dead, now=1.0)
+    assert attach(clients, "s", 20).place == at(5)
+
+
+def test_one_that_goes_while_who_told_last_is_here_is_not_parked(clients) -> None:
+    older, newest = attach(clients, "s", 1), attach(clients, "s", 1)
+    newest.place = newest.delivered = at(5)
+    clients.detach(older, now=0.0)
+    assert clients.statistics()["parked"] == 0
+    newest.delivered = at(8)
+    assert clients.slowest(0.0, 20) == 8, "nobody is held to a place that is long passed"
