@@ -41,6 +41,9 @@ _QUIET_MESSAGES = frozenset(
     | {name.removesuffix("_request") + "_reply" for name in QUIET}
 )
 
+# Stands for whatever a kernel was at before anybody here listened.
+_BEFORE = "before"
+
 _STATES = {
     spelling.format(state).encode(): state
     for state in ("busy", "idle", "starting")
@@ -142,6 +145,15 @@ class Activity:
     def touch(self, now: float, msg_type: str = "") -> None:
         """Take note of a client's request; one of the `QUIET` types changes nothing."""
         if msg_type not in self._quiet:
+            self.last_activity = now
+
+    def presume_busy(self) -> None:
+        """The kernel may be at work on what nobody here saw begin; `free` tells when not."""
+        self._busy[_BEFORE] = None
+
+    def free(self, now: float) -> None:
+        """Its shell answers: what it was at before anybody listened is over."""
+        if self._busy.pop(_BEFORE, self) is None:
             self.last_activity = now
 
     def alive(self, now: float) -> None:  # noqa: ARG002

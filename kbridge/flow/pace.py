@@ -45,7 +45,8 @@ class Pace:
     iopub_msg_rate_limit : float
         Messages a second, of those that carry no state; zero or less: no limit.
     iopub_data_rate_limit : float
-        Bytes of stream messages a second; zero or less: no limit.
+        Bytes of stream content a second (what is left of messages once they are joined); zero or
+        less: no limit.
     rate_limit_window : float
         Seconds' worth of both that may come at once.
 
@@ -55,6 +56,8 @@ class Pace:
         Sequence number before which all may be read.
     flooding : bool
         Whether messages come faster than their limit.
+    late : bool
+        Whether what may be read now has waited, so that it is to be joined.
     """
 
     def __init__(
@@ -71,6 +74,7 @@ class Pace:
         self._data_rate = iopub_data_rate_limit if limit_rate else 0.0
         self.horizon = _OPEN
         self.flooding = False
+        self.late = False
         # Of this wake-up.
         self._messages = 0
         self._bytes = 0
@@ -98,7 +102,7 @@ class Pace:
         """Count one message; all pass."""
         if msg_type == "stream":
             self._messages += 1
-            self._bytes += len(msg[1]) + len(msg[2]) + len(msg[3]) + len(msg[4])
+            self._bytes += len(msg.content)
         elif msg_type in LOSABLE:
             self._messages += 1
         else:
@@ -127,7 +131,9 @@ class Pace:
         elapsed, self._at = max(0.0, now - self._at), now
         idle, self._idle = self._idle, False
         self._count(elapsed, idle)
+        waited = self.horizon != _OPEN
         target = self._hold(first, end, elapsed, now)
+        self.late = self.flooding or waited
         if idle and not self._held:
             self._data_level = 0.0
         urgent, self._urgent = self._urgent, False
@@ -145,6 +151,7 @@ class Pace:
         self._held_bytes = 0
         self._data_level = self._msg_level = 0.0
         self._resume_at = None
+        self.late = self.horizon != _OPEN
         self.flooding = False
         self.horizon = _OPEN
 
@@ -172,7 +179,7 @@ class Pace:
             self._data_level += nbytes
             self._released = end
             return end
-        if held and held[-1][1] + nbytes <= _GRAIN:
+        if held and held[-1][1] + nbytes <= min(_GRAIN, full / 16):
             held[-1] = (end, held[-1][1] + nbytes)
         elif not held or end > held[-1][0]:
             held.append((end, nbytes))

@@ -165,7 +165,7 @@ class Delivery:
         attachment: Attachment,
     ) -> bytes:
         dialect = attachment.dialect
-        joins = self._joins and (attachment.lags or self._pace.flooding) and not attachment.verbatim
+        joins = self._joins and (attachment.lags or self._pace.late) and not attachment.verbatim
         if stretch.private or stretch.gap:
             frames = stretch.frames_for(attachment.client.number)
             if joins:

@@ -85,6 +85,9 @@ class Intake:
         self._mark = notices.mark
         # Requests that were seen to begin, as long as none was seen that began before.
         self._begun: set[str] | None = set() if adopted else None
+        if adopted:
+            # Until its shell answers: a probe waits there behind what runs.
+            activity.presume_busy()
         self._on_replaced = on_replaced
         self._process = ""  # the session that the kernel's process gave itself
         self._policies = policies
@@ -115,7 +118,7 @@ class Intake:
         for frames in batch:
             try:
                 msg = parse(channel, frames, signer)
-                if mark in msg.parent_header and self._on_probed(msg):
+                if mark in msg.parent_header and self._on_probed(msg, wall):
                     continue
                 if self.adapter is not None:
                     msg = self.adapter.from_kernel(msg)
@@ -186,7 +189,7 @@ class Intake:
             self.append(self._notices.taken_over(msg.parent_header))
         self._begun = None
 
-    def _on_probed(self, msg: Message) -> bool:
+    def _on_probed(self, msg: Message, wall: float) -> bool:
         """Take a probe's reply and status for evidence, and for nobody else's business.
 
         Other messages with a probe for a parent are: a kernel's thread that prints names as its
@@ -199,6 +202,8 @@ class Intake:
             return msg.msg_type == "status"
         if msg.msg_type != "kernel_info_reply":
             return False
+        if msg.channel is Channel.SHELL:
+            self._activity.free(wall)
         adapter = adapter_for(kernel_protocol(msg))
         if adapter is not None and self.adapter is None:
             self._log.info(

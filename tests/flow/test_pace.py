@@ -300,8 +300,8 @@ def test_idle_ends_that_too_where_nothing_is_held() -> None:
 
 
 def test_small_messages_are_let_go_by_the_grain() -> None:
-    desk = Desk(data=10 * KB)
-    desk.say(20 * KB)
+    desk = Desk(data=300 * KB)
+    desk.say(600 * KB)
     for _ in range(10_000):
         desk.say(100)
     assert desk.held == 1000 * KB
@@ -485,3 +485,32 @@ def test_whatever_is_forgotten_the_rest_goes_and_gaps_are_a_window_apart(steps, 
     assert (desk.open_to, desk.held) == (desk.end, 0)
     if not limits["messages"]:
         assert all(b - a >= limits["window"] - 1e-6 for a, b in itertools.pairwise(gaps))
+
+
+def test_what_was_held_is_late_when_it_is_let_go() -> None:
+    """It is joined then, whatever the flood does meanwhile."""
+    pace = Pace(True, 0.0, 1000.0, 1.0)
+    msg = Message(Channel.IOPUB, b"{}", b"{}", b"{}", b"x" * 2000)
+    pace(msg, "stream", 0.0)
+    assert pace.settle(0, 1, 0.0) is None
+    assert not pace.late, "the first passed freely"
+    pace(msg, "stream", 0.0)
+    assert pace.settle(0, 2, 0.0) is not None
+    assert pace.settle(0, 2, 5.0) is None
+    assert pace.late
+    assert pace.settle(0, 2, 6.0) is None
+    assert not pace.late
+
+
+def test_what_waited_for_a_tick_is_late_also_when_the_kernel_goes_idle() -> None:
+    pace = Pace(True, 1.0, 0.0, 1.0)
+    msg = Message(Channel.IOPUB, b"{}", b"{}", b"{}", b"{}")
+    for seq in range(1, 4):
+        pace(msg, "stream", 0.0)
+        pace.settle(0, seq, 0.01 * seq)
+    assert pace.flooding
+    idle = Message(Channel.IOPUB, b"{}", b"{}", b"{}", b'{"execution_state": "idle"}')
+    pace(idle, "status", 0.0)
+    assert pace.settle(0, 4, 0.04) is None
+    assert not pace.flooding
+    assert pace.late

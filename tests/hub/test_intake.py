@@ -287,6 +287,22 @@ async def test_what_has_no_parent_and_what_is_ours_gets_none_and_takes_none(adop
     assert shown(side)[-2:] == [("marker", "old"), ("stream", "old")]
 
 
+async def test_it_counts_as_busy_until_its_shell_answers(adopted) -> None:
+    """Control answers beside the cell that runs; who took that for idle would cull the kernel."""
+    side, old = adopted, cell(adopted, "old")
+    side.activity.alive(side.clock.wall())
+    side.from_process("one", Channel.CONTROL)
+    side.from_process("one", Channel.IOPUB)
+    side.say(status(side, "idle", cell(side, "debug")))
+    assert side.activity.execution_state == "busy"
+    assert side.activity.at_work
+    side.say(status(side, "idle", old))
+    side.clock.advance(9)
+    side.from_process("one", Channel.SHELL)
+    assert side.activity.execution_state == "idle"
+    assert side.activity.last_activity == side.clock.wall()
+
+
 async def test_a_kernel_that_was_started_here_gets_none(side) -> None:
     side.say(side.message(Channel.IOPUB, "stream", cell(side, "old")))
     assert shown(side) == [("stream", "old")]
