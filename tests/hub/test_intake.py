@@ -297,7 +297,7 @@ async def test_it_counts_as_busy_until_its_shell_answers(adopted) -> None:
     assert side.activity.execution_state == "busy"
     assert side.activity.at_work
     side.say(status(side, "idle", old))
-    side.clock.advance(9)
+    side.clock.now += 9
     side.from_process("one", Channel.SHELL)
     assert side.activity.execution_state == "idle"
     assert side.activity.last_activity == side.clock.wall()
