@@ -72,8 +72,7 @@ class Hub:
     on_hung_up : callable
         Is told when the kernel's side of iopub went away.
     on_heard : callable
-        Is told each time that something came of the kernel, or was said of it: once a wake-up,
-        however many messages.
+        Is told once a wake-up that something came of the kernel, or was said of it.
     """
 
     def __init__(
@@ -180,7 +179,7 @@ class Hub:
         return self._readers.attach(link, dialect, session_id, since, verbatim=verbatim)
 
     def heard(self, attachment: Attachment, payload: bytes) -> None:
-        """Take what a websocket answered to a ping: an acknowledgement, perhaps."""
+        """Take a websocket's pong: an acknowledgement, perhaps."""
         self._readers.heard(attachment, payload)
 
     def detach(self, attachment: Attachment) -> None:

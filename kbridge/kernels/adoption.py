@@ -87,13 +87,18 @@ async def adopt(
 
     found = [kernel for kernel in await asyncio.gather(*map(one, records)) if kernel is not None]
     unknown = [kernel for kernel in found if kernel.standing is Standing.STARTING]
+    await _end(unknown, life, log)
+    return [kernel for kernel in found if kernel not in unknown]
+
+
+async def _end(unknown: list[BridgeKernel], life: Lifecycle, log: logging.Logger) -> None:
+    """End kernels whose ids nobody was ever told."""
     for kernel in unknown:
         log.info("Kernel %s was being started when its server died; ended", kernel.kernel_id)
     ends = [life.discard(kernel, badly=False) for kernel in unknown]
     for error in await asyncio.gather(*ends, return_exceptions=True):
         if error is not None:
             log.error("%s", error)
-    return [kernel for kernel in found if kernel not in unknown]
 
 
 def _bury(

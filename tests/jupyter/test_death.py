@@ -144,6 +144,7 @@ async def test_a_restart_that_is_under_way_is_gone_through_with(rig, process) ->
     await rig.settle()
     restarter.go_on.set()
     await until(lambda: restarter.done == 1)
+    assert rig.watch.close() == set(), "and it was closed"
 
 
 @on_linux
