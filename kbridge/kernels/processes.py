@@ -14,7 +14,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 __all__ = ["EXIT_UNKNOWN", "AdoptedProcess", "birth", "boot_of", "commands", "find_command"]
 
@@ -52,11 +52,26 @@ def boot_of(born: str) -> bool:
 
 
 def commands() -> dict[int, list[str]]:
-    """The command lines of all processes that can be seen, by process id."""
+    """The command lines of the processes that a server of ours may have started, by process id.
+
+    Those of other users are not: anybody may run a program under the command line of a kernel of
+    ours, and wait to be sent what is meant for that. Nor is who leads no session: what a kernel
+    has forked goes by the kernel's own command line, and may outlive it.
+    """
     import psutil
 
-    found = psutil.process_iter(["pid", "cmdline"])
-    return {p.info["pid"]: p.info["cmdline"] or [] for p in found}
+    return {p.pid: p.info["cmdline"] or [] for p in psutil.process_iter(["cmdline"]) if _ours(p)}
+
+
+def _ours(process: Any) -> bool:
+    if sys.platform == "win32":
+        return True
+    import psutil
+
+    try:
+        return os.getsid(process.pid) == process.pid and bool(process.uids().real == os.getuid())
+    except (OSError, psutil.Error):  # it has gone meanwhile, or is none of our business
+        return False
 
 
 def find_command(argv: Sequence[str], among: dict[int, list[str]]) -> int:

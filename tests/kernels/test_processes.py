@@ -183,5 +183,27 @@ def test_a_command_is_found_by_its_arguments():
 
 
 def test_processes_are_seen_with_their_commands(start):
-    real = start()
+    real = start(start_new_session=True)
     assert processes.commands()[real.pid][-1] == SLEEP
+
+
+def test_what_a_kernel_has_forked_is_not_taken_for_it(start):
+    worker = start(
+        "import os, time\nif os.fork():\n  print(1, flush=True)\ntime.sleep(600)",
+        start_new_session=True,
+    )
+    children = psutil.Process(worker.pid).children()
+    try:
+        seen = processes.commands()
+        assert worker.pid in seen
+        assert [child.cmdline() for child in children] == [seen[worker.pid]]
+        assert not {child.pid for child in children} & seen.keys()
+    finally:
+        for child in children:
+            child.kill()
+
+
+@pytest.mark.skipif(not hasattr(os, "getuid") or os.getuid() != 0, reason="only root may be others")
+def test_who_goes_by_a_kernels_command_line_under_another_account_is_not_seen(start):
+    stranger = start(f"import os; os.setuid(65534); {SLEEP}", start_new_session=True)
+    assert stranger.pid not in processes.commands()
