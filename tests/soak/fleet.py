@@ -25,7 +25,7 @@ _OPTIONS = {
     "roomy": ["--KbridgeApp.websocket_max_message_size=1048576"],
     # A journal that a slow reader falls off.
     "narrow": [
-        f"{CONNECTION}.journal_limit=131072",
+        f"{CONNECTION}.journal_limit=524288",
         f"{CONNECTION}.history_limit=65536",
         f"{CONNECTION}.limit_rate=False",
     ],
@@ -58,6 +58,9 @@ class Post:
     @property
     def narrow(self) -> bool:
         return self.server.home.name == "narrow"
+
+    def __str__(self) -> str:
+        return f"{'calm' if self.calm else 'rough'} {self.spec} {self.kernel_id[:8]}"
 
     def process(self) -> psutil.Process | None:
         """The kernel's process, found by its connection file; None while it has none."""

@@ -18,6 +18,7 @@ from tests.support.dialects import CODECS
 __all__ = ["TEMPERS", "Temper", "Visitor"]
 
 STALL = 20.0  # seconds without a frame after which an answer counts as lost
+QUIET = 1.0  # seconds without a frame after which all has come
 _GONE = frozenset({1001, 1012})  # the kernel was shut down, or the server
 
 
@@ -144,10 +145,11 @@ class _Visit:
         self.dice = visitor.dice
         self.session = uuid.UUID(int=self.dice.getrandbits(128)).hex
         self.ledger = Ledger(
-            f"{visitor.name} on {post.spec} {post.kernel_id[:8]}",
+            f"{visitor.name} on {post}",
             self.session,
             visitor.book,
             visitor.findings,
+            kernel=post.kernel_id,
             calm=post.calm,
             since=visitor.temper.since,
             narrow=post.narrow,
@@ -243,13 +245,30 @@ class _Visit:
             await self._die_again(how)
         raise _Died
 
+    async def _catch_up(self, wire: Wire) -> bool:
+        """Read until nothing comes any more; whether that was reached.
+
+        Who has fallen off the journal hears first what carries state, the last answer among it,
+        and only then the marker and what is left.
+        """
+        for _ in range(5_000):
+            got = await wire.receive(QUIET)
+            if got is None:
+                return True
+            self._note(got)
+        return False
+
     async def _say_goodbye(self, wire: Wire) -> None:
         """Close as RFC 6455 wants it; what comes before the server's close frame counts."""
         wire.begin_close()
         try:
-            while (got := await wire.receive(STALL)) is not None:
+            deadline = asyncio.get_running_loop().time() + STALL
+            while asyncio.get_running_loop().time() < deadline:
+                got = await wire.receive(STALL)
+                if got is None:
+                    break
                 self._note(got)
-            self.ledger.fault("a close was not answered")
+            self.ledger.fault(f"a close was not answered for {STALL:.0f} s")
         except Closed as closed:
             # Of a reader that is behind, what is on its way is dropped, the close frame too.
             if closed.code not in {0, 1000, *_GONE}:
@@ -279,14 +298,16 @@ class _Visit:
         while True:
             if self.pending is None and clock() >= ask_at:
                 if self._asked >= self.asks or self.v.over.is_set():
+                    caught_up = not self.post.narrow or await self._catch_up(wire)
                     await self._say_goodbye(wire)
+                    self.whole = self.whole and caught_up
                     raise _Left
                 self._ask(wire)
             due = heard + STALL if self.pending else min(ask_at, clock() + 0.5)
             got = await wire.receive(max(0.01, due - clock()))
             if got is None:
                 if self.pending is not None:
-                    self._stalled(clock() - heard)
+                    await self._stalled(clock() - heard)
                 continue
             if got[0] != PING:
                 heard = clock()
@@ -349,12 +370,15 @@ class _Visit:
     def _heard(self, request: Request) -> bool:
         return request.msg_id in self.ledger.cells
 
-    def _stalled(self, quiet: float) -> None:
+    async def _stalled(self, quiet: float) -> None:
         assert self.pending is not None
+        reply = await self.post.server.call("GET", f"/api/kernels/{self.post.kernel_id}")
         cell = self.ledger.cells.get(self.pending.msg_id)
         known = f"seen {sorted(cell.seen)}, line {cell.next}" if cell else "never heard of"
         self.ledger.fault(
-            f"nothing for {quiet:.0f} s, while {self.pending.msg_id} is under way: {known}"
+            f"nothing for {quiet:.0f} s, while {self.pending.msg_id} is under way:"
+            f" {known}; deaths: {self.ledger.deaths[-3:]}; question: {self.question is not None};"
+            f" {reply.body.decode()}"
         )
         raise _Left
 
@@ -397,7 +421,7 @@ class _Visit:
         self, wire: Wire, msg_type: str, content: dict[str, Any], lines: int = 0, size: int = 0
     ) -> Request:
         msg_id = self._send(wire, msg_type, content)
-        return self.v.book.add(Request(msg_id, self.session, lines, size))
+        return self.v.book.add(Request(msg_id, self.session, lines, size, self.post.kernel_id))
 
     def _send(
         self,
