@@ -280,6 +280,11 @@ class ZMQChannelsWebsocketConnection(ConnectionSettings, MessagePipeline, Kernel
         if self._attachment is not None:
             self.hub.heard(self._attachment, data)
 
+    @property
+    def blocked(self) -> bool:
+        """Whether the client has yet to read what was written."""
+        return self._attachment is not None and self._attachment.blocked
+
     def room(self) -> Awaitable[None] | None:
         """What to await before reading on, for who got nothing from `handle_incoming_message`.
 

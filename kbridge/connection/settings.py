@@ -68,7 +68,10 @@ class ConnectionSettings(LoggingConfigurable):
     rate_limit_window = Float(
         _DEFAULTS.rate_limit_window,
         config=True,
-        help="Seconds over which the two rates are measured.",
+        help=(
+            "Seconds over which the two rates are measured. With rate_limit_policy=coalesce: seconds'"
+            " worth of stream output that may come at once."
+        ),
     )
     journal_limit = Integer(
         _DEFAULTS.journal_limit,

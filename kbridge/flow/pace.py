@@ -9,8 +9,9 @@ Laws of this module:
 - once held output has fallen out of the journal, the next is let go only a window later, or a
   flood would be shown as a gap after every few lines.
 
-Both limits are leaky buckets of `rate_limit_window` seconds: a burst of so much passes freely. A
-kernel that goes idle starts afresh, once nothing is held.
+Both limits are leaky buckets. A burst passes freely: `rate_limit_window` seconds' worth of bytes, a
+tenth of a second's worth of messages (a page may need 50 ms for each of them). A kernel that goes
+idle starts afresh, once nothing is held.
 """
 
 from __future__ import annotations
@@ -48,7 +49,9 @@ class Pace:
         Bytes of stream content a second (what is left of messages once they are joined); zero or
         less: no limit.
     rate_limit_window : float
-        Seconds' worth of both that may come at once.
+        Seconds' worth of bytes that may come at once.
+    burst : float
+        The same of messages; short, because to join them loses nothing.
 
     Attributes
     ----------
@@ -66,10 +69,12 @@ class Pace:
         iopub_msg_rate_limit: float = 1000.0,
         iopub_data_rate_limit: float = 1_000_000.0,
         rate_limit_window: float = 3.0,
+        burst: float = 2 * TICK,
     ) -> None:
         if not rate_limit_window > 0:
             raise ValueError(f"rate_limit_window must be above 0 seconds, not {rate_limit_window}")
         self._window = rate_limit_window
+        self._burst = burst
         self._msg_rate = iopub_msg_rate_limit if limit_rate else 0.0
         self._data_rate = iopub_data_rate_limit if limit_rate else 0.0
         self.horizon = _OPEN
@@ -164,7 +169,7 @@ class Pace:
         messages, self._messages = self._messages, 0
         if self._msg_rate <= 0:
             return
-        full = self._msg_rate * self._window
+        full = self._msg_rate * self._burst
         level = max(0.0, self._msg_level - elapsed * self._msg_rate)
         self._msg_level = 0.0 if idle else min(level + messages, full * _OVERFULL)
         self.flooding = self._msg_level > full * (_CALM if self.flooding else 1.0)

@@ -6,7 +6,8 @@ that are three methods of Tornado's, set on the instance before the websocket op
 - `get_websocket_protocol`, so that frames are read by our reader, and faults closed with their
   codes;
 - `on_message`, so that nothing more is read while the kernel does not keep up;
-- `on_pong`, so that what has arrived is known; and who reads slowly is not taken for dead.
+- `on_pong`, so that what has arrived is known; and `send_ping`, so that who reads slowly is not
+  taken for dead.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ def equip(handler: WebSocketHandler, connection: ZMQChannelsWebsocketConnection)
     make_protocol = handler.get_websocket_protocol
     on_message = handler.on_message
     on_pong = handler.on_pong
+    usual_ping = handler.send_ping  # type: ignore[attr-defined]  # a mixin's
 
     def get_websocket_protocol() -> WebSocketProtocol | None:
         return _ours(handler, make_protocol())
@@ -48,10 +50,16 @@ def equip(handler: WebSocketHandler, connection: ZMQChannelsWebsocketConnection)
     def on_progress() -> None:
         handler.last_pong = IOLoop.current().time()  # type: ignore[attr-defined]  # a mixin's
 
+    def send_ping() -> None:
+        if connection.blocked:
+            on_progress()  # it cannot have read the last one; its being there is TCP's business
+        usual_ping()
+
     handler.get_websocket_protocol = get_websocket_protocol  # type: ignore[method-assign]
     handler.on_message = on_message_and_wait  # type: ignore[method-assign]
     handler.on_pong = on_pong_and_acknowledge  # type: ignore[method-assign]
     handler.on_progress = on_progress  # type: ignore[attr-defined]  # for the connection
+    handler.send_ping = send_ping  # type: ignore[attr-defined]
 
 
 def _ours(handler: Any, usual: WebSocketProtocol | None) -> WebSocketProtocol | None:

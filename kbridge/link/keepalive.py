@@ -21,9 +21,18 @@ class Pinged(Protocol):
         """Begin the closing handshake."""
         ...
 
+    @property
+    def blocked(self) -> bool:
+        """Whether the peer has yet to read what was written, and so cannot have read the ping."""
+        ...
+
 
 class Keepalive:
     """Pings websockets, and closes those that have not answered by the next ping.
+
+    One that has yet to read what is before the ping is let be, for a page may be busy for minutes:
+    closed, it would come back for the same again. Whether its machine is still there, TCP finds
+    out.
 
     Parameters
     ----------
@@ -60,6 +69,8 @@ class Keepalive:
     def beat(self) -> None:
         """One round."""
         for websocket, silent in list(self._silent.items()):
+            if silent and websocket.blocked:
+                continue
             if silent:
                 self.remove(websocket)
                 websocket.close(1011, "no answer to a ping")

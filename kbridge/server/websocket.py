@@ -108,6 +108,11 @@ class ChannelsHandler(AccessMixin, WebSocketHandler):
         if self.keepalive is not None:
             self.keepalive.heard(self)
 
+    @property
+    def blocked(self) -> bool:
+        """Whether the peer has yet to read what was written."""
+        return self.connection is not None and self.connection.blocked
+
     def on_progress(self) -> None:
         """Note that the peer reads, though its pongs may be behind what it has yet to read."""
         if self.keepalive is not None:

@@ -22,6 +22,7 @@ class Desk:
             iopub_msg_rate_limit=messages,
             iopub_data_rate_limit=data,
             rate_limit_window=window,
+            burst=window,
             **more,
         )
         self.now = 1000.0
@@ -503,7 +504,7 @@ def test_what_was_held_is_late_when_it_is_let_go() -> None:
 
 
 def test_what_waited_for_a_tick_is_late_also_when_the_kernel_goes_idle() -> None:
-    pace = Pace(True, 1.0, 0.0, 1.0)
+    pace = Pace(True, 1.0, 0.0, 1.0, burst=1.0)
     msg = Message(Channel.IOPUB, b"{}", b"{}", b"{}", b"{}")
     for seq in range(1, 4):
         pace(msg, "stream", 0.0)
@@ -513,4 +514,20 @@ def test_what_waited_for_a_tick_is_late_also_when_the_kernel_goes_idle() -> None
     pace(idle, "status", 0.0)
     assert pace.settle(0, 4, 0.04) is None
     assert not pace.flooding
+    assert pace.late
+
+
+def test_a_hundred_messages_at_once_are_written_as_they_come_and_more_in_ticks() -> None:
+    """With the usual settings: a page may need 50 ms for each that it is sent."""
+    pace = Pace()
+    msg = Message(Channel.IOPUB, b"{}", b"{}", b"{}", b"{}")
+    for seq in range(1, 101):
+        pace(msg, "stream", 0.0)
+        assert pace.settle(0, seq, 0.0) is None
+    assert not pace.late
+    pace(msg, "stream", 0.0)
+    assert pace.settle(0, 101, 0.0) == TICK
+    assert pace.horizon == 100
+    assert pace.settle(0, 101, TICK) is None
+    assert pace.horizon >= 101
     assert pace.late

@@ -27,6 +27,7 @@ class Handler:
     def __init__(self, protocol: Any = None) -> None:
         self.heard: list[Any] = []
         self.pongs: list[bytes] = []
+        self.pings = 0
         self.closes: list[tuple[int, str]] = []
         self.last_pong = 0.0
         self._protocol = protocol
@@ -36,6 +37,9 @@ class Handler:
 
     def on_message(self, message: Any) -> None:
         self.heard.append(message)
+
+    def send_ping(self) -> None:
+        self.pings += 1
 
     def on_pong(self, data: bytes) -> None:
         self.pongs.append(data)
@@ -47,6 +51,7 @@ class Handler:
 class Connection:
     def __init__(self) -> None:
         self.rooms: list[asyncio.Future[None]] = []
+        self.blocked = False
         self.pongs: list[bytes] = []
 
     def room(self) -> Any:
@@ -181,3 +186,13 @@ def test_what_jupyter_servers_pong_raises_is_not_hidden() -> None:
     equip(handler, Connection())  # type: ignore[arg-type]
     with pytest.raises(ZeroDivisionError):
         handler.on_pong(b"")
+
+
+def test_who_has_yet_to_read_what_is_before_a_ping_is_not_taken_for_dead() -> None:
+    handler, connection = equipped()
+    handler.send_ping()
+    assert (handler.pings, handler.last_pong) == (1, 0.0)
+    connection.blocked = True
+    handler.send_ping()
+    assert handler.pings == 2
+    assert handler.last_pong == pytest.approx(time.time(), abs=TIMEOUT)

@@ -12,6 +12,7 @@ class Peer:
 
     def __init__(self, *, gone: bool = False) -> None:
         self.gone = gone
+        self.blocked = False
         self.pings: list[bytes] = []
         self.closed_with: list[tuple[int | None, str | None]] = []
 
@@ -115,3 +116,16 @@ async def test_one_timer_for_all_in_milliseconds_and_stopped_twice(keepalive) ->
     keepalive.stop()
     keepalive.stop()
     assert not timer.is_running()
+
+
+async def test_who_has_yet_to_read_what_is_before_the_ping_is_let_be(keepalive) -> None:
+    busy = Peer()
+    keepalive.add(busy)
+    keepalive.beat()
+    busy.blocked = True
+    for _ in range(5):
+        keepalive.beat()
+    assert (busy.closed_with, len(busy.pings)) == ([], 1)
+    busy.blocked = False
+    keepalive.beat()
+    assert len(busy.closed_with) == 1, "and then it is expected to answer"
