@@ -225,7 +225,7 @@ class Websocket:
         self.sock.sendall(masked(encode(channel, *parts), BINARY))
         return msg_id
 
-    def execute(self, code: str | dict[str, Any]) -> str:
+    def execute(self, code: str | dict[str, Any], **more: Any) -> str:
         """Send an execute_request (a dict is a command of the stub); returns its msg_id."""
         text = code if isinstance(code, str) else json.dumps(code)
         content = {
@@ -235,6 +235,7 @@ class Websocket:
             "user_expressions": {},
             "allow_stdin": False,
             "stop_on_error": False,
+            **more,
         }
         return self.send("execute_request", content)
 

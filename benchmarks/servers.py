@@ -2,15 +2,17 @@
 
 There are three: plain jupyter_server; the same with the kbridge extension, which differs in one
 word of its command line; and kbridge, the standalone server. All get the same options: limits on
-but set high, a token, signatures verified (the kernels' keys are random by default in all). All
-run with configuration, data and runtime directories of their own, so that nothing installed for
-the user or in the environment takes part: whether the extension is on is said here, and looked up
-in the log. Each is ended by its own process id.
+but set high (rows whose subject these are say otherwise), a token, signatures verified (the
+kernels' keys are random by default in all). All run with configuration, data and runtime
+directories of their own, so that nothing installed for the user or in the environment takes part:
+whether the extension is on is said here, and looked up in the log. Each is ended by its own
+process id.
 """
 
 from __future__ import annotations
 
 import http.client
+import itertools
 import json
 import os
 import random
@@ -20,10 +22,11 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
 from benchmarks import measure
 from benchmarks.measure import BenchmarkError
@@ -32,7 +35,12 @@ BASE, EXTENSION, OURS = NAMES = ("jupyter_server", "extension", "kbridge")
 LOADED = "kbridge | kernel websockets go over kbridge"
 HOST = "127.0.0.1"
 KERNEL = Path(__file__).with_name("kernel.py")
-RATE = "1000000000000"
+CONNECTION = "--ZMQChannelsWebsocketConnection."
+HIGH_LIMITS = (
+    f"{CONNECTION}iopub_msg_rate_limit=1000000000000",
+    f"{CONNECTION}iopub_data_rate_limit=1000000000000",
+    f"{CONNECTION}limit_rate=True",
+)
 
 
 def free_port() -> int:
@@ -72,17 +80,45 @@ class Server:
         A directory of its own, for everything it reads and writes.
     profile : Path | None
         Run under cProfile and leave the statistics here.
+    options : sequence of str
+        What it is told beyond where it is.
     """
 
-    def __init__(self, name: str, home: Path, profile: Path | None = None) -> None:
+    def __init__(
+        self,
+        name: str,
+        home: Path,
+        profile: Path | None = None,
+        options: Sequence[str] = HIGH_LIMITS,
+    ) -> None:
         self.name = name
         self.home = home
         self.profile = profile
+        self.options = tuple(options)
         self.token = secrets.token_hex(16)
         self.port = 0
         self.listening_after = 0.0
         self.rss_then = 0
         self._process: subprocess.Popen[bytes] | None = None
+        self._twins = itertools.count()
+
+    def twin(self, options: Sequence[str]) -> Server:
+        """A server of the same kind with other options, not started yet."""
+        label = f"twin-{next(self._twins)}"
+        profile = self.profile and self.profile.with_stem(f"{self.profile.stem}-{label}")
+        return Server(self.name, self.home / label, profile, options)
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.stop()
 
     @property
     def pid(self) -> int:
@@ -94,9 +130,7 @@ class Server:
         profiled = ["-m", "cProfile", "-o", str(self.profile)] if self.profile else []
         argv = [sys.executable, *profiled, "-m", OURS if self.name == OURS else BASE]
         argv += [f"--ip={HOST}", f"--port={self.port}"]
-        limits = "--ZMQChannelsWebsocketConnection."
-        argv += [f"{limits}iopub_{kind}_rate_limit={RATE}" for kind in ("msg", "data")]
-        argv += [f"{limits}limit_rate=True"]
+        argv += self.options
         if self.name == OURS:
             return [*argv, f"--token={self.token}"]
         return [

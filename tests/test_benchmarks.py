@@ -16,9 +16,9 @@ from benchmarks import client, measure, readme, report
 from benchmarks.floor import bare
 from benchmarks.measure import BenchmarkError
 from benchmarks.plot import draw
-from benchmarks.rows import ROWS
-from benchmarks.servers import EXTENSION, NAMES, Server
-from benchmarks.table import Figure, Outcome, Row, Values
+from benchmarks.rows import ROWS, cost, flood, gigabyte
+from benchmarks.servers import EXTENSION, HIGH_LIMITS, NAMES, OURS, Server
+from benchmarks.table import Figure, Outcome, Row, Settings, Values
 from benchmarks.tally import Tally, pump
 
 ROOT = Path(__file__).parent.parent
@@ -250,6 +250,74 @@ def test_plain_jupyter_server_imports_nothing_of_kbridge(
     imported = re.findall(r"^import time:.*\| +(\S+)$", server.log_text(), flags=re.MULTILINE)
     assert "jupyter_server.serverapp" in imported
     assert not [name for name in imported if name.startswith("kbridge")]
+
+
+def test_a_twin_differs_in_its_options_and_shares_no_file(tmp_path: Path) -> None:
+    for name in NAMES:
+        server = Server(name, tmp_path / name, tmp_path / "row.prof")
+        one, two = server.twin(()), server.twin(["--option=1"])
+        assert set(HIGH_LIMITS) <= set(server.argv())
+        assert not set(HIGH_LIMITS) & {*one.argv(), *two.argv()}
+        assert "--option=1" in two.argv()
+        assert len({server.home, one.home, two.home}) == 3
+        assert len({server.profile, one.profile, two.profile}) == 3
+
+
+def test_costs_are_told_apart_one_setting_at_a_time() -> None:
+    off, everything = (set(cost.SETTINGS[name]) for name in (cost.OFF, cost.ALL))
+    assert not off & everything
+    alone = {name: set(cost.SETTINGS[name]) for name in cost.WORDS if name != cost.ALL}
+    assert all(options != off for options in alone.values())
+    gone = [off - options for options in alone.values()]
+    assert sum(map(len, gone)) == len(off) == len(set.union(*gone))  # each turns off another part
+    assert set.union(*(options - off for options in alone.values())) == everything
+
+
+def test_spread_is_half_of_what_lies_between_the_quartiles() -> None:
+    assert cost.spread([1.0]) == 0.0
+    assert cost.spread([1.0, 1.1, 1.2, 1.3, 99.0]) == pytest.approx(0.1)
+
+
+def test_what_is_heard_of_a_flood_is_numbered() -> None:
+    heard = flood.Heard([0, 1, 3, 3, 2, 7], frames=4, notices=1, seconds=1.0, took=0.5)
+    assert heard.missing(5) == 1
+    assert heard.disorder() == 2
+
+
+def test_a_machine_has_memory_left() -> None:
+    assert 1 << 20 < gigabyte.available() < 1 << 50
+
+
+@pytest.mark.kernel
+def test_costs_are_measured_in_turns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in set(cost.SETTINGS) - {cost.OFF, cost.ALL}:
+        monkeypatch.delitem(cost.SETTINGS, name)
+        monkeypatch.delitem(cost.WORDS, name)
+    values = cost.measure(Server(OURS, tmp_path), Settings(tmp_path, quick=True, count=400))
+    assert all(values[f"{load}_{cost.ALL}"] > 0 for load in cost.LOADS)
+    assert values["frames"] > 0
+    logs = [(tmp_path / f"twin-{i}" / "server.log").read_text() for i in range(2)]
+    assert ["signing is disabled" in log for log in logs] == [True, False]
+
+
+@pytest.mark.kernel
+def test_a_stalled_viewer_costs_a_capped_server_no_more_than_one_cell(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Server(OURS, tmp_path) as server:
+        free = gigabyte.past_a_stalled_viewer(server, 3, 20)
+        monkeypatch.setattr(gigabyte, "CAP", -1.0)
+        capped = gigabyte.past_a_stalled_viewer(server, 3, 20)
+    assert (free.messages, free.missing) == (60, 0)
+    assert (capped.messages, capped.missing) == (20, 0)
+
+
+@pytest.mark.kernel
+def test_a_flood_is_heard_to_its_end(tmp_path: Path) -> None:
+    with Server(OURS, tmp_path, options=()) as server:
+        heard = flood.flooded(server, 5_000)
+    assert heard.missing(5_000) == heard.disorder() == heard.notices == 0
+    assert heard.frames < 5_000  # joined: more than the limit
 
 
 class Impostor(Server):

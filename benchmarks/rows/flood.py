@@ -1,0 +1,128 @@
+"""Output beyond the limits, with settings as they come: how many lines arrive, and when the last.
+
+Twice. `print` in a tight loop of ipykernel, where every line is flushed as a progress bar's are and
+so is a message: a few thousand a second, where the default limit is one thousand. And a kernel that
+says as many lines, of 100 bytes, as fast as it can.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+import time
+from typing import NamedTuple
+
+from benchmarks.client import Websocket, decode
+from benchmarks.servers import Server
+from benchmarks.table import Figure, Life, Row, Settings, Values
+
+CODE = """\
+import time as _time
+_begin = _time.monotonic()
+for _i in range({count}):
+    print(_i, flush=True)
+_took = _time.monotonic() - _begin
+"""
+NUMBER = re.compile(r"^#?(\d+)", re.MULTILINE)
+
+
+class Heard(NamedTuple):
+    """What came of one request: numbers of lines, messages of output and of notices, seconds.
+
+    `took` is what the kernel says that it took.
+    """
+
+    numbers: list[int]
+    frames: int
+    notices: int
+    seconds: float
+    took: float
+
+    def missing(self, count: int) -> int:
+        return count - len(set(self.numbers) & set(range(count)))
+
+    def disorder(self) -> int:
+        return sum(a >= b for a, b in itertools.pairwise(self.numbers))
+
+
+def hear(websocket: Websocket, asked: str, begin: float, patience: float = 60.0) -> Heard:
+    """Read until the kernel is idle and has replied. A line begins with its number."""
+    text: list[str] = []
+    open_ends = {"reply", "idle"}
+    took = 0.0
+    notices = 0
+    while open_ends:
+        message = decode(websocket.payload(patience))
+        if message.parent_id != asked:
+            continue
+        if message.msg_type == "stream":
+            if message.content["name"] == "stdout":
+                text.append(message.content["text"])
+            else:
+                notices += 1
+        elif message.msg_type == "execute_reply":
+            open_ends.discard("reply")
+            if told := message.content["user_expressions"].get("took"):
+                took = float(told["data"]["text/plain"])
+        elif message.content.get("execution_state") == "idle":
+            open_ends.discard("idle")
+    seconds = time.monotonic() - begin
+    numbers = [int(number) for number in NUMBER.findall("".join(text))]
+    return Heard(numbers, len(text), notices, seconds, took)
+
+
+def printed(server: Server, kernel: str, count: int) -> Heard:
+    """What comes of `print` in a loop."""
+    with server.kernel(kernel) as kernel_id, Websocket.open(server, kernel_id) as websocket:
+        websocket.ready()
+        begin = time.monotonic()
+        asked = websocket.execute(CODE.format(count=count), user_expressions={"took": "_took"})
+        return hear(websocket, asked, begin)
+
+
+def flooded(server: Server, count: int) -> Heard:
+    """What comes of a kernel that costs nothing."""
+    with server.kernel() as kernel_id, Websocket.open(server, kernel_id) as websocket:
+        websocket.ready()
+        begin = time.monotonic()
+        return hear(websocket, websocket.execute({"flood": count, "size": 100}), begin)
+
+
+def measure(server: Server, settings: Settings) -> Values:
+    count = settings.count or settings.pick(20_000, 6_000)
+    with server.twin(()) as twin:
+        loop = printed(twin, settings.kernel or "python3", count)
+        fast = flooded(twin, count)
+    return {
+        "missing": loop.missing(count),
+        "notices": loop.notices,
+        "loop": loop.took,
+        "seconds": loop.seconds,
+        "frames": loop.frames,
+        "missing_fast": fast.missing(count),
+        "notices_fast": fast.notices,
+        "seconds_fast": fast.seconds,
+        "frames_fast": fast.frames,
+        "disorder": loop.disorder() + fast.disorder(),
+    }
+
+
+ROW = Row(
+    name="flood",
+    title="20,000 lines beyond the limits, default settings",
+    figures=(
+        Figure("missing", "print in a loop: missing", "lines", limit=0, info=True),
+        Figure("notices", "print in a loop: notices instead", "", limit=0, info=True),
+        Figure("loop", "print in a loop: the loop itself", "s", info=True),
+        Figure("seconds", "print in a loop: until all is there", "s", info=True),
+        Figure("frames", "print in a loop: messages", "", info=True),
+        Figure("missing_fast", "at full speed: missing", "lines", limit=0, info=True),
+        Figure("notices_fast", "at full speed: notices instead", "", limit=0, info=True),
+        Figure("seconds_fast", "at full speed: until all is there", "s", info=True),
+        Figure("frames_fast", "at full speed: messages", "", info=True),
+        Figure("disorder", "out of order, or twice", "lines", limit=0, info=True),
+    ),
+    measure=measure,
+    life=Life.OWN,
+    rounds=2,
+)

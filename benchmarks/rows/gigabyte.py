@@ -1,0 +1,107 @@
+"""1 GB past a viewer that does not read: what the server holds, against what it is set to hold.
+
+Ten cells of 100 MB each, the next one begun when an honest viewer has the last whole, at 60 MB/s.
+kbridge meets it once more with a quarter of the limit: what grows is to follow the setting.
+
+A server that holds all of it is stopped where it has grown by 1.5 GB or by half of what the
+machine has left: then less than 1,000 MB went past, and the figure says how much.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+from benchmarks import measure as proc
+from benchmarks.client import Websocket
+from benchmarks.rows.stalled import PACE, TEXT
+from benchmarks.servers import CONNECTION, HIGH_LIMITS, OURS, Server
+from benchmarks.table import Figure, Life, Row, Settings, Values
+from benchmarks.tally import Tally, new_token, pump
+
+MIB = 2**20
+CELLS = 10
+LIMIT = 64 * MIB
+CAP = 1.5e9
+
+
+class Passed(NamedTuple):
+    """What went past in messages, what of it the honest viewer did not get, and bytes grown."""
+
+    messages: int
+    missing: int
+    peak: int
+    held: int
+
+
+def available() -> int:
+    """Bytes of memory that processes can still have (proc(5), meminfo)."""
+    for line in Path("/proc/meminfo").read_text().splitlines():
+        name, _, value = line.partition(":")
+        if name == "MemAvailable":
+            return int(value.split()[0]) * 1024
+    raise proc.BenchmarkError("/proc/meminfo does not say what is available")
+
+
+def past_a_stalled_viewer(server: Server, cells: int, count: int) -> Passed:
+    """Let so many cells of so many messages go by."""
+    with server.kernel() as kernel_id, Websocket.open(server, kernel_id) as websocket:
+        websocket.ready()  # what the first of both costs is not the flood's
+    before = proc.rss(server.pid)
+    cap = min(CAP, available() / 2)
+    messages = missing = 0
+    with (
+        server.kernel() as kernel_id,
+        Websocket.open(server, kernel_id, receive_buffer=65_536) as stalled,
+        Websocket.open(server, kernel_id) as honest,
+        proc.PeakRss(server.pid) as memory,
+    ):
+        stalled.ready()  # and from here on it reads nothing
+        honest.ready()
+        for _ in range(cells):
+            token = new_token()
+            tally = Tally(honest, token)
+            honest.execute({"flood": count, "size": TEXT, "end": token, **PACE})
+            complete = pump([tally], timeout=20)
+            messages += count
+            missing += count - tally.lines
+            if not complete or memory.peak - before > cap:
+                break
+        proc.settle(server.pid, timeout=30)
+        held = proc.rss(server.pid) - before
+    return Passed(messages, missing, memory.peak - before, held)
+
+
+def measure(server: Server, settings: Settings) -> Values:
+    count = settings.count or settings.pick(1_000, 100)
+    found = past_a_stalled_viewer(server, CELLS, count)
+    values: dict[str, float] = {
+        "passed": found.messages * TEXT / 1e6,
+        "growth": found.peak / MIB,
+        "held": found.held / MIB,
+        "missing": found.missing,
+    }
+    if server.name == OURS:
+        options = (*HIGH_LIMITS, f"{CONNECTION}journal_limit={LIMIT // 4}")
+        with server.twin(options) as small:
+            found = past_a_stalled_viewer(small, CELLS // 3, count)
+        values |= {"growth_small": found.peak / MIB, "missing_small": found.missing}
+    return values
+
+
+ROW = Row(
+    name="gigabyte",
+    title="1 GB past a viewer that does not read",
+    figures=(
+        Figure("passed", "output that went past", "MB", info=True),
+        # The journal's limit, and a quarter for what holds it.
+        Figure("growth", "memory, growth at its peak, journal_limit 64 MiB", "MiB", limit=80),
+        Figure("held", "memory, growth held afterwards", "MiB", info=True),
+        Figure("missing", "missing at the honest viewer", "messages", limit=0, info=True),
+        Figure("growth_small", "the same with journal_limit 16 MiB", "MiB", limit=32, info=True),
+        Figure("missing_small", "missing then", "messages", limit=0, info=True),
+    ),
+    measure=measure,
+    life=Life.ROUND,
+    rounds=1,
+)
