@@ -20,7 +20,7 @@ from kbridge.kernels.tasks import spawn
 __all__ = ["Ledger"]
 
 _Row = KernelRecord | SessionRecord
-_END_PATIENCE: Final = 4.0  # a locked SQLite file is waited for 2 s
+_PATIENCE: Final = 5.0  # a locked SQLite file is waited for 2 s; other databases may never answer
 
 
 class Ledger:
@@ -36,6 +36,8 @@ class Ledger:
         Where it is said that they cannot be written.
     retry : float
         Seconds between two attempts to write what could not be written.
+    patience : float
+        Seconds that anybody waits for a write.
     """
 
     def __init__(
@@ -45,11 +47,13 @@ class Ledger:
         *,
         log: logging.Logger | logging.LoggerAdapter[logging.Logger] | None = None,
         retry: float = 1.0,
+        patience: float = _PATIENCE,
     ) -> None:
         self._registry = registry
         self._owner = owner or Owner("", "", 0, "")
         self._log: Any = log or logging.getLogger("kbridge.kernels")
         self._retry = retry
+        self._patience = patience
         self._rows: dict[tuple[str, str], _Row] = {}
         self._dirty: set[tuple[str, str]] = set()
         self._batch: set[tuple[str, str]] = set()  # being written now
@@ -96,6 +100,10 @@ class Ledger:
         """Have it stand there no more; no error where it does not."""
         self._drop(("kernel", kernel_id))
 
+    def has_kernel(self, kernel_id: str) -> bool:
+        """Whether it stands there, or is to."""
+        return ("kernel", kernel_id) in self._rows
+
     def put_session(self, record: SessionRecord) -> None:
         """Have a session stand there as this says."""
         self._put(("session", record.session_id), record)
@@ -106,18 +114,22 @@ class Ledger:
 
     async def settled(self) -> bool:
         """Wait until everything is written; False if it cannot be now."""
-        while self._writer is not None and not self._failing:
-            await self._news.wait()
+        try:
+            async with asyncio.timeout(self._patience):
+                while self._writer is not None and not self._failing:
+                    await self._news.wait()
+        except TimeoutError:
+            self._fails(f"The registry has not answered for {self._patience:g} s")
         return not (self._dirty or self._batch)
 
     async def aclose(self) -> None:
         """Write what there is to write, or say what could not be; may be called twice."""
         self._closing.set()
         if self._writer is not None:
-            await asyncio.wait({self._writer}, timeout=_END_PATIENCE)
-        if self._dirty:
+            await asyncio.wait({self._writer}, timeout=self._patience)
+        if unwritten := self._dirty | self._batch:
             self._log.error(
-                "%d change(s) could not be written to the registry in the end", len(self._dirty)
+                "%d change(s) could not be written to the registry in the end", len(unwritten)
             )
             self._dirty.clear()
         if self._registry is not None:
@@ -172,16 +184,8 @@ class Ledger:
             self._tell()
 
     async def _wait_after(self, error: RegistryError) -> bool:
-        """Say that writing failed, once, and wait; False if there is no time to try again."""
-        if not self._failing:
-            self._log.error(
-                "%s\nKernels are served all the same; those of them that are not written down"
-                " would not be found again after a crash. It is tried again every %g s",
-                error,
-                self._retry,
-            )
-        self._failing = True
-        self._tell()
+        """Wait after a failure; False if there is no time to try again."""
+        self._fails(str(error))
         if self._closing.is_set():
             return False
         try:
@@ -190,6 +194,18 @@ class Ledger:
         except TimeoutError:
             return True
         return True
+
+    def _fails(self, reason: str) -> None:
+        """Say, once, that writing fails; nobody waits for it from now on."""
+        if not self._failing:
+            self._log.error(
+                "%s\nKernels are served all the same; those of them that are not written down"
+                " would not be found again after a crash. It is tried again every %g s",
+                reason,
+                self._retry,
+            )
+        self._failing = True
+        self._tell()
 
     def _tell(self) -> None:
         self._news.set()

@@ -115,8 +115,13 @@ class Sessions:
             return self._model(session)
 
     def take_up(self, records: Iterable[SessionRecord]) -> None:
-        """Have the sessions of a server before this one, whose kernels are here again."""
+        """Have the sessions of a server before this one, whose kernels are here again.
+
+        Those of a kernel that could not be reached stay in the registry, as it does itself.
+        """
         for r in records:
+            if r.kernel_id not in self._kernels and self._ledger.has_kernel(r.kernel_id):
+                continue
             self._sessions[r.session_id] = _Session(
                 r.session_id, r.path, r.name, r.type, r.kernel_id
             )
@@ -172,6 +177,7 @@ class Sessions:
         session.kernel_id = kernel_id or old
         self._kernels.rename_session(session.kernel_id, session.name or session.path)
         self._note(session)
+        await self._ledger.settled()
         if session.kernel_id != old:
             await self._release(old)
         return self._model(session)
@@ -254,7 +260,17 @@ def _fields(body: object) -> dict[str, Any]:
     for name, value in fields.items():
         if not isinstance(value, str) and not (name == "name" and value is None):
             raise InvalidRequest(f"{name.replace('_', '.')} is not a string")
+        if value and not _is_text(value):
+            raise InvalidRequest(f"{name.replace('_', '.')} is not text")
     return fields
+
+
+def _is_text(value: str) -> bool:
+    """Whether databases and environment variables can hold it, as they are to."""
+    try:
+        return b"\0" not in value.encode()
+    except UnicodeEncodeError:  # half a character: JSON can write that
+        return False
 
 
 def _object(body: Mapping[str, Any], name: str) -> Mapping[str, Any]:

@@ -175,7 +175,8 @@ class Store:
 def _engine(url: str | Path) -> Engine:
     # Parameters hold keys: no error may show them.
     if not isinstance(url, Path):
-        return create_engine(url, hide_parameters=True)
+        # Who has been idle for hours may find its connection cut.
+        return create_engine(url, hide_parameters=True, pool_pre_ping=True)
     engine = create_engine(
         URL.create("sqlite", database=str(url)),
         hide_parameters=True,

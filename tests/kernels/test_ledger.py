@@ -142,6 +142,20 @@ async def test_each_spell_is_told(ledger, registry, caplog):
     assert caplog.text.count("locked") == 2
 
 
+async def test_nobody_waits_for_one_that_never_answers(registry, caplog):
+    ledger = Ledger(registry, ME, patience=0.01)
+    registry.may.clear()
+    ledger.put_kernel(kernel())
+    async with asyncio.timeout(LOUD):
+        assert not await ledger.settled()
+        assert not await ledger.settled()
+        assert caplog.text.count("has not answered for 0.01 s") == 1, "told once"
+        await ledger.aclose()
+    assert "1 change(s) could not be written" in caplog.text
+    registry.may.set()
+    await until(lambda: registry.rows)
+
+
 async def test_what_was_taken_out_during_a_fault_is_gone_after_it(ledger, registry):
     ledger.put_kernel(kernel())
     await ledger.settled()

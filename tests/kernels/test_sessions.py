@@ -1,8 +1,11 @@
 import asyncio
+import threading
 
 import pytest
 
 from kbridge.errors import InvalidRequest, KernelNotFound, KernelStartError, SessionNotFound
+from kbridge.kernels.ledger import Ledger
+from kbridge.kernels.records import Claim, KernelRecord, Owner, SessionRecord
 from kbridge.kernels.sessions import Sessions
 
 NOTEBOOK = {"path": "a/nb.ipynb", "type": "notebook", "name": "nb", "kernel": {"name": "py"}}
@@ -178,6 +181,76 @@ async def test_patch_of_a_session_that_is_deleted_meanwhile_leaves_no_kernel(ses
     assert kernels.kernels == {}
 
 
+class SlowRegistry:
+    """Writes when it may, and notes what."""
+
+    def __init__(self, claim: Claim) -> None:
+        self._claim = claim
+        self.rows: dict[tuple[str, str], object] = {}
+        self.may = threading.Event()
+
+    def prepare(self) -> None:
+        pass
+
+    def claim(self, owner, is_alive) -> Claim:
+        return self._claim
+
+    def write(self, owner, rows) -> None:
+        assert self.may.wait(20)
+        self.rows |= rows
+
+    def close(self) -> None:
+        pass
+
+
+@pytest.fixture
+async def make_ledger():
+    made = []
+
+    async def make(claim=Claim()):  # noqa: B008 - it is frozen
+        registry = SlowRegistry(claim)
+        ledger = Ledger(registry, Owner("a", "h", 1, "b"))
+        made.append((registry, ledger))
+        await ledger.open()
+        return registry, ledger
+
+    yield make
+    for registry, ledger in made:
+        registry.may.set()
+        await ledger.aclose()
+
+
+async def test_a_patch_is_written_down_before_its_old_kernel_ends(kernels, make_ledger):
+    registry, ledger = await make_ledger()
+    registry.may.set()
+    sessions = Sessions(kernels, ledger)
+    model = await sessions.create(NOTEBOOK)
+    registry.may.clear()
+    patch = asyncio.ensure_future(sessions.patch(model["id"], {"kernel": {"name": "r"}}))
+    async with asyncio.timeout(20):
+        while not kernels.renamed:  # noqa: ASYNC110 - the fake sets no event
+            await asyncio.sleep(0)
+    assert not patch.done()
+    assert "k1" in kernels, "a crash would leave a session without a kernel"
+    registry.may.set()
+    await patch
+    assert registry.rows["session", model["id"]].kernel_id == "k2"
+    assert "k1" not in kernels
+
+
+async def test_sessions_of_a_kernel_that_could_not_be_reached_are_kept(kernels, make_ledger):
+    records = [SessionRecord(f"of {k}", k, k, None, "file") for k in ("here", "far", "gone")]
+    far = KernelRecord("far", "py", "used", 0, "", "/log", "{}")
+    registry, ledger = await make_ledger(Claim([far], records))
+    kernels.kernels["here"] = "py"
+    sessions = Sessions(kernels, ledger)
+    sessions.take_up(records)
+    registry.may.set()
+    await ledger.settled()
+    assert [model["id"] for model in sessions.list()] == ["of here"]
+    assert registry.rows == {("session", "of gone"): None}
+
+
 BAD = [
     (None, "not a JSON object"),
     ([], "not a JSON object"),
@@ -190,6 +263,8 @@ BAD = [
     ({"path": "p", "type": "file", "kernel": {"name": 5}}, "kernel.name is not a string"),
     ({"path": "p", "type": "file", "kernel": {"id": [1]}}, "kernel.id is not a string"),
     ({"notebook": "x"}, "notebook is not an object"),
+    ({"path": "half \ud800", "type": "file"}, "path is not text"),
+    ({"path": "p", "type": "file", "name": "a\0b"}, "name is not text"),
 ]
 
 
