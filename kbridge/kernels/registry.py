@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
-from urllib.parse import unquote
+from urllib.parse import unquote, unquote_plus
 
 from kbridge.errors import RegistryError
 from kbridge.kernels.records import Claim, KernelRecord, Owner, SessionRecord
@@ -28,10 +28,11 @@ from kbridge.kernels.records import Claim, KernelRecord, Owner, SessionRecord
 if TYPE_CHECKING:
     from kbridge.kernels.store import Key, Store
 
-__all__ = ["Registry", "password_of"]
+__all__ = ["Registry", "secrets_of"]
 
 _FILE: Final = re.compile(r"sqlite(\+pysqlite)?:///(?!file:|:memory:)(?P<path>[^?]+)")
 _PASSWORD: Final = re.compile(r"^[^:/]+://[^/@]*?:(?P<password>.*)@")
+_SECRET: Final = re.compile("pass|pwd|secret|token|key", re.IGNORECASE)
 # Words of SQLite and of the system's that say less than a sentence would.
 _MEANINGS: Final = {
     "database is locked": "another program keeps it locked",
@@ -45,10 +46,14 @@ _MEANINGS: Final = {
 _ADVICE: Final = "--registry-url=none starts without it; kernels then end with the server"
 
 
-def password_of(url: str) -> str:
-    """The password in a URL, as it is written and to be kept out of logs; often empty."""
-    found = _PASSWORD.match(url)
-    return found["password"] if found else ""
+def secrets_of(url: str) -> set[str]:
+    """The passwords in a URL, as written and as meant: to be kept out of logs."""
+    # A password may hold a question mark, and a parameter what looks like the end of one.
+    found = [_PASSWORD.match(url), _PASSWORD.match(url.partition("?")[0])]
+    written = [match["password"] for match in found if match]
+    pairs = [pair for pair in url.partition("?")[2].split("&") if _SECRET.search(pair)]
+    written += [pair.partition("=")[2] for pair in pairs]
+    return {text for each in written for text in (each, unquote(each), unquote_plus(each)) if text}
 
 
 class Registry:
@@ -63,20 +68,26 @@ class Registry:
     ----------
     name : str
         What to call it: the file, or the URL without its password.
+
+    Raises
+    ------
+    RegistryError
+        If the path begins with the home of a user who is none.
     """
 
     def __init__(self, url: str) -> None:
         self._url = url
         file = _FILE.fullmatch(url.partition("?")[0])
-        self.path: Path | None = None
-        if file is not None:
-            self.path = Path(file["path"]).expanduser().absolute()
-        elif "://" not in url:
-            self.path = Path(url).expanduser().absolute()
-        password = password_of(url)
-        shown = url.replace(f":{password}@", ":***@", 1) if password else url
+        path = file["path"] if file is not None else "" if "://" in url else url
+        try:
+            self.path = Path(path).expanduser().absolute() if path else None
+        except RuntimeError:
+            raise RegistryError(f"The registry {path} cannot be: nobody has that home") from None
+        self._secrets = sorted(secrets_of(url), key=len, reverse=True)
+        shown = url
+        for secret in self._secrets:
+            shown = shown.replace(f":{secret}@", ":***@")
         self.name = str(self.path or shown.partition("?")[0])
-        self._secrets = [text for text in {password, unquote(password)} if text]
         self._opened: Store | None = None
         self._one = threading.Lock()
         self._in_use = False  # since something of ours stands in it

@@ -21,7 +21,7 @@ from kbridge._version import __version__
 from kbridge.connection.channels import ZMQChannelsWebsocketConnection
 from kbridge.errors import KbridgeError
 from kbridge.kernels.manager import BridgeKernelManager
-from kbridge.kernels.registry import password_of
+from kbridge.kernels.registry import secrets_of
 from kbridge.server import kg
 from kbridge.server.logs import SafeFormatter, hide
 
@@ -341,7 +341,8 @@ class KbridgeApp(JupyterApp):
             self.log.error("kbridge takes no argument %r; see kbridge --help", self.extra_args[0])
             self.exit(2)
         hide(self.token)
-        hide(password_of(self.registry_url))
+        for secret in secrets_of(self.registry_url):
+            hide(secret)
 
     async def prepare(self, kernels: BridgeKernelManager) -> None:
         """Do what is to be done before anybody is served: nothing here."""

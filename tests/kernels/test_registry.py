@@ -14,7 +14,7 @@ import pytest
 
 from kbridge.errors import RegistryError
 from kbridge.kernels.records import KernelRecord, Owner, SessionRecord, decode, encode
-from kbridge.kernels.registry import Registry, password_of
+from kbridge.kernels.registry import Registry, secrets_of
 
 HERE = Owner("127.0.0.1:8888/", "here", 100, "first")
 NEXT = Owner("127.0.0.1:8888/", "here", 200, "second")
@@ -354,18 +354,36 @@ def test_other_databases_without_their_password(url, words):
 
 
 @pytest.mark.parametrize(
-    ("url", "password"),
+    ("url", "secrets"),
     [
-        ("postgresql://me:s3cret@h/k", "s3cret"),
-        ("postgresql+psycopg://me:a:b@c@h/k", "a:b@c"),
-        ("postgresql://me@h/k", ""),
-        ("sqlite:////tmp/a:b@c", ""),
-        ("/tmp/a:b@c", ""),
-        ("none", ""),
+        ("postgresql://me:s3cret@h/k", {"s3cret"}),
+        ("postgresql+psycopg://me:a:b@c@h/k", {"a:b@c"}),
+        ("postgresql://me:a%40b@h/k", {"a%40b", "a@b"}),
+        ("postgresql://me:wh?t@h/k", {"wh?t"}),
+        ("postgresql://me@h/k?sslmode=require&password=a%2Fb+c", {"a%2Fb+c", "a/b+c", "a/b c"}),
+        ("mssql+pyodbc:///?odbc_connect=PWD%3Dx", {"PWD%3Dx", "PWD=x"}),
+        ("postgresql://me@h/k", set()),
+        ("sqlite:////tmp/a:b@c", set()),
+        ("/tmp/a:b@c", set()),
+        ("none", set()),
     ],
 )
-def test_passwords_in_urls(url, password):
-    assert password_of(url) == password
+def test_passwords_in_urls(url, secrets):
+    assert secrets_of(url) == secrets
+
+
+def test_a_password_among_the_parameters_is_not_told():
+    url = "postgresql+pg8000://me:s3cret@h:port/k?password=h1dden"
+    with pytest.raises(RegistryError) as caught:
+        Registry(url).claim(NEXT, nobody_lives)
+    assert str(caught.value).startswith("The registry postgresql+pg8000://me:***@h:port/k cannot")
+    assert not {"s3cret", "h1dden"} & set(re.findall(r"\w+", str(caught.value)))
+
+
+@pytest.mark.parametrize("url", ["~no-such-user/k.sqlite", "sqlite:///~no-such-user/k.sqlite"])
+def test_a_home_that_nobody_has(url):
+    with pytest.raises(RegistryError, match=r"~no-such-user/k\.sqlite"):
+        Registry(url)
 
 
 def test_no_record_shows_a_key():
