@@ -69,8 +69,8 @@ class ConnectionSettings(LoggingConfigurable):
         _DEFAULTS.rate_limit_window,
         config=True,
         help=(
-            "Seconds over which the two rates are measured. With rate_limit_policy=coalesce: seconds'"
-            " worth of stream output that may come at once."
+            "Seconds over which the two rates are measured. With rate_limit_policy=coalesce: how"
+            " many seconds' worth of stream output may come at once."
         ),
     )
     journal_limit = Integer(

@@ -213,6 +213,15 @@ class Journal:
                 return Place(seq + 1, seq + 1, behind + len(frame))
         return None
 
+    def before(self, matches: Callable[[bytes], bool]) -> Place | None:
+        """The place before the oldest frame that `matches`, or None where none is held."""
+        held = [(seq, frame) for seq, frame, _ in self._keepsakes]
+        held += enumerate(self._frames[self._first - self._base :], self._first)
+        for seq, frame in held:
+            if matches(frame):
+                return self.after_seq(seq - 1)
+        return None
+
     def after_seq(self, seq: int) -> Place | None:
         """The place behind a sequence number, held or not; None where it was not used yet."""
         if not -1 <= seq < self.next_seq:

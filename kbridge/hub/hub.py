@@ -56,10 +56,9 @@ class Hub:
     link : callable
         Makes the link to the kernel; a test puts `kbridge.link.memory.MemoryKernel` here.
     identity : bytes
-        What the kernel knows the hub by; a new one where it is empty. Who takes over from another
-        bridge, with its identity, gets the replies to the requests that that one sent.
+        What the kernel knows the hub by; empty: a new one. With another bridge's come its replies.
     adopted : bool
-        The kernel ran before this bridge did. A cell that is under way gets a marker.
+        The kernel ran before this bridge did, and others were connected to it.
 
     Attributes
     ----------
@@ -72,7 +71,7 @@ class Hub:
     on_hung_up : callable
         Is told when the kernel's side of iopub went away.
     on_heard : callable
-        Is told once a wake-up that something came of the kernel, or was said of it.
+        Is told once a wake-up that something was heard of the kernel.
     """
 
     def __init__(
@@ -124,6 +123,7 @@ class Hub:
             notices=self.notices,
             clock=self._clock,
             refuse=self._intake.refuse,
+            adopted=adopted,
         )
         self._incoming = policies.incoming(settings)
         self._closed = False

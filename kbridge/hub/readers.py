@@ -20,7 +20,7 @@ from kbridge.hub.clock import Clock
 from kbridge.hub.delivery import Delivery
 from kbridge.hub.notices import Notices
 from kbridge.hub.settings import HubSettings
-from kbridge.hub.since import START, Found, locate
+from kbridge.hub.since import START, Found, locate, spoken_to
 from kbridge.link.interfaces import ClientLink, nobody
 from kbridge.wire.dialects import Dialect
 from kbridge.wire.message import Channel, Message
@@ -45,6 +45,8 @@ class Readers:
         What makes the markers, and the time.
     refuse : callable
         Is told of a message that a dialect has no form for.
+    adopted : bool
+        Whether the kernel had clients before there was this journal.
 
     Attributes
     ----------
@@ -62,9 +64,11 @@ class Readers:
         notices: Notices,
         clock: Clock,
         refuse: Callable[[Channel, KernelMessageError], None],
+        adopted: bool,
     ) -> None:
         self.clients = Clients(settings.resume_timeout)
         self._journal = journal
+        self._adopted = adopted
         self._pace = pace
         self._inputs = inputs
         self._notices = notices
@@ -98,7 +102,11 @@ class Readers:
         journal = self._journal
         found = locate(journal, since, self._acks.origin, self._notices) if since else None
         back = self.clients.known(session_id) is not None
-        attachment = self.clients.attach(link, dialect, session_id, journal.end())
+        start = journal.end()
+        if self._adopted and session_id and not back:
+            # Unknown here, and yet it may be one that comes back.
+            start = spoken_to(journal, session_id) or start
+        attachment = self.clients.attach(link, dialect, session_id, start)
         attachment.verbatim = verbatim
         if found is not None:
             if back and since != START and not found.seen:

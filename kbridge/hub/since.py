@@ -9,9 +9,10 @@ from kbridge.errors import InvalidRequest
 from kbridge.flow.journal import Journal, Place
 from kbridge.hub.notices import Notices
 from kbridge.wire import v1
+from kbridge.wire.frames import payload
 from kbridge.wire.message import scan
 
-__all__ = ["START", "Found", "locate"]
+__all__ = ["START", "Found", "locate", "spoken_to"]
 
 START: Final = "start"
 """All that is held."""
@@ -60,6 +61,21 @@ def locate(journal: Journal, since: str, origin: int, notices: Notices) -> Found
     if place is None:
         place = _after_id(journal, since)
     return Found(journal.unknown(), seen=False) if place is None else Found(place, seen=True)
+
+
+def spoken_to(journal: Journal, session: str) -> Place | None:
+    """The place before the first message that came of a request of a session; None: there is none.
+
+    For a journal that is younger than its kernel: who asked before it began is not known to it.
+    """
+    named = f'"{session}"'.encode()
+
+    def matches(frame: bytes) -> bool:
+        if named not in frame:
+            return False
+        return scan(v1.split(payload(frame)).parent_header, "session") == session
+
+    return journal.before(matches)
 
 
 def _after_id(journal: Journal, msg_id: str) -> Place | None:

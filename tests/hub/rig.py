@@ -91,12 +91,14 @@ class Peer(MemoryClient):
 class Rig:
     """A hub, the kernel's side of it, and as many clients as are asked for."""
 
-    def __init__(self, settings: HubSettings) -> None:
+    def __init__(self, settings: HubSettings, *, adopted: bool = False) -> None:
         self.clock = StoppedClock()
         self.kernels: list[MemoryKernel] = []
         self.signer = Signer(KEY)
         self.process = "the-kernel"  # its session; another process has another
-        self.hub = Hub("a-kernel", INFO, settings, link=self._link, clock=self.clock)
+        self.hub = Hub(
+            "a-kernel", INFO, settings, link=self._link, clock=self.clock, adopted=adopted
+        )
 
     def _link(self, endpoints: Any, events: Any, identity: bytes) -> MemoryKernel:
         self.kernels.append(MemoryKernel(endpoints, events, identity))

@@ -14,6 +14,7 @@ from kbridge.errors import InvalidRequest
 from kbridge.hub import acks, delivery, readers
 from kbridge.hub.settings import HubSettings
 from kbridge.wire import legacy, v1
+from kbridge.wire.build import build
 from kbridge.wire.dialects import LEGACY, V1, Dialect
 from kbridge.wire.frames import PING, ping
 from kbridge.wire.message import Channel, Message
@@ -1257,3 +1258,39 @@ def test_what_a_small_journal_has_forgotten_is_told_and_state_is_not_forgotten(
                 assert not lost, "a gap between two texts, and no word of it"
 
     told(steps, dialect, "s", how, check=check, journal_limit=6000, history_limit=1000)
+
+
+# -- a journal that is younger than its kernel ------------------------------------------------
+
+
+@pytest.mark.parametrize("adopted", [True, False])
+async def test_who_comes_back_to_another_bridge_gets_what_was_said_since(
+    adopted,
+) -> None:
+    rig = Rig(HubSettings(limit_rate=False), adopted=adopted)
+    rig.prove()
+    mine, other = (
+        build(Channel.SHELL, "execute_request", {}, session=s, date="now").header
+        for s in ("mine", "another's")
+    )
+    rig.say(rig.stream("not mine", other))
+    rig.say(rig.stream("1", mine), rig.stream("2", mine))
+    client, _ = rig.attach("mine", verbatim=True)
+    rig.say(rig.stream("3", mine))
+    assert texts(client)[-1] == "3"
+    assert texts(client)[:-1] == (["1", "2"] if adopted else [])
+    new, _ = rig.attach("nobody's")
+    assert texts(new) == [], "who asked nothing starts with what comes"
+    await rig.hub.aclose()
+
+
+async def test_who_comes_back_to_another_bridge_sees_the_marker_in_its_cell() -> None:
+    rig = Rig(HubSettings(limit_rate=False), adopted=True)
+    rig.prove()
+    mine = build(Channel.SHELL, "execute_request", {}, session="mine", date="now").header
+    rig.say(rig.stream("late", mine))
+    client, _ = rig.attach("mine", verbatim=True)
+    marker, late = texts(client)
+    assert "restarted" in marker
+    assert late == "late"
+    await rig.hub.aclose()
