@@ -243,8 +243,12 @@ class Lifecycle:
         if kernel.restarter is not None:
             await kernel.restarter.aclose()
         async with kernel.lock:  # of a restart that is under way
-            self.kernels.discard(kernel)
-            kernel.release()
+            self.release(kernel)
+
+    def release(self, kernel: BridgeKernel) -> None:
+        """Leave a kernel as it is, at once, whoever is at work on it; may be called twice."""
+        self.kernels.discard(kernel)
+        kernel.release()
 
     async def _autorestart(self, kernel: BridgeKernel, newports: bool) -> None:
         async with kernel.lock:

@@ -179,8 +179,13 @@ class OpeningTable(AttachingTable):
         pids = {str(k.kernel_id): k.process.pid for k in staying if k.process is not None}
         steps = [self._leave(kernel) for kernel in (*used, *waiting)]
         left = asyncio.ensure_future(self._each(steps))
-        _, late = await asyncio.wait({left}, timeout=_SHUTDOWN_TIMEOUT)
-        await stop(*late)
+        try:
+            await asyncio.wait({left}, timeout=_SHUTDOWN_TIMEOUT)
+        finally:
+            await stop(left)
+            # Of those that it was too late for, or a second signal: or their files would go.
+            for kernel in staying:
+                self._life.release(kernel)
         if not await self._ledger.settled():
             self.log.error("Some of the kernels that stay are not written down; pids: %s", pids)
 
@@ -193,7 +198,9 @@ class OpeningTable(AttachingTable):
 
     async def _adopted(self) -> None:
         if self._adopting is not None:
-            await asyncio.gather(self._adopting, return_exceptions=True)
+            await asyncio.wait({self._adopting})  # unlike gather, it cancels nothing
+            if not self._adopting.cancelled():
+                self._adopting.exception()  # told by whoever called `adopt`
 
     async def _leave(self, kernel: BridgeKernel | AttachedKernel) -> None:
         if isinstance(kernel, AttachedKernel):

@@ -13,6 +13,7 @@ import psutil
 import pytest
 
 from kbridge.errors import KernelNotFound
+from kbridge.kernels.kernel import BridgeKernel
 from kbridge.kernels.ledger import Ledger
 from kbridge.kernels.processes import AdoptedProcess, birth
 from kbridge.kernels.records import Owner, decode, encode
@@ -45,13 +46,17 @@ async def lives(make_manager, hubs, tmp_path):
     made = []
 
     class Lives:
-        async def next(self, **traits):
-            if made:
-                await self.crash()
+        def make(self, **traits):
             ledger = Ledger(Registry(str(path)), OWNERS[len(made)], retry=0.01)
             manager = make_manager(ledger=ledger, **traits)
             made.append((manager, ledger))
-            manager.sessions = Sessions(manager, ledger)
+            return manager
+
+        async def next(self, **traits):
+            if made:
+                await self.crash()
+            manager = self.make(**traits)
+            manager.sessions = Sessions(manager, made[-1][1])
             manager.sessions.take_up(await manager.adopt())
             return manager
 
@@ -341,6 +346,51 @@ async def test_letting_go(lives, spec, hubs):
     await second.open()
     assert [model["id"] for model in second.models()] == [kernel_id]
     assert second.statistics()["pool"]["s"]["waiting"] == 1
+
+
+async def test_letting_go_in_a_hurry_takes_no_file_away(lives, spec):
+    first = await lives.next()
+    kernel_id = await first.start_kernel(spec("s"))
+    kernel = first.get_kernel(kernel_id)
+    file = Path(kernel.connection_file)
+    async with kernel.lock:  # as a restart does that will not end
+        letting_go = asyncio.ensure_future(first.let_go())
+        await until(lambda: not first.models())
+        letting_go.cancel()
+        await asyncio.wait({letting_go})
+    kernel.cleanup_connection_file()  # which jupyter_client does when the object dies
+    assert file.exists()
+    second = await lives.next()
+    assert [model["id"] for model in second.models()] == [kernel_id]
+
+
+async def test_an_adoption_is_not_given_up_halfway(lives, spec, monkeypatch):
+    """A signal during the start, and then another one."""
+    first = await lives.next()
+    kernel_id = await first.start_kernel(spec("s"))
+    process = process_of(first, kernel_id)
+    await lives.crash()
+    begun, go = asyncio.Event(), asyncio.Event()
+    take_up = BridgeKernel.take_up
+
+    async def slowly(*args):
+        begun.set()
+        await go.wait()
+        return await take_up(*args)
+
+    monkeypatch.setattr(BridgeKernel, "take_up", slowly)
+    second = lives.make()
+    adopting = asyncio.ensure_future(second.adopt())
+    await begun.wait()
+    ending = asyncio.ensure_future(second.shutdown_all())
+    await asyncio.sleep(0)
+    for task in (adopting, ending):
+        task.cancel()
+    await asyncio.wait({adopting, ending})
+    go.set()
+    await second.shutdown_all(now=True)
+    await until(lambda: ended(process))
+    assert lives_records(second) == []
 
 
 # Provisioners of others
