@@ -261,6 +261,7 @@ class _Visit:
     async def _say_goodbye(self, wire: Wire) -> None:
         """Close as RFC 6455 wants it; what comes before the server's close frame counts."""
         wire.begin_close()
+        wire.pause = lambda: 0.0  # megabytes may be on their way
         try:
             deadline = asyncio.get_running_loop().time() + STALL
             while asyncio.get_running_loop().time() < deadline:
