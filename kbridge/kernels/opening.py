@@ -7,12 +7,14 @@ ended, or let go of.
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import os
 import time
 from collections.abc import Coroutine, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from jupyter_client.kernelspec import NoSuchKernel
 from traitlets import TraitError
 
 from kbridge.kernels.adoption import adopt
@@ -123,7 +125,9 @@ class OpeningTable(AttachingTable):
                 log=self.log,
             )
             again, self._to_pool = self._to_pool, []
-            surplus = self._pool.open((kernel.kernel_name, kernel) for kernel in again)
+            fitting = [k for k in again if k.ahead == self._ahead(k.kernel_name)]
+            surplus = self._pool.open((kernel.kernel_name, kernel) for kernel in fitting)
+            surplus += [kernel for kernel in again if kernel not in fitting]
             self._culler = Culler(self.cull, self.cull_interval, self.log)
             self._open_attach_dir()
             await self._each(self._life.discard(kernel, badly=False) for kernel in surplus)
@@ -245,10 +249,27 @@ class OpeningTable(AttachingTable):
         return kernel
 
     async def _launch_ahead(self, name: str) -> BridgeKernel:
+        ahead = self._ahead(name)
         kernel = await self._launch(name)
+        kernel.ahead = ahead
         kernel.standing = Standing.POOLED
         self._life.note(kernel)
         return kernel
+
+    def _ahead(self, name: str) -> str:
+        """What a kernel that is started ahead is made of, as far as settings and files say.
+
+        One that a server before this one has made of something else is not handed out.
+        """
+        seed = self._life.seed
+        cells = seed.cells if seed is not None and seed.fits(name) else ()
+        try:
+            spec = self.kernel_spec_manager.get_kernel_spec(name).to_dict()
+        except NoSuchKernel:  # removed since; nobody gets one of it any more
+            spec = {}
+        links = (self.transport, self.kernel_ip, self.transport_encryption)
+        made_of = repr((self.root_dir, cells, sorted(spec.items()), links))
+        return hashlib.sha256(made_of.encode(errors="surrogateescape")).hexdigest()
 
     def _environment(self, requested: Mapping[str, Any] | None) -> dict[str, str]:
         return kernel_environment(

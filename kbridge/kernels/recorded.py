@@ -44,6 +44,8 @@ class RecordedKernel(ConnectionFileMethods, AsyncKernelManager):
         Who knows of it.
     inherits_env : bool
         It has the server's environment, but for some variables; else one that a request brought.
+    ahead : str
+        What it was made of, if it was started ahead of its use.
     identity : bytes
         What its hub goes by at the kernel; empty while it has none.
     output : KernelLog
@@ -57,6 +59,7 @@ class RecordedKernel(ConnectionFileMethods, AsyncKernelManager):
         self.independent = False
         self.standing = Standing.STARTING
         self.inherits_env = True
+        self.ahead = ""
         self.identity = b""
         self._promised: list[int] = []
         self._provisioner_info: dict[str, Any] | None = None
@@ -98,6 +101,7 @@ class RecordedKernel(ConnectionFileMethods, AsyncKernelManager):
             "connection_file": str(Path(self.connection_file).absolute()),
             "provisioner": self._provisioner_info,
             "identity": self.identity,
+            "ahead": self.ahead,
             "launch": self._recorded_launch(),
             "kernelspec": spec and {name: getattr(spec, name) for name in _SPEC_FIELDS},
         }
@@ -186,6 +190,7 @@ class RecordedKernel(ConnectionFileMethods, AsyncKernelManager):
         self.standing = Standing(record.standing)
         self.independent = True
         self.identity = details["identity"]
+        self.ahead = details["ahead"]
         self.connection_file = details["connection_file"]
         self._connection_file_written = True
         self._ipc_files_ours = True

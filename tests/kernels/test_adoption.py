@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -316,6 +317,33 @@ async def test_who_waited_in_a_pool_waits_again(lives, spec):
     assert process_of(second, kernel_id).pid in before
     [surplus] = before - {process_of(second, kernel_id).pid}
     await until(lambda: not birth(surplus))
+
+
+@pytest.mark.parametrize("changed", ["root_dir", "seed_uri", "kernelspec"])
+async def test_who_waits_but_was_made_otherwise_is_ended(lives, spec, hubs, tmp_path, changed):
+    spec("s")
+    first = await lives.next(pool={"s": 1})
+    await first.open()
+    await until(lambda: first.statistics()["pool"]["s"]["waiting"] == 1)
+    await lives.crash()
+    [old] = [record.pid for record in lives.records().values()]
+    lives.rewrite(*lives.records().values())
+    traits = {}
+    if changed == "root_dir":
+        traits["root_dir"] = str(tmp_path)
+    elif changed == "seed_uri":
+        cell = {"cell_type": "code", "source": "1", "metadata": {}, "outputs": []}
+        notebook = {"cells": [cell], "metadata": {}, "nbformat": 4, "nbformat_minor": 4}
+        (tmp_path / "seed.ipynb").write_text(json.dumps(notebook))
+        traits["seed_uri"] = str(tmp_path / "seed.ipynb")
+    else:
+        shutil.rmtree(tmp_path / "specs" / "s")
+        spec("s", env={"NEW": "1"})
+    second = await lives.next(pool={"s": 1}, **traits)
+    await second.open()
+    await until(lambda: not birth(old))
+    await until(lambda: second.statistics()["pool"]["s"]["waiting"] == 1)
+    assert process_of(second, await second.start_kernel("s")).pid != old
 
 
 async def test_one_that_was_left_dead_is_forgotten(lives, spec, hubs, caplog):
