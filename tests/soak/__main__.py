@@ -11,7 +11,7 @@ from pathlib import Path
 
 from tests.soak.report import table
 from tests.soak.run import Settings, soak
-from tests.soak.visitor import TEMPERS
+from tests.soak.tempers import TEMPERS
 
 
 def main() -> int:

@@ -16,86 +16,18 @@ from __future__ import annotations
 
 import re
 from collections import deque
-from collections.abc import Container
-from dataclasses import dataclass, field
 from typing import Any
 
+from tests.soak.book import Book, Cell
 from tests.soak.findings import Findings
 
-__all__ = ["Book", "Cell", "Ledger", "Request"]
+__all__ = ["Ledger"]
 
 MARKER = re.compile(r"\[kbridge: (?:([\d,]+) m|M)essages\b.* of output are missing here")
 RESTARTED = frozenset({"starting", "restarting", "dead"})
 _IDS = 20_000  # message ids of one connection that are remembered
 _CELLS = 2_000  # requests that are remembered
 _SLACK = 200  # messages that a marker may count beyond lines: statuses, replies to others
-
-
-@dataclass(slots=True)
-class Request:
-    """What was asked, and what must come of it.
-
-    Attributes
-    ----------
-    msg_id : str
-        Its id.
-    session : str
-        Who asked.
-    lines : int
-        How many numbered lines it prints.
-    size : int
-        Bytes of each, the newline included.
-    kernel : str
-        Whom.
-    """
-
-    msg_id: str
-    session: str
-    lines: int = 0
-    size: int = 0
-    kernel: str = ""
-
-
-class Book:
-    """All requests of all clients; what is long over is forgotten."""
-
-    def __init__(self, limit: int = 20_000) -> None:
-        self._requests: dict[str, Request] = {}
-        self._limit = limit
-
-    def add(self, request: Request) -> Request:
-        self._requests[request.msg_id] = request
-        if len(self._requests) > self._limit:
-            del self._requests[next(iter(self._requests))]
-        return request
-
-    def get(self, msg_id: str) -> Request | None:
-        return self._requests.get(msg_id)
-
-    def lines_of_others(self, kernel: str, known: Container[str]) -> int:
-        """Lines of all requests to a kernel but those that are known."""
-        asked = self._requests.values()
-        return sum(r.lines for r in asked if r.kernel == kernel and r.msg_id not in known)
-
-
-@dataclass(slots=True)
-class Cell:
-    """What was heard of one request."""
-
-    request: Request
-    next: int = 0
-    top: int = 0  # the highest that `next` ever was
-    whole: bool = False  # its busy was heard, so line 0 has to come
-    seen: set[str] = field(default_factory=set)  # busy, execute_input, idle, reply
-    status: str = ""  # of the reply
-    acked: tuple[int, frozenset[str]] = (0, frozenset())
-    rewind: bool = False  # a line may come again
-    again: set[str] = field(default_factory=set)  # of `seen`, what may come again
-    counted: bool = False
-
-    @property
-    def done(self) -> bool:
-        return {"idle", "reply"} <= self.seen
 
 
 class Ledger:
@@ -158,7 +90,6 @@ class Ledger:
         # once the last pong has arrived; and what was heard and may be counted by a marker again.
         self._acked = self._sent = (0, 0)
         self._unsure = 0
-        self._stray = self._frozen = False  # whether acknowledgements count
         self._doubts = 0  # numbered pings that say nothing of the one before
 
     def fault(self, what: str) -> None:
@@ -192,7 +123,6 @@ class Ledger:
         self._at_ping.clear()
         self._suspects.clear()
         self._restarted = False
-        self._frozen, self._stray = self._stray, False
         if self._first or self.since:
             self._first = False
             return
@@ -203,14 +133,6 @@ class Ledger:
             cell.rewind = True
             cell.again = cell.seen - cell.acked[1]
 
-    def stray(self) -> None:
-        """A handshake under this session was begun and given up.
-
-        The server may come to it after the next one. What that acknowledges does not count then:
-        the one after it goes on where the stray one began.
-        """
-        self._stray = True
-
     def ping(self, payload: bytes) -> None:
         """A ping that is numbered says that the pong before it has arrived."""
         if not payload.isdigit():
@@ -218,8 +140,6 @@ class Ledger:
                 self.fault(f"a ping with {payload!r}")
             # The bridge takes its answer for a sign that a numbered one was passed over.
             self._doubts = 2
-            return
-        if self._frozen:
             return
         if self._doubts:
             self._doubts -= 1

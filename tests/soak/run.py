@@ -9,11 +9,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tests.soak import chaos, vitals
+from tests.soak.book import Book
 from tests.soak.findings import Findings
 from tests.soak.fleet import Fleet
 from tests.soak.hostile import Hostile
-from tests.soak.ledger import Book
-from tests.soak.visitor import TEMPERS, Temper, Visitor
+from tests.soak.tempers import TEMPERS, Temper
+from tests.soak.visitor import Visitor
 from tests.soak.vitals import Vitals
 from tests.support.waiting import eventually
 

@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
+from tests.soak.book import Book, Request
 from tests.soak.findings import Findings
-from tests.soak.ledger import Book, Ledger, Request
+from tests.soak.ledger import Ledger
 
 SIZE = 20
 _IDS = itertools.count()
@@ -133,15 +134,6 @@ def test_who_says_what_it_saw_gets_nothing_twice() -> None:
     faults = Hearing(since=True).hear(BUSY(), lines(0), again, "again", again)
     assert any("came twice" in fault for fault in faults)
     assert any("line 1 after line 1" in fault for fault in faults)
-
-
-def test_after_a_stray_handshake_acknowledgements_do_not_count() -> None:
-    for strays, faults in ((False, 1), (True, 0)):
-        hearing = Hearing()
-        if strays:
-            hearing.ledger.stray()
-        story = ["again", BUSY(), lines(0, 1), b"1", b"2", "again", lines(0)]
-        assert len(hearing.hear(*story)) == faults
 
 
 def test_a_marker_without_a_count_tells_why_things_come_again() -> None:

@@ -3,69 +3,24 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import random
 import uuid
-from dataclasses import dataclass
 from typing import Any
 
+from tests.soak.asks import code_for
+from tests.soak.book import Book, Request
 from tests.soak.findings import Findings
 from tests.soak.fleet import Fleet, Post
-from tests.soak.ledger import Book, Ledger, Request
+from tests.soak.ledger import Ledger
+from tests.soak.tempers import Temper
 from tests.soak.wire import PING, TEXT, Closed, Refused, Wire, upgrade
 from tests.support.dialects import CODECS
 
-__all__ = ["TEMPERS", "Temper", "Visitor"]
+__all__ = ["Visitor"]
 
 STALL = 20.0  # seconds without a frame after which an answer counts as lost
 QUIET = 1.0  # seconds without a frame after which all has come
 _GONE = frozenset({1001, 1012})  # the kernel was shut down, or the server
-
-
-@dataclass(frozen=True, slots=True)
-class Temper:
-    """What kind of client it is.
-
-    Attributes
-    ----------
-    name : str
-        For the table.
-    window, bite : int
-        Its receive buffer (0: the system's), and bytes of one read.
-    pause : float
-        Seconds before a read, at most.
-    deaths : tuple of str
-        In which manners it dies: reset, fin, close, silence, half frame, half request, unread 101.
-    life : int
-        Messages that it lives for, on average.
-    since : bool
-        Whether it says what it saw last when it comes back.
-    talks : bool
-        Whether it asks, or only watches.
-    asks : int
-        How often it asks one kernel, at most, before it goes to another.
-    """
-
-    name: str
-    window: int = 0
-    bite: int = 1 << 16
-    pause: float = 0.0
-    deaths: tuple[str, ...] = ()
-    life: int = 0
-    since: bool = False
-    talks: bool = True
-    asks: int = 25
-
-
-DEATHS = ("reset", "fin", "close", "silence", "half frame", "half request", "unread 101")
-TEMPERS = (
-    Temper("fast"),
-    Temper("watching", talks=False),
-    Temper("slow", window=4096, bite=4096, pause=0.1),
-    Temper("coming back", deaths=DEATHS, life=800),
-    Temper("coming back slowly", window=4096, bite=8192, pause=0.05, deaths=DEATHS, life=300),
-    Temper("coming back with since", deaths=DEATHS, life=800, since=True),
-)
 
 
 class _Died(Exception):
@@ -280,7 +235,6 @@ class _Visit:
     async def _die_again(self, how: str) -> None:
         """Come back, and go in the middle of the handshake."""
         server = self.post.server
-        self.ledger.stray()
         request = upgrade(server.port, self._path(True), server.token, self.v.dialect)
         wire = await Wire.dial(server.port, self.v.dialect)
         wire.writer.write(request[: len(request) // 2] if how == "half request" else request)
@@ -393,7 +347,7 @@ class _Visit:
             self.pending = self._request(wire, "kernel_info_request", {})
             return
         lines, size = self.dice.randint(1, 1000), self.dice.randint(20, 250)
-        code = self._flood(lines, size) if self.post.spec == "stub" else self._print(lines, size)
+        code = code_for(self.post.spec, self.dice, lines, size)
         content = {
             "code": code,
             "silent": False,
@@ -403,20 +357,6 @@ class _Visit:
             "stop_on_error": False,
         }
         self.pending = self._request(wire, "execute_request", content, lines, size)
-
-    def _flood(self, lines: int, size: int) -> str:
-        batch = min(lines, self.dice.choice((1, 10, 100, 1000)))
-        pace = self.dice.choice((0.0, 0.2, 0.6)) * batch / lines
-        return json.dumps({"flood": lines, "size": size, "batch": batch, "interval": pace})
-
-    def _print(self, lines: int, size: int) -> str:
-        ask = "input('go on? ')\n" if self.dice.random() < 0.2 else ""
-        rest = self.dice.choice(("", "; flush()", "; i % 100 or sleep(0.05)"))
-        return (
-            "from sys import stdout; from time import sleep; flush = stdout.flush\n"
-            f"{ask}"
-            f"for i in range({lines}): stdout.write(f'#{{i:08d}} {'x' * (size - 11)}\\n'){rest}"
-        )
 
     def _request(
         self, wire: Wire, msg_type: str, content: dict[str, Any], lines: int = 0, size: int = 0

@@ -1,0 +1,75 @@
+"""What was asked of the kernels, and what one client has heard of it."""
+
+from __future__ import annotations
+
+from collections.abc import Container
+from dataclasses import dataclass, field
+
+__all__ = ["Book", "Cell", "Request"]
+
+
+@dataclass(slots=True)
+class Request:
+    """What was asked, and what must come of it.
+
+    Attributes
+    ----------
+    msg_id : str
+        Its id.
+    session : str
+        Who asked.
+    lines : int
+        How many numbered lines it prints.
+    size : int
+        Bytes of each, the newline included.
+    kernel : str
+        Whom.
+    """
+
+    msg_id: str
+    session: str
+    lines: int = 0
+    size: int = 0
+    kernel: str = ""
+
+
+class Book:
+    """All requests of all clients; what is long over is forgotten."""
+
+    def __init__(self, limit: int = 20_000) -> None:
+        self._requests: dict[str, Request] = {}
+        self._limit = limit
+
+    def add(self, request: Request) -> Request:
+        self._requests[request.msg_id] = request
+        if len(self._requests) > self._limit:
+            del self._requests[next(iter(self._requests))]
+        return request
+
+    def get(self, msg_id: str) -> Request | None:
+        return self._requests.get(msg_id)
+
+    def lines_of_others(self, kernel: str, known: Container[str]) -> int:
+        """Lines of all requests to a kernel but those that are known."""
+        asked = self._requests.values()
+        return sum(r.lines for r in asked if r.kernel == kernel and r.msg_id not in known)
+
+
+@dataclass(slots=True)
+class Cell:
+    """What was heard of one request."""
+
+    request: Request
+    next: int = 0
+    top: int = 0  # the highest that `next` ever was
+    whole: bool = False  # its busy was heard, so line 0 has to come
+    seen: set[str] = field(default_factory=set)  # busy, execute_input, idle, reply
+    status: str = ""  # of the reply
+    acked: tuple[int, frozenset[str]] = (0, frozenset())
+    rewind: bool = False  # a line may come again
+    again: set[str] = field(default_factory=set)  # of `seen`, what may come again
+    counted: bool = False
+
+    @property
+    def done(self) -> bool:
+        return {"idle", "reply"} <= self.seen
