@@ -51,6 +51,16 @@ class Tally:
             self._data[KEEP : KEEP + len(unread)] = unread
             self._took(len(unread))
 
+    def arm(self, token: str) -> None:
+        """Count anew, up to another token that was not asked for yet.
+
+        A second tally of the same websocket would begin in the midst of a frame.
+        """
+        self.frames = self.nbytes = self.lines = 0
+        self.first_at = self.last_at = 0.0
+        self.done = False
+        self._token = token.encode()
+
     def read(self) -> None:
         """Take what one `recv` gives.
 

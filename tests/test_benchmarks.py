@@ -78,6 +78,21 @@ def test_tally_counts_the_same_wherever_the_stream_is_cut() -> None:
         assert answers == pongs, cut
 
 
+def test_tally_goes_on_in_the_midst_of_a_frame() -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        cut = server_frame(TOKEN.encode()) + server_frame(b"ack", client.PING)
+        theirs.sendall(FLOOD + cut[:-2])
+        tally = Tally(cast("client.Websocket", FakeWebsocket(ours)), TOKEN)
+        assert pump([tally], timeout=10)
+        theirs.recv(1000)
+        tally.arm("end-of-the-second")
+        theirs.sendall(cut[-2:] + server_frame(rb"#00000000 \n" + b"end-of-the-second"))
+        assert pump([tally], timeout=10)
+        assert (tally.lines, tally.frames) == (1, 1)
+        assert theirs.recv(1000) == client.masked(b"ack", client.PONG)
+
+
 def test_tally_skips_long_payloads() -> None:
     long = server_frame(bytes(70_000)) * 3
     tally, _ = tally_of(b"", long + server_frame(TOKEN.encode()))

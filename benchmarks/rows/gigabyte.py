@@ -58,9 +58,10 @@ def past_a_stalled_viewer(server: Server, cells: int, count: int) -> Passed:
     ):
         stalled.ready()  # and from here on it reads nothing
         honest.ready()
+        tally = Tally(honest, "")
         for _ in range(cells):
             token = new_token()
-            tally = Tally(honest, token)
+            tally.arm(token)
             honest.execute({"flood": count, "size": TEXT, "end": token, **PACE})
             complete = pump([tally], timeout=20)
             messages += count
