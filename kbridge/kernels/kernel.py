@@ -160,6 +160,13 @@ class BridgeKernel(RecordedKernel):
         except Exception as error:  # provisioners are third parties
             raise KernelError(f"Kernel {self.kernel_id} could not be stopped: {error}") from error
 
+    def _close_control_socket(self) -> None:
+        # At once: the process has gone, or stays. A shutdown request that it has not taken would be
+        # for the next one on its port, which may be there before jupyter_client's 0.1 s are over.
+        sock, self._control_socket = self._control_socket, None
+        if sock is not None:
+            sock.close(linger=0)
+
     async def kill(self) -> None:
         """End the process without asking or waiting, whoever holds the lock.
 

@@ -9,6 +9,7 @@ import stat
 import time
 import uuid
 from datetime import UTC, datetime
+from types import SimpleNamespace
 
 import nbformat
 import psutil
@@ -340,6 +341,24 @@ async def test_restart_of_a_process(make_manager, spec):
     await manager.restart_kernel(kernel_id)
     assert_gone(old)
     assert process_of(manager, kernel_id).pid != old.pid
+
+
+async def test_a_shutdown_request_is_not_left_for_the_process_that_comes_next(make_manager, spec):
+    """One that SIGINT ends, as it does before the request, has not taken it from the queue."""
+    manager = make_manager()
+    kernel_id = await manager.start_kernel(spec("s"))
+    kernel = manager.get_kernel(kernel_id)
+    real, lingers = kernel._control_socket, []
+
+    def close(linger=None):
+        lingers.append(linger)
+        real.close(linger)
+
+    kernel._control_socket = SimpleNamespace(
+        close=close, send_multipart=real.send_multipart, poll=real.poll
+    )
+    await manager.restart_kernel(kernel_id)
+    assert lingers == [0]
 
 
 async def test_a_kernel_that_does_not_come_up_again_is_dead_and_may_be_revived(
