@@ -1,4 +1,4 @@
-"""A kernel that binds its ports, answers kernel_info, and knows nothing else."""
+"""A kernel that binds its ports, answers kernel_info and its heart, and knows nothing else."""
 
 import hashlib
 import hmac
@@ -39,6 +39,9 @@ while True:
     for sock, _ in poller.poll():
         frames = sock.recv_multipart()
         if sock is iopub:
+            continue
+        if sock is sockets["hb"]:
+            sock.send_multipart(frames)
             continue
         at = frames.index(b"<IDS|MSG>")
         parent = json.loads(frames[at + 2])
