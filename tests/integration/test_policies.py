@@ -44,7 +44,9 @@ async def test_only_allowed_messages_reach_the_kernel(new_server: ServerFactory)
 
 
 async def test_a_flood_is_limited_and_its_end_still_comes(new_server: ServerFactory) -> None:
-    server = new_server(f"--{CONNECTION}.iopub_data_rate_limit=100000")
+    server = new_server(
+        f"--{CONNECTION}.iopub_data_rate_limit=100000", f"--{CONNECTION}.rate_limit_policy=drop"
+    )
     kernel = server.start_kernel()
     for dialect in ("v1", "legacy"):
         async with attach(server, kernel, dialect) as ws:
