@@ -12,6 +12,7 @@ import pytest
 from websockets.exceptions import InvalidStatus
 
 from tests.support.client import dial
+from tests.support.network import network_to
 from tests.support.require import require
 from tests.support.server import TOKEN, Server, free_port
 from tests.support.waiting import TIMEOUT
@@ -19,7 +20,7 @@ from tests.support.waiting import TIMEOUT
 pytestmark = pytest.mark.kernel
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
-HELD = {"browser.html", "client.py", "embed.py"}
+HELD = {"browser.html", "client.py", "embed.py", "never_lost.py"}
 
 
 def client(
@@ -57,6 +58,32 @@ def test_the_client_shuts_down_what_it_started(server: Server) -> None:
     assert done.returncode == 1
     after = server.request("GET", "/api/kernels").json()
     assert {k["id"] for k in after} <= {k["id"] for k in before}
+
+
+async def test_what_is_never_lost(server: Server, kernel: str) -> None:
+    code = "import time\nfor n in range(2000): print('line', n, flush=True); time.sleep(0.001)"
+    async with network_to(server.port) as network:
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, str(EXAMPLES / "never_lost.py"), network.url, "--token", TOKEN),
+            *(kernel, code),
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+        )
+        try:
+            assert process.stdout is not None
+            shown = b""
+            async with asyncio.timeout(TIMEOUT):
+                for number in (100, 200, 300, 600, 1000):
+                    shown += await process.stdout.readuntil(b"line %d\n" % number)
+                    await network.reset()
+                rest, told = await process.communicate()
+        finally:
+            if process.returncode is None:
+                process.kill()
+                await process.wait()
+    assert process.returncode == 0, told
+    assert (shown + rest).decode() == "".join(f"line {n}\n" for n in range(2000))
+    assert told.count(b"lost the connection") == 5, told
 
 
 async def test_the_embedder(dialect: str) -> None:
