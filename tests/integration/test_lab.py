@@ -5,21 +5,14 @@
 
 from __future__ import annotations
 
-import asyncio
 import re
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack
-from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 import pytest_asyncio
 
-from tests.support.lab import Cell, Lab, Notebook, expect, jupyter_lab, lab_page
-from tests.support.network import Network, network_to
-from tests.support.require import require
-from tests.support.server import TOKEN, Server
-from tests.support.waiting import eventually
+from tests.support.lab import Notebook, Place, expect, with_extension, with_gateway
+from tests.support.server import Server
 
 pytestmark = [
     pytest.mark.kernel,
@@ -29,59 +22,20 @@ pytestmark = [
 ]
 
 
-class Place(NamedTuple):
-    """JupyterLab in a page, and all that is behind it.
-
-    `front` is the network between the page and JupyterLab, `back` the one between JupyterLab and
-    what has the kernels: kbridge, or nothing where kbridge is inside JupyterLab's server.
-    """
-
-    lab: Lab
-    kernels: Server
-    front: Network
-    back: Network | None = None
-
-    async def picture(self, name: str) -> None:
-        if self.back is None:
-            await self.lab.screenshot(name)
-
-
 Factory = pytest.TempPathFactory
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def extension(tmp_path_factory: Factory) -> AsyncIterator[Place]:
-    """JupyterLab with the extension, as it is installed."""
-    require("jupyterlab", "ipywidgets", "ipykernel")
-    home = tmp_path_factory.mktemp("lab")
-    async with AsyncExitStack() as stack:
-        server = jupyter_lab(home)
-        stack.callback(server.kill)
-        front = await stack.enter_async_context(network_to(server.start().port))
-        lab = await stack.enter_async_context(lab_page(front.url, home))
-        yield Place(lab, server, front)
-        server.stop()
-        server.assert_clean_log()
+    async with with_extension(tmp_path_factory.mktemp("lab")) as place:
+        yield place
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def gateway(tmp_path_factory: Factory) -> AsyncIterator[Place]:
-    """JupyterLab with kbridge as its gateway."""
-    require("jupyterlab", "ipywidgets", "ipykernel")
-    home = tmp_path_factory.mktemp("lab")
-    async with AsyncExitStack() as stack:
-        kernels = Server(tmp_path_factory.mktemp("kbridge"))
-        stack.callback(kernels.kill)
-        back = await stack.enter_async_context(network_to(kernels.start().port))
-        options = f"--gateway-url={back.url}", f"--GatewayClient.auth_token={TOKEN}"
-        server = jupyter_lab(home, *options)
-        stack.callback(server.kill)
-        front = await stack.enter_async_context(network_to(server.start().port))
-        lab = await stack.enter_async_context(lab_page(front.url, home))
-        yield Place(lab, kernels, front, back)
-        server.stop()
-        kernels.stop()
-        kernels.assert_clean_log()
+    kernels = Server(tmp_path_factory.mktemp("kbridge"))
+    async with with_gateway(tmp_path_factory.mktemp("lab"), kernels) as place:
+        yield place
 
 
 only_extension = pytest.mark.parametrize("place", ["extension"], indirect=True)
@@ -99,10 +53,9 @@ def place(request: pytest.FixtureRequest) -> Place:
 @pytest_asyncio.fixture(loop_scope="module")
 async def notebook(place: Place) -> AsyncIterator[Notebook]:
     """A notebook of the test's own, with a kernel."""
-    opened = await place.lab.open()
+    opened = await place.open()
     yield opened
-    for network in filter(None, (place.front, place.back)):
-        await network.restore()
+    await place.restore()
     await opened.close()
 
 
@@ -151,8 +104,8 @@ display(Image(png(240, 100)))
 async def test_streams_and_rich_output(place: Place, notebook: Notebook) -> None:
     await notebook.prepare(PNG)
     cell = await notebook.run(OUTPUT)
-    await expect(cell.stream("stdout")).to_have_text("to stdout\n")
-    await expect(cell.stream("stderr")).to_have_text("to stderr\n")
+    await cell.shows("to stdout\n")
+    await cell.shows("to stderr\n", "stderr")
     await expect(cell.output.locator("table tr").last).to_have_text("39")
     image = cell.output.locator("img")
     await expect(image).to_be_visible()
@@ -251,100 +204,3 @@ async def test_a_kernel_that_dies_comes_back(place: Place, notebook: Notebook) -
     cell = await notebook.run("'kept' in globals()")
     await expect(cell.output).to_have_text("False")
     assert await notebook.connected() == kernel
-
-
-class Lines:
-    """A cell that prints numbered lines, a tenth of a second apart, and waits once in between."""
-
-    waits_at = 9
-
-    def __init__(self, directory: Path, count: int = 80) -> None:
-        self.count = count
-        self._progress = directory / "progress"
-        self._gate = directory / "gate"
-        self._directory = directory
-
-    async def start(self, notebook: Notebook) -> Cell:
-        """Start it, and wait until the page has all that it printed before it waits."""
-        await notebook.prepare(f"import os; os.chdir({str(self._directory)!r})")
-        cell = await notebook.start(
-            f"import pathlib, time\nfor n in range({self.count}):\n"
-            "    print('line', n)\n    time.sleep(0.1)\n"
-            "    pathlib.Path('progress').write_text(str(n))\n"
-            f"    while n == {self.waits_at} and not pathlib.Path('gate').exists():\n"
-            "        time.sleep(0.01)"
-        )
-        await expect(cell.stream("stdout")).to_have_text(self.text(self.waits_at + 1))
-        return cell
-
-    def text(self, end: int | None = None) -> str:
-        return "".join(f"line {n}\n" for n in range(end or self.count))
-
-    def go_on(self) -> None:
-        self._gate.touch()
-
-    async def printed(self, number: int) -> None:
-        """Wait until the kernel has printed this line, wherever it went."""
-        await asyncio.to_thread(
-            eventually,
-            lambda: self._progress.exists() and int(self._progress.read_text() or 0) >= number,
-            f"the kernel prints line {number}",
-        )
-
-
-def between(*cases: tuple[str, str]) -> pytest.MarkDecorator:
-    """Name the stretches of network that a test takes away."""
-    return pytest.mark.parametrize(("place", "stretch"), cases, indirect=["place"])
-
-
-@between(("extension", "front"), ("gateway", "front"), ("gateway", "back"))
-async def test_no_line_is_missing_after_five_seconds_of_silence(
-    place: Place, stretch: str, notebook: Notebook, tmp_path: Path
-) -> None:
-    lines, network = Lines(tmp_path), getattr(place, stretch)
-    cell = await lines.start(notebook)
-    lines.go_on()
-    await expect(cell.stream("stdout")).to_contain_text("line 12")
-    network.swallow()
-    await lines.printed(65)
-    assert "line 40" not in await cell.text()
-    await network.restore()
-    await cell.done()
-    assert await cell.text() == lines.text()
-    await notebook.cell(1).locator.scroll_into_view_if_needed()
-    await place.picture("network")
-
-
-# The page's connections are not cut where kbridge is a gateway: Jupyter Server, which then is
-# kbridge's client, holds on to websockets that its page has given up.
-@between(("extension", "front"), ("gateway", "back"))
-async def test_no_line_is_missing_after_a_connection_was_cut_between_two(
-    place: Place, stretch: str, notebook: Notebook, tmp_path: Path
-) -> None:
-    lines, network = Lines(tmp_path), getattr(place, stretch)
-    cell = await lines.start(notebook)
-    await network.cut()
-    lines.go_on()
-    await lines.printed(65)
-    if network is place.front:
-        await notebook.connection_error()
-    await network.restore()
-    await cell.done()
-    assert await cell.text() == lines.text()
-
-
-async def test_a_reloaded_page_finds_its_kernel_at_work(
-    place: Place, notebook: Notebook, tmp_path: Path
-) -> None:
-    lines = Lines(tmp_path, count=20)
-    kernel = await notebook.connected()
-    cell = await lines.start(notebook)
-    await notebook.save()
-    await place.lab.page.reload()
-    assert await notebook.connected() == kernel
-    lines.go_on()
-    assert await notebook.ready() == kernel
-    # To JupyterLab the running cell was another page's: what is said of it meanwhile is not shown.
-    assert await notebook.cell(0).text() == lines.text(lines.waits_at + 1)
-    cell = await notebook.run("n")
-    await expect(cell.output).to_have_text(str(lines.count - 1))

@@ -49,13 +49,18 @@ class Network:
         if self._server is not None:
             self._server.close()
             self._server = None
+        await self.reset()
+
+    async def reset(self) -> None:
+        """Reset every connection, with all that is on its way; new ones pass."""
+        broken = set(self._tasks)
         for writer in list(self._writers):
             link = writer.get_extra_info("socket")
             link.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
             writer.transport.abort()
         self._passes.set()
-        if self._tasks:
-            await asyncio.wait(self._tasks)
+        if broken:
+            await asyncio.wait(broken)
 
     async def _serve(self, near: asyncio.StreamReader, back: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
