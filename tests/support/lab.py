@@ -10,10 +10,12 @@ import re
 import sys
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
+from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import nbformat
+import pytest
 
 from tests.support import browser
 from tests.support.network import Network, network_to
@@ -46,6 +48,7 @@ _SETTINGS: dict[str, dict[str, Any]] = {
 _KERNELSPEC = {"name": "python3", "display_name": "Python 3 (ipykernel)", "language": "python"}
 # What the page knows of the kernel of the notebook in front.
 _KERNEL = "window.jupyterapp?.shell.currentWidget?.sessionContext?.session?.kernel"
+_UNREACHABLE = "Server Connection Error"
 # JupyterLab's own: it does not catch what becomes of its requests when a kernel restarts.
 _TOLERATED = re.compile("Canceled future for .* before replies were done")
 
@@ -164,7 +167,7 @@ async def with_gateway(home: Path, kernels: Server, *args: str) -> AsyncIterator
 
 
 def _unreachable(page: Page) -> Locator:
-    return page.locator(".jp-Dialog", has_text="Server Connection Error")
+    return page.locator(".jp-Dialog", has_text=_UNREACHABLE)
 
 
 class Lab:
@@ -276,8 +279,15 @@ class Notebook:
         await self.dialog.locator(".jp-mod-accept").click()
 
     async def connection_error(self) -> None:
-        """Wait until JupyterLab says that it cannot reach its server."""
-        await _unreachable(self.page).wait_for()
+        """Wait until JupyterLab says that it cannot reach its server.
+
+        Not by the dialog's locator: to wait for that one calls what closes it.
+        """
+        await self.page.wait_for_function(
+            "title => [...document.querySelectorAll('.jp-Dialog')]"
+            ".some(dialog => dialog.textContent.includes(title))",
+            arg=_UNREACHABLE,
+        )
 
     async def save(self) -> None:
         await self.page.evaluate("window.jupyterapp.shell.currentWidget.context.save()")
@@ -312,16 +322,15 @@ class Cell:
 
     async def shows(self, text: str, name: str = "stdout") -> None:
         """Wait until that is all that stands in one stream's outputs."""
-        shown = None
+        shown: str | None = None
         try:
             async with asyncio.timeout(TIMEOUT):
                 while (shown := await self.text(name)) != text:
                     await self.locator.page.evaluate("() => new Promise(requestAnimationFrame)")
         except TimeoutError:
-            differs = len(os.path.commonprefix([shown or "", text]))
-            assert shown == text, f"{name} differs from {differs} on: " + repr(
-                (shown or "")[differs:][:99]
-            )
+            pairs = zip_longest(shown or "", text)
+            differs = next(n for n, (one, other) in enumerate(pairs) if one != other)
+            pytest.fail(f"{name} differs from {differs} on: {(shown or '')[differs:][:99]!r}")
 
     async def done(self) -> None:
         """Wait until the kernel has answered that it has run it."""

@@ -47,6 +47,10 @@ IN_PLACE = {
 }
 """Where, while they run, what they use comes from."""
 
+# ipykernel's tests end a kernel's ZeroMQ context at once, sometimes before the thread of its
+# heartbeat has bound its socket; the suite makes errors of warnings.
+_TOLERATED = "ignore:Exception in thread Heartbeat:pytest.PytestUnhandledThreadExceptionWarning"
+
 _PLUGIN = Path(__file__).with_name("peer_connect_plugin.py")
 
 
@@ -80,7 +84,14 @@ def run(peer: str, suite: Path, timeout: float = 150) -> Outcome:
                 *("-c", "pyproject.toml", "--rootdir=.", "-o", "addopts="),
                 *("-o", "asyncio_default_fixture_loop_scope=function"),
                 *("-p", "no:cacheprovider", "-p", "pytest_asyncio.plugin", "-p", "pytest_timeout"),
-                *("-p", _PLUGIN.stem, f"--report-to={report}", f"--basetemp={home}/t"),
+                *(
+                    "-W",
+                    _TOLERATED,
+                    "-p",
+                    _PLUGIN.stem,
+                    f"--report-to={report}",
+                    f"--basetemp={home}/t",
+                ),
                 *(f"--leave-out={test}" for test in EXCEPTED[peer]),
                 *SELECTED[peer],
             ],
