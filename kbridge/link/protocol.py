@@ -1,11 +1,11 @@
 """The server's side of RFC 6455: Tornado's handshakes, our own reading.
 
-Frames are read by the chunk and taken apart by `kbridge.wire.reader`: Tornado awaits four times a
-frame, which a round trip feels. It also drops the connection on what is not RFC 6455 or not UTF-8,
-and resets it right after the close frame on a message that is too big, so that most clients see
-neither code nor reason. Here each fault is closed with its code, and the peer is given the time to
-read why. Messages that come after a close of ours are not handed on: whoever was refused is not
-half obeyed.
+Frames are read by the chunk (`kbridge.link.stream`) and taken apart by `kbridge.wire.reader`:
+Tornado awaits four times a frame, which a round trip feels. It also drops the connection on what is
+not RFC 6455 or not UTF-8, and resets it right after the close frame on a message that is too big,
+so that most clients see neither code nor reason. Here each fault is closed with its code, and the
+peer is given the time to read why. Messages that come after a close of ours are not handed on:
+whoever was refused is not half obeyed.
 """
 
 from __future__ import annotations
@@ -15,11 +15,12 @@ import contextlib
 import socket
 from typing import Any, Final
 
-from tornado.iostream import StreamClosedError
 from tornado.util import _websocket_mask as unmask
 from tornado.websocket import WebSocketProtocol13
 
 from kbridge.errors import FrameTooBig, ProtocolViolation
+from kbridge.link.reading import Source, TornadoReader
+from kbridge.link.stream import SocketStream
 from kbridge.wire.reader import FrameReader
 
 __all__ = ["BridgeWebSocketProtocol"]
@@ -29,12 +30,8 @@ _CLOSE: Final = 0x8
 _NEVER_SENT: Final = frozenset({1004, 1005, 1006, 1015})  # section 7.4.1
 _LINGER_SECONDS: Final = 2.0
 _LINGER_BYTES: Final = 64 << 20
-_CHUNK: Final = 64 << 10
-# Bytes read without a break, and what a wake-up and a message count for: others want their turn
-# too, and ten thousand pings fit a chunk.
-_TURN: Final = 256 << 10
-_WAKE_UP: Final = 4 << 10
-_MESSAGE: Final = 1 << 10
+# Frames handled without a break: others want their turn too, and ten thousand pings fit a chunk.
+_TURN: Final = 200
 
 
 class BridgeWebSocketProtocol(WebSocketProtocol13):
@@ -50,6 +47,8 @@ class BridgeWebSocketProtocol(WebSocketProtocol13):
         super().__init__(handler, mask_outgoing, params)
         self._too_big = too_big
         self._lingers = False
+        self._source: Source | None = None
+        self._frames = FrameReader(params.max_message_size, unmask)
 
     @classmethod
     def in_place_of(cls, usual: Any, handler: Any) -> BridgeWebSocketProtocol:
@@ -77,71 +76,101 @@ class BridgeWebSocketProtocol(WebSocketProtocol13):
                 return None
         return super()._handle_message(opcode, data)
 
+    def start_pinging(self) -> None:
+        """Take the connection over: the handshake is written, and nobody has its stream yet."""
+        stream = SocketStream.take_over(self.stream)
+        if stream is None:
+            self._source = TornadoReader(self.stream)
+        else:
+            self._source = stream
+            self.stream = stream  # type: ignore[assignment]  # which has what is called of it
+        super().start_pinging()
+
     def _abort(self) -> None:
         if self._lingers:
-            # Ends the receive loop; the stream is closed when the peer has had its time.
+            # The stream is closed when the peer has had its time.
             self.client_terminated = True
             return
         super()._abort()
 
     async def _receive_frame_loop(self) -> None:
+        assert self._source is not None
         try:
-            await self._read()
-        except StreamClosedError:
-            self._abort()
+            await self._source.run(self._on_data)
+            if self.stream.closed():
+                self._abort()
         finally:
             self.handler.on_ws_connection_close(self.close_code, self.close_reason)
         if self._lingers:
-            await self._linger()
+            await self._linger(self._source)
 
-    async def _read(self) -> None:
-        reader = FrameReader(self.params.max_message_size, unmask)
-        read = 0
-        while not self.client_terminated:
-            data = await self.stream.read_bytes(_CHUNK, partial=True)
-            reader.feed(data)
-            try:
-                while not self.client_terminated and (event := reader.next()) is not None:
-                    handled = self._handle_message(*event)
-                    if handled is not None:
-                        await handled
-                    read = await _share(read + _MESSAGE)
-            except FrameTooBig:
-                self.close(1009)
-                self._abort()
-            except ProtocolViolation as error:
-                self._lingers = not self.server_terminated
-                self.close(error.close_code, error.reason)
-                return  # what follows cannot be told apart; the close frame is on its way
-            read = await _share(read + len(data) + _WAKE_UP)
+    def _on_data(self, data: bytes) -> None:
+        self._frames.feed(data)
+        self._take()
 
-    async def _linger(self) -> None:
+    def _take(self) -> None:
+        """Take what has come, up to what others may be asked to wait for."""
+        source, frames = self._source, self._frames
+        assert source is not None
+        try:
+            for _ in range(_TURN):
+                if self.client_terminated or (event := frames.next()) is None:
+                    break
+                handled = self._handle_message(*event)
+                if handled is not None:
+                    source.pause()
+                    handled.add_done_callback(self._on_handled)
+                    return
+            else:
+                source.pause()
+                self.stream.io_loop.add_callback(self._go_on)
+                return
+        except FrameTooBig:
+            self.close(1009)
+            self._abort()
+        except ProtocolViolation as error:
+            self._lingers = not self.server_terminated
+            self.close(error.close_code, error.reason)
+            source.stop()  # what follows cannot be told apart; the close frame is on its way
+        if self.client_terminated:
+            source.stop()
+
+    def _on_handled(self, handled: asyncio.Future[None]) -> None:
+        if handled.cancelled() or handled.exception() is not None:  # logged by who made it
+            self._abort()
+        self._go_on()
+
+    def _go_on(self) -> None:
+        source = self._source
+        assert source is not None
+        source.resume()
+        self._take()
+
+    async def _linger(self, source: Source) -> None:
         """Read on, and throw away, until the peer hangs up.
 
         Closing a socket that has unread input resets it, and a reset discards what the peer has
         not read yet: the close frame. So only our own side is closed; the peer then closes its.
         """
         read = 0
+
+        def throw_away(data: bytes) -> None:
+            nonlocal read
+            read += len(data)
+            if read > _LINGER_BYTES:
+                source.stop()
+
         if self.stream.socket is not None and not self.stream.writing():
             with contextlib.suppress(OSError):  # it was cut meanwhile; reading will tell
                 self.stream.socket.shutdown(socket.SHUT_WR)
         try:
             async with asyncio.timeout(_LINGER_SECONDS):
-                while read < _LINGER_BYTES:
-                    read += len(await self.stream.read_bytes(_CHUNK, partial=True))
-        except (TimeoutError, StreamClosedError):
+                await source.run(throw_away)
+        except TimeoutError:
             pass
         finally:
             self._lingers = False
             self._abort()
-
-
-async def _share(read: int) -> int:
-    """Let others have their turn where enough was read; what counts from here on."""
-    if read < _TURN:
-        return read
-    await asyncio.sleep(0)
-    return 0
 
 
 def _check_close(data: bytes) -> None:

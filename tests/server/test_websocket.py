@@ -583,7 +583,7 @@ async def test_a_viewer_that_does_not_read_costs_the_journal_and_no_more(start) 
             assert house.hub.journal.nbytes <= limit
             assert json.loads((await read(honest)).content)["text"].startswith(f"{i:05}")
         streams = [h.ws_connection.stream for h in house.services.websockets]
-        assert sum(len(s._write_buffer) for s in streams) < 2 << 20, "held outside the journal"
+        assert sum(s.waiting for s in streams) < 2 << 20, "held outside the journal"
         house.say(message("status", {"execution_state": "idle"}, Channel.IOPUB))
         seen = []
         while (msg := await read(slow)).msg_type != "status":
