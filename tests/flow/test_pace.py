@@ -517,17 +517,48 @@ def test_what_waited_for_a_tick_is_late_also_when_the_kernel_goes_idle() -> None
     assert pace.late
 
 
-def test_a_hundred_messages_at_once_are_written_as_they_come_and_more_in_ticks() -> None:
+def test_ten_messages_at_once_are_written_as_they_come_and_more_in_ticks() -> None:
     """With the usual settings: a page may need 50 ms for each that it is sent."""
     pace = Pace()
     msg = Message(Channel.IOPUB, b"{}", b"{}", b"{}", b"{}")
-    for seq in range(1, 101):
+    for seq in range(1, 11):
         pace(msg, "stream", 0.0)
         assert pace.settle(0, seq, 0.0) is None
     assert not pace.late
     pace(msg, "stream", 0.0)
-    assert pace.settle(0, 101, 0.0) == TICK
-    assert pace.horizon == 100
-    assert pace.settle(0, 101, TICK) is None
-    assert pace.horizon >= 101
+    assert pace.settle(0, 11, 0.0) == TICK
+    assert pace.horizon == 10
+    assert pace.settle(0, 11, TICK) is None
+    assert pace.horizon >= 11
     assert pace.late
+
+
+def writes_in_a_minute(pace: Pace, rate: int) -> int:
+    """How often messages at a steady rate are let go."""
+    msg = Message(Channel.IOPUB, b"{}", b"{}", b"{}", b"{}")
+    writes = gone = 0
+    for seq in range(1, 60 * rate + 1):
+        pace(msg, "stream", 0.0)
+        pace.settle(0, seq, seq / rate)
+        if min(pace.horizon, seq) > gone:
+            gone = min(pace.horizon, seq)
+            writes += 1
+    return writes
+
+
+def test_what_a_page_could_not_show_goes_in_ticks_though_it_is_below_the_limit() -> None:
+    assert writes_in_a_minute(Pace(iopub_msg_rate_limit=1000.0), 600) < 60 / TICK + 20
+
+
+def test_what_a_page_can_show_goes_as_it_comes() -> None:
+    assert writes_in_a_minute(Pace(iopub_msg_rate_limit=1000.0), 90) == 60 * 90
+
+
+def test_who_sets_a_lower_limit_has_that_one() -> None:
+    assert writes_in_a_minute(Pace(iopub_msg_rate_limit=30.0), 90) < 60 / TICK + 20
+
+
+def test_without_a_limit_of_messages_there_are_no_ticks() -> None:
+    pace = Pace(iopub_msg_rate_limit=0.0)
+    assert pace.limits
+    assert writes_in_a_minute(pace, 600) == 60 * 600
