@@ -34,7 +34,7 @@ TICK = 0.05
 """Seconds between two writes of a flood."""
 
 PAGE_RATE = 100.0
-"""Messages a second above which they go in ticks, whatever their limit; where there is none, not."""
+"""Messages a second above which they go in ticks, whatever their limit, if they have one."""
 
 _OPEN = sys.maxsize
 _OVERFULL = 1.25  # of the bucket of messages: how much a flood may put in that was
