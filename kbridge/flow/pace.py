@@ -3,17 +3,16 @@
 Laws of this module:
 
 - nothing is dropped and nothing changes places: what is held back holds back all behind it;
-- while messages come faster than their limit, or than pages can show them, they are let go in
-  ticks, so that what is written together can be joined; a message that carries state ends the tick
-  at once;
+- while messages come faster than a tenth of their limit, they are let go in ticks, so that what is
+  written together can be joined; a message that carries state ends the tick at once;
 - while stream output comes faster than its limit, it is let go at the pace of the limit;
 - once held output has fallen out of the journal, the next is let go only a window later, or a
   flood would be shown as a gap after every few lines.
 
 Both limits are leaky buckets. A burst passes freely: `rate_limit_window` seconds' worth of bytes, a
 tenth of a second's worth of messages. JupyterLab needs 10 to 50 ms for each message of a long
-output, and freezes for minutes over some hundred a second, far below any limit; what is joined
-costs nobody anything but a tick. A kernel that goes
+output, and freezes for minutes over some hundred a second, a tenth of the usual limit; what is
+joined costs nobody anything but a tick. A kernel that goes
 idle starts afresh, once nothing is held.
 """
 
@@ -28,13 +27,13 @@ from kbridge.flow.journal import LOSABLE
 from kbridge.flow.policy import PASS, Verdict
 from kbridge.wire.message import Message
 
-__all__ = ["PAGE_RATE", "TICK", "Pace"]
+__all__ = ["JOINED", "TICK", "Pace"]
 
 TICK = 0.05
 """Seconds between two writes of a flood."""
 
-PAGE_RATE = 100.0
-"""Messages a second above which they go in ticks, whatever their limit, if they have one."""
+JOINED = 0.1
+"""Of the limit of messages: above this share of it they go in ticks."""
 
 _OPEN = sys.maxsize
 _OVERFULL = 1.25  # of the bucket of messages: how much a flood may put in that was
@@ -50,8 +49,7 @@ class Pace:
     limit_rate : bool
         Whether to hold anything back.
     iopub_msg_rate_limit : float
-        Messages a second, of those that carry no state; counts up to `PAGE_RATE`. Zero or less:
-        no limit.
+        Messages a second, of those that carry no state; zero or less: no limit.
     iopub_data_rate_limit : float
         Bytes of stream content a second (what is left of messages once they are joined); zero or
         less: no limit.
@@ -82,7 +80,7 @@ class Pace:
             raise ValueError(f"rate_limit_window must be above 0 seconds, not {rate_limit_window}")
         self._window = rate_limit_window
         self._burst = burst
-        self._msg_rate = min(iopub_msg_rate_limit, PAGE_RATE) if limit_rate else 0.0
+        self._msg_rate = iopub_msg_rate_limit * JOINED if limit_rate else 0.0
         self._data_rate = iopub_data_rate_limit if limit_rate else 0.0
         self.horizon = _OPEN
         self.flooding = False

@@ -834,7 +834,7 @@ async def test_too_many_messages_arrive_joined_and_whole(make_rig) -> None:
 
 
 async def test_what_is_no_flood_is_not_joined(make_rig) -> None:
-    rig = make_rig(limit_rate=True, iopub_msg_rate_limit=100.0, rate_limit_window=1.0)
+    rig = make_rig(limit_rate=True, iopub_msg_rate_limit=1000.0, rate_limit_window=1.0)
     rig.prove()
     client, _ = rig.attach("s")
     parent = rig.request().header
