@@ -18,13 +18,14 @@ from typing import Any
 from tornado.ioloop import IOLoop
 
 from kbridge.flow.complaints import Complaints
+from kbridge.server.toll import Toll
 
 __all__ = ["Acceptor", "raise_descriptor_limit"]
 
 # Seconds for each connection, somewhat more than refusing one takes. Timers are late: what that
 # has cost is made up for, up to so many at once.
 _PAUSE = 0.001
-_AT_ONCE = 4
+_AT_ONCE = 2
 # Seconds where descriptors have run out.
 _LONG_PAUSE = 0.25
 _SHED = 16
@@ -42,6 +43,8 @@ class Acceptor:
         Takes a new connection and its address.
     shed : callable
         Closes up to so many connections, and says how many.
+    crowded : callable
+        Whether to take nobody now.
     log : logging.Logger
     """
 
@@ -50,15 +53,17 @@ class Acceptor:
         sockets: Sequence[socket.socket],
         handle: Callable[[socket.socket, Any], None],
         shed: Callable[[int], int],
+        crowded: Callable[[], bool],
         log: logging.Logger,
     ) -> None:
         self._sockets = list(sockets)
         self._handle = handle
         self._shed = shed
+        self._crowded = crowded
         self._log = log
         self._loop = IOLoop.current()
         self._complaints = Complaints()
-        self._paid = 0.0  # until when the connections taken so far have used up their time
+        self._toll = Toll(_PAUSE, _AT_ONCE)
         self._timers: dict[socket.socket, object] = {}
         for sock in self._sockets:
             self._resume(sock)
@@ -84,8 +89,7 @@ class Acceptor:
 
     def _accept(self, sock: socket.socket, _events: int) -> None:
         now = self._loop.time()
-        self._paid = max(self._paid, now - _PAUSE * _AT_ONCE)
-        while self._paid < now:
+        while self._toll.free(now) and not self._crowded():
             try:
                 connection, address = sock.accept()
             except (BlockingIOError, ConnectionAbortedError):
@@ -96,7 +100,7 @@ class Acceptor:
                 self._pause(sock, _PAUSE if self._shed(_SHED) else _LONG_PAUSE)
                 self._complain(error)
                 return
-            self._paid += _PAUSE
+            self._toll.pay()
             self._handle(connection, address)
         self._pause(sock, _PAUSE)
 

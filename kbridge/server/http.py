@@ -13,7 +13,7 @@ import json
 import logging
 import socket
 import sys
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from http.client import responses
 from typing import Any, Final
 
@@ -27,6 +27,7 @@ from kbridge.flow.complaints import Complaints
 from kbridge.server.accept import Acceptor
 from kbridge.server.access import asked_of
 from kbridge.server.guard import Guard, GuardLimits
+from kbridge.server.lobby import Lobby, ReadAhead
 from kbridge.server.logs import log_answer
 from kbridge.server.policy import Decision
 from kbridge.server.services import Services
@@ -74,9 +75,10 @@ class GuardedServer(HTTPServer):
         self._log = log
         self._complaints: dict[str, Complaints] = {}
         self._acceptor: Acceptor | None = None
+        self._lobby: Lobby | None = None
         # Longer than the guard's own: it ends what the guard should not know of any more.
         idle = 2 * max(limits.keep_alive_timeout, limits.request_timeout)
-        door = _Door(application, services, self.guard, max_body_size)
+        door = _Door(application, services, self.guard, self._proved, max_body_size)
         super().initialize(door, idle_connection_timeout=idle, **options)
         pause = max(0.05, min(1.0, limits.request_timeout / 4))
         self._sweeper = PeriodicCallback(self._sweep, pause * 1000)
@@ -84,7 +86,11 @@ class GuardedServer(HTTPServer):
     def add_sockets(self, sockets: Sequence[socket.socket]) -> None:  # type: ignore[override]
         """Serve the connections of sockets that listen; to be called once."""
         assert self._acceptor is None
-        self._acceptor = Acceptor(sockets, self._connected, self._shed, self._log)
+        if self.ssl_options is None and Lobby.available():
+            self._lobby = Lobby(
+                self.conn_params.max_header_size, self.handle_stream, self.on_hang_up
+            )
+        self._acceptor = Acceptor(sockets, self._connected, self._shed, self._is_crowded, self._log)
         self._sweeper.start()
 
     def stop(self) -> None:
@@ -94,6 +100,8 @@ class GuardedServer(HTTPServer):
 
     async def close_all_connections(self) -> None:
         """End what is left; websockets are not among it."""
+        if self._lobby is not None:
+            self._lobby.close()
         await super().close_all_connections()
         self._sweeper.stop()
 
@@ -102,10 +110,16 @@ class GuardedServer(HTTPServer):
         super().on_close(server_conn)
         self.guard.gone(server_conn.stream)
 
+    def on_hang_up(self, stream: IOStream) -> None:
+        """Forget a connection that has ended before its request was whole."""
+        self.guard.gone(stream)
+
     def _connected(self, connection: socket.socket, address: Any) -> None:
-        context = self.ssl_options
+        lobby, ahead, context = self._lobby, None, self.ssl_options
         stream: IOStream
         if context is None:
+            if lobby is not None:
+                connection = ahead = ReadAhead.take_over(connection)
             stream = IOStream(connection, max_buffer_size=self.max_buffer_size)
         else:
             try:
@@ -117,11 +131,22 @@ class GuardedServer(HTTPServer):
                 return
             stream = SSLIOStream(wrapped, max_buffer_size=self.max_buffer_size)
         surplus = self.guard.came(stream, stream.io_loop.time())
-        self.handle_stream(stream, address)
+        if lobby is None or ahead is None:
+            self.handle_stream(stream, address)
+        else:
+            lobby.came(stream, ahead, address)
         self._end(
             surplus,
             "others came while it had not shown the token; see max_unauthenticated_connections",
         )
+
+    def _is_crowded(self) -> bool:
+        return self._lobby is not None and self._lobby.crowded
+
+    def _proved(self, stream: IOStream) -> None:
+        self.guard.proved(stream, stream.io_loop.time())
+        if self._lobby is not None:
+            self._lobby.let_in(stream)
 
     def _shed(self, count: int) -> int:
         oldest = self.guard.surplus(count)
@@ -137,6 +162,8 @@ class GuardedServer(HTTPServer):
     def _end(self, streams: list[IOStream], why: str) -> None:
         for stream in streams:
             self.guard.gone(stream)
+            if self._lobby is not None:
+                self._lobby.left(stream)
             stream.close()
             complaints = self._complaints.setdefault(why, Complaints())
             if count := complaints.note(stream.io_loop.time()):
@@ -151,11 +178,13 @@ class _Door(httputil.HTTPServerConnectionDelegate):
         application: httputil.HTTPServerConnectionDelegate,
         services: Services,
         guard: Guard[IOStream],
+        proved: Callable[[IOStream], None],
         max_body_size: int,
     ) -> None:
         self.application = application
         self.services = services
         self.guard = guard
+        self.proved = proved
         self.max_body_size = max_body_size
 
     def start_request(
@@ -196,7 +225,7 @@ class _Request(httputil.HTTPMessageDelegate):
         asked = asked_of(self._request, door.services.cookie_name)
         self._decision = decision = door.services.access.decide(asked)
         if decision.via is not None:
-            door.guard.proved(self._stream, self._stream.io_loop.time())
+            door.proved(self._stream)
         self._left = door.max_body_size if decision.via is not None else STRANGERS_BODY
         # Judged here, because Tornado answers with 400 and resets the connection.
         self._connection.set_max_body_size(sys.maxsize)

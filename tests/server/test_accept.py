@@ -43,11 +43,17 @@ class House:
         self.came: asyncio.Queue[socket.socket] = asyncio.Queue()
         self.shed: list[int] = []
         self.sheds = 0
+        self.crowded = False
+        self.looked = asyncio.Event()
         self.asked = asyncio.Event()
-        self.acceptor = Acceptor([sock], self.handle, self.make_room, LOG)
+        self.acceptor = Acceptor([sock], self.handle, self.make_room, self.is_crowded, LOG)
 
     def handle(self, connection: socket.socket, _address: Any) -> None:
         self.came.put_nowait(connection)
+
+    def is_crowded(self) -> bool:
+        self.looked.set()
+        return self.crowded
 
     def make_room(self, count: int) -> int:
         self.shed.append(count)
@@ -115,6 +121,21 @@ async def test_without_descriptors_somebody_is_sent_away(listening) -> None:
     async with asyncio.timeout(20):
         await house.asked.wait()
         full.free = True
+        (await house.came.get()).close()
+    writer.close()
+    house.acceptor.stop()
+
+
+async def test_nobody_is_taken_while_it_is_crowded(listening) -> None:
+    house = House(listening)
+    house.crowded = True
+    writer = await dial(listening)
+    async with asyncio.timeout(20):
+        for _ in range(3):
+            house.looked.clear()
+            await house.looked.wait()
+            assert house.came.empty()
+        house.crowded = False
         (await house.came.get()).close()
     writer.close()
     house.acceptor.stop()

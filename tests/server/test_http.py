@@ -54,6 +54,10 @@ class Told(GuardedServer):
         super().on_close(server_conn)
         self.ended.set()
 
+    def on_hang_up(self, stream: Any) -> None:
+        super().on_hang_up(stream)
+        self.ended.set()
+
 
 class House:
     """The server, and raw connections to it."""
@@ -374,3 +378,46 @@ async def test_nothing_is_left_of_connections_that_ended(start) -> None:
     cut.writer.write(b"GET / HT")
     cut.writer.transport.abort()
     await house.until_nobody_is_there()
+
+
+async def test_a_head_that_comes_in_pieces_is_answered(start) -> None:
+    client = await (await start()).dial()
+    for piece in (
+        b"GET /echo?size=3 HTTP/1.1\r\nHo",
+        b"st: localhost\r\n",
+        f"{PROOF}\r\n\r".encode(),
+    ):
+        client.writer.write(piece)
+        await client.writer.drain()
+    client.writer.write(b"GET /echo?size=4 HTTP/1.1\r\nHost: localhost\r\n")
+    assert (await client.answer())[2] == b"xxx"
+    client.writer.write(f"{PROOF}\r\n\r\n".encode())
+    assert (await client.answer())[2] == b"xxxx"
+
+
+async def test_whose_head_is_not_whole_keeps_its_place_among_the_strangers(start) -> None:
+    house = await start(limits={"strangers": 3})
+    half, silent, whole, late = [await house.dial() for _ in range(4)]
+    assert await half.ended() == b""  # the oldest
+    whole.send("GET /")
+    assert (await whole.answer())[2] == b"come in"
+    silent.send("GET /")
+    assert (await silent.answer())[2] == b"come in"
+    late.writer.close()
+    await house.until_nobody_is_there()
+
+
+async def test_all_who_wait_are_closed_at_the_end(start) -> None:
+    house = await start()
+    waiting = [await house.dial() for _ in range(5)]
+    for one in waiting[:3]:
+        one.writer.write(b"GET / HTTP/1.1\r\nHost: lo")
+    known = await house.dial()
+    known.send("GET /echo", PROOF)
+    assert (await known.answer())[0] == 200  # the others were taken before it
+    assert house.http.guard.statistics() == {"strangers": 5, "known": 1}
+    house.http.stop()
+    await house.http.close_all_connections()
+    for one in (*waiting, known):
+        assert await one.ended() == b""
+    assert house.http.guard.statistics() == {"strangers": 0, "known": 0}
