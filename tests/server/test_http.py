@@ -389,7 +389,7 @@ async def test_a_head_that_comes_in_pieces_is_answered(start) -> None:
     ):
         client.writer.write(piece)
         await client.writer.drain()
-    client.writer.write(b"GET /echo?size=4 HTTP/1.1\r\nHost: localhost\r\n")
+    client.writer.write(b"\nGET /echo?size=4 HTTP/1.1\r\nHost: localhost\r\n")
     assert (await client.answer())[2] == b"xxx"
     client.writer.write(f"{PROOF}\r\n\r\n".encode())
     assert (await client.answer())[2] == b"xxxx"
