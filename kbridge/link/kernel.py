@@ -35,6 +35,9 @@ _BATCH_BYTES: Final = 4 << 20
 # Requests that ZeroMQ may hold for a kernel that does not read. Small, because they are counted
 # in messages and not in bytes: what is behind them waits where bytes are counted.
 _SEND_HWM: Final = 64
+# A cell ends with a reply and an idle status: whoever brings one looks for the other, so that both
+# go out in one write.
+_BESIDE: Final = {Channel.SHELL: Channel.IOPUB, Channel.IOPUB: Channel.SHELL}
 _RECONNECT_MS: Final = 30
 
 # As plain numbers: zmq's enums cost more to combine than a part takes to send.
@@ -161,8 +164,13 @@ class KernelLink:
         self._loop.add_handler(self._monitor.fileno(), self._on_monitor, IOLoop.READ)
 
     def _reader(self, channel: Channel) -> Callable[[Any, int], None]:
+        beside = _BESIDE.get(channel)
+
         def on_readable(_fd: Any, _events: int) -> None:
             self._drain(channel)
+            other = self._sockets.get(beside) if beside is not None else None
+            if beside is not None and other is not None and _waits(other, zmq.POLLIN):
+                self._drain(beside)
             self._events.on_drained()
 
         return on_readable

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import select
 from types import SimpleNamespace
 
 import pytest
@@ -151,6 +152,33 @@ async def test_requests_go_out_and_replies_come_back_on_each_channel(side, linke
         await side.sockets[channel].send_multipart([ident, *body(n + 10)])
         await events.until(lambda c=channel, n=n: (c, body(n + 10)) in events.messages)
     assert len(idents) == 1, "one identity for all: input requests are addressed to it"
+
+
+@pytest.mark.parametrize("first", [Channel.SHELL, Channel.IOPUB])
+async def test_a_reply_and_an_idle_that_are_both_there_are_told_together(
+    side, linked, first
+) -> None:
+    link, events = linked
+    await until_subscribed(side, events)
+    assert link.send(Channel.SHELL, body(0))
+    async with asyncio.timeout(20):
+        ident, *_ = await side.sockets[Channel.SHELL].recv_multipart()
+    for turn in range(10):
+        at_drained: list[int] = []
+
+        def arrived(last: bytes = body(turn)[-1]) -> int:
+            return sum(parts[-1] == last for _, parts in events.messages)
+
+        events.on_drained = lambda at=at_drained, arrived=arrived: at.append(arrived())
+        for channel in (first, *({Channel.SHELL, Channel.IOPUB} - {first})):
+            blocking = zmq.Socket.shadow(side.sockets[channel].underlying)
+            blocking.send_multipart([ident, *body(turn)])
+            poller = select.poll()
+            poller.register(link._sockets[channel].fileno(), select.POLLIN)
+            assert poller.poll(20_000), "it has arrived, and the loop had no turn"
+        await events.until(lambda arrived=arrived: arrived() == 2)
+        await asyncio.sleep(0)
+        assert 1 not in at_drained, at_drained
 
 
 async def test_replies_that_arrive_while_sending_are_not_forgotten(side, linked) -> None:
