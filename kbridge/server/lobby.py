@@ -32,10 +32,12 @@ __all__ = ["LOOKS", "Lobby", "ReadAhead"]
 LOOKS: Final = 32
 """How many are looked at in one turn of the loop."""
 
-# Seconds. A look takes 5 us, so that looking takes a sixth of the loop at the most.
+# Seconds. A look takes 5 us, and a turn of the loop for the sake of it as long as several: looking
+# takes a sixth of the loop at the most.
 _LOOK: Final = 0.001 / LOOKS
-# Refusing a request takes half a millisecond.
-_REQUEST: Final = 0.002
+_TURN: Final = 8
+# Refusing a request takes a millisecond.
+_REQUEST: Final = 0.003
 # What Tornado takes for the end of a head, without the carriage return that may be before it.
 _ENDS: Final = (b"\n\r\n", b"\n\n")
 _OVERLAP: Final = 2
@@ -199,7 +201,7 @@ class Lobby:
                 self._forget(fd)
                 self._leaves(visitor, head)
         now = self._loop.time()
-        self._looking.pay(len(news))
+        self._looking.pay(len(news) + _TURN)
         if not self._looking.free(now):
             self._loop.remove_handler(self._fd)
             self._next_look = self._loop.call_later(self._looking.wait(now), self._look_on)
