@@ -23,7 +23,7 @@ from zmq.utils.monitor import parse_monitor_message
 from kbridge.errors import KernelError
 from kbridge.link.drain import drain
 from kbridge.link.endpoints import Endpoints
-from kbridge.link.interfaces import KernelEvents
+from kbridge.link.interfaces import KernelEvents, RawMessage
 from kbridge.link.sockets import configure, context
 from kbridge.wire.message import Buffer, Channel
 
@@ -39,6 +39,8 @@ _SEND_HWM: Final = 64
 # go out in one write.
 _BESIDE: Final = {Channel.SHELL: Channel.IOPUB, Channel.IOPUB: Channel.SHELL}
 _RECONNECT_MS: Final = 30
+_FEW: Final = 8
+_LIGHT: Final = 32 << 10
 
 # As plain numbers: zmq's enums cost more to combine than a part takes to send.
 _NOBLOCK: Final = int(zmq.NOBLOCK)
@@ -75,6 +77,7 @@ class KernelLink:
         self._sockets: dict[Channel, zmq.Socket[bytes]] = {}
         self._refused: set[Channel] = set()
         self._again: set[Channel] = set()
+        self._light = True  # whether the last batch was
         self._monitor: zmq.Socket[bytes] | None = None
         try:
             for channel in Channel:
@@ -168,21 +171,29 @@ class KernelLink:
 
         def on_readable(_fd: Any, _events: int) -> None:
             self._drain(channel)
-            other = self._sockets.get(beside) if beside is not None else None
-            if beside is not None and other is not None and _waits(other, zmq.POLLIN):
-                self._drain(beside)
+            if beside is not None and self._light:
+                socket = self._sockets.get(beside)
+                if socket is not None and _waits(socket, zmq.POLLIN):
+                    self._drain(beside, behind=True)
             self._events.on_drained()
 
         return on_readable
 
-    def _drain(self, channel: Channel) -> bool:
-        """Read one batch; whether more may wait, which is then looked after."""
+    def _drain(self, channel: Channel, *, behind: bool = False) -> bool:
+        """Read one batch; whether more may wait, which is then looked after.
+
+        `behind` another batch, which goes out first if this one is large: a small journal might
+        have to forget it for this one.
+        """
         socket = self._sockets.get(channel)
         if socket is None:
             return False
         batch, more = drain(socket, _BATCH_MESSAGES, _BATCH_BYTES)
         if more:  # before anybody is told: the descriptor keeps silent whatever they raise
             self._look_again(channel)
+        self._light = _is_light(batch)
+        if behind and not self._light:
+            self._events.on_drained()
         if batch:
             self._events.on_messages(channel, batch)
         if channel in self._refused and _waits(socket, zmq.POLLOUT):
@@ -212,6 +223,11 @@ class KernelLink:
                 # All that the old side sent was handed over before the monitor speaks.
                 self.drain()
                 self._events.on_disconnected()
+
+
+def _is_light(batch: list[RawMessage]) -> bool:
+    """Whether a batch is no more than the beginning or the end of a cell."""
+    return len(batch) <= _FEW and sum(len(p) for parts in batch for p in parts) <= _LIGHT
 
 
 def _waits(socket: zmq.Socket[bytes], what: int) -> bool:
