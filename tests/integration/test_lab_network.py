@@ -212,7 +212,10 @@ async def test_a_flood_comes_whole_and_leaves_the_page_alive(
 ) -> None:
     await notebook.count_outputs()
     cell = await notebook.run(FLOOD)
-    await cell.shows("".join(f"line {n}\n" for n in range(50_000)))
+    expected = "".join(f"line {n}\n" for n in range(50_000))
+    await notebook.ready()
+    assert await notebook.received() == expected
+    await cell.shows(expected)
     await expect(cell.stream("stderr")).to_have_count(0)
     assert await notebook.outputs() < 5_000, "the page got them as they were"
 

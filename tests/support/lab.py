@@ -260,14 +260,20 @@ class Notebook:
         )
 
     async def count_outputs(self) -> None:
-        """From now on count what the page gets of its kernel's output."""
+        """From now on count what the page gets of its kernel's output, and keep its text."""
         await self.page.evaluate(
-            "() => { window.outputs = 0;"
-            f" {_KERNEL}.iopubMessage.connect(() => {{ window.outputs++ }}) }}"
+            "() => { window.outputs = 0; window.texts = [];"
+            f" {_KERNEL}.iopubMessage.connect((_, message) => {{ window.outputs++;"
+            " if (message.header.msg_type === 'stream') window.texts.push(message.content.text)"
+            " }) }"
         )
 
     async def outputs(self) -> int:
         return int(await self.page.evaluate("window.outputs"))
+
+    async def received(self) -> str:
+        """The text of all stream messages since `count_outputs`, whether it is drawn or not."""
+        return str(await self.page.evaluate("window.texts.join('')"))
 
     async def choose(self, menu: str, item: str) -> None:
         """Choose from the menu bar."""
