@@ -12,8 +12,8 @@ Laws of this module:
 Both limits are leaky buckets. A burst passes freely: `rate_limit_window` seconds' worth of bytes, a
 tenth of a second's worth of messages. JupyterLab needs 10 to 50 ms for each message of a long
 output, and freezes for minutes over some hundred a second, a tenth of the usual limit; what is
-joined costs nobody anything but a tick. A kernel that goes
-idle starts afresh, once nothing is held.
+joined costs nobody anything but a tick. A kernel that goes idle starts afresh, once nothing is
+held.
 """
 
 from __future__ import annotations

@@ -11,6 +11,7 @@ import pytest_asyncio
 
 from tests.support.lab import Cell, Notebook, Place, expect, with_extension, with_gateway
 from tests.support.lasting import LastingServer
+from tests.support.network import Network
 from tests.support.waiting import eventually
 
 pytestmark = [
@@ -90,6 +91,16 @@ class Lines:
         await cell.shows(self.text(self.waits_at + 1))
         return cell
 
+    async def start_into_silence(self, notebook: Notebook, network: Network) -> Cell:
+        """Start it, and have the network take what it says in the middle and deliver nothing."""
+        cell = await self.start(notebook)
+        self.go_on()
+        await expect(cell.stream("stdout").last).to_contain_text("line 12")
+        network.swallow()
+        await self.printed(65)
+        assert "line 40" not in await cell.text()
+        return cell
+
     def text(self, end: int | None = None) -> str:
         return "".join(f"line {n}\n" for n in range(end or self.count))
 
@@ -122,12 +133,7 @@ async def test_no_line_is_missing_after_five_seconds_of_silence(
     place: Place, stretch: str, notebook: Notebook, tmp_path: Path
 ) -> None:
     lines, network = Lines(tmp_path), getattr(place, stretch)
-    cell = await lines.start(notebook)
-    lines.go_on()
-    await expect(cell.stream("stdout").last).to_contain_text("line 12")
-    network.swallow()
-    await lines.printed(65)
-    assert "line 40" not in await cell.text()
+    cell = await lines.start_into_silence(notebook, network)
     await network.restore()
     await cell.done()
     await cell.shows(lines.text())
@@ -140,12 +146,8 @@ async def test_no_line_is_missing_after_silence_that_ends_in_a_reset(
     place: Place, stretch: str, notebook: Notebook, tmp_path: Path
 ) -> None:
     lines, network = Lines(tmp_path), getattr(place, stretch)
-    cell = await lines.start(notebook)
-    lines.go_on()
-    await expect(cell.stream("stdout").last).to_contain_text("line 12")
-    network.swallow()
-    await lines.printed(65)  # what was said meanwhile was taken, and goes with the connection
-    assert "line 40" not in await cell.text()
+    # What was said meanwhile was taken, and goes with the connection.
+    cell = await lines.start_into_silence(notebook, network)
     await network.reset()
     await lines.all_stand_in(cell)
 

@@ -8,6 +8,7 @@ from tornado.iostream import IOStream
 
 from kbridge.link.client import StreamClient
 from kbridge.link.interfaces import ClientLink, nobody
+from tests.link.ends import connected
 
 BIG = b"x" * (2 << 20)  # more than the sockets' buffers take
 
@@ -16,14 +17,7 @@ class Ends:
     """Both ends of a connection, and a link on one of them."""
 
     def __init__(self) -> None:
-        with socket.create_server(("127.0.0.1", 0)) as listener:
-            self.peer = socket.socket()
-            # A size that is set does not grow by itself.
-            self.peer.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 16)
-            self.peer.connect(listener.getsockname())
-            accepted, _ = listener.accept()
-        accepted.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 16)
-        self.peer.setblocking(False)
+        accepted, self.peer = connected()
         self.stream = IOStream(accepted)
         self.closes: list[tuple[int, str]] = []
         self.link = StreamClient(self.stream, lambda *how: self.closes.append(how))

@@ -7,30 +7,23 @@ import pytest
 from tornado.iostream import IOStream
 
 from kbridge.link.reading import TornadoReader
+from tests.link.ends import Taker
 from tests.support.waiting import TIMEOUT
 
 
-class Ends:
+class Ends(Taker):
     def __init__(self) -> None:
+        super().__init__()
         ours, self.peer = socket.socketpair()
         self.stream = IOStream(ours)
         self.reader = TornadoReader(self.stream)
-        self.came = bytearray()
-        self.news = asyncio.Event()
         self.pauses = False
         self.running = asyncio.create_task(self.reader.run(self.on_data))
 
     def on_data(self, data: bytes) -> None:
-        self.came += data
-        self.news.set()
+        super().on_data(data)
         if self.pauses:
             self.reader.pause()
-
-    async def until(self, data: bytes) -> None:
-        async with asyncio.timeout(TIMEOUT):
-            while bytes(self.came) != data:
-                self.news.clear()
-                await self.news.wait()
 
 
 @pytest.fixture

@@ -10,41 +10,25 @@ import pytest
 from tornado.iostream import IOStream, StreamClosedError
 
 from kbridge.link.stream import CHUNK, SocketStream
+from tests.link.ends import Taker, connected
 from tests.support.waiting import TIMEOUT
 
 BIG = b"x" * (4 << 20)  # more than the sockets' buffers take
 
 
-class Ends:
+class Ends(Taker):
     """Both ends of a connection, and a stream on one of them."""
 
     def __init__(self) -> None:
-        with socket.create_server(("127.0.0.1", 0)) as listener:
-            self.peer = socket.socket()
-            self.peer.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 16)
-            self.peer.connect(listener.getsockname())
-            self.accepted, _ = listener.accept()
-        self.accepted.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 16)
+        super().__init__()
+        self.accepted, self.peer = connected()
         self.accepted.setblocking(False)
-        self.peer.setblocking(False)
         self.stream = SocketStream(self.accepted)
-        self.came = bytearray()
-        self.news = asyncio.Event()
         self.running: asyncio.Task[None] | None = None
 
     def run(self) -> asyncio.Task[None]:
         self.running = asyncio.create_task(self.stream.run(self.on_data))
         return self.running
-
-    def on_data(self, data: bytes) -> None:
-        self.came += data
-        self.news.set()
-
-    async def until(self, data: bytes) -> None:
-        async with asyncio.timeout(TIMEOUT):
-            while bytes(self.came) != data:
-                self.news.clear()
-                await self.news.wait()
 
     async def read(self, count: int) -> bytes:
         loop, data = asyncio.get_running_loop(), bytearray()
