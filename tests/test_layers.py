@@ -10,6 +10,7 @@ import kbridge
 ROOT = Path(kbridge.__file__).parent
 FLOORS = {
     "errors": -1,
+    "private": -1,
     "_version": -1,
     "": -1,
     "wire": 0,

@@ -9,15 +9,10 @@ Laws of this module:
 
 from __future__ import annotations
 
-import errno
 import json
 import os
-import secrets
 import stat
-import sys
 import tempfile
-import time
-import warnings
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any, Final, cast
@@ -28,6 +23,7 @@ from jupyter_client.localinterfaces import localhost
 from kbridge.connect import ipc
 from kbridge.connect.find import find_connection_file
 from kbridge.connect.ports import LocalPortCache, pick_ports
+from kbridge.private import NotPrivate, write_private
 
 __all__ = [
     "KernelConnectionInfo",
@@ -40,16 +36,6 @@ __all__ = [
 ]
 
 port_names: Final = ["shell_port", "stdin_port", "iopub_port", "hb_port", "control_port"]
-
-# Some file systems (CIFS) give every file its owner's x; that and the sticky bit harm nobody.
-_HARMLESS: Final = stat.S_IXUSR | stat.S_ISVTX
-_TEMPORARY: Final = ".kbridge-tmp"
-# A write takes milliseconds: what is older was left by a process that was killed in the midst.
-_LEFTOVER_S: Final = 60.0
-
-
-class NotPrivate(PermissionError, RuntimeError):
-    """A file would be readable by others (jupyter_core says that with a RuntimeError)."""
 
 
 def write_connection_file(
@@ -129,7 +115,8 @@ def write_connection_file(
         if curve_secretkey is not None:
             info["curve_secretkey"] = text_of(curve_secretkey, "curve_secretkey")
         info |= kwargs
-        _write_private(Path(fname), json.dumps(info, indent=2).encode())
+        write_private(Path(fname), json.dumps(info, indent=2).encode(), stacklevel=3)
+        _make_sticky(Path(fname).parent)
         undo.pop_all()
     return fname, cast("KernelConnectionInfo", info)
 
@@ -183,73 +170,9 @@ def _chosen(ports: dict[str, int], ip: str, transport: str) -> dict[str, int]:
     return dict(zip(names, numbers, strict=True))
 
 
-def _write_private(path: Path, content: bytes) -> None:
-    _sweep(path.parent)
-    temporary = path.with_name(f".{secrets.token_hex(8)}{_TEMPORARY}")
-    try:
-        descriptor = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
-    except OSError as error:  # names the file that the caller knows
-        raise _named(error, path) from error
-    with ExitStack() as undo:
-        undo.callback(temporary.unlink, missing_ok=True)
-        try:
-            with os.fdopen(descriptor, "wb") as file:
-                _hide(descriptor, path)
-                file.write(content)
-        except OSError as error:  # that of a full disk names no file
-            if error.filename:
-                raise
-            raise _named(error, path) from error
-        temporary.replace(path)
-        undo.pop_all()
-    _make_sticky(path.parent)
-
-
-def _named(error: OSError, path: Path) -> OSError:
-    return OSError(error.errno, error.strerror, str(path))
-
-
-def _hide(descriptor: int, path: Path) -> None:
-    """See to it that only its owner can open a file, before there is anything in it."""
-    if sys.platform == "win32":
-        return  # the directory's own permissions guard it: there are no modes
-    if _mode_of(descriptor) != 0o600:  # the umask took too much
-        with suppress(OSError):
-            os.fchmod(descriptor, 0o600)
-    mode = _mode_of(descriptor)
-    if mode & ~_HARMLESS == 0o600:
-        return
-    if os.environ.get("JUPYTER_ALLOW_INSECURE_WRITES", "").lower() in {"1", "true"}:
-        warnings.warn(
-            f"{path} can be read by others (JUPYTER_ALLOW_INSECURE_WRITES is set): whoever reads"
-            " it can run code as you",
-            stacklevel=4,
-        )
-        return
-    raise NotPrivate(
-        errno.EPERM,
-        f"The file system does not hide files from other users (mode {mode:#o} instead of 0o600),"
-        " and this one would let them run code as you: set JUPYTER_RUNTIME_DIR to a directory"
-        " on another one, or JUPYTER_ALLOW_INSECURE_WRITES=1 if you trust everybody here",
-        str(path),
-    )
-
-
-def _mode_of(descriptor: int) -> int:
-    return stat.S_IMODE(os.fstat(descriptor).st_mode)
-
-
 def _make_sticky(directory: Path) -> None:
     """Let nobody but its owner remove a file from a directory (as jupyter_client does)."""
     with suppress(OSError):  # the directory may be somebody else's
         mode = stat.S_IMODE(directory.stat().st_mode)
         if not mode & stat.S_ISVTX:
             directory.chmod(mode | stat.S_ISVTX)
-
-
-def _sweep(directory: Path) -> None:
-    """Remove what killed writers left: it holds keys."""
-    with suppress(OSError):  # others sweep too
-        for leftover in directory.glob(f".*{_TEMPORARY}"):
-            if time.time() - leftover.stat().st_mtime > _LEFTOVER_S:
-                leftover.unlink()

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import os
 import re
-import sys
 from collections import deque
 from pathlib import Path
 from typing import BinaryIO
+
+from kbridge.private import open_private
 
 __all__ = ["KeptLogs", "KernelLog"]
 
@@ -45,11 +46,7 @@ class KernelLog:
             If the file cannot be made.
         """
         # O_APPEND, so that a trimmed file does not grow a hole where its writer left off.
-        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND
-        flags |= getattr(os, "O_NOFOLLOW", 0)  # Windows has neither this nor modes
-        fd = os.open(self.path, flags, 0o600)
-        if sys.platform != "win32":
-            os.fchmod(fd, 0o600)
+        fd = open_private(self.path, os.O_WRONLY | os.O_APPEND)
         self._start = os.fstat(fd).st_size
         return os.fdopen(fd, "ab", buffering=0)
 

@@ -13,8 +13,6 @@ from __future__ import annotations
 
 import os
 import re
-import stat
-import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
@@ -24,6 +22,7 @@ from urllib.parse import unquote, unquote_plus
 
 from kbridge.errors import RegistryError
 from kbridge.kernels.records import Claim, KernelRecord, Owner, SessionRecord
+from kbridge.private import open_private
 
 if TYPE_CHECKING:
     from kbridge.kernels.store import Key, Store
@@ -159,13 +158,7 @@ class Registry:
     @staticmethod
     def _make_file(path: Path) -> None:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0)
-        descriptor = os.open(path, flags, 0o600)
-        try:
-            if sys.platform != "win32" and stat.S_IMODE(os.fstat(descriptor).st_mode) != 0o600:
-                os.fchmod(descriptor, 0o600)
-        finally:
-            os.close(descriptor)
+        os.close(open_private(path, os.O_RDWR))
         effective = os.access in os.supports_effective_ids
         if not os.access(path.parent, os.W_OK | os.X_OK, effective_ids=effective):
             # SQLite keeps its journal there.

@@ -14,7 +14,19 @@ from pathlib import Path
 from typing import Any
 
 from jupyter_core.application import JupyterApp, base_aliases, base_flags
-from traitlets import Bool, Bytes, Float, Integer, List, TraitError, Unicode, default, validate
+from jupyter_core.paths import jupyter_runtime_dir
+from traitlets import (
+    Bool,
+    Bytes,
+    Float,
+    Integer,
+    List,
+    TraitError,
+    Unicode,
+    default,
+    observe,
+    validate,
+)
 from traitlets.config import Config, catch_config_error
 
 from kbridge._version import __version__
@@ -22,6 +34,7 @@ from kbridge.connection.channels import ZMQChannelsWebsocketConnection
 from kbridge.errors import KbridgeError
 from kbridge.kernels.manager import BridgeKernelManager
 from kbridge.kernels.registry import secrets_of
+from kbridge.private import prepare_directory
 from kbridge.server import kg
 from kbridge.server.logs import SafeFormatter, hide
 
@@ -262,6 +275,14 @@ class KbridgeApp(JupyterApp):
         self.token_is_random = True
         return secrets.token_hex(24)
 
+    @default("runtime_dir")
+    def _default_runtime_dir(self) -> str:
+        return jupyter_runtime_dir()  # created by `initialize`, which reports errors
+
+    @observe("runtime_dir")
+    def _runtime_dir_changed(self, change: Any) -> None:
+        """Do not create the directory here, where an error would be a traceback."""
+
     @default("registry_url")
     def _default_registry_url(self) -> str:
         return str(Path(self.runtime_dir) / "kbridge-registry.sqlite")
@@ -340,9 +361,26 @@ class KbridgeApp(JupyterApp):
         if self.extra_args and not self.takes_arguments:
             self.log.error("kbridge takes no argument %r; see kbridge --help", self.extra_args[0])
             self.exit(2)
+        self._prepare_runtime_dir()
         hide(self.token)
         for secret in secrets_of(self.registry_url):
             hide(secret)
+
+    def _prepare_runtime_dir(self) -> None:
+        """End the start with an error that names the setting if the directory cannot be used."""
+        path = self.runtime_dir
+        try:
+            warning = prepare_directory(Path(path))
+        except OSError as error:
+            self.log.error(
+                "The runtime directory %s cannot be used: %s. Set the environment variable"
+                " JUPYTER_RUNTIME_DIR to a directory that only you can write to.",
+                path,
+                error.strerror or error,
+            )
+            self.exit(1)
+        if warning:
+            self.log.warning("%s", warning)
 
     async def prepare(self, kernels: BridgeKernelManager) -> None:
         """Do what is to be done before anybody is served: nothing here."""

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from jupyter_core.application import JupyterApp, NoStart, base_aliases, base_flags
+from jupyter_core.paths import jupyter_runtime_dir
 from traitlets import Bool, Float
 
 from kbridge._version import __version__
@@ -38,7 +39,7 @@ class _Command(JupyterApp):
 
     def servers(self) -> list[dict[str, Any]]:
         """Return what the running servers tell."""
-        return running_servers(Path(self.runtime_dir))
+        return running_servers(Path(jupyter_runtime_dir()))
 
 
 class ListApp(_Command):

@@ -17,6 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from jupyter_client import connect as peer
 
+from kbridge import private
 from kbridge.connect import LocalPortCache, files, ports
 from kbridge.connect.files import NotPrivate, parsed, port_names, write_connection_file
 
@@ -342,7 +343,7 @@ def test_where_a_file_cannot_be_hidden_nothing_is_written(
     target: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("JUPYTER_ALLOW_INSECURE_WRITES", raising=False)
-    monkeypatch.setattr(files, "_mode_of", lambda descriptor: 0o644)
+    monkeypatch.setattr(private, "_mode_of", lambda descriptor: 0o644)
     with pytest.raises(NotPrivate, match="JUPYTER_RUNTIME_DIR") as caught:
         write_connection_file(str(target), **GIVEN)
     assert isinstance(caught.value, OSError)
@@ -356,7 +357,7 @@ def test_who_allows_it_gets_a_file_that_is_not_hidden_and_a_warning(
     target: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("JUPYTER_ALLOW_INSECURE_WRITES", "true")
-    monkeypatch.setattr(files, "_mode_of", lambda descriptor: 0o644)
+    monkeypatch.setattr(private, "_mode_of", lambda descriptor: 0o644)
     with pytest.warns(UserWarning, match="can be read by others") as caught:
         write_connection_file(str(target), **GIVEN)
     assert caught[0].filename == __file__
@@ -367,7 +368,7 @@ def test_who_allows_it_gets_a_file_that_is_not_hidden_and_a_warning(
 def test_modes_that_some_file_systems_invent_harm_nobody(
     target: Path, monkeypatch: pytest.MonkeyPatch, harmless: int
 ) -> None:
-    monkeypatch.setattr(files, "_mode_of", lambda descriptor: harmless)
+    monkeypatch.setattr(private, "_mode_of", lambda descriptor: harmless)
     write_connection_file(str(target), **GIVEN)
     assert target.exists()
 
