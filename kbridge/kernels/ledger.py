@@ -12,7 +12,7 @@ import logging
 from typing import Any, Final
 
 from kbridge.errors import RegistryError
-from kbridge.kernels.processes import birth
+from kbridge.kernels.processes import state_of
 from kbridge.kernels.records import Claim, KernelRecord, Owner, SessionRecord
 from kbridge.kernels.registry import Registry
 from kbridge.kernels.tasks import spawn
@@ -77,10 +77,8 @@ class Ledger:
         """
         if self._registry is None:
             return Claim()
-        self._registry.prepare()
-        claim = await asyncio.to_thread(
-            self._registry.claim, self._owner, lambda pid, born: bool(born) and birth(pid) == born
-        )
+        await asyncio.to_thread(self._registry.prepare)
+        claim = await asyncio.to_thread(self._registry.claim, self._owner, state_of)
         self._rows = {("kernel", row.kernel_id): row for row in claim.kernels}
         self._rows |= {("session", row.session_id): row for row in claim.sessions}
         for address, count in claim.elsewhere.items():
@@ -89,6 +87,15 @@ class Ledger:
                 count,
                 self._registry.name,
                 address,
+            )
+        if claim.hidden:
+            self._log.warning(
+                "%d kernel(s) in %s belong to a server on this address that cannot be seen from"
+                " here: it runs, or ran, in another container or pid namespace. They are left"
+                " alone. If that server is gone for good, remove the registry while no server uses"
+                " it, or set KbridgeApp.registry_url",
+                claim.hidden,
+                self._registry.name,
             )
         return claim
 

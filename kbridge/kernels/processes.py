@@ -13,30 +13,59 @@ import signal
 import sys
 import time
 from collections.abc import Sequence
+from enum import Enum
 from pathlib import Path
 from typing import Any, Final
 
-__all__ = ["EXIT_UNKNOWN", "AdoptedProcess", "birth", "boot_of", "commands", "find_command"]
+__all__ = [
+    "EXIT_UNKNOWN",
+    "AdoptedProcess",
+    "ProcessState",
+    "birth",
+    "boot_of",
+    "commands",
+    "find_command",
+    "same_birth",
+    "state_of",
+]
 
 # Only a parent learns how its child ended.
 EXIT_UNKNOWN: Final = 255
 _LOOK_SECONDS: Final = 0.05
 _LINUX: Final = sys.platform == "linux"
+# The inode of the pid namespace that a machine starts with (PROC_PID_INIT_INO in linux/proc_ns.h).
+_FIRST_NAMESPACE: Final = str(0xEFFFFFFC)
 _STATE, _STARTTIME = 0, 19  # fields of /proc/PID/stat behind the name, see proc_pid_stat(5)
 
 
-def birth(pid: int) -> str:
-    """When a process was started, empty where none runs; a zombie does not.
+class ProcessState(Enum):
+    """What can be seen of a process that was written down with its birth."""
 
-    Only to be compared. On Linux not a time of day: that changes when the clock is set.
+    RUNNING = "running"
+    GONE = "gone"
+    # It may run, but not where this process can look: in another pid namespace (a container), on
+    # another machine, or without a readable /proc.
+    HIDDEN = "hidden"
+
+
+def birth(pid: int) -> str:
+    """Return when and where a process was started: boot, pid namespace and start time.
+
+    Only for comparison, see `state_of`. Empty if no such process runs (a zombie does not), or if
+    processes cannot be looked at. On Linux the start is not a time of day, because that changes
+    when the clock is set.
     """
     if _LINUX:
+        if not _proc_is_ours():
+            return ""
         try:
             stat = Path(f"/proc/{pid}/stat").read_bytes()
         except OSError:
             return ""
         fields = stat[stat.rindex(b")") + 2 :].split()
-        return "" if fields[_STATE] in (b"Z", b"X") else f"{_boot()}/{int(fields[_STARTTIME])}"
+        if fields[_STATE] in (b"Z", b"X"):
+            return ""
+        return f"{_boot()}/{_namespace()}/{int(fields[_STARTTIME])}"
     import psutil  # type: ignore[import-untyped]
 
     try:
@@ -46,9 +75,66 @@ def birth(pid: int) -> str:
         return ""
 
 
+def state_of(pid: int, born: str) -> ProcessState:
+    """Return whether the process with this id and `birth` runs, as far as can be seen from here.
+
+    Births of two parts (boot and start time) were written by earlier versions; they are taken
+    for births in this pid namespace if a process matches, or if this one is the machine's own.
+    """
+    if pid <= 0:
+        return ProcessState.GONE
+    if not born:
+        return ProcessState.HIDDEN
+    if same_birth(birth(pid), born):
+        return ProcessState.RUNNING
+    if not _LINUX:
+        return ProcessState.GONE
+    boot, namespace, _ = _parts(born)
+    here = _namespace()
+    if not _proc_is_ours() or not here:
+        return ProcessState.HIDDEN
+    if boot == _boot() and namespace:
+        return ProcessState.GONE if namespace == here else ProcessState.HIDDEN
+    # Another boot: the machine was restarted if neither process runs in a container. Containers
+    # on two machines may share a directory and a host name.
+    outermost = here == _FIRST_NAMESPACE and namespace in ("", here)
+    return ProcessState.GONE if outermost else ProcessState.HIDDEN
+
+
 def boot_of(born: str) -> bool:
-    """Whether a process of that birth can still run: not if the machine was started since."""
-    return not _LINUX or born.partition("/")[0] in ("", _boot())
+    """Return True if a process of that birth can still run: not if the machine was restarted."""
+    return not _LINUX or _parts(born)[0] in ("", _boot())
+
+
+def same_birth(one: str, other: str) -> bool:
+    """Return True if two births are of one process, given that the process ids are equal."""
+    if not one or not other:
+        return False
+    (boot, namespace, start), (boot2, namespace2, start2) = _parts(one), _parts(other)
+    places = {namespace, namespace2} - {""}
+    return (boot, start) == (boot2, start2) and len(places) <= 1
+
+
+def _parts(born: str) -> tuple[str, str, str]:
+    boot, _, rest = born.partition("/")
+    namespace, _, start = rest.rpartition("/")
+    return boot, namespace, start
+
+
+def _namespace() -> str:
+    """Return the inode of this process's pid namespace, empty if it cannot be read."""
+    try:
+        return str(Path("/proc/self/ns/pid").stat().st_ino)
+    except OSError:
+        return ""
+
+
+def _proc_is_ours() -> bool:
+    """Return True if /proc shows this pid namespace: not after `unshare --pid` without a mount."""
+    try:
+        return os.readlink("/proc/self") == str(os.getpid())  # noqa: PTH115
+    except OSError:
+        return False
 
 
 def commands() -> dict[int, list[str]]:
@@ -126,7 +212,7 @@ class AdoptedProcess:
         self._born = born
         # First held, then looked at: thus what was looked at is what is held.
         self._fd = _pidfd(pid)
-        if not born or birth(pid) != born:
+        if not same_birth(birth(pid), born):
             self.close()
             raise ProcessLookupError(f"process {pid} has gone")
         self._leads = hasattr(os, "getpgid") and os.getpgid(pid) == pid
@@ -189,7 +275,7 @@ class AdoptedProcess:
     def _runs(self) -> bool:
         if self._fd is not None:
             return not _ended(self._fd, 0)
-        return birth(self.pid) == self._born
+        return same_birth(birth(self.pid), self._born)
 
     def __del__(self) -> None:
         self.close()

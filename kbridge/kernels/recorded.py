@@ -23,7 +23,14 @@ from kbridge.connect.methods import ConnectionFileMethods
 from kbridge.connect.ports import LocalPortCache
 from kbridge.errors import KernelError
 from kbridge.kernels.logs import KernelLog
-from kbridge.kernels.processes import AdoptedProcess, birth, boot_of, find_command
+from kbridge.kernels.processes import (
+    AdoptedProcess,
+    ProcessState,
+    birth,
+    boot_of,
+    find_command,
+    state_of,
+)
 from kbridge.kernels.records import KernelRecord, Standing, decode, encode
 
 __all__ = ["RecordedKernel"]
@@ -214,6 +221,9 @@ class RecordedKernel(ConnectionFileMethods, AsyncKernelManager):
     ) -> bool:
         """Give a local provisioner its process; False if that has gone."""
         process = _held(record.pid, record.birth)
+        state = state_of(record.pid, record.birth) if record.birth else ProcessState.GONE
+        if process is None and state is ProcessState.HIDDEN:
+            raise KernelError("its process runs, or ran, in another container or pid namespace")
         if process is None and boot_of(record.birth):
             # It may have been started anew, and the bridge have died before it was written down.
             pid = find_command(self.format_kernel_cmd(), commands())

@@ -97,11 +97,14 @@ class Claim:
         Its own from now on.
     elsewhere : dict
         How many kernels wait for the start of another server, by its address.
+    hidden : int
+        How many kernels belong to a server on the same address that cannot be seen from here.
     """
 
     kernels: list[KernelRecord] = field(default_factory=list)
     sessions: list[SessionRecord] = field(default_factory=list)
     elsewhere: dict[str, int] = field(default_factory=dict)
+    hidden: int = 0
 
 
 def encode(details: Mapping[str, Any]) -> str:

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Final
 from urllib.parse import unquote, unquote_plus
 
 from kbridge.errors import RegistryError
+from kbridge.kernels.processes import ProcessState
 from kbridge.kernels.records import Claim, KernelRecord, Owner, SessionRecord
 from kbridge.private import open_private
 
@@ -42,6 +43,8 @@ _MEANINGS: Final = {
     "is full": "there is no room left on its disk",
     "disk I/O error": "its disk gives an error, or has no room left",
 }
+# Schema version, kernels and sessions of a registry without rows, see `store.SCHEMA_VERSION`.
+_BARE: Final = {(1, 0, 0), (2, 0, 0)}
 _ADVICE: Final = "--registry-url=none starts without it; kernels then end with the server"
 
 
@@ -109,7 +112,7 @@ class Registry:
         with self._translated("opened"):
             self._make_file(self.path)
 
-    def claim(self, owner: Owner, is_alive: Callable[[int, str], bool]) -> Claim:
+    def claim(self, owner: Owner, state_of: Callable[[int, str], ProcessState]) -> Claim:
         """Take over what servers of this address that have gone left; see `Store.claim`.
 
         Raises
@@ -121,7 +124,7 @@ class Registry:
             if self.path is not None and _is_bare(self.path):
                 return Claim()
             self._in_use = True
-            return self._store().claim(owner, is_alive)
+            return self._store().claim(owner, state_of)
 
     def write(self, owner: Owner, rows: Mapping[Key, KernelRecord | SessionRecord | None]) -> None:
         """Put rows, or take out those that are None.
@@ -213,4 +216,4 @@ def _is_bare(path: Path) -> bool:
             ).fetchone()
     except sqlite3.Error:
         return False  # whatever it is, the other way tells better
-    return bool(found == (1, 0, 0))
+    return bool(found in _BARE)

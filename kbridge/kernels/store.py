@@ -33,6 +33,7 @@ from sqlalchemy import (
     update,
 )
 
+from kbridge.kernels.processes import ProcessState
 from kbridge.kernels.records import Claim, KernelRecord, Owner, SessionRecord
 
 __all__ = ["SCHEMA_VERSION", "Key", "Store", "UnknownSchema"]
@@ -40,7 +41,10 @@ __all__ = ["SCHEMA_VERSION", "Key", "Store", "UnknownSchema"]
 # A row's kind and its id.
 Key = tuple[str, str]
 
-SCHEMA_VERSION: Final = 1
+# Version 2 has the tables of version 1, with the pid namespace in each birth. Programs that know
+# only version 1 would take such a birth for that of a process that has gone.
+SCHEMA_VERSION: Final = 2
+_READABLE: Final = {1, 2}
 _BUSY_SECONDS: Final = 2.0  # other servers hold the file for milliseconds
 _CHUNK: Final = 200
 
@@ -100,15 +104,15 @@ class Store:
             self.engine.dispose()
             raise
 
-    def claim(self, owner: Owner, is_alive: Callable[[int, str], bool]) -> Claim:
-        """Take over what servers of the same address have left, in one transaction.
+    def claim(self, owner: Owner, state_of: Callable[[int, str], ProcessState]) -> Claim:
+        """Take over the rows of servers on the same address that have gone, in one transaction.
 
-        A row whose server lives (`is_alive` of its pid and birth) is left alone, and so are rows
-        of other machines: who runs there cannot be seen from here.
+        Rows are left alone if their server runs (`state_of` of its pid and birth), if it cannot be
+        seen from here (another pid namespace), or if it belongs to another machine.
         """
         with self.engine.begin() as connection:
-            kernels = self._claim(connection, _KERNELS, owner, is_alive)
-            sessions = self._claim(connection, _SESSIONS, owner, is_alive)
+            kernels, hidden = self._claim(connection, _KERNELS, owner, state_of)
+            sessions, _ = self._claim(connection, _SESSIONS, owner, state_of)
             elsewhere = connection.execute(
                 select(_KERNELS.c.address, _KERNELS.c.owner_pid, _KERNELS.c.owner_birth)
                 .where(_KERNELS.c.hostname == owner.hostname)
@@ -116,12 +120,13 @@ class Store:
             )
             counts: dict[str, int] = {}
             for address, pid, born in elsewhere:
-                if not is_alive(pid, born):
+                if state_of(pid, born) is ProcessState.GONE:
                     counts[address] = counts.get(address, 0) + 1
         return Claim(
             [KernelRecord(**_own(row)) for row in kernels],
             [SessionRecord(**_own(row)) for row in sessions],
             counts,
+            hidden,
         )
 
     def write(self, owner: Owner, rows: Mapping[Key, KernelRecord | SessionRecord | None]) -> None:
@@ -149,16 +154,20 @@ class Store:
         connection: Connection,
         table: Table,
         owner: Owner,
-        is_alive: Callable[[int, str], bool],
-    ) -> list[RowMapping]:
+        state_of: Callable[[int, str], ProcessState],
+    ) -> tuple[list[RowMapping], int]:
+        """Return the rows that were taken over, and the number of those with a hidden owner."""
         ours = select(table).where(
             table.c.address == owner.address, table.c.hostname == owner.hostname
         )
         [id_column] = table.primary_key.columns
-        claimed = []
+        claimed: list[RowMapping] = []
+        hidden = 0
         for row in connection.execute(ours).mappings().all():
             pid, born = row["owner_pid"], row["owner_birth"]
-            if is_alive(pid, born):
+            state = state_of(pid, born)
+            if state is not ProcessState.GONE:
+                hidden += state is ProcessState.HIDDEN
                 continue
             # Where two start at once, one of them finds the owner changed.
             taken = connection.execute(
@@ -169,7 +178,7 @@ class Store:
             )
             if taken.rowcount:
                 claimed.append(row)
-        return claimed
+        return claimed, hidden
 
 
 def _engine(url: str | Path) -> Engine:
@@ -202,10 +211,12 @@ def _check_schema(connection: Connection) -> None:
     found = connection.execute(select(func.max(_SCHEMA.c.version))).scalar()
     if found is None:
         connection.execute(insert(_SCHEMA), [{"version": SCHEMA_VERSION}])
-    elif found != SCHEMA_VERSION:
+    elif found not in _READABLE:
         raise UnknownSchema(
             f"its tables are of version {found}, and this kbridge knows {SCHEMA_VERSION}"
         )
+    elif found != SCHEMA_VERSION:
+        connection.execute(update(_SCHEMA).values(version=SCHEMA_VERSION))
 
 
 def _of(owner: Owner) -> dict[str, Any]:

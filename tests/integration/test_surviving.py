@@ -20,8 +20,8 @@ import pytest
 
 from tests.support.client import KernelClient, attach
 from tests.support.lasting import LastingServer
-from tests.support.require import require
-from tests.support.server import TOKEN, gone
+from tests.support.require import lack, require
+from tests.support.server import _COMMAND, TOKEN, gone
 from tests.support.waiting import TIMEOUT, eventually
 
 pytestmark = pytest.mark.kernel
@@ -298,6 +298,52 @@ def test_two_servers_with_one_registry(server: LastingServer, tmp_path: Path) ->
         assert other.stop() == 0
         assert server.stop() == 0
     assert server.kernels() == {}
+
+
+def start_in_a_namespace(server: LastingServer, log: Path) -> subprocess.Popen[bytes]:
+    """Start a second server, on the same address as far as settings say: it gets another port."""
+    command = ["unshare", "--pid", "--fork", "--mount-proc", "--kill-child", *_COMMAND]
+    with log.open("wb") as out:
+        return subprocess.Popen(
+            [*command, f"--port={server.port}"],
+            cwd=server.home,
+            env=server._env,
+            stdin=subprocess.DEVNULL,
+            stdout=out,
+            stderr=subprocess.STDOUT,
+        )
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux has pid namespaces")
+async def test_a_server_in_another_pid_namespace(server: LastingServer, tmp_path: Path) -> None:
+    require("unshare")
+    server.start()
+    kernel_id = server.start_kernel("stub")
+    file = server.home / "runtime" / f"kernel-{kernel_id}.json"
+    before = rows(server)
+    log = tmp_path / "other.log"
+    other = start_in_a_namespace(server, log)
+    try:
+        eventually(
+            lambda: other.poll() is not None or "serves kernels at" in log.read_text(),
+            "the other server listens",
+        )
+        if "Operation not permitted" in log.read_text():
+            lack("only root may make a pid namespace here")
+        assert other.poll() is None, log.read_text()
+        assert "1 kernel(s)" in log.read_text()
+        assert "another container or pid namespace" in log.read_text()
+        assert rows(server) == before
+        assert file.exists()
+        assert ids(server) == {kernel_id}
+        async with attach(server, kernel_id) as client:
+            assert (await client.execute("1")).reply["status"] == "ok"
+    finally:
+        other.kill()
+        other.wait(TIMEOUT)
+    server.crash()
+    server.start()
+    assert ids(server) == {kernel_id}
 
 
 async def test_without_a_registry_kernels_end_with_the_server(server: LastingServer) -> None:

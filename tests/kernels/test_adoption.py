@@ -16,7 +16,7 @@ import pytest
 from kbridge.errors import KernelNotFound
 from kbridge.kernels.kernel import BridgeKernel
 from kbridge.kernels.ledger import Ledger
-from kbridge.kernels.processes import AdoptedProcess, birth
+from kbridge.kernels.processes import AdoptedProcess, ProcessState, birth
 from kbridge.kernels.records import Owner, decode, encode
 from kbridge.kernels.registry import Registry
 from kbridge.kernels.sessions import Sessions
@@ -74,7 +74,7 @@ async def lives(make_manager, hubs, tmp_path):
 
         def records(self):
             registry = Registry(str(path))
-            claim = registry.claim(OWNERS[-1], lambda *_: False)
+            claim = registry.claim(OWNERS[-1], lambda *_: ProcessState.GONE)
             registry.close()
             return {record.kernel_id: record for record in claim.kernels}
 
@@ -229,6 +229,29 @@ async def test_another_process_with_its_id_is_not_taken_for_it(lives, spec):
         assert process_of(second, kernel_id).pid == process.pid
         process.kill()
         await until(lambda: ended(process))
+    finally:
+        process.kill()
+
+
+async def test_a_process_in_another_pid_namespace(lives, spec, caplog):
+    first = await lives.next()
+    kernel_id = await first.start_kernel(spec("s"))
+    kernel, process = first.get_kernel(kernel_id), process_of(first, kernel_id)
+    await lives.crash()
+    record = lives.records()[kernel_id]
+    boot, _, start = record.birth.split("/")
+    hidden = replace(record, pid=2**22 - 1, birth=f"{boot}/4026539999/{start}")
+    lives.rewrite(hidden)
+    try:
+        second = await lives.next()
+        assert second.models() == []
+        assert "another container or pid namespace" in caplog.text
+        assert Path(kernel.connection_file).exists()
+        assert lives.records() == {kernel_id: hidden}
+        assert not ended(process)
+        lives.rewrite(record)
+        third = await lives.next()
+        assert [model["id"] for model in third.models()] == [kernel_id]
     finally:
         process.kill()
 

@@ -8,7 +8,7 @@ import pytest
 
 from kbridge.errors import RegistryError
 from kbridge.kernels.ledger import Ledger
-from kbridge.kernels.processes import birth
+from kbridge.kernels.processes import ProcessState, birth
 from kbridge.kernels.records import Claim, KernelRecord, Owner, SessionRecord
 
 LOUD = 20
@@ -33,9 +33,8 @@ class FakeRegistry:
         if self.fault:
             raise RegistryError(self.fault)
 
-    def claim(self, owner, is_alive):
-        assert not is_alive(os.getpid(), "")
-        assert is_alive(os.getpid(), birth(os.getpid()))
+    def claim(self, owner, state_of):
+        assert state_of(os.getpid(), birth(os.getpid())) is ProcessState.RUNNING
         return self.claimed
 
     def write(self, owner, rows):

@@ -10,7 +10,16 @@ import psutil
 import pytest
 
 from kbridge.kernels import processes
-from kbridge.kernels.processes import EXIT_UNKNOWN, AdoptedProcess, birth, boot_of, find_command
+from kbridge.kernels.processes import (
+    EXIT_UNKNOWN,
+    AdoptedProcess,
+    ProcessState,
+    birth,
+    boot_of,
+    find_command,
+    state_of,
+)
+from tests.support.require import lack, require
 from tests.support.waiting import eventually
 
 SLEEP = "import time; print('up', flush=True); time.sleep(600)"
@@ -80,6 +89,58 @@ def test_who_has_gone_was_never_born(way, start):
 def test_a_birth_of_before_the_machine_was_started():
     assert not boot_of("another-boot/123")
     assert boot_of("")
+
+
+def test_states(way, start):
+    process = start()
+    born = birth(process.pid)
+    assert state_of(process.pid, born) is ProcessState.RUNNING
+    assert state_of(process.pid, birth(os.getpid())) is ProcessState.GONE
+    assert state_of(0, born) is ProcessState.GONE
+    assert state_of(process.pid, "") is ProcessState.HIDDEN
+    process.kill()
+    process.wait()
+    assert state_of(process.pid, born) is ProcessState.GONE
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux has pid namespaces")
+@pytest.mark.parametrize("first", [True, False], ids=["on the machine", "in a container"])
+def test_what_cannot_be_seen_may_run(monkeypatch, first):
+    boot, here, start = birth(os.getpid()).split("/")
+    there = str(int(here) + 1)
+    monkeypatch.setattr(processes, "_FIRST_NAMESPACE", here if first else there)
+
+    def state(born):
+        return state_of(os.getpid(), born).value
+
+    assert state(f"{boot}/{here}/1") == "gone"
+    assert state(f"{boot}/{there}/{start}") == "hidden"
+    assert state(f"another-boot/{there}/{start}") == "hidden"
+    assert state(f"another-boot/{here}/{start}") == ("gone" if first else "hidden")
+    # As earlier versions wrote them.
+    assert state(f"{boot}/{start}") == "running"
+    assert state(f"{boot}/1") == ("gone" if first else "hidden")
+    assert state(f"another-boot/{start}") == ("gone" if first else "hidden")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux has pid namespaces")
+def test_a_real_pid_namespace(start):
+    require("unshare")
+    process = start()
+    tell = (
+        "import os, sys\n"
+        "from kbridge.kernels.processes import AdoptedProcess, birth, state_of\n"
+        "pid, born = int(sys.argv[1]), sys.argv[2]\n"
+        "print(state_of(pid, born).value, birth(os.getpid()) == '', os.getpid())\n"
+    )
+    command = [sys.executable, "-c", tell, str(process.pid), birth(process.pid)]
+    for options, blind in ((["--mount-proc"], False), ([], True)):
+        done = subprocess.run(
+            ["unshare", "--pid", "--fork", *options, *command], capture_output=True, text=True
+        )
+        if "Operation not permitted" in done.stderr:
+            lack("only root may make a pid namespace here")
+        assert done.stdout.split() == ["hidden", str(blind), "1"], done.stderr
 
 
 def test_it_ends_like_a_child(way, start):

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from kbridge.errors import RegistryError
+from kbridge.kernels.processes import ProcessState
 from kbridge.kernels.records import KernelRecord, Owner, SessionRecord, decode, encode
 from kbridge.kernels.registry import Registry, secrets_of
 
@@ -52,11 +53,11 @@ LOADED = "import sys; sys.exit('sqlalchemy' in sys.modules)"
 
 
 def nobody_lives(pid, born):
-    return False
+    return ProcessState.GONE
 
 
 def everybody_lives(pid, born):
-    return True
+    return ProcessState.RUNNING
 
 
 def kernel(name="k", **fields):
@@ -111,7 +112,12 @@ def test_what_is_claimed_belongs_to_who_claimed_it(registry):
     put(registry, HERE, kernel())
     assert registry.claim(NEXT, nobody_lives).kernels
     third = Owner(NEXT.address, NEXT.hostname, 300, "third")
-    found = registry.claim(third, lambda pid, born: (pid, born) == (NEXT.pid, NEXT.birth))
+
+    def one_lives(pid, born):
+        lives = (pid, born) == (NEXT.pid, NEXT.birth)
+        return ProcessState.RUNNING if lives else ProcessState.GONE
+
+    found = registry.claim(third, one_lives)
     assert not found.kernels
 
 
@@ -139,7 +145,7 @@ def test_of_two_that_start_at_once_one_gets_a_kernel(registry, path):
     def meanwhile(pid, born):
         if not found:  # the other one's turn comes when this one's transaction has ended
             found.append(born)
-        return born != HERE.birth
+        return ProcessState.GONE if born == HERE.birth else ProcessState.RUNNING
 
     mine = registry.claim(NEXT, meanwhile).kernels
     theirs = other.claim(Owner(NEXT.address, NEXT.hostname, 300, "third"), meanwhile).kernels
@@ -243,9 +249,28 @@ def test_another_version(registry, path):
     with closing(sqlite3.connect(path)) as connection, connection:
         connection.execute("UPDATE kbridge_schema SET version = 99")
     newer = Registry(str(path))
-    with pytest.raises(RegistryError, match="of version 99, and this kbridge knows 1"):
+    with pytest.raises(RegistryError, match="of version 99, and this kbridge knows 2"):
         newer.claim(NEXT, nobody_lives)
     newer.close()
+
+
+def test_a_file_of_the_first_version(registry, path):
+    put(registry, HERE, kernel(), session())
+    with closing(sqlite3.connect(path)) as connection, connection:
+        connection.execute("UPDATE kbridge_schema SET version = 1")
+    newer = Registry(str(path))
+    claim = newer.claim(NEXT, nobody_lives)
+    assert (claim.kernels, claim.sessions) == ([kernel()], [session()])
+    newer.close()
+    with closing(sqlite3.connect(path)) as connection:
+        assert connection.execute("SELECT version FROM kbridge_schema").fetchall() == [(2,)]
+
+
+def test_rows_of_a_server_that_cannot_be_seen_are_left_alone(registry):
+    put(registry, HERE, kernel("a"), kernel("b"), session())
+    claim = registry.claim(NEXT, lambda *_: ProcessState.HIDDEN)
+    assert (claim.kernels, claim.sessions, claim.hidden) == ([], [], 2)
+    assert len(registry.claim(NEXT, nobody_lives).kernels) == 2
 
 
 def test_a_locked_file(registry, path):

@@ -22,6 +22,7 @@ _PROGRAMS = {
     "ssh": ("ssh",),
     "ssh-keygen": ("ssh-keygen",),
     "sshd": ("sshd", "/usr/sbin/sshd"),
+    "unshare": ("unshare",),
 }
 _ADVICE = {
     "chromium": "install Debian's chromium, or set KBRIDGE_CHROMIUM to a Chromium or Chrome",
@@ -30,6 +31,7 @@ _ADVICE = {
     "ssh": "install openssh-client",
     "ssh-keygen": "install openssh-client",
     "sshd": "install openssh-server",
+    "unshare": "install util-linux",
 }
 
 
