@@ -17,9 +17,10 @@ flood of stream output costs one list slot a message.
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterable
 from typing import NamedTuple
+
+from kbridge.flow.ring import Keepsake, Keepsakes, Ring
 
 __all__ = ["EVERYONE", "LOSABLE", "Gap", "Journal", "Place", "Stretch"]
 
@@ -28,8 +29,6 @@ EVERYONE = 0
 
 LOSABLE = frozenset({"stream", "display_data", "update_display_data", "clear_output"})
 """iopub types without which a frontend still knows the kernel's state: what may be lost first."""
-
-_COMPACT_AFTER = 1024  # dead slots at the front of a list before it is worth moving the live ones
 
 
 class Gap(NamedTuple):
@@ -103,26 +102,18 @@ class Journal:
             raise ValueError("journal_limit must be positive, history_limit must not be negative")
         self.limit = limit
         self.history_limit = min(history_limit, limit)
-        self.next_seq = 0
-        self.appended = 0  # bytes, ever
         self.forgotten = 0  # frames, ever, that were forgotten before every cursor had read them
-        self._frames: list[bytes] = []
-        self._base = 0  # sequence number of _frames[0]
-        self._first = 0  # the oldest that is held densely
-        self._dense_bytes = 0
-        # Where every cursor was when it was last asked, and the bytes from `_first` to there.
-        self._passed = 0
-        self._passed_bytes = 0
+        self._ring = Ring()  # all frames of the last while, without holes
         self._audience: dict[int, int] = {}
         self._state: set[int] = set()
-        # Sequence number, frame, and the bytes that came before it, ever.
-        self._keepsakes: deque[tuple[int, bytes, int]] = deque()
-        self._keepsake_bytes = 0
+        self._keepsakes = Keepsakes()
         self._last_lost = b""
 
     # -- writing ----------------------------------------------------------------------------
 
-    def append(self, frame: bytes, audience: int = EVERYONE, *, state: bool = False) -> int:
+    def append(
+        self, frame: bytes, audience: int = EVERYONE, *, state: bool = False, key: int = 0
+    ) -> int:
         """Add a frame and return its sequence number.
 
         Parameters
@@ -133,18 +124,16 @@ class Journal:
             `EVERYONE`, or the one client it is for.
         state : bool
             Whether a frontend is wrong about the kernel without it (status, replies, ...).
+        key : int
+            By which `after` finds it.
         """
-        seq = self.next_seq
-        size = len(frame)
-        self._frames.append(frame)
-        self.next_seq = seq + 1
-        self.appended += size
-        self._dense_bytes += size
+        ring = self._ring
+        seq = ring.append(frame, key)
         if audience:
             self._audience[seq] = audience
         if state:
             self._state.add(seq)
-        if self._dense_bytes + self._keepsake_bytes > self.limit:
+        if ring.nbytes + self._keepsakes.nbytes > self.limit:
             self._shrink()
         return seq
 
@@ -156,23 +145,20 @@ class Journal:
         slowest : int
             The lowest sequence number that some cursor has yet to read.
         """
-        keepsakes = self._keepsakes
-        while keepsakes and keepsakes[0][0] < slowest:
+        keepsakes, ring = self._keepsakes, self._ring
+        while (oldest := keepsakes.first) is not None and oldest < slowest:
             self._drop_keepsake()
-        self._note_passed(slowest)
-        while self._first < slowest and self._passed_bytes > self.history_limit:
-            self._pop()
-        self._compact()
+        slowest = min(slowest, ring.next)
+        if slowest > ring.first:
+            passed = ring.offset(slowest) - self.history_limit
+            self._drop(ring.reach(passed, ring.first, slowest))
 
     def clear(self) -> None:
         """Forget everything, whoever has yet to read it."""
-        self._frames.clear()
+        self._ring.clear()
         self._audience.clear()
         self._state.clear()
         self._keepsakes.clear()
-        self._base = self._first = self.next_seq
-        self._dense_bytes = self._keepsake_bytes = 0
-        self._passed, self._passed_bytes = self._first, 0
         self._last_lost = b""
 
     # -- reading ----------------------------------------------------------------------------
@@ -180,65 +166,65 @@ class Journal:
     @property
     def first_seq(self) -> int:
         """The oldest frame from which on nothing is missing."""
-        return self._first
+        return self._ring.first
+
+    @property
+    def next_seq(self) -> int:
+        """The next frame's sequence number."""
+        return self._ring.next
+
+    @property
+    def appended(self) -> int:
+        """Bytes ever added."""
+        return self._ring.appended
 
     @property
     def nbytes(self) -> int:
         """Bytes held."""
-        return self._dense_bytes + self._keepsake_bytes
+        return self._ring.nbytes + self._keepsakes.nbytes
+
+    def behind(self, seq: int) -> int:
+        """Return the bytes held from `seq` on: what a reader that stands there has yet to read."""
+        ring = self._ring
+        return ring.appended - ring.offset(max(seq, ring.first))
 
     def end(self) -> Place:
         """The place of a reader that wants only what comes from now on."""
-        return Place(self.next_seq, self.next_seq, self.appended)
+        ring = self._ring
+        return Place(ring.next, ring.next, ring.appended)
 
     def oldest(self) -> Place:
         """The place of a reader that wants all that is held, and to hear what is not."""
-        return Place(self._keepsakes[0][0] if self._keepsakes else self._first, 0, 0)
+        kept = self._keepsakes.first
+        return Place(self._ring.first if kept is None else kept, 0, 0)
 
     def unknown(self) -> Place:
         """The place of a reader that has seen some of it, and nobody knows what."""
         return self.oldest()._replace(frames=-1, nbytes=-1)
 
-    def after(self, matches: Callable[[bytes], bool]) -> Place | None:
-        """The place behind the newest frame that `matches`, or None where none is held."""
-        behind = self.appended
-        for index in range(len(self._frames) - 1, self._first - self._base - 1, -1):
-            frame = self._frames[index]
-            if matches(frame):
-                seq = self._base + index + 1
-                return Place(seq, seq, behind)
-            behind -= len(frame)
-        for seq, frame, behind in reversed(self._keepsakes):
-            if matches(frame):
-                return Place(seq + 1, seq + 1, behind + len(frame))
-        return None
-
-    def before(self, matches: Callable[[bytes], bool]) -> Place | None:
-        """The place before the oldest frame that `matches`, or None where none is held."""
-        held = [(seq, frame) for seq, frame, _ in self._keepsakes]
-        held += enumerate(self._frames[self._first - self._base :], self._first)
-        for seq, frame in held:
-            if matches(frame):
-                return self.after_seq(seq - 1)
+    def after(self, key: int, matches: Callable[[bytes], bool]) -> Place | None:
+        """The place behind the newest frame of that key that `matches`; None if none is held."""
+        for seq in self._ring.find(key):
+            if matches(self._ring.frame(seq)):
+                return self.after_seq(seq)
+        for kept in self._keepsakes.find(key):
+            if matches(kept.frame):
+                return self.after_seq(kept.seq)
         return None
 
     def after_seq(self, seq: int) -> Place | None:
         """The place behind a sequence number, held or not; None where it was not used yet."""
-        if not -1 <= seq < self.next_seq:
+        ring = self._ring
+        if not -1 <= seq < ring.next:
             return None
-        if seq >= self._first - 1:
-            later = self._frames[seq + 1 - self._base :]
-            return Place(seq + 1, seq + 1, self.appended - sum(map(len, later)))
-        for kept, frame, behind in self._keepsakes:
-            if kept == seq:
-                return Place(seq + 1, seq + 1, behind + len(frame))
-        return Place(seq + 1, seq + 1, -1)
+        if seq >= ring.first - 1:
+            return Place(seq + 1, seq + 1, ring.offset(seq + 1))
+        kept = self._keepsakes.get(seq)
+        return Place(seq + 1, seq + 1, -1 if kept is None else kept.behind + len(kept.frame))
 
     def holds(self, seq: int) -> bool:
         """Whether a frame is still held."""
-        if self._first <= seq < self.next_seq:
-            return True
-        return any(kept == seq for kept, _, _ in self._keepsakes)
+        return self._ring.first <= seq < self._ring.next or self._keepsakes.get(seq) is not None
 
     def readdress(self, seq: int, audience: int) -> None:
         """Let a frame that is for one client be for another, where it is still held."""
@@ -251,41 +237,34 @@ class Journal:
         The stretch ends with the frame that reaches `max_bytes`, or before the sequence number
         `horizon`.
         """
-        if horizon is None or horizon > self.next_seq:
-            horizon = self.next_seq
+        ring = self._ring
+        if horizon is None or horizon > ring.next:
+            horizon = ring.next
         if place.seq >= horizon:
-            if place.frames < place.seq == self.next_seq:  # nothing to read, but something to hear
+            if place.frames < place.seq == ring.next:  # nothing to read, but something to hear
                 return Stretch([], {}, 0, self.end(), self._gap(place))
             return None
         gap = None
-        if place.seq < self._first and self._keepsakes and self._keepsakes[-1][0] >= place.seq:
+        kept = self._keepsakes.last
+        if kept is not None and place.seq <= kept and place.seq < ring.first:
             return self._read_keepsakes(place, max_bytes, horizon)
-        if place.seq < self._first or place.frames < place.seq or place.nbytes < 0:
-            first = max(place.seq, self._first)
+        if place.seq < ring.first or place.frames < place.seq or place.nbytes < 0:
+            first = max(place.seq, ring.first)
             if first >= horizon:
                 return None  # all that may be read now is gone: say so with what comes next
             if place.frames < first:
                 gap = self._gap(place)
             place = self.after_seq(first - 1) or self.end()
-        start, stop = place.seq - self._base, horizon - self._base
-        nbytes = self.appended - place.nbytes
-        if nbytes > max_bytes or horizon < self.next_seq:
-            nbytes = 0
-            for index in range(start, stop):
-                nbytes += len(self._frames[index])
-                if nbytes >= max_bytes:
-                    stop = index + 1
-                    break
-        frames = self._frames[start:stop]
-        last = place.seq + len(frames)
-        private = self._private(range(place.seq, last)) if self._audience else {}
-        end = Place(last, last, place.nbytes + nbytes)
-        return Stretch(frames, private, nbytes, end, gap)
+        stop = ring.reach(place.nbytes + max_bytes, place.seq + 1, horizon)
+        frames = ring.frames(place.seq, stop)
+        private = self._private(range(place.seq, stop)) if self._audience else {}
+        end = Place(stop, stop, ring.offset(stop))
+        return Stretch(frames, private, end.nbytes - place.nbytes, end, gap)
 
     def statistics(self) -> dict[str, int]:
         """Frames and bytes held, and what was lost."""
         return {
-            "frames": self.next_seq - self._first + len(self._keepsakes),
+            "frames": len(self._ring) + len(self._keepsakes),
             "bytes": self.nbytes,
             "limit": self.limit,
             "appended_frames": self.next_seq,
@@ -297,9 +276,7 @@ class Journal:
         frames: list[bytes] = []
         private: dict[int, int] = {}
         seq, nbytes = place.seq - 1, 0
-        for kept, frame, _ in self._keepsakes:
-            if kept < place.seq:
-                continue
+        for kept, frame, _ in self._keepsakes.since(place.seq):
             if kept >= horizon:
                 break
             seq = kept
@@ -320,9 +297,10 @@ class Journal:
 
     def _gap(self, place: Place) -> Gap:
         """What is missing between what a reader has and what is held without a hole."""
-        behind = self.appended - self._dense_bytes
+        ring = self._ring
+        behind = ring.appended - ring.nbytes
         return Gap(
-            0 if place.frames < 0 else self._first - place.frames,
+            0 if place.frames < 0 else ring.first - place.frames,
             0 if place.nbytes < 0 else behind - place.nbytes,
             self._last_lost,
         )
@@ -337,60 +315,42 @@ class Journal:
 
     def _shrink(self) -> None:
         """Hold the limit: the oldest go first, and of these what carries no state."""
+        ring, keepsakes = self._ring, self._keepsakes
         while self.nbytes > self.limit:
-            last = self._first >= self.next_seq - 1
-            if self._keepsakes and (last or self._keepsake_bytes > self.limit // 2):
+            last = len(ring) <= 1
+            if keepsakes and (last or keepsakes.nbytes > self.limit // 2):
                 self._drop_keepsake()
                 self.forgotten += 1
                 continue
             if last:
                 break
-            seq, keep = self._first, self._first in self._state
-            audience = self._audience.get(seq)
-            behind = self.appended - self._dense_bytes
-            frame = self._pop()
-            if keep:
-                self._keepsakes.append((seq, frame, behind))
-                self._keepsake_bytes += len(frame)
-                if audience is not None:
-                    self._audience[seq] = audience
+            seq = ring.first
+            if seq in self._state:
+                self._state.discard(seq)
+                key, behind = ring.key(seq), ring.offset(seq)
+                keepsakes.append(Keepsake(seq, ring.pop(), behind), key)
             else:
-                self._last_lost = frame
+                self._audience.pop(seq, None)
+                self._last_lost = ring.pop()
                 self.forgotten += 1
-        self._compact()
 
-    def _pop(self) -> bytes:
-        """Take the oldest frame out of the dense part."""
-        seq, index = self._first, self._first - self._base
-        frame = self._frames[index]
-        self._frames[index] = b""
-        self._dense_bytes -= len(frame)
-        if seq < self._passed:
-            self._passed_bytes -= len(frame)
-        self._first += 1
-        self._state.discard(seq)
-        self._audience.pop(seq, None)
-        return frame
-
-    def _note_passed(self, slowest: int) -> None:
-        """Move on to where every cursor is now, or back for one that came anew."""
-        start = max(self._passed, self._first)
-        stop = min(max(slowest, self._first), self.next_seq)
-        base, frames = self._base, self._frames
-        if stop >= start:
-            self._passed_bytes += sum(map(len, frames[start - base : stop - base]))
-        else:
-            self._passed_bytes -= sum(map(len, frames[stop - base : start - base]))
-        self._passed = stop
+    def _drop(self, first: int) -> None:
+        """Forget the frames of the ring before `first`."""
+        ring = self._ring
+        gone = range(ring.first, first)
+        if not gone:
+            return
+        self._state.difference_update(_within(self._state, gone))
+        for seq in _within(self._audience, gone):
+            self._audience.pop(seq, None)
+        ring.drop(first)
 
     def _drop_keepsake(self) -> None:
         seq, frame, _ = self._keepsakes.popleft()
-        self._keepsake_bytes -= len(frame)
         self._audience.pop(seq, None)
         self._last_lost = frame
 
-    def _compact(self) -> None:
-        dead = self._first - self._base
-        if dead > _COMPACT_AFTER and dead * 2 > len(self._frames):
-            del self._frames[:dead]
-            self._base = self._first
+
+def _within(table: Collection[int], numbers: range) -> Iterable[int]:
+    """Give what `table` and `numbers` have in common, or all numbers if these are fewer."""
+    return [seq for seq in table if seq in numbers] if len(table) < len(numbers) else numbers

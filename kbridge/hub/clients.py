@@ -10,17 +10,21 @@ on the way. There the next one begins.
 from __future__ import annotations
 
 import asyncio
+import hashlib
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Final
 
 from kbridge.flow.journal import Place
+from kbridge.flow.lowest import Lowest
 from kbridge.link.interfaces import ClientLink
 from kbridge.wire.dialects import Dialect
 
 __all__ = ["Attachment", "Client", "Clients"]
 
-_REMEMBERED = 1000  # clients without a websocket whose place is kept
+_REMEMBERED: Final = 1000  # clients without a websocket whose place is kept
+_LONGEST_SESSION: Final = 128  # characters; of a longer session id a digest is kept
 
 
 @dataclass(slots=True, eq=False)
@@ -32,15 +36,16 @@ class Client:
     number : int
         Its number; the audience of its private frames.
     session_id : str
-        What it calls itself; empty for one that cannot come back.
+        What it calls itself, or a digest of that where it is long; empty for one that cannot come
+        back.
     place : Place or None
         What it has; None where nothing is owed to it.
     told_by : int
         The number of the websocket by which that is known.
     parked_at : float
         When one of its websockets went: seconds, monotonic.
-    attachments : list of Attachment
-        Its websockets, oldest first.
+    attachments : dict of int to Attachment
+        Its websockets by their numbers, oldest first.
     """
 
     number: int
@@ -48,7 +53,7 @@ class Client:
     place: Place | None = None
     told_by: int = 0
     parked_at: float = 0.0
-    attachments: list[Attachment] = field(default_factory=list)
+    attachments: dict[int, Attachment] = field(default_factory=dict)
 
 
 @dataclass(slots=True, eq=False)
@@ -108,30 +113,44 @@ class Attachment:
     def delivered(self, place: Place) -> None:
         self._delivered = place
         client = self.client
-        if self.number >= client.told_by and self in client.attachments:
+        if self.number >= client.told_by and self.number in client.attachments:
             client.told_by = self.number
             client.place = place
 
-    def begin(self, place: Place) -> None:
-        """Begin elsewhere, as its client says."""
+    def move(self, place: Place) -> None:
+        """Stand elsewhere, with all before that taken for arrived."""
         self.place = self._delivered = self.client.place = place
 
 
 class Clients:
     """The clients of one hub.
 
+    Nothing here walks all clients for a message or a pong.
+
     Parameters
     ----------
     resume_timeout : float
-        Seconds for which a parked client counts as a reader; 0: none is owed anything.
+        Seconds for which a parked client counts as a reader; 0: none is owed anything. No more
+        than 1,000 are remembered. What they hold back is bounded by the journal's limit: a full
+        journal forgets the oldest frames, whoever has yet to read them.
     """
 
     def __init__(self, resume_timeout: float) -> None:
-        self.attachments: list[Attachment] = []
         self._resume_timeout = resume_timeout
+        self._attached: dict[Attachment, None] = {}  # oldest first
+        self._delivered: Lowest[Attachment] = Lowest(lambda each: each.delivered.seq)
         self._by_session: dict[str, Client] = {}
+        self._present: dict[int, Client] = {}  # by number, those that have a websocket
         self._parked: OrderedDict[str, Client] = OrderedDict()  # longest parked first
+        # Of these, the ones that count as readers.
+        self._holding: OrderedDict[Client, None] = OrderedDict()
+        self._held: Lowest[Client] = Lowest(_held_seq)
         self._numbers = 0  # of clients and of websockets
+
+    @property
+    def attachments(self) -> list[Attachment]:
+        """All websockets, oldest first."""
+        return list(self._attached)
 
     def attach(self, link: ClientLink, dialect: Dialect, session_id: str, now: Place) -> Attachment:
         """Add a websocket.
@@ -147,26 +166,34 @@ class Clients:
         now : Place
             Where it starts if nothing is owed to the session from before.
         """
-        client = self.known(session_id)
+        session_id = _short(session_id)
+        client = self._by_session.get(session_id) if session_id else None
         if client is None:
             client = Client(self._next(), session_id)
             if session_id:
                 self._by_session[session_id] = client
+        self._unpark(client)
         if client.place is None:
             client.place = now
-        self._parked.pop(session_id, None)
         attachment = Attachment(self._next(), client, link, dialect, client.place, client.place)
-        client.attachments.append(attachment)
-        self.attachments.append(attachment)
+        client.attachments[attachment.number] = attachment
+        self._present[client.number] = client
+        self._attached[attachment] = None
+        self._delivered.add(attachment)
         return attachment
+
+    def begin(self, attachment: Attachment, place: Place) -> None:
+        """Let a websocket that was just attached begin elsewhere, as its client says."""
+        attachment.move(place)
+        self._delivered.add(attachment)
 
     def known(self, session_id: str) -> Client | None:
         """The client of a session that was here before, if it is remembered."""
-        return self._by_session.get(session_id) if session_id else None
+        return self._by_session.get(_short(session_id)) if session_id else None
 
     def is_here(self, number: int) -> bool:
         """Whether a client has a websocket."""
-        return any(attachment.client.number == number for attachment in self.attachments)
+        return number in self._present
 
     def detach(self, attachment: Attachment, now: float) -> bool:
         """Remove a websocket; what its client has is remembered.
@@ -176,53 +203,85 @@ class Clients:
         bool
             False if it was not attached (any more).
         """
-        if attachment not in self.attachments:
+        if attachment not in self._attached:
             return False
-        self.attachments.remove(attachment)
+        del self._attached[attachment]
+        self._delivered.discard(attachment)
         client = attachment.client
-        client.attachments.remove(attachment)
-        tellers = [other.number for other in client.attachments]
-        if not client.session_id or (tellers and client.told_by in (0, *tellers)):
+        here = client.attachments
+        del here[attachment.number]
+        if not here:
+            del self._present[client.number]
+        if not client.session_id or (here and (not client.told_by or client.told_by in here)):
             return True
-        if self._resume_timeout <= 0 and not client.attachments:
+        if self._resume_timeout <= 0 and not here:
             client.place = None
-        client.parked_at = now
-        self._parked[client.session_id] = client
-        self._parked.move_to_end(client.session_id)
-        if len(self._parked) > _REMEMBERED:
-            session_id, oldest = self._parked.popitem(last=False)
-            oldest.place = None
-            if not oldest.attachments:
-                del self._by_session[session_id]
+        self._park(client, now)
         return True
+
+    def slowest(self, now: float, end: int) -> int:
+        """The lowest sequence number that somebody has yet to read; `end` where there is nobody."""
+        holding = self._holding
+        while holding:
+            oldest = next(iter(holding))
+            if now - oldest.parked_at <= self._resume_timeout:
+                break
+            del holding[oldest]
+            self._held.discard(oldest)
+        for seq in (self._delivered.lowest(), self._held.lowest()):
+            if seq is not None and seq < end:
+                end = seq
+        return end
+
+    def furthest(self) -> int | None:
+        """The sequence number that the fastest live reader reads next; None if there is none.
+
+        Walks all websockets: for once a wake-up at most.
+        """
+        return max((each.place.seq for each in self._attached), default=None)
+
+    def __len__(self) -> int:
+        return len(self._attached)
+
+    def statistics(self) -> dict[str, int]:
+        """Websockets, how many of them wait for their peer, and clients that may come back."""
+        return {
+            "attached": len(self._attached),
+            "blocked": sum(a.blocked for a in self._attached),
+            "parked": len(self._parked),
+        }
 
     def _next(self) -> int:
         self._numbers += 1
         return self._numbers
 
-    def slowest(self, now: float, end: int) -> int:
-        """The lowest sequence number that somebody has yet to read; `end` where there is nobody."""
-        for attachment in self.attachments:
-            seq = attachment.delivered.seq
-            end = min(end, seq)
-        for client in self._holding(now):
-            if client.place is not None:
-                end = min(end, client.place.seq)
-        return end
+    def _park(self, client: Client, now: float) -> None:
+        self._unpark(client)
+        client.parked_at = now
+        self._parked[client.session_id] = client
+        if client.place is not None:
+            self._holding[client] = None
+            self._held.add(client)
+        if len(self._parked) > _REMEMBERED:
+            oldest = next(iter(self._parked.values()))
+            self._unpark(oldest)
+            oldest.place = None
+            if not oldest.attachments:
+                del self._by_session[oldest.session_id]
 
-    def __len__(self) -> int:
-        return len(self.attachments)
+    def _unpark(self, client: Client) -> None:
+        if self._parked.pop(client.session_id, None) is not None:
+            self._holding.pop(client, None)
+            self._held.discard(client)
 
-    def statistics(self) -> dict[str, int]:
-        """Websockets, how many of them wait for their peer, and clients that may come back."""
-        return {
-            "attached": len(self.attachments),
-            "blocked": sum(a.blocked for a in self.attachments),
-            "parked": len(self._parked),
-        }
 
-    def _holding(self, now: float) -> Iterable[Client]:
-        for client in reversed(self._parked.values()):
-            if now - client.parked_at > self._resume_timeout:
-                return
-            yield client
+def _held_seq(client: Client) -> int:
+    assert client.place is not None, "a parked client that holds nothing is not asked"
+    return client.place.seq
+
+
+def _short(session_id: str) -> str:
+    """What a session is remembered by: session ids are the clients' choice, of any length."""
+    if len(session_id) <= _LONGEST_SESSION:
+        return session_id
+    return hashlib.sha256(session_id.encode("utf-8", "surrogatepass")).hexdigest()

@@ -31,6 +31,7 @@ from kbridge.hub.nudge import Nudge
 from kbridge.hub.readers import Readers
 from kbridge.hub.requests import Requests
 from kbridge.hub.settings import HubSettings
+from kbridge.hub.since import SessionIndex
 from kbridge.link.endpoints import Endpoints
 from kbridge.link.interfaces import ClientLink, RawMessage, nobody
 from kbridge.link.kernel import KernelLink, new_identity
@@ -98,6 +99,7 @@ class Hub:
         self._inputs = Inputs()
         pace = policies.pace(settings)
         self._requests = Requests(settings.request_limit, self._link_send, self.log)
+        answered = SessionIndex() if adopted else None
         self._nudge = Nudge(
             self._clock, settings.kernel_info_timeout, self._send_probes, self._on_ready
         )
@@ -113,7 +115,7 @@ class Hub:
             policies=policies.outgoing(settings, self.notices, pace, self.log),
             clock=self._clock,
             log=self.log,
-            adopted=adopted,
+            answered=answered,
         )
         self._readers = Readers(
             self.journal,
@@ -123,7 +125,7 @@ class Hub:
             notices=self.notices,
             clock=self._clock,
             refuse=self._intake.refuse,
-            adopted=adopted,
+            answered=answered,
         )
         self._incoming = policies.incoming(settings)
         self._closed = False
@@ -334,7 +336,7 @@ class Hub:
         self._append_status(status)
         self._readers.release()
         self.on_drained()
-        for attachment in list(self._readers.clients.attachments):
+        for attachment in self._readers.clients.attachments:
             if attachment.announced is not None:
                 attachment.announced(status)
 

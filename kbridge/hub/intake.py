@@ -20,8 +20,9 @@ from kbridge.hub.clock import Clock
 from kbridge.hub.notices import Notices
 from kbridge.hub.nudge import Nudge
 from kbridge.hub.requests import Requests
+from kbridge.hub.since import SessionIndex
 from kbridge.link.interfaces import RawMessage
-from kbridge.wire.message import Channel, Message, scan
+from kbridge.wire.message import Channel, Message, message_key, scan
 from kbridge.wire.signing import Signer
 from kbridge.wire.v1 import encode_frame
 from kbridge.wire.zmq import parse
@@ -48,8 +49,9 @@ class Intake:
         What judges the messages, in order.
     clock, log
         The time, and where to say what is refused.
-    adopted : bool
-        Whether the kernel may be at something that was begun before the bridge was.
+    answered : SessionIndex or None
+        Is told which sessions the messages answer, if the kernel may be at something that was
+        begun before the bridge was.
 
     Attributes
     ----------
@@ -73,7 +75,7 @@ class Intake:
         policies: list[Policy],
         clock: Clock,
         log: logging.Logger | logging.LoggerAdapter[logging.Logger],
-        adopted: bool = False,
+        answered: SessionIndex | None = None,
     ) -> None:
         self._kernel_id = kernel_id
         self._journal = journal
@@ -84,8 +86,9 @@ class Intake:
         self._notices = notices
         self._mark = notices.mark
         # Requests that were seen to begin, as long as none was seen that began before.
-        self._begun: set[str] | None = set() if adopted else None
-        if adopted:
+        self._answered = answered
+        self._begun: set[str] | None = None if answered is None else set()
+        if answered is not None:
             # Until its shell answers: a probe waits there behind what runs.
             activity.presume_busy()
         self._on_replaced = on_replaced
@@ -132,7 +135,15 @@ class Intake:
 
     def append(self, msg: Message, audience: int = EVERYONE) -> int:
         """Journal a message as it is; return its sequence number."""
-        return self._journal.append(encode_frame(msg), audience, state=msg.msg_type not in LOSABLE)
+        seq = self._journal.append(
+            encode_frame(msg),
+            audience,
+            state=msg.msg_type not in LOSABLE,
+            key=message_key(msg.header),
+        )
+        if self._answered is not None:
+            self._answered.note(msg.parent_header, seq)
+        return seq
 
     def refuse(self, channel: Channel, error: KernelMessageError) -> None:
         """Count a message that cannot be passed on, and say so once a minute at most."""
@@ -160,7 +171,11 @@ class Intake:
         self._activity.observe(msg, msg_type, wall)
         verdict = judge(self._policies, msg, msg_type, now)
         if verdict is PASS:
-            self._journal.append(encode_frame(msg), state=msg_type not in LOSABLE)
+            seq = self._journal.append(
+                encode_frame(msg), state=msg_type not in LOSABLE, key=message_key(msg.header)
+            )
+            if self._answered is not None:
+                self._answered.note(msg.parent_header, seq)
             return
         for other in verdict:
             self.append(other)

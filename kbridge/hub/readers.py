@@ -20,7 +20,7 @@ from kbridge.hub.clock import Clock
 from kbridge.hub.delivery import Delivery
 from kbridge.hub.notices import Notices
 from kbridge.hub.settings import HubSettings
-from kbridge.hub.since import START, Found, locate, spoken_to
+from kbridge.hub.since import START, Found, SessionIndex, locate
 from kbridge.link.interfaces import ClientLink, nobody
 from kbridge.wire.dialects import Dialect
 from kbridge.wire.message import Channel, Message
@@ -45,8 +45,9 @@ class Readers:
         What makes the markers, and the time.
     refuse : callable
         Is told of a message that a dialect has no form for.
-    adopted : bool
-        Whether the kernel had clients before there was this journal.
+    answered : SessionIndex or None
+        Where the sessions' first messages stand, if the kernel had clients before there was this
+        journal.
 
     Attributes
     ----------
@@ -64,11 +65,11 @@ class Readers:
         notices: Notices,
         clock: Clock,
         refuse: Callable[[Channel, KernelMessageError], None],
-        adopted: bool,
+        answered: SessionIndex | None,
     ) -> None:
         self.clients = Clients(settings.resume_timeout)
         self._journal = journal
-        self._adopted = adopted
+        self._answered = answered
         self._pace = pace
         self._inputs = inputs
         self._notices = notices
@@ -103,9 +104,9 @@ class Readers:
         found = locate(journal, since, self._acks.origin, self._notices) if since else None
         back = self.clients.known(session_id) is not None
         start = journal.end()
-        if self._adopted and session_id and not back:
+        if self._answered is not None and session_id and not back:
             # Unknown here, and yet it may be one that comes back.
-            start = spoken_to(journal, session_id) or start
+            start = self._answered.find(journal, session_id) or start
         attachment = self.clients.attach(link, dialect, session_id, start)
         attachment.verbatim = verbatim
         if found is not None:
@@ -113,7 +114,7 @@ class Readers:
                 # What it has acknowledged it has seen, whatever it says.
                 seq = max(found.place.seq, attachment.delivered.seq)
                 found = found._replace(place=found.place._replace(seq=seq))
-            attachment.begin(found.place)
+            self.clients.begin(attachment, found.place)
         attachment.lags = attachment.place.seq < journal.next_seq
         link.on_writable = lambda: self._on_writable(attachment)
         if self._inputs and (back or found is not None):
@@ -136,13 +137,21 @@ class Readers:
         again = self._pace.settle(journal.first_seq, journal.next_seq, now)
         if again is not None and self._held is None and not self._stopped:
             self._held = self._loop.call_later(again, self._on_held)
-        for attachment in list(self.clients.attachments):  # a hook may detach
+        for attachment in self.clients.attachments:  # a hook may detach
             if attachment.blocked:
                 attachment.lags = True
             else:
                 self._pump(attachment)
         self._delivery.forget()
         self._trim()
+
+    def unread(self) -> int | None:
+        """Return the bytes that the fastest live reader has yet to be given; None without readers.
+
+        Costs a walk over all websockets, as `flush` does.
+        """
+        seq = self.clients.furthest()
+        return None if seq is None else self._journal.behind(seq)
 
     def release(self) -> None:
         """Hold nothing back of what came so far."""
@@ -167,7 +176,7 @@ class Readers:
             if timer is not None:
                 timer.cancel()
         self._held = self._asking = None
-        for attachment in list(self.clients.attachments):
+        for attachment in self.clients.attachments:
             attachment.link.close(code, reason)
             self.detach(attachment)
         self._delivery.forget()
@@ -235,5 +244,5 @@ class Readers:
 
     def _on_asking(self) -> None:
         self._asking = None
-        for attachment in list(self.clients.attachments):
+        for attachment in self.clients.attachments:
             self._delivery.ask(attachment)

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import json
 from typing import Final, NamedTuple
 
 from kbridge.errors import InvalidRequest
 from kbridge.flow.journal import Journal, Place
 from kbridge.hub.notices import Notices
 from kbridge.wire import v1
-from kbridge.wire.frames import payload
-from kbridge.wire.message import scan
+from kbridge.wire.message import id_key, scan
 
-__all__ = ["START", "Found", "locate", "spoken_to"]
+__all__ = ["START", "Found", "SessionIndex", "locate"]
 
 START: Final = "start"
 """All that is held."""
 
-_LONGEST: Final = 512  # characters of a msg_id that is looked for
+_LONGEST: Final = 512  # characters of a msg_id that is looked for, or of a session that is noted
+_SESSIONS: Final = 1000  # sessions whose first message is noted
 
 
 class Found(NamedTuple):
@@ -63,28 +62,35 @@ def locate(journal: Journal, since: str, origin: int, notices: Notices) -> Found
     return Found(journal.unknown(), seen=False) if place is None else Found(place, seen=True)
 
 
-def spoken_to(journal: Journal, session: str) -> Place | None:
-    """The place before the first message that came of a request of a session; None: there is none.
+class SessionIndex:
+    """Where the first message stands that answers a request of each session.
 
-    For a journal that is younger than its kernel: who asked before it began is not known to it.
+    For a journal that is younger than its kernel: a session that sent requests before the journal
+    began, and comes back, starts there. Sessions beyond a limit are not noted.
     """
-    named = f'"{session}"'.encode()
 
-    def matches(frame: bytes) -> bool:
-        if named not in frame:
-            return False
-        return scan(v1.split(payload(frame)).parent_header, "session") == session
+    __slots__ = ("_first", "_parent")
 
-    return journal.before(matches)
+    def __init__(self) -> None:
+        self._first: dict[str, int] = {}
+        self._parent = b""
+
+    def note(self, parent_header: bytes, seq: int) -> None:
+        """Note the parent header of the message with that sequence number."""
+        if parent_header == self._parent:  # most messages have the parent of the one before
+            return
+        self._parent = parent_header
+        session = scan(parent_header, "session")
+        if session and len(session) <= _LONGEST and len(self._first) < _SESSIONS:
+            self._first.setdefault(session, seq)
+
+    def find(self, journal: Journal, session: str) -> Place | None:
+        """Return the place before the first message for a session; None if there is none."""
+        seq = self._first.get(session)
+        return None if seq is None else journal.after_seq(seq - 1)
 
 
 def _after_id(journal: Journal, msg_id: str) -> Place | None:
-    # Spellings of the id; what merely contains one (it may be everybody's parent) is told apart
-    # after.
-    plain = json.dumps(msg_id).encode()
-    raw = b'"' + msg_id.encode("utf-8", "surrogatepass") + b'"'
-
-    def matches(frame: bytes) -> bool:
-        return (plain in frame or raw in frame) and scan(v1.header_of(frame), "msg_id") == msg_id
-
-    return journal.after(matches)
+    return journal.after(
+        id_key(msg_id), lambda frame: scan(v1.header_of(frame), "msg_id") == msg_id
+    )

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 from kbridge.errors import InvalidMessage
 
-__all__ = ["Buffer", "Channel", "Message", "json_object", "scan"]
+__all__ = ["Buffer", "Channel", "Message", "id_key", "json_object", "message_key", "scan"]
 
 Buffer: TypeAlias = bytes | memoryview
 
@@ -133,6 +133,28 @@ _REMEMBERED = 1024
 @lru_cache(maxsize=256)
 def _remembered_id(raw: bytes) -> str:
     return scan(raw, "msg_id")
+
+
+_ID_FIRST = b'{"msg_id": "'
+_ID_AT = len(_ID_FIRST)
+
+
+def message_key(header: bytes) -> int:
+    """Return a number by which a message can be found again by its `msg_id`.
+
+    Equal for headers with the same id in this process, however they spell it; headers with
+    different ids may share a key. A header that holds `msg_id` twice may have the key of either.
+    """
+    if header[:_ID_AT] == _ID_FIRST:  # as jupyter_client writes it
+        end = header.find(b'"', _ID_AT)
+        if header.find(b"\\", _ID_AT, end) < 0:
+            return hash(header[_ID_AT:end])
+    return id_key(scan(header, "msg_id"))
+
+
+def id_key(msg_id: str) -> int:
+    """Return the key of all messages with that id; see `message_key`."""
+    return hash(msg_id.encode("utf-8", "surrogatepass"))
 
 
 def json_object(raw: Buffer, what: str) -> dict[str, Any]:

@@ -1,5 +1,8 @@
 """The ring: its bound, its readers' places, what is forgotten and in which order."""
 
+import time
+from collections.abc import Callable
+
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
@@ -168,7 +171,8 @@ def test_long_runs_keep_the_ring_small() -> None:
             _, gaps, place = read_all(journal, place)
             assert not gaps
             journal.trim(place.seq)
-    assert len(journal._frames) < 5_000
+    assert len(journal._ring._frames) < 5_000
+    assert len(journal._keepsakes._items) < 5_000
     assert not [seq for seq in journal._state if seq < journal.first_seq]
 
 
@@ -179,7 +183,7 @@ def test_a_cleared_journal_holds_nothing_and_goes_on() -> None:
         journal.append(b"%010d" % i, audience=i % 3, state=i % 2 == 0)
     journal.clear()
     assert journal.nbytes == 0
-    assert not any((journal._frames, journal._audience, journal._state, journal._keepsakes))
+    assert not any((journal._ring, journal._audience, journal._state, journal._keepsakes))
     place = journal.end()
     journal.append(b"next", state=True)
     got, gaps, _ = read_all(journal, place)
@@ -276,16 +280,16 @@ def test_behind_the_last_that_was_forgotten_nothing_is_missing_yet() -> None:
 
 def test_behind_the_newest_match_is_all_that_came_later() -> None:
     journal = filled()
-    assert journal.after(lambda frame: frame == b"0000000004") == Place(5, 5, 50)
-    assert journal.after(lambda frame: frame.startswith(b"0")) == journal.end()
-    assert journal.after(lambda frame: frame == b"") is None
+    assert journal.after(0, lambda frame: frame == b"0000000004") == Place(5, 5, 50)
+    assert journal.after(0, lambda frame: frame.startswith(b"0")) == journal.end()
+    assert journal.after(0, lambda frame: frame == b"") is None
 
 
 def test_what_is_forgotten_matches_nothing() -> None:
     journal = filled(30, history=50)
     journal.trim(journal.next_seq)
     seen: list[bytes] = []
-    assert journal.after(lambda frame: bool(seen.append(frame))) is None
+    assert journal.after(0, lambda frame: bool(seen.append(frame))) is None
     assert seen == [b"%010d" % i for i in range(29, 24, -1)]
 
 
@@ -347,14 +351,15 @@ class Naive:
 
     def append(self, size: int, audience: int, state: bool) -> None:
         frame = b"%05d" % len(self.all) + b"." * size
-        assert self.real.append(frame, audience, state=state) == len(self.all)
+        seq = len(self.all)  # several frames share a key
+        assert self.real.append(frame, audience, state=state, key=seq % 3) == seq
         self.all.append(frame)
 
     def held(self) -> list[int]:
         """Sequence numbers that the real one holds."""
         frames = [frame for _, frame, _ in self.real._keepsakes]
-        start = self.real._first - self.real._base
-        return [int(f[:5]) for f in frames + self.real._frames[start:]]
+        ring = self.real._ring
+        return [int(f[:5]) for f in frames + ring.frames(ring.first, ring.next)]
 
     def check(self, place: Place, chunk: int, horizon: int | None) -> None:
         """What is read from a place on is exactly what is held from there on, and gaps add up."""
@@ -420,7 +425,7 @@ def test_whatever_place_is_found_it_reads_on_to_exactly_what_came_later(
             assert place.nbytes == (sum(map(len, model.all[: seq + 1])) if exact else -1)
             found.append(place)
     for seq, frame in enumerate(model.all):
-        place = model.real.after(lambda f, frame=frame: f == frame)
+        place = model.real.after(seq % 3, lambda f, frame=frame: f == frame)
         assert (place is not None) == (seq in model.held())
         if place is not None:
             assert place.seq == seq + 1
@@ -450,3 +455,69 @@ def test_a_frame_may_be_for_another_client_while_it_is_held() -> None:
     journal.trim(journal.next_seq)
     journal.readdress(0, 4)
     assert journal._audience == {}, "of what is forgotten nothing stays"
+
+
+# -- what it costs --------------------------------------------------------------------------------
+
+
+def test_an_id_is_found_without_a_look_at_other_frames() -> None:
+    journal = Journal(1 << 30, 1 << 30)
+    for i in range(5_000):
+        journal.append(b"%010d" % i, key=hash(str(i)))
+    seen: list[bytes] = []
+    place = journal.after(hash("17"), lambda frame: not seen.append(frame))
+    assert place == Place(18, 18, 180)
+    assert seen == [b"0000000017"]
+    seen.clear()
+    assert journal.after(hash("never"), lambda frame: not seen.append(frame)) is None
+    assert seen == []
+
+
+def test_an_id_is_found_among_the_keepsakes_too() -> None:
+    journal = Journal(2000, 0)
+    for i in range(300):
+        journal.append(b"%010d" % i, key=i % 100, state=i < 60)
+    assert journal.first_seq > 60
+    seen: list[bytes] = []
+    assert journal.after(41, lambda frame: not seen.append(frame)) is not None
+    assert seen == [b"0000000241"], "the newest"
+    assert journal.after(41, lambda frame: frame == b"0000000041") == Place(42, 42, 420)
+    journal.trim(300)
+    assert journal.after(41, lambda frame: frame == b"0000000041") is None
+
+
+def best(measure: Callable[[], object]) -> float:
+    """Process time of the fastest of several calls."""
+    times = []
+    for _ in range(7):
+        begin = time.process_time()
+        measure()
+        times.append(time.process_time() - begin)
+    return min(times)
+
+
+@pytest.mark.parametrize("kind", ["ring", "keepsakes"])
+def test_a_reader_of_twice_as_much_costs_twice_as_much(kind) -> None:
+    """In chunks, from the start: no read walks over what lies before it."""
+
+    def cost(count: int) -> float:
+        limit = (1 << 30) if kind == "ring" else count * 20
+        journal = Journal(limit, 0)
+        for i in range(count):
+            journal.append(b"%010d" % i, state=kind == "keepsakes")
+        if kind == "keepsakes":
+            journal.append(b"x" * (11 * count))
+            assert len(journal._keepsakes) > count // 2
+        return best(lambda: [read_all(journal, journal.oldest(), chunk=1000)])
+
+    assert cost(20_000) < 3 * cost(10_000)
+
+
+def test_a_place_is_found_in_the_same_time_however_much_is_held() -> None:
+    def cost(count: int) -> float:
+        journal = Journal(1 << 30, 1 << 30)
+        for i in range(count):
+            journal.append(b"%010d" % i)
+        return best(lambda: [journal.after_seq(0) for _ in range(2000)])
+
+    assert cost(200_000) < 20 * cost(200), "a sum over the frames would cost 1,000 times as much"

@@ -3,6 +3,8 @@
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from kbridge.flow.journal import Place
 from kbridge.hub import clients as module
@@ -57,7 +59,7 @@ def test_a_place_is_given_back_once(clients) -> None:
 def test_two_websockets_of_one_session_are_one_client(clients) -> None:
     first, second = attach(clients, "s", 1), attach(clients, "s", 2)
     assert first.client is second.client
-    assert first.client.attachments == [first, second]
+    assert list(first.client.attachments.values()) == [first, second]
     clients.detach(first, now=0.0)
     assert clients.statistics()["parked"] == 0, "it still reads"
     second.delivered = at(6)
@@ -126,7 +128,7 @@ def test_who_came_back_is_not_among_the_longest_parked(clients, monkeypatch) -> 
     back = attach(clients, "first", 9)
     for i in range(3):
         clients.detach(attach(clients, f"s{i}", i), now=1.0 + i)
-    assert back.client.attachments == [back]
+    assert list(back.client.attachments.values()) == [back]
     back.delivered = at(5)
     clients.detach(back, now=9.0)
     assert attach(clients, "first", 20).place == at(5)
@@ -222,3 +224,116 @@ def test_one_that_goes_while_who_told_last_is_here_is_not_parked(clients) -> Non
     assert clients.statistics()["parked"] == 0
     newest.delivered = at(8)
     assert clients.slowest(0.0, 20) == 8, "nobody is held to a place that is long passed"
+
+
+# -- what it costs --------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def reads(monkeypatch) -> list[None]:
+    """One item for each time that the place of some client is looked at."""
+    seen: list[None] = []
+    get = Attachment.delivered.fget
+    assert get is not None
+
+    def delivered(attachment: Attachment) -> Place:
+        seen.append(None)
+        return get(attachment)
+
+    monkeypatch.setattr(Attachment, "delivered", property(delivered, Attachment.delivered.fset))
+    return seen
+
+
+def pongs(clients: Clients, made: list[Attachment], rounds: int = 5) -> int:
+    """Let all but the first websocket acknowledge in turn; return the lowest number then."""
+    lowest = 0
+    for step in range(1, rounds + 1):
+        for attachment in made[1:]:
+            attachment.delivered = at(step)
+            lowest = clients.slowest(0.0, 100)
+    return lowest
+
+
+@pytest.mark.parametrize("stalled", [True, False])
+def test_a_pong_costs_the_same_however_many_clients_there_are(clients, reads, stalled) -> None:
+    def cost(number: int) -> float:
+        clients = Clients(HOUR)
+        made = [attach(clients, f"s{i}") for i in range(number)]
+        if not stalled:
+            made[0].delivered = at(90)
+        reads.clear()
+        assert pongs(clients, made) == (0 if stalled else 5)
+        return len(reads) / (5 * (number - 1))
+
+    assert cost(2000) < 1.5 * cost(500), "reads a pong"
+
+
+def test_sessions_that_came_once_and_went_cost_nothing(clients, reads) -> None:
+    reader, idle = attach(clients, "reader", 5), attach(clients, "idle", 5)
+    for i in range(900):
+        clients.detach(attach(clients, f"once-{i}", 5), now=float(i))
+    reads.clear()
+    for seq in range(6, 106):
+        reader.delivered = at(seq)
+        assert clients.slowest(1000.0, 200) == 5
+    assert len(reads) <= 300
+    idle.delivered = at(50)
+    assert clients.slowest(2 * HOUR, 200) == 50, "and they hold nothing for ever"
+
+
+def test_clients_that_come_and_go_beside_a_stalled_one_leave_nothing(clients) -> None:
+    attach(clients, "stalled")
+    for i in range(2000):
+        clients.detach(attach(clients, "", i), now=0.0)
+        clients.detach(attach(clients, "again", i), now=float(i))
+    assert clients.slowest(0.0, 5000) == 0
+    assert len(clients._delivered._heap) < 200
+    assert len(clients._held._heap) < 200
+
+
+def test_a_long_session_id_is_one_all_the_same_and_is_not_kept(clients) -> None:
+    long, other = "x" * 60_000, "x" * 60_001
+    first = attach(clients, long, 3)
+    clients.detach(first, now=0.0)
+    assert attach(clients, other, 9).client is not first.client
+    assert len(first.client.session_id) <= 128
+    assert clients.known(long) is first.client
+    assert attach(clients, long, 9).place == at(3)
+
+
+def test_one_that_begins_further_back_holds_from_there(clients) -> None:
+    attach(clients, "a", 9)
+    back = attach(clients, "b", 9)
+    assert clients.slowest(0.0, 20) == 9
+    clients.begin(back, at(2))
+    assert clients.slowest(0.0, 20) == 2
+    back.delivered = at(12)
+    assert clients.slowest(0.0, 20) == 9
+
+
+def test_the_furthest_is_the_fastest_of_those_that_are_here(clients) -> None:
+    assert clients.furthest() is None
+    fast, slow = attach(clients, "a", 3), attach(clients, "b", 3)
+    fast.place = at(8)
+    assert clients.furthest() == 8
+    clients.detach(fast, now=0.0)
+    assert clients.furthest() == 3
+    assert slow.place == at(3)
+
+
+@given(st.lists(st.tuples(st.integers(0, 9), st.integers(-1, 40)), max_size=120))
+def test_the_slowest_is_as_a_walk_over_all_would_find_it(steps) -> None:
+    """A client comes where it is not here, goes where the number is below 0, or acknowledges."""
+    clients = Clients(HOUR)
+    here: dict[int, Attachment] = {}
+    owed: dict[int, int] = {}
+    for who, seq in steps:
+        if who not in here:
+            here[who] = attach(clients, f"s{who}", max(seq, 0))
+            owed[who] = here[who].delivered.seq
+        elif seq < 0:
+            clients.detach(here.pop(who), now=0.0)
+        elif seq > owed[who]:
+            here[who].delivered = at(seq)
+            owed[who] = seq
+        assert clients.slowest(1.0, 100) == min(owed.values())

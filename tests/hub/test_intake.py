@@ -13,6 +13,7 @@ from kbridge.hub.intake import Intake
 from kbridge.hub.notices import Notices
 from kbridge.hub.nudge import Nudge
 from kbridge.hub.requests import Requests
+from kbridge.hub.since import SessionIndex
 from kbridge.wire import v1
 from kbridge.wire.build import build
 from kbridge.wire.frames import payload
@@ -49,7 +50,7 @@ class Side:
             policies=[self._judge],
             clock=self.clock,
             log=log,
-            adopted=adopted,
+            answered=SessionIndex() if adopted else None,
         )
         self.signer = Signer(KEY)
         self.intake.begin(self.signer)

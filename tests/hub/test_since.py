@@ -9,7 +9,7 @@ from kbridge.flow.journal import EVERYONE, Gap, Journal, Place
 from kbridge.hub.notices import Notices
 from kbridge.hub.since import START, Found, locate
 from kbridge.wire.build import build
-from kbridge.wire.message import Channel, Message
+from kbridge.wire.message import Channel, Message, message_key
 from kbridge.wire.v1 import encode_frame
 from tests.hub.rig import StoppedClock
 
@@ -35,7 +35,11 @@ class Desk:
 
     def say(self, *msg_ids: str, state: bool = False, audience: int = EVERYONE) -> None:
         for msg_id in msg_ids:
-            self.journal.append(encode_frame(stream(msg_id)), audience, state=state)
+            self.append(stream(msg_id), audience, state=state)
+
+    def append(self, msg: Message, audience: int = EVERYONE, *, state: bool = False) -> None:
+        key = message_key(msg.header)
+        self.journal.append(encode_frame(msg), audience, state=state, key=key)
 
     def locate(self, since: str):
         return locate(self.journal, since, ORIGIN, self.notices)
@@ -86,10 +90,10 @@ def test_an_id_and_a_number_say_the_same(desk, i) -> None:
 
 def test_an_id_is_not_found_in_anothers(desk) -> None:
     desk.say("id-1-and-more", "more-and-id-1")
-    desk.journal.append(encode_frame(stream("late", parent_header=stream("id-3").header)))
-    desk.journal.append(encode_frame(stream("last", text="id-4")))
-    desk.journal.append(encode_frame(stream("id-5-b", parent_header=stream("id-5").header)))
-    desk.journal.append(encode_frame(stream("a-id-6", parent_header=stream("id-6").header)))
+    desk.append(stream("late", parent_header=stream("id-3").header))
+    desk.append(stream("last", text="id-4"))
+    desk.append(stream("id-5-b", parent_header=stream("id-5").header))
+    desk.append(stream("a-id-6", parent_header=stream("id-6").header))
     for i in (1, 3, 4, 5, 6):
         assert desk.locate(f"id-{i}") == desk.seen(i + 1)
 
@@ -97,12 +101,8 @@ def test_an_id_is_not_found_in_anothers(desk) -> None:
 @pytest.mark.parametrize("msg_id", ["é-ü", 'a"quote', "back\\slash", "\U0001f600", "a/b c"])
 def test_an_id_may_be_any_text_however_it_is_written(desk, msg_id) -> None:
     desk.say(msg_id)
-    raw = encode_frame(
-        stream("")._replace(
-            header=json.dumps({"msg_id": msg_id + "2"}, ensure_ascii=False).encode()
-        )
-    )
-    desk.journal.append(raw)
+    header = json.dumps({"msg_id": msg_id + "2"}, ensure_ascii=False).encode()
+    desk.append(stream("")._replace(header=header))
     desk.say("after")
     assert desk.locate(msg_id) == desk.seen(11)
     assert desk.locate(msg_id + "2") == desk.seen(12)
