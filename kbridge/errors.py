@@ -26,7 +26,7 @@
         +-- RegistryError             500          where kernels are written down cannot be used
         +-- TunnelError               502          no way through ssh; also a ConnectionError
         +-- HubClosed                 503   1012   the hub went away while it was in use
-        +-- Busy                      503   1013   a bounded queue is full; try again later
+        +-- Busy                      503          it cannot be done now; try again later
 
 Foreign exceptions (zmq, tornado, OSError) are translated into these in `kbridge.link` and
 `kbridge.kernels` only. No error's text ever holds a token, a key or a signature.
@@ -221,7 +221,6 @@ class HubClosed(BridgeError):
 
 
 class Busy(BridgeError):
-    """A bounded queue is full; the same call may go through later."""
+    """The same call may go through later."""
 
     http_status = 503
-    close_code = 1013

@@ -348,7 +348,9 @@ class Hub:
         self.activity.dead(self._clock.wall())
         self.announce("dead")
 
-    async def aclose(self, code: int = 1001, reason: str = "the kernel was shut down") -> None:
+    async def aclose(
+        self, code: int = HubClosed.close_code, reason: str = "the kernel was shut down"
+    ) -> None:
         """Close the sockets, and the websockets with `code`; may be called twice.
 
         Raises

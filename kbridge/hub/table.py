@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, Final
 
-from kbridge.errors import KernelNotFound
+from kbridge.errors import HubClosed, KernelNotFound
 from kbridge.hub.hub import Hub
 from kbridge.hub.line import LinkFactory
 from kbridge.hub.settings import HubSettings
 from kbridge.link.kernel import KernelLink
 
-__all__ = ["HubTable"]
+__all__ = ["GOING_AWAY", "HubTable"]
+
+GOING_AWAY: Final = 1001
+"""What a server that ends closes its websockets with (RFC 6455, section 7.4.1)."""
 
 
 class HubTable:
@@ -78,20 +81,29 @@ class HubTable:
         hub = self._hubs.get(kernel_id)
         return hub.connections if hub else 0
 
-    async def close(self, kernel_id: str) -> None:
-        """Close a kernel's hub, where there is one."""
+    async def close(
+        self,
+        kernel_id: str,
+        code: int = HubClosed.close_code,
+        reason: str = "the kernel was shut down",
+    ) -> None:
+        """Close a kernel's hub, where there is one; its websockets are closed with `code`."""
         hub = self.take(kernel_id)
         if hub is not None:
-            await hub.aclose()
+            await hub.aclose(code, reason)
 
     def take(self, kernel_id: str) -> Hub | None:
         """Take a kernel's hub out of the table, where there is one; the caller closes it."""
         return self._hubs.pop(kernel_id, None)
 
     async def aclose(self) -> None:
-        """Close all; may be called twice."""
+        """Close all because the server ends; may be called twice.
+
+        Clients may come back to another server with the same kernels: their websockets are closed
+        with `GOING_AWAY`.
+        """
         for kernel_id in list(self._hubs):
-            await self.close(kernel_id)
+            await self.close(kernel_id, GOING_AWAY, "the server is shutting down")
 
     def __iter__(self) -> Iterator[Hub]:
         return iter(list(self._hubs.values()))

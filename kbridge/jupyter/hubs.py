@@ -7,6 +7,7 @@ import contextvars
 import logging
 from typing import Any, Final
 
+from kbridge.errors import HubClosed
 from kbridge.hub.hub import Hub
 from kbridge.hub.settings import HubSettings
 from kbridge.hub.table import HubTable
@@ -71,12 +72,17 @@ class JupyterHubs(HubTable):
             self._sweeper = asyncio.ensure_future(self._sweep())
         return hub
 
-    async def close(self, kernel_id: str) -> None:
+    async def close(
+        self,
+        kernel_id: str,
+        code: int = HubClosed.close_code,
+        reason: str = "the kernel was shut down",
+    ) -> None:
         """Close a kernel's hub, where there is one, and watch the kernel no more."""
         watch = self._watches.pop(kernel_id, None)
         if watch is not None:
             self._ending(watch.close())
-        await super().close(kernel_id)
+        await super().close(kernel_id, code, reason)
 
     async def aclose(self) -> None:
         """Close all; may be called twice."""

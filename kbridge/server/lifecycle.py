@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from kbridge._version import __version__
+from kbridge.hub.table import GOING_AWAY
 from kbridge.server import listen
 from kbridge.server.accept import raise_descriptor_limit
 from kbridge.server.guard import GuardLimits
@@ -37,8 +38,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Server", "serve"]
 
-# RFC 6455, section 7.4.1: "going away".
-_GOING_AWAY = 1001
 _CUT_AFTER = 1.0
 _BUFFER_MARGIN = 1 << 20
 # Windows has no SIGHUP.
@@ -194,7 +193,7 @@ class Server:
             if wired.keepalive is not None:
                 wired.keepalive.stop()
             for websocket in list(wired.services.websockets):
-                websocket.close(_GOING_AWAY, "the server is shutting down")
+                websocket.close(GOING_AWAY, "the server is shutting down")
             keep = keep and wired.ledger.enabled
             await self._end_kernels(wired, hurry or asyncio.Event(), keep=keep)
             if not keep:

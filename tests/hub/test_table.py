@@ -56,7 +56,7 @@ async def test_closing_one_closes_its_websockets_and_leaves_the_others(table) ->
     await table.close("a")
     await table.close("a")
     await table.close("never there")
-    assert client.closed_with == (1001, "the kernel was shut down")
+    assert client.closed_with == (1012, "the kernel was shut down")
     assert not bystander.closed
     assert table.get("a") is None
     with pytest.raises(HubClosed):

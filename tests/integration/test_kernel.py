@@ -176,3 +176,18 @@ async def test_subshells(ws: KernelClient, tmp_path: Path) -> None:
     gate.write_text("through")
     assert (await ws.finish(asked)).text() == "through\n"
     await ws.request("delete_subshell_request", {"subshell_id": subshell}, channel="control")
+
+
+@pytest.mark.parametrize("through", ["kernel", "session"])
+async def test_deleting_a_kernel_closes_its_websockets_with_1012(
+    server: Server, dialect: str, through: str
+) -> None:
+    made = await server.call(
+        "POST", "/api/sessions", {"path": f"{through}-{dialect}.ipynb", "type": "notebook"}
+    )
+    kernel_id = made.json()["kernel"]["id"]
+    async with attach(server, kernel_id, dialect) as one:
+        await one.execute("1")
+        path = f"kernels/{kernel_id}" if through == "kernel" else f"sessions/{made.json()['id']}"
+        assert (await server.call("DELETE", f"/api/{path}")).status == 204
+        assert await one.closed() == (1012, "the kernel was shut down")

@@ -76,7 +76,7 @@ async def test_a_kernel_that_goes_takes_its_hub_along_and_nothing_is_left(hubs, 
     hubs.links[0].disconnect()
     await until(lambda: one.closed)
     assert client.closed_with is not None
-    assert client.closed_with[0] == 1001
+    assert client.closed_with[0] == 1012
     assert hubs.get("one") is None
     assert list(hubs) == [two]
     assert kernel.listeners() == 0

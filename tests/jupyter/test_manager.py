@@ -358,7 +358,7 @@ async def test_a_kernel_that_dies_too_often_is_dead_and_its_hub_is_freed(inside)
         hub = inside.hub(kernel_id)
         await client.until(status("dead"))
         assert states(client, "restarting", "dead")[-1] == "dead"
-        assert await closed_with(client) == 1001
+        assert await closed_with(client) == 1012
     await until(lambda: inside.hubs.get(kernel_id) is None)
     assert hub.closed
     reply = await inside.call("GET", f"/api/kernels/{kernel_id}")
@@ -375,7 +375,7 @@ async def test_a_kernel_that_is_deleted_takes_its_hub_and_websockets_along(insid
         hub = inside.hub(kernel_id)
         reply = await inside.call("DELETE", f"/api/kernels/{kernel_id}")
         assert reply.status == 204
-        assert await closed_with(client) == 1001
+        assert await closed_with(client) == 1012
     await until(lambda: inside.hubs.get(kernel_id) is None)
     assert hub.closed
     assert hub.connections == 0
@@ -391,7 +391,7 @@ async def test_a_websocket_that_opens_while_its_kernel_ends_is_not_kept(inside) 
             end = await closed_with(client)
     except InvalidStatus as refused:
         end = refused.response.status_code
-    assert end in {1001, 404}
+    assert end in {1012, 404}
     await deleting
     await until(lambda: inside.hubs.get(kernel_id) is None)
 
@@ -461,7 +461,7 @@ async def test_idle_kernels_are_culled_and_those_with_a_websocket_when_that_is_a
             await client.until(status("busy"))
             server.kernels.cull_connected = True
             assert (await client.finish(asked)).text() == "busy\n"
-            assert await closed_with(client) == 1001
+            assert await closed_with(client) == 1012
         await until(lambda: len(server.hubs) == 0)
 
 

@@ -423,7 +423,7 @@ async def test_a_session_that_comes_back_gets_what_it_missed(house) -> None:
 async def test_a_kernel_that_is_shut_down_closes_its_websockets(house) -> None:
     async with house.client() as ws:
         await house.hubs.close(ID)
-        assert await ended(ws) == (1001, "the kernel was shut down")
+        assert await ended(ws) == (1012, "the kernel was shut down")
 
 
 async def test_a_kernel_that_goes_while_the_websocket_opens_is_told_of(house) -> None:
@@ -567,7 +567,7 @@ async def test_who_waits_for_a_full_kernel_is_not_taken_for_dead(start) -> None:
 async def test_a_kernel_that_goes_while_somebody_waits_closes_in_good_order(start, caplog) -> None:
     async with stuck(start) as (house, ws):
         await house.hubs.close(ID)
-        assert await ended(ws) == (1001, "the kernel was shut down")
+        assert await ended(ws) == (1012, "the kernel was shut down")
     assert "Traceback" not in caplog.text
     assert not [r for r in caplog.records if r.levelname == "ERROR"]
 
