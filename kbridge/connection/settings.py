@@ -97,8 +97,8 @@ class ConnectionSettings(LoggingConfigurable):
         _DEFAULTS.acknowledge,
         config=True,
         help=(
-            "Whether clients are asked, by websocket pings, what has arrived. Off, what was on its"
-            " way when a connection breaks is lost."
+            "Whether clients that give a session_id or since are asked, by websocket pings, what"
+            " has arrived. Off, what was on its way when a connection breaks is lost."
         ),
     )
     resume_timeout = Float(

@@ -7,6 +7,10 @@ goes out with the first batch after the pong, or when nothing more is written, a
 
 What was written and not acknowledged is bounded: it may all come twice. A peer that leaves its
 pings unanswered for a while is written to all the same.
+
+Only clients that can come back are pinged, those with a `session_id` or a `since`: the others could
+not use what is known, and there are programs (Zed's client) that take a ping between two messages
+for an error. Of these, what the operating system took counts as delivered.
 """
 
 from __future__ import annotations
@@ -45,12 +49,16 @@ class Acknowledgements:
 
     def written(self, attachment: Attachment) -> None:
         """Note that all that was written has left the process."""
-        if not self.enabled:
+        if not self._asks(attachment):
             attachment.delivered = attachment.place
 
     def due(self, attachment: Attachment) -> bool:
         """Whether there is something to ask about, and nothing asked yet."""
-        return attachment.asked is None and attachment.delivered != attachment.place
+        return (
+            self._asks(attachment)
+            and attachment.asked is None
+            and attachment.delivered != attachment.place
+        )
 
     def full(self, attachment: Attachment) -> bool:
         """Whether to wait for an acknowledgement before more is written."""
@@ -62,7 +70,7 @@ class Acknowledgements:
 
     def ask(self, attachment: Attachment) -> bytes:
         """The ping to write behind all that was written; empty where none is due."""
-        if not self.enabled or not self.due(attachment):
+        if not self.due(attachment):
             return b""
         attachment.asked = attachment.place
         return ping(self._payload(attachment))
@@ -82,6 +90,9 @@ class Acknowledgements:
         attachment.asked = None
         attachment.mute = False
         return True
+
+    def _asks(self, attachment: Attachment) -> bool:
+        return self.enabled and attachment.acknowledges
 
     def _payload(self, attachment: Attachment) -> bytes:
         assert attachment.asked is not None

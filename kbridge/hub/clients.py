@@ -74,6 +74,8 @@ class Attachment:
         What to read next.
     delivered : Place
         What has arrived for certain.
+    acknowledges : bool
+        Whether it is asked, by pings, what has arrived: it can come back, and use the answer.
     asked : Place or None
         What a ping that is under way asks about.
     mute : bool
@@ -96,6 +98,7 @@ class Attachment:
     dialect: Dialect
     place: Place
     _delivered: Place
+    acknowledges: bool = False
     asked: Place | None = None
     mute: bool = False
     patience: asyncio.TimerHandle | None = None
@@ -175,7 +178,15 @@ class Clients:
         self._unpark(client)
         if client.place is None:
             client.place = now
-        attachment = Attachment(self._next(), client, link, dialect, client.place, client.place)
+        attachment = Attachment(
+            self._next(),
+            client,
+            link,
+            dialect,
+            client.place,
+            client.place,
+            acknowledges=bool(session_id),
+        )
         client.attachments[attachment.number] = attachment
         self._present[client.number] = client
         self._attached[attachment] = None

@@ -109,6 +109,7 @@ class Readers:
             start = self._answered.find(journal, session_id) or start
         attachment = self.clients.attach(link, dialect, session_id, start)
         attachment.verbatim = verbatim
+        attachment.acknowledges = bool(session_id or since)
         if found is not None:
             if back and since != START and not found.seen:
                 # What it has acknowledged it has seen, whatever it says.

@@ -91,6 +91,31 @@ async def test_when_nothing_more_is_written_the_rest_is_asked_about_a_moment_lat
     assert rig.hub._readers._asking is None, "all is known: nobody waits for anything"
 
 
+@pytest.mark.parametrize("dialect", [V1, LEGACY])
+async def test_one_that_cannot_come_back_is_never_pinged_and_holds_nothing(dialect) -> None:
+    """Zed's client, for one, takes a ping between two messages for an error."""
+    rig = Rig(HubSettings(history_limit=0))
+    client, attachment = rig.attach("", dialect, silent=True)
+    for i in range(5):
+        rig.say(rig.stream(str(i)))
+    client.stalled = True
+    rig.say(rig.stream("the one that waits"))
+    assert behind(rig, attachment) > 0, "it is still on its way"
+    client.resume()
+    assert client.pings == []
+    assert behind(rig, attachment) == 0
+    assert rig.hub.journal.nbytes == 0
+    assert rig.hub._readers._asking is None
+    await rig.hub.aclose()
+
+
+@pytest.mark.parametrize("how", [{"session_id": "s"}, {"since": "start"}, {"since": "no such id"}])
+async def test_one_that_says_who_it_is_or_what_it_saw_is_asked_what_has_arrived(rig, how) -> None:
+    client, attachment = rig.attach(silent=True, **how)
+    rig.say(rig.stream("one"))
+    assert client.pings == [b"%d" % number(rig, attachment)]
+
+
 def test_a_moment_is_what_the_issue_says() -> None:
     assert readers.LATEST == acks.LATEST == 0.25
 
