@@ -11,6 +11,7 @@
     |   |   +-- FrameTooBig           413   1009   more bytes than the settings allow
     |   |   +-- ProtocolViolation     400   1002   not RFC 6455
     |   +-- InvalidRequest            400   1008   a REST body or parameter that does not hold
+    |   +-- Unauthorized              401   1008   a login with a wrong token
     |   +-- Forbidden                 403   1008   no token, a foreign Origin, a foreign Host
     |   +-- KernelLimitReached        403   1008   `max_kernels` run already
     |   +-- NotFound                  404   1008
@@ -61,6 +62,7 @@ __all__ = [
     "RegistryError",
     "SessionNotFound",
     "TunnelError",
+    "Unauthorized",
     "WrongFrameType",
 ]
 
@@ -130,6 +132,12 @@ class ProtocolViolation(FrameError):
 
 class InvalidRequest(ClientError):
     """A REST body or parameter that does not hold."""
+
+
+class Unauthorized(ClientError):
+    """A login with a wrong token."""
+
+    http_status = 401
 
 
 class Forbidden(ClientError):

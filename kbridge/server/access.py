@@ -18,11 +18,23 @@ from kbridge.server.logs import scrub
 from kbridge.server.policy import Asked, Via, parse_authorization
 from kbridge.server.services import Services, services_of
 
-__all__ = ["AccessMixin", "ErrorsMixin", "asked_of"]
+__all__ = ["XSRF_COOKIE", "AccessMixin", "ErrorsMixin", "asked_of"]
+
+# The name that Jupyter's clients expect. It is no secret of this server: see `policy`.
+XSRF_COOKIE = "_xsrf"
 
 
 class ErrorsMixin(web.RequestHandler):
-    """Errors as JSON, `{"reason", "message"}`, whatever went wrong; and a log without secrets."""
+    """Errors as JSON, `{"reason", "message"}`, whatever went wrong; and a log without secrets.
+
+    Attributes
+    ----------
+    keeps_connection : bool
+        Whether the connection stays open for another request. Where it does not, every reply says
+        so (`Connection: close`), or the client's next request on it would be lost.
+    """
+
+    keeps_connection: bool = False
 
     @property
     def services(self) -> Services:
@@ -35,6 +47,8 @@ class ErrorsMixin(web.RequestHandler):
         self.set_header("X-Content-Type-Options", "nosniff")
         self.set_header("Content-Security-Policy", "default-src 'none'; frame-ancestors 'self'")
         self.set_header("Referrer-Policy", "no-referrer")
+        if not self.keeps_connection:
+            self.set_header("Connection", "close")
         services = self.application.settings.get("services")
         if isinstance(services, Services):
             headers = services.cors.headers(
@@ -64,10 +78,19 @@ class ErrorsMixin(web.RequestHandler):
             message = str(error)
         elif error is not None:
             message = "Unhandled error; the server's log says more"
+        self.tell_methods(status_code)
         self.set_header("Content-Type", "application/json")
-        if isinstance(error, Forbidden):
-            self.set_header("Connection", "close")
         self.finish(json.dumps({"reason": reason, "message": scrub(message)}))
+
+    def tell_methods(self, status_code: int) -> None:
+        """Name the methods that this resource has, in a reply that refuses one."""
+        if status_code == 405:
+            unset = web.RequestHandler.get  # what all methods are until a handler has them
+            cls = type(self)
+            names = [
+                n for n in cls.SUPPORTED_METHODS if getattr(cls, n.lower(), unset) is not unset
+            ]
+            self.set_header("Allow", ", ".join(names))
 
     def log_exception(
         self,
@@ -109,12 +132,18 @@ class AccessMixin(ErrorsMixin):
         if self.services.closing:  # a connection that is kept alive may still bring requests
             raise HubClosed("the server is shutting down")
         self.via = decision.via
-        if self.via is None:
-            self.set_header("Connection", "close")  # see `kbridge.server.guard`
+        if self.via is not None:
+            # Without the token a connection has one request, see `kbridge.server.guard`.
+            self.keeps_connection = True
+            self.clear_header("Connection")
 
-    def check_origin(self, origin: str) -> bool:
-        """Decide about a websocket's Origin (Tornado asks this on its own)."""
-        return self.services.access.origin_allowed(origin, self.request.host, self.request.protocol)
+    def options(self, *_: str, **__: str) -> None:
+        """Answer a CORS preflight; the headers are set already."""
+        self.set_status(204)
+
+    def check_origin(self, origin: str) -> bool:  # noqa: ARG002
+        """Return True: `prepare` has checked the Origin already (Tornado asks for websockets)."""
+        return True
 
     def asked(self) -> Asked:
         """Read from the request what the decision needs."""
@@ -125,6 +154,7 @@ def asked_of(request: httputil.HTTPServerRequest, cookie_name: str) -> Asked:
     """Read from a request what the decision about it needs."""
     tokens = request.query_arguments.get("token", [b""])
     cookie = request.cookies.get(cookie_name)
+    xsrf = request.cookies.get(XSRF_COOKIE)
     # Websocket clients of before RFC 6455 send their Origin under another name.
     origin = request.headers.get("Origin", request.headers.get("Sec-Websocket-Origin"))
     return Asked(
@@ -136,4 +166,6 @@ def asked_of(request: httputil.HTTPServerRequest, cookie_name: str) -> Asked:
         authorization=parse_authorization(request.headers.get("Authorization")),
         query_token=tokens[-1],
         cookie=cookie.value if cookie is not None else "",
+        xsrf_header=request.headers.get("X-Xsrftoken", ""),
+        xsrf_cookie=xsrf.value if xsrf is not None else "",
     )

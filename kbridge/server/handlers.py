@@ -9,7 +9,7 @@ from kbridge.errors import Forbidden, InvalidRequest, NotFound
 from kbridge.server.access import AccessMixin
 from kbridge.server.services import Model
 
-__all__ = ["ApiHandler", "NotFoundHandler", "expect"]
+__all__ = ["ApiHandler", "BaseHandler", "NotFoundHandler", "SlashHandler", "expect"]
 
 
 class ApiHandler(AccessMixin):
@@ -28,10 +28,6 @@ class ApiHandler(AccessMixin):
         super().prepare()
         if self.activity and "no_track_activity" not in self.request.query_arguments:
             self.services.touch()
-
-    def options(self, *_: str, **__: str) -> None:
-        """Answer a CORS preflight; the headers are set already."""
-        self.set_status(204)
 
     def body(self) -> Model:
         """Return the request's JSON object; an empty body is an empty object.
@@ -67,6 +63,42 @@ class ApiHandler(AccessMixin):
         """Raise `Forbidden` where clients may not see each other's kernels."""
         if not self.services.list_kernels:
             raise Forbidden("listing is off; see KbridgeApp.list_kernels")
+
+
+class BaseHandler(AccessMixin):
+    """`base_url` without its slash: to the page."""
+
+    public = True
+
+    def get(self) -> None:
+        """Redirect."""
+        self.redirect(self.services.base_url)
+
+    def head(self) -> None:
+        """Redirect."""
+        self.get()
+
+
+class SlashHandler(AccessMixin):
+    """Redirects paths of the API that end in a slash to those without, as Jupyter Server does."""
+
+    public = True
+
+    def get(self) -> None:
+        """Redirect."""
+        self._redirect(302)
+
+    head = get
+
+    def post(self) -> None:
+        """Redirect, with a status that keeps the method and the body."""
+        self._redirect(307)
+
+    put = patch = delete = post
+
+    def _redirect(self, status: int) -> None:
+        query = f"?{self.request.query}" if self.request.query else ""
+        self.redirect(self.request.path.rstrip("/") + query, status=status)
 
 
 class NotFoundHandler(AccessMixin):

@@ -226,6 +226,9 @@ class _Request(httputil.HTTPMessageDelegate):
         self._decision = decision = door.services.access.decide(asked)
         if decision.via is not None:
             door.proved(self._stream)
+        elif start_line.version == "HTTP/1.0":
+            # Tornado would answer `Connection: Keep-Alive`; the guard ends this connection.
+            headers["Connection"] = "close"
         self._left = door.max_body_size if decision.via is not None else STRANGERS_BODY
         # Judged here, because Tornado answers with 400 and resets the connection.
         self._connection.set_max_body_size(sys.maxsize)

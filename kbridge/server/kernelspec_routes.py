@@ -11,7 +11,7 @@ from urllib.parse import quote
 
 from tornado.log import app_log
 
-from kbridge.errors import KernelspecNotFound, NotFound
+from kbridge.errors import KernelError, KernelspecNotFound, NotFound
 from kbridge.server.access import AccessMixin
 from kbridge.server.handlers import ApiHandler
 from kbridge.server.services import Model, maybe_await
@@ -118,8 +118,12 @@ async def find_spec(manager: Any, name: str) -> Any:
     ------
     KernelspecNotFound
         If no kernelspec has that name.
+    KernelError
+        If it cannot be read; says why.
     """
     try:
         return await maybe_await(manager.get_kernel_spec(name))
     except KeyError:  # NoSuchKernel is one
         raise KernelspecNotFound(f"no kernelspec is named {name}") from None
+    except Exception as error:  # whatever is wrong with somebody's kernel.json
+        raise KernelError(f"The kernelspec {name!r} cannot be read: {error}") from error

@@ -1,34 +1,19 @@
-"""The page at `/`: what runs here, for a browser; and the door that asks it for the token."""
+"""The page at `/`: what runs here, for a browser."""
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import html
 import importlib.metadata
 import platform
-from http.client import responses
-from typing import Any
 
 from kbridge._version import __version__
-from kbridge.errors import KbridgeError, NotFound
+from kbridge.errors import NotFound
 from kbridge.server.access import AccessMixin
+from kbridge.server.login import HtmlHandler
 from kbridge.server.policy import Via
 
 __all__ = ["FaviconHandler", "PageHandler", "ReadmeHandler"]
 
-_STYLE = """
-:root { color-scheme: light dark; font: 16px/1.5 system-ui, sans-serif }
-body { max-width: 40rem; margin: 3rem auto; padding: 0 1rem }
-dl { display: grid; grid-template-columns: max-content 1fr; gap: .25rem 1.5rem }
-dt { opacity: .7 } dd { margin: 0 }
-input, button { font: inherit; padding: .35rem .6rem }
-"""
-_STYLE_HASH = base64.b64encode(hashlib.sha256(_STYLE.encode()).digest()).decode()
-_POLICY = (
-    f"default-src 'none'; style-src 'sha256-{_STYLE_HASH}'; img-src 'self'; form-action 'self'; "
-    "base-uri 'none'; frame-ancestors 'self'"
-)
 _ICON = (
     '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 32 32"><rect width="32" height="32" '
     'rx="7" fill="#1f4e79"/><path d="M3 23h26M7 23V11m18 12V11M3 17Q7 16 7 11q9 12 18 0 0 5 4 6" '
@@ -36,40 +21,18 @@ _ICON = (
 )
 
 
-def document(title: str, body: str, base_url: str) -> str:
-    """Return a whole page; `body` is HTML."""
-    return (
-        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width">'
-        f'<link rel="icon" href="{html.escape(base_url)}favicon.ico">'
-        f"<title>{html.escape(title)}</title><style>{_STYLE}</style></head>"
-        f"<body>{body}</body></html>\n"
-    )
+class PageHandler(HtmlHandler):
+    """`/` and `/tree`: version and numbers. Without a token: to the login, and nothing told."""
 
-
-class PageHandler(AccessMixin):
-    """`/`: version and numbers; without a token, a form that asks for it."""
-
-    def prepare(self) -> None:
-        """Let the form through: a wrong token in it is told on the page."""
-        if self.request.method == "POST":
-            # Declared public for this one method, which checks the token itself.
-            decision = self.services.access.decide(self.asked(), public=True)
-            if decision.allowed:
-                return
-        super().prepare()
-
-    def set_default_headers(self) -> None:
-        """Allow our own style sheet and form, and nothing else."""
-        super().set_default_headers()
-        self.set_header("Content-Security-Policy", _POLICY)
-        self.set_header("Cache-Control", "no-store")
-        self.set_header("Cross-Origin-Opener-Policy", "same-origin")
+    public = True
 
     def get(self) -> None:
         """Show what runs here; a token in the URL becomes a cookie."""
+        if self.via is None:
+            self.to_login()
+            return
         if self.via is Via.QUERY:
-            self._remember()
+            self.remember()
         services = self.services
         models = services.kernels.models()
         facts = {
@@ -80,61 +43,22 @@ class PageHandler(AccessMixin):
         }
         rows = "".join(f"<dt>{name}</dt><dd>{html.escape(v)}</dd>" for name, v in facts.items())
         base = html.escape(services.base_url)
-        self.finish(
-            document(
-                "kbridge",
-                "<h1>kbridge</h1><p>A bridge between Jupyter frontends and Jupyter kernels. "
-                "Point a frontend at this address.</p>"
-                f'<dl>{rows}</dl><p><a href="{base}readme">README</a> · '
-                f'<a href="{base}api/status">status</a> · '
-                f'<a href="{base}api/kernelspecs">kernelspecs</a></p>',
-                services.base_url,
-            )
+        logout = f' · <a href="{base}logout">log out</a>' if services.access.auth_enabled else ""
+        self.show(
+            "<p>A bridge between Jupyter frontends and Jupyter kernels. "
+            "Point a frontend at this address.</p>"
+            f'<dl>{rows}</dl><p><a href="{base}readme">README</a> · '
+            f'<a href="{base}api/status">status</a> · '
+            f'<a href="{base}api/kernelspecs">kernelspecs</a>{logout}</p>'
         )
+
+    def head(self) -> None:
+        """Answer like `get`, without the body."""
+        self.get()
 
     def post(self) -> None:
-        """Take the token from the form, and go to the page without it in the URL."""
-        offered = self.request.body_arguments.get("token", [b""])[-1]
-        if not self.services.access.is_token(offered.strip()):
-            self.send_error(403)
-            return
-        self._remember()
-        self.redirect(self.services.base_url, status=303)
-
-    def write_error(self, status_code: int, **kwargs: Any) -> None:
-        """Write the error as a page for a browser, as JSON for a program."""
-        if "text/html" not in self.request.headers.get("Accept", "") or status_code >= 500:
-            super().write_error(status_code, **kwargs)
-            return
-        error = kwargs.get("exc_info", (None, None, None))[1]
-        reason = error.reason if isinstance(error, KbridgeError) else "that is not the token"
-        if status_code != 403:
-            reason = responses.get(status_code, "Unknown")
-        base = html.escape(self.services.base_url)
-        self.set_header("Content-Type", "text/html; charset=utf-8")
-        self.finish(
-            document(
-                "kbridge",
-                f"<h1>kbridge</h1><p>{html.escape(reason)}</p><p>The terminal that kbridge runs "
-                "in shows an address with the token, and so does <code>kbridge list</code>.</p>"
-                f'<form method="post" action="{base}"><input name="token" type="password" '
-                'autocomplete="off" aria-label="token" required> <button>Enter</button></form>',
-                self.services.base_url,
-            )
-        )
-
-    def _remember(self) -> None:
-        """Give the browser a cookie that stands for the token."""
-        if not self.services.access.auth_enabled:
-            return
-        self.set_cookie(
-            self.services.cookie_name,
-            self.services.access.cookie_value(),
-            path=self.services.base_url,
-            httponly=True,
-            secure=self.request.protocol == "https",
-            samesite="Strict",
-        )
+        """Take the token from a form, as `/login` does."""
+        self.take_login()
 
 
 class ReadmeHandler(AccessMixin):

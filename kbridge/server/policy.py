@@ -39,7 +39,8 @@ class Asked:
     """What a decision needs to know of a request.
 
     `authorization` and `query_token` are bytes as they came; `fetch_site` is the browser's own
-    word on where the request comes from (Fetch Metadata, `Sec-Fetch-Site`).
+    word on where the request comes from (Fetch Metadata, `Sec-Fetch-Site`). `xsrf_header` is
+    `X-XSRFToken`, `xsrf_cookie` the value of the cookie `_xsrf`.
     """
 
     method: str
@@ -50,6 +51,8 @@ class Asked:
     authorization: bytes = b""
     query_token: bytes = b""
     cookie: str = ""
+    xsrf_header: str = ""
+    xsrf_cookie: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,9 +202,11 @@ class AccessPolicy:
                 "the Host header names no local host; set KbridgeApp.local_hostnames or "
                 "KbridgeApp.allow_remote_access to serve under that name"
             )
-        if not self.origin_allowed(asked.origin, asked.host, asked.protocol):
-            return Decision("cross-origin request refused; see KbridgeApp.allow_origin")
         via = self.identify(asked)
+        # No page can put the token into a header without knowing it, and no browser adds it by
+        # itself. A proxy that sends its own name as Host must not shut such clients out.
+        if via is not Via.HEADER and not self._origin_good(asked):
+            return Decision("cross-origin request refused; see KbridgeApp.allow_origin")
         if public or asked.method == "OPTIONS":  # a preflight never carries credentials
             return Decision(via=via)
         if via is None:
@@ -210,14 +215,30 @@ class AccessPolicy:
             return Decision("a browser's request that changes something must come from our page")
         return Decision(via=via)
 
+    def _origin_good(self, asked: Asked) -> bool:
+        """Decide about the Origin of a request.
+
+        Browsers send `null` where a referrer policy or an extension hides the page, even to the
+        page's own server; Sec-Fetch-Site still tells that it is the same.
+        """
+        if asked.origin == "null" and asked.fetch_site == "same-origin":
+            return True
+        return self.origin_allowed(asked.origin, asked.host, asked.protocol)
+
     def _may_change(self, asked: Asked, via: Via) -> bool:
         """Refuse forged requests: those that a browser would send without its user's will.
 
         A page elsewhere cannot know the token, so whoever shows it is trusted; a cookie goes
-        along by itself, and where no token is asked for there is nothing to forge.
+        along by itself, and where no token is asked for there is nothing to forge. Programs that
+        log in as browsers do send the cookie `_xsrf` again as a header, which no page elsewhere
+        can (a preflight would refuse it).
         """
         if via in (Via.HEADER, Via.QUERY) or asked.origin is not None:
             return True  # the Origin was found good before
+        if asked.xsrf_cookie and hmac.compare_digest(
+            asked.xsrf_header.encode(), asked.xsrf_cookie.encode()
+        ):
+            return True
         if asked.fetch_site is not None:
             return asked.fetch_site == "same-origin"
         return via is Via.OFF

@@ -6,8 +6,15 @@ from typing import Any
 
 from tornado import web
 
-from kbridge.server import kernel_routes, kernelspec_routes, page, session_routes, status_routes
-from kbridge.server.handlers import NotFoundHandler
+from kbridge.server import (
+    kernel_routes,
+    kernelspec_routes,
+    login,
+    page,
+    session_routes,
+    status_routes,
+)
+from kbridge.server.handlers import BaseHandler, NotFoundHandler, SlashHandler
 from kbridge.server.logs import log_request
 from kbridge.server.services import Services
 
@@ -17,10 +24,17 @@ _ID = r"([^/]+)"
 
 ROUTES: tuple[tuple[str, type[web.RequestHandler]], ...] = (
     (r"/", page.PageHandler),
+    (r"/tree", page.PageHandler),
+    (r"/login", login.LoginHandler),
+    (r"/logout", login.LogoutHandler),
     (r"/favicon.ico", page.FaviconHandler),
     (r"/readme", page.ReadmeHandler),
     (r"/api/?", status_routes.VersionHandler),
     (r"/api/status", status_routes.StatusHandler),
+    (r"/api/me", status_routes.MeHandler),
+    (r"/api/spec.yaml", status_routes.YamlDescriptionHandler),
+    (r"/api/swagger.yaml", status_routes.YamlDescriptionHandler),
+    (r"/api/swagger.json", status_routes.JsonDescriptionHandler),
     (r"/api/kernelspecs", kernelspec_routes.KernelspecsHandler),
     (rf"/api/kernelspecs/{_ID}", kernelspec_routes.KernelspecHandler),
     (rf"/kernelspecs/{_ID}/(.+)", kernelspec_routes.ResourceHandler),
@@ -52,8 +66,9 @@ def make_application(
         (base + pattern, handler)
         for pattern, handler in (*ROUTES, (rf"/api/kernels/{_ID}/channels", channels))
     ]
+    routes.append((base + r"/api/.+/", SlashHandler))
     if base:
-        routes.append((base, web.RedirectHandler, {"url": services.base_url, "permanent": False}))
+        routes.append((base, BaseHandler))
     return web.Application(
         routes,
         default_handler_class=NotFoundHandler,

@@ -1,12 +1,32 @@
-"""`/api` and `/api/status`."""
+"""`/api` itself, the state of the server, who asks, and the description of the API."""
 
 from __future__ import annotations
 
+import json
+
 from kbridge._version import __version__
+from kbridge.errors import InvalidRequest
 from kbridge.server.handlers import ApiHandler
+from kbridge.server.openapi import describe
 from kbridge.server.services import timestamp
 
-__all__ = ["StatusHandler", "VersionHandler"]
+__all__ = [
+    "JsonDescriptionHandler",
+    "MeHandler",
+    "StatusHandler",
+    "VersionHandler",
+    "YamlDescriptionHandler",
+]
+
+# There is one token, and no name behind it. The fields are those of Jupyter Server.
+_IDENTITY = {
+    "username": "anonymous",
+    "name": "Anonymous",
+    "display_name": "Anonymous",
+    "initials": "A",
+    "avatar_url": None,
+    "color": None,
+}
 
 
 class VersionHandler(ApiHandler):
@@ -44,3 +64,43 @@ class StatusHandler(ApiHandler):
                 "started": timestamp(services.started),
             }
         )
+
+
+class MeHandler(ApiHandler):
+    """`/api/me`: the identity of the client, and which of some permissions it has."""
+
+    activity = False
+
+    def get(self) -> None:
+        """Answer `{"identity", "permissions"}`; with the token everything is permitted."""
+        try:
+            wanted = json.loads(self.get_argument("permissions", "{}"))
+        except (ValueError, RecursionError):
+            raise InvalidRequest("permissions is not JSON") from None
+        if not isinstance(wanted, dict) or not all(
+            isinstance(actions, list) and all(isinstance(action, str) for action in actions)
+            for actions in wanted.values()
+        ):
+            raise InvalidRequest("permissions is not an object of lists of strings")
+        self.reply({"identity": _IDENTITY, "permissions": wanted})
+
+
+class JsonDescriptionHandler(ApiHandler):
+    """`/api/swagger.json`."""
+
+    activity = False
+
+    def get(self) -> None:
+        """Describe the API."""
+        self.reply(describe(self.services.base_url))
+
+
+class YamlDescriptionHandler(ApiHandler):
+    """`/api/spec.yaml` and `/api/swagger.yaml`."""
+
+    activity = False
+
+    def get(self) -> None:
+        """Describe the API: JSON is YAML, too."""
+        self.set_header("Content-Type", "text/x-yaml; charset=utf-8")
+        self.finish(json.dumps(describe(self.services.base_url), indent=2))

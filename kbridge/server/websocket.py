@@ -15,6 +15,13 @@ from kbridge.server.access import AccessMixin
 
 __all__ = ["ChannelsHandler"]
 
+_NO_UPGRADE = (
+    "this address speaks websocket, and the request has no `Connection: Upgrade` and `Upgrade:"
+    " websocket`. The usual cause is a proxy in front of kbridge that does not pass websockets on;"
+    " for nginx: proxy_http_version 1.1; proxy_set_header Upgrade $http_upgrade;"
+    ' proxy_set_header Connection "upgrade";'
+)
+
 
 class ChannelsHandler(AccessMixin, WebSocketHandler):
     """Lets a frontend talk to a kernel.
@@ -30,11 +37,22 @@ class ChannelsHandler(AccessMixin, WebSocketHandler):
         kernels: Any = self.services.kernels
         if kernel_id not in kernels:
             raise KernelNotFound(f"no kernel has the id {kernel_id!r}")
+        self._need_upgrade()
         self.connection = self.connection_class(
             parent=kernels.get_kernel(kernel_id), websocket_handler=self, config=self.app_config
         )
         await self.connection.prepare()
         await super().get()
+
+    def _need_upgrade(self) -> None:
+        """Raise `InvalidRequest` if this is not the handshake of a websocket."""
+        headers = self.request.headers
+        upgrade = headers.get("Upgrade", "").lower() == "websocket"
+        connection = [s.strip().lower() for s in headers.get("Connection", "").split(",")]
+        if not upgrade or "upgrade" not in connection:
+            raise InvalidRequest(_NO_UPGRADE)
+        if not headers.get("Sec-WebSocket-Key"):
+            raise InvalidRequest("the websocket handshake has no Sec-WebSocket-Key")
 
     @property
     def connection_class(self) -> type[ZMQChannelsWebsocketConnection]:
@@ -54,10 +72,6 @@ class ChannelsHandler(AccessMixin, WebSocketHandler):
         found = self.settings.get("kbridge_keepalive")
         assert found is None or isinstance(found, Keepalive)
         return found
-
-    def check_origin(self, origin: str) -> bool:  # noqa: ARG002
-        """Say yes: `AccessMixin.prepare` has looked at Origin and Host already."""
-        return True
 
     def select_subprotocol(self, subprotocols: list[str]) -> str | None:
         """Choose the dialect."""

@@ -1,6 +1,7 @@
 """A real Tornado server on a free port of 127.0.0.1, over kernels that are not."""
 
 import json
+import logging
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
@@ -17,11 +18,14 @@ from tornado.websocket import WebSocketHandler
 from kbridge.errors import KernelNotFound, KernelspecNotFound, KernelStartError, SessionNotFound
 from kbridge.server.access import AccessMixin
 from kbridge.server.cors import Cors
+from kbridge.server.guard import GuardLimits
+from kbridge.server.http import GuardedServer
 from kbridge.server.policy import AccessPolicy
 from kbridge.server.routes import make_application
 from kbridge.server.services import Services
 
 TOKEN = "a-token-of-the-tests"
+MAX_BODY = 100_000
 
 
 class FakeKernelspecs:
@@ -33,6 +37,8 @@ class FakeKernelspecs:
         return {"fake": good, "broken": {"spec": {}}}
 
     def get_kernel_spec(self, name: str) -> Any:
+        if name == "unreadable":
+            raise ValueError("Expecting value: line 1 column 1 (char 0)")
         if name != "fake":
             raise KeyError(name)
         return SimpleNamespace(resource_dir=self.root, to_dict=lambda: {"display_name": "Fake"})
@@ -186,6 +192,7 @@ async def start(tmp_path: Any) -> AsyncIterator[Start]:
         policy: dict[str, Any] | None = None,
         cors: dict[str, str] | None = None,
         channels: type[web.RequestHandler] = EchoChannels,
+        guarded: bool = False,
         **options: Any,
     ) -> Running:
         sock, port = bind_unused_port()
@@ -199,8 +206,20 @@ async def start(tmp_path: Any) -> AsyncIterator[Start]:
             cookie_name="kbridge-test",
             **options,
         )
-        server = HTTPServer(make_application(services, channels))
-        server.add_socket(sock)
+        application = make_application(services, channels)
+        server: HTTPServer
+        if guarded:
+            server = GuardedServer(
+                application,
+                services=services,
+                limits=GuardLimits(64, 20.0, 60.0),
+                log=logging.getLogger("kbridge.test"),
+                max_body_size=MAX_BODY,
+            )
+            server.add_sockets([sock])
+        else:
+            server = HTTPServer(application)
+            server.add_socket(sock)
         servers.append(server)
         running = Running(services, kernels, sessions, port)
         clients.append(running.client)

@@ -12,7 +12,7 @@ from kbridge.server import logs
 from kbridge.server.handlers import ApiHandler
 from kbridge.server.routes import ROUTES
 
-PUBLIC = {"/favicon.ico", "/api/?"}
+PUBLIC = {"/favicon.ico", "/api/?", "/", "/tree", "/login", "/logout"}
 PATHS = [p.removesuffix("/?").replace("([^/]+)", "x").replace("(.+)", "y") for p, _ in ROUTES]
 GUARDED = [p for p, (pattern, _) in zip(PATHS, ROUTES, strict=True) if pattern not in PUBLIC]
 
@@ -33,10 +33,28 @@ async def test_every_route_checks_the_host(running: Any, error_of: Any, path: st
 
 @pytest.mark.parametrize("path", [*PATHS, "/nowhere"])
 async def test_every_route_checks_the_origin(running: Any, error_of: Any, path: str) -> None:
+    cookie = f"kbridge-test={running.services.access.cookie_value()}"
     for origin in ("https://evil.example", "null", f"http://127.0.0.1:{running.port}.evil.example"):
-        reply = await running.ask("GET", path, headers={"Origin": origin})
-        status, _, message = error_of(reply)
-        assert (status, "cross-origin" in message) == (403, True)
+        for proof in ({}, {"Cookie": cookie}):
+            reply = await running.ask("GET", path, token=None, headers={"Origin": origin, **proof})
+            status, _, message = error_of(reply)
+            assert (status, "cross-origin" in message) == (403, True)
+
+
+async def test_the_token_in_a_header_is_enough_whatever_the_origin_is(
+    running: Any, token: str
+) -> None:
+    """As in Jupyter Server: a proxy that sends its own name as Host used to shut clients out."""
+    headers = {"Origin": "https://hub.example"}
+    assert (await running.ask("POST", "/api/kernels", headers=headers)).code == 201
+    reply = await running.ask("GET", "/api/kernels", headers=headers)
+    assert reply.code == 200
+    assert "Access-Control-Allow-Origin" not in reply.headers, "no page may read it for all that"
+    url = f"ws://127.0.0.1:{running.port}/api/kernels/x/channels"
+    proof = {"Authorization": f"token {token}", **headers}
+    websocket = await websocket_connect(HTTPRequest(url, headers=proof))
+    websocket.close()
+    assert (await running.ask("GET", "/api/kernels", token="wrong", headers=headers)).code == 403
 
 
 async def test_credentials(running: Any, token: str) -> None:
@@ -96,6 +114,13 @@ async def test_websockets_pass_the_same_door(running: Any, token: str) -> None:
         HTTPRequest(f"{url}?token=wrong"),
         HTTPRequest(f"{url}?token={token}", headers={"Origin": "https://evil.example"}),
         HTTPRequest(f"{url}?token={token}", headers={"Origin": own + "0"}),
+        HTTPRequest(
+            url,
+            headers={
+                "Cookie": f"kbridge-test={running.services.access.cookie_value()}",
+                "Origin": "https://evil.example",
+            },
+        ),
         HTTPRequest(f"{url}?token={token}", headers={"Host": "evil.example"}),
     ]
     for request in bad:
@@ -113,10 +138,16 @@ async def test_a_server_that_goes_begins_nothing(running: Any, error_of: Any) ->
 async def test_unknown_routes_and_methods_answer_in_json(running: Any, error_of: Any) -> None:
     assert error_of(await running.ask("GET", "/nowhere", token=None))[:2] == (404, "Not Found")
     assert error_of(await running.ask("GET", "/api/kernels/x/y"))[0] == 404
-    assert error_of(await running.ask("PUT", "/api/kernels", body=b""))[:2] == (
-        405,
-        "Method Not Allowed",
-    )
+    reply = await running.ask("PUT", "/api/kernels", body=b"")
+    assert error_of(reply)[:2] == (405, "Method Not Allowed")
+    assert reply.headers["Allow"] == "GET, POST, OPTIONS"
+
+
+@pytest.mark.parametrize("path", [*PATHS, "/api/kernels/x/channels", "/api/kernels/"])
+async def test_options_answers_on_every_route(running: Any, path: str) -> None:
+    """`/`, kernelspecs' files and websockets used to answer 405."""
+    reply = await running.ask("OPTIONS", path, token=None)
+    assert (reply.code, reply.body) == (204, b"")
 
 
 async def test_a_forced_500_tells_nothing_and_logs_no_token(

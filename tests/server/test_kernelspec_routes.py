@@ -46,6 +46,14 @@ async def test_unknown_kernelspecs(running: Any, error_of: Any) -> None:
         assert error_of(await running.ask("GET", path))[0] == 404
 
 
+async def test_a_kernelspec_that_cannot_be_read_says_why(running: Any, error_of: Any) -> None:
+    """As the start of a kernel does; it used to be an unhandled error."""
+    for path in ("/api/kernelspecs/unreadable", "/kernelspecs/unreadable/logo-64x64.png"):
+        status, _, message = error_of(await running.ask("GET", path))
+        assert status == 500
+        assert "'unreadable' cannot be read: Expecting value: line 1" in message
+
+
 @pytest.mark.parametrize(
     ("path", "kind", "body"),
     [

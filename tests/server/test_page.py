@@ -1,6 +1,8 @@
 import re
 from typing import Any
 
+import pytest
+
 import kbridge
 
 HTML = {"Accept": "text/html,application/xhtml+xml"}
@@ -23,7 +25,7 @@ async def test_links_lead_somewhere(start: Any) -> None:
     running = await start(base_url="/b/")
     text = (await running.ask("GET", "/")).body.decode()
     links = re.findall(r'href="/b(/[^"]+)"', text)
-    assert "/readme" in links
+    assert {"/readme", "/logout"} <= set(links)
     for link in links:
         assert (await running.ask("GET", link)).code == 200, link
 
@@ -38,32 +40,21 @@ async def test_a_token_in_the_url_becomes_a_cookie_that_holds(running: Any, toke
     assert (await running.ask("GET", "/", token=None, headers={"Cookie": value})).code == 200
 
 
-async def test_a_browser_without_the_token_is_asked_for_it(running: Any, token: str) -> None:
-    asked = await running.ask("GET", "/", token=None, headers=HTML)
-    assert asked.code == 403
-    assert '<form method="post"' in asked.body.decode()
-    form = {**HTML, "Content-Type": "application/x-www-form-urlencoded"}
-    wrong = await running.ask("POST", "/", token=None, headers=form, body="token=wrong")
-    assert wrong.code == 403
-    assert "not the token" in wrong.body.decode()
-    right = await running.ask("POST", "/", token=None, headers=form, body=f"token={token}")
-    assert (right.code, right.headers["Location"]) == (303, "/")
-    assert right.headers["Set-Cookie"].startswith("kbridge-test=")
-
-
-async def test_the_form_takes_nothing_from_elsewhere(running: Any, token: str) -> None:
-    form = {"Content-Type": "application/x-www-form-urlencoded", "Origin": "https://evil.example"}
-    reply = await running.ask("POST", "/", token=None, headers=form, body=f"token={token}")
-    assert reply.code == 403
-    assert "Set-Cookie" not in reply.headers
-
-
-async def test_programs_get_json(running: Any, error_of: Any) -> None:
-    assert error_of(await running.ask("GET", "/", token=None))[0] == 403
-
-
 async def test_icon_and_readme(running: Any) -> None:
     icon = await running.ask("GET", "/favicon.ico", token=None)
     assert icon.headers["Content-Type"] == "image/svg+xml"
     readme = await running.ask("GET", "/readme")
     assert readme.headers["Content-Type"].startswith("text/plain")
+
+
+@pytest.mark.parametrize("path", ["/", "/tree"])
+async def test_without_the_token_it_tells_nothing_and_asks_for_it(start: Any, path: str) -> None:
+    """`GET /` used to be 403, which programs took for a server that is not there."""
+    running = await start(base_url="/b/")
+    for query in ("", "?", "?token=wrong"):
+        reply = await running.ask("GET", path + query, token=None)
+        assert reply.code == 302
+        assert reply.headers["Location"] == f"/b/login?next=%2Fb{path.replace('/', '%2F')}"
+        assert reply.body == b""
+    assert (await running.ask("HEAD", path, token=None)).code == 302
+    assert (await running.ask("HEAD", path)).code == 200

@@ -1,8 +1,15 @@
 import json
 import re
 from typing import Any
+from urllib.parse import quote
+
+import yaml
+from tornado import web
 
 from kbridge import __version__
+from kbridge.server import openapi
+from kbridge.server.routes import ROUTES
+from kbridge.server.websocket import ChannelsHandler
 
 
 async def test_version(running: Any) -> None:
@@ -51,3 +58,45 @@ async def test_timestamps_always_have_microseconds(start: Any) -> None:
     running = await start(clock=lambda: 1_000_000_000.0)
     found = json.loads((await running.ask("GET", "/api/status")).body)
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z", found["started"])
+
+
+async def test_me(running: Any, error_of: Any) -> None:
+    found = json.loads((await running.ask("GET", "/api/me")).body)
+    assert set(found) == {"identity", "permissions"}
+    assert found["identity"]["username"]
+    assert found["permissions"] == {}
+    wanted = '{"kernels":["read","write"]}'
+    reply = await running.ask("GET", f"/api/me?permissions={quote(wanted)}")
+    assert json.loads(reply.body)["permissions"] == {"kernels": ["read", "write"]}
+    for bad in ("{", "[]", '{"kernels": "read"}', '{"kernels": [1]}', "[" * 5_000):
+        reply = await running.ask("GET", f"/api/me?permissions={quote(bad)}")
+        assert error_of(reply)[0] == 400
+    assert (await running.ask("GET", "/api/me", token=None)).code == 403
+
+
+async def test_the_description_is_served(start: Any) -> None:
+    running = await start(base_url="/b/")
+    told = json.loads((await running.ask("GET", "/api/swagger.json")).body)
+    assert told == openapi.describe("/b/")
+    assert (told["swagger"], told["basePath"]) == ("2.0", "/b/")
+    for path in ("/api/spec.yaml", "/api/swagger.yaml"):
+        reply = await running.ask("GET", path)
+        assert "yaml" in reply.headers["Content-Type"]
+        assert yaml.safe_load(reply.body) == told
+
+
+def test_the_description_is_true() -> None:
+    """Every route of the API, with the methods that its handler has."""
+    described = {
+        re.sub(r"\{\w+\}", "ID", path): {m.upper() for m in found if m != "parameters"}
+        for path, found in openapi.describe("/")["paths"].items()
+    }
+    routes = [*ROUTES, (r"/api/kernels/([^/]+)/channels", ChannelsHandler)]
+    there = {}
+    for pattern, handler in routes:
+        path = re.sub(r"\(.*?\)", "ID", pattern).removesuffix("/?")
+        if "/api" in path or "/kernelspecs" in path:
+            names = ("get", "post", "patch", "put", "delete")
+            unset = web.RequestHandler.get
+            there[path] = {n.upper() for n in names if getattr(handler, n) is not unset}
+    assert described == there

@@ -13,6 +13,7 @@ from typing import Any
 
 import psutil
 import pytest
+from tornado.httpclient import AsyncHTTPClient
 from tornado.httpserver import HTTPServer
 from tornado.testing import bind_unused_port
 from traitlets.config import Configurable
@@ -278,10 +279,40 @@ async def test_foreign_origins_and_hosts_are_refused_with_the_token_too(house, h
             proxy=None,
         )
     else:
-        attempt = house.client(headers=headers)
+        attempt = house.client(token="", query=f"token={TOKEN}", headers=headers)
     status, body = await refused(attempt)
     assert status == 403
     assert TOKEN not in str(body)
+    assert len(house.hubs) == 0
+
+
+async def test_a_token_in_a_header_comes_in_from_any_origin(house) -> None:
+    async with house.client(headers={"Origin": "https://hub.example"}):
+        assert house.hubs.connections(ID) == 1
+
+
+@pytest.mark.parametrize(
+    ("headers", "told"),
+    [
+        ({}, "proxy"),
+        ({"Connection": "Upgrade"}, "proxy"),
+        ({"Upgrade": "websocket"}, "proxy"),
+        ({"Connection": "keep-alive, Upgrade", "Upgrade": "h2c"}, "proxy"),
+        ({"Connection": "keep-alive, Upgrade", "Upgrade": "WebSocket"}, "Sec-WebSocket-Key"),
+    ],
+    ids=str,
+)
+async def test_what_is_no_handshake_is_told_what_usually_is_the_matter(
+    house, headers, told
+) -> None:
+    reply = await AsyncHTTPClient().fetch(
+        f"http://127.0.0.1:{house.port}/api/kernels/{ID}/channels",
+        headers={"Authorization": f"token {TOKEN}", **headers},
+        raise_error=False,
+    )
+    body = json.loads(reply.body)
+    assert (reply.code, body["reason"]) == (400, "Bad Request")
+    assert told in body["message"]
     assert len(house.hubs) == 0
 
 
