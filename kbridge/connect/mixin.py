@@ -47,7 +47,9 @@ class ConnectionFileMixin(ConnectionFileMethods, LoggingConfigurable):
     """,
     )
     _connection_file_written = Bool(False)
-    transport = CaselessStrEnum(["tcp", "ipc"], default_value="tcp", config=True)
+    transport = CaselessStrEnum(
+        ["tcp", "ipc"], default_value="tcp", config=True, help="TCP ports, or unix sockets (ipc)."
+    )
     kernel_name = Unicode()
     context = Instance(zmq.Context)
     ip = Unicode(

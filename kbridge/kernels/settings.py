@@ -194,6 +194,18 @@ class KernelSettings(LoggingConfigurable):
         config=True,
         help="Message types that clients may send; empty: all.",
     )
+    untracked_message_types = List(
+        Unicode(),
+        config=True,
+        help="""Message types of requests that do not count as activity of a kernel, besides
+        those that are known not to (kernel_info_request and the like).""",
+    )
+    buffer_offline_messages = Bool(
+        True,
+        config=True,
+        help="""Whether a client that reconnects receives what it missed. False: it starts afresh,
+        as with ZMQChannelsWebsocketConnection.resume_timeout=0.""",
+    )
     allow_tracebacks = Bool(True, config=True, help="Whether clients see the kernels' tracebacks.")
     traceback_replacement_message = Unicode(
         "An exception occurred at runtime, which is not shown due to security reasons.",

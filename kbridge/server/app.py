@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from jupyter_core.application import JupyterApp, base_aliases, base_flags
+from jupyter_core.application import base_aliases, base_flags
 from jupyter_core.paths import jupyter_runtime_dir
 from traitlets import (
     Bool,
@@ -37,6 +37,7 @@ from kbridge.kernels.registry import secrets_of
 from kbridge.private import prepare_directory
 from kbridge.server import kg
 from kbridge.server.logs import SafeFormatter, hide
+from kbridge.server.options import CheckedApp
 
 __all__ = ["KbridgeApp"]
 
@@ -88,12 +89,16 @@ _FLAGS: dict[str, Any] = {
 _CLASSES: list[Any] = [BridgeKernelManager, ZMQChannelsWebsocketConnection]
 _SUBCOMMANDS: dict[str, Any] = {
     "attach": ("kbridge.server.attach.AttachApp", "Serve kernels that somebody else started."),
+    "kernelgateway": (
+        "kbridge.server.gateway.KernelGatewayApp",
+        "Serve kernels under the options of `jupyter kernelgateway`.",
+    ),
     "list": ("kbridge.server.commands.ListApp", "List running servers."),
     "stop": ("kbridge.server.commands.StopApp", "Stop a running server, by port or socket."),
 }
 
 
-class KbridgeApp(JupyterApp):
+class KbridgeApp(CheckedApp):
     """Serve Jupyter kernels to websocket clients."""
 
     name = "kbridge"
@@ -331,18 +336,33 @@ class KbridgeApp(JupyterApp):
             raise TraitError(f"allow_origin_pat is no regular expression: {error}") from None
         return value
 
-    @default("logging_config")
-    def _default_logging_config(self) -> dict[str, Any]:
-        to_console = {"level": "DEBUG", "handlers": ["console"]}
-        return {
-            # Tornado speaks of what clients do.
-            "filters": {"flood": {"()": "kbridge.server.logs.FloodFilter", "prefix": "tornado."}},
-            "handlers": {"console": {"filters": ["flood"]}},
-            "loggers": dict.fromkeys(("kbridge", "tornado", "asyncio"), to_console),
-        }
+    def generate_config_file(self, classes: Any = None) -> str:
+        """Return a config file that shows the real defaults of our own settings."""
+        del classes
+        from kbridge.server.reference import config_page
 
-    def migrate_config(self) -> None:
-        """Nothing of ours is from before Jupyter; looking for it costs time at the start."""
+        return config_page()
+
+    def get_default_logging_config(self) -> dict[str, Any]:
+        """Return what `logging_config` is merged into: the loggers of everything that logs here."""
+        config: dict[str, Any] = super().get_default_logging_config()
+        if "loggers" in config:  # not under pythonw, which has no terminal
+            # Tornado speaks of what clients do.
+            flood = {"()": "kbridge.server.logs.FloodFilter", "prefix": "tornado."}
+            config["filters"] = {"flood": flood}
+            config["handlers"]["console"]["filters"] = ["flood"]
+            for name in ("kbridge", "tornado", "asyncio"):
+                config["loggers"][name] = {"level": "DEBUG", "handlers": ["console"]}
+        return config
+
+    def parse_command_line(self, argv: list[str] | None = None) -> None:
+        """Read the command line; the kernel gateway's traits get their names here."""
+        super().parse_command_line(argv)
+        self.cli_config = kg.translate(self.cli_config)
+
+    def update_config(self, config: Config) -> None:
+        """Take settings from one source, under our names or the kernel gateway's."""
+        super().update_config(kg.translate(config))
 
     def load_config_file(self, suppress_errors: bool = True) -> None:  # type: ignore[override]
         """Take the kernel gateway's variables first, so that config files go over them."""
@@ -384,6 +404,9 @@ class KbridgeApp(JupyterApp):
 
     async def prepare(self, kernels: BridgeKernelManager) -> None:
         """Do what is to be done before anybody is served: nothing here."""
+
+    def listening(self, url: str) -> None:
+        """Do what is to be done once clients are served at `url`: nothing here."""
 
     def start(self) -> None:
         """Serve until a signal comes."""

@@ -10,11 +10,12 @@ import time
 from pathlib import Path
 from typing import Any
 
-from jupyter_core.application import JupyterApp, NoStart, base_aliases, base_flags
+from jupyter_core.application import NoStart, base_aliases, base_flags
 from jupyter_core.paths import jupyter_runtime_dir
 from traitlets import Bool, Float
 
 from kbridge._version import __version__
+from kbridge.server.options import CheckedApp
 from kbridge.server.runtime import running_servers
 
 __all__ = ["ListApp", "StopApp"]
@@ -29,13 +30,10 @@ _LIST_FLAGS: dict[str, Any] = {
 }
 
 
-class _Command(JupyterApp):
+class _Command(CheckedApp):
     version = __version__
     aliases = _ALIASES
     flags = _FLAGS
-
-    def migrate_config(self) -> None:
-        """Nothing of ours is from before Jupyter."""
 
     def servers(self) -> list[dict[str, Any]]:
         """Return what the running servers tell."""

@@ -1,32 +1,39 @@
-"""The kernel gateway's environment variables, each an alias of one of our own settings.
+"""The kernel gateway's settings, each under the name that it has here.
 
-The command line comes before config files, config files before these, these before defaults.
-The empty string counts as unset where the setting is a number; elsewhere it is a value, as in
-the gateway: `KG_AUTH_TOKEN=` asks for no token.
+A setting of Jupyter Kernel Gateway 3.0 is a trait (`KernelGatewayApp.auth_token`), and most have an
+environment variable (`KG_AUTH_TOKEN`), too. `SETTINGS` is the table of both. The command line comes
+before config files, config files before the environment, the environment before defaults. An empty
+variable is unset where the setting is a number; elsewhere it is a value, as in the gateway:
+`KG_AUTH_TOKEN=` asks for no token.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import difflib
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from traitlets import TraitError
+from traitlets.config import Config
 
-__all__ = ["VARIABLES", "Variable", "read"]
+__all__ = ["SECTIONS", "SETTINGS", "VARIABLES", "Setting", "read", "translate"]
 
 _ON = {"true", "1", "yes", "on"}
 _OFF = {"false", "0", "no", "off", ""}
-# What the gateway's own two APIs are called; we are the first.
+# The gateway's names of its two APIs; kbridge has the first.
 _WEBSOCKET_API = {"", "jupyter-websocket", "kernel_gateway.jupyter_websocket"}
+_HTTP_API = {"notebook-http", "kernel_gateway.notebook_http"}
+# The class of the gateway's kernels and its bases, which jupyter_client does not know.
+_MANAGERS = ("SeedingMappingKernelManager", "AsyncMappingKernelManager", "MappingKernelManager")
 
 
 class _Unset(Exception):
-    """The variable is there, and says nothing."""
+    """There is a value, and it changes nothing."""
 
 
 def text(value: str) -> str:
-    """Take a value as it is."""
+    """Return the text of a variable unchanged."""
     return value
 
 
@@ -51,49 +58,181 @@ def words(value: str) -> list[str]:
 
 
 def websocket_api(value: str) -> str:
-    """Accept the names of the websocket API only: the other one is not offered."""
-    if value not in _WEBSOCKET_API:
+    """Accept the names of the websocket API; kbridge does not have the other one."""
+    plain = value.strip("'\"")
+    if plain in _HTTP_API:
+        raise TraitError(
+            "kbridge has no notebook-http mode (KG_API, KernelGatewayApp.api): it serves kernels"
+            " over websockets only. Run the Jupyter Kernel Gateway for a notebook that is a web API"
+        )
+    if plain not in _WEBSOCKET_API:
         raise ValueError(value)
     raise _Unset
 
 
+def given(value: Any) -> Any:
+    """Return the value of a trait; None is unset, as in the gateway."""
+    if value is None:
+        raise _Unset
+    return value
+
+
+def named(value: Any) -> Any:
+    """Return a name; empty is unset, as in the gateway."""
+    if value in (None, ""):
+        raise _Unset
+    return value
+
+
+def truth(value: Any) -> Any:
+    """Return a truth value, which the gateway also takes as a number."""
+    return bool(value) if isinstance(value, int) else value
+
+
+def api(value: Any) -> Any:
+    """Refuse every API but that of websockets."""
+    return websocket_api(str(value))
+
+
+def ignored(_value: Any) -> Any:
+    """Ignore what has no effect on the gateway's websocket mode, in the gateway either."""
+    raise _Unset
+
+
+def default_only(default: str) -> Callable[[Any], Any]:
+    """Refuse every class but the gateway's own: no class of Jupyter Server fits in here."""
+
+    def convert(value: Any) -> Any:
+        name = value if isinstance(value, str) else f"{value.__module__}.{value.__qualname__}"
+        if name.strip("'\"") == default:
+            raise _Unset
+        raise ValueError(value)
+
+    return convert
+
+
 @dataclass(frozen=True, slots=True)
-class Variable:
-    """One variable: the setting (`Class.trait`) that it is an alias of, and how it is read."""
+class Setting:
+    """One setting of the gateway.
 
-    name: str
+    Attributes
+    ----------
+    trait : str
+        Its `Class.trait` there.
+    setting : str
+        Its `Class.trait` here; empty if it changes nothing here.
+    name : str
+        Its environment variable; empty if it has none.
+    parse : callable
+        Reads the variable.
+    convert : callable
+        Takes the value of the trait, as the command line or a config file has it.
+    """
+
+    trait: str
     setting: str
+    name: str = ""
     parse: Callable[[str], Any] = text
+    convert: Callable[[Any], Any] = given
 
 
-VARIABLES = (
-    Variable("KG_AUTH_TOKEN", "KbridgeApp.token"),
-    Variable("KG_IP", "KbridgeApp.ip"),
-    Variable("KG_PORT", "KbridgeApp.port", number),
-    Variable("KG_PORT_RETRIES", "KbridgeApp.port_retries", number),
-    Variable("KG_BASE_URL", "KbridgeApp.base_url"),
-    Variable("KG_LIST_KERNELS", "KbridgeApp.list_kernels", flag),
-    Variable("KG_ALLOW_CREDENTIALS", "KbridgeApp.allow_credentials"),
-    Variable("KG_ALLOW_HEADERS", "KbridgeApp.allow_headers"),
-    Variable("KG_ALLOW_METHODS", "KbridgeApp.allow_methods"),
-    Variable("KG_ALLOW_ORIGIN", "KbridgeApp.allow_origin"),
-    Variable("KG_EXPOSE_HEADERS", "KbridgeApp.expose_headers"),
-    Variable("KG_MAX_AGE", "KbridgeApp.max_age"),
-    Variable("KG_TRUST_XHEADERS", "KbridgeApp.trust_xheaders", flag),
-    Variable("KG_CERTFILE", "KbridgeApp.certfile"),
-    Variable("KG_KEYFILE", "KbridgeApp.keyfile"),
-    Variable("KG_CLIENT_CA", "KbridgeApp.client_ca"),
-    Variable("KG_SSL_VERSION", "KbridgeApp.ssl_version", number),
-    Variable("KG_WS_PING_INTERVAL_SECS", "KbridgeApp.ws_ping_interval", number),
-    Variable("KG_MAX_KERNELS", "BridgeKernelManager.max_kernels", number),
-    Variable("KG_PRESPAWN_COUNT", "BridgeKernelManager.prespawn_count", number),
-    Variable("KG_DEFAULT_KERNEL_NAME", "BridgeKernelManager.default_kernel_name"),
-    Variable("KG_FORCE_KERNEL_NAME", "BridgeKernelManager.force_kernel_name"),
-    Variable("KG_ENV_WHITELIST", "BridgeKernelManager.allowed_envs", words),
-    Variable("KG_ENV_PROCESS_WHITELIST", "BridgeKernelManager.inherited_envs", words),
-    Variable("KG_SEED_URI", "BridgeKernelManager.seed_uri"),
-    Variable("KG_API", "", websocket_api),
-)
+def _rows() -> Iterator[Setting]:
+    app, ours, kernels = "KernelGatewayApp", "KbridgeApp", "BridgeKernelManager"
+    yield Setting(f"{app}.auth_token", f"{ours}.token", "KG_AUTH_TOKEN")
+    yield Setting(f"{app}.ip", f"{ours}.ip", "KG_IP")
+    yield Setting(f"{app}.port", f"{ours}.port", "KG_PORT", number)
+    yield Setting(f"{app}.port_retries", f"{ours}.port_retries", "KG_PORT_RETRIES", number)
+    yield Setting(f"{app}.base_url", f"{ours}.base_url", "KG_BASE_URL")
+    for name in ("credentials", "headers", "methods", "origin"):
+        trait = f"allow_{name}"
+        yield Setting(f"{app}.{trait}", f"{ours}.{trait}", f"KG_{trait.upper()}")
+    yield Setting(f"{app}.expose_headers", f"{ours}.expose_headers", "KG_EXPOSE_HEADERS")
+    yield Setting(f"{app}.max_age", f"{ours}.max_age", "KG_MAX_AGE")
+    yield Setting(
+        f"{app}.trust_xheaders", f"{ours}.trust_xheaders", "KG_TRUST_XHEADERS", flag, truth
+    )
+    yield Setting(f"{app}.certfile", f"{ours}.certfile", "KG_CERTFILE")
+    yield Setting(f"{app}.keyfile", f"{ours}.keyfile", "KG_KEYFILE")
+    yield Setting(f"{app}.client_ca", f"{ours}.client_ca", "KG_CLIENT_CA")
+    yield Setting(f"{app}.ssl_version", f"{ours}.ssl_version", "KG_SSL_VERSION", number)
+    yield Setting(
+        f"{app}.ws_ping_interval", f"{ours}.ws_ping_interval", "KG_WS_PING_INTERVAL_SECS", number
+    )
+    yield Setting(f"{app}.max_kernels", f"{kernels}.max_kernels", "KG_MAX_KERNELS", number)
+    yield Setting(f"{app}.prespawn_count", f"{kernels}.prespawn_count", "KG_PRESPAWN_COUNT", number)
+    yield Setting(
+        f"{app}.default_kernel_name",
+        f"{kernels}.default_kernel_name",
+        "KG_DEFAULT_KERNEL_NAME",
+        convert=named,
+    )
+    yield Setting(
+        f"{app}.force_kernel_name", f"{kernels}.force_kernel_name", "KG_FORCE_KERNEL_NAME"
+    )
+    yield Setting(
+        f"{app}.env_process_whitelist",
+        f"{kernels}.inherited_envs",
+        "KG_ENV_PROCESS_WHITELIST",
+        words,
+    )
+    yield Setting(f"{app}.seed_uri", f"{kernels}.seed_uri", "KG_SEED_URI")
+    yield Setting(f"{app}.api", "", "KG_API", websocket_api, api)
+    yield Setting(f"{app}.cookie_secret", f"{ours}.cookie_secret")
+    yield Setting(f"{app}.cookie_secret_file", "", convert=ignored)
+    for name, default in (
+        ("authorizer_class", "jupyter_server.auth.authorizer.AllowAllAuthorizer"),
+        ("identity_provider_class", "kernel_gateway.auth.identity.GatewayIdentityProvider"),
+        ("kernel_spec_manager_class", "jupyter_client.kernelspec.KernelSpecManager"),
+        ("kernel_manager_class", f"kernel_gateway.services.kernels.manager.{_MANAGERS[0]}"),
+        (
+            "kernel_websocket_connection_class",
+            "jupyter_server.services.kernels.connection.channels.ZMQChannelsWebsocketConnection",
+        ),
+    ):
+        yield Setting(f"{app}.{name}", "", convert=default_only(default))
+    # What every Jupyter program has.
+    for name in ("answer_yes", "config_file", "config_file_name", "generate_config"):
+        yield Setting(f"{app}.{name}", f"{ours}.{name}")
+    for name in ("log_datefmt", "log_format", "log_level", "logging_config"):
+        yield Setting(f"{app}.{name}", f"{ours}.{name}")
+    for name in ("show_config", "show_config_json"):
+        yield Setting(f"{app}.{name}", f"{ours}.{name}")
+
+    websocket = "JupyterWebsocketPersonality"
+    yield Setting(
+        f"{websocket}.list_kernels", f"{ours}.list_kernels", "KG_LIST_KERNELS", flag, truth
+    )
+    yield Setting(
+        f"{websocket}.env_whitelist", f"{kernels}.allowed_envs", "KG_ENV_WHITELIST", words
+    )
+
+    notebook = "NotebookHTTPPersonality"
+    yield Setting(f"{notebook}.cell_parser", "", "KG_CELL_PARSER", ignored, ignored)
+    yield Setting(
+        f"{notebook}.allow_notebook_download", "", "KG_ALLOW_NOTEBOOK_DOWNLOAD", ignored, ignored
+    )
+    yield Setting(f"{notebook}.static_path", "", "KG_STATIC_PATH", ignored, ignored)
+    yield Setting(f"{notebook}.comment_prefix", "", convert=ignored)
+
+    own = "jupyter_client.ioloop.AsyncIOLoopKernelManager"
+    for manager in _MANAGERS:
+        for name in (
+            *("allow_tracebacks", "allowed_message_types", "buffer_offline_messages"),
+            *("cull_busy", "cull_connected", "cull_idle_timeout", "cull_interval"),
+            *("default_kernel_name", "kernel_info_timeout", "root_dir", "shared_context"),
+            *("traceback_replacement_message", "transport_encryption", "untracked_message_types"),
+            "use_pending_kernels",
+        ):
+            yield Setting(f"{manager}.{name}", f"{kernels}.{name}")
+        yield Setting(f"{manager}.kernel_manager_class", "", convert=default_only(own))
+
+
+SETTINGS = tuple(_rows())
+VARIABLES = tuple(setting for setting in SETTINGS if setting.name)
+_TRAITS = {setting.trait: setting for setting in SETTINGS}
+SECTIONS = frozenset(trait.partition(".")[0] for trait in _TRAITS)
+# Traits that our own class of the gateway's name has.
+_OURS = {f"KernelGatewayApp.{name}" for name in ("alias_dir", "install_alias", "remove_alias")}
 # Where an empty name would be taken for a name: the default stands instead.
 _EMPTY_IS_UNSET = {"KG_DEFAULT_KERNEL_NAME", "KG_SEED_URI", "KG_BASE_URL"}
 
@@ -106,7 +245,7 @@ def read(environ: Mapping[str, str]) -> tuple[dict[str, dict[str, Any]], list[st
     config : dict
         Settings by class and trait, for `traitlets.config.Config`.
     unknown : list of str
-        Names that begin with `KG_` and are not ours.
+        Names that begin with `KG_` and are not the gateway's.
 
     Raises
     ------
@@ -128,3 +267,42 @@ def read(environ: Mapping[str, str]) -> tuple[dict[str, dict[str, Any]], list[st
         config.setdefault(owner, {})[trait] = parsed
     known = {variable.name for variable in VARIABLES}
     return config, sorted(name for name in environ if name.startswith("KG_") and name not in known)
+
+
+def translate(config: Config) -> Config:
+    """Return a configuration in which the gateway's traits have their names here.
+
+    A setting that is given under both names keeps the value that it has under its name here.
+
+    Raises
+    ------
+    traitlets.TraitError
+        If the gateway has no such trait, or its value cannot be honoured here.
+    """
+    if SECTIONS.isdisjoint(config):
+        return config
+    found = Config({name: value for name, value in config.items() if name not in SECTIONS})
+    for section in SECTIONS & set(config):
+        for name, value in config[section].items():
+            if f"{section}.{name}" in _OURS:
+                found[section][name] = value
+                continue
+            setting = _TRAITS.get(f"{section}.{name}")
+            if setting is None:
+                raise TraitError(f"the kernel gateway has no {section}.{name}{_nearest(name)}")
+            try:
+                converted = setting.convert(value)
+            except _Unset:
+                continue
+            except ValueError:
+                raise TraitError(f"{setting.trait} cannot be {str(value)!r} here") from None
+            owner, trait = setting.setting.split(".")
+            if trait not in found[owner]:
+                found[owner][trait] = converted
+    return found
+
+
+def _nearest(name: str) -> str:
+    names = {trait.partition(".")[2]: trait for trait in reversed(_TRAITS)}
+    near = difflib.get_close_matches(name, names, n=1)
+    return f" (did you mean {names[near[0]]}?)" if near else ""

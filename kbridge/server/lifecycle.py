@@ -287,3 +287,4 @@ class Server:
             kernels = " and its kernels" if app.shutdown_kernels_on_exit else "; kernels stay"
             sys.stdout.write(f"Ctrl-C stops it{kernels}.\n")
         sys.stdout.flush()
+        app.listening(self.url)

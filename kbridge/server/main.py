@@ -28,6 +28,11 @@ def main(argv: list[str] | None = None) -> None:
 
             app: KbridgeApp = AttachApp.instance()
             args = args[1:]
+        elif args and args[0] == "kernelgateway":
+            from kbridge.server.gateway import KernelGatewayApp
+
+            app = KernelGatewayApp.instance()
+            args = args[1:]
         else:
             app = KbridgeApp.instance()
         try:

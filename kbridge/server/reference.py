@@ -1,12 +1,17 @@
-"""The page of all settings, made from the settings: `python -m kbridge.server.reference`.
+"""What there is to set, in two forms: the page docs/settings.md, and the generated config file.
 
-A test holds docs/settings.md to what this prints, so no setting goes undocumented.
+`python -m kbridge.server.reference > docs/settings.md` writes the page. A test compares it with the
+code, so that no setting goes undocumented. `kbridge --generate-config` writes the config file, in
+which every line that is uncommented as it stands changes nothing: a default that is computed at the
+start stands there as `...`, which no setting accepts.
 """
 
 from __future__ import annotations
 
 import re
 import sys
+import textwrap
+from collections.abc import Iterator
 from typing import Any
 
 from traitlets import TraitType
@@ -15,7 +20,7 @@ from traitlets.config import Configurable
 from kbridge.server import kg
 from kbridge.server.app import KbridgeApp
 
-__all__ = ["settings_page"]
+__all__ = ["config_page", "settings_page"]
 
 _INTRODUCTION = """\
 # Settings
@@ -26,34 +31,98 @@ A setting is given, the strongest first,
 
 1. on the command line: `kbridge --port 9999`, or in full `kbridge --KbridgeApp.port=9999`;
 2. in a config file, `kbridge_config.py` or `.json` in a directory that `jupyter --paths` lists:
-   `c.KbridgeApp.port = 9999` (`kbridge --generate-config` writes one that explains them all);
+   `c.KbridgeApp.port = 9999` (`kbridge --generate-config` writes one that explains them all, and
+   `--config` names another one);
 3. by an environment variable of the kernel gateway, where the last column names one.
 
-Variables that begin with `KG_` and are not named here are warned about once, at the start.
+A setting or option that does not exist, a config file with an error in it and a `--config` that is
+not there end the start. Sections for other programs are allowed in the file that all of Jupyter
+shares, `jupyter_config.py`. Variables that begin with `KG_` and are not named here give a warning.
+
+`--debug` and `--log-level` say how much is logged, as in every Jupyter program; `logging_config`
+takes a dictionary for `logging.config`, which is merged into ours.
+
+A default that reads "computed" is made at the start; its description says how.
 """
+_GATEWAY = """\
+## Jupyter Kernel Gateway
+
+Every setting of the gateway 3.0, by its name there (`--KernelGatewayApp.port=9999`, or
+`c.KernelGatewayApp.port = 9999` in a config file) or its environment variable. `kbridge` and
+[`kbridge kernelgateway`](kernel-gateway.md) take them all. A dash: accepted, without an effect
+here; "the default": any other value is refused.
+"""
+# What the page says about a class, in the order of the page.
 _ABOUT = {
     "KbridgeApp": "The server: where it listens, and who may come in.",
     "BridgeKernelManager": "The kernels: which, how many, where, and for how long.",
     "ZMQChannelsWebsocketConnection": "Each websocket, and what a kernel's output may cost.",
+    "AttachApp": "`kbridge attach`, besides what a server has.",
+    "KernelGatewayApp": "`kbridge kernelgateway`, besides what a server has.",
+    "ListApp": "`kbridge list`.",
+    "StopApp": "`kbridge stop`.",
+    "KbridgeExtension": "The [extension for Jupyter Server](jupyter.md), in its configuration.",
+    "ConnectionFileMixin": "For programs that use `kbridge.connect`: an object with a connection"
+    " file. No setting of the server.",
 }
+_WIDTH = 96
 # What every Jupyter program has, and what nobody sets.
 _FOREIGN = ("traitlets.", "jupyter_core.")
+
+_Settings = list[tuple[str, TraitType[Any, Any]]]
 
 
 def settings_page() -> str:
     """Return the page, in Markdown."""
     parts = [_INTRODUCTION]
-    for cls in (KbridgeApp, *KbridgeApp.classes):
-        rows = "\n".join(_row(cls, name, trait) for name, trait in _settings(cls))
-        about = _ABOUT.get(cls.__name__, "")
+    for cls, settings in _documented():
+        rows = "\n".join(_row(cls, name, trait) for name, trait in settings)
         parts.append(
-            f"## {cls.__name__}\n\n{about}\n\n"
+            f"## {cls.__name__}\n\n{_ABOUT[cls.__name__]}\n\n"
             f"| setting | default | meaning | also |\n| --- | --- | --- | --- |\n{rows}\n"
         )
+    rows = "\n".join(f"| `{s.trait}` | {_code(s.name)} | {_target(s)} |" for s in kg.SETTINGS)
+    parts.append(f"{_GATEWAY}\n| there | variable | here |\n| --- | --- | --- |\n{rows}\n")
     return "\n".join(parts)
 
 
-def _settings(cls: type[Configurable]) -> list[tuple[str, TraitType[Any, Any]]]:
+def config_page() -> str:
+    """Return a config file of the server that shows all defaults, commented out."""
+    lines = [
+        "# Configuration file for kbridge. Every line that begins with `# c.` shows a default.",
+        "# `...` stands for a default that is made at the start; put a value in its place.",
+        "",
+        "c = get_config()  # noqa",
+    ]
+    for cls in (KbridgeApp, *KbridgeApp.classes):
+        lines += ["", "", f"# -- {cls.__name__}: {_ABOUT[cls.__name__]}"]
+        for name, trait in _settings(cls):
+            help_text = re.sub(r"\s+", " ", trait.help).strip()
+            value = "..." if _is_computed(cls, name) else trait.default_value_repr()
+            lines += [
+                "",
+                *textwrap.wrap(help_text, _WIDTH, initial_indent="## ", subsequent_indent="#  "),
+            ]
+            lines.append(f"# c.{cls.__name__}.{name} = {value}")
+    return "\n".join(lines) + "\n"
+
+
+def _documented() -> Iterator[tuple[type[Configurable], _Settings]]:
+    """Give all classes with settings, each with those that no class before it has."""
+    from kbridge.connect.mixin import ConnectionFileMixin
+    from kbridge.jupyter.extension import KbridgeExtension
+    from kbridge.server.attach import AttachApp
+    from kbridge.server.commands import ListApp, StopApp
+    from kbridge.server.gateway import KernelGatewayApp
+
+    for cls in (KbridgeApp, *KbridgeApp.classes):
+        yield cls, _settings(cls)
+    for cls in (AttachApp, KernelGatewayApp, ListApp, StopApp, KbridgeExtension):
+        yield cls, [(name, trait) for name, trait in _settings(cls) if trait.this_class is cls]
+    yield ConnectionFileMixin, _settings(ConnectionFileMixin)
+
+
+def _settings(cls: type[Configurable]) -> _Settings:
     """Return the traits of a class that kbridge or jupyter_client define for it."""
     traits = cls.class_traits(config=True)
     return sorted(
@@ -65,20 +134,36 @@ def _settings(cls: type[Configurable]) -> list[tuple[str, TraitType[Any, Any]]]:
 
 def _row(cls: type[Configurable], name: str, trait: TraitType[Any, Any]) -> str:
     setting = f"{cls.__name__}.{name}"
-    also = [f"`--{alias}`" for alias, target in KbridgeApp.aliases.items() if target == setting]
-    also += [f"`{v.name}`" for v in kg.VARIABLES if v.setting == setting]
+    aliases = getattr(cls, "aliases", KbridgeApp.aliases)
+    also = [f"`--{alias}`" for alias, target in aliases.items() if target == setting]
+    if cls in (KbridgeApp, *KbridgeApp.classes):
+        also += [f"`{v.name}`" for v in kg.VARIABLES if v.setting == setting]
     return f"| `{name}` | {_default(cls, name, trait)} | {_meaning(trait)} | {', '.join(also)} |"
 
 
-def _default(cls: type[Configurable], name: str, trait: TraitType[Any, Any]) -> str:
-    """Return a default that does not depend on where the page was made."""
-    computed = any(
+def _target(setting: kg.Setting) -> str:
+    if setting.setting:
+        return f"`{setting.setting}`"
+    return "-" if setting.convert is kg.ignored else "the default"
+
+
+def _code(name: str) -> str:
+    return f"`{name}`" if name else ""
+
+
+def _is_computed(cls: type[Configurable], name: str) -> bool:
+    """True if the default depends on when or where it is asked for."""
+    return any(
         getattr(vars(base).get(method), "trait_name", name) == name
         for base in cls.__mro__
         for method in (f"_{name}_default", f"_default_{name}")
         if method in vars(base)
     )
-    return "computed" if computed else f"`{_cell(trait.default_value_repr())}`"
+
+
+def _default(cls: type[Configurable], name: str, trait: TraitType[Any, Any]) -> str:
+    """Return a default that does not depend on where the page was made."""
+    return "computed" if _is_computed(cls, name) else f"`{_cell(trait.default_value_repr())}`"
 
 
 def _meaning(trait: TraitType[Any, Any]) -> str:

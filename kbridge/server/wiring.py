@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from tornado import web
+from traitlets import TraitError
 
 from kbridge.connection.channels import ZMQChannelsWebsocketConnection
 from kbridge.errors import RegistryError
@@ -99,12 +100,19 @@ def wire(app: KbridgeApp, port: int) -> Wired:
     ------
     RegistryError
         As `make_ledger`.
+    traitlets.TraitError
+        If settings contradict each other.
     """
     ledger = make_ledger(app)
     hubs = HubTable(log=app.log)
     kernels = BridgeKernelManager(
         hubs=hubs, ledger=ledger, parent=app, log=app.log, connection_dir=app.runtime_dir
     )
+    if kernels.max_kernels is not None and kernels.prespawn_count > kernels.max_kernels:
+        raise TraitError(
+            f"prespawn_count ({kernels.prespawn_count}) is more than max_kernels"
+            f" ({kernels.max_kernels})"
+        )
     sessions = Sessions(kernels, ledger)
     hubs.settings = ZMQChannelsWebsocketConnection.hub_settings(app.config, kernels)
     # One server a path below a host: two behind one proxy do not take each other's cookie.

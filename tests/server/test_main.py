@@ -144,16 +144,80 @@ def test_generate_config_makes_a_file_that_loads(
         (("--root-dir=nowhere",), {}, "nowhere"),
         ((), {"KG_PORT": "abc"}, "KG_PORT"),
         ((), {"JUPYTER_TOKEN_FILE": "nowhere"}, "JUPYTER_TOKEN_FILE"),
-        ((), {"KG_API": "notebook-http"}, "KG_API"),
+        ((), {"KG_API": "notebook-http"}, "no notebook-http mode (KG_API"),
+        ((), {"KG_PRESPAWN_COUNT": "3", "KG_MAX_KERNELS": "2"}, "prespawn_count (3)"),
+        (("--tokn=x",), {}, "no option --tokn (did you mean --token?)"),
+        (("--no-such-flag",), {}, "no option --no-such-flag"),
+        (("--KbridgeApp.tokn=x",), {}, "(did you mean KbridgeApp.token?)"),
+        (("--KbrigeApp.token=x",), {}, "(did you mean KbridgeApp.*?)"),
+        (("--KbridgeApp.max_kernels=1",), {}, "(did you mean BridgeKernelManager.max_kernels?)"),
+        (("--KernelGatewayApp.auth_tokn=x",), {}, "(did you mean KernelGatewayApp.auth_token?)"),
+        (("--Session.kee=x",), {}, "there is no setting Session.kee"),
+        (("--config=nowhere.py",), {}, "there is no config file nowhere.py"),
+        (("--config", "nowhere"), {}, "there is no config file nowhere"),
+        (("attach", "--shs=host", "x"), {}, "no option --shs (did you mean --ssh?)"),
+        (("stop", "--StopApp.timout=1"), {}, "(did you mean StopApp.timeout?)"),
+        (("kernelgateway", "--api=notebook-http"), {}, "no notebook-http mode"),
     ],
 )
 def test_mistakes_are_told_in_a_line(
     run: Run, args: tuple[str, ...], environ: dict[str, str], says: str
 ) -> None:
-    done = run("--port-retries=0", *args, **environ)
-    assert done.returncode != 0
+    retries = () if args[:1] in (("stop",), ("attach",)) else ("--port-retries=0",)
+    done = run(*args, *retries, **environ)
+    assert done.returncode not in (0, None)
     assert says in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("c.KbridgeApp.token = 'x'\nimport nosuchmodule\n", "line 2: ModuleNotFoundError"),
+        ("c.KbridgeApp.port = (\n", "SyntaxError"),
+        ("c.KbridgeApp.tokn = 'x'\n", "(did you mean KbridgeApp.token?)"),
+        ("c.KbrigeApp.token = 'x'\n", "there are no settings KbrigeApp.*"),
+        ("c.token = 'x'\n", "there is no setting token (did you mean KbridgeApp.token?)"),
+        ("c.KernelGatewayApp.auth_tokn = 'x'\n", "(did you mean KernelGatewayApp.auth_token?)"),
+        ("c.BridgeKernelManager.max_kernels = 'many'\n", "max_kernels"),
+    ],
+)
+@pytest.mark.parametrize("named", [True, False], ids=["named", "found"])
+def test_mistakes_in_a_config_file_end_the_start(
+    run: Run, tmp_path: Path, text: str, says: str, named: bool
+) -> None:
+    path = tmp_path / "config" / "kbridge_config.py"
+    path.parent.mkdir()
+    path.write_text(text)
+    done = run("--port=0", *([f"--config={path}"] if named else []))
+    assert done.returncode not in (0, None)
+    assert says in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_json_config_file_with_a_mistake(run: Run, tmp_path: Path) -> None:
+    path = tmp_path / "mine.json"
+    path.write_text('{"KbridgeApp": ')
+    done = run("--port=0", f"--config={path}")
+    assert done.returncode not in (0, None)
+    assert "config file mine.json: JSONDecodeError" in done.stderr
+
+
+def test_sections_of_other_programs_in_the_shared_config_file(
+    serve: Callable[..., Process], tmp_path: Path
+) -> None:
+    """jupyter_config.py is every Jupyter program's."""
+    path = tmp_path / "config" / "jupyter_config.py"
+    path.parent.mkdir()
+    path.write_text("c.LabApp.collaborative = True\nc.KbridgeApp.base_url = '/shared'\n")
+    assert "/shared/" in serve().url
+
+
+def test_sections_of_classes_that_are_made_later(
+    serve: Callable[..., Process], tmp_path: Path
+) -> None:
+    server = serve("--KernelManager.shutdown_wait_time=3", "--AttachApp.ssh=x", "--Session.key=k")
+    assert "recogni" not in server.log.read_text()
 
 
 def test_a_server_from_start_to_stop(run: Run, serve: Callable[..., Process]) -> None:
