@@ -14,8 +14,8 @@ from jupyter_client.manager import AsyncKernelManager
 from tornado.web import Application, HTTPError
 from tornado.websocket import WebSocketHandler
 
-from kbridge.connection.channels import ZMQChannelsWebsocketConnection
-from kbridge.hub.table import HubTable
+from kbridge import HubTable
+from kbridge.connection import ZMQChannelsWebsocketConnection
 
 
 class Channels(WebSocketHandler):

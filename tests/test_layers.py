@@ -11,6 +11,7 @@ ROOT = Path(kbridge.__file__).parent
 FLOORS = {
     "errors": -1,
     "private": -1,
+    "_lazy": -1,
     "_version": -1,
     "": -1,
     "wire": 0,
@@ -49,6 +50,8 @@ def imports_of(path: Path) -> list[str]:
 @pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(ROOT)))
 def test_imports_point_down(path: Path) -> None:
     here = FLOORS[floor_of(path)]
+    if path == ROOT / "__init__.py":
+        return  # names the public names for type checkers; loads none, see tests/test_api.py
     for name in imports_of(path):
         head, *rest = name.split(".")
         if head != "kbridge" or not rest:

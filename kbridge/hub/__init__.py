@@ -1,1 +1,33 @@
 """Floor 3: one hub a kernel: who is attached, and what is owed to whom."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from kbridge._lazy import exports
+
+if TYPE_CHECKING:
+    from kbridge.hub.clients import Attachment as Attachment
+    from kbridge.hub.clock import Clock as Clock
+    from kbridge.hub.hub import Hub as Hub
+    from kbridge.hub.settings import HubSettings as HubSettings
+    from kbridge.hub.table import HubTable as HubTable
+
+__all__ = [
+    "Attachment",
+    "Clock",
+    "Hub",
+    "HubSettings",
+    "HubTable",
+]
+
+__getattr__ = exports(
+    __name__,
+    {
+        "Attachment": "kbridge.hub.clients",
+        "Clock": "kbridge.hub.clock",
+        "Hub": "kbridge.hub.hub",
+        "HubSettings": "kbridge.hub.settings",
+        "HubTable": "kbridge.hub.table",
+    },
+)

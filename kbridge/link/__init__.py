@@ -1,1 +1,42 @@
 """Floor 2: the only place that touches sockets."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from kbridge._lazy import exports
+
+if TYPE_CHECKING:
+    from kbridge.link.client import StreamClient as StreamClient
+    from kbridge.link.endpoints import Endpoints as Endpoints
+    from kbridge.link.interfaces import ClientLink as ClientLink
+    from kbridge.link.interfaces import KernelEvents as KernelEvents
+    from kbridge.link.interfaces import KernelSockets as KernelSockets
+    from kbridge.link.kernel import KernelLink as KernelLink
+    from kbridge.link.memory import MemoryClient as MemoryClient
+    from kbridge.link.memory import MemoryKernel as MemoryKernel
+
+__all__ = [
+    "ClientLink",
+    "Endpoints",
+    "KernelEvents",
+    "KernelLink",
+    "KernelSockets",
+    "MemoryClient",
+    "MemoryKernel",
+    "StreamClient",
+]
+
+__getattr__ = exports(
+    __name__,
+    {
+        "ClientLink": "kbridge.link.interfaces",
+        "Endpoints": "kbridge.link.endpoints",
+        "KernelEvents": "kbridge.link.interfaces",
+        "KernelLink": "kbridge.link.kernel",
+        "KernelSockets": "kbridge.link.interfaces",
+        "MemoryClient": "kbridge.link.memory",
+        "MemoryKernel": "kbridge.link.memory",
+        "StreamClient": "kbridge.link.client",
+    },
+)

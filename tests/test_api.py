@@ -1,0 +1,80 @@
+"""What docs/api.md says can be imported, can be, and nothing more is promised."""
+
+import importlib
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import kbridge
+
+ROOT = Path(__file__).parents[1]
+PAGE = (ROOT / "docs" / "api.md").read_text()
+PACKAGES = re.findall(r"^## (kbridge[.\w]*)$", PAGE, flags=re.MULTILINE)
+LAZY = ["kbridge", "kbridge.hub", "kbridge.link", "kbridge.wire", "kbridge.connection"]
+
+
+def documented(package: str) -> set[str]:
+    [section] = re.findall(
+        rf"^## {re.escape(package)}$(.*?)(?=^## |\Z)", PAGE, flags=re.DOTALL | re.MULTILINE
+    )
+    return set(re.findall(r"^\| `(\w+)` \|", section, flags=re.MULTILINE))
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_public_names_are_those_of_the_page(package: str) -> None:
+    module = importlib.import_module(package)
+    hidden = {name for name in module.__all__ if re.match("_[a-z]", name)}  # hooks of Jupyter's
+    assert documented(package) == set(module.__all__) - hidden
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_every_public_name_can_be_imported(package: str) -> None:
+    module = importlib.import_module(package)
+    for name in sorted(documented(package)):
+        assert getattr(module, name) is not None
+    namespace: dict[str, object] = {}
+    exec(f"from {package} import *", namespace)
+    assert documented(package) - {"__version__"} <= set(namespace)
+
+
+@pytest.mark.parametrize("package", LAZY)
+def test_a_name_that_is_not_there(package: str) -> None:
+    with pytest.raises(AttributeError, match=f"'{package}' has no attribute 'nothing'"):
+        _ = importlib.import_module(package).nothing
+
+
+def test_importing_the_packages_loads_nothing_else() -> None:
+    program = f"import sys, {', '.join(LAZY)}; print(*sorted(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    loaded = done.stdout.split()
+    assert {"zmq", "tornado", "traitlets", "jupyter_client"}.isdisjoint(loaded)
+    assert {name for name in loaded if name.startswith("kbridge")} == {
+        *LAZY,
+        "kbridge._lazy",
+        "kbridge._version",
+    }
+
+
+@pytest.mark.parametrize(
+    "page", [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))], ids=lambda p: p.name
+)
+def test_what_the_documentation_imports(page: Path) -> None:
+    """Imports in code blocks name public things."""
+    for code in re.findall(r"^```python\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE):
+        for line in re.findall(r"^(?:from kbridge|import kbridge).*$", code, re.MULTILINE):
+            exec(line, {})
+            package = line.split()[1]
+            assert package in PACKAGES or package == "kbridge.errors", line
+
+
+def test_the_example_of_the_page() -> None:
+    [program] = re.findall(r"^```python\n(.*?)^```", PAGE, re.DOTALL | re.MULTILINE)
+    exec(program, {})
+
+
+def test_the_version() -> None:
+    assert re.fullmatch(r"\d+\.\d+\.\d+\S*", kbridge.__version__)
