@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
+import time
 from typing import Any, Final
 
 from tornado.util import _websocket_mask as unmask
@@ -21,17 +22,18 @@ from tornado.websocket import WebSocketProtocol13
 from kbridge.errors import FrameTooBig, ProtocolViolation
 from kbridge.link.reading import Source, TornadoReader
 from kbridge.link.stream import SocketStream
-from kbridge.wire.reader import FrameReader
+from kbridge.wire.frames import CLOSE, TEXT
+from kbridge.wire.reader import PARTIAL, FrameReader
 
 __all__ = ["BridgeWebSocketProtocol"]
 
-_TEXT: Final = 0x1
-_CLOSE: Final = 0x8
 _NEVER_SENT: Final = frozenset({1004, 1005, 1006, 1015})  # section 7.4.1
 _LINGER_SECONDS: Final = 2.0
 _LINGER_BYTES: Final = 64 << 20
-# Frames handled without a break: others want their turn too, and ten thousand pings fit a chunk.
-_TURN: Final = 200
+# What is handled without a break, since others want their turn too: ten thousand empty frames fit
+# a chunk. The time bounds it where a frame costs more than usual.
+_TURN: Final = 200  # frames, fragments included
+_TURN_SECONDS: Final = 0.002
 
 
 class BridgeWebSocketProtocol(WebSocketProtocol13):
@@ -63,18 +65,19 @@ class BridgeWebSocketProtocol(WebSocketProtocol13):
             reason = self._too_big
         super().close(code, reason)
 
-    def _handle_message(self, opcode: int, data: bytes) -> asyncio.Future[None] | None:
-        if self.server_terminated and opcode != _CLOSE:
+    def _take_event(self, opcode: int, data: bytes | str) -> asyncio.Future[None] | None:
+        """Handle a message or a control frame."""
+        if self.server_terminated and opcode != CLOSE:
             return None  # sent before the peer had read our close: nothing may come of it
-        if opcode == _CLOSE:
+        if opcode == TEXT:
+            if isinstance(data, str):
+                return self._run_callback(self.handler.on_message, data)
+            self.close(1007, "text that is not UTF-8")
+            return None
+        assert isinstance(data, bytes)
+        if opcode == CLOSE:
             _check_close(data)
-        if opcode == _TEXT and not self._frame_compressed and not self.client_terminated:
-            try:
-                data.decode()
-            except UnicodeDecodeError:
-                self.close(1007, "text that is not UTF-8")
-                return None
-        return super()._handle_message(opcode, data)
+        return self._handle_message(opcode, data)
 
     def start_pinging(self) -> None:
         """Take the connection over: the handshake is written, and nobody has its stream yet."""
@@ -112,18 +115,24 @@ class BridgeWebSocketProtocol(WebSocketProtocol13):
         """Take what has come, up to what others may be asked to wait for."""
         source, frames = self._source, self._frames
         assert source is not None
+        end = time.monotonic() + _TURN_SECONDS
         try:
             for _ in range(_TURN):
-                if self.client_terminated or (event := frames.next()) is None:
+                event = None if self.client_terminated else frames.next()
+                if event is None:
                     break
-                handled = self._handle_message(*event)
+                if event is PARTIAL:
+                    continue
+                handled = self._take_event(*event)
                 if handled is not None:
                     source.pause()
                     handled.add_done_callback(self._on_handled)
                     return
+                if time.monotonic() >= end:
+                    self._break()
+                    return
             else:
-                source.pause()
-                self.stream.io_loop.add_callback(self._go_on)
+                self._break()
                 return
         except FrameTooBig:
             self.close(1009)
@@ -134,6 +143,12 @@ class BridgeWebSocketProtocol(WebSocketProtocol13):
             source.stop()  # what follows cannot be told apart; the close frame is on its way
         if self.client_terminated:
             source.stop()
+
+    def _break(self) -> None:
+        """Go on in the loop's next turn, with nothing read meanwhile."""
+        assert self._source is not None
+        self._source.pause()
+        self.stream.io_loop.add_callback(self._go_on)
 
     def _on_handled(self, handled: asyncio.Future[None]) -> None:
         if handled.cancelled() or handled.exception() is not None:  # logged by who made it

@@ -9,6 +9,7 @@ from tornado.testing import bind_unused_port
 from tornado.web import Application
 from tornado.websocket import WebSocketHandler
 
+from kbridge.link import protocol
 from kbridge.link.protocol import BridgeWebSocketProtocol
 from kbridge.link.stream import SocketStream
 from tests.link.peer import BINARY, CLOSE, PING, PONG, TEXT, Peer
@@ -272,6 +273,46 @@ async def test_a_flood_of_small_frames_leaves_others_their_turn(server, peer) ->
     await peer.answered()
     on = False
     assert turns > 9_000 // 256, "they were all handled in a turn"
+
+
+async def test_a_flood_of_empty_fragments_leaves_others_their_turn(server, peer) -> None:
+    turns, on = 0, True
+
+    def turn() -> None:
+        nonlocal turns
+        turns += 1
+        if on:
+            asyncio.get_running_loop().call_soon(turn)
+
+    turn()
+    peer.send(TEXT, b"a", final=False)
+    for _ in range(9_000):  # less than one chunk of 64 KiB
+        peer.send(0, b"", final=False)
+    peer.send(0, b"b")
+    await peer.answered()
+    on = False
+    assert turns > 9_000 // 256, "they were all handled in a turn"
+    assert server.messages == ["ab"]
+
+
+async def test_messages_that_cost_much_leave_others_their_turn(server, peer, monkeypatch) -> None:
+    """A turn ends with the message that has used its time up."""
+    monkeypatch.setattr(protocol, "_TURN_SECONDS", 0.0)
+    turns, on = 0, True
+
+    def turn() -> None:
+        nonlocal turns
+        turns += 1
+        if on:
+            asyncio.get_running_loop().call_soon(turn)
+
+    turn()
+    for i in range(100):
+        peer.send(TEXT, b"%d" % i)
+    await peer.answered()
+    on = False
+    assert turns >= 100
+    assert server.messages == [str(i) for i in range(100)]
 
 
 async def test_pings_whose_pongs_nobody_reads_pile_up_nothing(server, peer) -> None:

@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 from tornado.util import _websocket_mask
 
 from kbridge.errors import FrameError, FrameTooBig, ProtocolViolation
+from kbridge.wire import reader as module
 from kbridge.wire.frames import BINARY, CLOSE, PING, PONG, TEXT
-from kbridge.wire.reader import FrameReader, unmask
+from kbridge.wire.reader import PARTIAL, Event, FrameReader, unmask
 
 CONTINUATION = 0
 
@@ -28,30 +29,39 @@ def frame(opcode: int, payload: bytes = b"", *, final: bool = True, mask: bytes 
     return head + mask + _websocket_mask(mask, payload)
 
 
-def read(data: bytes, step: int = 0, max_size: int = 1 << 20) -> list[tuple[int, bytes]]:
+def read(data: bytes, step: int = 0, max_size: int = 1 << 20) -> list[Event]:
     reader = FrameReader(max_size)
     events = []
     step = step or max(len(data), 1)
     for at in range(0, len(data), step):
         reader.feed(data[at : at + step])
         while (event := reader.next()) is not None:
-            events.append(event)
+            if event is not PARTIAL:
+                events.append(event)
     return events
+
+
+def as_text(data: bytes) -> str | bytes:
+    """As the reader gives text: empty bytes where it is not UTF-8."""
+    try:
+        return data.decode()
+    except UnicodeDecodeError:
+        return b""
 
 
 GOOD = {
     "empty": (frame(BINARY), [(BINARY, b"")]),
-    "text": (frame(TEXT, "ü".encode()), [(TEXT, "ü".encode())]),
+    "text": (frame(TEXT, "ü".encode()), [(TEXT, "ü")]),
     "125": (frame(BINARY, b"x" * 125), [(BINARY, b"x" * 125)]),
     "126": (frame(BINARY, b"x" * 126), [(BINARY, b"x" * 126)]),
     "65535": (frame(BINARY, b"x" * 65535), [(BINARY, b"x" * 65535)]),
     "65536": (frame(BINARY, b"x" * 65536), [(BINARY, b"x" * 65536)]),
-    "two": (frame(TEXT, b"1") + frame(TEXT, b"2"), [(TEXT, b"1"), (TEXT, b"2")]),
+    "two": (frame(TEXT, b"1") + frame(TEXT, b"2"), [(TEXT, "1"), (TEXT, "2")]),
     "fragments": (
         frame(TEXT, b"a", final=False)
         + frame(CONTINUATION, b"b", final=False)
         + frame(CONTINUATION, b"c"),
-        [(TEXT, b"abc")],
+        [(TEXT, "abc")],
     ),
     "ping between fragments": (
         frame(BINARY, b"a", final=False) + frame(PING, b"!") + frame(CONTINUATION, b"b"),
@@ -94,7 +104,7 @@ def test_what_is_not_rfc_6455_is_refused_as_soon_as_it_shows(name: str) -> None:
 def test_what_came_before_a_fault_comes_out_first() -> None:
     reader = FrameReader(100)
     reader.feed(frame(TEXT, b"good") + BAD["not masked"])
-    assert reader.next() == (TEXT, b"good")
+    assert reader.next() == (TEXT, "good")
     with pytest.raises(ProtocolViolation):
         reader.next()
     with pytest.raises(ProtocolViolation):
@@ -135,7 +145,7 @@ def test_unmasking_is_what_tornado_does(data: bytes, mask: bytes) -> None:
 )
 def test_any_messages_in_any_pieces(messages: list[tuple[int, bytes]], step: int) -> None:
     data = b"".join(frame(op, payload, mask=os.urandom(4)) for op, payload in messages)
-    assert read(data, step) == messages
+    assert read(data, step) == [(op, as_text(p) if op == TEXT else p) for op, p in messages]
 
 
 @given(st.binary(max_size=200), st.integers(1, 50))
@@ -146,3 +156,54 @@ def test_noise_raises_nothing_but_the_documented_errors(noise: bytes, step: int)
     except FrameError as error:
         code = error.close_code
     assert code in {None, 1002, 1009}
+
+
+def test_each_call_takes_one_frame_so_that_its_caller_can_stop() -> None:
+    reader = FrameReader(100)
+    reader.feed(frame(TEXT, b"a", final=False) + frame(CONTINUATION, final=False) * 1000)
+    assert [reader.next() for _ in range(1001)] == [PARTIAL] * 1001
+    assert reader.next() is None
+    reader.feed(frame(CONTINUATION, b"b"))
+    assert reader.next() == (TEXT, "ab")
+
+
+@given(
+    text=st.text(max_size=60),
+    cuts=st.sets(st.integers(0, 240)),
+    block=st.integers(1, 20),
+    step=st.integers(1, 40),
+    broken=st.booleans(),
+)
+def test_text_is_decoded_as_it_comes_wherever_it_is_cut(text, cuts, block, step, broken) -> None:
+    data = text.encode() + (b"\xff" if broken else b"") + b"end"
+    at = sorted(cut for cut in cuts if cut < len(data))
+    pieces = [data[i:j] for i, j in zip([0, *at], [*at, len(data)], strict=True)]
+    sent = b"".join(
+        frame(CONTINUATION if i else TEXT, piece, final=i == len(pieces) - 1, mask=os.urandom(4))
+        for i, piece in enumerate(pieces)
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "_BLOCK", block)
+        assert read(sent + frame(PING), step) == [(TEXT, as_text(data)), (PING, b"")]
+
+
+def test_a_large_message_is_read_as_it_comes() -> None:
+    """The last bytes of a message cost no more than a copy of it."""
+    size = 8 << 20
+    data = frame(TEXT, "ü".encode() * (size // 2))
+    reader = FrameReader(size)
+    unmasked = 0
+
+    def count(mask: bytes, part: bytes) -> bytes:
+        nonlocal unmasked
+        unmasked = max(unmasked, len(part))
+        return _websocket_mask(mask, part)
+
+    reader._unmask = count
+    events = []
+    for at in range(0, len(data), 1 << 16):
+        reader.feed(data[at : at + (1 << 16)])
+        while (event := reader.next()) is not None:
+            events.append(event)
+    assert events == [(TEXT, "ü" * (size // 2))]
+    assert unmasked <= 1 << 16
