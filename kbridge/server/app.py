@@ -93,6 +93,7 @@ _SUBCOMMANDS: dict[str, Any] = {
         "kbridge.server.gateway.KernelGatewayApp",
         "Serve kernels under the options of `jupyter kernelgateway`.",
     ),
+    "health": ("kbridge.server.health.HealthApp", "Check that running servers answer."),
     "list": ("kbridge.server.commands.ListApp", "List running servers."),
     "stop": ("kbridge.server.commands.StopApp", "Stop a running server, by port or socket."),
 }

@@ -1,6 +1,6 @@
 """The command `kbridge`.
 
-`list` and `stop` load nothing of the server, so that they answer at once.
+`list`, `stop` and `health` load nothing of the server, so that they answer at once.
 """
 
 from __future__ import annotations
@@ -18,6 +18,11 @@ def main(argv: list[str] | None = None) -> None:
             from kbridge.server import commands
 
             commands.run({"list": commands.ListApp, "stop": commands.StopApp}[args[0]], args[1:])
+            return
+        if args and args[0] == "health":
+            from kbridge.server import commands, health
+
+            commands.run(health.HealthApp, args[1:])
             return
         from jupyter_core.application import NoStart
 

@@ -61,6 +61,7 @@ _ABOUT = {
     "KernelGatewayApp": "`kbridge kernelgateway`, besides what a server has.",
     "ListApp": "`kbridge list`.",
     "StopApp": "`kbridge stop`.",
+    "HealthApp": "`kbridge health`.",
     "KbridgeExtension": "The [extension for Jupyter Server](jupyter.md), in its configuration.",
     "ConnectionFileMixin": "For programs that use `kbridge.connect`: an object with a connection"
     " file. No setting of the server.",
@@ -114,10 +115,11 @@ def _documented() -> Iterator[tuple[type[Configurable], _Settings]]:
     from kbridge.server.attach import AttachApp
     from kbridge.server.commands import ListApp, StopApp
     from kbridge.server.gateway import KernelGatewayApp
+    from kbridge.server.health import HealthApp
 
     for cls in (KbridgeApp, *KbridgeApp.classes):
         yield cls, _settings(cls)
-    for cls in (AttachApp, KernelGatewayApp, ListApp, StopApp, KbridgeExtension):
+    for cls in (AttachApp, KernelGatewayApp, ListApp, StopApp, HealthApp, KbridgeExtension):
         yield cls, [(name, trait) for name, trait in _settings(cls) if trait.this_class is cls]
     yield ConnectionFileMixin, _settings(ConnectionFileMixin)
 

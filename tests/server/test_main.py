@@ -279,7 +279,7 @@ def test_the_gateways_variables(serve: Callable[..., Process]) -> None:
     assert "of-the-gateway" not in server.said + server.log.read_text()
 
 
-def test_tls(serve: Callable[..., Process], tmp_path: Path) -> None:
+def certificate(tmp_path: Path) -> tuple[str, str]:
     cert, key = str(tmp_path / "cert.pem"), str(tmp_path / "key.pem")
     subprocess.run(
         [
@@ -290,6 +290,11 @@ def test_tls(serve: Callable[..., Process], tmp_path: Path) -> None:
         check=True,
         capture_output=True,
     )
+    return cert, key
+
+
+def test_tls(serve: Callable[..., Process], tmp_path: Path) -> None:
+    cert, key = certificate(tmp_path)
     server = serve(f"--certfile={cert}", f"--keyfile={key}")
     assert server.url.startswith("https://127.0.0.1:")
     context = ssl.create_default_context(cafile=cert)
@@ -310,3 +315,37 @@ def test_a_unix_socket(run: Run, serve: Callable[..., Process], tmp_path: Path) 
     assert run("stop", str(path)).returncode == 0
     assert server.wait() == 0
     assert not path.exists()
+
+
+@pytest.mark.parametrize("how", ["plain", "base url", "tls", "client certificates", "socket"])
+def test_health(run: Run, serve: Callable[..., Process], tmp_path: Path, how: str) -> None:
+    """It follows the options of the server, and needs none of its own."""
+    options: tuple[str, ...] = ()
+    if how == "base url":
+        options = ("--base-url=/a/b",)
+    elif how == "socket":
+        options = (f"--sock={tmp_path / 's'}",)
+    elif how != "plain":
+        cert, key = certificate(tmp_path)
+        options = (f"--certfile={cert}", f"--keyfile={key}")
+        options += (f"--client-ca={cert}",) * (how == "client certificates")
+    server = serve(*options)
+    done = run("health")
+    assert (done.returncode, done.stdout) == (0, "1 server: ok\n"), done.stderr
+    server.process.send_signal(signal.SIGSTOP)
+    try:
+        done = run("health", "--HealthApp.timeout=0.5")
+        assert done.returncode == 1
+        assert "timed out" in done.stderr
+    finally:
+        server.process.send_signal(signal.SIGCONT)
+
+
+def test_health_without_a_server(run: Run, serve: Callable[..., Process]) -> None:
+    done = run("health")
+    assert done.returncode == 1
+    assert "no kbridge server runs" in done.stderr
+    serve()
+    done = run("health", "1")
+    assert done.returncode == 1
+    assert "no kbridge server runs on 1" in done.stderr
