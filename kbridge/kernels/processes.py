@@ -25,7 +25,9 @@ __all__ = [
     "boot_of",
     "commands",
     "find_command",
+    "namespace",
     "same_birth",
+    "signal_process",
     "state_of",
 ]
 
@@ -135,6 +137,56 @@ def _proc_is_ours() -> bool:
         return os.readlink("/proc/self") == str(os.getpid())  # noqa: PTH115
     except OSError:
         return False
+
+
+def namespace(kind: str = "pid") -> str:
+    """Identify a namespace of this process, empty where the system has none or does not tell.
+
+    Only to be compared. A process id means something in its own pid namespace alone: containers
+    have one each, and in all of them some process has the id 1.
+
+    Parameters
+    ----------
+    kind : str
+        A name in /proc/self/ns, such as `pid` or `net`.
+    """
+    if not _LINUX:
+        return ""
+    try:
+        # The number alone is given anew after a start of the machine.
+        return f"{_boot()}/{Path('/proc/self/ns', kind).stat().st_ino}"
+    except OSError:  # some sandboxes hide it
+        return ""
+
+
+def signal_process(pid: int, born: str, number: int) -> None:
+    """Send a signal to one process, and to no other that has its id now.
+
+    Parameters
+    ----------
+    pid : int
+        In this pid namespace.
+    born : str
+        Its `birth`.
+    number : int
+        The signal.
+
+    Raises
+    ------
+    ProcessLookupError
+        If that process has gone.
+    """
+    fd = _pidfd(pid)
+    try:
+        if not same_birth(birth(pid), born):  # looked at while it is held
+            raise ProcessLookupError(f"process {pid} has gone")
+        if fd is not None:
+            signal.pidfd_send_signal(fd, number)  # type: ignore[attr-defined, unused-ignore]
+        else:
+            os.kill(pid, number)
+    finally:
+        if fd is not None:
+            os.close(fd)
 
 
 def commands() -> dict[int, list[str]]:

@@ -141,10 +141,12 @@ class KbridgeApp(CheckedApp):
         or the cookie that the page sets. Empty: no authentication. (KG_AUTH_TOKEN)
 
         By default the environment variable JUPYTER_TOKEN, or the content of the file named by
-        JUPYTER_TOKEN_FILE, or else a new random one at each start, printed once."""
+        JUPYTER_TOKEN_FILE, or else a random one, printed at the start and kept for the next start
+        on the same address."""
     ).tag(config=True)
     cookie_secret = Bytes(
-        help="Key of the browser's cookie. By default random: a restart ends all logins."
+        help="""Key of the browser's cookie. By default random, and kept for the next start on the
+        same address."""
     ).tag(config=True)
     certfile = Unicode("", help="PEM file of the certificate: serve https. (KG_CERTFILE)").tag(
         config=True
@@ -267,6 +269,7 @@ class KbridgeApp(CheckedApp):
     ).tag(config=True)
 
     token_is_random = Bool(False)
+    cookie_secret_is_random = Bool(False)
 
     @default("token")
     def _default_token(self) -> str:
@@ -295,6 +298,7 @@ class KbridgeApp(CheckedApp):
 
     @default("cookie_secret")
     def _default_cookie_secret(self) -> bytes:
+        self.cookie_secret_is_random = True
         return secrets.token_bytes(32)
 
     @default("allow_remote_access")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import sys
 import time
@@ -15,8 +14,10 @@ from jupyter_core.paths import jupyter_runtime_dir
 from traitlets import Bool, Float
 
 from kbridge._version import __version__
+from kbridge.kernels.processes import ProcessState, signal_process, state_of
+from kbridge.server.asking import ask_to_end
 from kbridge.server.options import CheckedApp
-from kbridge.server.runtime import running_servers
+from kbridge.server.runtime import Place, running_servers
 
 __all__ = ["ListApp", "StopApp"]
 
@@ -89,16 +90,65 @@ class StopApp(_Command):
         if not chosen:
             running = ", ".join(str(s["sock"] or s["port"]) for s in servers) or "none"
             sys.exit(f"no kbridge server runs on {wanted}; running: {running}")
+        here = Place.here()
+        # Another container's server may have the same port; ours is meant, if there is one.
+        chosen = [s for s in chosen if is_near(s, here)] or chosen
         for info in chosen:
-            os.kill(int(info["pid"]), signal.SIGTERM)
-        pids = {info["pid"] for info in chosen}
+            if problem := end_server(info, here):
+                sys.exit(f"cannot stop the server on {wanted}: {problem}")
+        ids = {identity(info) for info in chosen}
         end = time.monotonic() + self.timeout
-        while pids & {info["pid"] for info in self.servers()}:
+        while ids & {identity(info) for info in self.servers()}:
             if time.monotonic() > end:
+                pids = ", ".join(str(info["pid"]) for info in chosen)
                 sys.exit(f"the server on {wanted} does not stop; its pid is {pids}")
             time.sleep(_POLL)
         kept = any(info.get("keeps_kernels") for info in chosen)
         say(f"stopped {wanted}{'; its kernels stay for the next start' * kept}")
+
+
+def is_near(info: dict[str, Any], here: Place) -> bool:
+    """Return True if a server's process id or its address means the same here as there."""
+    there = Place.of(info) or here
+    return there.shares_processes(here) or there.shares_network(here) or bool(info["sock"])
+
+
+def end_server(info: dict[str, Any], here: Place) -> str:
+    """Make a server end: over HTTP, or with a signal if it does not answer.
+
+    Returns
+    -------
+    str
+        Why that cannot be done, empty if it was.
+    """
+    there = Place.of(info)
+    problem = "it is in another network namespace"
+    if there is not None and (info["sock"] or there.shares_network(here)):
+        problem = ask_to_end(info)
+        if not problem:
+            return ""
+    if there is None:
+        return f"it is of an older kbridge, which does not say where process {info['pid']} runs"
+    pid, born = int(info["pid"]), str(info["born"])
+    state = state_of(pid, born)
+    if state is ProcessState.HIDDEN:
+        return (
+            f"it runs as process {pid} of {there.host}, which cannot be seen from here (another"
+            f" machine or container?), nor asked ({problem}). Run `kbridge stop` there."
+        )
+    try:
+        if state is ProcessState.RUNNING:
+            signal_process(pid, born, signal.SIGTERM)
+    except ProcessLookupError:
+        return ""  # it has ended meanwhile
+    except OSError as error:
+        return f"{error.strerror} (and over HTTP: {problem})"
+    return ""
+
+
+def identity(info: dict[str, Any]) -> tuple[object, ...]:
+    """Return what tells one server process from all others."""
+    return (info["pid"], info.get("born"), Place.of(info))
 
 
 def names_of(info: dict[str, Any]) -> set[str]:

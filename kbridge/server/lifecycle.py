@@ -14,7 +14,6 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
-import os
 import signal
 import socket
 import ssl
@@ -28,8 +27,10 @@ from kbridge._version import __version__
 from kbridge.hub.table import GOING_AWAY
 from kbridge.server import listen
 from kbridge.server.accept import raise_descriptor_limit
+from kbridge.server.credentials import recall
 from kbridge.server.guard import GuardLimits
 from kbridge.server.http import GuardedServer
+from kbridge.server.logs import hide
 from kbridge.server.runtime import RuntimeFile
 from kbridge.server.wiring import Wired, wire
 
@@ -64,6 +65,7 @@ async def serve(app: KbridgeApp) -> None:
     for number in _SIGNALS:
         if signal.getsignal(number) is not signal.SIG_IGN:  # nohup asked for that
             _handle(loop, number, on_signal)
+    server.on_shutdown = stop.set
     stopping = asyncio.create_task(stop.wait())
     # A seed notebook may take its time to come: a signal must not wait for it.
     opening = asyncio.create_task(server.open())
@@ -105,7 +107,11 @@ class Server:
     ----------
     url : str
         Where it is, without the token.
+    on_shutdown : callable, optional
+        Called when a client asks for the end of the server; to be set before `open`.
     """
+
+    on_shutdown: Callable[[], None] | None = None
 
     def __init__(self, app: KbridgeApp) -> None:
         self._app = app
@@ -113,6 +119,7 @@ class Server:
         self._wired: Wired | None = None
         self._http: GuardedServer | None = None
         self._runtime: RuntimeFile | None = None
+        self._keeping: asyncio.Task[None] | None = None
         self._sockets: list[socket.socket] = []
         self._socket_file: tuple[int, int] | None = None
         self.port = 0
@@ -134,7 +141,9 @@ class Server:
         context = self._context()
         self._sockets = self._bind()
         self.url = self._make_url(secure=context is not None)
+        self._recall_credentials()
         self._wired = wired = wire(self._app, self.port)
+        wired.services.shutdown = self.on_shutdown
         wired.sessions.take_up(await wired.kernels.adopt())
         await self._app.prepare(wired.kernels)
         self._http = GuardedServer(
@@ -157,6 +166,7 @@ class Server:
         self._sockets = []
         self._runtime = RuntimeFile(Path(self._app.runtime_dir), self._info())
         self._runtime.write()
+        self._keeping = asyncio.create_task(self._runtime.keep(self._log))
         if wired.keepalive is not None:
             wired.keepalive.start()
         self._announce()
@@ -205,6 +215,9 @@ class Server:
                 await asyncio.wait_for(http.close_all_connections(), _CUT_AFTER)
             except TimeoutError:
                 self._log.info("connections that did not end were cut")
+        if self._keeping is not None:
+            self._keeping.cancel()
+            await asyncio.wait({self._keeping})
         if self._runtime is not None:
             self._runtime.remove()
         self._remove_socket_file()
@@ -240,6 +253,24 @@ class Server:
         sockets, self.port = listen.bind_tcp(app.ip, app.port, app.port_retries, app.log)
         return sockets
 
+    def _recall_credentials(self) -> None:
+        """Use the token and cookie secret of the last server on this address, where none is set."""
+        app = self._app
+        # Reading the two draws the defaults, and marks them as drawn.
+        if not app.token or not app.cookie_secret:
+            return
+        if not (app.token_is_random or app.cookie_secret_is_random):
+            return
+        if not app.sock and not app.port:
+            return  # the next start on any free port has another address
+        address = app.sock or f"{app.ip or '*'}:{self.port}"
+        kept = recall(Path(app.runtime_dir), address, self._log)
+        if app.token_is_random:
+            app.token = kept.token
+            hide(kept.token)
+        if app.cookie_secret_is_random:
+            app.cookie_secret = kept.cookie_secret
+
     def _remove_socket_file(self) -> None:
         """Remove our socket, but not one that somebody has put in its place."""
         path = Path(self._app.sock)
@@ -269,7 +300,7 @@ class Server:
             "base_url": app.base_url,
             "token": app.token,
             "keeps_kernels": not app.shutdown_kernels_on_exit,
-            "pid": os.getpid(),
+            "certfile": str(Path(app.certfile).absolute()) if app.certfile else "",
             "version": __version__,
         }
 

@@ -32,6 +32,7 @@ ROUTES: tuple[tuple[str, type[web.RequestHandler]], ...] = (
     (r"/api/?", status_routes.VersionHandler),
     (r"/api/status", status_routes.StatusHandler),
     (r"/api/me", status_routes.MeHandler),
+    (r"/api/shutdown", status_routes.ShutdownHandler),
     (r"/api/spec.yaml", status_routes.YamlDescriptionHandler),
     (r"/api/swagger.yaml", status_routes.YamlDescriptionHandler),
     (r"/api/swagger.json", status_routes.JsonDescriptionHandler),

@@ -96,6 +96,8 @@ class Services:
         Whether clients may list kernels and sessions.
     closing : bool
         The server is going away: nothing new may begin.
+    shutdown : callable, optional
+        Ends the server, as a signal does; None where clients cannot.
     started, last_request : float
         Unix seconds.
     """
@@ -110,6 +112,7 @@ class Services:
     list_kernels: bool = True
     websockets: set[Closable] = field(default_factory=set)
     closing: bool = False
+    shutdown: Callable[[], None] | None = None
     clock: Callable[[], float] = time.time
     started: float = 0.0
     last_request: float = 0.0

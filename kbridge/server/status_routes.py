@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 
+from tornado.log import app_log
+
 from kbridge._version import __version__
-from kbridge.errors import InvalidRequest
+from kbridge.errors import InvalidRequest, NotSupported
 from kbridge.server.handlers import ApiHandler
 from kbridge.server.openapi import describe
 from kbridge.server.services import timestamp
@@ -13,6 +15,7 @@ from kbridge.server.services import timestamp
 __all__ = [
     "JsonDescriptionHandler",
     "MeHandler",
+    "ShutdownHandler",
     "StatusHandler",
     "VersionHandler",
     "YamlDescriptionHandler",
@@ -83,6 +86,19 @@ class MeHandler(ApiHandler):
         ):
             raise InvalidRequest("permissions is not an object of lists of strings")
         self.reply({"identity": _IDENTITY, "permissions": wanted})
+
+
+class ShutdownHandler(ApiHandler):
+    """`/api/shutdown`: ends the server, as `kbridge stop` and SIGTERM do."""
+
+    def post(self) -> None:
+        """Answer, then begin to end."""
+        shutdown = self.services.shutdown
+        if shutdown is None:
+            raise NotSupported("this server cannot be ended by a request")
+        app_log.info("%s asks the server to end", self.request.remote_ip)
+        self.reply({"message": "the server is shutting down"})
+        shutdown()
 
 
 class JsonDescriptionHandler(ApiHandler):

@@ -240,6 +240,7 @@ def test_a_server_from_start_to_stop(run: Run, serve: Callable[..., Process]) ->
     assert run("list").stdout == "Currently running servers:\n"
     log = server.log.read_text()
     assert "GET /api/kernels?token=[secret]" in log
+    assert "SIGTERM" not in log, "it was asked over HTTP"
     assert token[:-1] not in log
     assert server.said.count(token) == 1
 
@@ -258,7 +259,7 @@ def test_signals_end_it(serve: Callable[..., Process], tmp_path: Path, number: A
     assert server.stop(number) == 0
     assert number.name in server.log.read_text()
     left = [path.name for path in (tmp_path / "runtime").iterdir()]
-    assert left == ["kbridge-registry.sqlite"]
+    assert left == ["kbridge-registry.sqlite"], "a port that is any free one keeps no token"
 
 
 def test_a_port_that_is_taken(serve: Callable[..., Process]) -> None:
@@ -267,6 +268,79 @@ def test_a_port_that_is_taken(serve: Callable[..., Process]) -> None:
         server = serve(f"--port={port}")
         assert port < server.port <= port + 50
         assert f"port {port} is in use" in server.log.read_text()
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as found:
+        return int(found.getsockname()[1])
+
+
+def cookie_of(url: str) -> str:
+    """Log in as a browser that opens the address with the token, and return its cookie."""
+    with urllib.request.urlopen(url, timeout=30) as reply:
+        return str(reply.headers["Set-Cookie"]).partition(";")[0]
+
+
+def kernels_with(url: str, **headers: str) -> Any:
+    base = url.partition("?")[0]
+    return get(urllib.request.Request(f"{base}api/kernels", headers=headers))
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_a_restart_lets_its_clients_back_in(serve: Callable[..., Process], number: Any) -> None:
+    """Every page lost its login, because each start drew a new token and cookie secret."""
+    port = f"--port={free_port()}"
+    first = serve(port)
+    cookie = cookie_of(first.url)
+    first.stop(number)
+    second = serve(port)
+    assert second.url == first.url
+    assert "?token=" in second.url
+    assert kernels_with(second.url, Cookie=cookie) == []
+    assert second.url.partition("?token=")[2] not in second.log.read_text()
+
+
+@pytest.mark.parametrize(
+    ("args", "more"), [(("--token=given",), {}), ((), {"JUPYTER_TOKEN": "given"})]
+)
+def test_a_token_that_is_given_wins_over_the_one_that_is_kept(
+    serve: Callable[..., Process], args: tuple[str, ...], more: dict[str, str]
+) -> None:
+    port = f"--port={free_port()}"
+    first = serve(port)
+    kept, cookie = first.url, cookie_of(first.url)
+    first.stop()
+    second = serve(port, *args, **more)
+    assert "token" not in second.url
+    assert kernels_with(second.url, Authorization="token given") == []
+    for proof in (
+        {"Authorization": f"token {kept.partition('=')[2]}"},
+        {"Cookie": cookie},  # it stands for the token of before
+    ):
+        with pytest.raises(urllib.error.HTTPError, match="403"):
+            kernels_with(second.url, **proof)
+    own = cookie_of(f"{second.url}?token=given")
+    second.stop()
+    third = serve(port, *args, **more)
+    assert kernels_with(third.url, Cookie=own) == [], "the cookie's secret is kept all the same"
+    third.stop()
+    assert serve(port).url == kept, "and so is the token, for when none is given"
+
+
+def test_servers_at_once_have_tokens_of_their_own(serve: Callable[..., Process]) -> None:
+    port = f"--port={free_port()}"
+    first, second = serve(port), serve(port)
+    assert first.port != second.port
+    tokens = {server.url.partition("=")[2] for server in (first, second)}
+    assert len(tokens) == 2
+
+
+def test_a_unix_socket_keeps_its_token(
+    run: Run, serve: Callable[..., Process], tmp_path: Path
+) -> None:
+    first = serve(f"--sock={tmp_path / 's'}")
+    first.stop()
+    assert serve(f"--sock={tmp_path / 's'}").url == first.url
 
 
 def test_the_gateways_variables(serve: Callable[..., Process]) -> None:
@@ -293,12 +367,15 @@ def certificate(tmp_path: Path) -> tuple[str, str]:
     return cert, key
 
 
-def test_tls(serve: Callable[..., Process], tmp_path: Path) -> None:
+def test_tls(run: Run, serve: Callable[..., Process], tmp_path: Path) -> None:
     cert, key = certificate(tmp_path)
     server = serve(f"--certfile={cert}", f"--keyfile={key}")
     assert server.url.startswith("https://127.0.0.1:")
     context = ssl.create_default_context(cafile=cert)
     assert get(server.url.replace("/?", "/api/kernels?"), context=context) == []
+    assert run("stop", str(server.port)).returncode == 0
+    assert server.wait() == 0
+    assert "asks the server to end" in server.log.read_text(), "the certificate is its own"
 
 
 def test_a_unix_socket(run: Run, serve: Callable[..., Process], tmp_path: Path) -> None:

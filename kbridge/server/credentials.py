@@ -1,0 +1,97 @@
+"""The token and cookie secret of a server, kept for the next server on the same address.
+
+Without this, every page would lose its login when its server is started again. The file is for its
+owner alone; one that another user could have read or written is not believed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import platform
+import re
+import secrets
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from kbridge.private import read_private, write_private
+
+__all__ = ["Credentials", "recall"]
+
+_LIMIT = 4096
+_HEX = re.compile(r"[0-9a-f]+")
+
+
+@dataclass(frozen=True, slots=True)
+class Credentials:
+    """What lets clients in: the token, and the key of their cookies."""
+
+    token: str = field(repr=False)
+    cookie_secret: bytes = field(repr=False)
+
+    @classmethod
+    def new(cls) -> Credentials:
+        """Draw new ones."""
+        return cls(secrets.token_hex(24), secrets.token_bytes(32))
+
+
+def path_of(folder: Path, address: str) -> Path:
+    """Return the file for an address of this machine."""
+    text = f"{platform.node()}\0{address}"
+    name = hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:16]
+    return folder / f"kbridge-credentials-{name}.json"
+
+
+def recall(folder: Path, address: str, log: logging.Logger) -> Credentials:
+    """Return what the last server on an address had; new ones where there was none.
+
+    Parameters
+    ----------
+    folder : Path
+        The runtime directory.
+    address : str
+        What the server listens on. The caller holds it, so no other server writes the file.
+    log : logging.Logger
+        Is told of files that cannot be used.
+    """
+    path = path_of(folder, address)
+    try:
+        return _parse(read_private(path, _LIMIT))
+    except FileNotFoundError:
+        pass
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is damaged"
+        log.warning(
+            "%s is not used (%s): there is a new token, and every client has to log in again",
+            path,
+            reason,
+        )
+    fresh = Credentials.new()
+    kept = {
+        "address": address,
+        "token": fresh.token,
+        "cookie_secret": fresh.cookie_secret.hex(),
+    }
+    try:
+        write_private(path, json.dumps(kept, indent=2).encode())
+    except OSError as error:
+        log.warning(
+            "%s cannot be written (%s): the next start will draw a new token",
+            path,
+            error.strerror or error,
+        )
+    return fresh
+
+
+def _parse(content: bytes) -> Credentials:
+    """Raise ValueError, without repeating what was read, if it is damaged."""
+    try:
+        kept = json.loads(content)
+        token, secret = kept["token"], kept["cookie_secret"]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        raise ValueError from None
+    whole = all(isinstance(v, str) and _HEX.fullmatch(v) for v in (token, secret))
+    if not whole or (len(token), len(secret)) != (48, 64):
+        raise ValueError
+    return Credentials(token, bytes.fromhex(secret))
