@@ -7,8 +7,11 @@ PYTHON ?= $(or $(shell for p in python3 python3.13 python3.12 python3.11; do \
             done),python3)
 BIN     = $(VENV)/bin
 PIP     = $(BIN)/python -m pip --disable-pip-version-check --quiet
+# The versions that the tests ran with; `make LOCK= test` takes the newest instead.
+LOCK   ?= $(wildcard constraints.txt)
+INSTALL = $(PIP) install $(if $(LOCK),--constraint $(LOCK)) --editable
 
-.PHONY: help serve test soak check format bench clean
+.PHONY: help serve test soak check format bench lock clean
 .DELETE_ON_ERROR:
 
 help:                   ## this text
@@ -38,6 +41,11 @@ format: $(VENV)/.dev    ## put the code in the shape that `check` wants
 bench: $(VENV)/.dev     ## side by side with jupyter_server; prints ratios, plots into docs/
 	$(BIN)/python -m benchmarks $(ARGS)
 
+lock: $(VENV)/.dev      ## write constraints.txt anew: the newest versions, for every supported Python
+	$(PIP) install 'uv>=0.5'
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --all-extras --upgrade \
+	  --no-header --no-annotate --no-emit-index-url --output-file constraints.txt pyproject.toml
+
 clean:                  ## remove the virtual environment and what tools left
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist
 
@@ -52,12 +60,12 @@ $(BIN)/python:
 	  echo 'could not make a virtual environment; on Debian: apt-get install python3-venv' >&2; exit 1; }
 
 # Stamps: what is installed already is installed again only after pyproject.toml has changed.
-$(VENV)/.serve: $(BIN)/python pyproject.toml
+$(VENV)/.serve: $(BIN)/python pyproject.toml $(LOCK)
 	@echo "$(VENV): installing kbridge and ipykernel"
-	@$(PIP) install --editable '.[kernel]'
+	@$(INSTALL) '.[kernel]'
 	@touch $@
 
-$(VENV)/.dev: $(BIN)/python pyproject.toml
+$(VENV)/.dev: $(BIN)/python pyproject.toml $(LOCK)
 	@echo "$(VENV): installing kbridge and what tests, checks and benchmarks need"
-	@$(PIP) install --editable '.[dev]'
+	@$(INSTALL) '.[dev]'
 	@touch $@ $(VENV)/.serve
