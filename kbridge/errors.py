@@ -8,6 +8,7 @@
     |   |   +-- WrongFrameType        400   1003   text for binary, or the other way round
     |   |   +-- MalformedFrame        400   1007   offsets, UTF-8 or JSON that do not hold
     |   |   +-- InvalidMessage        400   1008   well-formed, but no kernel could take it
+    |   |   +-- IgnoredMessage        400          well-formed, but for no kernel: it is dropped
     |   |   +-- FrameTooBig           413   1009   more bytes than the settings allow
     |   |   +-- ProtocolViolation     400   1002   not RFC 6455
     |   +-- InvalidRequest            400   1008   a REST body or parameter that does not hold
@@ -45,6 +46,7 @@ __all__ = [
     "FrameError",
     "FrameTooBig",
     "HubClosed",
+    "IgnoredMessage",
     "InvalidMessage",
     "InvalidRequest",
     "InvalidSignature",
@@ -113,6 +115,15 @@ class MalformedFrame(FrameError):
 
 class InvalidMessage(FrameError):
     """A well-formed frame whose message no kernel could take."""
+
+    close_code = 1008
+
+
+class IgnoredMessage(FrameError):
+    """A message that Jupyter Server, or the kernel behind it, would ignore.
+
+    It is dropped, counted, and logged once a minute; the websocket stays open.
+    """
 
     close_code = 1008
 

@@ -22,7 +22,7 @@ from kbridge.connection.info import KernelInfo, _ensure_future
 from kbridge.connection.pipeline import MessagePipeline
 from kbridge.connection.settings import ConnectionSettings
 from kbridge.connection.streams import HubChannel
-from kbridge.errors import FrameError, HubClosed
+from kbridge.errors import FrameError, HubClosed, IgnoredMessage
 from kbridge.hub.clients import Attachment
 from kbridge.hub.hub import Hub
 from kbridge.hub.settings import HubSettings
@@ -258,7 +258,8 @@ class ZMQChannelsWebsocketConnection(ConnectionSettings, MessagePipeline, Kernel
         """Send what came over the websocket to the kernel.
 
         A frame that is no message closes this websocket, with the code and the reason of the
-        fault, and nothing that follows it is looked at.
+        fault, and nothing that follows it is looked at. A message that Jupyter Server or the kernel
+        would ignore is counted and dropped.
 
         Returns
         -------
@@ -269,6 +270,9 @@ class ZMQChannelsWebsocketConnection(ConnectionSettings, MessagePipeline, Kernel
             return None
         try:
             return self._submit(self._dialect.decode(incoming_msg))
+        except IgnoredMessage as error:
+            self.hub.ignored.note(error.reason)
+            return None
         except (FrameError, HubClosed) as error:
             self.log.warning("websocket of kernel %s closed: %s", self.kernel_id, error.reason)
             self.disconnect()

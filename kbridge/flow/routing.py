@@ -40,7 +40,12 @@ class Routing:
         self._chars = 0
 
     def note(self, msg_id: str, client: int) -> None:
-        """Remember who asked. An id that comes twice belongs to who used it last."""
+        """Remember who asked. An id that comes twice belongs to who used it last.
+
+        An empty id is nobody's: several clients may leave theirs empty.
+        """
+        if not msg_id:
+            return
         if msg_id in self._routes:
             self._drop(msg_id)
         self._routes[msg_id] = client

@@ -15,7 +15,7 @@ import logging
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
-from kbridge.errors import HubClosed, InvalidMessage
+from kbridge.errors import HubClosed, IgnoredMessage
 from kbridge.flow.activity import Activity
 from kbridge.flow.inputs import Inputs
 from kbridge.flow.journal import Journal
@@ -24,6 +24,7 @@ from kbridge.flow.readiness import Decision
 from kbridge.hub import policies
 from kbridge.hub.clients import Attachment
 from kbridge.hub.clock import Clock
+from kbridge.hub.ignored import IgnoredMessages
 from kbridge.hub.intake import Intake
 from kbridge.hub.line import Line, LinkFactory
 from kbridge.hub.notices import Notices
@@ -69,6 +70,8 @@ class Hub:
         What it said.
     notices : Notices
         Makes the bridge's own messages.
+    ignored : IgnoredMessages
+        Counts what clients sent and no kernel takes.
     on_hung_up : callable
         Is told when the kernel's side of iopub went away.
     on_heard : callable
@@ -94,6 +97,7 @@ class Hub:
         self._clock = clock or Clock()
         self._line = Line(link, self, identity or new_identity(), self.log)
         self.notices = Notices(self._clock)
+        self.ignored = IgnoredMessages(kernel_id, self._clock, self.log)
         self.journal = Journal(settings.journal_limit, settings.history_limit)
         self.activity = Activity(self._clock.wall(), quiet=settings.untracked_message_types)
         self._inputs = Inputs()
@@ -198,13 +202,15 @@ class Hub:
 
         Raises
         ------
+        IgnoredMessage
+            If it is on iopub, where kernels listen to nobody.
         InvalidMessage
-            If it is on iopub, or the kernel's protocol has no such message.
+            If the kernel's protocol has no such message.
         HubClosed
             If the kernel is gone.
         """
         if msg.channel is Channel.IOPUB:
-            raise InvalidMessage("iopub is for what kernels say: nobody listens there")
+            raise IgnoredMessage("a message on iopub, where kernels only send")
         msg_type = msg.msg_type
         if judge(self._incoming, msg, msg_type, self._clock.monotonic()) == DROP:
             # As a stranger writes it, so neither raw nor whole.
@@ -378,6 +384,7 @@ class Hub:
             **self._requests.statistics(),
             "readiness": self._nudge.statistics(),
             "refused_kernel_messages": self._intake.refused,
+            "ignored_client_messages": self.ignored.total,
         }
 
     # -- what the link tells (KernelEvents) -------------------------------------------------

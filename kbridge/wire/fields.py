@@ -1,5 +1,9 @@
 """What both dialects ask of a client's message before it may go on to a kernel.
 
+The measure is Jupyter Server: a message that it hands to the kernel goes to the kernel, and a
+message that it or the kernel ignores raises `IgnoredMessage`. Only a message that would be unsafe
+or ambiguous closes the websocket: text that is not UTF-8, a header that names its type twice.
+
 Laws of this module:
 
 - a check either passes or raises one of the `FrameError` family, whatever the bytes are;
@@ -15,10 +19,10 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from kbridge.errors import InvalidMessage, MalformedFrame
+from kbridge.errors import IgnoredMessage, InvalidMessage, MalformedFrame
 from kbridge.wire.message import Buffer, Channel
 
-__all__ = ["EMPTY", "channel", "check_header", "encodable", "object_or_empty", "parse", "utf8"]
+__all__ = ["EMPTY", "channel", "check_header", "encodable", "json_or_empty", "parse", "utf8"]
 
 EMPTY = b"{}"
 
@@ -31,13 +35,13 @@ def channel(name: str) -> Channel:
 
     Raises
     ------
-    InvalidMessage
+    IgnoredMessage
         If no kernel has a channel of that name.
     """
     found = _CHANNELS.get(name)
     if found is None:
         # ascii(): a reason is counted in bytes, and what a stranger sends is not echoed raw.
-        raise InvalidMessage(f"unknown channel {ascii(name[:24])[:60]}")
+        raise IgnoredMessage(f"unknown channel {ascii(name[:24])[:60]}")
     return found
 
 
@@ -86,57 +90,74 @@ def parse(text: str, what: str) -> Any:
         raise MalformedFrame(f"{what} is not valid JSON") from None
 
 
-def object_or_empty(raw: bytes, what: str) -> bytes:
-    """Check a part that must be a JSON object, and take ``null`` or nothing for an empty one.
+def json_or_empty(raw: bytes, what: str) -> bytes:
+    """Check a part that must be JSON, and take ``null`` or nothing for an empty object.
 
     Clients write ``null``, or nothing at all, for the parent of a request that has none and for
-    metadata or content they did not set; kernels take neither.
+    metadata or content they did not set; kernels take neither. Other values that are not objects
+    are the kernel's to judge.
 
     Raises
     ------
     MalformedFrame
-        If it is not UTF-8 or not JSON.
-    InvalidMessage
-        If it is JSON, but no object.
+        If it is not UTF-8.
+    IgnoredMessage
+        If it is not JSON.
     """
     if raw in (EMPTY, b""):
         return EMPTY
-    value = parse(utf8(raw, what), what)
-    if value is None:
-        return EMPTY
-    if not isinstance(value, dict):
-        raise InvalidMessage(f"{what} is not a JSON object")
-    return raw
+    return EMPTY if _parse_part(utf8(raw, what), what) is None else raw
 
 
 def check_header(text: str) -> None:
     """Check that a header names its message and its type, each once.
 
-    A key that comes twice is refused because parsers differ in which of the two they take: a type
+    The id may be of any type, as kernels send it back as they got it; the type must be a string. A
+    key that comes twice is refused because parsers differ in which of the two they take: a type
     that is not allowed could pass a filter under the other one's name.
 
     Raises
     ------
-    MalformedFrame
-        If it is not JSON.
+    IgnoredMessage
+        If it is not a JSON object, lacks one of the two, has a type that is not a string, or holds
+        half a character, which the kernel's reply could not repeat in UTF-8.
     InvalidMessage
-        If it is no object, repeats one of the two, or lacks one.
+        If it repeats one of the two.
     """
-    header = parse(text, "header")
+    header = _parse_part(text, "header")
     if not isinstance(header, dict):
-        raise InvalidMessage("header is not a JSON object")
+        raise IgnoredMessage("header is not a JSON object")
+    msg_type = header.get("msg_type")
+    if not isinstance(msg_type, str) or not msg_type:
+        fault = "lacks" if msg_type is None else "has an empty or non-string"
+        raise IgnoredMessage(f"header {fault} msg_type")
+    if "msg_id" not in header:
+        raise IgnoredMessage("header lacks msg_id")
     for name in _NAMES:
-        value = header.get(name)
-        if not isinstance(value, str) or not value:
-            fault = "lacks" if value is None else "has an empty or non-string"
-            raise InvalidMessage(f"header {fault} {name}")
-        if not value.isascii():
-            encodable(value, f"{name} of the header")
+        value = header[name]
+        if isinstance(value, str) and not value.isascii() and not _is_encodable(value):
+            raise IgnoredMessage(f"{name} of the header holds a lone surrogate")
     if "\\" in text or text.count('"msg_id"') != 1 or text.count('"msg_type"') != 1:
         try:
             _UNIQUE.decode(text)
         except RecursionError:  # the hook needs a little more stack than the first reading
-            raise MalformedFrame("header is nested too deeply") from None
+            raise IgnoredMessage("header is nested too deeply") from None
+
+
+def _parse_part(text: str, what: str) -> Any:
+    """Parse one part; a kernel ignores a message with a part that is not JSON."""
+    try:
+        return parse(text, what)
+    except MalformedFrame as error:
+        raise IgnoredMessage(error.reason) from None
+
+
+def _is_encodable(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

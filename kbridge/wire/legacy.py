@@ -26,7 +26,12 @@ import struct
 from collections.abc import Iterator
 from json.encoder import encode_basestring_ascii as quote
 
-from kbridge.errors import InvalidMessage, KernelMessageError, MalformedFrame
+from kbridge.errors import (
+    IgnoredMessage,
+    InvalidMessage,
+    KernelMessageError,
+    MalformedFrame,
+)
 from kbridge.wire import fields
 from kbridge.wire.message import Buffer, Channel, Message
 from kbridge.wire.offsets import contiguous, nbytes, read, slices
@@ -122,12 +127,14 @@ def decode(data: str | bytes) -> Message:
     ------
     MalformedFrame
         If its offsets, its UTF-8 or its JSON do not hold.
+    IgnoredMessage
+        If they do, but the kernel would ignore the message; `kbridge.wire.fields` says when.
     InvalidMessage
-        If they do, but no kernel could take the message.
+        If the text is not a message, has buffers, or the header is ambiguous.
     """
     if isinstance(data, str):
         members = _members(data)
-        if fields.parse(members.get("buffers", "null"), "buffers") not in (None, []):
+        if fields.parse(members.get("buffers", "null"), "buffers"):  # empty in any spelling is none
             raise InvalidMessage("buffers in a text frame, which holds none")
         return _message(members, ())
     offsets = (*read(data, "!I", 1), len(data))
@@ -138,7 +145,7 @@ def decode(data: str | bytes) -> Message:
 def _message(members: dict[str, str], buffers: tuple[Buffer, ...]) -> Message:
     name = fields.parse(members.get("channel", "null"), "channel")
     if not isinstance(name, str | None):
-        raise InvalidMessage("channel is not a string")
+        raise IgnoredMessage("channel is not a string")
     channel = Channel.SHELL if name is None else fields.channel(name)
     if "header" not in members:
         raise InvalidMessage("the message has no header")
@@ -148,18 +155,23 @@ def _message(members: dict[str, str], buffers: tuple[Buffer, ...]) -> Message:
         fields.encodable(members["header"], "header"),
         _part(members, "parent_header"),
         _part(members, "metadata"),
-        _part(members, "content"),
+        _content(members),
         buffers,
     )
 
 
 def _part(members: dict[str, str], name: str) -> bytes:
     text = members.get(name, "null")
-    if text == "null":
-        return fields.EMPTY
-    if not text.startswith("{"):  # JSON it is: `_members` has read it
-        raise InvalidMessage(f"{name} is not a JSON object")
-    return fields.encodable(text, name)
+    return fields.EMPTY if text == "null" else fields.encodable(text, name)
+
+
+def _content(members: dict[str, str]) -> bytes:
+    """Cut out the content; a string is the content's JSON, as jupyter_client's Session has it."""
+    text = members.get("content", "null")
+    if not text.startswith('"'):
+        return _part(members, "content")
+    inner = fields.encodable(fields.parse(text, "content"), "content")
+    return fields.json_or_empty(inner, "content")
 
 
 def _members(text: str) -> dict[str, str]:

@@ -36,8 +36,8 @@ class Channel(StrEnum):
 class Message(NamedTuple):
     """The raw parts of one message (jupyter_client docs, "Messaging in Jupyter").
 
-    `header`, `parent_header`, `metadata` and `content` hold UTF-8 JSON objects as they came;
-    `buffers` are raw bytes.
+    `header` holds a JSON object as it came; `parent_header`, `metadata` and `content` do, too,
+    unless a client sent another JSON value. All are UTF-8. `buffers` are raw bytes.
     """
 
     channel: Channel
@@ -54,7 +54,7 @@ class Message(NamedTuple):
 
     @property
     def msg_id(self) -> str:
-        """`msg_id` of the header, or an empty string where there is none."""
+        """`msg_id` of the header, or an empty string where there is none; see `scan`."""
         return scan(self.header, "msg_id")
 
     @property
@@ -99,7 +99,9 @@ def scan(raw: bytes, name: str) -> str:
     Returns
     -------
     str
-        The field, or an empty string where it is missing, is no string, or `raw` is no object.
+        The field, or an empty string where it is missing, is no string, or `raw` is no object. A
+        `msg_id` of another type is written as JSON: kernels send it back, and replies are found
+        by it.
     """
     spaced, compact, bare = _KEYS[name]
     start = raw.find(spaced)
@@ -121,8 +123,13 @@ def scan(raw: bytes, name: str) -> str:
         value = json.loads(raw.decode())
     except (ValueError, RecursionError):
         return ""
-    found = value.get(name, "") if isinstance(value, dict) else ""
-    return found if isinstance(found, str) else ""
+    found = value.get(name) if isinstance(value, dict) else None
+    if found is None or isinstance(found, str):
+        return found or ""
+    try:
+        return json.dumps(found, sort_keys=True) if name == "msg_id" else ""
+    except RecursionError:
+        return ""
 
 
 # All the output of one cell has the same parent: its id is read once. Longer headers than any

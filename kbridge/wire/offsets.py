@@ -4,7 +4,7 @@
 
 Laws of this module: a table is checked against the length of its frame before it is read, so that
 it costs no more than the bytes that came; a table that passes cuts the frame into parts that lie
-one after the other, without gaps, in order.
+one after the other, without gaps, in order. Bytes before the first part belong to none.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def read(data: bytes, word: str, least: int) -> tuple[int, ...]:
     Returns
     -------
     tuple of int
-        The offsets: never falling, the first right after the table, none past the frame's end.
+        The offsets: never falling, none inside the table, none past the frame's end.
 
     Raises
     ------
@@ -51,8 +51,8 @@ def read(data: bytes, word: str, least: int) -> tuple[int, ...]:
     if start > size:
         raise MalformedFrame(f"{count} offsets do not fit a frame of {size} bytes")
     offsets: tuple[int, ...] = struct.unpack_from(f"{word[0]}{count}{word[1]}", data, width)
-    if offsets[0] != start:
-        raise MalformedFrame(f"the first offset is {offsets[0]}, the first part is at {start}")
+    if offsets[0] < start:
+        raise MalformedFrame(f"the first offset is {offsets[0]}, but the table ends at {start}")
     for index, (low, high) in enumerate(pairwise(offsets), 1):
         if high < low:
             raise MalformedFrame(f"offset {index} falls from {low} to {high}")

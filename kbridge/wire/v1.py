@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import struct
 
-from kbridge.errors import MalformedFrame, WrongFrameType
+from kbridge.errors import WrongFrameType
 from kbridge.wire import fields, frames
 from kbridge.wire.message import Buffer, Channel, Message
 from kbridge.wire.offsets import contiguous, nbytes, read, slices
@@ -92,18 +92,20 @@ def decode(data: str | bytes) -> Message:
     WrongFrameType
         If it is a text frame.
     MalformedFrame
-        If its offsets, its UTF-8 or its JSON do not hold.
+        If its offsets or its UTF-8 do not hold.
+    IgnoredMessage
+        If they do, but the kernel would ignore the message; `kbridge.wire.fields` says when.
     InvalidMessage
-        If they do, but no kernel could take the message.
+        If the header is ambiguous.
     """
     if isinstance(data, str):
         raise WrongFrameType("a text frame, where this subprotocol has binary frames only")
     msg = split(data)
     fields.check_header(fields.utf8(msg.header, "header"))
     return msg._replace(
-        parent_header=fields.object_or_empty(msg.parent_header, "parent_header"),
-        metadata=fields.object_or_empty(msg.metadata, "metadata"),
-        content=fields.object_or_empty(msg.content, "content"),
+        parent_header=fields.json_or_empty(msg.parent_header, "parent_header"),
+        metadata=fields.json_or_empty(msg.metadata, "metadata"),
+        content=fields.json_or_empty(msg.content, "content"),
     )
 
 
@@ -117,16 +119,16 @@ def header_of(frame: bytes) -> bytes:
 def split(data: bytes) -> Message:
     """Take a payload apart by its offsets, and leave the JSON parts unread.
 
+    Bytes behind the last offset belong to no part, and are passed over as in jupyter_server.
+
     Raises
     ------
     MalformedFrame
         If the offsets or the channel's UTF-8 do not hold.
-    InvalidMessage
+    IgnoredMessage
         If there is no such channel.
     """
     offsets = read(data, "<Q", _PARTS + 1)
-    if offsets[-1] != len(data):
-        raise MalformedFrame(f"the last offset is {offsets[-1]}, the frame ends at {len(data)}")
     return Message(
         fields.channel(fields.utf8(data[offsets[0] : offsets[1]], "channel")),
         data[offsets[1] : offsets[2]],

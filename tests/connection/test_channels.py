@@ -406,15 +406,13 @@ MALFORMED: dict[str, tuple[str, Any, int, str]] = {
     "text in v1": ("v1", '{"header": {}}', 1003, "text frame"),
     "nothing": ("v1", b"", 1007, "too short"),
     "a count beyond": ("v1", b"\xff" * 40, 1007, "offsets"),
-    "no channel": (
+    "two msg_type": (
         "v1",
-        v1.encode(message(Channel.SHELL, "x")).replace(b"shell", b"shelf"),
-        1008,
-        "unknown channel",
-    ),
-    "no msg_type": (
-        "v1",
-        v1.encode(message(Channel.SHELL, "x")._replace(header=b'{"msg_id": "a"}')),
+        v1.encode(
+            message(Channel.SHELL, "x")._replace(
+                header=b'{"msg_id": "a", "msg_type": "b", "msg_type": "c"}'
+            )
+        ),
         1008,
         "msg_type",
     ),
@@ -450,6 +448,39 @@ async def test_a_frame_that_is_no_message_closes_this_websocket_alone(house, nam
     assert handler.written() == [], "nothing follows a close frame"
     assert bystander.closes == []
     assert len(bystander.messages()) == 1
+
+
+IGNORED: dict[str, tuple[str, Any]] = {
+    "an unknown channel": (
+        "v1",
+        v1.encode(message(Channel.SHELL, "x")).replace(b"shell", b"shelf"),
+    ),
+    "iopub": ("v1", v1.encode(message(Channel.IOPUB, "x"))),
+    "no msg_type": (
+        "v1",
+        v1.encode(message(Channel.SHELL, "x")._replace(header=b'{"msg_id": "a"}')),
+    ),
+    "content that is not JSON": (
+        "v1",
+        v1.encode(message(Channel.SHELL, "x")._replace(content=b"{")),
+    ),
+    "a channel that is a number": ("legacy", '{"channel": 5, "header": {}}'),
+}
+
+
+@pytest.mark.parametrize("name", IGNORED)
+async def test_what_no_kernel_takes_is_dropped_counted_and_logged_once(house, name, caplog) -> None:
+    dialect, frame = IGNORED[name]
+    made, handler = await house.open(offered=None if dialect == "v1" else [])
+    house.prove()
+    for _ in range(50):
+        assert made.handle_incoming_message(frame) is None
+    good = message(Channel.SHELL, "execute_request", {"code": "1"})
+    made.handle_incoming_message((v1 if dialect == "v1" else legacy).encode(good))
+    assert handler.closes == []
+    assert [m.msg_type for m in house.sent()] == ["execute_request"]
+    assert house.hub.statistics()["ignored_client_messages"] == 50
+    assert len([r for r in caplog.records if "Ignored" in r.getMessage()]) == 1
 
 
 async def test_nothing_is_taken_before_or_after(house) -> None:
