@@ -31,6 +31,9 @@ _STEADY = 5.0  # seconds: what lived shorter than that failed, and is not opened
 _PORT_TRIES = 3
 _PATIENCE = 2.0  # seconds that ssh has to say goodbye
 _KINDS = 20  # kinds of complaints that are told apart
+# A server's banner may say this too, with more digits than Python makes a number of.
+_TAKEN = re.compile(r"cannot listen to port: (\d{1,5})(?!\d)")
+_NUMBER = re.compile(r"\d+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -245,7 +248,7 @@ class Keeper:
                 held.close()
 
     def _is_taken(self, words: str) -> bool:
-        taken = re.findall(r"cannot listen to port: (\d+)", words)
+        taken = _TAKEN.findall(words)
         return any(int(port) in self.ports.values() for port in taken)
 
     # -- what ssh tells, in its reader's thread ---------------------------------------------
@@ -258,7 +261,7 @@ class Keeper:
 
     def _on_words(self, line: str) -> None:
         # At a kernel that is gone five sockets knock many times a second: it is told once.
-        kind = re.sub(r"\d+", "", line)
+        kind = _NUMBER.sub("", line)
         if kind in self._complaints or len(self._complaints) >= _KINDS:
             level = logging.DEBUG
         else:

@@ -23,10 +23,9 @@ _LOOPBACK = {
     **dict.fromkeys(("::", "::1"), "::1"),
 }
 _HOST = re.compile(r"[\w.-]+|[0-9A-Fa-f:.]+(%[\w.-]+)?")
-_SERVER = re.compile(
-    r"((?P<user>.+)@)?(\[(?P<v6>[^]]+)]|(?P<host>[^]:[@]+))(:(?P<port>[0-9]{1,5}))?"
-)
-_BARE_V6 = re.compile(r"((?P<user>.+)@)?(?P<v6>[0-9A-Fa-f]*:[0-9A-Fa-f.]*:[0-9A-Fa-f:.]*(%\w+)?)")
+_SERVER = re.compile(r"(\[(?P<v6>[^]@]+)]|(?P<host>[^]:[@]+))(:(?P<port>[0-9]{1,5}))?")
+_BARE_V6 = re.compile(r"(?P<v6>[0-9A-Fa-f]*:[0-9A-Fa-f.]*:[0-9A-Fa-f:.]*(%\w+)?)")
+_SPECIAL = re.compile(r"([\\:\[\]])")
 
 _ADVICE = {
     "Permission denied": "ssh may ask for nothing here: log in with a key that an agent holds, or "
@@ -52,12 +51,13 @@ def server(sshserver: str) -> list[str]:
     """
     if sshserver.startswith("ssh://"):
         return ["--", _safe(sshserver.rstrip("/"), sshserver.removeprefix("ssh://"))]
-    match = _BARE_V6.fullmatch(sshserver) or _SERVER.fullmatch(sshserver)
-    if match is None:
+    user, at, place = sshserver.rpartition("@")
+    match = _BARE_V6.fullmatch(place) or _SERVER.fullmatch(place)
+    if match is None or (at and not user):
         raise ValueError(f"not a place that ssh could go to: {sshserver!r} (want user@host:port)")
     parts = match.groupdict()
     host = parts["v6"] or parts["host"]
-    where = f"{parts['user']}@{_safe(host, host)}" if parts["user"] else host
+    where = f"{user}@{_safe(host, host)}" if user else host
     port = parts.get("port")
     if port and not 0 < int(port) < 65536:
         raise ValueError(f"no port: {port} in {sshserver!r}")
@@ -114,7 +114,7 @@ def _host(ip: str) -> str:
 def _path(path: str) -> str:
     if not path.startswith("/") or "${" in path or not path.isprintable():
         raise ValueError(f"ssh needs the whole path of an ipc socket, and found {path!r}")
-    return re.sub(r"([\\:\[\]])", r"\\\1", path).replace("%", "%%")
+    return _SPECIAL.sub(r"\\\1", path).replace("%", "%%")
 
 
 def arguments(

@@ -8,12 +8,14 @@ from typing import Any, ClassVar
 
 from jupyter_server.services.kernels.connection.base import BaseKernelWebsocketConnection
 from tornado import web
+from traitlets import default
 
 from kbridge.connection import channels
 from kbridge.errors import HubClosed, KbridgeError
 from kbridge.hub.hub import Hub
 from kbridge.jupyter.handler import equip
 from kbridge.jupyter.hubs import JupyterHubs
+from kbridge.server.logs import SafeLog
 
 __all__ = ["ZMQChannelsWebsocketConnection"]
 
@@ -81,6 +83,11 @@ class ZMQChannelsWebsocketConnection(  # type: ignore[misc]  # traits of the sam
             kernel.execution_state = "dead"
             kernel.reason = str(error)
             raise web.HTTPError(500, str(error)) from error
+
+    @default("log")
+    def _log_default(self) -> SafeLog:
+        """Jupyter Server's log, which escapes nothing of what clients and kernels send."""
+        return SafeLog(super()._log_default(), {})
 
     def _open_hub(self) -> Hub:
         settings = self.websocket_handler.settings

@@ -14,7 +14,7 @@ from tornado import httputil, web
 from tornado.log import app_log
 
 from kbridge.errors import Forbidden, HubClosed, KbridgeError
-from kbridge.server.logs import scrub
+from kbridge.server.logs import scrub, shown_uri
 from kbridge.server.policy import Asked, Via, parse_authorization
 from kbridge.server.services import Services, services_of
 
@@ -32,9 +32,12 @@ class ErrorsMixin(web.RequestHandler):
     keeps_connection : bool
         Whether the connection stays open for another request. Where it does not, every reply says
         so (`Connection: close`), or the client's next request on it would be lost.
+    error_text : str
+        Why the client was refused, for the access log; empty where it was not.
     """
 
     keeps_connection: bool = False
+    error_text: str = ""
 
     @property
     def services(self) -> Services:
@@ -98,15 +101,16 @@ class ErrorsMixin(web.RequestHandler):
         value: BaseException | None,
         tb: TracebackType | None,
     ) -> None:
-        """Log one line for what we raise on purpose, a traceback for everything else."""
-        what = f"{self.request.method} {scrub(self.request.uri or '')}"
-        if isinstance(value, web.HTTPError) or (
-            isinstance(value, KbridgeError) and value.http_status < 500
-        ):
-            app_log.info("%s: %s", what, value)
+        """Log a traceback for an unexpected error.
+
+        Everything else is logged once, by the access log, which adds the reason noted here.
+        """
+        if isinstance(value, web.HTTPError):
+            self.error_text = value.get_message() or value.reason or ""
         elif isinstance(value, KbridgeError):
-            app_log.error("%s: %s", what, value)
+            self.error_text = str(value)
         elif typ is not None and value is not None:
+            what = f"{self.request.method} {shown_uri(self.request.uri)}"
             app_log.error("Uncaught exception in %s", what, exc_info=(typ, value, tb))
 
 

@@ -357,7 +357,13 @@ class KbridgeApp(CheckedApp):
             config["filters"] = {"flood": flood}
             config["handlers"]["console"]["filters"] = ["flood"]
             for name in ("kbridge", "tornado", "asyncio"):
-                config["loggers"][name] = {"level": "DEBUG", "handlers": ["console"]}
+                config["loggers"][name] = {
+                    "level": "DEBUG",
+                    "handlers": ["console"],
+                    "propagate": False,
+                }
+            # Warnings of other libraries pass our formatter, too.
+            config["root"] = {"level": "WARNING", "handlers": ["console"]}
         return config
 
     def parse_command_line(self, argv: list[str] | None = None) -> None:

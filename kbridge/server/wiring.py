@@ -23,6 +23,7 @@ from kbridge.kernels.registry import Registry
 from kbridge.kernels.sessions import Sessions
 from kbridge.link.keepalive import Keepalive
 from kbridge.server.cors import Cors
+from kbridge.server.logs import hide
 from kbridge.server.policy import AccessPolicy
 from kbridge.server.routes import make_application
 from kbridge.server.services import Services
@@ -51,7 +52,7 @@ def access_policy(app: KbridgeApp) -> AccessPolicy:
     """Return the rules that the settings mean."""
     origins = re.split(r"[,\s]+", app.allow_origin.strip())
     pattern = app.allow_origin_pat
-    return AccessPolicy(
+    policy = AccessPolicy(
         token=app.token,
         # No browser reaches a unix socket, and its clients send any Host they like.
         check_hosts=not (app.allow_remote_access or app.sock),
@@ -60,6 +61,8 @@ def access_policy(app: KbridgeApp) -> AccessPolicy:
         allow_origin_pat=re.compile(pattern) if pattern else None,
         cookie_secret=app.cookie_secret,
     )
+    hide(policy.cookie_value())
+    return policy
 
 
 def make_ledger(app: KbridgeApp) -> Ledger:

@@ -778,7 +778,7 @@ async def test_an_override_that_fails_costs_its_own_message_only(world, caplog) 
     world.say(*(world.stream(text) for text in ("a", "boom", "b")))
     assert clumsy.texts() == ["a", "b"]
     assert plain.texts() == ["a", "boom", "b"]
-    assert [str(r.exc_info[1]) for r in caplog.records if r.exc_info] == ["boom"]
+    assert caplog.text.count("RuntimeError: boom") == 1
 
 
 @OURS

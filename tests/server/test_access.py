@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ from tornado.websocket import websocket_connect
 
 from kbridge.server import logs
 from kbridge.server.handlers import ApiHandler
+from kbridge.server.policy import AccessPolicy
 from kbridge.server.routes import ROUTES
 
 PUBLIC = {"/favicon.ico", "/api/?", "/", "/tree", "/login", "/logout"}
@@ -166,6 +168,40 @@ async def test_a_forced_500_tells_nothing_and_logs_no_token(
     assert "RuntimeError: a fault of our own" in caplog.text
     assert "POST /api/kernels?token=[secret]" in caplog.text
     assert token not in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "token", "line"),
+    [
+        ("GET", "/nowhere", "right", "404 GET /nowhere (127.0.0.1)"),
+        ("GET", "/api/kernels?a=1", None, "403 GET /api/kernels?a=1 (127.0.0.1)"),
+        ("GET", "/api/kernels/none", "right", "404 GET /api/kernels/none (127.0.0.1)"),
+        ("PUT", "/api/kernels", "right", "405 PUT /api/kernels (127.0.0.1)"),
+        ("POST", "/api/kernels", "right", "400 POST /api/kernels (127.0.0.1)"),
+    ],
+)
+async def test_each_refusal_is_logged_once(
+    running: Any, caplog: pytest.LogCaptureFixture, method: str, path: str, token: str, line: str
+) -> None:
+    caplog.set_level(logging.INFO)
+    body = b"[" if method == "POST" else b"" if method == "PUT" else None
+    given = {} if token else {"token": None}
+    await running.ask(method, path, body=body, **given)
+    (record,) = caplog.records
+    assert record.levelno == logging.WARNING
+    assert record.getMessage().startswith(line)
+    # The status alone says why a method is unknown.
+    assert bool(re.search(r"ms: \S", record.getMessage())) is not line.startswith("405")
+
+
+async def test_the_login_cookie_is_not_logged(
+    running: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.handler.setFormatter(logs.SafeFormatter("%(message)s"))
+    policy = AccessPolicy(token="something-else", cookie_secret=b"k")
+    logs.hide(policy.cookie_value())
+    await running.ask("GET", f"/nowhere/{policy.cookie_value()}")
+    assert "404 GET /nowhere/[secret]" in caplog.text
 
 
 async def test_an_error_that_repeats_a_token_is_scrubbed(

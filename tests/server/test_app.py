@@ -19,7 +19,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     for name in ("CONFIG", "RUNTIME", "DATA"):
         monkeypatch.setenv(f"JUPYTER_{name}_DIR", str(tmp_path / name.lower()))
     (tmp_path / "config").mkdir()
-    monkeypatch.setattr(logs, "_SECRETS", set())
+    monkeypatch.setattr(logs, "_SECRETS", {})
     yield tmp_path
     logging.getLogger("KbridgeApp").handlers.clear()
     for name in ("kbridge", "tornado", "asyncio"):

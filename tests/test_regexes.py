@@ -1,0 +1,263 @@
+"""Every regular expression of the package takes time linear in the text that it sees.
+
+The table has one row for each. A row is run on hostile texts of one length, and on texts that are
+doubled twice: linear time costs four times as much, quadratic time sixteen times.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+import kbridge
+from kbridge.connect import keeper, ssh
+from kbridge.flow import coalesce
+from kbridge.kernels import lifecycle, manager, registry
+from kbridge.kernels import logs as kernel_logs
+from kbridge.server import logs, policy, routes
+from kbridge.wire import legacy
+
+ROOT = Path(kbridge.__file__).parent
+SLACK = 9.0
+"""How many times as long a text may take that was doubled twice."""
+MEASURABLE = 0.003  # seconds
+SIZES = (500, 2_000, 8_000)
+
+USES = {"compile", "match", "fullmatch", "search", "sub", "subn", "split", "findall", "finditer"}
+
+
+class Case(NamedTuple):
+    """What sees the text, and texts made of n units that are hard on it."""
+
+    run: Callable[[Any], object]
+    texts: tuple[Callable[[int], Any], ...]
+
+
+def units(*parts: str) -> tuple[Callable[[int], str], ...]:
+    """Each part repeated n times, and n of its first characters with the rest at the end."""
+    return tuple(
+        make
+        for part in parts
+        for make in (
+            lambda n, part=part: part * n,
+            lambda n, part=part: part * n + "!",
+            lambda n, part=part: part[0] * n + part[1:],
+        )
+    )
+
+
+# Patterns of secrets are made when the server hides one.
+_ENCODED = re.compile("".join(map(logs._encodings, "a" * 47 + "b")))
+
+
+def _ssh(text: str) -> None:
+    for read in (ssh.server, ssh._host, lambda path: ssh._path("/" + path)):
+        try:
+            read(text)
+        except ValueError:
+            continue
+
+
+def _stream(text: str) -> None:
+    raw = b'{"name": "stdout", "text": "' + text.encode("latin-1", "replace")
+    coalesce._TEXT.fullmatch(raw)
+    coalesce._TEXT.fullmatch(raw + b'"}')
+
+
+def _legacy(text: str) -> None:
+    for raw in (text, "{" + text, '{"' + text, '{"' + text + '": {}}', '{"channel": 1' + text):
+        try:
+            legacy.decode(raw)
+        except kbridge.errors.KbridgeError:
+            continue
+
+
+def _route(path: str) -> None:
+    for pattern, _ in routes.ROUTES:
+        re.fullmatch(pattern, "/api/kernels/" + path)
+        re.fullmatch(pattern, "/kernelspecs/" + path)
+
+
+# What regular expressions are fed with on purpose: separators, quotes, escapes and beginnings.
+_HARD = units(
+    "?token",
+    "&token",
+    "?a=1&",
+    "?token=",
+    "?",
+    "%3Ftoken",
+    "%25",
+    "%2525",
+    "%2525253F",
+    "authorization: ",
+    "authorization token ",
+    "authorization",
+    "cookie: ",
+    "cookie'  :",
+    "kbridge-",
+    "username-a.",
+    " ",
+    "\t",
+    "\x1b[",
+    "\x1b[0;",
+    "a",
+    "%61",
+    "%",
+    "=",
+    "'",
+    '"',
+    "\\",
+    "\\u0000",
+    "\\ud800\\udc00",
+    "@",
+    "[@",
+    "a@",
+    "::",
+    ":a",
+    "1",
+    "-",
+    "a-",
+    "/",
+    "//:",
+    "://",
+    "{",
+    ",",
+    '"a": 1, ',
+    '"a\\',
+    "a: ",
+    "address already in use ",
+    "cannot listen to port: 1",
+    "cannot listen to port: ",
+    "/?#",
+    "token ",
+    "https://",
+)
+
+TABLE: dict[str, Case] = {
+    "connect/keeper.py:_TAKEN": Case(keeper._TAKEN.findall, _HARD),
+    "connect/keeper.py:_NUMBER": Case(lambda text: keeper._NUMBER.sub("", text), _HARD),
+    "connect/ssh.py:_HOST": Case(_ssh, _HARD),
+    "connect/ssh.py:_SERVER": Case(_ssh, _HARD),
+    "connect/ssh.py:_BARE_V6": Case(_ssh, _HARD),
+    "connect/ssh.py:_SPECIAL": Case(_ssh, _HARD),
+    "flow/coalesce.py:_HIGH_SURROGATE": Case(
+        lambda text: coalesce._HIGH_SURROGATE.match(text.encode()), _HARD
+    ),
+    "flow/coalesce.py:_LOW_SURROGATE": Case(
+        lambda text: coalesce._LOW_SURROGATE.match(text.encode()), _HARD
+    ),
+    "flow/coalesce.py:_TEXT": Case(_stream, _HARD),
+    "kernels/lifecycle.py:_PORT_TAKEN": Case(lifecycle._PORT_TAKEN.search, _HARD),
+    "kernels/logs.py:_ESCAPES": Case(lambda text: kernel_logs._ESCAPES.sub("", text), _HARD),
+    "kernels/manager.py:_KERNEL_ID": Case(manager._KERNEL_ID.fullmatch, _HARD),
+    "kernels/registry.py:_FILE": Case(registry._FILE.fullmatch, _HARD),
+    "kernels/registry.py:_PASSWORD": Case(registry.secrets_of, _HARD),
+    "kernels/registry.py:_SECRET": Case(registry.secrets_of, _HARD),
+    "server/logs.py:_OPEN": Case(logs.scrub, _HARD),
+    "server/logs.py:_NAME": Case(logs.scrub, _HARD),
+    "server/logs.py:_VALUE": Case(logs.scrub, _HARD),
+    "server/logs.py:_AUTHORIZATION": Case(logs.scrub, _HARD),
+    "server/logs.py:_COOKIES": Case(logs.scrub, _HARD),
+    "server/logs.py:_COOKIE": Case(logs.scrub, _HARD),
+    "server/logs.py:_UNPRINTABLE": Case(logs.printable, _HARD),
+    "server/logs.py:hide": Case(lambda text: _ENCODED.sub("", text), _HARD),
+    "server/policy.py:_HOST": Case(policy.parse_host, _HARD),
+    "server/policy.py:_ORIGIN": Case(policy._ORIGIN.fullmatch, _HARD),
+    "server/policy.py:_AUTHORIZATION": Case(policy.parse_authorization, _HARD),
+    "server/routes.py:ROUTES": Case(_route, _HARD),
+    "wire/legacy.py:_skip_space": Case(_legacy, _HARD),
+    "wire/legacy.py:_plain_key": Case(_legacy, _HARD),
+}
+
+# These see nothing but the operator's own settings and files, and the texts of this package.
+OURS = {
+    "server/app.py:_valid_sock_mode",
+    "server/app.py:_valid_allow_origin_pat",
+    "server/reference.py:_meaning",
+    "server/reference.py:config_page",
+    "server/credentials.py:_HEX",
+    "server/wiring.py:access_policy",
+}
+
+
+def _calls(path: Path) -> list[str]:
+    """Where a module uses `re`: the constant or the function, as the table names it."""
+    tree = ast.parse(path.read_text())
+    found = []
+    for outer in ast.walk(tree):
+        if isinstance(outer, ast.FunctionDef | ast.AsyncFunctionDef):
+            names = [outer.name]
+        elif isinstance(outer, ast.Assign | ast.AnnAssign) and outer in tree.body:
+            targets = outer.targets if isinstance(outer, ast.Assign) else [outer.target]
+            names = [target.id for target in targets if isinstance(target, ast.Name)]
+        else:
+            continue
+        for node in ast.walk(outer):
+            if (
+                isinstance(node, ast.Attribute)
+                and isinstance(node.value, ast.Name)
+                and node.value.id == "re"
+                and node.attr in USES
+            ):
+                found += [f"{path.relative_to(ROOT)}:{name}" for name in names]
+    return found
+
+
+def test_each_regular_expression_is_in_the_table() -> None:
+    used = {name for path in ROOT.rglob("*.py") for name in _calls(path)}
+    assert used - OURS - TABLE.keys() == set(), "add a row to TABLE (or OURS) for these"
+    assert (TABLE.keys() | OURS) - used - {"server/routes.py:ROUTES"} == set(), "these are gone"
+
+
+def _seconds(run: Callable[[Any], object], text: object, tries: int = 2) -> float:
+    best = float("inf")
+    for _ in range(tries):
+        begin = time.process_time()
+        run(text)
+        best = min(best, time.process_time() - begin)
+    return best
+
+
+def _growth(case: Case, make: Callable[[int], Any]) -> float:
+    """How many times as long the run takes with a text that was doubled twice."""
+    for units in SIZES:
+        if _seconds(case.run, make(units), 1) >= MEASURABLE:
+            break
+    else:
+        return 1.0  # their square in steps would take ten times as long at the least
+    # A machine that is busy may spoil one measurement; quadratic time spoils all of them.
+    growth = float("inf")
+    for _ in range(3):
+        growth = min(growth, _seconds(case.run, make(4 * units)) / _seconds(case.run, make(units)))
+        if growth < SLACK:
+            break
+    return growth
+
+
+RUNS = {(id(case.run), id(case.texts)): (name, case) for name, case in TABLE.items()}
+
+
+@pytest.mark.parametrize(("name", "case"), RUNS.values(), ids=[name for name, _ in RUNS.values()])
+def test_time_grows_as_the_text_does(name: str, case: Case) -> None:
+    for number, make in enumerate(case.texts):
+        growth = _growth(case, make)
+        assert growth < SLACK, f"{name}: x{growth:.1f} for {make(3)!r}, text {number}"
+
+
+def test_the_measure_finds_what_is_quadratic() -> None:
+    def quadratic(text: str) -> int:
+        return sum(1 for _ in range(len(text) ** 2 // 20))
+
+    assert _growth(Case(quadratic, ()), lambda n: "a" * n) > SLACK
+
+
+def test_json_of_the_legacy_dialect_reads_what_the_table_assumes() -> None:
+    text = json.dumps({"channel": "shell", "header": {"msg_id": "1", "msg_type": "x"}})
+    assert legacy.decode(text).channel == "shell"
