@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import re
 import secrets
 import sys
 from pathlib import Path
@@ -25,7 +24,6 @@ from traitlets import (
     Unicode,
     default,
     observe,
-    validate,
 )
 from traitlets.config import Config, catch_config_error
 
@@ -35,7 +33,8 @@ from kbridge.errors import KbridgeError
 from kbridge.kernels.manager import BridgeKernelManager
 from kbridge.kernels.registry import secrets_of
 from kbridge.private import prepare_directory
-from kbridge.server import kg
+from kbridge.server import checks, kg
+from kbridge.server.checks import checked
 from kbridge.server.logs import SafeFormatter, hide
 from kbridge.server.options import CheckedApp
 
@@ -99,7 +98,7 @@ _SUBCOMMANDS: dict[str, Any] = {
 }
 
 
-class KbridgeApp(CheckedApp):
+class KbridgeApp(checks.Checks, CheckedApp):
     """Serve Jupyter kernels to websocket clients."""
 
     name = "kbridge"
@@ -133,12 +132,15 @@ class KbridgeApp(CheckedApp):
         config=True
     )
     sock_mode = Unicode("0600", help="Permissions of the unix socket, octal.").tag(config=True)
-    base_url = Unicode("/", help="Path below which everything is served. (KG_BASE_URL)").tag(
-        config=True
-    )
+    base_url = Unicode(
+        "/",
+        help="""Path below which everything is served, percent-encoded or as it is read.
+        (KG_BASE_URL)""",
+    ).tag(config=True)
     token = Unicode(
         help="""What a client must show: `Authorization: token ...` or `Bearer ...`, `?token=`,
-        or the cookie that the page sets. Empty: no authentication. (KG_AUTH_TOKEN)
+        or the cookie that the page sets. Empty: no authentication. White space around it is left
+        out. (KG_AUTH_TOKEN)
 
         By default the environment variable JUPYTER_TOKEN, or the content of the file named by
         JUPYTER_TOKEN_FILE, or else a random one, printed at the start and kept for the next start
@@ -275,12 +277,15 @@ class KbridgeApp(CheckedApp):
     def _default_token(self) -> str:
         file = os.environ.get("JUPYTER_TOKEN_FILE")
         if given := os.environ.get("JUPYTER_TOKEN"):
-            return given
+            return checked("the environment variable JUPYTER_TOKEN", checks.check_token, given)
         if file:
             try:
-                return Path(file).read_text(encoding="utf-8").strip()
+                given = Path(file).read_text(encoding="utf-8")
             except (OSError, UnicodeDecodeError) as error:
                 raise TraitError(f"JUPYTER_TOKEN_FILE cannot be read: {error}") from None
+            if not given.strip():  # rather no server than one without authentication
+                raise TraitError(f"JUPYTER_TOKEN_FILE names an empty file: {file}")
+            return checked("the file of JUPYTER_TOKEN_FILE", checks.check_token, given)
         self.token_is_random = True
         return secrets.token_hex(24)
 
@@ -309,37 +314,6 @@ class KbridgeApp(CheckedApp):
             return not ipaddress.ip_address(self.ip).is_loopback
         except ValueError:
             return self.ip not in self.local_hostnames
-
-    @validate("ip")
-    def _valid_ip(self, proposal: dict[str, Any]) -> str:
-        value = str(proposal["value"]).strip()
-        return "" if value == "*" else value
-
-    @validate("base_url")
-    def _valid_base_url(self, proposal: dict[str, Any]) -> str:
-        inner = str(proposal["value"]).strip("/")
-        return f"/{inner}/" if inner else "/"
-
-    @validate("sock")
-    def _valid_sock(self, proposal: dict[str, Any]) -> str:
-        value = str(proposal["value"])
-        return str(Path(value).expanduser().absolute()) if value else ""
-
-    @validate("sock_mode")
-    def _valid_sock_mode(self, proposal: dict[str, Any]) -> str:
-        value = str(proposal["value"])
-        if not re.fullmatch("0?[0-7]{3}", value):
-            raise TraitError(f"sock_mode {value!r} is no octal mode such as 0600")
-        return value
-
-    @validate("allow_origin_pat")
-    def _valid_allow_origin_pat(self, proposal: dict[str, Any]) -> str:
-        value = str(proposal["value"])
-        try:
-            re.compile(value)
-        except re.error as error:
-            raise TraitError(f"allow_origin_pat is no regular expression: {error}") from None
-        return value
 
     def generate_config_file(self, classes: Any = None) -> str:
         """Return a config file that shows the real defaults of our own settings."""

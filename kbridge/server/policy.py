@@ -129,8 +129,17 @@ class AccessPolicy:
         return hmac.new(key, self.token.encode(), hashlib.sha256).hexdigest()
 
     def is_token(self, offered: bytes) -> bool:
-        """Compare an offered token with ours, in constant time."""
-        return bool(offered) and hmac.compare_digest(offered, self.token.encode())
+        """Compare an offered token with ours, in constant time.
+
+        Clients that do not know what to do with letters beyond ASCII send them as Latin-1.
+        """
+        offered, utf8 = offered.strip(), self.token.encode()
+        try:
+            latin1 = self.token.encode("latin-1")
+        except UnicodeEncodeError:
+            latin1 = utf8
+        same = hmac.compare_digest(offered, utf8) | hmac.compare_digest(offered, latin1)
+        return bool(offered) and same
 
     def host_allowed(self, host: str) -> bool:
         """Decide about a Host header."""

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
+from urllib.parse import unquote
 
-from tornado import web
+from tornado import httputil, web
 
 from kbridge.server import (
     kernel_routes,
@@ -48,6 +50,26 @@ ROUTES: tuple[tuple[str, type[web.RequestHandler]], ...] = (
 )
 
 
+class Application(web.Application):
+    """Tornado's, for which `base_url` is the same however a client has encoded it."""
+
+    def find_handler(self, request: httputil.HTTPServerRequest, **kwargs: Any) -> Any:
+        """Find what answers a request."""
+        request.path = normal_path(request.path, self.settings["services"].base_url)
+        return super().find_handler(request, **kwargs)
+
+
+def normal_path(path: str, base_url: str) -> str:
+    """Return a path with `base_url` in the form that the routes have, if it is below it."""
+    base = base_url.rstrip("/")
+    if path.startswith(base):
+        return path
+    parts = path.split("/")
+    count = base.count("/") + 1
+    same = [unquote(part) for part in parts[:count]] == [unquote(p) for p in base.split("/")]
+    return "/".join([base, *parts[count:]]) if same else path
+
+
 def make_application(
     services: Services, channels: type[web.RequestHandler], **settings: Any
 ) -> web.Application:
@@ -62,7 +84,7 @@ def make_application(
     **settings
         Tornado's own settings, and those of `channels`.
     """
-    base = services.base_url.rstrip("/")
+    base = re.escape(services.base_url.rstrip("/"))
     routes: list[Any] = [
         (base + pattern, handler)
         for pattern, handler in (*ROUTES, (rf"/api/kernels/{_ID}/channels", channels))
@@ -70,7 +92,7 @@ def make_application(
     routes.append((base + r"/api/.+/", SlashHandler))
     if base:
         routes.append((base, BaseHandler))
-    return web.Application(
+    return Application(
         routes,
         default_handler_class=NotFoundHandler,
         log_function=log_request,

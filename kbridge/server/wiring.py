@@ -22,6 +22,7 @@ from kbridge.kernels.records import Owner
 from kbridge.kernels.registry import Registry
 from kbridge.kernels.sessions import Sessions
 from kbridge.link.keepalive import Keepalive
+from kbridge.server.checks import check_host, check_origins
 from kbridge.server.cors import Cors
 from kbridge.server.logs import hide
 from kbridge.server.policy import AccessPolicy
@@ -50,14 +51,13 @@ class Wired:
 
 def access_policy(app: KbridgeApp) -> AccessPolicy:
     """Return the rules that the settings mean."""
-    origins = re.split(r"[,\s]+", app.allow_origin.strip())
     pattern = app.allow_origin_pat
     policy = AccessPolicy(
         token=app.token,
         # No browser reaches a unix socket, and its clients send any Host they like.
         check_hosts=not (app.allow_remote_access or app.sock),
-        hostnames=frozenset(name.lower() for name in (*app.local_hostnames, app.ip) if name),
-        allow_origin=tuple(origin.rstrip("/").lower() for origin in origins if origin),
+        hostnames=frozenset(check_host(name) for name in (*app.local_hostnames, app.ip) if name),
+        allow_origin=check_origins(app.allow_origin),
         allow_origin_pat=re.compile(pattern) if pattern else None,
         cookie_secret=app.cookie_secret,
     )

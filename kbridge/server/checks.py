@@ -1,0 +1,200 @@
+"""Settings that could never match a request: put right where that is meant, refused otherwise.
+
+Each function takes a value as an operator wrote it and returns the value to compare with, or raises
+`ValueError` with the reason. No reason repeats a secret.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+from urllib.parse import quote, unquote
+
+from traitlets import HasTraits, TraitError, validate
+
+__all__ = [
+    "Checks",
+    "check_base_url",
+    "check_header",
+    "check_host",
+    "check_ip",
+    "check_origins",
+    "check_token",
+    "checked",
+]
+
+T = TypeVar("T")
+
+# What RFC 3986 lets stand in a segment, and browsers leave as it is, without `;`: no cookie's
+# path may have one.
+_PATH_SAFE = "/:@!$&'()*+,=~"
+_ORIGIN = re.compile(r"([a-z][a-z0-9+.-]*)://([^/?#@\s]*)", re.IGNORECASE)
+_DEFAULT_PORTS = {"http": ":80", "https": ":443"}
+
+
+def checked(name: str, check: Callable[[str], T], value: str) -> T:
+    """Return a setting's value as `check` has it; its error becomes one that names the setting."""
+    try:
+        return check(value)
+    except ValueError as error:
+        raise TraitError(f"{name}: {error}") from None
+
+
+def check_token(value: str) -> str:
+    """Return a token without the white space around it, such as the newline of a secret's file.
+
+    A header can carry no other control characters, and none beyond Latin-1.
+    """
+    token = value.strip()
+    if value and not token:
+        raise ValueError(
+            "it holds nothing but white space; an empty value ('') turns authentication off"
+        )
+    if any(char > "\xff" or not (char.isprintable() or char == "\xa0") for char in token):
+        raise ValueError(
+            "it holds control characters or letters beyond Latin-1, which no client can send in a"
+            " header"
+        )
+    return token
+
+
+def check_base_url(value: str) -> str:
+    """Return a path with a slash at both ends, percent-encoded as browsers do it."""
+    inner = unquote(value.strip()).strip("/")
+    if "://" in inner:
+        raise ValueError("it is the path below which everything is served, not a whole URL")
+    bad = set(inner) & set("?#;\\") or {c for c in inner if not c.isprintable()}
+    if bad:
+        raise ValueError(f"a path cannot hold {', '.join(map(repr, sorted(bad)))}")
+    if any(part in ("", ".", "..") for part in inner.split("/")) and inner:
+        raise ValueError("it has a part that is empty, `.` or `..`, which clients leave out")
+    return f"/{quote(inner, safe=_PATH_SAFE)}/" if inner else "/"
+
+
+def check_origins(value: str) -> tuple[str, ...]:
+    """Return the origins of a list with commas or spaces, as browsers send them."""
+    return tuple(_origin(part) for part in re.split(r"[,\s]+", value.strip()) if part)
+
+
+def _origin(value: str) -> str:
+    if value in ("*", "null"):
+        return value
+    match = _ORIGIN.fullmatch(value.rstrip("/"))
+    if match is None:
+        raise ValueError(f"{value!r} is not an origin: scheme, host and port (https://host:8000)")
+    scheme, host = match[1].lower(), match[2]
+    if "*" in host:
+        raise ValueError(
+            f"{value!r} has a wildcard, which is compared literally; see allow_origin_pat"
+        )
+    host = _ascii(host.lower()).removesuffix(_DEFAULT_PORTS.get(scheme, "none"))
+    return f"{scheme}://{host}"
+
+
+def check_host(value: str) -> str:
+    """Return a host name or address as a Host header names it, without a port."""
+    name = value.strip().lower()
+    if name.startswith("[") and name.endswith("]"):
+        name = name[1:-1]
+    if "*" in name:
+        raise ValueError(
+            f"{value!r} has a wildcard, which is compared literally; see allow_remote_access"
+        )
+    if _is_address(name):
+        return name
+    if not name or re.search(r"[/:@\s\[\]]", name):
+        raise ValueError(f"{value!r} is not a host name: it has no scheme, port or path")
+    return _ascii(name)
+
+
+def check_ip(value: str) -> str:
+    """Return an address or name to listen on, empty for all addresses."""
+    name = value.strip()
+    if name in ("", "*"):
+        return ""
+    try:
+        check_host(name)
+    except ValueError:
+        raise ValueError(
+            f"{value!r} is not an address or a host name; the port is a setting of its own"
+        ) from None
+    return name[1:-1] if name.startswith("[") else name
+
+
+def check_header(value: str) -> str:
+    """Return the value of a header, without the white space around it."""
+    text = value.strip()
+    if any(char > "\xff" or not (char.isprintable() or char in "\t\xa0") for char in text):
+        raise ValueError("a header can hold no control characters, and none beyond Latin-1")
+    return text
+
+
+def _is_address(name: str) -> bool:
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return True
+
+
+def _ascii(host: str) -> str:
+    """Return an international name in the form that is sent."""
+    if host.isascii():
+        return host
+    try:
+        return host.encode("idna").decode("ascii")
+    except UnicodeError:
+        raise ValueError(f"{host!r} is not a host name") from None
+
+
+class Checks(HasTraits):
+    """The checks of `KbridgeApp`'s settings, made when a value is set."""
+
+    @validate("token")
+    def _valid_token(self, proposal: dict[str, Any]) -> str:
+        return checked("KbridgeApp.token", check_token, proposal["value"])
+
+    @validate("ip")
+    def _valid_ip(self, proposal: dict[str, Any]) -> str:
+        return checked("KbridgeApp.ip", check_ip, proposal["value"])
+
+    @validate("base_url")
+    def _valid_base_url(self, proposal: dict[str, Any]) -> str:
+        return checked("KbridgeApp.base_url", check_base_url, proposal["value"])
+
+    @validate("allow_origin")
+    def _valid_allow_origin(self, proposal: dict[str, Any]) -> str:
+        return ",".join(checked("KbridgeApp.allow_origin", check_origins, proposal["value"]))
+
+    @validate("local_hostnames")
+    def _valid_local_hostnames(self, proposal: dict[str, Any]) -> list[str]:
+        name = "KbridgeApp.local_hostnames"
+        return [checked(name, check_host, value) for value in proposal["value"]]
+
+    @validate("allow_credentials", "allow_headers", "allow_methods", "expose_headers", "max_age")
+    def _valid_header(self, proposal: dict[str, Any]) -> str:
+        return checked(f"KbridgeApp.{proposal['trait'].name}", check_header, proposal["value"])
+
+    @validate("sock")
+    def _valid_sock(self, proposal: dict[str, Any]) -> str:
+        value = str(proposal["value"])
+        return str(Path(value).expanduser().absolute()) if value else ""
+
+    @validate("sock_mode")
+    def _valid_sock_mode(self, proposal: dict[str, Any]) -> str:
+        value = str(proposal["value"])
+        if not re.fullmatch("0?[0-7]{3}", value):
+            raise TraitError(f"sock_mode {value!r} is no octal mode such as 0600")
+        return value
+
+    @validate("allow_origin_pat")
+    def _valid_allow_origin_pat(self, proposal: dict[str, Any]) -> str:
+        value = str(proposal["value"]).strip()
+        try:
+            re.compile(value)
+        except re.error as error:
+            raise TraitError(f"allow_origin_pat is no regular expression: {error}") from None
+        return value
