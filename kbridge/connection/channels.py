@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import weakref
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Generator
 from concurrent.futures import Future
 from typing import Any, ClassVar
 
@@ -30,6 +30,7 @@ from kbridge.hub.table import HubTable
 from kbridge.link.client import StreamClient
 from kbridge.link.interfaces import ClientLink, nobody
 from kbridge.wire.dialects import V1, Dialect, select
+from kbridge.wire.fields import LARGEST_PARSED
 from kbridge.wire.message import Channel, Message
 from kbridge.wire.zmq import serialize
 
@@ -269,15 +270,48 @@ class ZMQChannelsWebsocketConnection(ConnectionSettings, MessagePipeline, Kernel
         if self._attachment is None or self._dialect is None:
             return None
         try:
+            if len(incoming_msg) > LARGEST_PARSED:
+                return self._handle_large(self._dialect.decode_in_steps(incoming_msg))
             return self._submit(self._dialect.decode(incoming_msg))
         except IgnoredMessage as error:
             self.hub.ignored.note(error.reason)
             return None
         except (FrameError, HubClosed) as error:
-            self.log.warning("websocket of kernel %s closed: %s", self.kernel_id, error.reason)
-            self.disconnect()
-            self.websocket_handler.close(error.close_code, error.reason)
+            self._refuse(error)
             return None
+
+    def _handle_large(self, steps: Generator[None, None, Message]) -> Awaitable[None] | None:
+        """Decode a large frame, in the loop's next turns if one step is not enough."""
+        try:
+            next(steps)
+        except StopIteration as end:
+            return self._submit(end.value)
+        self._room = asyncio.ensure_future(self._decode_on(steps))
+        return self._room
+
+    async def _decode_on(self, steps: Generator[None, None, Message]) -> None:
+        """Decode the rest of a frame, submit it, and wait for room behind it."""
+        try:
+            while True:
+                await asyncio.sleep(0)
+                if self._attachment is None:
+                    return
+                try:
+                    next(steps)
+                except StopIteration as end:
+                    room = self.hub.submit(self._attachment, end.value)
+                    break
+        except (FrameError, HubClosed) as error:
+            self._refuse(error)
+            return
+        if room is not None:
+            await room
+
+    def _refuse(self, error: FrameError | HubClosed) -> None:
+        """Close the websocket over a frame that is no message."""
+        self.log.warning("websocket of kernel %s closed: %s", self.kernel_id, error.reason)
+        self.disconnect()
+        self.websocket_handler.close(error.close_code, error.reason)
 
     def on_pong(self, data: bytes) -> None:
         """Take the payload of a pong, which may tell what has arrived."""

@@ -6,7 +6,7 @@ the difference.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 
 from kbridge.wire import frames, legacy, v1
@@ -27,6 +27,8 @@ class Dialect:
         What the handshake answers; None: no subprotocol.
     decode : callable
         A frame to a message; raises the `FrameError` family. Text frames come as str.
+    decode_in_steps : callable
+        The same, as a generator that yields where others may have their turn: for large frames.
     payload : callable
         A message to the opcode and the payload of its frame. The legacy dialect raises
         `KernelMessageError` for a message that it has no form for.
@@ -35,6 +37,7 @@ class Dialect:
     name: str
     subprotocol: str | None
     decode: Callable[[str | bytes], Message]
+    decode_in_steps: Callable[[str | bytes], Generator[None, None, Message]]
     payload: Callable[[Message], tuple[int, bytes]]
 
 
@@ -48,8 +51,14 @@ def _legacy_payload(msg: Message) -> tuple[int, bytes]:
     return frames.TEXT, legacy.encode_json(msg)
 
 
-V1 = Dialect("v1", v1.SUBPROTOCOL, v1.decode, _v1_payload)
-LEGACY = Dialect("legacy", None, legacy.decode, _legacy_payload)
+def _v1_decode_at_once(data: str | bytes) -> Generator[None, None, Message]:
+    """Decode without a break: no part of the frame is read but its header."""
+    yield from ()
+    return v1.decode(data)
+
+
+V1 = Dialect("v1", v1.SUBPROTOCOL, v1.decode, _v1_decode_at_once, _v1_payload)
+LEGACY = Dialect("legacy", None, legacy.decode, legacy.decode_in_steps, _legacy_payload)
 
 _BY_SUBPROTOCOL = {V1.subprotocol: V1}
 

@@ -8,7 +8,9 @@ Laws of this module:
 
 - a check either passes or raises one of the `FrameError` family, whatever the bytes are;
 - a reason names the fault and fits a close frame (123 bytes of UTF-8, RFC 6455 section 5.5);
-- nothing is changed: what passes goes on as the bytes that came.
+- nothing is changed: what passes goes on as the bytes that came;
+- no more than `LARGEST_PARSED` bytes of JSON are parsed at once, since nothing interrupts the
+  parser: a larger header is refused, a larger content is the kernel's to judge.
 
 What Python's parser takes passes, `NaN` among it: kernels written in Python take it too, and a
 bridge that refused what the kernel behind it accepts would break clients that work today.
@@ -22,9 +24,22 @@ from typing import Any
 from kbridge.errors import IgnoredMessage, InvalidMessage, MalformedFrame
 from kbridge.wire.message import Buffer, Channel
 
-__all__ = ["EMPTY", "channel", "check_header", "encodable", "json_or_empty", "parse", "utf8"]
+__all__ = [
+    "EMPTY",
+    "LARGEST_PARSED",
+    "channel",
+    "check_header",
+    "check_size",
+    "encodable",
+    "json_or_empty",
+    "parse",
+    "utf8",
+]
 
 EMPTY = b"{}"
+
+LARGEST_PARSED = 1 << 16
+"""Bytes of JSON that are parsed at once: 3 ms of small numbers."""
 
 _NAMES = ("msg_id", "msg_type")
 _CHANNELS = {str(name): name for name in Channel}
@@ -106,7 +121,21 @@ def json_or_empty(raw: bytes, what: str) -> bytes:
     """
     if raw in (EMPTY, b""):
         return EMPTY
+    if len(raw) > LARGEST_PARSED:
+        return raw
     return EMPTY if _parse_part(utf8(raw, what), what) is None else raw
+
+
+def check_size(part: str | bytes, what: str) -> None:
+    """Check that a part that is read for each message is not too large for that.
+
+    Raises
+    ------
+    InvalidMessage
+        If it has more than `LARGEST_PARSED` bytes or characters.
+    """
+    if len(part) > LARGEST_PARSED:
+        raise InvalidMessage(f"{what} has more than {LARGEST_PARSED:,} bytes")
 
 
 def check_header(text: str) -> None:
@@ -122,8 +151,9 @@ def check_header(text: str) -> None:
         If it is not a JSON object, lacks one of the two, has a type that is not a string, or holds
         half a character, which the kernel's reply could not repeat in UTF-8.
     InvalidMessage
-        If it repeats one of the two.
+        If it repeats one of the two, or is too large.
     """
+    check_size(text, "header")
     header = _parse_part(text, "header")
     if not isinstance(header, dict):
         raise IgnoredMessage("header is not a JSON object")

@@ -20,10 +20,11 @@ Laws of this module:
 
 from __future__ import annotations
 
+import codecs
 import json
 import re
 import struct
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from json.encoder import encode_basestring_ascii as quote
 
 from kbridge.errors import (
@@ -34,11 +35,13 @@ from kbridge.errors import (
 )
 from kbridge.wire import fields
 from kbridge.wire.message import Buffer, Channel, Message
-from kbridge.wire.offsets import contiguous, nbytes, read, slices
+from kbridge.wire.offsets import MOST, contiguous, nbytes, read, slices
+from kbridge.wire.outline import MOST_MEMBERS, TooManyMembers, outline
 
-__all__ = ["decode", "encode", "encode_binary", "encode_json"]
+__all__ = ["decode", "decode_in_steps", "encode", "encode_binary", "encode_json"]
 
 _WORD = 4
+_BLOCK = 1 << 20  # bytes or characters that are decoded or encoded at once
 _LIMIT = 1 << 32
 _KEYS = frozenset(("header", "parent_header", "metadata", "content", "channel", "buffers"))
 _skip_space = re.compile(r"[ \t\n\r]*").match
@@ -132,46 +135,119 @@ def decode(data: str | bytes) -> Message:
     InvalidMessage
         If the text is not a message, has buffers, or the header is ambiguous.
     """
+    steps = decode_in_steps(data)
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            msg: Message = end.value
+            return msg
+
+
+def decode_in_steps(data: str | bytes) -> Generator[None, None, Message]:
+    """Decode a frame as `decode` does; a generator that yields between steps of a millisecond.
+
+    Of a frame with more than `fields.LARGEST_PARSED` characters of JSON, parts of that size are not
+    parsed: the kernel judges them.
+    """
     if isinstance(data, str):
-        members = _members(data)
-        if fields.parse(members.get("buffers", "null"), "buffers"):  # empty in any spelling is none
+        text = data
+        buffers: tuple[Buffer, ...] = ()
+    else:
+        offsets = (*read(data, "!I", 1, MOST), len(data))
+        text = yield from _utf8(memoryview(data)[offsets[0] : offsets[1]])
+        buffers = slices(data, offsets[1:])
+    if len(text) <= fields.LARGEST_PARSED:
+        members = _members(text)
+    else:
+        members = yield from _large_members(text)
+    if isinstance(data, str):
+        listed = members.get("buffers", "null")  # empty in any spelling is none
+        if len(listed) > fields.LARGEST_PARSED or fields.parse(listed, "buffers"):
             raise InvalidMessage("buffers in a text frame, which holds none")
-        return _message(members, ())
-    offsets = (*read(data, "!I", 1), len(data))
-    text = fields.utf8(memoryview(data)[offsets[0] : offsets[1]], "JSON of the frame")
-    return _message(_members(text), slices(data, offsets[1:]))
-
-
-def _message(members: dict[str, str], buffers: tuple[Buffer, ...]) -> Message:
-    name = fields.parse(members.get("channel", "null"), "channel")
-    if not isinstance(name, str | None):
-        raise IgnoredMessage("channel is not a string")
-    channel = Channel.SHELL if name is None else fields.channel(name)
+    channel = _channel(members)
     if "header" not in members:
         raise InvalidMessage("the message has no header")
     fields.check_header(members["header"])
     return Message(
         channel,
         fields.encodable(members["header"], "header"),
-        _part(members, "parent_header"),
-        _part(members, "metadata"),
-        _content(members),
+        (yield from _part(members, "parent_header")),
+        (yield from _part(members, "metadata")),
+        (yield from _content(members)),
         buffers,
     )
 
 
-def _part(members: dict[str, str], name: str) -> bytes:
+def _channel(members: dict[str, str]) -> Channel:
+    text = members.get("channel", "null")
+    fields.check_size(text, "channel")
+    name = fields.parse(text, "channel")
+    if not isinstance(name, str | None):
+        raise IgnoredMessage("channel is not a string")
+    return Channel.SHELL if name is None else fields.channel(name)
+
+
+def _part(members: dict[str, str], name: str) -> Generator[None, None, bytes]:
     text = members.get(name, "null")
-    return fields.EMPTY if text == "null" else fields.encodable(text, name)
+    if text == "null":
+        return fields.EMPTY
+    if name == "parent_header":
+        fields.check_size(text, name)
+    return (yield from _encode(text, name))
 
 
-def _content(members: dict[str, str]) -> bytes:
+def _content(members: dict[str, str]) -> Generator[None, None, bytes]:
     """Cut out the content; a string is the content's JSON, as jupyter_client's Session has it."""
     text = members.get("content", "null")
     if not text.startswith('"'):
-        return _part(members, "content")
-    inner = fields.encodable(fields.parse(text, "content"), "content")
+        return (yield from _part(members, "content"))
+    inner = yield from _encode(fields.parse(text, "content"), "content")
     return fields.json_or_empty(inner, "content")
+
+
+def _encode(text: str, name: str) -> Generator[None, None, bytes]:
+    if len(text) <= _BLOCK:
+        return fields.encodable(text, name)
+    blocks = []
+    for at in range(0, len(text), _BLOCK):
+        yield
+        blocks.append(fields.encodable(text[at : at + _BLOCK], name))
+    return b"".join(blocks)
+
+
+def _utf8(raw: memoryview) -> Generator[None, None, str]:
+    if len(raw) <= _BLOCK:
+        return fields.utf8(raw, "JSON of the frame")
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    texts = []
+    try:
+        for at in range(0, len(raw), _BLOCK):
+            yield
+            texts.append(decoder.decode(raw[at : at + _BLOCK], at + _BLOCK >= len(raw)))
+    except UnicodeDecodeError:
+        raise MalformedFrame("JSON of the frame is not valid UTF-8") from None
+    return "".join(texts)
+
+
+def _large_members(text: str) -> Generator[None, None, dict[str, str]]:
+    """Cut out the members as `_members` does, in steps; parse those that are not large."""
+    if not text[:64].lstrip().startswith("{"):
+        raise InvalidMessage("the message is not a JSON object")
+    try:
+        found = yield from outline(text, _KEYS)
+    except TooManyMembers:
+        raise InvalidMessage(f"the message has more than {MOST_MEMBERS:,} members") from None
+    except RecursionError:
+        raise MalformedFrame("the message is nested too deeply") from None
+    except ValueError:
+        raise MalformedFrame("the message is not valid JSON") from None
+    members = {}
+    for key, (start, end) in found.items():
+        members[key] = part = text[start:end]
+        if len(part) <= fields.LARGEST_PARSED:
+            fields.parse(part, key)
+    return members
 
 
 def _members(text: str) -> dict[str, str]:
@@ -182,7 +258,7 @@ def _members(text: str) -> dict[str, str]:
     MalformedFrame
         If the text is not JSON.
     InvalidMessage
-        If it is JSON, but no object.
+        If it is JSON, but no object, or has more than `MOST_MEMBERS` members.
     """
     at = _space(text)
     if not text.startswith("{", at):
@@ -190,7 +266,9 @@ def _members(text: str) -> dict[str, str]:
         raise InvalidMessage("the message is not a JSON object")
     found: dict[str, str] = {}
     try:
-        for key, start, end in _walk(text, at):
+        for count, (key, start, end) in enumerate(_walk(text, at)):
+            if count >= MOST_MEMBERS:
+                raise InvalidMessage(f"the message has more than {MOST_MEMBERS:,} members")
             if key in _KEYS:
                 found[key] = text[start:end]
     except RecursionError:

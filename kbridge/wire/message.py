@@ -83,6 +83,9 @@ _KEYS = {
 }
 
 
+_LARGEST_PARSED = 1 << 16  # bytes; no header that is meant has as many
+
+
 def scan(raw: bytes, name: str) -> str:
     """Read one string field of a flat JSON object without parsing the whole of it.
 
@@ -99,9 +102,9 @@ def scan(raw: bytes, name: str) -> str:
     Returns
     -------
     str
-        The field, or an empty string where it is missing, is no string, or `raw` is no object. A
-        `msg_id` of another type is written as JSON: kernels send it back, and replies are found
-        by it.
+        The field, or an empty string where it is missing, is no string, or `raw` is no object or
+        is so large that to parse it would hold up everybody else. A `msg_id` of another type is
+        written as JSON: kernels send it back, and replies are found by it.
     """
     spaced, compact, bare = _KEYS[name]
     start = raw.find(spaced)
@@ -117,7 +120,7 @@ def scan(raw: bytes, name: str) -> str:
                 return raw[start:end].decode()
             except UnicodeDecodeError:
                 return ""
-    if len(raw) <= 2:
+    if not 2 < len(raw) <= _LARGEST_PARSED:
         return ""
     try:
         value = json.loads(raw.decode())

@@ -12,13 +12,18 @@ from __future__ import annotations
 import struct
 from itertools import pairwise
 
-from kbridge.errors import MalformedFrame
+from kbridge.errors import InvalidMessage, MalformedFrame
 from kbridge.wire.message import Buffer
 
-__all__ = ["contiguous", "nbytes", "read", "slices"]
+__all__ = ["MOST", "contiguous", "nbytes", "read", "slices"]
 
 
-def read(data: bytes, word: str, least: int) -> tuple[int, ...]:
+MOST = 10_000
+"""Offsets that a client's frame may have. Each buffer costs several objects here, and a message of
+its own on the way to the kernel: a frame of 20 MB could have five million."""
+
+
+def read(data: bytes, word: str, least: int, most: int | None = None) -> tuple[int, ...]:
     """Read and check the table of a frame.
 
     Parameters
@@ -29,6 +34,8 @@ def read(data: bytes, word: str, least: int) -> tuple[int, ...]:
         One word, as `struct` writes it: ``<Q`` or ``!I``.
     least : int
         How many offsets there must be at least; one or more.
+    most : int, optional
+        How many there may be.
 
     Returns
     -------
@@ -39,6 +46,8 @@ def read(data: bytes, word: str, least: int) -> tuple[int, ...]:
     ------
     MalformedFrame
         If the table is not of this kind.
+    InvalidMessage
+        If it has more than `most` offsets.
     """
     size = len(data)
     width = struct.calcsize(word)
@@ -50,6 +59,8 @@ def read(data: bytes, word: str, least: int) -> tuple[int, ...]:
     start = width * (1 + count)
     if start > size:
         raise MalformedFrame(f"{count} offsets do not fit a frame of {size} bytes")
+    if most is not None and count > most:
+        raise InvalidMessage(f"{count:,} parts, where a message has at most {most:,}")
     offsets: tuple[int, ...] = struct.unpack_from(f"{word[0]}{count}{word[1]}", data, width)
     if offsets[0] < start:
         raise MalformedFrame(f"the first offset is {offsets[0]}, but the table ends at {start}")

@@ -13,7 +13,7 @@ six.
 Laws of this module:
 
 - the client's numbers are believed only after they are checked against the bytes that came;
-- JSON parts are checked, and go on as the bytes they are;
+- JSON parts are checked, and go on as the bytes they are; large ones are not parsed;
 - buffers of a decoded message are views of the frame: they are not copied, and keep it alive.
 """
 
@@ -24,7 +24,7 @@ import struct
 from kbridge.errors import WrongFrameType
 from kbridge.wire import fields, frames
 from kbridge.wire.message import Buffer, Channel, Message
-from kbridge.wire.offsets import contiguous, nbytes, read, slices
+from kbridge.wire.offsets import MOST, contiguous, nbytes, read, slices
 
 __all__ = ["SUBPROTOCOL", "decode", "encode", "encode_frame", "header_of", "split"]
 
@@ -100,8 +100,10 @@ def decode(data: str | bytes) -> Message:
     """
     if isinstance(data, str):
         raise WrongFrameType("a text frame, where this subprotocol has binary frames only")
-    msg = split(data)
+    msg = split(data, MOST)
+    fields.check_size(msg.header, "header")
     fields.check_header(fields.utf8(msg.header, "header"))
+    fields.check_size(msg.parent_header, "parent_header")
     return msg._replace(
         parent_header=fields.json_or_empty(msg.parent_header, "parent_header"),
         metadata=fields.json_or_empty(msg.metadata, "metadata"),
@@ -116,10 +118,17 @@ def header_of(frame: bytes) -> bytes:
     return frame[start + begin : start + end]
 
 
-def split(data: bytes) -> Message:
+def split(data: bytes, most: int | None = None) -> Message:
     """Take a payload apart by its offsets, and leave the JSON parts unread.
 
     Bytes behind the last offset belong to no part, and are passed over as in jupyter_server.
+
+    Parameters
+    ----------
+    data : bytes
+        The payload.
+    most : int, optional
+        Offsets that it may have.
 
     Raises
     ------
@@ -127,8 +136,10 @@ def split(data: bytes) -> Message:
         If the offsets or the channel's UTF-8 do not hold.
     IgnoredMessage
         If there is no such channel.
+    InvalidMessage
+        If there are too many offsets.
     """
-    offsets = read(data, "<Q", _PARTS + 1)
+    offsets = read(data, "<Q", _PARTS + 1, most)
     return Message(
         fields.channel(fields.utf8(data[offsets[0] : offsets[1]], "channel")),
         data[offsets[1] : offsets[2]],

@@ -32,6 +32,7 @@ from kbridge.wire.message import Channel, Message
 from kbridge.wire.signing import Signer
 from kbridge.wire.zmq import parse, serialize
 from tests.hub.rig import INFO, KEY, frames_of
+from tests.support.waiting import TIMEOUT
 
 SIGNER = Signer(KEY)
 DATE = "2030-01-01T00:00:00Z"
@@ -481,6 +482,71 @@ async def test_what_no_kernel_takes_is_dropped_counted_and_logged_once(house, na
     assert [m.msg_type for m in house.sent()] == ["execute_request"]
     assert house.hub.statistics()["ignored_client_messages"] == 50
     assert len([r for r in caplog.records if "Ignored" in r.getMessage()]) == 1
+
+
+def many_keys(size: int) -> str:
+    """A legacy frame with a large content that takes long to parse."""
+    head = json.dumps({"msg_id": "large", "msg_type": "execute_request"})
+    content = ",".join(f'"{i}":1' for i in range(size // 10))
+    return f'{{"header": {head}, "content": {{{content}}}}}'
+
+
+async def test_a_large_frame_is_decoded_while_others_have_their_turn(house) -> None:
+    made, handler = await house.open(offered=[])
+    house.prove()
+    turns = 0
+
+    def turn() -> None:
+        nonlocal turns
+        turns += 1
+        loop.call_soon(turn)
+
+    loop = asyncio.get_running_loop()
+    loop.call_soon(turn)
+    frame = many_keys(1 << 20)
+    decoded = made.handle_incoming_message(frame)
+    assert decoded is not None
+    assert house.sent() == []
+    assert made.room() is decoded, "the websocket is not read from meanwhile"
+    async with asyncio.timeout(TIMEOUT):
+        await decoded
+    assert turns > 5
+    (msg,) = house.sent()
+    assert msg.content.decode() == frame[frame.index('"content": ') + 11 : -1]
+    assert handler.closes == []
+
+
+async def test_a_large_frame_that_is_simple_goes_on_at_once(house) -> None:
+    made, _ = await house.open(offered=[])
+    house.prove()
+    asked = message(Channel.SHELL, "execute_request", {"code": "x" * 100_000})
+    assert made.handle_incoming_message(legacy.encode(asked)) is None
+    assert house.sent() == [asked]
+
+
+@pytest.mark.parametrize(
+    ("spoil", "code"), [(lambda frame: frame[:-1], 1007), (lambda frame: "[" + frame, 1008)]
+)
+async def test_a_large_frame_that_is_no_message_closes_the_websocket(house, spoil, code) -> None:
+    made, handler = await house.open(offered=[])
+    house.prove()
+    decoded = made.handle_incoming_message(spoil(many_keys(1 << 20)))
+    if decoded is not None:
+        async with asyncio.timeout(TIMEOUT):
+            await decoded
+    assert [closed[0] for closed in handler.closes] == [code]
+    assert house.sent() == []
+
+
+async def test_a_large_frame_of_a_websocket_that_goes_meanwhile_comes_to_nothing(house) -> None:
+    made, handler = await house.open(offered=[])
+    house.prove()
+    decoded = made.handle_incoming_message(many_keys(1 << 20))
+    made.disconnect()
+    async with asyncio.timeout(TIMEOUT):
+        await decoded
+    assert house.sent() == []
+    assert handler.closes == []
 
 
 async def test_nothing_is_taken_before_or_after(house) -> None:

@@ -114,6 +114,7 @@ def put(index: int, value: int) -> Callable[[list[int]], list[int]]:
 H = raw(HEADER)
 FIVE = (b"shell", H, b"{}", b"{}", b"{}")
 DEEP = b'{"a":' * 200_000
+DEEP_AND_SMALL = b'{"a":' * 13_000  # small enough to be parsed
 Fault = tuple[str | bytes, type[FrameError], str]
 
 
@@ -187,7 +188,17 @@ V1_FAULTS: dict[str, Fault] = {
         InvalidMessage,
         "msg_type twice",
     ),
-    "header nested deeply": (five(header=DEEP), IgnoredMessage, "header is nested too deeply"),
+    "header nested deeply": (
+        five(header=DEEP_AND_SMALL),
+        IgnoredMessage,
+        "header is nested too deeply",
+    ),
+    "a large header": (five(header=DEEP), InvalidMessage, "header has more than 65,536 bytes"),
+    "a large parent": (
+        five(b"shell", H, b'{"a": "' + b"x" * 70_000 + b'"}', b"{}", b"{}"),
+        InvalidMessage,
+        "parent_header has more than 65,536 bytes",
+    ),
     "content not JSON": (
         five(b"shell", H, b"{}", b"{}", b"{'a': 1}"),
         IgnoredMessage,
@@ -204,12 +215,12 @@ V1_FAULTS: dict[str, Fault] = {
         "content is not valid UTF-8",
     ),
     "content nested deeply": (
-        five(b"shell", H, b"{}", b"{}", DEEP),
+        five(b"shell", H, b"{}", b"{}", DEEP_AND_SMALL),
         IgnoredMessage,
         "content is nested too deeply",
     ),
     "content with an endless number": (
-        five(b"shell", H, b"{}", b"{}", b'{"a": ' + b"1" * 100_000 + b"}"),
+        five(b"shell", H, b"{}", b"{}", b'{"a": ' + b"1" * 60_000 + b"}"),
         IgnoredMessage,
         "content is not valid JSON",
     ),
@@ -258,9 +269,40 @@ LEGACY_FAULTS: dict[str, Fault] = {
         "buffers in a text frame",
     ),
     "nested deeply": ('{"header": ' + DEEP.decode(), MalformedFrame, "nested too deeply"),
-    "keys nested deeply": ("{" + "[" * 200_000, MalformedFrame, "nested too deeply"),
-    "list nested deeply": ("[" * 200_000, MalformedFrame, "nested too deeply"),
-    "an endless number": ('{"a": ' + "1" * 100_000 + "}", MalformedFrame, "not valid JSON"),
+    "keys nested deeply": ("{" + "[" * 60_000, MalformedFrame, "nested too deeply"),
+    "list nested deeply": ("[" * 60_000, MalformedFrame, "nested too deeply"),
+    "an endless number": ('{"a": ' + "1" * 60_000 + "}", MalformedFrame, "not valid JSON"),
+    "an object that never ends": ("{" + " " * 70_000, MalformedFrame, "not valid JSON"),
+    "many members": (
+        "{" + ", ".join(f'"{i}": 0' for i in range(2_000)) + "}",
+        InvalidMessage,
+        "more than 1,000 members",
+    ),
+    "very many members": (
+        "{" + ", ".join(f'"{i}": 0' for i in range(20_000)) + "}",
+        InvalidMessage,
+        "more than 1,000 members",
+    ),
+    "a large header": (
+        '{"header": {"a": "' + "x" * 70_000 + '"}}',
+        InvalidMessage,
+        "header has more than 65,536 bytes",
+    ),
+    "a large channel": (
+        _TEXT + ', "channel": "' + "x" * 70_000 + '"}',
+        InvalidMessage,
+        "channel has more than 65,536 bytes",
+    ),
+    "large buffers in text": (
+        _TEXT + ', "buffers": [' + "1, " * 40_000 + "1]}",
+        InvalidMessage,
+        "buffers in a text frame",
+    ),
+    "metadata that is no JSON beside a large content": (
+        _TEXT + ', "metadata": {"a": nul}, "content": {"a": "' + "x" * 70_000 + '"}}',
+        MalformedFrame,
+        "metadata is not valid JSON",
+    ),
     "a raw lone surrogate": (
         _TEXT + ', "content": {"a": "\ud800"}}',
         MalformedFrame,
