@@ -15,9 +15,9 @@ from kbridge.kernels.attach_dir import AttachDir
 from kbridge.kernels.attached import AttachedKernel, kernel_id_for, read_connection_file
 from kbridge.kernels.heartbeats import Heartbeats
 from kbridge.kernels.hubs import Hub, Hubs
+from kbridge.kernels.interrupt import interrupt_by_message
 from kbridge.kernels.kernel import BridgeKernel
 from kbridge.kernels.table import KernelTable
-from kbridge.wire.message import Channel
 
 __all__ = ["AttachingTable"]
 
@@ -92,15 +92,12 @@ class AttachingTable(KernelTable):
         """
         hub = self.hubs.get(kernel.kernel_id)
         timeout = self.interrupt_timeout
-        try:
-            if hub is not None:
-                await hub.request("interrupt_request", {}, Channel.CONTROL, timeout)
-        except TimeoutError:
+        if hub is not None and not await interrupt_by_message(kernel.kernel_id, hub, timeout):
             raise NotSupported(
                 f"Kernel {kernel.kernel_id} was started elsewhere and has left interrupt_request"
                 f" unanswered for {timeout:g} s: interrupt it where it runs, or raise"
                 " BridgeKernelManager.interrupt_timeout if it is slow"
-            ) from None
+            )
 
     def _open_attach_dir(self) -> None:
         if self.attach_dir and self._attach_dir is None:

@@ -21,7 +21,6 @@ from kbridge.errors import (
     Busy,
     InvalidRequest,
     KbridgeError,
-    KernelError,
     KernelLimitReached,
     KernelNotFound,
     NotSupported,
@@ -29,12 +28,15 @@ from kbridge.errors import (
 from kbridge.kernels.attached import AttachedKernel
 from kbridge.kernels.culling import to_cull
 from kbridge.kernels.environment import working_dir
+from kbridge.kernels.interrupt import interrupt_by_message
 from kbridge.kernels.kernel import BridgeKernel
 from kbridge.kernels.opening import OpeningTable
 from kbridge.kernels.records import Standing
-from kbridge.wire.message import Channel
 
 __all__ = ["BridgeKernelManager"]
+
+# Seconds for the reply to interrupt_request: one that fails does so at once.
+_INTERRUPT_REPLY = 0.5
 
 _KERNEL_ID = re.compile(r"(?=.{9,64}$)[0-9A-Za-z_]+(-[0-9A-Za-z_]+){4}", re.ASCII)
 
@@ -142,12 +144,15 @@ class BridgeKernelManager(OpeningTable):
     async def interrupt_kernel(self, kernel_id: str) -> None:  # type: ignore[override]
         """Interrupt a kernel, by signal or by message as its kernelspec says.
 
+        Not every kernel that is interrupted by message replies, so that no reply within
+        `_INTERRUPT_REPLY` seconds is no failure.
+
         Raises
         ------
         KernelNotFound
             If there is no such kernel.
         KernelError
-            If its process has gone, or it does not answer the message.
+            If its process has gone, or it replies that it failed.
         NotSupported
             If somebody else has started it, and it does not answer the message.
         """
@@ -160,15 +165,8 @@ class BridgeKernelManager(OpeningTable):
         if spec is None or spec.interrupt_mode != "message" or hub is None:
             await kernel.signal_interrupt()
             return
-        try:
-            await hub.request(
-                "interrupt_request", {}, channel=Channel.CONTROL, timeout=self.interrupt_timeout
-            )
-        except TimeoutError:
-            seconds = f"{self.interrupt_timeout:g} s"
-            raise KernelError(
-                f"Kernel {kernel_id} left the interrupt unanswered {seconds}"
-            ) from None
+        if not await interrupt_by_message(kernel_id, hub, _INTERRUPT_REPLY):
+            self.log.info("Kernel %s was sent interrupt_request, and has not replied", kernel_id)
 
     async def shutdown_kernel(self, kernel_id: str, now: bool = False) -> None:  # type: ignore[override]
         """End a kernel; returns when its process has gone. One that others started is let go of.

@@ -113,7 +113,8 @@ class KernelSettings(LoggingConfigurable):
     interrupt_timeout = Float(
         5.0,
         config=True,
-        help="""Seconds to wait for the reply of a kernel that is interrupted by message.""",
+        help="""Seconds after which a kernel that was started elsewhere, and does not reply to
+        interrupt_request, counts as one that cannot be interrupted.""",
     )
     restart_limit = Integer(
         5,

@@ -38,6 +38,7 @@ class FakeHub:
         self.activity = FakeActivity()
         self.connections = 0
         self.events: list[str] = []
+        self.timeouts: list[float] = []
         self.requests: list[tuple[str, dict[str, Any], Channel]] = []
         self.reply: Callable[[str, Mapping[str, Any]], dict[str, Any] | None] = lambda *_: {
             "status": "ok"
@@ -90,6 +91,7 @@ class FakeHub:
         timeout: float = 10.0,
     ) -> Message:
         self.requests.append((msg_type, dict(content), channel))
+        self.timeouts.append(timeout)
         reply = self.reply(msg_type, content)
         if reply is None:
             raise TimeoutError

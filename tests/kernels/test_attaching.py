@@ -7,7 +7,7 @@ import uuid
 
 import pytest
 
-from kbridge.errors import Busy, InvalidRequest, KernelNotFound, NotSupported
+from kbridge.errors import Busy, InvalidRequest, KernelError, KernelNotFound, NotSupported
 from kbridge.kernels import attaching
 from kbridge.kernels.attached import AttachedKernel, kernel_id_for, read_connection_file
 from kbridge.wire.message import Channel
@@ -100,6 +100,14 @@ async def test_it_is_interrupted_by_message(make_manager, hubs):
     manager.attach(kernel())
     await manager.interrupt_kernel("k")
     assert hubs.get("k").requests == [("interrupt_request", {}, Channel.CONTROL)]
+
+
+async def test_one_that_fails_to_interrupt_its_work_says_so(make_manager, hubs):
+    hubs.reply = lambda *_: {"status": "error", "ename": "OSError", "evalue": "no thread"}
+    manager = make_manager()
+    manager.attach(kernel())
+    with pytest.raises(KernelError, match="OSError: no thread"):
+        await manager.interrupt_kernel("k")
 
 
 async def test_one_that_knows_no_such_message_says_so(make_manager, hubs):

@@ -461,9 +461,27 @@ async def test_interrupt_by_message(make_manager, fake, fleet, hubs):
     await manager.interrupt_kernel(kernel_id)
     assert hub.requests == [("interrupt_request", {}, "control")]
     assert fleet[0].signals == []
-    hub.reply = lambda *_: None
-    with pytest.raises(KernelError, match="unanswered"):
+
+
+@pytest.mark.parametrize("silent", [None, {}, {"status": "ok"}, {"status": "aborted"}, []])
+async def test_a_kernel_need_not_reply_to_an_interrupt(make_manager, fake, hubs, silent):
+    manager = make_manager(interrupt_timeout=3600)
+    kernel_id = await manager.start_kernel(fake(interrupt_mode="message"))
+    hub = hubs.hubs[kernel_id]
+    hub.reply = lambda *_: silent
+    await manager.interrupt_kernel(kernel_id)
+    assert hub.requests == [("interrupt_request", {}, "control")]
+    assert hub.timeouts[-1] < 1, "a client waits no longer for a reply that may never come"
+
+
+async def test_an_interrupt_that_fails_is_no_success(make_manager, fake, hubs):
+    manager = make_manager()
+    kernel_id = await manager.start_kernel(fake(interrupt_mode="message"))
+    fault = {"status": "error", "ename": "OSError", "evalue": "no \x1b[31mthread", "traceback": []}
+    hubs.hubs[kernel_id].reply = lambda *_: fault
+    with pytest.raises(KernelError, match=r"failed to interrupt.*OSError: no \\x1b") as caught:
         await manager.interrupt_kernel(kernel_id)
+    assert caught.value.http_status == 500
 
 
 # Pool

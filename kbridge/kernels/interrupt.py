@@ -1,0 +1,47 @@
+"""Interrupting a kernel by message, as its kernelspec (`interrupt_mode`) or its place asks for."""
+
+from __future__ import annotations
+
+import json
+
+from kbridge.errors import KernelError
+from kbridge.kernels.hubs import Hub
+from kbridge.wire.message import Channel
+
+__all__ = ["interrupt_by_message"]
+
+
+async def interrupt_by_message(kernel_id: str, hub: Hub, timeout: float) -> bool:
+    """Send `interrupt_request`, and wait for the reply.
+
+    Parameters
+    ----------
+    kernel_id : str
+        For the error.
+    hub : Hub
+        The kernel's.
+    timeout : float
+        Seconds to wait.
+
+    Returns
+    -------
+    bool
+        True if the kernel replied in time. If not, it has the request nevertheless.
+
+    Raises
+    ------
+    KernelError
+        If the kernel replied that it failed.
+    """
+    try:
+        reply = await hub.request("interrupt_request", {}, Channel.CONTROL, timeout)
+    except TimeoutError:
+        return False
+    try:
+        content = json.loads(reply.content)
+    except (ValueError, RecursionError):
+        return True  # it did reply
+    if isinstance(content, dict) and content.get("status") == "error":
+        fault = ascii(f"{content.get('ename', '')}: {content.get('evalue', '')}")[:200]
+        raise KernelError(f"Kernel {kernel_id} failed to interrupt its work: {fault}")
+    return True
