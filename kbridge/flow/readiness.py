@@ -1,11 +1,26 @@
 """When a kernel is ready: what to ask it next, and what counts as proof.
 
-A hub is ready once its kernel answers and its iopub subscription is known to work; only then are
-clients' requests sent, so that no output of theirs is lost. Proof is a reply to one of our
-probes (`kernel_info_request` on shell and on control: a busy kernel answers control) together with
-any iopub message that came after a probe. An `iopub_welcome` proves as much alone (JEP 65), but
-ipykernel sends it to its first subscriber only, so it cannot be relied on. `timeout` seconds after
-the wait began the hub is ready whatever was seen: requests then go out unproven rather than never.
+A hub is ready once its kernel answers, its iopub subscription is known to work, and its stdin
+socket is connected; only then are clients' requests sent, so that neither output nor a question is
+lost. Proof is a reply to one of our probes (`kernel_info_request` on shell and on control: a busy
+kernel answers control) together with any iopub message that came after a probe. An
+`iopub_welcome` proves as much alone (JEP 65), but ipykernel sends it to its first subscriber only,
+so it cannot be relied on. Stdin is where a kernel speaks first: its ROUTER drops an
+`input_request` for a peer that has not finished its handshake, and nobody sends it again.
+
+Kernels that cannot give the whole proof do not wait for `timeout`:
+
+- a kernel that answers `QUIET_REPLIES` probes over a connected iopub for `QUIET_SECONDS` and
+  publishes nothing is ready: it sends no status for kernel_info_request;
+- a kernel whose stdin does not connect within `STDIN_SECONDS` of the rest is ready without it.
+
+`timeout` seconds after the wait began the hub is ready whatever was seen: requests then go out
+unproven rather than never.
+
+A kernel that publishes on iopub but answers neither on shell nor on control may have mistaken our
+sockets for those of a dead peer: a ROUTER ignores a second peer with an identity that it still
+knows, for good. So after `RENEW_SECONDS` the hub is told to make new sockets under a new identity,
+and again after twice that time, but only if iopub has spoken since: such a kernel may just be busy.
 
 Laws of this module:
 
@@ -21,6 +36,11 @@ from dataclasses import dataclass
 from enum import Enum, auto
 
 __all__ = ["Decision", "Event", "Readiness", "State"]
+
+QUIET_SECONDS = 2.0
+QUIET_REPLIES = 3
+STDIN_SECONDS = 5.0
+RENEW_SECONDS = 5.0
 
 
 class State(Enum):
@@ -91,12 +111,18 @@ class Decision:
         Ready for want of time, not of proof.
     next_at : float or None
         When to ask again (the unit of `now`), None: when something happens.
+    renew : bool
+        Make new sockets for shell, control and stdin, under a new identity, before probing.
+    lacks : str
+        The channel on which a ready kernel could not be proven: "iopub", "stdin", or empty.
     """
 
     probe: bool
     ready: bool
     timed_out: bool
     next_at: float | None
+    renew: bool = False
+    lacks: str = ""
 
 
 class Readiness:
@@ -124,9 +150,11 @@ class Readiness:
         self.reset(0.0)
 
     def reset(self, now: float) -> None:
-        """Forget all evidence, and the connection: the kernel or the sockets are new."""
+        """Forget all evidence, and the connections: the kernel or the sockets are new."""
         self._state = State.NEW
         self._resets += 1
+        self._handshake = False  # on iopub
+        self._stdin = False
         self._wait(now)
 
     def _wait(self, now: float) -> None:
@@ -135,6 +163,15 @@ class Readiness:
         self._deadline = now + self._timeout
         self._next_probe = -math.inf
         self._waited: float | None = None
+        self._lacks = ""
+        self._stdin_deadline = math.inf
+        self._renew_after = RENEW_SECONDS
+        self._restart_evidence()
+
+    def _restart_evidence(self) -> None:
+        self._replies = 0
+        self._quiet_at = math.inf
+        self._renew_at = math.inf
 
     @property
     def state(self) -> State:
@@ -144,7 +181,9 @@ class Readiness:
     @property
     def ready(self) -> bool:
         """Whether clients' requests may be sent, for proof or for want of time."""
-        return self._state is State.PROVEN or self._timed_out
+        return self._timed_out or (
+            self._state is State.PROVEN and (self._stdin or self._lacks == "stdin")
+        )
 
     @property
     def timed_out(self) -> bool:
@@ -152,34 +191,69 @@ class Readiness:
         return self._timed_out
 
     def poll(self, now: float) -> Decision:
-        """Decide what to do now. A probe that this asks for counts as sent."""
+        """Decide what to do now. A probe or a renewal that this asks for counts as done."""
+        if now >= self._quiet_at and self._replies >= QUIET_REPLIES:
+            self._lacks = "iopub"
+            self._enter(State.PROVEN, now)
+        if self._state is State.PROVEN and not self.ready and now >= self._stdin_deadline:
+            self._lacks = "stdin"
+            self._waited = now - self._since
         if not self.ready and now >= self._deadline:
             self._timed_out = True
             self._waited = now - self._since
         if self.ready:
-            return Decision(probe=False, ready=True, timed_out=self._timed_out, next_at=None)
+            return Decision(False, True, self._timed_out, None, lacks=self._lacks)
         if self._state is State.LOST:
-            return Decision(probe=False, ready=False, timed_out=False, next_at=self._deadline)
+            return Decision(False, False, False, self._deadline)
+        if self._state is State.PROVEN:
+            return Decision(False, False, False, self._stdin_deadline)
+        renew = now >= self._renew_at
+        if renew:
+            self._renew_after *= 2
+            self._renew_at = math.inf  # until iopub speaks again
+            self._next_probe = -math.inf
+            self._stdin = False
         probe = now >= self._next_probe
         if probe:
             self._next_probe = now + self._interval
             self._probes += 1
             self._take(Event.PROBE, now)
         next_at = min(self._next_probe, self._deadline)
-        return Decision(probe=probe, ready=False, timed_out=False, next_at=next_at)
+        return Decision(probe, False, False, next_at, renew=renew)
 
     def on_reply(self, now: float) -> None:
         """Take note of a reply to a probe, on shell or on control."""
+        if self._state is State.REPLIED:
+            self._replies += 1
         self._take(Event.REPLY, now)
 
     def on_iopub(self, now: float) -> None:
         """Take note of any iopub message. Cheap once the hub is proven."""
         if self._state is not State.PROVEN:
             self._take(Event.IOPUB, now)
+            if self._state is State.HEARD and self._renew_at == math.inf:
+                self._renew_at = now + self._renew_after
 
     def on_welcome(self, now: float) -> None:
         """Take note of an `iopub_welcome`."""
         self._take(Event.WELCOME, now)
+
+    def on_stdin(self, *, up: bool, now: float) -> None:
+        """Take note of stdin's handshake, or of its end.
+
+        A hub that was ready holds requests back until stdin is there again: the first of them may
+        ask a question.
+        """
+        was_ready = self.ready
+        self._stdin = up
+        if up:
+            if self._lacks == "stdin":
+                self._lacks = ""
+            if self.ready and not was_ready:
+                self._waited = now - self._since
+        elif was_ready and not self.ready:
+            self._stdin_deadline = self._deadline = now + STDIN_SECONDS
+            self._waited = None
 
     def on_connected(self, now: float) -> None:
         """Take note of the iopub handshake. The next probe is due at once.
@@ -189,25 +263,38 @@ class Readiness:
         if self._timed_out:
             self._wait(now)
         self._take(Event.CONNECTED, now)
+        self._handshake = True
 
     def on_disconnected(self, now: float) -> None:
         """Take note that the iopub connection is gone. A hub that was ready waits anew."""
         if self._state is not State.LOST:
             self._losses += 1
-        if self.ready:
+        if self.ready or self._state is State.PROVEN:
             self._wait(now)
         self._take(Event.DISCONNECTED, now)
+        self._handshake = False
 
     def _take(self, event: Event, now: float) -> None:
         state = TRANSITIONS[self._state].get(event, self._state)
-        if state is self._state:
-            return
+        if state is not self._state:
+            self._enter(state, now)
+
+    def _enter(self, state: State, now: float) -> None:
         self._state = state
         if state is State.PROVEN:
             self._timed_out = False
             self._waited = now - self._since
-        elif state is State.NEW:
+            self._restart_evidence()
+            if not self._stdin:
+                self._waited = None
+                # A hub that had given up does not wait once more.
+                self._stdin_deadline = min(now + STDIN_SECONDS, max(self._deadline, now))
+        elif state is State.REPLIED:
+            self._replies = 1
+            self._quiet_at = now + QUIET_SECONDS if self._handshake else math.inf
+        elif state in (State.NEW, State.LOST):
             self._next_probe = -math.inf
+            self._restart_evidence()
 
     def statistics(self) -> dict[str, str | int | float | bool | None]:
         """State, counts since the start, and the seconds that the last wait took (None: waits)."""
@@ -219,4 +306,5 @@ class Readiness:
             "probes": self._probes,
             "resets": self._resets,
             "losses": self._losses,
+            "lacks": self._lacks,
         }

@@ -12,7 +12,7 @@ Laws of this module:
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
 from kbridge.errors import HubClosed, IgnoredMessage
@@ -28,14 +28,14 @@ from kbridge.hub.ignored import IgnoredMessages
 from kbridge.hub.intake import Intake
 from kbridge.hub.line import Line, LinkFactory
 from kbridge.hub.notices import Notices
-from kbridge.hub.nudge import Nudge
+from kbridge.hub.nudge import Nudge, unproven
 from kbridge.hub.readers import Readers
 from kbridge.hub.requests import Requests
 from kbridge.hub.settings import HubSettings
 from kbridge.hub.since import SessionIndex
 from kbridge.link.endpoints import Endpoints
 from kbridge.link.interfaces import ClientLink, RawMessage, nobody
-from kbridge.link.kernel import KernelLink, new_identity
+from kbridge.link.kernel import KernelLink
 from kbridge.wire.dialects import Dialect
 from kbridge.wire.message import Channel, Message
 from kbridge.wire.signing import Signer
@@ -57,8 +57,8 @@ class Hub:
         What can be set, the time, and where to say what happens.
     link : callable
         Makes the link to the kernel; a test puts `kbridge.link.memory.MemoryKernel` here.
-    identity : bytes
-        What the kernel knows the hub by; empty: a new one. With another bridge's come its replies.
+    former : sequence of bytes
+        Identities of earlier bridges, to which the kernel may owe replies.
     adopted : bool
         The kernel ran before this bridge did, and others were connected to it.
 
@@ -87,7 +87,7 @@ class Hub:
         link: LinkFactory = KernelLink,
         clock: Clock | None = None,
         log: logging.Logger | logging.LoggerAdapter[logging.Logger] | None = None,
-        identity: bytes = b"",
+        former: Sequence[bytes] = (),
         adopted: bool = False,
     ) -> None:
         settings = settings or HubSettings()
@@ -95,17 +95,28 @@ class Hub:
         self.settings = settings
         self.log = log or logging.getLogger("kbridge.hub")
         self._clock = clock or Clock()
-        self._line = Line(link, self, identity or new_identity(), self.log)
+        self._line = Line(link, self, former, self.log)
         self.notices = Notices(self._clock)
         self.ignored = IgnoredMessages(kernel_id, self._clock, self.log)
         self.journal = Journal(settings.journal_limit, settings.history_limit)
         self.activity = Activity(self._clock.wall(), quiet=settings.untracked_message_types)
         self._inputs = Inputs()
         pace = policies.pace(settings)
-        self._requests = Requests(settings.request_limit, self._link_send, self.log)
+        self._requests = Requests(
+            settings.request_limit,
+            self._link_send,
+            self.log,
+            notices=self.notices,
+            clock=self._clock,
+            adopted=adopted,
+        )
         answered = SessionIndex() if adopted else None
         self._nudge = Nudge(
-            self._clock, settings.kernel_info_timeout, self._send_probes, self._on_ready
+            self._clock,
+            settings.kernel_info_timeout,
+            self._send_probes,
+            self._on_ready,
+            self._renew,
         )
         self._intake = Intake(
             kernel_id,
@@ -132,6 +143,10 @@ class Hub:
             answered=answered,
         )
         self._incoming = policies.incoming(settings)
+        recovery = self._requests.recovery
+        recovery.on_reply = self._on_reply_made
+        recovery.on_settled = self._line.drop_former
+        recovery.on_unsure = lambda: self._send_probe(Channel.SHELL)
         self._closed = False
         self._announced: tuple[str, int] | None = None  # a status, and where the journal ended
         self._hung_up = False  # since another process was last known to have taken over
@@ -142,9 +157,9 @@ class Hub:
     # -- clients ----------------------------------------------------------------------------
 
     @property
-    def identity(self) -> bytes:
-        """What the kernel knows the hub by, over restarts too."""
-        return self._line.identity
+    def identities(self) -> list[bytes]:
+        """What the kernel knows the hub by now, and before that those it may owe replies to."""
+        return [*self._line.former, self._line.identity]
 
     @property
     def connections(self) -> int:
@@ -402,15 +417,22 @@ class Hub:
         """Send on what waits."""
         self._requests.flush(channel)
 
-    def on_connected(self) -> None:
-        """The kernel's side of iopub is there."""
+    def on_connected(self, channel: Channel) -> None:
+        """The kernel's side of iopub or of stdin is there."""
+        if channel is Channel.STDIN:
+            self._nudge.stdin(up=True)
+            return
         self._line.went(down=False)
         self._nudge.connected()
 
-    def on_disconnected(self) -> None:
-        """The kernel's side of iopub went away: prove it anew before anything is sent."""
+    def on_disconnected(self, channel: Channel) -> None:
+        """The kernel's side of a channel went away: prove it anew before anything is sent."""
+        if channel is Channel.STDIN:
+            self._nudge.stdin(up=False)
+            return
         self._line.went(down=True)
         self._hung_up = True
+        self._requests.recovery.connection_lost()
         self._nudge.disconnected()
         self.on_hung_up()
 
@@ -425,16 +447,33 @@ class Hub:
 
     def _send_probes(self) -> None:
         for channel in (Channel.SHELL, Channel.CONTROL):
-            self._line.send(channel, serialize(self.notices.probe(channel), self.signer))
+            self._send_probe(channel)
+
+    def _send_probe(self, channel: Channel) -> None:
+        self._line.send(channel, serialize(self.notices.probe(channel), self.signer))
+
+    def _renew(self) -> None:
+        """The kernel is there, and ignores our sockets: make new ones."""
+        self.log.info(
+            "Kernel %s publishes on iopub, but answers neither on shell nor on control;"
+            " connecting to it under a new identity",
+            self.kernel_id,
+        )
+        self._requests.recovery.connection_lost()
+        self._line.renew(keep=self._requests.recovery.active)
+
+    def _on_reply_made(self, msg: Message) -> None:
+        self._intake.on_reply_made(msg)
+        self.on_drained()
 
     def _on_ready(self, decision: Decision) -> None:
-        if decision.timed_out:
+        if decision.timed_out or decision.lacks:
             self.log.warning(
-                "kernel %s has not answered for %g s (kernel_info_timeout); sending all the same",
+                "Kernel %s %s; sending requests anyway",
                 self.kernel_id,
-                self.settings.kernel_info_timeout,
+                unproven(self._nudge.state, decision, self.settings.kernel_info_timeout),
             )
-        else:
+        if not decision.timed_out:
             self.activity.alive(self._clock.wall())
         self._requests.flush()
         self.on_heard()
@@ -446,6 +485,7 @@ class Hub:
         """
         if self._hung_up:  # else it is a kernel with a new session for every message
             self._hung_up = False
+            self._requests.recovery.clear()
             self._inputs.clear()
             self.activity.restarted(self._clock.wall())
             if self.ready:

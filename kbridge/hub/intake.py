@@ -166,6 +166,8 @@ class Intake:
             return  # to a new subscriber, and that is the bridge
         if self._begun is not None:
             self._note_begun_before(msg, msg_type)
+        if self._requests.recovery.active:
+            self._requests.recovery.observe(msg, msg_type)
         if self._inputs and msg_type == "status" and state_of(msg.content) == "idle":
             self._inputs.done(msg.parent_id)
         self._activity.observe(msg, msg_type, wall)
@@ -183,8 +185,16 @@ class Intake:
     def _on_reply(self, msg: Message, now: float) -> None:
         """Take a message on shell, control or stdin."""
         audience = self._requests.audience(msg)
-        if audience is None:
-            return
+        if audience is not None:
+            self._deliver(msg, audience, now)
+
+    def on_reply_made(self, msg: Message) -> None:
+        """Take a reply that was made because the kernel's own got lost."""
+        audience = self._requests.deliver(msg)
+        if audience is not None:
+            self._deliver(msg, audience, self._clock.monotonic())
+
+    def _deliver(self, msg: Message, audience: int, now: float) -> None:
         verdict = judge(self._policies, msg, msg.msg_type, now)
         for each in (msg,) if verdict is PASS else verdict:
             seq = self.append(each, audience)
@@ -219,6 +229,7 @@ class Intake:
             return False
         if msg.channel is Channel.SHELL:
             self._activity.free(wall)
+            self._requests.recovery.shell_answered()
         adapter = adapter_for(kernel_protocol(msg))
         if adapter is not None and self.adapter is None:
             self._log.info(

@@ -9,6 +9,7 @@ from typing import Final, TypeAlias
 
 from kbridge.link.endpoints import Endpoints
 from kbridge.link.interfaces import KernelEvents, KernelSockets
+from kbridge.link.sockets import new_identity
 from kbridge.wire.message import Buffer, Channel
 
 __all__ = ["Line", "LinkFactory"]
@@ -16,6 +17,7 @@ __all__ = ["Line", "LinkFactory"]
 LinkFactory: TypeAlias = Callable[[Endpoints, KernelEvents, bytes], KernelSockets]
 """Makes a link: where to, who is told, and what the kernel is to know us by."""
 
+_FORMER: Final = 4  # identities of the past that are received for; each takes three sockets
 _FLUSH_TIMEOUT: Final = 1.0  # seconds to wait for the last words of a kernel that has ended
 
 
@@ -28,20 +30,29 @@ class Line:
         Makes the links.
     events : KernelEvents
         Who is told.
-    identity : bytes
-        What the kernel knows us by, over restarts too.
+    former : sequence of bytes
+        Identities of earlier bridges, to which the kernel may owe replies.
     log : logging.Logger or adapter
         Where to say what happens.
+
+    Attributes
+    ----------
+    identity : bytes
+        What the kernel knows us by. Each process of a kernel, and each set of sockets, knows
+        another: a ROUTER that has not noticed the end of a peer ignores the next one of that name.
+    former : list of bytes
+        Identities to which this process of the kernel may owe replies.
     """
 
     def __init__(
         self,
         make: LinkFactory,
         events: KernelEvents,
-        identity: bytes,
+        former: Sequence[bytes],
         log: logging.Logger | logging.LoggerAdapter[logging.Logger],
     ) -> None:
-        self.identity = identity
+        self.identity = new_identity()
+        self.former = list(former[-_FORMER:])
         self.link: KernelSockets | None = None
         self._make = make
         self._events = events
@@ -52,6 +63,23 @@ class Line:
         """Link, after `close`."""
         self._down.clear()
         self.link = self._make(endpoints, self._events, self.identity)
+        for identity in self.former:
+            self.link.receive_for(identity)
+
+    def renew(self, *, keep: bool) -> None:
+        """Send requests under a new identity; `keep` receiving what is owed to the present one."""
+        if self.link is None:
+            return
+        if keep:
+            self.former = [*self.former, self.identity][-_FORMER:]
+        self.identity = new_identity()
+        self.link.renew(self.identity, keep=keep)
+
+    def drop_former(self) -> None:
+        """Receive nothing more for identities of the past."""
+        self.former.clear()
+        if self.link is not None:
+            self.link.drop_former()
 
     def went(self, *, down: bool) -> None:
         """Note that the kernel's side of iopub went away, or is there."""
@@ -81,7 +109,9 @@ class Line:
         self.drain()
 
     def close(self) -> None:
-        """Close the link, where there is one."""
+        """Close the link, where there is one. What is owed to its identities is lost."""
         if self.link is not None:
             self.link.close()
             self.link = None
+            self.former.clear()
+            self.identity = new_identity()

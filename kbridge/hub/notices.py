@@ -87,6 +87,10 @@ class Notices:
             parent_header,
         )
 
+    def reply(self, request: bytes, content: Mapping[str, Any]) -> Message:
+        """The reply to the execute request with that header, in the kernel's name."""
+        return self._build(Channel.SHELL, "execute_reply", content, parent_header=request)
+
     def _build(
         self,
         channel: Channel,
@@ -96,11 +100,12 @@ class Notices:
         parent_header: bytes = b"{}",
         msg_id: str | None = None,
     ) -> Message:
+        in_its_name = channel is Channel.IOPUB or parent_header != b"{}"
         return build(
             channel,
             msg_type,
             dict(content),
-            session=(channel is Channel.IOPUB and self.kernel_session) or self._session,
+            session=(self.kernel_session if in_its_name else "") or self._session,
             parent_header=parent_header,
             msg_id=msg_id,
             date=self._clock.iso(),

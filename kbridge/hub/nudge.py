@@ -10,10 +10,29 @@ from collections.abc import Callable
 from typing import Any
 
 from kbridge.errors import HubClosed
-from kbridge.flow.readiness import Decision, Readiness
+from kbridge.flow.readiness import Decision, Readiness, State
 from kbridge.hub.clock import Clock
+from kbridge.link.interfaces import nobody
 
-__all__ = ["Nudge"]
+__all__ = ["Nudge", "unproven"]
+
+_MISSING = {
+    State.HEARD: "publishes on iopub, but has answered neither on shell nor on control",
+    State.REPLIED: "answers, but has published nothing on iopub",
+    State.LOST: "has not accepted a connection to its iopub port",
+}
+_LACKS = {
+    "iopub": "answers kernel_info_request without a status on iopub",
+    "stdin": "does not accept connections to its stdin port, so input() will not work",
+}
+
+
+def unproven(state: State, decision: Decision, timeout: float) -> str:
+    """Say what is missing of a kernel that is ready without the whole proof, for the log."""
+    if decision.timed_out:
+        missing = _MISSING.get(state, "has not answered")
+        return f"{missing} for {timeout:g} s (kernel_info_timeout)"
+    return _LACKS[decision.lacks]
 
 
 class Nudge:
@@ -30,6 +49,8 @@ class Nudge:
     on_ready : callable
         Is told each time that the kernel becomes ready, with the decision; and once more where
         the proof comes after time had run out.
+    renew : callable
+        Makes new sockets for shell, control and stdin, under a new identity.
     """
 
     def __init__(
@@ -38,12 +59,14 @@ class Nudge:
         timeout: float,
         probe: Callable[[], None],
         on_ready: Callable[[Decision], None],
+        renew: Callable[[], None] = nobody,
     ) -> None:
         self._clock = clock
         self._loop = asyncio.get_running_loop()
         self._readiness = Readiness(timeout=timeout)
         self._probe = probe
         self._on_ready = on_ready
+        self._renew = renew
         self._timer: asyncio.TimerHandle | None = None
         self._waiters: list[asyncio.Future[bool]] = []
         self._told: Decision | None = None  # the decision that `on_ready` knows of
@@ -58,6 +81,11 @@ class Nudge:
     def timed_out(self) -> bool:
         """Whether they may only because time has run out."""
         return self._readiness.timed_out
+
+    @property
+    def state(self) -> State:
+        """What is known about the kernel."""
+        return self._readiness.state
 
     @property
     def proven(self) -> bool:
@@ -83,6 +111,11 @@ class Nudge:
     def disconnected(self) -> None:
         """The kernel's side of iopub went away."""
         self._readiness.on_disconnected(self._clock.monotonic())
+        self._poll()
+
+    def stdin(self, *, up: bool) -> None:
+        """The kernel's side of stdin is there, or went away."""
+        self._readiness.on_stdin(up=up, now=self._clock.monotonic())
         self._poll()
 
     def heard(self, *, welcome: bool = False) -> None:
@@ -147,6 +180,8 @@ class Nudge:
         self._cancel()
         now = self._clock.monotonic()
         decision = self._readiness.poll(now)
+        if decision.renew:
+            self._renew()
         if decision.probe:
             self._probe()
         if decision.next_at is not None:

@@ -12,8 +12,12 @@ from typing import Any
 
 from kbridge.errors import HubClosed, InvalidMessage
 from kbridge.flow.journal import EVERYONE
+from kbridge.flow.owed import Owed
 from kbridge.flow.routing import Routing
+from kbridge.hub.clock import Clock
+from kbridge.hub.notices import Notices
 from kbridge.hub.outbox import Outbox
+from kbridge.hub.recovery import Recovery
 from kbridge.wire.message import Channel, Message
 
 __all__ = ["Requests"]
@@ -35,6 +39,15 @@ class Requests:
         InvalidMessage if its protocol has no such message.
     log : logging.Logger or adapter
         Where to say so of a request whose sender cannot be told any more.
+    notices, clock
+        What makes the bridge's own messages, and the time.
+    adopted : bool
+        The kernel may be at requests of an earlier bridge.
+
+    Attributes
+    ----------
+    recovery : Recovery
+        Makes up for replies that got lost.
     """
 
     def __init__(
@@ -42,12 +55,18 @@ class Requests:
         limit: int,
         send: Callable[[Message], bool],
         log: logging.Logger | logging.LoggerAdapter[logging.Logger],
+        *,
+        notices: Notices,
+        clock: Clock,
+        adopted: bool = False,
     ) -> None:
         self._outbox = Outbox(limit)
         self._routing = Routing()
         self._send = send
         self._log = log
         self._ours: dict[str, asyncio.Future[Message]] = {}
+        owed = Owed(adopted=adopted, knows=lambda msg_id: self._routing.owner(msg_id) is not None)
+        self.recovery = Recovery(owed, notices, clock, log)
 
     def submit(self, msg: Message, client: int) -> asyncio.Future[None] | None:
         """Send a client's request, or let it wait.
@@ -65,7 +84,7 @@ class Requests:
             After `close`.
         """
         self._routing.note(msg.msg_id, client)
-        if not self._outbox.waits(msg.channel) and self._send(msg):
+        if not self._outbox.waits(msg.channel) and self._send_now(msg):
             return None
         return self._outbox.put(msg)
 
@@ -97,8 +116,15 @@ class Requests:
         -------
         int or None
             A client's number; `EVERYONE` where nobody knows, because better seen twice than not
-            at all; None for an answer to the bridge itself, which is delivered with this call.
+            at all; None for an answer to the bridge itself, which is delivered with this call, and
+            for one that comes a second time.
         """
+        if msg.channel is Channel.SHELL and not self.recovery.replied(msg):
+            return None
+        return self.deliver(msg)
+
+    def deliver(self, msg: Message) -> int | None:
+        """As `audience`, for a reply that was not seen before."""
         parent_id = msg.parent_id
         owner = self._routing.owner(parent_id)
         if owner != _OURSELVES:
@@ -126,6 +152,7 @@ class Requests:
         if waiting:
             self._routing.clear()
             self._outbox.clear()
+        self.recovery.clear()
         ours, self._ours = self._ours, {}
         for reply in ours.values():
             if not reply.done():
@@ -138,11 +165,21 @@ class Requests:
 
     def statistics(self) -> dict[str, Any]:
         """What waits, and what is under way."""
-        return {"outbox": self._outbox.statistics(), "routing": self._routing.statistics()}
+        return {
+            "outbox": self._outbox.statistics(),
+            "routing": self._routing.statistics(),
+            "recovery": self.recovery.statistics(),
+        }
+
+    def _send_now(self, msg: Message) -> bool:
+        if not self._send(msg):
+            return False
+        self.recovery.sent(msg)
+        return True
 
     def _send_late(self, msg: Message) -> bool:
         try:
-            return self._send(msg)
+            return self._send_now(msg)
         except InvalidMessage as error:
             self._log.warning("a request was dropped: %s", error.reason)
             return True

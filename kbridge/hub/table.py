@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
 from kbridge.errors import HubClosed, KernelNotFound
@@ -48,7 +48,7 @@ class HubTable:
         kernel_id: str,
         connection_info: Mapping[str, Any],
         *,
-        identity: bytes = b"",
+        former: Sequence[bytes] = (),
         adopted: bool = False,
     ) -> Hub:
         """The hub of a kernel, made where there is none; see `Hub` for the arguments."""
@@ -60,7 +60,7 @@ class HubTable:
                 self.settings,
                 link=self._link,
                 log=self._log,
-                identity=identity,
+                former=former,
                 adopted=adopted,
             )
             self._hubs[kernel_id] = hub

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 from kbridge.wire.message import Channel, Message
@@ -33,8 +33,8 @@ class Hub(Protocol):
     """One kernel's sockets, and everything that hangs on them."""
 
     @property
-    def identity(self) -> bytes:
-        """What the kernel knows it by: who comes after it gets its replies under that name."""
+    def identities(self) -> list[bytes]:
+        """What the kernel knows it by now, after those that it may still owe replies to."""
 
     @property
     def activity(self) -> KernelActivity:
@@ -85,13 +85,13 @@ class Hubs(Protocol):
         kernel_id: str,
         connection_info: Mapping[str, Any],
         *,
-        identity: bytes = b"",
+        former: Sequence[bytes] = (),
         adopted: bool = False,
     ) -> Hub:
         """Make the hub of a kernel.
 
-        It has just been started; or it was `adopted` from a bridge that it has outlived, whose hub
-        went by `identity`.
+        It has just been started; or it was `adopted` from a bridge that it has outlived, and may
+        owe replies to the identities in `former`.
         """
 
     def get(self, kernel_id: str) -> Hub | None:

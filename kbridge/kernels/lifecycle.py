@@ -78,7 +78,7 @@ class Lifecycle:
             return
         hub = self._hubs.get(str(kernel.kernel_id))
         if hub is not None:
-            kernel.identity = hub.identity
+            kernel.identities = hub.identities
         try:
             self._ledger.put_kernel(kernel.record())
         except KernelError as error:
@@ -130,7 +130,7 @@ class Lifecycle:
             self._hubs.open(
                 kernel.kernel_id,
                 kernel.get_connection_info(),
-                identity=kernel.identity,
+                former=kernel.identities,
                 adopted=True,
             )
         except (ValueError, TypeError) as error:

@@ -53,8 +53,8 @@ class RecordedKernel(ConnectionFileMethods, AsyncKernelManager):
         It has the server's environment, but for some variables; else one that a request brought.
     ahead : str
         What it was made of, if it was started ahead of its use.
-    identity : bytes
-        What its hub goes by at the kernel; empty while it has none.
+    identities : list of bytes
+        What its hub, and those before it, go by at the kernel, newest last.
     output : KernelLog
         What it wrote to stdout and stderr.
     """
@@ -67,7 +67,7 @@ class RecordedKernel(ConnectionFileMethods, AsyncKernelManager):
         self.standing = Standing.STARTING
         self.inherits_env = True
         self.ahead = ""
-        self.identity = b""
+        self.identities: list[bytes] = []
         self._promised: list[int] = []
         self._provisioner_info: dict[str, Any] | None = None
 
@@ -107,7 +107,7 @@ class RecordedKernel(ConnectionFileMethods, AsyncKernelManager):
         details: dict[str, Any] = {
             "connection_file": str(Path(self.connection_file).absolute()),
             "provisioner": self._provisioner_info,
-            "identity": self.identity,
+            "identities": self.identities,
             "ahead": self.ahead,
             "launch": self._recorded_launch(),
             "kernelspec": spec and {name: getattr(spec, name) for name in _SPEC_FIELDS},
@@ -196,7 +196,8 @@ class RecordedKernel(ConnectionFileMethods, AsyncKernelManager):
     ) -> None:
         self.standing = Standing(record.standing)
         self.independent = True
-        self.identity = details["identity"]
+        # An earlier version wrote down one.
+        self.identities = details.get("identities") or [details["identity"]]
         self.ahead = details["ahead"]
         self.connection_file = details["connection_file"]
         self._connection_file_written = True

@@ -25,11 +25,11 @@ class KernelEvents(Protocol):
     def on_writable(self, channel: Channel) -> None:
         """A channel that refused a message may take one again."""
 
-    def on_connected(self) -> None:
-        """The kernel's side of iopub has shaken hands."""
+    def on_connected(self, channel: Channel) -> None:
+        """The kernel's side of iopub or of stdin has finished its handshake."""
 
-    def on_disconnected(self) -> None:
-        """The kernel's side of iopub went away, and all that it said was told."""
+    def on_disconnected(self, channel: Channel) -> None:
+        """The kernel's side of iopub or of stdin went away; all that it sent there was told."""
 
 
 class KernelSockets(Protocol):
@@ -46,6 +46,18 @@ class KernelSockets(Protocol):
 
     def drain(self) -> None:
         """Tell all that has arrived, now."""
+        ...
+
+    def renew(self, identity: bytes, *, keep: bool) -> None:
+        """Send requests under another identity; `keep` receiving for the one before."""
+        ...
+
+    def receive_for(self, identity: bytes) -> None:
+        """Also receive what the kernel sends to an identity of the past."""
+        ...
+
+    def drop_former(self) -> None:
+        """Receive nothing more for identities of the past."""
         ...
 
     def close(self) -> None:

@@ -1,8 +1,10 @@
 """The ZeroMQ sockets of one kernel.
 
 One SUB and three DEALERs, whoever listens. All are drained in batches off their descriptors: no
-Task and no Future a message. The iopub subscription is watched by a socket monitor, which tells
-when the kernel's side went away and when a new one has shaken hands.
+Task and no Future a message. The channels on which the kernel speaks first, iopub and stdin, are
+watched by socket monitors, which tell when the kernel's side went away and when a new one has
+finished its handshake. A TCP connection alone proves nothing: the near end of a tunnel accepts it
+before anybody is at the far end.
 
 The descriptor of a ZeroMQ socket is edge-triggered: it says that something happened, once, and
 sending may swallow what it has to say. So the socket is asked again after each send, and after
@@ -12,7 +14,6 @@ each drain that stopped at its bound.
 from __future__ import annotations
 
 import asyncio
-import secrets
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
@@ -23,37 +24,27 @@ from zmq.utils.monitor import parse_monitor_message
 from kbridge.errors import KernelError
 from kbridge.link.drain import drain
 from kbridge.link.endpoints import Endpoints
+from kbridge.link.former import FormerSockets
 from kbridge.link.interfaces import KernelEvents, RawMessage
-from kbridge.link.sockets import configure, context
+from kbridge.link.sockets import make, new_identity
 from kbridge.wire.message import Buffer, Channel
 
-__all__ = ["KernelLink", "new_identity"]
+__all__ = ["KernelLink"]
 
 _DEALERS: Final = (Channel.SHELL, Channel.CONTROL, Channel.STDIN)
+# Stdin first: a hub that is told of iopub goes on at once, and should know all there is to know.
+_WATCHED: Final = (Channel.STDIN, Channel.IOPUB)
 _BATCH_MESSAGES: Final = 400
 _BATCH_BYTES: Final = 4 << 20
-# Requests that ZeroMQ may hold for a kernel that does not read. Small, because they are counted
-# in messages and not in bytes: what is behind them waits where bytes are counted.
-_SEND_HWM: Final = 64
 # A cell ends with a reply and an idle status: whoever brings one looks for the other, so that both
 # go out in one write.
 _BESIDE: Final = {Channel.SHELL: Channel.IOPUB, Channel.IOPUB: Channel.SHELL}
-_RECONNECT_MS: Final = 30
 _FEW: Final = 8
 _LIGHT: Final = 32 << 10
 
 # As plain numbers: zmq's enums cost more to combine than a part takes to send.
 _NOBLOCK: Final = int(zmq.NOBLOCK)
 _MORE: Final = int(zmq.NOBLOCK | zmq.SNDMORE)
-
-
-def new_identity() -> bytes:
-    """An identity that no other peer of a kernel has.
-
-    One for shell, control and stdin: a kernel sends its input requests to the identity that sent
-    the execute request. Random, because of two peers with one identity the second evicts the first.
-    """
-    return b"kbridge-" + secrets.token_hex(12).encode()
 
 
 class KernelLink:
@@ -70,27 +61,21 @@ class KernelLink:
     """
 
     def __init__(self, endpoints: Endpoints, events: KernelEvents, identity: bytes = b"") -> None:
-        identity = identity or new_identity()
+        self._endpoints = endpoints
         self._events = events
         self._loop = IOLoop.current()
         self._soon = asyncio.get_running_loop().call_soon
         self._sockets: dict[Channel, zmq.Socket[bytes]] = {}
+        self._former: list[FormerSockets] = []
         self._refused: set[Channel] = set()
         self._again: set[Channel] = set()
         self._light = True  # whether the last batch was
-        self._monitor: zmq.Socket[bytes] | None = None
+        self._monitors: dict[Channel, zmq.Socket[bytes]] = {}
         try:
-            for channel in Channel:
-                socket = context().socket(zmq.SUB if channel is Channel.IOPUB else zmq.DEALER)
-                self._sockets[channel] = socket
-                self._configure(socket, endpoints)
-                if channel is Channel.IOPUB:
-                    socket.subscribe(b"")
-                    self._watch(socket)
-                else:
-                    socket.identity = identity
-                socket.connect(endpoints.url(channel))
-                self._loop.add_handler(socket.fileno(), self._reader(channel), IOLoop.READ)
+            self._open(Channel.IOPUB, b"")
+            identity = identity or new_identity()
+            for channel in _DEALERS:
+                self._open(channel, identity)
         except zmq.ZMQError as error:
             self.close()
             raise KernelError(
@@ -99,10 +84,6 @@ class KernelLink:
         except BaseException:
             self.close()
             raise
-        # A socket that was never asked may keep silent about what it has.
-        self._soon(self._on_monitor, None, 0)
-        for channel in Channel:
-            self._look_again(channel)
 
     @property
     def closed(self) -> bool:
@@ -135,36 +116,83 @@ class KernelLink:
 
     def drain(self) -> None:
         """Tell all that has arrived, now."""
+        for former in list(self._former):
+            former.drain()
         for channel in list(self._sockets):
             while not self.closed and self._drain(channel):
                 pass
         self._events.on_drained()
 
+    def renew(self, identity: bytes, *, keep: bool) -> None:
+        """Send requests through new sockets, under another identity.
+
+        Parameters
+        ----------
+        identity : bytes
+            One that the kernel has never known.
+        keep : bool
+            Whether what is owed to the identity so far is to be received, until `drop_former`.
+        """
+        old = {channel: self._detach(channel) for channel in _DEALERS}
+        self._refused.clear()
+        if keep:
+            self._former.append(FormerSockets(old, self._events))
+        else:
+            for socket in old.values():
+                socket.close(linger=0)
+        for channel in _DEALERS:
+            self._open(channel, identity)
+
+    def receive_for(self, identity: bytes) -> None:
+        """Also receive what the kernel sends to an identity of the past, until `drop_former`."""
+        sockets = {}
+        for channel in _DEALERS:
+            sockets[channel] = make(zmq.DEALER, self._endpoints, identity)
+            sockets[channel].connect(self._endpoints.url(channel))
+        self._former.append(FormerSockets(sockets, self._events))
+
+    def drop_former(self) -> None:
+        """Receive nothing more for identities of the past."""
+        former, self._former = self._former, []
+        for each in former:
+            each.close()
+
     def close(self) -> None:
         """Close the sockets; may be called twice. What was not sent is not sent any more."""
-        if self._monitor is not None:
-            self._loop.remove_handler(self._monitor.fileno())
-            self._sockets[Channel.IOPUB].disable_monitor()
-            self._monitor.close(linger=0)
-            self._monitor = None
-        sockets, self._sockets = self._sockets, {}
-        for socket in sockets.values():
-            self._loop.remove_handler(socket.fileno())
-            socket.close(linger=0)
+        for channel in list(self._sockets):
+            self._detach(channel).close(linger=0)
+        self.drop_former()
 
     # -- inside -----------------------------------------------------------------------------
 
-    @staticmethod
-    def _configure(socket: zmq.Socket[bytes], endpoints: Endpoints) -> None:
-        configure(socket, endpoints)
-        socket.rcvhwm = 0  # a SUB that is not drained loses messages; we always drain
-        socket.sndhwm = _SEND_HWM
-        socket.reconnect_ivl = _RECONNECT_MS
+    def _open(self, channel: Channel, identity: bytes) -> None:
+        kind = zmq.SUB if channel is Channel.IOPUB else zmq.DEALER
+        socket = self._sockets[channel] = make(kind, self._endpoints, identity)
+        if channel is Channel.IOPUB:
+            socket.subscribe(b"")
+        if channel in _WATCHED:
+            self._watch(channel, socket)
+        socket.connect(self._endpoints.url(channel))
+        self._loop.add_handler(socket.fileno(), self._reader(channel), IOLoop.READ)
+        # A socket that was never asked may keep silent about what it has.
+        self._look_again(channel)
 
-    def _watch(self, socket: zmq.Socket[bytes]) -> None:
+    def _detach(self, channel: Channel) -> zmq.Socket[bytes]:
+        """Stop reading a socket, and give it away."""
+        monitor = self._monitors.pop(channel, None)
+        if monitor is not None:
+            self._loop.remove_handler(monitor.fileno())
+            self._sockets[channel].disable_monitor()
+            monitor.close(linger=0)
+        socket = self._sockets.pop(channel)
+        self._loop.remove_handler(socket.fileno())
+        return socket
+
+    def _watch(self, channel: Channel, socket: zmq.Socket[bytes]) -> None:
         events = zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED
-        self._monitor = socket.get_monitor_socket(events)
-        self._loop.add_handler(self._monitor.fileno(), self._on_monitor, IOLoop.READ)
+        monitor = self._monitors[channel] = socket.get_monitor_socket(events)
+        self._loop.add_handler(monitor.fileno(), self._on_monitors, IOLoop.READ)
+        self._soon(self._on_monitors, None, 0)
 
     def _reader(self, channel: Channel) -> Callable[[Any, int], None]:
         beside = _BESIDE.get(channel)
@@ -214,15 +242,21 @@ class KernelLink:
             self._drain(channel)
             self._events.on_drained()
 
-    def _on_monitor(self, _fd: Any, _events: int) -> None:
-        while self._monitor is not None and _waits(self._monitor, zmq.POLLIN):
-            event = parse_monitor_message(self._monitor.recv_multipart(_NOBLOCK))["event"]
-            if event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
-                self._events.on_connected()
-            elif event == zmq.EVENT_DISCONNECTED:
-                # All that the old side sent was handed over before the monitor speaks.
-                self.drain()
-                self._events.on_disconnected()
+    def _on_monitors(self, _fd: Any, _events: int) -> None:
+        for channel in _WATCHED:
+            while (event := self._next_event(channel)) is not None:
+                if event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
+                    self._events.on_connected(channel)
+                elif event == zmq.EVENT_DISCONNECTED:
+                    # All that the old side sent was handed over before the monitor speaks.
+                    self.drain()
+                    self._events.on_disconnected(channel)
+
+    def _next_event(self, channel: Channel) -> int | None:
+        monitor = self._monitors.get(channel)
+        if monitor is None or not _waits(monitor, zmq.POLLIN):
+            return None
+        return int(parse_monitor_message(monitor.recv_multipart(_NOBLOCK))["event"])
 
 
 def _is_light(batch: list[RawMessage]) -> bool:

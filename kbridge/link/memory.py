@@ -67,6 +67,10 @@ class MemoryKernel:
     ----------
     sent : list of (Channel, list)
         What was sent to the kernel.
+    identity : bytes
+        What the kernel knows this link by.
+    former : list of bytes
+        Identities of the past for which it also receives.
     full : bool
         While true, `send` refuses, as a kernel's full queue does.
     """
@@ -75,7 +79,8 @@ class MemoryKernel:
         self, endpoints: Endpoints, events: KernelEvents, identity: bytes = b"memory"
     ) -> None:
         self.endpoints: Final = endpoints
-        self.identity: Final = identity
+        self.identity = identity
+        self.former: list[bytes] = []
         self.sent: list[tuple[Channel, RawMessage]] = []
         self.full = False
         self.closed = False
@@ -92,6 +97,20 @@ class MemoryKernel:
         """Nothing waits here: `say` tells at once."""
         self._events.on_drained()
 
+    def renew(self, identity: bytes, *, keep: bool) -> None:
+        """Take another identity; stdin is to be connected anew."""
+        if keep:
+            self.former.append(self.identity)
+        self.identity = identity
+
+    def receive_for(self, identity: bytes) -> None:
+        """Also receive for an identity of the past."""
+        self.former.append(identity)
+
+    def drop_former(self) -> None:
+        """Receive nothing more for identities of the past."""
+        self.former.clear()
+
     def close(self) -> None:
         """Close; may be called twice."""
         self.closed = True
@@ -104,12 +123,14 @@ class MemoryKernel:
         self._events.on_drained()
 
     def connect(self) -> None:
-        """Shake hands on iopub."""
-        self._events.on_connected()
+        """Finish the handshakes on stdin and on iopub."""
+        for channel in (Channel.STDIN, Channel.IOPUB):
+            self._events.on_connected(channel)
 
     def disconnect(self) -> None:
         """Go away."""
-        self._events.on_disconnected()
+        for channel in (Channel.STDIN, Channel.IOPUB):
+            self._events.on_disconnected(channel)
 
     def make_room(self) -> None:
         """Read what filled the queues."""

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import secrets
+from typing import Final
+
 import zmq
 
 from kbridge.link.endpoints import Endpoints
 
-__all__ = ["configure", "context"]
+__all__ = ["configure", "context", "make", "new_identity"]
+
+# Requests that ZeroMQ may hold for a kernel that does not read. Small, because they are counted
+# in messages and not in bytes: what is behind them waits where bytes are counted.
+_SEND_HWM: Final = 64
+_RECONNECT_MS: Final = 30
 
 _context: zmq.Context[zmq.Socket[bytes]] | None = None
 
@@ -19,6 +27,32 @@ def context() -> zmq.Context[zmq.Socket[bytes]]:
         # ZeroMQ's default of 1,023 sockets would end at some 170 kernels.
         _context.max_sockets = _context.get(zmq.SOCKET_LIMIT)
     return _context
+
+
+def new_identity() -> bytes:
+    """Return an identity that no other peer of a kernel has, nor ever had.
+
+    One for shell, control and stdin: a kernel sends its input requests to the identity that sent
+    the execute_request. A kernel's ROUTER ignores a second peer with an identity that it still
+    knows, for good, even if the first is dead and only its end was not processed yet.
+    """
+    return b"kbridge-" + secrets.token_hex(12).encode()
+
+
+def make(kind: zmq.SocketType, endpoints: Endpoints, identity: bytes = b"") -> zmq.Socket[bytes]:
+    """Return a socket for messages of a kernel, to be connected."""
+    socket = context().socket(kind)
+    try:
+        configure(socket, endpoints)
+        socket.rcvhwm = 0  # a SUB that is not drained loses messages; we always drain
+        socket.sndhwm = _SEND_HWM
+        socket.reconnect_ivl = _RECONNECT_MS
+        if identity:
+            socket.identity = identity
+    except BaseException:
+        socket.close(linger=0)
+        raise
+    return socket
 
 
 def configure(socket: zmq.Socket[bytes], endpoints: Endpoints) -> None:

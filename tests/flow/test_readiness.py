@@ -7,7 +7,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kbridge.flow.readiness import TRANSITIONS, Decision, Event, Readiness, State
+from kbridge.flow.readiness import (
+    QUIET_REPLIES,
+    QUIET_SECONDS,
+    RENEW_SECONDS,
+    STDIN_SECONDS,
+    TRANSITIONS,
+    Decision,
+    Event,
+    Readiness,
+    State,
+)
 
 TIMEOUT = 60.0
 INTERVAL = 0.5
@@ -16,16 +26,25 @@ INTERVAL = 0.5
 def machine(now: float = 100.0) -> Readiness:
     readiness = Readiness(INTERVAL, TIMEOUT)
     readiness.reset(now)
+    readiness.on_stdin(up=True, now=now)
     return readiness
 
 
 def play(readiness: Readiness, events: str, now: float = 100.0) -> Readiness:
-    """Words: poll, reply, iopub, welcome, connected, disconnected, reset, and +seconds."""
+    """Words: poll, reply, iopub, welcome, connected, disconnected, stdin, nostdin, reset, +seconds.
+
+    After a reset stdin is there, unless the next word says otherwise.
+    """
     for word in events.split():
         if word.startswith("+"):
             now += float(word)
-        elif word in ("poll", "reset"):
-            getattr(readiness, word)(now)
+        elif word == "reset":
+            readiness.reset(now)
+            readiness.on_stdin(up=True, now=now)
+        elif word in ("stdin", "nostdin"):
+            readiness.on_stdin(up=word == "stdin", now=now)
+        elif word == "poll":
+            readiness.poll(now)
         else:
             getattr(readiness, f"on_{word}")(now)
     return readiness
@@ -81,6 +100,15 @@ def play(readiness: Readiness, events: str, now: float = 100.0) -> Readiness:
         ("poll +60 poll connected", "new"),
         ("poll +60 poll connected poll reply iopub", "proven"),
         ("poll +60 poll reply iopub", "proven"),
+        # A kernel that answers every probe, and publishes nothing although iopub is connected.
+        (f"connected poll reply +0.5 poll reply +0.5 poll reply +{QUIET_SECONDS} poll", "proven"),
+        ("connected poll reply +0.5 poll reply +0.5 poll reply +0.5 poll", "replied"),
+        (f"connected poll reply +{QUIET_SECONDS} poll reply", "replied"),
+        (f"poll reply +0.5 poll reply +0.5 poll reply +{QUIET_SECONDS} poll", "replied"),
+        (
+            f"connected poll reply reply reply disconnected connected poll +{QUIET_SECONDS} poll",
+            "asked",
+        ),
     ],
 )
 def test_sequences(events: str, state: str) -> None:
@@ -129,6 +157,80 @@ def test_proof_ends_the_wait() -> None:
     assert readiness.statistics()["waited"] == 2.0
 
 
+@pytest.mark.parametrize(
+    ("events", "ready"),
+    [
+        ("nostdin poll reply iopub", False),
+        ("nostdin welcome", False),
+        ("nostdin poll reply iopub stdin", True),
+        ("nostdin welcome stdin", True),
+        ("nostdin poll stdin reply iopub", True),
+        # It goes away, also alone, and comes back.
+        ("welcome nostdin", False),
+        ("welcome nostdin stdin", True),
+        ("welcome nostdin disconnected connected stdin", False),
+        ("welcome nostdin disconnected stdin connected poll reply iopub", True),
+        # A kernel that never accepts it is not waited for any longer than this.
+        (f"nostdin welcome +{STDIN_SECONDS - 1} poll", False),
+        (f"nostdin welcome +{STDIN_SECONDS} poll", True),
+        (f"welcome +1000 poll nostdin +{STDIN_SECONDS - 1} poll", False),
+        (f"welcome +1000 poll nostdin +{STDIN_SECONDS} poll", True),
+        (f"nostdin +{TIMEOUT - 1} poll welcome +1 poll", True),
+        (f"nostdin +{TIMEOUT} poll welcome poll", True),
+        # But once more after another connection.
+        (f"nostdin welcome +{STDIN_SECONDS} poll disconnected connected welcome", False),
+        ("nostdin poll reply iopub reset nostdin poll reply iopub", False),
+    ],
+)
+def test_no_request_goes_out_before_the_kernel_can_ask_back(events: str, ready: bool) -> None:
+    assert play(machine(), events).ready == ready
+
+
+def test_a_hub_that_waits_for_stdin_says_when_to_ask_again_and_what_it_lacks() -> None:
+    readiness = play(machine(100.0), "nostdin welcome")
+    assert readiness.poll(101.0) == Decision(False, False, False, 100.0 + STDIN_SECONDS)
+    decision = readiness.poll(100.0 + STDIN_SECONDS)
+    assert decision == Decision(False, True, False, None, lacks="stdin")
+    readiness.on_stdin(up=True, now=200.0)
+    assert readiness.poll(200.0) == Decision(False, True, False, None)
+
+
+def test_a_kernel_without_status_is_known_for_it() -> None:
+    readiness = play(machine(100.0), "connected poll" + " reply" * QUIET_REPLIES)
+    decision = readiness.poll(100.0 + QUIET_SECONDS)
+    assert decision == Decision(False, True, False, None, lacks="iopub")
+
+
+def renewals(readiness: Readiness, iopub: bool, seconds: int = 59, now: float = 100.0) -> list[int]:
+    """The seconds after which the machine asked for new sockets."""
+    found = []
+    for second in range(seconds):
+        if iopub:
+            readiness.on_iopub(now + second)
+        if readiness.poll(now + second).renew:
+            found.append(second)
+            readiness.on_stdin(up=True, now=now + second)
+    return found
+
+
+def test_a_kernel_that_publishes_and_does_not_answer_gets_new_sockets() -> None:
+    readiness = play(machine(), "connected poll")
+    first, second, third = renewals(readiness, iopub=True)
+    assert first == RENEW_SECONDS
+    assert second - first >= 2 * RENEW_SECONDS
+    assert third - second >= 4 * RENEW_SECONDS
+    play(readiness, "reply", 160.0)
+    assert readiness.state is State.PROVEN
+
+
+def test_without_a_word_on_iopub_since_it_gets_no_more() -> None:
+    """Such as when output is held back here, or the kernel just works."""
+    assert renewals(play(machine(), "connected poll iopub"), iopub=False) == [RENEW_SECONDS]
+    assert renewals(play(machine(), "connected poll"), iopub=False) == []
+    assert renewals(play(machine(), "connected poll iopub reply"), iopub=True) == []
+    assert renewals(play(machine(), "connected poll iopub disconnected"), iopub=True) == []
+
+
 @pytest.mark.parametrize("ready", ["poll reply iopub", "+60 poll"])
 @pytest.mark.parametrize("event", ["on_disconnected", "reset"])
 def test_a_ready_hub_that_loses_its_kernel_waits_the_whole_timeout_anew(
@@ -169,6 +271,7 @@ def test_statistics_of_a_new_hub() -> None:
         "probes": 0,
         "resets": 2,
         "losses": 0,
+        "lacks": "",
     }
 
 
@@ -196,7 +299,14 @@ class Model:
     """Remembers everything that happened since the wait began, and reads the law off it."""
 
     def __init__(self, now: float) -> None:
+        self.handshake = False
         self.start(now)
+
+    def poll(self, now: float) -> None:
+        if self.handshake and len(self.replies) >= QUIET_REPLIES and not self.proven:
+            self.quiet = now >= self.replies[0] + QUIET_SECONDS
+        if not self.ready and now >= self.since + TIMEOUT:
+            self.timed_out = True
 
     def start(self, now: float) -> None:
         self.since = now
@@ -205,11 +315,12 @@ class Model:
         self.clear()
 
     def clear(self) -> None:
-        self.probed = self.reply = self.iopub = self.welcome = False
+        self.probed = self.iopub = self.welcome = self.quiet = False
+        self.replies: list[float] = []
 
     @property
     def proven(self) -> bool:
-        return self.welcome or (self.reply and self.iopub)
+        return self.welcome or self.quiet or (bool(self.replies) and self.iopub)
 
     @property
     def ready(self) -> bool:
@@ -218,20 +329,22 @@ class Model:
     def on(self, word: str, now: float) -> None:
         if word == "reset":
             self.start(now)
+            self.handshake = False
         elif word == "disconnected":
             if self.ready:
                 self.start(now)
             self.clear()
-            self.up = False
+            self.up = self.handshake = False
         elif word == "connected":
             if not self.proven:
                 if self.timed_out:
                     self.start(now)
                 self.clear()
-            self.up = True
+            self.up = self.handshake = True
         elif self.up and not self.proven:
             self.welcome |= word == "welcome"
-            self.reply |= word == "reply" and self.probed
+            if word == "reply" and self.probed:
+                self.replies.append(now)
             self.iopub |= word == "iopub" and self.probed
 
 
@@ -256,8 +369,7 @@ def test_against_the_model(steps: list[tuple[float, str]]) -> None:
         if word == "poll":
             was_ready = readiness.ready
             decision: Any = readiness.poll(now)
-            if not model.ready and now >= model.since + TIMEOUT:
-                model.timed_out = True
+            model.poll(now)
             assert decision.ready == model.ready
             assert decision.timed_out == readiness.timed_out
             if decision.probe:

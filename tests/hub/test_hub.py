@@ -6,10 +6,13 @@ import json
 import pytest
 
 from kbridge.errors import HubClosed
+from kbridge.flow.owed import GRACE
+from kbridge.flow.readiness import RENEW_SECONDS
+from kbridge.hub.hub import Hub
 from kbridge.wire.dialects import LEGACY
 from kbridge.wire.message import Channel
 from kbridge.wire.signing import Signer
-from kbridge.wire.zmq import serialize
+from kbridge.wire.zmq import parse, serialize
 from tests.hub.rig import INFO, frames_of, received, texts
 
 
@@ -169,6 +172,88 @@ async def test_a_full_kernel_makes_its_clients_wait_and_control_passes_by(make_r
         await waits
     assert rig.sent(Channel.SHELL) == asked
     assert rig.sent(Channel.CONTROL) == [interrupt]
+
+
+async def test_no_request_goes_out_before_stdin_has_finished_its_handshake(make_rig) -> None:
+    """A kernel drops an input_request for a peer that is not there, and the cell waits for ever."""
+    rig = make_rig()
+    rig.prove()
+    _, attached = rig.attach()
+    await rig.hub.restarting(asked=True)
+    rig.hub.reconnect(dict(KERNEL_ELSEWHERE))
+    asked = rig.request(code="input()")
+    rig.hub.submit(attached, asked)
+    rig.hub.on_connected(Channel.IOPUB)
+    rig.say(rig.message(Channel.IOPUB, "iopub_welcome", {}))
+    assert not rig.hub.ready
+    assert rig.sent() == []
+    rig.hub.on_connected(Channel.STDIN)
+    assert rig.hub.ready
+    assert rig.sent() == [asked]
+
+
+async def test_a_kernel_that_ignores_our_sockets_gets_new_ones(make_rig) -> None:
+    rig = make_rig()
+    rig.prove()
+    client, attached = rig.attach()
+    asked = rig.request(code="1 / 0")
+    rig.hub.submit(attached, asked)
+    first = rig.kernel.identity
+    rig.kernel.disconnect()
+    rig.kernel.connect()
+    error = {"ename": "E", "evalue": "v", "traceback": []}
+    rig.say(rig.message(Channel.IOPUB, "error", error, asked.header))
+    rig.say(rig.message(Channel.IOPUB, "status", {"execution_state": "idle"}, asked.header))
+    rig.clock.now += RENEW_SECONDS
+    rig.hub._nudge._poll()
+    assert rig.kernel.identity not in (first, b"")
+    assert rig.kernel.former == [first]
+    assert rig.hub.identities == [first, rig.kernel.identity]
+    # The reply did not arrive: iopub has said what it says.
+    rig.clock.now += GRACE
+    rig.hub._requests.recovery.check()
+    [reply] = [m for m in received(client) if m.msg_type == "execute_reply"]
+    assert (reply.parent_id, reply.channel) == (asked.msg_id, Channel.SHELL)
+    assert json.loads(reply.content).items() >= {"status": "error", **error}.items()
+    # The new sockets are answered, and nothing is owed to the old ones any more.
+    rig.prove()
+    assert rig.kernel.former == []
+    rig.say(rig.message(Channel.SHELL, "execute_reply", {"status": "error"}, asked.header))
+    assert [m for m in received(client) if m.msg_type == "execute_reply"] == [reply]
+
+
+async def test_a_kernel_that_was_adopted_is_spoken_to_under_a_name_of_our_own(rig) -> None:
+    former = [b"of the bridge before"]
+    hub = Hub("k", INFO, link=rig._link, clock=rig.clock, former=former, adopted=True)
+    assert rig.kernel.former == former
+    assert rig.kernel.identity not in (*former, b"")
+    assert hub.identities == [*former, rig.kernel.identity]
+    hub.on_connected(Channel.STDIN)
+    for _ in range(2):
+        probe = parse(*rig.kernel.sent[-1], rig.signer)
+        rig.say(rig.message(Channel.SHELL, "kernel_info_reply", {}, probe.header))
+    assert rig.kernel.former == former, "a reply of the past may still be on its way"
+    rig.clock.now += GRACE
+    hub._requests.recovery.check()
+    assert rig.kernel.former == []
+    hub.reconnect(dict(KERNEL_ELSEWHERE))
+    assert rig.kernel.former == []
+    await hub.aclose()
+
+
+async def test_what_is_missing_of_a_kernel_is_said_as_it_is(make_rig, caplog) -> None:
+    rig = make_rig()
+    rig.kernel.connect()
+    for _ in range(5):
+        probe = rig.probes()[-1]
+        rig.say(rig.message(probe.channel, "kernel_info_reply", {}, probe.header))
+        rig.clock.now += 0.6
+        rig.hub._nudge._poll()
+    assert rig.hub.ready
+    assert not rig.hub.timed_out
+    assert "answers kernel_info_request without a status on iopub" in caplog.text
+    assert "has not answered" not in caplog.text
+    assert rig.hub.activity.execution_state == "idle"
 
 
 async def test_requests_wait_through_a_restart_for_the_new_kernel(rig) -> None:

@@ -36,7 +36,9 @@ class Side:
         self.journal = Journal(1 << 20, 1 << 20)
         self.activity = Activity(self.clock.wall())
         log = logging.getLogger("kbridge.hub")
-        self.requests = Requests(1 << 20, lambda _: True, log)
+        self.requests = Requests(
+            1 << 20, lambda _: True, log, notices=self.notices, clock=self.clock
+        )
         self.nudge = Nudge(self.clock, 60.0, lambda: None, lambda _: None)
         self.intake = Intake(
             "a-kernel",
@@ -55,6 +57,7 @@ class Side:
         self.signer = Signer(KEY)
         self.intake.begin(self.signer)
         self.nudge.begin()
+        self.nudge.stdin(up=True)
 
     @staticmethod
     def _judge(msg: Message, msg_type: str, now: float):

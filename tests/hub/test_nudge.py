@@ -23,6 +23,7 @@ class Side:
         self.probed.set()
 
     def prove(self) -> None:
+        self.nudge.stdin(up=True)
         self.nudge.replied()
         self.nudge.heard()
 
@@ -59,8 +60,21 @@ async def test_a_reply_and_a_word_on_iopub_are_told_once_and_end_the_probes(side
 
 async def test_a_welcome_is_enough(side) -> None:
     side.nudge.begin()
+    side.nudge.stdin(up=True)
     side.nudge.heard(welcome=True)
     assert side.nudge.proven
+
+
+async def test_a_kernel_whose_stdin_is_not_connected_is_not_ready(side) -> None:
+    side.nudge.begin()
+    side.nudge.heard(welcome=True)
+    assert not side.nudge.ready
+    side.nudge.stdin(up=True)
+    assert (side.nudge.ready, len(side.decisions)) == (True, 1)
+    side.nudge.stdin(up=False)
+    assert not side.nudge.ready
+    side.nudge.stdin(up=True)
+    assert (side.nudge.ready, len(side.decisions)) == (True, 2)
 
 
 async def test_it_asks_again_by_itself(side) -> None:

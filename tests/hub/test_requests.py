@@ -9,9 +9,11 @@ import pytest
 
 from kbridge.errors import HubClosed, InvalidMessage
 from kbridge.flow.journal import EVERYONE
+from kbridge.hub.notices import Notices
 from kbridge.hub.requests import Requests
 from kbridge.wire.build import build
 from kbridge.wire.message import Channel, Message
+from tests.hub.rig import StoppedClock
 
 ALICE, BOB = 1, 2
 
@@ -32,7 +34,14 @@ class Kernel:
     def __init__(self, limit: int = 1 << 20) -> None:
         self.got: list[Message] = []
         self.full = False
-        self.requests = Requests(limit, self._send, logging.getLogger("kbridge.hub"))
+        clock = StoppedClock()
+        self.requests = Requests(
+            limit,
+            self._send,
+            logging.getLogger("kbridge.hub"),
+            notices=Notices(clock),
+            clock=clock,
+        )
 
     def _send(self, msg: Message) -> bool:
         if self.full:

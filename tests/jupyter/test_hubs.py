@@ -137,6 +137,7 @@ async def test_a_kernel_whose_ports_are_not_known_has_no_hub(hubs, kernels) -> N
 async def test_a_kernel_that_leaves_the_manager_alive_is_let_go_of_too(hubs, kernels) -> None:
     one = hubs.open_for(kernels["one"])
     welcome = build(Channel.IOPUB, "iopub_welcome", {"subscription": ""}, session="k", date="now")
+    hubs.links[0].connect()
     hubs.links[0].say(Channel.IOPUB, serialize(welcome, one.signer))
     assert one.ready
     kernels.pop("one")  # and nobody hangs up

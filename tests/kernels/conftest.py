@@ -3,7 +3,7 @@
 import asyncio
 import json
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any, ClassVar
 
@@ -49,7 +49,7 @@ class FakeHub:
             self._ready.set()
 
     timed_out = False
-    identity = b""
+    identities: Sequence[bytes] = ()
     adopted = False
 
     @property
@@ -127,11 +127,11 @@ class FakeHubs:
         kernel_id: str,
         connection_info: Mapping[str, Any],
         *,
-        identity: bytes = b"",
+        former: Sequence[bytes] = (),
         adopted: bool = False,
     ) -> FakeHub:
         hub = self.hubs[kernel_id] = FakeHub(connection_info, self.ready)
-        hub.identity = identity or f"hub of {kernel_id}".encode()
+        hub.identities = [*former, f"hub {len(self.opened)} of {kernel_id}".encode()]
         hub.adopted = adopted
         if self.reply is not None:
             hub.reply = self.reply

@@ -112,12 +112,14 @@ def environ(manager, kernel_id):
 async def test_a_kernel_is_found_again(lives, spec, hubs):
     first = await lives.next()
     kernel_id = await first.start_kernel(spec("s"))
-    info, identity = hubs.hubs[kernel_id].info, hubs.hubs[kernel_id].identity
+    info, identities = hubs.hubs[kernel_id].info, hubs.hubs[kernel_id].identities
     process = process_of(first, kernel_id)
     log = first.get_kernel(kernel_id).output.path
     second = await lives.next()
     hub = hubs.hubs[kernel_id]
-    assert (hub.info, hub.identity, hub.adopted) == (info, identity, True)
+    assert (hub.info, hub.adopted) == (info, True)
+    assert hub.identities[:-1] == identities, "what the kernel owes to the one before"
+    assert hub.identities[-1] not in identities, "one of its own"
     kernel = second.get_kernel(kernel_id)
     assert isinstance(kernel.process, AdoptedProcess)
     assert kernel.process.pid == process.pid
@@ -566,7 +568,7 @@ async def test_what_is_written_down(lives, spec):
     details = decode(record.details)
     connection = details["connection"]
     assert connection["key"] == manager.get_kernel(kernel_id).session.key
-    assert details["identity"] == f"hub of {kernel_id}".encode()
+    assert details["identities"] == [f"hub 0 of {kernel_id}".encode()]
     assert details["launch"]["arguments"]["cwd"] == manager.root_dir
     assert details["launch"]["env"]["KERNEL_A"] == "a"
     assert details["kernelspec"]["argv"][0] == sys.executable

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import select
+import socket
 from types import SimpleNamespace
 
 import pytest
@@ -53,8 +54,8 @@ class Side:
         return Endpoints("tcp", "127.0.0.1", self.ports, b"key", curve=self.curve)
 
     def close(self) -> None:
-        for socket in self.sockets.values():
-            socket.close(0)
+        for each in self.sockets.values():
+            each.close(0)
         self.context.term()
 
 
@@ -65,6 +66,7 @@ class Recorder:
         self.messages: list[tuple[Channel, list[bytes]]] = []
         self.drained = 0
         self.news: list[str] = []
+        self.stdin: list[str] = []
         self._changed = asyncio.Event()
 
     def on_messages(self, channel, batch) -> None:
@@ -77,14 +79,14 @@ class Recorder:
     def on_writable(self, channel) -> None:
         self._tell(f"writable {channel}")
 
-    def on_connected(self) -> None:
-        self._tell("connected")
+    def on_connected(self, channel) -> None:
+        self._tell("connected", channel)
 
-    def on_disconnected(self) -> None:
-        self._tell("disconnected")
+    def on_disconnected(self, channel) -> None:
+        self._tell("disconnected", channel)
 
-    def _tell(self, what: str) -> None:
-        self.news.append(what)
+    def _tell(self, what: str, channel: Channel = Channel.IOPUB) -> None:
+        (self.news if channel is Channel.IOPUB else self.stdin).append(what)
         self._changed.set()
 
     async def until(self, condition) -> None:
@@ -231,8 +233,30 @@ async def test_a_kernel_that_goes_and_comes_back_is_told_of(side, linked) -> Non
     try:
         await events.until(lambda: events.news[-1] == "connected")
         assert events.news == ["connected", "disconnected", "connected"]
+        await events.until(lambda: events.stdin == ["connected", "disconnected", "connected"])
     finally:
         again.close()
+
+
+async def test_an_accepted_connection_on_stdin_is_no_handshake() -> None:
+    """As the near end of a tunnel accepts before anybody is at the far end."""
+    side = Side()
+    ports = dict(side.ports)
+    mute = socket.create_server(("127.0.0.1", 0))
+    mute.setblocking(False)
+    ports[Channel.STDIN] = mute.getsockname()[1]
+    events = Recorder()
+    link = KernelLink(Endpoints("tcp", "127.0.0.1", ports, b"key"), events)
+    try:
+        async with asyncio.timeout(20):
+            accepted, _ = await asyncio.get_running_loop().sock_accept(mute)
+        await events.until(lambda: "connected" in events.news)
+        assert events.stdin == []
+        accepted.close()
+    finally:
+        link.close()
+        mute.close()
+        side.close()
 
 
 async def test_a_batch_that_its_owner_fails_on_does_not_stop_the_next(side, linked) -> None:

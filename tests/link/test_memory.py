@@ -25,11 +25,11 @@ class Recorder:
     def on_writable(self, channel) -> None:
         self.heard.append(f"writable {channel}")
 
-    def on_connected(self) -> None:
-        self.heard.append("connected")
+    def on_connected(self, channel) -> None:
+        self.heard.append(f"connected {channel}")
 
-    def on_disconnected(self) -> None:
-        self.heard.append("disconnected")
+    def on_disconnected(self, channel) -> None:
+        self.heard.append(f"disconnected {channel}")
 
 
 @pytest.fixture
@@ -96,9 +96,11 @@ def test_what_a_kernel_says_is_one_wake_up(kernel, told) -> None:
     kernel.drain()
     kernel.disconnect()
     assert told.heard == [
-        "connected",
+        "connected stdin",
+        "connected iopub",
         (Channel.IOPUB, [[b"a"], [b"b"]]),
         "drained",
         "drained",
-        "disconnected",
+        "disconnected stdin",
+        "disconnected iopub",
     ]

@@ -1,0 +1,130 @@
+"""Replies that got lost with a bridge or a connection: when they are made up for.
+
+Drives `kbridge.flow.owed`, and owns its timer. Tells its owner when no identity of the past is
+needed any more.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from typing import Any
+
+from kbridge.flow.owed import Owed
+from kbridge.hub.clock import Clock
+from kbridge.hub.notices import Notices
+from kbridge.link.interfaces import nobody
+from kbridge.wire.message import Message
+
+__all__ = ["Recovery"]
+
+
+class Recovery:
+    """What a kernel owes to identities of the past.
+
+    Parameters
+    ----------
+    owed : Owed
+        Decides.
+    notices : Notices
+        Makes the replies.
+    clock, log
+        The time, and where to say that a reply was made.
+
+    Attributes
+    ----------
+    on_reply : callable
+        Told of each reply that was made.
+    on_settled : callable
+        Told that nothing is owed to identities of the past any more.
+    on_unsure : callable
+        Told that another answer on shell would help to find out.
+    """
+
+    def __init__(
+        self,
+        owed: Owed,
+        notices: Notices,
+        clock: Clock,
+        log: logging.Logger | logging.LoggerAdapter[logging.Logger],
+    ) -> None:
+        self._owed = owed
+        self._notices = notices
+        self._clock = clock
+        self._log = log
+        self._timer: asyncio.TimerHandle | None = None
+        self._pending = owed.active
+        self.on_reply: Callable[[Message], None] = _ignore
+        self.on_settled: Callable[[], None] = nobody
+        self.on_unsure: Callable[[], None] = nobody
+
+    @property
+    def active(self) -> bool:
+        """True while replies may be lost, so that `observe` is to be told what passes."""
+        return self._pending
+
+    def sent(self, msg: Message) -> None:
+        """Note a request that goes out."""
+        if msg.msg_type == "execute_request":
+            self._owed.sent(msg.msg_id, msg.header)
+
+    def replied(self, msg: Message) -> bool:
+        """Note a reply on shell; False if it is not wanted, because one was made before."""
+        return msg.msg_type != "execute_reply" or self._owed.replied(msg.parent_id)
+
+    def observe(self, msg: Message, msg_type: str) -> None:
+        """Look at a message on iopub."""
+        self._owed.observe(msg, msg_type, self._clock.monotonic())
+        if msg_type == "status":
+            self._schedule()
+
+    def shell_answered(self) -> None:
+        """Note that the kernel answered a request over the present shell socket."""
+        if self._pending:
+            self._owed.shell_answered(self._clock.monotonic())
+            self._schedule()
+            if not self._owed.calm:
+                self.on_unsure()
+
+    def connection_lost(self) -> None:
+        """Note that the replies to all requests under way may be lost."""
+        self._owed.connection_lost()
+        self._pending = self._owed.active
+        self._schedule()
+
+    def clear(self) -> None:
+        """Forget all: the process that owed the replies is gone. May be called twice."""
+        self._owed.clear()
+        self._settle()
+
+    def statistics(self) -> dict[str, Any]:
+        """As `Owed.statistics`."""
+        return self._owed.statistics()
+
+    def check(self) -> None:
+        """Make the replies that are due."""
+        for request, content in self._owed.due(self._clock.monotonic()):
+            self._log.info("The reply to a request was lost; it is made from what iopub said")
+            self.on_reply(self._notices.reply(request, content))
+        if self._pending and not self._owed.active:
+            self._settle()
+        self._schedule()
+
+    def _schedule(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        due_at = self._owed.next_at() if self._pending else None
+        if due_at is not None:
+            delay = max(0.0, due_at - self._clock.monotonic())
+            self._timer = asyncio.get_running_loop().call_later(delay, self.check)
+
+    def _settle(self) -> None:
+        self._pending = False
+        self._schedule()
+        self.on_settled()
+
+
+def _ignore(msg: Message) -> None:
+    """Stand in until an owner wants to be told."""

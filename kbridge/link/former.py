@@ -1,0 +1,79 @@
+"""DEALERs under an identity that sends no requests any more, for what is still owed to it.
+
+A kernel addresses a reply, and each question of a request, to the identity that sent the request.
+When that identity belongs to the past (a bridge that was killed, or sockets that were replaced),
+these sockets receive what is addressed to it. They send nothing but the bytes of their handshake.
+
+A kernel's ROUTER may ignore them: it knows the identity as that of the dead peer until it has
+processed that peer's end, and ignores a second one for good. So nothing may depend on them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping
+from typing import Any, Final
+
+import zmq
+from tornado.ioloop import IOLoop
+
+from kbridge.link.drain import drain
+from kbridge.link.interfaces import KernelEvents
+from kbridge.wire.message import Channel
+
+__all__ = ["FormerSockets"]
+
+_BATCH_MESSAGES: Final = 400
+_BATCH_BYTES: Final = 4 << 20
+
+
+class FormerSockets:
+    """Read the DEALERs of one former identity until closed.
+
+    Parameters
+    ----------
+    sockets : mapping
+        The DEALER of each channel, connected; theirs is the caller no more.
+    events : KernelEvents
+        Told of messages, as by the link that requests go through.
+    """
+
+    def __init__(self, sockets: Mapping[Channel, zmq.Socket[bytes]], events: KernelEvents) -> None:
+        self._sockets = dict(sockets)
+        self._events = events
+        self._loop = IOLoop.current()
+        self._soon = asyncio.get_running_loop().call_soon
+        for channel, socket in self._sockets.items():
+            self._loop.add_handler(socket.fileno(), self._reader(channel), IOLoop.READ)
+            # A socket that was never asked may keep silent about what it has.
+            self._soon(self._read, channel)
+
+    def drain(self) -> None:
+        """Tell all that has arrived, now."""
+        for channel in list(self._sockets):
+            while self._drain(channel):
+                pass
+
+    def close(self) -> None:
+        """Close the sockets; may be called twice."""
+        sockets, self._sockets = self._sockets, {}
+        for socket in sockets.values():
+            self._loop.remove_handler(socket.fileno())
+            socket.close(linger=0)
+
+    def _reader(self, channel: Channel) -> Callable[[Any, int], None]:
+        return lambda _fd, _events: self._read(channel)
+
+    def _read(self, channel: Channel) -> None:
+        if self._drain(channel):
+            self._soon(self._read, channel)
+        self._events.on_drained()
+
+    def _drain(self, channel: Channel) -> bool:
+        socket = self._sockets.get(channel)
+        if socket is None:
+            return False
+        batch, more = drain(socket, _BATCH_MESSAGES, _BATCH_BYTES)
+        if batch:
+            self._events.on_messages(channel, batch)
+        return more

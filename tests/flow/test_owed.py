@@ -1,0 +1,172 @@
+"""Replies that got lost, made from what iopub said: which, when, and that nobody gets two."""
+
+import json
+
+import pytest
+
+from kbridge.flow.owed import GRACE, Owed
+from kbridge.wire.build import build
+from kbridge.wire.message import Channel, Message
+
+
+def request(name: str, msg_type: str = "execute_request", **header: str) -> bytes:
+    whole = {"msg_id": name, "msg_type": msg_type, "session": "s", **header}
+    return json.dumps(whole).encode()
+
+
+def iopub(parent: bytes, msg_type: str, **content: object) -> Message:
+    return build(
+        Channel.IOPUB, msg_type, content, session="kernel", date="now", parent_header=parent
+    )
+
+
+STEPS = {
+    "busy": ("status", {"execution_state": "busy"}),
+    "idle": ("status", {"execution_state": "idle"}),
+    "input": ("execute_input", {"code": "1", "execution_count": 7}),
+    "result": ("execute_result", {"data": {}, "metadata": {}, "execution_count": 8}),
+    "print": ("stream", {"name": "stdout", "text": "x"}),
+    "error": ("error", {"ename": "E", "evalue": "v", "traceback": ["t"]}),
+    "garbled": ("error", {"ename": "E", "evalue": "v", "traceback": ["t"], "more": 1}),
+}
+ERROR = {"ename": "E", "evalue": "v", "traceback": ["t"]}
+
+
+class Side:
+    def __init__(self, *, adopted: bool = True, known: tuple[str, ...] = ()) -> None:
+        self.now = 100.0
+        self.known = set(known)
+        self.owed = Owed(adopted=adopted, knows=self.known.__contains__)
+
+    def play(self, parent: bytes, *steps: str) -> None:
+        for step in steps:
+            msg_type, content = STEPS[step]
+            self.owed.observe(iopub(parent, msg_type, **content), msg_type, self.now)
+
+    def later(self, seconds: float = GRACE) -> list[dict]:
+        self.now += seconds
+        return [content for _, content in self.owed.due(self.now)]
+
+
+@pytest.mark.parametrize(
+    ("steps", "expected"),
+    [
+        ("busy input idle", {"status": "ok", "execution_count": 7}),
+        ("print idle", {"status": "ok", "execution_count": None}),
+        ("idle", {"status": "ok", "execution_count": None}),
+        ("print result idle", {"status": "ok", "execution_count": 8}),
+        ("input error idle", {"status": "error", "execution_count": 7, **ERROR}),
+        ("garbled idle", {"status": "error", "execution_count": None, **ERROR}),
+    ],
+)
+def test_a_reply_says_what_iopub_said(steps: str, expected: dict) -> None:
+    side = Side()
+    side.play(request("old"), *steps.split())
+    assert side.later(GRACE / 2) == [], "the real one may be on its way"
+    assert side.owed.next_at() == 100.0 + GRACE
+    [content] = side.later()
+    assert content.items() >= expected.items()
+    assert side.later() == []
+
+
+@pytest.mark.parametrize("early", [True, False])
+def test_nobody_gets_two(early: bool) -> None:
+    side = Side()
+    if early:
+        assert side.owed.replied("old"), "before its idle, as most kernels do"
+    side.play(request("old"), "print")
+    assert side.owed.replied("old")
+    side.play(request("other"), "print", "idle")
+    assert side.owed.replied("other"), "after its idle"
+    assert side.later() == []
+    side.play(request("lost"), "idle")
+    assert len(side.later()) == 1
+    assert not side.owed.replied("lost"), "too late: it was made"
+    side.play(request("lost"), "idle")
+    assert side.later() == []
+
+
+def test_a_reply_over_the_present_sockets_is_the_kernels_affair() -> None:
+    side = Side(known=("mine",))
+    side.owed.sent("mine", request("mine"))
+    side.play(request("mine"), "busy", "input", "idle")
+    assert side.later() == []
+    side.play(request("complete", "complete_request"), "busy", "idle")
+    side.play(b"{}", "idle")
+    assert side.later() == []
+
+
+def test_without_a_bridge_before_only_a_lost_connection_counts() -> None:
+    side = Side(adopted=False, known=("mine", "next"))
+    assert not side.owed.active
+    side.owed.sent("mine", request("mine"))
+    side.owed.connection_lost()
+    assert side.owed.active
+    side.owed.sent("next", request("next"))
+    side.play(request("mine"), "input", "error", "idle")
+    side.play(request("next"), "input", "idle")
+    side.play(request("somebody's"), "input", "idle")
+    assert side.later() == [
+        {"status": "error", **ERROR, "execution_count": 7, "user_expressions": {}}
+    ]
+    assert not side.owed.active
+
+
+def test_a_request_without_an_end_is_over_when_the_shell_is_calm() -> None:
+    """Some kernels leave the idle out, and some connections lose it."""
+    side = Side()
+    side.play(request("old"), "print", "error")
+    assert side.later(1000) == []
+    side.owed.shell_answered(side.now)
+    assert side.later(1000) == [], "another request of the past may be next"
+    side.owed.shell_answered(side.now)
+    assert side.owed.calm
+    assert side.owed.active
+    [content] = side.later()
+    assert content["status"] == "error"
+    assert not side.owed.active
+
+
+def test_requests_that_wait_in_the_kernel_are_not_forgotten() -> None:
+    """A ROUTER reads its peers in turn: ours, and the dead one whose requests still wait."""
+    side = Side()
+    for name in ("first", "second", "third"):
+        side.owed.shell_answered(side.now)
+        side.play(request(name), "busy", "input", "idle")
+        assert [content["status"] for content in side.later()] == ["ok"]
+    assert side.owed.active
+    side.owed.shell_answered(side.now)
+    side.owed.shell_answered(side.now)
+    side.later()
+    assert not side.owed.active
+
+
+def test_what_nobody_saw_of_a_request_is_not_called_a_success() -> None:
+    side = Side(adopted=False)
+    side.owed.sent("mine", request("mine"))
+    side.owed.connection_lost()
+    for _ in range(2):
+        side.owed.shell_answered(side.now)
+    assert side.later() == [{"status": "aborted", "execution_count": None}]
+
+
+def test_a_subshell_has_a_queue_of_its_own() -> None:
+    side = Side(adopted=False)
+    side.owed.sent("mine", request("mine", subshell_id="sub"))
+    side.owed.connection_lost()
+    for _ in range(2):
+        side.owed.shell_answered(side.now)
+    assert side.later() == []
+    side.play(request("mine", subshell_id="sub"), "input", "idle")
+    assert [content["status"] for content in side.later()] == ["ok"]
+
+
+def test_what_is_remembered_is_bounded() -> None:
+    side = Side()
+    for number in range(3000):
+        side.play(request(f"old {number}"), "print")
+        side.owed.sent(f"new {number}", b"{}")
+    assert side.owed.statistics() == {"unanswered": 2000, "reply_lost": 1000}
+    side.owed.clear()
+    assert side.owed.statistics() == {"unanswered": 0, "reply_lost": 0}
+    assert not side.owed.active
