@@ -1,4 +1,6 @@
-"""The figures in README.md, made from docs/benchmarks.json: `python -m benchmarks.readme`.
+"""The figures in README.md and docs/jupyter.md, made from docs/benchmarks.json.
+
+`python -m benchmarks.readme` writes both.
 
 A full run does it by itself; a test holds the one to the other.
 """
@@ -6,6 +8,7 @@ A full run does it by itself; a test holds the one to the other.
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +16,20 @@ from benchmarks.report import likeness, number, with_ratio
 from benchmarks.table import BASE, EXTENSION, OURS
 
 ROOT = Path(__file__).parent.parent
+# Rows and figures of the short table.
+SHORT = (
+    ("message", "cpu"),
+    ("fanout", "cpu"),
+    ("roundtrip", "p50"),
+    ("binary", "rate"),
+    ("idle", "rss"),
+    ("idle", "descriptors"),
+    ("stalled", "growth"),
+    ("flood", "missing"),
+    ("cuts", "missing"),
+    ("cycles", "rate"),
+    ("restart", "lost"),
+)
 BEGIN, END = "<!-- benchmarks -->\n", "<!-- end of benchmarks -->\n"
 
 
@@ -56,18 +73,49 @@ def markdown(measured: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def insert(readme: str, measured: dict[str, Any]) -> str:
-    """README.md with its table made anew."""
-    before, _, rest = readme.partition(BEGIN)
-    _, _, after = rest.partition(END)
-    return f"{before}{BEGIN}{markdown(measured)}{END}{after}"
+def short(measured: dict[str, Any]) -> str:
+    """The figures that matter to users of Jupyter Server, without bars."""
+    machine = measured["machine"]
+    lines = [
+        f"{measured['date']}, {machine['cores']} cores. In parentheses: how many times better.",
+        "",
+        "| | Jupyter Server | with the extension | standalone server |",
+        "|---|---|---|---|",
+    ]
+    for name, key in SHORT:
+        row = measured["rows"].get(name)
+        if row is None or key not in row["figures"]:
+            continue
+        figure = row["figures"][key]
+        unit = figure["unit"]
+        lines.append(
+            f"| {row['title']}: {figure['label']} | {number(figure[BASE], unit)}"
+            f" | {with_ratio(figure.get(EXTENSION), unit, figure.get('ratio_extension'))}"
+            f" | {with_ratio(figure[OURS], unit, figure['ratio'])} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def insert(
+    page: str, measured: dict[str, Any], table: Callable[[dict[str, Any]], str] = markdown
+) -> str:
+    """A page with its table made anew."""
+    before, begin, rest = page.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    assert begin, "the page has no place for a table"
+    assert end, "the table has no end"
+    return f"{before}{BEGIN}{table(measured)}{END}{after}"
+
+
+PAGES = {"README.md": markdown, "docs/jupyter.md": short}
 
 
 def main() -> None:
-    """Write README.md."""
-    path = ROOT / "README.md"
+    """Write the pages."""
     measured = json.loads((ROOT / "docs" / "benchmarks.json").read_text())
-    path.write_text(insert(path.read_text(), measured))
+    for name, table in PAGES.items():
+        path = ROOT / name
+        path.write_text(insert(path.read_text(), measured, table))
 
 
 if __name__ == "__main__":

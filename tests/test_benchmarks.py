@@ -373,7 +373,14 @@ def test_a_tiny_run_of_all_servers(tmp_path: Path) -> None:
     assert (tmp_path / "benchmarks.png").stat().st_size > 10_000
 
 
-def test_the_readme_shows_what_was_measured() -> None:
-    text = (readme.ROOT / "README.md").read_text()
+@pytest.mark.parametrize("page", readme.PAGES)
+def test_the_pages_show_what_was_measured(page: str) -> None:
+    text = (readme.ROOT / page).read_text()
     measured = json.loads((readme.ROOT / "docs" / "benchmarks.json").read_text())
-    assert text == readme.insert(text, measured), "python -m benchmarks.readme"
+    assert text == readme.insert(text, measured, readme.PAGES[page]), "python -m benchmarks.readme"
+
+
+def test_the_short_table_is_of_rows_that_exist() -> None:
+    measured = json.loads((readme.ROOT / "docs" / "benchmarks.json").read_text())
+    for row, figure in readme.SHORT:
+        assert figure in measured["rows"][row]["figures"]

@@ -1,21 +1,43 @@
-"""What the documentation says is there, is there."""
+"""What the documentation says is so: names, commands, defaults, counters and examples."""
 
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import kbridge
-from kbridge import errors
+from kbridge import HubTable, errors
+from kbridge.jupyter import KbridgeExtension
+from kbridge.link import MemoryKernel
 from kbridge.server import kg
+from kbridge.server.app import KbridgeApp
+from kbridge.server.attach import AttachApp
+from kbridge.server.commands import ListApp, StopApp
+from kbridge.server.gateway import KernelGatewayApp
+from kbridge.server.health import HealthApp
+from kbridge.server.options import unknown_sections
 from kbridge.server.routes import ROUTES
 from tests.conftest import ServerFactory
+from tests.hub.rig import INFO
 from tests.support.server import TOKEN
 from tests.test_layers import FLOORS
 
+COMMANDS: dict[str, Any] = {
+    "attach": AttachApp,
+    "health": HealthApp,
+    "kernelgateway": KernelGatewayApp,
+    "list": ListApp,
+    "stop": StopApp,
+}
+CONFIGURABLE: dict[str, Any] = {
+    cls.__name__: cls
+    for cls in (KbridgeApp, *KbridgeApp.classes, *COMMANDS.values(), KbridgeExtension)
+}
 ROOT = Path(__file__).parents[1]
 PACKAGE = Path(kbridge.__file__).parent
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
@@ -81,7 +103,9 @@ def picture() -> dict[str, int]:
             if folder:
                 found[folder] = floor
                 continue
-        found[folder * (len(indent) == 4) + name] = floor
+        path = folder * (len(indent) == 4) + name
+        assert path not in found, f"{path} is drawn twice"
+        found[path] = floor
     return found
 
 
@@ -153,9 +177,165 @@ def test_what_each_dependency_is_for() -> None:
         assert f"| `{name}` |" in readme, name
 
 
+def shell_lines(page: Path) -> list[str]:
+    """Commands of code blocks without a language, continued lines joined."""
+    blocks = "\n".join(code_blocks(page)).replace("\\\n", " ")
+    return [line.removeprefix("$ ").strip() for line in blocks.splitlines()]
+
+
+def words(command: str) -> list[str]:
+    """The words of a command without what stands before it: assignments, RUN, &&."""
+    split = shlex.split(command, comments=True)
+    while split and (re.match(r"[A-Z_]+=", split[0]) or split[0] == "RUN"):
+        split = split[1:]
+    return split
+
+
+def commands(page: Path, program: str) -> list[str]:
+    """What the page shows of a program: in code blocks, and in the text if it has options."""
+    shown = [part for line in shell_lines(page) for part in line.split("&&")]
+    shown += re.findall(rf"`((?:KG_\w+=\S* )*{program} [^`\n]+)`", without_code(page.read_text()))
+    found = []
+    for command in shown:
+        try:
+            if words(command)[:1] == [program] and words(command)[1:2] != ["|"]:  # a log line
+                found.append(command.strip())
+        except ValueError:  # not shell
+            continue
+    return found
+
+
+OF_KBRIDGE = [(page, c) for page in PAGES for c in commands(page, "kbridge")]
+OF_JUPYTER = [(page, c) for page in PAGES for c in commands(page, "jupyter")]
+
+
+@pytest.mark.parametrize(("page", "command"), OF_KBRIDGE, ids=lambda v: getattr(v, "name", v))
+def test_commands_are_understood(page: Path, command: str, capsys: Any) -> None:
+    """By the parser of the command itself, which refuses options that do not exist."""
+    kg_variables = dict(re.findall(r"\b(KG_\w+)=(\S*)", command))
+    assert kg.read(kg_variables)[1] == []
+    args = words(command)[1:]
+    app: Any = KbridgeApp
+    if args and not args[0].startswith("-"):
+        assert args[0] in COMMANDS, command
+        app, args = COMMANDS[args[0]], args[1:]
+    instance = app()
+    code: Any = None
+    try:
+        instance.parse_command_line(args)
+    except SystemExit as end:
+        code = end.code
+    assert not code, capsys.readouterr().err
+    assert unknown_sections(instance.config, app, ignore=()) == []
+
+
+def test_commands_were_found() -> None:
+    assert len(OF_KBRIDGE) > 20
+    assert {command.split()[1] for _, command in OF_JUPYTER} >= {"lab", "server"}
+
+
+@pytest.mark.parametrize(("page", "command"), OF_JUPYTER, ids=lambda v: getattr(v, "name", v))
+def test_commands_of_jupyter_name_settings_that_exist(page: Path, command: str) -> None:
+    from jupyter_server.gateway.gateway_client import GatewayClient
+    from jupyter_server.serverapp import ServerApp
+
+    known = {**CONFIGURABLE, "ServerApp": ServerApp, "GatewayClient": GatewayClient}
+    for owner, name in re.findall(r"--([A-Z]\w+)\.(\w+)", command):
+        if owner not in kg.SECTIONS:
+            assert name in known[owner].class_trait_names(config=True), command
+    if "--gateway-url" in command and command in shell_lines(page):
+        assert "--GatewayClient.auth_token=" in command, "a gateway asks for its token"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+def test_settings_that_are_named_exist(page: Path) -> None:
+    text = page.read_text()
+    named = re.findall(r"`(?:--|c\.)?([A-Z]\w+)\.(\w+)(?:[ =][^`]*)?`", text)
+    named += re.findall(r"^c\.(\w+)\.(\w+) =", text, flags=re.MULTILINE)
+    for owner, name in named:
+        if owner in CONFIGURABLE and not (owner in kg.SECTIONS and page.name == "settings.md"):
+            traits = CONFIGURABLE[owner].class_trait_names(config=True)
+            assert name in traits or f"{owner}.{name}" in {s.trait for s in kg.SETTINGS}, name
+
+
+UNITS = {"s": 1.0, "seconds": 1.0, "KiB": 2**10, "MiB": 2**20, "bytes": 1.0}
+# A setting, then its default: `journal_limit`, 64 MiB; `resume_timeout` (8 hours).
+STATED = re.compile(r"`(\w+)`,? \(?([\d,.]+) (s|seconds|KiB|MiB|bytes)\b")
+
+
+def stated_defaults() -> list[tuple[str, str, float]]:
+    found = []
+    for page in PAGES:
+        text = re.sub(r"\s+", " ", without_code(page.read_text()))
+        for name, number, unit in STATED.findall(text):
+            found.append((page.name, name, float(number.replace(",", "")) * UNITS[unit]))
+    return found
+
+
+@pytest.mark.parametrize(("page", "name", "value"), stated_defaults())
+def test_defaults_that_are_stated_are_true(page: str, name: str, value: float) -> None:
+    owners = [c for c in CONFIGURABLE.values() if name in c.class_trait_names(config=True)]
+    defaults = {c.class_traits()[name].default() for c in owners}
+    assert value in defaults, f"{page}: {name} is {defaults}"
+
+
+def test_defaults_were_found() -> None:
+    assert {"journal_limit", "kernel_info_timeout"} <= {name for _, name, _ in stated_defaults()}
+
+
+def keys_of(value: Any) -> set[str]:
+    if isinstance(value, list):
+        return set().union(*map(keys_of, value))
+    return set(value).union(*map(keys_of, value.values())) if isinstance(value, dict) else set()
+
+
+async def test_counters_that_are_named_can_be_read() -> None:
+    """`GET /api/status?statistics=1` gives what `HubTable.statistics` gives."""
+    hubs = HubTable(link=MemoryKernel)
+    hubs.open("a-kernel", INFO)
+    try:
+        there = keys_of(hubs.statistics())
+    finally:
+        await hubs.aclose()
+    named = set()
+    for page in PAGES:
+        text = re.sub(r"\s+", " ", page.read_text())
+        for name, where in re.findall(r"counted \(`(\w+)`([^)]*)\)", text):
+            assert "`GET /api/status?statistics=1`" in where, f"{page.name}: where is {name}?"
+            named.add(name)
+    assert named
+    assert named <= there
+
+
+def test_every_subcommand_is_offered() -> None:
+    assert set(KbridgeApp.subcommands) == set(COMMANDS)
+
+
+def quick_start() -> str:
+    [program] = [c for c in code_blocks(ROOT / "README.md", "python") if "websockets" in c]
+    return program
+
+
+@pytest.mark.kernel
+def test_the_curl_commands_run(new_server: ServerFactory) -> None:
+    server = new_server()
+    lines = [line for line in shell_lines(ROOT / "README.md") if line.startswith("curl")]
+    assert len(lines) == 2
+    for line in lines:
+        done = subprocess.run(
+            ["bash", "-c", line.replace("localhost:8888", f"localhost:{server.port}")],
+            env={**os.environ, "TOKEN": TOKEN},
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+        assert done.returncode == 0, done.stderr
+        assert '"execution_state"' in done.stdout
+
+
 @pytest.mark.kernel
 def test_the_quick_start_runs(new_server: ServerFactory) -> None:
-    [program] = code_blocks(ROOT / "README.md", "python")
+    program = quick_start()
     server = new_server()
     env = {**os.environ, "TOKEN": TOKEN, "KBRIDGE_HOST": f"127.0.0.1:{server.port}"}
     done = subprocess.run(

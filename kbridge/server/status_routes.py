@@ -53,20 +53,29 @@ class StatusHandler(ApiHandler):
     activity = False
 
     def get(self) -> None:
-        """Answer what goes on; looking at it is no activity."""
+        """Answer what goes on; looking at it is no activity.
+
+        With `?statistics=1` also the counters of each kernel's hub, with the kernel's id only where
+        kernels may be listed.
+        """
         services = self.services
         models = services.kernels.models()
-        self.reply(
-            {
-                "connections": sum(int(model["connections"]) for model in models),
-                "kernels": len(models),
-                # One format, so that the latest is also the last in order.
-                "last_activity": max(
-                    [timestamp(services.last_request), *(str(m["last_activity"]) for m in models)]
-                ),
-                "started": timestamp(services.started),
-            }
-        )
+        status = {
+            "connections": sum(int(model["connections"]) for model in models),
+            "kernels": len(models),
+            # One format, so that the latest is also the last in order.
+            "last_activity": max(
+                [timestamp(services.last_request), *(str(m["last_activity"]) for m in models)]
+            ),
+            "started": timestamp(services.started),
+        }
+        if self.get_query_argument("statistics", "0") not in ("", "0", "false"):
+            named = services.list_kernels
+            status["hubs"] = [
+                {**({"kernel_id": kernel_id} if named else {}), **statistics}
+                for kernel_id, statistics in services.hubs.statistics().items()
+            ]
+        self.reply(status)
 
 
 class MeHandler(ApiHandler):

@@ -200,7 +200,7 @@ async def start(tmp_path: Any) -> AsyncIterator[Start]:
         services = Services(
             kernels=kernels,
             sessions=sessions,
-            hubs=None,
+            hubs=options.pop("hubs", None),
             access=AccessPolicy(**{"token": TOKEN, "cookie_secret": b"s", **(policy or {})}),
             cors=Cors(**(cors or {})),
             cookie_name="kbridge-test",

@@ -6,10 +6,12 @@ from urllib.parse import quote
 import yaml
 from tornado import web
 
-from kbridge import __version__
+from kbridge import HubTable, __version__
+from kbridge.link import MemoryKernel
 from kbridge.server import openapi
 from kbridge.server.routes import ROUTES
 from kbridge.server.websocket import ChannelsHandler
+from tests.hub.rig import INFO
 
 
 async def test_version(running: Any) -> None:
@@ -43,6 +45,35 @@ async def test_status(start: Any) -> None:
     found = await status()
     assert (found["kernels"], found["connections"]) == (1, 2)
     assert found["last_activity"] == "2030-01-01T00:00:00.000000Z"
+
+
+async def test_counters_of_the_hubs(start: Any) -> None:
+    running = await start(hubs=HubTable(link=MemoryKernel))
+
+    async def hubs(query: str) -> Any:
+        return json.loads((await running.ask("GET", f"/api/status{query}")).body).get("hubs")
+
+    assert await hubs("?statistics=1") == []
+    running.services.hubs.open("a-kernel", INFO)
+    try:
+        [hub] = await hubs("?statistics=1")
+        assert (hub["kernel_id"], hub["refused_kernel_messages"]) == ("a-kernel", 0)
+        assert hub["journal"]
+        assert await hubs("") is None
+        assert await hubs("?statistics=0") is None
+    finally:
+        await running.services.hubs.aclose()
+
+
+async def test_counters_do_not_name_kernels_that_may_not_be_listed(start: Any) -> None:
+    running = await start(list_kernels=False, hubs=HubTable(link=MemoryKernel))
+    running.services.hubs.open("a-kernel", INFO)
+    try:
+        body = (await running.ask("GET", "/api/status?statistics=1")).body
+        assert b"refused_kernel_messages" in body
+        assert b"a-kernel" not in body
+    finally:
+        await running.services.hubs.aclose()
 
 
 async def test_who_is_kept_out_is_no_activity(start: Any) -> None:
