@@ -30,14 +30,19 @@ class Tally:
     ----------
     frames, nbytes, lines : int
         Counted up to and including the read that held the token.
+    large : int
+        Those of the frames that are of at least `size` bytes.
     first_at, last_at : float
         Monotonic seconds of the first read and of the last one that brought `enough` bytes.
     """
 
-    def __init__(self, websocket: Websocket, token: str, enough: int = 0) -> None:
+    def __init__(
+        self, websocket: Websocket, token: str, enough: int = 0, size: int = 1 << 62
+    ) -> None:
         self.websocket = websocket
         self.sock = websocket.sock
-        self.frames = self.nbytes = self.lines = 0
+        self.frames = self.nbytes = self.lines = self.large = 0
+        self._size = size
         self.first_at = self.last_at = 0.0
         self.done = False
         self._token = token.encode()
@@ -56,7 +61,7 @@ class Tally:
 
         A second tally of the same websocket would begin in the midst of a frame.
         """
-        self.frames = self.nbytes = self.lines = 0
+        self.frames = self.nbytes = self.lines = self.large = 0
         self.first_at = self.last_at = 0.0
         self.done = False
         self._token = token.encode()
@@ -106,6 +111,7 @@ class Tally:
                 self._control(opcode, bytes(data[at + head : after]))
             else:
                 self.frames += 1
+                self.large += length >= self._size
             if after > end:
                 self._skip = after - end
                 after = end

@@ -16,7 +16,7 @@ from benchmarks import client, measure, readme, report
 from benchmarks.floor import bare
 from benchmarks.measure import BenchmarkError
 from benchmarks.plot import draw
-from benchmarks.rows import ROWS, cost, flood, gigabyte
+from benchmarks.rows import ROWS, binary, cost, flood, gigabyte, message, stalled
 from benchmarks.servers import EXTENSION, HIGH_LIMITS, NAMES, OURS, Server
 from benchmarks.table import Figure, Outcome, Row, Settings, Values
 from benchmarks.tally import Tally, pump
@@ -97,6 +97,16 @@ def test_tally_skips_long_payloads() -> None:
     long = server_frame(bytes(70_000)) * 3
     tally, _ = tally_of(b"", long + server_frame(TOKEN.encode()))
     assert (tally.frames, tally.lines) == (4, 0)
+
+
+def test_tally_counts_large_frames_apart() -> None:
+    sizes = (69_999, 70_000, 70_001)
+    unread = b"".join(server_frame(bytes(size)) for size in sizes) + server_frame(TOKEN.encode())
+    tally = Tally(
+        cast("client.Websocket", FakeWebsocket(socket.socket(), unread)), TOKEN, 0, 70_000
+    )
+    tally.sock.close()
+    assert (tally.frames, tally.large) == (4, 2)
 
 
 def test_tally_reports_a_close() -> None:
@@ -325,6 +335,29 @@ def test_a_stalled_viewer_costs_a_capped_server_no_more_than_one_cell(
         capped = gigabyte.past_a_stalled_viewer(server, 3, 20)
     assert (free.messages, free.missing) == (60, 0)
     assert (capped.messages, capped.missing) == (20, 0)
+
+
+@pytest.mark.kernel
+def test_a_row_with_losses_has_no_throughput(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    execute = client.Websocket.execute
+
+    def lose_one(websocket: client.Websocket, code: Any, **more: Any) -> str:
+        lossy = {key: code[key] - 1 for key in ("count", "flood") if key in code}
+        return execute(websocket, {**code, **lossy}, **more)
+
+    monkeypatch.setattr(client.Websocket, "execute", lose_one)
+    with Server(OURS, tmp_path, options=()) as server, server.kernel() as kernel_id:
+        with pytest.raises(
+            BenchmarkError, match=f"of {binary.BURST} outputs {binary.BURST - 1} came"
+        ):
+            binary.burst(server, kernel_id)
+        with pytest.raises(BenchmarkError, match="of 100 lines"):
+            message.flood(server, kernel_id, 100, 2)
+        assert stalled.flood(server, 100, {}).rate is None
+        lost = flood.timed(flood.flooded(server, 100), 100, "_fast")
+    assert lost == {"missing_fast": 1}
 
 
 @pytest.mark.kernel

@@ -94,17 +94,21 @@ def measure(server: Server, settings: Settings) -> Values:
         loop = printed(twin, settings.kernel or "python3", count)
         fast = flooded(twin, count)
     return {
-        "missing": loop.missing(count),
+        **timed(loop, count),
+        **timed(fast, count, "_fast"),
         "notices": loop.notices,
         "loop": loop.took,
-        "seconds": loop.seconds,
         "frames": loop.frames,
-        "missing_fast": fast.missing(count),
         "notices_fast": fast.notices,
-        "seconds_fast": fast.seconds,
         "frames_fast": fast.frames,
         "disorder": loop.disorder() + fast.disorder(),
     }
+
+
+def timed(heard: Heard, count: int, suffix: str = "") -> Values:
+    """The lines that are missing; only if there are none, the seconds until all were there."""
+    missing = heard.missing(count)
+    return {f"missing{suffix}": missing} | ({} if missing else {f"seconds{suffix}": heard.seconds})
 
 
 ROW = Row(

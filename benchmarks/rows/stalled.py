@@ -20,12 +20,12 @@ PACE = {"batch": 12, "interval": 0.02}
 
 
 class Passed(NamedTuple):
-    """What one flood left behind, in bytes and messages."""
+    """What one flood left behind, in bytes and messages; the rate is None if any are missing."""
 
     peak: int
     held: int
     missing: int
-    rate: float
+    rate: float | None
 
 
 def flood(server: Server, count: int, pace: dict[str, float]) -> Passed:
@@ -46,7 +46,9 @@ def flood(server: Server, count: int, pace: dict[str, float]) -> Passed:
             proc.settle(server.pid, timeout=30)
         held = proc.rss(server.pid)
     seconds = max(tally.last_at - tally.first_at, 1e-9)
-    return Passed(memory.peak, held, count - tally.lines, tally.lines * TEXT / 1e6 / seconds)
+    missing = count - tally.lines
+    rate = None if missing else count * TEXT / 1e6 / seconds
+    return Passed(memory.peak, held, missing, rate)
 
 
 def measure(server: Server, settings: Settings) -> Values:
@@ -56,14 +58,16 @@ def measure(server: Server, settings: Settings) -> Values:
     before = proc.rss(server.pid)
     paced = flood(server, count, PACE)
     at_once = flood(server, count, {})
-    return {
+    values: dict[str, float] = {
         "growth": (paced.peak - before) / 2**20,
         "held": (paced.held - before) / 2**20,
         "missing": paced.missing,
         "growth_fast": (at_once.peak - before) / 2**20,
         "missing_fast": at_once.missing,
-        "rate_fast": at_once.rate,
     }
+    if at_once.rate is not None:
+        values["rate_fast"] = at_once.rate
+    return values
 
 
 ROW = Row(

@@ -30,6 +30,7 @@ class ConnectionSettings(LoggingConfigurable):
         "iopub_data_rate_limit",
         "rate_limit_window",
         "journal_limit",
+        "burst_limit",
         "history_limit",
         "acknowledge",
         "resume_timeout",
@@ -82,7 +83,17 @@ class ConnectionSettings(LoggingConfigurable):
         config=True,
         help=(
             "Bytes of a kernel's output that are held for websockets that have yet to read them."
-            " Beyond it, the oldest output is dropped, and a marker says so."
+            " Beyond it (and burst_limit), the oldest output is dropped, and a marker says so."
+        ),
+    )
+    burst_limit = Integer(
+        _DEFAULTS.burst_limit,
+        config=True,
+        help=(
+            "Bytes of output that all kernels together may hold beyond journal_limit, for bursts"
+            " that come faster than they are read. They are held only while the fastest websocket"
+            " of a kernel reads on and is more than half of journal_limit behind. Lower it where"
+            " the server has little memory; 0 for none."
         ),
     )
     history_limit = Integer(

@@ -3,8 +3,8 @@
 Laws of this module:
 
 - a frame is encoded once, before it comes here; all cursors share the same bytes;
-- this is the only buffer between a kernel and its websockets, and `nbytes <= limit` holds after
-  every call (one frame larger than the whole limit excepted: it stays until the next one comes);
+- this is the only buffer between a kernel and its websockets, and `nbytes <= limit + spare` holds
+  after every call (one frame larger than that excepted: it stays until the next one comes);
 - sequence numbers rise by one a frame and are never used twice;
 - when the ring must forget what somebody may not have read, it forgets what carries no state
   first (stream text, displays). Frames that carry state move to the *keepsakes*, still in order,
@@ -101,6 +101,7 @@ class Journal:
         if limit <= 0 or history_limit < 0:
             raise ValueError("journal_limit must be positive, history_limit must not be negative")
         self.limit = limit
+        self._spare = 0
         self.history_limit = min(history_limit, limit)
         self.forgotten = 0  # frames, ever, that were forgotten before every cursor had read them
         self._ring = Ring()  # all frames of the last while, without holes
@@ -133,9 +134,19 @@ class Journal:
             self._audience[seq] = audience
         if state:
             self._state.add(seq)
-        if ring.nbytes + self._keepsakes.nbytes > self.limit:
+        if ring.nbytes + self._keepsakes.nbytes > self.limit + self._spare:
             self._shrink()
         return seq
+
+    @property
+    def spare(self) -> int:
+        """Bytes that may be held beyond the limit for the moment."""
+        return self._spare
+
+    @spare.setter
+    def spare(self, nbytes: int) -> None:
+        self._spare = nbytes
+        self._shrink()
 
     def trim(self, slowest: int) -> None:
         """Forget what every cursor has passed, but for the last `history_limit` bytes of that.
@@ -267,6 +278,7 @@ class Journal:
             "frames": len(self._ring) + len(self._keepsakes),
             "bytes": self.nbytes,
             "limit": self.limit,
+            "spare": self._spare,
             "appended_frames": self.next_seq,
             "appended_bytes": self.appended,
             "forgotten_frames": self.forgotten,
@@ -316,9 +328,10 @@ class Journal:
     def _shrink(self) -> None:
         """Hold the limit: the oldest go first, and of these what carries no state."""
         ring, keepsakes = self._ring, self._keepsakes
-        while self.nbytes > self.limit:
+        limit = self.limit + self._spare
+        while self.nbytes > limit:
             last = len(ring) <= 1
-            if keepsakes and (last or keepsakes.nbytes > self.limit // 2):
+            if keepsakes and (last or keepsakes.nbytes > limit // 2):
                 self._drop_keepsake()
                 self.forgotten += 1
                 continue

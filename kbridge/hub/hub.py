@@ -22,6 +22,7 @@ from kbridge.flow.journal import Journal
 from kbridge.flow.policy import DROP, judge
 from kbridge.flow.readiness import Decision
 from kbridge.hub import policies
+from kbridge.hub.burst import Allowance, Burst
 from kbridge.hub.clients import Attachment
 from kbridge.hub.clock import Clock
 from kbridge.hub.ignored import IgnoredMessages
@@ -61,6 +62,8 @@ class Hub:
         Identities of earlier bridges, to which the kernel may owe replies.
     adopted : bool
         The kernel ran before this bridge did, and others were connected to it.
+    allowance : Allowance
+        What hubs may hold beyond `journal_limit`, if they share it.
 
     Attributes
     ----------
@@ -89,6 +92,7 @@ class Hub:
         log: logging.Logger | logging.LoggerAdapter[logging.Logger] | None = None,
         former: Sequence[bytes] = (),
         adopted: bool = False,
+        allowance: Allowance | None = None,
     ) -> None:
         settings = settings or HubSettings()
         self.kernel_id = kernel_id
@@ -141,6 +145,13 @@ class Hub:
             clock=self._clock,
             refuse=self._intake.refuse,
             answered=answered,
+        )
+        self._burst = Burst(
+            self.journal,
+            self._readers.clients,
+            pace,
+            self._clock,
+            allowance or Allowance(settings.burst_limit),
         )
         self._incoming = policies.incoming(settings)
         recovery = self._requests.recovery
@@ -387,6 +398,7 @@ class Hub:
         self._requests.close()
         self._nudge.close()
         self._readers.close(code, reason)
+        self._burst.close()
         # Whoever still holds a closed hub, as timers and contexts may, holds nothing of weight.
         self.journal.clear()
         self._inputs.clear()
@@ -411,6 +423,7 @@ class Hub:
     def on_drained(self) -> None:
         """Write out what came, and forget what everybody has."""
         self._readers.flush()
+        self._burst.look()
         self.on_heard()
 
     def on_writable(self, channel: Channel) -> None:

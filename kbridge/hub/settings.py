@@ -15,6 +15,9 @@ class HubSettings:
     ----------
     journal_limit : int
         Bytes that a kernel's journal may hold while somebody has yet to read them.
+    burst_limit : int
+        Bytes that the journals of all kernels together may hold beyond that, while the fastest
+        live reader of a kernel is more than half of `journal_limit` behind.
     history_limit : int
         Bytes it keeps once everybody has.
     resume_timeout : float
@@ -46,6 +49,7 @@ class HubSettings:
     """
 
     journal_limit: int = 64 << 20
+    burst_limit: int = 1 << 30
     history_limit: int = 4 << 20
     resume_timeout: float = 8 * 3600.0
     request_limit: int = 1 << 20

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
 from kbridge.errors import HubClosed, KernelNotFound
+from kbridge.hub.burst import Allowance
 from kbridge.hub.hub import Hub
 from kbridge.hub.line import LinkFactory
 from kbridge.hub.settings import HubSettings
@@ -41,6 +42,7 @@ class HubTable:
         self.settings = settings or HubSettings()
         self._link = link
         self._log = log
+        self._allowance: Allowance | None = None
         self._hubs: dict[str, Hub] = {}
 
     def open(
@@ -54,6 +56,8 @@ class HubTable:
         """The hub of a kernel, made where there is none; see `Hub` for the arguments."""
         hub = self._hubs.get(kernel_id)
         if hub is None:
+            if self._allowance is None:  # not before: settings may come late
+                self._allowance = Allowance(self.settings.burst_limit)
             hub = Hub(
                 kernel_id,
                 connection_info,
@@ -62,6 +66,7 @@ class HubTable:
                 log=self._log,
                 former=former,
                 adopted=adopted,
+                allowance=self._allowance,
             )
             self._hubs[kernel_id] = hub
         return hub

@@ -1,0 +1,214 @@
+"""A burst that is larger than the journal: who reads on loses nothing, whoever else is there."""
+
+import asyncio
+
+import pytest
+
+from kbridge.hub import burst as module
+from kbridge.hub.burst import PATIENCE, Allowance
+from kbridge.hub.hub import Hub
+from kbridge.hub.settings import HubSettings
+from kbridge.link.memory import MemoryClient
+from kbridge.wire.dialects import V1
+from kbridge.wire.message import Channel
+from tests.hub.rig import INFO, Rig, received, texts
+
+MIB = 1 << 20
+LIMIT = 8 * MIB
+BURST = 64 * MIB
+SETTINGS = HubSettings(
+    limit_rate=False, journal_limit=LIMIT, history_limit=0, burst_limit=BURST, acknowledge=False
+)
+
+
+@pytest.fixture
+async def rig():
+    made = Rig(SETTINGS)
+    made.prove()
+    yield made
+    await made.hub.aclose()
+
+
+def show(rig: Rig, *numbers: int, size: int = MIB // 2) -> None:
+    """Let the kernel show numbered images."""
+    for n in numbers:
+        data = {"image/png": "A" * size, "text/plain": f"{n}"}
+        rig.say(rig.message(Channel.IOPUB, "display_data", {"data": data}))
+
+
+def shown(client) -> list[int]:
+    """The numbers of the images that a client was sent."""
+    found = [m for m in received(client) if m.msg_type == "display_data"]
+    return [int(m.content.rpartition(b'"text/plain":')[2].strip(b' "}')) for m in found]
+
+
+class Slow(MemoryClient):
+    """Takes one write at a time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stalled = True
+
+    def read(self) -> None:
+        """Take what was written last."""
+        self.written += self._pending
+        self._pending = b""
+        self.on_writable()
+
+
+def stalled(rig: Rig, session: str = ""):
+    client = Slow()
+    return client, rig.hub.attach(client, V1, session)
+
+
+def read(rig: Rig, client) -> None:
+    """Let a reader have one write."""
+    client.read()
+    rig.hub.on_drained()
+
+
+async def test_a_slow_reader_alone_loses_nothing(rig) -> None:
+    client, _ = stalled(rig)
+    for n in range(60):
+        show(rig, 2 * n, 2 * n + 1)
+        read(rig, client)
+    assert rig.hub.journal.nbytes > 2 * LIMIT
+    client.resume()
+    assert shown(client) == list(range(120))
+    assert texts(client) == []
+    rig.hub.on_drained()
+    assert rig.hub.journal.nbytes <= LIMIT
+    assert rig.hub.journal.spare == 0
+
+
+async def test_beyond_the_burst_limit_the_oldest_is_dropped_and_a_marker_says_so(rig) -> None:
+    client, _ = stalled(rig)
+    show(rig, *range(200))  # 100 MiB
+    assert LIMIT + BURST // 2 < rig.hub.journal.nbytes <= LIMIT + BURST
+    client.resume()
+    assert shown(client)[-1] == 199
+    assert len(texts(client)) == 1
+
+
+async def test_a_stalled_viewer_costs_nothing(rig) -> None:
+    stalled(rig)
+    fast, _ = rig.attach()
+    show(rig, *range(100))
+    assert rig.hub.journal.nbytes <= LIMIT
+    assert shown(fast) == list(range(100))
+
+
+async def test_a_reader_that_has_stopped_counts_for_a_while_only(rig) -> None:
+    stalled(rig)
+    show(rig, *range(60))
+    assert rig.hub.journal.nbytes > 2 * LIMIT
+    rig.clock.now += PATIENCE
+    rig.hub.on_drained()
+    assert rig.hub.journal.nbytes > 2 * LIMIT
+    rig.clock.now += 1
+    rig.hub.on_drained()
+    assert rig.hub.journal.nbytes <= LIMIT
+    show(rig, *range(60))
+    assert rig.hub.journal.nbytes <= LIMIT
+
+
+async def test_the_journal_shrinks_without_anything_that_happens(rig, monkeypatch) -> None:
+    monkeypatch.setattr(module, "_LOOK", 0.0)
+    stalled(rig)
+    show(rig, *range(60))
+    rig.clock.now += PATIENCE + 1
+    async with asyncio.timeout(60):
+        while rig.hub.journal.nbytes > LIMIT:  # noqa: ASYNC110  # a timer tells nobody
+            await asyncio.sleep(0)
+
+
+async def test_a_reader_that_moves_however_slowly_counts(rig) -> None:
+    client, _ = stalled(rig)
+    show(rig, *range(60))
+    for _ in range(5):
+        rig.clock.now += PATIENCE - 1
+        read(rig, client)
+        assert rig.hub.journal.nbytes > 2 * LIMIT
+
+
+async def test_a_viewer_that_joins_does_not_take_it_from_who_reads(rig) -> None:
+    client, _ = stalled(rig)
+    show(rig, *range(60))
+    rig.attach()
+    rig.hub.on_drained()
+    client.resume()
+    assert shown(client) == list(range(60))
+    rig.hub.on_drained()
+    assert rig.hub.journal.spare == 0
+
+
+async def test_a_client_that_comes_back_in_time_loses_nothing(rig) -> None:
+    _, attachment = stalled(rig, "a-session")
+    show(rig, *range(40))
+    rig.hub.detach(attachment)
+    show(rig, *range(40, 60))
+    rig.clock.now += PATIENCE
+    rig.hub.on_drained()
+    client, _ = rig.attach("a-session")
+    assert {0, *shown(client)} == set(range(60)), "the first went out before"
+    assert texts(client) == []
+
+
+async def test_nobody_is_waited_for_longer(rig) -> None:
+    _, attachment = stalled(rig, "a-session")
+    show(rig, *range(60))
+    rig.hub.detach(attachment)
+    rig.clock.now += PATIENCE + 1
+    rig.hub.on_drained()
+    assert rig.hub.journal.nbytes <= LIMIT
+
+
+async def test_without_readers_the_journal_keeps_to_its_limit(rig) -> None:
+    show(rig, *range(60))
+    assert rig.hub.journal.nbytes <= LIMIT
+
+
+async def test_messages_larger_than_the_journal(rig) -> None:
+    client, _ = stalled(rig)
+    show(rig, *range(5), size=LIMIT + MIB)
+    client.resume()
+    assert shown(client) == list(range(5))
+
+
+async def test_what_a_limit_holds_back_is_no_backlog() -> None:
+    rig = Rig(HubSettings(journal_limit=LIMIT, burst_limit=BURST, iopub_data_rate_limit=1000.0))
+    rig.prove()
+    rig.attach()
+    for _ in range(200):
+        rig.say(rig.stream("x" * 100_000))
+    assert rig.hub.journal.nbytes <= LIMIT
+    await rig.hub.aclose()
+
+
+async def test_kernels_share_what_there_is() -> None:
+    allowance = Allowance(BURST)
+    rigs = [Rig(SETTINGS), Rig(SETTINGS)]
+    for rig in rigs:
+        await rig.hub.aclose()
+        rig.hub = Hub("k", INFO, SETTINGS, link=rig._link, clock=rig.clock, allowance=allowance)
+        rig.prove()
+        stalled(rig)
+        show(rig, *range(200))
+    held = [rig.hub.journal.nbytes for rig in rigs]
+    assert sum(held) <= BURST + 2 * LIMIT
+    assert held[1] <= LIMIT
+    await rigs[0].hub.aclose()
+    show(rigs[1], *range(60))
+    assert rigs[1].hub.journal.nbytes > 2 * LIMIT
+    await rigs[1].hub.aclose()
+
+
+def test_an_allowance_is_given_back() -> None:
+    allowance = Allowance(100)
+    assert allowance.ask(1, 60) == 60
+    assert allowance.ask(2, 60) == 40
+    assert allowance.ask(1, 10) == 10
+    assert allowance.ask(2, 200) == 90
+    assert allowance.ask(2, 0) == 0
+    assert allowance.ask(1, 200) == 100
+    assert Allowance(-5).ask(1, 10) == 0
