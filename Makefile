@@ -6,22 +6,31 @@ PYTHON ?= $(or $(shell for p in python3 python3.13 python3.12 python3.11; do \
             "$$p" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo "$$p" && break; \
             done),python3)
 BIN     = $(VENV)/bin
+FLOORS  = $(VENV)-floors
 PIP     = $(BIN)/python -m pip --disable-pip-version-check --quiet
 # The versions that the tests ran with; `make LOCK= test` takes the newest instead.
 LOCK   ?= $(wildcard constraints.txt)
 INSTALL = $(PIP) install $(if $(LOCK),--constraint $(LOCK)) --editable
 
-.PHONY: help serve test soak check format bench lock clean
+.PHONY: help serve test test-floors soak check format bench lock clean
 .DELETE_ON_ERROR:
 
 help:                   ## this text
-	@sed -n 's/^\([a-z]*\):.*##/\1\t/p' $(MAKEFILE_LIST) | expand -t 12
+	@sed -n 's/^\([a-z-]*\):.*##/\1\t/p' $(MAKEFILE_LIST) | expand -t 14
 
 serve: $(VENV)/.serve   ## run the bridge on 127.0.0.1 (ARGS="--port 9999" adds options)
 	@$(BIN)/kbridge $(ARGS)
 
 test: $(VENV)/.dev      ## the whole suite (ARGS="-k wire" narrows it)
 	$(BIN)/python -m pytest -n 2 $(ARGS)
+
+# What touches jupyter_client, ipykernel, jupyter_server, SQLAlchemy, psutil and traitlets: in less than
+# five minutes on two cores. JUPYTER_PLATFORM_DIRS: jupyter_core warns without it.
+test-floors: $(FLOORS)/.floors ## kernel tests with the lowest versions that pyproject.toml allows
+	JUPYTER_PLATFORM_DIRS=1 $(FLOORS)/bin/python -m pytest -n 2 -p no:cacheprovider \
+	  tests/kernels tests/connect/test_files.py tests/connect/test_mixin.py tests/jupyter/test_connection.py \
+	  tests/server/test_kernelspec_routes.py tests/integration/test_kernel.py \
+	  tests/integration/test_encryption.py $(ARGS)
 
 soak: $(VENV)/.dev      ## slow, dying and hostile clients for five minutes (ARGS="--minutes 1 --seed 7")
 	$(BIN)/python -m tests.soak $(ARGS)
@@ -47,7 +56,7 @@ lock: $(VENV)/.dev      ## write constraints.txt anew: the newest versions, for 
 	  --no-header --no-annotate --no-emit-index-url --output-file constraints.txt pyproject.toml
 
 clean:                  ## remove the virtual environment and what tools left
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist
+	rm -rf $(VENV) $(FLOORS) .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist
 
 # The interpreter is there even when venv then fails for want of pip: take it away again, or the
 # next call would think that all is well.
@@ -69,3 +78,11 @@ $(VENV)/.dev: $(BIN)/python pyproject.toml $(LOCK)
 	@echo "$(VENV): installing kbridge and what tests, checks and benchmarks need"
 	@$(INSTALL) '.[dev]'
 	@touch $@ $(VENV)/.serve
+
+$(FLOORS)/.floors: $(BIN)/python pyproject.toml tests/support/floors.py
+	@echo "$(FLOORS): installing the lowest versions that pyproject.toml allows"
+	@$(BIN)/python -m venv --clear $(FLOORS)
+	@$(BIN)/python tests/support/floors.py >$(FLOORS)/floors.txt
+	@$(FLOORS)/bin/python -m pip --disable-pip-version-check --quiet install -r $(FLOORS)/floors.txt
+	@$(FLOORS)/bin/python -m pip --disable-pip-version-check --quiet install --no-deps --editable .
+	@touch $@

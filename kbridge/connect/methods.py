@@ -71,6 +71,14 @@ class ConnectionFileMethods:
         """The ports, in the order of `kbridge.connect.port_names`."""
         return [getattr(self, name) for name in port_names]
 
+    def _curve_keys(self) -> tuple[bytes | None, bytes | None]:
+        """Return the public and the secret CurveZMQ key, None where there is none.
+
+        The kernel managers of jupyter_client before 8.10 have no traits for them.
+        """
+        public, secret = (getattr(self, name, None) for name in _CURVE)
+        return public, secret
+
     # -- what is known ----------------------------------------------------------------------
 
     def get_connection_info(self, session: bool = False) -> KernelConnectionInfo:
@@ -96,8 +104,9 @@ class ConnectionFileMethods:
         else:
             info["signature_scheme"] = self.session.signature_scheme
             info["key"] = self.session.key
-        if self.curve_publickey is not None and self.curve_secretkey is not None:
-            info |= {name: getattr(self, name).decode() for name in _CURVE}
+        public, secret = self._curve_keys()
+        if public is not None and secret is not None:
+            info |= {"curve_publickey": public.decode(), "curve_secretkey": secret.decode()}
         return cast("KernelConnectionInfo", info)
 
     def blocking_client(self) -> BlockingKernelClient:
@@ -131,6 +140,7 @@ class ConnectionFileMethods:
             # A kernel that is started in another directory has to find the same place.
             self.ip = ipc.absolute(self.ip)
             ipc.sweep(str(Path(self.ip).parent))
+        public, secret = self._curve_keys()
         self.connection_file, written = write_connection_file(
             self.connection_file,
             transport=self.transport,
@@ -138,8 +148,8 @@ class ConnectionFileMethods:
             key=self.session.key,
             signature_scheme=self.session.signature_scheme,
             kernel_name=self.kernel_name,
-            curve_publickey=self.curve_publickey,
-            curve_secretkey=self.curve_secretkey,
+            curve_publickey=public,
+            curve_secretkey=secret,
             **{name: getattr(self, name) for name in port_names},
             **kwargs,
         )
@@ -281,13 +291,14 @@ class ConnectionFileMethods:
             sock.ipv6 = self.transport == "tcp" and is_ipv6(self.ip)
             if identity:
                 sock.identity = identity
-            if self.curve_publickey is not None:
+            server, secret = self._curve_keys()
+            if server is not None:
                 # Any pair will do for the client's end; the kernel's own is what both sides have.
-                public, secret = self.curve_publickey, self.curve_secretkey
+                public = server
                 if secret is None:
                     public, secret = zmq.curve_keypair()
                 sock.curve_publickey, sock.curve_secretkey = public, secret
-                sock.curve_serverkey = self.curve_publickey
+                sock.curve_serverkey = server
             sock.connect(url)
         except BaseException:
             sock.close(linger=0)

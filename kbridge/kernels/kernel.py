@@ -109,7 +109,7 @@ class BridgeKernel(RecordedKernel):
         try:
             self._choose_ports()
             await self.start_kernel(**kwargs)
-            if self._must_encrypt() and self.curve_publickey is None:
+            if self._must_encrypt() and self._curve_keys()[0] is None:
                 await self.stop(now=True)
                 raise KernelError("its provisioner knows nothing of transport_encryption=required")
         except Exception as error:  # provisioners are third parties
