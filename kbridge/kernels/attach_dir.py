@@ -10,7 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from kbridge.errors import KbridgeError
-from kbridge.kernels.tasks import spawn, stop
+from kbridge.kernels.tasks import in_thread, spawn, stop
 
 __all__ = ["AttachDir"]
 
@@ -57,7 +57,7 @@ class AttachDir:
 
     async def look(self) -> None:
         """Look once."""
-        there = self._scan()
+        there = await in_thread(self._scan)
         if there is None:
             return  # what was there is there still, for all that one can see
         for path in list(self._known):

@@ -9,7 +9,7 @@ from typing import Any
 
 from kbridge.errors import InvalidRequest
 
-__all__ = ["kernel_environment", "working_dir"]
+__all__ = ["innermost_directory", "kernel_environment", "working_dir"]
 
 # The tokens of this server open every other kernel on it.
 _SECRETS = frozenset({"JUPYTER_TOKEN", "KG_AUTH_TOKEN"})
@@ -30,7 +30,7 @@ def kernel_environment(
         This server's own environment.
     requested : mapping or None
         What the request asks for. Without it the kernel inherits the whole environment; with it
-        only PATH and the `inherited` names.
+        only PATH, the locale (LANG, LANGUAGE, LC_*) and the `inherited` names.
     allowed : collection of str
         Names that a request may set, besides all that begin with ``KERNEL_``. Others are left
         out, and so is what no environment can hold.
@@ -48,6 +48,7 @@ def kernel_environment(
         raise InvalidRequest("env is not an object of strings")
     else:
         env = {"PATH": process.get("PATH", os.defpath)}
+        env |= {name: value for name, value in process.items() if _is_locale(name)}
         env |= {name: process[name] for name in inherited if name in process}
         env |= {
             name: value
@@ -60,6 +61,11 @@ def kernel_environment(
     return env
 
 
+def _is_locale(name: str) -> bool:
+    """Return True for variables without which a kernel writes ASCII and cannot read file names."""
+    return name in ("LANG", "LANGUAGE") or name.startswith("LC_")
+
+
 def _holds(name: str, value: object) -> bool:
     return (
         isinstance(value, str)
@@ -70,15 +76,19 @@ def _holds(name: str, value: object) -> bool:
     )
 
 
-def working_dir(root: Path, path: str | None) -> Path:
+def working_dir(root: Path, path: str | None, env: Mapping[str, Any] | None = None) -> Path:
     """Return the directory a kernel starts in.
 
     Parameters
     ----------
     root : Path
-        The root directory, absolute.
+        The root directory, absolute and without links.
     path : str or None
         An API path: of a notebook, a directory, or nothing that exists.
+    env : mapping, optional
+        What the request asks for. Without a `path`, an absolute path in KERNEL_WORKING_DIR counts,
+        as in Enterprise Gateway: Jupyter Server's gateway client sends the notebook's directory in
+        it.
 
     Returns
     -------
@@ -92,14 +102,39 @@ def working_dir(root: Path, path: str | None) -> Path:
         If `path` is no string.
     """
     if path is None:
-        return root
+        wished = env.get("KERNEL_WORKING_DIR") if isinstance(env, Mapping) else None
+        if not isinstance(wished, str) or "\0" in wished or not wished.startswith("/"):
+            return root
+        try:
+            there = os.path.realpath(wished)
+        except (OSError, ValueError):
+            return root
+        return innermost_directory(root, there)
     if not isinstance(path, str):
         raise InvalidRequest("path is not a string")
     if "\0" in path:
         return root
-    there = Path(os.path.normpath(root / path.lstrip("/")))
-    if not there.is_relative_to(root):
+    return innermost_directory(root, os.path.normpath(f"{root}/{path.lstrip('/')}"))
+
+
+def innermost_directory(root: Path, path: str) -> Path:
+    """Return the deepest existing directory from `root` on the way to `path`.
+
+    Goes down from `root`, so that a path of 100 kB costs no more than its part that exists.
+
+    Returns
+    -------
+    Path
+        `root` where `path`, which is absolute and normalized, leads out of it.
+    """
+    top = str(root).rstrip("/")
+    if path != str(root) and not path.startswith(f"{top}/"):
         return root
-    while there != root and not os.path.isdir(there):  # noqa: PTH112 - is_dir raises on long names
-        there = there.parent
-    return there
+    found = top
+    for part in path[len(top) :].split("/"):
+        if not part:
+            continue
+        if not os.path.isdir(f"{found}/{part}"):  # noqa: PTH112 - is_dir raises on long names
+            break
+        found = f"{found}/{part}"
+    return Path(found or "/")

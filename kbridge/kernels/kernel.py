@@ -14,7 +14,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from jupyter_client.kernelspec import KernelSpec
 from jupyter_client.localinterfaces import is_local_ip
+from jupyter_client.provisioning.factory import KernelProvisionerFactory
 from jupyter_client.provisioning.local_provisioner import LocalProvisioner
 from traitlets import default
 
@@ -22,10 +24,12 @@ from kbridge.connect.files import port_names
 from kbridge.connect.ports import LocalPortCache
 from kbridge.errors import KernelError, KernelStartError
 from kbridge.kernels.death import until_dead
+from kbridge.kernels.environment import innermost_directory
 from kbridge.kernels.logs import KernelLog
 from kbridge.kernels.processes import AdoptedProcess
 from kbridge.kernels.recorded import RecordedKernel
 from kbridge.kernels.restarter import Restarter
+from kbridge.kernels.tasks import in_thread
 
 __all__ = ["BridgeKernel"]
 
@@ -82,6 +86,10 @@ class BridgeKernel(RecordedKernel):
         spec = self.kernel_spec
         return spec.metadata if spec is not None else {}
 
+    def use_spec(self, spec: KernelSpec) -> None:
+        """Start by this kernelspec; without it, jupyter_client reads it on the event loop."""
+        self._kernel_spec = spec
+
     async def start(self, *, env: dict[str, str], cwd: Path) -> None:
         """Start the process.
 
@@ -103,12 +111,30 @@ class BridgeKernel(RecordedKernel):
         if newports:
             self._return_ports()
             self.cleanup_random_ports()
-        await self._start(**(self._launch_args or {}))
+        arguments: dict[str, Any] = dict(self._launch_args or {})
+        wished = arguments.get("cwd")
+        if wished:
+            # It may have been renamed or removed since.
+            arguments["cwd"] = await in_thread(self._existing, str(wished))
+        try:
+            await self._start(**arguments)
+        finally:
+            if wished and self._launch_args is not None:
+                self._launch_args["cwd"] = wished
+
+    def _existing(self, directory: str) -> str:
+        root = Path(getattr(self.parent, "root_dir", "/"))
+        inside = directory == str(root) or directory.startswith(f"{root}/")
+        return str(innermost_directory(root if inside else Path("/"), directory))
 
     async def _start(self, **kwargs: Any) -> None:
         try:
-            self._choose_ports()
-            await self.start_kernel(**kwargs)
+            await in_thread(self._choose_ports)
+            if self._has_local_provisioner():
+                # jupyter_client writes files and forks, but its coroutines never wait.
+                await in_thread(asyncio.run, self._start_kernel(**kwargs))
+            else:
+                await self.start_kernel(**kwargs)
             if self._must_encrypt() and self._curve_keys()[0] is None:
                 await self.stop(now=True)
                 raise KernelError("its provisioner knows nothing of transport_encryption=required")
@@ -132,7 +158,23 @@ class BridgeKernel(RecordedKernel):
                 self._promised.append(port)
                 setattr(self, name, port)
 
+    async def _start_kernel(self, **kwargs: Any) -> None:
+        await self.start_kernel(**kwargs)
+
+    def _has_local_provisioner(self) -> bool:
+        """Return True if the kernelspec names jupyter_client's own provisioner, or none."""
+        chosen = self.metadata.get("kernel_provisioner") or {}
+        factory = KernelProvisionerFactory.instance(parent=self.parent)
+        name = chosen.get("provisioner_name") or factory.default_provisioner_name
+        return bool(name == "local-provisioner")
+
     async def _async_launch_kernel(self, kernel_cmd: list[str], **kw: Any) -> None:
+        if not kernel_cmd and isinstance(self.provisioner, LocalProvisioner):
+            folder = self.kernel_spec.resource_dir if self.kernel_spec is not None else ""
+            raise KernelError(
+                "its kernelspec has an empty argv; it should hold the command that starts the"
+                f" kernel: see {Path(folder) / 'kernel.json'}"
+            )
         # Here rather than among the arguments of `start`: those are kept for restarts, and the
         # file is open for the length of the launch only.
         with self.output.open() as log:

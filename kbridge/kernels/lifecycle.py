@@ -71,6 +71,7 @@ class Lifecycle:
         self._settings = settings
         self._log = log
         self._ledger = ledger or Ledger()
+        self._places = asyncio.Semaphore(settings.max_concurrent_starts)
 
     def note(self, kernel: BridgeKernel) -> None:
         """Write a kernel down as it is now."""
@@ -95,11 +96,14 @@ class Lifecycle:
         self.kernels.add(kernel)
         kernel.independent = self._ledger.enabled
         try:
-            # Before there is a process: one that nobody has heard of would run forever.
-            self.note(kernel)
-            await self._ledger.settled()
-            await kernel.start(env=env, cwd=cwd)
-            hub = await self._come_up(kernel)
+            async with self._places:
+                if kernel.closing:
+                    raise Busy("The server is shutting down")
+                # Before there is a process: one that nobody has heard of would run forever.
+                self.note(kernel)
+                await self._ledger.settled()
+                await kernel.start(env=env, cwd=cwd)
+                hub = await self._come_up(kernel)
             if self.seed is not None and self.seed.fits(kernel.kernel_name):
                 await self._while_alive(kernel, self._run_seed(hub, self.seed))
         except BaseException as error:
@@ -189,8 +193,9 @@ class Lifecycle:
         if kernel.restarter is not None:
             await kernel.restarter.aclose()
         try:
-            hub = await self._cycle(kernel, now=now, newports=False, asked=True)
-            await self._until_up(kernel, hub)
+            async with self._places:
+                hub = await self._cycle(kernel, now=now, newports=False, asked=True)
+                await self._until_up(kernel, hub)
         except BaseException:
             self._left_dead(kernel)
             raise
@@ -257,7 +262,9 @@ class Lifecycle:
             self._log.warning("%s; restarting %s", await kernel.epitaph(), kernel.kernel_id)
             # One that somebody took a port from would find it taken again.
             newports = newports or bool(_PORT_TAKEN.search(kernel.output.tail()))
-            await self._cycle(kernel, now=True, newports=newports, asked=False)
+            async with self._places:
+                if not kernel.closing:
+                    await self._cycle(kernel, now=True, newports=newports, asked=False)
 
     def _left_dead(self, kernel: BridgeKernel) -> None:
         kernel.failed = True

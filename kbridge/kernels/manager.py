@@ -32,6 +32,7 @@ from kbridge.kernels.interrupt import interrupt_by_message
 from kbridge.kernels.kernel import BridgeKernel
 from kbridge.kernels.opening import OpeningTable
 from kbridge.kernels.records import Standing
+from kbridge.kernels.tasks import in_thread
 
 __all__ = ["BridgeKernelManager"]
 
@@ -77,7 +78,7 @@ class BridgeKernelManager(OpeningTable):
         env : mapping, optional
             Environment variables; see `kernel_environment` for those that are let through.
         path : str, optional
-            An API path under `root_dir`, for the working directory.
+            An API path under `root_dir`, for the working directory; see `working_dir`.
         kernel_id : str, optional
             The uuid it is to have. The id of a kernel in use returns that kernel.
         session_name : str, optional
@@ -99,8 +100,8 @@ class BridgeKernelManager(OpeningTable):
         await self.open()
         if kernel_id is not None and kernel_id in self._kernels:
             return kernel_id
-        name = self._spec_name(kernel_name)
-        cwd = working_dir(Path(self.root_dir), path)
+        name = await self._spec_name(kernel_name)
+        cwd = await in_thread(working_dir, Path(self.root_dir), path, env)
         with self._starting():
             kernel = None
             if self._pool and env is None and kernel_id is None and str(cwd) == self.root_dir:
@@ -258,6 +259,7 @@ class BridgeKernelManager(OpeningTable):
         session_name: str | None = None,
     ) -> BridgeKernel:
         """Make a kernel of a kernelspec and start its process; nobody uses it yet."""
+        spec = await self._spec(name)  # nothing is awaited between the look at the id and `launch`
         environment = self._environment(env)
         if session_name:
             environment["JPY_SESSION_NAME"] = session_name
@@ -268,6 +270,7 @@ class BridgeKernelManager(OpeningTable):
         elif any(kernel.kernel_id == kernel_id for kernel in self._life.kernels):
             raise InvalidRequest(f"Kernel {kernel_id} is being started already")
         kernel = self._make(name, kernel_id)
+        kernel.use_spec(spec)
         kernel.inherits_env = env is None
         if self.transport is not None:
             kernel.transport = self.transport

@@ -115,9 +115,9 @@ class OpeningTable(AttachingTable):
             if self.seed_uri:
                 seed = await load_seed(self.seed_uri)
                 name = self.force_kernel_name or seed.kernel_name
-                self._life.seed = Seed(self._spec_name(name) if name else "", seed.cells)
+                self._life.seed = Seed(await self._spec_name(name) if name else "", seed.cells)
             self._pool = Pool(
-                self._pool_sizes(),
+                await self._pool_sizes(),
                 start=self._launch_ahead,
                 until_dead=lambda kernel: kernel.died(self.watch_interval),
                 is_alive=lambda kernel: kernel.is_alive(),
@@ -125,7 +125,8 @@ class OpeningTable(AttachingTable):
                 log=self.log,
             )
             again, self._to_pool = self._to_pool, []
-            fitting = [k for k in again if k.ahead == self._ahead(k.kernel_name)]
+            ahead = {name: await self._ahead(name) for name in {k.kernel_name for k in again}}
+            fitting = [k for k in again if k.ahead == ahead[k.kernel_name]]
             surplus = self._pool.open((kernel.kernel_name, kernel) for kernel in fitting)
             surplus += [kernel for kernel in again if kernel not in fitting]
             self._culler = Culler(self.cull, self.cull_interval, self.log)
@@ -249,14 +250,14 @@ class OpeningTable(AttachingTable):
         return kernel
 
     async def _launch_ahead(self, name: str) -> BridgeKernel:
-        ahead = self._ahead(name)
+        ahead = await self._ahead(name)
         kernel = await self._launch(name)
         kernel.ahead = ahead
         kernel.standing = Standing.POOLED
         self._life.note(kernel)
         return kernel
 
-    def _ahead(self, name: str) -> str:
+    async def _ahead(self, name: str) -> str:
         """What a kernel that is started ahead is made of, as far as settings and files say.
 
         One that a server before this one has made of something else is not handed out.
@@ -264,7 +265,7 @@ class OpeningTable(AttachingTable):
         seed = self._life.seed
         cells = seed.cells if seed is not None and seed.fits(name) else ()
         try:
-            spec = self.kernel_spec_manager.get_kernel_spec(name).to_dict()
+            spec = (await self.specs.get_kernel_spec(name)).to_dict()
         except NoSuchKernel:  # removed since; nobody gets one of it any more
             spec = {}
         links = (self.transport, self.kernel_ip, self.transport_encryption)
@@ -276,11 +277,11 @@ class OpeningTable(AttachingTable):
             os.environ, requested, allowed=self.allowed_envs, inherited=self.inherited_envs
         )
 
-    def _pool_sizes(self) -> dict[str, int]:
-        sizes = {self._spec_name(name): size for name, size in self.pool.items()}
+    async def _pool_sizes(self) -> dict[str, int]:
+        sizes = {await self._spec_name(name): size for name, size in self.pool.items()}
         if self.prespawn_count:
             # The gateway prespawns what its seed notebook is for.
-            name = self._spec_name(self._life.seed.kernel_name if self._life.seed else None)
+            name = await self._spec_name(self._life.seed.kernel_name if self._life.seed else None)
             sizes[name] = max(sizes.get(name, 0), self.prespawn_count)
         return sizes
 

@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Sequence
 from enum import Enum
+from functools import cache
 from pathlib import Path
 from typing import Any, Final
 
@@ -224,6 +225,7 @@ def find_command(argv: Sequence[str], among: dict[int, list[str]]) -> int:
     return found[0] if len(found) == 1 else 0
 
 
+@cache
 def _boot() -> str:
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()

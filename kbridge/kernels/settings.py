@@ -6,9 +6,11 @@ help text says which one it stands for.
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
+from jupyter_client.kernelspec import KernelSpecManager
 from traitlets import (
     Bool,
     CaselessStrEnum,
@@ -17,6 +19,7 @@ from traitlets import (
     Integer,
     List,
     TraitError,
+    Type,
     Unicode,
     default,
     validate,
@@ -46,6 +49,14 @@ class KernelSettings(LoggingConfigurable):
     root_dir = Unicode(
         config=True,
         help="The directory that paths in requests are relative to, and that kernels start in.",
+    )
+    kernel_spec_manager_class = Type(
+        KernelSpecManager,
+        config=True,
+        help="""The class that finds kernelspecs, a subclass of
+        jupyter_client.kernelspec.KernelSpecManager, such as
+        nb_conda_kernels.CondaKernelSpecManager. Jupyter Server and the kernel gateway have the
+        setting on their application.""",
     )
     allowed_envs = List(
         Unicode(),
@@ -97,6 +108,13 @@ class KernelSettings(LoggingConfigurable):
         config=True,
         help="""How often the start of a kernel is tried that ends because another process has
         taken one of its ports first. Each time it gets others.""",
+    )
+    max_concurrent_starts = Integer(
+        min=1,
+        config=True,
+        help="""How many kernels may be starting or restarting at once; further ones wait for their
+        turn. By default the number of processors, but at least 4: more would only make each start
+        slower, and everything else with it.""",
     )
     start_grace = Float(
         2.0,
@@ -213,6 +231,10 @@ class KernelSettings(LoggingConfigurable):
         config=True,
         help="What clients see instead of a traceback when allow_tracebacks is False.",
     )
+
+    @default("max_concurrent_starts")
+    def _default_max_concurrent_starts(self) -> int:
+        return max(4, os.cpu_count() or 1)
 
     @default("root_dir")
     def _default_root_dir(self) -> str:

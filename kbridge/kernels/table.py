@@ -11,7 +11,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from jupyter_client.kernelspec import NATIVE_KERNEL_NAME, KernelSpecManager, NoSuchKernel
+from jupyter_client.kernelspec import (
+    NATIVE_KERNEL_NAME,
+    KernelSpec,
+    KernelSpecManager,
+    NoSuchKernel,
+)
 from jupyter_client.multikernelmanager import AsyncMultiKernelManager
 from jupyter_core.paths import jupyter_runtime_dir
 from traitlets import DottedObjectName, Instance, default
@@ -22,6 +27,7 @@ from kbridge.kernels.culling import KernelUse
 from kbridge.kernels.hubs import Hub, Hubs
 from kbridge.kernels.kernel import BridgeKernel
 from kbridge.kernels.settings import KernelSettings
+from kbridge.kernels.specs import Specs
 
 __all__ = ["KernelTable"]
 
@@ -53,11 +59,14 @@ class KernelTable(KernelSettings, AsyncMultiKernelManager):
 
     @default("kernel_spec_manager")
     def _default_kernel_spec_manager(self) -> KernelSpecManager:
-        return KernelSpecManager(parent=self)
+        made = self.kernel_spec_manager_class(parent=self)
+        assert isinstance(made, KernelSpecManager)
+        return made
 
     def __init__(self, *, hubs: Hubs, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.hubs = hubs
+        self.specs = Specs(self.kernel_spec_manager)
         self._last_change = time.time()
 
     def model(self, kernel_id: str) -> dict[str, Any]:
@@ -117,21 +126,26 @@ class KernelTable(KernelSettings, AsyncMultiKernelManager):
             raise KernelNotFound(f"There is no kernel {kernel_id}")
         return kernel
 
-    def _spec_name(self, name: str | None) -> str:
+    async def _spec_name(self, name: str | None) -> str:
         """Return the name of the kernelspec to start, which is installed."""
         if name is not None and not isinstance(name, str):
             raise InvalidRequest("The name of a kernelspec is a string")
         name = self.force_kernel_name or name or self.default_kernel_name
         if name == "python":
             name = NATIVE_KERNEL_NAME
+        await self._spec(name)
+        return name
+
+    async def _spec(self, name: str) -> KernelSpec:
+        """Return an installed kernelspec."""
         try:
-            self.kernel_spec_manager.get_kernel_spec(name)
+            spec: KernelSpec = await self.specs.get_kernel_spec(name)
         except NoSuchKernel:
             raise KernelspecNotFound(f"There is no kernelspec {name!r}") from None
         except Exception as error:  # whatever is wrong with somebody's kernel.json
             reason = f"The kernelspec {name!r} cannot be read: {error}"
             raise KernelStartError(reason) from error
-        return name
+        return spec
 
     def _uses(self) -> Iterator[KernelUse]:
         for kernel_id, kernel in self._kernels.items():

@@ -1,13 +1,18 @@
-"""Background tasks with an owner: what fails is logged at once, what is stopped is awaited."""
+"""Background tasks with an owner: what fails is logged at once, what is stopped is awaited.
+
+`in_thread` is for work that would block the event loop.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Coroutine
-from typing import Any
+from collections.abc import Callable, Coroutine
+from typing import Any, TypeVar
 
-__all__ = ["spawn", "stop"]
+__all__ = ["in_thread", "spawn", "stop"]
+
+T = TypeVar("T")
 
 
 def spawn(work: Coroutine[Any, Any, None], log: logging.Logger) -> asyncio.Task[None]:
@@ -31,3 +36,19 @@ async def stop(*tasks: asyncio.Task[Any] | None) -> None:
     for task in running:
         task.cancel()
     await asyncio.gather(*running, return_exceptions=True)
+
+
+async def in_thread(work: Callable[..., T], *arguments: Any) -> T:
+    """Run `work` in a thread and return its result.
+
+    Unlike `asyncio.to_thread`, a caller that is cancelled waits until the thread is done: a thread
+    cannot be cancelled, and nothing of its work may happen after the caller has cleaned up.
+    """
+    task = asyncio.ensure_future(asyncio.to_thread(work, *arguments))
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await asyncio.wait({task})
+        if not task.cancelled():
+            task.exception()  # retrieved: the caller wants no result any more
+        raise

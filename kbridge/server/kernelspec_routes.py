@@ -75,7 +75,7 @@ class KernelspecsHandler(ApiHandler):
     async def get(self) -> None:
         """List the kernelspecs, and which is the default."""
         kernels = self.services.kernels
-        specs = await maybe_await(kernels.kernel_spec_manager.get_all_specs())
+        specs = await maybe_await(kernels.specs.get_all_specs())
         models = await asyncio.to_thread(spec_models, specs, self.services.base_url)
         self.reply({"default": kernels.default_kernel_name, "kernelspecs": models})
 
@@ -85,8 +85,11 @@ class KernelspecHandler(ApiHandler):
 
     async def get(self, name: str) -> None:
         """Describe a kernelspec."""
-        spec = await find_spec(self.services.kernels.kernel_spec_manager, name)
-        self.reply(spec_model(name, spec.to_dict(), spec.resource_dir, self.services.base_url))
+        spec = await find_spec(self.services.kernels.specs, name)
+        model = await asyncio.to_thread(
+            spec_model, name, spec.to_dict(), spec.resource_dir, self.services.base_url
+        )
+        self.reply(model)
 
 
 class ResourceHandler(AccessMixin):
@@ -94,7 +97,7 @@ class ResourceHandler(AccessMixin):
 
     async def get(self, name: str, path: str) -> None:
         """Send the file."""
-        spec = await find_spec(self.services.kernels.kernel_spec_manager, name)
+        spec = await find_spec(self.services.kernels.specs, name)
         file = await asyncio.to_thread(find_resource, spec.resource_dir, path)
         if file is None:
             raise NotFound("the kernelspec has no such file")

@@ -177,12 +177,12 @@ def _rows() -> Iterator[Setting]:
     )
     yield Setting(f"{app}.seed_uri", f"{kernels}.seed_uri", "KG_SEED_URI")
     yield Setting(f"{app}.api", "", "KG_API", websocket_api, api)
+    yield Setting(f"{app}.kernel_spec_manager_class", f"{kernels}.kernel_spec_manager_class")
     yield Setting(f"{app}.cookie_secret", f"{ours}.cookie_secret")
     yield Setting(f"{app}.cookie_secret_file", "", convert=ignored)
     for name, default in (
         ("authorizer_class", "jupyter_server.auth.authorizer.AllowAllAuthorizer"),
         ("identity_provider_class", "kernel_gateway.auth.identity.GatewayIdentityProvider"),
-        ("kernel_spec_manager_class", "jupyter_client.kernelspec.KernelSpecManager"),
         ("kernel_manager_class", f"kernel_gateway.services.kernels.manager.{_MANAGERS[0]}"),
         (
             "kernel_websocket_connection_class",

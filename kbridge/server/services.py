@@ -31,7 +31,7 @@ class Kernels(Protocol):
     """What the handlers need of `kbridge.kernels.manager.BridgeKernelManager`."""
 
     default_kernel_name: str
-    kernel_spec_manager: Any
+    specs: Any
 
     async def start_kernel(
         self,

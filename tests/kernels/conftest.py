@@ -269,10 +269,9 @@ async def make_manager(tmp_path, hubs):
         specs = KernelSpecManager(
             kernel_dirs=[str(tmp_path / "specs")], ensure_native_kernel=traits.pop("native", False)
         )
+        given = {"kernel_spec_manager": specs} if traits.pop("own_specs", True) else {}
         options = {"start_grace": LOUD, "watch_interval": 0.02, "root_dir": str(root), **traits}
-        manager = BridgeKernelManager(
-            hubs=hubs, connection_dir=str(runtime), kernel_spec_manager=specs, **options
-        )
+        manager = BridgeKernelManager(hubs=hubs, connection_dir=str(runtime), **given, **options)
         managers.append(manager)
         return manager
 

@@ -1,3 +1,4 @@
+import os
 from pathlib import Path
 
 import pytest
@@ -10,15 +11,20 @@ PROCESS = {"PATH": "/bin", "HOME": "/h", "LANG": "C", "KG_AUTH_TOKEN": "s", "JUP
 CASES = [
     # requested, allowed, inherited, expected besides KERNEL_GATEWAY
     (None, [], [], {"PATH": "/bin", "HOME": "/h", "LANG": "C"}),
-    ({}, [], [], {"PATH": "/bin"}),
-    ({}, [], ["HOME", "NONE"], {"PATH": "/bin", "HOME": "/h"}),
-    ({}, [], ["KG_AUTH_TOKEN"], {"PATH": "/bin"}),
-    ({"KERNEL_A": "1", "B": "2", "C": "3"}, ["C"], [], {"PATH": "/bin", "KERNEL_A": "1", "C": "3"}),
-    ({"PATH": "/evil", "LD_PRELOAD": "x"}, [], [], {"PATH": "/bin"}),
-    ({"PATH": "/mine"}, ["PATH"], [], {"PATH": "/mine"}),
-    ({"KERNEL_A": 1, "KERNEL_B": None, "KERNEL_C": "a\0b"}, [], [], {"PATH": "/bin"}),
-    ({"KERNEL_A=B": "1", "KERNEL_\0": "1", "": "1"}, [""], [], {"PATH": "/bin"}),
-    ({"KERNEL_GATEWAY": "0"}, [], [], {"PATH": "/bin"}),
+    ({}, [], [], {"PATH": "/bin", "LANG": "C"}),
+    ({}, [], ["HOME", "NONE"], {"PATH": "/bin", "LANG": "C", "HOME": "/h"}),
+    ({}, [], ["KG_AUTH_TOKEN"], {"PATH": "/bin", "LANG": "C"}),
+    (
+        {"KERNEL_A": "1", "B": "2", "C": "3"},
+        ["C"],
+        [],
+        {"PATH": "/bin", "LANG": "C", "KERNEL_A": "1", "C": "3"},
+    ),
+    ({"PATH": "/evil", "LD_PRELOAD": "x"}, [], [], {"PATH": "/bin", "LANG": "C"}),
+    ({"PATH": "/mine"}, ["PATH"], [], {"PATH": "/mine", "LANG": "C"}),
+    ({"KERNEL_A": 1, "KERNEL_B": None, "KERNEL_C": "a\0b"}, [], [], {"PATH": "/bin", "LANG": "C"}),
+    ({"KERNEL_A=B": "1", "KERNEL_\0": "1", "": "1"}, [""], [], {"PATH": "/bin", "LANG": "C"}),
+    ({"KERNEL_GATEWAY": "0"}, [], [], {"PATH": "/bin", "LANG": "C"}),
 ]
 
 
@@ -26,6 +32,12 @@ CASES = [
 def test_kernel_environment(requested, allowed, inherited, expected):
     env = kernel_environment(PROCESS, requested, allowed=allowed, inherited=inherited)
     assert env == {**expected, "KERNEL_GATEWAY": "1"}
+
+
+def test_a_kernel_speaks_the_servers_language():
+    locale = {"LANG": "de_DE.UTF-8", "LANGUAGE": "de:en", "LC_CTYPE": "C.UTF-8", "LC_ALL": "POSIX"}
+    env = kernel_environment({**locale, "LCX": "1", "PATH": "/bin"}, {"KERNEL_A": "1"})
+    assert env == {**locale, "PATH": "/bin", "KERNEL_A": "1", "KERNEL_GATEWAY": "1"}
 
 
 def test_an_environment_is_an_object():
@@ -59,3 +71,47 @@ def test_working_dir(tmp_path: Path, path, expected):
 def test_a_path_is_a_string(tmp_path: Path):
     with pytest.raises(InvalidRequest, match="path"):
         working_dir(tmp_path, 5)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("wished", "expected"),
+    [
+        ("{root}/a/b", "a/b"),
+        ("{root}/a/none", "a"),
+        ("{root}", "."),
+        ("{root}/../elsewhere", "."),
+        ("{root}-beside", "."),
+        ("{link}/b", "a/b"),
+        ("/", "."),
+        ("a/b", "."),
+        ("{root}/a\0b", "."),
+        (5, "."),
+        (None, "."),
+    ],
+)
+def test_the_directory_that_a_gateways_client_asks_for(tmp_path: Path, wished, expected):
+    root = tmp_path / "root"
+    (root / "a" / "b").mkdir(parents=True)
+    for beside in ("elsewhere", "root-beside"):
+        (tmp_path / beside).mkdir()
+    link = tmp_path / "link"
+    link.symlink_to(root / "a")
+    if isinstance(wished, str):
+        wished = wished.format(root=root, link=link)
+    env = {"KERNEL_WORKING_DIR": wished}
+    assert working_dir(root, None, env) == root / expected
+    assert working_dir(root, "a", env) == root / "a", "a path of the request's own comes first"
+
+
+def test_below_the_topmost_directory():
+    assert working_dir(Path("/"), "none/such") == Path("/")
+    assert working_dir(Path("/"), "proc/self/none") in (Path("/proc/self"), Path("/"))
+
+
+def test_a_long_path_costs_what_exists_of_it(tmp_path: Path, monkeypatch):
+    looks = []
+    real = os.path.isdir
+    monkeypatch.setattr(os.path, "isdir", lambda path: looks.append(path) or real(path))
+    (tmp_path / "a").mkdir()
+    assert working_dir(tmp_path, "a/" + "x/" * 60_000) == tmp_path / "a"
+    assert len(looks) == 2

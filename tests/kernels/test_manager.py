@@ -59,6 +59,23 @@ async def until(condition):
 # Start, model, shutdown
 
 
+async def test_a_restart_whose_directory_was_renamed(make_manager, fake, fleet, tmp_path):
+    manager = make_manager()
+    outer = tmp_path / "root" / "outer"
+    (outer / "inner").mkdir(parents=True)
+    kernel_id = await manager.start_kernel(fake(), path="outer/inner/nb.ipynb")
+    assert fleet[0].cwd == str(outer / "inner")
+    (outer / "inner").rename(outer / "renamed")
+    await manager.restart_kernel(kernel_id)
+    assert fleet[0].cwd == str(outer)
+    outer.rename(tmp_path / "root" / "gone")
+    await manager.restart_kernel(kernel_id)
+    assert fleet[0].cwd == str(tmp_path / "root")
+    (outer / "inner").mkdir(parents=True)
+    await manager.restart_kernel(kernel_id)
+    assert fleet[0].cwd == str(outer / "inner"), "it is remembered"
+
+
 async def test_start_model_shutdown(make_manager, fake, hubs):
     manager = make_manager()
     kernel_id = await manager.start_kernel(fake())
@@ -175,6 +192,7 @@ async def test_root_dir_is_a_directory(make_manager, tmp_path):
 async def test_environment_and_directory(make_manager, fake, fleet, monkeypatch):
     monkeypatch.setenv("KG_AUTH_TOKEN", "secret")
     monkeypatch.setenv("MINE", "1")
+    monkeypatch.setenv("LC_TIME", "C")
     manager = make_manager(allowed_envs=["ASKED"], inherited_envs=["MINE"])
     fake(env={"SPEC": "${KERNEL_A}!"})
     root = manager.root_dir
@@ -186,7 +204,11 @@ async def test_environment_and_directory(make_manager, fake, fleet, monkeypatch)
     await manager.start_kernel("fake", env=env, path="x/y.ipynb", session_name="y")
     got = dict(fleet[1].env)
     assert got.pop("PATH")
+    got = {
+        name: v for name, v in got.items() if name not in ("LANG", "LANGUAGE", "LC_ALL", "LC_CTYPE")
+    }
     assert got == {
+        "LC_TIME": "C",
         "KERNEL_A": "a",
         "ASKED": "b",
         "MINE": "1",

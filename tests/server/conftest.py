@@ -48,7 +48,7 @@ class FakeKernels:
     default_kernel_name = "fake"
 
     def __init__(self, root: str) -> None:
-        self.kernel_spec_manager = FakeKernelspecs(root)
+        self.specs = FakeKernelspecs(root)
         self.started: list[dict[str, Any]] = []
         self.calls: list[tuple[str, str]] = []
         self.running: dict[str, dict[str, Any]] = {}

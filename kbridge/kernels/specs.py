@@ -1,0 +1,101 @@
+"""Kernelspecs, read in a thread and cached until a file of them changes.
+
+Reading 500 kernelspecs takes 0.1 s and more, during which an event loop would serve nobody.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import os
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from jupyter_client.kernelspec import KernelSpecManager
+
+from kbridge.kernels.tasks import in_thread
+
+__all__ = ["Specs"]
+
+# What the answers of jupyter_client's own manager depend on.
+_Stamp = tuple[Any, ...]
+
+
+class Specs:
+    """The kernelspecs of a manager, whose class may be another than jupyter_client's.
+
+    Parameters
+    ----------
+    manager : KernelSpecManager
+        A manager whose methods are coroutines is called on the event loop; any other in a thread,
+        one call at a time. The answers of subclasses are not cached: where their kernelspecs come
+        from is unknown.
+    """
+
+    def __init__(self, manager: Any) -> None:
+        self.manager = manager
+        self._lock = asyncio.Lock()
+        self._stamp: _Stamp = ()
+        self._all: dict[str, Any] | None = None
+        self._found: dict[str, Any] = {}
+
+    async def get_all_specs(self) -> dict[str, Any]:
+        """Return all kernelspecs as `KernelSpecManager.get_all_specs` does; not to be changed."""
+        found: dict[str, Any] = await self._call(self.manager.get_all_specs, self._read_all)
+        return found
+
+    async def get_kernel_spec(self, name: str) -> Any:
+        """Return a `KernelSpec`; not to be changed.
+
+        Raises
+        ------
+        NoSuchKernel
+            If no kernelspec has that name; what else is raised is the manager's choice.
+        """
+        return await self._call(self.manager.get_kernel_spec, lambda: self._read(name), name)
+
+    async def _call(
+        self, method: Callable[..., Any], cached: Callable[[], Any], *arguments: str
+    ) -> Any:
+        if inspect.iscoroutinefunction(method):
+            return await method(*arguments)
+        ours = type(self.manager) is KernelSpecManager
+        async with self._lock:
+            found: Any = await (in_thread(cached) if ours else in_thread(method, *arguments))
+        return await found if isinstance(found, Awaitable) else found
+
+    def _read_all(self) -> dict[str, Any]:
+        self._refresh()
+        if self._all is None:
+            self._all = self.manager.get_all_specs()
+        return self._all
+
+    def _read(self, name: str) -> Any:
+        self._refresh()
+        if name not in self._found:
+            self._found[name] = self.manager.get_kernel_spec(name)
+        return self._found[name]
+
+    def _refresh(self) -> None:
+        """Forget what was read if a directory, a kernel.json or a setting has changed since."""
+        stamp = _stamp(self.manager)
+        if stamp != self._stamp:
+            self._stamp, self._all, self._found = stamp, None, {}
+
+
+def _stamp(manager: KernelSpecManager) -> _Stamp:
+    allowed = tuple(sorted(manager.allowed_kernelspecs))
+    stamp: list[Any] = [tuple(manager.kernel_dirs), allowed, manager.ensure_native_kernel]
+    for directory in manager.kernel_dirs:
+        try:
+            with os.scandir(directory) as entries:
+                names = sorted(entry.name for entry in entries)
+        except OSError:  # most of the directories do not exist
+            continue
+        for name in names:
+            try:
+                file = os.stat(f"{directory}/{name}/kernel.json")  # noqa: PTH116 - of hundreds
+            except OSError:
+                continue
+            stamp.append((directory, name, file.st_ino, file.st_size, file.st_mtime_ns))
+    return tuple(stamp)

@@ -1,0 +1,87 @@
+"""Many kernels that are started at once: a few at a time, and off the event loop."""
+
+import asyncio
+import threading
+
+import pytest
+from jupyter_client.provisioning import local_provisioner
+
+from kbridge.errors import Busy
+
+LOUD = 20
+
+
+async def until(condition):
+    async with asyncio.timeout(LOUD):
+        while not condition():  # noqa: ASYNC110 - fakes set no event
+            await asyncio.sleep(0.01)
+
+
+async def test_starts_wait_for_their_turn(make_manager, fake, fleet, hubs):
+    manager = make_manager(max_concurrent_starts=2)
+    hubs.ready = False
+    name = fake()
+    starts = [asyncio.create_task(manager.start_kernel(name)) for _ in range(5)]
+    await until(lambda: len(hubs.opened) == 2)
+    for done in range(1, 6):
+        assert len(fleet) == min(done + 1, 5)
+        hubs.opened[done - 1]._ready.set()
+        await until(lambda: sum(start.done() for start in starts) == done)  # noqa: B023
+        await until(lambda: len(hubs.opened) == min(done + 2, 5))  # noqa: B023
+    assert len({await start for start in starts}) == 5
+
+
+async def test_restarts_wait_for_their_turn(make_manager, fake, fleet, hubs):
+    manager = make_manager(max_concurrent_starts=1)
+    name = fake()
+    kernel_id = await manager.start_kernel(name)
+    hubs.ready = False
+    start = asyncio.create_task(manager.start_kernel(name))
+    await until(lambda: len(fleet) == 2 and len(hubs.opened) == 2)
+    restart = asyncio.create_task(manager.restart_kernel(kernel_id))
+    await until(lambda: manager._life._places._waiters)
+    assert fleet[0].launches == 1
+    hubs.opened[1]._ready.set()
+    await asyncio.gather(start, restart)
+    assert fleet[0].launches == 2
+
+
+async def test_a_start_that_waits_is_given_up_at_the_end(make_manager, fake, fleet, hubs):
+    manager = make_manager(max_concurrent_starts=1)
+    hubs.ready = False
+    name = fake()
+    starts = [asyncio.create_task(manager.start_kernel(name)) for _ in range(3)]
+    await until(lambda: len(hubs.opened) == 1)
+    await manager.shutdown_all()
+    ends = await asyncio.gather(*starts, return_exceptions=True)
+    assert len(fleet) == 1
+    assert [type(end) for end in ends[1:]] == [Busy, Busy]
+
+
+async def test_a_start_that_was_cancelled_gives_its_place_back(make_manager, fake, hubs):
+    manager = make_manager(max_concurrent_starts=1)
+    hubs.ready = False
+    name = fake()
+    first, second = [asyncio.create_task(manager.start_kernel(name)) for _ in range(2)]
+    await until(lambda: len(hubs.opened) == 1)
+    hubs.ready = True
+    first.cancel()
+    assert await asyncio.wait_for(second, LOUD)
+    with pytest.raises(asyncio.CancelledError):
+        await first
+
+
+async def test_processes_are_started_off_the_event_loop(make_manager, spec, monkeypatch):
+    threads = []
+    real = local_provisioner.launch_kernel
+
+    def launch(*args, **kwargs):
+        threads.append(threading.current_thread())
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(local_provisioner, "launch_kernel", launch)
+    manager = make_manager()
+    kernel_id = await manager.start_kernel(spec("s"))
+    await manager.restart_kernel(kernel_id)
+    assert len(threads) == 2
+    assert threading.main_thread() not in threads
