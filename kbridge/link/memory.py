@@ -73,6 +73,8 @@ class MemoryKernel:
         Identities of the past for which it also receives.
     full : bool
         While true, `send` refuses, as a kernel's full queue does.
+    without_stdin : bool
+        While true, stdin does not finish its handshake.
     """
 
     def __init__(
@@ -83,8 +85,10 @@ class MemoryKernel:
         self.former: list[bytes] = []
         self.sent: list[tuple[Channel, RawMessage]] = []
         self.full = False
+        self.without_stdin = False
         self.closed = False
         self._events = events
+        self._connected = False  # on stdin
 
     def send(self, channel: Channel, frames: Sequence[Buffer]) -> bool:
         """Take a message for the kernel; False while full or closed."""
@@ -102,6 +106,7 @@ class MemoryKernel:
         if keep:
             self.former.append(self.identity)
         self.identity = identity
+        self._connected = False
 
     def receive_for(self, identity: bytes) -> None:
         """Also receive for an identity of the past."""
@@ -118,19 +123,26 @@ class MemoryKernel:
     # -- the kernel's side ------------------------------------------------------------------
 
     def say(self, channel: Channel, *batch: RawMessage) -> None:
-        """Let the kernel say something: one wake-up."""
+        """Let the kernel say something: one wake-up. Whoever speaks is connected on stdin, too."""
+        self._connect_stdin()
         self._events.on_messages(channel, list(batch))
         self._events.on_drained()
 
     def connect(self) -> None:
         """Finish the handshakes on stdin and on iopub."""
-        for channel in (Channel.STDIN, Channel.IOPUB):
-            self._events.on_connected(channel)
+        self._connect_stdin()
+        self._events.on_connected(Channel.IOPUB)
 
     def disconnect(self) -> None:
         """Go away."""
+        self._connected = False
         for channel in (Channel.STDIN, Channel.IOPUB):
             self._events.on_disconnected(channel)
+
+    def _connect_stdin(self) -> None:
+        if not self._connected and not self.without_stdin:
+            self._connected = True
+            self._events.on_connected(Channel.STDIN)
 
     def make_room(self) -> None:
         """Read what filled the queues."""

@@ -99,7 +99,6 @@ class Rig:
         self.hub = Hub(
             "a-kernel", INFO, settings, link=self._link, clock=self.clock, adopted=adopted
         )
-        self.hub.on_connected(Channel.STDIN)
 
     def _link(self, endpoints: Any, events: Any, identity: bytes) -> MemoryKernel:
         self.kernels.append(MemoryKernel(endpoints, events, identity))

@@ -183,11 +183,13 @@ async def test_no_request_goes_out_before_stdin_has_finished_its_handshake(make_
     rig.hub.reconnect(dict(KERNEL_ELSEWHERE))
     asked = rig.request(code="input()")
     rig.hub.submit(attached, asked)
-    rig.hub.on_connected(Channel.IOPUB)
+    rig.kernel.without_stdin = True
+    rig.kernel.connect()
     rig.say(rig.message(Channel.IOPUB, "iopub_welcome", {}))
     assert not rig.hub.ready
     assert rig.sent() == []
-    rig.hub.on_connected(Channel.STDIN)
+    rig.kernel.without_stdin = False
+    rig.kernel.connect()
     assert rig.hub.ready
     assert rig.sent() == [asked]
 
