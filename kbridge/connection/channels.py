@@ -29,6 +29,7 @@ from kbridge.hub.settings import HubSettings
 from kbridge.hub.table import HubTable
 from kbridge.link.client import StreamClient
 from kbridge.link.interfaces import ClientLink, nobody
+from kbridge.wire import frames
 from kbridge.wire.dialects import V1, Dialect, select
 from kbridge.wire.fields import LARGEST_PARSED
 from kbridge.wire.message import Channel, Message
@@ -231,6 +232,8 @@ class ZMQChannelsWebsocketConnection(ConnectionSettings, MessagePipeline, Kernel
         )
         if self._overrides(OUTGOING):
             return HookedClient(link, self._deliver, self.log), V1
+        if overridden(handler, WebSocketHandler, ("write_message",)):
+            return HookedClient(link, self._write_through_handler, self.log), V1
         return link, self._dialect
 
     def disconnect(self) -> None:  # type: ignore[override]  # at once, as in jupyter_server
@@ -344,6 +347,13 @@ class ZMQChannelsWebsocketConnection(ConnectionSettings, MessagePipeline, Kernel
         # A coroutine, where an override is one.
         deliver: Any = self.handle_outgoing_message
         return deliver(channel, serialize(msg, self.hub.signer))
+
+    def _write_through_handler(self, msg: Message) -> Any:
+        """Write a message by the handler's own `write_message`, which may change or hide it."""
+        assert self._dialect is not None
+        opcode, data = self._dialect.payload(msg)
+        text = opcode == frames.TEXT
+        return self.websocket_handler.write_message(data.decode() if text else data, not text)
 
     # -- the kernel's life ------------------------------------------------------------------
 

@@ -3,7 +3,8 @@
 A hub encodes a message once and writes it to all its websockets, so the methods through which
 Jupyter Server's class passes each message are not on the way. A subclass, or an instance, that
 overrides one of them is taken at its word: each message for that websocket then goes through all of
-them, one by one.
+them, one by one. A websocket handler with a `write_message` of its own is asked to write each
+message, for it may hide what its viewers are not to see.
 """
 
 from __future__ import annotations

@@ -85,7 +85,7 @@ class Activity:
         Unix seconds of the last user's request, output, or change that such a request caused.
     """
 
-    __slots__ = ("_busy", "_phase", "_quiet", "last_activity", "limit")
+    __slots__ = ("_busy", "_latest", "_phase", "_quiet", "last_activity", "limit")
 
     def __init__(self, now: float, limit: int = 1000, quiet: Collection[str] = ()) -> None:
         self.last_activity = now
@@ -93,6 +93,7 @@ class Activity:
         self._quiet = QUIET.union(quiet)
         # Parents' msg_ids in the order in which they got busy.
         self._busy: dict[str, None] = {}
+        self._latest = "idle"  # what the last status of a user's request said
         # What outweighs busy and idle; None for a kernel that is up.
         self._phase: str | None = "starting"
 
@@ -100,6 +101,14 @@ class Activity:
     def execution_state(self) -> str:
         """One of starting, idle, busy, restarting and dead."""
         return self._phase or ("busy" if self._busy else "idle")
+
+    @property
+    def latest_state(self) -> str:
+        """Return `execution_state` as Jupyter Server shows it: the last status counts.
+
+        It differs where requests run side by side, in subshells: idle as soon as one of them ends.
+        """
+        return self._phase or (self._latest if self._busy else "idle")
 
     @property
     def at_work(self) -> str:
@@ -130,6 +139,7 @@ class Activity:
                 self._phase = None
             return
         self._phase = None
+        self._latest = state
         self.last_activity = now
         parent_id = scan(parent, "msg_id")
         if state == "busy":
@@ -150,6 +160,7 @@ class Activity:
     def presume_busy(self) -> None:
         """The kernel may be at work on what nobody here saw begin; `free` tells when not."""
         self._busy[_BEFORE] = None
+        self._latest = "busy"
 
     def free(self, now: float) -> None:
         """Its shell answers: what it was at before anybody listened is over."""

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 import weakref
 from typing import Any
 
 from jupyter_server.services.kernels.connection.channels import (
     ZMQChannelsWebsocketConnection as JupyterConnection,
 )
+from tornado.ioloop import IOLoop
 from traitlets import Bool
 from traitlets.config import LoggingConfigurable
 
@@ -49,6 +51,8 @@ class KbridgeExtension(LoggingConfigurable):
             return False
         serverapp.kernel_websocket_connection_class = ZMQChannelsWebsocketConnection
         serverapp.web_app.settings[_SETTING] = ZMQChannelsWebsocketConnection
+        # Extensions that are loaded after this one may still put theirs in place.
+        IOLoop.current().add_callback(self._check_in_place, serverapp)
         self.log.info(
             "kbridge | kernel websockets go over kbridge %s"
             " (--KbridgeExtension.enabled=False turns it off)",
@@ -56,18 +60,41 @@ class KbridgeExtension(LoggingConfigurable):
         )
         return True
 
+    def _check_in_place(self, serverapp: Any) -> None:
+        used = serverapp.web_app.settings.get(_SETTING)
+        if not issubclass(used, ZMQChannelsWebsocketConnection):
+            self.log.warning(
+                "kbridge | off: another extension has put %s in its place", _name(used)
+            )
+
     def _reason_against(self, serverapp: Any) -> str:
         chosen = getattr(serverapp, _SETTING)
-        if issubclass(chosen, ZMQChannelsWebsocketConnection):
+        used = serverapp.web_app.settings.get(_SETTING, chosen)
+        if issubclass(used, ZMQChannelsWebsocketConnection):
             return f"on, by {_SETTING}"
         if not self.enabled:
             return "off, by KbridgeExtension.enabled"
         if serverapp.gateway_config.gateway_enabled:
             return "idle: kernels are behind a gateway, and so are their ZeroMQ sockets"
+        if used is not chosen:
+            return f"idle: another extension has set {_SETTING}, which stays {_name(used)}"
         if chosen is not JupyterConnection or _is_chosen(serverapp):
-            name = f"{chosen.__module__}.{chosen.__qualname__}"
-            return f"idle: {_SETTING} is configured, and stays {name}"
+            return f"idle: {_SETTING} is configured, and stays {_name(chosen)}"
+        if _is_patched(chosen):
+            return f"idle: another extension has changed methods of {_name(chosen)}, which stays"
         return ""
+
+
+def _name(cls: type) -> str:
+    return f"{cls.__module__}.{cls.__qualname__}"
+
+
+def _is_patched(cls: type) -> bool:
+    """Return True if a method of a class was replaced by code of another file."""
+    files = {
+        method.__code__.co_filename for method in vars(cls).values() if inspect.isfunction(method)
+    }
+    return len(files) > 1
 
 
 def _is_chosen(serverapp: Any) -> bool:

@@ -7,7 +7,8 @@ Laws of this module:
 - what follows from the death of a process is its restarter's to decide: it is only asked to look
   at once, and not when its next look is due (3 s);
 - `execution_state` and `last_activity`, which its REST API and its culler read, have one writer:
-  its own watcher on a socket of its own until our hub has the kernel in view, then the hub;
+  its own watcher on a socket of its own until our hub has the kernel in view, then the hub; both
+  show what the last status said;
 - a kernel that has left the manager has no hub.
 """
 
@@ -228,7 +229,7 @@ class KernelWatch:
         kernel, activity = self.kernel, self.hub.activity
         if getattr(kernel, "_activity_stream", None) is not None and not self._take_over():
             return
-        state = activity.execution_state
+        state = activity.latest_state
         changed = state != self._state
         if changed:
             self._state = kernel.execution_state = state

@@ -205,6 +205,27 @@ def test_what_it_is_at_is_what_it_began_first_and_has_not_ended() -> None:
     assert activity.at_work == ""
 
 
+@pytest.mark.parametrize(
+    ("events", "latest", "whole"),
+    [
+        ("starting", "starting", "starting"),
+        ("busy:a", "busy", "busy"),
+        ("busy:a busy:b idle:b", "idle", "busy"),
+        ("busy:a busy:b idle:b busy:c", "busy", "busy"),
+        ("busy:a busy:b idle:b idle:a", "idle", "idle"),
+        ("busy:a busy:b idle:b busy:interrupt idle:interrupt", "idle", "busy"),
+        ("busy:a idle:a restarted", "restarting", "restarting"),
+        ("busy:a restarted starting busy:info idle:info", "idle", "idle"),
+        ("busy:a dead", "dead", "dead"),
+    ],
+)
+def test_the_latest_status_is_what_jupyter_server_shows(
+    events: str, latest: str, whole: str
+) -> None:
+    activity = play(events)
+    assert (activity.latest_state, activity.execution_state) == (latest, whole)
+
+
 def test_busy_parents_are_bounded_and_the_oldest_go_first() -> None:
     activity = play(" ".join(f"busy:{n}" for n in range(100)), limit=10)
     assert activity.statistics() == {

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
+import functools
 import io
 import logging
 import shutil
-from collections.abc import AsyncIterator
+import sys
+import types
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -245,6 +249,63 @@ async def test_ours_and_what_is_built_on_it_stay(
     assert chosen(app) is cls
     assert jupyter.ours() == [f"on, by {SETTING}"]
     assert not jupyter.complaints()
+
+
+class Firewall(PeerConnection):
+    """What another extension puts in place: it refuses some messages."""
+
+
+def another_extension(
+    monkeypatch: pytest.MonkeyPatch, name: str, load: Callable[[ServerApp], None]
+) -> str:
+    """Make a module that is an extension; give the option that loads it."""
+    module = types.ModuleType(name)
+    module._jupyter_server_extension_points = lambda: [{"module": name}]  # type: ignore[attr-defined]
+    module._load_jupyter_server_extension = load  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, name, module)
+    return f"--ServerApp.jpserver_extensions={name}=True"
+
+
+def put_firewall_in_place(app: ServerApp) -> None:
+    app.web_app.settings[SETTING] = Firewall
+
+
+async def test_what_another_extension_has_put_in_place_stays(
+    jupyter: Jupyter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    app = jupyter.start(another_extension(monkeypatch, "a_firewall", put_firewall_in_place))
+    assert app.web_app.settings[SETTING] is Firewall
+    assert getattr(app, SETTING) is PeerConnection
+    (said,) = jupyter.ours()
+    assert said == f"idle: another extension has set {SETTING}, which stays {HERE}.Firewall"
+
+
+async def test_what_a_later_extension_puts_in_place_stays_and_the_log_is_true(
+    jupyter: Jupyter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    app = jupyter.start(another_extension(monkeypatch, "z_firewall", put_firewall_in_place))
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    assert app.web_app.settings[SETTING] is Firewall
+    assert jupyter.ours()[-1] == f"off: another extension has put {HERE}.Firewall in its place"
+
+
+async def test_methods_that_another_extension_has_changed_stay(
+    jupyter: Jupyter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(app: ServerApp) -> None:
+        method = PeerConnection.handle_incoming_message
+
+        @functools.wraps(method)
+        def refusing(self: Any, message: Any) -> None:
+            if b"forbidden" not in message:
+                method(self, message)
+
+        monkeypatch.setattr(PeerConnection, "handle_incoming_message", refusing)
+
+    app = jupyter.start(another_extension(monkeypatch, "a_firewall", refuse))
+    assert chosen(app) is PeerConnection
+    assert jupyter.ours() == [f"idle: another extension has changed methods of {PEER}, which stays"]
 
 
 async def test_behind_a_gateway_there_is_nothing_to_bridge(jupyter: Jupyter) -> None:

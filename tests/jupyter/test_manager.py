@@ -11,13 +11,14 @@ from typing import Any
 
 import pytest
 import pytest_asyncio
+from jupyter_server.services.kernels.websocket import KernelWebsocketHandler
 from websockets.exceptions import InvalidStatus
 
 from kbridge.connection.channels import HUBS
 from kbridge.jupyter import watch
 from tests.jupyter.inside import Inside, environment, running
 from tests.jupyter.rig import until
-from tests.support.client import Execution, KernelClient, attach
+from tests.support.client import Execution, KernelClient, attach, dial
 from tests.support.require import require
 
 pytestmark = [pytest.mark.kernel, pytest.mark.asyncio(loop_scope="module")]
@@ -394,6 +395,40 @@ async def test_a_websocket_that_opens_while_its_kernel_ends_is_not_kept(inside) 
     assert end in {1012, 404}
     await deleting
     await until(lambda: inside.hubs.get(kernel_id) is None)
+
+
+# -- handlers of other extensions -----------------------------------------------------------
+
+
+class HidesSources(KernelWebsocketHandler):
+    """Shows its viewers what cells print, but not the cells, as Voila's does."""
+
+    def write_message(self, message: Any, binary: bool = False) -> Any:
+        if b"execute_input" in (message if binary else message.encode()):
+            return None
+        return super().write_message(message, binary=binary)
+
+
+async def test_a_handler_that_hides_messages_is_asked_for_each(
+    inside: Inside, kernel: str, dialect: str
+) -> None:
+    inside.app.web_app.add_handlers(
+        r".*$", [(r"/viewer/(?P<kernel_id>[-\w]+)/channels", HidesSources)]
+    )
+    headers = {"Authorization": f"token {inside.token}"}
+    url = f"ws://127.0.0.1:{inside.port}/viewer/{kernel}/channels?session_id=viewer"
+    async with (
+        dial(url, dialect, additional_headers=headers) as viewer,
+        attach(inside, kernel, dialect) as author,
+    ):
+        for n in range(7):
+            done = await author.execute(f"print({n})")
+            assert [m["content"]["code"] for m in done.of("execute_input")] == [f"print({n})"]
+            seen = await viewer.finish(done.msg_id, reply=False)
+            assert seen.text() == f"{n}\n"
+            assert seen.of("execute_input") == []
+        assert (await viewer.execute("6 * 7")).reply["status"] == "ok"
+        assert not [m for m in viewer.seen if m["header"]["msg_type"] == "execute_input"]
 
 
 # -- a kernel that does not read ------------------------------------------------------------
