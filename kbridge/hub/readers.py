@@ -7,8 +7,9 @@ still to be asked about.
 from __future__ import annotations
 
 import asyncio
+from collections import OrderedDict
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Final
 
 from kbridge.errors import KernelMessageError
 from kbridge.flow.inputs import Inputs
@@ -19,13 +20,24 @@ from kbridge.hub.clients import Attachment, Clients
 from kbridge.hub.clock import Clock
 from kbridge.hub.delivery import Delivery
 from kbridge.hub.notices import Notices
+from kbridge.hub.rendering import Renderer
 from kbridge.hub.settings import HubSettings
 from kbridge.hub.since import START, Found, SessionIndex, locate
+from kbridge.hub.turns import turns
 from kbridge.link.interfaces import ClientLink, nobody
 from kbridge.wire.dialects import Dialect
 from kbridge.wire.message import Channel, Message
 
 __all__ = ["Readers"]
+
+_TURN: Final = 128 << 10
+"""Bytes that one websocket is given in one turn (more, where a chunk is larger)."""
+
+_AT_ONCE: Final = 2 << 20
+"""Bytes that all websockets together are given at once; the others wait for a turn."""
+
+_FRESH: Final = 1.0
+"""Seconds for which chunks are kept for readers that lag."""
 
 
 class Readers:
@@ -77,14 +89,19 @@ class Readers:
         # Microseconds since 1970: no life of a bridge says more, so no two have numbers in common,
         # and JavaScript's numbers hold them exactly.
         self._acks = Acknowledgements(int(clock.wall() * 1e6), enabled=settings.acknowledge)
-        self._delivery = Delivery(
+        self._renderer = Renderer(
             journal,
             pace,
-            self._acks,
             marker=notices.lost,
             refuse=refuse,
             joins=settings.rate_limit_policy == "coalesce",
         )
+        self._delivery = Delivery(journal, pace, self._acks, self._renderer)
+        # The websockets that have more to read than one turn allows.
+        self._waiting: OrderedDict[Attachment, None] = OrderedDict()
+        self._turns = turns()
+        self._in_turns = False
+        self._stale: asyncio.TimerHandle | None = None
         self._loop = asyncio.get_running_loop()
         self._held: asyncio.TimerHandle | None = None
         self._asking: asyncio.TimerHandle | None = None
@@ -121,13 +138,14 @@ class Readers:
         if self._inputs and (back or found is not None):
             self._ask_again(attachment, found)
         self._pump(attachment)
-        self._delivery.forget()
+        self._rest()
         return attachment
 
     def detach(self, attachment: Attachment) -> None:
         """Remove a websocket; may be called twice."""
         if self.clients.detach(attachment, self._clock.monotonic()):
             attachment.link.on_writable = nobody
+            self._waiting.pop(attachment, None)
             self._be_patient(attachment, until=None)
             self._trim()
 
@@ -138,12 +156,15 @@ class Readers:
         again = self._pace.settle(journal.first_seq, journal.next_seq, now)
         if again is not None and self._held is None and not self._stopped:
             self._held = self._loop.call_later(again, self._on_held)
+        end = self._delivery.work + _AT_ONCE
         for attachment in self.clients.attachments:  # a hook may detach
-            if attachment.blocked:
+            if attachment.blocked or attachment in self._waiting:
                 attachment.lags = True
-            else:
+            elif self._delivery.work < end:
                 self._pump(attachment)
-        self._delivery.forget()
+            else:
+                self._wait(attachment)
+        self._rest()
         self._trim()
 
     def unread(self) -> int | None:
@@ -165,7 +186,7 @@ class Readers:
         if attachment.patience is not None:
             self._be_patient(attachment, until=None)
             self._pump(attachment)
-            self._delivery.forget()
+            self._rest()
         self._trim()
         if self._acks.due(attachment) and self._asking is None and not self._stopped:
             self._asking = self._loop.call_later(LATEST, self._on_asking)
@@ -173,14 +194,15 @@ class Readers:
     def close(self, code: int, reason: str) -> None:
         """Close all websockets, and cancel the timers; may be called twice."""
         self._stopped = True
-        for timer in (self._held, self._asking):
+        for timer in (self._held, self._asking, self._stale):
             if timer is not None:
                 timer.cancel()
-        self._held = self._asking = None
+        self._held = self._asking = self._stale = None
         for attachment in self.clients.attachments:
             attachment.link.close(code, reason)
             self.detach(attachment)
         self._delivery.forget()
+        self._renderer.forget_all()
 
     def statistics(self) -> dict[str, Any]:
         """Who reads, and what waits for its turn."""
@@ -204,6 +226,7 @@ class Readers:
                     continue
                 question.client = number
                 self._journal.readdress(question.seq, number)
+                self._renderer.forget_all()
             passed = question.seq < attachment.place.seq
             if not (own and seen) if passed else not self._journal.holds(question.seq):
                 lost.append(question.msg)
@@ -216,9 +239,43 @@ class Readers:
             journal.trim(self.clients.slowest(self._clock.monotonic(), journal.next_seq))
 
     def _pump(self, attachment: Attachment) -> None:
-        self._delivery.pump(attachment)
+        """Write to a websocket for one turn, and let it wait for the next if there is more."""
+        delivery = self._delivery
+        end = delivery.work + _TURN
+        while delivery.pump(attachment):
+            if delivery.work >= end:
+                self._wait(attachment)
+                break
         if attachment.patience is None and self._acks.full(attachment) and not self._stopped:
             self._be_patient(attachment, until=PATIENCE)
+
+    def _wait(self, attachment: Attachment) -> None:
+        """Let a websocket go on in one of the loop's next turns."""
+        if self._stopped:
+            return
+        self._waiting[attachment] = None
+        if not self._in_turns:
+            self._in_turns = True
+            self._turns.add(self._take_turn)
+
+    def _take_turn(self) -> bool:
+        """Go on with the websocket that has waited longest; True if others wait."""
+        if self._waiting and not self._stopped:
+            attachment, _ = self._waiting.popitem(last=False)
+            try:
+                self._pump(attachment)
+            finally:
+                self._in_turns = bool(self._waiting)
+            self._rest()
+            self._trim()
+        self._in_turns = bool(self._waiting) and not self._stopped
+        return self._in_turns
+
+    def _rest(self) -> None:
+        """Drop what was kept for readers at the same place, at once or in a while."""
+        self._delivery.forget()
+        if self._renderer.keeps and self._stale is None and not self._stopped:
+            self._stale = self._loop.call_later(_FRESH, self._on_stale)
 
     def _be_patient(self, attachment: Attachment, until: float | None) -> None:
         """Wait so long for a websocket's pong, or no more."""
@@ -232,12 +289,18 @@ class Readers:
         attachment.patience = None
         attachment.mute = True
         self._pump(attachment)
-        self._delivery.forget()
+        self._rest()
 
     def _on_writable(self, attachment: Attachment) -> None:
-        self._delivery.resume(attachment)
+        self._delivery.written(attachment)
         self._pump(attachment)
+        self._delivery.ask(attachment)
+        self._rest()
         self._trim()
+
+    def _on_stale(self) -> None:
+        self._stale = None
+        self._renderer.forget_all()
 
     def _on_held(self) -> None:
         self._held = None

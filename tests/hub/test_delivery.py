@@ -9,12 +9,13 @@ from hypothesis import strategies as st
 from kbridge.errors import KernelMessageError
 from kbridge.flow.journal import EVERYONE, Journal
 from kbridge.flow.pace import Pace
-from kbridge.hub import delivery as module
+from kbridge.hub import rendering as module
 from kbridge.hub.acks import Acknowledgements
-from kbridge.hub.clients import Clients
+from kbridge.hub.clients import Attachment, Clients
 from kbridge.hub.clock import Clock
 from kbridge.hub.delivery import Delivery
 from kbridge.hub.notices import Notices
+from kbridge.hub.rendering import Renderer
 from kbridge.link.memory import MemoryClient
 from kbridge.wire.build import build
 from kbridge.wire.dialects import LEGACY, V1
@@ -38,33 +39,45 @@ class Watched(MemoryClient):
 class Desk:
     """A journal and who reads it."""
 
-    def __init__(self, limit: int = 1 << 20, history: int = 1 << 20) -> None:
+    def __init__(
+        self, limit: int = 1 << 20, history: int = 1 << 20, *, joins: bool = False
+    ) -> None:
         self.notices = Notices(Clock())
         self.journal = Journal(limit, history)
         self.clients = Clients(0.0)
         self.refused: list[tuple[Channel, KernelMessageError]] = []
-        self.delivery = Delivery(
+        pace = Pace(limit_rate=False)
+        self.renderer = Renderer(
             self.journal,
-            Pace(limit_rate=False),
-            Acknowledgements(0, enabled=False),
+            pace,
             marker=self.notices.lost,
             refuse=lambda *what: self.refused.append(what),
-            joins=False,
+            joins=joins,
         )
+        acks = Acknowledgements(0, enabled=False)
+        self.delivery = Delivery(self.journal, pace, acks, self.renderer)
 
     def attach(self, session="", dialect=V1):
         client = Watched()
         attachment = self.clients.attach(client, dialect, session, self.journal.end())
-        client.on_writable = lambda: self.delivery.resume(attachment)
+        client.on_writable = lambda: self.go_on(attachment)
         return client, attachment
 
     def say(self, *messages: Message, audience: int = EVERYONE, state: bool = False) -> None:
         for msg in messages:
             self.journal.append(encode_frame(msg), audience, state=state)
 
+    def go_on(self, attachment: Attachment) -> None:
+        self.delivery.written(attachment)
+        self.pump(attachment)
+
+    def pump(self, attachment: Attachment) -> None:
+        while self.delivery.pump(attachment):
+            pass
+
     def deliver(self) -> None:
         for attachment in self.clients.attachments:
-            self.delivery.pump(attachment)
+            self.pump(attachment)
         self.delivery.forget()
 
 
@@ -159,10 +172,10 @@ def test_what_is_kept_for_the_next_reader_is_bounded(desk, monkeypatch) -> None:
     readers = [desk.attach() for _ in range(2)]
     desk.say(*(stream(f"{i:0100}") for i in range(50)))
     for _, attachment in readers:
-        desk.delivery.pump(attachment)
-        assert len(desk.delivery._kept) <= module._KEPT
+        desk.pump(attachment)
+        assert len(desk.renderer._chunks) <= module._KEPT
     desk.delivery.forget()
-    assert not desk.delivery._kept
+    assert not desk.renderer._chunks
     assert all(texts(r) == [f"{i:0100}" for i in range(50)] for r, _ in readers)
 
 

@@ -704,7 +704,7 @@ async def test_a_closed_hub_holds_nothing_of_what_its_kernel_said(rig) -> None:
     assert rig.hub.journal.nbytes > 0
     await rig.hub.aclose()
     assert rig.hub.journal.nbytes == 0
-    assert not rig.hub._readers._delivery._kept
+    assert not rig.hub._readers._renderer._chunks
 
 
 async def test_who_was_linked_anew_is_not_taken_for_a_successor(make_rig) -> None:

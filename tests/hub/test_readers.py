@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kbridge.errors import InvalidRequest
-from kbridge.hub import acks, delivery, readers
+from kbridge.hub import acks, delivery, readers, rendering
 from kbridge.hub.settings import HubSettings
 from kbridge.wire import legacy, v1
 from kbridge.wire.build import build
@@ -267,12 +267,156 @@ async def test_a_marker_alone_is_acknowledged_too(make_rig) -> None:
     assert texts(again) == []
 
 
+# -- turns ----------------------------------------------------------------------------------------
+
+
+async def caught_up(rig: Rig, *attachments) -> None:
+    seq = rig.hub.journal.next_seq
+    await until(lambda: all(a.place.seq == seq for a in attachments), "all is written")
+
+
+@pytest.mark.parametrize("dialect", [V1, LEGACY], ids=lambda d: d.name)
+async def test_a_replay_of_the_whole_journal_leaves_others_their_turn(make_rig, dialect) -> None:
+    rig = make_rig(history_limit=64 << 20, limit_rate=False)
+    for i in range(8_000):
+        rig.say(rig.stream(f"<{i}>" + "x" * 1000))
+    turns, most, on = 0, 0, True
+
+    def turn() -> None:
+        nonlocal turns, most, last
+        turns += 1
+        most, last = max(most, len(client.written) - last), len(client.written)
+        if on:
+            asyncio.get_running_loop().call_soon(turn)
+
+    client, attachment = rig.attach("s", dialect, since="start", silent=True)
+    attachment.mute = True  # no window of what it must acknowledge
+    last = len(client.written)
+    asyncio.get_running_loop().call_soon(turn)
+    assert attachment.place.seq < rig.hub.journal.next_seq
+    await caught_up(rig, attachment)
+    on = False
+    assert len(client.written) >= 8_000_000
+    assert turns > 5
+    assert most < 3 << 20, "a turn of a millisecond, on a machine that is slow or quick"
+
+
+async def test_readers_of_two_hubs_have_turns_in_turn(make_rig) -> None:
+    """A hub with many readers that are far behind takes no more turns than one with one."""
+    many, single = (make_rig(history_limit=64 << 20, limit_rate=False) for _ in range(2))
+    for rig in (many, single):
+        for i in range(1_000):
+            rig.say(rig.stream(f"<{i}>" + "x" * 1000))
+    crowd = [many.attach(f"s{i}", since="start")[1] for i in range(20)]
+    _, alone = single.attach("s", since="start")
+    await caught_up(single, alone)
+    assert any(a.place.seq < many.hub.journal.next_seq for a in crowd), "it was among the first"
+    await caught_up(many, *crowd)
+
+
+async def test_a_crowd_is_written_to_in_several_turns_in_order(make_rig) -> None:
+    rig = make_rig(limit_rate=False)
+    readers = [rig.attach(f"s{i}") for i in range(500)]
+    rig.say(rig.stream("one"))
+    first = sum(bool(client.writes) for client, _ in readers)
+    assert 50 <= first < 500
+    rig.say(rig.stream("two"))
+    await caught_up(rig, *(attachment for _, attachment in readers))
+    assert all("".join(texts(client)) == "onetwo" for client, _ in readers)
+
+
+async def test_one_that_goes_while_it_waits_for_its_turn_is_left_alone(make_rig) -> None:
+    rig = make_rig(history_limit=64 << 20, limit_rate=False)
+    for i in range(2_000):
+        rig.say(rig.stream(f"<{i}>" + "x" * 1000))
+    gone, leaving = rig.attach("gone", since="start")
+    _, staying = rig.attach("staying", since="start")
+    written = len(gone.written)
+    rig.hub.detach(leaving)
+    await caught_up(rig, staying)
+    assert len(gone.written) == written
+
+
+# -- what is shared -------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def renderings(monkeypatch) -> list[int]:
+    """The frames of each stretch that was joined."""
+    sizes: list[int] = []
+    usual = rendering.coalesce
+
+    def coalesce(frames):
+        sizes.append(len(frames))
+        return usual(frames)
+
+    monkeypatch.setattr(rendering, "coalesce", coalesce)
+    return sizes
+
+
+async def test_readers_that_lag_at_different_places_share_what_they_read_next(
+    make_rig, renderings
+) -> None:
+    rig = make_rig(limit_rate=False, history_limit=0)
+    readers = [rig.attach(f"s{i}") for i in range(16)]
+    for i in range(16 * 40):  # one after the other gets stuck
+        readers[i // 40][0].stalled = True
+        rig.say(rig.stream(f"<{i}>" + "x" * 1000))
+    assert len({attachment.place.seq for _, attachment in readers}) > 8
+    renderings.clear()
+    for client, _ in readers:
+        client.resume()
+    await caught_up(rig, *(attachment for _, attachment in readers))
+    expected = "".join(f"<{i}>" + "x" * 1000 for i in range(16 * 40))
+    assert all("".join(texts(client)) == expected for client, _ in readers)
+    # Each its own way to the next boundary, and from there on together.
+    assert sum(renderings) < 3 * 640, "each for itself has 5,000 to join"
+
+
+async def test_a_private_frame_leaves_the_others_sharing(make_rig, renderings) -> None:
+    rig = make_rig(limit_rate=False)
+    rig.prove()
+    readers = [rig.attach(f"s{i}") for i in range(16)]
+    requests = [rig.request() for _ in range(4)]
+    for request, (_, attachment) in zip(requests, readers, strict=False):
+        rig.hub.submit(attachment, request)
+    for client, _ in readers:
+        client.stalled = True
+    rig.say(rig.stream("start"))
+    for i in range(40):
+        rig.say(rig.stream(f"<{i}>"))
+        if i % 10 == 5:
+            rig.say(rig.message(Channel.SHELL, "execute_reply", {}, requests[i // 10].header))
+    renderings.clear()
+    for client, _ in readers:
+        client.resume()
+    await caught_up(rig, *(attachment for _, attachment in readers))
+    # Once for those with nothing private, once in pieces for those with a reply.
+    assert sum(renderings) <= 2 * 44
+    for i, (client, _) in enumerate(readers):
+        assert "".join(texts(client)) == "start" + "".join(f"<{j}>" for j in range(40))
+        replies = [m.parent_id for m in received(client) if m.msg_type == "execute_reply"]
+        assert replies == ([requests[i].msg_id] if i < 4 else [])
+
+
+async def test_what_is_kept_for_those_that_lag_is_let_go(make_rig, monkeypatch) -> None:
+    monkeypatch.setattr(readers, "_FRESH", 0.001)
+    rig = make_rig(limit_rate=False)
+    client, attachment = rig.attach("s")
+    client.stalled = True
+    for i in range(500):
+        rig.say(rig.stream(f"<{i}>" + "x" * 1000))
+    client.resume()
+    await caught_up(rig, attachment)
+    await until(lambda: not rig.hub._readers._renderer.keeps, "chunks are let go")
+
+
 # -- how much may come twice ----------------------------------------------------------------------
 
 
 async def windowed(make_rig, monkeypatch, **more) -> tuple[Rig, Peer, object]:
     monkeypatch.setattr(acks, "_WINDOW", 5000)
-    monkeypatch.setattr(delivery, "CHUNK", 2000)
+    monkeypatch.setattr(rendering, "CHUNK", 2000)
     rig = make_rig(**more)
     rig.prove()
     client, attachment = rig.attach("s", silent=True, verbatim=True)
@@ -337,6 +481,7 @@ async def test_who_waits_for_a_pong_behind_a_full_socket_goes_on(make_rig, monke
     client.resume()
     for _ in range(50):
         rig.hub._readers._on_asking()
+        await asyncio.sleep(0)
     assert [text.split(">")[0] for text in texts(client)] == [f"<{i}" for i in range(50)]
     assert attachment.delivered == rig.hub.journal.end()
 
@@ -1209,14 +1354,19 @@ LIMITS = st.sampled_from(
         {"limit_rate": True, "iopub_data_rate_limit": 5000.0, "rate_limit_window": 1.0},
     ]
 )
-SMALL = {"CHUNK": 900, "_JOINED": 700}
+SMALL = (
+    (rendering, "CHUNK", 900),
+    (delivery, "_JOINED", 700),
+    (readers, "_TURN", 1 << 40),  # a story is told in one turn of the loop
+    (readers, "_AT_ONCE", 1 << 40),
+)
 
 
 def told(steps, *args, check, **more) -> None:
     async def run() -> None:
         with pytest.MonkeyPatch.context() as patch:
-            for name, value in SMALL.items():
-                patch.setattr(delivery, name, value)
+            for module, name, value in SMALL:
+                patch.setattr(module, name, value)
             patch.setattr(acks, "_WINDOW", 4000)
             story = Story(*args, **more)
             try:

@@ -1,0 +1,220 @@
+"""What readers of a journal are sent, made once for all that stand at the same place.
+
+The journal is read in chunks that end at fixed boundaries, multiples of a number of bytes since the
+journal began. So readers that stopped at different places meet again at the next boundary, and
+share chunks from then on. Of a chunk there is one rendering for each dialect, with messages joined
+or not, for all readers for whom it holds nothing private; a private frame costs nobody else
+anything.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import Final, TypeAlias
+
+from kbridge.errors import KernelMessageError
+from kbridge.flow.coalesce import coalesce
+from kbridge.flow.journal import EVERYONE, Gap, Journal, Place, Stretch
+from kbridge.flow.pace import Pace
+from kbridge.hub.clients import Attachment
+from kbridge.wire import v1
+from kbridge.wire.dialects import V1, Dialect
+from kbridge.wire.frames import frame, payload
+from kbridge.wire.message import Channel, Message
+
+__all__ = ["CHUNK", "CHUNK_BEHIND", "Chunk", "Renderer"]
+
+CHUNK: Final = 512 << 10
+"""Bytes of one write, and so of what a websocket that does not read may hold outside the journal
+(one frame that is larger goes alone)."""
+
+CHUNK_BEHIND: Final = 128 << 10
+"""The same of one that lags, since each write that has gone out is a sign that it reads, and of one
+whose dialect needs every frame translated."""
+
+_KEPT: Final = 8
+"""Chunks kept for the next reader: what a kernel link drains in one wake-up."""
+
+_KEPT_BEHIND: Final = 16
+"""The same for readers that lag: two megabytes, what sockets' buffers hold."""
+
+_Key: TypeAlias = tuple[str, bool, int, int]
+
+
+class Chunk:
+    """Some consecutive frames, and what they are on the wire.
+
+    Parameters
+    ----------
+    stretch : Stretch
+        The frames.
+
+    Attributes
+    ----------
+    stretch : Stretch
+        The frames.
+    audiences : frozenset of int
+        The clients for which there are private frames.
+    rendered : dict
+        By dialect's name, whether messages are joined, and the part: two indices of frames, or an
+        audience and -1. What all readers share of it.
+    """
+
+    __slots__ = ("audiences", "rendered", "stretch")
+
+    def __init__(self, stretch: Stretch) -> None:
+        self.stretch = stretch
+        self.audiences = frozenset(stretch.private.values())
+        self.rendered: dict[_Key, bytes] = {}
+
+
+class Renderer:
+    """Reads a journal for its readers, and renders what they are owed.
+
+    Parameters
+    ----------
+    journal : Journal
+        What to read.
+    pace : Pace
+        How far.
+    marker : callable
+        Makes the message that stands for a gap: takes the gap, the parent header of what was lost,
+        and behind which frame it stands.
+    refuse : callable
+        Is told of a message that a dialect has no form for: its channel, and why.
+    joins : bool
+        Whether who lags, and everybody in a flood, gets messages joined.
+    """
+
+    def __init__(
+        self,
+        journal: Journal,
+        pace: Pace,
+        *,
+        marker: Callable[[Gap, bytes, int], Message],
+        refuse: Callable[[Channel, KernelMessageError], None],
+        joins: bool,
+    ) -> None:
+        self._journal = journal
+        self._pace = pace
+        self._marker = marker
+        self._refuse = refuse
+        self._joins = joins
+        self._chunks: dict[tuple[Place, int], Chunk] = {}
+        self._behind: OrderedDict[tuple[Place, int], Chunk] = OrderedDict()
+
+    @property
+    def keeps(self) -> bool:
+        """Whether chunks are kept for readers that lag."""
+        return bool(self._behind)
+
+    def forget(self) -> None:
+        """Drop the chunks that are kept for readers that keep up; call when all had their turn."""
+        self._chunks.clear()
+
+    def forget_all(self) -> None:
+        """Drop all chunks."""
+        self._chunks.clear()
+        self._behind.clear()
+
+    def read(self, attachment: Attachment) -> tuple[Chunk, Gap | None] | None:
+        """Return the next chunk for a websocket and the gap before it; None if there is nothing."""
+        place = attachment.place
+        behind = attachment.lags or attachment.dialect is not V1
+        size = min(CHUNK, CHUNK_BEHIND) if behind else CHUNK
+        key = (place, size)
+        kept = self._chunks.get(key) or self._behind.get(key)
+        if kept is not None:
+            return kept, None
+        until = size
+        if attachment.lags and place.nbytes > 0:
+            until -= place.nbytes % size  # up to the boundary
+        stretch = self._journal.read(place, until, self._pace.horizon)
+        if stretch is None:
+            return None
+        if stretch.gap is None:
+            return self._keep(key, Chunk(stretch)), None
+        # Those who have no gap there share what follows.
+        first = stretch.end.seq - len(stretch.frames)
+        key = (Place(first, first, stretch.end.nbytes - stretch.nbytes), size)
+        kept = self._chunks.get(key) or self._behind.get(key)
+        if kept is None or kept.stretch.end != stretch.end:
+            kept = self._keep(key, Chunk(stretch._replace(gap=None)))
+        return kept, stretch.gap
+
+    def render(self, chunk: Chunk, gap: Gap | None, attachment: Attachment) -> bytes:
+        """Return what to write to a websocket for a chunk."""
+        dialect = attachment.dialect
+        joins = self._joins and (attachment.lags or self._pace.late) and not attachment.verbatim
+        number = attachment.client.number
+        if number not in chunk.audiences:
+            data = self._shared(chunk, dialect, joins, EVERYONE)
+        elif len(chunk.audiences) == 1:
+            data = self._shared(chunk, dialect, joins, number)
+        else:
+            data = self._pieces(chunk, dialect, joins, number)
+        if gap is None:
+            return data
+        behind = chunk.stretch.end.seq - len(chunk.stretch.frames) - 1
+        frames = chunk.stretch.frames_for(number)
+        return self.join([self._mark(gap, frames, behind)], dialect) + data
+
+    def join(self, frames: list[bytes], dialect: Dialect) -> bytes:
+        """Return frames of the v1 dialect as one run of bytes in another one."""
+        if dialect is not V1:
+            frames = [self._translate(f, dialect) for f in frames]
+        return frames[0] if len(frames) == 1 else b"".join(frames)
+
+    def _keep(self, key: tuple[Place, int], chunk: Chunk) -> Chunk:
+        if key[1] < CHUNK and chunk.stretch.nbytes <= 2 * CHUNK_BEHIND:
+            self._behind[key] = chunk
+            if len(self._behind) > _KEPT_BEHIND:
+                self._behind.popitem(last=False)
+        else:
+            if len(self._chunks) >= _KEPT:
+                self._chunks.clear()
+            self._chunks[key] = chunk
+        return chunk
+
+    def _shared(self, chunk: Chunk, dialect: Dialect, joins: bool, audience: int) -> bytes:
+        """Render a chunk without what is private, or with what is private to the only audience."""
+        key = (dialect.name, joins, audience, -1)
+        data = chunk.rendered.get(key)
+        if data is None:
+            frames = chunk.stretch.frames_for(audience)
+            data = chunk.rendered[key] = self.join(coalesce(frames) if joins else frames, dialect)
+        return data
+
+    def _pieces(self, chunk: Chunk, dialect: Dialect, joins: bool, audience: int) -> bytes:
+        """Render a chunk for one of several audiences; the parts that are public are shared."""
+        frames, private = chunk.stretch.frames, chunk.stretch.private
+        pieces = []
+        start = 0
+        for index in (*sorted(private), len(frames)):
+            if start < index:
+                key = (dialect.name, joins, start, index)
+                data = chunk.rendered.get(key)
+                if data is None:
+                    part = frames[start:index]
+                    data = self.join(coalesce(part) if joins else part, dialect)
+                    chunk.rendered[key] = data
+                pieces.append(data)
+            if private.get(index) == audience:
+                pieces.append(self.join([frames[index]], dialect))
+            start = index + 1
+        return b"".join(pieces)
+
+    def _mark(self, gap: Gap, frames: list[bytes], behind: int) -> bytes:
+        beside = gap.last_lost or (frames[0] if frames else b"")
+        parent = v1.split(payload(beside)).parent_header if beside else b"{}"
+        return v1.encode_frame(self._marker(gap, parent, behind))
+
+    def _translate(self, v1_frame: bytes, dialect: Dialect) -> bytes:
+        msg = v1.split(payload(v1_frame))
+        try:
+            opcode, data = dialect.payload(msg)
+        except KernelMessageError as error:
+            self._refuse(msg.channel, error)
+            return b""
+        return frame(data, opcode)
