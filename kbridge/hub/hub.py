@@ -100,7 +100,7 @@ class Hub:
         self.log = log or logging.getLogger("kbridge.hub")
         self._clock = clock or Clock()
         self._line = Line(link, self, former, self.log)
-        self.notices = Notices(self._clock)
+        self.notices = Notices(self._clock, adopted=adopted)
         self.ignored = IgnoredMessages(kernel_id, self._clock, self.log)
         self.journal = Journal(settings.journal_limit, settings.history_limit)
         self.activity = Activity(self._clock.wall(), quiet=settings.untracked_message_types)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Final
 
 from kbridge.flow.journal import Gap
 from kbridge.hub.clock import Clock
@@ -13,9 +13,18 @@ from kbridge.wire.message import Channel, Message
 
 __all__ = ["Notices"]
 
+_RAISE: Final = "Raise journal_limit (unread output) or history_limit (output already delivered)"
+
 
 class Notices:
     """Makes them, under one session of the bridge's own.
+
+    Parameters
+    ----------
+    clock : Clock
+        The time.
+    adopted : bool
+        True if the kernel ran before this bridge did.
 
     Attributes
     ----------
@@ -27,8 +36,9 @@ class Notices:
         the one before has sent and it has yet to handle.
     """
 
-    def __init__(self, clock: Clock) -> None:
+    def __init__(self, clock: Clock, *, adopted: bool = False) -> None:
         self._clock = clock
+        self._adopted = adopted
         self._session = secrets.token_hex(16)
         self._probes = 0
         self.kernel_session = ""
@@ -63,15 +73,33 @@ class Notices:
 
     def lost(self, gap: Gap, parent_header: bytes, seq: int) -> Message:
         """The marker where a client has missed something: behind the frame `seq` of the journal."""
-        count = f"{gap.messages:,} messages" if gap.messages else "Messages"
-        nbytes = f" ({gap.nbytes:,} bytes)" if gap.nbytes else ""
         return self.stderr(
-            f"[kbridge: {count}{nbytes} of output are missing here: the kernel wrote more than is"
-            " kept for clients that read slowly or come back late. To keep more, raise"
-            " ZMQChannelsWebsocketConnection.journal_limit (what was not read yet) or"
-            " history_limit (what was).]",
-            parent_header,
-            msg_id=f"{self._behind}{seq}",
+            f"[kbridge: {self._explain(gap, seq)}]", parent_header, msg_id=f"{self._behind}{seq}"
+        )
+
+    def _explain(self, gap: Gap, seq: int) -> str:
+        """Return what happened, and what the reader can do.
+
+        A gap of unknown size begins with a message that this journal does not know. If the journal
+        still has its first frame, that message is older than this bridge.
+        """
+        if gap.messages:
+            several = gap.messages > 1
+            nbytes = f" ({gap.nbytes:,} bytes)" if gap.nbytes else ""
+            return (
+                f"{gap.messages:,} message{'s' if several else ''}{nbytes} of output"
+                f" {'were' if several else 'was'} dropped because this client fell behind."
+                f" {_RAISE} to keep more."
+            )
+        if self._adopted and seq < 0:
+            return (
+                "the server was restarted. Output that the kernel sent while no server was running"
+                " is missing here."
+            )
+        cause = "the server was restarted, or " if self._adopted else ""
+        return (
+            f"output may be missing here: {cause}this client was away for so long that its place"
+            f" is no longer known. {_RAISE} to keep more."
         )
 
     def stands_behind(self, msg_id: str) -> int | None:
@@ -82,8 +110,8 @@ class Notices:
     def taken_over(self, parent_header: bytes) -> Message:
         """The marker in a cell that was running before this bridge was."""
         return self.stderr(
-            "[kbridge: the server was restarted while this ran; what the kernel said meanwhile"
-            " is missing here.]",
+            "[kbridge: the server was restarted while this cell was running. Output that the"
+            " kernel sent while no server was running is missing here.]",
             parent_header,
         )
 

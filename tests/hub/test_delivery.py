@@ -282,7 +282,7 @@ def test_a_gap_whose_last_frame_is_odd_is_told_without_a_cell() -> None:
     desk.say(stream("last"))
     slow.resume()
     assert texts(slow)[0] == "first"
-    assert "1 messages" in texts(slow)[1]
+    assert "1 message (" in texts(slow)[1]
 
 
 def texts_of_legacy(client: MemoryClient) -> list[str]:

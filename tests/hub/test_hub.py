@@ -135,7 +135,7 @@ async def test_who_falls_off_the_tail_is_told_what_it_missed_and_keeps_state(mak
     slow.resume()
     assert len(texts(honest)) == 1000
     got = received(slow)
-    marker = next(m for m in got if b"are missing here" in m.content)
+    marker = next(m for m in got if b"were dropped" in m.content)
     assert marker.parent_id == asked.msg_id, "shown in the cell that lost output"
     missed = 1000 - (len(texts(slow)) - 1)
     assert f"{missed:,} messages" in json.loads(marker.content)["text"]

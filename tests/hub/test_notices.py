@@ -3,6 +3,8 @@
 import json
 from typing import Any
 
+import pytest
+
 from kbridge.flow.journal import Gap
 from kbridge.hub.notices import Notices
 from kbridge.wire import v1
@@ -74,15 +76,29 @@ def test_a_line_on_stderr_belongs_to_its_cell() -> None:
 
 def test_a_gap_says_how_much_is_missing_and_what_to_raise() -> None:
     msg = notices().lost(Gap(1234, 5_678_901, b""), PARENT, 6)
-    text = content(msg)["text"]
-    assert "1,234 messages (5,678,901 bytes)" in text
-    assert "ZMQChannelsWebsocketConnection.journal_limit" in text
-    assert "history_limit" in text
+    assert content(msg)["text"] == (
+        "[kbridge: 1,234 messages (5,678,901 bytes) of output were dropped because this client"
+        " fell behind. Raise journal_limit (unread output) or history_limit (output already"
+        " delivered) to keep more.]\n"
+    )
     assert msg.parent_header == PARENT
+    one = content(notices().lost(Gap(1, 0, b""), PARENT, 6))["text"]
+    assert one.startswith("[kbridge: 1 message of output was dropped because")
 
 
-def test_a_gap_of_which_nobody_knows_the_size_says_no_number() -> None:
-    assert not any(map(str.isdigit, content(notices().lost(Gap(0, 0, b""), PARENT, 6))["text"]))
+@pytest.mark.parametrize(
+    ("adopted", "seq", "blames_restart", "names_settings"),
+    [(True, -1, True, False), (True, 0, True, True), (False, -1, False, True)],
+)
+def test_a_gap_of_unknown_size_says_what_is_known_of_its_cause(
+    adopted, seq, blames_restart, names_settings
+) -> None:
+    made = Notices(StoppedClock(), adopted=adopted)
+    text = content(made.lost(Gap(0, 0, b""), PARENT, seq))["text"]
+    assert "missing here" in text
+    assert not any(map(str.isdigit, text))
+    assert ("the server was restarted" in text) is blames_restart
+    assert ("journal_limit" in text) is names_settings
 
 
 def test_the_id_of_a_marker_says_where_it_stands() -> None:

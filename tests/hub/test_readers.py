@@ -21,7 +21,9 @@ from kbridge.wire.message import Channel, Message
 from tests.hub.rig import Peer, Rig, received, texts
 from tests.support.waiting import TIMEOUT
 
-MARKER = re.compile(r"\[kbridge: (?:([\d,]+) m|M)essages(?: \(([\d,]+) bytes\))? of output")
+MARKER = re.compile(
+    r"\[kbridge: (?:([\d,]+) messages?(?: \(([\d,]+) bytes\))? of output w|.*missing here)"
+)
 
 
 async def until(probe, what: str) -> None:
@@ -1469,4 +1471,22 @@ async def test_who_comes_back_to_another_bridge_sees_the_marker_in_its_cell() ->
     marker, late = texts(client)
     assert "restarted" in marker
     assert late == "late"
+    await rig.hub.aclose()
+
+
+async def test_the_first_notice_of_another_bridge_says_that_the_server_was_restarted() -> None:
+    rig = Rig(HubSettings(limit_rate=False, history_limit=1000), adopted=True)
+    rig.prove()
+    quiet, _ = rig.attach(since="an-id-of-before")
+    rig.say(rig.stream("1"))
+    (notice, said) = texts(quiet)
+    assert "the server was restarted" in notice
+    assert "fell behind" not in notice
+    assert "_limit" not in notice
+    assert said == "1"
+    for n in range(100):
+        rig.say(rig.stream(f"{n:0100}"))
+    late, _ = rig.attach(since="an-id-of-before")
+    assert "the server was restarted, or" in texts(late)[0], "or the id is of this bridge's past"
+    assert "history_limit" in texts(late)[0]
     await rig.hub.aclose()

@@ -96,7 +96,7 @@ async def test_what_was_never_said_or_is_long_forgotten_is_answered_with_a_line(
     server: Server, own_kernel: str, dialect: str
 ) -> None:
     async with attach(server, own_kernel, dialect, since="no-such-message") as ws:
-        await ws.until(lambda m: "are missing here" in m["content"].get("text", ""))
+        await ws.until(lambda m: "missing here" in m["content"].get("text", ""))
         assert (await ws.execute("print('on')")).text() == "on\n"
 
 

@@ -23,7 +23,9 @@ from tests.soak.findings import Findings
 
 __all__ = ["Ledger"]
 
-MARKER = re.compile(r"\[kbridge: (?:([\d,]+) m|M)essages\b.* of output are missing here")
+MARKER = re.compile(
+    r"\[kbridge: (?:([\d,]+) messages?\b.* of output w(?:as|ere) dropped|.*\bmissing here)"
+)
 RESTARTED = frozenset({"starting", "restarting", "dead"})
 _IDS = 20_000  # message ids of one connection that are remembered
 _CELLS = 2_000  # requests that are remembered

@@ -37,8 +37,8 @@ def lines(*numbers: int) -> dict[str, Any]:
 
 
 def marker(count: int) -> dict[str, Any]:
-    said = f"{count:,} messages (9 bytes)" if count else "Messages"
-    text = f"[kbridge: {said} of output are missing here: ...]\n"
+    known = f"{count:,} messages (9 bytes) of output were dropped because ..."
+    text = f"[kbridge: {known if count else 'output may be missing here: ...'}]\n"
     return message("stream", name="stderr", text=text)
 
 
