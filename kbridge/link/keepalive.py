@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from tornado.ioloop import PeriodicCallback
 from tornado.websocket import WebSocketClosedError
+
+from kbridge.link.timer import PeriodicTimer
 
 __all__ = ["Keepalive", "Pinged"]
 
@@ -43,7 +44,7 @@ class Keepalive:
     def __init__(self, interval: float) -> None:
         self.interval = interval
         self._silent: dict[Pinged, bool] = {}
-        self._timer = PeriodicCallback(self.beat, interval * 1000, jitter=0.1)
+        self._timer = PeriodicTimer(self.beat, interval, jitter=0.1)
 
     def start(self) -> None:
         """Begin; needs a running loop."""

@@ -8,6 +8,7 @@ Where descriptors have run out, somebody is sent away, or nobody is taken for a 
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import logging
 import socket
@@ -61,10 +62,11 @@ class Acceptor:
         self._shed = shed
         self._crowded = crowded
         self._log = log
-        self._loop = IOLoop.current()
+        self._loop = asyncio.get_running_loop()  # its clock is monotonic, Tornado's is not
+        self._handlers = IOLoop.current()
         self._complaints = Complaints()
         self._toll = Toll(_PAUSE, _AT_ONCE)
-        self._timers: dict[socket.socket, object] = {}
+        self._timers: dict[socket.socket, asyncio.TimerHandle] = {}
         for sock in self._sockets:
             self._resume(sock)
 
@@ -74,17 +76,17 @@ class Acceptor:
         for sock in sockets:
             timer = self._timers.pop(sock, None)
             if timer is None:
-                self._loop.remove_handler(sock)
+                self._handlers.remove_handler(sock)
             else:
-                self._loop.remove_timeout(timer)
+                timer.cancel()
             sock.close()
 
     def _resume(self, sock: socket.socket) -> None:
         self._timers.pop(sock, None)
-        self._loop.add_handler(sock, self._accept, IOLoop.READ)
+        self._handlers.add_handler(sock, self._accept, IOLoop.READ)
 
     def _pause(self, sock: socket.socket, seconds: float) -> None:
-        self._loop.remove_handler(sock)
+        self._handlers.remove_handler(sock)
         self._timers[sock] = self._loop.call_later(seconds, self._resume, sock)
 
     def _accept(self, sock: socket.socket, _events: int) -> None:

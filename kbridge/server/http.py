@@ -13,17 +13,18 @@ import json
 import logging
 import socket
 import sys
+import time
 from collections.abc import Awaitable, Callable, Sequence
 from http.client import responses
 from typing import Any, Final
 
 from tornado import httputil
 from tornado.httpserver import HTTPServer
-from tornado.ioloop import PeriodicCallback
 from tornado.iostream import IOStream, SSLIOStream
 from tornado.netutil import ssl_wrap_socket
 
 from kbridge.flow.complaints import Complaints
+from kbridge.link.timer import PeriodicTimer
 from kbridge.server.accept import Acceptor
 from kbridge.server.access import asked_of
 from kbridge.server.guard import Guard, GuardLimits
@@ -81,7 +82,7 @@ class GuardedServer(HTTPServer):
         door = _Door(application, services, self.guard, self._proved, max_body_size)
         super().initialize(door, idle_connection_timeout=idle, **options)
         pause = max(0.05, min(1.0, limits.request_timeout / 4))
-        self._sweeper = PeriodicCallback(self._sweep, pause * 1000)
+        self._sweeper = PeriodicTimer(self._sweep, pause)
 
     def add_sockets(self, sockets: Sequence[socket.socket]) -> None:  # type: ignore[override]
         """Serve the connections of sockets that listen; to be called once."""
@@ -130,7 +131,7 @@ class GuardedServer(HTTPServer):
                 connection.close()
                 return
             stream = SSLIOStream(wrapped, max_buffer_size=self.max_buffer_size)
-        surplus = self.guard.came(stream, stream.io_loop.time())
+        surplus = self.guard.came(stream, time.monotonic())
         if lobby is None or ahead is None:
             self.handle_stream(stream, address)
         else:
@@ -144,7 +145,7 @@ class GuardedServer(HTTPServer):
         return self._lobby is not None and self._lobby.crowded
 
     def _proved(self, stream: IOStream) -> None:
-        self.guard.proved(stream, stream.io_loop.time())
+        self.guard.proved(stream, time.monotonic())
         if self._lobby is not None:
             self._lobby.let_in(stream)
 
@@ -154,7 +155,7 @@ class GuardedServer(HTTPServer):
         return len(oldest)
 
     def _sweep(self) -> None:
-        late = self.guard.overdue(self._sweeper.io_loop.time(), lambda stream: stream.writing())
+        late = self.guard.overdue(time.monotonic(), lambda stream: stream.writing())
         self._end(
             late, "it sent no whole request in time; see request_timeout and keep_alive_timeout"
         )
@@ -166,7 +167,7 @@ class GuardedServer(HTTPServer):
                 self._lobby.left(stream)
             stream.close()
             complaints = self._complaints.setdefault(why, Complaints())
-            if count := complaints.note(stream.io_loop.time()):
+            if count := complaints.note(time.monotonic()):
                 self._log.info("closed a connection: %s (%d such)", why, count)
 
 
@@ -191,7 +192,7 @@ class _Door(httputil.HTTPServerConnectionDelegate):
         self, server_conn: Any, request_conn: httputil.HTTPConnection
     ) -> httputil.HTTPMessageDelegate:
         stream: IOStream = server_conn.stream
-        if not self.guard.awaits(stream, stream.io_loop.time()):
+        if not self.guard.awaits(stream, time.monotonic()):
             stream.close()
         inner = self.application.start_request(server_conn, request_conn)
         return _Request(self, stream, request_conn, inner)

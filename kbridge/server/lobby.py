@@ -14,6 +14,7 @@ sent one in the same turn: five hundred who drip would cost everybody else 15 ms
 
 from __future__ import annotations
 
+import asyncio
 import enum
 import select
 import socket
@@ -121,7 +122,8 @@ class Lobby:
         self._most = min(max_header_size + 1, _CHUNK)
         self._enter = enter
         self._hung_up = hung_up
-        self._loop = IOLoop.current()
+        self._loop = asyncio.get_running_loop()  # its clock is monotonic, Tornado's is not
+        self._handlers = IOLoop.current()
         self._epoll = select.epoll()
         self._fd = self._epoll.fileno()
         self._room = memoryview(bytearray(_PIECE))
@@ -130,9 +132,9 @@ class Lobby:
         self._last: IOStream | None = None  # who went in last, unless it was let in
         self._looking = Toll(_LOOK, LOOKS)
         self._entering = Toll(_REQUEST, 1)
-        self._next_look: object | None = None
-        self._next_entry: object | None = None
-        self._loop.add_handler(self._fd, self._look, IOLoop.READ)
+        self._next_look: asyncio.TimerHandle | None = None
+        self._next_entry: asyncio.TimerHandle | None = None
+        self._handlers.add_handler(self._fd, self._look, IOLoop.READ)
 
     @staticmethod
     def available() -> bool:
@@ -180,9 +182,9 @@ class Lobby:
         if self._epoll.closed:
             return
         if self._next_look is None:
-            self._loop.remove_handler(self._fd)
+            self._handlers.remove_handler(self._fd)
         else:
-            self._loop.remove_timeout(self._next_look)
+            self._next_look.cancel()
         visitors = [*self._waiting.values(), *self._whole]
         self._waiting.clear()
         self._whole.clear()
@@ -203,12 +205,12 @@ class Lobby:
         now = self._loop.time()
         self._looking.pay(len(news) + _TURN)
         if not self._looking.free(now):
-            self._loop.remove_handler(self._fd)
+            self._handlers.remove_handler(self._fd)
             self._next_look = self._loop.call_later(self._looking.wait(now), self._look_on)
 
     def _look_on(self) -> None:
         self._next_look = None
-        self._loop.add_handler(self._fd, self._look, IOLoop.READ)
+        self._handlers.add_handler(self._fd, self._look, IOLoop.READ)
 
     def _read(self, sock: ReadAhead) -> _Head:
         try:
@@ -242,7 +244,7 @@ class Lobby:
     def _go_in(self) -> None:
         """Let in those whose turn it is, and come back for the others."""
         if self._next_entry is not None:
-            self._loop.remove_timeout(self._next_entry)
+            self._next_entry.cancel()
             self._next_entry = None
         now = self._loop.time()
         while self._whole and self._entering.free(now):

@@ -10,7 +10,6 @@ from contextlib import contextmanager
 from typing import Any
 
 import pytest
-from tornado.ioloop import IOLoop
 from tornado.iostream import IOStream
 
 from kbridge.server.lobby import LOOKS, Lobby, ReadAhead
@@ -84,7 +83,7 @@ class House:
     @contextmanager
     def instant(self) -> Iterator[None]:
         """No time passes for the lobby, however busy the machine is; nothing may be awaited."""
-        loop = IOLoop.current()
+        loop = asyncio.get_running_loop()
         now = loop.time()
         loop.time = lambda: now
         try:

@@ -17,6 +17,7 @@ __all__ = ["lack", "require"]
 
 _PROGRAMS = {
     "chromium": ("chromium", "chromium-browser", "google-chrome"),
+    "faketime": ("faketime",),
     "node": ("node",),
     "npm": ("npm",),
     "ssh": ("ssh",),
@@ -26,6 +27,7 @@ _PROGRAMS = {
 }
 _ADVICE = {
     "chromium": "install Debian's chromium, or set KBRIDGE_CHROMIUM to a Chromium or Chrome",
+    "faketime": "install faketime",
     "node": "install Node 20 or later",
     "npm": "install npm",
     "ssh": "install openssh-client",
