@@ -1,5 +1,9 @@
 """The unix sockets of kernels whose transport is ipc: `<ip>-<port>`, where `ip` is a path.
 
+A kernel makes its sockets with the modes that its umask leaves; with an umask of 0 every user
+could connect to them. So kernels that kbridge starts get a directory each that only their user
+may enter: `<connection file>-ipc/s-<port>`.
+
 Laws of this module:
 
 - a path that the platform cannot take is refused before anything is written;
@@ -8,6 +12,7 @@ Laws of this module:
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import stat
@@ -19,13 +24,18 @@ from typing import Final
 
 import zmq
 
+from kbridge.private import NotPrivate, insecure_writes_allowed
+
 __all__ = [
     "LIMIT",
     "absolute",
     "beside",
     "checked",
     "listens",
+    "make_private",
     "pick_numbers",
+    "private_beside",
+    "remove_private",
     "remove_stale",
     "sweep",
 ]
@@ -33,6 +43,7 @@ __all__ = [
 LIMIT: Final = zmq.IPC_PATH_MAX_LEN or 103
 """Bytes that a path may have: 107 on Linux, 103 on macOS."""
 
+_PRIVATE: Final = "s"
 # A socket is there before somebody listens on it; one that is older than this had its time.
 _SETTLED_S = 10.0
 
@@ -45,6 +56,54 @@ def absolute(ip: str) -> str:
 def beside(connection_file: str) -> str:
     """What the paths of a kernel begin with unless somebody chose: its connection file's name."""
     return absolute(f"{Path(connection_file).with_suffix('')}-ipc")
+
+
+def private_beside(connection_file: str) -> str:
+    """What the paths of a kernel begin with whose sockets are in a private directory."""
+    return f"{beside(connection_file)}/{_PRIVATE}"
+
+
+def make_private(ip: str) -> None:
+    """Make the private directory that an ip of `private_beside` names; any other is left alone.
+
+    Raises
+    ------
+    OSError
+        If it cannot be made; `NotPrivate` if it belongs to another user, or is not a directory.
+    """
+    directory = _private_directory(ip)
+    if directory is None:
+        return
+    with suppress(FileExistsError):
+        directory.mkdir(mode=0o700)
+    found = directory.lstat()
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid():
+        raise NotPrivate(
+            errno.EPERM,
+            "it is not a directory of this user, so no sockets go there",
+            str(directory),
+        )
+    if stat.S_IMODE(found.st_mode) != 0o700:  # the umask, or another program
+        with suppress(OSError):
+            directory.chmod(0o700)
+        if stat.S_IMODE(directory.lstat().st_mode) & 0o077 and not insecure_writes_allowed():
+            raise NotPrivate(
+                errno.EPERM, "the file system does not close it to other users", str(directory)
+            )
+
+
+def remove_private(ip: str) -> None:
+    """Remove a private directory if it is empty; no error when there is none."""
+    directory = _private_directory(ip)
+    if directory is not None:
+        with suppress(OSError):
+            directory.rmdir()
+
+
+def _private_directory(ip: str) -> Path | None:
+    path = Path(ip)
+    private = path.name == _PRIVATE and path.parent.name.endswith("-ipc")
+    return path.parent if private and path.is_absolute() else None
 
 
 def checked(ip: str, port: int) -> str:
@@ -110,7 +169,7 @@ def remove_stale(path: str, age: float = 0.0) -> bool:
 
 
 def sweep(directory: str) -> list[str]:
-    """Remove what kernels left in a directory whose ends nobody saw (``*-ipc-<number>``).
+    """Remove the sockets of kernels that have gone (``*-ipc-<number>``, ``*-ipc/s-<number>``).
 
     Returns
     -------
@@ -118,9 +177,17 @@ def sweep(directory: str) -> list[str]:
         The paths that were removed.
     """
     paths: list[str] = []
+    folders: list[Path] = []
     with suppress(OSError):  # no such directory: nothing in it
         paths = [str(path) for path in Path(directory).glob("*-ipc-[0-9]*")]
-    return [path for path in paths if remove_stale(path, _SETTLED_S)]
+        folders = list(Path(directory).glob("*-ipc"))
+        paths += [str(path) for folder in folders for path in folder.glob(f"{_PRIVATE}-[0-9]*")]
+    removed = [path for path in paths if remove_stale(path, _SETTLED_S)]
+    for folder in folders:
+        # One that is empty may be that of a kernel that starts.
+        if not folder.with_name(f"{folder.name.removesuffix('-ipc')}.json").exists():
+            remove_private(str(folder / _PRIVATE))
+    return removed
 
 
 def pick_numbers(ip: str, count: int, taken: Iterable[int] = ()) -> list[int]:

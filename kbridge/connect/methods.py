@@ -135,11 +135,14 @@ class ConnectionFileMethods:
             If ipc paths would be too long.
         """
         if self._connection_file_written and Path(self.connection_file).exists():
+            if self._ipc_files_ours:
+                ipc.make_private(self.ip)
             return
         if self.transport == "ipc":
             # A kernel that is started in another directory has to find the same place.
             self.ip = ipc.absolute(self.ip)
-            ipc.sweep(str(Path(self.ip).parent))
+            for directory in {Path(self.connection_file).parent, Path(self.ip).parent}:
+                ipc.sweep(str(directory))
         public, secret = self._curve_keys()
         self.connection_file, written = write_connection_file(
             self.connection_file,
@@ -158,6 +161,9 @@ class ConnectionFileMethods:
             setattr(self, name, written.get(name))
         self._connection_file_written = True
         self._ipc_files_ours = self.transport == "ipc"
+        if self._ipc_files_ours:
+            # After the file: a directory without one is swept.
+            ipc.make_private(self.ip)
 
     def load_connection_file(self, connection_file: str | None = None) -> None:
         """Take over what a connection file says.
@@ -217,6 +223,7 @@ class ConnectionFileMethods:
             if self._ipc_files_ours or not ipc.listens(path):
                 with suppress(OSError):
                     Path(path).unlink()
+        ipc.remove_private(self.ip)
 
     # -- ports ------------------------------------------------------------------------------
 

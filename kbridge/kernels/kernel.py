@@ -20,6 +20,7 @@ from jupyter_client.provisioning.factory import KernelProvisionerFactory
 from jupyter_client.provisioning.local_provisioner import LocalProvisioner
 from traitlets import default
 
+from kbridge.connect import ipc
 from kbridge.connect.files import port_names
 from kbridge.connect.ports import LocalPortCache
 from kbridge.errors import KernelError, KernelStartError
@@ -62,6 +63,11 @@ class BridgeKernel(RecordedKernel):
         self.failed = False
         self.restarter: Restarter | None = None
         self.output = KernelLog(Path(self.connection_file).with_suffix(".log"))
+
+    def _ip_default(self) -> str:
+        if self.transport == "ipc":
+            return ipc.private_beside(self.connection_file)
+        return super()._ip_default()
 
     def encrypt(self, policy: str) -> None:
         """Choose whether the next process is to encrypt: off, preferred or required.

@@ -224,7 +224,8 @@ class Lifecycle:
             self.kernels.discard(kernel)
             self._ledger.drop_kernel(str(kernel.kernel_id))
             if badly:
-                self.kept_logs.keep(kernel.output)
+                # The end of a failed start's log was in the answer; a death in use names the file.
+                self.kept_logs.keep(kernel.output, lasting=kernel.failed)
             else:
                 kernel.output.remove()
 

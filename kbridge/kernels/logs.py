@@ -103,13 +103,27 @@ class KeptLogs:
 
     def __init__(self, limit: int = 20) -> None:
         self._limit = limit
-        self._logs: deque[KernelLog] = deque()
+        self._logs: deque[tuple[KernelLog, bool]] = deque()
 
-    def keep(self, log: KernelLog) -> None:
-        """Keep one more, and remove the oldest when there are too many."""
-        self._logs.append(log)
+    def keep(self, log: KernelLog, *, lasting: bool = True) -> None:
+        """Keep one more, and remove the oldest when there are too many.
+
+        Parameters
+        ----------
+        log : KernelLog
+        lasting : bool
+            Keep it beyond the end of the server, because a message has named the file.
+        """
+        self._logs.append((log, lasting))
         while len(self._logs) > self._limit:
-            self._logs.popleft().remove()
+            self._logs.popleft()[0].remove()
+
+    def end(self) -> None:
+        """Remove the logs that are not to outlast the server."""
+        for log, lasting in self._logs:
+            if not lasting:
+                log.remove()
+        self._logs = deque(entry for entry in self._logs if entry[1])
 
     def __len__(self) -> int:
         return len(self._logs)

@@ -162,6 +162,7 @@ class OpeningTable(AttachingTable):
             await self._kill_all()
             _, late = await asyncio.wait(late, timeout=_KILL_TIMEOUT)
             await stop(*late)
+        self._life.kept_logs.end()
 
     async def let_go(self) -> None:
         """Leave every kernel to the next server, and start no more; takes less than 8 s.
@@ -191,6 +192,7 @@ class OpeningTable(AttachingTable):
             # Of those that it was too late for, or a second signal: or their files would go.
             for kernel in staying:
                 self._life.release(kernel)
+        self._life.kept_logs.end()
         if not await self._ledger.settled():
             self.log.error("Some of the kernels that stay are not written down; pids: %s", pids)
 

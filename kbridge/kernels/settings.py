@@ -81,8 +81,8 @@ class KernelSettings(LoggingConfigurable):
         None,
         allow_none=True,
         config=True,
-        help="""How kernels are reached: tcp ports or ipc (unix sockets in the runtime
-        directory). None: as KernelManager.transport says.""",
+        help="""How kernels are reached: tcp ports or ipc (unix sockets in a private
+        directory below the runtime directory). None: as KernelManager.transport says.""",
     )
     transport_encryption = CaselessStrEnum(
         ["off", "preferred", "required", "disabled", "auto"],

@@ -1,6 +1,7 @@
 import os
 import signal
 import socket
+import stat
 import subprocess
 import sys
 import tempfile
@@ -11,6 +12,7 @@ import pytest
 import zmq
 
 from kbridge.connect import ipc, write_connection_file
+from kbridge.private import NotPrivate
 
 LISTENER = """
 import sys, zmq
@@ -155,3 +157,64 @@ def test_a_directory_is_swept_of_what_is_old_dead_and_ours(bound: Path, home: Pa
     assert ipc.sweep(str(home)) == [str(old)]
     assert names(home) == ["j-ipc-2", "k-ipc-1", "socket"]
     assert ipc.sweep(str(home / "missing")) == []
+
+
+# Private directories
+
+
+@pytest.mark.parametrize("umask", [0o000, 0o022, 0o377])
+def test_a_private_directory_is_so_whatever_the_umask_is(home: Path, umask: int) -> None:
+    ip = ipc.private_beside(str(home / "kernel-1.json"))
+    assert ip == str(home / "kernel-1-ipc" / "s")
+    before = os.umask(umask)
+    try:
+        ipc.make_private(ip)
+        ipc.make_private(ip)
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((home / "kernel-1-ipc").stat().st_mode) == 0o700
+    ipc.remove_private(ip)
+    ipc.remove_private(ip)
+    assert names(home) == []
+
+
+def test_a_directory_that_is_open_is_closed(home: Path) -> None:
+    there = home / "kernel-1-ipc"
+    there.mkdir()
+    there.chmod(0o777)
+    ipc.make_private(str(there / "s"))
+    assert stat.S_IMODE(there.stat().st_mode) == 0o700
+
+
+def test_what_is_not_a_directory_of_ours_is_refused(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (home / "elsewhere").mkdir()
+    (home / "kernel-1-ipc").symlink_to(home / "elsewhere")
+    (home / "kernel-2-ipc").write_text("a file")
+    for number in (1, 2):
+        with pytest.raises(NotPrivate):
+            ipc.make_private(str(home / f"kernel-{number}-ipc" / "s"))
+    (home / "kernel-3-ipc").mkdir()
+    monkeypatch.setattr(os, "geteuid", lambda: os.getuid() + 1)
+    with pytest.raises(NotPrivate):
+        ipc.make_private(str(home / "kernel-3-ipc" / "s"))
+
+
+def test_a_path_of_the_users_choice_gets_no_directory(home: Path) -> None:
+    for ip in (str(home / "chosen"), str(home / "other" / "s"), "@abstract", "kernel-ipc/s"):
+        ipc.make_private(ip)
+        ipc.remove_private(ip)
+    assert names(home) == []
+
+
+def test_private_directories_of_dead_kernels_are_swept(home: Path) -> None:
+    for number in (1, 2, 3):
+        ipc.make_private(ipc.private_beside(str(home / f"k{number}.json")))
+    (home / "k1.json").write_text("{}")  # it starts, and has no socket yet
+    dead = home / "k2-ipc" / "s-1"
+    crash(dead)
+    os.utime(dead, (1, 1))
+    (home / "k3-ipc" / "s-1").write_text("something else")
+    assert ipc.sweep(str(home)) == [str(dead)]
+    assert names(home) == ["k1-ipc", "k1.json", "k3-ipc"]

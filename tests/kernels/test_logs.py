@@ -99,3 +99,14 @@ def test_kept_logs_are_bounded(tmp_path):
         kept.keep(log)
     assert len(kept) == 2
     assert [log.path.exists() for log in logs] == [False, True, True]
+
+
+def test_what_nobody_was_told_of_goes_at_the_end(tmp_path):
+    kept = KeptLogs()
+    told, untold = KernelLog(tmp_path / "told.log"), KernelLog(tmp_path / "untold.log")
+    for log in (told, untold):
+        log.open().close()
+    kept.keep(told)
+    kept.keep(untold, lasting=False)
+    kept.end()
+    assert (told.path.exists(), untold.path.exists(), len(kept)) == (True, False, 1)

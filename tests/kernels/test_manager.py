@@ -244,6 +244,17 @@ async def test_transport(make_manager, spec, hubs, traits, transport, tmp_path_f
     manager.connection_dir = str(tmp_path_factory.mktemp("r"))
     kernel_id = await manager.start_kernel(spec("s"))
     assert hubs.hubs[kernel_id].info["transport"] == transport
+    # The kernel's umask decides who may use its sockets, this directory who gets to them.
+    directory = tmp_path_factory.getbasetemp() / manager.connection_dir
+    private = directory / f"kernel-{kernel_id}-ipc"
+    assert private.exists() is (transport == "ipc")
+    if private.exists():
+        assert hubs.hubs[kernel_id].info["ip"] == str(private / "s")
+        assert stat.S_IMODE(private.stat().st_mode) == 0o700
+        await manager.restart_kernel(kernel_id)
+        assert private.exists()
+    await manager.shutdown_kernel(kernel_id)
+    assert list(directory.iterdir()) == []
 
 
 async def test_kernel_ip(make_manager, spec, hubs):
@@ -280,6 +291,10 @@ async def test_a_kernel_that_dies_at_start(make_manager, spec, hubs, code, reaso
     assert len(caught.value.log_tail.splitlines()) <= 20
     assert manager.models() == []
     assert manager.statistics()["kept_logs"] == 1
+    [(log, _)] = manager._life.kept_logs._logs
+    assert log.path.exists()
+    await manager.shutdown_all()
+    assert not log.path.exists(), "its end was in the answer"
 
 
 async def test_a_program_that_does_not_exist(make_manager, spec):
