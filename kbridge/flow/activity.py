@@ -4,6 +4,9 @@ Laws of this module:
 
 - a kernel is busy as long as any request that a user made is; each request's `status` messages
   speak for that request alone, because control and subshells run beside shell;
+- no request stays busy for want of one message. A request ends with its `idle`, with its reply, or
+  when a later one begins on the same shell: PUB drops messages for a subscriber that does not keep
+  up, and some kernels leave the `idle` out, or name another parent in it;
 - requests that frontends make on their own (`QUIET`), and control's, neither make a kernel busy
   nor count as activity, or no kernel with an open page would ever be culled;
 - output counts whatever its parent: threads publish under the parent that happens to be current.
@@ -43,6 +46,8 @@ _QUIET_MESSAGES = frozenset(
 
 # Stands for whatever a kernel was at before anybody here listened.
 _BEFORE = "before"
+_NAMELESS = "nameless"  # a request that no status names
+_ID_CHARS = 256  # longer ids than any client makes are not remembered
 
 _STATES = {
     spelling.format(state).encode(): state
@@ -64,6 +69,17 @@ def state_of(content: bytes) -> str:
     return state if isinstance(state, str) else ""
 
 
+def _shell_of(header: bytes) -> str:
+    """Return the id of the subshell that a request went to (JEP 91); empty for the main shell."""
+    if b'"subshell_id"' not in header:
+        return ""
+    try:
+        found = json.loads(header).get("subshell_id")
+    except (ValueError, RecursionError, AttributeError):
+        return ""
+    return found if isinstance(found, str) else ""
+
+
 class Activity:
     """What a kernel does, and when it last did something for a user.
 
@@ -74,8 +90,8 @@ class Activity:
     now : float
         Unix seconds, as everywhere in this class.
     limit : int
-        How many requests may be busy at once; the oldest are forgotten first. It bounds memory
-        against a kernel that never says idle.
+        How many requests are remembered; the oldest are forgotten first. It bounds memory against
+        a kernel that never says idle.
     quiet : collection of str
         Requests to count among the `QUIET` ones, beside those.
 
@@ -85,15 +101,21 @@ class Activity:
         Unix seconds of the last user's request, output, or change that such a request caused.
     """
 
-    __slots__ = ("_busy", "_latest", "_phase", "_quiet", "last_activity", "limit")
+    __slots__ = (
+        *("_asked", "_busy", "_latest", "_over", "_phase", "_quiet"),
+        *("last_activity", "limit"),
+    )
 
     def __init__(self, now: float, limit: int = 1000, quiet: Collection[str] = ()) -> None:
         self.last_activity = now
         self.limit = limit
         self._quiet = QUIET.union(quiet)
-        # Parents' msg_ids in the order in which they got busy.
-        self._busy: dict[str, None] = {}
         self._latest = "idle"  # what the last status of a user's request said
+        # The msg_id of the request that each shell is busy with, in the order in which they got
+        # busy; the main shell's key is empty, a subshell's is its id.
+        self._busy: dict[str, str] = {}
+        self._over: dict[str, None] = {}  # requests that were answered, and have yet to say idle
+        self._asked = ""  # what the main shell was busy with when it was asked whether it is free
         # What outweighs busy and idle; None for a kernel that is up.
         self._phase: str | None = "starting"
 
@@ -113,7 +135,7 @@ class Activity:
     @property
     def at_work(self) -> str:
         """The msg_id of the request that has been busy longest; empty if there is none."""
-        return next(iter(self._busy), "")
+        return next(iter(self._busy.values()), "")
 
     def observe(self, msg: Message, msg_type: str, now: float) -> None:
         """Look at one message from the kernel, on any channel."""
@@ -127,7 +149,7 @@ class Activity:
         if state == "starting":
             # A new process says so: whatever the old one was at is gone. It never takes an idle
             # kernel back to starting, for the proof that it is up may have overtaken this message.
-            self._busy.clear()
+            self._forget()
             return
         if self._phase == "dead" or state not in ("busy", "idle"):
             return
@@ -137,20 +159,48 @@ class Activity:
             # Any of them proves that the kernel is up, but for the one that takes it down.
             if state == "idle" and request != "shutdown_request":
                 self._phase = None
+            # kernel_info_request travels on control, too.
+            if state == "busy" and request not in CONTROL and request != "kernel_info_request":
+                self._busy.pop(_shell_of(parent), None)
             return
         self._phase = None
         self._latest = state
         self.last_activity = now
         parent_id = scan(parent, "msg_id")
         if state == "busy":
-            self._busy[parent_id] = None
-            if len(self._busy) > self.limit:
-                del self._busy[next(iter(self._busy))]
+            self._begin(_shell_of(parent), parent_id or _NAMELESS)
         elif parent_id:
-            self._busy.pop(parent_id, None)
+            self._end(parent_id)
+            self._over.pop(parent_id, None)
         else:
             # Without a parent it speaks for the whole kernel.
             self._busy.clear()
+
+    def _begin(self, shell: str, request: str) -> None:
+        self._busy.pop(shell, None)
+        if request in self._over:  # its reply was faster
+            return
+        self._busy[shell] = request
+        if len(self._busy) > self.limit:
+            del self._busy[next(iter(self._busy))]
+
+    def _end(self, request: str) -> None:
+        for shell, busy_with in self._busy.items():
+            if busy_with == request:
+                del self._busy[shell]
+                return
+
+    def replied(self, msg: Message, msg_type: str, now: float) -> None:
+        """Look at a reply on shell or on control: its request is over."""
+        if f"{msg_type.removesuffix('_reply')}_request" in self._quiet:
+            return
+        self.last_activity = now
+        request = msg.parent_id
+        if 0 < len(request) <= _ID_CHARS:
+            self._end(request)
+            self._over[request] = None
+            if len(self._over) > self.limit:
+                del self._over[next(iter(self._over))]
 
     def touch(self, now: float, msg_type: str = "") -> None:
         """Take note of a client's request; one of the `QUIET` types changes nothing."""
@@ -158,14 +208,33 @@ class Activity:
             self.last_activity = now
 
     def presume_busy(self) -> None:
-        """The kernel may be at work on what nobody here saw begin; `free` tells when not."""
-        self._busy[_BEFORE] = None
+        """The kernel is up, and may be at work on what nobody here saw begin.
+
+        `free` tells when not.
+        """
+        self._phase = None
+        self._busy[""] = _BEFORE
         self._latest = "busy"
 
+    def doubt(self) -> bool:
+        """Whether to ask the main shell if it is free: it is busy, and was not asked yet."""
+        busy_with = self._busy.get("", "")
+        if not busy_with or self._asked:
+            return False
+        self._asked = busy_with
+        return True
+
     def free(self, now: float) -> None:
-        """Its shell answers: what it was at before anybody listened is over."""
-        if self._busy.pop(_BEFORE, self) is None:
+        """Its shell answers a probe: what it was at when it was asked is over.
+
+        So is what it was at before anybody listened.
+        """
+        busy_with = self._busy.get("", "")
+        if busy_with == _BEFORE:
             self.last_activity = now
+        if busy_with in (_BEFORE, self._asked):
+            self._busy.pop("", None)
+        self._asked = ""
 
     def alive(self, now: float) -> None:  # noqa: ARG002
         """The kernel has proven that it is up; that is no activity."""
@@ -180,8 +249,13 @@ class Activity:
         """The process is gone for good; only `restarted` brings the kernel back."""
         self._enter("dead", now)
 
-    def _enter(self, phase: str, now: float) -> None:
+    def _forget(self) -> None:
         self._busy.clear()
+        self._over.clear()
+        self._asked = ""
+
+    def _enter(self, phase: str, now: float) -> None:
+        self._forget()
         self._phase = phase
         self.last_activity = now
 

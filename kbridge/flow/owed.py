@@ -30,6 +30,7 @@ __all__ = ["GRACE", "Owed"]
 
 GRACE: Final = 2.0  # seconds
 _LIMIT: Final = 1000  # requests of each kind that are remembered
+_HEADER_BYTES: Final = 4096  # longer ones than any client writes are not remembered
 _EXECUTE: Final = "execute_request"
 
 
@@ -80,8 +81,9 @@ class Owed:
 
     def sent(self, msg_id: str, header: bytes) -> None:
         """Note an execute request that goes out."""
-        self._open[msg_id] = header
-        _bound(self._open)
+        if len(header) <= _HEADER_BYTES:
+            self._open[msg_id] = header
+            _bound(self._open)
 
     def connection_lost(self) -> None:
         """Note that the replies to all requests under way may be lost."""
@@ -99,7 +101,8 @@ class Owed:
 
     def observe(self, msg: Message, msg_type: str, now: float) -> None:
         """Look at a message on iopub, while `active`."""
-        if scan(msg.parent_header, "msg_type") != _EXECUTE:
+        parent = msg.parent_header
+        if len(parent) > _HEADER_BYTES or scan(parent, "msg_type") != _EXECUTE:
             return
         msg_id = msg.parent_id
         request = self._lost.get(msg_id)
@@ -107,7 +110,7 @@ class Owed:
         if request is None:
             if not self._adopted or msg_id in self._made or self._knows(msg_id):
                 return
-            request = self._lost[msg_id] = _Request(msg.parent_header)
+            request = self._lost[msg_id] = _Request(parent)
             _bound(self._lost)
         if state == "busy":
             self._between, self._calm_at = True, None

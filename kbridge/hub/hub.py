@@ -327,6 +327,11 @@ class Hub:
         self._line.open(endpoints)
         self._nudge.begin()
 
+    def verify_busy(self) -> None:
+        """Ask a kernel that is shown as busy whether it is; if not, it is idle when it answers."""
+        if self.ready and self.activity.doubt():
+            self._send_probe(Channel.SHELL)
+
     def now(self) -> float:
         """The hub's clock: monotonic seconds."""
         return self._clock.monotonic()

@@ -184,6 +184,8 @@ class Intake:
 
     def _on_reply(self, msg: Message, now: float) -> None:
         """Take a message on shell, control or stdin."""
+        if msg.channel is not Channel.STDIN:
+            self._activity.replied(msg, msg.msg_type, self._clock.wall())
         audience = self._requests.audience(msg)
         if audience is not None:
             self._deliver(msg, audience, now)

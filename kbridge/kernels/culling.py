@@ -16,7 +16,7 @@ from typing import Any
 
 from kbridge.kernels.tasks import spawn, stop
 
-__all__ = ["CullSettings", "Culler", "IdleTimes", "KernelUse", "to_cull"]
+__all__ = ["CullSettings", "Culler", "IdleTimes", "KernelUse", "to_cull", "to_verify"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +56,17 @@ class KernelUse:
 def to_cull(kernels: Iterable[KernelUse], now: float, settings: CullSettings) -> list[str]:
     """Return the ids of the kernels that are to go, given unix seconds `now`."""
     return [kernel.kernel_id for kernel in kernels if _unused(kernel, now, settings)]
+
+
+def to_verify(kernels: Iterable[KernelUse], now: float, settings: CullSettings) -> list[str]:
+    """Return the ids of the kernels that stay only because they are shown as busy.
+
+    Each is to be asked whether it is: what ended its work may have been lost.
+    """
+    if settings.busy:
+        return []
+    busy = [kernel for kernel in kernels if kernel.execution_state == "busy"]
+    return to_cull(busy, now, replace(settings, busy=True))
 
 
 def _unused(kernel: KernelUse, now: float, settings: CullSettings) -> bool:

@@ -61,6 +61,9 @@ class Hub(Protocol):
     def reconnect(self, connection_info: Mapping[str, Any]) -> None:
         """Connect to the process that took the place of the old one."""
 
+    def verify_busy(self) -> None:
+        """Ask a kernel that is shown as busy whether it is; if not, it is idle when it answers."""
+
     def announce(self, status: str) -> None:
         """Tell clients a status of the kernel's, after all that it has said."""
 

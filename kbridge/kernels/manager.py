@@ -26,7 +26,7 @@ from kbridge.errors import (
     NotSupported,
 )
 from kbridge.kernels.attached import AttachedKernel
-from kbridge.kernels.culling import to_cull
+from kbridge.kernels.culling import to_cull, to_verify
 from kbridge.kernels.environment import working_dir
 from kbridge.kernels.interrupt import interrupt_by_message
 from kbridge.kernels.kernel import BridgeKernel
@@ -208,6 +208,10 @@ class BridgeKernelManager(OpeningTable):
 
         now = time.time()
         uses = self._idle_times.look(self._uses(), now, time.monotonic())
+        for kernel_id in to_verify(uses, now, self.cull_settings):
+            hub = self.hubs.get(kernel_id)
+            if hub is not None:
+                hub.verify_busy()
         unused = to_cull(uses, now, self.cull_settings)
         await asyncio.gather(*(cull_one(kernel_id) for kernel_id in unused))
 

@@ -15,7 +15,10 @@ START = 1000.0
 def message(
     msg_type: str, parent: str = "", parent_type: str = "execute_request", content: object = None
 ) -> Message:
+    parent, _, subshell = parent.partition("@")
     parent_header = {"msg_id": parent, "msg_type": parent_type} if parent else {}
+    if subshell:
+        parent_header["subshell_id"] = subshell
     return Message(
         Channel.IOPUB,
         json.dumps({"msg_id": "m", "msg_type": msg_type}).encode(),
@@ -40,7 +43,10 @@ SHORT = {
 
 
 def play(events: str, limit: int = 1000) -> Activity:
-    """Replay `state:parent` words, a second apart; a parent named in SHORT has that type."""
+    """Replay `state:parent` words, a second apart; a parent named in SHORT has that type.
+
+    `a@x` is a request in the subshell x.
+    """
     activity = Activity(START, limit)
     now = START
     for word in events.split():
@@ -49,8 +55,13 @@ def play(events: str, limit: int = 1000) -> Activity:
         if verb in ("busy", "idle", "starting"):
             msg = status(verb, parent, SHORT.get(parent, "execute_request"))
             activity.observe(msg, "status", now)
-        elif verb in ("touch", "alive", "restarted", "dead"):
+        elif verb in ("touch", "alive", "restarted", "dead", "free"):
             getattr(activity, verb)(now)
+        elif verb in ("presume_busy", "doubt"):
+            getattr(activity, verb)()
+        elif verb == "reply":
+            msg_type = SHORT.get(parent, "execute_request").replace("_request", "_reply")
+            activity.replied(message(msg_type, parent), msg_type, now)
         else:
             activity.observe(message(verb, parent, SHORT.get(parent, "execute_request")), verb, now)
     return activity
@@ -81,9 +92,43 @@ def play(events: str, limit: int = 1000) -> Activity:
         ("alive busy:debug", "idle"),
         ("busy:a idle:interrupt idle:a", "idle"),
         # Subshells: each parent for itself.
-        ("busy:a busy:b idle:a", "busy"),
-        ("busy:a busy:b idle:b idle:a", "idle"),
+        ("busy:a busy:b@x idle:a", "busy"),
+        ("busy:a busy:b@x idle:b@x", "busy"),
+        ("busy:a busy:b@x idle:b@x idle:a", "idle"),
+        ("busy:a@x busy:b@y idle:a@x", "busy"),
         ("busy:a idle:b", "busy"),
+        # An idle that got lost, was left out, or named another parent: the reply ends it,
+        ("busy:a reply:a", "idle"),
+        ("busy:a idle:b reply:a", "idle"),
+        ("busy:a@x reply:a@x", "idle"),
+        ("busy:a reply:b", "busy"),
+        ("busy:a busy:b@x reply:a", "busy"),
+        # ... also where it was faster than the busy,
+        ("alive reply:a busy:a", "idle"),
+        ("reply:a busy:a idle:a busy:a", "busy"),
+        ("reply:a restarted busy:a", "busy"),
+        # ... or a later request of the same shell that begins,
+        ("busy:a busy:b idle:a", "busy"),
+        ("busy:a busy:b idle:b", "idle"),
+        ("busy:a busy:comms", "idle"),
+        ("busy:a@x busy:b idle:b", "busy"),
+        ("busy:a@x busy:b@x idle:b@x", "idle"),
+        # ... but not what may be a request on control.
+        ("busy:a busy:info", "busy"),
+        ("busy:a reply:info", "busy"),
+        ("busy:a busy:interrupt reply:interrupt", "busy"),
+        # Or else the shell, when somebody asks it.
+        ("busy:a doubt free", "idle"),
+        ("busy:a free", "busy"),
+        ("busy:a doubt idle:a busy:b free", "busy"),
+        ("busy:a@x doubt free", "busy"),
+        # A kernel that was up before anybody here listened.
+        ("presume_busy", "busy"),
+        ("presume_busy free", "idle"),
+        ("presume_busy busy:interrupt idle:interrupt", "busy"),
+        ("presume_busy busy:a idle:a", "idle"),
+        ("presume_busy busy:a", "busy"),
+        ("presume_busy restarted", "restarting"),
         # Orphaned idles.
         ("alive idle:gone", "idle"),
         ("busy:a idle:gone idle:a idle:a", "idle"),
@@ -196,7 +241,7 @@ def test_a_quiet_request_proves_that_the_kernel_is_up() -> None:
 def test_what_it_is_at_is_what_it_began_first_and_has_not_ended() -> None:
     activity = Activity(0.0)
     assert activity.at_work == ""
-    for msg in (status("busy", "one"), status("busy", "two")):
+    for msg in (status("busy", "one"), status("busy", "two@x")):
         activity.observe(msg, "status", 1.0)
     assert activity.at_work == "one"
     activity.observe(status("idle", "one"), "status", 2.0)
@@ -210,10 +255,10 @@ def test_what_it_is_at_is_what_it_began_first_and_has_not_ended() -> None:
     [
         ("starting", "starting", "starting"),
         ("busy:a", "busy", "busy"),
-        ("busy:a busy:b idle:b", "idle", "busy"),
-        ("busy:a busy:b idle:b busy:c", "busy", "busy"),
-        ("busy:a busy:b idle:b idle:a", "idle", "idle"),
-        ("busy:a busy:b idle:b busy:interrupt idle:interrupt", "idle", "busy"),
+        ("busy:a busy:b@x idle:b@x", "idle", "busy"),
+        ("busy:a busy:b@x idle:b@x busy:c@x", "busy", "busy"),
+        ("busy:a busy:b@x idle:b@x idle:a", "idle", "idle"),
+        ("busy:a busy:b@x idle:b@x busy:interrupt idle:interrupt", "idle", "busy"),
         ("busy:a idle:a restarted", "restarting", "restarting"),
         ("busy:a restarted starting busy:info idle:info", "idle", "idle"),
         ("busy:a dead", "dead", "dead"),
@@ -227,7 +272,7 @@ def test_the_latest_status_is_what_jupyter_server_shows(
 
 
 def test_busy_parents_are_bounded_and_the_oldest_go_first() -> None:
-    activity = play(" ".join(f"busy:{n}" for n in range(100)), limit=10)
+    activity = play(" ".join(f"busy:{n}@{n}" for n in range(100)), limit=10)
     assert activity.statistics() == {
         "execution_state": "busy",
         "last_activity": START + 100,
@@ -237,6 +282,25 @@ def test_busy_parents_are_bounded_and_the_oldest_go_first() -> None:
         assert activity.execution_state == "busy"
         activity.observe(status("idle", str(n)), "status", START)
     assert activity.execution_state == "idle"
+
+
+def test_answered_requests_are_bounded_and_long_ids_are_not_remembered() -> None:
+    activity = play(" ".join(f"reply:{n}" for n in range(100)), limit=10)
+    assert len(activity._over) == 10
+    play_on = message("execute_reply", "x" * 1000)
+    activity.replied(play_on, "execute_reply", START)
+    assert len(activity._over) == 10
+
+
+def test_a_shell_is_asked_once_whether_it_is_free() -> None:
+    activity = play("alive")
+    assert not activity.doubt(), "it is idle"
+    activity = play("busy:a")
+    assert activity.doubt()
+    assert not activity.doubt(), "the answer is still to come"
+    activity.free(START + 500)
+    assert activity.execution_state == "idle"
+    assert activity.last_activity == START + 1, "it ended long ago, nobody knows when"
 
 
 @pytest.mark.parametrize(
@@ -270,12 +334,25 @@ def test_a_status_that_says_nothing_changes_nothing(content: object) -> None:
     assert (activity.execution_state, activity.last_activity) == ("busy", START + 1)
 
 
-PARENTS = st.sampled_from(["a", "b", "c", "info", "interrupt", "debug"])
+PARENTS = st.sampled_from(["a", "b", "c@x", "d@x", "e@y", "info", "interrupt", "debug"])
 
 
 @settings(deadline=None)
-@given(st.lists(st.tuples(st.sampled_from(["busy", "idle"]), PARENTS), max_size=40))
+@given(st.lists(st.tuples(st.sampled_from(["busy", "idle", "reply"]), PARENTS), max_size=40))
 def test_it_is_busy_as_long_as_any_user_request_is(events: list[tuple[str, str]]) -> None:
-    activity = play("alive " + " ".join(f"{state}:{parent}" for state, parent in events))
-    last = {parent: state for state, parent in events if parent not in SHORT}
-    assert activity.execution_state == ("busy" if "busy" in last.values() else "idle")
+    activity = play("alive " + " ".join(f"{verb}:{parent}" for verb, parent in events))
+    busy: dict[str, str] = {}
+    answered: set[str] = set()
+    for verb, parent in events:
+        shell = parent.partition("@")[2]
+        if parent in SHORT:
+            continue
+        if verb == "busy":
+            busy[shell] = parent
+            if parent in answered:
+                del busy[shell]
+            continue
+        if busy.get(shell) == parent:
+            del busy[shell]
+        (answered.add if verb == "reply" else answered.discard)(parent)
+    assert activity.execution_state == ("busy" if busy else "idle")

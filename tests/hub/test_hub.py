@@ -243,6 +243,29 @@ async def test_a_kernel_that_was_adopted_is_spoken_to_under_a_name_of_our_own(ri
     await hub.aclose()
 
 
+async def test_no_kernel_is_busy_for_ever_because_an_idle_got_lost(rig) -> None:
+    _, attached = rig.attach()
+    asked = rig.request(code="1")
+    rig.hub.submit(attached, asked)
+    rig.say(rig.message(Channel.IOPUB, "status", {"execution_state": "busy"}, asked.header))
+    assert rig.hub.activity.execution_state == "busy"
+    rig.say(rig.message(Channel.SHELL, "execute_reply", {"status": "ok"}, asked.header))
+    assert rig.hub.activity.execution_state == "idle"
+
+
+async def test_whoever_doubts_that_a_kernel_is_busy_asks_its_shell_once(rig) -> None:
+    others = rig.message(Channel.SHELL, "execute_request", {"code": "1"})
+    rig.say(rig.message(Channel.IOPUB, "status", {"execution_state": "busy"}, others.header))
+    before = len(rig.probes())
+    rig.hub.verify_busy()
+    rig.hub.verify_busy()
+    [probe] = rig.probes()[before:]
+    assert probe.channel is Channel.SHELL
+    assert rig.hub.activity.execution_state == "busy"
+    rig.say(rig.message(Channel.SHELL, "kernel_info_reply", {}, probe.header))
+    assert rig.hub.activity.execution_state == "idle"
+
+
 async def test_what_is_missing_of_a_kernel_is_said_as_it_is(make_rig, caplog) -> None:
     rig = make_rig()
     rig.kernel.connect()

@@ -83,6 +83,11 @@ class Cut:
         return len(there & ports) >= 4
 
 
+def state(server: LastingServer, kernel_id: str) -> str:
+    model = server.request("GET", f"/api/kernels/{kernel_id}").json()
+    return str(model["execution_state"])
+
+
 async def ticks(ws: KernelClient) -> None:
     await ws.until(lambda m: "tick" in m["content"].get("text", ""))
 
@@ -138,9 +143,20 @@ async def test_a_cell_that_is_silent_to_its_end_is_answered(server: LastingServe
         server.start()
         async with cut.attach() as ws:
             await asyncio.to_thread(eventually, cut.linked, "the new bridge is connected")
+            assert state(server, cut.kernel_id) == "busy", "or it would be culled"
             cut.go.touch()
             assert (await ws.finish(cut.msg_id)).reply["status"] == "ok"
             await still_works(ws)
+            assert state(server, cut.kernel_id) == "idle"
+
+
+async def test_a_kernel_that_leaves_out_an_idle_is_not_busy_for_ever(server: LastingServer) -> None:
+    server.start()
+    kernel_id = server.start_kernel("one-thread")
+    async with attach(server, kernel_id) as ws:
+        await ws.start("kernel.leaves_out_idle = True\n1 / 0")
+        await ws.until(lambda m: m["header"]["msg_type"] == "execute_reply")
+        assert state(server, kernel_id) == "idle"
 
 
 async def test_a_cell_that_ends_while_no_bridge_runs(server: LastingServer) -> None:

@@ -74,6 +74,9 @@ class FakeHub:
         self.events.append("reconnect")
         self._wake()
 
+    def verify_busy(self) -> None:
+        self.events.append("verify busy")
+
     def announce(self, status: str) -> None:
         self.events.append(f"announce {status}")
         self._wake()

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from kbridge.kernels.culling import Culler, CullSettings, IdleTimes, KernelUse, to_cull
+from kbridge.kernels.culling import Culler, CullSettings, IdleTimes, KernelUse, to_cull, to_verify
 
 NOW = 10_000.0
 IDLE = KernelUse("k", "idle", NOW - 100, 0, {})
@@ -47,6 +47,20 @@ CASES = {
 def test_to_cull(case):
     kernel, settings, expected = CASES[case]
     assert to_cull([kernel], NOW, settings) == (["k"] if expected else [])
+
+
+def test_a_kernel_that_stays_because_it_is_busy_is_asked_whether_it_is():
+    busy = replace(IDLE, execution_state="busy")
+    assert to_verify([busy], NOW, ON) == ["k"]
+    for other, settings in (
+        (IDLE, ON),
+        (replace(busy, last_activity=NOW), ON),
+        (replace(busy, connections=1), ON),
+        (replace(busy, metadata={"kbridge": {"cull": False}}), ON),
+        (busy, replace(ON, busy=True)),
+        (busy, CullSettings()),
+    ):
+        assert to_verify([other], NOW, settings) == []
 
 
 class Clocks:

@@ -610,6 +610,21 @@ async def test_cull(make_manager, fake, hubs, clocks):
     assert old not in manager
 
 
+async def test_a_kernel_that_would_be_culled_if_it_were_idle_is_asked(
+    make_manager, fake, hubs, clocks
+):
+    manager = make_manager(cull_idle_timeout=60)
+    kernel_id = await manager.start_kernel(fake())
+    hub = hubs.hubs[kernel_id]
+    hub.activity.execution_state = "busy"
+    await manager.cull()
+    assert "verify busy" not in hub.events
+    clocks.pass_(90)
+    await manager.cull()
+    assert hub.events.count("verify busy") == 1
+    assert kernel_id in manager
+
+
 async def test_a_wall_clock_that_is_set_culls_nobody_and_spares_nobody(
     make_manager, fake, hubs, clocks
 ):

@@ -43,7 +43,8 @@ class OneThread(Puppet):
         super().__init__(info)
         self.parent: dict[str, Any] = {}
         self.count = 0
-        self.names: dict[str, Any] = {"input": self.ask}
+        self.leaves_out_idle = False  # the next one
+        self.names: dict[str, Any] = {"input": self.ask, "kernel": self}
 
     def run(self) -> None:
         poller = zmq.Poller()
@@ -72,7 +73,10 @@ class OneThread(Puppet):
             reply = self.execute(content)
         kind = request.replace("_request", "_reply")
         self.send(self.parts(kind, reply, self.parent), channel=channel)
-        self.say("status", {"execution_state": "idle"}, self.parent)
+        if self.leaves_out_idle:
+            self.leaves_out_idle = False
+        else:
+            self.say("status", {"execution_state": "idle"}, self.parent)
         if request == "shutdown_request":
             self.flush()
             sys.exit()
