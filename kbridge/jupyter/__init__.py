@@ -18,8 +18,17 @@ except ModuleNotFoundError as error:
     ) from error
 
 from kbridge import _jupyter_server_extension_points
-from kbridge.jupyter.connection import ZMQChannelsWebsocketConnection
-from kbridge.jupyter.extension import KbridgeExtension, link, load
+from kbridge.jupyter.supported import load_nothing, reason_against
+
+if not reason_against():
+    from kbridge.jupyter.connection import ZMQChannelsWebsocketConnection
+    from kbridge.jupyter.extension import KbridgeExtension, link, load
+
+    _link_jupyter_server_extension = link
+    _load_jupyter_server_extension = load
+else:
+    # The modules above need parts that older versions lack.
+    _load_jupyter_server_extension = load_nothing
 
 __all__ = [
     "KbridgeExtension",
@@ -29,5 +38,9 @@ __all__ = [
     "_load_jupyter_server_extension",
 ]
 
-_link_jupyter_server_extension = link
-_load_jupyter_server_extension = load
+
+def __getattr__(name: str) -> object:
+    public = name in __all__ and not name.startswith("_")
+    if public and (reason := reason_against()):
+        raise ImportError(f"kbridge.jupyter.{name} is {reason}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

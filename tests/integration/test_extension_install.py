@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 import sysconfig
+import tomllib
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,7 +23,7 @@ from tests.support.server import Server, gone
 from tests.support.waiting import eventually
 
 ROOT = Path(__file__).parents[2]
-SWITCH = "etc/jupyter/jupyter_server_config.d/kbridge.json"
+SWITCH = "etc/jupyter/jupyter_server_config.d/kbridge-extension.json"
 # An installation without the extra, as far as `import` can tell.
 WITHOUT = """
 import sys
@@ -159,10 +160,13 @@ async def test_installed_is_enabled(tmp_path: Path, wheel: Path, environment: Pa
     assert re.search(r"^\s+kbridge enabled$", said, re.MULTILINE), said
     assert re.search(rf"^\s+kbridge {re.escape(__version__)} OK$", said, re.MULTILINE), said
     extension("disable", "kbridge")
-    said = extension("list")
-    assert re.search(r"^\s+kbridge disabled$", said, re.MULTILINE), said
+    for _ in ("as it was", "installed again"):
+        said = extension("list")
+        assert re.search(r"^\s+kbridge disabled$", said, re.MULTILINE), said
+        pip = (sys.executable, "-m", "pip", "--disable-pip-version-check", f"--python={python}")
+        run(*pip, "install", "--no-index", "--no-deps", "--force-reinstall", wheel)
+        assert json.loads((environment / SWITCH).read_text()) == switch
     extension("enable", "kbridge")
-    assert json.loads((environment / SWITCH).read_text()) == switch
     await works_in(tmp_path / "home", python)
 
 
@@ -179,6 +183,76 @@ async def works_in(home: Path, python: Path) -> None:
         assert server.stop() == 0
     finally:
         server.kill()
+
+
+# -- an environment whose Jupyter Server is too old -----------------------------------------
+
+
+def as_old_jupyter_server(where: Path) -> dict[str, str]:
+    """Give environment variables with which jupyter_server says that it is an old version."""
+    old = where / "old"
+    old.mkdir()
+    (old / "sitecustomize.py").write_text(
+        "import jupyter_server; jupyter_server.__version__ = '2.13.0'"
+    )
+    return {"PYTHONPATH": f"{old}{os.pathsep}{ROOT}"}
+
+
+@pytest.mark.kernel
+async def test_an_old_jupyter_server_is_left_as_it_is_and_told_why(tmp_path: Path) -> None:
+    require("jupyter_server", "ipykernel")
+    env = as_old_jupyter_server(tmp_path)
+    (tmp_path / "home").mkdir()
+    server = jupyter_server(tmp_path / "home", env=env)
+    try:
+        server.start()
+        log = server.log.read_text()
+        assert "kbridge | off: it needs Jupyter Server 2.14 or newer, and this is 2.13.0" in log
+        assert "kernel websockets go over kbridge" not in log
+        async with attach(server, server.start_kernel()) as ws:
+            assert (await ws.execute("print('as before')")).text() == "as before\n"
+        server.assert_clean_log()
+    finally:
+        server.kill()
+
+
+def test_the_class_is_refused_by_an_old_jupyter_server(tmp_path: Path) -> None:
+    require("jupyter_server")
+    env = as_old_jupyter_server(tmp_path)
+    code = "from kbridge.jupyter import ZMQChannelsWebsocketConnection"
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, env={**os.environ, **env}, capture_output=True, text=True)
+    assert done.stderr.splitlines()[-1].startswith("ImportError: "), done.stderr
+    assert "needs Jupyter Server 2.14 or newer" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("version", "works"),
+    [
+        ("1.24.0", False),
+        ("2.0.0", False),
+        ("2.13.0", False),
+        ("2.14.0", True),
+        ("2.14.0.dev0", True),
+        ("2.21.1", True),
+        ("3.0.0a1", True),
+        ("unknown", True),
+    ],
+)
+def test_which_versions_it_works_in(version: str, works: bool) -> None:
+    require("jupyter_server")
+    from kbridge.jupyter.supported import reason_against
+
+    assert (reason_against(version) == "") is works
+
+
+def test_the_oldest_version_is_that_of_the_extra() -> None:
+    require("jupyter_server")
+    from kbridge.jupyter.supported import MINIMUM
+
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    needed = f"jupyter_server>={'.'.join(map(str, MINIMUM))}"
+    assert project["optional-dependencies"]["jupyter"] == [needed]
 
 
 # -- an environment without the extra -------------------------------------------------------

@@ -37,7 +37,12 @@ SETTING = "kernel_websocket_connection_class"
 HERE = "tests.jupyter.test_extension"
 PEER = "jupyter_server.services.kernels.connection.channels.ZMQChannelsWebsocketConnection"
 OURS = "kbridge.jupyter.ZMQChannelsWebsocketConnection"
-SHIPPED = Path(__file__).parents[2] / "jupyter-config" / "jupyter_server_config.d" / "kbridge.json"
+SHIPPED = (
+    Path(__file__).parents[2]
+    / "jupyter-config"
+    / "jupyter_server_config.d"
+    / "kbridge-extension.json"
+)
 IDLE = "idle: kernel_websocket_connection_class is configured, and stays "
 
 

@@ -5,20 +5,31 @@ from __future__ import annotations
 import json
 import shutil
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 from tests.support.server import Server
 
 __all__ = ["SWITCH", "jupyter_server"]
 
-SWITCH = Path(__file__).parents[2] / "jupyter-config" / "jupyter_server_config.d" / "kbridge.json"
+SWITCH = (
+    Path(__file__).parents[2]
+    / "jupyter-config"
+    / "jupyter_server_config.d"
+    / "kbridge-extension.json"
+)
 """The file that turns the extension on; the wheel installs it."""
 
 # Extensions that the environment may have: not under test, and most of a start's time.
 _OTHERS = ("jupyter_lsp", "jupyter_server_terminals", "jupyterlab", "notebook_shim")
 
 
-def jupyter_server(home: Path, *args: str, python: str = sys.executable) -> Server:
+def jupyter_server(
+    home: Path,
+    *args: str,
+    python: str = sys.executable,
+    env: Mapping[str, str] | None = None,
+) -> Server:
     """Make (not yet start) a Jupyter Server with the extension.
 
     Parameters
@@ -29,6 +40,8 @@ def jupyter_server(home: Path, *args: str, python: str = sys.executable) -> Serv
         More command line options.
     python : str
         The interpreter, and with it the environment.
+    env : mapping, optional
+        More environment variables.
     """
     switches = home / "config" / SWITCH.parent.name
     switches.mkdir(parents=True)
@@ -42,5 +55,6 @@ def jupyter_server(home: Path, *args: str, python: str = sys.executable) -> Serv
         *("--ip=127.0.0.1", "--no-browser", "--allow-root"),
         f"--ServerApp.root_dir={home / 'root'}",
         *args,
+        env=env,
         command=[python, "-m", "jupyter_server"],
     )
