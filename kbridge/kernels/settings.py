@@ -38,25 +38,25 @@ class KernelSettings(LoggingConfigurable):
         None,
         allow_none=True,
         config=True,
-        help="""How many kernels may run; None: any number. Kernels waiting in a pool and kernels
-        that died do not count. (KG_MAX_KERNELS)""",
+        help="""Maximum number of kernels. None: no limit. Kernels that wait in a pool and dead
+        kernels are not counted. (KG_MAX_KERNELS)""",
     )
     force_kernel_name = Unicode(
         "",
         config=True,
-        help="Start this kernelspec, whichever a request names. (KG_FORCE_KERNEL_NAME)",
+        help="Kernelspec to start, whichever a request names. (KG_FORCE_KERNEL_NAME)",
     )
     root_dir = Unicode(
         config=True,
-        help="The directory that paths in requests are relative to, and that kernels start in.",
+        help="""Directory that paths in requests are relative to, and that kernels start in. By
+        default the current directory.""",
     )
     kernel_spec_manager_class = Type(
         KernelSpecManager,
         config=True,
-        help="""The class that finds kernelspecs, a subclass of
+        help="""Class that finds kernelspecs: a subclass of
         jupyter_client.kernelspec.KernelSpecManager, such as
-        nb_conda_kernels.CondaKernelSpecManager. Jupyter Server and the kernel gateway have the
-        setting on their application.""",
+        nb_conda_kernels.CondaKernelSpecManager.""",
     )
     allowed_envs = List(
         Unicode(),
@@ -67,66 +67,66 @@ class KernelSettings(LoggingConfigurable):
     inherited_envs = List(
         Unicode(),
         config=True,
-        help="""Environment variables of this server that a kernel inherits when its request
-        brings an environment; else it inherits all but the token.
+        help="""Environment variables of the server that a kernel inherits if its request has an
+        `env`. Without `env` a kernel inherits all of them but the token.
         (KG_ENV_PROCESS_WHITELIST)""",
     )
     kernel_ip = Unicode(
         "",
         config=True,
-        help="The address that kernels listen on; empty: this machine's loopback.",
+        help="Address that kernels listen on. Empty: the loopback address.",
     )
     transport = CaselessStrEnum(
         ["tcp", "ipc"],
         None,
         allow_none=True,
         config=True,
-        help="""How kernels are reached: tcp ports or ipc (unix sockets in a private
-        directory below the runtime directory). None: as KernelManager.transport says.""",
+        help="""How kernels are reached: `tcp`, or `ipc` for unix sockets in a private directory
+        below the runtime directory. None: as KernelManager.transport says.""",
     )
     transport_encryption = CaselessStrEnum(
         ["off", "preferred", "required", "disabled", "auto"],
         None,
         allow_none=True,
         config=True,
-        help="""Whether traffic with kernels that are started here is encrypted with CurveZMQ:
-        `required`, a kernelspec without support for it cannot be started; `preferred`, where the
-        kernelspec says that it can ("metadata": {"supported_encryption": ["curve"]}); `off`.
-        `disabled` and `auto` are jupyter_client's names for the last two. None: as
-        KernelManager.transport_encryption says. Needs jupyter_client 8.10.""",
+        help="""Encryption (CurveZMQ) of the traffic with kernels that this server starts.
+        `required`: kernelspecs without support for it cannot be started. `preferred`: used where
+        the kernelspec supports it ("metadata": {"supported_encryption": ["curve"]}). `off`:
+        none. `auto` and `disabled` are jupyter_client's names for `preferred` and `off`. None:
+        as KernelManager.transport_encryption says. Needs jupyter_client 8.10.""",
     )
     attach_dir = Unicode(
         "",
         config=True,
-        help="""A directory whose connection files (*.json) are of kernels that others started:
-        they are served while their file is there, and never ended. Looked into every second.
-        Empty: none.""",
+        help="""Directory with connection files (*.json) of kernels that other programs started.
+        The kernels are served while their files are there, and never ended. Read once per
+        second. Empty: no directory.""",
     )
     port_attempts = Integer(
         5,
         min=1,
         config=True,
-        help="""How often the start of a kernel is tried that ends because another process has
-        taken one of its ports first. Each time it gets others.""",
+        help="""Maximum number of attempts to start a kernel that ends because another process
+        took one of its ports. Each attempt uses other ports.""",
     )
     max_concurrent_starts = Integer(
         min=1,
         config=True,
-        help="""How many kernels may be starting or restarting at once; further ones wait for their
-        turn. By default the number of processors, but at least 4: more would only make each start
-        slower, and everything else with it.""",
+        help="""Maximum number of kernels that start or restart at the same time; others wait for
+        their turn. By default the number of processors, but at least 4.""",
     )
     start_grace = Float(
         2.0,
         config=True,
-        help="""Seconds for which the start of a kernel waits until it answers. One that dies
-        within them makes the request fail with the last lines of its log; one that still comes
-        up is left to it.""",
+        help="""Seconds that the start of a kernel waits for its first answer. If the kernel dies
+        within that time, the request fails with the last lines of the kernel's log; if it is
+        still starting afterwards, the request succeeds.""",
     )
     kernel_info_timeout = Float(
         60.0,
         config=True,
-        help="Seconds after which a kernel that does not answer is given the requests anyway.",
+        help="""Seconds to wait for a new kernel to answer before requests are sent to it
+        regardless.""",
     )
     interrupt_timeout = Float(
         5.0,
@@ -137,81 +137,87 @@ class KernelSettings(LoggingConfigurable):
     restart_limit = Integer(
         5,
         config=True,
-        help="How often in a row a kernel that dies is started again before it is left dead.",
+        help="Maximum number of consecutive automatic restarts.",
     )
     stable_start_time = Float(
         10.0,
         config=True,
-        help="Seconds after which a process counts as up, and restarts are counted anew.",
+        help="""Seconds that a kernel must run before its automatic restarts are counted from
+        zero again.""",
     )
     watch_interval = Float(
-        1.0, config=True, help="Seconds between two looks at whether a kernel's process runs."
+        1.0,
+        config=True,
+        help="Seconds between two checks of whether a kernel's process is running.",
     )
     heartbeat_interval = Float(
         3.0,
         min=0.0,
         config=True,
-        help="""Seconds between two pings of a kernel whose process cannot be watched from here:
-        one that was attached, or that its provisioner runs elsewhere. 0: no pings.""",
+        help="""Seconds between two pings of a kernel whose process this server cannot watch: an
+        attached kernel, or one that its provisioner runs on another machine. 0: no pings.""",
     )
     heartbeat_misses = Integer(
         3,
         min=1,
         config=True,
-        help="How many pings in a row such a kernel may leave unanswered before it counts as lost.",
+        help="""Number of consecutive unanswered pings after which such a kernel counts as
+        lost.""",
     )
     heartbeat_status = CaselessStrEnum(
         ["unknown", "dead"],
         "unknown",
         config=True,
-        help="""What a kernel is shown as that leaves its pings unanswered: `unknown`, which it
-        comes back from; or `dead`, which is final for JupyterLab: the page lets go of the kernel,
-        and of the output of its running cells, even if it is only the network that is gone.""",
+        help="""Status of a kernel that does not answer its pings. `unknown`: the kernel can come
+        back. `dead`: final for JupyterLab, which then drops the kernel and the output of its
+        running cells even if only the network failed.""",
     )
     log_limit = Integer(
         10 * 2**20,
         config=True,
-        help="Bytes to which the log file of a kernel's stdout and stderr may grow.",
+        help="""Maximum size of the log file of a kernel's stdout and stderr, in bytes.""",
     )
     pool = Dict(
         value_trait=Integer(min=0),
         key_trait=Unicode(),
         config=True,
-        help="""Kernels to start ahead, by kernelspec name. A request that brings no environment
-        and asks for no other directory than the root gets one of them; any other gets a kernel
-        of its own, since neither can be given to a process that runs.""",
+        help="""Kernels to start in advance: a number for each kernelspec. A request without
+        `env` whose directory is the root directory gets one of them. Other requests start a
+        kernel of their own, because environment and directory cannot be changed in a running
+        process.""",
     )
     prespawn_count = Integer(
         0,
         config=True,
-        help="Kernels of the default kernelspec to start ahead. (KG_PRESPAWN_COUNT)",
+        help="""Number of kernels of the default kernelspec to start in advance.
+        (KG_PRESPAWN_COUNT)""",
     )
     seed_uri = Unicode(
         None,
         allow_none=True,
         config=True,
-        help="""Path or http(s) URL of a notebook whose code cells run in every new kernel of its
-        kernelspec. (KG_SEED_URI)""",
+        help="""Path or http(s) URL of a notebook. Its code cells run in every new kernel of the
+        notebook's kernelspec. (KG_SEED_URI)""",
     )
     seed_timeout = Float(
-        600.0, config=True, help="Seconds that one cell of the seed notebook may take."
+        600.0, config=True, help="Maximum time for one cell of the seed notebook, in seconds."
     )
     cull_idle_timeout = Integer(
         0,
         config=True,
-        help="""Seconds without activity after which a kernel is shut down; 0: never. A kernelspec
-        opts out with "metadata": {"kbridge": {"cull": false}}, or sets its own timeout with
-        "metadata": {"cull_idle_timeout": seconds}.""",
+        help="""Seconds without activity after which a kernel is shut down. 0: never. A
+        kernelspec can opt out with "metadata": {"kbridge": {"cull": false}}, or set its own
+        timeout with "metadata": {"cull_idle_timeout": SECONDS}.""",
     )
     cull_interval = Integer(
-        300, min=1, config=True, help="Seconds between two looks for kernels to cull."
+        300, min=1, config=True, help="Seconds between two searches for kernels to cull."
     )
-    cull_connected = Bool(False, config=True, help="Cull kernels with open websockets, too.")
-    cull_busy = Bool(False, config=True, help="Cull kernels that are busy, too.")
+    cull_connected = Bool(False, config=True, help="Also cull kernels with open websockets.")
+    cull_busy = Bool(False, config=True, help="Also cull busy kernels.")
     allowed_message_types = List(
         Unicode(),
         config=True,
-        help="Message types that clients may send; empty: all.",
+        help="Message types that clients may send. Empty: all.",
     )
     untracked_message_types = List(
         Unicode(),
@@ -225,11 +231,11 @@ class KernelSettings(LoggingConfigurable):
         help="""Whether a client that reconnects receives what it missed. False: it starts afresh,
         as with ZMQChannelsWebsocketConnection.resume_timeout=0.""",
     )
-    allow_tracebacks = Bool(True, config=True, help="Whether clients see the kernels' tracebacks.")
+    allow_tracebacks = Bool(True, config=True, help="Show the tracebacks of kernels to clients.")
     traceback_replacement_message = Unicode(
         "An exception occurred at runtime, which is not shown due to security reasons.",
         config=True,
-        help="What clients see instead of a traceback when allow_tracebacks is False.",
+        help="""Text that clients see in place of a traceback if allow_tracebacks is False.""",
     )
 
     @default("max_concurrent_starts")

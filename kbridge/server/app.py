@@ -12,7 +12,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from jupyter_core.application import base_aliases, base_flags
 from jupyter_core.paths import jupyter_runtime_dir
 from traitlets import (
     Bool,
@@ -33,69 +32,14 @@ from kbridge.errors import KbridgeError
 from kbridge.kernels.manager import BridgeKernelManager
 from kbridge.kernels.registry import secrets_of
 from kbridge.private import prepare_directory
-from kbridge.server import checks, kg
+from kbridge.server import checks, command_line, kg
 from kbridge.server.checks import checked
 from kbridge.server.logs import SafeFormatter, hide
 from kbridge.server.options import CheckedApp
 
 __all__ = ["KbridgeApp"]
 
-_EXAMPLES = """\
-kbridge                              # http://127.0.0.1:8888, with a token
-kbridge --port 9999 --ip 0.0.0.0     # for other machines; see also --certfile
-kbridge --pool python3=2             # two kernels wait, started ahead
-kbridge --sock ~/kbridge.sock        # a unix socket that only you may open
-kbridge --shutdown-kernels-on-exit=false  # kernels stay for the next start
-kbridge --generate-config            # a config file with every setting explained
-kbridge attach kernel-1234.json      # serve a kernel that somebody else started
-kbridge list                         # the servers that run
-kbridge stop 8888                    # stop one, and its kernels
-
-jupyter server --gateway-url http://127.0.0.1:8888 --GatewayClient.auth_token=TOKEN
-"""
-_ALIASES: dict[str, Any] = {
-    "log-level": base_aliases["log-level"],
-    "config": base_aliases["config"],
-    "ip": "KbridgeApp.ip",
-    "port": "KbridgeApp.port",
-    "port-retries": "KbridgeApp.port_retries",
-    "sock": "KbridgeApp.sock",
-    "base-url": "KbridgeApp.base_url",
-    "token": "KbridgeApp.token",
-    "certfile": "KbridgeApp.certfile",
-    "keyfile": "KbridgeApp.keyfile",
-    "client-ca": "KbridgeApp.client_ca",
-    "ssl-version": "KbridgeApp.ssl_version",
-    "allow-origin": "KbridgeApp.allow_origin",
-    "root-dir": "BridgeKernelManager.root_dir",
-    "max-kernels": "BridgeKernelManager.max_kernels",
-    "default-kernel": "BridgeKernelManager.default_kernel_name",
-    "pool": "BridgeKernelManager.pool",
-    "kernel-ip": "BridgeKernelManager.kernel_ip",
-    "transport": "BridgeKernelManager.transport",
-    "transport-encryption": "BridgeKernelManager.transport_encryption",
-    "attach-dir": "BridgeKernelManager.attach_dir",
-    "registry-url": "KbridgeApp.registry_url",
-    "shutdown-kernels-on-exit": "KbridgeApp.shutdown_kernels_on_exit",
-    "seed-uri": "BridgeKernelManager.seed_uri",
-    "cull-idle": "BridgeKernelManager.cull_idle_timeout",
-}
-_FLAGS: dict[str, Any] = {
-    "debug": base_flags["debug"],
-    "generate-config": base_flags["generate-config"],
-    "y": base_flags["y"],
-}
 _CLASSES: list[Any] = [BridgeKernelManager, ZMQChannelsWebsocketConnection]
-_SUBCOMMANDS: dict[str, Any] = {
-    "attach": ("kbridge.server.attach.AttachApp", "Serve kernels that somebody else started."),
-    "kernelgateway": (
-        "kbridge.server.gateway.KernelGatewayApp",
-        "Serve kernels under the options of `jupyter kernelgateway`.",
-    ),
-    "health": ("kbridge.server.health.HealthApp", "Check that running servers answer."),
-    "list": ("kbridge.server.commands.ListApp", "List running servers."),
-    "stop": ("kbridge.server.commands.StopApp", "Stop a running server, by port or socket."),
-}
 
 
 class KbridgeApp(checks.Checks, CheckedApp):
@@ -105,166 +49,180 @@ class KbridgeApp(checks.Checks, CheckedApp):
     version = __version__
     description = """Serve Jupyter kernels over HTTP and websockets.
 
-    Starts kernels when clients ask for them and carries messages between them and any
-    number of browsers and programs. Speaks the REST and websocket protocol of Jupyter
-    Server and of the Jupyter Kernel Gateway, whose KG_* environment variables it reads.
+    Starts kernels on request and carries messages between them and any number of browsers
+    and programs. Speaks the REST and websocket protocols of Jupyter Server and of the
+    Jupyter Kernel Gateway, and reads the gateway's KG_* environment variables.
     """
-    examples = _EXAMPLES
-    aliases = _ALIASES
-    flags = _FLAGS
-    subcommands = _SUBCOMMANDS
+    examples = command_line.EXAMPLES
+    aliases = command_line.ALIASES
+    flags = command_line.FLAGS
+    subcommands = command_line.SUBCOMMANDS
     classes = _CLASSES
     _log_formatter_cls = SafeFormatter
     takes_arguments = False
 
     ip = Unicode(
-        "127.0.0.1", help="Address to listen on; `*` or empty for all of them. (KG_IP)"
+        "127.0.0.1", help="Address to listen on. `*` or an empty string: all addresses. (KG_IP)"
     ).tag(config=True)
-    port = Integer(8888, min=0, max=65535, help="Port to listen on; 0 for any. (KG_PORT)").tag(
-        config=True
-    )
+    port = Integer(
+        8888, min=0, max=65535, help="Port to listen on. 0: any free port. (KG_PORT)"
+    ).tag(config=True)
     port_retries = Integer(
         50,
         min=0,
-        help="How many ports after it to try while they are in use. (KG_PORT_RETRIES)",
+        help="""Number of ports to try after `port` while they are in use. (KG_PORT_RETRIES)""",
     ).tag(config=True)
-    sock = Unicode("", help="Path of a unix socket to listen on instead of a port.").tag(
+    sock = Unicode("", help="Path of a unix socket to listen on in place of a port.").tag(
         config=True
     )
-    sock_mode = Unicode("0600", help="Permissions of the unix socket, octal.").tag(config=True)
+    sock_mode = Unicode("0600", help="Permissions of the unix socket, in octal.").tag(config=True)
     base_url = Unicode(
         "/",
-        help="""Path below which everything is served, percent-encoded or as it is read.
-        (KG_BASE_URL)""",
+        help="Path in front of every route, percent-encoded or not. (KG_BASE_URL)",
     ).tag(config=True)
     token = Unicode(
-        help="""What a client must show: `Authorization: token ...` or `Bearer ...`, `?token=`,
-        or the cookie that the page sets. Empty: no authentication. White space around it is left
-        out. (KG_AUTH_TOKEN)
+        help="""Secret that clients must show: in the header `Authorization: token ...` or `Bearer
+        ...`, in the query `?token=`, or by the cookie that the login page sets. Empty: no
+        authentication. White space around it is removed. (KG_AUTH_TOKEN)
 
-        By default the environment variable JUPYTER_TOKEN, or the content of the file named by
-        JUPYTER_TOKEN_FILE, or else a random one, printed at the start and kept for the next start
-        on the same address."""
+        By default the value of JUPYTER_TOKEN, or the content of the file that JUPYTER_TOKEN_FILE
+        names, or else a random token. The random one is printed at the start and kept for the
+        next start on the same address."""
     ).tag(config=True)
     cookie_secret = Bytes(
-        help="""Key of the browser's cookie. By default random, and kept for the next start on the
-        same address."""
+        help="""Key that signs the login cookie. By default random, and kept for the next start on
+        the same address."""
     ).tag(config=True)
-    certfile = Unicode("", help="PEM file of the certificate: serve https. (KG_CERTFILE)").tag(
-        config=True
-    )
+    certfile = Unicode(
+        "",
+        help="""PEM file with the server's certificate; the server then speaks https.
+        (KG_CERTFILE)""",
+    ).tag(config=True)
     keyfile = Unicode(
-        "", help="PEM file of its private key, if it is not in the same file. (KG_KEYFILE)"
+        "",
+        help="""PEM file with the certificate's private key, if it is not in `certfile`.
+        (KG_KEYFILE)""",
     ).tag(config=True)
     client_ca = Unicode(
-        "", help="PEM file of an authority; clients must show its certificate. (KG_CLIENT_CA)"
+        "",
+        help="""PEM file with a certificate authority. Clients must show a certificate that it
+        has signed. (KG_CLIENT_CA)""",
     ).tag(config=True)
     ssl_version = Integer(
         0,
-        help="""0: TLS 1.2 or later. A number of Python's `ssl.PROTOCOL_*` for one version
-        alone, as in 5 for TLS 1.2. (KG_SSL_VERSION)""",
+        help="""0: TLS 1.2 or later. Otherwise the number of one of Python's `ssl.PROTOCOL_*`
+        constants, for exactly that version: 5 is TLS 1.2. (KG_SSL_VERSION)""",
     ).tag(config=True)
     allow_origin = Unicode(
         "",
-        help="""Foreign origins (`https://host:port`, several with commas) whose pages may use
-        this server, websockets included; `*` for all. Also sent as
+        help="""Foreign origins (`https://host:port`, separated by commas) whose pages may use
+        this server, websockets included. `*`: all origins. Also sent as
         Access-Control-Allow-Origin. (KG_ALLOW_ORIGIN)""",
     ).tag(config=True)
     allow_origin_pat = Unicode(
-        "", help="A regular expression for the same; it must match the whole origin."
+        "",
+        help="""Regular expression for foreign origins, as `allow_origin`. It must match the
+        whole origin.""",
     ).tag(config=True)
     allow_credentials = Unicode(
-        "", help="Access-Control-Allow-Credentials; empty: not sent. (KG_ALLOW_CREDENTIALS)"
+        "",
+        help="""Value of the header Access-Control-Allow-Credentials. Empty: not sent.
+        (KG_ALLOW_CREDENTIALS)""",
     ).tag(config=True)
     allow_headers = Unicode(
         "",
-        help="""Access-Control-Allow-Headers; empty: sent in answers to preflights only, with
-        what Jupyter's frontends need. (KG_ALLOW_HEADERS)""",
+        help="""Value of the header Access-Control-Allow-Headers. Empty: sent in replies to
+        preflight requests only, with the headers that Jupyter's frontends need.
+        (KG_ALLOW_HEADERS)""",
     ).tag(config=True)
     allow_methods = Unicode(
-        "", help="Access-Control-Allow-Methods; empty: likewise. (KG_ALLOW_METHODS)"
+        "",
+        help="""Value of the header Access-Control-Allow-Methods. Empty: sent in replies to
+        preflight requests only. (KG_ALLOW_METHODS)""",
     ).tag(config=True)
     expose_headers = Unicode(
-        "", help="Access-Control-Expose-Headers; empty: not sent. (KG_EXPOSE_HEADERS)"
+        "",
+        help="""Value of the header Access-Control-Expose-Headers. Empty: not sent.
+        (KG_EXPOSE_HEADERS)""",
     ).tag(config=True)
     max_age = Unicode(
-        "", help="Access-Control-Max-Age, in seconds; empty: not sent. (KG_MAX_AGE)"
+        "",
+        help="""Value of the header Access-Control-Max-Age, in seconds. Empty: not sent.
+        (KG_MAX_AGE)""",
     ).tag(config=True)
     allow_remote_access = Bool(
-        help="""Serve requests whose Host header names no local host. By default on only if
-        `ip` is not a loopback address: it guards a local server against DNS rebinding."""
+        help="""Serve requests whose Host header does not name this machine. On by default only
+        if `ip` is not a loopback address. Off, it protects a local server against DNS rebinding."""
     ).tag(config=True)
     local_hostnames = List(
         Unicode(),
         ["localhost"],
-        help="Host names taken for local, besides loopback addresses and `ip`.",
+        help="""Host names that count as this machine, besides loopback addresses and `ip`.""",
     ).tag(config=True)
     trust_xheaders = Bool(
         False,
-        help="""Believe X-Real-Ip, X-Forwarded-For and X-Forwarded-Proto: set it behind a proxy
-        that sets them, nowhere else. (KG_TRUST_XHEADERS)""",
+        help="""Trust the headers X-Real-Ip, X-Forwarded-For and X-Forwarded-Proto. Set this only
+        behind a proxy that sets them. (KG_TRUST_XHEADERS)""",
     ).tag(config=True)
     list_kernels = Bool(
         True,
-        help="""Let clients list kernels and sessions, as Jupyter Server does. The kernel
-        gateway does so only if told to: there, and here if it is set, KG_LIST_KERNELS
-        decides.""",
+        help="""Let clients list kernels and sessions, as Jupyter Server does. The kernel gateway
+        does so only if KG_LIST_KERNELS is true; that variable also counts here.""",
     ).tag(config=True)
     ws_ping_interval = Float(
         30.0,
         min=0.0,
-        help="""Seconds between pings of a websocket, and within which it must answer one;
-        0: none. (KG_WS_PING_INTERVAL_SECS)""",
+        help="""Seconds between pings of a websocket, and seconds that it has to answer one. 0:
+        no pings. (KG_WS_PING_INTERVAL_SECS)""",
     ).tag(config=True)
     websocket_max_message_size = Integer(
-        100 << 20, min=1, help="Bytes that one message of a client may have."
+        100 << 20, min=1, help="Maximum size of one message from a client, in bytes."
     ).tag(config=True)
-    max_body_size = Integer(16 << 20, min=1, help="Bytes that a REST request may have.").tag(
-        config=True
-    )
+    max_body_size = Integer(
+        16 << 20, min=1, help="Maximum size of the body of a REST request, in bytes."
+    ).tag(config=True)
     max_unauthenticated_connections = Integer(
         512,
         min=1,
-        help="""HTTP connections that may be open at once whose clients have not shown the token.
-        When one more comes, the oldest of them is closed. Websockets, and connections on which
-        the token was shown, do not count and are not closed.""",
+        help="""Maximum number of open HTTP connections whose clients have not shown the token.
+        One more closes the oldest of them. Websockets and connections on which the token was
+        shown are not counted and not closed.""",
     ).tag(config=True)
     request_timeout = Float(
         30.0,
         min=0.1,
-        help="""Seconds that a client which has not shown the token has: from connecting, TLS
-        included, to the end of its request, and again for reading the answer.""",
+        help="""Seconds that a client without the token has from connecting (TLS included) to the
+        end of its request, and again for reading the reply.""",
     ).tag(config=True)
     keep_alive_timeout = Float(
         300.0,
         min=0.1,
-        help="""Seconds that a client which has shown the token has to send its next request
-        whole, or to read an answer. Its connection is closed after that; websockets are not.""",
+        help="""Seconds that a client with the token has to send its whole next request, or to
+        read a reply, before its connection is closed. Websockets are not affected.""",
     ).tag(config=True)
     max_header_size = Integer(
         64 << 10,
         min=1024,
-        help="Bytes that the head of a request may have: its first line and headers.",
+        help="Maximum size of a request's first line and headers together, in bytes.",
     ).tag(config=True)
     min_open_files_limit = Integer(
         65536,
         min=0,
-        help="""Descriptors that the server may have open, as far as the system's hard limit
-        allows: its soft limit is raised at the start. Kernels inherit it. 0 leaves it alone.""",
+        help="""Number of file descriptors to raise the process's soft limit to at the start, as
+        far as the hard limit allows. Kernels inherit the limit. 0: leave it unchanged.""",
     ).tag(config=True)
     registry_url = Unicode(
-        help="""Where it is written down which kernels run, so that those that outlive this server
-        are served again by the next one on the same address: the path of an SQLite file, or any
-        URL of SQLAlchemy's (`postgresql+psycopg://...`; its driver is to be installed). `none` or
-        empty: nowhere; kernels then end with the server, however that ends.
-
-        By default the file kbridge-registry.sqlite in Jupyter's runtime directory."""
+        help="""Where the server records its kernels, so that the next server on the same address
+        can serve those that outlive this one: the path of an SQLite file, or any SQLAlchemy URL
+        (`postgresql+psycopg://...`, whose driver must be installed). `none` or empty: nowhere;
+        kernels then end with the server. By default the file kbridge-registry.sqlite in
+        Jupyter's runtime directory."""
     ).tag(config=True)
     shutdown_kernels_on_exit = Bool(
         True,
-        help="""Whether kernels end with this server when it is stopped (SIGTERM, Ctrl-C, `kbridge
-        stop`). False: they stay, and the next start on the same address serves them again, as it
-        does in any case after a crash.""",
+        help="""True: kernels end when this server is stopped (SIGTERM, Ctrl-C, `kbridge stop`).
+        False: they keep running, and the next server on the same address serves them, as it does
+        after a crash in any case.""",
     ).tag(config=True)
     log_format = Unicode(
         "%(asctime)s %(levelname).1s %(name)s: %(message)s", help="The format of a log line."

@@ -24,11 +24,9 @@ if TYPE_CHECKING:
 __all__ = ["AttachApp"]
 
 _EXAMPLES = """\
-kbridge attach kernel-1234.json                   # a kernel of this machine's, from Jupyter's
-                                                  # runtime directory or by its path
-kbridge attach 'kernel-*.json'                    # all of them
-kbridge attach kernel-1234.json --ssh me@cluster  # a kernel behind ssh; the file is looked for
-                                                  # here, then there
+kbridge attach kernel-1234.json                   # a file in Jupyter's runtime directory, or a path
+kbridge attach 'kernel-*.json'                    # all that match
+kbridge attach kernel-1234.json --ssh me@cluster  # behind ssh; a file here, or there
 kbridge attach a.json b.json --name one --name two
 """
 _ALIASES: dict[str, Any] = {
@@ -41,15 +39,14 @@ _SUBCOMMANDS: dict[str, Any] = {}
 
 
 class AttachApp(KbridgeApp):
-    """Serve kernels that somebody else started."""
+    """Serve kernels that other programs started."""
 
     name = "kbridge-attach"
-    description = """Serve kernels that somebody else started, here or behind ssh, over HTTP and
-    websockets.
+    description = """Serve kernels that other programs started, on this machine or behind ssh.
 
-    Takes connection files, by path, by name in Jupyter's runtime directory, or by glob. The
-    kernels are listed like any other, and never ended: DELETE lets go of one. Everything that
-    `kbridge --help-all` shows can be set here, too.
+    Takes connection files: a path, a name in Jupyter's runtime directory, or a glob pattern.
+    The kernels are listed like any other. They are never ended: DELETE only detaches one.
+    Every option of `kbridge` works here, too.
     """
     examples = _EXAMPLES
     aliases = _ALIASES
@@ -58,17 +55,20 @@ class AttachApp(KbridgeApp):
 
     ssh = Unicode(
         "",
-        help="""Where the kernels are: `host`, `user@host:port`, an ssh:// URL or an alias of
-        ssh_config. OpenSSH logs in as it does for you; it may not ask for a password.""",
+        help="""Where the kernels are: `host`, `user@host:port`, an ssh:// URL, or an alias from
+        ssh_config. OpenSSH logs in without asking for a password.""",
     ).tag(config=True)
     ssh_key = Unicode(
-        "", help="File with the key to log in with, if neither ssh_config nor an agent has it."
+        "", help="File with the ssh key, if neither ssh_config nor an agent has it."
     ).tag(config=True)
     ssh_options = List(
-        Unicode(), help="More arguments for ssh, such as `-F` and a file; each is one item."
+        Unicode(),
+        help="""Additional arguments for ssh, such as `-F` and a file; each is one item.""",
     ).tag(config=True)
     kernel_names = List(
-        Unicode(), help="What to show the kernels as, in order; by default as their files say."
+        Unicode(),
+        help="""Names to list the kernels under, in order. By default the names in their
+        connection files.""",
     ).tag(config=True)
 
     def initialize(self, argv: list[str] | None = None) -> None:

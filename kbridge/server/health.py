@@ -19,9 +19,6 @@ from kbridge.server.commands import _Command, names_of, say
 
 __all__ = ["HealthApp", "check"]
 
-# Alerts of a server that wants a client's certificate: it is up, and asks for what we do not have.
-_WANTS_CERTIFICATE = ("CERTIFICATE_REQUIRED", "HANDSHAKE_FAILURE", "BAD_CERTIFICATE")
-
 
 class HealthApp(_Command):
     """Checks running servers."""
@@ -69,11 +66,9 @@ def check(info: Mapping[str, Any], timeout: float) -> str:
     try:
         connection.request("GET", f"{info['base_url']}api", headers={"Host": "localhost"})
         status = connection.getresponse().status
-    except ssl.SSLError as error:
-        if any(name in str(error.reason) for name in _WANTS_CERTIFICATE):
-            return ""
-        return f"{where}: {error}"
     except (OSError, http.client.HTTPException) as error:
+        if connection.greeted and info.get("client_certificates"):
+            return ""  # it is up, and asks for a certificate that we do not have
         return f"{where}: {error or type(error).__name__}"
     finally:
         connection.close()
@@ -86,6 +81,7 @@ class _Connection(http.client.HTTPConnection):
     def __init__(self, info: Mapping[str, Any], timeout: float) -> None:
         super().__init__("localhost", timeout=timeout)
         self._info = info
+        self.greeted = False  # the server's half of the TLS handshake has arrived
 
     def connect(self) -> None:
         info = self._info
@@ -105,3 +101,4 @@ class _Connection(http.client.HTTPConnection):
             context.check_hostname = False
             context.verify_mode = ssl.CERT_NONE
             self.sock = context.wrap_socket(self.sock)
+            self.greeted = True

@@ -297,6 +297,7 @@ class Server:
             "port": self.port,
             "sock": app.sock,
             "secure": bool(app.certfile),
+            "client_certificates": bool(app.client_ca),
             "base_url": app.base_url,
             "token": app.token,
             "keeps_kernels": not app.shutdown_kernels_on_exit,

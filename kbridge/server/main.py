@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 __all__ = ["main"]
@@ -47,3 +48,7 @@ def main(argv: list[str] | None = None) -> None:
             return
     except KeyboardInterrupt:
         sys.exit(130)
+    except BrokenPipeError:
+        # `kbridge --help | head`: whoever read the output has read enough.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)

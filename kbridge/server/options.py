@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from traitlets.config import Application, Config, Configurable
 from traitlets.config.application import catch_config_error
 from traitlets.config.loader import ArgumentError, KVArgParseConfigLoader
 
-__all__ = ["CheckedApp", "unknown_sections", "unknown_traits"]
+__all__ = ["CheckedApp", "is_computed", "unknown_sections", "unknown_traits"]
 
 # The config file that all Jupyter programs share; its sections are meant for any of them.
 _SHARED = "jupyter_config"
@@ -73,6 +73,9 @@ class _Loader(KVArgParseConfigLoader):
 class CheckedApp(JupyterApp):
     """A command of kbridge; a subclass may say which other config files it reads."""
 
+    option_description = "The setting that an option stands for is in brackets."
+    subcommand_description = "`{app} COMMAND --help` shows the options of a command."
+
     # Config files read before the command's own, by name.
     more_config_files: tuple[str, ...] = ()
     # A config file with an error in it would leave settings out.
@@ -80,6 +83,19 @@ class CheckedApp(JupyterApp):
 
     def migrate_config(self) -> None:
         """Skip the search for files of IPython 3: kbridge never had any."""
+
+    def emit_alias_help(self) -> Generator[str, None, None]:
+        """Give the lines about options, without defaults that are computed at the start."""
+        entry: list[str] = []
+        for line in super().emit_alias_help():
+            entry.append(line)
+            if "Equivalent to: [--" in line:
+                owner, _, name = line.partition("[--")[2].rstrip("]").partition(".")
+                cls = _classes(type(self)).get(owner, type(self))
+                computed = is_computed(type(self) if issubclass(type(self), cls) else cls, name)
+                yield from (e for e in entry if not (computed and e.strip().startswith("Default:")))
+                entry = []
+        yield from entry
 
     def update_config(self, config: Config) -> None:
         """Take settings from one source.
@@ -134,6 +150,16 @@ class CheckedApp(JupyterApp):
         except Exception as error:  # noqa: BLE001  # a config file is a program
             where = getattr(error, "filename", None) or _place(error) or name
             raise TraitError(f"config file {where}: {type(error).__name__}: {error}") from None
+
+
+def is_computed(cls: type[Any], name: str) -> bool:
+    """True if the default of a setting depends on when or where it is asked for."""
+    return any(
+        getattr(vars(base).get(method), "trait_name", name) == name
+        for base in cls.__mro__
+        for method in (f"_{name}_default", f"_default_{name}")
+        if method in vars(base)
+    )
 
 
 def unknown_traits(config: Config, app: type[Application]) -> list[str]:

@@ -19,6 +19,7 @@ from traitlets.config import Configurable
 
 from kbridge.server import kg
 from kbridge.server.app import KbridgeApp
+from kbridge.server.options import is_computed
 
 __all__ = ["config_page", "settings_page"]
 
@@ -99,7 +100,7 @@ def config_page() -> str:
         lines += ["", "", f"# -- {cls.__name__}: {_ABOUT[cls.__name__]}"]
         for name, trait in _settings(cls):
             help_text = re.sub(r"\s+", " ", trait.help).strip()
-            value = "..." if _is_computed(cls, name) else trait.default_value_repr()
+            value = "..." if is_computed(cls, name) else trait.default_value_repr()
             lines += [
                 "",
                 *textwrap.wrap(help_text, _WIDTH, initial_indent="## ", subsequent_indent="#  "),
@@ -153,19 +154,9 @@ def _code(name: str) -> str:
     return f"`{name}`" if name else ""
 
 
-def _is_computed(cls: type[Configurable], name: str) -> bool:
-    """True if the default depends on when or where it is asked for."""
-    return any(
-        getattr(vars(base).get(method), "trait_name", name) == name
-        for base in cls.__mro__
-        for method in (f"_{name}_default", f"_default_{name}")
-        if method in vars(base)
-    )
-
-
 def _default(cls: type[Configurable], name: str, trait: TraitType[Any, Any]) -> str:
     """Return a default that does not depend on where the page was made."""
-    return "computed" if _is_computed(cls, name) else f"`{_cell(trait.default_value_repr())}`"
+    return "computed" if is_computed(cls, name) else f"`{_cell(trait.default_value_repr())}`"
 
 
 def _meaning(trait: TraitType[Any, Any]) -> str:

@@ -115,6 +115,28 @@ def test_help_shows_examples_and_commands(run: Run) -> None:
     assert "--KbridgeApp.trust_xheaders" in everything.stdout
 
 
+def test_help_shows_no_default_that_is_not_one(run: Run) -> None:
+    """Of a setting whose default is made at the start, traitlets would show an empty one."""
+    entries = re.split(r"^(?=--)", run("--help").stdout, flags=re.MULTILINE)
+    help_of = {entry.split("=")[0].strip(): entry for entry in entries}
+    for option in ("--token", "--root-dir", "--registry-url", "--log-level"):
+        assert "Default:" not in help_of[option], option
+    assert "Default: 8888" in help_of["--port"]
+
+
+@pytest.mark.parametrize("args", [("--help",), ("list", "--help"), ("stop", "--help")])
+def test_a_reader_that_has_read_enough(env: dict[str, str], args: tuple[str, ...]) -> None:
+    """As in `kbridge --help | head`."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    try:
+        done = subprocess.run([*COMMAND, *args], env=env, stdout=writer, stderr=subprocess.PIPE)
+    finally:
+        os.close(writer)
+    assert done.returncode == 1
+    assert done.stderr == b""
+
+
 def test_version(run: Run) -> None:
     assert run("--version").stdout.strip() == __version__
 
