@@ -99,10 +99,13 @@ class Websocket:
         session_id: str = "",
         query: str = "",
         receive_buffer: int = 0,
+        offers_v1: bool = True,
     ) -> None:
         self.session_id = session_id or uuid.uuid4().hex
         self._data = bytearray()
         self._sent = 0
+        self._offers_v1 = offers_v1
+        offer = f"Sec-WebSocket-Protocol: {SUBPROTOCOL}\r\n" if offers_v1 else ""
         self._nonce = os.urandom(4).hex()
         self.sock = socket.socket()
         if receive_buffer:  # has to be set before the window is agreed upon
@@ -118,7 +121,7 @@ class Websocket:
                 f"Authorization: token {server.token}\r\n"
                 "Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n"
                 "Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n"
-                f"Sec-WebSocket-Protocol: {SUBPROTOCOL}\r\n\r\n"
+                f"{offer}\r\n"
             ).encode()
         )
 
@@ -128,13 +131,13 @@ class Websocket:
         Raises
         ------
         BenchmarkError
-            If it is not a 101 that selects the v1 subprotocol.
+            If it is not a 101 that selects the v1 subprotocol, where that was offered.
         """
         while (end := self._data.find(b"\r\n\r\n")) < 0:
             self._read_some()
         head = self._data[:end].decode("latin-1")
         del self._data[: end + 4]
-        if " 101 " not in head or SUBPROTOCOL not in head:
+        if " 101 " not in head or (SUBPROTOCOL in head) is not self._offers_v1:
             raise BenchmarkError(f"no websocket: {head}")
         return self
 

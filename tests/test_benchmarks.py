@@ -16,10 +16,13 @@ from benchmarks import client, measure, readme, report
 from benchmarks.floor import bare
 from benchmarks.measure import BenchmarkError
 from benchmarks.plot import draw
-from benchmarks.rows import ROWS, binary, cost, flood, gigabyte, message, stalled
+from benchmarks.rows import ROWS, binary, cost, flood, gigabyte, message, stalled, worst
 from benchmarks.servers import EXTENSION, HIGH_LIMITS, NAMES, OURS, Server
 from benchmarks.table import Figure, Outcome, Row, Settings, Values
 from benchmarks.tally import Tally, pump
+from kbridge.errors import InvalidMessage
+from kbridge.wire import legacy, v1
+from kbridge.wire.reader import PARTIAL, FrameReader
 
 ROOT = Path(__file__).parent.parent
 TOKEN = "end-0123456789abcdef"
@@ -380,6 +383,24 @@ def test_an_extension_that_was_not_loaded_is_not_measured(tmp_path: Path) -> Non
     with pytest.raises(BenchmarkError, match="runs without the kbridge extension"):
         server.start()
     server.stop()
+
+
+@pytest.mark.parametrize("name", worst.SHAPES)
+def test_the_worst_frames_are_messages_of_the_size_that_they_claim(name: str) -> None:
+    size = 1 << 17
+    frame = worst.SHAPES[name][1](size)
+    assert 0.5 * size < len(frame) < 2.5 * size
+    reader = FrameReader(1 << 20)
+    reader.feed(frame)
+    events = [event for event in iter(reader.next, None) if event is not PARTIAL]
+    assert len(events) == 1
+    ((_, payload),) = events
+    decode = v1.decode if name.startswith("v1") else legacy.decode
+    if name in {"members", "offsets", "v1_offsets", "fragments"}:
+        with pytest.raises(InvalidMessage, match=r"members|parts|header"):
+            decode(payload)
+    else:
+        assert decode(payload).msg_type == "worst_request"
 
 
 def test_every_row_of_the_budget_has_a_module() -> None:

@@ -19,6 +19,7 @@ from benchmarks.rows import (
     roundtrip,
     stalled,
     start,
+    worst,
 )
 from benchmarks.table import Row
 
@@ -41,5 +42,6 @@ ROWS: dict[str, Row] = {
         cycles,
         restart,
         attack,
+        worst,
     )
 }
