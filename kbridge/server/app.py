@@ -312,7 +312,8 @@ class KbridgeApp(checks.Checks, CheckedApp):
         config, unknown = kg.read(os.environ)
         self.update_config(Config(config))
         for name in unknown:
-            self.log.warning("%s has no meaning here; see docs/settings.md", name)
+            near = kg.nearest_variable(name)
+            self.log.warning("%s has no meaning here%s; see docs/settings.md", name, near)
         super().load_config_file(suppress_errors)
 
     @catch_config_error

@@ -17,7 +17,7 @@ from typing import Any
 from traitlets import TraitError
 from traitlets.config import Config
 
-__all__ = ["SECTIONS", "SETTINGS", "VARIABLES", "Setting", "read", "translate"]
+__all__ = ["SECTIONS", "SETTINGS", "VARIABLES", "Setting", "nearest_variable", "read", "translate"]
 
 _ON = {"true", "1", "yes", "on"}
 _OFF = {"false", "0", "no", "off", ""}
@@ -301,6 +301,12 @@ def translate(config: Config) -> Config:
             if trait not in found[owner]:
                 found[owner][trait] = converted
     return found
+
+
+def nearest_variable(name: str) -> str:
+    """Return a question for the name that was probably meant, or an empty string."""
+    near = difflib.get_close_matches(name, [variable.name for variable in VARIABLES], n=1)
+    return f" (did you mean {near[0]}?)" if near else ""
 
 
 def _nearest(name: str) -> str:
