@@ -35,6 +35,7 @@ class ConnectionSettings(LoggingConfigurable):
         "acknowledge",
         "resume_timeout",
         "request_limit",
+        "kernel_message_limit",
     )
 
     limit_rate = Bool(
@@ -126,5 +127,15 @@ class ConnectionSettings(LoggingConfigurable):
         help=(
             "Bytes of requests that are held for a kernel that is not ready or does not read,"
             " before the websockets that they come from are not read any more."
+        ),
+    )
+    kernel_message_limit = Integer(
+        _DEFAULTS.kernel_message_limit,
+        config=True,
+        help=(
+            "Bytes that one part of a kernel's message may have on iopub, before it is verified:"
+            " the content of an output, or one of its buffers. Replies may have an eighth of it,"
+            " input requests a 512th. A larger one ends the connection, which is made anew, and is"
+            " lost."
         ),
     )

@@ -13,14 +13,16 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from kbridge.errors import HubClosed, IgnoredMessage
 from kbridge.flow.activity import Activity
+from kbridge.flow.complaints import Complaints
 from kbridge.flow.inputs import Inputs
 from kbridge.flow.journal import Journal
 from kbridge.flow.policy import DROP, judge
-from kbridge.flow.readiness import Decision
+from kbridge.flow.readiness import Decision, State
 from kbridge.hub import policies
 from kbridge.hub.burst import Allowance, Burst
 from kbridge.hub.clients import Attachment
@@ -158,6 +160,7 @@ class Hub:
         recovery.on_reply = self._on_reply_made
         recovery.on_settled = self._line.drop_former
         recovery.on_unsure = lambda: self._send_probe(Channel.SHELL)
+        self._gone = Complaints()
         self._closed = False
         self._announced: tuple[str, int] | None = None  # a status, and where the journal ended
         self._hung_up = False  # since another process was last known to have taken over
@@ -321,7 +324,11 @@ class Hub:
         if self._closed:
             raise HubClosed("the kernel is gone")
         self._unlink()
-        endpoints = Endpoints.from_connection_info(connection_info)
+        endpoints = replace(
+            Endpoints.from_connection_info(connection_info),
+            message_limit=self.settings.kernel_message_limit,
+        )
+        self._limit = endpoints.limit
         self._intake.begin(Signer(endpoints.key, endpoints.signature_scheme))
         self._hung_up = False
         self._line.open(endpoints)
@@ -436,23 +443,41 @@ class Hub:
         self._requests.flush(channel)
 
     def on_connected(self, channel: Channel) -> None:
-        """The kernel's side of iopub or of stdin is there."""
+        """The kernel's side of a channel is there."""
         if channel is Channel.STDIN:
             self._nudge.stdin(up=True)
-            return
-        self._line.went(down=False)
-        self._nudge.connected()
+        elif channel is Channel.IOPUB:
+            self._line.went(down=False)
+            self._nudge.connected()
 
     def on_disconnected(self, channel: Channel) -> None:
         """The kernel's side of a channel went away: prove it anew before anything is sent."""
         if channel is Channel.STDIN:
             self._nudge.stdin(up=False)
+        if channel is not Channel.IOPUB:
             return
         self._line.went(down=True)
         self._hung_up = True
         self._requests.recovery.connection_lost()
         self._nudge.disconnected()
         self.on_hung_up()
+
+    def on_gone(self, channel: Channel) -> None:
+        """A channel was disconnected, and is not connected again."""
+        count = self._gone.note(self._clock.monotonic())
+        if count:
+            self.log.warning(
+                "Kernel %s: the connection to its %s port was closed, and not made again: the"
+                " kernel has ended, or a message was larger than kernel_message_limit allows"
+                " (%d bytes for a part of a message there). Connecting anew (%d time(s))",
+                self.kernel_id,
+                channel,
+                self._limit(channel),
+                count,
+            )
+        if channel is not Channel.IOPUB and self._nudge.state is not State.LOST:
+            self._nudge.stdin(up=False)
+            self._renew()
 
     # -- inside -----------------------------------------------------------------------------
 
@@ -472,11 +497,7 @@ class Hub:
 
     def _renew(self) -> None:
         """The kernel is there, and ignores our sockets: make new ones."""
-        self.log.info(
-            "Kernel %s publishes on iopub, but answers neither on shell nor on control;"
-            " connecting to it under a new identity",
-            self.kernel_id,
-        )
+        self.log.info("Kernel %s is connected to under a new identity", self.kernel_id)
         self._requests.recovery.connection_lost()
         self._line.renew(keep=self._requests.recovery.active)
 

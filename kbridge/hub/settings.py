@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from kbridge.link.endpoints import MESSAGE_LIMIT
+
 __all__ = ["HubSettings"]
 
 
@@ -26,6 +28,9 @@ class HubSettings:
     request_limit : int
         Bytes of requests held for a kernel that is not ready or does not read. A websocket that
         goes beyond is not read from until there is room.
+    kernel_message_limit : int
+        Bytes that one part of a message of a kernel may have on iopub; an eighth of it on shell
+        and on control, a 512th on stdin. A larger one ends the connection, which is made anew.
     kernel_info_timeout : float
         Seconds to wait for a kernel to prove that it is ready, before its requests are sent all
         the same.
@@ -53,6 +58,7 @@ class HubSettings:
     history_limit: int = 4 << 20
     resume_timeout: float = 8 * 3600.0
     request_limit: int = 1 << 20
+    kernel_message_limit: int = MESSAGE_LIMIT
     kernel_info_timeout: float = 60.0
     acknowledge: bool = True
     rate_limit_policy: str = "coalesce"

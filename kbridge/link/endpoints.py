@@ -8,7 +8,11 @@ from typing import Any
 
 from kbridge.wire.message import Channel
 
-__all__ = ["Endpoints"]
+__all__ = ["MESSAGE_LIMIT", "Endpoints"]
+
+MESSAGE_LIMIT = 512 << 20  # bytes; no browser can hold a longer text
+# Where less is enough: a reply may hold a help text or a history, a question is one line.
+_SHARES = {Channel.IOPUB: 1, Channel.SHELL: 8, Channel.CONTROL: 8, Channel.STDIN: 512}
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,6 +22,7 @@ class Endpoints:
     The shape is that of a connection file (jupyter_client docs, "Connection files"). Keys are kept
     out of the repr. `curve` is the key pair, public and secret (Z85), of a kernel that encrypts;
     its clients have the same. `heartbeat` is the port for pings, None if it has none.
+    `message_limit` is not the kernel's: the bytes that one part of a message on iopub may have.
     """
 
     transport: str
@@ -27,6 +32,7 @@ class Endpoints:
     signature_scheme: str = "hmac-sha256"
     curve: tuple[bytes, bytes] | None = field(repr=False, default=None)
     heartbeat: int | str | None = None
+    message_limit: int = MESSAGE_LIMIT
 
     @classmethod
     def from_connection_info(cls, info: Mapping[str, Any]) -> Endpoints:
@@ -53,6 +59,10 @@ class Endpoints:
             curve=_curve(info),
             heartbeat=info.get("hb_port") or None,
         )
+
+    def limit(self, channel: Channel) -> int:
+        """Return the bytes that one part of a message on a channel may have."""
+        return max(1, self.message_limit // _SHARES[channel])
 
     def url(self, channel: Channel) -> str:
         """The address of a channel in ZeroMQ's spelling."""

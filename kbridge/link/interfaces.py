@@ -26,10 +26,16 @@ class KernelEvents(Protocol):
         """A channel that refused a message may take one again."""
 
     def on_connected(self, channel: Channel) -> None:
-        """The kernel's side of iopub or of stdin has finished its handshake."""
+        """The kernel's side of a channel has finished its handshake."""
 
     def on_disconnected(self, channel: Channel) -> None:
-        """The kernel's side of iopub or of stdin went away; all that it sent there was told."""
+        """The kernel's side of a channel went away, and all that it sent there was told."""
+
+    def on_gone(self, channel: Channel) -> None:
+        """A channel was disconnected, and is not connected again.
+
+        Iopub has a new socket; the others get theirs by `KernelSockets.renew`.
+        """
 
 
 class KernelSockets(Protocol):

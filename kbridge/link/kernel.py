@@ -1,7 +1,7 @@
 """The ZeroMQ sockets of one kernel.
 
 One SUB and three DEALERs, whoever listens. All are drained in batches off their descriptors: no
-Task and no Future a message. The channels on which the kernel speaks first, iopub and stdin, are
+Task and no Future a message. All are
 watched by socket monitors, which tell when the kernel's side went away and when a new one has
 finished its handshake. A TCP connection alone proves nothing: the near end of a tunnel accepts it
 before anybody is at the far end.
@@ -32,8 +32,12 @@ from kbridge.wire.message import Buffer, Channel
 __all__ = ["KernelLink"]
 
 _DEALERS: Final = (Channel.SHELL, Channel.CONTROL, Channel.STDIN)
-# Stdin first: a hub that is told of iopub goes on at once, and should know all there is to know.
-_WATCHED: Final = (Channel.STDIN, Channel.IOPUB)
+# Iopub last: a hub that is told of it goes on at once, and should know all there is to know.
+_WATCHED: Final = (*_DEALERS, Channel.IOPUB)
+# libzmq connects anew at once, unless it has itself closed the connection: for a message that is
+# larger than allowed, or bytes that are no ZMTP. Then the socket is of no use any more.
+_GONE_SECONDS: Final = 2.0
+_FORMER: Final = 4  # identities of the past; each takes three sockets
 _BATCH_MESSAGES: Final = 400
 _BATCH_BYTES: Final = 4 << 20
 # A cell ends with a reply and an idle status: whoever brings one looks for the other, so that both
@@ -65,12 +69,14 @@ class KernelLink:
         self._events = events
         self._loop = IOLoop.current()
         self._soon = asyncio.get_running_loop().call_soon
+        self._later = asyncio.get_running_loop().call_later
         self._sockets: dict[Channel, zmq.Socket[bytes]] = {}
         self._former: list[FormerSockets] = []
         self._refused: set[Channel] = set()
         self._again: set[Channel] = set()
         self._light = True  # whether the last batch was
         self._monitors: dict[Channel, zmq.Socket[bytes]] = {}
+        self._gone: dict[Channel, asyncio.TimerHandle] = {}
         try:
             self._open(Channel.IOPUB, b"")
             identity = identity or new_identity()
@@ -136,7 +142,7 @@ class KernelLink:
         old = {channel: self._detach(channel) for channel in _DEALERS}
         self._refused.clear()
         if keep:
-            self._former.append(FormerSockets(old, self._events))
+            self._keep(old)
         else:
             for socket in old.values():
                 socket.close(linger=0)
@@ -147,9 +153,9 @@ class KernelLink:
         """Also receive what the kernel sends to an identity of the past, until `drop_former`."""
         sockets = {}
         for channel in _DEALERS:
-            sockets[channel] = make(zmq.DEALER, self._endpoints, identity)
+            sockets[channel] = make(channel, self._endpoints, identity)
             sockets[channel].connect(self._endpoints.url(channel))
-        self._former.append(FormerSockets(sockets, self._events))
+        self._keep(sockets)
 
     def drop_former(self) -> None:
         """Receive nothing more for identities of the past."""
@@ -165,9 +171,13 @@ class KernelLink:
 
     # -- inside -----------------------------------------------------------------------------
 
+    def _keep(self, sockets: dict[Channel, zmq.Socket[bytes]]) -> None:
+        self._former.append(FormerSockets(sockets, self._events))
+        if len(self._former) > _FORMER:
+            self._former.pop(0).close()
+
     def _open(self, channel: Channel, identity: bytes) -> None:
-        kind = zmq.SUB if channel is Channel.IOPUB else zmq.DEALER
-        socket = self._sockets[channel] = make(kind, self._endpoints, identity)
+        socket = self._sockets[channel] = make(channel, self._endpoints, identity)
         if channel is Channel.IOPUB:
             socket.subscribe(b"")
         if channel in _WATCHED:
@@ -179,6 +189,9 @@ class KernelLink:
 
     def _detach(self, channel: Channel) -> zmq.Socket[bytes]:
         """Stop reading a socket, and give it away."""
+        gone = self._gone.pop(channel, None)
+        if gone is not None:
+            gone.cancel()
         monitor = self._monitors.pop(channel, None)
         if monitor is not None:
             self._loop.remove_handler(monitor.fileno())
@@ -245,12 +258,23 @@ class KernelLink:
     def _on_monitors(self, _fd: Any, _events: int) -> None:
         for channel in _WATCHED:
             while (event := self._next_event(channel)) is not None:
+                gone = self._gone.pop(channel, None)
+                if gone is not None:
+                    gone.cancel()
                 if event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
                     self._events.on_connected(channel)
                 elif event == zmq.EVENT_DISCONNECTED:
                     # All that the old side sent was handed over before the monitor speaks.
                     self.drain()
+                    self._gone[channel] = self._later(_GONE_SECONDS, self._on_gone, channel)
                     self._events.on_disconnected(channel)
+
+    def _on_gone(self, channel: Channel) -> None:
+        del self._gone[channel]
+        if channel is Channel.IOPUB:
+            self._detach(channel).close(linger=0)
+            self._open(channel, b"")
+        self._events.on_gone(channel)
 
     def _next_event(self, channel: Channel) -> int | None:
         monitor = self._monitors.get(channel)

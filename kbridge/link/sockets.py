@@ -8,6 +8,7 @@ from typing import Final
 import zmq
 
 from kbridge.link.endpoints import Endpoints
+from kbridge.wire.message import Channel
 
 __all__ = ["configure", "context", "make", "new_identity"]
 
@@ -39,11 +40,13 @@ def new_identity() -> bytes:
     return b"kbridge-" + secrets.token_hex(12).encode()
 
 
-def make(kind: zmq.SocketType, endpoints: Endpoints, identity: bytes = b"") -> zmq.Socket[bytes]:
-    """Return a socket for messages of a kernel, to be connected."""
-    socket = context().socket(kind)
+def make(channel: Channel, endpoints: Endpoints, identity: bytes = b"") -> zmq.Socket[bytes]:
+    """Return a socket for a channel of a kernel, to be connected."""
+    socket = context().socket(zmq.SUB if channel is Channel.IOPUB else zmq.DEALER)
     try:
         configure(socket, endpoints)
+        # Set aside before anything is verified, by whoever listens at that port.
+        socket.maxmsgsize = endpoints.limit(channel)
         socket.rcvhwm = 0  # a SUB that is not drained loses messages; we always drain
         socket.sndhwm = _SEND_HWM
         socket.reconnect_ivl = _RECONNECT_MS

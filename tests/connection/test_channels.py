@@ -211,6 +211,7 @@ def test_hub_settings_come_from_the_configuration() -> None:
         "history_limit": 5,
         "resume_timeout": 6.0,
         "request_limit": 7,
+        "kernel_message_limit": 9,
         "kernel_info_timeout": 8.0,
     }
     config = Config()

@@ -266,6 +266,16 @@ async def test_whoever_doubts_that_a_kernel_is_busy_asks_its_shell_once(rig) -> 
     assert rig.hub.activity.execution_state == "idle"
 
 
+@pytest.mark.parametrize("channel", [Channel.IOPUB, Channel.SHELL])
+async def test_a_connection_that_libzmq_ends_is_told_with_the_setting(rig, caplog, channel) -> None:
+    first = rig.kernel.identity
+    for _ in range(3):
+        rig.hub.on_gone(channel)
+    assert caplog.text.count("kernel_message_limit") == 1
+    assert f"its {channel} port" in caplog.text
+    assert (rig.kernel.identity != first) == (channel is Channel.SHELL)
+
+
 async def test_what_is_missing_of_a_kernel_is_said_as_it_is(make_rig, caplog) -> None:
     rig = make_rig()
     rig.kernel.connect()

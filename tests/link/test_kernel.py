@@ -1,6 +1,7 @@
 """The sockets of a kernel, against real ones on the other side."""
 
 import asyncio
+import dataclasses
 import json
 import select
 import socket
@@ -67,6 +68,7 @@ class Recorder:
         self.drained = 0
         self.news: list[str] = []
         self.stdin: list[str] = []
+        self.gone: list[Channel] = []
         self._changed = asyncio.Event()
 
     def on_messages(self, channel, batch) -> None:
@@ -85,8 +87,13 @@ class Recorder:
     def on_disconnected(self, channel) -> None:
         self._tell("disconnected", channel)
 
+    def on_gone(self, channel) -> None:
+        self.gone.append(channel)
+        self._changed.set()
+
     def _tell(self, what: str, channel: Channel = Channel.IOPUB) -> None:
-        (self.news if channel is Channel.IOPUB else self.stdin).append(what)
+        if channel in (Channel.IOPUB, Channel.STDIN):
+            (self.news if channel is Channel.IOPUB else self.stdin).append(what)
         self._changed.set()
 
     async def until(self, condition) -> None:
@@ -227,6 +234,7 @@ async def drain_all(socket) -> None:
 async def test_a_kernel_that_goes_and_comes_back_is_told_of(side, linked) -> None:
     _, events = linked
     ports = dict(side.ports)
+    await events.until(lambda: events.stdin == ["connected"])
     side.close()
     await events.until(lambda: "disconnected" in events.news)
     again = Side(ports)
@@ -236,6 +244,88 @@ async def test_a_kernel_that_goes_and_comes_back_is_told_of(side, linked) -> Non
         await events.until(lambda: events.stdin == ["connected", "disconnected", "connected"])
     finally:
         again.close()
+
+
+def limited(side: Side, limit: int) -> Endpoints:
+    return dataclasses.replace(side.endpoints, message_limit=limit)
+
+
+async def test_a_message_that_is_too_large_ends_the_connection_which_is_made_anew(side) -> None:
+    """libzmq sets its size aside before anybody can look at it, and does not connect again."""
+    events = Recorder()
+    link = KernelLink(limited(side, 100_000), events)
+    try:
+        await events.until(lambda: "connected" in events.news)
+        await until_subscribed(side, events)
+        large = [DELIMITER, b"sig", b"{}", b"{}", b"{}", b"x" * 200_000]
+        await side.sockets[Channel.IOPUB].send_multipart([b"topic", *large])
+        await events.until(lambda: events.gone == [Channel.IOPUB])
+        await events.until(lambda: events.news == ["connected", "disconnected", "connected"])
+        await until_subscribed(side, events)
+    finally:
+        link.close()
+
+
+@pytest.mark.parametrize(
+    ("channel", "share"), [(Channel.SHELL, 8), (Channel.CONTROL, 8), (Channel.STDIN, 512)]
+)
+async def test_a_reply_that_is_too_large_takes_no_other_socket_along(side, channel, share) -> None:
+    events = Recorder()
+    limit = 1 << 20
+    link = KernelLink(limited(side, limit), events)
+    try:
+        await events.until(lambda: events.news and events.stdin)
+        for size, arrives in ((limit // share - 10, True), (limit // share + 1, False)):
+            assert link.send(channel, body(1))
+            async with asyncio.timeout(20):
+                ident, *_ = await side.sockets[channel].recv_multipart()
+            answer = [*body(2), b"x" * size]
+            await side.sockets[channel].send_multipart([ident, *answer])
+            if arrives:
+                await events.until(lambda a=answer: (channel, a) in events.messages)
+        await events.until(lambda: events.gone == [channel])
+        link.renew(b"another name", keep=True)
+        await events.until(lambda: events.stdin[-1:] == ["connected"])
+        assert link.send(channel, body(3))
+        async with asyncio.timeout(20):
+            ident, *parts = await side.sockets[channel].recv_multipart()
+        assert (ident, parts) == (b"another name", body(3))
+        await side.sockets[channel].send_multipart([ident, *body(4)])
+        await events.until(lambda: (channel, body(4)) in events.messages)
+        assert events.news == ["connected"]
+    finally:
+        link.close()
+
+
+async def test_what_is_owed_to_a_name_of_the_past_arrives_until_it_is_dropped(side, linked) -> None:
+    link, events = linked
+    assert link.send(Channel.SHELL, body(0))
+    async with asyncio.timeout(20):
+        old, *_ = await side.sockets[Channel.SHELL].recv_multipart()
+    link.renew(b"new", keep=True)
+    assert link.send(Channel.SHELL, body(1))
+    async with asyncio.timeout(20):
+        new, *_ = await side.sockets[Channel.SHELL].recv_multipart()
+    assert old != new == b"new"
+    for name, n in ((old, 10), (new, 11)):
+        await side.sockets[Channel.SHELL].send_multipart([name, *body(n)])
+        await events.until(lambda n=n: (Channel.SHELL, body(n)) in events.messages)
+    link.drop_former()
+    assert link.send(Channel.SHELL, body(2)), "and requests go on"
+
+
+async def test_a_name_of_another_process_is_received_for(side) -> None:
+    heir = Recorder()
+    link = KernelLink(side.endpoints, heir)
+    link.receive_for(b"of the dead")
+    try:
+        async with asyncio.timeout(20):
+            while not heir.messages:  # the kernel does not know the name before its handshake
+                await side.sockets[Channel.STDIN].send_multipart([b"of the dead", *body(5)])
+                await asyncio.sleep(0)
+        assert heir.messages[0] == (Channel.STDIN, body(5))
+    finally:
+        link.close()
 
 
 async def test_an_accepted_connection_on_stdin_is_no_handshake() -> None:

@@ -28,6 +28,9 @@ class Recorder:
     def on_connected(self, channel) -> None:
         self.heard.append(f"connected {channel}")
 
+    def on_gone(self, channel) -> None:
+        self.heard.append(f"gone {channel}")
+
     def on_disconnected(self, channel) -> None:
         self.heard.append(f"disconnected {channel}")
 
