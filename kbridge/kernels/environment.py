@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from kbridge.errors import InvalidRequest
+from kbridge.kernels.launchable import is_passable
 
 __all__ = ["innermost_directory", "kernel_environment", "working_dir"]
 
@@ -99,7 +100,7 @@ def working_dir(root: Path, path: str | None, env: Mapping[str, Any] | None = No
     Raises
     ------
     InvalidRequest
-        If `path` is no string.
+        If `path` is not a string, or no file could have it.
     """
     if path is None:
         wished = env.get("KERNEL_WORKING_DIR") if isinstance(env, Mapping) else None
@@ -114,6 +115,8 @@ def working_dir(root: Path, path: str | None, env: Mapping[str, Any] | None = No
         raise InvalidRequest("path is not a string")
     if "\0" in path:
         return root
+    if not is_passable(path):
+        raise InvalidRequest("path holds a lone surrogate")
     return innermost_directory(root, os.path.normpath(f"{root}/{path.lstrip('/')}"))
 
 

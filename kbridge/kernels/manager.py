@@ -30,6 +30,7 @@ from kbridge.kernels.culling import to_cull, to_verify
 from kbridge.kernels.environment import working_dir
 from kbridge.kernels.interrupt import interrupt_by_message
 from kbridge.kernels.kernel import BridgeKernel
+from kbridge.kernels.launchable import check_launchable
 from kbridge.kernels.opening import OpeningTable
 from kbridge.kernels.records import Standing
 from kbridge.kernels.tasks import in_thread
@@ -267,6 +268,7 @@ class BridgeKernelManager(OpeningTable):
         environment = self._environment(env)
         if session_name:
             environment["JPY_SESSION_NAME"] = session_name
+        check_launchable(name, spec.argv, {**environment, **spec.env})
         if kernel_id is None:
             kernel_id = self.new_kernel_id()
         elif not isinstance(kernel_id, str) or not _KERNEL_ID.fullmatch(kernel_id):

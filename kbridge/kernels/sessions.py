@@ -10,7 +10,7 @@ import asyncio
 import uuid
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 from weakref import WeakValueDictionary
 
 from kbridge.errors import InvalidRequest, KernelNotFound, SessionNotFound
@@ -18,6 +18,9 @@ from kbridge.kernels.ledger import Ledger
 from kbridge.kernels.records import SessionRecord
 
 __all__ = ["Kernels", "Sessions"]
+
+# A kernel gets the name of its document in a variable, of which Linux takes 128 KiB.
+_LONGEST: Final = 16_384
 
 
 class Kernels(Protocol):
@@ -262,6 +265,8 @@ def _fields(body: object) -> dict[str, Any]:
             raise InvalidRequest(f"{name.replace('_', '.')} is not a string")
         if value and not _is_text(value):
             raise InvalidRequest(f"{name.replace('_', '.')} is not text")
+        if value and len(value) > _LONGEST:
+            raise InvalidRequest(f"{name.replace('_', '.')} has more than {_LONGEST} characters")
     return fields
 
 

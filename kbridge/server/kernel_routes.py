@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from kbridge.errors import InvalidRequest
+from kbridge.kernels.launchable import is_passable
 from kbridge.server.handlers import ApiHandler, expect
 from kbridge.server.services import Model
 
@@ -24,7 +25,7 @@ def env_of(body: Model) -> dict[str, str] | None:
     for name, value in env.items():
         if not isinstance(name, str) or not isinstance(value, str):
             raise InvalidRequest("env is not an object of strings")
-        if not name or "=" in name or "\0" in name or "\0" in value:
+        if not name or "=" in name or not is_passable(name) or not is_passable(value):
             raise InvalidRequest("env holds a name or value that no environment can hold")
         found[name] = value
     return found

@@ -68,9 +68,10 @@ def test_working_dir(tmp_path: Path, path, expected):
     assert working_dir(tmp_path, path) == tmp_path / expected
 
 
-def test_a_path_is_a_string(tmp_path: Path):
+@pytest.mark.parametrize("path", [5, "a/\ud800"])
+def test_a_path_is_text_that_a_file_may_have(tmp_path: Path, path):
     with pytest.raises(InvalidRequest, match="path"):
-        working_dir(tmp_path, 5)  # type: ignore[arg-type]
+        working_dir(tmp_path, path)
 
 
 @pytest.mark.parametrize(

@@ -273,3 +273,16 @@ async def test_bad_bodies(sessions, kernels, body, reason):
     with pytest.raises(InvalidRequest, match=reason):
         await sessions.create(body)
     assert not kernels.starts
+
+
+@pytest.mark.parametrize("field", ["path", "name", "type"])
+async def test_a_name_that_no_variable_could_hold_is_refused(sessions, kernels, field):
+    model = await sessions.create(NOTEBOOK)
+    for request in (
+        sessions.create({**NOTEBOOK, field: "x" * 100_000}),
+        sessions.patch(model["id"], {field: "x" * 100_000}),
+    ):
+        with pytest.raises(InvalidRequest, match=f"{field} has more than 16384 characters"):
+            await request
+    assert sessions.get(model["id"]) == model
+    assert len(kernels.starts) == 1
