@@ -9,7 +9,6 @@ variable is unset where the setting is a number; elsewhere it is a value, as in 
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -305,11 +304,15 @@ def translate(config: Config) -> Config:
 
 def nearest_variable(name: str) -> str:
     """Return a question for the name that was probably meant, or an empty string."""
+    import difflib  # needed for mistakes only
+
     near = difflib.get_close_matches(name, [variable.name for variable in VARIABLES], n=1)
     return f" (did you mean {near[0]}?)" if near else ""
 
 
 def _nearest(name: str) -> str:
+    import difflib
+
     names = {trait.partition(".")[2]: trait for trait in reversed(_TRAITS)}
     near = difflib.get_close_matches(name, names, n=1)
     return f" (did you mean {names[near[0]]}?)" if near else ""

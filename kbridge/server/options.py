@@ -7,7 +7,6 @@ ends the start instead, with the name that was probably meant.
 
 from __future__ import annotations
 
-import difflib
 import importlib
 from collections.abc import Generator, Iterable, Sequence
 from pathlib import Path
@@ -209,22 +208,24 @@ def _unknown_in(
     owner: type[Configurable], content: Config, classes: dict[str, type[Configurable]]
 ) -> list[str]:
     traits = owner.class_trait_names(config=True)
-    here = {trait: f"{owner.__name__}.{trait}" for trait in traits}
+    return [
+        f"there is no setting {owner.__name__}.{name}{_hint(name, owner, classes)}"
+        for name, value in content.items()
+        # A nested section is for objects below this one.
+        if name not in traits and not (name[:1].isupper() and isinstance(value, Config))
+    ]
+
+
+def _hint(name: str, owner: type[Configurable], classes: dict[str, type[Configurable]]) -> str:
     everywhere = {
         trait: f"{cls.__name__}.{trait}"
-        for cls in classes.values()
+        for cls in (*classes.values(), owner)
         for trait in cls.class_trait_names(config=True)
     }
-    found = []
-    for name, value in content.items():
-        if name in traits or (name[:1].isupper() and isinstance(value, Config)):
-            continue  # a nested section is for objects below this one
-        if name in everywhere:
-            near = f" (did you mean {everywhere[name]}?)"
-        else:
-            near = _nearest(name, here) or _nearest(name, everywhere)
-        found.append(f"there is no setting {owner.__name__}.{name}{near}")
-    return found
+    if name in everywhere:
+        return f" (did you mean {everywhere[name]}?)"
+    here = {trait: f"{owner.__name__}.{trait}" for trait in owner.class_trait_names(config=True)}
+    return _nearest(name, here) or _nearest(name, everywhere)
 
 
 def _bases(cls: type[Any]) -> list[type[Configurable]]:
@@ -266,6 +267,8 @@ def _provisioner(section: str) -> type[Configurable] | None:
 
 
 def _nearest(name: str, known: dict[str, str]) -> str:
+    import difflib  # needed for mistakes only
+
     near = difflib.get_close_matches(name, known, n=1)
     return f" (did you mean {known[near[0]]}?)" if near else ""
 
