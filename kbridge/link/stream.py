@@ -64,7 +64,11 @@ class SocketStream:
         SocketStream or None
             None where that cannot be: with TLS, in mid-write, or where descriptors have run out.
         """
-        if type(stream) is not IOStream or stream.writing() or stream.socket is None:
+        if (
+            not (type(stream) is IOStream or getattr(stream, "plain", False))
+            or stream.writing()
+            or stream.socket is None
+        ):
             return None
         try:
             sock = stream.socket.dup()

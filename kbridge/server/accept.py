@@ -70,6 +70,10 @@ class Acceptor:
         for sock in self._sockets:
             self._resume(sock)
 
+    def charge(self, seconds: float) -> None:
+        """Take the next connection this much later."""
+        self._toll.charge(seconds)
+
     def stop(self) -> None:
         """Close the sockets; may be called twice."""
         sockets, self._sockets = self._sockets, []

@@ -14,6 +14,7 @@ from tornado import httputil, web
 from tornado.log import app_log
 
 from kbridge.errors import Forbidden, HubClosed, KbridgeError
+from kbridge.server.heads import Meter, meter_of
 from kbridge.server.logs import scrub, shown_uri
 from kbridge.server.policy import Asked, Via, parse_authorization
 from kbridge.server.services import Services, services_of
@@ -123,13 +124,19 @@ class AccessMixin(ErrorsMixin):
         Whether the resource is open to those without a token.
     via : Via or None
         How the client proved itself; None where it did not, and did not have to.
+    meter : Meter or None
+        Measures what strangers cost.
     """
 
     public: ClassVar[bool] = False
     via: Via | None = None
+    meter: Meter | None = None
 
     def prepare(self) -> None:
         """Let the request in, or raise `Forbidden` or `HubClosed`."""
+        self.meter = meter_of(self.request)
+        if self.meter is not None:
+            self.meter.begin()
         decision = self.services.access.decide(self.asked(), public=self.public)
         if not decision.allowed:
             raise Forbidden(decision.reason)
@@ -140,6 +147,13 @@ class AccessMixin(ErrorsMixin):
             # Without the token a connection has one request, see `kbridge.server.guard`.
             self.keeps_connection = True
             self.clear_header("Connection")
+            if self.meter is not None:
+                self.meter.stop()
+
+    def on_finish(self) -> None:
+        """Add up what answering a stranger has cost."""
+        if self.meter is not None:
+            self.meter.end()
 
     def options(self, *_: str, **__: str) -> None:
         """Answer a CORS preflight; the headers are set already."""
@@ -157,8 +171,7 @@ class AccessMixin(ErrorsMixin):
 def asked_of(request: httputil.HTTPServerRequest, cookie_name: str) -> Asked:
     """Read from a request what the decision about it needs."""
     tokens = request.query_arguments.get("token", [b""])
-    cookie = request.cookies.get(cookie_name)
-    xsrf = request.cookies.get(XSRF_COOKIE)
+    cookies = _cookies(request.headers, cookie_name, XSRF_COOKIE)
     # Websocket clients of before RFC 6455 send their Origin under another name.
     origin = request.headers.get("Origin", request.headers.get("Sec-Websocket-Origin"))
     return Asked(
@@ -169,7 +182,21 @@ def asked_of(request: httputil.HTTPServerRequest, cookie_name: str) -> Asked:
         fetch_site=request.headers.get("Sec-Fetch-Site"),
         authorization=parse_authorization(request.headers.get("Authorization")),
         query_token=tokens[-1],
-        cookie=cookie.value if cookie is not None else "",
+        cookie=cookies[cookie_name],
         xsrf_header=request.headers.get("X-Xsrftoken", ""),
-        xsrf_cookie=xsrf.value if xsrf is not None else "",
+        xsrf_cookie=cookies[XSRF_COOKIE],
     )
+
+
+def _cookies(headers: httputil.HTTPHeaders, *names: str) -> dict[str, str]:
+    """Return the values of some cookies, empty where there is none; the last one counts.
+
+    Tornado would make an object for each cookie that the browser has for this host.
+    """
+    found = dict.fromkeys(names, "")
+    for header in headers.get_list("Cookie"):
+        for cookie in header.split(";"):
+            name, _, value = cookie.partition("=")
+            if (name := name.strip()) in found:
+                found[name] = value.strip().strip('"')
+    return found

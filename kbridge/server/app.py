@@ -34,6 +34,7 @@ from kbridge.kernels.registry import secrets_of
 from kbridge.private import prepare_directory
 from kbridge.server import checks, command_line, kg
 from kbridge.server.checks import checked
+from kbridge.server.heads import DEFAULT_COUNT
 from kbridge.server.logs import SafeFormatter, hide
 from kbridge.server.options import CheckedApp
 
@@ -204,6 +205,12 @@ class KbridgeApp(checks.Checks, CheckedApp):
         64 << 10,
         min=1024,
         help="Maximum size of a request's first line and headers together, in bytes.",
+    ).tag(config=True)
+    max_header_count = Integer(
+        DEFAULT_COUNT,
+        min=16,
+        help="""Headers that a request may have, cookies among them, and parameters in its URL: so
+        many of each. Beyond that it is answered with 431 or 414 before it is read.""",
     ).tag(config=True)
     min_open_files_limit = Integer(
         65536,

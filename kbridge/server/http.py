@@ -20,7 +20,7 @@ from typing import Any, Final
 
 from tornado import httputil
 from tornado.httpserver import HTTPServer
-from tornado.iostream import IOStream, SSLIOStream
+from tornado.log import access_log
 from tornado.netutil import ssl_wrap_socket
 
 from kbridge.flow.complaints import Complaints
@@ -28,6 +28,7 @@ from kbridge.link.timer import PeriodicTimer
 from kbridge.server.accept import Acceptor
 from kbridge.server.access import asked_of
 from kbridge.server.guard import Guard, GuardLimits
+from kbridge.server.heads import DEFAULT_COUNT, GuardedStream, GuardedTLSStream, HeadLimits
 from kbridge.server.lobby import Lobby, ReadAhead
 from kbridge.server.logs import log_answer
 from kbridge.server.policy import Decision
@@ -42,6 +43,10 @@ STRANGERS_BODY: Final = 16 << 10
 _LINGER: Final = 64 << 20
 _LINGER_STRANGER: Final = 1 << 20
 _DIGITS: Final = 18
+# Of the loop's time, requests without the token get at most one part in so many. The first
+# milliseconds of each are paid for by the lobby's toll, or by the acceptor's.
+_SHARE: Final = 3
+_PREPAID: Final = 0.003
 
 
 class GuardedServer(HTTPServer):
@@ -57,6 +62,8 @@ class GuardedServer(HTTPServer):
     log : logging.Logger
     max_body_size : int
         For those who have shown the token.
+    max_header_count : int
+        See `HeadLimits`.
     **options
         Tornado's.
     """
@@ -69,10 +76,11 @@ class GuardedServer(HTTPServer):
         limits: GuardLimits,
         log: logging.Logger,
         max_body_size: int,
+        max_header_count: int = DEFAULT_COUNT,
         **options: Any,
     ) -> None:
         """Set up; Tornado's servers have no `__init__` of their own."""
-        self.guard: Guard[IOStream] = Guard(limits)
+        self.guard: Guard[GuardedStream] = Guard(limits)
         self._log = log
         self._complaints: dict[str, Complaints] = {}
         self._acceptor: Acceptor | None = None
@@ -81,6 +89,7 @@ class GuardedServer(HTTPServer):
         idle = 2 * max(limits.keep_alive_timeout, limits.request_timeout)
         door = _Door(application, services, self.guard, self._proved, max_body_size)
         super().initialize(door, idle_connection_timeout=idle, **options)
+        self._heads = HeadLimits(self.conn_params.max_header_size, max_header_count)
         pause = max(0.05, min(1.0, limits.request_timeout / 4))
         self._sweeper = PeriodicTimer(self._sweep, pause)
 
@@ -111,17 +120,17 @@ class GuardedServer(HTTPServer):
         super().on_close(server_conn)
         self.guard.gone(server_conn.stream)
 
-    def on_hang_up(self, stream: IOStream) -> None:
+    def on_hang_up(self, stream: Any) -> None:
         """Forget a connection that has ended before its request was whole."""
         self.guard.gone(stream)
 
     def _connected(self, connection: socket.socket, address: Any) -> None:
         lobby, ahead, context = self._lobby, None, self.ssl_options
-        stream: IOStream
+        stream: GuardedStream
         if context is None:
             if lobby is not None:
                 connection = ahead = ReadAhead.take_over(connection)
-            stream = IOStream(connection, max_buffer_size=self.max_buffer_size)
+            stream = GuardedStream(connection, max_buffer_size=self.max_buffer_size)
         else:
             try:
                 wrapped = ssl_wrap_socket(
@@ -130,7 +139,8 @@ class GuardedServer(HTTPServer):
             except OSError:  # it has hung up already
                 connection.close()
                 return
-            stream = SSLIOStream(wrapped, max_buffer_size=self.max_buffer_size)
+            stream = GuardedTLSStream(wrapped, max_buffer_size=self.max_buffer_size)
+        self._watch(stream, address)
         surplus = self.guard.came(stream, time.monotonic())
         if lobby is None or ahead is None:
             self.handle_stream(stream, address)
@@ -141,11 +151,30 @@ class GuardedServer(HTTPServer):
             "others came while it had not shown the token; see max_unauthenticated_connections",
         )
 
+    def _watch(self, stream: GuardedStream, address: Any) -> None:
+        """Limit the heads that a stream may bring, and charge for what its requests cost."""
+        meter, charged = stream.meter, _PREPAID
+
+        def on_cost() -> None:
+            nonlocal charged
+            surplus = _SHARE * meter.spent - charged
+            gate = self._lobby or self._acceptor
+            if surplus > 0 and gate is not None:
+                charged += surplus
+                gate.charge(surplus)
+
+        def on_refused(status: int, message: str) -> None:
+            where = address[0] if isinstance(address, tuple) else "unix socket"
+            access_log.warning("%d (%s): %s", status, where, message)
+
+        stream.limits, stream.on_refused, meter.report = self._heads, on_refused, on_cost
+
     def _is_crowded(self) -> bool:
         return self._lobby is not None and self._lobby.crowded
 
-    def _proved(self, stream: IOStream) -> None:
+    def _proved(self, stream: GuardedStream) -> None:
         self.guard.proved(stream, time.monotonic())
+        stream.meter.stop()
         if self._lobby is not None:
             self._lobby.let_in(stream)
 
@@ -160,7 +189,7 @@ class GuardedServer(HTTPServer):
             late, "it sent no whole request in time; see request_timeout and keep_alive_timeout"
         )
 
-    def _end(self, streams: list[IOStream], why: str) -> None:
+    def _end(self, streams: list[GuardedStream], why: str) -> None:
         for stream in streams:
             self.guard.gone(stream)
             if self._lobby is not None:
@@ -178,8 +207,8 @@ class _Door(httputil.HTTPServerConnectionDelegate):
         self,
         application: httputil.HTTPServerConnectionDelegate,
         services: Services,
-        guard: Guard[IOStream],
-        proved: Callable[[IOStream], None],
+        guard: Guard[GuardedStream],
+        proved: Callable[[GuardedStream], None],
         max_body_size: int,
     ) -> None:
         self.application = application
@@ -191,7 +220,7 @@ class _Door(httputil.HTTPServerConnectionDelegate):
     def start_request(
         self, server_conn: Any, request_conn: httputil.HTTPConnection
     ) -> httputil.HTTPMessageDelegate:
-        stream: IOStream = server_conn.stream
+        stream: GuardedStream = server_conn.stream
         if not self.guard.awaits(stream, time.monotonic()):
             stream.close()
         inner = self.application.start_request(server_conn, request_conn)
@@ -202,7 +231,11 @@ class _Request(httputil.HTTPMessageDelegate):
     """One request, judged when its headers have come."""
 
     def __init__(
-        self, door: _Door, stream: IOStream, connection: Any, inner: httputil.HTTPMessageDelegate
+        self,
+        door: _Door,
+        stream: GuardedStream,
+        connection: Any,
+        inner: httputil.HTTPMessageDelegate,
     ) -> None:
         self._door = door
         self._stream = stream
@@ -237,7 +270,9 @@ class _Request(httputil.HTTPMessageDelegate):
             headers.pop("Expect", None)  # nobody is to go on
             self._refuse()
             return None
-        return self._inner.headers_received(start_line, headers)
+        routed = self._inner.headers_received(start_line, headers)
+        self._stream.meter.end()  # it began before the head was parsed
+        return routed
 
     def data_received(self, chunk: bytes) -> Awaitable[None] | None:
         self._left -= len(chunk)
@@ -255,7 +290,10 @@ class _Request(httputil.HTTPMessageDelegate):
             self._stream.close()
             return
         self._door.guard.works(self._stream)
+        if self._decision.via is None:
+            self._stream.meter.begin()
         self._inner.finish()
+        self._stream.meter.end()
 
     def on_connection_close(self) -> None:
         if not self._refused:
@@ -286,7 +324,7 @@ class _Request(httputil.HTTPMessageDelegate):
             door.services.access, self._request.headers.get("Origin"), preflight=False
         )
         lines += [f"{name}: {value}" for name, value in cors.items()]
-        log_answer(self._request, status)
+        log_answer(self._request, status, message)
         if self._stream.closed():  # it was made to go for another, or the client went
             return
         self._stream.write("\r\n".join([*lines, "", ""]).encode() + body)

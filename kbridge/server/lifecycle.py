@@ -159,6 +159,7 @@ class Server:
             xheaders=self._app.trust_xheaders,
             max_body_size=self._app.max_body_size,
             max_header_size=self._app.max_header_size,
+            max_header_count=self._app.max_header_count,
             # A websocket's message must fit in the stream's buffer, and the next one's beginning.
             max_buffer_size=self._app.websocket_max_message_size + _BUFFER_MARGIN,
         )

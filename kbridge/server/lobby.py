@@ -37,7 +37,7 @@ LOOKS: Final = 32
 # takes a sixth of the loop at the most.
 _LOOK: Final = 0.001 / LOOKS
 _TURN: Final = 8
-# Refusing a request takes a millisecond.
+# Refusing a request takes a millisecond. One that takes more is charged for, see `Lobby.charge`.
 _REQUEST: Final = 0.003
 # What Tornado takes for the end of a head, without the carriage return that may be before it.
 _ENDS: Final = (b"\n\r\n", b"\n\n")
@@ -176,6 +176,10 @@ class Lobby:
             self._last = None
             self._entering.refund()
             self._go_in()
+
+    def charge(self, seconds: float) -> None:
+        """Let the next request in this much later: one before it was expensive."""
+        self._entering.charge(seconds)
 
     def close(self) -> None:
         """Close all who wait; may be called twice."""

@@ -38,6 +38,11 @@ class Toll:
         self._before = self._paid
         self._paid += self._price * count
 
+    def charge(self, seconds: float) -> None:
+        """Note that something done before costs this many seconds more; `refund` keeps them."""
+        self._paid += seconds
+        self._before += seconds
+
     def refund(self) -> None:
         """Take back what was paid last; it may be called twice."""
         self._paid = min(self._paid, self._before)

@@ -40,3 +40,13 @@ def test_the_last_payment_can_be_taken_back_once() -> None:
     toll.refund()
     toll.refund()
     assert toll.wait(10.0) == 1.0
+
+
+def test_what_costs_more_is_charged_and_not_refunded() -> None:
+    toll = Toll(1.0, at_once=1)
+    toll.free(10.0)
+    toll.pay()
+    toll.charge(4.0)
+    assert toll.wait(10.0) == 4.0
+    toll.refund()
+    assert toll.wait(10.0) == 3.0
