@@ -1,4 +1,4 @@
-"""A server of this user's, asked to end: over HTTP, with the token from its runtime file."""
+"""Asking a server of this user over HTTP: where it is and its token are in its runtime file."""
 
 from __future__ import annotations
 
@@ -6,19 +6,21 @@ import http.client
 import json
 import socket
 import ssl
+from collections.abc import Mapping
 from typing import Any
 
-__all__ = ["ask_to_end"]
+__all__ = ["ask_to_end", "open_connection"]
 
 _TIMEOUT_S = 5.0
+_EVERYWHERE = {"*": "127.0.0.1", "": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104
 
 
-def ask_to_end(info: dict[str, Any]) -> str:
+def ask_to_end(info: Mapping[str, Any]) -> str:
     """Send `POST /api/shutdown` to the server that a runtime file describes.
 
     Parameters
     ----------
-    info : dict
+    info : mapping
         The runtime file. Its address must mean the same here as there.
 
     Returns
@@ -27,11 +29,10 @@ def ask_to_end(info: dict[str, Any]) -> str:
         Empty if the server agreed, or else why it did not.
     """
     try:
-        connection = _connection(info)
+        connection = open_connection(info, _own_context(info), _TIMEOUT_S)
         try:
             token = str(info.get("token") or "")
-            # Always allowed, whatever names the server is known by.
-            headers = {"Host": "127.0.0.1", "Content-Type": "application/json"}
+            headers = {"Content-Type": "application/json"}
             if token:
                 headers["Authorization"] = f"token {token}"
             connection.request("POST", f"{info['base_url']}api/shutdown", "{}", headers)
@@ -51,18 +52,24 @@ def _reason(status: int, body: bytes) -> str:
         return f"it answered {status}"
 
 
-def _connection(info: dict[str, Any]) -> http.client.HTTPConnection:
-    if info["sock"]:
-        return _UnixConnection(str(info["sock"]), _context(info))
-    host = str(info["hostname"])
-    host = "127.0.0.1" if host in ("*", "", "0.0.0.0", "::") else host  # noqa: S104
-    port, context = int(info["port"]), _context(info)
-    if context is None:
-        return http.client.HTTPConnection(host, port, timeout=_TIMEOUT_S)
-    return http.client.HTTPSConnection(host, port, timeout=_TIMEOUT_S, context=context)
+def open_connection(
+    info: Mapping[str, Any], context: ssl.SSLContext | None, timeout: float
+) -> http.client.HTTPConnection:
+    """Return a connection to the server that a runtime file describes, not connected yet.
+
+    Parameters
+    ----------
+    info : mapping
+        The runtime file.
+    context : ssl.SSLContext, optional
+        For TLS; None for plain HTTP.
+    timeout : float
+        Seconds for each step.
+    """
+    return _Connection(info, context, timeout)
 
 
-def _context(info: dict[str, Any]) -> ssl.SSLContext | None:
+def _own_context(info: Mapping[str, Any]) -> ssl.SSLContext | None:
     """Return a context that trusts the server's own certificate and nothing else."""
     if not info["secure"]:
         return None
@@ -73,18 +80,27 @@ def _context(info: dict[str, Any]) -> ssl.SSLContext | None:
     return context
 
 
-class _UnixConnection(http.client.HTTPConnection):
-    def __init__(self, path: str, context: ssl.SSLContext | None) -> None:
-        super().__init__("localhost", timeout=_TIMEOUT_S)
-        self._path = path
+class _Connection(http.client.HTTPConnection):
+    """A connection to a server on this machine: TCP or a unix socket, with TLS or without."""
+
+    def __init__(
+        self, info: Mapping[str, Any], context: ssl.SSLContext | None, timeout: float
+    ) -> None:
+        # The name is always allowed as Host, whatever names the server is known by.
+        super().__init__("127.0.0.1", timeout=timeout)
+        self._info = info
         self._context = context
 
     def connect(self) -> None:
-        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        sock.settimeout(self.timeout)
-        try:
-            sock.connect(self._path)
-            self.sock = sock if self._context is None else self._context.wrap_socket(sock)
-        except BaseException:
-            sock.close()
-            raise
+        info = self._info
+        if info.get("sock"):
+            self.sock = socket.socket(socket.AF_UNIX)
+            self.sock.settimeout(self.timeout)
+            self.sock.connect(str(info["sock"]))
+        else:
+            host = str(info["hostname"])
+            self.sock = socket.create_connection(
+                (_EVERYWHERE.get(host, host), int(info["port"])), self.timeout
+            )
+        if self._context is not None:
+            self.sock = self._context.wrap_socket(self.sock)

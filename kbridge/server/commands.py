@@ -110,7 +110,13 @@ class StopApp(_Command):
 def is_near(info: dict[str, Any], here: Place) -> bool:
     """Return True if a server's process id or its address means the same here as there."""
     there = Place.of(info) or here
-    return there.shares_processes(here) or there.shares_network(here) or bool(info["sock"])
+    return there.shares_processes(here) or can_be_asked(info, here)
+
+
+def can_be_asked(info: dict[str, Any], here: Place) -> bool:
+    """Return True if a server's address means the same here as there."""
+    there = Place.of(info) or here
+    return bool(info["sock"]) or there.shares_network(here)
 
 
 def end_server(info: dict[str, Any], here: Place) -> str:
@@ -123,7 +129,7 @@ def end_server(info: dict[str, Any], here: Place) -> str:
     """
     there = Place.of(info)
     problem = "it is in another network namespace"
-    if there is not None and (info["sock"] or there.shares_network(here)):
+    if there is not None and can_be_asked(info, here):
         problem = ask_to_end(info)
         if not problem:
             return ""

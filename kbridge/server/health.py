@@ -7,7 +7,6 @@ health check needs no options of its own.
 from __future__ import annotations
 
 import http.client
-import socket
 import ssl
 import sys
 from collections.abc import Mapping
@@ -15,7 +14,9 @@ from typing import Any
 
 from traitlets import Float
 
-from kbridge.server.commands import _Command, names_of, say
+from kbridge.server.asking import open_connection
+from kbridge.server.commands import _Command, can_be_asked, names_of, say
+from kbridge.server.runtime import Place
 
 __all__ = ["HealthApp", "check"]
 
@@ -38,7 +39,9 @@ class HealthApp(_Command):
         super().start()
         if len(self.extra_args) > 1:
             sys.exit("usage: kbridge health [PORT|SOCKET]")
-        servers = self.servers()
+        here = Place.here()
+        # Containers may share the directory, and no others' servers can be asked from here.
+        servers = [s for s in self.servers() if can_be_asked(s, here)]
         if self.extra_args:
             servers = [s for s in servers if self.extra_args[0] in names_of(s)]
         if not servers:
@@ -62,12 +65,15 @@ def check(info: Mapping[str, Any], timeout: float) -> str:
         Seconds to wait for its answer.
     """
     where = info.get("sock") or info["url"]
-    connection = _Connection(info, timeout)
+    connection = open_connection(info, _context(info), timeout)
+    shaken_hands = False
     try:
-        connection.request("GET", f"{info['base_url']}api", headers={"Host": "localhost"})
+        connection.connect()
+        shaken_hands = bool(info.get("secure"))
+        connection.request("GET", f"{info['base_url']}api")
         status = connection.getresponse().status
     except (OSError, http.client.HTTPException) as error:
-        if connection.greeted and info.get("client_certificates"):
+        if shaken_hands and info.get("client_certificates"):
             return ""  # it is up, and asks for a certificate that we do not have
         return f"{where}: {error or type(error).__name__}"
     finally:
@@ -75,30 +81,14 @@ def check(info: Mapping[str, Any], timeout: float) -> str:
     return "" if status == 200 else f"{where}: HTTP status {status}"
 
 
-class _Connection(http.client.HTTPConnection):
-    """A connection to a server on this machine: TCP or a unix socket, with TLS or without."""
+def _context(info: Mapping[str, Any]) -> ssl.SSLContext | None:
+    """Return a context for TLS, if there is any.
 
-    def __init__(self, info: Mapping[str, Any], timeout: float) -> None:
-        super().__init__("localhost", timeout=timeout)
-        self._info = info
-        self.greeted = False  # the server's half of the TLS handshake has arrived
-
-    def connect(self) -> None:
-        info = self._info
-        if info.get("sock"):
-            self.sock = socket.socket(socket.AF_UNIX)
-            self.sock.settimeout(self.timeout)
-            self.sock.connect(info["sock"])
-        else:
-            host = info["hostname"]
-            everywhere = {"*": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104
-            self.sock = socket.create_connection(
-                (everywhere.get(host, host), info["port"]), self.timeout
-            )
-        if info.get("secure"):
-            # Whose certificate it is does not matter: it is asked whether the server answers.
-            context = ssl.create_default_context()
-            context.check_hostname = False
-            context.verify_mode = ssl.CERT_NONE
-            self.sock = context.wrap_socket(self.sock)
-            self.greeted = True
+    Whose certificate it is does not matter: the question is whether the server answers.
+    """
+    if not info.get("secure"):
+        return None
+    context = ssl.create_default_context()
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    return context

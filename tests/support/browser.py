@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager, contextmanager
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tests.support.require import require
 
@@ -48,8 +48,11 @@ def served(directory: Path) -> Iterator[str]:
 
 
 @asynccontextmanager
-async def chromium_page() -> AsyncIterator[Page]:
-    """Open an empty page; faults that its scripts do not catch fail the test."""
+async def chromium_page(**options: Any) -> AsyncIterator[Page]:
+    """Open an empty page; faults that its scripts do not catch fail the test.
+
+    Options are those of `Browser.new_context`.
+    """
     executable = require("chromium", "playwright")
     from playwright.async_api import async_playwright
 
@@ -58,7 +61,8 @@ async def chromium_page() -> AsyncIterator[Page]:
         browser = await playwright.chromium.launch(
             executable_path=executable, args=_ARGUMENTS, headless=True
         )
-        page = await browser.new_page()
+        context = await browser.new_context(**options)
+        page = await context.new_page()
         page.on("pageerror", lambda error: faults.append(str(error)))
         try:
             yield page

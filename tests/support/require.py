@@ -18,6 +18,7 @@ __all__ = ["lack", "require"]
 _PROGRAMS = {
     "chromium": ("chromium", "chromium-browser", "google-chrome"),
     "faketime": ("faketime",),
+    "nginx": ("nginx", "/usr/sbin/nginx"),
     "node": ("node",),
     "npm": ("npm",),
     "ssh": ("ssh",),
@@ -28,6 +29,7 @@ _PROGRAMS = {
 _ADVICE = {
     "chromium": "install Debian's chromium, or set KBRIDGE_CHROMIUM to a Chromium or Chrome",
     "faketime": "install faketime",
+    "nginx": "install nginx-light",
     "node": "install Node 20 or later",
     "npm": "install npm",
     "ssh": "install openssh-client",
