@@ -11,10 +11,12 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import itertools
 import logging
-from collections.abc import Callable, Iterable, Iterator
+import time
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from functools import partial
-from typing import Any
+from typing import Any, Final
 
 from tornado.websocket import WebSocketClosedError
 
@@ -38,6 +40,12 @@ OUTGOING = (
 
 INCOMING = ("handle_incoming_message",)
 """What a message from the client passes."""
+
+_TURN: Final = 0.02
+"""Seconds for which messages are handed over before others on the event loop have their turn."""
+
+_LOOK_AFTER: Final = 16
+"""How many messages go between two looks at the clock."""
 
 _LOST = "a message was lost in a method of a subclass"
 
@@ -104,7 +112,12 @@ class HookedClient:
 
     def _hand_over(self, rest: Iterator[tuple[int, bytes]]) -> bool:
         written = True
-        for opcode, payload in rest:
+        until = time.monotonic() + _TURN
+        for count, (opcode, payload) in enumerate(rest):
+            if count % _LOOK_AFTER == _LOOK_AFTER - 1 and time.monotonic() > until:
+                rest = itertools.chain([(opcode, payload)], rest)
+                self._wait_for(asyncio.sleep(0), rest)
+                return False
             if opcode == frames.PING:
                 written = self._link.write(frames.ping(payload))
                 continue
@@ -116,13 +129,16 @@ class HookedClient:
                 self._log.exception(_LOST)
                 continue
             if inspect.isawaitable(waiting):
-                self._waiting = asyncio.ensure_future(waiting)
-                self._waiting.add_done_callback(partial(self._go_on, rest))
+                self._wait_for(waiting, rest)
                 return False
         return written and self._link.write(b"")
 
+    def _wait_for(self, waiting: Awaitable[Any], rest: Iterator[tuple[int, bytes]]) -> None:
+        self._waiting = asyncio.ensure_future(waiting)
+        self._waiting.add_done_callback(partial(self._go_on, rest))
+
     def _go_on(self, rest: Iterator[tuple[int, bytes]], done: asyncio.Future[Any]) -> None:
-        """Hand over the rest, after an override that is a coroutine: one at a time."""
+        """Hand over the rest, after an override that is a coroutine, or the turn of others."""
         if done.cancelled() or isinstance(done.exception(), WebSocketClosedError):
             return
         if done.exception() is not None:

@@ -55,13 +55,12 @@ class JupyterHubs(HubTable):
         kernel : jupyter_client.KernelManager
             Its manager.
         """
-        for watch in list(self._watches.values()):
-            if watch.gone:
-                self._on_gone(watch)
         kernel_id = str(kernel.kernel_id)
         known = self._watches.get(kernel_id)
-        if known is not None:
+        if known is not None and not known.gone:
             return known.hub
+        if known is not None:  # of another kernel that had the same id
+            self._on_gone(known)
         # What begins here outlives the request in whose context we are, and must not hold it.
         return contextvars.Context().run(self._open_and_watch, kernel_id, kernel)
 

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from tornado.websocket import WebSocketClosedError
 
+from kbridge.connection import hooks
 from kbridge.connection.hooks import HookedClient, overridden
 from kbridge.hub.settings import HubSettings
 from kbridge.link.memory import MemoryClient
@@ -92,6 +93,32 @@ def test_it_is_closed_as_its_websocket_is(desk) -> None:
     assert desk.client.closed
     assert desk.link.closed_with == (1001, "the kernel was shut down")
     assert not desk.write(stream("late"))
+
+
+async def test_a_slow_hook_leaves_others_their_turn(monkeypatch) -> None:
+    monkeypatch.setattr(hooks, "_TURN", -1.0)  # it is over when it is looked at first
+    desk = Desk()
+    told = asyncio.Event()
+    desk.client.on_writable = told.set
+    count = 3 * hooks._LOOK_AFTER
+    assert not desk.write(*(stream(str(i)) for i in range(count))), "the hub is to wait"
+    turns = []
+    while not told.is_set():
+        turns.append(len(desk.got))
+        await asyncio.sleep(0)
+    assert turns[0] == hooks._LOOK_AFTER - 1
+    assert texts(desk.link) == [str(i) for i in range(count)]
+    desk.client.abandon()
+
+
+async def test_what_waits_for_its_turn_is_dropped_with_the_websocket(monkeypatch) -> None:
+    monkeypatch.setattr(hooks, "_TURN", -1.0)
+    desk = Desk()
+    desk.write(*(stream(str(i)) for i in range(3 * hooks._LOOK_AFTER)))
+    desk.client.abandon()
+    for _ in range(10):
+        await asyncio.sleep(0)
+    assert len(desk.got) == hooks._LOOK_AFTER - 1
 
 
 async def test_behind_hooks_a_flood_waits_in_the_journal() -> None:

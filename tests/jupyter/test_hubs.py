@@ -84,13 +84,23 @@ async def test_a_kernel_that_goes_takes_its_hub_along_and_nothing_is_left(hubs, 
     assert not hubs.links[1].closed
 
 
-async def test_the_next_websocket_finds_what_is_left_of_kernels_that_went(hubs, kernels) -> None:
+async def test_what_is_left_of_kernels_that_went_is_found(hubs, kernels) -> None:
     one = hubs.open_for(kernels["one"])
     kernel = kernels.pop("one")
-    hubs.open_for(kernels["two"])
+    await until(lambda: one.closed)
     assert hubs.get("one") is None
     assert kernel.listeners() == 0
-    await until(lambda: one.closed)
+
+
+async def test_a_websocket_costs_the_same_however_many_kernels_there_are(hubs, kernels) -> None:
+    for number in range(40):
+        kernels[f"kernel {number}"] = FakeKernel(f"kernel {number}")
+    asked = []
+    for kernel in list(kernels.values()) * 2:
+        before = kernels.asked
+        hubs.open_for(kernel)
+        asked.append(kernels.asked - before)
+    assert max(asked) <= 2, asked
 
 
 async def test_another_kernel_under_the_same_id_has_a_hub_of_its_own(hubs, kernels) -> None:
