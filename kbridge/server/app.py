@@ -354,7 +354,16 @@ class KbridgeApp(checks.Checks, CheckedApp):
             self.log.warning("%s", warning)
 
     async def prepare(self, kernels: BridgeKernelManager) -> None:
-        """Do what is to be done before anybody is served: nothing here."""
+        """Check what the settings name, before anybody is served.
+
+        Raises
+        ------
+        KbridgeError
+            If a setting names a kernelspec or a directory that is not there.
+        """
+        from kbridge.kernels.checks import check_settings
+
+        await check_settings(kernels)
 
     def listening(self, url: str) -> None:
         """Do what is to be done once clients are served at `url`: nothing here."""

@@ -16,6 +16,7 @@ from kbridge.kernels.attached import (
     parse_connection_file,
     read_connection_file,
 )
+from kbridge.kernels.checks import check_settings
 from kbridge.server.app import KbridgeApp
 
 if TYPE_CHECKING:
@@ -96,6 +97,7 @@ class AttachApp(KbridgeApp):
         TunnelError
             If there is no way through ssh.
         """
+        await check_settings(kernels, starts_kernels=False)
         names = list(self.kernel_names)
         try:
             for argument in self.extra_args:

@@ -272,7 +272,8 @@ def test_a_start_that_fails_ends_no_kernel(server: LastingServer) -> None:
     server.crash()
     failing = server.launch("--pool=nosuchkernel=1")
     assert failing.wait(TIMEOUT) == 1
-    assert server.said("There is no kernelspec 'nosuchkernel'") == 1
+    assert server.said("There is no kernelspec 'nosuchkernel', which BridgeKernelManager.pool") == 1
+    assert server.said("serves kernels at") == 1, "the start ended before its banner"
     server.start()
     assert ids(server) == {kernel_id}
 

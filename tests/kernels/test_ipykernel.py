@@ -50,7 +50,10 @@ class ClientHub:
 
     async def evaluate(self, expression: str) -> str:
         reply = await self.request(
-            "execute_request", {"code": "", "user_expressions": {"x": expression}}, timeout=LOUD
+            "execute_request",
+            # ipykernel 6.29 leaves a request without `silent` unanswered.
+            {"code": "", "silent": False, "user_expressions": {"x": expression}},
+            timeout=LOUD,
         )
         return reply.content.decode()
 
@@ -96,7 +99,7 @@ async def test_start_seed_interrupt_restart_shutdown(
     assert "42" in await hub.evaluate("a + 1")
 
     code = "import time; print('sleeping', flush=True); time.sleep(600)"
-    message = hub.client.session.msg("execute_request", {"code": code})
+    message = hub.client.session.msg("execute_request", {"code": code, "silent": False})
     hub.client.shell_channel.send(message)
     async with asyncio.timeout(LOUD):
         while (await hub.client.get_iopub_msg())["msg_type"] != "stream":

@@ -1,0 +1,109 @@
+"""Settings that name a kernelspec or a directory, checked before a server serves anybody."""
+
+from __future__ import annotations
+
+import asyncio
+import difflib
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Protocol
+
+from jupyter_client.kernelspec import NATIVE_KERNEL_NAME
+
+from kbridge.errors import InvalidRequest, KernelspecNotFound, KernelStartError
+from kbridge.kernels.settings import KernelSettings
+from kbridge.kernels.specs import Specs
+
+__all__ = ["check_settings"]
+
+_CLASS = "BridgeKernelManager"
+
+
+class _Kernels(Protocol):
+    """What is checked: a `BridgeKernelManager`."""
+
+    default_kernel_name: str
+    specs: Specs
+
+
+async def check_settings(kernels: _Kernels, *, starts_kernels: bool = True) -> None:
+    """End a start whose settings cannot work.
+
+    Parameters
+    ----------
+    kernels : BridgeKernelManager
+    starts_kernels : bool
+        Clients are to start kernels: at least one kernelspec has to be there.
+
+    Raises
+    ------
+    KernelspecNotFound
+        If a setting names a kernelspec that is not installed, or none is installed at all.
+    KernelStartError
+        If a kernelspec that a setting names cannot be read.
+    InvalidRequest
+        If `attach_dir` is not a directory.
+    """
+    assert isinstance(kernels, KernelSettings)
+    attach_dir = kernels.attach_dir
+    if attach_dir and not await asyncio.to_thread(_is_directory, attach_dir):
+        raise InvalidRequest(f"{_CLASS}.attach_dir: {attach_dir!r} is not a directory")
+    installed = sorted(await kernels.specs.get_all_specs())
+    for name, setting in _named(kernels):
+        await _check(name, setting, installed, kernels.specs)
+    default = kernels.default_kernel_name
+    if kernels.force_kernel_name or default.lower() in installed:
+        return
+    if default != NATIVE_KERNEL_NAME:
+        await _check(default, "default_kernel_name", installed, kernels.specs)
+    elif not starts_kernels:
+        return
+    elif installed:
+        kernels.log.warning(
+            "There is no kernelspec %r, so requests that name none fail: install ipykernel, or set"
+            " %s.default_kernel_name to one of: %s",
+            default,
+            _CLASS,
+            _listing(installed),
+        )
+    elif not attach_dir:
+        raise KernelspecNotFound(
+            "There is no kernelspec at all, so no kernel can be started: install a kernel where"
+            " this server runs (pip install ipykernel), or see `jupyter kernelspec list` and"
+            " JUPYTER_PATH"
+        )
+
+
+def _is_directory(path: str) -> bool:
+    return Path(path).expanduser().is_dir()
+
+
+def _named(kernels: KernelSettings) -> Iterable[tuple[str, str]]:
+    """Yield the kernelspecs that settings name, with the setting."""
+    if kernels.force_kernel_name:
+        yield kernels.force_kernel_name, "force_kernel_name"
+        return
+    for name in kernels.pool:
+        yield name, "pool"
+
+
+async def _check(name: str, setting: str, installed: list[str], specs: Specs) -> None:
+    where = f"{_CLASS}.{setting}"
+    found = NATIVE_KERNEL_NAME if name == "python" else name
+    try:
+        await specs.get_kernel_spec(found)
+    except KeyError:  # NoSuchKernel is one
+        near = difflib.get_close_matches(name.lower(), installed, n=1)
+        meant = f" (did you mean {near[0]!r}?)" if near else ""
+        raise KernelspecNotFound(
+            f"There is no kernelspec {name!r}, which {where} names{meant}."
+            f" Installed: {_listing(installed)}"
+        ) from None
+    except Exception as error:  # whatever is wrong with a kernel.json
+        reason = f"The kernelspec {name!r}, which {where} names, cannot be read: {error}"
+        raise KernelStartError(reason) from error
+
+
+def _listing(installed: list[str]) -> str:
+    shown = ", ".join(installed[:20])
+    return shown + (", ..." if len(installed) > 20 else "") if installed else "none"
