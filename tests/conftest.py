@@ -10,6 +10,9 @@ import pytest
 from tests.support.dialects import CODECS
 from tests.support.require import require
 from tests.support.server import PEER, Server
+from tests.support.signals import reset_ignored_signals
+
+reset_ignored_signals()
 
 ServerFactory = Callable[..., Server]
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 
 import pytest
 from _pytest.outcomes import Failed, Skipped
@@ -73,3 +75,16 @@ def test_legacy_is_as_jupyter_server_reads_it() -> None:
     read = deserialize_binary_message(frame)
     assert read["content"] == MESSAGE["content"]
     assert [bytes(b) for b in read["buffers"]] == [b"\x00\xff", b"1"]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no shell that ignores signals")
+def test_ignored_signals_are_reset() -> None:
+    tell = (
+        "import signal; from tests.support.signals import reset_ignored_signals as reset\n"
+        "print(reset(), signal.getsignal(signal.SIGINT) is signal.default_int_handler, reset())"
+    )
+    ignoring = ["/bin/sh", "-c", 'trap "" INT HUP; exec "$@"', "sh"]
+    done = subprocess.run(
+        [*ignoring, sys.executable, "-c", tell], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "['SIGINT', 'SIGHUP'] True []"

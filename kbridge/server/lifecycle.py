@@ -65,6 +65,10 @@ async def serve(app: KbridgeApp) -> None:
     for number in _SIGNALS:
         if signal.getsignal(number) is not signal.SIG_IGN:  # nohup asked for that
             _handle(loop, number, on_signal)
+        elif number in (signal.SIGINT, signal.SIGTERM):
+            # Ignored by the shell that started this server in the background. Processes inherit
+            # that, but not a handler: kernels can be interrupted.
+            signal.signal(number, _do_nothing)
     server.on_shutdown = stop.set
     stopping = asyncio.create_task(stop.wait())
     # A seed notebook may take its time to come: a signal must not wait for it.
@@ -82,6 +86,10 @@ async def serve(app: KbridgeApp) -> None:
         await asyncio.wait({opening, stopping})
         failed = not opening.cancelled() and opening.exception() is not None
         await server.aclose(hurry, keep=failed or not app.shutdown_kernels_on_exit)
+
+
+def _do_nothing(*_: object) -> None:
+    """Handle a signal that is to have no effect."""
 
 
 def _handle(

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import json
+import signal
+import sys
 import uuid
+from collections.abc import Callable
 
+import psutil
 import pytest
 
 from tests.support.client import KernelClient, attach
-from tests.support.server import Server, gone
+from tests.support.server import _COMMAND, Server, gone
 from tests.support.waiting import eventually
 
 pytestmark = pytest.mark.kernel
@@ -112,3 +117,34 @@ async def test_an_unknown_kernel(server: Server) -> None:
     reply = await server.call("GET", f"/api/kernels/{uuid.uuid4()}/channels")
     assert reply.status == 404
     assert set(reply.json()) >= {"reason", "message"}
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no shell that ignores signals")
+async def test_kernels_of_a_server_in_the_background_can_be_interrupted(
+    new_server: Callable[..., Server],
+) -> None:
+    """A shell without job control starts what ends in `&` with SIGINT ignored."""
+    ignoring = ["/bin/sh", "-c", 'trap "" INT; exec "$@"', "sh"]
+    server = new_server(command=[*ignoring, *_COMMAND])
+    told = (
+        "import signal; print(signal.getsignal(signal.SIGINT), flush=True);"
+        " open('told', 'w').close()"
+    )
+    spec = server.home / "data" / "kernels" / "teller" / "kernel.json"
+    spec.parent.mkdir()
+    argv = [sys.executable, "-c", f"{told}; signal.pause()", "{connection_file}"]
+    spec.write_text(json.dumps({"argv": argv, "display_name": "teller", "language": "python"}))
+    kernel_id = server.start_kernel("teller")
+    process = psutil.Process(
+        next(p.pid for p, path in server.started() if kernel_id in path and p.is_running())
+    )
+    eventually((server.home / "told").exists, "the kernel has told its handler")
+    log = server.home / "runtime" / f"kernel-{kernel_id}.log"
+    assert "default_int_handler" in eventually(log.read_text, "the kernel's log is written")
+    server.process.send_signal(signal.SIGINT)
+    assert server.request("POST", f"/api/kernels/{kernel_id}/interrupt").status == 204
+    eventually(
+        lambda: "KeyboardInterrupt" in log.read_text() or not process.is_running(), "it ends"
+    )
+    assert server.request("GET", "/api").status == 200, "the server itself ignores the signal"
+    assert server.stop() == 0
