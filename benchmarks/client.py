@@ -1,7 +1,8 @@
 """A websocket client that costs little: a blocking socket and the v1 subprotocol, no library.
 
-It shares no code with kbridge, so that neither server is measured by its own yardstick. It offers
-no compression, sets TCP_NODELAY, answers pings as every browser must, and masks with zeros.
+It shares no code with kbridge, so that neither server is measured by its own yardstick. It calls
+itself a browser, because browsers are paced. It offers no compression, sets TCP_NODELAY, answers
+pings as every browser must, and masks with zeros.
 """
 
 from __future__ import annotations
@@ -100,6 +101,7 @@ class Websocket:
         query: str = "",
         receive_buffer: int = 0,
         offers_v1: bool = True,
+        agent: str = "Mozilla/5.0",
     ) -> None:
         self.session_id = session_id or uuid.uuid4().hex
         self._data = bytearray()
@@ -117,7 +119,7 @@ class Websocket:
             (
                 f"GET /api/kernels/{kernel_id}/channels?session_id={self.session_id}{query} "
                 "HTTP/1.1\r\n"
-                f"Host: {HOST}:{server.port}\r\n"
+                f"Host: {HOST}:{server.port}\r\nUser-Agent: {agent}\r\n"
                 f"Authorization: token {server.token}\r\n"
                 "Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n"
                 "Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n"

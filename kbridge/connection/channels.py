@@ -179,6 +179,15 @@ class ZMQChannelsWebsocketConnection(ConnectionSettings, MessagePipeline, Kernel
         if self._overrides(INFO):
             await self.request_kernel_info()
 
+    def _reads_for_a_page(self) -> bool:
+        """Return True if a browser is at the other end, or a Jupyter Server that stands before one.
+
+        All browsers call themselves Mozilla. Jupyter Server, as the client of a gateway, opens its
+        websockets with Tornado.
+        """
+        agent = self.websocket_handler.request.headers.get("User-Agent", "")
+        return str(agent).startswith(("Mozilla/", "Tornado/"))
+
     def create_stream(self) -> None:
         """Name the kernel's channels; their sockets are the hub's."""
         self.channels = {str(c): HubChannel(self.hub, c, self._submit) for c in Channel}
@@ -202,6 +211,7 @@ class ZMQChannelsWebsocketConnection(ConnectionSettings, MessagePipeline, Kernel
             self.session_id,
             self.since,
             verbatim=isinstance(link, HookedClient),
+            paced=self._reads_for_a_page(),
         )
         done: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         done.set_result(None)

@@ -103,6 +103,10 @@ class Pace:
         self._released = 0  # up to where that has been let go
         self._resume_at: float | None = None
 
+    def horizon_of(self, paced: bool) -> int:
+        """The sequence number before which a reader may read all that it has not yet."""
+        return self.horizon if paced else _OPEN
+
     @property
     def limits(self) -> bool:
         """Whether anything can ever be held back."""

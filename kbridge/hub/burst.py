@@ -126,17 +126,21 @@ class Burst:
         live : int
         """
         journal, now = self._journal, self._clock.monotonic()
-        end = min(journal.next_seq, self._pace.horizon)
+        end = journal.next_seq
         seen: dict[int, tuple[int, float]] = {}
         fastest: Attachment | None = None
         live = 0
         for attachment in self._clients.attachments:
             seq = attachment.place.seq
             since = self._seen.get(attachment.number)
-            if since is None or since[0] != seq or seq >= end:
+            may = min(end, self._pace.horizon_of(attachment.paced))
+            if since is None or since[0] != seq or seq >= may:
                 since = (seq, now)
             seen[attachment.number] = since
             if now - since[1] > PATIENCE:
+                continue
+            if may <= seq < end:  # held back by a limit, and not by its speed
+                self._live_at = -math.inf
                 continue
             live += 1
             if fastest is None or seq > fastest.place.seq:
@@ -145,9 +149,9 @@ class Burst:
         if fastest is not None:
             self._live_at, self._lead = now, fastest.place
         elif seen or now - self._live_at > PATIENCE:
-            return 0, 0, 0
+            return 0, 0, live
         place = self._lead
         if place.seq >= end:
             return 0, 0, live
         behind = journal.appended - place.nbytes if place.nbytes >= 0 else journal.nbytes
-        return min(behind, journal.nbytes), journal.next_seq - place.seq, live
+        return min(behind, journal.nbytes), end - place.seq, live

@@ -88,6 +88,8 @@ class Attachment:
         Whether it has yet to read what others have read long ago.
     verbatim : bool
         Whether it wants each message by itself, however many there are.
+    paced : bool
+        Whether the rate limits hold for it.
     announced : callable
         Is told each status of the kernel that the bridge has announced in the kernel's place.
     """
@@ -105,6 +107,7 @@ class Attachment:
     blocked: bool = False
     lags: bool = False
     verbatim: bool = False
+    paced: bool = True
     announced: Callable[[str], None] | None = None
 
     @property

@@ -88,7 +88,7 @@ class Delivery:
             self._write(attachment, data)
         elif nothing_under_way:
             attachment.delivered = end
-        if end.seq >= min(self._journal.next_seq, self._pace.horizon):
+        if end.seq >= min(self._journal.next_seq, self._pace.horizon_of(attachment.paced)):
             attachment.lags = attachment.blocked
             return False
         return not attachment.blocked

@@ -188,6 +188,7 @@ class Hub:
         since: str = "",
         *,
         verbatim: bool = False,
+        paced: bool = True,
     ) -> Attachment:
         """Add a websocket; what its session has missed is written to it at once.
 
@@ -201,6 +202,8 @@ class Hub:
             Where to begin instead: see `kbridge.hub.since.locate`.
         verbatim : bool
             Whether it wants each message by itself, also when it lags.
+        paced : bool
+            Whether the rate limits of `rate_limit_policy=coalesce` hold for it.
 
         Raises
         ------
@@ -211,7 +214,9 @@ class Hub:
         """
         if self._closed:
             raise HubClosed("the kernel is gone")
-        return self._readers.attach(link, dialect, session_id, since, verbatim=verbatim)
+        return self._readers.attach(
+            link, dialect, session_id, since, verbatim=verbatim, paced=paced
+        )
 
     def heard(self, attachment: Attachment, payload: bytes) -> None:
         """Take a websocket's pong: an acknowledgement, perhaps."""

@@ -108,7 +108,14 @@ class Readers:
         self._stopped = False
 
     def attach(
-        self, link: ClientLink, dialect: Dialect, session_id: str, since: str, *, verbatim: bool
+        self,
+        link: ClientLink,
+        dialect: Dialect,
+        session_id: str,
+        since: str,
+        *,
+        verbatim: bool,
+        paced: bool,
     ) -> Attachment:
         """Add a websocket, and write to it what it is owed.
 
@@ -126,6 +133,7 @@ class Readers:
             start = self._answered.find(journal, session_id) or start
         attachment = self.clients.attach(link, dialect, session_id, start)
         attachment.verbatim = verbatim
+        attachment.paced = paced
         attachment.acknowledges = bool(session_id or since)
         if found is not None:
             if back and since != START and not found.seen:

@@ -101,8 +101,9 @@ class Renderer:
         self._marker = marker
         self._refuse = refuse
         self._joins = joins
-        self._chunks: dict[tuple[Place, int], Chunk] = {}
-        self._behind: OrderedDict[tuple[Place, int], Chunk] = OrderedDict()
+        # By place, size, and whether the pace said where to end.
+        self._chunks: dict[tuple[Place, int, bool], Chunk] = {}
+        self._behind: OrderedDict[tuple[Place, int, bool], Chunk] = OrderedDict()
 
     @property
     def keeps(self) -> bool:
@@ -123,21 +124,21 @@ class Renderer:
         place = attachment.place
         behind = attachment.lags or attachment.dialect is not V1
         size = min(CHUNK, CHUNK_BEHIND) if behind else CHUNK
-        key = (place, size)
+        key = (place, size, attachment.paced)
         kept = self._chunks.get(key) or self._behind.get(key)
         if kept is not None:
             return kept, None
         until = size
         if attachment.lags and place.nbytes > 0:
             until -= place.nbytes % size  # up to the boundary
-        stretch = self._journal.read(place, until, self._pace.horizon)
+        stretch = self._journal.read(place, until, self._pace.horizon_of(attachment.paced))
         if stretch is None:
             return None
         if stretch.gap is None:
             return self._keep(key, Chunk(stretch)), None
         # Those who have no gap there share what follows.
         first = stretch.end.seq - len(stretch.frames)
-        key = (Place(first, first, stretch.end.nbytes - stretch.nbytes), size)
+        key = (Place(first, first, stretch.end.nbytes - stretch.nbytes), size, attachment.paced)
         kept = self._chunks.get(key) or self._behind.get(key)
         if kept is None or kept.stretch.end != stretch.end:
             kept = self._keep(key, Chunk(stretch._replace(gap=None)))
@@ -146,7 +147,8 @@ class Renderer:
     def render(self, chunk: Chunk, gap: Gap | None, attachment: Attachment) -> bytes:
         """Return what to write to a websocket for a chunk."""
         dialect = attachment.dialect
-        joins = self._joins and (attachment.lags or self._pace.late) and not attachment.verbatim
+        late = attachment.lags or (attachment.paced and self._pace.late)
+        joins = self._joins and late and not attachment.verbatim
         number = attachment.client.number
         if number not in chunk.audiences:
             data = self._shared(chunk, dialect, joins, EVERYONE)
@@ -166,7 +168,7 @@ class Renderer:
             frames = [self._translate(f, dialect) for f in frames]
         return frames[0] if len(frames) == 1 else b"".join(frames)
 
-    def _keep(self, key: tuple[Place, int], chunk: Chunk) -> Chunk:
+    def _keep(self, key: tuple[Place, int, bool], chunk: Chunk) -> Chunk:
         if key[1] < CHUNK and chunk.stretch.nbytes <= 2 * CHUNK_BEHIND:
             self._behind[key] = chunk
             if len(self._behind) > _KEPT_BEHIND:

@@ -165,6 +165,27 @@ async def house():
     await made.close()
 
 
+@pytest.mark.parametrize(
+    ("agent", "paced"),
+    [
+        ("Mozilla/5.0 (X11; Linux x86_64; rv:140.0) Gecko/20100101 Firefox/140.0", True),
+        ("Mozilla/5.0 (X11; Linux x86_64) AppleWebKit/537.36 Chrome/140.0 Safari/537.36", True),
+        ("Tornado/6.5", True),
+        ("Python/3.11 websockets/15.0", False),
+        ("python-requests/2.32 (not Mozilla/5.0)", False),
+        ("", False),
+        (None, False),
+    ],
+)
+async def test_pages_are_paced_and_programs_are_not(house, agent, paced) -> None:
+    made, handler = house.make()
+    if agent is not None:
+        handler.request.headers["User-Agent"] = agent
+    await made.prepare()
+    await made.connect()
+    assert made._attachment.paced is paced
+
+
 # -- names and settings ---------------------------------------------------------------------
 
 

@@ -67,13 +67,22 @@ def read(rig: Rig, client) -> None:
     rig.hub.on_drained()
 
 
+async def read_all(rig: Rig, client) -> None:
+    """Read on, until all that there is has come."""
+    client.resume()
+    attachment = next(a for a in rig.hub._readers.clients.attachments if a.link is client)
+    async with asyncio.timeout(60):
+        while attachment.place.seq < rig.hub.journal.next_seq:  # noqa: ASYNC110  # its turns
+            await asyncio.sleep(0)
+
+
 async def test_a_slow_reader_alone_loses_nothing(rig) -> None:
     client, _ = stalled(rig)
     for n in range(60):
         show(rig, 2 * n, 2 * n + 1)
         read(rig, client)
     assert rig.hub.journal.nbytes > 2 * LIMIT
-    client.resume()
+    await read_all(rig, client)
     assert shown(client) == list(range(120))
     assert texts(client) == []
     rig.hub.on_drained()
@@ -85,7 +94,7 @@ async def test_beyond_the_burst_limit_the_oldest_is_dropped_and_a_marker_says_so
     client, _ = stalled(rig)
     show(rig, *range(200))  # 100 MiB
     assert LIMIT + BURST // 2 < rig.hub.journal.nbytes <= LIMIT + BURST
-    client.resume()
+    await read_all(rig, client)
     assert shown(client)[-1] == 199
     assert len(texts(client)) == 1
 
@@ -136,7 +145,7 @@ async def test_a_viewer_that_joins_does_not_take_it_from_who_reads(rig) -> None:
     show(rig, *range(60))
     rig.attach()
     rig.hub.on_drained()
-    client.resume()
+    await read_all(rig, client)
     assert shown(client) == list(range(60))
     rig.hub.on_drained()
     assert rig.hub.journal.spare == 0
@@ -150,6 +159,7 @@ async def test_a_client_that_comes_back_in_time_loses_nothing(rig) -> None:
     rig.clock.now += PATIENCE
     rig.hub.on_drained()
     client, _ = rig.attach("a-session")
+    await read_all(rig, client)
     assert {0, *shown(client)} == set(range(60)), "the first went out before"
     assert texts(client) == []
 
@@ -171,7 +181,7 @@ async def test_without_readers_the_journal_keeps_to_its_limit(rig) -> None:
 async def test_messages_larger_than_the_journal(rig) -> None:
     client, _ = stalled(rig)
     show(rig, *range(5), size=LIMIT + MIB)
-    client.resume()
+    await read_all(rig, client)
     assert shown(client) == list(range(5))
 
 
@@ -212,3 +222,23 @@ def test_an_allowance_is_given_back() -> None:
     assert allowance.ask(2, 0) == 0
     assert allowance.ask(1, 200) == 100
     assert Allowance(-5).ask(1, 10) == 0
+
+
+async def test_who_is_not_paced_may_lag_beside_a_page_that_is() -> None:
+    rig = Rig(
+        HubSettings(
+            journal_limit=LIMIT, history_limit=0, burst_limit=BURST, iopub_data_rate_limit=1000.0
+        )
+    )
+    rig.prove()
+    rig.attach()
+    client = Slow()
+    rig.hub.attach(client, V1, paced=False)
+    for _ in range(200):
+        rig.say(rig.stream("x" * 100_000))
+    assert rig.hub.journal.nbytes > 2 * LIMIT
+    await read_all(rig, client)
+    assert sum(map(len, texts(client))) == 200 * 100_000
+    rig.hub.on_drained()
+    assert rig.hub.journal.nbytes <= LIMIT
+    await rig.hub.aclose()

@@ -1072,6 +1072,18 @@ async def test_state_behind_one_large_text_does_not_wait_for_what_has_gone(make_
     assert kinds(client) == ["stream", "status"]
 
 
+async def test_who_is_not_paced_gets_all_at_once_and_each_message_by_itself(make_rig) -> None:
+    rig = make_rig(limit_rate=True, iopub_data_rate_limit=1000.0, iopub_msg_rate_limit=10.0)
+    rig.prove()
+    page, _ = rig.attach()
+    program, _ = rig.attach(paced=False)
+    said = [f"{n:0100}" for n in range(200)]
+    for text in said:
+        rig.say(rig.stream(text))
+    assert texts(program) == said
+    assert len("".join(texts(page))) < 5000
+
+
 async def test_a_paced_flood_past_the_journals_limit_is_one_marker_a_window_and_exact(
     make_rig,
 ) -> None:

@@ -226,7 +226,7 @@ def attach(
 async def dial(
     url: str, dialect: str = "v1", *, session: str | None = None, **options: Any
 ) -> AsyncIterator[KernelClient]:
-    """Open a websocket; `options` are those of `websockets.connect`."""
+    """Open a websocket as a page does; `options` are those of `websockets.connect`."""
     codec = CODECS[dialect]
     usual: dict[str, Any] = {
         "subprotocols": [codec.subprotocol] if codec.subprotocol else None,
@@ -235,6 +235,7 @@ async def dial(
         "ping_interval": None,
         "compression": None,
         "proxy": None,
+        "user_agent_header": "Mozilla/5.0 (a test)",
     }
     async with connect(url, **{**usual, **options}) as ws:
         assert ws.subprotocol == codec.subprotocol
