@@ -53,6 +53,8 @@ def check_launchable(kernel_name: str, argv: Iterable[Any], env: Mapping[str, An
     for name, value in env.items():
         if not isinstance(value, str):
             raise InvalidRequest(f"The variable {ascii(name)[:80]} is not a string")
+        if not name or "=" in name:
+            raise InvalidRequest(f"{ascii(name)[:80]} is not the name of a variable")
         total += _size(f"{name}={value}", f"The variable {ascii(name)[:80]}")
     most = os.sysconf("SC_ARG_MAX") if hasattr(os, "sysconf") else -1
     if 0 < most < total:

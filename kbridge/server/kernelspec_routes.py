@@ -49,10 +49,19 @@ def spec_model(name: str, spec: Model, root: str, base_url: str) -> Model:
     if root and folder.is_dir():
         logos = sorted(folder.glob("logo-*"))
         for file in (folder / "kernel.js", folder / "kernel.css", *logos):
-            if file.is_file():
+            if file.is_file() and _is_text(file.name):
                 key = file.stem if file.name.startswith("logo-") else file.name
                 resources[key] = f"{base_url}kernelspecs/{quote(name)}/{quote(file.name)}"
     return {"name": name, "spec": spec, "resources": resources}
+
+
+def _is_text(name: str) -> bool:
+    """Return True if a file's name is UTF-8: no URL of ours leads to others."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def spec_models(specs: Mapping[str, Any], base_url: str) -> dict[str, Model]:

@@ -35,6 +35,8 @@ def test_what_the_system_takes(argv, env):
         ([*ARGV, 5], {}, "Argument 4 of the kernelspec 'k' is not a string"),
         ([*ARGV, None], {}, "Argument 4 of the kernelspec 'k' is not a string"),
         (["a\0"], {}, "Argument 0 of the kernelspec 'k' holds a NUL or a lone surrogate"),
+        (ARGV, {"A=B": "x"}, "'A=B' is not the name of a variable"),
+        (ARGV, {"": "x"}, "'' is not the name of a variable"),
         (ARGV, {"A": 5}, "The variable 'A' is not a string"),
         (ARGV, {"A": "\ud800"}, "The variable 'A' holds a NUL or a lone surrogate"),
         (ARGV, {"\ud800": "a"}, r"The variable '\\ud800' holds"),

@@ -41,6 +41,19 @@ async def test_every_resource_that_is_listed_exists(start: Any) -> None:
         assert (await running.ask("GET", path.removeprefix("/b"))).code == 200
 
 
+async def test_a_file_whose_name_is_not_utf8_hides_no_kernelspec(
+    running: Any, tmp_path: Path
+) -> None:
+    before = json.loads((await running.ask("GET", "/api/kernelspecs")).body)
+    try:
+        (tmp_path / "logo-\udcff.png").write_bytes(b"\x89PNG")
+    except OSError:
+        pytest.skip("this file system takes UTF-8 alone")
+    for path in ("/api/kernelspecs", "/api/kernelspecs/fake"):
+        assert (await running.ask("GET", path)).code == 200
+    assert json.loads((await running.ask("GET", "/api/kernelspecs")).body) == before
+
+
 async def test_unknown_kernelspecs(running: Any, error_of: Any) -> None:
     for path in ("/api/kernelspecs/other", "/kernelspecs/other/logo-64x64.png"):
         assert error_of(await running.ask("GET", path))[0] == 404
