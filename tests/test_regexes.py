@@ -22,7 +22,7 @@ from kbridge.flow import coalesce
 from kbridge.kernels import lifecycle, manager, registry
 from kbridge.kernels import logs as kernel_logs
 from kbridge.server import logs, policy, routes
-from kbridge.wire import legacy
+from kbridge.wire import legacy, outline
 
 ROOT = Path(kbridge.__file__).parent
 SLACK = 9.0
@@ -79,6 +79,15 @@ def _legacy(text: str) -> None:
             continue
 
 
+def _outline(text: str) -> None:
+    for raw in ("{" + text, '{"a": ' + text, '{"a": [' + text, '{"a": {"' + text):
+        try:
+            for _ in outline.outline(raw, {"header"}):
+                pass
+        except (ValueError, RecursionError):
+            continue
+
+
 def _route(path: str) -> None:
     for pattern, _ in routes.ROUTES:
         re.fullmatch(pattern, "/api/kernels/" + path)
@@ -128,6 +137,11 @@ _HARD = units(
     "//:",
     "://",
     "{",
+    "[",
+    "{}",
+    "[{",
+    '["',
+    '{"a": ',
     ",",
     '"a": 1, ',
     '"a\\',
@@ -172,17 +186,24 @@ TABLE: dict[str, Case] = {
     "server/policy.py:_ORIGIN": Case(policy._ORIGIN.fullmatch, _HARD),
     "server/policy.py:_AUTHORIZATION": Case(policy.parse_authorization, _HARD),
     "server/routes.py:ROUTES": Case(_route, _HARD),
+    "wire/outline.py:_skip_flat": Case(_outline, _HARD),
+    "wire/outline.py:_skip_text": Case(_outline, _HARD),
+    "wire/outline.py:_skip_scalar": Case(_outline, _HARD),
+    "wire/outline.py:_skip_space": Case(_outline, _HARD),
     "wire/legacy.py:_skip_space": Case(_legacy, _HARD),
     "wire/legacy.py:_plain_key": Case(_legacy, _HARD),
 }
 
 # These see nothing but the operator's own settings and files, and the texts of this package.
 OURS = {
-    "server/app.py:_valid_sock_mode",
-    "server/app.py:_valid_allow_origin_pat",
     "server/reference.py:_meaning",
     "server/reference.py:config_page",
     "server/credentials.py:_HEX",
+    "server/checks.py:_ORIGIN",
+    "server/checks.py:_valid_allow_origin_pat",
+    "server/checks.py:_valid_sock_mode",
+    "server/checks.py:check_host",
+    "server/checks.py:check_origins",
     "server/wiring.py:access_policy",
 }
 
