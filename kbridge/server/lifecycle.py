@@ -32,6 +32,7 @@ from kbridge.server.guard import GuardLimits
 from kbridge.server.http import GuardedServer
 from kbridge.server.logs import hide
 from kbridge.server.runtime import RuntimeFile
+from kbridge.server.terminal import Question, can_ask, say
 from kbridge.server.wiring import Wired, wire
 
 if TYPE_CHECKING:
@@ -53,18 +54,11 @@ async def serve(app: KbridgeApp) -> None:
     """
     loop = asyncio.get_running_loop()
     server = Server(app)
-    stop, hurry = asyncio.Event(), asyncio.Event()
-
-    def on_signal(number: signal.Signals) -> None:
-        if stop.is_set():
-            hurry.set()
-            return
-        app.log.warning("%s: %s", number.name, server.farewell())
-        stop.set()
-
+    signals = _SignalHandler(app, server)
+    stop, hurry = signals.stop, signals.hurry
     for number in _SIGNALS:
         if signal.getsignal(number) is not signal.SIG_IGN:  # nohup asked for that
-            _handle(loop, number, on_signal)
+            _handle(loop, number, signals)
         elif number in (signal.SIGINT, signal.SIGTERM):
             # Ignored by the shell that started this server in the background. Processes inherit
             # that, but not a handler: kernels can be interrupted.
@@ -90,6 +84,43 @@ async def serve(app: KbridgeApp) -> None:
 
 def _do_nothing(*_: object) -> None:
     """Handle a signal that is to have no effect."""
+
+
+class _SignalHandler:
+    """Decides what a signal means: the end, a question first, or that the end is too slow."""
+
+    def __init__(self, app: KbridgeApp, server: Server) -> None:
+        self._app = app
+        self._server = server
+        self._question: Question | None = None
+        self.stop = asyncio.Event()
+        self.hurry = asyncio.Event()
+
+    def __call__(self, number: signal.Signals) -> None:
+        if self.stop.is_set():
+            self.hurry.set()
+            return
+        count = self._server.kernels_that_end()
+        asked, self._question = self._question, None
+        if asked is not None:
+            asked.cancel()
+        elif number is signal.SIGINT and count and not self._app.answer_yes and can_ask():
+            kernels = f"{count} kernel{'' if count == 1 else 's'}"
+            self._question = Question(
+                f"\nShut down this server and {kernels} (y/[n])? Ctrl-C again does. ",
+                lambda: self._end(number),
+                self._go_on,
+            )
+            return
+        self._end(number)
+
+    def _end(self, number: signal.Signals) -> None:
+        self._app.log.info("%s: %s", number.name, self._server.farewell())
+        self.stop.set()
+
+    def _go_on(self) -> None:
+        self._question = None
+        say(f"The server goes on at {self._server.url}\n")
 
 
 def _handle(
@@ -180,6 +211,12 @@ class Server:
             wired.keepalive.start()
         self._announce()
         await wired.kernels.open()
+
+    def kernels_that_end(self) -> int:
+        """Return how many kernels in use would end with this server now."""
+        wired = self._wired
+        stay = not self._app.shutdown_kernels_on_exit
+        return 0 if wired is None or stay else len(wired.kernels.models())
 
     def farewell(self) -> str:
         """What is about to happen at the end, in one sentence."""
@@ -323,9 +360,8 @@ class Server:
             app.log.warning("no token is asked for: %s that reaches %s may run code", who, self.url)
         elif app.token_is_random or sys.stdout.isatty():
             url += f"?token={quote(app.token)}"
-        sys.stdout.write(f"kbridge {__version__} serves kernels at\n    {url}\n")
+        say(f"kbridge {__version__} serves kernels at\n    {url}\n")
         if sys.stdout.isatty():
             kernels = " and its kernels" if app.shutdown_kernels_on_exit else "; kernels stay"
-            sys.stdout.write(f"Ctrl-C stops it{kernels}.\n")
-        sys.stdout.flush()
+            say(f"Ctrl-C stops it{kernels}.\n")
         app.listening(self.url)

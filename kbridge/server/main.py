@@ -8,11 +8,14 @@ from __future__ import annotations
 import os
 import sys
 
+from kbridge.server.terminal import open_streams
+
 __all__ = ["main"]
 
 
 def main(argv: list[str] | None = None) -> None:
     """Run the command line, `sys.argv` by default."""
+    open_streams()
     args = sys.argv[1:] if argv is None else argv
     try:
         if args and args[0] in ("list", "stop"):

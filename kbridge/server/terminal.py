@@ -1,0 +1,95 @@
+"""The terminal that the server was started on, or what stands in its place."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from collections.abc import Callable
+
+__all__ = ["Question", "can_ask", "open_streams", "say"]
+
+_PATIENCE = 5.0  # seconds, as in Jupyter Server
+_NAMES = ("stdin", "stdout", "stderr")
+
+
+def open_streams() -> None:
+    """Open the null device for each of stdin, stdout and stderr that is closed.
+
+    Otherwise the next socket or file would get that number: what any library prints would go to a
+    client, and kernels would inherit it. Call this before anything else is opened.
+    """
+    for number, name in enumerate(_NAMES):
+        try:
+            os.fstat(number)
+        except OSError:
+            # The lowest free number is given out, and the lower ones are open by now.
+            opened = os.open(os.devnull, os.O_RDWR)
+            if opened != number:
+                os.dup2(opened, number)
+                os.close(opened)
+            os.set_inheritable(number, True)
+        if getattr(sys, name) is None:
+            mode = "r" if number == 0 else "w"
+            setattr(sys, name, open(number, mode, closefd=False))  # noqa: SIM115
+            setattr(sys, f"__{name}__", getattr(sys, name))
+
+
+def say(text: str) -> None:
+    """Print to stdout; one that takes nothing (a closed pipe, a full disk) is not used again."""
+    try:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+    except OSError:
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, sys.stdout.fileno())
+        os.close(null)
+
+
+def can_ask() -> bool:
+    """Return True if a human at a terminal can read a question and answer it."""
+    try:
+        # A process in the background would be stopped for reading.
+        return os.isatty(0) and os.isatty(1) and os.tcgetpgrp(0) == os.getpgrp()
+    except (OSError, AttributeError):  # Windows has no process groups of terminals
+        return False
+
+
+class Question:
+    """A question to the terminal that is answered with y or n, or not at all.
+
+    Parameters
+    ----------
+    text : str
+        The question.
+    on_yes, on_no : callable
+        One of them is called, once. No answer within five seconds is a no.
+    """
+
+    def __init__(
+        self, text: str, on_yes: Callable[[], object], on_no: Callable[[], object]
+    ) -> None:
+        self._on_yes = on_yes
+        self._on_no = on_no
+        self._loop = asyncio.get_running_loop()
+        self._loop.add_reader(0, self._on_line)
+        self._timer = self._loop.call_later(_PATIENCE, self._on_silence)
+        say(text)
+
+    def cancel(self) -> None:
+        """Ask no longer; may be called twice."""
+        self._timer.cancel()
+        self._loop.remove_reader(0)
+
+    def _on_line(self) -> None:
+        try:
+            line = os.read(0, 1024)
+        except OSError:
+            line = b""
+        self.cancel()
+        (self._on_yes if line.strip().lower() in (b"y", b"yes") else self._on_no)()
+
+    def _on_silence(self) -> None:
+        self.cancel()
+        say("no answer\n")
+        self._on_no()
