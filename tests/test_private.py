@@ -4,6 +4,8 @@ import os
 import stat
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -179,29 +181,48 @@ import os, sys
 from kbridge.server.app import KbridgeApp
 import kbridge.server.lifecycle
 if os.geteuid() == 0: os.seteuid(65534)  # root may write everywhere
-KbridgeApp.launch_instance(["--port=0"])
+KbridgeApp.launch_instance(["--port=0", *sys.argv[1:]])
 """
 
 
-@pytest.mark.parametrize("there", [True, False], ids=["there", "missing"])
-def test_a_start_without_a_writable_home_names_the_variable(tmp_path: Path, there: bool) -> None:
-    """It used to end in a traceback."""
-    home = tmp_path / "home"
-    runtime = home / ".local" / "share" / "jupyter" / "runtime"
-    (runtime if there else home).mkdir(parents=True)
-    for path in (tmp_path, *tmp_path.rglob("*")):
+def start(home: Path, *args: str, **more: str) -> "subprocess.CompletedProcess[str]":
+    """Start a server whose home cannot be written to."""
+    folders = [home, *home.rglob("*")]
+    for path in folders:
         path.chmod(0o555)
     env = {k: v for k, v in os.environ.items() if not k.startswith(("JUPYTER", "XDG"))}
     done = subprocess.run(
-        [sys.executable, "-c", _START],
-        env={**env, "HOME": str(home)},
+        [sys.executable, "-c", _START, *args],
+        env={**env, "HOME": str(home), **more},
         capture_output=True,
         text=True,
         timeout=120,
     )
-    for path in (tmp_path, *tmp_path.rglob("*")):
+    for path in folders:
         path.chmod(0o755)
-    assert done.returncode == 1
     assert "Traceback" not in done.stderr, done.stderr
+    return done
+
+
+@pytest.fixture
+def home() -> Iterator[Path]:
+    """A directory that other users can reach; pytest's own cannot be."""
+    with tempfile.TemporaryDirectory() as directory:
+        yield Path(directory)
+
+
+@pytest.mark.parametrize("there", [True, False], ids=["there", "missing"])
+def test_a_start_without_a_writable_home_names_the_variable(home: Path, there: bool) -> None:
+    """It used to end in a traceback."""
+    runtime = home / ".local" / "share" / "jupyter" / "runtime"
+    (runtime if there else home).mkdir(parents=True, exist_ok=True)
+    done = start(home)
+    assert done.returncode == 1
     assert "JUPYTER_RUNTIME_DIR" in done.stderr
     assert str(home) in done.stderr
+
+
+def test_a_config_file_that_cannot_be_written_names_the_variable(home: Path) -> None:
+    done = start(home, "--generate-config")
+    assert done.returncode == 1
+    assert "JUPYTER_CONFIG_DIR" in done.stderr

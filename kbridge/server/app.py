@@ -287,6 +287,18 @@ class KbridgeApp(checks.Checks, CheckedApp):
 
         return config_page()
 
+    def write_default_config(self) -> None:
+        """Write the config file, or end with an error that names the setting."""
+        try:
+            super().write_default_config()
+        except OSError as error:
+            self.log.error(
+                "Cannot write the config file: %s. Set the environment variable"
+                " JUPYTER_CONFIG_DIR to a directory that you can write to.",
+                error,
+            )
+            self.exit(1)
+
     def get_default_logging_config(self) -> dict[str, Any]:
         """Return what `logging_config` is merged into: the loggers of everything that logs here."""
         config: dict[str, Any] = super().get_default_logging_config()
