@@ -25,9 +25,12 @@ test: $(VENV)/.dev      ## the whole suite (ARGS="-k wire" narrows it)
 	$(BIN)/python -m pytest -n 2 $(ARGS)
 
 # What touches jupyter_client, ipykernel, jupyter_server, SQLAlchemy, psutil and traitlets: in less than
-# five minutes on two cores. JUPYTER_PLATFORM_DIRS: jupyter_core warns without it.
+# five minutes on two cores. Warnings of the old versions do not count: jupyter_core leaves event loops to
+# the garbage collector and wants JUPYTER_PLATFORM_DIRS, jupyter_client parses dates without a year.
+OLD = -W ignore::ResourceWarning -W ignore::pytest.PytestUnraisableExceptionWarning \
+      -W 'ignore:Parsing dates involving a day:DeprecationWarning'
 test-floors: $(FLOORS)/.floors ## kernel tests with the lowest versions that pyproject.toml allows
-	JUPYTER_PLATFORM_DIRS=1 $(FLOORS)/bin/python -m pytest -n 2 -p no:cacheprovider \
+	JUPYTER_PLATFORM_DIRS=1 $(FLOORS)/bin/python -m pytest -n 2 -p no:cacheprovider $(OLD) \
 	  tests/kernels tests/connect/test_files.py tests/connect/test_mixin.py tests/jupyter/test_connection.py \
 	  tests/server/test_kernelspec_routes.py tests/integration/test_kernel.py $(ARGS)
 

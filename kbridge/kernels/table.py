@@ -28,6 +28,7 @@ from kbridge.kernels.hubs import Hub, Hubs
 from kbridge.kernels.kernel import BridgeKernel
 from kbridge.kernels.settings import KernelSettings
 from kbridge.kernels.specs import Specs
+from kbridge.private import prepare_directory
 
 __all__ = ["KernelTable"]
 
@@ -52,7 +53,8 @@ class KernelTable(KernelSettings, AsyncMultiKernelManager):
     @default("connection_dir")
     def _default_connection_dir(self) -> str:
         path = Path(jupyter_runtime_dir())
-        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if warning := prepare_directory(path):
+            self.log.warning("%s", warning)
         return str(path)
 
     kernel_spec_manager = Instance(KernelSpecManager)

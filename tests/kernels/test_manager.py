@@ -257,6 +257,16 @@ async def test_transport(make_manager, spec, hubs, traits, transport, tmp_path_f
     assert list(directory.iterdir()) == []
 
 
+async def test_the_runtime_directory_is_closed_to_others(hubs, tmp_path, monkeypatch):
+    directory = tmp_path / "run"
+    directory.mkdir()
+    directory.chmod(0o777)
+    monkeypatch.setenv("JUPYTER_RUNTIME_DIR", str(directory))
+    manager = manager_module.BridgeKernelManager(hubs=hubs)
+    assert manager.connection_dir == str(directory)
+    assert stat.S_IMODE(directory.stat().st_mode) & 0o022 == 0
+
+
 async def test_kernel_ip(make_manager, spec, hubs):
     manager = make_manager(kernel_ip="0.0.0.0")
     kernel_id = await manager.start_kernel(spec("s"))
