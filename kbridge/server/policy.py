@@ -245,7 +245,8 @@ class AccessPolicy:
         if via in (Via.HEADER, Via.QUERY) or asked.origin is not None:
             return True  # the Origin was found good before
         if asked.xsrf_cookie and hmac.compare_digest(
-            asked.xsrf_header.encode(), asked.xsrf_cookie.encode()
+            asked.xsrf_header.encode("utf-8", "replace"),
+            asked.xsrf_cookie.encode("utf-8", "replace"),
         ):
             return True
         if asked.fetch_site is not None:
