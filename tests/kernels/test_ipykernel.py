@@ -12,6 +12,7 @@ from nbformat.v4 import new_code_cell, new_notebook
 
 from kbridge.errors import KernelStartError
 from kbridge.wire.message import Channel, Message
+from tests.support.waiting import eventually
 
 pytestmark = pytest.mark.kernel
 
@@ -98,12 +99,13 @@ async def test_start_seed_interrupt_restart_shutdown(
     process = psutil.Process(manager.get_kernel(kernel_id).provisioner.pid)
     assert "42" in await hub.evaluate("a + 1")
 
-    code = "import time; print('sleeping', flush=True); time.sleep(600)"
+    # Told by a file: an interrupt in the midst of a print may be swallowed by what prints.
+    asleep = tmp_path / "asleep"
+    code = f"import time; open({str(asleep)!r}, 'w').close(); time.sleep(600)"
     message = hub.client.session.msg("execute_request", {"code": code, "silent": False})
     hub.client.shell_channel.send(message)
     async with asyncio.timeout(LOUD):
-        while (await hub.client.get_iopub_msg())["msg_type"] != "stream":
-            pass
+        await asyncio.to_thread(eventually, asleep.exists, "the cell runs")
         await manager.interrupt_kernel(kernel_id)
         while (reply := await hub.client.get_iopub_msg())["msg_type"] != "error":
             pass

@@ -179,6 +179,9 @@ async def test_a_reply_and_an_idle_that_are_both_there_are_told_together(
             return sum(parts[-1] == last for _, parts in events.messages)
 
         events.on_drained = lambda at=at_drained, arrived=arrived: at.append(arrived())
+        for channel in (Channel.SHELL, Channel.IOPUB):
+            # A descriptor may still be readable for what ZeroMQ tells itself: ask, and it is not.
+            link._sockets[channel].getsockopt(zmq.EVENTS)
         for channel in (first, *({Channel.SHELL, Channel.IOPUB} - {first})):
             blocking = zmq.Socket.shadow(side.sockets[channel].underlying)
             blocking.send_multipart([ident, *body(turn)])

@@ -1,0 +1,123 @@
+"""Kernels as they are: old ipykernels, and kernels of other languages, each through its whole life.
+
+The first cell after a start or a restart asks a question: an `input_request` is lost for ever when
+the kernel's stdin socket does not know its peer yet.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.client import Execution, KernelClient, attach
+from tests.support.foreign_kernels import KERNELS, ForeignKernel
+from tests.support.lasting import LastingServer
+
+pytestmark = [pytest.mark.kernel, pytest.mark.slow, pytest.mark.timeout(400)]
+
+STARTS = 3
+RESTARTS = 3
+STOPPED = ("error", "abort", "aborted")
+
+
+@pytest.fixture(params=KERNELS)
+def kernel(request: pytest.FixtureRequest) -> ForeignKernel:
+    return KERNELS[request.param]
+
+
+@pytest.fixture
+def server(tmp_path_factory: pytest.TempPathFactory, kernel: ForeignKernel) -> Iterator[Any]:
+    made = LastingServer(tmp_path_factory.mktemp("home"))
+    install(made.home, kernel)
+    made.start()
+    yield made
+    made.assert_clean_log()
+    made.kill()
+
+
+def install(home: Path, kernel: ForeignKernel) -> None:
+    spec = {
+        "argv": kernel.installed(),
+        "display_name": "foreign",
+        "language": "any",
+        "interrupt_mode": kernel.interrupt_mode,
+    }
+    path = home / "data" / "kernels" / "foreign" / "kernel.json"
+    path.parent.mkdir(parents=True)
+    path.write_text(json.dumps(spec))
+
+
+async def first_cell(ws: KernelClient, kernel: ForeignKernel) -> None:
+    """Run the first cell of a new process: it asks a question, where the kernel can."""
+    if not kernel.ask:
+        assert "hello" in (await ws.execute(kernel.say)).text()
+        return
+    msg_id = await ws.start(kernel.ask, allow_stdin=True)
+    [*_, question] = await ws.until(lambda m: m["header"]["msg_type"] == "input_request")
+    assert question["parent_header"]["msg_id"] == msg_id
+    await ws.send("input_reply", {"value": "it"}, channel="stdin", parent=question["header"])
+    done = await ws.finish(msg_id)
+    assert "got it" in done.text()
+    assert done.reply["status"] == "ok"
+
+
+async def said(ws: KernelClient, kernel: ForeignKernel) -> Execution:
+    done = await ws.execute(kernel.say)
+    assert "hello" in done.text(), ws.story()
+    return done
+
+
+async def test_the_life_of_a_kernel(server: LastingServer, kernel: ForeignKernel) -> None:
+    ids = [await start(server) for _ in range(STARTS)]
+    for kernel_id in ids:
+        async with attach(server, kernel_id) as ws:
+            await first_cell(ws, kernel)
+    for kernel_id in ids[1:]:
+        assert (await server.call("DELETE", f"/api/kernels/{kernel_id}")).status == 204
+    kernel_id = ids[0]
+    async with attach(server, kernel_id, session="mine") as ws:
+        await said(ws, kernel)
+        failed = await ws.execute(kernel.fail, stop_on_error=False)
+        assert failed.reply["status"] == "error", ws.story()
+        assert "bad" in json.dumps([m["content"] for m in failed.messages])
+        await interrupted(server, kernel_id, ws, kernel)
+        for _ in range(RESTARTS):
+            reply = await server.call("POST", f"/api/kernels/{kernel_id}/restart")
+            assert reply.status == 200, reply
+            await first_cell(ws, kernel)
+        # Old ipykernels abort what comes within a moment of an error, else.
+        under_way = await ws.start(kernel.loop or kernel.say, stop_on_error=False)
+        await ws.until(lambda m: m["content"].get("text", "").strip() in ("looping", "hello"))
+        server.crash()
+    server.start()
+    async with attach(server, kernel_id, session="mine") as ws:
+        if kernel.loop:
+            await server.call("POST", f"/api/kernels/{kernel_id}/interrupt")
+            assert (await ws.finish(under_way)).reply["status"] in STOPPED
+        await said(ws, kernel)
+        await first_cell(ws, kernel)
+    model = (await server.call("GET", f"/api/kernels/{kernel_id}")).json()
+    assert model["execution_state"] == "idle"
+
+
+async def start(server: LastingServer) -> str:
+    reply = await server.call("POST", "/api/kernels", {"name": "foreign"})
+    assert reply.status == 201, f"{reply}\n{server.tail()}"
+    return str(reply.json()["id"])
+
+
+async def interrupted(
+    server: LastingServer, kernel_id: str, ws: KernelClient, kernel: ForeignKernel
+) -> None:
+    if not kernel.loop:
+        return
+    msg_id = await ws.start(kernel.loop, stop_on_error=False)
+    await ws.until(lambda m: "looping" in m["content"].get("text", ""))
+    reply = await server.call("POST", f"/api/kernels/{kernel_id}/interrupt")
+    assert reply.status == 204, reply
+    assert (await ws.finish(msg_id)).reply["status"] in STOPPED
+    await said(ws, kernel)

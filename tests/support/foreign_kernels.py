@@ -1,0 +1,148 @@
+"""Kernels that are not ours to choose: old ones, and those of other languages.
+
+Each Python one has a virtual environment of its own, made once in `.cache/kernels` (or where
+KBRIDGE_KERNELS says) and used again as long as its requirements are the same.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.support.require import lack
+
+__all__ = ["KERNELS", "ForeignKernel"]
+
+_CACHE = Path(os.environ.get("KBRIDGE_KERNELS") or Path(__file__).parents[2] / ".cache" / "kernels")
+_INSTALL_SECONDS = 300
+
+
+@dataclass(frozen=True)
+class ForeignKernel:
+    """How to install and start a kernel, and how things are said in its language.
+
+    Attributes
+    ----------
+    argv : tuple of str
+        As in kernel.json; `{python}` is the interpreter of its environment.
+    requirements : tuple of str
+        What is installed into its environment; empty if it needs none.
+    program, advice
+        A program that has to be there instead, and how to get it.
+    ask, say, fail, loop : str
+        Cells: print what input() gives, print "hello", fail with "bad", print "looping" and then
+        run for ever. Empty where the kernel cannot.
+    interrupt_mode : str
+        As in kernel.json.
+    """
+
+    argv: tuple[str, ...]
+    requirements: tuple[str, ...] = ()
+    program: str = ""
+    advice: str = ""
+    ask: str = "print('got ' + input('?'))"
+    say: str = "print('hello')"
+    fail: str = "raise ValueError('bad')"
+    loop: str = "import time\nprint('looping', flush=True)\nwhile True: time.sleep(0.01)"
+    interrupt_mode: str = "signal"
+
+    def installed(self) -> list[str]:
+        """Return the argv of the kernel, installed; end the test where that cannot be."""
+        if self.program:
+            where = shutil.which(self.program) or _node_module(self.program)
+            if not where:
+                lack(f"{self.program} is missing: {self.advice}")
+            if self.program == "R" and not _succeeds([where, "--slave", "-e", "library(IRkernel)"]):
+                lack(f"IRkernel is missing: {self.advice}")
+            return [arg.format(program=where, **_KEEP) for arg in self.argv]
+        python = str(_environment(self.requirements))
+        return [arg.format(python=python, **_KEEP) for arg in self.argv]
+
+
+_KEEP = {"connection_file": "{connection_file}"}
+_IPYKERNEL = ("{python}", "-m", "ipykernel_launcher", "-f", "{connection_file}")
+
+KERNELS = {
+    "ipykernel-5.5": ForeignKernel(
+        _IPYKERNEL,
+        ("ipykernel==5.5.6", "jupyter_client<8", "tornado<6.2", "ipython<8", "pyzmq<25"),
+    ),
+    "ipykernel-6.9": ForeignKernel(
+        _IPYKERNEL, ("ipykernel==6.9.2", "jupyter_client<8", "ipython<9", "setuptools<81")
+    ),
+    "ipykernel-6.29": ForeignKernel(_IPYKERNEL, ("ipykernel==6.29.5", "ipython<9")),
+    "bash": ForeignKernel(
+        ("{python}", "-m", "bash_kernel", "-f", "{connection_file}"),
+        ("bash_kernel==0.10.0", "ipykernel==6.29.5", "ipython<9"),
+        ask="",
+        say="echo hello",
+        fail="no_such_command_bad",
+        loop="echo looping; sleep 600",
+    ),
+    "xeus-python": ForeignKernel(
+        ("{python}", "-m", "xpython_launcher", "-f", "{connection_file}"),
+        ("xeus-python==0.19.0",),
+        loop="",  # an interrupt ends its process
+    ),
+    "ir": ForeignKernel(
+        ("{program}", "--slave", "-e", "IRkernel::main()", "--args", "{connection_file}"),
+        program="R",
+        advice="install Debian's r-cran-irkernel",
+        ask="cat('got', readline('?'))",
+        say="cat('hello\\n')",
+        fail="stop('bad')",
+        loop="cat('looping\\n'); flush(stdout()); repeat Sys.sleep(0.01)",
+    ),
+    "deno": ForeignKernel(
+        ("{program}", "jupyter", "--kernel", "--conn", "{connection_file}"),
+        program="deno",
+        advice="npm install --global deno",
+        ask="console.log('got ' + prompt('?'))",
+        say="console.log('hello')",
+        fail="throw new Error('bad')",
+        loop="",
+        interrupt_mode="message",
+    ),
+}
+
+
+def _succeeds(command: list[str]) -> bool:
+    return subprocess.run(command, capture_output=True, timeout=60).returncode == 0
+
+
+def _node_module(program: str) -> str:
+    """Find what npm has installed for everybody, where that is not in the PATH."""
+    npm = shutil.which("npm")
+    if npm is None:
+        return ""
+    prefix = subprocess.run([npm, "prefix", "--global"], capture_output=True, text=True, timeout=60)
+    return shutil.which(program, path=str(Path(prefix.stdout.strip()) / "bin")) or ""
+
+
+def _environment(requirements: tuple[str, ...]) -> Path:
+    """Return the interpreter of an environment, made where there is none yet."""
+    text = "\n".join((*requirements, sys.version))
+    home = _CACHE / hashlib.sha256(text.encode()).hexdigest()[:16]
+    python = home / "bin" / "python"
+    home.parent.mkdir(parents=True, exist_ok=True)
+    with (home.parent / f"{home.name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # of the other worker
+        if (home / "installed").exists():
+            return python
+        shutil.rmtree(home, ignore_errors=True)
+        steps = (
+            [sys.executable, "-m", "venv", str(home)],
+            [*(str(python), "-m", "pip", "--disable-pip-version-check", "-q"), "install"],
+        )
+        for step in (steps[0], [*steps[1], *requirements]):
+            done = subprocess.run(step, capture_output=True, text=True, timeout=_INSTALL_SECONDS)
+            if done.returncode:
+                lack(f"{' '.join(requirements)} cannot be installed: {done.stderr[-500:]}")
+        (home / "installed").touch()
+    return python
