@@ -266,7 +266,9 @@ class Journal:
             if place.frames < first:
                 gap = self._gap(place)
             place = self.after_seq(first - 1) or self.end()
-        stop = ring.reach(place.nbytes + max_bytes, place.seq + 1, horizon)
+        stop = horizon
+        if ring.appended - place.nbytes > max_bytes:
+            stop = ring.reach(place.nbytes + max_bytes, place.seq + 1, horizon)
         frames = ring.frames(place.seq, stop)
         private = self._private(range(place.seq, stop)) if self._audience else {}
         end = Place(stop, stop, ring.offset(stop))

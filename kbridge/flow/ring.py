@@ -4,10 +4,10 @@ Laws of this module:
 
 - to add a frame, and to find a frame's place or the bytes before it, costs the same however many
   frames are held;
-- a lookup by key reads four bytes a frame and no frame.
+- a lookup by key reads eight bytes a frame and no frame.
 
-A key is any number that a caller derives from a frame, such as a hash of its message id. Two frames
-may share a key, so that the caller has to look at what is found.
+A key is any number of 64 bits, with a sign, that a caller derives from a frame, such as a hash of
+its message id. Two frames may share a key, so that the caller has to look at what is found.
 """
 
 from __future__ import annotations
@@ -20,8 +20,7 @@ from typing import Final, NamedTuple
 __all__ = ["Keepsake", "Keepsakes", "Ring"]
 
 _COMPACT_AFTER: Final = 1024  # dead slots at the front of a list before the live ones are moved
-_KEY_BITS: Final = 0xFFFFFFFF
-_KEY_SIZE: Final = 4
+_KEY_SIZE: Final = 8
 
 
 class Ring:
@@ -35,15 +34,17 @@ class Ring:
         The next sequence number; nothing is held if it equals `first`.
     appended : int
         Bytes ever added.
+    dropped : int
+        Bytes added before the oldest frame held.
     """
 
     __slots__ = (
         "_base",
-        "_first_offset",
         "_frames",
         "_keys",
         "_offsets",
         "appended",
+        "dropped",
         "first",
         "next",
     )
@@ -54,14 +55,14 @@ class Ring:
         self.appended = 0
         self._frames: list[bytes] = []
         self._offsets = array("Q")  # bytes added before each frame
-        self._keys = array("I")
+        self._keys = array("q")
         self._base = 0  # sequence number of _frames[0]
-        self._first_offset = 0
+        self.dropped = 0
 
     @property
     def nbytes(self) -> int:
         """Bytes held."""
-        return self.appended - self._first_offset
+        return self.appended - self.dropped
 
     def __len__(self) -> int:
         return self.next - self.first
@@ -72,7 +73,7 @@ class Ring:
         self.next = seq + 1
         self._frames.append(frame)
         self._offsets.append(self.appended)
-        self._keys.append(key & _KEY_BITS)
+        self._keys.append(key)
         self.appended += len(frame)
         return seq
 
@@ -115,7 +116,7 @@ class Ring:
     def drop(self, first: int) -> None:
         """Forget the frames before `first`."""
         start, stop = self.first - self._base, first - self._base
-        self._first_offset = self.offset(first)
+        self.dropped = self.offset(first)
         self.first = first
         if stop - start == 1:
             self._frames[start] = b""
@@ -133,7 +134,7 @@ class Ring:
         del self._offsets[:]
         del self._keys[:]
         self.first = self._base = self.next
-        self._first_offset = self.appended
+        self.dropped = self.appended
 
 
 class Keepsake(NamedTuple):
@@ -154,7 +155,7 @@ class Keepsakes:
 
     def __init__(self) -> None:
         self._items: list[Keepsake | None] = []
-        self._keys = array("I")
+        self._keys = array("q")
         self._head = 0
         self.nbytes = 0
 
@@ -175,7 +176,7 @@ class Keepsakes:
     def append(self, item: Keepsake, key: int) -> None:
         """Add a frame, with a higher number than the last one."""
         self._items.append(item)
-        self._keys.append(key & _KEY_BITS)
+        self._keys.append(key)
         self.nbytes += len(item.frame)
 
     @property
@@ -242,7 +243,7 @@ def _indices(keys: array[int], key: int, start: int) -> Iterator[int]:
     """Give the indices from `start` on at which `key` stands, highest first."""
     # Bytes are searched at a gigabyte a second, an array at a tenth of that.
     data = memoryview(keys)[start:].tobytes()
-    wanted = array("I", [key & _KEY_BITS]).tobytes()
+    wanted = array("q", [key]).tobytes()
     end = len(data)
     while (at := data.rfind(wanted, 0, end)) >= 0:
         if at % _KEY_SIZE == 0:

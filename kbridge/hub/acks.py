@@ -49,14 +49,15 @@ class Acknowledgements:
 
     def written(self, attachment: Attachment) -> None:
         """Note that all that was written has left the process."""
-        if not self._asks(attachment):
+        if not (self.enabled and attachment.acknowledges):
             attachment.delivered = attachment.place
 
     def due(self, attachment: Attachment) -> bool:
         """Whether there is something to ask about, and nothing asked yet."""
         return (
-            self._asks(attachment)
-            and attachment.asked is None
+            attachment.asked is None
+            and self.enabled
+            and attachment.acknowledges
             and attachment.delivered != attachment.place
         )
 
@@ -70,7 +71,7 @@ class Acknowledgements:
 
     def ask(self, attachment: Attachment) -> bytes:
         """The ping to write behind all that was written; empty where none is due."""
-        if not self.due(attachment):
+        if attachment.asked is not None or not self.due(attachment):
             return b""
         attachment.asked = attachment.place
         return ping(self._payload(attachment))
@@ -90,9 +91,6 @@ class Acknowledgements:
         attachment.asked = None
         attachment.mute = False
         return True
-
-    def _asks(self, attachment: Attachment) -> bool:
-        return self.enabled and attachment.acknowledges
 
     def _payload(self, attachment: Attachment) -> bytes:
         assert attachment.asked is not None

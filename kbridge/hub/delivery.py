@@ -7,8 +7,6 @@ from __future__ import annotations
 
 from typing import Final
 
-from kbridge.flow.journal import Journal
-from kbridge.flow.pace import Pace
 from kbridge.hub.acks import Acknowledgements
 from kbridge.hub.clients import Attachment
 from kbridge.hub.rendering import Renderer
@@ -29,10 +27,6 @@ class Delivery:
 
     Parameters
     ----------
-    journal : Journal
-        What to read.
-    pace : Pace
-        How far.
     acks : Acknowledgements
         What asks for what has arrived.
     renderer : Renderer
@@ -44,11 +38,7 @@ class Delivery:
         What was done, ever: bytes read, and a number of bytes for each write.
     """
 
-    def __init__(
-        self, journal: Journal, pace: Pace, acks: Acknowledgements, renderer: Renderer
-    ) -> None:
-        self._journal = journal
-        self._pace = pace
+    def __init__(self, acks: Acknowledgements, renderer: Renderer) -> None:
         self._acks = acks
         self._renderer = renderer
         self.work = 0
@@ -74,21 +64,22 @@ class Delivery:
         if self._acks.full(attachment):
             attachment.lags = True
             return False
-        found = self._renderer.read(attachment)
-        if found is None:
+        portion = self._renderer.next(attachment)
+        if portion is None:
             attachment.lags = False
             return False
-        chunk, gap = found
-        end = chunk.stretch.end
-        data = self._renderer.render(chunk, gap, attachment)
-        nothing_under_way = attachment.delivered == attachment.place
-        attachment.place = end
-        self.work += chunk.stretch.nbytes + _COST
+        data, end, nbytes = portion
+        self.work += nbytes + _COST
         if data:
+            attachment.place = end
             self._write(attachment, data)
-        elif nothing_under_way:
-            attachment.delivered = end
-        if end.seq >= min(self._journal.next_seq, self._pace.horizon_of(attachment.paced)):
+        else:
+            nothing_under_way = attachment.delivered == attachment.place
+            attachment.place = end
+            if nothing_under_way:
+                attachment.delivered = end
+        # Looked at now, because a hook may have made the kernel speak.
+        if end.seq >= self._renderer.stop(attachment):
             attachment.lags = attachment.blocked
             return False
         return not attachment.blocked

@@ -22,7 +22,7 @@ from kbridge.hub.nudge import Nudge
 from kbridge.hub.requests import Requests
 from kbridge.hub.since import SessionIndex
 from kbridge.link.interfaces import RawMessage
-from kbridge.wire.message import Channel, Message, message_key, scan
+from kbridge.wire.message import Channel, Message, message_key, scan, type_and_key
 from kbridge.wire.signing import Signer
 from kbridge.wire.v1 import encode_frame
 from kbridge.wire.zmq import parse
@@ -158,7 +158,7 @@ class Intake:
             )
 
     def _on_iopub(self, msg: Message, now: float, wall: float) -> None:
-        msg_type = msg.msg_type
+        msg_type, key = type_and_key(msg.header)
         if not self._nudge.proven:
             self._note_process(scan(msg.header, "session"))
             self._nudge.heard(welcome=msg_type == "iopub_welcome")
@@ -173,9 +173,7 @@ class Intake:
         self._activity.observe(msg, msg_type, wall)
         verdict = judge(self._policies, msg, msg_type, now)
         if verdict is PASS:
-            seq = self._journal.append(
-                encode_frame(msg), state=msg_type not in LOSABLE, key=message_key(msg.header)
-            )
+            seq = self._journal.append(encode_frame(msg), state=msg_type not in LOSABLE, key=key)
             if self._answered is not None:
                 self._answered.note(msg.parent_header, seq)
             return

@@ -36,6 +36,12 @@ _TURN: Final = 128 << 10
 _AT_ONCE: Final = 2 << 20
 """Bytes that all websockets together are given at once; the others wait for a turn."""
 
+_ASKED_AT_ONCE: Final = 100
+"""Websockets that are asked what has arrived without a break."""
+
+_SLACK: Final = 64
+"""Part of `history_limit` by which the past may exceed it before it is trimmed."""
+
 _FRESH: Final = 1.0
 """Seconds for which chunks are kept for readers that lag."""
 
@@ -96,7 +102,7 @@ class Readers:
             refuse=refuse,
             joins=settings.rate_limit_policy == "coalesce",
         )
-        self._delivery = Delivery(journal, pace, self._acks, self._renderer)
+        self._delivery = Delivery(self._acks, self._renderer)
         # The websockets that have more to read than one turn allows.
         self._waiting: OrderedDict[Attachment, None] = OrderedDict()
         self._turns = turns()
@@ -164,11 +170,12 @@ class Readers:
         again = self._pace.settle(journal.first_seq, journal.next_seq, now)
         if again is not None and self._held is None and not self._stopped:
             self._held = self._loop.call_later(again, self._on_held)
-        end = self._delivery.work + _AT_ONCE
+        delivery, waiting = self._delivery, self._waiting
+        end = delivery.work + _AT_ONCE
         for attachment in self.clients.attachments:  # a hook may detach
-            if attachment.blocked or attachment in self._waiting:
+            if attachment.blocked or (waiting and attachment in waiting):
                 attachment.lags = True
-            elif self._delivery.work < end:
+            elif delivery.work < end:
                 self._pump(attachment)
             else:
                 self._wait(attachment)
@@ -243,7 +250,8 @@ class Readers:
 
     def _trim(self) -> None:
         journal = self._journal
-        if journal.nbytes > journal.history_limit:
+        # Not for every frame: a look at all readers' places costs more than a little memory.
+        if journal.nbytes > journal.history_limit + journal.history_limit // _SLACK:
             journal.trim(self.clients.slowest(self._clock.monotonic(), journal.next_seq))
 
     def _pump(self, attachment: Attachment) -> None:
@@ -254,7 +262,7 @@ class Readers:
             if delivery.work >= end:
                 self._wait(attachment)
                 break
-        if attachment.patience is None and self._acks.full(attachment) and not self._stopped:
+        if attachment.lags and attachment.patience is None and self._acks.full(attachment):
             self._be_patient(attachment, until=PATIENCE)
 
     def _wait(self, attachment: Attachment) -> None:
@@ -290,7 +298,7 @@ class Readers:
         if attachment.patience is not None:
             attachment.patience.cancel()
             attachment.patience = None
-        if until is not None:
+        if until is not None and not self._stopped:
             attachment.patience = self._loop.call_later(until, self._on_mute, attachment)
 
     def _on_mute(self, attachment: Attachment) -> None:
@@ -316,5 +324,11 @@ class Readers:
 
     def _on_asking(self) -> None:
         self._asking = None
+        asked = 0
         for attachment in self.clients.attachments:
-            self._delivery.ask(attachment)
+            if self._acks.due(attachment):
+                self._delivery.ask(attachment)
+                asked += 1
+                if asked >= _ASKED_AT_ONCE and not self._stopped:
+                    self._asking = self._loop.call_later(0, self._on_asking)
+                    return

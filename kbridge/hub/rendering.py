@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable
-from typing import Final, TypeAlias
+from typing import Final, NamedTuple, TypeAlias
 
 from kbridge.errors import KernelMessageError
 from kbridge.flow.coalesce import coalesce
@@ -23,7 +23,7 @@ from kbridge.wire.dialects import V1, Dialect
 from kbridge.wire.frames import frame, payload
 from kbridge.wire.message import Channel, Message
 
-__all__ = ["CHUNK", "CHUNK_BEHIND", "Chunk", "Renderer"]
+__all__ = ["CHUNK", "CHUNK_BEHIND", "Chunk", "Portion", "Renderer"]
 
 CHUNK: Final = 512 << 10
 """Bytes of one write, and so of what a websocket that does not read may hold outside the journal
@@ -39,6 +39,8 @@ _KEPT: Final = 8
 _KEPT_BEHIND: Final = 16
 """The same for readers that lag: two megabytes, what sockets' buffers hold."""
 
+_NONE: Final[frozenset[int]] = frozenset()
+_Kind: TypeAlias = tuple[Dialect, bool, bool, bool]
 _Key: TypeAlias = tuple[str, bool, int, int]
 
 
@@ -65,8 +67,26 @@ class Chunk:
 
     def __init__(self, stretch: Stretch) -> None:
         self.stretch = stretch
-        self.audiences = frozenset(stretch.private.values())
+        self.audiences = frozenset(stretch.private.values()) if stretch.private else _NONE
         self.rendered: dict[_Key, bytes] = {}
+
+
+class Portion(NamedTuple):
+    """What to write to a websocket next.
+
+    Attributes
+    ----------
+    data : bytes
+        Whole frames; empty if all that was read is private to others.
+    end : Place
+        Where the websocket stands then.
+    nbytes : int
+        Bytes that were read.
+    """
+
+    data: bytes
+    end: Place
+    nbytes: int
 
 
 class Renderer:
@@ -104,6 +124,12 @@ class Renderer:
         # By place, size, and whether the pace said where to end.
         self._chunks: dict[tuple[Place, int, bool], Chunk] = {}
         self._behind: OrderedDict[tuple[Place, int, bool], Chunk] = OrderedDict()
+        # What was returned last, and for which readers it is right: most are at one place.
+        self._last: tuple[Place, _Kind, frozenset[int], Portion] | None = None
+
+    def stop(self, attachment: Attachment) -> int:
+        """The sequence number before which a websocket may read all now."""
+        return min(self._journal.next_seq, self._pace.horizon_of(attachment.paced))
 
     @property
     def keeps(self) -> bool:
@@ -113,19 +139,40 @@ class Renderer:
     def forget(self) -> None:
         """Drop the chunks that are kept for readers that keep up; call when all had their turn."""
         self._chunks.clear()
+        self._last = None
 
     def forget_all(self) -> None:
         """Drop all chunks."""
-        self._chunks.clear()
+        self.forget()
         self._behind.clear()
 
-    def read(self, attachment: Attachment) -> tuple[Chunk, Gap | None] | None:
+    def next(self, attachment: Attachment) -> Portion | None:
+        """Return what to write to a websocket next; None if there is nothing."""
+        kind = (attachment.dialect, attachment.lags, attachment.verbatim, attachment.paced)
+        number = attachment.client.number
+        if self._last is not None:
+            place, same, audiences, portion = self._last
+            if attachment.place == place and kind == same and number not in audiences:
+                return portion
+        found = self._read(attachment)
+        if found is None:
+            return None
+        chunk, gap = found
+        data = self._render(chunk, gap, attachment)
+        portion = Portion(data, chunk.stretch.end, chunk.stretch.nbytes)
+        if gap is None and number not in chunk.audiences:
+            self._last = (attachment.place, kind, chunk.audiences, portion)
+        return portion
+
+    def _read(self, attachment: Attachment) -> tuple[Chunk, Gap | None] | None:
         """Return the next chunk for a websocket and the gap before it; None if there is nothing."""
         place = attachment.place
         behind = attachment.lags or attachment.dialect is not V1
         size = min(CHUNK, CHUNK_BEHIND) if behind else CHUNK
         key = (place, size, attachment.paced)
-        kept = self._chunks.get(key) or self._behind.get(key)
+        kept = self._chunks.get(key)
+        if kept is None and behind:
+            kept = self._behind.get(key)
         if kept is not None:
             return kept, None
         until = size
@@ -144,8 +191,7 @@ class Renderer:
             kept = self._keep(key, Chunk(stretch._replace(gap=None)))
         return kept, stretch.gap
 
-    def render(self, chunk: Chunk, gap: Gap | None, attachment: Attachment) -> bytes:
-        """Return what to write to a websocket for a chunk."""
+    def _render(self, chunk: Chunk, gap: Gap | None, attachment: Attachment) -> bytes:
         dialect = attachment.dialect
         late = attachment.lags or (attachment.paced and self._pace.late)
         joins = self._joins and late and not attachment.verbatim

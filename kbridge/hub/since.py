@@ -8,7 +8,7 @@ from kbridge.errors import InvalidRequest
 from kbridge.flow.journal import Journal, Place
 from kbridge.hub.notices import Notices
 from kbridge.wire import v1
-from kbridge.wire.message import id_key, scan
+from kbridge.wire.message import id_keys, scan
 
 __all__ = ["START", "Found", "SessionIndex", "locate"]
 
@@ -91,6 +91,8 @@ class SessionIndex:
 
 
 def _after_id(journal: Journal, msg_id: str) -> Place | None:
-    return journal.after(
-        id_key(msg_id), lambda frame: scan(v1.header_of(frame), "msg_id") == msg_id
-    )
+    def matches(frame: bytes) -> bool:
+        return scan(v1.header_of(frame), "msg_id") == msg_id
+
+    found = (journal.after(key, matches) for key in id_keys(msg_id))
+    return max((place for place in found if place is not None), default=None)

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+import asyncio
+from collections import deque
+from typing import Final, Protocol
 
 from tornado.websocket import WebSocketClosedError
 
 from kbridge.link.timer import PeriodicTimer
 
 __all__ = ["Keepalive", "Pinged"]
+
+_AT_ONCE: Final = 50  # websockets that are pinged without a break: half a millisecond
 
 
 class Pinged(Protocol):
@@ -44,6 +48,7 @@ class Keepalive:
     def __init__(self, interval: float) -> None:
         self.interval = interval
         self._silent: dict[Pinged, bool] = {}
+        self._round: deque[Pinged] = deque()  # who is yet to be pinged
         self._timer = PeriodicTimer(self.beat, interval, jitter=0.1)
 
     def start(self) -> None:
@@ -53,6 +58,7 @@ class Keepalive:
     def stop(self) -> None:
         """End; may be called twice."""
         self._timer.stop()
+        self._round.clear()
 
     def add(self, websocket: Pinged) -> None:
         """Look after a websocket."""
@@ -68,16 +74,28 @@ class Keepalive:
             self._silent[websocket] = False
 
     def beat(self) -> None:
-        """One round."""
-        for websocket, silent in list(self._silent.items()):
-            if silent and websocket.blocked:
-                continue
-            if silent:
-                self.remove(websocket)
-                websocket.close(1011, "no answer to a ping")
-                continue
-            self._silent[websocket] = True
-            try:
-                websocket.ping(b"")
-            except WebSocketClosedError:
-                self.remove(websocket)
+        """Begin a round, unless one is under way."""
+        if not self._round:
+            self._round.extend(self._silent)
+            self._go_on()
+
+    def _go_on(self) -> None:
+        """Ping some websockets, and go on in the loop's next turn if there are more."""
+        for _ in range(min(_AT_ONCE, len(self._round))):
+            self._ping(self._round.popleft())
+        if self._round:
+            asyncio.get_running_loop().call_soon(self._go_on)
+
+    def _ping(self, websocket: Pinged) -> None:
+        silent = self._silent.get(websocket)
+        if silent is None or (silent and websocket.blocked):
+            return
+        if silent:
+            self.remove(websocket)
+            websocket.close(1011, "no answer to a ping")
+            return
+        self._silent[websocket] = True
+        try:
+            websocket.ping(b"")
+        except WebSocketClosedError:
+            self.remove(websocket)

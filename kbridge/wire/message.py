@@ -19,7 +19,16 @@ from typing import Any, NamedTuple, TypeAlias
 
 from kbridge.errors import InvalidMessage
 
-__all__ = ["Buffer", "Channel", "Message", "id_key", "json_object", "message_key", "scan"]
+__all__ = [
+    "Buffer",
+    "Channel",
+    "Message",
+    "id_keys",
+    "json_object",
+    "message_key",
+    "scan",
+    "type_and_key",
+]
 
 Buffer: TypeAlias = bytes | memoryview
 
@@ -147,24 +156,56 @@ def _remembered_id(raw: bytes) -> str:
 
 _ID_FIRST = b'{"msg_id": "'
 _ID_AT = len(_ID_FIRST)
+_THEN_TYPE = b'", "msg_type": "'
+# The usual types of what kernels say.
+_TYPES = {
+    name.encode(): name
+    for name in (
+        "clear_output",
+        "comm_close",
+        "comm_msg",
+        "comm_open",
+        "display_data",
+        "error",
+        "execute_input",
+        "execute_reply",
+        "execute_result",
+        "status",
+        "stream",
+        "update_display_data",
+    )
+}
+
+
+def type_and_key(header: bytes) -> tuple[str, int]:
+    """Return what `Message.msg_type` and `message_key` do, in one reading of the header."""
+    if header[:_ID_AT] == _ID_FIRST:
+        end = header.find(b'"', _ID_AT)
+        start = end + len(_THEN_TYPE)
+        if header[end:start] == _THEN_TYPE and not (b"\\" in header or header.find(b"{", 1) > 0):
+            stop = header.find(b'"', start)
+            raw = header[start:stop]
+            name = _TYPES.get(raw)
+            if name is not None and header.find(b'"msg_type"', stop) < 0:
+                return name, hash(header[_ID_AT:end])
+    return scan(header, "msg_type"), message_key(header)
 
 
 def message_key(header: bytes) -> int:
-    """Return a number by which a message can be found again by its `msg_id`.
-
-    Equal for headers with the same id in this process, however they spell it; headers with
-    different ids may share a key. A header that holds `msg_id` twice may have the key of either.
-    """
+    """Return a number by which a message can be found again by its `msg_id`; see `id_keys`."""
     if header[:_ID_AT] == _ID_FIRST:  # as jupyter_client writes it
-        end = header.find(b'"', _ID_AT)
-        if header.find(b"\\", _ID_AT, end) < 0:
-            return hash(header[_ID_AT:end])
-    return id_key(scan(header, "msg_id"))
+        return hash(header[_ID_AT : header.find(b'"', _ID_AT)])
+    return hash(scan(header, "msg_id").encode("utf-8", "surrogatepass"))
 
 
-def id_key(msg_id: str) -> int:
-    """Return the key of all messages with that id; see `message_key`."""
-    return hash(msg_id.encode("utf-8", "surrogatepass"))
+def id_keys(msg_id: str) -> set[int]:
+    """Return the keys that `message_key` gives to messages of that id, and perhaps to others.
+
+    An id that JSON writers escape may be spelled as it is, or in the two ways of `json`.
+    """
+    texts = [msg_id, *(json.dumps(msg_id, ensure_ascii=only)[1:-1] for only in (True, False))]
+    spellings = [text.encode("utf-8", "surrogatepass") for text in texts]
+    return {hash(part) for each in spellings for part in (each, each.split(b'"')[0])}
 
 
 def json_object(raw: Buffer, what: str) -> dict[str, Any]:

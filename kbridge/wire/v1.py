@@ -40,7 +40,7 @@ _NAMES = {channel: channel.encode() for channel in Channel}
 
 def encode(msg: Message) -> bytes:
     """Encode a message: the payload of a websocket frame."""
-    return b"".join(_pieces(msg)[1])
+    return frames.payload(encode_frame(msg))
 
 
 def encode_frame(msg: Message) -> bytes:
@@ -49,29 +49,19 @@ def encode_frame(msg: Message) -> bytes:
     This is the hot path of the product: each message of each kernel passes once, and is copied
     once.
     """
-    size, pieces = _pieces(msg)
-    return b"".join((frames.header(size, frames.BINARY), *pieces))
-
-
-def _pieces(msg: Message) -> tuple[int, tuple[Buffer, ...]]:
-    """The size of the payload, and what it is made of."""
     channel, header, parent, metadata, content, buffers = msg
     if buffers:
-        return _pieces_with_buffers(msg)
+        size, pieces = _pieces_with_buffers(msg)
+        return b"".join((frames.header(size, frames.BINARY), *pieces))
     name = _NAMES[channel]
     at1 = _START + len(name)
     at2 = at1 + len(header)
     at3 = at2 + len(parent)
     at4 = at3 + len(metadata)
     end = at4 + len(content)
-    return end, (
-        _pack(6, _START, at1, at2, at3, at4, end),
-        name,
-        header,
-        parent,
-        metadata,
-        content,
-    )
+    offsets = _pack(6, _START, at1, at2, at3, at4, end)
+    head = frames.header(end, frames.BINARY)
+    return b"".join((head, offsets, name, header, parent, metadata, content))
 
 
 def _pieces_with_buffers(msg: Message) -> tuple[int, tuple[Buffer, ...]]:

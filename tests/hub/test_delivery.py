@@ -55,7 +55,7 @@ class Desk:
             joins=joins,
         )
         acks = Acknowledgements(0, enabled=False)
-        self.delivery = Delivery(self.journal, pace, acks, self.renderer)
+        self.delivery = Delivery(acks, self.renderer)
 
     def attach(self, session="", dialect=V1):
         client = Watched()

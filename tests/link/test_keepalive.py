@@ -132,3 +132,19 @@ async def test_who_has_yet_to_read_what_is_before_the_ping_is_let_be(keepalive) 
     busy.blocked = False
     keepalive.beat()
     assert len(busy.closed_with) == 1, "and then it is expected to answer"
+
+
+async def test_a_crowd_is_pinged_in_several_turns(keepalive) -> None:
+    peers = [Peer() for _ in range(1_000)]
+    for peer in peers:
+        keepalive.add(peer)
+    keepalive.beat()
+    first = sum(len(peer.pings) for peer in peers)
+    assert 0 < first <= 100
+    keepalive.remove(peers[-1])
+    keepalive.beat()  # while the round is under way
+    async with asyncio.timeout(TIMEOUT):
+        while len(peers[-2].pings) < 1:  # noqa: ASYNC110  # they tell nobody
+            await asyncio.sleep(0)
+    assert [len(peer.pings) for peer in peers] == [1] * 999 + [0]
+    assert not any(peer.closed_with for peer in peers)

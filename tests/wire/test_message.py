@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kbridge.errors import InvalidMessage
-from kbridge.wire.message import json_object, scan
+from kbridge.wire.message import id_keys, json_object, message_key, scan, type_and_key
 from tests.wire.cases import HEADER, MESSAGES, message, raw
 
 
@@ -102,3 +102,43 @@ def test_json_object() -> None:
 def test_json_object_names_the_fault(text: bytes, fault: str) -> None:
     with pytest.raises(InvalidMessage, match=f"content is {fault}"):
         json_object(text, "content")
+
+
+IDS = st.one_of(
+    st.text(max_size=12), st.text('"\\\\/ä\U0001f600', max_size=6), st.sampled_from(["", "a", '"'])
+)
+
+
+@given(IDS, IDS, st.booleans(), st.sampled_from([None, (",", ":")]), st.booleans())
+def test_an_id_has_the_keys_of_all_messages_that_have_it(
+    msg_id, other, ascii_only, separators, first
+) -> None:
+    fields = {"msg_id": msg_id, "msg_type": "stream"}
+    if not first:
+        fields = dict(reversed(fields.items()))
+    header = json.dumps(fields, ensure_ascii=ascii_only, separators=separators).encode()
+    assert message_key(header) in id_keys(msg_id)
+    if '"' not in msg_id + other and msg_id != other:
+        assert not id_keys(msg_id) & id_keys(other)
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        b'{"msg_id": "a", "msg_type": "stream", "session": "s"}',
+        b'{"msg_id": "a", "msg_type": "stream"}',
+        b'{"msg_id": "a", "msg_type": "of its own"}',
+        b'{"msg_id": "a", "msg_type": "stream", "msg_type": "status"}',
+        b'{"msg_id": "a", "msg_type": "stream", "x": {"msg_type": "status"}}',
+        b'{"msg_id": "a", "msg_type": "stream", "x": "\\""}',
+        b'{"msg_id": "a\\"b", "msg_type": "stream"}',
+        b'{"msg_id": "a", "msg_type": "stre',
+        b'{"msg_id": "a',
+        b'{"msg_type":"stream","msg_id":"a"}',
+        b'{"msg_id": 5, "msg_type": "stream"}',
+        b"[]",
+        b"",
+    ],
+)
+def test_type_and_key_are_what_they_are_one_by_one(header) -> None:
+    assert type_and_key(header) == (scan(header, "msg_type"), message_key(header))
