@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from kbridge.errors import Busy, KernelError, KernelStartError
+from kbridge.kernels.descriptors import KernelBudget
 from kbridge.kernels.hubs import Hub, Hubs
 from kbridge.kernels.kernel import BridgeKernel
 from kbridge.kernels.ledger import Ledger
@@ -72,6 +73,7 @@ class Lifecycle:
         self._log = log
         self._ledger = ledger or Ledger()
         self._places = asyncio.Semaphore(settings.max_concurrent_starts)
+        self._budget = KernelBudget()
 
     def note(self, kernel: BridgeKernel) -> None:
         """Write a kernel down as it is now."""
@@ -92,6 +94,8 @@ class Lifecycle:
         ------
         KernelStartError
             If it does not start, dies at once, or fails at the seed; nothing is left of it.
+        Busy
+            If the server is shutting down, or has too few descriptors left.
         """
         self.kernels.add(kernel)
         kernel.independent = self._ledger.enabled
@@ -99,11 +103,12 @@ class Lifecycle:
             async with self._places:
                 if kernel.closing:
                     raise Busy("The server is shutting down")
-                # Before there is a process: one that nobody has heard of would run forever.
-                self.note(kernel)
-                await self._ledger.settled()
-                await kernel.start(env=env, cwd=cwd)
-                hub = await self._come_up(kernel)
+                with self._budget.start():
+                    # Before there is a process: one that nobody has heard of would run forever.
+                    self.note(kernel)
+                    await self._ledger.settled()
+                    await kernel.start(env=env, cwd=cwd)
+                    hub = await self._come_up(kernel)
             if self.seed is not None and self.seed.fits(kernel.kernel_name):
                 await self._while_alive(kernel, self._run_seed(hub, self.seed))
         except BaseException as error:

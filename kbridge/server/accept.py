@@ -19,6 +19,7 @@ from typing import Any
 from tornado.ioloop import IOLoop
 
 from kbridge.flow.complaints import Complaints
+from kbridge.kernels.descriptors import free_descriptors
 from kbridge.server.toll import Toll
 
 __all__ = ["Acceptor", "raise_descriptor_limit"]
@@ -108,6 +109,8 @@ class Acceptor:
                 return
             self._toll.pay()
             self._handle(connection, address)
+            if free_descriptors(quick=True) < _SHED:
+                self._shed(_SHED)
         self._pause(sock, _PAUSE)
 
     def _complain(self, error: OSError) -> None:

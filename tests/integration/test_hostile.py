@@ -17,7 +17,7 @@ from tests.support.fuzz_websocket import ECHOED, frame, websocket_case
 from tests.support.hostile import Wire, open_files, unharmed
 from tests.support.require import lack, require
 from tests.support.server import Server
-from tests.support.waiting import TIMEOUT
+from tests.support.waiting import TIMEOUT, eventually
 
 pytestmark = pytest.mark.kernel
 
@@ -282,6 +282,33 @@ async def test_without_descriptors_nobody_inside_is_harmed(new_server: ServerFac
     assert server.request("GET", "/api/kernels").status == 200
     complaints = [line for line in server.log.read_text().splitlines() if "min_open_files" in line]
     assert 1 <= len(complaints) <= 3, complaints
+
+
+async def test_kernels_leave_descriptors_to_their_owner(new_server: ServerFactory) -> None:
+    command = [sys.executable, "-m", "kbridge", "--ip=127.0.0.1"]
+    server = new_server(
+        "--KbridgeApp.min_open_files_limit=0",
+        command=["sh", "-c", 'ulimit -n 150 && exec "$@"', "sh", *command],
+    )
+    kernels = []
+    while (reply := await server.call("POST", "/api/kernels", {"name": "mute"})).status == 201:
+        kernels.append(reply.json()["id"])
+    assert reply.status == 503
+    assert "min_open_files_limit" in reply.json()["message"]
+    assert len(kernels) >= 2
+    crowd = [await Wire.dial(server) for _ in range(200)]  # strangers, too, leave something
+    assert {model["id"] for model in server.request("GET", "/api/kernels").json()} == set(kernels)
+    async with attach(server, kernels[0]):
+        assert (await server.call("DELETE", f"/api/kernels/{kernels.pop()}")).status == 204
+    for wire in crowd:
+        wire.cut()
+    assert (await server.call("POST", f"/api/kernels/{kernels[0]}/restart")).status == 200
+
+    def another() -> bool:
+        return server.request("POST", "/api/kernels", {"name": "mute"}).status == 201
+
+    await asyncio.to_thread(eventually, another, "there is room for one more")
+    assert "Traceback" not in server.log.read_text()
 
 
 def need_descriptors(count: int) -> None:

@@ -1,0 +1,81 @@
+"""File descriptors: what kernels may take, and what stays for everything else.
+
+Each kernel needs some 20 of them for the sockets of its hub. If kernels took the last one, nobody
+could connect any more, the owner neither, and no kernel could be shut down: libzmq ends the process
+where it gets none for a socket.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Final
+
+from kbridge.errors import Busy
+
+__all__ = ["KernelBudget", "free_descriptors"]
+
+_KERNEL: Final = 24
+"""What a kernel has open at the most: while it starts."""
+_RESERVE: Final = 64
+_TABLES: Final = ("/proc/self/fd", "/dev/fd")
+
+
+def _limit() -> int:
+    try:
+        import resource
+    except ImportError:  # Windows
+        return sys.maxsize
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return sys.maxsize if soft == resource.RLIM_INFINITY else soft
+
+
+def free_descriptors(*, quick: bool = False) -> int:
+    """Return how many more descriptors this process may open.
+
+    Parameters
+    ----------
+    quick : bool
+        Rather than count them one by one, return `sys.maxsize`.
+    """
+    limit = _limit()
+    for table in _TABLES:
+        try:
+            used = os.stat(table).st_size  # noqa: PTH116 - Linux 6.2 and later count them here
+            if not used and quick:
+                return sys.maxsize
+            return limit - (used or len(os.listdir(table)))  # noqa: PTH208
+        except OSError:
+            continue
+    return sys.maxsize
+
+
+class KernelBudget:
+    """Holds back starts for which there are too few descriptors."""
+
+    def __init__(self) -> None:
+        self._starting = 0
+
+    @contextmanager
+    def start(self) -> Iterator[None]:
+        """Set descriptors aside for one kernel while it starts.
+
+        Raises
+        ------
+        Busy
+            If it would need some of those that are kept for connections and shutdowns.
+        """
+        reserve = min(_RESERVE, _limit() // 4)
+        needed = _KERNEL * (self._starting + 1)
+        if free_descriptors() < reserve + needed:
+            raise Busy(
+                "The server has too few file descriptors left for another kernel: shut one down, or"
+                " allow more (ulimit -n, LimitNOFILE=; see KbridgeApp.min_open_files_limit)"
+            )
+        self._starting += 1
+        try:
+            yield
+        finally:
+            self._starting -= 1
