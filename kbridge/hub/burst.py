@@ -25,10 +25,13 @@ from kbridge.hub.clock import Clock
 __all__ = ["PATIENCE", "Allowance", "Burst"]
 
 PATIENCE: Final = 10.0
-"""Seconds without progress after which a reader does not count as live."""
+"""Seconds without progress after which a reader does not count as live.
+
+Seconds in which the loop had turns: nobody can be written to while it has none."""
 
 _AHEAD: Final = 32 << 20  # bytes granted beyond what is held: more than comes between two looks
 _LOOK: Final = 1.0  # seconds between two looks where nothing else happens
+_PAUSE: Final = 2 * _LOOK  # what counts, at most, of the time between two looks
 
 
 class Allowance:
@@ -81,6 +84,8 @@ class Burst:
         self._allowance = allowance
         # By number of the websocket: what it read next when it was last looked at, and since when.
         self._seen: dict[int, tuple[int, float]] = {}
+        self._looked_at = clock.monotonic()
+        self._time = 0.0  # the time that counts
         self._live_at = -math.inf  # when there was last a live reader
         self._lead = journal.end()  # where the fastest one stood then
         self._timer: asyncio.TimerHandle | None = None
@@ -125,7 +130,9 @@ class Burst:
             0 if no reader is live.
         live : int
         """
-        journal, now = self._journal, self._clock.monotonic()
+        journal, clock = self._journal, self._clock.monotonic()
+        self._time += min(clock - self._looked_at, _PAUSE)
+        self._looked_at, now = clock, self._time
         end = journal.next_seq
         seen: dict[int, tuple[int, float]] = {}
         fastest: Attachment | None = None
