@@ -19,14 +19,15 @@ Laws of this module:
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from kbridge.flow.activity import state_of
 from kbridge.wire.message import Message, scan
 
-__all__ = ["GRACE", "Owed"]
+__all__ = ["GRACE", "Due", "Owed"]
 
 GRACE: Final = 2.0  # seconds
 _LIMIT: Final = 1000  # requests of each kind that are remembered
@@ -43,6 +44,7 @@ class _Request:
     count: int | None = None
     error: dict[str, Any] | None = None
     ended_at: float | None = None
+    heard_at: float = -math.inf
 
     def reply(self) -> dict[str, Any]:
         """Return the content of its reply."""
@@ -52,6 +54,25 @@ class _Request:
         if self.begun:
             return {"status": "ok", **content, "payload": [], "user_expressions": {}}
         return {"status": "aborted", **content}
+
+
+class Due(NamedTuple):
+    """A reply to make.
+
+    Attributes
+    ----------
+    request : bytes
+        The header of the request that it answers.
+    content : dict
+        What it says.
+    idle : bool
+        The kernel has said idle for the request. If not, that is missing, too: a frontend takes a
+        cell for running until it has both.
+    """
+
+    request: bytes
+    content: dict[str, Any]
+    idle: bool
 
 
 class Owed:
@@ -72,6 +93,7 @@ class Owed:
         self._lost: dict[str, _Request] = {}
         self._made: dict[str, None] = {}
         self._between = True  # a request of the past may have begun since the shell's last answer
+        self._answered_at = math.inf  # the first of the shell's two answers
         self._calm_at: float | None = None
 
     @property
@@ -116,6 +138,7 @@ class Owed:
             self._between, self._calm_at = True, None
             return
         request.begun = True
+        request.heard_at = now
         if state == "idle":
             request.ended_at = now
         elif msg_type == "error":
@@ -128,6 +151,8 @@ class Owed:
         """Note that the kernel answered a request over the present shell socket."""
         if not self._between and self._calm_at is None:
             self._calm_at = now + GRACE
+        if self._between:
+            self._answered_at = now
         self._between = False
 
     @property
@@ -135,20 +160,21 @@ class Owed:
         """True if the shell is calm, as far as is known."""
         return self._calm_at is not None
 
-    def due(self, now: float) -> list[tuple[bytes, dict[str, Any]]]:
-        """Return the replies to make now: the header of each one's request, and its content."""
+    def due(self, now: float) -> list[Due]:
+        """Return the replies to make now."""
         calm = self._calm_at is not None and now >= self._calm_at
         if calm:
             self._adopted = False
         found = []
         for msg_id, request in list(self._lost.items()):
             over = request.ended_at is not None and now >= request.ended_at + GRACE
-            # A subshell has a queue of its own.
-            if over or (calm and b'"subshell_id"' not in request.parent_header):
+            # A subshell has a queue of its own, and some kernels answer while a cell runs.
+            behind = b'"subshell_id"' not in request.parent_header
+            if over or (calm and behind and request.heard_at <= self._answered_at):
                 del self._lost[msg_id]
                 self._made[msg_id] = None
                 _bound(self._made)
-                found.append((request.parent_header, request.reply()))
+                found.append(Due(request.parent_header, request.reply(), over))
         return found
 
     def next_at(self) -> float | None:

@@ -507,7 +507,10 @@ class Hub:
         self._line.renew(keep=self._requests.recovery.active)
 
     def _on_reply_made(self, msg: Message) -> None:
-        self._intake.on_reply_made(msg)
+        if msg.channel is Channel.IOPUB:
+            self._intake.append(msg)
+        else:
+            self._intake.on_reply_made(msg)
         self.on_drained()
 
     def _on_ready(self, decision: Decision) -> None:

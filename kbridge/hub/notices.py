@@ -57,9 +57,10 @@ class Notices:
             channel, "kernel_info_request", {}, msg_id=f"{self._prefix}{self._probes}"
         )
 
-    def status(self, execution_state: str) -> Message:
+    def status(self, execution_state: str, parent_header: bytes = b"{}") -> Message:
         """What a kernel would say of itself if it could."""
-        return self._build(Channel.IOPUB, "status", {"execution_state": execution_state})
+        content = {"execution_state": execution_state}
+        return self._build(Channel.IOPUB, "status", content, parent_header=parent_header)
 
     def stderr(self, text: str, parent_header: bytes = b"{}", msg_id: str | None = None) -> Message:
         """A line in the output of the cell that `parent_header` names."""

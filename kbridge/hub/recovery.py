@@ -35,7 +35,7 @@ class Recovery:
     Attributes
     ----------
     on_reply : callable
-        Told of each reply that was made.
+        Told of each reply that was made, and of the idle that is missing with it.
     on_settled : callable
         Told that nothing is owed to identities of the past any more.
     on_unsure : callable
@@ -104,9 +104,11 @@ class Recovery:
 
     def check(self) -> None:
         """Make the replies that are due."""
-        for request, content in self._owed.due(self._clock.monotonic()):
+        for due in self._owed.due(self._clock.monotonic()):
             self._log.info("The reply to a request was lost; it is made from what iopub said")
-            self.on_reply(self._notices.reply(request, content))
+            self.on_reply(self._notices.reply(due.request, due.content))
+            if not due.idle:
+                self.on_reply(self._notices.status("idle", due.request))
         if self._pending and not self._owed.active:
             self._settle()
         self._schedule()

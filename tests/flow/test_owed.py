@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from kbridge.flow.owed import GRACE, Owed
+from kbridge.flow.owed import GRACE, Due, Owed
 from kbridge.wire.build import build
 from kbridge.wire.message import Channel, Message
 
@@ -36,6 +36,7 @@ class Side:
     def __init__(self, *, adopted: bool = True, known: tuple[str, ...] = ()) -> None:
         self.now = 100.0
         self.known = set(known)
+        self.due: list[Due] = []
         self.owed = Owed(adopted=adopted, knows=self.known.__contains__)
 
     def play(self, parent: bytes, *steps: str) -> None:
@@ -45,7 +46,8 @@ class Side:
 
     def later(self, seconds: float = GRACE) -> list[dict]:
         self.now += seconds
-        return [content for _, content in self.owed.due(self.now)]
+        self.due = self.owed.due(self.now)
+        return [due.content for due in self.due]
 
 
 @pytest.mark.parametrize(
@@ -66,6 +68,7 @@ def test_a_reply_says_what_iopub_said(steps: str, expected: dict) -> None:
     assert side.owed.next_at() == 100.0 + GRACE
     [content] = side.later()
     assert content.items() >= expected.items()
+    assert side.due[0].idle
     assert side.later() == []
 
 
@@ -124,6 +127,7 @@ def test_a_request_without_an_end_is_over_when_the_shell_is_calm() -> None:
     assert side.owed.active
     [content] = side.later()
     assert content["status"] == "error"
+    assert not side.due[0].idle, "that is missing, too"
     assert not side.owed.active
 
 
@@ -139,6 +143,18 @@ def test_requests_that_wait_in_the_kernel_are_not_forgotten() -> None:
     side.owed.shell_answered(side.now)
     side.later()
     assert not side.owed.active
+
+
+def test_a_cell_that_goes_on_printing_while_its_shell_answers_is_not_over() -> None:
+    side = Side()
+    for _ in range(2):
+        side.owed.shell_answered(side.now)
+    side.now += GRACE / 2
+    side.play(request("old"), "print")
+    assert side.later() == []
+    assert side.owed.active
+    side.play(request("old"), "idle")
+    assert [content["status"] for content in side.later()] == ["ok"]
 
 
 def test_what_nobody_saw_of_a_request_is_not_called_a_success() -> None:

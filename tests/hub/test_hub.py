@@ -224,6 +224,23 @@ async def test_a_kernel_that_ignores_our_sockets_gets_new_ones(make_rig) -> None
     assert [m for m in received(client) if m.msg_type == "execute_reply"] == [reply]
 
 
+async def test_a_cell_whose_end_was_lost_with_the_connection_ends_for_its_client(rig) -> None:
+    client, attached = rig.attach()
+    asked = rig.request(code="1")
+    rig.hub.submit(attached, asked)
+    rig.kernel.disconnect()
+    rig.kernel.connect()
+    for _ in range(2):
+        probe = next(p for p in reversed(rig.probes()) if p.channel is Channel.SHELL)
+        rig.say(rig.message(Channel.SHELL, "kernel_info_reply", {}, probe.header))
+    rig.clock.now += GRACE
+    rig.hub._requests.recovery.check()
+    [reply, idle] = [m for m in received(client) if m.parent_id == asked.msg_id]
+    assert (reply.msg_type, json.loads(reply.content)["status"]) == ("execute_reply", "aborted")
+    assert idle.msg_type == "status"
+    assert json.loads(idle.content) == {"execution_state": "idle"}
+
+
 async def test_a_kernel_that_was_adopted_is_spoken_to_under_a_name_of_our_own(rig) -> None:
     former = [b"of the bridge before"]
     hub = Hub("k", INFO, link=rig._link, clock=rig.clock, former=former, adopted=True)
