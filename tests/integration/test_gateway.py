@@ -52,3 +52,30 @@ async def test_jupyter_server_runs_its_kernels_through_us(
     await front.call("DELETE", f"/api/sessions/{made.json()['id']}")
     assert (await front.call("DELETE", f"/api/kernels/{kernel}")).status == 204
     assert kernel not in {k["id"] for k in (await server.call("GET", "/api/kernels")).json()}
+
+
+@pytest.mark.slow
+async def test_where_its_kernels_start_and_in_which_language(new_server: ServerFactory) -> None:
+    require("jupyter_server")
+    back = new_server(env={"LC_TIME": "C.UTF-8"})
+    (back.home / "sub").mkdir()
+    front = new_server(
+        f"--gateway-url={back.url}",
+        f"--GatewayClient.auth_token={TOKEN}",
+        "--ServerApp.disable_check_xsrf=True",
+        f"--ServerApp.root_dir={back.home}",
+        *("--no-browser", "--allow-root", "--ip=127.0.0.1"),
+        command=[sys.executable, "-m", "jupyter_server"],
+    )
+    session = {
+        "path": "sub/a.ipynb",
+        "type": "notebook",
+        "name": "a",
+        "kernel": {"name": "python3"},
+    }
+    made = await front.call("POST", "/api/sessions", session)
+    assert made.status == 201, made
+    async with attach(back, made.json()["kernel"]["id"]) as ws:
+        done = await ws.execute("import os; print(os.getcwd(), os.environ['LC_TIME'])")
+        assert done.text() == f"{back.home.resolve() / 'sub'} C.UTF-8\n"
+    await front.call("DELETE", f"/api/sessions/{made.json()['id']}")
