@@ -246,7 +246,8 @@ class Journal:
         """The next frames from `place` on, or None where there are none.
 
         The stretch ends with the frame that reaches `max_bytes`, or before the sequence number
-        `horizon`.
+        `horizon`. A frame of more than `max_bytes` is read alone: to write it together with others
+        would take a copy of it.
         """
         ring = self._ring
         if horizon is None or horizon > ring.next:
@@ -269,6 +270,9 @@ class Journal:
         stop = horizon
         if ring.appended - place.nbytes > max_bytes:
             stop = ring.reach(place.nbytes + max_bytes, place.seq + 1, horizon)
+            last = stop - 1
+            if last > place.seq and ring.offset(stop) - ring.offset(last) > max_bytes:
+                stop = last
         frames = ring.frames(place.seq, stop)
         private = self._private(range(place.seq, stop)) if self._audience else {}
         end = Place(stop, stop, ring.offset(stop))

@@ -521,3 +521,17 @@ def test_a_place_is_found_in_the_same_time_however_much_is_held() -> None:
         return best(lambda: [journal.after_seq(0) for _ in range(2000)])
 
     assert cost(200_000) < 20 * cost(200), "a sum over the frames would cost 1,000 times as much"
+
+
+@pytest.mark.parametrize("size", [101, 5000])
+def test_a_frame_that_is_larger_than_a_write_is_read_alone(size) -> None:
+    journal = Journal(1 << 20, 0)
+    place = journal.end()
+    frames = [b"a", b"b", b"x" * size, b"c", b"d" * 100, b"y" * size, b"z" * size]
+    for frame in frames:
+        journal.append(frame)
+    read = []
+    while (stretch := journal.read(place, 100)) is not None:
+        read.append([len(frame) for frame in stretch.frames])
+        place = stretch.end
+    assert read == [[1, 1], [size], [1, 100], [size], [size]]
