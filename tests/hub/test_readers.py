@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kbridge.errors import InvalidRequest
-from kbridge.hub import acks, delivery, readers, rendering
+from kbridge.hub import acks, clients, delivery, readers, rendering
 from kbridge.hub.settings import HubSettings
 from kbridge.wire import legacy, v1
 from kbridge.wire.build import build
@@ -411,6 +411,24 @@ async def test_what_is_kept_for_those_that_lag_is_let_go(make_rig, monkeypatch) 
     client.resume()
     await caught_up(rig, attachment)
     await until(lambda: not rig.hub._readers._renderer.keeps, "chunks are let go")
+
+
+async def test_sessions_that_are_parked_hold_back_no_more_than_the_journal_may_hold(
+    make_rig, monkeypatch
+) -> None:
+    monkeypatch.setattr(clients, "_REMEMBERED", 20)
+    rig = make_rig(journal_limit=50_000, history_limit=1_000)
+    reader, _ = rig.attach("reader")
+    for i in range(60):
+        _, attachment = rig.attach(f"once-{i}")
+        rig.hub.detach(attachment)
+        rig.say(*(rig.stream(f"<{i}>" + "x" * 1000) for _ in range(3)))
+        assert rig.hub.journal.nbytes <= 50_000
+        assert rig.hub._readers.clients.statistics()["parked"] <= 20
+    assert len(texts(reader)) == 180, "and nothing of it is missing where somebody reads"
+    rig.clock.now += rig.hub.settings.resume_timeout + 1
+    rig.say(rig.stream("later"))
+    assert rig.hub.journal.nbytes <= 2_500, "and not for ever"
 
 
 # -- how much may come twice ----------------------------------------------------------------------
