@@ -194,16 +194,21 @@ class Lifecycle:
         KernelError
             If the old one cannot be ended, or the new one does not come up; the kernel is then
             left dead, and may be restarted once more.
+        Busy
+            If the kernel is shut down while it waits for its turn.
         """
-        if kernel.restarter is not None:
-            await kernel.restarter.aclose()
-        try:
-            async with self._places:
+        async with self._places:
+            # Until here, the old process runs on.
+            if kernel.closing:
+                raise Busy(f"Kernel {kernel.kernel_id} is being shut down")
+            if kernel.restarter is not None:
+                await kernel.restarter.aclose()
+            try:
                 hub = await self._cycle(kernel, now=now, newports=False, asked=True)
                 await self._until_up(kernel, hub)
-        except BaseException:
-            self._left_dead(kernel)
-            raise
+            except BaseException:
+                self._left_dead(kernel)
+                raise
         self.watch(kernel)
 
     async def discard(self, kernel: BridgeKernel, *, badly: bool, now: bool = True) -> None:

@@ -46,6 +46,33 @@ async def test_restarts_wait_for_their_turn(make_manager, fake, fleet, hubs):
     assert fleet[0].launches == 2
 
 
+async def test_a_restart_that_is_given_up_before_its_turn_ends_nothing(
+    make_manager, fake, fleet, hubs
+):
+    manager = make_manager(max_concurrent_starts=1)
+    name = fake()
+    kernel_id = await manager.start_kernel(name)
+    hubs.ready = False
+    start = asyncio.create_task(manager.start_kernel(name))
+    await until(lambda: len(hubs.opened) == 2)
+    restart = asyncio.create_task(manager.restart_kernel(kernel_id))
+    await until(lambda: manager._life._places._waiters)
+    restart.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await restart
+    kernel = manager.get_kernel(kernel_id)
+    assert (kernel.failed, fleet[0].launches, fleet[0].code) == (False, 1, None)
+    restart = asyncio.create_task(manager.restart_kernel(kernel_id))
+    await until(lambda: manager._life._places._waiters)
+    end = asyncio.create_task(manager.shutdown_kernel(kernel_id))
+    await until(lambda: kernel.closing)
+    hubs.opened[1]._ready.set()
+    with pytest.raises(Busy, match="is being shut down"):
+        await restart
+    await asyncio.gather(start, end)
+    assert fleet[0].launches == 1
+
+
 async def test_a_start_that_waits_is_given_up_at_the_end(make_manager, fake, fleet, hubs):
     manager = make_manager(max_concurrent_starts=1)
     hubs.ready = False
