@@ -36,7 +36,7 @@ __all__ = ["LARGEST_JOINED", "coalesce"]
 LARGEST_JOINED: Final = 1 << 19
 """Bytes of text in a joined message: there are clients that refuse a message of 1 MiB."""
 
-_LARGEST_EXAMINED = 1 << 23  # bytes; to parse larger ones would hold up everybody else
+_LARGEST_EXAMINED = 1 << 20  # bytes; to parse larger ones would hold up everybody else
 
 _STREAM, _DISPLAY, _UPDATE, _CLEAR = "stream", "display_data", "update_display_data", "clear_output"
 _KINDS = (_STREAM, _DISPLAY, _UPDATE, _CLEAR)  # no set: what is looked up may not be hashable

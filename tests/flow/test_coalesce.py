@@ -205,6 +205,7 @@ ALIEN = {
     "more": frame("stream", {"name": "stdout", "text": "a", "more": 1}),
     "empty": frame("stream", b""),
     "too large": stream("x" * LARGEST_JOINED),
+    "too large to be parsed": update("x" * (1 << 20)),
     "bad header": frame("stream", {"name": "stdout", "text": "a"}, header=b'{"msg_type": "stream"'),
     "no header": frame("stream", {"name": "stdout", "text": "a"}, header=b"[]"),
     "bad parent": stream("a", parent=b'{"msg_id": "p"'),
