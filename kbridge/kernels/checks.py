@@ -8,7 +8,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Protocol
 
-from jupyter_client.kernelspec import NATIVE_KERNEL_NAME
+from jupyter_client.kernelspec import NATIVE_KERNEL_NAME, KernelSpecManager
+from jupyter_core.paths import jupyter_path
 
 from kbridge.errors import InvalidRequest, KernelspecNotFound, KernelStartError
 from kbridge.kernels.settings import KernelSettings
@@ -48,8 +49,11 @@ async def check_settings(kernels: _Kernels, *, starts_kernels: bool = True) -> N
     attach_dir = kernels.attach_dir
     if attach_dir and not await asyncio.to_thread(_is_directory, attach_dir):
         raise InvalidRequest(f"{_CLASS}.attach_dir: {attach_dir!r} is not a directory")
+    named = list(_named(kernels))
+    if not named and await asyncio.to_thread(_has_native, kernels):
+        return
     installed = sorted(await kernels.specs.get_all_specs())
-    for name, setting in _named(kernels):
+    for name, setting in named:
         await _check(name, setting, installed, kernels.specs)
     default = kernels.default_kernel_name
     if kernels.force_kernel_name or default.lower() in installed:
@@ -72,6 +76,22 @@ async def check_settings(kernels: _Kernels, *, starts_kernels: bool = True) -> N
             " this server runs (pip install ipykernel), or see `jupyter kernelspec list` and"
             " JUPYTER_PATH"
         )
+
+
+def _has_native(kernels: _Kernels) -> bool:
+    """True if the default kernelspec is ipykernel's and there is a file of it.
+
+    Asking jupyter_client imports IPython, which costs a start 80 ms of CPU and 10 MiB.
+    """
+    manager = kernels.specs.manager
+    if type(manager) is not KernelSpecManager or manager.allowed_kernelspecs:
+        return False
+    name = kernels.default_kernel_name
+    chosen = manager.trait_has_value("kernel_dirs")  # without making the default, which imports
+    folders = manager.kernel_dirs if chosen else jupyter_path("kernels")
+    return name == NATIVE_KERNEL_NAME and any(
+        Path(folder, name, "kernel.json").is_file() for folder in folders
+    )
 
 
 def _is_directory(path: str) -> bool:

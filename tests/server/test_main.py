@@ -242,6 +242,14 @@ def test_sections_of_classes_that_are_made_later(
     assert "recogni" not in server.log.read_text()
 
 
+def test_a_start_loads_no_kernel(serve: Callable[..., Process]) -> None:
+    """jupyter_client imports ipykernel, and with it IPython, to read ipykernel's kernelspec."""
+    server = serve(PYTHONPROFILEIMPORTTIME="1")
+    loaded = re.findall(r"^import time:.*\| +(\S+)$", server.log.read_text(), flags=re.MULTILINE)
+    assert "kbridge.server.lifecycle" in loaded
+    assert not [name for name in loaded if name.partition(".")[0] in ("IPython", "ipykernel")]
+
+
 def test_a_server_from_start_to_stop(run: Run, serve: Callable[..., Process]) -> None:
     server = serve("--debug")
     token = server.url.partition("?token=")[2]
