@@ -12,6 +12,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable
+from functools import cache
 
 from benchmarks.servers import HOST
 
@@ -41,12 +42,45 @@ def noise(_number: int) -> bytes:
     return os.urandom(300) + b"\r\n\r\n"
 
 
+@cache
+def bomb(target: str = "/", headers: str = "") -> bytes:
+    """A request that costs much to read: 60 kB of the smallest parts."""
+    return f"GET {target} HTTP/1.1\r\nHost: {HOST}\r\n{headers}\r\n".encode()
+
+
+NAMES = [f"{n:x}" for n in range(9_000)]
+COOKIES = f"Cookie: {'=; '.join(NAMES)}=\r\n"
+HEADERS = ":\r\n".join(NAMES[:8_000]) + ":\r\n"
+PARAMETERS = f"/?{'=&'.join(NAMES)}="
+
+
+def cookies(_number: int) -> bytes:
+    return bomb(headers=COOKIES)
+
+
+def headers(_number: int) -> bytes:
+    return bomb(headers=HEADERS)
+
+
+def parameters(_number: int) -> bytes:
+    return bomb(target=PARAMETERS)
+
+
+def query(_number: int) -> bytes:
+    """What an expression that hides tokens from logs may take for ever to read."""
+    return bomb(target="/" + "?token" * 800)
+
+
 ATTACKS: dict[str, Callable[[int], bytes]] = {
     "silent": silent,
     "half": half,
     "trickle": half,
     "guess": guess,
     "noise": noise,
+    "cookies": cookies,
+    "headers": headers,
+    "parameters": parameters,
+    "query": query,
 }
 
 
@@ -60,6 +94,7 @@ class Attacker:
     def dial(self) -> None:
         sock = socket.socket()
         sock.setblocking(False)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 18)  # a bomb goes in one piece
         sock.connect_ex((HOST, self.port))
         self.selector.register(sock, selectors.EVENT_WRITE)
 

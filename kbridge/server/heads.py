@@ -132,6 +132,8 @@ class GuardedStream(IOStream):
     def read_until_regex(self, regex: bytes, max_bytes: int | None = None) -> Awaitable[bytes]:
         """Read a head: Tornado reads nothing else this way."""
         del regex, max_bytes
+        if (fault := self._fault_ahead()) is not None:
+            return self._refused(*fault)
         # The same end as Tornado's, or one byte too many: its own limit ends the connection
         # without an answer.
         found = super().read_until_regex(
@@ -172,9 +174,20 @@ class GuardedStream(IOStream):
             if metered:
                 self.meter.begin()
             return found
+        return self._refused(*fault)
+
+    def _fault_ahead(self) -> tuple[int, str] | None:
+        """Judge a head that the lobby has read: that takes a tenth of what finding its end does."""
+        ahead: bytearray | None = getattr(self.socket, "ahead", None)
+        if not ahead:
+            return None
+        ends = [end for end in (ahead.find(b"\n\r\n"), ahead.find(b"\n\n")) if end >= 0]
+        return fault_of(bytes(ahead[: min(ends, default=len(ahead))]), self.limits)
+
+    def _refused(self, status: int, message: str) -> asyncio.Future[bytes]:
         if self.on_refused is not None:
-            self.on_refused(*fault)
-        return asyncio.ensure_future(self._refuse(*fault))
+            self.on_refused(status, message)
+        return asyncio.ensure_future(self._refuse(status, message))
 
     async def _refuse(self, status: int, message: str) -> bytes:
         body = json.dumps({"reason": responses[status], "message": message}).encode()
