@@ -485,13 +485,14 @@ async def flood(client: KernelClient, size: int, count: int, asked: list[str]) -
 async def test_idle_kernels_are_culled_and_those_with_a_websocket_when_that_is_asked(
     place, tmp_path
 ) -> None:
-    culling = {"cull_idle_timeout": 1, "cull_interval": 1}
+    culling = {"cull_idle_timeout": 3600, "cull_interval": 1}
     async with running(tmp_path, {"MappingKernelManager": culling}) as server:
         never, left, stays = [await server.new_kernel() for _ in range(3)]
         async with attach(server, left) as client:
             await client.execute("1")
         async with attach(server, stays) as client:
             await client.execute("1")
+            server.kernels.cull_idle_timeout = 1  # only now: kernels take longer to start
             await until(lambda: never not in server.kernels and left not in server.kernels)
             await until(lambda: server.hubs.get(left) is None)
             assert stays in server.kernels
