@@ -17,7 +17,7 @@ __all__ = ["Lowest"]
 
 T = TypeVar("T")
 
-_SLACK: Final = 64  # entries of items that are gone, before they are swept out
+_SLACK: Final = 2  # entries of items that are gone, before they are swept out: they hold websockets
 
 
 class Lowest(Generic[T]):
