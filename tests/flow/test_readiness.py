@@ -378,6 +378,8 @@ def test_against_the_model(steps: list[tuple[float, str]]) -> None:
                 assert model.up
                 assert last_probe is None or now >= last_probe + INTERVAL
                 model.probed, last_probe = True, now
+                if decision.renew:  # the new sockets connect, stdin's among them
+                    readiness.on_stdin(up=True, now=now)
             # Whoever does as it says comes back in time, and only while there is a reason.
             if decision.ready:
                 assert decision.next_at is None
