@@ -161,7 +161,7 @@ def autogen(msg_type: str, content: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def without_session(msg_id: str) -> dict[str, Any]:
+def without_session(msg_id: str, **content: Any) -> dict[str, Any]:
     """An execute_request as OpenHands and the Kernel Gateway's own tests write it."""
     return {
         "header": {
@@ -178,7 +178,7 @@ def without_session(msg_id: str) -> dict[str, Any]:
             "silent": False,
             "store_history": False,
             "user_expressions": {},
-            "allow_stdin": False,
+            **content,
         },
         "metadata": {},
         "buffers": {},
@@ -200,7 +200,7 @@ PROGRAMS: dict[str, list[dict[str, Any]]] = {
             },
         ),
     ],
-    "OpenHands": [without_session(uuid.uuid4().hex)],
+    "OpenHands": [without_session(uuid.uuid4().hex, allow_stdin=False)],
     "the Kernel Gateway's tests": [without_session("fake-msg-id")],
 }
 
