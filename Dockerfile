@@ -1,10 +1,9 @@
 # docker build -t kbridge . && docker run -p 8888:8888 kbridge
-ARG PYTHON_VERSION=3.13
-# Pins the base image: --build-arg PYTHON_DIGEST=@sha256:..., from
-# `docker buildx imagetools inspect python:3.13-slim`. Empty: the newest of its tag.
-ARG PYTHON_DIGEST=
+# The digest pins the base image. `docker buildx imagetools inspect python:3.13-slim` prints the newest;
+# --build-arg BASE=python:3.12-slim takes another image.
+ARG BASE=python:3.13.15-slim-trixie@sha256:7c61056e61ac89e852de05f3dc6fa51a6dd2181797bceed46aa725dd7cb2cd3b
 
-FROM python:${PYTHON_VERSION}-slim${PYTHON_DIGEST} AS build
+FROM ${BASE} AS build
 WORKDIR /src
 COPY pyproject.toml README.md LICENSE ./
 COPY kbridge kbridge
@@ -13,7 +12,7 @@ RUN pip wheel --no-cache-dir --wheel-dir /wheels '.[kernel]' \
     && python -m venv /opt/kbridge \
     && /opt/kbridge/bin/pip install --no-cache-dir --no-index --find-links /wheels 'kbridge[kernel]'
 
-FROM python:${PYTHON_VERSION}-slim${PYTHON_DIGEST} AS runtime
+FROM ${BASE} AS runtime
 # tini hands SIGTERM on, and buries the children that kernels leave behind.
 # hadolint ignore=DL3008
 RUN apt-get update \
