@@ -63,7 +63,7 @@ async def serve(app: KbridgeApp) -> None:
             # Ignored by the shell that started this server in the background. Processes inherit
             # that, but not a handler: kernels can be interrupted.
             signal.signal(number, _do_nothing)
-    server.on_shutdown = stop.set
+    server.on_shutdown = lambda: signals.end("POST /api/shutdown")
     stopping = asyncio.create_task(stop.wait())
     # A seed notebook may take its time to come: a signal must not wait for it.
     opening = asyncio.create_task(server.open())
@@ -108,15 +108,17 @@ class _SignalHandler:
             kernels = f"{count} kernel{'' if count == 1 else 's'}"
             self._question = Question(
                 f"\nShut down this server and {kernels} (y/[n])? Ctrl-C again does. ",
-                lambda: self._end(number),
+                lambda: self.end(number.name),
                 self._go_on,
             )
             return
-        self._end(number)
+        self.end(number.name)
 
-    def _end(self, number: signal.Signals) -> None:
-        self._app.log.info("%s: %s", number.name, self._server.farewell())
-        self.stop.set()
+    def end(self, cause: str) -> None:
+        """Begin to end the server, and log why and what happens to its kernels."""
+        if not self.stop.is_set():
+            self._app.log.info("%s: %s", cause, self._server.farewell())
+            self.stop.set()
 
     def _go_on(self) -> None:
         self._question = None

@@ -92,8 +92,9 @@ def _payload(rng: random.Random, dialect: str) -> tuple[int, bytes]:
             at = rng.randrange(0, 8) * word
             number = rng.choice(NUMBERS) & ((1 << 8 * word) - 1)
             data = data[:at] + struct.pack(form, number) + data[at + word :]
-        case 3 if rng.random() < 0.3:
-            data = rng.choice([b"", b"[" * 20_000, b'{"a":' * 5_000, rng.randbytes(200)])
+        case 3 if rng.random() < 0.6:
+            no_message = [b"", b"[]", b'{"channel": "shell"}', b"[" * 20_000, b'{"a":' * 5_000]
+            data = rng.choice([*no_message, rng.randbytes(200)])
         case _:
             pass
     return (1 if isinstance(encoded, str) else 2) if rng.random() < 0.95 else rng.choice(
