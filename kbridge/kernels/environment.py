@@ -14,6 +14,8 @@ __all__ = ["innermost_directory", "kernel_environment", "working_dir"]
 
 # The tokens of this server open every other kernel on it.
 _SECRETS = frozenset({"JUPYTER_TOKEN", "KG_AUTH_TOKEN"})
+# Linux takes no longer path (PATH_MAX), and other systems a shorter one.
+_LONGEST_PATH = 4096
 
 
 def kernel_environment(
@@ -89,7 +91,7 @@ def working_dir(root: Path, path: str | None, env: Mapping[str, Any] | None = No
     env : mapping, optional
         What the request asks for. Without a `path`, an absolute path in KERNEL_WORKING_DIR counts,
         as in Enterprise Gateway: Jupyter Server's gateway client sends the notebook's directory in
-        it.
+        it. One of more than 4,096 characters does not count.
 
     Returns
     -------
@@ -106,6 +108,8 @@ def working_dir(root: Path, path: str | None, env: Mapping[str, Any] | None = No
         wished = env.get("KERNEL_WORKING_DIR") if isinstance(env, Mapping) else None
         if not isinstance(wished, str) or "\0" in wished or not wished.startswith("/"):
             return root
+        if len(wished) > _LONGEST_PATH:
+            return root  # following the links of a longer one takes the square of its length
         try:
             there = os.path.realpath(wished)
         except (OSError, ValueError):

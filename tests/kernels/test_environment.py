@@ -116,3 +116,15 @@ def test_a_long_path_costs_what_exists_of_it(tmp_path: Path, monkeypatch):
     (tmp_path / "a").mkdir()
     assert working_dir(tmp_path, "a/" + "x/" * 60_000) == tmp_path / "a"
     assert len(looks) == 2
+
+
+def test_the_links_of_an_endless_directory_are_not_followed(tmp_path: Path, monkeypatch):
+    followed = []
+    real = os.path.realpath
+    monkeypatch.setattr(os.path, "realpath", lambda path: followed.append(path) or real(path))
+    (tmp_path / "a").mkdir()
+    wished = f"{tmp_path}/a/"
+    assert working_dir(tmp_path, None, {"KERNEL_WORKING_DIR": wished}) == tmp_path / "a"
+    endless = {"KERNEL_WORKING_DIR": wished + "x/" * 60_000}
+    assert working_dir(tmp_path, None, endless) == tmp_path
+    assert followed == [wished]
