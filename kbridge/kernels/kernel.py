@@ -11,6 +11,7 @@ import asyncio
 import signal
 import subprocess
 from collections.abc import Mapping
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -94,7 +95,8 @@ class BridgeKernel(RecordedKernel):
 
     def use_spec(self, spec: KernelSpec) -> None:
         """Start by this kernelspec; without it, jupyter_client reads it on the event loop."""
-        self._kernel_spec = spec
+        # A provisioner may change what it is given, and others get the same one from a cache.
+        self._kernel_spec = deepcopy(spec)
 
     async def start(self, *, env: dict[str, str], cwd: Path) -> None:
         """Start the process.

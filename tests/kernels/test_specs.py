@@ -138,3 +138,12 @@ async def test_an_empty_argv_says_so(make_manager, spec, tmp_path):
     with pytest.raises(KernelStartError, match="empty argv") as caught:
         await manager.start_kernel("empty")
     assert str(tmp_path / "specs" / "empty" / "kernel.json") in str(caught.value)
+
+
+async def test_a_kernel_that_changes_its_kernelspec_changes_no_other(make_manager, fake):
+    manager = make_manager()
+    name = fake(env={"A": "1"})
+    kernels = [manager.get_kernel(await manager.start_kernel(name)) for _ in range(2)]
+    kernels[0].kernel_spec.env["A"] = "2"
+    kernels.append(manager.get_kernel(await manager.start_kernel(name)))
+    assert [kernel.kernel_spec.env["A"] for kernel in kernels] == ["2", "1", "1"]
