@@ -13,6 +13,8 @@ from http.client import responses
 from typing import Any
 from urllib.parse import quote
 
+from tornado.web import HTTPError
+
 from kbridge.errors import KbridgeError, Unauthorized
 from kbridge.server.access import XSRF_COOKIE, AccessMixin
 from kbridge.server.policy import Via
@@ -100,7 +102,11 @@ class HtmlHandler(AccessMixin):
         self.redirect(self._target(), status=302)
 
     def _target(self) -> str:
-        return safe_target(self.get_argument("next", ""), self.services.base_url)
+        try:
+            target = self.get_argument("next", "")
+        except HTTPError:  # it is not UTF-8
+            target = ""
+        return safe_target(target, self.services.base_url)
 
     def ask(self, complaint: str = "") -> None:
         """Finish with the form that asks for the token."""

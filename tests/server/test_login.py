@@ -53,6 +53,18 @@ async def test_a_wrong_token_is_told_to_programs_in_json(running: Any, error_of:
         assert error_of(reply) == (401, "Unauthorized", "that is not the token")
 
 
+async def test_a_target_that_is_no_text(running: Any, token: str) -> None:
+    headers = {**HTML, **FORM}
+    shown = await running.ask("GET", "/login?next=%ff", token=None, headers=HTML)
+    assert (shown.code, b'name="next" value="/"' in shown.body) == (200, True)
+    for password, code in (("wrong", 401), (token, 302)):
+        body = f"password={password}&next=%ff"
+        reply = await running.ask("POST", "/login", token=None, headers=headers, body=body)
+        assert reply.code == code
+        assert reply.headers.get("Location") == ("/" if code == 302 else None)
+        assert code == 302 or b"not the token" in reply.body
+
+
 async def test_the_form_takes_nothing_from_elsewhere(running: Any, token: str) -> None:
     for origin in ("https://evil.example", "null"):
         headers = {**FORM, "Origin": origin, "Sec-Fetch-Site": "cross-site"}
