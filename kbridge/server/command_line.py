@@ -56,6 +56,8 @@ FLAGS: dict[str, Any] = {
         base_flags["generate-config"][0],
         "Write a config file with every setting and its default, and end.",
     ),
+    "show-config": (base_flags["show-config"][0], "Show what is set, and end."),
+    "show-config-json": (base_flags["show-config-json"][0], "The same as JSON."),
     "y": (base_flags["y"][0], "Answer yes to all questions."),
 }
 SUBCOMMANDS: dict[str, Any] = {

@@ -42,6 +42,8 @@ _ELSEWHERE = {
     "KernelProvisionerFactory": "jupyter_client.provisioning",
     "LocalProvisioner": "jupyter_client.provisioning",
 }
+# Packages whose other classes have no part in this program.
+_COMMON = {"jupyter_client", "jupyter_core", "kbridge", "traitlets"}
 
 
 class _Parser(KVArgParseConfigLoader.parser_class):  # type: ignore[valid-type, misc]
@@ -238,32 +240,51 @@ def _elsewhere(section: str, config: Config) -> type[Configurable] | None:
     if module := _ELSEWHERE.get(section):
         found: type[Configurable] | None = getattr(importlib.import_module(module), section, None)
         return found
-    return _named_class(section, config) or _provisioner(section)
+    loaded = [*_named_classes(config), *_provisioners()]
+    # The section may be that of a base of theirs, or of an object that they make.
+    modules = {base.__module__.partition(".")[0] for cls in loaded for base in _bases(cls)}
+    for cls in _subclasses(Configurable):
+        if cls.__name__ == section and cls.__module__.partition(".")[0] in modules - _COMMON:
+            return cls
+    return next((c for cls in loaded for c in _bases(cls) if c.__name__ == section), None)
 
 
-def _named_class(section: str, config: Config) -> type[Configurable] | None:
-    """Return a class that a setting such as `kernel_spec_manager_class` puts in."""
+def _named_classes(config: Config) -> list[type[Configurable]]:
+    """Return the classes that settings such as `kernel_spec_manager_class` put in."""
     from traitlets import import_item
 
+    found = []
     for content in config.values():
         for name, value in content.items() if isinstance(content, Config) else ():
-            if name.endswith("_class") and str(value).rpartition(".")[2] == section:
+            if name.endswith("_class"):
                 try:
-                    found = import_item(str(value)) if isinstance(value, str) else value
-                except ImportError:
-                    return None  # reported where the class is used
-                return found if issubclass(found, Configurable) else None
-    return None
+                    cls = import_item(value) if isinstance(value, str) else value
+                except Exception:  # noqa: BLE001, S112 - reported where the class is used
+                    continue
+                if isinstance(cls, type) and issubclass(cls, Configurable):
+                    found.append(cls)
+    return found
 
 
-def _provisioner(section: str) -> type[Configurable] | None:
+def _provisioners() -> list[type[Configurable]]:
+    """Return the classes of all provisioners that are installed and can be imported."""
     from importlib.metadata import entry_points
 
+    found = []
     for point in entry_points(group="jupyter_client.kernel_provisioners"):
-        if point.value.rpartition(":")[2] == section:
-            found: type[Configurable] = point.load()
-            return found
-    return None
+        try:
+            cls = point.load()
+        except Exception:  # noqa: BLE001, S112 - a broken package that no kernelspec may name
+            continue
+        if isinstance(cls, type) and issubclass(cls, Configurable):
+            found.append(cls)
+    return found
+
+
+def _subclasses(cls: type[Any]) -> set[type[Any]]:
+    """Return all classes below `cls` that are loaded."""
+    below = set(cls.__subclasses__())
+    return below.union(*map(_subclasses, below))
 
 
 def _nearest(name: str, known: dict[str, str]) -> str:

@@ -225,6 +225,11 @@ def test_a_json_config_file_with_a_mistake(run: Run, tmp_path: Path) -> None:
     assert "config file mine.json: JSONDecodeError" in done.stderr
 
 
+def test_what_is_set_can_be_shown(run: Run) -> None:
+    done = run("--show-config-json", "--KbridgeApp.base_url=/shown")
+    assert (done.returncode, json.loads(done.stdout)) == (0, {"KbridgeApp": {"base_url": "/shown"}})
+
+
 def test_sections_of_other_programs_in_the_shared_config_file(
     serve: Callable[..., Process], tmp_path: Path
 ) -> None:
