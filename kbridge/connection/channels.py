@@ -286,9 +286,6 @@ class ZMQChannelsWebsocketConnection(ConnectionSettings, MessagePipeline, Kernel
             if len(incoming_msg) > LARGEST_PARSED:
                 return self._handle_large(self._dialect.decode_in_steps(incoming_msg))
             return self._submit(self._dialect.decode(incoming_msg))
-        except IgnoredMessage as error:
-            self.hub.ignored.note(error.reason)
-            return None
         except (FrameError, HubClosed) as error:
             self._refuse(error)
             return None
@@ -321,7 +318,10 @@ class ZMQChannelsWebsocketConnection(ConnectionSettings, MessagePipeline, Kernel
             await room
 
     def _refuse(self, error: FrameError | HubClosed) -> None:
-        """Close the websocket over a frame that is no message."""
+        """Close the websocket over a frame that is no message; count one that is ignored."""
+        if isinstance(error, IgnoredMessage):
+            self.hub.ignored.note(error.reason)
+            return
         self.log.warning("websocket of kernel %s closed: %s", self.kernel_id, error.reason)
         self.disconnect()
         self.websocket_handler.close(error.close_code, error.reason)

@@ -560,6 +560,19 @@ async def test_a_large_frame_that_is_no_message_closes_the_websocket(house, spoi
     assert house.sent() == []
 
 
+@pytest.mark.parametrize("channel", ["iopub", "hb", "nosuch"])
+async def test_a_large_frame_that_no_kernel_takes_is_dropped_and_counted(house, channel) -> None:
+    made, handler = await house.open(offered=[])
+    house.prove()
+    decoded = made.handle_incoming_message(many_keys(1 << 20)[:-1] + f', "channel": "{channel}"}}')
+    assert decoded is not None
+    async with asyncio.timeout(TIMEOUT):
+        await decoded
+    assert handler.closes == []
+    assert house.sent() == []
+    assert house.hub.statistics()["ignored_client_messages"] == 1
+
+
 async def test_a_large_frame_of_a_websocket_that_goes_meanwhile_comes_to_nothing(house) -> None:
     made, handler = await house.open(offered=[])
     house.prove()
