@@ -280,8 +280,13 @@ class Readers:
             attachment, _ = self._waiting.popitem(last=False)
             try:
                 self._pump(attachment)
-            finally:
-                self._in_turns = bool(self._waiting)
+            except BaseException:
+                # The queue forgets a step that fails: the others that wait need another one.
+                self._in_turns = False
+                for other in self._waiting:
+                    self._wait(other)
+                    break
+                raise
             self._rest()
             self._trim()
         self._in_turns = bool(self._waiting) and not self._stopped

@@ -327,6 +327,24 @@ async def test_a_crowd_is_written_to_in_several_turns_in_order(make_rig) -> None
     assert all("".join(texts(client)) == "onetwo" for client, _ in readers)
 
 
+async def test_a_websocket_that_fails_in_its_turn_leaves_the_others_theirs(make_rig) -> None:
+    errors: list[dict] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: errors.append(context))
+    rig = make_rig(limit_rate=False)
+    readers = [rig.attach(f"s{i}") for i in range(500)]
+    rig.say(rig.stream("one"))
+    waiting = [(client, attachment) for client, attachment in readers if not client.writes]
+
+    def fail(data: bytes) -> bool:
+        raise RuntimeError(len(data))
+
+    for client, _ in waiting[:2]:
+        client.write = fail
+    await caught_up(rig, *(attachment for _, attachment in waiting[2:]))
+    await until(lambda: len(errors) == 2, "each error is told")
+    assert all(texts(client) == ["one"] for client, _ in waiting[2:])
+
+
 async def test_one_that_goes_while_it_waits_for_its_turn_is_left_alone(make_rig) -> None:
     rig = make_rig(history_limit=64 << 20, limit_rate=False)
     for i in range(2_000):
