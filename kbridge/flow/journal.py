@@ -194,6 +194,11 @@ class Journal:
         """Bytes held."""
         return self._ring.nbytes + self._keepsakes.nbytes
 
+    def nbytes_without(self, frames: int) -> int:
+        """Return the bytes that are held without the oldest `frames` of the ring."""
+        ring = self._ring
+        return self._keepsakes.nbytes + ring.appended - ring.offset(ring.first + frames)
+
     def behind(self, seq: int) -> int:
         """Return the bytes held from `seq` on: what a reader that stands there has yet to read."""
         ring = self._ring

@@ -32,6 +32,7 @@ Seconds in which the loop had turns: nobody can be written to while it has none.
 _AHEAD: Final = 32 << 20  # bytes granted beyond what is held: more than comes between two looks
 _LOOK: Final = 1.0  # seconds between two looks where nothing else happens
 _PAUSE: Final = 2 * _LOOK  # what counts, at most, of the time between two looks
+_AT_ONCE: Final = 5000  # frames that a journal forgets without a break: some ten milliseconds
 
 
 class Allowance:
@@ -105,17 +106,22 @@ class Burst:
             self._grant(min(journal.spare, excess) if live > 1 else 0)
 
     def close(self) -> None:
-        """Give all back; may be called twice."""
+        """Give all back, once the journal is empty; may be called twice."""
         self._grant(0)
 
     def _grant(self, nbytes: int) -> None:
-        if nbytes or self._journal.spare:
-            self._journal.spare = self._allowance.ask(id(self), nbytes)
+        journal = self._journal
+        # A gigabyte of small frames takes seconds to forget: others have their turn meanwhile.
+        rest = min(journal.spare, journal.nbytes_without(_AT_ONCE) - journal.limit)
+        delay = 0.0 if nbytes < rest else _LOOK
+        nbytes = max(nbytes, rest)
+        if nbytes or journal.spare:
+            journal.spare = self._allowance.ask(id(self), nbytes)
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        if self._journal.spare:
-            self._timer = asyncio.get_running_loop().call_later(_LOOK, self._on_timer)
+        if journal.spare:
+            self._timer = asyncio.get_running_loop().call_later(delay, self._on_timer)
 
     def _on_timer(self) -> None:
         self._timer = None

@@ -415,9 +415,9 @@ class Hub:
         self._requests.close()
         self._nudge.close()
         self._readers.close(code, reason)
-        self._burst.close()
         # Whoever still holds a closed hub, as timers and contexts may, holds nothing of weight.
         self.journal.clear()
+        self._burst.close()
         self._inputs.clear()
 
     def statistics(self) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """A burst that is larger than the journal: who reads on loses nothing, whoever else is there."""
 
 import asyncio
+import itertools
 
 import pytest
 
@@ -134,6 +135,37 @@ async def test_the_journal_shrinks_without_anything_that_happens(rig, monkeypatc
         while rig.hub.journal.nbytes > LIMIT:
             rig.clock.now += 1  # a timer tells nobody
             await asyncio.sleep(0)
+
+
+async def test_many_small_messages_are_forgotten_a_part_at_a_time(rig, monkeypatch) -> None:
+    """A gigabyte of them takes seconds, and others have their turn meanwhile."""
+    monkeypatch.setattr(module, "_AT_ONCE", 500)
+    _, attachment = stalled(rig, "a-session")
+    for _ in range(40):
+        rig.say(*(rig.stream("x" * 5000) for _ in range(100)))
+    rig.hub.detach(attachment)
+    journal, held = rig.hub.journal, []
+    assert journal.nbytes > 2 * LIMIT
+    wait(rig, PATIENCE)
+    rig.clock.now += 1
+    held.append(len(journal._ring))
+    rig.hub.on_drained()
+    async with asyncio.timeout(60):
+        while journal.nbytes > LIMIT:
+            held.append(len(journal._ring))
+            await asyncio.sleep(0)
+    held.append(len(journal._ring))
+    assert len(held) > 3
+    assert all(before - after <= 510 for before, after in itertools.pairwise(held))
+    assert journal.spare == 0
+
+
+async def test_a_closed_hub_forgets_all_of_a_burst_and_gives_it_back(rig) -> None:
+    stalled(rig)
+    show(rig, *range(60))
+    await rig.hub.aclose()
+    assert (rig.hub.journal.nbytes, rig.hub.journal.spare) == (0, 0)
+    assert rig.hub._burst._timer is None
 
 
 async def test_a_reader_that_moves_however_slowly_counts(rig) -> None:
