@@ -13,6 +13,7 @@ from typing import Any
 from kbridge.errors import Busy, InvalidRequest, KernelError, NotSupported
 from kbridge.kernels.attach_dir import AttachDir
 from kbridge.kernels.attached import AttachedKernel, kernel_id_for, read_connection_file
+from kbridge.kernels.descriptors import KernelBudget
 from kbridge.kernels.heartbeats import Heartbeats
 from kbridge.kernels.hubs import Hub, Hubs
 from kbridge.kernels.interrupt import interrupt_by_message
@@ -51,7 +52,7 @@ class AttachingTable(KernelTable):
         InvalidRequest
             If its id is taken, or nothing can be reached by its connection info.
         Busy
-            If the server is shutting down.
+            If the server is shutting down, or has too few descriptors left.
         """
         kernel_id = kernel.kernel_id
         if self._closing:
@@ -59,7 +60,8 @@ class AttachingTable(KernelTable):
         if kernel_id in self._kernels:
             raise InvalidRequest(f"Kernel {kernel_id} is served already")
         try:
-            self.hubs.open(kernel_id, kernel.get_connection_info())
+            with KernelBudget().start():
+                self.hubs.open(kernel_id, kernel.get_connection_info())
         except (ValueError, TypeError, KernelError) as error:
             raise InvalidRequest(f"{kernel.source}: {error}") from None
         kernel.parent = self

@@ -133,16 +133,17 @@ class Lifecycle:
         Raises
         ------
         KernelError
-            If it cannot be reached by what is known of it.
+            If it cannot be reached by what is known of it, or too few descriptors are left.
         """
         try:
-            self._hubs.open(
-                kernel.kernel_id,
-                kernel.get_connection_info(),
-                former=kernel.identities,
-                adopted=True,
-            )
-        except (ValueError, TypeError) as error:
+            with self._budget.start():
+                self._hubs.open(
+                    kernel.kernel_id,
+                    kernel.get_connection_info(),
+                    former=kernel.identities,
+                    adopted=True,
+                )
+        except (ValueError, TypeError, Busy) as error:
             raise KernelError(f"Kernel {kernel.kernel_id} cannot be reached: {error}") from error
         self.kernels.add(kernel)
         self.note(kernel)

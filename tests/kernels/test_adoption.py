@@ -14,6 +14,7 @@ import psutil
 import pytest
 
 from kbridge.errors import KernelNotFound
+from kbridge.kernels import descriptors
 from kbridge.kernels.kernel import BridgeKernel
 from kbridge.kernels.ledger import Ledger
 from kbridge.kernels.processes import AdoptedProcess, ProcessState, birth
@@ -233,6 +234,20 @@ async def test_another_process_with_its_id_is_not_taken_for_it(lives, spec):
         await until(lambda: ended(process))
     finally:
         process.kill()
+
+
+async def test_where_descriptors_run_out_the_next_server_takes_it_up(
+    lives, spec, hubs, caplog, monkeypatch
+):
+    first = await lives.next()
+    kernel_id = await first.start_kernel(spec("s"))
+    with monkeypatch.context() as scarce:
+        scarce.setattr(descriptors, "free_descriptors", lambda: 10)
+        second = await lives.next()
+        assert second.models() == []
+        assert "too few file descriptors" in caplog.text
+    third = await lives.next()
+    assert [model["id"] for model in third.models()] == [kernel_id]
 
 
 async def test_a_process_in_another_pid_namespace(lives, spec, caplog):

@@ -8,7 +8,7 @@ import uuid
 import pytest
 
 from kbridge.errors import Busy, InvalidRequest, KernelError, KernelNotFound, NotSupported
-from kbridge.kernels import attaching
+from kbridge.kernels import attaching, descriptors
 from kbridge.kernels.attached import AttachedKernel, kernel_id_for, read_connection_file
 from kbridge.wire.message import Channel
 
@@ -140,6 +140,14 @@ async def test_an_id_is_taken_once(make_manager, hubs):
     with pytest.raises(InvalidRequest, match="served already"):
         manager.attach(kernel())
     assert len(hubs.opened) == 1
+
+
+async def test_none_is_attached_where_descriptors_run_out(make_manager, hubs, monkeypatch):
+    manager = make_manager()
+    monkeypatch.setattr(descriptors, "free_descriptors", lambda: 10)
+    with pytest.raises(Busy, match="too few file descriptors"):
+        manager.attach(kernel())
+    assert (hubs.opened, manager.models()) == ([], [])
 
 
 async def test_connection_info_that_names_no_place_is_refused(make_manager, hubs, monkeypatch):
