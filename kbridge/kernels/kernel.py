@@ -138,7 +138,7 @@ class BridgeKernel(RecordedKernel):
     async def _start(self, **kwargs: Any) -> None:
         try:
             await in_thread(self._choose_ports)
-            if self._has_local_provisioner():
+            if self.starts_here:
                 # jupyter_client writes files and forks, but its coroutines never wait.
                 await in_thread(asyncio.run, self._start_kernel(**kwargs))
             else:
@@ -169,7 +169,8 @@ class BridgeKernel(RecordedKernel):
     async def _start_kernel(self, **kwargs: Any) -> None:
         await self.start_kernel(**kwargs)
 
-    def _has_local_provisioner(self) -> bool:
+    @property
+    def starts_here(self) -> bool:
         """Return True if the kernelspec names jupyter_client's own provisioner, or none."""
         chosen = self.metadata.get("kernel_provisioner") or {}
         factory = KernelProvisionerFactory.instance(parent=self.parent)

@@ -15,7 +15,7 @@ import asyncio
 import logging
 import re
 from collections.abc import Coroutine
-from contextlib import suppress
+from contextlib import AbstractAsyncContextManager, nullcontext, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -75,6 +75,13 @@ class Lifecycle:
         self._places = asyncio.Semaphore(settings.max_concurrent_starts)
         self._budget = KernelBudget()
 
+    def _place(self, kernel: BridgeKernel) -> AbstractAsyncContextManager[Any]:
+        """Return one of the `max_concurrent_starts` places, for kernels of this machine.
+
+        A cluster may take minutes for a kernel: nobody else's start is to wait for that.
+        """
+        return self._places if kernel.starts_here else nullcontext()
+
     def note(self, kernel: BridgeKernel) -> None:
         """Write a kernel down as it is now."""
         if not self._ledger.enabled:
@@ -100,7 +107,7 @@ class Lifecycle:
         self.kernels.add(kernel)
         kernel.independent = self._ledger.enabled
         try:
-            async with self._places:
+            async with self._place(kernel):
                 if kernel.closing:
                     raise Busy("The server is shutting down")
                 with self._budget.start():
@@ -198,7 +205,7 @@ class Lifecycle:
         Busy
             If the kernel is shut down while it waits for its turn.
         """
-        async with self._places:
+        async with self._place(kernel):
             # Until here, the old process runs on.
             if kernel.closing:
                 raise Busy(f"Kernel {kernel.kernel_id} is being shut down")
@@ -274,7 +281,7 @@ class Lifecycle:
             self._log.warning("%s; restarting %s", await kernel.epitaph(), kernel.kernel_id)
             # One that somebody took a port from would find it taken again.
             newports = newports or bool(_PORT_TAKEN.search(kernel.output.tail()))
-            async with self._places:
+            async with self._place(kernel):
                 if not kernel.closing:
                     await self._cycle(kernel, now=True, newports=newports, asked=False)
 

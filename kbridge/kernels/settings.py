@@ -113,7 +113,8 @@ class KernelSettings(LoggingConfigurable):
         min=1,
         config=True,
         help="""Maximum number of kernels that start or restart at the same time; others wait for
-        their turn. By default the number of processors, but at least 4.""",
+        their turn. By default the number of processors, but at least 4. Kernels of other
+        provisioners than jupyter_client's own are not counted.""",
     )
     start_grace = Float(
         2.0,

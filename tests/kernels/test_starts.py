@@ -7,6 +7,7 @@ import pytest
 from jupyter_client.provisioning import local_provisioner
 
 from kbridge.errors import Busy
+from kbridge.kernels.lifecycle import Lifecycle
 
 LOUD = 20
 
@@ -17,6 +18,29 @@ async def until(condition):
             await asyncio.sleep(0.01)
 
 
+@pytest.fixture
+def counted(monkeypatch):
+    """The fake kernels take places, as those of jupyter_client's own provisioner do."""
+    monkeypatch.setattr(Lifecycle, "_place", lambda life, kernel: life._places)
+
+
+async def test_nobody_waits_for_a_kernel_that_is_started_elsewhere(
+    make_manager, fake, spec, fleet, hubs
+):
+    manager = make_manager(max_concurrent_starts=1)
+    hubs.ready = False
+    away = [asyncio.create_task(manager.start_kernel(fake(name))) for name in ("a", "b")]
+    await until(lambda: len(hubs.opened) == 2)
+    here = [asyncio.create_task(manager.start_kernel(spec(name))) for name in ("c", "d")]
+    await until(lambda: len(hubs.opened) == 3 and manager._life._places._waiters)
+    hubs.opened[2]._ready.set()
+    await until(lambda: len(hubs.opened) == 4)
+    for hub in hubs.opened:
+        hub._ready.set()
+    assert len(set(await asyncio.gather(*away, *here))) == 4
+
+
+@pytest.mark.usefixtures("counted")
 async def test_starts_wait_for_their_turn(make_manager, fake, fleet, hubs):
     manager = make_manager(max_concurrent_starts=2)
     hubs.ready = False
@@ -31,6 +55,7 @@ async def test_starts_wait_for_their_turn(make_manager, fake, fleet, hubs):
     assert len({await start for start in starts}) == 5
 
 
+@pytest.mark.usefixtures("counted")
 async def test_restarts_wait_for_their_turn(make_manager, fake, fleet, hubs):
     manager = make_manager(max_concurrent_starts=1)
     name = fake()
@@ -46,6 +71,7 @@ async def test_restarts_wait_for_their_turn(make_manager, fake, fleet, hubs):
     assert fleet[0].launches == 2
 
 
+@pytest.mark.usefixtures("counted")
 async def test_a_restart_that_is_given_up_before_its_turn_ends_nothing(
     make_manager, fake, fleet, hubs
 ):
@@ -73,6 +99,7 @@ async def test_a_restart_that_is_given_up_before_its_turn_ends_nothing(
     assert fleet[0].launches == 1
 
 
+@pytest.mark.usefixtures("counted")
 async def test_a_start_that_waits_is_given_up_at_the_end(make_manager, fake, fleet, hubs):
     manager = make_manager(max_concurrent_starts=1)
     hubs.ready = False
@@ -85,6 +112,7 @@ async def test_a_start_that_waits_is_given_up_at_the_end(make_manager, fake, fle
     assert [type(end) for end in ends[1:]] == [Busy, Busy]
 
 
+@pytest.mark.usefixtures("counted")
 async def test_a_start_that_was_cancelled_gives_its_place_back(make_manager, fake, hubs):
     manager = make_manager(max_concurrent_starts=1)
     hubs.ready = False
