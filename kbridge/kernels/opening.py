@@ -179,7 +179,11 @@ class OpeningTable(AttachingTable):
         starting = self._life.kernels - waiting - set(used)
         for kernel in starting:
             kernel.closing = True
-        await self._end_starts(starting)
+        try:
+            async with asyncio.timeout(_SHUTDOWN_TIMEOUT):
+                await self._end_starts(starting)
+        except TimeoutError:  # a provisioner does not come back from its launch
+            self.log.warning("%d start(s) of kernels do not end", self._starts)
         self._kernels.clear()
         staying = [kernel for kernel in (*used, *waiting) if isinstance(kernel, BridgeKernel)]
         pids = {str(k.kernel_id): k.process.pid for k in staying if k.process is not None}

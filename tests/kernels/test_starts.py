@@ -7,7 +7,9 @@ import pytest
 from jupyter_client.provisioning import local_provisioner
 
 from kbridge.errors import Busy
+from kbridge.kernels import opening
 from kbridge.kernels.lifecycle import Lifecycle
+from tests.kernels.conftest import FakeProvisioner
 
 LOUD = 20
 
@@ -140,3 +142,25 @@ async def test_processes_are_started_off_the_event_loop(make_manager, spec, monk
     await manager.restart_kernel(kernel_id)
     assert len(threads) == 2
     assert threading.main_thread() not in threads
+
+
+async def test_a_launch_that_hangs_does_not_hold_up_letting_go(
+    make_manager, fake, monkeypatch, caplog
+):
+    monkeypatch.setattr(opening, "_SHUTDOWN_TIMEOUT", 0.05)
+    begun = asyncio.Event()
+
+    async def launch(*_args, **_kwargs):
+        begun.set()
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(FakeProvisioner, "launch_kernel", launch)
+    manager = make_manager()
+    start = asyncio.create_task(manager.start_kernel(fake()))
+    async with asyncio.timeout(LOUD):
+        await begun.wait()
+        await manager.let_go()
+    assert "1 start(s) of kernels do not end" in caplog.text
+    start.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await start
