@@ -6,7 +6,8 @@ reader of a kernel is more than half of `journal_limit` behind, its journal may 
 allowance that the kernels of a process share (`burst_limit`).
 
 The fastest live reader decides, so a viewer that is stalled costs nothing. A reader is live while
-it has all that it may read, or has moved on within `PATIENCE` seconds. When the last live reader
+it has all that it may read, or has moved on within `PATIENCE` seconds, or as many as the frame that
+it is being sent takes at a mebibyte a second. When the last live reader
 has gone, it counts for `PATIENCE` seconds more, because clients come back. After that the journal
 returns to its limit. What `flow.pace` holds back is no backlog: there a limit is at work.
 """
@@ -29,6 +30,7 @@ PATIENCE: Final = 10.0
 
 Seconds in which the loop had turns: nobody can be written to while it has none."""
 
+_SLOWEST: Final = 1 << 20  # bytes a second by which a larger frame gets more time
 _AHEAD: Final = 32 << 20  # bytes granted beyond what is held: more than comes between two looks
 _LOOK: Final = 1.0  # seconds between two looks where nothing else happens
 _PAUSE: Final = 2 * _LOOK  # what counts, at most, of the time between two looks
@@ -83,7 +85,8 @@ class Burst:
         self._pace = pace
         self._clock = clock
         self._allowance = allowance
-        # By number of the websocket: what it read next when it was last looked at, and since when.
+        # By number of the websocket: what it read next when it was last looked at, and until when
+        # it counts without another move.
         self._seen: dict[int, tuple[int, float]] = {}
         self._looked_at = clock.monotonic()
         self._time = 0.0  # the time that counts
@@ -145,12 +148,12 @@ class Burst:
         live = 0
         for attachment in self._clients.attachments:
             seq = attachment.place.seq
-            since = self._seen.get(attachment.number)
+            known = self._seen.get(attachment.number)
             may = min(end, self._pace.horizon_of(attachment.paced))
-            if since is None or since[0] != seq or seq >= may:
-                since = (seq, now)
-            seen[attachment.number] = since
-            if now - since[1] > PATIENCE:
+            if known is None or known[0] != seq or seq >= may:
+                known = (seq, now + self._patience(attachment))
+            seen[attachment.number] = known
+            if now > known[1]:
                 continue
             if may <= seq < end:  # held back by a limit, and not by its speed
                 self._live_at = -math.inf
@@ -168,3 +171,10 @@ class Burst:
             return 0, 0, live
         behind = journal.appended - place.nbytes if place.nbytes >= 0 else journal.nbytes
         return min(behind, journal.nbytes), end - place.seq, live
+
+    def _patience(self, attachment: Attachment) -> float:
+        """Return for how many seconds a websocket that has just moved counts as live."""
+        if not attachment.blocked:
+            return PATIENCE
+        journal, seq = self._journal, attachment.place.seq
+        return max(PATIENCE, (journal.behind(seq - 1) - journal.behind(seq)) / _SLOWEST)

@@ -177,6 +177,22 @@ async def test_a_reader_that_moves_however_slowly_counts(rig) -> None:
         assert rig.hub.journal.nbytes > 2 * LIMIT
 
 
+async def test_a_large_frame_may_take_its_time(rig) -> None:
+    client, _ = stalled(rig)
+    show(rig, *range(3), size=20 * MIB)
+    wait(rig, 2 * PATIENCE)
+    await read_all(rig, client)
+    assert shown(client) == list(range(3))
+    assert texts(client) == []
+
+
+async def test_a_large_frame_that_nobody_reads_does_not_keep_the_rest_for_ever(rig) -> None:
+    stalled(rig)
+    show(rig, *range(3), size=20 * MIB)
+    wait(rig, 2 * PATIENCE + 2)
+    assert rig.hub.journal.spare == 0
+
+
 async def test_time_in_which_the_bridge_itself_does_nothing_does_not_count(rig) -> None:
     client, _ = stalled(rig)
     show(rig, *range(60))
