@@ -196,7 +196,7 @@ class Owed:
 
 
 def _bound(known: dict[str, Any]) -> None:
-    if len(known) > _LIMIT:
+    while len(known) > _LIMIT:
         del known[next(iter(known))]
 
 

@@ -183,6 +183,8 @@ def test_what_is_remembered_is_bounded() -> None:
         side.play(request(f"old {number}"), "print")
         side.owed.sent(f"new {number}", b"{}")
     assert side.owed.statistics() == {"unanswered": 2000, "reply_lost": 1000}
+    side.owed.connection_lost()
+    assert side.owed.statistics() == {"unanswered": 1000, "reply_lost": 1000}
     side.owed.clear()
     assert side.owed.statistics() == {"unanswered": 0, "reply_lost": 0}
     assert not side.owed.active
