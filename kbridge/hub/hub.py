@@ -454,11 +454,15 @@ class Hub:
         elif channel is Channel.IOPUB:
             self._line.went(down=False)
             self._nudge.connected()
+        elif channel is Channel.SHELL and self.ready and self._requests.recovery.active:
+            self._send_probe(Channel.SHELL)
 
     def on_disconnected(self, channel: Channel) -> None:
         """The kernel's side of a channel went away: prove it anew before anything is sent."""
         if channel is Channel.STDIN:
             self._nudge.stdin(up=False)
+        elif channel is Channel.SHELL:  # a kernel drops replies that it cannot send
+            self._requests.recovery.connection_lost()
         if channel is not Channel.IOPUB:
             return
         self._line.went(down=True)

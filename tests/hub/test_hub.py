@@ -241,6 +241,26 @@ async def test_a_cell_whose_end_was_lost_with_the_connection_ends_for_its_client
     assert json.loads(idle.content) == {"execution_state": "idle"}
 
 
+async def test_a_reply_that_was_lost_with_the_shell_connection_alone_is_made(rig) -> None:
+    """As when one of the tunnels to a kernel's ports breaks."""
+    client, attached = rig.attach()
+    asked = rig.request(code="1")
+    rig.hub.submit(attached, asked)
+    probes = len(rig.probes())
+    rig.hub.on_disconnected(Channel.SHELL)
+    rig.hub.on_connected(Channel.SHELL)
+    assert rig.hub.ready
+    assert [p.channel for p in rig.probes()[probes:]] == [Channel.SHELL]
+    shown = {"execution_count": 7, "code": "1"}
+    rig.say(rig.message(Channel.IOPUB, "execute_input", shown, asked.header))
+    rig.say(rig.message(Channel.IOPUB, "status", {"execution_state": "idle"}, asked.header))
+    rig.clock.now += GRACE
+    rig.hub._requests.recovery.check()
+    [reply] = [m for m in received(client) if m.msg_type == "execute_reply"]
+    assert json.loads(reply.content).items() >= {"status": "ok", "execution_count": 7}.items()
+    assert not rig.hub._requests.recovery.active
+
+
 async def test_a_kernel_that_was_adopted_is_spoken_to_under_a_name_of_our_own(rig) -> None:
     former = [b"of the bridge before"]
     hub = Hub("k", INFO, link=rig._link, clock=rig.clock, former=former, adopted=True)
