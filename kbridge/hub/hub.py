@@ -16,7 +16,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from kbridge.errors import HubClosed, IgnoredMessage
+from kbridge.errors import HubClosed, IgnoredMessage, KernelError
 from kbridge.flow.activity import Activity
 from kbridge.flow.complaints import Complaints
 from kbridge.flow.inputs import Inputs
@@ -122,7 +122,7 @@ class Hub:
             settings.kernel_info_timeout,
             self._send_probes,
             self._on_ready,
-            self._renew,
+            self._try_to_renew,
         )
         self._intake = Intake(
             kernel_id,
@@ -509,6 +509,12 @@ class Hub:
         self.log.info("Kernel %s is connected to under a new identity", self.kernel_id)
         self._requests.recovery.connection_lost()
         self._line.renew(keep=self._requests.recovery.active)
+
+    def _try_to_renew(self) -> None:
+        try:
+            self._renew()
+        except KernelError as error:  # the nudge asks again
+            self.log.warning("Kernel %s cannot be connected to anew: %s", self.kernel_id, error)
 
     def _on_reply_made(self, msg: Message) -> None:
         if msg.channel is Channel.IOPUB:

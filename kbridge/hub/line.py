@@ -7,6 +7,7 @@ import logging
 from collections.abc import Callable, Sequence
 from typing import Final, TypeAlias
 
+from kbridge.errors import KernelError
 from kbridge.link.endpoints import Endpoints
 from kbridge.link.interfaces import KernelEvents, KernelSockets
 from kbridge.link.sockets import new_identity
@@ -63,17 +64,21 @@ class Line:
         """Link, after `close`."""
         self._down.clear()
         self.link = self._make(endpoints, self._events, self.identity)
-        for identity in self.former:
-            self.link.receive_for(identity)
+        try:
+            for identity in self.former:
+                self.link.receive_for(identity)
+        except KernelError as error:  # what comes over these may come, and need not
+            self._log.warning("Nothing is received for an earlier connection: %s", error)
 
     def renew(self, *, keep: bool) -> None:
         """Send requests under a new identity; `keep` receiving what is owed to the present one."""
         if self.link is None:
             return
+        identity = new_identity()
+        self.link.renew(identity, keep=keep)
         if keep:
             self.former = [*self.former, self.identity][-_FORMER:]
-        self.identity = new_identity()
-        self.link.renew(self.identity, keep=keep)
+        self.identity = identity
 
     def drop_former(self) -> None:
         """Receive nothing more for identities of the past."""

@@ -180,12 +180,13 @@ class Nudge:
         self._cancel()
         now = self._clock.monotonic()
         decision = self._readiness.poll(now)
+        # First of all, or an error below would be the end of all polls.
+        if decision.next_at is not None:
+            self._timer = self._loop.call_later(max(0.0, decision.next_at - now), self._poll)
         if decision.renew:
             self._renew()
         if decision.probe:
             self._probe()
-        if decision.next_at is not None:
-            self._timer = self._loop.call_later(max(0.0, decision.next_at - now), self._poll)
         known, self._told = self._told, decision if decision.ready else None
         if decision.ready and decision != known:
             waiters, self._waiters = self._waiters, []

@@ -50,6 +50,8 @@ _LIGHT: Final = 32 << 10
 _NOBLOCK: Final = int(zmq.NOBLOCK)
 _MORE: Final = int(zmq.NOBLOCK | zmq.SNDMORE)
 
+_EVENTS: Final = int(zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED)
+
 
 class KernelLink:
     """Sockets to one kernel; made open.
@@ -78,10 +80,10 @@ class KernelLink:
         self._monitors: dict[Channel, zmq.Socket[bytes]] = {}
         self._gone: dict[Channel, asyncio.TimerHandle] = {}
         try:
-            self._open(Channel.IOPUB, b"")
+            self._open(Channel.IOPUB, make(Channel.IOPUB, endpoints))
             identity = identity or new_identity()
             for channel in _DEALERS:
-                self._open(channel, identity)
+                self._open(channel, make(channel, endpoints, identity))
         except zmq.ZMQError as error:
             self.close()
             raise KernelError(
@@ -138,7 +140,13 @@ class KernelLink:
             One that the kernel has never known.
         keep : bool
             Whether what is owed to the identity so far is to be received, until `drop_former`.
+
+        Raises
+        ------
+        KernelError
+            If there are no sockets to be had; those so far stay.
         """
+        new = self._make_dealers(identity, watched=True)
         old = {channel: self._detach(channel) for channel in _DEALERS}
         self._refused.clear()
         if keep:
@@ -146,15 +154,20 @@ class KernelLink:
         else:
             for socket in old.values():
                 socket.close(linger=0)
-        for channel in _DEALERS:
-            self._open(channel, identity)
+        for channel, socket in new.items():
+            self._open(channel, socket)
 
     def receive_for(self, identity: bytes) -> None:
-        """Also receive what the kernel sends to an identity of the past, until `drop_former`."""
-        sockets = {}
-        for channel in _DEALERS:
-            sockets[channel] = make(channel, self._endpoints, identity)
-            sockets[channel].connect(self._endpoints.url(channel))
+        """Also receive what the kernel sends to an identity of the past, until `drop_former`.
+
+        Raises
+        ------
+        KernelError
+            If there are no sockets to be had.
+        """
+        sockets = self._make_dealers(identity, watched=False)
+        for channel, socket in sockets.items():
+            socket.connect(self._endpoints.url(channel))
         self._keep(sockets)
 
     def drop_former(self) -> None:
@@ -176,8 +189,24 @@ class KernelLink:
         if len(self._former) > _FORMER:
             self._former.pop(0).close()
 
-    def _open(self, channel: Channel, identity: bytes) -> None:
-        socket = self._sockets[channel] = make(channel, self._endpoints, identity)
+    def _make_dealers(self, identity: bytes, *, watched: bool) -> dict[Channel, zmq.Socket[bytes]]:
+        """Return new sockets for shell, control and stdin: all of them, or none."""
+        made: dict[Channel, zmq.Socket[bytes]] = {}
+        opened: list[zmq.Socket[bytes]] = []
+        try:
+            for channel in _DEALERS:
+                made[channel] = socket = make(channel, self._endpoints, identity)
+                opened.append(socket)
+                if watched:
+                    opened.append(socket.get_monitor_socket(_EVENTS))
+        except zmq.ZMQError as error:
+            for each in opened:
+                each.close(linger=0)
+            raise KernelError(f"there are no more sockets to be had: {error.strerror}") from None
+        return made
+
+    def _open(self, channel: Channel, socket: zmq.Socket[bytes]) -> None:
+        self._sockets[channel] = socket
         if channel is Channel.IOPUB:
             socket.subscribe(b"")
         if channel in _WATCHED:
@@ -202,8 +231,7 @@ class KernelLink:
         return socket
 
     def _watch(self, channel: Channel, socket: zmq.Socket[bytes]) -> None:
-        events = zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED
-        monitor = self._monitors[channel] = socket.get_monitor_socket(events)
+        monitor = self._monitors[channel] = socket.get_monitor_socket(_EVENTS)
         self._loop.add_handler(monitor.fileno(), self._on_monitors, IOLoop.READ)
         self._soon(self._on_monitors, None, 0)
 
@@ -271,10 +299,14 @@ class KernelLink:
 
     def _on_gone(self, channel: Channel) -> None:
         del self._gone[channel]
-        if channel is Channel.IOPUB:
-            self._detach(channel).close(linger=0)
-            self._open(channel, b"")
-        self._events.on_gone(channel)
+        try:
+            if channel is Channel.IOPUB:
+                new = make(channel, self._endpoints)
+                self._detach(channel).close(linger=0)
+                self._open(channel, new)
+            self._events.on_gone(channel)
+        except (zmq.ZMQError, KernelError):  # no descriptor is free: others may end meanwhile
+            self._gone[channel] = self._later(_GONE_SECONDS, self._on_gone, channel)
 
     def _next_event(self, channel: Channel) -> int | None:
         monitor = self._monitors.get(channel)

@@ -5,10 +5,11 @@ import json
 
 import pytest
 
-from kbridge.errors import HubClosed
+from kbridge.errors import HubClosed, KernelError
 from kbridge.flow.owed import GRACE
 from kbridge.flow.readiness import RENEW_SECONDS
 from kbridge.hub.hub import Hub
+from kbridge.link.memory import MemoryKernel
 from kbridge.wire.dialects import LEGACY
 from kbridge.wire.message import Channel
 from kbridge.wire.signing import Signer
@@ -239,6 +240,27 @@ async def test_a_cell_whose_end_was_lost_with_the_connection_ends_for_its_client
     assert (reply.msg_type, json.loads(reply.content)["status"]) == ("execute_reply", "aborted")
     assert idle.msg_type == "status"
     assert json.loads(idle.content) == {"execution_state": "idle"}
+
+
+async def test_without_descriptors_a_hub_goes_on_as_it_is(make_rig, monkeypatch) -> None:
+    rig = make_rig()
+    rig.prove()
+    first = rig.kernel.identity
+
+    def fail(*_: object, **__: object) -> None:
+        raise KernelError("there are no more sockets to be had")
+
+    monkeypatch.setattr(rig.kernel, "renew", fail)
+    rig.kernel.disconnect()
+    rig.kernel.connect()
+    rig.say(rig.message(Channel.IOPUB, "status", {"execution_state": "idle"}))
+    rig.clock.now += RENEW_SECONDS
+    rig.hub._nudge._poll()
+    assert rig.hub._nudge._timer is not None, "it is tried again"
+    assert rig.hub.identities == [first]
+    monkeypatch.setattr(MemoryKernel, "receive_for", fail)
+    hub = Hub("k", INFO, link=rig._link, clock=rig.clock, former=[b"of the dead"], adopted=True)
+    await hub.aclose()
 
 
 async def test_a_reply_that_was_lost_with_the_shell_connection_alone_is_made(rig) -> None:

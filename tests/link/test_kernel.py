@@ -2,6 +2,7 @@
 
 import asyncio
 import dataclasses
+import errno
 import json
 import select
 import socket
@@ -12,6 +13,7 @@ import zmq
 import zmq.asyncio
 
 from kbridge.errors import KernelError
+from kbridge.link import kernel, sockets
 from kbridge.link.endpoints import Endpoints
 from kbridge.link.kernel import KernelLink
 from kbridge.wire.message import Channel
@@ -318,6 +320,59 @@ async def test_what_is_owed_to_a_name_of_the_past_arrives_until_it_is_dropped(si
         await events.until(lambda n=n: (Channel.SHELL, body(n)) in events.messages)
     link.drop_former()
     assert link.send(Channel.SHELL, body(2)), "and requests go on"
+
+
+def without_descriptors(monkeypatch, after: int, times: int = 1) -> list[zmq.Socket]:
+    """Let sockets be had, then none for a number of times; return those that were made."""
+    made: list[zmq.Socket] = []
+    left = times
+
+    def make(*args) -> zmq.Socket:
+        nonlocal left
+        if len(made) == after and left:
+            left -= 1
+            raise zmq.ZMQError(errno.EMFILE)
+        made.append(sockets.make(*args))
+        return made[-1]
+
+    monkeypatch.setattr(kernel, "make", make)
+    return made
+
+
+async def test_without_descriptors_the_sockets_so_far_stay(side, linked, monkeypatch) -> None:
+    link, events = linked
+    made = without_descriptors(monkeypatch, after=2, times=2)
+    with pytest.raises(KernelError, match="no more sockets"):
+        link.renew(b"new", keep=True)
+    with pytest.raises(KernelError, match="no more sockets"):
+        link.receive_for(b"of the dead")
+    assert all(socket.closed for socket in made)
+    assert link.send(Channel.SHELL, body(0))
+    async with asyncio.timeout(20):
+        old, *_ = await side.sockets[Channel.SHELL].recv_multipart()
+    await side.sockets[Channel.SHELL].send_multipart([old, *body(1)])
+    await events.until(lambda: (Channel.SHELL, body(1)) in events.messages)
+    link.renew(b"new", keep=True)
+    assert link.send(Channel.SHELL, body(2))
+    async with asyncio.timeout(20):
+        new, *_ = await side.sockets[Channel.SHELL].recv_multipart()
+    assert new == b"new"
+
+
+async def test_iopub_is_connected_anew_once_there_is_a_descriptor(side, monkeypatch) -> None:
+    events = Recorder()
+    monkeypatch.setattr(kernel, "_GONE_SECONDS", 0.01)
+    link = KernelLink(limited(side, 100_000), events)
+    try:
+        await events.until(lambda: "connected" in events.news)
+        await until_subscribed(side, events)
+        without_descriptors(monkeypatch, after=0, times=3)
+        large = [DELIMITER, b"sig", b"{}", b"{}", b"{}", b"x" * 200_000]
+        await side.sockets[Channel.IOPUB].send_multipart([b"topic", *large])
+        await events.until(lambda: events.gone == [Channel.IOPUB])
+        await until_subscribed(side, events)
+    finally:
+        link.close()
 
 
 async def test_a_name_of_another_process_is_received_for(side) -> None:
