@@ -324,7 +324,7 @@ class KbridgeApp(checks.Checks, CheckedApp):
 
     def update_config(self, config: Config) -> None:
         """Take settings from one source, under our names or the kernel gateway's."""
-        super().update_config(kg.translate(config))
+        super().update_config(kg.translate(config, shared=self.reads_shared))
 
     def load_config_file(self, suppress_errors: bool = True) -> None:  # type: ignore[override]
         """Take the kernel gateway's variables first, so that config files go over them."""

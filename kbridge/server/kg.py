@@ -25,6 +25,8 @@ _WEBSOCKET_API = {"", "jupyter-websocket", "kernel_gateway.jupyter_websocket"}
 _HTTP_API = {"notebook-http", "kernel_gateway.notebook_http"}
 # The class of the gateway's kernels and its bases, which jupyter_client does not know.
 _MANAGERS = ("SeedingMappingKernelManager", "AsyncMappingKernelManager", "MappingKernelManager")
+# Those that Jupyter Server has, too.
+_SERVERS = _MANAGERS[1:]
 
 
 class _Unset(Exception):
@@ -269,10 +271,18 @@ def read(environ: Mapping[str, str]) -> tuple[dict[str, dict[str, Any]], list[st
     return config, sorted(name for name in environ if name.startswith("KG_") and name not in known)
 
 
-def translate(config: Config) -> Config:
+def translate(config: Config, *, shared: bool = False) -> Config:
     """Return a configuration in which the gateway's traits have their names here.
 
     A setting that is given under both names keeps the value that it has under its name here.
+
+    Parameters
+    ----------
+    config : Config
+        What one source sets.
+    shared : bool
+        The source is for Jupyter Server, too: settings of its kernel managers that cannot be
+        honoured here are left out.
 
     Raises
     ------
@@ -288,13 +298,18 @@ def translate(config: Config) -> Config:
                 found[section][name] = value
                 continue
             setting = _TRAITS.get(f"{section}.{name}")
+            foreign = shared and section in _SERVERS
             if setting is None:
+                if foreign:
+                    continue
                 raise TraitError(f"the kernel gateway has no {section}.{name}{_nearest(name)}")
             try:
                 converted = setting.convert(value)
             except _Unset:
                 continue
             except ValueError:
+                if foreign:
+                    continue
                 raise TraitError(f"{setting.trait} cannot be {str(value)!r} here") from None
             owner, trait = setting.setting.split(".")
             if trait not in found[owner]:

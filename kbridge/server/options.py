@@ -81,6 +81,8 @@ class CheckedApp(JupyterApp):
     more_config_files: tuple[str, ...] = ()
     # A config file with an error in it would leave settings out.
     raise_config_file_errors = True
+    # While the file is read that all Jupyter programs share.
+    reads_shared = False
 
     def migrate_config(self) -> None:
         """Skip the search for files of IPython 3: kbridge never had any."""
@@ -127,7 +129,11 @@ class CheckedApp(JupyterApp):
         """
         del suppress_errors
         given = set(self.config)
-        self._load(_SHARED, self.config_file_paths)
+        self.reads_shared = True
+        try:
+            self._load(_SHARED, self.config_file_paths)
+        finally:
+            self.reads_shared = False
         shared = set(self.config) - given
         if self.config_file:
             path = Path(self.config_file).expanduser()

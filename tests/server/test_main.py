@@ -236,7 +236,13 @@ def test_sections_of_other_programs_in_the_shared_config_file(
     """jupyter_config.py is every Jupyter program's."""
     path = tmp_path / "config" / "jupyter_config.py"
     path.parent.mkdir()
-    path.write_text("c.LabApp.collaborative = True\nc.KbridgeApp.base_url = '/shared'\n")
+    path.write_text(
+        "c.LabApp.collaborative = True\n"
+        "c.MappingKernelManager.kernel_manager_class = 'others.Manager'\n"
+        "c.AsyncMappingKernelManager.others = 1\n"
+        "c.MappingKernelManager.cull_interval = 7\n"
+        "c.KbridgeApp.base_url = '/shared'\n"
+    )
     assert "/shared/" in serve().url
 
 
