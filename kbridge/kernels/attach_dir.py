@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from pathlib import Path
 
-from kbridge.errors import KbridgeError
+from kbridge.errors import Busy, KbridgeError
 from kbridge.kernels.tasks import in_thread, spawn, stop
 
 __all__ = ["AttachDir"]
@@ -20,7 +20,8 @@ _Stamp = tuple[int, int, int]  # what changes with a file: inode, size, time (ns
 class AttachDir:
     """Look into a directory every `interval` seconds, and tell what is new and what has gone.
 
-    A file that cannot be used is complained of once, and looked at again when it has changed.
+    A file that cannot be used is complained of once, and looked at again when it has changed; one
+    that there is no room for is complained of once, and tried again.
 
     Parameters
     ----------
@@ -53,6 +54,7 @@ class AttachDir:
         self._log = log
         self._blind = False
         self._known: dict[Path, tuple[_Stamp, str | None]] = {}
+        self._put_off: set[Path] = set()
         self._task = spawn(self._run(), log)
 
     async def look(self) -> None:
@@ -67,8 +69,15 @@ class AttachDir:
                 if kernel_id is not None:
                     await self._detach(kernel_id)
         for path, stamp in there.items():
-            if path not in self._known:
+            if path in self._known:
+                continue
+            try:
                 self._known[path] = (stamp, await self._take(path))
+            except Busy as error:  # tried again at the next look
+                if path not in self._put_off:
+                    self._log.warning("%s is attached later: %s", path, error.reason)
+                self._put_off.add(path)
+        self._put_off &= there.keys() - self._known.keys()
 
     async def aclose(self) -> None:
         """Look no more; may be called twice."""
@@ -82,6 +91,8 @@ class AttachDir:
     async def _take(self, path: Path) -> str | None:
         try:
             return await self._attach(path)
+        except Busy:
+            raise
         except KbridgeError as error:
             self._log.warning("%s", error.reason)
         except Exception:  # noqa: BLE001 - one file must not keep the others out

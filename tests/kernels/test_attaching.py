@@ -249,6 +249,19 @@ async def test_a_file_of_no_use_is_complained_of_once(watched, caplog):
     await until(manager.models)
 
 
+async def test_a_file_that_there_is_no_room_for_is_tried_again(watched, caplog, monkeypatch):
+    manager, folder = watched
+    with monkeypatch.context() as scarce:
+        scarce.setattr(descriptors, "free_descriptors", lambda: 10)
+        drop(folder, "kernel-1.json")
+        await until(lambda: "is attached later: " in caplog.text)
+        for _ in range(3):
+            await manager._attach_dir.look()
+        assert manager.models() == []
+        assert caplog.text.count("is attached later: ") == 1
+    await until(manager.models)
+
+
 async def test_one_that_was_let_go_of_is_not_taken_again_until_its_file_changes(watched):
     manager, folder = watched
     path = drop(folder, "kernel-1.json")
