@@ -11,7 +11,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from typing import Final, TypeAlias
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, ref
 
 __all__ = ["Step", "Turns", "turns"]
 
@@ -31,7 +31,7 @@ class Turns:
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._loop = loop
+        self._loop = ref(loop)  # the table of loops keeps this queue for as long as its loop
         self._queue: deque[Step] = deque()
         self._scheduled = False
 
@@ -45,8 +45,10 @@ class Turns:
 
     def _schedule(self) -> None:
         if self._queue and not self._scheduled:
+            loop = self._loop()
+            assert loop is not None, "a loop that runs is held"
             self._scheduled = True
-            self._loop.call_soon(self._take)
+            loop.call_soon(self._take)
 
     def _take(self) -> None:
         self._scheduled = False

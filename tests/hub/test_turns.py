@@ -1,6 +1,8 @@
 """Work in short turns: nobody is kept waiting, and everybody gets on."""
 
 import asyncio
+import gc
+import weakref
 
 import pytest
 
@@ -73,6 +75,18 @@ def test_another_loop_has_another_queue() -> None:
         return turns()
 
     assert asyncio.run(get()) is not asyncio.run(get())
+
+
+def test_the_queue_of_a_loop_goes_with_it() -> None:
+    async def get() -> weakref.ref[asyncio.AbstractEventLoop]:
+        log: list[str] = []
+        turns().add(Work(log, "a", 3).step)
+        await finish(turns())
+        return weakref.ref(asyncio.get_running_loop())
+
+    loop = asyncio.run(get())
+    gc.collect()
+    assert loop() is None
 
 
 @pytest.mark.parametrize("pieces", [1, 100])
