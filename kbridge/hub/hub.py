@@ -454,7 +454,8 @@ class Hub:
         elif channel is Channel.IOPUB:
             self._line.went(down=False)
             self._nudge.connected()
-        elif channel is Channel.SHELL and self.ready and self._requests.recovery.active:
+        elif channel is Channel.SHELL and self.ready:
+            # What was asked before may have got lost, and with it whether the kernel is busy.
             self._send_probe(Channel.SHELL)
 
     def on_disconnected(self, channel: Channel) -> None:

@@ -242,6 +242,17 @@ async def test_a_cell_whose_end_was_lost_with_the_connection_ends_for_its_client
     assert json.loads(idle.content) == {"execution_state": "idle"}
 
 
+async def test_an_answer_that_was_lost_with_the_shell_connection_is_asked_for_again(rig) -> None:
+    busy = {"execution_state": "busy"}
+    rig.say(rig.message(Channel.IOPUB, "status", busy, rig.request(code="1").header))
+    rig.hub.verify_busy()
+    rig.hub.on_disconnected(Channel.SHELL)
+    rig.hub.on_connected(Channel.SHELL)
+    assert rig.hub.activity.execution_state == "busy"
+    rig.say(rig.message(Channel.SHELL, "kernel_info_reply", {}, rig.probes()[-1].header))
+    assert rig.hub.activity.execution_state == "idle"
+
+
 async def test_without_descriptors_a_hub_goes_on_as_it_is(make_rig, monkeypatch) -> None:
     rig = make_rig()
     rig.prove()
