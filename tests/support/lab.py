@@ -260,19 +260,21 @@ class Notebook:
         )
 
     async def count_outputs(self) -> None:
-        """From now on count what the page gets of its kernel's output, and keep its text."""
+        """From now on count what the page gets of its kernel's output, and keep what is printed.
+
+        Not stderr: ipykernel complains there that JupyterLab asks for widgets it does not have.
+        """
         await self.page.evaluate(
             "() => { window.outputs = 0; window.texts = [];"
             f" {_KERNEL}.iopubMessage.connect((_, message) => {{ window.outputs++;"
-            " if (message.header.msg_type === 'stream') window.texts.push(message.content.text)"
-            " }) }"
+            " if (message.content.name === 'stdout') window.texts.push(message.content.text) }) }"
         )
 
     async def outputs(self) -> int:
         return int(await self.page.evaluate("window.outputs"))
 
     async def received(self) -> str:
-        """The text of all stream messages since `count_outputs`, whether it is drawn or not."""
+        """Return the text on stdout since `count_outputs`, whether it is drawn or not."""
         return str(await self.page.evaluate("window.texts.join('')"))
 
     async def choose(self, menu: str, item: str) -> None:
