@@ -67,7 +67,7 @@ def parameters(_number: int) -> bytes:
 
 
 def query(_number: int) -> bytes:
-    """What an expression that hides tokens from logs may take for ever to read."""
+    """Return a request whose URL takes long to search for tokens if the pattern backtracks."""
     return bomb(target="/" + "?token" * 800)
 
 

@@ -1,4 +1,4 @@
-"""What docs/api.md says can be imported, can be, and nothing more is promised."""
+"""Each package exports the names that docs/api.md lists, and no others."""
 
 import importlib
 import re

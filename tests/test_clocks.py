@@ -11,7 +11,7 @@ import kbridge
 
 ROOT = Path(kbridge.__file__).parent
 MODULES = {str(path.relative_to(ROOT)): path for path in ROOT.rglob("*.py")}
-# What a Tornado loop may be used for: its clock is the wall clock, and so are its timers.
+# Methods of a Tornado loop that may be used. Its clock and its timers follow the wall clock.
 LOOP = {"add_handler", "update_handler", "remove_handler", "add_callback"}
 # Modules that read the wall clock, and what for.
 WALL = {

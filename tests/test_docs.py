@@ -1,4 +1,4 @@
-"""What the documentation says is so: names, commands, defaults, counters and examples."""
+"""Check the documentation: names, commands, defaults, counters and examples."""
 
 import os
 import re
@@ -192,7 +192,7 @@ def words(command: str) -> list[str]:
 
 
 def commands(page: Path, program: str) -> list[str]:
-    """What the page shows of a program: in code blocks, and in the text if it has options."""
+    """Return the commands of a program on a page: in code blocks, and in the text with options."""
     shown = [part for line in shell_lines(page) for part in line.split("&&")]
     shown += re.findall(rf"`((?:KG_\w+=\S* )*{program} [^`\n]+)`", without_code(page.read_text()))
     found = []

@@ -1,4 +1,4 @@
-"""What is distributed: the source distribution, and the versions that it is tested with."""
+"""The source distribution, and the locked versions that it is tested with."""
 
 import os
 import re

@@ -34,7 +34,7 @@ USES = {"compile", "match", "fullmatch", "search", "sub", "subn", "split", "find
 
 
 class Case(NamedTuple):
-    """What sees the text, and texts made of n units that are hard on it."""
+    """A function that matches a text, and makers of slow texts from a number of units."""
 
     run: Callable[[Any], object]
     texts: tuple[Callable[[int], Any], ...]
@@ -94,7 +94,7 @@ def _route(path: str) -> None:
         re.fullmatch(pattern, "/kernelspecs/" + path)
 
 
-# What regular expressions are fed with on purpose: separators, quotes, escapes and beginnings.
+# Units chosen to slow regular expressions: separators, quotes, escapes, prefixes of a match.
 _HARD = units(
     "?token",
     "&token",

@@ -20,7 +20,7 @@ PACE = {"batch": 12, "interval": 0.02}
 
 
 class Passed(NamedTuple):
-    """What one flood left behind, in bytes and messages; the rate is None if any are missing."""
+    """Memory (bytes), missing messages and rate of one flood; no rate if messages are missing."""
 
     peak: int
     held: int

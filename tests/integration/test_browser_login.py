@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 pytestmark = [pytest.mark.kernel, pytest.mark.browser, pytest.mark.slow]
 
-# What a frontend does once it is in, with nothing but the browser's cookie.
+# Requests of a frontend after login, authenticated by the browser's cookie alone.
 FRONTEND = """async (base) => {
     const ask = (method, path, body) => fetch(base + path, {method, body});
     const made = await ask("POST", "api/kernels", JSON.stringify({name: "python3"}));

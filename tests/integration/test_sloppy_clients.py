@@ -1,4 +1,4 @@
-"""What careless clients send: kbridge takes what Jupyter Server and the Kernel Gateway take."""
+"""Messages of careless clients: kbridge accepts those that Jupyter's own servers accept."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the REST API says of a kernel whose subshells work side by side, in Jupyter Server."""
+"""The REST API of Jupyter Server shows the last status of a kernel with concurrent subshells."""
 
 from __future__ import annotations
 

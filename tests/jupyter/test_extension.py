@@ -257,7 +257,7 @@ async def test_ours_and_what_is_built_on_it_stay(
 
 
 class Firewall(PeerConnection):
-    """What another extension puts in place: it refuses some messages."""
+    """Stand in for the connection class of another extension that filters messages."""
 
 
 def another_extension(

@@ -1,4 +1,4 @@
-"""What kernels leave to others, by numbers that the test chooses."""
+"""Kernels leave file descriptors free for other uses; the tests choose the numbers."""
 
 import os
 import sys

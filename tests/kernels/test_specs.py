@@ -12,7 +12,7 @@ from kbridge.kernels.specs import Specs
 
 
 class Counted:
-    """What a manager was called for, and in which threads."""
+    """Record the calls of a KernelSpecManager, and their threads."""
 
     def __init__(self, monkeypatch):
         self.calls = []

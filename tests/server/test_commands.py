@@ -34,7 +34,7 @@ def process() -> Iterator["subprocess.Popen[str]"]:
 
 
 def info(pid: int, born: str, place: Place | None = HERE, **more: Any) -> dict[str, Any]:
-    """What a server tells that listens on a port where nothing answers."""
+    """Return the runtime information of a server whose port refuses connections."""
     with socket.create_server(("127.0.0.1", 0)) as closed:
         port = closed.getsockname()[1]
     there = {n: getattr(place, n) for n in Place.__slots__} if place else {}

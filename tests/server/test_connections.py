@@ -1,4 +1,4 @@
-"""Whether a connection can be used again, with a client that keeps its connections alive.
+"""Reuse of connections by a client that keeps them alive.
 
 After every reply, whatever its status, either the connection serves the next request, or the reply
 has said that it does not. A client cannot tell otherwise, and its next request dies ("socket hang

@@ -25,7 +25,7 @@ class Remote(RemoteBase):
 
 
 class Listener(LoggingConfigurable):
-    """What the package makes besides."""
+    """A configurable class of the same package that is not a provisioner."""
 
     port = Int(0).tag(config=True)
 

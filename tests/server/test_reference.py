@@ -71,7 +71,7 @@ def defaults() -> list[tuple[str, str, str]]:
 
 
 def uncommented(lines: list[tuple[str, str, str]]) -> Config:
-    """What a config file says in which these lines are taken out of their comments."""
+    """Return the configuration of a config file with these lines uncommented."""
     config = Config()
     for owner, name, value in lines:
         exec(f"c.{owner}.{name} = {value}", {"c": config})

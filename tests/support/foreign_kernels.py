@@ -32,7 +32,7 @@ class ForeignKernel:
     argv : tuple of str
         As in kernel.json; `{python}` is the interpreter of its environment.
     requirements : tuple of str
-        What is installed into its environment; empty if it needs none.
+        Packages to install into its environment; empty if it needs none.
     program, advice
         A program that has to be there instead, and how to get it.
     ask, say, fail, loop : str

@@ -32,13 +32,13 @@ class Case:
     Attributes
     ----------
     name, dialect : str
-        What is wrong with it, and what the websocket speaks.
+        The fault of the message, and the dialect of the websocket.
     frame : str or bytes
-        What is sent.
+        The websocket frame to send.
     outcome : str
-        What kbridge does.
+        The reaction that kbridge must show.
     stricter : str
-        Why kbridge does not take it although others do; empty for most.
+        The reason why kbridge rejects a message that others accept; empty for most.
     hangs : bool
         Jupyter Server does not recover from it, so that it cannot be asked.
     """
@@ -97,7 +97,7 @@ def _v1_parts(msg: dict[str, Any]) -> list[bytes]:
 
 # -- one field of the message, in both dialects ---------------------------------------------
 
-# What the field is; its values by name; the outcome.
+# Values for a field, by name. `_FIELDS` pairs each field with its values and the outcome.
 _ODD_JSON = {
     "null": None,
     "a list": [],

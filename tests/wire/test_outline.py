@@ -12,7 +12,7 @@ from kbridge.wire.outline import MOST_MEMBERS, TooManyMembers, outline
 
 
 def run(text: str, wanted=("a", "b", "")) -> tuple[dict[str, str], int]:
-    """What was found, and in how many steps."""
+    """Return the members found, and the number of steps."""
     steps = outline(text, wanted)
     count = 0
     while True:
