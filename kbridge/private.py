@@ -116,13 +116,13 @@ def write_private(path: Path, content: bytes, *, stacklevel: int = 2) -> None:
 
 
 def read_private(path: Path, limit: int) -> bytes:
-    """Return at most `limit` bytes of a file that nobody but this user can have written.
+    """Return at most `limit` bytes of a file that only this user can have written.
 
     Raises
     ------
     OSError
-        If there is no such file; `NotPrivate` if it is not a plain file, is not this user's, or
-        other users may read or write it.
+        If the file does not exist; `NotPrivate` if it is not a plain file, belongs to another user,
+        or can be read or written by other users.
     """
     descriptor = os.open(path, os.O_RDONLY | _NO_FOLLOW | _NO_BLOCK)
     with os.fdopen(descriptor, "rb") as file:

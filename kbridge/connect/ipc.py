@@ -49,27 +49,28 @@ _SETTLED_S = 10.0
 
 
 def absolute(ip: str) -> str:
-    """The same path for whoever works in another directory (``@name`` is none: abstract)."""
+    """Return the absolute form of a path; an abstract name (``@name``) is returned unchanged."""
     return ip if ip.startswith("@") else os.path.normpath(Path(ip).absolute())
 
 
 def beside(connection_file: str) -> str:
-    """What the paths of a kernel begin with unless somebody chose: its connection file's name."""
+    """Return the default prefix of a kernel's socket paths, after its connection file's name."""
     return absolute(f"{Path(connection_file).with_suffix('')}-ipc")
 
 
 def private_beside(connection_file: str) -> str:
-    """What the paths of a kernel begin with whose sockets are in a private directory."""
+    """Return the prefix of the socket paths of a kernel that has a private socket directory."""
     return f"{beside(connection_file)}/{_PRIVATE}"
 
 
 def make_private(ip: str) -> None:
-    """Make the private directory that an ip of `private_beside` names; any other is left alone.
+    """Make the private directory named by a prefix from `private_beside`; ignore other values.
 
     Raises
     ------
     OSError
-        If it cannot be made; `NotPrivate` if it belongs to another user, or is not a directory.
+        If the directory cannot be made; `NotPrivate` if the path belongs to another user or is
+        not a directory.
     """
     directory = _private_directory(ip)
     if directory is None:

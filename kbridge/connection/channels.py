@@ -318,7 +318,7 @@ class ZMQChannelsWebsocketConnection(ConnectionSettings, MessagePipeline, Kernel
             await room
 
     def _refuse(self, error: FrameError | HubClosed) -> None:
-        """Close the websocket over a frame that is no message; count one that is ignored."""
+        """Close the websocket because of an invalid frame; only count an ignored message."""
         if isinstance(error, IgnoredMessage):
             self.hub.ignored.note(error.reason)
             return

@@ -208,16 +208,16 @@ class Activity:
             self.last_activity = now
 
     def presume_busy(self) -> None:
-        """The kernel is up, and may be at work on what nobody here saw begin.
+        """Show a kernel as busy that may run a request from before the bridge connected.
 
-        `free` tells when not.
+        The state lasts until `free` is called.
         """
         self._phase = None
         self._busy[""] = _BEFORE
         self._latest = "busy"
 
     def doubt(self) -> bool:
-        """Whether to ask the main shell if it is free: it is busy, and was not asked yet."""
+        """Return True if the main shell is busy and was not probed yet; note the probe."""
         busy_with = self._busy.get("", "")
         if not busy_with or self._asked:
             return False
@@ -225,9 +225,9 @@ class Activity:
         return True
 
     def free(self, now: float) -> None:
-        """Its shell answers a probe: what it was at when it was asked is over.
+        """Note that the main shell answered a probe: the request running at the probe has ended.
 
-        So is what it was at before anybody listened.
+        Any request from before the bridge connected has ended, too.
         """
         busy_with = self._busy.get("", "")
         if busy_with == _BEFORE:
@@ -237,7 +237,7 @@ class Activity:
         self._asked = ""
 
     def alive(self, now: float) -> None:  # noqa: ARG002
-        """The kernel has proven that it is up; that is no activity."""
+        """Note that the kernel is up; this does not count as activity."""
         if self._phase != "dead":
             self._phase = None
 

@@ -55,7 +55,7 @@ class Lowest(Generic[T]):
             self._sweep()
 
     def lowest(self) -> int | None:
-        """Return the lowest number; None if there is no item."""
+        """Return the lowest number; None if there are no items."""
         heap, tickets = self._heap, self._tickets
         while heap:
             number, ticket, item = heap[0]

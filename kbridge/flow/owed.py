@@ -62,12 +62,12 @@ class Due(NamedTuple):
     Attributes
     ----------
     request : bytes
-        The header of the request that it answers.
+        The header of the request that the reply answers.
     content : dict
-        What it says.
+        The content of the reply.
     idle : bool
-        The kernel has said idle for the request. If not, that is missing, too: a frontend takes a
-        cell for running until it has both.
+        True if the kernel has sent the idle status for the request. Otherwise the status has to be
+        made as well: a frontend shows a cell as running until it has both.
     """
 
     request: bytes

@@ -181,16 +181,16 @@ class Keepsakes:
 
     @property
     def first(self) -> int | None:
-        """The lowest sequence number; None if there is no frame."""
+        """The lowest sequence number; None if the ring is empty."""
         return self._seq(self._head) if len(self) else None
 
     @property
     def last(self) -> int | None:
-        """The highest sequence number; None if there is no frame."""
+        """The highest sequence number; None if the ring is empty."""
         return self._seq(-1) if len(self) else None
 
     def get(self, seq: int) -> Keepsake | None:
-        """Return the frame of that number, if it is held."""
+        """Return the frame with that sequence number; None if it is not held."""
         place = self._place(seq)
         item = self._items[place] if place < len(self._items) else None
         return item if item is not None and item.seq == seq else None

@@ -1,15 +1,15 @@
-"""What a journal may hold beyond its limit while its readers are on their way.
+"""Extra memory for a journal while its readers catch up.
 
-A kernel can say more in a second than a network carries in a minute, and nobody can make it wait:
-its PUB socket drops what is not read in time, silently. So all is read, and while the fastest live
-reader of a kernel is more than half of `journal_limit` behind, its journal may grow: within an
-allowance that the kernels of a process share (`burst_limit`).
+A kernel can write more in a second than a network carries in a minute, and cannot be slowed down:
+its PUB socket silently drops messages that are not read in time. So the hub reads everything. While
+the fastest live reader of a kernel is more than half of `journal_limit` behind, the journal may
+grow beyond its limit, within an allowance that all kernels of a process share (`burst_limit`).
 
-The fastest live reader decides, so a viewer that is stalled costs nothing. A reader is live while
-it has all that it may read, or has moved on within `PATIENCE` seconds, or as many as the frame that
-it is being sent takes at a mebibyte a second. When the last live reader
-has gone, it counts for `PATIENCE` seconds more, because clients come back. After that the journal
-returns to its limit. What `flow.pace` holds back is no backlog: there a limit is at work.
+Only the fastest live reader counts, so a stalled viewer uses no extra memory. A reader is live if
+it has read everything that it may read, or has made progress within `PATIENCE` seconds (longer for
+a large frame: the time to send it at one mebibyte per second). After the last live reader has gone,
+it still counts for `PATIENCE` seconds, because clients come back. After that the journal returns to
+its limit. Output that `flow.pace` holds back does not count as backlog: a rate limit delays it.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ __all__ = ["PATIENCE", "Allowance", "Burst"]
 PATIENCE: Final = 10.0
 """Seconds without progress after which a reader does not count as live.
 
-Seconds in which the loop had turns: nobody can be written to while it has none."""
+Only time in which the event loop runs counts: a blocked loop cannot write to any reader."""
 
-_SLOWEST: Final = 1 << 20  # bytes a second by which a larger frame gets more time
+_SLOWEST: Final = 1 << 20  # bytes per second; larger frames get more time at this rate
 _AHEAD: Final = 32 << 20  # bytes granted beyond what is held: more than comes between two looks
 _LOOK: Final = 1.0  # seconds between two looks where nothing else happens
-_PAUSE: Final = 2 * _LOOK  # what counts, at most, of the time between two looks
+_PAUSE: Final = 2 * _LOOK  # at most this much of the time between two looks counts
 _AT_ONCE: Final = 5000  # frames that a journal forgets without a break: some ten milliseconds
 
 
@@ -43,7 +43,7 @@ class Allowance:
     Parameters
     ----------
     total : int
-        How many.
+        The number of bytes.
     """
 
     def __init__(self, total: int) -> None:
@@ -51,7 +51,7 @@ class Allowance:
         self._granted: dict[int, int] = {}
 
     def ask(self, owner: int, nbytes: int) -> int:
-        """Return how many of the bytes an owner gets; its earlier grant ends."""
+        """Grant an owner up to `nbytes`, replacing its earlier grant; return the number granted."""
         self._left += self._granted.pop(owner, 0)
         granted = min(nbytes, self._left)
         if granted:
@@ -61,20 +61,20 @@ class Allowance:
 
 
 class Burst:
-    """Keeps `Journal.spare` of one hub.
+    """Sets `Journal.spare` of one hub.
 
     Parameters
     ----------
     journal : Journal
-        What the kernel said.
+        The output of the kernel.
     clients : Clients
-        Its readers.
+        The readers of the journal.
     pace : Pace
-        How far they may read now.
+        Limits how far the readers may read now.
     clock : Clock
-        The time.
+        The source of the time.
     allowance : Allowance
-        What there is to be had.
+        The bytes that all hubs share.
     """
 
     def __init__(

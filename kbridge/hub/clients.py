@@ -34,18 +34,18 @@ class Client:
     Attributes
     ----------
     number : int
-        Its number; the audience of its private frames.
+        The number of the session; the audience of its private frames.
     session_id : str
-        What it calls itself, or a digest of that where it is long; empty for one that cannot come
-        back.
+        The id that the client gave, or a digest of a long id; empty for a session that cannot be
+        resumed.
     place : Place or None
-        What it has; None where nothing is owed to it.
+        The place up to which frames have arrived; None if no frames are kept for the session.
     told_by : int
-        The number of the websocket by which that is known.
+        The number of the newest websocket that has set `place`.
     parked_at : float
-        When one of its websockets went: seconds, monotonic.
+        The monotonic time, in seconds, when the session was last parked.
     attachments : dict of int to Attachment
-        Its websockets by their numbers, oldest first.
+        The websockets of the session by number, oldest first.
     """
 
     number: int
@@ -63,35 +63,35 @@ class Attachment:
     Attributes
     ----------
     number : int
-        Its number; newer ones have higher ones.
+        The number of the websocket; newer websockets have higher numbers.
     client : Client
-        Whose websocket it is.
+        The session that the websocket belongs to.
     link : ClientLink
-        Where its frames go.
+        The link that frames are written to.
     dialect : Dialect
-        How it wants them.
+        The format of the frames.
     place : Place
-        What to read next.
+        The next place to read in the journal.
     delivered : Place
-        What has arrived for certain.
+        The place up to which frames are known to have arrived.
     acknowledges : bool
-        Whether it is asked, by pings, what has arrived: it can come back, and use the answer.
+        True if pings ask the websocket which frames have arrived: its session can be resumed.
     asked : Place or None
-        What a ping that is under way asks about.
+        The place that an unanswered ping asks about.
     mute : bool
-        Whether it has left a ping unanswered for long.
+        True if the websocket has not answered a ping for a long time.
     patience : asyncio.TimerHandle or None
-        Ends the wait for its pong.
+        The timer that ends the wait for the pong.
     blocked : bool
-        Whether the last write is still on its way.
+        True while the last write has not completed.
     lags : bool
-        Whether it has yet to read what others have read long ago.
+        True while the websocket is behind the journal.
     verbatim : bool
-        Whether it wants each message by itself, however many there are.
+        True if messages must not be joined for the websocket.
     paced : bool
-        Whether the rate limits hold for it.
+        True if the rate limits apply to the websocket.
     announced : callable
-        Is told each status of the kernel that the bridge has announced in the kernel's place.
+        Called with each kernel status that the bridge announces itself.
     """
 
     number: int
@@ -112,7 +112,7 @@ class Attachment:
 
     @property
     def delivered(self) -> Place:
-        """What has arrived for certain."""
+        """The place up to which frames are known to have arrived."""
         return self._delivered
 
     @delivered.setter
@@ -295,7 +295,7 @@ def _held_seq(client: Client) -> int:
 
 
 def _short(session_id: str) -> str:
-    """What a session is remembered by: session ids are the clients' choice, of any length."""
+    """Return the key of a session: its id, or a digest, since clients choose ids of any length."""
     if len(session_id) <= _LONGEST_SESSION:
         return session_id
     return hashlib.sha256(session_id.encode("utf-8", "surrogatepass")).hexdigest()

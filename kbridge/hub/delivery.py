@@ -16,10 +16,10 @@ from kbridge.wire.message import Message
 __all__ = ["Delivery"]
 
 _JOINED: Final = 64 << 10
-"""Bytes of a write that a ping is copied behind, rather than written after."""
+"""Largest write, in bytes, to which a ping is appended instead of being written separately."""
 
 _COST: Final = 16 << 10
-"""What a write costs beside its bytes, in bytes that could be written in that time."""
+"""Fixed cost per write, as the number of bytes that could be written in the same time."""
 
 
 class Delivery:
@@ -28,14 +28,14 @@ class Delivery:
     Parameters
     ----------
     acks : Acknowledgements
-        What asks for what has arrived.
+        Asks websockets which frames have arrived.
     renderer : Renderer
-        What reads the journal, and renders it.
+        Reads the journal and renders it.
 
     Attributes
     ----------
     work : int
-        What was done, ever: bytes read, and a number of bytes for each write.
+        Total work so far: the bytes read, plus a fixed number of bytes per write.
     """
 
     def __init__(self, acks: Acknowledgements, renderer: Renderer) -> None:
@@ -46,7 +46,7 @@ class Delivery:
         self._pinged = (b"", b"", b"")
 
     def forget(self) -> None:
-        """Drop what was kept for readers at the same place; call when all had their turn."""
+        """Drop the data cached for readers at the same place; call when all readers had a turn."""
         self._renderer.forget()
         self._pinged = (b"", b"", b"")
 
@@ -56,8 +56,8 @@ class Delivery:
         Returns
         -------
         bool
-            True if more can be written: the websocket does not block, need not acknowledge first,
-            and has not got all.
+            True if more can be written: the websocket is not blocked, does not have to acknowledge
+            first, and has not received everything.
         """
         if attachment.blocked or attachment.link.closed:
             return False

@@ -57,7 +57,7 @@ class Hub:
     connection_info : mapping
         As a connection file has it.
     settings, clock, log
-        What can be set, the time, and where to say what happens.
+        The settings, the source of the time, and the logger.
     link : callable
         Makes the link to the kernel; a test puts `kbridge.link.memory.MemoryKernel` here.
     former : sequence of bytes
@@ -65,22 +65,22 @@ class Hub:
     adopted : bool
         The kernel ran before this bridge did, and others were connected to it.
     allowance : Allowance
-        What hubs may hold beyond `journal_limit`, if they share it.
+        The bytes beyond `journal_limit` that several hubs share, if they do.
 
     Attributes
     ----------
     activity : Activity
-        What the kernel is doing, and when something last happened.
+        The state of the kernel, and the time of its last activity.
     journal : Journal
-        What it said.
+        The output of the kernel.
     notices : Notices
         Makes the bridge's own messages.
     ignored : IgnoredMessages
-        Counts what clients sent and no kernel takes.
+        Counts client messages that kernels do not accept.
     on_hung_up : callable
-        Is told when the kernel's side of iopub went away.
+        Called when the iopub connection to the kernel is lost.
     on_heard : callable
-        Is told once a wake-up that something was heard of the kernel.
+        Called once per wake-up in which the kernel sent something.
     """
 
     def __init__(
@@ -172,12 +172,12 @@ class Hub:
 
     @property
     def identities(self) -> list[bytes]:
-        """What the kernel knows the hub by now, and before that those it may owe replies to."""
+        """Identities that the kernel may owe replies to, oldest first; the present one is last."""
         return [*self._line.former, self._line.identity]
 
     @property
     def connections(self) -> int:
-        """Websockets that are attached now."""
+        """The number of websockets attached now."""
         return len(self._readers.clients)
 
     def attach(
@@ -195,15 +195,16 @@ class Hub:
         Parameters
         ----------
         link, dialect
-            The websocket, and what it speaks.
+            The websocket, and its format of frames.
         session_id : str
-            Whose it is. One that was here before goes on behind what is known to have arrived.
+            The session of the websocket. A known session resumes after the last frame that is
+            known to have arrived.
         since : str
-            Where to begin instead: see `kbridge.hub.since.locate`.
+            Another place to begin: see `kbridge.hub.since.locate`.
         verbatim : bool
-            Whether it wants each message by itself, also when it lags.
+            True if messages must not be joined, even if the websocket lags.
         paced : bool
-            Whether the rate limits of `rate_limit_policy=coalesce` hold for it.
+            True if the rate limits of `rate_limit_policy=coalesce` apply to the websocket.
 
         Raises
         ------
@@ -340,7 +341,7 @@ class Hub:
         self._nudge.begin()
 
     def verify_busy(self) -> None:
-        """Ask a kernel that is shown as busy whether it is; if not, it is idle when it answers."""
+        """Probe a kernel that is shown as busy; its answer ends a busy state that is stale."""
         if self.ready and self.activity.doubt():
             self._send_probe(Channel.SHELL)
 
@@ -448,18 +449,18 @@ class Hub:
         self._requests.flush(channel)
 
     def on_connected(self, channel: Channel) -> None:
-        """The kernel's side of a channel is there."""
+        """Note that a channel is connected to the kernel."""
         if channel is Channel.STDIN:
             self._nudge.stdin(up=True)
         elif channel is Channel.IOPUB:
             self._line.went(down=False)
             self._nudge.connected()
         elif channel is Channel.SHELL and self.ready:
-            # What was asked before may have got lost, and with it whether the kernel is busy.
+            # Earlier requests and replies may be lost, so the busy state has to be verified.
             self._send_probe(Channel.SHELL)
 
     def on_disconnected(self, channel: Channel) -> None:
-        """The kernel's side of a channel went away: prove it anew before anything is sent."""
+        """Note that a channel lost the kernel: verify the kernel again before sending requests."""
         if channel is Channel.STDIN:
             self._nudge.stdin(up=False)
         elif channel is Channel.SHELL:  # a kernel drops replies that it cannot send

@@ -16,10 +16,10 @@ from kbridge.wire.message import Buffer, Channel
 __all__ = ["Line", "LinkFactory"]
 
 LinkFactory: TypeAlias = Callable[[Endpoints, KernelEvents, bytes], KernelSockets]
-"""Makes a link: where to, who is told, and what the kernel is to know us by."""
+"""Makes a link from the endpoints, the receiver of its events, and the hub's identity."""
 
-_FORMER: Final = 4  # identities of the past that are received for; each takes three sockets
-_FLUSH_TIMEOUT: Final = 1.0  # seconds to wait for the last words of a kernel that has ended
+_FORMER: Final = 4  # former identities that still receive replies; each takes three sockets
+_FLUSH_TIMEOUT: Final = 1.0  # seconds to wait for the last messages of a kernel that has ended
 
 
 class Line:
@@ -30,17 +30,17 @@ class Line:
     make : callable
         Makes the links.
     events : KernelEvents
-        Who is told.
+        Receives the events of the links.
     former : sequence of bytes
         Identities of earlier bridges, to which the kernel may owe replies.
     log : logging.Logger or adapter
-        Where to say what happens.
+        The logger.
 
     Attributes
     ----------
     identity : bytes
-        What the kernel knows us by. Each process of a kernel, and each set of sockets, knows
-        another: a ROUTER that has not noticed the end of a peer ignores the next one of that name.
+        The ZeroMQ identity of the hub. Each kernel process and each set of sockets gets a new one:
+        a ROUTER that has not noticed the end of a peer ignores a new peer with the same identity.
     former : list of bytes
         Identities to which this process of the kernel may owe replies.
     """
@@ -114,7 +114,7 @@ class Line:
         self.drain()
 
     def close(self) -> None:
-        """Close the link, where there is one. What is owed to its identities is lost."""
+        """Close the link, if there is one. Replies owed to its identities are lost."""
         if self.link is not None:
             self.link.close()
             self.link = None

@@ -74,31 +74,31 @@ class Nudge:
 
     @property
     def ready(self) -> bool:
-        """Whether requests may be sent."""
+        """True if requests may be sent."""
         return self._readiness.ready
 
     @property
     def timed_out(self) -> bool:
-        """Whether they may only because time has run out."""
+        """True if requests may be sent only because the timeout has passed."""
         return self._readiness.timed_out
 
     @property
     def state(self) -> State:
-        """What is known about the kernel."""
+        """The state of the kernel as far as it is known."""
         return self._readiness.state
 
     @property
     def proven(self) -> bool:
-        """Whether they may because the kernel has proven itself."""
+        """True if requests may be sent because the kernel has answered."""
         return self._readiness.ready and not self._readiness.timed_out
 
     def begin(self) -> None:
-        """The kernel is linked: find out."""
+        """Start probing a kernel that was just linked."""
         self.stop()
         self._poll()
 
     def stop(self) -> None:
-        """The kernel is not linked: nothing is ready, and nothing is asked."""
+        """Stop probing after the link was closed; the kernel counts as not ready."""
         self._readiness.reset(self._clock.monotonic())
         self._told = None
         self._cancel()

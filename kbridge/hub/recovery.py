@@ -1,7 +1,7 @@
-"""Replies that got lost with a bridge or a connection: when they are made up for.
+"""Recovery of replies that were lost with an earlier bridge or a connection.
 
-Drives `kbridge.flow.owed`, and owns its timer. Tells its owner when no identity of the past is
-needed any more.
+Drives `kbridge.flow.owed` and owns its timer. Tells its owner when former identities are no longer
+needed.
 """
 
 from __future__ import annotations
@@ -21,25 +21,25 @@ __all__ = ["Recovery"]
 
 
 class Recovery:
-    """What a kernel owes to identities of the past.
+    """Makes the replies that a kernel owes to former identities and that were lost.
 
     Parameters
     ----------
     owed : Owed
-        Decides.
+        Decides which replies to make.
     notices : Notices
         Makes the replies.
     clock, log
-        The time, and where to say that a reply was made.
+        The source of the time, and the logger.
 
     Attributes
     ----------
     on_reply : callable
-        Told of each reply that was made, and of the idle that is missing with it.
+        Called with each reply that was made, and with the idle status if that is missing, too.
     on_settled : callable
-        Told that nothing is owed to identities of the past any more.
+        Called when no replies are owed to former identities.
     on_unsure : callable
-        Told that another answer on shell would help to find out.
+        Called when another answer on shell would help to decide.
     """
 
     def __init__(
@@ -61,20 +61,20 @@ class Recovery:
 
     @property
     def active(self) -> bool:
-        """True while replies may be lost, so that `observe` is to be told what passes."""
+        """True while replies may be lost; pass iopub messages to `observe` during that time."""
         return self._pending
 
     def sent(self, msg: Message) -> None:
-        """Note a request that goes out."""
+        """Note a request that is being sent."""
         if msg.msg_type == "execute_request":
             self._owed.sent(msg.msg_id, msg.header)
 
     def replied(self, msg: Message) -> bool:
-        """Note a reply on shell; False if it is not wanted, because one was made before."""
+        """Note a reply on shell; return False to drop it because the bridge already made one."""
         return msg.msg_type != "execute_reply" or self._owed.replied(msg.parent_id)
 
     def observe(self, msg: Message, msg_type: str) -> None:
-        """Look at a message on iopub."""
+        """Note a message on iopub."""
         self._owed.observe(msg, msg_type, self._clock.monotonic())
         if msg_type == "status":
             self._schedule()

@@ -1,10 +1,9 @@
-"""What readers of a journal are sent, made once for all that stand at the same place.
+"""Rendering of a journal for its readers, done once for all readers at the same place.
 
 The journal is read in chunks that end at fixed boundaries, multiples of a number of bytes since the
 journal began. So readers that stopped at different places meet again at the next boundary, and
-share chunks from then on. Of a chunk there is one rendering for each dialect, with messages joined
-or not, for all readers for whom it holds nothing private; a private frame costs nobody else
-anything.
+share chunks from then on. Readers without private frames in a chunk share one rendering per dialect
+and per mode (messages joined or not), so a private frame adds no cost for other readers.
 """
 
 from __future__ import annotations
@@ -45,7 +44,7 @@ _Key: TypeAlias = tuple[str, bool, int, int]
 
 
 class Chunk:
-    """Some consecutive frames, and what they are on the wire.
+    """Some consecutive frames, and their renderings.
 
     Parameters
     ----------
@@ -72,16 +71,16 @@ class Chunk:
 
 
 class Portion(NamedTuple):
-    """What to write to a websocket next.
+    """The next data to write to a websocket.
 
     Attributes
     ----------
     data : bytes
-        Whole frames; empty if all that was read is private to others.
+        Whole frames; empty if all frames read are private to other clients.
     end : Place
-        Where the websocket stands then.
+        The place of the websocket after the write.
     nbytes : int
-        Bytes that were read.
+        The number of bytes read from the journal.
     """
 
     data: bytes
@@ -90,21 +89,21 @@ class Portion(NamedTuple):
 
 
 class Renderer:
-    """Reads a journal for its readers, and renders what they are owed.
+    """Reads a journal for its readers, and renders the frames.
 
     Parameters
     ----------
     journal : Journal
-        What to read.
+        The journal to read.
     pace : Pace
-        How far.
+        Limits how far readers may read.
     marker : callable
-        Makes the message that stands for a gap: takes the gap, the parent header of what was lost,
-        and behind which frame it stands.
+        Makes the message for a gap. Takes the gap, the parent header of the lost messages, and the
+        sequence number of the frame before the gap.
     refuse : callable
-        Is told of a message that a dialect has no form for: its channel, and why.
+        Called with the channel and the reason if a dialect cannot express a message.
     joins : bool
-        Whether who lags, and everybody in a flood, gets messages joined.
+        True if messages are joined for readers that lag, and for all paced readers in a flood.
     """
 
     def __init__(
@@ -124,20 +123,20 @@ class Renderer:
         # By place, size, and whether the pace said where to end.
         self._chunks: dict[tuple[Place, int, bool], Chunk] = {}
         self._behind: OrderedDict[tuple[Place, int, bool], Chunk] = OrderedDict()
-        # What was returned last, and for which readers it is right: most are at one place.
+        # The last portion, and the readers that it is valid for: most are at the same place.
         self._last: tuple[Place, _Kind, frozenset[int], Portion] | None = None
 
     def stop(self, attachment: Attachment) -> int:
-        """The sequence number before which a websocket may read all now."""
+        """Return the sequence number up to which a websocket may read now (exclusive)."""
         return min(self._journal.next_seq, self._pace.horizon_of(attachment.paced))
 
     @property
     def keeps(self) -> bool:
-        """Whether chunks are kept for readers that lag."""
+        """True if chunks are cached for readers that lag."""
         return bool(self._behind)
 
     def forget(self) -> None:
-        """Drop the chunks that are kept for readers that keep up; call when all had their turn."""
+        """Drop the chunks cached for readers that keep up; call when all readers had a turn."""
         self._chunks.clear()
         self._last = None
 
@@ -147,7 +146,7 @@ class Renderer:
         self._behind.clear()
 
     def next(self, attachment: Attachment) -> Portion | None:
-        """Return what to write to a websocket next; None if there is nothing."""
+        """Return the next portion for a websocket; None if it has read everything that it may."""
         kind = (attachment.dialect, attachment.lags, attachment.verbatim, attachment.paced)
         number = attachment.client.number
         if self._last is not None:

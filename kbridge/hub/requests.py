@@ -23,7 +23,7 @@ from kbridge.wire.message import Channel, Message
 __all__ = ["Requests"]
 
 _OURSELVES = -1  # the client number of the bridge's own requests
-# What ought to be sent first when a kernel becomes ready.
+# The order in which waiting requests are sent when a kernel becomes ready.
 _ORDER = (Channel.CONTROL, Channel.STDIN, Channel.SHELL)
 
 
@@ -33,21 +33,21 @@ class Requests:
     Parameters
     ----------
     limit : int
-        Bytes that may wait.
+        The maximum size of the waiting requests in bytes.
     send : callable
-        Hands a message to the kernel; False if it is not ready, or does not take it. Raises
-        InvalidMessage if its protocol has no such message.
+        Sends a message to the kernel; returns False if the kernel is not ready or does not
+        take the message. Raises InvalidMessage if the kernel's protocol does not have the message.
     log : logging.Logger or adapter
-        Where to say so of a request whose sender cannot be told any more.
+        Logs failed requests whose sender can no longer be told.
     notices, clock
-        What makes the bridge's own messages, and the time.
+        The maker of the bridge's own messages, and the source of the time.
     adopted : bool
-        The kernel may be at requests of an earlier bridge.
+        True if the kernel may still run requests of an earlier bridge.
 
     Attributes
     ----------
     recovery : Recovery
-        Makes up for replies that got lost.
+        Makes replies in place of lost ones.
     """
 
     def __init__(

@@ -16,7 +16,7 @@ from kbridge.link.kernel import KernelLink
 __all__ = ["GOING_AWAY", "HubTable"]
 
 GOING_AWAY: Final = 1001
-"""What a server that ends closes its websockets with (RFC 6455, section 7.4.1)."""
+"""Close code of websockets when the server shuts down (RFC 6455, section 7.4.1)."""
 
 
 class HubTable:
@@ -25,11 +25,11 @@ class HubTable:
     Parameters
     ----------
     settings : HubSettings
-        What can be set about each.
+        The settings of each hub.
     link : callable
         Makes the links to kernels.
     log : logging.Logger or adapter
-        For all of them.
+        The logger of all hubs.
     """
 
     def __init__(

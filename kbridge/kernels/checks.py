@@ -21,7 +21,7 @@ _CLASS = "BridgeKernelManager"
 
 
 class _Kernels(Protocol):
-    """What is checked: a `BridgeKernelManager`."""
+    """The attributes of a `BridgeKernelManager` that are checked."""
 
     default_kernel_name: str
     specs: Specs
@@ -34,7 +34,7 @@ async def check_settings(kernels: _Kernels, *, starts_kernels: bool = True) -> N
     ----------
     kernels : BridgeKernelManager
     starts_kernels : bool
-        Clients are to start kernels: at least one kernelspec has to be there.
+        True if clients may start kernels, so that at least one kernelspec must exist.
 
     Raises
     ------

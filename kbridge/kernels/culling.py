@@ -44,7 +44,7 @@ class CullSettings:
 
 @dataclass(frozen=True, slots=True)
 class KernelUse:
-    """What the decision looks at; `last_activity` is in unix seconds."""
+    """The state of a kernel that culling depends on; `last_activity` is in unix seconds."""
 
     kernel_id: str
     execution_state: str
@@ -54,14 +54,14 @@ class KernelUse:
 
 
 def to_cull(kernels: Iterable[KernelUse], now: float, settings: CullSettings) -> list[str]:
-    """Return the ids of the kernels that are to go, given unix seconds `now`."""
+    """Return the ids of the kernels to shut down; `now` is in unix seconds."""
     return [kernel.kernel_id for kernel in kernels if _unused(kernel, now, settings)]
 
 
 def to_verify(kernels: Iterable[KernelUse], now: float, settings: CullSettings) -> list[str]:
-    """Return the ids of the kernels that stay only because they are shown as busy.
+    """Return the ids of the kernels that are kept only because they are shown as busy.
 
-    Each is to be asked whether it is: what ended its work may have been lost.
+    The caller should probe each of them: the message that ended the busy state may have been lost.
     """
     if settings.busy:
         return []

@@ -1,8 +1,8 @@
-"""File descriptors: what kernels may take, and what stays for everything else.
+"""Limits on the file descriptors that kernels may use, so that some remain for other purposes.
 
-Each kernel needs some 20 of them for the sockets of its hub. If kernels took the last one, nobody
-could connect any more, the owner neither, and no kernel could be shut down: libzmq ends the process
-where it gets none for a socket.
+Each kernel needs some 20 descriptors for the sockets of its hub. If kernels used the last one, no
+client could connect, not even to shut a kernel down, and libzmq would abort the process: it does so
+if it gets no descriptor for a socket.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from kbridge.errors import Busy
 __all__ = ["KernelBudget", "free_descriptors"]
 
 _KERNEL: Final = 24
-"""What a kernel has open at the most, measured: 19, 22 while it starts, 23 when it is taken up."""
+"""Maximum per kernel. Measured: 19; 22 during the start; 23 if the kernel is re-attached."""
 _RESERVE: Final = 64
 _TABLES: Final = ("/proc/self/fd", "/dev/fd")
 

@@ -87,22 +87,22 @@ def working_dir(root: Path, path: str | None, env: Mapping[str, Any] | None = No
     root : Path
         The root directory, absolute and without links.
     path : str or None
-        An API path: of a notebook, a directory, or nothing that exists.
+        The API path of a notebook or a directory; it need not exist.
     env : mapping, optional
-        What the request asks for. Without a `path`, an absolute path in KERNEL_WORKING_DIR counts,
-        as in Enterprise Gateway: Jupyter Server's gateway client sends the notebook's directory in
-        it. One of more than 4,096 characters does not count.
+        The environment variables in the request. If `path` is not given, an absolute path in
+        KERNEL_WORKING_DIR is used, as in Enterprise Gateway: Jupyter Server's gateway client puts
+        the notebook's directory there. Values of more than 4,096 characters are ignored.
 
     Returns
     -------
     Path
-        The innermost directory on the way to `path` that exists; `root` where there is none, or
-        where `path` leads out of it.
+        The innermost existing directory on the way to `path`; `root` if there is none, or if
+        `path` leads out of `root`.
 
     Raises
     ------
     InvalidRequest
-        If `path` is not a string, or no file could have it.
+        If `path` is not a string, or not a possible path of a file.
     """
     if path is None:
         wished = env.get("KERNEL_WORKING_DIR") if isinstance(env, Mapping) else None

@@ -30,23 +30,23 @@ class KernelActivity(Protocol):
 
 
 class Hub(Protocol):
-    """One kernel's sockets, and everything that hangs on them."""
+    """The connection to one kernel, and its websockets."""
 
     @property
     def identities(self) -> list[bytes]:
-        """What the kernel knows it by now, after those that it may still owe replies to."""
+        """Identities that the kernel may owe replies to, oldest first; the present one is last."""
 
     @property
     def activity(self) -> KernelActivity:
-        """What the kernel does."""
+        """The activity of the kernel."""
 
     @property
     def connections(self) -> int:
-        """How many websockets are attached."""
+        """The number of attached websockets."""
 
     @property
     def ready(self) -> bool:
-        """Whether requests go through."""
+        """True if requests are sent to the kernel."""
 
     @property
     def timed_out(self) -> bool:
@@ -59,10 +59,10 @@ class Hub(Protocol):
         """Hand on what the process that has ended said last, then tell clients of the restart."""
 
     def reconnect(self, connection_info: Mapping[str, Any]) -> None:
-        """Connect to the process that took the place of the old one."""
+        """Connect to the process that replaced the old one."""
 
     def verify_busy(self) -> None:
-        """Ask a kernel that is shown as busy whether it is; if not, it is idle when it answers."""
+        """Probe a kernel that is shown as busy; its answer ends a busy state that is stale."""
 
     def announce(self, status: str) -> None:
         """Tell clients a status of the kernel's, after all that it has said."""

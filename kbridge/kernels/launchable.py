@@ -1,7 +1,7 @@
-"""Whether a program can be started with a command and an environment, told before it is tried.
+"""Checks of the command and the environment of a kernel, made before it is started.
 
-The operating system takes bytes without NUL, of a limited size. What it does not take would fail
-deep in `subprocess`, as a fault of the server.
+The operating system accepts bytes without NUL, of a limited size. Other values would fail deep in
+`subprocess`, and be reported as an error of the server.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _POINTER = 8  # each string costs one beside its bytes
 
 
 def is_passable(text: str) -> bool:
-    """Return True if text has a form that the operating system takes: no NUL, no half character."""
+    """Return True if the operating system accepts the text: no NUL, no lone surrogate."""
     try:
         return b"\0" not in os.fsencode(text)
     except UnicodeEncodeError:
@@ -29,22 +29,22 @@ def is_passable(text: str) -> bool:
 
 
 def check_launchable(kernel_name: str, argv: Iterable[Any], env: Mapping[str, Any]) -> None:
-    """Check what a kernel is to be started with.
+    """Check the command and the environment of a kernel.
 
     Parameters
     ----------
     kernel_name : str
-        The kernelspec, for the error.
+        The name of the kernelspec, for the error message.
     argv : iterable
-        The command, as the kernelspec has it.
+        The command from the kernelspec.
     env : mapping
-        The environment, the kernelspec's variables included.
+        The environment, including the variables of the kernelspec.
 
     Raises
     ------
     InvalidRequest
         If an argument or a variable is not a string, cannot be passed to a program, or is too long,
-        or all together are.
+        or if all of them together are too long.
     """
     total = 0
     for index, argument in enumerate(argv):

@@ -42,12 +42,12 @@ _STATE, _STARTTIME = 0, 19  # fields of /proc/PID/stat behind the name, see proc
 
 
 class ProcessState(Enum):
-    """What can be seen of a process that was written down with its birth."""
+    """The state of a process that was recorded with the result of `birth`."""
 
     RUNNING = "running"
     GONE = "gone"
-    # It may run, but not where this process can look: in another pid namespace (a container), on
-    # another machine, or without a readable /proc.
+    # The process may run, but this process cannot see it: it is in another pid namespace (a
+    # container) or on another machine, or /proc is not readable.
     HIDDEN = "hidden"
 
 

@@ -41,22 +41,23 @@ _SPEC_FIELDS: Final = (
 
 
 class RecordedKernel(ConnectionFileMethods, AsyncKernelManager):
-    """What of a kernel goes into a registry and comes out of it.
+    """A kernel that can be written to a registry and restored from it.
 
     Attributes
     ----------
     independent : bool
-        Its process is to outlive this one.
+        True if the kernel keeps running when the server ends.
     standing : Standing
-        Who knows of it.
+        The use of the kernel: starting, pooled or used.
     inherits_env : bool
-        It has the server's environment, but for some variables; else one that a request brought.
+        True if the kernel has the server's environment, except for some variables; False if a
+        request supplied the environment.
     ahead : str
-        What it was made of, if it was started ahead of its use.
+        A digest of the settings and files of a kernel that was started for a pool; else empty.
     identities : list of bytes
-        What its hub, and those before it, go by at the kernel, newest last.
+        The ZeroMQ identities of the kernel's hub and of earlier hubs, newest last.
     output : KernelLog
-        What it wrote to stdout and stderr.
+        The output of the kernel on stdout and stderr.
     """
 
     output: KernelLog

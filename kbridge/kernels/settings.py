@@ -223,14 +223,15 @@ class KernelSettings(LoggingConfigurable):
     untracked_message_types = List(
         Unicode(),
         config=True,
-        help="""Message types of requests that do not count as activity of a kernel, besides
-        those that are known not to (kernel_info_request and the like).""",
+        help="""Types of request messages that do not count as activity of a kernel, in addition
+        to the built-in ones (such as kernel_info_request).""",
     )
     buffer_offline_messages = Bool(
         True,
         config=True,
-        help="""Whether a client that reconnects receives what it missed. False: it starts afresh,
-        as with ZMQChannelsWebsocketConnection.resume_timeout=0.""",
+        help="""Send the messages that a client missed when it reconnects. If False, a client
+        that reconnects starts afresh, as with
+        ZMQChannelsWebsocketConnection.resume_timeout=0.""",
     )
     allow_tracebacks = Bool(True, config=True, help="Show the tracebacks of kernels to clients.")
     traceback_replacement_message = Unicode(

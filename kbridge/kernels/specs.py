@@ -17,12 +17,12 @@ from kbridge.kernels.tasks import in_thread
 
 __all__ = ["Specs"]
 
-# What the answers of jupyter_client's own manager depend on.
+# The state that the answers of jupyter_client's own manager depend on.
 _Stamp = tuple[Any, ...]
 
 
 class Specs:
-    """The kernelspecs of a manager, whose class may be another than jupyter_client's.
+    """The kernelspecs of a manager, which may be of a class other than jupyter_client's.
 
     Parameters
     ----------
@@ -40,17 +40,17 @@ class Specs:
         self._found: dict[str, Any] = {}
 
     async def get_all_specs(self) -> dict[str, Any]:
-        """Return all kernelspecs as `KernelSpecManager.get_all_specs` does; not to be changed."""
+        """Return all kernelspecs as `KernelSpecManager.get_all_specs` does; do not modify it."""
         found: dict[str, Any] = await self._call(self.manager.get_all_specs, self._read_all)
         return found
 
     async def get_kernel_spec(self, name: str) -> Any:
-        """Return a `KernelSpec`; not to be changed.
+        """Return a `KernelSpec`; do not modify it.
 
         Raises
         ------
         NoSuchKernel
-            If no kernelspec has that name; what else is raised is the manager's choice.
+            If no kernelspec has that name. The manager may raise other exceptions.
         """
         return await self._call(self.manager.get_kernel_spec, lambda: self._read(name), name)
 

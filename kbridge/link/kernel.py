@@ -123,7 +123,7 @@ class KernelLink:
         return True
 
     def drain(self) -> None:
-        """Tell all that has arrived, now."""
+        """Deliver all messages that have arrived, now."""
         for former in list(self._former):
             former.drain()
         for channel in list(self._sockets):
@@ -137,14 +137,14 @@ class KernelLink:
         Parameters
         ----------
         identity : bytes
-            One that the kernel has never known.
+            The new identity; the kernel must not have seen it before.
         keep : bool
-            Whether what is owed to the identity so far is to be received, until `drop_former`.
+            True to keep receiving replies for the present identity until `drop_former`.
 
         Raises
         ------
         KernelError
-            If there are no sockets to be had; those so far stay.
+            If the new sockets cannot be made; the present sockets stay in use.
         """
         new = self._make_dealers(identity, watched=True)
         old = {channel: self._detach(channel) for channel in _DEALERS}

@@ -61,20 +61,20 @@ class MemoryClient:
 
 
 class MemoryKernel:
-    """The link to a kernel that is a test, or a piece of the same program.
+    """The link to a kernel that is simulated by a test, or by code in the same program.
 
     Attributes
     ----------
     sent : list of (Channel, list)
-        What was sent to the kernel.
+        The messages sent to the kernel.
     identity : bytes
-        What the kernel knows this link by.
+        The identity of this link at the kernel.
     former : list of bytes
-        Identities of the past for which it also receives.
+        Former identities for which the link also receives.
     full : bool
-        While true, `send` refuses, as a kernel's full queue does.
+        While true, `send` returns False, as if the kernel's queue were full.
     without_stdin : bool
-        While true, stdin does not finish its handshake.
+        While true, the handshake on stdin does not finish.
     """
 
     def __init__(
@@ -98,22 +98,22 @@ class MemoryKernel:
         return True
 
     def drain(self) -> None:
-        """Nothing waits here: `say` tells at once."""
+        """Report the end of the messages; `say` delivers them at once, so none wait here."""
         self._events.on_drained()
 
     def renew(self, identity: bytes, *, keep: bool) -> None:
-        """Take another identity; stdin is to be connected anew."""
+        """Change the identity; the handshake on stdin starts again."""
         if keep:
             self.former.append(self.identity)
         self.identity = identity
         self._connected = False
 
     def receive_for(self, identity: bytes) -> None:
-        """Also receive for an identity of the past."""
+        """Also receive for a former identity."""
         self.former.append(identity)
 
     def drop_former(self) -> None:
-        """Receive nothing more for identities of the past."""
+        """Stop receiving for former identities."""
         self.former.clear()
 
     def close(self) -> None:
@@ -123,7 +123,7 @@ class MemoryKernel:
     # -- the kernel's side ------------------------------------------------------------------
 
     def say(self, channel: Channel, *batch: RawMessage) -> None:
-        """Let the kernel say something: one wake-up. Whoever speaks is connected on stdin, too."""
+        """Send messages from the kernel in one wake-up; connect stdin unless `without_stdin`."""
         self._connect_stdin()
         self._events.on_messages(channel, list(batch))
         self._events.on_drained()
@@ -134,7 +134,7 @@ class MemoryKernel:
         self._events.on_connected(Channel.IOPUB)
 
     def disconnect(self) -> None:
-        """Go away."""
+        """Disconnect the kernel."""
         self._connected = False
         for channel in (Channel.STDIN, Channel.IOPUB):
             self._events.on_disconnected(channel)

@@ -30,8 +30,8 @@ __all__ = ["BridgeWebSocketProtocol"]
 _NEVER_SENT: Final = frozenset({1004, 1005, 1006, 1015})  # section 7.4.1
 _LINGER_SECONDS: Final = 2.0
 _LINGER_BYTES: Final = 64 << 20
-# What is handled without a break, since others want their turn too: ten thousand empty frames fit
-# a chunk. The time bounds it where a frame costs more than usual.
+# Limits of one turn, so that other tasks get to run: ten thousand empty frames fit into a chunk.
+# The time limit applies if frames take longer than usual.
 _TURN: Final = 200  # frames, fragments included
 _TURN_SECONDS: Final = 0.002
 
@@ -42,7 +42,7 @@ class BridgeWebSocketProtocol(WebSocketProtocol13):
     Parameters
     ----------
     too_big : str
-        The reason of a close with 1009; names the setting. At most 123 bytes.
+        The reason for closing with code 1009; it names the setting. At most 123 bytes.
     """
 
     def __init__(self, handler: Any, mask_outgoing: bool, params: Any, too_big: str) -> None:

@@ -15,12 +15,12 @@ __all__ = ["PeriodicTimer"]
 
 
 class PeriodicTimer:
-    """Call a function again and again, until it is stopped.
+    """Call a function periodically, until the timer is stopped.
 
     Parameters
     ----------
     callback : callable
-        What to call; its errors are logged and do not end the timer.
+        The function to call; its errors are logged and do not end the timer.
     interval : float
         Seconds from one call to the next; a call that is late delays the next ones.
     jitter : float

@@ -21,7 +21,7 @@ from kbridge.server.services import Services, services_of
 
 __all__ = ["XSRF_COOKIE", "AccessMixin", "ErrorsMixin", "asked_of"]
 
-# The name that Jupyter's clients expect. It is no secret of this server: see `policy`.
+# The name that Jupyter's clients expect. The cookie is not a secret of this server: see `policy`.
 XSRF_COOKIE = "_xsrf"
 
 
@@ -31,10 +31,10 @@ class ErrorsMixin(web.RequestHandler):
     Attributes
     ----------
     keeps_connection : bool
-        Whether the connection stays open for another request. Where it does not, every reply says
-        so (`Connection: close`), or the client's next request on it would be lost.
+        True if the connection stays open for another request. Otherwise every reply has the header
+        `Connection: close`; without it, the client's next request on the connection would be lost.
     error_text : str
-        Why the client was refused, for the access log; empty where it was not.
+        Why the client was refused, for the access log; empty if it was not refused.
     """
 
     keeps_connection: bool = False
@@ -42,11 +42,11 @@ class ErrorsMixin(web.RequestHandler):
 
     @property
     def services(self) -> Services:
-        """What the handlers share."""
+        """The objects that the handlers share."""
         return services_of(self)
 
     def set_default_headers(self) -> None:
-        """Say who may share the reply, and that nobody may guess its type."""
+        """Set the security and CORS headers, and `Connection: close` where it applies."""
         self.clear_header("Server")
         self.set_header("X-Content-Type-Options", "nosniff")
         self.set_header("Content-Security-Policy", "default-src 'none'; frame-ancestors 'self'")

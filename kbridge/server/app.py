@@ -371,14 +371,14 @@ class KbridgeApp(checks.Checks, CheckedApp):
         Raises
         ------
         KbridgeError
-            If a setting names a kernelspec or a directory that is not there.
+            If a setting names a kernelspec or a directory that does not exist.
         """
         from kbridge.kernels.checks import check_settings
 
         await check_settings(kernels)
 
     def listening(self, url: str) -> None:
-        """Do what is to be done once clients are served at `url`: nothing here."""
+        """Do nothing; a subclass can act here once clients are served at `url`."""
 
     def start(self) -> None:
         """Serve until a signal comes."""

@@ -25,35 +25,36 @@ _HEX = re.compile(r"[0-9a-f]+")
 
 @dataclass(frozen=True, slots=True)
 class Credentials:
-    """What lets clients in: the token, and the key of their cookies."""
+    """The token of a server, and the key that signs its cookies."""
 
     token: str = field(repr=False)
     cookie_secret: bytes = field(repr=False)
 
     @classmethod
     def new(cls) -> Credentials:
-        """Draw new ones."""
+        """Return new random credentials."""
         return cls(secrets.token_hex(24), secrets.token_bytes(32))
 
 
 def path_of(folder: Path, address: str) -> Path:
-    """Return the file for an address of this machine."""
+    """Return the path of the credentials file for an address of this machine."""
     text = f"{platform.node()}\0{address}"
     name = hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:16]
     return folder / f"kbridge-credentials-{name}.json"
 
 
 def recall(folder: Path, address: str, log: logging.Logger) -> Credentials:
-    """Return what the last server on an address had; new ones where there was none.
+    """Return the credentials of the last server on an address; new ones if there are none.
 
     Parameters
     ----------
     folder : Path
         The runtime directory.
     address : str
-        What the server listens on. The caller holds it, so no other server writes the file.
+        The address that the server listens on. The caller has bound it, so no other server writes
+        the file.
     log : logging.Logger
-        Is told of files that cannot be used.
+        Logs files that cannot be used.
     """
     path = path_of(folder, address)
     try:

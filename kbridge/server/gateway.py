@@ -123,7 +123,7 @@ class KernelGatewayApp(KbridgeApp):
         sys.stdout.write(text + "\n")
 
     def listening(self, url: str) -> None:
-        """Say where the server is in the gateway's words, which programs wait for."""
+        """Log the server's URL in the gateway's words, which programs wait for."""
         if self.token_is_random:
             self.log.warning(
                 "no token is set: the kernel gateway would let everybody in; kbridge made a token"

@@ -39,14 +39,14 @@ DEFAULT_COUNT: Final = 256
 
 @dataclass(frozen=True, slots=True)
 class HeadLimits:
-    """What the head of a request may have.
+    """Limits on the head of a request.
 
     Parameters
     ----------
     size : int
-        Bytes.
+        The maximum number of bytes.
     count : int
-        Headers, cookies, and parameters in the URL, of each so many.
+        The maximum number of headers, of cookies, and of parameters in the URL, each.
     """
 
     size: int = 64 << 10
@@ -54,7 +54,7 @@ class HeadLimits:
 
 
 def fault_of(head: bytes, limits: HeadLimits) -> tuple[int, str] | None:
-    """Return the status and the reason to refuse a head with, None where it may be parsed."""
+    """Return the status and the reason to refuse a head; None if the head may be parsed."""
     if len(head) > limits.size:
         setting = f"{limits.size} bytes; see KbridgeApp.max_header_size"
         return 431, f"the head of the request has more than {setting}"
@@ -104,7 +104,7 @@ class Meter:
                 self.report()
 
     def stop(self) -> None:
-        """Measure nothing more: the client has shown the token."""
+        """Stop measuring, because the client has shown the token."""
         self._began = self.report = None
 
 
@@ -114,11 +114,11 @@ class GuardedStream(IOStream):
     Attributes
     ----------
     plain : bool
-        What is written goes to the socket as it is.
+        True if data is written to the socket unencrypted.
     limits : HeadLimits
     meter : Meter
     on_refused : callable
-        Is told the status and the reason where a head was refused.
+        Called with the status and the reason when a head is refused.
     """
 
     plain = True

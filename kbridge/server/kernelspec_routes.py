@@ -56,7 +56,7 @@ def spec_model(name: str, spec: Model, root: str, base_url: str) -> Model:
 
 
 def _is_text(name: str) -> bool:
-    """Return True if a file's name is UTF-8: no URL of ours leads to others."""
+    """Return True if a file's name is UTF-8; the server has no URLs for other files."""
     try:
         name.encode()
     except UnicodeEncodeError:

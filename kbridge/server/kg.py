@@ -192,7 +192,7 @@ def _rows() -> Iterator[Setting]:
         ),
     ):
         yield Setting(f"{app}.{name}", "", convert=default_only(default))
-    # What every Jupyter program has.
+    # Settings that every Jupyter program has.
     for name in ("answer_yes", "config_file", "config_file_name", "generate_config"):
         yield Setting(f"{app}.{name}", f"{ours}.{name}")
     for name in ("log_datefmt", "log_format", "log_level", "logging_config"):
@@ -272,22 +272,22 @@ def read(environ: Mapping[str, str]) -> tuple[dict[str, dict[str, Any]], list[st
 
 
 def translate(config: Config, *, shared: bool = False) -> Config:
-    """Return a configuration in which the gateway's traits have their names here.
+    """Return a configuration in which the gateway's traits are renamed to those of kbridge.
 
-    A setting that is given under both names keeps the value that it has under its name here.
+    If a setting is given under both names, the value under the kbridge name is used.
 
     Parameters
     ----------
     config : Config
-        What one source sets.
+        The settings of one source.
     shared : bool
-        The source is for Jupyter Server, too: settings of its kernel managers that cannot be
-        honoured here are left out.
+        True if Jupyter Server reads the source, too: settings of its kernel managers that kbridge
+        cannot honour are left out.
 
     Raises
     ------
     traitlets.TraitError
-        If the gateway has no such trait, or its value cannot be honoured here.
+        If the gateway does not have the trait, or kbridge cannot honour its value.
     """
     if SECTIONS.isdisjoint(config):
         return config

@@ -151,23 +151,23 @@ class LoginHandler(HtmlHandler):
     def post(self) -> None:
         """Take the token from the form.
 
-        `_xsrf` is not asked for: who sends the right token needs nobody else's login to act.
+        `_xsrf` is not required: a client that sends the right token does not rely on cookies.
         """
         self.take_login()
 
 
 class LogoutHandler(HtmlHandler):
-    """`/logout`: makes this browser forget the token; it is no less valid for that."""
+    """`/logout`: removes the token from this browser; the token stays valid."""
 
     public = True
 
     def get(self) -> None:
-        """Take the cookies away."""
+        """Remove the cookies."""
         base = self.services.base_url
         self.clear_cookie(self.services.cookie_name, path=base)
         self.clear_cookie(XSRF_COOKIE, path=base)
         self.show(f'<p>You are logged out.</p><p><a href="{html.escape(base)}login">Log in</a></p>')
 
     def post(self) -> None:
-        """Do the same."""
+        """Remove the cookies."""
         self.get()

@@ -269,16 +269,16 @@ def log_request(handler: web.RequestHandler) -> None:
 
 
 def log_answer(request: httputil.HTTPServerRequest, status: int, reason: str = "") -> None:
-    """Write one line for a request: the only one, unless the fault is the server's own.
+    """Log one line for a request: the only one, unless the server itself failed.
 
     Parameters
     ----------
     request : httputil.HTTPServerRequest
-        It need not have reached a handler.
+        The request; it need not have reached a handler.
     status : int
-        That of the answer.
+        The status of the answer.
     reason : str
-        What the client was told, where it was refused.
+        The reason sent to the client if it was refused.
     """
     if status < 400:
         level = logging.DEBUG

@@ -1,9 +1,9 @@
-"""What there is to set, in two forms: the page docs/settings.md, and the generated config file.
+"""Reference of all settings, in two forms: the page docs/settings.md, and the config file.
 
 `python -m kbridge.server.reference > docs/settings.md` writes the page. A test compares it with the
-code, so that no setting goes undocumented. `kbridge --generate-config` writes the config file, in
-which every line that is uncommented as it stands changes nothing: a default that is computed at the
-start stands there as `...`, which no setting accepts.
+code, so that every setting is documented. `kbridge --generate-config` writes the config file. A
+line that is uncommented there without other edits changes nothing. A default that is computed at
+the start is written as `...`, which no setting accepts.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ Every setting of the gateway 3.0, by its name there (`--KernelGatewayApp.port=99
 [`kbridge kernelgateway`](kernel-gateway.md) take them all. A dash: accepted, without an effect
 here; "the default": any other value is refused.
 """
-# What the page says about a class, in the order of the page.
+# The introduction of each class, in the order of the page.
 _ABOUT = {
     "KbridgeApp": "The server: where it listens, and who may come in.",
     "BridgeKernelManager": "The kernels: which, how many, where, and for how long.",
@@ -68,7 +68,7 @@ _ABOUT = {
     " file. No setting of the server.",
 }
 _WIDTH = 96
-# What every Jupyter program has, and what nobody sets.
+# Settings that every Jupyter program has, and that users do not set.
 _FOREIGN = ("traitlets.", "jupyter_core.")
 
 _Settings = list[tuple[str, TraitType[Any, Any]]]

@@ -87,15 +87,15 @@ class Place:
 
 
 class RuntimeFile:
-    """The file of this process.
+    """The runtime file of this process.
 
     Parameters
     ----------
     folder : Path
         The runtime directory.
     info : dict
-        What to tell; `port`, `sock`, `url` and `token` are read by others. The process and its
-        place are added.
+        The content of the file; other programs read `port`, `sock`, `url` and `token`. The process
+        and its place are added.
     """
 
     def __init__(self, folder: Path, info: dict[str, Any]) -> None:
@@ -105,7 +105,7 @@ class RuntimeFile:
         self._fd: int | None = None
 
     def write(self) -> None:
-        """Write it in one step, locked: no reader sees half of it, or takes it for dead."""
+        """Write the file atomically and locked: readers see it whole, and the server alive."""
         self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         draft = self.path.with_name(f".{secrets.token_hex(8)}.kbridge-tmp")
         fd = open_private(draft, os.O_WRONLY | os.O_EXCL)

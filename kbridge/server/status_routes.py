@@ -53,9 +53,9 @@ class StatusHandler(ApiHandler):
     activity = False
 
     def get(self) -> None:
-        """Answer what goes on; looking at it is no activity.
+        """Return the status of the server; the request does not count as activity.
 
-        With `?statistics=1` also the counters of each kernel's hub, with the kernel's id only where
+        With `?statistics=1`, include the counters of each kernel's hub; the kernel's id only if
         kernels may be listed.
         """
         services = self.services

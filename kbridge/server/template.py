@@ -1,4 +1,4 @@
-"""What the pages of this server have in common: their frame, style, and what they may load."""
+"""Template of the server's pages: their frame, style, and content security policy."""
 
 from __future__ import annotations
 
