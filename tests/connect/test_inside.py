@@ -179,6 +179,7 @@ def test_a_real_kernel_knows_itself(tmp_path: Path) -> None:
     finally:
         client.stop_channels()
         client.context.destroy(linger=0)
+        client.context.destroy(linger=0)
         manager.shutdown_kernel(now=True)
 
 

@@ -603,6 +603,7 @@ def test_a_real_kernel_starts_answers_and_leaves_nothing(home: Path, how: str) -
             assert reply["content"]["status"] == "ok"
         finally:
             client.stop_channels()
+            client.context.destroy(linger=0)
             await manager.shutdown_kernel(now=True)
 
     asyncio.run(live())

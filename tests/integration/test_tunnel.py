@@ -129,3 +129,6 @@ async def test_a_plain_client(tunnel: Tunnel) -> None:
             await client.wait_for_ready(TIMEOUT)
     finally:
         client.stop_channels()
+        client.context.destroy(
+            linger=0
+        )  # not at some later collection, in the midst of another test

@@ -62,6 +62,7 @@ class ClientHub:
         self.is_ready.cancel()
         await asyncio.gather(self.is_ready, return_exceptions=True)
         self.client.stop_channels()
+        self.client.context.destroy(linger=0)
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import json
 import logging
 import socket
 import struct
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from types import SimpleNamespace
 from typing import Any
@@ -649,10 +649,19 @@ async def test_who_answers_pings_stays_and_who_does_not_goes(start) -> None:
 # -- thousands ------------------------------------------------------------------------------
 
 
-async def test_thousands_of_upgrades_to_an_unknown_kernel_leave_nothing_behind(
-    house, caplog
-) -> None:
-    caplog.set_level(logging.CRITICAL)  # records are kept until the test ends
+@pytest.fixture
+def no_log_records() -> Iterator[None]:
+    """Make no log records: pytest keeps them until the test ends.
+
+    `caplog` does not silence loggers whose level an earlier test has set.
+    """
+    logging.disable(logging.CRITICAL)
+    yield
+    logging.disable(logging.NOTSET)
+
+
+@pytest.mark.usefixtures("no_log_records")
+async def test_thousands_of_upgrades_to_an_unknown_kernel_leave_nothing_behind(house) -> None:
     process = psutil.Process()
     request = (
         f"GET /api/kernels/none/channels HTTP/1.1\r\nHost: localhost\r\n"
