@@ -181,7 +181,6 @@ def _rows() -> Iterator[Setting]:
     yield Setting(f"{app}.kernel_spec_manager_class", f"{kernels}.kernel_spec_manager_class")
     yield Setting(f"{app}.cookie_secret", f"{ours}.cookie_secret")
     yield Setting(f"{app}.cookie_secret_file", "", convert=ignored)
-    yield Setting(f"{app}.kernel_spec_manager_class", f"{kernels}.kernel_spec_manager_class")
     for name, default in (
         ("authorizer_class", "jupyter_server.auth.authorizer.AllowAllAuthorizer"),
         ("identity_provider_class", "kernel_gateway.auth.identity.GatewayIdentityProvider"),
