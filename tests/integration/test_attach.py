@@ -14,7 +14,7 @@ import pytest
 
 from kbridge.connect import write_connection_file
 from kbridge.kernels.attached import kernel_id_for
-from tests.support.client import attach
+from tests.support.client import SLEEP, attach
 from tests.support.server import Server
 from tests.support.sshd import Sshd
 from tests.support.waiting import eventually
@@ -102,7 +102,7 @@ async def test_delete_lets_go_of_it(serve, elsewhere):
 async def test_it_is_interrupted_by_message(serve, elsewhere):
     server = serve(str(elsewhere.path))
     async with attach(server, elsewhere.id, "v1") as ws:
-        asked = await ws.start("print('on', flush=True)\nimport time; time.sleep(600)")
+        asked = await ws.start(SLEEP)
         await ws.until(lambda m: m["header"]["msg_type"] == "stream")
         reply = await server.call("POST", f"/api/kernels/{elsewhere.id}/interrupt")
         assert reply.status == 204, reply

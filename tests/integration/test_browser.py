@@ -9,6 +9,7 @@ import pytest
 
 from tests.conftest import ServerFactory
 from tests.support.browser import chromium_page, served
+from tests.support.client import SLEEP
 from tests.support.server import TOKEN
 from tests.support.waiting import TIMEOUT
 
@@ -53,7 +54,7 @@ async def test_a_page_of_an_allowed_origin_runs_cells(new_server: ServerFactory)
             await page.click("#run")
             await page.wait_for_selector("#output .error")
             assert "AttributeError" in await page.inner_text("#output .error")
-            await page.fill("#code", "import time\nprint('on')\nwhile True: time.sleep(0.1)")
+            await page.fill("#code", SLEEP)
             await page.wait_for_selector("#run:enabled")
             await page.click("#run")
             await page.wait_for_selector("#output .stdout")

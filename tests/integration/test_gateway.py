@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from tests.conftest import ServerFactory
-from tests.support.client import attach
+from tests.support.client import SLEEP, attach
 from tests.support.require import require
 from tests.support.server import TOKEN, Server
 
@@ -40,8 +40,8 @@ async def test_jupyter_server_runs_its_kernels_through_us(
         *_, prompt = await ws.until(lambda m: m["channel"] == "stdin")
         await ws.send("input_reply", {"value": "yes"}, channel="stdin", parent=prompt["header"])
         assert (await ws.finish(asked)).text() == "yes\n"
-        asked = await ws.start("import time; print('on', flush=True)\nwhile True: time.sleep(0.1)")
-        await ws.until(lambda m: m["content"].get("text", "").startswith("on"))
+        asked = await ws.start(SLEEP)
+        await ws.until(lambda m: "asleep" in m["content"].get("text", ""))
         assert (await front.call("POST", f"/api/kernels/{kernel}/interrupt")).status == 204
         assert (await ws.finish(asked)).reply["ename"] == "KeyboardInterrupt"
         assert (await front.call("POST", f"/api/kernels/{kernel}/restart")).status == 200

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.client import KernelClient, attach
+from tests.support.client import SLEEP, KernelClient, attach
 from tests.support.server import Server
 
 pytestmark = pytest.mark.kernel
@@ -108,8 +108,8 @@ async def test_stdin(ws: KernelClient) -> None:
 
 
 async def test_interrupt(ws: KernelClient, server: Server, kernel: str) -> None:
-    asked = await ws.start("import time\nprint('running', flush=True)\nwhile True: time.sleep(0.1)")
-    await ws.until(lambda m: m["content"].get("text", "").startswith("running"))
+    asked = await ws.start(SLEEP)
+    await ws.until(lambda m: "asleep" in m["content"].get("text", ""))
     reply = await server.call("POST", f"/api/kernels/{kernel}/interrupt")
     assert (reply.status, reply.body) == (204, b"")
     done = await ws.finish(asked)

@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator
 import pytest
 import pytest_asyncio
 
+from tests.support.client import SLEEP
 from tests.support.lab import Notebook, Place, expect, with_extension, with_gateway
 from tests.support.server import Server
 
@@ -169,8 +170,8 @@ async def test_buffers_go_both_ways(place: Place, notebook: Notebook) -> None:
 
 
 async def test_a_sleeping_cell_is_interrupted(notebook: Notebook) -> None:
-    cell = await notebook.start("import time\nprint('sleeping')\ntime.sleep(600)")
-    await expect(cell.stream("stdout")).to_have_text("sleeping\n")
+    cell = await notebook.start(SLEEP)
+    await expect(cell.stream("stdout")).to_have_text("asleep\n")
     await notebook.choose("Kernel", "Interrupt Kernel")
     await cell.done()
     await expect(cell.output.last).to_contain_text("KeyboardInterrupt")

@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from tests.support.client import KernelClient, attach
+from tests.support.client import SLEEP, KernelClient, attach
 from tests.support.lasting import LastingServer
 from tests.support.require import lack, require
 from tests.support.server import _COMMAND, TOKEN, gone
@@ -124,7 +124,7 @@ async def test_after_a_crash_every_kernel_is_back(server: LastingServer) -> None
 
 async def interrupt_restart_stop(server: LastingServer, kernel_id: str, pid: int) -> None:
     async with attach(server, kernel_id) as ws:
-        msg_id = await ws.start("import time\nprint('on', flush=True)\ntime.sleep(600)")
+        msg_id = await ws.start(SLEEP)
         await ws.until(lambda m: m["header"]["msg_type"] == "stream")
         assert server.request("POST", f"/api/kernels/{kernel_id}/interrupt").status == 204
         assert (await ws.finish(msg_id)).reply["ename"] == "KeyboardInterrupt"

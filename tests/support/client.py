@@ -18,7 +18,13 @@ from tests.support.dialects import CODECS, Codec
 from tests.support.server import Server
 from tests.support.waiting import TIMEOUT
 
-__all__ = ["Execution", "KernelClient", "attach", "dial"]
+__all__ = ["SLEEP", "Execution", "KernelClient", "attach", "dial"]
+
+# Python code for a cell that is to be interrupted. Another thread prints while the main thread
+# sleeps: ipykernel may swallow a KeyboardInterrupt that comes in the midst of a print.
+SLEEP = """import threading, time
+threading.Timer(0.2, print, ["asleep"]).start()
+time.sleep(600)"""
 
 
 @dataclass(slots=True)

@@ -15,6 +15,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.support.client import SLEEP
 from tests.support.require import lack
 
 __all__ = ["KERNELS", "ForeignKernel"]
@@ -40,6 +41,8 @@ class ForeignKernel:
         run for ever. Empty where the kernel cannot.
     interrupt_mode : str
         As in kernel.json.
+    late_output : bool
+        True if its output may come after the idle of the cell.
     """
 
     argv: tuple[str, ...]
@@ -49,8 +52,9 @@ class ForeignKernel:
     ask: str = "print('got ' + input('?'))"
     say: str = "print('hello')"
     fail: str = "raise ValueError('bad')"
-    loop: str = "import time\nprint('looping', flush=True)\nwhile True: time.sleep(0.01)"
+    loop: str = SLEEP.replace("asleep", "looping")
     interrupt_mode: str = "signal"
+    late_output: bool = False
 
     def installed(self) -> list[str]:
         """Return the argv of the kernel, installed; end the test where that cannot be."""
@@ -108,6 +112,7 @@ KERNELS = {
         fail="throw new Error('bad')",
         loop="",
         interrupt_mode="message",
+        late_output=True,
     ),
 }
 
