@@ -23,7 +23,7 @@ from kbridge.connection.pipeline import MessagePipeline
 from kbridge.connection.settings import ConnectionSettings
 from kbridge.connection.streams import HubChannel
 from kbridge.errors import FrameError, HubClosed, IgnoredMessage
-from kbridge.hub.clients import Attachment
+from kbridge.hub.broadcast.client_sessions import Attachment
 from kbridge.hub.hub import Hub
 from kbridge.hub.settings import HubSettings
 from kbridge.hub.table import HubTable
@@ -54,7 +54,9 @@ class ZMQChannelsWebsocketConnection(ConnectionSettings, MessagePipeline, Kernel
 
     websocket_handler = Instance(WebSocketHandler, help="The websocket.")
     channels = Dict({}, help="The kernel's channels by name, while connected.")
-    since = Unicode(help="What the client saw last, as its URL says; see kbridge.hub.since.")
+    since = Unicode(
+        help="What the client saw last, as its URL says; see kbridge.hub.broadcast.resume."
+    )
     session_key = Unicode("", help="Kernel id and session id: whose websocket this is.")
 
     _open_sockets: ClassVar[weakref.WeakSet[ZMQChannelsWebsocketConnection]] = weakref.WeakSet()

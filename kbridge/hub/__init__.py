@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from kbridge._lazy import exports
 
 if TYPE_CHECKING:
-    from kbridge.hub.clients import Attachment as Attachment
+    from kbridge.hub.broadcast.client_sessions import Attachment as Attachment
     from kbridge.hub.clock import Clock as Clock
     from kbridge.hub.hub import Hub as Hub
     from kbridge.hub.settings import HubSettings as HubSettings
@@ -24,7 +24,7 @@ __all__ = [
 __getattr__ = exports(
     __name__,
     {
-        "Attachment": "kbridge.hub.clients",
+        "Attachment": "kbridge.hub.broadcast.client_sessions",
         "Clock": "kbridge.hub.clock",
         "Hub": "kbridge.hub.hub",
         "HubSettings": "kbridge.hub.settings",

@@ -23,19 +23,19 @@ from kbridge.flow.inputs import Inputs
 from kbridge.flow.journal import Journal
 from kbridge.flow.policy import DROP, judge
 from kbridge.flow.readiness import Decision, State
-from kbridge.hub import policies
-from kbridge.hub.burst import Allowance, Burst
-from kbridge.hub.clients import Attachment
+from kbridge.hub.broadcast import policy_chain
+from kbridge.hub.broadcast.broadcaster import Readers
+from kbridge.hub.broadcast.burst import Allowance, Burst
+from kbridge.hub.broadcast.client_sessions import Attachment
+from kbridge.hub.broadcast.resume import SessionIndex
 from kbridge.hub.clock import Clock
 from kbridge.hub.ignored import IgnoredMessages
 from kbridge.hub.intake import Intake
-from kbridge.hub.line import Line, LinkFactory
+from kbridge.hub.kernel.nudge import Nudge, unproven
+from kbridge.hub.kernel.process_link import Line, LinkFactory
+from kbridge.hub.kernel.requests import Requests
 from kbridge.hub.notices import Notices
-from kbridge.hub.nudge import Nudge, unproven
-from kbridge.hub.readers import Readers
-from kbridge.hub.requests import Requests
 from kbridge.hub.settings import HubSettings
-from kbridge.hub.since import SessionIndex
 from kbridge.link.endpoints import Endpoints
 from kbridge.link.interfaces import ClientLink, RawMessage, nobody
 from kbridge.link.kernel import KernelLink
@@ -107,7 +107,7 @@ class Hub:
         self.journal = Journal(settings.journal_limit, settings.history_limit)
         self.activity = Activity(self._clock.wall(), quiet=settings.untracked_message_types)
         self._inputs = Inputs()
-        pace = policies.pace(settings)
+        pace = policy_chain.pace(settings)
         self._requests = Requests(
             settings.request_limit,
             self._link_send,
@@ -133,7 +133,7 @@ class Hub:
             self._inputs,
             notices=self.notices,
             on_replaced=self._on_replaced,
-            policies=policies.outgoing(settings, self.notices, pace, self.log),
+            policies=policy_chain.outgoing(settings, self.notices, pace, self.log),
             clock=self._clock,
             log=self.log,
             answered=answered,
@@ -155,7 +155,7 @@ class Hub:
             self._clock,
             allowance or Allowance(settings.burst_limit),
         )
-        self._incoming = policies.incoming(settings)
+        self._incoming = policy_chain.incoming(settings)
         recovery = self._requests.recovery
         recovery.on_reply = self._on_reply_made
         recovery.on_settled = self._line.drop_former
@@ -200,7 +200,7 @@ class Hub:
             The session of the websocket. A known session resumes after the last frame that is
             known to have arrived.
         since : str
-            Another place to begin: see `kbridge.hub.since.locate`.
+            Another place to begin: see `kbridge.hub.broadcast.resume.locate`.
         verbatim : bool
             True if messages must not be joined, even if the websocket lags.
         paced : bool

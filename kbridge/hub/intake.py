@@ -15,12 +15,12 @@ from kbridge.flow.complaints import Complaints
 from kbridge.flow.inputs import Inputs
 from kbridge.flow.journal import EVERYONE, LOSABLE, Journal
 from kbridge.flow.policy import PASS, Policy, judge
-from kbridge.hub.adapt import Adapter, adapter_for, kernel_protocol
+from kbridge.hub.broadcast.resume import SessionIndex
 from kbridge.hub.clock import Clock
+from kbridge.hub.kernel.adapter import Adapter, adapter_for, kernel_protocol
+from kbridge.hub.kernel.nudge import Nudge
+from kbridge.hub.kernel.requests import Requests
 from kbridge.hub.notices import Notices
-from kbridge.hub.nudge import Nudge
-from kbridge.hub.requests import Requests
-from kbridge.hub.since import SessionIndex
 from kbridge.link.interfaces import RawMessage
 from kbridge.wire.message import Channel, Message, message_key, scan, type_and_key
 from kbridge.wire.signing import Signer

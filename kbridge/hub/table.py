@@ -7,9 +7,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
 from kbridge.errors import HubClosed, KernelNotFound
-from kbridge.hub.burst import Allowance
+from kbridge.hub.broadcast.burst import Allowance
 from kbridge.hub.hub import Hub
-from kbridge.hub.line import LinkFactory
+from kbridge.hub.kernel.process_link import LinkFactory
 from kbridge.hub.settings import HubSettings
 from kbridge.link.kernel import KernelLink
 

@@ -27,7 +27,7 @@ class ChannelsHandler(AccessMixin, WebSocketHandler):
     """Lets a frontend talk to a kernel.
 
     Arguments of the URL, both optional: `session_id`, under which a client that comes back is
-    given what it has missed; `since`, what it saw last (`kbridge.hub.since`).
+    given what it has missed; `since`, what it saw last (`kbridge.hub.broadcast.resume`).
     """
 
     connection: ZMQChannelsWebsocketConnection | None = None

@@ -9,11 +9,11 @@ from kbridge.flow.activity import Activity
 from kbridge.flow.inputs import Inputs
 from kbridge.flow.journal import Journal, Place
 from kbridge.flow.policy import DROP, PASS
+from kbridge.hub.broadcast.resume import SessionIndex
 from kbridge.hub.intake import Intake
+from kbridge.hub.kernel.nudge import Nudge
+from kbridge.hub.kernel.requests import Requests
 from kbridge.hub.notices import Notices
-from kbridge.hub.nudge import Nudge
-from kbridge.hub.requests import Requests
-from kbridge.hub.since import SessionIndex
 from kbridge.wire import v1
 from kbridge.wire.build import build
 from kbridge.wire.frames import payload

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from kbridge.errors import HubClosed
-from kbridge.hub import line as line_module
+from kbridge.hub.kernel import process_link as line_module
 from kbridge.hub.settings import HubSettings
 from kbridge.jupyter import hubs as hubs_module
 from kbridge.jupyter import watch as watch_module

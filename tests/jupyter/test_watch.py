@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from kbridge.hub import line as line_module
+from kbridge.hub.kernel import process_link as line_module
 from kbridge.hub.settings import HubSettings
 from kbridge.jupyter import watch as module
 from kbridge.wire.message import Channel

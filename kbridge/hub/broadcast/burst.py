@@ -20,7 +20,7 @@ from typing import Final
 
 from kbridge.flow.journal import Journal
 from kbridge.flow.pace import Pace
-from kbridge.hub.clients import Attachment, Clients
+from kbridge.hub.broadcast.client_sessions import Attachment, Clients
 from kbridge.hub.clock import Clock
 
 __all__ = ["PATIENCE", "Allowance", "Burst"]

@@ -15,9 +15,9 @@ from kbridge.flow.journal import EVERYONE
 from kbridge.flow.owed import Owed
 from kbridge.flow.routing import Routing
 from kbridge.hub.clock import Clock
+from kbridge.hub.kernel.outbox import Outbox
+from kbridge.hub.kernel.recovery import Recovery
 from kbridge.hub.notices import Notices
-from kbridge.hub.outbox import Outbox
-from kbridge.hub.recovery import Recovery
 from kbridge.wire.message import Channel, Message
 
 __all__ = ["Requests"]

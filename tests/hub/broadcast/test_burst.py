@@ -5,8 +5,8 @@ import itertools
 
 import pytest
 
-from kbridge.hub import burst as module
-from kbridge.hub.burst import PATIENCE, Allowance
+from kbridge.hub.broadcast import burst as module
+from kbridge.hub.broadcast.burst import PATIENCE, Allowance
 from kbridge.hub.hub import Hub
 from kbridge.hub.settings import HubSettings
 from kbridge.link.memory import MemoryClient

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from kbridge.hub.clients import Attachment
+from kbridge.hub.broadcast.client_sessions import Attachment
 from kbridge.wire.frames import ping
 
 __all__ = ["LATEST", "PATIENCE", "Acknowledgements"]

@@ -16,7 +16,7 @@ from kbridge.errors import KernelMessageError
 from kbridge.flow.coalesce import coalesce
 from kbridge.flow.journal import EVERYONE, Gap, Journal, Place, Stretch
 from kbridge.flow.pace import Pace
-from kbridge.hub.clients import Attachment
+from kbridge.hub.broadcast.client_sessions import Attachment
 from kbridge.wire import v1
 from kbridge.wire.dialects import V1, Dialect
 from kbridge.wire.frames import frame, payload

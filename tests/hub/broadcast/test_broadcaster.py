@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kbridge.errors import InvalidRequest
-from kbridge.hub import acks, clients, delivery, readers, rendering
+from kbridge.hub.broadcast import acks, broadcaster, client_sessions, delivery, rendering
 from kbridge.hub.settings import HubSettings
 from kbridge.wire import legacy, v1
 from kbridge.wire.build import build
@@ -81,7 +81,7 @@ async def test_one_ping_is_under_way_and_the_next_goes_with_the_first_batch_afte
 async def test_when_nothing_more_is_written_the_rest_is_asked_about_a_moment_later(
     rig, monkeypatch
 ) -> None:
-    monkeypatch.setattr(readers, "LATEST", 0.001)
+    monkeypatch.setattr(broadcaster, "LATEST", 0.001)
     client, attachment = rig.attach("s", silent=True)
     rig.say(rig.stream("one"))
     rig.say(rig.stream("two"))
@@ -120,11 +120,11 @@ async def test_one_that_says_who_it_is_or_what_it_saw_is_asked_what_has_arrived(
 
 
 def test_a_moment_is_what_the_issue_says() -> None:
-    assert readers.LATEST == acks.LATEST == 0.25
+    assert broadcaster.LATEST == acks.LATEST == 0.25
 
 
 async def test_a_keepalives_pong_in_place_of_ours_is_asked_about_anew(rig, monkeypatch) -> None:
-    monkeypatch.setattr(readers, "LATEST", 0.001)
+    monkeypatch.setattr(broadcaster, "LATEST", 0.001)
     client, attachment = rig.attach("s", silent=True)
     rig.say(rig.stream("one"))
     (first,) = client.pings
@@ -420,7 +420,7 @@ async def test_a_private_frame_leaves_the_others_sharing(make_rig, renderings) -
 
 
 async def test_what_is_kept_for_those_that_lag_is_let_go(make_rig, monkeypatch) -> None:
-    monkeypatch.setattr(readers, "_FRESH", 0.001)
+    monkeypatch.setattr(broadcaster, "_FRESH", 0.001)
     rig = make_rig(limit_rate=False)
     client, attachment = rig.attach("s")
     client.stalled = True
@@ -434,7 +434,7 @@ async def test_what_is_kept_for_those_that_lag_is_let_go(make_rig, monkeypatch) 
 async def test_sessions_that_are_parked_hold_back_no_more_than_the_journal_may_hold(
     make_rig, monkeypatch
 ) -> None:
-    monkeypatch.setattr(clients, "_REMEMBERED", 20)
+    monkeypatch.setattr(client_sessions, "_REMEMBERED", 20)
     rig = make_rig(journal_limit=50_000, history_limit=1_000)
     reader, _ = rig.attach("reader")
     for i in range(60):
@@ -479,7 +479,7 @@ async def test_no_more_than_a_window_is_written_and_not_acknowledged(make_rig, m
 
 
 async def test_who_answers_no_ping_is_written_to_after_a_while(make_rig, monkeypatch) -> None:
-    monkeypatch.setattr(readers, "PATIENCE", 0.001)
+    monkeypatch.setattr(broadcaster, "PATIENCE", 0.001)
     rig, client, attachment = await windowed(make_rig, monkeypatch)
     for i in range(100):
         rig.say(rig.stream(f"<{i}>" + "x" * 500))
@@ -1407,8 +1407,8 @@ LIMITS = st.sampled_from(
 SMALL = (
     (rendering, "CHUNK", 900),
     (delivery, "_JOINED", 700),
-    (readers, "_TURN", 1 << 40),  # a story is told in one turn of the loop
-    (readers, "_AT_ONCE", 1 << 40),
+    (broadcaster, "_TURN", 1 << 40),  # a story is told in one turn of the loop
+    (broadcaster, "_AT_ONCE", 1 << 40),
 )
 
 

@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kbridge.flow.journal import Place
-from kbridge.hub import clients as module
-from kbridge.hub.clients import Attachment, Clients
+from kbridge.hub.broadcast import client_sessions as module
+from kbridge.hub.broadcast.client_sessions import Attachment, Clients
 from kbridge.link.memory import MemoryClient
 from kbridge.wire.dialects import V1
 

@@ -6,8 +6,8 @@ import weakref
 
 import pytest
 
-from kbridge.hub import turns as module
-from kbridge.hub.turns import Turns, turns
+from kbridge.hub.broadcast import turns as module
+from kbridge.hub.broadcast.turns import Turns, turns
 from tests.support.waiting import TIMEOUT
 
 

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from kbridge.flow.policy import DROP, PASS, Policy, judge
+from kbridge.hub.broadcast.policy_chain import incoming, outgoing, pace
 from kbridge.hub.notices import Notices
-from kbridge.hub.policies import incoming, outgoing, pace
 from kbridge.hub.settings import HubSettings
 from kbridge.wire.build import build
 from kbridge.wire.message import Channel, Message

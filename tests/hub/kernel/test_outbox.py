@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kbridge.errors import HubClosed
-from kbridge.hub.outbox import Outbox
+from kbridge.hub.kernel.outbox import Outbox
 from kbridge.wire.message import Channel, Message
 
 

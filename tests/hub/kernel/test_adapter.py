@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from jupyter_client.adapter import adapt
 
 from kbridge.errors import FrameError, InvalidMessage, KernelMessageError
-from kbridge.hub.adapt import Adapter, adapter_for, kernel_protocol
+from kbridge.hub.kernel.adapter import Adapter, adapter_for, kernel_protocol
 from kbridge.wire.message import Channel, Message
 
 PARTS = ("header", "parent_header", "metadata", "content")

@@ -15,15 +15,15 @@ from kbridge.errors import KernelMessageError
 from kbridge.flow.inputs import Inputs
 from kbridge.flow.journal import EVERYONE, Journal
 from kbridge.flow.pace import Pace
-from kbridge.hub.acks import LATEST, PATIENCE, Acknowledgements
-from kbridge.hub.clients import Attachment, Clients
+from kbridge.hub.broadcast.acks import LATEST, PATIENCE, Acknowledgements
+from kbridge.hub.broadcast.client_sessions import Attachment, Clients
+from kbridge.hub.broadcast.delivery import Delivery
+from kbridge.hub.broadcast.rendering import Renderer
+from kbridge.hub.broadcast.resume import START, Found, SessionIndex, locate
+from kbridge.hub.broadcast.turns import turns
 from kbridge.hub.clock import Clock
-from kbridge.hub.delivery import Delivery
 from kbridge.hub.notices import Notices
-from kbridge.hub.rendering import Renderer
 from kbridge.hub.settings import HubSettings
-from kbridge.hub.since import START, Found, SessionIndex, locate
-from kbridge.hub.turns import turns
 from kbridge.link.interfaces import ClientLink, nobody
 from kbridge.wire.dialects import Dialect
 from kbridge.wire.message import Channel, Message

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from typing import Final
 
-from kbridge.hub.acks import Acknowledgements
-from kbridge.hub.clients import Attachment
-from kbridge.hub.rendering import Renderer
+from kbridge.hub.broadcast.acks import Acknowledgements
+from kbridge.hub.broadcast.client_sessions import Attachment
+from kbridge.hub.broadcast.rendering import Renderer
 from kbridge.wire import v1
 from kbridge.wire.message import Message
 

@@ -9,13 +9,13 @@ from hypothesis import strategies as st
 from kbridge.errors import KernelMessageError
 from kbridge.flow.journal import EVERYONE, Journal
 from kbridge.flow.pace import Pace
-from kbridge.hub import rendering as module
-from kbridge.hub.acks import Acknowledgements
-from kbridge.hub.clients import Attachment, Clients
+from kbridge.hub.broadcast import rendering as module
+from kbridge.hub.broadcast.acks import Acknowledgements
+from kbridge.hub.broadcast.client_sessions import Attachment, Clients
+from kbridge.hub.broadcast.delivery import Delivery
+from kbridge.hub.broadcast.rendering import Renderer
 from kbridge.hub.clock import Clock
-from kbridge.hub.delivery import Delivery
 from kbridge.hub.notices import Notices
-from kbridge.hub.rendering import Renderer
 from kbridge.link.memory import MemoryClient
 from kbridge.wire.build import build
 from kbridge.wire.dialects import LEGACY, V1

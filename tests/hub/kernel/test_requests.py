@@ -9,8 +9,8 @@ import pytest
 
 from kbridge.errors import HubClosed, InvalidMessage
 from kbridge.flow.journal import EVERYONE
+from kbridge.hub.kernel.requests import Requests
 from kbridge.hub.notices import Notices
-from kbridge.hub.requests import Requests
 from kbridge.wire.build import build
 from kbridge.wire.message import Channel, Message
 from tests.hub.rig import StoppedClock

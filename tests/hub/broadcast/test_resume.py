@@ -6,8 +6,8 @@ import pytest
 
 from kbridge.errors import InvalidRequest
 from kbridge.flow.journal import EVERYONE, Gap, Journal, Place
+from kbridge.hub.broadcast.resume import START, Found, locate
 from kbridge.hub.notices import Notices
-from kbridge.hub.since import START, Found, locate
 from kbridge.wire.build import build
 from kbridge.wire.message import Channel, Message, message_key
 from kbridge.wire.v1 import encode_frame

@@ -6,7 +6,7 @@ import pytest
 
 from kbridge.errors import HubClosed
 from kbridge.flow.readiness import Decision
-from kbridge.hub.nudge import Nudge
+from kbridge.hub.kernel.nudge import Nudge
 from tests.hub.rig import StoppedClock
 
 

@@ -3,8 +3,8 @@
 import pytest
 
 from kbridge.flow.journal import Place
-from kbridge.hub.acks import Acknowledgements
-from kbridge.hub.clients import Attachment, Clients
+from kbridge.hub.broadcast.acks import Acknowledgements
+from kbridge.hub.broadcast.client_sessions import Attachment, Clients
 from kbridge.link.memory import MemoryClient
 from kbridge.wire.dialects import V1
 from kbridge.wire.frames import PING, each
