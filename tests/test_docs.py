@@ -92,20 +92,22 @@ def picture() -> dict[str, int]:
     """Paths in the architecture's picture, with the floors that they are drawn on."""
     [block] = [b for b in code_blocks(ARCHITECTURE) if b.startswith("kbridge/\n")]
     found: dict[str, int] = {}
-    folder, floor = "", -1
+    folders: list[str] = []  # those that the line is in, outermost first
+    floor = -1
     for line in block.splitlines()[1:]:
         match = re.match(r"( +)(\S+)(?:\s+FLOOR (\d))?", line)
         assert match, line
         indent, name, number = match.groups()
-        if len(indent) == 2:
-            folder = name if name.endswith("/") else ""
+        depth = len(indent) // 2 - 1
+        assert depth <= len(folders), line
+        del folders[depth:]
+        if depth == 0:
             floor = int(number) if number else -1
-            if folder:
-                found[folder] = floor
-                continue
-        path = folder * (len(indent) == 4) + name
+        path = "".join(folders) + name
         assert path not in found, f"{path} is drawn twice"
         found[path] = floor
+        if name.endswith("/"):
+            folders.append(name)
     return found
 
 

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from kbridge import private
-from kbridge.kernels.logs import KernelLog
-from kbridge.kernels.registry import Registry
+from kbridge.kernels.lifecycle.kernel_log import KernelLog
+from kbridge.kernels.registry.registry import Registry
 from kbridge.private import (
     NotPrivate,
     open_private,

@@ -19,8 +19,9 @@ import pytest
 import kbridge
 from kbridge.connect import keeper, ssh
 from kbridge.flow import coalesce
-from kbridge.kernels import lifecycle, manager, registry
-from kbridge.kernels import logs as kernel_logs
+from kbridge.kernels import manager
+from kbridge.kernels.lifecycle import kernel_log, started
+from kbridge.kernels.registry import registry
 from kbridge.server import logs, policy, routes
 from kbridge.wire import legacy, outline
 
@@ -168,12 +169,14 @@ TABLE: dict[str, Case] = {
         lambda text: coalesce._LOW_SURROGATE.match(text.encode()), _HARD
     ),
     "flow/coalesce.py:_TEXT": Case(_stream, _HARD),
-    "kernels/lifecycle.py:_PORT_TAKEN": Case(lifecycle._PORT_TAKEN.search, _HARD),
-    "kernels/logs.py:_ESCAPES": Case(lambda text: kernel_logs._ESCAPES.sub("", text), _HARD),
+    "kernels/lifecycle/started.py:_PORT_TAKEN": Case(started._PORT_TAKEN.search, _HARD),
+    "kernels/lifecycle/kernel_log.py:_ESCAPES": Case(
+        lambda text: kernel_log._ESCAPES.sub("", text), _HARD
+    ),
     "kernels/manager.py:_KERNEL_ID": Case(manager._KERNEL_ID.fullmatch, _HARD),
-    "kernels/registry.py:_FILE": Case(registry._FILE.fullmatch, _HARD),
-    "kernels/registry.py:_PASSWORD": Case(registry.secrets_of, _HARD),
-    "kernels/registry.py:_SECRET": Case(registry.secrets_of, _HARD),
+    "kernels/registry/registry.py:_FILE": Case(registry._FILE.fullmatch, _HARD),
+    "kernels/registry/registry.py:_PASSWORD": Case(registry.secrets_of, _HARD),
+    "kernels/registry/registry.py:_SECRET": Case(registry.secrets_of, _HARD),
     "server/logs.py:_OPEN": Case(logs.scrub, _HARD),
     "server/logs.py:_NAME": Case(logs.scrub, _HARD),
     "server/logs.py:_VALUE": Case(logs.scrub, _HARD),

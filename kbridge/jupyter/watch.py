@@ -22,7 +22,7 @@ from datetime import UTC, datetime
 from typing import Any, Final
 
 from kbridge.hub.hub import Hub
-from kbridge.kernels.death import ending
+from kbridge.kernels.lifecycle.process_exit import ending
 from kbridge.link.interfaces import nobody
 
 __all__ = ["KernelWatch"]

@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from kbridge.errors import Busy, InvalidRequest, KernelError, NotSupported
-from kbridge.kernels.attach_dir import AttachDir
-from kbridge.kernels.attached import AttachedKernel, kernel_id_for, read_connection_file
-from kbridge.kernels.descriptors import KernelBudget
-from kbridge.kernels.heartbeats import Heartbeats
+from kbridge.kernels.attached.attached import AttachedKernel, kernel_id_for, read_connection_file
+from kbridge.kernels.attached.directory import AttachDir
+from kbridge.kernels.attached.heartbeats import Heartbeats
 from kbridge.kernels.hubs import Hub, Hubs
-from kbridge.kernels.interrupt import interrupt_by_message
 from kbridge.kernels.kernel import BridgeKernel
+from kbridge.kernels.lifecycle.descriptors import KernelBudget
+from kbridge.kernels.lifecycle.interrupt import interrupt_by_message
 from kbridge.kernels.table import KernelTable
 
 __all__ = ["AttachingTable"]

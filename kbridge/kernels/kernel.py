@@ -25,12 +25,12 @@ from kbridge.connect import ipc
 from kbridge.connect.files import port_names
 from kbridge.connect.ports import LocalPortCache
 from kbridge.errors import KernelError, KernelStartError
-from kbridge.kernels.death import until_dead
-from kbridge.kernels.environment import innermost_directory
-from kbridge.kernels.logs import KernelLog
-from kbridge.kernels.processes import AdoptedProcess
-from kbridge.kernels.recorded import RecordedKernel
-from kbridge.kernels.restarter import Restarter
+from kbridge.kernels.lifecycle.environment import innermost_directory
+from kbridge.kernels.lifecycle.kernel_log import KernelLog
+from kbridge.kernels.lifecycle.process_exit import until_dead
+from kbridge.kernels.lifecycle.processes import AdoptedProcess
+from kbridge.kernels.lifecycle.restarter import Restarter
+from kbridge.kernels.registry.persistent import RecordedKernel
 from kbridge.kernels.tasks import in_thread
 
 __all__ = ["BridgeKernel"]

@@ -25,14 +25,14 @@ from kbridge.errors import (
     KernelNotFound,
     NotSupported,
 )
-from kbridge.kernels.attached import AttachedKernel
-from kbridge.kernels.culling import to_cull, to_verify
-from kbridge.kernels.environment import working_dir
-from kbridge.kernels.interrupt import interrupt_by_message
+from kbridge.kernels.attached.attached import AttachedKernel
 from kbridge.kernels.kernel import BridgeKernel
-from kbridge.kernels.launchable import check_launchable
+from kbridge.kernels.lifecycle.culling import to_cull, to_verify
+from kbridge.kernels.lifecycle.environment import working_dir
+from kbridge.kernels.lifecycle.interrupt import interrupt_by_message
+from kbridge.kernels.lifecycle.launchable import check_launchable
 from kbridge.kernels.opening import OpeningTable
-from kbridge.kernels.records import Standing
+from kbridge.kernels.registry.models import Standing
 from kbridge.kernels.tasks import in_thread
 
 __all__ = ["BridgeKernelManager"]

@@ -17,19 +17,19 @@ from typing import TYPE_CHECKING, Any
 from jupyter_client.kernelspec import NoSuchKernel
 from traitlets import TraitError
 
-from kbridge.kernels.adoption import adopt
-from kbridge.kernels.attached import AttachedKernel
+from kbridge.kernels.attached.attached import AttachedKernel
 from kbridge.kernels.attaching import AttachingTable
-from kbridge.kernels.culling import Culler, IdleTimes
-from kbridge.kernels.environment import kernel_environment
 from kbridge.kernels.hubs import Hubs
 from kbridge.kernels.kernel import BridgeKernel
-from kbridge.kernels.ledger import Ledger
-from kbridge.kernels.lifecycle import Lifecycle
-from kbridge.kernels.logs import KernelLog
-from kbridge.kernels.pool import Pool
-from kbridge.kernels.records import KernelRecord, SessionRecord, Standing
-from kbridge.kernels.seed import Seed, load_seed
+from kbridge.kernels.lifecycle.culling import Culler, IdleTimes
+from kbridge.kernels.lifecycle.environment import kernel_environment
+from kbridge.kernels.lifecycle.kernel_log import KernelLog
+from kbridge.kernels.lifecycle.pool import Pool
+from kbridge.kernels.lifecycle.seed import Seed, load_seed
+from kbridge.kernels.lifecycle.started import Lifecycle
+from kbridge.kernels.registry.adoption import adopt
+from kbridge.kernels.registry.models import KernelRecord, SessionRecord, Standing
+from kbridge.kernels.registry.writer import Ledger
 from kbridge.kernels.tasks import spawn, stop
 
 __all__ = ["OpeningTable"]

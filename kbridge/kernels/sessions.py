@@ -14,8 +14,8 @@ from typing import Any, Final, Protocol
 from weakref import WeakValueDictionary
 
 from kbridge.errors import InvalidRequest, KernelNotFound, SessionNotFound
-from kbridge.kernels.ledger import Ledger
-from kbridge.kernels.records import SessionRecord
+from kbridge.kernels.registry.models import SessionRecord
+from kbridge.kernels.registry.writer import Ledger
 
 __all__ = ["Kernels", "Sessions"]
 

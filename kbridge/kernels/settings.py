@@ -26,7 +26,7 @@ from traitlets import (
 )
 from traitlets.config import LoggingConfigurable
 
-from kbridge.kernels.culling import CullSettings
+from kbridge.kernels.lifecycle.culling import CullSettings
 
 __all__ = ["KernelSettings"]
 

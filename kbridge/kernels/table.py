@@ -22,10 +22,10 @@ from jupyter_core.paths import jupyter_runtime_dir
 from traitlets import DottedObjectName, Instance, default
 
 from kbridge.errors import InvalidRequest, KernelNotFound, KernelspecNotFound, KernelStartError
-from kbridge.kernels.attached import AttachedKernel
-from kbridge.kernels.culling import KernelUse
+from kbridge.kernels.attached.attached import AttachedKernel
 from kbridge.kernels.hubs import Hub, Hubs
 from kbridge.kernels.kernel import BridgeKernel
+from kbridge.kernels.lifecycle.culling import KernelUse
 from kbridge.kernels.settings import KernelSettings
 from kbridge.kernels.specs import Specs
 from kbridge.private import prepare_directory

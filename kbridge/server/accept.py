@@ -19,7 +19,7 @@ from typing import Any
 from tornado.ioloop import IOLoop
 
 from kbridge.flow.complaints import Complaints
-from kbridge.kernels.descriptors import free_descriptors
+from kbridge.kernels.lifecycle.descriptors import free_descriptors
 from kbridge.server.toll import Toll
 
 __all__ = ["Acceptor", "raise_descriptor_limit"]

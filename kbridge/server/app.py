@@ -30,7 +30,7 @@ from kbridge._version import __version__
 from kbridge.connection.channels import ZMQChannelsWebsocketConnection
 from kbridge.errors import KbridgeError
 from kbridge.kernels.manager import BridgeKernelManager
-from kbridge.kernels.registry import secrets_of
+from kbridge.kernels.registry.registry import secrets_of
 from kbridge.private import prepare_directory
 from kbridge.server import checks, command_line, kg
 from kbridge.server.checks import checked
@@ -373,7 +373,7 @@ class KbridgeApp(checks.Checks, CheckedApp):
         KbridgeError
             If a setting names a kernelspec or a directory that does not exist.
         """
-        from kbridge.kernels.checks import check_settings
+        from kbridge.kernels.startup_checks import check_settings
 
         await check_settings(kernels)
 

@@ -10,13 +10,13 @@ from traitlets import List, Unicode, default
 
 from kbridge.connect.files import find_connection_file
 from kbridge.errors import InvalidRequest
-from kbridge.kernels.attached import (
+from kbridge.kernels.attached.attached import (
     AttachedKernel,
     kernel_id_for,
     parse_connection_file,
     read_connection_file,
 )
-from kbridge.kernels.checks import check_settings
+from kbridge.kernels.startup_checks import check_settings
 from kbridge.server.app import KbridgeApp
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ from jupyter_core.paths import jupyter_runtime_dir
 from traitlets import Bool, Float
 
 from kbridge._version import __version__
-from kbridge.kernels.processes import ProcessState, signal_process, state_of
+from kbridge.kernels.lifecycle.processes import ProcessState, signal_process, state_of
 from kbridge.server.asking import ask_to_end
 from kbridge.server.options import CheckedApp
 from kbridge.server.runtime import Place, running_servers

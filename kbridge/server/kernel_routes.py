@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from kbridge.errors import InvalidRequest
-from kbridge.kernels.launchable import is_passable
+from kbridge.kernels.lifecycle.launchable import is_passable
 from kbridge.server.handlers import ApiHandler, expect
 from kbridge.server.services import Model
 

@@ -25,7 +25,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from kbridge.kernels.processes import ProcessState, birth, namespace, state_of
+from kbridge.kernels.lifecycle.processes import ProcessState, birth, namespace, state_of
 from kbridge.private import open_private, prepare_directory
 
 if sys.platform != "win32":
@@ -47,7 +47,7 @@ class Place:
     host : str
         The name of the machine or container.
     pid_namespace, net_namespace : str
-        See `kbridge.kernels.processes.namespace`.
+        See `kbridge.kernels.lifecycle.processes.namespace`.
     """
 
     host: str

@@ -15,11 +15,11 @@ from traitlets import TraitError
 from kbridge.connection.channels import ZMQChannelsWebsocketConnection
 from kbridge.errors import RegistryError
 from kbridge.hub.table import HubTable
-from kbridge.kernels.ledger import Ledger
+from kbridge.kernels.lifecycle.processes import birth
 from kbridge.kernels.manager import BridgeKernelManager
-from kbridge.kernels.processes import birth
-from kbridge.kernels.records import Owner
-from kbridge.kernels.registry import Registry
+from kbridge.kernels.registry.models import Owner
+from kbridge.kernels.registry.registry import Registry
+from kbridge.kernels.registry.writer import Ledger
 from kbridge.kernels.sessions import Sessions
 from kbridge.link.keepalive import Keepalive
 from kbridge.server.checks import check_host, check_origins

@@ -4,8 +4,8 @@ import threading
 import pytest
 
 from kbridge.errors import InvalidRequest, KernelNotFound, KernelStartError, SessionNotFound
-from kbridge.kernels.ledger import Ledger
-from kbridge.kernels.records import Claim, KernelRecord, Owner, SessionRecord
+from kbridge.kernels.registry.models import Claim, KernelRecord, Owner, SessionRecord
+from kbridge.kernels.registry.writer import Ledger
 from kbridge.kernels.sessions import Sessions
 
 NOTEBOOK = {"path": "a/nb.ipynb", "type": "notebook", "name": "nb", "kernel": {"name": "py"}}

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from kbridge.kernels.processes import birth, signal_process
+from kbridge.kernels.lifecycle.processes import birth, signal_process
 from kbridge.server.commands import end_server, is_near
 from kbridge.server.runtime import Place, running_servers
 from tests.support.require import require

@@ -10,8 +10,8 @@ from traitlets.config import Config, Configurable
 
 import kbridge
 from kbridge.hub.table import HubTable
-from kbridge.kernels.ledger import Ledger
 from kbridge.kernels.manager import BridgeKernelManager
+from kbridge.kernels.registry.writer import Ledger
 from kbridge.server.app import KbridgeApp
 from kbridge.server.reference import config_page, settings_page
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from kbridge.kernels.processes import birth, namespace
+from kbridge.kernels.lifecycle.processes import birth, namespace
 from kbridge.server import runtime
 from kbridge.server.runtime import Place, RuntimeFile, answers, is_running, running_servers
 from tests.support.require import require

@@ -1,0 +1,1 @@
+"""Kernels that another program started."""

@@ -1,0 +1,147 @@
+"""What a kernel inherits: its environment variables and its working directory."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+from kbridge.errors import InvalidRequest
+from kbridge.kernels.lifecycle.launchable import is_passable
+
+__all__ = ["innermost_directory", "kernel_environment", "working_dir"]
+
+# The tokens of this server open every other kernel on it.
+_SECRETS = frozenset({"JUPYTER_TOKEN", "KG_AUTH_TOKEN"})
+# Linux takes no longer path (PATH_MAX), and other systems a shorter one.
+_LONGEST_PATH = 4096
+
+
+def kernel_environment(
+    process: Mapping[str, str],
+    requested: Mapping[str, Any] | None,
+    *,
+    allowed: Collection[str] = (),
+    inherited: Collection[str] = (),
+) -> dict[str, str]:
+    """Compose a kernel's environment, with the kernel gateway's meaning.
+
+    Parameters
+    ----------
+    process : mapping
+        This server's own environment.
+    requested : mapping or None
+        What the request asks for. Without it the kernel inherits the whole environment; with it
+        only PATH, the locale (LANG, LANGUAGE, LC_*) and the `inherited` names.
+    allowed : collection of str
+        Names that a request may set, besides all that begin with ``KERNEL_``. Others are left
+        out, and so is what no environment can hold.
+    inherited : collection of str
+        Names that a kernel inherits though its request brings an environment.
+
+    Raises
+    ------
+    InvalidRequest
+        If `requested` is no mapping.
+    """
+    if requested is None:
+        env = dict(process)
+    elif not isinstance(requested, Mapping):
+        raise InvalidRequest("env is not an object of strings")
+    else:
+        env = {"PATH": process.get("PATH", os.defpath)}
+        env |= {name: value for name, value in process.items() if _is_locale(name)}
+        env |= {name: process[name] for name in inherited if name in process}
+        env |= {
+            name: value
+            for name, value in requested.items()
+            if (name.startswith("KERNEL_") or name in allowed) and _holds(name, value)
+        }
+    for name in _SECRETS:
+        env.pop(name, None)
+    env["KERNEL_GATEWAY"] = "1"
+    return env
+
+
+def _is_locale(name: str) -> bool:
+    """Return True for variables without which a kernel writes ASCII and cannot read file names."""
+    return name in ("LANG", "LANGUAGE") or name.startswith("LC_")
+
+
+def _holds(name: str, value: object) -> bool:
+    return (
+        isinstance(value, str)
+        and bool(name)
+        and "=" not in name
+        and "\0" not in name
+        and "\0" not in value
+    )
+
+
+def working_dir(root: Path, path: str | None, env: Mapping[str, Any] | None = None) -> Path:
+    """Return the directory a kernel starts in.
+
+    Parameters
+    ----------
+    root : Path
+        The root directory, absolute and without links.
+    path : str or None
+        The API path of a notebook or a directory; it need not exist.
+    env : mapping, optional
+        The environment variables in the request. If `path` is not given, an absolute path in
+        KERNEL_WORKING_DIR is used, as in Enterprise Gateway: Jupyter Server's gateway client puts
+        the notebook's directory there. Values of more than 4,096 characters are ignored.
+
+    Returns
+    -------
+    Path
+        The innermost existing directory on the way to `path`; `root` if there is none, or if
+        `path` leads out of `root`.
+
+    Raises
+    ------
+    InvalidRequest
+        If `path` is not a string, or not a possible path of a file.
+    """
+    if path is None:
+        wished = env.get("KERNEL_WORKING_DIR") if isinstance(env, Mapping) else None
+        if not isinstance(wished, str) or "\0" in wished or not wished.startswith("/"):
+            return root
+        if len(wished) > _LONGEST_PATH:
+            return root  # following the links of a longer one takes the square of its length
+        try:
+            there = os.path.realpath(wished)
+        except (OSError, ValueError):
+            return root
+        return innermost_directory(root, there)
+    if not isinstance(path, str):
+        raise InvalidRequest("path is not a string")
+    if "\0" in path:
+        return root
+    if not is_passable(path):
+        raise InvalidRequest("path holds a lone surrogate")
+    return innermost_directory(root, os.path.normpath(f"{root}/{path.lstrip('/')}"))
+
+
+def innermost_directory(root: Path, path: str) -> Path:
+    """Return the deepest existing directory from `root` on the way to `path`.
+
+    Goes down from `root`, so that a path of 100 kB costs no more than its part that exists.
+
+    Returns
+    -------
+    Path
+        `root` where `path`, which is absolute and normalized, leads out of it.
+    """
+    top = str(root).rstrip("/")
+    if path != str(root) and not path.startswith(f"{top}/"):
+        return root
+    found = top
+    for part in path[len(top) :].split("/"):
+        if not part:
+            continue
+        if not os.path.isdir(f"{found}/{part}"):  # noqa: PTH112 - is_dir raises on long names
+            break
+        found = f"{found}/{part}"
+    return Path(found or "/")

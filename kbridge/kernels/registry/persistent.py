@@ -1,0 +1,268 @@
+"""A kernel that can be written down, and taken up again by another process.
+
+What jupyter_client keeps in a kernel manager while the kernel runs, in a form that outlives the
+manager; and the way back.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Final
+
+from jupyter_client.kernelspec import KernelSpec
+from jupyter_client.localinterfaces import is_local_ip
+from jupyter_client.manager import AsyncKernelManager
+from jupyter_client.provisioning.factory import KernelProvisionerFactory
+from jupyter_client.provisioning.local_provisioner import LocalProvisioner
+
+from kbridge.connect.methods import ConnectionFileMethods
+from kbridge.connect.ports import LocalPortCache
+from kbridge.errors import KernelError
+from kbridge.kernels.lifecycle.kernel_log import KernelLog
+from kbridge.kernels.lifecycle.processes import (
+    AdoptedProcess,
+    ProcessState,
+    birth,
+    boot_of,
+    find_command,
+    state_of,
+)
+from kbridge.kernels.registry.models import KernelRecord, Standing, decode, encode
+
+__all__ = ["RecordedKernel"]
+
+_SPEC_FIELDS: Final = (
+    *("argv", "env", "display_name", "language", "interrupt_mode", "metadata", "resource_dir"),
+)
+
+
+class RecordedKernel(ConnectionFileMethods, AsyncKernelManager):
+    """A kernel that can be written to a registry and restored from it.
+
+    Attributes
+    ----------
+    independent : bool
+        True if the kernel keeps running when the server ends.
+    standing : Standing
+        The use of the kernel: starting, pooled or used.
+    inherits_env : bool
+        True if the kernel has the server's environment, except for some variables; False if a
+        request supplied the environment.
+    ahead : str
+        A digest of the settings and files of a kernel that was started for a pool; else empty.
+    identities : list of bytes
+        The ZeroMQ identities of the kernel's hub and of earlier hubs, newest last.
+    output : KernelLog
+        The output of the kernel on stdout and stderr.
+    """
+
+    output: KernelLog
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.independent = False
+        self.standing = Standing.STARTING
+        self.inherits_env = True
+        self.ahead = ""
+        self.identities: list[bytes] = []
+        self._promised: list[int] = []
+        self._provisioner_info: dict[str, Any] | None = None
+
+    # -- writing down -----------------------------------------------------------------------
+
+    @property
+    def process(self) -> subprocess.Popen[bytes] | AdoptedProcess | None:
+        """The process on this machine; of unknown provisioners nobody knows whose pid theirs is."""
+        process = getattr(self.provisioner, "process", None)
+        return process if isinstance(process, subprocess.Popen | AdoptedProcess) else None
+
+    async def ask_provisioner(self) -> None:
+        """Remember what its provisioner wants to be told when it is to find the kernel again."""
+        if not self.independent or self.provisioner is None:
+            return
+        try:
+            self._provisioner_info = await self.provisioner.get_provisioner_info()
+        except Exception as error:  # noqa: BLE001 - provisioners are third parties
+            self._provisioner_info = None
+            self.log.error(
+                "Kernel %s could not be found again: its provisioner tells nothing of it: %s",
+                self.kernel_id,
+                error,
+            )
+
+    def record(self) -> KernelRecord:
+        """What is to be written down of it now.
+
+        Raises
+        ------
+        KernelError
+            If its provisioner has told what cannot be written.
+        """
+        process = self.process
+        pid = process.pid if process is not None and process.returncode is None else 0
+        spec = self.kernel_spec
+        details: dict[str, Any] = {
+            "connection_file": str(Path(self.connection_file).absolute()),
+            "provisioner": self._provisioner_info,
+            "identities": self.identities,
+            "ahead": self.ahead,
+            "launch": self._recorded_launch(),
+            "kernelspec": spec and {name: getattr(spec, name) for name in _SPEC_FIELDS},
+        }
+        if self._provisioner_info is not None:
+            details["connection"] = dict(self.get_connection_info())
+        try:
+            text = encode(details)
+        except (TypeError, ValueError) as error:
+            reason = f"what its provisioner tells cannot be written down: {error}"
+            raise KernelError(
+                f"Kernel {self.kernel_id} could not be found again: {reason}"
+            ) from None
+        return KernelRecord(
+            kernel_id=str(self.kernel_id),
+            kernel_name=self.kernel_name,
+            standing=str(self.standing),
+            pid=pid,
+            birth=birth(pid) if pid else "",
+            log_path=str(self.output.path.absolute()),
+            details=text,
+        )
+
+    def _recorded_launch(self) -> dict[str, Any]:
+        """Return the launch arguments; of an environment only what is not the server's own."""
+        arguments: dict[str, Any] = dict(self._launch_args or {})
+        env: dict[str, str] = arguments.pop("env", {})
+        if self.inherits_env:
+            env = {n: value for n, value in env.items() if os.environ.get(n) != value}
+        return {"inherits": self.inherits_env, "env": env, "arguments": arguments}
+
+    # -- taking up again --------------------------------------------------------------------
+
+    async def take_up(
+        self,
+        record: KernelRecord,
+        env: Mapping[str, str],
+        commands: Callable[[], dict[int, list[str]]],
+    ) -> bool:
+        """Become the manager of the kernel that was written down.
+
+        Parameters
+        ----------
+        record : KernelRecord
+            What was written down.
+        env : mapping
+            What a kernel inherits of this server's environment.
+        commands : callable
+            Gives the command lines of all processes: where its own was not written down in time,
+            it is looked for among them.
+
+        Returns
+        -------
+        bool
+            Whether it runs; if not, what it left can be cleared away.
+
+        Raises
+        ------
+        KernelError
+            If its provisioner cannot be asked.
+        """
+        try:
+            details = decode(record.details)
+            self._restore(record, details, env)
+            provisioner = KernelProvisionerFactory.instance(
+                parent=self.parent
+            ).create_provisioner_instance(self.kernel_id, self.kernel_spec, parent=self)
+            info = details["provisioner"]
+            if info is not None:
+                await provisioner.load_provisioner_info(info)
+            if isinstance(provisioner, LocalProvisioner):
+                alive = self._hold(provisioner, record, details, commands)
+            else:
+                alive = info is not None and await provisioner.poll() is None
+                if alive and not provisioner.has_process:
+                    raise KernelError("its provisioner does not take over from another process")
+                self.load_connection_info(details.get("connection", {}))
+            self.provisioner = provisioner
+            await self.ask_provisioner()
+        except Exception as error:  # provisioners are third parties
+            raise KernelError(f"Kernel {record.kernel_id} cannot be taken up: {error}") from error
+        return alive
+
+    def _restore(
+        self, record: KernelRecord, details: Mapping[str, Any], env: Mapping[str, str]
+    ) -> None:
+        self.standing = Standing(record.standing)
+        self.independent = True
+        # An earlier version wrote down one.
+        self.identities = details.get("identities") or [details["identity"]]
+        self.ahead = details["ahead"]
+        self.connection_file = details["connection_file"]
+        self._connection_file_written = True
+        self._ipc_files_ours = True
+        self._attempted_start = True
+        self._provisioner_info = details["provisioner"]
+        if details["kernelspec"] is not None:
+            # As it was: it may have been changed since, or be gone.
+            self._kernel_spec = KernelSpec(**details["kernelspec"])
+        launch = details["launch"]
+        self.inherits_env = launch["inherits"]
+        inherited = env if self.inherits_env else {}
+        arguments: Any = {**launch["arguments"], "env": {**inherited, **launch["env"]}}
+        self._launch_args = arguments
+
+    def _hold(
+        self,
+        provisioner: Any,
+        record: KernelRecord,
+        details: Mapping[str, Any],
+        commands: Callable[[], dict[int, list[str]]],
+    ) -> bool:
+        """Give a local provisioner its process; False if that has gone."""
+        process = _held(record.pid, record.birth)
+        state = state_of(record.pid, record.birth) if record.birth else ProcessState.GONE
+        if process is None and state is ProcessState.HIDDEN:
+            raise KernelError("its process runs, or ran, in another container or pid namespace")
+        if process is None and boot_of(record.birth):
+            # It may have been started anew, and the bridge have died before it was written down.
+            pid = find_command(self.format_kernel_cmd(), commands())
+            process = _held(pid, birth(pid)) if pid else None
+            if process is not None:
+                with suppress(OSError, ValueError):
+                    self.load_connection_file()
+        self.load_connection_info(details.get("connection", {}))
+        if process is None:
+            return False
+        provisioner.process = process
+        provisioner.pid = process.pid
+        provisioner.pgid = None  # whose signals could reach others, see AdoptedProcess
+        if self.transport == "tcp" and is_local_ip(self.ip):
+            self._promised = [port for port in self.ports if port]
+            LocalPortCache.instance().currently_used_ports.update(self._promised)
+        return True
+
+    def release(self) -> None:
+        """Let go of a process that is to outlive this one, and clear nothing away."""
+        self._connection_file_written = False
+        self._close_control_socket()
+        self._return_ports()
+        process = self.process
+        if isinstance(process, AdoptedProcess):
+            process.close()
+        elif process is not None:
+            process.returncode = 0  # or it would be taken for one that was forgotten
+        self.provisioner = None
+
+    def _return_ports(self) -> None:
+        while self._promised:
+            LocalPortCache.instance().return_port(self._promised.pop())
+
+
+def _held(pid: int, born: str) -> AdoptedProcess | None:
+    try:
+        return AdoptedProcess(pid, born) if pid else None
+    except ProcessLookupError:
+        return None

@@ -1,0 +1,219 @@
+"""Where it is written down which kernels run, so that the next start finds them again.
+
+Synchronous, and slow where its database is: callers on an event loop use `asyncio.to_thread`.
+
+Laws of this module:
+
+- what fails here is a `RegistryError` that names the registry, and never shows a password or a key;
+- a file is its owner's alone (0600), and so are those that SQLite makes beside it;
+- SQLAlchemy is imported when there is something to read or to write, not before.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+from urllib.parse import unquote, unquote_plus
+
+from kbridge.errors import RegistryError
+from kbridge.kernels.lifecycle.processes import ProcessState
+from kbridge.kernels.registry.models import Claim, KernelRecord, Owner, SessionRecord
+from kbridge.private import open_private
+
+if TYPE_CHECKING:
+    from kbridge.kernels.registry.store import Key, Store
+
+__all__ = ["Registry", "secrets_of"]
+
+_FILE: Final = re.compile(r"sqlite(\+pysqlite)?:///(?!file:|:memory:)(?P<path>[^?]+)")
+_PASSWORD: Final = re.compile(r"^[^:/]+://[^/@]*?:(?P<password>.*)@")
+_SECRET: Final = re.compile("pass|pwd|secret|token|key", re.IGNORECASE)
+# Words of SQLite and of the system's that say less than a sentence would.
+_MEANINGS: Final = {
+    "database is locked": "another program keeps it locked",
+    "file is not a database": "it is damaged, or no registry",
+    "malformed": "it is damaged",
+    "unable to open database file": "it cannot be opened",
+    "readonly database": "it may not be written to",
+    "is full": "there is no room left on its disk",
+    "disk I/O error": "its disk gives an error, or has no room left",
+}
+# Schema version, kernels and sessions of a registry without rows, see `store.SCHEMA_VERSION`.
+_BARE: Final = {(1, 0, 0), (2, 0, 0)}
+_ADVICE: Final = "--registry-url=none starts without it; kernels then end with the server"
+
+
+def secrets_of(url: str) -> set[str]:
+    """The passwords in a URL, as written and as meant: to be kept out of logs."""
+    # A password may hold a question mark, and a parameter what looks like the end of one.
+    found = [_PASSWORD.match(url), _PASSWORD.match(url.partition("?")[0])]
+    written = [match["password"] for match in found if match]
+    pairs = [pair for pair in url.partition("?")[2].split("&") if _SECRET.search(pair)]
+    written += [pair.partition("=")[2] for pair in pairs]
+    return {text for each in written for text in (each, unquote(each), unquote_plus(each)) if text}
+
+
+class Registry:
+    """A registry, which need not exist yet.
+
+    Parameters
+    ----------
+    url : str
+        As SQLAlchemy has it (``sqlite:////path`` for a file), or a path.
+
+    Attributes
+    ----------
+    name : str
+        What to call it: the file, or the URL without its password.
+
+    Raises
+    ------
+    RegistryError
+        If the path begins with the home of a user who is none.
+    """
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+        file = _FILE.fullmatch(url.partition("?")[0])
+        path = file["path"] if file is not None else "" if "://" in url else url
+        try:
+            self.path = Path(path).expanduser().absolute() if path else None
+        except RuntimeError:
+            raise RegistryError(f"The registry {path} cannot be: nobody has that home") from None
+        self._secrets = sorted(secrets_of(url), key=len, reverse=True)
+        shown = url
+        for secret in self._secrets:
+            shown = shown.replace(f":{secret}@", ":***@")
+        self.name = str(self.path or shown.partition("?")[0])
+        self._opened: Store | None = None
+        self._one = threading.Lock()
+        self._in_use = False  # since something of ours stands in it
+
+    def prepare(self) -> None:
+        """Make sure that it can be written to; a file is made where there is none.
+
+        Raises
+        ------
+        RegistryError
+            If it cannot.
+        """
+        if self.path is None:
+            if self._url.startswith("sqlite"):
+                raise RegistryError(
+                    f"The registry {self.name} would be in memory, and gone with the server;"
+                    f" give it a file. {_ADVICE}"
+                )
+            return
+        with self._translated("opened"):
+            self._make_file(self.path)
+
+    def claim(self, owner: Owner, state_of: Callable[[int, str], ProcessState]) -> Claim:
+        """Take over what servers of this address that have gone left; see `Store.claim`.
+
+        Raises
+        ------
+        RegistryError
+            If it cannot be read or written, or is of an unknown version.
+        """
+        with self._translated("read"):
+            if self.path is not None and _is_bare(self.path):
+                return Claim()
+            self._in_use = True
+            return self._store().claim(owner, state_of)
+
+    def write(self, owner: Owner, rows: Mapping[Key, KernelRecord | SessionRecord | None]) -> None:
+        """Put rows, or take out those that are None.
+
+        Raises
+        ------
+        RegistryError
+            If they could not be written. If a file has vanished, there is a new one then, and all
+            rows are to be written again.
+        """
+        with self._translated("written to"):
+            if self.path is not None and not self.path.exists():
+                self.close()
+                self._make_file(self.path)
+                if self._in_use:
+                    raise RegistryError(f"The registry {self.name} has been removed")
+            self._store().write(owner, rows)
+            self._in_use = True
+
+    def close(self) -> None:
+        """Let go of it; may be called twice, and it may be used again."""
+        store, self._opened = self._opened, None
+        if store is not None:
+            store.close()
+
+    def _store(self) -> Store:
+        from kbridge.kernels.registry.store import Store
+
+        with self._one:
+            if self._opened is None:
+                self._opened = Store(self.path or self._url)
+            return self._opened
+
+    @staticmethod
+    def _make_file(path: Path) -> None:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        os.close(open_private(path, os.O_RDWR))
+        effective = os.access in os.supports_effective_ids
+        if not os.access(path.parent, os.W_OK | os.X_OK, effective_ids=effective):
+            # SQLite keeps its journal there.
+            raise PermissionError(0, f"its directory {path.parent} may not be written to")
+
+    @contextmanager
+    def _translated(self, done: str) -> Iterator[None]:
+        """Raise what is foreign as RegistryError, without what it may hold of passwords."""
+        try:
+            yield
+        except RegistryError:
+            raise
+        except OSError as error:
+            reason = error.strerror or str(error)
+        except ImportError as error:
+            reason = f"the Python module {error.name} is missing"
+        except Exception as error:  # noqa: BLE001 - of SQLAlchemy and of any driver
+            reason = self._reason(error)
+        else:
+            return
+        raise RegistryError(f"The registry {self.name} cannot be {done}: {reason}. {_ADVICE}")
+
+    def _reason(self, error: Exception) -> str:
+        from sqlalchemy.exc import ArgumentError, NoSuchModuleError
+
+        from kbridge.kernels.registry.store import UnknownSchema
+
+        if isinstance(error, ArgumentError) and not isinstance(error, NoSuchModuleError):
+            return "that is not a URL of SQLAlchemy's"  # whose own words repeat it
+        words = str(getattr(error, "orig", None) or error)
+        for secret in self._secrets:
+            words = words.replace(secret, "***")
+        if isinstance(error, UnknownSchema):
+            return words
+        meaning = next((said for word, said in _MEANINGS.items() if word in words), "")
+        return f"{meaning} ({words})" if meaning else words
+
+
+def _is_bare(path: Path) -> bool:
+    """Whether an SQLite file is known to hold no rows, so that nothing needs to be loaded."""
+    if path.stat().st_size == 0:
+        return True
+    import sqlite3
+
+    try:
+        with closing(
+            sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True, timeout=0)
+        ) as connection:
+            found = connection.execute(
+                "SELECT (SELECT max(version) FROM kbridge_schema),"
+                " (SELECT count(*) FROM kbridge_kernels), (SELECT count(*) FROM kbridge_sessions)"
+            ).fetchone()
+    except sqlite3.Error:
+        return False  # whatever it is, the other way tells better
+    return bool(found in _BARE)

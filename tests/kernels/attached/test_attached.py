@@ -1,0 +1,345 @@
+"""Kernels that somebody else started: shown, reached, and never ended."""
+
+import asyncio
+import json
+import os
+import uuid
+
+import pytest
+
+from kbridge.errors import Busy, InvalidRequest, KernelError, KernelNotFound, NotSupported
+from kbridge.kernels import attaching
+from kbridge.kernels.attached.attached import AttachedKernel, kernel_id_for, read_connection_file
+from kbridge.kernels.lifecycle import descriptors
+from kbridge.wire.message import Channel
+
+LOUD = 20
+INFO = {
+    "shell_port": 1,
+    "iopub_port": 2,
+    "stdin_port": 3,
+    "control_port": 4,
+    "hb_port": 5,
+    "ip": "127.0.0.1",
+    "transport": "tcp",
+    "key": "a secret",
+    "signature_scheme": "hmac-sha256",
+    "kernel_name": "somebodys",
+}
+
+
+def kernel(kernel_id="k", release=None, info=None) -> AttachedKernel:
+    return AttachedKernel(kernel_id, "other", info or INFO, source="a file", release=release)
+
+
+class Released:
+    def __init__(self) -> None:
+        self.times = 0
+
+    async def __call__(self) -> None:
+        self.times += 1
+
+
+async def until(condition) -> None:
+    async with asyncio.timeout(LOUD):
+        while not condition():  # noqa: ASYNC110 - files set no event
+            await asyncio.sleep(0.01)
+
+
+# One kernel
+
+
+async def test_it_is_shown_like_any_other(make_manager, hubs):
+    manager = make_manager()
+    kernel_id = manager.attach(kernel())
+    (model,) = manager.models()
+    assert (model["id"], model["name"], model["connections"]) == (kernel_id, "other", 0)
+    assert hubs.get(kernel_id).info == INFO
+    assert manager.get_kernel(kernel_id).get_connection_info() == INFO
+
+
+async def test_its_state_is_unknown_while_it_does_not_answer(make_manager, hubs):
+    hubs.ready = False
+    manager = make_manager()
+    kernel_id = manager.attach(kernel())
+    assert manager.model(kernel_id)["execution_state"] == "unknown"
+    hubs.get(kernel_id)._ready.set()
+    hubs.get(kernel_id).activity.execution_state = "busy"
+    assert manager.model(kernel_id)["execution_state"] == "busy"
+
+
+async def test_to_shut_it_down_is_to_let_go_of_it(make_manager, hubs):
+    manager, released = make_manager(), Released()
+    kernel_id = manager.attach(kernel(release=released))
+    attached = manager.get_kernel(kernel_id)
+    await manager.shutdown_kernel(kernel_id)
+    assert hubs.closed == [kernel_id]
+    assert manager.models() == []
+    await manager.detach(attached)
+    assert released.times == 1
+    with pytest.raises(KernelNotFound):
+        await manager.shutdown_kernel(kernel_id)
+
+
+async def test_the_end_of_the_server_lets_go_of_it(make_manager, hubs):
+    manager, released = make_manager(), Released()
+    manager.attach(kernel(release=released))
+    await manager.shutdown_all()
+    assert (released.times, hubs.closed) == (1, ["k"])
+
+
+async def test_it_cannot_be_restarted_here(make_manager):
+    manager = make_manager()
+    manager.attach(kernel())
+    with pytest.raises(NotSupported, match="started elsewhere"):
+        await manager.restart_kernel("k")
+    assert NotSupported("x").http_status == 501
+
+
+async def test_it_is_interrupted_by_message(make_manager, hubs):
+    manager = make_manager()
+    manager.attach(kernel())
+    await manager.interrupt_kernel("k")
+    assert hubs.get("k").requests == [("interrupt_request", {}, Channel.CONTROL)]
+
+
+async def test_one_that_fails_to_interrupt_its_work_says_so(make_manager, hubs):
+    hubs.reply = lambda *_: {"status": "error", "ename": "OSError", "evalue": "no thread"}
+    manager = make_manager()
+    manager.attach(kernel())
+    with pytest.raises(KernelError, match="OSError: no thread"):
+        await manager.interrupt_kernel("k")
+
+
+async def test_one_that_knows_no_such_message_says_so(make_manager, hubs):
+    hubs.reply = lambda *_: None
+    manager = make_manager()
+    manager.attach(kernel())
+    with pytest.raises(NotSupported, match="interrupt_request"):
+        await manager.interrupt_kernel("k")
+
+
+async def test_it_is_neither_culled_nor_counted(make_manager, hubs, fake):
+    manager = make_manager(max_kernels=1, cull_idle_timeout=1)
+    manager.attach(kernel())
+    hubs.get("k").activity.last_activity = 0.0
+    await manager.cull()
+    assert "k" in manager
+    assert await manager.start_kernel(fake())
+
+
+async def test_a_sessions_name_is_no_matter_to_it(make_manager):
+    manager = make_manager()
+    manager.attach(kernel())
+    manager.rename_session("k", "another.ipynb")
+    assert manager.model("k")["name"] == "other"
+
+
+async def test_an_id_is_taken_once(make_manager, hubs):
+    manager = make_manager()
+    manager.attach(kernel())
+    with pytest.raises(InvalidRequest, match="served already"):
+        manager.attach(kernel())
+    assert len(hubs.opened) == 1
+
+
+async def test_none_is_attached_where_descriptors_run_out(make_manager, hubs, monkeypatch):
+    manager = make_manager()
+    monkeypatch.setattr(descriptors, "free_descriptors", lambda: 10)
+    with pytest.raises(Busy, match="too few file descriptors"):
+        manager.attach(kernel())
+    assert (hubs.opened, manager.models()) == ([], [])
+
+
+async def test_connection_info_that_names_no_place_is_refused(make_manager, hubs, monkeypatch):
+    def fail(*_):
+        raise ValueError("the connection info has no shell_port")
+
+    monkeypatch.setattr(hubs, "open", fail)
+    manager = make_manager()
+    with pytest.raises(InvalidRequest, match=r"a file: .*no shell_port"):
+        manager.attach(kernel())
+    assert manager.models() == []
+
+
+# Connection files
+
+
+def test_a_connection_file_is_read(tmp_path):
+    path = tmp_path / "kernel-1.json"
+    path.write_text(json.dumps(INFO))
+    assert read_connection_file(path) == INFO
+
+
+@pytest.mark.parametrize(
+    ("content", "complaint"),
+    [
+        (None, "cannot be read"),
+        ("{", "is not JSON"),
+        ("\xff", "is not JSON"),
+        ("[]", "no shell_port"),
+        (json.dumps(INFO | {"stdin_port": 0}), "no stdin_port"),
+    ],
+)
+def test_what_is_no_connection_file_is_refused_and_not_shown(tmp_path, content, complaint):
+    path = tmp_path / "k.json"
+    if content is not None:
+        path.write_bytes(content.encode("latin-1"))
+    with pytest.raises(InvalidRequest, match=complaint) as refusal:
+        read_connection_file(path)
+    assert "secret" not in str(refusal.value)
+
+
+def test_the_id_is_the_files_or_always_the_same(tmp_path):
+    known = str(uuid.uuid4())
+    assert kernel_id_for(tmp_path / f"kernel-{known}.json") == known
+    made = kernel_id_for(tmp_path / "kernel-4711.json")
+    assert made == kernel_id_for(tmp_path / "kernel-4711.json") == str(uuid.UUID(made))
+    assert made != kernel_id_for(tmp_path / "kernel-4712.json")
+
+
+# A directory of them
+
+
+@pytest.fixture
+async def watched(make_manager, tmp_path, monkeypatch):
+    monkeypatch.setattr(attaching, "_LOOK_SECONDS", 0.02)
+    folder = tmp_path / "dropped"
+    manager = make_manager(attach_dir=str(folder))
+    await manager.open()
+    return manager, folder
+
+
+def drop(folder, name, info=INFO):
+    folder.mkdir(exist_ok=True)
+    (folder / "new").write_text(json.dumps(info))
+    return (folder / "new").rename(folder / name)
+
+
+async def test_kernels_come_and_go_with_their_files(watched):
+    manager, folder = watched
+    path = drop(folder, "kernel-1.json")
+    await until(lambda: len(manager.models()) == 1)
+    assert manager.models()[0]["name"] == "somebodys"
+    drop(folder, "kernel-2.json")
+    await until(lambda: len(manager.models()) == 2)
+    path.unlink()
+    await until(lambda: len(manager.models()) == 1)
+    assert manager.models()[0]["id"] == kernel_id_for(folder / "kernel-2.json")
+
+
+async def test_a_file_that_has_changed_is_another_kernel(watched, hubs):
+    manager, folder = watched
+    path = drop(folder, "kernel-1.json")
+    await until(manager.models)
+    drop(folder, "kernel-1.json", INFO | {"shell_port": 6})
+    kernel_id = kernel_id_for(path)
+    await until(lambda: hubs.get(kernel_id) and hubs.get(kernel_id).info["shell_port"] == 6)
+    assert hubs.closed == [kernel_id]
+
+
+async def test_a_file_of_no_use_is_complained_of_once(watched, caplog):
+    manager, folder = watched
+    bad = drop(folder, "bad.json", {"key": "a secret"})
+    await until(lambda: "bad.json" in caplog.text)
+    for _ in range(3):
+        await manager._attach_dir.look()
+    assert caplog.text.count("bad.json") == 1
+    assert "a secret" not in caplog.text
+    drop(folder, bad.name)
+    await until(manager.models)
+
+
+async def test_a_file_that_there_is_no_room_for_is_tried_again(watched, caplog, monkeypatch):
+    manager, folder = watched
+    with monkeypatch.context() as scarce:
+        scarce.setattr(descriptors, "free_descriptors", lambda: 10)
+        drop(folder, "kernel-1.json")
+        await until(lambda: "is attached later: " in caplog.text)
+        for _ in range(3):
+            await manager._attach_dir.look()
+        assert manager.models() == []
+        assert caplog.text.count("is attached later: ") == 1
+    await until(manager.models)
+
+
+async def test_one_that_was_let_go_of_is_not_taken_again_until_its_file_changes(watched):
+    manager, folder = watched
+    path = drop(folder, "kernel-1.json")
+    await until(manager.models)
+    await manager.shutdown_kernel(kernel_id_for(path))
+    await manager._attach_dir.look()
+    assert manager.models() == []
+    path.unlink()
+    await manager._attach_dir.look()
+    drop(folder, path.name)
+    await until(manager.models)
+
+
+async def test_the_servers_own_kernels_are_not_taken_for_others(make_manager, tmp_path, fake):
+    manager = make_manager(attach_dir=str(tmp_path / "runtime"))
+    kernel_id = await manager.start_kernel(fake())
+    await manager._attach_dir.look()
+    assert [m["id"] for m in manager.models()] == [kernel_id]
+    await manager.shutdown_kernel(kernel_id)
+    await manager._attach_dir.look()
+    assert manager.models() == []
+
+
+async def test_a_server_that_ends_attaches_nothing_more(make_manager):
+    manager = make_manager()
+    await manager.shutdown_all()
+    with pytest.raises(Busy):
+        manager.attach(kernel())
+
+
+async def test_a_file_that_leads_nowhere_keeps_no_other_out(watched, hubs, caplog, monkeypatch):
+    manager, folder = watched
+    opened = hubs.open
+
+    def open_(kernel_id, info):
+        if info["shell_port"] == 666:
+            raise RuntimeError("a fault of ours")
+        return opened(kernel_id, info)
+
+    monkeypatch.setattr(hubs, "open", open_)
+    drop(folder, "bad.json", INFO | {"shell_port": 666})
+    drop(folder, "good.json")
+    await until(manager.models)
+    assert [m["id"] for m in manager.models()] == [kernel_id_for(folder / "good.json")]
+    assert "a fault of ours" in caplog.text
+
+
+async def test_what_cannot_be_looked_at_is_passed_over(watched):
+    manager, folder = watched
+    folder.mkdir()
+    (folder / "a-loop.json").symlink_to(folder / "a-loop.json")
+    os.mkfifo(folder / "b-fifo.json")
+    path = drop(folder, "kernel-1.json")
+    await until(manager.models)
+    await manager._attach_dir.look()
+    assert [m["id"] for m in manager.models()] == [kernel_id_for(path)]
+
+
+async def test_a_directory_that_cannot_be_looked_into_is_not_an_empty_one(
+    watched, monkeypatch, caplog
+):
+    manager, folder = watched
+    drop(folder, "kernel-1.json")
+    await until(manager.models)
+
+    def fail(self):
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(type(folder), "iterdir", fail)
+    for _ in range(3):
+        await manager._attach_dir.look()
+    assert len(manager.models()) == 1
+    assert caplog.text.count("cannot be looked into") == 1
+
+
+def test_a_file_that_is_too_long_is_not_read_to_its_end(tmp_path):
+    path = tmp_path / "k.json"
+    path.write_bytes(b" " * (2 << 20))
+    with pytest.raises(InvalidRequest, match="too long"):
+        read_connection_file(path)

@@ -1,0 +1,37 @@
+"""Starts and watches that meet a disk which takes nothing."""
+
+import uuid
+
+import pytest
+
+from kbridge.errors import KernelStartError
+from kbridge.kernels.lifecycle import kernel_log
+
+
+async def test_a_log_that_cannot_be_made_fails_the_start_with_its_name(
+    make_manager, fake, tmp_path
+):
+    manager = make_manager()
+    kernel_id = str(uuid.uuid4())
+    path = tmp_path / "runtime" / f"kernel-{kernel_id}.log"
+    path.symlink_to("/dev/full")  # a link is not followed; nor is there room behind it
+    with pytest.raises(KernelStartError, match=rf"could not be started: .*kernel-{kernel_id}\.log"):
+        await manager.start_kernel(fake(), kernel_id=kernel_id)
+    assert manager.models() == []
+
+
+async def test_a_log_that_cannot_be_trimmed_hides_no_death(
+    make_manager, fake, fleet, hubs, monkeypatch
+):
+    manager = make_manager()
+    kernel_id = await manager.start_kernel(fake())
+    tried = []
+
+    def fail(self):
+        tried.append(self.path)
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(kernel_log.KernelLog, "_trim", fail)
+    fleet[0].code = -9
+    await hubs.get(kernel_id).seen("restarting")
+    assert tried

@@ -1,0 +1,166 @@
+"""Many kernels that are started at once: a few at a time, and off the event loop."""
+
+import asyncio
+import threading
+
+import pytest
+from jupyter_client.provisioning import local_provisioner
+
+from kbridge.errors import Busy
+from kbridge.kernels import opening
+from kbridge.kernels.lifecycle.started import Lifecycle
+from tests.kernels.conftest import FakeProvisioner
+
+LOUD = 20
+
+
+async def until(condition):
+    async with asyncio.timeout(LOUD):
+        while not condition():  # noqa: ASYNC110 - fakes set no event
+            await asyncio.sleep(0.01)
+
+
+@pytest.fixture
+def counted(monkeypatch):
+    """The fake kernels take places, as those of jupyter_client's own provisioner do."""
+    monkeypatch.setattr(Lifecycle, "_place", lambda life, kernel: life._places)
+
+
+async def test_nobody_waits_for_a_kernel_that_is_started_elsewhere(
+    make_manager, fake, spec, fleet, hubs
+):
+    manager = make_manager(max_concurrent_starts=1)
+    hubs.ready = False
+    away = [asyncio.create_task(manager.start_kernel(fake(name))) for name in ("a", "b")]
+    await until(lambda: len(hubs.opened) == 2)
+    here = [asyncio.create_task(manager.start_kernel(spec(name))) for name in ("c", "d")]
+    await until(lambda: len(hubs.opened) == 3 and manager._life._places._waiters)
+    hubs.opened[2]._ready.set()
+    await until(lambda: len(hubs.opened) == 4)
+    for hub in hubs.opened:
+        hub._ready.set()
+    assert len(set(await asyncio.gather(*away, *here))) == 4
+
+
+@pytest.mark.usefixtures("counted")
+async def test_starts_wait_for_their_turn(make_manager, fake, fleet, hubs):
+    manager = make_manager(max_concurrent_starts=2)
+    hubs.ready = False
+    name = fake()
+    starts = [asyncio.create_task(manager.start_kernel(name)) for _ in range(5)]
+    await until(lambda: len(hubs.opened) == 2)
+    for done in range(1, 6):
+        assert len(fleet) == min(done + 1, 5)
+        hubs.opened[done - 1]._ready.set()
+        await until(lambda: sum(start.done() for start in starts) == done)  # noqa: B023
+        await until(lambda: len(hubs.opened) == min(done + 2, 5))  # noqa: B023
+    assert len({await start for start in starts}) == 5
+
+
+@pytest.mark.usefixtures("counted")
+async def test_restarts_wait_for_their_turn(make_manager, fake, fleet, hubs):
+    manager = make_manager(max_concurrent_starts=1)
+    name = fake()
+    kernel_id = await manager.start_kernel(name)
+    hubs.ready = False
+    start = asyncio.create_task(manager.start_kernel(name))
+    await until(lambda: len(fleet) == 2 and len(hubs.opened) == 2)
+    restart = asyncio.create_task(manager.restart_kernel(kernel_id))
+    await until(lambda: manager._life._places._waiters)
+    assert fleet[0].launches == 1
+    hubs.opened[1]._ready.set()
+    await asyncio.gather(start, restart)
+    assert fleet[0].launches == 2
+
+
+@pytest.mark.usefixtures("counted")
+async def test_a_restart_that_is_given_up_before_its_turn_ends_nothing(
+    make_manager, fake, fleet, hubs
+):
+    manager = make_manager(max_concurrent_starts=1)
+    name = fake()
+    kernel_id = await manager.start_kernel(name)
+    hubs.ready = False
+    start = asyncio.create_task(manager.start_kernel(name))
+    await until(lambda: len(hubs.opened) == 2)
+    restart = asyncio.create_task(manager.restart_kernel(kernel_id))
+    await until(lambda: manager._life._places._waiters)
+    restart.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await restart
+    kernel = manager.get_kernel(kernel_id)
+    assert (kernel.failed, fleet[0].launches, fleet[0].code) == (False, 1, None)
+    restart = asyncio.create_task(manager.restart_kernel(kernel_id))
+    await until(lambda: manager._life._places._waiters)
+    end = asyncio.create_task(manager.shutdown_kernel(kernel_id))
+    await until(lambda: kernel.closing)
+    hubs.opened[1]._ready.set()
+    with pytest.raises(Busy, match="is being shut down"):
+        await restart
+    await asyncio.gather(start, end)
+    assert fleet[0].launches == 1
+
+
+@pytest.mark.usefixtures("counted")
+async def test_a_start_that_waits_is_given_up_at_the_end(make_manager, fake, fleet, hubs):
+    manager = make_manager(max_concurrent_starts=1)
+    hubs.ready = False
+    name = fake()
+    starts = [asyncio.create_task(manager.start_kernel(name)) for _ in range(3)]
+    await until(lambda: len(hubs.opened) == 1)
+    await manager.shutdown_all()
+    ends = await asyncio.gather(*starts, return_exceptions=True)
+    assert len(fleet) == 1
+    assert [type(end) for end in ends[1:]] == [Busy, Busy]
+
+
+@pytest.mark.usefixtures("counted")
+async def test_a_start_that_was_cancelled_gives_its_place_back(make_manager, fake, hubs):
+    manager = make_manager(max_concurrent_starts=1)
+    hubs.ready = False
+    name = fake()
+    first, second = [asyncio.create_task(manager.start_kernel(name)) for _ in range(2)]
+    await until(lambda: len(hubs.opened) == 1)
+    hubs.ready = True
+    first.cancel()
+    assert await asyncio.wait_for(second, LOUD)
+    with pytest.raises(asyncio.CancelledError):
+        await first
+
+
+async def test_processes_are_started_off_the_event_loop(make_manager, spec, monkeypatch):
+    threads = []
+    real = local_provisioner.launch_kernel
+
+    def launch(*args, **kwargs):
+        threads.append(threading.current_thread())
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(local_provisioner, "launch_kernel", launch)
+    manager = make_manager()
+    kernel_id = await manager.start_kernel(spec("s"))
+    await manager.restart_kernel(kernel_id)
+    assert len(threads) == 2
+    assert threading.main_thread() not in threads
+
+
+async def test_a_launch_that_hangs_does_not_hold_up_letting_go(
+    make_manager, fake, monkeypatch, caplog
+):
+    monkeypatch.setattr(opening, "_SHUTDOWN_TIMEOUT", 0.05)
+    begun = asyncio.Event()
+
+    async def launch(*_args, **_kwargs):
+        begun.set()
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(FakeProvisioner, "launch_kernel", launch)
+    manager = make_manager()
+    start = asyncio.create_task(manager.start_kernel(fake()))
+    async with asyncio.timeout(LOUD):
+        await begun.wait()
+        await manager.let_go()
+    assert "1 start(s) of kernels do not end" in caplog.text
+    start.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await start

@@ -1,0 +1,590 @@
+"""Kernels that are found again: real processes and files, fake hubs, one manager after another."""
+
+import asyncio
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import psutil
+import pytest
+
+from kbridge.errors import KernelNotFound
+from kbridge.kernels.kernel import BridgeKernel
+from kbridge.kernels.lifecycle import descriptors
+from kbridge.kernels.lifecycle.processes import AdoptedProcess, ProcessState, birth
+from kbridge.kernels.registry.models import Owner, decode, encode
+from kbridge.kernels.registry.registry import Registry
+from kbridge.kernels.registry.writer import Ledger
+from kbridge.kernels.sessions import Sessions
+from tests.kernels.conftest import FakeProvisioner
+
+LOUD = 20
+TELLING = (
+    "import json, os, pathlib, sys, time\n"
+    "pathlib.Path(sys.argv[1]).with_suffix('.env').write_text(json.dumps(dict(os.environ)))\n"
+    "time.sleep(600)"
+)
+# ruff: noqa: ASYNC220, ASYNC240 - files of a test are near, and so are processes
+
+# Owners that are dead: of each only the newest is taken for alive.
+OWNERS = [Owner("127.0.0.1:8888/", "here", 2**22 + i, f"life {i}") for i in range(9)]
+
+
+async def until(condition):
+    async with asyncio.timeout(LOUD):
+        while not condition():  # noqa: ASYNC110 - processes and files set no event of ours
+            await asyncio.sleep(0.01)
+
+
+@pytest.fixture
+async def lives(make_manager, hubs, tmp_path):
+    """Managers that follow each other on one registry; the one before has crashed."""
+    path = tmp_path / "registry.sqlite"
+    made = []
+
+    class Lives:
+        def make(self, **traits):
+            ledger = Ledger(Registry(str(path)), OWNERS[len(made)], retry=0.01)
+            manager = make_manager(ledger=ledger, **traits)
+            made.append((manager, ledger))
+            return manager
+
+        async def next(self, **traits):
+            if made:
+                await self.crash()
+            manager = self.make(**traits)
+            manager.sessions = Sessions(manager, made[-1][1])
+            manager.sessions.take_up(await manager.adopt())
+            return manager
+
+        async def crash(self):
+            """As far as one process can: nobody clears anything away."""
+            manager, ledger = made[-1]
+            await ledger.settled()
+            content = path.read_bytes()
+            await manager.let_go()
+            for kernel_id in list(hubs.hubs):
+                await hubs.close(kernel_id)
+            await ledger.aclose()
+            path.write_bytes(content)
+
+        def records(self):
+            registry = Registry(str(path))
+            claim = registry.claim(OWNERS[-1], lambda *_: ProcessState.GONE)
+            registry.close()
+            return {record.kernel_id: record for record in claim.kernels}
+
+        def rewrite(self, *records):
+            registry = Registry(str(path))
+            rows = {("kernel", record.kernel_id): record for record in records}
+            registry.write(OWNERS[0], rows)
+            registry.close()
+
+    lives = Lives()
+    yield lives
+    for manager, ledger in made:
+        await manager.shutdown_all(now=True)
+        await ledger.aclose()
+    assert lives.records() == {}
+
+
+def process_of(manager, kernel_id):
+    return psutil.Process(manager.get_kernel(kernel_id).process.pid)
+
+
+def ended(process):
+    return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
+
+
+def environ(manager, kernel_id):
+    file = Path(manager.get_kernel(kernel_id).connection_file).with_suffix(".env")
+
+    def read():
+        return json.loads(file.read_text()) if file.exists() and file.read_text() else {}
+
+    return read, file
+
+
+async def test_a_kernel_is_found_again(lives, spec, hubs):
+    first = await lives.next()
+    kernel_id = await first.start_kernel(spec("s"))
+    info, identities = hubs.hubs[kernel_id].info, hubs.hubs[kernel_id].identities
+    process = process_of(first, kernel_id)
+    log = first.get_kernel(kernel_id).output.path
+    second = await lives.next()
+    hub = hubs.hubs[kernel_id]
+    assert (hub.info, hub.adopted) == (info, True)
+    assert hub.identities[:-1] == identities, "what the kernel owes to the one before"
+    assert hub.identities[-1] not in identities, "one of its own"
+    kernel = second.get_kernel(kernel_id)
+    assert isinstance(kernel.process, AdoptedProcess)
+    assert kernel.process.pid == process.pid
+    assert (kernel.kernel_name, kernel.output.path) == ("s", log)
+    assert await kernel.is_alive()
+    await second.shutdown_kernel(kernel_id)
+    assert ended(process)
+    assert not log.exists()
+    with pytest.raises(KernelNotFound):
+        second.get_kernel(kernel_id)
+
+
+async def test_it_is_interrupted_and_restarted(lives, spec, hubs):
+    first = await lives.next()
+    # These tests may run where SIGINT is ignored, and so would what they start.
+    code = (
+        "import signal; signal.signal(signal.SIGINT, signal.SIG_DFL); print('up', flush=True);"
+        " signal.pause()"
+    )
+    kernel_id = await first.start_kernel(spec("s", code))
+    process = process_of(first, kernel_id)
+    second = await lives.next()
+    await second.restart_kernel(kernel_id)
+    assert ended(process)
+    again = process_of(second, kernel_id)
+    assert again.pid != process.pid
+    assert hubs.hubs[kernel_id].events == ["restarting, as asked", "reconnect"]
+    third = await lives.next()
+    assert process_of(third, kernel_id).pid == again.pid
+    await until(lambda: third.get_kernel(kernel_id).output.tail().count("up") == 2)
+    await third.interrupt_kernel(kernel_id)
+    await until(lambda: ended(again))
+    await hubs.hubs[kernel_id].seen("reconnect")
+
+
+async def test_its_death_is_noticed_and_mended(lives, spec, hubs, caplog):
+    first = await lives.next()
+    kernel_id = await first.start_kernel(spec("s"))
+    process = process_of(first, kernel_id)
+    second = await lives.next(watch_interval=3600.0)
+    process.kill()
+    await hubs.hubs[kernel_id].seen("restarting")
+    await hubs.hubs[kernel_id].seen("reconnect")
+    assert process_of(second, kernel_id).pid != process.pid
+    assert "Kernel s ended; restarting" in caplog.text, "nobody knows how"
+
+
+async def test_its_environment_and_directory_are_as_they_were(lives, spec, monkeypatch):
+    monkeypatch.setenv("OF_THE_SERVER", "1")
+    monkeypatch.setenv("JPY_PARENT_PID", "1")
+    first = await lives.next()
+    spec("s", TELLING)
+    (Path(first.root_dir) / "sub").mkdir()
+    inherits = await first.start_kernel("s", path="sub", session_name="a")
+    own = await first.start_kernel("s", env={"KERNEL_A": "a"})
+    monkeypatch.setenv("OF_THE_SERVER", "2")
+    second = await lives.next()
+    for kernel_id, expected in ((inherits, "2"), (own, None)):
+        read, file = environ(second, kernel_id)
+        await until(read)
+        assert "JPY_PARENT_PID" not in read(), "it would end with somebody who is not its parent"
+        file.unlink()
+        await second.restart_kernel(kernel_id)
+        await until(read)
+        assert read().get("OF_THE_SERVER") == expected
+    assert read()["KERNEL_A"] == "a"
+    assert environ(second, inherits)[0]()["JPY_SESSION_NAME"] == "a"
+    assert process_of(second, inherits).cwd() == str(Path(second.root_dir) / "sub")
+
+
+async def test_a_kernelspec_that_has_gone_since(lives, spec, tmp_path):
+    first = await lives.next()
+    kernel_id = await first.start_kernel(spec("s"))
+    (tmp_path / "specs" / "s" / "kernel.json").unlink()
+    second = await lives.next()
+    await second.restart_kernel(kernel_id)
+    assert second.model(kernel_id)["name"] == "s"
+
+
+async def test_who_died_meanwhile(lives, spec, caplog):
+    first = await lives.next()
+    spec("s")
+    lost, kept = [await first.start_kernel("s") for _ in range(2)]
+    await first.sessions.create({"path": "p", "type": "notebook", "kernel": {"id": lost}})
+    kernel = first.get_kernel(lost)
+    await lives.crash()
+    os.kill(lives.records()[lost].pid, signal.SIGKILL)
+    second = await lives.next()
+    assert [model["id"] for model in second.models()] == [kept]
+    assert second.sessions.list() == []
+    assert caplog.text.count(f"Kernel {lost} (s) died") == 1
+    assert str(kernel.output.path) in caplog.text
+    assert kernel.output.path.exists()
+    assert not Path(kernel.connection_file).exists()
+    third = await lives.next()
+    assert [model["id"] for model in third.models()] == [kept]
+    assert caplog.text.count(f"Kernel {lost} (s) died") == 1
+
+
+async def test_another_process_with_its_id_is_not_taken_for_it(lives, spec):
+    first = await lives.next()
+    kernel_id = await first.start_kernel(spec("s"))
+    process = process_of(first, kernel_id)
+    await lives.crash()
+    lives.rewrite(replace(lives.records()[kernel_id], pid=os.getpid()))
+    try:
+        second = await lives.next()
+        # It is found by its command line all the same.
+        assert process_of(second, kernel_id).pid == process.pid
+        process.kill()
+        await until(lambda: ended(process))
+    finally:
+        process.kill()
+
+
+async def test_where_descriptors_run_out_the_next_server_takes_it_up(
+    lives, spec, hubs, caplog, monkeypatch
+):
+    first = await lives.next()
+    kernel_id = await first.start_kernel(spec("s"))
+    with monkeypatch.context() as scarce:
+        scarce.setattr(descriptors, "free_descriptors", lambda: 10)
+        second = await lives.next()
+        assert second.models() == []
+        assert "too few file descriptors" in caplog.text
+    third = await lives.next()
+    assert [model["id"] for model in third.models()] == [kernel_id]
+
+
+async def test_a_process_in_another_pid_namespace(lives, spec, caplog):
+    first = await lives.next()
+    kernel_id = await first.start_kernel(spec("s"))
+    kernel, process = first.get_kernel(kernel_id), process_of(first, kernel_id)
+    await lives.crash()
+    record = lives.records()[kernel_id]
+    boot, _, start = record.birth.split("/")
+    hidden = replace(record, pid=2**22 - 1, birth=f"{boot}/4026539999/{start}")
+    lives.rewrite(hidden)
+    try:
+        second = await lives.next()
+        assert second.models() == []
+        assert "another container or pid namespace" in caplog.text
+        assert Path(kernel.connection_file).exists()
+        assert lives.records() == {kernel_id: hidden}
+        assert not ended(process)
+        lives.rewrite(record)
+        third = await lives.next()
+        assert [model["id"] for model in third.models()] == [kernel_id]
+    finally:
+        process.kill()
+
+
+async def test_a_process_that_was_not_written_down_in_time(lives, spec, hubs):
+    """The bridge died between the start of a new process and the note of it."""
+    first = await lives.next()
+    kernel_id = await first.start_kernel(spec("s"))
+    file = Path(first.get_kernel(kernel_id).connection_file)
+    old = process_of(first, kernel_id)
+    await lives.crash()
+    record = lives.records()[kernel_id]
+    command = old.cmdline()
+    old.kill()
+    await until(lambda: ended(old))
+    file.write_text(json.dumps({**json.loads(file.read_text()), "shell_port": 4711}))
+    new = subprocess.Popen(command, start_new_session=True)
+    try:
+        await until(lambda: psutil.Process(new.pid).cmdline() == command)
+        lives.rewrite(record)
+        second = await lives.next()
+        assert second.get_kernel(kernel_id).process.pid == new.pid
+        assert hubs.hubs[kernel_id].info["shell_port"] == 4711
+        await second.shutdown_kernel(kernel_id, now=True)
+    finally:
+        new.kill()
+        new.wait()
+
+
+async def test_one_that_was_only_being_started_is_ended(lives, spec, hubs):
+    hubs.ready = False
+    first = await lives.next()
+    start = asyncio.ensure_future(first.start_kernel(spec("s")))
+    await until(lambda: hubs.opened)
+    [kernel] = first._life.kernels
+    process = psutil.Process(kernel.process.pid)
+    await until(lambda: [r.pid for r in lives_records(first)] == [process.pid])
+    record = lives_records(first)[0]
+    assert record.standing == "starting"
+    # As if the bridge had died now: its process, and what was written down of it, go on.
+    first._ledger._closing.set()
+    first._life.kernels.discard(kernel)
+    await hubs.close(kernel.kernel_id)
+    kernel.release()
+    start.cancel()
+    await asyncio.gather(start, return_exceptions=True)
+    hubs.ready = True
+    await lives.crash()
+    lives.rewrite(record)
+    second = await lives.next()
+    assert second.models() == []
+    await until(lambda: ended(process))
+
+
+def lives_records(manager):
+    return [row for key, row in manager._ledger._rows.items() if key[0] == "kernel"]
+
+
+async def test_the_intention_is_written_down_before_there_is_a_process(lives, spec):
+    manager = await lives.next()
+    with_no_process = []
+    put = manager._ledger.put_kernel
+    manager._ledger.put_kernel = lambda record: (
+        with_no_process.append(not record.pid),
+        put(record),
+    )
+    await manager.start_kernel(spec("s"))
+    assert with_no_process[:2] == [True, False]
+
+
+async def test_who_waited_in_a_pool_waits_again(lives, spec):
+    spec("s")
+    first = await lives.next(pool={"s": 2})
+    await first.open()
+    await until(lambda: first.statistics()["pool"]["s"]["waiting"] == 2)
+    await first._ledger.settled()
+    await lives.crash()
+    before = {record.pid for record in lives.records().values()}
+    assert {r.standing for r in lives.records().values()} == {"pooled"}
+    lives.rewrite(*lives.records().values())
+    second = await lives.next(pool={"s": 1})
+    assert second.models() == []
+    await second.open()
+    assert second.statistics()["pool"]["s"]["waiting"] == 1
+    kernel_id = await second.start_kernel("s")
+    assert process_of(second, kernel_id).pid in before
+    [surplus] = before - {process_of(second, kernel_id).pid}
+    await until(lambda: not birth(surplus))
+
+
+@pytest.mark.parametrize("changed", ["root_dir", "seed_uri", "kernelspec"])
+async def test_who_waits_but_was_made_otherwise_is_ended(lives, spec, hubs, tmp_path, changed):
+    spec("s")
+    first = await lives.next(pool={"s": 1})
+    await first.open()
+    await until(lambda: first.statistics()["pool"]["s"]["waiting"] == 1)
+    await lives.crash()
+    [old] = [record.pid for record in lives.records().values()]
+    lives.rewrite(*lives.records().values())
+    traits = {}
+    if changed == "root_dir":
+        traits["root_dir"] = str(tmp_path)
+    elif changed == "seed_uri":
+        cell = {"cell_type": "code", "source": "1", "metadata": {}, "outputs": []}
+        notebook = {"cells": [cell], "metadata": {}, "nbformat": 4, "nbformat_minor": 4}
+        (tmp_path / "seed.ipynb").write_text(json.dumps(notebook))
+        traits["seed_uri"] = str(tmp_path / "seed.ipynb")
+    else:
+        shutil.rmtree(tmp_path / "specs" / "s")
+        spec("s", env={"NEW": "1"})
+    second = await lives.next(pool={"s": 1}, **traits)
+    await second.open()
+    await until(lambda: not birth(old))
+    await until(lambda: second.statistics()["pool"]["s"]["waiting"] == 1)
+    assert process_of(second, await second.start_kernel("s")).pid != old
+
+
+async def test_one_that_was_left_dead_is_forgotten(lives, spec, hubs, caplog):
+    first = await lives.next(restart_limit=0)
+    kernel_id = await first.start_kernel(spec("s"))
+    process_of(first, kernel_id).kill()
+    await hubs.hubs[kernel_id].seen("dead")
+    await first._ledger.settled()
+    assert lives_records(first) == []
+    await first.restart_kernel(kernel_id)
+    assert [record.kernel_id for record in lives_records(first)] == [kernel_id]
+
+
+async def test_letting_go(lives, spec, hubs):
+    spec("s")
+    first = await lives.next(pool={"s": 1})
+    await first.open()
+    kernel_id = await first.start_kernel("s")
+    await until(lambda: first.statistics()["pool"]["s"]["waiting"] == 1)
+    hubs.ready = False
+    start = asyncio.ensure_future(first.start_kernel("s", env={}))
+    await until(lambda: len(first._life.kernels) == 3 and len(hubs.opened) == 3)
+    assert first.staying() == 2
+    await first.let_go()
+    assert isinstance((await asyncio.gather(start, return_exceptions=True))[0], Exception)
+    hubs.ready = True
+    second = await lives.next(pool={"s": 1})
+    await second.open()
+    assert [model["id"] for model in second.models()] == [kernel_id]
+    assert second.statistics()["pool"]["s"]["waiting"] == 1
+
+
+async def test_letting_go_in_a_hurry_takes_no_file_away(lives, spec):
+    first = await lives.next()
+    kernel_id = await first.start_kernel(spec("s"))
+    kernel = first.get_kernel(kernel_id)
+    file = Path(kernel.connection_file)
+    async with kernel.lock:  # as a restart does that will not end
+        letting_go = asyncio.ensure_future(first.let_go())
+        await until(lambda: not first.models())
+        letting_go.cancel()
+        await asyncio.wait({letting_go})
+    kernel.cleanup_connection_file()  # which jupyter_client does when the object dies
+    assert file.exists()
+    second = await lives.next()
+    assert [model["id"] for model in second.models()] == [kernel_id]
+
+
+async def test_an_adoption_is_not_given_up_halfway(lives, spec, monkeypatch):
+    """A signal during the start, and then another one."""
+    first = await lives.next()
+    kernel_id = await first.start_kernel(spec("s"))
+    process = process_of(first, kernel_id)
+    await lives.crash()
+    begun, go = asyncio.Event(), asyncio.Event()
+    take_up = BridgeKernel.take_up
+
+    async def slowly(*args):
+        begun.set()
+        await go.wait()
+        return await take_up(*args)
+
+    monkeypatch.setattr(BridgeKernel, "take_up", slowly)
+    second = lives.make()
+    adopting = asyncio.ensure_future(second.adopt())
+    await begun.wait()
+    ending = asyncio.ensure_future(second.shutdown_all())
+    await asyncio.sleep(0)
+    for task in (adopting, ending):
+        task.cancel()
+    await asyncio.wait({adopting, ending})
+    go.set()
+    await second.shutdown_all(now=True)
+    await until(lambda: ended(process))
+    assert lives_records(second) == []
+
+
+# Provisioners of others
+
+
+class Cluster(FakeProvisioner):
+    """Its processes are somewhere else, and outlive every manager."""
+
+    running: dict = {}  # noqa: RUF012 - of the class: that is the cluster
+    down = False
+
+    async def launch_kernel(self, cmd, **kwargs):
+        info = await super().launch_kernel(cmd, **kwargs)
+        self.running[self.kernel_id] = True
+        self.connection_info = info
+        return info
+
+    async def get_provisioner_info(self):
+        return {**await super().get_provisioner_info(), "job": 5, "blob": b"\xff"}
+
+    async def load_provisioner_info(self, info):
+        await super().load_provisioner_info(info)
+        if Cluster.down:
+            raise OSError("the cluster does not answer")
+        assert (info["job"], info["blob"]) == (5, b"\xff")
+        self.launches, self.signals, self.code = 1, [], None
+
+    async def poll(self):
+        return self.code if self.running.get(self.kernel_id) else 1
+
+    async def kill(self, restart=False):
+        self.running.pop(self.kernel_id, None)
+        await super().kill(restart)
+
+    async def shutdown_requested(self, restart=False):
+        await self.kill()
+
+
+@pytest.fixture
+def cluster(fake, monkeypatch):
+    from types import SimpleNamespace
+
+    from jupyter_client.provisioning.factory import KernelProvisionerFactory
+
+    found = SimpleNamespace(load=lambda: Cluster)
+    monkeypatch.setitem(KernelProvisionerFactory.provisioners, "fake", found)
+    monkeypatch.setattr(Cluster, "running", {})
+    monkeypatch.setattr(Cluster, "down", False)
+    return fake("far")
+
+
+async def test_a_kernel_on_a_cluster(lives, cluster, hubs):
+    first = await lives.next()
+    kernel_id = await first.start_kernel(cluster)
+    info = hubs.hubs[kernel_id].info
+    second = await lives.next()
+    assert hubs.hubs[kernel_id].info == info
+    assert await second.get_kernel(kernel_id).is_alive()
+    await second.interrupt_kernel(kernel_id)
+    assert second.get_kernel(kernel_id).provisioner.signals == [signal.SIGINT]
+    await second.shutdown_kernel(kernel_id)
+    assert Cluster.running == {}
+
+
+async def test_one_that_died_on_its_cluster(lives, cluster, caplog):
+    first = await lives.next()
+    kernel_id = await first.start_kernel(cluster)
+    await lives.crash()
+    Cluster.running.clear()
+    second = await lives.next()
+    assert second.models() == []
+    assert f"Kernel {kernel_id} (far) died" in caplog.text
+
+
+async def test_a_cluster_that_does_not_answer(lives, cluster, caplog):
+    first = await lives.next()
+    kernel_id = await first.start_kernel(cluster)
+    await lives.crash()
+    Cluster.down = True
+    second = await lives.next()
+    assert second.models() == []
+    assert f"Kernel {kernel_id} (far) is not served" in caplog.text
+    assert "the cluster does not answer" in caplog.text
+    Cluster.down = False
+    third = await lives.next()
+    assert [model["id"] for model in third.models()] == [kernel_id]
+
+
+async def test_a_provisioner_that_tells_what_cannot_be_written(lives, cluster, caplog, monkeypatch):
+    async def tell(self):
+        return {"job": object()}
+
+    monkeypatch.setattr(Cluster, "get_provisioner_info", tell)
+    manager = await lives.next()
+    kernel_id = await manager.start_kernel(cluster)
+    assert manager.model(kernel_id)["execution_state"] == "idle"
+    assert f"Kernel {kernel_id} could not be found again" in caplog.text
+
+
+async def test_a_row_that_cannot_be_read(lives, spec, caplog):
+    first = await lives.next()
+    kernel_id = await first.start_kernel(spec("s"))
+    process = process_of(first, kernel_id)
+    await lives.crash()
+    [record] = lives.records().values()
+    lives.rewrite(replace(record, details=encode({"nothing": 1})))
+    second = await lives.next()
+    assert second.models() == []
+    assert f"Kernel {kernel_id} (s) is not served" in caplog.text
+    await lives.crash()
+    lives.rewrite(record)
+    third = await lives.next()
+    assert process_of(third, kernel_id).pid == process.pid
+
+
+async def test_what_is_written_down(lives, spec):
+    manager = await lives.next()
+    kernel_id = await manager.start_kernel(spec("s"), env={"KERNEL_A": "a"})
+    [record] = lives_records(manager)
+    assert (record.kernel_id, record.kernel_name, record.standing) == (kernel_id, "s", "used")
+    assert record.birth == birth(record.pid) != ""
+    details = decode(record.details)
+    connection = details["connection"]
+    assert connection["key"] == manager.get_kernel(kernel_id).session.key
+    assert details["identities"] == [f"hub 0 of {kernel_id}".encode()]
+    assert details["launch"]["arguments"]["cwd"] == manager.root_dir
+    assert details["launch"]["env"]["KERNEL_A"] == "a"
+    assert details["kernelspec"]["argv"][0] == sys.executable
+    assert details["provisioner"]["pid"] == record.pid

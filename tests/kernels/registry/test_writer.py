@@ -1,0 +1,219 @@
+"""The ledger over a registry that fails when it is told to."""
+
+import asyncio
+import os
+import threading
+
+import pytest
+
+from kbridge.errors import RegistryError
+from kbridge.kernels.lifecycle.processes import ProcessState, birth
+from kbridge.kernels.registry.models import Claim, KernelRecord, Owner, SessionRecord
+from kbridge.kernels.registry.writer import Ledger
+
+LOUD = 20
+ME = Owner("127.0.0.1:8888/", "here", 1, "b")
+
+
+class FakeRegistry:
+    """Holds rows in memory; notes each transaction."""
+
+    name = "the registry"
+
+    def __init__(self):
+        self.rows = {}
+        self.writes = []
+        self.fault = ""
+        self.closed = 0
+        self.claimed = Claim()
+        self.may = threading.Event()
+        self.may.set()
+
+    def prepare(self):
+        if self.fault:
+            raise RegistryError(self.fault)
+
+    def claim(self, owner, state_of):
+        assert state_of(os.getpid(), birth(os.getpid())) is ProcessState.RUNNING
+        return self.claimed
+
+    def write(self, owner, rows):
+        assert self.may.wait(LOUD)
+        self.writes.append(dict(rows))
+        if self.fault:
+            raise RegistryError(self.fault)
+        self.rows |= rows
+        self.rows = {key: row for key, row in self.rows.items() if row is not None}
+
+    def close(self):
+        self.closed += 1
+
+
+def kernel(name="k", pid=7):
+    return KernelRecord(name, "python3", "used", pid, "b", "/log", "{}")
+
+
+def session(name="s"):
+    return SessionRecord(name, "k", "a.ipynb", None, "notebook")
+
+
+@pytest.fixture
+def registry():
+    return FakeRegistry()
+
+
+@pytest.fixture
+async def ledger(registry):
+    made = Ledger(registry, ME, retry=0.01)
+    yield made
+    await made.aclose()
+
+
+async def until(condition):
+    async with asyncio.timeout(LOUD):
+        while not condition():  # noqa: ASYNC110 - rows are written by a thread
+            await asyncio.sleep(0.005)
+
+
+async def test_rows_are_written(ledger, registry):
+    ledger.put_kernel(kernel())
+    ledger.put_session(session())
+    assert await ledger.settled()
+    assert registry.rows == {("kernel", "k"): kernel(), ("session", "s"): session()}
+    assert len(registry.writes) == 1, "in one transaction"
+
+
+async def test_what_is_as_it_was_is_not_written(ledger, registry):
+    for _ in range(3):
+        ledger.put_kernel(kernel())
+        await ledger.settled()
+    ledger.drop_kernel("never was")
+    ledger.drop_session("k")
+    await ledger.settled()
+    assert len(registry.writes) == 1
+
+
+async def test_rows_are_taken_out(ledger, registry):
+    ledger.put_kernel(kernel())
+    ledger.put_session(session())
+    await ledger.settled()
+    ledger.drop_kernel("k")
+    ledger.drop_session("s")
+    await ledger.settled()
+    assert registry.rows == {}
+
+
+async def test_only_the_newest_is_written_of_what_changed_meanwhile(ledger, registry):
+    registry.may.clear()
+    for pid in range(100):
+        ledger.put_kernel(kernel(pid=pid))
+        await asyncio.sleep(0)
+    registry.may.set()
+    assert await ledger.settled()
+    assert registry.rows["kernel", "k"].pid == 99
+    assert len(registry.writes) <= 2
+
+
+async def test_a_fault_is_told_once_and_mended(ledger, registry, caplog):
+    ledger.put_kernel(kernel("before"))
+    await ledger.settled()
+    registry.fault = "the disk is full"
+    ledger.put_kernel(kernel("during"))
+    ledger.drop_session("s")
+    assert not await ledger.settled(), "nobody waits for it"
+    await until(lambda: len(registry.writes) > 5)
+    assert caplog.text.count("the disk is full") == 1
+    assert ledger.statistics()["failing"]
+    registry.fault, registry.rows = "", {}
+    await until(lambda: len(registry.rows) == 2)
+    assert "written to again" in caplog.text
+    assert await ledger.settled()
+    assert ledger.statistics() == {"rows": 2, "unwritten": 0, "failing": False}
+
+
+async def test_each_spell_is_told(ledger, registry, caplog):
+    for number in range(2):
+        registry.fault = "locked"
+        ledger.put_kernel(kernel(pid=number))
+        await ledger.settled()
+        registry.fault = ""
+        await until(lambda: not ledger.statistics()["unwritten"])
+    assert caplog.text.count("locked") == 2
+
+
+async def test_nobody_waits_for_one_that_never_answers(registry, caplog):
+    ledger = Ledger(registry, ME, patience=0.01)
+    registry.may.clear()
+    ledger.put_kernel(kernel())
+    async with asyncio.timeout(LOUD):
+        assert not await ledger.settled()
+        assert not await ledger.settled()
+        assert caplog.text.count("has not answered for 0.01 s") == 1, "told once"
+        await ledger.aclose()
+    assert "1 change(s) could not be written" in caplog.text
+    registry.may.set()
+    await until(lambda: registry.rows)
+
+
+async def test_what_was_taken_out_during_a_fault_is_gone_after_it(ledger, registry):
+    ledger.put_kernel(kernel())
+    await ledger.settled()
+    registry.fault = "locked"
+    ledger.drop_kernel("k")
+    await ledger.settled()
+    registry.fault = ""
+    await until(lambda: not registry.rows)
+
+
+async def test_the_end_writes_what_is_left(registry):
+    ledger = Ledger(registry, ME, retry=3600)
+    registry.fault = "locked"
+    ledger.put_kernel(kernel())
+    await ledger.settled()
+    registry.fault = ""
+    await ledger.aclose()
+    assert registry.rows == {("kernel", "k"): kernel()}
+    await ledger.aclose()
+    assert registry.closed
+
+
+async def test_the_end_says_what_could_not_be_written(registry, caplog):
+    ledger = Ledger(registry, ME, retry=3600)
+    registry.fault = "locked"
+    ledger.put_kernel(kernel())
+    await ledger.settled()
+    await ledger.aclose()
+    assert "1 change(s) could not be written" in caplog.text
+
+
+async def test_what_is_claimed_is_known(ledger, registry, caplog):
+    caplog.set_level("INFO")
+    registry.claimed = Claim([kernel()], [session()], {"127.0.0.1:9999/": 3})
+    claim = await ledger.open()
+    assert (claim.kernels, claim.sessions) == ([kernel()], [session()])
+    assert "3 kernel(s)" in caplog.text
+    assert "127.0.0.1:9999/" in caplog.text
+    ledger.put_kernel(kernel())
+    await ledger.settled()
+    assert registry.writes == []
+    ledger.drop_kernel("k")
+    await ledger.settled()
+    assert registry.writes == [{("kernel", "k"): None}]
+
+
+async def test_a_registry_that_cannot_be_used_is_an_error_at_the_start(ledger, registry):
+    registry.fault = "not a database"
+    with pytest.raises(RegistryError, match="not a database"):
+        await ledger.open()
+
+
+async def test_without_a_registry_nothing_happens():
+    ledger = Ledger()
+    assert not ledger.enabled
+    assert (await ledger.open()).kernels == []
+    ledger.put_kernel(kernel())
+    ledger.put_session(session())
+    ledger.drop_kernel("k")
+    assert await ledger.settled()
+    assert ledger.statistics()["rows"] == 0
+    await ledger.aclose()
