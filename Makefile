@@ -32,7 +32,7 @@ OLD = -W ignore::ResourceWarning -W ignore::pytest.PytestUnraisableExceptionWarn
 test-floors: $(FLOORS)/.floors ## kernel tests with the lowest versions that pyproject.toml allows
 	JUPYTER_PLATFORM_DIRS=1 $(FLOORS)/bin/python -m pytest -n 2 -p no:cacheprovider $(OLD) \
 	  tests/kernels tests/connect/test_files.py tests/connect/test_mixin.py tests/jupyter/test_connection.py \
-	  tests/server/test_kernelspec_routes.py tests/integration/test_kernel.py $(ARGS)
+	  tests/server/api/test_kernelspecs.py tests/integration/test_kernel.py $(ARGS)
 
 soak: $(VENV)/.dev      ## slow, dying and hostile clients for five minutes (ARGS="--minutes 1 --seed 7")
 	$(BIN)/python -m tests.soak $(ARGS)

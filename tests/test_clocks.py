@@ -21,7 +21,7 @@ WALL = {
     "kernels/attaching.py": "what people read",
     "kernels/manager.py": "what people read; IdleTimes does the counting",
     "kernels/table.py": "what people read",
-    "server/services.py": "what people read",
+    "server/api/services.py": "what people read",
 }
 # Jupyter Server compares these times with its own readings of that clock.
 THEIRS = {"jupyter/handler.py"}

@@ -14,14 +14,14 @@ import kbridge
 from kbridge import HubTable, errors
 from kbridge.jupyter import KbridgeExtension
 from kbridge.link import MemoryKernel
-from kbridge.server import kg
-from kbridge.server.app import KbridgeApp
-from kbridge.server.attach import AttachApp
-from kbridge.server.commands import ListApp, StopApp
-from kbridge.server.gateway import KernelGatewayApp
-from kbridge.server.health import HealthApp
-from kbridge.server.options import unknown_sections
-from kbridge.server.routes import ROUTES
+from kbridge.server.api.routes import ROUTES
+from kbridge.server.cli import gateway_settings
+from kbridge.server.cli.app import KbridgeApp
+from kbridge.server.cli.attach import AttachApp
+from kbridge.server.cli.commands import ListApp, StopApp
+from kbridge.server.cli.health import HealthApp
+from kbridge.server.cli.kernelgateway import KernelGatewayApp
+from kbridge.server.cli.options import unknown_sections
 from tests.conftest import ServerFactory
 from tests.hub.rig import INFO
 from tests.support.server import TOKEN
@@ -168,7 +168,7 @@ def test_every_api_route_is_documented() -> None:
 def test_every_gateway_variable_is_documented() -> None:
     text = (ROOT / "docs" / "kernel-gateway.md").read_text()
     told = set(re.findall(r"\bKG_\w+", text))
-    assert {v.name for v in kg.VARIABLES} == told
+    assert {v.name for v in gateway_settings.VARIABLES} == told
 
 
 def test_what_each_dependency_is_for() -> None:
@@ -215,7 +215,7 @@ OF_JUPYTER = [(page, c) for page in PAGES for c in commands(page, "jupyter")]
 def test_commands_are_understood(page: Path, command: str, capsys: Any) -> None:
     """By the parser of the command itself, which refuses options that do not exist."""
     kg_variables = dict(re.findall(r"\b(KG_\w+)=(\S*)", command))
-    assert kg.read(kg_variables)[1] == []
+    assert gateway_settings.read(kg_variables)[1] == []
     args = words(command)[1:]
     app: Any = KbridgeApp
     if args and not args[0].startswith("-"):
@@ -243,7 +243,7 @@ def test_commands_of_jupyter_name_settings_that_exist(page: Path, command: str) 
 
     known = {**CONFIGURABLE, "ServerApp": ServerApp, "GatewayClient": GatewayClient}
     for owner, name in re.findall(r"--([A-Z]\w+)\.(\w+)", command):
-        if owner not in kg.SECTIONS:
+        if owner not in gateway_settings.SECTIONS:
             assert name in known[owner].class_trait_names(config=True), command
     if "--gateway-url" in command and command in shell_lines(page):
         assert "--GatewayClient.auth_token=" in command, "a gateway asks for its token"
@@ -255,9 +255,13 @@ def test_settings_that_are_named_exist(page: Path) -> None:
     named = re.findall(r"`(?:--|c\.)?([A-Z]\w+)\.(\w+)(?:[ =][^`]*)?`", text)
     named += re.findall(r"^c\.(\w+)\.(\w+) =", text, flags=re.MULTILINE)
     for owner, name in named:
-        if owner in CONFIGURABLE and not (owner in kg.SECTIONS and page.name == "settings.md"):
+        if owner in CONFIGURABLE and not (
+            owner in gateway_settings.SECTIONS and page.name == "settings.md"
+        ):
             traits = CONFIGURABLE[owner].class_trait_names(config=True)
-            assert name in traits or f"{owner}.{name}" in {s.trait for s in kg.SETTINGS}, name
+            assert name in traits or f"{owner}.{name}" in {
+                s.trait for s in gateway_settings.SETTINGS
+            }, name
 
 
 UNITS = {"s": 1.0, "seconds": 1.0, "KiB": 2**10, "MiB": 2**20, "bytes": 1.0}

@@ -22,7 +22,9 @@ from kbridge.flow import coalesce
 from kbridge.kernels import manager
 from kbridge.kernels.lifecycle import kernel_log, started
 from kbridge.kernels.registry import registry
-from kbridge.server import logs, policy, routes
+from kbridge.server import safe_log
+from kbridge.server.api import routes
+from kbridge.server.auth import access_policy
 from kbridge.wire import legacy, outline
 
 ROOT = Path(kbridge.__file__).parent
@@ -55,7 +57,7 @@ def units(*parts: str) -> tuple[Callable[[int], str], ...]:
 
 
 # Patterns of secrets are made when the server hides one.
-_ENCODED = re.compile("".join(map(logs._encodings, "a" * 47 + "b")))
+_ENCODED = re.compile("".join(map(safe_log._encodings, "a" * 47 + "b")))
 
 
 def _ssh(text: str) -> None:
@@ -177,18 +179,18 @@ TABLE: dict[str, Case] = {
     "kernels/registry/registry.py:_FILE": Case(registry._FILE.fullmatch, _HARD),
     "kernels/registry/registry.py:_PASSWORD": Case(registry.secrets_of, _HARD),
     "kernels/registry/registry.py:_SECRET": Case(registry.secrets_of, _HARD),
-    "server/logs.py:_OPEN": Case(logs.scrub, _HARD),
-    "server/logs.py:_NAME": Case(logs.scrub, _HARD),
-    "server/logs.py:_VALUE": Case(logs.scrub, _HARD),
-    "server/logs.py:_AUTHORIZATION": Case(logs.scrub, _HARD),
-    "server/logs.py:_COOKIES": Case(logs.scrub, _HARD),
-    "server/logs.py:_COOKIE": Case(logs.scrub, _HARD),
-    "server/logs.py:_UNPRINTABLE": Case(logs.printable, _HARD),
-    "server/logs.py:hide": Case(lambda text: _ENCODED.sub("", text), _HARD),
-    "server/policy.py:_HOST": Case(policy.parse_host, _HARD),
-    "server/policy.py:_ORIGIN": Case(policy._ORIGIN.fullmatch, _HARD),
-    "server/policy.py:_AUTHORIZATION": Case(policy.parse_authorization, _HARD),
-    "server/routes.py:ROUTES": Case(_route, _HARD),
+    "server/safe_log.py:_OPEN": Case(safe_log.scrub, _HARD),
+    "server/safe_log.py:_NAME": Case(safe_log.scrub, _HARD),
+    "server/safe_log.py:_VALUE": Case(safe_log.scrub, _HARD),
+    "server/safe_log.py:_AUTHORIZATION": Case(safe_log.scrub, _HARD),
+    "server/safe_log.py:_COOKIES": Case(safe_log.scrub, _HARD),
+    "server/safe_log.py:_COOKIE": Case(safe_log.scrub, _HARD),
+    "server/safe_log.py:_UNPRINTABLE": Case(safe_log.printable, _HARD),
+    "server/safe_log.py:hide": Case(lambda text: _ENCODED.sub("", text), _HARD),
+    "server/auth/access_policy.py:_HOST": Case(access_policy.parse_host, _HARD),
+    "server/auth/access_policy.py:_ORIGIN": Case(access_policy._ORIGIN.fullmatch, _HARD),
+    "server/auth/access_policy.py:_AUTHORIZATION": Case(access_policy.parse_authorization, _HARD),
+    "server/api/routes.py:ROUTES": Case(_route, _HARD),
     "wire/outline.py:_skip_flat": Case(_outline, _HARD),
     "wire/outline.py:_skip_text": Case(_outline, _HARD),
     "wire/outline.py:_skip_scalar": Case(_outline, _HARD),
@@ -201,13 +203,13 @@ TABLE: dict[str, Case] = {
 OURS = {
     "server/reference.py:_meaning",
     "server/reference.py:config_page",
-    "server/credentials.py:_HEX",
-    "server/checks.py:_ORIGIN",
-    "server/checks.py:_valid_allow_origin_pat",
-    "server/checks.py:_valid_sock_mode",
-    "server/checks.py:check_host",
-    "server/checks.py:check_origins",
-    "server/wiring.py:access_policy",
+    "server/auth/credentials.py:_HEX",
+    "server/cli/setting_checks.py:_ORIGIN",
+    "server/cli/setting_checks.py:_valid_allow_origin_pat",
+    "server/cli/setting_checks.py:_valid_sock_mode",
+    "server/cli/setting_checks.py:check_host",
+    "server/cli/setting_checks.py:check_origins",
+    "server/components.py:access_policy",
 }
 
 
@@ -237,7 +239,7 @@ def _calls(path: Path) -> list[str]:
 def test_each_regular_expression_is_in_the_table() -> None:
     used = {name for path in ROOT.rglob("*.py") for name in _calls(path)}
     assert used - OURS - TABLE.keys() == set(), "add a row to TABLE (or OURS) for these"
-    assert (TABLE.keys() | OURS) - used - {"server/routes.py:ROUTES"} == set(), "these are gone"
+    assert (TABLE.keys() | OURS) - used - {"server/api/routes.py:ROUTES"} == set(), "these are gone"
 
 
 def _seconds(run: Callable[[Any], object], text: object, tries: int = 2) -> float:

@@ -25,6 +25,7 @@ from collections import deque
 from kbridge.flow.activity import state_of
 from kbridge.flow.journal import LOSABLE
 from kbridge.flow.policy import PASS, Verdict
+from kbridge.flow.token_bucket import TokenBucket
 from kbridge.wire.message import Message
 
 __all__ = ["JOINED", "TICK", "Pace"]
@@ -79,9 +80,19 @@ class Pace:
         if not rate_limit_window > 0:
             raise ValueError(f"rate_limit_window must be above 0 seconds, not {rate_limit_window}")
         self._window = rate_limit_window
-        self._burst = burst
-        self._msg_rate = iopub_msg_rate_limit * JOINED if limit_rate else 0.0
-        self._data_rate = iopub_data_rate_limit if limit_rate else 0.0
+        msg_rate = iopub_msg_rate_limit * JOINED if limit_rate else 0.0
+        data_rate = iopub_data_rate_limit if limit_rate else 0.0
+        # None: no limit.
+        self._msg_bucket = (
+            TokenBucket(1 / msg_rate, msg_rate * burst, msg_rate * burst * _OVERFULL)
+            if 0 < msg_rate < math.inf
+            else None
+        )
+        self._data_bucket = (
+            TokenBucket(1 / data_rate, data_rate * rate_limit_window)
+            if 0 < data_rate < math.inf
+            else None
+        )
         self.horizon = _OPEN
         self.flooding = False
         self.late = False
@@ -90,10 +101,6 @@ class Pace:
         self._bytes = 0
         self._urgent = False
         self._idle = False
-        # The buckets, and when they were looked at.
-        self._msg_level = 0.0
-        self._data_level = 0.0
-        self._at = 0.0
         # The last tick of a flood: when, and up to where all was let go.
         self._ticked_at = -math.inf
         self._ticked_to = 0
@@ -110,7 +117,7 @@ class Pace:
     @property
     def limits(self) -> bool:
         """Whether anything can ever be held back."""
-        return self._msg_rate > 0 or self._data_rate > 0
+        return self._msg_bucket is not None or self._data_bucket is not None
 
     def __call__(self, msg: Message, msg_type: str, now: float) -> Verdict:  # noqa: ARG002
         """Count one message; all pass."""
@@ -142,14 +149,13 @@ class Pace:
         """
         if not self.limits:
             return None
-        elapsed, self._at = max(0.0, now - self._at), now
         idle, self._idle = self._idle, False
-        self._count(elapsed, idle)
+        self._count(now, idle)
         waited = self.horizon != _OPEN
-        target = self._hold(first, end, elapsed, now)
+        target = self._hold(first, end, now)
         self.late = self.flooding or waited
-        if idle and not self._held:
-            self._data_level = 0.0
+        if idle and not self._held and self._data_bucket is not None:
+            self._data_bucket.reset()
         urgent, self._urgent = self._urgent, False
         wait = self._ticked_at + TICK - now
         if self.flooding and not urgent and wait > 0:
@@ -163,7 +169,9 @@ class Pace:
         """Let all go: the kernel has ended, and nobody shall wait to hear of it."""
         self._held.clear()
         self._held_bytes = 0
-        self._data_level = self._msg_level = 0.0
+        for bucket in (self._data_bucket, self._msg_bucket):
+            if bucket is not None:
+                bucket.reset()
         self._resume_at = None
         self.late = self.horizon != _OPEN
         self.flooding = False
@@ -173,36 +181,42 @@ class Pace:
         """Whether messages flood, and what waits for its turn."""
         return {"flooding": self.flooding, "held_bytes": self._held_bytes}
 
-    def _count(self, elapsed: float, idle: bool) -> None:
+    def _count(self, now: float, idle: bool) -> None:
         """Take the messages of this wake-up into their bucket."""
         messages, self._messages = self._messages, 0
-        if self._msg_rate <= 0:
+        bucket = self._msg_bucket
+        if bucket is None:
             return
-        full = self._msg_rate * self._burst
-        level = max(0.0, self._msg_level - elapsed * self._msg_rate)
-        self._msg_level = 0.0 if idle else min(level + messages, full * _OVERFULL)
-        self.flooding = self._msg_level > full * (_CALM if self.flooding else 1.0)
+        bucket.used(now)
+        if idle:
+            bucket.reset()
+        else:
+            bucket.spend(messages)
+        self.flooding = bucket.used(now) > bucket.burst * (_CALM if self.flooding else 1.0)
 
-    def _hold(self, first: int, end: int, elapsed: float, now: float) -> int:
+    def _hold(self, first: int, end: int, now: float) -> int:
         """Take the bytes of this wake-up into their bucket, or hold them; return how far to go."""
         nbytes, self._bytes = self._bytes, 0
         held = self._held
-        full = self._data_rate * self._window
-        self._data_level = max(0.0, self._data_level - elapsed * self._data_rate)
-        if self._data_rate <= 0 or (not held and (self._data_level < full or not nbytes)):
-            self._data_level += nbytes
+        bucket = self._data_bucket
+        if bucket is None:
             self._released = end
             return end
-        if held and held[-1][1] + nbytes <= min(_GRAIN, full / 16):
+        room = bucket.ready(now)
+        if not held and (room or not nbytes):
+            bucket.spend(nbytes)
+            self._released = end
+            return end
+        if held and held[-1][1] + nbytes <= min(_GRAIN, bucket.burst / 16):
             held[-1] = (end, held[-1][1] + nbytes)
         elif not held or end > held[-1][0]:
             held.append((end, nbytes))
         self._held_bytes += nbytes
         if first > self._released and not self._skip(first, now):
             return self._released
-        while held and self._data_level < full:
+        while held and bucket.ready(now):
             self._released, size = held.popleft()
-            self._data_level += size
+            bucket.spend(size)
             self._held_bytes -= size
         return self._released if held else end
 

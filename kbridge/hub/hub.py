@@ -18,9 +18,9 @@ from typing import Any
 
 from kbridge.errors import HubClosed, IgnoredMessage, KernelError
 from kbridge.flow.activity import Activity
-from kbridge.flow.complaints import Complaints
 from kbridge.flow.inputs import Inputs
 from kbridge.flow.journal import Journal
+from kbridge.flow.log_throttle import LogThrottle
 from kbridge.flow.policy import DROP, judge
 from kbridge.flow.readiness import Decision, State
 from kbridge.hub.broadcast import policy_chain
@@ -160,7 +160,7 @@ class Hub:
         recovery.on_reply = self._on_reply_made
         recovery.on_settled = self._line.drop_former
         recovery.on_unsure = lambda: self._send_probe(Channel.SHELL)
-        self._gone = Complaints()
+        self._gone = LogThrottle()
         self._closed = False
         self._announced: tuple[str, int] | None = None  # a status, and where the journal ended
         self._hung_up = False  # since another process was last known to have taken over
@@ -475,7 +475,7 @@ class Hub:
 
     def on_gone(self, channel: Channel) -> None:
         """A channel was disconnected, and is not connected again."""
-        count = self._gone.note(self._clock.monotonic())
+        count = self._gone.record(self._clock.monotonic())
         if count:
             self.log.warning(
                 "Kernel %s: the connection to its %s port was closed, and not made again: the"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-from kbridge.flow.complaints import Complaints
+from kbridge.flow.log_throttle import LogThrottle
 from kbridge.hub.clock import Clock
 
 __all__ = ["IgnoredMessages"]
@@ -30,16 +30,16 @@ class IgnoredMessages:
         self._kernel_id = kernel_id
         self._clock = clock
         self._log = log
-        self._complaints = Complaints()
+        self._throttle = LogThrottle()
 
     @property
     def total(self) -> int:
         """How many there were."""
-        return self._complaints.total
+        return self._throttle.total
 
     def note(self, reason: str) -> None:
         """Count one more, and log it if the last line is a minute old."""
-        count = self._complaints.note(self._clock.monotonic())
+        count = self._throttle.record(self._clock.monotonic())
         if count:
             self._log.warning(
                 "Ignored %d message(s) of clients of kernel %s. The last: %s",

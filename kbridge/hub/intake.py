@@ -11,9 +11,9 @@ from collections.abc import Callable
 
 from kbridge.errors import KernelMessageError
 from kbridge.flow.activity import Activity, state_of
-from kbridge.flow.complaints import Complaints
 from kbridge.flow.inputs import Inputs
 from kbridge.flow.journal import EVERYONE, LOSABLE, Journal
+from kbridge.flow.log_throttle import LogThrottle
 from kbridge.flow.policy import PASS, Policy, judge
 from kbridge.hub.broadcast.resume import SessionIndex
 from kbridge.hub.clock import Clock
@@ -96,7 +96,7 @@ class Intake:
         self._policies = policies
         self._clock = clock
         self._log = log
-        self._refused = Complaints()
+        self._refused = LogThrottle()
         self.signer = Signer(b"")
         self.adapter: Adapter | None = None
 
@@ -147,7 +147,7 @@ class Intake:
 
     def refuse(self, channel: Channel, error: KernelMessageError) -> None:
         """Count a message that cannot be passed on, and say so once a minute at most."""
-        count = self._refused.note(self._clock.monotonic())
+        count = self._refused.record(self._clock.monotonic())
         if count:
             self._log.warning(
                 "kernel %s: %d message(s) refused, the last one on %s: %s",

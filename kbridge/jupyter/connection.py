@@ -15,7 +15,7 @@ from kbridge.errors import HubClosed, KbridgeError
 from kbridge.hub.hub import Hub
 from kbridge.jupyter.handler import equip
 from kbridge.jupyter.hubs import JupyterHubs
-from kbridge.server.logs import SafeLog
+from kbridge.server.safe_log import SafeLog
 
 __all__ = ["ZMQChannelsWebsocketConnection"]
 

@@ -1,1 +1,1 @@
-"""Floor 5: the server of its own: settings, auth, REST, the websocket handler."""
+"""Floor 5: the standalone server."""

@@ -25,18 +25,18 @@ from urllib.parse import quote
 
 from kbridge._version import __version__
 from kbridge.hub.table import GOING_AWAY
-from kbridge.server import listen
-from kbridge.server.accept import raise_descriptor_limit
-from kbridge.server.credentials import recall
-from kbridge.server.guard import GuardLimits
-from kbridge.server.http import GuardedServer
-from kbridge.server.logs import hide
-from kbridge.server.runtime import RuntimeFile
-from kbridge.server.terminal import Question, can_ask, say
-from kbridge.server.wiring import Wired, wire
+from kbridge.server.auth.credentials import recall
+from kbridge.server.cli.terminal import Question, can_ask, say
+from kbridge.server.components import Wired, wire
+from kbridge.server.http import listen
+from kbridge.server.http.acceptor import raise_descriptor_limit
+from kbridge.server.http.connection_limiter import GuardLimits
+from kbridge.server.http.guarded_server import GuardedServer
+from kbridge.server.runtime_file import RuntimeFile
+from kbridge.server.safe_log import hide
 
 if TYPE_CHECKING:
-    from kbridge.server.app import KbridgeApp
+    from kbridge.server.cli.app import KbridgeApp
 
 __all__ = ["Server", "serve"]
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import sys
 
-from kbridge.server.terminal import open_streams
+from kbridge.server.cli.terminal import open_streams
 
 __all__ = ["main"]
 
@@ -19,26 +19,26 @@ def main(argv: list[str] | None = None) -> None:
     args = sys.argv[1:] if argv is None else argv
     try:
         if args and args[0] in ("list", "stop"):
-            from kbridge.server import commands
+            from kbridge.server.cli import commands
 
             commands.run({"list": commands.ListApp, "stop": commands.StopApp}[args[0]], args[1:])
             return
         if args and args[0] == "health":
-            from kbridge.server import commands, health
+            from kbridge.server.cli import commands, health
 
             commands.run(health.HealthApp, args[1:])
             return
         from jupyter_core.application import NoStart
 
-        from kbridge.server.app import KbridgeApp
+        from kbridge.server.cli.app import KbridgeApp
 
         if args and args[0] == "attach":
-            from kbridge.server.attach import AttachApp
+            from kbridge.server.cli.attach import AttachApp
 
             app: KbridgeApp = AttachApp.instance()
             args = args[1:]
         elif args and args[0] == "kernelgateway":
-            from kbridge.server.gateway import KernelGatewayApp
+            from kbridge.server.cli.kernelgateway import KernelGatewayApp
 
             app = KernelGatewayApp.instance()
             args = args[1:]

@@ -17,9 +17,9 @@ from typing import Any
 from traitlets import TraitType
 from traitlets.config import Configurable
 
-from kbridge.server import kg
-from kbridge.server.app import KbridgeApp
-from kbridge.server.options import is_computed
+from kbridge.server.cli import gateway_settings
+from kbridge.server.cli.app import KbridgeApp
+from kbridge.server.cli.options import is_computed
 
 __all__ = ["config_page", "settings_page"]
 
@@ -83,7 +83,9 @@ def settings_page() -> str:
             f"## {cls.__name__}\n\n{_ABOUT[cls.__name__]}\n\n"
             f"| setting | default | meaning | also |\n| --- | --- | --- | --- |\n{rows}\n"
         )
-    rows = "\n".join(f"| `{s.trait}` | {_code(s.name)} | {_target(s)} |" for s in kg.SETTINGS)
+    rows = "\n".join(
+        f"| `{s.trait}` | {_code(s.name)} | {_target(s)} |" for s in gateway_settings.SETTINGS
+    )
     parts.append(f"{_GATEWAY}\n| there | variable | here |\n| --- | --- | --- |\n{rows}\n")
     return "\n".join(parts)
 
@@ -113,10 +115,10 @@ def _documented() -> Iterator[tuple[type[Configurable], _Settings]]:
     """Give all classes with settings, each with those that no class before it has."""
     from kbridge.connect.mixin import ConnectionFileMixin
     from kbridge.jupyter.extension import KbridgeExtension
-    from kbridge.server.attach import AttachApp
-    from kbridge.server.commands import ListApp, StopApp
-    from kbridge.server.gateway import KernelGatewayApp
-    from kbridge.server.health import HealthApp
+    from kbridge.server.cli.attach import AttachApp
+    from kbridge.server.cli.commands import ListApp, StopApp
+    from kbridge.server.cli.health import HealthApp
+    from kbridge.server.cli.kernelgateway import KernelGatewayApp
 
     for cls in (KbridgeApp, *KbridgeApp.classes):
         yield cls, _settings(cls)
@@ -140,14 +142,14 @@ def _row(cls: type[Configurable], name: str, trait: TraitType[Any, Any]) -> str:
     aliases = getattr(cls, "aliases", KbridgeApp.aliases)
     also = [f"`--{alias}`" for alias, target in aliases.items() if target == setting]
     if cls in (KbridgeApp, *KbridgeApp.classes):
-        also += [f"`{v.name}`" for v in kg.VARIABLES if v.setting == setting]
+        also += [f"`{v.name}`" for v in gateway_settings.VARIABLES if v.setting == setting]
     return f"| `{name}` | {_default(cls, name, trait)} | {_meaning(trait)} | {', '.join(also)} |"
 
 
-def _target(setting: kg.Setting) -> str:
+def _target(setting: gateway_settings.Setting) -> str:
     if setting.setting:
         return f"`{setting.setting}`"
-    return "-" if setting.convert is kg.ignored else "the default"
+    return "-" if setting.convert is gateway_settings.ignored else "the default"
 
 
 def _code(name: str) -> str:

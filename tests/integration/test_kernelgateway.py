@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from kbridge.server.gateway import install_alias
+from kbridge.server.cli.kernelgateway import install_alias
 from tests.support.client import dial
 from tests.support.server import free_port
 from tests.support.waiting import TIMEOUT

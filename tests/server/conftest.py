@@ -16,13 +16,13 @@ from tornado.testing import bind_unused_port
 from tornado.websocket import WebSocketHandler
 
 from kbridge.errors import KernelNotFound, KernelspecNotFound, KernelStartError, SessionNotFound
-from kbridge.server.access import AccessMixin
-from kbridge.server.cors import Cors
-from kbridge.server.guard import GuardLimits
-from kbridge.server.http import GuardedServer
-from kbridge.server.policy import AccessPolicy
-from kbridge.server.routes import make_application
-from kbridge.server.services import Services
+from kbridge.server.api.access import AccessMixin
+from kbridge.server.api.routes import make_application
+from kbridge.server.api.services import Services
+from kbridge.server.auth.access_policy import AccessPolicy
+from kbridge.server.auth.cors import Cors
+from kbridge.server.http.connection_limiter import GuardLimits
+from kbridge.server.http.guarded_server import GuardedServer
 
 TOKEN = "a-token-of-the-tests"
 MAX_BODY = 100_000

@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 from tornado.httpclient import AsyncHTTPClient
 
-from kbridge.server.app import KbridgeApp
+from kbridge.server.cli.app import KbridgeApp
+from kbridge.server.http.listen import ListenError
 from kbridge.server.lifecycle import Server, serve
-from kbridge.server.listen import ListenError
-from kbridge.server.runtime import running_servers
+from kbridge.server.runtime_file import running_servers
 
 TOKEN = "token-of-this-test"
 

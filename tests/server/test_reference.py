@@ -12,7 +12,7 @@ import kbridge
 from kbridge.hub.table import HubTable
 from kbridge.kernels.manager import BridgeKernelManager
 from kbridge.kernels.registry.writer import Ledger
-from kbridge.server.app import KbridgeApp
+from kbridge.server.cli.app import KbridgeApp
 from kbridge.server.reference import config_page, settings_page
 
 PAGE = Path(kbridge.__file__).parents[1] / "docs" / "settings.md"

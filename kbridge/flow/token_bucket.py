@@ -1,0 +1,72 @@
+"""A token bucket: bounds a rate, and lets a limited burst pass at once.
+
+Nothing here reads a clock: the time is a parameter, in monotonic seconds.
+
+The bucket is kept as the number of tokens that are used up. That number falls by one per
+`interval`. An action may start while it is below `burst`, and may use more tokens than are left:
+the actions after it wait that much longer. A timer that fires late loses nothing, up to `burst`
+tokens.
+"""
+
+from __future__ import annotations
+
+import math
+
+__all__ = ["TokenBucket"]
+
+
+class TokenBucket:
+    """Allows one action per `interval`, and up to `burst` at once.
+
+    Parameters
+    ----------
+    interval : float
+        Seconds after which a used token is available again; above zero.
+    burst : float
+        The number of tokens that can be used at once after a pause.
+    limit : float
+        The largest number of used tokens that is remembered; further tokens cost nothing.
+    """
+
+    __slots__ = ("_at", "_last", "_limit", "_used", "burst", "interval")
+
+    def __init__(self, interval: float, burst: float, limit: float = math.inf) -> None:
+        self.interval = interval
+        self.burst = burst
+        self._limit = limit
+        self._used = 0.0
+        self._last = 0.0  # the tokens of the last `spend`
+        self._at = 0.0
+
+    def used(self, now: float) -> float:
+        """Return the number of tokens that are used up at `now`; above `burst` if overdrawn."""
+        if now > self._at:
+            self._used = max(0.0, self._used - (now - self._at) / self.interval)
+            self._at = now
+        return self._used
+
+    def ready(self, now: float) -> bool:
+        """True if an action may start at `now`."""
+        return self.used(now) < self.burst
+
+    def spend(self, count: float = 1) -> None:
+        """Use `count` tokens, more than are left if need be."""
+        self._last = count
+        self._used = min(self._used + count, self._limit)
+
+    def charge(self, seconds: float) -> None:
+        """Delay the next action by `seconds`; `undo` does not take this back."""
+        self._used += seconds / self.interval
+
+    def undo(self) -> None:
+        """Give back the tokens of the last `spend`; a second call has no effect."""
+        self._used = max(0.0, self._used - self._last)
+        self._last = 0.0
+
+    def delay(self, now: float) -> float:
+        """Return the seconds until the next action may start."""
+        return max(self.used(now) - self.burst, 0.0) * self.interval
+
+    def reset(self) -> None:
+        """Make all tokens available again."""
+        self._used = self._last = 0.0

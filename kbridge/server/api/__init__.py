@@ -1,0 +1,1 @@
+"""Request handlers: REST, the kernel websocket and the HTML pages."""

@@ -1,0 +1,89 @@
+"""The page at `/`: what runs here, for a browser."""
+
+from __future__ import annotations
+
+import html
+import importlib.metadata
+import platform
+
+from kbridge._version import __version__
+from kbridge.errors import NotFound
+from kbridge.server.api.access import AccessMixin
+from kbridge.server.api.login import HtmlHandler
+from kbridge.server.auth.access_policy import Via
+
+__all__ = ["FaviconHandler", "PageHandler", "ReadmeHandler"]
+
+_ICON = (
+    '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 32 32"><rect width="32" height="32" '
+    'rx="7" fill="#1f4e79"/><path d="M3 23h26M7 23V11m18 12V11M3 17Q7 16 7 11q9 12 18 0 0 5 4 6" '
+    'fill="none" stroke="#fff" stroke-width="2.4"/></svg>'
+)
+
+
+class PageHandler(HtmlHandler):
+    """`/` and `/tree`: version and numbers. Without a token: to the login, and nothing told."""
+
+    public = True
+
+    def get(self) -> None:
+        """Show what runs here; a token in the URL becomes a cookie."""
+        if self.via is None:
+            self.to_login()
+            return
+        if self.via is Via.QUERY:
+            self.remember()
+        services = self.services
+        models = services.kernels.models()
+        facts = {
+            "Version": __version__,
+            "Python": platform.python_version(),
+            "Kernels": str(len(models)),
+            "Connections": str(sum(int(model["connections"]) for model in models)),
+        }
+        rows = "".join(f"<dt>{name}</dt><dd>{html.escape(v)}</dd>" for name, v in facts.items())
+        base = html.escape(services.base_url)
+        logout = f' · <a href="{base}logout">log out</a>' if services.access.auth_enabled else ""
+        self.show(
+            "<p>A bridge between Jupyter frontends and Jupyter kernels. "
+            "Point a frontend at this address.</p>"
+            f'<dl>{rows}</dl><p><a href="{base}readme">README</a> · '
+            f'<a href="{base}api/status">status</a> · '
+            f'<a href="{base}api/kernelspecs">kernelspecs</a>{logout}</p>'
+        )
+
+    def head(self) -> None:
+        """Answer like `get`, without the body."""
+        self.get()
+
+    def post(self) -> None:
+        """Take the token from a form, as `/login` does."""
+        self.take_login()
+
+
+class ReadmeHandler(AccessMixin):
+    """`/readme`: the README that this version was installed with, so that no network is needed."""
+
+    def get(self) -> None:
+        """Send it as text."""
+        try:
+            meta = importlib.metadata.metadata("kbridge")
+        except importlib.metadata.PackageNotFoundError:
+            raise NotFound(
+                "kbridge runs without being installed, so its README is not here"
+            ) from None
+        text = str(meta.json.get("description", ""))
+        self.set_header("Content-Type", "text/plain; charset=utf-8")
+        self.finish(text)
+
+
+class FaviconHandler(AccessMixin):
+    """`/favicon.ico`: browsers ask for it by themselves, without credentials."""
+
+    public = True
+
+    def get(self) -> None:
+        """Send the icon."""
+        self.set_header("Content-Type", "image/svg+xml")
+        self.set_header("Cache-Control", "public, max-age=86400")
+        self.finish(_ICON)

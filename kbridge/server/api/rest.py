@@ -1,0 +1,376 @@
+"""REST handlers: the server itself, kernelspecs, kernels and sessions."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import mimetypes
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from tornado.log import app_log
+
+from kbridge._version import __version__
+from kbridge.errors import InvalidRequest, KernelError, KernelspecNotFound, NotFound, NotSupported
+from kbridge.kernels.lifecycle.launchable import is_passable
+from kbridge.server.api.access import AccessMixin
+from kbridge.server.api.handlers import ApiHandler, expect
+from kbridge.server.api.openapi import describe
+from kbridge.server.api.services import Model, maybe_await, timestamp
+
+__all__ = [
+    "InterruptHandler",
+    "JsonDescriptionHandler",
+    "KernelHandler",
+    "KernelsHandler",
+    "KernelspecHandler",
+    "KernelspecsHandler",
+    "MeHandler",
+    "ResourceHandler",
+    "RestartHandler",
+    "SessionHandler",
+    "SessionsHandler",
+    "ShutdownHandler",
+    "StatusHandler",
+    "VersionHandler",
+    "YamlDescriptionHandler",
+    "env_of",
+    "find_resource",
+]
+
+# There is one token, and no name behind it. The fields are those of Jupyter Server.
+_IDENTITY = {
+    "username": "anonymous",
+    "name": "Anonymous",
+    "display_name": "Anonymous",
+    "initials": "A",
+    "avatar_url": None,
+    "color": None,
+}
+
+
+class VersionHandler(ApiHandler):
+    """`/api`: the version; open to all, as in Jupyter Server, so that it serves for health."""
+
+    public = True
+    activity = False
+
+    def get(self) -> None:
+        """Answer `{"version"}`."""
+        self.reply({"version": __version__})
+
+    def head(self) -> None:
+        """Answer like `get`, without the body."""
+        self.get()
+
+
+class StatusHandler(ApiHandler):
+    """`/api/status`."""
+
+    activity = False
+
+    def get(self) -> None:
+        """Return the status of the server; the request does not count as activity.
+
+        With `?statistics=1`, include the counters of each kernel's hub; the kernel's id only if
+        kernels may be listed.
+        """
+        services = self.services
+        models = services.kernels.models()
+        status = {
+            "connections": sum(int(model["connections"]) for model in models),
+            "kernels": len(models),
+            # One format, so that the latest is also the last in order.
+            "last_activity": max(
+                [timestamp(services.last_request), *(str(m["last_activity"]) for m in models)]
+            ),
+            "started": timestamp(services.started),
+        }
+        if self.get_query_argument("statistics", "0") not in ("", "0", "false"):
+            named = services.list_kernels
+            status["hubs"] = [
+                {**({"kernel_id": kernel_id} if named else {}), **statistics}
+                for kernel_id, statistics in services.hubs.statistics().items()
+            ]
+        self.reply(status)
+
+
+class MeHandler(ApiHandler):
+    """`/api/me`: the identity of the client, and which of some permissions it has."""
+
+    activity = False
+
+    def get(self) -> None:
+        """Answer `{"identity", "permissions"}`; with the token everything is permitted."""
+        try:
+            wanted = json.loads(self.get_argument("permissions", "{}"))
+        except (ValueError, RecursionError):
+            raise InvalidRequest("permissions is not JSON") from None
+        if not isinstance(wanted, dict) or not all(
+            isinstance(actions, list) and all(isinstance(action, str) for action in actions)
+            for actions in wanted.values()
+        ):
+            raise InvalidRequest("permissions is not an object of lists of strings")
+        self.reply({"identity": _IDENTITY, "permissions": wanted})
+
+
+class ShutdownHandler(ApiHandler):
+    """`/api/shutdown`: ends the server, as `kbridge stop` and SIGTERM do."""
+
+    def post(self) -> None:
+        """Answer, then begin to end."""
+        shutdown = self.services.shutdown
+        if shutdown is None:
+            raise NotSupported("this server cannot be ended by a request")
+        app_log.info("%s asks the server to end", self.request.remote_ip)
+        self.reply({"message": "the server is shutting down"})
+        shutdown()
+
+
+class JsonDescriptionHandler(ApiHandler):
+    """`/api/swagger.json`."""
+
+    activity = False
+
+    def get(self) -> None:
+        """Describe the API."""
+        self.reply(describe(self.services.base_url))
+
+
+class YamlDescriptionHandler(ApiHandler):
+    """`/api/spec.yaml` and `/api/swagger.yaml`."""
+
+    activity = False
+
+    def get(self) -> None:
+        """Describe the API: JSON is YAML, too."""
+        self.set_header("Content-Type", "text/x-yaml; charset=utf-8")
+        self.finish(json.dumps(describe(self.services.base_url), indent=2))
+
+
+_DAYS = 30 * 24 * 3600
+
+
+def find_resource(root: str, path: str) -> Path | None:
+    """Return a file of a kernelspec's directory, None where there is none.
+
+    Links are followed first and judged after, so neither `..` nor a link leads out.
+    """
+    if "\0" in path:
+        return None
+    home = Path(root).resolve()
+    try:
+        found = (home / path).resolve()
+        return found if found.is_relative_to(home) and found.is_file() else None
+    except OSError:  # a name too long to be a file's
+        return None
+
+
+def spec_model(name: str, spec: Model, root: str, base_url: str) -> Model:
+    """Describe a kernelspec as REST does; lists only files that exist.
+
+    Returns
+    -------
+    dict
+        `name`, `spec`, and `resources`: paths by name, logos without their suffix.
+    """
+    resources: dict[str, str] = {}
+    folder = Path(root)
+    if root and folder.is_dir():
+        logos = sorted(folder.glob("logo-*"))
+        for file in (folder / "kernel.js", folder / "kernel.css", *logos):
+            if file.is_file() and _is_text(file.name):
+                key = file.stem if file.name.startswith("logo-") else file.name
+                resources[key] = f"{base_url}kernelspecs/{quote(name)}/{quote(file.name)}"
+    return {"name": name, "spec": spec, "resources": resources}
+
+
+def _is_text(name: str) -> bool:
+    """Return True if a file's name is UTF-8; the server has no URLs for other files."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def spec_models(specs: Mapping[str, Any], base_url: str) -> dict[str, Model]:
+    """Describe what `get_all_specs` returned; a broken kernelspec does not hide the others."""
+    found: dict[str, Model] = {}
+    for name, info in specs.items():
+        if "resources" in info and "name" in info:  # a manager that is a gateway's client
+            found[name] = dict(info)
+            continue
+        try:
+            found[name] = spec_model(name, info["spec"], info["resource_dir"], base_url)
+        except (KeyError, OSError) as error:
+            app_log.warning("kernelspec %s cannot be read: %r", name, error)
+    return found
+
+
+class KernelspecsHandler(ApiHandler):
+    """`/api/kernelspecs`."""
+
+    async def get(self) -> None:
+        """List the kernelspecs, and which is the default."""
+        kernels = self.services.kernels
+        specs = await maybe_await(kernels.specs.get_all_specs())
+        models = await asyncio.to_thread(spec_models, specs, self.services.base_url)
+        self.reply({"default": kernels.default_kernel_name, "kernelspecs": models})
+
+
+class KernelspecHandler(ApiHandler):
+    """`/api/kernelspecs/{name}`."""
+
+    async def get(self, name: str) -> None:
+        """Describe a kernelspec."""
+        spec = await find_spec(self.services.kernels.specs, name)
+        model = await asyncio.to_thread(
+            spec_model, name, spec.to_dict(), spec.resource_dir, self.services.base_url
+        )
+        self.reply(model)
+
+
+class ResourceHandler(AccessMixin):
+    """`/kernelspecs/{name}/{path}`: a file of a kernelspec, most often its logo."""
+
+    async def get(self, name: str, path: str) -> None:
+        """Send the file."""
+        spec = await find_spec(self.services.kernels.specs, name)
+        file = await asyncio.to_thread(find_resource, spec.resource_dir, path)
+        if file is None:
+            raise NotFound("the kernelspec has no such file")
+        kind = mimetypes.guess_type(file.name)[0] or "application/octet-stream"
+        self.set_header("Content-Type", kind)
+        if kind.startswith("image/"):
+            self.set_header("Cache-Control", f"private, max-age={_DAYS}")
+        # A kernelspec's script or SVG, opened on its own, must not act as a page of ours.
+        self.set_header("Content-Security-Policy", "default-src 'none'; sandbox")
+        self.finish(await asyncio.to_thread(file.read_bytes))
+
+    async def head(self, name: str, path: str) -> None:
+        """Answer like `get`, without the body."""
+        await self.get(name, path)
+
+
+async def find_spec(manager: Any, name: str) -> Any:
+    """Return a `KernelSpec`.
+
+    Raises
+    ------
+    KernelspecNotFound
+        If no kernelspec has that name.
+    KernelError
+        If it cannot be read; says why.
+    """
+    try:
+        return await maybe_await(manager.get_kernel_spec(name))
+    except KeyError:  # NoSuchKernel is one
+        raise KernelspecNotFound(f"no kernelspec is named {name}") from None
+    except Exception as error:  # whatever is wrong with somebody's kernel.json
+        raise KernelError(f"The kernelspec {name!r} cannot be read: {error}") from error
+
+
+def env_of(body: Model) -> dict[str, str] | None:
+    """Return the environment that a client asks for.
+
+    Raises
+    ------
+    InvalidRequest
+        If it is no object of strings, or holds what no environment can.
+    """
+    env: dict[object, object] | None = expect(body, "env", dict)
+    if env is None:
+        return None
+    found: dict[str, str] = {}
+    for name, value in env.items():
+        if not isinstance(name, str) or not isinstance(value, str):
+            raise InvalidRequest("env is not an object of strings")
+        if not name or "=" in name or not is_passable(name) or not is_passable(value):
+            raise InvalidRequest("env holds a name or value that no environment can hold")
+        found[name] = value
+    return found
+
+
+class KernelsHandler(ApiHandler):
+    """`/api/kernels`."""
+
+    def get(self) -> None:
+        """List the kernels."""
+        self.need_listing()
+        self.reply(self.services.kernels.models())
+
+    async def post(self) -> None:
+        """Start a kernel."""
+        body = self.body()
+        kernels = self.services.kernels
+        kernel_id = await kernels.start_kernel(
+            kernel_name=expect(body, "name", str) or None,
+            env=env_of(body),
+            path=expect(body, "path", str),
+        )
+        self.reply_created(kernels.model(kernel_id), "kernels", kernel_id)
+
+
+class KernelHandler(ApiHandler):
+    """`/api/kernels/{id}`."""
+
+    def get(self, kernel_id: str) -> None:
+        """Describe a kernel."""
+        self.reply(self.services.kernels.model(kernel_id))
+
+    async def delete(self, kernel_id: str) -> None:
+        """Shut a kernel down."""
+        await self.services.kernels.shutdown_kernel(kernel_id)
+        self.set_status(204)
+
+
+class InterruptHandler(ApiHandler):
+    """`/api/kernels/{id}/interrupt`."""
+
+    async def post(self, kernel_id: str) -> None:
+        """Interrupt a kernel."""
+        await self.services.kernels.interrupt_kernel(kernel_id)
+        self.set_status(204)
+
+
+class RestartHandler(ApiHandler):
+    """`/api/kernels/{id}/restart`."""
+
+    async def post(self, kernel_id: str) -> None:
+        """Restart a kernel, and answer when its process runs again."""
+        await self.services.kernels.restart_kernel(kernel_id)
+        self.reply(self.services.kernels.model(kernel_id))
+
+
+class SessionsHandler(ApiHandler):
+    """`/api/sessions`."""
+
+    def get(self) -> None:
+        """List the sessions."""
+        self.need_listing()
+        self.reply(self.services.sessions.list())
+
+    async def post(self) -> None:
+        """Create a session with its kernel, or answer with the one that its path has."""
+        model = await self.services.sessions.create(self.body())
+        self.reply_created(model, "sessions", str(model["id"]))
+
+
+class SessionHandler(ApiHandler):
+    """`/api/sessions/{id}`."""
+
+    def get(self, session_id: str) -> None:
+        """Describe a session."""
+        self.reply(self.services.sessions.get(session_id))
+
+    async def patch(self, session_id: str) -> None:
+        """Rename a session, or give it another kernel."""
+        self.reply(await self.services.sessions.patch(session_id, self.body()))
+
+    async def delete(self, session_id: str) -> None:
+        """Delete a session and its kernel."""
+        await self.services.sessions.delete(session_id)
+        self.set_status(204)

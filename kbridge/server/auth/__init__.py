@@ -1,0 +1,1 @@
+"""Authentication: access rules, the token, its storage, and CORS headers."""

@@ -1,0 +1,394 @@
+"""`KbridgeApp`: the settings of the server, and how the command line names them.
+
+What is done with them is in `wiring` (what is put together) and `lifecycle` (start and end).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import secrets
+import sys
+from pathlib import Path
+from typing import Any
+
+from jupyter_core.paths import jupyter_runtime_dir
+from traitlets import (
+    Bool,
+    Bytes,
+    Float,
+    Integer,
+    List,
+    TraitError,
+    Unicode,
+    default,
+    observe,
+)
+from traitlets.config import Config, catch_config_error
+
+from kbridge._version import __version__
+from kbridge.connection.channels import ZMQChannelsWebsocketConnection
+from kbridge.errors import KbridgeError
+from kbridge.kernels.manager import BridgeKernelManager
+from kbridge.kernels.registry.registry import secrets_of
+from kbridge.private import prepare_directory
+from kbridge.server.cli import command_line, gateway_settings, setting_checks
+from kbridge.server.cli.options import CheckedApp
+from kbridge.server.cli.setting_checks import checked
+from kbridge.server.http.request_head import DEFAULT_COUNT
+from kbridge.server.safe_log import SafeFormatter, hide
+
+__all__ = ["KbridgeApp"]
+
+_CLASSES: list[Any] = [BridgeKernelManager, ZMQChannelsWebsocketConnection]
+
+
+class KbridgeApp(setting_checks.Checks, CheckedApp):
+    """Serve Jupyter kernels to websocket clients."""
+
+    name = "kbridge"
+    version = __version__
+    description = """Serve Jupyter kernels over HTTP and websockets.
+
+    Starts kernels on request and carries messages between them and any number of browsers
+    and programs. Speaks the REST and websocket protocols of Jupyter Server and of the
+    Jupyter Kernel Gateway, and reads the gateway's KG_* environment variables.
+    """
+    examples = command_line.EXAMPLES
+    aliases = command_line.ALIASES
+    flags = command_line.FLAGS
+    subcommands = command_line.SUBCOMMANDS
+    classes = _CLASSES
+    _log_formatter_cls = SafeFormatter
+    takes_arguments = False
+
+    ip = Unicode(
+        "127.0.0.1", help="Address to listen on. `*` or an empty string: all addresses. (KG_IP)"
+    ).tag(config=True)
+    port = Integer(
+        8888, min=0, max=65535, help="Port to listen on. 0: any free port. (KG_PORT)"
+    ).tag(config=True)
+    port_retries = Integer(
+        50,
+        min=0,
+        help="""Number of ports to try after `port` while they are in use. (KG_PORT_RETRIES)""",
+    ).tag(config=True)
+    sock = Unicode("", help="Path of a unix socket to listen on in place of a port.").tag(
+        config=True
+    )
+    sock_mode = Unicode("0600", help="Permissions of the unix socket, in octal.").tag(config=True)
+    base_url = Unicode(
+        "/",
+        help="Path in front of every route, percent-encoded or not. (KG_BASE_URL)",
+    ).tag(config=True)
+    token = Unicode(
+        help="""Secret that clients must show: in the header `Authorization: token ...` or `Bearer
+        ...`, in the query `?token=`, or by the cookie that the login page sets. Empty: no
+        authentication. White space around it is removed. (KG_AUTH_TOKEN)
+
+        By default the value of JUPYTER_TOKEN, or the content of the file that JUPYTER_TOKEN_FILE
+        names, or else a random token. The random one is printed at the start and kept for the
+        next start on the same address."""
+    ).tag(config=True)
+    cookie_secret = Bytes(
+        help="""Key that signs the login cookie. By default random, and kept for the next start on
+        the same address."""
+    ).tag(config=True)
+    certfile = Unicode(
+        "",
+        help="""PEM file with the server's certificate; the server then speaks https.
+        (KG_CERTFILE)""",
+    ).tag(config=True)
+    keyfile = Unicode(
+        "",
+        help="""PEM file with the certificate's private key, if it is not in `certfile`.
+        (KG_KEYFILE)""",
+    ).tag(config=True)
+    client_ca = Unicode(
+        "",
+        help="""PEM file with a certificate authority. Clients must show a certificate that it
+        has signed. (KG_CLIENT_CA)""",
+    ).tag(config=True)
+    ssl_version = Integer(
+        0,
+        help="""0: TLS 1.2 or later. Otherwise the number of one of Python's `ssl.PROTOCOL_*`
+        constants, for exactly that version: 5 is TLS 1.2. (KG_SSL_VERSION)""",
+    ).tag(config=True)
+    allow_origin = Unicode(
+        "",
+        help="""Foreign origins (`https://host:port`, separated by commas) whose pages may use
+        this server, websockets included. `*`: all origins. Also sent as
+        Access-Control-Allow-Origin. (KG_ALLOW_ORIGIN)""",
+    ).tag(config=True)
+    allow_origin_pat = Unicode(
+        "",
+        help="""Regular expression for foreign origins, as `allow_origin`. It must match the
+        whole origin.""",
+    ).tag(config=True)
+    allow_credentials = Unicode(
+        "",
+        help="""Value of the header Access-Control-Allow-Credentials. Empty: not sent.
+        (KG_ALLOW_CREDENTIALS)""",
+    ).tag(config=True)
+    allow_headers = Unicode(
+        "",
+        help="""Value of the header Access-Control-Allow-Headers. Empty: sent in replies to
+        preflight requests only, with the headers that Jupyter's frontends need.
+        (KG_ALLOW_HEADERS)""",
+    ).tag(config=True)
+    allow_methods = Unicode(
+        "",
+        help="""Value of the header Access-Control-Allow-Methods. Empty: sent in replies to
+        preflight requests only. (KG_ALLOW_METHODS)""",
+    ).tag(config=True)
+    expose_headers = Unicode(
+        "",
+        help="""Value of the header Access-Control-Expose-Headers. Empty: not sent.
+        (KG_EXPOSE_HEADERS)""",
+    ).tag(config=True)
+    max_age = Unicode(
+        "",
+        help="""Value of the header Access-Control-Max-Age, in seconds. Empty: not sent.
+        (KG_MAX_AGE)""",
+    ).tag(config=True)
+    allow_remote_access = Bool(
+        help="""Serve requests whose Host header does not name this machine. On by default only
+        if `ip` is not a loopback address. Off, it protects a local server against DNS rebinding."""
+    ).tag(config=True)
+    local_hostnames = List(
+        Unicode(),
+        ["localhost"],
+        help="""Host names that count as this machine, besides loopback addresses and `ip`.""",
+    ).tag(config=True)
+    trust_xheaders = Bool(
+        False,
+        help="""Trust the headers X-Real-Ip, X-Forwarded-For and X-Forwarded-Proto. Set this only
+        behind a proxy that sets them. (KG_TRUST_XHEADERS)""",
+    ).tag(config=True)
+    list_kernels = Bool(
+        True,
+        help="""Let clients list kernels and sessions, as Jupyter Server does. The kernel gateway
+        does so only if KG_LIST_KERNELS is true; that variable also counts here.""",
+    ).tag(config=True)
+    ws_ping_interval = Float(
+        30.0,
+        min=0.0,
+        help="""Seconds between pings of a websocket, and seconds that it has to answer one. 0:
+        no pings. (KG_WS_PING_INTERVAL_SECS)""",
+    ).tag(config=True)
+    websocket_max_message_size = Integer(
+        100 << 20, min=1, help="Maximum size of one message from a client, in bytes."
+    ).tag(config=True)
+    max_body_size = Integer(
+        16 << 20, min=1, help="Maximum size of the body of a REST request, in bytes."
+    ).tag(config=True)
+    max_unauthenticated_connections = Integer(
+        512,
+        min=1,
+        help="""Maximum number of open HTTP connections whose clients have not shown the token.
+        One more closes the oldest of them. Websockets and connections on which the token was
+        shown are not counted and not closed.""",
+    ).tag(config=True)
+    request_timeout = Float(
+        30.0,
+        min=0.1,
+        help="""Seconds that a client without the token has from connecting (TLS included) to the
+        end of its request, and again for reading the reply.""",
+    ).tag(config=True)
+    keep_alive_timeout = Float(
+        300.0,
+        min=0.1,
+        help="""Seconds that a client with the token has to send its whole next request, or to
+        read a reply, before its connection is closed. Websockets are not affected.""",
+    ).tag(config=True)
+    max_header_size = Integer(
+        64 << 10,
+        min=1024,
+        help="Maximum size of a request's first line and headers together, in bytes.",
+    ).tag(config=True)
+    max_header_count = Integer(
+        DEFAULT_COUNT,
+        min=16,
+        help="""Headers that a request may have, cookies among them, and parameters in its URL: so
+        many of each. Beyond that it is answered with 431 or 414 before it is read.""",
+    ).tag(config=True)
+    min_open_files_limit = Integer(
+        65536,
+        min=0,
+        help="""Number of file descriptors to raise the process's soft limit to at the start, as
+        far as the hard limit allows. Kernels inherit the limit. 0: leave it unchanged.""",
+    ).tag(config=True)
+    registry_url = Unicode(
+        help="""Where the server records its kernels, so that the next server on the same address
+        can serve those that outlive this one: the path of an SQLite file, or any SQLAlchemy URL
+        (`postgresql+psycopg://...`, whose driver must be installed). `none` or empty: nowhere;
+        kernels then end with the server. By default the file kbridge-registry.sqlite in
+        Jupyter's runtime directory."""
+    ).tag(config=True)
+    shutdown_kernels_on_exit = Bool(
+        True,
+        help="""True: kernels end when this server is stopped (SIGTERM, Ctrl-C, `kbridge stop`).
+        False: they keep running, and the next server on the same address serves them, as it does
+        after a crash in any case.""",
+    ).tag(config=True)
+    log_format = Unicode(
+        "%(asctime)s %(levelname).1s %(name)s: %(message)s", help="The format of a log line."
+    ).tag(config=True)
+
+    token_is_random = Bool(False)
+    cookie_secret_is_random = Bool(False)
+
+    @default("token")
+    def _default_token(self) -> str:
+        file = os.environ.get("JUPYTER_TOKEN_FILE")
+        if given := os.environ.get("JUPYTER_TOKEN"):
+            return checked(
+                "the environment variable JUPYTER_TOKEN", setting_checks.check_token, given
+            )
+        if file:
+            try:
+                given = Path(file).read_text(encoding="utf-8")
+            except (OSError, UnicodeDecodeError) as error:
+                raise TraitError(f"JUPYTER_TOKEN_FILE cannot be read: {error}") from None
+            if not given.strip():  # rather no server than one without authentication
+                raise TraitError(f"JUPYTER_TOKEN_FILE names an empty file: {file}")
+            return checked("the file of JUPYTER_TOKEN_FILE", setting_checks.check_token, given)
+        self.token_is_random = True
+        return secrets.token_hex(24)
+
+    @default("runtime_dir")
+    def _default_runtime_dir(self) -> str:
+        return jupyter_runtime_dir()  # created by `initialize`, which reports errors
+
+    @observe("runtime_dir")
+    def _runtime_dir_changed(self, change: Any) -> None:
+        """Do not create the directory here, where an error would be a traceback."""
+
+    @default("registry_url")
+    def _default_registry_url(self) -> str:
+        return str(Path(self.runtime_dir) / "kbridge-registry.sqlite")
+
+    @default("cookie_secret")
+    def _default_cookie_secret(self) -> bytes:
+        self.cookie_secret_is_random = True
+        return secrets.token_bytes(32)
+
+    @default("allow_remote_access")
+    def _default_allow_remote_access(self) -> bool:
+        import ipaddress
+
+        try:
+            return not ipaddress.ip_address(self.ip).is_loopback
+        except ValueError:
+            return self.ip not in self.local_hostnames
+
+    def generate_config_file(self, classes: Any = None) -> str:
+        """Return a config file that shows the real defaults of our own settings."""
+        del classes
+        from kbridge.server.reference import config_page
+
+        return config_page()
+
+    def write_default_config(self) -> None:
+        """Write the config file, or end with an error that names the setting."""
+        try:
+            super().write_default_config()
+        except OSError as error:
+            self.log.error(
+                "Cannot write the config file: %s. Set the environment variable"
+                " JUPYTER_CONFIG_DIR to a directory that you can write to.",
+                error,
+            )
+            self.exit(1)
+
+    def get_default_logging_config(self) -> dict[str, Any]:
+        """Return what `logging_config` is merged into: the loggers of everything that logs here."""
+        config: dict[str, Any] = super().get_default_logging_config()
+        if "loggers" in config:  # not under pythonw, which has no terminal
+            # Tornado speaks of what clients do.
+            flood = {"()": "kbridge.server.safe_log.FloodFilter", "prefix": "tornado."}
+            config["filters"] = {"flood": flood}
+            config["handlers"]["console"]["filters"] = ["flood"]
+            for name in ("kbridge", "tornado", "asyncio"):
+                config["loggers"][name] = {
+                    "level": "DEBUG",
+                    "handlers": ["console"],
+                    "propagate": False,
+                }
+            # Warnings of other libraries pass our formatter, too.
+            config["root"] = {"level": "WARNING", "handlers": ["console"]}
+        return config
+
+    def parse_command_line(self, argv: list[str] | None = None) -> None:
+        """Read the command line; the kernel gateway's traits get their names here."""
+        super().parse_command_line(argv)
+        self.cli_config = gateway_settings.translate(self.cli_config)
+
+    def update_config(self, config: Config) -> None:
+        """Take settings from one source, under our names or the kernel gateway's."""
+        super().update_config(gateway_settings.translate(config, shared=self.reads_shared))
+
+    def load_config_file(self, suppress_errors: bool = True) -> None:  # type: ignore[override]
+        """Take the kernel gateway's variables first, so that config files go over them."""
+        config, unknown = gateway_settings.read(os.environ)
+        self.update_config(Config(config))
+        for name in unknown:
+            near = gateway_settings.nearest_variable(name)
+            self.log.warning("%s has no meaning here%s; see docs/settings.md", name, near)
+        super().load_config_file(suppress_errors)
+
+    @catch_config_error
+    def initialize(self, argv: list[str] | None = None) -> None:
+        """Read the settings, and see to it that the token stays out of the log."""
+        super().initialize(argv)
+        if self._dispatching:
+            return
+        if self.extra_args and not self.takes_arguments:
+            self.log.error("kbridge takes no argument %r; see kbridge --help", self.extra_args[0])
+            self.exit(2)
+        self._prepare_runtime_dir()
+        hide(self.token)
+        for secret in secrets_of(self.registry_url):
+            hide(secret)
+
+    def _prepare_runtime_dir(self) -> None:
+        """End the start with an error that names the setting if the directory cannot be used."""
+        path = self.runtime_dir
+        try:
+            warning = prepare_directory(Path(path))
+        except OSError as error:
+            self.log.error(
+                "The runtime directory %s cannot be used: %s. Set the environment variable"
+                " JUPYTER_RUNTIME_DIR to a directory that only you can write to.",
+                path,
+                error.strerror or error,
+            )
+            self.exit(1)
+        if warning:
+            self.log.warning("%s", warning)
+
+    async def prepare(self, kernels: BridgeKernelManager) -> None:
+        """Check what the settings name, before anybody is served.
+
+        Raises
+        ------
+        KbridgeError
+            If a setting names a kernelspec or a directory that does not exist.
+        """
+        from kbridge.kernels.startup_checks import check_settings
+
+        await check_settings(kernels)
+
+    def listening(self, url: str) -> None:
+        """Do nothing; a subclass can act here once clients are served at `url`."""
+
+    def start(self) -> None:
+        """Serve until a signal comes."""
+        super().start()
+        from kbridge.server.lifecycle import serve
+
+        try:
+            asyncio.run(serve(self))
+        except (KbridgeError, TraitError) as error:  # traits of other classes are read late
+            self.log.critical("%s", error)
+            sys.exit(1)

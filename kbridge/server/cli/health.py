@@ -1,0 +1,94 @@
+"""`kbridge health`: asks a running server whether it answers.
+
+The runtime file says where the server is, with its base URL, TLS and port, so that a container's
+health check needs no options of its own.
+"""
+
+from __future__ import annotations
+
+import http.client
+import ssl
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+from traitlets import Float
+
+from kbridge.server.cli.commands import _Command, can_be_asked, names_of, say
+from kbridge.server.cli.server_client import open_connection
+from kbridge.server.runtime_file import Place
+
+__all__ = ["HealthApp", "check"]
+
+
+class HealthApp(_Command):
+    """Checks running servers."""
+
+    name = "kbridge-health"
+    description = """Check that the kbridge servers of this account answer.
+
+    Without an argument, all of them, and at least one; with a port or a socket's path, that one.
+    Exits with 0 if each answers, else with 1.
+    """
+    examples = "kbridge health\nkbridge health 8888"
+
+    timeout = Float(4.0, help="Seconds that a server has for its answer.").tag(config=True)
+
+    def start(self) -> None:
+        """Check, and exit."""
+        super().start()
+        if len(self.extra_args) > 1:
+            sys.exit("usage: kbridge health [PORT|SOCKET]")
+        here = Place.here()
+        # Containers may share the directory, and no others' servers can be asked from here.
+        servers = [s for s in self.servers() if can_be_asked(s, here)]
+        if self.extra_args:
+            servers = [s for s in servers if self.extra_args[0] in names_of(s)]
+        if not servers:
+            sys.exit(
+                f"no kbridge server runs{' on ' * bool(self.extra_args)}{''.join(self.extra_args)}"
+            )
+        faults = [fault for info in servers if (fault := check(info, self.timeout))]
+        if faults:
+            sys.exit("\n".join(faults))
+        say(f"{len(servers)} server{'s' * (len(servers) > 1)}: ok")
+
+
+def check(info: Mapping[str, Any], timeout: float) -> str:
+    """Return what is wrong with a server, an empty string if it answers.
+
+    Parameters
+    ----------
+    info : mapping
+        Its runtime file.
+    timeout : float
+        Seconds to wait for its answer.
+    """
+    where = info.get("sock") or info["url"]
+    connection = open_connection(info, _context(info), timeout)
+    shaken_hands = False
+    try:
+        connection.connect()
+        shaken_hands = bool(info.get("secure"))
+        connection.request("GET", f"{info['base_url']}api")
+        status = connection.getresponse().status
+    except (OSError, http.client.HTTPException) as error:
+        if shaken_hands and info.get("client_certificates"):
+            return ""  # it is up, and asks for a certificate that we do not have
+        return f"{where}: {error or type(error).__name__}"
+    finally:
+        connection.close()
+    return "" if status == 200 else f"{where}: HTTP status {status}"
+
+
+def _context(info: Mapping[str, Any]) -> ssl.SSLContext | None:
+    """Return a context for TLS, if there is any.
+
+    Whose certificate it is does not matter: the question is whether the server answers.
+    """
+    if not info.get("secure"):
+        return None
+    context = ssl.create_default_context()
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    return context

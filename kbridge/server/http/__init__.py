@@ -1,0 +1,1 @@
+"""The HTTP server: accepts connections and limits what unauthenticated clients can use."""

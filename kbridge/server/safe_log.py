@@ -1,0 +1,285 @@
+"""The log, without secrets and without control characters.
+
+Every line passes the formatter here last, so a token does not get into the log whichever library
+writes it, in a traceback neither. What strangers can cause is written a few times a minute and
+counted beyond that, or they could fill the disk.
+
+Invariants:
+
+- the time for a line is linear in its length, whatever it holds, and a line's length is bounded;
+- text from outside cannot look like a line of ours, nor send a command to a terminal: control
+  characters are escaped, and each further line of a message or traceback is indented.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+from urllib.parse import unquote
+
+from tornado import httputil, web
+from tornado.log import access_log
+from traitlets.config.application import LevelFormatter
+
+from kbridge.flow.log_throttle import LogThrottle
+
+__all__ = [
+    "FloodFilter",
+    "SafeFormatter",
+    "SafeLog",
+    "hide",
+    "log_answer",
+    "log_request",
+    "printable",
+    "scrub",
+    "shown_uri",
+]
+
+_HIDDEN = "[secret]"
+# A query parameter whose name contains one of these is secret.
+_WORDS = ("token", "auth", "key", "code", "secret", "passw", "pwd", "credential")
+# The parts of a query string, in a URI or in a repr of one. Nested URLs (`?next=%2Fapi%3Ftoken%3D`)
+# are encoded once for each level. Possessive quantifiers, and no part that can hold the beginning
+# of the next one: each character is read at most twice.
+_OPEN = re.compile(r"(?:[?&]|%(?:25){0,3}(?:3[fF]|26))++")
+_NAME = re.compile(
+    r"(?P<name>(?:[^=?&\s'\"#%]|%(?!(?:25){0,3}(?:3[dDfF]|26)))*+)(?:=|%(?:25){0,3}3[dD])"
+)
+_VALUE = re.compile(r"[^&\s'\"#]++")
+_AUTHORIZATION = re.compile(
+    r"(authorization\W{1,16}+(?:token|bearer|basic)\s++)[^\s'\",;]++", re.IGNORECASE
+)
+# Cookie headers, written out or in the repr of a dict, and single cookies of Jupyter servers.
+_COOKIES = re.compile(
+    r"(\b(?:set-)?cookie(?:['\"]\s{0,4}[:,]|:)\s{0,4}(?:b?['\"])?)[^'\"\r\n]++", re.IGNORECASE
+)
+_COOKIE = re.compile(r"(\b(?:kbridge|username)-[\w.-]{1,80}+=)[^;,\s'\"]++")
+_SECRETS: dict[str, re.Pattern[str]] = {}
+
+# C0 without the newline, DEL, C1, line and paragraph separators, marks that change the direction
+# of text, and surrogates, which no terminal or file can encode.
+_UNPRINTABLE = re.compile(
+    "[\x00-\x09\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]+"
+)
+_INDENT = "    "
+_LINE_LIMIT = 32 << 10  # characters
+_URI_LIMIT = 500
+
+
+def hide(secret: str) -> None:
+    """Never let this text into the log, wherever it appears and however it is encoded.
+
+    A secret of fewer than four characters would hide half of every line; it is still kept out of
+    URIs and headers, like any other.
+    """
+    if len(secret) < 4:
+        return
+    encoded = re.compile("".join(map(_encodings, secret)))
+    for spelling in (
+        secret,
+        json.dumps(secret)[1:-1],
+        repr(secret)[1:-1],
+        secret.encode("utf-8", "replace").decode("latin-1"),  # as Tornado reads headers
+    ):
+        _SECRETS[spelling] = encoded
+
+
+def _encodings(character: str) -> str:
+    """Return a pattern of a character as it is and percent-encoded."""
+    octets = "".join(f"%{byte:02X}" for byte in character.encode("utf-8", "replace"))
+    either = "".join(f"[{c}{c.lower()}]" if c.isalpha() else c for c in octets)
+    return f"(?:{re.escape(character)}|{either}{'|[+]' * (character == ' ')})"
+
+
+def scrub(text: str) -> str:
+    """Return `text` with every secret replaced by `[secret]`, in linear time."""
+    for secret in sorted(_SECRETS, key=len, reverse=True):
+        text = text.replace(secret, _HIDDEN)
+    if "%" in text:
+        for pattern in set(_SECRETS.values()):
+            text = pattern.sub(_HIDDEN, text)
+    text = _AUTHORIZATION.sub(rf"\1{_HIDDEN}", _scrub_parameters(text))
+    return _COOKIE.sub(rf"\1{_HIDDEN}", _COOKIES.sub(rf"\1{_HIDDEN}", text))
+
+
+def _scrub_parameters(text: str) -> str:
+    parts, done, at = [], 0, 0
+    while opened := _OPEN.search(text, at):
+        at = opened.end()
+        parameter = _NAME.match(text, at)
+        if parameter is None:
+            continue
+        at = parameter.end()
+        if _is_secret(parameter["name"]) and (value := _VALUE.match(text, at)):
+            parts += [text[done:at], _HIDDEN]
+            done = at = value.end()
+    return "".join([*parts, text[done:]])
+
+
+def _is_secret(name: str) -> bool:
+    """Decide about the name of a parameter, which may be encoded more than once."""
+    for _ in range(3):
+        name = name.lower()
+        if any(word in name for word in _WORDS):
+            return True
+        if "%" not in name:
+            return False
+        name = unquote(name)
+    return False
+
+
+def printable(text: str) -> str:
+    """Return `text` with control characters escaped and each line after the first indented."""
+    if _UNPRINTABLE.search(text):
+        text = _UNPRINTABLE.sub(_escape, text.replace("\r\n", "\n"))
+    return text.replace("\n", f"\n{_INDENT}")
+
+
+def shown_uri(uri: str | None) -> str:
+    """Return the beginning of a request's URI, without secrets."""
+    # Cut twice: a secret that the second cut divides has been replaced before.
+    return scrub((uri or "")[: 8 * _URI_LIMIT])[:_URI_LIMIT]
+
+
+def _escape(found: re.Match[str]) -> str:
+    return repr(found[0])[1:-1]
+
+
+def _safe(text: str) -> str:
+    if (surplus := len(text) - _LINE_LIMIT) > 0:
+        for secret in _SECRETS:  # before the cut, which could leave half of one
+            text = text.replace(secret, _HIDDEN)
+        text = f"{text[:_LINE_LIMIT]}... ({surplus} more characters)"
+    return printable(scrub(text))
+
+
+class FloodFilter(logging.Filter):
+    """Lets the same place in the code speak a few times a minute, and counts the rest.
+
+    For loggers that strangers can make speak. Below INFO nothing is held back: who asks for
+    debugging gets all of it.
+
+    Parameters
+    ----------
+    prefix : str
+        What the names of those loggers begin with.
+    burst : int
+        Lines that pass in each interval.
+    interval : float
+        Seconds.
+    clock : callable
+        Tells them.
+    """
+
+    def __init__(
+        self,
+        prefix: str = "",
+        burst: int = 20,
+        interval: float = 60.0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        super().__init__()
+        self._prefix = prefix
+        self._burst = burst
+        self._interval = interval
+        self._clock = clock
+        self._throttles: dict[tuple[str, int, int], LogThrottle] = {}
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Decide about a line; the first after an interval tells how many were held back."""
+        if record.levelno < logging.INFO or not record.name.startswith(self._prefix):
+            return True
+        now = self._clock()
+        key = (record.pathname, record.lineno, record.levelno)
+        throttle = self._throttles.get(key)
+        if throttle is None:
+            throttle = self._throttles[key] = LogThrottle(self._interval, self._burst)
+        count = throttle.record(now)
+        if count > 1:
+            record.msg = f"{record.getMessage()} (and {count - 1} more like it before)"
+            record.args = None
+        return count > 0
+
+
+class SafeFormatter(LevelFormatter):
+    """The formatter of every handler that this program sets up."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Format a record, its traceback included, without secrets and control characters."""
+        if record.exc_info:
+            record.exc_text = None  # another formatter's, with everything in it
+        elif record.exc_text:
+            record.exc_text = _INDENT + _safe(record.exc_text)
+        return super().format(record)
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - logging's name
+        """Make the message safe; the format around it is the operator's."""
+        record.message = _safe(record.message)
+        return super().formatMessage(record)
+
+    def formatException(self, ei: Any) -> str:  # noqa: N802
+        """Format a traceback; the text of an exception may come from outside."""
+        return _INDENT + _safe(super().formatException(ei))
+
+    def formatStack(self, stack_info: str) -> str:  # noqa: N802
+        """Format a stack."""
+        return _INDENT + _safe(super().formatStack(stack_info))
+
+
+class SafeLog(logging.LoggerAdapter["logging.Logger | logging.LoggerAdapter[Any]"]):
+    """A logger whose handlers are not ours: each message is made safe before they see it."""
+
+    def log(self, level: int, msg: object, *args: object, **kwargs: Any) -> None:
+        """Log a message as any logger does; a traceback becomes part of the text."""
+        if not self.isEnabledFor(level):
+            return
+        text = _safe(logging.makeLogRecord({"msg": msg, "args": args}).getMessage())
+        error = kwargs.pop("exc_info", None)
+        if error:
+            if isinstance(error, BaseException):
+                error = type(error), error, error.__traceback__
+            elif not isinstance(error, tuple):
+                error = sys.exc_info()
+            text += "\n" + SafeFormatter().formatException(error)
+        kwargs["stacklevel"] = kwargs.get("stacklevel", 1) + 1
+        self.logger.log(level, "%s", text, **kwargs)
+
+
+def log_request(handler: web.RequestHandler) -> None:
+    """Write the access log: successes for debugging only, errors so that they are seen."""
+    log_answer(handler.request, handler.get_status(), getattr(handler, "error_text", ""))
+
+
+def log_answer(request: httputil.HTTPServerRequest, status: int, reason: str = "") -> None:
+    """Log one line for a request: the only one, unless the server itself failed.
+
+    Parameters
+    ----------
+    request : httputil.HTTPServerRequest
+        The request; it need not have reached a handler.
+    status : int
+        The status of the answer.
+    reason : str
+        The reason sent to the client if it was refused.
+    """
+    if status < 400:
+        level = logging.DEBUG
+    elif status < 500:
+        level = logging.WARNING
+    else:
+        level = logging.ERROR
+    access_log.log(
+        level,
+        "%d %s %s (%s) %.2fms%s",
+        status,
+        request.method,
+        shown_uri(request.uri),
+        request.remote_ip,
+        max(0.0, 1000 * request.request_time()),
+        f": {reason}" if reason else "",
+    )

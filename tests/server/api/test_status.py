@@ -1,0 +1,133 @@
+import json
+import re
+from typing import Any
+from urllib.parse import quote
+
+import yaml
+from tornado import web
+
+from kbridge import HubTable, __version__
+from kbridge.link import MemoryKernel
+from kbridge.server.api import openapi
+from kbridge.server.api.routes import ROUTES
+from kbridge.server.api.websocket import ChannelsHandler
+from tests.hub.rig import INFO
+
+
+async def test_version(running: Any) -> None:
+    reply = await running.ask("GET", "/api", token=None)
+    assert json.loads(reply.body) == {"version": __version__}
+    assert (await running.ask("GET", "/api/", token=None)).code == 200
+    head = await running.ask("HEAD", "/api", token=None)
+    assert (head.code, head.body) == (200, b"")
+
+
+async def test_status(start: Any) -> None:
+    now = 1_000_000_000.5
+    running = await start(clock=lambda: now)
+
+    async def status() -> dict[str, Any]:
+        return dict(json.loads((await running.ask("GET", "/api/status")).body))
+
+    assert await status() == {
+        "started": "2001-09-09T01:46:40.500000Z",
+        "last_activity": "2001-09-09T01:46:40.500000Z",
+        "connections": 0,
+        "kernels": 0,
+    }
+    now += 1.25
+    assert (await status())["last_activity"].startswith("2001-09-09T01:46:40"), "to look is no act"
+    await running.ask("GET", "/api/kernels?no_track_activity=1")
+    assert (await status())["last_activity"].startswith("2001-09-09T01:46:40")
+    await running.ask("GET", "/api/kernels")
+    assert (await status())["last_activity"] == "2001-09-09T01:46:41.750000Z"
+    await running.kernels.start_kernel()
+    found = await status()
+    assert (found["kernels"], found["connections"]) == (1, 2)
+    assert found["last_activity"] == "2030-01-01T00:00:00.000000Z"
+
+
+async def test_counters_of_the_hubs(start: Any) -> None:
+    running = await start(hubs=HubTable(link=MemoryKernel))
+
+    async def hubs(query: str) -> Any:
+        return json.loads((await running.ask("GET", f"/api/status{query}")).body).get("hubs")
+
+    assert await hubs("?statistics=1") == []
+    running.services.hubs.open("a-kernel", INFO)
+    try:
+        [hub] = await hubs("?statistics=1")
+        assert (hub["kernel_id"], hub["refused_kernel_messages"]) == ("a-kernel", 0)
+        assert hub["journal"]
+        assert await hubs("") is None
+        assert await hubs("?statistics=0") is None
+    finally:
+        await running.services.hubs.aclose()
+
+
+async def test_counters_do_not_name_kernels_that_may_not_be_listed(start: Any) -> None:
+    running = await start(list_kernels=False, hubs=HubTable(link=MemoryKernel))
+    running.services.hubs.open("a-kernel", INFO)
+    try:
+        body = (await running.ask("GET", "/api/status?statistics=1")).body
+        assert b"refused_kernel_messages" in body
+        assert b"a-kernel" not in body
+    finally:
+        await running.services.hubs.aclose()
+
+
+async def test_who_is_kept_out_is_no_activity(start: Any) -> None:
+    now = 1_000_000_000.0
+    running = await start(clock=lambda: now)
+    before = running.services.last_request
+    now += 10
+    await running.ask("GET", "/api/kernels", token="wrong")
+    assert running.services.last_request == before
+
+
+async def test_timestamps_always_have_microseconds(start: Any) -> None:
+    running = await start(clock=lambda: 1_000_000_000.0)
+    found = json.loads((await running.ask("GET", "/api/status")).body)
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z", found["started"])
+
+
+async def test_me(running: Any, error_of: Any) -> None:
+    found = json.loads((await running.ask("GET", "/api/me")).body)
+    assert set(found) == {"identity", "permissions"}
+    assert found["identity"]["username"]
+    assert found["permissions"] == {}
+    wanted = '{"kernels":["read","write"]}'
+    reply = await running.ask("GET", f"/api/me?permissions={quote(wanted)}")
+    assert json.loads(reply.body)["permissions"] == {"kernels": ["read", "write"]}
+    for bad in ("{", "[]", '{"kernels": "read"}', '{"kernels": [1]}', "[" * 5_000):
+        reply = await running.ask("GET", f"/api/me?permissions={quote(bad)}")
+        assert error_of(reply)[0] == 400
+    assert (await running.ask("GET", "/api/me", token=None)).code == 403
+
+
+async def test_the_description_is_served(start: Any) -> None:
+    running = await start(base_url="/b/")
+    told = json.loads((await running.ask("GET", "/api/swagger.json")).body)
+    assert told == openapi.describe("/b/")
+    assert (told["swagger"], told["basePath"]) == ("2.0", "/b/")
+    for path in ("/api/spec.yaml", "/api/swagger.yaml"):
+        reply = await running.ask("GET", path)
+        assert "yaml" in reply.headers["Content-Type"]
+        assert yaml.safe_load(reply.body) == told
+
+
+def test_the_description_is_true() -> None:
+    """Every route of the API, with the methods that its handler has."""
+    described = {
+        re.sub(r"\{\w+\}", "ID", path): {m.upper() for m in found if m != "parameters"}
+        for path, found in openapi.describe("/")["paths"].items()
+    }
+    routes = [*ROUTES, (r"/api/kernels/([^/]+)/channels", ChannelsHandler)]
+    there = {}
+    for pattern, handler in routes:
+        path = re.sub(r"\(.*?\)", "ID", pattern).removesuffix("/?")
+        if "/api" in path or "/kernelspecs" in path:
+            names = ("get", "post", "patch", "put", "delete")
+            unset = web.RequestHandler.get
+            there[path] = {n.upper() for n in names if getattr(handler, n) is not unset}
+    assert described == there

@@ -1,0 +1,691 @@
+"""`/api/kernels/{id}/channels` on a real server; the kernels behind it live in memory."""
+
+import asyncio
+import gc
+import json
+import logging
+import socket
+import struct
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
+from types import SimpleNamespace
+from typing import Any
+
+import psutil
+import pytest
+from tornado.httpclient import AsyncHTTPClient
+from tornado.httpserver import HTTPServer
+from tornado.testing import bind_unused_port
+from traitlets.config import Configurable
+from websockets.asyncio.client import ClientConnection, connect
+from websockets.exceptions import ConnectionClosed, InvalidStatus
+
+from kbridge.errors import KernelNotFound
+from kbridge.hub.hub import Hub
+from kbridge.hub.settings import HubSettings
+from kbridge.hub.table import HubTable
+from kbridge.link.keepalive import Keepalive
+from kbridge.link.memory import MemoryKernel
+from kbridge.server.api.routes import make_application
+from kbridge.server.api.services import Services
+from kbridge.server.api.websocket import ChannelsHandler
+from kbridge.server.auth.access_policy import AccessPolicy
+from kbridge.server.auth.cors import Cors
+from kbridge.wire import legacy, v1
+from kbridge.wire.build import build
+from kbridge.wire.message import Channel, Message
+from kbridge.wire.signing import Signer
+from kbridge.wire.zmq import parse, serialize
+from tests.hub.rig import INFO, KEY
+from tests.link.peer import BINARY, PING, TEXT, Peer
+
+TOKEN = "a-token-of-the-tests"
+ID = "a-kernel"
+LIMIT = 1 << 20
+SIGNER = Signer(KEY)
+PATIENCE = 20
+
+
+class Kernel(Configurable):
+    kernel_id = ID
+
+    def get_connection_info(self) -> dict[str, Any]:
+        return INFO
+
+
+class Kernels(Configurable):
+    """A manager of one kernel, and of nothing else."""
+
+    def __contains__(self, kernel_id: str) -> bool:
+        return kernel_id == ID
+
+    def get_kernel(self, kernel_id: str) -> Kernel:
+        if kernel_id != ID:
+            raise KernelNotFound(kernel_id)
+        return Kernel(parent=self)
+
+
+class House:
+    """The server."""
+
+    def __init__(self, *, settings: HubSettings | None = None, **app: Any) -> None:
+        self.hubs = HubTable(settings or HubSettings(limit_rate=False), link=MemoryKernel)
+        self.services = Services(
+            kernels=Kernels(),  # type: ignore[arg-type]
+            sessions=SimpleNamespace(),  # type: ignore[arg-type]
+            hubs=self.hubs,
+            access=AccessPolicy(token=TOKEN, cookie_secret=b"s"),
+            cors=Cors(),
+        )
+        self.news = asyncio.Event()
+        self.http = HTTPServer(
+            make_application(
+                self.services,
+                self.handler(),
+                hubs=self.hubs,
+                websocket_max_message_size=LIMIT,
+                **app,
+            )
+        )
+        sock, self.port = bind_unused_port()
+        self.http.add_socket(sock)
+
+    def handler(self) -> type[ChannelsHandler]:
+        house = self
+
+        class Handler(ChannelsHandler):
+            """Tells of all that it was told."""
+
+            def on_message(self, message: str | bytes) -> Any:
+                house.news.set()
+                return super().on_message(message)
+
+            def on_close(self) -> None:
+                house.news.set()
+                super().on_close()
+
+        return Handler
+
+    @property
+    def hub(self) -> Hub:
+        return self.hubs[ID]
+
+    @property
+    def kernel(self) -> MemoryKernel:
+        link = self.hub._line.link
+        assert isinstance(link, MemoryKernel)
+        return link
+
+    def say(self, *messages: Message) -> None:
+        self.kernel.say(messages[0].channel, *(serialize(m, SIGNER) for m in messages))
+
+    def prove(self) -> None:
+        self.say(message("iopub_welcome", {}, Channel.IOPUB))
+        assert self.hub.ready
+
+    def sent(self) -> list[Message]:
+        got = [parse(c, frames, SIGNER) for c, frames in self.kernel.sent]
+        return [m for m in got if self.hub.notices.mark not in m.header]
+
+    async def until(self, condition: Callable[[], Any]) -> None:
+        """Wait until something holds that comes of what clients do."""
+        async with asyncio.timeout(PATIENCE):
+            while not condition():
+                self.news.clear()
+                await self.news.wait()
+
+    async def until_connections(self, count: int) -> None:
+        await self.until(lambda: self.hubs.connections(ID) == count)
+
+    def url(self, path: str = ID, query: str = "") -> str:
+        return f"ws://127.0.0.1:{self.port}/api/kernels/{path}/channels?{query}"
+
+    @asynccontextmanager
+    async def client(
+        self, *, dialect: Any = v1, query: str = "", path: str = ID, token: str = TOKEN, **how: Any
+    ) -> AsyncIterator[ClientConnection]:
+        headers = {"Authorization": f"token {token}"} if token else {}
+        options = {
+            "subprotocols": [v1.SUBPROTOCOL] if dialect is v1 else None,
+            "additional_headers": headers | how.pop("headers", {}),
+            "compression": None,
+            "ping_interval": None,
+            "max_size": None,
+            "proxy": None,
+            "open_timeout": PATIENCE,
+            "close_timeout": PATIENCE,
+            **how,
+        }
+        async with connect(self.url(path, query), **options) as ws:
+            yield ws
+
+    @asynccontextmanager
+    async def peer(self) -> AsyncIterator[Peer]:
+        """A client of the legacy dialect that writes its frames by hand."""
+        peer = await Peer.connect(self.port, f"/api/kernels/{ID}/channels?token={TOKEN}")
+        try:
+            yield peer
+        finally:
+            await peer.hang_up()
+
+    async def close(self) -> None:
+        await self.hubs.aclose()
+        self.http.stop()
+        await self.http.close_all_connections()
+
+
+def message(
+    msg_type: str, content: Any = None, channel: Channel = Channel.SHELL, **more: Any
+) -> Message:
+    return build(channel, msg_type, content or {}, session="c", date="2030-01-01T00:00:00Z", **more)
+
+
+def stream(text: str) -> Message:
+    return message("stream", {"name": "stdout", "text": text}, Channel.IOPUB)
+
+
+async def read(ws: ClientConnection) -> Message:
+    async with asyncio.timeout(PATIENCE):
+        data = await ws.recv()
+    return (v1 if ws.subprotocol else legacy).decode(data)
+
+
+async def ended(ws: ClientConnection) -> tuple[int, str]:
+    """Read to the end; the code and the reason that the server closed with."""
+
+    async def drain() -> None:
+        async with asyncio.timeout(PATIENCE):
+            while True:
+                await ws.recv()
+
+    with pytest.raises(ConnectionClosed) as caught:
+        await drain()
+    received = caught.value.rcvd
+    assert received is not None, "it was cut, not closed"
+    assert caught.value.rcvd_then_sent, "the server closed first"
+    return received.code, received.reason
+
+
+Start = Callable[..., House]
+
+
+@pytest.fixture
+async def start() -> AsyncIterator[Start]:
+    houses: list[House] = []
+
+    def begin(**how: Any) -> House:
+        houses.append(House(**how))
+        return houses[-1]
+
+    yield begin
+    for one in houses:
+        await one.close()
+
+
+@pytest.fixture
+async def house(start: Start) -> House:
+    return start()
+
+
+async def refused(attempt: Any) -> tuple[int, dict[str, str]]:
+    """The status and the body of an upgrade that is refused."""
+    with pytest.raises(InvalidStatus) as caught:
+        async with attempt:
+            pass
+    response = caught.value.response
+    assert response.body is not None
+    return response.status_code, json.loads(response.body)
+
+
+# -- the door -------------------------------------------------------------------------------
+
+
+async def test_an_unknown_kernel_is_404_before_any_upgrade(house) -> None:
+    status, body = await refused(house.client(path="no-such-kernel"))
+    assert status == 404
+    assert set(body) == {"reason", "message"}
+    assert "no-such-kernel" in body["message"]
+    assert len(house.hubs) == 0
+    assert house.services.websockets == set()
+
+
+async def test_without_the_token_nobody_learns_which_kernels_there_are(house) -> None:
+    answers = [
+        await refused(house.client(path=path, token=token))
+        for path in (ID, "no-such-kernel")
+        for token in ("", "wrong", TOKEN + "x")
+    ]
+    assert {status for status, _ in answers} == {403}
+    assert len({body["message"] for _, body in answers}) == 1
+    assert len(house.hubs) == 0
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"Origin": "http://evil.example"},
+        {"Origin": "http://127.0.0.1.evil.example"},
+        {"Origin": "null"},
+        {"Host": "evil.example"},
+    ],
+    ids=str,
+)
+async def test_foreign_origins_and_hosts_are_refused_with_the_token_too(house, headers) -> None:
+    if "Host" in headers:
+        # websockets writes the Host of its URI: the address comes from elsewhere.
+        attempt = connect(
+            f"ws://{headers['Host']}/api/kernels/{ID}/channels?token={TOKEN}",
+            sock=socket.create_connection(("127.0.0.1", house.port)),
+            proxy=None,
+        )
+    else:
+        attempt = house.client(token="", query=f"token={TOKEN}", headers=headers)
+    status, body = await refused(attempt)
+    assert status == 403
+    assert TOKEN not in str(body)
+    assert len(house.hubs) == 0
+
+
+async def test_a_token_in_a_header_comes_in_from_any_origin(house) -> None:
+    async with house.client(headers={"Origin": "https://hub.example"}):
+        assert house.hubs.connections(ID) == 1
+
+
+@pytest.mark.parametrize(
+    ("headers", "told"),
+    [
+        ({}, "proxy"),
+        ({"Connection": "Upgrade"}, "proxy"),
+        ({"Upgrade": "websocket"}, "proxy"),
+        ({"Connection": "keep-alive, Upgrade", "Upgrade": "h2c"}, "proxy"),
+        ({"Connection": "keep-alive, Upgrade", "Upgrade": "WebSocket"}, "Sec-WebSocket-Key"),
+    ],
+    ids=str,
+)
+async def test_what_is_no_handshake_is_told_what_usually_is_the_matter(
+    house, headers, told
+) -> None:
+    reply = await AsyncHTTPClient().fetch(
+        f"http://127.0.0.1:{house.port}/api/kernels/{ID}/channels",
+        headers={"Authorization": f"token {TOKEN}", **headers},
+        raise_error=False,
+    )
+    body = json.loads(reply.body)
+    assert (reply.code, body["reason"]) == (400, "Bad Request")
+    assert told in body["message"]
+    assert len(house.hubs) == 0
+
+
+async def test_our_own_origin_and_a_token_in_the_url_come_in(house) -> None:
+    origin = {"Origin": f"http://127.0.0.1:{house.port}"}
+    async with house.client(token="", query=f"token={TOKEN}", headers=origin):
+        assert house.hubs.connections(ID) == 1
+
+
+async def test_a_server_that_goes_away_lets_nobody_in(house) -> None:
+    house.services.closing = True
+    status, _ = await refused(house.client())
+    assert status == 503
+
+
+async def test_a_plain_get_is_no_websocket(house) -> None:
+    reader, writer = await asyncio.open_connection("127.0.0.1", house.port)
+    writer.write(
+        f"GET /api/kernels/{ID}/channels?token={TOKEN} HTTP/1.1\r\n"
+        "Host: localhost\r\nConnection: close\r\n\r\n".encode()
+    )
+    async with asyncio.timeout(PATIENCE):
+        answer = await reader.read()
+    assert answer.startswith(b"HTTP/1.1 4")
+    assert len(house.hubs) == 0
+    writer.close()
+    await writer.wait_closed()
+
+
+async def test_a_session_id_that_is_no_text_is_400(house) -> None:
+    status, _ = await refused(house.client(query="session_id=%ff"))
+    assert status == 400
+
+
+# -- open and talk --------------------------------------------------------------------------
+
+
+async def test_it_is_open_at_once_though_the_kernel_never_answers(house) -> None:
+    async with house.client() as ws:
+        assert house.hubs.connections(ID) == 1
+        assert not house.hub.ready
+        await ws.send(v1.encode(message("execute_request", {"code": "1"})))
+        await (await ws.ping())
+        assert house.sent() == [], "it waits"
+        house.prove()
+        assert [m.msg_type for m in house.sent()] == ["execute_request"]
+
+
+@pytest.mark.parametrize(
+    ("offered", "chosen"),
+    [
+        ([v1.SUBPROTOCOL], v1.SUBPROTOCOL),
+        (["x", v1.SUBPROTOCOL], v1.SUBPROTOCOL),
+        (None, None),
+        (["x"], None),
+    ],
+)
+async def test_the_subprotocol_is_echoed(house, offered, chosen) -> None:
+    async with house.client(subprotocols=offered) as ws:
+        assert ws.subprotocol == chosen
+
+
+@pytest.mark.parametrize("dialect", [v1, legacy], ids=["v1", "legacy"])
+async def test_a_round_trip_in_each_dialect(house, dialect) -> None:
+    async with house.client(dialect=dialect) as ws:
+        house.prove()
+        asked = message("comm_msg", {"data": "naïve 🎉"}, buffers=[b"\x00\xff", b""])
+        plain = message("execute_request", {"code": "1"}, msg_id="plain")
+        for msg in (asked, plain):
+            await ws.send(dialect.encode(msg))
+        await house.until(lambda: len(house.sent()) == 2)
+        assert [(m.content, m.buffers) for m in house.sent()] == [
+            (asked.content, (b"\x00\xff", b"")),
+            (plain.content, ()),
+        ]
+        said = [
+            stream("größer"),
+            message("display_data", {"data": {}}, Channel.IOPUB, buffers=[b"\x01" * 70_000]),
+            message("execute_reply", {"status": "ok"}, parent_header=plain.header),
+        ]
+        for msg in said:
+            house.say(msg)
+        for msg in said:
+            assert await read(ws) == msg
+
+
+async def test_what_is_sent_in_fragments_is_one_message(house) -> None:
+    async with house.client() as ws:
+        house.prove()
+        data = v1.encode(message("execute_request", {"code": "x" * 1000}))
+        await ws.send(iter([data[:7], data[7:500], data[500:]]))
+        await house.until(house.sent)
+        assert v1.encode(house.sent()[0]) == data
+
+
+async def test_replies_are_for_who_asked_and_output_is_for_all(house) -> None:
+    async with house.client(query="session_id=a") as one, house.client(dialect=legacy) as two:
+        house.prove()
+        asked = message("execute_request", {"code": "1"})
+        await one.send(v1.encode(asked))
+        await house.until(house.sent)
+        house.say(message("execute_reply", {"status": "ok"}, parent_header=asked.header))
+        house.say(stream("for all"))
+        assert [(await read(one)).msg_type for _ in range(2)] == ["execute_reply", "stream"]
+        assert (await read(two)).msg_type == "stream"
+
+
+async def test_closing_detaches(house) -> None:
+    async with house.client(), house.client():
+        assert house.hubs.connections(ID) == 2
+        assert len(house.services.websockets) == 2
+    await house.until_connections(0)
+    assert house.services.websockets == set()
+
+
+async def test_a_client_that_vanishes_is_detached(house) -> None:
+    async with house.client() as ws:
+        ws.transport.abort()
+        await house.until_connections(0)
+
+
+async def test_a_session_that_comes_back_gets_what_it_missed(house) -> None:
+    async with house.client(query="session_id=me") as ws:
+        house.prove()
+        house.say(stream("seen"))
+        await read(ws)
+    await house.until_connections(0)
+    house.say(stream("missed"), stream("missed, too"))
+    async with (
+        house.client(query="session_id=me") as ws,
+        house.client(query="session_id=else") as other,
+    ):
+        house.say(stream("now"))
+        got = [json.loads((await read(ws)).content)["text"] for _ in range(2)]
+        assert got == ["missedmissed, too", "now"], "who lags gets texts joined"
+        assert json.loads((await read(other)).content)["text"] == "now"
+
+
+async def test_a_kernel_that_is_shut_down_closes_its_websockets(house) -> None:
+    async with house.client() as ws:
+        await house.hubs.close(ID)
+        assert await ended(ws) == (1012, "the kernel was shut down")
+
+
+async def test_a_kernel_that_goes_while_the_websocket_opens_is_told_of(house) -> None:
+    kernel = house.services.kernels.get_kernel(ID)
+    hub = house.hubs.open(ID, kernel.get_connection_info())
+    await hub.aclose()  # the table has it still
+    async with house.client() as ws:
+        assert await ended(ws) == (1012, "the kernel is gone")
+    assert house.services.websockets == set()
+
+
+# -- frames that are no messages ------------------------------------------------------------
+
+GOOD = message("execute_request", {"code": "1"})
+FAULTS: dict[str, tuple[Any, Any, int, str]] = {
+    "text where binary is spoken": (v1, legacy.encode(GOOD), 1003, "text frame"),
+    "truncated": (v1, v1.encode(GOOD)[:-1], 1007, "offset"),
+    "empty": (v1, b"", 1007, "too short"),
+    "ten million offsets": (v1, struct.pack("<Q", 10_000_000) + bytes(64), 1007, "offsets"),
+    "invalid UTF-8": (v1, v1.encode(GOOD._replace(content=b'{"a":"\xff"}')), 1007, "UTF-8"),
+    "two ids": (
+        v1,
+        v1.encode(GOOD._replace(header=b'{"msg_id": "a", "msg_id": "b", "msg_type": "c"}')),
+        1008,
+        "msg_id",
+    ),
+    "legacy: no JSON": (legacy, "{", 1007, "JSON"),
+    "legacy: a list": (legacy, "[]", 1008, "object"),
+    "legacy: no header": (legacy, "{}", 1008, "header"),
+    "legacy: offsets": (legacy, struct.pack("!II", 1, 4000), 1007, "offset"),
+    "over the limit": (v1, b"x" * (LIMIT + 1), 1009, "websocket_max_message_size"),
+}
+
+
+@pytest.mark.parametrize("name", FAULTS)
+async def test_a_fault_closes_its_websocket_alone_and_says_what_it_was(house, name) -> None:
+    dialect, frame, code, words = FAULTS[name]
+    async with house.client(dialect=dialect) as bad, house.client() as bystander:
+        house.prove()
+        for data in (frame, dialect.encode(GOOD)):
+            try:
+                await bad.send(data)
+            except ConnectionClosed:
+                break  # the server's close was faster
+        closed, reason = await ended(bad)
+        assert closed == code
+        assert words in reason
+        await house.until_connections(1)
+        await bystander.send(v1.encode(message("kernel_info_request")))
+        await house.until(house.sent)
+        assert [m.msg_type for m in house.sent()] == ["kernel_info_request"]
+        house.say(stream("alive"))
+        assert (await read(bystander)).msg_type == "stream"
+
+
+async def test_text_that_is_not_utf8_is_closed_with_1007(house) -> None:
+    async with house.client(dialect=legacy) as ws:
+        await ws.send(b'{"header": "\xff"}', text=True)
+        assert (await ended(ws))[0] == 1007
+
+
+@pytest.mark.parametrize("opcode", [BINARY, TEXT], ids=["no message", "no UTF-8"])
+async def test_nothing_is_written_behind_a_close_frame(house, opcode) -> None:
+    """The kernel talks on while the closing handshake is under way."""
+    async with house.peer() as peer:
+        house.say(stream("before"))
+        assert (await peer.frame())[0] == TEXT
+        peer.send(opcode, b"\xff")
+        assert (await peer.close_frame())[0] == 1007
+        house.say(stream("late"))
+        peer.send_close(1007)
+        assert await peer.end() == b""
+
+
+# -- backpressure ---------------------------------------------------------------------------
+
+
+async def test_a_full_kernel_stops_the_reading_until_there_is_room(start) -> None:
+    house = start(settings=HubSettings(limit_rate=False, request_limit=1 << 20))
+    frames = [
+        v1.encode(message("execute_request", {"code": f"{i:03}" + "x" * 500_000}))
+        for i in range(60)
+    ]
+    async with house.client() as ws, house.client() as other:
+        house.prove()
+        house.kernel.full = True
+
+        async def send_all() -> None:
+            for frame in frames:
+                await ws.send(frame)
+
+        sending = asyncio.ensure_future(send_all())
+        outbox = house.hub._requests._outbox
+        try:
+            await house.until(lambda: outbox.statistics()["senders_waiting"])
+            # The other's pings are answered: the server is not stuck, it just does not read here.
+            for _ in range(20):
+                await (await other.ping())
+            assert not sending.done()
+            waiting = outbox.statistics()
+            assert (waiting["senders_waiting"], waiting["requests"]) == (1, 3)
+            await other.send(v1.encode(message("kernel_info_request")))
+            house.say(stream("output goes on"))
+            for each in (ws, other):
+                assert (await read(each)).msg_type == "stream"
+        finally:
+            house.kernel.make_room()
+        async with asyncio.timeout(PATIENCE):
+            await sending
+        await house.until(lambda: len(house.sent()) == len(frames) + 1)
+        shell = [v1.encode(m) for m in house.sent() if m.msg_type == "execute_request"]
+        assert shell == frames
+
+
+@asynccontextmanager
+async def stuck(start: Start, **app: Any) -> AsyncIterator[tuple[House, ClientConnection]]:
+    """A websocket that waits for a full kernel."""
+    house = start(settings=HubSettings(limit_rate=False, request_limit=10), **app)
+    async with house.client(close_timeout=1) as ws:
+        house.prove()
+        house.kernel.full = True
+        await ws.send(v1.encode(GOOD))
+        await house.until(lambda: house.hub.statistics()["outbox"]["senders_waiting"])
+        yield house, ws
+
+
+async def test_who_waits_for_a_full_kernel_is_not_taken_for_dead(start) -> None:
+    """Its pongs are not read meanwhile."""
+    keepalive = Keepalive(3600)
+    async with stuck(start, kbridge_keepalive=keepalive) as (house, ws):
+        for _ in range(3):
+            keepalive.beat()
+        house.kernel.make_room()
+        await (await ws.ping())
+        keepalive.beat()
+        await (await ws.ping())  # behind its pong
+        keepalive.beat()
+        await (await ws.ping())
+        assert house.hubs.connections(ID) == 1
+
+
+async def test_a_kernel_that_goes_while_somebody_waits_closes_in_good_order(start, caplog) -> None:
+    async with stuck(start) as (house, ws):
+        await house.hubs.close(ID)
+        assert await ended(ws) == (1012, "the kernel was shut down")
+    assert "Traceback" not in caplog.text
+    assert not [r for r in caplog.records if r.levelname == "ERROR"]
+
+
+async def test_a_viewer_that_does_not_read_costs_the_journal_and_no_more(start) -> None:
+    limit = 2 << 20
+    house = start(settings=HubSettings(limit_rate=False, journal_limit=limit, history_limit=0))
+    async with house.client(max_queue=1) as slow, house.client() as honest:
+        house.prove()
+        text = "x" * 10_000
+        for i in range(2000):
+            house.say(stream(f"{i:05}{text}"))
+            assert house.hub.journal.nbytes <= limit
+            assert json.loads((await read(honest)).content)["text"].startswith(f"{i:05}")
+        streams = [h.ws_connection.stream for h in house.services.websockets]
+        assert sum(s.waiting for s in streams) < 2 << 20, "held outside the journal"
+        house.say(message("status", {"execution_state": "idle"}, Channel.IOPUB))
+        seen = []
+        while (msg := await read(slow)).msg_type != "status":
+            seen.append(json.loads(msg.content)["text"])
+        assert any("were dropped" in t for t in seen)
+        assert f"01999{text}" in seen[-1]
+        assert (await read(honest)).msg_type == "status"
+
+
+# -- keepalive ------------------------------------------------------------------------------
+
+
+async def test_who_answers_pings_stays_and_who_does_not_goes(start) -> None:
+    keepalive = Keepalive(3600)
+    house = start(kbridge_keepalive=keepalive)
+    async with house.client() as lively:
+        for _ in range(3):
+            keepalive.beat()
+            await (await lively.ping())  # answered behind the pong to our own
+        async with house.peer() as silent:
+            keepalive.beat()
+            assert await silent.frame() == (PING, b"")
+            await (await lively.ping())
+            keepalive.beat()
+            assert await silent.close_frame() == (1011, "no answer to a ping")
+            silent.send_close(1011)
+            assert await silent.end() == b""
+            await house.until_connections(1)
+
+
+# -- thousands ------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def no_log_records() -> Iterator[None]:
+    """Make no log records: pytest keeps them until the test ends.
+
+    `caplog` does not silence loggers whose level an earlier test has set.
+    """
+    logging.disable(logging.CRITICAL)
+    yield
+    logging.disable(logging.NOTSET)
+
+
+@pytest.mark.usefixtures("no_log_records")
+async def test_thousands_of_upgrades_to_an_unknown_kernel_leave_nothing_behind(house) -> None:
+    process = psutil.Process()
+    request = (
+        f"GET /api/kernels/none/channels HTTP/1.1\r\nHost: localhost\r\n"
+        f"Authorization: token {TOKEN}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+        "Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+    ).encode()
+
+    async def ask(count: int) -> None:
+        for _ in range(count):
+            reader, writer = await asyncio.open_connection("127.0.0.1", house.port)
+            writer.write(request)
+            head = await reader.readuntil(b"\r\n\r\n")
+            assert head.startswith(b"HTTP/1.1 404")
+            writer.close()
+            await writer.wait_closed()
+
+    async with asyncio.timeout(100):
+        await ask(200)
+        gc.collect()
+        memory, objects, fds = process.memory_info().rss, len(gc.get_objects()), process.num_fds()
+        await ask(2000)
+    gc.collect()
+    assert process.num_fds() <= fds + 10
+    assert len(gc.get_objects()) < objects + 2000
+    assert process.memory_info().rss < memory + (16 << 20)
+    assert len(house.hubs) == 0
+    assert house.services.websockets == set()

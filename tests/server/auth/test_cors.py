@@ -1,0 +1,55 @@
+import re
+
+import pytest
+
+from kbridge.server.auth.access_policy import AccessPolicy
+from kbridge.server.auth.cors import Cors
+
+ALLOW = "Access-Control-Allow-Origin"
+
+
+@pytest.mark.parametrize(
+    ("allowed", "origin", "found"),
+    [
+        ((), "https://a.example", None),
+        (("*",), None, "*"),
+        (("*",), "https://a.example", "*"),
+        (("https://a.example",), None, "https://a.example"),
+        (("https://a.example",), "https://b.example", "https://a.example"),
+        (("https://a.example", "https://b.example"), None, None),
+        (("https://a.example", "https://b.example"), "https://b.example", "https://b.example"),
+        (("https://a.example", "https://b.example"), "https://c.example", None),
+    ],
+)
+def test_origin(allowed: tuple[str, ...], origin: str | None, found: str | None) -> None:
+    headers = Cors().headers(AccessPolicy(allow_origin=allowed), origin, preflight=False)
+    assert headers.get(ALLOW) == found
+    assert (headers.get("Vary") == "Origin") is (len(allowed) > 1)
+
+
+def test_pattern() -> None:
+    policy = AccessPolicy(allow_origin_pat=re.compile("https://[ab].example"))
+    assert Cors().headers(policy, "https://a.example", preflight=False) == {
+        ALLOW: "https://a.example",
+        "Vary": "Origin",
+    }
+    assert ALLOW not in Cors().headers(policy, "https://c.example", preflight=False)
+
+
+def test_preflights_name_what_frontends_need() -> None:
+    policy = AccessPolicy(allow_origin=("*",))
+    headers = Cors().headers(policy, "https://a.example", preflight=True)
+    assert "authorization" in headers["Access-Control-Allow-Headers"]
+    assert "PATCH" in headers["Access-Control-Allow-Methods"]
+    assert Cors().headers(AccessPolicy(), "https://a.example", preflight=True) == {}
+
+
+def test_settings_are_sent_as_they_are() -> None:
+    cors = Cors("true", "X-Mine", "GET", "X-Seen", "600")
+    assert cors.headers(AccessPolicy(), None, preflight=False) == {
+        "Access-Control-Allow-Credentials": "true",
+        "Access-Control-Allow-Headers": "X-Mine",
+        "Access-Control-Allow-Methods": "GET",
+        "Access-Control-Expose-Headers": "X-Seen",
+        "Access-Control-Max-Age": "600",
+    }

@@ -1,0 +1,183 @@
+"""Taking connections, and what happens where descriptors have run out."""
+
+import asyncio
+import errno
+import logging
+import socket
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from kbridge.server.http.acceptor import Acceptor, raise_descriptor_limit
+from kbridge.server.http.listen import bind_all
+
+LOG = logging.getLogger("kbridge.test.accept")
+
+
+class Full:
+    """A socket that listens, in a process that has no descriptor left."""
+
+    def __init__(self, sock: socket.socket, code: int = errno.EMFILE) -> None:
+        self.sock = sock
+        self.code = code
+        self.asked = 0
+        self.free = False
+
+    def fileno(self) -> int:
+        return self.sock.fileno()
+
+    def close(self) -> None:
+        self.sock.close()
+
+    def accept(self) -> tuple[socket.socket, Any]:
+        if self.free:
+            return self.sock.accept()
+        self.asked += 1
+        raise OSError(self.code, "Too many open files")
+
+
+class House:
+    def __init__(self, sock: Any) -> None:
+        self.came: asyncio.Queue[socket.socket] = asyncio.Queue()
+        self.shed: list[int] = []
+        self.sheds = 0
+        self.crowded = False
+        self.looked = asyncio.Event()
+        self.asked = asyncio.Event()
+        self.acceptor = Acceptor([sock], self.handle, self.make_room, self.is_crowded, LOG)
+
+    def handle(self, connection: socket.socket, _address: Any) -> None:
+        self.came.put_nowait(connection)
+
+    def is_crowded(self) -> bool:
+        self.looked.set()
+        return self.crowded
+
+    def make_room(self, count: int) -> int:
+        self.shed.append(count)
+        self.asked.set()
+        return self.sheds
+
+
+@pytest.fixture
+def listening() -> Iterator[socket.socket]:
+    (sock,) = bind_all("127.0.0.1", 0)
+    yield sock
+    sock.close()
+
+
+async def dial(sock: socket.socket) -> asyncio.StreamWriter:
+    return (await asyncio.open_connection(*sock.getsockname()))[1]
+
+
+async def test_everybody_who_waits_is_taken(listening) -> None:
+    house = House(listening)
+    dialled = [await dial(listening) for _ in range(20)]
+    async with asyncio.timeout(20):
+        taken = [await house.came.get() for _ in dialled]
+    assert len(taken) == 20
+    house.acceptor.stop()
+    house.acceptor.stop()
+    with pytest.raises(ConnectionError):
+        await asyncio.open_connection(*dialled[0].get_extra_info("peername"))
+    for one in (*taken, *dialled):
+        one.close()
+
+
+@pytest.mark.parametrize("code", [errno.EMFILE, errno.ENFILE, errno.ENOBUFS])
+async def test_without_descriptors_it_waits_says_so_once_and_goes_on(
+    listening, caplog: pytest.LogCaptureFixture, code: int
+) -> None:
+    full = Full(listening, code)
+    house = House(full)
+    writer = await dial(listening)
+    async with asyncio.timeout(20):
+        await house.asked.wait()
+        before = full.asked
+        for _ in range(100):  # turns of the loop
+            await asyncio.sleep(0)
+        assert full.asked <= before + 1, "it asks in every turn"
+        for _ in range(2):
+            house.asked.clear()
+            await house.asked.wait()
+    assert len(house.shed) == full.asked
+    full.free = True
+    async with asyncio.timeout(20):
+        (await house.came.get()).close()
+    writer.close()
+    house.acceptor.stop()
+    said = [r.getMessage() for r in caplog.records if r.name == LOG.name]
+    assert len(said) == 1
+    assert "min_open_files_limit" in said[0]
+
+
+async def test_without_descriptors_somebody_is_sent_away(listening) -> None:
+    full = Full(listening)
+    house = House(full)
+    house.sheds = 1
+    writer = await dial(listening)
+    async with asyncio.timeout(20):
+        await house.asked.wait()
+        full.free = True
+        (await house.came.get()).close()
+    writer.close()
+    house.acceptor.stop()
+
+
+async def test_nobody_is_taken_while_it_is_crowded(listening) -> None:
+    house = House(listening)
+    house.crowded = True
+    writer = await dial(listening)
+    async with asyncio.timeout(20):
+        for _ in range(3):
+            house.looked.clear()
+            await house.looked.wait()
+            assert house.came.empty()
+        house.crowded = False
+        (await house.came.get()).close()
+    writer.close()
+    house.acceptor.stop()
+
+
+async def test_it_stops_while_it_waits(listening) -> None:
+    full = Full(listening)
+    house = House(full)
+    writer = await dial(listening)
+    async with asyncio.timeout(20):
+        await house.asked.wait()
+    house.acceptor.stop()
+    assert listening.fileno() == -1
+    writer.close()
+
+
+def test_the_descriptor_limit_is_raised_as_far_as_it_goes(monkeypatch: pytest.MonkeyPatch) -> None:
+    resource = pytest.importorskip("resource")
+    limits = [256, 4096]
+    monkeypatch.setattr(resource, "getrlimit", lambda _what: tuple(limits))
+    monkeypatch.setattr(resource, "setrlimit", lambda _what, new: limits.__setitem__(0, new[0]))
+    assert raise_descriptor_limit(0) == 256
+    assert raise_descriptor_limit(1024) == limits[0] == 1024
+    assert raise_descriptor_limit(512) == limits[0] == 1024
+    assert raise_descriptor_limit(65536) == limits[0] == 4096
+    limits[:] = [256, resource.RLIM_INFINITY]
+    assert raise_descriptor_limit(65536) == limits[0] == 65536
+    limits[:] = [resource.RLIM_INFINITY] * 2
+    assert raise_descriptor_limit(65536) == sys.maxsize
+
+
+def test_a_system_that_refuses_keeps_its_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    resource = pytest.importorskip("resource")
+
+    def refuse(*_: Any) -> None:
+        raise ValueError("no")
+
+    monkeypatch.setattr(resource, "getrlimit", lambda _what: (256, 4096))
+    monkeypatch.setattr(resource, "setrlimit", refuse)
+    assert raise_descriptor_limit(1024) == 256
+
+
+def test_a_system_without_such_limits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "resource", None)
+    assert raise_descriptor_limit(1024) == sys.maxsize
