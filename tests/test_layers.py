@@ -17,6 +17,7 @@ FLOORS = {
     "wire": 0,
     "flow": 1,
     "link": 2,
+    "tunnel": 2,
     "hub": 3,
     "connect": 3,
     "kernels": 4,
@@ -81,7 +82,7 @@ def test_wire_and_flow_are_pure(path: Path) -> None:
 )
 def test_only_link_touches_sockets(path: Path) -> None:
     """Hubs, kernels and servers see `link`, never a zmq or raw socket of their own."""
-    if floor_of(path) in {"link", "connect", "server", "kernels"}:
-        return  # connect binds ports by trade; server listens; kernels hold jupyter_client's
+    if floor_of(path) in {"link", "tunnel", "connect", "server", "kernels"}:
+        return  # these bind ports, listen, or hold jupyter_client's sockets
     for name in imports_of(path):
         assert name.split(".")[0] not in {"zmq", "socket", "select"}, f"{path}: {name}"

@@ -17,7 +17,6 @@ from typing import Any, NamedTuple
 import pytest
 
 import kbridge
-from kbridge.connect import keeper, ssh
 from kbridge.flow import coalesce
 from kbridge.kernels import manager
 from kbridge.kernels.lifecycle import kernel_log, started
@@ -25,6 +24,7 @@ from kbridge.kernels.registry import registry
 from kbridge.server import safe_log
 from kbridge.server.api import routes
 from kbridge.server.auth import access_policy
+from kbridge.tunnel import ssh_command, supervisor
 from kbridge.wire import legacy, outline
 
 ROOT = Path(kbridge.__file__).parent
@@ -61,7 +61,7 @@ _ENCODED = re.compile("".join(map(safe_log._encodings, "a" * 47 + "b")))
 
 
 def _ssh(text: str) -> None:
-    for read in (ssh.server, ssh._host, lambda path: ssh._path("/" + path)):
+    for read in (ssh_command.server, ssh_command._host, lambda path: ssh_command._path("/" + path)):
         try:
             read(text)
         except ValueError:
@@ -158,12 +158,12 @@ _HARD = units(
 )
 
 TABLE: dict[str, Case] = {
-    "connect/keeper.py:_TAKEN": Case(keeper._TAKEN.findall, _HARD),
-    "connect/keeper.py:_NUMBER": Case(lambda text: keeper._NUMBER.sub("", text), _HARD),
-    "connect/ssh.py:_HOST": Case(_ssh, _HARD),
-    "connect/ssh.py:_SERVER": Case(_ssh, _HARD),
-    "connect/ssh.py:_BARE_V6": Case(_ssh, _HARD),
-    "connect/ssh.py:_SPECIAL": Case(_ssh, _HARD),
+    "tunnel/supervisor.py:_TAKEN": Case(supervisor._TAKEN.findall, _HARD),
+    "tunnel/supervisor.py:_NUMBER": Case(lambda text: supervisor._NUMBER.sub("", text), _HARD),
+    "tunnel/ssh_command.py:_HOST": Case(_ssh, _HARD),
+    "tunnel/ssh_command.py:_SERVER": Case(_ssh, _HARD),
+    "tunnel/ssh_command.py:_BARE_V6": Case(_ssh, _HARD),
+    "tunnel/ssh_command.py:_SPECIAL": Case(_ssh, _HARD),
     "flow/coalesce.py:_HIGH_SURROGATE": Case(
         lambda text: coalesce._HIGH_SURROGATE.match(text.encode()), _HARD
     ),

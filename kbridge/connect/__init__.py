@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 from kbridge.connect.files import KernelConnectionInfo, port_names, write_connection_file
 from kbridge.connect.find import find_connection_file
-from kbridge.connect.inside import connect_qtconsole, get_connection_file, get_connection_info
+from kbridge.connect.in_kernel import connect_qtconsole, get_connection_file, get_connection_info
 from kbridge.connect.methods import ConnectionFileMethods, channel_socket_types
 from kbridge.connect.mixin import ConnectionFileMixin
 from kbridge.connect.ports import LocalPortCache
 
 if TYPE_CHECKING:
-    from kbridge.connect.tunnel import Tunnel, tunnel_to_kernel
+    from kbridge.tunnel.tunnel import Tunnel, tunnel_to_kernel
 
 __all__ = [
     "ConnectionFileMethods",
@@ -37,7 +37,7 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     # Most who need a file or a port need no ssh.
     if name in {"Tunnel", "tunnel_to_kernel"}:
-        from kbridge.connect import tunnel
+        from kbridge.tunnel import tunnel
 
         return getattr(tunnel, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

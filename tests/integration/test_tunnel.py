@@ -18,9 +18,9 @@ import pytest
 from jupyter_client import AsyncKernelClient
 from jupyter_client.connect import write_connection_file
 
-from kbridge.connect.tunnel import Tunnel
 from kbridge.hub.hub import Hub
 from kbridge.hub.settings import HubSettings
+from kbridge.tunnel.tunnel import Tunnel
 from tests.support.require import require
 from tests.support.sshd import Sshd
 from tests.support.waiting import TIMEOUT

@@ -43,7 +43,7 @@ IN_PLACE = {
     "ports": "kbridge.connect.ports",
     "writing": "kbridge.connect.files",
     "finding": "kbridge.connect.find",
-    "inside": "kbridge.connect.inside",
+    "inside": "kbridge.connect.in_kernel",
 }
 """Where, while they run, what they use comes from."""
 

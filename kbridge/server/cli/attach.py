@@ -117,7 +117,7 @@ class AttachApp(KbridgeApp):
         return [(path, read_connection_file(path)) for path in paths]
 
     async def _find_there(self, name: str) -> dict[str, Any]:
-        from kbridge.connect.remote import read_remote_file
+        from kbridge.tunnel.remote_file import read_remote_file
 
         found = await read_remote_file(
             self.ssh, name, self.ssh_key or None, options=self.ssh_options
@@ -131,7 +131,7 @@ class AttachApp(KbridgeApp):
         if not self.ssh:
             kernels.attach(AttachedKernel(kernel_id, name, info, source=str(path)))
             return
-        from kbridge.connect.tunnel import Tunnel
+        from kbridge.tunnel.tunnel import Tunnel
 
         tunnel = await Tunnel.open(
             info, self.ssh, self.ssh_key or None, options=self.ssh_options, log=self.log

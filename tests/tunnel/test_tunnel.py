@@ -17,12 +17,12 @@ from typing import Any
 import psutil
 import pytest
 
-from kbridge.connect.tunnel import Tunnel, TunnelError, open_tunnels, tunnel_to_kernel
-from tests.connect.echo import CHANNELS, KEY, Talk, echo_kernel, hear, ipc_echo_kernel
+from kbridge.tunnel.tunnel import Tunnel, TunnelError, open_tunnels, tunnel_to_kernel
 from tests.support.network import network_to
 from tests.support.server import free_port, gone
 from tests.support.sshd import Sshd
 from tests.support.waiting import TIMEOUT, eventually
+from tests.tunnel.echo import CHANNELS, KEY, Talk, echo_kernel, hear, ipc_echo_kernel
 
 pytestmark = pytest.mark.usefixtures("no_tunnel_is_left")
 
@@ -255,7 +255,7 @@ def test_a_listener_may_close_it_or_fail(
 def test_no_ssh_outlives_us(sshd: Sshd, echo: dict[str, Any], how: str, tmp_path: Path) -> None:
     code = f"""
 import sys
-from kbridge.connect.tunnel import open_tunnels, tunnel_to_kernel
+from kbridge.tunnel.tunnel import open_tunnels, tunnel_to_kernel
 tunnel_to_kernel({echo!r}, "box")
 print(open_tunnels()[0].pid, flush=True)
 sys.stdin.read()
@@ -300,7 +300,7 @@ async def test_an_opening_that_is_cancelled(echo: dict[str, Any]) -> None:
 def test_a_fork_that_ends_closes_nothing(echo: dict[str, Any]) -> None:
     code = f"""
 import os, sys
-from kbridge.connect.tunnel import open_tunnels, tunnel_to_kernel
+from kbridge.tunnel.tunnel import open_tunnels, tunnel_to_kernel
 tunnel_to_kernel({echo!r}, "box")
 (tunnel,) = open_tunnels()
 pid = os.fork()

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from kbridge.connect.tunnel import open_tunnels
-from tests.connect.echo import echo_kernel
+from kbridge.tunnel.tunnel import open_tunnels
 from tests.support.sshd import Sshd
+from tests.tunnel.echo import echo_kernel
 
 
 @pytest.fixture(scope="session")

@@ -18,9 +18,9 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from kbridge.connect import ssh
-from kbridge.connect.sshprocess import SshProcess
 from kbridge.errors import TunnelError
+from kbridge.tunnel import ssh_command
+from kbridge.tunnel.ssh_process import SshProcess
 
 __all__ = ["LOCAL", "Keeper", "Wanted"]
 
@@ -45,9 +45,9 @@ class Wanted:
     name : str
         The ssh server, as the user wrote it.
     destination : sequence of str
-        The same as `ssh.server` reads it.
+        The same as `ssh_command.server` reads it.
     targets : mapping
-        Channel -> where to, from `ssh.targets`.
+        Channel -> where to, from `ssh_command.targets`.
     sshkey : str, optional
         The key's file.
     options : sequence of str
@@ -183,7 +183,7 @@ class Keeper:
                 failures = 0
             pause = _PAUSES[min(failures, len(_PAUSES) - 1)]
             # Once it was up the login was right, and a channel may have been refused.
-            if ssh.advice(words) and not taken and not was_up:
+            if ssh_command.advice(words) and not taken and not was_up:
                 pause = _LONG_PAUSE
             news = was_up or str(fault) != said
             self._log.log(
@@ -198,7 +198,7 @@ class Keeper:
     def _session(self) -> tuple[TunnelError, str]:
         """Run one ssh from start to end; give why it ended, and what it said."""
         wanted = self._wanted
-        args = ssh.arguments(
+        args = ssh_command.arguments(
             wanted.destination,
             {self.ports[channel]: target for channel, target in wanted.targets.items()},
             sshkey=wanted.sshkey,
@@ -232,7 +232,7 @@ class Keeper:
         end = f"ssh ended with code {code}"
         if process.late:
             end = f"it was not there within {self._wanted.timeout:g} s"
-        hint = ssh.advice(words)
+        hint = ssh_command.advice(words)
         if self._is_taken(words):
             hint = "another program has taken a local port of the tunnel"
         return TunnelError(". ".join(p.rstrip(".") for p in (f"{what}: {end}", words, hint) if p))

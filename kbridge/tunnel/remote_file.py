@@ -7,8 +7,8 @@ import shlex
 import shutil
 from collections.abc import Sequence
 
-from kbridge.connect import ssh
 from kbridge.errors import TunnelError
+from kbridge.tunnel import ssh_command
 
 __all__ = ["read_remote_file"]
 
@@ -29,7 +29,7 @@ async def read_remote_file(
     Parameters
     ----------
     sshserver, sshkey, options
-        As `kbridge.connect.tunnel.Tunnel` has them.
+        As `kbridge.tunnel.tunnel.Tunnel` has them.
     path : str
         The file; relative to the home directory there, or to Jupyter's usual runtime directory.
     timeout : float
@@ -48,7 +48,13 @@ async def read_remote_file(
     name = shlex.quote(path)
     look = f"cat -- {name} 2>/dev/null || cat -- {_RUNTIME_DIR}/{name}"
     process = await asyncio.create_subprocess_exec(
-        *(program, *options, *ssh.login(sshkey, timeout), *ssh.server(sshserver), look),
+        *(
+            program,
+            *options,
+            *ssh_command.login(sshkey, timeout),
+            *ssh_command.server(sshserver),
+            look,
+        ),
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
@@ -64,7 +70,7 @@ async def read_remote_file(
             await process.wait()
     if process.returncode:
         words_said = words.decode(errors="replace").strip()
-        hint = ssh.advice(words_said)
+        hint = ssh_command.advice(words_said)
         raise TunnelError(
             f"{path} cannot be read on {sshserver}: {words_said}{hint and f' ({hint})'}"
         )

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from kbridge.connect.ssh import CHANNELS, advice, arguments, server, targets
+from kbridge.tunnel.ssh_command import CHANNELS, advice, arguments, server, targets
 
 INFO = {
     "transport": "tcp",

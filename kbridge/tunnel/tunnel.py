@@ -19,9 +19,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
-from kbridge.connect import ssh
-from kbridge.connect.keeper import LOCAL, Keeper, Wanted
 from kbridge.errors import TunnelError
+from kbridge.tunnel import ssh_command
+from kbridge.tunnel.supervisor import LOCAL, Keeper, Wanted
 
 __all__ = ["Tunnel", "TunnelError", "close_tunnels", "open_tunnels", "tunnel_to_kernel"]
 
@@ -109,8 +109,8 @@ class Tunnel:
         self._sshkey = Path(sshkey).expanduser() if sshkey else None
         wanted = Wanted(
             sshserver,
-            ssh.server(sshserver),
-            ssh.targets(self._info),
+            ssh_command.server(sshserver),
+            ssh_command.targets(self._info),
             str(self._sshkey.absolute()).replace("%", "%%") if self._sshkey else None,
             tuple(options),
             timeout,

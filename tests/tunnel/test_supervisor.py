@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from kbridge.connect.keeper import Keeper, Wanted
-from kbridge.connect.ssh import CHANNELS
+from kbridge.tunnel.ssh_command import CHANNELS
+from kbridge.tunnel.supervisor import Keeper, Wanted
 from tests.support.waiting import TIMEOUT, eventually
 
 # Runs its LocalCommand as ssh does; $run counts its runs.

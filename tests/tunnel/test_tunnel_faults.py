@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-from kbridge.connect.tunnel import Tunnel, TunnelError
-from tests.connect.echo import CHANNELS, KEY, Talk
+from kbridge.tunnel.tunnel import Tunnel, TunnelError
 from tests.support.server import free_port
 from tests.support.sshd import Sshd, make_key
 from tests.support.waiting import eventually
+from tests.tunnel.echo import CHANNELS, KEY, Talk
 
 pytestmark = pytest.mark.usefixtures("no_tunnel_is_left")
 
