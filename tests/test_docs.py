@@ -54,7 +54,7 @@ def code_blocks(path: Path, language: str = "") -> list[str]:
 
 
 def anchors(path: Path) -> set[str]:
-    """What GitHub makes of headings."""
+    """Return the anchors that GitHub gives to headings."""
     headings = re.findall(r"^#+ (.+)$", without_code(path.read_text()), flags=re.MULTILINE)
     plain = (re.sub(r"[^\w\- ]", "", h.lower()) for h in headings)
     return {h.strip().replace(" ", "-") for h in plain}
@@ -114,7 +114,7 @@ def picture() -> dict[str, int]:
 def test_the_picture_shows_the_tree() -> None:
     modules = {str(p.relative_to(PACKAGE)) for p in PACKAGE.rglob("*.py")}
     drawn = {name for name in picture() if not name.endswith("/")}
-    # Packages are drawn as folders; _version.py and the root are no part of the house.
+    # Packages are drawn as folders. _version.py and the root package are not drawn.
     there = {m for m in modules if not m.endswith("__init__.py") and m != "_version.py"}
     assert drawn == there
 
@@ -186,7 +186,7 @@ def shell_lines(page: Path) -> list[str]:
 
 
 def words(command: str) -> list[str]:
-    """The words of a command without what stands before it: assignments, RUN, &&."""
+    """Return the words of a command without leading assignments and RUN."""
     split = shlex.split(command, comments=True)
     while split and (re.match(r"[A-Z_]+=", split[0]) or split[0] == "RUN"):
         split = split[1:]

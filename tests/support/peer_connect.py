@@ -21,13 +21,13 @@ __all__ = ["EXCEPTED", "IN_PLACE", "SELECTED", "Outcome", "page", "run"]
 SELECTED = {
     "jupyter_client": {
         "tests/test_connect.py": "connection files, and the mixin under its clients and managers",
-        "tests/test_consoleapp.py": "consoles that find a kernel's file, here and through ssh",
+        "tests/test_consoleapp.py": "consoles that find a kernel's file, locally and through ssh",
         "tests/test_provisioning.py": "provisioners that choose ports and return connections",
-        "tests/test_public_api.py": "names that others import",
-        "tests/test_transport_security.py": "CurveZMQ, on TCP and on ipc, and who is kept out",
+        "tests/test_public_api.py": "the public names",
+        "tests/test_transport_security.py": "CurveZMQ over TCP and ipc, and clients without the keys",
     },
     "ipykernel": {
-        "tests/test_connect.py": "what code in a kernel asks about its connection",
+        "tests/test_connect.py": "functions with which code in a kernel reads its own connection",
         "tests/test_curve.py": "kernels that encrypt, and the files that they write",
     },
 }

@@ -31,18 +31,18 @@ __all__ = [
 SELECTED = {
     "tests/services/kernels": "the REST interface of kernels, their websockets, culling, restarts",
     "tests/services/sessions": "sessions, and the websockets of their kernels",
-    "tests/base/test_websocket.py": "what Jupyter Server's websocket handler does by itself",
-    "tests/test_serialize.py": "legacy binary frames, written and read by our functions",
+    "tests/base/test_websocket.py": "Jupyter Server's websocket handler",
+    "tests/test_serialize.py": "legacy binary frames, written and read by kbridge's functions",
 }
 """The parts of the suite that are run, and what they are about."""
 
 EXCEPTED: dict[str, str] = {
     "tests/services/kernels/test_connection.py"
     "::test_no_fd_leak_on_buffer_restore_with_port_change": (
-        "It gives the other class's ZeroMQ streams to the kernel manager, which is to buffer from"
-        " them while nobody is connected, and asks of each `on_recv` and `socket`. A websocket of"
-        " ours has no streams of its own: the kernel's journal is the buffer, and the hub has the"
-        " only sockets."
+        "The test passes the ZeroMQ streams of Jupyter Server's class to the kernel manager, which"
+        " buffers from them while no client is connected, and uses `on_recv` and `socket` of each."
+        " A websocket of kbridge has no streams: the kernel's journal is the buffer, and the hub"
+        " has the only sockets."
     ),
 }
 """Tests of the other class's private parts, by exact id, and why each says nothing of ours."""
@@ -150,15 +150,15 @@ def page() -> str:
     """The lists of this module as the part of docs/peer-suite.md that must say the same."""
     return "\n".join(
         [
-            "## What is run",
+            "## Tests that run",
             "",
             *_table("part", "about", SELECTED),
             "",
-            "## What is left out",
+            "## Tests that are left out",
             "",
             *_table("test", "why", EXCEPTED),
             "",
-            "## What fails with Jupyter Server's own class too",
+            "## Tests that fail with Jupyter Server's own class too",
             "",
             *_table("test", "why", NOT_HERE),
             "",
@@ -168,7 +168,7 @@ def page() -> str:
 
 def _table(first: str, second: str, rows: dict[str, str]) -> list[str]:
     if not rows:
-        return ["Nothing."]
+        return ["None."]
     return [
         f"| {first} | {second} |",
         "|---|---|",
