@@ -37,10 +37,11 @@ test-floors: $(FLOORS)/.floors ## kernel tests with the lowest versions that pyp
 soak: $(VENV)/.dev      ## slow, dying and hostile clients for five minutes (ARGS="--minutes 1 --seed 7")
 	$(BIN)/python -m tests.soak $(ARGS)
 
-check: $(VENV)/.dev     ## format, lint, types, layers
+check: $(VENV)/.dev     ## format, lint, types, English, layers
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/python tools/prose.py
 	$(BIN)/python -m pytest -q tests/test_layers.py
 	@if [ -x $(BIN)/hadolint ]; then echo $(BIN)/hadolint Dockerfile; $(BIN)/hadolint Dockerfile; \
 	else echo "hadolint: no build for this machine on PyPI, Dockerfile not linted"; fi

@@ -202,7 +202,7 @@ RATE = Figure("x", "rate", "1/s", more_is_better=True)
 @pytest.mark.parametrize(
     ("figure", "extension", "standalone", "same"),
     [
-        (COST, [10.4], [10.0], True),  # within what counts as noise
+        (COST, [10.4], [10.0], True),  # within the noise
         (COST, [20.0], [10.0], None),  # single rounds do not show the noise
         (COST, [14.0, 16.0], [10.0, 15.0], True),
         (COST, [16.0, 18.0], [10.0, 15.0], False),

@@ -41,7 +41,7 @@ def _is_tornado_loop(node: ast.AST) -> bool:
 
 
 def faults(source: str) -> list[str]:
-    """Where a module waits by the wall clock."""
+    """Return the places where a module waits by the wall clock."""
     tree = ast.parse(source)
     loops = {"io_loop"}
     for node in ast.walk(tree):

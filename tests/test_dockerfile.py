@@ -25,7 +25,7 @@ class Instruction:
 
     @property
     def exec_form(self) -> list[str]:
-        """What stands in a JSON array, which runs without a shell."""
+        """Return the words of a JSON array, which runs without a shell."""
         found = json.loads(self.value)
         assert isinstance(found, list)
         assert all(isinstance(word, str) for word in found)
@@ -143,7 +143,7 @@ def get_api(port: int, host: str) -> tuple[int, Any]:
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_its_steps_build_an_environment_that_serves(tmp_path: Path) -> None:
-    """The build stage's commands as they stand, in directories of their own; then the CMD."""
+    """Run the unchanged commands of the build stage in temporary directories, then the CMD."""
     source = tmp_path / "src"
     source.mkdir()
     for copy in (i.value.split() for i in INSTRUCTIONS if i.name == "COPY" and i.stage == BUILD):

@@ -27,7 +27,7 @@ FLOORS = {
     "__main__": 6,
 }
 PURE = {"wire", "flow"}
-# What pure floors may not name: sockets, clocks, loops and threads come from above.
+# Pure layers may not import these: callers pass in times, sockets and loops.
 IMPURE_IMPORTS = {"asyncio", "socket", "time", "threading", "selectors", "zmq", "tornado"}
 MODULES = sorted(ROOT.rglob("*.py"))
 
@@ -81,7 +81,7 @@ def test_wire_and_flow_are_pure(path: Path) -> None:
     ids=lambda p: str(p.relative_to(ROOT)),
 )
 def test_only_link_touches_sockets(path: Path) -> None:
-    """Hubs, kernels and servers see `link`, never a zmq or raw socket of their own."""
+    """Hubs, kernels and servers use `link`; they never open a ZeroMQ or raw socket themselves."""
     if floor_of(path) in {"link", "tunnel", "connect", "server", "kernels"}:
         return  # these bind ports, listen, or hold jupyter_client's sockets
     for name in imports_of(path):

@@ -29,7 +29,7 @@ from kbridge.wire import legacy, outline
 
 ROOT = Path(kbridge.__file__).parent
 SLACK = 9.0
-"""How many times as long a text may take that was doubled twice."""
+"""Maximum ratio of the times for a text that was doubled twice and for the original."""
 MEASURABLE = 0.003  # seconds
 SIZES = (500, 2_000, 8_000)
 
@@ -252,7 +252,7 @@ def _seconds(run: Callable[[Any], object], text: object, tries: int = 2) -> floa
 
 
 def _growth(case: Case, make: Callable[[int], Any]) -> float:
-    """How many times as long the run takes with a text that was doubled twice."""
+    """Return the ratio of the times for a text that was doubled twice and for the original."""
     for units in SIZES:
         if _seconds(case.run, make(units), 1) >= MEASURABLE:
             break
