@@ -31,7 +31,7 @@ from kbridge.link.client import StreamClient
 from kbridge.link.interfaces import ClientLink, nobody
 from kbridge.wire import frames
 from kbridge.wire.dialects import V1, Dialect, select
-from kbridge.wire.fields import LARGEST_PARSED
+from kbridge.wire.fields import MAX_PARSED
 from kbridge.wire.message import Channel, Message
 from kbridge.wire.zmq import serialize
 
@@ -285,7 +285,7 @@ class ZMQChannelsWebsocketConnection(ConnectionSettings, MessagePipeline, Kernel
         if self._attachment is None or self._dialect is None:
             return None
         try:
-            if len(incoming_msg) > LARGEST_PARSED:
+            if len(incoming_msg) > MAX_PARSED:
                 return self._handle_large(self._dialect.decode_in_steps(incoming_msg))
             return self._submit(self._dialect.decode(incoming_msg))
         except (FrameError, HubClosed) as error:

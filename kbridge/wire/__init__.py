@@ -1,4 +1,4 @@
-"""Floor 0: bytes to messages and back. The standard library alone: no I/O, no clock, no async."""
+"""Layer 0: convert bytes to messages and back. Standard library only; no I/O, clock or async."""
 
 from __future__ import annotations
 

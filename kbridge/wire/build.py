@@ -1,4 +1,4 @@
-"""Messages that the bridge itself says: status of a restart, notices, its own requests."""
+"""Build messages that the bridge itself sends: status messages, notices, requests."""
 
 from __future__ import annotations
 
@@ -27,35 +27,36 @@ def build(
     metadata: Mapping[str, Any] | None = None,
     buffers: Sequence[Buffer] = (),
 ) -> Message:
-    """Make a message (jupyter_client docs, "Messaging in Jupyter", general message format).
+    """Build a message (jupyter_client docs, "Messaging in Jupyter", general message format).
 
     Parameters
     ----------
     channel : Channel
-        Where it is to go, or where it is to seem to come from.
+        The channel that the message is sent on, or appears to come from.
     msg_type : str
-        Such as ``status`` or ``kernel_info_request``.
+        The message type, such as ``status`` or ``kernel_info_request``.
     content : mapping
-        What that type asks for; written as JSON.
+        The content that the message type requires; encoded as JSON.
     session : str
-        Who speaks: the id of the bridge's session with this kernel.
+        The id of the session that sends the message.
     date : str
-        Now, in ISO 8601 with a time zone: this floor has no clock.
+        The current time in ISO 8601 with a time zone. The caller passes it, because this package
+        has no clock.
     parent_header : bytes
-        The header of the message that this one answers, as it came.
+        The header of the message that this one answers, unchanged.
     username : str
-        Who speaks, by name.
+        The name of the sender.
     msg_id : str, optional
-        A random one if not given.
+        The id of the message. By default a random one.
     metadata : mapping, optional
-        Empty if not given.
+        The metadata. By default empty.
     buffers : sequence of bytes or memoryview
-        Raw bytes to go with it.
+        Binary buffers of the message.
 
     Raises
     ------
     TypeError, ValueError
-        If content or metadata have no form in JSON: a fault of ours.
+        If content or metadata cannot be encoded as JSON, which is a bug of the caller.
     """
     header = {
         "msg_id": msg_id or str(uuid4()),
@@ -76,5 +77,5 @@ def build(
 
 
 def _json(value: Mapping[str, Any]) -> bytes:
-    # ASCII: a lone surrogate then has a form too.
+    # ASCII output can express lone surrogates, which UTF-8 cannot.
     return json.dumps(value, allow_nan=False).encode()

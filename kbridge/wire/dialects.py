@@ -1,7 +1,7 @@
-"""The dialects of websocket clients, as a table: nobody compares subprotocols by name.
+"""The table of websocket dialects.
 
-A dialect is chosen once, when the websocket opens, and is all that the rest of the bridge knows of
-the difference.
+A dialect is chosen once, when the websocket opens. Other modules use the `Dialect` object and never
+compare the names of subprotocols.
 """
 
 from __future__ import annotations
@@ -17,21 +17,23 @@ __all__ = ["LEGACY", "V1", "Dialect", "select"]
 
 @dataclass(frozen=True, slots=True)
 class Dialect:
-    """How one kind of client writes and reads messages.
+    """The encoding of messages for one kind of client.
 
     Attributes
     ----------
     name : str
-        For logs and metrics.
+        The name in logs and metrics.
     subprotocol : str or None
-        What the handshake answers; None: no subprotocol.
+        The subprotocol that the handshake confirms; None for no subprotocol.
     decode : callable
-        A frame to a message; raises the `FrameError` family. Text frames come as str.
+        Converts a frame to a message; raises subclasses of `FrameError`. Text frames are passed as
+        str.
     decode_in_steps : callable
-        The same, as a generator that yields where others may have their turn: for large frames.
+        The same as a generator, which yields regularly so that other clients have their turn. For
+        large frames.
     payload : callable
-        A message to the opcode and the payload of its frame. The legacy dialect raises
-        `KernelMessageError` for a message that it has no form for.
+        Converts a message to the opcode and the payload of its frame. The legacy dialect raises
+        `KernelMessageError` for a message that it cannot express.
     """
 
     name: str
@@ -52,7 +54,7 @@ def _legacy_payload(msg: Message) -> tuple[int, bytes]:
 
 
 def _v1_decode_at_once(data: str | bytes) -> Generator[None, None, Message]:
-    """Decode without a break: no part of the frame is read but its header."""
+    """Decode in one step: only the header is parsed, which is short."""
     yield from ()
     return v1.decode(data)
 
@@ -64,20 +66,21 @@ _BY_SUBPROTOCOL = {V1.subprotocol: V1}
 
 
 def select(offered: Sequence[str], preferred: str | None) -> Dialect:
-    """Choose the dialect of a websocket that is being opened.
+    """Choose the dialect of a new websocket.
 
     Parameters
     ----------
     offered : sequence of str
         The subprotocols that the client offers.
     preferred : str or None
-        The setting `kernel_ws_protocol`: None for the newest that both sides speak, an empty
-        string for the legacy dialect, else the subprotocol to use where it is offered.
+        The setting `kernel_ws_protocol`: None for the newest dialect that both sides support, an
+        empty string for the legacy dialect, otherwise the subprotocol to use if the client offers
+        it.
 
     Notes
     -----
-    A browser that offered subprotocols and was given none closes the connection; JupyterLab then
-    opens another without any.
+    A browser that offers subprotocols closes the connection if the server confirms none;
+    JupyterLab then opens another websocket without subprotocols.
     """
     wanted = v1.SUBPROTOCOL if preferred is None else preferred
     return _BY_SUBPROTOCOL.get(wanted, LEGACY) if wanted in offered else LEGACY

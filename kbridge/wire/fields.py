@@ -1,19 +1,19 @@
-"""What both dialects ask of a client's message before it may go on to a kernel.
+"""Checks of a client's message that both dialects share.
 
-The measure is Jupyter Server: a message that it hands to the kernel goes to the kernel, and a
-message that it or the kernel ignores raises `IgnoredMessage`. Only a message that would be unsafe
-or ambiguous closes the websocket: text that is not UTF-8, a header that names its type twice.
+The checks are as strict as Jupyter Server: a message that it passes to the kernel passes here, and
+a message that it or the kernel ignores raises `IgnoredMessage`. Only an unsafe or ambiguous message
+closes the websocket: text that is not UTF-8, or a header that names its type twice.
 
-Laws of this module:
+Invariants:
 
-- a check either passes or raises one of the `FrameError` family, whatever the bytes are;
-- a reason names the fault and fits a close frame (123 bytes of UTF-8, RFC 6455 section 5.5);
-- nothing is changed: what passes goes on as the bytes that came;
-- no more than `LARGEST_PARSED` bytes of JSON are parsed at once, since nothing interrupts the
-  parser: a larger header is refused, a larger content is the kernel's to judge.
+- a check either passes or raises a subclass of `FrameError`, for any bytes;
+- a reason names the error and fits into a close frame (123 bytes of UTF-8, RFC 6455 section 5.5);
+- the bytes of a valid message are not changed;
+- at most `MAX_PARSED` bytes of JSON are parsed at once, because the parser cannot be interrupted. A
+  larger header is refused; a larger content is validated by the kernel.
 
-What Python's parser takes passes, `NaN` among it: kernels written in Python take it too, and a
-bridge that refused what the kernel behind it accepts would break clients that work today.
+JSON is valid if Python's parser accepts it, which includes `NaN`. Kernels written in Python accept
+it too, so refusing it would break clients that work today.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from kbridge.wire.message import Buffer, Channel
 
 __all__ = [
     "EMPTY",
-    "LARGEST_PARSED",
+    "MAX_PARSED",
     "channel",
     "check_header",
     "check_size",
@@ -38,15 +38,15 @@ __all__ = [
 
 EMPTY = b"{}"
 
-LARGEST_PARSED = 1 << 16
-"""Bytes of JSON that are parsed at once: 3 ms of small numbers."""
+MAX_PARSED = 1 << 16
+"""Maximum number of bytes of JSON to parse at once; 64 KiB of small numbers take 3 ms."""
 
 _NAMES = ("msg_id", "msg_type")
 _CHANNELS = {str(name): name for name in Channel}
 
 
 def channel(name: str) -> Channel:
-    """Look a channel up by its name.
+    """Return the channel with a name.
 
     Raises
     ------
@@ -55,62 +55,63 @@ def channel(name: str) -> Channel:
     """
     found = _CHANNELS.get(name)
     if found is None:
-        # ascii(): a reason is counted in bytes, and what a stranger sends is not echoed raw.
+        # ascii(): the length of a reason is limited in bytes, and the log must not contain raw
+        # bytes from outside.
         raise IgnoredMessage(f"unknown channel {ascii(name[:24])[:60]}")
     return found
 
 
-def utf8(raw: Buffer, what: str) -> str:
+def utf8(raw: Buffer, name: str) -> str:
     """Decode a part that must be UTF-8.
 
     Raises
     ------
     MalformedFrame
-        If it is not; the reason begins with `what`.
+        If it is not; the reason begins with `name`.
     """
     try:
         return str(raw, "utf-8")
     except UnicodeDecodeError:
-        raise MalformedFrame(f"{what} is not valid UTF-8") from None
+        raise MalformedFrame(f"{name} is not valid UTF-8") from None
 
 
-def encodable(text: str, what: str) -> bytes:
-    """Encode text as UTF-8, which text with a lone surrogate has no form in.
+def encodable(text: str, name: str) -> bytes:
+    """Encode text as UTF-8.
 
     Raises
     ------
     MalformedFrame
-        If it has none; the reason begins with `what`.
+        If the text has a lone surrogate; the reason begins with `name`.
     """
     try:
         return text.encode()
     except UnicodeEncodeError:
-        raise MalformedFrame(f"{what} holds a lone surrogate") from None
+        raise MalformedFrame(f"{name} contains a lone surrogate") from None
 
 
-def parse(text: str, what: str) -> Any:
+def parse(text: str, name: str) -> Any:
     """Parse a part that must be JSON.
 
     Raises
     ------
     MalformedFrame
-        If it is not, is nested deeper than the parser's stack, or holds a number with more digits
-        than Python converts (`sys.set_int_max_str_digits`); the reason begins with `what`.
+        If it is not JSON, is nested deeper than the parser's stack, or has a number with more
+        digits than Python converts (`sys.set_int_max_str_digits`); the reason begins with `name`.
     """
     try:
         return json.loads(text)
     except RecursionError:
-        raise MalformedFrame(f"{what} is nested too deeply") from None
+        raise MalformedFrame(f"{name} is nested too deeply") from None
     except ValueError:
-        raise MalformedFrame(f"{what} is not valid JSON") from None
+        raise MalformedFrame(f"{name} is not valid JSON") from None
 
 
-def json_or_empty(raw: bytes, what: str) -> bytes:
-    """Check a part that must be JSON, and take ``null`` or nothing for an empty object.
+def json_or_empty(raw: bytes, name: str) -> bytes:
+    """Check a part that must be JSON; replace ``null`` or an empty part by an empty object.
 
-    Clients write ``null``, or nothing at all, for the parent of a request that has none and for
-    metadata or content they did not set; kernels take neither. Other values that are not objects
-    are the kernel's to judge.
+    Clients send ``null``, or nothing, for a missing parent and for metadata or content that they
+    did not set; kernels accept neither. Other values that are not objects are validated by the
+    kernel.
 
     Raises
     ------
@@ -121,37 +122,37 @@ def json_or_empty(raw: bytes, what: str) -> bytes:
     """
     if raw in (EMPTY, b""):
         return EMPTY
-    if len(raw) > LARGEST_PARSED:
+    if len(raw) > MAX_PARSED:
         return raw
-    return EMPTY if _parse_part(utf8(raw, what), what) is None else raw
+    return EMPTY if _parse_part(utf8(raw, name), name) is None else raw
 
 
-def check_size(part: str | bytes, what: str) -> None:
-    """Check that a part that is read for each message is not too large for that.
+def check_size(part: str | bytes, name: str) -> None:
+    """Check the size of a part that is parsed for each message.
 
     Raises
     ------
     InvalidMessage
-        If it has more than `LARGEST_PARSED` bytes or characters.
+        If the part has more than `MAX_PARSED` bytes or characters.
     """
-    if len(part) > LARGEST_PARSED:
-        raise InvalidMessage(f"{what} has more than {LARGEST_PARSED:,} bytes")
+    if len(part) > MAX_PARSED:
+        raise InvalidMessage(f"{name} has more than {MAX_PARSED:,} bytes")
 
 
 def check_header(text: str) -> None:
-    """Check that a header names its message and its type, each once.
+    """Check that a header has exactly one `msg_id` and one `msg_type`.
 
-    The id may be of any type, as kernels send it back as they got it; the type must be a string. A
-    key that comes twice is refused because parsers differ in which of the two they take: a type
-    that is not allowed could pass a filter under the other one's name.
+    The id may have any type, because kernels send it back unchanged; the type must be a string. A
+    duplicate key is refused because parsers differ in which of the two values they use: a message
+    type that is not allowed could pass a filter under the other value.
 
     Raises
     ------
     IgnoredMessage
-        If it is not a JSON object, lacks one of the two, has a type that is not a string, or holds
-        half a character, which the kernel's reply could not repeat in UTF-8.
+        If the header is not a JSON object, lacks one of the two, has a type that is not a string,
+        or has a lone surrogate, which the kernel could not repeat in the UTF-8 of its reply.
     InvalidMessage
-        If it repeats one of the two, or is too large.
+        If the header has one of the two twice, or is too large.
     """
     check_size(text, "header")
     header = _parse_part(text, "header")
@@ -166,18 +167,18 @@ def check_header(text: str) -> None:
     for name in _NAMES:
         value = header[name]
         if isinstance(value, str) and not value.isascii() and not _is_encodable(value):
-            raise IgnoredMessage(f"{name} of the header holds a lone surrogate")
+            raise IgnoredMessage(f"{name} of the header contains a lone surrogate")
     if "\\" in text or text.count('"msg_id"') != 1 or text.count('"msg_type"') != 1:
         try:
             _UNIQUE.decode(text)
-        except RecursionError:  # the hook needs a little more stack than the first reading
+        except RecursionError:  # the hook needs a little more stack than the first parse
             raise IgnoredMessage("header is nested too deeply") from None
 
 
-def _parse_part(text: str, what: str) -> Any:
-    """Parse one part; a kernel ignores a message with a part that is not JSON."""
+def _parse_part(text: str, name: str) -> Any:
+    """Parse one part. Kernels ignore a message with a part that is not JSON."""
     try:
-        return parse(text, what)
+        return parse(text, name)
     except MalformedFrame as error:
         raise IgnoredMessage(error.reason) from None
 
@@ -200,5 +201,5 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-# Slower than the parser without a hook: for headers in which a key could hide.
+# Slower than the parser without a hook; used only for headers that may have a duplicate key.
 _UNIQUE = json.JSONDecoder(object_pairs_hook=_unique)

@@ -1,21 +1,21 @@
-"""The dialect without a name: JSON in text frames, and binary frames where there are buffers.
+"""The dialect without a subprotocol: JSON in text frames, binary frames for messages with buffers.
 
-A text frame is a JSON object of the parts; a binary frame is
+A text frame is a JSON object of the parts. A binary frame is
 
 ::
 
-    u32  count              how many offsets follow, big-endian like them
-    u32  offset * count     from the start of the frame: where JSON and each buffer begin
+    u32  count              number of offsets; all numbers are big-endian
+    u32  offset * count     from the start of the frame: start of the JSON and of each buffer
     ...  JSON, buffers
 
 (jupyter_server docs, "WebSocket kernel wire protocols"). The last buffer ends with the frame.
 
-Laws of this module:
+Invariants:
 
-- parts are spliced into the text and cut out of it: the JSON that came is the JSON that goes on;
-- what a client may leave out is what jupyter_server lets it leave out, and a little more: the
-  channel (then it is shell), the parent, metadata, content, and buffers;
-- the client's numbers are believed only after they are checked against the bytes that came.
+- parts are inserted into the text and cut out of it; their JSON is not changed;
+- clients may omit everything that jupyter_server lets them omit, and a little more: the channel
+  (default: shell), the parent, metadata, content, and buffers;
+- numbers from the client are checked against the length of the frame before they are used.
 """
 
 from __future__ import annotations
@@ -35,41 +35,41 @@ from kbridge.errors import (
 )
 from kbridge.wire import fields
 from kbridge.wire.message import Buffer, Channel, Message
-from kbridge.wire.offsets import MOST, contiguous, nbytes, read, slices
-from kbridge.wire.outline import MOST_MEMBERS, TooManyMembers, outline
+from kbridge.wire.offsets import MAX_PARTS, contiguous, nbytes, read, slices
+from kbridge.wire.outline import MAX_MEMBERS, TooManyMembers, outline
 
 __all__ = ["decode", "decode_in_steps", "encode", "encode_binary", "encode_json"]
 
 _WORD = 4
-_BLOCK = 1 << 20  # bytes or characters that are decoded or encoded at once
+_BLOCK = 1 << 20  # bytes or characters to decode or encode at once
 _LIMIT = 1 << 32
 _KEYS = frozenset(("header", "parent_header", "metadata", "content", "channel", "buffers"))
 _skip_space = re.compile(r"[ \t\n\r]*").match
-# A key that is written without escapes, up to the value; other spellings take the slow way.
+# A key without escapes, up to its value. Keys with escapes are parsed with the JSON decoder.
 _plain_key = re.compile(r'"([^"\\\x00-\x1f]*)"[ \t\n\r]*:[ \t\n\r]*').match
 _read = json.JSONDecoder().raw_decode
 
 
 def encode(msg: Message) -> str | bytes:
-    """Encode a message: as text if it has no buffers, else as bytes.
+    """Encode a message: as str if it has no buffers, otherwise as bytes.
 
     Raises
     ------
     KernelMessageError
-        If a part is not UTF-8, or a buffer begins past the 4 GiB that an offset can say.
+        If a part is not UTF-8, or a buffer starts beyond the 4 GiB that an offset can express.
     """
     return encode_binary(msg) if msg.buffers else encode_json(msg).decode()
 
 
 def encode_json(msg: Message) -> bytes:
-    """Encode all but the buffers, as the payload of a text frame.
+    """Encode a message without its buffers as the payload of a text frame.
 
     The keys and their order are those of jupyter_server.
 
     Raises
     ------
     KernelMessageError
-        If a part is not UTF-8: a browser would close the websocket over it.
+        If a part is not UTF-8; a browser would close the websocket because of it.
     """
     return _splice(msg, b', "buffers": []')
 
@@ -80,7 +80,7 @@ def encode_binary(msg: Message) -> bytes:
     Raises
     ------
     KernelMessageError
-        If a part is not UTF-8, or a buffer begins past the 4 GiB that an offset can say.
+        If a part is not UTF-8, or a buffer starts beyond the 4 GiB that an offset can express.
     """
     parts: list[Buffer] = [_splice(msg, b""), *map(contiguous, msg.buffers)]
     at = _WORD * (1 + len(parts))
@@ -89,7 +89,7 @@ def encode_binary(msg: Message) -> bytes:
         words.append(at)
         at += nbytes(part)
     if words[-1] >= _LIMIT:
-        raise KernelMessageError("buffers of more than 4 GiB have no form in the legacy dialect")
+        raise KernelMessageError("the legacy dialect cannot express buffers of more than 4 GiB")
     return b"".join((struct.pack(f"!{len(words)}I", *words), *parts))
 
 
@@ -129,9 +129,9 @@ def decode(data: str | bytes) -> Message:
     Raises
     ------
     MalformedFrame
-        If its offsets, its UTF-8 or its JSON do not hold.
+        If the offsets, the UTF-8 or the JSON are invalid.
     IgnoredMessage
-        If they do, but the kernel would ignore the message; `kbridge.wire.fields` says when.
+        If the frame is valid, but a kernel would ignore the message; see `kbridge.wire.fields`.
     InvalidMessage
         If the text is not a message, has buffers, or the header is ambiguous.
     """
@@ -147,24 +147,24 @@ def decode(data: str | bytes) -> Message:
 def decode_in_steps(data: str | bytes) -> Generator[None, None, Message]:
     """Decode a frame as `decode` does; a generator that yields between steps of a millisecond.
 
-    Of a frame with more than `fields.LARGEST_PARSED` characters of JSON, parts of that size are not
-    parsed: the kernel judges them.
+    If a frame has more than `fields.MAX_PARSED` characters of JSON, its parts of that size are not
+    parsed; the kernel validates them.
     """
     if isinstance(data, str):
         text = data
         buffers: tuple[Buffer, ...] = ()
     else:
-        offsets = (*read(data, "!I", 1, MOST), len(data))
+        offsets = (*read(data, "!I", 1, MAX_PARTS), len(data))
         text = yield from _utf8(memoryview(data)[offsets[0] : offsets[1]])
         buffers = slices(data, offsets[1:])
-    if len(text) <= fields.LARGEST_PARSED:
+    if len(text) <= fields.MAX_PARSED:
         members = _members(text)
     else:
         members = yield from _large_members(text)
     if isinstance(data, str):
-        listed = members.get("buffers", "null")  # empty in any spelling is none
-        if len(listed) > fields.LARGEST_PARSED or fields.parse(listed, "buffers"):
-            raise InvalidMessage("buffers in a text frame, which holds none")
+        listed = members.get("buffers", "null")  # an empty list, object or null counts as none
+        if len(listed) > fields.MAX_PARSED or fields.parse(listed, "buffers"):
+            raise InvalidMessage("buffers in a text frame, which cannot have any")
     channel = _channel(members)
     if "header" not in members:
         raise InvalidMessage("the message has no header")
@@ -198,7 +198,7 @@ def _part(members: dict[str, str], name: str) -> Generator[None, None, bytes]:
 
 
 def _content(members: dict[str, str]) -> Generator[None, None, bytes]:
-    """Cut out the content; a string is the content's JSON, as jupyter_client's Session has it."""
+    """Cut out the content. A string is parsed as JSON again, as jupyter_client's Session does."""
     text = members.get("content", "null")
     if not text.startswith('"'):
         return (yield from _part(members, "content"))
@@ -231,13 +231,13 @@ def _utf8(raw: memoryview) -> Generator[None, None, str]:
 
 
 def _large_members(text: str) -> Generator[None, None, dict[str, str]]:
-    """Cut out the members as `_members` does, in steps; parse those that are not large."""
+    """Cut out the members as `_members` does, but in steps; parse only small ones."""
     if not text[:64].lstrip().startswith("{"):
         raise InvalidMessage("the message is not a JSON object")
     try:
         found = yield from outline(text, _KEYS)
     except TooManyMembers:
-        raise InvalidMessage(f"the message has more than {MOST_MEMBERS:,} members") from None
+        raise InvalidMessage(f"the message has more than {MAX_MEMBERS:,} members") from None
     except RecursionError:
         raise MalformedFrame("the message is nested too deeply") from None
     except ValueError:
@@ -245,20 +245,20 @@ def _large_members(text: str) -> Generator[None, None, dict[str, str]]:
     members = {}
     for key, (start, end) in found.items():
         members[key] = part = text[start:end]
-        if len(part) <= fields.LARGEST_PARSED:
+        if len(part) <= fields.MAX_PARSED:
             fields.parse(part, key)
     return members
 
 
 def _members(text: str) -> dict[str, str]:
-    """Cut the members that matter out of a JSON object, each as the JSON that it is.
+    """Cut the members of a message out of a JSON object, each as unparsed JSON.
 
     Raises
     ------
     MalformedFrame
         If the text is not JSON.
     InvalidMessage
-        If it is JSON, but no object, or has more than `MOST_MEMBERS` members.
+        If the JSON is not an object, or has more than `MAX_MEMBERS` members.
     """
     at = _space(text)
     if not text.startswith("{", at):
@@ -267,8 +267,8 @@ def _members(text: str) -> dict[str, str]:
     found: dict[str, str] = {}
     try:
         for count, (key, start, end) in enumerate(_walk(text, at)):
-            if count >= MOST_MEMBERS:
-                raise InvalidMessage(f"the message has more than {MOST_MEMBERS:,} members")
+            if count >= MAX_MEMBERS:
+                raise InvalidMessage(f"the message has more than {MAX_MEMBERS:,} members")
             if key in _KEYS:
                 found[key] = text[start:end]
     except RecursionError:
@@ -279,9 +279,9 @@ def _members(text: str) -> dict[str, str]:
 
 
 def _walk(text: str, at: int) -> Iterator[tuple[str, int, int]]:
-    """Give the key of each member of the object at `at`, and where its value starts and ends.
+    """Yield key, start and end of the value of each member of the object at `at`.
 
-    Raises ValueError if the text does not hold just this object, or a member is not JSON.
+    Raises ValueError if the text has anything besides this object, or a member is not JSON.
     """
     at = _space(text, at + 1)
     more = not text.startswith("}", at)
@@ -304,7 +304,7 @@ def _walk(text: str, at: int) -> Iterator[tuple[str, int, int]]:
 
 
 def _space(text: str, at: int = 0) -> int:
-    """Find where the white space at `at` ends."""
+    """Return the end of the white space at `at`."""
     found = _skip_space(text, at)
-    assert found is not None  # the pattern matches nothing, too
+    assert found is not None  # the pattern also matches an empty text
     return found.end()

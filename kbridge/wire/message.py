@@ -1,13 +1,13 @@
-"""What everything else passes around: the raw parts of one Jupyter message.
+"""The raw parts of one Jupyter message.
 
-Laws of this module:
+Invariants:
 
-- a `Message` is immutable, and always whole;
-- JSON is read only when somebody asks for a field of it, and never written back: the bytes that
-  came are the bytes that go.
+- a `Message` is immutable and complete;
+- JSON is parsed only to read a field, and never written back: the bytes that were received are the
+  bytes that are sent.
 
-`Message` is a NamedTuple rather than a frozen dataclass because one is made for every message of
-every kernel: a frozen dataclass costs three times as much to make.
+`Message` is a NamedTuple because one is created for every message of every kernel; creating a
+frozen dataclass takes three times as long.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ Buffer: TypeAlias = bytes | memoryview
 
 
 class Channel(StrEnum):
-    """The channels of a kernel that carry messages (the heartbeat carries none)."""
+    """The channels of a kernel that carry messages. The heartbeat channel does not."""
 
     SHELL = "shell"
     IOPUB = "iopub"
@@ -45,8 +45,8 @@ class Channel(StrEnum):
 class Message(NamedTuple):
     """The raw parts of one message (jupyter_client docs, "Messaging in Jupyter").
 
-    `header` holds a JSON object as it came; `parent_header`, `metadata` and `content` do, too,
-    unless a client sent another JSON value. All are UTF-8. `buffers` are raw bytes.
+    `header` is a JSON object. So are `parent_header`, `metadata` and `content`, unless a client
+    sent another JSON value. All are UTF-8. `buffers` are raw bytes.
     """
 
     channel: Channel
@@ -58,23 +58,23 @@ class Message(NamedTuple):
 
     @property
     def msg_type(self) -> str:
-        """`msg_type` of the header, or an empty string where there is none."""
+        """The `msg_type` of the header, or an empty string if it is missing."""
         return scan(self.header, "msg_type")
 
     @property
     def msg_id(self) -> str:
-        """`msg_id` of the header, or an empty string where there is none; see `scan`."""
+        """The `msg_id` of the header, or an empty string if it is missing; see `scan`."""
         return scan(self.header, "msg_id")
 
     @property
     def parent_id(self) -> str:
-        """`msg_id` of the parent header, or an empty string where there is no parent."""
+        """The `msg_id` of the parent header, or an empty string if there is no parent."""
         raw = self.parent_header
-        return _remembered_id(raw) if len(raw) <= _REMEMBERED else scan(raw, "msg_id")
+        return _cached_id(raw) if len(raw) <= _CACHED else scan(raw, "msg_id")
 
     @property
     def nbytes(self) -> int:
-        """Bytes in all parts together."""
+        """The total size of all parts in bytes."""
         return (
             len(self.header)
             + len(self.parent_header)
@@ -85,21 +85,21 @@ class Message(NamedTuple):
 
 
 # The two ways in which JSON writers put a key before a string. `json` and most others write the
-# first, compact writers the second; any other spelling takes the slow way.
+# first, compact writers the second. Other spellings are parsed.
 _KEYS = {
     name: (f'"{name}": "'.encode(), f'"{name}":"'.encode(), f'"{name}"'.encode())
     for name in ("msg_id", "msg_type", "session", "username", "version")
 }
 
 
-_LARGEST_PARSED = 1 << 16  # bytes; no header that is meant has as many
+_MAX_PARSED = 1 << 16  # bytes; real headers are much shorter
 
 
 def scan(raw: bytes, name: str) -> str:
-    """Read one string field of a flat JSON object without parsing the whole of it.
+    """Read one string field of a flat JSON object without parsing all of it.
 
-    Exact, not a guess: whatever could mislead a search (a nested object, an escape, a key that
-    comes twice) is left to the JSON parser.
+    The result is exact: objects for which a text search could be wrong (a nested object, an escape,
+    a duplicate key) are parsed.
 
     Parameters
     ----------
@@ -111,9 +111,9 @@ def scan(raw: bytes, name: str) -> str:
     Returns
     -------
     str
-        The field, or an empty string where it is missing, is no string, or `raw` is no object or
-        is so large that to parse it would hold up everybody else. A `msg_id` of another type is
-        written as JSON: kernels send it back, and replies are found by it.
+        The field. An empty string if the field is missing or not a string, or if `raw` is not an
+        object or is too large to parse. A `msg_id` of another type is returned as JSON, because
+        kernels send it back and replies are routed by it.
     """
     spaced, compact, bare = _KEYS[name]
     start = raw.find(spaced)
@@ -129,7 +129,7 @@ def scan(raw: bytes, name: str) -> str:
                 return raw[start:end].decode()
             except UnicodeDecodeError:
                 return ""
-    if not 2 < len(raw) <= _LARGEST_PARSED:
+    if not 2 < len(raw) <= _MAX_PARSED:
         return ""
     try:
         value = json.loads(raw.decode())
@@ -144,20 +144,20 @@ def scan(raw: bytes, name: str) -> str:
         return ""
 
 
-# All the output of one cell has the same parent: its id is read once. Longer headers than any
-# client writes are not kept, so that the cache stays small.
-_REMEMBERED = 1024
+# All output of a cell has the same parent header, so its id is cached. Unusually long headers are
+# not cached, to bound the memory of the cache.
+_CACHED = 1024
 
 
 @lru_cache(maxsize=256)
-def _remembered_id(raw: bytes) -> str:
+def _cached_id(raw: bytes) -> str:
     return scan(raw, "msg_id")
 
 
 _ID_FIRST = b'{"msg_id": "'
 _ID_AT = len(_ID_FIRST)
 _THEN_TYPE = b'", "msg_type": "'
-# The usual types of what kernels say.
+# The usual types of messages from kernels.
 _TYPES = {
     name.encode(): name
     for name in (
@@ -178,7 +178,7 @@ _TYPES = {
 
 
 def type_and_key(header: bytes) -> tuple[str, int]:
-    """Return what `Message.msg_type` and `message_key` do, in one reading of the header."""
+    """Return `Message.msg_type` and `message_key`, both from one search of the header."""
     if header[:_ID_AT] == _ID_FIRST:
         end = header.find(b'"', _ID_AT)
         start = end + len(_THEN_TYPE)
@@ -192,36 +192,37 @@ def type_and_key(header: bytes) -> tuple[str, int]:
 
 
 def message_key(header: bytes) -> int:
-    """Return a number by which a message can be found again by its `msg_id`; see `id_keys`."""
-    if header[:_ID_AT] == _ID_FIRST:  # as jupyter_client writes it
+    """Return a hash of the `msg_id`, with which a journal finds the message; see `id_keys`."""
+    if header[:_ID_AT] == _ID_FIRST:  # the order of jupyter_client
         return hash(header[_ID_AT : header.find(b'"', _ID_AT)])
     return hash(scan(header, "msg_id").encode("utf-8", "surrogatepass"))
 
 
 def id_keys(msg_id: str) -> set[int]:
-    """Return the keys that `message_key` gives to messages of that id, and perhaps to others.
+    """Return all keys that `message_key` may return for a message with that id.
 
-    An id that JSON writers escape may be spelled as it is, or in the two ways of `json`.
+    Messages with another id may have the same key. An id with characters that JSON writers escape
+    may occur without escapes, or with the escapes of `json` in its two modes.
     """
     texts = [msg_id, *(json.dumps(msg_id, ensure_ascii=only)[1:-1] for only in (True, False))]
     spellings = [text.encode("utf-8", "surrogatepass") for text in texts]
     return {hash(part) for each in spellings for part in (each, each.split(b'"')[0])}
 
 
-def json_object(raw: Buffer, what: str) -> dict[str, Any]:
+def json_object(raw: Buffer, name: str) -> dict[str, Any]:
     """Parse a part that must be a JSON object.
 
     Raises
     ------
     InvalidMessage
-        If it is not; the reason begins with `what`.
+        If it is not; the reason begins with `name`.
     """
     try:
-        value = json.loads(str(raw, "utf-8"))  # of bytes, `loads` would take UTF-16 as well
+        value = json.loads(str(raw, "utf-8"))  # given bytes, `loads` would accept UTF-16 too
     except UnicodeDecodeError:
-        raise InvalidMessage(f"{what} is not UTF-8") from None
+        raise InvalidMessage(f"{name} is not UTF-8") from None
     except (ValueError, RecursionError):
-        raise InvalidMessage(f"{what} is not JSON") from None
+        raise InvalidMessage(f"{name} is not JSON") from None
     if not isinstance(value, dict):
-        raise InvalidMessage(f"{what} is not a JSON object")
+        raise InvalidMessage(f"{name} is not a JSON object")
     return value

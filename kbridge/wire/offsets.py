@@ -1,10 +1,13 @@
-"""Tables of offsets, with which the binary frames of both dialects begin.
+"""The table of offsets at the start of the binary frames of both dialects.
 
-``count, offset * count``, all of one word size; the offsets count from the start of the frame.
+``count, offset * count``, all of one word size. The offsets count from the start of the frame.
 
-Laws of this module: a table is checked against the length of its frame before it is read, so that
-it costs no more than the bytes that came; a table that passes cuts the frame into parts that lie
-one after the other, without gaps, in order. Bytes before the first part belong to none.
+Invariants:
+
+- a table is checked against the length of its frame before it is read, so the cost is proportional
+  to the bytes that were received;
+- a valid table divides the frame into consecutive parts without gaps. Bytes before the first part
+  are ignored.
 """
 
 from __future__ import annotations
@@ -15,79 +18,82 @@ from itertools import pairwise
 from kbridge.errors import InvalidMessage, MalformedFrame
 from kbridge.wire.message import Buffer
 
-__all__ = ["MOST", "contiguous", "nbytes", "read", "slices"]
+__all__ = ["MAX_PARTS", "contiguous", "nbytes", "read", "slices"]
 
 
-MOST = 10_000
-"""Offsets that a client's frame may have. Each buffer costs several objects here, and a message of
-its own on the way to the kernel: a frame of 20 MB could have five million."""
+MAX_PARTS = 10_000
+"""Maximum number of offsets in a client's frame.
+
+Each buffer needs several Python objects and a separate ZeroMQ frame. Without this limit, a frame of
+20 MB could have five million.
+"""
 
 
-def read(data: bytes, word: str, least: int, most: int | None = None) -> tuple[int, ...]:
-    """Read and check the table of a frame.
+def read(data: bytes, word: str, minimum: int, maximum: int | None = None) -> tuple[int, ...]:
+    """Read and check the table of offsets of a frame.
 
     Parameters
     ----------
     data : bytes
         The frame.
     word : str
-        One word, as `struct` writes it: ``<Q`` or ``!I``.
-    least : int
-        How many offsets there must be at least; one or more.
-    most : int, optional
-        How many there may be.
+        The `struct` format of one word: ``<Q`` or ``!I``.
+    minimum : int
+        The minimum number of offsets; at least one.
+    maximum : int, optional
+        The maximum number of offsets.
 
     Returns
     -------
     tuple of int
-        The offsets: never falling, none inside the table, none past the frame's end.
+        The offsets, in ascending order, none inside the table, none beyond the end of the frame.
 
     Raises
     ------
     MalformedFrame
-        If the table is not of this kind.
+        If the table is invalid.
     InvalidMessage
-        If it has more than `most` offsets.
+        If it has more than `maximum` offsets.
     """
     size = len(data)
     width = struct.calcsize(word)
     if size < width:
         raise MalformedFrame(f"a frame of {size} bytes is too short for a message")
     (count,) = struct.unpack_from(word, data)
-    if count < least:
-        raise MalformedFrame(f"{count} offsets, where a message has at least {least}")
+    if count < minimum:
+        raise MalformedFrame(f"{count} offsets, but a message has at least {minimum}")
     start = width * (1 + count)
     if start > size:
         raise MalformedFrame(f"{count} offsets do not fit a frame of {size} bytes")
-    if most is not None and count > most:
-        raise InvalidMessage(f"{count:,} parts, where a message has at most {most:,}")
+    if maximum is not None and count > maximum:
+        raise InvalidMessage(f"{count:,} parts, but a message has at most {maximum:,}")
     offsets: tuple[int, ...] = struct.unpack_from(f"{word[0]}{count}{word[1]}", data, width)
     if offsets[0] < start:
         raise MalformedFrame(f"the first offset is {offsets[0]}, but the table ends at {start}")
     for index, (low, high) in enumerate(pairwise(offsets), 1):
         if high < low:
-            raise MalformedFrame(f"offset {index} falls from {low} to {high}")
+            raise MalformedFrame(f"offset {index} decreases from {low} to {high}")
     if offsets[-1] > size:
         raise MalformedFrame(f"the last offset is {offsets[-1]}, the frame ends at {size}")
     return offsets
 
 
 def slices(data: bytes, offsets: tuple[int, ...]) -> tuple[Buffer, ...]:
-    """Cut the buffers between offsets out of a frame, as views of it.
+    """Return the buffers between the offsets of a frame, as views of it.
 
-    Empty ones are not views: a frame may hold one for each of its words.
+    Empty buffers are bytes instead of views, because a frame may have one for each of its words.
     """
     view = memoryview(data)
     return tuple(view[low:high] if low < high else b"" for low, high in pairwise(offsets))
 
 
 def contiguous(buffer: Buffer) -> Buffer:
-    """Copy a view whose bytes do not lie together; `bytes.join` refuses those alone."""
+    """Copy a view that is not contiguous, which `bytes.join` does not accept."""
     if isinstance(buffer, memoryview) and not buffer.c_contiguous:
         return buffer.tobytes()
     return buffer
 
 
 def nbytes(buffer: Buffer) -> int:
-    """Bytes of a buffer; the length of a view counts its items, of whatever size."""
+    """Return the size in bytes; `len` of a view counts items, which may be larger than a byte."""
     return buffer.nbytes if isinstance(buffer, memoryview) else len(buffer)

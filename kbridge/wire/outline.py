@@ -1,14 +1,14 @@
-"""Where the members of a large JSON object stand, found in steps and without building values.
+"""Find the members of a large JSON object, in steps and without building values.
 
-`json` builds the whole of a value to find its end, and nothing interrupts it: 50 ms for a megabyte
-of small numbers. Here brackets are counted and strings are skipped, which a caller may interrupt
-after each step to let others have their turn.
+`json` builds the complete value to find its end, and cannot be interrupted: a megabyte of small
+numbers takes 50 ms. This module counts brackets and skips strings. The caller may interrupt it
+after each step, so that other clients have their turn.
 
-Laws of this module:
+Invariants:
 
-- a step costs about a millisecond, whatever the text is;
-- what is found are texts between a colon and the comma or bracket that ends a value. Whether such a
-  text is JSON is not checked: its reader does.
+- a step takes about a millisecond for any text;
+- a result is the text between a colon and the comma or bracket that ends the value. The module does
+  not check that this text is JSON; the caller does.
 """
 
 from __future__ import annotations
@@ -17,22 +17,22 @@ import re
 from collections.abc import Collection, Generator
 from typing import Final, TypeAlias
 
-__all__ = ["MOST_MEMBERS", "TooManyMembers", "outline"]
+__all__ = ["MAX_MEMBERS", "TooManyMembers", "outline"]
 
 Steps: TypeAlias = Generator[None, None, int]
-"""Yields after each step; returns where the next thing begins."""
+"""Yields after each step; returns the index after the skipped element."""
 
-MOST_MEMBERS: Final = 1000
-"""Members that an object may have: each costs a step of the interpreter."""
+MAX_MEMBERS: Final = 1000
+"""Maximum number of members of an object; each member takes time in the interpreter."""
 
-_DEEPEST: Final = 10_000  # brackets within brackets: no parser of JSON takes more
-_WINDOW: Final = 1 << 14  # characters that one call of a pattern may read
-_STEP: Final = 1 << 16  # characters of a step
-_TOKEN_COST: Final = 32  # characters that may be read in the time that a call takes
+_MAX_DEPTH: Final = 10_000  # nested brackets; JSON parsers do not accept more
+_WINDOW: Final = 1 << 14  # maximum number of characters that one match may read
+_STEP: Final = 1 << 16  # characters per step
+_TOKEN_COST: Final = 32  # cost of one match, in characters
 
 _STRING = r'"[^"\\]*+(?:\\.[^"\\]*+)*+"'
-_FLAT = rf'[^"{{}}\[\]]*+(?:{_STRING}[^"{{}}\[\]]*+)*+'  # no brackets but in strings
-_LEAF = rf"(?:\{{{_FLAT}\}}|\[{_FLAT}\])"  # an object or array that holds no other
+_FLAT = rf'[^"{{}}\[\]]*+(?:{_STRING}[^"{{}}\[\]]*+)*+'  # no brackets outside strings
+_LEAF = rf"(?:\{{{_FLAT}\}}|\[{_FLAT}\])"  # an object or array without nested ones
 _skip_flat = re.compile(rf"{_FLAT}(?:{_LEAF}{_FLAT})*+", re.DOTALL).match
 _skip_text = re.compile(r'[^"\\]*+(?:\\.[^"\\]*+)*+', re.DOTALL).match
 _skip_scalar = re.compile(r"[^\s,{}\[\]\":]++").match
@@ -40,34 +40,34 @@ _skip_space = re.compile(r"[ \t\n\r]*+").match
 
 
 class TooManyMembers(ValueError):
-    """The object has more members than `MOST_MEMBERS`."""
+    """The object has more members than `MAX_MEMBERS`."""
 
 
 def outline(
     text: str, wanted: Collection[str]
 ) -> Generator[None, None, dict[str, tuple[int, int]]]:
-    """Find the members of the JSON object that `text` is; a generator that yields between steps.
+    """Find the members of a JSON object; a generator that yields between steps.
 
     Parameters
     ----------
     text : str
-        The object, perhaps with space around it.
+        The JSON object; white space around it is allowed.
     wanted : collection of str
-        The keys to report. Keys that are spelled with escapes are other keys.
+        The keys to report. Keys with escapes do not match.
 
     Returns
     -------
     dict of str to (int, int)
-        Start and end of each value; of the last one where a key comes twice.
+        Start and end of each value. Of duplicate keys, the last one counts.
 
     Raises
     ------
     TooManyMembers
-        If there are more members than `MOST_MEMBERS`.
+        If there are more members than `MAX_MEMBERS`.
     RecursionError
-        If values are nested deeper than any parser of JSON goes.
+        If values are nested deeper than JSON parsers accept.
     ValueError
-        If the text is not an object with keys, colons and commas in their places.
+        If the text is not an object, or its keys, colons or commas are wrong.
     """
     return (yield from _Outline(text).run(wanted))
 
@@ -85,7 +85,7 @@ class _Outline:
         members = 0
         while more:
             members += 1
-            if members > MOST_MEMBERS:
+            if members > MAX_MEMBERS:
                 raise TooManyMembers
             key = at = self._expect('"', at)
             at = yield from self._string(at)
@@ -115,7 +115,7 @@ class _Outline:
         return scalar.end()
 
     def _container(self, at: int) -> Steps:
-        """Skip an object or array; `at` is that of its bracket."""
+        """Skip the object or array whose opening bracket is at `at`."""
         text, size, depth = self._text, len(self._text), 0
         while True:
             if at >= size:
@@ -124,27 +124,27 @@ class _Outline:
             if char in "{[":
                 depth += 1
                 at += 1
-                if depth > _DEEPEST:
+                if depth > _MAX_DEPTH:
                     raise RecursionError
             elif char in "}]":
                 depth -= 1
                 at += 1
                 if not depth:
                     return at
-            elif char == '"':  # longer than a window
+            elif char == '"':  # a string that is longer than the window
                 at = yield from self._string(at + 1)
             flat = _skip_flat(text, at, min(at + _WINDOW, size))
-            assert flat is not None  # the pattern matches nothing, too
+            assert flat is not None  # the pattern also matches an empty text
             if self._spend(flat.end() - at):
                 yield
             at = flat.end()
 
     def _string(self, at: int) -> Steps:
-        """Skip the rest of a string."""
+        """Skip the rest of the string at `at`."""
         text, size = self._text, len(self._text)
         while True:
             plain = _skip_text(text, at, min(at + _WINDOW, size))
-            assert plain is not None  # the pattern matches nothing, too
+            assert plain is not None  # the pattern also matches an empty text
             if self._spend((plain.end() - at) // 4):
                 yield
             at = plain.end()
@@ -154,7 +154,7 @@ class _Outline:
                 raise ValueError("a string does not end")
 
     def _spend(self, chars: int) -> bool:
-        """Count work; True if it is time for others."""
+        """Count work; return True at the end of a step."""
         self._spent += chars + _TOKEN_COST
         if self._spent < _STEP:
             return False
@@ -163,10 +163,12 @@ class _Outline:
 
     def _expect(self, char: str, at: int) -> int:
         if not self._text.startswith(char, at):
-            raise ValueError(f"no {char} where it must be")
+            raise ValueError(f"{char} expected")
         return at + 1
 
     def _space(self, at: int) -> int:
         found = _skip_space(self._text, at, at + _WINDOW)
-        assert found is not None  # the pattern matches nothing, too
-        return found.end()  # of more space than a window, the rest is where something else must be
+        assert found is not None  # the pattern also matches an empty text
+        return (
+            found.end()
+        )  # more white space than the window is an error of the caller's next check

@@ -1,7 +1,8 @@
-"""The signature that a kernel and its clients put on every message.
+"""Sign and verify messages.
 
-HMAC over header, parent header, metadata and content, in hex (jupyter_client docs, "Messaging in
-Jupyter", the wire protocol). An empty key means that nobody signs and nobody checks.
+The signature is an HMAC over header, parent header, metadata and content, in hex (jupyter_client
+docs, "Messaging in Jupyter", the wire protocol). With an empty key, messages are not signed and not
+verified.
 """
 
 from __future__ import annotations
@@ -21,14 +22,14 @@ class Signer:
     Parameters
     ----------
     key : bytes
-        The key of the connection file; empty: messages are neither signed nor checked.
+        The key of the connection file. Empty: messages are neither signed nor verified.
     scheme : str
-        ``hmac-<name>``, with any fixed-length hash that hashlib knows.
+        ``hmac-<name>`` with the name of a fixed-length hash of hashlib.
 
     Raises
     ------
     ValueError
-        If hashlib knows no such hash; the text names the setting.
+        If hashlib does not have that hash. The message names the setting.
     """
 
     __slots__ = ("_keyed", "enabled", "scheme")
@@ -43,13 +44,13 @@ class Signer:
             hashed = hashlib.new(name if kind == "hmac" else "")
         except ValueError:
             raise ValueError(f"signature_scheme: unknown scheme {scheme!r}") from None
-        if not hashed.digest_size:  # shake: as long as one asks for, so no HMAC
+        if not hashed.digest_size:  # shake has no fixed length, so it cannot be used with HMAC
             raise ValueError(f"signature_scheme: {scheme!r} has no fixed length")
         self.enabled = bool(key)
         self.scheme = scheme
-        # Has read the key already: a copy is cheaper than to begin anew for each message. Of the
-        # object in C where there is one, for hmac's own makes a Python object of each copy, which
-        # is a quarter of a signature's time.
+        # This object has already processed the key; copying it is cheaper than creating an HMAC for
+        # each message. The object in C is used if it exists, because copying the object of the hmac
+        # module creates a Python object, which takes a quarter of the time of a signature.
         keyed = hmac.new(key, digestmod=name)
         self._keyed = getattr(keyed, "_hmac", None) or keyed
 
@@ -57,17 +58,17 @@ class Signer:
         return f"<Signer {self.scheme if self.enabled else 'off'}>"
 
     def sign(self, parts: Iterable[Buffer]) -> bytes:
-        """Sign the parts together.
+        """Return the signature of the parts.
 
         Parameters
         ----------
         parts : iterable of bytes or memoryview
-            Header, parent header, metadata and content, as they go out.
+            Header, parent header, metadata and content, as they are sent.
 
         Returns
         -------
         bytes
-            The digest in hex, or nothing if the key is empty.
+            The digest in hex; empty if the key is empty.
         """
         if not self.enabled:
             return b""
@@ -76,8 +77,8 @@ class Signer:
         return mac.hexdigest().encode()
 
     def verify(self, signature: Buffer, parts: Iterable[Buffer]) -> bool:
-        """Tell, in constant time, whether the parts were signed with the key.
+        """Return True if the parts were signed with the key; compares in constant time.
 
-        Always true if the key is empty.
+        Always returns True if the key is empty.
         """
         return not self.enabled or hmac.compare_digest(signature, self.sign(parts))

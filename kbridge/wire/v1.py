@@ -1,20 +1,20 @@
-"""The dialect ``v1.kernel.websocket.jupyter.org``: one binary frame a message.
+"""The dialect ``v1.kernel.websocket.jupyter.org``: one binary frame per message.
 
 ::
 
-    u64  count              how many offsets follow, little-endian like them
+    u64  count              number of offsets; all numbers are little-endian
     u64  offset * count     from the start of the frame; the last one is the end of the frame
     ...  channel, header, parent_header, metadata, content, buffers
 
-(jupyter_server docs, "WebSocket kernel wire protocols"). Every encoder in use, @jupyterlab/services
-and jupyter_server among them, writes the end as an offset too, so a message without buffers has
-six.
+(jupyter_server docs, "WebSocket kernel wire protocols"). All encoders, including
+@jupyterlab/services and jupyter_server, also write the end as an offset, so a message without
+buffers has six offsets.
 
-Laws of this module:
+Invariants:
 
-- the client's numbers are believed only after they are checked against the bytes that came;
-- JSON parts are checked, and go on as the bytes they are; large ones are not parsed;
-- buffers of a decoded message are views of the frame: they are not copied, and keep it alive.
+- numbers from the client are checked against the length of the frame before they are used;
+- JSON parts are checked but not changed; large parts are not parsed;
+- buffers of a decoded message are views of the frame: they are not copied and keep it alive.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ import struct
 from kbridge.errors import WrongFrameType
 from kbridge.wire import fields, frames
 from kbridge.wire.message import Buffer, Channel, Message
-from kbridge.wire.offsets import MOST, contiguous, nbytes, read, slices
+from kbridge.wire.offsets import MAX_PARTS, contiguous, nbytes, read, slices
 
 __all__ = ["SUBPROTOCOL", "decode", "encode", "encode_frame", "header_of", "split"]
 
@@ -39,15 +39,14 @@ _NAMES = {channel: channel.encode() for channel in Channel}
 
 
 def encode(msg: Message) -> bytes:
-    """Encode a message: the payload of a websocket frame."""
+    """Return the payload of the websocket frame of a message."""
     return frames.payload(encode_frame(msg))
 
 
 def encode_frame(msg: Message) -> bytes:
-    """Encode a message as a whole websocket frame, as a server sends it.
+    """Return the complete websocket frame of a message, as a server sends it.
 
-    This is the hot path of the product: each message of each kernel passes once, and is copied
-    once.
+    This is the hot path: each message of each kernel is encoded once, and copied once.
     """
     channel, header, parent, metadata, content, buffers = msg
     if buffers:
@@ -82,15 +81,15 @@ def decode(data: str | bytes) -> Message:
     WrongFrameType
         If it is a text frame.
     MalformedFrame
-        If its offsets or its UTF-8 do not hold.
+        If the offsets or the UTF-8 are invalid.
     IgnoredMessage
-        If they do, but the kernel would ignore the message; `kbridge.wire.fields` says when.
+        If the frame is valid, but a kernel would ignore the message; see `kbridge.wire.fields`.
     InvalidMessage
         If the header is ambiguous.
     """
     if isinstance(data, str):
-        raise WrongFrameType("a text frame, where this subprotocol has binary frames only")
-    msg = split(data, MOST)
+        raise WrongFrameType("a text frame, but this subprotocol has only binary frames")
+    msg = split(data, MAX_PARTS)
     fields.check_size(msg.header, "header")
     fields.check_header(fields.utf8(msg.header, "header"))
     fields.check_size(msg.parent_header, "parent_header")
@@ -102,34 +101,34 @@ def decode(data: str | bytes) -> Message:
 
 
 def header_of(frame: bytes) -> bytes:
-    """Read the message's header out of what `encode_frame` wrote, and nothing else."""
+    """Return the header of the message in a frame that `encode_frame` wrote."""
     start = frames.start(frame)
     begin, end = _header_at(frame, start + 2 * _WORD)
     return frame[start + begin : start + end]
 
 
-def split(data: bytes, most: int | None = None) -> Message:
-    """Take a payload apart by its offsets, and leave the JSON parts unread.
+def split(data: bytes, maximum: int | None = None) -> Message:
+    """Split a payload by its offsets, without parsing the JSON parts.
 
-    Bytes behind the last offset belong to no part, and are passed over as in jupyter_server.
+    Bytes after the last offset are ignored, as in jupyter_server.
 
     Parameters
     ----------
     data : bytes
         The payload.
-    most : int, optional
-        Offsets that it may have.
+    maximum : int, optional
+        The maximum number of offsets.
 
     Raises
     ------
     MalformedFrame
-        If the offsets or the channel's UTF-8 do not hold.
+        If the offsets or the UTF-8 of the channel are invalid.
     IgnoredMessage
-        If there is no such channel.
+        If the channel does not exist.
     InvalidMessage
         If there are too many offsets.
     """
-    offsets = read(data, "<Q", _PARTS + 1, most)
+    offsets = read(data, "<Q", _PARTS + 1, maximum)
     return Message(
         fields.channel(fields.utf8(data[offsets[0] : offsets[1]], "channel")),
         data[offsets[1] : offsets[2]],

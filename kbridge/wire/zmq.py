@@ -1,11 +1,12 @@
-"""The multipart messages of kernels, on every ZeroMQ socket but the heartbeat's.
+"""The multipart messages of kernels, on all ZeroMQ sockets except the heartbeat.
 
 ``[*identities, b"<IDS|MSG>", signature, header, parent_header, metadata, content, *buffers]``
-(jupyter_client docs, "Messaging in Jupyter", the wire protocol). On iopub the one identity is a
-topic. The signature covers the four JSON parts, not the buffers.
+(jupyter_client docs, "Messaging in Jupyter", the wire protocol). On iopub, the identity is a topic.
+The signature covers the four JSON parts, not the buffers.
 
-JSON is not read here. A kernel that signs its messages is trusted to write JSON; what is checked
-is what would make another kernel's or a stranger's frames pass for its own.
+This module does not parse JSON. A kernel that signs its messages is trusted to write JSON. The
+module checks the delimiter, the number of frames and the signature, so that frames of another
+sender are not accepted.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ __all__ = ["DELIMITER", "message", "parse", "serialize", "split"]
 
 DELIMITER = b"<IDS|MSG>"
 
-# Past the NamedTuple's own constructor, which takes twice the time.
+# Bypasses the constructor of the NamedTuple, which takes twice the time.
 _new = tuple.__new__
 
 
@@ -30,11 +31,11 @@ def split(frames: Sequence[Buffer]) -> tuple[Sequence[Buffer], Buffer, Sequence[
     Returns
     -------
     idents : sequence
-        What stands before the delimiter.
+        The frames before the delimiter.
     signature : bytes or memoryview
         The frame after it.
     rest : sequence
-        The four JSON parts, and buffers.
+        The four JSON parts, and the buffers.
 
     Raises
     ------
@@ -51,16 +52,16 @@ def split(frames: Sequence[Buffer]) -> tuple[Sequence[Buffer], Buffer, Sequence[
 
 
 def parse(channel: Channel, frames: Sequence[Buffer], signer: Signer) -> Message:
-    """Verify the frames of one message and name their parts.
+    """Verify the frames of one message and return its parts.
 
-    Buffers are kept as they are, without a copy.
+    Buffers are not copied.
 
     Raises
     ------
     KernelMessageError
-        If the frames are no message.
+        If the frames are not a message.
     InvalidSignature
-        If they are, but not one signed with the kernel's key.
+        If the message is not signed with the kernel's key.
     """
     try:
         at = frames.index(DELIMITER)
@@ -69,7 +70,7 @@ def parse(channel: Channel, frames: Sequence[Buffer], signer: Signer) -> Message
     except ValueError:
         raise _fault(frames) from None
     if not signer.verify(signature, parts):
-        raise InvalidSignature(f"a message on {channel.value} whose signature does not hold")
+        raise InvalidSignature(f"a message on {channel.value} with an invalid signature")
     return _new(
         Message,
         (
@@ -84,9 +85,9 @@ def parse(channel: Channel, frames: Sequence[Buffer], signer: Signer) -> Message
 
 
 def message(channel: Channel, parts: Sequence[Buffer]) -> Message:
-    """A message of the parts that stand behind a signature, which nobody looks at here.
+    """Return the message with these parts, without verifying a signature.
 
-    Buffers are kept as they are, without a copy.
+    Buffers are not copied.
     """
     header, parent, metadata, content, *buffers = parts
     return Message(
@@ -101,6 +102,6 @@ def _fault(frames: Sequence[Buffer]) -> KernelMessageError:
 
 
 def serialize(msg: Message, signer: Signer, idents: Sequence[bytes] = ()) -> list[Buffer]:
-    """Sign a message and lay out its frames, ready to be sent."""
+    """Sign a message and return the frames to send."""
     parts = msg[1:5]
     return [*idents, DELIMITER, signer.sign(parts), *parts, *msg.buffers]

@@ -140,11 +140,11 @@ V1_FAULTS: dict[str, Fault] = {
         MalformedFrame,
         "first offset is 8",
     ),
-    "falling": (v1_frame(*FIVE, words=put(3, 60)), MalformedFrame, "falls from"),
+    "falling": (v1_frame(*FIVE, words=put(3, 60)), MalformedFrame, "decreases from"),
     "2**64 - 1 in the middle": (
         v1_frame(*FIVE, words=put(4, 2**64 - 1)),
         MalformedFrame,
-        "falls from 18446744073709551615",
+        "decreases from 18446744073709551615",
     ),
     "end after the end": (v1_frame(*FIVE)[:-1], MalformedFrame, "the frame ends at"),
     "channel not UTF-8": (five(b"\xff"), MalformedFrame, "channel is not valid UTF-8"),
@@ -176,7 +176,7 @@ V1_FAULTS: dict[str, Fault] = {
     "msg_id a lone surrogate": (
         five(header=b'{"msg_id": "\\ud800", "msg_type": "a"}'),
         IgnoredMessage,
-        "msg_id of the header holds a lone surrogate",
+        "msg_id of the header contains a lone surrogate",
     ),
     "msg_type twice": (
         five(header=b'{"msg_id": "a", "msg_type": "b", "msg_type": "c"}'),
@@ -306,7 +306,7 @@ LEGACY_FAULTS: dict[str, Fault] = {
     "a raw lone surrogate": (
         _TEXT + ', "content": {"a": "\ud800"}}',
         MalformedFrame,
-        "content holds a lone surrogate",
+        "content contains a lone surrogate",
     ),
     "empty": (b"", MalformedFrame, "too short"),
     "three bytes": (b"\0\0\0", MalformedFrame, "too short"),
@@ -318,7 +318,11 @@ LEGACY_FAULTS: dict[str, Fault] = {
         MalformedFrame,
         "first offset is 4",
     ),
-    "falling": (legacy_frame(b"{}", b"a", b"b", words=put(3, 15)), MalformedFrame, "falls from"),
+    "falling": (
+        legacy_frame(b"{}", b"a", b"b", words=put(3, 15)),
+        MalformedFrame,
+        "decreases from",
+    ),
     "outside": (legacy_frame(b"{}", b"a", words=put(2, 99)), MalformedFrame, "last offset is 99"),
     "JSON not UTF-8": (
         legacy_frame(b'{"a": "\xff"}', b"a"),

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kbridge.wire import outline as module
-from kbridge.wire.outline import MOST_MEMBERS, TooManyMembers, outline
+from kbridge.wire.outline import MAX_MEMBERS, TooManyMembers, outline
 
 
 def run(text: str, wanted=("a", "b", "")) -> tuple[dict[str, str], int]:
@@ -83,12 +83,12 @@ REFUSED = """
 
 @pytest.mark.parametrize("text", ["", *REFUSED.split()])
 def test_what_is_no_object_is_refused(text) -> None:
-    with pytest.raises(ValueError, match=r"where it must be|does not end|is missing|after the"):
+    with pytest.raises(ValueError, match=r"expected|does not end|is missing|after the"):
         run(text)
 
 
 def test_too_many_members_and_too_deep_a_nesting_are_refused() -> None:
-    members = ",".join(f'"{i}":0' for i in range(MOST_MEMBERS))
+    members = ",".join(f'"{i}":0' for i in range(MAX_MEMBERS))
     assert run(f"{{{members}}}")[0] == {}
     with pytest.raises(TooManyMembers):
         run(f'{{{members},"more":0}}')

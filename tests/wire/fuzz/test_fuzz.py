@@ -17,7 +17,7 @@ from jupyter_client.session import Session
 
 from kbridge.errors import FrameError, KernelMessageError
 from kbridge.wire import legacy, v1, zmq
-from kbridge.wire.fields import LARGEST_PARSED
+from kbridge.wire.fields import MAX_PARSED
 from kbridge.wire.message import Channel, Message
 from kbridge.wire.signing import Signer
 from tests.wire.cases import HEADER, LEGACY_FAULTS, MESSAGES, V1_FAULTS, plain, raw
@@ -116,7 +116,7 @@ def refused_or_whole(decode: Callable, encode: Callable, data: str | bytes) -> N
         assert header["msg_id"] == msg.msg_id
     assert header["msg_type"] == msg.msg_type != ""
     for part in msg[1:5]:
-        if len(part) <= LARGEST_PARSED:  # larger ones are the kernel's to judge
+        if len(part) <= MAX_PARSED:  # larger ones are the kernel's to judge
             json.loads(part)
     assert plain(decode(encode(msg))) == plain(msg)
 
