@@ -24,7 +24,7 @@ SELECTED = {
         "tests/test_consoleapp.py": "consoles that find a kernel's file, locally and through ssh",
         "tests/test_provisioning.py": "provisioners that choose ports and return connections",
         "tests/test_public_api.py": "the public names",
-        "tests/test_transport_security.py": "CurveZMQ over TCP and ipc, and clients without the keys",
+        "tests/test_transport_security.py": "CurveZMQ over TCP and ipc; clients without keys",
     },
     "ipykernel": {
         "tests/test_connect.py": "functions with which code in a kernel reads its own connection",
