@@ -1,10 +1,10 @@
-"""Run code on a kbridge (or Jupyter) server and print what comes of it.
+"""Run code on a kbridge (or Jupyter) server and print its output.
 
     python client.py http://127.0.0.1:8888 --token TOKEN "print('hello')"
     python client.py http://127.0.0.1:8888 --token TOKEN - < script.py
-    python client.py http://127.0.0.1:8888 --token TOKEN --kernel-id ID "x"   # a kernel that runs
+    python client.py http://127.0.0.1:8888 --token TOKEN --kernel-id ID "x"   # on a running kernel
 
-Needs the package `websockets`, and nothing else beside Python.
+Needs the package `websockets`.
 """
 
 import argparse
@@ -14,18 +14,21 @@ import struct
 import sys
 import urllib.request
 import uuid
+from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from typing import Any
 from urllib.parse import quote, urlencode
 
-from websockets.sync.client import connect
+from websockets.sync.client import ClientConnection, connect
+from websockets.typing import Subprotocol
 
-PROTOCOL = "v1.kernel.websocket.jupyter.org"
+PROTOCOL = Subprotocol("v1.kernel.websocket.jupyter.org")
 SESSION = uuid.uuid4().hex
 
 
-def encode(channel: str, message: dict) -> bytes:
-    """Make a v1 frame: a count, that many offsets (little-endian u64), channel, four JSON parts."""
+def encode(channel: str, message: dict[str, Any]) -> bytes:
+    """Return a v1 frame: number of offsets, offsets (little-endian u64), channel, JSON parts."""
     parts = [message[name] for name in ("header", "parent_header", "metadata", "content")]
     raw = [channel.encode(), *(json.dumps(part).encode() for part in parts)]
     offsets = [8 * (len(raw) + 2)]
@@ -34,8 +37,8 @@ def encode(channel: str, message: dict) -> bytes:
     return struct.pack(f"<{len(offsets) + 1}Q", len(offsets), *offsets) + b"".join(raw)
 
 
-def decode(frame: bytes) -> dict:
-    """Read a v1 frame; buffers, which follow the content, are left out."""
+def decode(frame: bytes) -> dict[str, Any]:
+    """Parse a v1 frame; ignore the buffers, which follow the content."""
     (count,) = struct.unpack_from("<Q", frame)
     offsets = struct.unpack_from(f"<{count}Q", frame, 8)
     raw = [frame[offsets[i] : offsets[i + 1]] for i in range(5)]
@@ -43,7 +46,9 @@ def decode(frame: bytes) -> dict:
     return {"channel": raw[0].decode(), "header": header, "parent": parent, "content": content}
 
 
-def message(msg_type: str, content: dict, parent: dict | None = None) -> dict:
+def message(
+    msg_type: str, content: dict[str, Any], parent: dict[str, Any] | None = None
+) -> dict[str, Any]:
     header = {
         "msg_id": uuid.uuid4().hex,
         "msg_type": msg_type,
@@ -60,15 +65,16 @@ class Server:
         self.url = url.rstrip("/")
         self.headers = {"Authorization": f"token {token}"} if token else {}
 
-    def rest(self, method: str, path: str, body: dict | None = None) -> dict:
+    def rest(self, method: str, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
         data = None if body is None else json.dumps(body).encode()
         request = urllib.request.Request(self.url + path, data, self.headers, method=method)
         with urllib.request.urlopen(request) as reply:
-            return json.loads(reply.read() or "{}")
+            answer: dict[str, Any] = json.loads(reply.read() or "{}")
+        return answer
 
     @contextmanager
-    def kernel(self, name: str | None, kernel_id: str | None):
-        """Give the id of a kernel; one that was started for this is shut down after."""
+    def kernel(self, name: str | None, kernel_id: str | None) -> Iterator[str]:
+        """Yield the id of a kernel; if it was started for this, shut it down afterwards."""
         if kernel_id:
             yield kernel_id
             return
@@ -78,8 +84,8 @@ class Server:
         finally:
             self.rest("DELETE", f"/api/kernels/{quote(kernel_id)}")
 
-    def channels(self, kernel_id: str):
-        """Open a kernel's websocket."""
+    def channels(self, kernel_id: str) -> ClientConnection:
+        """Open the websocket of a kernel."""
         url = f"ws{self.url.removeprefix('http')}/api/kernels/{quote(kernel_id)}/channels"
         return connect(
             f"{url}?{urlencode({'session_id': SESSION})}",
@@ -90,13 +96,13 @@ class Server:
         )
 
 
-def run(websocket, code: str) -> bool:
-    """Run code, and show its output as it comes; tell whether it ended well."""
+def run(websocket: ClientConnection, code: str) -> bool:
+    """Run code and print its output; return True if it raised no error."""
     request = message("execute_request", {"code": code, "silent": False, "allow_stdin": True})
     websocket.send(encode("shell", request))
-    status, idle = None, False
-    while status is None or not idle:  # the reply and the end of the output, in either order
-        msg = decode(websocket.recv())
+    status, idle = "", False
+    while not status or not idle:  # the reply and the end of the output come in either order
+        msg = decode(websocket.recv(decode=False))
         if msg["parent"].get("msg_id") != request["header"]["msg_id"]:
             continue
         content = msg["content"]
@@ -119,13 +125,15 @@ def run(websocket, code: str) -> bool:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description="Run code on a Jupyter kernel somewhere else.")
-    parser.add_argument("url", help="the server's, as http://127.0.0.1:8888")
-    parser.add_argument("code", help="what to run; - reads standard input")
+    parser = argparse.ArgumentParser(
+        description="Run code on a kernel of a kbridge or Jupyter server."
+    )
+    parser.add_argument("url", help="URL of the server, such as http://127.0.0.1:8888")
+    parser.add_argument("code", help="the code to run; - reads it from standard input")
     parser.add_argument("--token", default=os.environ.get("JUPYTER_TOKEN", ""))
     which = parser.add_mutually_exclusive_group()
-    which.add_argument("--kernel", metavar="NAME", help="kernelspec to start")
-    which.add_argument("--kernel-id", metavar="ID", help="a kernel that runs already")
+    which.add_argument("--kernel", metavar="NAME", help="name of the kernelspec to start")
+    which.add_argument("--kernel-id", metavar="ID", help="id of a running kernel")
     args = parser.parse_args()
     code = sys.stdin.read() if args.code == "-" else args.code
     server = Server(args.url, args.token)

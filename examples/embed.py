@@ -1,7 +1,7 @@
-"""One kernel in a Tornado application of your own: `python embed.py [PORT] [TOKEN]`.
+"""A kernel in a Tornado application: `python embed.py [PORT] [TOKEN]`.
 
-Prints the URL of a websocket that any Jupyter client can speak to. Who may come in is for the
-application to say; this one wants a token, and Tornado refuses pages of foreign origins.
+Prints the URL of a websocket that any Jupyter client can connect to. The application decides who
+may connect: this one requires a token, and Tornado refuses pages of other origins.
 """
 
 import asyncio
@@ -11,48 +11,33 @@ import signal
 import sys
 
 from jupyter_client.manager import AsyncKernelManager
-from tornado.web import Application, HTTPError
-from tornado.websocket import WebSocketHandler
+from tornado.web import Application
 
 from kbridge import HubTable
-from kbridge.connection import ZMQChannelsWebsocketConnection
+from kbridge.tornado import ChannelsHandler
 
 
-class Channels(WebSocketHandler):
-    def initialize(self, kernel: AsyncKernelManager, token: str) -> None:
-        self.token = token
-        self.connection = ZMQChannelsWebsocketConnection(parent=kernel, websocket_handler=self)
+class Channels(ChannelsHandler):
+    def authorize(self) -> bool:
+        token = self.get_query_argument("token", "")
+        return hmac.compare_digest(token.encode(), self.settings["token"].encode())
 
-    def prepare(self) -> None:
-        if not hmac.compare_digest(
-            self.get_query_argument("token", "").encode(), self.token.encode()
-        ):
-            raise HTTPError(403)
 
-    def select_subprotocol(self, subprotocols: list[str]) -> str | None:
-        return self.connection.select_subprotocol(subprotocols)
-
-    def open(self) -> None:
-        self.connection.connect()
-
-    def on_message(self, message: str | bytes):
-        return self.connection.handle_incoming_message(message)
-
-    def on_close(self) -> None:
-        self.connection.disconnect()
+def make_app(kernel: AsyncKernelManager, hubs: HubTable, token: str) -> Application:
+    routes = [("/channels", Channels, {"get_kernel": lambda: kernel})]
+    return Application(routes, hubs=hubs, token=token)
 
 
 async def main(port: str = "8899", token: str = secrets.token_hex(16)) -> None:
-    ended = asyncio.Event()
+    stopped = asyncio.Event()
     for sign in (signal.SIGINT, signal.SIGTERM):
-        asyncio.get_running_loop().add_signal_handler(sign, ended.set)
+        asyncio.get_running_loop().add_signal_handler(sign, stopped.set)
     kernel = AsyncKernelManager(kernel_name="python3")
     await kernel.start_kernel()
-    hubs = HubTable()  # one hub a kernel; the connections find it in the application's settings
-    app = Application([("/channels", Channels, {"kernel": kernel, "token": token})], hubs=hubs)
-    server = app.listen(int(port), "127.0.0.1")
+    hubs = HubTable()  # holds the sockets and the output of each kernel, shared by its websockets
+    server = make_app(kernel, hubs, token).listen(int(port), "127.0.0.1")
     print(f"ws://127.0.0.1:{port}/channels?token={token}", flush=True)
-    await ended.wait()
+    await stopped.wait()
     server.stop()
     await hubs.aclose()
     await kernel.shutdown_kernel(now=True)

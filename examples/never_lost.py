@@ -1,11 +1,11 @@
-"""Run code on a kernel over a bad network: all of its output is printed, and each line once.
+"""Run code on a kernel over an unreliable network and print each line of its output once.
 
     python never_lost.py http://127.0.0.1:8888 --token TOKEN ID "for i in range(9): print(i)"
 
-Unplug the cable, or kill and restart the server, while it runs. `websockets` dials again, and
-`since=` names the last message that was printed: the server goes on right behind it.
+Unplug the cable, or kill and restart the server, while it runs. The program connects again, and
+the URL parameter `since` names the last message that was printed: the server goes on after it.
 
-Needs the package `websockets`, and nothing else beside Python.
+Needs the package `websockets`.
 """
 
 import argparse
@@ -15,6 +15,7 @@ import os
 import sys
 import uuid
 from datetime import UTC, datetime
+from typing import Any
 from urllib.parse import quote, urlencode
 
 from websockets.asyncio.client import connect
@@ -23,7 +24,7 @@ from websockets.exceptions import ConnectionClosed
 SESSION = uuid.uuid4().hex
 
 
-def execute_request(code: str) -> dict:
+def execute_request(code: str) -> dict[str, Any]:
     header = {
         "msg_id": uuid.uuid4().hex,
         "msg_type": "execute_request",
@@ -37,7 +38,7 @@ def execute_request(code: str) -> dict:
     return {"channel": "shell", **message}
 
 
-def show(message: dict) -> None:
+def show(message: dict[str, Any]) -> None:
     content = message["content"]
     match message["header"]["msg_type"]:
         case "stream":
@@ -54,7 +55,7 @@ async def run(url: str, token: str, code: str) -> None:
     headers = {"Authorization": f"token {token}"}
     while True:
         query = {"session_id": SESSION} | ({"since": last} if last else {})
-        # Where the server cannot be reached, this waits and tries again.
+        # While the server cannot be reached, `connect` waits and tries again.
         async for websocket in connect(
             f"{url}?{urlencode(query)}", additional_headers=headers, max_size=None, proxy=None
         ):
@@ -62,7 +63,9 @@ async def run(url: str, token: str, code: str) -> None:
                 if not last:
                     await websocket.send(json.dumps(request))
                 async for frame in websocket:
-                    if isinstance(frame, bytes):  # has buffers: nothing that is printed here
+                    if isinstance(
+                        frame, bytes
+                    ):  # a message with buffers; none of those is printed here
                         continue
                     message = json.loads(frame)
                     if message["parent_header"].get("msg_id") != request["header"]["msg_id"]:
@@ -73,17 +76,17 @@ async def run(url: str, token: str, code: str) -> None:
                         return
             except ConnectionClosed:
                 pass
-            break  # and dial anew, since the message that came last
+            break  # connect again, with `since`
         if not last:
-            sys.exit("The connection broke before the kernel answered: did the code get there?")
-        print(f"[lost the connection; going on after {last}]", file=sys.stderr)
+            sys.exit("The connection broke before the kernel answered; the code may not have run.")
+        print(f"[lost the connection; continuing after {last}]", file=sys.stderr)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Run code over a network that breaks.")
-    parser.add_argument("url", help="the server's, as http://127.0.0.1:8888")
-    parser.add_argument("kernel", metavar="KERNEL_ID", help="a kernel that runs")
-    parser.add_argument("code", help="what to run")
+    parser = argparse.ArgumentParser(description="Run code on a kernel over an unreliable network.")
+    parser.add_argument("url", help="URL of the server, such as http://127.0.0.1:8888")
+    parser.add_argument("kernel", metavar="KERNEL_ID", help="id of a running kernel")
+    parser.add_argument("code", help="the code to run")
     parser.add_argument("--token", default=os.environ.get("JUPYTER_TOKEN", ""))
     args = parser.parse_args()
     url = f"ws{args.url.rstrip('/').removeprefix('http')}/api/kernels/{quote(args.kernel)}/channels"

@@ -26,6 +26,7 @@
     |       +-- InvalidSignature      502          ... or is not signed with its key
     +-- BridgeError                   500   1011   ours
         +-- RegistryError             500          where kernels are written down cannot be used
+        +-- SetupError                500          the program that embeds kbridge lacks a part
         +-- TunnelError               502          no way through ssh; also a ConnectionError
         +-- HubClosed                 503   1012   the hub went away while it was in use
         +-- Busy                      503          it cannot be done now; try again later
@@ -63,6 +64,7 @@ __all__ = [
     "ProtocolViolation",
     "RegistryError",
     "SessionNotFound",
+    "SetupError",
     "TunnelError",
     "Unauthorized",
     "WrongFrameType",
@@ -224,6 +226,10 @@ class RegistryError(BridgeError):
 
     No request is answered with it: at the start it ends the server, later it is logged.
     """
+
+
+class SetupError(BridgeError):
+    """The program that embeds kbridge is not set up correctly; the reason says what is missing."""
 
 
 class TunnelError(BridgeError, ConnectionError):

@@ -71,9 +71,35 @@ def test_what_the_documentation_imports(page: Path) -> None:
             assert package in PACKAGES or package == "kbridge.errors", line
 
 
-def test_the_example_of_the_page() -> None:
-    [program] = re.findall(r"^```python\n(.*?)^```", PAGE, re.DOTALL | re.MULTILINE)
-    exec(program, {})
+def test_the_examples_of_the_page_run() -> None:
+    programs = re.findall(r"^```python\n(.*?)^```", PAGE, re.DOTALL | re.MULTILINE)
+    assert programs
+    for program in programs:
+        exec(program, {})
+
+
+def test_the_top_level_lists_its_names() -> None:
+    assert kbridge.__all__ == sorted(kbridge.__all__)
+    assert set(kbridge.__all__) <= set(dir(kbridge))
+    assert kbridge.errors.KbridgeError is kbridge.KbridgeError
+
+
+@pytest.mark.parametrize("name", ["connection", "errors", "hub", "tornado"])
+def test_a_module_can_be_imported_without_the_others(name: str) -> None:
+    program = f"import kbridge.{name}, kbridge; assert kbridge.{name}; print(kbridge.Hub.__name__)"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "Hub\n"), done.stderr
+
+
+def packages() -> list[str]:
+    found = Path(kbridge.__file__).parent.glob("*/__init__.py")
+    return sorted(f"kbridge.{path.parent.name}" for path in found)
+
+
+@pytest.mark.parametrize("package", packages())
+def test_a_package_without_public_names_says_that_it_is_internal(package: str) -> None:
+    doc = importlib.import_module(package).__doc__ or ""
+    assert ("Internal:" in doc) == (package not in PACKAGES), package
 
 
 def test_the_version() -> None:

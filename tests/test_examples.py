@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import importlib.util
 import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+from jupyter_client.manager import AsyncKernelManager
 from websockets.exceptions import InvalidStatus
 
+from kbridge import HubSettings, HubTable
 from tests.support.client import dial
 from tests.support.network import network_to
 from tests.support.require import require
 from tests.support.server import TOKEN, Server, free_port
-from tests.support.waiting import TIMEOUT
+from tests.support.waiting import TIMEOUT, until
 
 pytestmark = pytest.mark.kernel
 
@@ -108,3 +112,63 @@ async def test_the_embedder(dialect: str) -> None:
         if process.returncode is None:
             process.kill()
             await process.wait()
+
+
+# Prints a line, waits for a file, prints a hundred more.
+IN_TWO_PARTS = """import pathlib, time
+print("first")
+while not pathlib.Path({gate!r}).exists(): time.sleep(0.01)
+for n in range(100): print("line", n, flush=True)"""
+
+
+def embed() -> Any:
+    spec = importlib.util.spec_from_file_location("embed", EXAMPLES / "embed.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+async def test_a_client_of_the_embedder_comes_back_and_sees_each_message_once(
+    dialect: str, tmp_path: Path
+) -> None:
+    require("ipykernel")
+    kernel = AsyncKernelManager(kernel_name="python3")
+    await kernel.start_kernel()
+    # Drop output as soon as every client has acknowledged it.
+    hubs = HubTable(HubSettings(history_limit=0))
+    port = free_port()
+    server = embed().make_app(kernel, hubs, "secret").listen(port, "127.0.0.1")
+    url = f"ws://127.0.0.1:{port}/channels?token=secret&session_id=s"
+    gate = tmp_path / "gate"
+    seen: list[dict[str, Any]] = []
+    try:
+        async with dial(url, dialect, session="s") as client:
+            await client.execute("'warm'")
+            msg_id = await client.start(IN_TWO_PARTS.format(gate=str(gate)))
+            await client.until(lambda m: m["header"]["msg_type"] == "stream")
+            seen += client.seen
+            [hub] = hubs
+            await until(lambda: hub.journal.nbytes == 0, "the journal is acknowledged")
+            client.cut()
+        await until(lambda: hub.connections == 0, "the client is gone")
+        gate.touch()
+        await until(lambda: hub.activity.execution_state == "idle", "the code has run")
+        async with dial(url, dialect, session="s") as client:
+            await client.finish(msg_id)
+            await until(lambda: hub.journal.nbytes == 0, "the journal is acknowledged")
+            seen += client.seen
+            assert (await client.execute("'after'")).reply["status"] == "ok"
+    finally:
+        server.stop()
+        await hubs.aclose()
+        await kernel.shutdown_kernel(now=True)
+    ids = [(m["channel"], m["header"]["msg_id"]) for m in seen]
+    assert len(ids) == len(set(ids)), "a message came twice"
+    of_code = [m for m in seen if m["parent_header"].get("msg_id") == msg_id]
+    text = "".join(m["content"]["text"] for m in of_code if m["header"]["msg_type"] == "stream")
+    assert text == "first\n" + "".join(f"line {n}\n" for n in range(100))
+    types = [m["header"]["msg_type"] for m in of_code]
+    assert types.count("execute_reply") == 1
+    assert types.count("execute_input") == 1

@@ -22,6 +22,7 @@ FLOORS = {
     "connect": 3,
     "kernels": 4,
     "connection": 4,
+    "tornado": 4,
     "server": 5,
     "jupyter": 5,
     "__main__": 6,

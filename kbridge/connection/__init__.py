@@ -21,7 +21,7 @@ __all__ = [
     "ZMQChannelsWebsocketConnection",
 ]
 
-__getattr__ = exports(
+__getattr__, __dir__ = exports(
     __name__,
     {
         "BaseKernelWebsocketConnection": "kbridge.connection.base",

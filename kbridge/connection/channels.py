@@ -67,6 +67,7 @@ class ZMQChannelsWebsocketConnection(ConnectionSettings, MessagePipeline, Kernel
     _attachment: Attachment | None = None
     _dialect: Dialect | None = None
     _room: Awaitable[None] | None = None
+    _pong_taken = False
 
     @default("_close_future")
     def _default_close_future(self) -> Future[None]:
@@ -221,6 +222,7 @@ class ZMQChannelsWebsocketConnection(ConnectionSettings, MessagePipeline, Kernel
             self.hub.detach(attachment)  # a hook has detached it already, on what it was given
             return done
         self._attachment = attachment
+        self._receive_pongs()
         attachment.announced = self._on_announced
         self._open_sockets.add(self)
         self._notify("notify_connect")
@@ -257,6 +259,7 @@ class ZMQChannelsWebsocketConnection(ConnectionSettings, MessagePipeline, Kernel
             channel.close()
         attachment, self._attachment = self._attachment, None
         if attachment is not None and self._hub is not None:
+            vars(self.websocket_handler).pop("on_pong", None)  # see `_receive_pongs`
             self._hub.detach(attachment)
             if isinstance(attachment.link, HookedClient):
                 attachment.link.abandon()
@@ -328,8 +331,31 @@ class ZMQChannelsWebsocketConnection(ConnectionSettings, MessagePipeline, Kernel
         self.disconnect()
         self.websocket_handler.close(error.close_code, error.reason)
 
+    def _receive_pongs(self) -> None:
+        """Make the handler pass on each pong, for it may not have an `on_pong` that does.
+
+        Without pongs, nothing would be known to have arrived: a client that comes back would see
+        the same messages again, and the journal would keep them.
+        """
+        handler = self.websocket_handler
+        of_handler = handler.on_pong
+
+        def on_pong(data: bytes) -> Any:
+            self._pong_taken = False
+            result: Any = of_handler(data)
+            if not self._pong_taken:
+                self.on_pong(data)
+            return result
+
+        handler.on_pong = on_pong  # type: ignore[method-assign]
+
     def on_pong(self, data: bytes) -> None:
-        """Take the payload of a pong, which may tell what has arrived."""
+        """Take the payload of a pong, which may tell what has arrived.
+
+        A websocket handler may call it, and need not: `connect` sees to it that every pong gets
+        here.
+        """
+        self._pong_taken = True
         if self._attachment is not None:
             self.hub.heard(self._attachment, data)
 

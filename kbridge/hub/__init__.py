@@ -21,7 +21,7 @@ __all__ = [
     "HubTable",
 ]
 
-__getattr__ = exports(
+__getattr__, __dir__ = exports(
     __name__,
     {
         "Attachment": "kbridge.hub.broadcast.client_sessions",

@@ -13,7 +13,7 @@ from traitlets import default
 from kbridge.connection import channels
 from kbridge.errors import HubClosed, KbridgeError
 from kbridge.hub.hub import Hub
-from kbridge.jupyter.handler import equip
+from kbridge.jupyter.handler import adapt_handler
 from kbridge.jupyter.hubs import JupyterHubs
 from kbridge.server.safe_log import SafeLog
 
@@ -54,7 +54,7 @@ class ZMQChannelsWebsocketConnection(  # type: ignore[misc]  # traits of the sam
         """
         await self._wait_for_process()
         await super().prepare()
-        equip(self.websocket_handler, self)
+        adapt_handler(self.websocket_handler, self)
 
     def connect(self) -> asyncio.Future[Any]:  # type: ignore[override]  # a Future, as there
         """Attach the websocket to the kernel; close it where there is none any more.

@@ -27,7 +27,7 @@ __all__ = [
     "StreamClient",
 ]
 
-__getattr__ = exports(
+__getattr__, __dir__ = exports(
     __name__,
     {
         "ClientLink": "kbridge.link.interfaces",

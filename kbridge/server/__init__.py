@@ -1,1 +1,4 @@
-"""Floor 5: the standalone server."""
+"""Floor 5: the standalone server.
+
+Internal: these modules may change in any release.
+"""

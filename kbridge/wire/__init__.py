@@ -25,7 +25,7 @@ __all__ = [
     "Signer",
 ]
 
-__getattr__ = exports(
+__getattr__, __dir__ = exports(
     __name__,
     {
         "Channel": "kbridge.wire.message",

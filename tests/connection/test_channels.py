@@ -810,6 +810,35 @@ async def test_a_pong_tells_the_hub_what_has_arrived(house, offered) -> None:
     made.on_pong(payload)
 
 
+async def test_a_handler_that_does_not_pass_on_pongs_acknowledges_all_the_same(house) -> None:
+    made, handler = await house.open()
+    say(house, stream("one"))
+    _, (_, payload) = frames_to(handler)
+    assert type(handler).on_pong is WebSocketHandler.on_pong
+    handler.on_pong(payload)
+    made.disconnect()
+    assert "on_pong" not in vars(handler)
+    _, again = await house.open()
+    assert again.messages() == []
+
+
+async def test_a_handler_that_passes_on_pongs_does_so_once(house, monkeypatch) -> None:
+    heard: list[bytes] = []
+    monkeypatch.setattr(Hub, "heard", lambda hub, attachment, payload: heard.append(payload))
+    made, handler = house.make()
+
+    class Passing(type(handler)):  # type: ignore[misc]
+        def on_pong(self, data: bytes) -> str:
+            made.on_pong(data)
+            return "its own result"
+
+    handler.__class__ = Passing
+    await made.prepare()
+    await made.connect()
+    assert [handler.on_pong(b"1"), handler.on_pong(b"2")] == ["its own result"] * 2
+    assert heard == [b"1", b"2"]
+
+
 async def test_a_pong_before_and_after_is_nothing(house) -> None:
     made, _ = house.make()
     made.on_pong(b"1")

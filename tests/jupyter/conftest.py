@@ -254,10 +254,6 @@ class Handler(KernelWebsocketHandler):
         assert protocol.selected_subprotocol == offered
         self.ws_connection = protocol
 
-    def on_pong(self, data: bytes) -> None:
-        super().on_pong(data)
-        getattr(self.connection, "on_pong", lambda _: None)(data)  # the standalone's handler does
-
     def close(self, code: int | None = None, reason: str | None = None) -> None:
         self.closes.append((code, reason))
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable
 from typing import TypeVar
 
-__all__ = ["TIMEOUT", "eventually"]
+__all__ = ["TIMEOUT", "eventually", "until"]
 
 T = TypeVar("T")
 
@@ -31,3 +32,15 @@ def eventually(probe: Callable[[], T], what: str, timeout: float = TIMEOUT) -> T
         if time.monotonic() > deadline:
             raise AssertionError(f"after {timeout:.0f} s still not: {what} (last: {found!r})")
         time.sleep(0.02)
+
+
+async def until(probe: Callable[[], T], what: str) -> T:
+    """Call `probe` until it is true, and let the event loop run meanwhile; as `eventually`."""
+    deadline = time.monotonic() + TIMEOUT
+    while True:
+        found = probe()
+        if found:
+            return found
+        if time.monotonic() > deadline:
+            raise AssertionError(f"after {TIMEOUT:.0f} s still not: {what} (last: {found!r})")
+        await asyncio.sleep(0.002)
