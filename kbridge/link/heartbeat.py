@@ -14,7 +14,7 @@ from typing import Any, Final
 import zmq
 from tornado.ioloop import IOLoop
 
-from kbridge.flow.pulse import Pulse
+from kbridge.flow.heartbeat_monitor import HeartbeatMonitor
 from kbridge.link.endpoints import Endpoints
 from kbridge.link.sockets import configure, context
 
@@ -58,7 +58,7 @@ class Heartbeat:
     ) -> None:
         self._where = where
         self._interval = interval
-        self._pulse = Pulse(misses)
+        self._monitor = HeartbeatMonitor(misses)
         self._on_lost = on_lost
         self._on_found = on_found
         self._at_work = at_work
@@ -73,18 +73,18 @@ class Heartbeat:
     @property
     def lost(self) -> bool:
         """Whether the kernel was beating and has stopped."""
-        return self._pulse.lost
+        return self._monitor.lost
 
     def close(self) -> None:
         """Ask no more, and tell no more; may be called twice."""
         self._closed = True
         self._timer.cancel()
-        self._pulse.forget()
+        self._monitor.forget()
         self._unlink()
 
     def statistics(self) -> dict[str, Any]:
-        """As `Pulse.statistics`."""
-        return self._pulse.statistics()
+        """As `HeartbeatMonitor.statistics`."""
+        return self._monitor.statistics()
 
     # -- inside -----------------------------------------------------------------------------
 
@@ -93,17 +93,17 @@ class Heartbeat:
         endpoints = self._where()
         if endpoints != self._endpoints:
             self._unlink()
-            self._pulse.forget()
+            self._monitor.forget()
             self._endpoints = endpoints
         if endpoints is None:
             return
         self._read()  # an answer that came while the loop was held up is no miss
         if self._closed:  # who was told has closed this
             return
-        beat = self._pulse.beat(self._at_work())
-        if beat.afresh:
+        actions = self._monitor.tick(self._at_work())
+        if actions.reconnect:
             self._unlink()
-        if beat.lost:
+        if actions.lost:
             self._on_lost()
         if not self._closed:
             self._ping(endpoints)
@@ -151,5 +151,5 @@ class Heartbeat:
             self._owed -= 1
             if self._owed < 0:
                 self._unlink()
-            if self._pulse.heard():
+            if self._monitor.answered():
                 self._on_found()  # last: it may close this

@@ -2,17 +2,17 @@
 
 import pytest
 
-from kbridge.flow.pulse import Beat, Pulse
+from kbridge.flow.heartbeat_monitor import HeartbeatActions, HeartbeatMonitor
 
-NOTHING = Beat(lost=False, afresh=False)
-AFRESH = Beat(lost=False, afresh=True)
-LOST = Beat(lost=True, afresh=True)
+NOTHING = HeartbeatActions(lost=False, reconnect=False)
+RECONNECT = HeartbeatActions(lost=False, reconnect=True)
+LOST = HeartbeatActions(lost=True, reconnect=True)
 
 
-def play(misses: int, *events: str) -> list[Beat | bool]:
-    """Feed a pulse: "answer", or the request that the kernel is at when a beat is due."""
-    pulse = Pulse(misses)
-    return [pulse.heard() if e == "answer" else pulse.beat(e) for e in events]
+def play(misses: int, *events: str) -> list[HeartbeatActions | bool]:
+    """Feed a monitor: "answer", or the request that the kernel is at when a beat is due."""
+    monitor = HeartbeatMonitor(misses)
+    return [monitor.answered() if e == "answer" else monitor.tick(e) for e in events]
 
 
 def test_a_kernel_that_answers_is_left_alone() -> None:
@@ -23,7 +23,7 @@ def test_it_is_lost_once_and_found_once() -> None:
     events = ["", "answer", "", "", "", "", "", "answer", "", "answer"]
     assert play(2, *events) == [
         *(NOTHING, False, NOTHING, NOTHING),
-        *(LOST, NOTHING, AFRESH, True),
+        *(LOST, NOTHING, RECONNECT, True),
         *(NOTHING, False),
     ]
 
@@ -33,7 +33,15 @@ def test_it_may_be_lost_again() -> None:
 
 
 def test_a_kernel_that_was_never_heard_is_not_lost() -> None:
-    assert play(2, *[""] * 7) == [NOTHING, NOTHING, AFRESH, NOTHING, AFRESH, NOTHING, AFRESH]
+    assert play(2, *[""] * 7) == [
+        NOTHING,
+        NOTHING,
+        RECONNECT,
+        NOTHING,
+        RECONNECT,
+        NOTHING,
+        RECONNECT,
+    ]
 
 
 def test_one_with_a_single_thread_is_not_lost_while_it_works() -> None:
@@ -50,23 +58,23 @@ def test_one_that_has_answered_in_the_midst_of_a_request_is() -> None:
 
 
 def test_another_kernel_in_its_place_begins_anew() -> None:
-    pulse = Pulse(1)
-    pulse.beat()
-    pulse.heard()
-    pulse.beat()
-    assert pulse.beat() == LOST
-    pulse.forget()
-    assert not pulse.lost
-    assert LOST not in [pulse.beat() for _ in range(9)]
+    monitor = HeartbeatMonitor(1)
+    monitor.tick()
+    monitor.answered()
+    monitor.tick()
+    assert monitor.tick() == LOST
+    monitor.forget()
+    assert not monitor.lost
+    assert LOST not in [monitor.tick() for _ in range(9)]
 
 
 def test_pings_that_wait_are_bounded() -> None:
-    pulse = Pulse(3)
+    monitor = HeartbeatMonitor(3)
     for _ in range(100):
-        pulse.beat()
-        assert pulse.statistics()["waiting"] <= 3
+        monitor.tick()
+        assert monitor.statistics()["waiting"] <= 3
 
 
 def test_none_may_be_missed_is_no_setting() -> None:
     with pytest.raises(ValueError, match="at least 1"):
-        Pulse(0)
+        HeartbeatMonitor(0)
