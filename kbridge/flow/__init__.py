@@ -1,4 +1,4 @@
-"""Floor 1: decisions. Events in, actions out: no I/O, no clock (`now` is passed in), no async.
+"""Layer 1: decisions. Takes events, returns actions; no I/O, no async, and `now` is a parameter.
 
 Internal: these modules may change in any release.
 """

@@ -1,15 +1,15 @@
-"""`execution_state` and `last_activity` of a kernel, from the messages that pass by.
+"""Derive `execution_state` and `last_activity` of a kernel from its messages.
 
-Laws of this module:
+Invariants:
 
-- a kernel is busy as long as any request that a user made is; each request's `status` messages
-  speak for that request alone, because control and subshells run beside shell;
-- no request stays busy for want of one message. A request ends with its `idle`, with its reply, or
-  when a later one begins on the same shell: PUB drops messages for a subscriber that does not keep
-  up, and some kernels leave the `idle` out, or name another parent in it;
-- requests that frontends make on their own (`QUIET`), and control's, neither make a kernel busy
-  nor count as activity, or no kernel with an open page would ever be culled;
-- output counts whatever its parent: threads publish under the parent that happens to be current.
+- a kernel is busy while any request of a user is busy. A `status` message applies only to the
+  request that it names, because control and subshells run in parallel with shell;
+- one missing message does not keep a request busy. A request ends with its `idle`, with its reply,
+  or when the next request begins on the same shell. PUB sockets drop messages for slow subscribers,
+  and some kernels omit the `idle` or name another parent in it;
+- requests that frontends send by themselves (`QUIET`) and requests on control neither make a kernel
+  busy nor count as activity; otherwise a kernel with an open page would never be culled;
+- output counts as activity for any parent, because threads publish under the current parent.
 """
 
 from __future__ import annotations
@@ -32,22 +32,23 @@ CONTROL = frozenset(
         "usage_request",
     }
 )
-"""Requests that travel on control."""
+"""Requests that are sent on control."""
 
 QUIET = CONTROL | {"comm_info_request", "kernel_info_request"}
-"""Requests that say nothing about whether somebody uses the kernel."""
+"""Requests that do not show that a user works with the kernel."""
 
-# What is no output and no reply to a user's request. `status` is looked at by its parent.
+# Messages that are neither output nor replies to a user's request. `status` messages are judged by
+# their parent.
 _QUIET_MESSAGES = frozenset(
     {"debug_event", "iopub_welcome", "status"}
     | QUIET
     | {name.removesuffix("_request") + "_reply" for name in QUIET}
 )
 
-# Stands for whatever a kernel was at before anybody here listened.
+# Stands for a request from before the bridge connected.
 _BEFORE = "before"
-_NAMELESS = "nameless"  # a request that no status names
-_ID_CHARS = 256  # longer ids than any client makes are not remembered
+_NAMELESS = "nameless"  # a request without a msg_id
+_ID_CHARS = 256  # unusually long ids are not stored
 
 _STATES = {
     spelling.format(state).encode(): state
@@ -57,7 +58,7 @@ _STATES = {
 
 
 def state_of(content: bytes) -> str:
-    """Read `execution_state` from the content of a status message; empty if there is none."""
+    """Return `execution_state` of the content of a status message; empty if it is missing."""
     known = _STATES.get(content)
     if known is not None:
         return known
@@ -81,28 +82,29 @@ def _shell_of(header: bytes) -> str:
 
 
 class Activity:
-    """What a kernel does, and when it last did something for a user.
+    """The state of a kernel, and the time of its last activity for a user.
 
-    The bridge's own probes are not to be shown to it.
+    The caller must not pass the bridge's own probes.
 
     Parameters
     ----------
     now : float
-        Unix seconds, as everywhere in this class.
+        Unix time in seconds, as in all methods of this class.
     limit : int
-        How many requests are remembered; the oldest are forgotten first. It bounds memory against
-        a kernel that never says idle.
+        Maximum number of stored requests; the oldest are forgotten first. Bounds the memory for a
+        kernel that never sends idle.
     quiet : collection of str
-        Requests to count among the `QUIET` ones, beside those.
+        More types of requests to treat as `QUIET`.
 
     Attributes
     ----------
     last_activity : float
-        Unix seconds of the last user's request, output, or change that such a request caused.
+        Time of the last request of a user, of the last output, or of the last change of state that
+        such a request caused.
     """
 
     __slots__ = (
-        *("_asked", "_busy", "_latest", "_over", "_phase", "_quiet"),
+        *("_busy", "_latest", "_over", "_phase", "_probed", "_quiet"),
         *("last_activity", "limit"),
     )
 
@@ -110,35 +112,35 @@ class Activity:
         self.last_activity = now
         self.limit = limit
         self._quiet = QUIET.union(quiet)
-        self._latest = "idle"  # what the last status of a user's request said
-        # The msg_id of the request that each shell is busy with, in the order in which they got
-        # busy; the main shell's key is empty, a subshell's is its id.
+        self._latest = "idle"  # the last status of a user's request
+        # Shell -> msg_id of its busy request, in the order of the busy messages. The key of the
+        # main shell is empty; the key of a subshell is its id.
         self._busy: dict[str, str] = {}
-        self._over: dict[str, None] = {}  # requests that were answered, and have yet to say idle
-        self._asked = ""  # what the main shell was busy with when it was asked whether it is free
-        # What outweighs busy and idle; None for a kernel that is up.
+        self._over: dict[str, None] = {}  # requests that have a reply, but no idle yet
+        self._probed = ""  # the busy request of the main shell when `doubt` was called
+        # Overrides busy and idle; None for a kernel that is up.
         self._phase: str | None = "starting"
 
     @property
     def execution_state(self) -> str:
-        """One of starting, idle, busy, restarting and dead."""
+        """One of starting, idle, busy, restarting, dead."""
         return self._phase or ("busy" if self._busy else "idle")
 
     @property
     def latest_state(self) -> str:
         """Return `execution_state` as Jupyter Server shows it: the last status counts.
 
-        It differs where requests run side by side, in subshells: idle as soon as one of them ends.
+        It differs while requests run in parallel in subshells: idle as soon as one of them ends.
         """
         return self._phase or (self._latest if self._busy else "idle")
 
     @property
     def at_work(self) -> str:
-        """The msg_id of the request that has been busy longest; empty if there is none."""
+        """The msg_id of the request that has been busy for the longest time; empty if none is."""
         return next(iter(self._busy.values()), "")
 
     def observe(self, msg: Message, msg_type: str, now: float) -> None:
-        """Look at one message from the kernel, on any channel."""
+        """Process one message from the kernel, on any channel."""
         if msg_type == "status":
             self._status(msg, now)
         elif msg_type not in _QUIET_MESSAGES:
@@ -147,8 +149,9 @@ class Activity:
     def _status(self, msg: Message, now: float) -> None:
         state = state_of(msg.content)
         if state == "starting":
-            # A new process says so: whatever the old one was at is gone. It never takes an idle
-            # kernel back to starting, for the proof that it is up may have overtaken this message.
+            # Sent by a new process, so the requests of the old one have ended. The phase does not
+            # change to starting, because the proof that the kernel is up may have arrived before
+            # this message.
             self._forget()
             return
         if self._phase == "dead" or state not in ("busy", "idle"):
@@ -156,10 +159,10 @@ class Activity:
         parent = msg.parent_header
         request = scan(parent, "msg_type")
         if request in self._quiet:
-            # Any of them proves that the kernel is up, but for the one that takes it down.
+            # Proves that the kernel is up, except if the request shuts it down.
             if state == "idle" and request != "shutdown_request":
                 self._phase = None
-            # kernel_info_request travels on control, too.
+            # kernel_info_request is also sent on control.
             if state == "busy" and request not in CONTROL and request != "kernel_info_request":
                 self._busy.pop(_shell_of(parent), None)
             return
@@ -173,12 +176,12 @@ class Activity:
             self._end(parent_id)
             self._over.pop(parent_id, None)
         else:
-            # Without a parent it speaks for the whole kernel.
+            # Without a parent, the status applies to the whole kernel.
             self._busy.clear()
 
     def _begin(self, shell: str, request: str) -> None:
         self._busy.pop(shell, None)
-        if request in self._over:  # its reply was faster
+        if request in self._over:  # its reply arrived before
             return
         self._busy[shell] = request
         if len(self._busy) > self.limit:
@@ -191,7 +194,7 @@ class Activity:
                 return
 
     def replied(self, msg: Message, msg_type: str, now: float) -> None:
-        """Look at a reply on shell or on control: its request is over."""
+        """Process a reply on shell or control, which ends its request."""
         if f"{msg_type.removesuffix('_reply')}_request" in self._quiet:
             return
         self.last_activity = now
@@ -203,7 +206,7 @@ class Activity:
                 del self._over[next(iter(self._over))]
 
     def touch(self, now: float, msg_type: str = "") -> None:
-        """Take note of a client's request; one of the `QUIET` types changes nothing."""
+        """Count a client's request as activity, unless its type is `QUIET`."""
         if msg_type not in self._quiet:
             self.last_activity = now
 
@@ -219,9 +222,9 @@ class Activity:
     def doubt(self) -> bool:
         """Return True if the main shell is busy and was not probed yet; note the probe."""
         busy_with = self._busy.get("", "")
-        if not busy_with or self._asked:
+        if not busy_with or self._probed:
             return False
-        self._asked = busy_with
+        self._probed = busy_with
         return True
 
     def free(self, now: float) -> None:
@@ -232,9 +235,9 @@ class Activity:
         busy_with = self._busy.get("", "")
         if busy_with == _BEFORE:
             self.last_activity = now
-        if busy_with in (_BEFORE, self._asked):
+        if busy_with in (_BEFORE, self._probed):
             self._busy.pop("", None)
-        self._asked = ""
+        self._probed = ""
 
     def alive(self, now: float) -> None:  # noqa: ARG002
         """Note that the kernel is up; this does not count as activity."""
@@ -242,17 +245,17 @@ class Activity:
             self._phase = None
 
     def restarted(self, now: float) -> None:
-        """The process was replaced, or is about to be: nothing of the old one is busy."""
+        """Note that the process was or will be replaced; its requests have ended."""
         self._enter("restarting", now)
 
     def dead(self, now: float) -> None:
-        """The process is gone for good; only `restarted` brings the kernel back."""
+        """Note that the process has ended; only `restarted` revives the kernel."""
         self._enter("dead", now)
 
     def _forget(self) -> None:
         self._busy.clear()
         self._over.clear()
-        self._asked = ""
+        self._probed = ""
 
     def _enter(self, phase: str, now: float) -> None:
         self._forget()
@@ -260,7 +263,7 @@ class Activity:
         self.last_activity = now
 
     def statistics(self) -> dict[str, str | int | float]:
-        """State, last activity, and how many requests are busy."""
+        """Return the state, the last activity, and the number of busy requests."""
         return {
             "execution_state": self.execution_state,
             "last_activity": self.last_activity,

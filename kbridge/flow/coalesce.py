@@ -1,20 +1,20 @@
-"""A stretch of the journal in fewer frames, for a reader that lags.
+"""Reduce a stretch of the journal to fewer frames, for a reader that lags.
 
-Laws of this module:
+Invariants:
 
-- what a frontend shows in the end is what it would show without, and no stream text is lost but
-  what a `clear_output` in the same stretch wipes;
-- only the types that `journal.LOSABLE` names are touched. All others stay, byte for byte, and
-  nothing but the joining of neighbours is done between two of them: the messages from one to the
-  next are a *run*, in which all output of one parent goes to one place (`_Later` says why);
-- order is kept, and the last message's header is in what goes out last: a client that names the
-  last `msg_id` it saw resumes after all of it;
-- what is not understood whole (JSON that does not parse, another shape, buffers, no parent, a size
-  out of bounds) ends a run and stays as it is; nothing is raised;
+- a frontend shows the same in the end as with all frames. Stream text is removed only if a
+  `clear_output` in the same stretch clears it;
+- only frames of the types in `journal.LOSABLE` are changed. All other frames stay, byte for byte.
+  The frames between two of them are a *run*, in which all output of a parent goes to the same cell
+  (see `_Later`). Frames are only left out because of later frames of the same run;
+- the order is kept, and the last frame of the result has the header of the last message: a client
+  that names the last `msg_id` it received resumes after all of them;
+- a frame that cannot be parsed completely (invalid JSON, unknown fields, buffers, no parent, a size
+  out of bounds) ends a run and stays unchanged; no exception is raised;
 - `coalesce(coalesce(x)) == coalesce(x)`.
 
-This is the hot path of a lagging reader, so bytes are compared where that proves as much as
-parsing would; a spelling that is not expected is parsed.
+This is the hot path of a lagging reader. Bytes are therefore compared where a comparison is
+sufficient; only unexpected forms are parsed.
 """
 
 from __future__ import annotations
@@ -31,56 +31,61 @@ from kbridge.wire import frames as websocket
 from kbridge.wire import v1
 from kbridge.wire.message import Channel
 
-__all__ = ["LARGEST_JOINED", "coalesce"]
+__all__ = ["MAX_JOINED", "coalesce"]
 
-LARGEST_JOINED: Final = 1 << 19
-"""Bytes of text in a joined message: there are clients that refuse a message of 1 MiB."""
+MAX_JOINED: Final = 1 << 19
+"""Maximum number of bytes of text in a joined message; some clients refuse a message of 1 MiB."""
 
-_LARGEST_EXAMINED = 1 << 20  # bytes; to parse larger ones would hold up everybody else
+_MAX_EXAMINED = 1 << 20  # bytes; parsing larger frames would block other clients
 
 _STREAM, _DISPLAY, _UPDATE, _CLEAR = "stream", "display_data", "update_display_data", "clear_output"
-_KINDS = (_STREAM, _DISPLAY, _UPDATE, _CLEAR)  # no set: what is looked up may not be hashable
+_KINDS = (
+    _STREAM,
+    _DISPLAY,
+    _UPDATE,
+    _CLEAR,
+)  # a tuple, because values from JSON may not be hashable
 assert frozenset(_KINDS) == LOSABLE
 _OPAQUE = ""
 _IOPUB = Channel.IOPUB.encode()
 
 
 class _Context(NamedTuple):
-    """Parent header and metadata that are JSON objects; equal ones of a stretch are one object."""
+    """Valid parent header and metadata; frames with equal ones share one object."""
 
     parent_id: str
 
 
-# A message that may be touched: its type and context; of a stream the name and the text, as they
-# stand between the quotes, of others the content. A bare tuple: one is made for each frame.
+# A frame that may be changed: type, context, and for a stream the name and the text without quotes,
+# for other types an empty name and the content. A plain tuple, because each frame needs one.
 _Entry: TypeAlias = tuple[str, _Context, bytes, bytes]
 
 
 def coalesce(frames: Sequence[bytes]) -> list[bytes]:
-    """Say the same in fewer frames.
+    """Return frames with the same effect, but fewer of them.
 
-    1. Neighbouring `stream` messages of one name, with the same bytes for a parent header and for
-       metadata, become one message with the texts joined, up to `LARGEST_JOINED`. Its header is
-       the last one's.
+    1. Consecutive `stream` messages with the same name, parent header and metadata (compared as
+       bytes) become one message with the joined text, up to `MAX_JOINED`. It has the header of the
+       last one.
     2. An `update_display_data` is left out if a later one has the same parent and display id.
-    3. What a later `clear_output` of the same parent wipes is left out, earlier `clear_output`
-       included; that one itself stays, since it wipes what was shown before the stretch, too. With
-       `wait` it wipes only if the next output of the parent follows. A display with an id is left
-       out only if the same parent shows or updates that id later.
+    3. Output is left out if a later `clear_output` of the same parent clears it; so are earlier
+       `clear_output`. The last `clear_output` stays, because it also clears output from before the
+       stretch. With `wait` it clears only if more output of the parent follows. A display with an
+       id is left out only if the same parent shows or updates that id later.
 
-    Rules 2 and 3 hold within a run: they do not reach across a message of any other type. Rule 1
-    joins what are neighbours once they have been applied.
+    Rules 2 and 3 apply within a run; a message of any other type ends it. Rule 1 is applied after
+    them.
 
     Parameters
     ----------
     frames : sequence of bytes
-        Whole websocket frames, as `kbridge.wire.v1.encode_frame` writes them: consecutive, in
-        order, and all for one reader.
+        Complete websocket frames that `kbridge.wire.v1.encode_frame` wrote; consecutive, in order,
+        and all for one reader.
 
     Returns
     -------
     list of bytes
-        What to send instead. What was not joined are the very objects that came.
+        The frames to send instead. Frames that were not joined are the same objects.
     """
     entries = _Reader().read(frames)
     if gone := _left_out(entries):
@@ -112,7 +117,7 @@ def _join_streams(frames: Sequence[bytes], entries: Sequence[_Entry | None]) -> 
 
 
 def _joinable(entries: Sequence[_Entry | None], start: int, first: _Entry) -> list[bytes]:
-    """The texts of as many streams from `start` on as one message can hold."""
+    """Return the texts of the streams from `start` on that fit into one message."""
     _, context, name, before = first
     texts = [before]
     size = len(before)
@@ -122,7 +127,7 @@ def _joinable(entries: Sequence[_Entry | None], start: int, first: _Entry) -> li
             break
         text = entry[3]
         size += len(text)
-        if size > LARGEST_JOINED or (text[:1] == b"\\" and _would_pair(before, text)):
+        if size > MAX_JOINED or (text[:1] == b"\\" and _would_pair(before, text)):
             break
         texts.append(text)
         before = text or before
@@ -130,12 +135,12 @@ def _joinable(entries: Sequence[_Entry | None], start: int, first: _Entry) -> li
 
 
 def _would_pair(before: bytes, after: bytes) -> bool:
-    """Whether two lone surrogates, each at an end, would become one character."""
+    """Return True if lone surrogates at the two ends would be joined to one character."""
     return bool(_LOW_SURROGATE.match(after) and _HIGH_SURROGATE.match(before[-6:]))
 
 
 def _joined(last: bytes, name: bytes, texts: list[bytes]) -> bytes:
-    """A stream message with the header of the frame `last`."""
+    """Return the frame of a stream message with the header of the frame `last`."""
     content = b'{"name": "%b", "text": "%b"}' % (name, b"".join(texts))
     message = v1.split(websocket.payload(last))
     return v1.encode_frame(message._replace(content=content))
@@ -145,7 +150,7 @@ def _joined(last: bytes, name: bytes, texts: list[bytes]) -> bytes:
 
 
 def _left_out(entries: Sequence[_Entry | None]) -> set[int]:
-    """Indices of what later messages of the same run supersede or wipe."""
+    """Return the indices of frames that later frames of the same run replace or clear."""
     gone: set[int] = set()
     start = 0
     for end, ending in enumerate((*entries, None)):
@@ -156,7 +161,7 @@ def _left_out(entries: Sequence[_Entry | None]) -> set[int]:
         if _CLEAR in kinds or kinds.count(_UPDATE) > 1:
             later = _Later()
             for index in reversed(range(len(run))):
-                verdict = later.makes_needless(run[index])
+                verdict = later.makes_redundant(run[index])
                 if verdict is None:
                     later = _Later()
                 elif verdict:
@@ -166,29 +171,30 @@ def _left_out(entries: Sequence[_Entry | None]) -> set[int]:
 
 
 class _Later:
-    """What a run holds from some place on, as one learns it going backwards.
+    """The effect of the rest of a run, collected while the run is read backwards.
 
-    Why a run ends at any other type: a comm message may put an Output widget between a parent and
-    its cell, or take it away, so that a `clear_output` on each side wipes different places. After
-    `status: idle` many clients no longer listen to that parent (nbclient, jupyter_client), after
-    `restarting` none does (JupyterLab), and so what comes then makes up for nothing. At an input
-    request the user types into the output; a reply may put a page there; of unknown types nothing
-    is known. All are rare beside the output that makes a reader lag.
+    A run ends at any other message type for these reasons. A comm message may add or remove an
+    Output widget between a parent and its cell, so that a `clear_output` before and after it clears
+    different areas. After `status: idle`, many clients ignore messages of that parent (nbclient,
+    jupyter_client), and after `restarting` JupyterLab ignores all of them, so later frames cannot
+    replace earlier ones. At an input request the user types into the output; a reply may show a
+    page there; the effect of unknown types is unknown. All these types are rare compared with the
+    output that makes a reader lag.
     """
 
     __slots__ = ("added", "shown", "updated", "waiting", "wiped")
 
     def __init__(self) -> None:
-        # Parents that add output. That, not an update, is what a `clear_output` with `wait` waits
-        # for (`add` of JupyterLab's OutputAreaModel, `output` of nbclient).
+        # Parents that add output. A `clear_output` with `wait` waits for added output, not for an
+        # update (`add` of JupyterLab's OutputAreaModel, `output` of nbclient).
         self.added: set[str] = set()
-        self.wiped: set[str] = set()  # parents whose output so far is wiped
-        self.waiting: set[str] = set()  # parents that are to be wiped after the run
+        self.wiped: set[str] = set()  # parents whose earlier output is cleared
+        self.waiting: set[str] = set()  # parents with a pending `clear_output` with `wait`
         self.shown: set[tuple[str, str]] = set()  # parent and id of displays and updates
-        self.updated: set[tuple[str, str]] = set()  # of updates alone
+        self.updated: set[tuple[str, str]] = set()  # parent and id of updates
 
-    def makes_needless(self, entry: _Entry) -> bool | None:
-        """Whether the message before may be left out; None where it cannot be understood."""
+    def makes_redundant(self, entry: _Entry) -> bool | None:
+        """Return True if the frame can be left out; None if its content is invalid."""
         kind, context, _, raw = entry
         parent = context.parent_id
         if kind == _STREAM:
@@ -214,7 +220,7 @@ class _Later:
         return needless
 
     def _display(self, parent: str, display_id: str) -> bool:
-        """A display shows its data wherever its id already is, in cells that are not wiped, too."""
+        """Process a display, which also updates its id in other cells, which may not be cleared."""
         key = (parent, display_id)
         needless = parent in self.wiped and (not display_id or key in self.shown)
         self.added.add(parent)
@@ -222,11 +228,12 @@ class _Later:
         return needless
 
     def _update(self, parent: str, display_id: str) -> bool:
-        """An update replaces the whole of what the display's id shows, so the last one is enough.
+        """Process an update. It replaces all data of its display id, so only the last one counts.
 
-        That holds with displays of that id in between: they show their own data until then. It
-        must be of the same parent, since there are clients that listen to one parent alone. To
-        wipe the parent's output is no substitute: the id may be shown in other cells.
+        This is also true with displays of that id between the updates: they show their own data
+        until the next update. The last update must have the same parent, because some clients
+        listen only to one parent. A later `clear_output` does not make an update redundant, because
+        the id may be shown in other cells.
         """
         key = (parent, display_id)
         needless = key in self.updated
@@ -236,7 +243,7 @@ class _Later:
 
 
 def _display_id(content: dict[str, Any]) -> str | None:
-    """The id of a display, empty where it has none; None if this is no display's content."""
+    """Return the id of a display, empty if it has none; None if the content is invalid."""
     transient = content.get("transient") or {}
     objects = content.get("data"), content.get("metadata"), transient
     if not all(isinstance(value, dict) for value in objects):
@@ -248,7 +255,8 @@ def _display_id(content: dict[str, Any]) -> str | None:
 # -- reading ------------------------------------------------------------------------------------
 
 # The usual frame of 126 to 65,535 bytes on iopub: 0x82 0x7E, the size in two bytes (big-endian),
-# 6, 56, 61, four offsets (RFC 6455 section 5.2; wire/v1.py).
+# the number of offsets (6), the offsets 56 and 61, four more offsets (RFC 6455 section 5.2;
+# wire/v1.py).
 _unpack = struct.Struct("<2sBB24s4Q").unpack_from
 _MARK = b"\x82\x7e"
 _USUAL = struct.pack("<3Q", 6, 56, 61)
@@ -256,7 +264,7 @@ _AT = 4 + 56
 
 _ONE_DIGIT = bytes.maketrans(b"123456789", b"000000000")
 
-_PLAIN = rb"[ -!#-\[\]-\xff]*"  # what needs no escape: all but quotes, backslashes and controls
+_PLAIN = rb"[ -!#-\[\]-\xff]*"  # all characters except quotes, backslashes and control characters
 _ESCAPE = rb'\\(?:["\\/bfnrt]|u[0-9a-fA-F]{4})'
 _TEXT = re.compile(
     rb'\{"name": ?"([a-z]+)", ?"text": ?"(%b(?:%b%b)*)"\}' % (_PLAIN, _ESCAPE, _PLAIN)
@@ -264,7 +272,7 @@ _TEXT = re.compile(
 
 
 class _Reader:
-    """Takes frames apart, and remembers what is proven of the parts that come again."""
+    """Parses frames, and caches the results for parts that occur again."""
 
     __slots__ = ("_contexts", "_kinds", "_last_stream")
 
@@ -274,12 +282,12 @@ class _Reader:
         self._last_stream = (b"", b"", 0, _Context(""))
 
     def read(self, frames: Sequence[bytes]) -> list[_Entry | None]:
-        """What is known of each frame; None if it must stay as it is and ends a run."""
+        """Return an entry for each frame; None for a frame that stays and ends a run."""
         entries: list[_Entry | None] = []
         the_shape, the_about, the_split, context = self._last_stream
         for frame in frames:
             size = len(frame)
-            if not _AT < size <= _LARGEST_EXAMINED:
+            if not _AT < size <= _MAX_EXAMINED:
                 entries.append(None)
                 continue
             mark, high, low, usual, at2, at3, at4, end = _unpack(frame)
@@ -322,7 +330,11 @@ class _Reader:
     def _read_parts(
         self, label: bytes, shape: bytes, about: bytes, split: int, content: bytes
     ) -> _Entry | None:
-        """Of channel and header, parent header and metadata (split where), and content."""
+        """Return the entry of a frame.
+
+        `label` is channel and header, `about` is parent header and metadata, which begins at
+        `split`.
+        """
         kind = self._kinds.get(shape)
         if kind is None:
             kind = self._find_kind(label, shape)
@@ -341,10 +353,11 @@ class _Reader:
         return (kind, context, b"", content)
 
     def _find_kind(self, label: bytes, shape: bytes) -> str:
-        """The type, if it may be touched; remembered where all labels of that shape have it.
+        """Return the message type if frames of that type may be changed.
 
-        The headers of one kernel differ in digits alone (a counter, the time). In a flat object of
-        strings without escapes, a digit for a digit changes neither its validity nor its type.
+        The result is cached by `shape`, the label with all digits replaced by 0. Headers of one
+        kernel usually differ only in digits (a counter, the time). In a flat object of strings
+        without escapes, replacing a digit by another one changes neither validity nor type.
         """
         header = _object(label.removeprefix(_IOPUB)) if label.startswith(_IOPUB) else None
         if not header:
@@ -365,7 +378,7 @@ def _context(parent: bytes, metadata: bytes) -> _Context | None:
 
 
 def _stream(context: _Context, content: bytes) -> _Entry | None:
-    if len(content) > LARGEST_JOINED:
+    if len(content) > MAX_JOINED:
         return None
     match = _TEXT.fullmatch(content)
     if match is not None:
@@ -385,14 +398,14 @@ def _stream(context: _Context, content: bytes) -> _Entry | None:
 
 
 def _refuse(constant: str) -> NoReturn:
-    raise ValueError(f"{constant} is no JSON")  # though Python writes and reads it
+    raise ValueError(f"{constant} is not JSON")  # Python writes and reads it
 
 
 _decode = json.JSONDecoder(parse_constant=_refuse).decode
 
 
 def _object(raw: bytes) -> dict[str, Any] | None:
-    """A JSON object, read as strictly as browsers do; None if it is none."""
+    """Return a JSON object, parsed as strictly as in browsers; None if it is not one."""
     try:
         value = _decode(raw.decode())
     except (ValueError, RecursionError):

@@ -1,6 +1,6 @@
-"""Which messages may pass at all, and tracebacks that users are not to see.
+"""Policies that drop message types and hide tracebacks.
 
-Both work on the raw parts, before a message is put into a dialect, so they hold in every dialect.
+Both work on the raw parts before a message is encoded, so they apply to all dialects.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ __all__ = ["AllowedTypes", "HideTracebacks"]
 
 
 class AllowedTypes:
-    """Let only the named message types pass (a `Policy`, for what clients send).
+    """Let only some message types pass (a `Policy` for messages from clients).
 
     Parameters
     ----------
     allowed : collection of str
-        Message types; empty: all are allowed, as `allowed_message_types` of Jupyter Server.
+        The allowed message types. Empty: all, as with `allowed_message_types` of Jupyter Server.
     """
 
     __slots__ = ("_allowed", "_dropped")
@@ -32,35 +32,35 @@ class AllowedTypes:
         self._dropped = 0
 
     def __call__(self, msg: Message, msg_type: str, now: float) -> Verdict:  # noqa: ARG002
-        """Drop the message unless its type is named."""
+        """Drop the message unless its type is allowed."""
         if not self._allowed or msg_type in self._allowed:
             return PASS
         self._dropped += 1
         return DROP
 
     def statistics(self) -> dict[str, int]:
-        """How many messages were dropped."""
+        """Return the number of dropped messages."""
         return {"dropped_messages": self._dropped}
 
 
-# What carries a traceback on iopub; pyerr is protocol 4's name.
+# The iopub messages with a traceback; `pyerr` is the name in protocol 4.
 _ERRORS = frozenset({"error", "pyerr"})
-# A reply without any of these bytes cannot hold a failure, in whatever way it spells its JSON.
+# A reply without any of these bytes cannot contain an error, however its JSON is written.
 _SUSPECT = (b"error", b"traceback", b"\\u")
 
 
 class HideTracebacks:
-    """Put one fixed text in the place of whatever an exception tells (a `Policy`).
+    """Replace the text of exceptions by a fixed text (a `Policy`).
 
-    Concerns `error` on iopub, replies with status `error`, and failed `user_expressions` inside
-    replies that succeeded. `ename` and `evalue` say only that there was an error, because an
-    exception's own words leak as much as its traceback; other fields stay. Content that cannot be
-    read is replaced as a whole: what we cannot clean does not pass.
+    Applies to `error` on iopub, replies with status `error`, and failed `user_expressions` inside
+    successful replies. `ename` and `evalue` are replaced too, because the message of an exception
+    reveals as much as its traceback; other fields stay. Content that cannot be parsed is replaced
+    completely.
 
     Parameters
     ----------
     replacement : str
-        The only line of the traceback that clients get.
+        The only line of the traceback that clients receive.
     """
 
     __slots__ = ("_hidden",)
@@ -73,9 +73,9 @@ class HideTracebacks:
         }
 
     def __call__(self, msg: Message, msg_type: str, now: float) -> Verdict:  # noqa: ARG002
-        """Replace the message if it tells of an exception."""
+        """Replace the message if it reports an exception."""
         if msg_type == "stream":
-            return PASS  # what floods are made of
+            return PASS  # the most frequent type, so it is checked first
         if msg_type in _ERRORS:
             return (self._cleaned(msg, self._clean_error),)
         if msg_type.endswith("_reply"):

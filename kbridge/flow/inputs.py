@@ -1,10 +1,10 @@
-"""Input that kernels wait for: who was asked, and whether somebody has answered.
+"""The input requests of a kernel, and their answers.
 
-Laws of this module:
+Invariants:
 
-- an `input_request` is answered once, and not after its request is over: such an `input_reply`
-  would be taken for the answer to the next question;
-- a reply that answers nothing known here passes: the question may be older than this bridge.
+- an `input_request` is answered once, and not after its execute request has ended: the kernel would
+  take such an `input_reply` as the answer to its next input request;
+- a reply to an unknown input request passes, because the request may be older than this bridge.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from kbridge.wire.message import Message
 
 __all__ = ["Inputs", "Question"]
 
-_LIMIT = 100  # questions, and answered ones, that are remembered
+_LIMIT = 100  # maximum number of open requests, and of answered ones, that are stored
 
 
 @dataclass(slots=True)
@@ -26,11 +26,11 @@ class Question:
     Attributes
     ----------
     msg : Message
-        It itself.
+        The `input_request`.
     client : int
-        Who was asked; `kbridge.flow.journal.EVERYONE` where that is not known.
+        The client that received it; `kbridge.flow.journal.EVERYONE` if the client is not known.
     seq : int
-        Where it stands in the journal.
+        Its sequence number in the journal.
     """
 
     msg: Message
@@ -39,7 +39,7 @@ class Question:
 
 
 class Inputs:
-    """The questions of one kernel."""
+    """The input requests of one kernel."""
 
     def __init__(self) -> None:
         self._open: OrderedDict[str, Question] = OrderedDict()
@@ -55,30 +55,30 @@ class Inputs:
             self._open.popitem(last=False)
 
     def answer(self, msg: Message) -> bool:
-        """Whether an `input_reply` may go to the kernel.
+        """Return True if an `input_reply` may be sent to the kernel.
 
-        Its parent is the request that it answers; clients that name none answer the oldest.
+        Its parent is the request that it answers. Without a parent, it answers the oldest one.
         """
-        asked = msg.parent_id
-        if not asked and self._open:
-            asked = next(iter(self._open))
-        if self._open.pop(asked, None) is not None:
-            self._close(asked)
+        request = msg.parent_id
+        if not request and self._open:
+            request = next(iter(self._open))
+        if self._open.pop(request, None) is not None:
+            self._close(request)
             return True
-        return not self._answered if not asked else asked not in self._answered
+        return request not in self._answered if request else not self._answered
 
     def done(self, request: str) -> None:
-        """Note that the request of that `msg_id` is over: nobody waits for its input any more."""
+        """Note that the execute request with that `msg_id` has ended; close its input requests."""
         for msg_id in [i for i, q in self._open.items() if q.msg.parent_id == request]:
             del self._open[msg_id]
             self._close(msg_id)
 
     def open_questions(self) -> list[Question]:
-        """All that wait for an answer, oldest first."""
+        """Return the input requests without an answer, oldest first."""
         return list(self._open.values())
 
     def clear(self) -> None:
-        """Close all: the process that asked has gone."""
+        """Close all input requests, because the process that sent them has ended."""
         for msg_id in self._open:
             self._close(msg_id)
         self._open.clear()

@@ -1,18 +1,19 @@
-"""What a kernel said: a ring of frames under sequence numbers, bounded in bytes.
+"""The journal of a kernel: a ring of frames with sequence numbers, bounded in bytes.
 
-Laws of this module:
+Invariants:
 
-- a frame is encoded once, before it comes here; all cursors share the same bytes;
-- this is the only buffer between a kernel and its websockets, and `nbytes <= limit + spare` holds
-  after every call (one frame larger than that excepted: it stays until the next one comes);
-- sequence numbers rise by one a frame and are never used twice;
-- when the ring must forget what somebody may not have read, it forgets what carries no state
-  first (stream text, displays). Frames that carry state move to the *keepsakes*, still in order,
-  and are forgotten only when these alone exceed half of the limit;
-- it knows no readers: a reader is a `Place`, an immutable value that its owner keeps.
+- a frame is encoded once, before it is appended; all cursors share the same bytes;
+- the journal is the only buffer between a kernel and its websockets. After every call,
+  `nbytes <= limit + spare`, except that one frame larger than that stays until the next one;
+- sequence numbers rise by one per frame and are never reused;
+- if the journal must drop frames that a client may not have read, it first drops frames without
+  state (stream text, displays). Frames with state move to the *retained* frames, in order. Those
+  are dropped only if they alone exceed half of the limit;
+- the journal does not know its readers: a reader is a `Place`, an immutable value that its owner
+  stores.
 
-What is common (the frame) is held densely, what is rare (an audience, state) in side tables: a
-flood of stream output costs one list slot a message.
+Frames are in a dense list; the rare audience and state are in side tables. A flood of stream output
+thus needs one list slot per message.
 """
 
 from __future__ import annotations
@@ -20,22 +21,22 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable
 from typing import NamedTuple
 
-from kbridge.flow.ring import Keepsake, Keepsakes, Ring
+from kbridge.flow.ring import RetainedFrame, RetainedFrames, Ring
 
 __all__ = ["EVERYONE", "LOSABLE", "Gap", "Journal", "Place", "Stretch"]
 
 EVERYONE = 0
-"""The audience of what all clients may read; any other number is one client's."""
+"""The audience of frames for all clients; any other number means one client."""
 
 LOSABLE = frozenset({"stream", "display_data", "update_display_data", "clear_output"})
-"""iopub types without which a frontend still knows the kernel's state: what may be lost first."""
+"""iopub message types without state, which are dropped first."""
 
 
 class Gap(NamedTuple):
-    """What a cursor has missed.
+    """The frames that a cursor has missed.
 
-    `messages` and `nbytes` count frames and their bytes, 0 where nobody knows; `last_lost` is the
-    last frame forgotten (its parent tells which cell the loss belongs to).
+    `messages` and `nbytes` count frames and their bytes; 0 if the number is unknown. `last_lost` is
+    the last dropped frame, whose parent header names the cell.
     """
 
     messages: int
@@ -44,10 +45,11 @@ class Gap(NamedTuple):
 
 
 class Place(NamedTuple):
-    """Where a cursor stands.
+    """The position of a cursor.
 
-    `seq` is the sequence number it reads next; `frames` and `nbytes` count what it has behind it,
-    and are -1 where nobody knows. Nothing is missing while `frames == seq`.
+    `seq` is the sequence number that it reads next. `frames` and `nbytes` count the frames before
+    it that it has read, and their bytes; -1 if the number is unknown. The cursor has missed nothing
+    while `frames == seq`.
     """
 
     seq: int
@@ -61,15 +63,15 @@ class Stretch(NamedTuple):
     Attributes
     ----------
     frames : list of bytes
-        The frames, whoever they are for.
+        The frames, for all audiences.
     private : dict of int to int
-        Index into `frames` -> the one client it is for. Most stretches have none.
+        Index into `frames` -> the only client of the frame. Usually empty.
     nbytes : int
-        Bytes in `frames`.
+        Size of `frames` in bytes.
     end : Place
-        Where the cursor stands that has read all of it.
+        The position after the last frame.
     gap : Gap or None
-        What was lost before the first frame.
+        The frames that are missing before the first frame.
     """
 
     frames: list[bytes]
@@ -79,7 +81,7 @@ class Stretch(NamedTuple):
     gap: Gap | None = None
 
     def frames_for(self, client: int) -> list[bytes]:
-        """The frames that `client` may read."""
+        """Return the frames that `client` may read."""
         if not self.private:
             return self.frames
         get = self.private.get
@@ -87,14 +89,14 @@ class Stretch(NamedTuple):
 
 
 class Journal:
-    """The ring.
+    """The frames of one kernel.
 
     Parameters
     ----------
     limit : int
-        Bytes held at most.
+        Maximum size in bytes.
     history_limit : int
-        Bytes kept once every cursor has passed them, for those who come back or come later.
+        Bytes to keep after every cursor has read them, for clients that reconnect or join later.
     """
 
     def __init__(self, limit: int, history_limit: int) -> None:
@@ -103,11 +105,11 @@ class Journal:
         self.limit = limit
         self._spare = 0
         self.history_limit = min(history_limit, limit)
-        self.forgotten = 0  # frames, ever, that were forgotten before every cursor had read them
-        self._ring = Ring()  # all frames of the last while, without holes
+        self.forgotten = 0  # frames that were dropped before every cursor had read them
+        self._ring = Ring()  # the newest frames, without holes
         self._audience: dict[int, int] = {}
         self._state: set[int] = set()
-        self._keepsakes = Keepsakes()
+        self._retained = RetainedFrames()
         self._last_lost = b""
 
     # -- writing ----------------------------------------------------------------------------
@@ -120,13 +122,14 @@ class Journal:
         Parameters
         ----------
         frame : bytes
-            As it goes over the websocket.
+            The complete websocket frame.
         audience : int
-            `EVERYONE`, or the one client it is for.
+            `EVERYONE`, or the number of the only client that may read it.
         state : bool
-            Whether a frontend is wrong about the kernel without it (status, replies, ...).
+            True if a frontend needs the frame to know the state of the kernel (status, replies,
+            ...).
         key : int
-            By which `after` finds it.
+            The key with which `after` finds the frame.
         """
         ring = self._ring
         seq = ring.append(frame, key)
@@ -134,13 +137,13 @@ class Journal:
             self._audience[seq] = audience
         if state:
             self._state.add(seq)
-        if ring.nbytes + self._keepsakes.nbytes > self.limit + self._spare:
+        if ring.nbytes + self._retained.nbytes > self.limit + self._spare:
             self._shrink()
         return seq
 
     @property
     def spare(self) -> int:
-        """Bytes that may be held beyond the limit for the moment."""
+        """Bytes that the journal may currently hold beyond the limit."""
         return self._spare
 
     @spare.setter
@@ -149,126 +152,129 @@ class Journal:
         self._shrink()
 
     def trim(self, slowest: int) -> None:
-        """Forget what every cursor has passed, but for the last `history_limit` bytes of that.
+        """Drop the frames that every cursor has read, except their last `history_limit` bytes.
 
         Parameters
         ----------
         slowest : int
-            The lowest sequence number that some cursor has yet to read.
+            The lowest sequence number that some cursor has not read.
         """
-        keepsakes, ring = self._keepsakes, self._ring
-        while (oldest := keepsakes.first) is not None and oldest < slowest:
-            self._drop_keepsake()
+        retained, ring = self._retained, self._ring
+        while (oldest := retained.first) is not None and oldest < slowest:
+            self._drop_retained()
         slowest = min(slowest, ring.next)
         if slowest > ring.first:
             passed = ring.offset(slowest) - self.history_limit
             self._drop(ring.reach(passed, ring.first, slowest))
 
     def clear(self) -> None:
-        """Forget everything, whoever has yet to read it."""
+        """Drop all frames, even unread ones."""
         self._ring.clear()
         self._audience.clear()
         self._state.clear()
-        self._keepsakes.clear()
+        self._retained.clear()
         self._last_lost = b""
 
     # -- reading ----------------------------------------------------------------------------
 
     @property
     def first_seq(self) -> int:
-        """The oldest frame from which on nothing is missing."""
+        """The sequence number from which on no frame is missing."""
         return self._ring.first
 
     @property
     def next_seq(self) -> int:
-        """The next frame's sequence number."""
+        """The sequence number of the next frame."""
         return self._ring.next
 
     @property
     def appended(self) -> int:
-        """Bytes ever added."""
+        """Total number of bytes ever added."""
         return self._ring.appended
 
     @property
     def nbytes(self) -> int:
-        """Bytes held."""
-        return self._ring.nbytes + self._keepsakes.nbytes
+        """Current size in bytes."""
+        return self._ring.nbytes + self._retained.nbytes
 
     def nbytes_without(self, frames: int) -> int:
-        """Return the bytes that are held without the oldest `frames` of the ring."""
+        """Return the size in bytes without the oldest `frames` of the ring."""
         ring = self._ring
-        return self._keepsakes.nbytes + ring.appended - ring.offset(ring.first + frames)
+        return self._retained.nbytes + ring.appended - ring.offset(ring.first + frames)
 
     def behind(self, seq: int) -> int:
-        """Return the bytes held from `seq` on: what a reader that stands there has yet to read."""
+        """Return the bytes from `seq` on, which a reader at `seq` has not read."""
         ring = self._ring
         return ring.appended - ring.offset(max(seq, ring.first))
 
     def end(self) -> Place:
-        """The place of a reader that wants only what comes from now on."""
+        """Return the position of a reader that wants only new frames."""
         ring = self._ring
         return Place(ring.next, ring.next, ring.appended)
 
     def oldest(self) -> Place:
-        """The place of a reader that wants all that is held, and to hear what is not."""
-        kept = self._keepsakes.first
+        """Return the position of a reader that wants all frames, and a gap for the dropped ones."""
+        kept = self._retained.first
         return Place(self._ring.first if kept is None else kept, 0, 0)
 
     def unknown(self) -> Place:
-        """The place of a reader that has seen some of it, and nobody knows what."""
+        """Return the position of a reader that has read an unknown part of the journal."""
         return self.oldest()._replace(frames=-1, nbytes=-1)
 
     def after(self, key: int, matches: Callable[[bytes], bool]) -> Place | None:
-        """The place behind the newest frame of that key that `matches`; None if none is held."""
+        """Return the position after the newest frame with that key that `matches`, or None."""
         for seq in self._ring.find(key):
             if matches(self._ring.frame(seq)):
                 return self.after_seq(seq)
-        for kept in self._keepsakes.find(key):
+        for kept in self._retained.find(key):
             if matches(kept.frame):
                 return self.after_seq(kept.seq)
         return None
 
     def after_seq(self, seq: int) -> Place | None:
-        """The place behind a sequence number, held or not; None where it was not used yet."""
+        """Return the position after a sequence number, even if its frame was dropped.
+
+        None if the sequence number was not used yet.
+        """
         ring = self._ring
         if not -1 <= seq < ring.next:
             return None
         if seq >= ring.first - 1:
             return Place(seq + 1, seq + 1, ring.offset(seq + 1))
-        kept = self._keepsakes.get(seq)
-        return Place(seq + 1, seq + 1, -1 if kept is None else kept.behind + len(kept.frame))
+        kept = self._retained.get(seq)
+        return Place(seq + 1, seq + 1, -1 if kept is None else kept.offset + len(kept.frame))
 
     def holds(self, seq: int) -> bool:
-        """Whether a frame is still held."""
-        return self._ring.first <= seq < self._ring.next or self._keepsakes.get(seq) is not None
+        """Return True if the frame is still in the journal."""
+        return self._ring.first <= seq < self._ring.next or self._retained.get(seq) is not None
 
     def readdress(self, seq: int, audience: int) -> None:
-        """Let a frame that is for one client be for another, where it is still held."""
+        """Give a frame for one client to another client, if the frame is still in the journal."""
         if seq in self._audience:
             self._audience[seq] = audience
 
     def read(self, place: Place, max_bytes: int, horizon: int | None = None) -> Stretch | None:
-        """The next frames from `place` on, or None where there are none.
+        """Return the next frames from `place` on; None if there are none.
 
         The stretch ends with the frame that reaches `max_bytes`, or before the sequence number
-        `horizon`. A frame of more than `max_bytes` is read alone: to write it together with others
-        would take a copy of it.
+        `horizon`. A frame of more than `max_bytes` is returned alone, because joining it with other
+        frames would copy it.
         """
         ring = self._ring
         if horizon is None or horizon > ring.next:
             horizon = ring.next
         if place.seq >= horizon:
-            if place.frames < place.seq == ring.next:  # nothing to read, but something to hear
+            if place.frames < place.seq == ring.next:  # no frames, but a gap to report
                 return Stretch([], {}, 0, self.end(), self._gap(place))
             return None
         gap = None
-        kept = self._keepsakes.last
+        kept = self._retained.last
         if kept is not None and place.seq <= kept and place.seq < ring.first:
-            return self._read_keepsakes(place, max_bytes, horizon)
+            return self._read_retained(place, max_bytes, horizon)
         if place.seq < ring.first or place.frames < place.seq or place.nbytes < 0:
             first = max(place.seq, ring.first)
             if first >= horizon:
-                return None  # all that may be read now is gone: say so with what comes next
+                return None  # report the gap with the next frame
             if place.frames < first:
                 gap = self._gap(place)
             place = self.after_seq(first - 1) or self.end()
@@ -284,9 +290,9 @@ class Journal:
         return Stretch(frames, private, end.nbytes - place.nbytes, end, gap)
 
     def statistics(self) -> dict[str, int]:
-        """Frames and bytes held, and what was lost."""
+        """Return the number of frames and bytes, and of dropped frames."""
         return {
-            "frames": len(self._ring) + len(self._keepsakes),
+            "frames": len(self._ring) + len(self._retained),
             "bytes": self.nbytes,
             "limit": self.limit,
             "spare": self._spare,
@@ -295,11 +301,11 @@ class Journal:
             "forgotten_frames": self.forgotten,
         }
 
-    def _read_keepsakes(self, place: Place, max_bytes: int, horizon: int) -> Stretch | None:
+    def _read_retained(self, place: Place, max_bytes: int, horizon: int) -> Stretch | None:
         frames: list[bytes] = []
         private: dict[int, int] = {}
         seq, nbytes = place.seq - 1, 0
-        for kept, frame, _ in self._keepsakes.since(place.seq):
+        for kept, frame, _ in self._retained.since(place.seq):
             if kept >= horizon:
                 break
             seq = kept
@@ -319,7 +325,7 @@ class Journal:
         return Stretch(frames, private, nbytes, end)
 
     def _gap(self, place: Place) -> Gap:
-        """What is missing between what a reader has and what is held without a hole."""
+        """Return the gap between the frames of a reader and the first frame of the ring."""
         ring = self._ring
         behind = ring.appended - ring.nbytes
         return Gap(
@@ -334,16 +340,16 @@ class Journal:
             return {seq - seqs.start: who for seq, who in audience.items() if seq in seqs}
         return {i: audience[seq] for i, seq in enumerate(seqs) if seq in audience}
 
-    # -- forgetting -------------------------------------------------------------------------
+    # -- dropping - -------------------------------------------------------------------------
 
     def _shrink(self) -> None:
-        """Hold the limit: the oldest go first, and of these what carries no state."""
-        ring, keepsakes = self._ring, self._keepsakes
+        """Enforce the limit: drop the oldest frames without state, retain those with state."""
+        ring, retained = self._ring, self._retained
         limit = self.limit + self._spare
         while self.nbytes > limit:
             last = len(ring) <= 1
-            if keepsakes and (last or keepsakes.nbytes > limit // 2):
-                self._drop_keepsake()
+            if retained and (last or retained.nbytes > limit // 2):
+                self._drop_retained()
                 self.forgotten += 1
                 continue
             if last:
@@ -352,14 +358,14 @@ class Journal:
             if seq in self._state:
                 self._state.discard(seq)
                 key, behind = ring.key(seq), ring.offset(seq)
-                keepsakes.append(Keepsake(seq, ring.pop(), behind), key)
+                retained.append(RetainedFrame(seq, ring.pop(), behind), key)
             else:
                 self._audience.pop(seq, None)
                 self._last_lost = ring.pop()
                 self.forgotten += 1
 
     def _drop(self, first: int) -> None:
-        """Forget the frames of the ring before `first`."""
+        """Drop the frames of the ring before `first`."""
         ring = self._ring
         gone = range(ring.first, first)
         if not gone:
@@ -369,12 +375,12 @@ class Journal:
             self._audience.pop(seq, None)
         ring.drop(first)
 
-    def _drop_keepsake(self) -> None:
-        seq, frame, _ = self._keepsakes.popleft()
+    def _drop_retained(self) -> None:
+        seq, frame, _ = self._retained.popleft()
         self._audience.pop(seq, None)
         self._last_lost = frame
 
 
 def _within(table: Collection[int], numbers: range) -> Iterable[int]:
-    """Give what `table` and `numbers` have in common, or all numbers if these are fewer."""
+    """Return the numbers that are in `table`; or all numbers if they are fewer than the table."""
     return [seq for seq in table if seq in numbers] if len(table) < len(numbers) else numbers

@@ -1,7 +1,7 @@
-"""Limits how often the same event is logged, and counts the rest.
+"""Limit how often an event is logged, and count the events that are not logged.
 
-Not a `TokenBucket`: what is promised is a number of lines per interval, and the first line of an
-interval reports how many events the interval before it suppressed.
+This is not a `TokenBucket`: the limit is a number of lines per interval, and the first line of an
+interval reports how many events the previous interval suppressed.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class LogThrottle:
         Returns
         -------
         int
-            How many events to report, this one included; 0 if nothing is to be logged now.
+            The number of events to report, including this one; 0: do not log this event.
         """
         self.total += 1
         self._unreported += 1

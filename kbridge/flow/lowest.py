@@ -1,10 +1,10 @@
-"""The lowest of many numbers that only rise.
+"""The lowest of many numbers that only rise, such as the positions of readers.
 
-Laws of this module:
+Invariants:
 
-- `lowest` costs a logarithm of the number of items for each item that has risen since it was last
-  the lowest, and nothing for the others;
-- what is held is at most a few times the number of items.
+- `lowest` takes logarithmic time for each item that was the lowest and has risen since, and no time
+  for the other items;
+- the memory is at most a few times the number of items.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ __all__ = ["Lowest"]
 
 T = TypeVar("T")
 
-_SLACK: Final = 2  # entries of items that are gone, before they are swept out: they hold websockets
+_SLACK: Final = 2  # entries of removed items to tolerate; they keep websockets alive
 
 
 class Lowest(Generic[T]):
-    """Items, each with a number that its owner changes at will.
+    """Items, each with a number that its owner may change at any time.
 
     Parameters
     ----------
@@ -33,11 +33,11 @@ class Lowest(Generic[T]):
 
     def __init__(self, read: Callable[[T], int]) -> None:
         self._read = read
-        # Each item has one entry that counts, the one with its ticket. The number in an entry is
-        # that of when it was made; it may have risen since.
+        # Each item has one valid entry, which has its ticket. The number in an entry is the one at
+        # the time of its creation; it may have risen since.
         self._heap: list[tuple[int, int, T]] = []
         self._tickets: dict[T, int] = {}
-        self._entries = 0  # ever made
+        self._entries = 0  # total number of entries created
 
     def __len__(self) -> int:
         return len(self._tickets)

@@ -1,19 +1,19 @@
-"""Replies to execute requests that were lost, made from what iopub said.
+"""Build execute replies that were lost, from messages on iopub.
 
-A kernel addresses a reply to the identity that sent the request. When the bridge that sent it was
-killed, or its sockets were replaced, the reply may reach nobody, and the cell would stay `[*]` for
-ever. iopub says the same, though: the execution count (`execute_input`, `execute_result`), the
+A kernel sends a reply to the identity that sent the request. If the bridge that sent it was killed,
+or its sockets were replaced, no client receives the reply, and the cell would stay `[*]`. Messages
+on iopub contain the same information: the execution count (`execute_input`, `execute_result`), the
 `error`, and the end (`status: idle`).
 
-Laws of this module:
+Invariants:
 
-- only a reply that may have been lost is made: its request was sent over sockets of the past, or
-  by an earlier bridge. Replies to requests over the present sockets are left to the kernel;
-- a reply is made `GRACE` seconds after the end of its request, if the real one has not arrived;
-  a real one that arrives later still is dropped, so that a client gets one;
-- a request without `idle` (some kernels leave it out after an error) ends when the shell is
-  *calm*: it has answered two of our requests with no request of the past between them. A ROUTER
-  reads its peers in turn, so nothing of the past waits there any more.
+- only replies that may be lost are built: their requests were sent over earlier sockets or by an
+  earlier bridge. Replies to requests over the current sockets come from the kernel;
+- a reply is built `GRACE` seconds after the end of its request if the real one has not arrived. A
+  real reply that arrives later is dropped, so that a client receives one reply;
+- a request without `idle` (some kernels omit it after an error) ends when the shell is *calm*: it
+  has answered two requests over the current sockets, without an earlier request between them. A
+  ROUTER reads its peers in turn, so no earlier request is waiting then.
 """
 
 from __future__ import annotations
@@ -30,16 +30,16 @@ from kbridge.wire.message import Message, scan
 __all__ = ["GRACE", "Due", "Owed"]
 
 GRACE: Final = 2.0  # seconds
-_LIMIT: Final = 1000  # requests of each kind that are remembered
-_HEADER_BYTES: Final = 4096  # longer ones than any client writes are not remembered
+_LIMIT: Final = 1000  # maximum number of stored requests of each kind
+_HEADER_BYTES: Final = 4096  # unusually long headers are not stored
 _EXECUTE: Final = "execute_request"
 
 
 @dataclass(slots=True)
 class _Request:
-    """A request whose reply may be lost."""
+    """An execute request whose reply may be lost."""
 
-    parent_header: bytes  # its own header, as replies name it
+    parent_header: bytes  # the header of the request, which replies name as parent
     begun: bool = False
     count: int | None = None
     error: dict[str, Any] | None = None
@@ -47,7 +47,7 @@ class _Request:
     heard_at: float = -math.inf
 
     def reply(self) -> dict[str, Any]:
-        """Return the content of its reply."""
+        """Return the content of the reply."""
         content: dict[str, Any] = {"execution_count": self.count}
         if self.error is not None:
             return {"status": "error", **self.error, **content, "user_expressions": {}}
@@ -57,7 +57,7 @@ class _Request:
 
 
 class Due(NamedTuple):
-    """A reply to make.
+    """A reply to build.
 
     Attributes
     ----------
@@ -66,8 +66,8 @@ class Due(NamedTuple):
     content : dict
         The content of the reply.
     idle : bool
-        True if the kernel has sent the idle status for the request. Otherwise the status has to be
-        made as well: a frontend shows a cell as running until it has both.
+        True if the kernel has sent the idle status of the request. Otherwise the caller must send
+        the status too, because a frontend shows a cell as running until it has both.
     """
 
     request: bytes
@@ -76,39 +76,39 @@ class Due(NamedTuple):
 
 
 class Owed:
-    """The execute requests of one kernel whose replies have yet to come.
+    """The execute requests of one kernel that have no reply yet.
 
     Parameters
     ----------
     adopted : bool
-        An earlier bridge was connected to the kernel: it may be at requests of that one.
+        True if an earlier bridge was connected to the kernel, which may still run its requests.
     knows : callable
-        True if the request with that `msg_id` was made by a client of this bridge.
+        Takes a `msg_id`; returns True if a client of this bridge sent the request.
     """
 
     def __init__(self, *, adopted: bool, knows: Callable[[str], bool]) -> None:
         self._adopted = adopted
         self._knows = knows
-        self._open: dict[str, bytes] = {}  # sent over the present sockets: their headers
+        self._open: dict[str, bytes] = {}  # msg_id -> header, of requests over the current sockets
         self._lost: dict[str, _Request] = {}
         self._made: dict[str, None] = {}
-        self._between = True  # a request of the past may have begun since the shell's last answer
-        self._answered_at = math.inf  # the first of the shell's two answers
+        self._between = True  # an earlier request may have begun since the last answer
+        self._answered_at = math.inf  # time of the first of the two answers
         self._calm_at: float | None = None
 
     @property
     def active(self) -> bool:
-        """True while a reply may be lost, so that iopub has to be observed."""
+        """True while a reply may be lost; the caller must then call `observe`."""
         return self._adopted or bool(self._lost)
 
     def sent(self, msg_id: str, header: bytes) -> None:
-        """Note an execute request that goes out."""
+        """Note an execute request that was sent."""
         if len(header) <= _HEADER_BYTES:
             self._open[msg_id] = header
             _bound(self._open)
 
     def connection_lost(self) -> None:
-        """Note that the replies to all requests under way may be lost."""
+        """Note that the replies to all open requests may be lost."""
         for msg_id, header in self._open.items():
             self._lost[msg_id] = _Request(header)
         _bound(self._lost)
@@ -116,13 +116,13 @@ class Owed:
         self._between, self._calm_at = True, None
 
     def replied(self, msg_id: str) -> bool:
-        """Note the reply to a request; False if it is not wanted, because one was made before."""
+        """Note the reply to a request; return False if one was built before."""
         self._open.pop(msg_id, None)
         self._lost.pop(msg_id, None)
         return msg_id not in self._made
 
     def observe(self, msg: Message, msg_type: str, now: float) -> None:
-        """Look at a message on iopub, while `active`."""
+        """Process a message on iopub, while `active`."""
         parent = msg.parent_header
         if len(parent) > _HEADER_BYTES or scan(parent, "msg_type") != _EXECUTE:
             return
@@ -148,7 +148,7 @@ class Owed:
             request.count = count if isinstance(count, int) else request.count
 
     def shell_answered(self, now: float) -> None:
-        """Note that the kernel answered a request over the present shell socket."""
+        """Note that the kernel answered a request over the current shell socket."""
         if not self._between and self._calm_at is None:
             self._calm_at = now + GRACE
         if self._between:
@@ -157,18 +157,18 @@ class Owed:
 
     @property
     def calm(self) -> bool:
-        """True if the shell is calm, as far as is known."""
+        """True if the shell is calm."""
         return self._calm_at is not None
 
     def due(self, now: float) -> list[Due]:
-        """Return the replies to make now."""
+        """Return the replies to build now."""
         calm = self._calm_at is not None and now >= self._calm_at
         if calm:
             self._adopted = False
         found = []
         for msg_id, request in list(self._lost.items()):
             over = request.ended_at is not None and now >= request.ended_at + GRACE
-            # A subshell has a queue of its own, and some kernels answer while a cell runs.
+            # A subshell has a separate queue, and some kernels answer while a cell runs.
             behind = b'"subshell_id"' not in request.parent_header
             if over or (calm and behind and request.heard_at <= self._answered_at):
                 del self._lost[msg_id]
@@ -178,20 +178,20 @@ class Owed:
         return found
 
     def next_at(self) -> float | None:
-        """When `due` has something new to say, as far as is known."""
+        """Return the time of the next call of `due`; None if it is unknown."""
         times = [r.ended_at + GRACE for r in self._lost.values() if r.ended_at is not None]
         if self._calm_at is not None:
             times.append(self._calm_at)
         return min(times, default=None)
 
     def clear(self) -> None:
-        """Forget all: the process that owed the replies is gone."""
+        """Forget all requests, because the process of the kernel has ended."""
         self._adopted = False
         for known in (self._open, self._lost, self._made):
             known.clear()
 
     def statistics(self) -> dict[str, int]:
-        """Requests without a reply, and how many of them may never get one."""
+        """Return the number of requests without a reply, and of those whose reply may be lost."""
         return {"unanswered": len(self._open) + len(self._lost), "reply_lost": len(self._lost)}
 
 

@@ -1,19 +1,19 @@
-"""When what a kernel said may be written: at once, or a little later.
+"""Decide when output may be written: immediately, or later.
 
-Laws of this module:
+Invariants:
 
-- nothing is dropped and nothing changes places: what is held back holds back all behind it;
-- while messages come faster than a tenth of their limit, they are let go in ticks, so that what is
-  written together can be joined; a message that carries state ends the tick at once;
-- while stream output comes faster than its limit, it is let go at the pace of the limit;
-- once held output has fallen out of the journal, the next is let go only a window later, or a
-  flood would be shown as a gap after every few lines.
+- nothing is dropped or reordered: held output holds back everything after it;
+- while messages arrive faster than a tenth of their limit, they are released in ticks, so that the
+  messages of a tick can be joined. A message with state ends the tick immediately;
+- while stream output arrives faster than its limit, it is released at the rate of the limit;
+- if held output was dropped from the journal, the next output is released one window later.
+  Otherwise a flood would show a gap after every few lines.
 
-Both limits are leaky buckets. A burst passes freely: `rate_limit_window` seconds' worth of bytes, a
-tenth of a second's worth of messages. JupyterLab needs 10 to 50 ms for each message of a long
-output, and freezes for minutes over some hundred a second, a tenth of the usual limit; what is
-joined costs nobody anything but a tick. A kernel that goes idle starts afresh, once nothing is
-held.
+Both limits are leaky buckets. A burst of `rate_limit_window` seconds of bytes, or of a tenth of a
+second of messages, passes without delay. JupyterLab needs 10 to 50 ms for each message of a long
+output, and freezes for minutes above about a hundred messages per second, which is a tenth of the
+usual limit. Joining messages only costs a delay of one tick. When a kernel becomes idle, the
+buckets are emptied, unless output is held.
 """
 
 from __future__ import annotations
@@ -34,39 +34,39 @@ TICK = 0.05
 """Seconds between two writes of a flood."""
 
 JOINED = 0.1
-"""Of the limit of messages: above this share of it they go in ticks."""
+"""Fraction of the message limit above which messages are released in ticks."""
 
 _OPEN = sys.maxsize
-_OVERFULL = 1.25  # of the bucket of messages: how much a flood may put in that was
-_CALM = 0.8  # of it: what a flood must fall to, to be none any more
-_GRAIN = 16 << 10  # bytes let go together, so that what is remembered stays small
+_OVERFULL = 1.25  # maximum level of the message bucket, as a multiple of its size
+_CALM = 0.8  # level of the message bucket at which a flood ends
+_GRAIN = 16 << 10  # bytes that are released together, to bound the number of held entries
 
 
 class Pace:
-    """Says how far a journal may be read now (and, as a `Policy`, counts what comes).
+    """Decides up to which frame a journal may be read (and counts messages as a `Policy`).
 
     Parameters
     ----------
     limit_rate : bool
-        Whether to hold anything back.
+        True to delay output at all.
     iopub_msg_rate_limit : float
-        Messages a second, of those that carry no state; zero or less: no limit.
+        Messages without state per second; zero or less: no limit.
     iopub_data_rate_limit : float
-        Bytes of stream content a second (what is left of messages once they are joined); zero or
-        less: no limit.
+        Bytes of stream content per second (the size of the messages after joining); zero or less:
+        no limit.
     rate_limit_window : float
-        Seconds' worth of bytes that may come at once.
+        Seconds of bytes that may be sent in one burst.
     burst : float
-        The same of messages; short, because to join them loses nothing.
+        Seconds of messages that may be sent in one burst; short, because joining loses nothing.
 
     Attributes
     ----------
     horizon : int
-        Sequence number before which all may be read.
+        The sequence number before which all frames may be read.
     flooding : bool
-        Whether messages come so fast that they go in ticks.
+        True while messages arrive so fast that they are released in ticks.
     late : bool
-        Whether what may be read now has waited, so that it is to be joined.
+        True if the released frames have waited, so that they should be joined.
     """
 
     def __init__(
@@ -96,27 +96,27 @@ class Pace:
         self.horizon = _OPEN
         self.flooding = False
         self.late = False
-        # Of this wake-up.
+        # The messages of this wake-up.
         self._messages = 0
         self._bytes = 0
         self._urgent = False
         self._idle = False
-        # The last tick of a flood: when, and up to where all was let go.
+        # The time of the last tick of a flood, and the end of the frames that it released.
         self._ticked_at = -math.inf
         self._ticked_to = 0
-        # What waits for room in the bucket of data: where it ends, and its bytes.
+        # Held output: the end and the size of each entry.
         self._held: deque[tuple[int, int]] = deque()
         self._held_bytes = 0
-        self._released = 0  # up to where that has been let go
+        self._released = 0  # end of the released output
         self._resume_at: float | None = None
 
     def horizon_of(self, paced: bool) -> int:
-        """The sequence number before which a reader may read all that it has not yet."""
+        """Return the sequence number before which a reader may read all frames."""
         return self.horizon if paced else _OPEN
 
     @property
     def limits(self) -> bool:
-        """Whether anything can ever be held back."""
+        """True if any limit is set."""
         return self._msg_bucket is not None or self._data_bucket is not None
 
     def __call__(self, msg: Message, msg_type: str, now: float) -> Verdict:  # noqa: ARG002
@@ -133,19 +133,19 @@ class Pace:
         return PASS
 
     def settle(self, first: int, end: int, now: float) -> float | None:
-        """Move the horizon; call after each wake-up, and when told to.
+        """Update the horizon; call it after each wake-up and after the returned time.
 
         Parameters
         ----------
         first, end : int
-            The sequence numbers between which the journal holds everything.
+            The first sequence number from which on no frame is missing, and the next one.
         now : float
             Monotonic seconds.
 
         Returns
         -------
         float or None
-            Seconds after which to call again, where something is held back.
+            Seconds after which to call again; None if nothing is held back.
         """
         if not self.limits:
             return None
@@ -166,7 +166,7 @@ class Pace:
         return TICK if self._held else None
 
     def release(self) -> None:
-        """Let all go: the kernel has ended, and nobody shall wait to hear of it."""
+        """Release everything, because the kernel has ended and its last output should not wait."""
         self._held.clear()
         self._held_bytes = 0
         for bucket in (self._data_bucket, self._msg_bucket):
@@ -178,11 +178,11 @@ class Pace:
         self.horizon = _OPEN
 
     def statistics(self) -> dict[str, int | bool]:
-        """Whether messages flood, and what waits for its turn."""
+        """Return whether messages are released in ticks, and the number of held bytes."""
         return {"flooding": self.flooding, "held_bytes": self._held_bytes}
 
     def _count(self, now: float, idle: bool) -> None:
-        """Take the messages of this wake-up into their bucket."""
+        """Add the messages of this wake-up to their bucket."""
         messages, self._messages = self._messages, 0
         bucket = self._msg_bucket
         if bucket is None:
@@ -195,7 +195,7 @@ class Pace:
         self.flooding = bucket.used(now) > bucket.burst * (_CALM if self.flooding else 1.0)
 
     def _hold(self, first: int, end: int, now: float) -> int:
-        """Take the bytes of this wake-up into their bucket, or hold them; return how far to go."""
+        """Add the bytes of this wake-up to their bucket or hold them; return the new horizon."""
         nbytes, self._bytes = self._bytes, 0
         held = self._held
         bucket = self._data_bucket
@@ -221,7 +221,7 @@ class Pace:
         return self._released if held else end
 
     def _skip(self, first: int, now: float) -> bool:
-        """Go past what the journal has forgotten, but only once a window."""
+        """Skip the output that the journal has dropped, at most once per window."""
         if self._resume_at is None:
             self._resume_at = now + self._window
         if now < self._resume_at:

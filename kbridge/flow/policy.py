@@ -1,11 +1,11 @@
-"""Verdicts on single messages, and how a list of policies comes to one.
+"""Policies, which judge single messages, and the combination of several policies.
 
-Laws of this module:
+Invariants:
 
-- a policy says what is to become of a message, and does nothing to it;
-- a dropped message is an explicit `DROP`, a message that is none of the policy's business `PASS`;
-- what a policy puts in place of a message is judged by the policies after it, as the kernel's own
-  messages are.
+- a policy returns a verdict and does not change the message;
+- the verdict is `DROP` for a dropped message, and `PASS` for one that the policy does not concern;
+- replacements that a policy returns are judged by the policies after it, as the messages of the
+  kernel are.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from kbridge.wire.message import Message
 __all__ = ["DROP", "PASS", "Policy", "Verdict", "judge"]
 
 Verdict: TypeAlias = tuple[Message, ...] | None
-"""What is sent in place of the message; None: the message itself."""
+"""The messages to send instead of the message; None: the message itself."""
 
 PASS: Final = None
 DROP: Final[tuple[Message, ...]] = ()
 
 
 class Policy(Protocol):
-    """One rule about messages. It may count, but it never waits and never reads a clock."""
+    """A rule about messages. It may keep counters, but never waits and never reads a clock."""
 
     def __call__(self, msg: Message, msg_type: str, now: float) -> Verdict:
         """Judge one message.
@@ -48,7 +48,7 @@ def judge(policies: Sequence[Policy], msg: Message, msg_type: str, now: float) -
     Returns
     -------
     Verdict
-        `PASS` if none of them objects, else what is to be sent instead, perhaps nothing.
+        `PASS` if no policy objects; otherwise the messages to send instead, possibly none.
     """
     for position, policy in enumerate(policies):
         verdict = policy(msg, msg_type, now)

@@ -1,14 +1,14 @@
-"""The sliding window over iopub messages and stream bytes a second.
+"""The rate limits of Jupyter Server: a sliding window of iopub messages and stream bytes.
 
-It means what it means in Jupyter Server: once a rate is above its limit the user is told so once,
-messages are dropped until the rate is below 80 % of the limit, and a kernel that goes idle starts
-afresh. A dropped message weighs nothing. Only `stream` messages weigh on the data rate.
+As in Jupyter Server, a notice tells the user when a rate exceeds its limit. Messages are then
+dropped until the rate is below 80 % of the limit, or the kernel becomes idle. Dropped messages do
+not count. Only `stream` messages count for the data rate.
 
-What differs, on purpose: nothing that carries state is counted or dropped (`EXEMPT`, and replies
-that a kernel publishes). That leaves `stream`, `display_data`, `update_display_data`,
-`clear_output` and types that this module does not know: output, which a user can ask for again.
-Jupyter Server also drops `comm_msg`, `comm_close`, `error` and `execute_result`, and with them
-widgets' state and cells' results.
+Unlike in Jupyter Server, messages with state are neither counted nor dropped (`EXEMPT`, and replies
+that a kernel publishes). The remaining types are `stream`, `display_data`, `update_display_data`,
+`clear_output` and unknown types: output, which a user can produce again. Jupyter Server also drops
+`comm_msg`, `comm_close`, `error` and `execute_result`, and with them the state of widgets and the
+results of cells.
 """
 
 from __future__ import annotations
@@ -38,35 +38,35 @@ EXEMPT = frozenset(
         "status",
     }
 )
-"""iopub types that pass whatever the rates, because they carry state."""
+"""iopub message types that always pass, because they carry state."""
 
-# A power of two keeps the borders of the grains exact for every window that is a whole number.
+# A power of two keeps the borders of the grains exact for windows of whole seconds.
 GRAINS = 1024
 RESUME = 0.8
 _IOPUB = Channel.IOPUB
 
 
 class RateLimit:
-    """Drop output that comes faster than the settings allow (a `Policy`).
+    """Drop output that arrives faster than the settings allow (a `Policy`).
 
-    The window moves in steps of 1/1024 of its width, so what it remembers is bounded whatever the
-    kernel sends; a message may be forgotten by that much too early.
+    The window moves in steps of 1/1024 of its width, so that its memory is bounded. A message may
+    leave the window earlier by that time.
 
     Parameters
     ----------
     limit_rate : bool
-        Whether to limit at all.
+        True to enforce the limits.
     iopub_msg_rate_limit : float
-        Messages a second; zero or less: no limit.
+        Messages per second; zero or less: no limit.
     iopub_data_rate_limit : float
-        Bytes of stream messages a second; zero or less: no limit.
+        Bytes of stream messages per second; zero or less: no limit.
     rate_limit_window : float
-        Seconds over which the rates are taken.
+        Seconds over which the rates are measured.
     notice : callable
-        Makes the message that tells the user: takes the text and the parent header (raw JSON) of
-        the message in whose place it is sent.
+        Builds the message that informs the user. Takes the text, and the parent header (raw JSON)
+        of the dropped message.
     on_event : callable, optional
-        Is told, in a line for the log, when a limit begins or ceases to act.
+        Called with a line for the log when a limit takes effect and when it ends.
 
     Raises
     ------
@@ -121,11 +121,12 @@ class RateLimit:
         self._reset()
 
     def _reset(self) -> None:
-        # What the window holds, and of that what came before the bucket that is being filled.
+        # Messages and bytes in the window, and those of them in earlier buckets than the current
+        # one.
         self._count = 0
         self._bytes = 0
         self._base = (0, 0)
-        # Full buckets, oldest first: when it leaves the window, messages, bytes.
+        # Full buckets, oldest first: the time at which it leaves the window, messages, bytes.
         self._buckets: deque[tuple[float, int, int]] = deque()
         self._bucket_end = self._bucket_until = -math.inf
         self._msgs.set(exceeded=False)
@@ -138,7 +139,7 @@ class RateLimit:
         self._limited = self._msgs.exceeded or self._data.exceeded
 
     def __call__(self, msg: Message, msg_type: str, now: float) -> Verdict:
-        """Count one message, and say whether it may go."""
+        """Count one message, and return whether it passes."""
         channel, header, parent_header, metadata, content, buffers = msg
         if not self._on or channel is not _IOPUB:
             return PASS
@@ -166,7 +167,7 @@ class RateLimit:
         return PASS
 
     def _advance(self, now: float) -> None:
-        """Close the bucket that was filled, forget what left the window, open the next one."""
+        """Close the current bucket, remove those outside the window, and open the next one."""
         buckets = self._buckets
         count, size = self._base
         if self._count > count:
@@ -180,7 +181,7 @@ class RateLimit:
         self._bucket_until = now + self._window
 
     def _tip(self, count: int, size: int, parent_header: bytes) -> tuple[Message, ...]:
-        """Move the gauges to what they are with this message; make the notices that this needs."""
+        """Update the gauges with this message, and return the notices about changes."""
         msgs, data = self._msgs, self._data
         if msgs.low <= count <= msgs.high and data.low <= size <= data.high:
             return DROP
@@ -204,8 +205,8 @@ class RateLimit:
         owner = "ZMQChannelsWebsocketConnection"
         return (
             f"IOPub {gauge.what} rate exceeded.\n"
-            "Output is left out until the kernel slows down or the cell ends; the kernel itself "
-            "runs on.\n"
+            "Output is dropped until the kernel slows down or the cell ends; the kernel continues "
+            "to run.\n"
             f"The limit is the setting `{owner}.{gauge.setting}`.\n"
             "\n"
             "Current values:\n"
@@ -218,7 +219,7 @@ class RateLimit:
             self._on_event(event)
 
     def statistics(self) -> dict[str, int | bool]:
-        """What was dropped since the start, and what the window holds now."""
+        """Return the dropped messages and bytes, and the current content of the window."""
         return {
             "limited": self._limited,
             "dropped_messages": self._dropped,
@@ -235,8 +236,8 @@ class _Gauge:
     Attributes
     ----------
     low, high : int
-        The gauge tips over as soon as the window holds less than `low` or more than `high`. Whole
-        numbers, because they are compared with whole numbers for every message.
+        The gauge changes its state when the window has less than `low` or more than `high`. They
+        are integers, because they are compared with integers for every message.
     """
 
     __slots__ = ("_maximum", "exceeded", "high", "limit", "low", "setting", "unit", "what")
@@ -250,7 +251,7 @@ class _Gauge:
         self.set(exceeded=False)
 
     def set(self, *, exceeded: bool) -> None:
-        """Begin or cease to limit."""
+        """Start or stop limiting."""
         self.exceeded = exceeded
         self.low = math.ceil(RESUME * self._maximum) if exceeded else 0
         self.high = sys.maxsize if exceeded else math.floor(self._maximum)

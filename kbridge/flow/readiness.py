@@ -1,31 +1,33 @@
-"""When a kernel is ready: what to ask it next, and what counts as proof.
+"""Decide when a kernel is ready, and which probe to send next.
 
-A hub is ready once its kernel answers, its iopub subscription is known to work, and its stdin
-socket is connected; only then are clients' requests sent, so that neither output nor a question is
-lost. Proof is a reply to one of our probes (`kernel_info_request` on shell and on control: a busy
-kernel answers control) together with any iopub message that came after a probe. An
-`iopub_welcome` proves as much alone (JEP 65), but ipykernel sends it to its first subscriber only,
-so it cannot be relied on. Stdin is where a kernel speaks first: its ROUTER drops an
-`input_request` for a peer that has not finished its handshake, and nobody sends it again.
+A kernel is ready when it answers, its iopub subscription works, and its stdin socket is connected.
+Only then are requests of clients sent, so that neither output nor an input request is lost. The
+proof is a reply to a probe (`kernel_info_request` on shell and on control; a busy kernel answers
+control), together with any iopub message after a probe. An `iopub_welcome` alone is a proof too
+(JEP 65), but ipykernel sends it only to the first subscriber, so it is not sufficient to wait for
+it. On stdin, the kernel sends the first message: its ROUTER drops an `input_request` for a peer
+that has not finished its handshake, and the request is not repeated.
 
-Kernels that cannot give the whole proof do not wait for `timeout`:
+Some kernels cannot give the complete proof. They do not wait for `timeout`:
 
-- a kernel that answers `QUIET_REPLIES` probes over a connected iopub for `QUIET_SECONDS` and
-  publishes nothing is ready: it sends no status for kernel_info_request;
-- a kernel whose stdin does not connect within `STDIN_SECONDS` of the rest is ready without it.
+- a kernel that answers `QUIET_REPLIES` probes over a connected iopub for `QUIET_SECONDS`, and does
+  not publish anything, is ready: it sends no status for kernel_info_request;
+- a kernel whose stdin does not connect within `STDIN_SECONDS` after the other proofs is ready
+  without stdin.
 
-`timeout` seconds after the wait began the hub is ready whatever was seen: requests then go out
-unproven rather than never.
+After `timeout` seconds a kernel counts as ready without proof, so that requests do not wait
+forever.
 
-A kernel that publishes on iopub but answers neither on shell nor on control may have mistaken our
-sockets for those of a dead peer: a ROUTER ignores a second peer with an identity that it still
-knows, for good. So after `RENEW_SECONDS` the hub is told to make new sockets under a new identity,
-and again after twice that time, but only if iopub has spoken since: such a kernel may just be busy.
+A kernel that publishes on iopub but answers neither on shell nor on control may have taken the
+sockets for those of a dead peer: a ROUTER permanently ignores a second peer with an identity that
+it still knows. After `RENEW_SECONDS` the decision is therefore to open new sockets with another
+identity, and again after twice that time, if iopub has sent messages since. Without iopub messages
+the kernel may just be busy.
 
-Laws of this module:
+Invariants:
 
-- nothing seen before the first probe, or while the subscription is down, proves anything;
-- a lost connection takes all proof away;
+- events before the first probe, or while the subscription is down, are not a proof;
+- after a lost connection the proof starts again;
 - a ready kernel is not probed.
 """
 
@@ -44,18 +46,18 @@ RENEW_SECONDS = 5.0
 
 
 class State(Enum):
-    """What is known about the kernel."""
+    """The knowledge about the kernel."""
 
-    NEW = auto()  # nothing: no probe was sent yet
-    ASKED = auto()  # a probe was sent, nothing was heard
-    REPLIED = auto()  # a probe was answered, iopub is silent
-    HEARD = auto()  # iopub speaks, no probe was answered
+    NEW = auto()  # no probe was sent yet
+    ASKED = auto()  # a probe was sent, no message has arrived
+    REPLIED = auto()  # a probe was answered, no iopub message has arrived
+    HEARD = auto()  # an iopub message has arrived, no probe was answered
     PROVEN = auto()
     LOST = auto()  # iopub is not connected
 
 
 class Event(Enum):
-    """What happens to a hub that waits for its kernel."""
+    """The events that change the state."""
 
     PROBE = auto()
     REPLY = auto()
@@ -65,8 +67,9 @@ class Event(Enum):
     DISCONNECTED = auto()
 
 
-# A pair that is not here changes nothing. A handshake after other evidence means that the evidence
-# is of an older connection; a proven hub has seen through the new one, and knows better.
+# Pairs that are missing here do not change the state. A handshake after other evidence means that
+# the evidence belongs to an older connection. In the state PROVEN, the evidence came over the new
+# connection, so a handshake does not change it.
 TRANSITIONS: dict[State, dict[Event, State]] = {
     State.NEW: {
         Event.PROBE: State.ASKED,
@@ -99,22 +102,22 @@ TRANSITIONS: dict[State, dict[Event, State]] = {
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """What a hub is to do now.
+    """The next actions of the caller.
 
     Attributes
     ----------
     probe : bool
         Send a probe on shell and on control.
     ready : bool
-        Let clients' requests through.
+        Send the requests of clients.
     timed_out : bool
-        Ready for want of time, not of proof.
+        True if the kernel counts as ready because of the timeout, without proof.
     next_at : float or None
-        When to ask again (the unit of `now`), None: when something happens.
+        The time at which to call `poll` again, in the unit of `now`; None: after the next event.
     renew : bool
-        Make new sockets for shell, control and stdin, under a new identity, before probing.
+        Open new sockets for shell, control and stdin with a new identity, before probing.
     lacks : str
-        The channel on which a ready kernel could not be proven: "iopub", "stdin", or empty.
+        The channel without proof of a ready kernel: "iopub", "stdin", or empty.
     """
 
     probe: bool
@@ -126,17 +129,17 @@ class Decision:
 
 
 class Readiness:
-    """The nudge, as a machine that is told events and asked for decisions.
+    """The state machine of the probes.
 
-    Whoever drives it calls `poll` after each event and at each `next_at`. It begins as after a
-    `reset` at 0; call `reset` with the real time before the first `poll`.
+    The caller calls `poll` after each event and at each `next_at`. The initial state is that after
+    a `reset` at 0; call `reset` with the real time before the first `poll`.
 
     Parameters
     ----------
     interval : float
         Seconds between probes.
     timeout : float
-        Seconds after which a hub that waits is ready unproven (`kernel_info_timeout`).
+        Seconds after which a kernel counts as ready without proof (`kernel_info_timeout`).
     """
 
     def __init__(self, interval: float = 0.5, timeout: float = 60.0) -> None:
@@ -150,7 +153,7 @@ class Readiness:
         self.reset(0.0)
 
     def reset(self, now: float) -> None:
-        """Forget all evidence, and the connections: the kernel or the sockets are new."""
+        """Forget all evidence and the connections, because the kernel or the sockets are new."""
         self._state = State.NEW
         self._resets += 1
         self._handshake = False  # on iopub
@@ -175,23 +178,23 @@ class Readiness:
 
     @property
     def state(self) -> State:
-        """What is known about the kernel."""
+        """The knowledge about the kernel."""
         return self._state
 
     @property
     def ready(self) -> bool:
-        """Whether clients' requests may be sent, for proof or for want of time."""
+        """True if requests of clients may be sent, because of the proof or of the timeout."""
         return self._timed_out or (
             self._state is State.PROVEN and (self._stdin or self._lacks == "stdin")
         )
 
     @property
     def timed_out(self) -> bool:
-        """Whether it is ready without proof. Proof that comes later ends it."""
+        """True if the kernel counts as ready without proof; a later proof resets it."""
         return self._timed_out
 
     def poll(self, now: float) -> Decision:
-        """Decide what to do now. A probe or a renewal that this asks for counts as done."""
+        """Return the next actions; the caller must carry out a probe or renewal in it."""
         if now >= self._quiet_at and self._replies >= QUIET_REPLIES:
             self._lacks = "iopub"
             self._enter(State.PROVEN, now)
@@ -210,7 +213,7 @@ class Readiness:
         renew = now >= self._renew_at
         if renew:
             self._renew_after *= 2
-            self._renew_at = math.inf  # until iopub speaks again
+            self._renew_at = math.inf  # until the next iopub message
             self._next_probe = -math.inf
             self._stdin = False
         probe = now >= self._next_probe
@@ -222,27 +225,27 @@ class Readiness:
         return Decision(probe, False, False, next_at, renew=renew)
 
     def on_reply(self, now: float) -> None:
-        """Take note of a reply to a probe, on shell or on control."""
+        """Note a reply to a probe, on shell or on control."""
         if self._state is State.REPLIED:
             self._replies += 1
         self._take(Event.REPLY, now)
 
     def on_iopub(self, now: float) -> None:
-        """Take note of any iopub message. Cheap once the hub is proven."""
+        """Note any iopub message; cheap in the state PROVEN."""
         if self._state is not State.PROVEN:
             self._take(Event.IOPUB, now)
             if self._state is State.HEARD and self._renew_at == math.inf:
                 self._renew_at = now + self._renew_after
 
     def on_welcome(self, now: float) -> None:
-        """Take note of an `iopub_welcome`."""
+        """Note an `iopub_welcome`."""
         self._take(Event.WELCOME, now)
 
     def on_stdin(self, *, up: bool, now: float) -> None:
-        """Take note of stdin's handshake, or of its end.
+        """Note the handshake of the stdin connection, or its end.
 
-        A hub that was ready holds requests back until stdin is there again: the first of them may
-        ask a question.
+        A ready kernel becomes unready until stdin is connected again, because the next request may
+        need an input request.
         """
         was_ready = self.ready
         self._stdin = up
@@ -256,9 +259,9 @@ class Readiness:
             self._waited = None
 
     def on_connected(self, now: float) -> None:
-        """Take note of the iopub handshake. The next probe is due at once.
+        """Note the iopub handshake; the next probe is due immediately.
 
-        A hub that had given up waits anew: only now is there somebody who could answer.
+        After a timeout, the wait starts again, because the kernel can answer only from now on.
         """
         if self._timed_out:
             self._wait(now)
@@ -266,7 +269,7 @@ class Readiness:
         self._handshake = True
 
     def on_disconnected(self, now: float) -> None:
-        """Take note that the iopub connection is gone. A hub that was ready waits anew."""
+        """Note that the iopub connection has ended; for a ready kernel, the wait starts again."""
         if self._state is not State.LOST:
             self._losses += 1
         if self.ready or self._state is State.PROVEN:
@@ -287,7 +290,7 @@ class Readiness:
             self._restart_evidence()
             if not self._stdin:
                 self._waited = None
-                # A hub that had given up does not wait once more.
+                # After a timeout, do not wait for stdin beyond the deadline.
                 self._stdin_deadline = min(now + STDIN_SECONDS, max(self._deadline, now))
         elif state is State.REPLIED:
             self._replies = 1
@@ -297,7 +300,7 @@ class Readiness:
             self._restart_evidence()
 
     def statistics(self) -> dict[str, str | int | float | bool | None]:
-        """State, counts since the start, and the seconds that the last wait took (None: waits)."""
+        """Return the state, counters, and the seconds of the last wait (None while waiting)."""
         return {
             "state": self._state.name.lower(),
             "ready": self.ready,

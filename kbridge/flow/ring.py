@@ -1,13 +1,13 @@
-"""The containers of a journal: frames under sequence numbers, found in constant time.
+"""The containers of a journal: frames by sequence number, in constant time.
 
-Laws of this module:
+Invariants:
 
-- to add a frame, and to find a frame's place or the bytes before it, costs the same however many
-  frames are held;
-- a lookup by key reads eight bytes a frame and no frame.
+- adding a frame, and finding a frame or the bytes before it, takes the same time for any number of
+  frames;
+- a lookup by key reads eight bytes per frame, and not the frames.
 
-A key is any number of 64 bits, with a sign, that a caller derives from a frame, such as a hash of
-its message id. Two frames may share a key, so that the caller has to look at what is found.
+A key is a signed 64-bit number that the caller derives from a frame, such as a hash of its message
+id. Two frames may have the same key, so the caller must check the frames that a lookup returns.
 """
 
 from __future__ import annotations
@@ -17,25 +17,25 @@ from bisect import bisect_left
 from collections.abc import Iterator
 from typing import Final, NamedTuple
 
-__all__ = ["Keepsake", "Keepsakes", "Ring"]
+__all__ = ["RetainedFrame", "RetainedFrames", "Ring"]
 
-_COMPACT_AFTER: Final = 1024  # dead slots at the front of a list before the live ones are moved
+_COMPACT_AFTER: Final = 1024  # empty slots at the front of a list before it is compacted
 _KEY_SIZE: Final = 8
 
 
 class Ring:
-    """Frames under consecutive sequence numbers: added behind, dropped at the front.
+    """Frames with consecutive sequence numbers; added at the end, dropped at the front.
 
     Attributes
     ----------
     first : int
-        Sequence number of the oldest frame held.
+        Sequence number of the oldest frame.
     next : int
-        The next sequence number; nothing is held if it equals `first`.
+        The next sequence number; the ring is empty if it equals `first`.
     appended : int
-        Bytes ever added.
+        Total number of bytes ever added.
     dropped : int
-        Bytes added before the oldest frame held.
+        Number of bytes that were added before the oldest frame.
     """
 
     __slots__ = (
@@ -61,7 +61,7 @@ class Ring:
 
     @property
     def nbytes(self) -> int:
-        """Bytes held."""
+        """The size of all frames in bytes."""
         return self.appended - self.dropped
 
     def __len__(self) -> int:
@@ -78,43 +78,43 @@ class Ring:
         return seq
 
     def frame(self, seq: int) -> bytes:
-        """Return a frame that is held."""
+        """Return the frame with a sequence number that is in the ring."""
         return self._frames[seq - self._base]
 
     def key(self, seq: int) -> int:
-        """Return the key of a frame that is held."""
+        """Return the key of a frame in the ring."""
         return self._keys[seq - self._base]
 
     def frames(self, start: int, stop: int) -> list[bytes]:
-        """Return the frames from `start` up to, and without, `stop`; all must be held."""
+        """Return the frames from `start` to `stop - 1`; all must be in the ring."""
         return self._frames[start - self._base : stop - self._base]
 
     def offset(self, seq: int) -> int:
-        """Return the bytes ever added before `seq`, which is held or the next."""
+        """Return the bytes ever added before `seq`, which is in the ring or the next number."""
         return self.appended if seq >= self.next else self._offsets[seq - self._base]
 
     def reach(self, offset: int, start: int, stop: int) -> int:
-        """Return the first sequence number from `start` on that has `offset` bytes before it.
+        """Return the first sequence number from `start` on with `offset` bytes before it.
 
-        At most `stop`.
+        The result is at most `stop`.
         """
         base = self._base
         return base + bisect_left(self._offsets, offset, start - base, stop - base)
 
     def find(self, key: int) -> Iterator[int]:
-        """Give the sequence numbers of the frames with that key, newest first."""
+        """Yield the sequence numbers of the frames with that key, newest first."""
         dead = self.first - self._base
         for index in _indices(self._keys, key, dead):
             yield self._base + index
 
     def pop(self) -> bytes:
-        """Take out the oldest frame."""
+        """Remove and return the oldest frame."""
         frame = self._frames[self.first - self._base]
         self.drop(self.first + 1)
         return frame
 
     def drop(self, first: int) -> None:
-        """Forget the frames before `first`."""
+        """Remove the frames before `first`."""
         start, stop = self.first - self._base, first - self._base
         self.dropped = self.offset(first)
         self.first = first
@@ -129,7 +129,7 @@ class Ring:
             self._base = first
 
     def clear(self) -> None:
-        """Forget all frames; numbers and bytes go on."""
+        """Remove all frames; sequence numbers and offsets continue."""
         self._frames.clear()
         del self._offsets[:]
         del self._keys[:]
@@ -137,24 +137,24 @@ class Ring:
         self.dropped = self.appended
 
 
-class Keepsake(NamedTuple):
-    """A frame that outlives the ring.
+class RetainedFrame(NamedTuple):
+    """A frame that was moved out of the ring.
 
-    `behind` counts the bytes ever added to the ring before the frame.
+    `offset` is the number of bytes that were added to the ring before the frame.
     """
 
     seq: int
     frame: bytes
-    behind: int
+    offset: int
 
 
-class Keepsakes:
-    """Frames under rising sequence numbers, with holes: added behind, taken from the front."""
+class RetainedFrames:
+    """Frames with rising sequence numbers and holes; added at the end, removed at the front."""
 
     __slots__ = ("_head", "_items", "_keys", "nbytes")
 
     def __init__(self) -> None:
-        self._items: list[Keepsake | None] = []
+        self._items: list[RetainedFrame | None] = []
         self._keys = array("q")
         self._head = 0
         self.nbytes = 0
@@ -162,48 +162,48 @@ class Keepsakes:
     def __len__(self) -> int:
         return len(self._items) - self._head
 
-    def __iter__(self) -> Iterator[Keepsake]:
+    def __iter__(self) -> Iterator[RetainedFrame]:
         return self.since(-1)
 
-    def since(self, seq: int) -> Iterator[Keepsake]:
-        """Give the frames from `seq` on, oldest first."""
+    def since(self, seq: int) -> Iterator[RetainedFrame]:
+        """Yield the frames from `seq` on, oldest first."""
         items = self._items
         for index in range(self._place(seq), len(items)):
             item = items[index]
             assert item is not None
             yield item
 
-    def append(self, item: Keepsake, key: int) -> None:
-        """Add a frame, with a higher number than the last one."""
+    def append(self, item: RetainedFrame, key: int) -> None:
+        """Add a frame; its number must be higher than that of the last one."""
         self._items.append(item)
         self._keys.append(key)
         self.nbytes += len(item.frame)
 
     @property
     def first(self) -> int | None:
-        """The lowest sequence number; None if the ring is empty."""
+        """The lowest sequence number; None if there are no frames."""
         return self._seq(self._head) if len(self) else None
 
     @property
     def last(self) -> int | None:
-        """The highest sequence number; None if the ring is empty."""
+        """The highest sequence number; None if there are no frames."""
         return self._seq(-1) if len(self) else None
 
-    def get(self, seq: int) -> Keepsake | None:
-        """Return the frame with that sequence number; None if it is not held."""
+    def get(self, seq: int) -> RetainedFrame | None:
+        """Return the frame with that sequence number; None if it is missing."""
         place = self._place(seq)
         item = self._items[place] if place < len(self._items) else None
         return item if item is not None and item.seq == seq else None
 
-    def find(self, key: int) -> Iterator[Keepsake]:
-        """Give the frames with that key, newest first."""
+    def find(self, key: int) -> Iterator[RetainedFrame]:
+        """Yield the frames with that key, newest first."""
         for index in _indices(self._keys, key, self._head):
             item = self._items[index]
             assert item is not None
             yield item
 
-    def popleft(self) -> Keepsake:
-        """Take out the oldest frame."""
+    def popleft(self) -> RetainedFrame:
+        """Remove and return the oldest frame."""
         head = self._head
         item = self._items[head]
         assert item is not None
@@ -217,7 +217,7 @@ class Keepsakes:
         return item
 
     def clear(self) -> None:
-        """Forget all frames."""
+        """Remove all frames."""
         self._items.clear()
         del self._keys[:]
         self._head = self.nbytes = 0
@@ -228,7 +228,7 @@ class Keepsakes:
         return item.seq
 
     def _place(self, seq: int) -> int:
-        """Index of the first frame whose number is `seq` or higher."""
+        """Return the index of the first frame whose number is at least `seq`."""
         low, high = self._head, len(self._items)
         while low < high:
             middle = (low + high) // 2
@@ -240,12 +240,12 @@ class Keepsakes:
 
 
 def _indices(keys: array[int], key: int, start: int) -> Iterator[int]:
-    """Give the indices from `start` on at which `key` stands, highest first."""
-    # Bytes are searched at a gigabyte a second, an array at a tenth of that.
+    """Yield the indices of `key` from `start` on, highest first."""
+    # `bytes.rfind` searches a gigabyte per second, `array.index` a tenth of that.
     data = memoryview(keys)[start:].tobytes()
     wanted = array("q", [key]).tobytes()
     end = len(data)
     while (at := data.rfind(wanted, 0, end)) >= 0:
         if at % _KEY_SIZE == 0:
             yield start + at // _KEY_SIZE
-        end = at + _KEY_SIZE - 1  # the next match ends before, and may overlap this one
+        end = at + _KEY_SIZE - 1  # the next match may overlap this one

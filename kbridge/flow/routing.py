@@ -1,10 +1,10 @@
-"""Which client a reply belongs to.
+"""Route replies to clients.
 
-One DEALER serves all clients of a kernel, so replies and stdin requests find their way by the
-`msg_id` of their parent. A route stays after its reply: a request may be answered more than once
-(`input_request`), and a reply may come after the kernel is idle again. It stays when its client
-goes, too: the reply is then nobody's, and not everybody's. Routes are bounded in number and in
-bytes, and the oldest go first.
+One DEALER socket serves all clients of a kernel, so replies and stdin requests are routed by the
+`msg_id` of their parent. A route stays after its reply, because a request may have several answers
+(`input_request`), and a reply may arrive after the kernel is idle. It also stays after its client
+has left, so that the reply is not sent to other clients. Routes are bounded in number and in bytes;
+the oldest are dropped first.
 """
 
 from __future__ import annotations
@@ -13,15 +13,15 @@ __all__ = ["Routing"]
 
 
 class Routing:
-    """Requests that clients made, by `msg_id`.
+    """The clients of requests, by `msg_id`.
 
     Parameters
     ----------
     limit : int
-        Routes to keep.
+        Maximum number of routes.
     limit_bytes : int
-        Characters of all their ids together; ids are the clients' choice, so their number alone
-        bounds nothing. The newest route is kept however long its id is.
+        Maximum number of characters of all ids together. Clients choose the ids, so the number of
+        routes alone does not bound memory. The newest route is kept even if its id is longer.
     """
 
     __slots__ = ("_chars", "_evicted", "_limit", "_limit_bytes", "_routes")
@@ -35,14 +35,14 @@ class Routing:
         self.clear()
 
     def clear(self) -> None:
-        """Forget all routes, as when the kernel was restarted."""
+        """Forget all routes, for example after a restart of the kernel."""
         self._routes: dict[str, int] = {}
         self._chars = 0
 
     def note(self, msg_id: str, client: int) -> None:
-        """Remember who asked. An id that comes twice belongs to who used it last.
+        """Store the client of a request. A duplicate id belongs to the client that used it last.
 
-        An empty id is nobody's: several clients may leave theirs empty.
+        An empty id is not stored, because several clients may send empty ids.
         """
         if not msg_id:
             return
@@ -61,11 +61,11 @@ class Routing:
         self._chars -= len(msg_id)
 
     def owner(self, parent_id: str) -> int | None:
-        """Who made the request, or None if that is not known (any more)."""
+        """Return the client that sent the request; None if it is unknown or was forgotten."""
         return self._routes.get(parent_id)
 
     def statistics(self) -> dict[str, int]:
-        """Routes and characters held, routes evicted since the start."""
+        """Return the number of routes, their characters, and the routes evicted since the start."""
         return {
             "routes": len(self._routes),
             "id_chars": self._chars,

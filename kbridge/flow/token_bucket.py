@@ -1,11 +1,10 @@
-"""A token bucket: bounds a rate, and lets a limited burst pass at once.
+"""A token bucket: limits a rate, and lets a limited burst pass immediately.
 
-Nothing here reads a clock: the time is a parameter, in monotonic seconds.
+Times are parameters, in monotonic seconds.
 
-The bucket is kept as the number of tokens that are used up. That number falls by one per
-`interval`. An action may start while it is below `burst`, and may use more tokens than are left:
-the actions after it wait that much longer. A timer that fires late loses nothing, up to `burst`
-tokens.
+The bucket stores the number of used tokens, which decreases by one per `interval`. An action may
+start while the number is below `burst`. It may use more tokens than are left; later actions then
+wait longer. A timer that fires late does not lose tokens, up to `burst`.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ class TokenBucket:
     burst : float
         The number of tokens that can be used at once after a pause.
     limit : float
-        The largest number of used tokens that is remembered; further tokens cost nothing.
+        The maximum number of used tokens to store; tokens above it cost nothing.
     """
 
     __slots__ = ("_at", "_last", "_limit", "_used", "burst", "interval")
@@ -46,11 +45,11 @@ class TokenBucket:
         return self._used
 
     def ready(self, now: float) -> bool:
-        """True if an action may start at `now`."""
+        """Return True if an action may start at `now`."""
         return self.used(now) < self.burst
 
     def spend(self, count: float = 1) -> None:
-        """Use `count` tokens, more than are left if need be."""
+        """Use `count` tokens, even if fewer are left."""
         self._last = count
         self._used = min(self._used + count, self._limit)
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kbridge.flow.coalesce import LARGEST_JOINED, coalesce
+from kbridge.flow.coalesce import MAX_JOINED, coalesce
 from kbridge.flow.journal import LOSABLE
 from kbridge.wire import frames as websocket
 from kbridge.wire import v1
@@ -204,7 +204,7 @@ ALIEN = {
     "no string": frame("stream", {"name": "stdout", "text": ["a"]}),
     "more": frame("stream", {"name": "stdout", "text": "a", "more": 1}),
     "empty": frame("stream", b""),
-    "too large": stream("x" * LARGEST_JOINED),
+    "too large": stream("x" * MAX_JOINED),
     "too large to be parsed": update("x" * (1 << 20)),
     "bad header": frame("stream", {"name": "stdout", "text": "a"}, header=b'{"msg_type": "stream"'),
     "no header": frame("stream", {"name": "stdout", "text": "a"}, header=b"[]"),
@@ -339,7 +339,7 @@ def test_lone_surrogates_survive() -> None:
 
 
 def test_joined_messages_are_bounded() -> None:
-    text = "x" * (LARGEST_JOINED // 4)
+    text = "x" * (MAX_JOINED // 4)
     frames = [stream(text, str(i)) for i in range(9)]
     out = coalesce(frames)
     assert [content(one)["text"] for one in out] == [text * 4, text * 4, text]
@@ -354,7 +354,7 @@ def test_a_long_stretch() -> None:
 
 
 def test_what_cannot_be_joined_is_handed_on_as_it_is() -> None:
-    frames = [A, status(), stream("x" * LARGEST_JOINED), display("x" * 70_000), B]
+    frames = [A, status(), stream("x" * MAX_JOINED), display("x" * 70_000), B]
     assert all(one is other for one, other in zip(coalesce(frames), frames, strict=True))
 
 

@@ -98,7 +98,7 @@ def test_who_falls_off_is_told_how_much_and_keeps_what_carries_state() -> None:
     assert end == journal.end()
 
 
-def test_keepsakes_alone_stay_below_half_the_limit() -> None:
+def test_retained_frames_alone_stay_below_half_the_limit() -> None:
     journal = Journal(1000, 0)
     for i in range(500):
         journal.append(b"%010d" % i, state=True)
@@ -172,7 +172,7 @@ def test_long_runs_keep_the_ring_small() -> None:
             assert not gaps
             journal.trim(place.seq)
     assert len(journal._ring._frames) < 5_000
-    assert len(journal._keepsakes._items) < 5_000
+    assert len(journal._retained._items) < 5_000
     assert not [seq for seq in journal._state if seq < journal.first_seq]
 
 
@@ -183,7 +183,7 @@ def test_a_cleared_journal_holds_nothing_and_goes_on() -> None:
         journal.append(b"%010d" % i, audience=i % 3, state=i % 2 == 0)
     journal.clear()
     assert journal.nbytes == 0
-    assert not any((journal._ring, journal._audience, journal._state, journal._keepsakes))
+    assert not any((journal._ring, journal._audience, journal._state, journal._retained))
     place = journal.end()
     journal.append(b"next", state=True)
     got, gaps, _ = read_all(journal, place)
@@ -212,7 +212,7 @@ def test_the_oldest_place_is_that_of_who_has_seen_nothing() -> None:
     assert end == journal.end()
 
 
-def test_the_oldest_place_is_before_the_keepsakes() -> None:
+def test_the_oldest_place_is_before_the_retained_frames() -> None:
     journal = Journal(100, 0)
     journal.append(b"lost-first")
     journal.append(b"busy", state=True)
@@ -323,7 +323,7 @@ def test_a_gap_up_to_the_horizon_is_told_with_what_comes_next() -> None:
     assert stretch.frames == [b"0000000020"]
 
 
-def test_a_horizon_among_the_keepsakes_ends_their_stretch() -> None:
+def test_a_horizon_among_the_retained_frames_ends_their_stretch() -> None:
     journal = Journal(100, 0)
     place = journal.end()
     for i in range(3):
@@ -357,7 +357,7 @@ class Naive:
 
     def held(self) -> list[int]:
         """Sequence numbers that the real one holds."""
-        frames = [frame for _, frame, _ in self.real._keepsakes]
+        frames = [frame for _, frame, _ in self.real._retained]
         ring = self.real._ring
         return [int(f[:5]) for f in frames + ring.frames(ring.first, ring.next)]
 
@@ -399,7 +399,7 @@ class Naive:
     st.integers(1, 300),
     st.one_of(st.none(), st.integers(0, 90)),
 )
-@example(  # keepsakes that reach up to the ring without a hole
+@example(  # retained frames that reach up to the ring without a hole
     frames=[(1, EVERYONE, True), (1, EVERYONE, True), (34, EVERYONE, False)],
     limit=50,
     history=0,
@@ -451,7 +451,7 @@ def test_a_frame_may_be_for_another_client_while_it_is_held() -> None:
     for i in range(20):
         journal.append(b"%010d" % i)
     journal.readdress(0, 3)
-    assert read_all(journal, start, client=3)[0][0] == b"yours", "among the keepsakes"
+    assert read_all(journal, start, client=3)[0][0] == b"yours", "among the retained frames"
     journal.trim(journal.next_seq)
     journal.readdress(0, 4)
     assert journal._audience == {}, "of what is forgotten nothing stays"
@@ -473,7 +473,7 @@ def test_an_id_is_found_without_a_look_at_other_frames() -> None:
     assert seen == []
 
 
-def test_an_id_is_found_among_the_keepsakes_too() -> None:
+def test_an_id_is_found_among_the_retained_frames_too() -> None:
     journal = Journal(2000, 0)
     for i in range(300):
         journal.append(b"%010d" % i, key=i % 100, state=i < 60)
@@ -496,7 +496,7 @@ def best(measure: Callable[[], object]) -> float:
     return min(times)
 
 
-@pytest.mark.parametrize("kind", ["ring", "keepsakes"])
+@pytest.mark.parametrize("kind", ["ring", "retained"])
 def test_a_reader_of_twice_as_much_costs_twice_as_much(kind) -> None:
     """In chunks, from the start: no read walks over what lies before it."""
 
@@ -504,10 +504,10 @@ def test_a_reader_of_twice_as_much_costs_twice_as_much(kind) -> None:
         limit = (1 << 30) if kind == "ring" else count * 20
         journal = Journal(limit, 0)
         for i in range(count):
-            journal.append(b"%010d" % i, state=kind == "keepsakes")
-        if kind == "keepsakes":
+            journal.append(b"%010d" % i, state=kind == "retained")
+        if kind == "retained":
             journal.append(b"x" * (11 * count))
-            assert len(journal._keepsakes) > count // 2
+            assert len(journal._retained) > count // 2
         return best(lambda: [read_all(journal, journal.oldest(), chunk=1000)])
 
     assert cost(20_000) < 3 * cost(10_000)

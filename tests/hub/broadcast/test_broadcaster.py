@@ -658,13 +658,13 @@ async def test_a_marker_stands_where_the_gap_is_and_who_saw_it_goes_on_there(mak
     rig = make_rig(journal_limit=6000, history_limit=6000)
     rig.prove()
     rig.attach("holds", silent=True)
-    for kind in "iiissi":  # keepsakes 0, 1, 2, 5
+    for kind in "iiissi":  # retained frames 0, 1, 2, 5
         if kind == "i":
             rig.say(rig.message(Channel.IOPUB, "comm_msg", {}))
         else:
             rig.say(rig.stream("x" * 500))
     rig.say(*(rig.stream("y" * 500) for _ in range(10)))
-    kept = [seq for seq, _, _ in rig.hub.journal._keepsakes]
+    kept = [seq for seq, _, _ in rig.hub.journal._retained]
     assert kept == [0, 1, 2, 5], "what the test is about"
     client, _ = rig.attach("s", since="of-another-life", verbatim=True)
     seen = received(client)

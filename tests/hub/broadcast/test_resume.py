@@ -162,13 +162,13 @@ def test_an_id_that_was_forgotten_is_a_gap(desk) -> None:
 
 
 def test_who_names_a_number_is_given_nothing_from_before_it() -> None:
-    """Keepsakes older than the number were seen; some output behind it is gone."""
+    """Retained frames older than the number were seen; some output behind it is gone."""
     desk = Desk(limit=2000)
     desk.say("seen-0", state=True)
     desk.say("seen-1")
     desk.say("new-2", state=True)
     desk.say(*(f"id-{i}" for i in range(3, 30)))
-    kept = [seq for seq, _, _ in desk.journal._keepsakes]
+    kept = [seq for seq, _, _ in desk.journal._retained]
     assert kept == [0, 2], "what the test is about"
     place, seen = desk.locate(str(ORIGIN + 1))
     assert seen
