@@ -15,7 +15,7 @@ from websockets.frames import Opcode
 
 from tests.conftest import ServerFactory
 from tests.support.client import attach
-from tests.support.hostile import Wire
+from tests.support.hostile import RawConnection
 from tests.support.require import require
 from tests.support.server import PEER, Server
 from tests.support.waiting import TIMEOUT, eventually
@@ -111,7 +111,7 @@ async def test_a_clock_that_is_set_stops_nothing(server: Server, clock: Clock, j
         for token, status in ((None, 403), ("wrong", 403), (server.token, 200)) * 3:
             reply = await asyncio.to_thread(server.request, "GET", "/api/kernels", token=token)
             assert reply.status == status
-        async with await Wire.dial(server) as silent:
+        async with await RawConnection.dial(server) as silent:
             assert await silent.until_end() == b""  # request_timeout has ended it
         while not client.ws.pings.empty():
             client.ws.pings.get_nowait()

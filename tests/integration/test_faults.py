@@ -22,7 +22,7 @@ from tests.support.client import KernelClient, attach
 from tests.support.server import Server
 from tests.support.waiting import TIMEOUT, eventually
 
-PUPPET = Path(__file__).parents[1] / "support" / "puppet.py"
+SCRIPTED_KERNEL = Path(__file__).parents[1] / "support" / "scripted_kernel.py"
 MANAGER = "--BridgeKernelManager"
 # Whatever is noticed is not noticed by looking.
 NOBODY_LOOKS = f"{MANAGER}.watch_interval=3600"
@@ -30,15 +30,17 @@ NOBODY_LOOKS = f"{MANAGER}.watch_interval=3600"
 
 @pytest.fixture(scope="module")
 def serve(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Server]]:
-    """Start servers that know the puppet."""
+    """Start servers that know the scripted kernel."""
     servers: list[Server] = []
 
     def start(*args: str, **options: Any) -> Server:
         home = tmp_path_factory.mktemp("server")
-        spec = home / "data" / "kernels" / "puppet" / "kernel.json"
+        spec = home / "data" / "kernels" / "scripted" / "kernel.json"
         spec.parent.mkdir(parents=True)
-        argv = [sys.executable, str(PUPPET), "{connection_file}"]
-        spec.write_text(json.dumps({"argv": argv, "display_name": "Puppet", "language": "python"}))
+        argv = [sys.executable, str(SCRIPTED_KERNEL), "{connection_file}"]
+        spec.write_text(
+            json.dumps({"argv": argv, "display_name": "Scripted", "language": "python"})
+        )
         servers.append(Server(home, NOBODY_LOOKS, *args, **options))
         return servers[-1].start()
 
@@ -53,23 +55,23 @@ def server(serve: Callable[..., Server]) -> Server:
 
 
 @pytest.fixture
-def puppet(server: Server) -> Iterator[str]:
+def scripted(server: Server) -> Iterator[str]:
     """The id of a kernel that one test may harm."""
-    kernel_id = server.start_kernel("puppet")
+    kernel_id = server.start_kernel("scripted")
     yield kernel_id
     server.stop_kernel(kernel_id)
 
 
 @pytest.fixture
-async def ws(server: Server, puppet: str, dialect: str) -> AsyncIterator[KernelClient]:
-    async with attach(server, puppet, dialect) as client:
+async def ws(server: Server, scripted: str, dialect: str) -> AsyncIterator[KernelClient]:
+    async with attach(server, scripted, dialect) as client:
         yield client
 
 
 @pytest.fixture(scope="module")
 def liar(server: Server) -> str:
     """The id of a kernel that says what is wrong, and is none the worse for it."""
-    return server.start_kernel("puppet")
+    return server.start_kernel("scripted")
 
 
 @pytest.fixture
@@ -83,7 +85,7 @@ def elsewhere(tmp_path: Path) -> Iterator[tuple[Path, subprocess.Popen[bytes]]]:
     """A kernel that no server has started: its connection file, and its process."""
     path = tmp_path / "kernel-elsewhere.json"
     write_connection_file(str(path), key=b"a key")
-    with subprocess.Popen([sys.executable, str(PUPPET), str(path)]) as kernel:
+    with subprocess.Popen([sys.executable, str(SCRIPTED_KERNEL), str(path)]) as kernel:
         yield path, kernel
         kernel.kill()
 
@@ -136,7 +138,7 @@ async def test_a_death_is_told_at_once_after_all_that_the_kernel_said(
     """Nobody looks at its process for an hour: the operating system tells."""
     # One that died before it was stable is taken for one whose ports were taken.
     server = serve(f"{MANAGER}.stable_start_time={0 if ports == 'the same' else 3600}")
-    kernel_id = server.start_kernel("puppet")
+    kernel_id = server.start_kernel("scripted")
     info = server.home / "runtime" / f"kernel-{kernel_id}.json"
     before = json.loads(info.read_text())
     async with attach(server, kernel_id, dialect) as ws:
@@ -157,7 +159,7 @@ async def test_a_kernel_that_is_given_up_is_dead_and_can_be_started_again(
     serve: Callable[..., Server], dialect: str
 ) -> None:
     server = serve(f"{MANAGER}.restart_limit=0")
-    kernel_id = server.start_kernel("puppet")
+    kernel_id = server.start_kernel("scripted")
     async with attach(server, kernel_id, dialect) as ws:
         os.kill(pid_of(server, kernel_id), signal.SIGKILL)
         await ws.until(is_status("dead"))
@@ -182,12 +184,12 @@ async def test_a_kernel_that_dies_in_the_midst_of_a_message(ws: KernelClient) ->
 
 
 async def test_a_kernel_that_hangs_can_be_restarted(
-    server: Server, puppet: str, ws: KernelClient
+    server: Server, scripted: str, ws: KernelClient
 ) -> None:
     await works(ws)
-    os.kill(pid_of(server, puppet), signal.SIGSTOP)
+    os.kill(pid_of(server, scripted), signal.SIGSTOP)
     lost = await ws.start("k.stream('never', parent)")
-    reply = await server.call("POST", f"/api/kernels/{puppet}/restart")
+    reply = await server.call("POST", f"/api/kernels/{scripted}/restart")
     assert reply.status == 200
     *old, _ = await ws.until(is_status("starting"))
     assert text_of(old) == ""
@@ -196,7 +198,7 @@ async def test_a_kernel_that_hangs_can_be_restarted(
 
 
 async def test_a_kernel_that_hangs_can_be_shut_down(server: Server, dialect: str) -> None:
-    kernel_id = server.start_kernel("puppet")
+    kernel_id = server.start_kernel("scripted")
     pid = pid_of(server, kernel_id)
     async with attach(server, kernel_id, dialect) as ws:
         os.kill(pid, signal.SIGSTOP)
@@ -207,13 +209,13 @@ async def test_a_kernel_that_hangs_can_be_shut_down(server: Server, dialect: str
 
 
 async def test_a_kernel_that_hangs_for_a_while_loses_nothing(
-    server: Server, puppet: str, ws: KernelClient
+    server: Server, scripted: str, ws: KernelClient
 ) -> None:
-    os.kill(pid_of(server, puppet), signal.SIGSTOP)
+    os.kill(pid_of(server, scripted), signal.SIGSTOP)
     asked = [await ws.start(f"k.stream('{i}', parent)") for i in range(300)]
     alive = await ws.ws.ping()
     await alive
-    os.kill(pid_of(server, puppet), signal.SIGCONT)
+    os.kill(pid_of(server, scripted), signal.SIGCONT)
     seen = await ws.until(lambda m: m["content"].get("text") == "299")
     while len(replies := [m for m in seen if m["header"]["msg_type"] == "execute_reply"]) < 300:
         seen.append(await ws.recv())
@@ -255,7 +257,7 @@ async def test_a_kernel_that_does_not_answer_gets_the_requests_all_the_same(
     serve: Callable[..., Server], dialect: str, mute: str
 ) -> None:
     server = serve(f"{MANAGER}.kernel_info_timeout=1", f"{MANAGER}.start_grace=0.1")
-    kernel_id = server.start_kernel("puppet", env={"KERNEL_PUPPET_MUTE": mute})
+    kernel_id = server.start_kernel("scripted", env={"KERNEL_SCRIPT_MUTE": mute})
     async with attach(server, kernel_id, dialect) as ws:
         asked = await ws.start("k.stream('after a second', parent)")
         if mute == "all":
@@ -279,8 +281,8 @@ async def test_a_kernel_that_does_not_answer_gets_the_requests_all_the_same(
 async def test_whatever_a_kernel_says_of_its_protocol_it_is_spoken_to(
     server: Server, said: Any
 ) -> None:
-    env = {"KERNEL_PUPPET_PROTOCOL": json.dumps(said)}
-    kernel_id = server.start_kernel("puppet", env=env)
+    env = {"KERNEL_SCRIPT_PROTOCOL": json.dumps(said)}
+    kernel_id = server.start_kernel("scripted", env=env)
     async with attach(server, kernel_id) as ws:
         await works(ws)
     server.stop_kernel(kernel_id)
@@ -348,7 +350,7 @@ async def test_what_a_kernel_signs_is_its_own_affair_and_takes_nothing_along(
 
 async def test_what_was_refused_is_told_in_the_log(serve: Callable[..., Server]) -> None:
     server = serve()
-    kernel_id = server.start_kernel("puppet")
+    kernel_id = server.start_kernel("scripted")
     async with attach(server, kernel_id) as ws:
         await ws.execute(f"for i in range(1000): k.send({GOOD}, b'')")
     (line,) = [line for line in server.tail().splitlines() if "refused" in line]
@@ -389,7 +391,7 @@ async def test_a_message_that_is_bigger_than_the_journal(
 ) -> None:
     """It reaches those who read; who does not gets a marker in its place (test_limits)."""
     server = serve(f"--ZMQChannelsWebsocketConnection.journal_limit={1 << 20}")
-    async with attach(server, server.start_kernel("puppet"), dialect) as ws:
+    async with attach(server, server.start_kernel("scripted"), dialect) as ws:
         size = 4 << 20
         done = await ws.execute(f"k.stream('x' * {size}, parent)\nk.stream('after', parent)")
         text = text_of(done.iopub)
@@ -444,7 +446,7 @@ async def test_a_full_disk_fails_a_start_with_the_files_name_and_leaves_nothing(
 ) -> None:
     """A limit on the size of files stands for the disk: the system refuses the same write."""
     server = serve()
-    running = server.start_kernel("puppet")
+    running = server.start_kernel("scripted")
     process = psutil.Process(server.process.pid)
     async with attach(server, running) as ws:
         runtime = server.home / "runtime"
@@ -452,7 +454,7 @@ async def test_a_full_disk_fails_a_start_with_the_files_name_and_leaves_nothing(
         limits = process.rlimit(resource.RLIMIT_FSIZE)
         process.rlimit(resource.RLIMIT_FSIZE, (10, limits[1]))
         try:
-            reply = await server.call("POST", "/api/kernels", {"name": "puppet"})
+            reply = await server.call("POST", "/api/kernels", {"name": "scripted"})
         finally:
             process.rlimit(resource.RLIMIT_FSIZE, limits)
         assert reply.status == 500
@@ -460,4 +462,4 @@ async def test_a_full_disk_fails_a_start_with_the_files_name_and_leaves_nothing(
         assert "File too large" in reply.json()["message"]
         assert {p.name for p in runtime.iterdir()} == there
         await works(ws)
-        assert await state(server, server.start_kernel("puppet")) == "idle"
+        assert await state(server, server.start_kernel("scripted")) == "idle"

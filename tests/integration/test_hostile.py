@@ -14,7 +14,7 @@ from tests.support.client import attach
 from tests.support.fuzz import SECONDS, Case, Target, cases
 from tests.support.fuzz_http import http_case
 from tests.support.fuzz_websocket import ECHOED, frame, websocket_case
-from tests.support.hostile import Wire, open_files, unharmed
+from tests.support.hostile import RawConnection, open_files, unharmed
 from tests.support.require import lack, require
 from tests.support.server import Server
 from tests.support.waiting import TIMEOUT, eventually
@@ -103,7 +103,7 @@ async def test_no_http_request_is_a_fault_of_the_server(live: Live) -> None:
     seen: Counter[int] = Counter()
 
     async def judge(case: Case) -> None:
-        async with await Wire.dial(server) as wire:
+        async with await RawConnection.dial(server) as wire:
             await wire.send(*case.pieces)
             statuses = await wire.statuses(QUIET)
         assert not any(status >= 500 and status != NOT_IMPLEMENTED for status in statuses), case
@@ -121,7 +121,7 @@ async def test_every_websocket_is_answered_or_closed_with_a_code(live: Live) -> 
     seen: Counter[int] = Counter()
 
     async def judge(case: Case) -> None:
-        async with await Wire.upgrade(server, harmed, case.dialect) as wire:
+        async with await RawConnection.upgrade(server, harmed, case.dialect) as wire:
             await wire.send(*case.pieces, frame(9, b"the end"))
             heard = await wire.hear(b"the end", QUIET)
         assert set(heard.closes) <= DOCUMENTED | set(ECHOED), (heard, case)
@@ -163,7 +163,7 @@ async def test_a_message_over_the_limit_is_closed_with_1009(
     strict: tuple[Server, str], case: str
 ) -> None:
     server, kernel = strict
-    async with unharmed(server, kernel, SLACK), await Wire.upgrade(server, kernel) as wire:
+    async with unharmed(server, kernel, SLACK), await RawConnection.upgrade(server, kernel) as wire:
         await wire.send(*OVERSIZE[case])
         heard = await wire.hear(b"", TIMEOUT)
         assert heard.closes == [1009], heard
@@ -180,7 +180,7 @@ async def test_a_body_over_the_limit_is_answered_with_413(strict: tuple[Server, 
 
 async def test_a_head_over_the_limit_ends_the_connection(strict: tuple[Server, str]) -> None:
     server, kernel = strict
-    async with unharmed(server, kernel, SLACK), await Wire.dial(server) as wire:
+    async with unharmed(server, kernel, SLACK), await RawConnection.dial(server) as wire:
         await wire.send(b"GET /api HTTP/1.1\r\nHost: localhost\r\nX: ", b"x" * MIB)
         assert (await wire.until_end()).startswith(b"HTTP/1.1 431 ")
 
@@ -202,7 +202,7 @@ async def test_what_is_never_finished_is_ended(strict: tuple[Server, str], drips
     server, kernel = strict
 
     async def attack(beginning: bytes) -> None:
-        async with await Wire.dial(server) as wire:
+        async with await RawConnection.dial(server) as wire:
             await wire.send(beginning)
             ending = asyncio.create_task(wire.until_end())
             while drips and beginning and not ending.done():
@@ -221,9 +221,9 @@ async def test_five_thousand_half_open_connections(live: Live) -> None:
     need_descriptors(CROWD + 500)
     handshake = BEGINNINGS["half a handshake"]
     async with unharmed(server, kernel, CROWD_MEMORY) as one:
-        crowd: list[Wire] = []
+        crowd: list[RawConnection] = []
         for _ in range(CROWD // 500):
-            batch = await asyncio.gather(*(Wire.dial(server) for _ in range(500)))
+            batch = await asyncio.gather(*(RawConnection.dial(server) for _ in range(500)))
             for wire in batch[::2]:
                 await wire.send(handshake)
             crowd += batch
@@ -251,7 +251,7 @@ async def test_thousands_of_wrong_tokens(live: Live) -> None:
             if at % 2
             else f"GET /api/kernels HTTP/1.1\r\nAuthorization: token {at:048x}\r\n"
         )
-        async with await Wire.dial(server) as wire:
+        async with await RawConnection.dial(server) as wire:
             await wire.send(f"{head}Host: localhost\r\n\r\n".encode())
             statuses.update([int((await wire.until_end()).split()[1])])
 
@@ -275,7 +275,7 @@ async def test_without_descriptors_nobody_inside_is_harmed(new_server: ServerFac
     )
     kernel = await asyncio.to_thread(ready_kernel, server)
     async with unharmed(server, kernel, SLACK) as one:
-        crowd = [await Wire.dial(server) for _ in range(400)]
+        crowd = [await RawConnection.dial(server) for _ in range(400)]
         await one.goes_on(20)
         for wire in crowd:
             wire.cut()
@@ -296,7 +296,9 @@ async def test_kernels_leave_descriptors_to_their_owner(new_server: ServerFactor
     assert reply.status == 503
     assert "min_open_files_limit" in reply.json()["message"]
     assert len(kernels) >= 2
-    crowd = [await Wire.dial(server) for _ in range(200)]  # strangers, too, leave something
+    crowd = [
+        await RawConnection.dial(server) for _ in range(200)
+    ]  # strangers, too, leave something
     assert {model["id"] for model in server.request("GET", "/api/kernels").json()} == set(kernels)
     async with attach(server, kernels[0]):
         assert (await server.call("DELETE", f"/api/kernels/{kernels.pop()}")).status == 204

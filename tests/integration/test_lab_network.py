@@ -10,8 +10,8 @@ import pytest
 import pytest_asyncio
 
 from tests.support.lab import Cell, Notebook, Place, expect, with_extension, with_gateway
-from tests.support.lasting import LastingServer
 from tests.support.network import Network
+from tests.support.restartable_server import RestartableServer
 from tests.support.waiting import eventually
 
 pytestmark = [
@@ -32,7 +32,7 @@ async def extension(tmp_path_factory: Factory) -> AsyncIterator[Place]:
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def gateway(tmp_path_factory: Factory) -> AsyncIterator[Place]:
-    kernels = LastingServer(tmp_path_factory.mktemp("kbridge"))
+    kernels = RestartableServer(tmp_path_factory.mktemp("kbridge"))
     async with with_gateway(tmp_path_factory.mktemp("lab"), kernels) as place:
         yield place
 
@@ -297,7 +297,7 @@ async def test_a_question_is_answered_once_after_a_cut(
 async def test_a_server_that_was_killed_comes_back_with_its_kernels(
     place: Place, notebook: Notebook, tmp_path: Path
 ) -> None:
-    assert isinstance(place.kernels, LastingServer)
+    assert isinstance(place.kernels, RestartableServer)
     lines = Lines(tmp_path)
     await notebook.run("kept = 'variables are kept'")
     kernel = await notebook.connected()

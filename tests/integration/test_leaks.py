@@ -21,12 +21,12 @@ from kbridge.link.memory import MemoryClient, MemoryKernel
 from kbridge.wire.dialects import V1
 from kbridge.wire.message import Channel
 from tests.hub.rig import INFO
-from tests.soak import vitals
+from tests.soak import resource_usage
 from tests.soak.fleet import STUB
-from tests.soak.vitals import observed_command
-from tests.soak.wire import Wire
+from tests.soak.raw_websocket import RawWebsocket
+from tests.soak.resource_usage import observed_command
+from tests.support.disconnect_scenarios import SCENARIOS, command, is_blocked, path_of
 from tests.support.jupyter_server import jupyter_server
-from tests.support.manners import MANNERS, command, is_blocked, path_of
 from tests.support.require import require
 from tests.support.server import Server
 from tests.support.waiting import TIMEOUT
@@ -65,17 +65,17 @@ def observed(request: pytest.FixtureRequest, tmp_path: Path):
 
 
 async def come_and_go(server: Server, kernel_id: str, cycles: int, dice: random.Random) -> Counter:
-    """Visit a kernel in all manners in turn, several at once; restart it now and then."""
-    todo = list(itertools.islice(itertools.cycle(MANNERS), cycles))
+    """Visit a kernel in all scenarios in turn, several at once; restart it now and then."""
+    todo = list(itertools.islice(itertools.cycle(SCENARIOS), cycles))
     dice.shuffle(todo)
     done: Counter[str] = Counter()
 
     async def visit() -> None:
         while todo:
-            manner = todo.pop()
+            scenario = todo.pop()
             async with asyncio.timeout(TIMEOUT):
-                await MANNERS[manner](server, kernel_id)
-            done[manner] += 1
+                await SCENARIOS[scenario](server, kernel_id)
+            done[scenario] += 1
 
     async with asyncio.TaskGroup() as group:
         for _ in range(AT_ONCE):
@@ -89,7 +89,7 @@ async def lives(server: Server, mute: str) -> None:
     assert reply.status == 201, reply
     kernel_id = reply.json()["id"]
     wires = [
-        await Wire.open(server.port, path_of(kernel_id, session), server.token, dialect)
+        await RawWebsocket.open(server.port, path_of(kernel_id, session), server.token, dialect)
         for session, dialect in (("", "v1"), ("kept", "legacy"), ("gone", "v1"))
     ]
     wires.pop().reset()
@@ -103,7 +103,7 @@ async def lives(server: Server, mute: str) -> None:
         wire.reset()
     # A kernel that never answers: what is sent to it waits, and the one who sent it goes.
     for _ in range(3):
-        wire = await Wire.open(server.port, path_of(mute), server.token)
+        wire = await RawWebsocket.open(server.port, path_of(mute), server.token)
         wire.send(command(echo="?"))
         await wire.writer.drain()
         wire.reset()
@@ -117,7 +117,7 @@ async def all_of_it(server: Server, cycles: int, rounds: int) -> None:
     for _ in range(rounds):
         done = await come_and_go(server, kernel_id, cycles // rounds, dice)
         assert done.total() == cycles // rounds
-        assert set(done) == set(MANNERS), "not every manner was seen"
+        assert set(done) == set(SCENARIOS), "not every scenario was seen"
         reply = await server.call("POST", f"/api/kernels/{kernel_id}/restart")
         assert reply.status == 200, reply
         await lives(server, mute)
@@ -132,10 +132,10 @@ async def test_a_server_is_as_it_was_after_a_thousand_cycles(
     observed: Server, request: pytest.FixtureRequest
 ) -> None:
     await all_of_it(observed, 100, 2)  # until all is made that is kept
-    before = await vitals.at_rest(observed)
+    before = await resource_usage.at_rest(observed)
     ours = request.node.callspec.params["observed"] == "kbridge"
     await all_of_it(observed, CYCLES if ours else CYCLES // 3, 5)
-    after = await vitals.settled(observed, before, 20)
+    after = await resource_usage.settled(observed, before, 20)
     assert after.above(before) == []
 
 

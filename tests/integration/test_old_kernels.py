@@ -15,7 +15,7 @@ import pytest
 
 from tests.support.client import Execution, KernelClient, attach
 from tests.support.foreign_kernels import KERNELS, ForeignKernel
-from tests.support.lasting import LastingServer
+from tests.support.restartable_server import RestartableServer
 
 pytestmark = [pytest.mark.kernel, pytest.mark.slow, pytest.mark.timeout(400)]
 
@@ -31,7 +31,7 @@ def kernel(request: pytest.FixtureRequest) -> ForeignKernel:
 
 @pytest.fixture
 def server(tmp_path_factory: pytest.TempPathFactory, kernel: ForeignKernel) -> Iterator[Any]:
-    made = LastingServer(tmp_path_factory.mktemp("home"))
+    made = RestartableServer(tmp_path_factory.mktemp("home"))
     install(made.home, kernel)
     made.start()
     yield made
@@ -78,7 +78,7 @@ async def printed(ws: KernelClient, kernel: ForeignKernel, done: Execution, text
         assert text in done.text(), ws.story()
 
 
-async def test_the_life_of_a_kernel(server: LastingServer, kernel: ForeignKernel) -> None:
+async def test_the_life_of_a_kernel(server: RestartableServer, kernel: ForeignKernel) -> None:
     ids = [await start(server) for _ in range(STARTS)]
     for kernel_id in ids:
         async with attach(server, kernel_id) as ws:
@@ -111,14 +111,14 @@ async def test_the_life_of_a_kernel(server: LastingServer, kernel: ForeignKernel
     assert model["execution_state"] == "idle"
 
 
-async def start(server: LastingServer) -> str:
+async def start(server: RestartableServer) -> str:
     reply = await server.call("POST", "/api/kernels", {"name": "foreign"})
     assert reply.status == 201, f"{reply}\n{server.tail()}"
     return str(reply.json()["id"])
 
 
 async def interrupted(
-    server: LastingServer, kernel_id: str, ws: KernelClient, kernel: ForeignKernel
+    server: RestartableServer, kernel_id: str, ws: KernelClient, kernel: ForeignKernel
 ) -> None:
     if not kernel.loop:
         return

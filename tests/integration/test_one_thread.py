@@ -17,7 +17,7 @@ import psutil
 import pytest
 
 from tests.support.client import KernelClient, attach
-from tests.support.lasting import LastingServer
+from tests.support.restartable_server import RestartableServer
 from tests.support.waiting import eventually
 
 pytestmark = pytest.mark.kernel
@@ -38,8 +38,8 @@ while not os.path.exists({go!r}):
 
 
 @pytest.fixture
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LastingServer]:
-    made = LastingServer(tmp_path_factory.mktemp("home"))
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RestartableServer]:
+    made = RestartableServer(tmp_path_factory.mktemp("home"))
     made.install("one-thread", KERNEL)
     yield made
     made.assert_clean_log()
@@ -49,7 +49,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LastingServer]:
 class Cut:
     """A cell under way, and its bridge killed."""
 
-    def __init__(self, server: LastingServer, code: str, then: str = "") -> None:
+    def __init__(self, server: RestartableServer, code: str, then: str = "") -> None:
         self.server = server
         self.go = server.home / "go"
         self.code = code.format(go=str(self.go)) + then
@@ -83,7 +83,7 @@ class Cut:
         return len(there & ports) >= 4
 
 
-def state(server: LastingServer, kernel_id: str) -> str:
+def state(server: RestartableServer, kernel_id: str) -> str:
     model = server.request("GET", f"/api/kernels/{kernel_id}").json()
     return str(model["execution_state"])
 
@@ -111,7 +111,7 @@ async def still_works(ws: KernelClient) -> None:
     assert (await ws.finish(asked)).text() == "yes\n"
 
 
-async def test_a_cell_that_ends_after_the_takeover_is_answered(server: LastingServer) -> None:
+async def test_a_cell_that_ends_after_the_takeover_is_answered(server: RestartableServer) -> None:
     async with Cut(server, TICKS) as cut:
         server.start()
         async with cut.attach() as ws:
@@ -123,7 +123,7 @@ async def test_a_cell_that_ends_after_the_takeover_is_answered(server: LastingSe
             assert set(replies(ws).values()) == {"ok"}
 
 
-async def test_a_cell_that_fails_after_the_takeover_says_why(server: LastingServer) -> None:
+async def test_a_cell_that_fails_after_the_takeover_says_why(server: RestartableServer) -> None:
     async with Cut(server, TICKS, "raise ValueError('bad')") as cut:
         server.start()
         async with cut.attach() as ws:
@@ -138,7 +138,7 @@ async def test_a_cell_that_fails_after_the_takeover_says_why(server: LastingServ
             await still_works(ws)
 
 
-async def test_a_cell_that_is_silent_to_its_end_is_answered(server: LastingServer) -> None:
+async def test_a_cell_that_is_silent_to_its_end_is_answered(server: RestartableServer) -> None:
     async with Cut(server, SILENCE) as cut:
         server.start()
         async with cut.attach() as ws:
@@ -150,7 +150,9 @@ async def test_a_cell_that_is_silent_to_its_end_is_answered(server: LastingServe
             assert state(server, cut.kernel_id) == "idle"
 
 
-async def test_a_kernel_that_leaves_out_an_idle_is_not_busy_for_ever(server: LastingServer) -> None:
+async def test_a_kernel_that_leaves_out_an_idle_is_not_busy_for_ever(
+    server: RestartableServer,
+) -> None:
     server.start()
     kernel_id = server.start_kernel("one-thread")
     async with attach(server, kernel_id) as ws:
@@ -159,7 +161,7 @@ async def test_a_kernel_that_leaves_out_an_idle_is_not_busy_for_ever(server: Las
         assert state(server, kernel_id) == "idle"
 
 
-async def test_a_cell_that_ends_while_no_bridge_runs(server: LastingServer) -> None:
+async def test_a_cell_that_ends_while_no_bridge_runs(server: RestartableServer) -> None:
     async with Cut(server, TICKS, "open({done!r}, 'w').close()".format(done="done")) as cut:
         cut.go.touch()
         await asyncio.to_thread(eventually, (server.home / "done").exists, "the cell has ended")
@@ -168,7 +170,7 @@ async def test_a_cell_that_ends_while_no_bridge_runs(server: LastingServer) -> N
             await still_works(ws)
 
 
-async def test_cells_that_wait_behind_it_run_and_are_answered(server: LastingServer) -> None:
+async def test_cells_that_wait_behind_it_run_and_are_answered(server: RestartableServer) -> None:
     async with Cut(server, TICKS) as cut:
         server.start()
         async with cut.attach() as ws:
@@ -181,7 +183,9 @@ async def test_cells_that_wait_behind_it_run_and_are_answered(server: LastingSer
             await still_works(ws)
 
 
-async def test_a_question_after_the_takeover_ends_with_an_interrupt(server: LastingServer) -> None:
+async def test_a_question_after_the_takeover_ends_with_an_interrupt(
+    server: RestartableServer,
+) -> None:
     """The kernel sends it to the dead bridge; nobody can see that from outside."""
     async with Cut(server, TICKS, "print('asking')\ninput('?')") as cut:
         server.start()
@@ -195,7 +199,7 @@ async def test_a_question_after_the_takeover_ends_with_an_interrupt(server: Last
             await still_works(ws)
 
 
-async def test_killed_twice_in_one_cell(server: LastingServer) -> None:
+async def test_killed_twice_in_one_cell(server: RestartableServer) -> None:
     async with Cut(server, TICKS) as cut:
         server.start()
         async with cut.attach() as ws:

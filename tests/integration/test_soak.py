@@ -21,9 +21,9 @@ async def test_everything_at_once(tmp_path: Path) -> None:
     outcome = await soak(settings, tmp_path)
     assert not outcome.findings.count, table(outcome)
     tally = outcome.findings.tally
-    for temper in settings.tempers:
-        assert tally[temper.name, "messages"], f"{temper.name}: heard nothing"
-        assert not temper.deaths or tally[temper.name, "deaths"], f"{temper.name}: never died"
+    for profile in settings.profiles:
+        assert tally[profile.name, "messages"], f"{profile.name}: heard nothing"
+        assert not profile.deaths or tally[profile.name, "deaths"], f"{profile.name}: never died"
     assert {kind for kind, _ in tally} >= {"hostile", "trouble", "REST"}
     assert set(outcome.after) == {"roomy", "narrow"}
     assert told

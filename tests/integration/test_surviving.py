@@ -19,8 +19,8 @@ from typing import Any
 import pytest
 
 from tests.support.client import SLEEP, KernelClient, attach
-from tests.support.lasting import LastingServer
 from tests.support.require import lack, require
+from tests.support.restartable_server import RestartableServer
 from tests.support.server import _COMMAND, TOKEN, gone
 from tests.support.waiting import TIMEOUT, eventually
 
@@ -40,10 +40,10 @@ LOCKER = (
 
 
 @pytest.fixture
-def server(tmp_path: Path) -> Iterator[LastingServer]:
+def server(tmp_path: Path) -> Iterator[RestartableServer]:
     """A server that may be killed; in the end neither it nor a kernel of its is left."""
     require("ipykernel")
-    made = LastingServer(tmp_path)
+    made = RestartableServer(tmp_path)
     made.install("stub", STUB)
     try:
         yield made
@@ -51,11 +51,11 @@ def server(tmp_path: Path) -> Iterator[LastingServer]:
         made.kill()
 
 
-def registry(server: LastingServer) -> Path:
+def registry(server: RestartableServer) -> Path:
     return server.home / "runtime" / "kbridge-registry.sqlite"
 
 
-def rows(server: LastingServer, table: str = "kernels") -> list[dict[str, Any]]:
+def rows(server: RestartableServer, table: str = "kernels") -> list[dict[str, Any]]:
     with closing(sqlite3.connect(registry(server))) as connection:
         connection.row_factory = sqlite3.Row
         try:
@@ -64,23 +64,23 @@ def rows(server: LastingServer, table: str = "kernels") -> list[dict[str, Any]]:
             return []
 
 
-def ids(server: LastingServer) -> set[str]:
+def ids(server: RestartableServer) -> set[str]:
     return {model["id"] for model in server.request("GET", "/api/kernels").json()}
 
 
-async def value(server: LastingServer, kernel_id: str, expression: str) -> str:
+async def value(server: RestartableServer, kernel_id: str, expression: str) -> str:
     async with attach(server, kernel_id) as ws:
         return (await ws.execute(f"print({expression})")).text().strip()
 
 
-def session(server: LastingServer, path: str, name: str = "python3") -> dict[str, Any]:
+def session(server: RestartableServer, path: str, name: str = "python3") -> dict[str, Any]:
     body = {"path": path, "type": "notebook", "name": path, "kernel": {"name": name}}
     reply = server.request("POST", "/api/sessions", body)
     assert reply.status == 201, f"{reply}\n{server.tail()}"
     return dict(reply.json())
 
 
-async def test_after_a_crash_every_kernel_is_back(server: LastingServer) -> None:
+async def test_after_a_crash_every_kernel_is_back(server: RestartableServer) -> None:
     server.start()
     one, two = session(server, "one.ipynb"), session(server, "two.ipynb")
     lonely = server.start_kernel()
@@ -122,7 +122,7 @@ async def test_after_a_crash_every_kernel_is_back(server: LastingServer) -> None
     server.assert_clean_log()
 
 
-async def interrupt_restart_stop(server: LastingServer, kernel_id: str, pid: int) -> None:
+async def interrupt_restart_stop(server: RestartableServer, kernel_id: str, pid: int) -> None:
     async with attach(server, kernel_id) as ws:
         msg_id = await ws.start(SLEEP)
         await ws.until(lambda m: m["header"]["msg_type"] == "stream")
@@ -139,7 +139,7 @@ async def interrupt_restart_stop(server: LastingServer, kernel_id: str, pid: int
     assert kernel_id not in server.kernels()
 
 
-def test_who_died_meanwhile_is_told_of_once(server: LastingServer) -> None:
+def test_who_died_meanwhile_is_told_of_once(server: RestartableServer) -> None:
     server.start()
     lost, kept = session(server, "lost.ipynb", "stub"), session(server, "kept.ipynb", "stub")
     lost_id = lost["kernel"]["id"]
@@ -163,7 +163,7 @@ def test_who_died_meanwhile_is_told_of_once(server: LastingServer) -> None:
 
 
 async def test_a_kernel_that_was_found_again_is_started_again_when_it_dies(
-    server: LastingServer,
+    server: RestartableServer,
 ) -> None:
     server.start()
     kernel_id = server.start_kernel()
@@ -182,7 +182,9 @@ async def test_a_kernel_that_was_found_again_is_started_again_when_it_dies(
     assert await value(server, kernel_id, "6 * 7") == "42"
 
 
-async def test_a_cell_that_runs_across_a_crash_ends(server: LastingServer, dialect: str) -> None:
+async def test_a_cell_that_runs_across_a_crash_ends(
+    server: RestartableServer, dialect: str
+) -> None:
     server.start()
     kernel_id = server.start_kernel()
     go = server.home / "go"
@@ -210,7 +212,7 @@ async def test_a_cell_that_runs_across_a_crash_ends(server: LastingServer, diale
     assert state == "idle"
 
 
-def test_kernels_that_wait_in_a_pool(server: LastingServer) -> None:
+def test_kernels_that_wait_in_a_pool(server: RestartableServer) -> None:
     server.start("--pool=stub=1")
     eventually(lambda: [r["standing"] for r in rows(server)] == ["pooled"], "one waits")
     [waiting] = server.kernels()
@@ -226,7 +228,7 @@ def test_kernels_that_wait_in_a_pool(server: LastingServer) -> None:
     assert ids(server) == {waiting}
 
 
-def test_kernels_end_with_a_server_that_is_stopped(server: LastingServer) -> None:
+def test_kernels_end_with_a_server_that_is_stopped(server: RestartableServer) -> None:
     server.start()
     server.start_kernel("stub")
     server.start_kernel("stub")
@@ -238,13 +240,15 @@ def test_kernels_end_with_a_server_that_is_stopped(server: LastingServer) -> Non
     assert server.said(DIED) == 0
 
 
-def stop_by_command(server: LastingServer) -> str:
+def stop_by_command(server: RestartableServer) -> str:
     command = [sys.executable, "-m", "kbridge", "stop", str(server.port)]
     return subprocess.run(command, env=server._env, capture_output=True, text=True).stdout
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-async def test_kernels_stay_if_they_are_to(server: LastingServer, number: signal.Signals) -> None:
+async def test_kernels_stay_if_they_are_to(
+    server: RestartableServer, number: signal.Signals
+) -> None:
     server.start("--shutdown-kernels-on-exit=false")
     kernel_id = session(server, "a.ipynb")["kernel"]["id"]
     assert await value(server, kernel_id, "kept := 5") == "5"
@@ -266,7 +270,7 @@ async def test_kernels_stay_if_they_are_to(server: LastingServer, number: signal
     server.assert_clean_log()
 
 
-def test_a_start_that_fails_ends_no_kernel(server: LastingServer) -> None:
+def test_a_start_that_fails_ends_no_kernel(server: RestartableServer) -> None:
     server.start()
     kernel_id = server.start_kernel("stub")
     server.crash()
@@ -278,8 +282,8 @@ def test_a_start_that_fails_ends_no_kernel(server: LastingServer) -> None:
     assert ids(server) == {kernel_id}
 
 
-def test_two_servers_with_one_registry(server: LastingServer, tmp_path: Path) -> None:
-    other = LastingServer(tmp_path)
+def test_two_servers_with_one_registry(server: RestartableServer, tmp_path: Path) -> None:
+    other = RestartableServer(tmp_path)
     server.start()
     other.start()
     try:
@@ -301,7 +305,7 @@ def test_two_servers_with_one_registry(server: LastingServer, tmp_path: Path) ->
     assert server.kernels() == {}
 
 
-def start_in_a_namespace(server: LastingServer, log: Path) -> subprocess.Popen[bytes]:
+def start_in_a_namespace(server: RestartableServer, log: Path) -> subprocess.Popen[bytes]:
     """Start a second server, on the same address as far as settings say: it gets another port."""
     command = ["unshare", "--pid", "--fork", "--mount-proc", "--kill-child", *_COMMAND]
     with log.open("wb") as out:
@@ -316,7 +320,7 @@ def start_in_a_namespace(server: LastingServer, log: Path) -> subprocess.Popen[b
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux has pid namespaces")
-async def test_a_server_in_another_pid_namespace(server: LastingServer, tmp_path: Path) -> None:
+async def test_a_server_in_another_pid_namespace(server: RestartableServer, tmp_path: Path) -> None:
     require("unshare")
     server.start()
     kernel_id = server.start_kernel("stub")
@@ -347,7 +351,7 @@ async def test_a_server_in_another_pid_namespace(server: LastingServer, tmp_path
     assert ids(server) == {kernel_id}
 
 
-async def test_without_a_registry_kernels_end_with_the_server(server: LastingServer) -> None:
+async def test_without_a_registry_kernels_end_with_the_server(server: RestartableServer) -> None:
     server.start("--registry-url=none")
     kernel_id = server.start_kernel()
     assert set(server.kernels()) == {kernel_id}
@@ -358,7 +362,7 @@ async def test_without_a_registry_kernels_end_with_the_server(server: LastingSer
     assert ids(server) == set()
 
 
-def fails(server: LastingServer, *args: str) -> str:
+def fails(server: RestartableServer, *args: str) -> str:
     """Start a server that cannot start; give what it says."""
     before = len(server.log.read_text()) if server.log.exists() else 0
     assert server.launch(*args).wait(TIMEOUT) == 1, server.tail()
@@ -367,13 +371,13 @@ def fails(server: LastingServer, *args: str) -> str:
     return said
 
 
-def test_to_keep_kernels_takes_a_registry(server: LastingServer) -> None:
+def test_to_keep_kernels_takes_a_registry(server: RestartableServer) -> None:
     for url in ("none", ""):
         said = fails(server, f"--registry-url={url}", "--shutdown-kernels-on-exit=false")
         assert "shutdown_kernels_on_exit=False needs a registry" in said
 
 
-def test_a_registry_that_is_damaged(server: LastingServer) -> None:
+def test_a_registry_that_is_damaged(server: RestartableServer) -> None:
     server.start()
     kernel_id = server.start_kernel("stub")
     server.crash()
@@ -393,7 +397,7 @@ def test_a_registry_that_is_damaged(server: LastingServer) -> None:
     assert ids(server) == {kernel_id}
 
 
-def test_a_registry_that_is_locked(server: LastingServer) -> None:
+def test_a_registry_that_is_locked(server: RestartableServer) -> None:
     server.start()
     kernel_id = server.start_kernel("stub")
     server.crash()
@@ -416,13 +420,13 @@ def test_a_registry_that_is_locked(server: LastingServer) -> None:
     assert ids(server) == {kernel_id}
 
 
-def test_a_registry_that_cannot_be_made(server: LastingServer) -> None:
+def test_a_registry_that_cannot_be_made(server: RestartableServer) -> None:
     (server.home / "file").touch()
     place = server.home / "file" / "registry"
     assert f"The registry {place} cannot be opened" in fails(server, f"--registry-url={place}")
 
 
-def test_a_password_is_never_shown(server: LastingServer) -> None:
+def test_a_password_is_never_shown(server: RestartableServer) -> None:
     said = fails(
         server, "--debug", "--registry-url=postgresql+pg8000://me:hunter2@db.example/kbridge"
     )
@@ -432,7 +436,7 @@ def test_a_password_is_never_shown(server: LastingServer) -> None:
 
 
 @pytest.mark.skipif(not hasattr(resource, "prlimit"), reason="only Linux limits a running process")
-async def test_a_disk_that_fills_up(server: LastingServer) -> None:
+async def test_a_disk_that_fills_up(server: RestartableServer) -> None:
     server.start()
     first = server.start_kernel("stub")
     pid = server.process.pid
@@ -454,7 +458,7 @@ async def test_a_disk_that_fills_up(server: LastingServer) -> None:
     assert server.kernels() == {}
 
 
-def test_files_are_their_owners_alone(server: LastingServer) -> None:
+def test_files_are_their_owners_alone(server: RestartableServer) -> None:
     server.start()
     kernel_id = server.start_kernel("stub")
     [row] = rows(server)
@@ -465,7 +469,7 @@ def test_files_are_their_owners_alone(server: LastingServer) -> None:
     assert TOKEN not in registry(server).read_bytes().decode("latin-1")
 
 
-async def test_changes_are_written_down(server: LastingServer) -> None:
+async def test_changes_are_written_down(server: RestartableServer) -> None:
     server.start()
     made = session(server, "old.ipynb")
     [before] = rows(server)
@@ -483,7 +487,7 @@ async def test_changes_are_written_down(server: LastingServer) -> None:
     assert await value(server, kernel_id, "__import__('os').environ['JPY_SESSION_NAME']") == "new"
 
 
-async def test_an_environment_that_a_request_brought(server: LastingServer) -> None:
+async def test_an_environment_that_a_request_brought(server: RestartableServer) -> None:
     server.start()
     kernel_id = server.start_kernel(env={"KERNEL_MINE": "yes"}, path="sub")
     server.crash()
@@ -497,7 +501,7 @@ async def test_an_environment_that_a_request_brought(server: LastingServer) -> N
     assert "PYTHONUNBUFFERED" not in names, "the server's own is none of its business"
 
 
-def test_a_kernel_whose_server_crashed_can_be_attached(server: LastingServer) -> None:
+def test_a_kernel_whose_server_crashed_can_be_attached(server: RestartableServer) -> None:
     server.start()
     kernel_id = server.start_kernel("stub")
     server.crash()

@@ -11,7 +11,7 @@ import zmq
 
 from kbridge.link.endpoints import Endpoints
 from kbridge.link.heartbeat import Heartbeat
-from tests.support.heart import Heart
+from tests.support.heartbeat_kernel import HeartbeatKernel
 
 LOUD = 20
 # Two hundred milliseconds of silence: long enough for a loaded machine to answer one of many pings.
@@ -66,8 +66,8 @@ def endpoints(port: int | str | None, ip: str = "127.0.0.1", **more: Any) -> End
 
 
 @pytest.fixture
-async def beating() -> AsyncIterator[tuple[Heart, Listener]]:
-    heart = Heart()
+async def beating() -> AsyncIterator[tuple[HeartbeatKernel, Listener]]:
+    heart = HeartbeatKernel()
     listener = Listener(endpoints(heart.port))
     await listener.until(lambda: listener.known)
     yield heart, listener
@@ -101,7 +101,7 @@ async def test_one_that_goes_and_comes_back_on_the_same_port(beating) -> None:
     port = heart.port
     await heart.end()
     await listener.until(lambda: listener.heartbeat.lost)
-    again = Heart(f"tcp://127.0.0.1:{port}")
+    again = HeartbeatKernel(f"tcp://127.0.0.1:{port}")
     try:
         await listener.until(lambda: listener.told == ["lost", "found"])
     finally:
@@ -148,7 +148,7 @@ async def test_an_address_that_is_none_is_no_news(where) -> None:
 
 async def test_kernels_that_answer_with_a_rep(beating) -> None:
     _, listener = beating
-    heart = Heart(kind=zmq.REP)
+    heart = HeartbeatKernel(kind=zmq.REP)
     listener.where = endpoints(heart.port)
     await listener.until(lambda: heart.asked > 3)
     assert listener.told == []
@@ -161,13 +161,13 @@ async def test_however_a_kernel_is_reached(kind, tmp_path: Path, monkeypatch) ->
     curve = zmq.curve_keypair() if kind == "curve" else None
     if kind == "ipc":
         monkeypatch.chdir(tmp_path)  # paths of sockets are short
-        heart = Heart("ipc://k-5")
+        heart = HeartbeatKernel("ipc://k-5")
         where = endpoints(5, ip="k", transport="ipc")
     elif kind == "ipv6":
-        heart = Heart("tcp://[::1]:*")
+        heart = HeartbeatKernel("tcp://[::1]:*")
         where = endpoints(heart.port, ip="::1")
     else:
-        heart = Heart(curve=curve)
+        heart = HeartbeatKernel(curve=curve)
         where = endpoints(heart.port, curve=curve)
     listener = Listener(where)
     await listener.until(lambda: heart.asked > 2 and listener.known)
@@ -176,7 +176,7 @@ async def test_however_a_kernel_is_reached(kind, tmp_path: Path, monkeypatch) ->
 
 
 async def test_who_has_not_the_keys_hears_nothing() -> None:
-    heart = Heart(curve=zmq.curve_keypair())
+    heart = HeartbeatKernel(curve=zmq.curve_keypair())
     listener = Listener(endpoints(heart.port))
     await listener.after(2 * MISSES)
     assert (heart.asked, listener.known, listener.told) == (0, False, [])
@@ -187,7 +187,7 @@ async def test_who_has_not_the_keys_hears_nothing() -> None:
 async def test_a_kernel_that_moves_is_followed_and_its_past_forgotten(beating) -> None:
     heart, listener = beating
     heart.stop()
-    other = Heart()
+    other = HeartbeatKernel()
     listener.where = endpoints(other.port)
     await listener.until(lambda: other.asked > 2)
     await listener.after(10)

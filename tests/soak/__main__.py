@@ -9,9 +9,9 @@ import sys
 import tempfile
 from pathlib import Path
 
+from tests.soak.client_profiles import PROFILES
 from tests.soak.report import table
 from tests.soak.run import Settings, soak
-from tests.soak.tempers import TEMPERS
 
 
 def main() -> int:
@@ -25,11 +25,11 @@ def main() -> int:
     parser.add_argument("--keep", type=Path, help="a directory for the servers' files and logs")
     given = parser.parse_args()
     seed = given.seed or secrets.token_hex(4)
-    tempers = tuple(t for t in TEMPERS if not given.only or t.name in given.only.split(","))
+    profiles = tuple(t for t in PROFILES if not given.only or t.name in given.only.split(","))
     settings = Settings(
         seconds=60 * min(given.minutes, 60.0),
         seed=seed,
-        tempers=tempers,
+        profiles=profiles,
         hostile="hostile" not in given.without,
         trouble="trouble" not in given.without,
         echo=True,

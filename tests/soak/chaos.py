@@ -10,7 +10,7 @@ from typing import Any
 import psutil
 
 from tests.soak.findings import Findings
-from tests.soak.fleet import Fleet, Post
+from tests.soak.fleet import Fleet, SoakKernel
 
 __all__ = ["all_requests", "rest", "trouble"]
 
@@ -22,20 +22,20 @@ async def trouble(fleet: Fleet, findings: Findings, over: asyncio.Event, seed: s
     dice = random.Random(f"{seed}/trouble")
     while not over.is_set():
         await asyncio.sleep(dice.uniform(0.2, 1.5))
-        post = dice.choice([post for post in fleet.posts if not post.calm])
+        kernel = dice.choice([kernel for kernel in fleet.kernels if not kernel.calm])
         what = dice.choice(("restart", "restart", "interrupt", "interrupt", "kill", "replace"))
         findings.add("trouble", what)
         if what == "kill":
             fleet.look()
-            process = post.process()
+            process = kernel.process()
             with suppress(psutil.NoSuchProcess):
                 if process is not None:
                     process.kill()
         elif what == "replace":
-            await fleet.add(post.server.home.name, post.spec, calm=False)
-            await fleet.remove(post)
+            await fleet.add(kernel.server.home.name, kernel.spec, calm=False)
+            await fleet.remove(kernel)
         else:
-            reply = await post.server.call("POST", f"/api/kernels/{post.kernel_id}/{what}")
+            reply = await kernel.server.call("POST", f"/api/kernels/{kernel.kernel_id}/{what}")
             # A kernel that is being started again can be neither restarted nor interrupted.
             if reply.status not in {200, 204, 409}:
                 findings.fault("trouble", f"{what}: {reply.status} {reply.body[:300]!r}")
@@ -45,21 +45,23 @@ async def rest(fleet: Fleet, findings: Findings, over: asyncio.Event, seed: str)
     """Ask what frontends ask all the time."""
     dice = random.Random(f"{seed}/rest")
     while not over.is_set():
-        post = dice.choice(fleet.posts)
-        await dice.choice((_models, _status, _specs, _session))(post, findings)
+        kernel = dice.choice(fleet.kernels)
+        await dice.choice((_models, _status, _specs, _session))(kernel, findings)
         await asyncio.sleep(dice.random() * 0.3)
 
 
-async def all_requests(post: Post, findings: Findings) -> None:
+async def all_requests(kernel: SoakKernel, findings: Findings) -> None:
     """Make each request once."""
     for one in (_models, _status, _specs, _session):
-        await one(post, findings)
+        await one(kernel, findings)
     for what in ("interrupt", "restart"):
-        await _ask(post, findings, "POST", f"/api/kernels/{post.kernel_id}/{what}")
+        await _ask(kernel, findings, "POST", f"/api/kernels/{kernel.kernel_id}/{what}")
 
 
-async def _ask(post: Post, findings: Findings, method: str, path: str, body: Any = None) -> Any:
-    reply = await post.server.call(method, path, body)
+async def _ask(
+    kernel: SoakKernel, findings: Findings, method: str, path: str, body: Any = None
+) -> Any:
+    reply = await kernel.server.call(method, path, body)
     findings.add("REST", "answers")
     if not 200 <= reply.status < 300:
         findings.fault("REST", f"{method} {path}: {reply.status} {reply.body[:300]!r}")
@@ -67,21 +69,21 @@ async def _ask(post: Post, findings: Findings, method: str, path: str, body: Any
     return reply.json() if reply.body else None
 
 
-async def _models(post: Post, findings: Findings) -> None:
-    for model in await _ask(post, findings, "GET", "/api/kernels") or []:
+async def _models(kernel: SoakKernel, findings: Findings) -> None:
+    for model in await _ask(kernel, findings, "GET", "/api/kernels") or []:
         if set(model) < _MODEL or model["connections"] < 0:
             findings.fault("REST", f"a model of a kernel: {model}")
 
 
-async def _status(post: Post, findings: Findings) -> None:
-    await _ask(post, findings, "GET", "/api/status")
+async def _status(kernel: SoakKernel, findings: Findings) -> None:
+    await _ask(kernel, findings, "GET", "/api/status")
 
 
-async def _specs(post: Post, findings: Findings) -> None:
-    await _ask(post, findings, "GET", "/api/kernelspecs")
+async def _specs(kernel: SoakKernel, findings: Findings) -> None:
+    await _ask(kernel, findings, "GET", "/api/kernelspecs")
 
 
-async def _session(post: Post, findings: Findings) -> None:
+async def _session(kernel: SoakKernel, findings: Findings) -> None:
     """A document is opened, renamed and closed, its kernel with it."""
     body = {
         "path": f"soak-{random.randbytes(4).hex()}.ipynb",
@@ -89,10 +91,10 @@ async def _session(post: Post, findings: Findings) -> None:
         "type": "notebook",
         "kernel": {"name": "stub"},
     }
-    session = await _ask(post, findings, "POST", "/api/sessions", body)
+    session = await _ask(kernel, findings, "POST", "/api/sessions", body)
     if session is None:
         return
     path = f"/api/sessions/{session['id']}"
-    await _ask(post, findings, "PATCH", path, {"name": "renamed"})
-    await _ask(post, findings, "GET", "/api/sessions")
-    await _ask(post, findings, "DELETE", path)
+    await _ask(kernel, findings, "PATCH", path, {"name": "renamed"})
+    await _ask(kernel, findings, "GET", "/api/sessions")
+    await _ask(kernel, findings, "DELETE", path)

@@ -13,10 +13,10 @@ from pathlib import Path
 import psutil
 
 from tests.soak.findings import Findings
-from tests.soak.vitals import observed_command
+from tests.soak.resource_usage import observed_command
 from tests.support.server import Server
 
-__all__ = ["Fleet", "Post"]
+__all__ = ["Fleet", "SoakKernel"]
 
 STUB = Path(__file__).parents[2] / "benchmarks" / "kernel.py"
 CONNECTION = "--ZMQChannelsWebsocketConnection"
@@ -38,7 +38,7 @@ _COMMON = [
 
 
 @dataclass(eq=False)
-class Post:
+class SoakKernel:
     """One kernel.
 
     Attributes
@@ -84,7 +84,7 @@ class Fleet:
     home: Path
     findings: Findings
     servers: dict[str, Server] = field(default_factory=dict)
-    posts: list[Post] = field(default_factory=list)
+    kernels: list[SoakKernel] = field(default_factory=list)
     pids: set[int] = field(default_factory=set)
 
     async def open(self) -> None:
@@ -99,27 +99,27 @@ class Fleet:
             self.servers[name] = server
         await asyncio.gather(*(asyncio.to_thread(s.start) for s in self.servers.values()))
 
-    async def add(self, server: str, spec: str, *, calm: bool) -> Post:
+    async def add(self, server: str, spec: str, *, calm: bool) -> SoakKernel:
         """Start a kernel."""
         running = self.servers[server]
         kernel_id = await asyncio.to_thread(running.start_kernel, spec)
-        post = Post(running, kernel_id, spec, calm)
-        self.posts.append(post)
+        kernel = SoakKernel(running, kernel_id, spec, calm)
+        self.kernels.append(kernel)
         self.look()
-        return post
+        return kernel
 
-    async def remove(self, post: Post) -> None:
+    async def remove(self, kernel: SoakKernel) -> None:
         """Shut a kernel down."""
         self.look()
-        self.posts.remove(post)
-        post.gone = True
-        reply = await post.server.call("DELETE", f"/api/kernels/{post.kernel_id}")
+        self.kernels.remove(kernel)
+        kernel.gone = True
+        reply = await kernel.server.call("DELETE", f"/api/kernels/{kernel.kernel_id}")
         if reply.status != 204:
             self.findings.fault("fleet", f"DELETE of a kernel: {reply.status} {reply.body!r}")
 
-    def choose(self, dice: random.Random, *, narrow: bool) -> Post:
+    def choose(self, dice: random.Random, *, narrow: bool) -> SoakKernel:
         """A kernel for a client."""
-        return dice.choice([post for post in self.posts if post.narrow is narrow])
+        return dice.choice([kernel for kernel in self.kernels if kernel.narrow is narrow])
 
     def look(self) -> None:
         """Note which processes there are."""

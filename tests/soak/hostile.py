@@ -8,8 +8,18 @@ import struct
 from collections.abc import Awaitable, Callable
 
 from tests.soak.findings import Findings
-from tests.soak.fleet import Fleet, Post
-from tests.soak.wire import BINARY, PING, PONG, TEXT, Closed, Refused, Wire, frame, upgrade
+from tests.soak.fleet import Fleet, SoakKernel
+from tests.soak.raw_websocket import (
+    BINARY,
+    PING,
+    PONG,
+    TEXT,
+    Closed,
+    RawWebsocket,
+    Refused,
+    frame,
+    upgrade,
+)
 
 __all__ = ["Hostile"]
 
@@ -57,14 +67,16 @@ class Hostile:
         self.findings = findings
         self.over = over
         self.dice = random.Random(f"{seed}/{name}")
-        self._do: Callable[[Post], Awaitable[None]] = getattr(self, "_" + name.replace(" ", "_"))
+        self._do: Callable[[SoakKernel], Awaitable[None]] = getattr(
+            self, "_" + name.replace(" ", "_")
+        )
 
     async def run(self) -> None:
         """Do it again and again."""
         while not self.over.is_set():
-            post = self.fleet.choose(self.dice, narrow=self.name != "oversize" and self._coin())
+            kernel = self.fleet.choose(self.dice, narrow=self.name != "oversize" and self._coin())
             try:
-                await self._do(post)
+                await self._do(kernel)
                 self.findings.add("hostile", self.name)
             except (Refused, Closed, ConnectionError):
                 self.findings.add("hostile", f"{self.name}, sent away")
@@ -73,45 +85,45 @@ class Hostile:
     def _coin(self) -> bool:
         return self.dice.random() < 0.5
 
-    def _path(self, post: Post, query: str = "") -> str:
-        return f"/api/kernels/{post.kernel_id}/channels?{query}"
+    def _path(self, kernel: SoakKernel, query: str = "") -> str:
+        return f"/api/kernels/{kernel.kernel_id}/channels?{query}"
 
-    async def _open(self, post: Post, query: str = "") -> Wire:
-        server = post.server
-        return await Wire.open(server.port, self._path(post, query), server.token)
+    async def _open(self, kernel: SoakKernel, query: str = "") -> RawWebsocket:
+        server = kernel.server
+        return await RawWebsocket.open(server.port, self._path(kernel, query), server.token)
 
-    async def _ends(self, wire: Wire, what: str, *codes: int) -> None:
+    async def _ends(self, websocket: RawWebsocket, what: str, *codes: int) -> None:
         """The server has to end it, with one of some codes."""
         try:
             async with asyncio.timeout(PATIENCE):
-                await wire.drain()
+                await websocket.drain()
         except TimeoutError:
             self.findings.fault("hostile", f"{what}: not closed for {PATIENCE:.0f} s")
         except Closed as closed:
             if closed.code not in {0, 1001, 1012, *codes}:
                 self.findings.fault("hostile", f"{what}: closed with {closed}")
         finally:
-            wire.reset()
+            websocket.reset()
 
-    async def _frames(self, post: Post) -> None:
+    async def _frames(self, kernel: SoakKernel) -> None:
         what = self.dice.choice([*_FRAMES])
-        wire = await self._open(post)
-        wire.writer.write(_FRAMES[what])
-        await self._ends(wire, what, 1002, 1003, 1007, 1008)
+        websocket = await self._open(kernel)
+        websocket.writer.write(_FRAMES[what])
+        await self._ends(websocket, what, 1002, 1003, 1007, 1008)
 
-    async def _oversize(self, post: Post) -> None:
-        wire = await self._open(post)
+    async def _oversize(self, kernel: SoakKernel) -> None:
+        websocket = await self._open(kernel)
         head = frame(BINARY, bytes(_TOO_MUCH))[:14]
-        wire.writer.write(head + bytes(self.dice.choice((0, 1000, 100_000))))
-        await self._ends(wire, "a message that is too large", 1009)
+        websocket.writer.write(head + bytes(self.dice.choice((0, 1000, 100_000))))
+        await self._ends(websocket, "a message that is too large", 1009)
 
-    async def _tokens(self, post: Post) -> None:
-        wire = await Wire.dial(post.server.port)
+    async def _tokens(self, kernel: SoakKernel) -> None:
+        websocket = await RawWebsocket.dial(kernel.server.port)
         token = self.dice.choice(("", "wrong", "x" * 5000, "correct-horse"))
-        wire.writer.write(upgrade(post.server.port, self._path(post), token))
+        websocket.writer.write(upgrade(kernel.server.port, self._path(kernel), token))
         try:
             async with asyncio.timeout(PATIENCE):
-                await wire.opened()
+                await websocket.opened()
             self.findings.fault("hostile", f"the token {token[:20]!r} was taken")
         except TimeoutError:
             self.findings.fault("hostile", "a wrong token got no answer")
@@ -119,42 +131,42 @@ class Hostile:
             if refused.status != 403:
                 self.findings.fault("hostile", f"a wrong token got {refused.status}")
         finally:
-            wire.reset()
+            websocket.reset()
 
-    async def _half_open(self, post: Post) -> None:
+    async def _half_open(self, kernel: SoakKernel) -> None:
         """Hold a few connections that say nothing, or half of something."""
-        server = post.server
-        request = upgrade(server.port, self._path(post), server.token)
+        server = kernel.server
+        request = upgrade(server.port, self._path(kernel), server.token)
         held = []
         try:
             for _ in range(20):
-                wire = await Wire.dial(server.port)
-                wire.writer.write(request[: self.dice.randrange(len(request))])
-                held.append(wire)
+                websocket = await RawWebsocket.dial(server.port)
+                websocket.writer.write(request[: self.dice.randrange(len(request))])
+                held.append(websocket)
             await asyncio.sleep(self.dice.random())
         finally:
-            for wire in held:
-                self.dice.choice((wire.reset, wire.hang_up))()
+            for websocket in held:
+                self.dice.choice((websocket.reset, websocket.hang_up))()
 
-    async def _noise(self, post: Post) -> None:
-        wire = await Wire.dial(post.server.port)
-        wire.writer.write(self.dice.randbytes(self.dice.randrange(1, 3000)) + b"\r\n\r\n")
-        await self._ends(wire, "noise")
+    async def _noise(self, kernel: SoakKernel) -> None:
+        websocket = await RawWebsocket.dial(kernel.server.port)
+        websocket.writer.write(self.dice.randbytes(self.dice.randrange(1, 3000)) + b"\r\n\r\n")
+        await self._ends(websocket, "noise")
 
-    async def _liars(self, post: Post) -> None:
+    async def _liars(self, kernel: SoakKernel) -> None:
         """Say that frames have arrived which were never sent, and stop reading."""
-        wire = await self._open(post, f"session_id=liar-{self.dice.randrange(3)}")
+        websocket = await self._open(kernel, f"session_id=liar-{self.dice.randrange(3)}")
         try:
             for _ in range(self.dice.randrange(1, 20)):
-                wire.writer.write(frame(PONG, self.dice.choice(_LIES)))
-                await wire.receive(0.01)
+                websocket.writer.write(frame(PONG, self.dice.choice(_LIES)))
+                await websocket.receive(0.01)
             await asyncio.sleep(self.dice.random())
         finally:
-            wire.reset()
+            websocket.reset()
 
-    async def _queries(self, post: Post) -> None:
-        wire = await self._open(post, self.dice.choice(_QUERIES))
+    async def _queries(self, kernel: SoakKernel) -> None:
+        websocket = await self._open(kernel, self.dice.choice(_QUERIES))
         try:
-            await wire.receive(0.1)
+            await websocket.receive(0.1)
         finally:
-            wire.hang_up()
+            websocket.hang_up()

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from tests.soak.resource_usage import ALLOWED
 from tests.soak.run import Outcome
-from tests.soak.vitals import ALLOWED
 
 __all__ = ["table"]
 

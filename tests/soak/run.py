@@ -8,14 +8,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tests.soak import chaos, vitals
-from tests.soak.book import Book
+from tests.soak import chaos, resource_usage
+from tests.soak.client_profiles import PROFILES, ClientProfile
+from tests.soak.cooperative import CooperativeClient
+from tests.soak.expected import RequestLog
 from tests.soak.findings import Findings
 from tests.soak.fleet import Fleet
 from tests.soak.hostile import Hostile
-from tests.soak.tempers import TEMPERS, Temper
-from tests.soak.visitor import Visitor
-from tests.soak.vitals import Vitals
+from tests.soak.resource_usage import ResourceUsage
 from tests.support.waiting import eventually
 
 __all__ = ["Outcome", "Settings", "soak"]
@@ -43,7 +43,7 @@ class Settings:
         How long clients come and go. The start and the end come on top.
     seed : str
         What the dice start from.
-    tempers : tuple of Temper
+    profiles : tuple of ClientProfile
         Which clients; each in both dialects, on both servers.
     hostile, trouble : bool
         Whether there are hostile clients, and whether something happens to kernels.
@@ -55,7 +55,7 @@ class Settings:
 
     seconds: float = 300.0
     seed: str = "1"
-    tempers: tuple[Temper, ...] = TEMPERS
+    profiles: tuple[ClientProfile, ...] = PROFILES
     hostile: bool = True
     trouble: bool = True
     progress: Callable[[str], None] = print
@@ -68,8 +68,8 @@ class Outcome:
     """What came of it."""
 
     findings: Findings
-    before: dict[str, Vitals] = field(default_factory=dict)
-    after: dict[str, Vitals] = field(default_factory=dict)
+    before: dict[str, ResourceUsage] = field(default_factory=dict)
+    after: dict[str, ResourceUsage] = field(default_factory=dict)
 
 
 async def soak(settings: Settings, home: Path) -> Outcome:
@@ -80,7 +80,7 @@ async def soak(settings: Settings, home: Path) -> Outcome:
         await fleet.open()
         await _warm_up(fleet)
         for name, server in fleet.servers.items():
-            outcome.before[name] = await vitals.at_rest(server)
+            outcome.before[name] = await resource_usage.at_rest(server)
         await _live(settings, fleet, outcome.findings)
         await _balance(fleet, outcome)
         await _stop(fleet, outcome.findings)
@@ -91,16 +91,18 @@ async def soak(settings: Settings, home: Path) -> Outcome:
 
 async def _warm_up(fleet: Fleet) -> None:
     """Let each server make once what it makes once: a kernel, a client, a session, a restart."""
-    quiet, book, over = Findings(), Book(), asyncio.Event()
+    quiet, requests, over = Findings(), RequestLog(), asyncio.Event()
 
     async def once(name: str) -> None:
-        post = await fleet.add(name, "stub", calm=True)
+        kernel = await fleet.add(name, "stub", calm=True)
         for dialect in ("v1", "legacy"):
-            temper, narrow = Temper("warming up", asks=2), name == "narrow"
-            guest = Visitor(temper, dialect, fleet, book, quiet, over, narrow=narrow, seed="0")
-            await guest.visit(post)
-        await chaos.all_requests(post, quiet)
-        await fleet.remove(post)
+            profile, narrow = ClientProfile("warming up", asks=2), name == "narrow"
+            guest = CooperativeClient(
+                profile, dialect, fleet, requests, quiet, over, narrow=narrow, seed="0"
+            )
+            await guest.visit(kernel)
+        await chaos.all_requests(kernel, quiet)
+        await fleet.remove(kernel)
 
     await asyncio.gather(*map(once, fleet.servers))
     assert not quiet.faults, quiet.faults
@@ -110,10 +112,12 @@ async def _live(settings: Settings, fleet: Fleet, findings: Findings) -> None:
     """Let all clients come, and go again."""
     starts = [fleet.add(s, k, calm=calm or not settings.trouble) for s, k, calm in _KERNELS]
     await asyncio.gather(*starts)
-    book, over, quiet = Book(), asyncio.Event(), asyncio.Event()
-    visitors = [
-        Visitor(temper, dialect, fleet, book, findings, over, narrow=narrow, seed=settings.seed)
-        for temper in settings.tempers
+    requests, over, quiet = RequestLog(), asyncio.Event(), asyncio.Event()
+    clients = [
+        CooperativeClient(
+            profile, dialect, fleet, requests, findings, over, narrow=narrow, seed=settings.seed
+        )
+        for profile in settings.profiles
         for dialect in ("v1", "legacy")
         for narrow in (False, True)
     ]
@@ -124,7 +128,7 @@ async def _live(settings: Settings, fleet: Fleet, findings: Findings) -> None:
         kinds = [Hostile(kind, fleet, findings, quiet, settings.seed) for kind in Hostile.KINDS]
         others += [hostile.run() for hostile in kinds]
     async with asyncio.TaskGroup() as group:
-        clients = [group.create_task(visitor.run(), name=visitor.name) for visitor in visitors]
+        clients = [group.create_task(client.run(), name=client.name) for client in clients]
         company = [group.create_task(other) for other in others]
         ticker = group.create_task(_tell(settings, fleet, findings))
         await asyncio.wait(
@@ -168,9 +172,9 @@ async def _balance(fleet: Fleet, outcome: Outcome) -> None:
         connections = await _connections(server)
         if connections:
             outcome.findings.fault(name, f"connections of nobody: {connections}")
-    await asyncio.gather(*map(fleet.remove, list(fleet.posts)))
+    await asyncio.gather(*map(fleet.remove, list(fleet.kernels)))
     for name, server in fleet.servers.items():
-        after = await vitals.settled(server, outcome.before[name], 15.0)
+        after = await resource_usage.settled(server, outcome.before[name], 15.0)
         outcome.after[name] = after
         for more in after.above(outcome.before[name]):
             outcome.findings.fault(name, f"left over: {more}")
@@ -179,7 +183,7 @@ async def _balance(fleet: Fleet, outcome: Outcome) -> None:
             outcome.findings.fault(name, f"kernels of nobody: {left.json()}")
 
 
-async def _connections(server: vitals.Server) -> dict[str, int]:
+async def _connections(server: resource_usage.Server) -> dict[str, int]:
     """Websockets that the server believes to be there, once it had time to notice."""
     deadline = time.monotonic() + 20.0
     while True:
@@ -203,8 +207,11 @@ async def _stop(fleet: Fleet, findings: Findings) -> None:
             findings.fault(name, f"its log: {dirty}")
     try:
         await asyncio.to_thread(
-            eventually, lambda: not vitals.survivors(fleet.pids), "all processes have ended", 15.0
+            eventually,
+            lambda: not resource_usage.survivors(fleet.pids),
+            "all processes have ended",
+            15.0,
         )
     except AssertionError:
-        alive = vitals.survivors(fleet.pids)
+        alive = resource_usage.survivors(fleet.pids)
         findings.fault("fleet", f"processes that outlive their server: {alive}")

@@ -18,7 +18,7 @@ from tests.support.dialects import CODECS
 from tests.support.server import TOKEN, Server
 from tests.support.waiting import TIMEOUT, eventually
 
-__all__ = ["Heard", "Honest", "Wire", "honest", "open_files", "unharmed"]
+__all__ = ["Heard", "Honest", "RawConnection", "honest", "open_files", "unharmed"]
 
 # Descriptors that the server may have opened for itself meanwhile. Attackers hold hundreds.
 OWN_FILES = 4
@@ -35,20 +35,20 @@ class Heard:
     ended: bool = False
 
 
-class Wire:
+class RawConnection:
     """A connection on which any bytes may be sent."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.reader, self.writer = reader, writer
 
     @classmethod
-    async def dial(cls, server: Server) -> Wire:
+    async def dial(cls, server: Server) -> RawConnection:
         return cls(*await asyncio.open_connection("127.0.0.1", server.port))
 
     @classmethod
     async def upgrade(
         cls, server: Server, kernel: str, dialect: str = "v1", query: str = ""
-    ) -> Wire:
+    ) -> RawConnection:
         """Open a websocket."""
         wire = await cls.dial(server)
         lines = [

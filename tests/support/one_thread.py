@@ -22,7 +22,7 @@ import zmq
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from tests.support.puppet import Puppet, protocol
+from tests.support.scripted_kernel import ScriptedKernel, protocol
 
 
 class Stdout(io.TextIOBase):
@@ -36,7 +36,7 @@ class Stdout(io.TextIOBase):
         return len(text)
 
 
-class OneThread(Puppet):
+class OneThread(ScriptedKernel):
     """Runs Python, one request at a time."""
 
     def __init__(self, info: dict[str, Any]) -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from kbridge.kernels.attached.attached import AttachedKernel
 from tests.kernels.conftest import FakeHub
-from tests.support.heart import Heart
+from tests.support.heartbeat_kernel import HeartbeatKernel
 
 LOUD = 20
 # As in tests/link/test_heartbeat.py: long enough for a loaded machine.
@@ -16,8 +16,8 @@ BEATS = {"heartbeat_interval": 0.005, "heartbeat_misses": 40}
 PORTS = {"shell_port": 1, "iopub_port": 2, "stdin_port": 3, "control_port": 4}
 
 
-def attached(heart: Heart | int | None) -> AttachedKernel:
-    port = heart.port if isinstance(heart, Heart) else heart
+def attached(heart: HeartbeatKernel | int | None) -> AttachedKernel:
+    port = heart.port if isinstance(heart, HeartbeatKernel) else heart
     info = {**PORTS, "hb_port": port, "ip": "127.0.0.1", "key": "k"}
     return AttachedKernel("k", "theirs", info, source="a file")
 
@@ -28,7 +28,7 @@ async def until(condition: Callable[[], Any]) -> None:
             await asyncio.sleep(BEATS["heartbeat_interval"])
 
 
-async def beats(heart: Heart, count: int = 5) -> None:
+async def beats(heart: HeartbeatKernel, count: int = 5) -> None:
     enough = heart.asked + count
     await until(lambda: heart.asked >= enough)
 
@@ -41,8 +41,8 @@ async def silence(manager) -> None:
 
 
 @pytest.fixture
-async def heart() -> AsyncIterator[Heart]:
-    made = Heart()
+async def heart() -> AsyncIterator[HeartbeatKernel]:
+    made = HeartbeatKernel()
     yield made
     await made.end()
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Container
 from dataclasses import dataclass, field
 
-__all__ = ["Book", "Cell", "Request"]
+__all__ = ["Cell", "Request", "RequestLog"]
 
 
 @dataclass(slots=True)
@@ -33,7 +33,7 @@ class Request:
     kernel: str = ""
 
 
-class Book:
+class RequestLog:
     """All requests of all clients; what is long over is forgotten."""
 
     def __init__(self, limit: int = 20_000) -> None:

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from tests.soak.book import Book, Request
+from tests.soak.expected import Request, RequestLog
 from tests.soak.findings import Findings
-from tests.soak.ledger import Ledger
+from tests.soak.session_check import SessionCheck
 
 SIZE = 20
 _IDS = itertools.count()
@@ -43,28 +43,30 @@ def marker(count: int) -> dict[str, Any]:
 
 
 class Hearing:
-    """A client that asked for six lines, and what its ledger says of what it heard."""
+    """A client that asked for six lines, and what its check says of what it heard."""
 
     def __init__(
         self, *, calm: bool = True, asked_by: str = "me", since: bool = False, narrow: bool = False
     ) -> None:
         self.findings = Findings()
-        book = Book()
-        book.add(Request("r", asked_by, 6, SIZE))
-        self.ledger = Ledger("me", "me", book, self.findings, calm=calm, since=since, narrow=narrow)
-        self.ledger.connected()
+        requests = RequestLog()
+        requests.add(Request("r", asked_by, 6, SIZE))
+        self.check = SessionCheck(
+            "me", "me", requests, self.findings, calm=calm, since=since, narrow=narrow
+        )
+        self.check.connected()
 
     def hear(self, *messages: dict[str, Any] | str | bytes) -> list[str]:
         """Messages; "again" for a reconnect, bytes for a ping. Gives what is wrong."""
         for one in messages:
             if one == "again":
-                self.ledger.connected()
+                self.check.connected()
             elif isinstance(one, bytes):
-                self.ledger.ping(one)
+                self.check.ping(one)
             else:
                 assert isinstance(one, dict)
-                self.ledger.take(one)
-        self.ledger.settle()
+                self.check.take(one)
+        self.check.settle()
         return [fault.partition("me: ")[2] for fault in self.findings.faults]
 
 

@@ -12,17 +12,17 @@ from pathlib import Path
 from tests.support.server import _COMMAND, Server, free_port
 from tests.support.waiting import TIMEOUT, eventually
 
-__all__ = ["LastingServer"]
+__all__ = ["RestartableServer"]
 
 
-class LastingServer(Server):
+class RestartableServer(Server):
     """Like `Server`, but with one port and one log for all its lives."""
 
     def __init__(self, home: Path, *args: str, env: Mapping[str, str] | None = None) -> None:
         super().__init__(home, *args, env=env, command=_COMMAND)
         self.port = free_port()
 
-    def start(self, *args: str) -> LastingServer:
+    def start(self, *args: str) -> RestartableServer:
         """Start it, for the first time or again; `args` are for this life only."""
         self.launch(*args)
         port = self.port

@@ -18,10 +18,10 @@ import re
 from collections import deque
 from typing import Any
 
-from tests.soak.book import Book, Cell
+from tests.soak.expected import Cell, RequestLog
 from tests.soak.findings import Findings
 
-__all__ = ["Ledger"]
+__all__ = ["SessionCheck"]
 
 MARKER = re.compile(
     r"\[kbridge: (?:([\d,]+) messages?\b.* of output w(?:as|ere) dropped|.*\bmissing here)"
@@ -32,7 +32,7 @@ _CELLS = 2_000  # requests that are remembered
 _SLACK = 200  # messages that a marker may count beyond lines: statuses, replies to others
 
 
-class Ledger:
+class SessionCheck:
     """What one session of one client hears of one kernel.
 
     Parameters
@@ -41,7 +41,7 @@ class Ledger:
         For the findings.
     session : str
         Its session_id.
-    book, findings
+    requests, findings
         Shared by all.
     kernel : str
         Whom it listens to.
@@ -58,7 +58,7 @@ class Ledger:
         self,
         who: str,
         session: str,
-        book: Book,
+        requests: RequestLog,
         findings: Findings,
         *,
         calm: bool,
@@ -81,7 +81,7 @@ class Ledger:
         self._restarted = False  # whether this connection began with the oldest that is held
         self.unknown = 0  # markers that could not say how much
         self.messages = self.lines = self.twice = 0
-        self._book = book
+        self._requests = requests
         self._findings = findings
         self._ids: set[str] = set()
         self._order: deque[str] = deque()
@@ -108,7 +108,7 @@ class Ledger:
         """What was heard of a request; None if it is nobody's here."""
         cell = self.cells.get(msg_id)
         if cell is None:
-            request = self._book.get(msg_id)
+            request = self._requests.get(msg_id)
             if request is None:
                 return None
             cell = self.cells[msg_id] = Cell(request)
@@ -320,7 +320,7 @@ class Ledger:
                 f"{self.missing:,} lines are missing, and markers account for {self.marked:,}"
             )
         # Of some requests not even what carries state is held any more: never heard of.
-        unheard = self._book.lines_of_others(self.kernel, self.cells)
+        unheard = self._requests.lines_of_others(self.kernel, self.cells)
         if self.calm and self._marked_once > self.missing + self._unsure + unheard + _SLACK:
             self.fault(
                 f"markers count {self._marked_once:,}, but {self.missing:,} lines are missing and"

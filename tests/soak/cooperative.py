@@ -7,16 +7,16 @@ import random
 import uuid
 from typing import Any
 
-from tests.soak.asks import code_for
-from tests.soak.book import Book, Request
+from tests.soak.client_profiles import ClientProfile
+from tests.soak.expected import Request, RequestLog
 from tests.soak.findings import Findings
-from tests.soak.fleet import Fleet, Post
-from tests.soak.ledger import Ledger
-from tests.soak.tempers import Temper
-from tests.soak.wire import PING, TEXT, Closed, Refused, Wire, upgrade
+from tests.soak.fleet import Fleet, SoakKernel
+from tests.soak.raw_websocket import PING, TEXT, Closed, RawWebsocket, Refused, upgrade
+from tests.soak.session_check import SessionCheck
+from tests.soak.workloads import code_for
 from tests.support.dialects import CODECS
 
-__all__ = ["Visitor"]
+__all__ = ["CooperativeClient"]
 
 STALL = 20.0  # seconds without a frame after which an answer counts as lost
 QUIET = 1.0  # seconds without a frame after which all has come
@@ -31,12 +31,12 @@ class _Left(Exception):
     """There is no more to do at this kernel."""
 
 
-class Visitor:
+class CooperativeClient:
     """One client.
 
     Parameters
     ----------
-    temper, dialect, narrow
+    profile, dialect, narrow
         Of what kind, in which dialect, on which server.
     seed : str
         What its dice start from.
@@ -46,26 +46,26 @@ class Visitor:
 
     def __init__(
         self,
-        temper: Temper,
+        profile: ClientProfile,
         dialect: str,
         fleet: Fleet,
-        book: Book,
+        requests: RequestLog,
         findings: Findings,
         over: asyncio.Event,
         *,
         narrow: bool,
         seed: str,
     ) -> None:
-        self.temper = temper
+        self.profile = profile
         self.dialect = dialect
         self.narrow = narrow
-        self.name = f"{temper.name}, {dialect}" + (", narrow" if narrow else "")
+        self.name = f"{profile.name}, {dialect}" + (", narrow" if narrow else "")
         self.dice = random.Random(f"{seed}/{self.name}")
         self.fleet = fleet
-        self.book = book
+        self.requests = requests
         self.findings = findings
         self.over = over
-        self.ghosts: list[Wire] = []
+        self.abandoned: list[RawWebsocket] = []
 
     async def run(self) -> None:
         """Visit one kernel after the other."""
@@ -73,43 +73,43 @@ class Visitor:
             while not self.over.is_set():
                 await self.visit(self.fleet.choose(self.dice, narrow=self.narrow))
         finally:
-            for ghost in self.ghosts:
-                ghost.reset()
+            for websocket in self.abandoned:
+                websocket.reset()
 
-    async def visit(self, post: Post) -> None:
+    async def visit(self, kernel: SoakKernel) -> None:
         """Visit one kernel, and go again."""
-        await _Visit(self, post).run()
+        await _KernelVisit(self, kernel).run()
         self.count("visits")
 
     def count(self, what: str, count: int = 1) -> None:
-        self.findings.add(self.temper.name, what, count)
+        self.findings.add(self.profile.name, what, count)
 
-    def haunt(self, wire: Wire) -> None:
+    def abandon(self, websocket: RawWebsocket) -> None:
         """Leave a connection open that is read no more."""
-        self.ghosts.append(wire)
-        if len(self.ghosts) > 3:
-            self.ghosts.pop(0).reset()
+        self.abandoned.append(websocket)
+        if len(self.abandoned) > 3:
+            self.abandoned.pop(0).reset()
 
 
-class _Visit:
+class _KernelVisit:
     """A client at one kernel, under one session_id."""
 
-    def __init__(self, visitor: Visitor, post: Post) -> None:
-        self.v = visitor
-        self.post = post
-        self.dice = visitor.dice
+    def __init__(self, client: CooperativeClient, kernel: SoakKernel) -> None:
+        self.client = client
+        self.kernel = kernel
+        self.dice = client.dice
         self.session = uuid.UUID(int=self.dice.getrandbits(128)).hex
-        self.ledger = Ledger(
-            f"{visitor.name} on {post}",
+        self.check = SessionCheck(
+            f"{client.name} on {kernel}",
             self.session,
-            visitor.book,
-            visitor.findings,
-            kernel=post.kernel_id,
-            calm=post.calm,
-            since=visitor.temper.since,
-            narrow=post.narrow,
+            client.requests,
+            client.findings,
+            kernel=kernel.kernel_id,
+            calm=kernel.calm,
+            since=client.profile.since,
+            narrow=kernel.narrow,
         )
-        self.asks = self.dice.randint(1, visitor.temper.asks)
+        self.asks = self.dice.randint(1, client.profile.asks)
         self.pending: Request | None = None
         self.probe: Request | None = None
         self.question: dict[str, Any] | None = None  # what the pending request asks
@@ -123,143 +123,143 @@ class _Visit:
         back = False
         try:
             while True:
-                wire = await self._open(back)
-                self.v.count("connections")
+                websocket = await self._open(back)
+                self.client.count("connections")
                 back = True
-                self.ledger.connected()
+                self.check.connected()
                 try:
-                    await self._talk(wire)
+                    await self._talk(websocket)
                 except _Died:
-                    self.v.count("deaths")
+                    self.client.count("deaths")
                     self.probe = None  # it may not have arrived
                     if self.pending is not None and not self._heard(self.pending):
                         self.doubtful = True
                     await asyncio.sleep(self.dice.choice((0, 0.02, 0.1, 0.3, 1.0)))
                 finally:
-                    if wire not in self.v.ghosts:
-                        wire.drop()
+                    if websocket not in self.client.abandoned:
+                        websocket.drop()
         except _Left:
             pass
         except Refused as refused:
-            if not (refused.status == 404 and self.post.gone):
-                self.ledger.fault(f"the upgrade was answered with {refused.status}")
+            if not (refused.status == 404 and self.kernel.gone):
+                self.check.fault(f"the upgrade was answered with {refused.status}")
         except Closed as closed:
             # A server that was not read from ends the connection without a word.
-            if not (self.post.gone and closed.code in {0, *_GONE}):
-                self.ledger.fault(f"the server closed: {closed}")
+            if not (self.kernel.gone and closed.code in {0, *_GONE}):
+                self.check.fault(f"the server closed: {closed}")
         finally:
             if self.whole:
-                self.ledger.settle()
+                self.check.settle()
             for what in ("messages", "lines", "twice", "missing", "marked"):
-                self.v.count(what, getattr(self.ledger, what))
+                self.client.count(what, getattr(self.check, what))
 
     # -- connections ------------------------------------------------------------------------
 
     def _path(self, back: bool) -> str:
-        last = self.ledger.last_id if back and self.v.temper.since else ""
+        last = self.check.last_id if back and self.client.profile.since else ""
         since = f"&since={last}" if last else ""
-        return f"/api/kernels/{self.post.kernel_id}/channels?session_id={self.session}{since}"
+        return f"/api/kernels/{self.kernel.kernel_id}/channels?session_id={self.session}{since}"
 
-    async def _open(self, back: bool) -> Wire:
-        server, path = self.post.server, self._path(back)
-        if self.v.temper.life:
-            self._dies_at = self.ledger.messages + int(
-                1 + self.dice.expovariate(1 / self.v.temper.life)
+    async def _open(self, back: bool) -> RawWebsocket:
+        server, path = self.kernel.server, self._path(back)
+        if self.client.profile.life:
+            self._dies_at = self.check.messages + int(
+                1 + self.dice.expovariate(1 / self.client.profile.life)
             )
         try:
             async with asyncio.timeout(STALL):
-                wire = await Wire.open(
-                    server.port, path, server.token, self.v.dialect, self.v.temper.window
+                websocket = await RawWebsocket.open(
+                    server.port, path, server.token, self.client.dialect, self.client.profile.window
                 )
         except TimeoutError:
-            self.ledger.fault("the upgrade was not answered")
+            self.check.fault("the upgrade was not answered")
             raise _Left from None
-        wire.bite = self.v.temper.bite
-        wire.pause = self._pause
-        return wire
+        websocket.bite = self.client.profile.bite
+        websocket.pause = self._pause
+        return websocket
 
     def _pause(self) -> float:
-        if self.v.over.is_set():
+        if self.client.over.is_set():
             return 0.0
-        return self.dice.random() * self.v.temper.pause
+        return self.dice.random() * self.client.profile.pause
 
-    async def _die(self, wire: Wire) -> None:
-        how = self.dice.choice(self.v.temper.deaths)
-        self.ledger.deaths.append(how)
+    async def _die(self, websocket: RawWebsocket) -> None:
+        how = self.dice.choice(self.client.profile.deaths)
+        self.check.deaths.append(how)
         if how == "silence":
-            self.v.haunt(wire)
+            self.client.abandon(websocket)
         elif how == "fin":
-            wire.hang_up()
+            websocket.hang_up()
         elif how == "close":
-            await self._say_goodbye(wire)
+            await self._say_goodbye(websocket)
         else:
             if how == "half frame":
-                wire.half_frame()
-            wire.reset()
+                websocket.half_frame()
+            websocket.reset()
         if how in {"half request", "unread 101"}:
             await self._die_again(how)
         raise _Died
 
-    async def _catch_up(self, wire: Wire) -> bool:
+    async def _catch_up(self, websocket: RawWebsocket) -> bool:
         """Read until nothing comes any more; whether that was reached.
 
         Who has fallen off the journal hears first what carries state, the last answer among it,
         and only then the marker and what is left.
         """
         for _ in range(5_000):
-            got = await wire.receive(QUIET)
+            got = await websocket.receive(QUIET)
             if got is None:
                 return True
             self._note(got)
         return False
 
-    async def _say_goodbye(self, wire: Wire) -> None:
+    async def _say_goodbye(self, websocket: RawWebsocket) -> None:
         """Close as RFC 6455 wants it; what comes before the server's close frame counts."""
-        wire.begin_close()
-        wire.pause = lambda: 0.0  # megabytes may be on their way
+        websocket.begin_close()
+        websocket.pause = lambda: 0.0  # megabytes may be on their way
         try:
             deadline = asyncio.get_running_loop().time() + STALL
             while asyncio.get_running_loop().time() < deadline:
-                got = await wire.receive(STALL)
+                got = await websocket.receive(STALL)
                 if got is None:
                     break
                 self._note(got)
-            self.ledger.fault(f"a close was not answered for {STALL:.0f} s")
+            self.check.fault(f"a close was not answered for {STALL:.0f} s")
         except Closed as closed:
             # Of a reader that is behind, what is on its way is dropped, the close frame too.
             if closed.code not in {0, 1000, *_GONE}:
-                self.ledger.fault(f"a close was answered with {closed}")
+                self.check.fault(f"a close was answered with {closed}")
             self.whole = closed.code == 1000
-        wire.hang_up()
+        websocket.hang_up()
 
     async def _die_again(self, how: str) -> None:
         """Come back, and go in the middle of the handshake."""
-        server = self.post.server
-        request = upgrade(server.port, self._path(True), server.token, self.v.dialect)
-        wire = await Wire.dial(server.port, self.v.dialect)
-        wire.writer.write(request[: len(request) // 2] if how == "half request" else request)
+        server = self.kernel.server
+        request = upgrade(server.port, self._path(True), server.token, self.client.dialect)
+        websocket = await RawWebsocket.dial(server.port, self.client.dialect)
+        websocket.writer.write(request[: len(request) // 2] if how == "half request" else request)
         await asyncio.sleep(self.dice.choice((0, 0, 0.005)))
-        wire.reset()
+        websocket.reset()
 
     # -- talking ----------------------------------------------------------------------------
 
-    async def _talk(self, wire: Wire) -> None:
+    async def _talk(self, websocket: RawWebsocket) -> None:
         clock = asyncio.get_running_loop().time
         heard = clock()
         ask_at = heard + self._think()
-        if self.v.temper.since:
-            self._answer(wire)  # it will not be asked again, and the answer may be lost
-        self._progress(wire)
+        if self.client.profile.since:
+            self._answer(websocket)  # it will not be asked again, and the answer may be lost
+        self._progress(websocket)
         while True:
             if self.pending is None and clock() >= ask_at:
-                if self._asked >= self.asks or self.v.over.is_set():
-                    caught_up = not self.post.narrow or await self._catch_up(wire)
-                    await self._say_goodbye(wire)
+                if self._asked >= self.asks or self.client.over.is_set():
+                    caught_up = not self.kernel.narrow or await self._catch_up(websocket)
+                    await self._say_goodbye(websocket)
                     self.whole = self.whole and caught_up
                     raise _Left
-                self._ask(wire)
+                self._ask(websocket)
             due = heard + STALL if self.pending else min(ask_at, clock() + 0.5)
-            got = await wire.receive(max(0.01, due - clock()))
+            got = await websocket.receive(max(0.01, due - clock()))
             if got is None:
                 if self.pending is not None:
                     await self._stalled(clock() - heard)
@@ -267,87 +267,87 @@ class _Visit:
             if got[0] != PING:
                 heard = clock()
             was = self.pending
-            self._note(got, wire)
+            self._note(got, websocket)
             if was is not None and self.pending is None:
                 ask_at = heard + self._think()
-            if self._dies_at and self.ledger.messages >= self._dies_at:
-                await self._die(wire)
+            if self._dies_at and self.check.messages >= self._dies_at:
+                await self._die(websocket)
 
-    def _answer(self, wire: Wire) -> None:
+    def _answer(self, websocket: RawWebsocket) -> None:
         if self.question is not None:
-            self._send(wire, "input_reply", {"value": "yes"}, "stdin", self.question)
+            self._send(websocket, "input_reply", {"value": "yes"}, "stdin", self.question)
 
     def _think(self) -> float:
-        if self.v.over.is_set():
+        if self.client.over.is_set():
             return 0.0
-        return self.dice.random() * (0.3 if self.v.temper.talks else 3.0)
+        return self.dice.random() * (0.3 if self.client.profile.talks else 3.0)
 
-    def _note(self, got: tuple[int, bytes], wire: Wire | None = None) -> None:
+    def _note(self, got: tuple[int, bytes], websocket: RawWebsocket | None = None) -> None:
         opcode, payload = got
         if opcode == PING:
-            self.ledger.ping(payload)
+            self.check.ping(payload)
             return
         data: Any = payload.decode() if opcode == TEXT else payload
-        msg = CODECS[self.v.dialect].decode(data)
-        self.ledger.take(msg)
+        msg = CODECS[self.client.dialect].decode(data)
+        self.check.take(msg)
         if msg["header"]["msg_type"] == "input_request":
             self.question = msg["header"]
-            if wire is not None:
-                self._answer(wire)
-        if wire is None:
+            if websocket is not None:
+                self._answer(websocket)
+        if websocket is None:
             return
-        self._progress(wire)
+        self._progress(websocket)
 
-    def _progress(self, wire: Wire) -> None:
+    def _progress(self, websocket: RawWebsocket) -> None:
         """Whether what was asked is answered, or never will be."""
         if self.pending is None:
-            self.restarts = self.ledger.restarts
+            self.restarts = self.check.restarts
             return
         if self._done(self.pending):
-            self.v.count("requests")
+            self.client.count("requests")
             self.pending = self.probe = self.question = None
             self.doubtful = False
-        elif self.ledger.restarts > self.restarts:
-            self.restarts, self.doubtful = self.ledger.restarts, True
-            self.probe = self._request(wire, "kernel_info_request", {})
+        elif self.check.restarts > self.restarts:
+            self.restarts, self.doubtful = self.check.restarts, True
+            self.probe = self._request(websocket, "kernel_info_request", {})
         elif self.probe is not None and self._done(self.probe):
             if not self.doubtful:
-                self.ledger.fault(f"{self.pending.msg_id} was not answered, a later one was")
-            self.v.count("requests given up")
+                self.check.fault(f"{self.pending.msg_id} was not answered, a later one was")
+            self.client.count("requests given up")
             self.pending = self.probe = self.question = None
         elif self.probe is None and self.doubtful:
-            self.probe = self._request(wire, "kernel_info_request", {})
+            self.probe = self._request(websocket, "kernel_info_request", {})
 
     def _done(self, request: Request) -> bool:
-        cell = self.ledger.cells.get(request.msg_id)
+        cell = self.check.cells.get(request.msg_id)
         return cell is not None and cell.done
 
     def _heard(self, request: Request) -> bool:
-        return request.msg_id in self.ledger.cells
+        return request.msg_id in self.check.cells
 
     async def _stalled(self, quiet: float) -> None:
         assert self.pending is not None
-        reply = await self.post.server.call("GET", f"/api/kernels/{self.post.kernel_id}")
-        cell = self.ledger.cells.get(self.pending.msg_id)
+        reply = await self.kernel.server.call("GET", f"/api/kernels/{self.kernel.kernel_id}")
+        cell = self.check.cells.get(self.pending.msg_id)
         known = f"seen {sorted(cell.seen)}, line {cell.next}" if cell else "never heard of"
-        self.ledger.fault(
+        self.check.fault(
             f"nothing for {quiet:.0f} s, while {self.pending.msg_id} is under way:"
-            f" {known}; deaths: {self.ledger.deaths[-3:]}; question: {self.question is not None};"
+            f" {known}; deaths: {self.check.deaths[-3:]}; question: {self.question is not None};"
             f" {reply.body.decode()}"
         )
         raise _Left
 
     # -- asking -----------------------------------------------------------------------------
 
-    def _ask(self, wire: Wire) -> None:
+    def _ask(self, websocket: RawWebsocket) -> None:
         self._asked += 1
-        self.restarts = self.ledger.restarts
+        self.restarts = self.check.restarts
         self.probe, self.doubtful = None, False
-        if not self.v.temper.talks or self.dice.random() < 0.2:
-            self.pending = self._request(wire, "kernel_info_request", {})
+        if not self.client.profile.talks or self.dice.random() < 0.2:
+            self.pending = self._request(websocket, "kernel_info_request", {})
             return
         lines, size = self.dice.randint(1, 1000), self.dice.randint(20, 250)
-        code = code_for(self.post.spec, self.dice, lines, size)
+        code = code_for(self.kernel.spec, self.dice, lines, size)
         content = {
             "code": code,
             "silent": False,
@@ -356,17 +356,24 @@ class _Visit:
             "allow_stdin": True,
             "stop_on_error": False,
         }
-        self.pending = self._request(wire, "execute_request", content, lines, size)
+        self.pending = self._request(websocket, "execute_request", content, lines, size)
 
     def _request(
-        self, wire: Wire, msg_type: str, content: dict[str, Any], lines: int = 0, size: int = 0
+        self,
+        websocket: RawWebsocket,
+        msg_type: str,
+        content: dict[str, Any],
+        lines: int = 0,
+        size: int = 0,
     ) -> Request:
-        msg_id = self._send(wire, msg_type, content)
-        return self.v.book.add(Request(msg_id, self.session, lines, size, self.post.kernel_id))
+        msg_id = self._send(websocket, msg_type, content)
+        return self.client.requests.add(
+            Request(msg_id, self.session, lines, size, self.kernel.kernel_id)
+        )
 
     def _send(
         self,
-        wire: Wire,
+        websocket: RawWebsocket,
         msg_type: str,
         content: dict[str, Any],
         channel: str = "shell",
@@ -381,7 +388,7 @@ class _Visit:
             "date": "2026-01-01T00:00:00.000000Z",
             "version": "5.3",
         }
-        wire.send(
+        websocket.send(
             {
                 "channel": channel,
                 "header": header,

@@ -8,22 +8,22 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import Any
 
-from tests.soak.wire import Closed, Wire, upgrade
+from tests.soak.raw_websocket import Closed, RawWebsocket, upgrade
 from tests.support.server import Server
 from tests.support.waiting import TIMEOUT
 
-__all__ = ["MANNERS", "Manner", "is_blocked"]
+__all__ = ["SCENARIOS", "Scenario", "is_blocked"]
 
-Manner = Callable[[Server, str], Awaitable[None]]
-MANNERS: dict[str, Manner] = {}
+Scenario = Callable[[Server, str], Awaitable[None]]
+SCENARIOS: dict[str, Scenario] = {}
 """By name; each takes a server and the id of a kernel (of benchmarks/kernel.py)."""
 
 # Who comes back is known by it; a few, so that what the server remembers of them is soon full.
 _SESSIONS = [uuid.uuid4().hex for _ in range(3)]
 
 
-def _manner(visit: Manner) -> Manner:
-    MANNERS[visit.__name__.strip("_").replace("_", " ")] = visit
+def _scenario(visit: Scenario) -> Scenario:
+    SCENARIOS[visit.__name__.strip("_").replace("_", " ")] = visit
     return visit
 
 
@@ -50,108 +50,110 @@ def command(**what: Any) -> dict[str, Any]:
     return request("execute_request", code=json.dumps(what), silent=False)
 
 
-async def _open(server: Server, kernel_id: str, session: str = "", dialect: str = "v1") -> Wire:
-    return await Wire.open(server.port, path_of(kernel_id, session), server.token, dialect)
+async def _open(
+    server: Server, kernel_id: str, session: str = "", dialect: str = "v1"
+) -> RawWebsocket:
+    return await RawWebsocket.open(server.port, path_of(kernel_id, session), server.token, dialect)
 
 
-async def _answered(wire: Wire, message: dict[str, Any]) -> None:
+async def _answered(websocket: RawWebsocket, message: dict[str, Any]) -> None:
     """Send a request, and read until its idle."""
-    wire.send(message)
+    websocket.send(message)
     msg_id = message["header"]["msg_id"]
     while True:
-        got = await wire.receive(TIMEOUT)
+        got = await websocket.receive(TIMEOUT)
         assert got is not None, f"no answer to {message} for {TIMEOUT:.0f} s"
         opcode, payload = got
         if opcode > 2:  # a ping
             continue
-        came = wire.codec.decode(payload.decode() if opcode == 1 else payload)
+        came = websocket.codec.decode(payload.decode() if opcode == 1 else payload)
         if came["parent_header"].get("msg_id") != msg_id:
             continue
         if came["content"].get("execution_state") == "idle":
             return
 
 
-async def _closed(wire: Wire) -> None:
+async def _closed(websocket: RawWebsocket) -> None:
     """Close as RFC 6455 wants it, and wait for the answer."""
-    wire.begin_close()
+    websocket.begin_close()
     with suppress(Closed):
-        await wire.drain()
-    wire.hang_up()
+        await websocket.drain()
+    websocket.hang_up()
 
 
-@_manner
+@_scenario
 async def _closes(server: Server, kernel_id: str) -> None:
     await _closed(await _open(server, kernel_id))
 
 
-@_manner
+@_scenario
 async def _asks_and_closes(server: Server, kernel_id: str) -> None:
     for dialect in ("v1", "legacy"):
-        wire = await _open(server, kernel_id, _SESSIONS[0], dialect)
-        await _answered(wire, command(echo="hello"))
-        await _closed(wire)
+        websocket = await _open(server, kernel_id, _SESSIONS[0], dialect)
+        await _answered(websocket, command(echo="hello"))
+        await _closed(websocket)
 
 
-@_manner
+@_scenario
 async def _asks_and_resets(server: Server, kernel_id: str) -> None:
-    wire = await _open(server, kernel_id, _SESSIONS[1])
-    await _answered(wire, command(echo="hello"))
-    wire.reset()
+    websocket = await _open(server, kernel_id, _SESSIONS[1])
+    await _answered(websocket, command(echo="hello"))
+    websocket.reset()
 
 
-@_manner
+@_scenario
 async def _resets_before_the_answer(server: Server, kernel_id: str) -> None:
-    wire = await _open(server, kernel_id, _SESSIONS[2])
-    wire.send(command(flood=20, size=100))
-    await wire.writer.drain()
-    wire.reset()
+    websocket = await _open(server, kernel_id, _SESSIONS[2])
+    websocket.send(command(flood=20, size=100))
+    await websocket.writer.drain()
+    websocket.reset()
 
 
-@_manner
+@_scenario
 async def _hangs_up(server: Server, kernel_id: str) -> None:
     (await _open(server, kernel_id)).hang_up()
 
 
-@_manner
+@_scenario
 async def _resets_in_mid_frame(server: Server, kernel_id: str) -> None:
-    wire = await _open(server, kernel_id)
-    wire.half_frame()
-    await wire.writer.drain()
-    wire.reset()
+    websocket = await _open(server, kernel_id)
+    websocket.half_frame()
+    await websocket.writer.drain()
+    websocket.reset()
 
 
-@_manner
+@_scenario
 async def _sends_half_of_a_handshake(server: Server, kernel_id: str) -> None:
     whole = upgrade(server.port, path_of(kernel_id), server.token)
-    wire = await Wire.dial(server.port)
-    wire.writer.write(whole[: len(whole) // 2])
-    await wire.writer.drain()
-    wire.reset()
+    websocket = await RawWebsocket.dial(server.port)
+    websocket.writer.write(whole[: len(whole) // 2])
+    await websocket.writer.drain()
+    websocket.reset()
 
 
-@_manner
+@_scenario
 async def _does_not_wait_for_the_handshake(server: Server, kernel_id: str) -> None:
-    wire = await Wire.dial(server.port)
-    wire.writer.write(upgrade(server.port, path_of(kernel_id, _SESSIONS[0]), server.token))
-    await wire.writer.drain()
-    wire.reset()
+    websocket = await RawWebsocket.dial(server.port)
+    websocket.writer.write(upgrade(server.port, path_of(kernel_id, _SESSIONS[0]), server.token))
+    await websocket.writer.drain()
+    websocket.reset()
 
 
-@_manner
+@_scenario
 async def _is_sent_away(server: Server, kernel_id: str) -> None:
-    wire = await Wire.dial(server.port)
-    wire.writer.write(upgrade(server.port, path_of(kernel_id), "wrong"))
-    await wire.reader.readuntil(b"\r\n\r\n")
-    wire.reset()
+    websocket = await RawWebsocket.dial(server.port)
+    websocket.writer.write(upgrade(server.port, path_of(kernel_id), "wrong"))
+    await websocket.reader.readuntil(b"\r\n\r\n")
+    websocket.reset()
 
 
-@_manner
+@_scenario
 async def _talks_nonsense(server: Server, kernel_id: str) -> None:
-    wire = await _open(server, kernel_id)
-    wire.writer.write(b"\xf2\xff" + bytes(100))
+    websocket = await _open(server, kernel_id)
+    websocket.writer.write(b"\xf2\xff" + bytes(100))
     with suppress(Closed):
-        await wire.drain()
-    wire.hang_up()
+        await websocket.drain()
+    websocket.hang_up()
 
 
 async def is_blocked(server: Server, kernel_id: str) -> None:
@@ -159,7 +161,7 @@ async def is_blocked(server: Server, kernel_id: str) -> None:
 
     Not among the others: what it leaves in the journal is read by all who come back.
     """
-    wire = await Wire.open(server.port, path_of(kernel_id), server.token, window=4096)
-    wire.send(command(blob=2 << 20, count=1))
-    await wire.receive(TIMEOUT)
-    wire.reset()
+    websocket = await RawWebsocket.open(server.port, path_of(kernel_id), server.token, window=4096)
+    websocket.send(command(blob=2 << 20, count=1))
+    await websocket.receive(TIMEOUT)
+    websocket.reset()

@@ -7,10 +7,10 @@ import asyncio
 import zmq
 import zmq.asyncio
 
-__all__ = ["Heart"]
+__all__ = ["HeartbeatKernel"]
 
 
-class Heart:
+class HeartbeatKernel:
     """The kernel's side: answers while it beats."""
 
     def __init__(

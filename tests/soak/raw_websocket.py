@@ -22,8 +22,8 @@ __all__ = [
     "PONG",
     "TEXT",
     "Closed",
+    "RawWebsocket",
     "Refused",
-    "Wire",
     "frame",
     "upgrade",
 ]
@@ -78,7 +78,7 @@ def upgrade(port: int, path: str, token: str, dialect: str = "v1") -> bytes:
     return ("\r\n".join(lines) + "\r\n\r\n").encode()
 
 
-class Wire:
+class RawWebsocket:
     """One connection to the server; `open` makes a websocket of it, `dial` leaves it as it is.
 
     Parameters
@@ -101,7 +101,7 @@ class Wire:
         self._at = 0
 
     @classmethod
-    async def dial(cls, port: int, dialect: str = "v1", window: int = 0) -> Wire:
+    async def dial(cls, port: int, dialect: str = "v1", window: int = 0) -> RawWebsocket:
         """Connect; `window` is the receive buffer of a client that is to be felt as slow."""
         sock = socket.socket()
         try:
@@ -120,7 +120,7 @@ class Wire:
     @classmethod
     async def open(
         cls, port: int, path: str, token: str, dialect: str = "v1", window: int = 0
-    ) -> Wire:
+    ) -> RawWebsocket:
         """Open a websocket.
 
         Raises
@@ -130,14 +130,14 @@ class Wire:
         Closed
             If there is none.
         """
-        wire = await cls.dial(port, dialect, window)
+        websocket = await cls.dial(port, dialect, window)
         try:
-            wire.writer.write(upgrade(port, path, token, dialect))
-            await wire.opened()
+            websocket.writer.write(upgrade(port, path, token, dialect))
+            await websocket.opened()
         except BaseException:
-            wire.reset()
+            websocket.reset()
             raise
-        return wire
+        return websocket
 
     async def opened(self) -> None:
         """Wait for the answer to the upgrade."""

@@ -1,11 +1,12 @@
-"""A kernel that says what it is told to say, right or wrong: `python puppet.py CONNECTION_FILE`.
+"""A kernel that sends what a test tells it to send: `python scripted_kernel.py CONNECTION_FILE`.
 
-It runs what it is sent in `execute_request`, with itself as `k` and the request's header as
-`parent`; so a test writes the fault where it is tested. Faults that come before the first request
-are in its environment:
+It runs the code of each `execute_request` in its own process, with the kernel as `k` and the
+request's header as `parent`, so that each test contains the fault that it is about. Two environment
+variables set faults that are needed before the first request:
 
-- KERNEL_PUPPET_PROTOCOL: JSON, what its kernel_info_reply says of its protocol; `null`: nothing
-- KERNEL_PUPPET_MUTE: it does not answer kernel_info_request; `all`: it answers nothing
+- KERNEL_SCRIPT_PROTOCOL: the protocol version in kernel_info_reply, as JSON; `null` leaves it out
+- KERNEL_SCRIPT_MUTE: `all`: the kernel answers nothing; any other value: it does not answer
+  kernel_info_request
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ import zmq
 _PARTS = 4  # header, parent header, metadata, content
 
 
-class Puppet:
+class ScriptedKernel:
     """The sockets of a kernel, and what to do with them."""
 
     def __init__(self, info: dict[str, Any]) -> None:
@@ -50,7 +51,7 @@ class Puppet:
             "msg_id": uuid.uuid4().hex,
             "msg_type": msg_type,
             "session": self.session,
-            "username": "puppet",
+            "username": "scripted",
             "date": "2026-01-01T00:00:00.000000Z",
             "version": "5.3",
             **header,
@@ -107,7 +108,7 @@ class Puppet:
         self.idents = frames[:at]
         parent, content = json.loads(frames[at + 2]), json.loads(frames[at + 5])
         request = parent["msg_type"]
-        mute = os.environ.get("KERNEL_PUPPET_MUTE", "")
+        mute = os.environ.get("KERNEL_SCRIPT_MUTE", "")
         if mute == "all" or (mute and request == "kernel_info_request"):
             return
         self.say("status", {"execution_state": "busy"}, parent)
@@ -124,10 +125,10 @@ class Puppet:
 
 
 def protocol() -> dict[str, Any]:
-    said = json.loads(os.environ.get("KERNEL_PUPPET_PROTOCOL", '"5.3"'))
+    said = json.loads(os.environ.get("KERNEL_SCRIPT_PROTOCOL", '"5.3"'))
     return {} if said is None else {"protocol_version": said}
 
 
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # as kernels do that are not at work
-    Puppet(json.loads(Path(sys.argv[1]).read_text())).run()
+    ScriptedKernel(json.loads(Path(sys.argv[1]).read_text())).run()

@@ -16,7 +16,15 @@ import psutil
 from tests.support.server import Server, gone
 from tests.support.waiting import TIMEOUT
 
-__all__ = ["ALLOWED", "Vitals", "at_rest", "observed_command", "settled", "survivors", "take"]
+__all__ = [
+    "ALLOWED",
+    "ResourceUsage",
+    "at_rest",
+    "observed_command",
+    "settled",
+    "survivors",
+    "take",
+]
 
 MIB = 1 << 20
 
@@ -39,14 +47,14 @@ def observed_command(home: Path, module: str = "kbridge") -> list[str]:
 
 
 @dataclass(slots=True)
-class Vitals:
+class ResourceUsage:
     """One look at a server process."""
 
     numbers: dict[str, int] = field(default_factory=dict)
     objects: dict[str, int] = field(default_factory=dict)
     children: set[int] = field(default_factory=set)
 
-    def above(self, before: Vitals) -> list[str]:
+    def above(self, before: ResourceUsage) -> list[str]:
         """What is more than it was, beyond what is allowed."""
         found = [
             f"{name}: {before.numbers[name]:,} -> {now:,} (allowed: {allowed:,} more)"
@@ -63,7 +71,7 @@ class Vitals:
         return found
 
 
-async def take(server: Server) -> Vitals:
+async def take(server: Server) -> ResourceUsage:
     """Look now."""
     process = psutil.Process(server.process.pid)
     path = server.home / "census.json"
@@ -75,7 +83,7 @@ async def take(server: Server) -> Vitals:
         assert time.monotonic() < deadline, "the server does not answer SIGUSR2"
         await asyncio.sleep(0.01)
     census = json.loads(path.read_text(encoding="utf-8"))
-    return Vitals(
+    return ResourceUsage(
         {
             "descriptors": process.num_fds(),
             "tasks": census["process"]["tasks"],
@@ -87,7 +95,7 @@ async def take(server: Server) -> Vitals:
     )
 
 
-async def at_rest(server: Server) -> Vitals:
+async def at_rest(server: Server) -> ResourceUsage:
     """Look once nothing is under way."""
     deadline = time.monotonic() + TIMEOUT
     while True:
@@ -98,7 +106,7 @@ async def at_rest(server: Server) -> Vitals:
         await asyncio.sleep(0.1)
 
 
-async def settled(server: Server, before: Vitals, patience: float) -> Vitals:
+async def settled(server: Server, before: ResourceUsage, patience: float) -> ResourceUsage:
     """Look until all is as it was before, or for `patience` seconds; give the last look."""
     deadline = time.monotonic() + patience
     while True:

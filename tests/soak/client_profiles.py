@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-__all__ = ["TEMPERS", "Temper"]
+__all__ = ["PROFILES", "ClientProfile"]
 
 
 @dataclass(frozen=True, slots=True)
-class Temper:
+class ClientProfile:
     """What kind of client it is.
 
     Attributes
@@ -43,11 +43,13 @@ class Temper:
 
 
 DEATHS = ("reset", "fin", "close", "silence", "half frame", "half request", "unread 101")
-TEMPERS = (
-    Temper("fast"),
-    Temper("watching", talks=False),
-    Temper("slow", window=4096, bite=4096, pause=0.1),
-    Temper("coming back", deaths=DEATHS, life=800),
-    Temper("coming back slowly", window=4096, bite=8192, pause=0.05, deaths=DEATHS, life=300),
-    Temper("coming back with since", deaths=DEATHS, life=800, since=True),
+PROFILES = (
+    ClientProfile("fast"),
+    ClientProfile("watching", talks=False),
+    ClientProfile("slow", window=4096, bite=4096, pause=0.1),
+    ClientProfile("coming back", deaths=DEATHS, life=800),
+    ClientProfile(
+        "coming back slowly", window=4096, bite=8192, pause=0.05, deaths=DEATHS, life=300
+    ),
+    ClientProfile("coming back with since", deaths=DEATHS, life=800, since=True),
 )

@@ -1,0 +1,33 @@
+"""The scripts in tools/."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.support.require import require
+
+ROOT = Path(__file__).parents[1]
+OPERATIONS = {"message", "request", "reconnect", "start", "restart"}
+
+
+@pytest.mark.kernel
+@pytest.mark.slow
+def test_count_calls_counts_every_operation() -> None:
+    require("zmq")
+    done = subprocess.run(
+        [sys.executable, ROOT / "tools" / "count_calls.py", "--rounds=1", "--json"],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["operations"].keys() == OPERATIONS
+    for name, counts in found["operations"].items():
+        assert 5 < counts["modules"] < found["modules"], name
+        assert counts["modules"] < counts["crossings"] < counts["calls"], name
+        assert all(first < second for first, second in counts["both_ways"]), name
