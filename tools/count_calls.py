@@ -295,7 +295,7 @@ class Driver:
     profile : Profile
         Counts the server's calls.
     rounds : int
-        How often each operation is performed.
+        Rounds of each operation.
     """
 
     def __init__(self, port: int, profile: Profile, rounds: int) -> None:
@@ -412,7 +412,7 @@ def count(tree: Path, home: Path, rounds: int = ROUNDS) -> dict[str, Counts]:
     home : Path
         An empty directory for everything that the server writes.
     rounds : int
-        How often each operation is performed.
+        Rounds of each operation.
     """
     spec = home / "data" / "kernels" / "scripted" / "kernel.json"
     spec.parent.mkdir(parents=True)
