@@ -21,6 +21,7 @@
     |       +-- SessionNotFound
     +-- KernelError                   500   1011   the kernel's fault
     |   +-- KernelStartError          500          it did not start; holds the last lines of its log
+    |   +-- InvalidConnectionInfo     500          a connection file or dict that cannot be used
     |   +-- NotSupported              501          this kernel has no such thing
     |   +-- KernelMessageError        502          what it sent is no message
     |       +-- InvalidSignature      502          ... or is not signed with its key
@@ -48,6 +49,7 @@ __all__ = [
     "FrameTooBig",
     "HubClosed",
     "IgnoredMessage",
+    "InvalidConnectionInfo",
     "InvalidMessage",
     "InvalidRequest",
     "InvalidSignature",
@@ -199,6 +201,13 @@ class KernelStartError(KernelError):
     def __init__(self, reason: str, log_tail: str = "") -> None:
         super().__init__(f"{reason}\n{log_tail}" if log_tail else reason)
         self.log_tail = log_tail
+
+
+class InvalidConnectionInfo(KernelError, ValueError):
+    """A connection file, or the dict that a kernel manager gives, cannot be used.
+
+    The message names the member, and contains no key.
+    """
 
 
 class NotSupported(KernelError):

@@ -23,14 +23,16 @@ from jupyter_client.localinterfaces import localhost
 from kbridge.connect import ipc
 from kbridge.connect.find import find_connection_file
 from kbridge.connect.ports import LocalPortCache, pick_ports
+from kbridge.errors import InvalidConnectionInfo
 from kbridge.private import NotPrivate, write_private
+from kbridge.wire.connection_info import FILE_LIMIT, parse_connection_file
 
 __all__ = [
     "KernelConnectionInfo",
     "NotPrivate",
     "find_connection_file",
-    "parsed",
     "port_names",
+    "read_connection_file",
     "text_of",
     "write_connection_file",
 ]
@@ -121,21 +123,19 @@ def write_connection_file(
     return fname, cast("KernelConnectionInfo", info)
 
 
-def parsed(text: str, path: str) -> dict[str, Any]:
-    """What is in a connection file.
+def read_connection_file(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Return the content of a connection file, whatever its members are.
 
     Raises
     ------
-    ValueError
-        If it is none: with its path, and without what is in it.
+    OSError
+        If it cannot be read.
+    InvalidConnectionInfo
+        If it is not a connection file. The message contains its path, and nothing of its content.
     """
-    try:
-        info = json.loads(text)
-    except ValueError:
-        info = None
-    if isinstance(info, dict):
-        return info
-    raise ValueError(f"{path} is not a connection file: it holds no JSON object")
+    with Path(path).open("rb") as file:
+        content = file.read(FILE_LIMIT + 1)
+    return parse_connection_file(content, str(path))
 
 
 def text_of(key: bytes | str, name: str) -> str:
@@ -149,7 +149,7 @@ def text_of(key: bytes | str, name: str) -> str:
     try:
         return key if isinstance(key, str) else key.decode()
     except UnicodeDecodeError:
-        raise ValueError(f"{name} is not UTF-8") from None
+        raise InvalidConnectionInfo(f"{name} is not UTF-8") from None
 
 
 # -- inside -------------------------------------------------------------------------------------

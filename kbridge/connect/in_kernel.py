@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from kbridge.connect.files import parsed, text_of
+from kbridge.connect.files import read_connection_file, text_of
 from kbridge.connect.find import find_connection_file, locate
 
 __all__ = ["connect_qtconsole", "get_connection_file", "get_connection_info"]
@@ -65,10 +65,9 @@ def get_connection_info(
         If it is to be unpacked, and is no connection file.
     """
     path = _find(connection_file)
-    text = Path(path).read_text(encoding="utf-8")
     if not unpack:
-        return text
-    info = parsed(text, path)
+        return Path(path).read_text(encoding="utf-8")
+    info = read_connection_file(path)
     info["key"] = text_of(info.get("key", ""), "key").encode()
     return info
 

@@ -16,8 +16,9 @@ from jupyter_client.connect import KernelConnectionInfo
 from jupyter_client.localinterfaces import localhost
 
 from kbridge.connect import ipc
-from kbridge.connect.files import parsed, port_names, text_of, write_connection_file
+from kbridge.connect.files import port_names, read_connection_file, text_of, write_connection_file
 from kbridge.connect.ports import is_ipv6
+from kbridge.wire.connection_info import address_of
 
 if TYPE_CHECKING:
     from jupyter_client.blocking.client import BlockingKernelClient
@@ -280,11 +281,10 @@ class ConnectionFileMethods:
 
     def _make_url(self, channel: str) -> str:
         """The address of a channel in ZeroMQ's spelling."""
-        ip, port = self.ip, getattr(self, f"{channel}_port")
-        if self.transport != "tcp":
-            return f"{self.transport}://{ipc.checked(ip, port)}"
-        host = f"[{ip}]" if is_ipv6(ip) and not ip.startswith("[") else ip
-        return f"tcp://{host}:{port}"
+        port = getattr(self, f"{channel}_port")
+        if self.transport == "ipc":
+            ipc.checked(self.ip, port)
+        return address_of(self.transport, self.ip, port)
 
     def _create_connected_socket(
         self, channel: str, identity: bytes | None = None
@@ -339,8 +339,7 @@ class ConnectionFileMethods:
 
 
 def _read(path: str) -> KernelConnectionInfo:
-    info = parsed(Path(path).read_text(encoding="utf-8"), path)
-    return cast("KernelConnectionInfo", info)
+    return cast("KernelConnectionInfo", read_connection_file(path))
 
 
 def _differing(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:

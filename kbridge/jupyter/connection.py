@@ -11,7 +11,7 @@ from tornado import web
 from traitlets import default
 
 from kbridge.connection import channels
-from kbridge.errors import HubClosed, KbridgeError
+from kbridge.errors import HubClosed, InvalidConnectionInfo, KbridgeError
 from kbridge.hub.hub import Hub
 from kbridge.jupyter.handler import adapt_handler
 from kbridge.jupyter.hubs import JupyterHubs
@@ -63,8 +63,10 @@ class ZMQChannelsWebsocketConnection(  # type: ignore[misc]  # traits of the sam
         """
         try:
             return super().connect()
-        except (KbridgeError, ValueError) as error:
-            fault = error if isinstance(error, KbridgeError) else HubClosed(str(error))
+        except KbridgeError as error:
+            # Ports that are missing now may be known when the client comes back.
+            passing = isinstance(error, InvalidConnectionInfo)
+            fault = HubClosed(error.reason) if passing else error
             self.log.warning("no way to kernel %s: %s", self.kernel_id, fault.reason)
             self.disconnect()
             self.websocket_handler.close(fault.close_code, fault.reason[:100])

@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+
+from kbridge.errors import InvalidConnectionInfo
+from kbridge.wire.connection_info import ConnectionInfo
 
 __all__ = ["CHANNELS", "advice", "arguments", "login", "server", "targets"]
 
@@ -70,50 +72,47 @@ def _safe(text: str, name: str) -> str:
     return text
 
 
-def targets(info: Mapping[str, Any]) -> dict[str, str]:
-    """Where a kernel listens, as seen from the ssh server, in the spelling of `ssh -L`.
+def targets(info: ConnectionInfo) -> dict[str, str]:
+    """Return where a kernel listens, as seen from the ssh server, in the form that `ssh -L` takes.
 
     Parameters
     ----------
-    info : mapping
-        As a connection file has it.
+    info : ConnectionInfo
+        The kernel's; it must have a heartbeat port.
 
     Returns
     -------
     dict
-        Channel -> `host:port` or the path of a unix socket. A kernel on all addresses of the
-        server, or on its loopback, is reached over its loopback.
+        Channel -> `host:port` or the path of a unix socket. A kernel that listens on all addresses
+        of the server, or on its loopback, is reached through the server's loopback.
 
     Raises
     ------
-    ValueError
-        If a port is missing, or something in it cannot be forwarded; names it.
+    InvalidConnectionInfo
+        If a port is missing, or ssh cannot forward to the address.
     """
-    transport, ip = info.get("transport") or "tcp", str(info.get("ip") or "")
-    found = {}
-    for channel in CHANNELS:
-        port = info.get(f"{channel}_port")
-        if not port:
-            raise ValueError(f"the connection info has no {channel}_port")
-        if transport == "ipc":
-            found[channel] = _path(f"{ip}-{port}")
-        elif transport == "tcp":
-            found[channel] = f"{_host(ip)}:{int(port)}"
-        else:
-            raise ValueError(f"transport {transport!r} cannot be tunnelled, tcp and ipc can")
-    return found
+    if info.heartbeat is None:
+        raise InvalidConnectionInfo("the connection info has no hb_port")
+    ports: dict[str, int | str] = {str(c): port for c, port in info.ports.items()}
+    ports["hb"] = info.heartbeat
+    if info.transport == "ipc":
+        return {channel: _path(f"{info.ip}-{ports[channel]}") for channel in CHANNELS}
+    if info.transport == "tcp":
+        host = _host(info.ip)
+        return {channel: f"{host}:{ports[channel]}" for channel in CHANNELS}
+    raise InvalidConnectionInfo(f"ssh forwards the transports tcp and ipc, not {info.transport!r}")
 
 
 def _host(ip: str) -> str:
     host = _LOOPBACK.get(ip, ip)
     if not _HOST.fullmatch(host):
-        raise ValueError(f"not an address: {ip!r} (the connection info's ip)")
+        raise InvalidConnectionInfo(f"ip in the connection info is not an address: {ip!r}")
     return f"[{host}]" if ":" in host else host
 
 
 def _path(path: str) -> str:
     if not path.startswith("/") or "${" in path or not path.isprintable():
-        raise ValueError(f"ssh needs the whole path of an ipc socket, and found {path!r}")
+        raise InvalidConnectionInfo(f"ssh needs the whole path of an ipc socket, not {path!r}")
     return _SPECIAL.sub(r"\\\1", path).replace("%", "%%")
 
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import asyncio
 import atexit
-import json
 import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -22,6 +21,7 @@ from typing import Any, Self
 from kbridge.errors import TunnelError
 from kbridge.tunnel import ssh_command
 from kbridge.tunnel.supervisor import LOCAL, Keeper, Wanted
+from kbridge.wire.connection_info import ConnectionInfo, parse_connection_file
 
 __all__ = ["Tunnel", "TunnelError", "close_tunnels", "open_tunnels", "tunnel_to_kernel"]
 
@@ -101,16 +101,14 @@ class Tunnel:
     ) -> None:
         info = connection_info
         if isinstance(info, str | os.PathLike):
-            info = json.loads(Path(info).read_text(encoding="utf-8"))
-        if not isinstance(info, Mapping):
-            raise ValueError("a connection file holds a JSON object, and this one does not")  # noqa: TRY004
+            info = parse_connection_file(Path(info).read_bytes(), str(info))
         self.sshserver = sshserver
         self._info: dict[str, Any] = dict(info)
         self._sshkey = Path(sshkey).expanduser() if sshkey else None
         wanted = Wanted(
             sshserver,
             ssh_command.server(sshserver),
-            ssh_command.targets(self._info),
+            ssh_command.targets(ConnectionInfo.from_connection_info(self._info)),
             str(self._sshkey.absolute()).replace("%", "%%") if self._sshkey else None,
             tuple(options),
             timeout,

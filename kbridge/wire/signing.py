@@ -11,9 +11,10 @@ import hashlib
 import hmac
 from collections.abc import Iterable
 
+from kbridge.errors import InvalidConnectionInfo
 from kbridge.wire.message import Buffer
 
-__all__ = ["Signer"]
+__all__ = ["Signer", "hash_of"]
 
 
 class Signer:
@@ -28,8 +29,8 @@ class Signer:
 
     Raises
     ------
-    ValueError
-        If hashlib does not have that hash. The message names the setting.
+    InvalidConnectionInfo
+        If hashlib does not have that hash.
     """
 
     __slots__ = ("_keyed", "enabled", "scheme")
@@ -39,13 +40,7 @@ class Signer:
     scheme: str
 
     def __init__(self, key: bytes, scheme: str = "hmac-sha256") -> None:
-        kind, _, name = scheme.partition("-")
-        try:
-            hashed = hashlib.new(name if kind == "hmac" else "")
-        except ValueError:
-            raise ValueError(f"signature_scheme: unknown scheme {scheme!r}") from None
-        if not hashed.digest_size:  # shake has no fixed length, so it cannot be used with HMAC
-            raise ValueError(f"signature_scheme: {scheme!r} has no fixed length")
+        name = hash_of(scheme)
         self.enabled = bool(key)
         self.scheme = scheme
         # This object has already processed the key; copying it is cheaper than creating an HMAC for
@@ -82,3 +77,21 @@ class Signer:
         Always returns True if the key is empty.
         """
         return not self.enabled or hmac.compare_digest(signature, self.sign(parts))
+
+
+def hash_of(scheme: str) -> str:
+    """Return hashlib's name of the hash of a signature scheme.
+
+    Raises
+    ------
+    InvalidConnectionInfo
+        If the scheme is not ``hmac-<name>``, or hashlib has no such hash of fixed length.
+    """
+    kind, _, name = scheme.partition("-")
+    try:
+        hashed = hashlib.new(name if kind == "hmac" else "")
+    except ValueError:
+        raise InvalidConnectionInfo(f"signature_scheme: unknown scheme {scheme!r}") from None
+    if not hashed.digest_size:  # shake has no fixed length, so it cannot be used with HMAC
+        raise InvalidConnectionInfo(f"signature_scheme: {scheme!r} has no fixed length")
+    return name

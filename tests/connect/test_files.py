@@ -19,7 +19,13 @@ from jupyter_client import connect as peer
 
 from kbridge import private
 from kbridge.connect import LocalPortCache, files, ports
-from kbridge.connect.files import NotPrivate, parsed, port_names, write_connection_file
+from kbridge.connect.files import (
+    NotPrivate,
+    port_names,
+    read_connection_file,
+    write_connection_file,
+)
+from kbridge.errors import InvalidConnectionInfo
 
 GIVEN: dict[str, Any] = {
     "shell_port": 1001,
@@ -407,13 +413,25 @@ def test_no_error_shows_a_key(target: Path, name: str) -> None:
 
 
 @given(st.dictionaries(st.text(), st.integers()))
-def test_what_was_written_is_parsed(content: dict[str, int]) -> None:
-    assert parsed(json.dumps(content), "k.json") == content
+def test_a_file_is_read_whatever_its_members_are(content: dict[str, int]) -> None:
+    with tempfile.NamedTemporaryFile("w", suffix=".json") as file:
+        json.dump(content, file)
+        file.flush()
+        assert read_connection_file(file.name) == content
 
 
 @pytest.mark.parametrize("text", ["", '{"key": "the-key"', "[1]", "null"])
-def test_what_is_no_connection_file_is_named_and_not_shown(text: str) -> None:
-    with pytest.raises(ValueError, match=r"k\.json is not a connection file") as caught:
-        parsed(text, "k.json")
+def test_a_file_that_is_not_a_connection_file_is_named_and_not_shown(
+    tmp_path: Path, text: str
+) -> None:
+    (tmp_path / "k.json").write_text(text)
+    with pytest.raises(InvalidConnectionInfo, match=r"k\.json is not a connection file") as caught:
+        read_connection_file(tmp_path / "k.json")
     assert "the-key" not in str(caught.value)
     assert caught.value.__context__ is None
+
+
+def test_a_file_that_is_too_long_is_not_read_to_its_end(tmp_path: Path) -> None:
+    (tmp_path / "k.json").write_bytes(b" " * (2 << 20))
+    with pytest.raises(InvalidConnectionInfo, match="too long"):
+        read_connection_file(tmp_path / "k.json")

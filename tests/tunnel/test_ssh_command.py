@@ -6,7 +6,9 @@ from typing import Any
 
 import pytest
 
+from kbridge.errors import InvalidConnectionInfo
 from kbridge.tunnel.ssh_command import CHANNELS, advice, arguments, server, targets
+from kbridge.wire.connection_info import ConnectionInfo
 
 INFO = {
     "transport": "tcp",
@@ -14,6 +16,10 @@ INFO = {
     "key": "a-secret",
     **{f"{channel}_port": port for port, channel in enumerate(CHANNELS, start=5001)},
 }
+
+
+def targets_of(**more: Any) -> dict[str, str]:
+    return targets(ConnectionInfo.from_connection_info({**INFO, **more}))
 
 
 @pytest.mark.parametrize(
@@ -76,11 +82,11 @@ def test_no_servers(given: str) -> None:
     ],
 )
 def test_where_a_kernel_listens(ip: str, wanted: str) -> None:
-    assert targets({**INFO, "ip": ip})["shell"] == wanted
+    assert targets_of(ip=ip)["shell"] == wanted
 
 
 def test_an_ipc_kernel() -> None:
-    found = targets({**INFO, "transport": "ipc", "ip": "/run/k 100%:1"})
+    found = targets_of(transport="ipc", ip="/run/k 100%:1")
     assert found["control"] == r"/run/k 100%%\:1-5005"
 
 
@@ -91,18 +97,18 @@ def test_an_ipc_kernel() -> None:
         ({"ip": "1.2.3.4:99 -x"}, "not an address"),
         ({"transport": "ipc", "ip": "kernel-ipc"}, "whole path"),
         ({"transport": "ipc", "ip": "/run/${HOME}"}, "whole path"),
-        ({"transport": "udp"}, "cannot be tunnelled"),
-        ({"shell_port": "x"}, "invalid literal"),
+        ({"transport": "udp"}, "not 'udp'"),
+        ({"shell_port": "x"}, "not a port"),
     ],
 )
 def test_what_cannot_be_forwarded(more: dict[str, Any], words: str) -> None:
-    with pytest.raises(ValueError, match=words) as caught:
-        targets({**INFO, **more})
+    with pytest.raises(InvalidConnectionInfo, match=words) as caught:
+        targets_of(**more)
     assert "a-secret" not in str(caught.value)
 
 
 def test_the_command_line() -> None:
-    ways = dict(zip(range(6001, 6006), targets(INFO).values(), strict=True))
+    ways = dict(zip(range(6001, 6006), targets_of().values(), strict=True))
     args = arguments(server("me@box:22"), ways, sshkey="key", options=["-v"])
     assert args[0] == "-v"
     assert args[-4:] == ["-p", "22", "--", "me@box"]
