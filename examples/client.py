@@ -78,11 +78,11 @@ class Server:
         if kernel_id:
             yield kernel_id
             return
-        kernel_id = self.rest("POST", "/api/kernels", {"name": name} if name else {})["id"]
+        started: str = self.rest("POST", "/api/kernels", {"name": name} if name else {})["id"]
         try:
-            yield kernel_id
+            yield started
         finally:
-            self.rest("DELETE", f"/api/kernels/{quote(kernel_id)}")
+            self.rest("DELETE", f"/api/kernels/{quote(started)}")
 
     def channels(self, kernel_id: str) -> ClientConnection:
         """Open the websocket of a kernel."""

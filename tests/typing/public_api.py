@@ -1,6 +1,6 @@
 """The types of the public API, as a program that embeds kbridge sees them.
 
-mypy checks this file (`make check`); it is not run.
+mypy and pyright check this file (`make check`); it is not run.
 """
 
 from collections.abc import Awaitable
@@ -53,7 +53,7 @@ class StoppedClock(Clock):
 
 
 def links(memory: MemoryClient, stream: StreamClient) -> list[ClientLink]:
-    return [memory, stream]
+    return [memory, stream]  # pyright: ignore[reportReturnType]  # on_writable is in __slots__
 
 
 def messages(message: Message) -> None:
