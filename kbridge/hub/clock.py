@@ -5,7 +5,12 @@ from __future__ import annotations
 import time
 from datetime import UTC, datetime
 
-__all__ = ["Clock"]
+__all__ = ["Clock", "timestamp"]
+
+
+def timestamp(seconds: float) -> str:
+    """Format Unix seconds as Jupyter does: UTC, ISO 8601, always with microseconds."""
+    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
 
 
 class Clock:
@@ -21,4 +26,4 @@ class Clock:
 
     def iso(self) -> str:
         """The wall clock as message headers have it."""
-        return datetime.fromtimestamp(self.wall(), UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+        return timestamp(self.wall())

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ from jupyter_core.paths import jupyter_runtime_dir
 from traitlets import DottedObjectName, Instance, default
 
 from kbridge.errors import InvalidRequest, KernelNotFound, KernelspecNotFound, KernelStartError
+from kbridge.hub.clock import timestamp
 from kbridge.kernels.attached.attached import AttachedKernel
 from kbridge.kernels.hubs import Hub, Hubs
 from kbridge.kernels.kernel import BridgeKernel
@@ -82,11 +82,10 @@ class KernelTable(KernelSettings, AsyncMultiKernelManager):
         kernel = self._find(kernel_id)
         hub = self.hubs.get(kernel_id)
         last_activity = hub.activity.last_activity if hub else self._last_change
-        at = datetime.fromtimestamp(last_activity, UTC)
         return {
             "id": kernel_id,
             "name": kernel.kernel_name,
-            "last_activity": at.strftime("%Y-%m-%dT%H:%M:%S.%fZ"),
+            "last_activity": timestamp(last_activity),
             "execution_state": self._state(kernel, hub),
             "connections": self.hubs.connections(kernel_id),
         }

@@ -26,6 +26,7 @@ from kbridge.server.api.routes import make_application
 from kbridge.server.api.services import Services
 from kbridge.server.api.websocket import ChannelsHandler
 from kbridge.server.auth.access_policy import AccessPolicy
+from kbridge.server.auth.authenticator import Authenticator
 from kbridge.server.auth.cors import Cors
 from kbridge.server.cli.setting_checks import check_host, check_origins
 from kbridge.server.safe_log import hide
@@ -124,16 +125,18 @@ def wire(app: KbridgeApp, port: int) -> Wired:
         kernels=kernels,
         sessions=sessions,
         hubs=hubs,
-        access=access_policy(app),
-        cors=Cors(
-            allow_credentials=app.allow_credentials,
-            allow_headers=app.allow_headers,
-            allow_methods=app.allow_methods,
-            expose_headers=app.expose_headers,
-            max_age=app.max_age,
+        auth=Authenticator(
+            access_policy(app),
+            Cors(
+                allow_credentials=app.allow_credentials,
+                allow_headers=app.allow_headers,
+                allow_methods=app.allow_methods,
+                expose_headers=app.expose_headers,
+                max_age=app.max_age,
+            ),
+            cookie_name=f"kbridge-{port}-{path}",
         ),
         base_url=app.base_url,
-        cookie_name=f"kbridge-{port}-{path}",
         list_kernels=app.list_kernels,
     )
     keepalive = Keepalive(app.ws_ping_interval) if app.ws_ping_interval else None

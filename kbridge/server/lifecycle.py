@@ -30,7 +30,7 @@ from kbridge.server.cli.terminal import Question, can_ask, say
 from kbridge.server.components import Wired, wire
 from kbridge.server.http import listen
 from kbridge.server.http.acceptor import raise_descriptor_limit
-from kbridge.server.http.connection_limiter import GuardLimits
+from kbridge.server.http.connection_limiter import ConnectionLimits
 from kbridge.server.http.guarded_server import GuardedServer
 from kbridge.server.runtime_file import RuntimeFile
 from kbridge.server.safe_log import hide
@@ -189,8 +189,8 @@ class Server:
         await self._app.prepare(wired.kernels)
         self._http = GuardedServer(
             wired.application,
-            services=wired.services,
-            limits=GuardLimits(
+            auth=wired.services.auth,
+            limits=ConnectionLimits(
                 self._app.max_unauthenticated_connections,
                 self._app.request_timeout,
                 self._app.keep_alive_timeout,

@@ -18,10 +18,11 @@ from tornado.websocket import WebSocketHandler
 from kbridge.errors import KernelNotFound, KernelspecNotFound, KernelStartError, SessionNotFound
 from kbridge.server.api.access import AccessMixin
 from kbridge.server.api.routes import make_application
-from kbridge.server.api.services import Services
+from kbridge.server.api.services import ServerActivity, Services
 from kbridge.server.auth.access_policy import AccessPolicy
+from kbridge.server.auth.authenticator import Authenticator
 from kbridge.server.auth.cors import Cors
-from kbridge.server.http.connection_limiter import GuardLimits
+from kbridge.server.http.connection_limiter import ConnectionLimits
 from kbridge.server.http.guarded_server import GuardedServer
 
 TOKEN = "a-token-of-the-tests"
@@ -193,6 +194,7 @@ async def start(tmp_path: Any) -> AsyncIterator[Start]:
         cors: dict[str, str] | None = None,
         channels: type[web.RequestHandler] = EchoChannels,
         guarded: bool = False,
+        clock: Callable[[], float] | None = None,
         **options: Any,
     ) -> Running:
         sock, port = bind_unused_port()
@@ -201,18 +203,22 @@ async def start(tmp_path: Any) -> AsyncIterator[Start]:
             kernels=kernels,
             sessions=sessions,
             hubs=options.pop("hubs", None),
-            access=AccessPolicy(**{"token": TOKEN, "cookie_secret": b"s", **(policy or {})}),
-            cors=Cors(**(cors or {})),
-            cookie_name="kbridge-test",
+            auth=Authenticator(
+                AccessPolicy(**{"token": TOKEN, "cookie_secret": b"s", **(policy or {})}),
+                Cors(**(cors or {})),
+                "kbridge-test",
+            ),
             **options,
         )
+        if clock is not None:
+            services.activity = ServerActivity(clock)
         application = make_application(services, channels)
         server: HTTPServer
         if guarded:
             server = GuardedServer(
                 application,
-                services=services,
-                limits=GuardLimits(64, 20.0, 60.0),
+                auth=services.auth,
+                limits=ConnectionLimits(64, 20.0, 60.0),
                 log=logging.getLogger("kbridge.test"),
                 max_body_size=MAX_BODY,
             )

@@ -15,8 +15,7 @@ from tornado.log import app_log
 
 from kbridge.errors import Forbidden, HubClosed, KbridgeError
 from kbridge.server.api.services import Services, services_of
-from kbridge.server.auth.access_policy import Asked, Via
-from kbridge.server.auth.request_info import asked_of
+from kbridge.server.auth.access_policy import AuthMethod
 from kbridge.server.http.request_head import Meter, meter_of
 from kbridge.server.safe_log import scrub, shown_uri
 
@@ -24,7 +23,7 @@ __all__ = ["AccessMixin", "ErrorsMixin"]
 
 
 class ErrorsMixin(web.RequestHandler):
-    """Errors as JSON, `{"reason", "message"}`, whatever went wrong; and a log without secrets.
+    """Answers every error as JSON, `{"reason", "message"}`, and keeps secrets out of the log.
 
     Attributes
     ----------
@@ -53,23 +52,18 @@ class ErrorsMixin(web.RequestHandler):
             self.set_header("Connection", "close")
         services = self.application.settings.get("services")
         if isinstance(services, Services):
-            headers = services.cors.headers(
-                services.access,
-                self.request.headers.get("Origin"),
-                preflight=self.request.method == "OPTIONS",
-            )
-            for name, value in headers.items():
+            for name, value in services.auth.cors_headers(self.request).items():
                 self.set_header(name, value)
 
     def send_error(self, status_code: int = 500, **kwargs: Any) -> None:
-        """Let our own errors choose their status."""
+        """Use the HTTP status of a `KbridgeError`."""
         error = kwargs.get("exc_info", (None, None, None))[1]
         if isinstance(error, KbridgeError):
             status_code = error.http_status
         super().send_error(status_code, **kwargs)
 
     def write_error(self, status_code: int, **kwargs: Any) -> None:
-        """Write the error; a fault of our own is told in the log, not to the client."""
+        """Write the error; the details of an unexpected one go to the log, not to the client."""
         error = kwargs.get("exc_info", (None, None, None))[1]
         reason = responses.get(status_code, "Unknown")
         message = reason
@@ -80,14 +74,14 @@ class ErrorsMixin(web.RequestHandler):
             message = str(error)
         elif error is not None:
             message = "Unhandled error; the server's log says more"
-        self.tell_methods(status_code)
+        self.set_allow_header(status_code)
         self.set_header("Content-Type", "application/json")
         self.finish(json.dumps({"reason": reason, "message": scrub(message)}))
 
-    def tell_methods(self, status_code: int) -> None:
-        """Name the methods that this resource has, in a reply that refuses one."""
+    def set_allow_header(self, status_code: int) -> None:
+        """Name the methods of this resource if the reply is 405."""
         if status_code == 405:
-            unset = web.RequestHandler.get  # what all methods are until a handler has them
+            unset = web.RequestHandler.get  # the default of every method
             cls = type(self)
             names = [
                 n for n in cls.SUPPORTED_METHODS if getattr(cls, n.lower(), unset) is not unset
@@ -114,34 +108,34 @@ class ErrorsMixin(web.RequestHandler):
 
 
 class AccessMixin(ErrorsMixin):
-    """Host, Origin, token, and that a browser's change comes from our own page.
+    """Checks Host, Origin, token, and that a browser's change comes from this server's own page.
 
     Attributes
     ----------
     public : bool
-        Whether the resource is open to those without a token.
-    via : Via or None
-        How the client proved itself; None where it did not, and did not have to.
+        True if the resource needs no token.
+    auth_method : AuthMethod or None
+        How the client was authenticated; None if it was not, and did not have to be.
     meter : Meter or None
-        Measures what strangers cost.
+        Measures the CPU time of unauthenticated requests.
     """
 
     public: ClassVar[bool] = False
-    via: Via | None = None
+    auth_method: AuthMethod | None = None
     meter: Meter | None = None
 
     def prepare(self) -> None:
-        """Let the request in, or raise `Forbidden` or `HubClosed`."""
+        """Check the request; raise `Forbidden`, or `HubClosed` while the server shuts down."""
         self.meter = meter_of(self.request)
         if self.meter is not None:
             self.meter.begin()
-        decision = self.services.access.decide(self.asked(), public=self.public)
+        decision = self.services.auth.decide(self.request, public=self.public)
         if not decision.allowed:
             raise Forbidden(decision.reason)
         if self.services.closing:  # a connection that is kept alive may still bring requests
             raise HubClosed("the server is shutting down")
-        self.via = decision.via
-        if self.via is not None:
+        self.auth_method = decision.auth_method
+        if self.auth_method is not None:
             # Without the token a connection may carry one request only, see `ConnectionLimiter`.
             self.keeps_connection = True
             self.clear_header("Connection")
@@ -149,7 +143,7 @@ class AccessMixin(ErrorsMixin):
                 self.meter.stop()
 
     def on_finish(self) -> None:
-        """Add up what answering a stranger has cost."""
+        """Add the CPU time of the reply."""
         if self.meter is not None:
             self.meter.end()
 
@@ -160,7 +154,3 @@ class AccessMixin(ErrorsMixin):
     def check_origin(self, origin: str) -> bool:  # noqa: ARG002
         """Return True: `prepare` has checked the Origin already (Tornado asks for websockets)."""
         return True
-
-    def asked(self) -> Asked:
-        """Read from the request what the decision needs."""
-        return asked_of(self.request, self.services.cookie_name)

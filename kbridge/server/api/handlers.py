@@ -27,7 +27,7 @@ class ApiHandler(AccessMixin):
         """Let the request in, and note that it came."""
         super().prepare()
         if self.activity and "no_track_activity" not in self.request.query_arguments:
-            self.services.touch()
+            self.services.activity.touch()
 
     def body(self) -> Model:
         """Return the request's JSON object; an empty body is an empty object.

@@ -1,8 +1,9 @@
-"""`/login` and `/logout`: the token, exchanged for a cookie.
+"""`/login` and `/logout`: exchange the token for a cookie.
 
-For browsers, and for programs that log in as browsers do: VS Code's Jupyter extension and
+Used by browsers, and by programs that log in as browsers do: VS Code's Jupyter extension and
 emacs-jupyter fetch the form, take the cookie `_xsrf` from it, post the token as `password`, and use
-the cookie that they get from then on. They change things with `_xsrf` as the header X-XSRFToken.
+the login cookie from then on. They repeat `_xsrf` in the header X-XSRFToken of requests that change
+something.
 """
 
 from __future__ import annotations
@@ -18,16 +19,16 @@ from tornado.web import HTTPError
 from kbridge.errors import KbridgeError, Unauthorized
 from kbridge.server.api.access import AccessMixin
 from kbridge.server.api.template import POLICY, document
-from kbridge.server.auth.access_policy import Via
-from kbridge.server.auth.request_info import XSRF_COOKIE
+from kbridge.server.auth.access_policy import AuthMethod
+from kbridge.server.auth.authenticator import XSRF_COOKIE
 
 __all__ = ["HtmlHandler", "LoginHandler", "LogoutHandler", "safe_target"]
 
 
 def safe_target(target: str, base_url: str) -> str:
-    """Return where to go after a login: `target` if it is a path of this server, or its page.
+    """Return the path to redirect to after a login: `target`, or the page if it is not ours.
 
-    Browsers take a backslash for a slash, and `//host` for another server.
+    Browsers read a backslash as a slash, and `//host` as another server.
     """
     plain = target.isascii() and target.isprintable() and not set(target) & set("\\ \"'<>")
     ours = target.startswith(base_url) and not target.startswith("//")
@@ -35,10 +36,10 @@ def safe_target(target: str, base_url: str) -> str:
 
 
 class HtmlHandler(AccessMixin):
-    """The base of what shows pages to browsers."""
+    """Base of the handlers that show HTML pages."""
 
     def set_default_headers(self) -> None:
-        """Allow this server's style sheet and forms, and nothing else."""
+        """Allow the style sheet and forms of this server, and nothing else."""
         super().set_default_headers()
         self.set_header("Content-Security-Policy", POLICY)
         self.set_header("Cache-Control", "no-store")
@@ -58,63 +59,62 @@ class HtmlHandler(AccessMixin):
             return
         error = kwargs.get("exc_info", (None, None, None))[1]
         if isinstance(error, Unauthorized):
-            self.ask(error.reason)
+            self.show_form(error.reason)
             return
         known = isinstance(error, KbridgeError)
         reason = error.reason if known else responses.get(status_code, "Unknown")
-        self.tell_methods(status_code)
+        self.set_allow_header(status_code)
         self.show(f"<p>{html.escape(reason)}</p>")
 
-    def remember(self) -> None:
-        """Give the browser a cookie that stands for the token."""
-        if not self.services.access.auth_enabled:
+    def set_login_cookie(self) -> None:
+        """Set the login cookie."""
+        if not self.services.auth.policy.auth_enabled:
             return
         self.set_cookie(
-            self.services.cookie_name,
-            self.services.access.cookie_value(),
+            self.services.auth.cookie_name,
+            self.services.auth.policy.cookie_value(),
             path=self.services.base_url,
             httponly=True,
             secure=self.request.protocol == "https",
             samesite="Strict",
         )
 
-    def to_login(self) -> None:
-        """Send the browser to the form, and back here after it."""
-        # Without the query: a wrong token would be in it again.
+    def redirect_to_login(self) -> None:
+        """Redirect to the login form, which redirects back here."""
+        # Without the query, which may contain a wrong token.
         target = quote(self.request.path, safe="")
         self.redirect(f"{self.services.base_url}login?next={target}")
 
-    def take_login(self) -> None:
-        """Check the token that a form brings, and go on with a cookie.
+    def log_in(self) -> None:
+        """Check the token in the posted form, set the login cookie and redirect.
 
         Raises
         ------
         Unauthorized
-            If it is not the token.
+            If the token is wrong.
         """
-        access = self.services.access
+        policy = self.services.auth.policy
         fields = self.request.body_arguments
         offered = (fields.get("password") or fields.get("token") or [b""])[-1]
-        if access.auth_enabled and not access.is_token(offered.strip()):
+        if policy.auth_enabled and not policy.is_token(offered.strip()):
             raise Unauthorized("that is not the token")
-        # The first and only cookie of this reply: VS Code takes the first one for the login. It
-        # also wants this status.
-        self.remember()
+        # VS Code takes the first cookie of this reply as the login cookie, and expects this status.
+        self.set_login_cookie()
         self.redirect(self._target(), status=302)
 
     def _target(self) -> str:
         try:
             target = self.get_argument("next", "")
-        except HTTPError:  # it is not UTF-8
+        except HTTPError:  # not UTF-8
             target = ""
         return safe_target(target, self.services.base_url)
 
-    def ask(self, complaint: str = "") -> None:
-        """Finish with the form that asks for the token."""
+    def show_form(self, error: str = "") -> None:
+        """Finish with the login form."""
         base = html.escape(self.services.base_url)
-        told = f"<p>{html.escape(complaint)}</p>" if complaint else ""
+        message = f"<p>{html.escape(error)}</p>" if error else ""
         self.show(
-            f"{told}<p>This server asks for a token. The terminal that kbridge runs in shows an"
+            f"{message}<p>This server asks for a token. The terminal that kbridge runs in shows an"
             " address with the token, and so does <code>kbridge list</code>.</p>"
             f'<form method="post" action="{base}login"><input type="hidden" name="next" '
             f'value="{html.escape(self._target())}"><input name="password" type="password" '
@@ -129,10 +129,10 @@ class LoginHandler(HtmlHandler):
     public = True
 
     def get(self) -> None:
-        """Show the form, or go on if the client has shown the token already."""
-        if self.via is not None:
-            if self.via in (Via.QUERY, Via.HEADER):
-                self.remember()
+        """Show the form, or redirect if the client is authenticated already."""
+        if self.auth_method is not None:
+            if self.auth_method in (AuthMethod.QUERY, AuthMethod.HEADER):
+                self.set_login_cookie()
             self.redirect(self._target())
             return
         if not self.get_cookie(XSRF_COOKIE):
@@ -143,29 +143,29 @@ class LoginHandler(HtmlHandler):
                 secure=self.request.protocol == "https",
                 samesite="Strict",
             )
-        self.ask()
+        self.show_form()
 
     def head(self) -> None:
         """Answer like `get`, without the body."""
         self.get()
 
     def post(self) -> None:
-        """Take the token from the form.
+        """Log in with the token from the form.
 
         `_xsrf` is not required: a client that sends the right token does not rely on cookies.
         """
-        self.take_login()
+        self.log_in()
 
 
 class LogoutHandler(HtmlHandler):
-    """`/logout`: removes the token from this browser; the token stays valid."""
+    """`/logout`: removes the cookies from this browser; the token stays valid."""
 
     public = True
 
     def get(self) -> None:
         """Remove the cookies."""
         base = self.services.base_url
-        self.clear_cookie(self.services.cookie_name, path=base)
+        self.clear_cookie(self.services.auth.cookie_name, path=base)
         self.clear_cookie(XSRF_COOKIE, path=base)
         self.show(f'<p>You are logged out.</p><p><a href="{html.escape(base)}login">Log in</a></p>')
 

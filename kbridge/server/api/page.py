@@ -1,4 +1,4 @@
-"""The page at `/`: what runs here, for a browser."""
+"""The page at `/`: an overview of the server for a browser."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from kbridge._version import __version__
 from kbridge.errors import NotFound
 from kbridge.server.api.access import AccessMixin
 from kbridge.server.api.login import HtmlHandler
-from kbridge.server.auth.access_policy import Via
+from kbridge.server.auth.access_policy import AuthMethod
 
 __all__ = ["FaviconHandler", "PageHandler", "ReadmeHandler"]
 
@@ -22,17 +22,17 @@ _ICON = (
 
 
 class PageHandler(HtmlHandler):
-    """`/` and `/tree`: version and numbers. Without a token: to the login, and nothing told."""
+    """`/` and `/tree`: version and counts; redirects to the login without the token."""
 
     public = True
 
     def get(self) -> None:
-        """Show what runs here; a token in the URL becomes a cookie."""
-        if self.via is None:
-            self.to_login()
+        """Show the page; a token in the URL becomes a cookie."""
+        if self.auth_method is None:
+            self.redirect_to_login()
             return
-        if self.via is Via.QUERY:
-            self.remember()
+        if self.auth_method is AuthMethod.QUERY:
+            self.set_login_cookie()
         services = self.services
         models = services.kernels.models()
         facts = {
@@ -43,7 +43,9 @@ class PageHandler(HtmlHandler):
         }
         rows = "".join(f"<dt>{name}</dt><dd>{html.escape(v)}</dd>" for name, v in facts.items())
         base = html.escape(services.base_url)
-        logout = f' · <a href="{base}logout">log out</a>' if services.access.auth_enabled else ""
+        logout = (
+            f' · <a href="{base}logout">log out</a>' if services.auth.policy.auth_enabled else ""
+        )
         self.show(
             "<p>A bridge between Jupyter frontends and Jupyter kernels. "
             "Point a frontend at this address.</p>"
@@ -57,15 +59,15 @@ class PageHandler(HtmlHandler):
         self.get()
 
     def post(self) -> None:
-        """Take the token from a form, as `/login` does."""
-        self.take_login()
+        """Log in with the token from a form, as `/login` does."""
+        self.log_in()
 
 
 class ReadmeHandler(AccessMixin):
-    """`/readme`: the README that this version was installed with, so that no network is needed."""
+    """`/readme`: the README of the installed version; needs no network."""
 
     def get(self) -> None:
-        """Send it as text."""
+        """Send the README as text."""
         try:
             meta = importlib.metadata.metadata("kbridge")
         except importlib.metadata.PackageNotFoundError:
@@ -78,7 +80,7 @@ class ReadmeHandler(AccessMixin):
 
 
 class FaviconHandler(AccessMixin):
-    """`/favicon.ico`: browsers ask for it by themselves, without credentials."""
+    """`/favicon.ico`: browsers fetch it without credentials."""
 
     public = True
 

@@ -14,11 +14,12 @@ from tornado.log import app_log
 
 from kbridge._version import __version__
 from kbridge.errors import InvalidRequest, KernelError, KernelspecNotFound, NotFound, NotSupported
+from kbridge.hub.clock import timestamp
 from kbridge.kernels.lifecycle.launchable import is_passable
 from kbridge.server.api.access import AccessMixin
 from kbridge.server.api.handlers import ApiHandler, expect
 from kbridge.server.api.openapi import describe
-from kbridge.server.api.services import Model, maybe_await, timestamp
+from kbridge.server.api.services import Model, maybe_await
 
 __all__ = [
     "InterruptHandler",
@@ -84,9 +85,12 @@ class StatusHandler(ApiHandler):
             "kernels": len(models),
             # One format, so that the latest is also the last in order.
             "last_activity": max(
-                [timestamp(services.last_request), *(str(m["last_activity"]) for m in models)]
+                [
+                    timestamp(services.activity.last_request),
+                    *(str(m["last_activity"]) for m in models),
+                ]
             ),
-            "started": timestamp(services.started),
+            "started": timestamp(services.activity.started),
         }
         if self.get_query_argument("statistics", "0") not in ("", "0", "false"):
             named = services.list_kernels

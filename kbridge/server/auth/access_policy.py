@@ -1,10 +1,10 @@
-"""Who may come in: decisions about one request, without the request.
+"""Decides whether a request is allowed.
 
-Laws of this module:
+Invariants:
 
-- nothing here knows Tornado, a socket or a clock: strings and bytes in, a decision out;
-- names are compared whole: no prefix, suffix or substring ever lets anybody in;
-- secrets are compared in constant time, and no reason ever repeats one.
+- Nothing here knows Tornado, a socket or a clock: strings and bytes go in, a decision comes out.
+- Names are compared whole: a prefix, suffix or substring never grants access.
+- Secrets are compared in constant time, and no reason ever repeats one.
 """
 
 from __future__ import annotations
@@ -16,7 +16,14 @@ import re
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-__all__ = ["AccessPolicy", "Asked", "Decision", "Via", "parse_authorization", "parse_host"]
+__all__ = [
+    "AccessPolicy",
+    "AuthMethod",
+    "Decision",
+    "RequestInfo",
+    "parse_authorization",
+    "parse_host",
+]
 
 _HOST = re.compile(r"(\[[0-9a-f:.]+\]|[^\s:/@\[\]]+)(?::([0-9]{1,5}))?", re.IGNORECASE)
 _ORIGIN = re.compile(r"(https?)://([^/\s]+)", re.IGNORECASE)
@@ -25,22 +32,22 @@ _PORTS = {"http": 80, "https": 443}
 _SAFE = {"GET", "HEAD", "OPTIONS"}
 
 
-class Via(StrEnum):
-    """How a request proved that it may come in."""
+class AuthMethod(StrEnum):
+    """How a request was authenticated."""
 
-    OFF = "off"  # no token is asked for
+    OFF = "off"  # authentication is off
     HEADER = "header"
     QUERY = "query"
     COOKIE = "cookie"
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
-    """What a decision needs to know of a request.
+class RequestInfo:
+    """The parts of a request that a decision needs.
 
-    `authorization` and `query_token` are bytes as they came; `fetch_site` is the browser's own
-    word on where the request comes from (Fetch Metadata, `Sec-Fetch-Site`). `xsrf_header` is
-    `X-XSRFToken`, `xsrf_cookie` the value of the cookie `_xsrf`.
+    `authorization` and `query_token` are raw bytes. `fetch_site` is the header `Sec-Fetch-Site`
+    (Fetch Metadata), by which a browser says where the request comes from. `xsrf_header` is
+    `X-XSRFToken`; `xsrf_cookie` is the value of the cookie `_xsrf`.
     """
 
     method: str
@@ -57,21 +64,21 @@ class Asked:
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """`reason` is empty where the request may go on."""
+    """The result; `reason` is empty if the request is allowed."""
 
     reason: str = ""
-    via: Via | None = None
+    auth_method: AuthMethod | None = None
 
     @property
     def allowed(self) -> bool:
-        """Whether the request may go on."""
+        """True if the request is allowed."""
         return not self.reason
 
 
 def parse_host(host: str) -> tuple[str, int | None] | None:
     """Split a Host header into a name in lower case, without brackets, and a port.
 
-    None where it is no host at all.
+    Return None if it is not a valid host.
     """
     match = _HOST.fullmatch(host)
     if match is None:
@@ -92,23 +99,23 @@ def parse_authorization(value: str | None) -> bytes:
 
 @dataclass(frozen=True)
 class AccessPolicy:
-    """The rules of one server.
+    """The access rules of one server.
 
     Parameters
     ----------
     token : str
-        What a client must show; empty lets everybody in.
+        The token that clients must show; empty turns authentication off.
     check_hosts : bool
-        Refuse Host headers that name no local host (a page of evil.example whose name suddenly
-        resolves to 127.0.0.1 sends its own name here: DNS rebinding).
+        Refuse Host headers that do not name a local host. (DNS rebinding: a page of evil.example
+        whose name is made to resolve to 127.0.0.1 sends its own name as Host.)
     hostnames : frozenset of str
-        Names and addresses taken for local besides loopback addresses.
+        Names and addresses that count as local besides loopback addresses.
     allow_origin : tuple of str
-        Foreign origins let in, whole; `*` lets in every one.
+        Foreign origins that are allowed, compared whole; `*` allows all.
     allow_origin_pat : re.Pattern, optional
-        Likewise, where it matches the whole origin.
+        Also allows the foreign origins that it matches whole.
     cookie_secret : bytes
-        Key of the cookie's value, so that the cookie does not hold the token.
+        Key of the cookie's value; the cookie does not contain the token.
     """
 
     token: str = field(default="", repr=False)
@@ -120,18 +127,18 @@ class AccessPolicy:
 
     @property
     def auth_enabled(self) -> bool:
-        """Whether a token is asked for."""
+        """True if clients must show a token."""
         return bool(self.token)
 
     def cookie_value(self) -> str:
-        """Return the cookie of a browser that has shown the token."""
+        """Return the value of the login cookie."""
         key = hashlib.sha256(b"kbridge-cookie:" + self.cookie_secret).digest()
         return hmac.new(key, self.token.encode(), hashlib.sha256).hexdigest()
 
     def is_token(self, offered: bytes) -> bool:
-        """Compare an offered token with ours, in constant time.
+        """True if `offered` is the token; compares in constant time.
 
-        Clients that do not know what to do with letters beyond ASCII send them as Latin-1.
+        Some clients send letters beyond ASCII as Latin-1 instead of UTF-8.
         """
         offered, utf8 = offered.strip(), self.token.encode()
         try:
@@ -142,7 +149,7 @@ class AccessPolicy:
         return bool(offered) and same
 
     def host_allowed(self, host: str) -> bool:
-        """Decide about a Host header."""
+        """True if requests with this Host header are allowed."""
         parsed = parse_host(host)
         if parsed is None:
             return False
@@ -154,10 +161,10 @@ class AccessPolicy:
             return False
 
     def same_origin(self, origin: str, host: str, protocol: str) -> bool:
-        """Compare an Origin with the server's own name, scheme and port.
+        """True if an Origin has the server's own name, scheme and port.
 
-        Plain http is taken for https too, because a proxy that ends TLS may stand in front of us;
-        https is never taken for http.
+        An https origin also matches a server that speaks http, because a proxy in front of it may
+        terminate TLS; an http origin never matches an https server.
         """
         match = _ORIGIN.fullmatch(origin)
         theirs = parse_host(match[2]) if match else None
@@ -171,84 +178,85 @@ class AccessPolicy:
         return (theirs[0], theirs[1] or port) == (ours[0], ours[1] or port)
 
     def foreign_allowed(self, origin: str) -> bool:
-        """Decide about an origin that is not our own."""
+        """True if pages of this foreign origin may use the server."""
         if "*" in self.allow_origin or origin.lower() in self.allow_origin:
             return True
         return bool(self.allow_origin_pat and self.allow_origin_pat.fullmatch(origin))
 
     def origin_allowed(self, origin: str | None, host: str, protocol: str) -> bool:
-        """Decide about an Origin header; only browsers send one, so none at all may go on."""
+        """True if an Origin header is allowed, or absent: only browsers send one."""
         if origin is None:
             return True
         return self.same_origin(origin, host, protocol) or self.foreign_allowed(origin)
 
-    def identify(self, asked: Asked) -> Via | None:
-        """Say which credential of a request holds, or None."""
+    def identify(self, request: RequestInfo) -> AuthMethod | None:
+        """Return which credential of a request is valid; None if none is."""
         if not self.token:
-            return Via.OFF
-        if self.is_token(asked.authorization):
-            return Via.HEADER
-        if self.is_token(asked.query_token):
-            return Via.QUERY
-        cookie = asked.cookie.encode("utf-8", "replace")
+            return AuthMethod.OFF
+        if self.is_token(request.authorization):
+            return AuthMethod.HEADER
+        if self.is_token(request.query_token):
+            return AuthMethod.QUERY
+        cookie = request.cookie.encode("utf-8", "replace")
         if cookie and hmac.compare_digest(cookie, self.cookie_value().encode()):
-            return Via.COOKIE
+            return AuthMethod.COOKIE
         return None
 
-    def decide(self, asked: Asked, *, public: bool = False) -> Decision:
-        """Decide about a request.
+    def decide(self, request: RequestInfo, *, public: bool = False) -> Decision:
+        """Decide whether a request is allowed.
 
         Parameters
         ----------
-        asked : Asked
-            What came.
+        request : RequestInfo
         public : bool
-            Whether the resource is open to those without a token; host and origin are checked
-            all the same.
+            True if the resource needs no token; Host and Origin are checked in any case.
         """
-        if not self.host_allowed(asked.host):
+        if not self.host_allowed(request.host):
             return Decision(
-                "the Host header names no local host; set KbridgeApp.local_hostnames or "
+                "the Host header does not name a local host; set KbridgeApp.local_hostnames or "
                 "KbridgeApp.allow_remote_access to serve under that name"
             )
-        via = self.identify(asked)
-        # No page can put the token into a header without knowing it, and no browser adds it by
-        # itself. A proxy that sends its own name as Host must not shut such clients out.
-        if via is not Via.HEADER and not self._origin_good(asked):
+        auth_method = self.identify(request)
+        # A page cannot put the token into a header without knowing it, and a browser never adds it
+        # by itself. So the Origin does not matter then: a proxy that sends its own name as Host
+        # must not lock such clients out.
+        if auth_method is not AuthMethod.HEADER and not self._origin_acceptable(request):
             return Decision("cross-origin request refused; see KbridgeApp.allow_origin")
-        if public or asked.method == "OPTIONS":  # a preflight never carries credentials
-            return Decision(via=via)
-        if via is None:
+        if public or request.method == "OPTIONS":  # a preflight never carries credentials
+            return Decision(auth_method=auth_method)
+        if auth_method is None:
             return Decision("a valid token is needed")
-        if asked.method not in _SAFE and not self._may_change(asked, via):
-            return Decision("a browser's request that changes something must come from our page")
-        return Decision(via=via)
+        if request.method not in _SAFE and not self._may_change(request, auth_method):
+            return Decision(
+                "a browser's request that changes something must come from this server's own page"
+            )
+        return Decision(auth_method=auth_method)
 
-    def _origin_good(self, asked: Asked) -> bool:
-        """Decide about the Origin of a request.
+    def _origin_acceptable(self, request: RequestInfo) -> bool:
+        """True if the Origin of a request is allowed.
 
-        Browsers send `null` where a referrer policy or an extension hides the page, even to the
-        page's own server; Sec-Fetch-Site still tells that it is the same.
+        Browsers send `null` if a referrer policy or an extension hides the page, even to the page's
+        own server; `Sec-Fetch-Site` still says that it is the same.
         """
-        if asked.origin == "null" and asked.fetch_site == "same-origin":
+        if request.origin == "null" and request.fetch_site == "same-origin":
             return True
-        return self.origin_allowed(asked.origin, asked.host, asked.protocol)
+        return self.origin_allowed(request.origin, request.host, request.protocol)
 
-    def _may_change(self, asked: Asked, via: Via) -> bool:
-        """Refuse forged requests: those that a browser would send without its user's will.
+    def _may_change(self, request: RequestInfo, auth_method: AuthMethod) -> bool:
+        """True if a request that changes something is not forged by a foreign page (CSRF).
 
-        A page elsewhere cannot know the token, so whoever shows it is trusted; a cookie goes
-        along by itself, and where no token is asked for there is nothing to forge. Programs that
-        log in as browsers do send the cookie `_xsrf` again as a header, which no page elsewhere
-        can (a preflight would refuse it).
+        A foreign page cannot know the token, so a client that shows it is trusted; browsers send
+        the cookie by themselves. Without authentication there is nothing to forge. Programs that
+        log in as browsers do repeat the cookie `_xsrf` in a header, which a foreign page cannot
+        set (a preflight would refuse it).
         """
-        if via in (Via.HEADER, Via.QUERY) or asked.origin is not None:
-            return True  # the Origin was found good before
-        if asked.xsrf_cookie and hmac.compare_digest(
-            asked.xsrf_header.encode("utf-8", "replace"),
-            asked.xsrf_cookie.encode("utf-8", "replace"),
+        if auth_method in (AuthMethod.HEADER, AuthMethod.QUERY) or request.origin is not None:
+            return True  # the Origin was checked before
+        if request.xsrf_cookie and hmac.compare_digest(
+            request.xsrf_header.encode("utf-8", "replace"),
+            request.xsrf_cookie.encode("utf-8", "replace"),
         ):
             return True
-        if asked.fetch_site is not None:
-            return asked.fetch_site == "same-origin"
-        return via is Via.OFF
+        if request.fetch_site is not None:
+            return request.fetch_site == "same-origin"
+        return auth_method is AuthMethod.OFF

@@ -1,9 +1,10 @@
-"""Taking connections from the operating system, without harm to those that are there already.
+"""Accepts connections at a bounded rate.
 
-Tornado takes up to 128 a turn of the loop, and where no descriptor is left it fails once a turn,
-with a traceback each, for as long as somebody waits. Here about one is taken a millisecond, so
-that a flood of them leaves the loop to others in between: what waits to be taken costs nothing.
-Where descriptors have run out, somebody is sent away, or nobody is taken for a while.
+Tornado accepts up to 128 connections per turn of the event loop. When no file descriptor is left
+it fails once per turn, with a traceback each, for as long as a client waits. Here about one
+connection is accepted per millisecond, so that a flood of connections leaves the loop to other
+clients; connections that wait in the kernel's queue cost nothing. When descriptors run out, the
+oldest unauthenticated connections are closed, or accepting pauses.
 """
 
 from __future__ import annotations
@@ -13,8 +14,8 @@ import errno
 import logging
 import socket
 import sys
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Protocol
 
 from tornado.ioloop import IOLoop
 
@@ -22,61 +23,63 @@ from kbridge.flow.log_throttle import LogThrottle
 from kbridge.flow.token_bucket import TokenBucket
 from kbridge.kernels.lifecycle.descriptors import free_descriptors
 
-__all__ = ["Acceptor", "raise_descriptor_limit"]
+__all__ = ["Acceptor", "AcceptorEvents", "raise_descriptor_limit"]
 
-# Seconds for each connection, somewhat more than refusing one takes. Timers are late: what that
-# has cost is made up for, up to so many at once.
-_PAUSE = 0.001
-_AT_ONCE = 2
-# Seconds where descriptors have run out.
+# Seconds per connection, somewhat more than refusing a request takes. Timers fire late; the burst
+# makes up for that.
+_INTERVAL = 0.001
+_BURST = 2
+# Seconds to pause when descriptors have run out.
 _LONG_PAUSE = 0.25
-_SHED = 16
+# Connections to close at once when descriptors have run out.
+_CLOSED_AT_ONCE = 16
 _EXHAUSTED = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 
 
+class AcceptorEvents(Protocol):
+    """What an `Acceptor` tells and asks the server."""
+
+    def connected(self, connection: socket.socket, address: Any) -> None:
+        """Take over a new connection."""
+
+    def close_oldest(self, count: int) -> int:
+        """Close the oldest unauthenticated connections; return how many were closed."""
+
+    def is_busy(self) -> bool:
+        """True if no connection should be accepted now."""
+
+
 class Acceptor:
-    """Accepts the connections of some sockets.
+    """Accepts the connections of listening sockets.
 
     Parameters
     ----------
     sockets : sequence of socket.socket
-        They listen, and do not block.
-    handle : callable
-        Takes a new connection and its address.
-    shed : callable
-        Closes up to so many connections, and says how many.
-    crowded : callable
-        Whether to take nobody now.
+        Listening, non-blocking sockets.
+    events : AcceptorEvents
     log : logging.Logger
     """
 
     def __init__(
-        self,
-        sockets: Sequence[socket.socket],
-        handle: Callable[[socket.socket, Any], None],
-        shed: Callable[[int], int],
-        crowded: Callable[[], bool],
-        log: logging.Logger,
+        self, sockets: Sequence[socket.socket], events: AcceptorEvents, log: logging.Logger
     ) -> None:
         self._sockets = list(sockets)
-        self._handle = handle
-        self._shed = shed
-        self._crowded = crowded
+        self._events = events
         self._log = log
         self._loop = asyncio.get_running_loop()  # its clock is monotonic, Tornado's is not
         self._handlers = IOLoop.current()
         self._throttle = LogThrottle()
-        self._bucket = TokenBucket(_PAUSE, _AT_ONCE)
+        self._bucket = TokenBucket(_INTERVAL, _BURST)
         self._timers: dict[socket.socket, asyncio.TimerHandle] = {}
         for sock in self._sockets:
             self._resume(sock)
 
     def charge(self, seconds: float) -> None:
-        """Take the next connection this much later."""
+        """Delay the next connection by `seconds`."""
         self._bucket.charge(seconds)
 
     def stop(self) -> None:
-        """Close the sockets; may be called twice."""
+        """Close the listening sockets; a second call has no effect."""
         sockets, self._sockets = self._sockets, []
         for sock in sockets:
             timer = self._timers.pop(sock, None)
@@ -96,7 +99,7 @@ class Acceptor:
 
     def _accept(self, sock: socket.socket, _events: int) -> None:
         now = self._loop.time()
-        while self._bucket.ready(now) and not self._crowded():
+        while self._bucket.ready(now) and not self._events.is_busy():
             try:
                 connection, address = sock.accept()
             except (BlockingIOError, ConnectionAbortedError):
@@ -104,31 +107,32 @@ class Acceptor:
             except OSError as error:
                 if error.errno not in _EXHAUSTED:
                     raise
-                self._pause(sock, _PAUSE if self._shed(_SHED) else _LONG_PAUSE)
-                self._complain(error)
+                closed = self._events.close_oldest(_CLOSED_AT_ONCE)
+                self._pause(sock, _INTERVAL if closed else _LONG_PAUSE)
+                self._log_failure(error)
                 return
             self._bucket.spend()
-            self._handle(connection, address)
-            if free_descriptors(quick=True) < _SHED:
-                self._shed(_SHED)
-        self._pause(sock, _PAUSE)
+            self._events.connected(connection, address)
+            if free_descriptors(quick=True) < _CLOSED_AT_ONCE:
+                self._events.close_oldest(_CLOSED_AT_ONCE)
+        self._pause(sock, _INTERVAL)
 
-    def _complain(self, error: OSError) -> None:
+    def _log_failure(self, error: OSError) -> None:
         if count := self._throttle.record(self._loop.time()):
             self._log.error(
-                "%d times no connection could be accepted: %s; see KbridgeApp.min_open_files_limit",
+                "cannot accept connections (%d failures): %s; see KbridgeApp.min_open_files_limit",
                 count,
                 error.strerror,
             )
 
 
 def raise_descriptor_limit(wanted: int) -> int:
-    """Allow this process up to `wanted` descriptors, as far as the hard limit allows.
+    """Raise this process's limit of file descriptors to `wanted`, as far as the hard limit allows.
 
     Returns
     -------
     int
-        How many it may have; `sys.maxsize` where there is no limit, or no such thing.
+        The limit now; `sys.maxsize` if there is none, or on Windows.
     """
     try:
         import resource
@@ -142,6 +146,6 @@ def raise_descriptor_limit(wanted: int) -> int:
         return soft
     try:
         resource.setrlimit(resource.RLIMIT_NOFILE, (target, hard))
-    except (OSError, ValueError):  # macOS has another limit below the one that it shows
+    except (OSError, ValueError):  # macOS has another limit, below the one that it reports
         return soft
     return target

@@ -1,11 +1,13 @@
-"""Which HTTP connections may stay: decisions about connections, without a connection.
+"""Decides which HTTP connections are closed, and when.
 
-Laws of this module:
+Invariants:
 
-- nothing here knows Tornado, a socket or a clock: keys and times in, keys to be closed out;
-- until a client has shown the token, its connection may be closed to make room for another, and
-  has one short time for all that it has to say; who was let in is never closed for a stranger;
-- a connection for which the server itself still works is not late.
+- Nothing here knows Tornado, a socket or a clock. Keys and times go in; keys of connections to
+  close come out.
+- Until a client has shown the token, its connection may be closed to make room for a new one, and
+  the whole request has one short time limit. An authenticated connection is never closed for an
+  unauthenticated one.
+- A connection is not late while the server itself works on its request.
 """
 
 from __future__ import annotations
@@ -15,124 +17,135 @@ from dataclasses import dataclass
 from itertools import chain, islice
 from typing import Generic, TypeVar
 
-__all__ = ["Guard", "GuardLimits"]
+__all__ = ["ConnectionLimiter", "ConnectionLimits"]
 
 K = TypeVar("K", bound=Hashable)
 
 
 @dataclass(frozen=True, slots=True)
-class GuardLimits:
-    """What strangers may take.
+class ConnectionLimits:
+    """Limits on HTTP connections.
 
     Parameters
     ----------
-    strangers : int
-        Connections that may be open at once whose clients have not shown the token.
+    unauthenticated : int
+        The maximum number of open connections whose clients have not shown the token.
     request_timeout : float
-        Seconds that such a client has, from its connection's first moment to the end of its
-        request.
+        Seconds that an unauthenticated client has, from connecting to the end of its request.
     keep_alive_timeout : float
-        Seconds that a client which has shown the token may take for its next request.
+        Seconds that an authenticated client has to send its next request.
     """
 
-    strangers: int = 512
+    unauthenticated: int = 512
     request_timeout: float = 30.0
     keep_alive_timeout: float = 300.0
 
 
 @dataclass(slots=True)
-class _State:
+class _Connection:
     since: float | None  # when the client's time began; None while the server works
     served: int = 0
 
 
-class Guard(Generic[K]):
-    """The HTTP connections of one server.
+class ConnectionLimiter(Generic[K]):
+    """Tracks the HTTP connections of one server.
 
     Parameters
     ----------
-    limits : GuardLimits
+    limits : ConnectionLimits
     """
 
-    def __init__(self, limits: GuardLimits) -> None:
+    def __init__(self, limits: ConnectionLimits) -> None:
         self.limits = limits
-        # In the order of their coming, so that the oldest comes first.
-        self._strangers: dict[K, _State] = {}
-        self._known: dict[K, _State] = {}
+        # In the order of connecting, so that the oldest comes first.
+        self._unauthenticated: dict[K, _Connection] = {}
+        self._authenticated: dict[K, _Connection] = {}
 
-    def statistics(self) -> dict[str, int]:
-        """How many there are of each kind."""
-        return {"strangers": len(self._strangers), "known": len(self._known)}
+    @property
+    def unauthenticated_connections(self) -> int:
+        """The number of open connections whose clients have not shown the token."""
+        return len(self._unauthenticated)
 
-    def came(self, key: K, now: float) -> list[K]:
-        """Take a new connection.
+    @property
+    def authenticated_connections(self) -> int:
+        """The number of open connections whose clients have shown the token."""
+        return len(self._authenticated)
+
+    def opened(self, key: K, now: float) -> list[K]:
+        """Add a new connection.
 
         Returns
         -------
         list
-            Those to be closed for it, the oldest.
+            The oldest connections, which must be closed to stay within the limit.
         """
-        self._strangers[key] = _State(now)
-        return self.surplus(len(self._strangers) - self.limits.strangers)
+        self._unauthenticated[key] = _Connection(now)
+        return self.oldest(len(self._unauthenticated) - self.limits.unauthenticated)
 
-    def surplus(self, count: int) -> list[K]:
-        """The oldest `count` strangers, fewer where there are no more."""
-        return list(islice(self._strangers, max(count, 0)))
+    def oldest(self, count: int) -> list[K]:
+        """Return the oldest unauthenticated connections, at most `count`."""
+        return list(islice(self._unauthenticated, max(count, 0)))
 
-    def awaits(self, key: K, now: float) -> bool:
-        """Note that the next request is awaited; False where the connection has to end instead.
+    def next_request(self, key: K, now: float) -> bool:
+        """Start to wait for the next request on a connection.
 
-        A stranger has one request a connection: what it costs to be a nuisance is to connect.
+        Returns
+        -------
+        bool
+            False if the connection must be closed instead: an unauthenticated client gets one
+            request per connection, so that each further attempt costs it a new one.
         """
-        state = self._state(key)
-        if state is None:  # closed while its last answer was written
+        connection = self._find(key)
+        if connection is None:  # closed while its last reply was written
             return False
-        if state.served and key in self._strangers:
+        if connection.served and key in self._unauthenticated:
             return False
-        if state.served:
-            state.since = now
+        if connection.served:
+            connection.since = now
         return True
 
-    def proved(self, key: K, now: float) -> None:
-        """Note that the client has shown the token."""
-        state = self._strangers.pop(key, None)
-        if state is not None:
-            state.since = now
-            self._known[key] = state
+    def authenticated(self, key: K, now: float) -> None:
+        """Record that the client has shown the token."""
+        connection = self._unauthenticated.pop(key, None)
+        if connection is not None:
+            connection.since = now
+            self._authenticated[key] = connection
 
-    def works(self, key: K) -> None:
-        """Note that the request has come whole: from here on, the time is the server's."""
-        state = self._state(key)
-        if state is not None:
-            state.since = None
-            state.served += 1
+    def request_complete(self, key: K) -> None:
+        """Record that the whole request has arrived; from here on the server works."""
+        connection = self._find(key)
+        if connection is not None:
+            connection.since = None
+            connection.served += 1
 
-    def gone(self, key: K) -> None:
-        """Forget a connection; may be called twice."""
-        self._strangers.pop(key, None)
-        self._known.pop(key, None)
+    def closed(self, key: K) -> None:
+        """Forget a connection; a second call has no effect."""
+        self._unauthenticated.pop(key, None)
+        self._authenticated.pop(key, None)
 
-    def overdue(self, now: float, unread: Callable[[K], bool]) -> list[K]:
-        """Those whose time is over.
+    def expired(self, now: float, unread: Callable[[K], bool]) -> list[K]:
+        """Return the connections whose time is over.
 
         Parameters
         ----------
         now : float
             Seconds, monotonic.
         unread : callable
-            Whether an answer waits for its client to read it: that counts as the client's time.
+            Returns True if the client of a connection has not read its whole reply yet; that time
+            counts as the client's.
         """
         late = []
-        for key, state in chain(self._strangers.items(), self._known.items()):
-            if state.since is None:
-                state.since = now if unread(key) else None
-            elif now - state.since > self._patience(key):
+        for key, connection in chain(self._unauthenticated.items(), self._authenticated.items()):
+            if connection.since is None:
+                connection.since = now if unread(key) else None
+            elif now - connection.since > self._timeout(key):
                 late.append(key)
         return late
 
-    def _patience(self, key: K) -> float:
-        stranger = key in self._strangers
-        return self.limits.request_timeout if stranger else self.limits.keep_alive_timeout
+    def _timeout(self, key: K) -> float:
+        if key in self._unauthenticated:
+            return self.limits.request_timeout
+        return self.limits.keep_alive_timeout
 
-    def _state(self, key: K) -> _State | None:
-        return self._strangers.get(key) or self._known.get(key)
+    def _find(self, key: K) -> _Connection | None:
+        return self._unauthenticated.get(key) or self._authenticated.get(key)

@@ -1,15 +1,16 @@
-"""Where a connection waits, outside of Tornado, until the head of its request is whole.
+"""Holds new connections, outside of Tornado, until the head of their request is complete.
 
-Each piece of a head that comes wakes Tornado's reader, 30 to 40 us, and asyncio serves all who have
-sent one in the same turn: five hundred who drip would cost everybody else 15 ms a turn. Here
+Each piece of a head wakes Tornado's reader, which takes 30 to 40 us, and asyncio serves all
+connections with input in the same turn: five hundred clients that send their heads a byte at a time
+would delay all others by 15 ms per turn. Here
 
-- all who wait are one descriptor for the loop, an epoll of our own, and a turn looks at a few of
-  those who have sent something. The kernel keeps the others, in the order of their coming;
-- what comes is read, once, and Tornado is given it later: a look costs what is new, in however
-  many pieces a head comes. (Bytes that are only peeked at are copied again by each look, and fill
-  up the kernel's buffer, so that the end of a long head would never come.)
-- whole requests go in one by one, so far apart that refusing them leaves the loop to others. Who
-  turns out to have the token has not used up anybody's time.
+- all pending connections are one file descriptor for the loop, an epoll instance, and a turn reads
+  from a few of those that have sent something. The kernel keeps the others in order of arrival;
+- received bytes are read once and handed to Tornado later, so that reading costs in proportion to
+  the new bytes, in however many pieces a head arrives. (Bytes that are only peeked at are copied
+  again each time, and fill the kernel's buffer, so that the end of a long head would never arrive.)
+- complete requests enter one by one, far enough apart that refusing them leaves the loop to other
+  clients. A request that turns out to carry the token does not delay the next one.
 """
 
 from __future__ import annotations
@@ -19,42 +20,41 @@ import enum
 import select
 import socket
 from collections import deque
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from tornado.ioloop import IOLoop
 from tornado.iostream import IOStream
 
 from kbridge.flow.token_bucket import TokenBucket
 
-__all__ = ["LOOKS", "Lobby", "ReadAhead"]
+__all__ = ["READS_PER_TURN", "HeaderGate", "HeaderGateEvents", "ReadAhead"]
 
-LOOKS: Final = 32
-"""How many are looked at in one turn of the loop."""
+READS_PER_TURN: Final = 32
+"""The number of connections that are read from in one turn of the loop."""
 
-# Seconds. A look takes 5 us, and a turn of the loop for the sake of it as long as several: looking
+# Seconds. A read takes 5 us, and the turn of the loop around it as long as several reads: reading
 # takes a sixth of the loop at the most.
-_LOOK: Final = 0.001 / LOOKS
+_READ: Final = 0.001 / READS_PER_TURN
 _TURN: Final = 8
-# Refusing a request takes a millisecond. One that takes more is charged for, see `Lobby.charge`.
+# Refusing a request takes a millisecond. `HeaderGate.charge` adds to this for expensive requests.
 _REQUEST: Final = 0.003
-# What Tornado takes for the end of a head, without the carriage return that may be before it.
+# What Tornado accepts as the end of a head, without the carriage return that may precede it.
 _ENDS: Final = (b"\n\r\n", b"\n\n")
 _OVERLAP: Final = 2
-# Bytes that one look reads: hardly a head is longer, and all looks of a turn together are quick.
+# Bytes per read: few heads are longer, and all reads of a turn together stay short.
 _PIECE: Final = 4 << 10
-# What IOStream reads at once: whatever was read ahead is the first thing that it reads, whole.
+# What IOStream reads at once: its first read must return all bytes that were read ahead.
 _CHUNK: Final = 64 << 10
 
 
 class ReadAhead(socket.socket):
-    """A socket of which something was read before its owner asked.
+    """A socket with bytes that were read before its owner asked for them.
 
     Attributes
     ----------
     ahead : bytearray
-        What `recv_into` gives first.
+        The bytes that `recv_into` returns first.
     """
 
     __slots__ = ("ahead",)
@@ -67,17 +67,17 @@ class ReadAhead(socket.socket):
 
     @classmethod
     def take_over(cls, sock: socket.socket) -> ReadAhead:
-        """Go on with a connection; `sock` is as if it was closed."""
+        """Take over the connection of `sock`, which is detached."""
         return cls(sock.family, sock.type, sock.proto, sock.detach())
 
-    def read_ahead(self, room: memoryview) -> int:
-        """Read into `room` and keep it; the number of bytes, 0 at the end."""
-        count = super().recv_into(room)
-        self.ahead += room[:count]
+    def read_ahead(self, buffer: memoryview) -> int:
+        """Read into `buffer` and keep the bytes; return their number, 0 at the end of input."""
+        count = super().recv_into(buffer)
+        self.ahead += buffer[:count]
         return count
 
     def recv_into(self, buffer: Any, nbytes: int = 0, flags: int = 0) -> int:
-        """Read, as of any socket."""
+        """Read like any socket, the bytes read ahead first."""
         if not self.ahead:
             return super().recv_into(buffer, nbytes, flags)
         with memoryview(buffer) as view:
@@ -87,175 +87,180 @@ class ReadAhead(socket.socket):
         return count
 
 
+class HeaderGateEvents(Protocol):
+    """What a `HeaderGate` tells the server."""
+
+    def head_complete(self, stream: IOStream, address: Any) -> None:
+        """Serve a connection whose request head is complete, or too long."""
+
+    def hung_up(self, stream: IOStream) -> None:
+        """Forget a connection that the client closed before its head was complete."""
+
+
 class _Head(enum.Enum):
-    BEGUN = enum.auto()
-    WHOLE = enum.auto()  # or too long: Tornado says so
-    GONE = enum.auto()
+    INCOMPLETE = enum.auto()
+    COMPLETE = enum.auto()  # or too long, which Tornado refuses
+    CLOSED = enum.auto()
 
 
 @dataclass(slots=True, eq=False)
-class _Visitor:
+class _Connection:
     stream: IOStream
     sock: ReadAhead
     address: Any
 
 
-class Lobby:
-    """The connections of one server whose requests have not come whole.
+class HeaderGate:
+    """The pending connections of one server.
 
     Parameters
     ----------
     max_header_size : int
-        Bytes of a head after which nobody waits for its end.
-    enter : callable
-        Takes a stream and its address when there is something to be answered.
-    hung_up : callable
-        Is told of a stream that has ended before that; it is closed.
+        The number of bytes after which a head is passed on although its end has not arrived.
+    events : HeaderGateEvents
     """
 
-    def __init__(
-        self,
-        max_header_size: int,
-        enter: Callable[[IOStream, Any], None],
-        hung_up: Callable[[IOStream], None],
-    ) -> None:
-        self._most = min(max_header_size + 1, _CHUNK)
-        self._enter = enter
-        self._hung_up = hung_up
+    def __init__(self, max_header_size: int, events: HeaderGateEvents) -> None:
+        self._max_bytes = min(max_header_size + 1, _CHUNK)
+        self._events = events
         self._loop = asyncio.get_running_loop()  # its clock is monotonic, Tornado's is not
         self._handlers = IOLoop.current()
         self._epoll = select.epoll()
         self._fd = self._epoll.fileno()
-        self._room = memoryview(bytearray(_PIECE))
-        self._waiting: dict[int, _Visitor] = {}
-        self._whole: deque[_Visitor] = deque()
-        self._last: IOStream | None = None  # who went in last, unless it was let in
-        self._looking = TokenBucket(_LOOK, LOOKS)
-        self._entering = TokenBucket(_REQUEST, 1)
-        self._next_look: asyncio.TimerHandle | None = None
+        self._buffer = memoryview(bytearray(_PIECE))
+        self._incomplete: dict[int, _Connection] = {}
+        self._ready: deque[_Connection] = deque()
+        # The connection that entered last, until it is authenticated.
+        self._last: IOStream | None = None
+        self._reads = TokenBucket(_READ, READS_PER_TURN)
+        self._entries = TokenBucket(_REQUEST, 1)
+        self._next_read: asyncio.TimerHandle | None = None
         self._next_entry: asyncio.TimerHandle | None = None
-        self._handlers.add_handler(self._fd, self._look, IOLoop.READ)
+        self._handlers.add_handler(self._fd, self._read_some, IOLoop.READ)
 
     @staticmethod
     def available() -> bool:
-        """Whether the operating system has what it takes: Linux does."""
+        """True if the operating system has epoll (Linux)."""
         return hasattr(select, "epoll")
 
     @property
-    def crowded(self) -> bool:
-        """Whether whole requests wait, which nobody new should push out."""
-        return bool(self._whole)
+    def busy(self) -> bool:
+        """True if complete requests wait to enter."""
+        return bool(self._ready)
 
-    def statistics(self) -> dict[str, int]:
-        """How many there are of each kind."""
-        return {"waiting": len(self._waiting), "whole": len(self._whole)}
+    @property
+    def pending_connections(self) -> int:
+        """The number of connections held here."""
+        return len(self._incomplete) + len(self._ready)
 
-    def came(self, stream: IOStream, sock: ReadAhead, address: Any) -> None:
-        """Take a new connection; in most cases its request is there already."""
-        visitor = _Visitor(stream, sock, address)
+    def add(self, stream: IOStream, sock: ReadAhead, address: Any) -> None:
+        """Hold a new connection; in most cases its request has arrived already."""
+        connection = _Connection(stream, sock, address)
         head = self._read(sock)
-        if head is _Head.BEGUN:
-            self._waiting[sock.fileno()] = visitor
+        if head is _Head.INCOMPLETE:
+            self._incomplete[sock.fileno()] = connection
             self._epoll.register(sock, select.EPOLLIN)
         else:
-            self._leaves(visitor, head)
+            self._release(connection, head)
 
-    def left(self, stream: IOStream) -> None:
-        """Forget a connection that is about to be closed; it may have gone in long ago."""
+    def discard(self, stream: IOStream) -> None:
+        """Forget a connection that is about to be closed; it may have entered long ago."""
         if stream.closed():
             return
         fd = stream.socket.fileno()
-        visitor = self._waiting.get(fd)
-        if visitor is not None and visitor.stream is stream:
+        connection = self._incomplete.get(fd)
+        if connection is not None and connection.stream is stream:
             self._forget(fd)
-        # Those in `_whole` are passed over when their turn comes.
+        # Closed streams in `_ready` are skipped when their turn comes.
 
-    def let_in(self, stream: IOStream) -> None:
-        """Note that a client has shown the token: the next need not wait for this one's sake."""
+    def mark_authenticated(self, stream: IOStream) -> None:
+        """Record that a client has shown the token, so that the next request need not wait."""
         if stream is self._last:
             self._last = None
-            self._entering.undo()
-            self._go_in()
+            self._entries.undo()
+            self._enter()
 
     def charge(self, seconds: float) -> None:
-        """Let the next request in this much later: one before it was expensive."""
-        self._entering.charge(seconds)
+        """Delay the next request by `seconds`, because an earlier one was expensive."""
+        self._entries.charge(seconds)
 
     def close(self) -> None:
-        """Close all who wait; may be called twice."""
+        """Close all pending connections; a second call has no effect."""
         if self._epoll.closed:
             return
-        if self._next_look is None:
+        if self._next_read is None:
             self._handlers.remove_handler(self._fd)
         else:
-            self._next_look.cancel()
-        visitors = [*self._waiting.values(), *self._whole]
-        self._waiting.clear()
-        self._whole.clear()
-        self._go_in()  # nobody; its timer ends
+            self._next_read.cancel()
+        connections = [*self._incomplete.values(), *self._ready]
+        self._incomplete.clear()
+        self._ready.clear()
+        self._enter()  # stops the timer; nothing enters
         self._epoll.close()
-        for visitor in visitors:
-            self._end(visitor)
+        for connection in connections:
+            self._end(connection)
 
-    def _look(self, _fd: int, _events: int) -> None:
-        """Look at some who have sent something; where there are more, the loop calls again."""
-        news = self._epoll.poll(0, LOOKS)
-        for fd, _ in news:
-            visitor = self._waiting[fd]
-            head = self._read(visitor.sock)
-            if head is not _Head.BEGUN:
+    def _read_some(self, _fd: int, _events: int) -> None:
+        """Read from some connections with input; for the others the loop calls again."""
+        readable = self._epoll.poll(0, READS_PER_TURN)
+        for fd, _ in readable:
+            connection = self._incomplete[fd]
+            head = self._read(connection.sock)
+            if head is not _Head.INCOMPLETE:
                 self._forget(fd)
-                self._leaves(visitor, head)
+                self._release(connection, head)
         now = self._loop.time()
-        self._looking.spend(len(news) + _TURN)
-        if not self._looking.ready(now):
+        self._reads.spend(len(readable) + _TURN)
+        if not self._reads.ready(now):
             self._handlers.remove_handler(self._fd)
-            self._next_look = self._loop.call_later(self._looking.delay(now), self._look_on)
+            self._next_read = self._loop.call_later(self._reads.delay(now), self._resume_reading)
 
-    def _look_on(self) -> None:
-        self._next_look = None
-        self._handlers.add_handler(self._fd, self._look, IOLoop.READ)
+    def _resume_reading(self) -> None:
+        self._next_read = None
+        self._handlers.add_handler(self._fd, self._read_some, IOLoop.READ)
 
     def _read(self, sock: ReadAhead) -> _Head:
         try:
-            count = sock.read_ahead(self._room[: self._most - len(sock.ahead)])
+            count = sock.read_ahead(self._buffer[: self._max_bytes - len(sock.ahead)])
         except BlockingIOError:
-            return _Head.BEGUN
+            return _Head.INCOMPLETE
         except OSError:
             count = 0
         if not count:
-            return _Head.GONE
+            return _Head.CLOSED
         begin = max(0, len(sock.ahead) - count - _OVERLAP)
         ended = any(sock.ahead.find(end, begin) >= 0 for end in _ENDS)
-        return _Head.WHOLE if ended or len(sock.ahead) >= self._most else _Head.BEGUN
+        complete = ended or len(sock.ahead) >= self._max_bytes
+        return _Head.COMPLETE if complete else _Head.INCOMPLETE
 
     def _forget(self, fd: int) -> None:
-        # Not left to the closing: while a process is being started, it may hold a copy.
+        # Closing the socket would not be enough: a child process that is being started may hold a
+        # copy of it.
         self._epoll.unregister(fd)
-        del self._waiting[fd]
+        del self._incomplete[fd]
 
-    def _leaves(self, visitor: _Visitor, head: _Head) -> None:
-        if head is _Head.GONE:
-            self._end(visitor)
+    def _release(self, connection: _Connection, head: _Head) -> None:
+        if head is _Head.CLOSED:
+            self._end(connection)
         else:
-            self._whole.append(visitor)
-            self._go_in()
+            self._ready.append(connection)
+            self._enter()
 
-    def _end(self, visitor: _Visitor) -> None:
-        visitor.stream.close()
-        self._hung_up(visitor.stream)
+    def _end(self, connection: _Connection) -> None:
+        connection.stream.close()
+        self._events.hung_up(connection.stream)
 
-    def _go_in(self) -> None:
-        """Let in those whose turn it is, and come back for the others."""
+    def _enter(self) -> None:
+        """Pass on the connections that may enter now, and set a timer for the others."""
         if self._next_entry is not None:
             self._next_entry.cancel()
             self._next_entry = None
         now = self._loop.time()
-        while self._whole and self._entering.ready(now):
-            visitor = self._whole.popleft()
-            if not visitor.stream.closed():
-                self._entering.spend()
-                self._last = visitor.stream
-                self._enter(visitor.stream, visitor.address)
-        if self._whole:
-            self._next_entry = self._loop.call_later(self._entering.delay(now), self._go_in)
+        while self._ready and self._entries.ready(now):
+            connection = self._ready.popleft()
+            if not connection.stream.closed():
+                self._entries.spend()
+                self._last = connection.stream
+                self._events.head_complete(connection.stream, connection.address)
+        if self._ready:
+            self._next_entry = self._loop.call_later(self._entries.delay(now), self._enter)

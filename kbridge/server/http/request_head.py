@@ -1,9 +1,9 @@
-"""The heads of requests: what is read of them, and what a stranger's request costs the loop.
+"""Limits on request heads, and the CPU time that unauthenticated requests use.
 
-Tornado takes 28 ms for 8,000 headers and longer for as many cookies, whoever sent them. So a head
-is counted before it is parsed; one with too many parts or too many bytes is answered at once, from
-the stream. And the time that goes into a request is measured on its stream, so that whoever causes
-much of it waits longer for the next.
+Tornado takes 28 ms to parse 8,000 headers and longer for as many cookies, before the token is
+checked. So the parts of a head are counted before it is parsed; a head with too many parts or bytes
+is refused at once, on the stream. The CPU time of each request is measured on its stream, so that a
+client that causes much of it waits longer for the next request.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ __all__ = [
     "meter_of",
 ]
 
-# A refused client may still be sending: closing at once would reset the connection, and with it
-# discard the answer.
+# A refused client may still be sending: closing at once would reset the connection, and a reset
+# discards the reply.
 _LINGER: Final = 1 << 20
 _CHUNK: Final = 64 << 10
 DEFAULT_COUNT: Final = 256
@@ -54,7 +54,7 @@ class HeadLimits:
 
 
 def fault_of(head: bytes, limits: HeadLimits) -> tuple[int, str] | None:
-    """Return the status and the reason to refuse a head; None if the head may be parsed."""
+    """Return the HTTP status and the reason to refuse a head; None if it may be parsed."""
     if len(head) > limits.size:
         setting = f"{limits.size} bytes; see KbridgeApp.max_header_size"
         return 431, f"the head of the request has more than {setting}"
@@ -76,14 +76,14 @@ def _cookies(head: bytes) -> int:
 
 
 class Meter:
-    """CPU time that requests on one connection have cost.
+    """Measures the CPU time of the requests on one connection.
 
     Attributes
     ----------
     spent : float
-        Seconds.
+        Seconds so far.
     report : callable or None
-        Is called with the meter when there is more of it.
+        Called whenever `spent` has grown.
     """
 
     def __init__(self) -> None:
@@ -92,11 +92,11 @@ class Meter:
         self._began: float | None = None
 
     def begin(self) -> None:
-        """Measure from here to `end`; nothing may be awaited in between."""
+        """Start to measure; nothing may be awaited until `end`."""
         self._began = time.thread_time()
 
     def end(self) -> None:
-        """Add what was used since `begin`, if it was called."""
+        """Add the time since `begin`, if that was called."""
         if self._began is not None:
             self.spent += time.thread_time() - self._began
             self._began = None
@@ -109,7 +109,7 @@ class Meter:
 
 
 class GuardedStream(IOStream):
-    """A stream that reads heads within limits.
+    """A stream that refuses request heads beyond the limits.
 
     Attributes
     ----------
@@ -130,27 +130,27 @@ class GuardedStream(IOStream):
         super().__init__(*args, **options)
 
     def read_until_regex(self, regex: bytes, max_bytes: int | None = None) -> Awaitable[bytes]:
-        """Read a head: Tornado reads nothing else this way."""
+        """Read a request head; Tornado reads nothing else with this method."""
         del regex, max_bytes
         if (fault := self._fault_ahead()) is not None:
             return self._refused(*fault)
-        # The same end as Tornado's, or one byte too many: its own limit ends the connection
-        # without an answer.
+        # The same end as Tornado's, or one byte too many: Tornado's own limit closes the
+        # connection without a reply.
         found = super().read_until_regex(
             rb"\n\r?\n|\A[\s\S]{%d}" % (self.limits.size + 1), max_bytes=None
         )
         assert isinstance(found, asyncio.Future)
-        if found.done():  # read ahead, or sent in one piece: it is parsed in this very turn
-            return self._judged(found, metered=True)
-        judged: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+        if found.done():  # the head is parsed in this turn of the loop
+            return self._checked(found, metered=True)
+        checked: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
 
         def on_found(found: asyncio.Future[bytes]) -> None:
-            self._pass_on(self._judged(found, metered=False), judged)
+            self._copy(self._checked(found, metered=False), checked)
 
         found.add_done_callback(on_found)
-        return judged
+        return checked
 
-    def _pass_on(self, source: asyncio.Future[bytes], target: asyncio.Future[bytes]) -> None:
+    def _copy(self, source: asyncio.Future[bytes], target: asyncio.Future[bytes]) -> None:
         def copy(source: asyncio.Future[bytes]) -> None:
             if target.done():
                 return
@@ -166,7 +166,7 @@ class GuardedStream(IOStream):
         else:
             source.add_done_callback(copy)
 
-    def _judged(self, found: asyncio.Future[bytes], *, metered: bool) -> asyncio.Future[bytes]:
+    def _checked(self, found: asyncio.Future[bytes], *, metered: bool) -> asyncio.Future[bytes]:
         if found.cancelled() or found.exception() is not None:
             return found
         fault = fault_of(found.result(), self.limits)
@@ -177,7 +177,7 @@ class GuardedStream(IOStream):
         return self._refused(*fault)
 
     def _fault_ahead(self) -> tuple[int, str] | None:
-        """Judge a head that the lobby has read: that takes a tenth of what finding its end does."""
+        """Check a head that the header gate has read; ten times faster than searching its end."""
         ahead: bytearray | None = getattr(self.socket, "ahead", None)
         if not ahead:
             return None
@@ -199,22 +199,22 @@ class GuardedStream(IOStream):
             "X-Content-Type-Options: nosniff",
         )
         await self.write("\r\n".join([*lines, "", ""]).encode() + body)
-        if self.plain:  # the client sees the end of the answer, however long it goes on sending
+        if self.plain:  # the client sees the end of the reply although it goes on sending
             self.socket.shutdown(socket.SHUT_WR)
         left = _LINGER
-        while left > 0:  # `request_timeout` ends it, too
+        while left > 0:  # `request_timeout` ends this, too
             left -= len(await self.read_bytes(min(left, _CHUNK), partial=True))
         self.close()
         raise StreamClosedError
 
 
 class GuardedTLSStream(GuardedStream, SSLIOStream):
-    """The same with TLS."""
+    """A `GuardedStream` over TLS."""
 
     plain = False
 
 
 def meter_of(request: httputil.HTTPServerRequest) -> Meter | None:
-    """Return the meter of a request's connection, where it has one."""
+    """Return the meter of a request's connection; None if it has none."""
     stream = getattr(request.connection, "stream", None)
     return stream.meter if isinstance(stream, GuardedStream) else None

@@ -35,7 +35,7 @@ async def test_every_route_checks_the_host(running: Any, error_of: Any, path: st
 
 @pytest.mark.parametrize("path", [*PATHS, "/nowhere"])
 async def test_every_route_checks_the_origin(running: Any, error_of: Any, path: str) -> None:
-    cookie = f"kbridge-test={running.services.access.cookie_value()}"
+    cookie = f"kbridge-test={running.services.auth.policy.cookie_value()}"
     for origin in ("https://evil.example", "null", f"http://127.0.0.1:{running.port}.evil.example"):
         for proof in ({}, {"Cookie": cookie}):
             reply = await running.ask("GET", path, token=None, headers={"Origin": origin, **proof})
@@ -60,7 +60,7 @@ async def test_the_token_in_a_header_is_enough_whatever_the_origin_is(
 
 
 async def test_credentials(running: Any, token: str) -> None:
-    cookie = f"kbridge-test={running.services.access.cookie_value()}"
+    cookie = f"kbridge-test={running.services.auth.policy.cookie_value()}"
     for headers in (
         {"Authorization": f"token {token}"},
         {"Authorization": f"Bearer {token}"},
@@ -83,7 +83,7 @@ async def test_a_token_in_a_body_is_none(running: Any, token: str) -> None:
 
 
 async def test_a_cookie_alone_changes_nothing_from_elsewhere(running: Any) -> None:
-    cookie = {"Cookie": f"kbridge-test={running.services.access.cookie_value()}"}
+    cookie = {"Cookie": f"kbridge-test={running.services.auth.policy.cookie_value()}"}
     own = f"http://127.0.0.1:{running.port}"
     assert (await running.ask("POST", "/api/kernels", token=None, headers=cookie)).code == 403
     reply = await running.ask("POST", "/api/kernels", token=None, headers={**cookie, "Origin": own})
@@ -103,7 +103,7 @@ async def test_websockets_pass_the_same_door(running: Any, token: str) -> None:
         HTTPRequest(f"{url}?token={token}"),
         HTTPRequest(url, headers={"Authorization": f"token {token}", "Origin": own}),
         HTTPRequest(
-            url, headers={"Cookie": f"kbridge-test={running.services.access.cookie_value()}"}
+            url, headers={"Cookie": f"kbridge-test={running.services.auth.policy.cookie_value()}"}
         ),
     ]
     for request in good:
@@ -119,7 +119,7 @@ async def test_websockets_pass_the_same_door(running: Any, token: str) -> None:
         HTTPRequest(
             url,
             headers={
-                "Cookie": f"kbridge-test={running.services.access.cookie_value()}",
+                "Cookie": f"kbridge-test={running.services.auth.policy.cookie_value()}",
                 "Origin": "https://evil.example",
             },
         ),

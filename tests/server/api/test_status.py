@@ -79,10 +79,10 @@ async def test_counters_do_not_name_kernels_that_may_not_be_listed(start: Any) -
 async def test_who_is_kept_out_is_no_activity(start: Any) -> None:
     now = 1_000_000_000.0
     running = await start(clock=lambda: now)
-    before = running.services.last_request
+    before = running.services.activity.last_request
     now += 10
     await running.ask("GET", "/api/kernels", token="wrong")
-    assert running.services.last_request == before
+    assert running.services.activity.last_request == before
 
 
 async def test_timestamps_always_have_microseconds(start: Any) -> None:

@@ -30,7 +30,7 @@ from kbridge.server.api.routes import make_application
 from kbridge.server.api.services import Services
 from kbridge.server.api.websocket import ChannelsHandler
 from kbridge.server.auth.access_policy import AccessPolicy
-from kbridge.server.auth.cors import Cors
+from kbridge.server.auth.authenticator import Authenticator
 from kbridge.wire import legacy, v1
 from kbridge.wire.build import build
 from kbridge.wire.message import Channel, Message
@@ -43,7 +43,7 @@ TOKEN = "a-token-of-the-tests"
 ID = "a-kernel"
 LIMIT = 1 << 20
 SIGNER = Signer(KEY)
-PATIENCE = 20
+TIMEOUT = 20
 
 
 class Kernel(Configurable):
@@ -65,7 +65,7 @@ class Kernels(Configurable):
         return Kernel(parent=self)
 
 
-class House:
+class Harness:
     """The server."""
 
     def __init__(self, *, settings: HubSettings | None = None, **app: Any) -> None:
@@ -74,8 +74,7 @@ class House:
             kernels=Kernels(),  # type: ignore[arg-type]
             sessions=SimpleNamespace(),  # type: ignore[arg-type]
             hubs=self.hubs,
-            access=AccessPolicy(token=TOKEN, cookie_secret=b"s"),
-            cors=Cors(),
+            auth=Authenticator(AccessPolicy(token=TOKEN, cookie_secret=b"s")),
         )
         self.news = asyncio.Event()
         self.http = HTTPServer(
@@ -91,17 +90,17 @@ class House:
         self.http.add_socket(sock)
 
     def handler(self) -> type[ChannelsHandler]:
-        house = self
+        harness = self
 
         class Handler(ChannelsHandler):
             """Tells of all that it was told."""
 
             def on_message(self, message: str | bytes) -> Any:
-                house.news.set()
+                harness.news.set()
                 return super().on_message(message)
 
             def on_close(self) -> None:
-                house.news.set()
+                harness.news.set()
                 super().on_close()
 
         return Handler
@@ -129,7 +128,7 @@ class House:
 
     async def until(self, condition: Callable[[], Any]) -> None:
         """Wait until something holds that comes of what clients do."""
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(TIMEOUT):
             while not condition():
                 self.news.clear()
                 await self.news.wait()
@@ -152,8 +151,8 @@ class House:
             "ping_interval": None,
             "max_size": None,
             "proxy": None,
-            "open_timeout": PATIENCE,
-            "close_timeout": PATIENCE,
+            "open_timeout": TIMEOUT,
+            "close_timeout": TIMEOUT,
             **how,
         }
         async with connect(self.url(path, query), **options) as ws:
@@ -185,7 +184,7 @@ def stream(text: str) -> Message:
 
 
 async def read(ws: ClientConnection) -> Message:
-    async with asyncio.timeout(PATIENCE):
+    async with asyncio.timeout(TIMEOUT):
         data = await ws.recv()
     return (v1 if ws.subprotocol else legacy).decode(data)
 
@@ -194,7 +193,7 @@ async def ended(ws: ClientConnection) -> tuple[int, str]:
     """Read to the end; the code and the reason that the server closed with."""
 
     async def drain() -> None:
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(TIMEOUT):
             while True:
                 await ws.recv()
 
@@ -206,15 +205,15 @@ async def ended(ws: ClientConnection) -> tuple[int, str]:
     return received.code, received.reason
 
 
-Start = Callable[..., House]
+Start = Callable[..., Harness]
 
 
 @pytest.fixture
 async def start() -> AsyncIterator[Start]:
-    houses: list[House] = []
+    houses: list[Harness] = []
 
-    def begin(**how: Any) -> House:
-        houses.append(House(**how))
+    def begin(**how: Any) -> Harness:
+        houses.append(Harness(**how))
         return houses[-1]
 
     yield begin
@@ -223,7 +222,7 @@ async def start() -> AsyncIterator[Start]:
 
 
 @pytest.fixture
-async def house(start: Start) -> House:
+async def harness(start: Start) -> Harness:
     return start()
 
 
@@ -240,24 +239,24 @@ async def refused(attempt: Any) -> tuple[int, dict[str, str]]:
 # -- the door -------------------------------------------------------------------------------
 
 
-async def test_an_unknown_kernel_is_404_before_any_upgrade(house) -> None:
-    status, body = await refused(house.client(path="no-such-kernel"))
+async def test_an_unknown_kernel_is_404_before_any_upgrade(harness) -> None:
+    status, body = await refused(harness.client(path="no-such-kernel"))
     assert status == 404
     assert set(body) == {"reason", "message"}
     assert "no-such-kernel" in body["message"]
-    assert len(house.hubs) == 0
-    assert house.services.websockets == set()
+    assert len(harness.hubs) == 0
+    assert harness.services.websockets == set()
 
 
-async def test_without_the_token_nobody_learns_which_kernels_there_are(house) -> None:
+async def test_without_the_token_nobody_learns_which_kernels_there_are(harness) -> None:
     answers = [
-        await refused(house.client(path=path, token=token))
+        await refused(harness.client(path=path, token=token))
         for path in (ID, "no-such-kernel")
         for token in ("", "wrong", TOKEN + "x")
     ]
     assert {status for status, _ in answers} == {403}
     assert len({body["message"] for _, body in answers}) == 1
-    assert len(house.hubs) == 0
+    assert len(harness.hubs) == 0
 
 
 @pytest.mark.parametrize(
@@ -270,25 +269,25 @@ async def test_without_the_token_nobody_learns_which_kernels_there_are(house) ->
     ],
     ids=str,
 )
-async def test_foreign_origins_and_hosts_are_refused_with_the_token_too(house, headers) -> None:
+async def test_foreign_origins_and_hosts_are_refused_with_the_token_too(harness, headers) -> None:
     if "Host" in headers:
         # websockets writes the Host of its URI: the address comes from elsewhere.
         attempt = connect(
             f"ws://{headers['Host']}/api/kernels/{ID}/channels?token={TOKEN}",
-            sock=socket.create_connection(("127.0.0.1", house.port)),
+            sock=socket.create_connection(("127.0.0.1", harness.port)),
             proxy=None,
         )
     else:
-        attempt = house.client(token="", query=f"token={TOKEN}", headers=headers)
+        attempt = harness.client(token="", query=f"token={TOKEN}", headers=headers)
     status, body = await refused(attempt)
     assert status == 403
     assert TOKEN not in str(body)
-    assert len(house.hubs) == 0
+    assert len(harness.hubs) == 0
 
 
-async def test_a_token_in_a_header_comes_in_from_any_origin(house) -> None:
-    async with house.client(headers={"Origin": "https://hub.example"}):
-        assert house.hubs.connections(ID) == 1
+async def test_a_token_in_a_header_comes_in_from_any_origin(harness) -> None:
+    async with harness.client(headers={"Origin": "https://hub.example"}):
+        assert harness.hubs.connections(ID) == 1
 
 
 @pytest.mark.parametrize(
@@ -303,62 +302,62 @@ async def test_a_token_in_a_header_comes_in_from_any_origin(house) -> None:
     ids=str,
 )
 async def test_what_is_no_handshake_is_told_what_usually_is_the_matter(
-    house, headers, told
+    harness, headers, told
 ) -> None:
     reply = await AsyncHTTPClient().fetch(
-        f"http://127.0.0.1:{house.port}/api/kernels/{ID}/channels",
+        f"http://127.0.0.1:{harness.port}/api/kernels/{ID}/channels",
         headers={"Authorization": f"token {TOKEN}", **headers},
         raise_error=False,
     )
     body = json.loads(reply.body)
     assert (reply.code, body["reason"]) == (400, "Bad Request")
     assert told in body["message"]
-    assert len(house.hubs) == 0
+    assert len(harness.hubs) == 0
 
 
-async def test_our_own_origin_and_a_token_in_the_url_come_in(house) -> None:
-    origin = {"Origin": f"http://127.0.0.1:{house.port}"}
-    async with house.client(token="", query=f"token={TOKEN}", headers=origin):
-        assert house.hubs.connections(ID) == 1
+async def test_our_own_origin_and_a_token_in_the_url_come_in(harness) -> None:
+    origin = {"Origin": f"http://127.0.0.1:{harness.port}"}
+    async with harness.client(token="", query=f"token={TOKEN}", headers=origin):
+        assert harness.hubs.connections(ID) == 1
 
 
-async def test_a_server_that_goes_away_lets_nobody_in(house) -> None:
-    house.services.closing = True
-    status, _ = await refused(house.client())
+async def test_a_server_that_goes_away_lets_nobody_in(harness) -> None:
+    harness.services.closing = True
+    status, _ = await refused(harness.client())
     assert status == 503
 
 
-async def test_a_plain_get_is_no_websocket(house) -> None:
-    reader, writer = await asyncio.open_connection("127.0.0.1", house.port)
+async def test_a_plain_get_is_no_websocket(harness) -> None:
+    reader, writer = await asyncio.open_connection("127.0.0.1", harness.port)
     writer.write(
         f"GET /api/kernels/{ID}/channels?token={TOKEN} HTTP/1.1\r\n"
         "Host: localhost\r\nConnection: close\r\n\r\n".encode()
     )
-    async with asyncio.timeout(PATIENCE):
+    async with asyncio.timeout(TIMEOUT):
         answer = await reader.read()
     assert answer.startswith(b"HTTP/1.1 4")
-    assert len(house.hubs) == 0
+    assert len(harness.hubs) == 0
     writer.close()
     await writer.wait_closed()
 
 
-async def test_a_session_id_that_is_no_text_is_400(house) -> None:
-    status, _ = await refused(house.client(query="session_id=%ff"))
+async def test_a_session_id_that_is_no_text_is_400(harness) -> None:
+    status, _ = await refused(harness.client(query="session_id=%ff"))
     assert status == 400
 
 
 # -- open and talk --------------------------------------------------------------------------
 
 
-async def test_it_is_open_at_once_though_the_kernel_never_answers(house) -> None:
-    async with house.client() as ws:
-        assert house.hubs.connections(ID) == 1
-        assert not house.hub.ready
+async def test_it_is_open_at_once_though_the_kernel_never_answers(harness) -> None:
+    async with harness.client() as ws:
+        assert harness.hubs.connections(ID) == 1
+        assert not harness.hub.ready
         await ws.send(v1.encode(message("execute_request", {"code": "1"})))
         await (await ws.ping())
-        assert house.sent() == [], "it waits"
-        house.prove()
-        assert [m.msg_type for m in house.sent()] == ["execute_request"]
+        assert harness.sent() == [], "it waits"
+        harness.prove()
+        assert [m.msg_type for m in harness.sent()] == ["execute_request"]
 
 
 @pytest.mark.parametrize(
@@ -370,21 +369,21 @@ async def test_it_is_open_at_once_though_the_kernel_never_answers(house) -> None
         (["x"], None),
     ],
 )
-async def test_the_subprotocol_is_echoed(house, offered, chosen) -> None:
-    async with house.client(subprotocols=offered) as ws:
+async def test_the_subprotocol_is_echoed(harness, offered, chosen) -> None:
+    async with harness.client(subprotocols=offered) as ws:
         assert ws.subprotocol == chosen
 
 
 @pytest.mark.parametrize("dialect", [v1, legacy], ids=["v1", "legacy"])
-async def test_a_round_trip_in_each_dialect(house, dialect) -> None:
-    async with house.client(dialect=dialect) as ws:
-        house.prove()
+async def test_a_round_trip_in_each_dialect(harness, dialect) -> None:
+    async with harness.client(dialect=dialect) as ws:
+        harness.prove()
         asked = message("comm_msg", {"data": "naïve 🎉"}, buffers=[b"\x00\xff", b""])
         plain = message("execute_request", {"code": "1"}, msg_id="plain")
         for msg in (asked, plain):
             await ws.send(dialect.encode(msg))
-        await house.until(lambda: len(house.sent()) == 2)
-        assert [(m.content, m.buffers) for m in house.sent()] == [
+        await harness.until(lambda: len(harness.sent()) == 2)
+        assert [(m.content, m.buffers) for m in harness.sent()] == [
             (asked.content, (b"\x00\xff", b"")),
             (plain.content, ()),
         ]
@@ -394,76 +393,76 @@ async def test_a_round_trip_in_each_dialect(house, dialect) -> None:
             message("execute_reply", {"status": "ok"}, parent_header=plain.header),
         ]
         for msg in said:
-            house.say(msg)
+            harness.say(msg)
         for msg in said:
             assert await read(ws) == msg
 
 
-async def test_what_is_sent_in_fragments_is_one_message(house) -> None:
-    async with house.client() as ws:
-        house.prove()
+async def test_what_is_sent_in_fragments_is_one_message(harness) -> None:
+    async with harness.client() as ws:
+        harness.prove()
         data = v1.encode(message("execute_request", {"code": "x" * 1000}))
         await ws.send(iter([data[:7], data[7:500], data[500:]]))
-        await house.until(house.sent)
-        assert v1.encode(house.sent()[0]) == data
+        await harness.until(harness.sent)
+        assert v1.encode(harness.sent()[0]) == data
 
 
-async def test_replies_are_for_who_asked_and_output_is_for_all(house) -> None:
-    async with house.client(query="session_id=a") as one, house.client(dialect=legacy) as two:
-        house.prove()
+async def test_replies_are_for_who_asked_and_output_is_for_all(harness) -> None:
+    async with harness.client(query="session_id=a") as one, harness.client(dialect=legacy) as two:
+        harness.prove()
         asked = message("execute_request", {"code": "1"})
         await one.send(v1.encode(asked))
-        await house.until(house.sent)
-        house.say(message("execute_reply", {"status": "ok"}, parent_header=asked.header))
-        house.say(stream("for all"))
+        await harness.until(harness.sent)
+        harness.say(message("execute_reply", {"status": "ok"}, parent_header=asked.header))
+        harness.say(stream("for all"))
         assert [(await read(one)).msg_type for _ in range(2)] == ["execute_reply", "stream"]
         assert (await read(two)).msg_type == "stream"
 
 
-async def test_closing_detaches(house) -> None:
-    async with house.client(), house.client():
-        assert house.hubs.connections(ID) == 2
-        assert len(house.services.websockets) == 2
-    await house.until_connections(0)
-    assert house.services.websockets == set()
+async def test_closing_detaches(harness) -> None:
+    async with harness.client(), harness.client():
+        assert harness.hubs.connections(ID) == 2
+        assert len(harness.services.websockets) == 2
+    await harness.until_connections(0)
+    assert harness.services.websockets == set()
 
 
-async def test_a_client_that_vanishes_is_detached(house) -> None:
-    async with house.client() as ws:
+async def test_a_client_that_vanishes_is_detached(harness) -> None:
+    async with harness.client() as ws:
         ws.transport.abort()
-        await house.until_connections(0)
+        await harness.until_connections(0)
 
 
-async def test_a_session_that_comes_back_gets_what_it_missed(house) -> None:
-    async with house.client(query="session_id=me") as ws:
-        house.prove()
-        house.say(stream("seen"))
+async def test_a_session_that_comes_back_gets_what_it_missed(harness) -> None:
+    async with harness.client(query="session_id=me") as ws:
+        harness.prove()
+        harness.say(stream("seen"))
         await read(ws)
-    await house.until_connections(0)
-    house.say(stream("missed"), stream("missed, too"))
+    await harness.until_connections(0)
+    harness.say(stream("missed"), stream("missed, too"))
     async with (
-        house.client(query="session_id=me") as ws,
-        house.client(query="session_id=else") as other,
+        harness.client(query="session_id=me") as ws,
+        harness.client(query="session_id=else") as other,
     ):
-        house.say(stream("now"))
+        harness.say(stream("now"))
         got = [json.loads((await read(ws)).content)["text"] for _ in range(2)]
         assert got == ["missedmissed, too", "now"], "who lags gets texts joined"
         assert json.loads((await read(other)).content)["text"] == "now"
 
 
-async def test_a_kernel_that_is_shut_down_closes_its_websockets(house) -> None:
-    async with house.client() as ws:
-        await house.hubs.close(ID)
+async def test_a_kernel_that_is_shut_down_closes_its_websockets(harness) -> None:
+    async with harness.client() as ws:
+        await harness.hubs.close(ID)
         assert await ended(ws) == (1012, "the kernel was shut down")
 
 
-async def test_a_kernel_that_goes_while_the_websocket_opens_is_told_of(house) -> None:
-    kernel = house.services.kernels.get_kernel(ID)
-    hub = house.hubs.open(ID, kernel.get_connection_info())
+async def test_a_kernel_that_goes_while_the_websocket_opens_is_told_of(harness) -> None:
+    kernel = harness.services.kernels.get_kernel(ID)
+    hub = harness.hubs.open(ID, kernel.get_connection_info())
     await hub.aclose()  # the table has it still
-    async with house.client() as ws:
+    async with harness.client() as ws:
         assert await ended(ws) == (1012, "the kernel is gone")
-    assert house.services.websockets == set()
+    assert harness.services.websockets == set()
 
 
 # -- frames that are no messages ------------------------------------------------------------
@@ -490,10 +489,10 @@ FAULTS: dict[str, tuple[Any, Any, int, str]] = {
 
 
 @pytest.mark.parametrize("name", FAULTS)
-async def test_a_fault_closes_its_websocket_alone_and_says_what_it_was(house, name) -> None:
+async def test_a_fault_closes_its_websocket_alone_and_says_what_it_was(harness, name) -> None:
     dialect, frame, code, words = FAULTS[name]
-    async with house.client(dialect=dialect) as bad, house.client() as bystander:
-        house.prove()
+    async with harness.client(dialect=dialect) as bad, harness.client() as bystander:
+        harness.prove()
         for data in (frame, dialect.encode(GOOD)):
             try:
                 await bad.send(data)
@@ -502,29 +501,29 @@ async def test_a_fault_closes_its_websocket_alone_and_says_what_it_was(house, na
         closed, reason = await ended(bad)
         assert closed == code
         assert words in reason
-        await house.until_connections(1)
+        await harness.until_connections(1)
         await bystander.send(v1.encode(message("kernel_info_request")))
-        await house.until(house.sent)
-        assert [m.msg_type for m in house.sent()] == ["kernel_info_request"]
-        house.say(stream("alive"))
+        await harness.until(harness.sent)
+        assert [m.msg_type for m in harness.sent()] == ["kernel_info_request"]
+        harness.say(stream("alive"))
         assert (await read(bystander)).msg_type == "stream"
 
 
-async def test_text_that_is_not_utf8_is_closed_with_1007(house) -> None:
-    async with house.client(dialect=legacy) as ws:
+async def test_text_that_is_not_utf8_is_closed_with_1007(harness) -> None:
+    async with harness.client(dialect=legacy) as ws:
         await ws.send(b'{"header": "\xff"}', text=True)
         assert (await ended(ws))[0] == 1007
 
 
 @pytest.mark.parametrize("opcode", [BINARY, TEXT], ids=["no message", "no UTF-8"])
-async def test_nothing_is_written_behind_a_close_frame(house, opcode) -> None:
+async def test_nothing_is_written_behind_a_close_frame(harness, opcode) -> None:
     """The kernel talks on while the closing handshake is under way."""
-    async with house.peer() as peer:
-        house.say(stream("before"))
+    async with harness.peer() as peer:
+        harness.say(stream("before"))
         assert (await peer.frame())[0] == TEXT
         peer.send(opcode, b"\xff")
         assert (await peer.close_frame())[0] == 1007
-        house.say(stream("late"))
+        harness.say(stream("late"))
         peer.send_close(1007)
         assert await peer.end() == b""
 
@@ -533,23 +532,23 @@ async def test_nothing_is_written_behind_a_close_frame(house, opcode) -> None:
 
 
 async def test_a_full_kernel_stops_the_reading_until_there_is_room(start) -> None:
-    house = start(settings=HubSettings(limit_rate=False, request_limit=1 << 20))
+    harness = start(settings=HubSettings(limit_rate=False, request_limit=1 << 20))
     frames = [
         v1.encode(message("execute_request", {"code": f"{i:03}" + "x" * 500_000}))
         for i in range(60)
     ]
-    async with house.client() as ws, house.client() as other:
-        house.prove()
-        house.kernel.full = True
+    async with harness.client() as ws, harness.client() as other:
+        harness.prove()
+        harness.kernel.full = True
 
         async def send_all() -> None:
             for frame in frames:
                 await ws.send(frame)
 
         sending = asyncio.ensure_future(send_all())
-        outbox = house.hub._requests._outbox
+        outbox = harness.hub._requests._outbox
         try:
-            await house.until(lambda: outbox.statistics()["senders_waiting"])
+            await harness.until(lambda: outbox.statistics()["senders_waiting"])
             # The other's pings are answered: the server is not stuck, it just does not read here.
             for _ in range(20):
                 await (await other.ping())
@@ -557,48 +556,48 @@ async def test_a_full_kernel_stops_the_reading_until_there_is_room(start) -> Non
             waiting = outbox.statistics()
             assert (waiting["senders_waiting"], waiting["requests"]) == (1, 3)
             await other.send(v1.encode(message("kernel_info_request")))
-            house.say(stream("output goes on"))
+            harness.say(stream("output goes on"))
             for each in (ws, other):
                 assert (await read(each)).msg_type == "stream"
         finally:
-            house.kernel.make_room()
-        async with asyncio.timeout(PATIENCE):
+            harness.kernel.make_room()
+        async with asyncio.timeout(TIMEOUT):
             await sending
-        await house.until(lambda: len(house.sent()) == len(frames) + 1)
-        shell = [v1.encode(m) for m in house.sent() if m.msg_type == "execute_request"]
+        await harness.until(lambda: len(harness.sent()) == len(frames) + 1)
+        shell = [v1.encode(m) for m in harness.sent() if m.msg_type == "execute_request"]
         assert shell == frames
 
 
 @asynccontextmanager
-async def stuck(start: Start, **app: Any) -> AsyncIterator[tuple[House, ClientConnection]]:
+async def stuck(start: Start, **app: Any) -> AsyncIterator[tuple[Harness, ClientConnection]]:
     """A websocket that waits for a full kernel."""
-    house = start(settings=HubSettings(limit_rate=False, request_limit=10), **app)
-    async with house.client(close_timeout=1) as ws:
-        house.prove()
-        house.kernel.full = True
+    harness = start(settings=HubSettings(limit_rate=False, request_limit=10), **app)
+    async with harness.client(close_timeout=1) as ws:
+        harness.prove()
+        harness.kernel.full = True
         await ws.send(v1.encode(GOOD))
-        await house.until(lambda: house.hub.statistics()["outbox"]["senders_waiting"])
-        yield house, ws
+        await harness.until(lambda: harness.hub.statistics()["outbox"]["senders_waiting"])
+        yield harness, ws
 
 
 async def test_who_waits_for_a_full_kernel_is_not_taken_for_dead(start) -> None:
     """Its pongs are not read meanwhile."""
     keepalive = Keepalive(3600)
-    async with stuck(start, kbridge_keepalive=keepalive) as (house, ws):
+    async with stuck(start, kbridge_keepalive=keepalive) as (harness, ws):
         for _ in range(3):
             keepalive.beat()
-        house.kernel.make_room()
+        harness.kernel.make_room()
         await (await ws.ping())
         keepalive.beat()
         await (await ws.ping())  # behind its pong
         keepalive.beat()
         await (await ws.ping())
-        assert house.hubs.connections(ID) == 1
+        assert harness.hubs.connections(ID) == 1
 
 
 async def test_a_kernel_that_goes_while_somebody_waits_closes_in_good_order(start, caplog) -> None:
-    async with stuck(start) as (house, ws):
-        await house.hubs.close(ID)
+    async with stuck(start) as (harness, ws):
+        await harness.hubs.close(ID)
         assert await ended(ws) == (1012, "the kernel was shut down")
     assert "Traceback" not in caplog.text
     assert not [r for r in caplog.records if r.levelname == "ERROR"]
@@ -606,17 +605,17 @@ async def test_a_kernel_that_goes_while_somebody_waits_closes_in_good_order(star
 
 async def test_a_viewer_that_does_not_read_costs_the_journal_and_no_more(start) -> None:
     limit = 2 << 20
-    house = start(settings=HubSettings(limit_rate=False, journal_limit=limit, history_limit=0))
-    async with house.client(max_queue=1) as slow, house.client() as honest:
-        house.prove()
+    harness = start(settings=HubSettings(limit_rate=False, journal_limit=limit, history_limit=0))
+    async with harness.client(max_queue=1) as slow, harness.client() as honest:
+        harness.prove()
         text = "x" * 10_000
         for i in range(2000):
-            house.say(stream(f"{i:05}{text}"))
-            assert house.hub.journal.nbytes <= limit
+            harness.say(stream(f"{i:05}{text}"))
+            assert harness.hub.journal.nbytes <= limit
             assert json.loads((await read(honest)).content)["text"].startswith(f"{i:05}")
-        streams = [h.ws_connection.stream for h in house.services.websockets]
+        streams = [h.ws_connection.stream for h in harness.services.websockets]
         assert sum(s.waiting for s in streams) < 2 << 20, "held outside the journal"
-        house.say(message("status", {"execution_state": "idle"}, Channel.IOPUB))
+        harness.say(message("status", {"execution_state": "idle"}, Channel.IOPUB))
         seen = []
         while (msg := await read(slow)).msg_type != "status":
             seen.append(json.loads(msg.content)["text"])
@@ -630,12 +629,12 @@ async def test_a_viewer_that_does_not_read_costs_the_journal_and_no_more(start) 
 
 async def test_who_answers_pings_stays_and_who_does_not_goes(start) -> None:
     keepalive = Keepalive(3600)
-    house = start(kbridge_keepalive=keepalive)
-    async with house.client() as lively:
+    harness = start(kbridge_keepalive=keepalive)
+    async with harness.client() as lively:
         for _ in range(3):
             keepalive.beat()
             await (await lively.ping())  # answered behind the pong to our own
-        async with house.peer() as silent:
+        async with harness.peer() as silent:
             keepalive.beat()
             assert await silent.frame() == (PING, b"")
             await (await lively.ping())
@@ -643,7 +642,7 @@ async def test_who_answers_pings_stays_and_who_does_not_goes(start) -> None:
             assert await silent.close_frame() == (1011, "no answer to a ping")
             silent.send_close(1011)
             assert await silent.end() == b""
-            await house.until_connections(1)
+            await harness.until_connections(1)
 
 
 # -- thousands ------------------------------------------------------------------------------
@@ -661,7 +660,7 @@ def no_log_records() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("no_log_records")
-async def test_thousands_of_upgrades_to_an_unknown_kernel_leave_nothing_behind(house) -> None:
+async def test_thousands_of_upgrades_to_an_unknown_kernel_leave_nothing_behind(harness) -> None:
     process = psutil.Process()
     request = (
         f"GET /api/kernels/none/channels HTTP/1.1\r\nHost: localhost\r\n"
@@ -671,7 +670,7 @@ async def test_thousands_of_upgrades_to_an_unknown_kernel_leave_nothing_behind(h
 
     async def ask(count: int) -> None:
         for _ in range(count):
-            reader, writer = await asyncio.open_connection("127.0.0.1", house.port)
+            reader, writer = await asyncio.open_connection("127.0.0.1", harness.port)
             writer.write(request)
             head = await reader.readuntil(b"\r\n\r\n")
             assert head.startswith(b"HTTP/1.1 404")
@@ -687,5 +686,5 @@ async def test_thousands_of_upgrades_to_an_unknown_kernel_leave_nothing_behind(h
     assert process.num_fds() <= fds + 10
     assert len(gc.get_objects()) < objects + 2000
     assert process.memory_info().rss < memory + (16 << 20)
-    assert len(house.hubs) == 0
-    assert house.services.websockets == set()
+    assert len(harness.hubs) == 0
+    assert harness.services.websockets == set()

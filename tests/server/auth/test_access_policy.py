@@ -4,8 +4,8 @@ import pytest
 
 from kbridge.server.auth.access_policy import (
     AccessPolicy,
-    Asked,
-    Via,
+    AuthMethod,
+    RequestInfo,
     parse_authorization,
     parse_host,
 )
@@ -135,8 +135,8 @@ def test_star_lets_every_origin_in() -> None:
     assert policy.origin_allowed("null", LOCAL, "http")
 
 
-def asked(method: str = "GET", host: str = LOCAL, **more: object) -> Asked:
-    return Asked(method=method, host=host, **more)  # type: ignore[arg-type]
+def info(method: str = "GET", host: str = LOCAL, **more: object) -> RequestInfo:
+    return RequestInfo(method=method, host=host, **more)  # type: ignore[arg-type]
 
 
 GOOD = TOKEN.encode()
@@ -145,58 +145,58 @@ SAME, FOREIGN = "http://localhost:8888", "https://evil.example"
 
 
 @pytest.mark.parametrize(
-    ("request_", "via"),
+    ("request_", "auth_method"),
     [
-        (asked(authorization=GOOD), Via.HEADER),
-        (asked(query_token=GOOD), Via.QUERY),
-        (asked(cookie=COOKIE), Via.COOKIE),
-        (asked("POST", authorization=GOOD), Via.HEADER),
-        (asked("POST", query_token=GOOD), Via.QUERY),
-        (asked("DELETE", authorization=GOOD, fetch_site="cross-site"), Via.HEADER),
-        (asked("POST", cookie=COOKIE, origin=SAME), Via.COOKIE),
-        (asked("POST", cookie=COOKIE, fetch_site="same-origin"), Via.COOKIE),
-        (asked(authorization=b"wrong", cookie=COOKIE), Via.COOKIE),
-        (asked(origin="https://notes.example", authorization=GOOD), Via.HEADER),
-        (asked("OPTIONS", origin="https://notes.example"), None),
-        (asked("POST", origin=FOREIGN, authorization=GOOD), Via.HEADER),
-        (asked("POST", origin="null", fetch_site="same-origin", cookie=COOKIE), Via.COOKIE),
-        (asked("POST", cookie=COOKIE, xsrf_header="x", xsrf_cookie="x"), Via.COOKIE),
+        (info(authorization=GOOD), AuthMethod.HEADER),
+        (info(query_token=GOOD), AuthMethod.QUERY),
+        (info(cookie=COOKIE), AuthMethod.COOKIE),
+        (info("POST", authorization=GOOD), AuthMethod.HEADER),
+        (info("POST", query_token=GOOD), AuthMethod.QUERY),
+        (info("DELETE", authorization=GOOD, fetch_site="cross-site"), AuthMethod.HEADER),
+        (info("POST", cookie=COOKIE, origin=SAME), AuthMethod.COOKIE),
+        (info("POST", cookie=COOKIE, fetch_site="same-origin"), AuthMethod.COOKIE),
+        (info(authorization=b"wrong", cookie=COOKIE), AuthMethod.COOKIE),
+        (info(origin="https://notes.example", authorization=GOOD), AuthMethod.HEADER),
+        (info("OPTIONS", origin="https://notes.example"), None),
+        (info("POST", origin=FOREIGN, authorization=GOOD), AuthMethod.HEADER),
+        (info("POST", origin="null", fetch_site="same-origin", cookie=COOKIE), AuthMethod.COOKIE),
+        (info("POST", cookie=COOKIE, xsrf_header="x", xsrf_cookie="x"), AuthMethod.COOKIE),
     ],
 )
-def test_lets_in(request_: Asked, via: Via | None) -> None:
+def test_lets_in(request_: RequestInfo, auth_method: AuthMethod | None) -> None:
     decision = POLICY.decide(request_)
     assert decision.allowed, decision.reason
-    assert decision.via is via
+    assert decision.auth_method is auth_method
 
 
 @pytest.mark.parametrize(
     ("request_", "reason"),
     [
-        (asked(), "token"),
-        (asked(authorization=b"wrong"), "token"),
-        (asked(authorization=GOOD[:-1]), "token"),
-        (asked(authorization=GOOD + b"x"), "token"),
-        (asked(query_token=b"wrong"), "token"),
-        (asked(cookie=TOKEN), "token"),
-        (asked(cookie="é\udcff"), "token"),
-        (asked(host="evil.example", authorization=GOOD), "Host"),
-        (asked(origin=FOREIGN, query_token=GOOD), "cross-origin"),
-        (asked(origin=FOREIGN, cookie=COOKIE), "cross-origin"),
-        (asked(origin=FOREIGN, cookie=COOKIE, fetch_site="same-origin"), "cross-origin"),
-        (asked(origin="null", cookie=COOKIE, fetch_site="cross-site"), "cross-origin"),
-        (asked("POST", cookie=COOKIE, xsrf_header="x"), "page"),
-        (asked("POST", cookie=COOKIE, xsrf_cookie="x"), "page"),
-        (asked("POST", cookie=COOKIE, xsrf_header="x", xsrf_cookie="y"), "page"),
-        (asked("POST", cookie=COOKIE, xsrf_header="\xe9", xsrf_cookie="y"), "page"),
-        (asked("POST", xsrf_header="x", xsrf_cookie="x"), "token"),
-        (asked("OPTIONS", origin=FOREIGN), "cross-origin"),
-        (asked("OPTIONS", host="evil.example"), "Host"),
-        (asked("POST", cookie=COOKIE), "page"),
-        (asked("DELETE", cookie=COOKIE, fetch_site="same-site"), "page"),
-        (asked("POST", cookie=COOKIE, origin="null"), "cross-origin"),
+        (info(), "token"),
+        (info(authorization=b"wrong"), "token"),
+        (info(authorization=GOOD[:-1]), "token"),
+        (info(authorization=GOOD + b"x"), "token"),
+        (info(query_token=b"wrong"), "token"),
+        (info(cookie=TOKEN), "token"),
+        (info(cookie="é\udcff"), "token"),
+        (info(host="evil.example", authorization=GOOD), "Host"),
+        (info(origin=FOREIGN, query_token=GOOD), "cross-origin"),
+        (info(origin=FOREIGN, cookie=COOKIE), "cross-origin"),
+        (info(origin=FOREIGN, cookie=COOKIE, fetch_site="same-origin"), "cross-origin"),
+        (info(origin="null", cookie=COOKIE, fetch_site="cross-site"), "cross-origin"),
+        (info("POST", cookie=COOKIE, xsrf_header="x"), "page"),
+        (info("POST", cookie=COOKIE, xsrf_cookie="x"), "page"),
+        (info("POST", cookie=COOKIE, xsrf_header="x", xsrf_cookie="y"), "page"),
+        (info("POST", cookie=COOKIE, xsrf_header="\xe9", xsrf_cookie="y"), "page"),
+        (info("POST", xsrf_header="x", xsrf_cookie="x"), "token"),
+        (info("OPTIONS", origin=FOREIGN), "cross-origin"),
+        (info("OPTIONS", host="evil.example"), "Host"),
+        (info("POST", cookie=COOKIE), "page"),
+        (info("DELETE", cookie=COOKIE, fetch_site="same-site"), "page"),
+        (info("POST", cookie=COOKIE, origin="null"), "cross-origin"),
     ],
 )
-def test_keeps_out(request_: Asked, reason: str) -> None:
+def test_keeps_out(request_: RequestInfo, reason: str) -> None:
     decision = POLICY.decide(request_)
     assert not decision.allowed
     assert reason in decision.reason
@@ -204,18 +204,18 @@ def test_keeps_out(request_: Asked, reason: str) -> None:
 
 
 def test_public_resources_still_ask_for_host_and_origin() -> None:
-    assert POLICY.decide(asked(), public=True).allowed
-    assert not POLICY.decide(asked(host="evil.example"), public=True).allowed
-    assert not POLICY.decide(asked(origin=FOREIGN), public=True).allowed
+    assert POLICY.decide(info(), public=True).allowed
+    assert not POLICY.decide(info(host="evil.example"), public=True).allowed
+    assert not POLICY.decide(info(origin=FOREIGN), public=True).allowed
 
 
 def test_without_a_token_programs_come_in_and_forged_requests_do_not() -> None:
     policy = AccessPolicy()
     assert not policy.auth_enabled
-    assert policy.decide(asked("POST")).via is Via.OFF
-    assert policy.decide(asked("POST", origin=SAME)).allowed
-    assert not policy.decide(asked("POST", origin=FOREIGN)).allowed
-    assert not policy.decide(asked("POST", fetch_site="cross-site")).allowed
+    assert policy.decide(info("POST")).auth_method is AuthMethod.OFF
+    assert policy.decide(info("POST", origin=SAME)).allowed
+    assert not policy.decide(info("POST", origin=FOREIGN)).allowed
+    assert not policy.decide(info("POST", fetch_site="cross-site")).allowed
 
 
 def test_the_cookie_is_not_the_token_and_changes_with_token_and_secret() -> None:

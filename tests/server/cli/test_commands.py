@@ -133,7 +133,7 @@ async def test_who_may_end_a_server(running: Any, error_of: Any) -> None:
     ended: list[str] = []
     assert error_of(await running.ask("POST", "/api/shutdown"))[0] == 501
     running.services.shutdown = lambda: ended.append("now")
-    cookie = {"Cookie": f"kbridge-test={running.services.access.cookie_value()}"}
+    cookie = {"Cookie": f"kbridge-test={running.services.auth.policy.cookie_value()}"}
     assert (await running.ask("POST", "/api/shutdown", token=None)).code == 403
     assert (await running.ask("POST", "/api/shutdown", token=None, headers=cookie)).code == 403
     assert (await running.ask("GET", "/api/shutdown")).code == 405

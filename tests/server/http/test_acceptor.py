@@ -38,24 +38,24 @@ class Full:
         raise OSError(self.code, "Too many open files")
 
 
-class House:
+class Harness:
     def __init__(self, sock: Any) -> None:
         self.came: asyncio.Queue[socket.socket] = asyncio.Queue()
         self.shed: list[int] = []
         self.sheds = 0
-        self.crowded = False
+        self.busy = False
         self.looked = asyncio.Event()
         self.asked = asyncio.Event()
-        self.acceptor = Acceptor([sock], self.handle, self.make_room, self.is_crowded, LOG)
+        self.acceptor = Acceptor([sock], self, LOG)
 
-    def handle(self, connection: socket.socket, _address: Any) -> None:
+    def connected(self, connection: socket.socket, _address: Any) -> None:
         self.came.put_nowait(connection)
 
-    def is_crowded(self) -> bool:
+    def is_busy(self) -> bool:
         self.looked.set()
-        return self.crowded
+        return self.busy
 
-    def make_room(self, count: int) -> int:
+    def close_oldest(self, count: int) -> int:
         self.shed.append(count)
         self.asked.set()
         return self.sheds
@@ -73,13 +73,13 @@ async def dial(sock: socket.socket) -> asyncio.StreamWriter:
 
 
 async def test_everybody_who_waits_is_taken(listening) -> None:
-    house = House(listening)
+    harness = Harness(listening)
     dialled = [await dial(listening) for _ in range(20)]
     async with asyncio.timeout(20):
-        taken = [await house.came.get() for _ in dialled]
+        taken = [await harness.came.get() for _ in dialled]
     assert len(taken) == 20
-    house.acceptor.stop()
-    house.acceptor.stop()
+    harness.acceptor.stop()
+    harness.acceptor.stop()
     with pytest.raises(ConnectionError):
         await asyncio.open_connection(*dialled[0].get_extra_info("peername"))
     for one in (*taken, *dialled):
@@ -91,23 +91,23 @@ async def test_without_descriptors_it_waits_says_so_once_and_goes_on(
     listening, caplog: pytest.LogCaptureFixture, code: int
 ) -> None:
     full = Full(listening, code)
-    house = House(full)
+    harness = Harness(full)
     writer = await dial(listening)
     async with asyncio.timeout(20):
-        await house.asked.wait()
+        await harness.asked.wait()
         before = full.asked
         for _ in range(100):  # turns of the loop
             await asyncio.sleep(0)
         assert full.asked <= before + 1, "it asks in every turn"
         for _ in range(2):
-            house.asked.clear()
-            await house.asked.wait()
-    assert len(house.shed) == full.asked
+            harness.asked.clear()
+            await harness.asked.wait()
+    assert len(harness.shed) == full.asked
     full.free = True
     async with asyncio.timeout(20):
-        (await house.came.get()).close()
+        (await harness.came.get()).close()
     writer.close()
-    house.acceptor.stop()
+    harness.acceptor.stop()
     said = [r.getMessage() for r in caplog.records if r.name == LOG.name]
     assert len(said) == 1
     assert "min_open_files_limit" in said[0]
@@ -115,39 +115,39 @@ async def test_without_descriptors_it_waits_says_so_once_and_goes_on(
 
 async def test_without_descriptors_somebody_is_sent_away(listening) -> None:
     full = Full(listening)
-    house = House(full)
-    house.sheds = 1
+    harness = Harness(full)
+    harness.sheds = 1
     writer = await dial(listening)
     async with asyncio.timeout(20):
-        await house.asked.wait()
+        await harness.asked.wait()
         full.free = True
-        (await house.came.get()).close()
+        (await harness.came.get()).close()
     writer.close()
-    house.acceptor.stop()
+    harness.acceptor.stop()
 
 
-async def test_nobody_is_taken_while_it_is_crowded(listening) -> None:
-    house = House(listening)
-    house.crowded = True
+async def test_nobody_is_taken_while_it_is_busy(listening) -> None:
+    harness = Harness(listening)
+    harness.busy = True
     writer = await dial(listening)
     async with asyncio.timeout(20):
         for _ in range(3):
-            house.looked.clear()
-            await house.looked.wait()
-            assert house.came.empty()
-        house.crowded = False
-        (await house.came.get()).close()
+            harness.looked.clear()
+            await harness.looked.wait()
+            assert harness.came.empty()
+        harness.busy = False
+        (await harness.came.get()).close()
     writer.close()
-    house.acceptor.stop()
+    harness.acceptor.stop()
 
 
 async def test_it_stops_while_it_waits(listening) -> None:
     full = Full(listening)
-    house = House(full)
+    harness = Harness(full)
     writer = await dial(listening)
     async with asyncio.timeout(20):
-        await house.asked.wait()
-    house.acceptor.stop()
+        await harness.asked.wait()
+    harness.acceptor.stop()
     assert listening.fileno() == -1
     writer.close()
 

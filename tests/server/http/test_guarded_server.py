@@ -15,15 +15,16 @@ from tornado import web
 from kbridge.server.api.access import AccessMixin
 from kbridge.server.api.services import Services
 from kbridge.server.auth.access_policy import AccessPolicy
-from kbridge.server.auth.cors import Cors
-from kbridge.server.http.connection_limiter import GuardLimits
-from kbridge.server.http.guarded_server import STRANGERS_BODY, GuardedServer
+from kbridge.server.auth.authenticator import Authenticator
+from kbridge.server.http.connection_limiter import ConnectionLimits
+from kbridge.server.http.guarded_server import GuardedServer
 from kbridge.server.http.listen import TlsFiles, bind_all, make_context
+from kbridge.server.http.request_gate import UNAUTHENTICATED_BODY
 
 TOKEN = "a-token-of-the-tests"
 PROOF = f"Authorization: token {TOKEN}"
 LIMIT = 100_000
-PATIENCE = 20
+TIMEOUT = 20
 MUCH = 8 << 20
 FOREIGN = "https://elsewhere.example"
 
@@ -54,27 +55,28 @@ class Told(GuardedServer):
         super().on_close(server_conn)
         self.ended.set()
 
-    def on_hang_up(self, stream: Any) -> None:
-        super().on_hang_up(stream)
+    def hung_up(self, stream: Any) -> None:
+        super().hung_up(stream)
         self.ended.set()
 
 
-class House:
+class Harness:
     """The server, and raw connections to it."""
 
-    def __init__(self, limits: GuardLimits, **options: Any) -> None:
+    def __init__(self, limits: ConnectionLimits, **options: Any) -> None:
         kernels, sessions = SimpleNamespace(), SimpleNamespace()
         services = Services(
             kernels=kernels,  # type: ignore[arg-type]
             sessions=sessions,  # type: ignore[arg-type]
             hubs=None,
-            access=AccessPolicy(token=TOKEN, cookie_secret=b"s", allow_origin=(FOREIGN,)),
-            cors=Cors(),
+            auth=Authenticator(
+                AccessPolicy(token=TOKEN, cookie_secret=b"s", allow_origin=(FOREIGN,))
+            ),
         )
         application = web.Application([("/echo", Echo), ("/", Public)], services=services)
         self.http = Told(
             application,
-            services=services,
+            auth=services.auth,
             limits=limits,
             log=logging.getLogger("kbridge.test.http"),
             max_body_size=LIMIT,
@@ -93,9 +95,10 @@ class House:
 
     async def until_nobody_is_there(self) -> None:
         """Wait until the last connection has ended; there has to have been one."""
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(TIMEOUT):
             await self.http.ended.wait()
-            while any(self.http.guard.statistics().values()):
+            limiter = self.http.limiter
+            while limiter.unauthenticated_connections or limiter.authenticated_connections:
                 self.http.ended.clear()
                 await self.http.ended.wait()
 
@@ -115,7 +118,7 @@ class Raw:
         self.writer.write("\r\n".join(lines).encode() + body)
 
     async def answer(self) -> tuple[int, dict[str, str], bytes]:
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(TIMEOUT):
             head = (await self.reader.readuntil(b"\r\n\r\n")).decode()
             first, *lines = head.strip().split("\r\n")
             headers = dict(line.split(": ", 1) for line in lines)
@@ -125,7 +128,7 @@ class Raw:
     async def ended(self) -> bytes:
         """Wait until the server hangs up, however it does so."""
         got = b""
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(TIMEOUT):
             try:
                 while data := await self.reader.read(1 << 16):
                     got += data
@@ -146,21 +149,21 @@ def tls(tmp_path_factory: pytest.TempPathFactory) -> ssl.SSLContext:
     return context
 
 
-Start = Callable[..., Awaitable[House]]
+Start = Callable[..., Awaitable[Harness]]
 
 
 @pytest.fixture
 async def start() -> AsyncIterator[Start]:
-    houses: list[House] = []
+    houses: list[Harness] = []
 
-    async def run(**options: Any) -> House:
-        limits = GuardLimits(**options.pop("limits", {}))
-        houses.append(House(limits, **options))
+    async def run(**options: Any) -> Harness:
+        limits = ConnectionLimits(**options.pop("limits", {}))
+        houses.append(Harness(limits, **options))
         return houses[-1]
 
     yield run
-    for house in houses:
-        await house.aclose()
+    for harness in houses:
+        await harness.aclose()
 
 
 async def test_who_shows_the_token_asks_again_on_the_same_connection(start) -> None:
@@ -195,7 +198,7 @@ async def test_a_connection_stays_known_when_a_later_request_has_no_token(start)
     assert (await client.answer())[0] == 200
     client.send("GET /")
     assert (await client.answer())[2] == b"come in"
-    client.send("POST /echo", f"Content-Length: {STRANGERS_BODY + 1}")
+    client.send("POST /echo", f"Content-Length: {UNAUTHENTICATED_BODY + 1}")
     assert (await client.answer())[0] == 403
 
 
@@ -210,7 +213,7 @@ async def test_a_body_that_is_too_large_is_answered_with_413(start, chunked: boo
     else:
         client.send("POST /echo", PROOF, "Content-Length: 2000000", body=b"x" * 2_000_000)
     # All of it is sent before the answer is read, as most clients do.
-    async with asyncio.timeout(PATIENCE):
+    async with asyncio.timeout(TIMEOUT):
         await client.writer.drain()
     status, headers, body = await client.answer()
     assert (status, headers["Connection"]) == (413, "close")
@@ -250,15 +253,19 @@ async def test_the_same_length_twice_is_that_length(start) -> None:
     ("first", "status", "message"),
     [
         ("POST /echo", 403, "a valid token is needed"),
-        ("OPTIONS /echo", 413, f"a body of more than {STRANGERS_BODY} bytes, and no token"),
+        (
+            "OPTIONS /echo",
+            413,
+            f"the body has more than {UNAUTHENTICATED_BODY} bytes, and there is no token",
+        ),
     ],
 )
 async def test_a_strangers_body_is_refused_before_it_comes(start, first, status, message) -> None:
     client = await (await start()).dial()
-    client.send(first, f"Content-Length: {STRANGERS_BODY + 1}")
+    client.send(first, f"Content-Length: {UNAUTHENTICATED_BODY + 1}")
     got, _, body = await client.answer()
     assert (got, json.loads(body)["message"]) == (status, message)
-    client.writer.write(b"x" * (STRANGERS_BODY + 1))
+    client.writer.write(b"x" * (UNAUTHENTICATED_BODY + 1))
     assert await client.ended() == b""
 
 
@@ -273,15 +280,15 @@ async def test_a_refused_body_without_end_is_cut(start) -> None:
             await client.writer.drain()
 
     with pytest.raises(ConnectionError):
-        await asyncio.wait_for(push(), PATIENCE)
+        await asyncio.wait_for(push(), TIMEOUT)
 
 
 async def test_the_oldest_silent_connection_makes_room(start) -> None:
-    house = await start(limits={"strangers": 5})
-    known = await house.dial()
+    harness = await start(limits={"unauthenticated": 5})
+    known = await harness.dial()
     known.send("GET /echo", PROOF)
     assert (await known.answer())[0] == 200
-    silent = [await house.dial() for _ in range(9)]
+    silent = [await harness.dial() for _ in range(9)]
     for one in silent[:4]:
         assert await one.ended() == b""
     for one in silent[4:]:
@@ -301,15 +308,15 @@ async def test_the_oldest_silent_connection_makes_room(start) -> None:
     ids=["silence", "headers", "body"],
 )
 async def test_a_request_that_never_ends_is_ended(start, begun: bytes) -> None:
-    house = await start(limits={"request_timeout": 0.2})
-    client = await house.dial()
+    harness = await start(limits={"request_timeout": 0.2})
+    client = await harness.dial()
     client.writer.write(begun)
     assert await client.ended() == b""
 
 
 async def test_a_request_that_trickles_is_ended(start) -> None:
-    house = await start(limits={"request_timeout": 0.3})
-    client = await house.dial()
+    harness = await start(limits={"request_timeout": 0.3})
+    client = await harness.dial()
     client.writer.write(b"GET / HTTP/1.1\r\n")
     loop = asyncio.get_running_loop()
 
@@ -324,60 +331,60 @@ async def test_a_request_that_trickles_is_ended(start) -> None:
 
 
 async def test_a_client_that_was_let_in_is_ended_later(start) -> None:
-    house = await start(limits={"request_timeout": 0.05, "keep_alive_timeout": 0.3})
-    client = await house.dial()
+    harness = await start(limits={"request_timeout": 0.05, "keep_alive_timeout": 0.3})
+    client = await harness.dial()
     client.send("GET /echo?size=1", PROOF)
     assert (await client.answer())[0] == 200
     assert await client.ended() == b""
 
 
 async def test_an_answer_that_nobody_reads_is_ended(start) -> None:
-    house = await start(limits={"request_timeout": 0.2})
-    client = await house.dial()
+    harness = await start(limits={"request_timeout": 0.2})
+    client = await harness.dial()
     client.send("GET /?much=1")
-    await house.until_nobody_is_there()
+    await harness.until_nobody_is_there()
     assert len(await client.ended()) < MUCH
 
 
 async def test_headers_that_are_too_long_end_the_connection(start) -> None:
-    house = await start(max_header_size=2000)
-    client = await house.dial()
+    harness = await start(max_header_size=2000)
+    client = await harness.dial()
     client.send("GET /", f"X-Long: {'x' * 5000}")
     assert (await client.ended()).startswith(b"HTTP/1.1 431 ")
 
 
 async def test_a_tls_handshake_that_never_comes_is_ended(start, tls: ssl.SSLContext) -> None:
-    house = await start(limits={"request_timeout": 0.2}, ssl_options=tls)
-    client = await house.dial()
+    harness = await start(limits={"request_timeout": 0.2}, ssl_options=tls)
+    client = await harness.dial()
     assert await client.ended() == b""
 
 
 async def test_a_tls_handshake_that_is_none_is_ended(start, tls: ssl.SSLContext) -> None:
-    house = await start(ssl_options=tls)
-    client = await house.dial()
+    harness = await start(ssl_options=tls)
+    client = await harness.dial()
     client.send("GET /")
     assert b"HTTP" not in await client.ended()
 
 
 async def test_tls_is_served(start, tls: ssl.SSLContext) -> None:
-    house = await start(ssl_options=tls)
+    harness = await start(ssl_options=tls)
     trusting = ssl.create_default_context()
     trusting.check_hostname, trusting.verify_mode = False, ssl.CERT_NONE
-    client = await house.dial(ssl=trusting)
+    client = await harness.dial(ssl=trusting)
     client.send("GET /")
     assert (await client.answer())[2] == b"come in"
 
 
 async def test_nothing_is_left_of_connections_that_ended(start) -> None:
-    house = await start()
+    harness = await start()
     for first in ("GET /", "GET /echo"):
-        client = await house.dial()
+        client = await harness.dial()
         client.send(first, "Connection: close", *([PROOF] if "echo" in first else []))
         await client.ended()
-    cut = await house.dial()
+    cut = await harness.dial()
     cut.writer.write(b"GET / HT")
     cut.writer.transport.abort()
-    await house.until_nobody_is_there()
+    await harness.until_nobody_is_there()
 
 
 async def test_a_head_that_comes_in_pieces_is_answered(start) -> None:
@@ -396,28 +403,29 @@ async def test_a_head_that_comes_in_pieces_is_answered(start) -> None:
 
 
 async def test_whose_head_is_not_whole_keeps_its_place_among_the_strangers(start) -> None:
-    house = await start(limits={"strangers": 3})
-    half, silent, whole, late = [await house.dial() for _ in range(4)]
+    harness = await start(limits={"unauthenticated": 3})
+    half, silent, whole, late = [await harness.dial() for _ in range(4)]
     assert await half.ended() == b""  # the oldest
     whole.send("GET /")
     assert (await whole.answer())[2] == b"come in"
     silent.send("GET /")
     assert (await silent.answer())[2] == b"come in"
     late.writer.close()
-    await house.until_nobody_is_there()
+    await harness.until_nobody_is_there()
 
 
 async def test_all_who_wait_are_closed_at_the_end(start) -> None:
-    house = await start()
-    waiting = [await house.dial() for _ in range(5)]
+    harness = await start()
+    waiting = [await harness.dial() for _ in range(5)]
     for one in waiting[:3]:
         one.writer.write(b"GET / HTTP/1.1\r\nHost: lo")
-    known = await house.dial()
+    known = await harness.dial()
     known.send("GET /echo", PROOF)
     assert (await known.answer())[0] == 200  # the others were taken before it
-    assert house.http.guard.statistics() == {"strangers": 5, "known": 1}
-    house.http.stop()
-    await house.http.close_all_connections()
+    limiter = harness.http.limiter
+    assert (limiter.unauthenticated_connections, limiter.authenticated_connections) == (5, 1)
+    harness.http.stop()
+    await harness.http.close_all_connections()
     for one in (*waiting, known):
         assert await one.ended() == b""
-    assert house.http.guard.statistics() == {"strangers": 0, "known": 0}
+    assert (limiter.unauthenticated_connections, limiter.authenticated_connections) == (0, 0)

@@ -1,4 +1,4 @@
-"""The lobby: real sockets on 127.0.0.1, and nobody behind the door."""
+"""The header gate, with real sockets on 127.0.0.1."""
 
 import asyncio
 import select
@@ -7,16 +7,17 @@ import struct
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import contextmanager
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from tornado.iostream import IOStream
 
-from kbridge.server.http.header_gate import LOOKS, Lobby, ReadAhead
+from kbridge.server.http.header_gate import READS_PER_TURN, HeaderGate, ReadAhead
 
-pytestmark = pytest.mark.skipif(not Lobby.available(), reason="needs epoll, which Linux has")
+pytestmark = pytest.mark.skipif(not HeaderGate.available(), reason="needs epoll, which Linux has")
 
-PATIENCE = 20
+TIMEOUT = 20
 MOST = 2_000
 REQUEST = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
 RESET = struct.pack("ii", 1, 0)  # SO_LINGER: closing resets
@@ -25,23 +26,23 @@ RESET = struct.pack("ii", 1, 0)  # SO_LINGER: closing resets
 class Counted(ReadAhead):
     """Notes in which turn of the loop it was looked at."""
 
-    __slots__ = ("house",)
+    __slots__ = ("harness",)
 
     def read_ahead(self, room: memoryview) -> int:
-        self.house.looks[self.house.turn] += 1
-        self.house.news.set()
+        self.harness.looks[self.harness.turn] += 1
+        self.harness.news.set()
         return super().read_ahead(room)
 
 
-class House:
+class Harness:
     def __init__(self) -> None:
         self.entered: list[tuple[IOStream, Any]] = []
-        self.hung_up: list[IOStream] = []
+        self.lost: list[IOStream] = []
         self.news = asyncio.Event()
         self.turn = 0
         self.entries: Counter[int] = Counter()
         self.looks: Counter[int] = Counter()
-        self.lobby = Lobby(MOST, self.enter, self.lose)
+        self.gate = HeaderGate(MOST, self)
         self.clients: list[socket.socket] = []
         self.streams: list[IOStream] = []
         self._count()
@@ -50,17 +51,17 @@ class House:
         self.turn += 1
         self._next = asyncio.get_running_loop().call_soon(self._count)
 
-    def enter(self, stream: IOStream, address: Any) -> None:
+    def head_complete(self, stream: IOStream, address: Any) -> None:
         self.entered.append((stream, address))
         self.entries[self.turn] += 1
         self.news.set()
 
-    def lose(self, stream: IOStream) -> None:
-        self.hung_up.append(stream)
+    def hung_up(self, stream: IOStream) -> None:
+        self.lost.append(stream)
         self.news.set()
 
     async def until(self, done: Callable[[], bool]) -> None:
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(TIMEOUT):
             while not done():
                 self.news.clear()
                 await self.news.wait()
@@ -73,16 +74,16 @@ class House:
         if said:
             client.sendall(said)
         sock = Counted.take_over(here)
-        sock.house = self
+        sock.harness = self
         stream = IOStream(sock)
         self.clients.append(client)
         self.streams.append(stream)
-        self.lobby.came(stream, sock, f"client {len(self.streams)}")
+        self.gate.add(stream, sock, f"client {len(self.streams)}")
         return client, stream
 
     @contextmanager
     def instant(self) -> Iterator[None]:
-        """No time passes for the lobby, however busy the machine is; nothing may be awaited."""
+        """No time passes for the gate, however busy the machine is; nothing may be awaited."""
         loop = asyncio.get_running_loop()
         now = loop.time()
         loop.time = lambda: now
@@ -97,7 +98,7 @@ class House:
 
     def close(self) -> None:
         self._next.cancel()
-        self.lobby.close()
+        self.gate.close()
         for one in (*self.clients, *self.streams):
             one.close()
 
@@ -109,21 +110,21 @@ def connected() -> tuple[socket.socket, socket.socket]:
 
 
 @pytest.fixture
-async def house() -> AsyncIterator[House]:
-    made = House()
+async def harness() -> AsyncIterator[Harness]:
+    made = Harness()
     yield made
     made.close()
 
 
 async def read_all(awaited: Awaitable[bytes]) -> bytes:
-    async with asyncio.timeout(PATIENCE):
+    async with asyncio.timeout(TIMEOUT):
         return await awaited
 
 
 @pytest.mark.parametrize("end", [b"\r\n\r\n", b"\n\n", b"\r\n\n", b"\n\r\n"])
-async def test_a_head_that_is_there_already_goes_in_at_once(house: House, end: bytes) -> None:
-    _, stream = house.dial(b"GET / HTTP/1.1" + end + b"the body")
-    assert house.entered == [(stream, "client 1")]
+async def test_a_head_that_is_there_already_goes_in_at_once(harness: Harness, end: bytes) -> None:
+    _, stream = harness.dial(b"GET / HTTP/1.1" + end + b"the body")
+    assert harness.entered == [(stream, "client 1")]
     assert await read_all(stream.read_until_regex(b"\r?\n\r?\n")) == b"GET / HTTP/1.1" + end
     assert await read_all(stream.read_bytes(8)) == b"the body"
 
@@ -131,183 +132,184 @@ async def test_a_head_that_is_there_already_goes_in_at_once(house: House, end: b
 @pytest.mark.parametrize("end", [b"\r\n\r\n", b"\n\n", b"\r\n\n", b"\n\r\n"])
 @pytest.mark.parametrize("unix", [False, True], ids=["tcp", "unix"])
 async def test_a_head_in_single_bytes_goes_in_when_it_is_whole(
-    house: House, end: bytes, unix: bool
+    harness: Harness, end: bytes, unix: bool
 ) -> None:
     whole = b"GET / HTTP/1.1\r\nHost: a" + end
-    client, stream = house.dial(pair=socket.socketpair() if unix else None)
+    client, stream = harness.dial(pair=socket.socketpair() if unix else None)
     for at, byte in enumerate(whole):
-        assert not house.entered, whole[:at]
+        assert not harness.entered, whole[:at]
         client.sendall(bytes([byte]))
-        await house.seen(at + 2)
-    assert [entered for entered, _ in house.entered] == [stream]
+        await harness.seen(at + 2)
+    assert [entered for entered, _ in harness.entered] == [stream]
     client.sendall(b"more")
     assert await read_all(stream.read_bytes(len(whole) + 4)) == whole + b"more"
-    assert house.lobby.statistics() == {"waiting": 0, "whole": 0}
-    assert house.looks.total() == len(whole) + 1, "bytes are looked at more than once"
+    assert harness.gate.pending_connections == 0
+    assert harness.looks.total() == len(whole) + 1, "bytes are looked at more than once"
 
 
-async def test_what_was_read_ahead_is_read_in_any_portions(house: House) -> None:
-    client, stream = house.dial(REQUEST)
+async def test_what_was_read_ahead_is_read_in_any_portions(harness: Harness) -> None:
+    client, stream = harness.dial(REQUEST)
     client.sendall(b"x" * 10)
     came = await read_all(stream.read_bytes(5))
     came += await read_all(stream.read_bytes(1000, partial=True))
     buffer = bytearray(len(REQUEST) + 10 - len(came))
-    async with asyncio.timeout(PATIENCE):
+    async with asyncio.timeout(TIMEOUT):
         if buffer:
             await stream.read_into(buffer)
     assert came + buffer == REQUEST + b"x" * 10
 
 
-async def test_a_head_that_is_too_long_goes_in_to_be_refused(house: House) -> None:
-    client, stream = house.dial(b"x" * MOST)
-    assert not house.entered
+async def test_a_head_that_is_too_long_goes_in_to_be_refused(harness: Harness) -> None:
+    client, stream = harness.dial(b"x" * MOST)
+    assert not harness.entered
     client.sendall(b"x")
-    await house.until(lambda: bool(house.entered))
+    await harness.until(lambda: bool(harness.entered))
     assert len(await read_all(stream.read_bytes(MOST + 1))) == MOST + 1
 
 
 async def test_a_huge_head_is_not_waited_for_beyond_what_a_stream_reads_at_once() -> None:
     entered: asyncio.Queue[IOStream] = asyncio.Queue()
-    lobby = Lobby(1 << 20, lambda stream, _: entered.put_nowait(stream), entered.put_nowait)
+    events = SimpleNamespace(head_complete=lambda stream, _: entered.put_nowait(stream))
+    gate = HeaderGate(1 << 20, events)
     client, here = connected()
     sock = ReadAhead.take_over(here)
     stream = IOStream(sock)
-    lobby.came(stream, sock, None)
+    gate.add(stream, sock, None)
     client.sendall(b"x" * 100_000)
-    async with asyncio.timeout(PATIENCE):
+    async with asyncio.timeout(TIMEOUT):
         assert await entered.get() is stream
         assert len(sock.ahead) == 64 << 10
         client.sendall(b"the end")
         assert (await stream.read_until(b"the end")) == b"x" * 100_000 + b"the end"
     stream.close()
     client.close()
-    lobby.close()
+    gate.close()
 
 
 @pytest.mark.parametrize("said", [b"", b"GET / HT"], ids=["silence", "half"])
 @pytest.mark.parametrize("how", ["fin", "shutdown", "reset"])
-async def test_who_hangs_up_is_forgotten(house: House, said: bytes, how: str) -> None:
-    client, stream = house.dial(said)
-    assert house.lobby.statistics() == {"waiting": 1, "whole": 0}
+async def test_who_hangs_up_is_forgotten(harness: Harness, said: bytes, how: str) -> None:
+    client, stream = harness.dial(said)
+    assert harness.gate.pending_connections == 1
     if how == "shutdown":
         client.shutdown(socket.SHUT_WR)
     else:
         if how == "reset":
             client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
         client.close()
-    await house.until(lambda: house.hung_up == [stream])
+    await harness.until(lambda: harness.lost == [stream])
     assert stream.closed()
-    assert house.lobby.statistics() == {"waiting": 0, "whole": 0}
+    assert harness.gate.pending_connections == 0
 
 
-async def test_who_has_hung_up_before_is_not_kept(house: House) -> None:
+async def test_who_has_hung_up_before_is_not_kept(harness: Harness) -> None:
     pair = connected()
     pair[0].shutdown(socket.SHUT_WR)
-    _, stream = house.dial(pair=pair)
-    assert house.hung_up == [stream]
+    _, stream = harness.dial(pair=pair)
+    assert harness.lost == [stream]
     assert stream.closed()
 
 
-async def test_a_request_and_its_end_at_once_are_a_request(house: House) -> None:
+async def test_a_request_and_its_end_at_once_are_a_request(harness: Harness) -> None:
     pair = connected()
     pair[0].sendall(REQUEST)
     pair[0].shutdown(socket.SHUT_WR)
-    _, stream = house.dial(pair=pair)
-    assert [entered for entered, _ in house.entered] == [stream]
+    _, stream = harness.dial(pair=pair)
+    assert [entered for entered, _ in harness.entered] == [stream]
     assert await read_all(stream.read_until_close()) == REQUEST
 
 
-async def test_a_turn_of_the_loop_looks_at_a_few(house: House) -> None:
-    count = 5 * LOOKS
+async def test_a_turn_of_the_loop_looks_at_a_few(harness: Harness) -> None:
+    count = 5 * READS_PER_TURN
     for _ in range(count):
-        house.dial()
-    house.looks.clear()
-    for client in house.clients:
+        harness.dial()
+    harness.looks.clear()
+    for client in harness.clients:
         client.sendall(b"GET ")
-    await house.seen(count)
-    assert max(house.looks.values()) <= LOOKS
-    assert house.looks.total() == count
+    await harness.seen(count)
+    assert max(harness.looks.values()) <= READS_PER_TURN
+    assert harness.looks.total() == count
     for _ in range(20):  # turns: what was read is not news any more
         await asyncio.sleep(0)
-    assert house.looks.total() == count
+    assert harness.looks.total() == count
 
 
-async def test_requests_go_in_one_by_one_and_in_order(house: House) -> None:
-    with house.instant():
-        first = [house.dial(REQUEST)[1] for _ in range(8)]
-    assert house.lobby.crowded
-    await house.until(lambda: len(house.entered) == 8)
-    assert not house.lobby.crowded
-    assert [stream for stream, _ in house.entered] == first
+async def test_requests_go_in_one_by_one_and_in_order(harness: Harness) -> None:
+    with harness.instant():
+        first = [harness.dial(REQUEST)[1] for _ in range(8)]
+    assert harness.gate.busy
+    await harness.until(lambda: len(harness.entered) == 8)
+    assert not harness.gate.busy
+    assert [stream for stream, _ in harness.entered] == first
     # One, and one that is made up for.
-    assert max(house.entries.values()) <= 2
+    assert max(harness.entries.values()) <= 2
 
 
-async def test_who_is_let_in_makes_nobody_wait(house: House) -> None:
-    with house.instant():
+async def test_who_is_let_in_makes_nobody_wait(harness: Harness) -> None:
+    with harness.instant():
         for _ in range(8):
-            house.dial(REQUEST)
-        assert house.lobby.crowded
+            harness.dial(REQUEST)
+        assert harness.gate.busy
         for _ in range(8):
-            house.lobby.let_in(house.entered[-1][0])
-    assert len(house.entered) == 8
-    assert not house.lobby.crowded
+            harness.gate.mark_authenticated(harness.entered[-1][0])
+    assert len(harness.entered) == 8
+    assert not harness.gate.busy
 
 
-async def test_who_was_let_in_before_changes_nothing(house: House) -> None:
-    with house.instant():
+async def test_who_was_let_in_before_changes_nothing(harness: Harness) -> None:
+    with harness.instant():
         for _ in range(8):
-            house.dial(REQUEST)
-        known = house.entered[-1][0]
-        house.lobby.let_in(known)
-        count = len(house.entered)
-        house.lobby.let_in(known)
-    assert len(house.entered) == count < 8
+            harness.dial(REQUEST)
+        known = harness.entered[-1][0]
+        harness.gate.mark_authenticated(known)
+        count = len(harness.entered)
+        harness.gate.mark_authenticated(known)
+    assert len(harness.entered) == count < 8
 
 
-async def test_who_is_closed_while_waiting_is_passed_over(house: House) -> None:
-    with house.instant():
-        streams = [house.dial(REQUEST)[1] for _ in range(8)]
-    half = house.dial(b"GET")[1]
+async def test_who_is_closed_while_waiting_is_passed_over(harness: Harness) -> None:
+    with harness.instant():
+        streams = [harness.dial(REQUEST)[1] for _ in range(8)]
+    half = harness.dial(b"GET")[1]
     for stream in (streams[-2], half):
-        house.lobby.left(stream)
+        harness.gate.discard(stream)
         stream.close()
-    assert house.lobby.statistics()["waiting"] == 0
-    await house.until(lambda: len(house.entered) == 7)
-    house.lobby.left(half)
-    house.lobby.left(streams[0])
-    assert [s for s, _ in house.entered] == [*streams[:6], streams[7]]
+    assert harness.gate.pending_connections == 8 - len(harness.entered)
+    await harness.until(lambda: len(harness.entered) == 7)
+    harness.gate.discard(half)
+    harness.gate.discard(streams[0])
+    assert [s for s, _ in harness.entered] == [*streams[:6], streams[7]]
 
 
-async def test_closing_it_closes_all_who_wait_and_nobody_else(house: House) -> None:
-    with house.instant():
-        inside = house.dial(REQUEST)[1]
-        waiting = [house.dial(said)[1] for said in (b"", b"GET", REQUEST, REQUEST, REQUEST)]
-    late = [stream for stream in waiting if stream not in [s for s, _ in house.entered]]
+async def test_closing_it_closes_all_who_wait_and_nobody_else(harness: Harness) -> None:
+    with harness.instant():
+        inside = harness.dial(REQUEST)[1]
+        waiting = [harness.dial(said)[1] for said in (b"", b"GET", REQUEST, REQUEST, REQUEST)]
+    late = [stream for stream in waiting if stream not in [s for s, _ in harness.entered]]
     assert len(late) >= 4
-    house.lobby.close()
-    house.lobby.close()
+    harness.gate.close()
+    harness.gate.close()
     assert all(stream.closed() for stream in late)
-    assert sorted(map(id, house.hung_up)) == sorted(map(id, late))
+    assert sorted(map(id, harness.lost)) == sorted(map(id, late))
     assert not inside.closed()
-    assert house.lobby.statistics() == {"waiting": 0, "whole": 0}
+    assert harness.gate.pending_connections == 0
 
 
-async def test_it_may_be_closed_while_it_pauses(house: House) -> None:
-    for _ in range(3 * LOOKS):
-        house.dial()
-    house.looks.clear()
-    for client in house.clients:
+async def test_it_may_be_closed_while_it_pauses(harness: Harness) -> None:
+    for _ in range(3 * READS_PER_TURN):
+        harness.dial()
+    harness.looks.clear()
+    for client in harness.clients:
         client.sendall(b"G")
-    await house.seen(LOOKS)
-    house.lobby.close()
-    assert len(house.hung_up) == 3 * LOOKS
-    seen = house.looks.total()
+    await harness.seen(READS_PER_TURN)
+    harness.gate.close()
+    assert len(harness.lost) == 3 * READS_PER_TURN
+    seen = harness.looks.total()
     for _ in range(5):
         await asyncio.sleep(0)
-    assert house.looks.total() == seen
+    assert harness.looks.total() == seen
 
 
 def test_without_epoll_there_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(select, "epoll")
-    assert not Lobby.available()
+    assert not HeaderGate.available()

@@ -101,7 +101,7 @@ async def guarded(start: Any) -> Any:
 def credentials(running: Any, token: str, kind: str) -> dict[str, str]:
     return {
         "header": {"Authorization": f"token {token}"},
-        "cookie": {"Cookie": f"kbridge-test={running.services.access.cookie_value()}"},
+        "cookie": {"Cookie": f"kbridge-test={running.services.auth.policy.cookie_value()}"},
         "none": {},
         "wrong": {"Authorization": "token wrong", "Cookie": "kbridge-test=wrong"},
     }[kind]

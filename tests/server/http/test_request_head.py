@@ -13,11 +13,11 @@ from typing import Any
 import pytest
 from tornado.httputil import HTTPHeaders, parse_cookie, parse_qs_bytes
 
-from kbridge.server.auth.request_info import _cookies
-from kbridge.server.http.connection_limiter import GuardLimits
+from kbridge.server.auth.authenticator import _cookies
+from kbridge.server.http.connection_limiter import ConnectionLimits
 from kbridge.server.http.listen import TlsFiles, make_context
 from kbridge.server.http.request_head import GuardedStream, HeadLimits, Meter, fault_of
-from tests.server.http.test_guarded_server import PROOF, House
+from tests.server.http.test_guarded_server import PROOF, Harness
 from tests.support.waiting import TIMEOUT
 
 LIMITS = HeadLimits(size=4000, count=20)
@@ -140,11 +140,11 @@ BOMBS = {
 async def test_a_bomb_is_answered_with_the_setting(
     tls: ssl.SSLContext, bomb: str, known: bool, secure: bool
 ) -> None:
-    house = House(GuardLimits(), **({"ssl_options": tls} if secure else {}))
+    harness = Harness(ConnectionLimits(), **({"ssl_options": tls} if secure else {}))
     client_context = ssl.create_default_context()
     client_context.check_hostname, client_context.verify_mode = False, ssl.CERT_NONE
     try:
-        client = await house.dial(**({"ssl": client_context} if secure else {}))
+        client = await harness.dial(**({"ssl": client_context} if secure else {}))
         if known:
             client.send("GET /echo?size=1", PROOF)
             assert (await client.answer())[0] == 200
@@ -157,15 +157,15 @@ async def test_a_bomb_is_answered_with_the_setting(
         assert f"see KbridgeApp.{setting}" in json.loads(body)["message"]
         client.writer.close()
         async with asyncio.timeout(TIMEOUT):
-            await house.until_nobody_is_there()
+            await harness.until_nobody_is_there()
     finally:
-        await house.aclose()
+        await harness.aclose()
 
 
 async def test_a_refused_client_that_goes_on_sending_is_cut() -> None:
-    house = House(GuardLimits())
+    harness = Harness(ConnectionLimits())
     try:
-        client = await house.dial()
+        client = await harness.dial()
         client.send("GET /", *BOMBS["headers"][0])
         assert (await client.answer())[0] == 431
         async with asyncio.timeout(TIMEOUT):
@@ -175,9 +175,9 @@ async def test_a_refused_client_that_goes_on_sending_is_cut() -> None:
                     await client.writer.drain()
             except ConnectionError:
                 pass
-        await house.until_nobody_is_there()
+        await harness.until_nobody_is_there()
     finally:
-        await house.aclose()
+        await harness.aclose()
 
 
 class Gate:
@@ -191,25 +191,25 @@ class Gate:
 
 
 async def test_a_stranger_pays_for_the_time_that_was_used(monkeypatch: pytest.MonkeyPatch) -> None:
-    house = House(GuardLimits())
+    harness = Harness(ConnectionLimits())
     gate = Gate()
-    monkeypatch.setattr(house.http._lobby or house.http._acceptor, "charge", gate.charge)
+    monkeypatch.setattr(harness.http._gate or harness.http._acceptor, "charge", gate.charge)
     ticks = iter(range(1_000_000))
     # Each reading of the clock is a tenth of a second later: each stretch has cost that much.
     monkeypatch.setattr("kbridge.server.http.request_head.time", _Clock(lambda: next(ticks) / 10))
     try:
-        client = await house.dial()
+        client = await harness.dial()
         client.send("GET /echo?size=1", PROOF)
         assert (await client.answer())[0] == 200
         assert gate.charged == 0
-        stranger = await house.dial()
+        stranger = await harness.dial()
         stranger.send("GET /echo?size=1")
         assert (await stranger.answer())[0] == 403
         await stranger.ended()
         # The head, the end of the request, and the answer: three times what each has cost.
         assert gate.charged == pytest.approx(3 * 0.3, abs=0.01)
     finally:
-        await house.aclose()
+        await harness.aclose()
 
 
 class _Clock:
