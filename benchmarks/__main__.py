@@ -1,6 +1,6 @@
 """`python -m benchmarks [ROW ...]`: measure, print, and plot into docs/.
 
-Without rows, all of them. A partial or quick run writes files only where `--output` says so:
+Without names, all rows run. A partial or quick run writes files only if `--output` says so:
 docs/benchmarks.json and docs/benchmarks.png come from full runs of all servers.
 """
 
@@ -41,7 +41,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def raise_descriptor_limit() -> None:
-    """Take all the descriptors we may have: thousands of websockets have two ends here."""
+    """Raise the limit of file descriptors: this process has one end of thousands of websockets."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 

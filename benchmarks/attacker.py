@@ -1,7 +1,8 @@
-"""`python -m benchmarks.attacker ATTACK PORT COUNT`: somebody without a token, until it is ended.
+"""`python -m benchmarks.attacker ATTACK PORT COUNT`: a client without a token that attacks until it
+is terminated.
 
-It keeps COUNT connections, and makes a new one wherever the server closes one. It runs at the
-lowest priority: a real one would have a machine of its own.
+It keeps COUNT connections open, and opens a new one when the server closes one. It runs with the
+lowest priority, because a real attacker would use another machine.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from functools import cache
 
 from benchmarks.servers import HOST
 
-# How long one waits for the next: no server is asked more than so many times a second.
+# Seconds between two requests of a connection, which limits the rate for fast servers.
 PAUSE = 0.0005
 _HEAD = f"Host: {HOST}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
 
@@ -26,12 +27,12 @@ def silent(_number: int) -> bytes:
 
 
 def half(number: int) -> bytes:
-    """The better part of a handshake."""
+    """Most of a handshake."""
     return f"GET /api/kernels/{number}/channels HTTP/1.1\r\n{_HEAD}".encode()
 
 
 def guess(number: int) -> bytes:
-    """A whole handshake, with a wrong token."""
+    """A complete handshake with a wrong token."""
     return (
         f"GET /api/kernels/none/channels?token={number:048x} HTTP/1.1\r\n{_HEAD}"
         "Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n"
@@ -44,7 +45,7 @@ def noise(_number: int) -> bytes:
 
 @cache
 def bomb(target: str = "/", headers: str = "") -> bytes:
-    """A request that costs much to read: 60 kB of the smallest parts."""
+    """A request that is expensive to read: 60 kB of very short parts."""
     return f"GET {target} HTTP/1.1\r\nHost: {HOST}\r\n{headers}\r\n".encode()
 
 
@@ -94,12 +95,12 @@ class Attacker:
     def dial(self) -> None:
         sock = socket.socket()
         sock.setblocking(False)
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 18)  # a bomb goes in one piece
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 18)  # sent in one piece
         sock.connect_ex((HOST, self.port))
         self.selector.register(sock, selectors.EVENT_WRITE)
 
     def step(self, timeout: float) -> None:
-        """Speak where a connection is up, and begin anew where one has ended."""
+        """Send on the open connections, and replace those that have ended."""
         for key, events in self.selector.select(timeout):
             sock = key.fileobj
             assert isinstance(sock, socket.socket)
@@ -117,7 +118,7 @@ class Attacker:
                 time.sleep(PAUSE)
 
     def drip(self) -> None:
-        """One more header from each who is in the midst of them."""
+        """Send one more header on each connection."""
         for key in list(self.selector.get_map().values()):
             if key.events == selectors.EVENT_READ:
                 try:
@@ -136,5 +137,5 @@ class Attacker:
 
 
 if __name__ == "__main__":
-    os.nice(19)  # and the limit of descriptors was raised by the benchmark, and is inherited
+    os.nice(19)  # inherits the raised limit of file descriptors
     Attacker(sys.argv[1], int(sys.argv[2])).run(int(sys.argv[3]), drips=sys.argv[1] == "trickle")

@@ -1,8 +1,8 @@
-"""A websocket client that costs little: a blocking socket and the v1 subprotocol, no library.
+"""A fast websocket client: a blocking socket and the v1 subprotocol, without a library.
 
-It shares no code with kbridge, so that neither server is measured by its own yardstick. It calls
-itself a browser, because browsers are paced. It offers no compression, sets TCP_NODELAY, answers
-pings as every browser must, and masks with zeros.
+It shares no code with kbridge, so that a bug cannot hide in both. Its User-Agent is that of a
+browser, because only browsers are paced. It offers no compression, sets TCP_NODELAY, answers pings
+as browsers do, and masks with zeros.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Gone(BenchmarkError):
 
 
 class Received(NamedTuple):
-    """One message as it came."""
+    """One received message."""
 
     channel: str
     msg_type: str
@@ -39,7 +39,7 @@ class Received(NamedTuple):
 
 
 def encode(channel: str, *parts: bytes) -> bytes:
-    """A v1 message: the count of offsets, the offsets, then the channel and the parts."""
+    """Encode a v1 message: the number of offsets, the offsets, the channel and the parts."""
     pieces = [channel.encode(), *parts]
     count = len(pieces) + 1
     offsets = [8 * (count + 1)]
@@ -49,7 +49,7 @@ def encode(channel: str, *parts: bytes) -> bytes:
 
 
 def decode(payload: bytes) -> Received:
-    """The parts of a v1 message that the benchmarks look at."""
+    """Return the parts of a v1 message that the benchmarks use."""
     (count,) = struct.unpack_from("<Q", payload)
     offsets = struct.unpack_from(f"<{count}Q", payload, 8)
     channel, header, parent, _, content = (payload[offsets[i] : offsets[i + 1]] for i in range(5))
@@ -62,7 +62,7 @@ def decode(payload: bytes) -> Received:
 
 
 def masked(payload: bytes, opcode: int) -> bytes:
-    """A client's frame (RFC 6455, section 5.2), masked with a key of zeros."""
+    """Encode a client's frame (RFC 6455, section 5.2), masked with a key of zeros."""
     length = len(payload)
     if length < 126:
         head = struct.pack("!BB", 0x80 | opcode, 0x80 | length)
@@ -74,7 +74,7 @@ def masked(payload: bytes, opcode: int) -> bytes:
 
 
 def frame_length(data: bytes | bytearray, at: int, end: int) -> tuple[int, int] | None:
-    """Length of the header and of the payload of a server's frame, or None if cut short."""
+    """Return the lengths of header and payload of a server's frame; None if it is incomplete."""
     if end - at < 2:
         return None
     short = data[at + 1]
@@ -89,8 +89,8 @@ def frame_length(data: bytes | bytearray, at: int, end: int) -> tuple[int, int] 
 class Websocket:
     """One websocket to a kernel.
 
-    The constructor sends the upgrade request and does not wait for the answer, so that many can
-    be opened at once; `finish` waits. `open` does both.
+    The constructor sends the upgrade request and does not wait for the answer, so that many
+    websockets can be opened at the same time; `finish` waits. `open` does both.
     """
 
     def __init__(
@@ -110,7 +110,7 @@ class Websocket:
         offer = f"Sec-WebSocket-Protocol: {SUBPROTOCOL}\r\n" if offers_v1 else ""
         self._nonce = os.urandom(4).hex()
         self.sock = socket.socket()
-        if receive_buffer:  # has to be set before the window is agreed upon
+        if receive_buffer:  # must be set before the TCP window is negotiated
             self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
         self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.sock.settimeout(30)
@@ -133,7 +133,7 @@ class Websocket:
         Raises
         ------
         BenchmarkError
-            If it is not a 101 that selects the v1 subprotocol, where that was offered.
+            If the status is not 101, or the v1 subprotocol was offered but not selected.
         """
         while (end := self._data.find(b"\r\n\r\n")) < 0:
             self._read_some()
@@ -160,19 +160,19 @@ class Websocket:
         self.close()
 
     def close(self) -> None:
-        """Say good-bye and close; may be called twice."""
+        """Send a close frame and close the socket; may be called twice."""
         if self.sock.fileno() >= 0:
-            with contextlib.suppress(OSError):  # the server may have gone first
+            with contextlib.suppress(OSError):  # the server may have closed it before
                 self.sock.sendall(masked(b"\x03\xe8", CLOSE))
             self.sock.close()
 
     def cut(self) -> None:
-        """Break the connection without a word, as a network does."""
+        """Break the connection with a reset, as a network does."""
         self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self.sock.close()
 
     def take_unread(self) -> bytes:
-        """What was received and not yet given out; whoever takes it reads the socket from here."""
+        """Return the unprocessed bytes; the caller then reads from the socket."""
         data = bytes(self._data)
         self._data.clear()
         return data
@@ -184,12 +184,12 @@ class Websocket:
         self._data += chunk
 
     def payload(self, timeout: float = 30.0) -> bytes:
-        """The payload of the next data frame.
+        """Return the payload of the next data frame.
 
         Raises
         ------
         TimeoutError
-            If none came within `timeout` seconds.
+            If no frame arrived within `timeout` seconds.
         Gone
             If the server closed the websocket.
         """
@@ -215,7 +215,7 @@ class Websocket:
                 raise Gone(f"the server closed the websocket: {payload!r}")
 
     def send(self, msg_type: str, content: dict[str, Any], channel: str = "shell") -> str:
-        """Send a request; returns its msg_id."""
+        """Send a request; return its msg_id."""
         self._sent += 1
         msg_id = f"{self.session_id}_{self._nonce}_{self._sent}"
         header = {
@@ -231,7 +231,7 @@ class Websocket:
         return msg_id
 
     def execute(self, code: str | dict[str, Any], **more: Any) -> str:
-        """Send an execute_request (a dict is a command of the stub); returns its msg_id."""
+        """Send an execute_request (a dict is a command for the stub kernel); return its msg_id."""
         text = code if isinstance(code, str) else json.dumps(code)
         content = {
             "code": text,
@@ -245,7 +245,7 @@ class Websocket:
         return self.send("execute_request", content)
 
     def wait_done(self, msg_id: str, timeout: float = 30.0) -> list[Received]:
-        """Read until the reply and the idle of a request came; returns its messages."""
+        """Read until the reply and the idle of a request have arrived; return its messages."""
         deadline = time.monotonic() + timeout
         found: list[Received] = []
         missing = {"reply", "idle"}

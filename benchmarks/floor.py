@@ -1,7 +1,7 @@
-"""The floor: a bare ZMQ client in Python, with no server between it and the kernel.
+"""The floor: a bare ZeroMQ client in Python without a server in between.
 
-Its CPU is that of this very process (all threads): receiving alone; nothing is verified, kept or
-sent on.
+Its CPU time is that of this process (all threads). It only receives messages, and does not verify,
+store or forward them.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ WAIT_MS = 20_000
 
 
 class Bare:
-    """A DEALER and a SUB, connected to a stub of their own."""
+    """A DEALER and a SUB socket, connected to a separate stub kernel."""
 
     def __init__(self, info: dict[str, Any]) -> None:
         self.key = info["key"].encode()
@@ -49,7 +49,7 @@ class Bare:
         return sock
 
     def request(self, msg_type: str, content: dict[str, Any]) -> bytes:
-        """Send a request; returns its msg_id."""
+        """Send a request; return its msg_id."""
         self.sent += 1
         msg_id = f"{self.session}_{self.sent}"
         header = {"msg_id": msg_id, "msg_type": msg_type, "session": self.session}
@@ -59,11 +59,11 @@ class Bare:
         return msg_id.encode()
 
     def execute(self, command: dict[str, Any]) -> bytes:
-        """Send a command of the stub; returns its msg_id."""
+        """Send a command for the stub kernel; return its msg_id."""
         return self.request("execute_request", {"code": json.dumps(command)})
 
     def wait_done(self, msg_id: bytes) -> None:
-        """Receive until the reply and the idle of a request came."""
+        """Receive until the reply and the idle of a request have arrived."""
         self.shell.recv_multipart()
         while True:
             frames = self.iopub.recv_multipart()
@@ -71,7 +71,7 @@ class Bare:
                 return
 
     def receive_until(self, token: str) -> int:
-        """Receive output up to the message that holds a token; returns how many came before."""
+        """Receive output until the message with a token; return the number before it."""
         wanted = token.encode()
         count = 0
         recv = self.iopub.recv_multipart
@@ -80,7 +80,7 @@ class Bare:
         return count
 
     def receive_big_until(self, token: str) -> int:
-        """The same without copying; returns bytes."""
+        """The same without copying; return the number of bytes."""
         wanted = token.encode()
         nbytes = 0
         while True:
@@ -92,7 +92,7 @@ class Bare:
 
 @contextmanager
 def bare(home: Path) -> Iterator[Bare]:
-    """A stub and a bare client of it, subscribed, for the length of a `with` block."""
+    """Start a stub kernel and a subscribed client for a `with` block."""
     home.mkdir(parents=True, exist_ok=True)
     info: dict[str, Any] = {"ip": HOST, "transport": "tcp", "key": secrets.token_hex(16)}
     ports: set[int] = set()
@@ -113,7 +113,7 @@ def bare(home: Path) -> Iterator[Bare]:
 
 
 def _prove_subscription(client: Bare) -> None:
-    """Ask until an answer's output came: a new SUB misses what is said before it is known."""
+    """Execute until the output arrives: a new SUB socket misses earlier messages."""
     deadline = time.monotonic() + 20
     while time.monotonic() < deadline:
         msg_id = client.request("kernel_info_request", {})

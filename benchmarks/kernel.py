@@ -1,9 +1,9 @@
-"""A kernel that costs nearly nothing: it says what it is told to, from lists signed beforehand.
+"""A stub kernel that uses almost no CPU: it sends messages that were signed in advance.
 
-It runs as a script of its own (`python kernel.py CONNECTION_FILE`), imports little, and binds the
-five sockets of its connection file. The code of an `execute_request` is a JSON object; any
-other code means an empty one. Every command is answered as a kernel answers: busy, execute_input,
-what the command asks for, execute_reply, idle.
+It runs as a separate script (`python kernel.py CONNECTION_FILE`), imports little, and binds the
+five sockets of its connection file. The code of an `execute_request` is a JSON object; other code
+counts as an empty object. The answer to a command is that of a kernel: busy, execute_input, the
+messages of the command, execute_reply, idle.
 
 ::
 
@@ -16,8 +16,9 @@ what the command asks for, execute_reply, idle.
     {"blob": BYTES, "count": N}              N display_data messages with a buffer of BYTES each
         "end": TOKEN                         ... and the stream message, as above
 
-`execute_input` does not repeat the code: a reader that waits for TOKEN would take it for the end.
-The text of message i is `#%08d `, padding, and a newline: a reader may count lines or find gaps.
+`execute_input` does not repeat the code, because a reader that waits for TOKEN would take it as the
+end. The text of message i is `#%08d `, padding, and a newline: a reader may count lines or find
+gaps.
 """
 
 from __future__ import annotations
@@ -82,7 +83,7 @@ class Stub:
         return sock
 
     def parts(self, msg_type: str, parent: bytes, content: bytes) -> Parts:
-        """Delimiter, signature and the four parts of a new message."""
+        """Return delimiter, signature and the four parts of a new message."""
         self.sent += 1
         header = (
             f'{{"msg_id": "{self.session}_{self.sent}", "msg_type": "{msg_type}", '
@@ -111,7 +112,7 @@ class Stub:
         self.context.destroy(linger=1000)
 
     def take(self, sock: zmq.Socket[bytes]) -> None:
-        """Answer one message of a socket that has one."""
+        """Read one message of a socket and answer it."""
         frames = sock.recv_multipart()
         if sock is self.heartbeat:
             sock.send_multipart(frames)
@@ -147,7 +148,8 @@ class Stub:
             self.send_list(list(self.flood(parent, command)), command, self.iopub.send_multipart)
         if "blob" in command:
             ready = list(self.blobs(parent, command))
-            # Buffers this big are handed to ZMQ by reference: the kernel must not be what costs.
+            # Buffers of this size are passed to ZeroMQ by reference, so that the kernel is not the
+            # bottleneck.
             self.send_list(ready, command, lambda m: self.iopub.send_multipart(m, copy=False))
         if "end" in command:
             self.stream(parent, command["end"])
@@ -169,7 +171,7 @@ class Stub:
     def send_list(
         self, ready: list[Parts], command: dict[str, Any], send: Callable[[Parts], object]
     ) -> None:
-        """Send a list of messages; look at control between batches, as a busy kernel does."""
+        """Send a list of messages; read control between batches, as a busy kernel does."""
         batch = command.get("batch", 500)
         interval = command.get("interval", 0.0)
         due = time.monotonic()

@@ -1,7 +1,7 @@
-"""Readers of /proc: what a process took and holds (proc(5)). Linux only.
+"""Read the CPU time, memory and descriptors of processes from /proc (proc(5)). Linux only.
 
-CPU is summed over the threads of one process. Its children are not counted: what a kernel takes
-is not the cost of the bridge.
+CPU time is the sum over the threads of one process. Child processes are not counted: the CPU time
+of a kernel is not a cost of the bridge.
 """
 
 from __future__ import annotations
@@ -21,43 +21,44 @@ class BenchmarkError(RuntimeError):
 
 
 def cpu_seconds(pid: int) -> float:
-    """CPU that the living threads of a process took, in seconds (nanosecond clock)."""
+    """Return the CPU time of the living threads of a process, in seconds (nanosecond clock)."""
     total = 0
     for task in Path(f"/proc/{pid}/task").iterdir():
         try:
             total += int((task / "schedstat").read_text().split()[0])
         except FileNotFoundError:
-            continue  # a thread that ended while we looked
+            continue  # the thread has ended
     return total / 1e9
 
 
 def rss(pid: int) -> int:
-    """Resident memory in bytes."""
+    """Return the resident memory in bytes."""
     return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * PAGE
 
 
 def descriptors(pid: int) -> int:
-    """How many descriptors a process holds."""
+    """Return the number of file descriptors of a process."""
     return len(list(Path(f"/proc/{pid}/fd").iterdir()))
 
 
 def children(pid: int) -> list[int]:
-    """Process ids whose parent is `pid`."""
+    """Return the ids of the processes whose parent is `pid`."""
     found = []
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
             try:
                 stat = (entry / "stat").read_text()
             except (FileNotFoundError, ProcessLookupError):
-                continue  # it ended while we looked
-            # The name stands in parentheses and may hold anything; the fields follow the last one.
+                continue  # the process has ended
+            # The name is in parentheses and may contain any character; the fields follow the last
+            # one.
             if int(stat.rpartition(")")[2].split()[1]) == pid:
                 found.append(int(entry.name))
     return found
 
 
 def settle(pid: int, quiet: float = 0.3, timeout: float = 60.0) -> None:
-    """Wait until a process took less than 5 % of one core for `quiet` seconds.
+    """Wait until a process has used less than 5 % of one core for `quiet` seconds.
 
     Raises
     ------
@@ -74,13 +75,13 @@ def settle(pid: int, quiet: float = 0.3, timeout: float = 60.0) -> None:
 
 
 def percentile(values: list[float], percent: float) -> float:
-    """The nearest-rank percentile of what must not be empty."""
+    """Return the nearest-rank percentile of the values, which must not be empty."""
     ordered = sorted(values)
     return ordered[min(len(ordered) - 1, int(len(ordered) * percent / 100))]
 
 
 class PeakRss:
-    """The highest resident memory of a process inside a `with` block, seen every 20 ms."""
+    """Measures the highest resident memory of a process in a `with` block, sampled every 20 ms."""
 
     def __init__(self, pid: int) -> None:
         self.pid = pid
@@ -107,5 +108,5 @@ class PeakRss:
 
     @property
     def growth(self) -> int:
-        """Bytes between the start and the peak."""
+        """The difference between the peak and the start in bytes."""
         return self.peak - self.before

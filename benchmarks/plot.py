@@ -1,6 +1,6 @@
-"""The ratios as a picture: two bars a figure on a log axis, and a mark at the ratio to reach.
+"""Plot the ratios: two bars per figure on a logarithmic axis, and a mark at the target.
 
-The upper bar of a pair is the standalone server's, the lower and paler one the extension's.
+The upper bar of a pair is for the standalone server; the lower, paler one is for the extension.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ THICK = 0.36
 
 
 def plotted(outcomes: Sequence[Outcome]) -> list[tuple[Outcome, Figure]]:
-    """The figures that have a ratio, in the order of the table."""
+    """Return the figures that have a ratio, in the order of the table."""
     return [
         (outcome, figure)
         for outcome in outcomes
@@ -32,7 +32,7 @@ def plotted(outcomes: Sequence[Outcome]) -> list[tuple[Outcome, Figure]]:
 
 
 def draw_bar(axes: Axes, y: float, outcome: Outcome, what: Figure, name: str) -> None:
-    """One bar, and the values that it is made of."""
+    """One bar and its values."""
     ratio = outcome.ratio(what, name)
     if ratio is None:
         return
@@ -55,7 +55,7 @@ def draw_bar(axes: Axes, y: float, outcome: Outcome, what: Figure, name: str) ->
 
 
 def draw(outcomes: Sequence[Outcome], path: Path) -> bool:
-    """Write the picture; False (and no file) if nothing has a ratio."""
+    """Write the image; return False, and write no file, if no figure has a ratio."""
     found = plotted(outcomes)
     if not found:
         return False
@@ -93,19 +93,19 @@ def draw(outcomes: Sequence[Outcome], path: Path) -> bool:
 
 
 def add_legend(axes: Axes, tall: float) -> None:
-    """What colours and marks mean, below the axis."""
+    """Add a legend of the colours and marks below the axis."""
     from matplotlib.lines import Line2D
     from matplotlib.patches import Patch
 
     axes.legend(
         handles=[
-            Patch(color=MET, label="standalone: bar met"),
+            Patch(color=MET, label="standalone: target met"),
             Patch(color=MET, alpha=PALE, label="extension: the same"),
-            Patch(color=MISSED, label="bar missed"),
+            Patch(color=MISSED, label="target missed"),
             Patch(color=MISSED, alpha=PALE, label="less than standalone"),
-            Patch(color=FREE, label="no bar"),
+            Patch(color=FREE, label="no target"),
             Patch(color=FREE, alpha=PALE, label="not compared"),
-            Line2D([], [], color=INK, linewidth=2, label="ratio to reach"),
+            Line2D([], [], color=INK, linewidth=2, label="target ratio"),
         ],
         fontsize=8.5,
         loc="upper center",

@@ -1,8 +1,8 @@
-"""The figures in README.md and docs/jupyter.md, made from docs/benchmarks.json.
+"""Write the tables in README.md and docs/jupyter.md from docs/benchmarks.json.
 
-`python -m benchmarks.readme` writes both.
+`python -m benchmarks.readme` writes both pages.
 
-A full run does it by itself; a test holds the one to the other.
+A full run of the benchmarks does this too. A test compares the pages with the file.
 """
 
 from __future__ import annotations
@@ -34,22 +34,22 @@ BEGIN, END = "<!-- benchmarks -->\n", "<!-- end of benchmarks -->\n"
 
 
 def markdown(measured: dict[str, Any]) -> str:
-    """The table of all figures that have a bar, and of those with a ratio."""
+    """Return the table of all figures with a target or a ratio."""
     machine = measured["machine"]
     versions = ", ".join(f"{name} {version}" for name, version in machine["packages"].items())
     lines = [
         (
             f"{measured['date']}, {machine['cores']} cores of an {machine['cpu']},"
             f" Python {machine['python']}, {versions}. In parentheses: how many times better than"
-            " jupyter_server. A floor is a bare ZeroMQ client in Python, which receives and does"
-            " nothing else. What is to be reached is the standalone server's; the extension is to"
-            " do the same, which it does where its median is within 5 % or the ranges of the rounds"
-            " overlap. A dash: not measured."
+            " jupyter_server. The floor is a bare ZeroMQ client in Python, which only receives."
+            " Targets are for the standalone server. The extension should be as good: it is the"
+            ' same if its median is within 5 % or the ranges of the rounds overlap. "-": not'
+            " measured."
         ),
         "",
         (
             "| | jupyter_server | extension | standalone | floor | extension / standalone"
-            " | to reach | reached |"
+            " | target | met |"
         ),
         "|---|---|---|---|---|---|---|---|",
     ]
@@ -74,7 +74,7 @@ def markdown(measured: dict[str, Any]) -> str:
 
 
 def short(measured: dict[str, Any]) -> str:
-    """The figures that matter to users of Jupyter Server, without bars."""
+    """Return the table of the main figures for users of Jupyter Server, without targets."""
     machine = measured["machine"]
     lines = [
         f"{measured['date']}, {machine['cores']} cores. In parentheses: how many times better.",
@@ -99,7 +99,7 @@ def short(measured: dict[str, Any]) -> str:
 def insert(
     page: str, measured: dict[str, Any], table: Callable[[dict[str, Any]], str] = markdown
 ) -> str:
-    """A page with its table made anew."""
+    """Return a page with a new table."""
     before, begin, rest = page.partition(BEGIN)
     _, end, after = rest.partition(END)
     assert begin, "the page has no place for a table"

@@ -1,4 +1,4 @@
-"""What came out: a table for people, JSON for programs."""
+"""Format the results: a table for people, JSON for programs."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ LAST = len(WIDTHS) - 1
 
 
 def number(value: float | None, unit: str = "") -> str:
-    """Three figures of a value, with its unit."""
+    """Format a value with three digits and its unit."""
     if value is None:
         return "-"
     if value == int(value) and abs(value) < 1e9:
@@ -33,7 +33,7 @@ def number(value: float | None, unit: str = "") -> str:
 
 
 def bar_text(figure: Figure) -> str:
-    """What a figure has to reach, in words."""
+    """Return the target of a figure as text."""
     limit = ""
     if figure.limit is not None:
         sign = ">=" if figure.more_is_better else "<="
@@ -45,7 +45,7 @@ def bar_text(figure: Figure) -> str:
 
 
 def verdict(outcome: Outcome, figure: Figure) -> str:
-    """The bar and whether it is met, or nothing where there is no bar."""
+    """Return the target and whether it is met; empty if there is no target."""
     if not (bar := bar_text(figure)):
         return ""
     met = outcome.met(figure)
@@ -53,13 +53,13 @@ def verdict(outcome: Outcome, figure: Figure) -> str:
 
 
 def with_ratio(value: float | None, unit: str, ratio: float | None) -> str:
-    """A value, and in parentheses how many times better than jupyter_server's it is."""
+    """Return a value, and in parentheses its ratio to that of jupyter_server."""
     text = number(value, unit)
     return text if ratio is None else f"{text} ({number(ratio)}x)"
 
 
 def likeness(ratio: float | None, same: bool | None, bad: str = "LESS") -> str:
-    """How the extension stands to the standalone server: the ratio, and what to make of it."""
+    """Compare the extension with the standalone server: the ratio and a verdict."""
     words = [] if ratio is None else [f"{number(ratio)}x"]
     words += [] if same is None else ["same" if same else bad]
     return ", ".join(words)
@@ -74,8 +74,8 @@ def line(cells: Sequence[str]) -> str:
 
 
 def table(outcomes: Sequence[Outcome]) -> str:
-    """The table of medians, ratios and bars. Bars are the standalone server's."""
-    lines = [line(("", BASE, EXTENSION, "standalone", "floor", "ext./standal.", "  bar met"))]
+    """Return the table of medians, ratios and the targets of the standalone server."""
+    lines = [line(("", BASE, EXTENSION, "standalone", "floor", "ext./standal.", "  target met"))]
     for outcome in outcomes:
         rounds = max((len(r) for r in outcome.rounds.values()), default=0)
         lines += ["", f"{outcome.row.title} ({outcome.row.name}, median of {rounds})"]
@@ -98,7 +98,7 @@ def table(outcomes: Sequence[Outcome]) -> str:
 
 
 def machine() -> dict[str, Any]:
-    """What the figures were taken on."""
+    """Return a description of the machine and the packages."""
     models = [
         text.partition(":")[2].strip()
         for text in Path("/proc/cpuinfo").read_text().splitlines()
@@ -115,7 +115,7 @@ def machine() -> dict[str, Any]:
 
 
 def as_json(outcomes: Sequence[Outcome], *, quick: bool) -> str:
-    """Everything that was measured, each round of it."""
+    """Return all results, with the values of each round."""
     rows = {
         outcome.row.name: {
             "title": outcome.row.title,

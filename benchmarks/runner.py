@@ -1,4 +1,4 @@
-"""Run rows: all servers side by side in one run, their rounds alternating (ABC, CBA, ABC)."""
+"""Run rows for all servers in one run, with alternating rounds (ABC, CBA, ABC)."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ Log = Callable[[str], None]
 class Runner:
     """Runs rows with the given servers.
 
-    A row that fails on one server is a result too: the failure is kept, and that server sits
-    out the other rounds of the row.
+    If a row fails on one server, the failure is recorded, and the row is not repeated on that
+    server.
     """
 
     def __init__(

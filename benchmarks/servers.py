@@ -1,11 +1,11 @@
-"""The servers under test, started and stopped alike.
+"""Start and stop the servers under test.
 
-There are three: plain jupyter_server; the same with the kbridge extension, which differs in one
-word of its command line; and kbridge, the standalone server. All get the same options: limits on
-but set high (rows whose subject these are say otherwise), a token, signatures verified (the
-kernels' keys are random by default in all). All run with configuration, data and runtime
-directories of their own, so that nothing installed for the user or in the environment takes part:
-whether the extension is on is said here, and looked up in the log. Each is ended by its own
+There are three servers: plain jupyter_server; jupyter_server with the kbridge extension, which
+differs in one word of the command line; and kbridge, the standalone server. All have the same
+options: high limits (except in rows about limits), a token, and verified signatures (keys of
+kernels are random by default in all of them). Each has separate configuration, data and runtime
+directories, so that extensions and settings of the user or the environment have no effect. The
+command line enables the extension, and the log is checked for it. Each server is ended by its
 process id.
 """
 
@@ -44,7 +44,7 @@ HIGH_LIMITS = (
 
 
 def free_port() -> int:
-    """A free port below the ephemeral range: polling one inside it may connect to itself."""
+    """Return a free port below the ephemeral range, where a poll may connect to itself."""
     for _ in range(100):
         port = random.randrange(20_000, 30_000)
         with socket.socket() as sock:
@@ -58,7 +58,7 @@ def free_port() -> int:
 
 
 def write_kernelspec(home: Path) -> None:
-    """Put the stub's kernelspec under `home`/data, where `JUPYTER_PATH` will point."""
+    """Write the kernelspec of the stub kernel to `home`/data, where `JUPYTER_PATH` will point."""
     folder = home / "data" / "kernels" / "stub"
     folder.mkdir(parents=True, exist_ok=True)
     spec = {
@@ -77,11 +77,11 @@ class Server:
     name : str
         One of `NAMES`.
     home : Path
-        A directory of its own, for everything it reads and writes.
+        A separate directory for all its files.
     profile : Path | None
-        Run under cProfile and leave the statistics here.
+        Run under cProfile and write the statistics to this file.
     options : sequence of str
-        What it is told beyond where it is.
+        More command-line arguments.
     """
 
     def __init__(
@@ -103,7 +103,7 @@ class Server:
         self._twins = itertools.count()
 
     def twin(self, options: Sequence[str]) -> Server:
-        """A server of the same kind with other options, not started yet."""
+        """Return a server of the same kind with other options; it is not started."""
         label = f"twin-{next(self._twins)}"
         profile = self.profile and self.profile.with_stem(f"{self.profile.stem}-{label}")
         return Server(self.name, self.home / label, profile, options)
@@ -156,13 +156,13 @@ class Server:
         }
 
     def start(self) -> None:
-        """Start, and return when a request is answered; times the connection that was.
+        """Start, and return when a request is answered; measure the time until then.
 
         Raises
         ------
         BenchmarkError
-            If the process ends or does not listen within 30 s, or if it is not what its name
-            says; holds the end of its log.
+            If the process ends or does not listen within 30 s, or if the extension is on by
+            mistake; the message has the end of the log.
         """
         self.home.mkdir(parents=True, exist_ok=True)
         write_kernelspec(self.home)
@@ -185,10 +185,10 @@ class Server:
         self._prove_what_it_is()
 
     def _prove_what_it_is(self) -> None:
-        """Whether the extension was loaded where it should be, and only there.
+        """Return True if the extension was loaded exactly if it should be.
 
-        jupyter_server goes on without an extension that fails: all would be measured, and mean
-        nothing.
+        jupyter_server continues without an extension that fails; the figures would then be
+        meaningless.
         """
         loaded = LOADED in self.log_text()
         if loaded is not (self.name == EXTENSION):
@@ -199,10 +199,11 @@ class Server:
             raise BenchmarkError(f"{self.name} {told}:\n{self.log_tail()}")
 
     def _answers(self, begin: float) -> bool:
-        """Connect, note time and memory, and see whether a request on that connection is answered.
+        """Connect, measure time and memory, and return whether a request on that connection is
+        answered.
 
-        Accepting is not enough: jupyter_server listens for a moment to find out whether the port
-        is free, long before it means to stay.
+        An accepted connection is not enough: jupyter_server listens briefly to check whether the
+        port is free, long before it serves requests.
         """
         with socket.socket() as sock:
             sock.settimeout(10)
@@ -223,7 +224,7 @@ class Server:
         return "\n".join(self.log_text().splitlines()[-15:])
 
     def stop(self) -> None:
-        """End the process, and the kernels it may have left; may be called twice."""
+        """End the process and its remaining kernels; may be called twice."""
         process, self._process = self._process, None
         if process is None:
             return
@@ -238,15 +239,15 @@ class Server:
             try:
                 os.kill(pid, signal.SIGKILL)
             except ProcessLookupError:
-                continue  # it went with its server, as it should
+                continue  # it ended with its server, as expected
 
     def request(self, method: str, path: str, body: Any = None) -> Any:
-        """One REST request; the parsed reply, or None where it has no body.
+        """Send a REST request; return the parsed reply, or None if it has no body.
 
         Raises
         ------
         BenchmarkError
-            If the status is not of the 2xx family.
+            If the status is not 2xx.
         """
         connection = http.client.HTTPConnection(HOST, self.port, timeout=60)
         headers = {"Authorization": f"token {self.token}", "Content-Type": "application/json"}
@@ -263,7 +264,7 @@ class Server:
 
     @contextmanager
     def kernel(self, spec: str = "stub") -> Iterator[str]:
-        """A kernel for the length of a `with` block; yields its id."""
+        """Start a kernel for a `with` block; yields its id."""
         kernel_id: str = self.request("POST", "/api/kernels", {"name": spec})["id"]
         try:
             yield kernel_id

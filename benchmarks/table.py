@@ -1,6 +1,6 @@
-"""What a benchmark is made of: figures, rows of figures, and the bars they have to reach.
+"""The data of a benchmark: figures, rows of figures, and targets.
 
-Pure: nothing here starts, measures or prints.
+This module does not start, measure or print anything.
 """
 
 from __future__ import annotations
@@ -14,17 +14,17 @@ from typing import TypeVar
 
 from benchmarks.servers import BASE, EXTENSION, NAMES, OURS, Server
 
-# What two processes of one program differ by, even where each repeats itself exactly.
+# The difference between two processes of the same program, even if each repeats exactly.
 NOISE = 0.05
 T = TypeVar("T")
 Values = Mapping[str, float]
 
 
 class Life(Enum):
-    """How long a server lives."""
+    """The lifetime of a server."""
 
     ROW = "row"  # one process for all rounds of a row
-    ROUND = "round"  # a fresh one each round
+    ROUND = "round"  # a new process for each round
     OWN = "own"  # the row starts and stops it
 
 
@@ -35,16 +35,16 @@ class Figure:
     Parameters
     ----------
     key, label, unit : str
-        The name in results, the words in the table, and the unit in both.
+        The key in the results, the label in the table, and the unit.
     more_is_better : bool
-        Turns the ratio round: it always says how many times better kbridge is.
+        True if a higher value is better. The ratio always says how many times better kbridge is.
     ratio : float | None
-        The ratio to reach.
+        The target ratio.
     limit : float | None
-        What kbridge's own value may be at most (at least, where more is better); next to a
-        ratio, what the budget's machine reached.
+        The target for kbridge's value: a maximum, or a minimum if more is better. If there is also
+        a ratio, it is the value on the reference machine.
     info : bool
-        Shown, but not plotted and without a ratio.
+        True for figures that are shown without a ratio and not plotted.
     """
 
     key: str
@@ -58,7 +58,7 @@ class Figure:
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """How much to do. `quick` is a smoke run: its figures mean little."""
+    """The size of the run. `quick` is a smoke test, whose figures are meaningless."""
 
     home: Path
     quick: bool = False
@@ -72,21 +72,21 @@ class Settings:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One row of the table: a measurement of one server, repeated and alternated by the runner.
+    """One row of the table: a measurement that the runner repeats on alternating servers.
 
     Parameters
     ----------
     measure : callable
-        Takes a server and the settings, gives values by figure key.
+        Takes a server and the settings; returns values by figure key.
     floor : callable | None
-        The same without any server.
+        The same measurement without a server.
     rounds : int | None
-        At most so many rounds, where a round takes long.
+        Maximum number of rounds, for long measurements.
     servers : tuple of str
-        Whom it is measured for.
+        The servers to measure.
     alike : bool
-        Whether the extension is to do as well as the standalone server. It cannot where what
-        counts is jupyter_server's own.
+        True if the extension should be as good as the standalone server. It cannot be where the
+        figure depends on jupyter_server.
     """
 
     name: str
@@ -102,7 +102,7 @@ class Row:
 
 @dataclass(slots=True)
 class Outcome:
-    """What was measured of one row: per server (or "floor") the values of each round."""
+    """The results of one row: the values of each round per server (or "floor")."""
 
     row: Row
     rounds: dict[str, list[Values]] = field(default_factory=dict)
@@ -113,16 +113,16 @@ class Outcome:
         return statistics.median(values) if values else None
 
     def ratio(self, figure: Figure, server: str = OURS, base_name: str = BASE) -> float | None:
-        """How many times better a server is, by medians; None where that says nothing."""
+        """Return the ratio of the medians, above 1 if the server is better; None if meaningless."""
         base, ours = self.median(base_name, figure.key), self.median(server, figure.key)
         if figure.info or not base or not ours or base < 0 or ours < 0:
             return None
         return ours / base if figure.more_is_better else base / ours
 
     def met(self, figure: Figure) -> bool | None:
-        """Whether the bar of a figure is met; None where it has none or was not measured.
+        """Return True if the target of a figure is met; None if it has none or was not measured.
 
-        Where there is a ratio it decides: it means the same on any machine, a limit does not.
+        The ratio decides if there is one, because it does not depend on the machine.
         """
         if figure.ratio is not None and (ratio := self.ratio(figure)) is not None:
             return ratio >= figure.ratio
@@ -132,15 +132,15 @@ class Outcome:
         return ours >= figure.limit if figure.more_is_better else ours <= figure.limit
 
     def to_standalone(self, figure: Figure) -> float | None:
-        """The extension's ratio over the standalone server's; None where they are not alike."""
+        """Return the ratio of the extension to the standalone server; None if not alike."""
         return self.ratio(figure, EXTENSION, OURS) if self.row.alike else None
 
     def same(self, figure: Figure) -> bool | None:
-        """Whether the extension does as well as the standalone server, within noise.
+        """Return True if the extension is as good as the standalone server, within noise.
 
-        It does if its median is no more than `NOISE` worse, or its best round no worse than the
-        standalone's worst. None where they are not alike, where nothing is to be reached, or
-        where single rounds differ: they do not show the noise.
+        That is so if its median is at most `NOISE` worse, or its best round is not worse than the
+        worst round of the standalone server. None if they are not alike, if there is no target, or
+        if there is only one round, which does not show the noise.
         """
         compared = self.row.alike and (figure.limit is not None or not figure.info)
         theirs, ours = self._goodness(EXTENSION, figure), self._goodness(OURS, figure)
@@ -152,6 +152,6 @@ class Outcome:
         return max(theirs) >= min(ours) if len(theirs) > 1 and len(ours) > 1 else None
 
     def _goodness(self, server: str, figure: Figure) -> list[float]:
-        """The rounds' values, with their sign such that more is better."""
+        """Return the values of the rounds, with a sign so that more is better."""
         sign = 1 if figure.more_is_better else -1
         return [sign * r[figure.key] for r in self.rounds.get(server, []) if figure.key in r]

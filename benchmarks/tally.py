@@ -1,7 +1,7 @@
-"""Count what a flood delivers, cheaply: frames, bytes and lines, without keeping any of it.
+"""Count the frames, bytes and lines of a flood at low cost, without storing them.
 
-A `Tally` reads one websocket into one buffer. Frame headers are walked, so that pings are
-answered; payloads are only searched for newlines and for the token that ends the flood.
+A `Tally` reads one websocket into one buffer. It parses frame headers, to answer pings, and
+searches payloads only for newlines and for the token that ends the flood.
 """
 
 from __future__ import annotations
@@ -12,28 +12,28 @@ import uuid
 
 from benchmarks.client import CLOSE, PING, PONG, Gone, Websocket, frame_length, masked
 
-# Kept in front of each read: what may have to be seen again (a token, the start of a frame).
+# Bytes to keep in front of each read: a part of a token, or the start of a frame.
 KEEP = 512
 SIZE = 1 << 20
 NEWLINE = rb"\n"  # as JSON writes it
 
 
 def new_token() -> str:
-    """Text that no message holds by chance."""
+    """Return a text that does not occur in messages by chance."""
     return f"end-{uuid.uuid4().hex}"
 
 
 class Tally:
-    """What came through one websocket since the last `arm`.
+    """Counts the data of one websocket since the last `arm`.
 
     Attributes
     ----------
     frames, nbytes, lines : int
-        Counted up to and including the read that held the token.
+        The counts include the read with the token.
     large : int
-        Those of the frames that are of at least `size` bytes.
+        Number of frames of at least `size` bytes.
     first_at, last_at : float
-        Monotonic seconds of the first read and of the last one that brought `enough` bytes.
+        Monotonic seconds of the first read, and of the last one with `enough` bytes.
     """
 
     def __init__(
@@ -49,17 +49,17 @@ class Tally:
         self._enough = enough
         self._data = bytearray(KEEP + SIZE)
         self._view = memoryview(self._data)
-        self._skip = 0  # bytes of the current payload that are still to come
-        self._pending = 0  # bytes before KEEP that begin a frame cut short
+        self._skip = 0  # missing bytes of the current payload
+        self._pending = 0  # bytes before KEEP of an incomplete frame
         unread = websocket.take_unread()
         if unread:
             self._data[KEEP : KEEP + len(unread)] = unread
             self._took(len(unread))
 
     def arm(self, token: str) -> None:
-        """Count anew, up to another token that was not asked for yet.
+        """Reset the counts, and count up to another token that was not requested yet.
 
-        A second tally of the same websocket would begin in the midst of a frame.
+        A second tally of the same websocket would start inside a frame.
         """
         self.frames = self.nbytes = self.lines = self.large = 0
         self.first_at = self.last_at = 0.0
@@ -86,7 +86,7 @@ class Tally:
         if self.nbytes < self._enough or not self._enough:
             self.last_at = now
         self.nbytes += n
-        # One byte of what was there before: a newline is two.
+        # One byte of the previous read, because an escaped newline has two bytes.
         self.lines += self._data.count(NEWLINE, KEEP - 1, end)
         self.done = self.done or self._data.find(self._token, KEEP - len(self._token), end) >= 0
         self._walk(KEEP - self._pending, end)
@@ -126,12 +126,12 @@ class Tally:
 
 
 def pump(tallies: list[Tally], timeout: float) -> bool:
-    """Read all until each has seen its token.
+    """Read all websockets until each has received its token.
 
     Returns
     -------
     bool
-        False if some had not when nothing came for `timeout` seconds.
+        Returns False if some have not, and no data arrived for `timeout` seconds.
     """
     with selectors.DefaultSelector() as selector:
         for tally in tallies:

@@ -1,4 +1,4 @@
-"""The rows, in the order in which they run and are printed; one module each."""
+"""The rows of the table, in their order; one module per row."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
-"""Round trips of an honest client while somebody without a token does what they can.
+"""Round trips of a client during attacks by clients without a token.
 
-5,000 silent or half-open connections, or 500 that trickle, guess tokens or send noise, or 50 that
-send requests which are expensive to read, from one process that makes a new connection wherever the
-server ends one. What it costs the honest client is its p99 during the attack over its p99 before.
-jupyter_server is not measured: as it comes, it keeps all that is opened, up to its limit of
+One process opens 5,000 silent or half-open connections, or 500 slow connections, guess tokens or
+send noise, or 50 that send requests which are expensive to read. It opens a new connection when the
+server ends one. The result is the p99 of the client during the attack, divided by its p99 before.
+jupyter_server is not measured: by default, it keeps all connections, up to its limit of file
 descriptors.
 """
 
@@ -25,16 +25,16 @@ from benchmarks.table import Figure, Life, Row, Settings, Values
 MANY = {
     "silent": 5_000,
     "half": 5_000,
-    # Each of these requests is large: a few connections bring as many as a door lets in.
+    # Each of these requests is large: a few connections send as many as the server accepts.
     **dict.fromkeys(("cookies", "headers", "parameters", "query"), 50),
 }
 FEW = 500
 LABELS = {
     "silent": "5,000 silent connections",
-    "half": "5,000 half handshakes",
-    "trickle": "500 that trickle",
-    "guess": "500 that guess tokens",
-    "noise": "500 that send noise",
+    "half": "5,000 incomplete handshakes",
+    "trickle": "500 slow connections",
+    "guess": "500 connections that guess tokens",
+    "noise": "500 connections that send random bytes",
     "cookies": "requests with 9,000 cookies",
     "headers": "requests with 8,000 headers",
     "parameters": "requests with 9,000 parameters",
@@ -72,7 +72,7 @@ def measure(server: Server, settings: Settings) -> Values:
             values[f"p99_{name}"] = among["p99"]
             values[f"harm_{name}"] = among["p99"] / alone["p99"]
             values["memory"] = max(values.get("memory", 0.0), grown)
-            # Those who were never taken wait behind the listening socket.
+            # Connections that were not accepted wait in the backlog of the listening socket.
             honest.ready()
             proc.settle(server.pid, timeout=20)
     return values
@@ -80,7 +80,7 @@ def measure(server: Server, settings: Settings) -> Values:
 
 ROW = Row(
     name="attack",
-    title="An honest client among attackers without a token",
+    title="A client during attacks without a token",
     figures=(
         Figure("p99_alone", "round trip p99 before", "ms", info=True),
         *(Figure(f"p99_{n}", f"{LABELS[n]}: p99", "ms", info=True) for n in ATTACKS),

@@ -1,7 +1,7 @@
-"""Outputs with a binary buffer of 1 MB: throughput, and CPU a MB.
+"""Outputs with a binary buffer of 1 MB: throughput and CPU per MB.
 
-They come in bursts of 200 MB, as fast as the kernel can, the next one when the last has arrived.
-What arrives is counted: a server that loses one output has no throughput.
+The kernel sends bursts of 200 MB at full speed; the next one starts when the previous one has
+arrived. Outputs are counted: a server that loses one has no throughput.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ BURST = 200
 
 
 def burst(server: Server, kernel_id: str) -> tuple[float, float]:
-    """Seconds from the first byte to the last of one burst, and CPU seconds."""
+    """Return the seconds from the first to the last byte of one burst, and CPU seconds."""
     token = new_token()
     with Websocket.open(server, kernel_id) as websocket:
         websocket.ready()
@@ -38,7 +38,7 @@ def burst(server: Server, kernel_id: str) -> tuple[float, float]:
 def measure(server: Server, settings: Settings) -> Values:
     bursts = settings.count or settings.pick(5, 1)
     with server.kernel() as kernel_id:
-        burst(server, kernel_id)  # the first touches fresh memory
+        burst(server, kernel_id)  # the first burst allocates memory
         figures = [burst(server, kernel_id) for _ in range(bursts)]
     total = bursts * BURST * BLOB / 1e6
     return {
@@ -73,7 +73,7 @@ ROW = Row(
     title="1 MB binary outputs",
     figures=(
         Figure("rate", "throughput", "MB/s", more_is_better=True, ratio=1.4),
-        Figure("cpu", "CPU a MB", "ms", limit=1.0),
+        Figure("cpu", "CPU per MB", "ms", limit=1.0),
     ),
     measure=measure,
     floor=floor,

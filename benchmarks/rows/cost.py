@@ -1,13 +1,12 @@
-"""What it costs that nothing is lost and nothing forged, while nothing of it is needed.
+"""The cost of acknowledgements, coalescing and verification while they have no effect.
 
-Servers that differ in nothing but their options take turns, so that a machine that is slower for
-a while is so for all of them: with everything off, with all of it on (as it is by default, limits
-set high), and with one thing on at a time. A ratio is that of the best turns of both, because
-whatever disturbs a turn adds to it; the spread is half the distance between the quartiles of the
-ratios of turns next to each other.
+Servers with different options take turns, so that a slow phase of the machine affects all of them:
+one with everything off, one with everything on (the default with high limits), and one for each
+feature alone. A ratio compares the best turns of both, because disturbances only add time. The
+spread is half the distance between the quartiles of the ratios of adjacent turns.
 
-Off means: pings carry no sequence numbers; no limits are looked at and nothing is ever joined;
-an empty key, so that nobody signs and nobody verifies.
+Off means: pings without sequence numbers; no limits and no joining; an empty key, so that messages
+are neither signed nor verified.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ from benchmarks.table import Figure, Life, Row, Settings, Values
 
 ACKNOWLEDGED = (f"{CONNECTION}acknowledge=True",)
 JOINED = (*HIGH_LIMITS, f"{CONNECTION}rate_limit_policy=coalesce")
-VERIFIED: tuple[str, ...] = ()  # a kernel's key is random by default
+VERIFIED: tuple[str, ...] = ()  # the key of a kernel is random by default
 
 UNACKNOWLEDGED = (f"{CONNECTION}acknowledge=False",)
 UNLIMITED = (f"{CONNECTION}limit_rate=False", f"{CONNECTION}rate_limit_policy=drop")
@@ -45,8 +44,8 @@ WORDS = {
     "signs": "verification",
 }
 LOADS = {
-    "one": "1 client, CPU a message",
-    "many": "16 clients, CPU a delivery",
+    "one": "1 client, CPU per message",
+    "many": "16 clients, CPU per delivery",
     "trip": "round trip, CPU",
     "wait": "round trip, p50",
 }
@@ -80,7 +79,7 @@ def measure(server: Server, settings: Settings) -> Values:
         for name, options in SETTINGS.items():
             twin = stack.enter_context(server.twin(options))
             kernels[name] = twin, stack.enter_context(twin.kernel())
-            flood(*kernels[name], 1_000, VIEWERS)  # the first touches fresh memory
+            flood(*kernels[name], 1_000, VIEWERS)  # the first turn allocates memory
         for i in range(settings.pick(8, 1)):
             for name in SETTINGS if i % 2 == 0 else reversed(SETTINGS):
                 turns[name].append(turn(*kernels[name], settings))
@@ -104,7 +103,7 @@ def spread(ratios: list[float]) -> float:
 
 def figures(load: str) -> list[Figure]:
     title = LOADS[load]
-    # The bar is on what the server does; a wait has the kernel's and the client's share in it.
+    # The target is for the CPU time; a round trip also includes the kernel and the client.
     made = [Figure(f"{load}_{OFF}", f"{title}: all off", "us", info=True)]
     for name, words in WORDS.items():
         limit = 1.25 if name == ALL else None
@@ -120,7 +119,7 @@ ROW = Row(
     title="The cost of acknowledging, coalescing and verifying",
     figures=(
         *(figure for load in LOADS for figure in figures(load)),
-        Figure("frames", "1 client: frames a message, with all of it", "", info=True),
+        Figure("frames", "1 client: frames per message, with all of it", "", info=True),
     ),
     measure=measure,
     life=Life.OWN,

@@ -1,8 +1,9 @@
 """Round trips of an active websocket, without and with a crowd of idle ones on ten kernels.
 
-kbridge meets 2,000 of them, jupyter_server 100 (at nine descriptors each, 2,000 are more than a
-usual limit allows). The active one has a kernel of its own: idle is who is sent nothing. A second
-pair of figures shares a kernel with a tenth of the crowd, and so pays for what these are sent.
+kbridge has 2,000 of them, jupyter_server 100 (with nine descriptors each, 2,000 would exceed usual
+limits). The active websocket has its own kernel, so the idle ones receive nothing. In a second pair
+of figures, the active websocket shares a kernel with a tenth of the crowd, which receives its
+output.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ def measure(server: Server, settings: Settings) -> Values:
         try:
             proc.settle(server.pid)
             among = round_trips(active, 2_000, seconds)
-            # Few enough to fit the receive buffers of those who do not read.
+            # Few enough for the receive buffers of clients that do not read.
             with_viewers = round_trips(shared, 100, seconds)
         finally:
             close_all(crowd)

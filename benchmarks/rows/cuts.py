@@ -1,12 +1,12 @@
-"""Numbered messages while the connection is cut 20 times: how many are missing or come twice.
+"""Numbered messages while the connection is cut 20 times: missing and duplicate messages.
 
-Three passes, each over a kernel of its own; the client comes back 50 ms later with the same
+There are three passes, each with a separate kernel. The client reconnects after 50 ms with the same
 session_id:
 
-- cut by a reset: what was on its way, or read but not looked at, is gone;
-- the same, and the client says what it saw last on its return (`?since=<msg_id>`, which
-  jupyter_server does not know);
-- closed by a handshake: the client reads all that comes before the server's close frame.
+- cut by a reset, so that data in transit or in buffers is lost;
+- cut by a reset, and the client names the last message that it received (`?since=<msg_id>`, which
+  jupyter_server does not support);
+- closed by a handshake: the client reads all data before the close frame of the server.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ QUIET = 4.0
 
 
 def message_id(payload: bytes) -> str:
-    """msg_id of a v1 message."""
+    """Return the msg_id of a v1 message."""
     start, end = struct.unpack_from("<2Q", payload, 16)
     return str(json.loads(payload[start:end])["msg_id"])
 
 
 class Reading:
-    """What one client saw of a numbered flood, over all its connections."""
+    """The messages of a numbered flood that one client received over all its connections."""
 
     def __init__(self, token: str) -> None:
         self.seen: Counter[int] = Counter()
@@ -55,7 +55,7 @@ class Reading:
         self.ended = self.ended or self._token in payload
 
     def leave(self, websocket: Websocket, *, handshake: bool) -> None:
-        """Go, by a handshake or without a word."""
+        """Disconnect, with a handshake or a reset."""
         if handshake:
             websocket.sock.sendall(masked(b"\x03\xe9", CLOSE))
             with contextlib.suppress(Gone, ConnectionError, TimeoutError):
@@ -67,11 +67,11 @@ class Reading:
 def broken_reading(
     server: Server, kernel_id: str, count: int, *, since: bool = False, handshake: bool = False
 ) -> Values:
-    """Read one numbered flood, going away at even distances; count gaps and repeats."""
+    """Read one numbered flood with regular disconnects; count missing and duplicate messages."""
     token = new_token()
     reading = Reading(token)
     websocket = Websocket.open(server, kernel_id).ready()
-    # The output has to last longer than all the absences together.
+    # The output must last longer than all disconnected times together.
     pace = {"batch": 100, "interval": SECONDS * 100 / count}
     websocket.execute({"flood": count, "size": 100, "end": token, **pace})
     cut_at = [count * (i + 1) // (CUTS + 1) for i in range(CUTS)]
@@ -80,7 +80,7 @@ def broken_reading(
         try:
             reading.take(websocket.payload(QUIET))
         except TimeoutError:
-            break  # what has not come by now is missing
+            break  # the remaining messages are missing
         if cut_at and reading.newest >= cut_at[0]:
             reading.leave(websocket, handshake=handshake)
             cut_at = [at for at in cut_at if at > reading.newest]
@@ -89,7 +89,7 @@ def broken_reading(
             websocket = _return(server, kernel_id, websocket.session_id, last)
     websocket.close()
     twice = sum(reading.seen.values()) - len(reading.seen)
-    return {"missing": count - len(reading.seen), "twice": twice}
+    return {"missing": count - len(reading.seen), "duplicate": twice}
 
 
 def _return(server: Server, kernel_id: str, session_id: str, last: str) -> Websocket:
@@ -114,14 +114,14 @@ def measure(server: Server, settings: Settings) -> Values:
 
 ROW = Row(
     name="cuts",
-    title="20,000 numbered messages, the connection cut 20 times",
+    title="20,000 numbered messages, 20 cuts of the connection",
     figures=(
         Figure("missing", "missing", "messages", limit=0, info=True),
-        Figure("twice", "twice", "messages", info=True),
+        Figure("duplicate", "duplicate", "messages", info=True),
         Figure("missing_since", "missing, with since", "messages", limit=0, info=True),
-        Figure("twice_since", "twice, with since", "messages", limit=0, info=True),
+        Figure("duplicate_since", "duplicate, with since", "messages", limit=0, info=True),
         Figure("missing_closed", "missing, closed by a handshake", "messages", limit=0, info=True),
-        Figure("twice_closed", "twice, closed by a handshake", "messages", info=True),
+        Figure("duplicate_closed", "duplicate, closed by a handshake", "messages", info=True),
     ),
     measure=measure,
     rounds=2,

@@ -1,7 +1,7 @@
-"""Connect, execute, read the output, disconnect, again and again: no output may be lost.
+"""Connect, execute, read the output and disconnect, repeatedly: no output may be lost.
 
-A cycle is lost if the stream message or the idle of its request did not come. The full proof of
-the issue is `python -m benchmarks cycles --count 10000`.
+A cycle is lost if the stream message or the idle of its request does not arrive. The full test is
+`python -m benchmarks cycles --count 10000`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ PATIENCE = 5.0
 
 
 def cycle(server: Server, kernel_id: str, code: str, text: str) -> bool:
-    """One cycle; whether all of its output came."""
+    """Run one cycle; return True if all output arrived."""
     with Websocket.open(server, kernel_id) as websocket:
         msg_id = websocket.execute(code)
         stream = idle = False
@@ -41,7 +41,7 @@ def measure(server: Server, settings: Settings) -> Values:
         with Websocket.open(server, kernel_id) as websocket:
             websocket.ready()
         begin = time.monotonic()
-        # A count that was asked for is done in full; the default stops when its time is up.
+        # A count from the command line is completed; the default stops after a time limit.
         while done < count and (settings.count or time.monotonic() < stop):
             text = f"cycle-{done}-"
             code = f'{{"echo": "{text}"}}' if spec == "stub" else f"print('{text}')"
@@ -57,7 +57,7 @@ ROW = Row(
     figures=(
         Figure("cycles", "cycles done", "", info=True),
         Figure("lost", "cycles that lost output", "", limit=0, info=True),
-        Figure("rate", "cycles a second", "1/s", more_is_better=True),
+        Figure("rate", "cycles per second", "1/s", more_is_better=True),
     ),
     measure=measure,
     rounds=2,

@@ -1,6 +1,6 @@
-"""How long after `kill -9` of a kernel its client is told (status restarting or dead).
+"""Time from `kill -9` of a kernel until its client is informed (status restarting or dead).
 
-Not measured for the extension: jupyter_server's own restarter finds the death there.
+Not measured for the extension, where jupyter_server's own restarter notices the death.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from benchmarks.measure import BenchmarkError
 from benchmarks.servers import Server
 from benchmarks.table import BASE, OURS, Figure, Life, Row, Settings, Values
 
-# Servers that poll do so every few seconds: kills at even distances meet every phase of that.
+# Some servers poll every few seconds; kills at regular intervals cover every phase of the polling.
 PERIOD = 3.0
 
 
@@ -27,7 +27,7 @@ def measure(server: Server, settings: Settings) -> Values:
         websockets = []
         for _ in range(kills):
             # Never deleted: jupyter_server answers 500 while a kernel is being restarted.
-            # They end with their server, which lives for this round only.
+            # They end with their server, which runs only for this round.
             kernel_id = server.request("POST", "/api/kernels", {"name": "stub"})["id"]
             websockets.append(stack.enter_context(Websocket.open(server, kernel_id)).ready())
         pids = [websocket.kernel_pid() for websocket in websockets]
@@ -41,7 +41,7 @@ def measure(server: Server, settings: Settings) -> Values:
 
 
 def wait_for_news(websocket: Websocket) -> None:
-    """Read until a status says that the kernel died."""
+    """Read until a status reports the death of the kernel."""
     deadline = time.monotonic() + 15
     while time.monotonic() < deadline:
         message = decode(websocket.payload(15))
@@ -52,7 +52,7 @@ def wait_for_news(websocket: Websocket) -> None:
 
 ROW = Row(
     name="death",
-    title="A kernel killed with -9 is noticed after",
+    title="Time until the death of a kernel (kill -9) is noticed",
     figures=(
         Figure("mean", "mean", "s"),
         Figure("worst", "worst", "s", limit=0.25),

@@ -1,4 +1,4 @@
-"""CPU of the server a delivery, with 16 websockets on one kernel.
+"""CPU time of the server per delivery, with 16 websockets on one kernel.
 
 Fewer messages for jupyter_server, as in `message`.
 """
@@ -22,8 +22,8 @@ ROW = Row(
     name="fanout",
     title="16 clients on one kernel",
     figures=(
-        Figure("cpu", "CPU a delivery", "us", ratio=30, limit=1.5),
-        Figure("rate", "messages a second to each", "1/s", more_is_better=True),
+        Figure("cpu", "CPU per delivery", "us", ratio=30, limit=1.5),
+        Figure("rate", "messages per second to each", "1/s", more_is_better=True),
     ),
     measure=measure,
 )

@@ -1,8 +1,8 @@
-"""Output beyond the limits, with settings as they come: how many lines arrive, and when the last.
+"""Output beyond the limits with default settings: the number of lines, and the time of the last.
 
-Twice. `print` in a tight loop of ipykernel, where every line is flushed as a progress bar's are and
-so is a message: a few thousand a second, where the default limit is one thousand. And a kernel that
-says as many lines, of 100 bytes, as fast as it can.
+The row has two parts. In the first, ipykernel runs `print` in a tight loop and flushes each line,
+as progress bars do: it sends a few thousand messages per second, and the default limit is one
+thousand. In the second, the stub kernel sends the same number of lines of 100 bytes at full speed.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ NUMBER = re.compile(r"^#?(\d+)", re.MULTILINE)
 
 
 class Heard(NamedTuple):
-    """What came of one request: numbers of lines, messages of output and of notices, seconds.
+    """The result of one request: line numbers, messages of output and of notices, seconds.
 
-    `took` is what the kernel says that it took.
+    `took` is the time that the kernel reports.
     """
 
     numbers: list[int]
@@ -46,7 +46,7 @@ class Heard(NamedTuple):
 
 
 def hear(websocket: Websocket, asked: str, begin: float, patience: float = 60.0) -> Heard:
-    """Read until the kernel is idle and has replied. A line begins with its number."""
+    """Read until the reply and the idle have arrived. Each line begins with its number."""
     text: list[str] = []
     open_ends = {"reply", "idle"}
     took = 0.0
@@ -72,7 +72,7 @@ def hear(websocket: Websocket, asked: str, begin: float, patience: float = 60.0)
 
 
 def printed(server: Server, kernel: str, count: int) -> Heard:
-    """What comes of `print` in a loop."""
+    """Measure `print` in a loop."""
     with server.kernel(kernel) as kernel_id, Websocket.open(server, kernel_id) as websocket:
         websocket.ready()
         begin = time.monotonic()
@@ -81,7 +81,7 @@ def printed(server: Server, kernel: str, count: int) -> Heard:
 
 
 def flooded(server: Server, count: int) -> Heard:
-    """What comes of a kernel that costs nothing."""
+    """Measure a flood of the stub kernel."""
     with server.kernel() as kernel_id, Websocket.open(server, kernel_id) as websocket:
         websocket.ready()
         begin = time.monotonic()
@@ -106,7 +106,7 @@ def measure(server: Server, settings: Settings) -> Values:
 
 
 def timed(heard: Heard, count: int, suffix: str = "") -> Values:
-    """The lines that are missing; only if there are none, the seconds until all were there."""
+    """Return the number of missing lines, and if it is 0, the seconds until the last line."""
     missing = heard.missing(count)
     return {f"missing{suffix}": missing} | ({} if missing else {f"seconds{suffix}": heard.seconds})
 
@@ -116,15 +116,15 @@ ROW = Row(
     title="20,000 lines beyond the limits, default settings",
     figures=(
         Figure("missing", "print in a loop: missing", "lines", limit=0, info=True),
-        Figure("notices", "print in a loop: notices instead", "", limit=0, info=True),
-        Figure("loop", "print in a loop: the loop itself", "s", info=True),
-        Figure("seconds", "print in a loop: until all is there", "s", info=True),
+        Figure("notices", "print in a loop: notices", "", limit=0, info=True),
+        Figure("loop", "print in a loop: time of the loop", "s", info=True),
+        Figure("seconds", "print in a loop: until all lines have arrived", "s", info=True),
         Figure("frames", "print in a loop: messages", "", info=True),
         Figure("missing_fast", "at full speed: missing", "lines", limit=0, info=True),
-        Figure("notices_fast", "at full speed: notices instead", "", limit=0, info=True),
-        Figure("seconds_fast", "at full speed: until all is there", "s", info=True),
+        Figure("notices_fast", "at full speed: notices", "", limit=0, info=True),
+        Figure("seconds_fast", "at full speed: until all lines have arrived", "s", info=True),
         Figure("frames_fast", "at full speed: messages", "", info=True),
-        Figure("disorder", "out of order, or twice", "lines", limit=0, info=True),
+        Figure("disorder", "out of order or duplicate", "lines", limit=0, info=True),
     ),
     measure=measure,
     life=Life.OWN,

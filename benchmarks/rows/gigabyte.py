@@ -1,10 +1,11 @@
-"""1 GB past a viewer that does not read: what the server holds, against what it is set to hold.
+"""1 GB past a client that does not read: the memory of the server, compared with its limit.
 
-Ten cells of 100 MB each, the next one begun when an honest viewer has the last whole, at 60 MB/s.
-kbridge meets it once more with a quarter of the limit: what grows is to follow the setting.
+Ten cells of 100 MB each at 60 MB/s; the next one starts when another client has received the
+previous one. kbridge runs it again with a quarter of the limit: the memory should follow the
+setting.
 
-A server that holds all of it is stopped where it has grown by 1.5 GB or by half of what the
-machine has left: then less than 1,000 MB went past, and the figure says how much.
+A server that stores all output is stopped when it has grown by 1.5 GB or by half of the free
+memory. The figure then says how many MB were sent.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ CAP = 1.5e9
 
 
 class Passed(NamedTuple):
-    """What went past in messages, what of it the honest viewer did not get, and bytes grown."""
+    """Messages sent, messages missing at the reading client, and growth in bytes."""
 
     messages: int
     missing: int
@@ -35,7 +36,7 @@ class Passed(NamedTuple):
 
 
 def available() -> int:
-    """Bytes of memory that processes can still have (proc(5), meminfo)."""
+    """Return the available memory in bytes (proc(5), meminfo)."""
     for line in Path("/proc/meminfo").read_text().splitlines():
         name, _, value = line.partition(":")
         if name == "MemAvailable":
@@ -44,9 +45,9 @@ def available() -> int:
 
 
 def past_a_stalled_viewer(server: Server, cells: int, count: int) -> Passed:
-    """Let so many cells of so many messages go by."""
+    """Run some cells with some messages each."""
     with server.kernel() as kernel_id, Websocket.open(server, kernel_id) as websocket:
-        websocket.ready()  # what the first of both costs is not the flood's
+        websocket.ready()  # the cost of the first kernel and websocket is not part of the flood
     before = proc.rss(server.pid)
     cap = min(CAP, available() / 2)
     messages = missing = 0
@@ -56,7 +57,7 @@ def past_a_stalled_viewer(server: Server, cells: int, count: int) -> Passed:
         Websocket.open(server, kernel_id) as honest,
         proc.PeakRss(server.pid) as memory,
     ):
-        stalled.ready()  # and from here on it reads nothing
+        stalled.ready()  # from now on it does not read
         honest.ready()
         tally = Tally(honest, "")
         for _ in range(cells):
@@ -92,15 +93,23 @@ def measure(server: Server, settings: Settings) -> Values:
 
 ROW = Row(
     name="gigabyte",
-    title="1 GB past a viewer that does not read",
+    title="1 GB while one client does not read",
     figures=(
-        Figure("passed", "output that went past", "MB", info=True),
-        # The journal's limit, and a quarter for what holds it.
+        Figure("passed", "output sent", "MB", info=True),
+        # The limit of the journal, and a quarter for the data structures.
         Figure("growth", "memory, growth at its peak, journal_limit 64 MiB", "MiB", limit=80),
         Figure("held", "memory, growth held afterwards", "MiB", info=True),
-        Figure("missing", "missing at the honest viewer", "messages", limit=0, info=True),
-        Figure("growth_small", "the same with journal_limit 16 MiB", "MiB", limit=32, info=True),
-        Figure("missing_small", "missing then", "messages", limit=0, info=True),
+        Figure("missing", "missing at the client that reads", "messages", limit=0, info=True),
+        Figure(
+            "growth_small",
+            "memory, growth at its peak, journal_limit 16 MiB",
+            "MiB",
+            limit=32,
+            info=True,
+        ),
+        Figure(
+            "missing_small", "missing with journal_limit 16 MiB", "messages", limit=0, info=True
+        ),
     ),
     measure=measure,
     life=Life.ROUND,

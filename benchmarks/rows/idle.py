@@ -1,4 +1,4 @@
-"""What a further websocket that nobody uses costs: memory and descriptors."""
+"""Memory and descriptors of another idle websocket."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ AT_ONCE = 20
 
 
 def open_many(server: Server, kernel_ids: list[str], count: int) -> list[Websocket]:
-    """Open websockets, spread over the kernels, a few at once; they are left idle."""
+    """Open idle websockets, spread over the kernels, a few at a time."""
     opened: list[Websocket] = []
     try:
         while len(opened) < count:
@@ -39,7 +39,7 @@ def measure(server: Server, settings: Settings) -> Values:
     many = settings.count or many
     with server.kernel() as kernel_id, Websocket.open(server, kernel_id) as first:
         first.ready()
-        # The first ones pay for what all share: pools, caches, modules loaded late.
+        # The first websockets also create shared objects: pools, caches, lazily loaded modules.
         warm = open_many(server, [kernel_id], AT_ONCE)
         try:
             proc.settle(server.pid)
@@ -62,7 +62,7 @@ def measure(server: Server, settings: Settings) -> Values:
 
 ROW = Row(
     name="idle",
-    title="A further idle websocket",
+    title="Another idle websocket",
     figures=(
         Figure("rss", "memory", "KiB", limit=40),
         Figure("descriptors", "descriptors", "", limit=1.05),

@@ -1,6 +1,7 @@
-"""CPU of the server a stream message of 100 bytes, to one client that reads all.
+"""CPU time of the server per stream message of 100 bytes, with one client that reads everything.
 
-jupyter_server meets half as many: it takes long, and its CPU a message hardly depends on it.
+jupyter_server gets half as many messages, because it is slow; its CPU per message hardly depends on
+the number.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ TEXT = 100
 
 
 def flood(server: Server, kernel_id: str, count: int, viewers: int) -> Values:
-    """Let the stub say `count` lines to `viewers` websockets; CPU a delivery, and the rate."""
+    """Send `count` lines to `viewers` websockets; return CPU per delivery and the rate."""
     token = new_token()
     websockets = [Websocket(server, kernel_id).finish().ready() for _ in range(viewers)]
     try:
@@ -54,7 +55,8 @@ def floor(settings: Settings) -> Values:
     token = new_token()
     with bare_client.bare(settings.home) as client:
         client.execute({"flood": count, "size": TEXT, "end": token})
-        # The first messages of the request (busy, execute_input) wait for the flood to be signed.
+        # The first messages of the request (busy, execute_input) are sent after the flood is
+        # signed.
         client.iopub.recv_multipart()
         client.iopub.recv_multipart()
         client.iopub.poll(20_000)
@@ -70,9 +72,9 @@ ROW = Row(
     name="message",
     title="100-byte stream messages, 1 client",
     figures=(
-        Figure("cpu", "CPU a message", "us", ratio=8, limit=12),
-        Figure("rate", "messages a second", "1/s", more_is_better=True),
-        Figure("frames", "websocket frames a message", "", info=True),
+        Figure("cpu", "CPU per message", "us", ratio=8, limit=12),
+        Figure("rate", "messages per second", "1/s", more_is_better=True),
+        Figure("frames", "websocket frames per message", "", info=True),
     ),
     measure=measure,
     floor=floor,

@@ -13,7 +13,7 @@ AFTER_REPLY = 3.0
 
 
 def output_came(websocket: Websocket, code: str, text: str) -> bool:
-    """Execute, and wait for the output; when the reply has come it may take little longer."""
+    """Execute and wait for the output, which may arrive shortly after the reply."""
     msg_id = websocket.execute(code)
     deadline = time.monotonic() + PATIENCE
     while (left := deadline - time.monotonic()) > 0:
@@ -58,7 +58,7 @@ ROW = Row(
     figures=(
         Figure("restarts", "restarts", "", info=True),
         Figure("lost", "restarts whose next cell lost its output", "", limit=0, info=True),
-        Figure("seconds", "restart to output, where it came", "s"),
+        Figure("seconds", "restart to output", "s"),
     ),
     measure=measure,
     rounds=1,

@@ -11,8 +11,8 @@ from benchmarks.measure import percentile
 from benchmarks.servers import Server
 from benchmarks.table import Figure, Row, Settings, Values
 
-# The first segments of a connection are acknowledged at once, which hides what Nagle's algorithm
-# and delayed acknowledgements cost all later ones.
+# The first segments of a connection are acknowledged immediately, so they do not show the delay
+# that Nagle's algorithm and delayed acknowledgements cause later.
 WARM_UP = 25
 
 
@@ -30,7 +30,7 @@ def sample(once: Callable[[], None], count: int, seconds: float) -> Values:
 
 
 def round_trips(websocket: Websocket, count: int, seconds: float) -> Values:
-    """Round trips of an empty cell through a websocket that is ready."""
+    """Measure round trips of an empty cell through an open websocket."""
 
     def once() -> None:
         wanted = websocket.execute({}).encode()

@@ -1,8 +1,7 @@
-"""300 MB past a viewer that stopped reading: memory, and what an honest viewer gets.
+"""300 MB past a client that stopped reading: memory, and the messages of a reading client.
 
-The output comes at 60 MB/s, which either server can pass on, so that what grows is what is kept
-for the stalled one. The same again as fast as the kernel can (more than 1 GB/s) shows what is
-kept for the server itself: whatever has arrived and not been looked at.
+At 60 MB/s, both servers keep up, so the memory grows because of the stalled client. A second pass
+at full speed (more than 1 GB/s) shows the messages that the server has received but not processed.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ PACE = {"batch": 12, "interval": 0.02}
 
 
 class Passed(NamedTuple):
-    """Memory (bytes), missing messages and rate of one flood; no rate if messages are missing."""
+    """Memory in bytes, missing messages and rate of one flood; no rate if messages are missing."""
 
     peak: int
     held: int
@@ -29,14 +28,14 @@ class Passed(NamedTuple):
 
 
 def flood(server: Server, count: int, pace: dict[str, float]) -> Passed:
-    """One flood past two viewers, of whom one does not read."""
+    """Run one flood with two clients, one of which does not read."""
     token = new_token()
     with (
         server.kernel() as kernel_id,
         Websocket.open(server, kernel_id, receive_buffer=65_536) as stalled,
         Websocket.open(server, kernel_id) as honest,
     ):
-        stalled.ready()  # and from here on it reads nothing
+        stalled.ready()  # from now on it does not read
         honest.ready()
         proc.settle(server.pid)
         tally = Tally(honest, token)
@@ -54,7 +53,7 @@ def flood(server: Server, count: int, pace: dict[str, float]) -> Passed:
 def measure(server: Server, settings: Settings) -> Values:
     count = settings.count or settings.pick(3_000, 1_000)
     with server.kernel() as kernel_id, Websocket.open(server, kernel_id) as websocket:
-        websocket.ready()  # what the first kernel and the first websocket cost is not the flood's
+        websocket.ready()  # the cost of the first kernel and websocket is not part of the flood
     before = proc.rss(server.pid)
     paced = flood(server, count, PACE)
     at_once = flood(server, count, {})
@@ -72,15 +71,19 @@ def measure(server: Server, settings: Settings) -> Values:
 
 ROW = Row(
     name="stalled",
-    title="300 MB past a viewer that stopped reading",
+    title="300 MB while one client does not read",
     figures=(
-        # The journal's limit (64 MiB), and a quarter for what holds it.
+        # The limit of the journal (64 MiB), and a quarter for the data structures.
         Figure("growth", "memory, growth at its peak", "MiB", limit=80),
         Figure("held", "memory, growth held afterwards", "MiB", info=True),
-        Figure("missing", "missing at an honest viewer", "messages", limit=0, info=True),
+        Figure("missing", "missing at a client that reads", "messages", limit=0, info=True),
         Figure("growth_fast", "at full speed: growth at its peak", "MiB", info=True),
-        Figure("missing_fast", "at full speed: missing at the honest", "messages", info=True),
-        Figure("rate_fast", "at full speed: rate of the honest", "MB/s", more_is_better=True),
+        Figure(
+            "missing_fast", "at full speed: missing at the client that reads", "messages", info=True
+        ),
+        Figure(
+            "rate_fast", "at full speed: rate of the client that reads", "MB/s", more_is_better=True
+        ),
     ),
     measure=measure,
     life=Life.ROUND,

@@ -1,7 +1,8 @@
-"""From the start of the process to the first connection that it will answer; its memory then.
+"""Time from the start of the process to the first connection that it answers, and its memory after
+the start.
 
-An extension can only add to what its server takes for that, so it is not held against the
-standalone server here.
+An extension can only add to the time of its server, so it is not compared with the standalone
+server.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ ROW = Row(
     title="Start to listening",
     figures=(
         Figure("seconds", "start to listening", "s", limit=0.6),
-        Figure("rss", "memory then", "MiB", limit=44),
+        Figure("rss", "memory after the start", "MiB", limit=44),
     ),
     measure=measure,
     life=Life.OWN,

@@ -1,9 +1,9 @@
-"""One large frame of a client, and how long it keeps another client waiting.
+"""The time for which one large frame of a client delays another client.
 
 A client with the token sends one frame of a megabyte to one kernel; another client makes round
-trips on a kernel of its own. What counts is the longest of these while the frame is handled, less
-the median of those before: milliseconds that a megabyte holds up everybody else. Each shape of
-frame is the worst for some way of reading it.
+trips on another kernel. The result is the longest round trip while the frame is handled, minus the
+median before: the milliseconds for which a megabyte delays other clients. Each shape of frame is
+the worst case of some parser.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from benchmarks.servers import Server
 from benchmarks.table import Figure, Life, Row, Settings, Values
 
 SIZE = 1 << 20
-WATCHED = 0.25  # seconds of round trips around each frame, at the least
+WATCHED = 0.25  # minimum seconds of round trips around each frame
 
 
 def header() -> bytes:
-    """A header for a request that the stub answers without a look at its content."""
+    """A header for a request that the stub kernel answers without reading its content."""
     fields = {"msg_id": "worst", "msg_type": "worst_request", "session": "worst"}
     return json.dumps({**fields, "username": "bench", "date": DATE, "version": "5.3"}).encode()
 
@@ -53,7 +53,7 @@ def legacy_offsets(size: int) -> bytes:
 
 
 def fragments(size: int) -> bytes:
-    """A message in fragments of which all but two are empty, at six bytes each."""
+    """A fragmented message; all fragments except two are empty, with six bytes each."""
     mask = bytes(4)
     empty = b"\x00\x80" + mask
     return b"\x01\x81" + mask + b"{" + empty * (size // len(empty)) + b"\x80\x81" + mask + b"}"
@@ -67,7 +67,7 @@ def keys(size: int) -> str:
     return "{" + ",".join(f'"{i:06}":1' for i in range(size // 11)) + "}"
 
 
-# Of each shape what it is called, and the frame of so many bytes.
+# The name of each shape, and a function that returns a frame of a given size.
 SHAPES: dict[str, tuple[str, Callable[[int], bytes]]] = {
     "text": ("legacy, one long string", lambda n: legacy(f'{{"code": "{"x" * n}"}}')),
     "keys": ("legacy, keys of the content", lambda n: legacy(keys(n))),
@@ -82,12 +82,12 @@ SHAPES: dict[str, tuple[str, Callable[[int], bytes]]] = {
 
 
 def harm(server: Server, kernel: str, honest: Websocket, frame: bytes, *, is_v1: bool) -> float:
-    """The longest round trip, in seconds, while one frame is sent and handled."""
+    """Return the longest round trip in seconds while one frame is sent and handled."""
     with Websocket.open(server, kernel, offers_v1=is_v1) as sender:
         sender.sock.settimeout(30)
 
         def send() -> None:
-            with contextlib.suppress(OSError):  # a server may refuse the frame, and hang up
+            with contextlib.suppress(OSError):  # the server may refuse the frame and close
                 sender.sock.sendall(frame)
 
         thread = threading.Thread(target=send)
@@ -125,9 +125,9 @@ def measure(server: Server, settings: Settings) -> Values:
 
 ROW = Row(
     name="worst",
-    title="One client waits for a frame of 1 MB that another one sends",
+    title="One client waits while another one sends a frame of 1 MB",
     figures=(
-        Figure("worst", "the worst of all shapes", "ms", limit=15),
+        Figure("worst", "worst shape", "ms", limit=15),
         *(Figure(name, label, "ms", info=True) for name, (label, _) in SHAPES.items()),
     ),
     measure=measure,
