@@ -134,8 +134,8 @@ class ConnectionSettings(LoggingConfigurable):
         config=True,
         help=(
             "Bytes that one part of a kernel's message may have on iopub, before it is verified:"
-            " the content of an output, or one of its buffers. Replies may have an eighth of it,"
-            " input requests a 512th. A larger one ends the connection, which is made anew, and is"
-            " lost."
+            " the content of an output, or one of its buffers. Replies may have a 16th of it,"
+            " input requests a 1,024th. A larger one ends the connection, which is made anew, and"
+            " is lost."
         ),
     )

@@ -13,7 +13,9 @@ Invariants:
   real reply that arrives later is dropped, so that a client receives one reply;
 - a request without `idle` (some kernels omit it after an error) ends when the shell is *calm*: it
   has answered two requests over the current sockets, without an earlier request between them. A
-  ROUTER reads its peers in turn, so no earlier request is waiting then.
+  ROUTER reads its peers in turn, so no earlier request is waiting then;
+- a lost connection may also lose the idle of a request whose real reply arrives. That idle is
+  built when the shell is calm.
 """
 
 from __future__ import annotations
@@ -41,6 +43,8 @@ class _Request:
 
     parent_header: bytes  # the header of the request, which replies name as parent
     begun: bool = False
+    replied: bool = False
+    cut: bool = False  # iopub was disconnected, and the client has not been told
     count: int | None = None
     error: dict[str, Any] | None = None
     ended_at: float | None = None
@@ -63,15 +67,16 @@ class Due(NamedTuple):
     ----------
     request : bytes
         The header of the request that the reply answers.
-    content : dict
-        The content of the reply.
+    content : dict or None
+        The content of the reply. None if the kernel's own reply was delivered, and only the idle
+        status is missing.
     idle : bool
         True if the kernel has sent the idle status of the request. Otherwise the caller must send
         the status too, because a frontend shows a cell as running until it has both.
     """
 
     request: bytes
-    content: dict[str, Any]
+    content: dict[str, Any] | None
     idle: bool
 
 
@@ -107,19 +112,43 @@ class Owed:
             self._open[msg_id] = header
             _bound(self._open)
 
-    def connection_lost(self) -> None:
-        """Note that the replies to all open requests may be lost."""
+    def connection_lost(self, *, iopub: bool = False) -> None:
+        """Note that the replies to all open requests may be lost.
+
+        Parameters
+        ----------
+        iopub : bool
+            True if the connection to iopub was lost: output may be missing, too.
+        """
         for msg_id, header in self._open.items():
             self._lost[msg_id] = _Request(header)
         _bound(self._lost)
+        running = next((r for r in self._lost.values() if not r.replied), None)
+        if iopub and running is not None:
+            running.cut = True
         self._open.clear()
         self._between, self._calm_at = True, None
 
     def replied(self, msg_id: str) -> bool:
         """Note the reply to a request; return False if one was built before."""
         self._open.pop(msg_id, None)
-        self._lost.pop(msg_id, None)
+        request = self._lost.get(msg_id)
+        if request is not None:
+            request.replied = True
+            if request.ended_at is not None:
+                del self._lost[msg_id]
         return msg_id not in self._made
+
+    def cut(self) -> bytes | None:
+        """Return the header of the request that ran when iopub was lost; None after the first call.
+
+        A kernel runs its requests in the order in which they were sent.
+        """
+        for request in self._lost.values():
+            if request.cut:
+                request.cut = False
+                return request.parent_header
+        return None
 
     def observe(self, msg: Message, msg_type: str, now: float) -> None:
         """Process a message on iopub, while `active`."""
@@ -141,6 +170,8 @@ class Owed:
         request.heard_at = now
         if state == "idle":
             request.ended_at = now
+            if request.replied:
+                del self._lost[msg_id]
         elif msg_type == "error":
             request.error = _fields(msg.content, "ename", "evalue", "traceback")
         elif msg_type in ("execute_input", "execute_result"):
@@ -174,7 +205,8 @@ class Owed:
                 del self._lost[msg_id]
                 self._made[msg_id] = None
                 _bound(self._made)
-                found.append(Due(request.parent_header, request.reply(), over))
+                content = None if request.replied else request.reply()
+                found.append(Due(request.parent_header, content, over))
         return found
 
     def next_at(self) -> float | None:

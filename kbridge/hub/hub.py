@@ -455,6 +455,7 @@ class Hub:
         elif channel is Channel.IOPUB:
             self._line.went(down=False)
             self._nudge.connected()
+            self._requests.recovery.iopub_connected()
         elif channel is Channel.SHELL and self.ready:
             # Earlier requests and replies may be lost, so the busy state has to be verified.
             self._send_probe(Channel.SHELL)
@@ -469,7 +470,7 @@ class Hub:
             return
         self._line.went(down=True)
         self._hung_up = True
-        self._requests.recovery.connection_lost()
+        self._requests.recovery.connection_lost(iopub=True)
         self._nudge.disconnected()
         self.on_hung_up()
 

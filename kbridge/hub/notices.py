@@ -116,6 +116,14 @@ class Notices:
             parent_header,
         )
 
+    def disconnected(self, parent_header: bytes) -> Message:
+        """Return the marker in a cell that ran while iopub was disconnected."""
+        return self.stderr(
+            "[kbridge: the connection to the kernel was interrupted while this cell was running."
+            " Output may be missing here. The log of the server may say why.]",
+            parent_header,
+        )
+
     def reply(self, request: bytes, content: Mapping[str, Any]) -> Message:
         """The reply to the execute request with that header, in the kernel's name."""
         return self._build(Channel.SHELL, "execute_reply", content, parent_header=request)

@@ -29,8 +29,8 @@ class HubSettings:
         Bytes of requests held for a kernel that is not ready or does not read. A websocket that
         goes beyond is not read from until there is room.
     kernel_message_limit : int
-        Bytes that one part of a message of a kernel may have on iopub; an eighth of it on shell
-        and on control, a 512th on stdin. A larger one ends the connection, which is made anew.
+        Bytes that one part of a message of a kernel may have on iopub; a 16th of it on shell
+        and on control, a 1,024th on stdin. A larger one ends the connection, which is made anew.
     kernel_info_timeout : float
         Seconds to wait for a kernel to prove that it is ready, before its requests are sent all
         the same.

@@ -10,10 +10,11 @@ from kbridge.wire.message import Channel
 
 __all__ = ["MESSAGE_LIMIT", "Endpoints"]
 
-MESSAGE_LIMIT: Final = 512 << 20  # bytes; no browser can hold a longer text
+# Bytes: a burst of 1 GiB, and the 64 MiB of a journal. ipykernel may join a burst into one message.
+MESSAGE_LIMIT: Final = 1088 << 20
 # The divisor of the limit for each channel: replies contain a help text or a history at most,
 # input requests one line.
-_DIVISORS: Final = {Channel.IOPUB: 1, Channel.SHELL: 8, Channel.CONTROL: 8, Channel.STDIN: 512}
+_DIVISORS: Final = {Channel.IOPUB: 1, Channel.SHELL: 16, Channel.CONTROL: 16, Channel.STDIN: 1024}
 
 
 @dataclass(frozen=True, slots=True)

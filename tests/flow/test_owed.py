@@ -188,3 +188,31 @@ def test_what_is_remembered_is_bounded() -> None:
     side.owed.clear()
     assert side.owed.statistics() == {"unanswered": 0, "reply_lost": 0}
     assert not side.owed.active
+
+
+@pytest.mark.parametrize("idle", [True, False])
+def test_an_idle_that_was_lost_is_made_though_the_reply_arrived(idle: bool) -> None:
+    side = Side(adopted=False)
+    side.owed.sent("mine", request("mine"))
+    side.owed.connection_lost(iopub=True)
+    assert side.owed.replied("mine")
+    if idle:
+        side.play(request("mine"), "idle")
+    assert side.later(1000) == [], "the shell may not have answered because it is still busy"
+    for _ in range(2):
+        side.owed.shell_answered(side.now)
+    assert side.later() == ([] if idle else [None])
+    assert [due.idle for due in side.due] == ([] if idle else [False])
+    assert not side.owed.active
+
+
+def test_the_request_that_ran_when_iopub_was_lost_is_named_once() -> None:
+    side = Side(adopted=False)
+    for name in ("first", "second", "third"):
+        side.owed.sent(name, request(name))
+    side.owed.replied("first")
+    side.owed.connection_lost()
+    assert side.owed.cut() is None, "only iopub carries output"
+    side.owed.connection_lost(iopub=True)
+    assert side.owed.cut() == request("second")
+    assert side.owed.cut() is None

@@ -225,18 +225,24 @@ async def test_a_kernel_that_ignores_our_sockets_gets_new_ones(make_rig) -> None
     assert [m for m in received(client) if m.msg_type == "execute_reply"] == [reply]
 
 
-async def test_a_cell_whose_end_was_lost_with_the_connection_ends_for_its_client(rig) -> None:
+@pytest.mark.parametrize("replied", [False, True])
+async def test_a_cell_whose_end_was_lost_with_the_connection_ends_for_its_client(
+    rig, replied: bool
+) -> None:
     client, attached = rig.attach()
     asked = rig.request(code="1")
     rig.hub.submit(attached, asked)
     rig.kernel.disconnect()
     rig.kernel.connect()
+    if replied:
+        rig.say(rig.message(Channel.SHELL, "execute_reply", {"status": "aborted"}, asked.header))
     for _ in range(2):
         probe = next(p for p in reversed(rig.probes()) if p.channel is Channel.SHELL)
         rig.say(rig.message(Channel.SHELL, "kernel_info_reply", {}, probe.header))
     rig.clock.now += GRACE
     rig.hub._requests.recovery.check()
-    [reply, idle] = [m for m in received(client) if m.parent_id == asked.msg_id]
+    [notice, reply, idle] = [m for m in received(client) if m.parent_id == asked.msg_id]
+    assert b"the connection to the kernel was interrupted" in notice.content
     assert (reply.msg_type, json.loads(reply.content)["status"]) == ("execute_reply", "aborted")
     assert idle.msg_type == "status"
     assert json.loads(idle.content) == {"execution_state": "idle"}

@@ -275,7 +275,7 @@ async def test_a_message_that_is_too_large_ends_the_connection_which_is_made_ane
 
 
 @pytest.mark.parametrize(
-    ("channel", "share"), [(Channel.SHELL, 8), (Channel.CONTROL, 8), (Channel.STDIN, 512)]
+    ("channel", "share"), [(Channel.SHELL, 16), (Channel.CONTROL, 16), (Channel.STDIN, 1024)]
 )
 async def test_a_reply_that_is_too_large_takes_no_other_socket_along(side, channel, share) -> None:
     events = Recorder()

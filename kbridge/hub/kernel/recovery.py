@@ -87,11 +87,17 @@ class Recovery:
             if not self._owed.calm:
                 self.on_unsure()
 
-    def connection_lost(self) -> None:
-        """Note that the replies to all requests under way may be lost."""
-        self._owed.connection_lost()
+    def connection_lost(self, *, iopub: bool = False) -> None:
+        """Note that the replies to all requests under way may be lost; output, too, if `iopub`."""
+        self._owed.connection_lost(iopub=iopub)
         self._pending = self._owed.active
         self._schedule()
+
+    def iopub_connected(self) -> None:
+        """Tell the reader of a cell that ran while iopub was disconnected what may be missing."""
+        header = self._owed.cut()
+        if header is not None:
+            self.on_reply(self._notices.disconnected(header))
 
     def clear(self) -> None:
         """Forget all: the process that owed the replies is gone. May be called twice."""
@@ -105,8 +111,9 @@ class Recovery:
     def check(self) -> None:
         """Make the replies that are due."""
         for due in self._owed.due(self._clock.monotonic()):
-            self._log.info("The reply to a request was lost; it is made from what iopub said")
-            self.on_reply(self._notices.reply(due.request, due.content))
+            if due.content is not None:
+                self._log.info("The reply to a request was lost; it is made from what iopub said")
+                self.on_reply(self._notices.reply(due.request, due.content))
             if not due.idle:
                 self.on_reply(self._notices.status("idle", due.request))
         if self._pending and not self._owed.active:
