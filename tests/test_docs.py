@@ -25,7 +25,7 @@ from kbridge.server.cli.options import unknown_sections
 from tests.conftest import ServerFactory
 from tests.hub.rig import INFO
 from tests.support.server import TOKEN
-from tests.test_layers import FLOORS
+from tests.test_layers import LAYERS
 
 COMMANDS: dict[str, Any] = {
     "attach": AttachApp,
@@ -89,23 +89,23 @@ def test_tests_that_are_named_exist(page: Path) -> None:
 
 
 def picture() -> dict[str, int]:
-    """Paths in the architecture's picture, with the floors that they are drawn on."""
+    """Paths in the architecture's picture, with their layers."""
     [block] = [b for b in code_blocks(ARCHITECTURE) if b.startswith("kbridge/\n")]
     found: dict[str, int] = {}
     folders: list[str] = []  # those that the line is in, outermost first
-    floor = -1
+    layer = -1
     for line in block.splitlines()[1:]:
-        match = re.match(r"( +)(\S+)(?:\s+FLOOR (\d))?", line)
+        match = re.match(r"( +)(\S+)(?:\s+LAYER (\d))?", line)
         assert match, line
         indent, name, number = match.groups()
         depth = len(indent) // 2 - 1
         assert depth <= len(folders), line
         del folders[depth:]
         if depth == 0:
-            floor = int(number) if number else -1
+            layer = int(number) if number else -1
         path = "".join(folders) + name
         assert path not in found, f"{path} is drawn twice"
-        found[path] = floor
+        found[path] = layer
         if name.endswith("/"):
             folders.append(name)
     return found
@@ -119,10 +119,10 @@ def test_the_picture_shows_the_tree() -> None:
     assert drawn == there
 
 
-def test_the_picture_shows_the_floors() -> None:
-    for name, floor in picture().items():
+def test_the_picture_shows_the_layers() -> None:
+    for name, layer in picture().items():
         part = name.split("/", maxsplit=1)[0].removesuffix(".py")
-        assert floor == FLOORS[part], name
+        assert layer == LAYERS[part], name
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)

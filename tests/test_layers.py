@@ -1,4 +1,4 @@
-"""Floors point down: a module imports its own floor and those below, never above."""
+"""Imports point down: a module imports its own layer and lower ones."""
 
 import ast
 from pathlib import Path
@@ -8,7 +8,7 @@ import pytest
 import kbridge
 
 ROOT = Path(kbridge.__file__).parent
-FLOORS = {
+LAYERS = {
     "errors": -1,
     "private": -1,
     "_lazy": -1,
@@ -33,7 +33,7 @@ IMPURE_IMPORTS = {"asyncio", "socket", "time", "threading", "selectors", "zmq", 
 MODULES = sorted(ROOT.rglob("*.py"))
 
 
-def floor_of(path: Path) -> str:
+def layer_of(path: Path) -> str:
     part = path.relative_to(ROOT).parts[0]
     return "" if part == "__init__.py" else part.removesuffix(".py")
 
@@ -51,19 +51,19 @@ def imports_of(path: Path) -> list[str]:
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(ROOT)))
 def test_imports_point_down(path: Path) -> None:
-    here = FLOORS[floor_of(path)]
+    here = LAYERS[layer_of(path)]
     if path == ROOT / "__init__.py":
         return  # names the public names for type checkers; loads none, see tests/test_api.py
     for name in imports_of(path):
         head, *rest = name.split(".")
         if head != "kbridge" or not rest:
             continue
-        target = rest[0] if rest[0] in FLOORS else ""
-        assert FLOORS[target] <= here, f"{path.relative_to(ROOT)} imports {name}, which is above it"
+        target = rest[0] if rest[0] in LAYERS else ""
+        assert LAYERS[target] <= here, f"{path.relative_to(ROOT)} imports {name}, which is above it"
 
 
 @pytest.mark.parametrize(
-    "path", [p for p in MODULES if floor_of(p) in PURE], ids=lambda p: str(p.relative_to(ROOT))
+    "path", [p for p in MODULES if layer_of(p) in PURE], ids=lambda p: str(p.relative_to(ROOT))
 )
 def test_wire_and_flow_are_pure(path: Path) -> None:
     import sys
@@ -71,7 +71,7 @@ def test_wire_and_flow_are_pure(path: Path) -> None:
     for name in imports_of(path):
         head = name.split(".")[0]
         assert head == "kbridge" or head in sys.stdlib_module_names, f"{name} is not the stdlib's"
-        assert head not in IMPURE_IMPORTS, f"{name} in a pure floor"
+        assert head not in IMPURE_IMPORTS, f"{name} in a pure layer"
     for node in ast.walk(ast.parse(path.read_text())):
         assert not isinstance(node, ast.AsyncFunctionDef | ast.Await), f"{path}: async"
 
@@ -83,7 +83,7 @@ def test_wire_and_flow_are_pure(path: Path) -> None:
 )
 def test_only_link_touches_sockets(path: Path) -> None:
     """Hubs, kernels and servers use `link`; they never open a ZeroMQ or raw socket themselves."""
-    if floor_of(path) in {"link", "tunnel", "connect", "server", "kernels"}:
+    if layer_of(path) in {"link", "tunnel", "connect", "server", "kernels"}:
         return  # these bind ports, listen, or hold jupyter_client's sockets
     for name in imports_of(path):
         assert name.split(".")[0] not in {"zmq", "socket", "select"}, f"{path}: {name}"
