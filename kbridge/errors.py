@@ -1,49 +1,68 @@
-"""Everything that kbridge raises on purpose, by whose fault it is.
+"""All errors that kbridge raises for its callers to catch, grouped by who caused them.
 
 ::
 
     KbridgeError                     http  close
-    +-- ClientError                   400   1008   the client's fault
-    |   +-- FrameError                400   1007   a websocket frame that is no message
-    |   |   +-- WrongFrameType        400   1003   text for binary, or the other way round
-    |   |   +-- MalformedFrame        400   1007   offsets, UTF-8 or JSON that do not hold
-    |   |   +-- InvalidMessage        400   1008   well-formed, but no kernel could take it
-    |   |   +-- IgnoredMessage        400          well-formed, but for no kernel: it is dropped
+    +-- ClientError                   400   1008   caused by the client
+    |   +-- FrameError                400   1007   a websocket frame that is not a message
+    |   |   +-- WrongFrameType        400   1003   text instead of binary, or the reverse
+    |   |   +-- MalformedFrame        400   1007   wrong offsets, UTF-8 or JSON
+    |   |   +-- InvalidMessage        400   1008   well-formed, but no kernel could accept it
+    |   |   +-- IgnoredMessage        400   1008   well-formed, but dropped without closing
     |   |   +-- FrameTooBig           413   1009   more bytes than the settings allow
     |   |   +-- ProtocolViolation     400   1002   not RFC 6455
-    |   +-- InvalidRequest            400   1008   a REST body or parameter that does not hold
+    |   +-- InvalidRequest            400   1008   invalid REST body or parameter
+    |   |   +-- InvalidSshServer      400   1008   not a server that ssh can connect to (ValueError)
     |   +-- Unauthorized              401   1008   a login with a wrong token
-    |   +-- Forbidden                 403   1008   no token, a foreign Origin, a foreign Host
-    |   +-- KernelLimitReached        403   1008   `max_kernels` run already
-    |   +-- NotFound                  404   1008
-    |       +-- KernelNotFound
-    |       +-- KernelspecNotFound
-    |       +-- SessionNotFound
-    +-- KernelError                   500   1011   the kernel's fault
-    |   +-- KernelStartError          500          it did not start; holds the last lines of its log
-    |   +-- InvalidConnectionInfo     500          a connection file or dict that cannot be used
-    |   +-- NotSupported              501          this kernel has no such thing
-    |   +-- KernelMessageError        502          what it sent is no message
-    |       +-- InvalidSignature      502          ... or is not signed with its key
-    +-- BridgeError                   500   1011   ours
-        +-- RegistryError             500          where kernels are written down cannot be used
-        +-- SetupError                500          the program that embeds kbridge lacks a part
-        +-- TunnelError               502          no way through ssh; also a ConnectionError
-        +-- HubClosed                 503   1012   the hub went away while it was in use
-        +-- Busy                      503          it cannot be done now; try again later
+    |   +-- Forbidden                 403   1008   no token, or a foreign Origin or Host
+    |   +-- KernelLimitReached        403   1008   `max_kernels` kernels are running
+    |   +-- NotFound                  404   1008   the object does not exist
+    |       +-- KernelNotFound        404   1008
+    |       +-- KernelspecNotFound    404   1008
+    |       +-- SessionNotFound       404   1008
+    |       +-- ConnectionFileNotFound  404   1008  (FileNotFoundError)
+    +-- KernelError                   500   1011   caused by the kernel
+    |   +-- KernelStartError          500   1011   it did not start; has the end of its log
+    |   +-- InvalidConnectionInfo     500   1011   unusable connection information (ValueError)
+    |   +-- NotSupported              501   1011   this kernel cannot do it
+    |   +-- KernelMessageError        502   1011   it sent something that is not a message
+    |       +-- InvalidSignature      502   1011   it sent a message that its key did not sign
+    +-- BridgeError                   500   1011   caused by kbridge, or by its machine
+        +-- RegistryError             500   1011   the registry of kernels cannot be used
+        |   +-- UnknownSchema         500   1011   its tables are of another version
+        +-- SetupError                500   1011   the program that embeds kbridge lacks a part
+        +-- ListenError               500   1011   the server cannot listen on an address
+        +-- NotPrivate                500   1011   not private (PermissionError, RuntimeError)
+        +-- NoFreePort                500   1011   no free TCP port for a kernel (OSError)
+        +-- SocketPathTooLong         500   1011   the path of a unix socket (ValueError)
+        +-- NotInKernel               500   1011   this code does not run in a kernel (RuntimeError)
+        +-- TunnelError               502   1011   ssh does not get through (ConnectionError)
+        +-- HubClosed                 503   1012   the hub was closed while it was in use
+        +-- Busy                      503   1011   temporarily impossible; try again later
 
-Foreign exceptions (zmq, tornado, OSError) are translated into these in `kbridge.link` and
-`kbridge.kernels` only. No error's text ever holds a token, a key or a signature.
+An error that a caller is meant to catch is defined here, and nowhere else. Where callers of
+jupyter_client or ipykernel expect a builtin exception, the class has that as a base, too. The
+drawing names it in parentheses.
+
+Builtin exceptions are raised for three purposes only: programming errors (a wrong argument, a call
+in the wrong state: ValueError, TypeError, RuntimeError); conditions with a standard meaning
+(TimeoutError, ProcessLookupError, ImportError); and inside a module that catches them itself.
+Invalid settings are a `traitlets.TraitError`, because that is what traitlets' applications report.
+
+Exceptions of zmq, tornado and the operating system are translated in `kbridge.link` and
+`kbridge.kernels`. No message contains a token, a key or a signature.
 """
 
 from __future__ import annotations
 
+import errno
 from typing import ClassVar
 
 __all__ = [
     "BridgeError",
     "Busy",
     "ClientError",
+    "ConnectionFileNotFound",
     "Forbidden",
     "FrameError",
     "FrameTooBig",
@@ -53,6 +72,7 @@ __all__ = [
     "InvalidMessage",
     "InvalidRequest",
     "InvalidSignature",
+    "InvalidSshServer",
     "KbridgeError",
     "KernelError",
     "KernelLimitReached",
@@ -60,30 +80,36 @@ __all__ = [
     "KernelNotFound",
     "KernelStartError",
     "KernelspecNotFound",
+    "ListenError",
     "MalformedFrame",
+    "NoFreePort",
     "NotFound",
+    "NotInKernel",
+    "NotPrivate",
     "NotSupported",
     "ProtocolViolation",
     "RegistryError",
     "SessionNotFound",
     "SetupError",
+    "SocketPathTooLong",
     "TunnelError",
     "Unauthorized",
+    "UnknownSchema",
     "WrongFrameType",
 ]
 
 
 class KbridgeError(Exception):
-    """The root.
+    """Base class of all errors of kbridge.
 
     Attributes
     ----------
     http_status : int
-        What a REST request that meets this error is answered with.
+        The status of the reply to a REST request that causes this error.
     close_code : int
-        What a websocket that meets this error is closed with (RFC 6455, section 7.4.1).
+        The code with which a websocket that causes this error is closed (RFC 6455, section 7.4.1).
     reason : str
-        One sentence for whoever reads the reply or the close frame.
+        One sentence for the reader of the reply or of the close frame.
     """
 
     http_status: ClassVar[int] = 500
@@ -95,36 +121,36 @@ class KbridgeError(Exception):
 
 
 class ClientError(KbridgeError):
-    """The client's fault."""
+    """Caused by the client."""
 
     http_status = 400
     close_code = 1008
 
 
 class FrameError(ClientError):
-    """A websocket frame that does not hold a message."""
+    """A websocket frame is not a message."""
 
     close_code = 1007
 
 
 class WrongFrameType(FrameError):
-    """A text frame where the dialect speaks binary, or the other way round."""
+    """A text frame was received where the dialect uses binary frames, or the reverse."""
 
     close_code = 1003
 
 
 class MalformedFrame(FrameError):
-    """Offsets, UTF-8 or JSON that do not hold."""
+    """A frame has wrong offsets, or is not valid UTF-8 or JSON."""
 
 
 class InvalidMessage(FrameError):
-    """A well-formed frame whose message no kernel could take."""
+    """A well-formed frame contains a message that no kernel could accept."""
 
     close_code = 1008
 
 
 class IgnoredMessage(FrameError):
-    """A message that Jupyter Server, or the kernel behind it, would ignore.
+    """Jupyter Server, or the kernel behind it, would ignore the message.
 
     It is dropped, counted, and logged once a minute; the websocket stays open.
     """
@@ -133,42 +159,46 @@ class IgnoredMessage(FrameError):
 
 
 class FrameTooBig(FrameError):
-    """More bytes than the settings allow."""
+    """A frame has more bytes than the settings allow."""
 
     http_status = 413
     close_code = 1009
 
 
 class ProtocolViolation(FrameError):
-    """What came is not RFC 6455."""
+    """The client does not follow RFC 6455."""
 
     close_code = 1002
 
 
 class InvalidRequest(ClientError):
-    """A REST body or parameter that does not hold."""
+    """A REST body or a parameter is invalid."""
+
+
+class InvalidSshServer(InvalidRequest, ValueError):
+    """A text does not name a server that ssh could connect to."""
 
 
 class Unauthorized(ClientError):
-    """A login with a wrong token."""
+    """A login had a wrong token."""
 
     http_status = 401
 
 
 class Forbidden(ClientError):
-    """No token, or a foreign Origin or Host."""
+    """A request had no token, or a foreign Origin or Host."""
 
     http_status = 403
 
 
 class KernelLimitReached(ClientError):
-    """As many kernels run as the settings allow."""
+    """As many kernels are running as the settings allow."""
 
     http_status = 403
 
 
 class NotFound(ClientError):
-    """What was asked for is not here."""
+    """The object that was asked for does not exist."""
 
     http_status = 404
 
@@ -185,8 +215,12 @@ class SessionNotFound(NotFound):
     """No session has that id."""
 
 
+class ConnectionFileNotFound(NotFound, FileNotFoundError):
+    """No connection file has that name, or the file was removed."""
+
+
 class KernelError(KbridgeError):
-    """The kernel's fault."""
+    """Caused by the kernel."""
 
 
 class KernelStartError(KernelError):
@@ -195,7 +229,7 @@ class KernelStartError(KernelError):
     Attributes
     ----------
     log_tail : str
-        The last lines that the kernel wrote before it went, perhaps empty.
+        The last lines that the kernel wrote before it ended, perhaps empty.
     """
 
     def __init__(self, reason: str, log_tail: str = "") -> None:
@@ -211,50 +245,86 @@ class InvalidConnectionInfo(KernelError, ValueError):
 
 
 class NotSupported(KernelError):
-    """What was asked for cannot be done to this kernel."""
+    """The kernel cannot do what was asked for."""
 
     http_status = 501
 
 
 class KernelMessageError(KernelError):
-    """What the kernel sent is not a message of the Jupyter protocol."""
+    """The kernel sent something that is not a message of the Jupyter protocol."""
 
     http_status = 502
 
 
 class InvalidSignature(KernelMessageError):
-    """A message that was not signed with the kernel's key."""
+    """A message was not signed with the kernel's key."""
 
 
 class BridgeError(KbridgeError):
-    """Our own fault, or our own limit."""
+    """Caused by kbridge itself, by one of its limits, or by the machine that it runs on."""
 
 
 class RegistryError(BridgeError):
-    """The registry of kernels cannot be opened, read or written; says which one, and why.
+    """The registry of kernels cannot be opened, read or written.
 
-    No request is answered with it: at the start it ends the server, later it is logged.
+    The message says which registry, and why. No request is answered with it. At the start of the
+    server it ends the server; later it is logged.
     """
+
+
+class UnknownSchema(RegistryError):
+    """The tables of the registry are of another version than this program's."""
 
 
 class SetupError(BridgeError):
     """The program that embeds kbridge is not set up correctly; the reason says what is missing."""
 
 
+class ListenError(BridgeError):
+    """The server cannot listen on an address, or cannot use the files for TLS."""
+
+
+class NotPrivate(BridgeError, PermissionError, RuntimeError):
+    """Other users could read a file or enter a directory.
+
+    jupyter_core raises a RuntimeError for that.
+    """
+
+    def __init__(self, reason: str, path: str) -> None:
+        PermissionError.__init__(self, errno.EPERM, reason, path)
+        self.reason = reason
+
+
+class NoFreePort(BridgeError, OSError):
+    """No TCP port is free, or the address does not belong to this machine."""
+
+    def __init__(self, reason: str, error_number: int = errno.EADDRINUSE) -> None:
+        OSError.__init__(self, error_number, reason)
+        self.reason = reason
+
+
+class SocketPathTooLong(BridgeError, ValueError):
+    """The path of a unix socket has more bytes than the platform allows."""
+
+
+class NotInKernel(BridgeError, RuntimeError):
+    """A function that asks about its own kernel was called outside a kernel."""
+
+
 class TunnelError(BridgeError, ConnectionError):
-    """There is no way through ssh; holds ssh's own words."""
+    """An ssh tunnel cannot be opened; the message contains the output of ssh."""
 
     http_status = 502
 
 
 class HubClosed(BridgeError):
-    """The hub went away while it was in use."""
+    """The hub was closed while it was in use."""
 
     http_status = 503
     close_code = 1012
 
 
 class Busy(BridgeError):
-    """The same call may go through later."""
+    """The call is impossible now; the same call may succeed later."""
 
     http_status = 503

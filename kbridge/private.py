@@ -21,8 +21,9 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Final
 
+from kbridge.errors import NotPrivate
+
 __all__ = [
-    "NotPrivate",
     "insecure_writes_allowed",
     "is_private",
     "open_private",
@@ -39,10 +40,6 @@ _TEMPORARY: Final = ".kbridge-tmp"
 _LEFTOVER_S: Final = 60.0
 _NO_FOLLOW: Final = getattr(os, "O_NOFOLLOW", 0)  # Windows has neither links of this kind nor modes
 _NO_BLOCK: Final = getattr(os, "O_NONBLOCK", 0)  # opening a FIFO would wait for its other end
-
-
-class NotPrivate(PermissionError, RuntimeError):
-    """Other users could read a file (jupyter_core raises RuntimeError for that)."""
 
 
 def insecure_writes_allowed() -> bool:
@@ -128,7 +125,6 @@ def read_private(path: Path, limit: int) -> bytes:
     with os.fdopen(descriptor, "rb") as file:
         if not is_private(descriptor):
             raise NotPrivate(
-                errno.EPERM,
                 "not a private file of this user (a plain file with mode 0600 is needed)",
                 str(path),
             )
@@ -192,7 +188,6 @@ def prepare_directory(path: Path) -> str:
     if insecure_writes_allowed():
         return f"{path} can be written to by other users (JUPYTER_ALLOW_INSECURE_WRITES is set)"
     raise NotPrivate(
-        errno.EPERM,
         f"Other users may write to the directory (mode {mode:04o}), and could replace the files in"
         " it: set JUPYTER_RUNTIME_DIR to a directory on another file system, or"
         " JUPYTER_ALLOW_INSECURE_WRITES=1 if you trust all users of this machine",
@@ -218,7 +213,6 @@ def _hide(descriptor: int, path: Path, *, stacklevel: int) -> None:
         )
         return
     raise NotPrivate(
-        errno.EPERM,
         f"The file system does not hide files from other users (mode {mode:#o} instead of 0o600),"
         " and this one may let them run code as you: set JUPYTER_RUNTIME_DIR to a directory"
         " on another one, or JUPYTER_ALLOW_INSECURE_WRITES=1 if you trust everybody here",

@@ -15,7 +15,7 @@ MODULES = {str(path.relative_to(ROOT)): path for path in ROOT.rglob("*.py")}
 LOOP = {"add_handler", "update_handler", "remove_handler", "add_callback"}
 # Modules that read the wall clock, and what for.
 WALL = {
-    "connect/ipc.py": "the age of a file",
+    "unix_sockets.py": "the age of a file",
     "private.py": "the age of a file",
     "hub/clock.py": "what people read",
     "kernels/attaching.py": "what people read",

@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 
 from kbridge import private
+from kbridge.errors import NotPrivate
 from kbridge.kernels.lifecycle.kernel_log import KernelLog
 from kbridge.kernels.registry.registry import Registry
 from kbridge.private import (
-    NotPrivate,
     open_private,
     prepare_directory,
     read_private,

@@ -24,12 +24,12 @@ from kbridge.connect import ipc
 from kbridge.connect.find import find_connection_file
 from kbridge.connect.ports import LocalPortCache, pick_ports
 from kbridge.errors import InvalidConnectionInfo
-from kbridge.private import NotPrivate, write_private
+from kbridge.private import write_private
+from kbridge.unix_sockets import remove_stale_socket
 from kbridge.wire.connection_info import FILE_LIMIT, parse_connection_file
 
 __all__ = [
     "KernelConnectionInfo",
-    "NotPrivate",
     "find_connection_file",
     "port_names",
     "read_connection_file",
@@ -163,7 +163,7 @@ def _chosen(ports: dict[str, int], ip: str, transport: str) -> dict[str, int]:
         promised = LocalPortCache.instance().promised() if LocalPortCache.initialized() else set()
         return dict(zip(names, pick_ports(ip, len(names), given | promised), strict=True))
     for port in given:
-        ipc.remove_stale(ipc.checked(ip, port))
+        remove_stale_socket(ipc.checked(ip, port))
     numbers = ipc.pick_numbers(ip, len(names), given)
     for number in numbers:
         ipc.checked(ip, number)

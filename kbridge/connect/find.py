@@ -12,6 +12,8 @@ from pathlib import Path
 
 from jupyter_core.paths import jupyter_runtime_dir
 
+from kbridge.errors import ConnectionFileNotFound
+
 __all__ = ["find_connection_file", "locate"]
 
 
@@ -39,8 +41,8 @@ def find_connection_file(
 
     Raises
     ------
-    OSError
-        If there is none: says where it was looked for, and which names are near.
+    ConnectionFileNotFound
+        If there is none (an OSError): says where it was looked for, and which names are near.
     """
     if profile is not None:
         warnings.warn(f"Jupyter has no profiles. profile={profile} has been ignored.", stacklevel=2)
@@ -62,7 +64,7 @@ def find_connection_file(
                 if stat.S_ISREG(status.st_mode) and (newest is None or read > newest):
                     newest = read
     if newest is None:
-        raise FileNotFoundError(_not_found(wanted, directories))
+        raise ConnectionFileNotFound(_not_found(wanted, directories))
     return newest[1]
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from kbridge.connect.files import read_connection_file, text_of
 from kbridge.connect.find import find_connection_file, locate
+from kbridge.errors import ConnectionFileNotFound, NotInKernel
 
 __all__ = ["connect_qtconsole", "get_connection_file", "get_connection_info"]
 
@@ -27,7 +28,7 @@ def get_connection_file(app: Any = None) -> str:
 
     Raises
     ------
-    RuntimeError
+    NotInKernel
         If no kernel is given, and this code runs in none.
     OSError
         If the kernel's file has gone.
@@ -36,7 +37,7 @@ def get_connection_file(app: Any = None) -> str:
         app = _this_kernel()
     found = locate(app.connection_file, [".", app.connection_dir])
     if found is None:
-        raise FileNotFoundError(
+        raise ConnectionFileNotFound(
             f"The kernel's connection file {app.connection_file} is not there (any more)"
         )
     return found
@@ -57,7 +58,7 @@ def get_connection_info(
 
     Raises
     ------
-    RuntimeError
+    NotInKernel
         If no file is given, and this code runs in no kernel.
     OSError
         If the file is not found.
@@ -95,7 +96,7 @@ def connect_qtconsole(
 
     Raises
     ------
-    RuntimeError
+    NotInKernel
         If no file is given, and this code runs in no kernel.
     OSError
         If the file is not found.
@@ -134,7 +135,7 @@ def _this_kernel() -> Any:
     # Where there is a kernel, its module was imported long ago.
     module = sys.modules.get("ipykernel.kernelapp")
     if module is None or not module.IPKernelApp.initialized():
-        raise RuntimeError(
+        raise NotInKernel(
             "This code does not run in an IPython kernel (app not specified, and not in a running"
             " Kernel): name a connection file or an app"
         )

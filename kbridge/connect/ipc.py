@@ -12,11 +12,8 @@ Laws of this module:
 
 from __future__ import annotations
 
-import errno
 import os
-import socket
 import stat
-import time
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
@@ -24,19 +21,19 @@ from typing import Final
 
 import zmq
 
-from kbridge.private import NotPrivate, insecure_writes_allowed
+from kbridge.errors import NotPrivate, SocketPathTooLong
+from kbridge.private import insecure_writes_allowed
+from kbridge.unix_sockets import remove_stale_socket
 
 __all__ = [
     "LIMIT",
     "absolute",
     "beside",
     "checked",
-    "listens",
     "make_private",
     "pick_numbers",
     "private_beside",
     "remove_private",
-    "remove_stale",
     "sweep",
 ]
 
@@ -80,7 +77,6 @@ def make_private(ip: str) -> None:
     found = directory.lstat()
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid():
         raise NotPrivate(
-            errno.EPERM,
             "it is not a directory of this user, so no sockets go there",
             str(directory),
         )
@@ -88,9 +84,7 @@ def make_private(ip: str) -> None:
         with suppress(OSError):
             directory.chmod(0o700)
         if stat.S_IMODE(directory.lstat().st_mode) & 0o077 and not insecure_writes_allowed():
-            raise NotPrivate(
-                errno.EPERM, "the file system does not close it to other users", str(directory)
-            )
+            raise NotPrivate("the file system does not close it to other users", str(directory))
 
 
 def remove_private(ip: str) -> None:
@@ -112,61 +106,18 @@ def checked(ip: str, port: int) -> str:
 
     Raises
     ------
-    ValueError
+    SocketPathTooLong
         If it is longer than the platform allows; says what to set.
     """
     path = f"{ip}-{port}"
     length = len(os.fsencode(path))
     if length > LIMIT:
-        raise ValueError(
+        raise SocketPathTooLong(
             f"The path of a unix socket may have {LIMIT} bytes here, and {path!r} has {length}:"
             " set JUPYTER_RUNTIME_DIR (or connection_file, or ip) to something shorter,"
             " or use the transport tcp"
         )
     return path
-
-
-def listens(path: str) -> bool:
-    """Whether somebody listens on a unix socket, as far as can be told: if in doubt, yes."""
-    with socket.socket(socket.AF_UNIX) as probe:
-        probe.setblocking(False)
-        try:
-            probe.connect(path)
-        except (ConnectionRefusedError, FileNotFoundError):
-            return False
-        except OSError:  # it is busy, or none of ours
-            return True
-    return True
-
-
-def remove_stale(path: str, age: float = 0.0) -> bool:
-    """Remove the socket of a process that has gone.
-
-    Parameters
-    ----------
-    path : str
-        Perhaps there, perhaps something else.
-    age : float
-        Leave it if it is younger than this, in seconds.
-
-    Returns
-    -------
-    bool
-        Whether there was one, and it was removed.
-    """
-    try:
-        found = Path(path).lstat()
-        if (
-            not stat.S_ISSOCK(found.st_mode)
-            or found.st_uid != os.geteuid()
-            or time.time() - found.st_mtime < age
-            or listens(path)
-        ):
-            return False
-        Path(path).unlink()
-    except OSError:  # it went away, or may not be touched
-        return False
-    return True
 
 
 def sweep(directory: str) -> list[str]:
@@ -183,7 +134,7 @@ def sweep(directory: str) -> list[str]:
         paths = [str(path) for path in Path(directory).glob("*-ipc-[0-9]*")]
         folders = list(Path(directory).glob("*-ipc"))
         paths += [str(path) for folder in folders for path in folder.glob(f"{_PRIVATE}-[0-9]*")]
-    removed = [path for path in paths if remove_stale(path, _SETTLED_S)]
+    removed = [path for path in paths if remove_stale_socket(path, min_age=_SETTLED_S)]
     for folder in folders:
         # One that is empty may be that of a kernel that starts.
         if not folder.with_name(f"{folder.name.removesuffix('-ipc')}.json").exists():
@@ -199,6 +150,6 @@ def pick_numbers(ip: str, count: int, taken: Iterable[int] = ()) -> list[int]:
     while len(numbers) < count:
         number += 1
         path = f"{ip}-{number}"
-        if number not in used and (not os.path.lexists(path) or remove_stale(path)):
+        if number not in used and (not os.path.lexists(path) or remove_stale_socket(path)):
             numbers.append(number)
     return numbers

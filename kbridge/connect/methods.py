@@ -18,6 +18,8 @@ from jupyter_client.localinterfaces import localhost
 from kbridge.connect import ipc
 from kbridge.connect.files import port_names, read_connection_file, text_of, write_connection_file
 from kbridge.connect.ports import is_ipv6
+from kbridge.errors import InvalidConnectionInfo
+from kbridge.unix_sockets import has_listener
 from kbridge.wire.connection_info import address_of
 
 if TYPE_CHECKING:
@@ -221,7 +223,7 @@ class ConnectionFileMethods:
             return
         for port in self.ports:
             path = f"{self.ip}-{port}"
-            if self._ipc_files_ours or not ipc.listens(path):
+            if self._ipc_files_ours or not has_listener(path):
                 with suppress(OSError):
                     Path(path).unlink()
         ipc.remove_private(self.ip)
@@ -261,7 +263,7 @@ class ConnectionFileMethods:
             self.write_connection_file()
         differing = _differing(info, self.get_connection_info())
         if differing:
-            raise ValueError(
+            raise InvalidConnectionInfo(
                 "The provisioner's connection information does not match the kernel manager's in: "
                 + ", ".join(differing)
             )

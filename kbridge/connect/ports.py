@@ -16,6 +16,8 @@ from typing import Any
 
 from traitlets.config import SingletonConfigurable
 
+from kbridge.errors import NoFreePort
+
 __all__ = ["LocalPortCache", "family_of", "is_ipv6", "pick_ports"]
 
 # Ports that may be found free, and yet not wanted, before the search is given up.
@@ -77,8 +79,9 @@ def pick_ports(ip: str, count: int, avoid: Collection[int] = ()) -> list[int]:
                 if port not in avoid:
                     ports.append(port)
     except OSError as error:
-        raise OSError(error.errno, f"No free port on {ip!r}: {error.strerror}") from error
-    raise OSError(errno.EADDRINUSE, f"No free port on {ip!r} that is not promised to a kernel")
+        reason = f"No free port on {ip!r}: {error.strerror}"
+        raise NoFreePort(reason, error.errno or errno.EADDRNOTAVAIL) from error
+    raise NoFreePort(f"No free port on {ip!r} that is not promised to a kernel")
 
 
 class LocalPortCache(SingletonConfigurable):

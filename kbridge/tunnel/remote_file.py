@@ -39,8 +39,8 @@ async def read_remote_file(
     ------
     TunnelError
         If there is no way, or no such file; in the words of ssh and of the other side.
-    ValueError
-        If the server makes no sense.
+    InvalidSshServer
+        If the text does not name a server.
     """
     program = shutil.which("ssh")
     if program is None:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 
-from kbridge.errors import InvalidConnectionInfo
+from kbridge.errors import InvalidConnectionInfo, InvalidSshServer
 from kbridge.wire.connection_info import ConnectionInfo
 
 __all__ = ["CHANNELS", "advice", "arguments", "login", "server", "targets"]
@@ -48,7 +48,7 @@ def server(sshserver: str) -> list[str]:
 
     Raises
     ------
-    ValueError
+    InvalidSshServer
         If it is none of these, or could be taken for an option.
     """
     if sshserver.startswith("ssh://"):
@@ -56,19 +56,19 @@ def server(sshserver: str) -> list[str]:
     user, at, place = sshserver.rpartition("@")
     match = _BARE_V6.fullmatch(place) or _SERVER.fullmatch(place)
     if match is None or (at and not user):
-        raise ValueError(f"not a place that ssh could go to: {sshserver!r} (want user@host:port)")
+        raise InvalidSshServer(f"not an ssh server: {sshserver!r} (want user@host:port)")
     parts = match.groupdict()
     host = parts["v6"] or parts["host"]
     where = f"{user}@{_safe(host, host)}" if user else host
     port = parts.get("port")
     if port and not 0 < int(port) < 65536:
-        raise ValueError(f"no port: {port} in {sshserver!r}")
+        raise InvalidSshServer(f"not a port: {port} in {sshserver!r}")
     return [*(["-p", port] if port else []), "--", _safe(where, where)]
 
 
 def _safe(text: str, name: str) -> str:
     if not name or name.startswith("-") or not text.isprintable() or " " in text:
-        raise ValueError(f"not a place that ssh could go to: {text!r}")
+        raise InvalidSshServer(f"not an ssh server: {text!r}")
     return text
 
 

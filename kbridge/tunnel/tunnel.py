@@ -55,8 +55,10 @@ def tunnel_to_kernel(
     ------
     TunnelError
         If there is no way through; a `ConnectionError` that shows ssh's own words.
-    ValueError
-        If the server or the connection info makes no sense.
+    InvalidSshServer
+        If the text does not name a server.
+    InvalidConnectionInfo
+        If the connection info lacks a port, or ssh cannot forward to its address.
     OSError
         If the connection file cannot be read.
     """

@@ -17,7 +17,9 @@ import re
 from collections.abc import Collection, Generator
 from typing import Final, TypeAlias
 
-__all__ = ["MAX_MEMBERS", "TooManyMembers", "outline"]
+from kbridge.errors import InvalidMessage
+
+__all__ = ["MAX_MEMBERS", "outline"]
 
 Steps: TypeAlias = Generator[None, None, int]
 """Yields after each step; returns the index after the skipped element."""
@@ -39,10 +41,6 @@ _skip_scalar = re.compile(r"[^\s,{}\[\]\":]++").match
 _skip_space = re.compile(r"[ \t\n\r]*+").match
 
 
-class TooManyMembers(ValueError):
-    """The object has more members than `MAX_MEMBERS`."""
-
-
 def outline(
     text: str, wanted: Collection[str]
 ) -> Generator[None, None, dict[str, tuple[int, int]]]:
@@ -62,7 +60,7 @@ def outline(
 
     Raises
     ------
-    TooManyMembers
+    InvalidMessage
         If there are more members than `MAX_MEMBERS`.
     RecursionError
         If values are nested deeper than JSON parsers accept.
@@ -86,7 +84,7 @@ class _Outline:
         while more:
             members += 1
             if members > MAX_MEMBERS:
-                raise TooManyMembers
+                raise InvalidMessage(f"the message has more than {MAX_MEMBERS:,} members")
             key = at = self._expect('"', at)
             at = yield from self._string(at)
             key_end = at - 1

@@ -20,12 +20,11 @@ from jupyter_client import connect as peer
 from kbridge import private
 from kbridge.connect import LocalPortCache, files, ports
 from kbridge.connect.files import (
-    NotPrivate,
     port_names,
     read_connection_file,
     write_connection_file,
 )
-from kbridge.errors import InvalidConnectionInfo
+from kbridge.errors import InvalidConnectionInfo, NotPrivate
 
 GIVEN: dict[str, Any] = {
     "shell_port": 1001,

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 from tornado.httpclient import AsyncHTTPClient
 
+from kbridge.errors import ListenError
 from kbridge.server.cli.app import KbridgeApp
-from kbridge.server.http.listen import ListenError
 from kbridge.server.lifecycle import Server, serve
 from kbridge.server.runtime_file import running_servers
 

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 from urllib.parse import unquote, unquote_plus
 
-from kbridge.errors import RegistryError
+from kbridge.errors import RegistryError, UnknownSchema
 from kbridge.kernels.lifecycle.processes import ProcessState
 from kbridge.kernels.registry.models import Claim, KernelRecord, Owner, SessionRecord
 from kbridge.private import open_private
@@ -186,8 +186,6 @@ class Registry:
 
     def _reason(self, error: Exception) -> str:
         from sqlalchemy.exc import ArgumentError, NoSuchModuleError
-
-        from kbridge.kernels.registry.store import UnknownSchema
 
         if isinstance(error, ArgumentError) and not isinstance(error, NoSuchModuleError):
             return "that is not a URL of SQLAlchemy's"  # whose own words repeat it

@@ -33,10 +33,11 @@ from sqlalchemy import (
     update,
 )
 
+from kbridge.errors import UnknownSchema
 from kbridge.kernels.lifecycle.processes import ProcessState
 from kbridge.kernels.registry.models import Claim, KernelRecord, Owner, SessionRecord
 
-__all__ = ["SCHEMA_VERSION", "Key", "Store", "UnknownSchema"]
+__all__ = ["SCHEMA_VERSION", "Key", "Store"]
 
 # A row's kind and its id.
 Key = tuple[str, str]
@@ -80,10 +81,6 @@ _SESSIONS: Final = Table(
     Column("type", Text, nullable=False),
 )
 _TABLES: Final = {"kernel": (_KERNELS, "kernel_id"), "session": (_SESSIONS, "session_id")}
-
-
-class UnknownSchema(Exception):
-    """The tables are of another version than this program's."""
 
 
 class Store:

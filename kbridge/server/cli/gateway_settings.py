@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 from traitlets import TraitError
 from traitlets.config import Config
@@ -29,8 +29,8 @@ _MANAGERS = ("SeedingMappingKernelManager", "AsyncMappingKernelManager", "Mappin
 _SERVERS = _MANAGERS[1:]
 
 
-class _Unset(Exception):
-    """There is a value, and it changes nothing."""
+# What a converter returns for a value that leaves the setting unset.
+_UNSET: Final[Any] = object()
 
 
 def text(value: str) -> str:
@@ -38,10 +38,10 @@ def text(value: str) -> str:
     return value
 
 
-def number(value: str) -> int:
+def number(value: str) -> Any:
     """Read a whole number; empty is unset."""
     if not value.strip():
-        raise _Unset
+        return _UNSET
     return int(value)
 
 
@@ -58,7 +58,7 @@ def words(value: str) -> list[str]:
     return [word.strip() for word in value.split(",") if word.strip()]
 
 
-def websocket_api(value: str) -> str:
+def websocket_api(value: str) -> Any:
     """Accept the names of the websocket API; kbridge does not have the other one."""
     plain = value.strip("'\"")
     if plain in _HTTP_API:
@@ -68,20 +68,20 @@ def websocket_api(value: str) -> str:
         )
     if plain not in _WEBSOCKET_API:
         raise ValueError(value)
-    raise _Unset
+    return _UNSET
 
 
 def given(value: Any) -> Any:
     """Return the value of a trait; None is unset, as in the gateway."""
     if value is None:
-        raise _Unset
+        return _UNSET
     return value
 
 
 def named(value: Any) -> Any:
     """Return a name; empty is unset, as in the gateway."""
     if value in (None, ""):
-        raise _Unset
+        return _UNSET
     return value
 
 
@@ -97,7 +97,7 @@ def api(value: Any) -> Any:
 
 def ignored(_value: Any) -> Any:
     """Ignore what has no effect on the gateway's websocket mode, in the gateway either."""
-    raise _Unset
+    return _UNSET
 
 
 def default_only(default: str) -> Callable[[Any], Any]:
@@ -106,7 +106,7 @@ def default_only(default: str) -> Callable[[Any], Any]:
     def convert(value: Any) -> Any:
         name = value if isinstance(value, str) else f"{value.__module__}.{value.__qualname__}"
         if name.strip("'\"") == default:
-            raise _Unset
+            return _UNSET
         raise ValueError(value)
 
     return convert
@@ -260,10 +260,10 @@ def read(environ: Mapping[str, str]) -> tuple[dict[str, dict[str, Any]], list[st
             continue
         try:
             parsed = variable.parse(value)
-        except _Unset:
-            continue
         except ValueError:
             raise TraitError(f"{variable.name} cannot be {value!r} here") from None
+        if parsed is _UNSET:
+            continue
         owner, trait = variable.setting.split(".")
         config.setdefault(owner, {})[trait] = parsed
     known = {variable.name for variable in VARIABLES}
@@ -304,12 +304,12 @@ def translate(config: Config, *, shared: bool = False) -> Config:
                 raise TraitError(f"the kernel gateway has no {section}.{name}{_nearest(name)}")
             try:
                 converted = setting.convert(value)
-            except _Unset:
-                continue
             except ValueError:
                 if foreign:
                     continue
                 raise TraitError(f"{setting.trait} cannot be {str(value)!r} here") from None
+            if converted is _UNSET:
+                continue
             owner, trait = setting.setting.split(".")
             if trait not in found[owner]:
                 found[owner][trait] = converted

@@ -14,9 +14,10 @@ import stat
 from dataclasses import dataclass
 from pathlib import Path
 
-from kbridge.errors import BridgeError
+from kbridge.errors import ListenError
+from kbridge.unix_sockets import remove_stale_socket
 
-__all__ = ["ListenError", "TlsFiles", "bind_tcp", "bind_unix", "make_context"]
+__all__ = ["TlsFiles", "bind_tcp", "bind_unix", "make_context"]
 
 # Two thousand browsers may come back at once after a restart, and a flood may be before them: who
 # waits in the queue comes next, who finds it full tries again after seconds, and then after more.
@@ -30,10 +31,6 @@ _VERSIONS = {
     5: ssl.TLSVersion.TLSv1_2,
 }
 _ANY_VERSION = {0, 2, 16, 17}  # unset, PROTOCOL_TLS, and its two later names
-
-
-class ListenError(BridgeError):
-    """There is nowhere to listen."""
 
 
 def bind_tcp(
@@ -131,7 +128,7 @@ def bind_unix(path: Path, mode: int = 0o600) -> socket.socket:
         raise ListenError(f"a socket's path may have {_UNIX_PATH_LIMIT} bytes: {path}")
     try:
         if path.exists() or path.is_symlink():
-            _remove_dead(path)
+            _make_way(path)
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         sock.setblocking(False)
         before = os.umask(0o777 & ~mode)
@@ -148,17 +145,12 @@ def bind_unix(path: Path, mode: int = 0o600) -> socket.socket:
     return sock
 
 
-def _remove_dead(path: Path) -> None:
+def _make_way(path: Path) -> None:
+    """Remove the socket file of a server that has ended."""
     if not stat.S_ISSOCK(path.lstat().st_mode):
-        raise ListenError(f"{path} exists and is no socket")
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        probe.settimeout(1)
-        try:
-            probe.connect(str(path))
-        except ConnectionRefusedError:
-            path.unlink()
-            return
-    raise ListenError(f"another server listens on {path}")
+        raise ListenError(f"{path} exists and is not a socket")
+    if not remove_stale_socket(path, any_owner=True):
+        raise ListenError(f"another server listens on {path}, or it cannot be removed")
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from kbridge.errors import ListenError
 from kbridge.server.http import listen
-from kbridge.server.http.listen import ListenError, TlsFiles, bind_tcp, bind_unix, make_context
+from kbridge.server.http.listen import TlsFiles, bind_tcp, bind_unix, make_context
 
 LOG = logging.getLogger("kbridge.test.listen")
 
@@ -81,7 +82,7 @@ def test_a_dead_socket_is_replaced_and_a_live_one_is_not(tmp_path: Path) -> None
         bind_unix(path)
     file = tmp_path / "file"
     file.write_text("precious")
-    with pytest.raises(ListenError, match="is no socket"):
+    with pytest.raises(ListenError, match="is not a socket"):
         bind_unix(file)
     assert file.read_text() == "precious"
 

@@ -1,0 +1,90 @@
+"""The error tree: it is drawn as it is, and no error is defined elsewhere."""
+
+from __future__ import annotations
+
+import ast
+import builtins
+import inspect
+import re
+from pathlib import Path
+
+import pytest
+
+import kbridge
+from kbridge import errors
+from kbridge.errors import KbridgeError
+
+ROOT = Path(kbridge.__file__).parent
+MODULES = sorted(ROOT.rglob("*.py"))
+TREE = [getattr(errors, name) for name in errors.__all__]
+
+
+def drawn() -> list[tuple[str, str, int, int]]:
+    """Return (name, parent, HTTP status, close code) for each line of the drawing."""
+    found = []
+    parents: dict[int, str] = {}
+    assert errors.__doc__ is not None
+    for line in errors.__doc__.splitlines():
+        match = re.match(r"    ([| ]*)\+-- (\w+) +(\d{3}) +(\d{4})", line)
+        if match:
+            depth = len(match[1]) // 4 + 1
+            parents[depth] = match[2]
+            parent = parents.get(depth - 1, "KbridgeError")
+            found.append((match[2], parent, int(match[3]), int(match[4])))
+    return found
+
+
+def test_the_drawing_shows_the_tree() -> None:
+    tree = [
+        (cls.__name__, cls.__bases__[0].__name__, cls.http_status, cls.close_code)
+        for cls in TREE
+        if cls is not KbridgeError
+    ]
+    assert sorted(drawn()) == sorted(tree)
+
+
+def test_the_drawing_names_the_builtin_bases() -> None:
+    assert errors.__doc__ is not None
+    for cls in TREE:
+        also = [base.__name__ for base in cls.__bases__[1:]]
+        if also:
+            [line] = re.findall(rf"\+-- {cls.__name__} .*", errors.__doc__)
+            assert line.endswith(f"({', '.join(also)})")
+
+
+def test_every_error_of_the_module_is_exported() -> None:
+    defined = {
+        name
+        for name, cls in inspect.getmembers(errors, inspect.isclass)
+        if cls.__module__ == errors.__name__
+    }
+    assert defined == set(errors.__all__)
+
+
+@pytest.mark.parametrize(
+    "path", [p for p in MODULES if p.name != "errors.py"], ids=lambda p: str(p.relative_to(ROOT))
+)
+def test_no_error_is_defined_elsewhere(path: Path) -> None:
+    exceptions = {
+        name
+        for name, value in vars(builtins).items()
+        if isinstance(value, type) and issubclass(value, BaseException)
+    }
+    exceptions |= set(errors.__all__)
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ClassDef):
+            for base in map(ast.unparse, node.bases):
+                name = base.rpartition(".")[2]
+                assert name not in exceptions, f"{node.name} belongs to kbridge/errors.py"
+                assert not name.endswith(("Error", "Exception")), f"{node.name}: {base}"
+
+
+def test_errors_with_an_errno_show_it_and_their_reason() -> None:
+    private = errors.NotPrivate("others could read it", "/a/file")
+    assert str(private) == "[Errno 1] others could read it: '/a/file'"
+    assert (private.reason, private.filename) == ("others could read it", "/a/file")
+    port = errors.NoFreePort("no free port on 127.0.0.1")
+    assert str(port).endswith("] no free port on 127.0.0.1")
+    assert port.reason == "no free port on 127.0.0.1"
+    assert str(errors.TunnelError("no way")) == errors.TunnelError("no way").reason == "no way"
+    assert str(errors.ConnectionFileNotFound("no file")) == "no file"
