@@ -12,7 +12,7 @@ PIP     = $(BIN)/python -m pip --disable-pip-version-check --quiet
 LOCK   ?= $(wildcard constraints.txt)
 INSTALL = $(PIP) install $(if $(LOCK),--constraint $(LOCK)) --editable
 
-.PHONY: help serve test test-floors soak check format bench lock clean
+.PHONY: help serve test test-floors soak check format mutants coverage bench lock clean
 .DELETE_ON_ERROR:
 
 help:                   ## this text
@@ -52,6 +52,15 @@ format: $(VENV)/.dev    ## put the code in the shape that `check` wants
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
+mutants: $(VENV)/.dev   ## mutation tests of wire, flow and hub (ARGS="wire --count 50 --seed 2")
+	$(BIN)/python tools/mutants.py $(ARGS)
+
+# Servers in processes of their own are not measured, so the integration tests would add little.
+coverage: $(VENV)/.dev  ## lines that the tests run, by package
+	$(BIN)/coverage erase
+	$(BIN)/coverage run -m pytest -q -m "not browser and not slow" --ignore=tests/integration $(ARGS)
+	$(BIN)/python tools/coverage_table.py
+
 bench: $(VENV)/.dev     ## side by side with jupyter_server; prints ratios, plots into docs/
 	$(BIN)/python -m benchmarks $(ARGS)
 
@@ -61,7 +70,7 @@ lock: $(VENV)/.dev      ## write constraints.txt anew: the newest versions, for 
 	  --no-header --no-annotate --no-emit-index-url --output-file constraints.txt pyproject.toml
 
 clean:                  ## remove the virtual environment and what tools left
-	rm -rf $(VENV) $(FLOORS) .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist
+	rm -rf $(VENV) $(FLOORS) .mypy_cache .ruff_cache .pytest_cache .hypothesis .nox .coverage build dist
 
 # The interpreter is there even when venv then fails for want of pip: take it away again, or the
 # next call would think that all is well.
