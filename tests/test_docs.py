@@ -40,7 +40,7 @@ CONFIGURABLE: dict[str, Any] = {
 }
 ROOT = Path(__file__).parents[1]
 PACKAGE = Path(kbridge.__file__).parent
-PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
 ARCHITECTURE = ROOT / "docs" / "architecture.md"
 
 
@@ -76,6 +76,10 @@ def test_links_resolve(page: Path) -> None:
 def test_every_page_is_in_the_index() -> None:
     index = (ROOT / "docs" / "index.md").read_text()
     for page in (ROOT / "docs").glob("*.md"):
+        assert page.name == "index.md" or f"({page.name})" in index, page.name
+    decisions = ROOT / "docs" / "adr"
+    index = (decisions / "index.md").read_text()
+    for page in decisions.glob("*.md"):
         assert page.name == "index.md" or f"({page.name})" in index, page.name
 
 
