@@ -1,4 +1,4 @@
-"""A real Chromium, and pages served from origins that are not the server's."""
+"""A real Chromium, and pages from other origins than the server's."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def served(directory: Path) -> Iterator[str]:
 
 @asynccontextmanager
 async def chromium_page(**options: Any) -> AsyncIterator[Page]:
-    """Open an empty page; faults that its scripts do not catch fail the test.
+    """Open an empty page; uncaught errors of its scripts fail the test.
 
     Options are those of `Browser.new_context`.
     """

@@ -1,4 +1,4 @@
-"""A websocket client for tests that misses nothing and waits for events, never for time."""
+"""A websocket client for tests, which records messages and waits for events without sleeping."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from tests.support.waiting import TIMEOUT
 
 __all__ = ["SLEEP", "Execution", "KernelClient", "attach", "dial"]
 
-# Python code for a cell that is to be interrupted. Another thread prints while the main thread
-# sleeps: ipykernel may swallow a KeyboardInterrupt that comes in the midst of a print.
+# Python code for a cell that a test interrupts. Another thread prints while the main thread sleeps,
+# because ipykernel may swallow a KeyboardInterrupt during a print.
 SLEEP = """import threading, time
 threading.Timer(0.2, print, ["asleep"]).start()
 time.sleep(600)"""
@@ -29,14 +29,14 @@ time.sleep(600)"""
 
 @dataclass(slots=True)
 class Execution:
-    """All that was heard of one request, in the order in which it came."""
+    """All messages of one request, in the order of arrival."""
 
     msg_id: str
     messages: list[dict[str, Any]] = field(default_factory=list)
 
     @property
     def reply(self) -> dict[str, Any]:
-        """Content of the one reply."""
+        """The content of the only reply."""
         (reply,) = [m for m in self.messages if m["header"]["msg_type"].endswith("_reply")]
         return dict(reply["content"])
 
@@ -46,9 +46,9 @@ class Execution:
 
     @property
     def types(self) -> list[str]:
-        """Message types on iopub; of a status its state.
+        """The message types on iopub; for a status, its state.
 
-        Streams that follow each other count as one: ipykernel cuts them where its clock says so.
+        Consecutive streams count as one, because ipykernel splits them by time.
         """
         kinds: list[str] = []
         for m in self.iopub:
@@ -59,7 +59,7 @@ class Execution:
         return kinds
 
     def text(self, name: str = "stdout") -> str:
-        """Everything written to one stream."""
+        """The text of one stream."""
         return "".join(
             m["content"]["text"] for m in self.of("stream") if m["content"]["name"] == name
         )
@@ -71,8 +71,8 @@ class Execution:
 class KernelClient:
     """One websocket to one kernel.
 
-    Nothing is read but in `recv` and what stands on it: a client that does not call them is a
-    browser that has stopped reading.
+    The client reads only in `recv` and the methods that call it: a client that does not call them
+    behaves as a browser that does not read.
     """
 
     def __init__(self, ws: ClientConnection, codec: Codec, session: str) -> None:
@@ -126,7 +126,7 @@ class KernelClient:
         return msg
 
     def story(self, last: int = 12) -> list[str]:
-        """Tell in short what came last."""
+        """Return a short description of the last messages."""
         return [
             f"{m['channel']}:{m['header']['msg_type']}:{str(m['content'])[:80]}"
             for m in self.seen[-last:]
@@ -147,7 +147,7 @@ class KernelClient:
         return await self.finish(await self.start(code, **content))
 
     async def start(self, code: str, **content: Any) -> str:
-        """Send code, and give the request's id."""
+        """Send code; return the id of the request."""
         request = {
             "code": code,
             "silent": False,
@@ -159,11 +159,11 @@ class KernelClient:
         return await self.send("execute_request", {**request, **content})
 
     async def request(self, msg_type: str, content: dict[str, Any], **how: Any) -> Execution:
-        """Send any request that is replied to, and wait for its reply and its idle."""
+        """Send any request that has a reply, and wait for its reply and its idle."""
         return await self.finish(await self.send(msg_type, content, **how))
 
     async def finish(self, msg_id: str, *, reply: bool = True) -> Execution:
-        """Read until a request's idle, and its reply if it has one, have come."""
+        """Read until the idle of a request and its reply, if it has one, have arrived."""
         done = Execution(msg_id)
         missing = {"idle", "reply"} if reply else {"idle"}
         while missing:
@@ -179,7 +179,7 @@ class KernelClient:
         return done
 
     async def closed(self, timeout: float = TIMEOUT) -> tuple[int, str]:
-        """Read on until the server closes the websocket; give the code and the reason."""
+        """Read until the server closes the websocket; return code and reason."""
         try:
             async with asyncio.timeout(timeout):
                 while True:
@@ -192,7 +192,7 @@ class KernelClient:
         return received.code, received.reason
 
     def cut(self) -> None:
-        """Vanish as a laptop does whose lid is shut: no close frame, no goodbye."""
+        """Disappear without a close frame, as a laptop with a closed lid."""
         self.ws.transport.abort()
 
 
@@ -210,15 +210,15 @@ def attach(
     Parameters
     ----------
     server, kernel_id
-        Where to.
+        The server and the kernel.
     dialect : str
         v1 or legacy.
     session : str, optional
-        The `session_id` of the URL; empty: a new one, None: leave it out.
+        The `session_id` of the URL; empty: a new one; None: no session_id.
     since : str
-        What the client saw last, as the URL is to say; empty: nothing.
+        The last message that the client received, for the URL; empty: none.
     **options
-        What `dial` takes.
+        Arguments of `dial`.
     """
     session = uuid.uuid4().hex if session == "" else session
     said = {"session_id": session, "since": since}

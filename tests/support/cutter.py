@@ -1,7 +1,7 @@
-"""A websocket client whose connection is cut where it is, as often as a test likes.
+"""A websocket client whose connection a test can cut at any byte.
 
-It knows frames and bytes, not streams: what had come when the connection went is all that it has,
-and it may go in the middle of a frame. It answers pings, as every websocket client does.
+It processes only the bytes that have arrived before the cut, which may be in the middle of a frame.
+It answers pings, as every websocket client does.
 """
 
 from __future__ import annotations
@@ -33,20 +33,20 @@ class Cutter:
     Parameters
     ----------
     port, kernel_id, codec
-        Where to, and in which dialect.
+        The server, the kernel, and the dialect.
     says_since : bool
-        Whether it names what it saw last when it comes back.
+        True to name the last received message when it reconnects.
     chance : random.Random
-        Decides where it is cut.
+        The random numbers for the cuts.
 
     Attributes
     ----------
     numbers : list of list of int
-        What the numbered lines of each connection said.
+        The numbered lines of each connection.
     replies, idles : int
-        How often the request was answered, and how often the kernel was idle after it.
+        The number of replies to the request, and of its idle messages.
     cuts : int
-        How often the connection was cut.
+        The number of cuts.
     """
 
     def __init__(
@@ -117,7 +117,7 @@ class Cutter:
         return self.replies > 0 and self.idles > 0
 
     async def read(self, lines: int) -> None:
-        """Read until so many numbered lines have come, or the request is over."""
+        """Read until some numbered lines have arrived, or the request has ended."""
         while not self.done and len(self.numbers[-1]) < lines:
             async with asyncio.timeout(TIMEOUT):
                 data = await self.reader.read(self._chance.choice((100, 1 << 10, 1 << 12)))
@@ -126,7 +126,7 @@ class Cutter:
             self._take()
 
     def cut(self) -> None:
-        """Let the connection go: with a reset, or in a silence that the server cannot notice."""
+        """Cut the connection: with a reset, or silently, so that the server does not notice."""
         self.cuts += 1
         if self._chance.random() < 0.2:
             self.writer.transport.pause_reading()  # type: ignore[attr-defined]
@@ -141,7 +141,7 @@ class Cutter:
             writer.transport.abort()
 
     def _take(self) -> None:
-        """Take whole frames out of what has come."""
+        """Remove the complete frames from the received bytes."""
         buffer, at = self._buffer, 0
         while len(buffer) - at >= 2:
             size, start = buffer[at + 1], at + 2

@@ -1,7 +1,7 @@
-"""Both websocket dialects, written from their descriptions and on nothing of kbridge's.
+"""Both websocket dialects, written from their specification without code of kbridge.
 
-An oracle must not share the code that it judges. Messages are plain dicts with the keys channel,
-header, parent_header, metadata, content and buffers (a list of bytes). Sources: the page
+An oracle must not share code with the implementation. Messages are plain dicts with the keys
+channel, header, parent_header, metadata, content and buffers (a list of bytes). Sources: the page
 "WebSocket kernel wire protocols" of Jupyter Server's documentation.
 """
 
@@ -18,7 +18,7 @@ _PARTS = ("header", "parent_header", "metadata", "content")
 
 
 class Codec(Protocol):
-    """One dialect: the subprotocol by which it is asked for, and its frames."""
+    """One dialect: its subprotocol and its frames."""
 
     subprotocol: str | None
 
@@ -41,10 +41,10 @@ class V1:
         return struct.pack(f"<{len(offsets) + 1}Q", len(offsets), *offsets) + b"".join(parts)
 
     def decode(self, frame: str | bytes) -> dict[str, Any]:
-        assert isinstance(frame, bytes), f"v1 is binary, but a text frame came: {frame[:200]!r}"
+        assert isinstance(frame, bytes), f"v1 is binary, but a text frame arrived: {frame[:200]!r}"
         (count,) = struct.unpack_from("<Q", frame)
         offsets = struct.unpack_from(f"<{count}Q", frame, 8)
-        assert offsets[0] == 8 * (count + 1), "the first part does not follow the offsets"
+        assert offsets[0] == 8 * (count + 1), "the first part does not start after the offsets"
         assert offsets[-1] == len(frame), "the last offset is not the end"
         parts = [frame[a:b] for a, b in itertools.pairwise(offsets)]
         msg: dict[str, Any] = {
@@ -72,7 +72,7 @@ class Legacy:
     def decode(self, frame: str | bytes) -> dict[str, Any]:
         if isinstance(frame, str):
             msg: dict[str, Any] = json.loads(frame)
-            assert not msg.get("buffers"), "a text frame cannot hold buffers"
+            assert not msg.get("buffers"), "a text frame cannot have buffers"
             msg["buffers"] = []
         else:
             (count,) = struct.unpack_from(">I", frame)
@@ -81,7 +81,7 @@ class Legacy:
             parts = [frame[a:b] for a, b in zip(offsets, ends, strict=True)]
             msg = json.loads(parts[0])
             msg["buffers"] = parts[1:]
-        # Frontends read these two beside the header.
+        # Frontends also read these two fields.
         assert msg["msg_id"] == msg["header"]["msg_id"], "msg_id is not the header's"
         assert msg["msg_type"] == msg["header"]["msg_type"], "msg_type is not the header's"
         return msg

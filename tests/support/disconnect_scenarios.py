@@ -1,4 +1,4 @@
-"""All the ways in which a websocket comes and goes: each a coroutine, none leaves a trace."""
+"""The ways in which a websocket connects and disconnects: coroutines that leave nothing behind."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ __all__ = ["SCENARIOS", "Scenario", "is_blocked"]
 
 Scenario = Callable[[Server, str], Awaitable[None]]
 SCENARIOS: dict[str, Scenario] = {}
-"""By name; each takes a server and the id of a kernel (of benchmarks/kernel.py)."""
+"""The scenarios by name. Each takes a server and the id of a kernel (of benchmarks/kernel.py)."""
 
-# Who comes back is known by it; a few, so that what the server remembers of them is soon full.
+# The sessions of reconnecting clients; only a few, so that the journal is soon full.
 _SESSIONS = [uuid.uuid4().hex for _ in range(3)]
 
 
@@ -46,7 +46,7 @@ def request(msg_type: str, **content: Any) -> dict[str, Any]:
 
 
 def command(**what: Any) -> dict[str, Any]:
-    """Have the stub do something."""
+    """Send a command to the stub kernel."""
     return request("execute_request", code=json.dumps(what), silent=False)
 
 
@@ -74,7 +74,7 @@ async def _answered(websocket: RawWebsocket, message: dict[str, Any]) -> None:
 
 
 async def _closed(websocket: RawWebsocket) -> None:
-    """Close as RFC 6455 wants it, and wait for the answer."""
+    """Close with a handshake (RFC 6455), and wait for the answer."""
     websocket.begin_close()
     with suppress(Closed):
         await websocket.drain()
@@ -157,9 +157,9 @@ async def _talks_nonsense(server: Server, kernel_id: str) -> None:
 
 
 async def is_blocked(server: Server, kernel_id: str) -> None:
-    """Go while more is on its way than fits into the sockets.
+    """Disconnect while more data is in transit than fits into the sockets.
 
-    Not among the others: what it leaves in the journal is read by all who come back.
+    Not in the table, because clients that reconnect read the frames that it leaves in the journal.
     """
     websocket = await RawWebsocket.open(server.port, path_of(kernel_id), server.token, window=4096)
     websocket.send(command(blob=2 << 20, count=1))

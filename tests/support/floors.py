@@ -16,8 +16,8 @@ __all__ = ["EXTRAS", "floors"]
 EXTRAS = ("jupyter", "kernel", "test")
 _REQUIREMENT = re.compile(r"(?P<name>[\w.-]+)(?P<extras>\[[\w,-]+\])?>=(?P<bound>[\w.]+)")
 _OURSELVES = "kbridge["
-# They need later versions of jupyter_client and traitlets than kbridge does; the tests that use
-# them are not among those that run.
+# They need newer versions of jupyter_client and traitlets than kbridge; the tests that use them are
+# not run.
 _LEFT_OUT = {"jupyter-kernel-client", "jupyter-kernel-gateway"}
 
 

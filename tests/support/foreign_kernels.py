@@ -1,7 +1,7 @@
-"""Kernels that are not ours to choose: old ones, and those of other languages.
+"""Kernels of other versions and other languages.
 
-Each Python one has a virtual environment of its own, made once in `.cache/kernels` (or where
-KBRIDGE_KERNELS says) and used again as long as its requirements are the same.
+Each Python kernel has a separate virtual environment, created once in `.cache/kernels` (or in
+KBRIDGE_KERNELS) and reused while its requirements are the same.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _INSTALL_SECONDS = 300
 
 @dataclass(frozen=True)
 class ForeignKernel:
-    """How to install and start a kernel, and how things are said in its language.
+    """How to install and start a kernel, and cells in its language.
 
     Attributes
     ----------
@@ -35,10 +35,10 @@ class ForeignKernel:
     requirements : tuple of str
         Packages to install into its environment; empty if it needs none.
     program, advice
-        A program that has to be there instead, and how to get it.
+        A program that must be installed instead, and how to install it.
     ask, say, fail, loop : str
         Cells: print what input() gives, print "hello", fail with "bad", print "looping" and then
-        run for ever. Empty where the kernel cannot.
+        loop. Empty if the kernel cannot.
     interrupt_mode : str
         As in kernel.json.
     late_output : bool
@@ -57,7 +57,7 @@ class ForeignKernel:
     late_output: bool = False
 
     def installed(self) -> list[str]:
-        """Return the argv of the kernel, installed; end the test where that cannot be."""
+        """Install the kernel and return its argv; skip or fail the test if that is impossible."""
         if self.program:
             where = shutil.which(self.program) or _node_module(self.program)
             if not where:
@@ -122,7 +122,7 @@ def _succeeds(command: list[str]) -> bool:
 
 
 def _node_module(program: str) -> str:
-    """Find what npm has installed for everybody, where that is not in the PATH."""
+    """Find a program that npm has installed globally, if it is not in the PATH."""
     npm = shutil.which("npm")
     if npm is None:
         return ""
@@ -131,7 +131,7 @@ def _node_module(program: str) -> str:
 
 
 def _environment(requirements: tuple[str, ...]) -> Path:
-    """Return the interpreter of an environment, made where there is none yet."""
+    """Return the interpreter of an environment; create the environment if necessary."""
     text = "\n".join((*requirements, sys.version))
     home = _CACHE / hashlib.sha256(text.encode()).hexdigest()[:16]
     python = home / "bin" / "python"

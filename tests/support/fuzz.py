@@ -1,7 +1,7 @@
-"""Bytes that a hostile client might send, made from a seed; what HTTP and websockets share.
+"""Random bytes of a hostile client, from a seed; shared by HTTP and websocket tests.
 
-A case is known by its seed and number alone, so that one that fails can be made again:
-`KBRIDGE_FUZZ_SEED=...` runs the same cases, `KBRIDGE_FUZZ_SECONDS=600` others for so long.
+A case is determined by its seed and number, so that a failed case can be repeated:
+`KBRIDGE_FUZZ_SEED=...` runs the same cases,  `KBRIDGE_FUZZ_SECONDS=600` others for so long.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ __all__ = [
 SECONDS = float(os.environ.get("KBRIDGE_FUZZ_SECONDS", "0"))
 SEED = os.environ.get("KBRIDGE_FUZZ_SEED") or (str(time.time_ns()) if SECONDS else "kbridge")
 
-# What lengths and counts are mistaken about.
+# Wrong values for lengths and counts.
 NUMBERS = [
     *(0, 1, 6, 7, 125, 126, 65535, 65536),
     *(2**31, 2**32 - 1, 2**32, 2**63 - 1, 2**63, 2**64 - 1),
@@ -43,7 +43,7 @@ WORDS = [
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """What one connection sends: each piece in a write of its own."""
+    """The data of one connection; each piece is a separate write."""
 
     name: str
     pieces: tuple[bytes, ...]
@@ -56,7 +56,7 @@ class Case:
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """A kernel that may come to harm, on a server that may not."""
+    """A kernel that may be harmed, on a server that must not be."""
 
     kernel: str
     port: int
@@ -65,7 +65,7 @@ class Target:
 def cases(
     make: Callable[[random.Random, Target], Case], target: Target, count: int
 ) -> Iterator[Case]:
-    """So many cases, or as many as the time that was asked for allows."""
+    """Yield a number of cases, or as many as the time limit allows."""
     end = time.monotonic() + SECONDS
     number = 0
     while time.monotonic() < end if SECONDS else number < count:
@@ -76,7 +76,7 @@ def cases(
 
 
 def spoil(rng: random.Random, data: bytes, times: int) -> bytes:
-    """Cut pieces out, double them, flip bits, put others in."""
+    """Remove, duplicate and insert pieces, and flip bits."""
     spoilt = bytearray(data)
     for _ in range(times):
         at = rng.randrange(len(spoilt) + 1)
@@ -94,7 +94,7 @@ def spoil(rng: random.Random, data: bytes, times: int) -> bytes:
 
 
 def any_pieces(rng: random.Random, data: bytes) -> tuple[bytes, ...]:
-    """Data as the network may hand it on."""
+    """Split data as the network may do."""
     if rng.random() < 0.6 or len(data) < 2:
         return (data,)
     cuts = sorted(rng.randrange(len(data)) for _ in range(rng.randrange(1, 5)))

@@ -1,4 +1,4 @@
-"""HTTP as a hostile client might send it; see `tests.support.fuzz`."""
+"""HTTP from a hostile client; see `tests.support.fuzz`."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ _HEADERS: dict[str, list[str]] = {
 
 
 def _head(rng: random.Random, target: Target) -> tuple[str, list[str]]:
-    """A request's first line and its headers."""
+    """Return the first line and the headers of a request."""
     method = rng.choice(
         [
             *(["GET"] * 4 + ["POST"] * 3),
@@ -154,7 +154,7 @@ def _request(rng: random.Random, target: Target) -> bytes:
 
 
 def http_case(rng: random.Random, target: Target) -> Case:
-    """One connection's HTTP: requests, mutated ones, several at once, and noise."""
+    """Return the data of one connection: valid, mutated, pipelined requests, and random bytes."""
     data = b"".join(_request(rng, target) for _ in range(rng.choice([1, 1, 1, 1, 2, 6])))
     if rng.random() < 0.25:
         data = spoil(rng, data, rng.randrange(1, 5))

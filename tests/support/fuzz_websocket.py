@@ -1,4 +1,4 @@
-"""Websocket frames as a hostile client might send them; see `tests.support.fuzz`."""
+"""Websocket frames from a hostile client; see `tests.support.fuzz`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.support.fuzz import NUMBERS, WORDS, Case, Target, any_json, any_piece
 
 __all__ = ["ECHOED", "frame", "websocket_case"]
 
-# Codes that cases close with, and get back; 1005 stands for none (RFC 6455, section 7.1.5).
+# Close codes of cases, which the server returns; 1005 stands for none (RFC 6455, section 7.1.5).
 ECHOED = (1001, 1005, 2999, 3000, 4000)
 _TYPES = [
     *("kernel_info_request", "execute_request", "complete_request", "is_complete_request"),
@@ -54,7 +54,7 @@ def frame(
 
 
 def _message(rng: random.Random, dialect: str) -> str | bytes:
-    """A message that is whole, though perhaps not sensible."""
+    """Return a complete message, which may be meaningless."""
     header: dict[str, Any] = {
         "msg_id": rng.choice([uuid.UUID(int=rng.getrandbits(128)).hex, "same", "é", "a" * 300]),
         "msg_type": rng.choice(_TYPES),
@@ -80,7 +80,7 @@ def _message(rng: random.Random, dialect: str) -> str | bytes:
 
 
 def _payload(rng: random.Random, dialect: str) -> tuple[int, bytes]:
-    """An opcode and a payload for a data frame: right, nearly right, or noise."""
+    """Return opcode and payload of a data frame: valid, almost valid, or random."""
     spoken = dialect if rng.random() < 0.9 else rng.choice(list(CODECS))
     encoded = _message(rng, spoken)
     data = encoded.encode(errors="surrogatepass") if isinstance(encoded, str) else encoded
@@ -103,7 +103,7 @@ def _payload(rng: random.Random, dialect: str) -> tuple[int, bytes]:
 
 
 def _fragments(rng: random.Random, opcode: int, data: bytes) -> bytes:
-    """A message in fragments, with what may come in between, and what may not."""
+    """Return a fragmented message with valid and invalid frames in between."""
     cuts = sorted(rng.randrange(len(data) + 1) for _ in range(rng.randrange(1, 6)))
     parts = [data[a:b] for a, b in zip([0, *cuts], [*cuts, len(data)], strict=True)]
     out = b""
@@ -148,7 +148,7 @@ def _raw_frame(rng: random.Random) -> bytes:
 
 
 def websocket_case(rng: random.Random, target: Target) -> Case:
-    """What one websocket sends once it is open."""
+    """Return the data that a websocket sends after its handshake."""
     dialect = rng.choice(sorted(CODECS))
     data = b""
     for _ in range(rng.randrange(1, 7)):

@@ -1,4 +1,4 @@
-"""A kernel's hb port, which answers while its heart beats."""
+"""The heartbeat port of a kernel, which a test can stop."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ __all__ = ["HeartbeatKernel"]
 
 
 class HeartbeatKernel:
-    """The kernel's side: answers while it beats."""
+    """Answers pings until a test stops it."""
 
     def __init__(
         self,

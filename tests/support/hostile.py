@@ -1,4 +1,4 @@
-"""Clients of a live server that mean harm, and one that does not."""
+"""Hostile clients of a live server, and a cooperative one."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from tests.support.waiting import TIMEOUT, eventually
 
 __all__ = ["Heard", "Honest", "RawConnection", "honest", "open_files", "unharmed"]
 
-# Descriptors that the server may have opened for itself meanwhile. Attackers hold hundreds.
+# Descriptors that the server may have opened itself in the meantime; attacks use hundreds.
 OWN_FILES = 4
 _STATUS = re.compile(rb"(?:^|\r\n|[\]}])HTTP/1\.[01] (\d{3}) ")
 
 
 @dataclass(slots=True)
 class Heard:
-    """What a server said on one connection."""
+    """The data that a server sent on one connection."""
 
     closes: list[int] = field(default_factory=list)
     reasons: list[str] = field(default_factory=list)
@@ -36,7 +36,7 @@ class Heard:
 
 
 class RawConnection:
-    """A connection on which any bytes may be sent."""
+    """A connection that can send any bytes."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.reader, self.writer = reader, writer
@@ -69,20 +69,20 @@ class RawConnection:
         return wire
 
     async def send(self, *pieces: bytes) -> None:
-        """Write, each piece for itself; no matter whether anybody listens any more."""
+        """Write each piece separately; ignore a closed connection."""
         with contextlib.suppress(ConnectionError):
             for piece in pieces:
                 self.writer.write(piece)
                 await self.writer.drain()
 
     async def until_end(self, patience: float = TIMEOUT) -> bytes:
-        """Read until the server hangs up; AssertionError after `patience` seconds."""
+        """Read until the server closes the connection; AssertionError after `patience` seconds."""
         came = await self.listen(patience)
         assert came[1], f"still open after {patience} s: {came[0][-300:]!r}"
         return came[0]
 
     async def listen(self, patience: float) -> tuple[bytes, bool]:
-        """Read until the server hangs up or has said nothing for `patience` seconds."""
+        """Read until the server closes the connection or has been silent for `patience` seconds."""
         came = bytearray()
         while True:
             try:
@@ -97,7 +97,7 @@ class RawConnection:
             came += data
 
     async def statuses(self, patience: float) -> list[int]:
-        """The statuses of all answers, until no more come."""
+        """Return the statuses of all answers."""
         came, _ = await self.listen(patience)
         return [int(code) for code in _STATUS.findall(came)]
 
@@ -136,7 +136,7 @@ class RawConnection:
 
 
 class Honest:
-    """Executes cells, one after the other, and checks what each of them says."""
+    """Executes cells one after the other and checks their output."""
 
     def __init__(self, client: KernelClient) -> None:
         self.client = client
@@ -152,7 +152,7 @@ class Honest:
             self._progress.set()
 
     async def goes_on(self, cells: int = 3) -> None:
-        """Wait until so many more cells have been answered."""
+        """Wait until some more cells have been answered."""
         wanted = self.done + cells
         async with asyncio.timeout(TIMEOUT):
             while self.done < wanted:
@@ -162,7 +162,7 @@ class Honest:
 
 @asynccontextmanager
 async def honest(server: Server, kernel: str) -> AsyncIterator[Honest]:
-    """An honest client for the length of a `with` block; it fails if one answer is not right."""
+    """Run a cooperative client for a `with` block; it fails if an answer is wrong."""
     async with attach(server, kernel) as client, asyncio.TaskGroup() as group:
         one = Honest(client)
         task = group.create_task(one.run())
@@ -173,18 +173,19 @@ async def honest(server: Server, kernel: str) -> AsyncIterator[Honest]:
 
 
 def open_files(server: Server) -> int:
-    """Descriptors of the server process."""
+    """Return the number of file descriptors of the server process."""
     return int(psutil.Process(server.process.pid).num_fds())
 
 
 @asynccontextmanager
 async def unharmed(server: Server, kernel: str, grows: int) -> AsyncIterator[Honest]:
-    """An attack: honest work goes on, memory is bounded, descriptors come back, the log is clean.
+    """Check during an attack that other clients work, memory is bounded, descriptors are released,
+    and the log is clean.
 
     Parameters
     ----------
     grows : int
-        Bytes by which the server's memory may grow at its peak.
+        Maximum growth of the server's memory in bytes.
     """
     async with honest(server, kernel) as one:
         files, memory = open_files(server), server.rss()

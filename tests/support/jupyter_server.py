@@ -1,4 +1,4 @@
-"""Jupyter Server processes with the extension, in directories of their own."""
+"""Jupyter Server processes with the extension, in separate directories."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ SWITCH = (
     / "jupyter_server_config.d"
     / "kbridge-extension.json"
 )
-"""The file that turns the extension on; the wheel installs it."""
+"""The file that enables the extension; the wheel installs it."""
 
-# Extensions that the environment may have: not under test, and most of a start's time.
+# Other extensions that the environment may have; they take most of the time of a start.
 _OTHERS = ("jupyter_lsp", "jupyter_server_terminals", "jupyterlab", "notebook_shim")
 
 
@@ -30,7 +30,7 @@ def jupyter_server(
     python: str = sys.executable,
     env: Mapping[str, str] | None = None,
 ) -> Server:
-    """Make (not yet start) a Jupyter Server with the extension.
+    """Create a Jupyter Server with the extension, without starting it.
 
     Parameters
     ----------
@@ -39,14 +39,14 @@ def jupyter_server(
     *args : str
         More command line options.
     python : str
-        The interpreter, and with it the environment.
+        The interpreter of the environment.
     env : mapping, optional
         More environment variables.
     """
     switches = home / "config" / SWITCH.parent.name
     switches.mkdir(parents=True)
     shutil.copy(SWITCH, switches)
-    # Not among the switches: there, what the environment has goes first.
+    # Not as options, because there the configuration of the environment has precedence.
     off = {"ServerApp": {"jpserver_extensions": dict.fromkeys(_OTHERS, False)}}
     (home / "config" / "jupyter_server_config.json").write_text(json.dumps(off))
     (home / "root").mkdir()

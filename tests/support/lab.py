@@ -1,4 +1,4 @@
-"""JupyterLab as its user meets it: a server process, and notebooks in a browser's page."""
+"""JupyterLab as a user sees it: a server process, and notebooks in a browser."""
 
 from __future__ import annotations
 
@@ -38,18 +38,18 @@ __all__ = [
     "with_gateway",
 ]
 
-# A directory for pictures of the tests, if they are wanted.
+# A directory for screenshots; None: do not save any.
 _SCREENSHOTS = os.environ.get("KBRIDGE_SCREENSHOTS")
-# News and updates would be asked of the internet; cells out of sight would not be drawn.
+# News and updates would be requested from the internet; invisible cells would not be drawn.
 _SETTINGS: dict[str, dict[str, Any]] = {
     "apputils-extension/notification": {"fetchNews": "false", "checkForUpdates": False},
     "notebook-extension/tracker": {"windowingMode": "none"},
 }
 _KERNELSPEC = {"name": "python3", "display_name": "Python 3 (ipykernel)", "language": "python"}
-# What the page knows of the kernel of the notebook in front.
+# The page's information about the kernel of the active notebook.
 _KERNEL = "window.jupyterapp?.shell.currentWidget?.sessionContext?.session?.kernel"
 _UNREACHABLE = "Server Connection Error"
-# JupyterLab's own: it does not catch what becomes of its requests when a kernel restarts.
+# Errors of JupyterLab, which does not catch the failure of its requests when a kernel restarts.
 _TOLERATED = re.compile("Canceled future for .* before replies were done")
 
 
@@ -62,7 +62,7 @@ def expect(locator: Locator) -> LocatorAssertions:
 
 
 def jupyter_lab(home: Path, *args: str) -> Server:
-    """Make (not yet start) a JupyterLab that asks nothing of the world outside."""
+    """Create a JupyterLab that makes no requests to the internet, without starting it."""
     for name, values in _SETTINGS.items():
         path = home / "settings" / "@jupyterlab" / f"{name}.jupyterlab-settings"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -83,7 +83,7 @@ def jupyter_lab(home: Path, *args: str) -> Server:
 
 @asynccontextmanager
 async def lab_page(url: str, home: Path) -> AsyncIterator[Lab]:
-    """Load JupyterLab from `url`, a way to the server whose home is `home`, with nothing open."""
+    """Load JupyterLab from `url`, a URL of the server whose home is `home`, with nothing open."""
     executable = require("chromium", "playwright")
     from playwright.async_api import async_playwright
 
@@ -99,7 +99,7 @@ async def lab_page(url: str, home: Path) -> AsyncIterator[Lab]:
             await page.goto(f"{url}/lab?reset&token={TOKEN}")
             await page.wait_for_function("window.jupyterapp?.restored.then(() => true)")
             lab = Lab(page, home)
-            # It comes when a request fails, at no certain time, and covers the page.
+            # The dialog appears at any time after a failed request, and covers the page.
             await page.add_locator_handler(_unreachable(page), lab._close_dialog)
             yield lab
         finally:
@@ -109,10 +109,10 @@ async def lab_page(url: str, home: Path) -> AsyncIterator[Lab]:
 
 
 class Place(NamedTuple):
-    """JupyterLab in a page, and all that is behind it.
+    """JupyterLab in a page, and its servers and networks.
 
     `front` is the network between the page and JupyterLab, `back` the one between JupyterLab and
-    what has the kernels: kbridge, or nothing where kbridge is inside JupyterLab's server.
+    kbridge; None if kbridge runs inside JupyterLab's server.
     """
 
     lab: Lab
@@ -125,7 +125,7 @@ class Place(NamedTuple):
             await self.lab.screenshot(name)
 
     async def open(self) -> Notebook:
-        """A new notebook, whatever a test before has done to the network."""
+        """Open a new notebook, after restoring the network."""
         await self.restore()
         return await self.lab.open()
 
@@ -136,7 +136,7 @@ class Place(NamedTuple):
 
 @asynccontextmanager
 async def with_extension(home: Path) -> AsyncIterator[Place]:
-    """JupyterLab with the extension, as it is installed."""
+    """Run JupyterLab with the installed extension."""
     require("jupyterlab", "ipywidgets", "ipykernel")
     async with AsyncExitStack() as stack:
         server = jupyter_lab(home)
@@ -150,7 +150,7 @@ async def with_extension(home: Path) -> AsyncIterator[Place]:
 
 @asynccontextmanager
 async def with_gateway(home: Path, kernels: Server, *args: str) -> AsyncIterator[Place]:
-    """JupyterLab, and as its gateway a server that is started here."""
+    """Run JupyterLab with a new server as its gateway."""
     require("jupyterlab", "ipywidgets", "ipykernel")
     async with AsyncExitStack() as stack:
         stack.callback(kernels.kill)
@@ -201,7 +201,7 @@ class Lab:
 
     @asynccontextmanager
     async def slow(self, times: int = 4) -> AsyncIterator[None]:
-        """Let the page have a slower processor."""
+        """Slow down the processor of the page."""
         chromium = await self.page.context.new_cdp_session(self.page)
         await chromium.send("Emulation.setCPUThrottlingRate", {"rate": times})
         try:
@@ -211,13 +211,13 @@ class Lab:
             await chromium.detach()
 
     async def screenshot(self, name: str) -> None:
-        """Take a picture, if pictures are wanted."""
+        """Save a screenshot, if a directory for them is set."""
         if _SCREENSHOTS:
             await self.page.screenshot(path=Path(_SCREENSHOTS) / f"lab-{name}.png")
 
 
 class Notebook:
-    """The notebook in front."""
+    """The active notebook."""
 
     def __init__(self, page: Page) -> None:
         self.page = page
@@ -225,12 +225,12 @@ class Notebook:
         self._cells = page.locator(".jp-NotebookPanel:not(.lm-mod-hidden) .jp-CodeCell")
 
     async def connected(self) -> str:
-        """Wait until the page is connected to a kernel; which one?"""
+        """Wait until the page is connected to a kernel; return its id."""
         await self.page.wait_for_function(f"{_KERNEL}?.connectionStatus === 'connected'")
         return str(await self.page.evaluate(f"{_KERNEL}.id"))
 
     async def ready(self) -> str:
-        """Wait until the page knows that its kernel has nothing to do; which kernel?"""
+        """Wait until the page shows its kernel as idle; return the id of the kernel."""
         await self.page.wait_for_function(
             f"{_KERNEL}?.connectionStatus === 'connected' && {_KERNEL}.status === 'idle'"
         )
@@ -240,7 +240,7 @@ class Notebook:
         return Cell(self._cells.nth(number))
 
     async def start(self, code: str) -> Cell:
-        """Type code into the last cell and run it; a new one comes below."""
+        """Type code into the last cell and run it, which adds a new cell below."""
         cell = self.cell(await self._cells.count() - 1)
         await cell.locator.locator(".cm-content").click()
         await self.page.keyboard.insert_text(code)
@@ -248,21 +248,22 @@ class Notebook:
         return cell
 
     async def run(self, code: str) -> Cell:
-        """Run a cell to its end."""
+        """Run a cell and wait for its end."""
         cell = await self.start(code)
         await cell.done()
         return cell
 
     async def prepare(self, code: str) -> None:
-        """Run code that no cell shows."""
+        """Run code without a cell."""
         await self.page.evaluate(
             f"async code => {{ await {_KERNEL}.requestExecute({{code, silent: true}}).done }}", code
         )
 
     async def count_outputs(self) -> None:
-        """From now on count what the page gets of its kernel's output, and keep what is printed.
+        """Start to count the messages that the page receives from its kernel, and to store printed
+        text.
 
-        Not stderr: ipykernel complains there that JupyterLab asks for widgets it does not have.
+        Ignores stderr, where ipykernel logs requests of JupyterLab for missing widgets.
         """
         await self.page.evaluate(
             "() => { window.outputs = 0; window.texts = [];"
@@ -274,22 +275,23 @@ class Notebook:
         return int(await self.page.evaluate("window.outputs"))
 
     async def received(self) -> str:
-        """Return the text on stdout since `count_outputs`, whether it is drawn or not."""
+        """Return the text on stdout since `count_outputs`, even if it is not drawn."""
         return str(await self.page.evaluate("window.texts.join('')"))
 
     async def choose(self, menu: str, item: str) -> None:
-        """Choose from the menu bar."""
+        """Select a menu item."""
         await self.page.locator(".lm-MenuBar-item", has_text=menu).click()
         await self.page.locator(".lm-Menu-item", has_text=item).click()
 
     async def accept(self) -> None:
-        """Press the button of the dialog that says yes."""
+        """Accept the dialog."""
         await self.dialog.locator(".jp-mod-accept").click()
 
     async def connection_error(self) -> None:
-        """Wait until JupyterLab says that it cannot reach its server.
+        """Wait until JupyterLab reports that it cannot reach its server.
 
-        Not by the dialog's locator: to wait for that one calls what closes it.
+        Does not use the locator of the dialog, because waiting for it calls the handler that closes
+        it.
         """
         await self.page.wait_for_function(
             "title => [...document.querySelectorAll('.jp-Dialog')]"
@@ -321,15 +323,15 @@ class Cell:
         self.question = locator.locator(".jp-Stdin-input")
 
     def stream(self, name: str) -> Locator:
-        """Outputs of stdout or stderr, of which there may be several."""
+        """The outputs of stdout or stderr; there may be several."""
         return self.locator.locator(f'[data-mime-type="application/vnd.jupyter.{name}"]')
 
     async def text(self, name: str = "stdout") -> str:
-        """All that stands in one stream's outputs."""
+        """The text of all outputs of one stream."""
         return "".join(await self.stream(name).locator("pre").all_text_contents())
 
     async def shows(self, text: str, name: str = "stdout") -> None:
-        """Wait until that is all that stands in one stream's outputs."""
+        """Wait until a text is the whole output of one stream."""
         shown: str | None = None
         try:
             async with asyncio.timeout(TIMEOUT):
@@ -341,5 +343,5 @@ class Cell:
             pytest.fail(f"{name} differs from {differs} on: {(shown or '')[differs:][:99]!r}")
 
     async def done(self) -> None:
-        """Wait until the kernel has answered that it has run it."""
+        """Wait until the kernel has replied to the execution of the cell."""
         await expect(self.locator.locator(".jp-InputPrompt")).to_have_text(re.compile(r"\[\d+\]:"))

@@ -1,4 +1,4 @@
-"""A stretch of network between a client and a server, which a test can take away."""
+"""A network between a client and a server that a test can interrupt."""
 
 from __future__ import annotations
 
@@ -31,28 +31,28 @@ class Network:
         return f"http://127.0.0.1:{self.port}"
 
     async def restore(self) -> None:
-        """Let everything pass (again), on the same port as before."""
+        """Forward all data again, on the same port as before."""
         self._passes.set()
         if self._server is None:
-            # Small buffers here, so that what may not pass waits in the kernel's sockets.
+            # Small buffers, so that held data stays in the sockets of the operating system.
             self._server = await asyncio.start_server(
                 self._serve, "127.0.0.1", self.port, limit=4096
             )
             self.port = self._server.sockets[0].getsockname()[1]
 
     def swallow(self) -> None:
-        """From now on nothing comes through, and no end is told: a cable is out."""
+        """Stop forwarding without closing connections, as after unplugging a cable."""
         self._passes.clear()
 
     async def cut(self) -> None:
-        """Reset every connection, and refuse new ones: the server's host is gone."""
+        """Reset all connections and refuse new ones, as if the server's host were down."""
         if self._server is not None:
             self._server.close()
             self._server = None
         await self.reset()
 
     async def reset(self) -> None:
-        """Reset every connection, with all that is on its way; new ones pass."""
+        """Reset all connections and drop data in transit; accept new ones."""
         broken = set(self._tasks)
         for writer in list(self._writers):
             link = writer.get_extra_info("socket")
@@ -77,7 +77,7 @@ class Network:
             finally:
                 await self._close(forth)
         except* OSError:
-            pass  # an end has gone, as ends do: the other is closed below
+            pass  # one end has closed the connection; the other end is closed below
         finally:
             await self._close(back)
             self._tasks.discard(task)
@@ -99,7 +99,7 @@ class Network:
 
 @asynccontextmanager
 async def network_to(port: int) -> AsyncIterator[Network]:
-    """Open a way to the server on a port of this machine."""
+    """Open a local port that leads to the server."""
     network = Network(port)
     await network.restore()
     try:

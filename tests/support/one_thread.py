@@ -1,8 +1,8 @@
-"""A kernel that runs in one thread: `python one_thread.py CONNECTION_FILE`.
+"""A kernel with a single thread: `python one_thread.py CONNECTION_FILE`.
 
-It reads its shell and control sockets between two requests only, and stdin only while it waits for
-an answer, as many kernels of other languages do. Its ROUTERs do as libzmq does by default: a
-second peer with an identity that is still known is ignored.
+It reads its shell and control sockets only between two requests, and stdin only while it waits for
+an answer, as many kernels of other languages do. Its ROUTER sockets have the default behaviour of
+libzmq: they ignore a second peer with an identity that they still know.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from tests.support.scripted_kernel import ScriptedKernel, protocol
 
 
 class Stdout(io.TextIOBase):
-    """Publishes what is written at once."""
+    """Publishes written text immediately."""
 
     def __init__(self, kernel: OneThread) -> None:
         self.kernel = kernel

@@ -1,7 +1,7 @@
 """jupyter_client's and ipykernel's own tests of connections, run with `kbridge.connect` in place.
 
-As with jupyter_server's suite (`peer_suite`) nothing of them is kept here: the source distribution
-of the version that is installed is fetched, and only its tests are unpacked.
+As for jupyter_server's suite (`peer_suite`) the repository does not contain them: the source
+distribution of the installed version is downloaded, and only its tests are unpacked.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ SELECTED = {
         "tests/test_curve.py": "kernels that encrypt, and the files that they write",
     },
 }
-"""The parts of each suite that are run, and what they are about."""
+"""The parts of each suite that are run, with a description."""
 
 EXCEPTED: dict[str, dict[str, str]] = {"jupyter_client": {}, "ipykernel": {}}
-"""Tests that are left out, by exact id, and why."""
+"""Tests that are left out, by exact id, with the reason."""
 
 IN_PLACE = {
     "kernel manager": "kbridge.connect.methods",
@@ -45,10 +45,10 @@ IN_PLACE = {
     "finding": "kbridge.connect.find",
     "inside": "kbridge.connect.in_kernel",
 }
-"""Where, while they run, what they use comes from."""
+"""The modules that the functions must come from during the tests."""
 
-# ipykernel's tests end a kernel's ZeroMQ context at once, sometimes before the thread of its
-# heartbeat has bound its socket; the suite makes errors of warnings.
+# ipykernel's tests end the ZeroMQ context of a kernel immediately, sometimes before its heartbeat
+# thread has bound its socket; the suite turns warnings into errors.
 _TOLERATED = "ignore:Exception in thread Heartbeat:pytest.PytestUnhandledThreadExceptionWarning"
 
 _PLUGIN = Path(__file__).with_name("peer_connect_plugin.py")
@@ -56,7 +56,7 @@ _PLUGIN = Path(__file__).with_name("peer_connect_plugin.py")
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a suite: its tests, how each that ran ended, and whose code it met."""
+    """The result of a suite: tests, outcomes, and the origin of the functions in use."""
 
     collected: set[str]
     outcomes: dict[str, str]
@@ -65,18 +65,18 @@ class Outcome:
 
 
 def run(peer: str, suite: Path, timeout: float = 150) -> Outcome:
-    """Run the selected parts of a peer's suite in a process of its own.
+    """Run the selected parts of a peer's suite in a separate process.
 
     Raises
     ------
     subprocess.TimeoutExpired
-        If that takes longer than `timeout`, in seconds.
+        If the run takes longer than `timeout`, in seconds.
     """
     plugins = suite.with_name("plugins")
     plugins.mkdir(exist_ok=True)
     shutil.copy(_PLUGIN, plugins)
     report = suite.with_name(f"{peer}.json")
-    # Some make paths for unix sockets in it, which must be short.
+    # Some tests create unix sockets in it, whose paths must be short.
     with tempfile.TemporaryDirectory(prefix="kb-", dir="/tmp") as home:
         done = subprocess.run(
             [
@@ -113,7 +113,7 @@ def run(peer: str, suite: Path, timeout: float = 150) -> Outcome:
 
 
 def page() -> str:
-    """The lists of this module as the part of docs/peer-suite-connect.md that must say the same."""
+    """Return the part of docs/peer-suite-connect.md that shows the lists of this module."""
     lines = []
     for peer, parts in SELECTED.items():
         left_out = [f"- `{test}` is left out: {why}" for test, why in EXCEPTED[peer].items()]

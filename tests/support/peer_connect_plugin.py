@@ -1,11 +1,11 @@
-"""A pytest plugin for jupyter_client's and ipykernel's own suites: our `connect` under theirs.
+"""A pytest plugin for the test suites of jupyter_client and ipykernel, which puts kbridge's
+`connect` under them.
 
-It is copied beside the unpacked suite and loaded there before anything else, so it imports nothing
-from this repository but what is installed.
+It is copied beside the unpacked suite and loaded there first, so it imports only installed modules.
 
-jupyter_client is imported twice: once for `kbridge.connect`, which builds on parts of it; and once
-more after our names are in its `connect` module, so that its own clients and kernel managers, and
-ipykernel after it, are made with our classes and functions.
+jupyter_client is imported twice: once for `kbridge.connect`, which builds on parts of it; and again
+after kbridge's names are in its `connect` module, so that its clients and kernel managers, and
+ipykernel, use kbridge's classes and functions.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ OF_IPYKERNEL = (
     "get_connection_info",
     "write_connection_file",
 )
-# What `kbridge.connect` imported already, and what has no names of `connect`.
+# Modules that `kbridge.connect` has imported already, or that have no names of `connect`.
 KEPT = {
     f"jupyter_client.{name}"
     for name in (
@@ -58,7 +58,7 @@ def put_in() -> None:
         if name.partition(".")[0] == "jupyter_client" and name not in KEPT:
             del sys.modules[name]
     package = import_module("jupyter_client")
-    package.connect = theirs  # an import would set it, but it was imported before
+    package.connect = theirs  # an import would set it, but the module is imported already
     kernels = import_module("ipykernel.connect")
     for name in OF_IPYKERNEL:
         assert hasattr(kernels, name), name
@@ -69,7 +69,7 @@ put_in()
 
 
 def in_place() -> dict[str, str]:
-    """Where what the tests use comes from."""
+    """Return the modules of the functions that the tests use."""
     client = import_module("jupyter_client")
     app = import_module("ipykernel.kernelapp").IPKernelApp
     provisioner = import_module("jupyter_client.provisioning.local_provisioner")
@@ -87,7 +87,7 @@ def in_place() -> dict[str, str]:
 
 
 class Report:
-    """What became of each test."""
+    """The outcome of each test."""
 
     def __init__(self, path: Path) -> None:
         self.path = path

@@ -1,7 +1,7 @@
-"""A pytest plugin for jupyter_server's own suite: another connection class stands for its own.
+"""A pytest plugin for the test suite of jupyter_server, which replaces its connection class.
 
-It is copied beside the unpacked suite and loaded there, in a process of its own, so it imports
-nothing from this repository but what is installed.
+It is copied beside the unpacked suite and loaded there in a separate process, so it imports only
+installed modules.
 
 Wherever jupyter_server says `ZMQChannelsWebsocketConnection` (the default of
 `ServerApp.kernel_websocket_connection_class` is such a place, and the tests that make one by hand)
@@ -32,7 +32,7 @@ MADE = "connections made"
 
 
 class Report:
-    """What became of each test, as the process hears it that directs the workers."""
+    """The outcome of each test, in the process that controls the workers."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -76,9 +76,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    # The marker of a plugin that gives a test more tries; here it has one.
+    # The marker of a plugin that repeats failed tests; here they run once.
     config.addinivalue_line("markers", "flaky: may fail at the first try")
-    # What Tornado 6.6 says of the way in which these tests make a request.
+    # The warning of Tornado 6.6 about the requests of these tests.
     config.addinivalue_line("filterwarnings", "ignore:.*HTTPServerRequest:DeprecationWarning")
     connection = pkgutil.resolve_name(config.getoption("--connection-class"))
     setattr(jupyter_server.serverapp, CLASS, connection)

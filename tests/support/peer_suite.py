@@ -1,8 +1,8 @@
-"""jupyter_server's own tests, fetched in the version that is installed, run with another class.
+"""The tests of the installed version of jupyter_server, run with another connection class.
 
-Nothing of that suite is kept here: its source distribution comes from the package index that pip is
-configured with, once a version, and only its tests are unpacked, so that the code under test is
-what is installed. It runs in a process of its own, with its own configuration.
+The repository does not contain that suite: pip downloads its source distribution once per version,
+and only its tests are unpacked, so that the installed code is tested. The suite runs in a separate
+process with its own configuration.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ SELECTED = {
     "tests/base/test_websocket.py": "Jupyter Server's websocket handler",
     "tests/test_serialize.py": "legacy binary frames, written and read by kbridge's functions",
 }
-"""The parts of the suite that are run, and what they are about."""
+"""The parts of the suite that are run, with a description."""
 
 EXCEPTED: dict[str, str] = {
     "tests/services/kernels/test_connection.py"
@@ -45,37 +45,37 @@ EXCEPTED: dict[str, str] = {
         " has the only sockets."
     ),
 }
-"""Tests of the other class's private parts, by exact id, and why each says nothing of ours."""
+"""Tests of private parts of the other class, by exact id, with the reason why they do not apply."""
 
 NOT_HERE: dict[str, str] = {}
-"""Tests that fail with jupyter_server's own class too, by exact id, and why."""
+"""Tests that fail with jupyter_server's own class too, by exact id, with the reason."""
 
 OURS = ("kbridge.jupyter:ZMQChannelsWebsocketConnection", "kbridge.connection.messages")
 THEIRS = (
     "jupyter_server.services.kernels.connection.channels:ZMQChannelsWebsocketConnection",
     "jupyter_server.services.kernels.connection.base",
 )
-"""A connection class, and the module of the functions that go with it."""
+"""A connection class, and the module of its functions."""
 
 _PLUGIN = Path(__file__).with_name("peer_plugin.py")
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of the suite.
+    """The result of the suite.
 
     Attributes
     ----------
     collected : set of str
-        The ids of all tests in the selected parts, those that were left out among them.
+        The ids of all tests in the selected parts, including those that are left out.
     outcomes : dict
         For each test that ran: "passed", "failed in ..." or "skipped: ...".
     made : dict
-        How many connections of the class each test made.
+        The number of connections of the class for each test.
     returncode : int
-        pytest's.
+        The exit code of pytest.
     output : str
-        What pytest printed.
+        The output of pytest.
     """
 
     collected: set[str]
@@ -86,7 +86,7 @@ class Outcome:
 
     @property
     def failed(self) -> dict[str, str]:
-        """The tests that failed, and how."""
+        """The tests that failed, with their outcome."""
         return {test: how for test, how in self.outcomes.items() if how.startswith("failed")}
 
 
@@ -97,20 +97,20 @@ def run(
     leave_out: dict[str, str] | None = None,
     timeout: float = 400,
 ) -> Outcome:
-    """Run parts of the suite, in three processes, with a connection class and its functions put in.
+    """Run parts of the suite in three processes with a connection class and its functions.
 
     Parameters
     ----------
     suite : Path
-        Where it was unpacked.
+        The directory of the unpacked suite.
     implementation : tuple of str
         `OURS` or `THEIRS`.
     *selected : str
-        Paths or ids; all of `SELECTED` where none is given.
+        Paths or ids; all of `SELECTED` if none is given.
     leave_out : dict, optional
         The ids of tests that are collected, but not run.
     timeout : float
-        Seconds until it is ended and subprocess.TimeoutExpired is raised.
+        Seconds after which the run is ended and subprocess.TimeoutExpired is raised.
     """
     plugins = suite.with_name("plugins")
     plugins.mkdir(exist_ok=True)
@@ -147,7 +147,7 @@ def run(
 
 
 def page() -> str:
-    """The lists of this module as the part of docs/peer-suite.md that must say the same."""
+    """Return the part of docs/peer-suite.md that shows the lists of this module."""
     return "\n".join(
         [
             "## Tests that run",

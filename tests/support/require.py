@@ -1,7 +1,7 @@
-"""One rule for the parts of the outer world that a test needs.
+"""Check for external programs and modules that a test needs.
 
 On a user's machine a missing part skips the test and says what to install. In CI (`CI` set in the
-environment) it fails: a green run there has really met the browser, Node and the kernels.
+environment) it fails, so that a successful run has used the browser, Node and the kernels.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _ADVICE = {
 
 
 def require(*parts: str) -> str:
-    """Find what a test cannot do without, or end the test.
+    """Find a requirement of a test; skip or fail the test if it is missing.
 
     Parameters
     ----------
@@ -50,7 +50,7 @@ def require(*parts: str) -> str:
     Returns
     -------
     str
-        Where the first part was found; for a module, its name.
+        The path of the first part that was found; for a module, its name.
     """
     found = [_find(part) for part in parts]
     missing = [part for part, where in zip(parts, found, strict=True) if not where]
@@ -63,7 +63,7 @@ def require(*parts: str) -> str:
 
 
 def lack(reason: str) -> NoReturn:
-    """End a test that lacks something: in CI it fails, elsewhere it is skipped."""
+    """End a test with a missing requirement: in CI it fails, elsewhere it is skipped."""
     if os.environ.get("CI", "").lower() not in {"", "0", "false"}:
         pytest.fail(f"in CI no part may be missing, but {reason}", pytrace=False)
     pytest.skip(reason)

@@ -1,4 +1,4 @@
-"""A server that is killed and started again in the same place, and the kernels that outlive it."""
+"""A server that is killed and started again on the same address, and its surviving kernels."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ __all__ = ["RestartableServer"]
 
 
 class RestartableServer(Server):
-    """Like `Server`, but with one port and one log for all its lives."""
+    """Like `Server`, but with the same port and log for all starts."""
 
     def __init__(self, home: Path, *args: str, env: Mapping[str, str] | None = None) -> None:
         super().__init__(home, *args, env=env, command=_COMMAND)
         self.port = free_port()
 
     def start(self, *args: str) -> RestartableServer:
-        """Start it, for the first time or again; `args` are for this life only."""
+        """Start the server, for the first time or again; `args` are for this start only."""
         self.launch(*args)
         port = self.port
         try:
@@ -34,7 +34,7 @@ class RestartableServer(Server):
         return self
 
     def launch(self, *args: str) -> subprocess.Popen[bytes]:
-        """Start it, and do not wait for it."""
+        """Start the server without waiting for it."""
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
                 [*self._command, f"--port={self.port}", "--port-retries=0", *self._args, *args],
@@ -47,12 +47,12 @@ class RestartableServer(Server):
         return self._process
 
     def crash(self) -> None:
-        """End it as the system does that is out of memory."""
+        """Kill the server, as the system does when memory runs out."""
         self.process.kill()
         assert self.process.wait(TIMEOUT) == -signal.SIGKILL
 
     def install(self, name: str, code: str | Path) -> None:
-        """Install a kernelspec whose kernel is a Python program: a path, or what is in it."""
+        """Install a kernelspec for a Python program, given as a path or as source code."""
         there = self.home / "data" / "kernels" / name / "kernel.json"
         there.parent.mkdir(parents=True)
         program = [str(code)] if isinstance(code, Path) else ["-c", code]
@@ -61,11 +61,11 @@ class RestartableServer(Server):
         there.write_text(json.dumps(spec))
 
     def said(self, words: str) -> int:
-        """How often something stands in the log of all its lives."""
+        """Return how often a text occurs in the log of all starts."""
         return self.log.read_text(errors="replace").count(words)
 
     def kernels(self) -> dict[str, int]:
-        """Pids of the kernels that run, by id, whoever has started them."""
+        """Return the pids of the running kernels of all starts, by kernel id."""
         return {
             Path(path).stem.removeprefix("kernel-"): process.pid for process, path in self.started()
         }

@@ -1,8 +1,8 @@
 """A kernel that sends what a test tells it to send: `python scripted_kernel.py CONNECTION_FILE`.
 
 It runs the code of each `execute_request` in its own process, with the kernel as `k` and the
-request's header as `parent`, so that each test contains the fault that it is about. Two environment
-variables set faults that are needed before the first request:
+request's header as `parent`, so that each test contains its fault. Two environment variables set
+faults that must exist before the first request:
 
 - KERNEL_SCRIPT_PROTOCOL: the protocol version in kernel_info_reply, as JSON; `null` leaves it out
 - KERNEL_SCRIPT_MUTE: `all`: the kernel answers nothing; any other value: it does not answer
@@ -27,13 +27,13 @@ _PARTS = 4  # header, parent header, metadata, content
 
 
 class ScriptedKernel:
-    """The sockets of a kernel, and what to do with them."""
+    """The sockets of a kernel, and their operations."""
 
     def __init__(self, info: dict[str, Any]) -> None:
         self.key = info["key"].encode()
         self.session = uuid.uuid4().hex
         self.context = zmq.Context()
-        self.idents: list[bytes] = []  # whose request it is at
+        self.idents: list[bytes] = []  # the sender of the current request
         self.beats = 0
         kinds = {"shell": zmq.ROUTER, "control": zmq.ROUTER, "stdin": zmq.ROUTER}
         kinds |= {"hb": zmq.ROUTER, "iopub": zmq.XPUB}
@@ -46,7 +46,7 @@ class ScriptedKernel:
     # -- what tests call ------------------------------------------------------------------------
 
     def parts(self, msg_type: str, content: Any, parent: Any = None, **header: Any) -> list[bytes]:
-        """The four parts of a message that is right, but for what `header` changes."""
+        """Return the four parts of a valid message, except for the fields that `header` changes."""
         header = {
             "msg_id": uuid.uuid4().hex,
             "msg_type": msg_type,
@@ -63,7 +63,7 @@ class ScriptedKernel:
         return mac.hexdigest().encode()
 
     def send(self, parts: list[bytes], signature: bytes | None = None, channel: str = "") -> None:
-        """Send four parts and what follows them; on iopub, or to who is being answered."""
+        """Send four parts and buffers, on iopub or to the sender of the current request."""
         signature = self.sign(parts) if signature is None else signature
         self.send_raw([b"<IDS|MSG>", signature, *parts], channel)
 
@@ -78,7 +78,7 @@ class ScriptedKernel:
         self.say("stream", {"name": "stdout", "text": text}, parent)
 
     def flush(self) -> None:
-        """Send all that was said; nothing can be said after it."""
+        """Flush all messages and close the sockets."""
         for socket in self.sockets.values():
             socket.close(linger=-1)
         self.context.term()
@@ -130,5 +130,5 @@ def protocol() -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # as kernels do that are not at work
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # as idle kernels do
     ScriptedKernel(json.loads(Path(sys.argv[1]).read_text())).run()

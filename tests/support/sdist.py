@@ -1,4 +1,4 @@
-"""Peers' source distributions: what has their tests, and is not kept here."""
+"""Download the source distributions of peers, which contain their tests."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ class NoSuite(Exception):
 
 
 def fetch(peer: str, cache: Path) -> Path:
-    """The source distribution of the peer that is installed, fetched where it is new.
+    """Return the source distribution of the installed peer; download it if it is new.
 
     Raises
     ------
     NoSuite
-        If pip does not get it.
+        If pip cannot download it.
     """
     wanted = f"{peer}-{version(peer)}.tar.gz"
     if (cache / wanted).exists():
@@ -69,16 +69,16 @@ def unpack(archive: Path, home: Path) -> Path:
 
 
 def suite_of(peer: str, since: tuple[int, ...], request: pytest.FixtureRequest, home: Path) -> Path:
-    """Unpack the tests of the peer that is installed, or end the test that wants them.
+    """Unpack the tests of the installed peer; skip or fail the test if that is impossible.
 
     Parameters
     ----------
     peer : str
-        The distribution.
+        The name of the distribution.
     since : tuple of int
-        The oldest version that is of use.
+        The oldest supported version.
     request, home
-        pytest's, for what it keeps between runs; and where to unpack.
+        The cache of pytest, and the directory to unpack to.
     """
     require("pip", "ipykernel", "pytest_jupyter")
     if tuple(map(int, version(peer).split(".")[:2])) < since:
@@ -92,7 +92,7 @@ def suite_of(peer: str, since: tuple[int, ...], request: pytest.FixtureRequest, 
 
 
 def environment(plugins: Path) -> dict[str, str]:
-    """Ours, without what concerns this run of pytest or this user's Jupyter."""
+    """Return the environment without variables of this pytest run and of the user's Jupyter."""
     ours = {
         name: value
         for name, value in os.environ.items()

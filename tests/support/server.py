@@ -1,7 +1,7 @@
-"""Server processes for tests: kbridge as a user starts it, in directories of its own.
+"""Server processes for tests: kbridge as a user starts it, in separate directories.
 
-`KBRIDGE_TEST_SERVER=jupyter_server` puts Jupyter Server in its place, to see what the peer does
-with the same tests. It fails some: those are what kbridge is for.
+`KBRIDGE_TEST_SERVER=jupyter_server` uses Jupyter Server instead, to compare it in the same tests.
+It fails those for which kbridge was written.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _PEER_COMMAND = [
     *(sys.executable, "-m", "jupyter_server", "--ip=127.0.0.1", "--no-browser", "--allow-root"),
     *("--ServerApp.disable_check_xsrf=True", "--ServerApp.jpserver_extensions=kbridge=False"),
 ]
-# Kernelspecs that every test server knows beside ipykernel's python3.
+# Kernelspecs of every test server, in addition to ipykernel's python3.
 _SPECS = {
     "broken": "import sys; print('this kernel has no engine', file=sys.stderr); sys.exit(3)",
     "mute": "import signal; signal.pause()",
@@ -41,7 +41,7 @@ _SPECS = {
 
 
 class Reply(NamedTuple):
-    """What a REST request was answered with."""
+    """The reply to a REST request."""
 
     status: int
     headers: Mapping[str, str]
@@ -52,18 +52,18 @@ class Reply(NamedTuple):
 
 
 class Server:
-    """A server process, from its first byte of log to its exit.
+    """A server process, from its start to its exit.
 
     Parameters
     ----------
     home : Path
-        An empty directory; everything that the server writes stays in it.
+        An empty directory for all files of the server.
     *args : str
         More command line options.
     env : mapping, optional
         More environment variables.
     command : list of str, optional
-        Another program than kbridge that writes a runtime file as Jupyter servers do.
+        Another program than kbridge, which writes a runtime file as Jupyter servers do.
     """
 
     def __init__(
@@ -125,8 +125,8 @@ class Server:
         return self
 
     def _listening(self) -> int:
-        """Read the port from the runtime file, so that a port taken meanwhile is no matter."""
-        assert self.process.poll() is None, f"the server went away:\n{self.tail()}"
+        """Read the port from the runtime file, because the server may have used another one."""
+        assert self.process.poll() is None, f"the server ended:\n{self.tail()}"
         for path in (self.home / "runtime").glob(f"*-{self.process.pid}.json"):
             try:
                 port = int(json.loads(path.read_text())["port"])
@@ -142,7 +142,7 @@ class Server:
         return "\n".join(self.log.read_text(errors="replace").splitlines()[-lines:])
 
     def stop(self) -> int:
-        """Ask the server to end, and give its exit code."""
+        """Stop the server with SIGTERM; return its exit code."""
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
         try:
@@ -152,7 +152,7 @@ class Server:
             raise AssertionError(f"SIGTERM did not end the server:\n{self.tail()}") from None
 
     def kill(self) -> None:
-        """End the server and everything that it ever started, whatever they think of it."""
+        """Kill the server and all processes that it started."""
         if self._process is None:
             return
         family = []
@@ -167,13 +167,13 @@ class Server:
             except psutil.NoSuchProcess:
                 continue
         self.process.wait(TIMEOUT)
-        # Kernels outlive a server that was killed before, and are nobody's children then.
+        # Kernels outlive a server that was killed, and are then not its children.
         for process, _ in self.started():
             process.kill()
         eventually(lambda: not self.started(), "no kernel is left")
 
     def started(self) -> list[tuple[psutil.Process, str]]:
-        """Kernels that this server has started and that run, with their connection files."""
+        """Return the running kernels of this server, with their connection files."""
         files = str(self.home / "runtime" / "kernel-")
         found = []
         for process in psutil.process_iter(["cmdline", "status"]):
@@ -183,11 +183,11 @@ class Server:
         return found
 
     def rss(self) -> int:
-        """Resident bytes of the server process alone."""
+        """Return the resident memory of the server process in bytes."""
         return int(psutil.Process(self.process.pid).memory_info().rss)
 
     def children(self) -> set[int]:
-        """Pids of the processes that the server has started and that still run."""
+        """Return the pids of the running processes that the server has started."""
         return {p.pid for p in psutil.Process(self.process.pid).children(recursive=True)}
 
     def request(
@@ -198,7 +198,7 @@ class Server:
         headers: Mapping[str, str] | None = None,
         token: str | None = TOKEN,
     ) -> Reply:
-        """Make one REST request; `body` is sent as JSON unless it is bytes."""
+        """Send one REST request; `body` is sent as JSON unless it is bytes."""
         given = {"Authorization": f"token {token}"} if token is not None else {}
         data = body if isinstance(body, bytes | None) else json.dumps(body).encode()
         connection = HTTPConnection("127.0.0.1", self.port, timeout=TIMEOUT)
@@ -214,25 +214,25 @@ class Server:
         return await asyncio.to_thread(self.request, method, path, body)
 
     def start_kernel(self, name: str = "python3", **more: Any) -> str:
-        """Start a kernel and give its id."""
+        """Start a kernel; return its id."""
         reply = self.request("POST", "/api/kernels", {"name": name, **more})
         assert reply.status == 201, f"{reply.status} {reply.body!r}\n{self.tail()}"
         return str(reply.json()["id"])
 
     def stop_kernel(self, kernel_id: str) -> None:
-        """End a kernel; it is no fault if it is gone already."""
+        """Shut a kernel down; ignore a kernel that has ended already."""
         reply = self.request("DELETE", f"/api/kernels/{kernel_id}")
         assert reply.status in {204, 404}, f"{reply.status} {reply.body!r}\n{self.tail()}"
 
     def assert_clean_log(self) -> None:
-        """Fail if the server met an error of its own, or wrote its token down."""
+        """Fail if the log has an internal error or the token."""
         text = self.log.read_text(errors="replace")
         assert "Traceback" not in text, text[text.index("Traceback") - 2000 :][:6000]
-        assert TOKEN not in text, "the token stands in the log"
+        assert TOKEN not in text, "the log contains the token"
 
 
 def _ports() -> Iterator[int]:
-    # Below the range from which kernels and clients get theirs, so that those cannot take them.
+    # Below the ephemeral range, so that kernels and clients do not use these ports.
     yield from itertools.cycle(range(20_000 + os.getpid() % 500 * 20, 32_000))
 
 
@@ -240,16 +240,16 @@ _PORTS = _ports()
 
 
 def free_port() -> int:
-    """Give a port on 127.0.0.1 on which nothing listens now."""
+    """Return a free port on 127.0.0.1."""
     for port in _PORTS:
         with socket.socket() as probe:
             if probe.connect_ex(("127.0.0.1", port)) != 0:
                 return port
-    raise AssertionError("unreachable: the ports go round")
+    raise AssertionError("unreachable: the ports are a cycle")
 
 
 def gone(pid: int) -> bool:
-    """Tell whether a process has ended (a zombie has)."""
+    """Return True if a process has ended; a zombie counts as ended."""
     try:
         return bool(psutil.Process(pid).status() == psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:

@@ -1,4 +1,4 @@
-"""Signals that whoever started the tests ignores: nohup, shells (`pytest &`), some CI systems."""
+"""Signals that the parent of the tests ignores: nohup, shells (`pytest &`), some CI systems."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _DEFAULTS = {
 
 
 def reset_ignored_signals() -> list[str]:
-    """Give signals that are ignored their default action, and return their names.
+    """Restore the default action of ignored signals; return their names.
 
     Child processes inherit ignored signals: servers would not end by SIGHUP, and kernels could not
     be interrupted.

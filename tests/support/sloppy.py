@@ -1,13 +1,13 @@
-"""Messages as careless clients write them, in both dialects: one table for every server.
+"""Incomplete and invalid messages in both dialects: one table for all servers.
 
-Each case is a `kernel_info_request` with one fault, and what kbridge makes of it:
+Each case is a `kernel_info_request` with one fault, and the expected reaction of kbridge:
 
-- "answered": the kernel gets it, and replies;
-- "ignored": the websocket stays open, and no reply comes;
+- "answered": the kernel receives it and replies;
+- "ignored": the websocket stays open, and there is no reply;
 - "closed N": the websocket is closed with the code N.
 
-The rule is that kbridge takes what Jupyter Server and the Kernel Gateway take. Where it does not,
-the case says why.
+kbridge should accept the messages that Jupyter Server and the Kernel Gateway accept. Exceptions
+have a reason in the case.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Case:
     stricter : str
         The reason why kbridge rejects a message that others accept; empty for most.
     hangs : bool
-        Jupyter Server does not recover from it, so that it cannot be asked.
+        True if Jupyter Server does not recover from it, so that it cannot be compared.
     """
 
     name: str
@@ -51,7 +51,7 @@ class Case:
     hangs: bool = False
 
     def numbered(self, number: int) -> Case:
-        """Give the case with ids of its own: kernels ignore bytes that they have seen before."""
+        """Return the case with new ids, because kernels ignore repeated messages."""
         new = f"sloppy-{number:04}"
         if isinstance(self.frame, str):
             frame: str | bytes = self.frame.replace(_ID, new)

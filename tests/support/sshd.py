@@ -1,4 +1,4 @@
-"""A real OpenSSH server on 127.0.0.1, as root or as any user, with keys and files of its own."""
+"""A real OpenSSH server on 127.0.0.1, as root or as any user, with separate keys and files."""
 
 from __future__ import annotations
 
@@ -23,38 +23,38 @@ _USER = pwd.getpwuid(os.getuid()).pw_name
 
 
 def _program(name: str) -> str:
-    # An ordinary user's PATH lacks the directories of Debian's sshd.
+    # The PATH of an ordinary user does not contain the directory of Debian's sshd.
     path = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/sbin", "/usr/local/sbin"])
     return shutil.which(name, path=path) or require(name)
 
 
 def make_key(path: Path) -> Path:
-    """Make a key without a passphrase, and its public half next to it."""
+    """Create a key without a passphrase, and its public key beside it."""
     keygen = [_program("ssh-keygen"), "-q", "-t", "ed25519", "-N", "", "-C", "test", "-f", path]
     subprocess.run(keygen, check=True, timeout=TIMEOUT)
     return path
 
 
 class Sshd:
-    """An sshd process, and the files with which a client gets in.
+    """An sshd process, and the files that a client needs.
 
     Parameters
     ----------
     home : Path
-        An empty directory; everything is in it.
+        An empty directory for all files.
     *settings : str
-        Lines for sshd_config; they win over the usual ones.
+        Lines for sshd_config, with precedence over the usual ones.
 
     Attributes
     ----------
     port : int
-        Where it listens; the same after a restart.
+        The port, which stays the same after a restart.
     key : Path
-        The private key that opens it.
+        The private key for the login.
     config : Path
         An ssh_config that knows it as `box` and trusts its host key, for `ssh -F`.
     user : str
-        Who may log in: who runs the tests.
+        The user who may log in: the one who runs the tests.
     """
 
     def __init__(self, home: Path, *settings: str) -> None:
@@ -86,7 +86,7 @@ class Sshd:
         self.write_config([("box", [])])
 
     def write_config(self, hosts: Sequence[tuple[str, Sequence[str]]]) -> None:
-        """Write an ssh_config: hosts by name, each with lines that win over the usual ones."""
+        """Write an ssh_config: hosts by name, each with lines that override the usual ones."""
         text = ""
         for name, more in hosts:
             text += "".join(f"{line}\n  " for line in (f"Host {name}", *more)).rstrip(" ")
@@ -107,7 +107,7 @@ class Sshd:
 
     @property
     def options(self) -> list[str]:
-        """What an ssh needs to know before anything else."""
+        """Return the first options of every ssh command."""
         return ["-F", str(self.config)]
 
     @property
@@ -116,7 +116,9 @@ class Sshd:
         return self._process
 
     def start(self) -> Sshd:
-        if os.getuid() == 0:  # where sshd as root shuts its children in; Debian's start makes it
+        if (
+            os.getuid() == 0
+        ):  # sshd as root runs its children in this directory, which Debian's start script creates
             Path("/run/sshd").mkdir(0o755, exist_ok=True)
         command = [_program("sshd"), "-D", "-e", "-f", str(self.home / "sshd_config")]
         with self.log.open("ab") as log:
@@ -132,15 +134,15 @@ class Sshd:
             return probe.connect_ex(("127.0.0.1", self.port)) == 0
 
     def tail(self) -> str:
-        """Give the last lines of sshd's log."""
+        """Return the last lines of sshd's log."""
         return "\n".join(self.log.read_text(errors="replace").splitlines()[-40:])
 
     def sessions(self) -> list[psutil.Process]:
-        """The processes that serve connections."""
+        """Return the processes that serve connections."""
         return psutil.Process(self.process.pid).children(recursive=True)
 
     def stop(self) -> None:
-        """End it, and every connection through it."""
+        """End the server and all its connections."""
         if self._process is None:
             return
         family = [] if self.process.poll() is not None else self.sessions()

@@ -1,4 +1,4 @@
-"""The one place where tests poll: for what announces itself by no event (files, processes)."""
+"""Polling for tests, for conditions without an event (files, processes)."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ __all__ = ["TIMEOUT", "eventually", "until"]
 
 T = TypeVar("T")
 
-# Seconds until something that should happen at once counts as never. Generous, because CI is slow;
-# a passing test never waits for it.
+# Seconds after which a condition counts as failed. Long, because CI is slow; a passing test does
+# not wait that long.
 TIMEOUT = 60.0
 
 
 def eventually(probe: Callable[[], T], what: str, timeout: float = TIMEOUT) -> T:
-    """Call `probe` until it is true, and return what it gave.
+    """Call `probe` until it returns a true value; return that value.
 
     Raises
     ------
@@ -35,7 +35,7 @@ def eventually(probe: Callable[[], T], what: str, timeout: float = TIMEOUT) -> T
 
 
 async def until(probe: Callable[[], T], what: str) -> T:
-    """Call `probe` until it is true, and let the event loop run meanwhile; as `eventually`."""
+    """Call `probe` until it is true while the event loop runs; as `eventually`."""
     deadline = time.monotonic() + TIMEOUT
     while True:
         found = probe()
