@@ -199,6 +199,8 @@ class ChannelsHandler(WebSocketHandler):
             return None
         handled = self.connection.handle_incoming_message(message)
         if not inspect.isawaitable(handled):
+            handled = self.connection.pending  # an override may drop what it has to return
+        if handled is None:
             return None
         if self.keepalive is not None:
             self.keepalive.remove(self)  # while nothing is read, pongs are not read either

@@ -23,7 +23,7 @@ from kbridge.connection.pipeline import MessagePipeline
 from kbridge.connection.settings import ConnectionSettings
 from kbridge.connection.streams import HubChannel
 from kbridge.errors import FrameError, HubClosed, IgnoredMessage
-from kbridge.hub.broadcast.client_sessions import Attachment
+from kbridge.hub.broadcast.cursor import Cursor
 from kbridge.hub.hub import Hub
 from kbridge.hub.settings import HubSettings
 from kbridge.hub.table import HubTable
@@ -64,9 +64,9 @@ class ZMQChannelsWebsocketConnection(ConnectionSettings, MessagePipeline, Kernel
     _close_future = Instance(Future, help="Done once the websocket is detached.")
 
     _hub: Hub | None = None
-    _attachment: Attachment | None = None
+    _cursor: Cursor | None = None
     _dialect: Dialect | None = None
-    _room: Awaitable[None] | None = None
+    _pending: asyncio.Future[None] | None = None
     _pong_taken = False
 
     @default("_close_future")
@@ -208,22 +208,22 @@ class ZMQChannelsWebsocketConnection(ConnectionSettings, MessagePipeline, Kernel
             self.select_subprotocol([self.subprotocol or ""])
         link, dialect = self._link()
         self.create_stream()
-        attachment = self.hub.attach(
+        cursor = self.hub.attach(
             link,
             dialect,
             self.session_id,
             self.since,
             verbatim=isinstance(link, HookedClient),
             paced=self._reads_for_a_page(),
+            listener=self,
         )
         done: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         done.set_result(None)
         if self.trait_has_value("_close_future") and self._close_future.done():
-            self.hub.detach(attachment)  # a hook has detached it already, on what it was given
+            self.hub.detach(cursor)  # a hook has detached it already, on what it was given
             return done
-        self._attachment = attachment
+        self._cursor = cursor
         self._receive_pongs()
-        attachment.announced = self._on_announced
         self._open_sockets.add(self)
         self._notify("notify_connect")
         if self._overrides(("nudge",)):
@@ -257,12 +257,12 @@ class ZMQChannelsWebsocketConnection(ConnectionSettings, MessagePipeline, Kernel
         channels, self.channels = self.channels, {}
         for channel in channels.values():
             channel.close()
-        attachment, self._attachment = self._attachment, None
-        if attachment is not None and self._hub is not None:
+        cursor, self._cursor = self._cursor, None
+        if cursor is not None and self._hub is not None:
             vars(self.websocket_handler).pop("on_pong", None)  # see `_receive_pongs`
-            self._hub.detach(attachment)
-            if isinstance(attachment.link, HookedClient):
-                attachment.link.abandon()
+            self._hub.detach(cursor)
+            if isinstance(cursor.link, HookedClient):
+                cursor.link.abandon()
             self._notify("notify_disconnect")
         if not self._close_future.done():
             self._close_future.set_result(None)
@@ -274,18 +274,18 @@ class ZMQChannelsWebsocketConnection(ConnectionSettings, MessagePipeline, Kernel
     # -- messages ---------------------------------------------------------------------------
 
     def handle_incoming_message(self, incoming_msg: str | bytes) -> Awaitable[None] | None:
-        """Send what came over the websocket to the kernel.
+        """Send the message of a websocket frame to the kernel.
 
-        A frame that is no message closes this websocket, with the code and the reason of the
-        fault, and nothing that follows it is looked at. A message that Jupyter Server or the kernel
-        would ignore is counted and dropped.
+        A frame that is not a message closes the websocket, with the code and the reason of the
+        error. A message that Jupyter Server or the kernel would ignore is counted and dropped.
 
         Returns
         -------
         Awaitable or None
-            What to await before reading on, where the kernel does not keep up.
+            What the caller must await before it reads the next message; None while the kernel
+            keeps up. It fails with HubClosed if the kernel goes away.
         """
-        if self._attachment is None or self._dialect is None:
+        if self._cursor is None or self._dialect is None:
             return None
         try:
             if len(incoming_msg) > MAX_PARSED:
@@ -295,26 +295,26 @@ class ZMQChannelsWebsocketConnection(ConnectionSettings, MessagePipeline, Kernel
             self._refuse(error)
             return None
 
-    def _handle_large(self, steps: Generator[None, None, Message]) -> Awaitable[None] | None:
+    def _handle_large(self, steps: Generator[None, None, Message]) -> asyncio.Future[None] | None:
         """Decode a large frame, in the loop's next turns if one step is not enough."""
         try:
             next(steps)
         except StopIteration as end:
             return self._submit(end.value)
-        self._room = asyncio.ensure_future(self._decode_on(steps))
-        return self._room
+        self._pending = asyncio.ensure_future(self._decode_on(steps))
+        return self._pending
 
     async def _decode_on(self, steps: Generator[None, None, Message]) -> None:
         """Decode the rest of a frame, submit it, and wait for room behind it."""
         try:
             while True:
                 await asyncio.sleep(0)
-                if self._attachment is None:
+                if self._cursor is None:
                     return
                 try:
                     next(steps)
                 except StopIteration as end:
-                    room = self.hub.submit(self._attachment, end.value)
+                    room = self.hub.submit(self._cursor, end.value)
                     break
         except (FrameError, HubClosed) as error:
             self._refuse(error)
@@ -325,7 +325,7 @@ class ZMQChannelsWebsocketConnection(ConnectionSettings, MessagePipeline, Kernel
     def _refuse(self, error: FrameError | HubClosed) -> None:
         """Close the websocket because of an invalid frame; only count an ignored message."""
         if isinstance(error, IgnoredMessage):
-            self.hub.ignored.note(error.reason)
+            self.hub.ignored.record(error.reason)
             return
         self.log.warning("websocket of kernel %s closed: %s", self.kernel_id, error.reason)
         self.disconnect()
@@ -350,33 +350,39 @@ class ZMQChannelsWebsocketConnection(ConnectionSettings, MessagePipeline, Kernel
         handler.on_pong = on_pong  # type: ignore[method-assign]
 
     def on_pong(self, data: bytes) -> None:
-        """Take the payload of a pong, which may tell what has arrived.
+        """Take the payload of a pong, which may acknowledge frames.
 
-        A websocket handler may call it, and need not: `connect` sees to it that every pong gets
-        here.
+        A websocket handler may call it, and need not: `connect` arranges that every pong gets here.
         """
         self._pong_taken = True
-        if self._attachment is not None:
-            self.hub.heard(self._attachment, data)
+        if self._cursor is not None:
+            self.hub.on_pong(self._cursor, data)
 
     @property
     def blocked(self) -> bool:
         """Whether the client has yet to read what was written."""
-        return self._attachment is not None and self._attachment.blocked
+        return self._cursor is not None and self._cursor.blocked
 
-    def room(self) -> Awaitable[None] | None:
-        """What to await before reading on, for who got nothing from `handle_incoming_message`.
+    @property
+    def pending(self) -> asyncio.Future[None] | None:
+        """What to await before the next message is read; None if it may be read at once.
 
-        A second call returns None until there is another message.
+        `handle_incoming_message` returns the same. This property is for handlers whose messages
+        pass code that drops that: Jupyter Server's own `on_message`, or a subclass that overrides
+        `handle_incoming_message`.
         """
-        room, self._room = self._room, None
-        return room
+        if self._pending is not None and self._pending.done():
+            self._pending = None
+        return self._pending
 
-    def _submit(self, msg: Message) -> Awaitable[None] | None:
-        if self._attachment is None:
+    def _submit(self, msg: Message) -> asyncio.Future[None] | None:
+        if self._cursor is None:
             return None
-        self._room = self.hub.submit(self._attachment, msg)
-        return self._room
+        waits = self.hub.submit(self._cursor, msg)
+        if waits is None:
+            return None
+        self._pending = asyncio.ensure_future(waits)
+        return self._pending
 
     def _deliver(self, msg: Message) -> Any:
         channel = self.channels.get(str(msg.channel))
@@ -406,17 +412,15 @@ class ZMQChannelsWebsocketConnection(ConnectionSettings, MessagePipeline, Kernel
         self._send_status_message("dead")
 
     def _send_status_message(self, status: str) -> None:
-        """Say a status in the kernel's place, to all its websockets; twice running is once."""
-        attachment = self._attachment
-        if attachment is None:
-            return
-        told, attachment.announced = attachment.announced, None  # this websocket knows
-        try:
-            self.hub.announce(status)
-        finally:
-            attachment.announced = told
+        """Send a status in the name of the kernel to all its websockets.
 
-    def _on_announced(self, status: str) -> None:
+        Sending the same status twice in a row has no effect.
+        """
+        if self._cursor is not None:
+            self.hub.announce(status, source=self._cursor)
+
+    def on_status(self, status: str) -> None:
+        """Take a kernel status that the bridge announces (`kbridge.hub.events.StatusListener`)."""
         if status == "restarting":
             self.on_kernel_restarted()
         elif status == "dead":

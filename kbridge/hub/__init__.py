@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 from kbridge._lazy import exports
 
 if TYPE_CHECKING:
-    from kbridge.hub.broadcast.client_sessions import Attachment as Attachment
+    from kbridge.hub.broadcast.cursor import Attachment as Attachment
+    from kbridge.hub.broadcast.cursor import Cursor as Cursor
     from kbridge.hub.clock import Clock as Clock
     from kbridge.hub.hub import Hub as Hub
     from kbridge.hub.settings import HubSettings as HubSettings
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Attachment",
     "Clock",
+    "Cursor",
     "Hub",
     "HubSettings",
     "HubTable",
@@ -24,7 +26,8 @@ __all__ = [
 __getattr__, __dir__ = exports(
     __name__,
     {
-        "Attachment": "kbridge.hub.broadcast.client_sessions",
+        "Attachment": "kbridge.hub.broadcast.cursor",
+        "Cursor": "kbridge.hub.broadcast.cursor",
         "Clock": "kbridge.hub.clock",
         "Hub": "kbridge.hub.hub",
         "HubSettings": "kbridge.hub.settings",

@@ -1,86 +1,72 @@
-"""One kernel's hub: its sockets, its journal, and everybody who listens.
+"""The hub of one kernel: the public face of its two halves.
 
-Laws of this module:
-
-- a kernel has one set of sockets, whoever listens, and they are always drained;
-- what a kernel says is judged and encoded once, then read by as many as there are;
-- no request reaches a kernel before its iopub subscription is proven (or `kernel_info_timeout`
-  has passed): what is sent right after a start or a restart loses no output;
-- what belongs to the bridge's own probes reaches nobody else, and nothing else is held back.
+`KernelConnection` connects to the kernel's present process; `Broadcaster` delivers what it sends to
+websockets. The hub brings both together: messages flow from the connection to the broadcaster
+through the `KernelListener` interface, requests from the websockets to the connection.
 """
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Awaitable, Mapping, Sequence
 from typing import Any
 
-from kbridge.errors import HubClosed, IgnoredMessage, KernelError
+from kbridge.errors import HubClosed, IgnoredMessage
 from kbridge.flow.activity import Activity
-from kbridge.flow.inputs import Inputs
 from kbridge.flow.journal import Journal
-from kbridge.flow.log_throttle import LogThrottle
 from kbridge.flow.policy import DROP, judge
-from kbridge.flow.readiness import Decision, State
 from kbridge.hub.broadcast import policy_chain
-from kbridge.hub.broadcast.broadcaster import Readers
-from kbridge.hub.broadcast.burst import Allowance, Burst
-from kbridge.hub.broadcast.client_sessions import Attachment
-from kbridge.hub.broadcast.resume import SessionIndex
-from kbridge.hub.clock import Clock
-from kbridge.hub.ignored import IgnoredMessages
-from kbridge.hub.intake import Intake
-from kbridge.hub.kernel.nudge import Nudge, unproven
-from kbridge.hub.kernel.process_link import Line, LinkFactory
-from kbridge.hub.kernel.requests import Requests
+from kbridge.hub.broadcast.broadcaster import Broadcaster
+from kbridge.hub.broadcast.burst import Allowance
+from kbridge.hub.broadcast.cursor import Cursor
+from kbridge.hub.context import HubContext, HubEnvironment
+from kbridge.hub.events import HubObserver, StatusListener
+from kbridge.hub.kernel.connection import KernelConnection
 from kbridge.hub.notices import Notices
+from kbridge.hub.rejected import IgnoredMessages, RejectedMessages
 from kbridge.hub.settings import HubSettings
-from kbridge.link.endpoints import Endpoints
-from kbridge.link.interfaces import ClientLink, RawMessage, nobody
-from kbridge.link.kernel import KernelLink
+from kbridge.link.interfaces import ClientLink
 from kbridge.wire.dialects import Dialect
 from kbridge.wire.message import Channel, Message
 from kbridge.wire.signing import Signer
-from kbridge.wire.zmq import serialize
 
 __all__ = ["Hub"]
 
 
 class Hub:
-    """The hub of one kernel; made open, on a running event loop.
+    """The hub of one kernel; it connects at once, on a running event loop.
 
     Parameters
     ----------
     kernel_id : str
-        For the log.
+        The id of the kernel, for log messages.
     connection_info : mapping
-        As a connection file has it.
-    settings, clock, log
-        The settings, the source of the time, and the logger.
-    link : callable
-        Makes the link to the kernel; a test puts `kbridge.link.memory.MemoryKernel` here.
-    former : sequence of bytes
-        Identities of earlier bridges, to which the kernel may owe replies.
-    adopted : bool
-        The kernel ran before this bridge did, and others were connected to it.
-    allowance : Allowance
-        The bytes beyond `journal_limit` that several hubs share, if they do.
+        The content of the kernel's connection file.
+    settings : HubSettings, optional
+        The settings.
+    environment : HubEnvironment, optional
+        The clock, the logger, and how sockets are made.
+    former : sequence of bytes or None
+        None for a kernel that was started for this hub. Otherwise the kernel ran before, and its
+        clients were connected to an earlier bridge: the identities of that bridge, to which the
+        kernel may owe replies.
 
     Attributes
     ----------
-    activity : Activity
-        The state of the kernel, and the time of its last activity.
-    journal : Journal
-        The output of the kernel.
+    kernel_id, settings
+        As above.
+    log : logging.Logger or adapter
+        The logger.
     notices : Notices
-        Makes the bridge's own messages.
+        Makes the messages that the bridge itself sends.
     ignored : IgnoredMessages
         Counts client messages that kernels do not accept.
-    on_hung_up : callable
-        Called when the iopub connection to the kernel is lost.
-    on_heard : callable
-        Called once per wake-up in which the kernel sent something.
+
+    Raises
+    ------
+    KernelError
+        If there is no way to the kernel's sockets.
+    ValueError
+        If the connection information is not valid.
     """
 
     def __init__(
@@ -89,96 +75,38 @@ class Hub:
         connection_info: Mapping[str, Any],
         settings: HubSettings | None = None,
         *,
-        link: LinkFactory = KernelLink,
-        clock: Clock | None = None,
-        log: logging.Logger | logging.LoggerAdapter[logging.Logger] | None = None,
-        former: Sequence[bytes] = (),
-        adopted: bool = False,
-        allowance: Allowance | None = None,
+        environment: HubEnvironment | None = None,
+        former: Sequence[bytes] | None = None,
     ) -> None:
         settings = settings or HubSettings()
+        environment = environment or HubEnvironment()
+        clock, log = environment.clock, environment.log
         self.kernel_id = kernel_id
         self.settings = settings
-        self.log = log or logging.getLogger("kbridge.hub")
-        self._clock = clock or Clock()
-        self._line = Line(link, self, former, self.log)
-        self.notices = Notices(self._clock, adopted=adopted)
-        self.ignored = IgnoredMessages(kernel_id, self._clock, self.log)
-        self.journal = Journal(settings.journal_limit, settings.history_limit)
-        self.activity = Activity(self._clock.wall(), quiet=settings.untracked_message_types)
-        self._inputs = Inputs()
-        pace = policy_chain.pace(settings)
-        self._requests = Requests(
-            settings.request_limit,
-            self._link_send,
-            self.log,
-            notices=self.notices,
-            clock=self._clock,
-            adopted=adopted,
-        )
-        answered = SessionIndex() if adopted else None
-        self._nudge = Nudge(
-            self._clock,
-            settings.kernel_info_timeout,
-            self._send_probes,
-            self._on_ready,
-            self._try_to_renew,
-        )
-        self._intake = Intake(
-            kernel_id,
-            self.journal,
-            self.activity,
-            self._nudge,
-            self._requests,
-            self._inputs,
-            notices=self.notices,
-            on_replaced=self._on_replaced,
-            policies=policy_chain.outgoing(settings, self.notices, pace, self.log),
-            clock=self._clock,
-            log=self.log,
-            answered=answered,
-        )
-        self._readers = Readers(
-            self.journal,
-            settings,
-            pace=pace,
-            inputs=self._inputs,
-            notices=self.notices,
-            clock=self._clock,
-            refuse=self._intake.refuse,
-            answered=answered,
-        )
-        self._burst = Burst(
-            self.journal,
-            self._readers.clients,
-            pace,
-            self._clock,
-            allowance or Allowance(settings.burst_limit),
-        )
+        self.log = log
+        self.notices = Notices(clock, adopted=former is not None)
+        self.ignored = IgnoredMessages(kernel_id, clock, log)
+        self._rejected = RejectedMessages(kernel_id, clock, log)
+        context = HubContext(kernel_id, settings, clock, log, self.notices, self._rejected)
+        self._clock = clock
         self._incoming = policy_chain.incoming(settings)
-        recovery = self._requests.recovery
-        recovery.on_reply = self._on_reply_made
-        recovery.on_settled = self._line.drop_former
-        recovery.on_unsure = lambda: self._send_probe(Channel.SHELL)
-        self._gone = LogThrottle()
+        allowance = environment.allowance or Allowance(settings.burst_limit)
+        self._broadcaster = Broadcaster(context, allowance)
+        self._kernel = KernelConnection(context, self._broadcaster, environment.link, former or ())
         self._closed = False
-        self._announced: tuple[str, int] | None = None  # a status, and where the journal ended
-        self._hung_up = False  # since another process was last known to have taken over
-        self.on_hung_up: Callable[[], None] = nobody
-        self.on_heard: Callable[[], None] = nobody
-        self.reconnect(connection_info)
+        self._kernel.connect(connection_info)
 
-    # -- clients ----------------------------------------------------------------------------
-
-    @property
-    def identities(self) -> list[bytes]:
-        """Identities that the kernel may owe replies to, oldest first; the present one is last."""
-        return [*self._line.former, self._line.identity]
+    # -- websockets -------------------------------------------------------------------------
 
     @property
     def connections(self) -> int:
-        """The number of websockets attached now."""
-        return len(self._readers.clients)
+        """The number of attached websockets."""
+        return len(self._broadcaster.cursors)
+
+    @property
+    def cursors(self) -> list[Cursor]:
+        """The attached websockets, oldest first."""
+        return self._broadcaster.cursors
 
     def attach(
         self,
@@ -189,22 +117,31 @@ class Hub:
         *,
         verbatim: bool = False,
         paced: bool = True,
-    ) -> Attachment:
-        """Add a websocket; what its session has missed is written to it at once.
+        listener: StatusListener | None = None,
+    ) -> Cursor:
+        """Attach a websocket, and write to it the messages that its session has missed.
 
         Parameters
         ----------
         link, dialect
-            The websocket, and its format of frames.
+            The websocket, and the format of its frames.
         session_id : str
             The session of the websocket. A known session resumes after the last frame that is
             known to have arrived.
         since : str
-            Another place to begin: see `kbridge.hub.broadcast.resume.locate`.
+            Another place to start: see `kbridge.hub.broadcast.resume.resolve_since`.
         verbatim : bool
-            True if messages must not be joined, even if the websocket lags.
+            True if messages must not be joined, even if the websocket is behind.
         paced : bool
             True if the rate limits of `rate_limit_policy=coalesce` apply to the websocket.
+        listener : StatusListener, optional
+            Is told the kernel statuses that the bridge announces.
+
+        Returns
+        -------
+        Cursor
+            The position of the websocket. Pass its pongs to `on_pong`, or no frame will count as
+            delivered.
 
         Raises
         ------
@@ -215,30 +152,32 @@ class Hub:
         """
         if self._closed:
             raise HubClosed("the kernel is gone")
-        return self._readers.attach(
-            link, dialect, session_id, since, verbatim=verbatim, paced=paced
+        options = self._broadcaster.options(
+            session_id, since, verbatim=verbatim, paced=paced, listener=listener
         )
+        return self._broadcaster.attach(link, dialect, session_id, since, options)
 
-    def heard(self, attachment: Attachment, payload: bytes) -> None:
-        """Take a websocket's pong: an acknowledgement, perhaps."""
-        self._readers.heard(attachment, payload)
+    def on_pong(self, cursor: Cursor, payload: bytes) -> None:
+        """Take the payload of a websocket's pong, which may acknowledge frames."""
+        self._broadcaster.on_pong(cursor, payload)
 
-    def detach(self, attachment: Attachment) -> None:
-        """Remove a websocket; may be called twice."""
-        self._readers.detach(attachment)
+    def detach(self, cursor: Cursor) -> None:
+        """Detach a websocket; may be called twice."""
+        self._broadcaster.detach(cursor)
 
-    def submit(self, attachment: Attachment, msg: Message) -> Awaitable[None] | None:
+    def submit(self, cursor: Cursor, msg: Message) -> Awaitable[None] | None:
         """Send a client's message to the kernel.
 
         Returns
         -------
         Awaitable or None
-            What to await before reading on from this websocket, where the kernel does not keep up.
+            What to await before the next message is read from this websocket; None while the
+            kernel keeps up.
 
         Raises
         ------
         IgnoredMessage
-            If it is on iopub, where kernels listen to nobody.
+            If the message is on iopub, where kernels accept none.
         InvalidMessage
             If the kernel's protocol has no such message.
         HubClosed
@@ -248,19 +187,22 @@ class Hub:
             raise IgnoredMessage("a message on iopub, where kernels only send")
         msg_type = msg.msg_type
         if judge(self._incoming, msg, msg_type, self._clock.monotonic()) == DROP:
-            # As a stranger writes it, so neither raw nor whole.
+            # The client chose this text: escape it and cut it.
             self.log.warning("%.60s is not an allowed message type; ignored", ascii(msg_type))
             return None
-        if msg_type == "input_reply" and not self._inputs.answer(msg):
-            self.log.info("a second answer to one question of kernel %s; ignored", self.kernel_id)
+        if msg_type == "input_reply" and not self._broadcaster.answers_input(msg):
+            self.log.info(
+                "An input request of kernel %s was answered twice; the second answer is ignored",
+                self.kernel_id,
+            )
             return None
-        self.activity.touch(self._clock.wall(), msg_type)
-        return self._requests.submit(msg, attachment.client.number)
+        self._kernel.activity.touch(self._clock.wall(), msg_type)
+        return self._kernel.submit(msg, cursor.session.number)
 
     def say(self, msg: Message) -> None:
-        """Say something to all clients, in order with what the kernel says."""
-        self._intake.append(msg)
-        self.on_drained()
+        """Send a message to all clients, in order with those of the kernel."""
+        self._broadcaster.append(msg)
+        self._broadcaster.on_drained()
 
     async def request(
         self,
@@ -269,7 +211,7 @@ class Hub:
         channel: Channel = Channel.SHELL,
         timeout: float | None = None,
     ) -> Message:
-        """Ask the kernel something in the bridge's own name.
+        """Send a request of the bridge itself to the kernel, and return its reply.
 
         Parameters
         ----------
@@ -285,30 +227,44 @@ class Hub:
         HubClosed
             If the kernel went away.
         """
-        msg = self.notices.request(channel, msg_type, content)
-        return await self._requests.ask(msg, timeout)
+        return await self._kernel.request(self.notices.request(channel, msg_type, content), timeout)
 
-    # -- the kernel's life ------------------------------------------------------------------
+    # -- the kernel -------------------------------------------------------------------------
+
+    @property
+    def activity(self) -> Activity:
+        """The state of the kernel, and the time of its last activity."""
+        return self._kernel.activity
+
+    @property
+    def journal(self) -> Journal:
+        """The output of the kernel."""
+        return self._broadcaster.journal
+
+    @property
+    def identities(self) -> list[bytes]:
+        """Identities that the kernel may owe replies to, oldest first; the present one is last."""
+        return self._kernel.identities
 
     @property
     def closed(self) -> bool:
-        """Whether the kernel is gone."""
+        """True if the hub was closed."""
         return self._closed
 
     @property
     def ready(self) -> bool:
-        """Whether requests go through: the kernel has proven itself, or was given up on."""
-        return self._nudge.ready
-
-    @property
-    def signer(self) -> Signer:
-        """The kernel's key, in use."""
-        return self._intake.signer
+        """True if requests are sent: the kernel is proven, or its timeout has passed."""
+        return self._kernel.ready
 
     @property
     def timed_out(self) -> bool:
-        """Whether requests go through only because `kernel_info_timeout` has passed."""
-        return self._nudge.timed_out
+        """True if requests are sent only because `kernel_info_timeout` has passed."""
+        return self._kernel.timed_out
+
+    @property
+    def signer(self) -> Signer:
+        """Signs and verifies with the kernel's key."""
+        return self._kernel.signer
 
     async def wait_ready(self, timeout: float | None = None) -> bool:
         """Wait until `ready`.
@@ -316,246 +272,105 @@ class Hub:
         Returns
         -------
         bool
-            False if the kernel was given up on, or `timeout` seconds have passed.
+            False if the kernel is not proven, or `timeout` seconds have passed.
 
         Raises
         ------
         HubClosed
-            If the kernel went away.
+            If the hub is closed.
         """
-        return await self._nudge.wait(timeout)
-
-    def reconnect(self, connection_info: Mapping[str, Any]) -> None:
-        """Link to the kernel, anew where it was linked before: its ports and key may differ."""
-        if self._closed:
-            raise HubClosed("the kernel is gone")
-        self._unlink()
-        endpoints = replace(
-            Endpoints.from_connection_info(connection_info),
-            message_limit=self.settings.kernel_message_limit,
-        )
-        self._limit = endpoints.limit
-        self._intake.begin(Signer(endpoints.key, endpoints.signature_scheme))
-        self._hung_up = False
-        self._line.open(endpoints)
-        self._nudge.begin()
+        return await self._kernel.wait_ready(timeout)
 
     def verify_busy(self) -> None:
         """Probe a kernel that is shown as busy; its answer ends a busy state that is stale."""
-        if self.ready and self.activity.doubt():
-            self._send_probe(Channel.SHELL)
+        self._kernel.verify_busy()
 
     def now(self) -> float:
-        """The hub's clock: monotonic seconds."""
+        """Return the time of the hub's clock, in monotonic seconds."""
         return self._clock.monotonic()
 
     def drain(self) -> None:
-        """Take in all that has arrived from the kernel."""
-        self._line.drain()
+        """Deliver all messages that have arrived from the kernel."""
+        self._kernel.drain()
+
+    def observe(self, observer: HubObserver) -> None:
+        """Tell an observer what the hub learns about its kernel."""
+        self._broadcaster.observe(observer)
+
+    def unobserve(self, observer: HubObserver) -> None:
+        """Tell an observer no more; may be called twice."""
+        self._broadcaster.unobserve(observer)
+
+    # -- the life of the kernel -------------------------------------------------------------
+
+    def reconnect(self, connection_info: Mapping[str, Any]) -> None:
+        """Connect to the next process of the kernel; its ports and its key may differ.
+
+        Raises
+        ------
+        HubClosed
+            If the hub is closed.
+        """
+        if self._closed:
+            raise HubClosed("the kernel is gone")
+        self._broadcaster.process_replaced()
+        self._kernel.connect(connection_info)
 
     async def restarting(self, *, asked: bool = False, keep: bool = False) -> None:
-        """The kernel has ended, and another one will take its place.
+        """Note that the kernel's process has ended and another one will take its place.
 
-        Clients see all that the old one said, then a status. Requests that are outstanding are
-        forgotten: nobody will answer them. Those that come from now on wait for the new one,
-        which `reconnect` names.
+        Clients receive the last messages of the old process, then a status. Requests that were sent
+        are forgotten: no replies will come. New requests wait for the next process, which
+        `reconnect` connects to.
 
         Parameters
         ----------
         asked : bool
-            Whether somebody asked for it. Then the status is `starting`, because frontends take
-            `restarting` for a crash: JupyterLab would say that the kernel appears to have died.
+            True if a client asked for the restart. The status is then `starting`, because
+            frontends take `restarting` for a crash: JupyterLab says that the kernel appears to
+            have died.
         keep : bool
-            Whether requests that wait already are for the new one.
+            True if requests that are already waiting are meant for the next process.
         """
-        await self._line.last_words()
-        self._unlink()
-        self._requests.forget("the kernel was restarted", waiting=not keep)
-        self._inputs.clear()
-        self.activity.restarted(self._clock.wall())
+        await self._kernel.restarting(keep=keep)
+        self._broadcaster.clear_inputs()
         self.announce("starting" if asked else "restarting")
 
-    def announce(self, status: str) -> None:
-        """Say a status of the kernel in its place, after all that it has said itself.
-
-        Twice running is once.
-        """
-        if self._announced == (status, self.journal.next_seq):
-            return
-        self.drain()
-        self._append_status(status)
-        self._readers.release()
-        self.on_drained()
-        for attachment in self._readers.clients.attachments:
-            if attachment.announced is not None:
-                attachment.announced(status)
-
     def dead(self) -> None:
-        """The kernel has ended for good."""
-        self._unlink()
-        self._requests.forget("the kernel died")
-        self._inputs.clear()
-        self.activity.dead(self._clock.wall())
+        """Note that the kernel has ended for good, and tell the clients."""
+        self._kernel.dead()
+        self._broadcaster.clear_inputs()
         self.announce("dead")
+
+    def announce(self, status: str, source: Cursor | None = None) -> None:
+        """Send a status in the name of the kernel, after all messages that it has sent.
+
+        Announcing the same status twice in a row has no effect. The listener of `source` is not
+        told.
+        """
+        if not self._broadcaster.is_announced(status):
+            self._kernel.drain()
+            self._broadcaster.announce(status, source)
 
     async def aclose(
         self, code: int = HubClosed.close_code, reason: str = "the kernel was shut down"
     ) -> None:
         """Close the sockets, and the websockets with `code`; may be called twice.
 
-        Raises
-        ------
-        Nothing
-            What waits is told with HubClosed.
+        Requests that wait fail with HubClosed.
         """
         if self._closed:
             return
-        self._line.drain()
+        self._kernel.drain()
         self._closed = True
-        self._unlink()
-        self._requests.close()
-        self._nudge.close()
-        self._readers.close(code, reason)
-        # Whoever still holds a closed hub, as timers and contexts may, holds nothing of weight.
-        self.journal.clear()
-        self._burst.close()
-        self._inputs.clear()
+        self._kernel.close()
+        self._broadcaster.close(code, reason)
 
     def statistics(self) -> dict[str, Any]:
-        """What is held, by its owner."""
+        """Return the figures of the hub."""
         return {
-            "journal": self.journal.statistics(),
-            **self._readers.statistics(),
-            **self._requests.statistics(),
-            "readiness": self._nudge.statistics(),
-            "refused_kernel_messages": self._intake.refused,
+            **self._broadcaster.statistics(),
+            **self._kernel.statistics(),
+            "refused_kernel_messages": self._rejected.total,
             "ignored_client_messages": self.ignored.total,
         }
-
-    # -- what the link tells (KernelEvents) -------------------------------------------------
-
-    def on_messages(self, channel: Channel, batch: list[RawMessage]) -> None:
-        """Take in what the kernel said."""
-        self._intake.take(channel, batch)
-
-    def on_drained(self) -> None:
-        """Write out what came, and forget what everybody has."""
-        self._readers.flush()
-        self._burst.look()
-        self.on_heard()
-
-    def on_writable(self, channel: Channel) -> None:
-        """Send on what waits."""
-        self._requests.flush(channel)
-
-    def on_connected(self, channel: Channel) -> None:
-        """Note that a channel is connected to the kernel."""
-        if channel is Channel.STDIN:
-            self._nudge.stdin(up=True)
-        elif channel is Channel.IOPUB:
-            self._line.went(down=False)
-            self._nudge.connected()
-            self._requests.recovery.iopub_connected()
-        elif channel is Channel.SHELL and self.ready:
-            # Earlier requests and replies may be lost, so the busy state has to be verified.
-            self._send_probe(Channel.SHELL)
-
-    def on_disconnected(self, channel: Channel) -> None:
-        """Note that a channel lost the kernel: verify the kernel again before sending requests."""
-        if channel is Channel.STDIN:
-            self._nudge.stdin(up=False)
-        elif channel is Channel.SHELL:  # a kernel drops replies that it cannot send
-            self._requests.recovery.connection_lost()
-        if channel is not Channel.IOPUB:
-            return
-        self._line.went(down=True)
-        self._hung_up = True
-        self._requests.recovery.connection_lost(iopub=True)
-        self._nudge.disconnected()
-        self.on_hung_up()
-
-    def on_gone(self, channel: Channel) -> None:
-        """A channel was disconnected, and is not connected again."""
-        count = self._gone.record(self._clock.monotonic())
-        if count:
-            self.log.warning(
-                "Kernel %s: the connection to its %s port was closed, and not made again: the"
-                " kernel has ended, or a message was larger than kernel_message_limit allows"
-                " (%d bytes for a part of a message there). Connecting anew (%d time(s))",
-                self.kernel_id,
-                channel,
-                self._limit(channel),
-                count,
-            )
-        if channel is not Channel.IOPUB and self._nudge.state is not State.LOST:
-            self._nudge.stdin(up=False)
-            self._renew()
-
-    # -- inside -----------------------------------------------------------------------------
-
-    def _link_send(self, msg: Message) -> bool:
-        if not self.ready:
-            return False
-        if self._intake.adapter is not None:
-            msg = self._intake.adapter.to_kernel(msg)
-        return self._line.send(msg.channel, serialize(msg, self.signer))
-
-    def _send_probes(self) -> None:
-        for channel in (Channel.SHELL, Channel.CONTROL):
-            self._send_probe(channel)
-
-    def _send_probe(self, channel: Channel) -> None:
-        self._line.send(channel, serialize(self.notices.probe(channel), self.signer))
-
-    def _renew(self) -> None:
-        """The kernel is there, and ignores our sockets: make new ones."""
-        self.log.info("Kernel %s is connected to under a new identity", self.kernel_id)
-        self._requests.recovery.connection_lost()
-        self._line.renew(keep=self._requests.recovery.active)
-
-    def _try_to_renew(self) -> None:
-        try:
-            self._renew()
-        except KernelError as error:  # the nudge asks again
-            self.log.warning("Kernel %s cannot be connected to anew: %s", self.kernel_id, error)
-
-    def _on_reply_made(self, msg: Message) -> None:
-        if msg.channel is Channel.IOPUB:
-            self._intake.append(msg)
-        else:
-            self._intake.on_reply_made(msg)
-        self.on_drained()
-
-    def _on_ready(self, decision: Decision) -> None:
-        if decision.timed_out or decision.lacks:
-            self.log.warning(
-                "Kernel %s %s; sending requests anyway",
-                self.kernel_id,
-                unproven(self._nudge.state, decision, self.settings.kernel_info_timeout),
-            )
-        if not decision.timed_out:
-            self.activity.alive(self._clock.wall())
-        self._requests.flush()
-        self.on_heard()
-
-    def _on_replaced(self) -> None:
-        """Another process answers, and nobody said `restarting`: it was asked for elsewhere.
-
-        Requests that wait were made after the old one had hung up, so they are for this one.
-        """
-        if self._hung_up:  # else it is a kernel with a new session for every message
-            self._hung_up = False
-            self._requests.recovery.clear()
-            self._inputs.clear()
-            self.activity.restarted(self._clock.wall())
-            if self.ready:
-                self.activity.alive(self._clock.wall())
-            self._append_status("starting")  # written out with the rest of this wake-up
-
-    def _append_status(self, status: str) -> None:
-        self._intake.append(self.notices.status(status))
-        self._announced = (status, self.journal.next_seq)
-
-    def _unlink(self) -> None:
-        self._nudge.stop()
-        self._line.close()

@@ -30,21 +30,27 @@ class Notices:
     ----------
     mark : bytes
         What the parent header of everything contains that comes of a probe.
-    kernel_session : str
-        The session of the kernel's process, once it is known. What is said in the kernel's place
-        is said under it: JupyterLab takes another session for another process, and lets go of what
-        the one before has sent and it has yet to handle.
+    adopted : bool
+        As above.
     """
 
     def __init__(self, clock: Clock, *, adopted: bool = False) -> None:
         self._clock = clock
-        self._adopted = adopted
+        self.adopted = adopted
         self._session = secrets.token_hex(16)
         self._probes = 0
-        self.kernel_session = ""
+        self._kernel_session = ""
         self._behind = f"{self._session}_behind_"
         self._prefix = f"{self._session}_probe_"
         self.mark = self._prefix.encode()
+
+    def speak_as(self, session: str) -> None:
+        """Set the session of the kernel's process, for messages in the kernel's name.
+
+        JupyterLab takes another session for another process, and drops the messages of the old one
+        that it has yet to handle.
+        """
+        self._kernel_session = session
 
     def request(self, channel: Channel, msg_type: str, content: Mapping[str, Any]) -> Message:
         """A request of the bridge's own."""
@@ -92,19 +98,19 @@ class Notices:
                 f" {'were' if several else 'was'} dropped because this client fell behind."
                 f" {_RAISE} to keep more."
             )
-        if self._adopted and seq < 0:
+        if self.adopted and seq < 0:
             return (
                 "the server was restarted. Output that the kernel sent while no server was running"
                 " is missing here."
             )
-        cause = "the server was restarted, or " if self._adopted else ""
+        cause = "the server was restarted, or " if self.adopted else ""
         return (
             f"output may be missing here: {cause}this client was away for so long that its place"
             f" is no longer known. {_RAISE} to keep more."
         )
 
-    def stands_behind(self, msg_id: str) -> int | None:
-        """Behind which frame the marker of that id stands; None if it is no marker's."""
+    def marker_seq(self, msg_id: str) -> int | None:
+        """Return the number of the frame before the marker with that id; None for another id."""
         seq = msg_id.removeprefix(self._behind)
         return int(seq) if seq != msg_id and seq.removeprefix("-").isdecimal() else None
 
@@ -142,7 +148,7 @@ class Notices:
             channel,
             msg_type,
             dict(content),
-            session=(self.kernel_session if in_its_name else "") or self._session,
+            session=(self._kernel_session if in_its_name else "") or self._session,
             parent_header=parent_header,
             msg_id=msg_id,
             date=self._clock.iso(),

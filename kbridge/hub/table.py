@@ -1,13 +1,15 @@
-"""The hubs of all kernels that a process serves."""
+"""The hubs of all kernels of a process."""
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Final
 
 from kbridge.errors import HubClosed, KernelNotFound
 from kbridge.hub.broadcast.burst import Allowance
+from kbridge.hub.clock import Clock
+from kbridge.hub.context import HubEnvironment, Log
 from kbridge.hub.hub import Hub
 from kbridge.hub.kernel.process_link import LinkFactory
 from kbridge.hub.settings import HubSettings
@@ -24,11 +26,13 @@ class HubTable:
 
     Parameters
     ----------
-    settings : HubSettings
-        The settings of each hub.
-    link : callable
-        Makes the links to kernels.
-    log : logging.Logger or adapter
+    settings : HubSettings, optional
+        The settings of all hubs.
+    link : callable, optional
+        Makes the sockets of a kernel; a test passes `kbridge.link.memory.MemoryKernel`.
+    clock : Clock, optional
+        The source of the time.
+    log : logging.Logger or adapter, optional
         The logger of all hubs.
     """
 
@@ -37,13 +41,35 @@ class HubTable:
         settings: HubSettings | None = None,
         *,
         link: LinkFactory = KernelLink,
-        log: logging.Logger | logging.LoggerAdapter[logging.Logger] | None = None,
+        clock: Clock | None = None,
+        log: Log | None = None,
     ) -> None:
-        self.settings = settings or HubSettings()
-        self._link = link
-        self._log = log
-        self._allowance: Allowance | None = None
+        self._environment = HubEnvironment(link)
+        if clock is not None:
+            self._environment = replace(self._environment, clock=clock)
+        if log is not None:
+            self._environment = replace(self._environment, log=log)
         self._hubs: dict[str, Hub] = {}
+        self.configure(settings or HubSettings())
+
+    @property
+    def settings(self) -> HubSettings:
+        """The settings of all hubs."""
+        return self._settings
+
+    def configure(self, settings: HubSettings) -> None:
+        """Set the settings of the hubs that are opened from now on.
+
+        Raises
+        ------
+        RuntimeError
+            If a hub is open: all hubs of a table share one set of limits.
+        """
+        if self._hubs:
+            raise RuntimeError("the settings of a HubTable must be set before a hub is opened")
+        self._settings = settings
+        allowance = Allowance(settings.burst_limit)
+        self._environment = replace(self._environment, allowance=allowance)
 
     def open(
         self,
@@ -53,26 +79,30 @@ class HubTable:
         former: Sequence[bytes] = (),
         adopted: bool = False,
     ) -> Hub:
-        """The hub of a kernel, made where there is none; see `Hub` for the arguments."""
+        """Return the hub of a kernel; make one if there is none.
+
+        Parameters
+        ----------
+        kernel_id, connection_info
+            As for `Hub`.
+        former : sequence of bytes
+            Identities of earlier bridges, to which an adopted kernel may owe replies.
+        adopted : bool
+            True if the kernel ran before this bridge did.
+        """
         hub = self._hubs.get(kernel_id)
         if hub is None:
-            if self._allowance is None:  # not before: settings may come late
-                self._allowance = Allowance(self.settings.burst_limit)
-            hub = Hub(
+            hub = self._hubs[kernel_id] = Hub(
                 kernel_id,
                 connection_info,
-                self.settings,
-                link=self._link,
-                log=self._log,
-                former=former,
-                adopted=adopted,
-                allowance=self._allowance,
+                self._settings,
+                environment=self._environment,
+                former=former if adopted else None,
             )
-            self._hubs[kernel_id] = hub
         return hub
 
     def get(self, kernel_id: str) -> Hub | None:
-        """The hub of a kernel, or None."""
+        """Return the hub of a kernel, or None."""
         return self._hubs.get(kernel_id)
 
     def __getitem__(self, kernel_id: str) -> Hub:
@@ -82,7 +112,7 @@ class HubTable:
         return hub
 
     def connections(self, kernel_id: str) -> int:
-        """Websockets that are attached to a kernel."""
+        """Return the number of websockets attached to a kernel."""
         hub = self._hubs.get(kernel_id)
         return hub.connections if hub else 0
 
@@ -92,17 +122,17 @@ class HubTable:
         code: int = HubClosed.close_code,
         reason: str = "the kernel was shut down",
     ) -> None:
-        """Close a kernel's hub, where there is one; its websockets are closed with `code`."""
+        """Close the hub of a kernel, if there is one, and its websockets with `code`."""
         hub = self.take(kernel_id)
         if hub is not None:
             await hub.aclose(code, reason)
 
     def take(self, kernel_id: str) -> Hub | None:
-        """Take a kernel's hub out of the table, where there is one; the caller closes it."""
+        """Remove the hub of a kernel from the table, if there is one; the caller closes it."""
         return self._hubs.pop(kernel_id, None)
 
     async def aclose(self) -> None:
-        """Close all because the server ends; may be called twice.
+        """Close all hubs because the server shuts down; may be called twice.
 
         Clients may come back to another server with the same kernels: their websockets are closed
         with `GOING_AWAY`.
@@ -117,5 +147,5 @@ class HubTable:
         return len(self._hubs)
 
     def statistics(self) -> dict[str, dict[str, Any]]:
-        """Each hub's, by kernel id."""
+        """Return the figures of each hub, by kernel id."""
         return {hub.kernel_id: hub.statistics() for hub in self}

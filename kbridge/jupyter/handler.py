@@ -40,8 +40,8 @@ def adapt_handler(handler: WebSocketHandler, connection: ZMQChannelsWebsocketCon
 
     def on_message_and_wait(message: str | bytes) -> Awaitable[None] | None:
         handled = on_message(message)
-        room = connection.room()
-        return handled if room is None else _wait(handler, room)
+        pending = connection.pending  # Jupyter Server's on_message drops it
+        return handled if pending is None else _wait(handler, pending)
 
     def on_progress() -> None:
         handler.last_pong = IOLoop.current().time()  # type: ignore[attr-defined]

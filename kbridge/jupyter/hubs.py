@@ -9,9 +9,11 @@ from typing import Any, Final
 
 from kbridge.errors import HubClosed
 from kbridge.hub.hub import Hub
+from kbridge.hub.kernel.process_link import LinkFactory
 from kbridge.hub.settings import HubSettings
 from kbridge.hub.table import HubTable
 from kbridge.jupyter.watch import KernelWatch
+from kbridge.link.kernel import KernelLink
 
 __all__ = ["JupyterHubs"]
 
@@ -25,7 +27,7 @@ class JupyterHubs(HubTable):
     ----------
     kernels : jupyter_server.services.kernels.kernelmanager.MappingKernelManager
         The manager of all kernels.
-    settings, log
+    settings, log, link
         As for `HubTable`.
 
     Attributes
@@ -39,8 +41,10 @@ class JupyterHubs(HubTable):
         kernels: Any,
         settings: HubSettings,
         log: logging.Logger | logging.LoggerAdapter[Any],
+        *,
+        link: LinkFactory = KernelLink,
     ) -> None:
-        super().__init__(settings, log=log)
+        super().__init__(settings, link=link, log=log)
         self.loop = asyncio.get_running_loop()
         self._kernels = kernels
         self._watches: dict[str, KernelWatch] = {}

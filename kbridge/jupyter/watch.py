@@ -23,7 +23,6 @@ from typing import Any, Final
 
 from kbridge.hub.hub import Hub
 from kbridge.kernels.lifecycle.process_exit import ending
-from kbridge.link.interfaces import nobody
 
 __all__ = ["KernelWatch"]
 
@@ -66,8 +65,7 @@ class KernelWatch:
         self._linked: tuple[int, ...] = self._ports()
         self._state = ""
         self._activity = 0.0
-        hub.on_hung_up = self._look
-        hub.on_heard = self._on_heard
+        hub.observe(self)
         kernel.add_restart_callback(self._on_restart, "restart")
         kernel.add_restart_callback(self._on_dead, "dead")
         kernel.observe(self._on_port, names=_PORTS)
@@ -101,7 +99,7 @@ class KernelWatch:
         if self._closed:
             return set()
         self._closed = True
-        self.hub.on_hung_up = self.hub.on_heard = nobody
+        self.hub.unobserve(self)
         self.kernel.remove_restart_callback(self._on_restart, "restart")
         self.kernel.remove_restart_callback(self._on_dead, "dead")
         self.kernel.unobserve(self._on_port, names=_PORTS)
@@ -223,7 +221,11 @@ class KernelWatch:
         if not self.hub.closed:
             self._loop.call_soon(self._on_gone, self)  # which cancels the tasks of this watch
 
-    def _on_heard(self) -> None:
+    def on_kernel_disconnected(self) -> None:
+        """Look whether the kernel is still there (`kbridge.hub.events.HubObserver`)."""
+        self._look()
+
+    def on_kernel_activity(self) -> None:
         """Tell the manager what the kernel does, once a wake-up."""
         self._watch_process()
         kernel, activity = self.kernel, self.hub.activity

@@ -118,7 +118,7 @@ def wire(app: KbridgeApp, port: int) -> Wired:
             f" ({kernels.max_kernels})"
         )
     sessions = Sessions(kernels, ledger)
-    hubs.settings = ZMQChannelsWebsocketConnection.hub_settings(app.config, kernels)
+    hubs.configure(ZMQChannelsWebsocketConnection.hub_settings(app.config, kernels))
     # One server a path below a host: two behind one proxy do not take each other's cookie.
     path = hashlib.sha256(app.base_url.encode()).hexdigest()[:8]
     services = Services(

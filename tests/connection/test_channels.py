@@ -135,7 +135,7 @@ class House:
 
     @property
     def kernel(self) -> MemoryKernel:
-        link = self.hub._line.link
+        link = self.hub._kernel._link.link
         assert isinstance(link, MemoryKernel)
         return link
 
@@ -183,7 +183,7 @@ async def test_pages_are_paced_and_programs_are_not(house, agent, paced) -> None
         handler.request.headers["User-Agent"] = agent
     await made.prepare()
     await made.connect()
-    assert made._attachment.paced is paced
+    assert made._cursor.paced is paced
 
 
 # -- names and settings ---------------------------------------------------------------------
@@ -529,7 +529,7 @@ async def test_a_large_frame_is_decoded_while_others_have_their_turn(house) -> N
     decoded = made.handle_incoming_message(frame)
     assert decoded is not None
     assert house.sent() == []
-    assert made.room() is decoded, "the websocket is not read from meanwhile"
+    assert made.pending is decoded, "the websocket is not read from meanwhile"
     async with asyncio.timeout(TIMEOUT):
         await decoded
     assert turns > 5
@@ -598,7 +598,7 @@ async def test_nothing_is_taken_before_or_after(house) -> None:
 
 async def test_a_kernel_that_is_gone_closes_with_1012(house) -> None:
     made, handler = await house.open()
-    house.hub._requests.close()
+    house.hub._kernel._requests.close()
     made.handle_incoming_message(v1.encode(message(Channel.SHELL, "execute_request")))
     assert handler.closes == [(1012, "the kernel is gone")]
 
@@ -798,7 +798,7 @@ async def test_a_pong_tells_the_hub_what_has_arrived(house, offered) -> None:
     say(house, stream("one"))
     (first, _), (second, payload) = frames_to(handler)
     assert (first, second) == (BINARY if offered else TEXT, PING)
-    attachment = made._attachment
+    attachment = made._cursor
     made.on_pong(b"")
     made.on_pong(b"1")
     assert attachment.delivered != attachment.place
@@ -824,7 +824,7 @@ async def test_a_handler_that_does_not_pass_on_pongs_acknowledges_all_the_same(h
 
 async def test_a_handler_that_passes_on_pongs_does_so_once(house, monkeypatch) -> None:
     heard: list[bytes] = []
-    monkeypatch.setattr(Hub, "heard", lambda hub, attachment, payload: heard.append(payload))
+    monkeypatch.setattr(Hub, "on_pong", lambda hub, attachment, payload: heard.append(payload))
     made, handler = house.make()
 
     class Passing(type(handler)):  # type: ignore[misc]
@@ -916,12 +916,12 @@ async def test_who_has_methods_of_its_own_is_given_each_message_and_pings_behind
     await made.connect()
     parent = message(Channel.SHELL, "execute_request").header
     batch = [stream(str(i))._replace(parent_header=parent) for i in range(5)]
-    made._attachment.lags = True
+    made._cursor.set_behind(True)
     house.kernel.say(Channel.IOPUB, *(serialize(m, SIGNER) for m in batch))
     assert got == ["stream"] * 5, "not joined"
     frames = frames_to(handler)
     payload = frames[-1][1]
     assert [opcode for opcode, _ in frames] == [BINARY] * 5 + [PING]
     made.on_pong(payload)
-    assert made._attachment.delivered == house.hub.journal.end()
+    assert made._cursor.delivered == house.hub.journal.end()
     made.disconnect()

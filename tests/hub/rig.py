@@ -1,12 +1,18 @@
 """A hub on twins that live in memory, with a clock that stands still until it is moved."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
+from kbridge.hub.broadcast.burst import Allowance
+from kbridge.hub.broadcast.cursor import Cursor
+from kbridge.hub.broadcast.rendering import Renderer
 from kbridge.hub.clock import Clock
+from kbridge.hub.context import HubEnvironment
 from kbridge.hub.hub import Hub
 from kbridge.hub.settings import HubSettings
+from kbridge.link.interfaces import KernelEvents
 from kbridge.link.memory import MemoryClient, MemoryKernel
 from kbridge.wire import v1
 from kbridge.wire.build import build
@@ -94,19 +100,84 @@ class Rig:
     def __init__(self, settings: HubSettings, *, adopted: bool = False) -> None:
         self.clock = StoppedClock()
         self.kernels: list[MemoryKernel] = []
+        self.events: list[KernelEvents] = []
         self.signer = Signer(KEY)
         self.process = "the-kernel"  # its session; another process has another
-        self.hub = Hub(
-            "a-kernel", INFO, settings, link=self._link, clock=self.clock, adopted=adopted
-        )
+        self.environment = HubEnvironment(link=self._link, clock=self.clock)
+        self.hub = self.open(settings, former=() if adopted else None)
+
+    def open(
+        self,
+        settings: HubSettings | None = None,
+        *,
+        allowance: Allowance | None = None,
+        former: Sequence[bytes] | None = None,
+    ) -> Hub:
+        """Another hub on the links and the clock of this rig."""
+        environment = replace(self.environment, allowance=allowance)
+        return Hub("a-kernel", INFO, settings, environment=environment, former=former)
 
     def _link(self, endpoints: Any, events: Any, identity: bytes) -> MemoryKernel:
+        self.events.append(events)
         self.kernels.append(MemoryKernel(endpoints, events, identity))
         return self.kernels[-1]
 
     @property
     def kernel(self) -> MemoryKernel:
         return self.kernels[-1]
+
+    @property
+    def link_events(self) -> KernelEvents:
+        """What the latest link reports to: for events that no kernel of this program causes."""
+        return self.events[-1]
+
+    # The timers of a hub go by the loop's clock, which stands for nobody: these let them fire now.
+
+    def fire_nudge_timer(self, hub: Hub | None = None) -> None:
+        """Let the nudge decide what to do next."""
+        (hub or self.hub)._kernel._nudge._poll()
+
+    def fire_recovery_timer(self, hub: Hub | None = None) -> None:
+        """Make the replies that are due."""
+        (hub or self.hub)._kernel._recovery.check()
+
+    @property
+    def pings_later(self) -> bool:
+        """True if a ping waits for its delay to pass."""
+        return self.hub._broadcaster._delivery._ping_timer is not None
+
+    def fire_ping_timer(self) -> None:
+        """Send the pings that wait for their delay to pass."""
+        delivery = self.hub._broadcaster._delivery
+        if delivery._ping_timer is not None:
+            delivery._ping_timer.cancel()
+            delivery._on_ping_delay()
+
+    def awaits_ack(self, cursor: Cursor) -> bool:
+        """True while a websocket has to acknowledge frames before more is written."""
+        return cursor in self.hub._broadcaster._delivery._ack_timers
+
+    @property
+    def paced(self) -> bool:
+        """True if output is held back."""
+        return self.hub._broadcaster._delivery._pace_timer is not None
+
+    def fire_pace_timer(self) -> None:
+        """Let the output go that may go now."""
+        delivery = self.hub._broadcaster._delivery
+        if delivery._pace_timer is not None:
+            delivery._pace_timer.cancel()
+            delivery._on_pace()
+
+    @property
+    def ack_origin(self) -> int:
+        """Added to the journal's sequence numbers in pings."""
+        return self.hub._broadcaster._ack_origin
+
+    @property
+    def renderer(self) -> Renderer:
+        """What renders the journal for the websockets."""
+        return self.hub._broadcaster._delivery._renderer
 
     def sent(self, channel: Channel | None = None) -> list[Message]:
         """What the kernel got from clients, probes left out."""
@@ -156,7 +227,7 @@ class Rig:
         client = Peer()
         client.silent = silent
         attachment = self.hub.attach(client, dialect, session_id, **more)
-        client.hear = lambda payload: self.hub.heard(attachment, payload)
+        client.hear = lambda payload: self.hub.on_pong(attachment, payload)
         client.answer()
         return client, attachment
 

@@ -116,11 +116,13 @@ async def test_what_is_for_one_client_is_kept_as_long_as_it_carries_state(make_r
     client, attached = rig.attach()
     client.stalled = True
     rig.say(rig.stream("on its way"))
-    rig.hub._intake.append(rig.hub.notices.status("restarting"), attached.client.number)
+    asked = rig.request(code="1")
+    rig.hub.submit(attached, asked)
+    rig.say(rig.message(Channel.SHELL, "execute_reply", {"status": "kept"}, asked.header))
     for i in range(500):
         rig.say(rig.stream(f"{i:0100}"))
     client.resume()
-    assert b"restarting" in client.written
+    assert b'"status": "kept"' in client.written
 
 
 async def test_requests_on_iopub_are_for_nobody(rig) -> None:

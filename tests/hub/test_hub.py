@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from types import SimpleNamespace
 
 import pytest
 
@@ -208,13 +209,13 @@ async def test_a_kernel_that_ignores_our_sockets_gets_new_ones(make_rig) -> None
     rig.say(rig.message(Channel.IOPUB, "error", error, asked.header))
     rig.say(rig.message(Channel.IOPUB, "status", {"execution_state": "idle"}, asked.header))
     rig.clock.now += RENEW_SECONDS
-    rig.hub._nudge._poll()
+    rig.fire_nudge_timer()
     assert rig.kernel.identity not in (first, b"")
     assert rig.kernel.former == [first]
     assert rig.hub.identities == [first, rig.kernel.identity]
     # The reply did not arrive: iopub has said what it says.
     rig.clock.now += GRACE
-    rig.hub._requests.recovery.check()
+    rig.fire_recovery_timer()
     [reply] = [m for m in received(client) if m.msg_type == "execute_reply"]
     assert (reply.parent_id, reply.channel) == (asked.msg_id, Channel.SHELL)
     assert json.loads(reply.content).items() >= {"status": "error", **error}.items()
@@ -240,7 +241,7 @@ async def test_a_cell_whose_end_was_lost_with_the_connection_ends_for_its_client
         probe = next(p for p in reversed(rig.probes()) if p.channel is Channel.SHELL)
         rig.say(rig.message(Channel.SHELL, "kernel_info_reply", {}, probe.header))
     rig.clock.now += GRACE
-    rig.hub._requests.recovery.check()
+    rig.fire_recovery_timer()
     [notice, reply, idle] = [m for m in received(client) if m.parent_id == asked.msg_id]
     assert b"the connection to the kernel was interrupted" in notice.content
     assert (reply.msg_type, json.loads(reply.content)["status"]) == ("execute_reply", "aborted")
@@ -252,8 +253,8 @@ async def test_an_answer_that_was_lost_with_the_shell_connection_is_asked_for_ag
     busy = {"execution_state": "busy"}
     rig.say(rig.message(Channel.IOPUB, "status", busy, rig.request(code="1").header))
     rig.hub.verify_busy()
-    rig.hub.on_disconnected(Channel.SHELL)
-    rig.hub.on_connected(Channel.SHELL)
+    rig.link_events.on_disconnected(Channel.SHELL)
+    rig.link_events.on_connected(Channel.SHELL)
     assert rig.hub.activity.execution_state == "busy"
     rig.say(rig.message(Channel.SHELL, "kernel_info_reply", {}, rig.probes()[-1].header))
     assert rig.hub.activity.execution_state == "idle"
@@ -272,11 +273,11 @@ async def test_without_descriptors_a_hub_goes_on_as_it_is(make_rig, monkeypatch)
     rig.kernel.connect()
     rig.say(rig.message(Channel.IOPUB, "status", {"execution_state": "idle"}))
     rig.clock.now += RENEW_SECONDS
-    rig.hub._nudge._poll()
-    assert rig.hub._nudge._timer is not None, "it is tried again"
+    rig.fire_nudge_timer()
+    assert rig.hub._kernel._nudge._timer is not None, "it is tried again"
     assert rig.hub.identities == [first]
     monkeypatch.setattr(MemoryKernel, "receive_for", fail)
-    hub = Hub("k", INFO, link=rig._link, clock=rig.clock, former=[b"of the dead"], adopted=True)
+    hub = rig.open(former=[b"of the dead"])
     await hub.aclose()
 
 
@@ -286,33 +287,33 @@ async def test_a_reply_that_was_lost_with_the_shell_connection_alone_is_made(rig
     asked = rig.request(code="1")
     rig.hub.submit(attached, asked)
     probes = len(rig.probes())
-    rig.hub.on_disconnected(Channel.SHELL)
-    rig.hub.on_connected(Channel.SHELL)
+    rig.link_events.on_disconnected(Channel.SHELL)
+    rig.link_events.on_connected(Channel.SHELL)
     assert rig.hub.ready
     assert [p.channel for p in rig.probes()[probes:]] == [Channel.SHELL]
     shown = {"execution_count": 7, "code": "1"}
     rig.say(rig.message(Channel.IOPUB, "execute_input", shown, asked.header))
     rig.say(rig.message(Channel.IOPUB, "status", {"execution_state": "idle"}, asked.header))
     rig.clock.now += GRACE
-    rig.hub._requests.recovery.check()
+    rig.fire_recovery_timer()
     [reply] = [m for m in received(client) if m.msg_type == "execute_reply"]
     assert json.loads(reply.content).items() >= {"status": "ok", "execution_count": 7}.items()
-    assert not rig.hub._requests.recovery.active
+    assert not rig.hub._kernel._recovery.active
 
 
 async def test_a_kernel_that_was_adopted_is_spoken_to_under_a_name_of_our_own(rig) -> None:
     former = [b"of the bridge before"]
-    hub = Hub("k", INFO, link=rig._link, clock=rig.clock, former=former, adopted=True)
+    hub = rig.open(former=former)
     assert rig.kernel.former == former
     assert rig.kernel.identity not in (*former, b"")
     assert hub.identities == [*former, rig.kernel.identity]
-    hub.on_connected(Channel.STDIN)
+    rig.link_events.on_connected(Channel.STDIN)
     for _ in range(2):
         probe = parse(*rig.kernel.sent[-1], rig.signer)
         rig.say(rig.message(Channel.SHELL, "kernel_info_reply", {}, probe.header))
     assert rig.kernel.former == former, "a reply of the past may still be on its way"
     rig.clock.now += GRACE
-    hub._requests.recovery.check()
+    rig.fire_recovery_timer(hub)
     assert rig.kernel.former == []
     hub.reconnect(dict(KERNEL_ELSEWHERE))
     assert rig.kernel.former == []
@@ -346,7 +347,7 @@ async def test_whoever_doubts_that_a_kernel_is_busy_asks_its_shell_once(rig) -> 
 async def test_a_connection_that_libzmq_ends_is_told_with_the_setting(rig, caplog, channel) -> None:
     first = rig.kernel.identity
     for _ in range(3):
-        rig.hub.on_gone(channel)
+        rig.link_events.on_gone(channel)
     assert caplog.text.count("kernel_message_limit") == 1
     assert f"its {channel} port" in caplog.text
     assert (rig.kernel.identity != first) == (channel is Channel.SHELL)
@@ -359,7 +360,7 @@ async def test_what_is_missing_of_a_kernel_is_said_as_it_is(make_rig, caplog) ->
         probe = rig.probes()[-1]
         rig.say(rig.message(probe.channel, "kernel_info_reply", {}, probe.header))
         rig.clock.now += 0.6
-        rig.hub._nudge._poll()
+        rig.fire_nudge_timer()
     assert rig.hub.ready
     assert not rig.hub.timed_out
     assert "answers kernel_info_request without a status on iopub" in caplog.text
@@ -581,24 +582,25 @@ async def test_what_is_announced_comes_after_all_that_the_kernel_said_and_once(r
 
 
 async def test_whoever_wants_to_know_is_told_of_what_is_announced(rig) -> None:
-    (_, one), (_, other), (_, deaf) = (rig.attach(name) for name in "abc")
     told: list[str] = []
 
-    def again(status: str) -> None:
-        told.append(status)
-        rig.hub.announce(status)  # as a websocket does whose hook says the same
+    class Listener:
+        def on_status(self, status: str) -> None:
+            told.append(status)
+            rig.hub.announce(status)  # as a websocket does whose hook says the same
 
-    one.announced = other.announced = again
+    (_, one), _ = (rig.attach(name, listener=Listener()) for name in "ab")
+    rig.attach("c")
     rig.hub.announce("restarting")
     assert told == ["restarting", "restarting"]
-    assert deaf.announced is None
+    rig.hub.announce("dead", source=one)
+    assert told[2:] == ["dead"], "the websocket that it comes from knows"
 
 
 @pytest.mark.parametrize("asked", [True, False])
 async def test_a_restart_is_announced_as_what_it_is(rig, asked) -> None:
-    client, attached = rig.attach()
     told: list[str] = []
-    attached.announced = told.append
+    client, _ = rig.attach(listener=SimpleNamespace(on_status=told.append))
     rig.kernel.disconnect()
     await rig.hub.restarting(asked=asked)
     assert states(client) == told == ["starting" if asked else "restarting"]
@@ -629,10 +631,11 @@ async def test_requests_that_wait_are_kept_through_a_restart_where_they_are_for_
 
 async def test_the_end_of_a_kernel_during_a_restart_is_the_last_word(rig) -> None:
     client, _ = rig.attach()
+    old = rig.kernel
     restarting = asyncio.ensure_future(rig.hub.restarting())
     await asyncio.sleep(0)
     rig.hub.dead()
-    rig.hub._line.went(down=True)
+    old.disconnect()
     await restarting
     assert states(client)[0] == "dead"
     assert rig.kernel.closed
@@ -640,12 +643,12 @@ async def test_the_end_of_a_kernel_during_a_restart_is_the_last_word(rig) -> Non
 
 async def test_another_process_on_the_same_sockets_is_a_start_told_once(rig) -> None:
     client, attached = rig.attach()
-    hung_up: list[bool] = []
-    rig.hub.on_hung_up = lambda: hung_up.append(True)
+    observer = Observer(rig.hub)
+    rig.hub.observe(observer)
     rig.kernel.disconnect()
     early = rig.request(code="early")
     rig.hub.submit(attached, early)
-    assert hung_up == [True]
+    assert observer.disconnected == 1
     rig.process = "the-second"
     rig.prove()
     rig.say(rig.stream("of the second"))
@@ -704,7 +707,7 @@ async def test_a_successor_that_answers_no_probe_is_up_when_it_speaks(make_rig) 
     rig.kernel.disconnect()
     rig.kernel.connect()
     rig.clock.now += 61
-    rig.hub._nudge._poll()
+    rig.fire_nudge_timer()
     assert rig.hub.timed_out
     rig.process = "the-second"
     rig.say(rig.stream("I never answer"))
@@ -712,15 +715,35 @@ async def test_a_successor_that_answers_no_probe_is_up_when_it_speaks(make_rig) 
     assert rig.hub.activity.execution_state == "idle"
 
 
+class Observer:
+    """Keeps what it is told; whether the hub was ready each time."""
+
+    def __init__(self, hub: Hub) -> None:
+        self.hub = hub
+        self.heard: list[bool] = []
+        self.disconnected = 0
+
+    def on_kernel_activity(self) -> None:
+        self.heard.append(self.hub.ready)
+
+    def on_kernel_disconnected(self) -> None:
+        self.disconnected += 1
+
+
 async def test_whoever_keeps_in_step_is_told_once_a_wakeup(make_rig) -> None:
     rig = make_rig()
-    heard: list[bool] = []
-    rig.hub.on_heard = lambda: heard.append(rig.hub.ready)
+    observer = Observer(rig.hub)
+    rig.hub.observe(observer)
     rig.prove()
-    assert heard[-1], "that it is proven is news"
-    heard.clear()
+    assert observer.heard[-1], "that it is proven is news"
+    observer.heard.clear()
     rig.say(*(rig.stream(str(i)) for i in range(50)))
-    assert heard == [True]
+    assert observer.heard == [True]
+    rig.hub.unobserve(observer)
+    rig.hub.unobserve(observer)
+    rig.say(rig.stream("50"))
+    rig.kernel.disconnect()
+    assert (observer.heard, observer.disconnected) == ([True], 0)
 
 
 async def test_a_hook_that_comes_back_into_delivery_neither_doubles_nor_swaps(rig) -> None:
@@ -794,7 +817,7 @@ async def test_without_a_time_to_resume_who_comes_back_starts_afresh(make_rig) -
     assert back.written == b""
     rig.say(rig.stream("after"))
     assert texts(back) == ["after"]
-    assert again.client is attached.client, "what it asked for before is still its own"
+    assert again.session is attached.session, "what it asked for before is still its own"
 
 
 KERNEL_ELSEWHERE = {
@@ -813,7 +836,7 @@ async def test_a_closed_hub_holds_nothing_of_what_its_kernel_said(rig) -> None:
     assert rig.hub.journal.nbytes > 0
     await rig.hub.aclose()
     assert rig.hub.journal.nbytes == 0
-    assert not rig.hub._readers._renderer._chunks
+    assert not rig.renderer._chunks
 
 
 async def test_who_was_linked_anew_is_not_taken_for_a_successor(make_rig) -> None:

@@ -103,9 +103,9 @@ def test_a_gap_of_unknown_size_says_what_is_known_of_its_cause(
 
 def test_the_id_of_a_marker_says_where_it_stands() -> None:
     made = notices()
-    assert made.stands_behind(made.lost(Gap(1, 1, b""), PARENT, 41).msg_id) == 41
+    assert made.marker_seq(made.lost(Gap(1, 1, b""), PARENT, 41).msg_id) == 41
     others = notices().lost(Gap(1, 1, b""), PARENT, 41).msg_id
-    assert [made.stands_behind(i) for i in (others, "x", "")] == [None, None, None]
+    assert [made.marker_seq(i) for i in (others, "x", "")] == [None, None, None]
 
 
 def test_a_cell_that_was_taken_over_says_so() -> None:
@@ -116,7 +116,7 @@ def test_a_cell_that_was_taken_over_says_so() -> None:
 
 def test_what_is_said_in_the_kernels_place_is_of_its_session_and_probes_are_not() -> None:
     made = notices()
-    made.kernel_session = "the-kernel"
+    made.speak_as("the-kernel")
     own = json.loads(made.probe(Channel.CONTROL).header)["session"]
     assert own != "the-kernel"
     for said in (made.status("dead"), made.stderr("x"), made.lost(Gap(1, 1, b""), PARENT, 6)):

@@ -23,7 +23,7 @@ async def test_a_kernel_has_one_hub_with_the_tables_settings(table) -> None:
     assert isinstance(hub, Hub)
     assert hub.kernel_id == "a"
     assert hub.settings.journal_limit == 12345
-    assert isinstance(hub._line.link, MemoryKernel)
+    assert isinstance(hub._kernel._link.link, MemoryKernel)
     assert table.open("a", {"not": "looked at"}) is hub
     assert table.open("b", INFO) is not hub
     assert len(table) == 2

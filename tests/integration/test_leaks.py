@@ -159,8 +159,8 @@ async def embedded(hubs: HubTable, cycles: int) -> None:
         hub.detach(attached[0])
         hub.detach(attached[0])
         if i % 5 == 0:
-            assert isinstance(hub._line.link, MemoryKernel)
-            hub._line.link.disconnect()
+            assert isinstance(hub._kernel._link.link, MemoryKernel)
+            hub._kernel._link.link.disconnect()
             await hub.restarting()
             hub.reconnect(INFO)
         if i % 7 == 0:

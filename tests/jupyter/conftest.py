@@ -380,8 +380,7 @@ class World:
 
         class Hubs(JupyterHubs):
             def __init__(self, *args: Any) -> None:
-                super().__init__(*args)
-                self._link = Here
+                super().__init__(*args, link=Here)
 
         if self.impl == "jupyter":
             self._patch.setattr(kbridge.jupyter.connection, "JupyterHubs", Hubs)

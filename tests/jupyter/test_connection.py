@@ -35,5 +35,5 @@ async def test_a_hook_that_detaches_on_what_it_is_given_first_leaves_nothing_att
     first.disconnect()
     world.say(world.stream("missed"))
     hasty, _ = await world.open(Hasty)
-    assert hasty._attachment is None
+    assert hasty._cursor is None
     assert hasty.hub.connections == 0

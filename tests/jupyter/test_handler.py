@@ -49,7 +49,8 @@ class Connection:
         self.rooms: list[asyncio.Future[None]] = []
         self.blocked = False
 
-    def room(self) -> Any:
+    @property
+    def pending(self) -> Any:
         return self.rooms.pop(0) if self.rooms else None
 
 

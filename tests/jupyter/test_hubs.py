@@ -28,9 +28,9 @@ class Hubs(JupyterHubs):
     """The table, whose hubs are linked to twins."""
 
     def __init__(self, kernels: FakeKernels) -> None:
-        super().__init__(kernels, HubSettings(), logging.getLogger("kbridge.hub"))
+        log = logging.getLogger("kbridge.hub")
+        super().__init__(kernels, HubSettings(), log, link=self._make)
         self.links: list[MemoryKernel] = []
-        self._link = self._make
 
     def _make(self, endpoints: Any, events: Any, identity: bytes) -> MemoryKernel:
         self.links.append(MemoryKernel(endpoints, events, identity))

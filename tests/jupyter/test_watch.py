@@ -307,7 +307,7 @@ async def test_a_kernel_that_never_comes_back_does_not_stop_the_loop(rig) -> Non
     rig.end_process()
     await rig.settle()
     rig.clock.now += 61
-    rig.hub._nudge._poll()
+    rig.fire_nudge_timer()
     assert rig.hub.timed_out
     await rig.settle()
     assert rig.went == []
@@ -330,8 +330,8 @@ async def test_nothing_is_left_of_a_watch_that_is_closed(rig) -> None:
     rig.manager.execution_state = "of another one"
     rig.manager.move(*NEW)
     rig.manager.fire("restart")
-    rig.hub.on_heard()
-    rig.hub.on_hung_up()
+    rig.kernel.drain()
+    rig.kernel.disconnect()
     await rig.settle()
     assert rig.manager.execution_state == "of another one"
     assert not rig.watch._tasks

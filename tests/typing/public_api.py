@@ -40,7 +40,7 @@ async def hubs(hub: Hub, link: ClientLink, message: Message) -> None:
     assert_type(await hub.request("kernel_info_request", {}), Message)
     assert_type(await hub.wait_ready(timeout=1.0), bool)
     assert_type(hub.ready, bool)
-    hub.heard(attachment, b"1")
+    hub.on_pong(attachment, b"1")
     hub.detach(attachment)
     hub.reconnect({"shell_port": 1})
     await hub.restarting(asked=True)

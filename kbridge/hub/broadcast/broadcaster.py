@@ -1,117 +1,79 @@
-"""The websockets of one hub: who comes, where each begins, when each gets its turn, who leaves.
+"""Delivers a kernel's output to websockets: policies, journal, pace and cursors.
 
-Owns the clients, what each is known to have, and two timers: of what is held back, and of what is
-still to be asked about.
+It knows nothing of the kernel's sockets. Messages come in through the `KernelListener` interface;
+each is judged and encoded once, then read by any number of websockets.
 """
 
 from __future__ import annotations
 
-import asyncio
-from collections import OrderedDict
-from collections.abc import Callable
-from typing import Any, Final
+from functools import partial
+from typing import Any
 
-from kbridge.errors import KernelMessageError
+from kbridge.flow.activity import state_of
 from kbridge.flow.inputs import Inputs
-from kbridge.flow.journal import EVERYONE, Journal
-from kbridge.flow.pace import Pace
-from kbridge.hub.broadcast.acks import LATEST, PATIENCE, Acknowledgements
-from kbridge.hub.broadcast.client_sessions import Attachment, Clients
+from kbridge.flow.journal import EVERYONE, LOSABLE, Journal
+from kbridge.flow.policy import PASS, judge
+from kbridge.hub.broadcast import policy_chain
+from kbridge.hub.broadcast.adoption import Adoption
+from kbridge.hub.broadcast.burst import Allowance, Burst
+from kbridge.hub.broadcast.client_sessions import ClientSessions
+from kbridge.hub.broadcast.cursor import Cursor, CursorOptions
 from kbridge.hub.broadcast.delivery import Delivery
 from kbridge.hub.broadcast.rendering import Renderer
-from kbridge.hub.broadcast.resume import START, Found, SessionIndex, locate
-from kbridge.hub.broadcast.turns import turns
-from kbridge.hub.clock import Clock
-from kbridge.hub.notices import Notices
-from kbridge.hub.settings import HubSettings
+from kbridge.hub.broadcast.resume import START, ResumePoint, resolve_since
+from kbridge.hub.context import HubContext
+from kbridge.hub.events import HubObserver, StatusListener
 from kbridge.link.interfaces import ClientLink, nobody
 from kbridge.wire.dialects import Dialect
-from kbridge.wire.message import Channel, Message
+from kbridge.wire.message import Message, message_key
+from kbridge.wire.v1 import encode_frame
 
-__all__ = ["Readers"]
-
-_TURN: Final = 128 << 10
-"""Bytes that one websocket is given in one turn (more, where a chunk is larger)."""
-
-_AT_ONCE: Final = 2 << 20
-"""Bytes that all websockets together are given at once; the others wait for a turn."""
-
-_ASKED_AT_ONCE: Final = 100
-"""Websockets that are asked what has arrived without a break."""
-
-_SLACK: Final = 64
-"""Part of `history_limit` by which the past may exceed it before it is trimmed."""
-
-_FRESH: Final = 1.0
-"""Seconds for which chunks are kept for readers that lag."""
+__all__ = ["Broadcaster"]
 
 
-class Readers:
-    """The readers of one journal.
+class Broadcaster:
+    """The journal of one kernel, and its readers (a `KernelListener`).
 
     Parameters
     ----------
-    journal : Journal
-        What they read.
-    settings : HubSettings
-        What can be set.
-    pace : Pace
-        How far they may read now.
-    inputs : Inputs
-        The kernel's open questions.
-    notices, clock
-        What makes the markers, and the time.
-    refuse : callable
-        Is told of a message that a dialect has no form for.
-    answered : SessionIndex or None
-        Where the sessions' first messages stand, if the kernel had clients before there was this
-        journal.
+    context : HubContext
+        What the parts of the hub share.
+    allowance : Allowance
+        The bytes beyond `journal_limit` that several hubs share.
 
     Attributes
     ----------
-    clients : Clients
-        Who is here, and who may come back.
+    journal : Journal
+        The output of the kernel.
     """
 
-    def __init__(
-        self,
-        journal: Journal,
-        settings: HubSettings,
-        *,
-        pace: Pace,
-        inputs: Inputs,
-        notices: Notices,
-        clock: Clock,
-        refuse: Callable[[Channel, KernelMessageError], None],
-        answered: SessionIndex | None,
-    ) -> None:
-        self.clients = Clients(settings.resume_timeout)
-        self._journal = journal
-        self._answered = answered
-        self._pace = pace
-        self._inputs = inputs
+    def __init__(self, context: HubContext, allowance: Allowance) -> None:
+        settings, clock, notices = context.settings, context.clock, context.notices
+        self._context = context
         self._notices = notices
-        self._clock = clock
-        # Microseconds since 1970: no life of a bridge says more, so no two have numbers in common,
-        # and JavaScript's numbers hold them exactly.
-        self._acks = Acknowledgements(int(clock.wall() * 1e6), enabled=settings.acknowledge)
-        self._renderer = Renderer(
-            journal,
-            pace,
-            marker=notices.lost,
-            refuse=refuse,
-            joins=settings.rate_limit_policy == "coalesce",
-        )
-        self._delivery = Delivery(self._acks, self._renderer)
-        # The websockets that have more to read than one turn allows.
-        self._waiting: OrderedDict[Attachment, None] = OrderedDict()
-        self._turns = turns()
-        self._in_turns = False
-        self._stale: asyncio.TimerHandle | None = None
-        self._loop = asyncio.get_running_loop()
-        self._held: asyncio.TimerHandle | None = None
-        self._asking: asyncio.TimerHandle | None = None
-        self._stopped = False
+        self.journal = Journal(settings.journal_limit, settings.history_limit)
+        self._inputs = Inputs()
+        pace = policy_chain.pace(settings)
+        self._pace = pace
+        self._outgoing = policy_chain.outgoing(settings, notices, pace, context.log)
+        self._adoption = Adoption(notices.mark) if context.adopted else None
+        self._sessions = ClientSessions(settings.resume_timeout)
+        joins = settings.rate_limit_policy == "coalesce"
+        renderer = Renderer(self.journal, pace, notices, context.rejected, joins=joins)
+        self._delivery = Delivery(self.journal, pace, self._sessions, renderer, clock)
+        self._burst = Burst(self.journal, self._sessions, pace, clock, allowance)
+        # Microseconds since 1970: a bridge sends fewer messages than that, so the numbers of two
+        # bridges never overlap, and JavaScript's numbers hold them exactly.
+        self._ack_origin = int(clock.wall() * 1e6)
+        self._observers: list[HubObserver] = []
+        self._announced: tuple[str, int] | None = None  # a status, and where the journal ended
+
+    # -- websockets -------------------------------------------------------------------------
+
+    @property
+    def cursors(self) -> list[Cursor]:
+        """All attached websockets, oldest first."""
+        return self._sessions.cursors
 
     def attach(
         self,
@@ -119,221 +81,212 @@ class Readers:
         dialect: Dialect,
         session_id: str,
         since: str,
-        *,
-        verbatim: bool,
-        paced: bool,
-    ) -> Attachment:
-        """Add a websocket, and write to it what it is owed.
+        options: CursorOptions,
+    ) -> Cursor:
+        """Attach a websocket, and write to it the frames that its session has missed.
 
         Raises
         ------
         InvalidRequest
             If `since` is longer than any id.
         """
-        journal = self._journal
-        found = locate(journal, since, self._acks.origin, self._notices) if since else None
-        back = self.clients.known(session_id) is not None
+        journal, sessions = self.journal, self._sessions
+        origin, notices = self._ack_origin, self._notices
+        point = resolve_since(journal, since, origin, notices) if since else None
+        known = sessions.known(session_id)
         start = journal.end()
-        if self._answered is not None and session_id and not back:
-            # Unknown here, and yet it may be one that comes back.
-            start = self._answered.find(journal, session_id) or start
-        attachment = self.clients.attach(link, dialect, session_id, start)
-        attachment.verbatim = verbatim
-        attachment.paced = paced
-        attachment.acknowledges = bool(session_id or since)
-        if found is not None:
-            if back and since != START and not found.seen:
-                # What it has acknowledged it has seen, whatever it says.
-                seq = max(found.place.seq, attachment.delivered.seq)
-                found = found._replace(place=found.place._replace(seq=seq))
-            self.clients.begin(attachment, found.place)
-        attachment.lags = attachment.place.seq < journal.next_seq
-        link.on_writable = lambda: self._on_writable(attachment)
-        if self._inputs and (back or found is not None):
-            self._ask_again(attachment, found)
-        self._pump(attachment)
-        self._rest()
-        return attachment
+        if self._adoption is not None and session_id and not known:
+            # The session may be one of an earlier bridge's.
+            start = self._adoption.start_of(journal, session_id) or start
+        cursor = sessions.attach(link, dialect, session_id, start, options)
+        if point is not None:
+            if known and since != START and not point.exact:
+                # The client has seen what it has acknowledged, whatever it says.
+                seq = max(point.place.seq, cursor.delivered.seq)
+                point = point._replace(place=point.place._replace(seq=seq))
+            sessions.start_at(cursor, point.place)
+        cursor.set_behind(cursor.place.seq < journal.next_seq)
+        link.on_writable = partial(self._delivery.on_writable, cursor)
+        if self._inputs and (known or point is not None):
+            self._repeat_inputs(cursor, point)
+        self._delivery.start(cursor)
+        return cursor
 
-    def detach(self, attachment: Attachment) -> None:
-        """Remove a websocket; may be called twice."""
-        if self.clients.detach(attachment, self._clock.monotonic()):
-            attachment.link.on_writable = nobody
-            self._waiting.pop(attachment, None)
-            self._be_patient(attachment, until=None)
-            self._trim()
+    def options(
+        self,
+        session_id: str,
+        since: str,
+        *,
+        verbatim: bool,
+        paced: bool,
+        listener: StatusListener | None,
+    ) -> CursorOptions:
+        """Return how a websocket is written to: only those that can come back are pinged."""
+        asks = self._context.settings.acknowledge and bool(session_id or since)
+        return CursorOptions(self._ack_origin if asks else None, verbatim, paced, listener)
 
-    def flush(self) -> None:
-        """Write out what came, as far as the pace allows, and forget what everybody has."""
-        journal = self._journal
-        now = self._clock.monotonic()
-        again = self._pace.settle(journal.first_seq, journal.next_seq, now)
-        if again is not None and self._held is None and not self._stopped:
-            self._held = self._loop.call_later(again, self._on_held)
-        delivery, waiting = self._delivery, self._waiting
-        end = delivery.work + _AT_ONCE
-        for attachment in self.clients.attachments:  # a hook may detach
-            if attachment.blocked or (waiting and attachment in waiting):
-                attachment.lags = True
-            elif delivery.work < end:
-                self._pump(attachment)
-            else:
-                self._wait(attachment)
-        self._rest()
-        self._trim()
+    def detach(self, cursor: Cursor) -> None:
+        """Detach a websocket; may be called twice."""
+        if self._sessions.detach(cursor, self._context.clock.monotonic()):
+            cursor.link.on_writable = nobody
+            self._delivery.remove(cursor)
 
-    def unread(self) -> int | None:
-        """Return the bytes that the fastest live reader has yet to be given; None without readers.
+    def on_pong(self, cursor: Cursor, payload: bytes) -> None:
+        """Take the payload of a websocket's pong."""
+        self._delivery.on_pong(cursor, payload)
 
-        Costs a walk over all websockets, as `flush` does.
+    def _repeat_inputs(self, cursor: Cursor, point: ResumePoint | None) -> None:
+        """Write to a client that comes back the input requests that it may have lost.
+
+        With `since`, requests that the client has seen are not repeated, and open requests of
+        disconnected sessions are reassigned to it.
         """
-        seq = self.clients.furthest()
-        return None if seq is None else self._journal.behind(seq)
-
-    def release(self) -> None:
-        """Hold nothing back of what came so far."""
-        self._pace.release()
-
-    def heard(self, attachment: Attachment, payload: bytes) -> None:
-        """Take a pong, which may be an acknowledgement."""
-        if not self._acks.heard(attachment, payload):
-            return
-        if attachment.patience is not None:
-            self._be_patient(attachment, until=None)
-            self._pump(attachment)
-            self._rest()
-        self._trim()
-        if self._acks.due(attachment) and self._asking is None and not self._stopped:
-            self._asking = self._loop.call_later(LATEST, self._on_asking)
-
-    def close(self, code: int, reason: str) -> None:
-        """Close all websockets, and cancel the timers; may be called twice."""
-        self._stopped = True
-        for timer in (self._held, self._asking, self._stale):
-            if timer is not None:
-                timer.cancel()
-        self._held = self._asking = self._stale = None
-        for attachment in self.clients.attachments:
-            attachment.link.close(code, reason)
-            self.detach(attachment)
-        self._delivery.forget()
-        self._renderer.forget_all()
-
-    def statistics(self) -> dict[str, Any]:
-        """Who reads, and what waits for its turn."""
-        return {"clients": self.clients.statistics(), "pace": self._pace.statistics()}
-
-    # -- inside -----------------------------------------------------------------------------
-
-    def _ask_again(self, attachment: Attachment, found: Found | None) -> None:
-        """Show a client that comes back the questions that it may have lost.
-
-        One that says what it saw has those that it saw, and takes over those of clients that are
-        not here any more.
-        """
-        number = attachment.client.number
-        seen = found is not None and found.seen
+        number = cursor.session.number
+        exact = point is not None and point.exact
         lost: list[Message] = []
         for question in self._inputs.open_questions():
             own = question.client in (EVERYONE, number)
             if not own:
-                if found is None or self.clients.is_here(question.client):
+                if point is None or self._sessions.is_here(question.client):
                     continue
                 question.client = number
-                self._journal.readdress(question.seq, number)
-                self._renderer.forget_all()
-            passed = question.seq < attachment.place.seq
-            if not (own and seen) if passed else not self._journal.holds(question.seq):
+                self.journal.readdress(question.seq, number)
+                self._delivery.forget_chunks()
+            passed = question.seq < cursor.place.seq
+            if not (own and exact) if passed else not self.journal.holds(question.seq):
                 lost.append(question.msg)
         if lost:
-            self._delivery.say(attachment, lost)
+            self._delivery.say(cursor, lost)
 
-    def _trim(self) -> None:
-        journal = self._journal
-        # Not for every frame: a look at all readers' places costs more than a little memory.
-        if journal.nbytes > journal.history_limit + journal.history_limit // _SLACK:
-            journal.trim(self.clients.slowest(self._clock.monotonic(), journal.next_seq))
+    # -- messages (KernelListener) ----------------------------------------------------------
 
-    def _pump(self, attachment: Attachment) -> None:
-        """Write to a websocket for one turn, and let it wait for the next if there is more."""
-        delivery = self._delivery
-        end = delivery.work + _TURN
-        while delivery.pump(attachment):
-            if delivery.work >= end:
-                self._wait(attachment)
-                break
-        if attachment.lags and attachment.patience is None and self._acks.full(attachment):
-            self._be_patient(attachment, until=PATIENCE)
-
-    def _wait(self, attachment: Attachment) -> None:
-        """Let a websocket go on in one of the loop's next turns."""
-        if self._stopped:
+    def on_output(self, msg: Message, msg_type: str, key: int, now: float) -> None:
+        """Judge, encode and journal an iopub message."""
+        adoption = self._adoption
+        if adoption is not None and adoption.is_cut(msg, msg_type):
+            self.append(self._notices.taken_over(msg.parent_header))
+        if msg_type == "status" and self._inputs and state_of(msg.content) == "idle":
+            self._inputs.done(msg.parent_id)
+        verdict = judge(self._outgoing, msg, msg_type, now)
+        if verdict is PASS:
+            seq = self.journal.append(encode_frame(msg), state=msg_type not in LOSABLE, key=key)
+            if adoption is not None:
+                adoption.note(msg.parent_header, seq)
             return
-        self._waiting[attachment] = None
-        if not self._in_turns:
-            self._in_turns = True
-            self._turns.add(self._take_turn)
+        for other in verdict:
+            self.append(other)
 
-    def _take_turn(self) -> bool:
-        """Go on with the websocket that has waited longest; True if others wait."""
-        if self._waiting and not self._stopped:
-            attachment, _ = self._waiting.popitem(last=False)
-            try:
-                self._pump(attachment)
-            except BaseException:
-                # The queue forgets a step that fails: the others that wait need another one.
-                self._in_turns = False
-                for other in self._waiting:
-                    self._wait(other)
-                    break
-                raise
-            self._rest()
-            self._trim()
-        self._in_turns = bool(self._waiting) and not self._stopped
-        return self._in_turns
+    def on_reply(self, msg: Message, client: int, now: float) -> None:
+        """Judge, encode and journal a message for one client."""
+        verdict = judge(self._outgoing, msg, msg.msg_type, now)
+        for each in (msg,) if verdict is PASS else verdict:
+            seq = self.append(each, client)
+            if each.msg_type == "input_request":
+                self._inputs.asked(each, client, seq)
 
-    def _rest(self) -> None:
-        """Drop what was kept for readers at the same place, at once or in a while."""
-        self._delivery.forget()
-        if self._renderer.keeps and self._stale is None and not self._stopped:
-            self._stale = self._loop.call_later(_FRESH, self._on_stale)
+    def on_notice(self, msg: Message) -> None:
+        """Journal a message that the bridge made in the name of the kernel."""
+        self.append(msg)
 
-    def _be_patient(self, attachment: Attachment, until: float | None) -> None:
-        """Wait so long for a websocket's pong, or no more."""
-        if attachment.patience is not None:
-            attachment.patience.cancel()
-            attachment.patience = None
-        if until is not None and not self._stopped:
-            attachment.patience = self._loop.call_later(until, self._on_mute, attachment)
+    def on_drained(self) -> None:
+        """Write out the frames of this wake-up, and forget those that every client has."""
+        self._delivery.flush()
+        self._burst.look()
+        for observer in self._observers:
+            observer.on_kernel_activity()
 
-    def _on_mute(self, attachment: Attachment) -> None:
-        attachment.patience = None
-        attachment.mute = True
-        self._pump(attachment)
-        self._rest()
+    def on_replaced(self) -> None:
+        """Tell clients of a start that nobody announced; written out with this wake-up."""
+        self._inputs.clear()
+        self._append_status("starting")
 
-    def _on_writable(self, attachment: Attachment) -> None:
-        self._delivery.written(attachment)
-        self._pump(attachment)
-        self._delivery.ask(attachment)
-        self._rest()
-        self._trim()
+    def on_ready(self) -> None:
+        """Tell the observers that the kernel is ready."""
+        for observer in self._observers:
+            observer.on_kernel_activity()
 
-    def _on_stale(self) -> None:
-        self._stale = None
-        self._renderer.forget_all()
+    def on_disconnected(self) -> None:
+        """Tell the observers that the connection to the kernel was lost."""
+        for observer in self._observers:
+            observer.on_kernel_disconnected()
 
-    def _on_held(self) -> None:
-        self._held = None
-        self.flush()
+    # -- messages of the bridge -------------------------------------------------------------
 
-    def _on_asking(self) -> None:
-        self._asking = None
-        asked = 0
-        for attachment in self.clients.attachments:
-            if self._acks.due(attachment):
-                self._delivery.ask(attachment)
-                asked += 1
-                if asked >= _ASKED_AT_ONCE and not self._stopped:
-                    self._asking = self._loop.call_later(0, self._on_asking)
-                    return
+    def append(self, msg: Message, audience: int = EVERYONE) -> int:
+        """Journal a message as it is; return its sequence number."""
+        seq = self.journal.append(
+            encode_frame(msg),
+            audience,
+            state=msg.msg_type not in LOSABLE,
+            key=message_key(msg.header),
+        )
+        if self._adoption is not None:
+            self._adoption.note(msg.parent_header, seq)
+        return seq
+
+    def is_announced(self, status: str) -> bool:
+        """Return True if a status was announced and the journal has not changed since."""
+        return self._announced == (status, self.journal.next_seq)
+
+    def announce(self, status: str, source: Cursor | None = None) -> None:
+        """Send a status in the name of the kernel, without delay, and tell the listeners.
+
+        The listener of `source` is not told.
+        """
+        self._append_status(status)
+        self._pace.release()
+        self.on_drained()
+        for cursor in self._sessions.cursors:
+            if cursor.listener is not None and cursor is not source:
+                cursor.listener.on_status(status)
+
+    def _append_status(self, status: str) -> None:
+        self.append(self._notices.status(status))
+        self._announced = (status, self.journal.next_seq)
+
+    # -- the life of the kernel -------------------------------------------------------------
+
+    def answers_input(self, msg: Message) -> bool:
+        """Note an `input_reply`; return False if its input request was answered before."""
+        return self._inputs.answer(msg)
+
+    def clear_inputs(self) -> None:
+        """Forget the open input requests: the process that sent them has gone."""
+        self._inputs.clear()
+
+    def process_replaced(self) -> None:
+        """Note that no request from before the bridge can be running any longer."""
+        if self._adoption is not None:
+            self._adoption.end()
+
+    def observe(self, observer: HubObserver) -> None:
+        """Tell an observer what is learned about the kernel."""
+        self._observers = [*self._observers, observer]
+
+    def unobserve(self, observer: HubObserver) -> None:
+        """Tell an observer no more; may be called twice."""
+        self._observers = [each for each in self._observers if each is not observer]
+
+    def close(self, code: int, reason: str) -> None:
+        """Close all websockets and drop the journal; may be called twice."""
+        self._delivery.close()
+        for cursor in self._sessions.cursors:
+            cursor.link.close(code, reason)
+            self.detach(cursor)
+        # Timers and contexts may keep a closed hub alive: it must hold no memory.
+        self.journal.clear()
+        self._burst.close()
+        self._inputs.clear()
+
+    def statistics(self) -> dict[str, Any]:
+        """Return the figures of the journal and of its readers."""
+        cursors = self._sessions.cursors
+        return {
+            "journal": self.journal.statistics(),
+            "clients": {
+                "attached": len(cursors),
+                "blocked": sum(cursor.blocked for cursor in cursors),
+                "parked": self._sessions.parked,
+            },
+            "pace": self._pace.statistics(),
+        }

@@ -20,7 +20,8 @@ from typing import Final
 
 from kbridge.flow.journal import Journal
 from kbridge.flow.pace import Pace
-from kbridge.hub.broadcast.client_sessions import Attachment, Clients
+from kbridge.hub.broadcast.client_sessions import ClientSessions
+from kbridge.hub.broadcast.cursor import Cursor
 from kbridge.hub.clock import Clock
 
 __all__ = ["PATIENCE", "Allowance", "Burst"]
@@ -67,7 +68,7 @@ class Burst:
     ----------
     journal : Journal
         The output of the kernel.
-    clients : Clients
+    sessions : ClientSessions
         The readers of the journal.
     pace : Pace
         Limits how far the readers may read now.
@@ -78,10 +79,15 @@ class Burst:
     """
 
     def __init__(
-        self, journal: Journal, clients: Clients, pace: Pace, clock: Clock, allowance: Allowance
+        self,
+        journal: Journal,
+        sessions: ClientSessions,
+        pace: Pace,
+        clock: Clock,
+        allowance: Allowance,
     ) -> None:
         self._journal = journal
-        self._clients = clients
+        self._sessions = sessions
         self._pace = pace
         self._clock = clock
         self._allowance = allowance
@@ -144,15 +150,15 @@ class Burst:
         self._looked_at, now = clock, self._time
         end = journal.next_seq
         seen: dict[int, tuple[int, float]] = {}
-        fastest: Attachment | None = None
+        fastest: Cursor | None = None
         live = 0
-        for attachment in self._clients.attachments:
-            seq = attachment.place.seq
-            known = self._seen.get(attachment.number)
-            may = min(end, self._pace.horizon_of(attachment.paced))
+        for cursor in self._sessions.cursors:
+            seq = cursor.place.seq
+            known = self._seen.get(cursor.number)
+            may = min(end, self._pace.horizon_of(cursor.paced))
             if known is None or known[0] != seq or seq >= may:
-                known = (seq, now + self._patience(attachment))
-            seen[attachment.number] = known
+                known = (seq, now + self._patience(cursor))
+            seen[cursor.number] = known
             if now > known[1]:
                 continue
             if may <= seq < end:  # held back by a limit, and not by its speed
@@ -160,7 +166,7 @@ class Burst:
                 continue
             live += 1
             if fastest is None or seq > fastest.place.seq:
-                fastest = attachment
+                fastest = cursor
         self._seen = seen
         if fastest is not None:
             self._live_at, self._lead = now, fastest.place
@@ -172,9 +178,9 @@ class Burst:
         behind = journal.appended - place.nbytes if place.nbytes >= 0 else journal.nbytes
         return min(behind, journal.nbytes), end - place.seq, live
 
-    def _patience(self, attachment: Attachment) -> float:
+    def _patience(self, cursor: Cursor) -> float:
         """Return for how many seconds a websocket that has just moved counts as live."""
-        if not attachment.blocked:
+        if not cursor.blocked:
             return PATIENCE
-        journal, seq = self._journal, attachment.place.seq
+        journal, seq = self._journal, cursor.place.seq
         return max(PATIENCE, (journal.behind(seq - 1) - journal.behind(seq)) / _SLOWEST)

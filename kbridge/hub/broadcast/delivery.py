@@ -1,19 +1,47 @@
-"""What is owed to each websocket, written out: one journal, many cursors.
+"""Writes the journal to its cursors, in turns.
 
-Each call of `Delivery.pump` writes one chunk, so that its caller decides whose turn is next.
+Each step writes one chunk to one websocket. A websocket that has more to read than one turn allows
+goes on in a later turn of the event loop, which all hubs of the loop share.
 """
 
 from __future__ import annotations
 
+import asyncio
+from collections import OrderedDict
 from typing import Final
 
-from kbridge.hub.broadcast.acks import Acknowledgements
-from kbridge.hub.broadcast.client_sessions import Attachment
+from kbridge.flow.journal import Journal
+from kbridge.flow.pace import Pace
+from kbridge.hub.broadcast.client_sessions import ClientSessions
+from kbridge.hub.broadcast.cursor import Cursor
 from kbridge.hub.broadcast.rendering import Renderer
+from kbridge.hub.broadcast.turns import turns
+from kbridge.hub.clock import Clock
 from kbridge.wire import v1
 from kbridge.wire.message import Message
 
-__all__ = ["Delivery"]
+__all__ = ["ACK_TIMEOUT", "PING_DELAY", "Delivery"]
+
+PING_DELAY: Final = 0.25
+"""Seconds after which a ping asks about the last frames, if nothing more is written."""
+
+ACK_TIMEOUT: Final = 1.0
+"""Seconds to wait for a pong before more than the window is written."""
+
+_TURN: Final = 128 << 10
+"""Bytes that one websocket gets in one turn (more if one chunk is larger)."""
+
+_AT_ONCE: Final = 2 << 20
+"""Bytes that all websockets together get at once; the others wait for a turn."""
+
+_PINGED_AT_ONCE: Final = 100
+"""Websockets that get a delayed ping without a break."""
+
+_SLACK: Final = 64
+"""Part of `history_limit` by which the past may exceed it before it is trimmed."""
+
+_FRESH: Final = 1.0
+"""Seconds for which chunks are kept for websockets that are behind."""
 
 _JOINED: Final = 64 << 10
 """Largest write, in bytes, to which a ping is appended instead of being written separately."""
@@ -23,99 +51,179 @@ _COST: Final = 16 << 10
 
 
 class Delivery:
-    """Writes a journal to its readers.
+    """Writes a journal to its cursors.
 
     Parameters
     ----------
-    acks : Acknowledgements
-        Asks websockets which frames have arrived.
+    journal : Journal
+        The journal.
+    pace : Pace
+        Limits how far websockets may read now.
+    sessions : ClientSessions
+        The websockets.
     renderer : Renderer
         Reads the journal and renders it.
-
-    Attributes
-    ----------
-    work : int
-        Total work so far: the bytes read, plus a fixed number of bytes per write.
+    clock : Clock
+        The source of the time.
     """
 
-    def __init__(self, acks: Acknowledgements, renderer: Renderer) -> None:
-        self._acks = acks
+    def __init__(
+        self,
+        journal: Journal,
+        pace: Pace,
+        sessions: ClientSessions,
+        renderer: Renderer,
+        clock: Clock,
+    ) -> None:
+        self._journal = journal
+        self._pace = pace
+        self._sessions = sessions
         self._renderer = renderer
-        self.work = 0
+        self._clock = clock
+        self._loop = asyncio.get_running_loop()
+        self._turns = turns()
+        self._in_turns = False
+        # The websockets that have more to read than one turn allows.
+        self._waiting: OrderedDict[Cursor, None] = OrderedDict()
+        # The work so far: bytes read, plus a fixed number of bytes per write.
+        self._work = 0
         # What was last written with a ping behind it, the ping, and both.
         self._pinged = (b"", b"", b"")
+        self._pace_timer: asyncio.TimerHandle | None = None
+        self._ping_timer: asyncio.TimerHandle | None = None
+        self._chunk_timer: asyncio.TimerHandle | None = None
+        self._ack_timers: dict[Cursor, asyncio.TimerHandle] = {}
+        self._stopped = False
 
-    def forget(self) -> None:
-        """Drop the data cached for readers at the same place; call when all readers had a turn."""
-        self._renderer.forget()
-        self._pinged = (b"", b"", b"")
+    def flush(self) -> None:
+        """Write new frames, as far as the pace allows, and forget what every client has."""
+        journal = self._journal
+        again = self._pace.settle(journal.first_seq, journal.next_seq, self._clock.monotonic())
+        if again is not None and self._pace_timer is None and not self._stopped:
+            self._pace_timer = self._loop.call_later(again, self._on_pace)
+        waiting = self._waiting
+        end = self._work + _AT_ONCE
+        for cursor in self._sessions.cursors:  # a copy: a hook may detach websockets
+            if cursor.blocked or (waiting and cursor in waiting):
+                cursor.set_behind(True)
+            elif self._work < end:
+                self._pump(cursor)
+            else:
+                self._wait(cursor)
+        self._rest()
+        self.trim()
 
-    def pump(self, attachment: Attachment) -> bool:
-        """Write the next chunk that is owed to a websocket.
+    def start(self, cursor: Cursor) -> None:
+        """Write to a websocket that was just attached the frames that it has missed."""
+        self._pump(cursor)
+        self._rest()
+
+    def say(self, cursor: Cursor, messages: list[Message]) -> None:
+        """Write messages that are not in the journal to a websocket that was just attached."""
+        frames = [v1.encode_frame(msg) for msg in messages]
+        data = self._renderer.join(frames, cursor.dialect)
+        if data and not cursor.link.closed:
+            self._write(cursor, data)
+
+    def on_pong(self, cursor: Cursor, payload: bytes) -> None:
+        """Take a pong, which may be an acknowledgement."""
+        if not cursor.on_pong(payload):
+            return
+        if self._cancel_ack_timer(cursor):
+            self._pump(cursor)
+            self._rest()
+        self.trim()
+        if cursor.ping_due and self._ping_timer is None and not self._stopped:
+            self._ping_timer = self._loop.call_later(PING_DELAY, self._on_ping_delay)
+
+    def on_writable(self, cursor: Cursor) -> None:
+        """Go on with a websocket whose last write has completed."""
+        cursor.written()
+        self._pump(cursor)
+        self._ping(cursor)
+        self._rest()
+        self.trim()
+
+    def remove(self, cursor: Cursor) -> None:
+        """Write no more to a websocket that was detached."""
+        self._waiting.pop(cursor, None)
+        self._cancel_ack_timer(cursor)
+        self.trim()
+
+    def trim(self) -> None:
+        """Forget the frames that every client has, but for the last `history_limit` bytes."""
+        journal = self._journal
+        # Not for every frame: to look at all places costs more than a little memory.
+        if journal.nbytes > journal.history_limit + journal.history_limit // _SLACK:
+            journal.trim(self._sessions.slowest(self._clock.monotonic(), journal.next_seq))
+
+    def forget_chunks(self) -> None:
+        """Drop all cached chunks: the audience of a frame has changed."""
+        self._renderer.forget_all()
+
+    def close(self) -> None:
+        """Cancel the timers and drop the caches; may be called twice."""
+        self._stopped = True
+        for timer in (self._pace_timer, self._ping_timer, self._chunk_timer):
+            if timer is not None:
+                timer.cancel()
+        self._pace_timer = self._ping_timer = self._chunk_timer = None
+        self._forget()
+        self._renderer.forget_all()
+
+    # -- writing ----------------------------------------------------------------------------
+
+    def _pump(self, cursor: Cursor) -> None:
+        """Write to a websocket for one turn, and let it wait for the next if there is more."""
+        end = self._work + _TURN
+        while self._write_next(cursor):
+            if self._work >= end:
+                self._wait(cursor)
+                break
+        if cursor.behind and cursor.window_full:
+            self._start_ack_timer(cursor)
+
+    def _write_next(self, cursor: Cursor) -> bool:
+        """Write the next chunk to a websocket.
 
         Returns
         -------
         bool
-            True if more can be written: the websocket is not blocked, does not have to acknowledge
-            first, and has not received everything.
+            True if more can be written: the last write has completed, no acknowledgement has to
+            come first, and there are more frames to read.
         """
-        if attachment.blocked or attachment.link.closed:
+        if cursor.blocked or cursor.link.closed:
             return False
-        if self._acks.full(attachment):
-            attachment.lags = True
+        if cursor.window_full:
+            cursor.set_behind(True)
             return False
-        portion = self._renderer.next(attachment)
+        portion = self._renderer.next(cursor)
         if portion is None:
-            attachment.lags = False
+            cursor.set_behind(False)
             return False
         data, end, nbytes = portion
-        self.work += nbytes + _COST
+        self._work += nbytes + _COST
         if data:
-            attachment.place = end
-            self._write(attachment, data)
+            cursor.advance(end)
+            self._write(cursor, data)
         else:
-            nothing_under_way = attachment.delivered == attachment.place
-            attachment.place = end
-            if nothing_under_way:
-                attachment.delivered = end
-        # Looked at now, because a hook may have made the kernel speak.
-        if end.seq >= self._renderer.stop(attachment):
-            attachment.lags = attachment.blocked
+            cursor.skip(end)
+        # Looked at after the write, because a hook may have made the kernel send more.
+        if end.seq >= self._renderer.stop(cursor):
+            cursor.set_behind(cursor.blocked)
             return False
-        return not attachment.blocked
+        return not cursor.blocked
 
-    def say(self, attachment: Attachment, messages: list[Message]) -> None:
-        """Write to a websocket that was just attached what the journal does not hold."""
-        frames = [v1.encode_frame(msg) for msg in messages]
-        data = self._renderer.join(frames, attachment.dialect)
-        if data and not attachment.link.closed:
-            self._write(attachment, data)
+    def _write(self, cursor: Cursor, data: bytes) -> None:
+        if len(data) <= _JOINED:
+            cursor.write(self._with_ping(data, cursor.take_ping()))
+        elif cursor.write(data):
+            self._ping(cursor)
 
-    def ask(self, attachment: Attachment) -> None:
-        """Ask a websocket what has arrived of all that was written, where that is due."""
-        if not attachment.blocked and not attachment.link.closed:
-            ping = self._acks.ask(attachment)
-            if ping:
-                self._write(attachment, ping)
-
-    def written(self, attachment: Attachment) -> None:
-        """Note that the last write to a websocket has gone out."""
-        attachment.blocked = False
-        self._acks.written(attachment)
-        attachment.lags = True
-
-    def _write(self, attachment: Attachment, data: bytes) -> None:
-        joined = len(data) <= _JOINED
-        if joined:
-            data = self._with_ping(data, self._acks.ask(attachment))
-        # Blocked meanwhile, for a link may run somebody's code, and that come back here.
-        attachment.blocked = True
-        attachment.blocked = not attachment.link.write(data)
-        if attachment.blocked:
-            return
-        self._acks.written(attachment)
-        if not joined:
-            self.ask(attachment)
+    def _ping(self, cursor: Cursor) -> None:
+        """Ask a websocket which frames have arrived, if that is due."""
+        if cursor.ping_due and not cursor.blocked and not cursor.link.closed:
+            cursor.write(cursor.take_ping())
 
     def _with_ping(self, data: bytes, ping: bytes) -> bytes:
         if not ping:
@@ -123,3 +231,81 @@ class Delivery:
         if self._pinged[0] is not data or self._pinged[1] != ping:
             self._pinged = (data, ping, data + ping)
         return self._pinged[2]
+
+    # -- turns ------------------------------------------------------------------------------
+
+    def _wait(self, cursor: Cursor) -> None:
+        """Let a websocket go on in a later turn of the event loop."""
+        if self._stopped:
+            return
+        self._waiting[cursor] = None
+        if not self._in_turns:
+            self._in_turns = True
+            self._turns.add(self._take_turn)
+
+    def _take_turn(self) -> bool:
+        """Go on with the websocket that has waited longest; return True if others wait."""
+        if self._waiting and not self._stopped:
+            cursor, _ = self._waiting.popitem(last=False)
+            try:
+                self._pump(cursor)
+            except BaseException:
+                # The queue forgets a step that fails: the others that wait need another one.
+                self._in_turns = False
+                for other in self._waiting:
+                    self._wait(other)
+                    break
+                raise
+            self._rest()
+            self.trim()
+        self._in_turns = bool(self._waiting) and not self._stopped
+        return self._in_turns
+
+    def _rest(self) -> None:
+        """Drop the chunks kept for websockets at the same place, at once or after a while."""
+        self._forget()
+        if self._renderer.keeps and self._chunk_timer is None and not self._stopped:
+            self._chunk_timer = self._loop.call_later(_FRESH, self._on_chunks_stale)
+
+    def _forget(self) -> None:
+        self._renderer.forget()
+        self._pinged = (b"", b"", b"")
+
+    # -- timers -----------------------------------------------------------------------------
+
+    def _start_ack_timer(self, cursor: Cursor) -> None:
+        if cursor not in self._ack_timers and not self._stopped:
+            timer = self._loop.call_later(ACK_TIMEOUT, self._on_ack_timeout, cursor)
+            self._ack_timers[cursor] = timer
+
+    def _cancel_ack_timer(self, cursor: Cursor) -> bool:
+        timer = self._ack_timers.pop(cursor, None)
+        if timer is None:
+            return False
+        timer.cancel()
+        return True
+
+    def _on_ack_timeout(self, cursor: Cursor) -> None:
+        del self._ack_timers[cursor]
+        cursor.set_unresponsive()
+        self._pump(cursor)
+        self._rest()
+
+    def _on_chunks_stale(self) -> None:
+        self._chunk_timer = None
+        self._renderer.forget_all()
+
+    def _on_pace(self) -> None:
+        self._pace_timer = None
+        self.flush()
+
+    def _on_ping_delay(self) -> None:
+        self._ping_timer = None
+        pinged = 0
+        for cursor in self._sessions.cursors:
+            if cursor.ping_due:
+                self._ping(cursor)
+                pinged += 1
+                if pinged >= _PINGED_AT_ONCE and not self._stopped:
+                    self._ping_timer = self._loop.call_later(0, self._on_ping_delay)
+                    return

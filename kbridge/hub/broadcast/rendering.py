@@ -9,18 +9,18 @@ and per mode (messages joined or not), so a private frame adds no cost for other
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable
 from typing import Final, NamedTuple, TypeAlias
 
 from kbridge.errors import KernelMessageError
 from kbridge.flow.coalesce import coalesce
 from kbridge.flow.journal import EVERYONE, Gap, Journal, Place, Stretch
 from kbridge.flow.pace import Pace
-from kbridge.hub.broadcast.client_sessions import Attachment
+from kbridge.hub.broadcast.cursor import Cursor
+from kbridge.hub.notices import Notices
+from kbridge.hub.rejected import RejectedMessages
 from kbridge.wire import v1
 from kbridge.wire.dialects import V1, Dialect
 from kbridge.wire.frames import frame, payload
-from kbridge.wire.message import Channel, Message
 
 __all__ = ["CHUNK", "CHUNK_BEHIND", "Chunk", "Portion", "Renderer"]
 
@@ -97,28 +97,28 @@ class Renderer:
         The journal to read.
     pace : Pace
         Limits how far readers may read.
-    marker : callable
-        Makes the message for a gap. Takes the gap, the parent header of the lost messages, and the
-        sequence number of the frame before the gap.
-    refuse : callable
-        Called with the channel and the reason if a dialect cannot express a message.
+    notices : Notices
+        Makes the markers of gaps.
+    rejected : RejectedMessages
+        Counts the messages that a dialect cannot express.
     joins : bool
-        True if messages are joined for readers that lag, and for all paced readers in a flood.
+        True if messages are joined for websockets that are behind, and for all paced ones in a
+        flood.
     """
 
     def __init__(
         self,
         journal: Journal,
         pace: Pace,
+        notices: Notices,
+        rejected: RejectedMessages,
         *,
-        marker: Callable[[Gap, bytes, int], Message],
-        refuse: Callable[[Channel, KernelMessageError], None],
         joins: bool,
     ) -> None:
         self._journal = journal
         self._pace = pace
-        self._marker = marker
-        self._refuse = refuse
+        self._notices = notices
+        self._rejected = rejected
         self._joins = joins
         # By place, size, and whether the pace said where to end.
         self._chunks: dict[tuple[Place, int, bool], Chunk] = {}
@@ -126,9 +126,9 @@ class Renderer:
         # The last portion, and the readers that it is valid for: most are at the same place.
         self._last: tuple[Place, _Kind, frozenset[int], Portion] | None = None
 
-    def stop(self, attachment: Attachment) -> int:
+    def stop(self, cursor: Cursor) -> int:
         """Return the sequence number up to which a websocket may read now (exclusive)."""
-        return min(self._journal.next_seq, self._pace.horizon_of(attachment.paced))
+        return min(self._journal.next_seq, self._pace.horizon_of(cursor.paced))
 
     @property
     def keeps(self) -> bool:
@@ -145,56 +145,56 @@ class Renderer:
         self.forget()
         self._behind.clear()
 
-    def next(self, attachment: Attachment) -> Portion | None:
+    def next(self, cursor: Cursor) -> Portion | None:
         """Return the next portion for a websocket; None if it has read everything that it may."""
-        kind = (attachment.dialect, attachment.lags, attachment.verbatim, attachment.paced)
-        number = attachment.client.number
+        kind = (cursor.dialect, cursor.behind, cursor.verbatim, cursor.paced)
+        number = cursor.session.number
         if self._last is not None:
             place, same, audiences, portion = self._last
-            if attachment.place == place and kind == same and number not in audiences:
+            if cursor.place == place and kind == same and number not in audiences:
                 return portion
-        found = self._read(attachment)
+        found = self._read(cursor)
         if found is None:
             return None
         chunk, gap = found
-        data = self._render(chunk, gap, attachment)
+        data = self._render(chunk, gap, cursor)
         portion = Portion(data, chunk.stretch.end, chunk.stretch.nbytes)
         if gap is None and number not in chunk.audiences:
-            self._last = (attachment.place, kind, chunk.audiences, portion)
+            self._last = (cursor.place, kind, chunk.audiences, portion)
         return portion
 
-    def _read(self, attachment: Attachment) -> tuple[Chunk, Gap | None] | None:
+    def _read(self, cursor: Cursor) -> tuple[Chunk, Gap | None] | None:
         """Return the next chunk for a websocket and the gap before it; None if there is nothing."""
-        place = attachment.place
-        behind = attachment.lags or attachment.dialect is not V1
+        place = cursor.place
+        behind = cursor.behind or cursor.dialect is not V1
         size = min(CHUNK, CHUNK_BEHIND) if behind else CHUNK
-        key = (place, size, attachment.paced)
+        key = (place, size, cursor.paced)
         kept = self._chunks.get(key)
         if kept is None and behind:
             kept = self._behind.get(key)
         if kept is not None:
             return kept, None
         until = size
-        if attachment.lags and place.nbytes > 0:
+        if cursor.behind and place.nbytes > 0:
             until -= place.nbytes % size  # up to the boundary
-        stretch = self._journal.read(place, until, self._pace.horizon_of(attachment.paced))
+        stretch = self._journal.read(place, until, self._pace.horizon_of(cursor.paced))
         if stretch is None:
             return None
         if stretch.gap is None:
             return self._keep(key, Chunk(stretch)), None
         # Those who have no gap there share what follows.
         first = stretch.end.seq - len(stretch.frames)
-        key = (Place(first, first, stretch.end.nbytes - stretch.nbytes), size, attachment.paced)
+        key = (Place(first, first, stretch.end.nbytes - stretch.nbytes), size, cursor.paced)
         kept = self._chunks.get(key) or self._behind.get(key)
         if kept is None or kept.stretch.end != stretch.end:
             kept = self._keep(key, Chunk(stretch._replace(gap=None)))
         return kept, stretch.gap
 
-    def _render(self, chunk: Chunk, gap: Gap | None, attachment: Attachment) -> bytes:
-        dialect = attachment.dialect
-        late = attachment.lags or (attachment.paced and self._pace.late)
-        joins = self._joins and late and not attachment.verbatim
-        number = attachment.client.number
+    def _render(self, chunk: Chunk, gap: Gap | None, cursor: Cursor) -> bytes:
+        dialect = cursor.dialect
+        late = cursor.behind or (cursor.paced and self._pace.late)
+        joins = self._joins and late and not cursor.verbatim
+        number = cursor.session.number
         if number not in chunk.audiences:
             data = self._shared(chunk, dialect, joins, EVERYONE)
         elif len(chunk.audiences) == 1:
@@ -255,13 +255,13 @@ class Renderer:
     def _mark(self, gap: Gap, frames: list[bytes], behind: int) -> bytes:
         beside = gap.last_lost or (frames[0] if frames else b"")
         parent = v1.split(payload(beside)).parent_header if beside else b"{}"
-        return v1.encode_frame(self._marker(gap, parent, behind))
+        return v1.encode_frame(self._notices.lost(gap, parent, behind))
 
     def _translate(self, v1_frame: bytes, dialect: Dialect) -> bytes:
         msg = v1.split(payload(v1_frame))
         try:
             opcode, data = dialect.payload(msg)
         except KernelMessageError as error:
-            self._refuse(msg.channel, error)
+            self._rejected.record(msg.channel, error.reason)
             return b""
         return frame(data, opcode)

@@ -1,20 +1,19 @@
-"""Drives the nudge: does what `kbridge.flow.readiness` decides, when it wants to.
+"""Drives `kbridge.flow.readiness`: the timer of the probes, and the callers that wait.
 
-Owns the timer, and those who wait for the kernel to be ready.
+What a decision asks for (probes, new sockets, queued requests) is done by the owner, which is
+told through `NudgeEvents`.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
-from typing import Any
 
 from kbridge.errors import HubClosed
 from kbridge.flow.readiness import Decision, Readiness, State
-from kbridge.hub.clock import Clock
-from kbridge.link.interfaces import nobody
+from kbridge.hub.context import HubContext
+from kbridge.hub.kernel.events import NudgeEvents
 
-__all__ = ["Nudge", "unproven"]
+__all__ = ["Nudge"]
 
 _MISSING = {
     State.HEARD: "publishes on iopub, but has answered neither on shell nor on control",
@@ -27,70 +26,45 @@ _LACKS = {
 }
 
 
-def unproven(state: State, decision: Decision, timeout: float) -> str:
-    """Say what is missing of a kernel that is ready without the whole proof, for the log."""
-    if decision.timed_out:
-        missing = _MISSING.get(state, "has not answered")
-        return f"{missing} for {timeout:g} s (kernel_info_timeout)"
-    return _LACKS[decision.lacks]
-
-
 class Nudge:
-    """Whether a kernel is ready, and what it takes to find out.
+    """Probes a kernel until it is ready.
 
     Parameters
     ----------
-    clock : Clock
-        The time.
-    timeout : float
-        Seconds after which a kernel is taken for ready without proof.
-    probe : callable
-        Sends a probe on shell and control.
-    on_ready : callable
-        Is told each time that the kernel becomes ready, with the decision; and once more where
-        the proof comes after time had run out.
-    renew : callable
-        Makes new sockets for shell, control and stdin, under a new identity.
+    context : HubContext
+        What the parts of the hub share. `kernel_info_timeout` is the time after which a kernel
+        counts as ready without proof.
+    events : NudgeEvents
+        Does what is decided. `on_kernel_ready` is called each time that the kernel becomes ready,
+        and once more if the proof comes after the timeout.
+
+    Attributes
+    ----------
+    ready : bool
+        True if requests may be sent.
+    timed_out : bool
+        True if requests may be sent only because the timeout has passed.
+    proven : bool
+        True if requests may be sent because the kernel has answered.
     """
 
-    def __init__(
-        self,
-        clock: Clock,
-        timeout: float,
-        probe: Callable[[], None],
-        on_ready: Callable[[Decision], None],
-        renew: Callable[[], None] = nobody,
-    ) -> None:
-        self._clock = clock
+    def __init__(self, context: HubContext, events: NudgeEvents) -> None:
+        self._context = context
+        self._clock = context.clock
         self._loop = asyncio.get_running_loop()
-        self._readiness = Readiness(timeout=timeout)
-        self._probe = probe
-        self._on_ready = on_ready
-        self._renew = renew
+        self._readiness = Readiness(timeout=context.settings.kernel_info_timeout)
+        self._events = events
+        # Copies of what `Readiness` says: they are read for every message.
+        self.ready = self.timed_out = self.proven = False
         self._timer: asyncio.TimerHandle | None = None
         self._waiters: list[asyncio.Future[bool]] = []
-        self._told: Decision | None = None  # the decision that `on_ready` knows of
+        self._told: Decision | None = None  # the decision that the owner knows of
         self._closed = False
-
-    @property
-    def ready(self) -> bool:
-        """True if requests may be sent."""
-        return self._readiness.ready
-
-    @property
-    def timed_out(self) -> bool:
-        """True if requests may be sent only because the timeout has passed."""
-        return self._readiness.timed_out
 
     @property
     def state(self) -> State:
         """The state of the kernel as far as it is known."""
         return self._readiness.state
-
-    @property
-    def proven(self) -> bool:
-        """True if requests may be sent because the kernel has answered."""
-        return self._readiness.ready and not self._readiness.timed_out
 
     def begin(self) -> None:
         """Start probing a kernel that was just linked."""
@@ -101,25 +75,26 @@ class Nudge:
         """Stop probing after the link was closed; the kernel counts as not ready."""
         self._readiness.reset(self._clock.monotonic())
         self._told = None
+        self._note_state()
         self._cancel()
 
     def connected(self) -> None:
-        """The kernel's side of iopub is there."""
+        """Note that iopub is connected."""
         self._readiness.on_connected(self._clock.monotonic())
         self._poll()
 
     def disconnected(self) -> None:
-        """The kernel's side of iopub went away."""
+        """Note that iopub is disconnected."""
         self._readiness.on_disconnected(self._clock.monotonic())
         self._poll()
 
     def stdin(self, *, up: bool) -> None:
-        """The kernel's side of stdin is there, or went away."""
+        """Note that stdin is connected or disconnected."""
         self._readiness.on_stdin(up=up, now=self._clock.monotonic())
         self._poll()
 
     def heard(self, *, welcome: bool = False) -> None:
-        """Something came on iopub."""
+        """Note a message on iopub."""
         if self.proven:
             return
         now = self._clock.monotonic()
@@ -130,12 +105,12 @@ class Nudge:
         self._poll()
 
     def replied(self) -> None:
-        """A probe was answered."""
+        """Note an answer to a probe."""
         self._readiness.on_reply(self._clock.monotonic())
         self._poll()
 
     async def wait(self, timeout: float | None) -> bool:
-        """Wait until ready; False for want of proof, or of time.
+        """Wait until the kernel is ready; return False if it is not proven, or after `timeout`.
 
         Raises
         ------
@@ -158,18 +133,19 @@ class Nudge:
                 self._waiters.remove(waiter)
 
     def close(self) -> None:
-        """Stop, and tell those who wait; may be called twice."""
+        """Stop, and fail the callers that wait; may be called twice."""
         self._closed = True
         self.stop()
         waiters, self._waiters = self._waiters, []
         for waiter in waiters:
             if not waiter.done():
                 waiter.set_exception(HubClosed("the kernel is gone"))
-                waiter.exception()  # seen: whoever was cancelled meanwhile awaits it no more
+                waiter.exception()  # retrieved: a cancelled caller does not await it
 
-    def statistics(self) -> dict[str, Any]:
-        """As `Readiness.statistics`."""
-        return self._readiness.statistics()
+    def _note_state(self) -> None:
+        readiness = self._readiness
+        self.ready, self.timed_out = readiness.ready, readiness.timed_out
+        self.proven = self.ready and not self.timed_out
 
     def _cancel(self) -> None:
         if self._timer is not None:
@@ -180,17 +156,31 @@ class Nudge:
         self._cancel()
         now = self._clock.monotonic()
         decision = self._readiness.poll(now)
+        self._note_state()
         # First of all, or an error below would be the end of all polls.
         if decision.next_at is not None:
             self._timer = self._loop.call_later(max(0.0, decision.next_at - now), self._poll)
         if decision.renew:
-            self._renew()
+            self._events.renew_sockets()
         if decision.probe:
-            self._probe()
+            self._events.send_probes()
         known, self._told = self._told, decision if decision.ready else None
         if decision.ready and decision != known:
             waiters, self._waiters = self._waiters, []
             for waiter in waiters:
                 if not waiter.done():
                     waiter.set_result(not decision.timed_out)
-            self._on_ready(decision)
+            self._warn_if_unproven(decision)
+            self._events.on_kernel_ready(proven=not decision.timed_out)
+
+    def _warn_if_unproven(self, decision: Decision) -> None:
+        if decision.timed_out:
+            lack = _MISSING.get(self.state, "has not answered")
+            lack += f" for {self._context.settings.kernel_info_timeout:g} s (kernel_info_timeout)"
+        elif decision.lacks:
+            lack = _LACKS[decision.lacks]
+        else:
+            return
+        self._context.log.warning(
+            "Kernel %s %s; sending requests anyway", self._context.kernel_id, lack
+        )

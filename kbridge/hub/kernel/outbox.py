@@ -1,11 +1,11 @@
-"""Requests that wait for a kernel which is not ready, or does not read.
+"""Requests that wait for a kernel that is not ready, or does not read.
 
-They wait as messages and are signed as they go: what the kernel's key and protocol are is known
-only once it has answered.
+They wait as messages and are signed when they are sent: the key and the protocol of the kernel are
+known only once it has answered.
 
-One queue a channel, so that an interrupt on control does not wait behind the cells on shell.
-Bounded in bytes over all channels: whoever puts in more than there is room for is given a future
-to wait on, and reads no further from its websocket meanwhile.
+There is one queue per channel, so that an interrupt on control does not wait behind the cells on
+shell. The queues are bounded in bytes, over all channels: a sender that exceeds the limit gets a
+future to await, and its websocket is not read from until then.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ __all__ = ["Outbox"]
 
 
 class Outbox:
-    """The queues.
+    """The queues of requests for one kernel.
 
     Parameters
     ----------
     limit : int
-        Bytes that may wait before senders must.
+        Bytes that may wait before their senders have to wait.
     """
 
     def __init__(self, limit: int) -> None:
@@ -37,7 +37,7 @@ class Outbox:
         self._closed = False
 
     def waits(self, channel: Channel) -> bool:
-        """Whether something waits on a channel."""
+        """Return True if a request waits for a channel."""
         return bool(self._queues[channel])
 
     def put(self, msg: Message) -> asyncio.Future[None] | None:
@@ -46,7 +46,7 @@ class Outbox:
         Returns
         -------
         Future or None
-            What to await before the next one, where the limit is passed.
+            What to await before the next request; None below the limit.
 
         Raises
         ------
@@ -64,7 +64,7 @@ class Outbox:
         return waiter
 
     def flush(self, channel: Channel, send: Callable[[Message], bool]) -> None:
-        """Send what waits on a channel, until `send` refuses."""
+        """Send the requests that wait for a channel, until `send` returns False."""
         queue = self._queues[channel]
         while queue and send(queue[0]):
             self.nbytes -= queue.popleft().nbytes
@@ -72,24 +72,24 @@ class Outbox:
             self._release()
 
     def clear(self) -> None:
-        """Forget all that waits."""
+        """Drop all requests."""
         for queue in self._queues.values():
             queue.clear()
         self.nbytes = 0
         self._release()
 
     def close(self) -> None:
-        """Forget all that waits, and let those who wait know; may be called twice."""
+        """Drop all requests, and fail the senders that wait; may be called twice."""
         self._closed = True
         waiters, self._waiters = self._waiters, []
         for waiter in waiters:
             if not waiter.done():
                 waiter.set_exception(HubClosed("the kernel is gone"))
-                waiter.exception()  # seen: a websocket that is gone too awaits it no more
+                waiter.exception()  # retrieved: a closed websocket does not await it
         self.clear()
 
     def statistics(self) -> dict[str, int]:
-        """Bytes and requests that wait, and senders that wait for room."""
+        """Return the number of requests that wait, their bytes, and the senders that wait."""
         return {
             "bytes": self.nbytes,
             "limit": self.limit,

@@ -1,4 +1,4 @@
-"""The link to the process that a kernel is at the moment: opened, drained to its end, closed."""
+"""The link to the present process of a kernel: opened, drained to its end, closed."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from kbridge.link.interfaces import KernelEvents, KernelSockets
 from kbridge.link.sockets import new_identity
 from kbridge.wire.message import Buffer, Channel
 
-__all__ = ["Line", "LinkFactory"]
+__all__ = ["LinkFactory", "ProcessLink"]
 
 LinkFactory: TypeAlias = Callable[[Endpoints, KernelEvents, bytes], KernelSockets]
 """Makes a link from the endpoints, the receiver of its events, and the hub's identity."""
@@ -22,8 +22,8 @@ _FORMER: Final = 4  # former identities that still receive replies; each takes t
 _FLUSH_TIMEOUT: Final = 1.0  # seconds to wait for the last messages of a kernel that has ended
 
 
-class Line:
-    """At most one link at a time.
+class ProcessLink:
+    """The sockets of one kernel process; at most one set at a time.
 
     Parameters
     ----------
@@ -58,17 +58,19 @@ class Line:
         self._make = make
         self._events = events
         self._log = log
-        self._down = asyncio.Event()
+        self._disconnected = asyncio.Event()
 
     def open(self, endpoints: Endpoints) -> None:
-        """Link, after `close`."""
-        self._down.clear()
+        """Make the sockets; call after `close`."""
+        self._disconnected.clear()
         self.link = self._make(endpoints, self._events, self.identity)
         try:
             for identity in self.former:
                 self.link.receive_for(identity)
-        except KernelError as error:  # what comes over these may come, and need not
-            self._log.warning("Nothing is received for an earlier connection: %s", error)
+        except KernelError as error:  # replies of the past are not vital
+            self._log.warning(
+                "Replies to requests of an earlier connection cannot be received: %s", error
+            )
 
     def renew(self, *, keep: bool) -> None:
         """Send requests under a new identity; `keep` receiving what is owed to the present one."""
@@ -81,36 +83,36 @@ class Line:
         self.identity = identity
 
     def drop_former(self) -> None:
-        """Receive nothing more for identities of the past."""
+        """Stop receiving for former identities."""
         self.former.clear()
         if self.link is not None:
             self.link.drop_former()
 
-    def went(self, *, down: bool) -> None:
-        """Note that the kernel's side of iopub went away, or is there."""
-        if down:
-            self._down.set()
+    def set_connected(self, connected: bool) -> None:
+        """Note that iopub is connected or disconnected."""
+        if connected:
+            self._disconnected.clear()
         else:
-            self._down.clear()
+            self._disconnected.set()
 
     def send(self, channel: Channel, frames: Sequence[Buffer]) -> bool:
-        """Hand over a message; False if there is no link, or it does not take it."""
+        """Send a message; return False if there is no link or its queue is full."""
         return self.link is not None and self.link.send(channel, frames)
 
     def drain(self) -> None:
-        """Take in all that has arrived."""
+        """Deliver all messages that have arrived."""
         if self.link is not None and not self.link.closed:
             self.link.drain()
 
-    async def last_words(self) -> None:
-        """Take in all that the kernel said before it ended."""
+    async def drain_until_disconnect(self) -> None:
+        """Deliver all messages of a process that has ended: wait until it is disconnected."""
         if self.link is None or self.link.closed:
             return
         try:
             async with asyncio.timeout(_FLUSH_TIMEOUT):
-                await self._down.wait()
+                await self._disconnected.wait()
         except TimeoutError:
-            self._log.debug("a kernel that has ended did not hang up")
+            self._log.debug("A kernel process that has ended is still connected")
         self.drain()
 
     def close(self) -> None:

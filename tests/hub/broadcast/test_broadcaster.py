@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kbridge.errors import InvalidRequest
-from kbridge.hub.broadcast import acks, broadcaster, client_sessions, delivery, rendering
+from kbridge.hub.broadcast import client_sessions, cursor, delivery, rendering
 from kbridge.hub.settings import HubSettings
 from kbridge.wire import legacy, v1
 from kbridge.wire.build import build
@@ -41,7 +41,7 @@ def kinds(client: Peer) -> list[str]:
 
 def number(rig: Rig, attachment) -> int:
     """The sequence number, as it is known outside, of the last frame written."""
-    return rig.hub._readers._acks.origin + attachment.place.seq - 1
+    return rig.ack_origin + attachment.place.seq - 1
 
 
 def behind(rig: Rig, attachment) -> int:
@@ -81,7 +81,7 @@ async def test_one_ping_is_under_way_and_the_next_goes_with_the_first_batch_afte
 async def test_when_nothing_more_is_written_the_rest_is_asked_about_a_moment_later(
     rig, monkeypatch
 ) -> None:
-    monkeypatch.setattr(broadcaster, "LATEST", 0.001)
+    monkeypatch.setattr(delivery, "PING_DELAY", 0.001)
     client, attachment = rig.attach("s", silent=True)
     rig.say(rig.stream("one"))
     rig.say(rig.stream("two"))
@@ -90,7 +90,7 @@ async def test_when_nothing_more_is_written_the_rest_is_asked_about_a_moment_lat
     assert client.pings == [b"%d" % number(rig, attachment)]
     client.hear(client.pings.pop())
     assert behind(rig, attachment) == 0
-    assert rig.hub._readers._asking is None, "all is known: nobody waits for anything"
+    assert not rig.pings_later, "all is known: nobody waits for anything"
 
 
 @pytest.mark.parametrize("dialect", [V1, LEGACY])
@@ -107,7 +107,7 @@ async def test_one_that_cannot_come_back_is_never_pinged_and_holds_nothing(diale
     assert client.pings == []
     assert behind(rig, attachment) == 0
     assert rig.hub.journal.nbytes == 0
-    assert rig.hub._readers._asking is None
+    assert not rig.pings_later
     await rig.hub.aclose()
 
 
@@ -116,15 +116,15 @@ async def test_one_that_says_who_it_is_or_what_it_saw_is_asked_what_has_arrived(
     client, attachment = rig.attach(silent=True, **how)
     rig.say(rig.stream("one"))
     assert len(client.pings) == 1
-    assert attachment.acknowledges
+    assert attachment.pinged is not None
 
 
 def test_a_moment_is_what_the_issue_says() -> None:
-    assert broadcaster.LATEST == acks.LATEST == 0.25
+    assert delivery.PING_DELAY == 0.25
 
 
 async def test_a_keepalives_pong_in_place_of_ours_is_asked_about_anew(rig, monkeypatch) -> None:
-    monkeypatch.setattr(broadcaster, "LATEST", 0.001)
+    monkeypatch.setattr(delivery, "PING_DELAY", 0.001)
     client, attachment = rig.attach("s", silent=True)
     rig.say(rig.stream("one"))
     (first,) = client.pings
@@ -176,7 +176,7 @@ async def test_a_pong_after_its_websocket_went_changes_nothing(rig) -> None:
     again, _ = rig.attach("s", silent=True)
     client.hear(client.pings.pop())
     assert texts(again) == ["x"]
-    rig.hub.detach(rig.hub._readers.clients.attachments[0])
+    rig.hub.detach(rig.hub.cursors[0])
     third, _ = rig.attach("s")
     assert texts(third) == ["x"], "that it was acknowledged was said of another connection"
 
@@ -208,7 +208,7 @@ async def test_what_a_full_websocket_took_is_asked_about_when_it_has_gone_out(ri
     client, attachment = rig.attach("s", silent=True)
     client.stalled = True
     rig.say(rig.stream("x" * 100_000))
-    assert attachment.asked is None
+    assert attachment.pinged is None
     client.resume()
     assert client.pings == [b"%d" % number(rig, attachment)]
 
@@ -250,11 +250,11 @@ async def test_a_closed_hub_asks_no_more(make_rig) -> None:
     rig.say(rig.stream("x" * 100))
     rig.say(rig.stream("y"))
     client.hear(client.pings.pop())
-    assert rig.hub._readers._held is not None
+    assert rig.paced
     await rig.hub.aclose()
-    assert (rig.hub._readers._held, rig.hub._readers._asking) == (None, None)
+    assert (rig.paced, rig.pings_later) == (False, False)
     client.hear(b"")
-    assert rig.hub._readers._asking is None
+    assert not rig.pings_later
 
 
 async def test_a_marker_alone_is_acknowledged_too(make_rig) -> None:
@@ -292,7 +292,7 @@ async def test_a_replay_of_the_whole_journal_leaves_others_their_turn(make_rig, 
             asyncio.get_running_loop().call_soon(turn)
 
     client, attachment = rig.attach("s", dialect, since="start", silent=True)
-    attachment.mute = True  # no window of what it must acknowledge
+    attachment.set_unresponsive()  # no window of what it must acknowledge
     last = len(client.written)
     asyncio.get_running_loop().call_soon(turn)
     assert attachment.place.seq < rig.hub.journal.next_seq
@@ -420,7 +420,7 @@ async def test_a_private_frame_leaves_the_others_sharing(make_rig, renderings) -
 
 
 async def test_what_is_kept_for_those_that_lag_is_let_go(make_rig, monkeypatch) -> None:
-    monkeypatch.setattr(broadcaster, "_FRESH", 0.001)
+    monkeypatch.setattr(delivery, "_FRESH", 0.001)
     rig = make_rig(limit_rate=False)
     client, attachment = rig.attach("s")
     client.stalled = True
@@ -428,7 +428,7 @@ async def test_what_is_kept_for_those_that_lag_is_let_go(make_rig, monkeypatch) 
         rig.say(rig.stream(f"<{i}>" + "x" * 1000))
     client.resume()
     await caught_up(rig, attachment)
-    await until(lambda: not rig.hub._readers._renderer.keeps, "chunks are let go")
+    await until(lambda: not rig.renderer.keeps, "chunks are let go")
 
 
 async def test_sessions_that_are_parked_hold_back_no_more_than_the_journal_may_hold(
@@ -442,7 +442,7 @@ async def test_sessions_that_are_parked_hold_back_no_more_than_the_journal_may_h
         rig.hub.detach(attachment)
         rig.say(*(rig.stream(f"<{i}>" + "x" * 1000) for _ in range(3)))
         assert rig.hub.journal.nbytes <= 50_000
-        assert rig.hub._readers.clients.statistics()["parked"] <= 20
+        assert rig.hub.statistics()["clients"]["parked"] <= 20
     assert len(texts(reader)) == 180, "and nothing of it is missing where somebody reads"
     rig.clock.now += rig.hub.settings.resume_timeout + 1
     rig.say(rig.stream("later"))
@@ -453,7 +453,7 @@ async def test_sessions_that_are_parked_hold_back_no_more_than_the_journal_may_h
 
 
 async def windowed(make_rig, monkeypatch, **more) -> tuple[Rig, Peer, object]:
-    monkeypatch.setattr(acks, "_WINDOW", 5000)
+    monkeypatch.setattr(cursor, "_WINDOW", 5000)
     monkeypatch.setattr(rendering, "CHUNK", 2000)
     rig = make_rig(**more)
     rig.prove()
@@ -471,15 +471,15 @@ async def test_no_more_than_a_window_is_written_and_not_acknowledged(make_rig, m
     while client.pings:
         client.hear(client.pings.pop(0))
         if not client.pings:
-            rig.hub._readers._on_asking()
+            rig.fire_ping_timer()
         assert attachment.place.nbytes - attachment.delivered.nbytes < 5000 + 2000 + 1000
     assert [text.split(">")[0] for text in texts(client)] == [f"<{i}" for i in range(100)]
     assert attachment.delivered == attachment.place == rig.hub.journal.end()
-    assert attachment.patience is None
+    assert not rig.awaits_ack(attachment)
 
 
 async def test_who_answers_no_ping_is_written_to_after_a_while(make_rig, monkeypatch) -> None:
-    monkeypatch.setattr(broadcaster, "PATIENCE", 0.001)
+    monkeypatch.setattr(delivery, "ACK_TIMEOUT", 0.001)
     rig, client, attachment = await windowed(make_rig, monkeypatch)
     for i in range(100):
         rig.say(rig.stream(f"<{i}>" + "x" * 500))
@@ -491,7 +491,7 @@ async def test_who_answers_no_ping_is_written_to_after_a_while(make_rig, monkeyp
         rig.say(rig.stream(f"<{i}>" + "x" * 500))
     assert len(texts(client)) < 150, "who answers at last is waited for again"
     rig.hub.detach(attachment)
-    assert attachment.patience is None
+    assert not rig.awaits_ack(attachment)
 
 
 async def test_turned_off_there_is_no_window(make_rig, monkeypatch) -> None:
@@ -505,9 +505,9 @@ async def test_the_wait_for_a_pong_ends_with_the_hub(make_rig, monkeypatch) -> N
     rig, _, attachment = await windowed(make_rig, monkeypatch)
     for _ in range(100):
         rig.say(rig.stream("x" * 500))
-    assert attachment.patience is not None
+    assert rig.awaits_ack(attachment)
     await rig.hub.aclose()
-    assert attachment.patience is None
+    assert not rig.awaits_ack(attachment)
 
 
 async def test_who_waits_for_a_pong_behind_a_full_socket_goes_on(make_rig, monkeypatch) -> None:
@@ -518,7 +518,7 @@ async def test_who_waits_for_a_pong_behind_a_full_socket_goes_on(make_rig, monke
     client.silent = False
     client.resume()
     for _ in range(50):
-        rig.hub._readers._on_asking()
+        rig.fire_ping_timer()
         await asyncio.sleep(0)
     assert [text.split(">")[0] for text in texts(client)] == [f"<{i}" for i in range(50)]
     assert attachment.delivered == rig.hub.journal.end()
@@ -553,7 +553,7 @@ async def test_who_says_what_it_saw_gets_what_came_after(rig) -> None:
         again, attachment = rig.attach("s", since=msg_id)
         assert [m.msg_id for m in received(again)] == ids[i + 1 :]
         rig.hub.detach(attachment)
-        by_number = str(rig.hub._readers._acks.origin + i)
+        by_number = str(rig.ack_origin + i)
         again, attachment = rig.attach("another", since=by_number)
         assert [m.msg_id for m in received(again)] == ids[i + 1 :]
         rig.hub.detach(attachment)
@@ -1012,11 +1012,9 @@ async def test_all_questions_are_asked_again_of_a_websocket_that_is_full_at_once
 
 def calm(rig: Rig) -> list[float]:
     """Let time pass until nothing is held back; when something was written meanwhile."""
-    readers = rig.hub._readers
-    while readers._held is not None:
-        readers._held.cancel()
+    while rig.paced:
         rig.clock.now += 0.05
-        readers._on_held()
+        rig.fire_pace_timer()
     return []
 
 
@@ -1142,7 +1140,7 @@ async def test_a_paced_flood_past_the_journals_limit_is_one_marker_a_window_and_
         sizes.append(rig.hub.journal.appended - before)
         said += 1
         rig.clock.now += 0.05
-        rig.hub.on_drained()
+        rig.kernel.drain()
     rig.say(rig.message(Channel.IOPUB, "status", {"execution_state": "idle"}, parent))
     calm(rig)
     took = rig.clock.now - begun
@@ -1349,11 +1347,9 @@ class Story:
                 wire.resume()
             elif what == "tick":
                 rig.clock.now += how
-                rig.hub.on_drained()
+                rig.kernel.drain()
             elif what == "ask":
-                if rig.hub._readers._asking is not None:
-                    rig.hub._readers._asking.cancel()
-                    rig.hub._readers._on_asking()
+                rig.fire_ping_timer()
             else:
                 self.reconnect(*how)
 
@@ -1365,16 +1361,14 @@ class Story:
             wire.arrive()
             wire.pong()
             self.rig.clock.now += 0.05
-            self.rig.hub.on_drained()
+            self.rig.kernel.drain()
             attachment = wire.attachment
             if (
                 wire.at == len(wire.peer.written)
                 and attachment.place == attachment.delivered == self.rig.hub.journal.end()
             ):
                 return
-            if self.rig.hub._readers._asking is not None:
-                self.rig.hub._readers._asking.cancel()
-                self.rig.hub._readers._on_asking()
+            self.rig.fire_ping_timer()
         raise AssertionError("it never gets all")
 
 
@@ -1407,8 +1401,8 @@ LIMITS = st.sampled_from(
 SMALL = (
     (rendering, "CHUNK", 900),
     (delivery, "_JOINED", 700),
-    (broadcaster, "_TURN", 1 << 40),  # a story is told in one turn of the loop
-    (broadcaster, "_AT_ONCE", 1 << 40),
+    (delivery, "_TURN", 1 << 40),  # a story is told in one turn of the loop
+    (delivery, "_AT_ONCE", 1 << 40),
 )
 
 
@@ -1417,7 +1411,7 @@ def told(steps, *args, check, **more) -> None:
         with pytest.MonkeyPatch.context() as patch:
             for module, name, value in SMALL:
                 patch.setattr(module, name, value)
-            patch.setattr(acks, "_WINDOW", 4000)
+            patch.setattr(cursor, "_WINDOW", 4000)
             story = Story(*args, **more)
             try:
                 story.play(steps)

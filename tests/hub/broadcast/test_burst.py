@@ -7,12 +7,11 @@ import pytest
 
 from kbridge.hub.broadcast import burst as module
 from kbridge.hub.broadcast.burst import PATIENCE, Allowance
-from kbridge.hub.hub import Hub
 from kbridge.hub.settings import HubSettings
 from kbridge.link.memory import MemoryClient
 from kbridge.wire.dialects import V1
 from kbridge.wire.message import Channel
-from tests.hub.rig import INFO, Rig, received, texts
+from tests.hub.rig import Rig, received, texts
 
 MIB = 1 << 20
 LIMIT = 8 * MIB
@@ -65,20 +64,20 @@ def stalled(rig: Rig, session: str = ""):
 def read(rig: Rig, client) -> None:
     """Let a reader have one write."""
     client.read()
-    rig.hub.on_drained()
+    rig.kernel.drain()
 
 
 def wait(rig: Rig, seconds: float) -> None:
     """Let time pass, with a look at the readers each second."""
     for step in [1.0] * int(seconds) + [seconds % 1]:
         rig.clock.now += step
-        rig.hub.on_drained()
+        rig.kernel.drain()
 
 
 async def read_all(rig: Rig, client) -> None:
     """Read on, until all that there is has come."""
     client.resume()
-    attachment = next(a for a in rig.hub._readers.clients.attachments if a.link is client)
+    attachment = next(a for a in rig.hub.cursors if a.link is client)
     async with asyncio.timeout(60):
         while attachment.place.seq < rig.hub.journal.next_seq:  # noqa: ASYNC110  # its turns
             await asyncio.sleep(0)
@@ -93,7 +92,7 @@ async def test_a_slow_reader_alone_loses_nothing(rig) -> None:
     await read_all(rig, client)
     assert shown(client) == list(range(120))
     assert texts(client) == []
-    rig.hub.on_drained()
+    rig.kernel.drain()
     assert rig.hub.journal.nbytes <= LIMIT
     assert rig.hub.journal.spare == 0
 
@@ -149,7 +148,7 @@ async def test_many_small_messages_are_forgotten_a_part_at_a_time(rig, monkeypat
     wait(rig, PATIENCE)
     rig.clock.now += 1
     held.append(len(journal._ring))
-    rig.hub.on_drained()
+    rig.kernel.drain()
     async with asyncio.timeout(60):
         while journal.nbytes > LIMIT:
             held.append(len(journal._ring))
@@ -165,7 +164,7 @@ async def test_a_closed_hub_forgets_all_of_a_burst_and_gives_it_back(rig) -> Non
     show(rig, *range(60))
     await rig.hub.aclose()
     assert (rig.hub.journal.nbytes, rig.hub.journal.spare) == (0, 0)
-    assert rig.hub._burst._timer is None
+    assert rig.hub._broadcaster._burst._timer is None
 
 
 async def test_a_reader_that_moves_however_slowly_counts(rig) -> None:
@@ -197,7 +196,7 @@ async def test_time_in_which_the_bridge_itself_does_nothing_does_not_count(rig) 
     client, _ = stalled(rig)
     show(rig, *range(60))
     rig.clock.now += 10 * PATIENCE
-    rig.hub.on_drained()
+    rig.kernel.drain()
     await read_all(rig, client)
     assert shown(client) == list(range(60))
     assert texts(client) == []
@@ -207,10 +206,10 @@ async def test_a_viewer_that_joins_does_not_take_it_from_who_reads(rig) -> None:
     client, _ = stalled(rig)
     show(rig, *range(60))
     rig.attach()
-    rig.hub.on_drained()
+    rig.kernel.drain()
     await read_all(rig, client)
     assert shown(client) == list(range(60))
-    rig.hub.on_drained()
+    rig.kernel.drain()
     assert rig.hub.journal.spare == 0
 
 
@@ -261,7 +260,7 @@ async def test_kernels_share_what_there_is() -> None:
     rigs = [Rig(SETTINGS), Rig(SETTINGS)]
     for rig in rigs:
         await rig.hub.aclose()
-        rig.hub = Hub("k", INFO, SETTINGS, link=rig._link, clock=rig.clock, allowance=allowance)
+        rig.hub = rig.open(SETTINGS, allowance=allowance)
         rig.prove()
         stalled(rig)
         show(rig, *range(200))
@@ -300,6 +299,6 @@ async def test_who_is_not_paced_may_lag_beside_a_page_that_is() -> None:
     assert rig.hub.journal.nbytes > 2 * LIMIT
     await read_all(rig, client)
     assert sum(map(len, texts(client))) == 200 * 100_000
-    rig.hub.on_drained()
+    rig.kernel.drain()
     assert rig.hub.journal.nbytes <= LIMIT
     await rig.hub.aclose()

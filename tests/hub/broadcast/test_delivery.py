@@ -1,21 +1,23 @@
 """One journal, many cursors: who shares, who lags, and what each is owed."""
 
 import json
+import logging
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kbridge.errors import KernelMessageError
 from kbridge.flow.journal import EVERYONE, Journal
 from kbridge.flow.pace import Pace
+from kbridge.hub.broadcast import delivery as delivery_module
 from kbridge.hub.broadcast import rendering as module
-from kbridge.hub.broadcast.acks import Acknowledgements
-from kbridge.hub.broadcast.client_sessions import Attachment, Clients
+from kbridge.hub.broadcast.client_sessions import ClientSessions
+from kbridge.hub.broadcast.cursor import CursorOptions
 from kbridge.hub.broadcast.delivery import Delivery
 from kbridge.hub.broadcast.rendering import Renderer
 from kbridge.hub.clock import Clock
 from kbridge.hub.notices import Notices
+from kbridge.hub.rejected import RejectedMessages
 from kbridge.link.memory import MemoryClient
 from kbridge.wire.build import build
 from kbridge.wire.dialects import LEGACY, V1
@@ -37,48 +39,38 @@ class Watched(MemoryClient):
 
 
 class Desk:
-    """A journal and who reads it."""
+    """A journal and its readers; made on a running loop."""
 
     def __init__(
         self, limit: int = 1 << 20, history: int = 1 << 20, *, joins: bool = False
     ) -> None:
-        self.notices = Notices(Clock())
+        clock = Clock()
         self.journal = Journal(limit, history)
-        self.clients = Clients(0.0)
-        self.refused: list[tuple[Channel, KernelMessageError]] = []
+        self.clients = ClientSessions(0.0)
+        self.rejected = RejectedMessages("a-kernel", clock, logging.getLogger("kbridge.hub"))
         pace = Pace(limit_rate=False)
-        self.renderer = Renderer(
-            self.journal,
-            pace,
-            marker=self.notices.lost,
-            refuse=lambda *what: self.refused.append(what),
-            joins=joins,
-        )
-        acks = Acknowledgements(0, enabled=False)
-        self.delivery = Delivery(acks, self.renderer)
+        self.renderer = Renderer(self.journal, pace, Notices(clock), self.rejected, joins=joins)
+        self.delivery = Delivery(self.journal, pace, self.clients, self.renderer, clock)
 
     def attach(self, session="", dialect=V1):
         client = Watched()
-        attachment = self.clients.attach(client, dialect, session, self.journal.end())
-        client.on_writable = lambda: self.go_on(attachment)
-        return client, attachment
+        cursor = self.clients.attach(client, dialect, session, self.journal.end(), CursorOptions())
+        client.on_writable = lambda: self.delivery.on_writable(cursor)
+        return client, cursor
 
     def say(self, *messages: Message, audience: int = EVERYONE, state: bool = False) -> None:
         for msg in messages:
             self.journal.append(encode_frame(msg), audience, state=state)
 
-    def go_on(self, attachment: Attachment) -> None:
-        self.delivery.written(attachment)
-        self.pump(attachment)
-
-    def pump(self, attachment: Attachment) -> None:
-        while self.delivery.pump(attachment):
-            pass
-
     def deliver(self) -> None:
-        for attachment in self.clients.attachments:
-            self.pump(attachment)
-        self.delivery.forget()
+        self.delivery.flush()
+
+
+@pytest.fixture(autouse=True)
+def one_turn(monkeypatch) -> None:
+    """Let all be written in one turn of the loop."""
+    monkeypatch.setattr(delivery_module, "_TURN", 1 << 40)
+    monkeypatch.setattr(delivery_module, "_AT_ONCE", 1 << 40)
 
 
 def stream(text: str, **more) -> Message:
@@ -93,11 +85,11 @@ def stream(text: str, **more) -> Message:
 
 
 @pytest.fixture
-def desk() -> Desk:
+async def desk() -> Desk:
     return Desk()
 
 
-def test_readers_at_one_place_share_one_bytes_object(desk) -> None:
+async def test_readers_at_one_place_share_one_bytes_object(desk) -> None:
     readers = [desk.attach()[0] for _ in range(16)]
     desk.say(*(stream(str(i)) for i in range(20)))
     desk.deliver()
@@ -106,7 +98,7 @@ def test_readers_at_one_place_share_one_bytes_object(desk) -> None:
     assert all(r.writes == 1 for r in readers)
 
 
-def test_a_single_frame_is_not_even_copied_out_of_the_journal(desk) -> None:
+async def test_a_single_frame_is_not_even_copied_out_of_the_journal(desk) -> None:
     reader, _ = desk.attach()
     frame = encode_frame(stream("alone"))
     desk.journal.append(frame)
@@ -115,7 +107,7 @@ def test_a_single_frame_is_not_even_copied_out_of_the_journal(desk) -> None:
     assert reader.objects[0] is frame
 
 
-def test_dialects_mix_and_each_is_rendered_once(desk) -> None:
+async def test_dialects_mix_and_each_is_rendered_once(desk) -> None:
     pairs = [desk.attach(dialect=d) for d in (V1, LEGACY, V1, LEGACY)]
     readers = [client for client, _ in pairs]
     said = [stream("ü"), stream("b", buffers=[b"\x00\xff"])]
@@ -130,12 +122,12 @@ def test_dialects_mix_and_each_is_rendered_once(desk) -> None:
     assert two.endswith(b"\x00\xff")
 
 
-def test_private_frames_reach_their_client_and_nobody_shares_them(desk) -> None:
+async def test_private_frames_reach_their_client_and_nobody_shares_them(desk) -> None:
     one, first = desk.attach("one")
     other, _ = desk.attach("other")
     old, _ = desk.attach("one", LEGACY)
     desk.say(stream("all"))
-    desk.say(stream("yours"), audience=first.client.number)
+    desk.say(stream("yours"), audience=first.session.number)
     desk.say(stream("all again"))
     desk.deliver()
     assert texts(one) == ["all", "yours", "all again"]
@@ -147,7 +139,7 @@ def test_private_frames_reach_their_client_and_nobody_shares_them(desk) -> None:
     ]
 
 
-def test_who_is_owed_nothing_of_a_stretch_moves_on_without_a_write(desk) -> None:
+async def test_who_is_owed_nothing_of_a_stretch_moves_on_without_a_write(desk) -> None:
     reader, attachment = desk.attach()
     desk.say(stream("not yours"), audience=99)
     desk.deliver()
@@ -155,7 +147,7 @@ def test_who_is_owed_nothing_of_a_stretch_moves_on_without_a_write(desk) -> None
     assert attachment.place == attachment.delivered == desk.journal.end()
 
 
-def test_a_long_stretch_goes_in_chunks_that_are_shared_too(desk, monkeypatch) -> None:
+async def test_a_long_stretch_goes_in_chunks_that_are_shared_too(desk, monkeypatch) -> None:
     monkeypatch.setattr(module, "CHUNK", 3500)
     readers = [desk.attach()[0] for _ in range(3)]
     desk.say(*(stream(f"{i:0100}") for i in range(50)))
@@ -167,19 +159,21 @@ def test_a_long_stretch_goes_in_chunks_that_are_shared_too(desk, monkeypatch) ->
     assert all(texts(r) == [f"{i:0100}" for i in range(50)] for r in readers)
 
 
-def test_what_is_kept_for_the_next_reader_is_bounded(desk, monkeypatch) -> None:
+async def test_what_is_kept_for_the_next_reader_is_bounded(desk, monkeypatch) -> None:
     monkeypatch.setattr(module, "CHUNK", 500)
     readers = [desk.attach() for _ in range(2)]
     desk.say(*(stream(f"{i:0100}") for i in range(50)))
-    for _, attachment in readers:
-        desk.pump(attachment)
+    reader = readers[0][1]
+    while (portion := desk.renderer.next(reader)) is not None:
+        reader.advance(portion.end)
         assert len(desk.renderer._chunks) <= module._KEPT
-    desk.delivery.forget()
+    reader.advance(readers[1][1].place)
+    desk.deliver()
     assert not desk.renderer._chunks
     assert all(texts(r) == [f"{i:0100}" for i in range(50)] for r, _ in readers)
 
 
-def test_a_blocked_reader_holds_one_chunk_and_goes_on_by_itself(desk, monkeypatch) -> None:
+async def test_a_blocked_reader_holds_one_chunk_and_goes_on_by_itself(desk, monkeypatch) -> None:
     monkeypatch.setattr(module, "CHUNK", 1000)
     slow, attachment = desk.attach()
     honest, _ = desk.attach()
@@ -197,7 +191,7 @@ def test_a_blocked_reader_holds_one_chunk_and_goes_on_by_itself(desk, monkeypatc
     assert not attachment.blocked
 
 
-def test_what_is_said_after_a_reader_has_caught_up_reaches_it_at_once(desk) -> None:
+async def test_what_is_said_after_a_reader_has_caught_up_reaches_it_at_once(desk) -> None:
     """What was kept while it caught up must not stand for what came later."""
     slow, _ = desk.attach()
     slow.stalled = True
@@ -209,7 +203,7 @@ def test_what_is_said_after_a_reader_has_caught_up_reaches_it_at_once(desk) -> N
     assert texts(slow) == ["one", "two"]
 
 
-def test_a_closed_reader_is_left_alone_and_its_place_kept(desk) -> None:
+async def test_a_closed_reader_is_left_alone_and_its_place_kept(desk) -> None:
     gone, attachment = desk.attach()
     gone.close(1000, "")
     desk.say(stream("late"))
@@ -218,7 +212,7 @@ def test_a_closed_reader_is_left_alone_and_its_place_kept(desk) -> None:
     assert attachment.place != desk.journal.end()
 
 
-def test_a_gap_is_told_once_in_the_cell_that_lost_output() -> None:
+async def test_a_gap_is_told_once_in_the_cell_that_lost_output() -> None:
     desk = Desk(limit=5000, history=0)
     parent = stream("request", msg_id="the-cell").header
     slow, _ = desk.attach()
@@ -239,7 +233,7 @@ def test_a_gap_is_told_once_in_the_cell_that_lost_output() -> None:
     assert [json.loads(p)["content"]["text"] for _, p in frames_of(old.written)] == got
 
 
-def test_a_kernel_that_signs_what_is_hardly_a_message_stops_nobody(desk) -> None:
+async def test_a_kernel_that_signs_what_is_hardly_a_message_stops_nobody(desk) -> None:
     """Headers are the kernel's own business; a websocket passes on what it can."""
     strict, _ = desk.attach()
     old, _ = desk.attach(dialect=LEGACY)
@@ -249,10 +243,10 @@ def test_a_kernel_that_signs_what_is_hardly_a_message_stops_nobody(desk) -> None
     assert texts_of_legacy(old)[-1] == "after"
     assert len(frames_of(old.written)) == 2
     assert len(frames_of(strict.written)) == 2
-    assert desk.refused == []
+    assert desk.rejected.total == 0
 
 
-def test_what_has_no_form_in_a_dialect_is_refused_there_alone(desk) -> None:
+async def test_what_has_no_form_in_a_dialect_is_refused_there_alone(desk) -> None:
     strict, _ = desk.attach()
     old, attachment = desk.attach(dialect=LEGACY)
     bad = stream("x")._replace(content=b'{"name":"stdout","text":"\xff"}')
@@ -260,11 +254,11 @@ def test_what_has_no_form_in_a_dialect_is_refused_there_alone(desk) -> None:
     desk.deliver()
     assert texts_of_legacy(old) == ["before", "after"]
     assert len(frames_of(strict.written)) == 3, "bytes are bytes in the v1 dialect"
-    assert len(desk.refused) == 1
+    assert desk.rejected.total == 1
     assert attachment.place == desk.journal.end()
 
 
-def test_a_stretch_of_nothing_but_the_refused_is_no_write(desk) -> None:
+async def test_a_stretch_of_nothing_but_the_refused_is_no_write(desk) -> None:
     old, attachment = desk.attach(dialect=LEGACY)
     desk.say(stream("x")._replace(content=b'"\xff"'))
     desk.deliver()
@@ -272,7 +266,7 @@ def test_a_stretch_of_nothing_but_the_refused_is_no_write(desk) -> None:
     assert attachment.delivered == desk.journal.end()
 
 
-def test_a_gap_whose_last_frame_is_odd_is_told_without_a_cell() -> None:
+async def test_a_gap_whose_last_frame_is_odd_is_told_without_a_cell() -> None:
     desk = Desk(limit=300, history=0)
     slow, _ = desk.attach()
     slow.stalled = True
@@ -291,7 +285,7 @@ def texts_of_legacy(client: MemoryClient) -> list[str]:
 
 
 @pytest.mark.parametrize("size", [0, 1, 125, 126, 127, 65_535, 65_536, 200_000])
-def test_every_length_of_a_frame_is_read_back_for_the_legacy_dialect(desk, size) -> None:
+async def test_every_length_of_a_frame_is_read_back_for_the_legacy_dialect(desk, size) -> None:
     old, _ = desk.attach(dialect=LEGACY)
     desk.say(stream("x" * size))
     desk.deliver()
@@ -306,7 +300,7 @@ STEP = st.one_of(
 
 
 @given(st.lists(STEP, max_size=60), st.integers(200, 4000))
-def test_whoever_stalls_and_when_each_gets_all_in_order(steps, chunk) -> None:
+async def test_whoever_stalls_and_when_each_gets_all_in_order(steps, chunk) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "CHUNK", chunk)
         desk = Desk()
@@ -320,7 +314,7 @@ def test_whoever_stalls_and_when_each_gets_all_in_order(steps, chunk) -> None:
                 client.resume() if attachment.blocked else setattr(client, "stalled", False)
             else:
                 text = f"{i}:" + "x" * size
-                audience = EVERYONE if who == 0 else readers[who][1].client.number
+                audience = EVERYONE if who == 0 else readers[who][1].session.number
                 desk.say(stream(text), audience=audience)
                 for j in range(3):
                     if who in (0, j):

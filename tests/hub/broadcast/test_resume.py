@@ -6,7 +6,7 @@ import pytest
 
 from kbridge.errors import InvalidRequest
 from kbridge.flow.journal import EVERYONE, Gap, Journal, Place
-from kbridge.hub.broadcast.resume import START, Found, locate
+from kbridge.hub.broadcast.resume import START, ResumePoint, resolve_since
 from kbridge.hub.notices import Notices
 from kbridge.wire.build import build
 from kbridge.wire.message import Channel, Message, message_key
@@ -42,13 +42,13 @@ class Desk:
         self.journal.append(encode_frame(msg), audience, state=state, key=key)
 
     def locate(self, since: str):
-        return locate(self.journal, since, ORIGIN, self.notices)
+        return resolve_since(self.journal, since, ORIGIN, self.notices)
 
-    def seen(self, seq: int) -> Found:
+    def seen(self, seq: int) -> ResumePoint:
         """That all before a sequence number was seen, of which nothing is missing."""
         found = self.journal.after_seq(seq - 1)
         assert found is not None
-        return Found(found, seen=True)
+        return ResumePoint(found, exact=True)
 
     def gap(self, since: str) -> Gap | None:
         """What who begins there is told at last to have missed."""
@@ -68,7 +68,7 @@ def desk() -> Desk:
 
 
 def test_start_is_all_that_is_held(desk) -> None:
-    assert desk.locate(START) == Found(Place(0, 0, 0), seen=False)
+    assert desk.locate(START) == ResumePoint(Place(0, 0, 0), exact=False)
     assert desk.gap(START) is None
 
 
@@ -131,8 +131,8 @@ def test_an_id_may_be_any_text_however_it_is_written(desk, msg_id) -> None:
     ids=ascii,
 )
 def test_what_is_not_known_is_a_gap_of_nobody_knows_how_much(desk, since) -> None:
-    place, seen = desk.locate(since)
-    assert (place.seq, seen) == (0, False)
+    place, exact = desk.locate(since)
+    assert (place.seq, exact) == (0, False)
     gap = desk.gap(since)
     assert gap is not None
     assert (gap.messages, gap.nbytes) == (0, 0)
@@ -141,7 +141,7 @@ def test_what_is_not_known_is_a_gap_of_nobody_knows_how_much(desk, since) -> Non
 def test_a_number_before_what_is_held_says_how_many_are_missing(desk) -> None:
     desk.journal.history_limit = 0
     desk.journal.trim(6)
-    assert desk.locate(str(ORIGIN + 2)).seen
+    assert desk.locate(str(ORIGIN + 2)).exact
     gap = desk.gap(str(ORIGIN + 2))
     assert (gap.messages, gap.nbytes) == (3, 0)
 
@@ -156,7 +156,7 @@ def test_the_last_that_was_forgotten_leaves_no_gap(desk) -> None:
 def test_an_id_that_was_forgotten_is_a_gap(desk) -> None:
     desk.journal.history_limit = 0
     desk.journal.trim(6)
-    assert not desk.locate("id-2").seen
+    assert not desk.locate("id-2").exact
     assert desk.locate("id-2").place.seq == 6
     assert desk.gap("id-2") is not None
 
@@ -170,8 +170,8 @@ def test_who_names_a_number_is_given_nothing_from_before_it() -> None:
     desk.say(*(f"id-{i}" for i in range(3, 30)))
     kept = [seq for seq, _, _ in desk.journal._retained]
     assert kept == [0, 2], "what the test is about"
-    place, seen = desk.locate(str(ORIGIN + 1))
-    assert seen
+    place, exact = desk.locate(str(ORIGIN + 1))
+    assert exact
     stretch = desk.journal.read(place, 1 << 30)
     assert stretch is not None
     assert stretch.end.seq == 3
@@ -181,7 +181,7 @@ def test_who_names_a_number_is_given_nothing_from_before_it() -> None:
 
 
 def test_too_long_to_be_an_id_is_refused(desk) -> None:
-    assert not desk.locate("x" * 512).seen
+    assert not desk.locate("x" * 512).exact
     with pytest.raises(InvalidRequest, match="512") as caught:
         desk.locate("x" * 513)
     assert caught.value.close_code == 1008
@@ -195,7 +195,7 @@ def test_a_markers_id_says_where_it_stands(desk, behind) -> None:
 
 def test_another_bridges_marker_is_not_known(desk) -> None:
     marker = Notices(StoppedClock()).lost(Gap(0, 0, b""), b"{}", 4)
-    assert not desk.locate(marker.msg_id).seen
+    assert not desk.locate(marker.msg_id).exact
     assert desk.gap(marker.msg_id) is not None
 
 

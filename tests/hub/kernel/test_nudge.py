@@ -1,26 +1,50 @@
 """The nudge's driver, on a clock that stands still; only its timers are the loop's."""
 
 import asyncio
+import logging
 
 import pytest
 
 from kbridge.errors import HubClosed
-from kbridge.flow.readiness import Decision
+from kbridge.hub.context import HubContext
 from kbridge.hub.kernel.nudge import Nudge
+from kbridge.hub.notices import Notices
+from kbridge.hub.rejected import RejectedMessages
+from kbridge.hub.settings import HubSettings
 from tests.hub.rig import StoppedClock
 
 
 class Side:
+    """A nudge, and its owner (`NudgeEvents`)."""
+
     def __init__(self, timeout: float = 60.0) -> None:
         self.clock = StoppedClock()
         self.probes = 0
-        self.decisions: list[Decision] = []
+        self.renewals = 0
+        self.proofs: list[bool] = []
         self.probed = asyncio.Event()
-        self.nudge = Nudge(self.clock, timeout, self._probe, self.decisions.append)
+        log = logging.getLogger("kbridge.hub")
+        self.nudge = Nudge(
+            HubContext(
+                "a-kernel",
+                HubSettings(kernel_info_timeout=timeout),
+                self.clock,
+                log,
+                Notices(self.clock),
+                RejectedMessages("a-kernel", self.clock, log),
+            ),
+            self,
+        )
 
-    def _probe(self) -> None:
+    def send_probes(self) -> None:
         self.probes += 1
         self.probed.set()
+
+    def renew_sockets(self) -> None:
+        self.renewals += 1
+
+    def on_kernel_ready(self, *, proven: bool) -> None:
+        self.proofs.append(proven)
 
     def prove(self) -> None:
         self.nudge.stdin(up=True)
@@ -54,7 +78,7 @@ async def test_a_reply_and_a_word_on_iopub_are_told_once_and_end_the_probes(side
     assert not side.nudge.ready
     side.nudge.heard()
     side.prove()
-    assert (side.nudge.ready, side.nudge.proven, len(side.decisions)) == (True, True, 1)
+    assert (side.nudge.ready, side.nudge.proven, len(side.proofs)) == (True, True, 1)
     assert side.probes == 1
 
 
@@ -70,11 +94,11 @@ async def test_a_kernel_whose_stdin_is_not_connected_is_not_ready(side) -> None:
     side.nudge.heard(welcome=True)
     assert not side.nudge.ready
     side.nudge.stdin(up=True)
-    assert (side.nudge.ready, len(side.decisions)) == (True, 1)
+    assert (side.nudge.ready, len(side.proofs)) == (True, 1)
     side.nudge.stdin(up=False)
     assert not side.nudge.ready
     side.nudge.stdin(up=True)
-    assert (side.nudge.ready, len(side.decisions)) == (True, 2)
+    assert (side.nudge.ready, len(side.proofs)) == (True, 2)
 
 
 async def test_it_asks_again_by_itself(side) -> None:
@@ -95,7 +119,7 @@ async def test_a_connection_that_is_lost_is_proven_anew_and_told_anew(side) -> N
     assert not side.nudge.ready, "the old side's words prove nothing of the new one"
     side.nudge.connected()
     side.prove()
-    assert (side.nudge.ready, len(side.decisions)) == (True, 2)
+    assert (side.nudge.ready, len(side.proofs)) == (True, 2)
 
 
 async def test_a_kernel_that_is_not_linked_is_not_ready(side) -> None:
@@ -110,16 +134,16 @@ async def test_time_runs_out(impatient) -> None:
     nudge.begin()
     assert (nudge.ready, nudge.timed_out, nudge.proven) == (True, True, False)
     assert await nudge.wait(None) is False
-    assert [d.timed_out for d in impatient.decisions] == [True]
+    assert impatient.proofs == [False]
 
 
 async def test_a_slow_kernel_is_not_given_up_on_for_ever(side) -> None:
     side.nudge.begin()
     side.clock.now += 61
     side.nudge.replied()
-    assert (side.nudge.timed_out, [d.timed_out for d in side.decisions]) == (True, [True])
+    assert (side.nudge.timed_out, side.proofs) == (True, [False])
     side.nudge.heard()
-    assert (side.nudge.timed_out, [d.timed_out for d in side.decisions]) == (False, [True, False])
+    assert (side.nudge.timed_out, side.proofs) == (False, [False, True])
     assert await side.nudge.wait(None) is True
 
 

@@ -111,7 +111,7 @@ class Harness:
 
     @property
     def kernel(self) -> MemoryKernel:
-        link = self.hub._line.link
+        link = self.hub._kernel._link.link
         assert isinstance(link, MemoryKernel)
         return link
 
@@ -546,7 +546,7 @@ async def test_a_full_kernel_stops_the_reading_until_there_is_room(start) -> Non
                 await ws.send(frame)
 
         sending = asyncio.ensure_future(send_all())
-        outbox = harness.hub._requests._outbox
+        outbox = harness.hub._kernel._requests._outbox
         try:
             await harness.until(lambda: outbox.statistics()["senders_waiting"])
             # The other's pings are answered: the server is not stuck, it just does not read here.

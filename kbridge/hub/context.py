@@ -1,0 +1,74 @@
+"""What a hub gets from its process, and what all parts of one hub share."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, field
+from typing import TypeAlias
+
+from kbridge.hub.broadcast.burst import Allowance
+from kbridge.hub.clock import Clock
+from kbridge.hub.kernel.process_link import LinkFactory
+from kbridge.hub.notices import Notices
+from kbridge.hub.rejected import RejectedMessages
+from kbridge.hub.settings import HubSettings
+from kbridge.link.kernel import KernelLink
+
+__all__ = ["HubContext", "HubEnvironment", "Log"]
+
+Log: TypeAlias = logging.Logger | logging.LoggerAdapter[logging.Logger]
+
+
+@dataclass(frozen=True, slots=True)
+class HubEnvironment:
+    """What a hub gets from its process; the hubs of a `HubTable` share one.
+
+    Attributes
+    ----------
+    link : callable
+        Makes the sockets of a kernel; a test passes `kbridge.link.memory.MemoryKernel`.
+    clock : Clock
+        The source of the time.
+    log : logging.Logger or adapter
+        The logger.
+    allowance : Allowance or None
+        The bytes beyond `journal_limit` that several hubs share; None for a hub of its own.
+    """
+
+    link: LinkFactory = KernelLink
+    clock: Clock = field(default_factory=Clock)
+    log: Log = field(default_factory=lambda: logging.getLogger("kbridge.hub"))
+    allowance: Allowance | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class HubContext:
+    """What all parts of one hub share.
+
+    Attributes
+    ----------
+    kernel_id : str
+        The id of the kernel, for log messages.
+    settings : HubSettings
+        The settings of the hub.
+    clock : Clock
+        The source of the time.
+    log : logging.Logger or adapter
+        The logger.
+    notices : Notices
+        Makes the messages that the bridge itself sends.
+    rejected : RejectedMessages
+        Counts kernel messages that cannot be passed on.
+    """
+
+    kernel_id: str
+    settings: HubSettings
+    clock: Clock
+    log: Log
+    notices: Notices
+    rejected: RejectedMessages
+
+    @property
+    def adopted(self) -> bool:
+        """True if the kernel ran before this bridge did, with clients of an earlier bridge."""
+        return self.notices.adopted

@@ -1,0 +1,85 @@
+"""The events that the parts of this package report to their owner.
+
+Each lower part knows its owner only as one of these interfaces. All methods are called on the event
+loop.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from kbridge.wire.message import Message
+
+__all__ = ["KernelListener", "NudgeEvents", "RecoveryEvents"]
+
+
+class KernelListener(Protocol):
+    """Receives what a `KernelConnection` has to report."""
+
+    def on_output(self, msg: Message, msg_type: str, key: int, now: float) -> None:
+        """Take an iopub message.
+
+        Parameters
+        ----------
+        msg, msg_type : Message, str
+            The message and its type.
+        key : int
+            `kbridge.wire.message.message_key` of its header.
+        now : float
+            Monotonic seconds; the messages of one batch share it.
+        """
+
+    def on_reply(self, msg: Message, client: int, now: float) -> None:
+        """Take a message on shell, control or stdin.
+
+        Parameters
+        ----------
+        msg : Message
+            The message.
+        client : int
+            The number of the client that made the request, or `kbridge.flow.journal.EVERYONE`
+            if that is not known.
+        now : float
+            Monotonic seconds.
+        """
+
+    def on_notice(self, msg: Message) -> None:
+        """Take an iopub message that the bridge made in the name of the kernel."""
+
+    def on_replaced(self) -> None:
+        """Another process answers on the same ports; nobody announced a restart."""
+
+    def on_drained(self) -> None:
+        """All messages of this wake-up were delivered; this is the time to write them out."""
+
+    def on_ready(self) -> None:
+        """Requests are sent to the kernel from now on."""
+
+    def on_disconnected(self) -> None:
+        """The iopub connection to the kernel was lost."""
+
+
+class NudgeEvents(Protocol):
+    """Does what a `Nudge` decides."""
+
+    def send_probes(self) -> None:
+        """Send a probe on shell and on control."""
+
+    def renew_sockets(self) -> None:
+        """Make new sockets for shell, control and stdin, under a new identity."""
+
+    def on_kernel_ready(self, *, proven: bool) -> None:
+        """The kernel became ready, or was proven after the timeout had passed."""
+
+
+class RecoveryEvents(Protocol):
+    """Receives what a `Recovery` has made."""
+
+    def on_reply_recovered(self, msg: Message) -> None:
+        """Take a reply in place of a lost one, or the iopub message that goes with it."""
+
+    def on_recovered(self) -> None:
+        """No replies are owed to former identities any longer."""
+
+    def on_unsure(self) -> None:
+        """Another answer on shell would help to decide whether replies were lost."""

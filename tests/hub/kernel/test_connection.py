@@ -1,0 +1,288 @@
+"""What a kernel connection makes of a kernel's messages, seen by its listener."""
+
+import logging
+
+import pytest
+
+from kbridge.flow.journal import EVERYONE
+from kbridge.hub.context import HubContext
+from kbridge.hub.kernel.connection import KernelConnection
+from kbridge.hub.notices import Notices
+from kbridge.hub.rejected import RejectedMessages
+from kbridge.hub.settings import HubSettings
+from kbridge.link.memory import MemoryKernel
+from kbridge.wire.build import build
+from kbridge.wire.message import Channel, Message
+from kbridge.wire.signing import Signer
+from kbridge.wire.zmq import serialize
+from tests.hub.rig import INFO, KEY, StoppedClock
+
+ALICE, BOB = 1, 99
+
+
+class Listener:
+    """Keeps what a connection reports."""
+
+    def __init__(self) -> None:
+        self.messages: list[tuple[int, Message]] = []
+        self.replaced = 0
+        self.ready = 0
+        self.disconnected = 0
+        self.drained = 0
+
+    def on_output(self, msg: Message, msg_type: str, key: int, now: float) -> None:
+        assert msg_type == msg.msg_type
+        self.messages.append((EVERYONE, msg))
+
+    def on_reply(self, msg: Message, client: int, now: float) -> None:
+        self.messages.append((client, msg))
+
+    def on_notice(self, msg: Message) -> None:
+        self.messages.append((EVERYONE, msg))
+
+    def on_replaced(self) -> None:
+        self.replaced += 1
+
+    def on_ready(self) -> None:
+        self.ready += 1
+
+    def on_disconnected(self) -> None:
+        self.disconnected += 1
+
+    def on_drained(self) -> None:
+        self.drained += 1
+
+
+class Side:
+    """A connection on a link in memory, and the kernel's side of it."""
+
+    def __init__(self, *, adopted: bool = False) -> None:
+        self.clock = StoppedClock()
+        self.listener = Listener()
+        self.notices = Notices(self.clock, adopted=adopted)
+        log = logging.getLogger("kbridge.hub")
+        self.rejected = RejectedMessages("a-kernel", self.clock, log)
+        self.kernels: list[MemoryKernel] = []
+        self.connection = KernelConnection(
+            HubContext("a-kernel", HubSettings(), self.clock, log, self.notices, self.rejected),
+            self.listener,
+            self._link,
+        )
+        self.signer = Signer(KEY)
+        self.connection.connect(INFO)
+
+    def _link(self, endpoints, events, identity):
+        self.kernels.append(MemoryKernel(endpoints, events, identity))
+        return self.kernels[-1]
+
+    @property
+    def kernel(self) -> MemoryKernel:
+        return self.kernels[-1]
+
+    def message(self, channel: Channel, msg_type: str, parent: bytes = b"{}", **content) -> Message:
+        return build(channel, msg_type, content, session="k", date="now", parent_header=parent)
+
+    def answer_as(self, session: str, channel: Channel = Channel.CONTROL) -> None:
+        """Let a process answer a probe."""
+        probe = self.notices.probe(channel).header
+        kind = "status" if channel is Channel.IOPUB else "kernel_info_reply"
+        self.say(build(channel, kind, {}, session=session, date="now", parent_header=probe))
+
+    def say(self, *messages: Message) -> None:
+        frames = [serialize(m, self.signer) for m in messages]
+        self.kernel.say(messages[0].channel, *frames)
+
+    def prove(self) -> None:
+        self.kernel.connect()
+        self.answer_as("k")
+        self.answer_as("k", Channel.IOPUB)
+        assert self.connection.ready
+
+    def lose(self) -> None:
+        """Let the kernel hang up, and another one take its place on the same ports."""
+        self.kernel.disconnect()
+        self.kernel.connect()
+
+    def heard_by(self, client: int) -> list[str]:
+        return [m.msg_type for to, m in self.listener.messages if to in (EVERYONE, client)]
+
+
+@pytest.fixture
+async def side():
+    made = Side()
+    yield made
+    made.connection.close()
+
+
+@pytest.fixture
+async def adopted():
+    made = Side(adopted=True)
+    yield made
+    made.connection.close()
+
+
+async def test_iopub_messages_are_for_everyone(side) -> None:
+    side.say(side.message(Channel.IOPUB, "stream"), side.message(Channel.IOPUB, "error"))
+    assert side.heard_by(ALICE) == side.heard_by(BOB) == ["stream", "error"]
+    assert side.listener.drained == 1, "once per wake-up"
+
+
+async def test_a_reply_is_for_the_client_that_made_the_request(side) -> None:
+    asked = side.message(Channel.SHELL, "execute_request")
+    side.connection.submit(asked, ALICE)
+    side.say(side.message(Channel.SHELL, "execute_reply", asked.header))
+    assert (side.heard_by(ALICE), side.heard_by(BOB)) == (["execute_reply"], [])
+
+
+async def test_answers_to_probes_are_dropped_but_output_with_such_a_parent_is_passed_on(
+    side,
+) -> None:
+    """A thread prints with the latest request as its parent, which may be a probe."""
+    side.kernel.connect()
+    probe = side.notices.probe(Channel.CONTROL).header
+    side.say(side.message(Channel.CONTROL, "kernel_info_reply", probe, protocol_version="5.4"))
+    assert not side.connection.ready
+    side.say(
+        side.message(Channel.IOPUB, "status", probe, execution_state="idle"),
+        side.message(Channel.IOPUB, "stream", probe),
+    )
+    assert side.connection.ready
+    assert side.listener.ready == 1
+    assert side.heard_by(ALICE) == ["stream"]
+
+
+async def test_an_iopub_welcome_proves_the_subscription_and_is_dropped(side) -> None:
+    side.say(side.message(Channel.IOPUB, "iopub_welcome"))
+    assert side.connection.ready
+    assert not side.connection.timed_out
+    assert side.heard_by(ALICE) == []
+
+
+async def test_invalid_messages_are_rejected_counted_and_logged_once_per_minute(
+    side, caplog
+) -> None:
+    good = side.message(Channel.IOPUB, "stream")
+    forged = serialize(good, Signer(b"another key"))
+    frames = serialize(good, side.signer)
+    side.kernel.say(Channel.IOPUB, frames, forged, [b"rubbish"], [], frames)
+    assert side.heard_by(ALICE) == ["stream", "stream"]
+    assert side.rejected.total == 3
+    side.kernel.say(Channel.IOPUB, forged)
+    assert len(caplog.records) == 1
+    assert KEY.decode() not in caplog.text
+    side.clock.now += 61
+    side.kernel.say(Channel.IOPUB, forged)
+    assert "Rejected 4 message(s)" in caplog.text
+
+
+@pytest.mark.parametrize("version", ["9" * 5000, ["9" * 5000], None, [[]], {}, 4.2, ""])
+async def test_an_odd_protocol_version_does_not_affect_the_rest_of_the_batch(side, version) -> None:
+    probe = side.notices.probe(Channel.SHELL).header
+    side.say(
+        side.message(Channel.SHELL, "kernel_info_reply", probe, protocol_version=version),
+        side.message(Channel.SHELL, "execute_reply"),
+    )
+    side.say(side.message(Channel.IOPUB, "pyout", data={}, metadata={}, execution_count=1))
+    assert side.heard_by(ALICE) == ["execute_reply", "pyout"], "nothing is translated"
+
+
+async def test_a_kernel_of_protocol_4_is_translated_until_the_next_process(side) -> None:
+    probe = side.notices.probe(Channel.SHELL).header
+    old = side.message(Channel.IOPUB, "pyout", data={}, metadata={}, execution_count=1)
+    side.say(side.message(Channel.SHELL, "kernel_info_reply", probe, protocol_version=[4, 1]))
+    side.say(old)
+    side.connection.connect(INFO)
+    side.say(old)
+    assert side.heard_by(ALICE) == ["execute_result", "pyout"]
+
+
+async def test_another_session_after_a_lost_connection_is_another_process(side) -> None:
+    for channel in (Channel.CONTROL, Channel.SHELL, Channel.IOPUB):
+        side.answer_as("one", channel)
+    assert side.listener.replaced == 0, "the first process replaces none"
+    side.lose()
+    side.answer_as("two")
+    side.answer_as("two", Channel.SHELL)
+    assert side.listener.replaced == 1
+    assert side.listener.disconnected == 1
+
+
+async def test_another_session_without_a_lost_connection_is_the_same_process(side) -> None:
+    side.answer_as("one")
+    side.answer_as("two")
+    assert side.listener.replaced == 0
+
+
+async def test_a_message_without_a_session_is_not_from_another_process(side) -> None:
+    for session in ("one", "", "one"):
+        side.answer_as(session)
+        side.lose()
+    assert side.listener.replaced == 0
+
+
+async def test_a_welcome_tells_the_process_too(side) -> None:
+    side.answer_as("one")
+    side.lose()
+    side.say(build(Channel.IOPUB, "iopub_welcome", {}, session="two", date="now"))
+    side.answer_as("two")
+    assert side.listener.replaced == 1
+
+
+async def test_the_session_of_output_does_not_matter_once_the_kernel_is_proven(side) -> None:
+    side.prove()
+    side.lose()
+    side.prove()
+    side.say(build(Channel.IOPUB, "stream", {}, session="another", date="now"))
+    assert side.listener.replaced == 0
+
+
+async def test_the_process_after_connect_replaces_none(side) -> None:
+    side.answer_as("one")
+    side.connection.connect(INFO)
+    side.answer_as("two")
+    assert side.listener.replaced == 0
+
+
+async def test_the_bridge_speaks_under_the_session_of_the_process_that_answers(side) -> None:
+    for session in ("first", "second"):
+        side.connection.connect(INFO)
+        side.answer_as(session)
+        assert f'"session": "{session}"'.encode() in side.notices.status("busy").header
+
+
+async def test_an_adopted_kernel_is_busy_until_its_shell_answers(adopted) -> None:
+    """Control answers while a cell runs; a kernel that looked idle then would be culled."""
+    side = adopted
+    cells = [
+        build(Channel.SHELL, "execute_request", {}, session="c", date="now", msg_id=name).header
+        for name in ("debug", "old")
+    ]
+    side.kernel.connect()
+    side.answer_as("one", Channel.CONTROL)
+    side.answer_as("one", Channel.IOPUB)
+    for cell in cells:
+        side.say(side.message(Channel.IOPUB, "status", cell, execution_state="idle"))
+        assert side.connection.activity.execution_state == "busy"
+        assert side.connection.activity.at_work
+    side.clock.now += 9
+    side.answer_as("one", Channel.SHELL)
+    assert side.connection.activity.execution_state == "idle"
+    assert side.connection.activity.last_activity == side.clock.wall()
+
+
+async def test_a_process_that_has_ended_delivers_its_last_messages_first(side) -> None:
+    side.prove()
+    side.kernel.disconnect()
+    side.kernel.drain = lambda: side.say(side.message(Channel.IOPUB, "stream"))
+    await side.connection.restarting(keep=False)
+    assert side.heard_by(ALICE) == ["stream"]
+
+
+async def test_the_next_process_is_waited_for_until_it_disconnects_as_well(side, caplog) -> None:
+    """A disconnect of the process before must not stand for one of the present process."""
+    side.kernel.disconnect()
+    await side.connection.restarting(keep=False)
+    side.connection.connect(INFO)
+    with caplog.at_level("DEBUG", logger="kbridge.hub"):
+        await side.connection.restarting(keep=False)
+    assert "still connected" in caplog.text
