@@ -179,7 +179,7 @@ def test_an_open_that_fails_leaves_no_descriptor(
 _START = """
 import os, sys
 from kbridge.server.cli.app import KbridgeApp
-import kbridge.server.lifecycle
+import kbridge.server.cli.serve
 if os.geteuid() == 0: os.seteuid(65534)  # root may write everywhere
 KbridgeApp.launch_instance(["--port=0", *sys.argv[1:]])
 """

@@ -204,11 +204,11 @@ OURS = {
     "server/reference.py:_meaning",
     "server/reference.py:config_page",
     "server/auth/credentials.py:_HEX",
-    "server/cli/setting_checks.py:_ORIGIN",
-    "server/cli/setting_checks.py:_valid_allow_origin_pat",
-    "server/cli/setting_checks.py:_valid_sock_mode",
-    "server/cli/setting_checks.py:check_host",
-    "server/cli/setting_checks.py:check_origins",
+    "server/setting_checks.py:_ORIGIN",
+    "server/setting_checks.py:_valid_allow_origin_pat",
+    "server/setting_checks.py:_valid_sock_mode",
+    "server/setting_checks.py:check_host",
+    "server/setting_checks.py:check_origins",
     "server/components.py:access_policy",
 }
 

@@ -1,13 +1,13 @@
-"""From settings to a server that is ready to listen: what is made, and who gets whom."""
+"""Creates the parts of a server from its configuration."""
 
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import platform
 import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from tornado import web
 from traitlets import TraitError
@@ -27,126 +27,118 @@ from kbridge.server.api.services import Services
 from kbridge.server.api.websocket import ChannelsHandler
 from kbridge.server.auth.access_policy import AccessPolicy
 from kbridge.server.auth.authenticator import Authenticator
-from kbridge.server.auth.cors import Cors
-from kbridge.server.cli.setting_checks import check_host, check_origins
+from kbridge.server.config import AuthConfig, ListenConfig, ServerConfig
 from kbridge.server.safe_log import hide
+from kbridge.server.setting_checks import check_host, check_origins
 
-if TYPE_CHECKING:
-    from kbridge.server.cli.app import KbridgeApp
-
-__all__ = ["Wired", "access_policy", "make_ledger", "wire"]
+__all__ = ["Components", "access_policy", "build", "make_registry"]
 
 
 @dataclass(frozen=True, slots=True)
-class Wired:
-    """What the lifecycle opens and closes."""
+class Components:
+    """The parts that the server opens and closes."""
 
     application: web.Application
     services: Services
     kernels: BridgeKernelManager
     sessions: Sessions
-    ledger: Ledger
+    registry: Ledger
     hubs: HubTable
     keepalive: Keepalive | None
 
 
-def access_policy(app: KbridgeApp) -> AccessPolicy:
-    """Return the rules that the settings mean."""
-    pattern = app.allow_origin_pat
-    policy = AccessPolicy(
-        token=app.token,
-        # No browser reaches a unix socket, and its clients send any Host they like.
-        check_hosts=not (app.allow_remote_access or app.sock),
-        hostnames=frozenset(check_host(name) for name in (*app.local_hostnames, app.ip) if name),
-        allow_origin=check_origins(app.allow_origin),
-        allow_origin_pat=re.compile(pattern) if pattern else None,
-        cookie_secret=app.cookie_secret,
+def access_policy(auth: AuthConfig, listen: ListenConfig) -> AccessPolicy:
+    """Return the access rules of a configuration."""
+    hostnames = (*auth.local_hostnames, listen.ip)
+    return AccessPolicy(
+        token=auth.token,
+        # Browsers cannot reach a unix socket, and its other clients send any Host.
+        check_hosts=not (auth.allow_remote_access or listen.sock),
+        hostnames=frozenset(check_host(name) for name in hostnames if name),
+        allow_origin=check_origins(auth.allow_origin),
+        allow_origin_pat=re.compile(auth.allow_origin_pat) if auth.allow_origin_pat else None,
+        cookie_secret=auth.cookie_secret,
     )
-    hide(policy.cookie_value())
-    return policy
 
 
-def make_ledger(app: KbridgeApp) -> Ledger:
-    """Return what kernels are written down in, as the settings say.
+def make_registry(config: ServerConfig, log: logging.Logger) -> Ledger:
+    """Return the writer of the kernel registry.
 
     Raises
     ------
     RegistryError
-        If kernels are to stay, and nothing would find them again.
+        If kernels are to outlive the server, but there is no registry to find them again.
     """
-    url = app.registry_url.strip()
+    url = config.registry_url.strip()
     if url.lower() in ("", "none"):
-        if not app.shutdown_kernels_on_exit:
+        if not config.shutdown_kernels_on_exit:
             raise RegistryError(
-                "shutdown_kernels_on_exit=False needs a registry, or nobody would find the kernels"
-                " again: set registry_url, or leave it at its default"
+                "shutdown_kernels_on_exit=False needs a registry, because kernels could not be"
+                " found again without one: set registry_url, or leave it at its default"
             )
-        return Ledger(log=app.log)
-    # What the settings say, and not the port that was free: the next start has it in common.
-    address = app.sock or f"{app.ip or '*'}:{app.port}"
+        return Ledger(log=log)
+    # The configured port, not the one that was free: the next server has the former in common.
+    address = config.listen.address(config.listen.port)
     pid = os.getpid()
-    owner = Owner(f"{address}{app.base_url}", platform.node(), pid, birth(pid))
-    return Ledger(Registry(url), owner, log=app.log)
+    owner = Owner(f"{address}{config.base_url}", platform.node(), pid, birth(pid))
+    return Ledger(Registry(url), owner, log=log)
 
 
-def wire(app: KbridgeApp, port: int) -> Wired:
-    """Make everything.
+def build(config: ServerConfig, port: int, log: logging.Logger) -> Components:
+    """Create all parts of a server.
 
     Parameters
     ----------
-    app : KbridgeApp
-        The settings.
+    config : ServerConfig
     port : int
-        The one listened on, 0 for a unix socket. It is in the cookie's name, because browsers
-        send the cookies of one host to all of its ports.
+        The port that the server listens on, 0 for a unix socket. It is part of the cookie's name,
+        because browsers send the cookies of one host to all of its ports.
+    log : logging.Logger
 
     Raises
     ------
     RegistryError
-        As `make_ledger`.
+        See `make_registry`.
     traitlets.TraitError
         If settings contradict each other.
     """
-    ledger = make_ledger(app)
-    hubs = HubTable(log=app.log)
+    registry = make_registry(config, log)
+    hubs = HubTable(log=log)
     kernels = BridgeKernelManager(
-        hubs=hubs, ledger=ledger, parent=app, log=app.log, connection_dir=app.runtime_dir
+        hubs=hubs,
+        ledger=registry,
+        parent=config.traits,
+        log=log,
+        connection_dir=str(config.runtime_dir),
     )
     if kernels.max_kernels is not None and kernels.prespawn_count > kernels.max_kernels:
         raise TraitError(
             f"prespawn_count ({kernels.prespawn_count}) is more than max_kernels"
             f" ({kernels.max_kernels})"
         )
-    sessions = Sessions(kernels, ledger)
-    hubs.configure(ZMQChannelsWebsocketConnection.hub_settings(app.config, kernels))
-    # One server a path below a host: two behind one proxy do not take each other's cookie.
-    path = hashlib.sha256(app.base_url.encode()).hexdigest()[:8]
+    sessions = Sessions(kernels, registry)
+    hubs.configure(ZMQChannelsWebsocketConnection.hub_settings(config.traits.config, kernels))
+    auth = _authenticator(config, port)
     services = Services(
-        kernels=kernels,
-        sessions=sessions,
-        hubs=hubs,
-        auth=Authenticator(
-            access_policy(app),
-            Cors(
-                allow_credentials=app.allow_credentials,
-                allow_headers=app.allow_headers,
-                allow_methods=app.allow_methods,
-                expose_headers=app.expose_headers,
-                max_age=app.max_age,
-            ),
-            cookie_name=f"kbridge-{port}-{path}",
-        ),
-        base_url=app.base_url,
-        list_kernels=app.list_kernels,
+        kernels, sessions, hubs, auth, base_url=config.base_url, list_kernels=config.list_kernels
     )
-    keepalive = Keepalive(app.ws_ping_interval) if app.ws_ping_interval else None
+    interval = config.http.ws_ping_interval
+    keepalive = Keepalive(interval) if interval else None
     application = make_application(
         services,
         ChannelsHandler,
-        config=app.config,
+        config=config.traits.config,
         kernel_manager=kernels,
         hubs=hubs,
-        websocket_max_message_size=app.websocket_max_message_size,
+        websocket_max_message_size=config.http.websocket_max_message_size,
         kbridge_keepalive=keepalive,
     )
-    return Wired(application, services, kernels, sessions, ledger, hubs, keepalive)
+    return Components(application, services, kernels, sessions, registry, hubs, keepalive)
+
+
+def _authenticator(config: ServerConfig, port: int) -> Authenticator:
+    policy = access_policy(config.auth, config.listen)
+    hide(policy.cookie_value())
+    # The path is part of the name: two servers behind one proxy may differ in nothing else.
+    path = hashlib.sha256(config.base_url.encode()).hexdigest()[:8]
+    return Authenticator(policy, config.auth.cors, cookie_name=f"kbridge-{port}-{path}")

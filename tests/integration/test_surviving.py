@@ -233,7 +233,7 @@ def test_kernels_end_with_a_server_that_is_stopped(server: RestartableServer) ->
     server.start_kernel("stub")
     server.start_kernel("stub")
     assert server.stop() == 0
-    assert server.said("SIGTERM: 2 kernels and all connections are being closed") == 1
+    assert server.said("SIGTERM: shutting down 2 kernels and closing all connections") == 1
     assert server.kernels() == {}
     server.start()
     assert ids(server) == set()

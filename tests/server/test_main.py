@@ -257,7 +257,7 @@ def test_a_start_loads_no_kernel(serve: Callable[..., Process]) -> None:
     """jupyter_client imports ipykernel, and with it IPython, to read ipykernel's kernelspec."""
     server = serve(PYTHONPROFILEIMPORTTIME="1")
     loaded = re.findall(r"^import time:.*\| +(\S+)$", server.log.read_text(), flags=re.MULTILINE)
-    assert "kbridge.server.lifecycle" in loaded
+    assert "kbridge.server.server" in loaded
     assert not [name for name in loaded if name.partition(".")[0] in ("IPython", "ipykernel")]
 
 

@@ -1,7 +1,4 @@
-"""`KbridgeApp`: the settings of the server, and how the command line names them.
-
-What is done with them is in `wiring` (what is put together) and `lifecycle` (start and end).
-"""
+"""`KbridgeApp`: the settings of the server. They become a `ServerConfig` at the start."""
 
 from __future__ import annotations
 
@@ -32,11 +29,16 @@ from kbridge.errors import KbridgeError
 from kbridge.kernels.manager import BridgeKernelManager
 from kbridge.kernels.registry.registry import secrets_of
 from kbridge.private import prepare_directory
-from kbridge.server.cli import command_line, gateway_settings, setting_checks
+from kbridge.server import setting_checks
+from kbridge.server.auth.cors import Cors
+from kbridge.server.cli import command_line, gateway_settings
 from kbridge.server.cli.options import CheckedApp
-from kbridge.server.cli.setting_checks import checked
-from kbridge.server.http.request_head import DEFAULT_COUNT
+from kbridge.server.config import AuthConfig, HttpConfig, ListenConfig, ServerConfig
+from kbridge.server.http.connection_limiter import ConnectionLimits
+from kbridge.server.http.listen import TlsFiles
+from kbridge.server.http.request_head import DEFAULT_COUNT, HeadLimits
 from kbridge.server.safe_log import SafeFormatter, hide
+from kbridge.server.setting_checks import checked
 
 __all__ = ["KbridgeApp"]
 
@@ -367,8 +369,66 @@ class KbridgeApp(setting_checks.Checks, CheckedApp):
         if warning:
             self.log.warning("%s", warning)
 
+    def configuration(self) -> ServerConfig:
+        """Return the settings as a frozen configuration.
+
+        Raises
+        ------
+        traitlets.TraitError
+            If a default that is computed now is not valid.
+        """
+        # Computing a default sets the flag that says so: read both before the flags.
+        token, cookie_secret = self.token, self.cookie_secret
+        return ServerConfig(
+            listen=ListenConfig(
+                ip=self.ip,
+                port=self.port,
+                port_retries=self.port_retries,
+                sock=self.sock,
+                sock_mode=int(self.sock_mode, 8),
+                tls=TlsFiles(self.certfile, self.keyfile, self.client_ca, self.ssl_version),
+            ),
+            auth=AuthConfig(
+                token=token,
+                cookie_secret=cookie_secret,
+                token_is_random=self.token_is_random,
+                cookie_secret_is_random=self.cookie_secret_is_random,
+                allow_remote_access=self.allow_remote_access,
+                local_hostnames=tuple(self.local_hostnames),
+                allow_origin=self.allow_origin,
+                allow_origin_pat=self.allow_origin_pat,
+                cors=Cors(
+                    allow_credentials=self.allow_credentials,
+                    allow_headers=self.allow_headers,
+                    allow_methods=self.allow_methods,
+                    expose_headers=self.expose_headers,
+                    max_age=self.max_age,
+                ),
+            ),
+            http=HttpConfig(
+                connections=ConnectionLimits(
+                    self.max_unauthenticated_connections,
+                    self.request_timeout,
+                    self.keep_alive_timeout,
+                ),
+                heads=HeadLimits(self.max_header_size, self.max_header_count),
+                max_body_size=self.max_body_size,
+                websocket_max_message_size=self.websocket_max_message_size,
+                ws_ping_interval=self.ws_ping_interval,
+                trust_xheaders=self.trust_xheaders,
+                min_open_files_limit=self.min_open_files_limit,
+            ),
+            base_url=self.base_url,
+            list_kernels=self.list_kernels,
+            runtime_dir=Path(self.runtime_dir),
+            registry_url=self.registry_url,
+            shutdown_kernels_on_exit=self.shutdown_kernels_on_exit,
+            answer_yes=self.answer_yes,
+            traits=self,
+        )
+
     async def prepare(self, kernels: BridgeKernelManager) -> None:
-        """Check what the settings name, before anybody is served.
+        """Check the kernelspecs and directories that settings name, before clients are served.
 
         Raises
         ------
@@ -380,15 +440,15 @@ class KbridgeApp(setting_checks.Checks, CheckedApp):
         await check_settings(kernels)
 
     def listening(self, url: str) -> None:
-        """Do nothing; a subclass can act here once clients are served at `url`."""
+        """Act once clients are served at `url`; this class does nothing."""
 
     def start(self) -> None:
-        """Serve until a signal comes."""
+        """Run the server until a signal arrives."""
         super().start()
-        from kbridge.server.lifecycle import serve
+        from kbridge.server.cli.serve import serve
 
         try:
-            asyncio.run(serve(self))
+            asyncio.run(serve(self.configuration(), self, self.log))
         except (KbridgeError, TraitError) as error:  # traits of other classes are read late
             self.log.critical("%s", error)
             sys.exit(1)

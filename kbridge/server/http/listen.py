@@ -1,6 +1,6 @@
 """The sockets that the server listens on, and TLS.
 
-Every failure here is an `OSError` or `ListenError` with a sentence for the terminal.
+Every failure is an `OSError` or a `ListenError` with a sentence for the terminal.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from kbridge.unix_sockets import remove_stale_socket
 
 __all__ = ["TlsFiles", "bind_tcp", "bind_unix", "make_context"]
 
-# Two thousand browsers may come back at once after a restart, and a flood may be before them: who
-# waits in the queue comes next, who finds it full tries again after seconds, and then after more.
+# Two thousand browsers may reconnect at once after a restart, perhaps behind a flood.
+# Connections in the queue are accepted next; a client that finds it full retries after seconds.
 _BACKLOG = 4096
-# sockaddr_un.sun_path holds 108 bytes on Linux and 104 on macOS, a zero included.
+# sockaddr_un.sun_path holds 108 bytes on Linux and 104 on macOS, including a zero byte.
 _UNIX_PATH_LIMIT = 103
-# KG_SSL_VERSION speaks in Python's numbers for ssl.PROTOCOL_*.
+# KG_SSL_VERSION is one of Python's numbers for ssl.PROTOCOL_*.
 _VERSIONS = {
     3: ssl.TLSVersion.TLSv1,
     4: ssl.TLSVersion.TLSv1_1,
@@ -36,22 +36,22 @@ _ANY_VERSION = {0, 2, 16, 17}  # unset, PROTOCOL_TLS, and its two later names
 def bind_tcp(
     ip: str, port: int, retries: int, log: logging.Logger
 ) -> tuple[list[socket.socket], int]:
-    """Listen on `port`, or on the next one that is free.
+    """Listen on `port`, or on the next free one.
 
     Parameters
     ----------
     ip : str
-        An address or a name; empty for all addresses.
+        An address or host name; empty for all addresses.
     port : int
-        0 for any.
+        0 for any free port.
     retries : int
-        How many ports above `port` to try.
+        The number of ports above `port` to try.
 
     Returns
     -------
     sockets : list of socket.socket
     port : int
-        The one it is.
+        The port that is used.
 
     Raises
     ------
@@ -66,16 +66,16 @@ def bind_tcp(
                 log.info("port %d is in use", candidate)
                 continue
             if error.errno == errno.EACCES:
-                raise ListenError(f"you may not listen on port {candidate}") from error
+                raise ListenError(f"no permission to listen on port {candidate}") from error
             raise ListenError(f"cannot listen on {ip or '*'}: {error}") from error
         return sockets, int(sockets[0].getsockname()[1])
     raise ListenError(f"every port from {port} to {last} is in use; see --port")
 
 
 def bind_all(ip: str, port: int) -> list[socket.socket]:
-    """Listen on every address that `ip` stands for, on one port, or on none of them.
+    """Listen on every address that `ip` stands for, on the same port; on none if one fails.
 
-    Tornado's `bind_sockets` does so too, but leaves sockets open where it fails.
+    Tornado's `bind_sockets` leaves sockets open when it fails.
     """
     found: list[socket.socket] = []
     addresses = socket.getaddrinfo(
@@ -100,7 +100,7 @@ def bind_all(ip: str, port: int) -> list[socket.socket]:
             except OSError as error:
                 if error.errno != errno.EADDRNOTAVAIL or len(addresses) == 1:
                     raise
-                found.remove(sock)  # a name may stand for an address that is not up
+                found.remove(sock)  # a name may include an address that is not up
                 sock.close()
                 continue
             sock.listen(_BACKLOG)
@@ -114,18 +114,18 @@ def bind_all(ip: str, port: int) -> list[socket.socket]:
 
 
 def bind_unix(path: Path, mode: int = 0o600) -> socket.socket:
-    """Listen on a unix socket that nobody else may open, not for a moment.
+    """Listen on a unix socket; other users cannot connect to it at any moment.
 
-    A socket file that a dead server left is replaced; one that answers is not.
+    The socket file of a dead server is replaced; one that something listens on is not.
 
     Raises
     ------
     ListenError
     """
     if not hasattr(socket, "AF_UNIX"):
-        raise ListenError("Python has no unix sockets on this system; see --port")
+        raise ListenError("unix sockets do not exist on this system; see --port")
     if len(os.fsencode(path)) > _UNIX_PATH_LIMIT:
-        raise ListenError(f"a socket's path may have {_UNIX_PATH_LIMIT} bytes: {path}")
+        raise ListenError(f"the path of a unix socket can have {_UNIX_PATH_LIMIT} bytes: {path}")
     try:
         if path.exists() or path.is_symlink():
             _make_way(path)
@@ -155,10 +155,11 @@ def _make_way(path: Path) -> None:
 
 @dataclass(frozen=True, slots=True)
 class TlsFiles:
-    """Paths of PEM files; `keyfile` may be empty where the certificate's file holds the key.
+    """Paths of PEM files, and the TLS version.
 
-    `client_ca` asks clients for a certificate of that authority. `version` is one of Python's
-    numbers for `ssl.PROTOCOL_*`: 5 means TLS 1.2 and nothing else; 0 means 1.2 or later.
+    `keyfile` may be empty if `certfile` holds the key. With `client_ca`, clients must show a
+    certificate of that authority. `version` is one of Python's numbers for `ssl.PROTOCOL_*`: 5
+    means exactly TLS 1.2; 0 means 1.2 or later.
     """
 
     certfile: str = ""
@@ -168,21 +169,21 @@ class TlsFiles:
 
 
 def make_context(files: TlsFiles) -> ssl.SSLContext | None:
-    """Return the context of an https server, None where no file is named.
+    """Return the context of an https server; None without files.
 
     Raises
     ------
     ListenError
-        If a file cannot be read or does not hold what it should.
+        If a file cannot be read, or its content is not valid.
     """
     if not (files.certfile or files.keyfile or files.client_ca):
         return None
     if not files.certfile:
         raise ListenError("TLS needs a certificate; see --certfile")
     if files.version not in _VERSIONS and files.version not in _ANY_VERSION:
-        raise ListenError(f"{files.version} is no number of a TLS version; see --ssl-version")
+        raise ListenError(f"{files.version} is not the number of a TLS version; see --ssl-version")
     for name in (files.certfile, files.keyfile, files.client_ca):
-        if name and not Path(name).is_file():  # the error of `ssl` names no file
+        if name and not Path(name).is_file():  # the error of `ssl` does not name the file
             raise ListenError(f"cannot use the TLS files: there is no file {name}")
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2

@@ -8,6 +8,7 @@ import pytest
 from traitlets import TraitError
 
 from kbridge.server import safe_log
+from kbridge.server.auth.access_policy import AccessPolicy
 from kbridge.server.cli.app import KbridgeApp
 from kbridge.server.components import access_policy
 
@@ -32,6 +33,11 @@ def make(*argv: str) -> KbridgeApp:
     app = KbridgeApp()
     app.initialize(list(argv))
     return app
+
+
+def policy_of(app: KbridgeApp) -> AccessPolicy:
+    config = app.configuration()
+    return access_policy(config.auth, config.listen)
 
 
 def test_defaults() -> None:
@@ -123,19 +129,19 @@ def test_base_url(given: str, found: str) -> None:
 def test_remote_access_follows_the_address(ip: str, remote: bool) -> None:
     app = make(f"--ip={ip}")
     assert app.allow_remote_access is remote
-    assert access_policy(app).check_hosts is not remote
+    assert policy_of(app).check_hosts is not remote
 
 
 def test_a_unix_socket_needs_no_host_check(tmp_path: Path) -> None:
     app = make(f"--sock={tmp_path / 's'}")
     assert app.sock == str(tmp_path / "s")
-    assert not access_policy(app).check_hosts
+    assert not policy_of(app).check_hosts
 
 
 def test_origins() -> None:
     app = make("--allow-origin=https://A.example/, http://b.example:81")
-    assert access_policy(app).allow_origin == ("https://a.example", "http://b.example:81")
-    assert access_policy(make()).allow_origin == ()
+    assert policy_of(app).allow_origin == ("https://a.example", "http://b.example:81")
+    assert policy_of(make()).allow_origin == ()
 
 
 @pytest.mark.parametrize(

@@ -80,7 +80,7 @@ class Terminal:
         os.write(self.master, text.encode())
 
     def ends(self) -> int:
-        self.until(r"connections are being closed")
+        self.until(r"closing all connections")
         return eventually(lambda: [c for c in [self.process.poll()] if c is not None], "it ends")[0]
 
     def start_kernel(self, url: str) -> str:
@@ -125,7 +125,7 @@ def terminal(env: dict[str, str]) -> Iterator[Callable[..., Terminal]]:
 
 def _url(terminal: Terminal) -> str:
     url = terminal.until(r"(http://[^\s?]+/)\S*\s")[1]
-    terminal.until(r"Ctrl-C stops it")
+    terminal.until(r"Press Ctrl-C to stop it")
     return url
 
 
@@ -140,12 +140,12 @@ def test_ctrl_c_asks_where_kernels_would_end(terminal: Callable[..., Terminal]) 
         console.type("\x03")
         console.until(QUESTION)
         console.type(answer)
-        console.until(r"The server goes on at http")
+        console.until(r"The server keeps running at http")
         assert console.kernels(url) == 1
     console.type("\x03")
     console.until(QUESTION)
     console.until(r"no answer")  # after five seconds
-    console.until(r"The server goes on")
+    console.until(r"The server keeps running")
     assert console.kernels(url) == 1
     console.type("\x03")
     console.until(QUESTION)
@@ -186,7 +186,7 @@ def test_a_signal_is_no_warning(terminal: Callable[..., Terminal], number: signa
     console = terminal()
     _url(console)
     console.process.send_signal(number)
-    console.until(rf"I KbridgeApp: {number.name}: 0 kernels")
+    console.until(rf"I KbridgeApp: {number.name}: shutting down 0 kernels")
     assert console.ends() == 0
 
 

@@ -6,7 +6,8 @@ import socket
 import stat
 import subprocess
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
+from dataclasses import FrozenInstanceError
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,12 @@ from tornado.httpclient import AsyncHTTPClient
 
 from kbridge.errors import ListenError
 from kbridge.server.cli.app import KbridgeApp
-from kbridge.server.lifecycle import Server, serve
+from kbridge.server.cli.serve import serve
+from kbridge.server.config import ListenConfig, ServerConfig
+from kbridge.server.http.listen import TlsFiles
 from kbridge.server.runtime_file import running_servers
+from kbridge.server.server import Server
+from tests.support.waiting import TIMEOUT
 
 TOKEN = "token-of-this-test"
 
@@ -27,6 +32,27 @@ class FakeWebsocket:
 
     def close(self, code: int | None = None, reason: str | None = None) -> None:
         self.closed.append((code, reason))
+
+
+class Events:
+    """Checks the settings as the application does, and records the rest."""
+
+    def __init__(self, app: KbridgeApp) -> None:
+        self._app = app
+        self.announced: list[str] = []
+        self.shutdown_requests = 0
+
+    async def prepare(self, kernels: Any) -> None:
+        await self._app.prepare(kernels)
+
+    def listening(self, server: Server) -> None:
+        self.announced.append(server.url)
+
+    def shutdown_requested(self) -> None:
+        self.shutdown_requests += 1
+
+
+Make = Callable[..., Server]
 
 
 @pytest.fixture
@@ -41,10 +67,29 @@ def app(tmp_path: Path) -> KbridgeApp:
 
 
 @pytest.fixture
-async def server(app: KbridgeApp) -> AsyncIterator[Server]:
-    server = Server(app)
-    yield server
-    await server.aclose()
+async def make(app: KbridgeApp) -> AsyncIterator[Make]:
+    """Make servers with settings that the keyword arguments change."""
+    made: list[Server] = []
+
+    def make(**settings: Any) -> Server:
+        for name, value in settings.items():
+            setattr(app, name, value)
+        made.append(Server(app.configuration(), Events(app), app.log))
+        return made[-1]
+
+    yield make
+    for server in made:
+        await server.aclose()
+
+
+@pytest.fixture
+def server(make: Make) -> Server:
+    return make()
+
+
+async def run(app: KbridgeApp) -> None:
+    """Serve with the settings of `app` until a signal arrives."""
+    await serve(app.configuration(), app, app.log)
 
 
 async def get(url: str, **options: Any) -> Any:
@@ -60,14 +105,13 @@ async def get(url: str, **options: Any) -> Any:
 # ruff: noqa: ASYNC240 - files of a test are near
 
 
-async def test_open_and_close(app: KbridgeApp, server: Server, capsys: Any) -> None:
+async def test_open_and_close(app: KbridgeApp, server: Server) -> None:
     runtime = Path(app.runtime_dir)
     await server.open()
     assert server.url == f"http://127.0.0.1:{server.port}/"
     assert (await get(server.url + "api/status"))["kernels"] == 0
     [info] = running_servers(runtime)
     assert (info["port"], info["token"], info["url"]) == (server.port, TOKEN, server.url)
-    assert TOKEN not in capsys.readouterr().out, "who gave the token knows it"
     await server.aclose()
     await server.aclose()
     assert list(runtime.glob("kbserver-*")) == []
@@ -75,18 +119,55 @@ async def test_open_and_close(app: KbridgeApp, server: Server, capsys: Any) -> N
         await asyncio.open_connection("127.0.0.1", server.port)
 
 
-async def test_a_random_token_is_printed_once(app: KbridgeApp, server: Server, capsys: Any) -> None:
+async def served(app: KbridgeApp, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Serve until the server is announced; return its URL."""
+    urls: list[str] = []
+
+    def stop(url: str) -> None:
+        urls.append(url)
+        signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(app, "listening", stop)
+    await asyncio.wait_for(run(app), TIMEOUT)
+    return urls[0]
+
+
+async def test_a_token_that_was_set_is_not_printed(
+    app: KbridgeApp, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    url = await served(app, monkeypatch)
+    shown = capsys.readouterr().out
+    assert url in shown
+    assert TOKEN not in shown
+
+
+async def test_a_random_token_is_printed_once(
+    app: KbridgeApp, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
     app.token_is_random = True
-    await server.open()
+    await served(app, monkeypatch)
     assert capsys.readouterr().out.count(TOKEN) == 1
 
 
+@pytest.mark.parametrize(("origin", "who"), [("", "any client"), ("*", "any page in any browser")])
 async def test_no_token_is_warned_about(
-    app: KbridgeApp, server: Server, caplog: pytest.LogCaptureFixture
+    app: KbridgeApp,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    origin: str,
+    who: str,
 ) -> None:
-    app.token = ""
+    app.token, app.allow_origin = "", origin
+    url = await served(app, monkeypatch)
+    assert f"authentication is off: {who} that reaches {url} can run code" in caplog.text
+
+
+async def test_a_client_can_ask_for_the_shutdown(make: Make) -> None:
+    server = make()
     await server.open()
-    assert "no token is asked for: whoever" in caplog.text
+    reply = await get(server.url + "api/shutdown", method="POST", body="{}")
+    assert reply == {"message": "the server is shutting down"}
+    assert server._events.shutdown_requests == 1
 
 
 async def test_a_signal_does_not_wait_for_the_opening(
@@ -99,7 +180,7 @@ async def test_a_signal_does_not_wait_for_the_opening(
         await asyncio.Event().wait()
 
     monkeypatch.setattr(Server, "open", never)
-    serving = asyncio.create_task(serve(app))
+    serving = asyncio.create_task(run(app))
     await asyncio.wait_for(opening.wait(), 10)
     signal.raise_signal(signal.SIGTERM)
     await asyncio.wait_for(serving, 10)
@@ -113,32 +194,32 @@ async def test_what_fails_to_open_is_raised_and_closed(
 
     monkeypatch.setattr(Server, "open", fail)
     with pytest.raises(ListenError, match="nowhere"):
-        await serve(app)
+        await run(app)
 
 
 async def test_the_end_closes_websockets_before_it_waits_for_kernels(server: Server) -> None:
     await server.open()
-    wired = server._wired
-    assert wired is not None
+    parts = server._components
+    assert parts is not None
     websocket = FakeWebsocket()
-    wired.services.websockets.add(websocket)
+    parts.services.websockets.add(websocket)
     seen: list[Any] = []
-    shut_down = wired.kernels.shutdown_all
+    shut_down = parts.kernels.shutdown_all
 
     async def shutdown_all(now: bool = False) -> None:
-        seen.append((list(websocket.closed), wired.services.closing, now))
+        seen.append((list(websocket.closed), parts.services.closing, now))
         await shut_down(now)
 
-    wired.kernels.shutdown_all = shutdown_all  # type: ignore[method-assign]
+    parts.kernels.shutdown_all = shutdown_all  # type: ignore[method-assign]
     await server.aclose()
     assert websocket.closed == [(1001, "the server is shutting down")]
     assert seen == [(websocket.closed, True, False)]
 
 
-async def test_a_hurry_kills(server: Server) -> None:
+async def test_a_forced_shutdown_kills(server: Server) -> None:
     await server.open()
-    wired = server._wired
-    assert wired is not None
+    parts = server._components
+    assert parts is not None
     asked = asyncio.Event()
     calls: list[bool] = []
 
@@ -148,11 +229,11 @@ async def test_a_hurry_kills(server: Server) -> None:
             asked.set()
             await asyncio.Event().wait()
 
-    wired.kernels.shutdown_all = shutdown_all  # type: ignore[method-assign]
-    hurry = asyncio.Event()
-    closing = asyncio.create_task(server.aclose(hurry))
+    parts.kernels.shutdown_all = shutdown_all  # type: ignore[method-assign]
+    force = asyncio.Event()
+    closing = asyncio.create_task(server.aclose(force))
     await asyncio.wait_for(asked.wait(), 10)
-    hurry.set()
+    force.set()
     await asyncio.wait_for(closing, 10)
     assert calls == [False, True]
 
@@ -161,19 +242,19 @@ async def test_kernels_that_cannot_be_shut_down_do_not_keep_the_rest(
     app: KbridgeApp, server: Server, caplog: pytest.LogCaptureFixture
 ) -> None:
     await server.open()
-    assert server._wired is not None
+    assert server._components is not None
 
     async def shutdown_all(now: bool = False) -> None:
         raise RuntimeError("no")
 
-    server._wired.kernels.shutdown_all = shutdown_all  # type: ignore[method-assign]
+    server._components.kernels.shutdown_all = shutdown_all  # type: ignore[method-assign]
     await server.aclose()
     assert "could not be shut down" in caplog.text
     assert running_servers(Path(app.runtime_dir)) == []
 
 
-async def test_a_unix_socket(app: KbridgeApp, server: Server, tmp_path: Path) -> None:
-    app.sock = str(tmp_path / "s")
+async def test_a_unix_socket(app: KbridgeApp, make: Make, tmp_path: Path) -> None:
+    server = make(sock=str(tmp_path / "s"))
     await server.open()
     path = Path(app.sock)
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
@@ -188,9 +269,9 @@ async def test_a_unix_socket(app: KbridgeApp, server: Server, tmp_path: Path) ->
 
 
 async def test_a_socket_that_took_our_place_is_left(
-    app: KbridgeApp, server: Server, tmp_path: Path
+    app: KbridgeApp, make: Make, tmp_path: Path
 ) -> None:
-    app.sock = str(tmp_path / "s")
+    server = make(sock=str(tmp_path / "s"))
     await server.open()
     ours = Path(app.sock).rename(tmp_path / "moved")
     with socket.socket(socket.AF_UNIX) as other:
@@ -200,28 +281,36 @@ async def test_a_socket_that_took_our_place_is_left(
     assert ours.exists()
 
 
-async def test_nowhere_to_listen(app: KbridgeApp, server: Server) -> None:
+async def test_nowhere_to_listen(app: KbridgeApp, make: Make) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
-        app.port, app.port_retries = taken.getsockname()[1], 0
+        server = make(port=taken.getsockname()[1], port_retries=0)
         with pytest.raises(ListenError):
             await server.open()
     await server.aclose()
     assert running_servers(Path(app.runtime_dir)) == []
 
 
-async def test_addresses_in_urls(app: KbridgeApp) -> None:
-    server = Server(app)
-    server.port = 1
-    for ip, url in (
-        ("", "http://127.0.0.1:1/"),
-        ("0.0.0.0", "http://127.0.0.1:1/"),
-        ("::1", "http://[::1]:1/"),
-        ("lab.example", "http://lab.example:1/"),
-    ):
-        app.ip = ip
-        assert server._make_url(secure=False) == url
-    app.base_url = "/b"
-    assert server._make_url(secure=True) == "https://lab.example:1/b/"
+@pytest.mark.parametrize(
+    ("listen", "url"),
+    [
+        (ListenConfig(ip=""), "http://127.0.0.1:1/b/"),
+        (ListenConfig(ip="0.0.0.0"), "http://127.0.0.1:1/b/"),
+        (ListenConfig(ip="::1"), "http://[::1]:1/b/"),
+        (ListenConfig(ip="lab.example"), "http://lab.example:1/b/"),
+        (ListenConfig(ip="lab.example", tls=TlsFiles("a.pem")), "https://lab.example:1/b/"),
+        (ListenConfig(sock="/run/s"), "http+unix://%2Frun%2Fs/b/"),
+    ],
+)
+def test_addresses_in_urls(listen: ListenConfig, url: str) -> None:
+    assert listen.url(1, "/b/") == url
+
+
+def test_a_configuration_is_frozen_and_shows_no_secret(app: KbridgeApp) -> None:
+    config: ServerConfig = app.configuration()
+    assert config.auth.token == TOKEN
+    assert TOKEN not in repr(config)
+    with pytest.raises(FrozenInstanceError):
+        config.base_url = "/"  # type: ignore[misc]
 
 
 async def test_signals_of_a_loop_that_has_none(
@@ -244,7 +333,7 @@ async def test_signals_of_a_loop_that_has_none(
     numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     before = {number: signal.getsignal(number) for number in numbers}
     try:
-        running = asyncio.create_task(serve(app))
+        running = asyncio.create_task(run(app))
         await asyncio.wait_for(opened.wait(), 20)
         signal.raise_signal(signal.SIGTERM)
         await asyncio.wait_for(running, 20)

@@ -10,7 +10,7 @@ from traitlets import TraitError
 from kbridge.server.api.routes import normal_path
 from kbridge.server.auth.access_policy import AccessPolicy
 from kbridge.server.cli.app import KbridgeApp
-from kbridge.server.cli.setting_checks import (
+from kbridge.server.setting_checks import (
     check_base_url,
     check_header,
     check_host,

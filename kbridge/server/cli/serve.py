@@ -1,0 +1,158 @@
+"""Runs a server until a signal arrives, and talks to the operator meanwhile."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import logging
+import signal
+import sys
+from collections.abc import Callable
+from typing import Protocol
+from urllib.parse import quote
+
+from kbridge._version import __version__
+from kbridge.kernels.manager import BridgeKernelManager
+from kbridge.server.cli.terminal import Question, can_ask, say
+from kbridge.server.config import ServerConfig
+from kbridge.server.server import Server
+
+__all__ = ["Hooks", "serve"]
+
+# Windows does not have SIGHUP.
+_SIGNALS = [signal.Signals[n] for n in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, n)]
+
+
+class Hooks(Protocol):
+    """What an application may do while the server starts."""
+
+    async def prepare(self, kernels: BridgeKernelManager) -> None:
+        """Check or attach kernels, before connections are accepted."""
+
+    def listening(self, url: str) -> None:
+        """Act once connections are accepted at `url`."""
+
+
+async def serve(config: ServerConfig, hooks: Hooks, log: logging.Logger) -> None:
+    """Run a server; return when a signal has arrived and everything is closed.
+
+    A second signal kills the kernels instead of asking them to shut down. If the start fails,
+    kernels that ran before it keep running.
+    """
+    loop = asyncio.get_running_loop()
+    run = _Run(config, hooks, log)
+    for number in _SIGNALS:
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup sets it
+            _handle(loop, number, run.on_signal)
+        elif number in (signal.SIGINT, signal.SIGTERM):
+            # A shell that started this server in the background has set it to be ignored. Child
+            # processes inherit that, but not a handler: this way kernels can be interrupted.
+            signal.signal(number, _do_nothing)
+    stopping = asyncio.create_task(run.stop.wait())
+    # A seed notebook may take long to download: a signal must not wait for it.
+    opening = asyncio.create_task(run.server.open())
+    try:
+        await asyncio.wait({opening, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        if opening.done():
+            opening.result()
+        # The objects created so far stay: garbage collections need not visit them again.
+        gc.freeze()
+        await stopping
+    finally:
+        for task in (opening, stopping):
+            task.cancel()
+        await asyncio.wait({opening, stopping})
+        failed = not opening.cancelled() and opening.exception() is not None
+        keep = failed or not config.shutdown_kernels_on_exit
+        await run.server.aclose(run.force, keep=keep)
+
+
+def _do_nothing(*_: object) -> None:
+    """Handle a signal without an effect."""
+
+
+class _Run:
+    """One run of a server: what its signals mean, and what the terminal shows.
+
+    Attributes
+    ----------
+    stop : asyncio.Event
+        Set when the server is to shut down.
+    force : asyncio.Event
+        Set when kernels are to be killed.
+    """
+
+    def __init__(self, config: ServerConfig, hooks: Hooks, log: logging.Logger) -> None:
+        self._hooks = hooks
+        self._log = log
+        self._question: Question | None = None
+        self.server = Server(config, self, log)
+        self.stop = asyncio.Event()
+        self.force = asyncio.Event()
+
+    def on_signal(self, number: signal.Signals) -> None:
+        """Shut down, ask first, or force a shutdown that is under way."""
+        if self.stop.is_set():
+            self.force.set()
+            return
+        count = self.server.kernels_that_end()
+        question, self._question = self._question, None
+        if question is not None:
+            question.cancel()
+        elif number is signal.SIGINT and count and not self.server.config.answer_yes and can_ask():
+            kernels = f"{count} kernel{'' if count == 1 else 's'}"
+            self._question = Question(
+                f"\nShut down this server and {kernels} (y/[n])? Press Ctrl-C again to do so. ",
+                lambda: self._shut_down(number.name),
+                self._go_on,
+            )
+            return
+        self._shut_down(number.name)
+
+    # -- events of the server --
+
+    async def prepare(self, kernels: BridgeKernelManager) -> None:
+        await self._hooks.prepare(kernels)
+
+    def listening(self, server: Server) -> None:
+        _announce(server, self._log)
+        self._hooks.listening(server.url)
+
+    def shutdown_requested(self) -> None:
+        self._shut_down("POST /api/shutdown")
+
+    def _shut_down(self, cause: str) -> None:
+        """Begin to shut down, and log the cause and what happens to the kernels."""
+        if not self.stop.is_set():
+            self._log.info("%s: %s", cause, self.server.shutdown_message())
+            self.stop.set()
+
+    def _go_on(self) -> None:
+        self._question = None
+        say(f"The server keeps running at {self.server.url}\n")
+
+
+def _handle(
+    loop: asyncio.AbstractEventLoop,
+    number: signal.Signals,
+    handler: Callable[[signal.Signals], None],
+) -> None:
+    try:
+        loop.add_signal_handler(number, handler, number)
+    except NotImplementedError:  # Windows
+        signal.signal(number, lambda *_: loop.call_soon_threadsafe(handler, number))
+
+
+def _announce(server: Server, log: logging.Logger) -> None:
+    """Print the server's URL; with the token only if it is random, or to a terminal."""
+    auth, url = server.config.auth, server.url
+    if not auth.token:
+        who = "any page in any browser" if "*" in auth.allow_origin else "any client"
+        log.warning("authentication is off: %s that reaches %s can run code", who, server.url)
+    elif auth.token_is_random or sys.stdout.isatty():
+        url += f"?token={quote(auth.token)}"
+    say(f"kbridge {__version__} serves kernels at\n    {url}\n")
+    if sys.stdout.isatty():
+        ends = server.config.shutdown_kernels_on_exit
+        kernels = " and its kernels" if ends else "; kernels keep running"
+        say(f"Press Ctrl-C to stop it{kernels}.\n")

@@ -1,0 +1,250 @@
+"""Starts and stops a server.
+
+Order of the start: the address is bound first, so that clients that reconnect wait instead of being
+refused. Then kernels that outlived the last server are adopted, so that clients do not get a 404
+for them. Then connections are accepted.
+
+Order of the shutdown: stop accepting, close websockets with 1001, end or detach kernels (their
+restarters first), close hubs, cut the remaining connections, remove the runtime file and the unix
+socket.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Protocol
+
+from kbridge._version import __version__
+from kbridge.hub.table import GOING_AWAY
+from kbridge.kernels.manager import BridgeKernelManager
+from kbridge.server.auth.credentials import recall
+from kbridge.server.components import Components, build
+from kbridge.server.config import ServerConfig
+from kbridge.server.http import listen
+from kbridge.server.http.acceptor import raise_descriptor_limit
+from kbridge.server.http.guarded_server import GuardedServer
+from kbridge.server.runtime_file import RuntimeFile
+from kbridge.server.safe_log import hide
+
+__all__ = ["Server", "ServerEvents"]
+
+_CUT_AFTER = 1.0
+_BUFFER_MARGIN = 1 << 20
+
+
+class ServerEvents(Protocol):
+    """What a `Server` tells the program that runs it."""
+
+    async def prepare(self, kernels: BridgeKernelManager) -> None:
+        """Check or attach kernels, before connections are accepted."""
+
+    def listening(self, server: Server) -> None:
+        """Announce the server: connections are accepted now."""
+
+    def shutdown_requested(self) -> None:
+        """Shut down, because a client asked for it."""
+
+
+class Server:
+    """One server.
+
+    Parameters
+    ----------
+    config : ServerConfig
+    events : ServerEvents
+    log : logging.Logger
+
+    Attributes
+    ----------
+    config : ServerConfig
+        With the token and cookie secret of the last server on this address, once it is open.
+    port : int
+        The port that it listens on; 0 for a unix socket.
+    url : str
+        Without the token.
+    """
+
+    def __init__(self, config: ServerConfig, events: ServerEvents, log: logging.Logger) -> None:
+        self.config = config
+        self.port = 0
+        self.url = ""
+        self._events = events
+        self._log = log
+        self._components: Components | None = None
+        self._http: GuardedServer | None = None
+        self._runtime: RuntimeFile | None = None
+        self._keeping: asyncio.Task[None] | None = None
+        self._sockets: list[socket.socket] = []
+        self._socket_file: tuple[int, int] | None = None
+
+    async def open(self) -> None:
+        """Bind, adopt kernels, accept connections, then start kernels in advance.
+
+        Raises
+        ------
+        ListenError
+            If the server cannot listen on its address.
+        RegistryError
+            If the registry of kernels cannot be used.
+        KbridgeError
+            If a setting names a kernelspec or notebook that does not exist.
+        """
+        http = self.config.http
+        raise_descriptor_limit(http.min_open_files_limit)
+        context = listen.make_context(self.config.listen.tls)
+        self._sockets = self._bind()
+        self.url = self.config.listen.url(self.port, self.config.base_url)
+        self._recall_credentials()
+        self._components = parts = build(self.config, self.port, self._log)
+        parts.services.shutdown = self._events.shutdown_requested
+        parts.sessions.take_up(await parts.kernels.adopt())
+        await self._events.prepare(parts.kernels)
+        self._http = GuardedServer(
+            parts.application,
+            auth=parts.services.auth,
+            limits=http.connections,
+            log=self._log,
+            ssl_options=context,
+            xheaders=http.trust_xheaders,
+            max_body_size=http.max_body_size,
+            max_header_size=http.heads.size,
+            max_header_count=http.heads.count,
+            # The stream's buffer must hold one websocket message and the beginning of the next.
+            max_buffer_size=http.websocket_max_message_size + _BUFFER_MARGIN,
+        )
+        self._http.add_sockets(self._sockets)
+        self._sockets = []
+        self._runtime = RuntimeFile(self.config.runtime_dir, self._info())
+        self._runtime.write()
+        self._keeping = asyncio.create_task(self._runtime.keep(self._log))
+        if parts.keepalive is not None:
+            parts.keepalive.start()
+        self._events.listening(self)
+        await parts.kernels.open()
+
+    def kernels_that_end(self) -> int:
+        """Return the number of kernels in use that would end with this server now."""
+        parts = self._components
+        stay = not self.config.shutdown_kernels_on_exit
+        return 0 if parts is None or stay else len(parts.kernels.models())
+
+    def shutdown_message(self) -> str:
+        """Return a sentence for the log that says what the shutdown does to kernels."""
+        count = self._components.kernels.staying() if self._components is not None else 0
+        kernels = f"{count} kernel{'' if count == 1 else 's'}"
+        if self.config.shutdown_kernels_on_exit:
+            again = "signal again to kill the kernels"
+            return f"shutting down {kernels} and closing all connections; {again}"
+        return f"closing all connections; {kernels} will stay for the next start"
+
+    async def aclose(self, force: asyncio.Event | None = None, *, keep: bool | None = None) -> None:
+        """Shut down; a second call has no effect.
+
+        Parameters
+        ----------
+        force : asyncio.Event, optional
+            Once it is set, kernels are killed instead of asked to shut down.
+        keep : bool, optional
+            True if kernels stay, provided that there is a registry; by default as configured.
+        """
+        if keep is None:
+            keep = not self.config.shutdown_kernels_on_exit
+        for unused in self._sockets:
+            unused.close()
+        http, self._http = self._http, None
+        parts, self._components = self._components, None
+        if http is not None:
+            http.stop()
+        if parts is not None:
+            parts.services.closing = True
+            if parts.keepalive is not None:
+                parts.keepalive.stop()
+            for websocket in list(parts.services.websockets):
+                websocket.close(GOING_AWAY, "the server is shutting down")
+            keep = keep and parts.registry.enabled
+            await self._end_kernels(parts, force or asyncio.Event(), keep=keep)
+            if not keep:
+                parts.sessions.drop_orphans()
+            await parts.hubs.aclose()
+            await parts.registry.aclose()
+        if http is not None:
+            try:
+                await asyncio.wait_for(http.close_all_connections(), _CUT_AFTER)
+            except TimeoutError:
+                self._log.info("cut connections that did not close within %.0f s", _CUT_AFTER)
+        if self._keeping is not None:
+            self._keeping.cancel()
+            await asyncio.wait({self._keeping})
+        if self._runtime is not None:
+            self._runtime.remove()
+        self._remove_socket_file()
+
+    async def _end_kernels(self, parts: Components, force: asyncio.Event, *, keep: bool) -> None:
+        ending = parts.kernels.let_go() if keep else parts.kernels.shutdown_all()
+        shutdown = asyncio.create_task(ending)
+        forced = asyncio.create_task(force.wait())
+        await asyncio.wait({shutdown, forced}, return_when=asyncio.FIRST_COMPLETED)
+        forced.cancel()
+        if not shutdown.done():
+            shutdown.cancel()
+            await asyncio.wait({shutdown})
+            if not keep:
+                await parts.kernels.shutdown_all(now=True)
+        elif (error := shutdown.exception()) is not None:
+            self._log.error("kernels could not be shut down or detached", exc_info=error)
+
+    def _bind(self) -> list[socket.socket]:
+        where = self.config.listen
+        if where.sock:
+            path = Path(where.sock)
+            sockets = [listen.bind_unix(path, where.sock_mode)]
+            status = path.stat()
+            self._socket_file = (status.st_dev, status.st_ino)
+            return sockets
+        sockets, self.port = listen.bind_tcp(where.ip, where.port, where.port_retries, self._log)
+        return sockets
+
+    def _recall_credentials(self) -> None:
+        """Use the token and cookie secret of the last server on this address if none are set."""
+        where, auth = self.config.listen, self.config.auth
+        if not auth.token or not (auth.token_is_random or auth.cookie_secret_is_random):
+            return
+        if not where.sock and not where.port:
+            return  # with any free port, the next server has another address
+        kept = recall(self.config.runtime_dir, where.address(self.port), self._log)
+        if auth.token_is_random:
+            hide(kept.token)
+            auth = replace(auth, token=kept.token)
+        if auth.cookie_secret_is_random:
+            auth = replace(auth, cookie_secret=kept.cookie_secret)
+        self.config = replace(self.config, auth=auth)
+
+    def _remove_socket_file(self) -> None:
+        """Remove the unix socket, unless another file has taken its place."""
+        path = Path(self.config.listen.sock)
+        if self._socket_file is not None and path.exists():
+            status = path.stat()
+            if (status.st_dev, status.st_ino) == self._socket_file:
+                path.unlink()
+        self._socket_file = None
+
+    def _info(self) -> dict[str, Any]:
+        """Return the content of the runtime file."""
+        where, tls = self.config.listen, self.config.listen.tls
+        return {
+            "url": self.url,
+            "hostname": where.ip or "*",
+            "port": self.port,
+            "sock": where.sock,
+            "secure": bool(tls.certfile),
+            "client_certificates": bool(tls.client_ca),
+            "base_url": self.config.base_url,
+            "token": self.config.auth.token,
+            "keeps_kernels": not self.config.shutdown_kernels_on_exit,
+            "certfile": str(Path(tls.certfile).absolute()) if tls.certfile else "",
+            "version": __version__,
+        }
