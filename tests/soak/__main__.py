@@ -1,4 +1,4 @@
-"""`python -m tests.soak`: minutes of everything at once; what it finds is the exit code."""
+"""`python -m tests.soak`: run the soak; exit with 1 if it found faults."""
 
 from __future__ import annotations
 

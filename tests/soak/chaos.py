@@ -1,4 +1,4 @@
-"""What happens to kernels meanwhile, and the REST traffic of frontends."""
+"""Disturb kernels during the soak, and send the REST requests of frontends."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _MODEL = {"id", "name", "last_activity", "execution_state", "connections"}
 
 
 async def trouble(fleet: Fleet, findings: Findings, over: asyncio.Event, seed: str) -> None:
-    """Restart, interrupt, kill and replace the kernels that are not calm."""
+    """Restart, interrupt, kill and replace the kernels that are not marked as calm."""
     dice = random.Random(f"{seed}/trouble")
     while not over.is_set():
         await asyncio.sleep(dice.uniform(0.2, 1.5))
@@ -36,13 +36,13 @@ async def trouble(fleet: Fleet, findings: Findings, over: asyncio.Event, seed: s
             await fleet.remove(kernel)
         else:
             reply = await kernel.server.call("POST", f"/api/kernels/{kernel.kernel_id}/{what}")
-            # A kernel that is being started again can be neither restarted nor interrupted.
+            # A kernel cannot be restarted or interrupted while it restarts.
             if reply.status not in {200, 204, 409}:
                 findings.fault("trouble", f"{what}: {reply.status} {reply.body[:300]!r}")
 
 
 async def rest(fleet: Fleet, findings: Findings, over: asyncio.Event, seed: str) -> None:
-    """Ask what frontends ask all the time."""
+    """Send the periodic requests of frontends."""
     dice = random.Random(f"{seed}/rest")
     while not over.is_set():
         kernel = dice.choice(fleet.kernels)
@@ -51,7 +51,7 @@ async def rest(fleet: Fleet, findings: Findings, over: asyncio.Event, seed: str)
 
 
 async def all_requests(kernel: SoakKernel, findings: Findings) -> None:
-    """Make each request once."""
+    """Send each request once."""
     for one in (_models, _status, _specs, _session):
         await one(kernel, findings)
     for what in ("interrupt", "restart"):
@@ -84,7 +84,7 @@ async def _specs(kernel: SoakKernel, findings: Findings) -> None:
 
 
 async def _session(kernel: SoakKernel, findings: Findings) -> None:
-    """A document is opened, renamed and closed, its kernel with it."""
+    """Open, rename and close a document with its kernel."""
     body = {
         "path": f"soak-{random.randbytes(4).hex()}.ipynb",
         "name": "",

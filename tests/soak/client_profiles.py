@@ -1,4 +1,4 @@
-"""What kinds of cooperative clients there are."""
+"""The kinds of cooperative clients."""
 
 from __future__ import annotations
 
@@ -9,26 +9,27 @@ __all__ = ["PROFILES", "ClientProfile"]
 
 @dataclass(frozen=True, slots=True)
 class ClientProfile:
-    """What kind of client it is.
+    """A kind of client.
 
     Attributes
     ----------
     name : str
-        For the table.
+        The name in the table.
     window, bite : int
-        Its receive buffer (0: the system's), and bytes of one read.
+        Receive buffer (0: default of the system), and bytes per read.
     pause : float
-        Seconds before a read, at most.
+        Maximum number of seconds before a read.
     deaths : tuple of str
-        In which manners it dies: reset, fin, close, silence, half frame, half request, unread 101.
+        The ways in which it disconnects: reset, fin, close, silence, half frame, half request,
+        unread 101.
     life : int
-        Messages that it lives for, on average.
+        Average number of messages per connection.
     since : bool
-        Whether it says what it saw last when it comes back.
+        True to name the last received message when it reconnects.
     talks : bool
-        Whether it asks, or only watches.
+        True if it sends requests; False if it only reads.
     asks : int
-        How often it asks one kernel, at most, before it goes to another.
+        Maximum number of requests to one kernel before it uses another one.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""Cooperative clients: they ask, read at their pace, die in their manner, and come back."""
+"""Cooperative clients: they send requests, read at their own pace, disconnect and reconnect."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from tests.support.dialects import CODECS
 __all__ = ["CooperativeClient"]
 
 STALL = 20.0  # seconds without a frame after which an answer counts as lost
-QUIET = 1.0  # seconds without a frame after which all has come
+QUIET = 1.0  # seconds without a frame after which all frames count as received
 _GONE = frozenset({1001, 1012})  # the kernel was shut down, or the server
 
 
 class _Died(Exception):
-    """The client itself went away."""
+    """The client disconnected."""
 
 
 class _Left(Exception):
-    """There is no more to do at this kernel."""
+    """The client is done with this kernel."""
 
 
 class CooperativeClient:
@@ -37,11 +37,11 @@ class CooperativeClient:
     Parameters
     ----------
     profile, dialect, narrow
-        Of what kind, in which dialect, on which server.
+        The kind, the dialect and the server.
     seed : str
-        What its dice start from.
+        The seed of its random numbers.
     over : Event
-        Set when it should come to an end.
+        Set when the client should end.
     """
 
     def __init__(
@@ -68,7 +68,7 @@ class CooperativeClient:
         self.abandoned: list[RawWebsocket] = []
 
     async def run(self) -> None:
-        """Visit one kernel after the other."""
+        """Use one kernel after the other."""
         try:
             while not self.over.is_set():
                 await self.visit(self.fleet.choose(self.dice, narrow=self.narrow))
@@ -77,7 +77,7 @@ class CooperativeClient:
                 websocket.reset()
 
     async def visit(self, kernel: SoakKernel) -> None:
-        """Visit one kernel, and go again."""
+        """Use one kernel, and disconnect."""
         await _KernelVisit(self, kernel).run()
         self.count("visits")
 
@@ -85,14 +85,14 @@ class CooperativeClient:
         self.findings.add(self.profile.name, what, count)
 
     def abandon(self, websocket: RawWebsocket) -> None:
-        """Leave a connection open that is read no more."""
+        """Leave a connection open without reading from it."""
         self.abandoned.append(websocket)
         if len(self.abandoned) > 3:
             self.abandoned.pop(0).reset()
 
 
 class _KernelVisit:
-    """A client at one kernel, under one session_id."""
+    """One session of a client with one kernel."""
 
     def __init__(self, client: CooperativeClient, kernel: SoakKernel) -> None:
         self.client = client
@@ -112,10 +112,10 @@ class _KernelVisit:
         self.asks = self.dice.randint(1, client.profile.asks)
         self.pending: Request | None = None
         self.probe: Request | None = None
-        self.question: dict[str, Any] | None = None  # what the pending request asks
-        self.doubtful = False  # whether the pending request may never have arrived
+        self.question: dict[str, Any] | None = None  # the content of the pending request
+        self.doubtful = False  # True if the pending request may be lost
         self.restarts = 0
-        self.whole = False  # whether all was heard that was said to it
+        self.whole = False  # True if all messages were received
         self._asked = 0
         self._dies_at = 0
 
@@ -144,7 +144,7 @@ class _KernelVisit:
             if not (refused.status == 404 and self.kernel.gone):
                 self.check.fault(f"the upgrade was answered with {refused.status}")
         except Closed as closed:
-            # A server that was not read from ends the connection without a word.
+            # A server whose client does not read ends the connection without a close frame.
             if not (self.kernel.gone and closed.code in {0, *_GONE}):
                 self.check.fault(f"the server closed: {closed}")
         finally:
@@ -201,10 +201,10 @@ class _KernelVisit:
         raise _Died
 
     async def _catch_up(self, websocket: RawWebsocket) -> bool:
-        """Read until nothing comes any more; whether that was reached.
+        """Read until no more data arrives; return False if that did not happen in time.
 
-        Who has fallen off the journal hears first what carries state, the last answer among it,
-        and only then the marker and what is left.
+        A client that has fallen behind the journal receives the frames with state first, including
+        the last reply, then the marker and the remaining frames.
         """
         for _ in range(5_000):
             got = await websocket.receive(QUIET)
@@ -214,9 +214,9 @@ class _KernelVisit:
         return False
 
     async def _say_goodbye(self, websocket: RawWebsocket) -> None:
-        """Close as RFC 6455 wants it; what comes before the server's close frame counts."""
+        """Close with a handshake; data before the close frame of the server counts."""
         websocket.begin_close()
-        websocket.pause = lambda: 0.0  # megabytes may be on their way
+        websocket.pause = lambda: 0.0  # megabytes may be in transit
         try:
             deadline = asyncio.get_running_loop().time() + STALL
             while asyncio.get_running_loop().time() < deadline:
@@ -226,14 +226,14 @@ class _KernelVisit:
                 self._note(got)
             self.check.fault(f"a close was not answered for {STALL:.0f} s")
         except Closed as closed:
-            # Of a reader that is behind, what is on its way is dropped, the close frame too.
+            # For a client that lags, data in transit is dropped, including the close frame.
             if closed.code not in {0, 1000, *_GONE}:
                 self.check.fault(f"a close was answered with {closed}")
             self.whole = closed.code == 1000
         websocket.hang_up()
 
     async def _die_again(self, how: str) -> None:
-        """Come back, and go in the middle of the handshake."""
+        """Reconnect, and disconnect during the handshake."""
         server = self.kernel.server
         request = upgrade(server.port, self._path(True), server.token, self.client.dialect)
         websocket = await RawWebsocket.dial(server.port, self.client.dialect)
@@ -248,7 +248,7 @@ class _KernelVisit:
         heard = clock()
         ask_at = heard + self._think()
         if self.client.profile.since:
-            self._answer(websocket)  # it will not be asked again, and the answer may be lost
+            self._answer(websocket)  # the request is not repeated, and the answer may be lost
         self._progress(websocket)
         while True:
             if self.pending is None and clock() >= ask_at:
@@ -299,7 +299,7 @@ class _KernelVisit:
         self._progress(websocket)
 
     def _progress(self, websocket: RawWebsocket) -> None:
-        """Whether what was asked is answered, or never will be."""
+        """Return True if the request is answered or cannot be answered."""
         if self.pending is None:
             self.restarts = self.check.restarts
             return

@@ -1,4 +1,4 @@
-"""What was asked of the kernels, and what one client has heard of it."""
+"""The requests to the kernels, and the messages that one client has received of them."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ __all__ = ["Cell", "Request", "RequestLog"]
 
 @dataclass(slots=True)
 class Request:
-    """What was asked, and what must come of it.
+    """A request and its expected output.
 
     Attributes
     ----------
     msg_id : str
-        Its id.
+        The msg_id.
     session : str
-        Who asked.
+        The session of the client.
     lines : int
-        How many numbered lines it prints.
+        The number of lines that it prints.
     size : int
-        Bytes of each, the newline included.
+        Bytes per line, including the newline.
     kernel : str
-        Whom.
+        The kernel.
     """
 
     msg_id: str
@@ -34,7 +34,7 @@ class Request:
 
 
 class RequestLog:
-    """All requests of all clients; what is long over is forgotten."""
+    """All requests of all clients; old ones are removed."""
 
     def __init__(self, limit: int = 20_000) -> None:
         self._requests: dict[str, Request] = {}
@@ -50,24 +50,24 @@ class RequestLog:
         return self._requests.get(msg_id)
 
     def lines_of_others(self, kernel: str, known: Container[str]) -> int:
-        """Lines of all requests to a kernel but those that are known."""
+        """Return the number of lines of all requests to a kernel, except some."""
         asked = self._requests.values()
         return sum(r.lines for r in asked if r.kernel == kernel and r.msg_id not in known)
 
 
 @dataclass(slots=True)
 class Cell:
-    """What was heard of one request."""
+    """The received messages of one request."""
 
     request: Request
     next: int = 0
     top: int = 0  # the highest that `next` ever was
-    whole: bool = False  # its busy was heard, so line 0 has to come
+    whole: bool = False  # its busy has arrived, so line 0 must arrive
     seen: set[str] = field(default_factory=set)  # busy, execute_input, idle, reply
     status: str = ""  # of the reply
     acked: tuple[int, frozenset[str]] = (0, frozenset())
     rewind: bool = False  # a line may come again
-    again: set[str] = field(default_factory=set)  # of `seen`, what may come again
+    again: set[str] = field(default_factory=set)  # the part of `seen` that may arrive again
     counted: bool = False
 
     @property

@@ -1,4 +1,4 @@
-"""What the soak has found, and what it has counted."""
+"""The faults that the soak has found, and its counters."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from collections import Counter
 __all__ = ["Findings"]
 
 _KEPT = 200
-_ALIKE = 3  # of one client, that differ in numbers only
+_ALIKE = 3  # faults of one client that differ only in numbers
 _NUMBERS = re.compile(r"\b[0-9a-f_]{8,}|[\d,]+")
 
 
 class Findings:
-    """Faults as sentences, numbers by kind.
+    """Faults as sentences, and counters by kind.
 
     Attributes
     ----------
     faults : list of str
-        The first of them.
+        The first faults.
     count : int
-        How many there were.
+        The number of faults.
     tally : Counter
         By (kind, what): messages, lines, connections, ...
     """
@@ -35,7 +35,7 @@ class Findings:
         self._begin = time.monotonic()
 
     def fault(self, who: str, what: str) -> None:
-        """Note that something is wrong."""
+        """Record a fault."""
         self.count += 1
         kind = who, _NUMBERS.sub("#", what)
         self._alike[kind] += 1
@@ -48,9 +48,9 @@ class Findings:
                 print(f"FOUND {line}", flush=True)
 
     def add(self, kind: str, what: str, count: int = 1) -> None:
-        """Count something."""
+        """Increase a counter."""
         self.tally[kind, what] += count
 
     def total(self, what: str) -> int:
-        """A count over all kinds."""
+        """Return the sum of a counter over all kinds."""
         return sum(n for (_, name), n in self.tally.items() if name == what)

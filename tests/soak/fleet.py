@@ -1,4 +1,4 @@
-"""The servers and the kernels that the soak runs on."""
+"""The servers and kernels of the soak."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ __all__ = ["Fleet", "SoakKernel"]
 STUB = Path(__file__).parents[2] / "benchmarks" / "kernel.py"
 CONNECTION = "--ZMQChannelsWebsocketConnection"
 _OPTIONS = {
-    # As installed, but for what keeps the soak short.
+    # Default settings, except those that keep the soak short.
     "roomy": ["--KbridgeApp.websocket_max_message_size=1048576"],
-    # A journal that a slow reader falls off.
+    # A small journal, so that slow readers miss frames.
     "narrow": [
         f"{CONNECTION}.journal_limit=524288",
         f"{CONNECTION}.history_limit=65536",
@@ -31,7 +31,7 @@ _OPTIONS = {
     ],
 }
 _COMMON = [
-    # Kernels are killed more often than any user would bear.
+    # The soak kills kernels more often than the default limit.
     "--BridgeKernelManager.restart_limit=100000",
     f"{CONNECTION}.kernel_info_timeout=60",
 ]
@@ -44,9 +44,9 @@ class SoakKernel:
     Attributes
     ----------
     calm : bool
-        Whether it is left alone.
+        True if the soak does not disturb it.
     gone : bool
-        Whether it was shut down.
+        True after it was shut down.
     """
 
     server: Server
@@ -63,7 +63,7 @@ class SoakKernel:
         return f"{'calm' if self.calm else 'rough'} {self.spec} {self.kernel_id[:8]}"
 
     def process(self) -> psutil.Process | None:
-        """The kernel's process, found by its connection file; None while it has none."""
+        """The pid of the kernel, found by its connection file; None if there is none."""
         for child in psutil.Process(self.server.process.pid).children():
             with suppress(psutil.NoSuchProcess):
                 if any(self.kernel_id in word for word in child.cmdline()):
@@ -78,7 +78,7 @@ class Fleet:
     Attributes
     ----------
     pids : set of int
-        Of every child that was seen.
+        The pids of all children seen so far.
     """
 
     home: Path
@@ -118,16 +118,16 @@ class Fleet:
             self.findings.fault("fleet", f"DELETE of a kernel: {reply.status} {reply.body!r}")
 
     def choose(self, dice: random.Random, *, narrow: bool) -> SoakKernel:
-        """A kernel for a client."""
+        """Return a kernel for a client."""
         return dice.choice([kernel for kernel in self.kernels if kernel.narrow is narrow])
 
     def look(self) -> None:
-        """Note which processes there are."""
+        """Record the current processes."""
         for server in self.servers.values():
             with suppress(psutil.NoSuchProcess):
                 self.pids |= server.children()
 
     def kill(self) -> None:
-        """End everything, whatever it thinks of it."""
+        """Kill all servers and kernels."""
         for server in self.servers.values():
             server.kill()

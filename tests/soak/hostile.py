@@ -1,4 +1,4 @@
-"""Clients that mean harm, or know no better: they may get errors and closed connections."""
+"""Hostile or broken clients, which may receive errors and closed connections."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ class Hostile:
         )
 
     async def run(self) -> None:
-        """Do it again and again."""
+        """Repeat the attack."""
         while not self.over.is_set():
             kernel = self.fleet.choose(self.dice, narrow=self.name != "oversize" and self._coin())
             try:
@@ -93,7 +93,7 @@ class Hostile:
         return await RawWebsocket.open(server.port, self._path(kernel, query), server.token)
 
     async def _ends(self, websocket: RawWebsocket, what: str, *codes: int) -> None:
-        """The server has to end it, with one of some codes."""
+        """Wait until the server closes the connection with an expected code."""
         try:
             async with asyncio.timeout(PATIENCE):
                 await websocket.drain()
@@ -134,7 +134,7 @@ class Hostile:
             websocket.reset()
 
     async def _half_open(self, kernel: SoakKernel) -> None:
-        """Hold a few connections that say nothing, or half of something."""
+        """Keep a few silent connections or incomplete requests open."""
         server = kernel.server
         request = upgrade(server.port, self._path(kernel), server.token)
         held = []
@@ -154,7 +154,7 @@ class Hostile:
         await self._ends(websocket, "noise")
 
     async def _liars(self, kernel: SoakKernel) -> None:
-        """Say that frames have arrived which were never sent, and stop reading."""
+        """Acknowledge frames that were never sent, and stop reading."""
         websocket = await self._open(kernel, f"session_id=liar-{self.dice.randrange(3)}")
         try:
             for _ in range(self.dice.randrange(1, 20)):

@@ -1,7 +1,7 @@
-"""A server as it is, and on SIGUSR2 a census: what lives in the process, written as JSON.
+"""An unchanged server, which writes a census of its objects as JSON on SIGUSR2.
 
 A script: `python observed.py CENSUS MODULE [options]` is `python -m MODULE [options]`. Tasks and
-objects are what no look from outside can count.
+objects cannot be counted from outside.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ _OTHERS = {"IOStream", "HTTP1Connection", "HTTP1ServerConnection", "HTTPServerRe
 
 
 def census() -> dict[str, dict[str, int]]:
-    """Objects of ours and of Tornado's connections by class, tasks that run, threads."""
+    """Count the objects of kbridge and of Tornado's connections by class, tasks, and threads."""
     gc.collect()
-    with suppress(AttributeError):  # glibc's alone: give back what is free already
+    with suppress(AttributeError):  # only in glibc: return free memory to the system
         ctypes.CDLL(None).malloc_trim(0)
     found: Counter[str] = Counter()
     tasks = 0
     for thing in gc.get_objects():
         kind = type(thing)
-        # Not isinstance, which asks proxies of absent things what they are.
+        # Not isinstance, which evaluates lazy proxies.
         if issubclass(kind, asyncio.Task):
             tasks += not thing.done()
         elif issubclass(kind, asyncio.Future):
@@ -45,7 +45,7 @@ def census() -> dict[str, dict[str, int]]:
 
 
 def watch(path: Path) -> None:
-    """Write a census whenever SIGUSR2 comes."""
+    """Write a census on each SIGUSR2."""
 
     def write(_signum: int, _frame: FrameType | None) -> None:
         fresh = path.with_suffix(".new")
@@ -56,7 +56,7 @@ def watch(path: Path) -> None:
 
 
 if __name__ == "__main__":
-    sys.path.pop(0)  # this directory: its modules are no modules of the server
+    sys.path.pop(0)  # this directory does not belong to the server
     watch(Path(sys.argv[1]))
     module = sys.argv[2]
     sys.argv[:3] = [module]

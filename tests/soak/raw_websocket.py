@@ -1,7 +1,8 @@
-"""A websocket client on a bare socket: it can read slowly, die in any manner, and lie.
+"""A websocket client on a socket, which can read slowly, disconnect in any way, and send wrong
+pongs.
 
-It knows frames and the two dialects (those of `tests.support`, which share no code with kbridge).
-Pings are answered when they are read, in order with the frames before them, as browsers do.
+It implements frames and uses the two dialects of `tests.support`, which share no code with kbridge.
+Pings are answered in order with the frames before them, as browsers do.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ class Closed(Exception):
 
 
 class Refused(Exception):
-    """The upgrade was answered with another `status` than 101."""
+    """The reply to the upgrade has another `status` than 101."""
 
     def __init__(self, status: int) -> None:
         super().__init__(str(status))
@@ -62,7 +63,7 @@ def frame(opcode: int, payload: bytes, *, masked: bool = True, first: int = 0x80
 
 
 def upgrade(port: int, path: str, token: str, dialect: str = "v1") -> bytes:
-    """The request that opens a websocket."""
+    """Return the upgrade request."""
     protocol = CODECS[dialect].subprotocol
     lines = [
         f"GET {path} HTTP/1.1",
@@ -79,12 +80,12 @@ def upgrade(port: int, path: str, token: str, dialect: str = "v1") -> bytes:
 
 
 class RawWebsocket:
-    """One connection to the server; `open` makes a websocket of it, `dial` leaves it as it is.
+    """One connection to the server; `open` makes a websocket of it, `dial` does not.
 
     Parameters
     ----------
     reader, writer
-        Of the connection.
+        The options of the connection.
     dialect : str
         v1 or legacy.
     """
@@ -95,18 +96,18 @@ class RawWebsocket:
         self.reader = reader
         self.writer = writer
         self.codec = CODECS[dialect]
-        self.bite = 1 << 16  # bytes of one read
-        self.pause: Callable[[], float] = lambda: 0.0  # seconds before one
+        self.bite = 1 << 16  # bytes per read
+        self.pause: Callable[[], float] = lambda: 0.0  # seconds before a read
         self._data = bytearray()
         self._at = 0
 
     @classmethod
     async def dial(cls, port: int, dialect: str = "v1", window: int = 0) -> RawWebsocket:
-        """Connect; `window` is the receive buffer of a client that is to be felt as slow."""
+        """Connect; `window` is the receive buffer, which must be small for a slow client."""
         sock = socket.socket()
         try:
             sock.setblocking(False)
-            if window:  # has to be set before the TCP window is agreed upon
+            if window:  # must be set before the TCP window is negotiated
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, window)
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             await asyncio.get_running_loop().sock_connect(sock, ("127.0.0.1", port))
@@ -128,7 +129,7 @@ class RawWebsocket:
         Refused
             If the answer is not 101.
         Closed
-            If there is none.
+            If there is no answer.
         """
         websocket = await cls.dial(port, dialect, window)
         try:
@@ -140,7 +141,7 @@ class RawWebsocket:
         return websocket
 
     async def opened(self) -> None:
-        """Wait for the answer to the upgrade."""
+        """Wait for the reply to the upgrade."""
         try:
             head = await self.reader.readuntil(b"\r\n\r\n")
         except (asyncio.IncompleteReadError, ConnectionError):
@@ -156,12 +157,13 @@ class RawWebsocket:
         self.writer.write(frame(opcode, data))
 
     async def receive(self, timeout: float) -> tuple[int, bytes] | None:
-        """The next data frame or ping (answered already); None if `timeout` seconds pass without.
+        """Return the next data frame or ping (which is answered already); None if `timeout` seconds
+        pass without one.
 
         Raises
         ------
         Closed
-            When there are no more.
+            If the connection has ended.
         """
         while (found := self._take()) is None:
             if not await self._more(timeout):
@@ -175,7 +177,7 @@ class RawWebsocket:
         return found
 
     async def drain(self) -> None:
-        """Read until the server ends the connection; raises `Closed` with how it did."""
+        """Read until the server ends the connection; raise `Closed` with the code and reason."""
         while await self.receive(60.0) is not None:
             pass
         raise AssertionError("the server did not end a connection for 60 s")
@@ -199,7 +201,7 @@ class RawWebsocket:
         return True
 
     def _take(self) -> tuple[int, bytes] | None:
-        """The next whole frame of what was read."""
+        """Return the next complete frame of the received data."""
         data, at = self._data, self._at
         left = len(data) - at
         if left < 2:
@@ -224,21 +226,21 @@ class RawWebsocket:
         self.writer.write(frame(CLOSE, code.to_bytes(2, "big")))
 
     def reset(self) -> None:
-        """Break the connection: what is on its way is gone, both ways."""
+        """Reset the connection; data in transit is lost in both directions."""
         link = self.writer.get_extra_info("socket")
         if link is not None and link.fileno() >= 0:
             link.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
         self.writer.transport.abort()
 
     def drop(self) -> None:
-        """Let go of a connection that somebody may have ended already."""
+        """Close a connection that may have ended already."""
         if not self.writer.transport.is_closing():
             self.reset()
 
     def hang_up(self) -> None:
-        """Close the connection without a close frame (FIN; RST where something was unread)."""
+        """Close the connection without a close frame (FIN, or RST if there is unread data)."""
         self.writer.close()
 
     def half_frame(self) -> None:
-        """Begin a frame that never ends."""
+        """Send the beginning of a frame."""
         self.writer.write(frame(BINARY, os.urandom(4000))[:1000])

@@ -1,4 +1,4 @@
-"""The table at the end."""
+"""Print the results."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _CLIENTS = (
 
 
 def table(outcome: Outcome) -> str:
-    """What was done, what was held before and after, what was found."""
+    """Return the counters, the resources before and after, and the faults."""
     tally = outcome.findings.tally
     kinds = sorted({kind for kind, what in tally if what == "visits"})
     rows = [("clients", *_CLIENTS)]

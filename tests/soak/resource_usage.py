@@ -1,4 +1,4 @@
-"""What a server process holds: descriptors, tasks, threads, memory, objects, children."""
+"""The resources of a server process: descriptors, tasks, threads, memory, objects, children."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ MIB = 1 << 20
 ALLOWED = {
     "descriptors": 0,
     "tasks": 0,
-    "threads": 8,  # asyncio's pool for blocking calls starts them as it needs them, and keeps them
-    "rss": 16 * MIB,  # holes that floods left, which are used again
+    "threads": 8,  # asyncio's thread pool starts threads on demand and keeps them
+    "rss": 16 * MIB,  # memory fragmentation after floods
 }
-"""By how much each may end above where it began."""
+"""The allowed increase of each resource."""
 
-# Kept on purpose, and bounded; or made once, when first needed.
+# Kept on purpose and bounded, or created once on first use.
 _KEPT_OBJECTS = 3
 
 
@@ -48,14 +48,14 @@ def observed_command(home: Path, module: str = "kbridge") -> list[str]:
 
 @dataclass(slots=True)
 class ResourceUsage:
-    """One look at a server process."""
+    """The resources of a server process at one time."""
 
     numbers: dict[str, int] = field(default_factory=dict)
     objects: dict[str, int] = field(default_factory=dict)
     children: set[int] = field(default_factory=set)
 
     def above(self, before: ResourceUsage) -> list[str]:
-        """What is more than it was, beyond what is allowed."""
+        """Return the resources that have grown by more than allowed."""
         found = [
             f"{name}: {before.numbers[name]:,} -> {now:,} (allowed: {allowed:,} more)"
             for name, allowed in ALLOWED.items()
@@ -72,14 +72,14 @@ class ResourceUsage:
 
 
 async def take(server: Server) -> ResourceUsage:
-    """Look now."""
+    """Measure now."""
     process = psutil.Process(server.process.pid)
     path = server.home / "census.json"
     path.unlink(missing_ok=True)
     os.kill(process.pid, signal.SIGUSR2)
     deadline = time.monotonic() + TIMEOUT
     while not path.exists():
-        assert server.process.poll() is None, f"the server went away:\n{server.tail()}"
+        assert server.process.poll() is None, f"the server ended:\n{server.tail()}"
         assert time.monotonic() < deadline, "the server does not answer SIGUSR2"
         await asyncio.sleep(0.01)
     census = json.loads(path.read_text(encoding="utf-8"))
@@ -96,18 +96,18 @@ async def take(server: Server) -> ResourceUsage:
 
 
 async def at_rest(server: Server) -> ResourceUsage:
-    """Look once nothing is under way."""
+    """Measure when the server is idle."""
     deadline = time.monotonic() + TIMEOUT
     while True:
         now = await take(server)
         if not now.numbers["tasks"] and not now.objects.get("HTTPServerRequest"):
             return now
-        assert time.monotonic() < deadline, f"it does not come to rest: {now}"
+        assert time.monotonic() < deadline, f"the server does not become idle: {now}"
         await asyncio.sleep(0.1)
 
 
 async def settled(server: Server, before: ResourceUsage, patience: float) -> ResourceUsage:
-    """Look until all is as it was before, or for `patience` seconds; give the last look."""
+    """Measure until all resources are as before, or for `patience` seconds; return the last one."""
     deadline = time.monotonic() + patience
     while True:
         now = await take(server)
@@ -117,5 +117,5 @@ async def settled(server: Server, before: ResourceUsage, patience: float) -> Res
 
 
 def survivors(pids: set[int]) -> list[int]:
-    """Which of some processes still run."""
+    """Return the processes that still run."""
     return sorted(pid for pid in pids if not gone(pid))

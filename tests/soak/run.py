@@ -1,4 +1,4 @@
-"""One soak from the start of its servers to the balance."""
+"""Run one soak, from the start of the servers to the final checks."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from tests.support.waiting import eventually
 
 __all__ = ["Outcome", "Settings", "soak"]
 
-DRAIN = 120.0  # seconds within which clients come to an end, once they should
+DRAIN = 120.0  # seconds for clients to end
 
-# Server, kernelspec, whether it is left alone.
+# Server, kernelspec, and True if the soak does not disturb the kernel.
 _KERNELS = (
     ("roomy", "stub", True),
     ("roomy", "python3", True),
@@ -35,22 +35,22 @@ _KERNELS = (
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What to do.
+    """The options of a soak.
 
     Attributes
     ----------
     seconds : float
-        How long clients come and go. The start and the end come on top.
+        Minutes for the clients, without the start and the end.
     seed : str
-        What the dice start from.
+        The seed of the random numbers.
     profiles : tuple of ClientProfile
-        Which clients; each in both dialects, on both servers.
+        The clients; each runs in both dialects on both servers.
     hostile, trouble : bool
-        Whether there are hostile clients, and whether something happens to kernels.
+        True to run hostile clients, and to disturb kernels.
     progress : callable
-        Is told a line now and then.
+        Called with a line of progress.
     every : float
-        Seconds between two such lines.
+        Seconds between two lines.
     """
 
     seconds: float = 300.0
@@ -65,7 +65,7 @@ class Settings:
 
 @dataclass(slots=True)
 class Outcome:
-    """What came of it."""
+    """The results of a soak."""
 
     findings: Findings
     before: dict[str, ResourceUsage] = field(default_factory=dict)
@@ -73,7 +73,7 @@ class Outcome:
 
 
 async def soak(settings: Settings, home: Path) -> Outcome:
-    """Run it; whatever happens, no process is left."""
+    """Run the soak; leave no process in any case."""
     outcome = Outcome(Findings(settings.echo))
     fleet = Fleet(home, outcome.findings)
     try:
@@ -90,7 +90,7 @@ async def soak(settings: Settings, home: Path) -> Outcome:
 
 
 async def _warm_up(fleet: Fleet) -> None:
-    """Let each server make once what it makes once: a kernel, a client, a session, a restart."""
+    """Use a kernel, a client, a session and a restart once, which create lazy objects."""
     quiet, requests, over = Findings(), RequestLog(), asyncio.Event()
 
     async def once(name: str) -> None:
@@ -109,7 +109,7 @@ async def _warm_up(fleet: Fleet) -> None:
 
 
 async def _live(settings: Settings, fleet: Fleet, findings: Findings) -> None:
-    """Let all clients come, and go again."""
+    """Run all clients."""
     starts = [fleet.add(s, k, calm=calm or not settings.trouble) for s, k, calm in _KERNELS]
     await asyncio.gather(*starts)
     requests, over, quiet = RequestLog(), asyncio.Event(), asyncio.Event()
@@ -136,7 +136,7 @@ async def _live(settings: Settings, fleet: Fleet, findings: Findings) -> None:
             timeout=settings.seconds,
             return_when=asyncio.FIRST_EXCEPTION,
         )
-        # First what disturbs, then the clients, so that each can hear its last answer.
+        # Stop the disturbances first, so that each client receives its last answer.
         quiet.set()
         await asyncio.wait(company, timeout=DRAIN)
         over.set()
@@ -148,7 +148,7 @@ async def _live(settings: Settings, fleet: Fleet, findings: Findings) -> None:
 
 
 async def _tell(settings: Settings, fleet: Fleet, findings: Findings) -> None:
-    """A line now and then."""
+    """Report progress."""
     begin = time.monotonic()
     while True:
         await asyncio.sleep(settings.every)
@@ -167,7 +167,7 @@ async def _tell(settings: Settings, fleet: Fleet, findings: Findings) -> None:
 
 
 async def _balance(fleet: Fleet, outcome: Outcome) -> None:
-    """With all clients gone, nothing may be left of them; with all kernels gone, nothing at all."""
+    """Check the remaining resources after the clients end, and after the kernels end."""
     for name, server in fleet.servers.items():
         connections = await _connections(server)
         if connections:
@@ -184,7 +184,7 @@ async def _balance(fleet: Fleet, outcome: Outcome) -> None:
 
 
 async def _connections(server: resource_usage.Server) -> dict[str, int]:
-    """Websockets that the server believes to be there, once it had time to notice."""
+    """Return the number of websockets of each server, after it had time to notice disconnects."""
     deadline = time.monotonic() + 20.0
     while True:
         models = (await server.call("GET", "/api/kernels")).json()
@@ -195,7 +195,7 @@ async def _connections(server: resource_usage.Server) -> dict[str, int]:
 
 
 async def _stop(fleet: Fleet, findings: Findings) -> None:
-    """End the servers, look for what they leave behind and what they have to say."""
+    """Stop the servers, and check remaining files, processes and their logs."""
     fleet.look()
     for name, server in fleet.servers.items():
         code = await asyncio.to_thread(server.stop)

@@ -1,15 +1,17 @@
-"""What one client must hear, checked message by message.
+"""Check the messages that one client receives.
 
-The laws, for every request that a client hears of on iopub:
+Invariants for every request of which a client receives iopub messages:
 
-- its lines are numbered from 0; they come complete and in order, however many a message has;
-- busy, execute_input and idle come once, a reply comes once, and only to who asked;
-- after a reconnect with `session_id`, what was not acknowledged may come again; what was, may not;
-- after a reconnect with `since`, nothing comes again;
-- what fell off the journal is accounted for by markers.
+- its lines are numbered from 0 and arrive completely and in order, in any number of messages;
+- busy, execute_input and idle arrive once; a reply arrives once, and only at the client that sent
+  the request;
+- after a reconnect with `session_id`, unacknowledged messages may arrive again; acknowledged ones
+  may not;
+- after a reconnect with `since`, no message arrives again;
+- markers count the messages that were dropped from the journal.
 
-A client that came in the middle of a request may miss its beginning; a request that was restarted,
-killed or interrupted away may end early, but has no holes.
+A client that connects during a request may miss its beginning. A request that was ended by a
+restart, a kill or an interrupt may end early, but has no holes.
 """
 
 from __future__ import annotations
@@ -27,31 +29,31 @@ MARKER = re.compile(
     r"\[kbridge: (?:([\d,]+) messages?\b.* of output w(?:as|ere) dropped|.*\bmissing here)"
 )
 RESTARTED = frozenset({"starting", "restarting", "dead"})
-_IDS = 20_000  # message ids of one connection that are remembered
-_CELLS = 2_000  # requests that are remembered
+_IDS = 20_000  # maximum number of stored message ids per connection
+_CELLS = 2_000  # maximum number of stored requests
 _SLACK = 200  # messages that a marker may count beyond lines: statuses, replies to others
 
 
 class SessionCheck:
-    """What one session of one client hears of one kernel.
+    """The messages of one kernel that one session of one client receives.
 
     Parameters
     ----------
     who : str
-        For the findings.
+        The name for the findings.
     session : str
         Its session_id.
     requests, findings
-        Shared by all.
+        The requests of all clients.
     kernel : str
-        Whom it listens to.
+        The kernel.
     calm : bool
-        Whether the kernel lives undisturbed.
+        True if the soak does not disturb the kernel.
     since : bool
-        Whether the client says, when it comes back, what it saw last.
+        True if the client names the last received message when it reconnects.
     narrow : bool
-        Whether what it saw last may be held no more. Then all that is held comes again, what
-        carries state before the marker that says so.
+        True if the last received message may have been dropped. All remaining messages then arrive
+        again, those with state before the marker.
     """
 
     def __init__(
@@ -73,13 +75,13 @@ class SessionCheck:
         self.since = since
         self.narrow = narrow
         self.cells: dict[str, Cell] = {}
-        self.restarts = 0  # how often the kernel said that it is another now
+        self.restarts = 0  # number of restarts that the kernel announced
         self.last_id = ""
         self.deaths: list[str] = []
         self.missing = self.marked = self._marked_once = 0
         self._suspects: list[str] = []
-        self._restarted = False  # whether this connection began with the oldest that is held
-        self.unknown = 0  # markers that could not say how much
+        self._restarted = False  # True if this connection started with the oldest message
+        self.unknown = 0  # markers without a number
         self.messages = self.lines = self.twice = 0
         self._requests = requests
         self._findings = findings
@@ -88,24 +90,24 @@ class SessionCheck:
         self._touched: set[str] = set()
         self._at_ping: dict[str, tuple[int, frozenset[str]]] = {}
         self._first = True
-        # What was heard and what was marked, of which is known that it was acknowledged; the same
-        # once the last pong has arrived; and what was heard and may be counted by a marker again.
+        # Received and marked messages that are acknowledged; those acknowledged after the last pong
+        # arrives; and received messages that a marker may count again.
         self._acked = self._sent = (0, 0)
         self._unsure = 0
-        self._doubts = 0  # numbered pings that say nothing of the one before
+        self._doubts = 0  # numbered pings that do not confirm the previous one
 
     def fault(self, what: str) -> None:
         self._findings.fault(self.who, what)
 
     def again(self, what: str) -> None:
-        """Note that something came again that should not."""
+        """Record an unexpected duplicate."""
         if not (self.since and self.narrow):
             self.fault(what)
         elif not self._restarted:
-            self._suspects.append(what)  # a marker may yet tell why
+            self._suspects.append(what)  # a marker may still explain it
 
     def cell(self, msg_id: str) -> Cell | None:
-        """What was heard of a request; None if it is nobody's here."""
+        """Return the received messages of a request; None for an unknown request."""
         cell = self.cells.get(msg_id)
         if cell is None:
             request = self._requests.get(msg_id)
@@ -120,7 +122,7 @@ class SessionCheck:
     # -- connections ------------------------------------------------------------------------
 
     def connected(self) -> None:
-        """A connection begins: what was not acknowledged may come again."""
+        """Start a connection: unacknowledged messages may arrive again."""
         self._touched.clear()
         self._at_ping.clear()
         self._suspects.clear()
@@ -129,18 +131,18 @@ class SessionCheck:
             self._first = False
             return
         self._forget_ids()
-        heard, self._marked_once = self._acked  # a marker comes again, too
+        heard, self._marked_once = self._acked  # a marker is also sent again
         self._unsure += self.messages + self.lines - heard
         for cell in self.cells.values():
             cell.rewind = True
             cell.again = cell.seen - cell.acked[1]
 
     def ping(self, payload: bytes) -> None:
-        """A ping that is numbered says that the pong before it has arrived."""
+        """Process a numbered ping, which shows that the previous pong has arrived."""
         if not payload.isdigit():
             if payload:
                 self.fault(f"a ping with {payload!r}")
-            # The bridge takes its answer for a sign that a numbered one was passed over.
+            # The bridge takes its pong as a sign that a numbered ping was skipped.
             self._doubts = 2
             return
         if self._doubts:
@@ -161,11 +163,11 @@ class SessionCheck:
     # -- messages ---------------------------------------------------------------------------
 
     def take(self, msg: dict[str, Any]) -> None:
-        """Look at a message."""
+        """Process a message."""
         self.messages += 1
         header = msg["header"]
         kind, content = header["msg_type"], msg["content"]
-        if kind != "input_request":  # one that waits for its answer is asked again
+        if kind != "input_request":  # an open input request is sent again
             self._once(header["msg_id"], kind)
         self.last_id = header["msg_id"]
         parent = msg["parent_header"].get("msg_id", "")
@@ -202,10 +204,10 @@ class SessionCheck:
             self._line(cell, line)
 
     def _mark(self, count: str | None) -> None:
-        """A marker: how much is missing, or only that something is.
+        """Process a marker, which may have the number of missing messages.
 
-        Without a count the bridge holds no more what the client says that it saw last: it begins
-        with the oldest that it holds, so all may come again.
+        Without a number, the bridge no longer has the message that the client named. It starts with
+        the oldest message, so all may arrive again.
         """
         if count:
             self.marked += int(count.replace(",", ""))
@@ -231,7 +233,7 @@ class SessionCheck:
         if "idle" in cell.seen - cell.again:
             self.again(f"line {number} after the idle of {cell.request.msg_id}")
         if not cell.whole and cell.top == 0:
-            cell.next = number  # came in the middle of it; a marker may count what was before
+            cell.next = number  # connected during the request; a marker may count earlier messages
             self._unsure += number
         rewind, cell.rewind = cell.rewind, False
         if number < cell.next:
@@ -255,7 +257,7 @@ class SessionCheck:
                 and state == "starting"
                 and not any("idle" in c.seen for c in self.cells.values())
             ):
-                return  # kernels say so themselves
+                return  # kernels send it themselves
             self.restarts += 1
             if self.calm:
                 self.fault(f"{state}, though nobody touched the kernel")
@@ -295,7 +297,7 @@ class SessionCheck:
         return cell
 
     def _end(self, cell: Cell) -> None:
-        """Count what is missing at the end of a request that nobody broke off."""
+        """Count the missing lines at the end of a request that was not interrupted."""
         mine = cell.request.session == self.session
         over = cell.done and cell.status == "ok" if mine else "idle" in cell.seen and self.calm
         if not over or cell.counted:
@@ -310,7 +312,7 @@ class SessionCheck:
     # -- the balance ------------------------------------------------------------------------
 
     def settle(self) -> None:
-        """What is missing has to be accounted for; call when all has been heard."""
+        """Check that markers account for missing messages; call it after the last message."""
         for suspect in self._suspects:
             self.fault(suspect)
         if self.unknown:
@@ -319,7 +321,8 @@ class SessionCheck:
             self.fault(
                 f"{self.missing:,} lines are missing, and markers account for {self.marked:,}"
             )
-        # Of some requests not even what carries state is held any more: never heard of.
+        # Of some requests, even the messages with state were dropped, so the client does not know
+        # them.
         unheard = self._requests.lines_of_others(self.kernel, self.cells)
         if self.calm and self._marked_once > self.missing + self._unsure + unheard + _SLACK:
             self.fault(

@@ -1,4 +1,4 @@
-"""The soak's judge: it knows what is right, and sees each thing that is wrong."""
+"""The checks of the soak accept correct sessions and find each fault."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def marker(count: int) -> dict[str, Any]:
 
 
 class Hearing:
-    """A client that asked for six lines, and what its check says of what it heard."""
+    """Return the checks of a client that requested six lines."""
 
     def __init__(
         self, *, calm: bool = True, asked_by: str = "me", since: bool = False, narrow: bool = False
@@ -57,7 +57,7 @@ class Hearing:
         self.check.connected()
 
     def hear(self, *messages: dict[str, Any] | str | bytes) -> list[str]:
-        """Messages; "again" for a reconnect, bytes for a ping. Gives what is wrong."""
+        """Process messages, "again" for a reconnect, and bytes for a ping; return the faults."""
         for one in messages:
             if one == "again":
                 self.check.connected()

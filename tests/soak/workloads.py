@@ -1,4 +1,4 @@
-"""What cooperative clients have kernels do: print numbered lines, at some pace, in some manner."""
+"""The cells of cooperative clients: they print numbered lines in several ways."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ __all__ = ["code_for"]
 
 
 def code_for(spec: str, dice: random.Random, lines: int, size: int) -> str:
-    """Code that prints `lines` lines of `size` bytes."""
+    """Return code that prints `lines` lines of `size` bytes."""
     return _flood(dice, lines, size) if spec == "stub" else _print(dice, lines, size)
 
 
