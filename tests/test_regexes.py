@@ -87,7 +87,7 @@ def _outline(text: str) -> None:
         try:
             for _ in outline.outline(raw, {"header"}):
                 pass
-        except (ValueError, RecursionError):
+        except (ValueError, RecursionError, kbridge.errors.KbridgeError):
             continue
 
 
@@ -158,7 +158,7 @@ _HARD = units(
 )
 
 TABLE: dict[str, Case] = {
-    "tunnel/supervisor.py:_TAKEN": Case(supervisor._TAKEN.findall, _HARD),
+    "tunnel/supervisor.py:_PORT_TAKEN": Case(supervisor._PORT_TAKEN.findall, _HARD),
     "tunnel/supervisor.py:_NUMBER": Case(lambda text: supervisor._NUMBER.sub("", text), _HARD),
     "tunnel/ssh_command.py:_HOST": Case(_ssh, _HARD),
     "tunnel/ssh_command.py:_SERVER": Case(_ssh, _HARD),

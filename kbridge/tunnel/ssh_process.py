@@ -1,176 +1,226 @@
-"""One run of OpenSSH, from its start to its end.
+"""Run OpenSSH's client once, from its start to its end.
 
-Laws of this module: what was started ends with this process, however that ends; and what an ssh
-has started (ProxyCommand, jump hosts) ends with that ssh.
+Invariants:
+
+- the ssh process ends when this process ends, even if this process is killed;
+- everything that ssh has started (ProxyCommand, jump hosts) ends with it;
+- no thread is started: the caller's thread reads the output, waits for the end and keeps the
+  timeout, all in `SshProcess.output`.
 """
 
 from __future__ import annotations
 
 import os
 import secrets
+import selectors
 import shutil
 import signal
 import socket
 import subprocess
-import threading
+import time
 from collections import deque
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Final
 
 from kbridge.errors import TunnelError
 
 __all__ = ["SshProcess"]
 
-# When its stdin ends, because whoever holds the other end has ended, so does ssh (which this shell
-# becomes): `ssh -N` itself would not notice that we were killed.
-_GUARD = """
+# `ssh -N` does not notice that its parent was killed. So this shell, which becomes ssh, leaves a
+# child that kills ssh when its stdin ends, that is, when the process with the other end has ended.
+_GUARD: Final = """
 exec 3<&0 </dev/null
 { read line <&3 || kill $$; } >/dev/null 2>&1 &
 exec "$@" 3<&-
 """
-_NO_SHELLS = {"nologin", "false"}
-_LAST_WORDS = 1.0  # seconds for what an ssh that has ended still had to say
-_WORDS = 20  # lines that are kept
-_LINE = 1000  # characters that are kept of each
+_NO_SHELLS: Final = {"nologin", "false"}
+_DRAIN_TIMEOUT: Final = 1.0  # seconds to read the rest of the output of an ssh that has ended
+_POLL_INTERVAL: Final = 0.1  # seconds between two looks at a process, where pidfds do not exist
+_TAIL_LINES: Final = 20
+_LINE_LIMIT: Final = 1000  # characters of a line that are kept
 
 
 class SshProcess:
-    """One ssh, from its start to its end.
+    """One ssh process.
 
     Parameters
     ----------
     program : str
         The ssh to run.
     args : sequence of str
-        What `arguments` gave.
+        The result of `ssh_command.arguments`.
     timeout : float
-        Seconds of `wait` until it is killed unless the ports are forwarded.
-    on_ready : callable
-        Told in a thread of its own, when all ports are forwarded.
-    on_words : callable
-        Told each line that ssh says after that, in the same thread.
+        Seconds after which ssh is killed unless all ports are forwarded.
 
     Attributes
     ----------
     pid : int
-        Of ssh itself.
+        The process id of ssh itself.
     ready : bool
-        Whether all ports were forwarded at some time.
-    late : bool
-        Whether it was killed because they were not in time.
+        True once all ports were forwarded.
+    timed_out : bool
+        True if ssh was killed because of `timeout`.
 
     Raises
     ------
     TunnelError
-        If there is no such program.
+        If the program does not exist, or this system has no process groups.
+    OSError
+        If no process or no file descriptor is left.
     """
 
-    def __init__(
-        self,
-        program: str,
-        args: Sequence[str],
-        timeout: float,
-        on_ready: Callable[[], None],
-        on_words: Callable[[str], None],
-    ) -> None:
+    def __init__(self, program: str, args: Sequence[str], timeout: float) -> None:
         if os.name != "posix":
             raise TunnelError("ssh tunnels need a POSIX system: this one has no process groups")
         ssh = shutil.which(program)
         if ssh is None:
             raise TunnelError(f"there is no program {program!r} here: install OpenSSH's client")
-        self.ready = self.late = False
-        self._mark = secrets.token_hex(8)
-        self._words: deque[str] = deque(maxlen=_WORDS)
-        self._on_ready, self._on_words = on_ready, on_words
-        # ssh runs a LocalCommand when it has logged in and listens on every port, not before.
-        mark = ("-o", "PermitLocalCommand=yes", "-o", f"LocalCommand=echo {self._mark}")
-        # A socket, because the reader of a pipe could not be told to stop: a connection that an
-        # ssh_config keeps open for jump hosts outlives this ssh and holds on to its stderr.
-        self._ear, mouth = socket.socketpair()
+        self.ready = self.timed_out = False
+        self._timeout = timeout
+        self._ready_marker = secrets.token_hex(8)
+        self._lines = _Lines()
+        self._tail: deque[str] = deque(maxlen=_TAIL_LINES)
+        # ssh runs a LocalCommand after it has logged in and listens on every port, not before.
+        marker = ("-o", "PermitLocalCommand=yes", "-o", f"LocalCommand=echo {self._ready_marker}")
+        # A socket, not a pipe, because reading needs a timeout: a connection that an ssh_config
+        # keeps open for jump hosts outlives this ssh and keeps its stderr open.
+        self._read_end, write_end = socket.socketpair()
         try:
             self._process = subprocess.Popen(  # noqa: S603 - the shell reads none of the arguments
-                ["/bin/sh", "-c", _GUARD, "kbridge-tunnel", ssh, *mark, *args],
+                ["/bin/sh", "-c", _GUARD, "kbridge-tunnel", ssh, *marker, *args],
                 stdin=subprocess.PIPE,
-                stdout=mouth.fileno(),
-                stderr=mouth.fileno(),
+                stdout=write_end.fileno(),
+                stderr=write_end.fileno(),
                 env=_environment(),
-                start_new_session=True,  # a Ctrl-C in our terminal is not meant for it
+                start_new_session=True,  # Ctrl-C in our terminal must not reach it
             )
         except OSError:
-            self._ear.close()
+            self._read_end.close()
             raise
         finally:
-            mouth.close()
+            write_end.close()
         self.pid = self._process.pid
-        self._reader = threading.Thread(target=self._listen, name="kbridge-ssh", daemon=True)
-        self._timer = threading.Timer(timeout, self._give_up)
-        self._timer.daemon = True
 
     @property
-    def words(self) -> str:
-        """The last lines that it said, joined."""
-        return "; ".join(self._words)
+    def stderr_tail(self) -> str:
+        """The last lines of output since the start or since `ready`, joined by semicolons."""
+        return "; ".join(self._tail)
+
+    @property
+    def returncode(self) -> int | None:
+        """The exit code of ssh; None while it runs."""
+        return self._process.returncode
 
     def stop(self, *, kill: bool = False) -> None:
-        """End it. Nothing happens if it has ended already."""
+        """Send SIGTERM, or SIGKILL, to ssh from any thread; nothing happens if it has ended."""
         self._process.send_signal(signal.SIGKILL if kill else signal.SIGTERM)
 
-    def wait(self) -> int:
-        """Listen to it until it has ended, end what it has started, and give its exit code."""
+    def output(self) -> Generator[str, None, None]:
+        """Read the output until ssh has ended, and end what it has started.
+
+        Yields
+        ------
+        str
+            An empty string when all ports are forwarded, then each line that ssh prints.
+        """
         try:
-            self._timer.start()
-            self._reader.start()
-        except RuntimeError:  # no threads left
-            self.stop(kill=True)
-            self._reap()
-            raise
-        code = self._reap()
-        self._reader.join(_LAST_WORDS)
-        with suppress(OSError):  # nothing is there to shut where the other end is closed
-            self._ear.shutdown(socket.SHUT_RD)
-        self._reader.join()
-        self._ear.close()
-        return code
+            yield from self._read_until_exit()
+            self._clean_up()
+            yield from self._read_rest()
+        finally:
+            self._clean_up()
+            self._read_end.close()
 
-    def _reap(self) -> int:
-        code = self._process.wait()
-        self._timer.cancel()
-        with suppress(ProcessLookupError, PermissionError):  # macOS says the latter of zombies
-            os.killpg(self.pid, signal.SIGKILL)
-        assert self._process.stdin is not None
-        self._process.stdin.close()
-        return code
+    def _read_until_exit(self) -> Iterator[str]:
+        deadline = time.monotonic() + self._timeout
+        with selectors.DefaultSelector() as selector, _exit_descriptor(self.pid) as exited:
+            selector.register(self._read_end, selectors.EVENT_READ)
+            if exited is not None:
+                selector.register(exited, selectors.EVENT_READ)
+            while self._process.poll() is None:
+                left = None if self.ready or self.timed_out else deadline - time.monotonic()
+                if left is not None and left <= 0:
+                    self.timed_out = True
+                    self.stop(kill=True)
+                    continue
+                if exited is None:
+                    left = min(left or _POLL_INTERVAL, _POLL_INTERVAL)
+                for key, _ in selector.select(left):
+                    if key.fileobj is self._read_end:
+                        chunk = self._read_end.recv(4096)
+                        if not chunk:  # ssh has closed its stdout and stderr
+                            selector.unregister(self._read_end)
+                        for line in self._lines.add(chunk):
+                            yield from self._process_line(line)
 
-    def _give_up(self) -> None:
-        self.late = not self.ready
-        if self.late:
-            self.stop(kill=True)
+    def _read_rest(self) -> Iterator[str]:
+        deadline = time.monotonic() + _DRAIN_TIMEOUT
+        chunk = b"first"
+        with suppress(OSError):  # TimeoutError: another process keeps the other end open
+            while chunk and (left := deadline - time.monotonic()) > 0:
+                self._read_end.settimeout(left)
+                chunk = self._read_end.recv(4096)
+                for line in self._lines.add(chunk):
+                    yield from self._process_line(line)
+        yield from self._process_line(self._lines.rest())
 
-    def _listen(self) -> None:
-        rest = b""
-        while chunk := self._ear.recv(4096):
-            *lines, rest = (rest + chunk).split(b"\n")
-            rest = rest[:_LINE]
-            for line in lines:
-                self._take(line.decode(errors="replace").strip())
-        self._take(rest.decode(errors="replace").strip())
-
-    def _take(self, line: str) -> None:
-        if line.endswith(self._mark):  # after a banner without an end of line, perhaps
-            self._timer.cancel()
+    def _process_line(self, line: str) -> Iterator[str]:
+        # A banner without a newline may precede the marker.
+        if not self.ready and line.endswith(self._ready_marker):
             self.ready = True
-            self._words.clear()
-            self._on_ready()
+            self._tail.clear()
+            yield ""
         elif line:
-            text = "".join(c if c.isprintable() else "?" for c in line[:_LINE])
-            self._words.append(text)
+            text = "".join(c if c.isprintable() else "?" for c in line[:_LINE_LIMIT])
+            self._tail.append(text)
             if self.ready:
-                self._on_words(text)
+                yield text
+
+    def _clean_up(self) -> None:
+        if self._process.poll() is None:  # the reader of the output has failed
+            self.stop(kill=True)
+        self._process.wait()
+        assert self._process.stdin is not None
+        if not self._process.stdin.closed:
+            with suppress(ProcessLookupError, PermissionError):  # macOS: EPERM for zombies
+                os.killpg(self.pid, signal.SIGKILL)
+            self._process.stdin.close()
+
+
+class _Lines:
+    """Splits a stream of bytes into lines, of which it keeps the beginning."""
+
+    def __init__(self) -> None:
+        self._rest = b""
+
+    def add(self, chunk: bytes) -> list[str]:
+        """Return the lines that end in a chunk."""
+        *lines, rest = (self._rest + chunk).split(b"\n")
+        self._rest = rest[:_LINE_LIMIT]
+        return [line.decode(errors="replace").strip() for line in lines]
+
+    def rest(self) -> str:
+        """Return the last line, which has no newline."""
+        return self._rest.decode(errors="replace").strip()
+
+
+@contextmanager
+def _exit_descriptor(pid: int) -> Iterator[int | None]:
+    """Open a descriptor that is readable when a process has ended; None if there is no such."""
+    descriptor: int | None = None
+    with suppress(AttributeError, OSError):  # only Linux has it, and sandboxes forbid it
+        descriptor = os.pidfd_open(pid)
+    try:
+        yield descriptor
+    finally:
+        if descriptor is not None:
+            os.close(descriptor)
 
 
 def _environment() -> dict[str, str] | None:
-    """Ours, with a shell that runs commands: ssh runs its LocalCommand and ProxyCommand in it."""
+    """Return our environment with a shell that runs commands: ssh runs LocalCommand in it."""
     if Path(os.environ.get("SHELL", "")).name in _NO_SHELLS:
         return {**os.environ, "SHELL": "/bin/sh"}
     return None

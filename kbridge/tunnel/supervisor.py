@@ -1,10 +1,15 @@
-"""Keep an ssh running: a thread that opens a tunnel, watches it and opens it again.
+"""Keep one ssh tunnel open: a thread that starts ssh, watches it and starts it again.
 
-Laws of this module:
+Invariants:
 
 - the local ports stay the same from the first opening to the end;
-- a first attempt that fails ends it; after that nothing does but `stop`;
-- whoever listens is told up and down in turn, never twice the same.
+- if the first attempt fails, the supervisor ends; after a success only `stop` ends it;
+- `on_change` is called with True and False in turn, never with the same value twice.
+
+This is one thread, not an asyncio task, because a tunnel must work for callers without an event
+loop (`tunnel_to_kernel` is a plain function), and must survive the end of the loop that opened it.
+A private loop would need the same thread, and on Python 3.11 asyncio adds a thread for each child
+process.
 """
 
 from __future__ import annotations
@@ -16,49 +21,51 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
+from typing import Final
 
 from kbridge.errors import TunnelError
 from kbridge.tunnel import ssh_command
 from kbridge.tunnel.ssh_process import SshProcess
+from kbridge.wire.connection_info import LOOPBACK
 
-__all__ = ["LOCAL", "Keeper", "Wanted"]
+__all__ = ["TunnelConfig", "TunnelSupervisor"]
 
-LOCAL = "127.0.0.1"
-_PAUSES = (0.0, 0.5, 1.0, 2.0, 4.0)  # seconds before each attempt to open it again
-_LONG_PAUSE = 60.0  # where a human has to do something first: servers count failed logins
-_STEADY = 5.0  # seconds: what lived shorter than that failed, and is not opened again at once
-_PORT_TRIES = 3
-_PATIENCE = 2.0  # seconds that ssh has to say goodbye
-_KINDS = 20  # kinds of complaints that are told apart
-# A server's banner may say this too, with more digits than Python makes a number of.
-_TAKEN = re.compile(r"cannot listen to port: (\d{1,5})(?!\d)")
-_NUMBER = re.compile(r"\d+")
+_DELAYS: Final = (0.0, 0.5, 1.0, 2.0, 4.0)  # seconds before each attempt to open it again
+_LONG_DELAY: Final = 60.0  # if a human has to act first: servers count failed logins
+_STABLE_AFTER: Final = 5.0  # seconds; a tunnel that ends sooner counts as a failed attempt
+_PORT_ATTEMPTS: Final = 3
+_STOP_TIMEOUT: Final = 2.0  # seconds between SIGTERM and SIGKILL
+_MAX_KINDS: Final = 20  # different lines of ssh that are logged as warnings while it is up
+# The banner of a server may contain this text, too, with more digits than int() accepts.
+_PORT_TAKEN: Final = re.compile(r"cannot listen to port: (\d{1,5})(?!\d)")
+_NUMBER: Final = re.compile(r"\d+")
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
-    """What tunnel is wanted.
+class TunnelConfig:
+    """What a tunnel connects, and how.
 
     Attributes
     ----------
-    name : str
+    server : str
         The ssh server, as the user wrote it.
     destination : sequence of str
-        The same as `ssh_command.server` reads it.
+        The result of `ssh_command.server` for it.
     targets : mapping
-        Channel -> where to, from `ssh_command.targets`.
+        Channel -> remote address, the result of `ssh_command.targets`.
     sshkey : str, optional
-        The key's file.
+        The file of the private key.
     options : sequence of str
-        More arguments for ssh.
+        Additional arguments for ssh.
     timeout : float
         Seconds for one attempt.
     program : str
         The OpenSSH client.
     """
 
-    name: str
+    server: str
     destination: Sequence[str]
     targets: Mapping[str, str]
     sshkey: str | None = None
@@ -67,67 +74,67 @@ class Wanted:
     program: str = "ssh"
 
 
-class Keeper:
+class TunnelSupervisor:
     """Keeps one tunnel open.
 
     Parameters
     ----------
-    wanted : Wanted
-        Which.
+    config : TunnelConfig
+        The tunnel.
     on_change : callable
-        Told True when it is up and False when it is down, in a thread of the keeper's.
+        Called with True when the tunnel is up and with False when it is down, in the thread of the
+        supervisor.
     log : logging.Logger
-        Where to say what happens.
+        The log for openings, failures and the output of ssh.
 
     Attributes
     ----------
     ports : dict
         Channel -> local port; empty before the start.
     up : bool
-        Whether all ports are forwarded now.
+        True while all ports are forwarded.
     openings : int
-        How many times it has come up.
-    fault : TunnelError or None
-        Why it never came up.
+        How many times the tunnel has come up.
+    error : TunnelError or None
+        The reason if it never came up.
     process : SshProcess or None
-        The ssh of now.
+        The ssh that runs now.
     """
 
     def __init__(
-        self, wanted: Wanted, on_change: Callable[[bool], object], log: logging.Logger
+        self, config: TunnelConfig, on_change: Callable[[bool], object], log: logging.Logger
     ) -> None:
         self.ports: dict[str, int] = {}
         self.up = False
         self.openings = 0
-        self.fault: TunnelError | None = None
+        self.error: TunnelError | None = None
         self.process: SshProcess | None = None
-        self._wanted, self._on_change, self._log = wanted, on_change, log
+        self._config, self._on_change, self._log = config, on_change, log
         self._changed = threading.Condition()
         self._closing = threading.Event()
         self._thread: threading.Thread | None = None
-        self._teller: int | None = None
-        self._since = 0.0
-        self._complaints: set[str] = set()
-        self._held: list[socket.socket] = []
+        self._started_at = 0.0
+        self._logged_kinds: set[str] = set()
+        self._reserved: list[socket.socket] = []
 
     # -- for other threads ------------------------------------------------------------------
 
     @property
     def closed(self) -> bool:
-        """Whether it has ended, or is about to."""
+        """True if it has ended, or is about to end."""
         return self._closing.is_set()
 
     def start(self) -> None:
-        """Begin, unless that has been done or it is over already."""
+        """Start the thread, unless it was started or stopped before."""
         with self._changed:
             if self._thread is None and not self.closed:
-                # Not joined at exit: the exit's own hooks stop it.
+                # A daemon, because threads that are not are joined before atexit hooks stop this.
                 self._thread = threading.Thread(target=self._run, name="kbridge-tunnel")
                 self._thread.daemon = True
                 self._thread.start()
 
     def wait(self, openings: int, timeout: float | None = None) -> bool:
-        """Wait until it is up for the `openings`-th time or later; False if it ends before."""
+        """Wait until the tunnel is up and has come up `openings` times; False if it ends first."""
 
         def settled() -> bool:
             return self.closed or (self.up and self.openings >= openings)
@@ -136,7 +143,7 @@ class Keeper:
             return self._changed.wait_for(settled, timeout) and not self.closed
 
     def stop(self) -> None:
-        """Let it end soon."""
+        """Make the supervisor end soon."""
         with self._changed:
             self._closing.set()
             self._changed.notify_all()
@@ -144,153 +151,163 @@ class Keeper:
                 self.process.stop()
 
     def join(self) -> None:
-        """After `stop`: wait until its ssh has ended and its ports are free."""
+        """After `stop`: wait until ssh has ended and the ports are free.
+
+        Returns at once in the thread of the supervisor, where `on_change` may close the tunnel.
+        """
         thread = self._thread
-        if thread is None or threading.get_ident() in {self._teller, thread.ident}:
-            return  # a listener closes the tunnel: it cannot wait for itself to return
-        thread.join(_PATIENCE)
+        if thread is None or thread is threading.current_thread():
+            return
+        thread.join(_STOP_TIMEOUT)
         process = self.process
         if process is not None:
             process.stop(kill=True)
         thread.join()
 
-    # -- the keeper's own thread ------------------------------------------------------------
+    # -- the thread -------------------------------------------------------------------------
 
     def _run(self) -> None:
         try:
-            self._keep()
+            self._supervise()
         finally:
             self.stop()
-            for held in self._held:
-                held.close()
+            for reserved in self._reserved:
+                reserved.close()
 
-    def _keep(self) -> None:
-        failures, tries, said = 0, 0, ""
+    def _supervise(self) -> None:
+        failures, attempts, last_message = 0, 0, ""
         while not self._closing.is_set():
             if not self.openings:
-                tries += 1
+                attempts += 1
                 self._choose_ports()
-            began, before = time.monotonic(), self.openings
-            fault, words = self._session()
+            started, openings = time.monotonic(), self.openings
+            error, output = self._run_ssh()
             if self._closing.is_set():
                 return
-            taken = self._is_taken(words)
-            if not self.openings and not (taken and tries < _PORT_TRIES):
-                self.fault = fault
+            port_taken = self._is_port_taken(output)
+            if not self.openings and not (port_taken and attempts < _PORT_ATTEMPTS):
+                self.error = error
                 return
-            was_up = self.openings > before
-            if was_up and time.monotonic() - began >= _STEADY:
+            was_up = self.openings > openings
+            if was_up and time.monotonic() - started >= _STABLE_AFTER:
                 failures = 0
-            pause = _PAUSES[min(failures, len(_PAUSES) - 1)]
-            # Once it was up the login was right, and a channel may have been refused.
-            if ssh_command.advice(words) and not taken and not was_up:
-                pause = _LONG_PAUSE
-            news = was_up or str(fault) != said
+            delay = _DELAYS[min(failures, len(_DELAYS) - 1)]
+            # If it was up, the login has worked, and the advice is about a refused channel.
+            if ssh_command.advice(output) and not port_taken and not was_up:
+                delay = _LONG_DELAY
+            is_news = was_up or str(error) != last_message
             self._log.log(
-                logging.WARNING if news else logging.DEBUG,
+                logging.WARNING if is_news else logging.DEBUG,
                 "%s; opening it again in %g s",
-                fault,
-                pause,
+                error,
+                delay,
             )
-            failures, said = failures + 1, str(fault)
-            self._closing.wait(pause)
+            failures, last_message = failures + 1, str(error)
+            self._closing.wait(delay)
 
-    def _session(self) -> tuple[TunnelError, str]:
-        """Run one ssh from start to end; give why it ended, and what it said."""
-        wanted = self._wanted
+    def _run_ssh(self) -> tuple[TunnelError, str]:
+        """Run ssh once; return why it ended, and the end of its output."""
+        config = self._config
         args = ssh_command.arguments(
-            wanted.destination,
-            {self.ports[channel]: target for channel, target in wanted.targets.items()},
-            sshkey=wanted.sshkey,
-            options=wanted.options,
-            # Before our own timeout, so that ssh tells what it was waiting for.
-            connect_timeout=max(1, min(10, int(wanted.timeout) - 1)),
+            config.destination,
+            {self.ports[channel]: target for channel, target in config.targets.items()},
+            sshkey=config.sshkey,
+            options=config.options,
+            # Shorter than our own timeout, so that ssh can say what it was waiting for.
+            connect_timeout=max(1, min(10, int(config.timeout) - 1)),
         )
-        self._since = time.monotonic()
+        self._started_at = time.monotonic()
         try:
-            process = SshProcess(
-                wanted.program, args, wanted.timeout, self._on_ready, self._on_words
-            )
+            process = SshProcess(config.program, args, config.timeout)
+            try:
+                self._follow(process)
+            finally:
+                with self._changed:
+                    self.process = None
+                if self.up:
+                    self._set_up(False)
+        except TunnelError as error:
+            return error, ""
+        except OSError as error:  # no processes or descriptors are left
+            return TunnelError(f"no ssh tunnel to {config.server}: {error}"), ""
+        return self._error_of(process), process.stderr_tail
+
+    def _follow(self, process: SshProcess) -> None:
+        with closing(process.output()) as output:
             with self._changed:
                 self.process = process
                 if self.closed:
                     process.stop()
-            code = process.wait()
-        except TunnelError as error:
-            return error, ""
-        except (OSError, RuntimeError) as error:  # no processes, descriptors or threads left
-            return TunnelError(f"no ssh tunnel to {wanted.name}: {error}"), ""
-        with self._changed:
-            self.process = None
-        if process.ready:
-            self._change(up=False)
-        return self._verdict(process, code), process.words
+            for line in output:
+                if line:
+                    self._log_line(line)
+                else:
+                    self._on_ready()
 
-    def _verdict(self, process: SshProcess, code: int) -> TunnelError:
-        name, words = self._wanted.name, process.words
-        what = f"the ssh tunnel to {name} was lost" if process.ready else f"no ssh tunnel to {name}"
-        end = f"ssh ended with code {code}"
-        if process.late:
-            end = f"it was not there within {self._wanted.timeout:g} s"
-        hint = ssh_command.advice(words)
-        if self._is_taken(words):
+    def _error_of(self, process: SshProcess) -> TunnelError:
+        server, output = self._config.server, process.stderr_tail
+        event = f"the ssh tunnel to {server} was lost"
+        if not process.ready:
+            event = f"no ssh tunnel to {server}"
+        cause = f"ssh ended with code {process.returncode}"
+        if process.timed_out:
+            cause = f"it was not up within {self._config.timeout:g} s"
+        hint = ssh_command.advice(output)
+        if self._is_port_taken(output):
             hint = "another program has taken a local port of the tunnel"
-        return TunnelError(". ".join(p.rstrip(".") for p in (f"{what}: {end}", words, hint) if p))
+        sentences = (f"{event}: {cause}", output, hint)
+        return TunnelError(". ".join(s.rstrip(".") for s in sentences if s))
 
     def _choose_ports(self) -> None:
-        for held in self._held:
-            held.close()
-        self._held = [_hold_port() for _ in self._wanted.targets]
-        numbers = [held.getsockname()[1] for held in self._held]
-        self.ports = dict(zip(self._wanted.targets, numbers, strict=True))
+        for reserved in self._reserved:
+            reserved.close()
+        self._reserved = [_reserve_port() for _ in self._config.targets]
+        ports = [reserved.getsockname()[1] for reserved in self._reserved]
+        self.ports = dict(zip(self._config.targets, ports, strict=True))
         if sys.platform != "linux":
-            for held in self._held:
-                held.close()
+            for reserved in self._reserved:
+                reserved.close()
 
-    def _is_taken(self, words: str) -> bool:
-        taken = _TAKEN.findall(words)
-        return any(int(port) in self.ports.values() for port in taken)
-
-    # -- what ssh tells, in its reader's thread ---------------------------------------------
+    def _is_port_taken(self, output: str) -> bool:
+        return any(int(port) in self.ports.values() for port in _PORT_TAKEN.findall(output))
 
     def _on_ready(self) -> None:
-        self._complaints.clear()
-        took = time.monotonic() - self._since
-        self._change(up=True)
-        self._log.info("ssh tunnel to %s: up after %.1f s, %s", self._wanted.name, took, self.ports)
+        self._logged_kinds.clear()
+        seconds = time.monotonic() - self._started_at
+        self._set_up(True)
+        self._log.info(
+            "ssh tunnel to %s: up after %.1f s, %s", self._config.server, seconds, self.ports
+        )
 
-    def _on_words(self, line: str) -> None:
-        # At a kernel that is gone five sockets knock many times a second: it is told once.
+    def _log_line(self, line: str) -> None:
+        # Five sockets of a client reconnect many times per second to a kernel that has ended, and
+        # ssh reports each attempt: a line is a warning once, whatever its numbers are.
         kind = _NUMBER.sub("", line)
-        if kind in self._complaints or len(self._complaints) >= _KINDS:
-            level = logging.DEBUG
-        else:
-            self._complaints.add(kind)
+        level = logging.DEBUG
+        if kind not in self._logged_kinds and len(self._logged_kinds) < _MAX_KINDS:
+            self._logged_kinds.add(kind)
             level = logging.WARNING
-        self._log.log(level, "ssh tunnel to %s: %s", self._wanted.name, line)
+        self._log.log(level, "ssh tunnel to %s: %s", self._config.server, line)
 
-    def _change(self, *, up: bool) -> None:
+    def _set_up(self, up: bool) -> None:
         with self._changed:
             self.up = up
             self.openings += up
             self._changed.notify_all()
-        self._teller = threading.get_ident()
         try:
             self._on_change(up)
-        except Exception:  # noqa: BLE001 - a listener's fault must not end the tunnel
-            self._log.exception("a listener of the ssh tunnel to %s failed", self._wanted.name)
-        finally:
-            self._teller = None
+        except Exception:  # noqa: BLE001 - a fault of the listener must not end the tunnel
+            self._log.exception("on_change of the ssh tunnel to %s failed", self._config.server)
 
 
-def _hold_port() -> socket.socket:
-    """Bind a free port for somebody else to listen on.
+def _reserve_port() -> socket.socket:
+    """Bind a free port that ssh is going to listen on.
 
-    On Linux a port may be bound twice with SO_REUSEADDR as long as one listens, and ssh does set
-    that: while ours is open, the system gives the port to no other program. Elsewhere it has to be
-    closed before ssh starts.
+    On Linux two sockets with SO_REUSEADDR may be bound to one port as long as only one listens, and
+    ssh sets that option. While this socket is open, the system gives the port to no other program.
+    On other systems it has to be closed before ssh starts.
     """
-    held = socket.socket()
-    held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    held.bind((LOCAL, 0))
-    return held
+    reserved = socket.socket()
+    reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    reserved.bind((LOOPBACK, 0))
+    return reserved

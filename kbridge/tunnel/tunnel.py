@@ -1,11 +1,11 @@
-"""Ways to a kernel behind ssh: five local ports through one OpenSSH process.
+"""Tunnels to kernels behind ssh: five local ports through one OpenSSH process.
 
-Laws of this module:
+Invariants:
 
-- `start` returns when every port is forwarded, or raises with ssh's own words; after that only
-  `close` ends a tunnel, and until then it is opened again, however often that takes;
-- no tunnel outlives this process: at exit they are closed, and where there is no exit (SIGKILL)
-  their ssh ends by itself.
+- `start` returns when every port is forwarded, or raises an error with the output of ssh; after
+  that, a tunnel that breaks is opened again, without limit, until `close`;
+- no tunnel outlives this process: they are closed at exit, and if the process is killed, their ssh
+  ends by itself.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from typing import Any, Self
 
 from kbridge.errors import TunnelError
 from kbridge.tunnel import ssh_command
-from kbridge.tunnel.supervisor import LOCAL, Keeper, Wanted
-from kbridge.wire.connection_info import ConnectionInfo, parse_connection_file
+from kbridge.tunnel.supervisor import TunnelConfig, TunnelSupervisor
+from kbridge.wire.connection_info import LOOPBACK, ConnectionInfo, parse_connection_file
 
-__all__ = ["Tunnel", "TunnelError", "close_tunnels", "open_tunnels", "tunnel_to_kernel"]
+__all__ = ["Tunnel", "close_tunnels", "open_tunnels", "tunnel_to_kernel"]
 
 _open: set[Tunnel] = set()
 
@@ -31,20 +31,20 @@ _open: set[Tunnel] = set()
 def tunnel_to_kernel(
     connection_info: Mapping[str, Any] | str, sshserver: str, sshkey: str | None = None
 ) -> tuple[int, int, int, int, int]:
-    """Reach a kernel through ssh (seed 000; `jupyter_client.connect.tunnel_to_kernel`).
+    """Open a tunnel to a kernel (seed 000; `jupyter_client.connect.tunnel_to_kernel`).
 
-    The tunnel is open when this returns, comes back when its connection dies, and is closed at
-    exit. `open_tunnels` has it; who wants to close it earlier had better make a `Tunnel`.
+    The tunnel is open when this function returns, is opened again if its connection breaks, and is
+    closed at exit. It is in `open_tunnels`; to close it earlier, create a `Tunnel` instead.
 
     Parameters
     ----------
     connection_info : dict or str
-        What a connection file holds, or its path. The kernel may listen on the ssh server's
-        loopback, on another host behind it, or on ipc sockets there.
+        The content of a connection file, or its path. The kernel may listen on the loopback of the
+        ssh server, on another host that the server reaches, or on ipc sockets of the server.
     sshserver : str
         `host`, `user@host:port`, an ssh:// URL or an alias of ssh_config.
     sshkey : str, optional
-        File with the key to log in with, where neither ssh_config nor an agent has it.
+        The file of the private key, if neither ssh_config nor an agent has it.
 
     Returns
     -------
@@ -54,7 +54,7 @@ def tunnel_to_kernel(
     Raises
     ------
     TunnelError
-        If there is no way through; a `ConnectionError` that shows ssh's own words.
+        If ssh fails; the message contains the output of ssh. It is a `ConnectionError`.
     InvalidSshServer
         If the text does not name a server.
     InvalidConnectionInfo
@@ -67,7 +67,7 @@ def tunnel_to_kernel(
 
 
 class Tunnel:
-    """A way to one kernel through ssh.
+    """A tunnel to one kernel through ssh.
 
     For threads: `with Tunnel(...) as tunnel`, or `start` and `close`. For asyncio:
     `async with Tunnel(...) as tunnel`, or `await Tunnel.open(...)` and `await tunnel.aclose()`.
@@ -77,16 +77,16 @@ class Tunnel:
     connection_info, sshserver, sshkey
         See `tunnel_to_kernel`.
     options : sequence of str
-        More arguments for ssh; where both set the same thing, they win.
+        Additional arguments for ssh. They override the settings of kbridge.
     timeout : float
-        Seconds until an attempt to open it is given up.
+        Seconds that an attempt to open it may take.
     program : str
         The OpenSSH client.
     on_change : callable, optional
-        Told True when the tunnel is up and False when it is down, in a thread of the tunnel's; it
-        must not block.
+        Called with True when the tunnel is up and with False when it is down, in a thread of the
+        tunnel. It must not block.
     log : logging.Logger, optional
-        Where to say what happens.
+        The log for openings, failures and the output of ssh; `kbridge.tunnel` if not given.
     """
 
     def __init__(
@@ -107,7 +107,7 @@ class Tunnel:
         self.sshserver = sshserver
         self._info: dict[str, Any] = dict(info)
         self._sshkey = Path(sshkey).expanduser() if sshkey else None
-        wanted = Wanted(
+        config = TunnelConfig(
             sshserver,
             ssh_command.server(sshserver),
             ssh_command.targets(ConnectionInfo.from_connection_info(self._info)),
@@ -116,97 +116,97 @@ class Tunnel:
             timeout,
             program,
         )
-        self._keeper = Keeper(
-            wanted, on_change or (lambda _up: None), log or logging.getLogger("kbridge.connect")
+        self._supervisor = TunnelSupervisor(
+            config, on_change or (lambda _up: None), log or logging.getLogger("kbridge.tunnel")
         )
         self._owner = os.getpid()
 
     def __repr__(self) -> str:
-        keeper = self._keeper
-        state = "closed" if keeper.closed else "up" if keeper.up else "down"
-        return f"<Tunnel to {self.sshserver}: {state}, {keeper.ports}>"
+        state = "closed" if self.closed else "up" if self.up else "down"
+        return f"<Tunnel to {self.sshserver}: {state}, {self._supervisor.ports}>"
 
-    # -- what there is ----------------------------------------------------------------------
+    # -- state ------------------------------------------------------------------------------
 
     @property
     def ports(self) -> dict[str, int]:
-        """Channel (shell, iopub, stdin, hb, control) -> port on 127.0.0.1.
+        """The ports on 127.0.0.1 by channel: shell, iopub, stdin, hb, control.
 
         Raises
         ------
         RuntimeError
-            Before it is started.
+            If the tunnel was not started.
         """
-        if not self._keeper.ports:
+        if not self._supervisor.ports:
             raise RuntimeError("a tunnel has no ports before it is started")
-        return dict(self._keeper.ports)
+        return dict(self._supervisor.ports)
 
     @property
     def connection_info(self) -> dict[str, Any]:
-        """What a client on this machine connects with: a connection file's contents, keys too."""
+        """The connection info for clients on this machine, with the keys of the kernel."""
         local = {f"{channel}_port": port for channel, port in self.ports.items()}
-        return {**self._info, "transport": "tcp", "ip": LOCAL, **local}
+        return {**self._info, "transport": "tcp", "ip": LOOPBACK, **local}
 
     @property
     def up(self) -> bool:
-        """Whether all ports are forwarded now."""
-        return self._keeper.up
+        """True while all ports are forwarded."""
+        return self._supervisor.up
 
     @property
     def closed(self) -> bool:
-        """Whether it was closed, or never came up."""
-        return self._keeper.closed
+        """True if the tunnel was closed, or never came up."""
+        return self._supervisor.closed
 
     @property
     def openings(self) -> int:
-        """How many times it has come up."""
-        return self._keeper.openings
+        """The number of times that the tunnel has come up."""
+        return self._supervisor.openings
 
     @property
     def pid(self) -> int | None:
-        """The ssh process of now; None between two."""
-        process = self._keeper.process
+        """The process id of ssh; None while no ssh runs."""
+        process = self._supervisor.process
         return process.pid if process else None
 
     def wait(self, openings: int = 1, timeout: float | None = None) -> bool:
-        """Wait until it is up, and has come up `openings` times.
+        """Wait until the tunnel is up and has come up `openings` times.
 
         Returns
         -------
         bool
-            False if it was closed, or `timeout` seconds have passed.
+            False if the tunnel was closed, or `timeout` seconds have passed.
         """
-        return self._keeper.wait(openings, timeout)
+        return self._supervisor.wait(openings, timeout)
 
-    # -- its life, for threads --------------------------------------------------------------
+    # -- for threads ------------------------------------------------------------------------
 
     def start(self) -> Self:
-        """Open it, and return when all ports are forwarded.
+        """Open the tunnel, and return when all ports are forwarded.
 
         Raises
         ------
         TunnelError
-            If that fails, or takes longer than the timeout. The tunnel is closed then.
+            If ssh fails, or takes longer than the timeout. The tunnel is then closed.
         """
         _open.add(self)
         try:
-            self._look_at_key()
-            self._keeper.start()
-            opened = self._keeper.wait(1)
-        except BaseException:  # an impatient user: nobody would be left to close it
+            self._check_key()
+            self._supervisor.start()
+            opened = self._supervisor.wait(1)
+        except BaseException:  # also KeyboardInterrupt: the caller has no tunnel to close
             self.close()
             raise
         if not opened:
             self.close()
-            raise self._keeper.fault or TunnelError(f"the ssh tunnel to {self.sshserver} is closed")
+            error = self._supervisor.error
+            raise error or TunnelError(f"the ssh tunnel to {self.sshserver} is closed")
         return self
 
     def close(self) -> None:
-        """End its ssh and free its ports. May be called twice."""
+        """End ssh and free the ports. May be called twice."""
         _open.discard(self)
-        if self._owner == os.getpid():  # the end of a fork of ours is not the tunnel's
-            self._keeper.stop()
-            self._keeper.join()
+        if self._owner == os.getpid():  # a forked child must not close the tunnel of its parent
+            self._supervisor.stop()
+            self._supervisor.join()
 
     def __enter__(self) -> Self:
         return self.start()
@@ -214,10 +214,10 @@ class Tunnel:
     def __exit__(self, *_exc: object) -> None:
         self.close()
 
-    def _look_at_key(self) -> None:
+    def _check_key(self) -> None:
         if self._sshkey is None:
             return
-        try:  # ssh would warn, and then fail for another reason
+        try:  # ssh would only warn, and then fail for another reason
             self._sshkey.open("rb").close()
         except OSError as error:
             raise TunnelError(
@@ -225,23 +225,23 @@ class Tunnel:
                 f"{error.strerror}"
             ) from None
 
-    # -- its life, for asyncio --------------------------------------------------------------
+    # -- for asyncio ------------------------------------------------------------------------
 
     @classmethod
     async def open(cls, *args: Any, **kwargs: Any) -> Self:
-        """Make a tunnel and open it; takes what the class takes, raises what `start` raises."""
+        """Create and open a tunnel, with the parameters of the class and the errors of `start`."""
         return await cls(*args, **kwargs).__aenter__()
 
     async def aclose(self) -> None:
-        """Close it without blocking the event loop."""
-        self._keeper.stop()  # even if the wait for it is cancelled
+        """Close the tunnel without blocking the event loop."""
+        self._supervisor.stop()  # before the wait, which may be cancelled
         await asyncio.to_thread(self.close)
 
     async def __aenter__(self) -> Self:
         try:
             return await asyncio.to_thread(self.start)
         except asyncio.CancelledError:
-            self._keeper.stop()  # and the thread that waits for it closes it
+            self._supervisor.stop()  # then `start`, which still runs in its thread, closes it
             raise
 
     async def __aexit__(self, *_exc: object) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from kbridge.tunnel.ssh_command import CHANNELS
-from kbridge.tunnel.supervisor import Keeper, Wanted
+from kbridge.tunnel.supervisor import TunnelConfig, TunnelSupervisor
 from tests.support.waiting import TIMEOUT, eventually
 
 # Runs its LocalCommand as ssh does; $run counts its runs.
@@ -21,48 +21,50 @@ echo run >>"$0.runs"; run=$(wc -l <"$0.runs")
 STAY = "exec sleep 1000"
 LOST = "echo 'Connection reset by peer' >&2; exit 255"
 
-Fake = Callable[[str], Keeper]
+Fake = Callable[[str], TunnelSupervisor]
 
 
 @pytest.fixture
 def fake(tmp_path: Path) -> Iterator[Fake]:
-    """Make a keeper of an `ssh` that runs some shell code; `$ready` and `$run` are set."""
-    keepers: list[Keeper] = []
+    """Make a supervisor of an `ssh` that runs some shell code; `$ready` and `$run` are set."""
+    supervisors: list[TunnelSupervisor] = []
 
-    def make(code: str) -> Keeper:
+    def make(code: str) -> TunnelSupervisor:
         program = tmp_path / "ssh"
         program.write_text(FAKE + code)
         program.chmod(0o755)
         targets = dict.fromkeys(CHANNELS, "127.0.0.1:9")
-        wanted = Wanted("box", ["--", "box"], targets, program=str(program))
-        keepers.append(Keeper(wanted, changes.append, logging.getLogger("kbridge.connect")))
-        keepers[-1].start()
-        return keepers[-1]
+        config = TunnelConfig("box", ["--", "box"], targets, program=str(program))
+        supervisors.append(
+            TunnelSupervisor(config, changes.append, logging.getLogger("kbridge.tunnel"))
+        )
+        supervisors[-1].start()
+        return supervisors[-1]
 
     changes: list[bool] = []
     yield make
-    for keeper in keepers:
-        keeper.stop()
-        keeper.join()
+    for supervisor in supervisors:
+        supervisor.stop()
+        supervisor.join()
     assert changes in ([True, False] * n for n in range(10))
 
 
 def test_a_port_that_was_taken_meanwhile(fake: Fake) -> None:
     taken = "echo channel_setup_fwd_listener_tcpip: cannot listen to port: $port >&2; exit 255"
-    keeper = fake(f"if [ $run -lt 3 ]; then {taken}; fi; $ready; {STAY}")
-    assert keeper.wait(1, TIMEOUT)
+    supervisor = fake(f"if [ $run -lt 3 ]; then {taken}; fi; $ready; {STAY}")
+    assert supervisor.wait(1, TIMEOUT)
 
 
 def test_ports_that_are_always_taken(fake: Fake) -> None:
-    keeper = fake("echo x: cannot listen to port: $port >&2; exit 255")
-    assert not keeper.wait(1, TIMEOUT)
-    assert "another program has taken a local port" in str(keeper.fault)
+    supervisor = fake("echo x: cannot listen to port: $port >&2; exit 255")
+    assert not supervisor.wait(1, TIMEOUT)
+    assert "another program has taken a local port" in str(supervisor.error)
 
 
 def test_a_first_attempt_that_fails_is_the_last(fake: Fake) -> None:
-    keeper = fake(LOST)
-    assert not keeper.wait(1, TIMEOUT)
-    assert str(keeper.fault) == (
+    supervisor = fake(LOST)
+    assert not supervisor.wait(1, TIMEOUT)
+    assert str(supervisor.error) == (
         "no ssh tunnel to box: ssh ended with code 255. Connection reset by peer"
     )
 
@@ -70,10 +72,10 @@ def test_a_first_attempt_that_fails_is_the_last(fake: Fake) -> None:
 def test_later_attempts_are_made_until_one_succeeds(
     fake: Fake, caplog: pytest.LogCaptureFixture
 ) -> None:
-    keeper = fake(
+    supervisor = fake(
         f"case $run in 1) $ready; {LOST};; 2|3) {LOST};; esac; $ready; {STAY}",
     )
-    assert keeper.wait(2, TIMEOUT)
+    assert supervisor.wait(2, TIMEOUT)
     said = [r for r in caplog.records if "opening it again" in r.getMessage()]
     pauses = [r.getMessage().rpartition(" in ")[2] for r in said if r.levelno == logging.WARNING]
     assert pauses == ["0 s", "0.5 s"]  # the third has nothing new to say
@@ -88,15 +90,15 @@ def test_one_that_needs_a_human_is_not_hammered(
 
 
 def test_one_that_ignores_being_asked_is_killed(fake: Fake) -> None:
-    keeper = fake("trap '' TERM; $ready; while :; do sleep 1000; done")
-    assert keeper.wait(1, TIMEOUT)
-    keeper.stop()
-    keeper.join()
-    assert not keeper.up
-    assert keeper.process is None
+    supervisor = fake("trap '' TERM; $ready; while :; do sleep 1000; done")
+    assert supervisor.wait(1, TIMEOUT)
+    supervisor.stop()
+    supervisor.join()
+    assert not supervisor.up
+    assert supervisor.process is None
 
 
 def test_the_log_keeps_no_control_characters(fake: Fake) -> None:
-    keeper = fake("printf 'evil \\033[2J words\\n' >&2; exit 1")
-    assert not keeper.wait(1, TIMEOUT)
-    assert "evil ?[2J words" in str(keeper.fault)
+    supervisor = fake("printf 'evil \\033[2J words\\n' >&2; exit 1")
+    assert not supervisor.wait(1, TIMEOUT)
+    assert "evil ?[2J words" in str(supervisor.error)

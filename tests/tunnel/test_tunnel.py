@@ -17,7 +17,8 @@ from typing import Any
 import psutil
 import pytest
 
-from kbridge.tunnel.tunnel import Tunnel, TunnelError, open_tunnels, tunnel_to_kernel
+from kbridge.errors import TunnelError
+from kbridge.tunnel.tunnel import Tunnel, open_tunnels, tunnel_to_kernel
 from tests.support.network import network_to
 from tests.support.server import free_port, gone
 from tests.support.sshd import Sshd

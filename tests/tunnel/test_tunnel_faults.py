@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from kbridge.tunnel.tunnel import Tunnel, TunnelError
+from kbridge.errors import TunnelError
+from kbridge.tunnel.tunnel import Tunnel
 from tests.support.server import free_port
 from tests.support.sshd import Sshd, make_key
 from tests.support.waiting import eventually
@@ -61,7 +62,7 @@ def test_a_host_that_never_answers(echo: dict[str, Any]) -> None:
         assert "Connection timed out during banner exchange" in said
         slow = ["-F", "/dev/null", "-o", "ConnectTimeout=100"]
         said = fails(echo, where, options=slow, timeout=1)
-        assert "not there within 1 s" in said
+        assert "not up within 1 s" in said
 
 
 def test_a_host_key_that_nobody_has_seen(sshd: Sshd, echo: dict[str, Any]) -> None:
