@@ -97,6 +97,11 @@ class Journal:
         Maximum size in bytes.
     history_limit : int
         Bytes to keep after every cursor has read them, for clients that reconnect or join later.
+
+    Attributes
+    ----------
+    next_seq : int
+        The sequence number of the next frame.
     """
 
     def __init__(self, limit: int, history_limit: int) -> None:
@@ -107,6 +112,7 @@ class Journal:
         self.history_limit = min(history_limit, limit)
         self.forgotten = 0  # frames that were dropped before every cursor had read them
         self._ring = Ring()  # the newest frames, without holes
+        self.next_seq = 0
         self._audience: dict[int, int] = {}
         self._state: set[int] = set()
         self._retained = RetainedFrames()
@@ -133,11 +139,12 @@ class Journal:
         """
         ring = self._ring
         seq = ring.append(frame, key)
+        self.next_seq = seq + 1
         if audience:
             self._audience[seq] = audience
         if state:
             self._state.add(seq)
-        if ring.nbytes + self._retained.nbytes > self.limit + self._spare:
+        if ring.appended - ring.dropped + self._retained.nbytes > self.limit + self._spare:
             self._shrink()
         return seq
 
@@ -183,11 +190,6 @@ class Journal:
         return self._ring.first
 
     @property
-    def next_seq(self) -> int:
-        """The sequence number of the next frame."""
-        return self._ring.next
-
-    @property
     def appended(self) -> int:
         """Total number of bytes ever added."""
         return self._ring.appended
@@ -195,7 +197,8 @@ class Journal:
     @property
     def nbytes(self) -> int:
         """Current size in bytes."""
-        return self._ring.nbytes + self._retained.nbytes
+        ring = self._ring
+        return ring.appended - ring.dropped + self._retained.nbytes
 
     def nbytes_without(self, frames: int) -> int:
         """Return the size in bytes without the oldest `frames` of the ring."""
@@ -268,9 +271,10 @@ class Journal:
                 return Stretch([], {}, 0, self.end(), self._gap(place))
             return None
         gap = None
-        kept = self._retained.last
-        if kept is not None and place.seq <= kept and place.seq < ring.first:
-            return self._read_retained(place, max_bytes, horizon)
+        if place.seq < ring.first:
+            kept = self._retained.last
+            if kept is not None and place.seq <= kept:
+                return self._read_retained(place, max_bytes, horizon)
         if place.seq < ring.first or place.frames < place.seq or place.nbytes < 0:
             first = max(place.seq, ring.first)
             if first >= horizon:
@@ -286,7 +290,7 @@ class Journal:
                 stop = last
         frames = ring.frames(place.seq, stop)
         private = self._private(range(place.seq, stop)) if self._audience else {}
-        end = Place(stop, stop, ring.offset(stop))
+        end = Place(stop, stop, ring.appended if stop == ring.next else ring.offset(stop))
         return Stretch(frames, private, end.nbytes - place.nbytes, end, gap)
 
     def statistics(self) -> dict[str, int]:

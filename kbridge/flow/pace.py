@@ -61,6 +61,8 @@ class Pace:
 
     Attributes
     ----------
+    limits : bool
+        True if any limit is set.
     horizon : int
         The sequence number before which all frames may be read.
     flooding : bool
@@ -93,6 +95,7 @@ class Pace:
             if 0 < data_rate < math.inf
             else None
         )
+        self.limits = self._msg_bucket is not None or self._data_bucket is not None
         self.horizon = _OPEN
         self.flooding = False
         self.late = False
@@ -113,11 +116,6 @@ class Pace:
     def horizon_of(self, paced: bool) -> int:
         """Return the sequence number before which a reader may read all frames."""
         return self.horizon if paced else _OPEN
-
-    @property
-    def limits(self) -> bool:
-        """True if any limit is set."""
-        return self._msg_bucket is not None or self._data_bucket is not None
 
     def __call__(self, msg: Message, msg_type: str, now: float) -> Verdict:  # noqa: ARG002
         """Count one message; all pass."""

@@ -271,10 +271,11 @@ class Cursor:
 
     def take_ping(self) -> bytes:
         """Return the ping to write after all frames written so far; empty if none is due."""
-        if not self.ping_due:
+        origin, place = self._ack_origin, self.place
+        if self.pinged is not None or origin is None or self.delivered == place:
             return b""
-        self.pinged = self.place
-        return ping(self._payload(self.place))
+        self.pinged = place
+        return ping(b"%d" % (origin + place.seq - 1))
 
     def on_pong(self, payload: bytes) -> bool:
         """Take the payload of a pong; return True if it answers the ping.

@@ -87,6 +87,8 @@ class Delivery:
         self._waiting: OrderedDict[Cursor, None] = OrderedDict()
         # The work so far: bytes read, plus a fixed number of bytes per write.
         self._work = 0
+        # False while there is one websocket, for which it is not worth keeping chunks.
+        self._shared = True
         # What was last written with a ping behind it, the ping, and both.
         self._pinged = (b"", b"", b"")
         self._pace_timer: asyncio.TimerHandle | None = None
@@ -103,7 +105,9 @@ class Delivery:
             self._pace_timer = self._loop.call_later(again, self._on_pace)
         waiting = self._waiting
         end = self._work + _AT_ONCE
-        for cursor in self._sessions.cursors:  # a copy: a hook may detach websockets
+        cursors = self._sessions.cursors  # a copy: a hook may detach websockets
+        self._shared = len(cursors) > 1
+        for cursor in cursors:
             if cursor.blocked or (waiting and cursor in waiting):
                 cursor.set_behind(True)
             elif self._work < end:
@@ -115,6 +119,7 @@ class Delivery:
 
     def start(self, cursor: Cursor) -> None:
         """Write to a websocket that was just attached the frames that it has missed."""
+        self._shared = True
         self._pump(cursor)
         self._rest()
 
@@ -194,10 +199,10 @@ class Delivery:
         """
         if cursor.blocked or cursor.link.closed:
             return False
-        if cursor.window_full:
+        if cursor.pinged is not None and cursor.window_full:
             cursor.set_behind(True)
             return False
-        portion = self._renderer.next(cursor)
+        portion = self._renderer.next(cursor, shared=self._shared)
         if portion is None:
             cursor.set_behind(False)
             return False
@@ -209,8 +214,9 @@ class Delivery:
         else:
             cursor.skip(end)
         # Looked at after the write, because a hook may have made the kernel send more.
-        if end.seq >= self._renderer.stop(cursor):
-            cursor.set_behind(cursor.blocked)
+        if end.seq >= self._journal.next_seq or (cursor.paced and end.seq >= self._pace.horizon):
+            if cursor.behind != cursor.blocked:
+                cursor.set_behind(cursor.blocked)
             return False
         return not cursor.blocked
 
@@ -228,6 +234,8 @@ class Delivery:
     def _with_ping(self, data: bytes, ping: bytes) -> bytes:
         if not ping:
             return data
+        if not self._shared:
+            return data + ping
         if self._pinged[0] is not data or self._pinged[1] != ping:
             self._pinged = (data, ping, data + ping)
         return self._pinged[2]
@@ -263,6 +271,8 @@ class Delivery:
 
     def _rest(self) -> None:
         """Drop the chunks kept for websockets at the same place, at once or after a while."""
+        if not self._shared and not self._renderer.caches:
+            return
         self._forget()
         if self._renderer.keeps and self._chunk_timer is None and not self._stopped:
             self._chunk_timer = self._loop.call_later(_FRESH, self._on_chunks_stale)

@@ -126,9 +126,10 @@ class Renderer:
         # The last portion, and the readers that it is valid for: most are at the same place.
         self._last: tuple[Place, _Kind, frozenset[int], Portion] | None = None
 
-    def stop(self, cursor: Cursor) -> int:
-        """Return the sequence number up to which a websocket may read now (exclusive)."""
-        return min(self._journal.next_seq, self._pace.horizon_of(cursor.paced))
+    @property
+    def caches(self) -> bool:
+        """True if anything is cached."""
+        return bool(self._chunks or self._behind or self._last)
 
     @property
     def keeps(self) -> bool:
@@ -145,8 +146,13 @@ class Renderer:
         self.forget()
         self._behind.clear()
 
-    def next(self, cursor: Cursor) -> Portion | None:
-        """Return the next portion for a websocket; None if it has read everything that it may."""
+    def next(self, cursor: Cursor, *, shared: bool = True) -> Portion | None:
+        """Return the next portion for a websocket; None if it has read everything that it may.
+
+        With `shared`, the rendering is kept for other websockets at the same place.
+        """
+        if not shared:
+            return self._next_alone(cursor)
         kind = (cursor.dialect, cursor.behind, cursor.verbatim, cursor.paced)
         number = cursor.session.number
         if self._last is not None:
@@ -162,6 +168,23 @@ class Renderer:
         if gap is None and number not in chunk.audiences:
             self._last = (cursor.place, kind, chunk.audiences, portion)
         return portion
+
+    def _next_alone(self, cursor: Cursor) -> Portion | None:
+        """Return the next portion for the only websocket."""
+        if cursor.behind or cursor.dialect is not V1:
+            return self.next(cursor)
+        pace = self._pace
+        horizon = pace.horizon if cursor.paced else None
+        stretch = self._journal.read(cursor.place, CHUNK, horizon)
+        if stretch is None:
+            return None
+        if stretch.gap is not None or stretch.private:
+            return self.next(cursor)
+        frames = stretch.frames
+        if self._joins and pace.late and cursor.paced and not cursor.verbatim:
+            frames = coalesce(frames)
+        data = frames[0] if len(frames) == 1 else b"".join(frames)
+        return Portion(data, stretch.end, stretch.nbytes)
 
     def _read(self, cursor: Cursor) -> tuple[Chunk, Gap | None] | None:
         """Return the next chunk for a websocket and the gap before it; None if there is nothing."""
