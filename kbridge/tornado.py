@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import Any, cast
 
 from tornado.web import HTTPError
 from tornado.websocket import WebSocketHandler, WebSocketProtocol, WebSocketProtocol13
@@ -29,7 +29,7 @@ from kbridge.connection.channels import HUBS, ZMQChannelsWebsocketConnection
 from kbridge.errors import HubClosed, KbridgeError, SetupError
 from kbridge.hub.table import HubTable
 from kbridge.link.keepalive import Keepalive
-from kbridge.link.protocol import BridgeWebSocketProtocol
+from kbridge.link.websocket import Websocket
 
 __all__ = ["ChannelsHandler"]
 
@@ -247,9 +247,9 @@ def bridge_protocol(
 
     It cannot compress, and it does not replace a protocol class of somebody else.
     """
-    if type(usual) is not WebSocketProtocol13 or usual.params.compression_options is not None:
+    if type(usual) is not WebSocketProtocol13 or handler.get_compression_options() is not None:
         return usual
-    return BridgeWebSocketProtocol.in_place_of(usual, handler)
+    return cast("WebSocketProtocol", Websocket(handler))
 
 
 def close_for(handler: WebSocketHandler, error: KbridgeError) -> None:

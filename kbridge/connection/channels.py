@@ -27,8 +27,8 @@ from kbridge.hub.broadcast.cursor import Cursor
 from kbridge.hub.hub import Hub
 from kbridge.hub.settings import HubSettings
 from kbridge.hub.table import HubTable
-from kbridge.link.client import StreamClient
-from kbridge.link.interfaces import ClientLink, nobody
+from kbridge.link.client import client_link
+from kbridge.link.interfaces import ClientLink
 from kbridge.wire import frames
 from kbridge.wire.dialects import V1, Dialect, select
 from kbridge.wire.fields import MAX_PARSED
@@ -233,17 +233,8 @@ class ZMQChannelsWebsocketConnection(ConnectionSettings, MessagePipeline, Kernel
     def _link(self) -> tuple[ClientLink, Dialect]:
         """The websocket as the hub is to see it, and how it wants its frames."""
         handler = self.websocket_handler
-        protocol = handler.ws_connection
-        stream = getattr(protocol, "stream", None)
-        assert protocol is not None, "connect before the websocket was accepted"
-        assert stream is not None, "connect before the websocket was accepted"
         assert self._dialect is not None
-        link = StreamClient(
-            stream,
-            handler.close,
-            lambda: protocol.server_terminated,
-            getattr(handler, "on_progress", nobody),
-        )
+        link = client_link(handler)
         if self._overrides(OUTGOING):
             return HookedClient(link, self._deliver, self.log), V1
         if overridden(handler, WebSocketHandler, ("write_message",)):

@@ -20,7 +20,7 @@ from typing import Any, Final
 
 from tornado.websocket import WebSocketClosedError
 
-from kbridge.link.client import StreamClient
+from kbridge.link.interfaces import ClientLink
 from kbridge.wire import frames, v1
 from kbridge.wire.message import Message
 
@@ -65,7 +65,7 @@ class HookedClient:
 
     Parameters
     ----------
-    link : StreamClient
+    link : ClientLink
         The websocket. Nothing more is handed over while it has not written what the connection
         made of the last batch.
     deliver : callable
@@ -79,7 +79,7 @@ class HookedClient:
 
     def __init__(
         self,
-        link: StreamClient,
+        link: ClientLink,
         deliver: Callable[[Message], Any],
         log: logging.Logger | logging.LoggerAdapter[Any],
     ) -> None:

@@ -1,38 +1,63 @@
-"""One websocket, from the writing side.
+"""The writing side of a websocket, as a hub sees it.
 
-Frames are written straight to the stream, a batch as one write: Tornado's `write_message` makes a
-Task a message and costs ten times as much. A write that the operating system did not take whole
-blocks the link until it has; nothing more is written meanwhile, so what is held here is never more
-than one batch.
+A `Websocket` is such a link itself. `StreamClient` is one for websockets that speak Tornado's own
+protocol, with compression for example: it writes whole frames to Tornado's stream. A write that
+the operating system did not accept whole blocks the link until it has. Nothing more is written
+meanwhile, so that never more than one batch waits here.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 from tornado.iostream import IOStream, SSLIOStream, StreamClosedError
+from tornado.websocket import WebSocketHandler
 
-from kbridge.link.interfaces import nobody
+from kbridge.link.interfaces import ClientLink, noop
+from kbridge.link.websocket import Websocket
 
-__all__ = ["StreamClient"]
+__all__ = ["StreamClient", "client_link"]
+
+
+def client_link(handler: WebSocketHandler) -> ClientLink:
+    """Return the link to the client of an open websocket.
+
+    Parameters
+    ----------
+    handler : WebSocketHandler
+        If it has a method `on_progress`, that is called each time that a write which had to wait
+        was completed.
+    """
+    protocol: Any = handler.ws_connection
+    assert protocol is not None, "connect before the websocket was accepted"
+    if isinstance(protocol, Websocket):
+        return protocol
+    assert protocol.stream is not None, "connect before the websocket was accepted"
+    return StreamClient(
+        protocol.stream,
+        handler.close,
+        lambda: bool(protocol.server_terminated),
+        getattr(handler, "on_progress", noop),
+    )
 
 
 class StreamClient:
-    """A websocket that Tornado has accepted.
+    """A `ClientLink` on the stream of a websocket that Tornado has accepted.
 
     Parameters
     ----------
     stream : IOStream
-        The connection's stream. What is written here are whole frames, so that Tornado's own
+        The stream of the connection. Only whole frames are written, so that frames of Tornado
         (pongs, close) may come between them.
     on_close : callable
-        How to close the websocket: takes code and reason.
+        Closes the websocket; takes the code and the reason.
     closing : callable
-        Whether the close frame was sent: no data may follow it (RFC 6455, section 5.5.1), and
+        Returns True if the close frame was sent. No data may follow it (RFC 6455, section 5.5.1);
         Chrome fails the connection over data that does.
     on_progress : callable
-        Told each time that a write which had to wait has gone out: the peer reads, however slowly,
-        and its pongs may be as far behind.
+        Called each time that a write which had to wait was completed: the peer reads, however
+        slowly, and its pongs may be as far behind.
     """
 
     __slots__ = ("_close", "_closing", "_on_progress", "_socket", "_stream", "on_writable")
@@ -42,34 +67,34 @@ class StreamClient:
         stream: IOStream,
         on_close: Callable[[int, str], None],
         closing: Callable[[], bool] = lambda: False,
-        on_progress: Callable[[], None] = nobody,
+        on_progress: Callable[[], None] = noop,
     ) -> None:
         self._stream = stream
-        # What TLS sends is not what it is given.
+        # TLS encrypts: plaintext must go through the stream.
         self._socket = None if isinstance(stream, SSLIOStream) else stream.socket
         self._close = on_close
         self._closing = closing
         self._on_progress = on_progress
-        self.on_writable: Callable[[], None] = nobody
+        self.on_writable: Callable[[], None] = noop
         # Nagle's algorithm and delayed acknowledgements together cost 40 ms on every cell.
         stream.set_nodelay(True)
 
     @property
     def closed(self) -> bool:
-        """Whether nothing can be written any more."""
+        """True if no more data can be written."""
         return self._stream.closed() or self._closing()
 
     def write(self, data: bytes | memoryview) -> bool:
-        """Write whole frames; False if they did not all go at once, or not at all."""
+        """Write whole frames; False if not all was written at once, or nothing."""
         stream = self._stream
         if self._closing():
             return False
         if self._socket is not None and not stream.writing():
-            # Nothing is on its way, so this may go past the stream's own buffer.
+            # The stream's buffer is empty, so this may bypass it.
             try:
                 sent = self._socket.send(data)
             except OSError:
-                sent = 0  # full, or broken: the stream finds out which
+                sent = 0  # full, or broken: the stream will find out
             if sent == len(data):
                 return True
             data = memoryview(data)[sent:]

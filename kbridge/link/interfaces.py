@@ -7,7 +7,15 @@ from typing import Protocol, TypeAlias
 
 from kbridge.wire.message import Buffer, Channel
 
-__all__ = ["ClientLink", "KernelEvents", "KernelSockets", "RawMessage", "nobody"]
+__all__ = [
+    "ClientLink",
+    "KernelEvents",
+    "KernelSockets",
+    "RawMessage",
+    "TransportEvents",
+    "nobody",
+    "noop",
+]
 
 RawMessage: TypeAlias = list[Buffer]
 """The parts of one message as they came over ZeroMQ."""
@@ -91,5 +99,21 @@ class ClientLink(Protocol):
         ...
 
 
-def nobody() -> None:
-    """Stands where nobody has asked to be told."""
+class TransportEvents(Protocol):
+    """Notifications of a `SocketTransport`. All are called on the event loop."""
+
+    def on_data(self, data: bytes) -> None:
+        """Take bytes that were read."""
+
+    def on_drained(self) -> None:
+        """Note that all queued data was written."""
+
+    def on_closed(self) -> None:
+        """Note that the connection has ended; the last call."""
+
+
+def noop() -> None:
+    """Do nothing: the default of callbacks."""
+
+
+nobody = noop  # the former name

@@ -15,11 +15,13 @@ __all__ = [
     "PING",
     "PONG",
     "TEXT",
+    "close",
     "each",
     "frame",
     "header",
     "payload",
     "ping",
+    "pong",
     "start",
 ]
 
@@ -96,3 +98,24 @@ def ping(data: bytes) -> bytes:
     if len(data) > _CONTROL_LIMIT:
         raise ValueError(f"a ping holds at most {_CONTROL_LIMIT} bytes, not {len(data)}")
     return frame(data, PING)
+
+
+def pong(data: bytes) -> bytes:
+    """Write the answer to a ping, with the ping's payload."""
+    return frame(data, PONG)
+
+
+def close(code: int | None = None, reason: str | None = None) -> bytes:
+    """Write a close frame.
+
+    Parameters
+    ----------
+    code : int, optional
+        The status code (section 7.4). Without code and reason, the payload is empty.
+    reason : str, optional
+        The reason; cut off after 123 bytes of UTF-8. Without a code, the code is 1000.
+    """
+    if code is None and reason is None:
+        return frame(b"", CLOSE)
+    text = (reason or "").encode()[: _CONTROL_LIMIT - 2].decode(errors="ignore").encode()
+    return frame(struct.pack("!H", 1000 if code is None else code) + text, CLOSE)

@@ -19,7 +19,7 @@ from typing import Final, TypeAlias
 from kbridge.errors import FrameTooBig, ProtocolViolation
 from kbridge.wire.frames import BINARY, CLOSE, PING, PONG, TEXT
 
-__all__ = ["PARTIAL", "Event", "FrameReader", "unmask"]
+__all__ = ["PARTIAL", "Event", "FrameReader", "parse_close", "unmask"]
 
 Event: TypeAlias = tuple[int, bytes | str]
 """An opcode and a payload. Text is a str; text that is not UTF-8 is empty bytes in its place."""
@@ -32,6 +32,7 @@ _MASKED: Final = 0x80
 _RESERVED: Final = 0x70
 _CONTROL_LIMIT: Final = 125
 _BLOCK: Final = 1 << 20  # bytes of text that are decoded at once
+_NEVER_SENT: Final = frozenset({1004, 1005, 1006, 1015})  # section 7.4.1
 
 PARTIAL: Final[Event] = (_CONTINUATION, b"")
 """Stands for a fragment that was taken in, of a message that has not ended."""
@@ -197,3 +198,29 @@ def _text(data: bytes) -> str | bytes:
         return data.decode()
     except UnicodeDecodeError:
         return b""
+
+
+def parse_close(data: bytes) -> tuple[int | None, str | None]:
+    """Read the payload of a close frame (sections 5.5.1 and 7.4).
+
+    Returns
+    -------
+    code : int or None
+        None if the payload is empty.
+    reason : str or None
+        None if there is none.
+
+    Raises
+    ------
+    ProtocolViolation
+        If the code may not be sent, or the reason is not UTF-8.
+    """
+    if not data:
+        return None, None
+    code = int.from_bytes(data[:2], "big")
+    if len(data) < 2 or not 1000 <= code < 5000 or code in _NEVER_SENT:
+        raise ProtocolViolation("a close frame without a code that may be sent")
+    try:
+        return code, data[2:].decode() or None
+    except UnicodeDecodeError:
+        raise ProtocolViolation("a close frame whose reason is not UTF-8") from None

@@ -37,6 +37,7 @@ from kbridge.hub.hub import Hub
 from kbridge.hub.table import HubTable
 from kbridge.jupyter.hubs import JupyterHubs
 from kbridge.link.memory import MemoryKernel
+from kbridge.link.websocket import Websocket
 from kbridge.wire.build import build
 from kbridge.wire.frames import PING, each
 from kbridge.wire.message import Channel, Message
@@ -248,9 +249,12 @@ class Handler(KernelWebsocketHandler):
     def accept(self) -> None:
         """Do what Tornado does between `prepare` and `open`."""
         protocol: Any = self.get_websocket_protocol()
-        protocol.stream = self.wire
+        if isinstance(protocol, Websocket):
+            protocol.take_over(self.wire)
+        else:
+            protocol.stream = self.wire
         offered = CODECS[self.dialect].subprotocol
-        protocol._selected_subprotocol = self.select_subprotocol([offered] if offered else [])
+        protocol.selected_subprotocol = self.select_subprotocol([offered] if offered else [])
         assert protocol.selected_subprotocol == offered
         self.ws_connection = protocol
 
@@ -287,8 +291,17 @@ class Handler(KernelWebsocketHandler):
         }
         return self.on_message(CODECS[self.dialect].encode(whole))
 
+    def writing(self) -> bool:
+        """Return True if something waits for the browser to read."""
+        protocol: Any = self.ws_connection
+        if isinstance(protocol, Websocket):
+            return protocol.unsent_bytes > 0
+        return self.wire.writing()
+
     def end(self) -> None:
         self.wire.close()
+        if self.ws_connection is not None:
+            self.ws_connection.on_connection_close()
         self.browser.close()
 
 

@@ -11,7 +11,7 @@ from tornado.websocket import WebSocketProtocol13, _WebSocketParams
 from kbridge.errors import HubClosed
 from kbridge.jupyter import handler as module
 from kbridge.jupyter.handler import adapt_handler
-from kbridge.link.protocol import BridgeWebSocketProtocol
+from kbridge.link.websocket import Websocket
 from tests.jupyter.rig import until
 from tests.support.waiting import TIMEOUT
 
@@ -24,7 +24,8 @@ class Handler:
     max_message_size = MAX
     ping_timeout = 90_000.0
 
-    def __init__(self, protocol: Any = None) -> None:
+    def __init__(self, protocol: Any = None, compression: Any = None) -> None:
+        self.compression = compression
         self.heard: list[Any] = []
         self.pings = 0
         self.closes: list[tuple[int, str]] = []
@@ -33,6 +34,9 @@ class Handler:
 
     def get_websocket_protocol(self) -> Any:
         return self._protocol
+
+    def get_compression_options(self) -> Any:
+        return self.compression
 
     def on_message(self, message: Any) -> None:
         self.heard.append(message)
@@ -54,8 +58,8 @@ class Connection:
         return self.rooms.pop(0) if self.rooms else None
 
 
-def adapted(protocol: Any = None) -> tuple[Any, Connection]:
-    handler, connection = Handler(protocol), Connection()
+def adapted(protocol: Any = None, compression: Any = None) -> tuple[Any, Connection]:
+    handler, connection = Handler(protocol, compression), Connection()
     adapt_handler(handler, connection)  # type: ignore[arg-type]
     return handler, connection
 
@@ -65,25 +69,20 @@ def tornados(compression: Any = None, cls: type = WebSocketProtocol13) -> Any:
     return cls(SimpleNamespace(), False, params)
 
 
-def test_frames_are_read_by_kbridges_reader_with_the_parameters_of_the_handler() -> None:
-    usual = tornados()
-    handler, _ = adapted(usual)
-    protocol = handler.get_websocket_protocol()
-    assert type(protocol) is BridgeWebSocketProtocol
-    assert protocol.params is usual.params
-    assert protocol.handler is handler
-    assert str(MAX) in protocol._too_big
-    assert "websocket_max_message_size" in protocol._too_big
-    assert len(protocol._too_big.encode()) <= 123, "RFC 6455, section 5.5.1"
+def test_frames_are_read_by_kbridges_reader() -> None:
+    handler, _ = adapted(tornados())
+    assert type(handler.get_websocket_protocol()) is Websocket
 
 
 class Another(WebSocketProtocol13):
     pass
 
 
-@pytest.mark.parametrize("usual", [None, tornados(compression={}), tornados(cls=Another)])
-def test_tornados_protocol_stays_for_compression_and_for_other_classes(usual) -> None:
-    handler, _ = adapted(usual)
+@pytest.mark.parametrize(
+    ("usual", "compression"), [(None, None), (tornados({}), {}), (tornados(cls=Another), None)]
+)
+def test_tornados_protocol_stays_for_compression_and_others(usual, compression) -> None:
+    handler, _ = adapted(usual, compression)
     assert handler.get_websocket_protocol() is usual
 
 

@@ -812,7 +812,7 @@ async def test_a_browser_that_does_not_read_holds_back_the_hooks_too(world) -> N
     handler.seen.clear()
     async with asyncio.timeout(30):
         unread = b""
-        while len(heard) < 100 or handler.wire.writing():
+        while len(heard) < 100 or handler.writing():
             unread += _drained(handler.browser)
             await asyncio.sleep(0)
         unread += _drained(handler.browser)

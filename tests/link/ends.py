@@ -2,6 +2,7 @@
 
 import asyncio
 import socket
+from collections.abc import Callable
 
 from tests.support.waiting import TIMEOUT
 
@@ -22,18 +23,45 @@ def connected() -> tuple[socket.socket, socket.socket]:
 
 
 class Taker:
-    """Keeps the bytes that it is handed."""
+    """Keeps the bytes that it is handed, and counts the other events (`TransportEvents`)."""
 
     def __init__(self) -> None:
         self.came = bytearray()
-        self.news = asyncio.Event()
+        self.sizes: list[int] = []
+        self.drained = 0
+        self.closed = 0
+        self.then: Callable[[], None] = lambda: None
+        """Called after each read."""
+        self._news = asyncio.Event()
 
     def on_data(self, data: bytes) -> None:
         self.came += data
-        self.news.set()
+        self.sizes.append(len(data))
+        self._news.set()
+        self.then()
+
+    def on_drained(self) -> None:
+        self.drained += 1
+        self._news.set()
+
+    def on_closed(self) -> None:
+        self.closed += 1
+        self._news.set()
 
     async def until(self, data: bytes) -> None:
+        await self._until(lambda: bytes(self.came) == data)
+
+    async def until_more(self, count: int) -> None:
+        await self._until(lambda: len(self.came) > count)
+
+    async def until_drained(self) -> None:
+        await self._until(lambda: self.drained > 0)
+
+    async def until_closed(self) -> None:
+        await self._until(lambda: self.closed > 0)
+
+    async def _until(self, condition: Callable[[], bool]) -> None:
         async with asyncio.timeout(TIMEOUT):
-            while bytes(self.came) != data:
-                self.news.clear()
-                await self.news.wait()
+            while not condition():
+                self._news.clear()
+                await self._news.wait()

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import ssl
 import struct
 from contextlib import suppress
 
@@ -16,9 +17,11 @@ class Peer:
         self.reader, self.writer = reader, writer
 
     @classmethod
-    async def connect(cls, port: int, path: str = "/", *headers: str) -> "Peer":
+    async def connect(
+        cls, port: int, path: str = "/", *headers: str, tls: ssl.SSLContext | None = None
+    ) -> "Peer":
         """Open a websocket on 127.0.0.1; `headers` are lines."""
-        peer = cls(*await asyncio.open_connection("127.0.0.1", port))
+        peer = cls(*await asyncio.open_connection("127.0.0.1", port, ssl=tls))
         lines = (
             f"GET {path} HTTP/1.1",
             "Host: localhost",

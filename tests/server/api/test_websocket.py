@@ -613,8 +613,8 @@ async def test_a_viewer_that_does_not_read_costs_the_journal_and_no_more(start) 
             harness.say(stream(f"{i:05}{text}"))
             assert harness.hub.journal.nbytes <= limit
             assert json.loads((await read(honest)).content)["text"].startswith(f"{i:05}")
-        streams = [h.ws_connection.stream for h in harness.services.websockets]
-        assert sum(s.waiting for s in streams) < 2 << 20, "held outside the journal"
+        links = [h.ws_connection for h in harness.services.websockets]
+        assert sum(link.unsent_bytes for link in links) < 2 << 20, "held outside the journal"
         harness.say(message("status", {"execution_state": "idle"}, Channel.IOPUB))
         seen = []
         while (msg := await read(slow)).msg_type != "status":

@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import socket
 import ssl
 import subprocess
 import time
@@ -16,7 +15,7 @@ from tornado.httputil import HTTPHeaders, parse_cookie, parse_qs_bytes
 from kbridge.server.auth.authenticator import _cookies
 from kbridge.server.http.connection_limiter import ConnectionLimits
 from kbridge.server.http.listen import TlsFiles, make_context
-from kbridge.server.http.request_head import GuardedStream, HeadLimits, Meter, fault_of
+from kbridge.server.http.request_head import HeadLimits, Meter, fault_of
 from tests.server.http.test_guarded_server import PROOF, Harness
 from tests.support.waiting import TIMEOUT
 
@@ -215,15 +214,3 @@ async def test_a_stranger_pays_for_the_time_that_was_used(monkeypatch: pytest.Mo
 class _Clock:
     def __init__(self, thread_time: object) -> None:
         self.thread_time = thread_time
-
-
-async def test_only_plain_streams_are_taken_over_by_the_bridge() -> None:
-    from kbridge.link.stream import SocketStream
-
-    here, there = socket.socketpair()
-    here.setblocking(False)
-    stream = GuardedStream(here)
-    taken = SocketStream.take_over(stream)
-    assert taken is not None
-    taken.close()
-    there.close()
