@@ -1,4 +1,4 @@
-"""The connection class that Jupyter Server takes: a subclass of its own base, and of ours."""
+"""The connection class for Jupyter Server: a subclass of its base class and of kbridge's class."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from traitlets import default
 from kbridge.connection import channels
 from kbridge.errors import HubClosed, InvalidConnectionInfo, KbridgeError
 from kbridge.hub.hub import Hub
+from kbridge.hub.table import HubTable
 from kbridge.jupyter.handler import adapt_handler
 from kbridge.jupyter.hubs import JupyterHubs
 from kbridge.server.safe_log import SafeLog
@@ -23,29 +24,29 @@ __all__ = ["ZMQChannelsWebsocketConnection"]
 class ZMQChannelsWebsocketConnection(  # type: ignore[misc]  # traits of the same names
     channels.ZMQChannelsWebsocketConnection, BaseKernelWebsocketConnection
 ):
-    """Bridges a websocket of Jupyter Server to a kernel of Jupyter Server's.
+    """Connects a websocket of Jupyter Server to a kernel of Jupyter Server.
 
-    To be set as `ServerApp.kernel_websocket_connection_class`, which the extension does. The hubs
-    belong to the server's application: the first websocket makes them, and they go with the
-    kernels.
+    The extension sets `ServerApp.kernel_websocket_connection_class` to this class. The hubs belong
+    to the application of the server: the first websocket creates the object that opens them, and
+    each hub is closed when its kernel ends.
     """
 
-    _tables: ClassVar[weakref.WeakSet[JupyterHubs]] = weakref.WeakSet()
+    _all_hubs: ClassVar[weakref.WeakSet[JupyterHubs]] = weakref.WeakSet()
 
     @classmethod
     async def close_all(cls) -> None:
-        """Disconnect every websocket, and let go of every kernel, as a server does at its end."""
+        """Disconnect all websockets and close all hubs of this event loop."""
         await super().close_all()
         loop = asyncio.get_running_loop()
-        for table in list(cls._tables):
-            if table.loop is loop:
-                await table.aclose()
+        for hubs in list(cls._all_hubs):
+            if hubs.loop is loop:
+                await hubs.aclose()
 
     async def prepare(self) -> None:
-        """Do what comes before the websocket opens.
+        """Prepare the handler before the websocket opens.
 
-        A kernel whose process is still being started is waited for, as its ports are not known;
-        one that is starting up is not.
+        Waits while the process of the kernel is being launched, because its ports are not known
+        yet. Does not wait for a launched process to answer.
 
         Raises
         ------
@@ -57,9 +58,9 @@ class ZMQChannelsWebsocketConnection(  # type: ignore[misc]  # traits of the sam
         adapt_handler(self.websocket_handler, self)
 
     def connect(self) -> asyncio.Future[Any]:  # type: ignore[override]  # a Future, as there
-        """Attach the websocket to the kernel; close it where there is none any more.
+        """Attach the websocket to the kernel; close the websocket if the kernel has ended.
 
-        What escaped from here Tornado would log with the URL of the request, and the token in it.
+        Does not raise these errors: Tornado would log them with the URL, which contains the token.
         """
         try:
             return super().connect()
@@ -67,7 +68,7 @@ class ZMQChannelsWebsocketConnection(  # type: ignore[misc]  # traits of the sam
             # Ports that are missing now may be known when the client comes back.
             passing = isinstance(error, InvalidConnectionInfo)
             fault = HubClosed(error.reason) if passing else error
-            self.log.warning("no way to kernel %s: %s", self.kernel_id, fault.reason)
+            self.log.warning("Cannot connect to kernel %s: %s", self.kernel_id, fault.reason)
             self.disconnect()
             self.websocket_handler.close(fault.close_code, fault.reason[:100])
         done: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
@@ -75,6 +76,7 @@ class ZMQChannelsWebsocketConnection(  # type: ignore[misc]  # traits of the sam
         return done
 
     async def _wait_for_process(self) -> None:
+        """Wait until the kernel's process is launched; raise `HTTPError` 500 if that fails."""
         kernel = self.kernel_manager
         ready = getattr(kernel, "ready", None)
         if ready is None:
@@ -88,7 +90,7 @@ class ZMQChannelsWebsocketConnection(  # type: ignore[misc]  # traits of the sam
 
     @default("log")
     def _log_default(self) -> SafeLog:
-        """Jupyter Server's log, which escapes nothing of what clients and kernels send."""
+        """Return Jupyter Server's log, wrapped: it does not escape texts of clients and kernels."""
         return SafeLog(super()._log_default(), {})
 
     def _open_hub(self) -> Hub:
@@ -97,8 +99,8 @@ class ZMQChannelsWebsocketConnection(  # type: ignore[misc]  # traits of the sam
         if hubs is None:
             manager = self.multi_kernel_manager
             chosen = type(self).hub_settings(self.config, manager, self)
-            hubs = JupyterHubs(manager, chosen, self.log)
+            hubs = JupyterHubs(manager, HubTable(chosen, log=self.log))
             settings[channels.HUBS] = hubs
-            self._tables.add(hubs)
+            self._all_hubs.add(hubs)
         assert isinstance(hubs, JupyterHubs)
         return hubs.open_for(self.kernel_manager)

@@ -1,4 +1,4 @@
-"""The Jupyter Server extension: puts our connection class in the place of Jupyter Server's."""
+"""The Jupyter Server extension: replaces Jupyter Server's connection class by kbridge's."""
 
 from __future__ import annotations
 
@@ -20,30 +20,30 @@ __all__ = ["KbridgeExtension", "link", "load"]
 
 _SETTING = "kernel_websocket_connection_class"
 
-_CHOSEN: weakref.WeakSet[Any] = weakref.WeakSet()  # servers for which somebody chose a class
+_CHOSEN: weakref.WeakSet[Any] = weakref.WeakSet()  # servers whose user chose a class
 
 
 class KbridgeExtension(LoggingConfigurable):
-    """Settings of the extension; those of the bridge are ZMQChannelsWebsocketConnection's."""
+    """Settings of the extension; for all others see ZMQChannelsWebsocketConnection."""
 
     enabled = Bool(
         True,
         config=True,
-        help="Whether kernel websockets go over kbridge; off, they are Jupyter Server's own.",
+        help="Use kbridge for kernel websockets. False: use Jupyter Server's own class.",
     )
 
     def take_over(self, serverapp: Any) -> bool:
-        """Put our class in place, unless that is not wanted; say in the log which.
+        """Install kbridge's class unless there is a reason against it; log which.
 
         Parameters
         ----------
         serverapp : jupyter_server.serverapp.ServerApp
-            The server, initialized.
+            The initialized server.
 
         Returns
         -------
         bool
-            Whether kernel websockets go over kbridge.
+            True if kernel websockets go over kbridge.
         """
         reason = self._reason_against(serverapp)
         if reason:
@@ -51,7 +51,7 @@ class KbridgeExtension(LoggingConfigurable):
             return False
         serverapp.kernel_websocket_connection_class = ZMQChannelsWebsocketConnection
         serverapp.web_app.settings[_SETTING] = ZMQChannelsWebsocketConnection
-        # Extensions that are loaded after this one may still put theirs in place.
+        # Extensions that are loaded after this one may still install another class.
         IOLoop.current().add_callback(self._check_in_place, serverapp)
         self.log.info(
             "kbridge | kernel websockets go over kbridge %s"
@@ -64,10 +64,11 @@ class KbridgeExtension(LoggingConfigurable):
         used = serverapp.web_app.settings.get(_SETTING)
         if not issubclass(used, ZMQChannelsWebsocketConnection):
             self.log.warning(
-                "kbridge | off: another extension has put %s in its place", _name(used)
+                "kbridge | off: another extension has installed %s instead", _name(used)
             )
 
     def _reason_against(self, serverapp: Any) -> str:
+        """Return why kbridge's class is not installed; empty if it will be."""
         chosen = getattr(serverapp, _SETTING)
         used = serverapp.web_app.settings.get(_SETTING, chosen)
         if issubclass(used, ZMQChannelsWebsocketConnection):
@@ -90,7 +91,7 @@ def _name(cls: type) -> str:
 
 
 def _is_patched(cls: type) -> bool:
-    """Return True if a method of a class was replaced by code of another file."""
+    """Return True if a method of a class was replaced by code from another file."""
     files = {
         method.__code__.co_filename for method in vars(cls).values() if inspect.isfunction(method)
     }
@@ -98,14 +99,14 @@ def _is_patched(cls: type) -> bool:
 
 
 def _is_chosen(serverapp: Any) -> bool:
-    """Whether somebody chose Jupyter Server's own class, which looks like its default."""
-    # The configuration of an application that is loaded after us comes only after `link`.
+    """Return True if the user chose Jupyter Server's class, which is also the default."""
+    # `link` is too early to see the configuration of applications that are loaded later.
     sections = [serverapp.config[name] for name in serverapp.section_names()]
     return serverapp in _CHOSEN or any(_SETTING in section for section in sections)
 
 
 def link(serverapp: Any) -> None:
-    """Note whether somebody has chosen a class, before the server itself asks for the default."""
+    """Note whether the user has chosen a class, before the server reads the default."""
     if serverapp.trait_has_value(_SETTING):
         _CHOSEN.add(serverapp)
 

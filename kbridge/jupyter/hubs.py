@@ -1,50 +1,40 @@
-"""The hubs of kernels whose life Jupyter Server's manager leads."""
+"""The hubs of kernels that Jupyter Server manages."""
 
 from __future__ import annotations
 
 import asyncio
 import contextvars
-import logging
 from typing import Any, Final
 
-from kbridge.errors import HubClosed
 from kbridge.hub.hub import Hub
-from kbridge.hub.kernel.process_link import LinkFactory
-from kbridge.hub.settings import HubSettings
 from kbridge.hub.table import HubTable
 from kbridge.jupyter.watch import KernelWatch
-from kbridge.link.kernel import KernelLink
 
 __all__ = ["JupyterHubs"]
 
 _SWEEP_SECONDS: Final = 5.0
 
 
-class JupyterHubs(HubTable):
-    """A table of hubs each of which is kept in step with its kernel.
+class JupyterHubs:
+    """Open and close the hubs of Jupyter Server's kernels; keep each in step with its kernel.
 
     Parameters
     ----------
     kernels : jupyter_server.services.kernels.kernelmanager.MappingKernelManager
         The manager of all kernels.
-    settings, log, link
-        As for `HubTable`.
+    table : HubTable
+        The table of the hubs. Only this object opens and closes hubs in it.
 
     Attributes
     ----------
+    table : HubTable
+        The table of the hubs.
     loop : asyncio.AbstractEventLoop
-        The one that it was made on, and that its hubs live on.
+        The event loop of the hubs: the running loop at construction.
     """
 
-    def __init__(
-        self,
-        kernels: Any,
-        settings: HubSettings,
-        log: logging.Logger | logging.LoggerAdapter[Any],
-        *,
-        link: LinkFactory = KernelLink,
-    ) -> None:
-        super().__init__(settings, link=link, log=log)
+    def __init__(self, kernels: Any, table: HubTable) -> None:
+        self.table = table
         self.loop = asyncio.get_running_loop()
         self._kernels = kernels
         self._watches: dict[str, KernelWatch] = {}
@@ -52,12 +42,12 @@ class JupyterHubs(HubTable):
         self._sweeper: asyncio.Task[None] | None = None
 
     def open_for(self, kernel: Any) -> Hub:
-        """The hub of a kernel, made where there is none.
+        """Return the hub of a kernel; open it if there is none.
 
         Parameters
         ----------
         kernel : jupyter_client.KernelManager
-            Its manager.
+            The manager of the kernel.
         """
         kernel_id = str(kernel.kernel_id)
         known = self._watches.get(kernel_id)
@@ -65,56 +55,57 @@ class JupyterHubs(HubTable):
             return known.hub
         if known is not None:  # of another kernel that had the same id
             self._on_gone(known)
-        # What begins here outlives the request in whose context we are, and must not hold it.
+        # The tasks that start here outlive the current request. In an empty context, they do not
+        # keep the request alive.
         return contextvars.Context().run(self._open_and_watch, kernel_id, kernel)
 
     def _open_and_watch(self, kernel_id: str, kernel: Any) -> Hub:
-        hub = self.open(kernel_id, kernel.get_connection_info())
+        hub = self.table.open(kernel_id, kernel.get_connection_info())
         self._watches[kernel_id] = KernelWatch(hub, kernel, self._kernels, self._on_gone)
         if self._sweeper is None or self._sweeper.done():
             self._sweeper = asyncio.ensure_future(self._sweep())
         return hub
 
-    async def close(
-        self,
-        kernel_id: str,
-        code: int = HubClosed.close_code,
-        reason: str = "the kernel was shut down",
-    ) -> None:
-        """Close a kernel's hub, where there is one, and watch the kernel no more."""
+    async def close(self, kernel_id: str) -> None:
+        """Close the hub of a kernel, if there is one, and stop watching the kernel."""
         watch = self._watches.pop(kernel_id, None)
         if watch is not None:
-            self._ending(watch.close())
-        await super().close(kernel_id, code, reason)
+            self._await_later(watch.close())
+        await self.table.close(kernel_id)
 
     async def aclose(self) -> None:
-        """Close all; may be called twice."""
-        await super().aclose()
+        """Close all hubs; may be called twice."""
+        watches, self._watches = self._watches, {}
+        for watch in watches.values():
+            self._await_later(watch.close())
+        await self.table.aclose()
         if self._sweeper is not None:
             self._sweeper.cancel()
-            self._ending({self._sweeper})
+            self._await_later({self._sweeper})
         while self._closing:
             await asyncio.wait(self._closing)
 
     async def _sweep(self) -> None:
-        """Let go of kernels that left the manager with their processes running, as they may."""
+        """Close the hubs of kernels that left the manager while their processes kept running."""
         missed: set[KernelWatch] = set()
         while self._watches:
             await asyncio.sleep(_SWEEP_SECONDS)
             missing = {watch for watch in self._watches.values() if watch.missing}
-            for watch in missing & missed:
+            for watch in missing & missed:  # missing twice: a restart takes less time
                 self._on_gone(watch)
             missed = missing
 
     def _on_gone(self, watch: KernelWatch) -> None:
+        """Close the hub of a kernel that has left the manager."""
         if self._watches.get(watch.hub.kernel_id) is not watch:
             return
-        # Out of the table at once: a kernel may come that has the same id.
+        # Remove it from the table at once, because another kernel may get the same id.
         del self._watches[watch.hub.kernel_id]
-        self.take(watch.hub.kernel_id)
-        self._ending({*watch.close(), asyncio.ensure_future(watch.hub.aclose())})
+        self.table.take(watch.hub.kernel_id)
+        self._await_later({*watch.close(), asyncio.ensure_future(watch.hub.aclose())})
 
-    def _ending(self, tasks: set[asyncio.Task[None]]) -> None:
+    def _await_later(self, tasks: set[asyncio.Task[None]]) -> None:
+        """Note tasks that are ending; `aclose` waits for them."""
         for task in tasks:
             self._closing.add(task)
             task.add_done_callback(self._closing.discard)

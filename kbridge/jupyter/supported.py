@@ -1,7 +1,8 @@
-"""Which versions of Jupyter Server the extension works in.
+"""The versions of Jupyter Server that the extension supports.
 
-Installing kbridge turns the extension on, also beside a Jupyter Server that pip was not asked to
-look at (`pip install kbridge` without the extra). It must then do nothing, and say so.
+Installing kbridge enables the extension, also if an older Jupyter Server is installed
+(`pip install kbridge` without the extra does not update it). The extension must then do nothing,
+and say so in the log.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import jupyter_server
 __all__ = ["MINIMUM", "load_nothing", "reason_against"]
 
 MINIMUM: Final = (2, 14)
-"""The oldest version: as in pyproject.toml's extra `jupyter`."""
+"""The oldest supported version, the same as in the extra `jupyter` of pyproject.toml."""
 
 
 def reason_against(version: str = jupyter_server.__version__) -> str:
@@ -21,7 +22,7 @@ def reason_against(version: str = jupyter_server.__version__) -> str:
     try:
         major, minor = (int(number) for number in version.split(".")[:2])
     except ValueError:
-        return ""  # a version of another form is not an old one
+        return ""  # a version of another form; assume that it is new
     if (major, minor) >= MINIMUM:
         return ""
     needed = ".".join(map(str, MINIMUM))
@@ -32,5 +33,5 @@ def reason_against(version: str = jupyter_server.__version__) -> str:
 
 
 def load_nothing(serverapp: Any) -> None:
-    """Load the extension where it cannot work: say why, and change nothing."""
+    """Log why the extension cannot work, and change nothing."""
     serverapp.log.warning("kbridge | %s", reason_against())

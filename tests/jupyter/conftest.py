@@ -1,7 +1,7 @@
-"""Jupyter Server's own managers and handler around a kernel and a websocket that are twins.
+"""Jupyter Server's managers and handler with a kernel and a websocket in memory.
 
-The same world stands around three classes: ours for the standalone server, ours for Jupyter Server,
-and Jupyter Server's own, which shows that what is asked of the first two is what the peer does.
+The tests run with three classes: kbridge's class for the standalone server, kbridge's class for
+Jupyter Server, and Jupyter Server's own class, which confirms that the expectations are right.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import socket
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from datetime import UTC, datetime
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -56,12 +57,12 @@ DATE = "2030-01-01T00:00:00.000000Z"
 
 
 class Answering:
-    """A kernel that answers kernel_info_requests at once, and keeps what else it is sent.
+    """A kernel that answers kernel_info_requests at once and keeps all other messages.
 
     Attributes
     ----------
     asked : list of Message
-        What it was sent, questions about itself left out.
+        The received messages, without kernel_info_requests.
     """
 
     def __init__(self, key: bytes) -> None:
@@ -102,7 +103,7 @@ class Answering:
 
 
 class Stream:
-    """What a kernel manager's `connect_shell` and the like give, without sockets."""
+    """A stream as `connect_shell` of a kernel manager returns it, without a socket."""
 
     def __init__(self, kernel: Kernel, channel: Channel) -> None:
         self._kernel = kernel
@@ -144,7 +145,7 @@ class Stream:
 
 
 class Kernel(ServerKernelManager):
-    """A kernel's manager as Jupyter Server has it, whose process and sockets are twins."""
+    """A kernel manager of Jupyter Server whose process and sockets are in memory."""
 
     def start_twin(self) -> None:
         for n, channel in enumerate(("shell", "iopub", "stdin", "hb", "control")):
@@ -182,7 +183,7 @@ class Kernel(ServerKernelManager):
         self.twin.hear(channel, frames, self.say)
 
     def say(self, msg: Message) -> None:
-        """Say something to whoever is connected over streams."""
+        """Send a message to all connected streams."""
         frames = [bytes(f) for f in serialize(msg, self.twin.signer)]
         to = [s for c, s in self.streams if c is msg.channel and not s.closed()]
         if msg.channel is not Channel.IOPUB:
@@ -193,7 +194,7 @@ class Kernel(ServerKernelManager):
                 stream.deliver(list(frames))
 
     def fire(self, event: str) -> None:
-        """Let the restarter tell `restart` or `dead`."""
+        """Report `restart` or `dead`, as the restarter does."""
         assert self._restarter is not None
         self._restarter._fire_callbacks(event)
 
@@ -215,7 +216,7 @@ class Kernels(AsyncMappingKernelManager):
 
 
 class Link(MemoryKernel):
-    """A hub's link to the twin."""
+    """The link of a hub to the kernel in memory."""
 
     kernel: Kernel
     made: list[Link]
@@ -236,7 +237,7 @@ class Link(MemoryKernel):
 
 
 class Handler(KernelWebsocketHandler):
-    """Jupyter Server's handler, whose browser is a socket of the test's."""
+    """Jupyter Server's handler; the test holds the other end of its socket."""
 
     def begin(self, dialect: str) -> None:
         self.dialect = dialect
@@ -247,7 +248,7 @@ class Handler(KernelWebsocketHandler):
         self.seen: list[dict[str, Any]] = []
 
     def accept(self) -> None:
-        """Do what Tornado does between `prepare` and `open`."""
+        """Do the steps of Tornado between `prepare` and `open`."""
         protocol: Any = self.get_websocket_protocol()
         if isinstance(protocol, Websocket):
             protocol.take_over(self.wire)
@@ -262,7 +263,7 @@ class Handler(KernelWebsocketHandler):
         self.closes.append((code, reason))
 
     def read(self, msg_type: str | None = None) -> list[dict[str, Any]]:
-        """All messages so far, or those of one type; each was one frame. Pings are answered."""
+        """Return all messages so far, or those of one type. Answer pings."""
         try:
             data = self.browser.recv(1 << 22)
         except BlockingIOError:
@@ -276,11 +277,11 @@ class Handler(KernelWebsocketHandler):
         return [m for m in self.seen if msg_type in (None, m["header"]["msg_type"])]
 
     def texts(self) -> list[str]:
-        """The texts of the stream messages so far."""
+        """Return the texts of the stream messages so far."""
         return [m["content"]["text"] for m in self.read("stream")]
 
     def send(self, msg: Message) -> Any:
-        """Let the browser send a message."""
+        """Send a message as the browser does."""
         whole = {
             "channel": str(msg.channel),
             "header": json.loads(msg.header),
@@ -306,12 +307,12 @@ class Handler(KernelWebsocketHandler):
 
 
 class World:
-    """One kernel, its managers, and as many websockets as are asked for.
+    """One kernel, its managers, and any number of websockets.
 
     Attributes
     ----------
     base : type
-        The class to make subclasses of.
+        The class under test, from which tests derive subclasses.
     """
 
     def __init__(self, impl: str, dialect: str, patch: pytest.MonkeyPatch) -> None:
@@ -341,7 +342,7 @@ class World:
         before: Callable[[Any], None] | None = None,
         dialect: str = "",
     ) -> tuple[Any, Handler]:
-        """Open a websocket with a class; `before` is given the connection as soon as it is made."""
+        """Open a websocket with a class; `before` is called with the connection after creation."""
         conn, handler = await self.prepare(cls, session=session, before=before, dialect=dialect)
         async with asyncio.timeout(TIMEOUT):
             await handler.open(KERNEL_ID)  # type: ignore[no-untyped-call]
@@ -360,7 +361,7 @@ class World:
         before: Callable[[Any], None] | None = None,
         dialect: str = "",
     ) -> tuple[Any, Handler]:
-        """Come as far as the answer to the upgrade."""
+        """Handle the upgrade request up to its answer."""
         cls = cls or self.base
         self._arrange_hubs(cls)
         request = HTTPServerRequest(
@@ -383,7 +384,7 @@ class World:
         return conn, handler
 
     def _arrange_hubs(self, cls: Any) -> None:
-        """Let the hubs' links go to the twin; who makes the hubs is as it is outside of tests."""
+        """Link the hubs to the kernel in memory; they are created as in production."""
         if self.peer or self.links or channels.HUBS in self.settings:
             return
 
@@ -391,39 +392,37 @@ class World:
             kernel = self.kernel
             made = self.links
 
-        class Hubs(JupyterHubs):
-            def __init__(self, *args: Any) -> None:
-                super().__init__(*args, link=Here)
-
         if self.impl == "jupyter":
-            self._patch.setattr(kbridge.jupyter.connection, "JupyterHubs", Hubs)
+            table = partial(HubTable, link=Here)
+            self._patch.setattr(kbridge.jupyter.connection, "HubTable", table)
         else:
             settings = cls.hub_settings(self.config, self.kernels)
             self.settings[channels.HUBS] = HubTable(settings, link=Here)
 
     @property
     def hub(self) -> Hub:
-        found: Hub = self.settings[channels.HUBS][KERNEL_ID]
-        return found
+        hubs = self.settings[channels.HUBS]
+        table: HubTable = hubs.table if isinstance(hubs, JupyterHubs) else hubs
+        return table[KERNEL_ID]
 
     async def fire(self, event: str) -> None:
-        """Let the kernel's process end, to be started again (`restart`) or not (`dead`)."""
-        if self.links:  # sockets hang up with the process
+        """End the kernel's process; it is started again (`restart`) or not (`dead`)."""
+        if self.links:  # sockets disconnect when the process ends
             asyncio.get_running_loop().call_soon(self.links[-1].disconnect)
         if self.impl != "standalone":
             self.kernel.fire(event)
-        elif event == "restart":  # there, the server's own manager tells the hub
+        elif event == "restart":  # in the standalone server, the kernel manager tells the hub
             await self.hub.restarting()
         else:
             self.hub.dead()
 
     async def settle(self) -> None:
-        """Let everything run that is due: twins answer within a few turns of the loop."""
+        """Run all due callbacks: kernels in memory answer within a few turns of the loop."""
         for _ in range(20):
             await asyncio.sleep(0)
 
     def say(self, *messages: Message) -> None:
-        """Let the kernel say something."""
+        """Send messages from the kernel."""
         for msg in messages:
             if self.peer:
                 self.kernel.say(msg)
@@ -438,7 +437,7 @@ class World:
 
     @property
     def asked(self) -> list[Message]:
-        """What the kernel was sent by clients."""
+        """The messages that clients have sent to the kernel."""
         return self.kernel.twin.asked
 
     async def aclose(self) -> None:
@@ -454,13 +453,13 @@ class World:
 
 @pytest.fixture(params=sorted(BASES))
 def impl(request: pytest.FixtureRequest) -> str:
-    """Each class in turn; a test that is about ours alone narrows it down."""
+    """Each class in turn; tests of kbridge's classes only narrow it down."""
     return str(request.param)
 
 
 @pytest.fixture
 async def world(impl: str, dialect: str, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[World]:
-    """The world around each class, in each dialect."""
+    """The environment of each class, in each dialect."""
     made = World(impl, dialect, monkeypatch)
     yield made
     await made.aclose()
@@ -468,11 +467,11 @@ async def world(impl: str, dialect: str, monkeypatch: pytest.MonkeyPatch) -> Asy
 
 @pytest.fixture(scope="module", autouse=True)
 def tornados_loggers() -> Iterator[None]:
-    """A Jupyter Server takes Tornado's loggers over, and never gives them back."""
+    """Restore Tornado's loggers, which a Jupyter Server changes."""
     names = ("tornado", "tornado.access", "tornado.application", "tornado.general")
     kept = [(logger, logger.__dict__.copy()) for logger in map(logging.getLogger, names)]
     yield
     for logger, state in kept:
-        logger.setLevel(state["level"])  # which empties the caches of what is enabled
+        logger.setLevel(state["level"])  # also clears the logger's cache of enabled levels
         for name in ("name", "parent", "propagate"):
             setattr(logger, name, state[name])

@@ -1,4 +1,4 @@
-"""Jupyter Server in the process of the tests, with our class in place: its objects are at hand."""
+"""Jupyter Server with kbridge's class in the process of the tests, so that they see its objects."""
 
 from __future__ import annotations
 
@@ -18,12 +18,13 @@ from traitlets.config import Config
 
 from kbridge.connection.channels import HUBS
 from kbridge.hub.hub import Hub
+from kbridge.hub.table import HubTable
 from kbridge.jupyter import ZMQChannelsWebsocketConnection
 from kbridge.jupyter.hubs import JupyterHubs
 from tests.jupyter.rig import until
 from tests.support.server import TOKEN, Server
 
-# Kernelspecs beside ipykernel's python3: one that starts and ends, and one that never starts.
+# Kernelspecs besides ipykernel's python3: one whose kernel ends at once, and one that cannot start.
 _SPECS = {
     "broken": [sys.executable, "-c", "raise SystemExit(3)", "{connection_file}"],
     "missing": ["/nonexistent/kernel", "{connection_file}"],
@@ -31,7 +32,7 @@ _SPECS = {
 
 
 class Inside(Server):
-    """A server that is called as a process is, though it is none."""
+    """A server with the interface of `Server`, but in this process."""
 
     def __init__(self, home: Path, app: ServerApp, port: int) -> None:
         super().__init__(home)
@@ -48,10 +49,10 @@ class Inside(Server):
         return self.app.web_app.settings
 
     @property
-    def hubs(self) -> JupyterHubs:
+    def hubs(self) -> HubTable:
         hubs = self.settings[HUBS]
         assert isinstance(hubs, JupyterHubs)
-        return hubs
+        return hubs.table
 
     def hub(self, kernel_id: str) -> Hub:
         return self.hubs[kernel_id]
@@ -62,13 +63,13 @@ class Inside(Server):
         return str(reply.json()["id"])
 
     async def model(self, kernel_id: str) -> dict[str, Any]:
-        """What the REST API says of a kernel."""
+        """Return the kernel's model from the REST API."""
         reply = await self.call("GET", f"/api/kernels/{kernel_id}")
         assert reply.status == 200, reply.body
         return dict(reply.json())
 
     async def says(self, kernel_id: str, **values: Any) -> None:
-        """Wait until the REST API says something of a kernel."""
+        """Wait until the model of a kernel has these values."""
         model: dict[str, Any] = {}
 
         async def said() -> bool:
@@ -83,12 +84,12 @@ class Inside(Server):
 
     @contextmanager
     def handlers(self) -> Iterator[list[Any]]:
-        """The handlers of the websockets that are open."""
+        """Yield the handlers of the open websockets."""
         yield [c.websocket_handler for c in ZMQChannelsWebsocketConnection._open_sockets]
 
     @asynccontextmanager
     async def set(self, **traits: Any) -> AsyncIterator[None]:
-        """Let the manager have other settings, and let hubs be made anew with them."""
+        """Change settings of the manager for the duration of the block; hubs are created again."""
         before = {name: getattr(self.kernels, name) for name in traits}
         for values in (traits, before):
             if HUBS in self.settings:
@@ -100,7 +101,7 @@ class Inside(Server):
 
 
 def environment(patch: pytest.MonkeyPatch, home: Path) -> None:
-    """Let all that Jupyter writes and reads be in one directory."""
+    """Use one directory for all files of Jupyter."""
     for name in ("RUNTIME", "DATA", "CONFIG"):
         patch.setenv(f"JUPYTER_{name}_DIR", str(home / name.lower()))
     patch.setenv("JUPYTER_PLATFORM_DIRS", "1")

@@ -1,4 +1,4 @@
-"""A kernel of Jupyter Server's and the manager of all kernels, as far as a watch sees them."""
+"""A kernel manager and a manager of all kernels, with the parts that a `KernelWatch` uses."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ PORTS = ("shell_port", "iopub_port", "stdin_port", "control_port")
 
 
 class FakeKernel(HasTraits):
-    """What jupyter_client's KernelManager tells, without a process."""
+    """The interface of jupyter_client's KernelManager, without a process."""
 
     shell_port = Int(INFO["shell_port"])
     iopub_port = Int(INFO["iopub_port"])
@@ -53,12 +53,12 @@ class FakeKernel(HasTraits):
         return {**INFO, **{name: getattr(self, name) for name in PORTS}}
 
     def move(self, *ports: int) -> None:
-        """Take other ports, one after the other."""
+        """Change the ports, one after the other."""
         for name, port in zip(PORTS, ports, strict=True):
             setattr(self, name, port)
 
     def listeners(self) -> int:
-        """Callbacks and observers that are registered."""
+        """Return the number of registered callbacks and observers."""
         observers = sum(
             len(self._trait_notifiers.get(name, {}).get("change", [])) for name in PORTS
         )
@@ -73,7 +73,7 @@ class FakeKernels(dict[str, FakeKernel]):
         self.last_kernel_activity = LONG_AGO
         self.unwatched: list[str] = []
         self.ports_asked: list[str] = []
-        self.absences = 0  # how often it will yet say that it does not know a kernel
+        self.absences = 0  # number of further lookups that do not find a kernel
         self.asked = 0
 
     def __contains__(self, kernel_id: object) -> bool:
@@ -97,7 +97,7 @@ class FakeKernels(dict[str, FakeKernel]):
 
 
 class WatchRig(Rig):
-    """A hub on twins, and the watch that keeps it in step with a kernel of the manager's."""
+    """A hub with a kernel in memory, and the watch that keeps it in step with a kernel manager."""
 
     def __init__(self, settings: HubSettings) -> None:
         super().__init__(settings)
@@ -111,16 +111,16 @@ class WatchRig(Rig):
         watch.close()
 
     def end_process(self) -> None:
-        """Let the kernel's sockets hang up."""
+        """Disconnect the sockets of the kernel."""
         self.kernel.disconnect()
 
     async def settle(self) -> None:
-        """Let everything run that is due now."""
+        """Run all due callbacks."""
         for _ in range(20):
             await asyncio.sleep(0)
 
     def listening_at(self) -> tuple[int | str, ...]:
-        """The ports to which the hub is linked now."""
+        """Return the ports that the hub is connected to."""
         ports = self.kernel.endpoints.ports
         return tuple(
             ports[c] for c in (Channel.SHELL, Channel.IOPUB, Channel.STDIN, Channel.CONTROL)
@@ -128,7 +128,7 @@ class WatchRig(Rig):
 
 
 async def until(condition: Callable[[], Any], what: Callable[[], str] | str = "") -> None:
-    """Wait for what announces itself by no event; `condition` may be asynchronous."""
+    """Poll until a condition holds that no event announces; `condition` may be asynchronous."""
     deadline = asyncio.get_running_loop().time() + TIMEOUT
     while True:
         found = condition()
@@ -140,6 +140,6 @@ async def until(condition: Callable[[], Any], what: Callable[[], str] | str = ""
 
 
 def statuses(client: MemoryClient) -> list[str]:
-    """The states that a v1 client was told."""
+    """Return the states that a v1 client was told."""
     told = [m.content for m in received(client) if m.msg_type == "status"]
     return [c.decode().split('"')[3] for c in told]

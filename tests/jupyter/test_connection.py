@@ -20,7 +20,7 @@ async def test_a_kernel_without_ports_closes_its_websocket_and_nothing_escapes(
     await handler.open("a-kernel")
     assert handler.closes == [(1012, "the connection info has no shell_port")]
     assert conn not in ZMQChannelsWebsocketConnection._open_sockets
-    assert "no way to kernel" in caplog.text
+    assert "Cannot connect to kernel" in caplog.text
     assert world.kernels._kernel_connections == {conn.kernel_id: 0}
 
 

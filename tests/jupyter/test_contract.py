@@ -1,4 +1,4 @@
-"""The class for Jupyter Server is held to the contract too, and is taken for one of its own."""
+"""The class for Jupyter Server fulfils the contract of connections, too."""
 
 import asyncio
 import inspect
@@ -86,7 +86,7 @@ def test_what_is_written_for_jupyter_servers_class_applies(section, name, value)
     for cls in (ZMQChannelsWebsocketConnection, PeerConnection):
 
         class Mine(cls):  # type: ignore[misc, valid-type]
-            """A subclass of somebody's, whose parents' sections apply to it."""
+            """A subclass of a user, to which the sections of its base classes apply."""
 
         if section != "Mine":
             assert getattr(cls(config=config), name) == value
@@ -121,7 +121,7 @@ async def test_properties_say_who_is_who(world) -> None:
     assert conn.session_id == conn.session.session == "a-session"
     assert conn.session_key == f"{world.kernel.kernel_id}:a-session"
     assert conn.websocket_handler is handler
-    # Jupyter Server's handler has no more than this to say of a write.
+    # Jupyter Server's handler logs only this about a write.
     assert conn.write_message == handler.write_message
     assert conn.subprotocol == handler.selected_subprotocol
 

@@ -1,4 +1,4 @@
-"""The death of a kernel of Jupyter Server's, told before its restarter looks by itself."""
+"""The death of a kernel of Jupyter Server is reported before its restarter polls."""
 
 import asyncio
 import logging
@@ -25,11 +25,11 @@ NEVER = 3600
 on_linux = pytest.mark.skipif(not hasattr(os, "pidfd_open"), reason="only Linux tells at once")
 
 
-# -- whom it asks, and when -----------------------------------------------------------------
+# -- which restarters are asked -------------------------------------------------------------
 
 
 class Restarter:
-    """Jupyter's, as far as a watch knows it."""
+    """A restarter with the parts that a watch uses."""
 
     def __init__(self) -> None:
         self.looks = 0
@@ -80,7 +80,7 @@ async def rig(process) -> AsyncIterator[WatchRig]:
 
 
 async def ended(rig: WatchRig) -> None:
-    """Until the watch has seen the end of the process."""
+    """Wait until the watch has seen the end of the process."""
     task = rig.watch._ended
     assert task is not None
     async with asyncio.timeout(20):
@@ -181,7 +181,7 @@ async def test_who_watches_no_more_leaves_nothing_behind(rig) -> None:
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def inside(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Inside]:
-    """A server whose restarters never look by themselves."""
+    """A server whose restarters never poll."""
     require("ipykernel")
     home: Path = tmp_path_factory.mktemp("jupyter")
     with pytest.MonkeyPatch.context() as patch:

@@ -1,4 +1,4 @@
-"""The extension in Jupyter Servers that are set up as a user's are, and never listen."""
+"""The extension in Jupyter Servers that have a user's configuration and do not listen."""
 
 from __future__ import annotations
 
@@ -47,15 +47,15 @@ IDLE = "idle: kernel_websocket_connection_class is configured, and stays "
 
 
 class UsersOwn(PeerConnection):
-    """What a user of Jupyter Server may have written."""
+    """A connection class that a user of Jupyter Server may have written."""
 
 
 class UsersOwnOnOurs(ZMQChannelsWebsocketConnection):
-    """The same, once they know kbridge."""
+    """A connection class that derives from kbridge's."""
 
 
 class UsersApp(ExtensionApp):
-    """As `jupyter notebook` is one: comes after kbridge in the alphabet, and has its own file."""
+    """An extension like `jupyter notebook`: loaded after kbridge, with its own config file."""
 
     name = "usersapp"
 
@@ -65,14 +65,14 @@ def _jupyter_server_extension_points() -> list[dict[str, Any]]:
 
 
 class Jupyter:
-    """Makes Jupyter Servers in directories of the test's own, one after the other.
+    """Makes Jupyter Servers in directories of the test, one after the other.
 
     Attributes
     ----------
     config_file : Path
-        What a user's jupyter_server_config.py is.
+        The user's jupyter_server_config.py.
     switch : Path
-        The file that turns the extension on, as the wheel installs it.
+        The file that enables the extension, as the wheel installs it.
     """
 
     def __init__(self, home: Path) -> None:
@@ -85,7 +85,7 @@ class Jupyter:
         self._apps: list[ServerApp] = []
 
     def start(self, *argv: str, config: str = "", **kwargs: Any) -> ServerApp:
-        """Initialize a server; `kwargs` are what a program that embeds one passes."""
+        """Initialize a server; `kwargs` are the arguments of a program that embeds it."""
         if config:
             self.config_file.write_text(f"c = get_config()\n{config}\n")
         app = ServerApp(
@@ -96,7 +96,7 @@ class Jupyter:
             **kwargs,
         )
         self._apps.append(app)
-        # Signals and limits are the test run's.
+        # Do not change the signal handlers and limits of the test run.
         app.init_signal = app.init_resources = lambda: None
         app.initialize(argv=list(argv), new_httpserver=False)
         return app
@@ -106,7 +106,7 @@ class Jupyter:
         return self._log.getvalue()
 
     def ours(self) -> list[str]:
-        """Lines of the log that the extension wrote."""
+        """Return the lines that the extension logged."""
         lines = [line.partition("kbridge | ")[2] for line in self.log.splitlines()]
         return [line for line in lines if line and not line.startswith("extension was")]
 
@@ -124,9 +124,9 @@ async def jupyter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncItera
         (tmp_path / name).mkdir()
         monkeypatch.setenv(f"JUPYTER_{name.upper()}_DIR", str(tmp_path / name))
     monkeypatch.delenv("JUPYTER_CONFIG_PATH", raising=False)
-    for name in ("ENV_CONFIG_PATH", "SYSTEM_CONFIG_PATH"):  # not what is installed here
+    for name in ("ENV_CONFIG_PATH", "SYSTEM_CONFIG_PATH"):  # ignore installed extensions
         monkeypatch.setattr(jupyter_core.paths, name, [])
-    # A server takes Tornado's loggers over, and never gives them back.
+    # A server changes Tornado's loggers and does not restore them.
     for name in ("tornado", "tornado.access", "tornado.application", "tornado.general"):
         logger = logging.getLogger(name)
         monkeypatch.setattr(logger, "name", name)
@@ -140,14 +140,14 @@ async def jupyter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncItera
 
 
 def chosen(app: ServerApp) -> Any:
-    """What websockets are served with, the same wherever Jupyter Server looks it up."""
+    """Return the connection class in use; all places where Jupyter Server reads it must agree."""
     cls = app.web_app.settings[SETTING]
     assert getattr(app, SETTING) is cls
     return cls
 
 
 def hub_settings(app: ServerApp) -> HubSettings:
-    """The settings of the hub that the first websocket of a kernel makes, as its handler would."""
+    """Return the hub settings that the first websocket of a kernel uses."""
     kernels = app.kernel_manager
     kernel = ServerKernelManager(parent=kernels, shell_port=1, iopub_port=2, stdin_port=3)
     kernel.control_port, kernel.hb_port, kernel.kernel_id = 4, 5, "a-kernel"
@@ -165,7 +165,7 @@ def hub_settings(app: ServerApp) -> HubSettings:
     return settings
 
 
-# -- who takes over -------------------------------------------------------------------------
+# -- which class is used --------------------------------------------------------------------
 
 
 async def test_once_installed_it_takes_over_and_says_so(jupyter: Jupyter) -> None:
@@ -257,13 +257,13 @@ async def test_ours_and_what_is_built_on_it_stay(
 
 
 class Firewall(PeerConnection):
-    """Stand in for the connection class of another extension that filters messages."""
+    """A connection class of another extension that filters messages."""
 
 
 def another_extension(
     monkeypatch: pytest.MonkeyPatch, name: str, load: Callable[[ServerApp], None]
 ) -> str:
-    """Make a module that is an extension; give the option that loads it."""
+    """Write a module that is an extension; return the option that loads it."""
     module = types.ModuleType(name)
     module._jupyter_server_extension_points = lambda: [{"module": name}]  # type: ignore[attr-defined]
     module._load_jupyter_server_extension = load  # type: ignore[attr-defined]
@@ -292,7 +292,7 @@ async def test_what_a_later_extension_puts_in_place_stays_and_the_log_is_true(
     await asyncio.sleep(0)
     await asyncio.sleep(0)
     assert app.web_app.settings[SETTING] is Firewall
-    assert jupyter.ours()[-1] == f"off: another extension has put {HERE}.Firewall in its place"
+    assert jupyter.ours()[-1] == f"off: another extension has installed {HERE}.Firewall instead"
 
 
 async def test_methods_that_another_extension_has_changed_stay(
@@ -361,10 +361,10 @@ CONFIGURED = {
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        ("iopub_msg_rate_limit", 17.0),  # Jupyter Server's class has this one
+        ("iopub_msg_rate_limit", 17.0),  # Jupyter Server's class has this trait
         ("limit_rate", False),
         ("kernel_info_timeout", 3.5),
-        ("journal_limit", 1 << 20),  # and knows nothing of this
+        ("journal_limit", 1 << 20),  # Jupyter Server's class does not have this trait
         ("resume_timeout", 2.5),
     ],
 )

@@ -1,7 +1,7 @@
-"""A subclass that overrides a hook has its override called, as with Jupyter Server's own class.
+"""Overrides of hooks in subclasses are called, as with Jupyter Server's own class.
 
-All but a few run against three classes in both dialects: ours for the standalone server, ours for
-Jupyter Server, and Jupyter Server's own, which says what is right.
+Almost all tests run with three classes in both dialects: kbridge's class for the standalone server,
+kbridge's class for Jupyter Server, and Jupyter Server's own class, which is the reference.
 """
 
 import asyncio
@@ -25,11 +25,11 @@ from tests.support.client import attach
 OURS = pytest.mark.parametrize("impl", ["standalone", "jupyter"])
 V1 = pytest.mark.parametrize("dialect", ["v1"])
 LEGACY = pytest.mark.parametrize("dialect", ["legacy"])
-CONTENT = 3  # where the content stands among the parts
+CONTENT = 3  # index of the content among the parts
 
 
 def calls(base: Any, *names: str) -> tuple[Any, list[tuple[Any, ...]]]:
-    """A subclass that notes each call of some methods and passes it on, and the list of them."""
+    """Return a subclass that records the calls of some methods and passes them on, and the list."""
     heard: list[tuple[Any, ...]] = []
 
     def noting(name: str) -> Any:
@@ -69,7 +69,7 @@ async def test_handle_outgoing_message_may_rewrite_what_the_kernel_says(world, s
 
     _, handler = await world.open(Loud)
     if world.peer and world.dialect == "legacy" and not signs:
-        # There, Jupyter Server verifies once more; ours does not, because the hub has.
+        # Jupyter Server's class verifies again; kbridge's does not, because the hub has verified.
         with pytest.raises(ValueError, match="Invalid Signature"):
             world.say(world.stream("a"))
         return
@@ -139,7 +139,7 @@ async def test_on_zmq_reply_is_given_parts_or_a_dict(world) -> None:
 
 
 async def test_on_zmq_reply_may_send_what_write_message_takes(world) -> None:
-    """A subclass that replaces the whole of it."""
+    """A subclass that replaces the method without calling the original."""
 
     class Mine(world.base):
         def _on_zmq_reply(self, stream, msg_list):
@@ -262,7 +262,7 @@ async def test_on_error_may_change_what_is_shown(world) -> None:
     assert handler.texts() == ["a"]
 
 
-@OURS  # Jupyter Server's looks for the replacement where there is none
+@OURS  # Jupyter Server's class expects a traceback where there is none
 async def test_tracebacks_are_hidden_for_who_overrides_another_hook(world) -> None:
     world.kernels.allow_tracebacks = False
     _, handler = await world.open(calls(world.base, "_on_zmq_reply")[0])
@@ -338,7 +338,7 @@ async def test_limit_rate_may_ask_the_usual_one(world) -> None:
     told = [m["content"] for m in handler.read("stream")]
     assert [c["text"] for c in told if c["name"] == "stdout"] == ["0", "1"]
     assert len([c for c in told if c["name"] == "stderr"]) == 1
-    # A cell's end begins a new count.
+    # The end of a cell resets the counts.
     world.say(world.message("iopub", "status", {"execution_state": "idle"}), world.stream("next"))
     assert handler.texts()[-1] == "next"
 
@@ -413,7 +413,7 @@ async def test_handle_incoming_message_may_refuse(world) -> None:
 
 
 async def test_handle_incoming_message_need_not_return_what_super_does(world) -> None:
-    """Jupyter Server's returns None, so overrides drop what ours returns."""
+    """Jupyter Server's method returns None, so overrides may not return kbridge's result."""
 
     class Careless(world.base):
         def handle_incoming_message(self, incoming_msg):
@@ -429,7 +429,7 @@ async def test_handle_incoming_message_need_not_return_what_super_does(world) ->
 async def test_handle_incoming_message_may_send_on_the_channels_itself(
     world, also_outgoing
 ) -> None:
-    """Written as Jupyter Server's own is: frames taken apart, then sent with the session."""
+    """An override like Jupyter Server's own code: parse the frame, send with the session."""
 
     class Copied(world.base):
         def handle_incoming_message(self, incoming_msg):
@@ -511,7 +511,7 @@ async def test_methods_may_be_replaced_on_the_instance(world) -> None:
 
 
 async def test_the_limit_may_be_replaced_as_the_instance_is_made(world) -> None:
-    """Not later: with ours the kernel's hub limits for all, unless it is known by then."""
+    """The replacement must be set early; otherwise kbridge's hub limits for all websockets."""
     world.configure(iopub_msg_rate_limit=1.0, rate_limit_window=1.0)
 
     class Free(world.base):
@@ -712,7 +712,7 @@ async def test_restarts_are_told_by_the_hooks(world, event, hook, status) -> Non
 
 
 async def test_restarts_may_be_told_otherwise(world) -> None:
-    """A subclass that says something else, or something more."""
+    """A subclass that sends another status, or an additional one."""
 
     class Kind(world.base):
         def _send_status_message(self, status):
@@ -749,7 +749,7 @@ async def test_a_websocket_that_comes_back_gets_what_it_missed_through_the_hook(
     assert again.texts() == ["MEANWHILE", "AFTER"]
 
 
-# -- what only a hub has --------------------------------------------------------------------
+# -- features of the hub --------------------------------------------------------------------
 
 
 @OURS
@@ -784,7 +784,7 @@ async def test_an_override_that_fails_costs_its_own_message_only(world, caplog) 
 @OURS
 async def test_who_overrides_nothing_keeps_the_short_way(world) -> None:
     class Plain(world.base):
-        """More settings, the same hooks."""
+        """A subclass with more traits and the same hooks."""
 
         def connect(self):
             return super().connect()
@@ -852,7 +852,7 @@ class Hooked(ZMQChannelsWebsocketConnection):
     def _limit_rate(self, channel, msg, msg_list):
         msg["header"] = self.get_part("header", msg["header"], msg_list)
         if channel == "iopub" and msg["header"]["msg_type"] == "stream":
-            # What a kernel's debugger says on stderr at its start may come here, too, or not.
+            # The debugger of a kernel may write to stderr at its start.
             if self.get_part("content", msg["content"], msg_list)["name"] == "stdout":
                 self.streams += 1
                 return self.streams % 2 == 0
@@ -862,7 +862,7 @@ class Hooked(ZMQChannelsWebsocketConnection):
 
 @pytest.fixture
 def jupyter_server(new_server, tmp_path):
-    """Start Jupyter Server with the class `Hooked` of a piece of code, and give it a kernel."""
+    """Start a Jupyter Server whose class `Hooked` is defined by `code`, and start a kernel."""
 
     def start(code: str) -> tuple[Any, str]:
         head = "import json\nfrom kbridge.jupyter import ZMQChannelsWebsocketConnection\n"

@@ -1,9 +1,8 @@
-"""The table of hubs of kernels whose life Jupyter Server's manager leads."""
+"""The hubs of kernels that Jupyter Server manages."""
 
 import asyncio
 import contextvars
 import gc
-import logging
 import weakref
 from collections.abc import AsyncIterator
 from typing import Any
@@ -12,7 +11,7 @@ import pytest
 
 from kbridge.errors import HubClosed
 from kbridge.hub.kernel import process_link as line_module
-from kbridge.hub.settings import HubSettings
+from kbridge.hub.table import HubTable
 from kbridge.jupyter import hubs as hubs_module
 from kbridge.jupyter import watch as watch_module
 from kbridge.jupyter.hubs import JupyterHubs
@@ -25,11 +24,10 @@ from tests.jupyter.rig import PORTS, FakeKernel, FakeKernels, until
 
 
 class Hubs(JupyterHubs):
-    """The table, whose hubs are linked to twins."""
+    """Hubs that are linked to kernels in memory."""
 
     def __init__(self, kernels: FakeKernels) -> None:
-        log = logging.getLogger("kbridge.hub")
-        super().__init__(kernels, HubSettings(), log, link=self._make)
+        super().__init__(kernels, HubTable(link=self._make))
         self.links: list[MemoryKernel] = []
 
     def _make(self, endpoints: Any, events: Any, identity: bytes) -> MemoryKernel:
@@ -55,7 +53,7 @@ async def hubs(kernels: FakeKernels) -> AsyncIterator[Hubs]:
     yield made
     await made.aclose()
     await made.aclose()
-    assert len(made) == made.watches() == 0
+    assert len(made.table) == made.watches() == 0
     assert all(link.closed for link in made.links)
     await until(lambda: asyncio.all_tasks() <= before | {asyncio.current_task()})
 
@@ -64,7 +62,7 @@ async def test_one_kernel_has_one_hub_however_often_it_is_asked_for(hubs, kernel
     one = hubs.open_for(kernels["one"])
     assert hubs.open_for(kernels["one"]) is one
     assert hubs.open_for(kernels["two"]) is not one
-    assert len(hubs) == hubs.watches() == 2
+    assert len(hubs.table) == hubs.watches() == 2
     assert kernels["one"].listeners() == 2 + len(PORTS), "listened to once"
 
 
@@ -77,8 +75,8 @@ async def test_a_kernel_that_goes_takes_its_hub_along_and_nothing_is_left(hubs, 
     await until(lambda: one.closed)
     assert client.closed_with is not None
     assert client.closed_with[0] == 1012
-    assert hubs.get("one") is None
-    assert list(hubs) == [two]
+    assert hubs.table.get("one") is None
+    assert list(hubs.table) == [two]
     assert kernel.listeners() == 0
     assert hubs.links[0].closed
     assert not hubs.links[1].closed
@@ -88,7 +86,7 @@ async def test_what_is_left_of_kernels_that_went_is_found(hubs, kernels) -> None
     one = hubs.open_for(kernels["one"])
     kernel = kernels.pop("one")
     await until(lambda: one.closed)
-    assert hubs.get("one") is None
+    assert hubs.table.get("one") is None
     assert kernel.listeners() == 0
 
 
@@ -109,10 +107,10 @@ async def test_another_kernel_under_the_same_id_has_a_hub_of_its_own(hubs, kerne
     kernels["one"] = second
     again = hubs.open_for(second)
     assert again is not one
-    assert hubs["one"] is again
+    assert hubs.table["one"] is again
     assert (first.listeners(), second.listeners()) == (0, 2 + len(PORTS))
     await until(lambda: one.closed)
-    assert hubs["one"] is again
+    assert hubs.table["one"] is again
     assert not again.closed
 
 
@@ -123,7 +121,7 @@ async def test_a_hub_that_is_closed_by_hand_is_watched_no_more(hubs, kernels) ->
     assert one.closed
     assert kernels["one"].listeners() == 0
     assert hubs.watches() == 0
-    assert hubs.open_for(kernels["one"]) is not one, "and may be opened anew"
+    assert hubs.open_for(kernels["one"]) is not one, "and may be opened again"
 
 
 async def test_closing_waits_for_the_hubs_that_are_going(hubs, kernels) -> None:
@@ -140,7 +138,7 @@ async def test_a_kernel_whose_ports_are_not_known_has_no_hub(hubs, kernels) -> N
     kernels["one"].shell_port = 0
     with pytest.raises(ValueError, match="shell_port"):
         hubs.open_for(kernels["one"])
-    assert len(hubs) == hubs.watches() == 0
+    assert len(hubs.table) == hubs.watches() == 0
     assert kernels["one"].listeners() == 0
 
 
@@ -150,9 +148,9 @@ async def test_a_kernel_that_leaves_the_manager_alive_is_let_go_of_too(hubs, ker
     hubs.links[0].connect()
     hubs.links[0].say(Channel.IOPUB, serialize(welcome, one.signer))
     assert one.ready
-    kernels.pop("one")  # and nobody hangs up
+    kernels.pop("one")  # without a disconnect of its sockets
     await until(lambda: one.closed)
-    assert hubs.get("one") is None
+    assert hubs.table.get("one") is None
 
 
 async def test_no_request_is_held_by_what_outlives_it(hubs, kernels) -> None:

@@ -1,4 +1,4 @@
-"""Kernels of Jupyter Server's own manager over our websockets: real server, real ipykernels."""
+"""A real Jupyter Server with real ipykernels, whose websockets use kbridge's class."""
 
 import asyncio
 import logging
@@ -24,9 +24,9 @@ from tests.support.require import require
 pytestmark = [pytest.mark.kernel, pytest.mark.asyncio(loop_scope="module")]
 
 CONFIG: dict[str, Any] = {
-    # A process that has ended is looked for as often as a test can bear to wait.
+    # Poll for the end of a process as often as possible.
     "KernelRestarter": {"time_to_dead": 0.2, "restart_limit": 2},
-    # Ports from jupyter_client's cache are not random ones to it, and never chosen anew.
+    # The port cache of jupyter_client would keep the ports over a restart.
     "KernelManager": {"cache_ports": False},
 }
 
@@ -46,7 +46,7 @@ async def place(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Any]:
 async def shared_server(place: Any, tmp_path_factory: Any) -> AsyncIterator[Inside]:
     async with running(tmp_path_factory.mktemp("shared"), CONFIG) as server:
         yield server
-        assert len(server.settings.get(HUBS, ())) == 0, "a hub has outlived its kernel"
+        assert HUBS not in server.settings or not len(server.hubs), "a hub has outlived its kernel"
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
@@ -60,7 +60,7 @@ async def shared_kernel(shared_server: Inside) -> AsyncIterator[str]:
 
 @pytest.fixture
 def inside(shared_server: Inside, caplog: pytest.LogCaptureFixture) -> Any:
-    """The server, which is to have nothing to complain of."""
+    """The server; the test fails if it has logged warnings."""
     yield shared_server
     complaints = [r for r in caplog.get_records("call") if r.levelno >= logging.ERROR]
     assert not complaints, caplog.text[-3000:]
@@ -68,7 +68,7 @@ def inside(shared_server: Inside, caplog: pytest.LogCaptureFixture) -> Any:
 
 @pytest_asyncio.fixture(loop_scope="module")
 async def kernel(inside: Inside) -> AsyncIterator[str]:
-    """A kernel that one test may harm."""
+    """A kernel for one test, which may restart or kill it."""
     kernel_id = await inside.new_kernel()
     yield kernel_id
     reply = await inside.call("DELETE", f"/api/kernels/{kernel_id}")
@@ -81,7 +81,7 @@ def no_hub(inside: Inside, kernel_id: str) -> bool:
 
 
 def states(client: KernelClient, *which: str) -> list[str]:
-    """The states of the kernel that a client was told, those alone that are asked for."""
+    """Return the kernel states that a client was told, filtered by `which` if given."""
     told = [
         m["content"]["execution_state"] for m in client.seen if "execution_state" in m["content"]
     ]
@@ -93,7 +93,7 @@ def status(state: str) -> Any:
 
 
 async def gather(client: KernelClient, asked: list[str]) -> list[Execution]:
-    """All that is said of several requests, which may come mixed."""
+    """Collect the messages of several requests, which may be interleaved."""
     done = {msg_id: Execution(msg_id) for msg_id in asked}
     missing = {(msg_id, what) for msg_id in asked for what in ("idle", "reply")}
     while missing:
@@ -113,7 +113,7 @@ async def closed_with(client: KernelClient) -> int:
     return (await client.closed())[0]
 
 
-# -- one hub a kernel -----------------------------------------------------------------------
+# -- one hub per kernel ---------------------------------------------------------------------
 
 
 async def test_websockets_share_one_hub_and_are_counted(inside, shared_kernel) -> None:
@@ -140,7 +140,7 @@ async def test_websockets_share_one_hub_and_are_counted(inside, shared_kernel) -
         others[1].cut()
         await inside.says(shared_kernel, connections=2)
     await inside.says(shared_kernel, connections=0)
-    assert inside.hub(shared_kernel) is hub, "it stays for who comes back"
+    assert inside.hub(shared_kernel) is hub, "it is kept for clients that come back"
 
 
 async def test_a_kernel_is_busy_until_its_cell_is_done_whatever_control_says(
@@ -171,7 +171,7 @@ async def test_what_pages_ask_by_themselves_is_no_activity(inside, shared_kernel
         assert (await inside.model(shared_kernel))["last_activity"] == before
         after = before
         async with asyncio.timeout(60):
-            while after <= before:  # what the manager shows may lie behind by a tenth of a second
+            while after <= before:  # the manager's value may be a tenth of a second late
                 await client.execute("1")
                 after = (await inside.model(shared_kernel))["last_activity"]
 
@@ -191,7 +191,7 @@ async def test_a_frame_that_is_no_message_closes_its_websocket_alone(
 
 # -- buffering ------------------------------------------------------------------------------
 
-# Waits after the first number until the file is there; whoever reads it has gone by then.
+# Waits after the first number until the file exists; the client that reads it has left by then.
 PRINTING = """
 import os, time
 print(0, flush=True)
@@ -203,7 +203,7 @@ for i in range(1, 200):
 
 
 async def print_behind_the_back(inside: Inside, kernel: str, session: str, gate: Path) -> str:
-    """Have a kernel print what nobody reads; give the request's id."""
+    """Let a kernel print while no client reads; return the id of the request."""
     async with attach(inside, kernel, session=session) as client:
         asked = await client.start(PRINTING.format(str(gate)))
         await client.until(lambda m: m["header"]["msg_type"] == "stream")
@@ -219,7 +219,7 @@ async def test_output_printed_while_nobody_was_there_comes_once_and_in_order(
     asked = await print_behind_the_back(inside, shared_kernel, "back", tmp_path / "gate")
     async with attach(inside, shared_kernel, session="back") as client:
         done = await client.finish(asked)
-        # The line that it had may come again: it left before it could say that it had it.
+        # The last line may come again, if the client left before it acknowledged it.
         assert done.text().removeprefix("0\n") == "".join(f"{i}\n" for i in range(1, 200))
     async with attach(inside, shared_kernel) as stranger:
         await stranger.execute("1")
@@ -343,7 +343,7 @@ async def test_a_kernel_that_is_killed_is_started_again_and_its_websockets_go_on
         for client in (one, other):
             assert states(client, "restarting", "dead") == ["restarting"]
         await inside.says(kernel, execution_state="idle", connections=2)
-        # The manager knows the new ports too, or its next restart would not end.
+        # The manager must know the new ports, too, or its next restart would not end.
         await restart(inside, kernel, "manager")
         assert (await one.execute("print(1)")).text() == "1\n"
 
@@ -404,7 +404,7 @@ async def test_a_websocket_that_opens_while_its_kernel_ends_is_not_kept(inside) 
 
 
 class HidesSources(KernelWebsocketHandler):
-    """Shows its viewers what cells print, but not the cells, as Voila's does."""
+    """A handler that shows the output of cells but not their code, as Voila's does."""
 
     def write_message(self, message: Any, binary: bool = False) -> Any:
         if b"execute_input" in (message if binary else message.encode()):
@@ -492,7 +492,9 @@ async def test_idle_kernels_are_culled_and_those_with_a_websocket_when_that_is_a
             await client.execute("1")
         async with attach(server, stays) as client:
             await client.execute("1")
-            server.kernels.cull_idle_timeout = 1  # only now: kernels take longer to start
+            server.kernels.cull_idle_timeout = (
+                1  # set late, because kernels take longer than this to start
+            )
             await until(lambda: never not in server.kernels and left not in server.kernels)
             await until(lambda: server.hubs.get(left) is None)
             assert stays in server.kernels

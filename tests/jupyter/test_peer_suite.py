@@ -1,4 +1,4 @@
-"""Jupyter Server's own tests of kernels, sessions and websockets, with our class in its place."""
+"""Run Jupyter Server's own tests of kernels, sessions and websockets with kbridge's class."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ def suite(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 
 
 def try_again(suite: Path, outcome: Outcome) -> dict[str, str]:
-    """The outcomes once those that failed without any connection of ours had a second try.
+    """Return the outcomes after a retry of those failures that did not involve kbridge's class.
 
-    Some fail now and then with Jupyter Server's own class as well ("fd 41 added twice").
+    Some tests fail now and then with Jupyter Server's own class as well ("fd 41 added twice").
     """
     unlucky = [test for test in outcome.failed if not outcome.made.get(test)]
     if not unlucky:
