@@ -43,7 +43,7 @@ SHORT = {
 
 
 def play(events: str, limit: int = 1000) -> Activity:
-    """Replay `state:parent` words, a second apart; a parent named in SHORT has that type.
+    """Replay `state:parent` words, one per second; a parent in SHORT has that type.
 
     `a@x` is a request in the subshell x.
     """
@@ -81,48 +81,48 @@ def play(events: str, limit: int = 1000) -> Activity:
         ("busy:a idle:a", "idle"),
         ("busy:a busy:a idle:a", "idle"),
         ("stream:a", "starting"),
-        # Requests that nobody made by hand.
+        # Requests that no user made.
         ("alive busy:info", "idle"),
         ("alive busy:comms", "idle"),
         ("busy:a busy:info idle:info", "busy"),
-        # Control beside shell.
+        # Requests on control in parallel with shell.
         ("busy:a busy:interrupt idle:interrupt", "busy"),
         ("busy:a busy:debug idle:debug", "busy"),
         ("busy:a busy:usage idle:usage", "busy"),
         ("alive busy:debug", "idle"),
         ("busy:a idle:interrupt idle:a", "idle"),
-        # Subshells: each parent for itself.
+        # Subshells: each parent is independent.
         ("busy:a busy:b@x idle:a", "busy"),
         ("busy:a busy:b@x idle:b@x", "busy"),
         ("busy:a busy:b@x idle:b@x idle:a", "idle"),
         ("busy:a@x busy:b@y idle:a@x", "busy"),
         ("busy:a idle:b", "busy"),
-        # An idle that got lost, was left out, or named another parent: the reply ends it,
+        # A missing idle, or one with another parent: the reply ends the request,
         ("busy:a reply:a", "idle"),
         ("busy:a idle:b reply:a", "idle"),
         ("busy:a@x reply:a@x", "idle"),
         ("busy:a reply:b", "busy"),
         ("busy:a busy:b@x reply:a", "busy"),
-        # ... also where it was faster than the busy,
+        # ... even if the reply arrives before the busy,
         ("alive reply:a busy:a", "idle"),
         ("reply:a busy:a idle:a busy:a", "busy"),
         ("reply:a restarted busy:a", "busy"),
-        # ... or a later request of the same shell that begins,
+        # ... or the start of a later request on the same shell,
         ("busy:a busy:b idle:a", "busy"),
         ("busy:a busy:b idle:b", "idle"),
         ("busy:a busy:comms", "idle"),
         ("busy:a@x busy:b idle:b", "busy"),
         ("busy:a@x busy:b@x idle:b@x", "idle"),
-        # ... but not what may be a request on control.
+        # ... but not a request that may be on control.
         ("busy:a busy:info", "busy"),
         ("busy:a reply:info", "busy"),
         ("busy:a busy:interrupt reply:interrupt", "busy"),
-        # Or else the shell, when somebody asks it.
+        # Otherwise a probe of the shell ends it.
         ("busy:a doubt free", "idle"),
         ("busy:a free", "busy"),
         ("busy:a doubt idle:a busy:b free", "busy"),
         ("busy:a@x doubt free", "busy"),
-        # A kernel that was up before anybody here listened.
+        # A kernel that ran before the bridge connected.
         ("presume_busy", "busy"),
         ("presume_busy free", "idle"),
         ("presume_busy busy:interrupt idle:interrupt", "busy"),
@@ -132,7 +132,7 @@ def play(events: str, limit: int = 1000) -> Activity:
         # Orphaned idles.
         ("alive idle:gone", "idle"),
         ("busy:a idle:gone idle:a idle:a", "idle"),
-        # Without a parent it is the whole kernel.
+        # Without a parent, the status applies to the whole kernel.
         ("busy", "busy"),
         ("busy idle", "idle"),
         ("busy:a busy:b idle", "idle"),
@@ -142,7 +142,7 @@ def play(events: str, limit: int = 1000) -> Activity:
         ("busy:a restarted idle:info", "idle"),
         ("busy:a restarted alive", "idle"),
         ("busy:a restarted busy:b", "busy"),
-        # The old kernel's last words are no proof of the new one.
+        # The last messages of the old process do not prove the new one.
         ("restarted busy:shutdown idle:shutdown", "restarting"),
         ("busy:a dead", "dead"),
         ("busy:a dead idle:a", "dead"),
@@ -182,7 +182,7 @@ def test_execution_state(events: str, state: str) -> None:
         ("execute_reply:a", 1),
         ("input_request:a", 1),
         ("comm_msg", 1),
-        # A thread's output, under whatever parent is current.
+        # Output of a thread, under the current parent.
         ("busy:info idle:info stream:info", 3),
         ("touch", 1),
         ("touch alive", 1),

@@ -1,4 +1,4 @@
-"""Fewer frames, the same notebook."""
+"""Coalescing: fewer frames, and the notebook looks the same."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def content(one: bytes) -> Any:
 A, B, C = stream("a", "1"), stream("b", "2"), stream("c", "3")
 AB = stream("ab", "2")
 WAIT = clear(wait=True)
-AT2 = int.from_bytes(A[28:36], "little")  # where the header ends
+AT2 = int.from_bytes(A[28:36], "little")  # the end of the header
 
 
 # -- case by case -------------------------------------------------------------------------------
@@ -387,11 +387,11 @@ class Area:
 
 
 class Notebook:
-    """What a frontend shows of the messages it gets.
+    """The output that a frontend shows for its messages.
 
-    JupyterLab listens to every cell for as long as the kernel lives, and shows the data of a
-    display wherever its id is. Others are done with a cell at its idle (nbclient), and some listen
-    to what they asked for alone (jupyter_client's `execute_interactive`).
+    JupyterLab processes messages of every cell while the kernel lives, and updates a display in all
+    cells with its id. Other frontends ignore a cell after its idle (nbclient), and some process
+    only their own requests (jupyter_client's `execute_interactive`).
     """
 
     def __init__(self, listens: str) -> None:
@@ -409,7 +409,7 @@ class Notebook:
                 header, parent, _, body = (json.loads(part.decode()) for part in msg[1:5])
                 self.take(header["msg_type"], parent["msg_id"], body)
             except (ValueError, KeyError, AttributeError):
-                continue  # a frontend logs it and goes on
+                continue  # a frontend logs it and continues
 
     def take(self, msg_type: str, parent: str, body: dict[str, Any]) -> None:
         if parent in self.closed or (self.listens == "to one cell" and parent != "p"):
@@ -494,18 +494,18 @@ STATE_OR_ODD = [
 
 
 def steps(contents: list[tuple[str, Any]]) -> Any:
-    """Message types, contents and parents, of which one speaks more than the other."""
+    """Message types, contents and parents; one parent is more frequent."""
     raw = [(msg_type, dump(body), parent) for msg_type, body in contents for parent in "ppq"]
     return st.sampled_from(raw)
 
 
 def numbered(some: list[tuple[str, bytes, str]]) -> list[bytes]:
-    """Frames, with a `msg_id` each."""
+    """Frames, each with a `msg_id` each."""
     return [frame(kind, body, f"k_{i}", parent) for i, (kind, body, parent) in enumerate(some)]
 
 
 def runs(longest: int = 25) -> Any:
-    """Stretches in which state comes now and then."""
+    """Stretches with occasional state."""
     step = st.one_of(*[steps(OUTPUT)] * 5, steps(STATE_OR_ODD))
     return st.lists(step, max_size=longest).map(numbered)
 
@@ -537,7 +537,7 @@ def text_of(frames: list[bytes], parent: str, name: str) -> str:
 @settings(max_examples=300)
 def test_a_notebook_looks_the_same(listens: str, frames: list[bytes], places: set[int]) -> None:
     plain, fed = Notebook(listens), Notebook(listens)
-    # In the end each cell says something more, so that a `clear_output` that waits is seen.
+    # At the end each cell prints something, so that a `clear_output` with wait takes effect.
     for part in [*cut(frames, places), [stream("more", parent=parent) for parent in "pq"]]:
         plain.feed(part)
         fed.feed(coalesce(part))
@@ -560,7 +560,7 @@ def test_state_is_untouched_and_order_kept(frames: list[bytes]) -> None:
     assert [one for one in out if msg_type_of(one) not in LOSABLE] == state
     ids = [int(json.loads(parsed(one).header)["msg_id"][2:]) for one in out]
     assert ids == sorted(set(ids))
-    assert ids[-1:] == [*range(len(frames))][-1:], "who saw the last message saw everything"
+    assert ids[-1:] == [*range(len(frames))][-1:], "the result must have the last message"
 
 
 @given(FRAMES)

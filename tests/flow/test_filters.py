@@ -1,4 +1,4 @@
-"""Allowed message types, and tracebacks that nobody gets to see."""
+"""Allowed message types and hidden tracebacks."""
 
 import json
 from typing import Any
@@ -24,7 +24,7 @@ def message(msg_type: str, content: Any, channel: Channel = Channel.IOPUB) -> Me
 
 
 def hide(msg: Message) -> Message:
-    """What the client gets."""
+    """Return the message that the client receives."""
     verdict = HideTracebacks(TEXT)(msg, msg.msg_type, 0.0)
     if verdict is PASS:
         return msg

@@ -1,4 +1,4 @@
-"""What beats and their absence say of a kernel."""
+"""Answers to heartbeat pings, and missing ones."""
 
 import pytest
 
@@ -10,7 +10,7 @@ LOST = HeartbeatActions(lost=True, reconnect=True)
 
 
 def play(misses: int, *events: str) -> list[HeartbeatActions | bool]:
-    """Feed a monitor: "answer", or the request that the kernel is at when a beat is due."""
+    """Feed a monitor: "answer", or the busy request at a tick."""
     monitor = HeartbeatMonitor(misses)
     return [monitor.answered() if e == "answer" else monitor.tick(e) for e in events]
 
@@ -47,7 +47,7 @@ def test_a_kernel_that_was_never_heard_is_not_lost() -> None:
 def test_one_with_a_single_thread_is_not_lost_while_it_works() -> None:
     known = ["", "answer"]
     assert LOST not in play(2, *known, *["a cell"] * 20)
-    # it answers between two cells, which says nothing of cells
+    # it answers between two cells, which does not show answers during a cell
     assert LOST not in play(2, *known, "one", "answer", "two", *["two"] * 20)
     assert play(2, *known, "one", "one", "one", "", "")[-1] == LOST
 

@@ -1,4 +1,4 @@
-"""Input that kernels wait for: each question is answered once."""
+"""Input requests: each is answered once."""
 
 import pytest
 
@@ -105,7 +105,7 @@ def test_with_its_request_a_question_is_over_and_others_are_not(inputs) -> None:
 
 
 def test_an_answer_that_comes_when_the_request_is_over_does_not_pass(inputs) -> None:
-    """The kernel would take it for the answer to the next question."""
+    """The kernel would take it as the answer to its next input request."""
     asked = question("q")
     inputs.asked(asked, ALICE, 0)
     inputs.done("a-cell")

@@ -1,4 +1,4 @@
-"""The ring: its bound, its readers' places, what is forgotten and in which order."""
+"""The journal: its limit, the positions of readers, and the order in which frames are dropped."""
 
 import time
 from collections.abc import Callable
@@ -13,7 +13,7 @@ ALL = 1 << 30
 
 
 def read_all(journal: Journal, place: Place, client: int = 1, chunk: int = ALL):
-    """Frames, gaps, and the place where it ends."""
+    """Return the frames, the gaps, and the position at the end."""
     frames: list[bytes] = []
     gaps = []
     while (stretch := journal.read(place, chunk)) is not None:
@@ -136,7 +136,7 @@ FRAMES = st.lists(
     chunk=st.integers(1, 200),
 )
 def test_against_a_model_nothing_is_lost_unseen(frames, limit, history, pauses, chunk) -> None:
-    """A reader that pauses at will sees every frame in order, or is told how many it did not."""
+    """A reader that pauses sees all frames in order, or gaps that count the missing ones."""
     journal = Journal(limit, history)
     place = journal.end()
     sent: list[bytes] = []
@@ -145,7 +145,7 @@ def test_against_a_model_nothing_is_lost_unseen(frames, limit, history, pauses, 
     for i, (size, audience, state) in enumerate(frames):
         frame = b"%04d" % i + b"." * size
         sent.append(frame)
-        # A private frame is read past by others, so the reader here is whoever it is for.
+        # Other readers skip a private frame, so the reader is its client.
         journal.append(frame, audience and 1, state=state)
         assert journal.nbytes <= max(limit, len(frame))
         if i not in pauses:
@@ -343,7 +343,7 @@ def test_a_horizon_among_the_retained_frames_ends_their_stretch() -> None:
 
 
 class Naive:
-    """What was appended, and which of it the real one still holds: by looking at it."""
+    """A model: all appended frames, and those that the real journal still has."""
 
     def __init__(self, limit: int, history: int) -> None:
         self.real = Journal(limit, history)
@@ -356,13 +356,13 @@ class Naive:
         self.all.append(frame)
 
     def held(self) -> list[int]:
-        """Sequence numbers that the real one holds."""
+        """Return the sequence numbers in the real journal."""
         frames = [frame for _, frame, _ in self.real._retained]
         ring = self.real._ring
         return [int(f[:5]) for f in frames + ring.frames(ring.first, ring.next)]
 
     def check(self, place: Place, chunk: int, horizon: int | None) -> None:
-        """What is read from a place on is exactly what is held from there on, and gaps add up."""
+        """A read returns the frames from its position on, and gaps count the missing ones."""
         begin, got, gaps = place, [], []
         while (stretch := self.real.read(place, chunk, horizon)) is not None:
             assert stretch.frames or stretch.gap
@@ -374,7 +374,7 @@ class Naive:
         end = len(self.all) if horizon is None else min(horizon, len(self.all))
         assert got == [self.all[s] for s in self.held() if begin.seq <= s < end]
         if place.frames < place.seq or place.seq < self.real.first_seq:
-            # Not yet in the ring: what was lost is told with what comes next.
+            # Not in the ring yet: the gap is reported with the next frame.
             assert end <= self.real.first_seq
             assert gaps == []
             return
@@ -432,7 +432,7 @@ def test_whatever_place_is_found_it_reads_on_to_exactly_what_came_later(
             found.append(place)
     for place in found:
         model.check(place, chunk, horizon)
-    for frame in frames[pivot:]:  # and so it is when the journal has moved on
+    for frame in frames[pivot:]:  # also after the journal has dropped more frames
         model.append(*frame)
     for place in found:
         model.check(place, chunk, horizon)
@@ -454,7 +454,7 @@ def test_a_frame_may_be_for_another_client_while_it_is_held() -> None:
     assert read_all(journal, start, client=3)[0][0] == b"yours", "among the retained frames"
     journal.trim(journal.next_seq)
     journal.readdress(0, 4)
-    assert journal._audience == {}, "of what is forgotten nothing stays"
+    assert journal._audience == {}, "a dropped frame has no audience"
 
 
 # -- what it costs --------------------------------------------------------------------------------
@@ -487,7 +487,7 @@ def test_an_id_is_found_among_the_retained_frames_too() -> None:
 
 
 def best(measure: Callable[[], object]) -> float:
-    """Process time of the fastest of several calls."""
+    """Return the process time of the fastest of several calls."""
     times = []
     for _ in range(7):
         begin = time.process_time()
@@ -498,7 +498,7 @@ def best(measure: Callable[[], object]) -> float:
 
 @pytest.mark.parametrize("kind", ["ring", "retained"])
 def test_a_reader_of_twice_as_much_costs_twice_as_much(kind) -> None:
-    """In chunks, from the start: no read walks over what lies before it."""
+    """Read in chunks from the start: a read does not iterate over earlier frames."""
 
     def cost(count: int) -> float:
         limit = (1 << 30) if kind == "ring" else count * 20

@@ -1,4 +1,4 @@
-"""Replies that got lost, made from what iopub said: which, when, and that nobody gets two."""
+"""Lost replies that are built from iopub messages: which, when, and never two for one request."""
 
 import json
 
@@ -116,7 +116,7 @@ def test_without_a_bridge_before_only_a_lost_connection_counts() -> None:
 
 
 def test_a_request_without_an_end_is_over_when_the_shell_is_calm() -> None:
-    """Some kernels leave the idle out, and some connections lose it."""
+    """Some kernels omit the idle, and some connections lose it."""
     side = Side()
     side.play(request("old"), "print", "error")
     assert side.later(1000) == []
@@ -132,7 +132,7 @@ def test_a_request_without_an_end_is_over_when_the_shell_is_calm() -> None:
 
 
 def test_requests_that_wait_in_the_kernel_are_not_forgotten() -> None:
-    """A ROUTER reads its peers in turn: ours, and the dead one whose requests still wait."""
+    """A ROUTER reads its peers in turn: the current one, and the dead one with waiting requests."""
     side = Side()
     for name in ("first", "second", "third"):
         side.owed.shell_answered(side.now)

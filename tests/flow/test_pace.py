@@ -1,4 +1,4 @@
-"""How far a journal may be read now: the two buckets, ticks, and what is held back."""
+"""The pace of output: the two buckets, ticks, and held output."""
 
 import itertools
 
@@ -15,7 +15,7 @@ BUSY = b'{"execution_state": "busy"}'
 
 
 class Desk:
-    """A pace, and as much of a journal as it looks at: which frames there are, and their sizes."""
+    """A pace, and the part of a journal that it uses: the frames and their sizes."""
 
     def __init__(self, messages: float = 0, data: float = 0, window: float = 1.0, **more) -> None:
         self.pace = Pace(
@@ -36,7 +36,7 @@ class Desk:
 
     @property
     def open_to(self) -> int:
-        """Up to where the journal may be read."""
+        """Return the horizon of the journal."""
         return min(self.pace.horizon, self.end)
 
     @property
@@ -53,7 +53,7 @@ class Desk:
         self.sizes.append(len(content) if msg_type == "stream" else 0)
 
     def say(self, *messages: int | str) -> None:
-        """One wake-up: stream messages of so many bytes, or messages of some type."""
+        """Process one wake-up: stream messages of given sizes, or messages of some type."""
         for what in messages:
             if isinstance(what, int):
                 self.take("stream", b"x" * what)
@@ -62,7 +62,7 @@ class Desk:
         self.settle()
 
     def calm(self) -> int:
-        """Settle as often as is asked for; how often that was."""
+        """Settle as often as requested; return the number of times."""
         for turns in itertools.count():
             if self.again is None:
                 return turns
@@ -124,7 +124,7 @@ def test_what_carries_state_is_never_a_flood() -> None:
 
 
 def flooded(**more) -> Desk:
-    """A desk in mid-flood, right after a tick."""
+    """Return a desk during a flood, right after a tick."""
     desk = Desk(messages=100, **more)
     desk.say(*[1] * 101)
     assert desk.pace.flooding
@@ -168,7 +168,7 @@ def test_idle_ends_the_flood() -> None:
     assert not desk.pace.flooding
     assert (desk.open_to, desk.again) == (desk.end, None)
     desk.say(*[1] * 100)
-    assert not desk.pace.flooding, "the next cell has a burst of its own"
+    assert not desk.pace.flooding, "the next cell has a new burst"
 
 
 def test_busy_does_not_end_the_flood() -> None:
@@ -236,7 +236,7 @@ def test_what_waits_comes_at_the_pace_of_the_limit() -> None:
     assert went == sorted(went)
     assert desk.open_to == desk.end
     assert desk.now - begun >= 500 * KB / (100 * KB) - 1
-    assert desk.now - begun <= 500 * KB / (100 * KB) + 1, "nor is it slower than the limit"
+    assert desk.now - begun <= 500 * KB / (100 * KB) + 1, "it must not be slower than the limit"
     assert desk.held == 0
 
 
@@ -263,7 +263,7 @@ def test_what_is_behind_what_waits_waits_too_and_comes_right_after_it() -> None:
 
 
 def test_state_does_not_wait_where_nothing_is_held_before_it() -> None:
-    """What went at once is what may have been too much; the cell is done all the same."""
+    """The immediate burst may have exceeded the limit; the cell has ended all the same."""
     desk = Desk(data=10 * KB)
     desk.say(1000 * KB)
     assert desk.open_to == 1
@@ -292,7 +292,7 @@ def test_idle_ends_that_too_where_nothing_is_held() -> None:
     assert desk.open_to == desk.end
     desk.say(1000 * KB)
     desk.say("idle")
-    assert desk.open_to == desk.end - 2, "what is held is held"
+    assert desk.open_to == desk.end - 2, "held output must stay held"
     desk.settle(TICK)
     assert desk.open_to == desk.end - 2, "and for as long as before"
     desk.say(1)
@@ -340,7 +340,7 @@ def test_behind_a_gap_the_next_is_let_go_only_a_window_later_each_time() -> None
             desk.say(*content)
             if before < desk.first < desk.open_to:
                 crossed.append(desk.now)
-            desk.first = max(desk.first, desk.end - 5)  # a journal with room for five
+            desk.first = max(desk.first, desk.end - 5)  # a journal for five frames
     took = desk.now - 1000.0
     assert 3 <= len(crossed) <= took / 3.0 + 1
     assert all(b - a >= 3.0 - 1e-6 for a, b in itertools.pairwise(crossed))
@@ -352,7 +352,7 @@ def test_what_was_forgotten_while_it_waited_is_not_accounted_any_more() -> None:
     for _ in range(20):
         desk.say(50 * KB)
     assert desk.held == 1000 * KB
-    desk.first = 11  # ten of those that wait are gone
+    desk.first = 11  # ten of the held frames were dropped
     desk.settle()
     assert desk.open_to == 1
     assert desk.again is not None
@@ -432,7 +432,7 @@ def test_nothing_goes_before_its_time_and_all_goes_in_the_end(steps, limits) -> 
         if what == "say":
             largest = max(largest, sum(n for n in how if isinstance(n, int)))
         step(desk, what, how)
-        assert desk.open_to >= before, "what was let go is not taken back"
+        assert desk.open_to >= before, "released output must stay released"
         before = desk.open_to
         if desk.again is None:
             assert desk.open_to == desk.end, "held back, and nobody will look again"
@@ -489,7 +489,7 @@ def test_whatever_is_forgotten_the_rest_goes_and_gaps_are_a_window_apart(steps, 
 
 
 def test_what_was_held_is_late_when_it_is_let_go() -> None:
-    """It is joined then, whatever the flood does meanwhile."""
+    """It is then joined, even if the flood has ended in the meantime."""
     pace = Pace(True, 0.0, 1000.0, 1.0)
     msg = Message(Channel.IOPUB, b"{}", b"{}", b"{}", b"x" * 2000)
     pace(msg, "stream", 0.0)
@@ -518,7 +518,7 @@ def test_what_waited_for_a_tick_is_late_also_when_the_kernel_goes_idle() -> None
 
 
 def test_ten_messages_at_once_are_written_as_they_come_and_more_in_ticks() -> None:
-    """With the usual settings: a page may need 50 ms for each that it is sent."""
+    """With default settings: a page may need 50 ms per message."""
     pace = Pace()
     msg = Message(Channel.IOPUB, b"{}", b"{}", b"{}", b"{}")
     for seq in range(1, 11):
@@ -534,7 +534,7 @@ def test_ten_messages_at_once_are_written_as_they_come_and_more_in_ticks() -> No
 
 
 def writes_in_a_minute(pace: Pace, rate: int) -> int:
-    """How often messages at a steady rate are let go."""
+    """Return how often messages at a steady rate are released."""
     msg = Message(Channel.IOPUB, b"{}", b"{}", b"{}", b"{}")
     writes = gone = 0
     for seq in range(1, 60 * rate + 1):

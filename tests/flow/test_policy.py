@@ -1,4 +1,4 @@
-"""A list of policies comes to one verdict."""
+"""A list of policies returns one verdict."""
 
 import pytest
 
@@ -11,7 +11,7 @@ def message(name: str) -> Message:
 
 
 class Rule:
-    """Has a verdict for each type it knows, and remembers what it was asked."""
+    """A policy with a verdict per message type, which records its calls."""
 
     def __init__(self, **verdicts: Verdict) -> None:
         self.verdicts = verdicts

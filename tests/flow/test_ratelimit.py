@@ -1,4 +1,4 @@
-"""The rate limit means what it means in Jupyter Server, and drops nothing that carries state."""
+"""The rate limits work as in Jupyter Server, but never drop messages with state."""
 
 import math
 from collections.abc import Iterable
@@ -20,7 +20,7 @@ def message(
     channel: Channel = Channel.IOPUB,
     content: bytes = b"",
 ) -> Message:
-    """One of that many bytes, or a little more."""
+    """Return a message of about that many bytes."""
     header = f'{{"msg_type": "{msg_type}"}}'.encode()
     rest = size - len(header) - len(PARENT) - 2
     return Message(channel, header, PARENT, b"{}", content or b"x" * rest)
@@ -31,7 +31,7 @@ BUSY = message("status", content=b'{"execution_state": "busy"}')
 
 
 class Notices:
-    """Makes notices as the bridge would, and keeps what was said."""
+    """Builds notices as the bridge does, and records them."""
 
     def __init__(self) -> None:
         self.texts: list[str] = []
@@ -54,7 +54,7 @@ def limiter(
 
 
 def feed(limit: RateLimit, messages: Iterable[Message], now: float) -> str:
-    """One letter a message: p passed, d dropped, n dropped with a notice, N with two."""
+    """One letter per message: p passed, d dropped, n dropped with a notice, N with two."""
     letters = {PASS: "p", DROP: "d"}
     out = ""
     for msg in messages:
@@ -141,7 +141,7 @@ def test_resuming_is_told_when_neither_limit_acts() -> None:
     )
     assert feed(limit, [message(size=2000)], 0.75) == "n"
     assert "iopub messages resumed" not in notices.events
-    # Nothing is left of either.
+    # Both are empty again.
     assert feed(limit, [message()], 2.0) == "p"
     assert notices.events[-1] == "iopub messages resumed"
     assert notices.events.count("iopub messages resumed") == 1
@@ -242,12 +242,12 @@ def test_what_is_remembered_is_bounded() -> None:
         feed(limit, [message()], step / 5000)
     statistics = limit.statistics()
     assert statistics["window_buckets"] <= GRAINS
-    # A second at 5000 a second, give or take a grain.
+    # One second at 5,000 messages per second, within a grain.
     assert abs(statistics["window_messages"] - 5000) <= 2 * 5000 / GRAINS + 1
 
 
 class Naive:
-    """The algorithm as Jupyter Server documents it by its code: a queue of single messages."""
+    """The algorithm of Jupyter Server: a queue of single messages."""
 
     def __init__(self, msgs: float, data: float, window: float) -> None:
         self.limits = (msgs, data)
@@ -283,7 +283,7 @@ class Naive:
 
 
 BATCH = st.tuples(
-    # Steps of whole grains, many of which are no step at all, and a few beyond the window.
+    # Steps of whole grains; many are zero, and some are longer than the window.
     st.sampled_from([0, 0, 0, 1, 2, 100, 256, 511, 512, 1023, 1024, 1025, 3000]),
     st.lists(
         st.one_of(

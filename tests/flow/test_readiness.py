@@ -1,4 +1,4 @@
-"""The nudge: what proves a kernel ready, what does not, and that it always ends."""
+"""Readiness: valid and invalid proofs, and that the wait always ends."""
 
 import dataclasses
 from typing import Any
@@ -33,7 +33,7 @@ def machine(now: float = 100.0) -> Readiness:
 def play(readiness: Readiness, events: str, now: float = 100.0) -> Readiness:
     """Words: poll, reply, iopub, welcome, connected, disconnected, stdin, nostdin, reset, +seconds.
 
-    After a reset stdin is there, unless the next word says otherwise.
+    After a reset stdin is connected, unless the next word is nostdin.
     """
     for word in events.split():
         if word.startswith("+"):
@@ -61,7 +61,7 @@ def play(readiness: Readiness, events: str, now: float = 100.0) -> Readiness:
         ("poll iopub reply", "proven"),
         ("poll reply reply", "replied"),
         ("poll iopub iopub iopub", "heard"),
-        # What came before the first probe proves nothing.
+        # Events before the first probe do not prove anything.
         ("iopub poll reply", "replied"),
         ("reply iopub", "new"),
         ("reply poll iopub", "heard"),
@@ -72,12 +72,12 @@ def play(readiness: Readiness, events: str, now: float = 100.0) -> Readiness:
         ("poll iopub welcome", "proven"),
         # Later polls keep the evidence.
         ("poll reply +1 poll iopub", "proven"),
-        # A reset takes it away.
+        # A reset removes it.
         ("poll reply reset iopub", "new"),
         ("poll reply iopub reset", "new"),
         ("poll reply reset poll iopub", "heard"),
         ("welcome reset", "new"),
-        # So does a lost connection, and nothing counts until it is back.
+        # A lost connection removes it too, and nothing counts until it is back.
         ("poll reply iopub disconnected", "lost"),
         ("poll reply disconnected", "lost"),
         ("disconnected poll reply iopub welcome", "lost"),
@@ -85,10 +85,10 @@ def play(readiness: Readiness, events: str, now: float = 100.0) -> Readiness:
         ("poll reply disconnected connected iopub", "new"),
         ("poll reply disconnected connected poll reply iopub", "proven"),
         ("poll reply disconnected reset poll reply iopub", "proven"),
-        # Evidence older than the handshake is of an older connection.
+        # Evidence from before the handshake belongs to an older connection.
         ("poll reply connected iopub", "new"),
         ("poll connected poll reply iopub", "proven"),
-        # The handshake may be told after the proof that it made possible.
+        # The handshake may be reported after the proof.
         ("poll reply iopub connected", "proven"),
         ("welcome connected", "proven"),
         # The timeout.
@@ -100,7 +100,7 @@ def play(readiness: Readiness, events: str, now: float = 100.0) -> Readiness:
         ("poll +60 poll connected", "new"),
         ("poll +60 poll connected poll reply iopub", "proven"),
         ("poll +60 poll reply iopub", "proven"),
-        # A kernel that answers every probe, and publishes nothing although iopub is connected.
+        # A kernel that answers every probe, but publishes nothing over a connected iopub.
         (f"connected poll reply +0.5 poll reply +0.5 poll reply +{QUIET_SECONDS} poll", "proven"),
         ("connected poll reply +0.5 poll reply +0.5 poll reply +0.5 poll", "replied"),
         (f"connected poll reply +{QUIET_SECONDS} poll reply", "replied"),
@@ -124,7 +124,7 @@ def test_it_probes_at_once_and_then_at_the_interval() -> None:
     assert readiness.poll(100.0) == Decision(True, False, False, 100.5)
     assert readiness.poll(100.2) == Decision(False, False, False, 100.5)
     assert readiness.poll(100.5) == Decision(True, False, False, 101.0)
-    # A late poll does not make up for probes it missed.
+    # A late poll does not send the missed probes.
     assert readiness.poll(107.0) == Decision(True, False, False, 107.5)
     assert readiness.statistics()["probes"] == 3
 
@@ -165,19 +165,19 @@ def test_proof_ends_the_wait() -> None:
         ("nostdin poll reply iopub stdin", True),
         ("nostdin welcome stdin", True),
         ("nostdin poll stdin reply iopub", True),
-        # It goes away, also alone, and comes back.
+        # It disconnects alone, and connects again.
         ("welcome nostdin", False),
         ("welcome nostdin stdin", True),
         ("welcome nostdin disconnected connected stdin", False),
         ("welcome nostdin disconnected stdin connected poll reply iopub", True),
-        # A kernel that never accepts it is not waited for any longer than this.
+        # A kernel that never accepts it is ready after this time.
         (f"nostdin welcome +{STDIN_SECONDS - 1} poll", False),
         (f"nostdin welcome +{STDIN_SECONDS} poll", True),
         (f"welcome +1000 poll nostdin +{STDIN_SECONDS - 1} poll", False),
         (f"welcome +1000 poll nostdin +{STDIN_SECONDS} poll", True),
         (f"nostdin +{TIMEOUT - 1} poll welcome +1 poll", True),
         (f"nostdin +{TIMEOUT} poll welcome poll", True),
-        # But once more after another connection.
+        # The wait starts again after another connection.
         (f"nostdin welcome +{STDIN_SECONDS} poll disconnected connected welcome", False),
         ("nostdin poll reply iopub reset nostdin poll reply iopub", False),
     ],
@@ -202,7 +202,7 @@ def test_a_kernel_without_status_is_known_for_it() -> None:
 
 
 def renewals(readiness: Readiness, iopub: bool, seconds: int = 59, now: float = 100.0) -> list[int]:
-    """The seconds after which the machine asked for new sockets."""
+    """Return the seconds after which new sockets were requested."""
     found = []
     for second in range(seconds):
         if iopub:
@@ -224,7 +224,7 @@ def test_a_kernel_that_publishes_and_does_not_answer_gets_new_sockets() -> None:
 
 
 def test_without_a_word_on_iopub_since_it_gets_no_more() -> None:
-    """Such as when output is held back here, or the kernel just works."""
+    """For example when output is delayed, or the kernel is busy."""
     assert renewals(play(machine(), "connected poll iopub"), iopub=False) == [RENEW_SECONDS]
     assert renewals(play(machine(), "connected poll"), iopub=False) == []
     assert renewals(play(machine(), "connected poll iopub reply"), iopub=True) == []
@@ -282,7 +282,7 @@ def test_decisions_are_frozen() -> None:
 
 def test_the_table_is_whole() -> None:
     assert set(TRANSITIONS) == set(State)
-    # The only ways to proof: a welcome, or the second half of the evidence.
+    # The only proofs: a welcome, or the second half of the evidence.
     proofs = {
         (s, e) for s, row in TRANSITIONS.items() for e, to in row.items() if to is State.PROVEN
     }
@@ -296,7 +296,7 @@ def test_the_table_is_whole() -> None:
 
 
 class Model:
-    """Remembers everything that happened since the wait began, and reads the law off it."""
+    """A model that stores all events of the wait and derives the result from them."""
 
     def __init__(self, now: float) -> None:
         self.handshake = False
@@ -378,9 +378,9 @@ def test_against_the_model(steps: list[tuple[float, str]]) -> None:
                 assert model.up
                 assert last_probe is None or now >= last_probe + INTERVAL
                 model.probed, last_probe = True, now
-                if decision.renew:  # the new sockets connect, stdin's among them
+                if decision.renew:  # the new sockets connect, including stdin
                     readiness.on_stdin(up=True, now=now)
-            # Whoever does as it says comes back in time, and only while there is a reason.
+            # A caller that follows `next_at` polls in time, and only while there is a reason.
             if decision.ready:
                 assert decision.next_at is None
             else:
@@ -401,7 +401,7 @@ def test_against_the_model(steps: list[tuple[float, str]]) -> None:
     )
 )
 def test_whatever_happens_the_first_wait_ends_by_its_timeout(events: list[str]) -> None:
-    """Driven as a hub drives it: at each `next_at`, with an event before each poll."""
+    """Driven as by a hub: at each `next_at`, with an event before each poll."""
     now = start = 100.0
     readiness = machine(start)
     pending = iter(events)

@@ -1,4 +1,4 @@
-"""Replies find who asked; what is remembered is bounded."""
+"""Replies are routed to their clients; the routes are bounded."""
 
 import pytest
 from hypothesis import given, settings

@@ -1,4 +1,4 @@
-"""The token bucket, with times that the tests choose."""
+"""The token bucket, with chosen times."""
 
 from kbridge.flow.token_bucket import TokenBucket
 

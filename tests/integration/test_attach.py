@@ -25,7 +25,7 @@ _ATTACH = [sys.executable, "-m", "kbridge", "attach", "--ip=127.0.0.1"]
 
 
 class Elsewhere:
-    """A kernel that nobody's server has started."""
+    """A kernel that no server has started."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -157,7 +157,7 @@ def sshd(tmp_path: Path) -> Iterator[Sshd]:
 
 
 def from_home(path: Path) -> str:
-    """Name a file as ssh finds it, which begins at home; our server does not."""
+    """Return the path of a file relative to the home directory, as ssh resolves it."""
     return os.path.relpath(path, Path.home())
 
 
@@ -178,7 +178,8 @@ async def test_a_kernel_behind_ssh_is_served_and_survives_the_loss_of_the_connec
         lost = sshd.sessions()
         for process in lost:
             process.kill()
-        # What is on its way when a connection breaks is lost: nobody can know of it yet.
+        # Messages in transit when a connection breaks are lost, because neither end has noticed
+        # yet.
         eventually(lambda: set(sshd.sessions()) - set(lost), "the tunnel comes back")
         eventually(lambda: state(server) == "idle", "the kernel is proven anew")
         assert (await ws.execute("print(x + 1)")).text() == "2\n"
@@ -206,7 +207,7 @@ print("the end")
 """
     async with attach(server, elsewhere.id, "v1") as ws:
         asked = await ws.start(cell)
-        for _ in range(20):  # until it has answered some pings in the midst of the cell
+        for _ in range(20):  # until it has answered some pings during the cell
             await ws.until(lambda m: "at work" in m["content"].get("text", ""))
         elsewhere.process.send_signal(signal.SIGSTOP)
         await ws.until(lambda m: m["content"].get("execution_state") == "unknown")

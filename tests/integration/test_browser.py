@@ -1,4 +1,4 @@
-"""A real Chromium runs a cell, from the page in examples/ as it stands."""
+"""A real Chromium runs a cell from the unchanged page in examples/."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ async def test_a_page_of_an_allowed_origin_runs_cells(new_server: ServerFactory)
                 ("stderr", "beware\n"),
                 ("result", "42\n"),
             ):
-                # ipykernel may cut a line in two, and another stream may come between.
+                # ipykernel may split a line, and another stream may be in between.
                 assert "".join(await page.locator(f".{kind}").all_text_contents()) == text
             image = page.locator("#output img")
             assert await image.evaluate("i => [i.complete, i.naturalWidth]") == [True, 1]
@@ -61,7 +61,7 @@ async def test_a_page_of_an_allowed_origin_runs_cells(new_server: ServerFactory)
             await page.click("#interrupt")
             await page.wait_for_selector("#output .error")
             assert "KeyboardInterrupt" in await page.inner_text("#output .error")
-            await page.wait_for_selector("#run:enabled")  # its reply has come, too
+            await page.wait_for_selector("#run:enabled")  # its reply has arrived too
             await page.click("#shutdown")
             await page.wait_for_selector("#status[data-state=none]")
         assert server.request("GET", "/api/kernels").json() == []
@@ -78,7 +78,7 @@ async def test_a_page_of_a_foreign_origin_is_refused(new_server: ServerFactory) 
             await page.click("#run")
             await page.wait_for_selector("#status[data-state=error]")
             assert [k["id"] for k in server.request("GET", "/api/kernels").json()] == [kernel]
-            # REST answers are kept from it by the browser; the websocket the server must refuse.
+            # The browser hides REST answers from the page; the server must refuse the websocket.
             opened = """([url]) => new Promise(done => {
                 const socket = new WebSocket(url, ["v1.kernel.websocket.jupyter.org"]);
                 socket.onopen = () => done("opened");

@@ -1,4 +1,4 @@
-"""Every way into the server that a person with a browser takes, with a real Chromium."""
+"""All ways to log in with a browser, with a real Chromium."""
 
 from __future__ import annotations
 
@@ -61,14 +61,14 @@ http {{
 
 @asynccontextmanager
 async def browser() -> AsyncIterator[Page]:
-    # The page's own policy lets no script in; the frontend here stands for one of another origin.
+    # The policy of the page allows no scripts; this frontend simulates one from another origin.
     async with chromium_page(bypass_csp=True, ignore_https_errors=True) as page:
         page.set_default_timeout(TIMEOUT * 1000)
         yield page
 
 
 async def log_in(page: Page, base: str) -> None:
-    """Come without a token, type a wrong one, and then the right one."""
+    """Open the page without a token, type a wrong one, and then the right one."""
     await page.goto(base)
     assert page.url.startswith(f"{base}login?next="), page.url
     assert "Kernels" not in await page.inner_text("body")
@@ -82,7 +82,7 @@ async def log_in(page: Page, base: str) -> None:
 
 
 async def journey(page: Page, base: str) -> None:
-    """Log in, work, come back, log out, and come in by the address with the token."""
+    """Log in, work, return, log out, and log in with the URL that has the token."""
     await log_in(page, base)
     [cookie] = [c for c in await page.context.cookies() if c["name"].startswith("kbridge-")]
     assert (cookie["httpOnly"], cookie["sameSite"]) == (True, "Strict")
@@ -115,7 +115,7 @@ async def journey(page: Page, base: str) -> None:
 
 
 async def test_a_newcomer(new_server: ServerFactory) -> None:
-    """Chromium sent `Origin: null` with the form, and nobody came in."""
+    """Chromium sent `Origin: null` with the form, and the login failed."""
     server = new_server()
     async with browser() as page:
         await journey(page, f"{server.url}/")
@@ -135,7 +135,7 @@ async def test_behind_a_base_url(new_server: ServerFactory) -> None:
 
 @pytest.fixture
 def certificate(tmp_path: Path) -> list[str]:
-    """Make a certificate that signs itself; give the options of a server with it."""
+    """Create a self-signed certificate; return the options of a server with it."""
     cert, key = tmp_path / "cert.pem", tmp_path / "key.pem"
     subprocess.run(
         [
@@ -157,7 +157,7 @@ async def test_over_tls(new_server: ServerFactory, certificate: list[str]) -> No
 
 @contextmanager
 def nginx(home: Path, upstream: int) -> Iterator[str]:
-    """Run nginx in front of a server; give the address."""
+    """Run nginx in front of a server; return the address."""
     port = free_port()
     config = home / "nginx.conf"
     config.write_text(NGINX.format(home=home, port=port, upstream=upstream))
@@ -179,7 +179,7 @@ async def test_behind_nginx(new_server: ServerFactory, tmp_path: Path) -> None:
 
 
 async def test_a_page_elsewhere_cannot_use_the_cookie(new_server: ServerFactory) -> None:
-    """It is another site (localhost), so that the browser would have to be forged into it."""
+    """It is another site (localhost), so that the request would be cross-site."""
     server = new_server()
     async with browser() as page:
         await log_in(page, f"{server.url}/")

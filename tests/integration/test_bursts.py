@@ -1,4 +1,4 @@
-"""A real kernel shows far more than the journal holds, and one client reads it at its own pace."""
+"""A real kernel sends much more than the journal holds, and one client reads it slowly."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ async def read_all(client, msg_id: str, rate: float | None) -> list[int]:
         assert msg["header"]["msg_type"] != "stream", content
         if "data" in content:
             shown.append(int(content["data"]["text/plain"]))
-            if rate is not None:  # this is the client's network, and no wait for an event
+            if rate is not None:  # simulates the network of the client; does not wait for an event
                 due += len(content["data"]["image/png"]) / rate
                 await asyncio.sleep(max(0.0, due - time.monotonic()))
     return shown
@@ -63,7 +63,7 @@ async def test_150_images_of_a_megabyte_all_arrive(new_server: ServerFactory, ra
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_a_gigabyte_all_arrives(tmp_path: Path) -> None:
-    """Read by a client that costs little: to parse a gigabyte would set the pace."""
+    """Read with a fast client, because parsing a gigabyte would limit the speed."""
     shown = []
     with (
         Server(OURS, tmp_path, options=()) as server,
@@ -87,14 +87,14 @@ def test_a_gigabyte_all_arrives(tmp_path: Path) -> None:
 
 
 async def test_the_kernel_is_at_hand_meanwhile(new_server: ServerFactory) -> None:
-    """Control, stdin and REST go on while a burst is on its way to a slow reader."""
+    """Control, stdin and REST work during a burst to a slow reader."""
     server = new_server()
     kernel = server.start_kernel()
     async with attach(server, kernel, max_queue=1) as client:
         await client.request("kernel_info_request", {})
         code = SHOW.format(count=200, size=MB) + "import time; time.sleep(3600)"
         msg_id = await client.send("execute_request", {"code": code, "allow_stdin": False})
-        for n in range(20):  # and then it reads nothing for a while
+        for n in range(20):  # then it does not read for a while
             await client.until(
                 lambda m, n=n: m["content"].get("data", {}).get("text/plain") == f"{n}"
             )

@@ -1,4 +1,4 @@
-"""Several websockets to one kernel: who hears what, and what a lost connection costs (nothing)."""
+"""Several websockets to one kernel: their messages, and lost connections without lost messages."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.support.server import Server
 
 pytestmark = pytest.mark.kernel
 
-# CI runs 300; the proof that the project's figures rest on runs 10,000.
+# CI runs 300; the full test runs 10,000.
 CYCLES = int(os.environ.get("KBRIDGE_CYCLES", "300"))
 
 
@@ -25,7 +25,7 @@ async def test_two_clients_hear_the_same_output(server: Server, kernel: str) -> 
             m["header"]["msg_id"] for m in mine.iopub
         ]
         assert mine.text() == theirs.text() == "for both\n"
-        # Whatever else was sent to the second has come before the answer to a later request.
+        # All messages to the second client have arrived before the answer to a later request.
         await two.request("kernel_info_request", {})
         strays = [m for m in two.seen if m["parent_header"].get("msg_id") == mine.msg_id]
         assert {m["channel"] for m in strays} == {"iopub"}, "the other's reply is not its business"
@@ -75,17 +75,17 @@ for i in range(20, 40): print(i, flush=True)
     async with attach(server, kernel, dialect) as witness:
         async with attach(server, kernel, dialect, session=session) as before:
             asked = await before.start(code)
-            # ipykernel may cut a line in two.
+            # ipykernel may split a line.
             await before.until(lambda _: "".join(said(before, asked)).endswith("19\n"))
             if how == "cut":
                 before.cut()
         gate.write_text("on")
-        # The kernel is done while its client is away.
+        # The cell ends while its client is disconnected.
         await witness.finish(asked, reply=False)
         async with attach(server, kernel, dialect, session=session) as after:
             done = await after.finish(asked)
     first, second = said(before, asked), said(after, asked)
-    # At least once: lines that were on their way when the connection broke may come again.
+    # At least once: lines in transit when the connection broke may arrive again.
     lines = "".join(first).split() + "".join(second).split()
     assert sorted(set(map(int, lines))) == list(range(40))
     replayed = [int(n) for n in "".join(second).split()]
@@ -97,7 +97,7 @@ for i in range(20, 40): print(i, flush=True)
 async def test_a_reconnect_does_not_repeat_what_it_need_not(
     server: Server, kernel: str, dialect: str
 ) -> None:
-    """A clean close tells what has arrived; another session's past is nobody's replay."""
+    """A clean close acknowledges messages; messages of another session are not replayed."""
     async with attach(server, kernel, dialect) as first:
         await first.execute("print('long ago')")
     async with attach(server, kernel, dialect) as second:

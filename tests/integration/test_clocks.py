@@ -1,4 +1,4 @@
-"""A real server whose wall clock is set while it runs: nothing that waits may notice."""
+"""A real server whose wall clock is changed while it runs: no timeout may be affected."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class Clock:
         }
 
     def set(self, seconds: int) -> None:
-        """Put the clock forward, or back if negative."""
+        """Move the clock forward, or back if negative."""
         beside = self.file.with_suffix(".new")
         beside.write_text(f"{seconds:+d}\n")
         beside.replace(self.file)
@@ -87,7 +87,7 @@ class Pinged(ClientConnection):
 
 
 def _server_date(server: Server) -> float:
-    """The wall clock of the server, from a reply's Date header."""
+    """Return the wall clock of the server, from the Date header of a reply."""
     from email.utils import parsedate_to_datetime
 
     return parsedate_to_datetime(server.request("GET", "/api").headers["Date"]).timestamp()
@@ -104,7 +104,7 @@ async def test_a_clock_that_is_set_stops_nothing(server: Server, clock: Clock, j
             await client.ws.pings.get()
         clock.set(jump)
 
-        def jumped() -> bool:  # libfaketime reads its file once a second
+        def jumped() -> bool:  # libfaketime reads its file once per second
             return abs(_server_date(server) - time.time() - jump) < HOUR / 2
 
         await asyncio.to_thread(eventually, jumped, "the server sees the clock jump")

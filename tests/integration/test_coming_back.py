@@ -1,4 +1,4 @@
-"""Clients that come back to a real kernel: questions, running cells, floods."""
+"""Clients that reconnect to a real kernel: input requests, running cells, floods."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ async def test_a_question_waits_for_who_comes_back_and_is_answered_once(
     async with attach(server, own_kernel, dialect, session=session) as ws:
         asked = await ws.start("print('hello, ' + input('name? '))", allow_stdin=True)
         *_, question = await ws.until(is_question)
-        await (await ws.ws.ping())  # the pong to the server's ping has gone before
+        await (await ws.ws.ping())  # the pong to the server's ping was sent before
         ws.cut()
     await until_gone(server, own_kernel)
     async with attach(server, own_kernel, dialect, session=session) as ws:
@@ -69,7 +69,7 @@ async def test_a_new_page_takes_up_a_running_cell_with_its_question(
         assert "".join(texts) == "".join(f"{i}\n" for i in range(300))
         header = came[-1]["header"]
         await page.send("input_reply", {"value": "be it"}, channel="stdin", parent=header)
-        # The reply is for the session that asked; output and idle are for everybody.
+        # The reply is for the session of the request; output and idle are for all clients.
         *more, _ = await page.until(
             lambda m: (
                 m["parent_header"].get("msg_id") == asked
@@ -121,6 +121,6 @@ async def test_text_beyond_the_data_limit_comes_at_its_pace_and_whole(
     server = new_server("--ZMQChannelsWebsocketConnection.iopub_data_rate_limit=100000")
     kernel_id = server.start_kernel()
     async with attach(server, kernel_id) as ws:
-        async with asyncio.timeout(TIMEOUT):  # 300 kB at once, 100 kB in each second after
+        async with asyncio.timeout(TIMEOUT):  # 300 kB immediately, then 100 kB per second
             text = await flood(ws, 600, 1000)
         assert text == "".join(f"{i:01000}\n" for i in range(600))

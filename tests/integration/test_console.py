@@ -27,7 +27,7 @@ HOSTS: dict[str, Callable[[Path], Server]] = {
 
 @pytest.fixture(params=HOSTS)
 def host(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Server]:
-    """A server of either kind, none of whose settings are the user's."""
+    """A server of either kind, without the settings of the user."""
     require("jupyter_console", "jupyter_server", "ipykernel")
     running = HOSTS[request.param](tmp_path)
     try:
@@ -50,7 +50,7 @@ class Console:
         self.process.stdin.write(f"{line}\n".encode())
 
     async def shows(self, text: str) -> None:
-        """Wait until a text has come since the last one that was waited for."""
+        """Wait until a text has arrived after the previous one."""
         assert self.process.stdout is not None
         try:
             async with asyncio.timeout(TIMEOUT):
@@ -96,7 +96,7 @@ async def console_on(server: Server, kernel_id: str) -> AsyncIterator[Console]:
 
 
 async def overheard(ws: KernelClient, text: str) -> None:
-    """Wait for an output that another client's request has caused."""
+    """Wait for the output of a request of another client."""
     *_, said = await ws.until(lambda m: m["content"].get("text", "").startswith(text))
     assert said["channel"] == "iopub"
     assert said["parent_header"]["session"] != ws.session
@@ -118,7 +118,7 @@ async def test_a_console_and_a_browser_share_a_kernel(host: Server, dialect: str
             console.type("typed")
             await console.shows("In [")
             assert (await ws.execute("print(shared)")).text() == "of the console, typed\n"
-            # The prompt and the replies were nobody's but the console's.
+            # Only the console received the prompt and the replies.
             heard = {
                 m["channel"] for m in ws.seen if m["parent_header"].get("session") != ws.session
             }
@@ -142,7 +142,7 @@ async def test_a_console_that_takes_the_kernel_with_it(host: Server) -> None:
             console.type("exit")
             await console.shows("Shutting down kernel")
             assert await console.ends() == 0
-        # A kernel that went unasked is started again; the websocket is the same.
+        # A kernel that ended by itself is restarted; the websocket stays open.
         await ws.until(lambda m: m["content"].get("execution_state") == "restarting")
         after = (await ws.execute("import os; print(os.getpid())")).text()
     assert int(after) != int(before)

@@ -1,4 +1,4 @@
-"""Connections cut at random points of a long run: nothing missing, with `since` nothing twice."""
+"""Connections cut at random points: no message is missing; with `since`, none is duplicate."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ STUB = Path(__file__).parents[2] / "benchmarks" / "kernel.py"
 
 @pytest.fixture
 def server(new_server: ServerFactory, tmp_path: Path) -> Server:
-    """A server with a kernel that says numbered lines as fast as they can be written."""
+    """A server with a kernel that sends numbered lines at full speed."""
     spec = tmp_path / "kernels" / "stub" / "kernel.json"
     spec.parent.mkdir(parents=True)
     argv = [sys.executable, str(STUB), "{connection_file}"]

@@ -40,9 +40,9 @@ def info_of(server: Server, kernel_id: str) -> dict[str, Any]:
 
 
 def speaks(info: dict[str, Any], channel: str, mechanism: bytes) -> bool:
-    """Whether a ZeroMQ socket goes on after a greeting with this mechanism (ZMTP 3.1)."""
+    """Return True if a ZeroMQ socket continues after a greeting with this mechanism (ZMTP 3.1)."""
     with socket.create_connection((info["ip"], info[f"{channel}_port"]), timeout=20) as sock:
-        # Our half of the greeting: signature, version 3.1, mechanism, a client, filler.
+        # The greeting of the client: signature, version 3.1, mechanism, a client, filler.
         sock.sendall(b"\xff" + bytes(8) + b"\x7f\x03\x01" + mechanism.ljust(20, b"\0") + bytes(32))
         greeting = b""
         while len(greeting) < 32 and (data := sock.recv(64 - len(greeting))):

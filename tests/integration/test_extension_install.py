@@ -1,4 +1,4 @@
-"""What `pip install kbridge[jupyter]` changes, and a Jupyter Server that runs with it."""
+"""The effect of `pip install kbridge[jupyter]`, and a Jupyter Server that runs with it."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ sys.meta_path.insert(0, Absent())
 
 
 def run(*command: str | Path, env: dict[str, str] | None = None) -> str:
-    """Run a command that has to succeed, and give what it says, without colours."""
+    """Run a command that must succeed; return its output without colours."""
     done = subprocess.run(
         command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=300
     )
@@ -100,7 +100,7 @@ async def test_sigterm_with_a_websocket_open_and_a_cell_running(jupyter: Server)
         started = jupyter.children()
         assert jupyter.stop() == 0
     assert all(gone(pid) for pid in started), "a kernel has outlived its server"
-    no_loose_ends(jupyter)  # ipykernel does log a traceback of its own
+    no_loose_ends(jupyter)  # ipykernel itself logs a traceback
 
 
 def no_loose_ends(server: Server) -> None:
@@ -122,14 +122,14 @@ def wheel(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def environment(tmp_path: Path, wheel: Path) -> Path:
-    """Make a virtual environment that has the wheel, and the rest from the tests' own."""
+    """Create a virtual environment with the wheel, and the packages of this environment."""
     where = tmp_path / "venv"
     run(sys.executable, "-m", "venv", "--without-pip", where)
     python = where / "bin" / "python"
     site = run(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))").strip()
-    # One directory more on the path; .pth files in it, such as kbridge's own, do not count.
+    # Another directory on the path; .pth files in it, such as that of kbridge, have no effect.
     (Path(site) / "tests.pth").write_text(sysconfig.get_path("purelib"))
-    # From no index: what the extra asks for must be there.
+    # Without an index: the packages of the extra must be installed.
     pip = (sys.executable, "-m", "pip", "--disable-pip-version-check", f"--python={python}")
     run(*pip, "install", "--no-index", "--no-warn-script-location", f"{wheel}[jupyter]")
     found = run(python, "-I", "-c", "import kbridge; print(kbridge.__file__)").strip()
@@ -171,7 +171,7 @@ async def test_installed_is_enabled(tmp_path: Path, wheel: Path, environment: Pa
 
 
 async def works_in(home: Path, python: Path) -> None:
-    """Start a Jupyter Server of an environment, with nothing said about kbridge."""
+    """Start a Jupyter Server of an environment, without options about kbridge."""
     command = [str(python), "-I", "-m", "jupyter_server"]
     quiet = ("--ip=127.0.0.1", "--no-browser", "--allow-root")
     server = Server(home, *quiet, f"--ServerApp.root_dir={home}", command=command)
@@ -189,7 +189,7 @@ async def works_in(home: Path, python: Path) -> None:
 
 
 def as_old_jupyter_server(where: Path) -> dict[str, str]:
-    """Give environment variables with which jupyter_server says that it is an old version."""
+    """Return environment variables that make jupyter_server report an old version."""
     old = where / "old"
     old.mkdir()
     (old / "sitecustomize.py").write_text(
@@ -260,7 +260,7 @@ def test_the_oldest_version_is_that_of_the_extra() -> None:
 
 @pytest.fixture
 def without(tmp_path: Path) -> dict[str, str]:
-    """Environment variables that make jupyter_server absent."""
+    """Return environment variables that hide jupyter_server."""
     blocker = tmp_path / "blocker"
     blocker.mkdir()
     (blocker / "sitecustomize.py").write_text(WITHOUT)

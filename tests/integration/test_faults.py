@@ -1,4 +1,4 @@
-"""Kernels that die, hang, flood, lie and garble, and full disks: what a user sees of it."""
+"""Kernels that die, hang, flood and send invalid messages, and full disks: the effect for users."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ from tests.support.waiting import TIMEOUT, eventually
 
 SCRIPTED_KERNEL = Path(__file__).parents[1] / "support" / "scripted_kernel.py"
 MANAGER = "--BridgeKernelManager"
-# Whatever is noticed is not noticed by looking.
+# Polling is off, so that the tests cannot depend on it.
 NOBODY_LOOKS = f"{MANAGER}.watch_interval=3600"
 
 
 @pytest.fixture(scope="module")
 def serve(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Server]]:
-    """Start servers that know the scripted kernel."""
+    """Start servers with the kernelspec of the scripted kernel."""
     servers: list[Server] = []
 
     def start(*args: str, **options: Any) -> Server:
@@ -56,7 +56,7 @@ def server(serve: Callable[..., Server]) -> Server:
 
 @pytest.fixture
 def scripted(server: Server) -> Iterator[str]:
-    """The id of a kernel that one test may harm."""
+    """Start a kernel that one test may harm; return its id."""
     kernel_id = server.start_kernel("scripted")
     yield kernel_id
     server.stop_kernel(kernel_id)
@@ -70,7 +70,7 @@ async def ws(server: Server, scripted: str, dialect: str) -> AsyncIterator[Kerne
 
 @pytest.fixture(scope="module")
 def liar(server: Server) -> str:
-    """The id of a kernel that says what is wrong, and is none the worse for it."""
+    """Return the id of a shared kernel that sends invalid messages and survives them."""
     return server.start_kernel("scripted")
 
 
@@ -82,7 +82,7 @@ async def heard(server: Server, liar: str, dialect: str) -> AsyncIterator[Kernel
 
 @pytest.fixture
 def elsewhere(tmp_path: Path) -> Iterator[tuple[Path, subprocess.Popen[bytes]]]:
-    """A kernel that no server has started: its connection file, and its process."""
+    """Start a kernel without a server; return its connection file and its process."""
     path = tmp_path / "kernel-elsewhere.json"
     write_connection_file(str(path), key=b"a key")
     with subprocess.Popen([sys.executable, str(SCRIPTED_KERNEL), str(path)]) as kernel:
@@ -91,7 +91,7 @@ def elsewhere(tmp_path: Path) -> Iterator[tuple[Path, subprocess.Popen[bytes]]]:
 
 
 def pid_of(server: Server, kernel_id: str) -> int:
-    """The process of a kernel, by its connection file."""
+    """Return the process of a kernel, found by its connection file."""
     (pid,) = [p for p in server.children() if kernel_id in " ".join(psutil.Process(p).cmdline())]
     return pid
 
@@ -105,7 +105,7 @@ def text_of(messages: list[dict[str, Any]]) -> str:
 
 
 async def works(ws: KernelClient) -> None:
-    """The kernel takes a cell, and all of its output comes."""
+    """Check that the kernel runs a cell and all output arrives."""
     done = await ws.execute("k.stream('it works', parent)")
     assert done.types == ["busy", "stream", "idle"]
     assert done.text() == "it works"
@@ -135,8 +135,8 @@ async def state(server: Server, kernel_id: str) -> str:
 async def test_a_death_is_told_at_once_after_all_that_the_kernel_said(
     serve: Callable[..., Server], dialect: str, ports: str
 ) -> None:
-    """Nobody looks at its process for an hour: the operating system tells."""
-    # One that died before it was stable is taken for one whose ports were taken.
+    """The server polls the process once per hour: the operating system reports the death."""
+    # A kernel that dies before it is stable counts as one whose ports were in use.
     server = serve(f"{MANAGER}.stable_start_time={0 if ports == 'the same' else 3600}")
     kernel_id = server.start_kernel("scripted")
     info = server.home / "runtime" / f"kernel-{kernel_id}.json"
@@ -172,11 +172,11 @@ async def test_a_kernel_that_is_given_up_is_dead_and_can_be_started_again(
 
 
 async def test_a_kernel_that_dies_in_the_midst_of_a_message(ws: KernelClient) -> None:
-    """What it said before comes whole; of the message that was cut, nothing."""
+    """Complete messages arrive; the incomplete one does not."""
     await ws.start("k.stream('whole', parent)\nk.stream('x' * (32 << 20), parent)\nk.die()")
     *old, _ = await ws.until(is_status("restarting"))
     texts = [m["content"]["text"] for m in old if m["header"]["msg_type"] == "stream"]
-    assert texts in (["whole"], []), "the cut may take along what stood before it"
+    assert texts in (["whole"], []), "the cut may also drop the message before"
     await works(ws)
 
 
@@ -227,7 +227,7 @@ async def test_a_kernel_that_hangs_for_a_while_loses_nothing(
 async def test_a_kernel_elsewhere_that_hangs_is_shown_so_until_it_goes_on(
     serve: Callable[..., Server], elsewhere: tuple[Path, subprocess.Popen[bytes]], shown: str
 ) -> None:
-    """Its process is none of the server's: its heartbeat tells."""
+    """The process does not belong to the server; its heartbeat shows that it hangs."""
     path, kernel = elsewhere
     kernel_id = kernel_id_for(path)
     server = serve(
@@ -330,7 +330,7 @@ GARBLED = {
 async def test_what_a_kernel_signs_is_its_own_affair_and_takes_nothing_along(
     heard: KernelClient, fault: str
 ) -> None:
-    """The bridge reads no more of a message than it must: it passes as it came, or not at all."""
+    """The bridge does not parse the whole message: it passes it unchanged, or not at all."""
     await heard.start(f"k.stream('1', parent)\n{GARBLED[fault]}\nk.stream('2', parent)")
     texts, garbled, replied = "", 0, False
     while texts != "12" or not replied:
@@ -359,7 +359,7 @@ async def test_what_was_refused_is_told_in_the_log(serve: Callable[..., Server])
 
 
 async def test_a_frame_that_comes_twice_is_shown_twice(heard: KernelClient) -> None:
-    """A kernel may say a thing twice. Who is not the kernel cannot: TCP, its own or in cipher."""
+    """A kernel may send a message twice; other programs lack its TCP connection and its key."""
     done = await heard.execute(f"p = {GOOD}\nk.send(p)\nk.send(p)")
     assert done.text() == "forgedforged"
     await works(heard)
@@ -389,7 +389,7 @@ async def test_answers_reach_who_asked_whatever_session_the_kernel_names(
 async def test_a_message_that_is_bigger_than_the_journal(
     serve: Callable[..., Server], dialect: str
 ) -> None:
-    """It reaches those who read; who does not gets a marker in its place (test_limits)."""
+    """It reaches clients that read; other clients receive a marker (test_limits)."""
     server = serve(f"--ZMQChannelsWebsocketConnection.journal_limit={1 << 20}")
     async with attach(server, server.start_kernel("scripted"), dialect) as ws:
         size = 4 << 20
@@ -444,7 +444,7 @@ async def test_a_flood_ends_with_its_reply_and_harms_nobody(
 async def test_a_full_disk_fails_a_start_with_the_files_name_and_leaves_nothing(
     serve: Callable[..., Server],
 ) -> None:
-    """A limit on the size of files stands for the disk: the system refuses the same write."""
+    """A limit on the size of files simulates a full disk: the system refuses the same write."""
     server = serve()
     running = server.start_kernel("scripted")
     process = psutil.Process(server.process.pid)

@@ -1,4 +1,4 @@
-"""Hostile input against a live server: each attack leaves an honest client's work unharmed."""
+"""Hostile input against a live server: no attack disturbs a cooperative client."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ from tests.support.waiting import TIMEOUT, eventually
 pytestmark = pytest.mark.kernel
 
 MIB = 1 << 20
-# Every close code of docs/websocket.md that is the client's fault, and 1000 for its own close.
+# The close codes of docs/websocket.md for errors of the client, and 1000 for a normal close.
 DOCUMENTED = {1000, 1002, 1003, 1007, 1008, 1009}
 AT_ONCE = 8
-# Seconds without a word after which a case has been answered. Nothing is concluded from it.
+# Seconds of silence after which a case counts as answered; the result does not depend on it.
 QUIET = 0.3
 COUNT = 400
 NOT_IMPLEMENTED = 501
-# What the allocator and caches may keep beyond what a law allows.
+# Memory that the allocator and caches may keep in addition.
 SLACK = 24 * MIB
-# In a long run, the journals of two kernels may fill up: cases that went away may come back.
+# In a long run, the journals of two kernels may fill up, because disconnected cases may resume.
 FUZZ_MEMORY = SLACK + (2 * 64 * MIB if SECONDS else 0)
 CROWD = 5_000
-# What KbridgeApp.max_unauthenticated_connections is by default, and the most that the heads and
-# bodies of so many strangers may take (max_header_size and as much again for reading them).
+# The default of KbridgeApp.max_unauthenticated_connections, and the maximum memory for the heads
+# and bodies of so many connections (max_header_size, twice).
 STRANGERS = 512
 CROWD_MEMORY = STRANGERS * (128 << 10)
 GUESSES = 3_000 - 3_000 % AT_ONCE
@@ -69,7 +69,7 @@ def ready_kernel(server: Server) -> str:
 
 @pytest.fixture(scope="module")
 def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
-    """A server with all the kernels that it may have: an honest client's, and one to be harmed."""
+    """A server with two kernels: one for a cooperative client, and one for the attacks."""
     require("ipykernel")
     server = Server(tmp_path_factory.mktemp("server"), "--max-kernels=2").start()
     try:
@@ -81,7 +81,7 @@ def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
 
 
 async def every(made: Iterator[Case], judge: Callable[[Case], Awaitable[None]]) -> int:
-    """Judge cases, a few at once; says how many there were."""
+    """Run cases, a few at a time; return their number."""
     judged = 0
 
     async def work() -> None:
@@ -136,7 +136,7 @@ async def test_every_websocket_is_answered_or_closed_with_a_code(live: Live) -> 
 
 @pytest.fixture(scope="module")
 def strict(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Server, str]]:
-    """A server with small limits, and an honest client's kernel."""
+    """A server with small limits, and the kernel of a cooperative client."""
     require("ipykernel")
     limits = {"websocket_max_message_size": MIB, "max_body_size": MIB, "request_timeout": 1.0}
     args = [f"--KbridgeApp.{name}={value}" for name, value in limits.items()]
@@ -227,7 +227,7 @@ async def test_five_thousand_half_open_connections(live: Live) -> None:
             for wire in batch[::2]:
                 await wire.send(handshake)
             crowd += batch
-            # Somebody new gets in, too.
+            # A new client can connect too.
             assert (await server.call("GET", "/api/kernels")).status == 200
         await one.goes_on(20)
         held = open_files(server)
@@ -298,7 +298,7 @@ async def test_kernels_leave_descriptors_to_their_owner(new_server: ServerFactor
     assert len(kernels) >= 2
     crowd = [
         await RawConnection.dial(server) for _ in range(200)
-    ]  # strangers, too, leave something
+    ]  # unauthenticated connections leave memory too
     assert {model["id"] for model in server.request("GET", "/api/kernels").json()} == set(kernels)
     async with attach(server, kernels[0]):
         assert (await server.call("DELETE", f"/api/kernels/{kernels.pop()}")).status == 204
@@ -314,7 +314,7 @@ async def test_kernels_leave_descriptors_to_their_owner(new_server: ServerFactor
 
 
 def need_descriptors(count: int) -> None:
-    """Let this process have so many, or end the test."""
+    """Raise the limit of descriptors of this process, or skip the test."""
     resource = pytest.importorskip("resource")
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if hard != resource.RLIM_INFINITY and hard < count:

@@ -42,7 +42,7 @@ BODIES = [
 
 @pytest.fixture(scope="module")
 def fuzzed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """A server on which starting a kernel takes next to nothing."""
+    """A server whose kernels start very fast."""
     home = tmp_path_factory.mktemp("fuzzed")
     command = [sys.executable, "-m", "kbridge", "--ip=127.0.0.1"]
     running = Server(home, "--BridgeKernelManager.start_grace=0.01", command=command)
@@ -74,7 +74,7 @@ def install(home: Path, name: str, fields: dict[str, Any]) -> None:
 
 
 def refused_or_taken(server: Server, reply: Reply) -> None:
-    """Fail unless it is a 4xx with a reason; end what a request has started."""
+    """Fail unless the reply is a 4xx with a reason; shut started kernels down."""
     if reply.status in {200, 201}:
         made = reply.json()
         kernel = made.get("kernel", made)

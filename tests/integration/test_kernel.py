@@ -1,4 +1,4 @@
-"""What one client and one ipykernel say to each other, in both dialects."""
+"""One client and one ipykernel in both dialects."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ PIXEL = (
 @pytest.fixture
 async def ws(server: Server, kernel: str, dialect: str) -> AsyncIterator[KernelClient]:
     async with attach(server, kernel, dialect) as client:
-        # ipykernel 6.29 aborts a cell that arrives right behind another one's error.
+        # ipykernel 6.29 aborts a cell that arrives right after the error of another one.
         await client.request("kernel_info_request", {})
         client.seen.clear()
         yield client

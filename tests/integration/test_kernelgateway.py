@@ -1,4 +1,4 @@
-"""`jupyter kernelgateway` as other people's programs start it, word by word."""
+"""`jupyter kernelgateway` with the command lines of other programs."""
 
 import json
 import os
@@ -21,7 +21,7 @@ Start = Callable[..., "Gateway"]
 
 
 class Gateway:
-    """A server that `jupyter kernelgateway` started, until it says where it is."""
+    """A server that `jupyter kernelgateway` started; wait until it logs its address."""
 
     def __init__(self, args: list[str], env: dict[str, str], home: Path) -> None:
         self.process = subprocess.Popen(
@@ -123,7 +123,7 @@ def test_autogen_in_docker(start: Start) -> None:
 
 @pytest.mark.kernel
 async def test_smolagents(start: Start) -> None:
-    """The token is in the environment; every request has it in its address."""
+    """The token is in the environment; every request has it in the URL."""
     gateway = start(
         "--KernelGatewayApp.ip=0.0.0.0",
         f"--KernelGatewayApp.port={free_port()}",

@@ -1,6 +1,6 @@
 """JupyterLab in a real Chromium, its kernels over kbridge: inside the server, and as a gateway.
 
-`KBRIDGE_SCREENSHOTS=docs/images` takes the pictures that the documentation shows.
+`KBRIDGE_SCREENSHOTS=docs/images` saves the screenshots of the documentation.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ only_gateway = pytest.mark.parametrize("place", ["gateway"], indirect=True)
 
 @pytest.fixture(params=["extension", "gateway"])
 def place(request: pytest.FixtureRequest) -> Place:
-    """Each of the two, whatever the order of tests."""
+    """Both of them, in any order of tests."""
     found = request.getfixturevalue(request.param)
     assert isinstance(found, Place)
     return found
@@ -53,7 +53,7 @@ def place(request: pytest.FixtureRequest) -> Place:
 
 @pytest_asyncio.fixture(loop_scope="module")
 async def notebook(place: Place) -> AsyncIterator[Notebook]:
-    """A notebook of the test's own, with a kernel."""
+    """A new notebook for the test, with a kernel."""
     opened = await place.open()
     yield opened
     await place.restore()
@@ -63,7 +63,7 @@ async def notebook(place: Place) -> AsyncIterator[Notebook]:
 @only_extension
 async def test_websockets_are_kbridges_inside_jupyter(place: Place, notebook: Notebook) -> None:
     assert "kernel websockets go over kbridge" in place.kernels.log.read_text()
-    # What kbridge closes with a reason, Jupyter Server's own class breaks off (1006).
+    # kbridge closes with a reason; Jupyter Server's own class breaks the connection (1006).
     closed = """id => new Promise(done => {
         const url = `ws://${location.host}/api/kernels/${id}/channels?session_id=rude`;
         const socket = new WebSocket(url, ["v1.kernel.websocket.jupyter.org"]);
@@ -148,7 +148,8 @@ async def test_a_slider_moves_in_the_page_and_in_python(place: Place, notebook: 
     await place.picture("widget")
 
 
-# Jupyter Server as a gateway's client reads text frames only: what has buffers ends its reading.
+# Jupyter Server as the client of a gateway reads only text frames; a frame with buffers ends its
+# reading.
 @only_extension
 async def test_buffers_go_both_ways(place: Place, notebook: Notebook) -> None:
     await notebook.prepare(PNG)
@@ -186,7 +187,7 @@ async def test_a_restart_from_the_menu_is_no_crash(place: Place, notebook: Noteb
     async with place.lab.page.expect_response(re.compile("/restart")) as answer:
         await notebook.accept()
     assert (await answer.value).status == 200
-    cell = await notebook.run("'kept' in globals()")  # JupyterLab holds it until it is connected
+    cell = await notebook.run("'kept' in globals()")  # JupyterLab queues it until it is connected
     await expect(cell.output).to_have_text("False")
     await notebook.ready()
     await expect(notebook.dialog).to_have_count(0)

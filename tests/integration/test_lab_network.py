@@ -1,4 +1,4 @@
-"""JupyterLab in a real Chromium, and what its user sees of a bad network, floods and crashes."""
+"""JupyterLab in a real Chromium during network failures, floods and crashes."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def place(request: pytest.FixtureRequest) -> Place:
 
 @pytest_asyncio.fixture(loop_scope="module")
 async def notebook(place: Place) -> AsyncIterator[Notebook]:
-    """A notebook of the test's own, with a kernel."""
+    """A new notebook for the test, with a kernel."""
     opened = await place.open()
     yield opened
     await place.restore()
@@ -54,15 +54,15 @@ async def notebook(place: Place) -> AsyncIterator[Notebook]:
 
 
 def between(*cases: tuple[str, str]) -> pytest.MarkDecorator:
-    """Name the stretches of network that a test takes away."""
+    """Return the names of the networks that a test interrupts."""
     return pytest.mark.parametrize(("place", "stretch"), cases, indirect=["place"])
 
 
 both = pytest.mark.parametrize("place", ["extension", "gateway"], indirect=True)
 only_extension = pytest.mark.parametrize("place", ["extension"], indirect=True)
 only_gateway = pytest.mark.parametrize("place", ["gateway"], indirect=True)
-# The page's connections are not cut where kbridge is a gateway: Jupyter Server, which then is
-# kbridge's client, holds on to websockets that its page has given up.
+# The page's connections are not cut if kbridge is a gateway: Jupyter Server, which is then the
+# client of kbridge, keeps websockets that its page has closed.
 kbridges = between(("extension", "front"), ("gateway", "back"))
 
 
@@ -79,7 +79,7 @@ class Lines:
         self._directory = directory
 
     async def start(self, notebook: Notebook) -> Cell:
-        """Start it, and wait until the page has all that it printed before it waits."""
+        """Start the cell, and wait until the page has all lines before the pause."""
         await notebook.prepare(f"import os; os.chdir({str(self._directory)!r})")
         cell = await notebook.start(
             f"import pathlib, time\nfor n in range({self.count}):\n"
@@ -92,7 +92,7 @@ class Lines:
         return cell
 
     async def start_into_silence(self, notebook: Notebook, network: Network) -> Cell:
-        """Start it, and have the network take what it says in the middle and deliver nothing."""
+        """Start the cell, and let the network accept and drop the lines in the middle."""
         cell = await self.start(notebook)
         self.go_on()
         await expect(cell.stream("stdout").last).to_contain_text("line 12")
@@ -105,9 +105,10 @@ class Lines:
         return "".join(f"line {n}\n" for n in range(end or self.count))
 
     async def all_stand_in(self, cell: Cell) -> None:
-        """Wait until it has run, and look for each line, in order; some may come twice.
+        """Wait until the cell has run, and check that all lines are in order; some may be
+        duplicate.
 
-        What the page had got and not yet acknowledged when its connection broke comes again.
+        Unacknowledged messages arrive again after the connection broke.
         """
         await cell.done()
         expected = self.text().splitlines()
@@ -120,7 +121,7 @@ class Lines:
         self._gate.touch()
 
     async def printed(self, number: int) -> None:
-        """Wait until the kernel has printed this line, wherever it went."""
+        """Wait until the kernel has printed this line, even if it was lost."""
         await asyncio.to_thread(
             eventually,
             lambda: self._progress.exists() and int(self._progress.read_text() or 0) >= number,
@@ -146,7 +147,7 @@ async def test_no_line_is_missing_after_silence_that_ends_in_a_reset(
     place: Place, stretch: str, notebook: Notebook, tmp_path: Path
 ) -> None:
     lines, network = Lines(tmp_path), getattr(place, stretch)
-    # What was said meanwhile was taken, and goes with the connection.
+    # Messages in the meantime were accepted, and are lost with the connection.
     cell = await lines.start_into_silence(notebook, network)
     await network.reset()
     await lines.all_stand_in(cell)
@@ -193,15 +194,15 @@ async def test_a_reloaded_page_finds_its_kernel_at_work(
     assert await notebook.connected() == kernel
     lines.go_on()
     assert await notebook.ready() == kernel
-    # To JupyterLab the running cell was another page's: what is said of it meanwhile is not shown.
+    # For JupyterLab, the running cell belongs to another page, so its output is not shown.
     assert await notebook.cell(0).text() == lines.text(lines.waits_at + 1)
     cell = await notebook.run("n")
     await expect(cell.output).to_have_text(str(lines.count - 1))
 
 
-# Each line is a message of its own, without ipykernel's own joining: more than twice what
-# iopub_msg_rate_limit allows. In bursts, because ipykernel's PUB drops what waits beyond 1,000
-# messages, and a page that draws this may keep the bridge from the processor for a while.
+# Each line is a separate message, without the joining of ipykernel: more than twice
+# iopub_msg_rate_limit. Lines are sent in bursts, because the PUB socket of ipykernel drops messages
+# beyond 1,000 waiting ones, and a page that draws them may use the processor for a while.
 FLOOD = """\
 import time
 kernel = get_ipython().kernel
@@ -259,8 +260,8 @@ async def test_a_progress_bar_on_a_slow_page_ends_where_it_should(
         await expect(cell.output.locator("progress")).to_have_attribute("value", str(end))
 
 
-# To JupyterLab the question that comes again is another one: there are two boxes, and the one that
-# was not answered stays. Whichever is answered first counts.
+# JupyterLab treats the repeated input request as another one: there are two boxes, and the
+# unanswered one stays. The first answer counts.
 @pytest.mark.parametrize(
     ("place", "stretch", "box"),
     [("extension", "front", 0), ("extension", "front", 1), ("gateway", "back", 0)],
@@ -304,7 +305,7 @@ async def test_a_server_that_was_killed_comes_back_with_its_kernels(
     cell = await lines.start(notebook)
     place.kernels.crash()
     place.kernels.start()
-    lines.go_on()  # it prints before the page is back
+    lines.go_on()  # it prints before the page has reconnected
     await cell.done()
     await cell.shows(lines.text())
     await expect(cell.stream("stderr")).to_contain_text(

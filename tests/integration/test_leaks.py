@@ -1,4 +1,4 @@
-"""A thousand comings and goings leave nothing behind: no descriptor, task, object or memory."""
+"""A thousand connects and disconnects leak no descriptor, task, object or memory."""
 
 from __future__ import annotations
 
@@ -45,27 +45,27 @@ def stub_spec(home: Path) -> None:
 
 @pytest.fixture(params=["kbridge", "jupyter_server"])
 def observed(request: pytest.FixtureRequest, tmp_path: Path):
-    """A server whose objects can be counted: our own, and Jupyter Server with the extension."""
+    """A server whose objects can be counted: kbridge, and Jupyter Server with the extension."""
     require("ipykernel")
     stub_spec(tmp_path)
     if request.param == "kbridge":
         server = Server(tmp_path, command=observed_command(tmp_path))
     else:
-        # Until its next ping, Jupyter Server holds on to what a websocket was.
+        # Jupyter Server keeps the objects of a websocket until its next ping.
         pings = {"ws_ping_interval": 1000, "ws_ping_timeout": 60_000}
         server = jupyter_server(tmp_path, f"--ServerApp.tornado_settings={pings}")
         server._command = observed_command(tmp_path, "jupyter_server")
     try:
         yield server.start()
         assert server.stop() == 0
-        if request.param == "kbridge":  # the other's log has what kernels write, too
+        if request.param == "kbridge":  # the log of Jupyter Server also has the output of kernels
             server.assert_clean_log()
     finally:
         server.kill()
 
 
 async def come_and_go(server: Server, kernel_id: str, cycles: int, dice: random.Random) -> Counter:
-    """Visit a kernel in all scenarios in turn, several at once; restart it now and then."""
+    """Run all scenarios on a kernel, several at a time; restart it occasionally."""
     todo = list(itertools.islice(itertools.cycle(SCENARIOS), cycles))
     dice.shuffle(todo)
     done: Counter[str] = Counter()
@@ -84,7 +84,7 @@ async def come_and_go(server: Server, kernel_id: str, cycles: int, dice: random.
 
 
 async def lives(server: Server, mute: str) -> None:
-    """Kernels are started, restarted and shut down, with websockets to them."""
+    """Start, restart and shut down kernels with open websockets."""
     reply = await server.call("POST", "/api/kernels", {"name": "stub"})
     assert reply.status == 201, reply
     kernel_id = reply.json()["id"]
@@ -101,7 +101,7 @@ async def lives(server: Server, mute: str) -> None:
     assert (await server.call("DELETE", f"/api/kernels/{kernel_id}")).status == 204
     for wire in wires:
         wire.reset()
-    # A kernel that never answers: what is sent to it waits, and the one who sent it goes.
+    # A kernel that never answers: requests wait, and their clients disconnect.
     for _ in range(3):
         wire = await RawWebsocket.open(server.port, path_of(mute), server.token)
         wire.send(command(echo="?"))
@@ -131,7 +131,7 @@ async def all_of_it(server: Server, cycles: int, rounds: int) -> None:
 async def test_a_server_is_as_it_was_after_a_thousand_cycles(
     observed: Server, request: pytest.FixtureRequest
 ) -> None:
-    await all_of_it(observed, 100, 2)  # until all is made that is kept
+    await all_of_it(observed, 100, 2)  # until all permanent objects exist
     before = await resource_usage.at_rest(observed)
     ours = request.node.callspec.params["observed"] == "kbridge"
     await all_of_it(observed, CYCLES if ours else CYCLES // 3, 5)
@@ -147,7 +147,7 @@ def in_memory() -> HubTable:
 
 
 async def embedded(hubs: HubTable, cycles: int) -> None:
-    """What an embedder does with a hub, on twins in memory: come, stall, go; restart, end."""
+    """Use a hub in memory as an embedding program: connect, stall, disconnect, restart, close."""
     for i in range(cycles):
         kernel_id = f"kernel-{i % 3}"
         hub = hubs.open(kernel_id, INFO)
@@ -173,7 +173,7 @@ async def embedded(hubs: HubTable, cycles: int) -> None:
 
 
 def kept() -> Counter[str]:
-    """What there is of ours, of tasks and of futures."""
+    """Count the objects of kbridge, tasks and futures."""
     gc.collect()
     return Counter(
         type(thing).__name__
@@ -184,7 +184,7 @@ def kept() -> Counter[str]:
 
 
 async def test_an_embedders_hubs_are_as_they_were_after_a_thousand_cycles() -> None:
-    others = kept()  # of other tests in this process
+    others = kept()  # objects of other tests in this process
     hubs = in_memory()
     await embedded(hubs, 100)
     before, open_before = kept(), len(hubs)

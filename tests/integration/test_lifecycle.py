@@ -51,7 +51,7 @@ async def test_an_execute_right_after_a_restart_loses_no_output(
             pid = now
             assert (await viewer.finish(done.msg_id, reply=False)).types == done.types
         states = [m["content"].get("execution_state") for m in ws.seen]
-        # `restarting` is for crashes: JupyterLab would say that the kernel appears to have died.
+        # `restarting` means a crash: JupyterLab would say that the kernel appears to have died.
         assert "restarting" not in states
 
 
@@ -94,7 +94,7 @@ async def test_a_websocket_opens_at_once_on_a_kernel_that_never_answers(
 ) -> None:
     kernel_id = (await server.call("POST", "/api/kernels", {"name": "mute"})).json()["id"]
     try:
-        # The kernel would be waited for 60 s; that the handshake takes less is what is shown.
+        # The server would wait 60 s for the kernel; the handshake must not wait.
         async with attach(server, kernel_id, dialect, open_timeout=30) as ws:
             await ws.send("kernel_info_request", {})
             alive = await ws.ws.ping()
@@ -123,7 +123,7 @@ async def test_an_unknown_kernel(server: Server) -> None:
 async def test_kernels_of_a_server_in_the_background_can_be_interrupted(
     new_server: Callable[..., Server],
 ) -> None:
-    """A shell without job control starts what ends in `&` with SIGINT ignored."""
+    """A shell without job control starts commands that end in `&` with SIGINT ignored."""
     ignoring = ["/bin/sh", "-c", 'trap "" INT; exec "$@"', "sh"]
     server = new_server(command=[*ignoring, *_COMMAND])
     told = (

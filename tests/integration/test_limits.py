@@ -1,4 +1,4 @@
-"""What a hostile, broken or merely slow client can do to everybody else (nothing)."""
+"""Hostile, broken or slow clients do not affect other clients."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ CONNECTION = "ZMQChannelsWebsocketConnection"
 
 
 def v1(**changes: object) -> bytes:
-    """Encode a v1 frame whose parts are right but for `changes`."""
+    """Encode a v1 frame whose parts are valid except for `changes`."""
     header = {"msg_id": "1", "msg_type": "kernel_info_request", "session": "s", "version": "5.3"}
     parts: dict[str, object] = {
         "channel": b"shell",
@@ -110,7 +110,7 @@ async def test_a_browser_that_stops_reading_costs_no_more_than_the_journal(
         await stalled.request("kernel_info_request", {})
         show = "from IPython.display import display\n"
         show += f"display({{'text/plain': 'x' * {size}}}, raw=True)"
-        for _ in range(5):  # until buffers of all kinds have the size that they keep
+        for _ in range(5):  # until all buffers have their final size
             await honest.execute(show)
         before = server.rss()
         peak = 0
@@ -118,9 +118,9 @@ async def test_a_browser_that_stops_reading_costs_no_more_than_the_journal(
             done = await honest.execute(show)
             assert done.types == ["busy", "execute_input", "display_data", "idle"], i
             peak = max(peak, server.rss())
-        # 200 MiB went past. What one message passes through on its way is no part of the journal.
+        # 200 MiB were sent. Buffers for a message in transit are not part of the journal.
         assert peak - before < limit + 3 * size, f"grew by {(peak - before) / MIB:.0f} MiB"
-        # It reads again: it is told what it missed, and all that is left comes, the end included.
+        # It reads again: it receives a marker and all remaining messages, including the end.
         last = await honest.execute("print('the end')")
         rest = await stalled.finish(last.msg_id, reply=False)
         assert rest.text() == "the end\n"

@@ -1,7 +1,7 @@
-"""Kernels as they are: old ipykernels, and kernels of other languages, each through its whole life.
+"""Old ipykernels and kernels of other languages, from start to shutdown.
 
-The first cell after a start or a restart asks a question: an `input_request` is lost for ever when
-the kernel's stdin socket does not know its peer yet.
+The first cell after a start or a restart requests input: an `input_request` is lost if the kernel's
+stdin socket does not know its peer yet.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def install(home: Path, kernel: ForeignKernel) -> None:
 
 
 async def first_cell(ws: KernelClient, kernel: ForeignKernel) -> None:
-    """Run the first cell of a new process: it asks a question, where the kernel can."""
+    """Run the first cell of a new process, which requests input if the kernel supports it."""
     if not kernel.ask:
         await said(ws, kernel)
         return
@@ -70,7 +70,7 @@ async def said(ws: KernelClient, kernel: ForeignKernel) -> None:
 
 
 async def printed(ws: KernelClient, kernel: ForeignKernel, done: Execution, text: str) -> None:
-    """Check what a cell printed; wait for it where a kernel may print after its idle."""
+    """Check the output of a cell; wait for it if the kernel may print after its idle."""
     if kernel.late_output and text not in done.text():
         late = await ws.until(lambda m: text in m["content"].get("text", ""))
         assert late[-1]["parent_header"]["msg_id"] == done.msg_id
@@ -96,7 +96,7 @@ async def test_the_life_of_a_kernel(server: RestartableServer, kernel: ForeignKe
             reply = await server.call("POST", f"/api/kernels/{kernel_id}/restart")
             assert reply.status == 200, reply
             await first_cell(ws, kernel)
-        # Old ipykernels abort what comes within a moment of an error, else.
+        # Otherwise old ipykernels abort requests that arrive right after an error.
         under_way = await ws.start(kernel.loop or kernel.say, stop_on_error=False)
         await ws.until(lambda m: m["content"].get("text", "").strip() in ("looping", "hello"))
         server.crash()

@@ -1,7 +1,7 @@
-"""Kernels that run in one thread, and the bridge killed in the midst of a cell.
+"""Kernels with a single thread, whose bridge is killed during a cell.
 
-Such a kernel does not touch its sockets while it computes. So it still holds the killed bridge for
-a peer when the next one comes, and ignores whoever comes under the same identity, for good.
+Such a kernel does not use its sockets while it computes. It therefore still knows the killed bridge
+as a peer when the next one connects, and permanently ignores a peer with the same identity.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RestartableServ
 
 
 class Cut:
-    """A cell under way, and its bridge killed."""
+    """A running cell whose bridge was killed."""
 
     def __init__(self, server: RestartableServer, code: str, then: str = "") -> None:
         self.server = server
@@ -76,7 +76,7 @@ class Cut:
         return self.server.kernels()[self.kernel_id]
 
     def linked(self) -> bool:
-        """Tell whether all four sockets of the new bridge are connected to the kernel."""
+        """Return True if all four sockets of the new bridge are connected to the kernel."""
         ours = psutil.Process(self.server.process.pid).net_connections("tcp")
         ports = {c.laddr.port for c in psutil.Process(self.pid).net_connections("tcp")}
         there = {c.raddr.port for c in ours if c.raddr and c.status == "ESTABLISHED"}
@@ -93,7 +93,7 @@ async def ticks(ws: KernelClient) -> None:
 
 
 def replies(ws: KernelClient) -> dict[str, str]:
-    """The status of each reply that came, by its request; none comes twice."""
+    """Return the status of each reply by request; fail if one is duplicate."""
     came = [m for m in ws.seen if m["header"]["msg_type"] == "execute_reply"]
     found = {m["parent_header"]["msg_id"]: m["content"]["status"] for m in came}
     assert len(found) == len(came), ws.story()
@@ -186,7 +186,7 @@ async def test_cells_that_wait_behind_it_run_and_are_answered(server: Restartabl
 async def test_a_question_after_the_takeover_ends_with_an_interrupt(
     server: RestartableServer,
 ) -> None:
-    """The kernel sends it to the dead bridge; nobody can see that from outside."""
+    """The kernel sends it to the dead bridge, which is not visible from outside."""
     async with Cut(server, TICKS, "print('asking')\ninput('?')") as cut:
         server.start()
         async with cut.attach() as ws:

@@ -1,4 +1,4 @@
-"""What an administrator's settings do to a real kernel's messages, in both dialects."""
+"""The effect of settings on the messages of a real kernel, in both dialects."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ async def test_tracebacks_are_hidden(new_server: ServerFactory) -> None:
                 assert content["traceback"] == ["ask the administrator"]
             outputs = [m for m in done.messages if m["header"]["msg_type"] != "execute_input"]
             assert "secret" not in str([m["content"] for m in outputs])
-            # Output that is no error is left alone.
+            # Output that is not an error stays unchanged.
             assert (await ws.execute("print(secret)")).text() == "7\n"
 
 
@@ -54,9 +54,9 @@ async def test_a_flood_is_limited_and_its_end_still_comes(new_server: ServerFact
             done = await ws.execute(code)
             assert "iopub_data_rate_limit" in done.text("stderr")
             assert len(done.text()) < 40 * 100_000
-            # What carries state comes all the same.
+            # Messages with state arrive all the same.
             assert done.types[0] == "busy"
             assert done.types[-1] == "idle"
             assert done.reply["status"] == "ok"
-            # A new request, and output flows again.
+            # After a new request, output arrives again.
             assert (await ws.execute("print('again')")).text() == "again\n"

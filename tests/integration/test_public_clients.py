@@ -24,7 +24,7 @@ NODE = Path(__file__).parent / "node"
 
 @pytest.fixture(scope="session")
 def node_modules() -> Path:
-    """`npm ci` of the lock file, once a machine: the directory is named after its content."""
+    """Run `npm ci` once per lock file; the name of the directory depends on its content."""
     _, npm = require("node"), require("npm")
     files = [NODE / "package.json", NODE / "package-lock.json"]
     content = b"".join(f.read_bytes() for f in files)
@@ -40,7 +40,7 @@ def node_modules() -> Path:
         assert done.returncode == 0, done.stdout + done.stderr
         try:
             fresh.rename(home)
-        except OSError:  # another worker was first
+        except OSError:  # another worker was faster
             shutil.rmtree(fresh)
     return home / "node_modules"
 
@@ -83,8 +83,8 @@ def test_jupyter_kernel_client(server: Server) -> None:
     """In its default dialect, the legacy one.
 
     Its v1 fails with any server, Jupyter Server included: version 1.0.2 raises KeyError on each
-    message that it receives. It runs in a process of its own: what its threads leave behind is no
-    matter of this one.
+    message that it receives. It runs in a separate process, because its threads leave resources
+    behind.
     """
     require("jupyter_kernel_client")
     script = str(Path(__file__).with_name("pypi_client.py"))
@@ -104,5 +104,5 @@ def test_jupyter_kernel_client(server: Server) -> None:
 
 
 def streamed(result: dict[str, Any]) -> str:
-    """All text of an execution's streams; ipykernel may cut a line in two."""
+    """Return the text of all streams of a request; ipykernel may split a line."""
     return "".join(o["text"] for o in result["outputs"] if o["output_type"] == "stream")

@@ -1,4 +1,4 @@
-"""Messages of careless clients: kbridge accepts those that Jupyter's own servers accept."""
+"""Incomplete and invalid messages: kbridge accepts those that Jupyter's own servers accept."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def running(tmp_path: Path, make: Make) -> Iterator[Server]:
 
 
 async def outcome(server: Server, kernel_id: str, case: Case) -> str:
-    """Send the case, then a good request on the same channel, and see what comes of both."""
+    """Send the case, then a valid request on the same channel; return the reactions to both."""
     async with attach(server, kernel_id, case.dialect) as ws:
         try:
             await ws.ws.send(case.frame)
@@ -84,13 +84,13 @@ async def outcome(server: Server, kernel_id: str, case: Case) -> str:
 
 
 async def answers(ws: KernelClient, good: str) -> bool:
-    """Read up to the reply to the good request; True if one to the case came before it."""
+    """Read until the reply to the valid request; return True if a reply to the case came before."""
     answered = False
     while True:
         frame = await ws.ws.recv()
         try:
             msg = ws.codec.decode(frame)
-        except UnicodeDecodeError:  # a server passed on what is not UTF-8
+        except UnicodeDecodeError:  # a server forwarded text that is not UTF-8
             answered = True
             continue
         msg_type, parent = msg["header"]["msg_type"], msg["parent_header"].get("msg_id")
@@ -217,7 +217,7 @@ async def test_a_program_runs_its_cell(server: Server, kernel: str, program: str
 
 
 async def test_replies_to_numeric_ids_go_to_their_clients(server: Server, kernel: str) -> None:
-    """Two clients that count their messages get the answers to their own."""
+    """Two clients with message counters as ids receive the answers to their own requests."""
     async with (
         attach(server, kernel, "legacy") as one,
         attach(server, kernel, "v1") as other,

@@ -1,4 +1,4 @@
-"""Everything at once, for a short while; `make soak` does it for minutes."""
+"""A short soak; `make soak` runs it for minutes."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ pytestmark = pytest.mark.kernel
 
 @pytest.fixture(params=["jupyter_server", "extension"])
 def jupyter(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Server]:
-    """Jupyter Server alone, which says what is right, and with the extension."""
+    """Jupyter Server alone, as the reference, and with the extension."""
     require("jupyter_server", "ipykernel")
     enabled = request.param == "extension"
     running = jupyter_server(tmp_path, f"--KbridgeExtension.enabled={enabled}")

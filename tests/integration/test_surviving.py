@@ -1,4 +1,4 @@
-"""Kernels that outlive the server which started them: real kernels, and servers that are killed."""
+"""Kernels that outlive their server: real kernels, and servers that are killed."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from tests.support.waiting import TIMEOUT, eventually
 
 pytestmark = pytest.mark.kernel
 
-# Seconds within which kernels are to be back; more where other tests run beside this one.
+# Seconds within which kernels must be served again; more if other tests run in parallel.
 BACK_WITHIN = 20.0 if "PYTEST_XDIST_WORKER" in os.environ else 5.0
 STUB = Path(__file__).parents[1] / "kernels" / "stub_kernel.py"
 DIED = "died while no bridge was there"
@@ -41,7 +41,7 @@ LOCKER = (
 
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[RestartableServer]:
-    """A server that may be killed; in the end neither it nor a kernel of its is left."""
+    """A server that a test may kill; afterwards the server and its kernels are ended."""
     require("ipykernel")
     made = RestartableServer(tmp_path)
     made.install("stub", STUB)
@@ -60,7 +60,7 @@ def rows(server: RestartableServer, table: str = "kernels") -> list[dict[str, An
         connection.row_factory = sqlite3.Row
         try:
             return [dict(row) for row in connection.execute(f"SELECT * FROM kbridge_{table}")]
-        except sqlite3.OperationalError:  # nothing has been written yet
+        except sqlite3.OperationalError:  # the registry is not written yet
             return []
 
 
@@ -93,7 +93,7 @@ async def test_after_a_crash_every_kernel_is_back(server: RestartableServer) -> 
 
     server.launch()
     eventually(server._listening, "the server is back", BACK_WITHIN)
-    # Whoever comes as soon as somebody listens finds them: nothing is waited for here.
+    # The first client finds them as soon as the server listens; the test does not wait.
     assert ids(server) == everyone
     assert {s["id"]: s["path"] for s in server.request("GET", "/api/sessions").json()} == {
         one["id"]: "one.ipynb",
@@ -105,7 +105,7 @@ async def test_after_a_crash_every_kernel_is_back(server: RestartableServer) -> 
     assert server.kernels() == before
 
     await interrupt_restart_stop(server, lonely, before[lonely])
-    # What is deleted and started from now on is noted as ever.
+    # Later deletes and starts are recorded as usual.
     assert server.request("DELETE", f"/api/sessions/{one['id']}").status == 204
     third = session(server, "three.ipynb")
     server.crash()
@@ -201,7 +201,7 @@ async def test_a_cell_that_runs_across_a_crash_ends(
     server.start()
     assert server.request("GET", f"/api/kernels/{kernel_id}").status == 200
     async with attach(server, kernel_id, dialect, session="mine") as ws:
-        # It answers probes on control while its cell runs: only then is somebody sure to listen.
+        # It answers probes on control while its cell runs, so the new bridge is surely connected.
         await ws.request("kernel_info_request", {}, channel="control")
         go.touch()
         done = await ws.finish(msg_id)
@@ -298,7 +298,7 @@ def test_two_servers_with_one_registry(server: RestartableServer, tmp_path: Path
         assert ids(other) == {theirs}
         server.crash()
         server.start()
-        assert ids(server) == {mine}, "nor are those of one that lives taken from it"
+        assert ids(server) == {mine}, "kernels of a running server must not be taken over"
     finally:
         assert other.stop() == 0
         assert server.stop() == 0
@@ -306,7 +306,7 @@ def test_two_servers_with_one_registry(server: RestartableServer, tmp_path: Path
 
 
 def start_in_a_namespace(server: RestartableServer, log: Path) -> subprocess.Popen[bytes]:
-    """Start a second server, on the same address as far as settings say: it gets another port."""
+    """Start a second server with the same settings, which gets another port."""
     command = ["unshare", "--pid", "--fork", "--mount-proc", "--kill-child", *_COMMAND]
     with log.open("wb") as out:
         return subprocess.Popen(
@@ -363,7 +363,7 @@ async def test_without_a_registry_kernels_end_with_the_server(server: Restartabl
 
 
 def fails(server: RestartableServer, *args: str) -> str:
-    """Start a server that cannot start; give what it says."""
+    """Start a server that cannot start; return its output."""
     before = len(server.log.read_text()) if server.log.exists() else 0
     assert server.launch(*args).wait(TIMEOUT) == 1, server.tail()
     said = server.log.read_text()[before:]
@@ -440,7 +440,7 @@ async def test_a_disk_that_fills_up(server: RestartableServer) -> None:
     server.start()
     first = server.start_kernel("stub")
     pid = server.process.pid
-    # From here on no file may grow beyond what the registry has. Kernels write next to nothing.
+    # From now on, no file may grow beyond the size of the registry. Kernels write almost nothing.
     resource.prlimit(pid, resource.RLIMIT_FSIZE, (registry(server).stat().st_size, -1))
     others = [server.start_kernel("stub") for _ in range(8)]
     assert server.said("cannot be written to") == 1, "told once"
@@ -482,7 +482,7 @@ async def test_changes_are_written_down(server: RestartableServer) -> None:
     assert ids(server) == {kernel_id}
     [after] = server.request("GET", "/api/sessions").json()
     assert (after["id"], after["path"], after["name"]) == (made["id"], "new.ipynb", "new")
-    # Its environment, too: the name is the kernel's from its next process on.
+    # In its environment too: the next process of the kernel has the new name.
     assert server.request("POST", f"/api/kernels/{kernel_id}/restart").status == 200
     assert await value(server, kernel_id, "__import__('os').environ['JPY_SESSION_NAME']") == "new"
 

@@ -1,4 +1,4 @@
-"""A real ipykernel that is reached only through a real OpenSSH server."""
+"""A real ipykernel behind a real OpenSSH server."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ BACK_WITHIN = 10.0
 
 @pytest.fixture(params=["tcp", "ipc"])
 def connection_file(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
-    """The connection file of an ipykernel that nothing of ours has started."""
+    """The connection file of an ipykernel that kbridge has not started."""
     require("ipykernel")
     ip = str(tmp_path / "ipc") if request.param == "ipc" else "127.0.0.1"
     name, _ = write_connection_file(
@@ -65,19 +65,19 @@ async def tunnel(connection_file: str, tmp_path: Path) -> AsyncIterator[Tunnel]:
 
 
 async def cut(tunnel: Tunnel) -> None:
-    """Kill ssh, and wait until the tunnel is back."""
+    """Kill ssh, and wait until the tunnel is open again."""
     assert tunnel.pid is not None
     os.kill(tunnel.pid, signal.SIGKILL)
     assert await asyncio.to_thread(tunnel.wait, tunnel.openings + 1, BACK_WITHIN)
 
 
 def peers() -> set[int]:
-    """The ports that this process is connected to."""
+    """Return the ports that this process is connected to."""
     return {c.raddr.port for c in psutil.Process().net_connections() if c.raddr}
 
 
 def behind(connection_file: str) -> set[int]:
-    """The ports that the kernel itself has."""
+    """Return the ports of the kernel."""
     info = json.loads(Path(connection_file).read_text())
     return {port for name, port in info.items() if name.endswith("_port")}
 
@@ -129,6 +129,4 @@ async def test_a_plain_client(tunnel: Tunnel) -> None:
             await client.wait_for_ready(TIMEOUT)
     finally:
         client.stop_channels()
-        client.context.destroy(
-            linger=0
-        )  # not at some later collection, in the midst of another test
+        client.context.destroy(linger=0)  # not at a later garbage collection, during another test

@@ -1,4 +1,4 @@
-"""The table that drives the tests of both dialects: what messages there are, and what is none."""
+"""The table of valid and invalid messages for the tests of both dialects."""
 
 import json
 import struct
@@ -84,12 +84,12 @@ MESSAGES: dict[str, Message] = {
 
 
 def plain(msg: Message) -> Message:
-    """The message with its buffers as bytes, so that two can be compared."""
+    """Return the message with buffers as bytes, for comparisons."""
     return msg._replace(buffers=tuple(bytes(b) for b in msg.buffers))
 
 
 def v1_frame(*parts: bytes, words: Callable[[list[int]], list[int]] = list) -> bytes:
-    """A v1 frame of any parts; `words` may spoil the table."""
+    """Return a v1 frame of any parts; `words` may spoil the table."""
     table = [len(parts) + 1, 8 * (len(parts) + 2)]
     for part in parts:
         table.append(table[-1] + len(part))
@@ -98,7 +98,7 @@ def v1_frame(*parts: bytes, words: Callable[[list[int]], list[int]] = list) -> b
 
 
 def legacy_frame(*parts: bytes, words: Callable[[list[int]], list[int]] = list) -> bytes:
-    """A legacy binary frame of any parts; `words` may spoil the table."""
+    """Return a legacy binary frame of any parts; `words` may spoil the table."""
     table = [len(parts), 4 * (len(parts) + 1)]
     for part in parts[:-1]:
         table.append(table[-1] + len(part))
@@ -107,7 +107,7 @@ def legacy_frame(*parts: bytes, words: Callable[[list[int]], list[int]] = list) 
 
 
 def put(index: int, value: int) -> Callable[[list[int]], list[int]]:
-    """Spoil one word of a table."""
+    """Change one word of a table."""
     return lambda table: [value if i == index else word for i, word in enumerate(table)]
 
 

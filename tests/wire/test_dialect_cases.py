@@ -1,4 +1,4 @@
-"""Both dialects against one table: there and back, cut short, with bytes flipped, and faults."""
+"""Both dialects against one table: round trips, truncated and corrupted frames, and errors."""
 
 import json
 import random
@@ -53,7 +53,7 @@ def same(ours: object, theirs: object) -> bool:
 
 
 def only_documented(dialect: Dialect, data: str | bytes) -> None:
-    """Whatever comes is either refused as documented, or a message that survives a round trip."""
+    """Any frame is either refused as documented, or a message that survives a round trip."""
     refusal = None
     try:
         msg = dialect.decode(data)
@@ -78,7 +78,7 @@ def test_cut_at_every_byte(dialect: Dialect, msg: Message) -> None:
     data = ENCODE[dialect.name](msg)
     for end in range(len(data)):
         if dialect is LEGACY and msg.buffers and end >= len(data) - len(msg.buffers[-1]):
-            continue  # the last buffer ends where the frame does: a cut one cannot be told
+            continue  # the last buffer ends with the frame, so a truncated one cannot be detected
         with pytest.raises(FrameError) as caught:
             dialect.decode(data[:end])
         assert len(caught.value.reason.encode()) <= 123
@@ -96,7 +96,7 @@ def test_with_bytes_flipped(dialect: Dialect, msg: Message) -> None:
         if not text:
             only_documented(dialect, bytes(flipped))
             continue
-        # Text that is not UTF-8 never gets here: it is closed with 1007 where it is read.
+        # Text that is not UTF-8 does not get here: the reader closes with 1007.
         only_documented(dialect, flipped.decode(errors="replace"))
 
 
@@ -175,7 +175,7 @@ def test_what_a_frame_claims_costs_nothing(dialect: Dialect, data: bytes) -> Non
         with pytest.raises(FrameError):
             dialect.decode(data)
 
-    refuse()  # what is made once, is made
+    refuse()  # created once
     tracemalloc.start()
     try:
         refuse()
@@ -239,7 +239,7 @@ def test_large_legacy_frames_hold_what_small_ones_do(size, text, buffers) -> Non
 
 @pytest.mark.parametrize("dialect", [V1, LEGACY], ids=lambda d: d.name)
 def test_no_large_part_is_parsed(dialect, monkeypatch) -> None:
-    """To parse is what nothing interrupts."""
+    """The parser cannot be interrupted."""
     sizes: list[int] = []
     loads = json.loads
 

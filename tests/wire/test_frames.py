@@ -11,7 +11,7 @@ LENGTHS = [0, 1, 125, 126, 127, 65_535, 65_536, 100_000]
 
 
 def read(data: bytes) -> Frame:
-    """Read with the `websockets` library, as a client does."""
+    """Read frames with the `websockets` library, as a client does."""
     reader = StreamReader()
     reader.feed_data(data)
     reader.feed_eof()

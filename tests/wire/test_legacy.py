@@ -1,4 +1,4 @@
-"""What the table of cases does not say of the legacy dialect."""
+"""The legacy dialect, beyond the table of cases."""
 
 import json
 import mmap
@@ -66,7 +66,7 @@ def test_what_is_not_utf8_has_no_form(buffers: tuple[bytes, ...]) -> None:
 
 
 def test_four_gib_is_the_end_of_a_binary_frame() -> None:
-    # Address space only: nobody reads it.
+    # Address space only; it is never read.
     with mmap.mmap(-1, 2**32) as zeros, memoryview(zeros) as view:
         msg = MESSAGES["bare"]._replace(buffers=(view, b"x"))
         with pytest.raises(KernelMessageError, match="4 GiB"):

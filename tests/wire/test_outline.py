@@ -1,4 +1,4 @@
-"""Members of large JSON objects, found without parsing them."""
+"""Finding the members of large JSON objects without parsing."""
 
 import json
 import time
@@ -13,7 +13,7 @@ from kbridge.wire.outline import MAX_MEMBERS, outline
 
 
 def run(text: str, wanted=("a", "b", "")) -> tuple[dict[str, str], int]:
-    """Return the members found, and the number of steps."""
+    """Return the members and the number of steps."""
     steps = outline(text, wanted)
     count = 0
     while True:
@@ -116,7 +116,7 @@ SHAPES = {
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_every_shape_is_read_in_short_steps_and_costs_what_its_length_costs(shape) -> None:
-    """No step reads more than a fraction, and twice the text costs about twice the time."""
+    """Each step reads a fraction, and twice the text takes about twice the time."""
 
     def cost(value: str) -> float:
         times = []

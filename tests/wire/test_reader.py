@@ -1,4 +1,4 @@
-"""What clients send over a websocket, whole, in pieces, and wrong."""
+"""Frames of clients: complete, in pieces, and invalid."""
 
 import os
 import struct
@@ -42,7 +42,7 @@ def read(data: bytes, step: int = 0, max_size: int = 1 << 20) -> list[Event]:
 
 
 def as_text(data: bytes) -> str | bytes:
-    """As the reader gives text: empty bytes where it is not UTF-8."""
+    """Return text as the reader does: empty bytes if it is not UTF-8."""
     try:
         return data.decode()
     except UnicodeDecodeError:
@@ -188,7 +188,7 @@ def test_text_is_decoded_as_it_comes_wherever_it_is_cut(text, cuts, block, step,
 
 
 def test_a_large_message_is_read_as_it_comes() -> None:
-    """The last bytes of a message cost no more than a copy of it."""
+    """The last bytes of a message take no more time than copying it."""
     size = 8 << 20
     data = frame(TEXT, "ü".encode() * (size // 2))
     reader = FrameReader(size)

@@ -7,7 +7,7 @@ from kbridge.wire.signing import Signer
 
 PARTS = [b'{"msg_id": "a"}', b"{}", b"{}", '{"text": "žluť"}'.encode()]
 KEYS = {"uuid": b"0b5a3e3c-2b53-4d6b-9d3e-6a1f9c2d7e10", "a byte": b"\0", "long": b"key" * 100}
-# Those that hashlib has a constructor for: the ones that Session can be set to.
+# The hashes with a constructor in hashlib, which Session accepts.
 HASHES = sorted(n for n in hashlib.algorithms_guaranteed if not n.startswith("shake"))
 
 
@@ -18,7 +18,7 @@ def test_signs_as_session_does(name: str, key: bytes) -> None:
     signer, session = Signer(key, scheme), Session(key=key, signature_scheme=scheme)
     assert signer.enabled
     assert signer.sign(PARTS) == session.sign(PARTS)
-    assert signer.sign(PARTS) == session.sign(PARTS)  # nothing is left over from the first
+    assert signer.sign(PARTS) == session.sign(PARTS)  # the first call leaves no state
     assert signer.verify(session.sign(PARTS), PARTS)
 
 

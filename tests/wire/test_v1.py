@@ -1,4 +1,4 @@
-"""What the table of cases does not say of v1: what clients leave out, and odd buffers."""
+"""The v1 dialect, beyond the table of cases: missing parts and unusual buffers."""
 
 import array
 import ctypes
@@ -33,10 +33,10 @@ def test_a_nested_msg_id_is_no_second_one() -> None:
 
 def test_at_every_depth_a_header_is_taken_or_refused() -> None:
     taken = [False, False]
-    # The limit of Python 3.11, step by step; newer ones have another for what is written in C.
+    # The limit of Python 3.11 in small steps; newer versions have another limit for C code.
     depths = [*range(1, sys.getrecursionlimit() + 50, 3), 5_000, 15_000, 30_000]
     for depth in depths:
-        # An escape: the careful parser.
+        # An escape requires the complete parser.
         nested = b'{"\\u0061":' + b"[" * depth + b"1" + b"]" * depth + b"}"
         header = b'{"msg_id": "a", "msg_type": "b", "x": ' + nested + b"}"
         try:

@@ -1,7 +1,7 @@
-"""Whatever bytes come, only the documented errors go out.
+"""Any bytes raise only the documented errors.
 
-Part of the suite with two hundred examples a target. ``KBRIDGE_FUZZ_SECONDS=600`` spends that
-many seconds on each target instead, with other examples every time.
+The suite runs two hundred examples per target. ``KBRIDGE_FUZZ_SECONDS=600`` spends that
+many seconds on each target instead, with different examples each time.
 """
 
 import json
@@ -30,7 +30,7 @@ ROUND = settings(
     suppress_health_check=list(HealthCheck),
 )
 
-# What misleads parsers, as text and as bytes.
+# Values that confuse parsers, as text and as bytes.
 TOKENS = [
     *'{}[]",:\\ \n\0/0-.',
     *["null", "true", "NaN", "1e999", "1" * 5000, "\\ud800", "\\u0000", "\ufeff", "🎉", "\x7f"],
@@ -50,8 +50,8 @@ HEADERS = st.builds(
     st.text(min_size=1),
     st.text(min_size=1),
 )
-# Session takes a header without a version for protocol 4, and translates it; its adapter then takes
-# the type for the name of a method, and raises for a type such as "version".
+# Session treats a header without a version as protocol 4 and translates it. Its adapter uses the
+# type as the name of a method, and raises for a type such as "version".
 CURRENT = HEADERS.map(lambda header: {**header, "version": "5.4"})
 BUFFERS = st.binary(max_size=40)
 VALID = st.builds(
@@ -64,7 +64,7 @@ VALID = st.builds(
     st.lists(BUFFERS | BUFFERS.map(memoryview), max_size=4).map(tuple),
 )
 TEXTS = st.lists(st.sampled_from(TOKENS) | st.text(max_size=5), max_size=12).map("".join)
-# Parts that might be a message's: each may be anything.
+# Parts of a message, each with any value.
 PARTS = st.tuples(
     st.sampled_from([*map(str, Channel), "x", ""]).map(str.encode) | BUFFERS,
     (HEADERS | JSON).map(json.dumps).map(str.encode) | BUFFERS,
@@ -74,7 +74,7 @@ NUMBERS = st.integers(0, 400) | st.sampled_from([2**31, 2**32 - 1, 2**32, 2**63,
 
 
 def v1_anything(parts: tuple[bytes, ...], words: list[int], tail: bytes) -> bytes:
-    """A frame whose table is right, but for the words that replace its first ones."""
+    """Frames with a valid table, whose first words are replaced."""
     table = [6, 56]
     for part in parts:
         table.append(table[-1] + len(part))
@@ -90,7 +90,7 @@ def legacy_anything(text: bytes, words: list[int], tail: bytes) -> bytes:
 
 @st.composite
 def spoilt(draw: st.DrawFn, encode: Callable[[Message], str | bytes]) -> str | bytes:
-    """A valid frame, with pieces cut out, doubled or replaced."""
+    """Valid frames with removed, duplicated or replaced pieces."""
     data = encode(draw(VALID | st.sampled_from(list(MESSAGES.values()))))
     for _ in range(draw(st.integers(1, 4))):
         start = draw(st.integers(0, len(data)))
@@ -116,7 +116,7 @@ def refused_or_whole(decode: Callable, encode: Callable, data: str | bytes) -> N
         assert header["msg_id"] == msg.msg_id
     assert header["msg_type"] == msg.msg_type != ""
     for part in msg[1:5]:
-        if len(part) <= MAX_PARSED:  # larger ones are the kernel's to judge
+        if len(part) <= MAX_PARSED:  # the kernel validates larger ones
             json.loads(part)
     assert plain(decode(encode(msg))) == plain(msg)
 
@@ -167,7 +167,7 @@ def there_and_back(msg: Message) -> None:
 )
 @example([zmq.DELIMITER] * 6, True)
 def zmq_parse(frames: list[bytes | memoryview], signed: bool) -> None:
-    """Frames that anyone may send to a SUB or DEALER."""
+    """Frames that any peer may send to a SUB or DEALER."""
     key = b"key" if signed else b""
     session = Session(key=key)
     session.unpack = lambda part: {"msg_id": "", "msg_type": "", "version": "5.4", "raw": part}
