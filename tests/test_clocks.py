@@ -18,9 +18,9 @@ WALL = {
     "unix_sockets.py": "the age of a file",
     "private.py": "the age of a file",
     "hub/clock.py": "what people read",
-    "kernels/attaching.py": "what people read",
-    "kernels/manager.py": "what people read; IdleTimes does the counting",
-    "kernels/table.py": "what people read",
+    "kernels/index.py": "what people read",
+    "kernels/lifecycle/culling.py": "what people read; IdleTimes does the counting",
+    "kernels/lifecycle/started.py": "what people read",
     "server/api/services.py": "what people read",
 }
 # Jupyter Server compares these times with its own readings of that clock.

@@ -18,8 +18,7 @@ import pytest
 
 import kbridge
 from kbridge.flow import coalesce
-from kbridge.kernels import manager
-from kbridge.kernels.lifecycle import kernel_log, started
+from kbridge.kernels.lifecycle import factory, kernel_log, kernel_process
 from kbridge.kernels.registry import registry
 from kbridge.server import safe_log
 from kbridge.server.api import routes
@@ -171,11 +170,13 @@ TABLE: dict[str, Case] = {
         lambda text: coalesce._LOW_SURROGATE.match(text.encode()), _HARD
     ),
     "flow/coalesce.py:_TEXT": Case(_stream, _HARD),
-    "kernels/lifecycle/started.py:_PORT_TAKEN": Case(started._PORT_TAKEN.search, _HARD),
+    "kernels/lifecycle/kernel_process.py:_PORT_TAKEN": Case(
+        kernel_process._PORT_TAKEN.search, _HARD
+    ),
     "kernels/lifecycle/kernel_log.py:_ESCAPES": Case(
         lambda text: kernel_log._ESCAPES.sub("", text), _HARD
     ),
-    "kernels/manager.py:_KERNEL_ID": Case(manager._KERNEL_ID.fullmatch, _HARD),
+    "kernels/lifecycle/factory.py:_KERNEL_ID": Case(factory._KERNEL_ID.fullmatch, _HARD),
     "kernels/registry/registry.py:_FILE": Case(registry._FILE.fullmatch, _HARD),
     "kernels/registry/registry.py:_PASSWORD": Case(registry.secrets_of, _HARD),
     "kernels/registry/registry.py:_SECRET": Case(registry.secrets_of, _HARD),

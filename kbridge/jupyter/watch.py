@@ -22,7 +22,7 @@ from datetime import UTC, datetime
 from typing import Any, Final
 
 from kbridge.hub.hub import Hub
-from kbridge.kernels.lifecycle.process_exit import ending
+from kbridge.kernels.lifecycle.process_exit import exit_event
 
 __all__ = ["KernelWatch"]
 
@@ -179,7 +179,7 @@ class KernelWatch:
             self._ended = self._spawn(self._until_ended(process.pid))
 
     async def _until_ended(self, pid: int) -> None:
-        with ending(pid) as ended:
+        with exit_event(pid) as ended:
             await ended.wait()
         # Not one of the tasks that `close` cancels: a restart is to be gone through with.
         look = self._loop.create_task(self._look_at_process())

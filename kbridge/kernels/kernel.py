@@ -27,30 +27,20 @@ from kbridge.connect.ports import LocalPortCache
 from kbridge.errors import KernelError, KernelStartError
 from kbridge.kernels.lifecycle.environment import innermost_directory
 from kbridge.kernels.lifecycle.kernel_log import KernelLog
-from kbridge.kernels.lifecycle.process_exit import until_dead
+from kbridge.kernels.lifecycle.process_exit import wait_exit
 from kbridge.kernels.lifecycle.processes import AdoptedProcess
-from kbridge.kernels.lifecycle.restarter import Restarter
-from kbridge.kernels.registry.persistent import RecordedKernel
+from kbridge.kernels.registry.persistent import PersistentKernel
+from kbridge.kernels.settings import KernelOptions
 from kbridge.kernels.tasks import in_thread
 
 __all__ = ["BridgeKernel"]
 
 
-class BridgeKernel(RecordedKernel):
+class BridgeKernel(PersistentKernel):
     """A kernel: its process, its connection file and its log.
 
     Connection files and ports are `kbridge.connect`'s, not jupyter_client's.
 
-    Attributes
-    ----------
-    lock : asyncio.Lock
-        Held by whoever starts, restarts or ends the process.
-    closing : bool
-        It is about to be shut down: nobody may start it again.
-    failed : bool
-        Its process ended unasked, and stays so.
-    restarter : Restarter or None
-        Who watches the process once somebody uses the kernel.
     """
 
     @default("cache_ports")
@@ -59,10 +49,6 @@ class BridgeKernel(RecordedKernel):
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.lock = asyncio.Lock()
-        self.closing = False
-        self.failed = False
-        self.restarter: Restarter | None = None
         self.output = KernelLog(Path(self.connection_file).with_suffix(".log"))
 
     def _ip_default(self) -> str:
@@ -70,14 +56,44 @@ class BridgeKernel(RecordedKernel):
             return ipc.private_beside(self.connection_file)
         return super()._ip_default()
 
-    def encrypt(self, policy: str) -> None:
-        """Choose whether the next process is to encrypt: off, preferred or required.
+    def configure(
+        self,
+        options: KernelOptions,
+        spec: KernelSpec,
+        *,
+        inherits_env: bool,
+        independent: bool,
+    ) -> None:
+        """Prepare the start of the first process.
+
+        Parameters
+        ----------
+        options : KernelOptions
+            Transport, address and encryption.
+        spec : KernelSpec
+            The kernelspec. Without it, jupyter_client would read it on the event loop.
+        inherits_env : bool
+            True if the kernel gets the server's environment.
+        independent : bool
+            True if the kernel keeps running when the server ends.
 
         Raises
         ------
         KernelStartError
-            If it is required and jupyter_client knows nothing of it.
+            If encryption is required and this jupyter_client does not support it.
         """
+        # A provisioner may modify the kernelspec, and others get the same one from a cache.
+        self._kernel_spec = deepcopy(spec)
+        self.inherits_env = inherits_env
+        self.independent = independent
+        if options.transport is not None:
+            self.transport = options.transport
+        if options.kernel_ip:
+            self.ip = options.kernel_ip
+        if options.transport_encryption is not None:
+            self._encrypt(options.transport_encryption)
+
+    def _encrypt(self, policy: str) -> None:
         policy = {"off": "disabled", "preferred": "auto"}.get(policy, policy)
         if self.has_trait("transport_encryption"):
             self.transport_encryption = policy
@@ -92,11 +108,6 @@ class BridgeKernel(RecordedKernel):
         """What the kernelspec says beyond the standard fields."""
         spec = self.kernel_spec
         return spec.metadata if spec is not None else {}
-
-    def use_spec(self, spec: KernelSpec) -> None:
-        """Start by this kernelspec; without it, jupyter_client reads it on the event loop."""
-        # A provisioner may change what it is given, and others get the same one from a cache.
-        self._kernel_spec = deepcopy(spec)
 
     async def start(self, *, env: dict[str, str], cwd: Path) -> None:
         """Start the process.
@@ -149,7 +160,6 @@ class BridgeKernel(RecordedKernel):
         except Exception as error:  # provisioners are third parties
             reason = f"Kernel {self.kernel_name} could not be started: {error}"
             raise KernelStartError(reason, self.output.tail()) from error
-        self.failed = False
         await self.ask_provisioner()
 
     def _choose_ports(self) -> None:
@@ -219,7 +229,7 @@ class BridgeKernel(RecordedKernel):
             sock.close(linger=0)
 
     async def kill(self) -> None:
-        """End the process without asking or waiting, whoever holds the lock.
+        """End the process without asking or waiting.
 
         Raises
         ------
@@ -246,18 +256,30 @@ class BridgeKernel(RecordedKernel):
         except Exception as error:  # provisioners are third parties
             raise KernelError(f"Kernel {self.kernel_id} cannot be interrupted: {error}") from error
 
-    async def died(self, interval: float) -> None:
-        """Return when the process has ended; meanwhile keep its log within bounds."""
+    def stable_time(self, recommended: float) -> float:
+        """Return how many seconds the process must run to count as stable."""
+        if self.provisioner is None:
+            return recommended
+        return float(self.provisioner.get_stable_start_time(recommended=recommended))
+
+    async def wait_exit(self, interval: float) -> None:
+        """Return when the process has ended; meanwhile keep its log within bounds.
+
+        Parameters
+        ----------
+        interval : float
+            Seconds between two checks, where the operating system does not report the end.
+        """
 
         async def is_alive() -> bool:
             self.output.trim()
             return bool(await self.is_alive())
 
         process = self.process
-        await until_dead(is_alive, interval, process.pid if process is not None else None)
+        await wait_exit(is_alive, interval, process.pid if process is not None else None)
 
-    async def epitaph(self) -> str:
-        """One sentence on how the process ended."""
+    async def exit_description(self) -> str:
+        """Return one sentence on how the process ended."""
         code = await self.provisioner.poll() if self.provisioner is not None else None
         if isinstance(self.process, AdoptedProcess):
             code = None  # only a parent is told

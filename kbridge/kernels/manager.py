@@ -1,63 +1,188 @@
-"""The kernels of one server: started within the limit, restarted, interrupted, culled, ended.
+"""The kernels of one server: started, restarted, interrupted, culled, ended.
 
 Invariants:
 
-- a kernel is in one place: being launched, waiting in the pool, or in use (`_kernels`);
+- a kernel is in one place: starting, waiting in the pool, or in use;
 - kernels in use and starts under way together never exceed `max_kernels`;
-- once `shutdown_all` was called no kernel comes up any more.
+- after `shutdown_all` or `leave_all` was called no kernel starts any more.
 """
 
 from __future__ import annotations
 
 import asyncio
-import re
-import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Coroutine, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from kbridge.errors import (
-    Busy,
-    InvalidRequest,
-    KbridgeError,
-    KernelLimitReached,
-    KernelNotFound,
-    NotSupported,
-)
-from kbridge.kernels.attached.attached import AttachedKernel
+from jupyter_client.kernelspec import KernelSpecManager
+from jupyter_client.multikernelmanager import AsyncMultiKernelManager
+from jupyter_core.paths import jupyter_runtime_dir
+from traitlets import DottedObjectName, Instance, default
+
+from kbridge.errors import Busy
+from kbridge.hub import HubTable
+from kbridge.kernels.attached.attached import AttachedKernelManager, AttachedKernels
+from kbridge.kernels.attached.directory import AttachDirectory
+from kbridge.kernels.index import KernelIndex
+from kbridge.kernels.interface import Kernel
 from kbridge.kernels.kernel import BridgeKernel
-from kbridge.kernels.lifecycle.culling import to_cull, to_verify
+from kbridge.kernels.lifecycle.culling import Culler
 from kbridge.kernels.lifecycle.environment import working_dir
-from kbridge.kernels.lifecycle.interrupt import interrupt_by_message
-from kbridge.kernels.lifecycle.launchable import check_launchable
-from kbridge.kernels.opening import OpeningTable
-from kbridge.kernels.registry.models import Standing
-from kbridge.kernels.tasks import in_thread
+from kbridge.kernels.lifecycle.factory import KernelFactory, KernelRequest
+from kbridge.kernels.lifecycle.pool import Pool
+from kbridge.kernels.lifecycle.start_limits import StartLimits
+from kbridge.kernels.lifecycle.started import StartedKernel
+from kbridge.kernels.registry.adoption import Adopter
+from kbridge.kernels.registry.models import KernelRole, SessionRow
+from kbridge.kernels.registry.writer import RegistryWriter
+from kbridge.kernels.services import KernelServices
+from kbridge.kernels.settings import KernelOptions, KernelSettings
+from kbridge.kernels.specs import Specs
+from kbridge.kernels.tasks import in_thread, spawn, stop
+from kbridge.private import prepare_directory
 
 __all__ = ["BridgeKernelManager"]
 
-# Seconds for the reply to interrupt_request: one that fails does so at once.
-_INTERRUPT_REPLY = 0.5
+# Kernels get `shutdown_wait_time` (5 s) to end by themselves; the others are killed.
+_SHUTDOWN_TIMEOUT = 6.0
+_KILL_TIMEOUT = 1.5
 
-_KERNEL_ID = re.compile(r"(?=.{9,64}$)[0-9A-Za-z_]+(-[0-9A-Za-z_]+){4}", re.ASCII)
 
-
-class BridgeKernelManager(OpeningTable):
-    """Start and end kernels, and keep their hubs in step with them.
+class BridgeKernelManager(KernelSettings, AsyncMultiKernelManager):
+    """The kernels that clients use, and the settings for them.
 
     Parameters
     ----------
-    hubs : Hubs
+    hubs : HubTable
         The table of hubs; this manager opens and closes the hubs of its kernels in it.
-    ledger : Ledger, optional
-        Where its kernels are written down. With a registry behind it they outlive this process,
-        unless `shutdown_all` was called.
+    writer : RegistryWriter, optional
+        Records the kernels. With a registry behind it, kernels keep running when this process
+        ends, unless `shutdown_all` was called.
     **kwargs
         As for any configurable: `parent`, `config`, `log`, traits.
+
+    Attributes
+    ----------
+    specs : Specs
+        The kernelspecs.
+    index : KernelIndex
+        The kernels in use, and those that start or wait.
     """
 
-    # Life and death. jupyter_client, too, puts async methods in the place of these sync ones.
+    kernel_manager_class = DottedObjectName(
+        "kbridge.kernels.kernel.BridgeKernel",
+        config=True,
+        help="The class of one kernel; a subclass of kbridge.kernels.kernel.BridgeKernel.",
+    )
+    kernel_spec_manager = Instance(KernelSpecManager)
+
+    @default("connection_dir")
+    def _default_connection_dir(self) -> str:
+        path = Path(jupyter_runtime_dir())
+        if warning := prepare_directory(path):
+            self.log.warning("%s", warning)
+        return str(path)
+
+    @default("kernel_spec_manager")
+    def _default_kernel_spec_manager(self) -> KernelSpecManager:
+        made = self.kernel_spec_manager_class(parent=self)
+        assert isinstance(made, KernelSpecManager)
+        return made
+
+    def __init__(
+        self, *, hubs: HubTable, writer: RegistryWriter | None = None, **kwargs: Any
+    ) -> None:
+        self.index = KernelIndex(hubs)  # first: traitlets asks whether its parent is empty
+        super().__init__(**kwargs)
+        self.hubs = hubs
+        self.specs = Specs(self.kernel_spec_manager)
+        self._options = KernelOptions.of(self)
+        self._writer = writer or RegistryWriter()
+        self._limits = StartLimits(
+            self.index, self._options.max_kernels, self._options.max_concurrent_starts
+        )
+        services = KernelServices(
+            hubs, self.index, self._writer, self._options, self._limits, self.log
+        )
+        self._factory = KernelFactory(self, self.specs, self.default_kernel_name, services)
+        self._attached = AttachedKernels(services, self)
+        self._adopter = Adopter(self._factory, services)
+        self._pool = Pool(self._factory, self.log)
+        self._culler = Culler(services)
+        self._attach_directory: AttachDirectory | None = None
+        self._readopted: list[StartedKernel] = []  # for the pool, once that is open
+        self._adopting: asyncio.Task[list[SessionRow]] | None = None
+        self._opening = asyncio.Lock()
+        self._opened = False
+        self._ending: set[asyncio.Task[None]] = set()
+
+    # -- the beginning --------------------------------------------------------------------------
+
+    async def adopt(self) -> list[SessionRow]:
+        """Serve the kernels of an earlier server again; called before any other method.
+
+        Returns
+        -------
+        list of SessionRow
+            The sessions of that server.
+
+        Raises
+        ------
+        RegistryError
+            If the registry cannot be used.
+        """
+        # Adoption goes on if the caller is cancelled: no kernel is left between two servers.
+        self._adopting = asyncio.create_task(self._adopt())
+        return await asyncio.shield(self._adopting)
+
+    async def _adopt(self) -> list[SessionRow]:
+        claim = await self._writer.open()
+        for kernel in await self._adopter.adopt(claim.kernels):
+            if kernel.role is KernelRole.POOLED:
+                self._readopted.append(kernel)
+                continue
+            self.index.add(kernel)
+            kernel.watch()
+            self.log.info("Kernel found again: %s (%s)", kernel.kernel_id, kernel.kernel_name)
+        # An ended kernel is reported once: not again if this server dies now.
+        await self._writer.settled()
+        return claim.sessions
+
+    async def open(self) -> None:
+        """Read the seed notebook, fill the pool, begin to cull. May be called twice.
+
+        Raises
+        ------
+        BridgeError
+            If the seed notebook cannot be read.
+        KernelspecNotFound
+            If a kernelspec that the settings name is not installed.
+        """
+        async with self._opening:
+            if self._opened:
+                return
+            await self._factory.load_seed()
+            sizes = await self._factory.pool_sizes()
+            names = {kernel.kernel_name for kernel in self._readopted}
+            fingerprints = {name: await self._factory.fingerprint(name) for name in names}
+            self._opened = True
+            readopted, self._readopted = self._readopted, []
+            fitting = [
+                kernel
+                for kernel in readopted
+                if kernel.manager.pool_fingerprint == fingerprints[kernel.kernel_name]
+            ]
+            surplus = self._pool.open(sizes, fitting)
+            surplus += [kernel for kernel in readopted if kernel not in fitting]
+            self._culler.open()
+            if self._options.attach_dir:
+                self._attach_directory = AttachDirectory(
+                    self._options.attach_dir, self._attached, self.log
+                )
+            await self._each(kernel.discard(keep_log=False) for kernel in surplus)
+
+    # -- operations -----------------------------------------------------------------------------
+    # jupyter_client, too, overrides these synchronous methods with asynchronous ones.
 
     async def start_kernel(  # type: ignore[override]
         self,
@@ -68,59 +193,62 @@ class BridgeKernelManager(OpeningTable):
         kernel_id: str | None = None,
         session_name: str | None = None,
     ) -> str:
-        """Start a kernel, or take one that waits, and return its id.
+        """Start a kernel, or take one from the pool, and return its id.
 
-        Returns when the kernel answers, or after `start_grace` seconds if it still comes up.
+        Returns when the kernel answers, or after `start_grace` seconds if it is still starting.
 
         Parameters
         ----------
         kernel_name : str, optional
-            The kernelspec; the default one where it is not given.
+            The kernelspec; by default `default_kernel_name`.
         env : mapping, optional
-            Environment variables; see `kernel_environment` for those that are let through.
+            Environment variables; see `kernel_environment` for those that are used.
         path : str, optional
             An API path under `root_dir`, for the working directory; see `working_dir`.
         kernel_id : str, optional
-            The uuid it is to have. The id of a kernel in use returns that kernel.
+            The uuid of the kernel. The id of a kernel in use returns that kernel.
         session_name : str, optional
-            The document it is for (JPY_SESSION_NAME).
+            The document that the kernel is for (JPY_SESSION_NAME).
 
         Raises
         ------
         InvalidRequest
-            If an argument is not what it must be.
+            If an argument is invalid.
         KernelspecNotFound
             If there is no such kernelspec.
         KernelLimitReached
-            If `max_kernels` run already.
+            If `max_kernels` kernels run already.
         KernelStartError
-            If it cannot start or dies at once, with the last lines of its log.
+            If the kernel cannot start or dies at once, with the last lines of its log.
         Busy
             If the server is shutting down.
         """
         await self.open()
-        if kernel_id is not None and kernel_id in self._kernels:
+        if kernel_id is not None and kernel_id in self.index:
             return kernel_id
-        name = await self._spec_name(kernel_name)
-        cwd = await in_thread(working_dir, Path(self.root_dir), path, env)
-        with self._starting():
+        name = await self._factory.spec_name(kernel_name)
+        cwd = await in_thread(working_dir, Path(self._options.root_dir), path, env)
+        with self._limits.admit():
             kernel = None
-            if self._pool and env is None and kernel_id is None and str(cwd) == self.root_dir:
+            if env is None and kernel_id is None and str(cwd) == self._options.root_dir:
                 kernel = await self._pool.take(name)
             if kernel is None:
-                kernel = await self._launch(name, env, cwd, kernel_id, session_name)
-            elif self._closing:
-                await self._life.discard(kernel, badly=False)
+                request = KernelRequest(name, cwd, env, kernel_id, session_name)
+                kernel = await self._factory.launch(request)
+            elif self._limits.closed:
+                await kernel.discard(keep_log=False)
                 raise Busy("The server is shutting down")
-            self._use(kernel, session_name)
-        await self._ledger.settled()
+            self.index.add(kernel)
+            kernel.use(session_name)
+        self.log.info("Kernel started: %s (%s)", kernel.kernel_id, kernel.kernel_name)
+        await self._writer.settled()
         return kernel.kernel_id
 
     async def restart_kernel(self, kernel_id: str, now: bool = False) -> None:  # type: ignore[override]
         """End a kernel's process and start a new one in its place.
 
-        Returns as `start_kernel` does. A kernel that does not come up again is left dead, and
-        may be restarted once more.
+        Returns as `start_kernel` does. A kernel that does not start again is dead, and may be
+        restarted once more.
 
         Raises
         ------
@@ -129,51 +257,30 @@ class BridgeKernelManager(OpeningTable):
         KernelStartError
             If the new process cannot start or dies at once.
         NotSupported
-            If somebody else has started it.
+            If another program started the kernel.
         """
-        kernel = self._find(kernel_id)
-        if isinstance(kernel, AttachedKernel):
-            raise NotSupported(
-                f"Kernel {kernel_id} was started elsewhere; it can be restarted only there"
-            )
-        async with kernel.lock:
-            if kernel.closing:
-                raise KernelNotFound(f"Kernel {kernel_id} has been shut down")
-            await self._life.restart(kernel, now=now)
-        self._last_change = time.time()
+        await self.index.find(kernel_id).restart(now=now)
+        self.index.touch()
         self.log.info("Kernel restarted: %s", kernel_id)
 
     async def interrupt_kernel(self, kernel_id: str) -> None:  # type: ignore[override]
         """Interrupt a kernel, by signal or by message as its kernelspec says.
-
-        Not every kernel that is interrupted by message replies, so that no reply within
-        `_INTERRUPT_REPLY` seconds is no failure.
 
         Raises
         ------
         KernelNotFound
             If there is no such kernel.
         KernelError
-            If its process has gone, or it replies that it failed.
+            If its process has ended, or it replies that it failed.
         NotSupported
-            If somebody else has started it, and it does not answer the message.
+            If another program started the kernel, and it does not reply to the message.
         """
-        kernel = self._find(kernel_id)
-        if isinstance(kernel, AttachedKernel):
-            await self._interrupt_attached(kernel)
-            return
-        hub = self.hubs.get(kernel_id)
-        spec = kernel.kernel_spec
-        if spec is None or spec.interrupt_mode != "message" or hub is None:
-            await kernel.signal_interrupt()
-            return
-        if not await interrupt_by_message(kernel_id, hub, _INTERRUPT_REPLY):
-            self.log.info("Kernel %s was sent interrupt_request, and has not replied", kernel_id)
+        await self.index.find(kernel_id).interrupt()
 
     async def shutdown_kernel(self, kernel_id: str, now: bool = False) -> None:  # type: ignore[override]
-        """End a kernel; returns when its process has gone. One that others started is let go of.
+        """End a kernel and return when its process has ended; detach one that others started.
 
-        A second call that comes while the first is at work waits for it.
+        A second call waits for the first.
 
         Raises
         ------
@@ -182,125 +289,187 @@ class BridgeKernelManager(OpeningTable):
         KernelError
             If its provisioner cannot end it.
         """
-        kernel = self._find(kernel_id)
-        if isinstance(kernel, AttachedKernel):
-            await self.detach(kernel)
-            return
-        kernel.closing = True
-        async with kernel.lock:
-            if self._kernels.get(kernel_id) is not kernel:
-                return
-            try:
-                await self._life.discard(kernel, badly=kernel.failed, now=now)
-            finally:
-                del self._kernels[kernel_id]
-                self._last_change = time.time()
-        self.log.info("Kernel shut down: %s", kernel_id)
+        await self.index.shutdown(kernel_id, now=now)
+
+    def attach(self, kernel: AttachedKernelManager) -> str:
+        """Serve a kernel that another program started, and return its id.
+
+        Raises
+        ------
+        InvalidRequest
+            If its id is taken, or its connection info is unusable.
+        Busy
+            If the server is shutting down, or too few file descriptors are left.
+        """
+        return self._attached.attach(kernel).kernel_id
 
     async def cull(self) -> None:
         """Shut down the kernels that nobody uses, by the `cull_*` settings."""
-
-        async def cull_one(kernel_id: str) -> None:
-            self.log.warning("Culling kernel %s", kernel_id)
-            try:
-                await self.shutdown_kernel(kernel_id)
-            except KbridgeError as error:
-                self.log.error("%s", error)
-
-        now = time.time()
-        uses = self._idle_times.look(self._uses(), now, time.monotonic())
-        for kernel_id in to_verify(uses, now, self.cull_settings):
-            hub = self.hubs.get(kernel_id)
-            if hub is not None:
-                hub.verify_busy()
-        unused = to_cull(uses, now, self.cull_settings)
-        await asyncio.gather(*(cull_one(kernel_id) for kernel_id in unused))
+        await self._culler.cull()
 
     def rename_session(self, kernel_id: str, session_name: str) -> None:
-        """Give a kernel another JPY_SESSION_NAME, from its next restart on."""
+        """Set JPY_SESSION_NAME of a kernel from its next restart on."""
         self.update_env(kernel_id=kernel_id, env={"JPY_SESSION_NAME": session_name})
-        kernel = self._kernels.get(kernel_id)
-        if isinstance(kernel, BridgeKernel) and not kernel.failed:
-            self._life.note(kernel)
 
-    def statistics(self) -> dict[str, Any]:
-        """Kernels in use, starts under way, the limit, and the pools."""
-        return {
-            "kernels": len(self._kernels),
-            "starting": self._starts,
-            "max_kernels": self.max_kernels,
-            "kept_logs": len(self._life.kept_logs),
-            "pool": self._pool.statistics() if self._pool is not None else {},
-            "registry": self._ledger.statistics(),
-            "heartbeats": self._heartbeats.statistics(),
-        }
+    # -- the end --------------------------------------------------------------------------------
 
-    # Helpers
+    async def shutdown_all(self, now: bool = False) -> None:  # type: ignore[override]
+        """End every kernel, and start no more; takes less than 8 s.
 
-    @contextmanager
-    def _starting(self) -> Iterator[None]:
-        """Hold one of the `max_kernels` places until the kernel is in use."""
-        if self._closing:
-            raise Busy("The server is shutting down")
-        ours = [k for k in self._kernels.values() if not isinstance(k, AttachedKernel)]
-        used = sum(not kernel.failed for kernel in ours) + self._starts
-        if self.max_kernels is not None and used >= self.max_kernels:
-            raise KernelLimitReached(f"{used} kernels run, and no more are allowed")
-        self._starts += 1
-        self._no_starts.clear()
+        Kernels end in parallel and get a shutdown request first; those that run after 6 s are
+        killed. May be called again, also while it is at work: with `now` to kill them at once.
+        """
+        await self._wait_adopted()
+        if not self._ending:
+            self._limits.close()
+            # Before anything else: a kernel that is told to end must not be restarted.
+            for kernel in self.index.known:
+                kernel.refuse_restarts()
+            unused = [k for k in self.index.known if k.role is not KernelRole.USED]
+            work: list[Coroutine[Any, Any, None]] = [
+                self.index.shutdown(kernel.kernel_id) for kernel in self.index
+            ]
+            work += [self._end_pool(), self._end_starts(unused)]
+            self._ending = {spawn(step, self.log) for step in work}
+        await self._close_background()
+        if now:
+            await self._kill_all()
+        _, late = await asyncio.wait(self._ending, timeout=_SHUTDOWN_TIMEOUT)
+        if late:
+            self.log.warning("Killing kernels that did not end within %g s", _SHUTDOWN_TIMEOUT)
+            await self._kill_all()
+            _, late = await asyncio.wait(late, timeout=_KILL_TIMEOUT)
+            await stop(*late)
+        self.index.kept_logs.end()
+
+    async def leave_all(self) -> None:
+        """Leave every kernel to the next server, and start no more; takes less than 8 s.
+
+        Kernels that are starting are ended, and those that are dead are removed.
+        """
+        await self._wait_adopted()
+        self._limits.close()
+        await self._close_background()
+        waiting = [*self._readopted, *await self._pool.drain()]
+        starting = [k for k in self.index.known if k.role is KernelRole.STARTING]
+        for kernel in starting:
+            kernel.refuse_restarts()
         try:
-            yield
+            async with asyncio.timeout(_SHUTDOWN_TIMEOUT):
+                await self._end_starts(starting)
+        except TimeoutError:  # a provisioner does not return from its launch
+            self.log.warning(
+                "%d kernel(s) are still starting; not waiting for them", self._limits.admitted
+            )
+        staying = [*self.index.remove_all(), *waiting]
+        pids = self._pids()
+        leaving = asyncio.ensure_future(self._each(kernel.leave() for kernel in staying))
+        try:
+            await asyncio.wait({leaving}, timeout=_SHUTDOWN_TIMEOUT)
         finally:
-            self._starts -= 1
-            if not self._starts:
-                self._no_starts.set()
+            await stop(leaving)
+            # Those that did not finish in time: otherwise their files would be removed at exit.
+            for kernel in staying:
+                kernel.abandon()
+        self.index.kept_logs.end()
+        if not await self._writer.settled():
+            self.log.error(
+                "Could not record all running kernels in the registry; some will not be found at"
+                " the next start (pids: %s)",
+                pids,
+            )
 
-    async def _launch(
-        self,
-        name: str,
-        env: Mapping[str, Any] | None = None,
-        cwd: Path | None = None,
-        kernel_id: str | None = None,
-        session_name: str | None = None,
-    ) -> BridgeKernel:
-        """Make a kernel of a kernelspec and start its process; nobody uses it yet."""
-        spec = await self._spec(name)  # nothing is awaited between the look at the id and `launch`
-        environment = self._environment(env)
-        if session_name:
-            environment["JPY_SESSION_NAME"] = session_name
-        check_launchable(name, spec.argv, {**environment, **spec.env})
-        if kernel_id is None:
-            kernel_id = self.new_kernel_id()
-        elif not isinstance(kernel_id, str) or not _KERNEL_ID.fullmatch(kernel_id):
-            raise InvalidRequest("The id of a kernel is a uuid")
-        elif any(kernel.kernel_id == kernel_id for kernel in self._life.kernels):
-            raise InvalidRequest(f"Kernel {kernel_id} is being started already")
-        kernel = self._make(name, kernel_id)
-        kernel.use_spec(spec)
-        kernel.inherits_env = env is None
-        if self.transport is not None:
-            kernel.transport = self.transport
-        if self.kernel_ip:
-            kernel.ip = self.kernel_ip
-        if self.transport_encryption is not None:
-            kernel.encrypt(self.transport_encryption)
-        await self._life.launch(kernel, environment, cwd or Path(self.root_dir))
-        return kernel
+    def count_staying(self) -> int:
+        """Return how many kernels `leave_all` would leave running."""
+        return sum(
+            not kernel.failed and kernel.role is not KernelRole.STARTING
+            for kernel in self.index.known
+        )
 
-    def _use(self, kernel: BridgeKernel, session_name: str | None) -> None:
-        """Put a kernel that was launched in the table, and begin to watch it."""
-        kernel.standing = Standing.USED
-        self._kernels[kernel.kernel_id] = kernel
-        self._last_change = time.time()
-        if session_name:
-            self.rename_session(kernel.kernel_id, session_name)
-        hub = self.hubs.get(kernel.kernel_id)
-        if hub is not None:
-            hub.activity.touch(self._last_change)  # hours in the pool are no idleness
-        self._life.note(kernel)
-        self._life.watch(kernel)
-        self._heartbeats.watch(kernel)
-        self.log.info("Kernel started: %s (%s)", kernel.kernel_id, kernel.kernel_name)
+    def _pids(self) -> dict[str, int]:
+        """Return the process ids of the kernels on this machine, by kernel id."""
+        processes = ((k.kernel_id, k.manager.process) for k in self.index.known)
+        return {kernel_id: p.pid for kernel_id, p in processes if p is not None}
 
-    def _is_ours(self, kernel_id: str) -> bool:
-        return any(kernel.kernel_id == kernel_id for kernel in self._life.kernels)
+    async def _wait_adopted(self) -> None:
+        if self._adopting is not None:
+            await asyncio.wait({self._adopting})  # unlike gather, it cancels nothing
+            if not self._adopting.cancelled():
+                self._adopting.exception()  # the caller of `adopt` got it
+
+    async def _close_background(self) -> None:
+        if self._attach_directory is not None:
+            await self._attach_directory.aclose()
+        await self._culler.aclose()
+
+    async def _end_pool(self) -> None:
+        # Nobody has state in these kernels, so they need no shutdown request.
+        waiting = [*self._readopted, *await self._pool.drain()]
+        await self._each(kernel.discard(keep_log=False) for kernel in waiting)
+
+    async def _end_starts(self, starting: Iterable[Kernel]) -> None:
+        # The callers that wait for these kernels see their processes end, and discard them.
+        await self._each(kernel.kill() for kernel in starting)
+        await self._limits.wait_for_admitted()
+
+    async def _kill_all(self) -> None:
+        await self._each(kernel.kill() for kernel in self.index.known)
+
+    async def _each(self, steps: Iterable[Coroutine[Any, Any, None]]) -> None:
+        """Run all steps at once; an error of one is logged and does not stop the others."""
+        for error in await asyncio.gather(*steps, return_exceptions=True):
+            if error is not None:
+                self.log.error("%s", error)
+
+    # -- what is shown --------------------------------------------------------------------------
+
+    def model(self, kernel_id: str) -> dict[str, Any]:
+        """Return the REST model of a kernel in use.
+
+        Raises
+        ------
+        KernelNotFound
+            If no kernel in use has that id.
+        """
+        return self.index.model(kernel_id)
+
+    def models(self) -> list[dict[str, Any]]:
+        """Return the REST models of all kernels in use; those in the pool are not included."""
+        return self.index.models()
+
+    kernel_model = model
+    list_kernels = models
+
+    @property
+    def last_kernel_activity(self) -> float:
+        """The time when any kernel was last active, started or shut down, in unix seconds."""
+        return self.index.last_activity
+
+    def get_kernel(self, kernel_id: str) -> BridgeKernel | AttachedKernelManager:  # type: ignore[override]
+        """Return the manager of a kernel in use.
+
+        Raises
+        ------
+        KernelNotFound
+            If no kernel in use has that id.
+        """
+        manager: BridgeKernel | AttachedKernelManager = self.index.find(kernel_id).manager
+        return manager
+
+    # jupyter_client's versions of these read its own table of kernels.
+
+    def list_kernel_ids(self) -> list[str]:
+        """Return the ids of the kernels in use."""
+        return [kernel.kernel_id for kernel in self.index]
+
+    def __contains__(self, kernel_id: str) -> bool:
+        return kernel_id in self.index
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def update_env(self, *, kernel_id: str, env: dict[str, str]) -> None:
+        """Set environment variables of a kernel from its next restart on."""
+        kernel = self.index.get(kernel_id)
+        if kernel is not None:
+            kernel.update_env(env)

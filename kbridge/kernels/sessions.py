@@ -10,42 +10,18 @@ import asyncio
 import uuid
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Final, Protocol
+from typing import Any, Final
 from weakref import WeakValueDictionary
 
 from kbridge.errors import InvalidRequest, KernelNotFound, SessionNotFound
-from kbridge.kernels.registry.models import SessionRecord
-from kbridge.kernels.registry.writer import Ledger
+from kbridge.kernels.manager import BridgeKernelManager
+from kbridge.kernels.registry.models import SessionRow
+from kbridge.kernels.registry.writer import RegistryWriter
 
-__all__ = ["Kernels", "Sessions"]
+__all__ = ["Sessions"]
 
 # A kernel gets the name of its document in a variable, of which Linux takes 128 KiB.
 _LONGEST: Final = 16_384
-
-
-class Kernels(Protocol):
-    """What sessions need of the kernel manager."""
-
-    def __contains__(self, kernel_id: str) -> bool: ...
-
-    def model(self, kernel_id: str) -> dict[str, Any]:
-        """Return the REST model of a kernel."""
-
-    async def start_kernel(
-        self,
-        kernel_name: str | None = None,
-        *,
-        path: str | None = None,
-        kernel_id: str | None = None,
-        session_name: str | None = None,
-    ) -> str:
-        """Start a kernel and return its id."""
-
-    async def shutdown_kernel(self, kernel_id: str) -> None:
-        """Shut a kernel down."""
-
-    def rename_session(self, kernel_id: str, session_name: str) -> None:
-        """Have the kernel know its document by another name from its next restart on."""
 
 
 @dataclass(slots=True)
@@ -62,15 +38,15 @@ class Sessions:
 
     Parameters
     ----------
-    kernels : Kernels
-        Where their kernels are started and shut down.
-    ledger : Ledger, optional
-        Where they are written down.
+    kernels : BridgeKernelManager
+        Starts and shuts down their kernels.
+    writer : RegistryWriter, optional
+        Records the sessions.
     """
 
-    def __init__(self, kernels: Kernels, ledger: Ledger | None = None) -> None:
+    def __init__(self, kernels: BridgeKernelManager, writer: RegistryWriter | None = None) -> None:
         self._kernels = kernels
-        self._ledger = ledger or Ledger()
+        self._writer = writer or RegistryWriter()
         self._sessions: dict[str, _Session] = {}
         # Two requests for one path at a time make one session, not two.
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
@@ -114,16 +90,16 @@ class Sessions:
             session = _Session(str(uuid.uuid4()), path, name, fields["type"], kernel_id)
             self._sessions[session.id] = session
             self._note(session)
-            await self._ledger.settled()
+            await self._writer.settled()
             return self._model(session)
 
-    def take_up(self, records: Iterable[SessionRecord]) -> None:
+    def adopt(self, records: Iterable[SessionRow]) -> None:
         """Have the sessions of a server before this one, whose kernels are here again.
 
         Those of a kernel that could not be reached stay in the registry, as it does itself.
         """
         for r in records:
-            if r.kernel_id not in self._kernels and self._ledger.has_kernel(r.kernel_id):
+            if r.kernel_id not in self._kernels and self._writer.has_kernel(r.kernel_id):
                 continue
             self._sessions[r.session_id] = _Session(
                 r.session_id, r.path, r.name, r.type, r.kernel_id
@@ -180,7 +156,7 @@ class Sessions:
         session.kernel_id = kernel_id or old
         self._kernels.rename_session(session.kernel_id, session.name or session.path)
         self._note(session)
-        await self._ledger.settled()
+        await self._writer.settled()
         if session.kernel_id != old:
             await self._release(old)
         return self._model(session)
@@ -226,11 +202,11 @@ class Sessions:
 
     def _drop(self, session_id: str) -> None:
         del self._sessions[session_id]
-        self._ledger.drop_session(session_id)
+        self._writer.drop_session(session_id)
 
     def _note(self, session: _Session) -> None:
-        self._ledger.put_session(
-            SessionRecord(session.id, session.kernel_id, session.path, session.name, session.type)
+        self._writer.put_session(
+            SessionRow(session.id, session.kernel_id, session.path, session.name, session.type)
         )
 
     def _model(self, session: _Session) -> dict[str, Any]:

@@ -7,6 +7,8 @@ help text says which one it stands for.
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -26,13 +28,54 @@ from traitlets import (
 )
 from traitlets.config import LoggingConfigurable
 
-from kbridge.kernels.lifecycle.culling import CullSettings
+__all__ = ["KernelOptions", "KernelSettings"]
 
-__all__ = ["KernelSettings"]
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KernelOptions:
+    """The values of the `KernelSettings` that kernels work with, under the same names."""
+
+    max_kernels: int | None
+    force_kernel_name: str
+    root_dir: str
+    allowed_envs: tuple[str, ...]
+    inherited_envs: tuple[str, ...]
+    kernel_ip: str
+    transport: str | None
+    transport_encryption: str | None
+    attach_dir: str
+    port_attempts: int
+    max_concurrent_starts: int
+    start_grace: float
+    kernel_info_timeout: float
+    interrupt_timeout: float
+    restart_limit: int
+    stable_start_time: float
+    watch_interval: float
+    heartbeat_interval: float
+    heartbeat_misses: int
+    heartbeat_status: str
+    log_limit: int
+    pool: Mapping[str, int]
+    prespawn_count: int
+    seed_uri: str | None
+    seed_timeout: float
+    cull_idle_timeout: float
+    cull_interval: float
+    cull_connected: bool
+    cull_busy: bool
+
+    @classmethod
+    def of(cls, settings: KernelSettings) -> KernelOptions:
+        """Return the present values of the settings."""
+        values = {field.name: getattr(settings, field.name) for field in fields(cls)}
+        for name in ("allowed_envs", "inherited_envs"):
+            values[name] = tuple(values[name])
+        return cls(**{**values, "pool": dict(values["pool"])})
 
 
 class KernelSettings(LoggingConfigurable):
-    """Traits only; what they do is in the modules that read them."""
+    """The traits. They are read once, when the manager is made: see `KernelOptions`."""
 
     max_kernels = Integer(
         None,
@@ -254,12 +297,3 @@ class KernelSettings(LoggingConfigurable):
         if not root.is_dir():
             raise TraitError(f"root_dir {str(root)!r} is not a directory")
         return str(root)
-
-    @property
-    def cull_settings(self) -> CullSettings:
-        """What the culling decision is made by."""
-        return CullSettings(
-            idle_timeout=self.cull_idle_timeout,
-            connected=self.cull_connected,
-            busy=self.cull_busy,
-        )

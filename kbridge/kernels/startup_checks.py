@@ -6,13 +6,12 @@ import asyncio
 import difflib
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Protocol
 
 from jupyter_client.kernelspec import NATIVE_KERNEL_NAME, KernelSpecManager
 from jupyter_core.paths import jupyter_path
 
 from kbridge.errors import InvalidRequest, KernelspecNotFound, KernelStartError
-from kbridge.kernels.settings import KernelSettings
+from kbridge.kernels.manager import BridgeKernelManager
 from kbridge.kernels.specs import Specs
 
 __all__ = ["check_settings"]
@@ -20,14 +19,7 @@ __all__ = ["check_settings"]
 _CLASS = "BridgeKernelManager"
 
 
-class _Kernels(Protocol):
-    """The attributes of a `BridgeKernelManager` that are checked."""
-
-    default_kernel_name: str
-    specs: Specs
-
-
-async def check_settings(kernels: _Kernels, *, starts_kernels: bool = True) -> None:
+async def check_settings(kernels: BridgeKernelManager, *, starts_kernels: bool = True) -> None:
     """End a start whose settings cannot work.
 
     Parameters
@@ -45,7 +37,6 @@ async def check_settings(kernels: _Kernels, *, starts_kernels: bool = True) -> N
     InvalidRequest
         If `attach_dir` is not a directory.
     """
-    assert isinstance(kernels, KernelSettings)
     attach_dir = kernels.attach_dir
     if attach_dir and not await asyncio.to_thread(_is_directory, attach_dir):
         raise InvalidRequest(f"{_CLASS}.attach_dir: {attach_dir!r} is not a directory")
@@ -78,7 +69,7 @@ async def check_settings(kernels: _Kernels, *, starts_kernels: bool = True) -> N
         )
 
 
-def _has_native(kernels: _Kernels) -> bool:
+def _has_native(kernels: BridgeKernelManager) -> bool:
     """True if the default kernelspec is ipykernel's and there is a file of it.
 
     Asking jupyter_client imports IPython, which costs a start 80 ms of CPU and 10 MiB.
@@ -98,7 +89,7 @@ def _is_directory(path: str) -> bool:
     return Path(path).expanduser().is_dir()
 
 
-def _named(kernels: KernelSettings) -> Iterable[tuple[str, str]]:
+def _named(kernels: BridgeKernelManager) -> Iterable[tuple[str, str]]:
     """Yield the kernelspecs that settings name, with the setting."""
     if kernels.force_kernel_name:
         yield kernels.force_kernel_name, "force_kernel_name"

@@ -19,7 +19,7 @@ from kbridge.kernels.lifecycle.processes import birth
 from kbridge.kernels.manager import BridgeKernelManager
 from kbridge.kernels.registry.models import Owner
 from kbridge.kernels.registry.registry import Registry
-from kbridge.kernels.registry.writer import Ledger
+from kbridge.kernels.registry.writer import RegistryWriter
 from kbridge.kernels.sessions import Sessions
 from kbridge.link.keepalive import Keepalive
 from kbridge.server.api.routes import make_application
@@ -42,7 +42,7 @@ class Components:
     services: Services
     kernels: BridgeKernelManager
     sessions: Sessions
-    registry: Ledger
+    registry: RegistryWriter
     hubs: HubTable
     keepalive: Keepalive | None
 
@@ -61,7 +61,7 @@ def access_policy(auth: AuthConfig, listen: ListenConfig) -> AccessPolicy:
     )
 
 
-def make_registry(config: ServerConfig, log: logging.Logger) -> Ledger:
+def make_registry(config: ServerConfig, log: logging.Logger) -> RegistryWriter:
     """Return the writer of the kernel registry.
 
     Raises
@@ -76,12 +76,12 @@ def make_registry(config: ServerConfig, log: logging.Logger) -> Ledger:
                 "shutdown_kernels_on_exit=False needs a registry, because kernels could not be"
                 " found again without one: set registry_url, or leave it at its default"
             )
-        return Ledger(log=log)
+        return RegistryWriter(log=log)
     # The configured port, not the one that was free: the next server has the former in common.
     address = config.listen.address(config.listen.port)
     pid = os.getpid()
     owner = Owner(f"{address}{config.base_url}", platform.node(), pid, birth(pid))
-    return Ledger(Registry(url), owner, log=log)
+    return RegistryWriter(Registry(url), owner, log=log)
 
 
 def build(config: ServerConfig, port: int, log: logging.Logger) -> Components:
@@ -106,7 +106,7 @@ def build(config: ServerConfig, port: int, log: logging.Logger) -> Components:
     hubs = HubTable(log=log)
     kernels = BridgeKernelManager(
         hubs=hubs,
-        ledger=registry,
+        writer=registry,
         parent=config.traits,
         log=log,
         connection_dir=str(config.runtime_dir),

@@ -101,7 +101,7 @@ class Server:
         self._recall_credentials()
         self._components = parts = build(self.config, self.port, self._log)
         parts.services.shutdown = self._events.shutdown_requested
-        parts.sessions.take_up(await parts.kernels.adopt())
+        parts.sessions.adopt(await parts.kernels.adopt())
         await self._events.prepare(parts.kernels)
         self._http = GuardedServer(
             parts.application,
@@ -134,7 +134,7 @@ class Server:
 
     def shutdown_message(self) -> str:
         """Return a sentence for the log that says what the shutdown does to kernels."""
-        count = self._components.kernels.staying() if self._components is not None else 0
+        count = self._components.kernels.count_staying() if self._components is not None else 0
         kernels = f"{count} kernel{'' if count == 1 else 's'}"
         if self.config.shutdown_kernels_on_exit:
             again = "signal again to kill the kernels"
@@ -184,7 +184,7 @@ class Server:
         self._remove_socket_file()
 
     async def _end_kernels(self, parts: Components, force: asyncio.Event, *, keep: bool) -> None:
-        ending = parts.kernels.let_go() if keep else parts.kernels.shutdown_all()
+        ending = parts.kernels.leave_all() if keep else parts.kernels.shutdown_all()
         shutdown = asyncio.create_task(ending)
         forced = asyncio.create_task(force.wait())
         await asyncio.wait({shutdown, forced}, return_when=asyncio.FIRST_COMPLETED)

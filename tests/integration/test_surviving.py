@@ -29,7 +29,7 @@ pytestmark = pytest.mark.kernel
 # Seconds within which kernels must be served again; more if other tests run in parallel.
 BACK_WITHIN = 20.0 if "PYTEST_XDIST_WORKER" in os.environ else 5.0
 STUB = Path(__file__).parents[1] / "kernels" / "stub_kernel.py"
-DIED = "died while no bridge was there"
+ENDED = "ended while no server ran"
 LOCKER = (
     "import sqlite3, sys\n"
     "connection = sqlite3.connect(sys.argv[1], isolation_level=None)\n"
@@ -115,7 +115,7 @@ async def test_after_a_crash_every_kernel_is_back(server: RestartableServer) -> 
         two["id"],
         third["id"],
     }
-    assert server.said(DIED) == 0
+    assert server.said(ENDED) == 0
     assert server.stop() == 0
     assert server.kernels() == {}
     assert rows(server) == rows(server, "sessions") == []
@@ -153,12 +153,12 @@ def test_who_died_meanwhile_is_told_of_once(server: RestartableServer) -> None:
     assert ids(server) == {kept["kernel"]["id"]}
     assert [s["id"] for s in server.request("GET", "/api/sessions").json()] == [kept["id"]]
     assert server.request("GET", f"/api/kernels/{lost_id}").status == 404
-    assert server.said(f"Kernel {lost_id} (stub) {DIED}; what it wrote is in {log}") == 1
+    assert server.said(f"Kernel {lost_id} (stub) {ENDED}; its output is in {log}") == 1
     assert log.exists()
     assert not log.with_suffix(".json").exists(), "its key is of no use to anybody"
     server.crash()
     server.start()
-    assert server.said(DIED) == 1, "not at the third start"
+    assert server.said(ENDED) == 1, "not at the third start"
     assert ids(server) == {kept["kernel"]["id"]}
 
 
@@ -237,7 +237,7 @@ def test_kernels_end_with_a_server_that_is_stopped(server: RestartableServer) ->
     assert server.kernels() == {}
     server.start()
     assert ids(server) == set()
-    assert server.said(DIED) == 0
+    assert server.said(ENDED) == 0
 
 
 def stop_by_command(server: RestartableServer) -> str:

@@ -281,6 +281,6 @@ async def make_manager(tmp_path, hubs):
     yield make
     for manager in managers:
         await manager.shutdown_all(now=True)
-        assert not manager._life.kernels
+        assert not manager.index.known
     assert not hubs.hubs
     assert not list(runtime.glob("*.json"))

@@ -2,7 +2,6 @@
 
 import asyncio
 import itertools
-import json
 import re
 import signal
 import stat
@@ -28,7 +27,8 @@ from kbridge.errors import (
     KernelStartError,
 )
 from kbridge.kernels import manager as manager_module
-from kbridge.kernels import opening as opening_module
+from kbridge.kernels.lifecycle import culling
+from kbridge.kernels.lifecycle.started import StartedKernel
 
 LOUD = 20
 IMPORT_ERROR = "import time; time.sleep(0.1); import no_such_module"
@@ -165,7 +165,7 @@ async def test_default_and_forced_names(make_manager, fake):
     fake("b")
     manager = make_manager(default_kernel_name="a")
     assert manager.model(await manager.start_kernel())["name"] == "a"
-    manager.force_kernel_name = "b"
+    manager = make_manager(default_kernel_name="a", force_kernel_name="b")
     assert manager.model(await manager.start_kernel("a"))["name"] == "b"
 
 
@@ -300,8 +300,7 @@ async def test_a_kernel_that_dies_at_start(make_manager, spec, hubs, code, reaso
     assert caught.value.log_tail.endswith(last)
     assert len(caught.value.log_tail.splitlines()) <= 20
     assert manager.models() == []
-    assert manager.statistics()["kept_logs"] == 1
-    [(log, _)] = manager._life.kept_logs._logs
+    [log] = manager.index.kept_logs
     assert log.path.exists()
     await manager.shutdown_all()
     assert not log.path.exists(), "its end was in the answer"
@@ -326,14 +325,14 @@ async def test_a_start_that_is_cancelled_leaves_nothing(make_manager, spec, hubs
     manager = make_manager()
     start = asyncio.ensure_future(manager.start_kernel(spec("s")))
     await until(lambda: hubs.opened)
-    (kernel,) = manager._life.kernels
-    process = psutil.Process(kernel.provisioner.pid)
+    (kernel,) = manager.index.known
+    process = psutil.Process(kernel.manager.provisioner.pid)
     start.cancel()
     with pytest.raises(asyncio.CancelledError):
         await start
     assert_gone(process)
-    assert not manager._life.kernels
-    assert manager.statistics()["starting"] == 0
+    assert not manager.index.known
+    assert manager._limits.admitted == 0
 
 
 # The limit
@@ -535,7 +534,7 @@ async def test_an_interrupt_that_fails_is_no_success(make_manager, fake, hubs):
 
 
 async def waiting(manager, name, count):
-    await until(lambda: manager.statistics()["pool"][name]["waiting"] >= count)
+    await until(lambda: manager._pool.waiting(name) >= count)
 
 
 async def test_a_kernel_from_the_pool(make_manager, fake, fleet, hubs):
@@ -566,7 +565,7 @@ async def test_what_a_running_process_cannot_have_starts_a_fresh_one(
     await manager.open()
     await waiting(manager, "fake", 1)
     await manager.start_kernel("fake", **wish)
-    assert manager.statistics()["pool"]["fake"]["waiting"] == 1
+    assert manager._pool.waiting("fake") == 1
     assert len(fleet) == 2
 
 
@@ -603,8 +602,7 @@ class Clocks:
 @pytest.fixture
 def clocks(monkeypatch):
     made = Clocks()
-    monkeypatch.setattr(manager_module, "time", made)
-    monkeypatch.setattr(opening_module, "time", made)
+    monkeypatch.setattr(culling, "time", made)
     return made
 
 
@@ -698,7 +696,7 @@ async def test_shutdown_all(make_manager, spec, fake, hubs):
     await waiting(manager, "s", 1)
     for _ in range(2):
         await manager.start_kernel("s", env={})
-    processes = [psutil.Process(k.provisioner.pid) for k in manager._life.kernels]
+    processes = [psutil.Process(k.manager.provisioner.pid) for k in manager.index.known]
     assert len(processes) == 3
     await manager.shutdown_all()
     await manager.shutdown_all()
@@ -714,7 +712,7 @@ async def test_shutdown_all_during_starts(make_manager, spec, hubs):
     spec("s")
     starts = [asyncio.ensure_future(manager.start_kernel("s", env={})) for _ in range(2)]
     await until(lambda: len(hubs.opened) == 3)
-    processes = [psutil.Process(k.provisioner.pid) for k in manager._life.kernels]
+    processes = [psutil.Process(k.manager.provisioner.pid) for k in manager.index.known]
     await manager.shutdown_all()
     for process in processes:
         assert_gone(process)
@@ -729,7 +727,7 @@ async def test_a_kernel_that_cannot_be_ended_does_not_cut_the_end_of_others_shor
     manager = make_manager(pool={"fake": 2})
     await manager.open()
     await waiting(manager, "fake", 2)
-    discard, calls, ended = manager._life.discard, itertools.count(), []
+    discard, calls, ended = StartedKernel.discard, itertools.count(), []
 
     async def the_first_fails(kernel, **how):
         call = next(calls)
@@ -740,14 +738,14 @@ async def test_a_kernel_that_cannot_be_ended_does_not_cut_the_end_of_others_shor
             await asyncio.sleep(0)
         ended.append(kernel)
 
-    monkeypatch.setattr(manager._life, "discard", the_first_fails)
+    monkeypatch.setattr(StartedKernel, "discard", the_first_fails)
     await manager.shutdown_all()
     assert len(ended) == 1
     assert "the cluster does not answer" in caplog.text
 
 
 async def test_kernels_that_will_not_go_are_killed(make_manager, spec, monkeypatch):
-    monkeypatch.setattr("kbridge.kernels.opening._SHUTDOWN_TIMEOUT", 0.2)
+    monkeypatch.setattr("kbridge.kernels.manager._SHUTDOWN_TIMEOUT", 0.2)
     manager = make_manager()
     kernel_id = await manager.start_kernel(spec("stubborn", STUBBORN))
     await until(lambda: "stubborn" in manager.get_kernel(kernel_id).output.tail())
@@ -800,7 +798,3 @@ async def test_a_dying_kernel_does_not_come_up_during_shutdown(make_manager, fak
 def test_settings_that_are_documented(make_manager):
     for name, trait in make_manager().traits(config=True).items():
         assert trait.help, name
-
-
-def test_models_are_json(make_manager):
-    assert json.dumps(make_manager().statistics())

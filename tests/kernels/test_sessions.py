@@ -4,8 +4,8 @@ import threading
 import pytest
 
 from kbridge.errors import InvalidRequest, KernelNotFound, KernelStartError, SessionNotFound
-from kbridge.kernels.registry.models import Claim, KernelRecord, Owner, SessionRecord
-from kbridge.kernels.registry.writer import Ledger
+from kbridge.kernels.registry.models import Claim, KernelRow, Owner, SessionRow
+from kbridge.kernels.registry.writer import RegistryWriter
 from kbridge.kernels.sessions import Sessions
 
 NOTEBOOK = {"path": "a/nb.ipynb", "type": "notebook", "name": "nb", "kernel": {"name": "py"}}
@@ -209,7 +209,7 @@ async def make_ledger():
 
     async def make(claim=Claim()):  # noqa: B008 - it is frozen
         registry = SlowRegistry(claim)
-        ledger = Ledger(registry, Owner("a", "h", 1, "b"))
+        ledger = RegistryWriter(registry, Owner("a", "h", 1, "b"))
         made.append((registry, ledger))
         await ledger.open()
         return registry, ledger
@@ -239,12 +239,12 @@ async def test_a_patch_is_written_down_before_its_old_kernel_ends(kernels, make_
 
 
 async def test_sessions_of_a_kernel_that_could_not_be_reached_are_kept(kernels, make_ledger):
-    records = [SessionRecord(f"of {k}", k, k, None, "file") for k in ("here", "far", "gone")]
-    far = KernelRecord("far", "py", "used", 0, "", "/log", "{}")
+    records = [SessionRow(f"of {k}", k, k, None, "file") for k in ("here", "far", "gone")]
+    far = KernelRow("far", "py", "used", 0, "", "/log", "{}")
     registry, ledger = await make_ledger(Claim([far], records))
     kernels.kernels["here"] = "py"
     sessions = Sessions(kernels, ledger)
-    sessions.take_up(records)
+    sessions.adopt(records)
     registry.may.set()
     await ledger.settled()
     assert [model["id"] for model in sessions.list()] == ["of here"]

@@ -11,7 +11,7 @@ from traitlets.config import Config, Configurable
 import kbridge
 from kbridge.hub.table import HubTable
 from kbridge.kernels.manager import BridgeKernelManager
-from kbridge.kernels.registry.writer import Ledger
+from kbridge.kernels.registry.writer import RegistryWriter
 from kbridge.server.cli.app import KbridgeApp
 from kbridge.server.reference import config_page, settings_page
 
@@ -80,7 +80,7 @@ def uncommented(lines: list[tuple[str, str, str]]) -> Config:
 
 def make(owner: str, config: Config) -> Any:
     if owner == "BridgeKernelManager":
-        return BridgeKernelManager(hubs=HubTable(), ledger=Ledger(), config=config)
+        return BridgeKernelManager(hubs=HubTable(), writer=RegistryWriter(), config=config)
     return CLASSES[owner](config=config)
 
 

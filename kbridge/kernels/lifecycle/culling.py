@@ -1,19 +1,22 @@
-"""Kernels that nobody uses are shut down.
+"""Shuts down kernels that nobody uses.
 
-`to_cull` decides and knows no clock; `IdleTimes` sees to it that a wall clock which is set does not
-end kernels in use, or keep all others; `Culler` asks it every now and then. A kernelspec opts its
-kernels out with ``"metadata": {"kbridge": {"cull": false}}`` in kernel.json, and sets its own
-timeout with ``"metadata": {"cull_idle_timeout": seconds}``, as in Jupyter Server.
+`to_cull` decides and reads no clock. `IdleTimes` measures idle time so that a change of the wall
+clock neither culls kernels in use nor keeps others. `Culler` acts at regular intervals.
+
+A kernelspec opts its kernels out with ``"metadata": {"kbridge": {"cull": false}}`` in kernel.json,
+and sets its own timeout with ``"metadata": {"cull_idle_timeout": seconds}``, as in Jupyter Server.
 """
 
 from __future__ import annotations
 
 import asyncio
-import logging
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+import time
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from kbridge.errors import KbridgeError
+from kbridge.kernels.services import KernelServices
 from kbridge.kernels.tasks import spawn, stop
 
 __all__ = ["CullSettings", "Culler", "IdleTimes", "KernelUse", "to_cull", "to_verify"]
@@ -21,19 +24,19 @@ __all__ = ["CullSettings", "Culler", "IdleTimes", "KernelUse", "to_cull", "to_ve
 
 @dataclass(frozen=True, slots=True)
 class CullSettings:
-    """What counts as unused; the names are Jupyter Server's.
+    """The kernels that count as unused; the names are Jupyter Server's.
 
     Attributes
     ----------
     idle_timeout : float
-        Seconds without activity after which a kernel goes; 0 or less: never.
+        Seconds without activity after which a kernel is shut down; 0 or less: never.
     connected : bool
-        Also kernels with websockets attached.
+        Also shut down kernels with open websockets.
     busy : bool
-        Also kernels that are busy.
+        Also shut down busy kernels.
     dead_timeout : float
-        Seconds after which a kernel that died goes, when nobody is connected to it any more:
-        whatever the others say, since its hub and journal still take room.
+        Seconds after which a dead kernel without websockets is removed, whatever the other
+        settings: its hub and its journal still use memory.
     """
 
     idle_timeout: float = 0.0
@@ -89,12 +92,12 @@ def _unused(kernel: KernelUse, now: float, settings: CullSettings) -> bool:
 
 
 class IdleTimes:
-    """How long kernels have been idle, whoever sets the wall clock.
+    """Measures how long kernels have been idle, independent of changes of the wall clock.
 
-    `last_activity` is of the wall clock, because people read it. That it has changed since the
-    last look is believed; when, only as far as time has passed since. So after a jump a kernel
-    counts as idle for at most one interval too little or too long, and never since before it was
-    last looked at. Time in which the machine slept does not count.
+    `last_activity` follows the wall clock, because people read it. A change of its value since the
+    last look is taken as activity, which happened at most as long ago as the last look. So after
+    a change of the clock, the idle time of a kernel is wrong by at most one interval. Time during
+    which the machine slept does not count.
 
     Parameters
     ----------
@@ -107,49 +110,94 @@ class IdleTimes:
         self._since: dict[str, tuple[float, float]] = {}  # last_activity, and when that was
 
     def look(self, kernels: Iterable[KernelUse], wall: float, now: float) -> list[KernelUse]:
-        """Return the kernels with their `last_activity` as it would be had nobody set the clock.
+        """Return the kernels with a `last_activity` that is corrected for changes of the clock.
 
         Parameters
         ----------
         kernels : iterable of KernelUse
-            All that there are.
+            All kernels; those that are missing are forgotten.
         wall, now : float
             Unix seconds, monotonic seconds.
         """
         passed, self._looked = now - self._looked, now
         known, self._since = self._since, {}
-        found = []
+        corrected = []
         for kernel in kernels:
             activity, since = known.get(kernel.kernel_id, (None, now))
             if activity != kernel.last_activity:
                 since = now - min(max(wall - kernel.last_activity, 0.0), passed)
             self._since[kernel.kernel_id] = (kernel.last_activity, since)
-            found.append(replace(kernel, last_activity=wall - (now - since)))
-        return found
+            corrected.append(replace(kernel, last_activity=wall - (now - since)))
+        return corrected
 
 
 class Culler:
-    """Ask `cull` every `interval` seconds until closed.
+    """Shuts down unused kernels.
 
-    A round that fails is logged, and does not end the rounds.
+    Parameters
+    ----------
+    services : KernelServices
+        The kernels in use, their hubs, and the settings.
     """
 
-    def __init__(
-        self, cull: Callable[[], Awaitable[None]], interval: float, log: logging.Logger
-    ) -> None:
-        self._cull = cull
-        self._interval = interval
-        self._log = log
-        self._task = spawn(self._run(), log)
+    def __init__(self, services: KernelServices) -> None:
+        options = services.options
+        self._settings = CullSettings(
+            idle_timeout=options.cull_idle_timeout,
+            connected=options.cull_connected,
+            busy=options.cull_busy,
+        )
+        self._interval = options.cull_interval
+        self._index = services.index
+        self._hubs = services.hubs
+        self._log = services.log
+        self._idle_times = IdleTimes(time.monotonic())
+        self._task: asyncio.Task[None] | None = None
+
+    def open(self) -> None:
+        """Start to cull every `cull_interval` seconds. An error is logged and ends one round."""
+        self._task = spawn(self._run(), self._log)
+
+    async def aclose(self) -> None:
+        """Stop. May be called twice."""
+        await stop(self._task)
+
+    async def cull(self) -> None:
+        """Shut down the kernels that count as unused now."""
+        now = time.time()
+        uses = self._idle_times.look(self._uses(), now, time.monotonic())
+        for kernel_id in to_verify(uses, now, self._settings):
+            hub = self._hubs.get(kernel_id)
+            if hub is not None:
+                hub.verify_busy()
+        unused = to_cull(uses, now, self._settings)
+        await asyncio.gather(*(self._cull_one(kernel_id) for kernel_id in unused))
+
+    async def _cull_one(self, kernel_id: str) -> None:
+        self._log.warning("Culling kernel %s", kernel_id)
+        try:
+            await self._index.shutdown(kernel_id)
+        except KbridgeError as error:
+            self._log.error("%s", error)
+
+    def _uses(self) -> Iterator[KernelUse]:
+        for kernel in self._index:
+            if kernel.cull_metadata is not None:
+                hub = self._hubs.get(kernel.kernel_id)
+                yield KernelUse(
+                    kernel_id=kernel.kernel_id,
+                    # Not `kernel.execution_state()`: a kernel that its heartbeats do not reach is
+                    # shown as dead if `heartbeat_status` says so, but may come back.
+                    execution_state=hub.activity.execution_state if hub else "dead",
+                    last_activity=self._index.last_activity_of(kernel.kernel_id),
+                    connections=self._hubs.connections(kernel.kernel_id),
+                    metadata=kernel.cull_metadata,
+                )
 
     async def _run(self) -> None:
         while True:
             await asyncio.sleep(self._interval)
             try:
-                await self._cull()
-            except Exception:  # noqa: BLE001 - one provisioner must not keep the others alive
+                await self.cull()
+            except Exception:  # noqa: BLE001 - one provisioner must not keep other kernels alive
                 self._log.exception("A round of culling failed")
-
-    async def aclose(self) -> None:
-        """Stop asking. May be called twice."""
-        await stop(self._task)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 from kbridge.errors import KernelError
-from kbridge.kernels.hubs import Hub
+from kbridge.hub import Hub
 from kbridge.wire.message import Channel
 
 __all__ = ["interrupt_by_message"]

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import re
 from collections import deque
+from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
@@ -124,6 +125,9 @@ class KeptLogs:
             if not lasting:
                 log.remove()
         self._logs = deque(entry for entry in self._logs if entry[1])
+
+    def __iter__(self) -> Iterator[KernelLog]:
+        return iter([log for log, _ in self._logs])
 
     def __len__(self) -> int:
         return len(self._logs)

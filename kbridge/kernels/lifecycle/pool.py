@@ -1,8 +1,10 @@
-"""Kernels started ahead, handed out without the wait for an interpreter to come up.
+"""Kernels started in advance, which a client gets without waiting for an interpreter to start.
 
-Invariants: per kernelspec at most `size` kernels wait and one is being started; a kernel is
-either waiting here or belongs to whoever took it, never both; starts that fail in a row, and
-kernels that die young, are spaced by a delay that doubles up to a limit.
+Invariants:
+
+- per kernelspec at most `size` kernels wait, and one is being started;
+- a kernel either waits here or belongs to the caller that took it, never both;
+- the delay after failed starts, and after kernels that die soon, doubles up to a limit.
 """
 
 from __future__ import annotations
@@ -11,165 +13,166 @@ import asyncio
 import logging
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Generic, TypeVar
 
 from kbridge.errors import KbridgeError
+from kbridge.kernels.lifecycle.factory import KernelFactory
+from kbridge.kernels.lifecycle.started import StartedKernel
 from kbridge.kernels.tasks import spawn, stop
 
-__all__ = ["Pool"]
+__all__ = ["Pool", "backoff_delay"]
 
-K = TypeVar("K")
-
-# A kernel that waited this long before it died tells nothing against the next one.
+# The death of a kernel that has waited this many seconds says nothing about the next kernel.
 _STABLE_TIME = 10.0
 
 
+def backoff_delay(failures: int, first: float, limit: float) -> float:
+    """Return the delay in seconds after `failures` consecutive failures, at least one."""
+    return min(first * 2.0 ** min(failures - 1, 16), limit)
+
+
 @dataclass(slots=True)
-class _Waiting(Generic[K]):
-    kernel: K
+class _Waiting:
+    kernel: StartedKernel
     since: float
     watch: asyncio.Task[None] | None = None
 
 
 @dataclass(slots=True)
-class _Shelf(Generic[K]):
+class _Slot:
+    """The pool of one kernelspec."""
+
     name: str
     size: int
-    waiting: deque[_Waiting[K]] = field(default_factory=deque)
+    waiting: deque[_Waiting] = field(default_factory=deque)
     changed: asyncio.Event = field(default_factory=asyncio.Event)
     failures: int = 0
 
 
-class Pool(Generic[K]):
-    """Waiting kernels by kernelspec name.
+class Pool:
+    """Waiting kernels, by the name of their kernelspec.
 
     Parameters
     ----------
-    sizes : mapping of str to int
-        How many kernels wait per kernelspec.
-    start : callable
-        Starts a kernel of the named spec and returns it when it can be used.
-    until_dead : callable
-        Returns, awaited, when the kernel's process has ended.
-    is_alive : callable
-        Whether the kernel's process runs.
-    discard : callable
-        Clears away a kernel that has died.
+    factory : KernelFactory
+        Starts the kernels.
+    log : logging.Logger
+        The logger for starts that fail and kernels that die.
     backoff, backoff_limit : float
-        Seconds before the start that follows one failure, and the most it grows to.
+        Seconds between a first failure and the next start, and the maximum of that delay.
     """
 
     def __init__(
         self,
-        sizes: Mapping[str, int],
-        *,
-        start: Callable[[str], Awaitable[K]],
-        until_dead: Callable[[K], Awaitable[None]],
-        is_alive: Callable[[K], Awaitable[bool]],
-        discard: Callable[[K], Awaitable[None]],
+        factory: KernelFactory,
         log: logging.Logger,
+        *,
         backoff: float = 1.0,
         backoff_limit: float = 60.0,
     ) -> None:
-        self._start = start
-        self._until_dead = until_dead
-        self._is_alive = is_alive
-        self._discard = discard
+        self._factory = factory
         self._log = log
         self._backoff = backoff
         self._backoff_limit = backoff_limit
-        self._shelves = {name: _Shelf[K](name, size) for name, size in sizes.items() if size > 0}
+        self._slots: dict[str, _Slot] = {}
         self._fillers: list[asyncio.Task[None]] = []
         self._watches: set[asyncio.Task[None]] = set()
 
-    def open(self, waiting: Iterable[tuple[str, K]] = ()) -> list[K]:
+    def open(
+        self, sizes: Mapping[str, int], waiting: Iterable[StartedKernel] = ()
+    ) -> list[StartedKernel]:
         """Begin to start kernels, in the background.
 
         Parameters
         ----------
-        waiting : iterable of (str, kernel)
-            Kernels that wait already, and their kernelspecs' names.
+        sizes : mapping of str to int
+            How many kernels wait per kernelspec.
+        waiting : iterable of StartedKernel
+            Kernels that wait already.
 
         Returns
         -------
-        list
-            Those of them that there is no room for: they are the caller's.
+        list of StartedKernel
+            Those of `waiting` that do not fit; they belong to the caller.
         """
+        self._slots = {name: _Slot(name, size) for name, size in sizes.items() if size > 0}
         surplus = []
-        for name, kernel in waiting:
-            shelf = self._shelves.get(name)
-            if shelf is not None and len(shelf.waiting) < shelf.size:
-                self._put(shelf, kernel)
+        for kernel in waiting:
+            slot = self._slots.get(kernel.kernel_name)
+            if slot is not None and len(slot.waiting) < slot.size:
+                self._put(slot, kernel)
             else:
                 surplus.append(kernel)
-        self._fillers = [spawn(self._fill(shelf), self._log) for shelf in self._shelves.values()]
+        self._fillers = [spawn(self._fill(slot), self._log) for slot in self._slots.values()]
         return surplus
 
-    async def take(self, name: str) -> K | None:
-        """Take the kernel that has waited longest, or None; the next one is started at once."""
-        shelf = self._shelves.get(name)
-        while shelf is not None and shelf.waiting:
-            entry = shelf.waiting.popleft()
-            shelf.changed.set()
+    def waiting(self, name: str) -> int:
+        """Return how many kernels of a kernelspec wait."""
+        slot = self._slots.get(name)
+        return len(slot.waiting) if slot is not None else 0
+
+    def failures(self, name: str) -> int:
+        """Return how many consecutive kernels of a kernelspec did not start or died soon."""
+        slot = self._slots.get(name)
+        return slot.failures if slot is not None else 0
+
+    async def take(self, name: str) -> StartedKernel | None:
+        """Take the kernel that has waited longest, or None; another one is started at once."""
+        slot = self._slots.get(name)
+        while slot is not None and slot.waiting:
+            entry = slot.waiting.popleft()
+            slot.changed.set()
             await stop(entry.watch)
-            if await self._is_alive(entry.kernel):
-                shelf.failures = 0
+            if await entry.kernel.is_alive():
+                slot.failures = 0
                 return entry.kernel
-            await self._lost(shelf, entry)
+            await self._died(slot, entry)
         return None
 
-    async def drain(self) -> list[K]:
-        """Start no more, and give up the kernels that wait: they are the caller's now."""
+    async def drain(self) -> list[StartedKernel]:
+        """Start no more kernels, and return those that wait: they belong to the caller now."""
         await stop(*self._fillers)
-        entries = [entry for shelf in self._shelves.values() for entry in shelf.waiting]
-        for shelf in self._shelves.values():
-            shelf.waiting.clear()
+        entries = [entry for slot in self._slots.values() for entry in slot.waiting]
+        for slot in self._slots.values():
+            slot.waiting.clear()
         await stop(*(entry.watch for entry in entries))
-        # Those that are clearing a dead kernel away; what fails of it has been logged.
+        # The remaining tasks discard dead kernels; their errors have been logged.
         await asyncio.gather(*self._watches, return_exceptions=True)
         return [entry.kernel for entry in entries]
 
-    def statistics(self) -> dict[str, dict[str, int]]:
-        """Size, waiting kernels and failures in a row, by kernelspec name."""
-        return {
-            name: {"size": s.size, "waiting": len(s.waiting), "failures": s.failures}
-            for name, s in self._shelves.items()
-        }
-
-    async def _fill(self, shelf: _Shelf[K]) -> None:
+    async def _fill(self, slot: _Slot) -> None:
         while True:
-            shelf.changed.clear()
-            if len(shelf.waiting) >= shelf.size:
-                await shelf.changed.wait()
+            slot.changed.clear()
+            if len(slot.waiting) >= slot.size:
+                await slot.changed.wait()
                 continue
-            if shelf.failures:
-                delay = self._backoff * 2 ** min(shelf.failures - 1, 16)
-                await asyncio.sleep(min(delay, self._backoff_limit))
+            if slot.failures:
+                delay = backoff_delay(slot.failures, self._backoff, self._backoff_limit)
+                await asyncio.sleep(delay)
             try:
-                kernel = await self._start(shelf.name)
+                kernel = await self._factory.launch_for_pool(slot.name)
             except KbridgeError as error:
-                shelf.failures += 1
-                self._log.warning("The pool of %s: %s", shelf.name, error)
+                slot.failures += 1
+                self._log.warning("A kernel for the pool of %s did not start: %s", slot.name, error)
                 continue
-            self._put(shelf, kernel)
+            self._put(slot, kernel)
 
-    def _put(self, shelf: _Shelf[K], kernel: K) -> None:
+    def _put(self, slot: _Slot, kernel: StartedKernel) -> None:
         entry = _Waiting(kernel, time.monotonic())
-        entry.watch = spawn(self._watch(shelf, entry), self._log)
+        entry.watch = spawn(self._watch(slot, entry), self._log)
         self._watches.add(entry.watch)
         entry.watch.add_done_callback(self._watches.discard)
-        shelf.waiting.append(entry)
+        slot.waiting.append(entry)
 
-    async def _watch(self, shelf: _Shelf[K], entry: _Waiting[K]) -> None:
-        await self._until_dead(entry.kernel)
-        shelf.waiting.remove(entry)
-        await self._lost(shelf, entry)
+    async def _watch(self, slot: _Slot, entry: _Waiting) -> None:
+        await entry.kernel.wait_exit()
+        slot.waiting.remove(entry)
+        await self._died(slot, entry)
 
-    async def _lost(self, shelf: _Shelf[K], entry: _Waiting[K]) -> None:
-        young = time.monotonic() - entry.since < _STABLE_TIME
-        shelf.failures = shelf.failures + 1 if young else 0
-        shelf.changed.set()
-        self._log.warning("The pool of %s: a waiting kernel died", shelf.name)
-        await self._discard(entry.kernel)
+    async def _died(self, slot: _Slot, entry: _Waiting) -> None:
+        soon = time.monotonic() - entry.since < _STABLE_TIME
+        slot.failures = slot.failures + 1 if soon else 0
+        slot.changed.set()
+        self._log.warning("A kernel that waited in the pool of %s died", slot.name)
+        await entry.kernel.discard(keep_log=True)

@@ -7,10 +7,10 @@ import os
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager, suppress
 
-__all__ = ["ending", "until_dead"]
+__all__ = ["exit_event", "wait_exit"]
 
 
-async def until_dead(
+async def wait_exit(
     is_alive: Callable[[], Awaitable[bool]], interval: float, pid: int | None = None
 ) -> None:
     """Return when `is_alive` is false.
@@ -26,7 +26,7 @@ async def until_dead(
     pid : int, optional
         A child of this process's. On Linux, its end is noticed when it comes (pidfd_open(2)).
     """
-    with ending(pid) as ended:
+    with exit_event(pid) as ended:
         while True:
             with suppress(TimeoutError):
                 async with asyncio.timeout(interval):
@@ -38,7 +38,7 @@ async def until_dead(
 
 
 @contextmanager
-def ending(pid: int | None) -> Iterator[asyncio.Event]:
+def exit_event(pid: int | None) -> Iterator[asyncio.Event]:
     """Give an event that is set when a process ends; never, where nobody tells.
 
     Linux does, by pidfd_open(2); without a `pid` nobody does.

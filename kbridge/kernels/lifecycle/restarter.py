@@ -1,42 +1,42 @@
-"""Kernels that die unasked are started again, up to a limit.
+"""Restarts a kernel whose process ended, up to a limit.
 
-`Attempts` decides and knows no clock; `Restarter` waits and acts.
+`RestartPolicy` decides and reads no clock; `Restarter` waits and acts.
 """
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from enum import Enum
 
 from kbridge.errors import KernelError
+from kbridge.kernels.lifecycle.kernel_process import KernelProcess
 from kbridge.kernels.tasks import spawn, stop
 
-__all__ = ["Attempts", "Restarter", "Verdict"]
+__all__ = ["RestartDecision", "RestartPolicy", "Restarter"]
 
 
-class Verdict(Enum):
-    """What to do about a kernel that died."""
+class RestartDecision(Enum):
+    """What to do about a process that ended."""
 
     RESTART = "restart"
-    RESTART_ELSEWHERE = "restart on new ports"  # it never ran stably: a port may be taken
+    NEW_PORTS = "restart on new ports"  # it never ran stably: a port may be taken
     GIVE_UP = "give up"
 
 
 @dataclass(slots=True)
-class Attempts:
-    """Restarts in a row, as jupyter_client counts them.
+class RestartPolicy:
+    """Counts consecutive restarts as jupyter_client does.
 
     Parameters
     ----------
     limit : int
-        How many restarts in a row are tried.
+        Maximum number of consecutive restarts.
     stable_time : float
-        Seconds that a process must run for the count to begin anew.
+        Seconds that a process must run for the count to start from zero again.
     started : float
-        When the first process was started, on the caller's clock.
+        The start of the first process, on the caller's clock.
     """
 
     limit: int
@@ -45,15 +45,15 @@ class Attempts:
     count: int = 0
     _ever_stable: bool = False
 
-    def died(self, now: float) -> Verdict:
-        """Decide, given that the process ended at `now`."""
+    def exited(self, now: float) -> RestartDecision:
+        """Decide what to do about a process that ended at `now`."""
         if now - self.started >= self.stable_time:
             self._ever_stable = True
             self.count = 0
         if self.count >= self.limit:
-            return Verdict.GIVE_UP
+            return RestartDecision.GIVE_UP
         self.count += 1
-        return Verdict.RESTART if self._ever_stable else Verdict.RESTART_ELSEWHERE
+        return RestartDecision.RESTART if self._ever_stable else RestartDecision.NEW_PORTS
 
     def restarted(self, now: float) -> None:
         """Note that a new process was started at `now`."""
@@ -61,56 +61,56 @@ class Attempts:
 
 
 class Restarter:
-    """Watch one kernel's process.
+    """Watches the process of one kernel until the limit is reached or `aclose` is called.
 
     Parameters
     ----------
-    died : callable
-        Returns, awaited, when the process has ended.
-    restart : callable
-        Starts a new process; its argument says whether on new ports.
-    give_up : callable
-        Called once, when the limit is reached; the restarter then ends.
-    limit, stable_time
-        As `Attempts` has them.
+    process : KernelProcess
+        The process to watch and restart.
+    policy : RestartPolicy
+        Decides what to do when it ends.
+    interval : float
+        Seconds between two checks, where the operating system does not report the end.
     log : logging.Logger
-        Where restarts are told.
+        The logger for restarts.
     """
 
     def __init__(
         self,
+        process: KernelProcess,
+        policy: RestartPolicy,
         *,
-        died: Callable[[], Awaitable[None]],
-        restart: Callable[[bool], Awaitable[None]],
-        give_up: Callable[[], None],
-        limit: int = 5,
-        stable_time: float = 10.0,
+        interval: float,
         log: logging.Logger,
     ) -> None:
-        self._died = died
-        self._restart = restart
-        self._give_up = give_up
-        self._attempts = Attempts(limit, stable_time, time.monotonic())
+        self._process = process
+        self._policy = policy
+        self._interval = interval
         self._log = log
         self._task = spawn(self._run(), log)
 
     async def _run(self) -> None:
         while True:
-            await self._died()
-            verdict = self._attempts.died(time.monotonic())
-            if verdict is Verdict.GIVE_UP:
-                self._give_up()
+            await self._process.wait_exit(self._interval)
+            decision = self._policy.exited(time.monotonic())
+            if decision is RestartDecision.GIVE_UP:
+                self._process.mark_dead()
                 return
             self._log.info(
-                "A kernel died: restart %d/%d", self._attempts.count, self._attempts.limit
+                "The process of kernel %s ended: restart %d of at most %d",
+                self._process.kernel_id,
+                self._policy.count,
+                self._policy.limit,
             )
             try:
-                await self._restart(verdict is Verdict.RESTART_ELSEWHERE)
+                await self._process.restart_after_exit(
+                    new_ports=decision is RestartDecision.NEW_PORTS
+                )
             except KernelError as error:
-                # The process that did not come up is found dead next time round, and counted.
+                # `wait_exit` then returns at once, and the attempt is counted.
                 self._log.error("%s", error)
-            self._attempts.restarted(time.monotonic())
+            self._policy.restarted(time.monotonic())
 
     async def aclose(self) -> None:
-        """Stop watching. May be called twice, but not from the callbacks."""
+        """Stop watching. May be called twice."""
         await stop(self._task)

@@ -13,7 +13,7 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from kbridge.errors import BridgeError, KernelError, KernelStartError
-from kbridge.kernels.hubs import Hub
+from kbridge.hub import Hub
 from kbridge.wire.message import json_object
 
 __all__ = ["Seed", "load_seed", "run_seed"]

@@ -1,308 +1,280 @@
-"""The steps of one kernel's life, each with its hub kept in step.
-
-Invariants:
-
-- a kernel has a hub from the moment its process was started until the process has ended, so
-  that nothing it says is lost;
-- whoever starts, restarts or ends a process holds the kernel's lock (the callers here do, but
-  for a kernel that nobody else knows yet);
-- `kernels` holds every kernel that may have a process.
-"""
+"""A kernel that this server started."""
 
 from __future__ import annotations
 
-import asyncio
-import logging
-import re
-from collections.abc import Coroutine
-from contextlib import AbstractAsyncContextManager, nullcontext, suppress
-from pathlib import Path
-from typing import Any, TypeVar
+import time
+from collections.abc import Mapping
+from typing import Any
 
-from kbridge.errors import Busy, KernelError, KernelStartError
-from kbridge.kernels.hubs import Hub, Hubs
+from kbridge.errors import Busy, KernelNotFound, KernelStartError
+from kbridge.kernels.attached.heartbeats import HeartbeatWatch
+from kbridge.kernels.interface import Kernel
 from kbridge.kernels.kernel import BridgeKernel
-from kbridge.kernels.lifecycle.descriptors import KernelBudget
-from kbridge.kernels.lifecycle.kernel_log import KeptLogs
-from kbridge.kernels.lifecycle.restarter import Restarter
-from kbridge.kernels.lifecycle.seed import Seed, run_seed
-from kbridge.kernels.registry.writer import Ledger
-from kbridge.kernels.settings import KernelSettings
-from kbridge.kernels.tasks import stop
+from kbridge.kernels.lifecycle.interrupt import interrupt_by_message
+from kbridge.kernels.lifecycle.kernel_process import KernelProcess, Launch
+from kbridge.kernels.lifecycle.restarter import Restarter, RestartPolicy
+from kbridge.kernels.registry.models import KernelRole, KernelRow
+from kbridge.kernels.services import KernelServices
 
-__all__ = ["Lifecycle"]
+__all__ = ["StartedKernel"]
 
-T = TypeVar("T")
-
-# A start is over in a second or so; looking closely that long costs nothing.
-_START_POLL = 0.05
-# For a process that was sent SIGKILL to go.
-_KILL_TIMEOUT = 1.0
-# What kernels write, in whatever language, when they cannot bind.
-_PORT_TAKEN = re.compile(r"address (already )?in use|EADDRINUSE|WinError 10048", re.IGNORECASE)
+# Seconds to wait for the reply to interrupt_request: a kernel that fails replies at once.
+_INTERRUPT_REPLY = 0.5
 
 
-class Lifecycle:
-    """Launch, watch, restart and discard kernels.
+class StartedKernel(Kernel):
+    """A kernel with a process that this server, or an earlier one, started.
 
     Parameters
     ----------
-    hubs : Hubs
-        Where their hubs are opened and closed.
-    settings : KernelSettings
-        Read each time, so that a changed setting counts from the next kernel on.
-    log : logging.Logger
-        Where deaths are told.
-    ledger : Ledger, optional
-        Where it is written down which kernels run; with a registry behind it, they are started so
-        that they outlive this process.
+    manager : BridgeKernel
+        The process, through its provisioner; not started yet.
+    services : KernelServices
+        The objects that all kernels share.
     """
 
-    def __init__(
-        self,
-        hubs: Hubs,
-        settings: KernelSettings,
-        log: logging.Logger,
-        ledger: Ledger | None = None,
-    ) -> None:
-        self.seed: Seed | None = None
-        self.kernels: set[BridgeKernel] = set()
-        self.kept_logs = KeptLogs()
-        self._hubs = hubs
-        self._settings = settings
-        self._log = log
-        self._ledger = ledger or Ledger()
-        self._places = asyncio.Semaphore(settings.max_concurrent_starts)
-        self._budget = KernelBudget()
+    def __init__(self, manager: BridgeKernel, services: KernelServices) -> None:
+        self.kernel_id = str(manager.kernel_id)
+        self.kernel_name = str(manager.kernel_name)
+        self.manager: BridgeKernel = manager
+        self._services = services
+        self._process = KernelProcess(manager, services)
+        self._restarter: Restarter | None = None
+        self._heartbeat: HeartbeatWatch | None = None
+        self._ended = False
 
-    def _place(self, kernel: BridgeKernel) -> AbstractAsyncContextManager[Any]:
-        """Return one of the `max_concurrent_starts` places, for kernels of this machine.
+    # -- what is shown --------------------------------------------------------------------------
 
-        A cluster may take minutes for a kernel: nobody else's start is to wait for that.
-        """
-        return self._places if kernel.starts_here else nullcontext()
+    @property
+    def role(self) -> KernelRole:
+        """The use of the kernel: starting, pooled or used."""
+        return self.manager.role
 
-    def note(self, kernel: BridgeKernel) -> None:
-        """Write a kernel down as it is now."""
-        if not self._ledger.enabled:
-            return
-        hub = self._hubs.get(str(kernel.kernel_id))
-        if hub is not None:
-            kernel.identities = hub.identities
-        try:
-            self._ledger.put_kernel(kernel.record())
-        except KernelError as error:
-            self._log.error("%s", error)
+    @property
+    def failed(self) -> bool:
+        """True if the process of the kernel ended and is not restarted."""
+        return self._process.failed
 
-    async def launch(self, kernel: BridgeKernel, env: dict[str, str], cwd: Path) -> None:
-        """Start a process and wait until it answers, is seeded, or is still coming up.
+    @property
+    def counts_toward_limit(self) -> bool:
+        """True unless the kernel is dead."""
+        return not self.failed
+
+    @property
+    def cull_metadata(self) -> Mapping[str, Any] | None:
+        """Metadata of the kernelspec."""
+        return self.manager.metadata
+
+    def execution_state(self) -> str:
+        """Return the state that the REST model shows."""
+        hub = self._process.hub
+        if hub is None:
+            return "dead"
+        lost = self._heartbeat.lost_status if self._heartbeat is not None else ""
+        return lost or hub.activity.execution_state
+
+    def update_env(self, env: dict[str, str]) -> None:
+        """Set environment variables from the next restart on."""
+        self.manager.update_env(env=env)
+        self._process.record()
+
+    async def is_alive(self) -> bool:
+        """Return True if the process runs."""
+        return bool(await self.manager.is_alive())
+
+    async def wait_exit(self) -> None:
+        """Return when the process has ended."""
+        await self._process.wait_exit(self._services.options.watch_interval)
+
+    # -- beginnings -----------------------------------------------------------------------------
+
+    async def launch(self, launch: Launch) -> None:
+        """Start the process; nothing is left of it if that fails.
 
         Raises
         ------
-        KernelStartError
-            If it does not start, dies at once, or fails at the seed; nothing is left of it.
-        Busy
-            If the server is shutting down, or has too few descriptors left.
+        KernelStartError, Busy
+            See `KernelProcess.launch`.
         """
-        self.kernels.add(kernel)
-        kernel.independent = self._ledger.enabled
+        self._services.index.register(self)
         try:
-            async with self._place(kernel):
-                if kernel.closing:
-                    raise Busy("The server is shutting down")
-                with self._budget.start():
-                    # Before there is a process: one that nobody has heard of would run forever.
-                    self.note(kernel)
-                    await self._ledger.settled()
-                    await kernel.start(env=env, cwd=cwd)
-                    hub = await self._come_up(kernel)
-            if self.seed is not None and self.seed.fits(kernel.kernel_name):
-                await self._while_alive(kernel, self._run_seed(hub, self.seed))
+            await self._process.launch(launch)
         except BaseException as error:
-            badly = isinstance(error, KernelStartError)
-            await self.discard(kernel, badly=badly)
+            # Errors in our own code, and cancellation, leave no log worth keeping.
+            await self.discard(keep_log=isinstance(error, KernelStartError))
             raise
 
-    async def _come_up(self, kernel: BridgeKernel) -> Hub:
-        """Wait for a process that was started; where it found a port taken, start it on others.
-
-        A port is free when it is chosen, and whoever binds it first has it.
-        """
-        if kernel.closing:
-            raise Busy("The server is shutting down")
-        hub = self._hubs.open(kernel.kernel_id, kernel.get_connection_info())
-        self.note(kernel)
-        return await self._until_up(kernel, hub)
-
-    def take_up(self, kernel: BridgeKernel) -> None:
-        """Open the hub of a kernel that outlived the bridge which started it.
+    def adopt(self) -> None:
+        """Connect to the process, which an earlier server started.
 
         Raises
         ------
         KernelError
-            If it cannot be reached by what is known of it, or too few descriptors are left.
+            See `KernelProcess.adopt`.
         """
-        try:
-            with self._budget.start():
-                self._hubs.open(
-                    kernel.kernel_id,
-                    kernel.get_connection_info(),
-                    former=kernel.identities,
-                    adopted=True,
-                )
-        except (ValueError, TypeError, Busy) as error:
-            raise KernelError(f"Kernel {kernel.kernel_id} cannot be reached: {error}") from error
-        self.kernels.add(kernel)
-        self.note(kernel)
+        self._process.adopt()
+        self._services.index.register(self)
 
-    async def _until_up(self, kernel: BridgeKernel, hub: Hub) -> Hub:
-        left = self._settings.port_attempts
-        while True:
-            try:
-                await self._while_alive(kernel, hub.wait_ready(self._settings.start_grace))
-            except KernelStartError as error:
-                left -= 1
-                if not left or kernel.closing or not _PORT_TAKEN.search(error.log_tail):
-                    raise
-            else:
-                return hub
-            self._log.warning(
-                "Kernel %s found a port taken by another process, and is started on others;"
-                " %d more attempt(s)",
-                kernel.kernel_id,
-                left - 1,
+    def pool(self, fingerprint: str) -> None:
+        """Note that the kernel waits in a pool, and what it was made from."""
+        self.manager.set_role(KernelRole.POOLED, fingerprint)
+        self._process.record()
+
+    def use(self, session_name: str | None = None) -> None:
+        """Put the kernel in use: watch its process and restart it when it ends.
+
+        Parameters
+        ----------
+        session_name : str, optional
+            The value of JPY_SESSION_NAME from the next restart on.
+        """
+        self.manager.set_role(KernelRole.USED)
+        if session_name:
+            self.manager.update_env(env={"JPY_SESSION_NAME": session_name})
+        hub = self._process.hub
+        if hub is not None:
+            hub.activity.touch(time.time())  # hours in the pool are not idle time
+        self._process.record()
+        self.watch()
+
+    def watch(self) -> None:
+        """Watch the process, and ping the kernel if the process cannot be watched."""
+        self._watch_process()
+        if self.manager.process is None:
+            services = self._services
+            self._heartbeat = HeartbeatWatch.start(
+                self.manager, services.hubs, services.options, services.log
             )
-            hub = await self._cycle(kernel, now=True, newports=True, asked=True)
 
-    async def _run_seed(self, hub: Hub, seed: Seed) -> None:
-        if not await hub.wait_ready(self._settings.kernel_info_timeout):
-            raise KernelStartError("The kernel does not answer, so it cannot be seeded")
-        await run_seed(hub, seed, self._settings.seed_timeout)
-
-    def watch(self, kernel: BridgeKernel) -> None:
-        """Restart the kernel when it dies from now on, as often as the settings allow."""
-        settings = self._settings
-        stable = settings.stable_start_time
-        if kernel.provisioner is not None:
-            stable = kernel.provisioner.get_stable_start_time(recommended=stable)
-        kernel.restarter = Restarter(
-            died=lambda: kernel.died(settings.watch_interval),
-            restart=lambda newports: self._autorestart(kernel, newports),
-            give_up=lambda: self._left_dead(kernel),
-            limit=settings.restart_limit if kernel.autorestart else 0,
-            stable_time=stable,
-            log=self._log,
+    def _watch_process(self) -> None:
+        options = self._services.options
+        policy = RestartPolicy(
+            limit=options.restart_limit if self.manager.autorestart else 0,
+            stable_time=self.manager.stable_time(options.stable_start_time),
+            started=time.monotonic(),
+        )
+        self._restarter = Restarter(
+            self._process, policy, interval=options.watch_interval, log=self._services.log
         )
 
-    async def restart(self, kernel: BridgeKernel, *, now: bool) -> None:
-        """Put a new process in the place of the old one, dead or alive.
+    # -- operations -----------------------------------------------------------------------------
+
+    async def restart(self, *, now: bool = False) -> None:
+        """Replace the process; see `BridgeKernelManager.restart_kernel` for the errors."""
+        process = self._process
+        async with process.lock:
+            if process.closing:
+                raise KernelNotFound(f"Kernel {self.kernel_id} has been shut down")
+            async with self._services.limits.slot(local=self.manager.starts_here):
+                # Until here, the old process runs.
+                if process.closing:
+                    raise Busy(f"Kernel {self.kernel_id} is being shut down")
+                await self._stop_restarter()
+                await process.replace(now=now)
+            self._watch_process()
+
+    async def interrupt(self) -> None:
+        """Interrupt the kernel by signal or by message, as its kernelspec says.
+
+        Kernels need not reply to the message, so a missing reply is not a failure.
+        """
+        hub = self._process.hub
+        spec = self.manager.kernel_spec
+        if spec is None or spec.interrupt_mode != "message" or hub is None:
+            await self.manager.signal_interrupt()
+        elif not await interrupt_by_message(self.kernel_id, hub, _INTERRUPT_REPLY):
+            self._services.log.info(
+                "Kernel %s has not replied to interrupt_request yet", self.kernel_id
+            )
+
+    # -- ends -----------------------------------------------------------------------------------
+
+    def refuse_restarts(self) -> None:
+        """Start no process from now on."""
+        self._process.refuse_restarts()
+
+    async def shutdown(self, *, now: bool = False) -> None:
+        """End the kernel; a second call waits for the first.
 
         Raises
         ------
         KernelError
-            If the old one cannot be ended, or the new one does not come up; the kernel is then
-            left dead, and may be restarted once more.
-        Busy
-            If the kernel is shut down while it waits for its turn.
+            If the provisioner cannot end the process.
         """
-        async with self._place(kernel):
-            # Until here, the old process runs on.
-            if kernel.closing:
-                raise Busy(f"Kernel {kernel.kernel_id} is being shut down")
-            if kernel.restarter is not None:
-                await kernel.restarter.aclose()
-            try:
-                hub = await self._cycle(kernel, now=now, newports=False, asked=True)
-                await self._until_up(kernel, hub)
-            except BaseException:
-                self._left_dead(kernel)
-                raise
-        self.watch(kernel)
-
-    async def discard(self, kernel: BridgeKernel, *, badly: bool, now: bool = True) -> None:
-        """End the process and clear up: hub, connection file, and the log unless it died badly.
-
-        Raises
-        ------
-        KernelError
-            If the provisioner cannot end it. It is cleared up nevertheless.
-        """
-        if kernel.restarter is not None:
-            await kernel.restarter.aclose()
-        try:
-            await kernel.stop(now=now)
-        except BaseException:
-            # Whoever gave up waiting: no process and no key outlives its kernel.
-            with suppress(KernelError, TimeoutError):
-                async with asyncio.timeout(_KILL_TIMEOUT):
-                    await kernel.stop(now=True)
-            raise
-        finally:
-            await self._hubs.close(kernel.kernel_id)
-            self.kernels.discard(kernel)
-            self._ledger.drop_kernel(str(kernel.kernel_id))
-            if badly:
-                # The end of a failed start's log was in the answer; a death in use names the file.
-                self.kept_logs.keep(kernel.output, lasting=kernel.failed)
-            else:
-                kernel.output.remove()
-
-    async def _cycle(self, kernel: BridgeKernel, *, now: bool, newports: bool, asked: bool) -> Hub:
-        hub = self._hubs.get(kernel.kernel_id)
-        await kernel.stop(now=now, restart=True)
-        if hub is not None:
-            # Only now: the old process may speak until its very end.
-            await hub.restarting(asked=asked)
-        await kernel.start_again(newports=newports)
-        info = kernel.get_connection_info()
-        if hub is None:
-            hub = self._hubs.open(kernel.kernel_id, info)
-        else:
-            hub.reconnect(info)
-        self.note(kernel)
-        return hub
-
-    async def let_go(self, kernel: BridgeKernel) -> None:
-        """Leave a kernel to the next bridge; its hub is the caller's to close."""
-        if kernel.restarter is not None:
-            await kernel.restarter.aclose()
-        async with kernel.lock:  # of a restart that is under way
-            self.release(kernel)
-
-    def release(self, kernel: BridgeKernel) -> None:
-        """Leave a kernel as it is, at once, whoever is at work on it; may be called twice."""
-        self.kernels.discard(kernel)
-        kernel.release()
-
-    async def _autorestart(self, kernel: BridgeKernel, newports: bool) -> None:
-        async with kernel.lock:
-            if kernel.closing or await kernel.is_alive():
+        self.refuse_restarts()
+        async with self._process.lock:
+            if self._ended:
                 return
-            self._log.warning("%s; restarting %s", await kernel.epitaph(), kernel.kernel_id)
-            # One that somebody took a port from would find it taken again.
-            newports = newports or bool(_PORT_TAKEN.search(kernel.output.tail()))
-            async with self._place(kernel):
-                if not kernel.closing:
-                    await self._cycle(kernel, now=True, newports=newports, asked=False)
+            await self.discard(keep_log=self.failed, now=now)
+        self._services.log.info("Kernel shut down: %s", self.kernel_id)
 
-    def _left_dead(self, kernel: BridgeKernel) -> None:
-        kernel.failed = True
-        self._ledger.drop_kernel(str(kernel.kernel_id))
-        log = kernel.output.path
-        self._log.error("Kernel %s is dead; what it wrote is in %s", kernel.kernel_id, log)
-        hub = self._hubs.get(kernel.kernel_id)
-        if hub is not None:
-            hub.dead()
+    async def discard(self, *, keep_log: bool, now: bool = True) -> None:
+        """End the process and remove its files; the caller makes sure that nobody uses it.
 
-    async def _while_alive(self, kernel: BridgeKernel, work: Coroutine[Any, Any, T]) -> T:
-        """Do `work`; raise KernelStartError at once if the process ends before it is done."""
-        task = asyncio.create_task(work)
-        death = asyncio.create_task(kernel.died(_START_POLL))
+        Parameters
+        ----------
+        keep_log : bool
+            True to keep the log file, because the kernel failed.
+        now : bool
+            False to send a shutdown request first.
+
+        Raises
+        ------
+        KernelError
+            If the provisioner cannot end the process. The rest is done nevertheless.
+        """
+        index = self._services.index
+        await self._stop_restarter()
+        self._stop_heartbeat()
         try:
-            await asyncio.wait({task, death}, return_when=asyncio.FIRST_COMPLETED)
-            if death.done():
-                death.result()
-                raise KernelStartError(await kernel.epitaph(), kernel.output.tail())
-            return task.result()
+            await self._process.end(now=now)
         finally:
-            await stop(task, death)
+            self._ended = True
+            index.unregister(self)
+            if keep_log:
+                # A failed start returned the end of its log; a later death named the file.
+                index.kept_logs.keep(self.manager.output, lasting=self.failed)
+            else:
+                self.manager.output.remove()
+
+    async def leave(self) -> None:
+        """Stop serving the kernel because the server ends; its process keeps running."""
+        if self.failed:
+            await self.discard(keep_log=True)
+            return
+        await self._stop_restarter()
+        async with self._process.lock:  # wait for a restart that is under way
+            self.abandon()
+
+    def abandon(self) -> None:
+        """Release the process at once, even during a restart. May be called twice."""
+        self._stop_heartbeat()
+        self._services.index.unregister(self)
+        self.manager.abandon()
+
+    def clear_away(self, row: KernelRow) -> None:
+        """Remove the files of a kernel whose process ended before this server started."""
+        self.manager.remove_files()
+        self._services.writer.drop_kernel(row.kernel_id)
+        if self.role is KernelRole.USED:
+            self._services.index.kept_logs.keep(self.manager.output)
+        else:
+            self.manager.output.remove()
+
+    async def kill(self) -> None:
+        """Kill the process without waiting.
+
+        Raises
+        ------
+        KernelError
+            If the provisioner cannot.
+        """
+        await self._process.kill()
+
+    async def _stop_restarter(self) -> None:
+        if self._restarter is not None:
+            await self._restarter.aclose()
+
+    def _stop_heartbeat(self) -> None:
+        if self._heartbeat is not None:
+            self._heartbeat.close()

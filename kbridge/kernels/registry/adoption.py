@@ -1,124 +1,106 @@
-"""Kernels that outlived the bridge which started them, found again.
+"""Finds the kernels of an earlier server again.
 
-What becomes of a kernel that was written down:
+What happens to a kernel that the registry names:
 
 ====================================  ===========================================================
-it runs, and somebody used it         served again, under its id
-it runs, and waited in a pool         waits in the pool again, or is ended if that has no room
-it runs, but was only being started   ended: nobody has been told its id
-it has gone                           told once, with its log's path, and forgotten
-its provisioner cannot be asked       told; not served, but kept in the registry: the next start
-                                      asks again
+it runs, and was in use               served again, under its id
+it runs, and waited in a pool         waits in the pool again, or is ended if it does not fit there
+it runs, but was still starting       ended: no client was told its id
+it has ended                          logged once, with the path of its log, and removed
+its provisioner cannot be asked       logged; not served, but left in the registry
 ====================================  ===========================================================
 """
 
 from __future__ import annotations
 
 import asyncio
-import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable
 from functools import cache
 from typing import Final
 
 from kbridge.errors import KernelError
-from kbridge.kernels.kernel import BridgeKernel
+from kbridge.kernels.lifecycle.factory import KernelFactory
 from kbridge.kernels.lifecycle.processes import commands
-from kbridge.kernels.lifecycle.started import Lifecycle
-from kbridge.kernels.registry.models import KernelRecord, Standing
-from kbridge.kernels.registry.writer import Ledger
+from kbridge.kernels.lifecycle.started import StartedKernel
+from kbridge.kernels.registry.models import KernelRole, KernelRow
+from kbridge.kernels.services import KernelServices
 
-__all__ = ["adopt"]
+__all__ = ["Adopter"]
 
-_PATIENCE: Final = 3.0  # seconds for a provisioner's answer; all are asked at once
+_TIMEOUT: Final = 3.0  # seconds for the answer of a provisioner; all are asked at once
 
 
-async def adopt(
-    records: Iterable[KernelRecord],
-    *,
-    make: Callable[[KernelRecord], BridgeKernel],
-    env: Mapping[str, str],
-    life: Lifecycle,
-    ledger: Ledger,
-    log: logging.Logger,
-) -> list[BridgeKernel]:
-    """Find kernels again.
+class Adopter:
+    """Adopts kernels.
 
     Parameters
     ----------
-    records : iterable of KernelRecord
-        What was written down of them.
-    make : callable
-        Makes the manager of one, without a process.
-    env : mapping
-        What a kernel inherits of this server's environment.
-    life : Lifecycle
-        Where they live from now on.
-    ledger : Ledger
-        Where those that have gone are forgotten.
-    log : logging.Logger
-        Where it is told what became of them.
-
-    Returns
-    -------
-    list of BridgeKernel
-        Those that run, used or waiting (`standing`), each with its hub.
+    factory : KernelFactory
+        Makes the kernels, without their processes.
+    services : KernelServices
+        The objects that all kernels share.
     """
-    seen = cache(commands)  # one look is enough, and is taken only if need be
 
-    async def one(record: KernelRecord) -> BridgeKernel | None:
-        kernel = make(record)
+    def __init__(self, factory: KernelFactory, services: KernelServices) -> None:
+        self._factory = factory
+        self._services = services
+        self._log = services.log
+        # The process table is read once, and only if a kernel has to be looked for in it.
+        self._commands = cache(commands)
+
+    async def adopt(self, rows: Iterable[KernelRow]) -> list[StartedKernel]:
+        """Adopt the kernels in rows of the registry.
+
+        Returns
+        -------
+        list of StartedKernel
+            Those that run and are used or pooled (`role`), each with its hub.
+        """
+        adopted = await asyncio.gather(*(self._adopt(row) for row in rows))
+        kernels = [kernel for kernel in adopted if kernel is not None]
+        starting = [kernel for kernel in kernels if kernel.role is KernelRole.STARTING]
+        await self._end(starting)
+        return [kernel for kernel in kernels if kernel not in starting]
+
+    async def _adopt(self, row: KernelRow) -> StartedKernel | None:
+        kernel = self._factory.remake(row)
+        env = self._factory.environment(None)
         try:
-            async with asyncio.timeout(_PATIENCE):
-                if not await kernel.take_up(record, env, seen):
-                    _bury(kernel, record, life, ledger, log)
+            async with asyncio.timeout(_TIMEOUT):
+                if not await kernel.manager.adopt(row, env, self._commands):
+                    self._forget(kernel, row)
                     return None
-            life.take_up(kernel)
+            kernel.adopt()
         except (KernelError, TimeoutError) as error:
-            log.warning(
+            self._log.warning(
                 "Kernel %s (%s) is not served: %s. It is left in the registry, and looked for"
                 " again at the next start",
-                record.kernel_id,
-                record.kernel_name,
+                row.kernel_id,
+                row.kernel_name,
                 error if isinstance(error, KernelError) else "its provisioner does not answer",
             )
-            kernel.release()
+            kernel.abandon()
             return None
         return kernel
 
-    found = [kernel for kernel in await asyncio.gather(*map(one, records)) if kernel is not None]
-    unknown = [kernel for kernel in found if kernel.standing is Standing.STARTING]
-    await _end(unknown, life, log)
-    return [kernel for kernel in found if kernel not in unknown]
+    def _forget(self, kernel: StartedKernel, row: KernelRow) -> None:
+        """Remove what a kernel that has ended left behind; keep its log if it was in use."""
+        kernel.clear_away(row)
+        if kernel.role is KernelRole.USED:
+            self._log.warning(
+                "Kernel %s (%s) ended while no server ran; its output is in %s",
+                row.kernel_id,
+                row.kernel_name,
+                row.log_path,
+            )
 
-
-async def _end(unknown: list[BridgeKernel], life: Lifecycle, log: logging.Logger) -> None:
-    """End kernels whose ids nobody was ever told."""
-    for kernel in unknown:
-        log.info("Kernel %s was being started when its server died; ended", kernel.kernel_id)
-    ends = [life.discard(kernel, badly=False) for kernel in unknown]
-    for error in await asyncio.gather(*ends, return_exceptions=True):
-        if error is not None:
-            log.error("%s", error)
-
-
-def _bury(
-    kernel: BridgeKernel,
-    record: KernelRecord,
-    life: Lifecycle,
-    ledger: Ledger,
-    log: logging.Logger,
-) -> None:
-    """Tell of a kernel that has gone, and clear away what it left, but for its log."""
-    kernel.cleanup_connection_file()
-    kernel.cleanup_ipc_files()
-    ledger.drop_kernel(record.kernel_id)
-    if kernel.standing is not Standing.USED:
-        kernel.output.remove()
-        return
-    life.kept_logs.keep(kernel.output)
-    log.warning(
-        "Kernel %s (%s) died while no bridge was there; what it wrote is in %s",
-        record.kernel_id,
-        record.kernel_name,
-        record.log_path,
-    )
+    async def _end(self, kernels: list[StartedKernel]) -> None:
+        """End kernels whose ids no client was told."""
+        for kernel in kernels:
+            self._log.info(
+                "Kernel %s was still starting when its server ended; it is ended", kernel.kernel_id
+            )
+        ends = [kernel.discard(keep_log=False) for kernel in kernels]
+        for error in await asyncio.gather(*ends, return_exceptions=True):
+            if error is not None:
+                self._log.error("%s", error)

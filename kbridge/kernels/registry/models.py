@@ -12,12 +12,12 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
-__all__ = ["Claim", "KernelRecord", "Owner", "SessionRecord", "Standing", "decode", "encode"]
+__all__ = ["Claim", "KernelRole", "KernelRow", "Owner", "SessionRow", "decode", "encode"]
 
 _BYTES = "base64:bytes"  # no name that a provisioner would use
 
 
-class Standing(StrEnum):
+class KernelRole(StrEnum):
     """Who knows of a kernel."""
 
     STARTING = "starting"  # nobody yet: its id has not been given out
@@ -48,14 +48,14 @@ class Owner:
 
 
 @dataclass(frozen=True, slots=True)
-class KernelRecord:
+class KernelRow:
     """A kernel.
 
     Attributes
     ----------
     kernel_id, kernel_name : str
         Its id, and the name of its kernelspec.
-    standing : Standing
+    standing : KernelRole
         Who knows of it.
     pid : int
         Its process on this machine; 0 where there is none (yet).
@@ -77,7 +77,7 @@ class KernelRecord:
 
 
 @dataclass(frozen=True, slots=True)
-class SessionRecord:
+class SessionRow:
     """A session: which document uses which kernel."""
 
     session_id: str
@@ -101,8 +101,8 @@ class Claim:
         How many kernels belong to a server on the same address that cannot be seen from here.
     """
 
-    kernels: list[KernelRecord] = field(default_factory=list)
-    sessions: list[SessionRecord] = field(default_factory=list)
+    kernels: list[KernelRow] = field(default_factory=list)
+    sessions: list[SessionRow] = field(default_factory=list)
     elsewhere: dict[str, int] = field(default_factory=dict)
     hidden: int = 0
 

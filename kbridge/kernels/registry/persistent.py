@@ -31,29 +31,29 @@ from kbridge.kernels.lifecycle.processes import (
     find_command,
     state_of,
 )
-from kbridge.kernels.registry.models import KernelRecord, Standing, decode, encode
+from kbridge.kernels.registry.models import KernelRole, KernelRow, decode, encode
 
-__all__ = ["RecordedKernel"]
+__all__ = ["PersistentKernel"]
 
 _SPEC_FIELDS: Final = (
     *("argv", "env", "display_name", "language", "interrupt_mode", "metadata", "resource_dir"),
 )
 
 
-class RecordedKernel(ConnectionFileMethods, AsyncKernelManager):
+class PersistentKernel(ConnectionFileMethods, AsyncKernelManager):
     """A kernel that can be written to a registry and restored from it.
 
     Attributes
     ----------
     independent : bool
         True if the kernel keeps running when the server ends.
-    standing : Standing
+    role : KernelRole
         The use of the kernel: starting, pooled or used.
     inherits_env : bool
         True if the kernel has the server's environment, except for some variables; False if a
         request supplied the environment.
-    ahead : str
-        A digest of the settings and files of a kernel that was started for a pool; else empty.
+    pool_fingerprint : str
+        A digest of what a kernel that was started for a pool was made from; else empty.
     identities : list of bytes
         The ZeroMQ identities of the kernel's hub and of earlier hubs, newest last.
     output : KernelLog
@@ -65,12 +65,28 @@ class RecordedKernel(ConnectionFileMethods, AsyncKernelManager):
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.independent = False
-        self.standing = Standing.STARTING
+        self.role = KernelRole.STARTING
         self.inherits_env = True
-        self.ahead = ""
+        self.pool_fingerprint = ""
         self.identities: list[bytes] = []
         self._promised: list[int] = []
         self._provisioner_info: dict[str, Any] | None = None
+
+    # -- what others set ----------------------------------------------------------------------
+
+    def identify(self, kernel_id: str, log_path: Path | None, log_limit: int) -> None:
+        """Set the id, and the path (None: beside the connection file) and limit of the log."""
+        self.kernel_id = kernel_id
+        self.output = KernelLog(log_path or self.output.path, log_limit)
+
+    def set_role(self, role: KernelRole, pool_fingerprint: str = "") -> None:
+        """Set the use of the kernel, and what a pooled kernel was made from."""
+        self.role = role
+        self.pool_fingerprint = pool_fingerprint or self.pool_fingerprint
+
+    def set_identities(self, identities: list[bytes]) -> None:
+        """Set the ZeroMQ identities of the kernel's hub, newest last."""
+        self.identities = identities
 
     # -- writing down -----------------------------------------------------------------------
 
@@ -94,7 +110,7 @@ class RecordedKernel(ConnectionFileMethods, AsyncKernelManager):
                 error,
             )
 
-    def record(self) -> KernelRecord:
+    def record(self) -> KernelRow:
         """What is to be written down of it now.
 
         Raises
@@ -109,7 +125,7 @@ class RecordedKernel(ConnectionFileMethods, AsyncKernelManager):
             "connection_file": str(Path(self.connection_file).absolute()),
             "provisioner": self._provisioner_info,
             "identities": self.identities,
-            "ahead": self.ahead,
+            "ahead": self.pool_fingerprint,
             "launch": self._recorded_launch(),
             "kernelspec": spec and {name: getattr(spec, name) for name in _SPEC_FIELDS},
         }
@@ -122,10 +138,10 @@ class RecordedKernel(ConnectionFileMethods, AsyncKernelManager):
             raise KernelError(
                 f"Kernel {self.kernel_id} could not be found again: {reason}"
             ) from None
-        return KernelRecord(
+        return KernelRow(
             kernel_id=str(self.kernel_id),
             kernel_name=self.kernel_name,
-            standing=str(self.standing),
+            standing=str(self.role),
             pid=pid,
             birth=birth(pid) if pid else "",
             log_path=str(self.output.path.absolute()),
@@ -142,9 +158,9 @@ class RecordedKernel(ConnectionFileMethods, AsyncKernelManager):
 
     # -- taking up again --------------------------------------------------------------------
 
-    async def take_up(
+    async def adopt(
         self,
-        record: KernelRecord,
+        record: KernelRow,
         env: Mapping[str, str],
         commands: Callable[[], dict[int, list[str]]],
     ) -> bool:
@@ -152,7 +168,7 @@ class RecordedKernel(ConnectionFileMethods, AsyncKernelManager):
 
         Parameters
         ----------
-        record : KernelRecord
+        record : KernelRow
             What was written down.
         env : mapping
             What a kernel inherits of this server's environment.
@@ -189,17 +205,17 @@ class RecordedKernel(ConnectionFileMethods, AsyncKernelManager):
             self.provisioner = provisioner
             await self.ask_provisioner()
         except Exception as error:  # provisioners are third parties
-            raise KernelError(f"Kernel {record.kernel_id} cannot be taken up: {error}") from error
+            raise KernelError(f"Kernel {record.kernel_id} cannot be adopted: {error}") from error
         return alive
 
     def _restore(
-        self, record: KernelRecord, details: Mapping[str, Any], env: Mapping[str, str]
+        self, record: KernelRow, details: Mapping[str, Any], env: Mapping[str, str]
     ) -> None:
-        self.standing = Standing(record.standing)
+        self.role = KernelRole(record.standing)
         self.independent = True
         # An earlier version wrote down one.
         self.identities = details.get("identities") or [details["identity"]]
-        self.ahead = details["ahead"]
+        self.pool_fingerprint = details["ahead"]
         self.connection_file = details["connection_file"]
         self._connection_file_written = True
         self._ipc_files_ours = True
@@ -217,7 +233,7 @@ class RecordedKernel(ConnectionFileMethods, AsyncKernelManager):
     def _hold(
         self,
         provisioner: Any,
-        record: KernelRecord,
+        record: KernelRow,
         details: Mapping[str, Any],
         commands: Callable[[], dict[int, list[str]]],
     ) -> bool:
@@ -244,8 +260,8 @@ class RecordedKernel(ConnectionFileMethods, AsyncKernelManager):
             LocalPortCache.instance().currently_used_ports.update(self._promised)
         return True
 
-    def release(self) -> None:
-        """Let go of a process that is to outlive this one, and clear nothing away."""
+    def abandon(self) -> None:
+        """Release the process without ending it or removing its files. May be called twice."""
         self._connection_file_written = False
         self._close_control_socket()
         self._return_ports()
@@ -255,6 +271,11 @@ class RecordedKernel(ConnectionFileMethods, AsyncKernelManager):
         elif process is not None:
             process.returncode = 0  # or it would be taken for one that was forgotten
         self.provisioner = None
+
+    def remove_files(self) -> None:
+        """Remove the connection file, and the sockets if the transport is ipc."""
+        self.cleanup_connection_file()
+        self.cleanup_ipc_files()
 
     def _return_ports(self) -> None:
         while self._promised:

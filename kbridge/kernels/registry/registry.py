@@ -22,7 +22,7 @@ from urllib.parse import unquote, unquote_plus
 
 from kbridge.errors import RegistryError, UnknownSchema
 from kbridge.kernels.lifecycle.processes import ProcessState
-from kbridge.kernels.registry.models import Claim, KernelRecord, Owner, SessionRecord
+from kbridge.kernels.registry.models import Claim, KernelRow, Owner, SessionRow
 from kbridge.private import open_private
 
 if TYPE_CHECKING:
@@ -126,7 +126,7 @@ class Registry:
             self._in_use = True
             return self._store().claim(owner, state_of)
 
-    def write(self, owner: Owner, rows: Mapping[Key, KernelRecord | SessionRecord | None]) -> None:
+    def write(self, owner: Owner, rows: Mapping[Key, KernelRow | SessionRow | None]) -> None:
         """Put rows, or take out those that are None.
 
         Raises

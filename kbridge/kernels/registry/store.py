@@ -35,7 +35,7 @@ from sqlalchemy import (
 
 from kbridge.errors import UnknownSchema
 from kbridge.kernels.lifecycle.processes import ProcessState
-from kbridge.kernels.registry.models import Claim, KernelRecord, Owner, SessionRecord
+from kbridge.kernels.registry.models import Claim, KernelRow, Owner, SessionRow
 
 __all__ = ["SCHEMA_VERSION", "Key", "Store"]
 
@@ -120,13 +120,13 @@ class Store:
                 if state_of(pid, born) is ProcessState.GONE:
                     counts[address] = counts.get(address, 0) + 1
         return Claim(
-            [KernelRecord(**_own(row)) for row in kernels],
-            [SessionRecord(**_own(row)) for row in sessions],
+            [KernelRow(**_own(row)) for row in kernels],
+            [SessionRow(**_own(row)) for row in sessions],
             counts,
             hidden,
         )
 
-    def write(self, owner: Owner, rows: Mapping[Key, KernelRecord | SessionRecord | None]) -> None:
+    def write(self, owner: Owner, rows: Mapping[Key, KernelRow | SessionRow | None]) -> None:
         """Put rows, or take out those that are None, in one transaction."""
         with self.engine.begin() as connection:
             for kind, (table, id_name) in _TABLES.items():

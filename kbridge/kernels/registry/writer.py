@@ -13,17 +13,17 @@ from typing import Any, Final
 
 from kbridge.errors import RegistryError
 from kbridge.kernels.lifecycle.processes import state_of
-from kbridge.kernels.registry.models import Claim, KernelRecord, Owner, SessionRecord
+from kbridge.kernels.registry.models import Claim, KernelRow, Owner, SessionRow
 from kbridge.kernels.registry.registry import Registry
 from kbridge.kernels.tasks import spawn
 
-__all__ = ["Ledger"]
+__all__ = ["RegistryWriter"]
 
-_Row = KernelRecord | SessionRecord
+_Row = KernelRow | SessionRow
 _PATIENCE: Final = 5.0  # a locked SQLite file is waited for 2 s; other databases may never answer
 
 
-class Ledger:
+class RegistryWriter:
     """The rows of one server.
 
     Parameters
@@ -99,7 +99,7 @@ class Ledger:
             )
         return claim
 
-    def put_kernel(self, record: KernelRecord) -> None:
+    def put_kernel(self, record: KernelRow) -> None:
         """Have a kernel stand there as this says."""
         self._put(("kernel", record.kernel_id), record)
 
@@ -111,7 +111,7 @@ class Ledger:
         """Whether it stands there, or is to."""
         return ("kernel", kernel_id) in self._rows
 
-    def put_session(self, record: SessionRecord) -> None:
+    def put_session(self, record: SessionRow) -> None:
         """Have a session stand there as this says."""
         self._put(("session", record.session_id), record)
 

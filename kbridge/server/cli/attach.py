@@ -10,8 +10,8 @@ from traitlets import List, Unicode, default
 
 from kbridge.connect.files import find_connection_file
 from kbridge.errors import InvalidRequest
-from kbridge.kernels.attached.attached import (
-    AttachedKernel,
+from kbridge.kernels.attached.attached import AttachedKernelManager
+from kbridge.kernels.attached.connection_file import (
     kernel_id_for,
     parse_connection_file,
     read_connection_file,
@@ -129,14 +129,14 @@ class AttachApp(KbridgeApp):
     ) -> None:
         kernel_id = kernel_id_for(path)
         if not self.ssh:
-            kernels.attach(AttachedKernel(kernel_id, name, info, source=str(path)))
+            kernels.attach(AttachedKernelManager(kernel_id, name, info, source=str(path)))
             return
         from kbridge.tunnel.tunnel import Tunnel
 
         tunnel = await Tunnel.open(
             info, self.ssh, self.ssh_key or None, options=self.ssh_options, log=self.log
         )
-        kernel = AttachedKernel(
+        kernel = AttachedKernelManager(
             kernel_id,
             name,
             tunnel.connection_info,

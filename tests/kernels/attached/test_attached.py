@@ -8,8 +8,9 @@ import uuid
 import pytest
 
 from kbridge.errors import Busy, InvalidRequest, KernelError, KernelNotFound, NotSupported
-from kbridge.kernels import attaching
-from kbridge.kernels.attached.attached import AttachedKernel, kernel_id_for, read_connection_file
+from kbridge.kernels.attached import directory
+from kbridge.kernels.attached.attached import AttachedKernelManager
+from kbridge.kernels.attached.connection_file import kernel_id_for, read_connection_file
 from kbridge.kernels.lifecycle import descriptors
 from kbridge.wire.message import Channel
 
@@ -28,8 +29,8 @@ INFO = {
 }
 
 
-def kernel(kernel_id="k", release=None, info=None) -> AttachedKernel:
-    return AttachedKernel(kernel_id, "other", info or INFO, source="a file", release=release)
+def kernel(kernel_id="k", release=None, info=None) -> AttachedKernelManager:
+    return AttachedKernelManager(kernel_id, "other", info or INFO, source="a file", release=release)
 
 
 class Released:
@@ -71,11 +72,9 @@ async def test_its_state_is_unknown_while_it_does_not_answer(make_manager, hubs)
 async def test_to_shut_it_down_is_to_let_go_of_it(make_manager, hubs):
     manager, released = make_manager(), Released()
     kernel_id = manager.attach(kernel(release=released))
-    attached = manager.get_kernel(kernel_id)
     await manager.shutdown_kernel(kernel_id)
     assert hubs.closed == [kernel_id]
     assert manager.models() == []
-    await manager.detach(attached)
     assert released.times == 1
     with pytest.raises(KernelNotFound):
         await manager.shutdown_kernel(kernel_id)
@@ -203,7 +202,7 @@ def test_the_id_is_the_files_or_always_the_same(tmp_path):
 
 @pytest.fixture
 async def watched(make_manager, tmp_path, monkeypatch):
-    monkeypatch.setattr(attaching, "_LOOK_SECONDS", 0.02)
+    monkeypatch.setattr(directory, "_LOOK_SECONDS", 0.02)
     folder = tmp_path / "dropped"
     manager = make_manager(attach_dir=str(folder))
     await manager.open()
@@ -243,7 +242,7 @@ async def test_a_file_of_no_use_is_complained_of_once(watched, caplog):
     bad = drop(folder, "bad.json", {"key": "a secret"})
     await until(lambda: "bad.json" in caplog.text)
     for _ in range(3):
-        await manager._attach_dir.look()
+        await manager._attach_directory.look()
     assert caplog.text.count("bad.json") == 1
     assert "a secret" not in caplog.text
     drop(folder, bad.name)
@@ -257,7 +256,7 @@ async def test_a_file_that_there_is_no_room_for_is_tried_again(watched, caplog, 
         drop(folder, "kernel-1.json")
         await until(lambda: "is attached later: " in caplog.text)
         for _ in range(3):
-            await manager._attach_dir.look()
+            await manager._attach_directory.look()
         assert manager.models() == []
         assert caplog.text.count("is attached later: ") == 1
     await until(manager.models)
@@ -268,10 +267,10 @@ async def test_one_that_was_let_go_of_is_not_taken_again_until_its_file_changes(
     path = drop(folder, "kernel-1.json")
     await until(manager.models)
     await manager.shutdown_kernel(kernel_id_for(path))
-    await manager._attach_dir.look()
+    await manager._attach_directory.look()
     assert manager.models() == []
     path.unlink()
-    await manager._attach_dir.look()
+    await manager._attach_directory.look()
     drop(folder, path.name)
     await until(manager.models)
 
@@ -279,11 +278,31 @@ async def test_one_that_was_let_go_of_is_not_taken_again_until_its_file_changes(
 async def test_the_servers_own_kernels_are_not_taken_for_others(make_manager, tmp_path, fake):
     manager = make_manager(attach_dir=str(tmp_path / "runtime"))
     kernel_id = await manager.start_kernel(fake())
-    await manager._attach_dir.look()
+    await manager._attach_directory.look()
     assert [m["id"] for m in manager.models()] == [kernel_id]
     await manager.shutdown_kernel(kernel_id)
-    await manager._attach_dir.look()
+    await manager._attach_directory.look()
     assert manager.models() == []
+
+
+async def test_kernels_that_start_or_wait_are_not_attached_from_their_files(
+    make_manager, tmp_path, spec, hubs
+):
+    """Their connection files exist before any client knows them."""
+    hubs.ready = False
+    runtime = tmp_path / "runtime"
+    manager = make_manager(attach_dir=str(runtime), pool={"s": 1})
+    start = asyncio.create_task(manager.start_kernel(spec("s"), env={}))
+    await until(lambda: len(hubs.opened) == 2)
+    assert len(list(runtime.glob("*.json"))) == 2
+    await manager._attach_directory.look()
+    assert manager.models() == []
+    for hub in hubs.opened:
+        hub._ready.set()
+    kernel_id = await start
+    await until(lambda: manager._pool.waiting("s") == 1)
+    await manager._attach_directory.look()
+    assert [model["id"] for model in manager.models()] == [kernel_id]
 
 
 async def test_a_server_that_ends_attaches_nothing_more(make_manager):
@@ -317,7 +336,7 @@ async def test_what_cannot_be_looked_at_is_passed_over(watched):
     os.mkfifo(folder / "b-fifo.json")
     path = drop(folder, "kernel-1.json")
     await until(manager.models)
-    await manager._attach_dir.look()
+    await manager._attach_directory.look()
     assert [m["id"] for m in manager.models()] == [kernel_id_for(path)]
 
 
@@ -333,9 +352,9 @@ async def test_a_directory_that_cannot_be_looked_into_is_not_an_empty_one(
 
     monkeypatch.setattr(type(folder), "iterdir", fail)
     for _ in range(3):
-        await manager._attach_dir.look()
+        await manager._attach_directory.look()
     assert len(manager.models()) == 1
-    assert caplog.text.count("cannot be looked into") == 1
+    assert caplog.text.count("cannot be read: ") == 1
 
 
 def test_a_file_that_is_too_long_is_not_read_to_its_end(tmp_path):

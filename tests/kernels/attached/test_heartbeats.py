@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from kbridge.kernels.attached.attached import AttachedKernel
+from kbridge.kernels.attached.attached import AttachedKernelManager
 from tests.kernels.conftest import FakeHub
 from tests.support.heartbeat_kernel import HeartbeatKernel
 
@@ -16,10 +16,10 @@ BEATS = {"heartbeat_interval": 0.005, "heartbeat_misses": 40}
 PORTS = {"shell_port": 1, "iopub_port": 2, "stdin_port": 3, "control_port": 4}
 
 
-def attached(heart: HeartbeatKernel | int | None) -> AttachedKernel:
+def attached(heart: HeartbeatKernel | int | None) -> AttachedKernelManager:
     port = heart.port if isinstance(heart, HeartbeatKernel) else heart
     info = {**PORTS, "hb_port": port, "ip": "127.0.0.1", "key": "k"}
-    return AttachedKernel("k", "theirs", info, source="a file")
+    return AttachedKernelManager("k", "theirs", info, source="a file")
 
 
 async def until(condition: Callable[[], Any]) -> None:
@@ -33,9 +33,13 @@ async def beats(heart: HeartbeatKernel, count: int = 5) -> None:
     await until(lambda: heart.asked >= enough)
 
 
+def heartbeat_of(manager):
+    return manager.index.find("k")._heartbeat.heartbeat
+
+
 async def silence(manager) -> None:
     """Until as many beats have been missed as make others lost."""
-    heartbeat = manager._heartbeats._watches["k"].heartbeat
+    heartbeat = heartbeat_of(manager)
     await until(lambda: heartbeat.statistics()["waiting"] > BEATS["heartbeat_misses"] / 2)
     await until(lambda: heartbeat.statistics()["waiting"] < BEATS["heartbeat_misses"] / 2)
 
@@ -78,7 +82,6 @@ async def test_a_kernel_that_stops_answering_is_told_of_once_and_so_is_its_retur
     heart.stop()
     await hub.seen(f"announce {shown}")
     assert state(manager) == shown
-    assert manager._heartbeats.statistics() == {"asked": 1, "lost": 1}
     heart.go_on()
     await hub.seen("announce idle")
     await beats(heart, 50)
@@ -130,10 +133,10 @@ async def test_a_file_without_an_hb_port_is_served(make_manager, hubs):
     manager = make_manager(**BEATS)
     manager.attach(attached(None))
     hubs.get("k").activity.execution_state = "idle"
-    watch = manager._heartbeats._watches["k"]
-    timer = watch.heartbeat._timer
-    await until(lambda: watch.heartbeat._timer is not timer)
-    assert watch.heartbeat.statistics() == {"known": False, "lost": False, "waiting": 0}
+    heartbeat = heartbeat_of(manager)
+    timer = heartbeat._timer
+    await until(lambda: heartbeat._timer is not timer)
+    assert heartbeat.statistics() == {"known": False, "lost": False, "waiting": 0}
     assert state(manager) == "idle"
 
 
@@ -152,8 +155,8 @@ async def test_what_does_not_answer_yet_or_no_more_is_not_asked(served, heart, p
     manager, hub = await served()
     hub.activity.execution_state = phase
     heart.stop()
-    watch = manager._heartbeats._watches["k"]
-    await until(lambda: not watch.heartbeat.statistics()["known"])
+    heartbeat = heartbeat_of(manager)
+    await until(lambda: not heartbeat.statistics()["known"])
     assert told(hub) == []
     assert state(manager) == phase
 
@@ -161,27 +164,27 @@ async def test_what_does_not_answer_yet_or_no_more_is_not_asked(served, heart, p
 async def test_no_pings_where_they_are_switched_off(make_manager, heart):
     manager = make_manager(heartbeat_interval=0)
     manager.attach(attached(heart))
-    assert manager._heartbeats.statistics() == {"asked": 0, "lost": 0}
+    assert manager.index.find("k")._heartbeat is None
 
 
 async def test_a_kernel_that_was_let_go_of_is_not_asked(served, heart):
     manager, _ = await served()
+    watch = manager.index.find("k")._heartbeat
     await manager.shutdown_kernel("k")
-    assert manager._heartbeats.statistics() == {"asked": 0, "lost": 0}
+    assert watch.closed
 
 
 async def test_one_whose_hub_has_gone_is_not_asked(served, hubs):
     manager, _ = await served()
     await hubs.close("k")
-    await until(lambda: not manager._heartbeats.statistics()["asked"])
+    await until(lambda: manager.index.find("k")._heartbeat.closed)
 
 
 async def test_a_process_of_this_machine_needs_no_heartbeat(make_manager, spec):
     manager = make_manager(start_grace=0.01, **BEATS)
     manager.hubs.ready = False
     kernel_id = await manager.start_kernel(spec("ours"))
-    assert kernel_id in manager
-    assert manager._heartbeats.statistics() == {"asked": 0, "lost": 0}
+    assert manager.index.find(kernel_id)._heartbeat is None
     await manager.shutdown_kernel(kernel_id, now=True)
 
 

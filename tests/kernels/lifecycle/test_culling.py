@@ -1,5 +1,4 @@
 import asyncio
-import logging
 from dataclasses import replace
 
 import pytest
@@ -12,6 +11,7 @@ from kbridge.kernels.lifecycle.culling import (
     to_cull,
     to_verify,
 )
+from kbridge.kernels.settings import KernelSettings
 
 NOW = 10_000.0
 IDLE = KernelUse("k", "idle", NOW - 100, 0, {})
@@ -122,17 +122,19 @@ def test_idle_times_of_kernels_that_have_gone_are_forgotten():
     assert list(times._since) == ["k"]
 
 
-async def test_a_round_that_fails_does_not_end_the_rounds(caplog):
+async def test_an_error_does_not_end_the_culling(make_manager, caplog, monkeypatch):
     rounds = asyncio.Queue()
 
-    async def cull():
+    async def cull(self):
         rounds.put_nowait(None)
         raise RuntimeError("a provisioner")
 
-    culler = Culler(cull, 0.001, logging.getLogger())
+    monkeypatch.setattr(Culler, "cull", cull)
+    monkeypatch.setattr(KernelSettings.cull_interval, "min", 0)
+    manager = make_manager(cull_interval=0)
+    await manager.open()
     async with asyncio.timeout(20):
         for _ in range(3):
             await rounds.get()
-    await culler.aclose()
-    await culler.aclose()
+    await manager.shutdown_all()
     assert "a provisioner" in caplog.text

@@ -1,77 +1,79 @@
 import asyncio
 import logging
-from collections import defaultdict
+from collections import Counter
 
 import pytest
 
 from kbridge.errors import KernelStartError
-from kbridge.kernels.lifecycle.pool import Pool
+from kbridge.kernels.lifecycle.pool import Pool, backoff_delay
 
-LOUD = 20
+TIMEOUT = 20
 
 
-class Kernels:
-    """Starts numbered kernels, and lets tests kill them."""
+class Kernel:
+    """A numbered kernel that a test can kill."""
+
+    def __init__(self, name: str, number: int, discarded: asyncio.Queue[str]) -> None:
+        self.kernel_name = name
+        self.label = f"{name}-{number}"
+        self.dead = asyncio.Event()
+        self._discarded = discarded
+
+    async def wait_exit(self) -> None:
+        await self.dead.wait()
+
+    async def is_alive(self) -> bool:
+        return not self.dead.is_set()
+
+    async def discard(self, *, keep_log: bool) -> None:
+        assert keep_log
+        self._discarded.put_nowait(self.label)
+
+
+class Factory:
+    """Starts kernels, and fails as often as `broken` says."""
 
     def __init__(self) -> None:
         self.started: asyncio.Queue[str] = asyncio.Queue()
         self.discarded: asyncio.Queue[str] = asyncio.Queue()
-        self.dead: defaultdict[str, asyncio.Event] = defaultdict(asyncio.Event)
+        self.kernels: dict[str, Kernel] = {}
         self.broken = 0
-        self.running = 0
-        self.most = 0
+        self.starting: Counter[str] = Counter()
+        self.most_starting = 0
 
-    async def start(self, name: str) -> str:
-        self.running += 1
-        self.most = max(self.most, self.running)
+    async def launch_for_pool(self, name: str) -> Kernel:
+        self.starting[name] += 1
+        self.most_starting = max(self.most_starting, *self.starting.values())
         await asyncio.sleep(0)
-        self.running -= 1
+        self.starting[name] -= 1
         if self.broken:
             self.broken -= 1
             raise KernelStartError("it does not")
-        kernel = f"{name}-{sum(k.startswith(name) for k in self.dead)}"
-        self.dead[kernel].clear()
-        self.started.put_nowait(kernel)
+        kernel = Kernel(name, sum(k.startswith(name) for k in self.kernels), self.discarded)
+        self.kernels[kernel.label] = kernel
+        self.started.put_nowait(kernel.label)
         return kernel
 
-    async def until_dead(self, kernel: str) -> None:
-        await self.dead[kernel].wait()
-
-    async def is_alive(self, kernel: str) -> bool:
-        return not self.dead[kernel].is_set()
-
-    async def discard(self, kernel: str) -> None:
-        self.discarded.put_nowait(kernel)
-
-    async def waiting(self, pool: Pool[str], name: str, count: int) -> None:
-        async with asyncio.timeout(LOUD):
-            while pool.statistics()[name]["waiting"] < count:
+    async def waiting(self, pool: Pool, name: str, count: int) -> None:
+        async with asyncio.timeout(TIMEOUT):
+            while pool.waiting(name) < count:
                 await self.started.get()
                 await asyncio.sleep(0)
 
 
 @pytest.fixture
-def kernels():
-    return Kernels()
+def factory():
+    return Factory()
 
 
 @pytest.fixture
-async def make(kernels):
+async def make(factory):
     pools = []
 
     def make(**sizes):
-        pool = Pool(
-            sizes,
-            start=kernels.start,
-            until_dead=kernels.until_dead,
-            is_alive=kernels.is_alive,
-            discard=kernels.discard,
-            log=logging.getLogger(),
-            backoff=0.001,
-            backoff_limit=0.002,
-        )
+        pool = Pool(factory, logging.getLogger(), backoff=0.001, backoff_limit=0.002)
         pools.append(pool)
-        pool.open()
+        pool.open(sizes)
         return pool
 
     yield make
@@ -79,65 +81,83 @@ async def make(kernels):
         await pool.drain()
 
 
-async def test_it_fills_up_and_no_further(make, kernels):
+async def take(pool, name):
+    kernel = await pool.take(name)
+    return kernel and kernel.label
+
+
+async def test_pool_fills_up_to_its_size(make, factory):
     pool = make(py=2, r=1, none=0)
-    await kernels.waiting(pool, "py", 2)
-    await kernels.waiting(pool, "r", 1)
-    assert pool.statistics() == {
-        "py": {"size": 2, "waiting": 2, "failures": 0},
-        "r": {"size": 1, "waiting": 1, "failures": 0},
-    }
-    assert len(kernels.dead) == 3
-    assert kernels.most <= 2, "one start at a time for each kernelspec"
+    await factory.waiting(pool, "py", 2)
+    await factory.waiting(pool, "r", 1)
+    assert [pool.waiting(name) for name in ("py", "r", "none")] == [2, 1, 0]
+    assert len(factory.kernels) == 3
+    assert factory.most_starting == 1, "one start at a time for each kernelspec"
 
 
-async def test_the_one_that_waited_longest_is_taken_and_replaced(make, kernels):
+async def test_take_returns_the_oldest_kernel_and_starts_another(make, factory):
     pool = make(py=2)
-    await kernels.waiting(pool, "py", 2)
-    assert await pool.take("py") == "py-0"
-    await kernels.waiting(pool, "py", 2)
-    assert await pool.take("py") == "py-1"
+    await factory.waiting(pool, "py", 2)
+    assert await take(pool, "py") == "py-0"
+    await factory.waiting(pool, "py", 2)
+    assert await take(pool, "py") == "py-1"
 
 
-async def test_an_empty_or_unknown_shelf_gives_none(make, kernels):
+async def test_take_returns_none_if_no_kernel_waits(make):
     pool = make(py=1)
     assert await pool.take("py") is None
     assert await pool.take("r") is None
 
 
-async def test_a_kernel_that_dies_waiting_is_replaced(make, kernels):
+async def test_a_waiting_kernel_that_dies_is_replaced(make, factory):
     pool = make(py=1)
-    await kernels.waiting(pool, "py", 1)
-    kernels.dead["py-0"].set()
-    async with asyncio.timeout(LOUD):
-        assert await kernels.discarded.get() == "py-0"
-    await kernels.waiting(pool, "py", 1)
-    assert pool.statistics()["py"]["failures"] == 1
-    assert await pool.take("py") == "py-1"
-    assert pool.statistics()["py"]["failures"] == 0
+    await factory.waiting(pool, "py", 1)
+    factory.kernels["py-0"].dead.set()
+    async with asyncio.timeout(TIMEOUT):
+        assert await factory.discarded.get() == "py-0"
+    await factory.waiting(pool, "py", 1)
+    assert pool.failures("py") == 1
+    assert await take(pool, "py") == "py-1"
+    assert pool.failures("py") == 0
 
 
-async def test_a_dead_kernel_is_never_handed_out(make, kernels):
+async def test_take_never_returns_a_dead_kernel(make, factory):
     pool = make(py=2)
-    await kernels.waiting(pool, "py", 2)
-    kernels.dead["py-0"].set()
-    assert await pool.take("py") == "py-1"
-    async with asyncio.timeout(LOUD):
-        assert await kernels.discarded.get() == "py-0"
+    await factory.waiting(pool, "py", 2)
+    factory.kernels["py-0"].dead.set()
+    assert await take(pool, "py") == "py-1"
+    async with asyncio.timeout(TIMEOUT):
+        assert await factory.discarded.get() == "py-0"
 
 
-async def test_starts_that_fail_are_tried_again(make, kernels, caplog):
-    kernels.broken = 3
+async def test_failed_starts_are_repeated(make, factory, caplog):
+    factory.broken = 3
     pool = make(py=1)
-    await kernels.waiting(pool, "py", 1)
+    await factory.waiting(pool, "py", 1)
     assert caplog.text.count("it does not") == 3
-    assert pool.statistics()["py"]["failures"] == 3
+    assert pool.failures("py") == 3
 
 
-async def test_drain_gives_up_what_waits_and_starts_no_more(make, kernels):
+def test_the_delay_after_failures_doubles_up_to_a_limit():
+    delays = [backoff_delay(failures, 1.0, 60.0) for failures in range(1, 9)]
+    assert delays == [1, 2, 4, 8, 16, 32, 60, 60]
+    assert backoff_delay(10**9, 1.0, 60.0) == 60.0
+
+
+async def test_open_puts_kernels_that_wait_already_into_the_pool(factory):
+    made = [Kernel("py", n, factory.discarded) for n in range(2)]
+    made.append(Kernel("gone", 0, factory.discarded))
+    pool = Pool(factory, logging.getLogger())
+    surplus = pool.open({"py": 1}, made)
+    assert [kernel.label for kernel in surplus] == ["py-1", "gone-0"]
+    assert await take(pool, "py") == "py-0"
+    await pool.drain()
+
+
+async def test_drain_returns_the_waiting_kernels_and_ends_the_starts(make, factory):
     pool = make(py=2)
-    await kernels.waiting(pool, "py", 2)
-    assert await pool.drain() == ["py-0", "py-1"]
+    await factory.waiting(pool, "py", 2)
+    assert [kernel.label for kernel in await pool.drain()] == ["py-0", "py-1"]
     assert await pool.drain() == []
     assert await pool.take("py") is None
-    assert len(kernels.dead) == 2
+    assert len(factory.kernels) == 2

@@ -98,7 +98,7 @@ async def test_a_kernel_whose_port_was_taken_starts_on_others_and_says_so(
     ports = manager.get_kernel(kernel_id).ports
     assert not {s.getsockname()[1] for s in taken} & set(ports)
     assert len(set(ports)) == 5
-    assert caplog.text.count("found a port taken by another process") == 2
+    assert caplog.text.count("Another process took a port of kernel") == 2
     assert manager.model(kernel_id)["execution_state"] == "idle"
     for sock in taken:
         sock.close()
@@ -147,7 +147,7 @@ async def test_a_restart_that_finds_a_port_taken_goes_elsewhere(
     before = manager.get_kernel(kernel_id).ports
     taken = take_a_port(monkeypatch, 1)
     await manager.restart_kernel(kernel_id)
-    assert caplog.text.count("found a port taken by another process") == 1
+    assert caplog.text.count("Another process took a port of kernel") == 1
     assert not set(manager.get_kernel(kernel_id).ports) & set(before)
     assert await real_hubs[kernel_id].wait_ready(20)
     taken[0].close()

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from kbridge.kernels.lifecycle.process_exit import until_dead
+from kbridge.kernels.lifecycle.process_exit import wait_exit
 
 LOUD = 20
 NEVER = 3600.0
@@ -29,14 +29,14 @@ def process():
     made.wait()
 
 
-async def test_until_dead_looks_until_it_is():
+async def test_wait_exit_looks_until_it_is():
     looks = iter([True, True, False])
 
     async def is_alive():
         return next(looks)
 
     async with asyncio.timeout(20):
-        await until_dead(is_alive, 0.001)
+        await wait_exit(is_alive, 0.001)
     assert not list(looks)
 
 
@@ -46,7 +46,7 @@ async def test_the_end_of_a_process_is_told_at_once(process):
         return process.poll() is None
 
     before = descriptors()
-    dead = asyncio.ensure_future(until_dead(is_alive, NEVER, process.pid))
+    dead = asyncio.ensure_future(wait_exit(is_alive, NEVER, process.pid))
     await asyncio.sleep(0)
     process.kill()
     async with asyncio.timeout(LOUD):
@@ -60,7 +60,7 @@ async def test_who_stops_waiting_leaves_nothing_behind(process):
         return True
 
     before = descriptors()
-    dead = asyncio.ensure_future(until_dead(is_alive, NEVER, process.pid))
+    dead = asyncio.ensure_future(wait_exit(is_alive, NEVER, process.pid))
     await asyncio.sleep(0)
     assert descriptors() != before
     dead.cancel()
@@ -76,5 +76,5 @@ async def test_who_believes_it_late_is_asked_again(process):
         return next(answers)
 
     async with asyncio.timeout(LOUD):
-        await until_dead(is_alive, 0.001, process.pid)
+        await wait_exit(is_alive, 0.001, process.pid)
     assert not list(answers)

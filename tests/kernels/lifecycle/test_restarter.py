@@ -2,57 +2,75 @@ import asyncio
 import logging
 
 from kbridge.errors import KernelStartError
-from kbridge.kernels.lifecycle.restarter import Attempts, Restarter, Verdict
+from kbridge.kernels.lifecycle.restarter import RestartDecision, Restarter, RestartPolicy
 
 LOG = logging.getLogger()
+TIMEOUT = 20
+
+
+class Process:
+    """A process that has ended, and that cannot be restarted."""
+
+    kernel_id = "k"
+
+    def __init__(self) -> None:
+        self.new_ports: list[bool] = []
+        self.dead = asyncio.Event()
+
+    async def wait_exit(self, interval: float) -> None:
+        await asyncio.sleep(0)
+
+    async def restart_after_exit(self, *, new_ports: bool) -> None:
+        self.new_ports.append(new_ports)
+        raise KernelStartError("no such program")
+
+    def mark_dead(self) -> None:
+        self.dead.set()
+
+
+class RunningProcess(Process):
+    async def wait_exit(self, interval: float) -> None:
+        await asyncio.Event().wait()
 
 
 def test_a_kernel_that_never_ran_stably_gets_new_ports_until_the_limit():
-    attempts = Attempts(limit=2, stable_time=10, started=0)
+    policy = RestartPolicy(limit=2, stable_time=10, started=0)
     for now in (1, 2):
-        assert attempts.died(now) is Verdict.RESTART_ELSEWHERE
-        attempts.restarted(now)
-    assert attempts.died(3) is Verdict.GIVE_UP
+        assert policy.exited(now) is RestartDecision.NEW_PORTS
+        policy.restarted(now)
+    assert policy.exited(3) is RestartDecision.GIVE_UP
 
 
-def test_a_stable_kernel_keeps_its_ports_and_counts_anew():
-    attempts = Attempts(limit=1, stable_time=10, started=0)
+def test_a_stable_kernel_keeps_its_ports_and_the_count_starts_from_zero():
+    policy = RestartPolicy(limit=1, stable_time=10, started=0)
     for now in (10, 20, 31):
-        assert attempts.died(now) is Verdict.RESTART
-        attempts.restarted(now)
-    assert attempts.died(40) is Verdict.GIVE_UP
+        assert policy.exited(now) is RestartDecision.RESTART
+        policy.restarted(now)
+    assert policy.exited(40) is RestartDecision.GIVE_UP
 
 
 def test_limit_zero_never_restarts():
-    assert Attempts(limit=0, stable_time=10, started=0).died(100) is Verdict.GIVE_UP
+    policy = RestartPolicy(limit=0, stable_time=10, started=0)
+    assert policy.exited(100) is RestartDecision.GIVE_UP
 
 
-async def test_a_restart_that_fails_counts_and_the_limit_ends_it(caplog):
-    gave_up = asyncio.Event()
-    ports = []
-
-    async def died():
-        await asyncio.sleep(0)
-
-    async def restart(newports):
-        ports.append(newports)
-        raise KernelStartError("no such program")
-
-    restarter = Restarter(died=died, restart=restart, give_up=gave_up.set, limit=3, log=LOG)
-    async with asyncio.timeout(20):
-        await gave_up.wait()
+async def test_failed_restarts_count_toward_the_limit(caplog):
+    process = Process()
+    policy = RestartPolicy(limit=3, stable_time=1000, started=asyncio.get_running_loop().time())
+    restarter = Restarter(process, policy, interval=1.0, log=LOG)
+    async with asyncio.timeout(TIMEOUT):
+        await process.dead.wait()
     await restarter.aclose()
-    assert ports == [True] * 3
+    assert process.new_ports == [True] * 3
     assert caplog.text.count("no such program") == 3
 
 
-async def test_closing_ends_the_watch():
-    async def died():
-        await asyncio.Event().wait()
-
-    async def restart(newports):
-        raise AssertionError
-
-    restarter = Restarter(died=died, restart=restart, give_up=lambda: None, log=LOG)
+async def test_aclose_stops_the_watch():
+    process = RunningProcess()
+    policy = RestartPolicy(limit=3, stable_time=10, started=0)
+    restarter = Restarter(process, policy, interval=1.0, log=LOG)
+    await asyncio.sleep(0)
     await restarter.aclose()
     await restarter.aclose()
+    assert not process.new_ports
+    assert not process.dead.is_set()

@@ -7,8 +7,8 @@ import pytest
 from jupyter_client.provisioning import local_provisioner
 
 from kbridge.errors import Busy
-from kbridge.kernels import opening
-from kbridge.kernels.lifecycle.started import Lifecycle
+from kbridge.kernels import manager as manager_module
+from kbridge.kernels.lifecycle.start_limits import StartLimits
 from tests.kernels.conftest import FakeProvisioner
 
 LOUD = 20
@@ -23,7 +23,7 @@ async def until(condition):
 @pytest.fixture
 def counted(monkeypatch):
     """The fake kernels take places, as those of jupyter_client's own provisioner do."""
-    monkeypatch.setattr(Lifecycle, "_place", lambda life, kernel: life._places)
+    monkeypatch.setattr(StartLimits, "slot", lambda limits, *, local: limits._slots)
 
 
 async def test_nobody_waits_for_a_kernel_that_is_started_elsewhere(
@@ -34,7 +34,7 @@ async def test_nobody_waits_for_a_kernel_that_is_started_elsewhere(
     away = [asyncio.create_task(manager.start_kernel(fake(name))) for name in ("a", "b")]
     await until(lambda: len(hubs.opened) == 2)
     here = [asyncio.create_task(manager.start_kernel(spec(name))) for name in ("c", "d")]
-    await until(lambda: len(hubs.opened) == 3 and manager._life._places._waiters)
+    await until(lambda: len(hubs.opened) == 3 and manager._limits._slots._waiters)
     hubs.opened[2]._ready.set()
     await until(lambda: len(hubs.opened) == 4)
     for hub in hubs.opened:
@@ -66,7 +66,7 @@ async def test_restarts_wait_for_their_turn(make_manager, fake, fleet, hubs):
     start = asyncio.create_task(manager.start_kernel(name))
     await until(lambda: len(fleet) == 2 and len(hubs.opened) == 2)
     restart = asyncio.create_task(manager.restart_kernel(kernel_id))
-    await until(lambda: manager._life._places._waiters)
+    await until(lambda: manager._limits._slots._waiters)
     assert fleet[0].launches == 1
     hubs.opened[1]._ready.set()
     await asyncio.gather(start, restart)
@@ -84,16 +84,16 @@ async def test_a_restart_that_is_given_up_before_its_turn_ends_nothing(
     start = asyncio.create_task(manager.start_kernel(name))
     await until(lambda: len(hubs.opened) == 2)
     restart = asyncio.create_task(manager.restart_kernel(kernel_id))
-    await until(lambda: manager._life._places._waiters)
+    await until(lambda: manager._limits._slots._waiters)
     restart.cancel()
     with pytest.raises(asyncio.CancelledError):
         await restart
-    kernel = manager.get_kernel(kernel_id)
+    kernel = manager.index.find(kernel_id)
     assert (kernel.failed, fleet[0].launches, fleet[0].code) == (False, 1, None)
     restart = asyncio.create_task(manager.restart_kernel(kernel_id))
-    await until(lambda: manager._life._places._waiters)
+    await until(lambda: manager._limits._slots._waiters)
     end = asyncio.create_task(manager.shutdown_kernel(kernel_id))
-    await until(lambda: kernel.closing)
+    await until(lambda: kernel._process.closing)
     hubs.opened[1]._ready.set()
     with pytest.raises(Busy, match="is being shut down"):
         await restart
@@ -147,7 +147,7 @@ async def test_processes_are_started_off_the_event_loop(make_manager, spec, monk
 async def test_a_launch_that_hangs_does_not_hold_up_letting_go(
     make_manager, fake, monkeypatch, caplog
 ):
-    monkeypatch.setattr(opening, "_SHUTDOWN_TIMEOUT", 0.05)
+    monkeypatch.setattr(manager_module, "_SHUTDOWN_TIMEOUT", 0.05)
     begun = asyncio.Event()
 
     async def launch(*_args, **_kwargs):
@@ -159,8 +159,8 @@ async def test_a_launch_that_hangs_does_not_hold_up_letting_go(
     start = asyncio.create_task(manager.start_kernel(fake()))
     async with asyncio.timeout(LOUD):
         await begun.wait()
-        await manager.let_go()
-    assert "1 start(s) of kernels do not end" in caplog.text
+        await manager.leave_all()
+    assert "1 kernel(s) are still starting" in caplog.text
     start.cancel()
     with pytest.raises(asyncio.CancelledError):
         await start

@@ -19,7 +19,7 @@ from kbridge.kernels.lifecycle import descriptors
 from kbridge.kernels.lifecycle.processes import AdoptedProcess, ProcessState, birth
 from kbridge.kernels.registry.models import Owner, decode, encode
 from kbridge.kernels.registry.registry import Registry
-from kbridge.kernels.registry.writer import Ledger
+from kbridge.kernels.registry.writer import RegistryWriter
 from kbridge.kernels.sessions import Sessions
 from tests.kernels.conftest import FakeProvisioner
 
@@ -49,8 +49,8 @@ async def lives(make_manager, hubs, tmp_path):
 
     class Lives:
         def make(self, **traits):
-            ledger = Ledger(Registry(str(path)), OWNERS[len(made)], retry=0.01)
-            manager = make_manager(ledger=ledger, **traits)
+            ledger = RegistryWriter(Registry(str(path)), OWNERS[len(made)], retry=0.01)
+            manager = make_manager(writer=ledger, **traits)
             made.append((manager, ledger))
             return manager
 
@@ -59,7 +59,7 @@ async def lives(make_manager, hubs, tmp_path):
                 await self.crash()
             manager = self.make(**traits)
             manager.sessions = Sessions(manager, made[-1][1])
-            manager.sessions.take_up(await manager.adopt())
+            manager.sessions.adopt(await manager.adopt())
             return manager
 
         async def crash(self):
@@ -67,7 +67,7 @@ async def lives(make_manager, hubs, tmp_path):
             manager, ledger = made[-1]
             await ledger.settled()
             content = path.read_bytes()
-            await manager.let_go()
+            await manager.leave_all()
             for kernel_id in list(hubs.hubs):
                 await hubs.close(kernel_id)
             await ledger.aclose()
@@ -211,13 +211,13 @@ async def test_who_died_meanwhile(lives, spec, caplog):
     second = await lives.next()
     assert [model["id"] for model in second.models()] == [kept]
     assert second.sessions.list() == []
-    assert caplog.text.count(f"Kernel {lost} (s) died") == 1
+    assert caplog.text.count(f"Kernel {lost} (s) ended while no server ran") == 1
     assert str(kernel.output.path) in caplog.text
     assert kernel.output.path.exists()
     assert not Path(kernel.connection_file).exists()
     third = await lives.next()
     assert [model["id"] for model in third.models()] == [kept]
-    assert caplog.text.count(f"Kernel {lost} (s) died") == 1
+    assert caplog.text.count(f"Kernel {lost} (s) ended while no server ran") == 1
 
 
 async def test_another_process_with_its_id_is_not_taken_for_it(lives, spec):
@@ -303,16 +303,15 @@ async def test_one_that_was_only_being_started_is_ended(lives, spec, hubs):
     first = await lives.next()
     start = asyncio.ensure_future(first.start_kernel(spec("s")))
     await until(lambda: hubs.opened)
-    [kernel] = first._life.kernels
-    process = psutil.Process(kernel.process.pid)
+    [kernel] = first.index.known
+    process = psutil.Process(kernel.manager.process.pid)
     await until(lambda: [r.pid for r in lives_records(first)] == [process.pid])
     record = lives_records(first)[0]
     assert record.standing == "starting"
     # As if the bridge had died now: its process, and what was written down of it, go on.
-    first._ledger._closing.set()
-    first._life.kernels.discard(kernel)
+    first._writer._closing.set()
     await hubs.close(kernel.kernel_id)
-    kernel.release()
+    kernel.abandon()
     start.cancel()
     await asyncio.gather(start, return_exceptions=True)
     hubs.ready = True
@@ -324,14 +323,14 @@ async def test_one_that_was_only_being_started_is_ended(lives, spec, hubs):
 
 
 def lives_records(manager):
-    return [row for key, row in manager._ledger._rows.items() if key[0] == "kernel"]
+    return [row for key, row in manager._writer._rows.items() if key[0] == "kernel"]
 
 
 async def test_the_intention_is_written_down_before_there_is_a_process(lives, spec):
     manager = await lives.next()
     with_no_process = []
-    put = manager._ledger.put_kernel
-    manager._ledger.put_kernel = lambda record: (
+    put = manager._writer.put_kernel
+    manager._writer.put_kernel = lambda record: (
         with_no_process.append(not record.pid),
         put(record),
     )
@@ -343,8 +342,8 @@ async def test_who_waited_in_a_pool_waits_again(lives, spec):
     spec("s")
     first = await lives.next(pool={"s": 2})
     await first.open()
-    await until(lambda: first.statistics()["pool"]["s"]["waiting"] == 2)
-    await first._ledger.settled()
+    await until(lambda: first._pool.waiting("s") == 2)
+    await first._writer.settled()
     await lives.crash()
     before = {record.pid for record in lives.records().values()}
     assert {r.standing for r in lives.records().values()} == {"pooled"}
@@ -352,7 +351,7 @@ async def test_who_waited_in_a_pool_waits_again(lives, spec):
     second = await lives.next(pool={"s": 1})
     assert second.models() == []
     await second.open()
-    assert second.statistics()["pool"]["s"]["waiting"] == 1
+    assert second._pool.waiting("s") == 1
     kernel_id = await second.start_kernel("s")
     assert process_of(second, kernel_id).pid in before
     [surplus] = before - {process_of(second, kernel_id).pid}
@@ -364,7 +363,7 @@ async def test_who_waits_but_was_made_otherwise_is_ended(lives, spec, hubs, tmp_
     spec("s")
     first = await lives.next(pool={"s": 1})
     await first.open()
-    await until(lambda: first.statistics()["pool"]["s"]["waiting"] == 1)
+    await until(lambda: first._pool.waiting("s") == 1)
     await lives.crash()
     [old] = [record.pid for record in lives.records().values()]
     lives.rewrite(*lives.records().values())
@@ -382,7 +381,7 @@ async def test_who_waits_but_was_made_otherwise_is_ended(lives, spec, hubs, tmp_
     second = await lives.next(pool={"s": 1}, **traits)
     await second.open()
     await until(lambda: not birth(old))
-    await until(lambda: second.statistics()["pool"]["s"]["waiting"] == 1)
+    await until(lambda: second._pool.waiting("s") == 1)
     assert process_of(second, await second.start_kernel("s")).pid != old
 
 
@@ -391,7 +390,7 @@ async def test_one_that_was_left_dead_is_forgotten(lives, spec, hubs, caplog):
     kernel_id = await first.start_kernel(spec("s"))
     process_of(first, kernel_id).kill()
     await hubs.hubs[kernel_id].seen("dead")
-    await first._ledger.settled()
+    await first._writer.settled()
     assert lives_records(first) == []
     await first.restart_kernel(kernel_id)
     assert [record.kernel_id for record in lives_records(first)] == [kernel_id]
@@ -402,18 +401,18 @@ async def test_letting_go(lives, spec, hubs):
     first = await lives.next(pool={"s": 1})
     await first.open()
     kernel_id = await first.start_kernel("s")
-    await until(lambda: first.statistics()["pool"]["s"]["waiting"] == 1)
+    await until(lambda: first._pool.waiting("s") == 1)
     hubs.ready = False
     start = asyncio.ensure_future(first.start_kernel("s", env={}))
-    await until(lambda: len(first._life.kernels) == 3 and len(hubs.opened) == 3)
-    assert first.staying() == 2
-    await first.let_go()
+    await until(lambda: len(first.index.known) == 3 and len(hubs.opened) == 3)
+    assert first.count_staying() == 2
+    await first.leave_all()
     assert isinstance((await asyncio.gather(start, return_exceptions=True))[0], Exception)
     hubs.ready = True
     second = await lives.next(pool={"s": 1})
     await second.open()
     assert [model["id"] for model in second.models()] == [kernel_id]
-    assert second.statistics()["pool"]["s"]["waiting"] == 1
+    assert second._pool.waiting("s") == 1
 
 
 async def test_letting_go_in_a_hurry_takes_no_file_away(lives, spec):
@@ -421,8 +420,8 @@ async def test_letting_go_in_a_hurry_takes_no_file_away(lives, spec):
     kernel_id = await first.start_kernel(spec("s"))
     kernel = first.get_kernel(kernel_id)
     file = Path(kernel.connection_file)
-    async with kernel.lock:  # as a restart does that will not end
-        letting_go = asyncio.ensure_future(first.let_go())
+    async with first.index.find(kernel_id)._process.lock:  # as during a restart that hangs
+        letting_go = asyncio.ensure_future(first.leave_all())
         await until(lambda: not first.models())
         letting_go.cancel()
         await asyncio.wait({letting_go})
@@ -439,14 +438,14 @@ async def test_an_adoption_is_not_given_up_halfway(lives, spec, monkeypatch):
     process = process_of(first, kernel_id)
     await lives.crash()
     begun, go = asyncio.Event(), asyncio.Event()
-    take_up = BridgeKernel.take_up
+    adopt = BridgeKernel.adopt
 
     async def slowly(*args):
         begun.set()
         await go.wait()
-        return await take_up(*args)
+        return await adopt(*args)
 
-    monkeypatch.setattr(BridgeKernel, "take_up", slowly)
+    monkeypatch.setattr(BridgeKernel, "adopt", slowly)
     second = lives.make()
     adopting = asyncio.ensure_future(second.adopt())
     await begun.wait()
@@ -530,7 +529,7 @@ async def test_one_that_died_on_its_cluster(lives, cluster, caplog):
     Cluster.running.clear()
     second = await lives.next()
     assert second.models() == []
-    assert f"Kernel {kernel_id} (far) died" in caplog.text
+    assert f"Kernel {kernel_id} (far) ended while no server ran" in caplog.text
 
 
 async def test_a_cluster_that_does_not_answer(lives, cluster, caplog):

@@ -14,7 +14,7 @@ import pytest
 
 from kbridge.errors import RegistryError
 from kbridge.kernels.lifecycle.processes import ProcessState
-from kbridge.kernels.registry.models import KernelRecord, Owner, SessionRecord, decode, encode
+from kbridge.kernels.registry.models import KernelRow, Owner, SessionRow, decode, encode
 from kbridge.kernels.registry.registry import Registry, secrets_of
 
 HERE = Owner("127.0.0.1:8888/", "here", 100, "first")
@@ -33,12 +33,12 @@ LOCKER = (
 FILLER = """
 import resource, sys
 from kbridge.errors import RegistryError
-from kbridge.kernels.registry.models import KernelRecord, Owner
+from kbridge.kernels.registry.models import KernelRow, Owner
 from kbridge.kernels.registry.registry import Registry
 
 registry, owner = Registry(sys.argv[1]), Owner("a", "h", 1, "b")
 def write(name, size):
-    record = KernelRecord(name, "python3", "used", 1, "b", "/log", "x" * size)
+    record = KernelRow(name, "python3", "used", 1, "b", "/log", "x" * size)
     registry.write(owner, {("kernel", name): record})
 write("first", 10)
 resource.setrlimit(resource.RLIMIT_FSIZE, (registry.path.stat().st_size, resource.RLIM_INFINITY))
@@ -69,16 +69,16 @@ def kernel(name="k", **fields):
         "log_path": "/l",
         "details": encode({"connection": {"key": b"\x00secret"}}),
     }
-    return KernelRecord(kernel_id=name, **{**usual, **fields})
+    return KernelRow(kernel_id=name, **{**usual, **fields})
 
 
 def session(name="s", kernel_id="k"):
-    return SessionRecord(name, kernel_id, "a/b.ipynb", None, "notebook")
+    return SessionRow(name, kernel_id, "a/b.ipynb", None, "notebook")
 
 
 def put(registry, owner, *records):
     rows = {
-        ("kernel", r.kernel_id) if isinstance(r, KernelRecord) else ("session", r.session_id): r
+        ("kernel", r.kernel_id) if isinstance(r, KernelRow) else ("session", r.session_id): r
         for r in records
     }
     registry.write(owner, rows)

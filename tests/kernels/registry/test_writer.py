@@ -8,8 +8,8 @@ import pytest
 
 from kbridge.errors import RegistryError
 from kbridge.kernels.lifecycle.processes import ProcessState, birth
-from kbridge.kernels.registry.models import Claim, KernelRecord, Owner, SessionRecord
-from kbridge.kernels.registry.writer import Ledger
+from kbridge.kernels.registry.models import Claim, KernelRow, Owner, SessionRow
+from kbridge.kernels.registry.writer import RegistryWriter
 
 LOUD = 20
 ME = Owner("127.0.0.1:8888/", "here", 1, "b")
@@ -50,11 +50,11 @@ class FakeRegistry:
 
 
 def kernel(name="k", pid=7):
-    return KernelRecord(name, "python3", "used", pid, "b", "/log", "{}")
+    return KernelRow(name, "python3", "used", pid, "b", "/log", "{}")
 
 
 def session(name="s"):
-    return SessionRecord(name, "k", "a.ipynb", None, "notebook")
+    return SessionRow(name, "k", "a.ipynb", None, "notebook")
 
 
 @pytest.fixture
@@ -64,7 +64,7 @@ def registry():
 
 @pytest.fixture
 async def ledger(registry):
-    made = Ledger(registry, ME, retry=0.01)
+    made = RegistryWriter(registry, ME, retry=0.01)
     yield made
     await made.aclose()
 
@@ -142,7 +142,7 @@ async def test_each_spell_is_told(ledger, registry, caplog):
 
 
 async def test_nobody_waits_for_one_that_never_answers(registry, caplog):
-    ledger = Ledger(registry, ME, patience=0.01)
+    ledger = RegistryWriter(registry, ME, patience=0.01)
     registry.may.clear()
     ledger.put_kernel(kernel())
     async with asyncio.timeout(LOUD):
@@ -166,7 +166,7 @@ async def test_what_was_taken_out_during_a_fault_is_gone_after_it(ledger, regist
 
 
 async def test_the_end_writes_what_is_left(registry):
-    ledger = Ledger(registry, ME, retry=3600)
+    ledger = RegistryWriter(registry, ME, retry=3600)
     registry.fault = "locked"
     ledger.put_kernel(kernel())
     await ledger.settled()
@@ -178,7 +178,7 @@ async def test_the_end_writes_what_is_left(registry):
 
 
 async def test_the_end_says_what_could_not_be_written(registry, caplog):
-    ledger = Ledger(registry, ME, retry=3600)
+    ledger = RegistryWriter(registry, ME, retry=3600)
     registry.fault = "locked"
     ledger.put_kernel(kernel())
     await ledger.settled()
@@ -208,7 +208,7 @@ async def test_a_registry_that_cannot_be_used_is_an_error_at_the_start(ledger, r
 
 
 async def test_without_a_registry_nothing_happens():
-    ledger = Ledger()
+    ledger = RegistryWriter()
     assert not ledger.enabled
     assert (await ledger.open()).kernels == []
     ledger.put_kernel(kernel())

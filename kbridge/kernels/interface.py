@@ -1,0 +1,105 @@
+"""The interface of a kernel that this server serves, whoever started it.
+
+Two classes implement it: `StartedKernel` for kernels that this server started, `AttachedKernel` for
+kernels that another program started. An operation that a kind of kernel does not support raises
+`NotSupported` (HTTP 501), so that callers never ask which kind they have.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Any
+
+from kbridge.kernels.registry.models import KernelRole
+
+__all__ = ["Kernel"]
+
+
+class Kernel(ABC):
+    """A kernel.
+
+    Attributes
+    ----------
+    kernel_id : str
+        The id of the kernel.
+    kernel_name : str
+        The name of its kernelspec, or the name under which it was attached.
+    manager : Configurable
+        The object that Jupyter's classes know as the kernel's manager: the parent of the
+        connections of its websockets.
+    """
+
+    kernel_id: str
+    kernel_name: str
+    manager: Any
+
+    @property
+    @abstractmethod
+    def role(self) -> KernelRole:
+        """The use of the kernel: starting, pooled or used."""
+
+    @property
+    @abstractmethod
+    def failed(self) -> bool:
+        """True if the process of the kernel ended and is not restarted."""
+
+    @property
+    @abstractmethod
+    def counts_toward_limit(self) -> bool:
+        """True if the kernel counts toward `max_kernels`."""
+
+    @property
+    @abstractmethod
+    def cull_metadata(self) -> Mapping[str, Any] | None:
+        """Metadata of the kernelspec, which culling reads; None if the kernel is never culled."""
+
+    @abstractmethod
+    def execution_state(self) -> str:
+        """Return the state that the REST model shows."""
+
+    @abstractmethod
+    def update_env(self, env: dict[str, str]) -> None:
+        """Set environment variables from the next restart on, if this server can restart it."""
+
+    @abstractmethod
+    def refuse_restarts(self) -> None:
+        """Prevent a new process from being started: the kernel is about to end."""
+
+    @abstractmethod
+    async def restart(self, *, now: bool = False) -> None:
+        """Replace the process; see `BridgeKernelManager.restart_kernel` for the errors."""
+
+    @abstractmethod
+    async def interrupt(self) -> None:
+        """Interrupt the kernel; see `BridgeKernelManager.interrupt_kernel` for the errors."""
+
+    @abstractmethod
+    async def shutdown(self, *, now: bool = False) -> None:
+        """End the kernel if this server started it, else detach it, and close its hub.
+
+        A second call waits for the first.
+
+        Raises
+        ------
+        KernelError
+            If the provisioner cannot end the kernel.
+        """
+
+    @abstractmethod
+    async def leave(self) -> None:
+        """Stop serving the kernel because the server ends; its process keeps running."""
+
+    @abstractmethod
+    def abandon(self) -> None:
+        """Do at once what of `leave` cannot wait. May be called twice."""
+
+    @abstractmethod
+    async def kill(self) -> None:
+        """End the process at once, if this server started it.
+
+        Raises
+        ------
+        KernelError
+            If the provisioner cannot.
+        """

@@ -1,0 +1,244 @@
+"""Makes kernels: from a request, for a pool, and from a row of the registry."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jupyter_client.kernelspec import NATIVE_KERNEL_NAME, KernelSpec, NoSuchKernel
+from jupyter_client.multikernelmanager import AsyncMultiKernelManager
+from traitlets import TraitError
+
+from kbridge.errors import InvalidRequest, KernelspecNotFound, KernelStartError
+from kbridge.kernels.kernel import BridgeKernel
+from kbridge.kernels.lifecycle.environment import kernel_environment
+from kbridge.kernels.lifecycle.kernel_process import Launch
+from kbridge.kernels.lifecycle.launchable import check_launchable
+from kbridge.kernels.lifecycle.seed import Seed, load_seed
+from kbridge.kernels.lifecycle.started import StartedKernel
+from kbridge.kernels.registry.models import KernelRow
+from kbridge.kernels.services import KernelServices
+from kbridge.kernels.specs import Specs
+
+__all__ = ["KernelFactory", "KernelRequest"]
+
+_KERNEL_ID = re.compile(r"(?=.{9,64}$)[0-9A-Za-z_]+(-[0-9A-Za-z_]+){4}", re.ASCII)
+
+
+@dataclass(frozen=True, slots=True)
+class KernelRequest:
+    """A request for a new kernel.
+
+    Attributes
+    ----------
+    name : str
+        The name of an installed kernelspec.
+    cwd : Path or None
+        The working directory; None for `root_dir`.
+    env : mapping or None
+        Environment variables; see `kernel_environment` for those that are used.
+    kernel_id : str or None
+        The id of the kernel; None for a new one.
+    session_name : str or None
+        The value of JPY_SESSION_NAME.
+    """
+
+    name: str
+    cwd: Path | None = None
+    env: Mapping[str, Any] | None = None
+    kernel_id: str | None = None
+    session_name: str | None = None
+
+
+class KernelFactory:
+    """Makes kernels of kernelspecs.
+
+    Parameters
+    ----------
+    jupyter : AsyncMultiKernelManager
+        Makes jupyter_client's part of each kernel, and is its parent.
+    specs : Specs
+        The kernelspecs.
+    default_name : str
+        The kernelspec of a request that names none.
+    services : KernelServices
+        The objects that all kernels share.
+    """
+
+    def __init__(
+        self,
+        jupyter: AsyncMultiKernelManager,
+        specs: Specs,
+        default_name: str,
+        services: KernelServices,
+    ) -> None:
+        self._jupyter = jupyter
+        self._specs = specs
+        self._default_name = default_name
+        self._services = services
+        self._options = services.options
+        self._seed: Seed | None = None
+
+    # -- kernelspecs ----------------------------------------------------------------------------
+
+    async def spec_name(self, name: str | None) -> str:
+        """Return the name of the installed kernelspec that a request for `name` gets.
+
+        Raises
+        ------
+        InvalidRequest
+            If `name` is not a string.
+        KernelspecNotFound, KernelStartError
+            See `spec`.
+        """
+        if name is not None and not isinstance(name, str):
+            raise InvalidRequest("The name of a kernelspec is a string")
+        name = self._options.force_kernel_name or name or self._default_name
+        if name == "python":
+            name = NATIVE_KERNEL_NAME
+        await self.spec(name)
+        return name
+
+    async def spec(self, name: str) -> KernelSpec:
+        """Return an installed kernelspec.
+
+        Raises
+        ------
+        KernelspecNotFound
+            If there is none with that name.
+        KernelStartError
+            If its kernel.json cannot be read.
+        """
+        try:
+            spec: KernelSpec = await self._specs.get_kernel_spec(name)
+        except NoSuchKernel:
+            raise KernelspecNotFound(f"There is no kernelspec {name!r}") from None
+        except Exception as error:  # any fault of a kernel.json
+            reason = f"The kernelspec {name!r} cannot be read: {error}"
+            raise KernelStartError(reason) from error
+        return spec
+
+    async def load_seed(self) -> None:
+        """Read the seed notebook, if the settings name one.
+
+        Raises
+        ------
+        BridgeError
+            If it cannot be read.
+        KernelspecNotFound
+            If its kernelspec is not installed.
+        """
+        if not self._options.seed_uri:
+            return
+        seed = await load_seed(self._options.seed_uri)
+        name = self._options.force_kernel_name or seed.kernel_name
+        self._seed = Seed(await self.spec_name(name) if name else "", seed.cells)
+
+    async def pool_sizes(self) -> dict[str, int]:
+        """Return how many kernels to start in advance, by the name of the kernelspec.
+
+        Raises
+        ------
+        KernelspecNotFound
+            If a kernelspec in the settings is not installed.
+        """
+        sizes = {await self.spec_name(name): size for name, size in self._options.pool.items()}
+        if self._options.prespawn_count:
+            # The kernel gateway prespawns kernels of the seed notebook's kernelspec.
+            name = await self.spec_name(self._seed.kernel_name if self._seed else None)
+            sizes[name] = max(sizes.get(name, 0), self._options.prespawn_count)
+        return sizes
+
+    # -- kernels --------------------------------------------------------------------------------
+
+    async def launch(self, request: KernelRequest) -> StartedKernel:
+        """Start a kernel, which nobody uses yet.
+
+        Raises
+        ------
+        InvalidRequest
+            If the kernel id is not a uuid or is taken, or the environment cannot be passed on.
+        KernelspecNotFound, KernelStartError, Busy
+            See `spec` and `StartedKernel.launch`.
+        """
+        spec = await self.spec(request.name)  # nothing is awaited between the check of the id
+        environment = self.environment(request.env)  # and `launch`, which registers it
+        if request.session_name:
+            environment["JPY_SESSION_NAME"] = request.session_name
+        check_launchable(request.name, spec.argv, {**environment, **spec.env})
+        manager = self._make(request.name, self._new_id(request.kernel_id))
+        manager.configure(
+            self._options,
+            spec,
+            inherits_env=request.env is None,
+            independent=self._services.writer.enabled,
+        )
+        kernel = StartedKernel(manager, self._services)
+        seed = self._seed if self._seed is not None and self._seed.fits(request.name) else None
+        cwd = request.cwd or Path(self._options.root_dir)
+        await kernel.launch(Launch(environment, cwd, seed))
+        return kernel
+
+    async def launch_for_pool(self, name: str) -> StartedKernel:
+        """Start a kernel in advance.
+
+        Raises
+        ------
+        KbridgeError
+            As `launch`.
+        """
+        fingerprint = await self.fingerprint(name)
+        kernel = await self.launch(KernelRequest(name))
+        kernel.pool(fingerprint)
+        return kernel
+
+    def remake(self, row: KernelRow) -> StartedKernel:
+        """Make the kernel that a row of the registry describes, without its process."""
+        manager = self._make(row.kernel_name, row.kernel_id, Path(row.log_path))
+        return StartedKernel(manager, self._services)
+
+    def environment(self, requested: Mapping[str, Any] | None) -> dict[str, str]:
+        """Return the environment of a kernel; see `kernel_environment`."""
+        return kernel_environment(
+            os.environ,
+            requested,
+            allowed=self._options.allowed_envs,
+            inherited=self._options.inherited_envs,
+        )
+
+    async def fingerprint(self, name: str) -> str:
+        """Return a digest of the settings and files that a pooled kernel is made from.
+
+        A kernel that an earlier server started with another fingerprint is not handed out.
+        """
+        cells = self._seed.cells if self._seed is not None and self._seed.fits(name) else ()
+        try:
+            spec = (await self._specs.get_kernel_spec(name)).to_dict()
+        except NoSuchKernel:  # removed meanwhile; nobody gets a kernel of it any more
+            spec = {}
+        options = self._options
+        links = (options.transport, options.kernel_ip, options.transport_encryption)
+        parts = repr((options.root_dir, cells, sorted(spec.items()), links))
+        return hashlib.sha256(parts.encode(errors="surrogateescape")).hexdigest()
+
+    def _new_id(self, kernel_id: str | None) -> str:
+        if kernel_id is None:
+            return self._jupyter.new_kernel_id()
+        if not isinstance(kernel_id, str) or not _KERNEL_ID.fullmatch(kernel_id):
+            raise InvalidRequest("The id of a kernel is a uuid")
+        if self._services.index.is_known(kernel_id):
+            raise InvalidRequest(f"Kernel {kernel_id} is being started already")
+        return kernel_id
+
+    def _make(self, name: str, kernel_id: str, log_path: Path | None = None) -> BridgeKernel:
+        manager, _, _ = self._jupyter.pre_start_kernel(name, {"kernel_id": kernel_id})
+        if not isinstance(manager, BridgeKernel):
+            kind = self._jupyter.kernel_manager_class
+            raise TraitError(f"{kind} is not a subclass of BridgeKernel")
+        manager.identify(kernel_id, log_path, self._options.log_limit)
+        return manager

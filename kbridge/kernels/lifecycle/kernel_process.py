@@ -1,0 +1,318 @@
+"""The process of one kernel that this server starts, with its hub kept in step.
+
+Invariants:
+
+- a kernel has a hub from the start of its process until the process has ended, so that no output
+  is lost;
+- code that starts, replaces or ends the process holds `lock`, except while nobody else knows the
+  kernel yet;
+- after `refuse_restarts` no new process is started.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Coroutine
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from kbridge.errors import Busy, KernelError, KernelStartError
+from kbridge.hub import Hub
+from kbridge.kernels.kernel import BridgeKernel
+from kbridge.kernels.lifecycle.seed import Seed, run_seed
+from kbridge.kernels.services import KernelServices
+from kbridge.kernels.tasks import stop
+
+__all__ = ["KernelProcess", "Launch"]
+
+T = TypeVar("T")
+
+# A start is over in a second or so; checking often during that time costs little.
+_START_POLL = 0.05
+# Seconds for a process to end after SIGKILL.
+_KILL_TIMEOUT = 1.0
+# What kernels, in any language, write when they cannot bind a port.
+_PORT_TAKEN = re.compile(r"address (already )?in use|EADDRINUSE|WinError 10048", re.IGNORECASE)
+
+
+@dataclass(frozen=True, slots=True)
+class Launch:
+    """The arguments of the first process of a kernel.
+
+    Attributes
+    ----------
+    env : dict
+        The environment of the process.
+    cwd : Path
+        Its working directory.
+    seed : Seed or None
+        Code to run before the kernel is used.
+    """
+
+    env: dict[str, str]
+    cwd: Path
+    seed: Seed | None = None
+
+
+class KernelProcess:
+    """Starts, replaces and ends the process of one kernel.
+
+    Parameters
+    ----------
+    manager : BridgeKernel
+        The process, through its provisioner.
+    services : KernelServices
+        The hubs, the registry and the limits.
+
+    Attributes
+    ----------
+    lock : asyncio.Lock
+        Held while the process is started, replaced or ended.
+    """
+
+    def __init__(self, manager: BridgeKernel, services: KernelServices) -> None:
+        self.manager = manager
+        self.lock = asyncio.Lock()
+        self.kernel_id = str(manager.kernel_id)
+        self._hubs = services.hubs
+        self._writer = services.writer
+        self._options = services.options
+        self._limits = services.limits
+        self._log = services.log
+        self._closing = False
+        self._failed = False
+
+    # -- state ----------------------------------------------------------------------------------
+
+    @property
+    def hub(self) -> Hub | None:
+        """The hub of the kernel; None if it has none now."""
+        return self._hubs.get(self.kernel_id)
+
+    @property
+    def closing(self) -> bool:
+        """True if the kernel is about to end, so that no process may be started."""
+        return self._closing
+
+    @property
+    def failed(self) -> bool:
+        """True if the process ended and is not restarted."""
+        return self._failed
+
+    def refuse_restarts(self) -> None:
+        """Start no process from now on."""
+        self._closing = True
+
+    def record(self) -> None:
+        """Write the kernel to the registry as it is now; log an error if that is impossible."""
+        if not self._writer.enabled or self._failed:
+            return
+        hub = self.hub
+        if hub is not None:
+            self.manager.set_identities(hub.identities)
+        try:
+            self._writer.put_kernel(self.manager.record())
+        except KernelError as error:
+            self._log.error("%s", error)
+
+    # -- beginnings -----------------------------------------------------------------------------
+
+    async def launch(self, launch: Launch) -> None:
+        """Start the process; wait until it answers and is seeded, or `start_grace` has passed.
+
+        Raises
+        ------
+        KernelStartError
+            If the process does not start, dies at once, or fails to run the seed notebook.
+        Busy
+            If the server is shutting down, or too few file descriptors are left.
+        """
+        async with self._limits.slot(local=self.manager.starts_here):
+            if self._closing:
+                raise Busy("The server is shutting down")
+            with self._limits.descriptors():
+                # Recorded before the process exists: an unrecorded process would run forever.
+                self.record()
+                await self._writer.settled()
+                await self.manager.start(env=launch.env, cwd=launch.cwd)
+                hub = await self._connect()
+        if launch.seed is not None:
+            await self._while_alive(self._run_seed(hub, launch.seed))
+
+    def adopt(self) -> None:
+        """Open the hub of a kernel that an earlier server started.
+
+        Raises
+        ------
+        KernelError
+            If its connection info is unusable, or too few file descriptors are left.
+        """
+        try:
+            with self._limits.descriptors():
+                self._hubs.open(
+                    self.kernel_id,
+                    self.manager.get_connection_info(),
+                    former=self.manager.identities,
+                    adopted=True,
+                )
+        except (ValueError, TypeError, Busy) as error:
+            raise KernelError(f"Kernel {self.kernel_id} cannot be reached: {error}") from error
+        self.record()
+
+    async def _connect(self) -> Hub:
+        """Open the hub of a process that was just started, and wait until the kernel answers."""
+        if self._closing:
+            raise Busy("The server is shutting down")
+        hub = self._hubs.open(self.kernel_id, self.manager.get_connection_info())
+        self.record()
+        return await self._wait_up(hub)
+
+    async def _wait_up(self, hub: Hub) -> Hub:
+        """Wait for the first answer; start the kernel on other ports if one was taken.
+
+        A port is free when it is chosen, but another process may bind it first.
+        """
+        left = self._options.port_attempts
+        while True:
+            try:
+                await self._while_alive(hub.wait_ready(self._options.start_grace))
+            except KernelStartError as error:
+                left -= 1
+                if not left or self._closing or not _PORT_TAKEN.search(error.log_tail):
+                    raise
+            else:
+                return hub
+            self._log.warning(
+                "Another process took a port of kernel %s; starting the kernel on other ports"
+                " (%d more attempt(s))",
+                self.kernel_id,
+                left - 1,
+            )
+            hub = await self._cycle(now=True, new_ports=True, requested=True)
+
+    async def _run_seed(self, hub: Hub, seed: Seed) -> None:
+        if not await hub.wait_ready(self._options.kernel_info_timeout):
+            raise KernelStartError("The kernel does not answer, so it cannot be seeded")
+        await run_seed(hub, seed, self._options.seed_timeout)
+
+    # -- replacements ---------------------------------------------------------------------------
+
+    async def replace(self, *, now: bool) -> None:
+        """Replace the process, running or dead, because a client asked for it.
+
+        The caller holds `lock`.
+
+        Raises
+        ------
+        KernelError
+            If the old process cannot be ended, or the new one does not start. The kernel is then
+            marked as dead, and may be restarted once more.
+        """
+        try:
+            hub = await self._cycle(now=now, new_ports=False, requested=True)
+            await self._wait_up(hub)
+        except BaseException:
+            self.mark_dead()
+            raise
+
+    async def restart_after_exit(self, *, new_ports: bool) -> None:
+        """Start a new process if the old one has ended and the kernel is still wanted.
+
+        Raises
+        ------
+        KernelError
+            If the new process cannot be started.
+        """
+        async with self.lock:
+            if self._closing or await self.manager.is_alive():
+                return
+            self._log.warning(
+                "%s; restarting %s", await self.manager.exit_description(), self.kernel_id
+            )
+            # If another process has taken a port of the kernel, it still has it.
+            new_ports = new_ports or bool(_PORT_TAKEN.search(self.manager.output.tail()))
+            async with self._limits.slot(local=self.manager.starts_here):
+                if not self._closing:
+                    await self._cycle(now=True, new_ports=new_ports, requested=False)
+
+    async def _cycle(self, *, now: bool, new_ports: bool, requested: bool) -> Hub:
+        """End the process, start another one, and connect the hub to it."""
+        hub = self.hub
+        await self.manager.stop(now=now, restart=True)
+        if hub is not None:
+            # Not earlier: the old process may send messages until its end.
+            await hub.restarting(asked=requested)
+        await self.manager.start_again(newports=new_ports)
+        self._failed = False
+        info = self.manager.get_connection_info()
+        if hub is None:
+            hub = self._hubs.open(self.kernel_id, info)
+        else:
+            hub.reconnect(info)
+        self.record()
+        return hub
+
+    # -- ends -----------------------------------------------------------------------------------
+
+    async def wait_exit(self, interval: float) -> None:
+        """Return when the process has ended; see `BridgeKernel.wait_exit`."""
+        await self.manager.wait_exit(interval)
+
+    def mark_dead(self) -> None:
+        """Note that the process ended and is not restarted, and tell the clients."""
+        self._failed = True
+        self._writer.drop_kernel(self.kernel_id)
+        self._log.error(
+            "Kernel %s is dead; its output is in %s", self.kernel_id, self.manager.output.path
+        )
+        hub = self.hub
+        if hub is not None:
+            hub.dead()
+
+    async def end(self, *, now: bool) -> None:
+        """End the process, close the hub, and remove the connection file and registry row.
+
+        Raises
+        ------
+        KernelError
+            If the provisioner cannot end the process. The rest is done nevertheless.
+        """
+        try:
+            await self.manager.stop(now=now)
+        except BaseException:
+            # Also if the caller was cancelled: no process and no key outlives its kernel.
+            with suppress(KernelError, TimeoutError):
+                async with asyncio.timeout(_KILL_TIMEOUT):
+                    await self.manager.stop(now=True)
+            raise
+        finally:
+            await self._hubs.close(self.kernel_id)
+            self._writer.drop_kernel(self.kernel_id)
+
+    async def kill(self) -> None:
+        """Kill the process without waiting, even while another task holds `lock`.
+
+        Raises
+        ------
+        KernelError
+            If the provisioner cannot.
+        """
+        await self.manager.kill()
+
+    async def _while_alive(self, work: Coroutine[Any, Any, T]) -> T:
+        """Do `work`; raise KernelStartError at once if the process ends before it is done."""
+        task = asyncio.create_task(work)
+        exited = asyncio.create_task(self.wait_exit(_START_POLL))
+        try:
+            await asyncio.wait({task, exited}, return_when=asyncio.FIRST_COMPLETED)
+            if exited.done():
+                exited.result()
+                raise KernelStartError(
+                    await self.manager.exit_description(), self.manager.output.tail()
+                )
+            return task.result()
+        finally:
+            await stop(task, exited)

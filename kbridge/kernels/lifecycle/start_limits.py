@@ -1,0 +1,98 @@
+"""Limits on the kernels that start: their number, how many at a time, and file descriptors."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from contextlib import (
+    AbstractAsyncContextManager,
+    AbstractContextManager,
+    contextmanager,
+    nullcontext,
+)
+from typing import Any
+
+from kbridge.errors import Busy, KernelLimitReached
+from kbridge.kernels.index import KernelIndex
+from kbridge.kernels.lifecycle.descriptors import KernelBudget
+
+__all__ = ["StartLimits"]
+
+
+class StartLimits:
+    """Decides whether and when a kernel may start.
+
+    Parameters
+    ----------
+    index : KernelIndex
+        The kernels that exist.
+    max_kernels : int or None
+        Maximum number of kernels in use and of starts that clients wait for, together.
+    concurrent : int
+        Maximum number of kernels on this machine that start or restart at the same time.
+    """
+
+    def __init__(self, index: KernelIndex, max_kernels: int | None, concurrent: int) -> None:
+        self._index = index
+        self._max_kernels = max_kernels
+        self._slots = asyncio.Semaphore(concurrent)
+        self._budget = KernelBudget()
+        self._admitted = 0
+        self._none_admitted = asyncio.Event()
+        self._none_admitted.set()
+        self._closed = False
+
+    @property
+    def closed(self) -> bool:
+        """True if the server is shutting down, so that no kernel may start or be attached."""
+        return self._closed
+
+    @property
+    def admitted(self) -> int:
+        """The number of starts that clients wait for."""
+        return self._admitted
+
+    def close(self) -> None:
+        """Admit no more starts."""
+        self._closed = True
+
+    @contextmanager
+    def admit(self) -> Iterator[None]:
+        """Hold one of the `max_kernels` places until the kernel is in use.
+
+        Raises
+        ------
+        Busy
+            If the server is shutting down.
+        KernelLimitReached
+            If all places are taken.
+        """
+        if self._closed:
+            raise Busy("The server is shutting down")
+        used = sum(kernel.counts_toward_limit for kernel in self._index) + self._admitted
+        if self._max_kernels is not None and used >= self._max_kernels:
+            raise KernelLimitReached(f"{used} kernels run, and no more are allowed")
+        self._admitted += 1
+        self._none_admitted.clear()
+        try:
+            yield
+        finally:
+            self._admitted -= 1
+            if not self._admitted:
+                self._none_admitted.set()
+
+    async def wait_for_admitted(self) -> None:
+        """Wait until no client waits for a start."""
+        await self._none_admitted.wait()
+
+    def slot(self, *, local: bool) -> AbstractAsyncContextManager[Any]:
+        """Return one of the `concurrent` slots, to be held during a start or restart.
+
+        Kernels on other machines (`local` is False) need no slot: a cluster may take minutes for
+        a kernel, and other starts must not wait for that.
+        """
+        return self._slots if local else nullcontext()
+
+    def descriptors(self) -> AbstractContextManager[None]:
+        """Reserve the file descriptors of one kernel; see `KernelBudget.start`."""
+        return self._budget.start()
