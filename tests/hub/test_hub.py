@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 from kbridge.errors import HubClosed, KernelError
-from kbridge.flow.owed import GRACE
+from kbridge.flow.lost_replies import GRACE
 from kbridge.flow.readiness import RENEW_SECONDS
 from kbridge.hub.hub import Hub
 from kbridge.link.memory import MemoryKernel

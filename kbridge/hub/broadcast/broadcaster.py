@@ -10,7 +10,7 @@ from functools import partial
 from typing import Any
 
 from kbridge.flow.activity import state_of
-from kbridge.flow.inputs import Inputs
+from kbridge.flow.input_requests import InputRequests
 from kbridge.flow.journal import EVERYONE, LOSABLE, Journal
 from kbridge.flow.policy import PASS, judge
 from kbridge.hub.broadcast import policy_chain
@@ -52,7 +52,7 @@ class Broadcaster:
         self._context = context
         self._notices = notices
         self.journal = Journal(settings.journal_limit, settings.history_limit)
-        self._inputs = Inputs()
+        self._input_requests = InputRequests()
         pace = policy_chain.pace(settings)
         self._pace = pace
         self._outgoing = policy_chain.outgoing(settings, notices, pace, context.log)
@@ -107,7 +107,7 @@ class Broadcaster:
             sessions.start_at(cursor, point.place)
         cursor.set_behind(cursor.place.seq < journal.next_seq)
         link.on_writable = partial(self._delivery.on_writable, cursor)
-        if self._inputs and (known or point is not None):
+        if self._input_requests and (known or point is not None):
             self._repeat_inputs(cursor, point)
         self._delivery.start(cursor)
         return cursor
@@ -144,7 +144,7 @@ class Broadcaster:
         number = cursor.session.number
         exact = point is not None and point.exact
         lost: list[Message] = []
-        for question in self._inputs.open_questions():
+        for question in self._input_requests.unanswered():
             own = question.client in (EVERYONE, number)
             if not own:
                 if point is None or self._sessions.is_here(question.client):
@@ -165,8 +165,8 @@ class Broadcaster:
         adoption = self._adoption
         if adoption is not None and adoption.is_cut(msg, msg_type):
             self.append(self._notices.taken_over(msg.parent_header))
-        if msg_type == "status" and self._inputs and state_of(msg.content) == "idle":
-            self._inputs.done(msg.parent_id)
+        if msg_type == "status" and self._input_requests and state_of(msg.content) == "idle":
+            self._input_requests.done(msg.parent_id)
         policies = self._outgoing
         if len(policies) == 1:  # as usual: saves a call per message
             verdict = policies[0](msg, msg_type, now)
@@ -186,7 +186,7 @@ class Broadcaster:
         for each in (msg,) if verdict is PASS else verdict:
             seq = self.append(each, client)
             if each.msg_type == "input_request":
-                self._inputs.asked(each, client, seq)
+                self._input_requests.asked(each, client, seq)
 
     def on_notice(self, msg: Message) -> None:
         """Journal a message that the bridge made in the name of the kernel."""
@@ -201,7 +201,7 @@ class Broadcaster:
 
     def on_replaced(self) -> None:
         """Tell clients of a start that nobody announced; written out with this wake-up."""
-        self._inputs.clear()
+        self._input_requests.clear()
         self._append_status("starting")
 
     def on_ready(self) -> None:
@@ -252,11 +252,11 @@ class Broadcaster:
 
     def answers_input(self, msg: Message) -> bool:
         """Note an `input_reply`; return False if its input request was answered before."""
-        return self._inputs.answer(msg)
+        return self._input_requests.answer(msg)
 
     def clear_inputs(self) -> None:
         """Forget the open input requests: the process that sent them has gone."""
-        self._inputs.clear()
+        self._input_requests.clear()
 
     def process_replaced(self) -> None:
         """Note that no request from before the bridge can be running any longer."""
@@ -280,7 +280,7 @@ class Broadcaster:
         # Timers and contexts may keep a closed hub alive: it must hold no memory.
         self.journal.clear()
         self._burst.close()
-        self._inputs.clear()
+        self._input_requests.clear()
 
     def statistics(self) -> dict[str, Any]:
         """Return the figures of the journal and of its readers."""

@@ -22,7 +22,7 @@ from typing import Any
 from kbridge.errors import InvalidMessage, KernelError, KernelMessageError
 from kbridge.flow.activity import Activity
 from kbridge.flow.log_throttle import LogThrottle
-from kbridge.flow.owed import Owed
+from kbridge.flow.lost_replies import LostReplies
 from kbridge.flow.readiness import State
 from kbridge.hub.context import HubContext
 from kbridge.hub.kernel.adapter import Adapter, adapter_for, kernel_protocol
@@ -86,8 +86,8 @@ class KernelConnection:
         self._replaceable = False
         self._link = ProcessLink(make_link, self, former, context.log)
         self._requests = Requests(settings.request_limit)
-        owed = Owed(adopted=context.adopted, knows=self._requests.knows)
-        self._recovery = Recovery(context, owed, self)
+        lost_replies = LostReplies(adopted=context.adopted, knows=self._requests.knows)
+        self._recovery = Recovery(context, lost_replies, self)
         self._nudge = Nudge(context, self)
         self._closed_ports = LogThrottle()
 

@@ -29,7 +29,7 @@ from typing import Any, Final, NamedTuple
 from kbridge.flow.activity import state_of
 from kbridge.wire.message import Message, scan
 
-__all__ = ["GRACE", "Due", "Owed"]
+__all__ = ["GRACE", "BuiltReply", "LostReplies"]
 
 GRACE: Final = 2.0  # seconds
 _LIMIT: Final = 1000  # maximum number of stored requests of each kind
@@ -60,7 +60,7 @@ class _Request:
         return {"status": "aborted", **content}
 
 
-class Due(NamedTuple):
+class BuiltReply(NamedTuple):
     """A reply to build.
 
     Attributes
@@ -80,7 +80,7 @@ class Due(NamedTuple):
     idle: bool
 
 
-class Owed:
+class LostReplies:
     """The execute requests of one kernel that have no reply yet.
 
     Parameters
@@ -191,7 +191,7 @@ class Owed:
         """True if the shell is calm."""
         return self._calm_at is not None
 
-    def due(self, now: float) -> list[Due]:
+    def due(self, now: float) -> list[BuiltReply]:
         """Return the replies to build now."""
         calm = self._calm_at is not None and now >= self._calm_at
         if calm:
@@ -206,7 +206,7 @@ class Owed:
                 self._made[msg_id] = None
                 _bound(self._made)
                 content = None if request.replied else request.reply()
-                found.append(Due(request.parent_header, content, over))
+                found.append(BuiltReply(request.parent_header, content, over))
         return found
 
     def next_at(self) -> float | None:

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from kbridge.flow.owed import GRACE, Due, Owed
+from kbridge.flow.lost_replies import GRACE, BuiltReply, LostReplies
 from kbridge.wire.build import build
 from kbridge.wire.message import Channel, Message
 
@@ -36,8 +36,8 @@ class Side:
     def __init__(self, *, adopted: bool = True, known: tuple[str, ...] = ()) -> None:
         self.now = 100.0
         self.known = set(known)
-        self.due: list[Due] = []
-        self.owed = Owed(adopted=adopted, knows=self.known.__contains__)
+        self.due: list[BuiltReply] = []
+        self.owed = LostReplies(adopted=adopted, knows=self.known.__contains__)
 
     def play(self, parent: bytes, *steps: str) -> None:
         for step in steps:

@@ -14,13 +14,13 @@ from dataclasses import dataclass
 
 from kbridge.wire.message import Message
 
-__all__ = ["Inputs", "Question"]
+__all__ = ["InputRequest", "InputRequests"]
 
 _LIMIT = 100  # maximum number of open requests, and of answered ones, that are stored
 
 
 @dataclass(slots=True)
-class Question:
+class InputRequest:
     """An `input_request` that waits for its answer.
 
     Attributes
@@ -38,11 +38,11 @@ class Question:
     seq: int
 
 
-class Inputs:
+class InputRequests:
     """The input requests of one kernel."""
 
     def __init__(self) -> None:
-        self._open: OrderedDict[str, Question] = OrderedDict()
+        self._open: OrderedDict[str, InputRequest] = OrderedDict()
         self._answered: OrderedDict[str, None] = OrderedDict()
 
     def __len__(self) -> int:
@@ -50,7 +50,7 @@ class Inputs:
 
     def asked(self, msg: Message, client: int, seq: int) -> None:
         """Note an `input_request`."""
-        self._open[msg.msg_id] = Question(msg, client, seq)
+        self._open[msg.msg_id] = InputRequest(msg, client, seq)
         if len(self._open) > _LIMIT:
             self._open.popitem(last=False)
 
@@ -73,7 +73,7 @@ class Inputs:
             del self._open[msg_id]
             self._close(msg_id)
 
-    def open_questions(self) -> list[Question]:
+    def unanswered(self) -> list[InputRequest]:
         """Return the input requests without an answer, oldest first."""
         return list(self._open.values())
 

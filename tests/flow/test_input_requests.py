@@ -2,8 +2,8 @@
 
 import pytest
 
-from kbridge.flow import inputs as module
-from kbridge.flow.inputs import Inputs
+from kbridge.flow import input_requests as module
+from kbridge.flow.input_requests import InputRequests
 from kbridge.flow.journal import EVERYONE
 from kbridge.wire.build import build
 from kbridge.wire.message import Channel, Message
@@ -40,20 +40,20 @@ def answer(asked: Message | None = None) -> Message:
 
 
 @pytest.fixture
-def inputs() -> Inputs:
-    return Inputs()
+def inputs() -> InputRequests:
+    return InputRequests()
 
 
 def test_a_question_is_open_until_it_is_answered(inputs) -> None:
     asked = question("q")
     assert not inputs
     inputs.asked(asked, ALICE, 7)
-    (open_one,) = inputs.open_questions()
+    (open_one,) = inputs.unanswered()
     assert (open_one.msg, open_one.client, open_one.seq) == (asked, ALICE, 7)
     assert inputs
     assert inputs.answer(answer(asked))
     assert not inputs
-    assert inputs.open_questions() == []
+    assert inputs.unanswered() == []
 
 
 def test_a_second_answer_does_not_pass_whoever_gives_it(inputs) -> None:
@@ -76,7 +76,7 @@ def test_an_answer_that_names_no_question_is_for_the_oldest(inputs) -> None:
     inputs.asked(first, ALICE, 0)
     inputs.asked(second, BOB, 1)
     assert inputs.answer(answer())
-    assert [q.msg for q in inputs.open_questions()] == [second]
+    assert [q.msg for q in inputs.unanswered()] == [second]
     assert inputs.answer(answer())
     assert not inputs.answer(answer()), "nothing is open, and all that was is answered"
 
@@ -97,7 +97,7 @@ def test_with_its_request_a_question_is_over_and_others_are_not(inputs) -> None:
     for seq, asked in enumerate((one, two, other)):
         inputs.asked(asked, ALICE, seq)
     inputs.done("a-cell")
-    assert [q.msg for q in inputs.open_questions()] == [other]
+    assert [q.msg for q in inputs.unanswered()] == [other]
     inputs.done("nothing-like-it")
     inputs.done("")
     assert len(inputs) == 1
@@ -119,7 +119,7 @@ def test_another_process_has_asked_nothing_yet(inputs) -> None:
     inputs.asked(open_one, EVERYONE, 1)
     inputs.clear()
     assert not inputs
-    assert inputs.open_questions() == []
+    assert inputs.unanswered() == []
     again = question("q3")
     inputs.asked(again, ALICE, 2)
     assert inputs.answer(answer())
@@ -128,9 +128,9 @@ def test_another_process_has_asked_nothing_yet(inputs) -> None:
 
 def test_who_is_asked_and_where_may_change(inputs) -> None:
     inputs.asked(question("q"), ALICE, 0)
-    (open_one,) = inputs.open_questions()
+    (open_one,) = inputs.unanswered()
     open_one.client, open_one.seq = BOB, 9
-    assert [(q.client, q.seq) for q in inputs.open_questions()] == [(BOB, 9)]
+    assert [(q.client, q.seq) for q in inputs.unanswered()] == [(BOB, 9)]
 
 
 def test_no_more_are_remembered_than_there_is_room_for(inputs, monkeypatch) -> None:
@@ -138,7 +138,7 @@ def test_no_more_are_remembered_than_there_is_room_for(inputs, monkeypatch) -> N
     asked = [question(f"q{i}") for i in range(20)]
     for seq, one in enumerate(asked):
         inputs.asked(one, ALICE, seq)
-    assert [q.seq for q in inputs.open_questions()] == [15, 16, 17, 18, 19]
+    assert [q.seq for q in inputs.unanswered()] == [15, 16, 17, 18, 19]
     for one in asked[15:]:
         assert inputs.answer(answer(one))
     for i in range(20, 40):
