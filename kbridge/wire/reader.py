@@ -1,13 +1,13 @@
-"""The frames that a websocket client sends, taken out of the bytes that come (RFC 6455, section 5).
+"""Read the websocket frames of a client (RFC 6455, section 5).
 
-Laws of this module:
+Properties of this module:
 
-- bytes in, whole messages and control frames out: no I/O, and no clock;
-- what a frame claims is checked before anything is kept for it, and what is kept is never more
-  than what has come;
-- a call costs no more than the bytes fed since the last one, and a copy of the message where it
-  ends: bytes are unmasked, and text is decoded, as they come;
-- after an error nothing more comes out.
+- bytes in, complete messages and control frames out: no I/O, and no clock;
+- the header of a frame is checked before memory is set aside for its payload, and no more bytes
+  are kept than were fed;
+- a call costs no more than the bytes fed since the last call, and one copy of the message at its
+  end: bytes are unmasked, and text is decoded, as they are fed;
+- after an error, every further call raises an error.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from kbridge.wire.frames import BINARY, CLOSE, PING, PONG, TEXT
 __all__ = ["PARTIAL", "Event", "FrameReader", "parse_close", "unmask"]
 
 Event: TypeAlias = tuple[int, bytes | str]
-"""An opcode and a payload. Text is a str; text that is not UTF-8 is empty bytes in its place."""
+"""An opcode and a payload. Text is a str; in place of text that is not UTF-8 there is b""."""
 
 _CONTINUATION: Final = 0x0
 _KNOWN: Final = frozenset({_CONTINUATION, TEXT, BINARY, CLOSE, PING, PONG})
@@ -30,23 +30,24 @@ _CONTROL: Final = 0x8
 _FIN: Final = 0x80
 _MASKED: Final = 0x80
 _RESERVED: Final = 0x70
+_USUAL: Final = frozenset({_FIN | TEXT, _FIN | BINARY})  # first bytes of unfragmented messages
 _CONTROL_LIMIT: Final = 125
 _BLOCK: Final = 1 << 20  # bytes of text that are decoded at once
 _NEVER_SENT: Final = frozenset({1004, 1005, 1006, 1015})  # section 7.4.1
 
 PARTIAL: Final[Event] = (_CONTINUATION, b"")
-"""Stands for a fragment that was taken in, of a message that has not ended."""
+"""Returned for a fragment of a message that has not ended."""
 
 
 def unmask(mask: bytes, data: bytes) -> bytes:
-    """Undo a client's masking (section 5.3): each byte was combined with one of four."""
+    """Undo the masking of a payload (section 5.3): byte i was XORed with byte i % 4 of the mask."""
     size = len(data)
     repeated = int.from_bytes(mask * (size // 4 + 1), "little") & ((1 << 8 * size) - 1)
     return (int.from_bytes(data, "little") ^ repeated).to_bytes(size, "little")
 
 
 class _Message:
-    """A message of which some has come."""
+    """A message that is not complete yet."""
 
     __slots__ = ("_data", "_decoder", "_texts", "_valid", "nbytes", "opcode")
 
@@ -82,14 +83,15 @@ class _Message:
 
 
 class FrameReader:
-    """Reads one client's frames.
+    """Reads the frames of one client.
 
     Parameters
     ----------
     max_size : int
-        Bytes that a message may have, all its fragments together.
+        Maximum number of bytes of a message, all its fragments together.
     unmask : callable
-        What undoes the masking; Tornado has one in C.
+        Undoes the masking of a payload, given the mask and the payload. The default is written in
+        Python; Tornado and others have faster ones in C.
     """
 
     __slots__ = ("_at", "_buffer", "_final", "_left", "_mask", "_max_size", "_message", "_unmask")
@@ -97,75 +99,75 @@ class FrameReader:
     def __init__(self, max_size: int, unmask: Callable[[bytes, bytes], bytes] = unmask) -> None:
         self._max_size = max_size
         self._unmask = unmask
-        self._buffer = bytearray()
-        self._at = 0  # where the next frame begins
-        self._message: _Message | None = None  # of which some has come
-        # Of its fragment that is being read: the bytes to come, how they are masked, and whether
-        # it is the last one.
+        # Slices of bytes cost half of those of a bytearray. What `next` leaves of a buffer is less
+        # than a header or a control frame, so that joining it with the next bytes is cheap.
+        self._buffer = b""
+        self._at = 0  # the place of the next frame in `_buffer`
+        self._message: _Message | None = None  # the incomplete message
+        # The rest of its current fragment: number of bytes, mask, and whether it is the last one.
         self._left = 0
         self._mask = b""
         self._final = False
 
     def feed(self, data: bytes) -> None:
-        """Take bytes as they came."""
-        if self._at:
-            del self._buffer[: self._at]
-            self._at = 0
-        self._buffer += data
+        """Take bytes from the client; then call `next` until it returns None."""
+        rest = self._buffer[self._at :]
+        self._buffer = rest + data if rest else bytes(data)
+        self._at = 0
 
     def next(self) -> Event | None:
-        """The next message or control frame, or `PARTIAL`; None if more bytes must come first.
+        """Return the next message or control frame, `PARTIAL`, or None if it is incomplete.
 
         Raises
         ------
         ProtocolViolation
-            If the client does not speak RFC 6455.
+            If the client violates RFC 6455.
         FrameTooBig
             If a message is larger than `max_size`.
         """
         if self._left:
-            return self._read_on()
+            return self._read_fragment()
         buffer, at = self._buffer, self._at
-        if len(buffer) - at < 2:
+        available = len(buffer)
+        if available - at < 2:
             return None
         first, second = buffer[at], buffer[at + 1]
+        message = self._message
+        if first not in _USUAL or second < _MASKED or message is not None:
+            self._check(first, second)
         opcode, size = first & 0x0F, second & 0x7F
-        self._check(first, second)
         start = at + 2
         if size >= 126:
-            width = 2 if size == 126 else 8
-            if len(buffer) - start < width:
+            start += 2 if size == 126 else 8
+            if available < start:
                 return None
-            size = int.from_bytes(buffer[start : start + width], "big")
-            start += width
+            size = int.from_bytes(buffer[at + 2 : start], "big")
         control = opcode & _CONTROL
-        message = self._message
         if not control and size + (message.nbytes if message else 0) > self._max_size:
             raise FrameTooBig(f"a message of more than {self._max_size} bytes")
         start += 4
         end = start + size
-        whole = len(buffer) >= end
-        if (control and not whole) or len(buffer) < start:
-            return None
-        mask = bytes(buffer[start - 4 : start])
-        if whole and (control or (message is None and first & _FIN)):
+        if available < end:
+            if control or available < start:
+                return None
+        elif control or (message is None and first & _FIN):
             self._at = end
-            data = self._unmask(mask, bytes(buffer[start:end]))
+            data = self._unmask(buffer[start - 4 : start], buffer[start:end])
             return opcode, _text(data) if opcode == TEXT else data
         if message is None:
             self._message = _Message(opcode)
-        self._at, self._left, self._mask = start, size, mask
+        self._at, self._left, self._mask = start, size, buffer[start - 4 : start]
         self._final = bool(first & _FIN)
-        return self._read_on()
+        return self._read_fragment()
 
-    def _read_on(self) -> Event | None:
-        """Take in what has come of a fragment."""
+    def _read_fragment(self) -> Event | None:
+        """Add the available bytes of the current fragment to its message."""
         message, at = self._message, self._at
         assert message is not None
-        size = min(self._left, len(self._buffer) - at)
-        if size:
-            with memoryview(self._buffer) as view:
-                message.add(self._unmask(self._mask, bytes(view[at : at + size])))
+        data = self._buffer[at : at + self._left]
+        if data:
+            message.add(self._unmask(self._mask, data))
+            size = len(data)
             turned = size % 4
             self._mask = self._mask[turned:] + self._mask[:turned]
             self._at = at + size
@@ -178,7 +180,7 @@ class FrameReader:
         return message.end()
 
     def _check(self, first: int, second: int) -> None:
-        """Judge the two bytes that every frame begins with."""
+        """Check the first two bytes of a frame."""
         opcode = first & 0x0F
         if first & _RESERVED:
             raise ProtocolViolation("a reserved bit is set, and no extension was agreed on")
