@@ -1,4 +1,4 @@
-"""All errors that kbridge raises for its callers to catch, grouped by who caused them.
+"""All errors that kbridge raises for its callers to catch, grouped by their cause.
 
 ::
 
@@ -152,7 +152,7 @@ class InvalidMessage(FrameError):
 class IgnoredMessage(FrameError):
     """Jupyter Server, or the kernel behind it, would ignore the message.
 
-    It is dropped, counted, and logged once a minute; the websocket stays open.
+    It is dropped, counted, and logged once per minute; the websocket stays open.
     """
 
     close_code = 1008
@@ -198,7 +198,7 @@ class KernelLimitReached(ClientError):
 
 
 class NotFound(ClientError):
-    """The object that was asked for does not exist."""
+    """The object does not exist."""
 
     http_status = 404
 
@@ -245,7 +245,7 @@ class InvalidConnectionInfo(KernelError, ValueError):
 
 
 class NotSupported(KernelError):
-    """The kernel cannot do what was asked for."""
+    """The kernel cannot do this operation."""
 
     http_status = 501
 

@@ -85,7 +85,7 @@ def write_private(path: Path, content: bytes, *, stacklevel: int = 2) -> None:
     path : Path
     content : bytes
     stacklevel : int
-        Whom a warning about the file's mode names: 2 is the caller.
+        The frame that a warning about the file's mode names; 2 is the caller.
 
     Raises
     ------
@@ -200,15 +200,15 @@ def _hide(descriptor: int, path: Path, *, stacklevel: int) -> None:
     if sys.platform == "win32":
         return  # there are no modes; the directory's permissions protect the file
     if _mode_of(descriptor) != 0o600:  # the file is older, or the umask removed too much
-        with suppress(OSError):  # what counts is the mode afterwards
+        with suppress(OSError):  # the mode is checked below
             os.fchmod(descriptor, 0o600)
     mode = _mode_of(descriptor)
     if mode & ~_HARMLESS == 0o600:
         return
     if insecure_writes_allowed():
         warnings.warn(
-            f"{path} can be read by others (JUPYTER_ALLOW_INSECURE_WRITES is set): whoever reads"
-            " it may be able to run code as you",
+            f"{path} can be read by others (JUPYTER_ALLOW_INSECURE_WRITES is set): a user who"
+            " reads it may be able to run code as you",
             stacklevel=stacklevel + 1,
         )
         return

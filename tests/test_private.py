@@ -1,4 +1,4 @@
-"""Files and directories for their owner alone."""
+"""Files and directories that only their owner may read."""
 
 import os
 import stat
@@ -30,7 +30,7 @@ def mode(path: Path) -> int:
 
 @pytest.fixture
 def no_chmod(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Stand for a file system that refuses chmod and shows the same mode for every file."""
+    """Simulate a file system that refuses chmod and shows the same mode for every file."""
 
     def refuse(*_: object) -> None:
         raise PermissionError(1, "Operation not permitted")
@@ -98,7 +98,7 @@ def test_a_link_is_not_followed(write: object, tmp_path: Path) -> None:
     assert (tmp_path / "elsewhere").read_bytes() == before
 
 
-def test_what_was_written_is_read(tmp_path: Path) -> None:
+def test_a_file_is_written_and_read(tmp_path: Path) -> None:
     path = tmp_path / "file"
     write_private(path, b"old")
     write_private(path, SECRET)
@@ -213,7 +213,6 @@ def home() -> Iterator[Path]:
 
 @pytest.mark.parametrize("there", [True, False], ids=["there", "missing"])
 def test_a_start_without_a_writable_home_names_the_variable(home: Path, there: bool) -> None:
-    """It used to end in a traceback."""
     runtime = home / ".local" / "share" / "jupyter" / "runtime"
     (runtime if there else home).mkdir(parents=True, exist_ok=True)
     done = start(home)

@@ -54,13 +54,13 @@ def crash(path: Path) -> None:
     assert path.is_socket()
 
 
-def test_who_listens_is_heard(bound: Path) -> None:
+def test_a_listener_is_detected(bound: Path) -> None:
     assert has_listener(bound)
     assert not remove_stale_socket(bound)
     assert bound.is_socket()
 
 
-def test_a_busy_listener_is_one(home: Path) -> None:
+def test_a_listener_with_a_full_backlog_is_detected(home: Path) -> None:
     with socket.socket(socket.AF_UNIX) as listener, socket.socket(socket.AF_UNIX) as caller:
         listener.bind(str(home / "busy"))
         listener.listen(0)
@@ -69,7 +69,7 @@ def test_a_busy_listener_is_one(home: Path) -> None:
         assert has_listener(home / "busy")
 
 
-def test_what_a_killed_kernel_left_is_removed(home: Path) -> None:
+def test_the_socket_of_a_killed_process_is_removed(home: Path) -> None:
     path = home / "k-ipc-1"
     crash(path)
     assert not has_listener(path)
@@ -78,7 +78,7 @@ def test_what_a_killed_kernel_left_is_removed(home: Path) -> None:
     assert not remove_stale_socket(path)
 
 
-def test_what_is_no_socket_is_left(home: Path) -> None:
+def test_other_files_are_left(home: Path) -> None:
     (home / "k-ipc-1").write_text("mine")
     (home / "k-ipc-2").symlink_to(home / "nowhere")
     assert not remove_stale_socket(home / "k-ipc-1")

@@ -1,6 +1,6 @@
-"""Floor 3: connection files, ports and tunnels.
+"""Layer 3: connection files, ports and tunnels.
 
-Has what `jupyter_client.connect` and `ipykernel.connect` have, under the same names.
+The names are those of `jupyter_client.connect` and `ipykernel.connect`.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    # Most who need a file or a port need no ssh.
+    # Most callers need a file or a port, and no ssh.
     if name in {"Tunnel", "tunnel_to_kernel"}:
         from kbridge.tunnel import tunnel
 

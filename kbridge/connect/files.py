@@ -1,10 +1,10 @@
-"""Connection files, written: whole, and for their owner's eyes alone.
+"""Write and read connection files.
 
-Laws of this module:
+Invariants:
 
-- whoever opens a connection file reads all of it, the old one or the new one, at any moment;
-- no other user can read one byte of it, from its first byte on: it holds the key to the kernel;
-- a write that fails leaves what was there before, and nothing else.
+- a reader sees the whole old file or the whole new file, never a part;
+- no other user can read any byte of it, because it contains the key of the kernel;
+- a write that fails leaves the old file, and no other file.
 """
 
 from __future__ import annotations
@@ -56,41 +56,44 @@ def write_connection_file(
     curve_secretkey: bytes | None = None,
     **kwargs: Any,
 ) -> tuple[str, KernelConnectionInfo]:
-    """Write a connection file, with ports of its own choice where none are given (seed 000).
+    """Write a connection file, and choose the ports that are not given (seed 000).
 
     Parameters
     ----------
     fname : str, optional
-        Its path; without one, a new file in the directory for temporary files.
+        The path; if not given, a new file in the directory for temporary files.
     shell_port, iopub_port, stdin_port, hb_port, control_port : int
-        TCP ports, or the numbers at the end of ipc paths. What is 0 or less is chosen.
+        TCP ports, or the suffixes of ipc paths. A free one is chosen for each that is 0 or less.
     ip : str
-        The address that the kernel is to bind, IPv4 or IPv6; for ipc, what paths begin with.
-        Without one: this machine's loopback, or a path beside the connection file.
+        The address that the kernel will bind, IPv4 or IPv6; for ipc, the prefix of the socket
+        paths. If not given: the loopback of this machine, or a path next to the connection file.
     key : bytes
-        What messages are signed with.
+        The key that signs messages.
     transport : str
         ``tcp`` or ``ipc``.
     signature_scheme : str
         ``hmac-<hash>``.
     kernel_name : str
-        The kernelspec's.
+        The name of the kernelspec.
     curve_publickey, curve_secretkey : bytes, optional
         A CurveZMQ key pair (Z85).
     **kwargs
-        What else is to be in it.
+        More members of the file.
 
     Returns
     -------
     (str, dict)
-        The path, and what was written.
+        The path, and the content that was written.
 
     Raises
     ------
     OSError
-        If it cannot be written, the file system cannot hide it from others, or `ip` has no port.
-    ValueError
-        If a key is no text, or an ipc path is too long.
+        If the file cannot be written; `NotPrivate` if other users could read it; `NoFreePort` if
+        `ip` has no free port.
+    InvalidConnectionInfo
+        If a key is not UTF-8.
+    SocketPathTooLong
+        If an ipc path is too long.
     """
     with ExitStack() as undo:
         if not fname:
@@ -139,12 +142,12 @@ def read_connection_file(path: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def text_of(key: bytes | str, name: str) -> str:
-    """A key as JSON has it.
+    """Return a key as text, for JSON.
 
     Raises
     ------
-    ValueError
-        If it is no text: with its name, and without the key.
+    InvalidConnectionInfo
+        If it is not UTF-8. The message contains `name`, and not the key.
     """
     try:
         return key if isinstance(key, str) else key.decode()
@@ -152,11 +155,8 @@ def text_of(key: bytes | str, name: str) -> str:
         raise InvalidConnectionInfo(f"{name} is not UTF-8") from None
 
 
-# -- inside -------------------------------------------------------------------------------------
-
-
 def _chosen(ports: dict[str, int], ip: str, transport: str) -> dict[str, int]:
-    """What to put for the ports that are not given, and whether the given ones can be."""
+    """Choose the ports that are not given, and check the paths of those that are."""
     given = {port for port in ports.values() if port > 0}
     names = [name for name, port in ports.items() if port <= 0]
     if transport == "tcp":
@@ -171,8 +171,8 @@ def _chosen(ports: dict[str, int], ip: str, transport: str) -> dict[str, int]:
 
 
 def _make_sticky(directory: Path) -> None:
-    """Let nobody but its owner remove a file from a directory (as jupyter_client does)."""
-    with suppress(OSError):  # the directory may be somebody else's
+    """Let only its owner remove a file from a directory (as jupyter_client does)."""
+    with suppress(OSError):  # the directory may belong to another user
         mode = stat.S_IMODE(directory.stat().st_mode)
         if not mode & stat.S_ISVTX:
             directory.chmod(mode | stat.S_ISVTX)

@@ -1,4 +1,4 @@
-"""Connection files, found by what one remembers of their names."""
+"""Find connection files by a part of their names."""
 
 from __future__ import annotations
 
@@ -27,22 +27,23 @@ def find_connection_file(
     Parameters
     ----------
     filename : str
-        Tried as a name first; then as a glob if it has a ``*``; else as what a name contains.
-        Of several files, the one that was read last is taken.
+        First tried as a name; then as a glob if it contains a ``*``, otherwise as a part of a name.
+        If several files match, the one that was read last is used.
     path : str or list of str, optional
-        Where to look; the working directory and Jupyter's runtime directory if not given.
+        The directories to search; if not given, the working directory and Jupyter's runtime
+        directory.
     profile : str, optional
-        Of no effect, with a warning: what IPython had before Jupyter.
+        Ignored, with a warning: IPython had profiles before Jupyter.
 
     Returns
     -------
     str
-        Its absolute path.
+        The absolute path of the file.
 
     Raises
     ------
     ConnectionFileNotFound
-        If there is none (an OSError): says where it was looked for, and which names are near.
+        If no file matches; an OSError. The message lists the directories and similar names.
     """
     if profile is not None:
         warnings.warn(f"Jupyter has no profiles. profile={profile} has been ignored.", stacklevel=2)
@@ -58,7 +59,7 @@ def find_connection_file(
     for directory in map(_expanded, directories):
         for name in glob.iglob(pattern, root_dir=directory):  # noqa: PTH207 - takes absolute ones
             found = _absolute(Path(directory, name))
-            with suppress(OSError):  # it has gone since
+            with suppress(OSError):  # it was removed meanwhile
                 status = Path(found).stat()
                 read = ((status.st_atime_ns, status.st_mtime_ns), found)
                 if stat.S_ISREG(status.st_mode) and (newest is None or read > newest):
@@ -69,7 +70,7 @@ def find_connection_file(
 
 
 def locate(filename: str, directories: Iterable[str]) -> str | None:
-    """The absolute path of a file with exactly this name, or none; ``~`` and ``$`` are expanded."""
+    """Return the absolute path of a file with exactly this name; ``~`` and ``$`` are expanded."""
     for directory in directories:
         candidate = Path(_expanded(directory), _expanded(filename))
         if candidate.is_file():
@@ -95,7 +96,7 @@ def _not_found(wanted: str, directories: Sequence[str]) -> str:
 
 
 def _expanded(path: str) -> str:
-    # Path.expanduser raises where there is no such user; then it is a file's name.
+    # Path.expanduser raises an error if the user does not exist; here it is a file name then.
     return os.path.expandvars(os.path.expanduser(path))  # noqa: PTH111
 
 

@@ -1,6 +1,7 @@
-"""What code that runs in a kernel asks about that kernel (seeds 001 and 002; `ipykernel.connect`).
+"""The connection of the kernel that this code runs in (seeds 001 and 002; `ipykernel.connect`).
 
-Neither ipykernel nor qtconsole needs to be installed: who runs in no kernel is told so.
+Neither ipykernel nor qtconsole needs to be installed; outside a kernel, the functions raise
+`NotInKernel`.
 """
 
 from __future__ import annotations
@@ -19,26 +20,26 @@ __all__ = ["connect_qtconsole", "get_connection_file", "get_connection_info"]
 
 
 def get_connection_file(app: Any = None) -> str:
-    """The path of a kernel's connection file.
+    """Return the path of a kernel's connection file.
 
     Parameters
     ----------
     app : ipykernel.kernelapp.IPKernelApp, optional
-        The kernel; the one that this code runs in if not given.
+        The application of the kernel; if not given, of the kernel that this code runs in.
 
     Raises
     ------
     NotInKernel
-        If no kernel is given, and this code runs in none.
-    OSError
-        If the kernel's file has gone.
+        If no application is given, and this code does not run in a kernel; a RuntimeError.
+    ConnectionFileNotFound
+        If the file was removed; an OSError.
     """
     if app is None:
         app = _this_kernel()
     found = locate(app.connection_file, [".", app.connection_dir])
     if found is None:
         raise ConnectionFileNotFound(
-            f"The kernel's connection file {app.connection_file} is not there (any more)"
+            f"The kernel's connection file {app.connection_file} does not exist"
         )
     return found
 
@@ -46,24 +47,24 @@ def get_connection_file(app: Any = None) -> str:
 def get_connection_info(
     connection_file: str | None = None, unpack: bool = False
 ) -> str | dict[str, Any]:
-    """What a connection file says.
+    """Return the content of a connection file.
 
     Parameters
     ----------
     connection_file : str, optional
-        As `find_connection_file` takes it; the one of the kernel that this code runs in if not
-        given.
+        A name for `find_connection_file`; if not given, the file of the kernel that this code runs
+        in.
     unpack : bool
-        Whether to give a dict, with the key as bytes, and not the text.
+        True returns a dict with the key as bytes; False returns the text.
 
     Raises
     ------
     NotInKernel
-        If no file is given, and this code runs in no kernel.
-    OSError
-        If the file is not found.
-    ValueError
-        If it is to be unpacked, and is no connection file.
+        If no file is given, and this code does not run in a kernel.
+    ConnectionFileNotFound
+        If no file matches; an OSError.
+    InvalidConnectionInfo
+        If `unpack` is true and it is not a connection file; a ValueError.
     """
     path = _find(connection_file)
     if not unpack:
@@ -76,30 +77,30 @@ def get_connection_info(
 def connect_qtconsole(
     connection_file: str | None = None, argv: list[str] | None = None, **kwargs: Any
 ) -> subprocess.Popen[bytes]:
-    """Start a Qt console on a kernel, in a session of its own: interrupts do not reach it.
+    """Start a Qt console for a kernel, in its own session, so that interrupts do not reach it.
 
     Parameters
     ----------
     connection_file : str, optional
-        As `find_connection_file` takes it; the one of the kernel that this code runs in if not
-        given.
+        A name for `find_connection_file`; if not given, the file of the kernel that this code runs
+        in.
     argv : list of str, optional
-        More arguments for qtconsole.
+        Additional arguments for qtconsole.
     **kwargs
         Options of qtconsole by name: ``style="monokai"`` is ``--style=monokai``, ``no_banner=True``
-        is ``--no-banner``; what is None or False is left out.
+        is ``--no-banner``; options with the value None or False are left out.
 
     Returns
     -------
     subprocess.Popen
-        With its output in pipes.
+        The console; its stdout and stderr are pipes.
 
     Raises
     ------
     NotInKernel
-        If no file is given, and this code runs in no kernel.
-    OSError
-        If the file is not found.
+        If no file is given, and this code does not run in a kernel.
+    ConnectionFileNotFound
+        If no file matches; an OSError.
     ImportError
         If qtconsole is not installed.
     """
@@ -122,9 +123,6 @@ def connect_qtconsole(
     )
 
 
-# -- inside -------------------------------------------------------------------------------------
-
-
 def _find(connection_file: str | None) -> str:
     return (
         get_connection_file() if connection_file is None else find_connection_file(connection_file)
@@ -132,7 +130,7 @@ def _find(connection_file: str | None) -> str:
 
 
 def _this_kernel() -> Any:
-    # Where there is a kernel, its module was imported long ago.
+    # In a kernel, this module has been imported already.
     module = sys.modules.get("ipykernel.kernelapp")
     if module is None or not module.IPKernelApp.initialized():
         raise NotInKernel(

@@ -1,13 +1,13 @@
 """The unix sockets of kernels whose transport is ipc: `<ip>-<port>`, where `ip` is a path.
 
-A kernel makes its sockets with the modes that its umask leaves; with an umask of 0 every user
-could connect to them. So kernels that kbridge starts get a directory each that only their user
-may enter: `<connection file>-ipc/s-<port>`.
+A kernel creates its sockets with the mode that its umask leaves; with an umask of 0, every user
+could connect to them. So each kernel that kbridge starts has a directory that only its user may
+enter: `<connection file>-ipc/s-<port>`.
 
-Laws of this module:
+Invariants:
 
-- a path that the platform cannot take is refused before anything is written;
-- what is removed is a socket, it is this user's, and nobody listens on it.
+- a path that is too long for the platform is refused before anything is written;
+- only sockets of this user that nobody listens on are removed.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ LIMIT: Final = zmq.IPC_PATH_MAX_LEN or 103
 """Bytes that a path may have: 107 on Linux, 103 on macOS."""
 
 _PRIVATE: Final = "s"
-# A socket is there before somebody listens on it; one that is older than this had its time.
+# A socket file exists for a moment before its kernel listens on it.
 _SETTLED_S = 10.0
 
 
@@ -102,12 +102,12 @@ def _private_directory(ip: str) -> Path | None:
 
 
 def checked(ip: str, port: int) -> str:
-    """The path of one socket.
+    """Return the path of a socket, if it is not too long.
 
     Raises
     ------
     SocketPathTooLong
-        If it is longer than the platform allows; says what to set.
+        If it has more than `LIMIT` bytes. The message names the settings that shorten it.
     """
     path = f"{ip}-{port}"
     length = len(os.fsencode(path))
@@ -121,7 +121,7 @@ def checked(ip: str, port: int) -> str:
 
 
 def sweep(directory: str) -> list[str]:
-    """Remove the sockets of kernels that have gone (``*-ipc-<number>``, ``*-ipc/s-<number>``).
+    """Remove the sockets of kernels that have ended (``*-ipc-<number>``, ``*-ipc/s-<number>``).
 
     Returns
     -------
@@ -130,20 +130,20 @@ def sweep(directory: str) -> list[str]:
     """
     paths: list[str] = []
     folders: list[Path] = []
-    with suppress(OSError):  # no such directory: nothing in it
+    with suppress(OSError):  # the directory does not exist
         paths = [str(path) for path in Path(directory).glob("*-ipc-[0-9]*")]
         folders = list(Path(directory).glob("*-ipc"))
         paths += [str(path) for folder in folders for path in folder.glob(f"{_PRIVATE}-[0-9]*")]
     removed = [path for path in paths if remove_stale_socket(path, min_age=_SETTLED_S)]
     for folder in folders:
-        # One that is empty may be that of a kernel that starts.
+        # An empty directory may belong to a kernel that is starting.
         if not folder.with_name(f"{folder.name.removesuffix('-ipc')}.json").exists():
             remove_private(str(folder / _PRIVATE))
     return removed
 
 
 def pick_numbers(ip: str, count: int, taken: Iterable[int] = ()) -> list[int]:
-    """Find the smallest numbers whose paths are free, or have only a dead kernel's socket."""
+    """Return the smallest suffixes whose paths are free; removes the sockets of dead kernels."""
     used = set(taken)
     numbers: list[int] = []
     number = 0

@@ -1,6 +1,6 @@
 """The methods of `kbridge.connect.ConnectionFileMixin`, in a class without traits.
 
-So a class that has jupyter_client's traits already, as its kernel managers do, can take ours over:
+A class that already has the traits of jupyter_client, such as a kernel manager, can use them:
 `class Mine(ConnectionFileMethods, AsyncKernelManager)`.
 """
 
@@ -38,7 +38,7 @@ channel_socket_types: Final = {
 _CURVE: Final = ("curve_publickey", "curve_secretkey")
 _SECRETS: Final = ("key", *_CURVE)
 _PERTINENT: Final = (*_SECRETS, "ip", *port_names, "transport", "signature_scheme")
-# How long a closed socket may try to get rid of what was sent: exits do not hang on it.
+# A closed socket may try to send its messages for this time, which delays the exit of a program.
 _LINGER_MS: Final = 1000
 
 
@@ -57,9 +57,9 @@ class ConnectionFileMethods:
     log: Any
     _connection_file_written: Any
 
-    # Names of the ports that nobody chose; None until that is known.
+    # Names of the ports that were not configured; None until that is known.
     _random_port_names: list[str] | None = None
-    # Whether the ipc files are those of a connection file that was written here.
+    # True if the connection file of the ipc sockets was written by this object.
     _ipc_files_ours = False
 
     def _ip_default(self) -> str:
@@ -77,25 +77,25 @@ class ConnectionFileMethods:
     def _curve_keys(self) -> tuple[bytes | None, bytes | None]:
         """Return the public and the secret CurveZMQ key, None where there is none.
 
-        The kernel managers of jupyter_client before 8.10 have no traits for them.
+        The kernel managers of jupyter_client before 8.10 do not have these traits.
         """
         public, secret = (getattr(self, name, None) for name in _CURVE)
         return public, secret
 
-    # -- what is known ----------------------------------------------------------------------
+    # -- connection information -------------------------------------------------------------
 
     def get_connection_info(self, session: bool = False) -> KernelConnectionInfo:
-        """What a client needs to know.
+        """Return the connection information that a client needs.
 
         Parameters
         ----------
         session : bool
-            Whether to give a clone of the session instead of its key and signature scheme.
+            True returns a clone of the session instead of its key and signature scheme.
 
         Returns
         -------
         dict
-            What a connection file holds, the key as bytes.
+            The content of a connection file, with the key as bytes.
         """
         info: dict[str, Any] = {
             "transport": self.transport,
@@ -113,36 +113,36 @@ class ConnectionFileMethods:
         return cast("KernelConnectionInfo", info)
 
     def blocking_client(self) -> BlockingKernelClient:
-        """A new client of this kernel, made by `blocking_class`, that does not listen yet."""
+        """Return a new client of this kernel, of the class `blocking_class`; it is not started."""
         client = self.blocking_class(parent=self)
         client.load_connection_info(self.get_connection_info())
         if self.transport == "tcp" and is_ipv6(self.ip):
-            client.context.setsockopt(zmq.IPV6, 1)  # for the sockets that it makes
+            client.context.setsockopt(zmq.IPV6, 1)  # for the sockets of the client
         return cast("BlockingKernelClient", client)
 
     # -- files ------------------------------------------------------------------------------
 
     def write_connection_file(self, **kwargs: Any) -> None:
-        """Write `connection_file`, unless it is written; choose the ports that are 0.
+        """Write `connection_file` unless it was written before; choose the ports that are 0.
 
         Parameters
         ----------
         **kwargs
-            What else is to be in it.
+            More members of the file.
 
         Raises
         ------
         OSError
-            If it cannot be written, or not hidden from others.
-        ValueError
-            If ipc paths would be too long.
+            If the file cannot be written; `NotPrivate` if other users could read it.
+        SocketPathTooLong
+            If the ipc paths would be too long.
         """
         if self._connection_file_written and Path(self.connection_file).exists():
             if self._ipc_files_ours:
                 ipc.make_private(self.ip)
             return
         if self.transport == "ipc":
-            # A kernel that is started in another directory has to find the same place.
+            # The kernel may be started in another directory, and must find the same path.
             self.ip = ipc.absolute(self.ip)
             for directory in {Path(self.connection_file).parent, Path(self.ip).parent}:
                 ipc.sweep(str(directory))
@@ -165,60 +165,60 @@ class ConnectionFileMethods:
         self._connection_file_written = True
         self._ipc_files_ours = self.transport == "ipc"
         if self._ipc_files_ours:
-            # After the file: a directory without one is swept.
+            # After the file, because `ipc.sweep` removes directories without one.
             ipc.make_private(self.ip)
 
     def load_connection_file(self, connection_file: str | None = None) -> None:
-        """Take over what a connection file says.
+        """Load the connection information from a file.
 
         Parameters
         ----------
         connection_file : str, optional
-            Its path, if it is not `self.connection_file`.
+            The path; `self.connection_file` if not given.
 
         Raises
         ------
         OSError
             If it cannot be read.
-        ValueError
-            If it is no connection file.
+        InvalidConnectionInfo
+            If it is not a connection file.
         """
         path = self.connection_file if connection_file is None else connection_file
         self.log.debug("Loading connection file %s", path)
         self.load_connection_info(_read(path))
 
     def load_connection_info(self, info: KernelConnectionInfo) -> None:
-        """Take over a connection; ports that are set already stay.
+        """Load connection information; ports that are already set do not change.
 
         Parameters
         ----------
         info : dict
-            What a connection file holds.
+            The content of a connection file; members may be missing.
         """
-        told: Mapping[str, Any] = cast("Mapping[str, Any]", info)
-        self.transport = told.get("transport", self.transport)
-        self.ip = told["ip"] if "ip" in told else self._ip_default()
+        members: Mapping[str, Any] = cast("Mapping[str, Any]", info)
+        self.transport = members.get("transport", self.transport)
+        self.ip = members["ip"] if "ip" in members else self._ip_default()
         self._record_random_port_names()
         for name in port_names:
-            if getattr(self, name) == 0 and name in told:
-                setattr(self, name, told[name])
-        if "key" in told:
-            self.session.key = text_of(told["key"], "key").encode()
-        if "signature_scheme" in told:
-            self.session.signature_scheme = told["signature_scheme"]
-        if all(name in told for name in _CURVE):
+            if getattr(self, name) == 0 and name in members:
+                setattr(self, name, members[name])
+        if "key" in members:
+            self.session.key = text_of(members["key"], "key").encode()
+        if "signature_scheme" in members:
+            self.session.signature_scheme = members["signature_scheme"]
+        if all(name in members for name in _CURVE):
             for name in _CURVE:
-                setattr(self, name, text_of(told[name], name).encode())
+                setattr(self, name, text_of(members[name], name).encode())
 
     def cleanup_connection_file(self) -> None:
-        """Remove the connection file if it was written here, and is still there."""
+        """Remove the connection file if this object has written it."""
         if self._connection_file_written:
             self._connection_file_written = False
-            with suppress(OSError):  # called while objects die, and at exit: never in the way
+            with suppress(OSError):  # called by __del__ and at exit, where errors would be noise
                 Path(self.connection_file).unlink()
 
     def cleanup_ipc_files(self) -> None:
-        """Remove the kernel's ipc files, but not those of a kernel of others that still runs."""
+        """Remove the ipc sockets, unless another program's kernel still listens on them."""
         if self.transport != "ipc" or self.ip.startswith("@"):
             return
         for port in self.ports:
@@ -231,28 +231,28 @@ class ConnectionFileMethods:
     # -- ports ------------------------------------------------------------------------------
 
     def _record_random_port_names(self) -> None:
-        """Remember which TCP ports nobody chose, the first time."""
+        """Remember which TCP ports are not configured, at the first call."""
         if self.transport == "tcp" and self._random_port_names is None:
             self._random_port_names = [name for name in port_names if getattr(self, name) <= 0]
 
     def cleanup_random_ports(self) -> None:
-        """Forget the TCP ports that nobody chose, and with them the connection file."""
+        """Reset the TCP ports that were not configured, and remove the connection file."""
         if self._random_port_names:
             for name in self._random_port_names:
                 setattr(self, name, 0)
             self.cleanup_connection_file()
 
-    # -- what a provisioner says ------------------------------------------------------------
+    # -- provisioners -----------------------------------------------------------------------
 
     def _reconcile_connection_info(self, info: KernelConnectionInfo) -> None:
-        """Make what a provisioner returned the truth, here and in the connection file.
+        """Load what a provisioner returned, and write it to the connection file.
 
-        A file that says the same is left alone: its kernel may be reading it.
+        A file with the same content is not written again, because its kernel may be reading it.
 
         Raises
         ------
-        ValueError
-            If it cannot be taken over; names what differs.
+        InvalidConnectionInfo
+            If it cannot be loaded; names the members that differ.
         """
         if not self._file_says(info):
             for name in port_names:
@@ -271,18 +271,18 @@ class ConnectionFileMethods:
     def _file_says(self, info: KernelConnectionInfo) -> bool:
         try:
             return self._equal_connections(info, _read(self.connection_file))
-        except (OSError, ValueError):  # there is none, or it is to be replaced
+        except (OSError, ValueError):  # it does not exist, or must be replaced
             return False
 
     @staticmethod
     def _equal_connections(conn1: KernelConnectionInfo, conn2: KernelConnectionInfo) -> bool:
-        """Whether two connections lead to the same kernel with the same keys."""
+        """Return True if two connections have the same addresses and keys."""
         return not _differing(conn1, conn2)
 
     # -- sockets ----------------------------------------------------------------------------
 
     def _make_url(self, channel: str) -> str:
-        """The address of a channel in ZeroMQ's spelling."""
+        """Return the address of a channel as ZeroMQ spells it."""
         port = getattr(self, f"{channel}_port")
         if self.transport == "ipc":
             ipc.checked(self.ip, port)
@@ -291,7 +291,7 @@ class ConnectionFileMethods:
     def _create_connected_socket(
         self, channel: str, identity: bytes | None = None
     ) -> zmq.Socket[bytes]:
-        """A socket of the type that a channel's client has, connected, encrypted if need be."""
+        """Return a connected client socket for a channel, encrypted if the kernel encrypts."""
         url = self._make_url(channel)
         self.log.debug("Connecting to: %s", url)
         sock: zmq.Socket[bytes] = self.context.socket(channel_socket_types[channel])
@@ -302,7 +302,7 @@ class ConnectionFileMethods:
                 sock.identity = identity
             server, secret = self._curve_keys()
             if server is not None:
-                # Any pair will do for the client's end; the kernel's own is what both sides have.
+                # The client may use any key pair; by convention it uses that of the kernel.
                 public = server
                 if secret is None:
                     public, secret = zmq.curve_keypair()
@@ -315,29 +315,26 @@ class ConnectionFileMethods:
         return sock
 
     def connect_iopub(self, identity: bytes | None = None) -> zmq.Socket[bytes]:
-        """A SUB socket on the kernel's iopub channel, subscribed to everything."""
+        """Return a SUB socket for the iopub channel, subscribed to everything."""
         sock = self._create_connected_socket("iopub", identity=identity)
         sock.subscribe(b"")
         return sock
 
     def connect_shell(self, identity: bytes | None = None) -> zmq.Socket[bytes]:
-        """A DEALER socket on the kernel's shell channel."""
+        """Return a DEALER socket for the shell channel."""
         return self._create_connected_socket("shell", identity=identity)
 
     def connect_stdin(self, identity: bytes | None = None) -> zmq.Socket[bytes]:
-        """A DEALER socket on the kernel's stdin channel."""
+        """Return a DEALER socket for the stdin channel."""
         return self._create_connected_socket("stdin", identity=identity)
 
     def connect_hb(self, identity: bytes | None = None) -> zmq.Socket[bytes]:
-        """A REQ socket on the kernel's heartbeat."""
+        """Return a REQ socket for the heartbeat channel."""
         return self._create_connected_socket("hb", identity=identity)
 
     def connect_control(self, identity: bytes | None = None) -> zmq.Socket[bytes]:
-        """A DEALER socket on the kernel's control channel."""
+        """Return a DEALER socket for the control channel."""
         return self._create_connected_socket("control", identity=identity)
-
-
-# -- inside -------------------------------------------------------------------------------------
 
 
 def _read(path: str) -> KernelConnectionInfo:
@@ -345,12 +342,12 @@ def _read(path: str) -> KernelConnectionInfo:
 
 
 def _differing(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
-    """The names of what is not the same in two connections."""
+    """Return the names of the members that differ between two connections."""
     return [n for n in _PERTINENT if _normal(one, n) != _normal(other, n)]
 
 
 def _normal(info: Mapping[str, Any], name: str) -> Any:
-    """A value as it is compared: keys may be text or bytes, ipc paths relative or absolute."""
+    """Return a member for comparison: keys as bytes, ipc paths absolute."""
     value = info.get(name)
     if name in _SECRETS and isinstance(value, str):
         return value.encode()

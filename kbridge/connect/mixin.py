@@ -1,4 +1,4 @@
-"""`ConnectionFileMixin`: an object that knows where one kernel listens (seed 000)."""
+"""`ConnectionFileMixin`: the connection of one kernel as traits (seed 000)."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ __all__ = ["ConnectionFileMixin"]
 
 
 class ConnectionFileMixin(ConnectionFileMethods, LoggingConfigurable):
-    """Base of classes that work with connection files (seed 000; `jupyter_client`'s class).
+    """Base class of classes that use connection files (seed 000; the class of `jupyter_client`).
 
     Attributes
     ----------
     connection_file : str
-        Its path; when it is written without one, it gets one.
+        The path; chosen when the file is written, if empty.
     transport : str
         ``tcp`` or ``ipc``.
     ip : str
-        The kernel's address; for ipc, what the paths of its sockets begin with.
+        The address of the kernel; for ipc, the prefix of the paths of its sockets.
     shell_port, iopub_port, stdin_port, hb_port, control_port : int
-        TCP ports, or the numbers at the end of ipc paths; 0 if they are to be chosen.
+        TCP ports, or the suffixes of ipc paths; 0 for those that will be chosen.
     session : jupyter_client.session.Session
-        Has the key.
+        Contains the key.
     curve_publickey, curve_secretkey : bytes or None
         The CurveZMQ key pair (Z85) of a kernel that encrypts.
     context : zmq.Context
-        What sockets are made from; the process's own unless one is set.
+        Creates the sockets; the shared context of the process if not set.
     """
 
     data_dir = Unicode()
@@ -42,8 +42,8 @@ class ConnectionFileMixin(ConnectionFileMethods, LoggingConfigurable):
         config=True,
         help="""JSON file in which to store connection info [default: kernel-<pid>.json]
 
-    It holds the address, the ports and the key that clients of the kernel need. A bare name is
-    one in the working directory.
+    It contains the address, the ports and the key that clients of the kernel need. A bare name is
+    a file in the working directory.
     """,
     )
     _connection_file_written = Bool(False)
@@ -54,8 +54,8 @@ class ConnectionFileMixin(ConnectionFileMethods, LoggingConfigurable):
     context = Instance(zmq.Context)
     ip = Unicode(
         config=True,
-        help="""The kernel's IP address [default: this machine's loopback]. With any other, whoever
-        reaches this machine and has the key can run code here.""",
+        help="""The kernel's IP address [default: the loopback of this machine]. With any other
+        address, everybody who can reach this machine and has the key can run code here.""",
     )
     hb_port = Integer(0, config=True, help="set the heartbeat port [default: random]")
     shell_port = Integer(0, config=True, help="set the shell (ROUTER) port [default: random]")
@@ -67,7 +67,7 @@ class ConnectionFileMixin(ConnectionFileMethods, LoggingConfigurable):
     session = Instance("jupyter_client.session.Session")
     blocking_class = Type(klass=object, default_value="jupyter_client.BlockingKernelClient")
 
-    def _ip_default(self) -> str:  # traitlets looks for it no further than where the trait is
+    def _ip_default(self) -> str:  # traitlets searches only the class of the trait
         return super()._ip_default()
 
     def _data_dir_default(self) -> str:
@@ -82,4 +82,4 @@ class ConnectionFileMixin(ConnectionFileMethods, LoggingConfigurable):
     @observe("ip")
     def _ip_changed(self, change: Any) -> None:
         if change["new"] == "*":
-            self.ip = "0.0.0.0"  # noqa: S104 - somebody asked for it
+            self.ip = "0.0.0.0"  # noqa: S104 - the caller asked for it

@@ -1,8 +1,8 @@
-"""TCP ports that are free now, and the memory of those that were given away.
+"""Find free TCP ports, and remember which ones were given to kernels.
 
-A free port is found by binding it, and has to be let go before a kernel can bind it: in between
-anybody may take it. `LocalPortCache` keeps this process from giving it to two kernels; against
-others only trying again helps.
+A port is free if it can be bound. It must be released again before a kernel can bind it, and any
+program can take it in between. `LocalPortCache` prevents that this process gives a port to two
+kernels; if another program takes the port, the start has to be tried again.
 """
 
 from __future__ import annotations
@@ -20,22 +20,22 @@ from kbridge.errors import NoFreePort
 
 __all__ = ["LocalPortCache", "family_of", "is_ipv6", "pick_ports"]
 
-# Ports that may be found free, and yet not wanted, before the search is given up.
+# Free ports that may be skipped, because they are promised, before the search ends.
 _TRIES = 256
 
 
 def is_ipv6(ip: str) -> bool:
-    """Whether an address is written as IPv6 (a name never is)."""
+    """Return True if a text is an IPv6 address; a host name never is."""
     return ":" in ip
 
 
 def family_of(ip: str) -> socket.AddressFamily:
-    """The address family to listen with on `ip`: of names that have both, IPv4, as ZeroMQ does.
+    """Return the address family of `ip`; IPv4 if a name has both, as in ZeroMQ.
 
     Raises
     ------
     OSError
-        If it is a name that nobody knows.
+        If the name cannot be resolved.
     """
     if is_ipv6(ip):
         return socket.AF_INET6
@@ -46,22 +46,22 @@ def family_of(ip: str) -> socket.AddressFamily:
 
 
 def pick_ports(ip: str, count: int, avoid: Collection[int] = ()) -> list[int]:
-    """Find free ports, all different.
+    """Return different free ports.
 
     Parameters
     ----------
     ip : str
-        Where they are to be free: an IPv4 or IPv6 address, a name of this machine, or one of
-        ``""``, ``"*"``, ``0.0.0.0`` and ``::`` for everywhere.
+        The address that the ports are for: an IPv4 or IPv6 address, a name of this machine, or one
+        of ``""``, ``"*"``, ``0.0.0.0`` and ``::`` for all addresses.
     count : int
-        How many.
+        The number of ports.
     avoid : collection of int
-        Ports that were promised to somebody.
+        Ports that must not be returned.
 
     Raises
     ------
-    OSError
-        If `ip` is not of this machine, or nothing is free.
+    NoFreePort
+        If `ip` does not belong to this machine, or no port is free; an OSError.
     """
     if not count:
         return []
@@ -69,7 +69,7 @@ def pick_ports(ip: str, count: int, avoid: Collection[int] = ()) -> list[int]:
     ports: list[int] = []
     try:
         family = family_of(host)
-        with ExitStack() as held:  # all are held until all are found: none is found twice
+        with ExitStack() as held:  # kept bound until all are found, so that none is found twice
             for _ in range(count + _TRIES):
                 if len(ports) == count:
                     return ports
@@ -87,12 +87,12 @@ def pick_ports(ip: str, count: int, avoid: Collection[int] = ()) -> list[int]:
 class LocalPortCache(SingletonConfigurable):
     """The ports that this process has given to kernels (seed 000; `jupyter_client`'s class).
 
-    `LocalPortCache.instance()` is the one that everybody shares. It may be used from any thread.
+    `LocalPortCache.instance()` is the shared one. It may be used from any thread.
 
     Attributes
     ----------
     currently_used_ports : set of int
-        Given away and not returned. Others of this machine do not know of it.
+        The ports that were given to kernels and not returned.
     """
 
     def __init__(self, **kwargs: Any) -> None:
@@ -101,12 +101,12 @@ class LocalPortCache(SingletonConfigurable):
         self._lock = threading.Lock()
 
     def find_available_port(self, ip: str) -> int:
-        """Give away a port that is free on `ip`, IPv4 or IPv6, until it is returned.
+        """Reserve a port that is free on `ip`, IPv4 or IPv6, until it is returned.
 
         Raises
         ------
-        OSError
-            If `ip` is not of this machine, or nothing is free.
+        NoFreePort
+            If `ip` does not belong to this machine, or no port is free; an OSError.
         """
         with self._lock:
             (port,) = pick_ports(ip, 1, self.currently_used_ports)
@@ -114,11 +114,11 @@ class LocalPortCache(SingletonConfigurable):
         return port
 
     def return_port(self, port: int) -> None:
-        """Take a port back; one that was not given away is not an error."""
+        """Release a port; releasing one that is not reserved has no effect."""
         with self._lock:
             self.currently_used_ports.discard(port)
 
     def promised(self) -> frozenset[int]:
-        """A copy of what is given away now."""
+        """Return the ports that are reserved now."""
         with self._lock:
             return frozenset(self.currently_used_ports)

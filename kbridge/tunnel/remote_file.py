@@ -1,4 +1,4 @@
-"""Connection files on the other side of ssh."""
+"""Read connection files on an ssh server."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from collections.abc import Sequence
 
 from kbridge.errors import TunnelError
 from kbridge.tunnel import ssh_command
+from kbridge.wire.connection_info import FILE_LIMIT
 
 __all__ = ["read_remote_file"]
 
-_RUNTIME_DIR = ".local/share/jupyter/runtime"  # where Linux has Jupyter's
-_LIMIT = 1 << 20
+_RUNTIME_DIR = ".local/share/jupyter/runtime"  # of Jupyter on Linux
 
 
 async def read_remote_file(
@@ -24,21 +24,21 @@ async def read_remote_file(
     options: Sequence[str] = (),
     timeout: float = 30.0,
 ) -> bytes:
-    """Read a connection file of the ssh server's, by `cat`.
+    """Return the content of a connection file on the ssh server, read with `cat`.
 
     Parameters
     ----------
     sshserver, sshkey, options
-        As `kbridge.tunnel.tunnel.Tunnel` has them.
+        See `kbridge.tunnel.tunnel.Tunnel`.
     path : str
-        The file; relative to the home directory there, or to Jupyter's usual runtime directory.
+        The file; relative to the home directory there, or to Jupyter's default runtime directory.
     timeout : float
         Seconds.
 
     Raises
     ------
     TunnelError
-        If there is no way, or no such file; in the words of ssh and of the other side.
+        If ssh fails, or the file does not exist; with the output of ssh and of the server.
     InvalidSshServer
         If the text does not name a server.
     """
@@ -46,14 +46,14 @@ async def read_remote_file(
     if program is None:
         raise TunnelError("there is no ssh on the PATH: install OpenSSH's client")
     name = shlex.quote(path)
-    look = f"cat -- {name} 2>/dev/null || cat -- {_RUNTIME_DIR}/{name}"
+    command = f"cat -- {name} 2>/dev/null || cat -- {_RUNTIME_DIR}/{name}"
     process = await asyncio.create_subprocess_exec(
         *(
             program,
             *options,
             *ssh_command.login(sshkey, timeout),
             *ssh_command.server(sshserver),
-            look,
+            command,
         ),
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.PIPE,
@@ -61,19 +61,17 @@ async def read_remote_file(
     )
     try:
         async with asyncio.timeout(timeout):
-            found, words = await process.communicate()
+            content, stderr = await process.communicate()
     except TimeoutError:
-        raise TunnelError(f"ssh to {sshserver} has not answered for {timeout:g} s") from None
+        raise TunnelError(f"ssh to {sshserver} did not answer for {timeout:g} s") from None
     finally:
         if process.returncode is None:
             process.kill()
             await process.wait()
     if process.returncode:
-        words_said = words.decode(errors="replace").strip()
-        hint = ssh_command.advice(words_said)
-        raise TunnelError(
-            f"{path} cannot be read on {sshserver}: {words_said}{hint and f' ({hint})'}"
-        )
-    if len(found) > _LIMIT:
+        output = stderr.decode(errors="replace").strip()
+        hint = ssh_command.advice(output)
+        raise TunnelError(f"{path} cannot be read on {sshserver}: {output}{hint and f' ({hint})'}")
+    if len(content) > FILE_LIMIT:
         raise TunnelError(f"{path} on {sshserver} is too long for a connection file")
-    return found
+    return content

@@ -1,10 +1,10 @@
-"""What is asked of OpenSSH, and what its answers mean. Nothing is run here.
+"""Build the command line of OpenSSH, and explain its messages. Runs nothing.
 
-Laws of this module:
+Invariants:
 
-- how to log in is OpenSSH's business alone (ssh_config, agents, keys, jump hosts): nothing is
-  asked for behind the user's back, and what ssh says is handed on as it is;
-- no key is read here, and the kernel's never comes near a command line.
+- OpenSSH alone decides how to log in (ssh_config, agents, keys, jump hosts): it never asks the user
+  a question, and its messages are passed on unchanged;
+- no ssh key is read here, and the key of the kernel is never on a command line.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from kbridge.wire.connection_info import ConnectionInfo
 __all__ = ["CHANNELS", "advice", "arguments", "login", "server", "targets"]
 
 CHANNELS = ("shell", "iopub", "stdin", "hb", "control")
-"""In the order in which `tunnel_to_kernel` gives their ports."""
+"""The channels in the order of the ports that `tunnel_to_kernel` returns."""
 
 _LOOPBACK = {
     **dict.fromkeys(("", "127.0.0.1", "0.0.0.0", "*", "localhost"), "127.0.0.1"),  # noqa: S104
@@ -30,26 +30,26 @@ _BARE_V6 = re.compile(r"(?P<v6>[0-9A-Fa-f]*:[0-9A-Fa-f.]*:[0-9A-Fa-f:.]*(%\w+)?)
 _SPECIAL = re.compile(r"([\\:\[\]])")
 
 _ADVICE = {
-    "Permission denied": "ssh may ask for nothing here: log in with a key that an agent holds, or "
-    "one without a passphrase",
-    "Host key verification failed": "connect once with ssh yourself, to see and accept its key",
-    "cannot listen to port": "ssh_config forwards a port of its own for this host, and it is "
-    "taken: give the name of a Host without LocalForward",
+    "Permission denied": "ssh cannot ask for a password here: log in with a key that an agent has, "
+    "or with a key without a passphrase",
+    "Host key verification failed": "run ssh to this host once, to see and accept its key",
+    "cannot listen to port": "ssh_config has a LocalForward for this host, and its port is in use: "
+    "give the name of a Host without LocalForward",
 }
 
 
 def server(sshserver: str) -> list[str]:
-    """Read `host`, `user@host:port`, `user@[::1]:port`, an alias of ssh_config or an ssh:// URL.
+    """Parse `host`, `user@host:port`, `user@[::1]:port`, an alias of ssh_config or an ssh:// URL.
 
     Returns
     -------
     list of str
-        The end of ssh's command line. A port is passed on only if one was given.
+        The end of the command line of ssh. It contains a port only if the text does.
 
     Raises
     ------
     InvalidSshServer
-        If it is none of these, or could be taken for an option.
+        If it has none of these forms, or ssh could read it as an option.
     """
     if sshserver.startswith("ssh://"):
         return ["--", _safe(sshserver.rstrip("/"), sshserver.removeprefix("ssh://"))]
@@ -124,39 +124,39 @@ def arguments(
     options: Sequence[str] = (),
     connect_timeout: int = 10,
 ) -> list[str]:
-    """Everything behind `ssh` on its command line.
+    """Return the arguments of ssh.
 
     Parameters
     ----------
     destination : sequence of str
-        What `server` gave.
+        The result of `server`.
     forwards : mapping
-        Local port -> what `targets` gave.
+        Local port -> remote address, from `targets`.
     sshkey : str, optional
-        A file with a private key, or with the public half of one that an agent holds.
+        A file with a private key, or with the public half of a key that an agent has.
     options : sequence of str
-        More arguments for ssh. They come first, and of two settings ssh takes the first.
+        Additional arguments. They come first, because ssh uses the first of two settings.
     connect_timeout : int
-        Seconds until a server that does not answer is given up.
+        Seconds to wait for a server that does not answer.
     """
     settings = {
         "ExitOnForwardFailure": "yes",
         "LogLevel": "INFO",
-        # A connection that is dead is known to be after three intervals.
+        # A dead connection is detected after three intervals.
         "ServerAliveInterval": "2",
         "ServerAliveCountMax": "2",
     }
     said = [part for name, value in settings.items() for part in ("-o", f"{name}={value}")]
-    # With an address of its own: else GatewayPorts would open these ports to the network.
+    # With the loopback address, because GatewayPorts could open the ports to the network.
     ways = [part for at, to in forwards.items() for part in ("-L", f"127.0.0.1:{at}:{to}")]
     return [*options, "-N", *login(sshkey, connect_timeout), *said, *ways, *destination]
 
 
 def login(sshkey: str | None, connect_timeout: float) -> list[str]:
-    """What every ssh of ours is told: to ask for nothing, and to be a connection of its own."""
+    """Return the options of every ssh: ask no questions, and share no connection."""
     settings = {
         "BatchMode": "yes",
-        # An ssh that shares the connection of another could neither be ended nor watched.
+        # An ssh that shares a connection could be neither ended nor watched.
         "ControlMaster": "no",
         "ControlPath": "none",
         "RemoteCommand": "none",
@@ -166,6 +166,6 @@ def login(sshkey: str | None, connect_timeout: float) -> list[str]:
     return ["-T", *said, *(["-i", sshkey, "-o", "IdentitiesOnly=yes"] if sshkey else [])]
 
 
-def advice(words: str) -> str:
-    """What a human can do about what ssh said; empty if only waiting helps."""
-    return next((hint for said, hint in _ADVICE.items() if said in words), "")
+def advice(output: str) -> str:
+    """Return what the user can do about an error of ssh; empty if only waiting helps."""
+    return next((hint for text, hint in _ADVICE.items() if text in output), "")

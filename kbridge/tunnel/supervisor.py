@@ -45,7 +45,7 @@ _NUMBER: Final = re.compile(r"\d+")
 
 @dataclass(frozen=True, slots=True)
 class TunnelConfig:
-    """What a tunnel connects, and how.
+    """The two ends of a tunnel, and the options of its ssh.
 
     Attributes
     ----------
@@ -94,7 +94,7 @@ class TunnelSupervisor:
     up : bool
         True while all ports are forwarded.
     openings : int
-        How many times the tunnel has come up.
+        The number of times that the tunnel has come up.
     error : TunnelError or None
         The reason if it never came up.
     process : SshProcess or None

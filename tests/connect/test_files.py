@@ -1,3 +1,5 @@
+"""Write and read connection files."""
+
 import inspect
 import json
 import os
@@ -45,7 +47,7 @@ def target(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def short() -> Iterator[Path]:
-    """A directory whose name leaves room for a unix socket's."""
+    """A directory with a short name, for the paths of unix sockets."""
     with tempfile.TemporaryDirectory(prefix="kb-", dir="/tmp") as name:
         yield Path(name)
 
@@ -81,7 +83,7 @@ ADDRESSES = ["", "127.0.0.1", "0.0.0.0", "localhost", *(["::1", "::"] if has_ipv
 
 
 @pytest.mark.skipif(not PEER_ENCRYPTS, reason="jupyter_client before 8.10 has no CurveZMQ")
-def test_it_is_called_as_the_peers_is() -> None:
+def test_the_signature_is_that_of_jupyter_client() -> None:
     def parameters(function: Any) -> list[tuple[str, Any]]:
         return [(p.name, p.default) for p in inspect.signature(function).parameters.values()]
 
@@ -100,7 +102,7 @@ def test_it_is_called_as_the_peers_is() -> None:
     ],
     ids=lambda more: "+".join(more) or "plain",
 )
-def test_it_writes_and_returns_what_the_peer_does(tmp_path: Path, more: dict[str, Any]) -> None:
+def test_the_content_is_that_of_jupyter_client(tmp_path: Path, more: dict[str, Any]) -> None:
     ours, theirs = str(tmp_path / "ours.json"), str(tmp_path / "theirs.json")
     name, info = write_connection_file(ours, **(GIVEN | more))
     assert name == ours
@@ -253,7 +255,7 @@ def test_a_writer_that_is_killed_leaves_no_half_file(target: Path, before: str) 
 
 
 @pytest.mark.parametrize("before", ["", "old"], ids=["new", "there already"])
-def test_an_error_leaves_what_was_there(
+def test_an_error_leaves_the_old_file(
     target: Path, monkeypatch: pytest.MonkeyPatch, before: str
 ) -> None:
     if before:
@@ -271,10 +273,8 @@ def test_an_error_leaves_what_was_there(
 
 
 @pytest.mark.parametrize("before", ["", "old"], ids=["new", "there already"])
-def test_a_full_disk_is_told_with_the_files_own_name_and_leaves_what_was_there(
-    target: Path, before: str
-) -> None:
-    """A limit on the size of files stands for the disk: the system refuses the same write."""
+def test_a_full_disk_names_the_file_and_leaves_the_old_one(target: Path, before: str) -> None:
+    """A limit of file sizes replaces the full disk: the system refuses the same write."""
     if before:
         target.write_text(before)
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -296,13 +296,13 @@ def test_an_error_leaves_no_temporary_connection_file(
     assert not names(tmp_path)
 
 
-def test_what_is_no_json_is_found_before_anything_is_written(target: Path) -> None:
+def test_values_that_are_not_json_are_refused_before_anything_is_written(target: Path) -> None:
     with pytest.raises(TypeError, match="not JSON serializable"):
         write_connection_file(str(target), **GIVEN, extra=object())
     assert not names(target.parent)
 
 
-def test_a_missing_directory_is_told_with_the_files_own_name(tmp_path: Path) -> None:
+def test_a_missing_directory_names_the_file(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"nowhere/kernel\.json") as caught:
         write_connection_file(str(tmp_path / "nowhere" / "kernel.json"), **GIVEN)
     assert "tmp'" not in str(caught.value)
@@ -321,13 +321,13 @@ def test_a_link_is_replaced_and_not_followed(target: Path, tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("mask", [0, 0o022, 0o077, 0o177, 0o277, 0o777], ids=oct)
-def test_it_is_private_whatever_the_umask_is(umask: None, target: Path, mask: int) -> None:
+def test_the_file_is_private_whatever_the_umask_is(umask: None, target: Path, mask: int) -> None:
     os.umask(mask)
     write_connection_file(str(target), **GIVEN)
     assert mode(target) == 0o600
 
 
-def test_it_is_private_before_there_is_anything_in_it(
+def test_the_file_is_private_before_its_content_is_written(
     umask: None, target: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     os.umask(0)
@@ -346,7 +346,7 @@ def test_it_is_private_before_there_is_anything_in_it(
     assert seen == [(0o600, 0)]
 
 
-def test_where_a_file_cannot_be_hidden_nothing_is_written(
+def test_nothing_is_written_if_the_file_cannot_be_private(
     target: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("JUPYTER_ALLOW_INSECURE_WRITES", raising=False)
@@ -360,7 +360,7 @@ def test_where_a_file_cannot_be_hidden_nothing_is_written(
     assert not names(target.parent)
 
 
-def test_who_allows_it_gets_a_file_that_is_not_hidden_and_a_warning(
+def test_insecure_writes_are_allowed_by_a_variable_with_a_warning(
     target: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("JUPYTER_ALLOW_INSECURE_WRITES", "true")
@@ -372,7 +372,7 @@ def test_who_allows_it_gets_a_file_that_is_not_hidden_and_a_warning(
 
 
 @pytest.mark.parametrize("harmless", [0o700, 0o1600])
-def test_modes_that_some_file_systems_invent_harm_nobody(
+def test_harmless_modes_of_some_file_systems_are_accepted(
     target: Path, monkeypatch: pytest.MonkeyPatch, harmless: int
 ) -> None:
     monkeypatch.setattr(private, "_mode_of", lambda descriptor: harmless)
@@ -380,7 +380,7 @@ def test_modes_that_some_file_systems_invent_harm_nobody(
     assert target.exists()
 
 
-def test_its_directory_gets_the_sticky_bit_and_keeps_the_others(tmp_path: Path) -> None:
+def test_the_directory_gets_the_sticky_bit_and_keeps_the_other_bits(tmp_path: Path) -> None:
     directory = tmp_path / "runtime"
     directory.mkdir()
     directory.chmod(0o750)
@@ -388,7 +388,7 @@ def test_its_directory_gets_the_sticky_bit_and_keeps_the_others(tmp_path: Path) 
     assert mode(directory) == 0o1750
 
 
-def test_a_directory_of_somebody_else_is_left_as_it_is(
+def test_a_directory_of_another_user_is_not_changed(
     target: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(self: Path, mode: int) -> None:

@@ -1,3 +1,5 @@
+"""Find connection files by a part of their names."""
+
 import inspect
 import os
 import warnings
@@ -14,7 +16,7 @@ from kbridge.connect.find import locate
 
 
 def make(directory: Path, *names: str) -> list[Path]:
-    """Files, each read later than the one before."""
+    """Create files; each was read later than the one before."""
     directory.mkdir(exist_ok=True)
     made = []
     for number, name in enumerate(names):
@@ -25,7 +27,7 @@ def make(directory: Path, *names: str) -> list[Path]:
     return made
 
 
-def test_it_is_called_as_the_peers_is() -> None:
+def test_the_signature_is_that_of_jupyter_client() -> None:
     def parameters(function: Any) -> list[tuple[str, Any]]:
         return [(p.name, p.default) for p in inspect.signature(function).parameters.values()]
 
@@ -56,7 +58,7 @@ def test_the_runtime_directory_and_this_one_are_searched(
     assert find_connection_file("both.json") == str(shared), "a name is looked for here first"
 
 
-def test_of_several_the_one_that_was_read_last(tmp_path: Path) -> None:
+def test_the_file_that_was_read_last_is_found(tmp_path: Path) -> None:
     *_, last = make(tmp_path / "a", "kernel-z.json", "kernel-a.json", "kernel-m.json")
     make(tmp_path / "b", "kernel-x.json")
     assert find_connection_file("kern", [str(tmp_path / "b"), str(tmp_path / "a")]) == str(last)
@@ -95,14 +97,14 @@ def test_a_directory_may_have_brackets_in_its_name(tmp_path: Path) -> None:
     assert find_connection_file("kern", str(tmp_path / "run[1]")) == str(path)
 
 
-def test_directories_and_dead_links_are_no_connection_files(tmp_path: Path) -> None:
+def test_directories_and_dead_links_are_not_found(tmp_path: Path) -> None:
     (path,) = make(tmp_path, "kernel-1.json")
     (tmp_path / "kernel-2.json").mkdir()
     (tmp_path / "kernel-3.json").symlink_to(tmp_path / "gone")
     assert find_connection_file(path=str(tmp_path)) == str(path)
 
 
-def test_the_error_says_what_was_searched_and_what_is_near(tmp_path: Path) -> None:
+def test_the_error_lists_directories_and_similar_names(tmp_path: Path) -> None:
     make(tmp_path / "run", "kernel-1234.json", "kernel-4321.json", "other.txt")
     searched = [str(tmp_path / "run"), str(tmp_path / "missing")]
     with pytest.raises(OSError, match="Could not find 'kernel-1243'") as caught:
@@ -113,7 +115,7 @@ def test_the_error_says_what_was_searched_and_what_is_near(tmp_path: Path) -> No
     assert "other.txt" not in message
 
 
-def test_the_error_without_anything_near(tmp_path: Path) -> None:
+def test_the_error_without_similar_names(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError) as caught:
         find_connection_file("kernel-1", str(tmp_path))
     assert str(caught.value) == f"Could not find 'kernel-1'; searched: {tmp_path}"
@@ -139,7 +141,7 @@ NAMES = st.text("ab-.", min_size=1, max_size=6).filter(lambda n: n.strip("."))
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 @given(names=st.lists(NAMES, unique=True, max_size=5), query=st.text("ab-.*?", max_size=4))
-def test_it_finds_what_the_peer_finds(
+def test_the_result_is_that_of_jupyter_client(
     tmp_path_factory: pytest.TempPathFactory, names: list[str], query: str
 ) -> None:
     directory = tmp_path_factory.mktemp("found")
@@ -154,6 +156,6 @@ def test_it_finds_what_the_peer_finds(
                 return "not found"
 
     theirs = outcome(peer.find_connection_file)
-    if Path(theirs).is_dir():  # it takes `.` for a match
+    if Path(theirs).is_dir():  # jupyter_client returns `.` itself
         theirs = "not found"
     assert outcome(find_connection_file) == theirs

@@ -1,3 +1,5 @@
+"""Functions for code that runs in a kernel."""
+
 import ast
 import inspect
 import json
@@ -30,7 +32,7 @@ GIVEN: dict[str, Any] = {
 
 
 class App:
-    """What is asked of ipykernel's application."""
+    """The attributes of the application of ipykernel that are used."""
 
     def __init__(self, path: Path) -> None:
         self.connection_file = path.name
@@ -47,7 +49,7 @@ def connection_file(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def inside(connection_file: Path, monkeypatch: pytest.MonkeyPatch) -> App:
-    """A process in which a kernel runs."""
+    """Pretend that a kernel runs in this process."""
     app = App(connection_file)
 
     class IPKernelApp:
@@ -62,7 +64,7 @@ def inside(connection_file: Path, monkeypatch: pytest.MonkeyPatch) -> App:
 
 @pytest.fixture
 def qtconsole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A console that prints how it was started, and whether in a session of its own."""
+    """Install a console that prints its arguments, and whether it has its own session."""
     package = tmp_path / "packages" / "qtconsole"
     package.mkdir(parents=True)
     (package / "__init__.py").touch()
@@ -77,7 +79,7 @@ def qtconsole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("name", ["get_connection_file", "get_connection_info"])
-def test_they_are_called_as_the_peers_are(name: str) -> None:
+def test_the_signatures_are_those_of_ipykernel(name: str) -> None:
     def parameters(function: Any) -> list[tuple[str, Any]]:
         return [(p.name, p.default) for p in inspect.signature(function).parameters.values()]
 
@@ -91,7 +93,7 @@ def test_they_are_called_as_the_peers_are(name: str) -> None:
 
 @pytest.mark.parametrize("function", [get_connection_file, get_connection_info, connect_qtconsole])
 @pytest.mark.parametrize("installed", [True, False])
-def test_outside_a_kernel_they_explain(
+def test_the_error_outside_a_kernel(
     function: Any, installed: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if installed:
@@ -104,7 +106,7 @@ def test_outside_a_kernel_they_explain(
         function()
 
 
-def test_an_app_or_a_file_may_be_named_anywhere(connection_file: Path) -> None:
+def test_an_application_or_a_file_can_be_named(connection_file: Path) -> None:
     assert get_connection_file(App(connection_file)) == str(connection_file)
     assert get_connection_info(str(connection_file)) == connection_file.read_text()
 
@@ -118,35 +120,35 @@ def test_a_file_is_found_by_a_part_of_its_name(
         get_connection_info("kernel-2")
 
 
-def test_a_file_that_has_gone_is_named(connection_file: Path) -> None:
+def test_a_file_that_was_removed_is_named(connection_file: Path) -> None:
     app = App(connection_file)
     connection_file.unlink()
-    with pytest.raises(OSError, match=r"kernel-1\.json is not there"):
+    with pytest.raises(OSError, match=r"kernel-1\.json does not exist"):
         get_connection_file(app)
 
 
 # -- inside -------------------------------------------------------------------------------------
 
 
-def test_inside_a_kernel_nothing_needs_to_be_named(inside: App, connection_file: Path) -> None:
+def test_in_a_kernel_its_own_file_is_the_default(inside: App, connection_file: Path) -> None:
     assert get_connection_file() == str(connection_file)
     assert get_connection_info() == connection_file.read_text()
     assert isinstance(get_connection_info(unpack=True), dict)
 
 
-def test_unpacked_it_is_what_was_written_with_the_key_as_bytes(connection_file: Path) -> None:
+def test_unpacked_content_has_the_key_as_bytes(connection_file: Path) -> None:
     info = get_connection_info(str(connection_file), unpack=True)
     assert isinstance(info, dict)
     assert {name: info[name] for name in GIVEN} == GIVEN
     assert info == peer.get_connection_info(str(connection_file), unpack=True)
 
 
-def test_unpacked_without_a_key_it_has_an_empty_one(tmp_path: Path) -> None:
+def test_unpacked_content_without_a_key_has_an_empty_one(tmp_path: Path) -> None:
     (tmp_path / "k.json").write_text("{}")
     assert get_connection_info(str(tmp_path / "k.json"), unpack=True) == {"key": b""}
 
 
-def test_what_is_no_connection_file_is_not_shown(tmp_path: Path) -> None:
+def test_the_content_of_an_invalid_file_is_not_shown(tmp_path: Path) -> None:
     path = tmp_path / "k.json"
     path.write_text('{"key": "the-key"')
     assert get_connection_info(str(path)) == path.read_text()
@@ -156,7 +158,7 @@ def test_what_is_no_connection_file_is_not_shown(tmp_path: Path) -> None:
 
 
 @pytest.mark.kernel
-def test_a_real_kernel_knows_itself(tmp_path: Path) -> None:
+def test_a_real_kernel_finds_its_own_file(tmp_path: Path) -> None:
     from jupyter_client.manager import KernelManager
 
     manager = KernelManager(connection_file=str(tmp_path / "kernel-r.json"))
@@ -170,7 +172,7 @@ def test_a_real_kernel_knows_itself(tmp_path: Path) -> None:
             "found = [get_connection_file(), get_connection_info(unpack=True)['shell_port']]"
         )
         asked = {"found": "found"}
-        # Its own reply: to wait for a kernel may leave other replies behind.
+        # Waiting for a kernel may leave other replies in the queue.
         whole = client.execute(code, user_expressions=asked, reply=True, timeout=TIMEOUT)
         reply = whole["content"]
         assert reply["status"] == "ok", reply
@@ -186,7 +188,7 @@ def test_a_real_kernel_knows_itself(tmp_path: Path) -> None:
 # -- the Qt console -----------------------------------------------------------------------------
 
 
-def test_without_qtconsole_it_says_what_to_install(inside: App, monkeypatch: Any) -> None:
+def test_the_error_without_qtconsole_says_what_to_install(inside: App, monkeypatch: Any) -> None:
     import importlib.util
 
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)

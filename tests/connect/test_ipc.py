@@ -1,3 +1,5 @@
+"""The paths of unix sockets, and private directories for them."""
+
 import os
 import socket
 import stat
@@ -14,7 +16,7 @@ from kbridge.errors import NotPrivate
 
 @pytest.fixture
 def home() -> Iterator[Path]:
-    """A directory whose name is short, wherever temporary files are."""
+    """A directory with a short name, for the paths of unix sockets."""
     with tempfile.TemporaryDirectory(prefix="kb-", dir="/tmp") as name:
         yield Path(name)
 
@@ -32,7 +34,7 @@ def crash(path: Path) -> None:
 
 @pytest.fixture
 def bound(home: Path) -> Iterator[Path]:
-    """A socket that somebody listens on."""
+    """A socket with a listener."""
     path = home / "k-ipc-1"
     with zmq.Context() as context, context.socket(zmq.ROUTER) as router:
         router.bind(f"ipc://{path}")
@@ -83,14 +85,14 @@ def test_numbers_are_the_smallest_that_are_free(bound: Path, home: Path) -> None
     assert bound.exists()
 
 
-def test_the_same_path_is_there_again_after_a_crash(home: Path) -> None:
+def test_a_path_is_free_again_after_a_crash(home: Path) -> None:
     crash(home / "k-ipc-2")
     _, info = write_connection_file(str(home / "k.json"), transport="ipc", shell_port=2)
     assert info["shell_port"] == 2
     assert not (home / "k-ipc-2").exists()
 
 
-def test_a_directory_is_swept_of_what_is_old_dead_and_ours(bound: Path, home: Path) -> None:
+def test_only_old_dead_sockets_of_this_user_are_swept(bound: Path, home: Path) -> None:
     old, young, other = home / "j-ipc-1", home / "j-ipc-2", home / "socket"
     for path in (old, young, other):
         with socket.socket(socket.AF_UNIX) as dead:
@@ -106,7 +108,7 @@ def test_a_directory_is_swept_of_what_is_old_dead_and_ours(bound: Path, home: Pa
 
 
 @pytest.mark.parametrize("umask", [0o000, 0o022, 0o377])
-def test_a_private_directory_is_so_whatever_the_umask_is(home: Path, umask: int) -> None:
+def test_a_private_directory_does_not_depend_on_the_umask(home: Path, umask: int) -> None:
     ip = ipc.private_beside(str(home / "kernel-1.json"))
     assert ip == str(home / "kernel-1-ipc" / "s")
     before = os.umask(umask)
@@ -121,7 +123,7 @@ def test_a_private_directory_is_so_whatever_the_umask_is(home: Path, umask: int)
     assert names(home) == []
 
 
-def test_a_directory_that_is_open_is_closed(home: Path) -> None:
+def test_a_directory_that_others_may_enter_is_closed_to_them(home: Path) -> None:
     there = home / "kernel-1-ipc"
     there.mkdir()
     there.chmod(0o777)
@@ -129,7 +131,7 @@ def test_a_directory_that_is_open_is_closed(home: Path) -> None:
     assert stat.S_IMODE(there.stat().st_mode) == 0o700
 
 
-def test_what_is_not_a_directory_of_ours_is_refused(
+def test_files_links_and_directories_of_other_users_are_refused(
     home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (home / "elsewhere").mkdir()
@@ -154,7 +156,7 @@ def test_a_path_of_the_users_choice_gets_no_directory(home: Path) -> None:
 def test_private_directories_of_dead_kernels_are_swept(home: Path) -> None:
     for number in (1, 2, 3):
         ipc.make_private(ipc.private_beside(str(home / f"k{number}.json")))
-    (home / "k1.json").write_text("{}")  # it starts, and has no socket yet
+    (home / "k1.json").write_text("{}")  # the kernel starts, and has no socket yet
     dead = home / "k2-ipc" / "s-1"
     crash(dead)
     os.utime(dead, (1, 1))

@@ -1,3 +1,5 @@
+"""`ConnectionFileMixin`, with real sockets, clients and kernels."""
+
 import asyncio
 import inspect
 import json
@@ -83,12 +85,12 @@ LOOPBACKS = ["127.0.0.1", *(["::1"] if has_ipv6() else [])]
 
 
 class Kernel(ConnectionFileMixin):
-    """Somebody who works with connection files."""
+    """A class that uses connection files."""
 
 
 @pytest.fixture
 def home() -> Iterator[Path]:
-    """A directory whose name leaves room for a unix socket's."""
+    """A directory with a short name, for the paths of unix sockets."""
     with tempfile.TemporaryDirectory(prefix="kb-", dir="/tmp") as name:
         yield Path(name)
 
@@ -113,7 +115,7 @@ def received(socket: zmq.Socket[bytes], timeout: float = TIMEOUT) -> list[bytes]
 # -- the contract -------------------------------------------------------------------------------
 
 
-def test_everything_of_the_two_peers_is_here() -> None:
+def test_all_names_of_the_two_peers_exist() -> None:
     from ipykernel import connect as in_kernel
 
     for name in {*peer.__all__, *in_kernel.__all__, "ConnectionFileMixin", "port_names"}:
@@ -125,7 +127,7 @@ def test_everything_of_the_two_peers_is_here() -> None:
     assert channel_socket_types == peer.channel_socket_types
 
 
-def test_it_is_cheap_to_import() -> None:
+def test_the_import_is_cheap() -> None:
     code = (
         "import sys, jupyter_client.session, traitlets.config; before = set(sys.modules);"
         "import kbridge.connect; print(*(m for m in set(sys.modules) - before"
@@ -136,7 +138,7 @@ def test_it_is_cheap_to_import() -> None:
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_its_methods_are_called_as_the_peers_are(name: str) -> None:
+def test_the_signatures_of_the_methods_are_those_of_jupyter_client(name: str) -> None:
     def parameters(cls: type) -> list[tuple[str, Any]]:
         found = inspect.getattr_static(cls, name)
         function = getattr(found, "__func__", None) or getattr(found, "func", None) or found
@@ -146,7 +148,7 @@ def test_its_methods_are_called_as_the_peers_are(name: str) -> None:
 
 
 @pytest.mark.skipif(not PEER_ENCRYPTS, reason="jupyter_client before 8.10 has no CurveZMQ")
-def test_its_traits_are_the_peers() -> None:
+def test_the_traits_are_those_of_jupyter_client() -> None:
     assert issubclass(ConnectionFileMixin, LoggingConfigurable)
     ours, theirs = ConnectionFileMixin(), peer.ConnectionFileMixin()
     assert ours.trait_names() == theirs.trait_names()
@@ -161,7 +163,7 @@ def test_its_traits_are_the_peers() -> None:
     assert ours.ports == theirs.ports == [0] * 5
 
 
-def test_it_is_configured_as_the_peer_is() -> None:
+def test_the_configuration_is_that_of_jupyter_client() -> None:
     config = Config({"Kernel": {"ip": "*", "shell_port": 7, "transport": "TCP"}})
     kernel = Kernel(config=config)
     assert (kernel.ip, kernel.shell_port, kernel.transport) == ("0.0.0.0", 7, "tcp")
@@ -173,13 +175,13 @@ def test_it_is_configured_as_the_peer_is() -> None:
 
 
 @pytest.mark.parametrize("more", [{}, CURVE], ids=["plain", "curve"])
-def test_what_was_loaded_is_given(kernel: Kernel, more: dict[str, str]) -> None:
+def test_connection_info_that_was_loaded_is_returned(kernel: Kernel, more: dict[str, str]) -> None:
     kernel.load_connection_info(INFO | more)
     assert kernel.get_connection_info() == INFO | more
     assert kernel.ports == [1001, 1003, 1002, 1004, 1005]
 
 
-def test_with_a_session_the_key_stays_in_it(kernel: Kernel) -> None:
+def test_a_session_replaces_the_key(kernel: Kernel) -> None:
     kernel.load_connection_info(INFO)
     info = kernel.get_connection_info(session=True)
     assert info["session"] is not kernel.session
@@ -187,19 +189,19 @@ def test_with_a_session_the_key_stays_in_it(kernel: Kernel) -> None:
     assert not {"key", "signature_scheme"} & info.keys()
 
 
-def test_ports_that_are_set_stay(kernel: Kernel) -> None:
+def test_ports_that_are_set_do_not_change(kernel: Kernel) -> None:
     kernel.shell_port = 9
     kernel.load_connection_info(INFO)
     assert kernel.shell_port == 9
     assert kernel.iopub_port == 1002
 
 
-def test_half_a_key_pair_is_none(kernel: Kernel) -> None:
+def test_half_a_key_pair_is_ignored(kernel: Kernel) -> None:
     kernel.load_connection_info(INFO | {"curve_publickey": "A" * 40})
     assert kernel.curve_publickey is None
 
 
-def test_info_without_an_address_is_of_this_machine(kernel: Kernel) -> None:
+def test_info_without_an_address_means_this_machine(kernel: Kernel) -> None:
     kernel.ip = "10.1.1.1"
     kernel.load_connection_info({"shell_port": 1})
     assert kernel.ip == peer.localhost()
@@ -207,7 +209,7 @@ def test_info_without_an_address_is_of_this_machine(kernel: Kernel) -> None:
     assert kernel.ip == kernel.connection_file.removesuffix(".json") + "-ipc"
 
 
-def test_a_client_is_made_and_told(kernel: Kernel) -> None:
+def test_a_blocking_client_has_the_connection_info(kernel: Kernel) -> None:
     kernel.load_connection_info(INFO)
     client = kernel.blocking_client()
     assert isinstance(client, BlockingKernelClient)
@@ -243,7 +245,7 @@ def test_a_file_that_vanished_is_written_again(kernel: Kernel) -> None:
     assert Path(kernel.connection_file).exists()
 
 
-def test_only_who_wrote_a_file_removes_it(kernel: Kernel) -> None:
+def test_only_the_writer_of_a_file_removes_it(kernel: Kernel) -> None:
     kernel.write_connection_file()
     reader = Kernel(connection_file=kernel.connection_file)
     reader.load_connection_file()
@@ -252,10 +254,10 @@ def test_only_who_wrote_a_file_removes_it(kernel: Kernel) -> None:
     kernel.cleanup_connection_file()
     assert not Path(kernel.connection_file).exists()
     kernel._connection_file_written = True
-    kernel.cleanup_connection_file()  # it has gone somehow
+    kernel.cleanup_connection_file()  # the file was removed meanwhile
 
 
-def test_a_file_that_is_none_is_named_and_not_shown(
+def test_an_invalid_file_is_named_and_not_shown(
     kernel: Kernel, caplog: pytest.LogCaptureFixture
 ) -> None:
     Path(kernel.connection_file).write_text('{"key": "the-key"')
@@ -270,7 +272,7 @@ def test_a_file_that_is_none_is_named_and_not_shown(
 
 
 @pytest.mark.parametrize("chosen", [{}, {"shell_port": 50321}])
-def test_random_ports_are_forgotten_and_chosen_ones_kept(
+def test_random_ports_are_reset_and_configured_ones_kept(
     kernel: Kernel, chosen: dict[str, int]
 ) -> None:
     kernel.set_trait("shell_port", chosen.get("shell_port", 0))
@@ -296,7 +298,7 @@ def test_without_random_ports_the_file_stays(kernel: Kernel) -> None:
 # -- what a provisioner says --------------------------------------------------------------------
 
 
-def test_a_file_that_says_the_same_is_not_touched(kernel: Kernel) -> None:
+def test_a_file_with_the_same_content_is_not_written_again(kernel: Kernel) -> None:
     kernel.load_connection_info(INFO | CURVE)
     kernel.write_connection_file()
     before = Path(kernel.connection_file).stat().st_ino
@@ -305,7 +307,7 @@ def test_a_file_that_says_the_same_is_not_touched(kernel: Kernel) -> None:
 
 
 @pytest.mark.parametrize("content", [None, "", "{}", '{"key": 1', "[]"])
-def test_a_file_that_says_something_else_is_replaced(kernel: Kernel, content: str | None) -> None:
+def test_a_file_with_other_content_is_replaced(kernel: Kernel, content: str | None) -> None:
     kernel.load_connection_info(INFO | CURVE | {"shell_port": 9, "key": b"old"})
     if content is None:
         kernel.write_connection_file()
@@ -319,7 +321,7 @@ def test_a_file_that_says_something_else_is_replaced(kernel: Kernel, content: st
     assert kernel._connection_file_written
 
 
-def test_what_cannot_be_taken_over_is_named_without_keys(kernel: Kernel) -> None:
+def test_members_that_differ_are_named_without_keys(kernel: Kernel) -> None:
     class Stubborn(Kernel):
         def load_connection_info(self, info: Any) -> None:
             super().load_connection_info(info | {"key": "my own", "ip": "127.0.0.1"})
@@ -353,7 +355,7 @@ def test_ipc_paths_are_absolute(home: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert told._make_url("shell") == f"ipc://{home}/told-1"
 
 
-def test_a_provisioner_may_say_a_path_that_is_relative(
+def test_a_provisioner_may_return_a_relative_path(
     kernel: Kernel, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(home)
@@ -361,7 +363,7 @@ def test_a_provisioner_may_say_a_path_that_is_relative(
     assert kernel.ip == str(home / "there")
 
 
-def test_a_path_that_is_too_long_says_what_to_set(kernel: Kernel) -> None:
+def test_the_error_of_a_long_path_names_the_settings(kernel: Kernel) -> None:
     kernel.load_connection_info(INFO | {"transport": "ipc", "ip": "/a" * 60})
     with pytest.raises(ValueError, match="JUPYTER_RUNTIME_DIR"):
         kernel.connect_shell()
@@ -370,7 +372,7 @@ def test_a_path_that_is_too_long_says_what_to_set(kernel: Kernel) -> None:
     assert not Path(kernel.connection_file).exists()
 
 
-def test_ipc_files_are_removed_by_who_wrote_the_connection(
+def test_ipc_files_are_removed_by_the_writer_of_the_connection_file(
     home: Path, context: zmq.Context[Any]
 ) -> None:
     kernel = Kernel(transport="ipc", connection_file=str(home / "kernel-1.json"))
@@ -391,7 +393,7 @@ def test_ipc_files_are_removed_by_who_wrote_the_connection(
         sock.close(linger=0)
 
 
-def test_a_visitor_removes_the_ipc_files_of_a_dead_kernel(home: Path) -> None:
+def test_ipc_files_of_a_dead_kernel_are_removed_by_others(home: Path) -> None:
     _, info = write_connection_file(str(home / "k.json"), transport="ipc")
     (home / "k-ipc-1").write_text("")
     visitor = Kernel()
@@ -408,7 +410,7 @@ def test_over_tcp_there_are_no_ipc_files(kernel: Kernel, home: Path) -> None:
     assert (home / "x-1001").exists()
 
 
-def test_who_starts_an_ipc_kernel_sweeps_after_a_crash(home: Path) -> None:
+def test_a_start_with_ipc_sweeps_the_directory(home: Path) -> None:
     with socket.socket(socket.AF_UNIX) as dead:
         dead.bind(str(home / "old-ipc-1"))
     os.utime(home / "old-ipc-1", (0, 0))
@@ -429,13 +431,13 @@ def test_who_starts_an_ipc_kernel_sweeps_after_a_crash(home: Path) -> None:
         ("fe80::1%lo", "tcp://[fe80::1%lo]:1001"),
     ],
 )
-def test_addresses_are_spelt_as_zeromq_wants_them(kernel: Kernel, ip: str, url: str) -> None:
+def test_addresses_as_zeromq_spells_them(kernel: Kernel, ip: str, url: str) -> None:
     kernel.load_connection_info(INFO | {"ip": ip})
     assert kernel._make_url("shell") == url
 
 
 class Stub:
-    """A kernel's end of its channels, on one address."""
+    """The sockets of a kernel, on one address."""
 
     def __init__(self, context: zmq.Context[Any], info: dict[str, Any], home: Path) -> None:
         self.kernel = Kernel(connection_file=str(home / "kernel-s.json"), context=context)
@@ -457,7 +459,7 @@ class Stub:
             sock.close(linger=0)
 
     def talk(self, client: ConnectionFileMethods) -> None:
-        """Let a client send and hear on each channel."""
+        """Check that a client can send and receive on each channel."""
         for channel in ("shell", "stdin", "control"):
             with getattr(client, f"connect_{channel}")(identity=b"me") as socket:
                 assert socket.linger == 1000
@@ -531,7 +533,7 @@ def test_a_blocking_client_talks(
         client.context.destroy(linger=0)
 
 
-def test_who_does_not_encrypt_is_not_heard(
+def test_a_client_without_encryption_gets_no_answer(
     context: zmq.Context[Any], new_stub: Callable[..., Stub], encrypted: dict[str, bytes]
 ) -> None:
     stub = new_stub(**encrypted)
@@ -563,7 +565,7 @@ def test_a_socket_that_cannot_be_connected_is_closed(context: zmq.Context[Any]) 
     kernel.load_connection_info(INFO | {"curve_publickey": "short", "curve_secretkey": "short"})
     with pytest.raises(zmq.ZMQError):
         kernel.connect_shell()
-    context.term()  # would wait for a socket that was left
+    context.term()  # would block if a socket were still open
 
 
 # -- under a kernel manager ---------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""jupyter_client's and ipykernel's own tests of connections, with `kbridge.connect` under them."""
+"""Run the connection tests of jupyter_client and ipykernel with `kbridge.connect`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tests.support.peer_connect import EXCEPTED, IN_PLACE, SELECTED, page, run
 from tests.support.sdist import suite_of
 
 PAGE = Path(__file__).parents[2] / "docs" / "peer-suite-connect.md"
-# What the lists were made with; older ones have no CurveZMQ.
+# The versions that the lists were made with; older ones have no CurveZMQ.
 SINCE = {"jupyter_client": (8, 10), "ipykernel": (7, 4)}
 
 

@@ -1,3 +1,5 @@
+"""Free ports, and the cache of ports that were given to kernels."""
+
 import errno
 import inspect
 import socket
@@ -57,7 +59,7 @@ def test_the_family_follows_the_address(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 class Ports:
-    """Sockets that are given these ports, one after another."""
+    """Let sockets get these ports, one after another."""
 
     def __init__(self, *numbers: int) -> None:
         self.numbers = list(numbers)
@@ -95,7 +97,7 @@ def test_ports_are_held_until_all_are_found(monkeypatch: pytest.MonkeyPatch) -> 
     assert not fake.held
 
 
-def test_the_search_has_an_end(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_search_for_a_port_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ports.socket, "socket", Ports(*range(1, 1000)))
     with pytest.raises(OSError, match="not promised to a kernel") as caught:
         pick_ports("127.0.0.1", 1, avoid=range(1000))
@@ -108,7 +110,7 @@ def test_an_address_of_another_machine_is_named() -> None:
     assert caught.value.errno == errno.EADDRNOTAVAIL
 
 
-def test_a_name_that_nobody_knows_is_named() -> None:
+def test_a_name_that_cannot_be_resolved_is_named() -> None:
     with pytest.raises(OSError, match=r"No free port on 'no-such-host\.invalid'"):
         pick_ports("no-such-host.invalid", 1)
 
@@ -117,7 +119,7 @@ def test_a_name_that_nobody_knows_is_named() -> None:
 
 
 @pytest.mark.parametrize("name", ["find_available_port", "return_port"])
-def test_the_cache_is_called_as_the_peers_is(name: str) -> None:
+def test_the_signatures_of_the_cache_are_those_of_jupyter_client(name: str) -> None:
     ours, theirs = (
         inspect.signature(getattr(c, name)) for c in (LocalPortCache, peer.LocalPortCache)
     )
@@ -132,17 +134,17 @@ def test_there_is_one_cache(cache: LocalPortCache) -> None:
 
 
 @pytest.mark.parametrize("ip", ADDRESSES)
-def test_a_port_is_given_away_once_until_it_is_returned(cache: LocalPortCache, ip: str) -> None:
+def test_a_port_is_reserved_until_it_is_returned(cache: LocalPortCache, ip: str) -> None:
     given = {cache.find_available_port(ip) for _ in range(10)}
     assert len(given) == 10
     assert cache.currently_used_ports == given == cache.promised()
     one = given.pop()
     cache.return_port(one)
-    cache.return_port(one)  # nobody minds
+    cache.return_port(one)  # has no effect
     assert cache.currently_used_ports == given
 
 
-def test_a_port_that_was_given_away_is_not_found_again(
+def test_a_reserved_port_is_not_found_again(
     cache: LocalPortCache, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(ports.socket, "socket", Ports(7, 7, 8, 7))
@@ -162,7 +164,7 @@ def test_threads_do_not_get_the_same_port(cache: LocalPortCache) -> None:
     assert cache.currently_used_ports == set(given)
 
 
-def test_what_cannot_be_given_is_not_remembered(cache: LocalPortCache) -> None:
+def test_a_failed_search_reserves_nothing(cache: LocalPortCache) -> None:
     with pytest.raises(OSError, match="No free port"):
         cache.find_available_port("192.0.2.1")
     assert cache.currently_used_ports == set()

@@ -1,4 +1,4 @@
-"""Real OpenSSH servers, and what can be reached through them."""
+"""Real OpenSSH servers, and kernels that are reached through them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.tunnel.echo import echo_kernel
 
 @pytest.fixture(scope="session")
 def sshd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sshd]:
-    """A server that no test stops."""
+    """A server that is shared, and that no test stops."""
     running = Sshd(tmp_path_factory.mktemp("sshd"))
     try:
         yield running.start()
@@ -27,7 +27,7 @@ def sshd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sshd]:
 
 @pytest.fixture
 def own_sshd(tmp_path: Path) -> Iterator[Sshd]:
-    """A server that a test may stop; not started."""
+    """A server for one test, which may stop it; not started."""
     (home := tmp_path / "sshd").mkdir()
     server = Sshd(home)
     try:
@@ -38,14 +38,14 @@ def own_sshd(tmp_path: Path) -> Iterator[Sshd]:
 
 @pytest.fixture
 def echo() -> Iterator[dict[str, Any]]:
-    """The connection info of five sockets that echo."""
+    """The connection info of five echo servers."""
     with echo_kernel() as info:
         yield info
 
 
 @pytest.fixture
 def no_tunnel_is_left() -> Iterator[None]:
-    """Each test closes what it opens."""
+    """Check that the test has closed its tunnels."""
     yield
     left = open_tunnels()
     for tunnel in left:
@@ -55,7 +55,7 @@ def no_tunnel_is_left() -> Iterator[None]:
 
 @pytest.fixture
 def ssh_on_path(sshd: Sshd, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An `ssh` that reads the test's configuration, first on the PATH."""
+    """Put an `ssh` that reads the configuration of the test first on the PATH."""
     wrapper = tmp_path / "bin" / "ssh"
     wrapper.parent.mkdir()
     wrapper.write_text(f'#!/bin/sh\nexec {shutil.which("ssh")} -F "{sshd.config}" "$@"\n')

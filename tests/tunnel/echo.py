@@ -1,4 +1,4 @@
-"""Stand-ins for a kernel: five sockets that say which they are, and then all that they are told."""
+"""Five servers in place of a kernel: each sends the name of its channel, then echoes its input."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def _served(servers: dict[str, BaseServer]) -> Iterator[None]:
 
 @contextmanager
 def echo_kernel(ip: str = "127.0.0.1") -> Iterator[dict[str, Any]]:
-    """Serve on free ports; give the connection info."""
+    """Serve on free ports; yield the connection info."""
     kind = _Tcp6 if ":" in ip else _Tcp
     servers = {channel: kind((ip, 0), _Echo) for channel in CHANNELS}
     ports = {f"{c}_port": server.server_address[1] for c, server in servers.items()}
@@ -73,7 +73,7 @@ def echo_kernel(ip: str = "127.0.0.1") -> Iterator[dict[str, Any]]:
 
 @contextmanager
 def ipc_echo_kernel(stem: Path) -> Iterator[dict[str, Any]]:
-    """Serve on unix sockets; give the connection info."""
+    """Serve on unix sockets; yield the connection info."""
     numbers = {channel: n for n, channel in enumerate(CHANNELS, start=1)}
     servers = {channel: _Unix(f"{stem}-{n}", _Echo) for channel, n in numbers.items()}
     ports = {f"{channel}_port": n for channel, n in numbers.items()}
@@ -104,7 +104,7 @@ class Talk:
 
 
 def hear(ports: dict[str, int]) -> dict[str, str]:
-    """Connect to each port, and give what was found behind it."""
+    """Return the channel that answers behind each port."""
     found = {}
     for channel, port in ports.items():
         with Talk(port) as talk:

@@ -1,4 +1,4 @@
-"""What ssh is asked, without any ssh."""
+"""The command line of ssh, and the advice for its errors."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_servers(given: str, wanted: list[str]) -> None:
         "box:22:33:x",
     ],
 )
-def test_no_servers(given: str) -> None:
+def test_texts_that_do_not_name_a_server(given: str) -> None:
     with pytest.raises(ValueError, match=r"not an ssh server|not a port"):
         server(given)
 
@@ -101,7 +101,7 @@ def test_an_ipc_kernel() -> None:
         ({"shell_port": "x"}, "not a port"),
     ],
 )
-def test_what_cannot_be_forwarded(more: dict[str, Any], words: str) -> None:
+def test_addresses_that_cannot_be_forwarded(more: dict[str, Any], words: str) -> None:
     with pytest.raises(InvalidConnectionInfo, match=words) as caught:
         targets_of(**more)
     assert "a-secret" not in str(caught.value)

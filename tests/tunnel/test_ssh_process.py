@@ -96,7 +96,7 @@ def test_stop_from_another_thread(fake: Fake) -> None:
 
 
 def test_it_ends_although_another_process_keeps_its_output_open(fake: Fake) -> None:
-    """ssh_config's ControlPersist leaves such a process, in a session of its own."""
+    """ssh_config's ControlPersist leaves such a process, in its own session."""
     process = fake("setsid sleep 1000 & $ready; echo $!; exit 0")
     output = list(process.output())
     other = psutil.Process(int(output[1]))

@@ -1,4 +1,4 @@
-"""What is done about the ways in which ssh can fail, with a stand-in for ssh."""
+"""The reactions to failures of ssh, with a script in place of ssh."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Fake = Callable[[str], TunnelSupervisor]
 
 @pytest.fixture
 def fake(tmp_path: Path) -> Iterator[Fake]:
-    """Make a supervisor of an `ssh` that runs some shell code; `$ready` and `$run` are set."""
+    """Start a supervisor whose `ssh` runs shell code; `$ready` and `$run` are set."""
     supervisors: list[TunnelSupervisor] = []
 
     def make(code: str) -> TunnelSupervisor:
@@ -81,7 +81,7 @@ def test_later_attempts_are_made_until_one_succeeds(
     assert pauses == ["0 s", "0.5 s"]  # the third has nothing new to say
 
 
-def test_one_that_needs_a_human_is_not_hammered(
+def test_failed_logins_are_not_repeated_at_once(
     fake: Fake, caplog: pytest.LogCaptureFixture
 ) -> None:
     denied = "echo 'box: Permission denied (publickey).' >&2; exit 255"
@@ -89,7 +89,7 @@ def test_one_that_needs_a_human_is_not_hammered(
     eventually(lambda: "again in 60 s" in caplog.text, "it waits for long")
 
 
-def test_one_that_ignores_being_asked_is_killed(fake: Fake) -> None:
+def test_an_ssh_that_ignores_sigterm_is_killed(fake: Fake) -> None:
     supervisor = fake("trap '' TERM; $ready; while :; do sleep 1000; done")
     assert supervisor.wait(1, TIMEOUT)
     supervisor.stop()

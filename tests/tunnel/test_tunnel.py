@@ -1,4 +1,4 @@
-"""Tunnels through a real OpenSSH server to five sockets that echo."""
+"""Tunnels through a real OpenSSH server to five echo servers."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ from tests.tunnel.echo import CHANNELS, KEY, Talk, echo_kernel, hear, ipc_echo_k
 pytestmark = pytest.mark.usefixtures("no_tunnel_is_left")
 
 ITSELF = {channel: channel for channel in CHANNELS}
-BACK_WITHIN = 10.0  # seconds; what is promised, so not a limit of the machine's
+BACK_WITHIN = 10.0  # seconds; the documented limit
 ROOT = Path(__file__).parents[2]
 
 
-# -- what passes -------------------------------------------------------------------------------
+# -- forwarding --------------------------------------------------------------------------------
 
 
 def test_five_ports_through_one_process(sshd: Sshd, echo: dict[str, Any]) -> None:
@@ -137,7 +137,7 @@ def test_gateway_ports_do_not_open_it_to_the_network(sshd: Sshd, echo: dict[str,
         assert ips == {"127.0.0.1"}
 
 
-# -- what breaks -------------------------------------------------------------------------------
+# -- failures ----------------------------------------------------------------------------------
 
 
 def test_a_killed_ssh_comes_back_on_the_same_ports(sshd: Sshd, echo: dict[str, Any]) -> None:
@@ -202,7 +202,7 @@ async def test_a_network_that_swallows_everything(sshd: Sshd, echo: dict[str, An
             assert await asyncio.to_thread(hear, tunnel.ports) == ITSELF
 
 
-def test_a_kernel_that_is_gone_is_told_once(
+def test_connections_to_an_ended_kernel_are_logged_once(
     sshd: Sshd, echo: dict[str, Any], caplog: pytest.LogCaptureFixture
 ) -> None:
     nowhere = {**echo, **{f"{c}_port": free_port() for c in CHANNELS}}
@@ -217,7 +217,7 @@ def test_a_kernel_that_is_gone_is_told_once(
     assert [r.levelno for r in told].count(logging.WARNING) == 1
 
 
-# -- its end -----------------------------------------------------------------------------------
+# -- closing -----------------------------------------------------------------------------------
 
 
 def test_close_ends_ssh_and_what_it_started(sshd: Sshd, echo: dict[str, Any]) -> None:
@@ -253,7 +253,9 @@ def test_a_listener_may_close_it_or_fail(
 
 @pytest.mark.parametrize("how", ["exit", "SIGKILL"])
 @pytest.mark.usefixtures("ssh_on_path")
-def test_no_ssh_outlives_us(sshd: Sshd, echo: dict[str, Any], how: str, tmp_path: Path) -> None:
+def test_no_ssh_outlives_its_process(
+    sshd: Sshd, echo: dict[str, Any], how: str, tmp_path: Path
+) -> None:
     code = f"""
 import sys
 from kbridge.tunnel.tunnel import open_tunnels, tunnel_to_kernel

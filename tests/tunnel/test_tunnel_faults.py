@@ -1,4 +1,4 @@
-"""Tunnels that cannot be opened: at once, in ssh's own words, and without a key."""
+"""Tunnels that cannot be opened: the error has the output of ssh, and no key."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.usefixtures("no_tunnel_is_left")
 
 
 def fails(info: dict[str, Any], where: str, *args: Any, **kwargs: Any) -> str:
-    """Give the words with which a first opening fails."""
+    """Return the error message of a first opening that fails."""
     tunnel = Tunnel(info, where, *args, **kwargs)
     with pytest.raises(TunnelError) as caught:
         tunnel.start()
@@ -40,7 +40,7 @@ def test_a_wrong_key(sshd: Sshd, echo: dict[str, Any], tmp_path: Path) -> None:
     assert not set(key.read_text().split("\n")[1:-2]) & set(said.split())
 
 
-def test_a_key_file_that_is_none(sshd: Sshd, echo: dict[str, Any], tmp_path: Path) -> None:
+def test_a_key_file_that_does_not_exist(sshd: Sshd, echo: dict[str, Any], tmp_path: Path) -> None:
     said = fails(echo, "box", tmp_path / "missing", options=sshd.options)
     assert re.search(r"key file .*/missing cannot be read: No such file", said)
 
@@ -65,11 +65,11 @@ def test_a_host_that_never_answers(echo: dict[str, Any]) -> None:
         assert "not up within 1 s" in said
 
 
-def test_a_host_key_that_nobody_has_seen(sshd: Sshd, echo: dict[str, Any]) -> None:
+def test_an_unknown_host_key(sshd: Sshd, echo: dict[str, Any]) -> None:
     options = ["-o", "UserKnownHostsFile=/dev/null", *sshd.options]
     said = fails(echo, "box", options=options)
     assert "Host key verification failed" in said
-    assert "connect once with ssh yourself" in said
+    assert "run ssh to this host once" in said
 
 
 def test_no_ssh_at_all(echo: dict[str, Any]) -> None:
@@ -85,7 +85,7 @@ def test_a_port_of_the_users_own_that_is_taken(sshd: Sshd, echo: dict[str, Any])
     assert "without LocalForward" in said
 
 
-def test_a_server_that_forbids_forwarding_is_told(
+def test_a_server_that_forbids_forwarding_is_logged(
     tmp_path: Path, echo: dict[str, Any], caplog: pytest.LogCaptureFixture
 ) -> None:
     server = Sshd(tmp_path, "AllowTcpForwarding no")
