@@ -1,8 +1,8 @@
-"""Floor 5: kbridge inside Jupyter Server, as an extension or as a class to configure.
+"""Layer 5: kbridge in Jupyter Server, as an extension or as a connection class to configure.
 
 ::
 
-    jupyter lab                                     # the extension is on once kbridge is installed
+    jupyter lab                                     # the extension is on if kbridge is installed
     jupyter lab --KbridgeExtension.enabled=False    # off
     jupyter lab --ServerApp.kernel_websocket_connection_class=\
 kbridge.jupyter.ZMQChannelsWebsocketConnection      # the same without the extension

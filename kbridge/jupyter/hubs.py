@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from kbridge.hub.hub import Hub
 from kbridge.hub.table import HubTable
-from kbridge.jupyter.watch import KernelWatch
+from kbridge.jupyter.kernel_watch import KernelWatch
 
 __all__ = ["JupyterHubs"]
 

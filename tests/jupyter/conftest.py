@@ -35,7 +35,10 @@ from traitlets.config import Config
 import kbridge.jupyter
 from kbridge.connection import channels
 from kbridge.hub.hub import Hub
+from kbridge.hub.kernel import process_link
+from kbridge.hub.settings import HubSettings
 from kbridge.hub.table import HubTable
+from kbridge.jupyter import kernel_watch
 from kbridge.jupyter.hubs import JupyterHubs
 from kbridge.link.memory import MemoryKernel
 from kbridge.link.websocket import Websocket
@@ -44,6 +47,7 @@ from kbridge.wire.frames import PING, each
 from kbridge.wire.message import Channel, Message
 from kbridge.wire.signing import Signer
 from kbridge.wire.zmq import parse, serialize
+from tests.jupyter.rig import WatchRig
 from tests.support.dialects import CODECS
 from tests.support.waiting import TIMEOUT
 
@@ -475,3 +479,27 @@ def tornados_loggers() -> Iterator[None]:
         logger.setLevel(state["level"])  # also clears the logger's cache of enabled levels
         for name in ("name", "parent", "propagate"):
             setattr(logger, name, state[name])
+
+
+@pytest.fixture
+async def make_watched(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Callable[..., WatchRig]]:
+    monkeypatch.setattr(kernel_watch, "_CHECK_SECONDS", 0.001)
+    monkeypatch.setattr(process_link, "_FLUSH_TIMEOUT", 0.001)
+    rigs: list[WatchRig] = []
+
+    def make(**settings: Any) -> WatchRig:
+        rigs.append(WatchRig(HubSettings(**{"limit_rate": False, **settings})))
+        return rigs[-1]
+
+    yield make
+    for rig in rigs:
+        rig.watch.close()
+        await rig.hub.aclose()
+
+
+@pytest.fixture
+async def rig(make_watched: Callable[..., WatchRig]) -> WatchRig:
+    made = make_watched()
+    made.prove()
+    await made.settle()
+    return made

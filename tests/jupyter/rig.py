@@ -11,7 +11,7 @@ from traitlets import Any as AnyTrait
 from traitlets import HasTraits, Int, Unicode
 
 from kbridge.hub.settings import HubSettings
-from kbridge.jupyter.watch import KernelWatch
+from kbridge.jupyter.kernel_watch import KernelWatch
 from kbridge.link.memory import MemoryClient
 from kbridge.wire.message import Channel
 from tests.hub.rig import INFO, Rig, received

@@ -1,4 +1,4 @@
-"""What our class does for Jupyter Server beyond what it does for ours."""
+"""The parts of kbridge's connection class that are specific to Jupyter Server."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ from kbridge.errors import HubClosed
 from kbridge.hub.kernel import process_link as line_module
 from kbridge.hub.table import HubTable
 from kbridge.jupyter import hubs as hubs_module
-from kbridge.jupyter import watch as watch_module
+from kbridge.jupyter import kernel_watch as watch_module
 from kbridge.jupyter.hubs import JupyterHubs
 from kbridge.link.memory import MemoryClient, MemoryKernel
 from kbridge.wire.build import build
@@ -40,7 +40,7 @@ class Hubs(JupyterHubs):
 
 @pytest.fixture
 def kernels(monkeypatch: pytest.MonkeyPatch) -> FakeKernels:
-    monkeypatch.setattr(watch_module, "_LOOK_SECONDS", 0.001)
+    monkeypatch.setattr(watch_module, "_CHECK_SECONDS", 0.001)
     monkeypatch.setattr(line_module, "_FLUSH_TIMEOUT", 0.001)
     monkeypatch.setattr(hubs_module, "_SWEEP_SECONDS", 0.005)
     return FakeKernels(FakeKernel("one"), FakeKernel("two"))

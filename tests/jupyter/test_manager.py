@@ -15,7 +15,7 @@ from jupyter_server.services.kernels.websocket import KernelWebsocketHandler
 from websockets.exceptions import InvalidStatus
 
 from kbridge.connection.channels import HUBS
-from kbridge.jupyter import watch
+from kbridge.jupyter import kernel_watch
 from tests.jupyter.inside import Inside, environment, running
 from tests.jupyter.rig import until
 from tests.support.client import Execution, KernelClient, attach, dial
@@ -38,7 +38,7 @@ async def place(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Any]:
     home = tmp_path_factory.mktemp("jupyter")
     with pytest.MonkeyPatch.context() as patch:
         environment(patch, home)
-        patch.setattr(watch, "_LOOK_SECONDS", 0.05)
+        patch.setattr(kernel_watch, "_CHECK_SECONDS", 0.05)
         yield home
 
 

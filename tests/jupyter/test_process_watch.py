@@ -81,7 +81,7 @@ async def rig(process) -> AsyncIterator[WatchRig]:
 
 async def ended(rig: WatchRig) -> None:
     """Wait until the watch has seen the end of the process."""
-    task = rig.watch._ended
+    task = rig.watch.process.waiting
     assert task is not None
     async with asyncio.timeout(20):
         await asyncio.gather(task, return_exceptions=True)
@@ -162,7 +162,7 @@ async def test_a_restarter_that_fails_is_told_of(rig, process, caplog) -> None:
 async def test_a_process_of_nobody_knows_whom_is_not_watched(rig) -> None:
     rig.manager.provisioner.process = SimpleNamespace(pid=1)
     rig.say(rig.stream("a word"))
-    assert rig.watch._ended is None
+    assert rig.watch.process.waiting is None
 
 
 @on_linux

@@ -1,48 +1,20 @@
-"""A hub that is kept in step with a kernel of Jupyter Server's: what is told, and what is not."""
+"""A hub is kept in step with a kernel of Jupyter Server, through reported and unreported events."""
 
 import asyncio
 import gc
-from collections.abc import AsyncIterator, Callable
-from datetime import UTC, datetime
 from typing import Any
 
 import pytest
 
 from kbridge.hub.kernel import process_link as line_module
-from kbridge.hub.settings import HubSettings
-from kbridge.jupyter import watch as module
 from kbridge.wire.message import Channel
 from tests.hub.rig import texts
-from tests.jupyter.rig import LONG_AGO, FakeKernel, WatchRig, statuses, until
+from tests.jupyter.rig import FakeKernel, statuses, until
 
 OLD, NEW = (1, 2, 3, 4), (11, 12, 13, 14)
 
 
-@pytest.fixture
-async def make_watched(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Callable[..., WatchRig]]:
-    monkeypatch.setattr(module, "_LOOK_SECONDS", 0.001)
-    monkeypatch.setattr(line_module, "_FLUSH_TIMEOUT", 0.001)
-    rigs: list[WatchRig] = []
-
-    def make(**settings: Any) -> WatchRig:
-        rigs.append(WatchRig(HubSettings(**{"limit_rate": False, **settings})))
-        return rigs[-1]
-
-    yield make
-    for rig in rigs:
-        rig.watch.close()
-        await rig.hub.aclose()
-
-
-@pytest.fixture
-async def rig(make_watched: Callable[..., WatchRig]) -> WatchRig:
-    made = make_watched()
-    made.prove()
-    await made.settle()
-    return made
-
-
-# -- restarts that are told -----------------------------------------------------------------
+# -- reported restarts -----------------------------------------------------------------
 
 
 async def test_a_restart_that_is_told_is_told_once_to_all_and_requests_wait(rig) -> None:
@@ -234,7 +206,7 @@ async def test_a_connection_that_was_cut_is_no_restart(rig) -> None:
 async def test_a_kernel_that_died_for_good_is_dead_and_its_hub_goes(rig) -> None:
     client, _ = rig.attach()
     rig.end_process()
-    del rig.kernels_["a-kernel"]  # whose callback comes first
+    del rig.kernels_["a-kernel"]  # this callback is called first
     rig.manager.fire("dead")
     assert statuses(client) == ["dead"]
     assert rig.manager.execution_state == "dead"
@@ -249,7 +221,7 @@ async def test_death_while_a_restart_is_under_way_is_the_last_word(rig, caplog, 
     for _ in range(turns):
         await asyncio.sleep(0)
     rig.manager.fire("dead")
-    await until(lambda: not rig.watch._relinking)
+    await until(lambda: not rig.watch._restarting)
     await rig.settle()
     assert statuses(client) == ["dead"]
     assert rig.kernel.closed
@@ -271,7 +243,7 @@ async def test_a_kernel_that_is_back_in_a_moment_keeps_its_hub(rig) -> None:
     await until(lambda: rig.kernels_.asked > seen + 3)
     assert rig.went == []
     rig.prove()
-    await until(lambda: not rig.watch._looking)
+    await until(lambda: not rig.watch._checking)
     assert not rig.hub.closed
     rig.kernels_.absences = 2
     rig.end_process()
@@ -303,7 +275,7 @@ async def test_a_watch_that_begins_as_its_kernel_goes_ends(make_watched) -> None
 
 @pytest.mark.timeout(30)
 async def test_a_kernel_that_never_comes_back_does_not_stop_the_loop(rig) -> None:
-    """After kernel_info_timeout a hub is ready, unproven, and whoever asks is answered at once."""
+    """After kernel_info_timeout the hub counts as ready, so `wait_ready` returns at once."""
     rig.end_process()
     await rig.settle()
     rig.clock.now += 61
@@ -312,7 +284,7 @@ async def test_a_kernel_that_never_comes_back_does_not_stop_the_loop(rig) -> Non
     await rig.settle()
     assert rig.went == []
     del rig.kernels_["a-kernel"]
-    rig.watch._look()
+    rig.watch._check_presence()
     await until(lambda: rig.went)
 
 
@@ -320,7 +292,7 @@ async def test_nothing_is_left_of_a_watch_that_is_closed(rig) -> None:
     before = asyncio.all_tasks()
     rig.manager.fire("restart")
     rig.end_process()
-    rig.watch._look()
+    rig.watch._check_presence()
     await asyncio.sleep(0)
     rig.watch.close()
     rig.watch.close()
@@ -359,134 +331,3 @@ async def test_what_fails_in_the_background_is_said(rig, caplog) -> None:
     assert "no such kernel" in caplog.text
     await rig.settle()
     gc.collect()  # an exception that nobody took would be a warning, and so an error
-
-
-# -- what the manager is told ---------------------------------------------------------------
-
-
-async def test_the_hub_takes_over_once_the_kernel_is_proven(make_watched) -> None:
-    rig = make_watched()
-    rig.say(rig.stream("early"))
-    assert rig.kernels_.unwatched == []
-    assert rig.manager.execution_state == "starting"
-    rig.prove()
-    assert rig.kernels_.unwatched == ["a-kernel"]
-    assert rig.manager.execution_state == "idle"
-    rig.say(rig.stream("more"))
-    assert rig.kernels_.unwatched == ["a-kernel"], "once"
-
-
-async def test_a_busy_kernel_is_left_to_the_manager_until_it_is_idle(make_watched) -> None:
-    rig = make_watched()
-    rig.manager.execution_state = "busy"
-    rig.prove()
-    rig.say(rig.stream("of a cell that was begun before"))
-    assert rig.kernels_.unwatched == []
-    assert rig.manager.execution_state == "busy"
-    assert rig.manager.last_activity == LONG_AGO, "one writer at a time"
-    rig.manager.execution_state = "idle"  # the manager's own watcher says so
-    rig.say(rig.stream("another"))
-    assert rig.kernels_.unwatched == ["a-kernel"]
-
-
-async def test_a_kernel_that_dies_busy_is_not_busy_for_ever(make_watched) -> None:
-    rig = make_watched()
-    rig.manager.execution_state = "busy"
-    rig.prove()
-    rig.end_process()
-    rig.manager.fire("restart")
-    await until(lambda: len(rig.kernels) == 2)
-    rig.process = "the-second"
-    rig.prove()
-    assert rig.kernels_.unwatched == ["a-kernel"]
-    assert rig.manager.execution_state == "idle"
-
-
-async def test_a_restart_that_waits_for_its_answer_is_let_finish(make_watched) -> None:
-    rig = make_watched()
-    rig.manager._pending_restart_cleanup = lambda: pytest.fail("its answer was thrown away")
-    rig.prove()
-    rig.say(rig.stream("more"))
-    assert rig.kernels_.unwatched == []
-    rig.manager._pending_restart_cleanup = None
-    rig.say(rig.stream("and more"))
-    assert rig.kernels_.unwatched == ["a-kernel"]
-
-
-async def test_a_manager_that_watches_again_is_relieved_again(rig) -> None:
-    rig.manager._activity_stream = "another socket of the manager's"
-    rig.say(rig.stream("more"))
-    assert rig.kernels_.unwatched == ["a-kernel", "a-kernel"]
-
-
-async def test_to_take_over_an_idle_kernel_is_no_activity(make_watched) -> None:
-    rig = make_watched()
-    rig.manager.execution_state = "idle"
-    rig.prove()
-    rig.attach()
-    assert rig.kernels_.unwatched == ["a-kernel"]
-    assert rig.manager.last_activity == rig.kernels_.last_kernel_activity == LONG_AGO
-
-
-async def test_state_and_activity_are_the_hubs_from_then_on(rig) -> None:
-    _, attached = rig.attach()
-    rig.clock.now += 100
-    asked = rig.request(code="1")
-    rig.hub.submit(attached, asked)
-    for state in ("busy", "idle"):
-        rig.say(rig.message(Channel.IOPUB, "status", {"execution_state": state}, asked.header))
-        assert rig.manager.execution_state == state
-    now = datetime.fromtimestamp(rig.clock.wall(), UTC)
-    assert rig.manager.last_activity == rig.kernels_.last_kernel_activity == now
-
-
-async def test_a_change_of_state_is_told_at_once_and_a_flood_now_and_then(rig) -> None:
-    first = rig.clock.wall()
-    told: list[float] = []
-    rig.manager.observe(lambda change: told.append(change["new"].timestamp()), "last_activity")
-    asked = rig.request(code="1")
-    busy = {"execution_state": "busy"}
-    rig.clock.now += 1 / 64
-    rig.say(rig.message(Channel.IOPUB, "status", busy, asked.header))
-    for i in range(64):
-        rig.clock.now += 1 / 64
-        rig.say(rig.stream(str(i)))
-    assert told[0] == pytest.approx(first + 1 / 64, abs=0.001)
-    assert 4 <= len(told) <= 12
-    assert rig.clock.wall() - told[-1] < 0.125
-
-
-async def test_output_counts_though_the_state_is_what_it_was(rig) -> None:
-    rig.clock.now += 100
-    rig.say(rig.stream("a thread's"))
-    assert rig.manager.last_activity == datetime.fromtimestamp(rig.clock.wall(), UTC)
-
-
-async def test_a_control_request_in_between_leaves_a_kernel_busy(rig) -> None:
-    _, attached = rig.attach()
-    asked = rig.request(code="1")
-    rig.hub.submit(attached, asked)
-    rig.say(rig.message(Channel.IOPUB, "status", {"execution_state": "busy"}, asked.header))
-    control = rig.message(Channel.CONTROL, "debug_request", {})
-    for state in ("busy", "idle"):
-        rig.say(rig.message(Channel.IOPUB, "status", {"execution_state": state}, control.header))
-        assert rig.manager.execution_state == "busy"
-    rig.say(rig.message(Channel.IOPUB, "status", {"execution_state": "idle"}, asked.header))
-    assert rig.manager.execution_state == "idle"
-
-
-async def test_a_manager_without_a_watcher_of_its_own_is_told_as_well(make_watched) -> None:
-    rig = make_watched()
-    del rig.manager._activity_stream
-    rig.prove()
-    assert rig.kernels_.unwatched == []
-    assert rig.manager.execution_state == "idle"
-
-
-async def test_a_kernel_that_the_manager_let_go_is_heard_without_a_fault(make_watched) -> None:
-    rig = make_watched()
-    del rig.kernels_["a-kernel"]
-    rig.prove()
-    client, _ = rig.attach()
-    rig.say(rig.stream("still here"))
-    assert texts(client) == ["still here"]
