@@ -1,8 +1,8 @@
-"""A kernel's heartbeat: pings on its hb port, and what follows from the answers.
+"""Pings to the heartbeat port of a kernel whose process cannot be watched from this machine.
 
-For kernels whose process nobody here can watch. A timer and a descriptor's handler, no Task a
-beat. What waits is bounded: a few pings of a few bytes, and a peer that says more than it was
-asked is not listened to until the next beat.
+A timer and a handler for a descriptor do the work, without a Task for each ping. Memory is bounded:
+only a few pings of a few bytes wait, and a peer that sends more answers than there were pings is
+disconnected until the next tick.
 """
 
 from __future__ import annotations
@@ -26,24 +26,24 @@ _ANSWER_BYTES: Final = 1024
 
 
 class Heartbeat:
-    """Ask a kernel every now and then whether it is there; begins at once.
+    """Pings a kernel at regular intervals; starts at once.
 
     Parameters
     ----------
     where : callable
-        Asked at each beat where the kernel listens. None, while there is none that should answer;
-        what is known is then forgotten.
+        Returns the endpoints of the kernel; called at each tick. None if no kernel should answer
+        now; the state of the heartbeat is then reset.
     interval : float
-        Seconds between two beats.
+        Seconds between two ticks.
     misses : int
-        How many in a row may be left unanswered.
+        Number of consecutive unanswered pings after which the kernel is lost.
     on_lost : callable
-        Told once when the kernel, which has beaten, beats no more.
+        Called once when a kernel that has answered before does not answer any more.
     on_found : callable
-        Told once when one that was lost beats again.
+        Called once when a lost kernel answers again.
     at_work : callable
-        Asked at each beat which request the kernel is at; empty for none. One that has never
-        answered in the midst of a request is not lost while it is at one.
+        Returns the request that the kernel is executing, empty if none; called at each tick. A
+        kernel that has never answered while busy is not lost while it is busy.
     """
 
     def __init__(
@@ -65,50 +65,50 @@ class Heartbeat:
         self._ioloop = IOLoop.current()
         self._endpoints: Endpoints | None = None
         self._socket: zmq.Socket[bytes] | None = None
-        self._owed = 0  # answers that this connection may still bring
+        self._owed = 0  # pings on this connection that are not answered yet
         self._closed = False
         self._loop = asyncio.get_running_loop()
-        self._timer: asyncio.Handle = self._loop.call_soon(self._beat)
+        self._timer: asyncio.Handle = self._loop.call_soon(self._tick)
 
     @property
     def lost(self) -> bool:
-        """Whether the kernel was beating and has stopped."""
+        """True if the kernel has answered before and does not answer any more."""
         return self._monitor.lost
 
     def close(self) -> None:
-        """Ask no more, and tell no more; may be called twice."""
+        """Stop; no callback is called afterwards. May be called twice."""
         self._closed = True
         self._timer.cancel()
         self._monitor.forget()
-        self._unlink()
+        self._disconnect()
 
     def statistics(self) -> dict[str, Any]:
-        """As `HeartbeatMonitor.statistics`."""
+        """Return the figures of `HeartbeatMonitor.statistics`."""
         return self._monitor.statistics()
 
     # -- inside -----------------------------------------------------------------------------
 
-    def _beat(self) -> None:
-        self._timer = self._loop.call_later(self._interval, self._beat)
+    def _tick(self) -> None:
+        self._timer = self._loop.call_later(self._interval, self._tick)
         endpoints = self._where()
         if endpoints != self._endpoints:
-            self._unlink()
+            self._disconnect()
             self._monitor.forget()
             self._endpoints = endpoints
         if endpoints is None:
             return
-        self._read()  # an answer that came while the loop was held up is no miss
-        if self._closed:  # who was told has closed this
+        self._read()  # an answer that has arrived while the loop was busy is not a miss
+        if self._closed:  # by a callback
             return
         actions = self._monitor.tick(self._at_work())
         if actions.reconnect:
-            self._unlink()
+            self._disconnect()
         if actions.lost:
             self._on_lost()
         if not self._closed:
             self._ping(endpoints)
 
-    def _link(self, endpoints: Endpoints) -> None:
+    def _connect(self, endpoints: Endpoints) -> None:
         assert endpoints.heartbeat is not None
         socket = context().socket(zmq.DEALER)
         try:
@@ -116,14 +116,14 @@ class Heartbeat:
             socket.reconnect_ivl = _RECONNECT_MS
             socket.maxmsgsize = _ANSWER_BYTES
             socket.connect(endpoints.address(endpoints.heartbeat))
-        except zmq.ZMQError:  # nobody answers at such an address, now and at the next beat
+        except zmq.ZMQError:  # an invalid address counts as one that does not answer
             socket.close()
             return
         self._socket = socket
         self._owed = 0
         self._ioloop.add_handler(socket.fileno(), self._on_readable, IOLoop.READ)
 
-    def _unlink(self) -> None:
+    def _disconnect(self) -> None:
         socket, self._socket = self._socket, None
         if socket is not None:
             self._ioloop.remove_handler(socket.fileno())
@@ -131,18 +131,18 @@ class Heartbeat:
 
     def _ping(self, endpoints: Endpoints) -> None:
         if self._socket is None:
-            self._link(endpoints)
+            self._connect(endpoints)
         if self._socket is not None:
-            # The empty part is for kernels that answer with a REP.
+            # The empty part is for kernels that answer with a REP socket.
             self._socket.send_multipart([b"", b"ping"], _NOBLOCK)
             self._owed += 1
-            self._read()  # sending may swallow what the descriptor has to say
+            self._read()  # sending may consume the descriptor's event
 
     def _on_readable(self, _fd: Any, _events: int) -> None:
         self._read()
 
     def _read(self) -> None:
-        """Take all answers that are there, but no more than were asked for."""
+        """Read all answers that have arrived, but not more than there were pings."""
         while self._socket is not None:
             try:
                 self._socket.recv_multipart(_NOBLOCK)
@@ -150,6 +150,6 @@ class Heartbeat:
                 return
             self._owed -= 1
             if self._owed < 0:
-                self._unlink()
+                self._disconnect()
             if self._monitor.answered():
-                self._on_found()  # last: it may close this
+                self._on_found()  # last, because it may close this object

@@ -13,7 +13,6 @@ __all__ = [
     "KernelSockets",
     "RawMessage",
     "TransportEvents",
-    "nobody",
     "noop",
 ]
 
@@ -114,6 +113,3 @@ class TransportEvents(Protocol):
 
 def noop() -> None:
     """Do nothing: the default of callbacks."""
-
-
-nobody = noop  # the former name

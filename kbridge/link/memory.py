@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Final
 
 from kbridge.link.endpoints import Endpoints
-from kbridge.link.interfaces import KernelEvents, RawMessage, nobody
+from kbridge.link.interfaces import KernelEvents, RawMessage, noop
 from kbridge.wire.message import Buffer, Channel
 
 __all__ = ["MemoryClient", "MemoryKernel"]
@@ -31,7 +31,7 @@ class MemoryClient:
         self.stalled = False
         self.closed = False
         self.closed_with: tuple[int, str] | None = None
-        self.on_writable: Callable[[], None] = nobody
+        self.on_writable: Callable[[], None] = noop
         self._pending = b""
 
     def write(self, data: bytes) -> bool:

@@ -7,7 +7,7 @@ import pytest
 from tornado.iostream import IOStream
 
 from kbridge.link.client import StreamClient
-from kbridge.link.interfaces import ClientLink, nobody
+from kbridge.link.interfaces import ClientLink, noop
 from tests.link.ends import connected
 
 BIG = b"x" * (2 << 20)  # more than the sockets' buffers take
@@ -136,7 +136,7 @@ async def test_close_is_the_websockets_own(ends) -> None:
 
 async def test_nagle_is_off_and_until_asked_nobody_listens(ends) -> None:
     assert ends.stream.socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
-    assert StreamClient(ends.stream, lambda *_: None).on_writable is nobody
+    assert StreamClient(ends.stream, lambda *_: None).on_writable is noop
 
 
 async def test_a_unix_socket_has_no_nagle_to_turn_off() -> None:

@@ -32,6 +32,7 @@ class HeartbeatKernel:
         self.address = self.socket.last_endpoint.rstrip(b"\0").decode()
         self.answers = answers
         self.asked = 0
+        self.connections: set[bytes] = set()  # identities of the peers, as a ROUTER sees them
         self._beating = asyncio.Event()
         self._beating.set()
         self._task = asyncio.ensure_future(self._run())
@@ -42,6 +43,7 @@ class HeartbeatKernel:
             ping = await self.socket.recv_multipart()
             await self._beating.wait()
             self.asked += 1
+            self.connections.add(ping[0])
             for _ in range(self.answers):
                 await self.socket.send_multipart(ping)
 

@@ -23,7 +23,7 @@ from kbridge.hub.broadcast.rendering import Renderer
 from kbridge.hub.broadcast.resume import START, ResumePoint, resolve_since
 from kbridge.hub.context import HubContext
 from kbridge.hub.events import HubObserver, StatusListener
-from kbridge.link.interfaces import ClientLink, nobody
+from kbridge.link.interfaces import ClientLink, noop
 from kbridge.wire.dialects import Dialect
 from kbridge.wire.message import Message, message_key
 from kbridge.wire.v1 import encode_frame
@@ -128,7 +128,7 @@ class Broadcaster:
     def detach(self, cursor: Cursor) -> None:
         """Detach a websocket; may be called twice."""
         if self._sessions.detach(cursor, self._context.clock.monotonic()):
-            cursor.link.on_writable = nobody
+            cursor.link.on_writable = noop
             self._delivery.remove(cursor)
 
     def on_pong(self, cursor: Cursor, payload: bytes) -> None:
