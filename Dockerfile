@@ -7,23 +7,23 @@ FROM ${BASE} AS build
 WORKDIR /src
 COPY pyproject.toml README.md LICENSE ./
 COPY kbridge kbridge
-# First wheels, then an environment made of nothing else: what runs is what was built.
+# Build wheels first, then install only these wheels.
 RUN pip wheel --no-cache-dir --wheel-dir /wheels '.[kernel]' \
     && python -m venv /opt/kbridge \
     && /opt/kbridge/bin/pip install --no-cache-dir --no-index --find-links /wheels 'kbridge[kernel]'
 
 FROM ${BASE} AS runtime
-# tini hands SIGTERM on, and buries the children that kernels leave behind.
+# tini forwards SIGTERM, and reaps the children that kernels leave behind.
 # hadolint ignore=DL3008
 RUN apt-get update \
     && apt-get install --yes --no-install-recommends tini \
     && rm -rf /var/lib/apt/lists/* \
     && useradd --create-home --uid 1000 kbridge
 # The user owns the environment, so that `%pip install` in a notebook can write to it. Kernels run as
-# the same user as the server: other permissions would protect nothing.
+# the same user as the server, so other permissions would not protect anything.
 COPY --from=build --chown=1000:1000 /opt/kbridge /opt/kbridge
 ENV PATH=/opt/kbridge/bin:$PATH
-# A number: an orchestrator that insists on non-root cannot look names up.
+# A number, because orchestrators that require non-root cannot look up names.
 USER 1000
 WORKDIR /home/kbridge
 EXPOSE 8888

@@ -1,5 +1,5 @@
-# `make serve` and `make test` set everything up themselves: all they need is Python 3.11 or newer
-# and a network that reaches PyPI. PYTHON= and VENV= choose another interpreter and another place.
+# `make serve` and `make test` set everything up. They need Python 3.11 or newer and access to PyPI.
+# PYTHON= and VENV= select another interpreter and another directory.
 VENV   ?= .venv
 ARGS   ?=
 PYTHON ?= $(or $(shell for p in python3 python3.13 python3.12 python3.11; do \
@@ -8,7 +8,7 @@ PYTHON ?= $(or $(shell for p in python3 python3.13 python3.12 python3.11; do \
 BIN     = $(VENV)/bin
 FLOORS  = $(VENV)-floors
 PIP     = $(BIN)/python -m pip --disable-pip-version-check --quiet
-# The versions that the tests ran with; `make LOCK= test` takes the newest instead.
+# The versions that the tests ran with; `make LOCK= test` uses the newest ones instead.
 LOCK   ?= $(wildcard constraints.txt)
 INSTALL = $(PIP) install $(if $(LOCK),--constraint $(LOCK)) --editable
 
@@ -24,9 +24,9 @@ serve: $(VENV)/.serve   ## run the bridge on 127.0.0.1 (ARGS="--port 9999" adds 
 test: $(VENV)/.dev      ## the whole suite (ARGS="-k wire" narrows it)
 	$(BIN)/python -m pytest -n 2 $(ARGS)
 
-# What touches jupyter_client, ipykernel, jupyter_server, SQLAlchemy, psutil and traitlets: in less than
-# five minutes on two cores. Warnings of the old versions do not count: jupyter_core leaves event loops to
-# the garbage collector and wants JUPYTER_PLATFORM_DIRS, jupyter_client parses dates without a year.
+# The tests that use jupyter_client, ipykernel, jupyter_server, SQLAlchemy, psutil and traitlets; less than
+# five minutes on two cores. Warnings of the old versions are ignored: jupyter_core leaves event loops to
+# the garbage collector and requires JUPYTER_PLATFORM_DIRS, jupyter_client parses dates without a year.
 OLD = -W ignore::ResourceWarning -W ignore::pytest.PytestUnraisableExceptionWarning \
       -W 'ignore:Parsing dates involving a day:DeprecationWarning'
 test-floors: $(FLOORS)/.floors ## kernel tests with the lowest versions that pyproject.toml allows
@@ -48,32 +48,32 @@ check: $(VENV)/.dev     ## format, lint, types, English, layers
 	@if [ -x $(BIN)/hadolint ]; then echo $(BIN)/hadolint Dockerfile; $(BIN)/hadolint Dockerfile; \
 	else echo "hadolint: no build for this machine on PyPI, Dockerfile not linted"; fi
 
-format: $(VENV)/.dev    ## put the code in the shape that `check` wants
+format: $(VENV)/.dev    ## format the code as `check` requires
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
 mutants: $(VENV)/.dev   ## mutation tests of wire, flow and hub (ARGS="wire --count 50 --seed 2")
 	$(BIN)/python tools/mutants.py $(ARGS)
 
-# Servers in processes of their own are not measured, so the integration tests would add little.
+# Servers in separate processes are not measured, so the integration tests would add little.
 coverage: $(VENV)/.dev  ## lines that the tests run, by package
 	$(BIN)/coverage erase
 	$(BIN)/coverage run -m pytest -q -m "not browser and not slow" --ignore=tests/integration $(ARGS)
 	$(BIN)/python tools/coverage_table.py
 
-bench: $(VENV)/.dev     ## side by side with jupyter_server; prints ratios, plots into docs/
+bench: $(VENV)/.dev     ## compare with jupyter_server; print ratios, plot into docs/
 	$(BIN)/python -m benchmarks $(ARGS)
 
-lock: $(VENV)/.dev      ## write constraints.txt anew: the newest versions, for every supported Python
+lock: $(VENV)/.dev      ## update constraints.txt: the newest versions, for every supported Python
 	$(PIP) install 'uv>=0.5'
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --all-extras --upgrade \
 	  --no-header --no-annotate --no-emit-index-url --output-file constraints.txt pyproject.toml
 
-clean:                  ## remove the virtual environment and what tools left
+clean:                  ## remove the virtual environment and caches
 	rm -rf $(VENV) $(FLOORS) .mypy_cache .ruff_cache .pytest_cache .hypothesis .nox .coverage build dist
 
-# The interpreter is there even when venv then fails for want of pip: take it away again, or the
-# next call would think that all is well.
+# The interpreter exists even if venv fails afterwards because pip is missing. Remove it then, or the
+# next call would take the environment for complete.
 $(BIN)/python:
 	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
 	  echo 'kbridge needs Python 3.11 or newer; "$(PYTHON)" is not. Name one: make PYTHON=python3.12 ...' >&2; \
@@ -82,7 +82,7 @@ $(BIN)/python:
 	@"$(PYTHON)" -m venv $(VENV) || { rm -f $@; \
 	  echo 'could not make a virtual environment; on Debian: apt-get install python3-venv' >&2; exit 1; }
 
-# Stamps: what is installed already is installed again only after pyproject.toml has changed.
+# Stamp files: packages are installed again only after pyproject.toml has changed.
 $(VENV)/.serve: $(BIN)/python pyproject.toml $(LOCK)
 	@echo "$(VENV): installing kbridge and ipykernel"
 	@$(INSTALL) '.[kernel]'

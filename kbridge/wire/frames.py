@@ -1,7 +1,7 @@
-"""The headers of the websocket frames that a server sends (RFC 6455, section 5.2).
+"""Build the websocket frames that a server sends (RFC 6455, section 5.2).
 
-Frames built here are written by the batch, many messages in one write. A server does not mask, and
-none of our messages is fragmented: its length is always known.
+Many frames are written in one batch. A server does not mask frames, and kbridge does not fragment
+messages, because their length is always known.
 """
 
 from __future__ import annotations
@@ -40,12 +40,12 @@ _unpack64 = struct.Struct("!Q").unpack_from
 
 
 def header(length: int, opcode: int) -> bytes:
-    """Write the header of an unmasked, unfragmented frame.
+    """Return the header of an unmasked, unfragmented frame.
 
     Parameters
     ----------
     length : int
-        Bytes of the payload.
+        Size of the payload in bytes.
     opcode : int
         One of this module's constants.
     """
@@ -57,22 +57,22 @@ def header(length: int, opcode: int) -> bytes:
 
 
 def frame(data: bytes, opcode: int) -> bytes:
-    """Write a whole frame around a payload."""
+    """Return the complete frame of a payload."""
     return header(len(data), opcode) + data
 
 
 def start(frame: bytes) -> int:
-    """Where the payload begins in what `frame` wrote."""
+    """Return the index of the payload in a frame that `frame` built."""
     return {126: 4, 127: 10}.get(frame[1], 2)
 
 
 def payload(frame: bytes) -> bytes:
-    """Read the payload back out of what `frame` wrote."""
+    """Return the payload of a frame that `frame` built."""
     return frame[start(frame) :]
 
 
 def each(data: bytes) -> Iterator[tuple[int, bytes]]:
-    """Read the opcodes and the payloads out of a run of what `frame` wrote."""
+    """Yield opcode and payload of each of several frames that `frame` built."""
     at, end = 0, len(data)
     while at < end:
         opcode, length = data[at] & 0x0F, data[at + 1]
@@ -88,15 +88,15 @@ def each(data: bytes) -> Iterator[tuple[int, bytes]]:
 
 
 def ping(data: bytes) -> bytes:
-    """Write a ping; the peer answers with a pong that holds the same payload.
+    """Return a ping frame; the peer answers with a pong that has the same payload.
 
     Raises
     ------
     ValueError
-        If the payload is longer than the 125 bytes that a control frame may hold.
+        If the payload is longer than the 125 bytes that a control frame may have.
     """
     if len(data) > _CONTROL_LIMIT:
-        raise ValueError(f"a ping holds at most {_CONTROL_LIMIT} bytes, not {len(data)}")
+        raise ValueError(f"a ping has at most {_CONTROL_LIMIT} bytes, not {len(data)}")
     return frame(data, PING)
 
 

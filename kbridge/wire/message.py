@@ -45,8 +45,8 @@ class Channel(StrEnum):
 class Message(NamedTuple):
     """The raw parts of one message (jupyter_client docs, "Messaging in Jupyter").
 
-    `header` is a JSON object. So are `parent_header`, `metadata` and `content`, unless a client
-    sent another JSON value. All are UTF-8. `buffers` are raw bytes.
+    `header` is a JSON object. `parent_header`, `metadata` and `content` are JSON objects too,
+    unless a client sent another JSON value. All are UTF-8. `buffers` are raw bytes.
     """
 
     channel: Channel
