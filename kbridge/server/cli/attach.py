@@ -12,8 +12,8 @@ from kbridge.connect.files import find_connection_file
 from kbridge.errors import InvalidRequest
 from kbridge.kernels.attached.attached import AttachedKernelManager
 from kbridge.kernels.attached.connection_file import (
+    check_connection_file,
     kernel_id_for,
-    parse_connection_file,
     read_connection_file,
 )
 from kbridge.kernels.startup_checks import check_settings
@@ -122,7 +122,7 @@ class AttachApp(KbridgeApp):
         found = await read_remote_file(
             self.ssh, name, self.ssh_key or None, options=self.ssh_options
         )
-        return parse_connection_file(found, f"{name} on {self.ssh}")
+        return check_connection_file(found, f"{name} on {self.ssh}")
 
     async def _attach(
         self, kernels: BridgeKernelManager, path: Path, name: str, info: dict[str, Any]

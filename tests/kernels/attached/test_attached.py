@@ -174,9 +174,9 @@ def test_a_connection_file_is_read(tmp_path):
     ("content", "complaint"),
     [
         (None, "cannot be read"),
-        ("{", "is not JSON"),
-        ("\xff", "is not JSON"),
-        ("[]", "no shell_port"),
+        ("{", "not contain a JSON object"),
+        ("\xff", "not contain a JSON object"),
+        ("[]", "not contain a JSON object"),
         (json.dumps(INFO | {"stdin_port": 0}), "no stdin_port"),
     ],
 )
