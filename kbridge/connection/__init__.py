@@ -1,4 +1,4 @@
-"""Floor 4: the connection classes that Jupyter Server's users know, thin over the hub."""
+"""Layer 4: connection classes under the names of Jupyter Server; they use the hub."""
 
 from __future__ import annotations
 

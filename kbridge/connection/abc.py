@@ -1,7 +1,4 @@
-"""The least that a kernel's websocket connection does.
-
-As jupyter_server's class of the same name.
-"""
+"""The interface of a kernel's websocket connection, as in jupyter_server."""
 
 from __future__ import annotations
 
@@ -12,7 +9,7 @@ __all__ = ["KernelWebsocketConnectionABC"]
 
 
 class KernelWebsocketConnectionABC(ABC):
-    """What a server needs of the class that bridges one websocket to one kernel.
+    """The interface of the class that connects one websocket to one kernel.
 
     Attributes
     ----------
@@ -32,8 +29,8 @@ class KernelWebsocketConnectionABC(ABC):
 
     @abstractmethod
     def handle_incoming_message(self, incoming_msg: str | bytes) -> Any:
-        """Send what came over the websocket to the kernel's channel."""
+        """Send the message of a websocket frame to the kernel."""
 
     @abstractmethod
     def handle_outgoing_message(self, stream: str, outgoing_msg: list[Any]) -> None:
-        """Send what the kernel said over the websocket."""
+        """Send a message of the kernel over the websocket."""

@@ -1,7 +1,4 @@
-"""What all classes that connect a websocket to a kernel share.
-
-As jupyter_server's class of the same name.
-"""
+"""The base class of websocket connections, as in jupyter_server."""
 
 from __future__ import annotations
 
@@ -40,18 +37,18 @@ class BaseKernelWebsocketConnection(LoggingConfigurable):
         allow_none=True,
         config=True,
         help=(
-            "The websocket subprotocol to prefer. None: the newest that both sides know. "
+            "The preferred websocket subprotocol. None: the newest that both sides support. "
             "An empty string: the legacy dialect, whatever the client offers."
         ),
     )
 
     kernel_info_timeout = Float(
         config=True,
-        help="Seconds to wait for a kernel to answer before its requests are sent all the same.",
+        help="Seconds to wait for a kernel to answer; then its requests are sent nevertheless.",
     )
 
     session = Instance(
-        Session, config=True, help="The session that messages of the bridge's own are made with."
+        Session, config=True, help="The session for messages that the bridge itself sends."
     )
 
     websocket_handler = Instance(WebSocketHandler, help="The websocket.")
@@ -81,7 +78,7 @@ class BaseKernelWebsocketConnection(LoggingConfigurable):
 
     @property
     def session_id(self) -> str:
-        """The id under which the client can come back."""
+        """The session id, with which the client can resume."""
         return str(self.session.session)
 
     async def connect(self) -> None:
@@ -93,11 +90,11 @@ class BaseKernelWebsocketConnection(LoggingConfigurable):
         raise NotImplementedError
 
     def handle_incoming_message(self, incoming_msg: str | bytes) -> Any:
-        """Take what came over the websocket."""
+        """Take the message of a websocket frame."""
         raise NotImplementedError
 
     def handle_outgoing_message(self, stream: str, outgoing_msg: list[Any]) -> None:
-        """Take what the kernel said."""
+        """Take a message of the kernel."""
         raise NotImplementedError
 
 

@@ -1,8 +1,7 @@
-"""The class that bridges one websocket to one kernel, as jupyter_server's of the same name.
+"""The class that connects one websocket to one kernel; Jupyter Server has one of the same name.
 
-It is thin: the kernel's sockets, its journal and its state belong to the kernel's hub, and a
-websocket is a cursor there. What stands here is configuration, and the names that Jupyter Server's
-users know.
+The kernel's sockets, journal and state belong to the kernel's hub, where a websocket is a cursor.
+This module has the configuration, and the names that users of Jupyter Server know.
 """
 
 from __future__ import annotations
@@ -42,22 +41,21 @@ HUBS = "hubs"
 
 
 class ZMQChannelsWebsocketConnection(ConnectionSettings, MessagePipeline, KernelInfo):
-    """Bridges a websocket to a kernel.
+    """Connects a websocket to a kernel.
 
     A server makes one for each websocket, with the kernel's manager as `parent`. The traits are
     read once, when the first hub is made.
 
-    A subclass may override any method. What the kernel says then passes those of
-    `kbridge.connection.hooks.OUTGOING` one message at a time, as in jupyter_server, and at its
-    speed.
+    A subclass may override any method. If it overrides one of `kbridge.connection.hooks.OUTGOING`,
+    the kernel's messages pass these methods one by one, as in jupyter_server and as slowly.
     """
 
     websocket_handler = Instance(WebSocketHandler, help="The websocket.")
     channels = Dict({}, help="The kernel's channels by name, while connected.")
     since = Unicode(
-        help="What the client saw last, as its URL says; see kbridge.hub.broadcast.resume."
+        help="The last message that the client saw, from the argument `since` of its URL."
     )
-    session_key = Unicode("", help="Kernel id and session id: whose websocket this is.")
+    session_key = Unicode("", help="The kernel id and the session id of this websocket.")
 
     _open_sockets: ClassVar[weakref.WeakSet[ZMQChannelsWebsocketConnection]] = weakref.WeakSet()
 
@@ -86,7 +84,7 @@ class ZMQChannelsWebsocketConnection(ConnectionSettings, MessagePipeline, Kernel
         manager: Any = None,
         connection: ZMQChannelsWebsocketConnection | None = None,
     ) -> HubSettings:
-        """The settings of the hubs that a configuration asks for.
+        """Return the settings of hubs for a configuration.
 
         Parameters
         ----------
@@ -94,9 +92,10 @@ class ZMQChannelsWebsocketConnection(ConnectionSettings, MessagePipeline, Kernel
             Traitlets configuration.
         manager : optional
             The manager of all kernels, whose `allowed_message_types`, `allow_tracebacks`,
-            `traceback_replacement_message` and `kernel_info_timeout` count, as in Jupyter Server.
+            `traceback_replacement_message` and `kernel_info_timeout` are used, as in Jupyter
+            Server.
         connection : optional
-            One whose traits count, in place of the configuration.
+            A connection whose traits are used instead of the configuration.
         """
         one = connection or cls(config=config or Config())
         chosen: dict[str, Any] = {
@@ -120,7 +119,7 @@ class ZMQChannelsWebsocketConnection(ConnectionSettings, MessagePipeline, Kernel
 
     @property
     def hub(self) -> Hub:
-        """The kernel's hub, made where there is none yet.
+        """The kernel's hub; it is made if there is none.
 
         Raises
         ------
@@ -139,21 +138,21 @@ class ZMQChannelsWebsocketConnection(ConnectionSettings, MessagePipeline, Kernel
 
     @property
     def session_id(self) -> str:
-        """The id under which the client can come back; empty where it gave none."""
+        """The session id of the client, with which it can resume; empty if it gave none."""
         if self.trait_has_value("session"):
             return str(self.session.session)
         return str(self.websocket_handler.get_query_argument("session_id", ""))
 
     @property
     def subprotocol(self) -> str | None:
-        """The websocket subprotocol that was agreed on, None for the legacy dialect."""
+        """The websocket subprotocol in use; None for the legacy dialect."""
         if self._dialect is None:
             chosen = getattr(self.websocket_handler, "selected_subprotocol", None)
             return chosen if isinstance(chosen, str) else None
         return self._dialect.subprotocol
 
     def select_subprotocol(self, offered: list[str]) -> str | None:
-        """Choose the dialect, and what to answer to a client that offers subprotocols."""
+        """Choose the dialect; return the subprotocol for the reply to the client."""
         self._dialect = select(offered, self.kernel_ws_protocol)
         return self._dialect.subprotocol
 
@@ -170,20 +169,20 @@ class ZMQChannelsWebsocketConnection(ConnectionSettings, MessagePipeline, Kernel
             await _ensure_future(connection._close_future)  # noqa: SLF001  # our own
 
     async def prepare(self) -> None:
-        """Do what comes before the websocket opens: nothing that could take time.
+        """Prepare the connection before the websocket opens, without waiting for the kernel.
 
-        The kernel is not asked anything, unless somebody has overridden what takes the answer.
+        The kernel is asked for kernel_info only if a method that takes the reply is overridden.
         """
         self.session_key = f"{self.kernel_id}:{self.session_id}"
         self.since = self._default_since()
         if self._overrides(OUTGOING + INCOMING + INFO):
-            # Who takes messages apart with the session expects it to know the kernel's key.
+            # Overrides may take messages apart with the session: it needs the kernel's key.
             self.session.key = getattr(self.kernel_manager, "session", self.session).key
         if self._overrides(INFO):
             await self.request_kernel_info()
 
     def _reads_for_a_page(self) -> bool:
-        """Return True if a browser is at the other end, or a Jupyter Server that stands before one.
+        """Return True if the client is a browser, or a Jupyter Server in front of a browser.
 
         All browsers call themselves Mozilla. Jupyter Server, as the client of a gateway, opens its
         websockets with Tornado.
@@ -192,7 +191,7 @@ class ZMQChannelsWebsocketConnection(ConnectionSettings, MessagePipeline, Kernel
         return str(agent).startswith(("Mozilla/", "Tornado/"))
 
     def create_stream(self) -> None:
-        """Name the kernel's channels; their sockets are the hub's."""
+        """Make the channels of this websocket; their sockets belong to the hub."""
         self.channels = {str(c): HubChannel(self.hub, c, self._submit) for c in Channel}
 
     def connect(self) -> asyncio.Future[Any]:  # type: ignore[override]  # a Future, as in jupyter_server
@@ -201,8 +200,8 @@ class ZMQChannelsWebsocketConnection(ConnectionSettings, MessagePipeline, Kernel
         Returns
         -------
         Future
-            Done. A websocket is open at once: until the kernel is ready, its requests wait. Where
-            `nudge` is overridden, what that returns.
+            A future that is done: a websocket is open at once, and its requests wait until the
+            kernel is ready. If `nudge` is overridden, the future that it returns.
         """
         if self._dialect is None:
             self.select_subprotocol([self.subprotocol or ""])
@@ -231,7 +230,7 @@ class ZMQChannelsWebsocketConnection(ConnectionSettings, MessagePipeline, Kernel
         return done
 
     def _link(self) -> tuple[ClientLink, Dialect]:
-        """The websocket as the hub is to see it, and how it wants its frames."""
+        """Return the link to the websocket for the hub, and the format of its frames."""
         handler = self.websocket_handler
         assert self._dialect is not None
         link = client_link(handler)
@@ -242,7 +241,7 @@ class ZMQChannelsWebsocketConnection(ConnectionSettings, MessagePipeline, Kernel
         return link, self._dialect
 
     def disconnect(self) -> None:  # type: ignore[override]  # at once, as in jupyter_server
-        """Detach the websocket, or give up one that never was attached; may be called twice."""
+        """Detach the websocket; may be called twice, and for one that was never attached."""
         self._forget_kernel_info()
         self._open_sockets.discard(self)
         channels, self.channels = self.channels, {}
@@ -273,8 +272,8 @@ class ZMQChannelsWebsocketConnection(ConnectionSettings, MessagePipeline, Kernel
         Returns
         -------
         Awaitable or None
-            What the caller must await before it reads the next message; None while the kernel
-            keeps up. It fails with HubClosed if the kernel goes away.
+            The caller must await it before it reads the next message; None while the kernel keeps
+            up. It fails with HubClosed if the kernel goes away.
         """
         if self._cursor is None or self._dialect is None:
             return None
@@ -287,7 +286,7 @@ class ZMQChannelsWebsocketConnection(ConnectionSettings, MessagePipeline, Kernel
             return None
 
     def _handle_large(self, steps: Generator[None, None, Message]) -> asyncio.Future[None] | None:
-        """Decode a large frame, in the loop's next turns if one step is not enough."""
+        """Decode a large frame, in later turns of the event loop if one step is not enough."""
         try:
             next(steps)
         except StopIteration as end:
@@ -296,7 +295,7 @@ class ZMQChannelsWebsocketConnection(ConnectionSettings, MessagePipeline, Kernel
         return self._pending
 
     async def _decode_on(self, steps: Generator[None, None, Message]) -> None:
-        """Decode the rest of a frame, submit it, and wait for room behind it."""
+        """Decode the rest of a frame, submit its message, and wait until more may be read."""
         try:
             while True:
                 await asyncio.sleep(0)
@@ -323,10 +322,10 @@ class ZMQChannelsWebsocketConnection(ConnectionSettings, MessagePipeline, Kernel
         self.websocket_handler.close(error.close_code, error.reason)
 
     def _receive_pongs(self) -> None:
-        """Make the handler pass on each pong, for it may not have an `on_pong` that does.
+        """Make the handler pass on each pong, because its own `on_pong` may not do so.
 
-        Without pongs, nothing would be known to have arrived: a client that comes back would see
-        the same messages again, and the journal would keep them.
+        Without pongs no message counts as delivered: a client that comes back would see the same
+        messages again, and the journal would keep them.
         """
         handler = self.websocket_handler
         of_handler = handler.on_pong
@@ -351,12 +350,12 @@ class ZMQChannelsWebsocketConnection(ConnectionSettings, MessagePipeline, Kernel
 
     @property
     def blocked(self) -> bool:
-        """Whether the client has yet to read what was written."""
+        """True while the client has not read all written data."""
         return self._cursor is not None and self._cursor.blocked
 
     @property
     def pending(self) -> asyncio.Future[None] | None:
-        """What to await before the next message is read; None if it may be read at once.
+        """The future to await before the next message is read; None if it may be read at once.
 
         `handle_incoming_message` returns the same. This property is for handlers whose messages
         pass code that drops that: Jupyter Server's own `on_message`, or a subclass that overrides
@@ -384,7 +383,7 @@ class ZMQChannelsWebsocketConnection(ConnectionSettings, MessagePipeline, Kernel
         return deliver(channel, serialize(msg, self.hub.signer))
 
     def _write_through_handler(self, msg: Message) -> Any:
-        """Write a message by the handler's own `write_message`, which may change or hide it."""
+        """Write a message with the handler's `write_message`, which may change or hide it."""
         assert self._dialect is not None
         opcode, data = self._dialect.payload(msg)
         text = opcode == frames.TEXT
@@ -393,12 +392,12 @@ class ZMQChannelsWebsocketConnection(ConnectionSettings, MessagePipeline, Kernel
     # -- the kernel's life ------------------------------------------------------------------
 
     def on_kernel_restarted(self) -> None:
-        """Tell that the kernel was restarted; called when it was, unless somebody asked for it."""
+        """Send `restarting` to the clients; called after a restart that no client asked for."""
         self.log.debug("kernel %s restarted", self.kernel_id)
         self._send_status_message("restarting")
 
     def on_restart_failed(self) -> None:
-        """Tell that the kernel is dead; called when it is."""
+        """Send `dead` to the clients; called when the kernel could not be restarted."""
         self.log.debug("kernel %s could not be restarted", self.kernel_id)
         self._send_status_message("dead")
 

@@ -1,10 +1,9 @@
-"""Which of a connection's methods somebody has overridden, and the slow way that these go.
+"""The slow path of messages, for connections that override methods of Jupyter Server's class.
 
-A hub encodes a message once and writes it to all its websockets, so the methods through which
-Jupyter Server's class passes each message are not on the way. A subclass, or an instance, that
-overrides one of them is taken at its word: each message for that websocket then goes through all of
-them, one by one. A websocket handler with a `write_message` of its own is asked to write each
-message, for it may hide what its viewers are not to see.
+A hub encodes a message once and writes it to all its websockets, without the methods that Jupyter
+Server's class calls for each message. If a subclass or an instance overrides one of these methods,
+each message for that websocket passes all of them, one by one. If a websocket handler overrides
+`write_message`, that method writes each message, because it may hide messages from some viewers.
 """
 
 from __future__ import annotations
@@ -36,43 +35,43 @@ OUTGOING = (
     "_on_zmq_reply",
     "_reserialize_reply",
 )
-"""What a message from the kernel passes."""
+"""The methods that a message from the kernel passes."""
 
 INCOMING = ("handle_incoming_message",)
-"""What a message from the client passes."""
+"""The methods that a message from the client passes."""
 
 _TURN: Final = 0.02
-"""Seconds for which messages are handed over before others on the event loop have their turn."""
+"""Seconds for which messages are passed on before other work of the event loop has its turn."""
 
 _LOOK_AFTER: Final = 16
-"""How many messages go between two looks at the clock."""
+"""Number of messages between two readings of the clock."""
 
-_LOST = "a message was lost in a method of a subclass"
+_LOST = "A method of a subclass failed; the message is lost"
 
 INFO = ("request_kernel_info", "_handle_kernel_info_reply", "_finish_kernel_info")
-"""What asks for kernel_info, and what takes it."""
+"""The methods that request kernel_info and take the reply."""
 
 
 def overridden(connection: object, base: type, names: Iterable[str]) -> bool:
-    """Whether a connection has its own idea of some methods of `base`."""
+    """Return True if a connection overrides one of some methods of `base`."""
     cls = type(connection)
     own = vars(connection)
     return any(name in own or getattr(cls, name) is not getattr(base, name) for name in names)
 
 
 class HookedClient:
-    """A websocket each of whose messages is handed to a connection (a `ClientLink`).
+    """Passes each message for a websocket to a connection (a `ClientLink`).
 
     Parameters
     ----------
     link : ClientLink
-        The websocket. Nothing more is handed over while it has not written what the connection
-        made of the last batch.
+        The websocket. No more messages are passed on until the frames that the connection made of
+        the last batch are written.
     deliver : callable
-        Takes a message. What it raises is logged, and costs that message only. If it returns an
-        awaitable, the next message waits for that.
+        Takes a message. An exception is logged, and only that message is lost. If it returns an
+        awaitable, the next message waits for it.
     log : logging.Logger or adapter
-        Where to say so.
+        The logger.
     """
 
     __slots__ = ("_deliver", "_link", "_log", "_waiting")
@@ -86,7 +85,7 @@ class HookedClient:
         self._link = link
         self._deliver = deliver
         self._log = log
-        self._waiting: asyncio.Future[Any] | None = None  # the loop itself holds tasks but weakly
+        self._waiting: asyncio.Future[Any] | None = None  # the event loop holds tasks only weakly
 
     @property
     def on_writable(self) -> Callable[[], None]:
@@ -99,14 +98,14 @@ class HookedClient:
 
     @property
     def closed(self) -> bool:
-        """Whether nothing can be written any more."""
+        """True if nothing can be written any longer."""
         return self._link.closed
 
     def write(self, data: bytes) -> bool:
-        """Hand over the messages of whole v1 frames; False while what came of them is not written.
+        """Pass on the messages of whole v1 frames; False until their frames are written.
 
-        Pings go out behind what came of the messages before them. A subclass's code runs here, so
-        whatever it raises is caught.
+        Pings are written behind the frames of the messages before them. Code of a subclass runs
+        here, so all its exceptions are caught.
         """
         return self._hand_over(frames.each(data))
 
@@ -138,7 +137,7 @@ class HookedClient:
         self._waiting.add_done_callback(partial(self._go_on, rest))
 
     def _go_on(self, rest: Iterator[tuple[int, bytes]], done: asyncio.Future[Any]) -> None:
-        """Hand over the rest, after an override that is a coroutine, or the turn of others."""
+        """Pass on the rest, after a coroutine of an override or a turn of other work."""
         if done.cancelled() or isinstance(done.exception(), WebSocketClosedError):
             return
         if done.exception() is not None:
@@ -147,7 +146,7 @@ class HookedClient:
             self.on_writable()
 
     def abandon(self) -> None:
-        """Hand over nothing more, and end a coroutine that is at work on a message."""
+        """Pass on no more messages, and cancel a coroutine that handles one."""
         if self._waiting is not None:
             self._waiting.cancel()
 

@@ -1,6 +1,6 @@
-"""What a kernel says of itself, and whether it is ready.
+"""kernel_info and readiness of a kernel, under the names of Jupyter Server.
 
-The hub asks once for all its websockets. What stands here asks again, for who wants to know.
+A hub probes its kernel once for all websockets. The methods here ask the kernel again.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ __all__ = ["KernelInfo"]
 
 
 def _ensure_future(f: Future[Any]) -> Any:
-    """A concurrent future as one of asyncio, where an event loop runs."""
+    """Return a concurrent future as an asyncio future, if an event loop runs."""
     try:
         asyncio.get_running_loop()
     except RuntimeError:
@@ -31,7 +31,7 @@ def _ensure_future(f: Future[Any]) -> Any:
 
 
 class KernelInfo(BaseKernelWebsocketConnection):
-    """kernel_info, and the wait for a kernel."""
+    """Requests kernel_info, and waits until a kernel is ready."""
 
     kernel_info_channel = AnyTrait(
         None,
@@ -45,7 +45,7 @@ class KernelInfo(BaseKernelWebsocketConnection):
     def _default_kernel_info_future(self) -> Future[dict[str, Any]]:
         return Future()
 
-    if TYPE_CHECKING:  # what the class that this is a part of has
+    if TYPE_CHECKING:  # defined by the subclass
 
         @property
         def hub(self) -> Hub: ...  # noqa: D102
@@ -56,8 +56,7 @@ class KernelInfo(BaseKernelWebsocketConnection):
         Returns
         -------
         Future
-            True once its hub has seen it answer on a working subscription, False if it was given
-            up on.
+            True if the kernel is proven to be ready, False after `kernel_info_timeout`.
         """
         return asyncio.ensure_future(self.hub.wait_ready())
 
@@ -77,7 +76,7 @@ class KernelInfo(BaseKernelWebsocketConnection):
             reply = await hub.request("kernel_info_request", {}, timeout=timeout)
         except TimeoutError:
             self.log.warning(
-                "kernel %s has not answered kernel_info for %g s (kernel_info_timeout)",
+                "Kernel %s has not answered kernel_info_request for %g s (kernel_info_timeout)",
                 self.kernel_id,
                 timeout,
             )
@@ -88,7 +87,7 @@ class KernelInfo(BaseKernelWebsocketConnection):
         return content
 
     def _forget_kernel_info(self) -> None:
-        """Let go of what waits for kernel_info: the websocket is being detached."""
+        """End the wait for kernel_info: the websocket is being detached."""
         channel, self.kernel_info_channel = self.kernel_info_channel, None
         if channel is not None and not channel.closed():
             channel.close()
@@ -96,21 +95,23 @@ class KernelInfo(BaseKernelWebsocketConnection):
             self._kernel_info_future.set_result({})
 
     def _handle_kernel_info_reply(self, msg: list[Any]) -> None:
-        """Take a kernel_info_reply, given as it comes over ZeroMQ."""
+        """Take a kernel_info_reply, given as ZeroMQ parts."""
         header, _, _, content = split(msg)[2][:4]
         info = json.loads(bytes(content))
         if json.loads(bytes(header)).get("msg_type") != "kernel_info_reply":
-            self.log.error("kernel %s answered kernel_info with something else", self.kernel_id)
+            self.log.error(
+                "Kernel %s answered kernel_info_request with another message", self.kernel_id
+            )
             info = {}
         self._finish_kernel_info(info)
 
     def _finish_kernel_info(self, info: dict[str, Any]) -> None:
-        """Take what a kernel says of itself; who waits for it goes on.
+        """Take the content of a kernel_info_reply, and end the wait for it.
 
         Messages of an older protocol are translated by the hub, for all its websockets.
         """
         version = info.get("protocol_version", current_version)
         if version.split(".")[0] != current_version.split(".")[0]:
-            self.log.debug("kernel %s speaks protocol %s", self.kernel_id, version)
+            self.log.debug("Kernel %s uses protocol %s", self.kernel_id, version)
         if not self._kernel_info_future.done():
             self._kernel_info_future.set_result(info)

@@ -1,7 +1,7 @@
-"""Messages as Jupyter Server's functions take them: dicts and lists of parts.
+"""Serializers for messages as dicts and lists of parts, under the names of Jupyter Server.
 
-The bridge itself passes raw parts (`kbridge.wire`); these serve code that was written for the
-functions of the same names in Jupyter Server.
+kbridge itself uses raw parts (`kbridge.wire`). These functions serve code that was written for
+Jupyter Server.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def serialize_binary_message(msg: dict[str, Any]) -> bytes:
     Returns
     -------
     bytes
-        Big-endian 32-bit words: how many parts, where each begins; then the JSON, then the
+        Big-endian 32-bit words (the number of parts, the offset of each), then the JSON, then the
         buffers.
     """
     rest = {key: value for key, value in msg.items() if key != "buffers"}
@@ -52,7 +52,7 @@ def serialize_binary_message(msg: dict[str, Any]) -> bytes:
 
 
 def deserialize_binary_message(bmsg: bytes) -> dict[str, Any]:
-    """Read what `serialize_binary_message` wrote.
+    """Deserialize a message that `serialize_binary_message` wrote.
 
     Raises
     ------

@@ -1,7 +1,7 @@
-"""The methods through which Jupyter Server's class passes each message of a kernel.
+"""The methods that Jupyter Server's class calls for each message of a kernel.
 
-Here they are for subclasses that override one of them (`kbridge.connection.hooks`), and for who
-calls them. What they do is what the hub does for everybody else, with the same code.
+They are used if a subclass overrides one of them (`kbridge.connection.hooks`). They do the same as
+the hub does for all other websockets, with the same code.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _PARTS = {"header": 0, "parent_header": 1, "metadata": 2, "content": 3}
 
 
 class MessagePipeline(BaseKernelWebsocketConnection):
-    """From a message as ZeroMQ has it to a frame of this websocket."""
+    """Turns a message, given as ZeroMQ parts, into a frame of this websocket."""
 
     limit_rate: Any
     iopub_msg_rate_limit: Any
@@ -41,7 +41,7 @@ class MessagePipeline(BaseKernelWebsocketConnection):
 
     _rate_limit: RateLimit | None = None
 
-    if TYPE_CHECKING:  # what the class that this is a part of has
+    if TYPE_CHECKING:  # defined by the subclass
 
         @property
         def hub(self) -> Hub: ...  # noqa: D102
@@ -57,9 +57,10 @@ class MessagePipeline(BaseKernelWebsocketConnection):
         return self.websocket_handler.write_message
 
     def handle_outgoing_message(self, stream: Any, outgoing_msg: list[Any]) -> None:
-        """Send a message, given as it comes over ZeroMQ, to this websocket alone.
+        """Send a message, given as ZeroMQ parts, to this websocket alone.
 
-        The signature is not looked at: the hub has, and a subclass may have changed the parts.
+        The signature is not verified: the hub has verified it, and a subclass may have changed the
+        parts.
 
         Parameters
         ----------
@@ -71,7 +72,7 @@ class MessagePipeline(BaseKernelWebsocketConnection):
         Raises
         ------
         KernelMessageError
-            If it is no message.
+            If the parts are not a message.
         """
         if isinstance(stream, str):
             if stream not in self.channels:
@@ -87,7 +88,7 @@ class MessagePipeline(BaseKernelWebsocketConnection):
             self._on_zmq_reply(stream, parts if self._speaks_v1() else msg)
 
     def get_part(self, field: str, value: Any, msg_list: list[Any]) -> Any:
-        """A part of a message: `value`, or what `msg_list` holds of it where that is None."""
+        """Return a part of a message: `value`, or the part in `msg_list` if `value` is None."""
         return json.loads(bytes(msg_list[_PARTS[field]])) if value is None else value
 
     def write_stderr(self, error_message: str, parent_header: Any) -> None:
@@ -105,7 +106,7 @@ class MessagePipeline(BaseKernelWebsocketConnection):
             self._write(self._reserialize_reply(deserialize_parts(parts), msg.channel))
 
     def _on_error(self, channel: str | None, msg: dict[str, Any], msg_list: list[Any]) -> None:
-        """Hide what an exception tells, where `allow_tracebacks` is off."""
+        """Hide the traceback of an error, if `allow_tracebacks` is False."""
         manager = self.multi_kernel_manager
         if getattr(manager, "allow_tracebacks", True) or channel is None:
             return
@@ -117,7 +118,7 @@ class MessagePipeline(BaseKernelWebsocketConnection):
                 msg["content"] = json.loads(hidden.content)
 
     def _limit_rate(self, channel: str | None, msg: dict[str, Any], msg_list: list[Any]) -> bool:
-        """Whether a message is to be left out, because there are too many or too much."""
+        """Return True to drop a message because of the rate limits."""
         if not self.limit_rate or channel != Channel.IOPUB:
             return False
         if self._rate_limit is None:
@@ -143,7 +144,7 @@ class MessagePipeline(BaseKernelWebsocketConnection):
     def _on_zmq_reply(self, stream: Any, msg_list: Any) -> None:
         """Write a message: the list of its parts, or, in the legacy dialect, a dict."""
         if stream.closed():
-            self.log.warning("a message came on a channel that was closed")
+            self.log.warning("A message arrived on a channel that was closed")
             self.disconnect()
             return
         channel = getattr(stream, "channel", None)
@@ -153,12 +154,12 @@ class MessagePipeline(BaseKernelWebsocketConnection):
             self._write(self._reserialize_reply(msg_list, channel))
 
     def _reserialize_reply(self, msg_or_list: Any, channel: str | None = None) -> str | bytes:
-        """A message in the legacy dialect.
+        """Return a message in the legacy dialect.
 
         Parameters
         ----------
         msg_or_list : dict or list of bytes
-            The message, or what came over ZeroMQ.
+            The message, or its ZeroMQ parts.
         channel : str, optional
             The channel to name in it.
         """
@@ -178,4 +179,4 @@ class MessagePipeline(BaseKernelWebsocketConnection):
         try:
             self.write_message(data, binary=isinstance(data, bytes))
         except WebSocketClosedError:
-            self.log.debug("the websocket was closed before a message was written")
+            self.log.debug("The websocket was closed before a message was written")

@@ -1,4 +1,4 @@
-"""A channel of the hub, as one websocket sees it."""
+"""A channel of a kernel for the connection of one websocket."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ __all__ = ["HubChannel"]
 
 
 class HubChannel:
-    """One channel of a kernel that many websockets share.
+    """One channel of a kernel; its socket belongs to the hub and serves all websockets.
 
-    It has what Jupyter Server's connections use of a `ZMQStream`, so that a `Session` can send on
-    it.
+    It has the methods of `ZMQStream` that Jupyter Server's connections use, so that a `Session` can
+    send on it.
 
     Parameters
     ----------
     hub : Hub
-        Whose channel it is.
+        The hub of the kernel.
     channel : Channel
-        Which.
+        The channel.
     submit : callable
-        Takes what is sent on it.
+        Sends a message to the kernel.
 
     Attributes
     ----------
@@ -42,28 +42,28 @@ class HubChannel:
         self.channel = str(channel)
 
     def closed(self) -> bool:
-        """Whether this websocket has left it."""
+        """Return True if `close` was called."""
         return not self._open
 
     def close(self, linger: int | None = None) -> None:  # noqa: ARG002  # as a ZMQStream has it
-        """Leave it; the hub's socket stays open for the others."""
+        """Close the channel for this websocket; the socket of the hub stays open."""
         self._open = False
 
     def flush(self) -> None:
-        """Take in all that has arrived for it."""
+        """Deliver all messages that have arrived from the kernel."""
         self._hub.drain()
 
     def send_multipart(self, msg: Sequence[Buffer], *_flags: Any, **_how: Any) -> None:
-        """Send a message, given as it goes over ZeroMQ; it is signed anew.
+        """Send a message, given as ZeroMQ parts; it is signed again.
 
-        Flags and copying are ZeroMQ's business, and are not looked at.
+        Flags and options of ZeroMQ have no effect.
 
         Raises
         ------
         KernelMessageError
-            If the parts are no message.
+            If the parts are not a message.
         InvalidMessage
-            If the kernel could not take it.
+            If the kernel's protocol has no such message.
         """
         if self._open:
             _, _, parts = split(list(msg))

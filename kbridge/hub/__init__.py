@@ -1,4 +1,8 @@
-"""Floor 3: one hub a kernel: who is attached, and what is owed to whom."""
+"""Layer 3: the hubs, one per kernel.
+
+`Hub` is the public face. `kbridge.hub.kernel` connects to the kernel, `kbridge.hub.broadcast`
+delivers its output to websockets.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where a hub gets the time from."""
+"""The source of the time for hubs."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ def timestamp(seconds: float) -> str:
 
 
 class Clock:
-    """The system's clocks; a test puts its own in their place."""
+    """Reads the clocks of the system; a test can pass another clock."""
 
     def monotonic(self) -> float:
-        """Seconds that only grow: for timeouts and rates."""
+        """Return monotonic seconds, for timeouts and rates."""
         return time.monotonic()
 
     def wall(self) -> float:
-        """Seconds since 1970: for what people read."""
+        """Return Unix seconds, for times that people read."""
         return time.time()
 
     def iso(self) -> str:
-        """The wall clock as message headers have it."""
+        """Return the wall clock in the format of message headers."""
         return timestamp(self.wall())

@@ -1,4 +1,4 @@
-"""What a hub gets from its process, and what all parts of one hub share."""
+"""The objects that hubs share, and those that the parts of one hub share."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Log: TypeAlias = logging.Logger | logging.LoggerAdapter[logging.Logger]
 
 @dataclass(frozen=True, slots=True)
 class HubEnvironment:
-    """What a hub gets from its process; the hubs of a `HubTable` share one.
+    """The objects that all hubs of a `HubTable` share.
 
     Attributes
     ----------
@@ -32,7 +32,7 @@ class HubEnvironment:
     log : logging.Logger or adapter
         The logger.
     allowance : Allowance or None
-        The bytes beyond `journal_limit` that several hubs share; None for a hub of its own.
+        The bytes beyond `journal_limit` that several hubs share; None for a single hub.
     """
 
     link: LinkFactory = KernelLink
@@ -43,7 +43,7 @@ class HubEnvironment:
 
 @dataclass(frozen=True, slots=True)
 class HubContext:
-    """What all parts of one hub share.
+    """The objects that all parts of one hub share.
 
     Attributes
     ----------

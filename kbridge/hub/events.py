@@ -11,7 +11,7 @@ __all__ = ["HubObserver", "StatusListener"]
 
 
 class HubObserver(Protocol):
-    """Is told what a hub learns about its kernel; see `Hub.observe`."""
+    """Receives the activity and the disconnects of a kernel; see `Hub.observe`."""
 
     def on_kernel_activity(self) -> None:
         """The kernel sent something or became ready; called once per wake-up."""
@@ -21,7 +21,7 @@ class HubObserver(Protocol):
 
 
 class StatusListener(Protocol):
-    """Is told, for one websocket, the kernel statuses that the bridge announces."""
+    """Receives, for one websocket, the kernel statuses that the bridge announces."""
 
     def on_status(self, status: str) -> None:
         """Take a status: `starting`, `restarting` or `dead`."""

@@ -171,8 +171,8 @@ class Hub:
         Returns
         -------
         Awaitable or None
-            What to await before the next message is read from this websocket; None while the
-            kernel keeps up.
+            The caller must await it before it reads the next message from this websocket; None
+            while the kernel keeps up.
 
         Raises
         ------
@@ -294,7 +294,7 @@ class Hub:
         self._kernel.drain()
 
     def observe(self, observer: HubObserver) -> None:
-        """Tell an observer what the hub learns about its kernel."""
+        """Report the kernel's activity and disconnects to an observer."""
         self._broadcaster.observe(observer)
 
     def unobserve(self, observer: HubObserver) -> None:

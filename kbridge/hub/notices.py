@@ -1,4 +1,4 @@
-"""Messages that the bridge itself sends: to a kernel its probes, to clients what it has to say."""
+"""Messages that the bridge itself sends: probes to kernels, and notices to clients."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ _RAISE: Final = "Raise journal_limit (unread output) or history_limit (output al
 
 
 class Notices:
-    """Makes them, under one session of the bridge's own.
+    """Makes the messages that the bridge itself sends.
 
     Parameters
     ----------
     clock : Clock
-        The time.
+        The source of the time.
     adopted : bool
         True if the kernel ran before this bridge did.
 
     Attributes
     ----------
     mark : bytes
-        What the parent header of everything contains that comes of a probe.
+        A part of the parent header of every message that belongs to a probe.
     adopted : bool
         As above.
     """
@@ -53,23 +53,23 @@ class Notices:
         self._kernel_session = session
 
     def request(self, channel: Channel, msg_type: str, content: Mapping[str, Any]) -> Message:
-        """A request of the bridge's own."""
+        """Return a request of the bridge itself."""
         return self._build(channel, msg_type, content)
 
     def probe(self, channel: Channel) -> Message:
-        """A kernel_info_request that asks whether anybody is there."""
+        """Return a kernel_info_request that tests if the kernel answers."""
         self._probes += 1
         return self._build(
             channel, "kernel_info_request", {}, msg_id=f"{self._prefix}{self._probes}"
         )
 
     def status(self, execution_state: str, parent_header: bytes = b"{}") -> Message:
-        """What a kernel would say of itself if it could."""
+        """Return a status message in the name of the kernel."""
         content = {"execution_state": execution_state}
         return self._build(Channel.IOPUB, "status", content, parent_header=parent_header)
 
     def stderr(self, text: str, parent_header: bytes = b"{}", msg_id: str | None = None) -> Message:
-        """A line in the output of the cell that `parent_header` names."""
+        """Return a line on stderr for the output of the cell that `parent_header` names."""
         return self._build(
             Channel.IOPUB,
             "stream",
@@ -79,13 +79,13 @@ class Notices:
         )
 
     def lost(self, gap: Gap, parent_header: bytes, seq: int) -> Message:
-        """The marker where a client has missed something: behind the frame `seq` of the journal."""
+        """Return the marker of a gap in a client's output, behind frame `seq` of the journal."""
         return self.stderr(
             f"[kbridge: {self._explain(gap, seq)}]", parent_header, msg_id=f"{self._behind}{seq}"
         )
 
     def _explain(self, gap: Gap, seq: int) -> str:
-        """Return what happened, and what the reader can do.
+        """Return the text of a marker: the cause, and a setting that helps.
 
         A gap of unknown size begins with a message that this journal does not know. If the journal
         still has its first frame, that message is older than this bridge.
@@ -115,7 +115,7 @@ class Notices:
         return int(seq) if seq != msg_id and seq.removeprefix("-").isdecimal() else None
 
     def taken_over(self, parent_header: bytes) -> Message:
-        """The marker in a cell that was running before this bridge was."""
+        """Return the marker in a cell that was already running when this bridge connected."""
         return self.stderr(
             "[kbridge: the server was restarted while this cell was running. Output that the"
             " kernel sent while no server was running is missing here.]",
@@ -131,7 +131,7 @@ class Notices:
         )
 
     def reply(self, request: bytes, content: Mapping[str, Any]) -> Message:
-        """The reply to the execute request with that header, in the kernel's name."""
+        """Return a reply to the execute request with that header, in the name of the kernel."""
         return self._build(Channel.SHELL, "execute_reply", content, parent_header=request)
 
     def _build(

@@ -1,4 +1,4 @@
-"""What can be set about a hub."""
+"""The settings of a hub."""
 
 from __future__ import annotations
 
@@ -11,46 +11,48 @@ __all__ = ["HubSettings"]
 
 @dataclass(frozen=True, slots=True)
 class HubSettings:
-    """Settings of every hub of a table; the traits of the connection class have the same names.
+    """The settings of all hubs of a table; traits of the connection class have the same names.
 
     Attributes
     ----------
     journal_limit : int
-        Bytes that a kernel's journal may hold while somebody has yet to read them.
+        Bytes of output per kernel that the journal holds for clients that have not read them.
     burst_limit : int
         Bytes that the journals of all kernels together may hold beyond that, while the fastest
         live reader of a kernel is more than half of `journal_limit` behind.
     history_limit : int
-        Bytes it keeps once everybody has.
+        Bytes of output per kernel that are kept after all clients have read them.
     resume_timeout : float
-        Seconds for which a client that went away holds the journal. Later it still resumes where
-        it was, as far as the journal reaches. 0: a client that comes back starts afresh.
+        Seconds for which output is kept for a client that has disconnected. After that it still
+        resumes, as far as the journal reaches. With 0, a client that comes back starts at the
+        present.
     request_limit : int
-        Bytes of requests held for a kernel that is not ready or does not read. A websocket that
-        goes beyond is not read from until there is room.
+        Bytes of requests that may wait for a kernel that is not ready or does not read. Above it,
+        no more messages are read from the websockets that sent them.
     kernel_message_limit : int
         Bytes that one part of a message of a kernel may have on iopub; a 16th of it on shell
-        and on control, a 1,024th on stdin. A larger one ends the connection, which is made anew.
+        and on control, a 1,024th on stdin. A larger part closes the connection, which is then
+        opened again.
     kernel_info_timeout : float
-        Seconds to wait for a kernel to prove that it is ready, before its requests are sent all
-        the same.
+        Seconds to wait until a kernel is proven to be ready. After that its requests are sent
+        nevertheless.
     acknowledge : bool
-        Whether clients are asked, by pings, what has arrived. If not, what the operating system
-        took counts as arrived, and may be lost with a connection.
+        True to ask clients, by pings, which messages have arrived. If False, data that the
+        operating system has accepted counts as delivered, and may be lost with a connection.
     rate_limit_policy : str
-        "coalesce": output beyond the limits is joined and paced; also a client that lags gets it
-        joined. "drop": it is dropped, with a notice, as in Jupyter Server.
+        "coalesce": output above the limits is joined and delayed; a client that is behind gets
+        joined output, too. "drop": output above the limits is dropped, with a notice, as in
+        Jupyter Server.
     limit_rate, iopub_msg_rate_limit, iopub_data_rate_limit, rate_limit_window
         As in Jupyter Server: messages/s, bytes/s, seconds.
     allowed_message_types : tuple of str
-        What clients may send; empty for all.
+        The message types that clients may send; empty for all.
     untracked_message_types : tuple of str
-        Requests that say nothing about whether somebody uses the kernel, beside those that are
-        known for it.
+        Further request types that do not count as activity of a user.
     allow_tracebacks : bool
-        Whether tracebacks reach clients.
+        True if clients receive tracebacks.
     traceback_replacement_message : str
-        What stands in their place.
+        The text that replaces a traceback.
     """
 
     journal_limit: int = 64 << 20

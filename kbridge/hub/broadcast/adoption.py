@@ -1,4 +1,4 @@
-"""What is known about requests from before the bridge connected to its kernel.
+"""Requests from before the bridge connected to its kernel.
 
 A kernel that outlived an earlier bridge may still run a request of that bridge's clients. Output
 that it sent while no bridge was connected is missing, and its sessions come back without this
@@ -26,7 +26,7 @@ class Adoption:
     Parameters
     ----------
     probe_mark : bytes
-        What the parent headers of messages contain that belong to the bridge's own probes.
+        A part of the parent header of every message that belongs to one of the bridge's probes.
     """
 
     __slots__ = ("_begun", "_first", "_mark", "_parent")

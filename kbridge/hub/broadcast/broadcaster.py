@@ -37,7 +37,7 @@ class Broadcaster:
     Parameters
     ----------
     context : HubContext
-        What the parts of the hub share.
+        The objects that the parts of the hub share.
     allowance : Allowance
         The bytes beyond `journal_limit` that several hubs share.
 
@@ -121,7 +121,7 @@ class Broadcaster:
         paced: bool,
         listener: StatusListener | None,
     ) -> CursorOptions:
-        """Return how a websocket is written to: only those that can come back are pinged."""
+        """Return the options of a websocket: only those that can come back are pinged."""
         asks = self._context.settings.acknowledge and bool(session_id or since)
         return CursorOptions(self._ack_origin if asks else None, verbatim, paced, listener)
 
@@ -264,7 +264,7 @@ class Broadcaster:
             self._adoption.end()
 
     def observe(self, observer: HubObserver) -> None:
-        """Tell an observer what is learned about the kernel."""
+        """Report the kernel's activity and disconnects to an observer."""
         self._observers = [*self._observers, observer]
 
     def unobserve(self, observer: HubObserver) -> None:

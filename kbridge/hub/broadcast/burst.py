@@ -32,7 +32,9 @@ PATIENCE: Final = 10.0
 Only time in which the event loop runs counts: a blocked loop cannot write to any reader."""
 
 _SLOWEST: Final = 1 << 20  # bytes per second; larger frames get more time at this rate
-_AHEAD: Final = 32 << 20  # bytes granted beyond what is held: more than comes between two looks
+_AHEAD: Final = (
+    32 << 20
+)  # bytes granted beyond the present size: more than a kernel sends between two looks
 _LOOK: Final = 1.0  # seconds between two looks where nothing else happens
 _PAUSE: Final = 2 * _LOOK  # at most this much of the time between two looks counts
 _AT_ONCE: Final = 5000  # frames that a journal forgets without a break: some ten milliseconds

@@ -62,7 +62,7 @@ class ClientSessions:
         Parameters
         ----------
         link, dialect, options
-            The websocket, the format of its frames, and how it is written to.
+            The websocket, the format of its frames, and its options.
         session_id : str
             The id of its session; empty for a websocket that cannot come back.
         place : Place

@@ -32,7 +32,7 @@ _WINDOW: Final = 4 << 20  # bytes that may be written and not acknowledged
 
 @dataclass(frozen=True, slots=True)
 class CursorOptions:
-    """How a websocket is written to.
+    """Options for writing to a websocket.
 
     Attributes
     ----------
@@ -145,7 +145,7 @@ class Cursor:
     place : Place
         The first place to read.
     options : CursorOptions
-        How the websocket is written to.
+        The options for writing to the websocket.
 
     Attributes
     ----------

@@ -89,7 +89,7 @@ class Delivery:
         self._work = 0
         # False while there is one websocket, for which it is not worth keeping chunks.
         self._shared = True
-        # What was last written with a ping behind it, the ping, and both.
+        # The last data that was written with a ping, the ping, and both joined.
         self._pinged = (b"", b"", b"")
         self._pace_timer: asyncio.TimerHandle | None = None
         self._ping_timer: asyncio.TimerHandle | None = None

@@ -1,4 +1,4 @@
-"""Which policies a hub has: one more is one more entry here."""
+"""The policies of a hub, from its settings. Add new policies here."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ __all__ = ["incoming", "outgoing", "pace"]
 
 
 def incoming(settings: HubSettings) -> list[Policy]:
-    """What judges clients' messages, in order."""
+    """Return the policies for messages of clients, in order."""
     policies: list[Policy] = []
     if settings.allowed_message_types:
         policies.append(AllowedTypes(settings.allowed_message_types).__call__)
@@ -25,7 +25,7 @@ def incoming(settings: HubSettings) -> list[Policy]:
 
 
 def pace(settings: HubSettings) -> Pace:
-    """What holds back output that comes too fast, where it is not dropped instead."""
+    """Return the pace that delays output above the limits, unless such output is dropped."""
     return Pace(
         settings.limit_rate and settings.rate_limit_policy == "coalesce",
         settings.iopub_msg_rate_limit,
@@ -40,7 +40,7 @@ def outgoing(
     pace: Pace,
     log: logging.Logger | logging.LoggerAdapter[logging.Logger],
 ) -> list[Policy]:
-    """What judges the kernel's messages, in order."""
+    """Return the policies for messages of the kernel, in order."""
     policies: list[Policy] = []
     if not settings.allow_tracebacks:
         policies.append(HideTracebacks(settings.traceback_replacement_message).__call__)

@@ -25,12 +25,12 @@ from kbridge.wire.frames import frame, payload
 __all__ = ["CHUNK", "CHUNK_BEHIND", "Chunk", "Portion", "Renderer"]
 
 CHUNK: Final = 512 << 10
-"""Bytes of one write, and so of what a websocket that does not read may hold outside the journal
-(one frame that is larger goes alone)."""
+"""Bytes of one write, and so the bytes outside the journal that a websocket holds which does not
+read. A larger frame is written alone."""
 
 CHUNK_BEHIND: Final = 128 << 10
-"""The same of one that lags, since each write that has gone out is a sign that it reads, and of one
-whose dialect needs every frame translated."""
+"""The same for a websocket that is behind, because each completed write shows that it reads, and
+for a dialect that needs every frame translated."""
 
 _KEPT: Final = 8
 """Chunks kept for the next reader: what a kernel link drains in one wake-up."""
@@ -58,8 +58,8 @@ class Chunk:
     audiences : frozenset of int
         The clients for which there are private frames.
     rendered : dict
-        By dialect's name, whether messages are joined, and the part: two indices of frames, or an
-        audience and -1. What all readers share of it.
+        The renderings that websockets share. The key is the name of the dialect, True if messages
+        are joined, and the part of the chunk: two indices of frames, or an audience and -1.
     """
 
     __slots__ = ("audiences", "rendered", "stretch")
@@ -205,7 +205,7 @@ class Renderer:
             return None
         if stretch.gap is None:
             return self._keep(key, Chunk(stretch)), None
-        # Those who have no gap there share what follows.
+        # Websockets without a gap at this place share the frames behind it.
         first = stretch.end.seq - len(stretch.frames)
         key = (Place(first, first, stretch.end.nbytes - stretch.nbytes), size, cursor.paced)
         kept = self._chunks.get(key) or self._behind.get(key)
@@ -248,7 +248,7 @@ class Renderer:
         return chunk
 
     def _shared(self, chunk: Chunk, dialect: Dialect, joins: bool, audience: int) -> bytes:
-        """Render a chunk without what is private, or with what is private to the only audience."""
+        """Render a chunk without private frames, or with those of its only audience."""
         key = (dialect.name, joins, audience, -1)
         data = chunk.rendered.get(key)
         if data is None:

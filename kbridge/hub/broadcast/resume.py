@@ -1,4 +1,4 @@
-"""Where a client starts that names the last message it saw (`?since=`)."""
+"""Finds the place in a journal of the last message that a client saw (`?since=`)."""
 
 from __future__ import annotations
 
@@ -36,8 +36,7 @@ class ResumePoint(NamedTuple):
 def resolve_since(journal: Journal, since: str, origin: int, notices: Notices) -> ResumePoint:
     """Find the place in a journal that a client names.
 
-    A message that is not in the journal is no error: the place returned is then one whose reader
-    gets a marker for the gap.
+    A message that is not in the journal is not an error: the client then gets a marker for the gap.
 
     Parameters
     ----------

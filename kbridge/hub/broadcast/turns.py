@@ -1,4 +1,4 @@
-"""Work that is done in short turns, so that no hub keeps the event loop from the others.
+"""A queue for work in short turns, so that no hub blocks the event loop for the others.
 
 All hubs of an event loop share one queue. A turn takes a piece of work from each hub in order,
 until about a millisecond has passed; then the loop does everything else that waits.
@@ -16,7 +16,7 @@ from weakref import WeakKeyDictionary, ref
 __all__ = ["Step", "Turns", "turns"]
 
 Step: TypeAlias = Callable[[], bool]
-"""Does a piece of work; True if there is more of it."""
+"""Does a piece of work; returns True if there is more."""
 
 _SECONDS: Final = 0.001
 
@@ -27,7 +27,7 @@ class Turns:
     Parameters
     ----------
     loop : asyncio.AbstractEventLoop
-        Where turns are taken.
+        The event loop.
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:

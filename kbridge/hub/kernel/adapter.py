@@ -1,6 +1,6 @@
-"""Kernels that speak an older major version of the protocol: jupyter_client translates.
+"""Translates for kernels with an older major version of the protocol, with jupyter_client.
 
-Only such a kernel's messages are parsed and written anew; all others pass as the bytes they are.
+Only messages of such kernels are parsed and written again; all other messages pass unchanged.
 """
 
 from __future__ import annotations
@@ -13,16 +13,16 @@ from kbridge.wire.message import Buffer, Channel, Message, json_object
 
 __all__ = ["Adapter", "adapter_for", "kernel_protocol"]
 
-# What jupyter_client lets out when a message is not what its type says. It takes the type for the
-# name of a method of its own: `__call__` recurses, `__eq__` returns no message.
+# Errors of jupyter_client for a message whose content does not fit its type. It calls the method
+# with the name of the type: `__call__` recurses, `__eq__` does not return a message.
 _FAULTS = (KeyError, TypeError, ValueError, AttributeError, IndexError, RecursionError)
 
 CURRENT = 5
-"""The major version that clients speak (jupyter_client.protocol_version_info)."""
+"""The major version that clients use (jupyter_client.protocol_version_info)."""
 
 
 def kernel_protocol(kernel_info_reply: Message) -> str:
-    """The protocol version that a kernel_info_reply names, or an empty string.
+    """Return the protocol version of a kernel_info_reply, or an empty string.
 
     Protocol 4 gives it as a list of numbers, protocol 5 as a string.
 
@@ -41,7 +41,7 @@ def kernel_protocol(kernel_info_reply: Message) -> str:
 
 
 def adapter_for(version: str) -> Adapter | None:
-    """What translates for a kernel of protocol `version`; None if nothing needs to."""
+    """Return the adapter for a kernel of protocol `version`; None if none is needed."""
     major = version.partition(".")[0]
     # One digit: older than 5 it is anyhow, and `int` raises on a few thousand of them.
     if len(major) != 1 or not major.isdecimal() or int(major) >= CURRENT:
@@ -55,14 +55,14 @@ class Adapter:
     Parameters
     ----------
     major : int
-        The kernel's.
+        The major version of the kernel.
     """
 
     def __init__(self, major: int) -> None:
         self.major = major
 
     def to_kernel(self, msg: Message) -> Message:
-        """A client's message as the kernel understands it.
+        """Return a client's message in the protocol of the kernel.
 
         Raises
         ------
@@ -72,7 +72,7 @@ class Adapter:
         return self._adapt(msg, self.major, version=None)
 
     def from_kernel(self, msg: Message) -> Message:
-        """A kernel's message as clients understand it.
+        """Return a kernel's message in the protocol of clients.
 
         Raises
         ------

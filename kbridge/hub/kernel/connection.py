@@ -1,7 +1,7 @@
 """The connection to one kernel process: requests go out, verified messages come in.
 
-It knows nothing of websockets. What the kernel sends is parsed, verified and translated, and handed
-to one `KernelListener`.
+It knows nothing of websockets. The messages of the kernel are verified, parsed, translated and
+passed to one `KernelListener`.
 
 Invariants:
 
@@ -46,7 +46,7 @@ class KernelConnection:
     Parameters
     ----------
     context : HubContext
-        What the parts of the hub share.
+        The objects that the parts of the hub share.
     listener : KernelListener
         Receives the kernel's messages and the changes of the connection.
     make_link : callable
@@ -77,7 +77,7 @@ class KernelConnection:
         self._listener = listener
         self.activity = Activity(clock.wall(), quiet=settings.untracked_message_types)
         if context.adopted:
-            # Until its shell answers a probe, which waits behind what runs.
+            # Until its shell answers a probe: the probe waits behind the running request.
             self.activity.presume_busy()
         self.signer = Signer(b"")
         self._adapter: Adapter | None = None
@@ -269,9 +269,9 @@ class KernelConnection:
         count = self._closed_ports.record(self._clock.monotonic())
         if count:
             self._log.warning(
-                "Kernel %s: the connection to its %s port was closed, and not made again: the"
+                "Kernel %s: the connection to its %s port was closed and not opened again: the"
                 " kernel has ended, or a message was larger than kernel_message_limit allows"
-                " (%d bytes for a part of a message there). Connecting anew (%d time(s))",
+                " (%d bytes for a part of a message there). Connecting again (%d time(s))",
                 self._context.kernel_id,
                 channel,
                 self._limit(channel),
@@ -309,7 +309,7 @@ class KernelConnection:
             self._listener.on_reply(msg, client, now)
 
     def _on_probed(self, msg: Message, wall: float) -> bool:
-        """Note a message whose parent is a probe; return True if it is not to be passed on.
+        """Note a message whose parent is a probe; return True to drop it.
 
         Only the reply and the status of a probe belong to the bridge. A kernel's thread prints
         with the latest request as its parent, which may be a probe.
@@ -361,9 +361,7 @@ class KernelConnection:
         try:
             self._renew()
         except KernelError as error:
-            self._log.warning(
-                "Kernel %s cannot be connected to anew: %s", self._context.kernel_id, error
-            )
+            self._log.warning("Kernel %s: no new sockets: %s", self._context.kernel_id, error)
 
     def on_kernel_ready(self, *, proven: bool) -> None:
         """Send the queued requests."""

@@ -1,7 +1,6 @@
 """Drives `kbridge.flow.readiness`: the timer of the probes, and the callers that wait.
 
-What a decision asks for (probes, new sockets, queued requests) is done by the owner, which is
-told through `NudgeEvents`.
+The owner sends the probes, makes new sockets and sends queued requests, when `NudgeEvents` says so.
 """
 
 from __future__ import annotations
@@ -32,11 +31,11 @@ class Nudge:
     Parameters
     ----------
     context : HubContext
-        What the parts of the hub share. `kernel_info_timeout` is the time after which a kernel
-        counts as ready without proof.
+        The objects that the parts of the hub share. A kernel counts as ready without proof after
+        `kernel_info_timeout`.
     events : NudgeEvents
-        Does what is decided. `on_kernel_ready` is called each time that the kernel becomes ready,
-        and once more if the proof comes after the timeout.
+        Carries out the decisions. `on_kernel_ready` is called each time that the kernel becomes
+        ready, and once more if the proof comes after the timeout.
 
     Attributes
     ----------

@@ -46,7 +46,7 @@ class Outbox:
         Returns
         -------
         Future or None
-            What to await before the next request; None below the limit.
+            The sender must await it before its next request; None below the limit.
 
         Raises
         ------

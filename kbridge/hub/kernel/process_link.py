@@ -73,7 +73,7 @@ class ProcessLink:
             )
 
     def renew(self, *, keep: bool) -> None:
-        """Send requests under a new identity; `keep` receiving what is owed to the present one."""
+        """Send requests under a new identity; with `keep`, still receive for the present one."""
         if self.link is None:
             return
         identity = new_identity()

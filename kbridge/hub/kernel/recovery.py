@@ -21,7 +21,7 @@ class Recovery:
     Parameters
     ----------
     context : HubContext
-        What the parts of the hub share.
+        The objects that the parts of the hub share.
     replies : LostReplies
         Decides which replies to make.
     events : RecoveryEvents

@@ -57,7 +57,7 @@ class Requests:
         Returns
         -------
         Future or None
-            What to await before the next request; None if there is room.
+            The sender must await it before its next request; None if there is room.
 
         Raises
         ------
