@@ -22,7 +22,7 @@ __all__ = ["AuthConfig", "HttpConfig", "ListenConfig", "ServerConfig"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ListenConfig:
-    """Where a server listens.
+    """The address of a server.
 
     Attributes
     ----------
@@ -63,7 +63,7 @@ class ListenConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AuthConfig:
-    """Who may use a server.
+    """Authentication, and the hosts and origins that are allowed.
 
     Attributes
     ----------

@@ -1,6 +1,6 @@
 """The command `kbridge`.
 
-`list`, `stop` and `health` load nothing of the server, so that they answer at once.
+`list`, `stop` and `health` do not load the server, so that they start quickly.
 """
 
 from __future__ import annotations
@@ -52,6 +52,6 @@ def main(argv: list[str] | None = None) -> None:
     except KeyboardInterrupt:
         sys.exit(130)
     except BrokenPipeError:
-        # `kbridge --help | head`: whoever read the output has read enough.
+        # `kbridge --help | head`: the reader has closed the pipe.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)

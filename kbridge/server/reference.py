@@ -1,9 +1,9 @@
 """Reference of all settings, in two forms: the page docs/settings.md, and the config file.
 
 `python -m kbridge.server.reference > docs/settings.md` writes the page. A test compares it with the
-code, so that every setting is documented. `kbridge --generate-config` writes the config file. A
-line that is uncommented there without other edits changes nothing. A default that is computed at
-the start is written as `...`, which no setting accepts.
+code, so that every setting is documented. `kbridge --generate-config` writes the config file.
+Uncommenting a line of it without other edits changes nothing: a default that is computed at the
+start is written as `...`, which no setting accepts.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ __all__ = ["config_page", "settings_page"]
 _INTRODUCTION = """\
 # Settings
 
-Made from the code by `python -m kbridge.server.reference > docs/settings.md`.
+Generated from the code by `python -m kbridge.server.reference > docs/settings.md`.
 
-A setting is given, the strongest first,
+A setting can be given in three places; the first has precedence over the others:
 
 1. on the command line: `kbridge --port 9999`, or in full `kbridge --KbridgeApp.port=9999`;
 2. in a config file, `kbridge_config.py` or `.json` in a directory that `jupyter --paths` lists:
@@ -36,39 +36,40 @@ A setting is given, the strongest first,
    `--config` names another one);
 3. by an environment variable of the kernel gateway, where the last column names one.
 
-A setting or option that does not exist, a config file with an error in it and a `--config` that is
-not there end the start. Sections for other programs are allowed in the file that all of Jupyter
-shares, `jupyter_config.py`. Variables that begin with `KG_` and are not named here give a warning.
+The server does not start if a setting or option does not exist, a config file has an error in it,
+or the file of `--config` is missing. Sections for other programs are allowed in the file that all
+Jupyter programs share, `jupyter_config.py`. Variables that begin with `KG_` and are not named here
+cause a warning.
 
-`--debug` and `--log-level` say how much is logged, as in every Jupyter program; `logging_config`
-takes a dictionary for `logging.config`, which is merged into ours.
+`--debug` and `--log-level` select how much is logged, as in every Jupyter program; `logging_config`
+takes a dictionary for `logging.config`, which is merged with kbridge's own.
 
-A default that reads "computed" is made at the start; its description says how.
+"computed": the default is computed at the start; the description says how.
 """
 _GATEWAY = """\
 ## Jupyter Kernel Gateway
 
-Every setting of the gateway 3.0, by its name there (`--KernelGatewayApp.port=9999`, or
+Every setting of the gateway 3.0, by its name in the gateway (`--KernelGatewayApp.port=9999`, or
 `c.KernelGatewayApp.port = 9999` in a config file) or its environment variable. `kbridge` and
-[`kbridge kernelgateway`](kernel-gateway.md) take them all. A dash: accepted, without an effect
-here; "the default": any other value is refused.
+[`kbridge kernelgateway`](kernel-gateway.md) accept them all. A dash: accepted, without an effect in
+kbridge; "the default": any other value is refused.
 """
 # The introduction of each class, in the order of the page.
 _ABOUT = {
-    "KbridgeApp": "The server: where it listens, and who may come in.",
-    "BridgeKernelManager": "The kernels: which, how many, where, and for how long.",
-    "ZMQChannelsWebsocketConnection": "Each websocket, and what a kernel's output may cost.",
-    "AttachApp": "`kbridge attach`, besides what a server has.",
-    "KernelGatewayApp": "`kbridge kernelgateway`, besides what a server has.",
+    "KbridgeApp": "The server: its address, authentication, and limits of connections.",
+    "BridgeKernelManager": "The kernels: their number, lifetime, environment and files.",
+    "ZMQChannelsWebsocketConnection": "Each websocket, and limits on the output of kernels.",
+    "AttachApp": "`kbridge attach`, in addition to the settings of a server.",
+    "KernelGatewayApp": "`kbridge kernelgateway`, in addition to the settings of a server.",
     "ListApp": "`kbridge list`.",
     "StopApp": "`kbridge stop`.",
     "HealthApp": "`kbridge health`.",
     "KbridgeExtension": "The [extension for Jupyter Server](jupyter.md), in its configuration.",
     "ConnectionFileMixin": "For programs that use `kbridge.connect`: an object with a connection"
-    " file. No setting of the server.",
+    " file. The server does not use these settings.",
 }
 _WIDTH = 96
-# Settings that every Jupyter program has, and that users do not set.
+# Settings that every Jupyter program has, and that users rarely change.
 _FOREIGN = ("traitlets.", "jupyter_core.")
 
 _Settings = list[tuple[str, TraitType[Any, Any]]]
@@ -86,7 +87,7 @@ def settings_page() -> str:
     rows = "\n".join(
         f"| `{s.trait}` | {_code(s.name)} | {_target(s)} |" for s in gateway_settings.SETTINGS
     )
-    parts.append(f"{_GATEWAY}\n| there | variable | here |\n| --- | --- | --- |\n{rows}\n")
+    parts.append(f"{_GATEWAY}\n| gateway | variable | kbridge |\n| --- | --- | --- |\n{rows}\n")
     return "\n".join(parts)
 
 
@@ -94,7 +95,7 @@ def config_page() -> str:
     """Return a config file of the server that shows all defaults, commented out."""
     lines = [
         "# Configuration file for kbridge. Every line that begins with `# c.` shows a default.",
-        "# `...` stands for a default that is made at the start; put a value in its place.",
+        "# `...` stands for a default that is computed at the start; replace it by a value.",
         "",
         "c = get_config()  # noqa",
     ]
@@ -112,7 +113,7 @@ def config_page() -> str:
 
 
 def _documented() -> Iterator[tuple[type[Configurable], _Settings]]:
-    """Give all classes with settings, each with those that no class before it has."""
+    """Yield all classes with settings, each with the settings that no class before it has."""
     from kbridge.connect.mixin import ConnectionFileMixin
     from kbridge.jupyter.extension import KbridgeExtension
     from kbridge.server.cli.attach import AttachApp
@@ -157,12 +158,12 @@ def _code(name: str) -> str:
 
 
 def _default(cls: type[Configurable], name: str, trait: TraitType[Any, Any]) -> str:
-    """Return a default that does not depend on where the page was made."""
+    """Return a default that is the same on every machine."""
     return "computed" if is_computed(cls, name) else f"`{_cell(trait.default_value_repr())}`"
 
 
 def _meaning(trait: TraitType[Any, Any]) -> str:
-    """Return the help on one line, without the variables, which have a column of their own."""
+    """Return the help on one line, without environment variables, which have their own column."""
     return _cell(re.sub(r"\s+", " ", re.sub(r"\s*\(KG_\w+\)", "", trait.help)).strip())
 
 

@@ -1,11 +1,12 @@
-"""Runtime files: how `kbridge list` and `kbridge stop` find the servers that run.
+"""Runtime files, by which `kbridge list` and `kbridge stop` find running servers.
 
-A file `kbserver-<place>-<pid>.json` lies in Jupyter's runtime directory, for its owner only (it
-holds the token). The place stands for the machine and the pid namespace, because containers share
-directories and all have a process 1. The server holds a lock on its file for as long as it lives,
-so a file that a crash left is told from a live one whatever process has the id now; Windows has
-no such locks, so there a server lives that takes a connection. The name is not Jupyter Server's,
-whose own list would miss fields in it.
+The file `kbserver-<place>-<pid>.json` is in Jupyter's runtime directory; only its owner can read
+it, because it contains the token. The place stands for the machine and the pid namespace, because
+containers may share the directory, and each has a process 1. The server holds a lock on its file
+until it ends, so the file of a crashed server can be recognized although another process may have
+its id. Windows does not have such locks; there, a server counts as running if its address accepts
+connections. The name differs from Jupyter Server's files, because its list command needs other
+fields.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ _CHECK_S = 20.0
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where a process runs: what its process id and its loopback address mean.
+    """The machine and namespaces of a process, which give its id and loopback address a meaning.
 
     Attributes
     ----------
@@ -61,27 +62,27 @@ class Place:
 
     @classmethod
     def of(cls, info: dict[str, Any]) -> Place | None:
-        """Return what a runtime file says of it, None where it is from before it did."""
+        """Return the place in a runtime file; None in a file of an old version."""
         try:
             return cls(*(str(info[name]) for name in cls.__slots__))
         except KeyError:
             return None
 
     def shares_processes(self, other: Place) -> bool:
-        """Return True if a process id means the same at both."""
+        """Return True if a process id means the same process in both places."""
         return self._is(self.pid_namespace, other.pid_namespace, other)
 
     def shares_network(self, other: Place) -> bool:
-        """Return True if 127.0.0.1 is the same at both."""
+        """Return True if 127.0.0.1 is the same address in both places."""
         return self._is(self.net_namespace, other.net_namespace, other)
 
     def _is(self, mine: str, theirs: str, other: Place) -> bool:
         if mine or theirs:
-            return mine == theirs  # no two machines share these; the host may be renamed
+            return mine == theirs  # unique among machines, unlike the host name, which may change
         return self.host == other.host
 
     def tag(self) -> str:
-        """Return a short name for files."""
+        """Return a short name for file names."""
         text = self.pid_namespace or self.host
         return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:8]
 
@@ -95,7 +96,7 @@ class RuntimeFile:
         The runtime directory.
     info : dict
         The content of the file; other programs read `port`, `sock`, `url` and `token`. The process
-        and its place are added.
+        id and place are added.
     """
 
     def __init__(self, folder: Path, info: dict[str, Any]) -> None:
@@ -105,16 +106,16 @@ class RuntimeFile:
         self._fd: int | None = None
 
     def write(self) -> None:
-        """Write the file atomically and locked: readers see it whole, and the server alive."""
+        """Write the file in one step, locked, so that readers see it complete and in use."""
         self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         draft = self.path.with_name(f".{secrets.token_hex(8)}.kbridge-tmp")
         fd = open_private(draft, os.O_WRONLY | os.O_EXCL)
         try:
             os.write(fd, json.dumps(self._info, indent=2, sort_keys=True).encode())
             if sys.platform == "win32":
-                os.close(fd)  # an open file cannot be renamed there
+                os.close(fd)  # an open file cannot be renamed on Windows
             else:
-                # Where locks do not work (some network file systems) readers go by the process.
+                # On some network file systems locks do not work; readers then check the process.
                 with contextlib.suppress(OSError):
                     fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             draft.replace(self.path)
@@ -124,11 +125,11 @@ class RuntimeFile:
                 os.close(fd)
             raise
         if sys.platform != "win32":
-            self._let_go()
+            self._unlock()
             self._fd = fd
 
     def is_there(self) -> bool:
-        """Return False if the file has been removed, or another is in its place."""
+        """Return False if the file has been removed or replaced."""
         try:
             status = self.path.stat()
         except OSError:
@@ -139,7 +140,7 @@ class RuntimeFile:
         return (status.st_dev, status.st_ino) == (ours.st_dev, ours.st_ino)
 
     async def keep(self, log: logging.Logger, interval: float = _CHECK_S) -> None:
-        """Write the file again whenever it has gone; ends when it is cancelled.
+        """Write the file again whenever it has been removed; run until cancelled.
 
         Cleaners of temporary directories remove files that have not changed for days.
 
@@ -147,7 +148,7 @@ class RuntimeFile:
         ----------
         log : logging.Logger
         interval : float
-            Seconds between looks.
+            Seconds between checks.
         """
         failed = False
         while True:
@@ -163,34 +164,34 @@ class RuntimeFile:
                 failed = True
             else:
                 failed = False
-                log.info("the runtime file %s had been removed, and was written again", self.path)
+                log.info("the runtime file %s had been removed and was written again", self.path)
 
     def remove(self) -> None:
-        """Remove it and let go of the lock; may be called twice."""
+        """Remove the file and release the lock; a second call has no effect."""
         with contextlib.suppress(OSError):
             self.path.unlink(missing_ok=True)
-        self._let_go()
+        self._unlock()
 
-    def _let_go(self) -> None:
+    def _unlock(self) -> None:
         fd, self._fd = self._fd, None
         if fd is not None:
             os.close(fd)
 
 
 def is_running(path: Path) -> dict[str, Any] | None:
-    """Return what a runtime file tells, None if its server has gone or may have gone."""
-    found = _look(path)
+    """Return the content of a runtime file; None if its server may have ended."""
+    found = _read(path)
     return found if isinstance(found, dict) else None
 
 
 def running_servers(folder: Path) -> list[dict[str, Any]]:
-    """Return what each running server tells, by port.
+    """Return the runtime files of all running servers, sorted by port.
 
-    Files of servers that have certainly gone are removed.
+    Files of servers that have certainly ended are removed.
     """
     found = []
     for path in sorted(folder.glob(f"{_PREFIX}*.json")):
-        info = _look(path)
+        info = _read(path)
         if isinstance(info, dict):
             found.append(info)
         elif info:
@@ -198,13 +199,13 @@ def running_servers(folder: Path) -> list[dict[str, Any]]:
     return sorted(found, key=lambda info: (int(info.get("port") or 0), str(info.get("sock"))))
 
 
-def _look(path: Path) -> dict[str, Any] | bool:
-    """Return what a live server tells; for others whether the file may be removed."""
+def _read(path: Path) -> dict[str, Any] | bool:
+    """Return the content if the server runs; otherwise True if the file may be removed."""
     try:
         flags = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
         with os.fdopen(os.open(path, flags), "rb") as file:
             if not _is_ours(os.fstat(file.fileno())):
-                return False  # another user could make `stop` end any process, or read the token
+                return False  # with a false file, another user could make `stop` end any process
             try:
                 info = dict(json.load(file))
                 pid, place = int(info["pid"]), Place.of(info)
@@ -216,18 +217,18 @@ def _look(path: Path) -> dict[str, Any] | bool:
                 fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
             except BlockingIOError:
                 return info
-            except OSError:  # locks do not work here
+            except OSError:  # locks do not work on this file system
                 locks = False
             else:
                 locks = True
     except OSError:
         return False
-    if place is None:  # written by an older kbridge, which had no births
+    if place is None:  # written by an older version, without the time of the process's start
         return True if locks or not birth(pid) else info
     state = state_of(pid, str(info.get("born", "")))
     if state is not ProcessState.HIDDEN:
         return True if locks or state is ProcessState.GONE else info
-    # A process that cannot be seen. On another machine, locks of a shared directory may be local.
+    # The process is not visible. On another machine, locks of a shared directory may be local.
     here = Place.here()
     same_kernel = place.pid_namespace.partition("/")[0] == here.pid_namespace.partition("/")[0]
     return locks and same_kernel and bool(here.pid_namespace)
@@ -240,7 +241,7 @@ def _is_ours(status: os.stat_result) -> bool:
 
 
 def answers(info: dict[str, Any]) -> bool:
-    """Return True if something takes connections where a runtime file says."""
+    """Return True if the address in a runtime file accepts connections."""
     host = info["hostname"] if info["hostname"] not in ("*", "0.0.0.0", "::") else "localhost"  # noqa: S104
     try:
         socket.create_connection((host, int(info["port"])), _CONNECT_TIMEOUT).close()

@@ -1,14 +1,14 @@
-"""The log, without secrets and without control characters.
+"""Keeps secrets and control characters out of the log.
 
-Every line passes the formatter here last, so a token does not get into the log whichever library
-writes it, in a traceback neither. What strangers can cause is written a few times a minute and
-counted beyond that, or they could fill the disk.
+Every log line passes this formatter last, so a token cannot get into the log whichever library
+logs it, not even in a traceback. Messages that unauthenticated clients can cause are limited to a
+few per minute, and counted beyond that; otherwise they could fill the disk.
 
 Invariants:
 
-- the time for a line is linear in its length, whatever it holds, and a line's length is bounded;
-- text from outside cannot look like a line of ours, nor send a command to a terminal: control
-  characters are escaped, and each further line of a message or traceback is indented.
+- The time to format a line is linear in its length, and the length of a line is bounded.
+- Text from clients or kernels cannot imitate a log line or send a command to a terminal: control
+  characters are escaped, and all lines of a message or traceback but the first are indented.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ __all__ = [
 _HIDDEN = "[secret]"
 # A query parameter whose name contains one of these is secret.
 _WORDS = ("token", "auth", "key", "code", "secret", "passw", "pwd", "credential")
-# The parts of a query string, in a URI or in a repr of one. Nested URLs (`?next=%2Fapi%3Ftoken%3D`)
+# The parts of a query string, in a URI or in its repr. Nested URLs (`?next=%2Fapi%3Ftoken%3D`)
 # are encoded once for each level. Possessive quantifiers, and no part that can hold the beginning
 # of the next one: each character is read at most twice.
 _OPEN = re.compile(r"(?:[?&]|%(?:25){0,3}(?:3[fF]|26))++")
@@ -72,10 +72,10 @@ _URI_LIMIT = 500
 
 
 def hide(secret: str) -> None:
-    """Never let this text into the log, wherever it appears and however it is encoded.
+    """Replace this text in every log line, however it is encoded.
 
-    A secret of fewer than four characters would hide half of every line; it is still kept out of
-    URIs and headers, like any other.
+    A secret of fewer than four characters is only removed from URIs and headers; it would occur in
+    too many words.
     """
     if len(secret) < 4:
         return
@@ -90,7 +90,7 @@ def hide(secret: str) -> None:
 
 
 def _encodings(character: str) -> str:
-    """Return a pattern of a character as it is and percent-encoded."""
+    """Return a pattern that matches a character, plain or percent-encoded."""
     octets = "".join(f"%{byte:02X}" for byte in character.encode("utf-8", "replace"))
     either = "".join(f"[{c}{c.lower()}]" if c.isalpha() else c for c in octets)
     return f"(?:{re.escape(character)}|{either}{'|[+]' * (character == ' ')})"
@@ -122,7 +122,7 @@ def _scrub_parameters(text: str) -> str:
 
 
 def _is_secret(name: str) -> bool:
-    """Decide about the name of a parameter, which may be encoded more than once."""
+    """True if the value of this parameter is secret; the name may be encoded repeatedly."""
     for _ in range(3):
         name = name.lower()
         if any(word in name for word in _WORDS):
@@ -142,7 +142,7 @@ def printable(text: str) -> str:
 
 def shown_uri(uri: str | None) -> str:
     """Return the beginning of a request's URI, without secrets."""
-    # Cut twice: a secret that the second cut divides has been replaced before.
+    # Cut twice: a secret at the second cut has been replaced before.
     return scrub((uri or "")[: 8 * _URI_LIMIT])[:_URI_LIMIT]
 
 
@@ -152,28 +152,28 @@ def _escape(found: re.Match[str]) -> str:
 
 def _safe(text: str) -> str:
     if (surplus := len(text) - _LINE_LIMIT) > 0:
-        for secret in _SECRETS:  # before the cut, which could leave half of one
+        for secret in _SECRETS:  # before the cut, which could leave half of a secret
             text = text.replace(secret, _HIDDEN)
         text = f"{text[:_LINE_LIMIT]}... ({surplus} more characters)"
     return printable(scrub(text))
 
 
 class FloodFilter(logging.Filter):
-    """Lets the same place in the code speak a few times a minute, and counts the rest.
+    """Limits the log lines per minute from the same place in the code, and counts the rest.
 
-    For loggers that strangers can make speak. Below INFO nothing is held back: who asks for
-    debugging gets all of it.
+    It is for loggers whose messages unauthenticated clients can cause. Messages below INFO are not
+    limited.
 
     Parameters
     ----------
     prefix : str
-        What the names of those loggers begin with.
+        The beginning of the names of those loggers.
     burst : int
-        Lines that pass in each interval.
+        The number of lines that pass per interval.
     interval : float
         Seconds.
     clock : callable
-        Tells them.
+        Returns monotonic seconds.
     """
 
     def __init__(
@@ -191,7 +191,7 @@ class FloodFilter(logging.Filter):
         self._throttles: dict[tuple[str, int, int], LogThrottle] = {}
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Decide about a line; the first after an interval tells how many were held back."""
+        """Return True if a record passes; the first of an interval says how many were dropped."""
         if record.levelno < logging.INFO or not record.name.startswith(self._prefix):
             return True
         now = self._clock()
@@ -207,23 +207,23 @@ class FloodFilter(logging.Filter):
 
 
 class SafeFormatter(LevelFormatter):
-    """The formatter of every handler that this program sets up."""
+    """Formats log records without secrets and control characters."""
 
     def format(self, record: logging.LogRecord) -> str:
         """Format a record, its traceback included, without secrets and control characters."""
         if record.exc_info:
-            record.exc_text = None  # another formatter's, with everything in it
+            record.exc_text = None  # another formatter's text, which may contain secrets
         elif record.exc_text:
             record.exc_text = _INDENT + _safe(record.exc_text)
         return super().format(record)
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - logging's name
-        """Make the message safe; the format around it is the operator's."""
+        """Make the message safe; the operator chooses the format around it."""
         record.message = _safe(record.message)
         return super().formatMessage(record)
 
     def formatException(self, ei: Any) -> str:  # noqa: N802
-        """Format a traceback; the text of an exception may come from outside."""
+        """Format a traceback; the text of an exception may come from a client."""
         return _INDENT + _safe(super().formatException(ei))
 
     def formatStack(self, stack_info: str) -> str:  # noqa: N802
@@ -232,10 +232,10 @@ class SafeFormatter(LevelFormatter):
 
 
 class SafeLog(logging.LoggerAdapter["logging.Logger | logging.LoggerAdapter[Any]"]):
-    """A logger whose handlers are not ours: each message is made safe before they see it."""
+    """A logger for foreign handlers: each message is made safe before they receive it."""
 
     def log(self, level: int, msg: object, *args: object, **kwargs: Any) -> None:
-        """Log a message as any logger does; a traceback becomes part of the text."""
+        """Log a message like any logger; a traceback becomes part of the text."""
         if not self.isEnabledFor(level):
             return
         text = _safe(logging.makeLogRecord({"msg": msg, "args": args}).getMessage())
@@ -251,12 +251,12 @@ class SafeLog(logging.LoggerAdapter["logging.Logger | logging.LoggerAdapter[Any]
 
 
 def log_request(handler: web.RequestHandler) -> None:
-    """Write the access log: successes for debugging only, errors so that they are seen."""
+    """Write the access log: successful requests at DEBUG, errors at WARNING or ERROR."""
     log_answer(handler.request, handler.get_status(), getattr(handler, "error_text", ""))
 
 
 def log_answer(request: httputil.HTTPServerRequest, status: int, reason: str = "") -> None:
-    """Log one line for a request: the only one, unless the server itself failed.
+    """Log one line for a request.
 
     Parameters
     ----------

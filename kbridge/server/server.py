@@ -37,7 +37,7 @@ _BUFFER_MARGIN = 1 << 20
 
 
 class ServerEvents(Protocol):
-    """What a `Server` tells the program that runs it."""
+    """The interface of a program to the `Server` that it runs."""
 
     async def prepare(self, kernels: BridgeKernelManager) -> None:
         """Check or attach kernels, before connections are accepted."""

@@ -1,7 +1,7 @@
-"""Settings that could never match a request: put right where that is meant, refused otherwise.
+"""Checks of settings: normalizes values, and refuses those that could never match a request.
 
-Each function takes a value as an operator wrote it and returns the value to compare with, or raises
-`ValueError` with the reason. No reason repeats a secret.
+Each function takes a value as the operator wrote it and returns the value to compare with, or
+raises a `ValueError` with the reason. The reason never repeats a secret.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ __all__ = [
 
 T = TypeVar("T")
 
-# What RFC 3986 lets stand in a segment, and browsers leave as it is, without `;`: no cookie's
-# path may have one.
+# The characters that RFC 3986 allows in a segment and browsers do not encode, except `;`, which the
+# path of a cookie cannot contain.
 _PATH_SAFE = "/:@!$&'()*+,=~"
 _ORIGIN = re.compile(r"([a-z][a-z0-9+.-]*)://([^/?#@\s]*)", re.IGNORECASE)
 _DEFAULT_PORTS = {"http": ":80", "https": ":443"}
 
 
 def checked(name: str, check: Callable[[str], T], value: str) -> T:
-    """Return a setting's value as `check` has it; its error becomes one that names the setting."""
+    """Return the result of `check`; add the name of the setting to its error."""
     try:
         return check(value)
     except ValueError as error:
@@ -44,38 +44,38 @@ def checked(name: str, check: Callable[[str], T], value: str) -> T:
 
 
 def check_token(value: str) -> str:
-    """Return a token without the white space around it, such as the newline of a secret's file.
+    """Return a token without the white space around it, such as the newline in a file.
 
-    A header can carry no other control characters, and none beyond Latin-1.
+    A header cannot contain other control characters, or characters beyond Latin-1.
     """
     token = value.strip()
     if value and not token:
         raise ValueError(
-            "it holds nothing but white space; an empty value ('') turns authentication off"
+            "it consists of white space only; an empty value ('') turns authentication off"
         )
     if any(char > "\xff" or not (char.isprintable() or char == "\xa0") for char in token):
         raise ValueError(
-            "it holds control characters or letters beyond Latin-1, which no client can send in a"
+            "it contains control characters or letters beyond Latin-1, which cannot be sent in a"
             " header"
         )
     return token
 
 
 def check_base_url(value: str) -> str:
-    """Return a path with a slash at both ends, percent-encoded as browsers do it."""
+    """Return a path with a slash at both ends, percent-encoded like in browsers."""
     inner = unquote(value.strip()).strip("/")
     if "://" in inner:
-        raise ValueError("it is the path below which everything is served, not a whole URL")
+        raise ValueError("it is a path, not a whole URL")
     bad = set(inner) & set("?#;\\") or {c for c in inner if not c.isprintable()}
     if bad:
-        raise ValueError(f"a path cannot hold {', '.join(map(repr, sorted(bad)))}")
+        raise ValueError(f"a path cannot contain {', '.join(map(repr, sorted(bad)))}")
     if any(part in ("", ".", "..") for part in inner.split("/")) and inner:
-        raise ValueError("it has a part that is empty, `.` or `..`, which clients leave out")
+        raise ValueError("it has a part that is empty, `.` or `..`, which clients remove")
     return f"/{quote(inner, safe=_PATH_SAFE)}/" if inner else "/"
 
 
 def check_origins(value: str) -> tuple[str, ...]:
-    """Return the origins of a list with commas or spaces, as browsers send them."""
+    """Return the origins in a list separated by commas or spaces, as browsers send them."""
     return tuple(_origin(part) for part in re.split(r"[,\s]+", value.strip()) if part)
 
 
@@ -119,7 +119,7 @@ def check_ip(value: str) -> str:
         check_host(name)
     except ValueError:
         raise ValueError(
-            f"{value!r} is not an address or a host name; the port is a setting of its own"
+            f"{value!r} is not an address or a host name; the port is another setting"
         ) from None
     return name[1:-1] if name.startswith("[") else name
 
@@ -128,7 +128,7 @@ def check_header(value: str) -> str:
     """Return the value of a header, without the white space around it."""
     text = value.strip()
     if any(char > "\xff" or not (char.isprintable() or char in "\t\xa0") for char in text):
-        raise ValueError("a header can hold no control characters, and none beyond Latin-1")
+        raise ValueError("a header cannot contain control characters, or characters beyond Latin-1")
     return text
 
 
@@ -141,7 +141,7 @@ def _is_address(name: str) -> bool:
 
 
 def _ascii(host: str) -> str:
-    """Return an international name in the form that is sent."""
+    """Return an international name in its ASCII form."""
     if host.isascii():
         return host
     try:
@@ -151,7 +151,7 @@ def _ascii(host: str) -> str:
 
 
 class Checks(HasTraits):
-    """The checks of `KbridgeApp`'s settings, made when a value is set."""
+    """Checks the settings of `KbridgeApp` when a value is set."""
 
     @validate("token")
     def _valid_token(self, proposal: dict[str, Any]) -> str:
@@ -187,7 +187,7 @@ class Checks(HasTraits):
     def _valid_sock_mode(self, proposal: dict[str, Any]) -> str:
         value = str(proposal["value"])
         if not re.fullmatch("0?[0-7]{3}", value):
-            raise TraitError(f"sock_mode {value!r} is no octal mode such as 0600")
+            raise TraitError(f"sock_mode {value!r} is not an octal mode such as 0600")
         return value
 
     @validate("allow_origin_pat")
@@ -196,5 +196,5 @@ class Checks(HasTraits):
         try:
             re.compile(value)
         except re.error as error:
-            raise TraitError(f"allow_origin_pat is no regular expression: {error}") from None
+            raise TraitError(f"allow_origin_pat is not a regular expression: {error}") from None
         return value

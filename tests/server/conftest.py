@@ -62,7 +62,7 @@ class FakeKernels:
         if kernel_name == "dies":
             raise KernelStartError("it died", "the last line of its log")
         if kernel_name == "bug":
-            raise RuntimeError("a fault of our own")
+            raise RuntimeError("an unexpected error")
         self.started.append({"name": kernel_name, "env": env, "path": path})
         kernel_id = str(uuid.uuid4())
         self.running[kernel_id] = {

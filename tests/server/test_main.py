@@ -46,7 +46,7 @@ def run(env: dict[str, str], tmp_path: Path) -> Run:
 
 
 class Process:
-    """A server as a process of its own; `url` is what it printed."""
+    """A server in a separate process; `url` is what it printed."""
 
     def __init__(self, *args: str, env: dict[str, str], log: Path) -> None:
         self.log = log
@@ -157,7 +157,7 @@ def test_generate_config_makes_a_file_that_loads(
     ("args", "environ", "says"),
     [
         (("--port=abc",), {}, "port"),
-        (("nonsense",), {}, "takes no argument 'nonsense'"),
+        (("nonsense",), {}, "does not take the argument 'nonsense'"),
         (("--certfile=nowhere.pem",), {}, "no file nowhere.pem"),
         (("--ip=203.0.113.1",), {}, "cannot listen on 203.0.113.1"),
         (("--pool", "missing=1"), {}, "missing"),
@@ -416,7 +416,9 @@ def test_tls(run: Run, serve: Callable[..., Process], tmp_path: Path) -> None:
     assert get(server.url.replace("/?", "/api/kernels?"), context=context) == []
     assert run("stop", str(server.port)).returncode == 0
     assert server.wait() == 0
-    assert "asks the server to end" in server.log.read_text(), "the certificate is its own"
+    assert "requests the shutdown of the server" in server.log.read_text(), (
+        "the certificate is its own"
+    )
 
 
 def test_a_unix_socket(run: Run, serve: Callable[..., Process], tmp_path: Path) -> None:
@@ -437,7 +439,7 @@ def test_a_unix_socket(run: Run, serve: Callable[..., Process], tmp_path: Path) 
 
 @pytest.mark.parametrize("how", ["plain", "base url", "tls", "client certificates", "socket"])
 def test_health(run: Run, serve: Callable[..., Process], tmp_path: Path, how: str) -> None:
-    """It follows the options of the server, and needs none of its own."""
+    """It follows the options of the server and needs no options."""
     options: tuple[str, ...] = ()
     if how == "base url":
         options = ("--base-url=/a/b",)

@@ -91,7 +91,7 @@ def test_another_users_file_is_neither_believed_nor_removed(
     link.symlink_to(file.path)
     fifo = tmp_path / "kbserver-tag-3.json"
     os.mkfifo(fifo)
-    assert len(running_servers(tmp_path)) == 1, "a link or a pipe is no file of a server"
+    assert len(running_servers(tmp_path)) == 1, "a link or a pipe is not a runtime file"
     dead = left(tmp_path)
     monkeypatch.setattr(os, "geteuid", lambda: os.getuid() + 1)
     assert running_servers(tmp_path) == []
@@ -101,7 +101,7 @@ def test_another_users_file_is_neither_believed_nor_removed(
 
 def test_a_server_on_another_machine_is_never_forgotten(tmp_path: Path) -> None:
     path = left(tmp_path, **ELSEWHERE)
-    assert running_servers(tmp_path) == [], "whether it lives cannot be known"
+    assert running_servers(tmp_path) == [], "it may be running or not"
     assert path.exists()
 
 

@@ -87,7 +87,7 @@ def test_tracebacks_are_scrubbed_too(lines: tuple[logging.Logger, io.StringIO]) 
     safe_log.hide("hunter22")
     log, stream = lines
     try:
-        raise ValueError("hunter22 is no number")
+        raise ValueError("hunter22 is not a number")
     except ValueError:
         log.exception("with %s", "hunter22")
     assert "hunter22" not in stream.getvalue()

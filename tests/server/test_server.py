@@ -57,7 +57,7 @@ Make = Callable[..., Server]
 
 @pytest.fixture
 def app(tmp_path: Path) -> KbridgeApp:
-    # Under a logger of its own, so that no console is set up for the whole test run.
+    # With a separate logger, so that no console is set up for the whole test run.
     return KbridgeApp(
         log=logging.getLogger("kbridge.test.lifecycle"),
         runtime_dir=str(tmp_path / "runtime"),
@@ -343,7 +343,7 @@ async def test_signals_of_a_loop_that_has_none(
     assert running_servers(Path(app.runtime_dir)) == []
 
 
-# What is missing in Windows' Python, taken away from this one. Libraries come first: they choose
+# Removes everything that Windows' Python lacks. Libraries come first: they choose
 # by the platform, too.
 _WITHOUT_POSIX = """
 import importlib, os, pkgutil, signal, socket, sys

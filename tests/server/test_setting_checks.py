@@ -76,13 +76,13 @@ def test_what_is_meant_is_understood(
         ("base_url", "/a#b", "'#'"),
         ("base_url", "/a;b", "';'"),
         ("base_url", "/a%3Fb", "'\\?'"),
-        ("base_url", "/a\nb", "cannot hold"),
+        ("base_url", "/a\nb", "cannot contain"),
         ("base_url", "/a//b", "empty"),
         ("base_url", "/a/../b", "empty"),
         ("base_url", "http://host/a", "whole URL"),
-        ("ip", "127.0.0.1:8888", "port is a setting"),
-        ("ip", "http://127.0.0.1", "port is a setting"),
-        ("ip", "a b", "port is a setting"),
+        ("ip", "127.0.0.1:8888", "port is another setting"),
+        ("ip", "http://127.0.0.1", "port is another setting"),
+        ("ip", "a b", "port is another setting"),
         ("allow_origin", "a.example", "not an origin"),
         ("allow_origin", "https://a.example/lab", "not an origin"),
         ("allow_origin", "https://*.example", "allow_origin_pat"),
@@ -132,7 +132,7 @@ def test_no_source_turns_authentication_off_by_accident(
     with pytest.raises(TraitError, match="JUPYTER_TOKEN_FILE names an empty file"):
         _ = KbridgeApp().token
     (tmp_path / "token").write_text("se\x01cret")
-    with pytest.raises(TraitError, match="JUPYTER_TOKEN_FILE: it holds control"):
+    with pytest.raises(TraitError, match="JUPYTER_TOKEN_FILE: it contains control"):
         _ = KbridgeApp().token
 
 
@@ -179,4 +179,4 @@ async def test_every_base_url_that_is_taken_works(start: Any, token: str, given:
     other = await running.client.fetch(
         f"http://127.0.0.1:{running.port}/axc/api", raise_error=False
     )
-    assert other.code == 404, "a dot is no wildcard"
+    assert other.code == 404, "a dot is not a wildcard"

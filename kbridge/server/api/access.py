@@ -115,7 +115,8 @@ class AccessMixin(ErrorsMixin):
     public : bool
         True if the resource needs no token.
     auth_method : AuthMethod or None
-        How the client was authenticated; None if it was not, and did not have to be.
+        The method of authentication; None if the client was not authenticated, and did not have
+        to be.
     meter : Meter or None
         Measures the CPU time of unauthenticated requests.
     """

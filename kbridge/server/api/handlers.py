@@ -1,4 +1,4 @@
-"""The base of the REST handlers, and the answer to unknown routes."""
+"""Base of the REST handlers, and the handler of unknown routes."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ __all__ = ["ApiHandler", "BaseHandler", "NotFoundHandler", "SlashHandler", "expe
 
 
 class ApiHandler(AccessMixin):
-    """JSON in, JSON out.
+    """Base of handlers that read and write JSON.
 
     Attributes
     ----------
     activity : bool
-        Whether a request counts as activity of the server.
+        True if a request counts as activity of the server.
     """
 
     activity: ClassVar[bool] = True
 
     def prepare(self) -> None:
-        """Let the request in, and note that it came."""
+        """Check access, and record the activity."""
         super().prepare()
         if self.activity and "no_track_activity" not in self.request.query_arguments:
             self.services.activity.touch()
@@ -35,7 +35,7 @@ class ApiHandler(AccessMixin):
         Raises
         ------
         InvalidRequest
-            If it is anything else.
+            If the body is anything else.
         """
         raw = self.request.body.strip()
         if not raw:
@@ -55,18 +55,18 @@ class ApiHandler(AccessMixin):
         self.finish(json.dumps(value, default=str))
 
     def reply_created(self, model: Model, *path: str) -> None:
-        """Finish with 201, the model, and where it is from now on."""
+        """Finish with 201, the model, and its URL in the header Location."""
         self.set_header("Location", self.services.base_url + "/".join(("api", *path)))
         self.reply(model, 201)
 
-    def need_listing(self) -> None:
-        """Raise `Forbidden` where clients may not see each other's kernels."""
+    def require_listing(self) -> None:
+        """Raise `Forbidden` if clients may not list kernels and sessions."""
         if not self.services.list_kernels:
-            raise Forbidden("listing is off; see KbridgeApp.list_kernels")
+            raise Forbidden("listing kernels is turned off; see KbridgeApp.list_kernels")
 
 
 class BaseHandler(AccessMixin):
-    """`base_url` without its slash: to the page."""
+    """Redirects `base_url` without its slash to the page."""
 
     public = True
 
@@ -80,7 +80,7 @@ class BaseHandler(AccessMixin):
 
 
 class SlashHandler(AccessMixin):
-    """Redirects paths of the API that end in a slash to those without, as Jupyter Server does."""
+    """Redirects API paths that end in a slash to those without, as Jupyter Server does."""
 
     public = True
 
@@ -91,7 +91,7 @@ class SlashHandler(AccessMixin):
     head = get
 
     def post(self) -> None:
-        """Redirect, with a status that keeps the method and the body."""
+        """Redirect with a status that keeps the method and the body."""
         self._redirect(307)
 
     put = patch = delete = post
@@ -102,23 +102,23 @@ class SlashHandler(AccessMixin):
 
 
 class NotFoundHandler(AccessMixin):
-    """Answers every route that there is not, without asking for a token."""
+    """Answers unknown routes; needs no token."""
 
     public = True
 
     def prepare(self) -> None:
-        """Raise `NotFound`, also where no token was shown: there is nothing to see."""
+        """Raise `NotFound`, for unauthenticated clients too."""
         super().prepare()
         raise NotFound("no such resource")
 
 
 def expect(body: Model, name: str, kind: type, *, required: bool = False) -> Any:
-    """Return a field of a body, None where it is missing or null.
+    """Return a field of a body; None if it is missing or null.
 
     Raises
     ------
     InvalidRequest
-        If it is of another type, or missing though required.
+        If the field has another type, or is required and missing.
     """
     value = body.get(name)
     if value is None:

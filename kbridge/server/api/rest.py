@@ -41,7 +41,7 @@ __all__ = [
     "find_resource",
 ]
 
-# There is one token, and no name behind it. The fields are those of Jupyter Server.
+# All clients share one token, so there is one identity. The fields are Jupyter Server's.
 _IDENTITY = {
     "username": "anonymous",
     "name": "Anonymous",
@@ -53,7 +53,7 @@ _IDENTITY = {
 
 
 class VersionHandler(ApiHandler):
-    """`/api`: the version; open to all, as in Jupyter Server, so that it serves for health."""
+    """`/api`: the version. Needs no token, as in Jupyter Server, so health checks can use it."""
 
     public = True
     activity = False
@@ -83,7 +83,7 @@ class StatusHandler(ApiHandler):
         status = {
             "connections": sum(int(model["connections"]) for model in models),
             "kernels": len(models),
-            # One format, so that the latest is also the last in order.
+            # All timestamps have one format, so that the latest is also the largest string.
             "last_activity": max(
                 [
                     timestamp(services.activity.last_request),
@@ -102,12 +102,12 @@ class StatusHandler(ApiHandler):
 
 
 class MeHandler(ApiHandler):
-    """`/api/me`: the identity of the client, and which of some permissions it has."""
+    """`/api/me`: the identity and the permissions of the client."""
 
     activity = False
 
     def get(self) -> None:
-        """Answer `{"identity", "permissions"}`; with the token everything is permitted."""
+        """Answer `{"identity", "permissions"}`; the token permits everything."""
         try:
             wanted = json.loads(self.get_argument("permissions", "{}"))
         except (ValueError, RecursionError):
@@ -121,14 +121,14 @@ class MeHandler(ApiHandler):
 
 
 class ShutdownHandler(ApiHandler):
-    """`/api/shutdown`: ends the server, as `kbridge stop` and SIGTERM do."""
+    """`/api/shutdown`: shuts the server down, as `kbridge stop` and SIGTERM do."""
 
     def post(self) -> None:
-        """Answer, then begin to end."""
+        """Reply, then start the shutdown."""
         shutdown = self.services.shutdown
         if shutdown is None:
-            raise NotSupported("this server cannot be ended by a request")
-        app_log.info("%s asks the server to end", self.request.remote_ip)
+            raise NotSupported("this server cannot be shut down by a request")
+        app_log.info("%s requests the shutdown of the server", self.request.remote_ip)
         self.reply({"message": "the server is shutting down"})
         shutdown()
 
@@ -149,7 +149,7 @@ class YamlDescriptionHandler(ApiHandler):
     activity = False
 
     def get(self) -> None:
-        """Describe the API: JSON is YAML, too."""
+        """Describe the API in JSON, which is also YAML."""
         self.set_header("Content-Type", "text/x-yaml; charset=utf-8")
         self.finish(json.dumps(describe(self.services.base_url), indent=2))
 
@@ -158,9 +158,9 @@ _DAYS = 30 * 24 * 3600
 
 
 def find_resource(root: str, path: str) -> Path | None:
-    """Return a file of a kernelspec's directory, None where there is none.
+    """Return the path of a file in a kernelspec's directory; None if it does not exist there.
 
-    Links are followed first and judged after, so neither `..` nor a link leads out.
+    Links are resolved before the check, so neither `..` nor a link leads outside.
     """
     if "\0" in path:
         return None
@@ -168,12 +168,12 @@ def find_resource(root: str, path: str) -> Path | None:
     try:
         found = (home / path).resolve()
         return found if found.is_relative_to(home) and found.is_file() else None
-    except OSError:  # a name too long to be a file's
+    except OSError:  # the name is too long
         return None
 
 
 def spec_model(name: str, spec: Model, root: str, base_url: str) -> Model:
-    """Describe a kernelspec as REST does; lists only files that exist.
+    """Return the REST model of a kernelspec; only files that exist are listed.
 
     Returns
     -------
@@ -192,7 +192,7 @@ def spec_model(name: str, spec: Model, root: str, base_url: str) -> Model:
 
 
 def _is_text(name: str) -> bool:
-    """Return True if a file's name is UTF-8; the server has no URLs for other files."""
+    """Return True if a file name is UTF-8; other files do not have URLs."""
     try:
         name.encode()
     except UnicodeEncodeError:
@@ -201,10 +201,10 @@ def _is_text(name: str) -> bool:
 
 
 def spec_models(specs: Mapping[str, Any], base_url: str) -> dict[str, Model]:
-    """Describe what `get_all_specs` returned; a broken kernelspec does not hide the others."""
+    """Return the REST models of all kernelspecs; a broken one does not hide the others."""
     found: dict[str, Model] = {}
     for name, info in specs.items():
-        if "resources" in info and "name" in info:  # a manager that is a gateway's client
+        if "resources" in info and "name" in info:  # the manager is a client of a gateway
             found[name] = dict(info)
             continue
         try:
@@ -218,7 +218,7 @@ class KernelspecsHandler(ApiHandler):
     """`/api/kernelspecs`."""
 
     async def get(self) -> None:
-        """List the kernelspecs, and which is the default."""
+        """List the kernelspecs, and the name of the default one."""
         kernels = self.services.kernels
         specs = await maybe_await(kernels.specs.get_all_specs())
         models = await asyncio.to_thread(spec_models, specs, self.services.base_url)
@@ -250,7 +250,7 @@ class ResourceHandler(AccessMixin):
         self.set_header("Content-Type", kind)
         if kind.startswith("image/"):
             self.set_header("Cache-Control", f"private, max-age={_DAYS}")
-        # A kernelspec's script or SVG, opened on its own, must not act as a page of ours.
+        # A script or SVG of a kernelspec must not act as a page of this server.
         self.set_header("Content-Security-Policy", "default-src 'none'; sandbox")
         self.finish(await asyncio.to_thread(file.read_bytes))
 
@@ -267,23 +267,24 @@ async def find_spec(manager: Any, name: str) -> Any:
     KernelspecNotFound
         If no kernelspec has that name.
     KernelError
-        If it cannot be read; says why.
+        If it cannot be read; the message says why.
     """
     try:
         return await maybe_await(manager.get_kernel_spec(name))
     except KeyError:  # NoSuchKernel is one
         raise KernelspecNotFound(f"no kernelspec is named {name}") from None
-    except Exception as error:  # whatever is wrong with somebody's kernel.json
+    except Exception as error:  # any error that a kernel.json can cause
         raise KernelError(f"The kernelspec {name!r} cannot be read: {error}") from error
 
 
 def env_of(body: Model) -> dict[str, str] | None:
-    """Return the environment that a client asks for.
+    """Return the environment variables in the body of a request.
 
     Raises
     ------
     InvalidRequest
-        If it is no object of strings, or holds what no environment can.
+        If `env` is not an object of strings, or has names or values that the operating system
+        cannot pass on.
     """
     env: dict[object, object] | None = expect(body, "env", dict)
     if env is None:
@@ -293,7 +294,7 @@ def env_of(body: Model) -> dict[str, str] | None:
         if not isinstance(name, str) or not isinstance(value, str):
             raise InvalidRequest("env is not an object of strings")
         if not name or "=" in name or not is_passable(name) or not is_passable(value):
-            raise InvalidRequest("env holds a name or value that no environment can hold")
+            raise InvalidRequest("env has a name or value that cannot be an environment variable")
         found[name] = value
     return found
 
@@ -303,7 +304,7 @@ class KernelsHandler(ApiHandler):
 
     def get(self) -> None:
         """List the kernels."""
-        self.need_listing()
+        self.require_listing()
         self.reply(self.services.kernels.models())
 
     async def post(self) -> None:
@@ -344,7 +345,7 @@ class RestartHandler(ApiHandler):
     """`/api/kernels/{id}/restart`."""
 
     async def post(self, kernel_id: str) -> None:
-        """Restart a kernel, and answer when its process runs again."""
+        """Restart a kernel; reply when its new process runs."""
         await self.services.kernels.restart_kernel(kernel_id)
         self.reply(self.services.kernels.model(kernel_id))
 
@@ -354,11 +355,11 @@ class SessionsHandler(ApiHandler):
 
     def get(self) -> None:
         """List the sessions."""
-        self.need_listing()
+        self.require_listing()
         self.reply(self.services.sessions.list())
 
     async def post(self) -> None:
-        """Create a session with its kernel, or answer with the one that its path has."""
+        """Create a session with its kernel, or return the session of the same path."""
         model = await self.services.sessions.create(self.body())
         self.reply_created(model, "sessions", str(model["id"]))
 

@@ -44,16 +44,16 @@ ROUTES: tuple[tuple[str, type[web.RequestHandler]], ...] = (
 
 
 class Application(web.Application):
-    """Tornado's, for which `base_url` is the same however a client has encoded it."""
+    """Accepts `base_url` in any percent-encoding."""
 
     def find_handler(self, request: httputil.HTTPServerRequest, **kwargs: Any) -> Any:
-        """Find what answers a request."""
+        """Return the handler of a request."""
         request.path = normal_path(request.path, self.settings["services"].base_url)
         return super().find_handler(request, **kwargs)
 
 
 def normal_path(path: str, base_url: str) -> str:
-    """Return a path with `base_url` in the form that the routes have, if it is below it."""
+    """Return `path` with `base_url` encoded as in the routes, if it begins with `base_url`."""
     base = base_url.rstrip("/")
     if path.startswith(base):
         return path
@@ -66,16 +66,16 @@ def normal_path(path: str, base_url: str) -> str:
 def make_application(
     services: Services, channels: type[web.RequestHandler], **settings: Any
 ) -> web.Application:
-    """Put the server together.
+    """Return the application with all routes.
 
     Parameters
     ----------
     services : Services
-        What the handlers share.
+        The objects that the handlers share.
     channels : type
         The handler of `/api/kernels/{id}/channels`.
     **settings
-        Tornado's own settings, and those of `channels`.
+        Settings of Tornado and of `channels`.
     """
     base = re.escape(services.base_url.rstrip("/"))
     routes: list[Any] = [

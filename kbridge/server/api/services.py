@@ -27,7 +27,7 @@ class Closable(Protocol):
 
 
 class ServerActivity:
-    """When the server was started and when it was last used.
+    """The times at which the server was started and last used.
 
     Parameters
     ----------

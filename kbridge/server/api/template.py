@@ -16,7 +16,7 @@ dt { opacity: .7 } dd { margin: 0 }
 input, button { font: inherit; padding: .35rem .6rem }
 """
 _STYLE_HASH = base64.b64encode(hashlib.sha256(_STYLE.encode()).digest()).decode()
-# The pages need no script.
+# The pages do not use scripts.
 POLICY = (
     f"default-src 'none'; style-src 'sha256-{_STYLE_HASH}'; img-src 'self'; form-action 'self'; "
     "base-uri 'none'; frame-ancestors 'self'"
@@ -24,7 +24,7 @@ POLICY = (
 
 
 def document(title: str, body: str, base_url: str) -> str:
-    """Return a whole page; `body` is HTML."""
+    """Return a complete HTML page around `body`, which is HTML."""
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width">'

@@ -33,7 +33,7 @@ _SAFE = {"GET", "HEAD", "OPTIONS"}
 
 
 class AuthMethod(StrEnum):
-    """How a request was authenticated."""
+    """The way in which a request was authenticated."""
 
     OFF = "off"  # authentication is off
     HEADER = "header"

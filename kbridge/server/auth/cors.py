@@ -11,7 +11,7 @@ from kbridge.server.auth.access_policy import AccessPolicy
 
 __all__ = ["Cors"]
 
-# What a preflight is told where the settings name nothing, as Jupyter Server answers it.
+# Sent in replies to preflight requests if the settings are empty; the same as in Jupyter Server.
 _ALLOW_HEADERS = "accept, content-type, authorization, x-xsrftoken"
 _ALLOW_METHODS = "GET, PUT, POST, PATCH, DELETE, OPTIONS"
 
@@ -31,8 +31,8 @@ class Cors:
     ) -> dict[str, str]:
         """Return the headers for a request that came with `origin`.
 
-        One origin in the settings (or `*`) is sent as it is, whoever asks; of several, the one
-        that asks, because the header takes no list.
+        A single origin in the settings (or `*`) is sent unchanged in every reply. Of several
+        origins, that of the request is sent, because the header cannot hold a list.
         """
         found: dict[str, str] = {}
         if len(policy.allow_origin) == 1 and policy.allow_origin_pat is None:

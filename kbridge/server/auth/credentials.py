@@ -1,7 +1,7 @@
-"""The token and cookie secret of a server, kept for the next server on the same address.
+"""Stores the token and cookie secret of a server for the next server on the same address.
 
-Without this, every page would lose its login when its server is started again. The file is for its
-owner alone; one that another user could have read or written is not believed.
+Without this, every page would lose its login when the server is restarted. Only the owner may read
+the file; a file that another user could have read or written is not used.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def recall(folder: Path, address: str, log: logging.Logger) -> Credentials:
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is damaged"
         log.warning(
-            "%s is not used (%s): there is a new token, and every client has to log in again",
+            "%s is not used (%s): the server has a new token, and every client must log in again",
             path,
             reason,
         )
@@ -78,7 +78,7 @@ def recall(folder: Path, address: str, log: logging.Logger) -> Credentials:
         write_private(path, json.dumps(kept, indent=2).encode())
     except OSError as error:
         log.warning(
-            "%s cannot be written (%s): the next start will draw a new token",
+            "%s cannot be written (%s): the next start will create a new token",
             path,
             error.strerror or error,
         )
@@ -86,7 +86,7 @@ def recall(folder: Path, address: str, log: logging.Logger) -> Credentials:
 
 
 def _parse(content: bytes) -> Credentials:
-    """Raise ValueError, without repeating what was read, if it is damaged."""
+    """Parse the file; raise a ValueError that does not repeat the content if it is damaged."""
     try:
         kept = json.loads(content)
         token, secret = kept["token"], kept["cookie_secret"]

@@ -65,40 +65,40 @@ class KbridgeApp(setting_checks.Checks, CheckedApp):
     takes_arguments = False
 
     ip = Unicode(
-        "127.0.0.1", help="Address to listen on. `*` or an empty string: all addresses. (KG_IP)"
+        "127.0.0.1", help="Address to listen on; `*` or an empty string for all addresses. (KG_IP)"
     ).tag(config=True)
     port = Integer(
-        8888, min=0, max=65535, help="Port to listen on. 0: any free port. (KG_PORT)"
+        8888, min=0, max=65535, help="Port to listen on; 0 for any free port. (KG_PORT)"
     ).tag(config=True)
     port_retries = Integer(
         50,
         min=0,
-        help="""Number of ports to try after `port` while they are in use. (KG_PORT_RETRIES)""",
+        help="""Number of ports to try after `port` if it is in use. (KG_PORT_RETRIES)""",
     ).tag(config=True)
-    sock = Unicode("", help="Path of a unix socket to listen on in place of a port.").tag(
+    sock = Unicode("", help="Path of a unix socket to listen on instead of a port.").tag(
         config=True
     )
     sock_mode = Unicode("0600", help="Permissions of the unix socket, in octal.").tag(config=True)
     base_url = Unicode(
         "/",
-        help="Path in front of every route, percent-encoded or not. (KG_BASE_URL)",
+        help="Path in front of every route; percent-encoding is optional. (KG_BASE_URL)",
     ).tag(config=True)
     token = Unicode(
-        help="""Secret that clients must show: in the header `Authorization: token ...` or `Bearer
-        ...`, in the query `?token=`, or by the cookie that the login page sets. Empty: no
-        authentication. White space around it is removed. (KG_AUTH_TOKEN)
+        help="""Secret that clients must send: in the header `Authorization: token ...` or `Bearer
+        ...`, in the query `?token=`, or in the cookie that the login page sets. An empty token
+        turns authentication off. White space around the token is removed. (KG_AUTH_TOKEN)
 
         By default the value of JUPYTER_TOKEN, or the content of the file that JUPYTER_TOKEN_FILE
-        names, or else a random token. The random one is printed at the start and kept for the
+        names, or a random token. A random token is printed at the start and used again at the
         next start on the same address."""
     ).tag(config=True)
     cookie_secret = Bytes(
-        help="""Key that signs the login cookie. By default random, and kept for the next start on
-        the same address."""
+        help="""Key that signs the login cookie. By default a random key, which is used again at
+        the next start on the same address."""
     ).tag(config=True)
     certfile = Unicode(
         "",
-        help="""PEM file with the server's certificate; the server then speaks https.
+        help="""PEM file with the server's certificate. With it, the server uses https.
         (KG_CERTFILE)""",
     ).tag(config=True)
     keyfile = Unicode(
@@ -113,54 +113,55 @@ class KbridgeApp(setting_checks.Checks, CheckedApp):
     ).tag(config=True)
     ssl_version = Integer(
         0,
-        help="""0: TLS 1.2 or later. Otherwise the number of one of Python's `ssl.PROTOCOL_*`
-        constants, for exactly that version: 5 is TLS 1.2. (KG_SSL_VERSION)""",
+        help="""0 for TLS 1.2 or later, or the number of one of Python's `ssl.PROTOCOL_*`
+        constants for exactly that version; 5 is TLS 1.2. (KG_SSL_VERSION)""",
     ).tag(config=True)
     allow_origin = Unicode(
         "",
         help="""Foreign origins (`https://host:port`, separated by commas) whose pages may use
-        this server, websockets included. `*`: all origins. Also sent as
+        this server, including websockets; `*` for all origins. Also sent in the header
         Access-Control-Allow-Origin. (KG_ALLOW_ORIGIN)""",
     ).tag(config=True)
     allow_origin_pat = Unicode(
         "",
-        help="""Regular expression for foreign origins, as `allow_origin`. It must match the
-        whole origin.""",
+        help="""Regular expression for more foreign origins, see `allow_origin`. It must match
+        the whole origin.""",
     ).tag(config=True)
     allow_credentials = Unicode(
         "",
-        help="""Value of the header Access-Control-Allow-Credentials. Empty: not sent.
+        help="""Value of the header Access-Control-Allow-Credentials; not sent if empty.
         (KG_ALLOW_CREDENTIALS)""",
     ).tag(config=True)
     allow_headers = Unicode(
         "",
-        help="""Value of the header Access-Control-Allow-Headers. Empty: sent in replies to
-        preflight requests only, with the headers that Jupyter's frontends need.
+        help="""Value of the header Access-Control-Allow-Headers. If empty, it is sent only in
+        replies to preflight requests, with the headers that Jupyter's frontends need.
         (KG_ALLOW_HEADERS)""",
     ).tag(config=True)
     allow_methods = Unicode(
         "",
-        help="""Value of the header Access-Control-Allow-Methods. Empty: sent in replies to
-        preflight requests only. (KG_ALLOW_METHODS)""",
+        help="""Value of the header Access-Control-Allow-Methods. If empty, it is sent only in
+        replies to preflight requests. (KG_ALLOW_METHODS)""",
     ).tag(config=True)
     expose_headers = Unicode(
         "",
-        help="""Value of the header Access-Control-Expose-Headers. Empty: not sent.
+        help="""Value of the header Access-Control-Expose-Headers; not sent if empty.
         (KG_EXPOSE_HEADERS)""",
     ).tag(config=True)
     max_age = Unicode(
         "",
-        help="""Value of the header Access-Control-Max-Age, in seconds. Empty: not sent.
+        help="""Value of the header Access-Control-Max-Age, in seconds; not sent if empty.
         (KG_MAX_AGE)""",
     ).tag(config=True)
     allow_remote_access = Bool(
-        help="""Serve requests whose Host header does not name this machine. On by default only
-        if `ip` is not a loopback address. Off, it protects a local server against DNS rebinding."""
+        help="""Serve requests whose Host header does not name this machine. By default True only
+        if `ip` is not a loopback address. False protects a local server against DNS rebinding."""
     ).tag(config=True)
     local_hostnames = List(
         Unicode(),
         ["localhost"],
-        help="""Host names that count as this machine, besides loopback addresses and `ip`.""",
+        help="""Host names that count as this machine, in addition to loopback addresses and
+        `ip`.""",
     ).tag(config=True)
     trust_xheaders = Bool(
         False,
@@ -169,14 +170,14 @@ class KbridgeApp(setting_checks.Checks, CheckedApp):
     ).tag(config=True)
     list_kernels = Bool(
         True,
-        help="""Let clients list kernels and sessions, as Jupyter Server does. The kernel gateway
-        does so only if KG_LIST_KERNELS is true; that variable also counts here.""",
+        help="""Let clients list kernels and sessions, as in Jupyter Server. (The kernel gateway
+        allows it only if KG_LIST_KERNELS is true; that variable also sets this.)""",
     ).tag(config=True)
     ws_ping_interval = Float(
         30.0,
         min=0.0,
-        help="""Seconds between pings of a websocket, and seconds that it has to answer one. 0:
-        no pings. (KG_WS_PING_INTERVAL_SECS)""",
+        help="""Seconds between pings of a websocket, and seconds that a client has to answer a
+        ping; 0 for no pings. (KG_WS_PING_INTERVAL_SECS)""",
     ).tag(config=True)
     websocket_max_message_size = Integer(
         100 << 20, min=1, help="Maximum size of one message from a client, in bytes."
@@ -187,20 +188,20 @@ class KbridgeApp(setting_checks.Checks, CheckedApp):
     max_unauthenticated_connections = Integer(
         512,
         min=1,
-        help="""Maximum number of open HTTP connections whose clients have not shown the token.
-        One more closes the oldest of them. Websockets and connections on which the token was
-        shown are not counted and not closed.""",
+        help="""Maximum number of open HTTP connections whose clients have not sent the token.
+        Beyond it, the oldest of them is closed. Websockets and authenticated connections are not
+        counted and not closed.""",
     ).tag(config=True)
     request_timeout = Float(
         30.0,
         min=0.1,
-        help="""Seconds that a client without the token has from connecting (TLS included) to the
-        end of its request, and again for reading the reply.""",
+        help="""Seconds that an unauthenticated client has from connecting to the end of its
+        request, including TLS, and the same time for reading the reply.""",
     ).tag(config=True)
     keep_alive_timeout = Float(
         300.0,
         min=0.1,
-        help="""Seconds that a client with the token has to send its whole next request, or to
+        help="""Seconds that an authenticated client has to send its whole next request, or to
         read a reply, before its connection is closed. Websockets are not affected.""",
     ).tag(config=True)
     max_header_size = Integer(
@@ -211,30 +212,30 @@ class KbridgeApp(setting_checks.Checks, CheckedApp):
     max_header_count = Integer(
         DEFAULT_COUNT,
         min=16,
-        help="""Headers that a request may have, cookies among them, and parameters in its URL: so
-        many of each. Beyond that it is answered with 431 or 414 before it is read.""",
+        help="""Maximum number of headers, of cookies, and of parameters in the URL of a request.
+        A request with more is refused with status 431 or 414 before it is parsed.""",
     ).tag(config=True)
     min_open_files_limit = Integer(
         65536,
         min=0,
-        help="""Number of file descriptors to raise the process's soft limit to at the start, as
-        far as the hard limit allows. Kernels inherit the limit. 0: leave it unchanged.""",
+        help="""Raise the process's soft limit of file descriptors to this number at the start,
+        as far as the hard limit allows. Kernels inherit the limit. 0 leaves it unchanged.""",
     ).tag(config=True)
     registry_url = Unicode(
-        help="""Where the server records its kernels, so that the next server on the same address
-        can serve those that outlive this one: the path of an SQLite file, or any SQLAlchemy URL
-        (`postgresql+psycopg://...`, whose driver must be installed). `none` or empty: nowhere;
-        kernels then end with the server. By default the file kbridge-registry.sqlite in
-        Jupyter's runtime directory."""
+        help="""The registry of kernels, from which the next server on the same address adopts
+        kernels that are still running: the path of an SQLite file, or any SQLAlchemy URL
+        (`postgresql+psycopg://...`, whose driver must be installed). With `none` or an empty
+        value there is no registry, and kernels end with the server. By default the file
+        kbridge-registry.sqlite in Jupyter's runtime directory."""
     ).tag(config=True)
     shutdown_kernels_on_exit = Bool(
         True,
         help="""True: kernels end when this server is stopped (SIGTERM, Ctrl-C, `kbridge stop`).
-        False: they keep running, and the next server on the same address serves them, as it does
-        after a crash in any case.""",
+        False: kernels keep running, and the next server on the same address adopts them. After a
+        crash of the server that happens in any case.""",
     ).tag(config=True)
     log_format = Unicode(
-        "%(asctime)s %(levelname).1s %(name)s: %(message)s", help="The format of a log line."
+        "%(asctime)s %(levelname).1s %(name)s: %(message)s", help="Format of the log lines."
     ).tag(config=True)
 
     token_is_random = Bool(False)
@@ -252,7 +253,7 @@ class KbridgeApp(setting_checks.Checks, CheckedApp):
                 given = Path(file).read_text(encoding="utf-8")
             except (OSError, UnicodeDecodeError) as error:
                 raise TraitError(f"JUPYTER_TOKEN_FILE cannot be read: {error}") from None
-            if not given.strip():  # rather no server than one without authentication
+            if not given.strip():  # an empty token would turn authentication off
                 raise TraitError(f"JUPYTER_TOKEN_FILE names an empty file: {file}")
             return checked("the file of JUPYTER_TOKEN_FILE", setting_checks.check_token, given)
         self.token_is_random = True
@@ -260,7 +261,7 @@ class KbridgeApp(setting_checks.Checks, CheckedApp):
 
     @default("runtime_dir")
     def _default_runtime_dir(self) -> str:
-        return jupyter_runtime_dir()  # created by `initialize`, which reports errors
+        return jupyter_runtime_dir()  # `initialize` creates it and reports errors
 
     @observe("runtime_dir")
     def _runtime_dir_changed(self, change: Any) -> None:
@@ -285,14 +286,14 @@ class KbridgeApp(setting_checks.Checks, CheckedApp):
             return self.ip not in self.local_hostnames
 
     def generate_config_file(self, classes: Any = None) -> str:
-        """Return a config file that shows the real defaults of our own settings."""
+        """Return a config file with all settings of kbridge and their defaults."""
         del classes
         from kbridge.server.reference import config_page
 
         return config_page()
 
     def write_default_config(self) -> None:
-        """Write the config file, or end with an error that names the setting."""
+        """Write the config file, or exit with an error message."""
         try:
             super().write_default_config()
         except OSError as error:
@@ -304,10 +305,10 @@ class KbridgeApp(setting_checks.Checks, CheckedApp):
             self.exit(1)
 
     def get_default_logging_config(self) -> dict[str, Any]:
-        """Return what `logging_config` is merged into: the loggers of everything that logs here."""
+        """Return the default logging configuration; `logging_config` is merged into it."""
         config: dict[str, Any] = super().get_default_logging_config()
         if "loggers" in config:  # not under pythonw, which has no terminal
-            # Tornado speaks of what clients do.
+            # Tornado's messages can be caused by any client.
             flood = {"()": "kbridge.server.safe_log.FloodFilter", "prefix": "tornado."}
             config["filters"] = {"flood": flood}
             config["handlers"]["console"]["filters"] = ["flood"]
@@ -317,36 +318,40 @@ class KbridgeApp(setting_checks.Checks, CheckedApp):
                     "handlers": ["console"],
                     "propagate": False,
                 }
-            # Warnings of other libraries pass our formatter, too.
+            # Warnings of other libraries also pass kbridge's formatter.
             config["root"] = {"level": "WARNING", "handlers": ["console"]}
         return config
 
     def parse_command_line(self, argv: list[str] | None = None) -> None:
-        """Read the command line; the kernel gateway's traits get their names here."""
+        """Read the command line; translate the kernel gateway's settings."""
         super().parse_command_line(argv)
         self.cli_config = gateway_settings.translate(self.cli_config)
 
     def update_config(self, config: Config) -> None:
-        """Take settings from one source, under our names or the kernel gateway's."""
+        """Add settings from one source, with kbridge's names or the kernel gateway's."""
         super().update_config(gateway_settings.translate(config, shared=self.reads_shared))
 
     def load_config_file(self, suppress_errors: bool = True) -> None:  # type: ignore[override]
-        """Take the kernel gateway's variables first, so that config files go over them."""
+        """Read the kernel gateway's variables first, so that config files override them."""
         config, unknown = gateway_settings.read(os.environ)
         self.update_config(Config(config))
         for name in unknown:
             near = gateway_settings.nearest_variable(name)
-            self.log.warning("%s has no meaning here%s; see docs/settings.md", name, near)
+            self.log.warning(
+                "kbridge ignores the environment variable %s%s; see docs/settings.md", name, near
+            )
         super().load_config_file(suppress_errors)
 
     @catch_config_error
     def initialize(self, argv: list[str] | None = None) -> None:
-        """Read the settings, and see to it that the token stays out of the log."""
+        """Read the settings, and keep the secrets among them out of the log."""
         super().initialize(argv)
         if self._dispatching:
             return
         if self.extra_args and not self.takes_arguments:
-            self.log.error("kbridge takes no argument %r; see kbridge --help", self.extra_args[0])
+            self.log.error(
+                "kbridge does not take the argument %r; see kbridge --help", self.extra_args[0]
+            )
             self.exit(2)
         self._prepare_runtime_dir()
         hide(self.token)
@@ -354,7 +359,7 @@ class KbridgeApp(setting_checks.Checks, CheckedApp):
             hide(secret)
 
     def _prepare_runtime_dir(self) -> None:
-        """End the start with an error that names the setting if the directory cannot be used."""
+        """Create the runtime directory; exit with an error message if it cannot be used."""
         path = self.runtime_dir
         try:
             warning = prepare_directory(Path(path))
@@ -449,6 +454,6 @@ class KbridgeApp(setting_checks.Checks, CheckedApp):
 
         try:
             asyncio.run(serve(self.configuration(), self, self.log))
-        except (KbridgeError, TraitError) as error:  # traits of other classes are read late
+        except (KbridgeError, TraitError) as error:  # other classes read their traits only now
             self.log.critical("%s", error)
             sys.exit(1)

@@ -1,4 +1,4 @@
-"""`kbridge attach`: a server for kernels that somebody else started."""
+"""`kbridge attach`: a server for kernels that other programs started."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ class AttachApp(KbridgeApp):
     ).tag(config=True)
 
     def initialize(self, argv: list[str] | None = None) -> None:
-        """Read the settings; without a connection file there is nothing to do."""
+        """Read the settings; exit if no connection file is given."""
         super().initialize(argv)
         if not self.extra_args:
             self.log.error("kbridge attach needs a connection file; see kbridge attach --help")
@@ -81,11 +81,11 @@ class AttachApp(KbridgeApp):
 
     @default("config_file_name")
     def _default_config_file_name(self) -> str:
-        return "kbridge_config"  # the settings of a server are those of any server
+        return "kbridge_config"  # the same file as for `kbridge`
 
     @default("registry_url")
     def _default_registry_url(self) -> str:
-        return "none"  # it is not there for the kernels of a server that crashed on this address
+        return "none"  # this command does not adopt the kernels of a server that crashed
 
     async def prepare(self, kernels: BridgeKernelManager) -> None:
         """Attach the kernels.
@@ -93,9 +93,9 @@ class AttachApp(KbridgeApp):
         Raises
         ------
         InvalidRequest
-            If there is no such connection file, or it is none.
+            If a connection file does not exist or is not valid.
         TunnelError
-            If there is no way through ssh.
+            If ssh cannot reach the kernels.
         """
         await check_settings(kernels, starts_kernels=False)
         names = list(self.kernel_names)
@@ -113,10 +113,10 @@ class AttachApp(KbridgeApp):
         except OSError as error:
             if not self.ssh:
                 raise InvalidRequest(str(error)) from None
-            return [(Path(argument), await self._find_there(argument))]
+            return [(Path(argument), await self._find_remote(argument))]
         return [(path, read_connection_file(path)) for path in paths]
 
-    async def _find_there(self, name: str) -> dict[str, Any]:
+    async def _find_remote(self, name: str) -> dict[str, Any]:
         from kbridge.tunnel.remote_file import read_remote_file
 
         found = await read_remote_file(
@@ -151,12 +151,12 @@ class AttachApp(KbridgeApp):
 
 
 def connection_files(argument: str, runtime_dir: str) -> list[Path]:
-    """What a path, a name or a glob stands for; a glob for all that match, at least one.
+    """Return the connection files that a path, a name or a glob pattern stands for.
 
     Raises
     ------
     OSError
-        If there is none; says where it was looked for.
+        If there is none; the message says where it was searched for.
     """
     if glob.has_magic(argument):
         for pattern in (argument, str(Path(runtime_dir, argument))):

@@ -12,7 +12,7 @@ EXAMPLES = """\
 kbridge                                   # serve on http://127.0.0.1:8888, with a token
 kbridge --port 9999 --ip 0.0.0.0          # for other machines; add --certfile for https
 kbridge --pool python3=2                  # keep two kernels started in advance
-kbridge --sock ~/kbridge.sock             # a unix socket that only you may open
+kbridge --sock ~/kbridge.sock             # a unix socket that only you can open
 kbridge --shutdown-kernels-on-exit=false  # leave kernels running for the next start
 kbridge --generate-config                 # write a config file with every setting
 kbridge attach kernel-1234.json           # serve a kernel that is already running

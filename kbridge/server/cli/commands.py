@@ -16,7 +16,7 @@ from traitlets import Bool, Float
 from kbridge._version import __version__
 from kbridge.kernels.lifecycle.processes import ProcessState, signal_process, state_of
 from kbridge.server.cli.options import CheckedApp
-from kbridge.server.cli.server_client import ask_to_end
+from kbridge.server.cli.server_client import request_shutdown
 from kbridge.server.runtime_file import Place, running_servers
 
 __all__ = ["ListApp", "StopApp"]
@@ -37,7 +37,7 @@ class _Command(CheckedApp):
     flags = _FLAGS
 
     def servers(self) -> list[dict[str, Any]]:
-        """Return what the running servers tell."""
+        """Return the runtime files of the running servers."""
         return running_servers(Path(jupyter_runtime_dir()))
 
 
@@ -77,10 +77,10 @@ class StopApp(_Command):
     """
     examples = "kbridge stop 8888\nkbridge stop /run/user/1000/kbridge.sock"
 
-    timeout = Float(15.0, help="Seconds to wait for the server to be gone.").tag(config=True)
+    timeout = Float(15.0, help="Seconds to wait for the server to stop.").tag(config=True)
 
     def start(self) -> None:
-        """Stop the server that the one argument names."""
+        """Stop the server that the argument names."""
         super().start()
         if len(self.extra_args) != 1:
             sys.exit("usage: kbridge stop PORT|SOCKET")
@@ -91,7 +91,7 @@ class StopApp(_Command):
             running = ", ".join(str(s["sock"] or s["port"]) for s in servers) or "none"
             sys.exit(f"no kbridge server runs on {wanted}; running: {running}")
         here = Place.here()
-        # Another container's server may have the same port; ours is meant, if there is one.
+        # A server in another container may have the same port: prefer the one here.
         chosen = [s for s in chosen if is_near(s, here)] or chosen
         for info in chosen:
             if problem := end_server(info, here):
@@ -108,33 +108,33 @@ class StopApp(_Command):
 
 
 def is_near(info: dict[str, Any], here: Place) -> bool:
-    """Return True if a server's process id or its address means the same here as there."""
+    """Return True if a server's process can be signalled, or its address reached, from here."""
     there = Place.of(info) or here
     return there.shares_processes(here) or can_be_asked(info, here)
 
 
 def can_be_asked(info: dict[str, Any], here: Place) -> bool:
-    """Return True if a server's address means the same here as there."""
+    """Return True if a server's address can be reached from here."""
     there = Place.of(info) or here
     return bool(info["sock"]) or there.shares_network(here)
 
 
 def end_server(info: dict[str, Any], here: Place) -> str:
-    """Make a server end: over HTTP, or with a signal if it does not answer.
+    """Stop a server: over HTTP, or with a signal if it does not answer.
 
     Returns
     -------
     str
-        Why that cannot be done, empty if it was.
+        An error message; empty on success.
     """
     there = Place.of(info)
     problem = "it is in another network namespace"
     if there is not None and can_be_asked(info, here):
-        problem = ask_to_end(info)
+        problem = request_shutdown(info)
         if not problem:
             return ""
     if there is None:
-        return f"it is of an older kbridge, which does not say where process {info['pid']} runs"
+        return f"its version of kbridge is too old to tell where process {info['pid']} runs"
     pid, born = int(info["pid"]), str(info["born"])
     state = state_of(pid, born)
     if state is ProcessState.HIDDEN:
@@ -146,19 +146,19 @@ def end_server(info: dict[str, Any], here: Place) -> str:
         if state is ProcessState.RUNNING:
             signal_process(pid, born, signal.SIGTERM)
     except ProcessLookupError:
-        return ""  # it has ended meanwhile
+        return ""  # it has ended in the meantime
     except OSError as error:
         return f"{error.strerror} (and over HTTP: {problem})"
     return ""
 
 
 def identity(info: dict[str, Any]) -> tuple[object, ...]:
-    """Return what tells one server process from all others."""
+    """Return a key that identifies one server process."""
     return (info["pid"], info.get("born"), Place.of(info))
 
 
 def names_of(info: dict[str, Any]) -> set[str]:
-    """Return what a server may be called by: its port, or its socket's path."""
+    """Return the names of a server on the command line: its port, or its socket's path."""
     return {str(info["sock"])} if info["sock"] else {str(info["port"])}
 
 
@@ -173,7 +173,7 @@ def say(text: str) -> None:
 
 
 def run(app: type[_Command], argv: list[str]) -> None:
-    """Run a command by itself, without loading the server."""
+    """Run a command without loading the server."""
     instance = app.instance()
     try:
         instance.initialize(argv)

@@ -1,10 +1,10 @@
-"""The kernel gateway's settings, each under the name that it has here.
+"""Maps the kernel gateway's settings to the settings of kbridge.
 
 A setting of Jupyter Kernel Gateway 3.0 is a trait (`KernelGatewayApp.auth_token`), and most have an
-environment variable (`KG_AUTH_TOKEN`), too. `SETTINGS` is the table of both. The command line comes
-before config files, config files before the environment, the environment before defaults. An empty
-variable is unset where the setting is a number; elsewhere it is a value, as in the gateway:
-`KG_AUTH_TOKEN=` asks for no token.
+environment variable (`KG_AUTH_TOKEN`), too. `SETTINGS` is the table of both. The command line has
+precedence over config files, these over the environment, and the environment over defaults. An
+empty variable counts as unset if the setting is a number; otherwise it is a value, as in the
+gateway: `KG_AUTH_TOKEN=` turns authentication off.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ _WEBSOCKET_API = {"", "jupyter-websocket", "kernel_gateway.jupyter_websocket"}
 _HTTP_API = {"notebook-http", "kernel_gateway.notebook_http"}
 # The class of the gateway's kernels and its bases, which jupyter_client does not know.
 _MANAGERS = ("SeedingMappingKernelManager", "AsyncMappingKernelManager", "MappingKernelManager")
-# Those that Jupyter Server has, too.
+# The classes that Jupyter Server has, too.
 _SERVERS = _MANAGERS[1:]
 
 
-# What a converter returns for a value that leaves the setting unset.
+# A converter returns this for a value that leaves the setting unset.
 _UNSET: Final[Any] = object()
 
 
@@ -39,14 +39,14 @@ def text(value: str) -> str:
 
 
 def number(value: str) -> Any:
-    """Read a whole number; empty is unset."""
+    """Read an integer; an empty string is unset."""
     if not value.strip():
         return _UNSET
     return int(value)
 
 
 def flag(value: str) -> bool:
-    """Read a truth value, in any case."""
+    """Read a boolean, in upper or lower case."""
     lower = value.strip().lower()
     if lower not in _ON | _OFF:
         raise ValueError(value)
@@ -54,7 +54,7 @@ def flag(value: str) -> bool:
 
 
 def words(value: str) -> list[str]:
-    """Read a list with commas."""
+    """Read a list separated by commas."""
     return [word.strip() for word in value.split(",") if word.strip()]
 
 
@@ -72,36 +72,36 @@ def websocket_api(value: str) -> Any:
 
 
 def given(value: Any) -> Any:
-    """Return the value of a trait; None is unset, as in the gateway."""
+    """Return the value of a trait; None counts as unset, as in the gateway."""
     if value is None:
         return _UNSET
     return value
 
 
 def named(value: Any) -> Any:
-    """Return a name; empty is unset, as in the gateway."""
+    """Return a name; an empty string counts as unset, as in the gateway."""
     if value in (None, ""):
         return _UNSET
     return value
 
 
 def truth(value: Any) -> Any:
-    """Return a truth value, which the gateway also takes as a number."""
+    """Return a boolean; the gateway also accepts a number."""
     return bool(value) if isinstance(value, int) else value
 
 
 def api(value: Any) -> Any:
-    """Refuse every API but that of websockets."""
+    """Refuse every API except the websocket API."""
     return websocket_api(str(value))
 
 
 def ignored(_value: Any) -> Any:
-    """Ignore what has no effect on the gateway's websocket mode, in the gateway either."""
+    """Ignore a setting that has no effect in the gateway's websocket mode."""
     return _UNSET
 
 
 def default_only(default: str) -> Callable[[Any], Any]:
-    """Refuse every class but the gateway's own: no class of Jupyter Server fits in here."""
+    """Refuse every class but the gateway's own: classes of Jupyter Server do not work here."""
 
     def convert(value: Any) -> Any:
         name = value if isinstance(value, str) else f"{value.__module__}.{value.__qualname__}"
@@ -119,15 +119,15 @@ class Setting:
     Attributes
     ----------
     trait : str
-        Its `Class.trait` there.
+        Its `Class.trait` in the gateway.
     setting : str
-        Its `Class.trait` here; empty if it changes nothing here.
+        Its `Class.trait` in kbridge; empty if it has no effect in kbridge.
     name : str
         Its environment variable; empty if it has none.
     parse : callable
         Reads the variable.
     convert : callable
-        Takes the value of the trait, as the command line or a config file has it.
+        Converts the trait's value from the command line or a config file.
     """
 
     trait: str
@@ -232,9 +232,9 @@ SETTINGS = tuple(_rows())
 VARIABLES = tuple(setting for setting in SETTINGS if setting.name)
 _TRAITS = {setting.trait: setting for setting in SETTINGS}
 SECTIONS = frozenset(trait.partition(".")[0] for trait in _TRAITS)
-# Traits that our own class of the gateway's name has.
+# Traits of kbridge's own class KernelGatewayApp.
 _OURS = {f"KernelGatewayApp.{name}" for name in ("alias_dir", "install_alias", "remove_alias")}
-# Where an empty name would be taken for a name: the default stands instead.
+# An empty value would be used as a name: use the default instead.
 _EMPTY_IS_UNSET = {"KG_DEFAULT_KERNEL_NAME", "KG_SEED_URI", "KG_BASE_URL"}
 
 
@@ -246,12 +246,12 @@ def read(environ: Mapping[str, str]) -> tuple[dict[str, dict[str, Any]], list[st
     config : dict
         Settings by class and trait, for `traitlets.config.Config`.
     unknown : list of str
-        Names that begin with `KG_` and are not the gateway's.
+        Names that begin with `KG_` and do not belong to the gateway.
 
     Raises
     ------
     traitlets.TraitError
-        If a value does not parse; names the variable, and never a secret's value.
+        If a value is not valid. The message names the variable, and never contains a secret.
     """
     config: dict[str, dict[str, Any]] = {}
     for variable in VARIABLES:
@@ -317,7 +317,7 @@ def translate(config: Config, *, shared: bool = False) -> Config:
 
 
 def nearest_variable(name: str) -> str:
-    """Return a question for the name that was probably meant, or an empty string."""
+    """Return a hint with the name that was probably meant, or an empty string."""
     import difflib  # needed for mistakes only
 
     near = difflib.get_close_matches(name, [variable.name for variable in VARIABLES], n=1)

@@ -1,7 +1,7 @@
-"""`kbridge health`: asks a running server whether it answers.
+"""`kbridge health`: checks whether running servers answer.
 
-The runtime file says where the server is, with its base URL, TLS and port, so that a container's
-health check needs no options of its own.
+The runtime file says where a server listens, with its base URL, TLS and port, so that the health
+check of a container does not need any options.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class HealthApp(_Command):
         if len(self.extra_args) > 1:
             sys.exit("usage: kbridge health [PORT|SOCKET]")
         here = Place.here()
-        # Containers may share the directory, and no others' servers can be asked from here.
+        # Containers may share the directory, but servers in other containers cannot be reached.
         servers = [s for s in self.servers() if can_be_asked(s, here)]
         if self.extra_args:
             servers = [s for s in servers if self.extra_args[0] in names_of(s)]
@@ -55,7 +55,7 @@ class HealthApp(_Command):
 
 
 def check(info: Mapping[str, Any], timeout: float) -> str:
-    """Return what is wrong with a server, an empty string if it answers.
+    """Return an error message; empty if the server answers.
 
     Parameters
     ----------
@@ -74,7 +74,7 @@ def check(info: Mapping[str, Any], timeout: float) -> str:
         status = connection.getresponse().status
     except (OSError, http.client.HTTPException) as error:
         if shaken_hands and info.get("client_certificates"):
-            return ""  # it is up, and asks for a certificate that we do not have
+            return ""  # the server is up, and wants a client certificate, which we do not have
         return f"{where}: {error or type(error).__name__}"
     finally:
         connection.close()
@@ -82,9 +82,9 @@ def check(info: Mapping[str, Any], timeout: float) -> str:
 
 
 def _context(info: Mapping[str, Any]) -> ssl.SSLContext | None:
-    """Return a context for TLS, if there is any.
+    """Return a context for TLS; None if the server does not use it.
 
-    Whose certificate it is does not matter: the question is whether the server answers.
+    The certificate is not verified: the check is only whether the server answers.
     """
     if not info.get("secure"):
         return None

@@ -1,9 +1,9 @@
-"""`kbridge kernelgateway`: what `jupyter kernelgateway` does, under the same options.
+"""`kbridge kernelgateway`: a replacement for `jupyter kernelgateway`, with the same options.
 
 The package of the Jupyter Kernel Gateway installs a program `jupyter-kernelgateway`, which makes
-`jupyter kernelgateway` work. A wheel of ours with that program would overwrite the gateway's in
-silence, and removing either package would break the other. So the program is written on demand
-(`--install-alias`), where there is none.
+`jupyter kernelgateway` work. If kbridge's wheel contained that program, it would silently overwrite
+the gateway's, and removing either package would break the other. So the program is written on
+request (`--install-alias`), and only if it does not exist yet.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ __all__ = ["KernelGatewayApp", "install_alias", "remove_alias"]
 
 _PROGRAM = "jupyter-kernelgateway"
 _MARK = "# Written by `kbridge kernelgateway --install-alias`."
-# A `#!` line may not be long, and its path may not have a space: /bin/sh takes both.
+# A `#!` line has a limited length and cannot contain a space in the path; /bin/sh can do both.
 _SCRIPT = """\
 #!/bin/sh
 '''exec' "{python}" "$0" "$@"
@@ -65,7 +65,7 @@ _SUBCOMMANDS: dict[str, Any] = {}
 class KernelGatewayApp(KbridgeApp):
     """Serve kernels as the Jupyter Kernel Gateway does."""
 
-    # Programs that start the gateway configure the logger of this name.
+    # Programs that start the gateway configure the logger with this name.
     name = "kbridge-kernelgateway"
     description = """Serve kernels in place of `jupyter kernelgateway` 3.0, in its websocket mode.
 
@@ -106,7 +106,7 @@ class KernelGatewayApp(KbridgeApp):
         return sysconfig.get_path("scripts")
 
     def start(self) -> None:
-        """Serve until a signal comes, or write or remove the alias."""
+        """Run the server until a signal arrives, or write or remove the alias."""
         try:
             if self.install_alias:
                 self.print(f"wrote {install_alias(Path(self.alias_dir))}")
@@ -123,11 +123,12 @@ class KernelGatewayApp(KbridgeApp):
         sys.stdout.write(text + "\n")
 
     def listening(self, url: str) -> None:
-        """Log the server's URL in the gateway's words, which programs wait for."""
+        """Log the server's URL with the gateway's message, which programs wait for."""
         if self.token_is_random:
             self.log.warning(
-                "no token is set: the kernel gateway would let everybody in; kbridge made a token"
-                " (set KG_AUTH_TOKEN or KernelGatewayApp.auth_token; empty: no authentication)"
+                "no token is set. The kernel gateway would serve without one; kbridge created a"
+                " random token. Set KG_AUTH_TOKEN or KernelGatewayApp.auth_token; an empty value"
+                " turns authentication off."
             )
         address = url.removesuffix(self.base_url)  # programs read the port at the line's end
         self.log.info("kbridge %s kernel gateway is available at %s", __version__, address)
@@ -163,7 +164,7 @@ def remove_alias(directory: Path) -> Path:
     Raises
     ------
     TraitError
-        If there is none, or it is another package's.
+        If it does not exist, or belongs to another package.
     """
     path = directory / _PROGRAM
     if not path.exists() or not _is_ours(path):

@@ -1,8 +1,8 @@
-"""Checks of what a user has set: nothing that is set by mistake is passed over in silence.
+"""Refuses options and settings that do not exist.
 
-traitlets warns about an option that does not exist and goes on. For a server that is not safe: a
-token under a misspelled name leaves the server with another token, or with none. `CheckedApp`
-ends the start instead, with the name that was probably meant.
+traitlets only warns about them. That is not safe for a server: a token under a misspelled name
+leaves the server with another token, or without one. `CheckedApp` exits instead, and names the
+setting that was probably meant.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from traitlets.config.loader import ArgumentError, KVArgParseConfigLoader
 
 __all__ = ["CheckedApp", "is_computed", "unknown_sections", "unknown_traits"]
 
-# The config file that all Jupyter programs share; its sections are meant for any of them.
+# The config file that all Jupyter programs share; its sections may be for any of them.
 _SHARED = "jupyter_config"
-# Where a section may belong that no class of the command line has: module, by class name.
+# Classes that may have a section although the command line does not know them: class, module.
 _ELSEWHERE = {
     "AttachApp": "kbridge.server.cli.attach",
     "KernelGatewayApp": "kbridge.server.cli.kernelgateway",
@@ -42,7 +42,7 @@ _ELSEWHERE = {
     "KernelProvisionerFactory": "jupyter_client.provisioning",
     "LocalProvisioner": "jupyter_client.provisioning",
 }
-# Packages whose other classes have no part in this program.
+# Packages whose other classes are not used by this program.
 _COMMON = {"jupyter_client", "jupyter_core", "kbridge", "traitlets"}
 
 
@@ -54,7 +54,7 @@ class _Parser(KVArgParseConfigLoader.parser_class):  # type: ignore[valid-type, 
 
 
 class _Loader(KVArgParseConfigLoader):
-    """Refuses options that do not exist, with the nearest that does."""
+    """Refuses options that do not exist, and suggests the nearest one."""
 
     parser_class = _Parser
 
@@ -72,23 +72,23 @@ class _Loader(KVArgParseConfigLoader):
 
 
 class CheckedApp(JupyterApp):
-    """A command of kbridge; a subclass may say which other config files it reads."""
+    """Base of the commands of kbridge."""
 
     option_description = "The setting that an option stands for is in brackets."
     subcommand_description = "`{app} COMMAND --help` shows the options of a command."
 
     # Config files read before the command's own, by name.
     more_config_files: tuple[str, ...] = ()
-    # A config file with an error in it would leave settings out.
+    # Settings in a config file with an error would be lost silently.
     raise_config_file_errors = True
-    # While the file is read that all Jupyter programs share.
+    # True while the config file that all Jupyter programs share is read.
     reads_shared = False
 
     def migrate_config(self) -> None:
-        """Skip the search for files of IPython 3: kbridge never had any."""
+        """Do nothing: there are no files of IPython 3 to migrate."""
 
     def emit_alias_help(self) -> Generator[str, None, None]:
-        """Give the lines about options, without defaults that are computed at the start."""
+        """Yield the help lines of options, without defaults that are computed at the start."""
         entry: list[str] = []
         for line in super().emit_alias_help():
             entry.append(line)
@@ -119,13 +119,13 @@ class CheckedApp(JupyterApp):
 
     @catch_config_error
     def load_config_file(self, suppress_errors: bool = True) -> None:  # type: ignore[override]
-        """Read the config files, the weakest first, and check what they and the command line say.
+        """Read the config files, the one with the lowest precedence first, and check all settings.
 
         Raises
         ------
         traitlets.TraitError
-            If a file that `config_file` names is missing, a file has an error in it, or it sets
-            what does not exist.
+            If the file that `config_file` names is missing, or a file has an error in it or sets an
+            unknown setting.
         """
         del suppress_errors
         given = set(self.config)
@@ -160,7 +160,7 @@ class CheckedApp(JupyterApp):
 
 
 def is_computed(cls: type[Any], name: str) -> bool:
-    """True if the default of a setting depends on when or where it is asked for."""
+    """True if the default of a setting is computed when it is read."""
     return any(
         getattr(vars(base).get(method), "trait_name", name) == name
         for base in cls.__mro__
@@ -170,7 +170,7 @@ def is_computed(cls: type[Any], name: str) -> bool:
 
 
 def unknown_traits(config: Config, app: type[Application]) -> list[str]:
-    """Return a sentence about each setting that a class of this command does not have."""
+    """Return an error message for each setting that a class of this command does not have."""
     classes = _classes(app)
     found = []
     for section, content in config.items():
@@ -237,17 +237,17 @@ def _hint(name: str, owner: type[Configurable], classes: dict[str, type[Configur
 
 
 def _bases(cls: type[Any]) -> list[type[Configurable]]:
-    """Return the classes whose sections count for `cls`, the most general first."""
+    """Return the classes whose config sections apply to `cls`, the most general first."""
     return [c for c in reversed(cls.__mro__) if issubclass(c, Configurable)]
 
 
 def _elsewhere(section: str, config: Config) -> type[Configurable] | None:
-    """Return a class that is made later, or that another package brings; None if there is none."""
+    """Return a class that is loaded later, or is part of another package; None if not found."""
     if module := _ELSEWHERE.get(section):
         found: type[Configurable] | None = getattr(importlib.import_module(module), section, None)
         return found
     loaded = [*_named_classes(config), *_provisioners()]
-    # The section may be that of a base of theirs, or of an object that they make.
+    # The section may belong to one of their base classes, or to an object that they create.
     modules = {base.__module__.partition(".")[0] for cls in loaded for base in _bases(cls)}
     for cls in _subclasses(Configurable):
         if cls.__name__ == section and cls.__module__.partition(".")[0] in modules - _COMMON:
@@ -256,7 +256,7 @@ def _elsewhere(section: str, config: Config) -> type[Configurable] | None:
 
 
 def _named_classes(config: Config) -> list[type[Configurable]]:
-    """Return the classes that settings such as `kernel_spec_manager_class` put in."""
+    """Return the classes that settings such as `kernel_spec_manager_class` name."""
     from traitlets import import_item
 
     found = []
@@ -273,14 +273,14 @@ def _named_classes(config: Config) -> list[type[Configurable]]:
 
 
 def _provisioners() -> list[type[Configurable]]:
-    """Return the classes of all provisioners that are installed and can be imported."""
+    """Return the classes of all installed provisioners that can be imported."""
     from importlib.metadata import entry_points
 
     found = []
     for point in entry_points(group="jupyter_client.kernel_provisioners"):
         try:
             cls = point.load()
-        except Exception:  # noqa: BLE001, S112 - a broken package that no kernelspec may name
+        except Exception:  # noqa: BLE001, S112 - a broken package; perhaps no kernelspec names it
             continue
         if isinstance(cls, type) and issubclass(cls, Configurable):
             found.append(cls)
@@ -288,25 +288,25 @@ def _provisioners() -> list[type[Configurable]]:
 
 
 def _subclasses(cls: type[Any]) -> set[type[Any]]:
-    """Return all classes below `cls` that are loaded."""
+    """Return all loaded subclasses of `cls`."""
     below = set(cls.__subclasses__())
     return below.union(*map(_subclasses, below))
 
 
 def _nearest(name: str, known: dict[str, str]) -> str:
-    import difflib  # needed for mistakes only
+    import difflib  # only needed after a mistake
 
     near = difflib.get_close_matches(name, known, n=1)
     return f" (did you mean {known[near[0]]}?)" if near else ""
 
 
 def _suffixes(path: Path) -> tuple[str, ...]:
-    """Return what may be left out of a config file's name."""
+    """Return the suffixes that the name of a config file may lack."""
     return () if path.suffix else (".py", ".json")
 
 
 def _place(error: BaseException) -> str:
-    """Return the file and line of a config file whose code raised; empty if no code ran."""
+    """Return the file and line of the code that raised an error in a config file; empty if none."""
     trace = error.__traceback__
     while trace is not None:
         if trace.tb_frame.f_code.co_name == "<module>":

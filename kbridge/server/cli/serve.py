@@ -24,7 +24,7 @@ _SIGNALS = [signal.Signals[n] for n in ("SIGINT", "SIGTERM", "SIGHUP") if hasatt
 
 
 class Hooks(Protocol):
-    """What an application may do while the server starts."""
+    """Methods of the application that run while the server starts."""
 
     async def prepare(self, kernels: BridgeKernelManager) -> None:
         """Check or attach kernels, before connections are accepted."""
@@ -79,7 +79,7 @@ class _Run:
     stop : asyncio.Event
         Set when the server is to shut down.
     force : asyncio.Event
-        Set when kernels are to be killed.
+        Set when kernels must be killed.
     """
 
     def __init__(self, config: ServerConfig, hooks: Hooks, log: logging.Logger) -> None:

@@ -1,4 +1,4 @@
-"""Asking a server of this user over HTTP: where it is and its token are in its runtime file."""
+"""HTTP requests to a running server of this user; its runtime file has the address and token."""
 
 from __future__ import annotations
 
@@ -9,24 +9,24 @@ import ssl
 from collections.abc import Mapping
 from typing import Any
 
-__all__ = ["ask_to_end", "open_connection"]
+__all__ = ["open_connection", "request_shutdown"]
 
 _TIMEOUT_S = 5.0
 _EVERYWHERE = {"*": "127.0.0.1", "": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104
 
 
-def ask_to_end(info: Mapping[str, Any]) -> str:
+def request_shutdown(info: Mapping[str, Any]) -> str:
     """Send `POST /api/shutdown` to the server that a runtime file describes.
 
     Parameters
     ----------
     info : mapping
-        The runtime file. Its address must mean the same here as there.
+        The content of the runtime file. Its address must be reachable from this process.
 
     Returns
     -------
     str
-        Empty if the server agreed, or else why it did not.
+        Empty if the server accepted the request, or an error message.
     """
     try:
         connection = open_connection(info, _own_context(info), _TIMEOUT_S)
@@ -60,7 +60,7 @@ def open_connection(
     Parameters
     ----------
     info : mapping
-        The runtime file.
+        The content of the runtime file.
     context : ssl.SSLContext, optional
         For TLS; None for plain HTTP.
     timeout : float
@@ -81,12 +81,12 @@ def _own_context(info: Mapping[str, Any]) -> ssl.SSLContext | None:
 
 
 class _Connection(http.client.HTTPConnection):
-    """A connection to a server on this machine: TCP or a unix socket, with TLS or without."""
+    """A connection to a server on this machine: TCP or a unix socket, with or without TLS."""
 
     def __init__(
         self, info: Mapping[str, Any], context: ssl.SSLContext | None, timeout: float
     ) -> None:
-        # The name is always allowed as Host, whatever names the server is known by.
+        # This Host header is always allowed.
         super().__init__("127.0.0.1", timeout=timeout)
         self._info = info
         self._context = context

@@ -1,4 +1,4 @@
-"""The terminal that the server was started on, or what stands in its place."""
+"""Standard streams, and questions to the terminal that the server was started on."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ _NAMES = ("stdin", "stdout", "stderr")
 def open_streams() -> None:
     """Open the null device for each of stdin, stdout and stderr that is closed.
 
-    Otherwise the next socket or file would get that number: what any library prints would go to a
-    client, and kernels would inherit it. Call this before anything else is opened.
+    Otherwise the next socket or file would get that number: printed text would go to a client, and
+    kernels would inherit it. Call this before anything else is opened.
     """
     for number, name in enumerate(_NAMES):
         try:
             os.fstat(number)
         except OSError:
-            # The lowest free number is given out, and the lower ones are open by now.
+            # The system returns the lowest free number, and the lower ones are open by now.
             opened = os.open(os.devnull, os.O_RDWR)
             if opened != number:
                 os.dup2(opened, number)
@@ -36,7 +36,7 @@ def open_streams() -> None:
 
 
 def say(text: str) -> None:
-    """Print to stdout; one that takes nothing (a closed pipe, a full disk) is not used again."""
+    """Print to stdout; after an error (a closed pipe, a full disk) write to the null device."""
     try:
         sys.stdout.write(text)
         sys.stdout.flush()
@@ -47,23 +47,23 @@ def say(text: str) -> None:
 
 
 def can_ask() -> bool:
-    """Return True if a human at a terminal can read a question and answer it."""
+    """Return True if a person at a terminal can read a question and answer it."""
     try:
-        # A process in the background would be stopped for reading.
+        # The system would stop a background process that reads from the terminal.
         return os.isatty(0) and os.isatty(1) and os.tcgetpgrp(0) == os.getpgrp()
-    except (OSError, AttributeError):  # Windows has no process groups of terminals
+    except (OSError, AttributeError):  # Windows does not have process groups of terminals
         return False
 
 
 class Question:
-    """A question to the terminal that is answered with y or n, or not at all.
+    """A yes-or-no question on the terminal.
 
     Parameters
     ----------
     text : str
         The question.
     on_yes, on_no : callable
-        One of them is called, once. No answer within five seconds is a no.
+        One of them is called, once. No answer within five seconds counts as no.
     """
 
     def __init__(
@@ -77,7 +77,7 @@ class Question:
         say(text)
 
     def cancel(self) -> None:
-        """Ask no longer; may be called twice."""
+        """Withdraw the question; a second call has no effect."""
         self._timer.cancel()
         self._loop.remove_reader(0)
 

@@ -37,7 +37,7 @@ _EXHAUSTED = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 
 
 class AcceptorEvents(Protocol):
-    """What an `Acceptor` tells and asks the server."""
+    """The interface of the server to its `Acceptor`."""
 
     def connected(self, connection: socket.socket, address: Any) -> None:
         """Take over a new connection."""

@@ -39,12 +39,12 @@ _READ: Final = 0.001 / READS_PER_TURN
 _TURN: Final = 8
 # Refusing a request takes a millisecond. `HeaderGate.charge` adds to this for expensive requests.
 _REQUEST: Final = 0.003
-# What Tornado accepts as the end of a head, without the carriage return that may precede it.
+# The ends of a head that Tornado accepts, without the carriage return that may precede them.
 _ENDS: Final = (b"\n\r\n", b"\n\n")
 _OVERLAP: Final = 2
 # Bytes per read: few heads are longer, and all reads of a turn together stay short.
 _PIECE: Final = 4 << 10
-# What IOStream reads at once: its first read must return all bytes that were read ahead.
+# The size of IOStream's reads: its first one must return all bytes that were read ahead.
 _CHUNK: Final = 64 << 10
 
 
@@ -88,7 +88,7 @@ class ReadAhead(socket.socket):
 
 
 class HeaderGateEvents(Protocol):
-    """What a `HeaderGate` tells the server."""
+    """The interface of the server to its `HeaderGate`."""
 
     def head_complete(self, stream: IOStream, address: Any) -> None:
         """Serve a connection whose request head is complete, or too long."""

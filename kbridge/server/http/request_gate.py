@@ -28,7 +28,7 @@ _DIGITS: Final = 18
 
 
 class RequestEvents(Protocol):
-    """What a `RequestGate` tells the server about a connection."""
+    """The interface of the server to its `RequestGate`."""
 
     def next_request(self, stream: GuardedStream) -> None:
         """Wait for the next request, or close the connection."""

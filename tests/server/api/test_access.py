@@ -165,7 +165,7 @@ async def test_a_forced_500_tells_nothing_and_logs_no_token(
         "Internal Server Error",
         "Unhandled error; the server's log says more",
     )
-    assert "RuntimeError: a fault of our own" in caplog.text
+    assert "RuntimeError: an unexpected error" in caplog.text
     assert "POST /api/kernels?token=[secret]" in caplog.text
     assert token not in caplog.text
 

@@ -36,7 +36,9 @@ async def test_status(start: Any) -> None:
         "kernels": 0,
     }
     now += 1.25
-    assert (await status())["last_activity"].startswith("2001-09-09T01:46:40"), "to look is no act"
+    assert (await status())["last_activity"].startswith("2001-09-09T01:46:40"), (
+        "reading the status is not activity"
+    )
     await running.ask("GET", "/api/kernels?no_track_activity=1")
     assert (await status())["last_activity"].startswith("2001-09-09T01:46:40")
     await running.ask("GET", "/api/kernels")

@@ -446,7 +446,7 @@ async def test_a_session_that_comes_back_gets_what_it_missed(harness) -> None:
     ):
         harness.say(stream("now"))
         got = [json.loads((await read(ws)).content)["text"] for _ in range(2)]
-        assert got == ["missedmissed, too", "now"], "who lags gets texts joined"
+        assert got == ["missedmissed, too", "now"], "a client that lags gets joined texts"
         assert json.loads((await read(other)).content)["text"] == "now"
 
 

@@ -46,7 +46,7 @@ def test_a_file_that_others_could_read_or_write_is_not_believed(
     second = draw(tmp_path)
     assert second.token != first.token
     assert second.cookie_secret != first.cookie_secret
-    assert "every client has to log in again" in caplog.text
+    assert "every client must log in again" in caplog.text
     assert first.token not in caplog.text
     assert draw(tmp_path) == second
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
@@ -108,4 +108,4 @@ def test_where_nothing_can_be_kept_the_server_starts_all_the_same(
     path_of(tmp_path, ADDRESS).mkdir()
     first, second = draw(tmp_path), draw(tmp_path)
     assert first.token != second.token
-    assert "the next start will draw a new token" in caplog.text
+    assert "the next start will create a new token" in caplog.text

@@ -159,7 +159,12 @@ def test_unknown_gateway_variables_are_warned_about(
     monkeypatch.setenv("KG_AUTH_TOKN", "x")
     make()
     said = capsys.readouterr().err
-    assert said.count("KG_AUTH_TOKN has no meaning here (did you mean KG_AUTH_TOKEN?)") == 1
+    assert (
+        said.count(
+            "kbridge ignores the environment variable KG_AUTH_TOKN (did you mean KG_AUTH_TOKEN?)"
+        )
+        == 1
+    )
 
 
 def test_every_alias_leads_to_a_setting() -> None:

@@ -66,7 +66,7 @@ def test_a_process_of_another_container_or_machine_gets_none(
         assert part in problem
     assert "secret" not in problem
     assert "cannot be seen" in end_server(info(process.pid, "", HERE), HERE)
-    assert "older kbridge" in end_server(info(process.pid, birth(process.pid), None), HERE)
+    assert "too old to tell" in end_server(info(process.pid, birth(process.pid), None), HERE)
     signal_process(process.pid, birth(process.pid), 0)
 
 

@@ -176,7 +176,7 @@ def test_ctrl_c_ends_it_at_once_where_nothing_is_lost(
     console.type("\x03")
     assert console.ends() == 0
     assert "Shut down" not in console.said
-    if "--shutdown-kernels-on-exit=false" in args:  # another server ends what was left
+    if "--shutdown-kernels-on-exit=false" in args:  # another server ends the kernel that was left
         other = terminal()
         assert other.kernels(_url(other)) == len(ids)
 

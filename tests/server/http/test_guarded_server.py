@@ -180,7 +180,7 @@ async def test_a_stranger_has_one_request_and_is_told_so(start, path: str) -> No
     client.send(f"GET {path}")
     status, headers, _ = await client.answer()
     assert status == {"/": 200, "/echo": 403, "/nowhere": 404}[path]
-    if path != "/nowhere":  # Tornado's own page: this application has no handler of ours for it
+    if path != "/nowhere":  # Tornado's own page: this application has no handler for it
         assert headers["Connection"] == "close"
     assert await client.ended() == b""
 

@@ -229,7 +229,7 @@ async def test_a_turn_of_the_loop_looks_at_a_few(harness: Harness) -> None:
     await harness.seen(count)
     assert max(harness.looks.values()) <= READS_PER_TURN
     assert harness.looks.total() == count
-    for _ in range(20):  # turns: what was read is not news any more
+    for _ in range(20):  # turns of the loop: bytes that were read are not read again
         await asyncio.sleep(0)
     assert harness.looks.total() == count
 

@@ -180,7 +180,7 @@ async def test_a_refused_client_that_goes_on_sending_is_cut() -> None:
 
 
 class Gate:
-    """Notes what is charged."""
+    """Adds up the charges."""
 
     def __init__(self) -> None:
         self.charged = 0.0
