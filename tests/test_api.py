@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 import kbridge
+from kbridge import errors
 
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs" / "api.md").read_text()
@@ -68,7 +69,15 @@ def test_what_the_documentation_imports(page: Path) -> None:
         for line in re.findall(r"^(?:from kbridge|import kbridge).*$", code, re.MULTILINE):
             exec(line, {})
             package = line.split()[1]
-            assert package in PACKAGES or package == "kbridge.errors", line
+            assert package in PACKAGES, line
+
+
+def test_the_page_has_the_codes_of_the_errors() -> None:
+    rows = re.findall(r"^\| `(\w+)` \| (\d{3}) \| (\d{4}) \|", PAGE, flags=re.MULTILINE)
+    assert {name: (int(status), int(code)) for name, status, code in rows} == {
+        name: (getattr(errors, name).http_status, getattr(errors, name).close_code)
+        for name in errors.__all__
+    }
 
 
 def test_the_examples_of_the_page_run() -> None:

@@ -13,7 +13,7 @@ from tornado.websocket import WebSocketHandler
 import kbridge
 from kbridge import Hub, HubSettings, HubTable, KbridgeError, errors
 from kbridge.connection import BaseKernelWebsocketConnection, ZMQChannelsWebsocketConnection
-from kbridge.hub import Attachment, Clock
+from kbridge.hub import Attachment, Clock, Cursor
 from kbridge.link import ClientLink, MemoryClient, MemoryKernel, StreamClient
 from kbridge.tornado import ChannelsHandler
 from kbridge.wire import LEGACY, V1, Channel, Dialect, FrameReader, Message, Signer
@@ -34,14 +34,15 @@ def tables() -> None:
 
 
 async def hubs(hub: Hub, link: ClientLink, message: Message) -> None:
-    attachment = hub.attach(link, V1, "a-session", since="")
-    assert_type(attachment, Attachment)
-    assert_type(hub.submit(attachment, message), Awaitable[None] | None)
+    cursor = hub.attach(link, V1, "a-session", since="")
+    assert_type(cursor, Cursor)
+    former: Attachment = cursor
+    assert_type(hub.submit(cursor, message), Awaitable[None] | None)
     assert_type(await hub.request("kernel_info_request", {}), Message)
     assert_type(await hub.wait_ready(timeout=1.0), bool)
     assert_type(hub.ready, bool)
-    hub.on_pong(attachment, b"1")
-    hub.detach(attachment)
+    hub.on_pong(cursor, b"1")
+    hub.detach(former)
     hub.reconnect({"shell_port": 1})
     await hub.restarting(asked=True)
     await hub.aclose()
