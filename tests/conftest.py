@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from tests.support.dialects import CODECS
 from tests.support.require import require
@@ -13,6 +14,9 @@ from tests.support.server import PEER, Server
 from tests.support.signals import reset_ignored_signals
 
 reset_ignored_signals()
+# No test fails because the machine is busy.
+settings.register_profile("kbridge", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("kbridge")
 
 ServerFactory = Callable[..., Server]
 

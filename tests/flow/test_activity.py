@@ -1,6 +1,7 @@
 """execution_state and last_activity, replayed from sequences of messages."""
 
 import json
+import pickle
 
 import pytest
 from hypothesis import given, settings
@@ -285,11 +286,19 @@ def test_busy_parents_are_bounded_and_the_oldest_go_first() -> None:
 
 
 def test_answered_requests_are_bounded_and_long_ids_are_not_remembered() -> None:
-    activity = play(" ".join(f"reply:{n}" for n in range(100)), limit=10)
-    assert len(activity._over) == 10
-    play_on = message("execute_reply", "x" * 1000)
-    activity.replied(play_on, "execute_reply", START)
-    assert len(activity._over) == 10
+    sizes = {
+        count: len(pickle.dumps(play(" ".join(f"reply:{n}" for n in range(100, count)), limit=10)))
+        for count in (500, 900)
+    }
+    assert sizes[500] == sizes[900]
+    activity = play("reply:100", limit=10)
+    size = len(pickle.dumps(activity))
+    activity.replied(message("execute_reply", "x" * 1000), "execute_reply", START)
+    assert len(pickle.dumps(activity)) < size + 50
+
+
+def test_a_request_whose_reply_came_first_ends_the_one_before_it_on_its_shell() -> None:
+    assert play("busy:1 reply:2 busy:2").execution_state == "idle"
 
 
 def test_a_shell_is_asked_once_whether_it_is_free() -> None:

@@ -28,6 +28,18 @@ def test_it_is_lost_once_and_found_once() -> None:
     ]
 
 
+def test_it_can_be_asked_whether_the_kernel_is_lost() -> None:
+    monitor = HeartbeatMonitor(1)
+    monitor.tick()
+    monitor.answered()
+    monitor.tick()
+    assert not monitor.lost
+    monitor.tick()
+    assert monitor.lost
+    monitor.answered()
+    assert not monitor.lost
+
+
 def test_it_may_be_lost_again() -> None:
     assert play(1, "", "answer", "", "", "answer", "", "").count(LOST) == 2
 
