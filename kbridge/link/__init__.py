@@ -1,4 +1,4 @@
-"""Floor 2: the only place that touches sockets."""
+"""Sockets: the links to kernels and to clients, and the only code that uses these."""
 
 from __future__ import annotations
 

@@ -1,14 +1,14 @@
-"""Read what waits on a ZeroMQ socket, a batch at a time.
+"""Read messages from a ZeroMQ socket in batches.
 
-Asking a socket whether the message goes on (`RCVMORE`) costs more than reading a part. A Jupyter
-message has a known shape, though: at most one identity, the delimiter, a signature, four JSON
-objects, then buffers. So its parts are read on the expectation of that shape, and only the last
-JSON part is asked whether more follows: a third of the time of `recv_multipart`.
+Asking a socket whether a message has more parts (`RCVMORE`) costs more than reading a part. But a
+Jupyter message has a known shape: at most one identity, the delimiter, a signature, four JSON
+objects, then buffers. So the parts are read in the expectation of that shape, and only the last
+JSON part is asked whether more follows. This takes a third of the time of `recv_multipart`.
 
-What comes out of shape is read on with care, part by part, up to the end of a message, and handed
-on as it is: the parser refuses it. A message that ends early cannot merge with the one behind it
-unnoticed, because then a topic or a delimiter stands where a JSON object must; the parts from the
-last delimiter on are taken up again as the message that they begin.
+A message of another shape is read part by part up to its end, and handed on unchanged; the parser
+rejects it. If a message is too short, the first parts of the next message are read as if they
+belonged to it. This is noticed, because a topic or a delimiter then stands in the place of a JSON
+object. The parts from the last delimiter on are then treated as the beginning of the next message.
 """
 
 from __future__ import annotations
@@ -30,21 +30,22 @@ _Recv: TypeAlias = Callable[..., bytes]
 def drain(
     socket: zmq.Socket[bytes], max_messages: int, max_bytes: int
 ) -> tuple[list[RawMessage], bool]:
-    """Read whole messages until none waits, or a bound is reached.
+    """Read whole messages until the socket is empty, or a limit is reached.
 
     Parameters
     ----------
     socket : zmq.Socket
         A SUB or DEALER.
     max_messages, max_bytes : int
-        After how many to stop; the one that reaches `max_bytes` is the last.
+        The limits; the message that exceeds `max_bytes` is the last one.
 
     Returns
     -------
     batch : list of list of bytes or memoryview
         The parts of each message.
     more : bool
-        Whether a bound ended it. If not, nothing waits, and the descriptor will tell of the next.
+        True if a limit was reached. If False, the socket is empty, and its descriptor will announce
+        the next message.
     """
     batch: list[RawMessage] = []
     add = batch.append
@@ -92,7 +93,7 @@ def drain(
 
 
 def _read_buffers(socket: zmq.Socket[bytes], parts: RawMessage) -> int:
-    """Append the buffers, uncopied, and return their bytes."""
+    """Append the buffers without copying them, and return their size in bytes."""
     nbytes = 0
     more = True
     while more:
@@ -104,16 +105,16 @@ def _read_buffers(socket: zmq.Socket[bytes], parts: RawMessage) -> int:
 
 
 def _read_to_end(socket: zmq.Socket[bytes], parts: RawMessage) -> None:
-    """Append the rest of the message whose last part was just read."""
+    """Append the remaining parts of the current message."""
     while socket.getsockopt(zmq.RCVMORE):
         parts.append(socket.recv(_NOBLOCK))
 
 
 def _resync(socket: zmq.Socket[bytes], parts: RawMessage, shape: int, *, more: bool) -> RawMessage:
-    """Tell apart what was read over the end of a message that was too short.
+    """Separate a message that was too short from the next one.
 
-    The delimiter of the next message, if one was met, says where that one begins; the parts before
-    it are of no use to anybody.
+    If the parts contain the delimiter of the next message, that message begins there, and the parts
+    before it are dropped.
     """
     if more:
         _read_to_end(socket, parts)

@@ -1,11 +1,12 @@
-"""DEALERs under an identity that sends no requests any more, for what is still owed to it.
+"""DEALER sockets under a former identity, which receive replies that are still due.
 
-A kernel addresses a reply, and each question of a request, to the identity that sent the request.
-When that identity belongs to the past (a bridge that was killed, or sockets that were replaced),
-these sockets receive what is addressed to it. They send nothing but the bytes of their handshake.
+A kernel addresses replies and input requests to the identity that sent the request. If that
+identity is not in use any more (the bridge was killed, or its sockets were replaced), these sockets
+receive the messages for it. They send nothing but the bytes of their handshake.
 
-A kernel's ROUTER may ignore them: it knows the identity as that of the dead peer until it has
-processed that peer's end, and ignores a second one for good. So nothing may depend on them.
+A kernel's ROUTER may ignore them: until it has processed the disconnection of the former peer, it
+still knows the identity, and then ignores a second peer of that name for good. So nothing may
+depend on these sockets.
 """
 
 from __future__ import annotations
@@ -33,9 +34,9 @@ class FormerSockets:
     Parameters
     ----------
     sockets : mapping
-        The DEALER of each channel, connected; theirs is the caller no more.
+        The connected DEALER of each channel; this object closes them.
     events : KernelEvents
-        Told of messages, as by the link that requests go through.
+        Receives the messages, as from the link that sends requests.
     """
 
     def __init__(self, sockets: Mapping[Channel, zmq.Socket[bytes]], events: KernelEvents) -> None:
@@ -45,11 +46,11 @@ class FormerSockets:
         self._soon = asyncio.get_running_loop().call_soon
         for channel, socket in self._sockets.items():
             self._loop.add_handler(socket.fileno(), self._reader(channel), IOLoop.READ)
-            # A socket that was never asked may keep silent about what it has.
+            # Its descriptor may not announce messages before the socket was asked once.
             self._soon(self._read, channel)
 
     def drain(self) -> None:
-        """Tell all that has arrived, now."""
+        """Deliver all messages that have arrived, now."""
         for channel in list(self._sockets):
             while self._drain(channel):
                 pass

@@ -1,4 +1,4 @@
-"""What a hub needs of a kernel and of a client, and what it is told: real links and twins alike."""
+"""The interfaces between a hub and its links to a kernel and to clients."""
 
 from __future__ import annotations
 
@@ -17,31 +17,31 @@ __all__ = [
 ]
 
 RawMessage: TypeAlias = list[Buffer]
-"""The parts of one message as they came over ZeroMQ."""
+"""The parts of one ZeroMQ message."""
 
 
 class KernelEvents(Protocol):
-    """What a link to a kernel tells its owner. All are called on the event loop."""
+    """Notifications of a link to a kernel. All are called on the event loop."""
 
     def on_messages(self, channel: Channel, batch: list[RawMessage]) -> None:
-        """Messages came, in order."""
+        """Take messages that have arrived, in order."""
 
     def on_drained(self) -> None:
-        """All batches of this wake-up were told: a good time to write them out."""
+        """Note that all batches of this wake-up were delivered, and may be written out."""
 
     def on_writable(self, channel: Channel) -> None:
-        """A channel that refused a message may take one again."""
+        """Note that a channel whose queue was full may accept messages again."""
 
     def on_connected(self, channel: Channel) -> None:
-        """The kernel's side of a channel has finished its handshake."""
+        """Note that the ZeroMQ handshake of a channel has succeeded."""
 
     def on_disconnected(self, channel: Channel) -> None:
-        """The kernel's side of a channel went away, and all that it sent there was told."""
+        """Note that a channel was disconnected; all its messages were delivered before."""
 
     def on_gone(self, channel: Channel) -> None:
-        """A channel was disconnected, and is not connected again.
+        """Note that libzmq does not reconnect a channel by itself.
 
-        Iopub has a new socket; the others get theirs by `KernelSockets.renew`.
+        The link has made a new socket for iopub; the others need `KernelSockets.renew`.
         """
 
 
@@ -50,47 +50,47 @@ class KernelSockets(Protocol):
 
     @property
     def closed(self) -> bool:
-        """Whether `close` was called."""
+        """True after `close` was called."""
         ...
 
     def send(self, channel: Channel, frames: Sequence[Buffer]) -> bool:
-        """Hand over a message; False if the channel is full or the link closed."""
+        """Send a message; return False if the channel's queue is full or the link is closed."""
         ...
 
     def drain(self) -> None:
-        """Tell all that has arrived, now."""
+        """Deliver all messages that have arrived, now."""
         ...
 
     def renew(self, identity: bytes, *, keep: bool) -> None:
-        """Send requests under another identity; `keep` receiving for the one before."""
+        """Send requests under a new identity; `keep` receiving for the former one."""
         ...
 
     def receive_for(self, identity: bytes) -> None:
-        """Also receive what the kernel sends to an identity of the past."""
+        """Also receive messages that the kernel sends to a former identity."""
         ...
 
     def drop_former(self) -> None:
-        """Receive nothing more for identities of the past."""
+        """Stop receiving for former identities."""
         ...
 
     def close(self) -> None:
-        """Close; may be called twice."""
+        """Close the sockets; may be called twice."""
         ...
 
 
 class ClientLink(Protocol):
-    """A websocket, from the writing side."""
+    """The link to a client: the writing side of a websocket."""
 
     on_writable: Callable[[], None]
-    """Called when a link that was blocked has written all; set by its owner."""
+    """Called when a blocked link has written everything; set by the owner of the link."""
 
     @property
     def closed(self) -> bool:
-        """Whether nothing can be written any more."""
+        """True if no more data can be written."""
         ...
 
     def write(self, data: bytes) -> bool:
-        """Write whole frames; False if they did not all go at once, or not at all."""
+        """Write whole frames; return False if the link is now blocked, or closed."""
         ...
 
     def close(self, code: int, reason: str) -> None:

@@ -1,4 +1,4 @@
-"""Pings for all websockets from one timer: a timer and a Task each would cost memory each."""
+"""Pings for all websockets from one timer; a timer and a Task for each would cost memory."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from kbridge.link.timer import PeriodicTimer
 
 __all__ = ["Keepalive", "Pinged"]
 
-_AT_ONCE: Final = 50  # websockets that are pinged without a break: half a millisecond
+_AT_ONCE: Final = 50  # websockets that are pinged in one turn of the loop: half a millisecond
 
 
 class Pinged(Protocol):
-    """A websocket (Tornado's handler)."""
+    """A websocket, as its Tornado handler shows it."""
 
     def ping(self, data: bytes = b"") -> None:
         """Send a ping."""
@@ -28,59 +28,59 @@ class Pinged(Protocol):
 
     @property
     def blocked(self) -> bool:
-        """Whether the peer has yet to read what was written, and so cannot have read the ping."""
+        """True while the peer has not read all written data, and so may not have read the ping."""
         ...
 
 
 class Keepalive:
     """Pings websockets, and closes those that have not answered by the next ping.
 
-    One that has yet to read what is before the ping is let be, for a page may be busy for minutes:
-    closed, it would come back for the same again. Whether its machine is still there, TCP finds
-    out.
+    A websocket whose peer has not read the data before the ping is not closed. A page may be busy
+    for minutes, and if it was disconnected, it would reconnect and get the same data again. TCP
+    detects that the peer's machine has gone.
 
     Parameters
     ----------
     interval : float
-        Seconds between two pings, and so what a dead peer costs at the most twice over.
+        Seconds between two pings. A dead peer is noticed after at most two intervals.
     """
 
     def __init__(self, interval: float) -> None:
         self.interval = interval
         self._silent: dict[Pinged, bool] = {}
-        self._round: deque[Pinged] = deque()  # who is yet to be pinged
+        self._round: deque[Pinged] = deque()  # the websockets to ping in this round
         self._timer = PeriodicTimer(self.beat, interval, jitter=0.1)
 
     def start(self) -> None:
-        """Begin; needs a running loop."""
+        """Start; needs a running event loop."""
         self._timer.start()
 
     def stop(self) -> None:
-        """End; may be called twice."""
+        """Stop; may be called twice."""
         self._timer.stop()
         self._round.clear()
 
     def add(self, websocket: Pinged) -> None:
-        """Look after a websocket."""
+        """Ping a websocket from now on."""
         self._silent[websocket] = False
 
     def remove(self, websocket: Pinged) -> None:
-        """Look after it no more."""
+        """Stop pinging a websocket."""
         self._silent.pop(websocket, None)
 
     def heard(self, websocket: Pinged) -> None:
-        """Note that its peer lives."""
+        """Note that the peer of a websocket is alive."""
         if websocket in self._silent:
             self._silent[websocket] = False
 
     def beat(self) -> None:
-        """Begin a round, unless one is under way."""
+        """Start a round of pings, unless one is in progress."""
         if not self._round:
             self._round.extend(self._silent)
             self._go_on()
 
     def _go_on(self) -> None:
-        """Ping some websockets, and go on in the loop's next turn if there are more."""
+        """Ping some websockets, and continue in the loop's next turn if there are more."""
         for _ in range(min(_AT_ONCE, len(self._round))):
             self._ping(self._round.popleft())
         if self._round:

@@ -1,14 +1,13 @@
 """The ZeroMQ sockets of one kernel.
 
-One SUB and three DEALERs, whoever listens. All are drained in batches off their descriptors: no
-Task and no Future a message. All are
-watched by socket monitors, which tell when the kernel's side went away and when a new one has
-finished its handshake. A TCP connection alone proves nothing: the near end of a tunnel accepts it
-before anybody is at the far end.
+There are one SUB and three DEALERs, however many clients listen. All are drained in batches from
+handlers of their descriptors, without a Task or a Future for each message. Socket monitors report
+when the kernel has disconnected and when a handshake has succeeded. A TCP connection alone proves
+nothing: the near end of a tunnel accepts it before the far end is connected.
 
-The descriptor of a ZeroMQ socket is edge-triggered: it says that something happened, once, and
-sending may swallow what it has to say. So the socket is asked again after each send, and after
-each drain that stopped at its bound.
+The descriptor of a ZeroMQ socket is edge-triggered: it announces an event once, and sending may
+consume the announcement. So the socket is asked again after each send, and after each drain that
+stopped at its limit.
 """
 
 from __future__ import annotations
@@ -32,21 +31,21 @@ from kbridge.wire.message import Buffer, Channel
 __all__ = ["KernelLink"]
 
 _DEALERS: Final = (Channel.SHELL, Channel.CONTROL, Channel.STDIN)
-# Iopub last: a hub that is told of it goes on at once, and should know all there is to know.
+# Iopub last: a hub acts on its events at once, and should know those of the others by then.
 _WATCHED: Final = (*_DEALERS, Channel.IOPUB)
-# libzmq connects anew at once, unless it has itself closed the connection: for a message that is
-# larger than allowed, or bytes that are no ZMTP. Then the socket is of no use any more.
+# libzmq reconnects at once, unless it has closed the connection itself, because a message was too
+# large or the bytes were not ZMTP. Then the socket cannot be used any more.
 _GONE_SECONDS: Final = 2.0
-_FORMER: Final = 4  # identities of the past; each takes three sockets
+_FORMER: Final = 4  # former identities; each needs three sockets
 _BATCH_MESSAGES: Final = 400
 _BATCH_BYTES: Final = 4 << 20
-# A cell ends with a reply and an idle status: whoever brings one looks for the other, so that both
-# go out in one write.
+# A cell ends with a reply and an idle status. When one of them is read, the channel of the other is
+# read as well, so that both are sent to clients in one write.
 _BESIDE: Final = {Channel.SHELL: Channel.IOPUB, Channel.IOPUB: Channel.SHELL}
 _FEW: Final = 8
 _LIGHT: Final = 32 << 10
 
-# As plain numbers: zmq's enums cost more to combine than a part takes to send.
+# Plain numbers: combining the enums of zmq takes longer than sending a part.
 _NOBLOCK: Final = int(zmq.NOBLOCK)
 _MORE: Final = int(zmq.NOBLOCK | zmq.SNDMORE)
 
@@ -54,16 +53,16 @@ _EVENTS: Final = int(zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED)
 
 
 class KernelLink:
-    """Sockets to one kernel; made open.
+    """The sockets to one kernel, open from the start.
 
     Parameters
     ----------
     endpoints : Endpoints
-        Where the kernel listens.
+        The addresses of the kernel.
     events : KernelEvents
-        Who is told.
+        The object to notify.
     identity : bytes
-        What shell, control and stdin go by at the kernel; a new one where it is empty.
+        The identity of shell, control and stdin at the kernel; a new one if empty.
     """
 
     def __init__(self, endpoints: Endpoints, events: KernelEvents, identity: bytes = b"") -> None:
@@ -76,7 +75,7 @@ class KernelLink:
         self._former: list[FormerSockets] = []
         self._refused: set[Channel] = set()
         self._again: set[Channel] = set()
-        self._light = True  # whether the last batch was
+        self._light = True  # True if the last batch was
         self._monitors: dict[Channel, zmq.Socket[bytes]] = {}
         self._gone: dict[Channel, asyncio.TimerHandle] = {}
         try:
@@ -86,25 +85,23 @@ class KernelLink:
                 self._open(channel, make(channel, endpoints, identity))
         except zmq.ZMQError as error:
             self.close()
-            raise KernelError(
-                f"there is no way to the kernel's sockets: {error.strerror}"
-            ) from None
+            raise KernelError(f"cannot connect to the kernel's sockets: {error.strerror}") from None
         except BaseException:
             self.close()
             raise
 
     @property
     def closed(self) -> bool:
-        """Whether `close` was called."""
+        """True after `close` was called."""
         return not self._sockets
 
     def send(self, channel: Channel, frames: Sequence[Buffer]) -> bool:
-        """Hand a message to ZeroMQ.
+        """Send a message.
 
         Returns
         -------
         bool
-            False if the channel is full, or the link closed; `on_writable` tells when to try again.
+            False if the channel's queue is full, or the link is closed; `on_writable` follows.
         """
         socket = self._sockets.get(channel)
         if socket is None:
@@ -114,7 +111,7 @@ class KernelLink:
             for frame in before:
                 socket.send(frame, _MORE)
             socket.send(last, _NOBLOCK)
-        except zmq.Again:  # from the first part, or not at all: a message goes whole
+        except zmq.Again:  # for the first part only: ZeroMQ queues whole messages
             self._refused.add(channel)
             self._look_again(channel)
             return False
@@ -158,12 +155,12 @@ class KernelLink:
             self._open(channel, socket)
 
     def receive_for(self, identity: bytes) -> None:
-        """Also receive what the kernel sends to an identity of the past, until `drop_former`.
+        """Also receive messages for a former identity, until `drop_former`.
 
         Raises
         ------
         KernelError
-            If there are no sockets to be had.
+            If the sockets cannot be created.
         """
         sockets = self._make_dealers(identity, watched=False)
         for channel, socket in sockets.items():
@@ -171,13 +168,13 @@ class KernelLink:
         self._keep(sockets)
 
     def drop_former(self) -> None:
-        """Receive nothing more for identities of the past."""
+        """Stop receiving for former identities."""
         former, self._former = self._former, []
         for each in former:
             each.close()
 
     def close(self) -> None:
-        """Close the sockets; may be called twice. What was not sent is not sent any more."""
+        """Close the sockets and drop queued messages; may be called twice."""
         for channel in list(self._sockets):
             self._detach(channel).close(linger=0)
         self.drop_former()
@@ -190,7 +187,7 @@ class KernelLink:
             self._former.pop(0).close()
 
     def _make_dealers(self, identity: bytes, *, watched: bool) -> dict[Channel, zmq.Socket[bytes]]:
-        """Return new sockets for shell, control and stdin: all of them, or none."""
+        """Return new sockets for shell, control and stdin; close all of them if one fails."""
         made: dict[Channel, zmq.Socket[bytes]] = {}
         opened: list[zmq.Socket[bytes]] = []
         try:
@@ -202,7 +199,7 @@ class KernelLink:
         except zmq.ZMQError as error:
             for each in opened:
                 each.close(linger=0)
-            raise KernelError(f"there are no more sockets to be had: {error.strerror}") from None
+            raise KernelError(f"cannot create more sockets: {error.strerror}") from None
         return made
 
     def _open(self, channel: Channel, socket: zmq.Socket[bytes]) -> None:
@@ -213,11 +210,11 @@ class KernelLink:
             self._watch(channel, socket)
         socket.connect(self._endpoints.url(channel))
         self._loop.add_handler(socket.fileno(), self._reader(channel), IOLoop.READ)
-        # A socket that was never asked may keep silent about what it has.
+        # Its descriptor may not announce messages before the socket was asked once.
         self._look_again(channel)
 
     def _detach(self, channel: Channel) -> zmq.Socket[bytes]:
-        """Stop reading a socket, and give it away."""
+        """Stop reading a socket and return it, still open."""
         gone = self._gone.pop(channel, None)
         if gone is not None:
             gone.cancel()
@@ -249,16 +246,16 @@ class KernelLink:
         return on_readable
 
     def _drain(self, channel: Channel, *, behind: bool = False) -> bool:
-        """Read one batch; whether more may wait, which is then looked after.
+        """Read one batch; return True if more may wait, which is then read in a later turn.
 
-        `behind` another batch, which goes out first if this one is large: a small journal might
-        have to forget it for this one.
+        `behind` is True if another batch was just delivered. It is written out first if this one is
+        large, because a small journal might evict it in favour of this one.
         """
         socket = self._sockets.get(channel)
         if socket is None:
             return False
         batch, more = drain(socket, _BATCH_MESSAGES, _BATCH_BYTES)
-        if more:  # before anybody is told: the descriptor keeps silent whatever they raise
+        if more:  # first, because a callback may raise, and the descriptor stays silent
             self._look_again(channel)
         self._light = _is_light(batch)
         if behind and not self._light:
@@ -271,7 +268,7 @@ class KernelLink:
         return more
 
     def _look_again(self, channel: Channel) -> None:
-        """Drain soon, but let others have their turn first."""
+        """Drain in a later turn of the loop."""
         if channel not in self._again:
             self._again.add(channel)
             self._soon(self._on_turn, channel)
@@ -292,7 +289,7 @@ class KernelLink:
                 if event == zmq.EVENT_HANDSHAKE_SUCCEEDED:
                     self._events.on_connected(channel)
                 elif event == zmq.EVENT_DISCONNECTED:
-                    # All that the old side sent was handed over before the monitor speaks.
+                    # The kernel's last messages have arrived before the monitor's event.
                     self.drain()
                     self._gone[channel] = self._later(_GONE_SECONDS, self._on_gone, channel)
                     self._events.on_disconnected(channel)
@@ -305,7 +302,7 @@ class KernelLink:
                 self._detach(channel).close(linger=0)
                 self._open(channel, new)
             self._events.on_gone(channel)
-        except (zmq.ZMQError, KernelError):  # no descriptor is free: others may end meanwhile
+        except (zmq.ZMQError, KernelError):  # no descriptor is free now; try again later
             self._gone[channel] = self._later(_GONE_SECONDS, self._on_gone, channel)
 
     def _next_event(self, channel: Channel) -> int | None:
@@ -316,10 +313,10 @@ class KernelLink:
 
 
 def _is_light(batch: list[RawMessage]) -> bool:
-    """Whether a batch is no more than the beginning or the end of a cell."""
+    """Return True if a batch is as small as the beginning or the end of a cell."""
     return len(batch) <= _FEW and sum(len(p) for parts in batch for p in parts) <= _LIGHT
 
 
 def _waits(socket: zmq.Socket[bytes], what: int) -> bool:
-    """Whether a socket has something to read, or room to write; asking also re-arms it."""
+    """Return True if a socket has one of these events; asking also re-arms the descriptor."""
     return not socket.closed and bool(int(socket.getsockopt(zmq.EVENTS)) & what)

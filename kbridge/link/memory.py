@@ -1,4 +1,4 @@
-"""Twins of the links that live in memory: for tests, and for embedders without sockets."""
+"""Links in memory, for tests and for programs without sockets."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ __all__ = ["MemoryClient", "MemoryKernel"]
 
 
 class MemoryClient:
-    """A websocket that keeps what it is sent.
+    """A `ClientLink` that records the data written to it.
 
     Attributes
     ----------
     written : bytearray
-        Everything that went out.
+        All data that was written.
     stalled : bool
-        While true, a write is kept apart and blocks, as with a peer that does not read.
+        While true, the next write blocks the link, as with a peer that does not read.
     closed_with : tuple of (int, str) or None
         Code and reason of the close.
     """
@@ -47,7 +47,7 @@ class MemoryClient:
         return True
 
     def resume(self) -> None:
-        """Read on: the pending write goes out, and the owner is told."""
+        """Complete the blocked write, and call `on_writable`."""
         self.stalled = False
         self.written += self._pending
         self._pending = b""
@@ -61,7 +61,7 @@ class MemoryClient:
 
 
 class MemoryKernel:
-    """The link to a kernel that is simulated by a test, or by code in the same program.
+    """A link to a kernel that a test or the same program simulates.
 
     Attributes
     ----------

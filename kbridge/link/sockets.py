@@ -1,4 +1,4 @@
-"""What all sockets to kernels have in common."""
+"""Create and configure ZeroMQ sockets to kernels."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from kbridge.wire.message import Channel
 
 __all__ = ["configure", "context", "make", "new_identity"]
 
-# Requests that ZeroMQ may hold for a kernel that does not read. Small, because they are counted
-# in messages and not in bytes: what is behind them waits where bytes are counted.
+# Requests that ZeroMQ may queue for a kernel that does not read. Small, because ZeroMQ counts
+# messages and not bytes; further requests wait in the hub's outbox, which counts bytes.
 _SEND_HWM: Final = 64
 _RECONNECT_MS: Final = 30
 
@@ -21,33 +21,34 @@ _context: zmq.Context[zmq.Socket[bytes]] | None = None
 
 
 def context() -> zmq.Context[zmq.Socket[bytes]]:
-    """ZeroMQ's context, made when the first kernel is linked and shared by all."""
+    """Return the ZeroMQ context that all links share; created at the first call."""
     global _context  # this module owns it
     if _context is None or _context.closed:
         _context = zmq.Context()
-        # ZeroMQ's default of 1,023 sockets would end at some 170 kernels.
+        # ZeroMQ's default of 1,023 sockets would be enough for about 170 kernels only.
         _context.max_sockets = _context.get(zmq.SOCKET_LIMIT)
     return _context
 
 
 def new_identity() -> bytes:
-    """Return an identity that no other peer of a kernel has, nor ever had.
+    """Return an identity that no peer of a kernel has, or ever had.
 
-    One for shell, control and stdin: a kernel sends its input requests to the identity that sent
-    the execute_request. A kernel's ROUTER ignores a second peer with an identity that it still
-    knows, for good, even if the first is dead and only its end was not processed yet.
+    The same one is used on shell, control and stdin, because a kernel sends its input requests to
+    the identity that sent the execute_request. If a kernel's ROUTER still knows an identity, it
+    ignores a second peer with that identity for good, even if the first peer is dead and only its
+    disconnection has not been processed yet.
     """
     return b"kbridge-" + secrets.token_hex(12).encode()
 
 
 def make(channel: Channel, endpoints: Endpoints, identity: bytes = b"") -> zmq.Socket[bytes]:
-    """Return a socket for a channel of a kernel, to be connected."""
+    """Return a socket for a channel of a kernel, not connected yet."""
     socket = context().socket(zmq.SUB if channel is Channel.IOPUB else zmq.DEALER)
     try:
         configure(socket, endpoints)
-        # Set aside before anything is verified, by whoever listens at that port.
+        # libzmq allocates this much before a signature is verified, for any peer on that port.
         socket.maxmsgsize = endpoints.limit(channel)
-        socket.rcvhwm = 0  # a SUB that is not drained loses messages; we always drain
+        socket.rcvhwm = 0  # a full SUB drops messages; this one is always drained
         socket.sndhwm = _SEND_HWM
         socket.reconnect_ivl = _RECONNECT_MS
         if identity:
@@ -59,7 +60,7 @@ def make(channel: Channel, endpoints: Endpoints, identity: bytes = b"") -> zmq.S
 
 
 def configure(socket: zmq.Socket[bytes], endpoints: Endpoints) -> None:
-    """Prepare a socket for a kernel's address and for its cipher."""
+    """Set the options that the address and the encryption of a kernel need."""
     socket.linger = 0
     if ":" in endpoints.ip and endpoints.transport == "tcp":
         socket.ipv6 = True

@@ -1,7 +1,7 @@
-"""Calls in regular intervals, whatever is done to the wall clock.
+"""Calls at regular intervals, independent of the wall clock.
 
-Tornado's `PeriodicCallback` and `IOLoop.time()` read the wall clock: set back by an hour, they wait
-an hour longer. The asyncio loop's own timers are monotonic.
+Tornado's `PeriodicCallback` and `IOLoop.time()` read the wall clock: if it is set back by an hour,
+they wait an hour longer. The timers of the asyncio loop are monotonic.
 """
 
 from __future__ import annotations
