@@ -21,7 +21,7 @@ from kbridge.connection.channels import ZMQChannelsWebsocketConnection
 
 
 class Kernels(Configurable):
-    """A manager of kernels without a `kernel_info_timeout` of its own."""
+    """A manager of kernels without a `kernel_info_timeout`."""
 
 
 class PatientKernels(Kernels):

@@ -43,7 +43,7 @@ def message(channel: Channel, msg_type: str, content: Any = None, **more: Any) -
 
 
 class Kernels(Configurable):
-    """The manager of all kernels, who is told of who comes and goes."""
+    """The manager of all kernels; it is told of each websocket that connects or disconnects."""
 
     kernel_info_timeout = 5.0
     allowed_message_types: list[str] = []  # noqa: RUF012
@@ -143,7 +143,7 @@ class House:
         self.kernel.say(msg.channel, serialize(msg, SIGNER))
 
     def sent(self) -> list[Message]:
-        """What the kernel got, the bridge's probes left out."""
+        """Return the messages that clients sent to the kernel."""
         got = [parse(c, frames, SIGNER) for c, frames in self.kernel.sent]
         return [m for m in got if self.hub.notices.mark not in m.header]
 
@@ -191,7 +191,7 @@ async def test_pages_are_paced_and_programs_are_not(house, agent, paced) -> None
 
 def test_the_names_are_those_of_jupyter_server() -> None:
     theirs = {n for n in dir(PeerConnection) if not n.startswith("_")} - set(dir(HasTraits))
-    # What the seeds do not name is how Jupyter Server does it, and is the hub's here.
+    # The seeds do not name the internal methods of Jupyter Server; here the hub does their work.
     ours = set(dir(ZMQChannelsWebsocketConnection))
     named = {
         "channels", "close", "close_all", "connect", "create_stream", "disconnect", "get_part",
@@ -467,7 +467,7 @@ async def test_a_frame_that_is_no_message_closes_this_websocket_alone(house, nam
     good = message(Channel.SHELL, "execute_request", {"code": "1"})
     made.handle_incoming_message((v1 if dialect == "v1" else legacy).encode(good))
     house.say(message(Channel.IOPUB, "status", {"execution_state": "idle"}))
-    assert house.sent() == [], "whoever was refused is not half obeyed"
+    assert house.sent() == [], "no frame after an invalid one is processed"
     assert handler.written() == [], "nothing follows a close frame"
     assert bystander.closes == []
     assert len(bystander.messages()) == 1
@@ -777,7 +777,7 @@ def test_who_has_methods_of_its_own_is_limited_there_and_not_in_the_hub() -> Non
 
 
 def frames_to(handler: Handler) -> list[tuple[int, bytes]]:
-    """What came out at the other end, pings included."""
+    """Return the bytes that arrived at the other end, pings included."""
     try:
         return list(each(handler.peer.recv(1 << 20)))
     except BlockingIOError:

@@ -59,7 +59,7 @@ _FROM_TRAITLETS = set(dir(LoggingConfigurable))
 
 
 def names(theirs: type) -> list[str]:
-    """What the seeds know of a class: its public names, and the private ones that they list."""
+    """Return the public names of a class, and its private names that the seeds list."""
     public = {n for n in dir(theirs) if not n.startswith("_")}
     return sorted((public | (set(SEAMS) & set(dir(theirs)))) - _FROM_TRAITLETS)
 
@@ -98,7 +98,7 @@ def accepts(ours: Any, theirs: Any) -> list[str]:
 
 
 def kind(cls: type, name: str) -> str:
-    """What a name of a class is to those who use it."""
+    """Return the kind of a name of a class: method, trait, and so on."""
     found = inspect.getattr_static(cls, name)
     if isinstance(found, property):
         return "property"
@@ -138,7 +138,7 @@ def awaited_otherwise(ours: type, theirs: type) -> list[str]:
 
 
 def traits_that_differ(ours: type[HasTraits], theirs: type[HasTraits]) -> list[str]:
-    """Where a trait of ours is of another type, narrower, set otherwise or not to be configured."""
+    """Return how a trait differs: type, values, default, or not configurable."""
     have, faults = ours.class_traits(), []
     for name, wanted in sorted(theirs.class_traits().items()):
         if name.startswith("_"):
@@ -353,7 +353,7 @@ def test_v1_frames_of_packed_dicts_are_the_same(msg, channel) -> None:
 @given(st.data())
 @settings(deadline=None)
 def test_harmed_bytes_are_refused_or_read_as_the_peer_reads_them(data) -> None:
-    """The peer fails with whatever comes up, or gives back parts that nobody sent."""
+    """Jupyter Server raises various errors here, or returns parts that were not sent."""
     msg = data.draw(MESSAGES)
     parts = [b"{}" for _ in PARTS] + msg["buffers"]
     for name, whole in (

@@ -1,4 +1,4 @@
-"""The slow way of a websocket whose connection has methods of its own: one message at a time."""
+"""The slow path of a websocket whose connection overrides methods: one message at a time."""
 
 import asyncio
 import logging

@@ -54,7 +54,7 @@ def message(*buffers: Any, **content: Any) -> dict[str, Any]:
 def test_binary_messages_are_those_of_jupyter_server(msg) -> None:
     before = copy.deepcopy(msg)
     blob = messages.serialize_binary_message(msg)
-    assert msg == before, "what it was given was changed"
+    assert msg == before, "the argument was changed"
     assert blob == oracle.serialize_binary_message(msg)
     assert messages.deserialize_binary_message(blob) == oracle.deserialize_binary_message(blob)
 

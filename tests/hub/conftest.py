@@ -1,4 +1,4 @@
-"""Fixtures: a hub on twins that live in memory."""
+"""Fixtures: a hub on links in memory."""
 
 from collections.abc import Callable
 from typing import Any

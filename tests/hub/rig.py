@@ -1,4 +1,4 @@
-"""A hub on twins that live in memory, with a clock that stands still until it is moved."""
+"""A hub on links in memory, with a clock that stands still until a test moves it."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -87,7 +87,7 @@ class Peer(MemoryClient):
         return written
 
     def resume(self) -> None:
-        # What was held goes out before the owner is told, and so does the answer come.
+        # The held data is written before the owner is told, and the answer comes then, too.
         told, self.on_writable = self.on_writable, self.answer
         super().resume()
         self.on_writable = told
@@ -128,10 +128,10 @@ class Rig:
 
     @property
     def link_events(self) -> KernelEvents:
-        """What the latest link reports to: for events that no kernel of this program causes."""
+        """The receiver of the latest link's events: for those that `MemoryKernel` cannot cause."""
         return self.events[-1]
 
-    # The timers of a hub go by the loop's clock, which stands for nobody: these let them fire now.
+    # The timers of a hub use the clock of the event loop: these methods fire them at once.
 
     def fire_nudge_timer(self, hub: Hub | None = None) -> None:
         """Let the nudge decide what to do next."""
@@ -176,11 +176,11 @@ class Rig:
 
     @property
     def renderer(self) -> Renderer:
-        """What renders the journal for the websockets."""
+        """The renderer of the journal."""
         return self.hub._broadcaster._delivery._renderer
 
     def sent(self, channel: Channel | None = None) -> list[Message]:
-        """What the kernel got from clients, probes left out."""
+        """Return the messages that clients sent to the kernel."""
         messages = [parse(c, frames, self.signer) for c, frames in self.kernel.sent]
         mark = self.hub.notices.mark
         return [m for m in messages if mark not in m.header and channel in (None, m.channel)]
@@ -238,5 +238,5 @@ def texts(client: MemoryClient) -> list[str]:
 
 
 def received(client: MemoryClient) -> list[Message]:
-    """What a v1 client was sent."""
+    """Return the messages that a v1 client was sent."""
     return [v1.decode(payload) for opcode, payload in frames_of(client.written) if opcode == 2]

@@ -13,7 +13,7 @@ from tests.hub.rig import INFO, frames_of, texts
 
 
 async def test_requests_from_before_the_first_answer_are_translated_too(make_rig) -> None:
-    """Which protocol a kernel speaks is known only once it has answered."""
+    """The protocol of a kernel is known only after it has answered."""
     rig = make_rig()
     _, attached = rig.attach()
     assert (

@@ -1,4 +1,4 @@
-"""The hub on links that live in memory: who gets what, when, and in which order."""
+"""A hub on links in memory: the messages that clients and the kernel receive, in order."""
 
 import asyncio
 import json
@@ -118,8 +118,8 @@ async def test_a_stalled_reader_lags_and_the_others_do_not_notice(rig) -> None:
     assert rig.hub.statistics()["clients"]["blocked"] == 1
     slow.resume()
     assert "".join(texts(slow)) == "".join(str(i) for i in range(100))
-    assert len(texts(slow)) == 2, "what was owed was joined"
-    assert slow.writes == 2, "what was owed went out as one"
+    assert len(texts(slow)) == 2, "the missed output was joined"
+    assert slow.writes == 2, "in one write"
 
 
 async def test_who_falls_off_the_tail_is_told_what_it_missed_and_keeps_state(make_rig) -> None:
@@ -219,7 +219,7 @@ async def test_a_kernel_that_ignores_our_sockets_gets_new_ones(make_rig) -> None
     [reply] = [m for m in received(client) if m.msg_type == "execute_reply"]
     assert (reply.parent_id, reply.channel) == (asked.msg_id, Channel.SHELL)
     assert json.loads(reply.content).items() >= {"status": "error", **error}.items()
-    # The new sockets are answered, and nothing is owed to the old ones any more.
+    # The new sockets are answered, and no replies are owed to the old ones.
     rig.prove()
     assert rig.kernel.former == []
     rig.say(rig.message(Channel.SHELL, "execute_reply", {"status": "error"}, asked.header))
@@ -817,7 +817,7 @@ async def test_without_a_time_to_resume_who_comes_back_starts_afresh(make_rig) -
     assert back.written == b""
     rig.say(rig.stream("after"))
     assert texts(back) == ["after"]
-    assert again.session is attached.session, "what it asked for before is still its own"
+    assert again.session is attached.session, "replies to its earlier requests are still its own"
 
 
 KERNEL_ELSEWHERE = {
@@ -840,7 +840,7 @@ async def test_a_closed_hub_holds_nothing_of_what_its_kernel_said(rig) -> None:
 
 
 async def test_who_was_linked_anew_is_not_taken_for_a_successor(make_rig) -> None:
-    """Whoever relinks a hub has said what there was to say."""
+    """A caller of `reconnect` has announced the restart already."""
     rig = make_rig()
     rig.prove()
     client, _ = rig.attach()

@@ -1,4 +1,4 @@
-"""Who reads a journal: what each has for certain, where it begins, and what it is asked again."""
+"""Websockets of a hub: acknowledgements, resuming, turns, and repeated input requests."""
 
 import asyncio
 import itertools
@@ -489,7 +489,7 @@ async def test_who_answers_no_ping_is_written_to_after_a_while(make_rig, monkeyp
     client.hear(client.pings.pop(0))
     for i in range(100):
         rig.say(rig.stream(f"<{i}>" + "x" * 500))
-    assert len(texts(client)) < 150, "who answers at last is waited for again"
+    assert len(texts(client)) < 150, "after its answer, the window applies again"
     rig.hub.detach(attachment)
     assert not rig.awaits_ack(attachment)
 
@@ -536,7 +536,7 @@ async def test_a_new_session_may_take_up_a_running_cells_whole_output(rig) -> No
     rig.say(rig.message(Channel.SHELL, "execute_reply", {"status": "ok"}, request.header))
     page, _ = rig.attach("new-page", since="start")
     assert "".join(texts(page)) == "01234"
-    assert kinds(page) == ["stream"], "joined; and replies are for who asked"
+    assert kinds(page) == ["stream"], "joined; replies are for other clients"
     assert len(received(first)) == 6
     rig.say(rig.stream("5", request.header))
     assert "".join(texts(page)) == "012345"
@@ -611,7 +611,7 @@ async def test_history_that_moved_on_is_told_and_counted(make_rig) -> None:
     rig.say(rig.stream("0"))
     seen = number(rig, attachment)
     rig.hub.detach(attachment)
-    rig.clock.now += 9 * 3600  # nobody waits for it any more
+    rig.clock.now += 9 * 3600  # no frames are kept for it
     for i in range(1, 50):
         rig.say(rig.stream(str(i)))
     again, _ = rig.attach("s", since=str(seen), verbatim=True)
@@ -625,7 +625,7 @@ async def test_history_that_moved_on_is_told_and_counted(make_rig) -> None:
 @pytest.mark.parametrize("by", ["id", "seq"])
 @pytest.mark.parametrize("beside", [False, True])
 async def test_who_has_acknowledged_all_that_it_saw_is_told_of_no_gap(make_rig, by, beside) -> None:
-    """What was said meanwhile is more than is kept for who has read it, and held all the same."""
+    """The output since then exceeds history_limit, and is kept for the client nevertheless."""
     rig = make_rig(history_limit=1000)
     rig.prove()
     _, other = rig.attach("other")
@@ -665,7 +665,7 @@ async def test_a_marker_stands_where_the_gap_is_and_who_saw_it_goes_on_there(mak
             rig.say(rig.stream("x" * 500))
     rig.say(*(rig.stream("y" * 500) for _ in range(10)))
     kept = [seq for seq, _, _ in rig.hub.journal._retained]
-    assert kept == [0, 1, 2, 5], "what the test is about"
+    assert kept == [0, 1, 2, 5], "the test needs these frames"
     client, _ = rig.attach("s", since="of-another-life", verbatim=True)
     seen = received(client)
     assert kinds(client)[:5] == [*["comm_msg"] * 4, "stream"]
@@ -944,7 +944,7 @@ async def test_a_question_that_is_held_comes_once_to_who_begins_anew(rig, sessio
 
 
 async def test_a_question_from_before_this_bridge_is_everybodys_and_comes_once(rig) -> None:
-    """Whose request it belongs to only the bridge knew that is no more."""
+    """Only the earlier bridge knew which client made the request."""
     here, _ = rig.attach("here")
     rig.say(question(rig, rig.request()))
     page, attachment = rig.attach("page", since="start")
@@ -1160,7 +1160,7 @@ async def test_a_paced_flood_past_the_journals_limit_is_one_marker_a_window_and_
             seqs.append(int(text[1 : text.index(">")]))
             at = seqs[-1]
             missing = set(range(at + 1)) - set(seqs)
-            assert len(missing) == told, "a gap is told before what comes after it"
+            assert len(missing) == told, "a marker comes before the frames behind its gap"
     assert seqs == sorted(seqs)
     assert seqs[-1] == said - 1
     assert told == said - len(seqs)
@@ -1194,7 +1194,7 @@ class Seen:
         self.msg_id = msg.msg_id
         self.text = content.get("text", "")
         self.marker = MARKER.match(self.text)
-        # What is numbered: the text of streams, joined or not; a field of all others.
+        # Numbers are in the text of streams, joined or not, and in a field of other messages.
         if self.kind == "stream":
             self.tokens = [] if self.marker else [int(t) for t in re.findall(r"<(\d+)>", self.text)]
         else:
@@ -1208,7 +1208,7 @@ class Wire:
         self.rig = rig
         self.dialect = dialect
         self.seen: list[Seen] = []
-        self.pinged: tuple[str, int] | None = None  # the last number, and what was seen with it
+        self.pinged: tuple[str, int] | None = None  # the last number, and the messages seen by then
         self.peer: Peer | None = None
         self.attachment = None
         self.pongs: list[bytes] = []
@@ -1226,7 +1226,7 @@ class Wire:
         return request
 
     def arrive(self, nbytes: int | None = None) -> None:
-        """Let some of what is on its way arrive."""
+        """Let some of the written bytes arrive."""
         assert self.peer is not None
         stop = len(self.peer.written) if nbytes is None else self.at + nbytes
         for size, opcode, payload in whole_frames(self.peer.written, self.at, stop):
@@ -1455,7 +1455,7 @@ def test_who_comes_back_as_the_same_session_misses_nothing_wherever_it_is_cut(
             if token not in seen:
                 first.append(token)
                 seen.add(token)
-        assert first == story.owed, "all of it, and in order but for what comes again"
+        assert first == story.owed, "all messages in order, apart from repeated ones"
 
     told(steps, dialect, "s", "", check=check, **limits)
 
@@ -1500,7 +1500,7 @@ async def test_who_comes_back_to_another_bridge_gets_what_was_said_since(
     assert texts(client)[-1] == "3"
     assert texts(client)[:-1] == (["1", "2"] if adopted else [])
     new, _ = rig.attach("nobody's")
-    assert texts(new) == [], "who asked nothing starts with what comes"
+    assert texts(new) == [], "a session without requests starts at the end"
     await rig.hub.aclose()
 
 

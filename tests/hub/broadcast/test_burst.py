@@ -1,4 +1,4 @@
-"""A burst that is larger than the journal: who reads on loses nothing, whoever else is there."""
+"""A burst that is larger than the journal: a client that keeps reading loses no output."""
 
 import asyncio
 import itertools
@@ -50,7 +50,7 @@ class Slow(MemoryClient):
         self.stalled = True
 
     def read(self) -> None:
-        """Take what was written last."""
+        """Take the last write."""
         self.written += self._pending
         self._pending = b""
         self.on_writable()

@@ -1,4 +1,4 @@
-"""Who reads, from where, and what is kept for whom went away."""
+"""Where sessions resume, and which frames are kept for disconnected clients."""
 
 from typing import Any
 

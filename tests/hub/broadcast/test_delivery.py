@@ -1,4 +1,4 @@
-"""One journal, many cursors: who shares, who lags, and what each is owed."""
+"""One journal, many cursors: shared chunks, slow readers, gaps and private frames."""
 
 import json
 import logging
@@ -192,7 +192,7 @@ async def test_a_blocked_reader_holds_one_chunk_and_goes_on_by_itself(desk, monk
 
 
 async def test_what_is_said_after_a_reader_has_caught_up_reaches_it_at_once(desk) -> None:
-    """What was kept while it caught up must not stand for what came later."""
+    """A chunk cached while it caught up must not hide later frames."""
     slow, _ = desk.attach()
     slow.stalled = True
     desk.say(stream("one"))
@@ -229,7 +229,7 @@ async def test_a_gap_is_told_once_in_the_cell_that_lost_output() -> None:
     assert f"{missed:,} messages" in got[1]
     assert [m.parent_id for m in received(slow)][1] == "the-cell"
     assert got[2:] == [f"{i:0100}" for i in range(missed, 100)]
-    # The marker is worded anew, and so has an id of its own; the text is the same.
+    # Each marker is a new message with its own id; the text is the same.
     assert [json.loads(p)["content"]["text"] for _, p in frames_of(old.written)] == got
 
 

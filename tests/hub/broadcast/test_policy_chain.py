@@ -1,4 +1,4 @@
-"""Which policies the settings ask for."""
+"""The policies that the settings ask for."""
 
 import json
 import logging

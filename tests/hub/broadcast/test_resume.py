@@ -1,4 +1,4 @@
-"""Where a client begins that says what it saw last."""
+"""The place where a client resumes that names the last message it saw."""
 
 import json
 
@@ -51,7 +51,7 @@ class Desk:
         return ResumePoint(found, exact=True)
 
     def gap(self, since: str) -> Gap | None:
-        """What who begins there is told at last to have missed."""
+        """Return the gap that a client at that place is told of."""
         found, gaps = self.locate(since).place, []
         while (stretch := self.journal.read(found, 1 << 30)) is not None:
             gaps += [stretch.gap] if stretch.gap else []
@@ -169,7 +169,7 @@ def test_who_names_a_number_is_given_nothing_from_before_it() -> None:
     desk.say("new-2", state=True)
     desk.say(*(f"id-{i}" for i in range(3, 30)))
     kept = [seq for seq, _, _ in desk.journal._retained]
-    assert kept == [0, 2], "what the test is about"
+    assert kept == [0, 2], "the test needs these frames"
     place, exact = desk.locate(str(ORIGIN + 1))
     assert exact
     stretch = desk.journal.read(place, 1 << 30)

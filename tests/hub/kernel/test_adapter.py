@@ -32,7 +32,7 @@ REQUESTS: dict[str, dict[str, Any]] = {
     "comm_msg": {"comm_id": "c", "data": {"ö": [1, None]}},
     "shutdown_request": {"restart": True},
 }
-# What a kernel of protocol 4 says, as that protocol has it.
+# Messages of a kernel of protocol 4.
 REPLIES: dict[str, dict[str, Any]] = {
     "kernel_info_reply": {
         "protocol_version": [4, 1],
@@ -82,7 +82,7 @@ def parts(msg: Message) -> dict[str, Any]:
 
 
 def fits(error: FrameError) -> bool:
-    """Whether the reason has room in a close frame (RFC 6455, section 5.5)."""
+    """Return True if the reason fits into a close frame (RFC 6455, section 5.5)."""
     return len(error.reason.encode()) <= 123
 
 

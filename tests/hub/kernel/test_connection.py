@@ -1,4 +1,4 @@
-"""What a kernel connection makes of a kernel's messages, seen by its listener."""
+"""The messages and events that a kernel connection reports to its listener."""
 
 import logging
 

@@ -1,4 +1,4 @@
-"""Who asked what, and who is owed the answer; without a hub."""
+"""Requests that wait, and the client that each reply belongs to; without a hub."""
 
 import asyncio
 import gc
