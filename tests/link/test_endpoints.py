@@ -30,13 +30,13 @@ def test_errors_of_connection_info_are_also_value_errors() -> None:
 @pytest.mark.parametrize(
     ("channel", "limit"),
     [
-        (Channel.IOPUB, 512 * MIB),
+        (Channel.IOPUB, 1024 * MIB),
         (Channel.SHELL, 64 * MIB),
         (Channel.CONTROL, 64 * MIB),
         (Channel.STDIN, MIB),
     ],
 )
 def test_each_channel_has_its_share_of_the_limit(channel: Channel, limit: int) -> None:
-    endpoints = Endpoints("tcp", "127.0.0.1", {}, message_limit=512 * MIB)
+    endpoints = Endpoints("tcp", "127.0.0.1", {}, message_limit=1024 * MIB)
     assert endpoints.limit(channel) == limit
     assert dataclasses.replace(endpoints, message_limit=1).limit(channel) == 1
