@@ -22,7 +22,7 @@ __all__ = ["KernelIndex"]
 
 
 class KernelIndex:
-    """Which kernels there are, and what is shown of them.
+    """Finds kernels by their id, and describes them for the REST interface.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""The interface of a kernel that this server serves, whoever started it.
+"""The interface of a kernel that this server serves, started here or elsewhere.
 
 Two classes implement it: `StartedKernel` for kernels that this server started, `AttachedKernel` for
 kernels that another program started. An operation that a kind of kernel does not support raises

@@ -1,8 +1,8 @@
 """One kernel's process, through jupyter_client and whatever provisioner its kernelspec names.
 
-The border to jupyter_client: what it and provisioners raise leaves this module as one of
-`kbridge.errors`. Restarts are the manager's to decide (it owns the hub that must be told), so
-jupyter_client's own restarter is never started.
+This module is the border to jupyter_client: errors of jupyter_client and of provisioners leave it
+as one of `kbridge.errors`. jupyter_client's own restarter is never started, because the hub of the
+kernel must take part in a restart (`lifecycle.kernel_process`).
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class BridgeKernel(PersistentKernel):
 
     @default("cache_ports")
     def _default_cache_ports(self) -> bool:
-        return False  # or its provisioner would choose them, from a cache of jupyter_client's
+        return False  # otherwise its provisioner would choose them, from jupyter_client's cache
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -105,7 +105,7 @@ class BridgeKernel(PersistentKernel):
 
     @property
     def metadata(self) -> Mapping[str, Any]:
-        """What the kernelspec says beyond the standard fields."""
+        """The metadata in the kernelspec."""
         spec = self.kernel_spec
         return spec.metadata if spec is not None else {}
 
@@ -133,7 +133,7 @@ class BridgeKernel(PersistentKernel):
         arguments: dict[str, Any] = dict(self._launch_args or {})
         wished = arguments.get("cwd")
         if wished:
-            # It may have been renamed or removed since.
+            # The directory may have been renamed or removed since.
             arguments["cwd"] = await in_thread(self._existing, str(wished))
         try:
             await self._start(**arguments)
@@ -156,16 +156,16 @@ class BridgeKernel(PersistentKernel):
                 await self.start_kernel(**kwargs)
             if self._must_encrypt() and self._curve_keys()[0] is None:
                 await self.stop(now=True)
-                raise KernelError("its provisioner knows nothing of transport_encryption=required")
+                raise KernelError("its provisioner does not support transport_encryption=required")
         except Exception as error:  # provisioners are third parties
             reason = f"Kernel {self.kernel_name} could not be started: {error}"
             raise KernelStartError(reason, self.output.tail()) from error
         await self.ask_provisioner()
 
     def _choose_ports(self) -> None:
-        """Choose the ports that nobody has; other kernels of ours get others.
+        """Choose free ports, which no other kernel of this server gets.
 
-        On another machine, its provisioner chooses.
+        For kernels on another machine, the provisioner chooses.
         """
         if self.transport != "tcp" or not is_local_ip(self.ip):
             return
@@ -194,26 +194,26 @@ class BridgeKernel(PersistentKernel):
                 "its kernelspec has an empty argv; it should hold the command that starts the"
                 f" kernel: see {Path(folder) / 'kernel.json'}"
             )
-        # Here rather than among the arguments of `start`: those are kept for restarts, and the
-        # file is open for the length of the launch only.
+        # Not among the arguments of `start`: those are kept for restarts, but the file is open
+        # only during the launch.
         with self.output.open() as log:
             kw = {"stdout": log, "stderr": subprocess.STDOUT, **kw}
             if self.independent and isinstance(self.provisioner, LocalProvisioner):
                 kw["independent"] = True
-                # Of a kernel that this server was started from: ours would end with that.
+                # If this server was started from a kernel, its kernels would end with that kernel.
                 kw["env"] = {n: value for n, value in kw["env"].items() if n != "JPY_PARENT_PID"}
             await super()._async_launch_kernel(kernel_cmd, **kw)
 
     async def stop(self, *, now: bool, restart: bool = False) -> None:
-        """End the process, with a shutdown request or at once, and clear up after it.
+        """End the process, with a shutdown request or at once, and remove its files.
 
         Raises
         ------
         KernelError
-            If the provisioner cannot; the process may then still run.
+            If the provisioner fails; the process may then still run.
         """
         try:
-            # One that has gone already cannot be asked politely.
+            # A process that has ended cannot be sent a shutdown request.
             now = now or not await self.is_alive()
             await self.shutdown_kernel(now=now, restart=restart)
             if not restart:
@@ -222,8 +222,8 @@ class BridgeKernel(PersistentKernel):
             raise KernelError(f"Kernel {self.kernel_id} could not be stopped: {error}") from error
 
     def _close_control_socket(self) -> None:
-        # At once: the process has gone, or stays. A shutdown request that it has not taken would be
-        # for the next one on its port, which may be there before jupyter_client's 0.1 s are over.
+        # Without a linger time: a shutdown request that the process did not receive would otherwise
+        # reach the next process on its port, within jupyter_client's linger time of 0.1 s.
         sock, self._control_socket = self._control_socket, None
         if sock is not None:
             sock.close(linger=0)
@@ -249,7 +249,7 @@ class BridgeKernel(PersistentKernel):
         Raises
         ------
         KernelError
-            If no process runs, or it cannot be signalled.
+            If no process runs, or the process cannot be signalled.
         """
         try:
             await self.signal_kernel(signal.SIGINT)
@@ -282,7 +282,7 @@ class BridgeKernel(PersistentKernel):
         """Return one sentence on how the process ended."""
         code = await self.provisioner.poll() if self.provisioner is not None else None
         if isinstance(self.process, AdoptedProcess):
-            code = None  # only a parent is told
+            code = None  # only a parent learns the exit code
         return f"Kernel {self.kernel_name} ended{_how(code)}"
 
 

@@ -4,7 +4,7 @@ Invariants:
 
 - a kernel is in one place: starting, waiting in the pool, or in use;
 - kernels in use and starts under way together never exceed `max_kernels`;
-- after `shutdown_all` or `leave_all` was called no kernel starts any more.
+- no kernel starts after `shutdown_all` or `leave_all` was called.
 """
 
 from __future__ import annotations
@@ -245,7 +245,7 @@ class BridgeKernelManager(KernelSettings, AsyncMultiKernelManager):
         return kernel.kernel_id
 
     async def restart_kernel(self, kernel_id: str, now: bool = False) -> None:  # type: ignore[override]
-        """End a kernel's process and start a new one in its place.
+        """End the process of a kernel and start a new one.
 
         Returns as `start_kernel` does. A kernel that does not start again is dead, and may be
         restarted once more.

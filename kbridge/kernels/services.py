@@ -29,7 +29,7 @@ class KernelServices:
     options : KernelOptions
         The settings.
     limits : StartLimits
-        How many kernels may start.
+        Decides whether and when a kernel may start.
     log : logging.Logger
         The logger of all kernels.
     """

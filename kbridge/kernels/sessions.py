@@ -1,7 +1,7 @@
-"""Sessions: which document uses which kernel, as Jupyter Server's session API has it.
+"""Sessions: which document uses which kernel, as in Jupyter Server's session API.
 
-In memory, and in the registry of kernels where there is one. A session lives as long as its kernel:
-one whose kernel has gone is dropped when somebody looks.
+They are kept in memory, and in the registry if there is one. A session ends with its kernel: a
+session whose kernel has ended is removed before the next access.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from kbridge.kernels.registry.writer import RegistryWriter
 
 __all__ = ["Sessions"]
 
-# A kernel gets the name of its document in a variable, of which Linux takes 128 KiB.
+# A kernel gets the name of its document in a variable, which Linux limits to 128 KiB.
 _LONGEST: Final = 16_384
 
 
@@ -48,11 +48,11 @@ class Sessions:
         self._kernels = kernels
         self._writer = writer or RegistryWriter()
         self._sessions: dict[str, _Session] = {}
-        # Two requests for one path at a time make one session, not two.
+        # One lock per path: two requests for a path at the same time make one session.
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
     async def create(self, body: object) -> dict[str, Any]:
-        """Make the session that a request asks for, or return the one that its path has.
+        """Create the session of a request, or return the session that its path has already.
 
         Parameters
         ----------
@@ -63,7 +63,7 @@ class Sessions:
         Raises
         ------
         InvalidRequest
-            If a field is missing, or is not what it must be.
+            If a field is missing or invalid.
         KernelspecNotFound, KernelLimitReached, KernelStartError
             As the start of a kernel raises them.
         """
@@ -89,16 +89,16 @@ class Sessions:
                 )
             session = _Session(str(uuid.uuid4()), path, name, fields["type"], kernel_id)
             self._sessions[session.id] = session
-            self._note(session)
+            self._record(session)
             await self._writer.settled()
             return self._model(session)
 
-    def adopt(self, records: Iterable[SessionRow]) -> None:
-        """Have the sessions of a server before this one, whose kernels are here again.
+    def adopt(self, rows: Iterable[SessionRow]) -> None:
+        """Add the sessions of an earlier server whose kernels were adopted.
 
-        Those of a kernel that could not be reached stay in the registry, as it does itself.
+        Sessions of a kernel that could not be reached stay in the registry, as the kernel does.
         """
-        for r in records:
+        for r in rows:
             if r.kernel_id not in self._kernels and self._writer.has_kernel(r.kernel_id):
                 continue
             self._sessions[r.session_id] = _Session(
@@ -112,7 +112,7 @@ class Sessions:
         Raises
         ------
         SessionNotFound
-            If there is none, or its kernel has gone.
+            If there is no such session, or its kernel has ended.
         """
         return self._model(self._find(session_id))
 
@@ -129,7 +129,7 @@ class Sessions:
         Raises
         ------
         InvalidRequest
-            If a field is not what it must be, or no kernel has the id that it names.
+            If a field is invalid, or no kernel has the given id.
         SessionNotFound
             If there is no such session.
         KernelspecNotFound, KernelLimitReached, KernelStartError
@@ -147,22 +147,24 @@ class Sessions:
                 fields["kernel_name"], path=session.path, session_name=name
             )
             if self._sessions.get(session_id) is not session:
-                await self._release(kernel_id)
-                raise SessionNotFound(f"Session {session_id} went while its kernel was started")
+                await self._shutdown_unused(kernel_id)
+                raise SessionNotFound(
+                    f"Session {session_id} was deleted while its kernel was started"
+                )
         for field in ("path", "name", "type"):
             if field in fields:
                 setattr(session, field, fields[field])
         old = session.kernel_id
         session.kernel_id = kernel_id or old
         self._kernels.rename_session(session.kernel_id, session.name or session.path)
-        self._note(session)
+        self._record(session)
         await self._writer.settled()
         if session.kernel_id != old:
-            await self._release(old)
+            await self._shutdown_unused(old)
         return self._model(session)
 
     async def delete(self, session_id: str) -> None:
-        """End a session and shut its kernel down, also where other sessions use it.
+        """End a session and shut its kernel down, even if other sessions use the kernel.
 
         Raises
         ------
@@ -174,24 +176,24 @@ class Sessions:
         try:
             await self._kernels.shutdown_kernel(session.kernel_id)
         except KernelNotFound:
-            return  # it went by itself in the meantime
+            return  # it ended meanwhile
 
     def drop_orphans(self) -> None:
-        """Forget the sessions whose kernels have gone."""
-        gone = [s.id for s in self._sessions.values() if s.kernel_id not in self._kernels]
-        for session_id in gone:
+        """Remove the sessions whose kernels have ended."""
+        ended = [s.id for s in self._sessions.values() if s.kernel_id not in self._kernels]
+        for session_id in ended:
             self._drop(session_id)
 
     def __len__(self) -> int:
         return len(self._sessions)
 
-    async def _release(self, kernel_id: str) -> None:
+    async def _shutdown_unused(self, kernel_id: str) -> None:
         if any(session.kernel_id == kernel_id for session in self._sessions.values()):
             return
         try:
             await self._kernels.shutdown_kernel(kernel_id)
         except KernelNotFound:
-            return  # it went by itself in the meantime
+            return  # it ended meanwhile
 
     def _find(self, session_id: str) -> _Session:
         self.drop_orphans()
@@ -204,7 +206,7 @@ class Sessions:
         del self._sessions[session_id]
         self._writer.drop_session(session_id)
 
-    def _note(self, session: _Session) -> None:
+    def _record(self, session: _Session) -> None:
         self._writer.put_session(
             SessionRow(session.id, session.kernel_id, session.path, session.name, session.type)
         )
@@ -217,13 +219,13 @@ class Sessions:
             "type": session.type,
             "kernel": self._kernels.model(session.kernel_id),
         }
-        if session.type == "notebook":  # what clients of before 2016 read
+        if session.type == "notebook":  # for clients from before 2016
             model["notebook"] = {"path": session.path, "name": session.name}
         return model
 
 
 def _fields(body: object) -> dict[str, Any]:
-    """Check a request's body and flatten it: path, name, type, kernel_id, kernel_name."""
+    """Check the body of a request; return path, name, type, kernel_id and kernel_name in it."""
     if not isinstance(body, Mapping):
         raise InvalidRequest("The body of the request is not a JSON object")
     fields = {name: body[name] for name in ("path", "name", "type") if name in body}
@@ -247,10 +249,10 @@ def _fields(body: object) -> dict[str, Any]:
 
 
 def _is_text(value: str) -> bool:
-    """Whether databases and environment variables can hold it, as they are to."""
+    """Return True if databases and environment variables can hold the text."""
     try:
         return b"\0" not in value.encode()
-    except UnicodeEncodeError:  # half a character: JSON can write that
+    except UnicodeEncodeError:  # a lone surrogate, which JSON can represent
         return False
 
 

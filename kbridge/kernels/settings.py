@@ -1,7 +1,7 @@
 """The settings of `BridgeKernelManager`, each a trait for the config file and the command line.
 
 Where Jupyter Server or the kernel gateway has the same setting, the name is the same or the
-help text says which one it stands for.
+help text names that setting.
 """
 
 from __future__ import annotations
@@ -124,7 +124,7 @@ class KernelSettings(LoggingConfigurable):
         None,
         allow_none=True,
         config=True,
-        help="""How kernels are reached: `tcp`, or `ipc` for unix sockets in a private directory
+        help="""Transport to kernels: `tcp`, or `ipc` for unix sockets in a private directory
         below the runtime directory. None: as KernelManager.transport says.""",
     )
     transport_encryption = CaselessStrEnum(
@@ -226,9 +226,9 @@ class KernelSettings(LoggingConfigurable):
         key_trait=Unicode(),
         config=True,
         help="""Kernels to start in advance: a number for each kernelspec. A request without
-        `env` whose directory is the root directory gets one of them. Other requests start a
-        kernel of their own, because environment and directory cannot be changed in a running
-        process.""",
+        `env` whose directory is the root directory gets one of them. Each
+        other request starts a new kernel, because environment and directory cannot be changed in
+        a running process.""",
     )
     prespawn_count = Integer(
         0,
@@ -273,7 +273,7 @@ class KernelSettings(LoggingConfigurable):
         True,
         config=True,
         help="""Send the messages that a client missed when it reconnects. If False, a client
-        that reconnects starts afresh, as with
+        that reconnects gets no earlier messages, as with
         ZMQChannelsWebsocketConnection.resume_timeout=0.""",
     )
     allow_tracebacks = Bool(True, config=True, help="Show the tracebacks of kernels to clients.")

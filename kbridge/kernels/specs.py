@@ -1,6 +1,6 @@
 """Kernelspecs, read in a thread and cached until a file of them changes.
 
-Reading 500 kernelspecs takes 0.1 s and more, during which an event loop would serve nobody.
+Reading 500 kernelspecs takes more than 0.1 s, which would block an event loop.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ class Specs:
         return self._found[name]
 
     def _refresh(self) -> None:
-        """Forget what was read if a directory, a kernel.json or a setting has changed since."""
+        """Clear the cache if a directory, a kernel.json or a setting has changed."""
         stamp = _stamp(self.manager)
         if stamp != self._stamp:
             self._stamp, self._all, self._found = stamp, None, {}

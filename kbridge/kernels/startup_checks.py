@@ -1,4 +1,4 @@
-"""Settings that name a kernelspec or a directory, checked before a server serves anybody."""
+"""Checks, before the server starts, the settings that name a kernelspec or a directory."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _CLASS = "BridgeKernelManager"
 
 
 async def check_settings(kernels: BridgeKernelManager, *, starts_kernels: bool = True) -> None:
-    """End a start whose settings cannot work.
+    """Raise an error if a setting cannot work.
 
     Parameters
     ----------
@@ -70,9 +70,9 @@ async def check_settings(kernels: BridgeKernelManager, *, starts_kernels: bool =
 
 
 def _has_native(kernels: BridgeKernelManager) -> bool:
-    """True if the default kernelspec is ipykernel's and there is a file of it.
+    """Return True if the default kernelspec is ipykernel's and its file exists.
 
-    Asking jupyter_client imports IPython, which costs a start 80 ms of CPU and 10 MiB.
+    For that, jupyter_client would import IPython, which costs each start 80 ms of CPU and 10 MiB.
     """
     manager = kernels.specs.manager
     if type(manager) is not KernelSpecManager or manager.allowed_kernelspecs:
@@ -90,7 +90,7 @@ def _is_directory(path: str) -> bool:
 
 
 def _named(kernels: BridgeKernelManager) -> Iterable[tuple[str, str]]:
-    """Yield the kernelspecs that settings name, with the setting."""
+    """Yield the names of kernelspecs in the settings, each with the name of the setting."""
     if kernels.force_kernel_name:
         yield kernels.force_kernel_name, "force_kernel_name"
         return
@@ -110,7 +110,7 @@ async def _check(name: str, setting: str, installed: list[str], specs: Specs) ->
             f"There is no kernelspec {name!r}, which {where} names{meant}."
             f" Installed: {_listing(installed)}"
         ) from None
-    except Exception as error:  # whatever is wrong with a kernel.json
+    except Exception as error:  # any fault of a kernel.json
         reason = f"The kernelspec {name!r}, which {where} names, cannot be read: {error}"
         raise KernelStartError(reason) from error
 

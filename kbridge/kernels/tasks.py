@@ -1,4 +1,4 @@
-"""Background tasks with an owner: what fails is logged at once, what is stopped is awaited.
+"""Background tasks with an owner: errors are logged at once, and stopped tasks are awaited.
 
 `in_thread` is for work that would block the event loop.
 """
@@ -16,9 +16,9 @@ T = TypeVar("T")
 
 
 def spawn(work: Coroutine[Any, Any, None], log: logging.Logger) -> asyncio.Task[None]:
-    """Run `work` in the background, and log the error that ends it, if one does.
+    """Run `work` in the background, and log the error that ends it, if any.
 
-    The caller keeps the task and hands it to `stop` in the end.
+    The caller keeps the task and passes it to `stop` at the end.
     """
 
     def report(done: asyncio.Task[None]) -> None:
@@ -31,7 +31,7 @@ def spawn(work: Coroutine[Any, Any, None], log: logging.Logger) -> asyncio.Task[
 
 
 async def stop(*tasks: asyncio.Task[Any] | None) -> None:
-    """Cancel tasks and wait until they have ended, with whatever outcome."""
+    """Cancel tasks and wait until they have ended; ignore their results and errors."""
     running = [task for task in tasks if task is not None]
     for task in running:
         task.cancel()
@@ -41,8 +41,8 @@ async def stop(*tasks: asyncio.Task[Any] | None) -> None:
 async def in_thread(work: Callable[..., T], *arguments: Any) -> T:
     """Run `work` in a thread and return its result.
 
-    Unlike `asyncio.to_thread`, a caller that is cancelled waits until the thread is done: a thread
-    cannot be cancelled, and nothing of its work may happen after the caller has cleaned up.
+    Unlike with `asyncio.to_thread`, a caller that is cancelled waits until the thread is done: a
+    thread cannot be cancelled, and must not work on after the caller has cleaned up.
     """
     task = asyncio.ensure_future(asyncio.to_thread(work, *arguments))
     try:
@@ -50,5 +50,5 @@ async def in_thread(work: Callable[..., T], *arguments: Any) -> T:
     except asyncio.CancelledError:
         await asyncio.wait({task})
         if not task.cancelled():
-            task.exception()  # retrieved: the caller wants no result any more
+            task.exception()  # retrieved, so that asyncio does not report it
         raise

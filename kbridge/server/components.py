@@ -15,7 +15,7 @@ from traitlets import TraitError
 from kbridge.connection.channels import ZMQChannelsWebsocketConnection
 from kbridge.errors import RegistryError
 from kbridge.hub.table import HubTable
-from kbridge.kernels.lifecycle.processes import birth
+from kbridge.kernels.lifecycle.processes import start_id
 from kbridge.kernels.manager import BridgeKernelManager
 from kbridge.kernels.registry.models import Owner
 from kbridge.kernels.registry.registry import Registry
@@ -80,7 +80,7 @@ def make_registry(config: ServerConfig, log: logging.Logger) -> RegistryWriter:
     # The configured port, not the one that was free: the next server has the former in common.
     address = config.listen.address(config.listen.port)
     pid = os.getpid()
-    owner = Owner(f"{address}{config.base_url}", platform.node(), pid, birth(pid))
+    owner = Owner(f"{address}{config.base_url}", platform.node(), pid, start_id(pid))
     return RegistryWriter(Registry(url), owner, log=log)
 
 

@@ -26,7 +26,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from kbridge.kernels.lifecycle.processes import ProcessState, birth, namespace, state_of
+from kbridge.kernels.lifecycle.processes import ProcessState, namespace, start_id, state_of
 from kbridge.private import open_private, prepare_directory
 
 if sys.platform != "win32":
@@ -102,7 +102,7 @@ class RuntimeFile:
     def __init__(self, folder: Path, info: dict[str, Any]) -> None:
         pid, place = os.getpid(), Place.here()
         self.path = folder / f"{_PREFIX}{place.tag()}-{pid}.json"
-        self._info = {**info, "pid": pid, "born": birth(pid), **asdict(place)}
+        self._info = {**info, "pid": pid, "born": start_id(pid), **asdict(place)}
         self._fd: int | None = None
 
     def write(self) -> None:
@@ -224,7 +224,7 @@ def _read(path: Path) -> dict[str, Any] | bool:
     except OSError:
         return False
     if place is None:  # written by an older version, without the time of the process's start
-        return True if locks or not birth(pid) else info
+        return True if locks or not start_id(pid) else info
     state = state_of(pid, str(info.get("born", "")))
     if state is not ProcessState.HIDDEN:
         return True if locks or state is ProcessState.GONE else info

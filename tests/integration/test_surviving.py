@@ -293,7 +293,7 @@ def test_two_servers_with_one_registry(server: RestartableServer, tmp_path: Path
         server.crash()
         server.start()
         assert ids(server) == {mine}, "another address's kernels wait for their own server"
-        assert server.said("1 kernel(s) of a server that has gone wait") == 1
+        assert server.said("1 kernel(s) of an ended server wait") == 1
         other.start()
         assert ids(other) == {theirs}
         server.crash()
@@ -450,7 +450,7 @@ async def test_a_disk_that_fills_up(server: RestartableServer) -> None:
         assert server.request("POST", f"/api/kernels/{kernel_id}/restart").status == 200
     resource.prlimit(pid, resource.RLIMIT_FSIZE, (-1, -1))
     eventually(lambda: len(rows(server)) == 9, "what was missing is written when there is room")
-    eventually(lambda: server.said("written to again") == 1, "it says so")
+    eventually(lambda: server.said("can be written again") == 1, "it says so")
     server.crash()
     server.start()
     assert ids(server) == {first, *others}

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from kbridge.kernels.lifecycle.processes import birth, namespace
+from kbridge.kernels.lifecycle.processes import namespace, start_id
 from kbridge.server import runtime_file
 from kbridge.server.runtime_file import Place, RuntimeFile, answers, is_running, running_servers
 from tests.support.require import require
@@ -32,7 +32,11 @@ def left(folder: Path, name: str = "kbserver-tag-1.json", **more: Any) -> Path:
     """Write a file that nobody holds a lock on, as a crash leaves it."""
     path = folder / name
     there = {"host": HERE.host, "pid_namespace": HERE.pid_namespace}
-    there |= {"net_namespace": HERE.net_namespace, "pid": os.getpid(), "born": birth(os.getpid())}
+    there |= {
+        "net_namespace": HERE.net_namespace,
+        "pid": os.getpid(),
+        "born": start_id(os.getpid()),
+    }
     path.write_text(json.dumps({**INFO, **there, **more}))
     path.chmod(0o600)
     return path
@@ -44,7 +48,7 @@ def test_a_file_lives_as_long_as_its_server(tmp_path: Path) -> None:
     assert stat.S_IMODE(file.path.stat().st_mode) == 0o600
     [found] = running_servers(tmp_path)
     assert found.items() >= INFO.items()
-    assert (found["pid"], found["born"]) == (os.getpid(), birth(os.getpid()))
+    assert (found["pid"], found["born"]) == (os.getpid(), start_id(os.getpid()))
     assert Place.of(found) == HERE
     assert is_running(file.path) == found, "to look does not end it"
     file.remove()
@@ -119,7 +123,7 @@ def test_a_dead_server_in_another_container_of_this_machine_is_forgotten(tmp_pat
 def test_without_locks_the_process_decides_and_not_its_number(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lives: bool
 ) -> None:
-    born = birth(os.getpid()) + "0" * (not lives)
+    born = start_id(os.getpid()) + "0" * (not lives)
 
     def refuse(*_: object) -> None:
         raise OSError("locks do not work here")

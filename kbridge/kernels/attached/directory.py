@@ -17,7 +17,7 @@ __all__ = ["AttachDirectory"]
 # Seconds between two looks: a kernel appears and disappears within two seconds of its file.
 _LOOK_SECONDS = 1.0
 
-_Stamp = tuple[int, int, int]  # what changes with a file: inode, size, time (ns)
+_Stamp = tuple[int, int, int]  # inode, size and time (ns): they differ after a change
 
 
 class AttachDirectory:

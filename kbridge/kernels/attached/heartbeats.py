@@ -1,4 +1,4 @@
-"""Heartbeats of kernels whose process cannot be watched, and what clients are told of them.
+"""Heartbeats of kernels whose process cannot be watched; clients are told if they stop.
 
 Such are kernels that another program started, and those that a provisioner runs on another machine.
 The end of a process on this machine needs no heartbeat: the operating system reports it
@@ -85,7 +85,7 @@ class HeartbeatWatch:
 
     @property
     def closed(self) -> bool:
-        """True if the kernel is not pinged any more."""
+        """True if the kernel is no longer pinged."""
         return self._closed
 
     def close(self) -> None:

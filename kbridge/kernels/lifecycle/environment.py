@@ -1,4 +1,4 @@
-"""What a kernel inherits: its environment variables and its working directory."""
+"""The environment variables and the working directory of a new kernel."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from kbridge.kernels.lifecycle.launchable import is_passable
 
 __all__ = ["innermost_directory", "kernel_environment", "working_dir"]
 
-# The tokens of this server open every other kernel on it.
+# The tokens of this server give access to all of its kernels.
 _SECRETS = frozenset({"JUPYTER_TOKEN", "KG_AUTH_TOKEN"})
-# Linux takes no longer path (PATH_MAX), and other systems a shorter one.
+# PATH_MAX of Linux; the limit of other systems is lower.
 _LONGEST_PATH = 4096
 
 
@@ -25,25 +25,25 @@ def kernel_environment(
     allowed: Collection[str] = (),
     inherited: Collection[str] = (),
 ) -> dict[str, str]:
-    """Compose a kernel's environment, with the kernel gateway's meaning.
+    """Return the environment of a kernel, by the rules of the kernel gateway.
 
     Parameters
     ----------
     process : mapping
-        This server's own environment.
+        The environment of this server.
     requested : mapping or None
-        What the request asks for. Without it the kernel inherits the whole environment; with it
+        The variables in the request. If None, the kernel inherits the whole environment; else
         only PATH, the locale (LANG, LANGUAGE, LC_*) and the `inherited` names.
     allowed : collection of str
-        Names that a request may set, besides all that begin with ``KERNEL_``. Others are left
-        out, and so is what no environment can hold.
+        Names that a request may set, besides all that begin with ``KERNEL_``. Other variables in
+        the request are ignored, and so are values that an environment cannot contain.
     inherited : collection of str
-        Names that a kernel inherits though its request brings an environment.
+        Names that a kernel inherits even if its request has an environment.
 
     Raises
     ------
     InvalidRequest
-        If `requested` is no mapping.
+        If `requested` is not a mapping.
     """
     if requested is None:
         env = dict(process)
@@ -65,7 +65,7 @@ def kernel_environment(
 
 
 def _is_locale(name: str) -> bool:
-    """Return True for variables without which a kernel writes ASCII and cannot read file names."""
+    """Return True for the variables that determine the encoding of text and file names."""
     return name in ("LANG", "LANGUAGE") or name.startswith("LC_")
 
 
@@ -109,7 +109,7 @@ def working_dir(root: Path, path: str | None, env: Mapping[str, Any] | None = No
         if not isinstance(wished, str) or "\0" in wished or not wished.startswith("/"):
             return root
         if len(wished) > _LONGEST_PATH:
-            return root  # following the links of a longer one takes the square of its length
+            return root  # resolving links takes time proportional to the square of the length
         try:
             there = os.path.realpath(wished)
         except (OSError, ValueError):
@@ -127,12 +127,12 @@ def working_dir(root: Path, path: str | None, env: Mapping[str, Any] | None = No
 def innermost_directory(root: Path, path: str) -> Path:
     """Return the deepest existing directory from `root` on the way to `path`.
 
-    Goes down from `root`, so that a path of 100 kB costs no more than its part that exists.
+    The search begins at `root`, so that a long path costs no more than its existing part.
 
     Returns
     -------
     Path
-        `root` where `path`, which is absolute and normalized, leads out of it.
+        `root` if `path`, which is absolute and normalized, leads out of it.
     """
     top = str(root).rstrip("/")
     if path != str(root) and not path.startswith(f"{top}/"):

@@ -219,7 +219,7 @@ class KernelFactory:
         cells = self._seed.cells if self._seed is not None and self._seed.fits(name) else ()
         try:
             spec = (await self._specs.get_kernel_spec(name)).to_dict()
-        except NoSuchKernel:  # removed meanwhile; nobody gets a kernel of it any more
+        except NoSuchKernel:  # removed meanwhile, so that no client gets a kernel of it
             spec = {}
         options = self._options
         links = (options.transport, options.kernel_ip, options.transport_encryption)

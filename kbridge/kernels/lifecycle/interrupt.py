@@ -1,4 +1,4 @@
-"""Interrupting a kernel by message, as its kernelspec (`interrupt_mode`) or its place asks for."""
+"""Interrupts a kernel by message: for its `interrupt_mode`, or because it is attached."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ __all__ = ["interrupt_by_message"]
 
 
 async def interrupt_by_message(kernel_id: str, hub: Hub, timeout: float) -> bool:
-    """Send `interrupt_request`, and wait for the reply.
+    """Send `interrupt_request` and wait for the reply.
 
     Parameters
     ----------
     kernel_id : str
-        For the error.
+        The id of the kernel, for the error.
     hub : Hub
-        The kernel's.
+        The hub of the kernel.
     timeout : float
         Seconds to wait.
 
     Returns
     -------
     bool
-        True if the kernel replied in time. If not, it has the request nevertheless.
+        True if the kernel replied in time. If not, it still gets the request.
 
     Raises
     ------
@@ -40,7 +40,7 @@ async def interrupt_by_message(kernel_id: str, hub: Hub, timeout: float) -> bool
     try:
         content = json.loads(reply.content)
     except (ValueError, RecursionError):
-        return True  # it did reply
+        return True  # the kernel has replied
     if isinstance(content, dict) and content.get("status") == "error":
         fault = ascii(f"{content.get('ename', '')}: {content.get('evalue', '')}")[:200]
         raise KernelError(f"Kernel {kernel_id} failed to interrupt its work: {fault}")

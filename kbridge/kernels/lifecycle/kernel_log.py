@@ -1,8 +1,10 @@
-"""Where kernels write what is not a message: a file for each, never our terminal.
+"""Log files for the stdout and stderr of kernels, one per kernel.
 
-A kernel whose stdout is a closed pipe breaks, and one that cannot start says why on stderr.
-Invariants: the file is its owner's alone (0600), what is read of it is bounded, and so is the
-file itself as long as somebody calls `trim`.
+A file, because kernels break if their stdout is a closed pipe, and report errors of their start on
+stderr.
+
+Invariants: only the owner can read the file (mode 0600), reads of it are bounded, and its size is
+bounded while `trim` is called at regular intervals.
 """
 
 from __future__ import annotations
@@ -28,9 +30,9 @@ class KernelLog:
     Parameters
     ----------
     path : Path
-        The file; made when the kernel is started.
+        The file, which is made when the kernel is started.
     limit : int
-        Bytes that `trim` lets it grow to.
+        Maximum size in bytes that `trim` allows.
     """
 
     def __init__(self, path: Path, limit: int = 10 * 2**20) -> None:
@@ -39,22 +41,22 @@ class KernelLog:
         self._start = 0
 
     def open(self) -> BinaryIO:
-        """Open for a process that is about to start; `tail` shows nothing from before.
+        """Open the file for a new process; `tail` omits the output of earlier processes.
 
         Raises
         ------
         OSError
-            If the file cannot be made.
+            If the file cannot be opened.
         """
-        # O_APPEND, so that a trimmed file does not grow a hole where its writer left off.
+        # O_APPEND: otherwise the kernel would write behind the end of a trimmed file.
         fd = open_private(self.path, os.O_WRONLY | os.O_APPEND)
         self._start = os.fstat(fd).st_size
         return os.fdopen(fd, "ab", buffering=0)
 
     def tail(self, lines: int = 20) -> str:
-        """Return the last lines that the newest process wrote, without terminal colours.
+        """Return the last lines of the newest process, without terminal colours.
 
-        At most 16 KiB; empty where there is no file.
+        The result has at most 16 KiB, and is empty if there is no file.
         """
         try:
             with self.path.open("rb") as file:
@@ -67,12 +69,12 @@ class KernelLog:
         return "\n".join(text.splitlines()[-lines:])
 
     def trim(self) -> bool:
-        """Keep only the end of a file that has outgrown its limit; True if there was need to."""
+        """Keep only the end of a file that exceeds its limit; return True if it did."""
         try:
             return self._trim()
         except OSError:
-            # No file, a full disk, one that is gone: whoever watches over the kernel has more to
-            # watch than its log, and will be back.
+            # No file, or a full disk: the caller watches the process, which is more important, and
+            # calls again later.
             return False
 
     def _trim(self) -> bool:
@@ -89,17 +91,17 @@ class KernelLog:
         return True
 
     def remove(self) -> None:
-        """Remove the file; no error when there is none."""
+        """Remove the file, if there is one."""
         self.path.unlink(missing_ok=True)
 
 
 class KeptLogs:
-    """The logs of kernels that died badly: kept for whoever asks why, the newest few only.
+    """The log files of kernels that failed; the oldest are removed.
 
     Parameters
     ----------
     limit : int
-        How many.
+        Maximum number of files.
     """
 
     def __init__(self, limit: int = 20) -> None:
@@ -107,20 +109,20 @@ class KeptLogs:
         self._logs: deque[tuple[KernelLog, bool]] = deque()
 
     def keep(self, log: KernelLog, *, lasting: bool = True) -> None:
-        """Keep one more, and remove the oldest when there are too many.
+        """Add a log file, and remove the oldest if there are too many.
 
         Parameters
         ----------
         log : KernelLog
         lasting : bool
-            Keep it beyond the end of the server, because a message has named the file.
+            True to keep the file after the end of the server, because a message names it.
         """
         self._logs.append((log, lasting))
         while len(self._logs) > self._limit:
             self._logs.popleft()[0].remove()
 
     def end(self) -> None:
-        """Remove the logs that are not to outlast the server."""
+        """Remove the files that are not kept after the end of the server."""
         for log, lasting in self._logs:
             if not lasting:
                 log.remove()

@@ -34,7 +34,7 @@ T = TypeVar("T")
 _START_POLL = 0.05
 # Seconds for a process to end after SIGKILL.
 _KILL_TIMEOUT = 1.0
-# What kernels, in any language, write when they cannot bind a port.
+# Messages of kernels, in any programming language, that cannot bind a port.
 _PORT_TAKEN = re.compile(r"address (already )?in use|EADDRINUSE|WinError 10048", re.IGNORECASE)
 
 

@@ -87,7 +87,7 @@ class Pool:
         Parameters
         ----------
         sizes : mapping of str to int
-            How many kernels wait per kernelspec.
+            The number of waiting kernels per kernelspec.
         waiting : iterable of StartedKernel
             Kernels that wait already.
 

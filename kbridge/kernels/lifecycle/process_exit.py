@@ -1,4 +1,4 @@
-"""The end of a process, told by the operating system where it can."""
+"""Notices the end of a process: at once if the operating system reports it, else by polling."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import asyncio
 import os
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager, suppress
+
+from kbridge.kernels.lifecycle.processes import open_pidfd
 
 __all__ = ["exit_event", "wait_exit"]
 
@@ -15,16 +17,16 @@ async def wait_exit(
 ) -> None:
     """Return when `is_alive` is false.
 
-    It is asked every `interval` seconds, first after one, and at once when the process ends.
+    It is called every `interval` seconds, first after one interval, and when the process ends.
 
     Parameters
     ----------
     is_alive : callable
-        Whether there is a process.
+        Returns, awaited, True while the process runs.
     interval : float
         Seconds.
     pid : int, optional
-        A child of this process's. On Linux, its end is noticed when it comes (pidfd_open(2)).
+        A child of this process. On Linux, its end is noticed at once.
     """
     with exit_event(pid) as ended:
         while True:
@@ -33,40 +35,30 @@ async def wait_exit(
                     await ended.wait()
             if not await is_alive():
                 return
-            # A provisioner may be slower to believe it than we are.
+            # A provisioner may notice the end later than the operating system does.
             ended.clear()
 
 
 @contextmanager
 def exit_event(pid: int | None) -> Iterator[asyncio.Event]:
-    """Give an event that is set when a process ends; never, where nobody tells.
+    """Give an event that is set when a process ends.
 
-    Linux does, by pidfd_open(2); without a `pid` nobody does.
+    Without a `pid`, and on systems without pidfds, the event is never set.
     """
     ended = asyncio.Event()
-    fd = _open(pid)
+    fd = open_pidfd(pid) if pid is not None else None
     if fd is None:
         yield ended
         return
     loop = asyncio.get_running_loop()
 
-    def on_end() -> None:
+    def on_exit() -> None:
         loop.remove_reader(fd)
         ended.set()
 
     try:
-        loop.add_reader(fd, on_end)
+        loop.add_reader(fd, on_exit)
         yield ended
     finally:
         loop.remove_reader(fd)
         os.close(fd)
-
-
-def _open(pid: int | None) -> int | None:
-    open_pidfd = getattr(os, "pidfd_open", None)  # Linux alone
-    if pid is None or open_pidfd is None:
-        return None
-    try:
-        return int(open_pidfd(pid))
-    except OSError:  # gone already, or an old kernel: `is_alive` will tell
-        return None

@@ -1,8 +1,8 @@
-"""Processes that are not our children: looked at, waited for and signalled like a `Popen`.
+"""Processes that are not children of this one: inspected, awaited and signalled like a `Popen`.
 
-Invariant: nothing here ever signals another process than the one that was meant. A process id is
-given anew when its process has gone; so each is held by a pidfd where there is one (Linux), and
-known by the time of its start everywhere.
+Invariant: a signal never reaches another process than the intended one. The operating system reuses
+a process id once its process has ended. So each process is held by a pidfd on Linux, and identified
+by the time of its start everywhere.
 """
 
 from __future__ import annotations
@@ -22,17 +22,18 @@ __all__ = [
     "EXIT_UNKNOWN",
     "AdoptedProcess",
     "ProcessState",
-    "birth",
-    "boot_of",
     "commands",
     "find_command",
     "namespace",
-    "same_birth",
+    "open_pidfd",
+    "same_boot",
+    "same_process",
     "signal_process",
+    "start_id",
     "state_of",
 ]
 
-# Only a parent learns how its child ended.
+# The exit code of a process that is not a child: only a parent learns how its child ended.
 EXIT_UNKNOWN: Final = 255
 _LOOK_SECONDS: Final = 0.05
 _LINUX: Final = sys.platform == "linux"
@@ -42,7 +43,7 @@ _STATE, _STARTTIME = 0, 19  # fields of /proc/PID/stat behind the name, see proc
 
 
 class ProcessState(Enum):
-    """The state of a process that was recorded with the result of `birth`."""
+    """The state of a process that was recorded with its `start_id`."""
 
     RUNNING = "running"
     GONE = "gone"
@@ -51,12 +52,12 @@ class ProcessState(Enum):
     HIDDEN = "hidden"
 
 
-def birth(pid: int) -> str:
-    """Return when and where a process was started: boot, pid namespace and start time.
+def start_id(pid: int) -> str:
+    """Return a text that identifies a process: boot, pid namespace and start time.
 
-    Only for comparison, see `state_of`. Empty if no such process runs (a zombie does not), or if
-    processes cannot be looked at. On Linux the start is not a time of day, because that changes
-    when the clock is set.
+    Use it for comparison only, see `state_of`. The text is empty if no such process runs (a zombie
+    does not), or if processes cannot be inspected. On Linux the start time is not a time of day,
+    because that changes when the clock is set.
     """
     if _LINUX:
         if not _proc_is_ours():
@@ -78,21 +79,27 @@ def birth(pid: int) -> str:
         return ""
 
 
-def state_of(pid: int, born: str) -> ProcessState:
-    """Return whether the process with this id and `birth` runs, as far as can be seen from here.
+def state_of(pid: int, recorded: str) -> ProcessState:
+    """Return the state of a process, as far as this process can see it.
 
-    Births of two parts (boot and start time) were written by earlier versions; they are taken
-    for births in this pid namespace if a process matches, or if this one is the machine's own.
+    Parameters
+    ----------
+    pid : int
+        The process id.
+    recorded : str
+        The `start_id` of the process. Those of two parts (boot and start time) were written by
+        earlier versions; they count as those of this pid namespace if a process matches, or if
+        this pid namespace is the machine's first.
     """
     if pid <= 0:
         return ProcessState.GONE
-    if not born:
+    if not recorded:
         return ProcessState.HIDDEN
-    if same_birth(birth(pid), born):
+    if same_process(start_id(pid), recorded):
         return ProcessState.RUNNING
     if not _LINUX:
         return ProcessState.GONE
-    boot, namespace, _ = _parts(born)
+    boot, namespace, _ = _parts(recorded)
     here = _namespace()
     if not _proc_is_ours() or not here:
         return ProcessState.HIDDEN
@@ -104,13 +111,13 @@ def state_of(pid: int, born: str) -> ProcessState:
     return ProcessState.GONE if outermost else ProcessState.HIDDEN
 
 
-def boot_of(born: str) -> bool:
-    """Return True if a process of that birth can still run: not if the machine was restarted."""
-    return not _LINUX or _parts(born)[0] in ("", _boot())
+def same_boot(recorded: str) -> bool:
+    """Return False if the machine was restarted since a `start_id` was recorded."""
+    return not _LINUX or _parts(recorded)[0] in ("", _boot())
 
 
-def same_birth(one: str, other: str) -> bool:
-    """Return True if two births are of one process, given that the process ids are equal."""
+def same_process(one: str, other: str) -> bool:
+    """Return True if two `start_id` are of one process, given that the process ids are equal."""
     if not one or not other:
         return False
     (boot, namespace, start), (boot2, namespace2, start2) = _parts(one), _parts(other)
@@ -118,8 +125,8 @@ def same_birth(one: str, other: str) -> bool:
     return (boot, start) == (boot2, start2) and len(places) <= 1
 
 
-def _parts(born: str) -> tuple[str, str, str]:
-    boot, _, rest = born.partition("/")
+def _parts(recorded: str) -> tuple[str, str, str]:
+    boot, _, rest = recorded.partition("/")
     namespace, _, start = rest.rpartition("/")
     return boot, namespace, start
 
@@ -141,10 +148,10 @@ def _proc_is_ours() -> bool:
 
 
 def namespace(kind: str = "pid") -> str:
-    """Identify a namespace of this process, empty where the system has none or does not tell.
+    """Return a text that identifies a namespace of this process; empty if it is unknown.
 
-    Only to be compared. A process id means something in its own pid namespace alone: containers
-    have one each, and in all of them some process has the id 1.
+    Use it for comparison only. A process id is valid in its pid namespace only: each container has
+    one, and in each of them some process has the id 1.
 
     Parameters
     ----------
@@ -154,33 +161,33 @@ def namespace(kind: str = "pid") -> str:
     if not _LINUX:
         return ""
     try:
-        # The number alone is given anew after a start of the machine.
+        # The number alone is not unique: the machine uses it again after a restart.
         return f"{_boot()}/{Path('/proc/self/ns', kind).stat().st_ino}"
     except OSError:  # some sandboxes hide it
         return ""
 
 
-def signal_process(pid: int, born: str, number: int) -> None:
-    """Send a signal to one process, and to no other that has its id now.
+def signal_process(pid: int, recorded: str, number: int) -> None:
+    """Send a signal to a process, but not to another process that has its id now.
 
     Parameters
     ----------
     pid : int
         In this pid namespace.
-    born : str
-        Its `birth`.
+    recorded : str
+        Its `start_id`.
     number : int
         The signal.
 
     Raises
     ------
     ProcessLookupError
-        If that process has gone.
+        If that process has ended.
     """
-    fd = _pidfd(pid)
+    fd = open_pidfd(pid)
     try:
-        if not same_birth(birth(pid), born):  # looked at while it is held
-            raise ProcessLookupError(f"process {pid} has gone")
+        if not same_process(start_id(pid), recorded):  # compared while the pidfd holds it
+            raise ProcessLookupError(f"process {pid} has ended")
         if fd is not None:
             signal.pidfd_send_signal(fd, number)  # type: ignore[attr-defined, unused-ignore]
         else:
@@ -191,11 +198,11 @@ def signal_process(pid: int, born: str, number: int) -> None:
 
 
 def commands() -> dict[int, list[str]]:
-    """The command lines of the processes that a server of ours may have started, by process id.
+    """Return the command lines of processes that a server may have started, by process id.
 
-    Those of other users are not: anybody may run a program under the command line of a kernel of
-    ours, and wait to be sent what is meant for that. Nor is who leads no session: what a kernel
-    has forked goes by the kernel's own command line, and may outlive it.
+    Processes of other users are left out: anybody can run a program under the command line of a
+    kernel, to receive its signals and requests. Processes that do not lead a session are left out,
+    too: a fork of a kernel has the kernel's command line, and may outlive it.
     """
     import psutil
 
@@ -209,14 +216,14 @@ def _ours(process: Any) -> bool:
 
     try:
         return os.getsid(process.pid) == process.pid and bool(process.uids().real == os.getuid())
-    except (OSError, psutil.Error):  # it has gone meanwhile, or is none of our business
+    except (OSError, psutil.Error):  # it ended meanwhile, or may not be inspected
         return False
 
 
 def find_command(argv: Sequence[str], among: dict[int, list[str]]) -> int:
-    """The process that was started with these arguments, 0 where there is none or several.
+    """Return the id of the process with these arguments; 0 if there is none, or several.
 
-    The program itself may be shown otherwise: found on PATH, or behind its interpreter.
+    The program itself is not compared: it may be shown with its path, or after its interpreter.
     """
     arguments = list(argv[1:])
     if not arguments:
@@ -234,63 +241,63 @@ def _boot() -> str:
 
 
 class AdoptedProcess:
-    """What `subprocess.Popen` is for a child, for a process that somebody else has started.
+    """The interface of `subprocess.Popen` for a process that another program started.
 
-    Signals go to its process group where it leads one, as jupyter_client's launcher has it.
+    Signals go to its process group if it leads one, as with jupyter_client's launcher.
 
     Parameters
     ----------
     pid : int
-        The process.
-    born : str
-        Its `birth`.
+        The process id.
+    recorded : str
+        The `start_id` of the process.
 
     Attributes
     ----------
     returncode : int or None
-        None while it runs, then EXIT_UNKNOWN.
+        None while the process runs, then EXIT_UNKNOWN.
 
     Raises
     ------
     ProcessLookupError
-        If that process has gone, whoever has its id now.
+        If that process has ended, even if another process has its id now.
     """
 
     stdin = stdout = stderr = None
     win32_interrupt_event = None
     _fd: int | None = None
 
-    def __init__(self, pid: int, born: str) -> None:
+    def __init__(self, pid: int, recorded: str) -> None:
         self.pid = pid
         self.returncode: int | None = None
-        self._born = born
-        # First held, then looked at: thus what was looked at is what is held.
-        self._fd = _pidfd(pid)
-        if not same_birth(birth(pid), born):
+        self._recorded = recorded
+        # Opened before the comparison: so the process that is compared is the one that is held.
+        self._fd = open_pidfd(pid)
+        if not same_process(start_id(pid), recorded):
             self.close()
-            raise ProcessLookupError(f"process {pid} has gone")
+            raise ProcessLookupError(f"process {pid} has ended")
         self._leads = hasattr(os, "getpgid") and os.getpgid(pid) == pid
 
     def poll(self) -> int | None:
-        """Return None while it runs."""
+        """Return None while the process runs, else `returncode`."""
         if self.returncode is None and not self._runs():
             self.returncode = EXIT_UNKNOWN
             self.close()
         return self.returncode
 
     def wait(self, timeout: float | None = None) -> int:
-        """Block until it has ended.
+        """Block until the process has ended.
 
         Raises
         ------
         TimeoutError
-            If it runs on for `timeout` seconds.
+            If it still runs after `timeout` seconds.
         """
         end = None if timeout is None else time.monotonic() + timeout
         while self.poll() is None:
             left = None if end is None else end - time.monotonic()
             if left is not None and left <= 0:
-                raise TimeoutError(f"process {self.pid} runs on")
+                raise TimeoutError(f"process {self.pid} still runs")
             if self._fd is not None:
                 _ended(self._fd, left)
             else:
@@ -298,12 +305,12 @@ class AdoptedProcess:
         return EXIT_UNKNOWN
 
     def send_signal(self, number: int) -> None:
-        """Send a signal; nothing happens where it has ended."""
+        """Send a signal; nothing happens if the process has ended."""
         if self.poll() is not None:
             return
         try:
             if self._leads:
-                # While its leader lives, a group's number is given to nobody else.
+                # The number of a group is not reused while its leader runs.
                 os.killpg(self.pid, number)
             elif self._fd is not None:
                 signal.pidfd_send_signal(self._fd, number)  # type: ignore[attr-defined, unused-ignore]
@@ -313,15 +320,15 @@ class AdoptedProcess:
             return
 
     def terminate(self) -> None:
-        """Ask it to end."""
+        """Send SIGTERM."""
         self.send_signal(signal.SIGTERM)
 
     def kill(self) -> None:
-        """End it."""
+        """Send SIGKILL."""
         self.send_signal(getattr(signal, "SIGKILL", signal.SIGTERM))
 
     def close(self) -> None:
-        """Hold it no longer; may be called twice."""
+        """Release the pidfd. May be called twice."""
         fd, self._fd = self._fd, None
         if fd is not None:
             os.close(fd)
@@ -329,21 +336,25 @@ class AdoptedProcess:
     def _runs(self) -> bool:
         if self._fd is not None:
             return not _ended(self._fd, 0)
-        return same_birth(birth(self.pid), self._born)
+        return same_process(start_id(self.pid), self._recorded)
 
     def __del__(self) -> None:
         self.close()
 
 
-def _pidfd(pid: int) -> int | None:
-    open_pidfd = getattr(os, "pidfd_open", None)
+def open_pidfd(pid: int) -> int | None:
+    """Return a file descriptor that holds a process, see pidfd_open(2).
+
+    Returns None if the process has ended, or the system has no pidfds. The caller closes it.
+    """
+    pidfd_open = getattr(os, "pidfd_open", None)  # Linux only
     try:
-        return int(open_pidfd(pid)) if open_pidfd is not None else None
-    except OSError:  # gone already, or an old kernel: its birth will tell
+        return int(pidfd_open(pid)) if pidfd_open is not None else None
+    except OSError:  # ended already, or an old Linux
         return None
 
 
 def _ended(fd: int, timeout: float | None) -> bool:
     poller = select.poll()
-    poller.register(fd, select.POLLIN)  # what a pidfd says when its process has ended
+    poller.register(fd, select.POLLIN)  # a pidfd is readable once its process has ended
     return bool(poller.poll(None if timeout is None else timeout * 1000))

@@ -18,7 +18,7 @@ __all__ = ["RestartDecision", "RestartPolicy", "Restarter"]
 
 
 class RestartDecision(Enum):
-    """What to do about a process that ended."""
+    """The reaction to the end of a process."""
 
     RESTART = "restart"
     NEW_PORTS = "restart on new ports"  # it never ran stably: a port may be taken
@@ -46,7 +46,7 @@ class RestartPolicy:
     _ever_stable: bool = False
 
     def exited(self, now: float) -> RestartDecision:
-        """Decide what to do about a process that ended at `now`."""
+        """Decide whether to replace a process that ended at `now`."""
         if now - self.started >= self.stable_time:
             self._ever_stable = True
             self.count = 0

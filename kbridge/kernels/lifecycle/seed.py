@@ -1,7 +1,7 @@
 """The seed notebook: its code cells run in every new kernel of its kernelspec.
 
-The meaning is the kernel gateway's (`KG_SEED_URI`): a cell that fails fails the kernel's start,
-and a restarted kernel is not seeded again.
+As in the kernel gateway (`KG_SEED_URI`), an error in a cell is an error of the kernel's start, and
+a restarted kernel does not run the notebook again.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ _FETCH_TIMEOUT = 60.0
 
 @dataclass(frozen=True, slots=True)
 class Seed:
-    """Code to run, and the kernelspec it is for (empty: the notebook names none)."""
+    """Code to run, and the name of its kernelspec; an empty name fits all kernelspecs."""
 
     kernel_name: str
     cells: tuple[str, ...]
 
     def fits(self, kernel_name: str) -> bool:
-        """Whether kernels of that spec are seeded."""
+        """Return True if kernels of that kernelspec run the code."""
         return self.kernel_name in ("", kernel_name)
 
 
@@ -44,7 +44,7 @@ async def load_seed(uri: str) -> Seed:
     Raises
     ------
     BridgeError
-        If it cannot be read, or is no notebook.
+        If it cannot be read, or is not a notebook.
     """
     parts = urlsplit(uri)
     remote = parts.scheme in ("http", "https")
@@ -57,7 +57,7 @@ async def load_seed(uri: str) -> Seed:
             path = Path(unquote(parts.path) if parts.scheme == "file" else uri)
             text = await asyncio.to_thread(path.read_text, encoding="utf-8")
         return await asyncio.to_thread(_parse, text)
-    except Exception as error:  # nbformat and tornado raise what they like
+    except Exception as error:  # nbformat and tornado raise many kinds
         reason = f"The seed notebook {name} cannot be read: {type(error).__name__}: {error}"
         raise BridgeError(reason) from error
 
@@ -83,12 +83,12 @@ def _parse(text: str) -> Seed:
 
 
 async def run_seed(hub: Hub, seed: Seed, timeout: float) -> None:
-    """Run the cells one after another, each within `timeout` seconds.
+    """Run the cells in order, each within `timeout` seconds.
 
     Raises
     ------
     KernelStartError
-        If one fails, or takes too long; the reason names the cell.
+        If a cell fails or takes too long; the reason names the cell.
     """
     for number, code in enumerate(seed.cells, 1):
         content = {

@@ -1,6 +1,6 @@
 """Finds the kernels of an earlier server again.
 
-What happens to a kernel that the registry names:
+The reaction to a kernel that the registry names:
 
 ====================================  ===========================================================
 it runs, and was in use               served again, under its id

@@ -1,6 +1,6 @@
-"""What a registry holds: of a kernel what it takes to find it again, of a session all there is.
+"""The rows of a registry: sessions, and the data that is needed to find a kernel again.
 
-Plain data; nothing here looks at a process or a file.
+Plain data; nothing here inspects a process or a file.
 """
 
 from __future__ import annotations
@@ -18,33 +18,33 @@ _BYTES = "base64:bytes"  # no name that a provisioner would use
 
 
 class KernelRole(StrEnum):
-    """Who knows of a kernel."""
+    """The use of a kernel."""
 
-    STARTING = "starting"  # nobody yet: its id has not been given out
+    STARTING = "starting"  # no client was told its id yet
     POOLED = "pooled"  # it waits in a pool
     USED = "used"
 
 
 @dataclass(frozen=True, slots=True)
 class Owner:
-    """A server, as its rows name it.
+    """A server, as the rows of its kernels and sessions name it.
 
     Attributes
     ----------
     address : str
-        Where its settings tell it to listen: what the next start will have in common with it.
+        The address in its settings, which the next server at the same place has, too.
     hostname : str
-        Where its processes can be looked for.
+        The machine that its processes run on.
     pid : int
-        Its own process.
-    birth : str
-        When that was started; see `kbridge.kernels.lifecycle.processes.birth`.
+        The id of its process.
+    start_id : str
+        The start of that process; see `kbridge.kernels.lifecycle.processes.start_id`.
     """
 
     address: str
     hostname: str
     pid: int
-    birth: str
+    start_id: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,26 +54,26 @@ class KernelRow:
     Attributes
     ----------
     kernel_id, kernel_name : str
-        Its id, and the name of its kernelspec.
-    standing : KernelRole
-        Who knows of it.
+        The id of the kernel, and the name of its kernelspec.
+    role : str
+        A `KernelRole`.
     pid : int
-        Its process on this machine; 0 where there is none (yet).
-    birth : str
-        When that was started.
+        The id of its process on this machine; 0 if it has none (yet).
+    start_id : str
+        The start of that process.
     log_path : str
-        What it writes to.
+        The path of its log file.
     details : str
         The rest, as `encode` writes it: connection, provisioner, kernelspec, launch arguments.
     """
 
     kernel_id: str
     kernel_name: str
-    standing: str
+    role: str
     pid: int
-    birth: str
+    start_id: str
     log_path: str
-    details: str = field(repr=False)  # it holds the key
+    details: str = field(repr=False)  # contains the key
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,16 +89,16 @@ class SessionRow:
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """What a server that starts finds of the one before it.
+    """The rows of earlier servers that a server finds at its start.
 
     Attributes
     ----------
     kernels, sessions : list
-        Its own from now on.
+        The rows that belong to this server from now on.
     elsewhere : dict
-        How many kernels wait for the start of another server, by its address.
+        The number of kernels that wait for the start of another server, by its address.
     hidden : int
-        How many kernels belong to a server on the same address that cannot be seen from here.
+        The number of kernels of servers on the same address whose process cannot be seen from here.
     """
 
     kernels: list[KernelRow] = field(default_factory=list)
@@ -108,27 +108,27 @@ class Claim:
 
 
 def encode(details: Mapping[str, Any]) -> str:
-    """Write JSON in which bytes (keys) survive.
+    """Return JSON text; `decode` restores bytes (keys) in it.
 
     Raises
     ------
     TypeError, ValueError
-        If there is something else in it that JSON does not know.
+        If `details` contains another value that JSON cannot represent.
     """
     return json.dumps(details, default=_pack)
 
 
 def decode(text: str) -> dict[str, Any]:
-    """Read what `encode` wrote.
+    """Parse the text that `encode` returned.
 
     Raises
     ------
     ValueError
-        If it did not write this.
+        If the text is not a JSON object.
     """
     details = json.loads(text, object_hook=_unpack)
     if not isinstance(details, dict):
-        raise ValueError("not an object")  # noqa: TRY004 - what is wrong is the text
+        raise ValueError("not an object")  # noqa: TRY004 - the text is wrong
     return details
 
 

@@ -1,7 +1,7 @@
-"""A kernel that can be written down, and taken up again by another process.
+"""A kernel manager whose state can be recorded, and restored by another process.
 
-What jupyter_client keeps in a kernel manager while the kernel runs, in a form that outlives the
-manager; and the way back.
+jupyter_client keeps the state of a running kernel in its manager. This module converts that state
+to a row of the registry and back.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ from kbridge.kernels.lifecycle.kernel_log import KernelLog
 from kbridge.kernels.lifecycle.processes import (
     AdoptedProcess,
     ProcessState,
-    birth,
-    boot_of,
     find_command,
+    same_boot,
+    start_id,
     state_of,
 )
 from kbridge.kernels.registry.models import KernelRole, KernelRow, decode, encode
@@ -72,7 +72,7 @@ class PersistentKernel(ConnectionFileMethods, AsyncKernelManager):
         self._promised: list[int] = []
         self._provisioner_info: dict[str, Any] | None = None
 
-    # -- what others set ----------------------------------------------------------------------
+    # -- setters ----------------------------------------------------------------------
 
     def identify(self, kernel_id: str, log_path: Path | None, log_limit: int) -> None:
         """Set the id, and the path (None: beside the connection file) and limit of the log."""
@@ -88,16 +88,16 @@ class PersistentKernel(ConnectionFileMethods, AsyncKernelManager):
         """Set the ZeroMQ identities of the kernel's hub, newest last."""
         self.identities = identities
 
-    # -- writing down -----------------------------------------------------------------------
+    # -- recording ----------------------------------------------------------------------------
 
     @property
     def process(self) -> subprocess.Popen[bytes] | AdoptedProcess | None:
-        """The process on this machine; of unknown provisioners nobody knows whose pid theirs is."""
+        """The process on this machine; None if the provisioner may run it on another one."""
         process = getattr(self.provisioner, "process", None)
         return process if isinstance(process, subprocess.Popen | AdoptedProcess) else None
 
     async def ask_provisioner(self) -> None:
-        """Remember what its provisioner wants to be told when it is to find the kernel again."""
+        """Store the data that the provisioner needs to find the kernel again."""
         if not self.independent or self.provisioner is None:
             return
         try:
@@ -105,18 +105,18 @@ class PersistentKernel(ConnectionFileMethods, AsyncKernelManager):
         except Exception as error:  # noqa: BLE001 - provisioners are third parties
             self._provisioner_info = None
             self.log.error(
-                "Kernel %s could not be found again: its provisioner tells nothing of it: %s",
+                "Kernel %s will not be found at the next start: its provisioner gives no data: %s",
                 self.kernel_id,
                 error,
             )
 
     def record(self) -> KernelRow:
-        """What is to be written down of it now.
+        """Return the row of the registry that describes the kernel now.
 
         Raises
         ------
         KernelError
-            If its provisioner has told what cannot be written.
+            If the data of the provisioner cannot be represented as JSON.
         """
         process = self.process
         pid = process.pid if process is not None and process.returncode is None else 0
@@ -134,61 +134,61 @@ class PersistentKernel(ConnectionFileMethods, AsyncKernelManager):
         try:
             text = encode(details)
         except (TypeError, ValueError) as error:
-            reason = f"what its provisioner tells cannot be written down: {error}"
+            reason = f"the data of its provisioner cannot be recorded: {error}"
             raise KernelError(
-                f"Kernel {self.kernel_id} could not be found again: {reason}"
+                f"Kernel {self.kernel_id} will not be found at the next start: {reason}"
             ) from None
         return KernelRow(
             kernel_id=str(self.kernel_id),
             kernel_name=self.kernel_name,
-            standing=str(self.role),
+            role=str(self.role),
             pid=pid,
-            birth=birth(pid) if pid else "",
+            start_id=start_id(pid) if pid else "",
             log_path=str(self.output.path.absolute()),
             details=text,
         )
 
     def _recorded_launch(self) -> dict[str, Any]:
-        """Return the launch arguments; of an environment only what is not the server's own."""
+        """Return the launch arguments, without the variables that equal those of the server."""
         arguments: dict[str, Any] = dict(self._launch_args or {})
         env: dict[str, str] = arguments.pop("env", {})
         if self.inherits_env:
             env = {n: value for n, value in env.items() if os.environ.get(n) != value}
         return {"inherits": self.inherits_env, "env": env, "arguments": arguments}
 
-    # -- taking up again --------------------------------------------------------------------
+    # -- restoring ----------------------------------------------------------------------------
 
     async def adopt(
         self,
-        record: KernelRow,
+        row: KernelRow,
         env: Mapping[str, str],
         commands: Callable[[], dict[int, list[str]]],
     ) -> bool:
-        """Become the manager of the kernel that was written down.
+        """Become the manager of a recorded kernel.
 
         Parameters
         ----------
-        record : KernelRow
-            What was written down.
+        row : KernelRow
+            The row of the registry.
         env : mapping
-            What a kernel inherits of this server's environment.
+            The environment that a kernel inherits from this server.
         commands : callable
-            Gives the command lines of all processes: where its own was not written down in time,
-            it is looked for among them.
+            Returns the command lines of all processes. If the kernel's process was not recorded in
+            time, it is looked for among them.
 
         Returns
         -------
         bool
-            Whether it runs; if not, what it left can be cleared away.
+            True if the kernel runs; else its files can be removed.
 
         Raises
         ------
         KernelError
-            If its provisioner cannot be asked.
+            If its provisioner fails.
         """
         try:
-            details = decode(record.details)
-            self._restore(record, details, env)
+            details = decode(row.details)
+            self._restore(row, details, env)
             provisioner = KernelProvisionerFactory.instance(
                 parent=self.parent
             ).create_provisioner_instance(self.kernel_id, self.kernel_spec, parent=self)
@@ -196,7 +196,7 @@ class PersistentKernel(ConnectionFileMethods, AsyncKernelManager):
             if info is not None:
                 await provisioner.load_provisioner_info(info)
             if isinstance(provisioner, LocalProvisioner):
-                alive = self._hold(provisioner, record, details, commands)
+                alive = self._hold(provisioner, row, details, commands)
             else:
                 alive = info is not None and await provisioner.poll() is None
                 if alive and not provisioner.has_process:
@@ -205,15 +205,13 @@ class PersistentKernel(ConnectionFileMethods, AsyncKernelManager):
             self.provisioner = provisioner
             await self.ask_provisioner()
         except Exception as error:  # provisioners are third parties
-            raise KernelError(f"Kernel {record.kernel_id} cannot be adopted: {error}") from error
+            raise KernelError(f"Kernel {row.kernel_id} cannot be adopted: {error}") from error
         return alive
 
-    def _restore(
-        self, record: KernelRow, details: Mapping[str, Any], env: Mapping[str, str]
-    ) -> None:
-        self.role = KernelRole(record.standing)
+    def _restore(self, row: KernelRow, details: Mapping[str, Any], env: Mapping[str, str]) -> None:
+        self.role = KernelRole(row.role)
         self.independent = True
-        # An earlier version wrote down one.
+        # An earlier version recorded one identity.
         self.identities = details.get("identities") or [details["identity"]]
         self.pool_fingerprint = details["ahead"]
         self.connection_file = details["connection_file"]
@@ -222,7 +220,7 @@ class PersistentKernel(ConnectionFileMethods, AsyncKernelManager):
         self._attempted_start = True
         self._provisioner_info = details["provisioner"]
         if details["kernelspec"] is not None:
-            # As it was: it may have been changed since, or be gone.
+            # The recorded one: the file may have been changed or removed since.
             self._kernel_spec = KernelSpec(**details["kernelspec"])
         launch = details["launch"]
         self.inherits_env = launch["inherits"]
@@ -233,19 +231,19 @@ class PersistentKernel(ConnectionFileMethods, AsyncKernelManager):
     def _hold(
         self,
         provisioner: Any,
-        record: KernelRow,
+        row: KernelRow,
         details: Mapping[str, Any],
         commands: Callable[[], dict[int, list[str]]],
     ) -> bool:
-        """Give a local provisioner its process; False if that has gone."""
-        process = _held(record.pid, record.birth)
-        state = state_of(record.pid, record.birth) if record.birth else ProcessState.GONE
+        """Give a local provisioner its process; return False if the process has ended."""
+        process = _held(row.pid, row.start_id)
+        state = state_of(row.pid, row.start_id) if row.start_id else ProcessState.GONE
         if process is None and state is ProcessState.HIDDEN:
             raise KernelError("its process runs, or ran, in another container or pid namespace")
-        if process is None and boot_of(record.birth):
-            # It may have been started anew, and the bridge have died before it was written down.
+        if process is None and same_boot(row.start_id):
+            # The server may have died between a restart of the kernel and its record.
             pid = find_command(self.format_kernel_cmd(), commands())
-            process = _held(pid, birth(pid)) if pid else None
+            process = _held(pid, start_id(pid)) if pid else None
             if process is not None:
                 with suppress(OSError, ValueError):
                     self.load_connection_file()
@@ -254,7 +252,8 @@ class PersistentKernel(ConnectionFileMethods, AsyncKernelManager):
             return False
         provisioner.process = process
         provisioner.pid = process.pid
-        provisioner.pgid = None  # whose signals could reach others, see AdoptedProcess
+        # AdoptedProcess signals the group; a group id may have been reused.
+        provisioner.pgid = None
         if self.transport == "tcp" and is_local_ip(self.ip):
             self._promised = [port for port in self.ports if port]
             LocalPortCache.instance().currently_used_ports.update(self._promised)
@@ -269,7 +268,7 @@ class PersistentKernel(ConnectionFileMethods, AsyncKernelManager):
         if isinstance(process, AdoptedProcess):
             process.close()
         elif process is not None:
-            process.returncode = 0  # or it would be taken for one that was forgotten
+            process.returncode = 0  # otherwise Popen warns that the process still runs
         self.provisioner = None
 
     def remove_files(self) -> None:
@@ -282,8 +281,8 @@ class PersistentKernel(ConnectionFileMethods, AsyncKernelManager):
             LocalPortCache.instance().return_port(self._promised.pop())
 
 
-def _held(pid: int, born: str) -> AdoptedProcess | None:
+def _held(pid: int, recorded: str) -> AdoptedProcess | None:
     try:
-        return AdoptedProcess(pid, born) if pid else None
+        return AdoptedProcess(pid, recorded) if pid else None
     except ProcessLookupError:
         return None

@@ -1,12 +1,12 @@
-"""Where it is written down which kernels run, so that the next start finds them again.
+"""The registry: a database that records which kernels run, so that the next server finds them.
 
-Synchronous, and slow where its database is: callers on an event loop use `asyncio.to_thread`.
+Its methods block, as long as the database does: use `asyncio.to_thread` on an event loop.
 
-Laws of this module:
+Invariants:
 
-- what fails here is a `RegistryError` that names the registry, and never shows a password or a key;
-- a file is its owner's alone (0600), and so are those that SQLite makes beside it;
-- SQLAlchemy is imported when there is something to read or to write, not before.
+- each error is a `RegistryError` that names the registry, and never contains a password or a key;
+- only the owner can read the file (mode 0600), and the files that SQLite makes beside it;
+- SQLAlchemy is imported only when there is something to read or write.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ __all__ = ["Registry", "secrets_of"]
 _FILE: Final = re.compile(r"sqlite(\+pysqlite)?:///(?!file:|:memory:)(?P<path>[^?]+)")
 _PASSWORD: Final = re.compile(r"^[^:/]+://[^/@]*?:(?P<password>.*)@")
 _SECRET: Final = re.compile("pass|pwd|secret|token|key", re.IGNORECASE)
-# Words of SQLite and of the system's that say less than a sentence would.
+# Messages of SQLite and the operating system, with a clearer text for each.
 _MEANINGS: Final = {
     "database is locked": "another program keeps it locked",
-    "file is not a database": "it is damaged, or no registry",
+    "file is not a database": "it is damaged, or not a registry",
     "malformed": "it is damaged",
     "unable to open database file": "it cannot be opened",
     "readonly database": "it may not be written to",
@@ -49,8 +49,8 @@ _ADVICE: Final = "--registry-url=none starts without it; kernels then end with t
 
 
 def secrets_of(url: str) -> set[str]:
-    """The passwords in a URL, as written and as meant: to be kept out of logs."""
-    # A password may hold a question mark, and a parameter what looks like the end of one.
+    """Return the passwords in a URL, as written and decoded, to hide them in logs."""
+    # A password may contain a question mark, and a parameter may look like the end of a password.
     found = [_PASSWORD.match(url), _PASSWORD.match(url.partition("?")[0])]
     written = [match["password"] for match in found if match]
     pairs = [pair for pair in url.partition("?")[2].split("&") if _SECRET.search(pair)]
@@ -64,17 +64,17 @@ class Registry:
     Parameters
     ----------
     url : str
-        As SQLAlchemy has it (``sqlite:////path`` for a file), or a path.
+        A URL of SQLAlchemy (``sqlite:////path`` for a file), or a path.
 
     Attributes
     ----------
     name : str
-        What to call it: the file, or the URL without its password.
+        The name in messages: the file, or the URL without its password.
 
     Raises
     ------
     RegistryError
-        If the path begins with the home of a user who is none.
+        If the path begins with the home directory of a user who does not exist.
     """
 
     def __init__(self, url: str) -> None:
@@ -84,7 +84,7 @@ class Registry:
         try:
             self.path = Path(path).expanduser().absolute() if path else None
         except RuntimeError:
-            raise RegistryError(f"The registry {path} cannot be: nobody has that home") from None
+            raise RegistryError(f"The registry {path} is in the home of an unknown user") from None
         self._secrets = sorted(secrets_of(url), key=len, reverse=True)
         shown = url
         for secret in self._secrets:
@@ -92,28 +92,28 @@ class Registry:
         self.name = str(self.path or shown.partition("?")[0])
         self._opened: Store | None = None
         self._one = threading.Lock()
-        self._in_use = False  # since something of ours stands in it
+        self._in_use = False  # True once this server has written a row
 
     def prepare(self) -> None:
-        """Make sure that it can be written to; a file is made where there is none.
+        """Check that the registry can be written to; make the file if there is none.
 
         Raises
         ------
         RegistryError
-            If it cannot.
+            If it cannot be written to.
         """
         if self.path is None:
             if self._url.startswith("sqlite"):
                 raise RegistryError(
-                    f"The registry {self.name} would be in memory, and gone with the server;"
-                    f" give it a file. {_ADVICE}"
+                    f"The registry {self.name} would be in memory, and lost with the server;"
+                    f" name a file. {_ADVICE}"
                 )
             return
         with self._translated("opened"):
             self._make_file(self.path)
 
     def claim(self, owner: Owner, state_of: Callable[[int, str], ProcessState]) -> Claim:
-        """Take over what servers of this address that have gone left; see `Store.claim`.
+        """Take over the rows of ended servers on this address; see `Store.claim`.
 
         Raises
         ------
@@ -127,13 +127,13 @@ class Registry:
             return self._store().claim(owner, state_of)
 
     def write(self, owner: Owner, rows: Mapping[Key, KernelRow | SessionRow | None]) -> None:
-        """Put rows, or take out those that are None.
+        """Write rows, and delete those that are None.
 
         Raises
         ------
         RegistryError
-            If they could not be written. If a file has vanished, there is a new one then, and all
-            rows are to be written again.
+            If they could not be written. If the file was removed, there is a new one afterwards,
+            and the caller must write all rows again.
         """
         with self._translated("written to"):
             if self.path is not None and not self.path.exists():
@@ -145,7 +145,7 @@ class Registry:
             self._in_use = True
 
     def close(self) -> None:
-        """Let go of it; may be called twice, and it may be used again."""
+        """Close the database. May be called twice; the registry can be used again."""
         store, self._opened = self._opened, None
         if store is not None:
             store.close()
@@ -169,7 +169,7 @@ class Registry:
 
     @contextmanager
     def _translated(self, done: str) -> Iterator[None]:
-        """Raise what is foreign as RegistryError, without what it may hold of passwords."""
+        """Translate other errors to RegistryError, without passwords."""
         try:
             yield
         except RegistryError:
@@ -178,7 +178,7 @@ class Registry:
             reason = error.strerror or str(error)
         except ImportError as error:
             reason = f"the Python module {error.name} is missing"
-        except Exception as error:  # noqa: BLE001 - of SQLAlchemy and of any driver
+        except Exception as error:  # noqa: BLE001 - SQLAlchemy and its drivers raise many kinds
             reason = self._reason(error)
         else:
             return
@@ -188,7 +188,7 @@ class Registry:
         from sqlalchemy.exc import ArgumentError, NoSuchModuleError
 
         if isinstance(error, ArgumentError) and not isinstance(error, NoSuchModuleError):
-            return "that is not a URL of SQLAlchemy's"  # whose own words repeat it
+            return "that is not a URL of SQLAlchemy"  # its own message contains the URL
         words = str(getattr(error, "orig", None) or error)
         for secret in self._secrets:
             words = words.replace(secret, "***")
@@ -199,7 +199,7 @@ class Registry:
 
 
 def _is_bare(path: Path) -> bool:
-    """Whether an SQLite file is known to hold no rows, so that nothing needs to be loaded."""
+    """Return True if an SQLite file contains no rows; reading it needs no SQLAlchemy then."""
     if path.stat().st_size == 0:
         return True
     import sqlite3
@@ -213,5 +213,5 @@ def _is_bare(path: Path) -> bool:
                 " (SELECT count(*) FROM kbridge_kernels), (SELECT count(*) FROM kbridge_sessions)"
             ).fetchone()
     except sqlite3.Error:
-        return False  # whatever it is, the other way tells better
+        return False  # `Store` reports the error
     return bool(found in _BARE)

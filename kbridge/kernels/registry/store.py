@@ -1,8 +1,8 @@
-"""The tables of a registry, and what is asked of them, in SQLAlchemy Core.
+"""The tables of a registry and the queries, in SQLAlchemy Core.
 
-Importing SQLAlchemy takes 0.15 s and 13 MB, so only `Registry` imports this
-module, and only when there is something to read or write. What is raised here is SQLAlchemy's, and
-translated there.
+Importing SQLAlchemy takes 0.15 s and 13 MB, so only `Registry` imports this module, and only when
+there is something to read or write. Errors of SQLAlchemy leave this module; `Registry` translates
+them.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ __all__ = ["SCHEMA_VERSION", "Key", "Store"]
 # A row's kind and its id.
 Key = tuple[str, str]
 
-# Version 2 has the tables of version 1, with the pid namespace in each birth. Programs that know
-# only version 1 would take such a birth for that of a process that has gone.
+# Version 2 has the tables of version 1, with the pid namespace in each `birth`. Programs that know
+# only version 1 would take the process of such a row for one that has ended.
 SCHEMA_VERSION: Final = 2
 _READABLE: Final = {1, 2}
 _BUSY_SECONDS: Final = 2.0  # other servers hold the file for milliseconds
@@ -51,7 +51,7 @@ _CHUNK: Final = 200
 
 _META: Final = MetaData()
 _SCHEMA: Final = Table("kbridge_schema", _META, Column("version", Integer, nullable=False))
-# Text, since addresses and paths have no length that all databases would allow.
+# Text: addresses and paths may be longer than some databases allow for strings.
 _OWNER: Final = (
     ("address", Text),
     ("hostname", Text),
@@ -80,6 +80,9 @@ _SESSIONS: Final = Table(
     Column("name", Text),
     Column("type", Text, nullable=False),
 )
+# Fields of the rows whose columns have other names, from the time of version 1.
+_COLUMNS: Final = {"role": "standing", "start_id": "birth"}
+_FIELDS: Final = {column: field for field, column in _COLUMNS.items()}
 _TABLES: Final = {"kernel": (_KERNELS, "kernel_id"), "session": (_SESSIONS, "session_id")}
 
 
@@ -89,7 +92,7 @@ class Store:
     Parameters
     ----------
     url : str or Path
-        What SQLAlchemy connects to; a path is an SQLite file.
+        A URL of SQLAlchemy, or the path of an SQLite file.
     """
 
     def __init__(self, url: str | Path) -> None:
@@ -102,9 +105,9 @@ class Store:
             raise
 
     def claim(self, owner: Owner, state_of: Callable[[int, str], ProcessState]) -> Claim:
-        """Take over the rows of servers on the same address that have gone, in one transaction.
+        """Take over the rows of ended servers on the same address, in one transaction.
 
-        Rows are left alone if their server runs (`state_of` of its pid and birth), if it cannot be
+        Rows are not touched if their server runs (`state_of` its pid and start), if it cannot be
         seen from here (another pid namespace), or if it belongs to another machine.
         """
         with self.engine.begin() as connection:
@@ -116,8 +119,8 @@ class Store:
                 .where(_KERNELS.c.address != owner.address)
             )
             counts: dict[str, int] = {}
-            for address, pid, born in elsewhere:
-                if state_of(pid, born) is ProcessState.GONE:
+            for address, pid, recorded in elsewhere:
+                if state_of(pid, recorded) is ProcessState.GONE:
                     counts[address] = counts.get(address, 0) + 1
         return Claim(
             [KernelRow(**_own(row)) for row in kernels],
@@ -127,15 +130,15 @@ class Store:
         )
 
     def write(self, owner: Owner, rows: Mapping[Key, KernelRow | SessionRow | None]) -> None:
-        """Put rows, or take out those that are None, in one transaction."""
+        """Write rows, and delete those that are None, in one transaction."""
         with self.engine.begin() as connection:
             for kind, (table, id_name) in _TABLES.items():
                 ids = [key[1] for key in rows if key[0] == kind]
                 for start in range(0, len(ids), _CHUNK):
-                    few = ids[start : start + _CHUNK]
-                    connection.execute(delete(table).where(table.c[id_name].in_(few)))
+                    chunk = ids[start : start + _CHUNK]
+                    connection.execute(delete(table).where(table.c[id_name].in_(chunk)))
                 new = [
-                    {**_of(owner), **asdict(row)}
+                    {**_of(owner), **_columns(row)}
                     for key, row in rows.items()
                     if key[0] == kind and row is not None
                 ]
@@ -143,7 +146,7 @@ class Store:
                     connection.execute(insert(table), new)
 
     def close(self) -> None:
-        """Let go of its connections."""
+        """Close its connections."""
         self.engine.dispose()
 
     @staticmethod
@@ -153,7 +156,7 @@ class Store:
         owner: Owner,
         state_of: Callable[[int, str], ProcessState],
     ) -> tuple[list[RowMapping], int]:
-        """Return the rows that were taken over, and the number of those with a hidden owner."""
+        """Return the rows that were taken over, and the number of rows with a hidden owner."""
         ours = select(table).where(
             table.c.address == owner.address, table.c.hostname == owner.hostname
         )
@@ -161,17 +164,17 @@ class Store:
         claimed: list[RowMapping] = []
         hidden = 0
         for row in connection.execute(ours).mappings().all():
-            pid, born = row["owner_pid"], row["owner_birth"]
-            state = state_of(pid, born)
+            pid, recorded = row["owner_pid"], row["owner_birth"]
+            state = state_of(pid, recorded)
             if state is not ProcessState.GONE:
                 hidden += state is ProcessState.HIDDEN
                 continue
-            # Where two start at once, one of them finds the owner changed.
+            # If two servers start at once, one of them finds that the owner has changed.
             taken = connection.execute(
                 update(table)
                 .where(id_column == row[id_column.name])
-                .where(table.c.owner_pid == pid, table.c.owner_birth == born)
-                .values(owner_pid=owner.pid, owner_birth=owner.birth)
+                .where(table.c.owner_pid == pid, table.c.owner_birth == recorded)
+                .values(owner_pid=owner.pid, owner_birth=owner.start_id)
             )
             if taken.rowcount:
                 claimed.append(row)
@@ -179,19 +182,19 @@ class Store:
 
 
 def _engine(url: str | Path) -> Engine:
-    # Parameters hold keys: no error may show them.
+    # Parameters contain keys: no error may show them.
     if not isinstance(url, Path):
-        # Who has been idle for hours may find its connection cut.
+        # The connection may have been cut after hours without use.
         return create_engine(url, hide_parameters=True, pool_pre_ping=True)
     engine = create_engine(
         URL.create("sqlite", database=str(url)),
         hide_parameters=True,
-        # A connection a transaction: who has put another file in this one's place is noticed.
+        # One connection per transaction: so it is noticed if the file was replaced.
         poolclass=NullPool,
         connect_args={"timeout": _BUSY_SECONDS},
     )
 
-    # As SQLAlchemy's documentation has it: the driver would begin transactions too late.
+    # As in SQLAlchemy's documentation: the driver begins transactions too late.
     @event.listens_for(engine, "connect")
     def on_connect(connection: Any, _: Any) -> None:
         connection.isolation_level = None
@@ -221,11 +224,16 @@ def _of(owner: Owner) -> dict[str, Any]:
         "address": owner.address,
         "hostname": owner.hostname,
         "owner_pid": owner.pid,
-        "owner_birth": owner.birth,
+        "owner_birth": owner.start_id,
     }
 
 
+def _columns(row: KernelRow | SessionRow) -> dict[str, Any]:
+    """Return the fields of a row by the names of their columns."""
+    return {_COLUMNS.get(name, name): value for name, value in asdict(row).items()}
+
+
 def _own(row: RowMapping) -> dict[str, Any]:
-    """A record's fields: the row without whom it belongs to."""
+    """Return the fields of a row by their names, without those of the owner."""
     owner: Collection[str] = {name for name, _ in _OWNER}
-    return {name: value for name, value in row.items() if name not in owner}
+    return {_FIELDS.get(name, name): value for name, value in row.items() if name not in owner}

@@ -1,8 +1,9 @@
-"""What the registry is to hold, and the task that sees to it.
+"""Writes the rows of one server to the registry, in the background.
 
-The rows that ought to be there are kept here; those that changed are written in the background,
-one transaction at a time. So nobody waits for a registry that fails, nothing is written out of
-order, and once it works again all rows are there. Bounded by the number of kernels and sessions.
+The rows that the registry should contain are kept in memory; changed rows are written one
+transaction at a time. So nobody waits for a registry that fails, nothing is written out of order,
+and all rows are there once the registry works again. Memory is bounded by the number of kernels
+and sessions.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from kbridge.kernels.tasks import spawn
 __all__ = ["RegistryWriter"]
 
 _Row = KernelRow | SessionRow
-_PATIENCE: Final = 5.0  # a locked SQLite file is waited for 2 s; other databases may never answer
+_TIMEOUT: Final = 5.0  # a locked SQLite file is waited for 2 s; other databases may never answer
 
 
 class RegistryWriter:
@@ -29,15 +30,15 @@ class RegistryWriter:
     Parameters
     ----------
     registry : Registry, optional
-        Where they are written; without one, nothing happens here.
+        The registry to write to. Without one, nothing is written.
     owner : Owner, optional
-        Whose they are.
+        The server that the rows belong to.
     log : logging.Logger
-        Where it is said that they cannot be written.
+        The logger for errors of the registry.
     retry : float
-        Seconds between two attempts to write what could not be written.
-    patience : float
-        Seconds that anybody waits for a write.
+        Seconds between two attempts after an error.
+    timeout : float
+        Maximum number of seconds that a caller waits for a write.
     """
 
     def __init__(
@@ -47,28 +48,28 @@ class RegistryWriter:
         *,
         log: logging.Logger | logging.LoggerAdapter[logging.Logger] | None = None,
         retry: float = 1.0,
-        patience: float = _PATIENCE,
+        timeout: float = _TIMEOUT,
     ) -> None:
         self._registry = registry
         self._owner = owner or Owner("", "", 0, "")
         self._log: Any = log or logging.getLogger("kbridge.kernels")
         self._retry = retry
-        self._patience = patience
+        self._timeout = timeout
         self._rows: dict[tuple[str, str], _Row] = {}
         self._dirty: set[tuple[str, str]] = set()
         self._batch: set[tuple[str, str]] = set()  # being written now
         self._writer: asyncio.Task[None] | None = None
-        self._news = asyncio.Event()
+        self._progress = asyncio.Event()
         self._failing = False
         self._closing = asyncio.Event()
 
     @property
     def enabled(self) -> bool:
-        """Whether there is a registry."""
+        """True if there is a registry."""
         return self._registry is not None
 
     async def open(self) -> Claim:
-        """Take over what the server before this one left.
+        """Take over the rows of the server that ran before this one.
 
         Raises
         ------
@@ -83,7 +84,7 @@ class RegistryWriter:
         self._rows |= {("session", row.session_id): row for row in claim.sessions}
         for address, count in claim.elsewhere.items():
             self._log.info(
-                "%d kernel(s) of a server that has gone wait in %s for the next one on %s",
+                "%d kernel(s) of an ended server wait in %s for the next server on %s",
                 count,
                 self._registry.name,
                 address,
@@ -100,55 +101,58 @@ class RegistryWriter:
         return claim
 
     def put_kernel(self, record: KernelRow) -> None:
-        """Have a kernel stand there as this says."""
+        """Write the row of a kernel."""
         self._put(("kernel", record.kernel_id), record)
 
     def drop_kernel(self, kernel_id: str) -> None:
-        """Have it stand there no more; no error where it does not."""
+        """Delete the row of a kernel, if there is one."""
         self._drop(("kernel", kernel_id))
 
     def has_kernel(self, kernel_id: str) -> bool:
-        """Whether it stands there, or is to."""
+        """Return True if there is a row of the kernel, written or not."""
         return ("kernel", kernel_id) in self._rows
 
     def put_session(self, record: SessionRow) -> None:
-        """Have a session stand there as this says."""
+        """Write the row of a session."""
         self._put(("session", record.session_id), record)
 
     def drop_session(self, session_id: str) -> None:
-        """Have it stand there no more; no error where it does not."""
+        """Delete the row of a session, if there is one."""
         self._drop(("session", session_id))
 
     async def settled(self) -> bool:
-        """Wait until everything is written; False if it cannot be now."""
+        """Wait until all rows are written; return False if they cannot be written now."""
         try:
-            async with asyncio.timeout(self._patience):
+            async with asyncio.timeout(self._timeout):
                 while self._writer is not None and not self._failing:
-                    await self._news.wait()
+                    await self._progress.wait()
         except TimeoutError:
-            self._fails(f"The registry has not answered for {self._patience:g} s")
+            self._report(f"The registry has not answered for {self._timeout:g} s")
         return not (self._dirty or self._batch)
 
     async def aclose(self) -> None:
-        """Write what there is to write, or say what could not be; may be called twice."""
+        """Write the remaining rows, or log that they could not be written. May be called twice."""
         self._closing.set()
         if self._writer is not None:
-            await asyncio.wait({self._writer}, timeout=self._patience)
+            await asyncio.wait({self._writer}, timeout=self._timeout)
         if unwritten := self._dirty | self._batch:
             self._log.error(
-                "%d change(s) could not be written to the registry in the end", len(unwritten)
+                "%d change(s) could not be written to the registry before the server ended",
+                len(unwritten),
             )
             self._dirty.clear()
         if self._registry is not None:
             self._registry.close()
 
-    def statistics(self) -> dict[str, Any]:
-        """Rows, those yet to be written, and whether writing fails."""
-        return {
-            "rows": len(self._rows),
-            "unwritten": len(self._dirty | self._batch),
-            "failing": self._failing,
-        }
+    @property
+    def unwritten(self) -> int:
+        """The number of changed rows that are not written yet."""
+        return len(self._dirty | self._batch)
+
+    @property
+    def failing(self) -> bool:
+        """True if the last attempt to write failed."""
+        return self._failing
 
     def _put(self, key: tuple[str, str], row: _Row) -> None:
         if self._registry is not None and self._rows.get(key) != row:
@@ -173,7 +177,7 @@ class RegistryWriter:
                 try:
                     await asyncio.to_thread(self._registry.write, self._owner, rows)
                 except RegistryError as error:
-                    # All of it: the file may have been put away, and another be in its place.
+                    # All rows: the file may have been replaced by another one.
                     self._dirty |= self._batch | self._rows.keys()
                     self._batch = set()
                     if not await self._wait_after(error):
@@ -181,18 +185,18 @@ class RegistryWriter:
                 else:
                     self._batch = set()
                     if self._failing:
-                        self._log.warning("The registry is written to again, nothing is missing")
+                        self._log.warning("The registry can be written again; nothing is missing")
                     self._failing = False
-                    self._tell()
+                    self._notify()
         finally:
             self._dirty |= self._batch
             self._batch = set()
             self._writer = None
-            self._tell()
+            self._notify()
 
     async def _wait_after(self, error: RegistryError) -> bool:
-        """Wait after a failure; False if there is no time to try again."""
-        self._fails(str(error))
+        """Wait after an error; return False if there is no time for another attempt."""
+        self._report(str(error))
         if self._closing.is_set():
             return False
         try:
@@ -202,18 +206,18 @@ class RegistryWriter:
             return True
         return True
 
-    def _fails(self, reason: str) -> None:
-        """Say, once, that writing fails; nobody waits for it from now on."""
+    def _report(self, reason: str) -> None:
+        """Log, once, that writing fails; callers do not wait for it from now on."""
         if not self._failing:
             self._log.error(
-                "%s\nKernels are served all the same; those of them that are not written down"
-                " would not be found again after a crash. It is tried again every %g s",
+                "%s\nKernels are served all the same, but kernels that are not recorded will not be"
+                " found after a crash. Trying again every %g s",
                 reason,
                 self._retry,
             )
         self._failing = True
-        self._tell()
+        self._notify()
 
-    def _tell(self) -> None:
-        self._news.set()
-        self._news = asyncio.Event()
+    def _notify(self) -> None:
+        self._progress.set()
+        self._progress = asyncio.Event()

@@ -14,9 +14,9 @@ from kbridge.kernels.lifecycle.processes import (
     EXIT_UNKNOWN,
     AdoptedProcess,
     ProcessState,
-    birth,
-    boot_of,
     find_command,
+    same_boot,
+    start_id,
     state_of,
 )
 from tests.support.require import lack, require
@@ -71,31 +71,31 @@ def way(request, monkeypatch):
 
 def test_a_birth_is_the_same_each_time(way, start):
     process = start()
-    assert birth(process.pid) == birth(process.pid) != ""
-    assert birth(process.pid) != birth(os.getpid())
-    assert boot_of(birth(process.pid))
+    assert start_id(process.pid) == start_id(process.pid) != ""
+    assert start_id(process.pid) != start_id(os.getpid())
+    assert same_boot(start_id(process.pid))
 
 
 def test_who_has_gone_was_never_born(way, start):
     process = start()
     process.kill()
     os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
-    assert birth(process.pid) == "", "a zombie has ended"
+    assert start_id(process.pid) == "", "a zombie has ended"
     process.wait()
-    assert birth(process.pid) == ""
+    assert start_id(process.pid) == ""
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells one boot from another")
 def test_a_birth_of_before_the_machine_was_started():
-    assert not boot_of("another-boot/123")
-    assert boot_of("")
+    assert not same_boot("another-boot/123")
+    assert same_boot("")
 
 
 def test_states(way, start):
     process = start()
-    born = birth(process.pid)
+    born = start_id(process.pid)
     assert state_of(process.pid, born) is ProcessState.RUNNING
-    assert state_of(process.pid, birth(os.getpid())) is ProcessState.GONE
+    assert state_of(process.pid, start_id(os.getpid())) is ProcessState.GONE
     assert state_of(0, born) is ProcessState.GONE
     assert state_of(process.pid, "") is ProcessState.HIDDEN
     process.kill()
@@ -106,7 +106,7 @@ def test_states(way, start):
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux has pid namespaces")
 @pytest.mark.parametrize("first", [True, False], ids=["on the machine", "in a container"])
 def test_what_cannot_be_seen_may_run(monkeypatch, first):
-    boot, here, start = birth(os.getpid()).split("/")
+    boot, here, start = start_id(os.getpid()).split("/")
     there = str(int(here) + 1)
     monkeypatch.setattr(processes, "_FIRST_NAMESPACE", here if first else there)
 
@@ -129,11 +129,11 @@ def test_a_real_pid_namespace(start):
     process = start()
     tell = (
         "import os, sys\n"
-        "from kbridge.kernels.lifecycle.processes import AdoptedProcess, birth, state_of\n"
+        "from kbridge.kernels.lifecycle.processes import AdoptedProcess, start_id, state_of\n"
         "pid, born = int(sys.argv[1]), sys.argv[2]\n"
-        "print(state_of(pid, born).value, birth(os.getpid()) == '', os.getpid())\n"
+        "print(state_of(pid, born).value, start_id(os.getpid()) == '', os.getpid())\n"
     )
-    command = [sys.executable, "-c", tell, str(process.pid), birth(process.pid)]
+    command = [sys.executable, "-c", tell, str(process.pid), start_id(process.pid)]
     for options, blind in ((["--mount-proc"], False), ([], True)):
         done = subprocess.run(
             ["unshare", "--pid", "--fork", *options, *command], capture_output=True, text=True
@@ -145,7 +145,7 @@ def test_a_real_pid_namespace(start):
 
 def test_it_ends_like_a_child(way, start):
     real = start()
-    process = AdoptedProcess(real.pid, birth(real.pid))
+    process = AdoptedProcess(real.pid, start_id(real.pid))
     assert process.poll() is None
     with pytest.raises(TimeoutError):
         process.wait(0.01)
@@ -160,17 +160,17 @@ def test_one_that_our_child_left_behind(way):
         [sys.executable, "-c", FOUNDLING, SLEEP], capture_output=True, text=True, check=True
     )
     pid = int(done.stdout)
-    process = AdoptedProcess(pid, birth(pid))
+    process = AdoptedProcess(pid, start_id(pid))
     assert process.poll() is None
     process.kill()
     assert process.wait(30) == EXIT_UNKNOWN
-    assert birth(pid) == ""
+    assert start_id(pid) == ""
 
 
 def test_a_signal_reaches_what_the_leader_of_a_group_has_started(way, start):
     real = start(FAMILY, start_new_session=True)
     child = psutil.Process(int(real.first))
-    process = AdoptedProcess(real.pid, birth(real.pid))
+    process = AdoptedProcess(real.pid, start_id(real.pid))
     process.kill()
     assert process.wait(30) == EXIT_UNKNOWN
     eventually(
@@ -181,7 +181,7 @@ def test_a_signal_reaches_what_the_leader_of_a_group_has_started(way, start):
 
 def test_a_signal_reaches_nobody_else_of_a_group_that_it_does_not_lead(way, start):
     real = start()  # in the group of these tests
-    process = AdoptedProcess(real.pid, birth(real.pid))
+    process = AdoptedProcess(real.pid, start_id(real.pid))
     process.send_signal(signal.SIGKILL)
     assert process.wait(30) == EXIT_UNKNOWN
 
@@ -189,7 +189,7 @@ def test_a_signal_reaches_nobody_else_of_a_group_that_it_does_not_lead(way, star
 def test_an_id_that_somebody_else_has_now(way, start):
     real = start()
     with pytest.raises(ProcessLookupError):
-        AdoptedProcess(real.pid, birth(os.getpid()))
+        AdoptedProcess(real.pid, start_id(os.getpid()))
     with pytest.raises(ProcessLookupError):
         AdoptedProcess(real.pid, "")
     assert real.poll() is None
@@ -197,7 +197,7 @@ def test_an_id_that_somebody_else_has_now(way, start):
 
 def test_who_has_ended_is_not_signalled(way, start, monkeypatch):
     real = start(start_new_session=True)
-    process = AdoptedProcess(real.pid, birth(real.pid))
+    process = AdoptedProcess(real.pid, start_id(real.pid))
     real.kill()
     real.wait()
 
@@ -217,7 +217,7 @@ def test_no_descriptor_is_left(start):
 
     real = start()
     before = held()
-    process = AdoptedProcess(real.pid, birth(real.pid))
+    process = AdoptedProcess(real.pid, start_id(real.pid))
     assert held() == before + 1
     process.kill()
     process.wait(30)

@@ -16,7 +16,7 @@ import pytest
 from kbridge.errors import KernelNotFound
 from kbridge.kernels.kernel import BridgeKernel
 from kbridge.kernels.lifecycle import descriptors
-from kbridge.kernels.lifecycle.processes import AdoptedProcess, ProcessState, birth
+from kbridge.kernels.lifecycle.processes import AdoptedProcess, ProcessState, start_id
 from kbridge.kernels.registry.models import Owner, decode, encode
 from kbridge.kernels.registry.registry import Registry
 from kbridge.kernels.registry.writer import RegistryWriter
@@ -256,8 +256,8 @@ async def test_a_process_in_another_pid_namespace(lives, spec, caplog):
     kernel, process = first.get_kernel(kernel_id), process_of(first, kernel_id)
     await lives.crash()
     record = lives.records()[kernel_id]
-    boot, _, start = record.birth.split("/")
-    hidden = replace(record, pid=2**22 - 1, birth=f"{boot}/4026539999/{start}")
+    boot, _, start = record.start_id.split("/")
+    hidden = replace(record, pid=2**22 - 1, start_id=f"{boot}/4026539999/{start}")
     lives.rewrite(hidden)
     try:
         second = await lives.next()
@@ -307,7 +307,7 @@ async def test_one_that_was_only_being_started_is_ended(lives, spec, hubs):
     process = psutil.Process(kernel.manager.process.pid)
     await until(lambda: [r.pid for r in lives_records(first)] == [process.pid])
     record = lives_records(first)[0]
-    assert record.standing == "starting"
+    assert record.role == "starting"
     # As if the bridge had died now: its process, and what was written down of it, go on.
     first._writer._closing.set()
     await hubs.close(kernel.kernel_id)
@@ -346,7 +346,7 @@ async def test_who_waited_in_a_pool_waits_again(lives, spec):
     await first._writer.settled()
     await lives.crash()
     before = {record.pid for record in lives.records().values()}
-    assert {r.standing for r in lives.records().values()} == {"pooled"}
+    assert {r.role for r in lives.records().values()} == {"pooled"}
     lives.rewrite(*lives.records().values())
     second = await lives.next(pool={"s": 1})
     assert second.models() == []
@@ -355,7 +355,7 @@ async def test_who_waited_in_a_pool_waits_again(lives, spec):
     kernel_id = await second.start_kernel("s")
     assert process_of(second, kernel_id).pid in before
     [surplus] = before - {process_of(second, kernel_id).pid}
-    await until(lambda: not birth(surplus))
+    await until(lambda: not start_id(surplus))
 
 
 @pytest.mark.parametrize("changed", ["root_dir", "seed_uri", "kernelspec"])
@@ -380,7 +380,7 @@ async def test_who_waits_but_was_made_otherwise_is_ended(lives, spec, hubs, tmp_
         spec("s", env={"NEW": "1"})
     second = await lives.next(pool={"s": 1}, **traits)
     await second.open()
-    await until(lambda: not birth(old))
+    await until(lambda: not start_id(old))
     await until(lambda: second._pool.waiting("s") == 1)
     assert process_of(second, await second.start_kernel("s")).pid != old
 
@@ -554,7 +554,7 @@ async def test_a_provisioner_that_tells_what_cannot_be_written(lives, cluster, c
     manager = await lives.next()
     kernel_id = await manager.start_kernel(cluster)
     assert manager.model(kernel_id)["execution_state"] == "idle"
-    assert f"Kernel {kernel_id} could not be found again" in caplog.text
+    assert f"Kernel {kernel_id} will not be found at the next start" in caplog.text
 
 
 async def test_a_row_that_cannot_be_read(lives, spec, caplog):
@@ -577,8 +577,8 @@ async def test_what_is_written_down(lives, spec):
     manager = await lives.next()
     kernel_id = await manager.start_kernel(spec("s"), env={"KERNEL_A": "a"})
     [record] = lives_records(manager)
-    assert (record.kernel_id, record.kernel_name, record.standing) == (kernel_id, "s", "used")
-    assert record.birth == birth(record.pid) != ""
+    assert (record.kernel_id, record.kernel_name, record.role) == (kernel_id, "s", "used")
+    assert record.start_id == start_id(record.pid) != ""
     details = decode(record.details)
     connection = details["connection"]
     assert connection["key"] == manager.get_kernel(kernel_id).session.key

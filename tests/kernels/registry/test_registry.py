@@ -63,9 +63,9 @@ def everybody_lives(pid, born):
 def kernel(name="k", **fields):
     usual = {
         "kernel_name": "python3",
-        "standing": "used",
+        "role": "used",
         "pid": 7,
-        "birth": "b",
+        "start_id": "b",
         "log_path": "/l",
         "details": encode({"connection": {"key": b"\x00secret"}}),
     }
@@ -98,11 +98,11 @@ def registry(path):
 
 
 def test_what_was_written_is_claimed(registry):
-    put(registry, HERE, kernel(), kernel("other", standing="pooled"), session())
+    put(registry, HERE, kernel(), kernel("other", role="pooled"), session())
     claim = registry.claim(NEXT, nobody_lives)
     assert {k.kernel_id: k for k in claim.kernels} == {
         "k": kernel(),
-        "other": kernel("other", standing="pooled"),
+        "other": kernel("other", role="pooled"),
     }
     assert claim.sessions == [session()]
     assert decode(claim.kernels[0].details)["connection"]["key"] == b"\x00secret"
@@ -114,7 +114,7 @@ def test_what_is_claimed_belongs_to_who_claimed_it(registry):
     third = Owner(NEXT.address, NEXT.hostname, 300, "third")
 
     def one_lives(pid, born):
-        lives = (pid, born) == (NEXT.pid, NEXT.birth)
+        lives = (pid, born) == (NEXT.pid, NEXT.start_id)
         return ProcessState.RUNNING if lives else ProcessState.GONE
 
     found = registry.claim(third, one_lives)
@@ -145,7 +145,7 @@ def test_of_two_that_start_at_once_one_gets_a_kernel(registry, path):
     def meanwhile(pid, born):
         if not found:  # the other one's turn comes when this one's transaction has ended
             found.append(born)
-        return ProcessState.GONE if born == HERE.birth else ProcessState.RUNNING
+        return ProcessState.GONE if born == HERE.start_id else ProcessState.RUNNING
 
     mine = registry.claim(NEXT, meanwhile).kernels
     theirs = other.claim(Owner(NEXT.address, NEXT.hostname, 300, "third"), meanwhile).kernels

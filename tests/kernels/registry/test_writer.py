@@ -1,4 +1,4 @@
-"""The ledger over a registry that fails when it is told to."""
+"""The writer over a registry that fails when it is told to."""
 
 import asyncio
 import os
@@ -7,7 +7,7 @@ import threading
 import pytest
 
 from kbridge.errors import RegistryError
-from kbridge.kernels.lifecycle.processes import ProcessState, birth
+from kbridge.kernels.lifecycle.processes import ProcessState, start_id
 from kbridge.kernels.registry.models import Claim, KernelRow, Owner, SessionRow
 from kbridge.kernels.registry.writer import RegistryWriter
 
@@ -34,7 +34,7 @@ class FakeRegistry:
             raise RegistryError(self.fault)
 
     def claim(self, owner, state_of):
-        assert state_of(os.getpid(), birth(os.getpid())) is ProcessState.RUNNING
+        assert state_of(os.getpid(), start_id(os.getpid())) is ProcessState.RUNNING
         return self.claimed
 
     def write(self, owner, rows):
@@ -63,7 +63,7 @@ def registry():
 
 
 @pytest.fixture
-async def ledger(registry):
+async def writer(registry):
     made = RegistryWriter(registry, ME, retry=0.01)
     yield made
     await made.aclose()
@@ -75,145 +75,146 @@ async def until(condition):
             await asyncio.sleep(0.005)
 
 
-async def test_rows_are_written(ledger, registry):
-    ledger.put_kernel(kernel())
-    ledger.put_session(session())
-    assert await ledger.settled()
+async def test_rows_are_written(writer, registry):
+    writer.put_kernel(kernel())
+    writer.put_session(session())
+    assert await writer.settled()
     assert registry.rows == {("kernel", "k"): kernel(), ("session", "s"): session()}
     assert len(registry.writes) == 1, "in one transaction"
 
 
-async def test_what_is_as_it_was_is_not_written(ledger, registry):
+async def test_what_is_as_it_was_is_not_written(writer, registry):
     for _ in range(3):
-        ledger.put_kernel(kernel())
-        await ledger.settled()
-    ledger.drop_kernel("never was")
-    ledger.drop_session("k")
-    await ledger.settled()
+        writer.put_kernel(kernel())
+        await writer.settled()
+    writer.drop_kernel("never was")
+    writer.drop_session("k")
+    await writer.settled()
     assert len(registry.writes) == 1
 
 
-async def test_rows_are_taken_out(ledger, registry):
-    ledger.put_kernel(kernel())
-    ledger.put_session(session())
-    await ledger.settled()
-    ledger.drop_kernel("k")
-    ledger.drop_session("s")
-    await ledger.settled()
+async def test_rows_are_taken_out(writer, registry):
+    writer.put_kernel(kernel())
+    writer.put_session(session())
+    await writer.settled()
+    writer.drop_kernel("k")
+    writer.drop_session("s")
+    await writer.settled()
     assert registry.rows == {}
 
 
-async def test_only_the_newest_is_written_of_what_changed_meanwhile(ledger, registry):
+async def test_only_the_newest_is_written_of_what_changed_meanwhile(writer, registry):
     registry.may.clear()
     for pid in range(100):
-        ledger.put_kernel(kernel(pid=pid))
+        writer.put_kernel(kernel(pid=pid))
         await asyncio.sleep(0)
     registry.may.set()
-    assert await ledger.settled()
+    assert await writer.settled()
     assert registry.rows["kernel", "k"].pid == 99
     assert len(registry.writes) <= 2
 
 
-async def test_a_fault_is_told_once_and_mended(ledger, registry, caplog):
-    ledger.put_kernel(kernel("before"))
-    await ledger.settled()
+async def test_a_fault_is_told_once_and_mended(writer, registry, caplog):
+    writer.put_kernel(kernel("before"))
+    await writer.settled()
     registry.fault = "the disk is full"
-    ledger.put_kernel(kernel("during"))
-    ledger.drop_session("s")
-    assert not await ledger.settled(), "nobody waits for it"
+    writer.put_kernel(kernel("during"))
+    writer.drop_session("s")
+    assert not await writer.settled(), "nobody waits for it"
     await until(lambda: len(registry.writes) > 5)
     assert caplog.text.count("the disk is full") == 1
-    assert ledger.statistics()["failing"]
+    assert writer.failing
     registry.fault, registry.rows = "", {}
     await until(lambda: len(registry.rows) == 2)
-    assert "written to again" in caplog.text
-    assert await ledger.settled()
-    assert ledger.statistics() == {"rows": 2, "unwritten": 0, "failing": False}
+    assert "can be written again" in caplog.text
+    assert await writer.settled()
+    assert (writer.unwritten, writer.failing) == (0, False)
+    assert len(registry.rows) == 2
 
 
-async def test_each_spell_is_told(ledger, registry, caplog):
+async def test_each_spell_is_told(writer, registry, caplog):
     for number in range(2):
         registry.fault = "locked"
-        ledger.put_kernel(kernel(pid=number))
-        await ledger.settled()
+        writer.put_kernel(kernel(pid=number))
+        await writer.settled()
         registry.fault = ""
-        await until(lambda: not ledger.statistics()["unwritten"])
+        await until(lambda: not writer.unwritten)
     assert caplog.text.count("locked") == 2
 
 
 async def test_nobody_waits_for_one_that_never_answers(registry, caplog):
-    ledger = RegistryWriter(registry, ME, patience=0.01)
+    writer = RegistryWriter(registry, ME, timeout=0.01)
     registry.may.clear()
-    ledger.put_kernel(kernel())
+    writer.put_kernel(kernel())
     async with asyncio.timeout(LOUD):
-        assert not await ledger.settled()
-        assert not await ledger.settled()
+        assert not await writer.settled()
+        assert not await writer.settled()
         assert caplog.text.count("has not answered for 0.01 s") == 1, "told once"
-        await ledger.aclose()
+        await writer.aclose()
     assert "1 change(s) could not be written" in caplog.text
     registry.may.set()
     await until(lambda: registry.rows)
 
 
-async def test_what_was_taken_out_during_a_fault_is_gone_after_it(ledger, registry):
-    ledger.put_kernel(kernel())
-    await ledger.settled()
+async def test_what_was_taken_out_during_a_fault_is_gone_after_it(writer, registry):
+    writer.put_kernel(kernel())
+    await writer.settled()
     registry.fault = "locked"
-    ledger.drop_kernel("k")
-    await ledger.settled()
+    writer.drop_kernel("k")
+    await writer.settled()
     registry.fault = ""
     await until(lambda: not registry.rows)
 
 
 async def test_the_end_writes_what_is_left(registry):
-    ledger = RegistryWriter(registry, ME, retry=3600)
+    writer = RegistryWriter(registry, ME, retry=3600)
     registry.fault = "locked"
-    ledger.put_kernel(kernel())
-    await ledger.settled()
+    writer.put_kernel(kernel())
+    await writer.settled()
     registry.fault = ""
-    await ledger.aclose()
+    await writer.aclose()
     assert registry.rows == {("kernel", "k"): kernel()}
-    await ledger.aclose()
+    await writer.aclose()
     assert registry.closed
 
 
 async def test_the_end_says_what_could_not_be_written(registry, caplog):
-    ledger = RegistryWriter(registry, ME, retry=3600)
+    writer = RegistryWriter(registry, ME, retry=3600)
     registry.fault = "locked"
-    ledger.put_kernel(kernel())
-    await ledger.settled()
-    await ledger.aclose()
+    writer.put_kernel(kernel())
+    await writer.settled()
+    await writer.aclose()
     assert "1 change(s) could not be written" in caplog.text
 
 
-async def test_what_is_claimed_is_known(ledger, registry, caplog):
+async def test_what_is_claimed_is_known(writer, registry, caplog):
     caplog.set_level("INFO")
     registry.claimed = Claim([kernel()], [session()], {"127.0.0.1:9999/": 3})
-    claim = await ledger.open()
+    claim = await writer.open()
     assert (claim.kernels, claim.sessions) == ([kernel()], [session()])
     assert "3 kernel(s)" in caplog.text
     assert "127.0.0.1:9999/" in caplog.text
-    ledger.put_kernel(kernel())
-    await ledger.settled()
+    writer.put_kernel(kernel())
+    await writer.settled()
     assert registry.writes == []
-    ledger.drop_kernel("k")
-    await ledger.settled()
+    writer.drop_kernel("k")
+    await writer.settled()
     assert registry.writes == [{("kernel", "k"): None}]
 
 
-async def test_a_registry_that_cannot_be_used_is_an_error_at_the_start(ledger, registry):
+async def test_a_registry_that_cannot_be_used_is_an_error_at_the_start(writer, registry):
     registry.fault = "not a database"
     with pytest.raises(RegistryError, match="not a database"):
-        await ledger.open()
+        await writer.open()
 
 
 async def test_without_a_registry_nothing_happens():
-    ledger = RegistryWriter()
-    assert not ledger.enabled
-    assert (await ledger.open()).kernels == []
-    ledger.put_kernel(kernel())
-    ledger.put_session(session())
-    ledger.drop_kernel("k")
-    assert await ledger.settled()
-    assert ledger.statistics()["rows"] == 0
-    await ledger.aclose()
+    writer = RegistryWriter()
+    assert not writer.enabled
+    assert (await writer.open()).kernels == []
+    writer.put_kernel(kernel())
+    writer.put_session(session())
+    writer.drop_kernel("k")
+    assert await writer.settled()
+    assert not writer.has_kernel("k")
+    await writer.aclose()

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from kbridge.kernels.lifecycle.processes import birth, signal_process
+from kbridge.kernels.lifecycle.processes import signal_process, start_id
 from kbridge.server.cli.commands import end_server, is_near
 from kbridge.server.runtime_file import Place, running_servers
 from tests.support.require import require
@@ -43,7 +43,7 @@ def info(pid: int, born: str, place: Place | None = HERE, **more: Any) -> dict[s
 
 
 def test_a_server_that_does_not_answer_gets_a_signal(process: "subprocess.Popen[str]") -> None:
-    assert end_server(info(process.pid, birth(process.pid)), HERE) == ""
+    assert end_server(info(process.pid, start_id(process.pid)), HERE) == ""
     assert process.wait(TIMEOUT) == -signal.SIGTERM
 
 
@@ -51,11 +51,11 @@ def test_a_process_that_has_the_id_of_a_dead_server_gets_none(
     process: "subprocess.Popen[str]",
 ) -> None:
     """SIGTERM used to go to whatever process had the number."""
-    born = birth(process.pid) + "0"
+    born = start_id(process.pid) + "0"
     assert end_server(info(process.pid, born), HERE) == "", "the server has ended"
     with pytest.raises(ProcessLookupError):
         signal_process(process.pid, born, signal.SIGTERM)
-    signal_process(process.pid, birth(process.pid), 0)  # it would be a zombie, and unborn
+    signal_process(process.pid, start_id(process.pid), 0)  # it would be a zombie, and unborn
 
 
 def test_a_process_of_another_container_or_machine_gets_none(
@@ -66,8 +66,8 @@ def test_a_process_of_another_container_or_machine_gets_none(
         assert part in problem
     assert "secret" not in problem
     assert "cannot be seen" in end_server(info(process.pid, "", HERE), HERE)
-    assert "too old to tell" in end_server(info(process.pid, birth(process.pid), None), HERE)
-    signal_process(process.pid, birth(process.pid), 0)
+    assert "too old to tell" in end_server(info(process.pid, start_id(process.pid), None), HERE)
+    signal_process(process.pid, start_id(process.pid), 0)
 
 
 def test_no_token_is_sent_to_what_listens_here_on_the_port_of_a_server_elsewhere() -> None:
