@@ -211,8 +211,9 @@ class PersistentKernel(ConnectionFileMethods, AsyncKernelManager):
     def _restore(self, row: KernelRow, details: Mapping[str, Any], env: Mapping[str, str]) -> None:
         self.role = KernelRole(row.role)
         self.independent = True
-        # An earlier version recorded one identity.
-        self.identities = details.get("identities") or [details["identity"]]
+        # An earlier version recorded one identity. A kernel that was starting may have none.
+        old = [details["identity"]] if "identity" in details else []
+        self.identities = details.get("identities") or old
         self.pool_fingerprint = details["ahead"]
         self.connection_file = details["connection_file"]
         self._connection_file_written = True

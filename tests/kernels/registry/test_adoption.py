@@ -298,7 +298,8 @@ async def test_a_process_that_was_not_written_down_in_time(lives, spec, hubs):
         new.wait()
 
 
-async def test_one_that_was_only_being_started_is_ended(lives, spec, hubs):
+@pytest.mark.parametrize("pid_recorded", [True, False])
+async def test_one_that_was_only_being_started_is_ended(lives, spec, hubs, pid_recorded):
     hubs.ready = False
     first = await lives.next()
     start = asyncio.ensure_future(first.start_kernel(spec("s")))
@@ -316,6 +317,9 @@ async def test_one_that_was_only_being_started_is_ended(lives, spec, hubs):
     await asyncio.gather(start, return_exceptions=True)
     hubs.ready = True
     await lives.crash()
+    if not pid_recorded:  # the server died between the start of the process and its record
+        details = encode(decode(record.details) | {"identities": []})
+        record = replace(record, pid=0, start_id="", details=details)
     lives.rewrite(record)
     second = await lives.next()
     assert second.models() == []
