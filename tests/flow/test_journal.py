@@ -62,6 +62,31 @@ def test_a_stretch_ends_with_the_frame_that_reaches_the_bound() -> None:
     assert stretch.end == Place(3, 3, 30)
 
 
+def test_spare_memory_extends_the_limit_until_it_is_taken_back() -> None:
+    journal = Journal(100, 100)
+    journal.spare = 50
+    for i in range(15):
+        journal.append(b"%010d" % i)
+    assert (journal.nbytes, journal.spare, journal.forgotten) == (150, 50, 0)
+    journal.append(b"%010d" % 15)
+    assert (journal.nbytes, journal.forgotten) == (150, 1)
+    journal.spare = 0
+    assert (journal.nbytes, journal.forgotten) == (100, 6)
+
+
+def test_a_read_of_retained_frames_ends_before_the_horizon() -> None:
+    journal = Journal(100, 0)
+    for i in range(3):
+        journal.append(b"state-%04d" % i, state=True)
+    for i in range(10):
+        journal.append(b"%010d" % i)
+    assert journal.first_seq > 3
+    stretch = journal.read(Place(0, 0, 0), ALL, horizon=1)
+    assert stretch is not None
+    assert (stretch.frames, stretch.end) == ([b"state-0000"], Place(1, 1, 10))
+    assert journal.read(stretch.end, ALL, horizon=1) is None
+
+
 def test_history_is_kept_once_everybody_has_passed() -> None:
     journal = Journal(1000, 50)
     for i in range(30):
