@@ -195,7 +195,7 @@ def python_texts(path: str, source: str) -> Iterator[Text]:
     yield from _comments(path, source, allowed)
     for string in _messages(tree, docstrings, strict=not path.startswith("tests/")):
         text = _string(string)
-        if len(re.findall(r"[A-Za-z]{2,}", text)) >= 4 and " " in text and "</" not in text:
+        if len(re.findall(r"[A-Za-z]{2,}", text)) >= 4 and not re.search(r"</|\(\?|\\[bsw]", text):
             lines = range(string.lineno, (string.end_lineno or string.lineno) + 1)
             permitted = frozenset[str]().union(*(allowed.get(n, ()) for n in lines))
             for part in re.split(r"\n\s*\n", text):
