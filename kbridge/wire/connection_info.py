@@ -150,7 +150,7 @@ def _bytes(info: Mapping[str, Any], name: str) -> bytes:
     value = info.get(name) or b""
     try:
         return value.encode() if isinstance(value, str) else bytes(memoryview(value))
-    except (TypeError, UnicodeEncodeError):  # whose text may contain the key
+    except (TypeError, UnicodeEncodeError):  # its text may contain the key
         raise InvalidConnectionInfo(
             f"{name} in the connection info is neither valid text nor bytes"
         ) from None

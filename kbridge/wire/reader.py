@@ -99,8 +99,8 @@ class FrameReader:
     def __init__(self, max_size: int, unmask: Callable[[bytes, bytes], bytes] = unmask) -> None:
         self._max_size = max_size
         self._unmask = unmask
-        # Slices of bytes cost half of those of a bytearray. What `next` leaves of a buffer is less
-        # than a header or a control frame, so that joining it with the next bytes is cheap.
+        # Slices of bytes cost half of those of a bytearray. The rest of a buffer after `next` is
+        # less than a header or a control frame, so that joining it with the next bytes is cheap.
         self._buffer = b""
         self._at = 0  # the place of the next frame in `_buffer`
         self._message: _Message | None = None  # the incomplete message

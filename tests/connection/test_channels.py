@@ -1,4 +1,4 @@
-"""The class of seeds 003 and 004: every public name, over a hub whose kernel is a twin."""
+"""The class of seeds 003 and 004: all public names, over a hub with a kernel in memory."""
 
 import asyncio
 import inspect
@@ -67,7 +67,7 @@ class Kernel(Configurable):
 
 
 class Handler(WebSocketHandler):
-    """A websocket whose other end is a socket of the test's."""
+    """A websocket whose other end is a socket in the test."""
 
     def __init__(self, hubs: Any, query: str = "") -> None:
         request = HTTPServerRequest(
@@ -94,7 +94,7 @@ class Handler(WebSocketHandler):
         return self.stream.write(frame(raw, BINARY if binary else TEXT))
 
     def written(self) -> list[tuple[int, bytes]]:
-        """The frames that came out at the other end; small ones do so at once."""
+        """Return the frames at the other end; small ones arrive immediately."""
         try:
             return frames_of(self.peer.recv(1 << 20))
         except BlockingIOError:
@@ -105,7 +105,7 @@ class Handler(WebSocketHandler):
 
 
 class House:
-    """Everything that stands around a connection."""
+    """The objects that a connection needs."""
 
     def __init__(self) -> None:
         self.hubs = HubTable(HubSettings(limit_rate=False), link=MemoryKernel)
@@ -706,7 +706,7 @@ async def test_kernel_info_is_asked_for_and_kept_from_clients(house) -> None:
     house.prove()
     asked = made.request_kernel_info()
     async with asyncio.timeout(5):
-        await asyncio.sleep(0)  # the task's first turn
+        await asyncio.sleep(0)  # the first step of the task
         (request,) = house.sent()
         assert request.msg_type == "kernel_info_request"
         info = {"status": "ok", "protocol_version": "5.3"}
@@ -731,7 +731,7 @@ async def test_kernel_info_is_waited_for_as_long_as_the_setting_says(house) -> N
 
 
 class Particular(ZMQChannelsWebsocketConnection):
-    """One that can only be made as a server makes it."""
+    """A message that only the server can build."""
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)

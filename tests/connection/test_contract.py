@@ -1,8 +1,8 @@
-"""Seeds 003 and 004 to the letter: names, signatures, traits and functions against the peer's.
+"""The contract of seeds 003 and 004: names, signatures, traits and functions, compared with the
+peer.
 
-The checks are functions of two classes, so that other classes that claim the contract can be held
-to it too. Where ours may be wider than the peer's (more parameters, more types accepted), it may
-not be narrower.
+The checks take two classes, so that they can be applied to other implementations of the contract.
+An implementation may accept more than the peer (parameters, types), but not less.
 """
 
 import asyncio
@@ -69,7 +69,7 @@ def methods(theirs: type) -> list[str]:
 
 
 def function(cls: type, name: str) -> Any:
-    """A method, with what traitlets and `classmethod` put around it taken off."""
+    """Return a method without the wrappers of traitlets and `classmethod` objects."""
     found = inspect.getattr_static(cls, name)
     # traitlets' `@default` keeps what it decorates under `this_class`'s attribute.
     return getattr(found, "__func__", None) or getattr(found, "func", None) or found
@@ -274,7 +274,7 @@ def test_what_is_written_for_jupyter_servers_class_applies(section, name, value)
     for cls in (channels.ZMQChannelsWebsocketConnection, CLASSES["channels"][1]):
 
         class Mine(cls):  # type: ignore[misc, valid-type]
-            """A subclass of somebody's, whose parents' sections apply to it."""
+            """A subclass, to which the config sections of its parents apply."""
 
         assert getattr(cls(config=config), name) == value
         assert getattr(Mine(config=config), name) == value
@@ -342,7 +342,7 @@ def test_v1_frames_of_any_number_of_parts_are_the_same(parts, channel) -> None:
 
 @given(MESSAGES, CHANNELS)
 def test_v1_frames_of_packed_dicts_are_the_same(msg, channel) -> None:
-    """Without buffers: the peer forgets those of a dict."""
+    """Without buffers, because the peer drops those of a dict."""
     pack = Session().pack
     msg["buffers"] = []
     frame = base.serialize_msg_to_ws_v1(msg, channel, pack)
@@ -366,11 +366,11 @@ def test_harmed_bytes_are_refused_or_read_as_the_peer_reads_them(data) -> None:
                 harmed[at] ^= 1 << data.draw(st.integers(0, 7))
         ours = _outcome(getattr(base, name), bytes(harmed))
         if isinstance(ours, Exception):
-            # The peer is not asked: of a count that is harmed it would make a list of any length.
+            # The peer is not called: with a corrupted count it would create a list of any length.
             assert isinstance(ours, MalformedFrame), f"{ours!r} of {bytes(harmed)!r}"
             continue
         theirs = _outcome(getattr(peer_base, name), bytes(harmed))
-        if not isinstance(theirs, KeyError):  # a message without a header, which is seen later
+        if not isinstance(theirs, KeyError):  # a message without a header, which is detected later
             assert ours == theirs
 
 

@@ -27,7 +27,7 @@ def stream(text: str) -> Message:
 
 
 class Desk:
-    """A websocket behind hooks, and a connection that writes what it is given."""
+    """A websocket behind hooks, and a connection that writes each message."""
 
     def __init__(self) -> None:
         self.link = MemoryClient()
@@ -97,7 +97,7 @@ def test_it_is_closed_as_its_websocket_is(desk) -> None:
 
 
 async def test_a_slow_hook_leaves_others_their_turn(monkeypatch) -> None:
-    monkeypatch.setattr(hooks, "_TURN", -1.0)  # it is over when it is looked at first
+    monkeypatch.setattr(hooks, "_TURN", -1.0)  # it has ended before the first check
     desk = Desk()
     told = asyncio.Event()
     desk.client.on_writable = told.set
@@ -123,8 +123,8 @@ async def test_what_waits_for_its_turn_is_dropped_with_the_websocket(monkeypatch
 
 
 async def test_behind_hooks_a_flood_waits_in_the_journal(monkeypatch) -> None:
-    """Nothing more is handed over while the last batch is not written."""
-    monkeypatch.setattr(hooks, "_TURN", math.inf)  # or a slow machine hands over in several turns
+    """No message is passed on while the last batch is not written."""
+    monkeypatch.setattr(hooks, "_TURN", math.inf)  # a slow machine would need several turns
     rig, desk = Rig(HubSettings(limit_rate=False)), Desk()
     rig.prove()
     attachment = rig.hub.attach(desk.client, V1, "s", verbatim=True)
@@ -174,7 +174,7 @@ def test_a_method_that_was_set_on_the_instance_counts() -> None:
 
 
 class Slow(Desk):
-    """A connection whose hook is a coroutine: it writes when it is let go on."""
+    """A connection whose hook is a coroutine, which writes when the test continues it."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""The four functions of seed 003: Jupyter Server's of the same names are the oracle."""
+"""The four functions of seed 003, with those of Jupyter Server as the oracle."""
 
 import copy
 import json
@@ -97,7 +97,7 @@ def test_v1_frames_are_those_of_jupyter_server(msg, channel) -> None:
 
 
 def test_a_dict_keeps_its_buffers_and_needs_no_pack() -> None:
-    """Jupyter Server's drops the buffers of a dict, and fails without `pack`."""
+    """Jupyter Server drops the buffers of a dict, and fails without `pack`."""
     msg = message(b"\x00", b"", text="ü")
     channel, parts = messages.deserialize_msg_from_ws_v1(
         messages.serialize_msg_to_ws_v1(msg, "iopub")
@@ -138,7 +138,7 @@ MALFORMED_BINARY = {
     "UTF-16": words("!I", 1, 8) + '{"header":{}}'.encode("utf-16-le"),
     "no object": words("!I", 1, 8) + b"[]",
     "too deep": words("!I", 1, 8) + b"[" * 200_000,
-    # Python 3.12 and newer read deeper JSON than Python code may recurse.
+    # Python 3.12 and newer parse JSON that is deeper than the recursion limit.
     "a header too deep": words("!I", 1, 8) + b'{"header": ' + DEEP * b"[" + DEEP * b"]" + b"}",
     "a date that is none": words("!I", 1, 8) + b'{"header": {"date": "2030-13-45T99:99:99Z"}}',
 }

@@ -48,7 +48,7 @@ class StoppedClock(Clock):
 
 
 def frames_of(data: bytes) -> list[tuple[int, bytes]]:
-    """The websocket frames in a stretch of bytes, pings aside: opcodes and payloads."""
+    """Return opcode and payload of the websocket frames in some bytes, without pings."""
     found, at = [], 0
     while at < len(data):
         opcode, size = data[at] & 0x0F, data[at + 1]
@@ -65,7 +65,7 @@ def frames_of(data: bytes) -> list[tuple[int, bytes]]:
 
 
 class Peer(MemoryClient):
-    """A websocket whose peer answers pings, unless it is told to keep silent."""
+    """A websocket whose peer answers pings unless it is silent."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -95,14 +95,14 @@ class Peer(MemoryClient):
 
 
 class Rig:
-    """A hub, the kernel's side of it, and as many clients as are asked for."""
+    """A hub, its kernel, and any number of clients."""
 
     def __init__(self, settings: HubSettings, *, adopted: bool = False) -> None:
         self.clock = StoppedClock()
         self.kernels: list[MemoryKernel] = []
         self.events: list[KernelEvents] = []
         self.signer = Signer(KEY)
-        self.process = "the-kernel"  # its session; another process has another
+        self.process = "the-kernel"  # its session; another process has another one
         self.environment = HubEnvironment(link=self._link, clock=self.clock)
         self.hub = self.open(settings, former=() if adopted else None)
 
@@ -113,7 +113,7 @@ class Rig:
         allowance: Allowance | None = None,
         former: Sequence[bytes] | None = None,
     ) -> Hub:
-        """Another hub on the links and the clock of this rig."""
+        """Create another hub with the links and the clock of this rig."""
         environment = replace(self.environment, allowance=allowance)
         return Hub("a-kernel", INFO, settings, environment=environment, former=former)
 
@@ -134,11 +134,11 @@ class Rig:
     # The timers of a hub use the clock of the event loop: these methods fire them at once.
 
     def fire_nudge_timer(self, hub: Hub | None = None) -> None:
-        """Let the nudge decide what to do next."""
+        """Let the nudge decide the next action."""
         (hub or self.hub)._kernel._nudge._poll()
 
     def fire_recovery_timer(self, hub: Hub | None = None) -> None:
-        """Make the replies that are due."""
+        """Build the replies that are due."""
         (hub or self.hub)._kernel._recovery.check()
 
     @property
@@ -163,7 +163,7 @@ class Rig:
         return self.hub._broadcaster._delivery._pace_timer is not None
 
     def fire_pace_timer(self) -> None:
-        """Let the output go that may go now."""
+        """Release the output that is due."""
         delivery = self.hub._broadcaster._delivery
         if delivery._pace_timer is not None:
             delivery._pace_timer.cancel()
@@ -203,7 +203,7 @@ class Rig:
         )
 
     def say(self, *messages: Message) -> None:
-        """Let the kernel say something, all on the channel of the first."""
+        """Send messages from the kernel, all on the channel of the first."""
         self.kernel.say(messages[0].channel, *(serialize(m, self.signer) for m in messages))
 
     def stream(self, text: str, parent: bytes = b"{}") -> Message:
@@ -213,7 +213,7 @@ class Rig:
         return self.message(Channel.SHELL, msg_type, content)
 
     def prove(self, protocol: Any = "5.3") -> None:
-        """Answer the latest probe on control, and say so on iopub."""
+        """Answer the latest probe on control and on iopub."""
         self.kernel.connect()
         probe = next(p for p in reversed(self.probes()) if p.channel is Channel.CONTROL)
         info = {"protocol_version": protocol, "status": "ok"}
@@ -233,7 +233,7 @@ class Rig:
 
 
 def texts(client: MemoryClient) -> list[str]:
-    """The stream texts that a v1 client was sent."""
+    """Return the stream texts that a v1 client received."""
     return [json.loads(m.content)["text"] for m in received(client) if m.msg_type == "stream"]
 
 

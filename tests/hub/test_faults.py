@@ -1,4 +1,4 @@
-"""A hub among kernels and clients that do what they should not, and at the worst time."""
+"""A hub with faulty kernels and clients."""
 
 import json
 
@@ -76,7 +76,7 @@ async def test_a_client_that_has_caught_up_hears_the_next_word_at_once(rig) -> N
 
 @pytest.mark.parametrize("how", ["resume", "detach"])
 async def test_the_journal_shrinks_when_the_last_laggard_is_done(make_rig, how) -> None:
-    """A kernel that says no more must not keep what nobody is owed."""
+    """A silent kernel must not retain frames that no client needs."""
     rig = make_rig(history_limit=1000)
     rig.prove()
     client, attached = rig.attach()

@@ -177,7 +177,7 @@ async def test_a_full_kernel_makes_its_clients_wait_and_control_passes_by(make_r
 
 
 async def test_no_request_goes_out_before_stdin_has_finished_its_handshake(make_rig) -> None:
-    """A kernel drops an input_request for a peer that is not there, and the cell waits for ever."""
+    """A kernel drops an input_request for an unknown peer, and the cell waits forever."""
     rig = make_rig()
     rig.prove()
     _, attached = rig.attach()
@@ -213,7 +213,7 @@ async def test_a_kernel_that_ignores_our_sockets_gets_new_ones(make_rig) -> None
     assert rig.kernel.identity not in (first, b"")
     assert rig.kernel.former == [first]
     assert rig.hub.identities == [first, rig.kernel.identity]
-    # The reply did not arrive: iopub has said what it says.
+    # The reply did not arrive, but iopub had the same information.
     rig.clock.now += GRACE
     rig.fire_recovery_timer()
     [reply] = [m for m in received(client) if m.msg_type == "execute_reply"]
@@ -282,7 +282,7 @@ async def test_without_descriptors_a_hub_goes_on_as_it_is(make_rig, monkeypatch)
 
 
 async def test_a_reply_that_was_lost_with_the_shell_connection_alone_is_made(rig) -> None:
-    """As when one of the tunnels to a kernel's ports breaks."""
+    """For example when one of the tunnels to a kernel breaks."""
     client, attached = rig.attach()
     asked = rig.request(code="1")
     rig.hub.submit(attached, asked)
@@ -587,7 +587,7 @@ async def test_whoever_wants_to_know_is_told_of_what_is_announced(rig) -> None:
     class Listener:
         def on_status(self, status: str) -> None:
             told.append(status)
-            rig.hub.announce(status)  # as a websocket does whose hook says the same
+            rig.hub.announce(status)  # like a websocket whose hook sends the same
 
     (_, one), _ = (rig.attach(name, listener=Listener()) for name in "ab")
     rig.attach("c")
@@ -700,7 +700,7 @@ async def test_a_kernel_that_answers_under_two_sessions_has_not_been_replaced(ma
 
 
 async def test_a_successor_that_answers_no_probe_is_up_when_it_speaks(make_rig) -> None:
-    """Time has run out, so nobody waits for its proof."""
+    """The timeout has passed, so requests do not wait for the proof."""
     rig = make_rig(kernel_info_timeout=60.0)
     rig.prove()
     client, _ = rig.attach()
@@ -716,7 +716,7 @@ async def test_a_successor_that_answers_no_probe_is_up_when_it_speaks(make_rig) 
 
 
 class Observer:
-    """Keeps what it is told; whether the hub was ready each time."""
+    """Records the events, and whether the hub was ready each time."""
 
     def __init__(self, hub: Hub) -> None:
         self.hub = hub
@@ -747,7 +747,7 @@ async def test_whoever_keeps_in_step_is_told_once_a_wakeup(make_rig) -> None:
 
 
 async def test_a_hook_that_comes_back_into_delivery_neither_doubles_nor_swaps(rig) -> None:
-    """A link may run somebody's code in `write`, and that may speak to the hub."""
+    """A link may run user code in `write`, which may call the hub."""
     client, attached = rig.attach()
     honest, _ = rig.attach()
     write, depth = client.write, [0]

@@ -1,4 +1,4 @@
-"""Messages of the bridge's own."""
+"""Messages that the bridge itself sends."""
 
 import json
 from typing import Any

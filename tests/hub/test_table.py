@@ -1,4 +1,4 @@
-"""The hubs of all kernels: one each, found by id, gone when closed."""
+"""The hubs of all kernels: one per kernel, found by id, removed when closed."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""What the tests of sockets have in common: two ends, and somebody who takes what comes."""
+"""Shared code of socket tests: two ends of a connection, and a receiver."""
 
 import asyncio
 import socket

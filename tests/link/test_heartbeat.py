@@ -119,7 +119,7 @@ async def test_what_waits_for_a_heart_that_has_stopped_is_bounded(beating) -> No
     heart.go_on()
     await listener.until(lambda: not listener.heartbeat.lost)
     await listener.after(5)
-    # What was sent over connections that were given up is answered to nobody, if at all.
+    # Answers to pings on closed connections are ignored.
     assert heart.asked - before <= 6 * MISSES
     assert listener.told == ["lost", "found"]
     assert listener.heartbeat.statistics()["waiting"] <= MISSES
@@ -221,7 +221,9 @@ async def test_who_says_more_than_it_was_asked_is_not_listened_to(beating) -> No
     """One ping, a thousand answers: the loop reads no more of them than were owed, and one."""
     heart, listener = beating
     heart.answers = 1000
-    await listener.until(lambda: len(heart.connections) > 3)  # each is given up, and made anew
+    await listener.until(
+        lambda: len(heart.connections) > 3
+    )  # each connection is closed and opened again
     heart.answers = 1
     await listener.after(10)
     assert listener.told == []

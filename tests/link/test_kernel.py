@@ -42,8 +42,8 @@ class Side:
         for channel, kind in TYPES.items():
             socket = self.context.socket(kind)
             socket.linger = 0
-            # A PUB drops what is beyond its limit, and an I/O thread that gets no time lets a test
-            # that sends until something arrives come to that.
+            # A PUB drops messages beyond its limit, which a test that sends until something arrives
+            # reaches if the I/O thread gets no time.
             socket.sndhwm = 0
             if curve is not None:
                 socket.curve_publickey, socket.curve_secretkey = curve
@@ -227,7 +227,7 @@ async def test_a_full_channel_refuses_and_tells_when_there_is_room(side, linked)
             break
     else:
         pytest.fail("a kernel that does not read takes 200 MB")
-    assert link.send(Channel.CONTROL, body(1)), "the other channels have queues of their own"
+    assert link.send(Channel.CONTROL, body(1)), "the other channels have separate queues"
     reading = asyncio.ensure_future(drain_all(side.sockets[Channel.SHELL]))
     await events.until(lambda: "writable shell" in events.news)
     assert link.send(Channel.SHELL, body(2))

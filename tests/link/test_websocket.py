@@ -235,7 +235,7 @@ async def test_who_hangs_up_while_we_linger_is_gone_at_once(server, peer) -> Non
 
 
 async def test_the_peers_own_1009_is_echoed_without_our_reason(server, peer) -> None:
-    """What we sent was too big for it: that is no word about our setting."""
+    """The message to the peer was too large, which is not related to our setting."""
     peer.send_close(1009, "your message is too big")
     assert await peer.close_frame() == (1009, "")
     assert await peer.end() == b""

@@ -19,7 +19,7 @@ async def adopted():
 
 
 def shown(rig: Rig) -> list[tuple[str, str]]:
-    """Type and parent of all messages in the journal; markers by name."""
+    """Return type and parent of all messages in the journal; markers by name."""
     stretch = rig.hub.journal.read(Place(0, 0, 0), 1 << 20)
     messages = [v1.decode(payload(f)) for f in stretch.frames] if stretch else []
     return [
@@ -69,7 +69,7 @@ async def test_a_cell_that_begins_now_gets_none(adopted) -> None:
 
 
 async def test_requests_that_begin_meanwhile_do_not_take_the_marker_away(adopted) -> None:
-    """A page that connects asks the debugger, on control, while the cell is silent."""
+    """A page that connects sends a debugger request on control while the cell is silent."""
     rig, old, debug = adopted, cell("old"), cell("debug")
     rig.say(status(rig, "busy", debug), status(rig, "idle", debug))
     rig.say(output(rig, "stream", old))

@@ -29,7 +29,7 @@ MARKER = re.compile(
 async def until(probe, what: str) -> None:
     try:
         async with asyncio.timeout(TIMEOUT):
-            while not probe():  # noqa: ASYNC110  # timers of the hub's announce themselves to nobody
+            while not probe():  # noqa: ASYNC110 - timers of the hub have no events
                 await asyncio.sleep(0.001)
     except TimeoutError:
         pytest.fail(f"never: {what}")
@@ -40,12 +40,12 @@ def kinds(client: Peer) -> list[str]:
 
 
 def number(rig: Rig, attachment) -> int:
-    """The sequence number, as it is known outside, of the last frame written."""
+    """Return the external sequence number of the last written frame."""
     return rig.ack_origin + attachment.place.seq - 1
 
 
 def behind(rig: Rig, attachment) -> int:
-    """Frames written that are not known to have arrived."""
+    """Return the frames that are written but not acknowledged."""
     return attachment.place.seq - attachment.delivered.seq
 
 
@@ -95,7 +95,7 @@ async def test_when_nothing_more_is_written_the_rest_is_asked_about_a_moment_lat
 
 @pytest.mark.parametrize("dialect", [V1, LEGACY])
 async def test_one_that_cannot_come_back_is_never_pinged_and_holds_nothing(dialect) -> None:
-    """Zed's client, for one, takes a ping between two messages for an error."""
+    """Zed's client treats a ping between two messages as an error."""
     rig = Rig(HubSettings(history_limit=0))
     client, attachment = rig.attach("", dialect, silent=True)
     for i in range(5):
@@ -138,7 +138,7 @@ async def test_a_keepalives_pong_in_place_of_ours_is_asked_about_anew(rig, monke
 
 
 async def test_keepalives_pongs_before_ours_lose_nothing(rig) -> None:
-    """Its ping went out first, so its pong comes first, and then ours, late."""
+    """Its ping was sent first, so its pong arrives first, and the other one late."""
     client, attachment = rig.attach("s", silent=True)
     rig.say(rig.stream("one"))
     first = client.pings.pop()
@@ -292,7 +292,7 @@ async def test_a_replay_of_the_whole_journal_leaves_others_their_turn(make_rig, 
             asyncio.get_running_loop().call_soon(turn)
 
     client, attachment = rig.attach("s", dialect, since="start", silent=True)
-    attachment.set_unresponsive()  # no window of what it must acknowledge
+    attachment.set_unresponsive()  # no window of unacknowledged bytes
     last = len(client.written)
     asyncio.get_running_loop().call_soon(turn)
     assert attachment.place.seq < rig.hub.journal.next_seq
@@ -304,7 +304,7 @@ async def test_a_replay_of_the_whole_journal_leaves_others_their_turn(make_rig, 
 
 
 async def test_readers_of_two_hubs_have_turns_in_turn(make_rig) -> None:
-    """A hub with many readers that are far behind takes no more turns than one with one."""
+    """A hub with many lagging readers takes no more turns than one with a single reader."""
     many, single = (make_rig(history_limit=64 << 20, limit_rate=False) for _ in range(2))
     for rig in (many, single):
         for i in range(1_000):
@@ -362,7 +362,7 @@ async def test_one_that_goes_while_it_waits_for_its_turn_is_left_alone(make_rig)
 
 @pytest.fixture
 def renderings(monkeypatch) -> list[int]:
-    """The frames of each stretch that was joined."""
+    """Record the frames of each stretch that is joined."""
     sizes: list[int] = []
     usual = rendering.coalesce
 
@@ -379,7 +379,7 @@ async def test_readers_that_lag_at_different_places_share_what_they_read_next(
 ) -> None:
     rig = make_rig(limit_rate=False, history_limit=0)
     readers = [rig.attach(f"s{i}") for i in range(16)]
-    for i in range(16 * 40):  # one after the other gets stuck
+    for i in range(16 * 40):  # one after the other stalls
         readers[i // 40][0].stalled = True
         rig.say(rig.stream(f"<{i}>" + "x" * 1000))
     assert len({attachment.place.seq for _, attachment in readers}) > 8
@@ -389,7 +389,7 @@ async def test_readers_that_lag_at_different_places_share_what_they_read_next(
     await caught_up(rig, *(attachment for _, attachment in readers))
     expected = "".join(f"<{i}>" + "x" * 1000 for i in range(16 * 40))
     assert all("".join(texts(client)) == expected for client, _ in readers)
-    # Each its own way to the next boundary, and from there on together.
+    # Each separately to the next boundary, and together from there.
     assert sum(renderings) < 3 * 640, "each for itself has 5,000 to join"
 
 
@@ -411,7 +411,7 @@ async def test_a_private_frame_leaves_the_others_sharing(make_rig, renderings) -
     for client, _ in readers:
         client.resume()
     await caught_up(rig, *(attachment for _, attachment in readers))
-    # Once for those with nothing private, once in pieces for those with a reply.
+    # Once for clients without private frames, once in pieces for those with a reply.
     assert sum(renderings) <= 2 * 44
     for i, (client, _) in enumerate(readers):
         assert "".join(texts(client)) == "start" + "".join(f"<{j}>" for j in range(40))
@@ -955,7 +955,7 @@ async def test_a_question_from_before_this_bridge_is_everybodys_and_comes_once(r
 
 
 async def test_a_question_behind_a_flood_is_asked_again_all_the_same(make_rig, monkeypatch) -> None:
-    """Nothing more comes of a kernel that waits for input: it must not wait for that."""
+    """A kernel that waits for input sends nothing, so the request must not wait for messages."""
     rig = make_rig(limit_rate=True, iopub_msg_rate_limit=10.0, rate_limit_window=1.0)
     rig.prove()
     _, attachment = rig.attach("s")
@@ -1011,7 +1011,7 @@ async def test_all_questions_are_asked_again_of_a_websocket_that_is_full_at_once
 
 
 def calm(rig: Rig) -> list[float]:
-    """Let time pass until nothing is held back; when something was written meanwhile."""
+    """Let time pass until no output is held; return the times of writes."""
     while rig.paced:
         rig.clock.now += 0.05
         rig.fire_pace_timer()
@@ -1134,7 +1134,7 @@ async def test_a_paced_flood_past_the_journals_limit_is_one_marker_a_window_and_
     parent = rig.request().header
     begun, said = rig.clock.now, 0
     sizes: list[int] = []
-    for _ in range(400):  # 20 seconds of five times too much
+    for _ in range(400):  # 20 seconds at five times the limit
         before = rig.hub.journal.appended
         rig.say(rig.stream(f"<{said}>" + "x" * 2000, parent))
         sizes.append(rig.hub.journal.appended - before)
@@ -1186,7 +1186,7 @@ async def test_who_comes_while_output_is_held_gets_it_at_the_same_pace(make_rig)
 
 
 class Seen:
-    """A message as a client sees it."""
+    """A message that a client received."""
 
     def __init__(self, msg: Message) -> None:
         content = json.loads(msg.content)
@@ -1202,7 +1202,7 @@ class Seen:
 
 
 class Wire:
-    """A client behind a network that may break anywhere."""
+    """A client behind a network that may break at any point."""
 
     def __init__(self, rig: Rig, dialect: Dialect) -> None:
         self.rig = rig
@@ -1249,7 +1249,7 @@ class Wire:
         self.peer.stalled = False
 
     def cut(self):
-        """Lose the connection, with all that is on its way; what the server has yet to notice."""
+        """Break the connection and drop data in transit; the server has not noticed it yet."""
         self.peer.closed = True
         return self.attachment
 
@@ -1272,7 +1272,7 @@ def whole_frames(data: bytearray, at: int, stop: int) -> Iterator[tuple[int, int
 
 
 class Story:
-    """A kernel that counts, and one client that is cut off again and again."""
+    """A kernel that counts, and a client whose connection breaks repeatedly."""
 
     def __init__(self, dialect: Dialect, session: str, how: str, **more) -> None:
         self.rig = Rig(HubSettings(**{"limit_rate": False, **more}))
@@ -1306,7 +1306,7 @@ class Story:
                 request = self.wire.submit() if not self.wire.peer.closed else None
                 if request is not None:
                     owed = bool(self.session)
-                    # Without a session nobody can come back as the one that asked.
+                    # Without a session, a client cannot resume.
                     content = {"t": self.token(owed=owed)}
                     rig.say(rig.message(Channel.SHELL, "execute_reply", content, request.header))
             else:
@@ -1325,7 +1325,7 @@ class Story:
             since = wire.seen[-1].msg_id if wire.seen else "start"
         elif self.how == "seq":
             since, seen = wire.pinged or ("start", 0)
-            del wire.seen[seen:]  # it knows no later number, so it takes these for unseen
+            del wire.seen[seen:]  # it knows no later number, so these count as unread
         wire.come(self.session, since)
         if late:
             self.rig.hub.detach(gone)
@@ -1354,7 +1354,7 @@ class Story:
                 self.reconnect(*how)
 
     def finish(self) -> None:
-        """Let all arrive that is owed."""
+        """Deliver all outstanding frames."""
         wire = self.wire
         for _ in range(10_000):
             wire.resume()
@@ -1401,7 +1401,7 @@ LIMITS = st.sampled_from(
 SMALL = (
     (rendering, "CHUNK", 900),
     (delivery, "_JOINED", 700),
-    (delivery, "_TURN", 1 << 40),  # a story is told in one turn of the loop
+    (delivery, "_TURN", 1 << 40),  # a story runs in one turn of the loop
     (delivery, "_AT_ONCE", 1 << 40),
 )
 

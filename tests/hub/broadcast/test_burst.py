@@ -30,20 +30,20 @@ async def rig():
 
 
 def show(rig: Rig, *numbers: int, size: int = MIB // 2) -> None:
-    """Let the kernel show numbered images."""
+    """Send numbered images from the kernel."""
     for n in numbers:
         data = {"image/png": "A" * size, "text/plain": f"{n}"}
         rig.say(rig.message(Channel.IOPUB, "display_data", {"data": data}))
 
 
 def shown(client) -> list[int]:
-    """The numbers of the images that a client was sent."""
+    """Return the numbers of the images that a client received."""
     found = [m for m in received(client) if m.msg_type == "display_data"]
     return [int(m.content.rpartition(b'"text/plain":')[2].strip(b' "}')) for m in found]
 
 
 class Slow(MemoryClient):
-    """Takes one write at a time."""
+    """A client that accepts one write at a time."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -62,20 +62,20 @@ def stalled(rig: Rig, session: str = ""):
 
 
 def read(rig: Rig, client) -> None:
-    """Let a reader have one write."""
+    """Let a reader accept one write."""
     client.read()
     rig.kernel.drain()
 
 
 def wait(rig: Rig, seconds: float) -> None:
-    """Let time pass, with a look at the readers each second."""
+    """Let time pass, and check the readers every second."""
     for step in [1.0] * int(seconds) + [seconds % 1]:
         rig.clock.now += step
         rig.kernel.drain()
 
 
 async def read_all(rig: Rig, client) -> None:
-    """Read on, until all that there is has come."""
+    """Read until everything has arrived."""
     client.resume()
     attachment = next(a for a in rig.hub.cursors if a.link is client)
     async with asyncio.timeout(60):
@@ -132,12 +132,12 @@ async def test_the_journal_shrinks_without_anything_that_happens(rig, monkeypatc
     show(rig, *range(60))
     async with asyncio.timeout(60):
         while rig.hub.journal.nbytes > LIMIT:
-            rig.clock.now += 1  # a timer tells nobody
+            rig.clock.now += 1  # a timer has no effect
             await asyncio.sleep(0)
 
 
 async def test_many_small_messages_are_forgotten_a_part_at_a_time(rig, monkeypatch) -> None:
-    """A gigabyte of them takes seconds, and others have their turn meanwhile."""
+    """A gigabyte takes seconds, and other hubs have their turn in the meantime."""
     monkeypatch.setattr(module, "_AT_ONCE", 500)
     _, attachment = stalled(rig, "a-session")
     for _ in range(40):

@@ -186,7 +186,7 @@ def test_who_comes_back_before_the_old_one_is_known_to_be_dead_goes_on_where_tha
 
 @pytest.mark.parametrize("arrived", [7, 50])
 def test_beside_another_one_starts_behind_what_has_arrived_there(clients, arrived) -> None:
-    """A connection that broke in silence looks like one whose acknowledgement is on its way."""
+    """A connection that broke silently looks like one whose acknowledgement is in transit."""
     reading: Any = attach(clients, "s")
     ack(reading, arrived)
     read(reading, 50)
@@ -250,7 +250,7 @@ def test_one_that_goes_while_who_told_last_is_here_is_not_parked(clients) -> Non
 
 @pytest.fixture
 def reads(monkeypatch) -> list[None]:
-    """One item for each time that the place of some client is looked at."""
+    """Records each read of the position of a client."""
     seen: list[None] = []
     slot: Any = Cursor.delivered
 
@@ -263,7 +263,7 @@ def reads(monkeypatch) -> list[None]:
 
 
 def pongs(clients: ClientSessions, made: list[Cursor], rounds: int = 5) -> int:
-    """Let all but the first websocket acknowledge in turn; return the lowest number then."""
+    """Let all websockets except the first acknowledge in turn; return the lowest number then."""
     lowest = 0
     for step in range(1, rounds + 1):
         for attachment in made[1:]:
@@ -331,7 +331,7 @@ def test_one_that_begins_further_back_holds_from_there(clients) -> None:
 
 @given(st.lists(st.tuples(st.integers(0, 9), st.integers(-1, 40)), max_size=120))
 def test_the_slowest_is_as_a_walk_over_all_would_find_it(steps) -> None:
-    """A client comes where it is not here, goes where the number is below 0, or acknowledges."""
+    """Attach a client that is not attached, detach it if the number is below 0, or acknowledge."""
     clients = ClientSessions(HOUR)
     here: dict[int, Cursor] = {}
     owed: dict[int, int] = {}

@@ -1,4 +1,4 @@
-"""A websocket's position: what a pong acknowledges, and how much may be written without one."""
+"""The position of a websocket: acknowledgements by pongs, and the window without them."""
 
 import pytest
 
@@ -107,7 +107,7 @@ def test_the_same_pong_twice_is_one(cursor) -> None:
 
 
 def test_a_keepalives_pong_may_stand_for_ours_which_is_asked_anew(cursor) -> None:
-    """RFC 6455, section 5.5.3: who has two pings to answer may answer the later one alone."""
+    """RFC 6455, section 5.5.3: a peer with two pings to answer may answer only the later one."""
     cursor.advance(at(8))
     first = cursor.take_ping()
     assert cursor.on_pong(b"")
@@ -136,7 +136,7 @@ def test_turned_off_what_was_written_counts_as_arrived_and_nothing_is_asked() ->
 
 
 def test_numbers_are_held_exactly_by_a_float() -> None:
-    """As JavaScript reads them."""
+    """As JavaScript parses numbers."""
     cursor = make(4_102_444_800 * 1_000_000)  # the year 2100
     cursor.advance(at(10**9))
     (payload,) = payloads(cursor.take_ping())
@@ -144,7 +144,7 @@ def test_numbers_are_held_exactly_by_a_float() -> None:
 
 
 def after(nbytes: int) -> Place:
-    """The place behind one frame of so many bytes."""
+    """Return the position after one frame of some bytes."""
     return Place(4, 4, at(3).nbytes + nbytes)
 
 
@@ -157,7 +157,7 @@ def test_the_window_is_full_when_more_than_4_mib_are_not_acknowledged(cursor, nb
 
 
 def test_the_window_counts_bytes_since_the_last_acknowledgement_and_not_since_the_start() -> None:
-    """A client that acknowledges everything is never held back, however much it has read."""
+    """A client that acknowledges everything is never held back."""
     cursor, nbytes = make(), 0
     for seq in range(4, 40):
         nbytes += MIB

@@ -27,7 +27,7 @@ from tests.hub.rig import frames_of, received, texts
 
 
 class Watched(MemoryClient):
-    """Keeps the very objects that it was given to write."""
+    """Stores the objects that are written."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -39,7 +39,7 @@ class Watched(MemoryClient):
 
 
 class Desk:
-    """A journal and its readers; made on a running loop."""
+    """A journal and its readers, created in a running loop."""
 
     def __init__(
         self, limit: int = 1 << 20, history: int = 1 << 20, *, joins: bool = False
@@ -68,7 +68,7 @@ class Desk:
 
 @pytest.fixture(autouse=True)
 def one_turn(monkeypatch) -> None:
-    """Let all be written in one turn of the loop."""
+    """Write everything in one turn of the loop."""
     monkeypatch.setattr(delivery_module, "_TURN", 1 << 40)
     monkeypatch.setattr(delivery_module, "_AT_ONCE", 1 << 40)
 
@@ -234,7 +234,7 @@ async def test_a_gap_is_told_once_in_the_cell_that_lost_output() -> None:
 
 
 async def test_a_kernel_that_signs_what_is_hardly_a_message_stops_nobody(desk) -> None:
-    """Headers are the kernel's own business; a websocket passes on what it can."""
+    """Headers are not validated; a websocket passes on the messages that it can express."""
     strict, _ = desk.attach()
     old, _ = desk.attach(dialect=LEGACY)
     odd = Message(Channel.IOPUB, b"{}", b"[]", b"null", b'{"a":NaN}')

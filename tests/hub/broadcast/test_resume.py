@@ -45,7 +45,7 @@ class Desk:
         return resolve_since(self.journal, since, ORIGIN, self.notices)
 
     def seen(self, seq: int) -> ResumePoint:
-        """That all before a sequence number was seen, of which nothing is missing."""
+        """Check that all frames before a sequence number count as received."""
         found = self.journal.after_seq(seq - 1)
         assert found is not None
         return ResumePoint(found, exact=True)
@@ -162,7 +162,7 @@ def test_an_id_that_was_forgotten_is_a_gap(desk) -> None:
 
 
 def test_who_names_a_number_is_given_nothing_from_before_it() -> None:
-    """Retained frames older than the number were seen; some output behind it is gone."""
+    """Retained frames before the number were received; some later output was dropped."""
     desk = Desk(limit=2000)
     desk.say("seen-0", state=True)
     desk.say("seen-1")

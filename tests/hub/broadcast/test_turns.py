@@ -1,4 +1,4 @@
-"""Work in short turns: nobody is kept waiting, and everybody gets on."""
+"""Work in short turns: no task delays the others, and all make progress."""
 
 import asyncio
 import gc
@@ -22,7 +22,7 @@ class Work:
 
 
 async def finish(queue: Turns) -> int:
-    """Wait until all is done; the number of the loop's turns that it took."""
+    """Wait until all work is done; return the number of turns of the loop."""
     count = 0
     async with asyncio.timeout(TIMEOUT):
         while len(queue):

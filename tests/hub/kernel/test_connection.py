@@ -21,7 +21,7 @@ ALICE, BOB = 1, 99
 
 
 class Listener:
-    """Keeps what a connection reports."""
+    """Records the events of a connection."""
 
     def __init__(self) -> None:
         self.messages: list[tuple[int, Message]] = []
@@ -99,7 +99,7 @@ class Side:
         assert self.connection.ready
 
     def lose(self) -> None:
-        """Let the kernel hang up, and another one take its place on the same ports."""
+        """Disconnect the kernel, and start another one on the same ports."""
         self.kernel.disconnect()
         self.kernel.connect()
 
@@ -251,7 +251,7 @@ async def test_the_bridge_speaks_under_the_session_of_the_process_that_answers(s
 
 
 async def test_an_adopted_kernel_is_busy_until_its_shell_answers(adopted) -> None:
-    """Control answers while a cell runs; a kernel that looked idle then would be culled."""
+    """Control answers while a cell runs; a kernel that seems idle would be culled."""
     side = adopted
     cells = [
         build(Channel.SHELL, "execute_request", {}, session="c", date="now", msg_id=name).header
@@ -279,7 +279,7 @@ async def test_a_process_that_has_ended_delivers_its_last_messages_first(side) -
 
 
 async def test_the_next_process_is_waited_for_until_it_disconnects_as_well(side, caplog) -> None:
-    """A disconnect of the process before must not stand for one of the present process."""
+    """A disconnect of the previous process must not count for the current one."""
     side.kernel.disconnect()
     await side.connection.restarting(keep=False)
     side.connection.connect(INFO)

@@ -1,4 +1,4 @@
-"""The nudge's driver, on a clock that stands still; only its timers are the loop's."""
+"""The driver of the probes, with a manual clock; only its timers use the loop."""
 
 import asyncio
 import logging
@@ -104,7 +104,7 @@ async def test_a_kernel_whose_stdin_is_not_connected_is_not_ready(side) -> None:
 async def test_it_asks_again_by_itself(side) -> None:
     side.nudge.begin()
     side.probed.clear()
-    side.clock.now += 10  # so that whatever the timer, the next probe is due
+    side.clock.now += 10  # the next probe is due for any timer
     async with asyncio.timeout(20):
         await side.probed.wait()
     assert side.probes == 2

@@ -1,4 +1,4 @@
-"""Requests that wait: one queue a channel, one bound in bytes over all."""
+"""Waiting requests: one queue per channel, and one limit in bytes for all."""
 
 import asyncio
 
@@ -16,7 +16,7 @@ def message(size: int, channel: Channel = Channel.SHELL, name: bytes = b"") -> M
 
 
 class Kernel:
-    """Takes as many messages as it has room for."""
+    """Accepts messages while it has room."""
 
     def __init__(self, room: int = 1 << 30) -> None:
         self.room = room
@@ -82,7 +82,7 @@ async def test_who_goes_beyond_the_limit_waits_until_there_is_room() -> None:
 
 async def test_buffers_count_as_bytes() -> None:
     outbox = Outbox(100)
-    wide = memoryview(b"x" * 96).cast("I")  # its length is in words
+    wide = memoryview(b"x" * 96).cast("I")  # its length is in items
     assert outbox.put(message(4)._replace(buffers=(wide,))) is None
     assert outbox.nbytes == 100
     assert outbox.put(message(1)) is not None

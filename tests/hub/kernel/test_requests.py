@@ -26,7 +26,7 @@ def reply(to: Message, msg_type: str = "execute_reply") -> Message:
 
 
 class Kernel:
-    """Takes requests, unless it is full; knows no message whose code is `odd`."""
+    """Accepts requests unless it is full; refuses messages whose code is `odd`."""
 
     def __init__(self, limit: int = 1 << 20) -> None:
         self.got: list[Message] = []
