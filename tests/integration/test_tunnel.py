@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
@@ -23,7 +24,7 @@ from kbridge.hub.settings import HubSettings
 from kbridge.tunnel.tunnel import Tunnel
 from tests.support.require import require
 from tests.support.sshd import Sshd
-from tests.support.waiting import TIMEOUT
+from tests.support.waiting import TIMEOUT, eventually
 
 pytestmark = pytest.mark.kernel
 
@@ -47,10 +48,23 @@ def connection_file(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[
             stderr=log,
         )
     try:
+        # A client of jupyter_client takes a kernel that does not listen yet for one that has died.
+        eventually(lambda: _listens(json.loads(Path(name).read_text())), "the kernel listens")
         yield name
     finally:
         process.kill()
         process.wait(TIMEOUT)
+
+
+def _listens(info: dict[str, Any]) -> bool:
+    """Return True if all sockets of a kernel accept connections."""
+    for port in (value for name, value in info.items() if name.endswith("_port")):
+        ipc = info["transport"] == "ipc"
+        with socket.socket(socket.AF_UNIX if ipc else socket.AF_INET) as probe:
+            address = f"{info['ip']}-{port}" if ipc else (info["ip"], port)
+            if probe.connect_ex(address) != 0:
+                return False
+    return True
 
 
 @pytest.fixture
