@@ -47,7 +47,7 @@ def wait_for_news(websocket: Websocket) -> None:
         message = decode(websocket.payload(15))
         if message.content.get("execution_state") in {"restarting", "dead"}:
             return
-    raise BenchmarkError("the death of the kernel was not told")
+    raise BenchmarkError("the death of the kernel was not reported")
 
 
 ROW = Row(

@@ -38,7 +38,7 @@ class Heartbeat:
     misses : int
         Number of consecutive unanswered pings after which the kernel is lost.
     on_lost : callable
-        Called once when a kernel that has answered before does not answer any more.
+        Called once when a kernel that has answered before no longer answers.
     on_found : callable
         Called once when a lost kernel answers again.
     at_work : callable
@@ -72,7 +72,7 @@ class Heartbeat:
 
     @property
     def lost(self) -> bool:
-        """True if the kernel has answered before and does not answer any more."""
+        """True if the kernel has answered before and no longer does."""
         return self._monitor.lost
 
     def close(self) -> None:

@@ -34,7 +34,7 @@ _DEALERS: Final = (Channel.SHELL, Channel.CONTROL, Channel.STDIN)
 # Iopub last: a hub acts on its events at once, and should know those of the others by then.
 _WATCHED: Final = (*_DEALERS, Channel.IOPUB)
 # libzmq reconnects at once, unless it has closed the connection itself, because a message was too
-# large or the bytes were not ZMTP. Then the socket cannot be used any more.
+# large or the bytes were not ZMTP. The socket is then unusable.
 _GONE_SECONDS: Final = 2.0
 _FORMER: Final = 4  # former identities; each needs three sockets
 _BATCH_MESSAGES: Final = 400

@@ -10,7 +10,7 @@ Properties:
 - nothing is read while the transport is paused;
 - data that the operating system does not accept at once is queued; the owner is told when the queue
   is empty;
-- `on_closed` is called once, in a later turn, whoever closes the transport.
+- `on_closed` is called once, in a later turn, after either side closes the transport.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ class SocketTransport:
         sock = stream.socket
         if stream.closed() or sock is None:
             return None
-        assert not stream.writing(), "what the stream has yet to write would be lost"
+        assert not stream.writing(), "unwritten data of the stream would be lost"
         try:
             # Done at once if bytes were read behind the handshake; then these are all of them.
             reading = asyncio.ensure_future(stream.read_bytes(_ALL, partial=True))
@@ -103,7 +103,7 @@ class SocketTransport:
 
     @property
     def closed(self) -> bool:
-        """True if nothing can be read or written any more."""
+        """True if the transport is closed for reading and writing."""
         return self._socket is None
 
     @property

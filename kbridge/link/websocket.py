@@ -120,7 +120,9 @@ class Websocket:
         self._lingering = False
         self._discarded = 0  # bytes, while lingering
         self._end: asyncio.Future[None] | None = None  # done when the connection has ended
-        self._writes: list[asyncio.Future[None]] = []  # of `write_message`, that wait for room
+        self._writes: list[
+            asyncio.Future[None]
+        ] = []  # futures of `write_message` that wait for room
 
     # -- the beginning, called by Tornado's handler ------------------------------------------
 
@@ -309,7 +311,7 @@ class Websocket:
         for written in writes:
             if not written.done():
                 written.set_exception(WebSocketClosedError())
-                written.exception()  # a caller that does not await it is not to be warned
+                written.exception()  # no warning if the caller does not await it
         if not self._lingering:  # else it was told before
             self._tell_handler()
         if self._end is not None and not self._end.done():

@@ -100,7 +100,7 @@ async def test_start_seed_interrupt_restart_shutdown(
     process = psutil.Process(manager.get_kernel(kernel_id).provisioner.pid)
     assert "42" in await hub.evaluate("a + 1")
 
-    # Told by a file: an interrupt in the midst of a print may be swallowed by what prints.
+    # Reported through a file, because ipykernel may swallow an interrupt during a print.
     asleep = tmp_path / "asleep"
     code = f"import time; open({str(asleep)!r}, 'w').close(); time.sleep(600)"
     message = hub.client.session.msg("execute_request", {"code": code, "silent": False})

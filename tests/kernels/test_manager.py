@@ -468,7 +468,7 @@ async def test_the_restart_limit_leaves_it_dead(make_manager, fake, fleet, hubs,
     assert manager.model(kernel_id)["execution_state"] == "dead"
     await manager.start_kernel("fake")  # the dead one takes no place
     await manager.shutdown_kernel(kernel_id)
-    assert log.exists(), "what it wrote may tell why"
+    assert log.exists(), "its output may contain the reason"
 
 
 async def test_without_autorestart_it_is_dead_at_once(make_manager, fake, fleet, hubs):

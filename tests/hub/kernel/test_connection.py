@@ -199,7 +199,7 @@ async def test_a_kernel_of_protocol_4_is_translated_until_the_next_process(side)
 async def test_another_session_after_a_lost_connection_is_another_process(side) -> None:
     for channel in (Channel.CONTROL, Channel.SHELL, Channel.IOPUB):
         side.answer_as("one", channel)
-    assert side.listener.replaced == 0, "the first process replaces none"
+    assert side.listener.replaced == 0, "the first process does not replace another one"
     side.lose()
     side.answer_as("two")
     side.answer_as("two", Channel.SHELL)

@@ -197,7 +197,7 @@ def test_the_id_is_the_files_or_always_the_same(tmp_path):
     assert made != kernel_id_for(tmp_path / "kernel-4712.json")
 
 
-# A directory of them
+# A directory of connection files
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Kernels whose process nobody can watch: what is told when they stop answering, and go on."""
+"""Kernels whose process cannot be watched: events when they stop and start answering."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable

@@ -13,7 +13,7 @@ ARGV = ["python", "-m", "kernel", "{connection_file}"]
     [
         ("", True),
         ("é🐍\x01\n", True),
-        ("\udc80", True),  # how Python writes a file name that is not UTF-8
+        ("\udc80", True),  # the form of a file name that is not UTF-8 in Python
         ("a\0b", False),
         ("\ud800", False),
     ],

@@ -43,7 +43,7 @@ while True:
 def grabber(monkeypatch):
     """Another process, which takes free ports all the time.
 
-    It does so on an address of its own, or kernels of tests that run beside would suffer.
+    It uses a separate address, so that it does not affect kernels of parallel tests.
     """
     for module in (local_provisioner, kernel_module):
         monkeypatch.setattr(module, "is_local_ip", lambda ip: ip == "127.0.0.2")

@@ -1,4 +1,4 @@
-"""How the end of a process is noticed."""
+"""Noticing the end of a process."""
 
 import asyncio
 import os

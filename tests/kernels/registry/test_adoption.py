@@ -119,8 +119,8 @@ async def test_a_kernel_is_found_again(lives, spec, hubs):
     second = await lives.next()
     hub = hubs.hubs[kernel_id]
     assert (hub.info, hub.adopted) == (info, True)
-    assert hub.identities[:-1] == identities, "what the kernel owes to the one before"
-    assert hub.identities[-1] not in identities, "one of its own"
+    assert hub.identities[:-1] == identities, "replies to the previous bridge"
+    assert hub.identities[-1] not in identities, "its own identity"
     kernel = second.get_kernel(kernel_id)
     assert isinstance(kernel.process, AdoptedProcess)
     assert kernel.process.pid == process.pid
@@ -309,7 +309,7 @@ async def test_one_that_was_only_being_started_is_ended(lives, spec, hubs, pid_r
     await until(lambda: [r.pid for r in lives_records(first)] == [process.pid])
     record = lives_records(first)[0]
     assert record.role == "starting"
-    # As if the bridge had died now: its process, and what was written down of it, go on.
+    # Simulate the death of the bridge: the process of the kernel and its row remain.
     first._writer._closing.set()
     await hubs.close(kernel.kernel_id)
     kernel.abandon()

@@ -1,4 +1,4 @@
-"""The registry: SQLite files, real ones, and what can be wrong with them."""
+"""The registry on real SQLite files, and their possible errors."""
 
 import os
 import re
@@ -218,7 +218,7 @@ def test_a_file_without_rows_loads_nothing(registry, path):
         registry.write(HERE, {("kernel", "k"): None})
 
 
-# What can be wrong with it
+# Errors of the file
 
 
 @pytest.mark.parametrize(
@@ -327,7 +327,7 @@ def test_a_disk_that_is_full(path):
     )
     assert f"The registry {path} cannot be written to: " in done.stdout
     assert re.search("there is no room left on its disk|or has no room left", done.stdout)
-    assert "xxxx" not in done.stdout, "what could not be written is nobody's business"
+    assert "xxxx" not in done.stdout, "rows that could not be written are discarded"
     with closing(Registry(str(path))) as registry:
         claim = registry.claim(Owner("a", "h", 2, "c"), nobody_lives)
     assert [k.kernel_id for k in claim.kernels] == ["first", "third"]
