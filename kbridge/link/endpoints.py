@@ -1,4 +1,4 @@
-"""Where a kernel listens, and how large a message from it may be."""
+"""The addresses of a kernel, and the maximum size of its messages."""
 
 from __future__ import annotations
 

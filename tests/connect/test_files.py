@@ -248,7 +248,7 @@ def test_a_writer_that_is_killed_leaves_no_half_file(target: Path, before: str) 
     assert mode(leftover) == 0o600
     assert not leftover.match("*.json")
     write_connection_file(str(target), **GIVEN)
-    assert leftover.exists(), "its writer might be at work yet"
+    assert leftover.exists(), "its writer may still be running"
     os.utime(leftover, (0, 0))
     write_connection_file(str(target), **GIVEN)
     assert names(target.parent) == [target.name]

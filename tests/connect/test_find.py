@@ -55,7 +55,7 @@ def test_the_runtime_directory_and_this_one_are_searched(
     monkeypatch.setenv("JUPYTER_RUNTIME_DIR", str(runtime))
     assert find_connection_file() == str(new)
     assert find_connection_file("kernel-1") == str(old)
-    assert find_connection_file("both.json") == str(shared), "a name is looked for here first"
+    assert find_connection_file("both.json") == str(shared), "a name is searched locally first"
 
 
 def test_the_file_that_was_read_last_is_found(tmp_path: Path) -> None:

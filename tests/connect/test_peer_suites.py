@@ -30,7 +30,7 @@ def suite(peer: str, request: pytest.FixtureRequest, tmp_path: Path) -> Path:
 def test_a_peers_own_tests_pass_with_ours_in_place(peer: str, suite: Path) -> None:
     outcome = run(peer, suite)
     assert outcome.in_place == IN_PLACE
-    assert EXCEPTED[peer].keys() <= outcome.collected, "an entry names no test that there is"
+    assert EXCEPTED[peer].keys() <= outcome.collected, "an entry names an unknown test"
     assert outcome.outcomes.keys() == outcome.collected - EXCEPTED[peer].keys(), outcome.output
     failed = [f"{t} {how}" for t, how in outcome.outcomes.items() if how.startswith("failed")]
     assert not failed, "\n\n".join(failed)

@@ -54,7 +54,7 @@ def test_the_family_follows_the_address(monkeypatch: pytest.MonkeyPatch) -> None
         return {"both": [(socket.AF_INET6,), (socket.AF_INET,)], "new": [(socket.AF_INET6,)]}[name]
 
     monkeypatch.setattr(socket, "getaddrinfo", resolve)
-    assert family_of("both") == socket.AF_INET, "as ZeroMQ, which was not told of IPv6"
+    assert family_of("both") == socket.AF_INET, "as ZeroMQ without the IPv6 option"
     assert family_of("new") == socket.AF_INET6
 
 

@@ -68,7 +68,7 @@ def test_what_a_hook_raises_costs_its_message_alone_and_is_said(desk, caplog) ->
     (record,) = caplog.records
     assert record.levelname == "ERROR"
     assert "a fault of the subclass" in caplog.text
-    assert desk.write(stream("4")), "and nothing of it stays"
+    assert desk.write(stream("4")), "nothing of it must remain"
 
 
 def test_a_websocket_that_closes_meanwhile_is_given_no_more(desk, caplog) -> None:
@@ -102,7 +102,7 @@ async def test_a_slow_hook_leaves_others_their_turn(monkeypatch) -> None:
     told = asyncio.Event()
     desk.client.on_writable = told.set
     count = 3 * hooks._LOOK_AFTER
-    assert not desk.write(*(stream(str(i)) for i in range(count))), "the hub is to wait"
+    assert not desk.write(*(stream(str(i)) for i in range(count))), "the hub must wait"
     turns = []
     while not told.is_set():
         turns.append(len(desk.got))

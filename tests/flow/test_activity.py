@@ -230,7 +230,7 @@ def test_those_that_are_known_stay_quiet_beside_them(request_type: str) -> None:
     activity = Activity(START, quiet=("my_request",))
     activity.touch(START + 1, request_type)
     assert activity.last_activity == START
-    assert play("busy:a").last_activity == START + 1, "and other kernels' are as before"
+    assert play("busy:a").last_activity == START + 1, "other kernels must not change"
 
 
 def test_a_quiet_request_proves_that_the_kernel_is_up() -> None:
@@ -309,7 +309,7 @@ def test_a_shell_is_asked_once_whether_it_is_free() -> None:
     assert not activity.doubt(), "the answer is still to come"
     activity.free(START + 500)
     assert activity.execution_state == "idle"
-    assert activity.last_activity == START + 1, "it ended long ago, nobody knows when"
+    assert activity.last_activity == START + 1, "it ended at an unknown time"
 
 
 @pytest.mark.parametrize(

@@ -67,7 +67,7 @@ def test_the_next_question_is_answered_for_itself(inputs) -> None:
     inputs.asked(first, ALICE, 0)
     assert inputs.answer(answer(first))
     inputs.asked(second, ALICE, 1)
-    assert not inputs.answer(answer(first)), "late, and it would be taken for the second's"
+    assert not inputs.answer(answer(first)), "a late answer would count for the second request"
     assert inputs.answer(answer(second))
 
 
@@ -78,7 +78,7 @@ def test_an_answer_that_names_no_question_is_for_the_oldest(inputs) -> None:
     assert inputs.answer(answer())
     assert [q.msg for q in inputs.unanswered()] == [second]
     assert inputs.answer(answer())
-    assert not inputs.answer(answer()), "nothing is open, and all that was is answered"
+    assert not inputs.answer(answer()), "no input request is open"
 
 
 def test_an_answer_to_what_was_asked_before_this_bridge_was_passes(inputs) -> None:

@@ -21,7 +21,7 @@ def read_all(journal: Journal, place: Place, client: int = 1, chunk: int = ALL):
         if stretch.gap:
             gaps.append(stretch.gap)
         frames += stretch.frames_for(client)
-        assert stretch.end != place, "a read that does not move on never ends"
+        assert stretch.end != place, "a read must advance"
         place = stretch.end
     return frames, gaps, place
 
@@ -203,7 +203,7 @@ def test_long_runs_keep_the_ring_small() -> None:
             assert not gaps
             journal.trim(place.seq)
     assert journal.nbytes <= 10_000
-    assert memory(journal) < 200_000, "it remembers more than it holds"
+    assert memory(journal) < 200_000, "it stores more than the frames"
 
 
 def test_a_cleared_journal_holds_nothing_and_goes_on() -> None:
@@ -303,7 +303,7 @@ def test_behind_a_number_that_is_not_held_is_a_place_with_a_gap() -> None:
     assert place is not None
     frames, (gap,), _ = read_all(journal, place)
     assert frames == [b"%010d" % i for i in range(25, 30)]
-    assert (gap.messages, gap.nbytes) == (15, 0), "of what size these were, nobody knows"
+    assert (gap.messages, gap.nbytes) == (15, 0), "their size is unknown"
 
 
 @pytest.mark.parametrize("seq", [-1_000_000, -2, 10, 11, 1 << 80])
@@ -345,7 +345,7 @@ def test_a_horizon_ends_a_stretch_and_hides_what_is_behind_it() -> None:
     assert stretch.nbytes == 40
     assert stretch.end == Place(4, 4, 40)
     assert journal.read(stretch.end, ALL, 4) is None
-    assert journal.read(stretch.end, ALL, 3) is None, "a horizon behind the reader"
+    assert journal.read(stretch.end, ALL, 3) is None, "a horizon before the reader"
     later = journal.read(stretch.end, ALL, 1000)
     assert later is not None
     assert later.end == journal.end()
@@ -499,7 +499,7 @@ def test_a_frame_may_be_for_another_client_while_it_is_held() -> None:
     for frame in (b"yours", b"all", b"later", *(b"%010d" % i for i in range(20))):
         everyones.append(frame)
     everyones.trim(everyones.next_seq)
-    assert memory(journal) < memory(everyones) + 20, "dropped frames are remembered"
+    assert memory(journal) < memory(everyones) + 20, "data of dropped frames remains"
 
 
 # -- what it costs --------------------------------------------------------------------------------

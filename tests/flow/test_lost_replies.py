@@ -64,7 +64,7 @@ class Side:
 def test_a_reply_says_what_iopub_said(steps: str, expected: dict) -> None:
     side = Side()
     side.play(request("old"), *steps.split())
-    assert side.later(GRACE / 2) == [], "the real one may be on its way"
+    assert side.later(GRACE / 2) == [], "the real reply may be in transit"
     assert side.owed.next_at() == 100.0 + GRACE
     [content] = side.later()
     assert content.items() >= expected.items()
@@ -84,7 +84,7 @@ def test_nobody_gets_two(early: bool) -> None:
     assert side.later() == []
     side.play(request("lost"), "idle")
     assert len(side.later()) == 1
-    assert not side.owed.replied("lost"), "too late: it was made"
+    assert not side.owed.replied("lost"), "too late: a reply was built"
     side.play(request("lost"), "idle")
     assert side.later() == []
 
@@ -121,13 +121,13 @@ def test_a_request_without_an_end_is_over_when_the_shell_is_calm() -> None:
     side.play(request("old"), "print", "error")
     assert side.later(1000) == []
     side.owed.shell_answered(side.now)
-    assert side.later(1000) == [], "another request of the past may be next"
+    assert side.later(1000) == [], "another earlier request may be next"
     side.owed.shell_answered(side.now)
     assert side.owed.calm
     assert side.owed.active
     [content] = side.later()
     assert content["status"] == "error"
-    assert not side.due[0].idle, "that is missing, too"
+    assert not side.due[0].idle, "that is missing too"
     assert not side.owed.active
 
 
@@ -212,7 +212,7 @@ def test_the_request_that_ran_when_iopub_was_lost_is_named_once() -> None:
         side.owed.sent(name, request(name))
     side.owed.replied("first")
     side.owed.connection_lost()
-    assert side.owed.cut() is None, "only iopub carries output"
+    assert side.owed.cut() is None, "only iopub has output"
     side.owed.connection_lost(iopub=True)
     assert side.owed.cut() == request("second")
     assert side.owed.cut() is None

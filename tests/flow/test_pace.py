@@ -159,7 +159,7 @@ def test_what_carries_state_ends_the_tick_with_all_before_it(kind) -> None:
     assert desk.open_to == desk.end
     assert desk.pace.flooding, "but not the flood"
     desk.say(1)
-    assert desk.open_to < desk.end, "it was that tick's end only"
+    assert desk.open_to < desk.end, "only that tick ended"
 
 
 def test_idle_ends_the_flood() -> None:
@@ -294,7 +294,7 @@ def test_idle_ends_that_too_where_nothing_is_held() -> None:
     desk.say("idle")
     assert desk.open_to == desk.end - 2, "held output must stay held"
     desk.settle(TICK)
-    assert desk.open_to == desk.end - 2, "and for as long as before"
+    assert desk.open_to == desk.end - 2, "for the same time as before"
     desk.say(1)
     desk.calm()
     assert desk.open_to == desk.end
@@ -435,7 +435,7 @@ def test_nothing_goes_before_its_time_and_all_goes_in_the_end(steps, limits) -> 
         assert desk.open_to >= before, "released output must stay released"
         before = desk.open_to
         if desk.again is None:
-            assert desk.open_to == desk.end, "held back, and nobody will look again"
+            assert desk.open_to == desk.end, "held output without a timer"
         else:
             assert 0 < desk.again <= TICK
         if limits["data"] > 0:

@@ -575,10 +575,12 @@ async def test_what_is_announced_comes_after_all_that_the_kernel_said_and_once(r
         assert [m.msg_type for m in received(client)] == ["stream", "status"]
     rig.kernel.drain = lambda: None
     rig.hub.announce("restarting")
-    assert states(one) == ["dead", "restarting"], "another status is news"
+    assert states(one) == ["dead", "restarting"], "another status must be announced"
     rig.say(rig.stream("it lives"))
     rig.hub.announce("restarting")
-    assert states(one) == ["dead", "restarting", "restarting"], "and so is one after a word"
+    assert states(one) == ["dead", "restarting", "restarting"], (
+        "a status after a message must be announced"
+    )
 
 
 async def test_whoever_wants_to_know_is_told_of_what_is_announced(rig) -> None:
@@ -735,7 +737,7 @@ async def test_whoever_keeps_in_step_is_told_once_a_wakeup(make_rig) -> None:
     observer = Observer(rig.hub)
     rig.hub.observe(observer)
     rig.prove()
-    assert observer.heard[-1], "that it is proven is news"
+    assert observer.heard[-1], "the proof must be reported"
     observer.heard.clear()
     rig.say(*(rig.stream(str(i)) for i in range(50)))
     assert observer.heard == [True]

@@ -28,7 +28,9 @@ async def test_two_clients_hear_the_same_output(server: Server, kernel: str) -> 
         # All messages to the second client have arrived before the answer to a later request.
         await two.request("kernel_info_request", {})
         strays = [m for m in two.seen if m["parent_header"].get("msg_id") == mine.msg_id]
-        assert {m["channel"] for m in strays} == {"iopub"}, "the other's reply is not its business"
+        assert {m["channel"] for m in strays} == {"iopub"}, (
+            "it must not receive the reply of the other client"
+        )
 
 
 async def test_a_prompt_goes_to_whoever_asked(server: Server, kernel: str, dialect: str) -> None:

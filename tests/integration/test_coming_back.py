@@ -50,7 +50,7 @@ async def test_a_question_waits_for_who_comes_back_and_is_answered_once(
         *_, question = await ws.until(is_question)
         assert question["parent_header"]["msg_id"] == next_one
         await ws.send("input_reply", {"value": "x"}, channel="stdin", parent=question["header"])
-        assert (await ws.finish(next_one)).text() == "x\n", "the second answer went nowhere"
+        assert (await ws.finish(next_one)).text() == "x\n", "the second answer must be dropped"
 
 
 async def test_a_new_page_takes_up_a_running_cell_with_its_question(

@@ -224,7 +224,7 @@ async def test_a_flood_comes_whole_and_leaves_the_page_alive(
     assert await notebook.received() == expected
     await cell.shows(expected)
     await expect(cell.stream("stderr")).to_have_count(0)
-    assert await notebook.outputs() < 1_000, "the page got them as they were"
+    assert await notebook.outputs() < 1_000, "the page received them unchanged"
 
 
 BARS = """\

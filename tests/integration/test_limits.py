@@ -125,7 +125,7 @@ async def test_a_browser_that_stops_reading_costs_no_more_than_the_journal(
         rest = await stalled.finish(last.msg_id, reply=False)
         assert rest.text() == "the end\n"
         markers = [m for m in stalled.seen if "[kbridge: " in m["content"].get("text", "")]
-        assert markers, "it fell off the journal and was not told"
+        assert markers, "it missed frames without a notice"
         shown = [m for m in stalled.seen if m["header"]["msg_type"] == "display_data"]
         assert len(shown) < rounds
 

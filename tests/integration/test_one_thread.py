@@ -143,7 +143,7 @@ async def test_a_cell_that_is_silent_to_its_end_is_answered(server: RestartableS
         server.start()
         async with cut.attach() as ws:
             await asyncio.to_thread(eventually, cut.linked, "the new bridge is connected")
-            assert state(server, cut.kernel_id) == "busy", "or it would be culled"
+            assert state(server, cut.kernel_id) == "busy", "otherwise it would be culled"
             cut.go.touch()
             assert (await ws.finish(cut.msg_id)).reply["status"] == "ok"
             await still_works(ws)

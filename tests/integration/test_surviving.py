@@ -89,7 +89,7 @@ async def test_after_a_crash_every_kernel_is_back(server: RestartableServer) -> 
         assert await value(server, kernel_id, f"kept := {kernel_id!r}") == kernel_id
     before = server.kernels()
     server.crash()
-    assert server.kernels() == before, "they do not care"
+    assert server.kernels() == before, "the kernels must not change"
 
     server.launch()
     eventually(server._listening, "the server is back", BACK_WITHIN)
@@ -155,7 +155,7 @@ def test_who_died_meanwhile_is_told_of_once(server: RestartableServer) -> None:
     assert server.request("GET", f"/api/kernels/{lost_id}").status == 404
     assert server.said(f"Kernel {lost_id} (stub) {ENDED}; its output is in {log}") == 1
     assert log.exists()
-    assert not log.with_suffix(".json").exists(), "its key is of no use to anybody"
+    assert not log.with_suffix(".json").exists(), "its key must be removed"
     server.crash()
     server.start()
     assert server.said(ENDED) == 1, "not at the third start"
@@ -220,7 +220,7 @@ def test_kernels_that_wait_in_a_pool(server: RestartableServer) -> None:
     server.crash()
     server.start("--pool=stub=1")
     assert ids(server) == set()
-    assert server.start_kernel("stub") == waiting, "it is given out"
+    assert server.start_kernel("stub") == waiting, "the pool must return it"
     eventually(lambda: len(server.kernels()) == 2, "another one waits in its place")
     server.crash()
     server.start()
@@ -498,7 +498,7 @@ async def test_an_environment_that_a_request_brought(server: RestartableServer) 
         assert isinstance(ws, KernelClient)
         names = (await ws.execute(f"print(*{environ})")).text().split()
     assert "KERNEL_MINE" in names
-    assert "PYTHONUNBUFFERED" not in names, "the server's own is none of its business"
+    assert "PYTHONUNBUFFERED" not in names, "the kernels of the server must not be listed"
 
 
 def test_a_kernel_whose_server_crashed_can_be_attached(server: RestartableServer) -> None:

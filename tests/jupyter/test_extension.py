@@ -173,7 +173,7 @@ async def test_once_installed_it_takes_over_and_says_so(jupyter: Jupyter) -> Non
     assert chosen(app) is ZMQChannelsWebsocketConnection
     (said,) = jupyter.ours()
     assert said.startswith(f"kernel websockets go over kbridge {__version__}")
-    assert "--KbridgeExtension.enabled=False" in said, "nobody need search for the way out"
+    assert "--KbridgeExtension.enabled=False" in said, "the log must name the option"
     assert not jupyter.complaints()
 
 

@@ -808,7 +808,7 @@ async def test_a_browser_that_does_not_read_holds_back_the_hooks_too(world) -> N
     text = "x" * 100_000
     for _ in range(100):
         world.say(world.stream(text))
-    assert len(heard) < 60, "handed over although nobody reads"
+    assert len(heard) < 60, "passed on although no client reads"
     handler.seen.clear()
     async with asyncio.timeout(30):
         unread = b""

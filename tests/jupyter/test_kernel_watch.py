@@ -130,7 +130,7 @@ async def test_ports_that_change_without_a_word_are_followed(rig) -> None:
     assert rig.sent() == [early]
     assert statuses(client) == ["starting"]
     assert len(rig.kernels) == 2, "four ports, one relink"
-    assert rig.kernels_.ports_asked == ["a-kernel"], "or it takes them for changed for ever"
+    assert rig.kernels_.ports_asked == ["a-kernel"], "otherwise they would always count as changed"
 
 
 async def test_ports_set_to_what_they_are_change_nothing(rig) -> None:

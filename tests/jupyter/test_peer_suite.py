@@ -43,7 +43,7 @@ def try_again(suite: Path, outcome: Outcome) -> dict[str, str]:
 def test_jupyter_servers_own_tests_pass_with_our_class(suite: Path) -> None:
     outcome = run(suite, leave_out=LEFT_OUT)
     assert outcome.returncode in {pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED}, outcome.output
-    assert set(LEFT_OUT) <= outcome.collected, "an entry names no test that there is"
+    assert set(LEFT_OUT) <= outcome.collected, "an entry names an unknown test"
     assert outcome.outcomes.keys() == outcome.collected - LEFT_OUT.keys()
 
     settled = try_again(suite, outcome)

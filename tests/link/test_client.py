@@ -69,7 +69,7 @@ async def test_what_does_not_fit_blocks_until_the_peer_has_read(ends) -> None:
     assert ends.told == 1
     assert ends.link.write(b"more")
     assert await ends.read(4) == b"more"
-    assert ends.told == 1, "told of a write that was never blocked"
+    assert ends.told == 1, "reported a write that was never blocked"
 
 
 async def test_each_blocked_write_is_told_of_once(ends) -> None:

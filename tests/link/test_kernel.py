@@ -466,7 +466,7 @@ async def test_who_has_not_its_keys_is_not_let_in(encrypted, curve) -> None:
         assert links[1].send(Channel.SHELL, body(1))
         async with asyncio.timeout(20):
             _, *parts = await encrypted.sockets[Channel.SHELL].recv_multipart()
-        assert parts == body(1), "the first that is let in"
+        assert parts == body(1), "the first accepted one"
         assert "connected" not in events.news
         assert events.messages == []
     finally:

@@ -65,7 +65,7 @@ def test_a_stalled_client_holds_one_write_and_tells_when_it_has_gone() -> None:
     with pytest.raises(AssertionError, match="while blocked"):
         client.write(b"b")
     client.resume()
-    assert told == [b"a"], "told before the write had gone, or twice"
+    assert told == [b"a"], "reported before the write was done, or twice"
     assert client.write(b"b")
 
 

@@ -300,7 +300,7 @@ def test_signals_end_it(serve: Callable[..., Process], tmp_path: Path, number: A
     assert server.stop(number) == 0
     assert number.name in server.log.read_text()
     left = [path.name for path in (tmp_path / "runtime").iterdir()]
-    assert left == ["kbridge-registry.sqlite"], "a port that is any free one keeps no token"
+    assert left == ["kbridge-registry.sqlite"], "with port 0 no token is stored"
 
 
 def test_a_port_that_is_taken(serve: Callable[..., Process]) -> None:
@@ -363,9 +363,9 @@ def test_a_token_that_is_given_wins_over_the_one_that_is_kept(
     own = cookie_of(f"{second.url}?token=given")
     second.stop()
     third = serve(port, *args, **more)
-    assert kernels_with(third.url, Cookie=own) == [], "the cookie's secret is kept all the same"
+    assert kernels_with(third.url, Cookie=own) == [], "the cookie secret is stored anyway"
     third.stop()
-    assert serve(port).url == kept, "and so is the token, for when none is given"
+    assert serve(port).url == kept, "the token is stored for a start without one"
 
 
 def test_servers_at_once_have_tokens_of_their_own(serve: Callable[..., Process]) -> None:

@@ -50,7 +50,7 @@ def test_a_file_lives_as_long_as_its_server(tmp_path: Path) -> None:
     assert found.items() >= INFO.items()
     assert (found["pid"], found["born"]) == (os.getpid(), start_id(os.getpid()))
     assert Place.of(found) == HERE
-    assert is_running(file.path) == found, "to look does not end it"
+    assert is_running(file.path) == found, "a query must not end it"
     file.remove()
     file.remove()
     assert list(tmp_path.iterdir()) == []

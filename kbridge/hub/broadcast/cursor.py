@@ -239,7 +239,7 @@ class Cursor:
 
     def write(self, data: bytes) -> bool:
         """Write whole frames; return False if the write has not completed."""
-        # The link may run a subclass's code that comes back here: it counts as blocked meanwhile.
+        # The link may run code of a subclass that calls this method: count as blocked meanwhile.
         self.blocked = True
         self.blocked = blocked = not self.link.write(data)
         if not blocked and self._ack_origin is None:

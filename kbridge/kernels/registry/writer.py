@@ -21,7 +21,7 @@ from kbridge.kernels.tasks import spawn
 __all__ = ["RegistryWriter"]
 
 _Row = KernelRow | SessionRow
-_TIMEOUT: Final = 5.0  # a locked SQLite file is waited for 2 s; other databases may never answer
+_TIMEOUT: Final = 5.0  # SQLite waits 2 s for a locked file; other databases may never answer
 
 
 class RegistryWriter:

@@ -46,7 +46,7 @@ class ListApp(_Command):
 
     name = "kbridge-list"
     description = "List the kbridge servers that run under this account."
-    examples = "kbridge list\nkbridge list --json    # one JSON object a line"
+    examples = "kbridge list\nkbridge list --json    # one JSON object per line"
     flags = _LIST_FLAGS
 
     json = Bool(False, help="Print one JSON object a line.").tag(config=True)

@@ -71,7 +71,7 @@ async def test_one_ping_is_under_way_and_the_next_goes_with_the_first_batch_afte
     assert behind(rig, attachment) == 5
     client.hear(client.pings.pop())
     assert behind(rig, attachment) == 4
-    assert client.writes == 5, "a pong alone is answered by no ping"
+    assert client.writes == 5, "a pong alone must not cause a ping"
     rig.say(rig.stream("5"))
     assert client.pings == [b"%d" % number(rig, attachment)]
     client.hear(client.pings.pop())
@@ -90,7 +90,7 @@ async def test_when_nothing_more_is_written_the_rest_is_asked_about_a_moment_lat
     assert client.pings == [b"%d" % number(rig, attachment)]
     client.hear(client.pings.pop())
     assert behind(rig, attachment) == 0
-    assert not rig.pings_later, "all is known: nobody waits for anything"
+    assert not rig.pings_later, "everything is acknowledged"
 
 
 @pytest.mark.parametrize("dialect", [V1, LEGACY])
@@ -102,7 +102,7 @@ async def test_one_that_cannot_come_back_is_never_pinged_and_holds_nothing(diale
         rig.say(rig.stream(str(i)))
     client.stalled = True
     rig.say(rig.stream("the one that waits"))
-    assert behind(rig, attachment) > 0, "it is still on its way"
+    assert behind(rig, attachment) > 0, "it is still in transit"
     client.resume()
     assert client.pings == []
     assert behind(rig, attachment) == 0
@@ -178,7 +178,7 @@ async def test_a_pong_after_its_websocket_went_changes_nothing(rig) -> None:
     assert texts(again) == ["x"]
     rig.hub.detach(rig.hub.cursors[0])
     third, _ = rig.attach("s")
-    assert texts(third) == ["x"], "that it was acknowledged was said of another connection"
+    assert texts(third) == ["x"], "the acknowledgement was for another connection"
 
 
 async def test_readers_at_one_place_share_the_ping_too(rig) -> None:
@@ -222,7 +222,7 @@ async def test_not_to_be_asked_is_a_setting(make_rig) -> None:
     assert behind(rig, attachment) == 0
     client.stalled = True
     rig.say(rig.stream("two"))
-    assert behind(rig, attachment) == 1, "the system has not taken it yet"
+    assert behind(rig, attachment) == 1, "the system has not accepted it yet"
     rig.hub.detach(attachment)
     again, _ = rig.attach("s")
     assert texts(again) == ["two"]
@@ -237,7 +237,7 @@ async def test_the_journal_is_kept_for_who_has_not_acknowledged(make_rig) -> Non
     assert rig.hub.journal.statistics()["frames"] == 10
     client.silent = False
     client.answer()
-    assert rig.hub.journal.statistics()["frames"] == 9, "the first batch is known"
+    assert rig.hub.journal.statistics()["frames"] == 9, "the first batch is acknowledged"
     rig.say(rig.stream("10"))
     assert rig.hub.journal.nbytes == 0
 
@@ -390,7 +390,7 @@ async def test_readers_that_lag_at_different_places_share_what_they_read_next(
     expected = "".join(f"<{i}>" + "x" * 1000 for i in range(16 * 40))
     assert all("".join(texts(client)) == expected for client, _ in readers)
     # Each separately to the next boundary, and together from there.
-    assert sum(renderings) < 3 * 640, "each for itself has 5,000 to join"
+    assert sum(renderings) < 3 * 640, "each has 5,000 frames to join"
 
 
 async def test_a_private_frame_leaves_the_others_sharing(make_rig, renderings) -> None:
@@ -443,10 +443,10 @@ async def test_sessions_that_are_parked_hold_back_no_more_than_the_journal_may_h
         rig.say(*(rig.stream(f"<{i}>" + "x" * 1000) for _ in range(3)))
         assert rig.hub.journal.nbytes <= 50_000
         assert rig.hub.statistics()["clients"]["parked"] <= 20
-    assert len(texts(reader)) == 180, "and nothing of it is missing where somebody reads"
+    assert len(texts(reader)) == 180, "a client that reads must not miss anything"
     rig.clock.now += rig.hub.settings.resume_timeout + 1
     rig.say(rig.stream("later"))
-    assert rig.hub.journal.nbytes <= 2_500, "and not for ever"
+    assert rig.hub.journal.nbytes <= 2_500, "it must not last forever"
 
 
 # -- how much may come twice ----------------------------------------------------------------------
@@ -699,7 +699,7 @@ async def test_too_long_a_since_attaches_nobody(rig) -> None:
         rig.attach("s", since="x" * 513)
     assert rig.hub.connections == 0
     again, _ = rig.attach("s")
-    assert texts(again) == ["x"], "and the session is still owed what it was"
+    assert texts(again) == ["x"], "the session keeps its unread frames"
 
 
 async def test_two_websockets_of_one_session_begin_and_acknowledge_each_for_itself(rig) -> None:
@@ -711,7 +711,7 @@ async def test_two_websockets_of_one_session_begin_and_acknowledge_each_for_itse
     rig.hub.detach(first)
     rig.hub.detach(second)
     again, _ = rig.attach("s")
-    assert texts(again) == [], "the newest is what the client sees"
+    assert texts(again) == [], "the client receives the newest"
 
 
 async def test_a_second_websocket_of_a_session_begins_where_the_first_is_known_to_be(rig) -> None:
@@ -907,7 +907,7 @@ async def test_a_new_page_takes_over_a_question_whose_page_is_gone(rig) -> None:
     assert kinds(page) == ["input_request"]
     rig.hub.detach(attachment)
     again, attachment = rig.attach("new-page")
-    assert received(again) == [asked], "it is this one's now"
+    assert received(again) == [asked], "it belongs to this session now"
     old, owner = rig.attach("old-page")
     assert received(old) == []
     rig.hub.submit(attachment, answer(rig, asked))
@@ -951,7 +951,7 @@ async def test_a_question_from_before_this_bridge_is_everybodys_and_comes_once(r
     assert kinds(here) == kinds(page) == ["input_request"]
     rig.hub.detach(attachment)
     again, _ = rig.attach("page", since=received(page)[0].msg_id)
-    assert kinds(again) == [], "it says that it saw it"
+    assert kinds(again) == [], "it names that message"
 
 
 async def test_a_question_behind_a_flood_is_asked_again_all_the_same(make_rig, monkeypatch) -> None:
@@ -1469,13 +1469,13 @@ def test_what_a_small_journal_has_forgotten_is_told_and_state_is_not_forgotten(
         seen, tokens = story.wire.seen, story.wire.tokens
         missing = set(story.owed) - set(tokens)
         if missing:
-            assert any(one.marker for one in seen), "it is silent about it"
+            assert any(one.marker for one in seen), "the gap is not reported"
         if how:
             assert len(tokens) == len(set(tokens)), "twice"
         for before, after in itertools.pairwise(seen):
             if before.kind == after.kind == "stream" and before.tokens and after.tokens:
                 lost = set(range(before.tokens[-1] + 1, after.tokens[0])) & missing
-                assert not lost, "a gap between two texts, and no word of it"
+                assert not lost, "an unreported gap between two texts"
 
     told(steps, dialect, "s", how, check=check, journal_limit=6000, history_limit=1000)
 
@@ -1529,6 +1529,8 @@ async def test_the_first_notice_of_another_bridge_says_that_the_server_was_resta
     for n in range(100):
         rig.say(rig.stream(f"{n:0100}"))
     late, _ = rig.attach(since="an-id-of-before")
-    assert "the server was restarted, or" in texts(late)[0], "or the id is of this bridge's past"
+    assert "the server was restarted, or" in texts(late)[0], (
+        "the id must not be from an earlier bridge"
+    )
     assert "history_limit" in texts(late)[0]
     await rig.hub.aclose()

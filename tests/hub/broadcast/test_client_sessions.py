@@ -52,7 +52,7 @@ def test_whoever_comes_new_starts_where_it_is_told_under_a_number_of_its_own(cli
     assert all(a.place == a.delivered == at(7) for a in made)
     numbers = [a.session.number for a in made]
     assert len(set(numbers)) == 4
-    assert min(numbers) > 0, "0 is everyone, and below are the bridge's own"
+    assert min(numbers) > 0, "0 and negative numbers are reserved"
     assert len(clients) == 4
     assert clients.cursors == made
 
@@ -73,7 +73,7 @@ def test_a_place_is_given_back_once(clients) -> None:
     back = attach(clients, "s", 20)
     assert back.place == at(1)
     ack(back, 20)
-    assert attach(clients, "s", 20).place == at(20), "the second of two starts where it comes in"
+    assert attach(clients, "s", 20).place == at(20), "the second one starts at its own position"
 
 
 def test_two_websockets_of_one_session_are_one_client(clients) -> None:
@@ -84,7 +84,7 @@ def test_two_websockets_of_one_session_are_one_client(clients) -> None:
     assert clients.parked == 0, "it still reads"
     ack(second, 6)
     clients.detach(second, now=0.0)
-    assert attach(clients, "s", 20).place == at(6), "the last one's place counts"
+    assert attach(clients, "s", 20).place == at(6), "the position of the last one counts"
 
 
 def test_without_a_session_nothing_is_kept(clients) -> None:
@@ -114,9 +114,9 @@ def test_the_slowest_is_who_was_delivered_least_attached_or_parked(clients) -> N
     clients.detach(parked, now=10.0)
     assert clients.slowest(10.0, 20) == 4
     clients.detach(slow, now=20.0)
-    assert clients.slowest(10.0 + HOUR + 1, 20) == 8, "parked too long to hold anything"
+    assert clients.slowest(10.0 + HOUR + 1, 20) == 8, "after this time it retains no frames"
     assert clients.slowest(20.0 + HOUR + 1, 20) == 12
-    assert attach(clients, "c", 20).place == at(4), "it resumes all the same, as far as it goes"
+    assert attach(clients, "c", 20).place == at(4), "it still resumes as far as possible"
 
 
 def test_without_a_time_to_resume_no_place_is_kept_but_the_client_is() -> None:
@@ -124,10 +124,10 @@ def test_without_a_time_to_resume_no_place_is_kept_but_the_client_is() -> None:
     first = attach(clients, "s", 1)
     ack(first, 5)
     clients.detach(first, now=10.0)
-    assert clients.slowest(10.0, 20) == 20, "and it holds nothing"
+    assert clients.slowest(10.0, 20) == 20, "it must not retain frames"
     again = attach(clients, "s", 20)
     assert again.place == again.delivered == at(20)
-    assert again.session is first.session, "answers to what it asked are still its own"
+    assert again.session is first.session, "replies to its requests still belong to it"
 
 
 def test_no_more_places_are_kept_than_there_is_room_for(clients, monkeypatch) -> None:
@@ -242,7 +242,7 @@ def test_one_that_goes_while_who_told_last_is_here_is_not_parked(clients) -> Non
     clients.detach(older, now=0.0)
     assert clients.parked == 0
     ack(newest, 8)
-    assert clients.slowest(0.0, 20) == 8, "nobody is held to a place that is long passed"
+    assert clients.slowest(0.0, 20) == 8, "an old position must not count"
 
 
 # -- what it costs --------------------------------------------------------------------------------
@@ -296,7 +296,7 @@ def test_sessions_that_came_once_and_went_cost_nothing(clients, reads) -> None:
         assert clients.slowest(1000.0, 200) == 5
     assert len(reads) <= 400
     ack(idle, 50)
-    assert clients.slowest(2 * HOUR, 200) == 50, "and they hold nothing for ever"
+    assert clients.slowest(2 * HOUR, 200) == 50, "they must not retain frames forever"
 
 
 def test_clients_that_come_and_go_beside_a_stalled_one_leave_nothing(clients) -> None:

@@ -111,7 +111,7 @@ def test_a_keepalives_pong_may_stand_for_ours_which_is_asked_anew(cursor) -> Non
     cursor.advance(at(8))
     first = cursor.take_ping()
     assert cursor.on_pong(b"")
-    assert cursor.delivered == at(3), "which of the two it answers, nobody knows"
+    assert cursor.delivered == at(3), "it is unknown which of the two it answers"
     assert cursor.ping_due
     assert cursor.take_ping() == first
     assert cursor.on_pong(b"1000007")

@@ -116,7 +116,7 @@ async def test_a_connection_that_is_lost_is_proven_anew_and_told_anew(side) -> N
     side.nudge.disconnected()
     assert not side.nudge.ready
     side.prove()
-    assert not side.nudge.ready, "the old side's words prove nothing of the new one"
+    assert not side.nudge.ready, "messages of the old process do not prove the new one"
     side.nudge.connected()
     side.prove()
     assert (side.nudge.ready, len(side.proofs)) == (True, 2)

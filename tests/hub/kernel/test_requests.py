@@ -105,7 +105,7 @@ async def test_our_own_answers_are_ours(kernel) -> None:
     answer = reply(ours)
     assert kernel.requests.recipient(answer) is None
     assert await asked == answer
-    assert kernel.requests.recipient(answer) is None, "a second answer is nobody else's either"
+    assert kernel.requests.recipient(answer) is None, "a second answer has the same client"
 
 
 async def test_an_answer_that_does_not_come_is_waited_for_no_longer_than_asked(kernel) -> None:

@@ -152,7 +152,7 @@ def test_it_ends_like_a_child(way, start):
     process.terminate()
     assert process.wait(30) == EXIT_UNKNOWN
     assert process.poll() == process.returncode == EXIT_UNKNOWN
-    assert real.wait() == -signal.SIGTERM, "it was left to its parent to learn how"
+    assert real.wait() == -signal.SIGTERM, "only its parent can read the exit code"
 
 
 def test_one_that_our_child_left_behind(way):
@@ -238,7 +238,7 @@ def test_a_command_is_found_by_its_arguments():
     assert find_command(["python", "-m", "kernel", "-f", "/run/kernel-1.json"], among) == 1
     assert find_command(["/opt/kernel", "-f", "/run/kernel-2.json"], among) == 2
     assert find_command(["python", "-m", "kernel", "-f", "/run/kernel-3.json"], among) == 0
-    assert find_command(["kernel"], among) == 0, "that could be any process"
+    assert find_command(["kernel"], among) == 0, "the pid could be of any process"
     among[5] = among[1]
     assert find_command(["python", "-m", "kernel", "-f", "/run/kernel-1.json"], among) == 0
 

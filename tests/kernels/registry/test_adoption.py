@@ -181,7 +181,7 @@ async def test_its_environment_and_directory_are_as_they_were(lives, spec, monke
     for kernel_id, expected in ((inherits, "2"), (own, None)):
         read, file = environ(second, kernel_id)
         await until(read)
-        assert "JPY_PARENT_PID" not in read(), "it would end with somebody who is not its parent"
+        assert "JPY_PARENT_PID" not in read(), "it would end with another process"
         file.unlink()
         await second.restart_kernel(kernel_id)
         await until(read)

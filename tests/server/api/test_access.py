@@ -51,7 +51,7 @@ async def test_the_token_in_a_header_is_enough_whatever_the_origin_is(
     assert (await running.ask("POST", "/api/kernels", headers=headers)).code == 201
     reply = await running.ask("GET", "/api/kernels", headers=headers)
     assert reply.code == 200
-    assert "Access-Control-Allow-Origin" not in reply.headers, "no page may read it for all that"
+    assert "Access-Control-Allow-Origin" not in reply.headers, "no page may read it anyway"
     url = f"ws://127.0.0.1:{running.port}/api/kernels/x/channels"
     proof = {"Authorization": f"token {token}", **headers}
     websocket = await websocket_connect(HTTPRequest(url, headers=proof))
