@@ -22,9 +22,10 @@ __all__ = ["SLEEP", "Execution", "KernelClient", "attach", "dial"]
 
 # Python code for a cell that a test interrupts. Another thread prints while the main thread sleeps,
 # because ipykernel may swallow a KeyboardInterrupt during a print.
+# The sleeps are short: a signal that another thread receives does not end a sleep of the main one.
 SLEEP = """import threading, time
 threading.Timer(0.2, print, ["asleep"]).start()
-time.sleep(600)"""
+while True: time.sleep(0.1)"""
 
 
 @dataclass(slots=True)
