@@ -34,12 +34,23 @@ from tests.wire.cases import HEADER, MESSAGES, message, raw
         (b"null", ""),
         (b"[1, 2]", ""),
         (b"not JSON", ""),
+        (b'[{"msg_id": "a"}]', ""),
+        (b'\\"msg_id": "a"', ""),
         (b"[" * 100_000, ""),
         ('{"msg_id" : "a"}'.encode("utf-16"), ""),
     ],
 )
 def test_scan(text: bytes, found: str) -> None:
     assert scan(text, "msg_id") == found
+
+
+LARGEST = 64 << 10  # bytes; larger headers are not parsed
+
+
+def test_scan_parses_a_header_of_the_maximum_size_and_no_larger_one() -> None:
+    text = b'{"x": {}, "msg_id": "a"}'
+    assert scan(text.ljust(LARGEST), "msg_id") == "a"
+    assert scan(text.ljust(LARGEST + 1), "msg_id") == ""
 
 
 VALUES = st.text() | st.sampled_from(['"msg_id": "', "msg_id", "\\", "{", '"']) | st.none()

@@ -114,6 +114,13 @@ SHAPES = {
 }
 
 
+@pytest.mark.parametrize("shape", ["numbers", "keys", "empty strings", "empty lists"])
+def test_steps_are_equally_long_wherever_they_are_in_the_text(shape) -> None:
+    """A step of text with few tokens is neither longer than 64 Ki characters nor much shorter."""
+    _, count = run('{"a": ' + SHAPES[shape] + "}")
+    assert SIZE >> 16 <= count <= 2 * (SIZE >> 16)
+
+
 @pytest.mark.parametrize("shape", SHAPES)
 def test_every_shape_is_read_in_short_steps_and_costs_what_its_length_costs(shape) -> None:
     """Each step reads a fraction, and twice the text takes about twice the time."""

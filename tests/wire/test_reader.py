@@ -12,7 +12,7 @@ from tornado.util import _websocket_mask
 from kbridge.errors import FrameError, FrameTooBig, ProtocolViolation
 from kbridge.wire import reader as module
 from kbridge.wire.frames import BINARY, CLOSE, PING, PONG, TEXT
-from kbridge.wire.reader import PARTIAL, Event, FrameReader, unmask
+from kbridge.wire.reader import PARTIAL, Event, FrameReader, parse_close, unmask
 
 CONTINUATION = 0
 
@@ -207,3 +207,39 @@ def test_a_large_message_is_read_as_it_comes() -> None:
             events.append(event)
     assert events == [(TEXT, "ü" * (size // 2))]
     assert unmasked <= 1 << 16
+
+
+CLOSES = {
+    b"": (None, None),
+    b"\x03\xe8": (1000, None),
+    b"\x03\xe8\xc3\xbc": (1000, "ü"),
+    b"\x03\xebbye": (1003, "bye"),
+    b"\x03\xef": (1007, None),
+    b"\x03\xf6": (1014, None),
+    b"\x03\xf8": (1016, None),
+    b"\x13\x87": (4999, None),
+    b"\x13\x87" + b"x" * 123: (4999, "x" * 123),
+}
+
+
+@pytest.mark.parametrize("data", CLOSES)
+def test_the_code_and_the_reason_of_a_close_frame(data: bytes) -> None:
+    assert parse_close(data) == CLOSES[data]
+
+
+@pytest.mark.parametrize("code", [0, 999, 1004, 1005, 1006, 1015, 5000, 0xE803, 0xFFFF])
+def test_a_close_code_that_may_not_be_sent_is_refused(code: int) -> None:
+    with pytest.raises(ProtocolViolation, match="without a code"):
+        parse_close(struct.pack("!H", code) + b"reason")
+
+
+@pytest.mark.parametrize("data", [b"\x03", b"\x13"])
+def test_half_a_close_code_is_refused(data: bytes) -> None:
+    with pytest.raises(ProtocolViolation, match="without a code"):
+        parse_close(data)
+
+
+@pytest.mark.parametrize("reason", [b"\xff", b"ok\xc3", b"\xed\xa0\x80"])
+def test_a_close_reason_that_is_not_utf8_is_refused(reason: bytes) -> None:
+    with pytest.raises(ProtocolViolation, match="not UTF-8"):
+        parse_close(b"\x03\xe8" + reason)

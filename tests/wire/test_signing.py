@@ -1,4 +1,5 @@
 import hashlib
+import hmac
 
 import pytest
 from jupyter_client.session import Session
@@ -20,6 +21,16 @@ def test_signs_as_session_does(name: str, key: bytes) -> None:
     assert signer.sign(PARTS) == session.sign(PARTS)
     assert signer.sign(PARTS) == session.sign(PARTS)  # the first call leaves no state
     assert signer.verify(session.sign(PARTS), PARTS)
+
+
+def test_signs_the_same_without_the_hmac_of_openssl(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Python may have been built without OpenSSL; then hmac has no object in C to copy."""
+    signature = Signer(b"k").sign(PARTS)
+    monkeypatch.setattr(hmac, "_hashopenssl", None)
+    signer = Signer(b"k")
+    assert signer.sign(PARTS) == signature
+    assert signer.sign(PARTS) == signature  # the first call leaves no state
+    assert signer.verify(signature, PARTS)
 
 
 @pytest.mark.parametrize("name", sorted(hashlib.algorithms_available))
