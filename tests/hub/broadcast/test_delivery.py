@@ -1,5 +1,6 @@
 """One journal, many cursors: shared chunks, slow readers, gaps and private frames."""
 
+import asyncio
 import json
 import logging
 
@@ -89,13 +90,29 @@ async def desk() -> Desk:
     return Desk()
 
 
-async def test_readers_at_one_place_share_one_bytes_object(desk) -> None:
-    readers = [desk.attach()[0] for _ in range(16)]
+@pytest.mark.parametrize("count", [2, 16])
+async def test_readers_at_one_place_share_one_bytes_object(desk, count) -> None:
+    readers = [desk.attach()[0] for _ in range(count)]
     desk.say(*(stream(str(i)) for i in range(20)))
     desk.deliver()
     assert len({id(r.objects[0]) for r in readers}) == 1
     assert all(texts(r) == [str(i) for i in range(20)] for r in readers)
     assert all(r.writes == 1 for r in readers)
+
+
+async def test_those_beyond_the_bytes_that_are_written_at_once_wait_for_a_turn(
+    desk, monkeypatch
+) -> None:
+    """The reader that uses the last of these bytes leaves none for the next one."""
+    frame = encode_frame(stream("a"))
+    monkeypatch.setattr(delivery_module, "_COST", 0)
+    monkeypatch.setattr(delivery_module, "_AT_ONCE", len(frame))
+    readers = [desk.attach()[0] for _ in range(2)]
+    desk.journal.append(frame)
+    desk.deliver()
+    assert [reader.writes for reader in readers] == [1, 0]
+    await asyncio.sleep(0)  # one turn of the event loop
+    assert [texts(reader) for reader in readers] == [["a"], ["a"]]
 
 
 async def test_a_single_frame_is_not_even_copied_out_of_the_journal(desk) -> None:
