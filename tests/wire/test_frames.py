@@ -58,5 +58,27 @@ def test_any_run_of_frames_is_read_back(written: list[bytes]) -> None:
 
 def test_ping() -> None:
     assert frames.ping(b"\x01\x02") == b"\x89\x02\x01\x02"
+    assert read(frames.ping(bytes(125))) == Frame(Opcode.PING, bytes(125))
     with pytest.raises(ValueError, match="125"):
         frames.ping(bytes(126))
+
+
+@pytest.mark.parametrize("length", [0, 1, 125])
+def test_a_pong_has_the_payload_of_its_ping(length: int) -> None:
+    assert read(frames.pong(b"p" * length)) == Frame(Opcode.PONG, b"p" * length)
+
+
+@pytest.mark.parametrize(
+    ("code", "reason", "payload"),
+    [
+        (None, None, b""),
+        (1001, None, b"\x03\xe9"),
+        (None, "bye", b"\x03\xe8bye"),
+        (4000, "bye", b"\x0f\xa0bye"),
+        (1001, "x" * 123, b"\x03\xe9" + b"x" * 123),
+        (1001, "x" * 124, b"\x03\xe9" + b"x" * 123),
+        (1001, "x" * 122 + "ü", b"\x03\xe9" + b"x" * 122),  # a character is not cut in two
+    ],
+)
+def test_a_close_frame_fits_the_limit(code: int | None, reason: str | None, payload: bytes) -> None:
+    assert read(frames.close(code, reason)) == Frame(Opcode.CLOSE, payload)
