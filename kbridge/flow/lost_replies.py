@@ -43,7 +43,8 @@ class _Request:
 
     parent_header: bytes  # the header of the request, which replies name as parent
     begun: bool = False
-    replied: bool = False
+    replied_at: float | None = None
+    idle_lost: bool = False  # iopub was disconnected after the request was sent
     cut: bool = False  # iopub was disconnected, and the client has not been told
     count: int | None = None
     error: dict[str, Any] | None = None
@@ -97,6 +98,8 @@ class LostReplies:
         self._open: dict[str, bytes] = {}  # msg_id -> header, of requests over the current sockets
         self._lost: dict[str, _Request] = {}
         self._made: dict[str, None] = {}
+        self._answered: dict[str, None] = {}  # requests whose real reply has arrived
+        self._checked_at = -math.inf
         self._between = True  # an earlier request may have begun since the last answer
         self._answered_at = math.inf  # time of the first of the two answers
         self._calm_at: float | None = None
@@ -123,20 +126,26 @@ class LostReplies:
         for msg_id, header in self._open.items():
             self._lost[msg_id] = _Request(header)
         _bound(self._lost)
-        running = next((r for r in self._lost.values() if not r.replied), None)
-        if iopub and running is not None:
-            running.cut = True
+        if iopub:
+            for request in self._lost.values():
+                request.idle_lost = True
+            running = next((r for r in self._lost.values() if r.replied_at is None), None)
+            if running is not None:
+                running.cut = True
         self._open.clear()
         self._between, self._calm_at = True, None
 
-    def replied(self, msg_id: str) -> bool:
+    def replied(self, msg_id: str, now: float) -> bool:
         """Note the reply to a request; return False if one was built before."""
         self._open.pop(msg_id, None)
         request = self._lost.get(msg_id)
         if request is not None:
-            request.replied = True
-            if request.ended_at is not None:
+            request.replied_at = now
+            if request.ended_at is not None or not request.idle_lost:
                 del self._lost[msg_id]
+        if self.active:
+            self._answered[msg_id] = None
+            _bound(self._answered)
         return msg_id not in self._made
 
     def cut(self) -> bytes | None:
@@ -159,7 +168,8 @@ class LostReplies:
         request = self._lost.get(msg_id)
         state = state_of(msg.content) if msg_type == "status" else ""
         if request is None:
-            if not self._adopted or msg_id in self._made or self._knows(msg_id):
+            ended = msg_id in self._made or msg_id in self._answered
+            if ended or not self._adopted or self._knows(msg_id):
                 return
             request = self._lost[msg_id] = _Request(parent)
             _bound(self._lost)
@@ -170,7 +180,7 @@ class LostReplies:
         request.heard_at = now
         if state == "idle":
             request.ended_at = now
-            if request.replied:
+            if request.replied_at is not None:
                 del self._lost[msg_id]
         elif msg_type == "error":
             request.error = _fields(msg.content, "ename", "evalue", "traceback")
@@ -193,33 +203,41 @@ class LostReplies:
 
     def due(self, now: float) -> list[BuiltReply]:
         """Return the replies to build now."""
+        self._checked_at = now
         calm = self._calm_at is not None and now >= self._calm_at
         if calm:
             self._adopted = False
         found = []
         for msg_id, request in list(self._lost.items()):
             over = request.ended_at is not None and now >= request.ended_at + GRACE
+            if request.replied_at is not None:
+                if calm and now >= request.replied_at + GRACE:
+                    del self._lost[msg_id]
+                    found.append(BuiltReply(request.parent_header, None, idle=False))
+                continue
             # A subshell has a separate queue, and some kernels answer while a cell runs.
             behind = b'"subshell_id"' not in request.parent_header
             if over or (calm and behind and request.heard_at <= self._answered_at):
                 del self._lost[msg_id]
                 self._made[msg_id] = None
                 _bound(self._made)
-                content = None if request.replied else request.reply()
-                found.append(BuiltReply(request.parent_header, content, over))
+                found.append(BuiltReply(request.parent_header, request.reply(), over))
         return found
 
     def next_at(self) -> float | None:
-        """Return the time of the next call of `due`; None if it is unknown."""
+        """Return the time of the next call of `due`, after the last one; None if it is unknown."""
         times = [r.ended_at + GRACE for r in self._lost.values() if r.ended_at is not None]
         if self._calm_at is not None:
             times.append(self._calm_at)
-        return min(times, default=None)
+            replied = [r.replied_at for r in self._lost.values() if r.replied_at is not None]
+            times += [max(self._calm_at, at + GRACE) for at in replied]
+        # `due` does not always build something at such a time: it must not be returned again.
+        return min((at for at in times if at > self._checked_at), default=None)
 
     def clear(self) -> None:
         """Forget all requests, because the process of the kernel has ended."""
         self._adopted = False
-        for known in (self._open, self._lost, self._made):
+        for known in (self._open, self._lost, self._made, self._answered):
             known.clear()
 
     def statistics(self) -> dict[str, int]:

@@ -76,15 +76,15 @@ def test_a_reply_says_what_iopub_said(steps: str, expected: dict) -> None:
 def test_nobody_gets_two(early: bool) -> None:
     side = Side()
     if early:
-        assert side.owed.replied("old"), "before its idle, as most kernels do"
+        assert side.owed.replied("old", side.now), "before its idle, as most kernels do"
     side.play(request("old"), "print")
-    assert side.owed.replied("old")
+    assert side.owed.replied("old", side.now)
     side.play(request("other"), "print", "idle")
-    assert side.owed.replied("other"), "after its idle"
+    assert side.owed.replied("other", side.now), "after its idle"
     assert side.later() == []
     side.play(request("lost"), "idle")
     assert len(side.later()) == 1
-    assert not side.owed.replied("lost"), "too late: a reply was built"
+    assert not side.owed.replied("lost", side.now), "too late: a reply was built"
     side.play(request("lost"), "idle")
     assert side.later() == []
 
@@ -195,7 +195,7 @@ def test_an_idle_that_was_lost_is_made_though_the_reply_arrived(idle: bool) -> N
     side = Side(adopted=False)
     side.owed.sent("mine", request("mine"))
     side.owed.connection_lost(iopub=True)
-    assert side.owed.replied("mine")
+    assert side.owed.replied("mine", side.now)
     if idle:
         side.play(request("mine"), "idle")
     assert side.later(1000) == [], "the shell may not have answered because it is still busy"
@@ -210,9 +210,58 @@ def test_the_request_that_ran_when_iopub_was_lost_is_named_once() -> None:
     side = Side(adopted=False)
     for name in ("first", "second", "third"):
         side.owed.sent(name, request(name))
-    side.owed.replied("first")
+    side.owed.replied("first", side.now)
     side.owed.connection_lost()
     assert side.owed.cut() is None, "only iopub has output"
     side.owed.connection_lost(iopub=True)
     assert side.owed.cut() == request("second")
     assert side.owed.cut() is None
+
+
+def test_a_reply_before_its_idle_is_not_built_again() -> None:
+    side = Side()
+    side.play(request("old"), "busy", "input")
+    assert side.owed.replied("old", side.now)
+    side.play(request("old"), "idle")
+    assert side.later() == []
+
+
+def test_no_idle_is_built_for_a_reply_if_iopub_was_connected_all_the_time() -> None:
+    side = Side(adopted=False)
+    side.owed.sent("mine", request("mine"))
+    side.owed.connection_lost()
+    assert side.owed.replied("mine", side.now)
+    assert not side.owed.active
+
+
+@pytest.mark.parametrize("subshell", [{}, {"subshell_id": "sub"}])
+@pytest.mark.parametrize("replied", [True, False])
+def test_output_after_the_answers_of_the_shell_does_not_make_the_caller_ask_without_end(
+    replied: bool, subshell: dict[str, str]
+) -> None:
+    side = Side(adopted=False)
+    side.owed.sent("mine", request("mine", **subshell))
+    side.owed.connection_lost(iopub=True)
+    for _ in range(2):
+        side.owed.shell_answered(side.now)
+    side.now += GRACE / 2
+    side.play(request("mine"), "print")
+    if replied:
+        assert side.owed.replied("mine", side.now)
+    contents = []
+    while (at := side.owed.next_at()) is not None:
+        assert at > side.now
+        contents += side.later(at - side.now)
+    assert contents == ([None] if replied else [])
+
+
+def test_an_idle_is_built_after_a_reply_that_arrives_when_the_shell_is_calm() -> None:
+    side = Side(adopted=False)
+    side.owed.sent("mine", request("mine", subshell_id="sub"))
+    side.owed.connection_lost(iopub=True)
+    for _ in range(2):
+        side.owed.shell_answered(side.now)
+    assert side.later(1000) == []
+    assert side.owed.replied("mine", side.now)
+    assert side.owed.next_at() == side.now + GRACE
+    assert side.later() == [None]

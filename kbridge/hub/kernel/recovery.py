@@ -47,7 +47,12 @@ class Recovery:
 
     def replied(self, msg: Message) -> bool:
         """Note a reply on shell; return False to drop it because the bridge already made one."""
-        return msg.msg_type != "execute_reply" or self._replies.replied(msg.parent_id)
+        if msg.msg_type != "execute_reply":
+            return True
+        wanted = self._replies.replied(msg.parent_id, self._now())
+        if self.active:
+            self._schedule()
+        return wanted
 
     def observe(self, msg: Message, msg_type: str) -> None:
         """Note a message on iopub."""
