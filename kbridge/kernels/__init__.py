@@ -1,4 +1,4 @@
-"""Floor 4: the life and death of kernels; jupyter_client ends here.
+"""Layer 4: the life and death of kernels; jupyter_client ends here.
 
 Internal: these modules may change in any release.
 """

@@ -343,7 +343,7 @@ class BridgeKernelManager(KernelSettings, AsyncMultiKernelManager):
         self.index.kept_logs.end()
 
     async def leave_all(self) -> None:
-        """Leave every kernel to the next server, and start no more; takes less than 8 s.
+        """Leave every kernel to the next server, and start no more; takes at most 17 s.
 
         Kernels that are starting are ended, and those that are dead are removed.
         """

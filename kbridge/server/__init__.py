@@ -1,4 +1,4 @@
-"""Floor 5: the standalone server.
+"""Layer 5: the standalone server.
 
 Internal: these modules may change in any release.
 """

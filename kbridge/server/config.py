@@ -151,7 +151,7 @@ class ServerConfig:
     base_url: str = "/"
     list_kernels: bool = True
     runtime_dir: Path
-    registry_url: str = ""
+    registry_url: str = field(default="", repr=False)  # it may contain a password
     shutdown_kernels_on_exit: bool = True
     answer_yes: bool = False
     traits: Configurable = field(repr=False)

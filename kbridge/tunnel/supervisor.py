@@ -43,7 +43,7 @@ _PORT_TAKEN: Final = re.compile(r"cannot listen to port: (\d{1,5})(?!\d)")
 _NUMBER: Final = re.compile(r"\d+")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TunnelConfig:
     """The two ends of a tunnel, and the options of its ssh.
 

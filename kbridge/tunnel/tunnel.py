@@ -108,13 +108,13 @@ class Tunnel:
         self._info: dict[str, Any] = dict(info)
         self._sshkey = Path(sshkey).expanduser() if sshkey else None
         config = TunnelConfig(
-            sshserver,
-            ssh_command.server(sshserver),
-            ssh_command.targets(ConnectionInfo.from_connection_info(self._info)),
-            str(self._sshkey.absolute()).replace("%", "%%") if self._sshkey else None,
-            tuple(options),
-            timeout,
-            program,
+            server=sshserver,
+            destination=ssh_command.server(sshserver),
+            targets=ssh_command.targets(ConnectionInfo.from_connection_info(self._info)),
+            sshkey=str(self._sshkey.absolute()).replace("%", "%%") if self._sshkey else None,
+            options=tuple(options),
+            timeout=timeout,
+            program=program,
         )
         self._supervisor = TunnelSupervisor(
             config, on_change or (lambda _up: None), log or logging.getLogger("kbridge.tunnel")

@@ -1,4 +1,5 @@
 import asyncio
+import dataclasses
 import json
 import logging
 import signal
@@ -309,6 +310,8 @@ def test_a_configuration_is_frozen_and_shows_no_secret(app: KbridgeApp) -> None:
     config: ServerConfig = app.configuration()
     assert config.auth.token == TOKEN
     assert TOKEN not in repr(config)
+    registry = dataclasses.replace(config, registry_url="postgresql://user:hunter2@host/db")
+    assert "hunter2" not in repr(registry)
     with pytest.raises(FrozenInstanceError):
         config.base_url = "/"  # type: ignore[misc]
 

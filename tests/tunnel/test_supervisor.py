@@ -34,7 +34,9 @@ def fake(tmp_path: Path) -> Iterator[Fake]:
         program.write_text(FAKE + code)
         program.chmod(0o755)
         targets = dict.fromkeys(CHANNELS, "127.0.0.1:9")
-        config = TunnelConfig("box", ["--", "box"], targets, program=str(program))
+        config = TunnelConfig(
+            server="box", destination=["--", "box"], targets=targets, program=str(program)
+        )
         supervisors.append(
             TunnelSupervisor(config, changes.append, logging.getLogger("kbridge.tunnel"))
         )

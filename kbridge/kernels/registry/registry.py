@@ -172,6 +172,8 @@ class Registry:
         """Translate other errors to RegistryError, without passwords."""
         try:
             yield
+        except UnknownSchema as error:
+            reason = error.reason
         except RegistryError:
             raise
         except OSError as error:
@@ -192,8 +194,6 @@ class Registry:
         words = str(getattr(error, "orig", None) or error)
         for secret in self._secrets:
             words = words.replace(secret, "***")
-        if isinstance(error, UnknownSchema):
-            return words
         meaning = next((said for word, said in _MEANINGS.items() if word in words), "")
         return f"{meaning} ({words})" if meaning else words
 
