@@ -183,7 +183,6 @@ class ChannelsHandler(WebSocketHandler):
             close_for(self, error)
             return
         if self.keepalive is not None:
-            self.keepalive.start()
             self.keepalive.add(self)
 
     def on_message(self, message: str | bytes) -> Awaitable[None] | None:

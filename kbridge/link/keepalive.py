@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import deque
 from typing import Final, Protocol
 
@@ -39,6 +40,9 @@ class Keepalive:
     for minutes, and if it was disconnected, it would reconnect and get the same data again. TCP
     detects that the peer's machine has gone.
 
+    The timer runs only while there are websockets: a program that has closed them need not stop it,
+    and may continue in another event loop.
+
     Parameters
     ----------
     interval : float
@@ -51,22 +55,21 @@ class Keepalive:
         self._round: deque[Pinged] = deque()  # the websockets to ping in this round
         self._timer = PeriodicTimer(self.beat, interval, jitter=0.1)
 
-    def start(self) -> None:
-        """Start; needs a running event loop."""
-        self._timer.start()
-
     def stop(self) -> None:
-        """Stop; may be called twice."""
+        """Stop until the next `add`; may be called twice."""
         self._timer.stop()
         self._round.clear()
 
     def add(self, websocket: Pinged) -> None:
-        """Ping a websocket from now on."""
+        """Ping a websocket from now on; needs a running event loop."""
         self._silent[websocket] = False
+        self._timer.start()
 
     def remove(self, websocket: Pinged) -> None:
         """Stop pinging a websocket."""
         self._silent.pop(websocket, None)
+        if not self._silent:
+            self._timer.stop()
 
     def heard(self, websocket: Pinged) -> None:
         """Note that the peer of a websocket is alive."""
@@ -82,7 +85,11 @@ class Keepalive:
     def _go_on(self) -> None:
         """Ping some websockets, and continue in the loop's next turn if there are more."""
         for _ in range(min(_AT_ONCE, len(self._round))):
-            self._ping(self._round.popleft())
+            websocket = self._round.popleft()
+            try:
+                self._ping(websocket)
+            except Exception:  # of a handler's method: the other websockets need their pings
+                logging.getLogger("kbridge.link").exception("cannot ping a websocket")
         if self._round:
             asyncio.get_running_loop().call_soon(self._go_on)
 

@@ -137,10 +137,9 @@ class Websocket:
             handler.set_status(400)
             handler.finish("Missing/Invalid WebSocket headers")
             return
-        offered = headers.get("Sec-WebSocket-Protocol", "")
-        self.selected_subprotocol = handler.select_subprotocol(
-            [name.strip() for name in offered.split(",")] if offered else []
-        )
+        header = headers.get("Sec-WebSocket-Protocol", "")
+        offered = [name.strip() for name in header.split(",")] if header else []
+        self.selected_subprotocol = handler.select_subprotocol(offered)
         if self.selected_subprotocol:
             assert self.selected_subprotocol in offered, "a subprotocol that was not offered"
             handler.set_header("Sec-WebSocket-Protocol", self.selected_subprotocol)
@@ -159,7 +158,7 @@ class Websocket:
             opened = handler.open(*handler.open_args, **handler.open_kwargs)
             if opened is not None:
                 await opened
-            if handler.ping_interval:
+            if handler.ping_interval and not self.is_closing():
                 self._pinger = PeriodicTimer(self._ping, handler.ping_interval)
                 self._pinger.start()
             self._resume()
@@ -235,7 +234,8 @@ class Websocket:
         data = utf8(json_encode(message) if isinstance(message, dict) else message)
         self._send(frames.frame(data, BINARY if binary else TEXT))
         written: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        if self._transport is not None and self._transport.writing:
+        assert self._transport is not None
+        if self._transport.writing or self._transport.closed:  # closed: `on_closed` follows
             self._writes.append(written)
         else:
             written.set_result(None)
@@ -316,10 +316,16 @@ class Websocket:
             self._tell_handler()
         if self._end is not None and not self._end.done():
             self._end.set_result(None)
+        # Break the reference cycle: it would keep the handler and an unfinished message in memory
+        # until the garbage collector finds them.
+        self._transport = None
 
     def _tell_handler(self) -> None:
         self._handler.ws_connection = None  # else it would drop a connection that lingers
-        self._handler.on_ws_connection_close(self.close_code, self.close_reason)
+        try:
+            self._handler.on_ws_connection_close(self.close_code, self.close_reason)
+        except (Exception, asyncio.CancelledError):  # noqa: BLE001  # the handler's, logged
+            self._handler.log_exception(*sys.exc_info())
 
     def _abort(self) -> None:
         """Close the connection without a handshake."""
@@ -435,7 +441,11 @@ class Websocket:
             self._send(frames.pong(payload))
 
     def _ping(self) -> None:
-        """Send a ping for `websocket_ping_interval`, Tornado's setting."""
+        """Send a ping for `websocket_ping_interval`, Tornado's setting.
+
+        A peer that has not answered by the next ping is disconnected. Of `ping_timeout`, Tornado's
+        other setting, only the value 0 has a meaning here: such a peer stays connected.
+        """
         timeout = self._handler.ping_timeout
         if not self._ponged and timeout != 0 and not self._blocked:
             self.close(reason="ping timed out")

@@ -121,8 +121,6 @@ class Server:
         self._runtime = RuntimeFile(self.config.runtime_dir, self._info())
         self._runtime.write()
         self._keeping = asyncio.create_task(self._runtime.keep(self._log))
-        if parts.keepalive is not None:
-            parts.keepalive.start()
         self._events.listening(self)
         await parts.kernels.open()
 

@@ -109,16 +109,45 @@ async def test_a_websocket_may_remove_itself_while_it_is_closed(keepalive) -> No
     assert all(len(peer.closed_with) == 1 for peer in peers)
 
 
-async def test_one_timer_for_all_and_stopped_twice() -> None:
-    keepalive, peer = Keepalive(0.001), Peer()
-    keepalive.add(peer)
-    pinged = asyncio.Event()
-    peer.ping = lambda data=b"": pinged.set()  # type: ignore[method-assign]
-    keepalive.start()
-    async with asyncio.timeout(TIMEOUT):
-        await pinged.wait()
-    keepalive.stop()
-    keepalive.stop()
+def test_the_timer_runs_while_there_are_websockets_in_one_loop_after_another() -> None:
+    keepalive = Keepalive(0.001)
+
+    async def ping(*, stop: bool) -> None:
+        peer, pinged = Peer(), asyncio.Event()
+        peer.ping = lambda data=b"": pinged.set()  # type: ignore[method-assign]
+        keepalive.add(peer)
+        async with asyncio.timeout(TIMEOUT):
+            await pinged.wait()
+        if stop:
+            keepalive.stop()
+            keepalive.stop()
+        keepalive.remove(peer)
+
+    asyncio.run(ping(stop=False))
+    asyncio.run(ping(stop=True))
+    asyncio.run(ping(stop=False))
+
+
+@pytest.mark.parametrize("method", ["ping", "close"])
+async def test_a_websocket_that_fails_does_not_end_the_pings_of_the_others(
+    keepalive, method, monkeypatch, caplog
+) -> None:
+    def fail(*_: object) -> None:
+        raise LookupError("no such websocket")
+
+    peers = [Peer() for _ in range(120)]  # more than are pinged in one turn
+    monkeypatch.setattr(peers[0], method, fail)
+    for peer in peers:
+        keepalive.add(peer)
+    for beats in range(1, 4):
+        keepalive.beat()
+        async with asyncio.timeout(TIMEOUT):
+            while len(peers[-1].pings) < beats:  # noqa: ASYNC110  # they tell nobody
+                await asyncio.sleep(0)
+        for peer in peers[1:]:
+            keepalive.heard(peer)
+    assert "no such websocket" in caplog.text
+    assert {len(peer.pings) for peer in peers[1:]} == {3}
 
 
 async def test_who_has_yet_to_read_what_is_before_the_ping_is_let_be(keepalive) -> None:

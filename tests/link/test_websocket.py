@@ -2,10 +2,13 @@
 
 import ast
 import asyncio
+import gc
 import inspect
+import socket
 import ssl
 import struct
 import textwrap
+import weakref
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -390,14 +393,15 @@ async def test_the_peer_reads_why_its_framing_is_wrong_while_it_still_sends(serv
 # -- the handshake ---------------------------------------------------------------------------
 
 
-async def head_of(port: int, tls: ssl.SSLContext | None, *leave_out: str) -> bytes:
-    """Send a handshake that lacks some headers, and return the answer."""
+async def head_of(port: int, tls: ssl.SSLContext | None, *leave_out: str, **more: str) -> bytes:
+    """Send a handshake that lacks some headers and has others, and return the answer."""
     headers = {
         "Host": "localhost",
         "Upgrade": "websocket",
         "Connection": "Upgrade",
         "Sec-WebSocket-Key": "dGhlIHNhbXBsZSBub25jZQ==",
         "Sec-WebSocket-Version": "13",
+        **more,
     }
     lines = ["GET / HTTP/1.1", *(f"{k}: {v}" for k, v in headers.items() if k not in leave_out)]
     reader, writer = await asyncio.open_connection("127.0.0.1", port, ssl=tls)
@@ -415,6 +419,15 @@ async def test_the_handshake_is_that_of_rfc_6455(server, contexts) -> None:
     assert b"\r\nConnection: Upgrade\r\n" in head
     assert b"Content-Type" not in head
     await server.until_gone()
+
+
+async def test_a_part_of_an_offered_subprotocol_was_not_offered(
+    server, contexts, monkeypatch
+) -> None:
+    monkeypatch.setattr(Handler, "select_subprotocol", lambda self, offered: "v1")
+    offer = {"Sec-WebSocket-Protocol": "v1.kernel"}
+    head = await head_of(server.port, contexts[1], **offer)
+    assert head.startswith(b"HTTP/1.1 500 ")
 
 
 async def test_a_handshake_without_a_key_is_refused(server, contexts) -> None:
@@ -472,6 +485,45 @@ async def test_an_error_of_the_handler_ends_the_connection(server, peer, caplog,
     assert "no room" in caplog.text
 
 
+async def test_an_error_of_on_close_is_logged_and_ends_the_request(
+    connect, caplog, monkeypatch
+) -> None:
+    ended = asyncio.Event()
+    accept = Websocket.accept_connection
+
+    async def accept_connection(self: Websocket, handler: WebSocketHandler) -> None:
+        await accept(self, handler)
+        ended.set()
+
+    def on_close(self: Handler) -> None:
+        raise LookupError("nothing to close")
+
+    monkeypatch.setattr(Websocket, "accept_connection", accept_connection)
+    monkeypatch.setattr(Handler, "on_close", on_close)
+    peer = await connect()
+    await peer.hang_up()
+    async with asyncio.timeout(20):
+        await ended.wait()
+    assert "nothing to close" in caplog.text
+
+
+async def test_a_closed_websocket_is_freed_without_a_garbage_collection(server, peer) -> None:
+    """It may hold most of a large message."""
+    peer.send(BINARY, b"half a message", final=False)
+    await peer.answered()
+    freed = asyncio.Event()
+    handler = weakref.ref(server.handlers.pop(), lambda _: freed.set())
+    server.websockets.clear()
+    gc.disable()
+    try:
+        await peer.hang_up()
+        async with asyncio.timeout(20):
+            await freed.wait()
+    finally:
+        gc.enable()
+    assert handler() is None
+
+
 # -- writing ---------------------------------------------------------------------------------
 
 BIG = b"x" * (8 << 20)  # more than the sockets' buffers take
@@ -524,6 +576,21 @@ async def test_messages_of_the_handler_and_what_becomes_of_them(server, peer) ->
         handler.write_message("late")
 
 
+async def test_a_message_to_a_connection_that_was_reset_has_failed(server, peer) -> None:
+    server.handling = asyncio.get_running_loop().create_future()  # nothing is read meanwhile
+    peer.send(TEXT, b"wait")
+    await server.until(lambda: server.messages)
+    sock = peer.writer.get_extra_info("socket")
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    peer.writer.transport.abort()
+    await peer.hang_up()
+    with pytest.raises(WebSocketClosedError):
+        async with asyncio.timeout(20):
+            await server.handlers[0].write_message("lost")
+    await server.until_gone()
+    server.handling.set_result(None)
+
+
 async def test_nothing_is_written_behind_the_close_frame(server, peer) -> None:
     await peer.answered()
     link = client_link(server.handlers[0])
@@ -560,6 +627,30 @@ async def test_tornados_setting_for_pings_counts() -> None:
         await peer.hang_up()
         server.http.stop()
         await server.http.close_all_connections()
+
+
+async def test_a_websocket_that_ends_while_it_opens_is_not_pinged(
+    server, connect, monkeypatch
+) -> None:
+    timers: list[Any] = []
+    monkeypatch.setattr(websocket, "PeriodicTimer", lambda *args: timers.append(args))
+    monkeypatch.setattr(Handler, "ping_interval", 30)
+    server.opening = asyncio.Event()
+    ended = asyncio.Event()
+    accept = Websocket.accept_connection
+
+    async def accept_connection(self: Websocket, handler: WebSocketHandler) -> None:
+        await accept(self, handler)
+        ended.set()
+
+    monkeypatch.setattr(Websocket, "accept_connection", accept_connection)
+    await connect()
+    server.websockets[0].on_connection_close()
+    await server.until_gone()
+    server.opening.set()
+    async with asyncio.timeout(20):
+        await ended.wait()
+    assert timers == []
 
 
 # -- Tornado ---------------------------------------------------------------------------------
