@@ -30,7 +30,7 @@
     +-- BridgeError                   500   1011   caused by kbridge, or by its machine
         +-- RegistryError             500   1011   the registry of kernels cannot be used
         |   +-- UnknownSchema         500   1011   its tables are of another version
-        +-- SetupError                500   1011   the program that embeds kbridge lacks a part
+        +-- SetupError                500   1011   the settings, or an embedding program, are wrong
         +-- ListenError               500   1011   the server cannot listen on an address
         +-- NotPrivate                500   1011   not private (PermissionError, RuntimeError)
         +-- NoFreePort                500   1011   no free TCP port for a kernel (OSError)
@@ -47,7 +47,8 @@ drawing names it in parentheses.
 Builtin exceptions are raised for three purposes only: programming errors (a wrong argument, a call
 in the wrong state: ValueError, TypeError, RuntimeError); conditions with a standard meaning
 (TimeoutError, ProcessLookupError, ImportError); and inside a module that catches them itself.
-Invalid settings are a `traitlets.TraitError`, because that is what traitlets' applications report.
+Settings of the wrong type are a `traitlets.TraitError`, because that is what traitlets'
+applications report.
 
 Exceptions of zmq, tornado and the operating system are translated in `kbridge.link` and
 `kbridge.kernels`. No message contains a token, a key or a signature.
@@ -277,7 +278,7 @@ class UnknownSchema(RegistryError):
 
 
 class SetupError(BridgeError):
-    """The program that embeds kbridge is not set up correctly; the reason says what is missing."""
+    """The settings, or the program that embeds kbridge, are not correct; the reason says why."""
 
 
 class ListenError(BridgeError):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from kbridge.errors import SetupError
 from kbridge.link.endpoints import MESSAGE_LIMIT
 
 __all__ = ["HubSettings"]
@@ -53,6 +54,11 @@ class HubSettings:
         True if clients receive tracebacks.
     traceback_replacement_message : str
         The text that replaces a traceback.
+
+    Raises
+    ------
+    SetupError
+        If no hub could work with these settings.
     """
 
     journal_limit: int = 64 << 20
@@ -74,3 +80,14 @@ class HubSettings:
     traceback_replacement_message: str = (
         "An exception occurred at runtime, which is not shown due to security reasons."
     )
+
+    def __post_init__(self) -> None:
+        # The parts of a hub raise ValueError for these, but only when a websocket opens the hub.
+        if self.journal_limit <= 0:
+            raise SetupError(f"journal_limit must be above 0 bytes, not {self.journal_limit}")
+        if self.history_limit < 0:
+            raise SetupError(f"history_limit must not be negative, as {self.history_limit} is")
+        if not self.rate_limit_window > 0:  # NaN fails, too
+            raise SetupError(
+                f"rate_limit_window must be above 0 seconds, not {self.rate_limit_window}"
+            )

@@ -24,6 +24,24 @@ async def test_a_kernel_without_ports_closes_its_websocket_and_nothing_escapes(
     assert world.kernels._kernel_connections == {conn.kernel_id: 0}
 
 
+@pytest.mark.parametrize(
+    "setting", [{"journal_limit": 0}, {"history_limit": -1}, {"rate_limit_window": 0.0}], ids=str
+)
+async def test_impossible_settings_close_the_websocket_and_nothing_escapes(
+    world, setting, caplog
+) -> None:
+    """Tornado would log what escapes with the URL, which contains the token."""
+    world.configure(**setting)
+    conn, handler = await world.prepare()
+    await handler.open("a-kernel")
+    [(code, reason)] = handler.closes
+    [name] = setting
+    assert (code, reason.startswith(name)) == (1011, True)
+    assert conn not in ZMQChannelsWebsocketConnection._open_sockets
+    assert reason in caplog.text
+    assert world.kernels._kernel_connections == {conn.kernel_id: 0}
+
+
 async def test_a_hook_that_detaches_on_what_it_is_given_first_leaves_nothing_attached(
     world,
 ) -> None:
