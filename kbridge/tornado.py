@@ -129,7 +129,8 @@ class ChannelsHandler(WebSocketHandler):
         Raises
         ------
         tornado.web.HTTPError
-            403 if the request is not authorized, 404 if there is no such kernel.
+            400 if the request is not a handshake, 403 if it is not authorized or comes from
+            another origin, 404 if there is no such kernel.
         SetupError
             If the application has no `hubs`, or no way to find kernels.
         """
@@ -138,6 +139,7 @@ class ChannelsHandler(WebSocketHandler):
                 f"{type(self).__name__} needs a HubTable in the application's settings:"
                 f" Application(..., {HUBS}=kbridge.HubTable())"
             )
+        self.check_handshake()
         if await _result(self.authorize()) is not True:
             raise HTTPError(403)
         try:
@@ -149,6 +151,26 @@ class ChannelsHandler(WebSocketHandler):
         self.connection = self.create_connection(kernel)
         await self.connection.prepare()
         await super().get(*args, **kwargs)
+
+    def check_handshake(self) -> None:
+        """Check the request before it reaches `authorize` and `get_kernel`.
+
+        Tornado checks the same, but only after these: a page of another origin could make a browser
+        that is logged in start kernels, or tell by the status which kernels there are.
+
+        Raises
+        ------
+        tornado.web.HTTPError
+            400 if the request is not the handshake of a websocket, 403 if `check_origin` refuses
+            its origin.
+        """
+        headers = self.request.headers
+        connection = [part.strip().lower() for part in headers.get("Connection", "").split(",")]
+        if headers.get("Upgrade", "").lower() != "websocket" or "upgrade" not in connection:
+            raise HTTPError(400, reason="Not a WebSocket handshake")
+        origin = headers.get("Origin", headers.get("Sec-Websocket-Origin"))
+        if origin is not None and not self.check_origin(origin):
+            raise HTTPError(403, reason="Cross origin websockets not allowed")
 
     def select_subprotocol(self, subprotocols: list[str]) -> str | None:
         """Choose the dialect of the websocket from what the client offers."""

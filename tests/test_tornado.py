@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 import pytest
+from tornado.httpclient import AsyncHTTPClient
 from tornado.httpserver import HTTPServer
 from tornado.testing import bind_unused_port
 from tornado.web import Application, HTTPError
@@ -394,6 +395,45 @@ async def test_pages_of_other_origins_are_refused(start) -> None:
         async with server.client(origin="http://elsewhere.example"):
             pass
     assert len(server.hubs) == 0
+
+
+class Counting(ChannelsHandler):
+    """Counts the requests that get as far as to the functions of the application."""
+
+    asked = 0
+
+    def authorize(self) -> bool:
+        type(self).asked += 1
+        return True
+
+    def get_kernel(self, kernel_id: str) -> None:
+        type(self).asked += 1
+
+
+async def test_a_page_of_another_origin_cannot_tell_which_kernels_there_are(
+    start, monkeypatch
+) -> None:
+    monkeypatch.setattr(Counting, "asked", 0)
+    server = start(Counting, route={})
+    with pytest.raises(InvalidStatus, match="403"):
+        async with server.client("another", origin="http://elsewhere.example"):
+            pass
+    assert Counting.asked == 0
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [{}, {"Upgrade": "websocket"}, {"Connection": "Upgrade"}],
+    ids=["neither", "upgrade", "connection"],
+)
+async def test_what_is_not_a_handshake_does_not_reach_the_application(
+    start, monkeypatch, headers
+) -> None:
+    monkeypatch.setattr(Counting, "asked", 0)
+    server = start(Counting, route={})
+    url = f"http://127.0.0.1:{server.port}/kernels/another"
+    reply = await AsyncHTTPClient().fetch(url, headers=headers, raise_error=False)
+    assert (reply.code, Counting.asked) == (400, 0)
 
 
 # -- an application that lacks something ----------------------------------------------------

@@ -26,6 +26,9 @@ class ChannelsHandler(AccessMixin, tornado.ChannelsHandler):
     given what it has missed; `since`, what it saw last (`kbridge.hub.broadcast.resume`).
     """
 
+    def check_handshake(self) -> None:
+        """Leave the origin to `prepare`, and the rest to `get_kernel`, which gives more advice."""
+
     def get_kernel(self, kernel_id: str) -> Any:
         """Return a kernel; `AccessMixin.prepare` has authorized the request already.
 
