@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from kbridge.hub.broadcast.cursor import Attachment as Attachment
     from kbridge.hub.broadcast.cursor import Cursor as Cursor
     from kbridge.hub.clock import Clock as Clock
+    from kbridge.hub.context import HubEnvironment as HubEnvironment
+    from kbridge.hub.events import HubObserver as HubObserver
+    from kbridge.hub.events import StatusListener as StatusListener
     from kbridge.hub.hub import Hub as Hub
     from kbridge.hub.settings import HubSettings as HubSettings
     from kbridge.hub.table import HubTable as HubTable
@@ -23,8 +26,11 @@ __all__ = [
     "Clock",
     "Cursor",
     "Hub",
+    "HubEnvironment",
+    "HubObserver",
     "HubSettings",
     "HubTable",
+    "StatusListener",
 ]
 
 __getattr__, __dir__ = exports(
@@ -34,6 +40,9 @@ __getattr__, __dir__ = exports(
         "Cursor": "kbridge.hub.broadcast.cursor",
         "Clock": "kbridge.hub.clock",
         "Hub": "kbridge.hub.hub",
+        "HubEnvironment": "kbridge.hub.context",
+        "HubObserver": "kbridge.hub.events",
+        "StatusListener": "kbridge.hub.events",
         "HubSettings": "kbridge.hub.settings",
         "HubTable": "kbridge.hub.table",
     },

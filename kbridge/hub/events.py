@@ -14,7 +14,11 @@ class HubObserver(Protocol):
     """Receives the activity and the disconnects of a kernel; see `Hub.observe`."""
 
     def on_kernel_activity(self) -> None:
-        """The kernel sent something or became ready; called once per wake-up."""
+        """The kernel became ready, or messages were added to its output.
+
+        The messages may be the kernel's or the bridge's. Called once for each batch, and once more
+        when the kernel becomes ready: an observer must not count calls.
+        """
 
     def on_kernel_disconnected(self) -> None:
         """The iopub connection to the kernel was lost."""

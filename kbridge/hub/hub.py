@@ -101,7 +101,7 @@ class Hub:
     @property
     def connections(self) -> int:
         """The number of attached websockets."""
-        return len(self._broadcaster.cursors)
+        return self._broadcaster.connections
 
     @property
     def cursors(self) -> list[Cursor]:

@@ -71,6 +71,11 @@ class Broadcaster:
     # -- websockets -------------------------------------------------------------------------
 
     @property
+    def connections(self) -> int:
+        """The number of attached websockets."""
+        return len(self._sessions)
+
+    @property
     def cursors(self) -> list[Cursor]:
         """All attached websockets, oldest first."""
         return self._sessions.cursors

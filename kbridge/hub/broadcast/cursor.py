@@ -232,11 +232,6 @@ class Cursor:
 
     # -- writing ----------------------------------------------------------------------------
 
-    @property
-    def writable(self) -> bool:
-        """True if a write may follow: the last one has completed, and the link is open."""
-        return not self.blocked and not self.link.closed
-
     def write(self, data: bytes) -> bool:
         """Write whole frames; return False if the write has not completed."""
         # The link may run code of a subclass that calls this method: count as blocked meanwhile.
