@@ -92,7 +92,10 @@ class AttachedKernel(Kernel):
         self.manager: AttachedKernelManager = manager
         self._hubs = services.hubs
         self._options = services.options
+        self._index = services.index
         self._log = services.log
+        self._detaching = asyncio.Lock()
+        self._detached = False
         self._heartbeat = HeartbeatWatch.start(
             manager, services.hubs, services.options, services.log
         )
@@ -161,11 +164,18 @@ class AttachedKernel(Kernel):
 
     async def shutdown(self, *, now: bool = False) -> None:  # noqa: ARG002
         """Detach the kernel: close its hub. Its process keeps running."""
-        self._stop_heartbeat()
-        try:
-            await self._hubs.close(self.kernel_id)
-        finally:
-            await self.manager.release()
+        async with self._detaching:
+            if self._detached:
+                return
+            self._stop_heartbeat()
+            try:
+                await self._hubs.close(self.kernel_id)
+            finally:
+                try:
+                    await self.manager.release()
+                finally:
+                    self._detached = True
+                    self._index.remove(self)
         self._log.info("Kernel detached: %s; its process was not ended", self.kernel_id)
 
     async def leave(self) -> None:
@@ -226,8 +236,8 @@ class AttachedKernels:
         services.log.info("Kernel attached: %s (%s)", kernel.kernel_id, manager.source)
         return kernel
 
-    async def attach_file(self, path: Path) -> str | None:
-        """Attach the kernel of a connection file, and return its id.
+    async def attach_file(self, path: Path) -> AttachedKernel | None:
+        """Attach the kernel of a connection file, and return it.
 
         Returns None if the kernel is in use, or is started by this server.
 
@@ -241,13 +251,7 @@ class AttachedKernels:
             return None
         info = await asyncio.to_thread(read_connection_file, path)
         name = str(info.get("kernel_name") or "attached")
-        self.attach(AttachedKernelManager(kernel_id, name, info, source=str(path)))
-        return kernel_id
-
-    async def detach(self, kernel_id: str) -> None:
-        """Stop serving a kernel; its process keeps running. Nothing happens if it is not in use."""
-        if kernel_id in self._services.index:
-            await self._services.index.shutdown(kernel_id)
+        return self.attach(AttachedKernelManager(kernel_id, name, info, source=str(path)))
 
     def is_served(self, kernel_id: str) -> bool:
         """Return True if a kernel with that id is in use, or is started by this server."""

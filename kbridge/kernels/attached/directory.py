@@ -9,7 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from kbridge.errors import Busy, KbridgeError
-from kbridge.kernels.attached.attached import AttachedKernels
+from kbridge.kernels.attached.attached import AttachedKernel, AttachedKernels
 from kbridge.kernels.tasks import in_thread, spawn, stop
 
 __all__ = ["AttachDirectory"]
@@ -41,7 +41,7 @@ class AttachDirectory:
         self._kernels = kernels
         self._log = log
         self._unreadable = False
-        self._known: dict[Path, tuple[_Stamp, str | None]] = {}
+        self._known: dict[Path, tuple[_Stamp, AttachedKernel | None]] = {}
         self._postponed: set[Path] = set()
         self._task = spawn(self._run(), log)
 
@@ -51,11 +51,11 @@ class AttachDirectory:
         if files is None:
             return  # the kernels that are attached may still be there
         for path in list(self._known):
-            stamp, kernel_id = self._known[path]
+            stamp, kernel = self._known[path]
             if files.get(path) != stamp:
                 del self._known[path]
-                if kernel_id is not None:
-                    await self._kernels.detach(kernel_id)
+                if kernel is not None:
+                    await self._detach(path, kernel)
         for path, stamp in files.items():
             if path in self._known:
                 continue
@@ -76,8 +76,8 @@ class AttachDirectory:
             await self.look()
             await asyncio.sleep(_LOOK_SECONDS)
 
-    async def _attach(self, path: Path) -> str | None:
-        """Attach the kernel of a file; return its id, or None if the file cannot be used."""
+    async def _attach(self, path: Path) -> AttachedKernel | None:
+        """Attach the kernel of a file; return it, or None if the file cannot be used."""
         try:
             return await self._kernels.attach_file(path)
         except Busy:
@@ -87,6 +87,13 @@ class AttachDirectory:
         except Exception:  # noqa: BLE001 - one file must not prevent others from being attached
             self._log.exception("%s cannot be attached", path)
         return None
+
+    async def _detach(self, path: Path, kernel: AttachedKernel) -> None:
+        """Detach the kernel of a file; not by its id, which another kernel may have by now."""
+        try:
+            await kernel.shutdown()
+        except Exception:  # noqa: BLE001 - one kernel must not end the watching of the directory
+            self._log.exception("The kernel of %s was not detached properly", path)
 
     def _scan(self) -> dict[Path, _Stamp] | None:
         """Return the connection files in the directory; None if it cannot be read."""

@@ -80,6 +80,35 @@ async def test_to_shut_it_down_is_to_let_go_of_it(make_manager, hubs):
         await manager.shutdown_kernel(kernel_id)
 
 
+async def test_a_second_detach_waits_for_the_first(make_manager, hubs, monkeypatch, caplog):
+    caplog.set_level("INFO")
+    manager, released = make_manager(), Released()
+    kernel_id = manager.attach(kernel(release=released))
+    closing, may_close = asyncio.Event(), asyncio.Event()
+    close = hubs.close
+
+    async def close_slowly(kernel_id):
+        await close(kernel_id)
+        if not closing.is_set():
+            closing.set()
+            await may_close.wait()
+
+    monkeypatch.setattr(hubs, "close", close_slowly)
+    first = asyncio.create_task(manager.shutdown_kernel(kernel_id))
+    await closing.wait()
+    second = asyncio.create_task(manager.shutdown_kernel(kernel_id))
+    for _ in range(20):
+        await asyncio.sleep(0)
+    assert not second.done()
+    assert released.times == 0, "the tunnel is needed until the hub is closed"
+    assert kernel_id in manager
+    may_close.set()
+    await asyncio.gather(first, second)
+    assert released.times == 1
+    assert caplog.text.count("Kernel detached") == 1
+    assert manager.models() == []
+
+
 async def test_the_end_of_the_server_lets_go_of_it(make_manager, hubs):
     manager, released = make_manager(), Released()
     manager.attach(kernel(release=released))
@@ -273,6 +302,48 @@ async def test_one_that_was_let_go_of_is_not_taken_again_until_its_file_changes(
     await manager._attach_directory.look()
     drop(folder, path.name)
     await until(manager.models)
+
+
+@pytest.mark.parametrize("change", ["removed", "replaced"])
+async def test_a_kernel_started_under_the_id_of_a_detached_one_outlives_the_file(
+    watched, fake, change
+):
+    manager, folder = watched
+    kernel_id = str(uuid.uuid4())
+    path = drop(folder, f"kernel-{kernel_id}.json")
+    await until(manager.models)
+    await manager._attach_directory.aclose()  # this test looks itself
+    await manager.shutdown_kernel(kernel_id)
+    await manager.start_kernel(fake(), kernel_id=kernel_id)
+    started = manager.index.find(kernel_id)
+    path.unlink()
+    if change == "replaced":
+        drop(folder, path.name, INFO | {"key": "another secret"})
+    await manager._attach_directory.look()
+    assert manager.index.get(kernel_id) is started
+    assert await started.is_alive()
+
+
+async def test_a_kernel_that_is_not_detached_properly_keeps_no_other_out(
+    watched, hubs, monkeypatch, caplog
+):
+    manager, folder = watched
+    path = drop(folder, "kernel-1.json")
+    await until(manager.models)
+    close = hubs.close
+
+    async def fail(kernel_id):
+        await close(kernel_id)
+        raise RuntimeError("a fault of ours")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(hubs, "close", fail)
+        path.unlink()
+        await until(lambda: manager.models() == [])
+    drop(folder, "kernel-2.json")
+    await until(manager.models)
+    assert manager.models()[0]["id"] == kernel_id_for(folder / "kernel-2.json")
+    assert "a fault of ours" in caplog.text
 
 
 async def test_the_servers_own_kernels_are_not_taken_for_others(make_manager, tmp_path, fake):
