@@ -102,7 +102,7 @@ class KernelIndex:
         return self._in_use.get(kernel_id)
 
     async def shutdown(self, kernel_id: str, *, now: bool = False) -> None:
-        """End or detach a kernel in use and take it out of use.
+        """End or detach a kernel in use, which takes it out of use.
 
         Raises
         ------
@@ -111,11 +111,7 @@ class KernelIndex:
         KernelError
             If its provisioner cannot end it. The kernel is taken out of use nevertheless.
         """
-        kernel = self.find(kernel_id)
-        try:
-            await kernel.shutdown(now=now)
-        finally:
-            self.remove(kernel)
+        await self.find(kernel_id).shutdown(now=now)
 
     def __contains__(self, kernel_id: object) -> bool:
         return kernel_id in self._in_use

@@ -78,7 +78,7 @@ class Kernel(ABC):
     async def shutdown(self, *, now: bool = False) -> None:
         """End the kernel if this server started it, else detach it, and close its hub.
 
-        A second call waits for the first.
+        Also takes it out of use. A second call waits for the first.
 
         Raises
         ------

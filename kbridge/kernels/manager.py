@@ -157,6 +157,8 @@ class BridgeKernelManager(KernelSettings, AsyncMultiKernelManager):
             If the seed notebook cannot be read.
         KernelspecNotFound
             If a kernelspec that the settings name is not installed.
+        Busy
+            If the server is shutting down.
         """
         async with self._opening:
             if self._opened:
@@ -165,6 +167,8 @@ class BridgeKernelManager(KernelSettings, AsyncMultiKernelManager):
             sizes = await self._factory.pool_sizes()
             names = {kernel.kernel_name for kernel in self._readopted}
             fingerprints = {name: await self._factory.fingerprint(name) for name in names}
+            if self._limits.closed:  # the pool would be filled, and never drained
+                raise Busy("The server is shutting down")
             self._opened = True
             readopted, self._readopted = self._readopted, []
             fitting = [
@@ -350,10 +354,10 @@ class BridgeKernelManager(KernelSettings, AsyncMultiKernelManager):
         await self._wait_adopted()
         self._limits.close()
         await self._close_background()
-        waiting = [*self._readopted, *await self._pool.drain()]
+        waiting = await self._drain_pool()
         starting = [k for k in self.index.known if k.role is KernelRole.STARTING]
-        for kernel in starting:
-            kernel.refuse_restarts()
+        for started in starting:
+            started.refuse_restarts()
         try:
             async with asyncio.timeout(_SHUTDOWN_TIMEOUT):
                 await self._end_starts(starting)
@@ -404,8 +408,14 @@ class BridgeKernelManager(KernelSettings, AsyncMultiKernelManager):
 
     async def _end_pool(self) -> None:
         # Nobody has state in these kernels, so they need no shutdown request.
-        waiting = [*self._readopted, *await self._pool.drain()]
+        waiting = await self._drain_pool()
         await self._each(kernel.discard(keep_log=False) for kernel in waiting)
+
+    async def _drain_pool(self) -> list[StartedKernel]:
+        """Return the kernels that nobody uses yet; they belong to the caller now."""
+        drained = await self._pool.drain()
+        readopted, self._readopted = self._readopted, []
+        return [*readopted, *drained]
 
     async def _end_starts(self, starting: Iterable[Kernel]) -> None:
         # The callers that wait for these kernels see their processes end, and discard them.

@@ -784,6 +784,52 @@ async def test_a_shutdown_that_is_cancelled_leaves_no_process(make_manager, spec
     assert manager.models() == []
 
 
+async def test_a_shutdown_that_is_cancelled_before_its_turn_ends_nothing(make_manager, fake):
+    manager = make_manager()
+    kernel_id = await manager.start_kernel(fake())
+    kernel = manager.index.find(kernel_id)
+    async with kernel._process.lock:  # as during a restart
+        asked = asyncio.create_task(manager.shutdown_kernel(kernel_id))
+        await until(lambda: kernel._process.closing)
+        asked.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await asked
+    assert manager.index.get(kernel_id) is kernel
+    await manager.shutdown_kernel(kernel_id)
+    assert manager.models() == []
+
+
+async def test_open_starts_nothing_once_the_server_is_closing(make_manager, fake, fleet):
+    manager = make_manager(pool={fake(): 1})
+    await manager.shutdown_all()
+    with pytest.raises(Busy):
+        await manager.open()
+    assert fleet == []
+
+
+async def test_open_that_is_overtaken_by_the_end_starts_nothing(
+    make_manager, fake, fleet, monkeypatch
+):
+    manager = make_manager(pool={fake(): 1})
+    loading, may_load = asyncio.Event(), asyncio.Event()
+
+    async def load_slowly():
+        loading.set()
+        await may_load.wait()
+
+    monkeypatch.setattr(manager._factory, "load_seed", load_slowly)
+    start = asyncio.create_task(manager.start_kernel("fake"))
+    await loading.wait()
+    await manager.shutdown_all()
+    may_load.set()
+    with pytest.raises(Busy):
+        await start
+    for _ in range(20):
+        await asyncio.sleep(0)
+    assert fleet == []
+    assert manager._culler._task is None
+
+
 async def test_a_dying_kernel_does_not_come_up_during_shutdown(make_manager, fake, fleet, hubs):
     manager = make_manager()
     ids = [await manager.start_kernel(fake(f"f{i}")) for i in range(3)]

@@ -231,6 +231,7 @@ class StartedKernel(Kernel):
         finally:
             self._ended = True
             index.unregister(self)
+            index.remove(self)
             if keep_log:
                 # A failed start returned the end of its log; a later death named the file.
                 index.kept_logs.keep(self.manager.output, lasting=self.failed)
@@ -248,6 +249,7 @@ class StartedKernel(Kernel):
 
     def abandon(self) -> None:
         """Release the process at once, even during a restart. May be called twice."""
+        self._ended = True  # a shutdown that waits must not remove files of a running kernel
         self._stop_heartbeat()
         self._services.index.unregister(self)
         self.manager.abandon()

@@ -13,7 +13,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from kbridge.errors import KernelNotFound
+from kbridge.errors import Busy, KernelNotFound
+from kbridge.kernels import manager as manager_module
 from kbridge.kernels.kernel import BridgeKernel
 from kbridge.kernels.lifecycle import descriptors
 from kbridge.kernels.lifecycle.processes import AdoptedProcess, ProcessState, start_id
@@ -362,6 +363,21 @@ async def test_who_waited_in_a_pool_waits_again(lives, spec):
     await until(lambda: not start_id(surplus))
 
 
+async def test_who_waited_in_a_pool_that_is_never_opened_is_ended_once(lives, spec):
+    spec("s")
+    first = await lives.next(pool={"s": 1})
+    await first.open()
+    await until(lambda: first._pool.waiting("s") == 1)
+    await first._writer.settled()
+    second = await lives.next(pool={"s": 1})
+    [kernel] = second._readopted
+    await second.shutdown_all()
+    assert not await kernel.is_alive()
+    assert second._readopted == []
+    with pytest.raises(Busy):
+        await second.open()
+
+
 @pytest.mark.parametrize("changed", ["root_dir", "seed_uri", "kernelspec"])
 async def test_who_waits_but_was_made_otherwise_is_ended(lives, spec, hubs, tmp_path, changed):
     spec("s")
@@ -431,6 +447,24 @@ async def test_letting_go_in_a_hurry_takes_no_file_away(lives, spec):
         await asyncio.wait({letting_go})
     kernel.cleanup_connection_file()  # which jupyter_client does when the object dies
     assert file.exists()
+    second = await lives.next()
+    assert [model["id"] for model in second.models()] == [kernel_id]
+
+
+async def test_a_shutdown_that_waits_while_a_kernel_is_left_removes_nothing(
+    lives, spec, monkeypatch
+):
+    monkeypatch.setattr(manager_module, "_SHUTDOWN_TIMEOUT", 0.05)
+    first = await lives.next()
+    kernel_id = await first.start_kernel(spec("s"))
+    kernel, log = first.index.find(kernel_id), first.get_kernel(kernel_id).output.path
+    async with kernel._process.lock:  # as during a restart that hangs
+        asked = asyncio.create_task(first.shutdown_kernel(kernel_id))
+        await until(lambda: kernel._process.closing)
+        await first.leave_all()
+    await asked
+    assert log.exists()
+    assert [record.kernel_id for record in lives_records(first)] == [kernel_id]
     second = await lives.next()
     assert [model["id"] for model in second.models()] == [kernel_id]
 
