@@ -10,13 +10,16 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from kbridge.errors import KernelNotFound
 from kbridge.hub import HubTable
 from kbridge.hub.clock import timestamp
 from kbridge.kernels.interface import Kernel
 from kbridge.kernels.lifecycle.kernel_log import KeptLogs
+
+if TYPE_CHECKING:
+    from kbridge.kernels.lifecycle.started import StartedKernel
 
 __all__ = ["KernelIndex"]
 
@@ -38,22 +41,22 @@ class KernelIndex:
     def __init__(self, hubs: HubTable) -> None:
         self.kept_logs = KeptLogs()
         self._hubs = hubs
-        self._known: set[Kernel] = set()
+        self._known: set[StartedKernel] = set()
         self._in_use: dict[str, Kernel] = {}
         self._last_change = time.time()
 
     # -- kernels that this server started -----------------------------------------------------
 
     @property
-    def known(self) -> frozenset[Kernel]:
+    def known(self) -> frozenset[StartedKernel]:
         """All kernels that this server started and that may have a process."""
         return frozenset(self._known)
 
-    def register(self, kernel: Kernel) -> None:
+    def register(self, kernel: StartedKernel) -> None:
         """Add a kernel that is about to have a process."""
         self._known.add(kernel)
 
-    def unregister(self, kernel: Kernel) -> None:
+    def unregister(self, kernel: StartedKernel) -> None:
         """Remove a kernel whose process has ended or was left running. May be called twice."""
         self._known.discard(kernel)
 

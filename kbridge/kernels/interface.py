@@ -11,8 +11,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any
 
-from kbridge.kernels.registry.models import KernelRole
-
 __all__ = ["Kernel"]
 
 
@@ -36,16 +34,6 @@ class Kernel(ABC):
 
     @property
     @abstractmethod
-    def role(self) -> KernelRole:
-        """The use of the kernel: starting, pooled or used."""
-
-    @property
-    @abstractmethod
-    def failed(self) -> bool:
-        """True if the process of the kernel ended and is not restarted."""
-
-    @property
-    @abstractmethod
     def counts_toward_limit(self) -> bool:
         """True if the kernel counts toward `max_kernels`."""
 
@@ -61,10 +49,6 @@ class Kernel(ABC):
     @abstractmethod
     def update_env(self, env: dict[str, str]) -> None:
         """Set environment variables from the next restart on, if this server can restart it."""
-
-    @abstractmethod
-    def refuse_restarts(self) -> None:
-        """Prevent a new process from being started: the kernel is about to end."""
 
     @abstractmethod
     async def restart(self, *, now: bool = False) -> None:
@@ -93,13 +77,3 @@ class Kernel(ABC):
     @abstractmethod
     def abandon(self) -> None:
         """Do at once what of `leave` cannot wait. May be called twice."""
-
-    @abstractmethod
-    async def kill(self) -> None:
-        """End the process at once, if this server started it.
-
-        Raises
-        ------
-        KernelError
-            If the provisioner cannot.
-        """

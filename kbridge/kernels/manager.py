@@ -24,7 +24,6 @@ from kbridge.hub import HubTable
 from kbridge.kernels.attached.attached import AttachedKernelManager, AttachedKernels
 from kbridge.kernels.attached.directory import AttachDirectory
 from kbridge.kernels.index import KernelIndex
-from kbridge.kernels.interface import Kernel
 from kbridge.kernels.kernel import BridgeKernel
 from kbridge.kernels.lifecycle.culling import Culler
 from kbridge.kernels.lifecycle.environment import working_dir
@@ -104,7 +103,7 @@ class BridgeKernelManager(KernelSettings, AsyncMultiKernelManager):
         services = KernelServices(
             hubs, self.index, self._writer, self._options, self._limits, self.log
         )
-        self._factory = KernelFactory(self, self.specs, self.default_kernel_name, services)
+        self._factory = KernelFactory(self, self.specs, services)
         self._attached = AttachedKernels(services, self)
         self._adopter = Adopter(self._factory, services)
         self._pool = Pool(self._factory, self.log)
@@ -417,7 +416,7 @@ class BridgeKernelManager(KernelSettings, AsyncMultiKernelManager):
         readopted, self._readopted = self._readopted, []
         return [*readopted, *drained]
 
-    async def _end_starts(self, starting: Iterable[Kernel]) -> None:
+    async def _end_starts(self, starting: Iterable[StartedKernel]) -> None:
         # The callers that wait for these kernels see their processes end, and discard them.
         await self._each(kernel.kill() for kernel in starting)
         await self._limits.wait_for_admitted()

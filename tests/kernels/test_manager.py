@@ -76,6 +76,12 @@ async def test_a_restart_whose_directory_was_renamed(make_manager, fake, fleet, 
     assert fleet[0].cwd == str(outer / "inner"), "it is remembered"
 
 
+async def test_a_default_that_is_changed_is_started_and_shown(make_manager, fake):
+    manager = make_manager(default_kernel_name=fake())
+    manager.default_kernel_name = fake("other")
+    assert manager.model(await manager.start_kernel())["name"] == "other"
+
+
 async def test_start_model_shutdown(make_manager, fake, hubs):
     manager = make_manager()
     kernel_id = await manager.start_kernel(fake())

@@ -17,7 +17,6 @@ from kbridge.kernels.attached.connection_file import kernel_id_for, read_connect
 from kbridge.kernels.attached.heartbeats import HeartbeatWatch
 from kbridge.kernels.interface import Kernel
 from kbridge.kernels.lifecycle.interrupt import interrupt_by_message
-from kbridge.kernels.registry.models import KernelRole
 from kbridge.kernels.services import KernelServices
 
 __all__ = ["AttachedKernel", "AttachedKernelManager", "AttachedKernels"]
@@ -101,16 +100,6 @@ class AttachedKernel(Kernel):
         )
 
     @property
-    def role(self) -> KernelRole:
-        """Used: other programs decide whether the kernel runs."""
-        return KernelRole.USED
-
-    @property
-    def failed(self) -> bool:
-        """False: this server cannot know."""
-        return False
-
-    @property
     def counts_toward_limit(self) -> bool:
         """False: the kernel runs whether it is attached or not."""
         return False
@@ -133,9 +122,6 @@ class AttachedKernel(Kernel):
 
     def update_env(self, env: dict[str, str]) -> None:
         """Do nothing: the environment of a process that runs cannot be changed."""
-
-    def refuse_restarts(self) -> None:
-        """Do nothing: this server starts no process of the kernel."""
 
     async def restart(self, *, now: bool = False) -> None:  # noqa: ARG002
         """Raise NotSupported."""
@@ -186,9 +172,6 @@ class AttachedKernel(Kernel):
     def abandon(self) -> None:
         """Stop the heartbeat."""
         self._stop_heartbeat()
-
-    async def kill(self) -> None:
-        """Do nothing: the process belongs to another program."""
 
     def _stop_heartbeat(self) -> None:
         if self._heartbeat is not None:

@@ -61,11 +61,10 @@ class KernelFactory:
     Parameters
     ----------
     jupyter : AsyncMultiKernelManager
-        Makes jupyter_client's part of each kernel, and is its parent.
+        Makes jupyter_client's part of each kernel, and is its parent. Its `default_kernel_name`
+        is the kernelspec of a request that names none.
     specs : Specs
         The kernelspecs.
-    default_name : str
-        The kernelspec of a request that names none.
     services : KernelServices
         The objects that all kernels share.
     """
@@ -74,12 +73,10 @@ class KernelFactory:
         self,
         jupyter: AsyncMultiKernelManager,
         specs: Specs,
-        default_name: str,
         services: KernelServices,
     ) -> None:
         self._jupyter = jupyter
         self._specs = specs
-        self._default_name = default_name
         self._services = services
         self._options = services.options
         self._seed: Seed | None = None
@@ -98,7 +95,7 @@ class KernelFactory:
         """
         if name is not None and not isinstance(name, str):
             raise InvalidRequest("The name of a kernelspec is a string")
-        name = self._options.force_kernel_name or name or self._default_name
+        name = self._options.force_kernel_name or name or self._jupyter.default_kernel_name
         if name == "python":
             name = NATIVE_KERNEL_NAME
         await self.spec(name)

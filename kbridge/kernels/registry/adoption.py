@@ -14,7 +14,7 @@ its provisioner cannot be asked       logged; not served, but left in the regist
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import cache
 from typing import Final
 
@@ -45,8 +45,6 @@ class Adopter:
         self._factory = factory
         self._services = services
         self._log = services.log
-        # The process table is read once, and only if a kernel has to be looked for in it.
-        self._commands = cache(commands)
 
     async def adopt(self, rows: Iterable[KernelRow]) -> list[StartedKernel]:
         """Adopt the kernels in rows of the registry.
@@ -56,18 +54,22 @@ class Adopter:
         list of StartedKernel
             Those that run and are used or pooled (`role`), each with its hub.
         """
-        adopted = await asyncio.gather(*(self._adopt(row) for row in rows))
+        # The process table is read once, and only if a kernel has to be looked for in it.
+        processes = cache(commands)
+        adopted = await asyncio.gather(*(self._adopt(row, processes) for row in rows))
         kernels = [kernel for kernel in adopted if kernel is not None]
         starting = [kernel for kernel in kernels if kernel.role is KernelRole.STARTING]
         await self._end(starting)
         return [kernel for kernel in kernels if kernel not in starting]
 
-    async def _adopt(self, row: KernelRow) -> StartedKernel | None:
+    async def _adopt(
+        self, row: KernelRow, processes: Callable[[], dict[int, list[str]]]
+    ) -> StartedKernel | None:
         kernel = self._factory.remake(row)
         env = self._factory.environment(None)
         try:
             async with asyncio.timeout(_TIMEOUT):
-                if not await kernel.manager.adopt(row, env, self._commands):
+                if not await kernel.manager.adopt(row, env, processes):
                     self._forget(kernel, row)
                     return None
             kernel.adopt()

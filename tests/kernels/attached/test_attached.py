@@ -9,9 +9,10 @@ import pytest
 
 from kbridge.errors import Busy, InvalidRequest, KernelError, KernelNotFound, NotSupported
 from kbridge.kernels.attached import directory
-from kbridge.kernels.attached.attached import AttachedKernelManager
+from kbridge.kernels.attached.attached import AttachedKernel, AttachedKernelManager
 from kbridge.kernels.attached.connection_file import kernel_id_for, read_connection_file
 from kbridge.kernels.lifecycle import descriptors
+from kbridge.kernels.lifecycle.started import StartedKernel
 from kbridge.wire.message import Channel
 
 LOUD = 20
@@ -107,6 +108,12 @@ async def test_a_second_detach_waits_for_the_first(make_manager, hubs, monkeypat
     assert released.times == 1
     assert caplog.text.count("Kernel detached") == 1
     assert manager.models() == []
+
+
+@pytest.mark.parametrize("name", ["role", "failed", "refuse_restarts", "kill"])
+def test_an_attached_kernel_has_no_members_about_a_process(name):
+    assert hasattr(StartedKernel, name)
+    assert not hasattr(AttachedKernel, name)
 
 
 async def test_the_end_of_the_server_lets_go_of_it(make_manager, hubs):

@@ -18,6 +18,7 @@ from kbridge.kernels import manager as manager_module
 from kbridge.kernels.kernel import BridgeKernel
 from kbridge.kernels.lifecycle import descriptors
 from kbridge.kernels.lifecycle.processes import AdoptedProcess, ProcessState, start_id
+from kbridge.kernels.registry import adoption
 from kbridge.kernels.registry.models import Owner, decode, encode
 from kbridge.kernels.registry.registry import Registry
 from kbridge.kernels.registry.writer import RegistryWriter
@@ -467,6 +468,24 @@ async def test_a_shutdown_that_waits_while_a_kernel_is_left_removes_nothing(
     assert [record.kernel_id for record in lives_records(first)] == [kernel_id]
     second = await lives.next()
     assert [model["id"] for model in second.models()] == [kernel_id]
+
+
+async def test_the_process_table_is_read_once_per_adoption(lives, spec, monkeypatch):
+    read = []
+    commands = adoption.commands
+    monkeypatch.setattr(adoption, "commands", lambda: (read.append(1), commands())[1])
+    first = await lives.next()
+    spec("s")
+    processes = [process_of(first, await first.start_kernel("s")) for _ in range(2)]
+    await lives.crash()
+    for process in processes:
+        process.kill()
+    await until(lambda: all(ended(process) for process in processes))
+    rows = list(lives.records().values())
+    second = await lives.next()
+    assert len(read) == 1
+    assert await second._adopter.adopt(rows) == []
+    assert len(read) == 2, "the processes may have changed since"
 
 
 async def test_an_adoption_is_not_given_up_halfway(lives, spec, monkeypatch):
