@@ -336,7 +336,8 @@ def _run_pytest(package: str, mutant: Mutant | None) -> int:
         )
         if mutant is not None:
             sys.meta_path.insert(0, MutantLoader(mutant))
-            mirrored = tests / f"test_{Path(mutant.module).name}"
+            _, *folders, name = Path(mutant.module).parts
+            mirrored = ROOT.joinpath("tests", *folders, f"test_{name}")
             if mirrored.exists() and (code := int(pytest.main([*options, str(mirrored)]))):
                 return code
             options.append(f"--ignore={mirrored}")

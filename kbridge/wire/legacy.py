@@ -232,7 +232,7 @@ def _utf8(raw: memoryview) -> Generator[None, None, str]:
 
 def _large_members(text: str) -> Generator[None, None, dict[str, str]]:
     """Cut out the members as `_members` does, but in steps; parse only small ones."""
-    if not text[:64].lstrip().startswith("{"):
+    if not text.startswith("{", _space(text)):
         raise InvalidMessage("the message is not a JSON object")
     try:
         found = yield from outline(text, _KEYS)

@@ -84,3 +84,10 @@ def test_a_header_of_protocol_4_passes() -> None:
     msg = MESSAGES["bare"]._replace(channel=Channel.IOPUB, header=raw(header))
     read = json.loads(legacy.encode(msg))
     assert (read["header"], read["msg_id"], read["msg_type"]) == (header, "a", "pyout")
+
+
+@pytest.mark.parametrize("length", [100, 100_000])
+def test_any_white_space_may_stand_before_the_object(length: int) -> None:
+    content = '{"a": "' + length * "x" + '"}'
+    text = 100 * " " + '{"header": ' + H.decode() + f', "content": {content}}}'
+    assert legacy.decode(text) == (Channel.SHELL, H, b"{}", b"{}", content.encode(), ())
