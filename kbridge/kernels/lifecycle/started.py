@@ -250,6 +250,7 @@ class StartedKernel(Kernel):
     def abandon(self) -> None:
         """Release the process at once, even during a restart. May be called twice."""
         self._ended = True  # a shutdown that waits must not remove files of a running kernel
+        self.refuse_restarts()  # one that waits must not start a second process
         self._stop_heartbeat()
         self._services.index.unregister(self)
         self.manager.abandon()

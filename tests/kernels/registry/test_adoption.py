@@ -1,6 +1,7 @@
 """Kernels that are found again: real processes and files, fake hubs, one manager after another."""
 
 import asyncio
+import contextlib
 import json
 import os
 import shutil
@@ -13,7 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from kbridge.errors import Busy, KernelNotFound
+from kbridge.errors import Busy, KbridgeError, KernelNotFound
 from kbridge.kernels import manager as manager_module
 from kbridge.kernels.kernel import BridgeKernel
 from kbridge.kernels.lifecycle import descriptors
@@ -468,6 +469,24 @@ async def test_a_shutdown_that_waits_while_a_kernel_is_left_removes_nothing(
     assert [record.kernel_id for record in lives_records(first)] == [kernel_id]
     second = await lives.next()
     assert [model["id"] for model in second.models()] == [kernel_id]
+
+
+async def test_a_restart_that_waits_while_a_kernel_is_left_starts_no_process(
+    lives, spec, monkeypatch
+):
+    monkeypatch.setattr(manager_module, "_SHUTDOWN_TIMEOUT", 0.05)
+    first = await lives.next()
+    kernel_id = await first.start_kernel(spec("s"))
+    kernel, process = first.index.find(kernel_id), process_of(first, kernel_id)
+    async with kernel._process.lock:  # as during an earlier restart that hangs
+        asked = asyncio.create_task(first.restart_kernel(kernel_id))
+        await asyncio.sleep(0)  # it waits for the lock
+        await first.leave_all()
+    with contextlib.suppress(KbridgeError):
+        await asked
+    assert process.is_running()
+    second = await lives.next()
+    assert process_of(second, kernel_id) == process
 
 
 async def test_the_process_table_is_read_once_per_adoption(lives, spec, monkeypatch):
