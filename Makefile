@@ -41,7 +41,7 @@ check: $(VENV)/.dev     ## format, lint, types, English, layers
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	@if command -v node >/dev/null; then echo $(BIN)/pyright; $(BIN)/pyright --pythonpath $(BIN)/python; \
+	@if command -v node >/dev/null; then echo $(BIN)/pyright; $(BIN)/pyright --project pyproject.toml --pythonpath $(BIN)/python; \
 	else echo "pyright: needs node, public types checked by mypy only"; fi
 	$(BIN)/python tools/prose.py
 	$(BIN)/python -m pytest -q tests/test_layers.py
