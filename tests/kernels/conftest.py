@@ -43,10 +43,10 @@ class FakeHub:
         self.reply: Callable[[str, Mapping[str, Any]], dict[str, Any] | None] = lambda *_: {
             "status": "ok"
         }
-        self._ready = asyncio.Event()
+        self.answered = asyncio.Event()
         self._news = asyncio.Condition()
         if ready:
-            self._ready.set()
+            self.answered.set()
 
     timed_out = False
     identities: Sequence[bytes] = ()
@@ -54,12 +54,12 @@ class FakeHub:
 
     @property
     def ready(self) -> bool:
-        return self._ready.is_set()
+        return self.answered.is_set()
 
     async def wait_ready(self, timeout: float | None = None) -> bool:
         try:
             async with asyncio.timeout(timeout):
-                await self._ready.wait()
+                await self.answered.wait()
         except TimeoutError:
             return False
         self.activity.execution_state = "idle"

@@ -422,13 +422,13 @@ async def test_a_kernel_that_does_not_come_up_again_is_dead_and_may_be_revived(
     kernel_id = await manager.start_kernel(spec("s", code + "time.sleep(600)"))
     hub = hubs.hubs[kernel_id]
     flag.touch()
-    hub._ready.clear()
+    hub.answered.clear()
     with pytest.raises(KernelStartError, match="no more"):
         await manager.restart_kernel(kernel_id, now=True)
     assert hub.events[-1] == "dead"
     assert manager.model(kernel_id)["execution_state"] == "dead"
     flag.unlink()
-    hub._ready.set()
+    hub.answered.set()
     await manager.restart_kernel(kernel_id)
     assert manager.model(kernel_id)["execution_state"] == "idle"
 

@@ -65,7 +65,7 @@ async def test_its_state_is_unknown_while_it_does_not_answer(make_manager, hubs)
     manager = make_manager()
     kernel_id = manager.attach(kernel())
     assert manager.model(kernel_id)["execution_state"] == "unknown"
-    hubs.get(kernel_id)._ready.set()
+    hubs.get(kernel_id).answered.set()
     hubs.get(kernel_id).activity.execution_state = "busy"
     assert manager.model(kernel_id)["execution_state"] == "busy"
 
@@ -376,7 +376,7 @@ async def test_kernels_that_start_or_wait_are_not_attached_from_their_files(
     await manager._attach_directory.look()
     assert manager.models() == []
     for hub in hubs.opened:
-        hub._ready.set()
+        hub.answered.set()
     kernel_id = await start
     await until(lambda: manager._pool.waiting("s") == 1)
     await manager._attach_directory.look()

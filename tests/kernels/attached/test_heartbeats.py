@@ -96,12 +96,12 @@ async def test_one_that_is_back_is_told_of_once_requests_reach_it(served, heart)
     manager, hub = await served()
     heart.stop()
     await hub.seen("announce unknown")
-    hub._ready.clear()  # its other sockets were lost, too
+    hub.answered.clear()  # its other sockets were lost, too
     heart.go_on()
     await beats(heart)
     assert told(hub) == ["announce unknown"]
     assert state(manager) == "unknown"
-    hub._ready.set()
+    hub.answered.set()
     hub.activity.execution_state = "busy"
     await hub.seen("announce busy")
     assert state(manager) == "busy"

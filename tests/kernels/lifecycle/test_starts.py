@@ -20,6 +20,11 @@ async def until(condition):
             await asyncio.sleep(0.01)
 
 
+def a_start_waits(manager) -> bool:
+    """Return True if a start waits for its turn."""
+    return bool(manager._limits._slots._waiters)
+
+
 @pytest.fixture
 def counted(monkeypatch):
     """The fake kernels take places, as those of jupyter_client's own provisioner do."""
@@ -34,11 +39,11 @@ async def test_nobody_waits_for_a_kernel_that_is_started_elsewhere(
     away = [asyncio.create_task(manager.start_kernel(fake(name))) for name in ("a", "b")]
     await until(lambda: len(hubs.opened) == 2)
     here = [asyncio.create_task(manager.start_kernel(spec(name))) for name in ("c", "d")]
-    await until(lambda: len(hubs.opened) == 3 and manager._limits._slots._waiters)
-    hubs.opened[2]._ready.set()
+    await until(lambda: len(hubs.opened) == 3 and a_start_waits(manager))
+    hubs.opened[2].answered.set()
     await until(lambda: len(hubs.opened) == 4)
     for hub in hubs.opened:
-        hub._ready.set()
+        hub.answered.set()
     assert len(set(await asyncio.gather(*away, *here))) == 4
 
 
@@ -51,7 +56,7 @@ async def test_starts_wait_for_their_turn(make_manager, fake, fleet, hubs):
     await until(lambda: len(hubs.opened) == 2)
     for done in range(1, 6):
         assert len(fleet) == min(done + 1, 5)
-        hubs.opened[done - 1]._ready.set()
+        hubs.opened[done - 1].answered.set()
         await until(lambda: sum(start.done() for start in starts) == done)  # noqa: B023
         await until(lambda: len(hubs.opened) == min(done + 2, 5))  # noqa: B023
     assert len({await start for start in starts}) == 5
@@ -66,9 +71,9 @@ async def test_restarts_wait_for_their_turn(make_manager, fake, fleet, hubs):
     start = asyncio.create_task(manager.start_kernel(name))
     await until(lambda: len(fleet) == 2 and len(hubs.opened) == 2)
     restart = asyncio.create_task(manager.restart_kernel(kernel_id))
-    await until(lambda: manager._limits._slots._waiters)
+    await until(lambda: a_start_waits(manager))
     assert fleet[0].launches == 1
-    hubs.opened[1]._ready.set()
+    hubs.opened[1].answered.set()
     await asyncio.gather(start, restart)
     assert fleet[0].launches == 2
 
@@ -84,17 +89,17 @@ async def test_a_restart_that_is_given_up_before_its_turn_ends_nothing(
     start = asyncio.create_task(manager.start_kernel(name))
     await until(lambda: len(hubs.opened) == 2)
     restart = asyncio.create_task(manager.restart_kernel(kernel_id))
-    await until(lambda: manager._limits._slots._waiters)
+    await until(lambda: a_start_waits(manager))
     restart.cancel()
     with pytest.raises(asyncio.CancelledError):
         await restart
     kernel = manager.index.find(kernel_id)
     assert (kernel.failed, fleet[0].launches, fleet[0].code) == (False, 1, None)
     restart = asyncio.create_task(manager.restart_kernel(kernel_id))
-    await until(lambda: manager._limits._slots._waiters)
+    await until(lambda: a_start_waits(manager))
     end = asyncio.create_task(manager.shutdown_kernel(kernel_id))
     await until(lambda: kernel._process.closing)
-    hubs.opened[1]._ready.set()
+    hubs.opened[1].answered.set()
     with pytest.raises(Busy, match="is being shut down"):
         await restart
     await asyncio.gather(start, end)

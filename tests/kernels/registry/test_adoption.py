@@ -96,6 +96,16 @@ async def lives(make_manager, hubs, tmp_path):
     assert lives.records() == {}
 
 
+def pooled(manager) -> int:
+    """Return how many kernels of the kernelspec `s` wait in the pool."""
+    return manager._pool.waiting("s")
+
+
+async def settled(manager) -> None:
+    """Wait until the registry holds what it should."""
+    await manager._writer.settled()
+
+
 def process_of(manager, kernel_id):
     return psutil.Process(manager.get_kernel(kernel_id).process.pid)
 
@@ -349,8 +359,8 @@ async def test_who_waited_in_a_pool_waits_again(lives, spec):
     spec("s")
     first = await lives.next(pool={"s": 2})
     await first.open()
-    await until(lambda: first._pool.waiting("s") == 2)
-    await first._writer.settled()
+    await until(lambda: pooled(first) == 2)
+    await settled(first)
     await lives.crash()
     before = {record.pid for record in lives.records().values()}
     assert {r.role for r in lives.records().values()} == {"pooled"}
@@ -358,7 +368,7 @@ async def test_who_waited_in_a_pool_waits_again(lives, spec):
     second = await lives.next(pool={"s": 1})
     assert second.models() == []
     await second.open()
-    assert second._pool.waiting("s") == 1
+    assert pooled(second) == 1
     kernel_id = await second.start_kernel("s")
     assert process_of(second, kernel_id).pid in before
     [surplus] = before - {process_of(second, kernel_id).pid}
@@ -369,8 +379,8 @@ async def test_who_waited_in_a_pool_that_is_never_opened_is_ended_once(lives, sp
     spec("s")
     first = await lives.next(pool={"s": 1})
     await first.open()
-    await until(lambda: first._pool.waiting("s") == 1)
-    await first._writer.settled()
+    await until(lambda: pooled(first) == 1)
+    await settled(first)
     second = await lives.next(pool={"s": 1})
     [kernel] = second._readopted
     await second.shutdown_all()
@@ -385,7 +395,7 @@ async def test_who_waits_but_was_made_otherwise_is_ended(lives, spec, hubs, tmp_
     spec("s")
     first = await lives.next(pool={"s": 1})
     await first.open()
-    await until(lambda: first._pool.waiting("s") == 1)
+    await until(lambda: pooled(first) == 1)
     await lives.crash()
     [old] = [record.pid for record in lives.records().values()]
     lives.rewrite(*lives.records().values())
@@ -403,7 +413,7 @@ async def test_who_waits_but_was_made_otherwise_is_ended(lives, spec, hubs, tmp_
     second = await lives.next(pool={"s": 1}, **traits)
     await second.open()
     await until(lambda: not start_id(old))
-    await until(lambda: second._pool.waiting("s") == 1)
+    await until(lambda: pooled(second) == 1)
     assert process_of(second, await second.start_kernel("s")).pid != old
 
 
@@ -412,7 +422,7 @@ async def test_one_that_was_left_dead_is_forgotten(lives, spec, hubs, caplog):
     kernel_id = await first.start_kernel(spec("s"))
     process_of(first, kernel_id).kill()
     await hubs.hubs[kernel_id].seen("dead")
-    await first._writer.settled()
+    await settled(first)
     assert lives_records(first) == []
     await first.restart_kernel(kernel_id)
     assert [record.kernel_id for record in lives_records(first)] == [kernel_id]
@@ -423,7 +433,7 @@ async def test_letting_go(lives, spec, hubs):
     first = await lives.next(pool={"s": 1})
     await first.open()
     kernel_id = await first.start_kernel("s")
-    await until(lambda: first._pool.waiting("s") == 1)
+    await until(lambda: pooled(first) == 1)
     hubs.ready = False
     start = asyncio.ensure_future(first.start_kernel("s", env={}))
     await until(lambda: len(first.index.known) == 3 and len(hubs.opened) == 3)
@@ -434,7 +444,7 @@ async def test_letting_go(lives, spec, hubs):
     second = await lives.next(pool={"s": 1})
     await second.open()
     assert [model["id"] for model in second.models()] == [kernel_id]
-    assert second._pool.waiting("s") == 1
+    assert pooled(second) == 1
 
 
 async def test_letting_go_in_a_hurry_takes_no_file_away(lives, spec):
