@@ -10,7 +10,7 @@ from kbridge.hub.broadcast.burst import Allowance
 from kbridge.hub.clock import Clock
 from kbridge.hub.kernel.process_link import LinkFactory
 from kbridge.hub.notices import Notices
-from kbridge.hub.rejected import RejectedMessages
+from kbridge.hub.rejected import DroppedMessages
 from kbridge.hub.settings import HubSettings
 from kbridge.link.kernel import KernelLink
 
@@ -57,7 +57,7 @@ class HubContext:
         The logger.
     notices : Notices
         Makes the messages that the bridge itself sends.
-    rejected : RejectedMessages
+    rejected : DroppedMessages
         Counts kernel messages that cannot be passed on.
     """
 
@@ -66,7 +66,7 @@ class HubContext:
     clock: Clock
     log: Log
     notices: Notices
-    rejected: RejectedMessages
+    rejected: DroppedMessages
 
     @property
     def adopted(self) -> bool:

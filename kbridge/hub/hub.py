@@ -22,7 +22,7 @@ from kbridge.hub.context import HubContext, HubEnvironment
 from kbridge.hub.events import HubObserver, StatusListener
 from kbridge.hub.kernel.connection import KernelConnection
 from kbridge.hub.notices import Notices
-from kbridge.hub.rejected import IgnoredMessages, RejectedMessages
+from kbridge.hub.rejected import IGNORED, REJECTED, DroppedMessages
 from kbridge.hub.settings import HubSettings
 from kbridge.link.interfaces import ClientLink
 from kbridge.wire.dialects import Dialect
@@ -58,7 +58,7 @@ class Hub:
         The logger.
     notices : Notices
         Makes the messages that the bridge itself sends.
-    ignored : IgnoredMessages
+    ignored : DroppedMessages
         Counts client messages that kernels do not accept.
 
     Raises
@@ -85,8 +85,8 @@ class Hub:
         self.settings = settings
         self.log = log
         self.notices = Notices(clock, adopted=former is not None)
-        self.ignored = IgnoredMessages(kernel_id, clock, log)
-        self._rejected = RejectedMessages(kernel_id, clock, log)
+        self.ignored = DroppedMessages(IGNORED, kernel_id, clock, log)
+        self._rejected = DroppedMessages(REJECTED, kernel_id, clock, log)
         context = HubContext(kernel_id, settings, clock, log, self.notices, self._rejected)
         self._clock = clock
         self._incoming = policy_chain.incoming(settings)

@@ -3,30 +3,38 @@
 from __future__ import annotations
 
 import logging
-from typing import TypeAlias
+from typing import Final, TypeAlias
 
 from kbridge.flow.log_throttle import LogThrottle
 from kbridge.hub.clock import Clock
 
-__all__ = ["IgnoredMessages", "RejectedMessages"]
+__all__ = ["IGNORED", "REJECTED", "DroppedMessages"]
 
 _Log: TypeAlias = logging.Logger | logging.LoggerAdapter[logging.Logger]
 
+REJECTED: Final = "Rejected %d message(s) of kernel %s. The last, on %s: %s"
+IGNORED: Final = "Ignored %d message(s) of clients of kernel %s. The last: %s"
 
-class RejectedMessages:
-    """Counts the messages of one kernel that are not valid or cannot be passed on.
+
+class DroppedMessages:
+    """Counts the messages of one kernel, or of its clients, that are not passed on.
 
     Parameters
     ----------
+    text : str
+        The log message, for the number of messages, the kernel and the arguments of `record`:
+        `REJECTED` for messages of a kernel that are not valid, `IGNORED` for messages of clients
+        that a kernel would ignore.
     kernel_id : str
-        The id of the kernel, for log messages.
+        The id of the kernel.
     clock : Clock
         The source of the time.
     log : logging.Logger or adapter
         The logger.
     """
 
-    def __init__(self, kernel_id: str, clock: Clock, log: _Log) -> None:
+    def __init__(self, text: str, kernel_id: str, clock: Clock, log: _Log) -> None:
+        self._text = text
         self._kernel_id = kernel_id
         self._clock = clock
         self._log = log
@@ -34,53 +42,18 @@ class RejectedMessages:
 
     @property
     def total(self) -> int:
-        """The number of messages rejected so far."""
+        """The number of messages dropped so far."""
         return self._throttle.total
 
-    def record(self, channel: str, reason: str) -> None:
-        """Count a message, and log it if nothing was logged in the last minute."""
+    def record(self, *last: str) -> None:
+        """Count a message, and log it if nothing was logged in the last minute.
+
+        Parameters
+        ----------
+        *last : str
+            The rest of the log message: with `REJECTED` the channel and the reason, with
+            `IGNORED` the reason.
+        """
         count = self._throttle.record(self._clock.monotonic())
         if count:
-            self._log.warning(
-                "Rejected %d message(s) of kernel %s. The last, on %s: %s",
-                count,
-                self._kernel_id,
-                channel,
-                reason,
-            )
-
-
-class IgnoredMessages:
-    """Counts the messages of clients that a kernel would ignore.
-
-    Parameters
-    ----------
-    kernel_id : str
-        The id of the kernel, for log messages.
-    clock : Clock
-        The source of the time.
-    log : logging.Logger or adapter
-        The logger.
-    """
-
-    def __init__(self, kernel_id: str, clock: Clock, log: _Log) -> None:
-        self._kernel_id = kernel_id
-        self._clock = clock
-        self._log = log
-        self._throttle = LogThrottle()
-
-    @property
-    def total(self) -> int:
-        """The number of messages ignored so far."""
-        return self._throttle.total
-
-    def record(self, reason: str) -> None:
-        """Count a message, and log it if nothing was logged in the last minute."""
-        count = self._throttle.record(self._clock.monotonic())
-        if count:
-            self._log.warning(
-                "Ignored %d message(s) of clients of kernel %s. The last: %s",
-                count,
-                self._kernel_id,
-                reason,
-            )
+            self._log.warning(self._text, count, self._kernel_id, *last)

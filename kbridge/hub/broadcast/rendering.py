@@ -17,7 +17,7 @@ from kbridge.flow.journal import EVERYONE, Gap, Journal, Place, Stretch
 from kbridge.flow.pace import Pace
 from kbridge.hub.broadcast.cursor import Cursor
 from kbridge.hub.notices import Notices
-from kbridge.hub.rejected import RejectedMessages
+from kbridge.hub.rejected import DroppedMessages
 from kbridge.wire import v1
 from kbridge.wire.dialects import V1, Dialect
 from kbridge.wire.frames import frame, payload
@@ -99,7 +99,7 @@ class Renderer:
         Limits how far readers may read.
     notices : Notices
         Makes the markers of gaps.
-    rejected : RejectedMessages
+    rejected : DroppedMessages
         Counts the messages that a dialect cannot express.
     joins : bool
         True if messages are joined for websockets that are behind, and for all paced ones in a
@@ -111,7 +111,7 @@ class Renderer:
         journal: Journal,
         pace: Pace,
         notices: Notices,
-        rejected: RejectedMessages,
+        rejected: DroppedMessages,
         *,
         joins: bool,
     ) -> None:

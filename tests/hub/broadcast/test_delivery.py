@@ -18,7 +18,7 @@ from kbridge.hub.broadcast.delivery import Delivery
 from kbridge.hub.broadcast.rendering import Renderer
 from kbridge.hub.clock import Clock
 from kbridge.hub.notices import Notices
-from kbridge.hub.rejected import RejectedMessages
+from kbridge.hub.rejected import REJECTED, DroppedMessages
 from kbridge.link.memory import MemoryClient
 from kbridge.wire.build import build
 from kbridge.wire.dialects import LEGACY, V1
@@ -48,7 +48,9 @@ class Desk:
         clock = Clock()
         self.journal = Journal(limit, history)
         self.clients = ClientSessions(0.0)
-        self.rejected = RejectedMessages("a-kernel", clock, logging.getLogger("kbridge.hub"))
+        self.rejected = DroppedMessages(
+            REJECTED, "a-kernel", clock, logging.getLogger("kbridge.hub")
+        )
         pace = Pace(limit_rate=False)
         self.renderer = Renderer(self.journal, pace, Notices(clock), self.rejected, joins=joins)
         self.delivery = Delivery(self.journal, pace, self.clients, self.renderer, clock)

@@ -8,7 +8,7 @@ from kbridge.flow.journal import EVERYONE
 from kbridge.hub.context import HubContext
 from kbridge.hub.kernel.connection import KernelConnection
 from kbridge.hub.notices import Notices
-from kbridge.hub.rejected import RejectedMessages
+from kbridge.hub.rejected import REJECTED, DroppedMessages
 from kbridge.hub.settings import HubSettings
 from kbridge.link.memory import MemoryKernel
 from kbridge.wire.build import build
@@ -61,7 +61,7 @@ class Side:
         self.listener = Listener()
         self.notices = Notices(self.clock, adopted=adopted)
         log = logging.getLogger("kbridge.hub")
-        self.rejected = RejectedMessages("a-kernel", self.clock, log)
+        self.rejected = DroppedMessages(REJECTED, "a-kernel", self.clock, log)
         self.kernels: list[MemoryKernel] = []
         self.connection = KernelConnection(
             HubContext("a-kernel", HubSettings(), self.clock, log, self.notices, self.rejected),

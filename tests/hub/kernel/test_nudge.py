@@ -9,7 +9,7 @@ from kbridge.errors import HubClosed
 from kbridge.hub.context import HubContext
 from kbridge.hub.kernel.nudge import Nudge
 from kbridge.hub.notices import Notices
-from kbridge.hub.rejected import RejectedMessages
+from kbridge.hub.rejected import REJECTED, DroppedMessages
 from kbridge.hub.settings import HubSettings
 from tests.hub.rig import StoppedClock
 
@@ -31,7 +31,7 @@ class Side:
                 self.clock,
                 log,
                 Notices(self.clock),
-                RejectedMessages("a-kernel", self.clock, log),
+                DroppedMessages(REJECTED, "a-kernel", self.clock, log),
             ),
             self,
         )
