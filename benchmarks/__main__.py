@@ -16,10 +16,10 @@ from pathlib import Path
 
 from benchmarks import readme
 from benchmarks.plot import draw
-from benchmarks.report import as_json, table
+from benchmarks.report import as_json, baseline_table, table
 from benchmarks.rows import ROWS
 from benchmarks.runner import Runner
-from benchmarks.servers import NAMES
+from benchmarks.servers import NAMES, Baseline
 from benchmarks.table import Settings
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
@@ -31,6 +31,14 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("rows", nargs="*", metavar="ROW", help=f"of: {names}")
     made.add_argument("--rows", dest="more_rows", default="", help="the same, with commas between")
     made.add_argument("--only", choices=NAMES, help="measure one server")
+    made.add_argument("--baseline", type=Path, metavar="TREE", help="also measure this checkout")
+    made.add_argument(
+        "--baseline-option",
+        action="append",
+        default=[],
+        metavar="OPTION",
+        help="an option of the baseline's command line (without --baseline: of this checkout)",
+    )
     made.add_argument("--rounds", type=int, default=3, help="rounds of each row (default 3)")
     made.add_argument("--quick", action="store_true", help="a smoke run: small counts, one round")
     made.add_argument("--count", type=int, help="messages, websockets or cycles of a row")
@@ -71,9 +79,16 @@ def main(argv: Sequence[str] | None = None) -> int:
             count=options.count,
             kernel=options.kernel,
         )
-        runner = Runner([options.only] if options.only else NAMES, settings, log, options.profile)
+        baseline = None
+        if options.baseline or options.baseline_option:
+            tree = options.baseline.resolve() if options.baseline else None
+            baseline = Baseline(tree, tuple(options.baseline_option))
+        names = [options.only] if options.only else NAMES
+        runner = Runner(names, settings, log, options.profile, baseline)
         outcomes = [runner.run(row) for row in rows]
     print(table(outcomes))
+    if baseline:
+        print(f"\n{baseline_table(outcomes)}")
     partial = wanted or options.only or options.quick or options.count or options.profile
     output = options.output or (None if partial else DOCS)
     if output:

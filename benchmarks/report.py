@@ -11,7 +11,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from benchmarks.table import BASE, EXTENSION, OURS, Figure, Outcome
+from benchmarks.table import BASE, BASELINE, EXTENSION, OURS, Figure, Outcome
 
 WIDTHS = (43, 14, 20, 20, 10, 15, 26)
 LAST = len(WIDTHS) - 1
@@ -97,6 +97,28 @@ def table(outcomes: Sequence[Outcome]) -> str:
     return "\n".join(lines)
 
 
+def baseline_table(outcomes: Sequence[Outcome]) -> str:
+    """Return the table of the standalone server beside the baseline, with the range of rounds."""
+    lines = [f"{'':43} {'baseline':>28} {'standalone':>28} {'times better':>13}"]
+    for outcome in outcomes:
+        for figure in outcome.row.figures:
+            if outcome.median(BASELINE, figure.key) is None:
+                continue
+            title = f"{outcome.row.name}: {figure.label}"
+            baseline, ours = (_with_range(outcome, name, figure) for name in (BASELINE, OURS))
+            ratio = number(outcome.to_baseline(figure))
+            lines.append(f"{title:43} {baseline:>28} {ours:>28} {ratio:>13}")
+    return "\n".join(lines)
+
+
+def _with_range(outcome: Outcome, name: str, figure: Figure) -> str:
+    values = [r[figure.key] for r in outcome.rounds.get(name, []) if figure.key in r]
+    if not values:
+        return "-"
+    median = number(outcome.median(name, figure.key), figure.unit)
+    return f"{median} [{number(min(values))}, {number(max(values))}]"
+
+
 def machine() -> dict[str, Any]:
     """Return a description of the machine and the packages."""
     models = [
@@ -124,8 +146,10 @@ def as_json(outcomes: Sequence[Outcome], *, quick: bool) -> str:
                     "label": figure.label,
                     "unit": figure.unit,
                     **{n: outcome.median(n, figure.key) for n in (BASE, EXTENSION, OURS, "floor")},
+                    BASELINE: outcome.median(BASELINE, figure.key),
                     "ratio": outcome.ratio(figure),
                     "ratio_extension": outcome.ratio(figure, EXTENSION),
+                    "ratio_baseline": outcome.to_baseline(figure),
                     "extension_to_standalone": outcome.to_standalone(figure),
                     "same": outcome.same(figure),
                     "bar": bar_text(figure),

@@ -8,7 +8,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from benchmarks.measure import BenchmarkError
-from benchmarks.servers import Server
+from benchmarks.servers import BASELINE, OURS, Baseline, Server
 from benchmarks.table import Life, Outcome, Row, Settings
 
 Log = Callable[[str], None]
@@ -22,9 +22,15 @@ class Runner:
     """
 
     def __init__(
-        self, names: Sequence[str], settings: Settings, log: Log, profile: Path | None = None
+        self,
+        names: Sequence[str],
+        settings: Settings,
+        log: Log,
+        profile: Path | None = None,
+        baseline: Baseline | None = None,
     ) -> None:
-        self.names = list(names)
+        self.names = [*names, BASELINE] if baseline else list(names)
+        self.baseline = baseline or Baseline()
         self.settings = settings
         self.log = log
         self.profile = profile
@@ -33,12 +39,14 @@ class Runner:
     def _server(self, name: str, row: Row) -> Server:
         home = self.settings.home / f"{next(self._homes)}-{name}"
         profile = self.profile / f"{row.name}-{name}.prof" if self.profile else None
-        return Server(name, home, profile)
+        return Server(name, home, profile, baseline=self.baseline)
 
     def run(self, row: Row) -> Outcome:
         outcome = Outcome(row)
         rounds = min(self.settings.rounds, row.rounds or self.settings.rounds)
-        names = [name for name in self.names if name in row.servers]
+        names = [
+            name for name in self.names if (OURS if name == BASELINE else name) in row.servers
+        ]
         with ExitStack() as stack:
             shared: dict[str, Server] = {}
             for i in range(rounds):

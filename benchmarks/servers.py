@@ -7,6 +7,8 @@ kernels are random by default in all of them). Each has separate configuration, 
 directories, so that extensions and settings of the user or the environment have no effect. The
 command line enables the extension, and the log is checked for it. Each server is ended by its
 process id.
+
+A fourth one, the baseline, is the standalone server of another checkout or with other options.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -32,6 +35,7 @@ from benchmarks import measure
 from benchmarks.measure import BenchmarkError
 
 BASE, EXTENSION, OURS = NAMES = ("jupyter_server", "extension", "kbridge")
+BASELINE = "baseline"  # the standalone server of another checkout, or with other options
 LOADED = "kbridge | kernel websockets go over kbridge"
 HOST = "127.0.0.1"
 KERNEL = Path(__file__).with_name("kernel.py")
@@ -69,6 +73,22 @@ def write_kernelspec(home: Path) -> None:
     (folder / "kernel.json").write_text(json.dumps(spec))
 
 
+@dataclass(frozen=True, slots=True)
+class Baseline:
+    """What is different about the baseline.
+
+    Parameters
+    ----------
+    tree : Path | None
+        The checkout whose package `kbridge` runs; None: this one.
+    options : tuple of str
+        Additional command-line arguments.
+    """
+
+    tree: Path | None = None
+    options: tuple[str, ...] = ()
+
+
 class Server:
     """One server process.
 
@@ -82,6 +102,8 @@ class Server:
         Run under cProfile and write the statistics to this file.
     options : sequence of str
         More command-line arguments.
+    baseline : Baseline
+        What is different about the server named `BASELINE`.
     """
 
     def __init__(
@@ -90,8 +112,10 @@ class Server:
         home: Path,
         profile: Path | None = None,
         options: Sequence[str] = HIGH_LIMITS,
+        baseline: Baseline = Baseline(),
     ) -> None:
         self.name = name
+        self.baseline = baseline
         self.home = home
         self.profile = profile
         self.options = tuple(options)
@@ -106,7 +130,7 @@ class Server:
         """Return a server of the same kind with other options; it is not started."""
         label = f"twin-{next(self._twins)}"
         profile = self.profile and self.profile.with_stem(f"{self.profile.stem}-{label}")
-        return Server(self.name, self.home / label, profile, options)
+        return Server(self.name, self.home / label, profile, options, self.baseline)
 
     def __enter__(self) -> Self:
         self.start()
@@ -126,12 +150,19 @@ class Server:
             raise BenchmarkError(f"{self.name} is not running")
         return self._process.pid
 
+    @property
+    def standalone(self) -> bool:
+        """True for kbridge as a server of its own."""
+        return self.name in {OURS, BASELINE}
+
     def argv(self) -> list[str]:
         profiled = ["-m", "cProfile", "-o", str(self.profile)] if self.profile else []
-        argv = [sys.executable, *profiled, "-m", OURS if self.name == OURS else BASE]
+        argv = [sys.executable, *profiled, "-m", OURS if self.standalone else BASE]
         argv += [f"--ip={HOST}", f"--port={self.port}"]
         argv += self.options
-        if self.name == OURS:
+        if self.name == BASELINE:
+            argv += self.baseline.options
+        if self.standalone:
             return [*argv, f"--token={self.token}"]
         return [
             *argv,
@@ -144,6 +175,8 @@ class Server:
 
     def environment(self) -> dict[str, str]:
         kept = {k: v for k, v in os.environ.items() if not k.startswith(("JUPYTER_", "KG_"))}
+        if self.name == BASELINE and self.baseline.tree:
+            kept["PYTHONPATH"] = str(self.baseline.tree)
         return {
             **kept,
             "HOME": str(self.home),

@@ -12,7 +12,7 @@ from enum import Enum
 from pathlib import Path
 from typing import TypeVar
 
-from benchmarks.servers import BASE, EXTENSION, NAMES, OURS, Server
+from benchmarks.servers import BASE, BASELINE, EXTENSION, NAMES, OURS, Server
 
 # The difference between two processes of the same program, even if each repeats exactly.
 NOISE = 0.05
@@ -116,6 +116,13 @@ class Outcome:
         """Return the ratio of the medians, above 1 if the server is better; None if meaningless."""
         base, ours = self.median(base_name, figure.key), self.median(server, figure.key)
         if figure.info or not base or not ours or base < 0 or ours < 0:
+            return None
+        return ours / base if figure.more_is_better else base / ours
+
+    def to_baseline(self, figure: Figure) -> float | None:
+        """Return how many times better kbridge is than the baseline; None if not measured."""
+        base, ours = (self.median(name, figure.key) for name in (BASELINE, OURS))
+        if not base or not ours or base < 0 or ours < 0:
             return None
         return ours / base if figure.more_is_better else base / ours
 

@@ -16,7 +16,7 @@ from typing import NamedTuple
 from benchmarks import measure as proc
 from benchmarks.client import Websocket
 from benchmarks.rows.stalled import PACE, TEXT
-from benchmarks.servers import CONNECTION, HIGH_LIMITS, OURS, Server
+from benchmarks.servers import CONNECTION, HIGH_LIMITS, Server
 from benchmarks.table import Figure, Life, Row, Settings, Values
 from benchmarks.tally import Tally, new_token, pump
 
@@ -83,7 +83,7 @@ def measure(server: Server, settings: Settings) -> Values:
         "held": found.held / MIB,
         "missing": found.missing,
     }
-    if server.name == OURS:
+    if server.standalone:
         options = (*HIGH_LIMITS, f"{CONNECTION}journal_limit={LIMIT // 4}")
         with server.twin(options) as small:
             found = past_a_stalled_viewer(small, CELLS // 3, count)
