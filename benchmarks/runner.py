@@ -44,9 +44,7 @@ class Runner:
     def run(self, row: Row) -> Outcome:
         outcome = Outcome(row)
         rounds = min(self.settings.rounds, row.rounds or self.settings.rounds)
-        names = [
-            name for name in self.names if (OURS if name == BASELINE else name) in row.servers
-        ]
+        names = [name for name in self.names if (OURS if name == BASELINE else name) in row.servers]
         with ExitStack() as stack:
             shared: dict[str, Server] = {}
             for i in range(rounds):

@@ -75,7 +75,7 @@ def write_kernelspec(home: Path) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Baseline:
-    """What is different about the baseline.
+    """The checkout and the options of the baseline.
 
     Parameters
     ----------
@@ -103,7 +103,7 @@ class Server:
     options : sequence of str
         More command-line arguments.
     baseline : Baseline
-        What is different about the server named `BASELINE`.
+        The checkout and the options of the server named `BASELINE`.
     """
 
     def __init__(
@@ -152,7 +152,7 @@ class Server:
 
     @property
     def standalone(self) -> bool:
-        """True for kbridge as a server of its own."""
+        """True for the standalone server, also of another checkout."""
         return self.name in {OURS, BASELINE}
 
     def argv(self) -> list[str]:

@@ -17,8 +17,17 @@ from benchmarks.floor import bare
 from benchmarks.measure import BenchmarkError
 from benchmarks.plot import draw
 from benchmarks.rows import ROWS, binary, cost, flood, gigabyte, message, stalled, worst
-from benchmarks.servers import EXTENSION, HIGH_LIMITS, NAMES, OURS, Server
-from benchmarks.table import Figure, Outcome, Row, Settings, Values
+from benchmarks.runner import Runner
+from benchmarks.servers import (
+    BASELINE,
+    EXTENSION,
+    HIGH_LIMITS,
+    NAMES,
+    OURS,
+    Baseline,
+    Server,
+)
+from benchmarks.table import Figure, Life, Outcome, Row, Settings, Values
 from benchmarks.tally import Tally, pump
 from kbridge.errors import InvalidMessage
 from kbridge.wire import legacy, v1
@@ -289,6 +298,45 @@ def test_a_twin_differs_in_its_options_and_shares_no_file(tmp_path: Path) -> Non
         assert "--option=1" in two.argv()
         assert len({server.home, one.home, two.home}) == 3
         assert len({server.profile, one.profile, two.profile}) == 3
+
+
+def test_the_baseline_is_the_standalone_server_of_another_tree_and_with_other_options(
+    tmp_path: Path,
+) -> None:
+    baseline = Baseline(tmp_path / "tree", ("--option=1",))
+    ours, other = (Server(name, tmp_path, baseline=baseline) for name in (OURS, BASELINE))
+    for server in (ours, other, other.twin(())):
+        assert server.standalone
+        assert server.argv()[1:3] == ["-m", "kbridge"]
+    assert "--option=1" not in ours.argv()
+    assert "--option=1" in other.argv()
+    assert "--option=1" in other.twin(()).argv()
+    assert other.environment()["PYTHONPATH"] == str(tmp_path / "tree")
+    assert ours.environment() == {k: v for k, v in other.environment().items() if k != "PYTHONPATH"}
+
+
+def test_the_baseline_runs_in_the_rows_of_the_standalone_server(tmp_path: Path) -> None:
+    measured: list[str] = []
+
+    def measure_row(server: Server, _settings: Settings) -> Values:
+        measured.append(server.name)
+        return {"x": 20.0 if server.name == BASELINE else 10.0}
+
+    row = Row("made-up", "Made up", (COST,), measure_row, life=Life.OWN, servers=(OURS,))
+    runner = Runner(NAMES, Settings(tmp_path, rounds=2), print, baseline=Baseline())
+    outcome = runner.run(row)
+    assert measured == [OURS, BASELINE, BASELINE, OURS]
+    assert outcome.to_baseline(COST) == 2
+    assert outcome.to_baseline(RATE) == 0.5
+    text = report.baseline_table([outcome])
+    assert "20 us [20, 20]" in text
+    assert text.endswith("10 us [10, 10]             2")
+
+
+def test_without_a_baseline_nothing_is_compared_with_it() -> None:
+    outcome = made_up(COST, 100.0, 10.0)
+    assert outcome.to_baseline(COST) is None
+    assert report.baseline_table([outcome]).count("\n") == 0
 
 
 def test_costs_are_told_apart_one_setting_at_a_time() -> None:
