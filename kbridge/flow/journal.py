@@ -19,8 +19,8 @@ thus needs one list slot per message.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable
-from typing import NamedTuple
 
+from kbridge.flow.places import Gap, Place, Stretch
 from kbridge.flow.ring import RetainedFrame, RetainedFrames, Ring
 
 __all__ = ["EVERYONE", "LOSABLE", "Gap", "Journal", "Place", "Stretch"]
@@ -30,62 +30,6 @@ EVERYONE = 0
 
 LOSABLE = frozenset({"stream", "display_data", "update_display_data", "clear_output"})
 """iopub message types without state, which are dropped first."""
-
-
-class Gap(NamedTuple):
-    """The frames that a cursor has missed.
-
-    `messages` and `nbytes` count frames and their bytes; 0 if the number is unknown. `last_lost` is
-    the last dropped frame, whose parent header names the cell.
-    """
-
-    messages: int
-    nbytes: int
-    last_lost: bytes
-
-
-class Place(NamedTuple):
-    """The position of a cursor.
-
-    `seq` is the sequence number that it reads next. `frames` and `nbytes` count the frames before
-    it that it has read, and their bytes; -1 if the number is unknown. The cursor has missed nothing
-    while `frames == seq`.
-    """
-
-    seq: int
-    frames: int
-    nbytes: int
-
-
-class Stretch(NamedTuple):
-    """Consecutive frames, as read by `Journal.read`.
-
-    Attributes
-    ----------
-    frames : list of bytes
-        The frames, for all audiences.
-    private : dict of int to int
-        Index into `frames` -> the only client of the frame. Usually empty.
-    nbytes : int
-        Size of `frames` in bytes.
-    end : Place
-        The position after the last frame.
-    gap : Gap or None
-        The frames that are missing before the first frame.
-    """
-
-    frames: list[bytes]
-    private: dict[int, int]
-    nbytes: int
-    end: Place
-    gap: Gap | None = None
-
-    def frames_for(self, client: int) -> list[bytes]:
-        """Return the frames that `client` may read."""
-        if not self.private:
-            return self.frames
-        get = self.private.get
-        return [f for i, f in enumerate(self.frames) if get(i, client) == client]
 
 
 class Journal:
@@ -307,6 +251,7 @@ class Journal:
 
     def _read_retained(self, place: Place, max_bytes: int, horizon: int) -> Stretch | None:
         frames: list[bytes] = []
+        seqs: list[int] = []
         private: dict[int, int] = {}
         seq, nbytes = place.seq - 1, 0
         for kept, frame, _ in self._retained.since(place.seq):
@@ -316,6 +261,7 @@ class Journal:
             if seq in self._audience:
                 private[len(frames)] = self._audience[seq]
             frames.append(frame)
+            seqs.append(seq)
             nbytes += len(frame)
             if nbytes >= max_bytes:
                 break
@@ -326,7 +272,7 @@ class Journal:
             -1 if place.frames < 0 else place.frames + len(frames),
             -1 if place.nbytes < 0 else place.nbytes + nbytes,
         )
-        return Stretch(frames, private, nbytes, end)
+        return Stretch(frames, private, nbytes, end, seqs=seqs)
 
     def _gap(self, place: Place) -> Gap:
         """Return the gap between the frames of a reader and the first frame of the ring."""

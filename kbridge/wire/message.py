@@ -16,6 +16,7 @@ import json
 from enum import StrEnum
 from functools import lru_cache
 from typing import Any, NamedTuple, TypeAlias
+from zlib import crc32
 
 from kbridge.errors import InvalidMessage
 
@@ -187,15 +188,18 @@ def type_and_key(header: bytes) -> tuple[str, int]:
             raw = header[start:stop]
             name = _TYPES.get(raw)
             if name is not None and header.find(b'"msg_type"', stop) < 0:
-                return name, hash(header[_ID_AT:end])
+                return name, crc32(header[_ID_AT:end])
     return scan(header, "msg_type"), message_key(header)
 
 
 def message_key(header: bytes) -> int:
-    """Return a hash of the `msg_id`, with which a journal finds the message; see `id_keys`."""
+    """Return a checksum of the `msg_id`, with which a journal finds the message; see `id_keys`.
+
+    It is the same in every process, because journals are read after a restart.
+    """
     if header[:_ID_AT] == _ID_FIRST:  # the order of jupyter_client
-        return hash(header[_ID_AT : header.find(b'"', _ID_AT)])
-    return hash(scan(header, "msg_id").encode("utf-8", "surrogatepass"))
+        return crc32(header[_ID_AT : header.find(b'"', _ID_AT)])
+    return crc32(scan(header, "msg_id").encode("utf-8", "surrogatepass"))
 
 
 def id_keys(msg_id: str) -> set[int]:
@@ -206,7 +210,7 @@ def id_keys(msg_id: str) -> set[int]:
     """
     texts = [msg_id, *(json.dumps(msg_id, ensure_ascii=only)[1:-1] for only in (True, False))]
     spellings = [text.encode("utf-8", "surrogatepass") for text in texts]
-    return {hash(part) for each in spellings for part in (each, each.split(b'"')[0])}
+    return {crc32(part) for each in spellings for part in (each, each.split(b'"')[0])}
 
 
 def json_object(raw: Buffer, name: str) -> dict[str, Any]:

@@ -133,6 +133,12 @@ def test_an_id_has_the_keys_of_all_messages_that_have_it(
         assert not id_keys(msg_id) & id_keys(other)
 
 
+def test_keys_are_the_same_in_every_process() -> None:
+    """Journals on disk are searched after a restart."""
+    assert message_key(b'{"msg_id": "a"}') == 0xE8B7BE43
+    assert id_keys("a") == {0xE8B7BE43}
+
+
 @pytest.mark.parametrize(
     "header",
     [

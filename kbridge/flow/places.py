@@ -1,0 +1,78 @@
+"""The values that readers of a journal exchange with it: places, stretches of frames, and gaps.
+
+A journal is a list of runs. A *full* run has consecutive sequence numbers. A *sparse* run has the
+frames with state that remain of dropped output. A reader in front of a sparse run reads that run
+first; a reader in front of a full run, which has not read all frames before it, is told of the gap.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+__all__ = ["Gap", "Place", "Stretch"]
+
+
+class Gap(NamedTuple):
+    """The frames that a cursor has missed.
+
+    `messages` and `nbytes` count frames and their bytes; 0 if the number is unknown. `last_lost` is
+    the last dropped frame, whose parent header names the cell.
+    """
+
+    messages: int
+    nbytes: int
+    last_lost: bytes
+
+
+class Place(NamedTuple):
+    """The position of a cursor.
+
+    `seq` is the sequence number that it reads next. `frames` and `nbytes` count the frames before
+    it that it has read, and their bytes; -1 if the number is unknown. The cursor has missed nothing
+    while `frames == seq`.
+    """
+
+    seq: int
+    frames: int
+    nbytes: int
+
+
+class Stretch(NamedTuple):
+    """Consecutive frames, as read by `Journal.read`.
+
+    Attributes
+    ----------
+    frames : list of bytes
+        The frames, for all audiences.
+    private : dict of int to int
+        Index into `frames` -> the only client of the frame. Usually empty.
+    nbytes : int
+        Size of `frames` in bytes.
+    end : Place
+        The position after the last frame.
+    gap : Gap or None
+        The frames that are missing before the first frame.
+    seqs : sequence of int or None
+        The sequence numbers of frames of a sparse run; None if they are consecutive and end before
+        `end.seq`.
+    """
+
+    frames: list[bytes]
+    private: dict[int, int]
+    nbytes: int
+    end: Place
+    gap: Gap | None = None
+    seqs: Sequence[int] | None = None
+
+    @property
+    def first_seq(self) -> int:
+        """The sequence number of the first frame; that of the end if there are no frames."""
+        return self.end.seq - len(self.frames) if self.seqs is None else self.seqs[0]
+
+    def frames_for(self, client: int) -> list[bytes]:
+        """Return the frames that `client` may read."""
+        if not self.private:
+            return self.frames
+        get = self.private.get
+        return [f for i, f in enumerate(self.frames) if get(i, client) == client]
