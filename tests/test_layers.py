@@ -18,6 +18,7 @@ LAYERS = {
     "wire": 0,
     "flow": 1,
     "link": 2,
+    "storage": 2,
     "tunnel": 2,
     "hub": 3,
     "connect": 3,
