@@ -158,7 +158,7 @@ def play(events: str, limit: int = 1000) -> Activity:
         ("restarted starting alive", "idle"),
     ],
 )
-def test_execution_state(events: str, state: str) -> None:
+def test_execution_state_after_a_sequence_of_messages(events: str, state: str) -> None:
     assert play(events).execution_state == state
 
 
@@ -191,12 +191,12 @@ def test_execution_state(events: str, state: str) -> None:
         ("touch dead", 2),
     ],
 )
-def test_last_activity(events: str, at: int) -> None:
+def test_last_activity_after_a_sequence_of_messages(events: str, at: int) -> None:
     assert play(events).last_activity == START + at
 
 
 @pytest.mark.parametrize("request_type", sorted(QUIET))
-def test_quiet_requests_do_not_touch(request_type: str) -> None:
+def test_quiet_requests_do_not_count_as_activity(request_type: str) -> None:
     activity = Activity(START)
     activity.touch(START + 5, request_type)
     assert activity.last_activity == START
@@ -213,7 +213,7 @@ def test_control_requests_leave_shell_busy(request_type: str) -> None:
     assert activity.last_activity == START + 1
 
 
-def test_more_requests_may_be_counted_among_the_quiet_ones() -> None:
+def test_more_request_types_can_be_declared_quiet() -> None:
     activity = Activity(START, quiet=("my_request", "kernel_info_request"))
     activity.alive(START)
     activity.touch(START + 1, "my_request")
@@ -226,7 +226,7 @@ def test_more_requests_may_be_counted_among_the_quiet_ones() -> None:
 
 
 @pytest.mark.parametrize("request_type", sorted(QUIET))
-def test_those_that_are_known_stay_quiet_beside_them(request_type: str) -> None:
+def test_declared_quiet_types_do_not_replace_the_default_ones(request_type: str) -> None:
     activity = Activity(START, quiet=("my_request",))
     activity.touch(START + 1, request_type)
     assert activity.last_activity == START
@@ -239,7 +239,7 @@ def test_a_quiet_request_proves_that_the_kernel_is_up() -> None:
     assert activity.execution_state == "idle"
 
 
-def test_what_it_is_at_is_what_it_began_first_and_has_not_ended() -> None:
+def test_at_work_is_the_oldest_unfinished_request() -> None:
     activity = Activity(0.0)
     assert activity.at_work == ""
     for msg in (status("busy", "one"), status("busy", "two@x")):
@@ -265,14 +265,14 @@ def test_what_it_is_at_is_what_it_began_first_and_has_not_ended() -> None:
         ("busy:a dead", "dead", "dead"),
     ],
 )
-def test_the_latest_status_is_what_jupyter_server_shows(
+def test_latest_state_is_the_value_that_jupyter_server_shows(
     events: str, latest: str, whole: str
 ) -> None:
     activity = play(events)
     assert (activity.latest_state, activity.execution_state) == (latest, whole)
 
 
-def test_busy_parents_are_bounded_and_the_oldest_go_first() -> None:
+def test_busy_requests_are_bounded_and_the_oldest_are_dropped_first() -> None:
     activity = play(" ".join(f"busy:{n}@{n}" for n in range(100)), limit=10)
     assert activity.statistics() == {
         "execution_state": "busy",
@@ -285,7 +285,7 @@ def test_busy_parents_are_bounded_and_the_oldest_go_first() -> None:
     assert activity.execution_state == "idle"
 
 
-def test_answered_requests_are_bounded_and_long_ids_are_not_remembered() -> None:
+def test_answered_requests_are_bounded_and_long_ids_are_not_stored() -> None:
     sizes = {
         count: len(pickle.dumps(play(" ".join(f"reply:{n}" for n in range(100, count)), limit=10)))
         for count in (500, 900)
@@ -297,11 +297,11 @@ def test_answered_requests_are_bounded_and_long_ids_are_not_remembered() -> None
     assert len(pickle.dumps(activity)) < size + 50
 
 
-def test_a_request_whose_reply_came_first_ends_the_one_before_it_on_its_shell() -> None:
+def test_a_request_answered_before_its_busy_ends_the_previous_request() -> None:
     assert play("busy:1 reply:2 busy:2").execution_state == "idle"
 
 
-def test_a_shell_is_asked_once_whether_it_is_free() -> None:
+def test_a_busy_shell_is_probed_once() -> None:
     activity = play("alive")
     assert not activity.doubt(), "it is idle"
     activity = play("busy:a")
@@ -330,14 +330,14 @@ def test_a_shell_is_asked_once_whether_it_is_free() -> None:
         (b"[" * 200_000, ""),
     ],
 )
-def test_state_of(content: bytes, state: str) -> None:
+def test_state_of_reads_the_execution_state(content: bytes, state: str) -> None:
     assert state_of(content) == state
 
 
 @pytest.mark.parametrize(
     "content", [{}, {"execution_state": "terminating"}, [], {"execution_state": 3}]
 )
-def test_a_status_that_says_nothing_changes_nothing(content: object) -> None:
+def test_a_status_without_a_known_state_changes_nothing(content: object) -> None:
     activity = play("busy:a")
     activity.observe(message("status", "a", content=content), "status", START + 9)
     assert (activity.execution_state, activity.last_activity) == ("busy", START + 1)
@@ -348,7 +348,7 @@ PARENTS = st.sampled_from(["a", "b", "c@x", "d@x", "e@y", "info", "interrupt", "
 
 @settings(deadline=None)
 @given(st.lists(st.tuples(st.sampled_from(["busy", "idle", "reply"]), PARENTS), max_size=40))
-def test_it_is_busy_as_long_as_any_user_request_is(events: list[tuple[str, str]]) -> None:
+def test_a_kernel_is_busy_while_any_user_request_runs(events: list[tuple[str, str]]) -> None:
     activity = play("alive " + " ".join(f"{verb}:{parent}" for verb, parent in events))
     busy: dict[str, str] = {}
     answered: set[str] = set()

@@ -237,7 +237,7 @@ def cases(table: dict[str, Any]) -> Any:
 
 
 @cases(JOINED)
-def test_neighbours_are_joined(before: list[bytes], after: list[bytes]) -> None:
+def test_consecutive_streams_are_joined(before: list[bytes], after: list[bytes]) -> None:
     assert coalesce(before) == after
 
 
@@ -247,12 +247,12 @@ def test_superseded_updates_are_left_out(before: list[bytes], after: list[bytes]
 
 
 @cases(WIPED)
-def test_what_is_wiped_is_left_out(before: list[bytes], after: list[bytes]) -> None:
+def test_cleared_output_is_left_out(before: list[bytes], after: list[bytes]) -> None:
     assert coalesce(before) == after
 
 
 @pytest.mark.parametrize("alien", ALIEN.values(), ids=ALIEN.keys())
-def test_what_is_not_understood_stays_and_ends_a_run(alien: bytes) -> None:
+def test_an_unknown_frame_is_kept_and_ends_a_run(alien: bytes) -> None:
     before = [A, B, update("1"), alien, A, B, clear(), update("2")]
     assert coalesce(before) == [AB, update("1"), alien, clear(), update("2")]
 
@@ -261,13 +261,13 @@ STATE = sorted({"status", "execute_input", "execute_result", "error", "comm_open
 
 
 @pytest.mark.parametrize("msg_type", [*STATE, "input_request", "execute_reply", "debug_event", "x"])
-def test_state_stays_and_ends_a_run(msg_type: str) -> None:
+def test_a_frame_with_state_is_kept_and_ends_a_run(msg_type: str) -> None:
     state = frame(msg_type, {"data": {}, "metadata": {}, "transient": {"display_id": "d"}})
     before = [A, update("1"), state, WAIT, B, clear(), update("2")]
     assert coalesce(before) == [A, update("1"), state, clear(), update("2")]
 
 
-def test_the_header_is_the_last_ones_byte_for_byte() -> None:
+def test_a_joined_message_has_the_header_of_the_last_one() -> None:
     header = b'{ "msg_id":"9", "more": {"a": [1]},"msg_type" : "stream" }'
     (one,) = coalesce([A, stream("b", header=header)])
     assert parsed(one).header == header
@@ -282,7 +282,7 @@ def test_the_header_is_the_last_ones_byte_for_byte() -> None:
         (b'{"msg_type": "stream", "n": "\\u0001"}', b'{"msg_type": "stream2", "n": "\\u0001"}'),
     ],
 )
-def test_headers_that_differ_in_digits_may_differ_in_more(known: bytes, alike: bytes) -> None:
+def test_headers_with_equal_digits_may_still_differ(known: bytes, alike: bytes) -> None:
     good, bad = stream("a", header=known), stream("a", header=alike)
     assert coalesce([good, good, bad, good, good, good]) == [
         stream("aa", header=known),
@@ -302,7 +302,7 @@ def test_headers_that_differ_in_digits_may_differ_in_more(known: bytes, alike: b
         b'{"name": "stdout", "text": "x", "text": "b"}',
     ],
 )
-def test_other_kernels_spell_otherwise(spelling: bytes) -> None:
+def test_other_spellings_of_the_json_are_joined(spelling: bytes) -> None:
     (one,) = coalesce([A, frame("stream", spelling, "2"), C])
     assert content(one) == {"name": "stdout", "text": "abc"}
 
@@ -318,7 +318,7 @@ TEXTS = [
 
 @pytest.mark.parametrize("ascii_only", [False, True])
 @pytest.mark.parametrize("text", TEXTS)
-def test_texts_survive(text: str, *, ascii_only: bool) -> None:
+def test_special_characters_are_unchanged(text: str, *, ascii_only: bool) -> None:
     raw = json.dumps({"name": "stdout", "text": text}, ensure_ascii=ascii_only).encode()
     (one,) = coalesce([frame("stream", raw), stream("-"), frame("stream", raw)])
     assert content(one)["text"] == f"{text}-{text}"
@@ -329,7 +329,7 @@ HIGH, LOW = (
 )
 
 
-def test_lone_surrogates_survive() -> None:
+def test_lone_surrogates_are_unchanged() -> None:
     assert [content(one)["text"] for one in coalesce([LOW, A, HIGH])] == ["\ude00a\ud83d"]
     assert coalesce([HIGH, LOW]) == [HIGH, LOW], "two characters, not one"
     assert [content(one)["text"] for one in coalesce([HIGH, stream(""), LOW])] == [
@@ -346,14 +346,14 @@ def test_joined_messages_are_bounded() -> None:
     assert coalesce(out) == out
 
 
-def test_a_long_stretch() -> None:
+def test_ten_thousand_messages_become_one() -> None:
     frames = [stream(f"{i}\n", str(i)) for i in range(10_000)]
     (one,) = coalesce(frames)
     assert content(one)["text"] == "".join(f"{i}\n" for i in range(10_000))
     assert json.loads(parsed(one).header)["msg_id"] == "9999"
 
 
-def test_what_cannot_be_joined_is_handed_on_as_it_is() -> None:
+def test_frames_that_cannot_be_joined_are_the_same_objects() -> None:
     frames = [A, status(), stream("x" * MAX_JOINED), display("x" * 70_000), B]
     assert all(one is other for one, other in zip(coalesce(frames), frames, strict=True))
 
@@ -535,7 +535,9 @@ def text_of(frames: list[bytes], parent: str, name: str) -> str:
 @pytest.mark.parametrize("listens", ["for good", "until idle", "to one cell"])
 @given(FRAMES, st.sets(st.integers(1, 24)))
 @settings(max_examples=300)
-def test_a_notebook_looks_the_same(listens: str, frames: list[bytes], places: set[int]) -> None:
+def test_a_notebook_shows_the_same_output(
+    listens: str, frames: list[bytes], places: set[int]
+) -> None:
     plain, fed = Notebook(listens), Notebook(listens)
     # At the end each cell prints something, so that a `clear_output` with wait takes effect.
     for part in [*cut(frames, places), [stream("more", parent=parent) for parent in "pq"]]:
@@ -554,7 +556,7 @@ def test_no_stream_text_is_lost_without_a_clear_output(frames: list[bytes]) -> N
 
 
 @given(FRAMES)
-def test_state_is_untouched_and_order_kept(frames: list[bytes]) -> None:
+def test_frames_with_state_and_the_order_are_unchanged(frames: list[bytes]) -> None:
     out = coalesce(frames)
     state = [one for one in frames if msg_type_of(one) not in LOSABLE]
     assert [one for one in out if msg_type_of(one) not in LOSABLE] == state
@@ -564,14 +566,14 @@ def test_state_is_untouched_and_order_kept(frames: list[bytes]) -> None:
 
 
 @given(FRAMES)
-def test_once_is_enough(frames: list[bytes]) -> None:
+def test_coalescing_twice_changes_nothing_more(frames: list[bytes]) -> None:
     out = coalesce(frames)
     assert coalesce(out) == out
     assert len(out) <= len(frames)
 
 
 @given(FRAMES, st.data())
-def test_broken_frames_stay(frames: list[bytes], data: st.DataObject) -> None:
+def test_truncated_frames_are_kept(frames: list[bytes], data: st.DataObject) -> None:
     if not frames:
         return
     index = data.draw(st.integers(0, len(frames) - 1))
@@ -581,7 +583,7 @@ def test_broken_frames_stay(frames: list[bytes], data: st.DataObject) -> None:
 
 
 @given(FRAMES, st.data())
-def test_flipped_bytes_raise_nothing(frames: list[bytes], data: st.DataObject) -> None:
+def test_corrupted_frames_raise_no_error(frames: list[bytes], data: st.DataObject) -> None:
     if not frames:
         return
     index = data.draw(st.integers(0, len(frames) - 1))
@@ -593,5 +595,5 @@ def test_flipped_bytes_raise_nothing(frames: list[bytes], data: st.DataObject) -
 
 
 @given(st.lists(st.binary(max_size=80)))
-def test_any_bytes_stay(frames: list[bytes]) -> None:
+def test_random_bytes_are_kept(frames: list[bytes]) -> None:
     assert coalesce(frames) == frames

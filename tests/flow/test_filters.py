@@ -42,7 +42,7 @@ def hide(msg: Message) -> Message:
         (("a",), "", DROP),
     ],
 )
-def test_allowed_types(allowed: Any, msg_type: str, verdict: Any) -> None:
+def test_only_allowed_types_pass(allowed: Any, msg_type: str, verdict: Any) -> None:
     policy = AllowedTypes(allowed)
     assert policy(message(msg_type, {}, Channel.SHELL), msg_type, 0.0) == verdict
     assert policy.statistics() == {"dropped_messages": int(verdict == DROP)}
@@ -71,7 +71,9 @@ def test_allowed_types(allowed: Any, msg_type: str, verdict: Any) -> None:
     ],
 )
 @pytest.mark.parametrize("channel", [Channel.SHELL, Channel.CONTROL, Channel.IOPUB])
-def test_hidden(msg_type: str, content: Any, expected: Any, channel: Channel) -> None:
+def test_tracebacks_are_hidden(
+    msg_type: str, content: Any, expected: Any, channel: Channel
+) -> None:
     msg = message(msg_type, content, channel)
     got = hide(msg)
     assert json.loads(got.content) == expected
@@ -93,7 +95,7 @@ def test_hidden(msg_type: str, content: Any, expected: Any, channel: Channel) ->
         ("status", {"execution_state": "error"}),
     ],
 )
-def test_left_alone(msg_type: str, content: Any) -> None:
+def test_messages_without_an_error_are_unchanged(msg_type: str, content: Any) -> None:
     msg = message(msg_type, content)
     assert hide(msg) == msg
 
@@ -113,7 +115,7 @@ def test_left_alone(msg_type: str, content: Any) -> None:
         ("execute_reply", b'{"traceback": ' + b"[" * 200_000),
     ],
 )
-def test_what_cannot_be_read_does_not_pass(msg_type: str, content: bytes) -> None:
+def test_an_error_that_cannot_be_parsed_is_replaced(msg_type: str, content: bytes) -> None:
     assert json.loads(hide(message(msg_type, content)).content) == {"status": "error", **HIDDEN}
 
 
@@ -125,7 +127,7 @@ def test_what_cannot_be_read_does_not_pass(msg_type: str, content: bytes) -> Non
         rb'{"status": "ok", "tr\u0061ceback": ["s3cret-path"]}',
     ],
 )
-def test_no_spelling_hides_a_failure_from_the_filter(content: bytes) -> None:
+def test_an_escaped_error_is_hidden_too(content: bytes) -> None:
     assert SECRET.encode() not in hide(message("execute_reply", content)).content
 
 
@@ -138,7 +140,7 @@ JSON = st.recursive(
 
 @settings(deadline=None)
 @given(more=st.dictionaries(st.text(), JSON, max_size=4), ascii_only=st.booleans())
-def test_nothing_else_of_an_error_changes(more: dict[str, Any], ascii_only: bool) -> None:
+def test_other_members_of_an_error_are_unchanged(more: dict[str, Any], ascii_only: bool) -> None:
     content = {**more, **FAILURE, "status": "error"}
     content.pop("user_expressions", None)
     raw = json.dumps(content, ensure_ascii=ascii_only).encode(errors="surrogatepass")

@@ -15,11 +15,11 @@ def play(misses: int, *events: str) -> list[HeartbeatActions | bool]:
     return [monitor.answered() if e == "answer" else monitor.tick(e) for e in events]
 
 
-def test_a_kernel_that_answers_is_left_alone() -> None:
+def test_a_kernel_that_answers_is_never_lost() -> None:
     assert play(2, *["", "answer"] * 50) == [NOTHING, False] * 50
 
 
-def test_it_is_lost_once_and_found_once() -> None:
+def test_a_lost_kernel_is_reported_once_and_found_once() -> None:
     events = ["", "answer", "", "", "", "", "", "answer", "", "answer"]
     assert play(2, *events) == [
         *(NOTHING, False, NOTHING, NOTHING),
@@ -28,7 +28,7 @@ def test_it_is_lost_once_and_found_once() -> None:
     ]
 
 
-def test_it_can_be_asked_whether_the_kernel_is_lost() -> None:
+def test_lost_says_whether_the_kernel_is_lost() -> None:
     monitor = HeartbeatMonitor(1)
     monitor.tick()
     monitor.answered()
@@ -40,11 +40,11 @@ def test_it_can_be_asked_whether_the_kernel_is_lost() -> None:
     assert not monitor.lost
 
 
-def test_it_may_be_lost_again() -> None:
+def test_a_kernel_can_be_lost_again() -> None:
     assert play(1, "", "answer", "", "", "answer", "", "").count(LOST) == 2
 
 
-def test_a_kernel_that_was_never_heard_is_not_lost() -> None:
+def test_a_kernel_that_never_answered_is_not_lost() -> None:
     assert play(2, *[""] * 7) == [
         NOTHING,
         NOTHING,
@@ -56,7 +56,7 @@ def test_a_kernel_that_was_never_heard_is_not_lost() -> None:
     ]
 
 
-def test_one_with_a_single_thread_is_not_lost_while_it_works() -> None:
+def test_a_kernel_that_answers_only_when_idle_is_not_lost_while_busy() -> None:
     known = ["", "answer"]
     assert LOST not in play(2, *known, *["a cell"] * 20)
     # it answers between two cells, which does not show answers during a cell
@@ -64,12 +64,12 @@ def test_one_with_a_single_thread_is_not_lost_while_it_works() -> None:
     assert play(2, *known, "one", "one", "one", "", "")[-1] == LOST
 
 
-def test_one_that_has_answered_in_the_midst_of_a_request_is() -> None:
+def test_a_kernel_that_answered_while_busy_is_lost_while_busy() -> None:
     played = play(2, "", "answer", "one", "answer", "one", "answer", "two", "two", "two")
     assert played[-1] == LOST
 
 
-def test_another_kernel_in_its_place_begins_anew() -> None:
+def test_forget_removes_all_evidence() -> None:
     monitor = HeartbeatMonitor(1)
     monitor.tick()
     monitor.answered()
@@ -80,13 +80,13 @@ def test_another_kernel_in_its_place_begins_anew() -> None:
     assert LOST not in [monitor.tick() for _ in range(9)]
 
 
-def test_pings_that_wait_are_bounded() -> None:
+def test_unanswered_pings_are_bounded() -> None:
     monitor = HeartbeatMonitor(3)
     for _ in range(100):
         monitor.tick()
         assert monitor.statistics()["waiting"] <= 3
 
 
-def test_none_may_be_missed_is_no_setting() -> None:
+def test_a_limit_of_zero_missed_pings_is_refused() -> None:
     with pytest.raises(ValueError, match="at least 1"):
         HeartbeatMonitor(0)

@@ -44,7 +44,7 @@ def inputs() -> InputRequests:
     return InputRequests()
 
 
-def test_a_question_is_open_until_it_is_answered(inputs) -> None:
+def test_an_input_request_is_open_until_it_is_answered(inputs) -> None:
     asked = question("q")
     assert not inputs
     inputs.asked(asked, ALICE, 7)
@@ -56,13 +56,13 @@ def test_a_question_is_open_until_it_is_answered(inputs) -> None:
     assert inputs.unanswered() == []
 
 
-def test_a_second_answer_does_not_pass_whoever_gives_it(inputs) -> None:
+def test_a_second_answer_is_dropped(inputs) -> None:
     asked = question("q")
     inputs.asked(asked, ALICE, 0)
     assert [inputs.answer(answer(asked)) for _ in range(3)] == [True, False, False]
 
 
-def test_the_next_question_is_answered_for_itself(inputs) -> None:
+def test_a_late_answer_does_not_answer_the_next_request(inputs) -> None:
     first, second = question("q1"), question("q2")
     inputs.asked(first, ALICE, 0)
     assert inputs.answer(answer(first))
@@ -71,7 +71,7 @@ def test_the_next_question_is_answered_for_itself(inputs) -> None:
     assert inputs.answer(answer(second))
 
 
-def test_an_answer_that_names_no_question_is_for_the_oldest(inputs) -> None:
+def test_an_answer_without_a_parent_is_for_the_oldest_request(inputs) -> None:
     first, second = question("q1", "cell-1"), question("q2", "cell-2")
     inputs.asked(first, ALICE, 0)
     inputs.asked(second, BOB, 1)
@@ -81,18 +81,18 @@ def test_an_answer_that_names_no_question_is_for_the_oldest(inputs) -> None:
     assert not inputs.answer(answer()), "no input request is open"
 
 
-def test_an_answer_to_what_was_asked_before_this_bridge_was_passes(inputs) -> None:
+def test_an_answer_to_an_unknown_request_passes(inputs) -> None:
     assert inputs.answer(answer(question("older")))
     assert inputs.answer(answer())
 
 
-def test_what_is_not_known_leaves_what_is_alone(inputs) -> None:
+def test_an_answer_to_an_unknown_request_closes_no_other(inputs) -> None:
     inputs.asked(question("q"), ALICE, 0)
     assert inputs.answer(answer(question("older")))
     assert len(inputs) == 1
 
 
-def test_with_its_request_a_question_is_over_and_others_are_not(inputs) -> None:
+def test_the_end_of_an_execution_closes_its_input_requests_only(inputs) -> None:
     one, two, other = question("q1"), question("q2"), question("q3", "another-cell")
     for seq, asked in enumerate((one, two, other)):
         inputs.asked(asked, ALICE, seq)
@@ -104,7 +104,7 @@ def test_with_its_request_a_question_is_over_and_others_are_not(inputs) -> None:
     assert inputs.answer(answer(other))
 
 
-def test_an_answer_that_comes_when_the_request_is_over_does_not_pass(inputs) -> None:
+def test_an_answer_after_the_end_of_the_execution_is_dropped(inputs) -> None:
     """The kernel would take it as the answer to its next input request."""
     asked = question("q")
     inputs.asked(asked, ALICE, 0)
@@ -112,7 +112,7 @@ def test_an_answer_that_comes_when_the_request_is_over_does_not_pass(inputs) -> 
     assert not inputs.answer(answer(asked))
 
 
-def test_another_process_has_asked_nothing_yet(inputs) -> None:
+def test_a_new_process_has_no_open_input_requests(inputs) -> None:
     open_one, answered = question("q1"), question("q2")
     inputs.asked(answered, ALICE, 0)
     inputs.answer(answer(answered))
@@ -126,14 +126,14 @@ def test_another_process_has_asked_nothing_yet(inputs) -> None:
     assert not inputs
 
 
-def test_who_is_asked_and_where_may_change(inputs) -> None:
+def test_client_and_position_of_an_input_request_can_change(inputs) -> None:
     inputs.asked(question("q"), ALICE, 0)
     (open_one,) = inputs.unanswered()
     open_one.client, open_one.seq = BOB, 9
     assert [(q.client, q.seq) for q in inputs.unanswered()] == [(BOB, 9)]
 
 
-def test_no_more_are_remembered_than_there_is_room_for(inputs, monkeypatch) -> None:
+def test_the_number_of_stored_input_requests_is_bounded(inputs, monkeypatch) -> None:
     monkeypatch.setattr(module, "_LIMIT", 5)
     asked = [question(f"q{i}") for i in range(20)]
     for seq, one in enumerate(asked):

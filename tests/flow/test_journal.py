@@ -31,7 +31,7 @@ def memory(journal: Journal) -> int:
     return len(pickle.dumps(journal))
 
 
-def test_a_reader_gets_what_comes_after_it_came() -> None:
+def test_a_reader_receives_the_frames_after_its_start() -> None:
     journal = Journal(1000, 100)
     journal.append(b"early")
     place = journal.end()
@@ -41,7 +41,7 @@ def test_a_reader_gets_what_comes_after_it_came() -> None:
     assert read_all(journal, place)[0] == [b"one", b"two"]
 
 
-def test_private_frames_are_for_their_client_only() -> None:
+def test_private_frames_are_read_by_their_client_only() -> None:
     journal = Journal(1000, 100)
     place = journal.end()
     journal.append(b"all")
@@ -51,7 +51,7 @@ def test_private_frames_are_for_their_client_only() -> None:
     assert read_all(journal, place, client=2)[0] == [b"all", b"theirs"]
 
 
-def test_a_stretch_ends_with_the_frame_that_reaches_the_bound() -> None:
+def test_a_read_ends_with_the_frame_that_reaches_its_limit() -> None:
     journal = Journal(1000, 100)
     place = journal.end()
     for _ in range(5):
@@ -62,7 +62,7 @@ def test_a_stretch_ends_with_the_frame_that_reaches_the_bound() -> None:
     assert stretch.end == Place(3, 3, 30)
 
 
-def test_spare_memory_extends_the_limit_until_it_is_taken_back() -> None:
+def test_spare_memory_extends_the_limit_until_it_is_withdrawn() -> None:
     journal = Journal(100, 100)
     journal.spare = 50
     for i in range(15):
@@ -87,7 +87,7 @@ def test_a_read_of_retained_frames_ends_before_the_horizon() -> None:
     assert journal.read(stretch.end, ALL, horizon=1) is None
 
 
-def test_history_is_kept_once_everybody_has_passed() -> None:
+def test_trim_keeps_the_history_limit() -> None:
     journal = Journal(1000, 50)
     for i in range(30):
         journal.append(b"%010d" % i)
@@ -100,7 +100,7 @@ def test_history_is_kept_once_everybody_has_passed() -> None:
     assert [(g.messages, g.nbytes) for g in gaps] == [(25, 250)]
 
 
-def test_nothing_that_somebody_has_yet_to_read_is_trimmed() -> None:
+def test_trim_keeps_unread_frames() -> None:
     journal = Journal(1000, 0)
     for i in range(30):
         journal.append(b"%010d" % i)
@@ -110,7 +110,7 @@ def test_nothing_that_somebody_has_yet_to_read_is_trimmed() -> None:
     assert not gaps
 
 
-def test_who_falls_off_is_told_how_much_and_keeps_what_carries_state() -> None:
+def test_a_reader_that_fell_behind_gets_a_gap_and_the_frames_with_state() -> None:
     journal = Journal(100, 0)
     place = journal.end()
     journal.append(b"busy", state=True)
@@ -129,7 +129,7 @@ def test_who_falls_off_is_told_how_much_and_keeps_what_carries_state() -> None:
     assert end == journal.end()
 
 
-def test_retained_frames_alone_stay_below_half_the_limit() -> None:
+def test_frames_with_state_alone_stay_below_the_limit() -> None:
     journal = Journal(1000, 0)
     for i in range(500):
         journal.append(b"%010d" % i, state=True)
@@ -139,7 +139,7 @@ def test_retained_frames_alone_stay_below_half_the_limit() -> None:
     assert sum(g.messages for g in gaps) + len(frames) == 500
 
 
-def test_one_frame_larger_than_the_limit_stays_until_the_next() -> None:
+def test_a_frame_larger_than_the_limit_is_kept_until_the_next() -> None:
     journal = Journal(10, 0)
     place = journal.end()
     journal.append(b"x" * 100)
@@ -149,7 +149,7 @@ def test_one_frame_larger_than_the_limit_stays_until_the_next() -> None:
 
 
 @pytest.mark.parametrize(("limit", "history"), [(0, 0), (-1, 0), (1, -1)])
-def test_bounds_must_make_sense(limit: int, history: int) -> None:
+def test_impossible_limits_are_refused(limit: int, history: int) -> None:
     with pytest.raises(ValueError, match="limit"):
         Journal(limit, history)
 
@@ -166,7 +166,9 @@ FRAMES = st.lists(
     pauses=st.sets(st.integers(0, 79)),
     chunk=st.integers(1, 200),
 )
-def test_against_a_model_nothing_is_lost_unseen(frames, limit, history, pauses, chunk) -> None:
+def test_gaps_count_all_missing_frames_as_a_model_does(
+    frames, limit, history, pauses, chunk
+) -> None:
     """A reader that pauses sees all frames in order, or gaps that count the missing ones."""
     journal = Journal(limit, history)
     place = journal.end()
@@ -193,7 +195,7 @@ def test_against_a_model_nothing_is_lost_unseen(frames, limit, history, pauses, 
     assert place == journal.end()
 
 
-def test_long_runs_keep_the_ring_small() -> None:
+def test_memory_stays_bounded_in_a_long_run() -> None:
     journal = Journal(10_000, 100)
     place = journal.end()
     for i in range(20_000):
@@ -206,7 +208,7 @@ def test_long_runs_keep_the_ring_small() -> None:
     assert memory(journal) < 200_000, "it stores more than the frames"
 
 
-def test_a_cleared_journal_holds_nothing_and_goes_on() -> None:
+def test_a_cleared_journal_is_empty_and_accepts_frames() -> None:
     journal = Journal(100, 100)
     start = journal.end()
     for i in range(30):
@@ -222,7 +224,7 @@ def test_a_cleared_journal_holds_nothing_and_goes_on() -> None:
     assert (got, gap.messages) == ([b"next"], 30)
 
 
-def test_a_reader_that_stopped_in_the_retained_frames_misses_what_came_after_them() -> None:
+def test_the_gap_after_a_retained_frame_has_the_exact_size() -> None:
     """The bytes of its place count the frame that it has read: the gap would be off by it."""
     journal = Journal(100, 0)
     journal.append(b"first-busy", state=True, key=1)
@@ -245,7 +247,7 @@ def filled(count: int = 10, *, limit: int = 1000, history: int = 1000) -> Journa
     return journal
 
 
-def test_the_oldest_place_is_that_of_who_has_seen_nothing() -> None:
+def test_a_read_from_the_oldest_place_begins_with_a_gap() -> None:
     assert Journal(100, 100).oldest() == Journal(100, 100).end() == Place(0, 0, 0)
     journal = filled(30, history=50)
     journal.trim(journal.next_seq)
@@ -267,7 +269,7 @@ def test_the_oldest_place_is_before_the_retained_frames() -> None:
     assert gap.nbytes == 10 * gap.messages
 
 
-def test_who_has_seen_nobody_knows_what_gets_all_that_is_held_and_a_gap_without_numbers() -> None:
+def test_a_read_from_an_unknown_place_begins_with_a_gap_without_numbers() -> None:
     journal = filled(3)
     frames, (gap,), end = read_all(journal, journal.unknown())
     assert len(frames) == 3
@@ -276,7 +278,7 @@ def test_who_has_seen_nobody_knows_what_gets_all_that_is_held_and_a_gap_without_
 
 
 @pytest.mark.parametrize("count", [0, 3])
-def test_a_gap_is_read_also_where_nothing_is_held(count) -> None:
+def test_a_gap_is_read_from_an_empty_journal(count) -> None:
     journal = filled(count, history=0)
     journal.trim(count)
     stretch = journal.read(journal.unknown(), ALL)
@@ -289,14 +291,14 @@ def test_a_gap_is_read_also_where_nothing_is_held(count) -> None:
 
 
 @pytest.mark.parametrize("seq", range(10))
-def test_behind_a_sequence_number_is_all_that_came_later(seq) -> None:
+def test_after_seq_is_the_place_before_all_later_frames(seq) -> None:
     journal = filled()
     place = journal.after_seq(seq)
     assert place == Place(seq + 1, seq + 1, 10 * (seq + 1))
     assert read_all(journal, place)[0] == [b"%010d" % i for i in range(seq + 1, 10)]
 
 
-def test_behind_a_number_that_is_not_held_is_a_place_with_a_gap() -> None:
+def test_after_seq_of_a_dropped_frame_is_a_place_with_a_gap() -> None:
     journal = filled(30, history=50)
     journal.trim(journal.next_seq)
     place = journal.after_seq(9)
@@ -307,28 +309,28 @@ def test_behind_a_number_that_is_not_held_is_a_place_with_a_gap() -> None:
 
 
 @pytest.mark.parametrize("seq", [-1_000_000, -2, 10, 11, 1 << 80])
-def test_behind_what_never_was_is_no_place(seq) -> None:
+def test_after_seq_of_an_unknown_frame_is_none(seq) -> None:
     assert filled().after_seq(seq) is None
 
 
-def test_before_the_first_frame_is_the_end_of_an_empty_journal() -> None:
+def test_after_seq_of_minus_one_is_the_start_of_an_empty_journal() -> None:
     assert Journal(10, 10).after_seq(-1) == Place(0, 0, 0)
 
 
-def test_behind_the_last_that_was_forgotten_nothing_is_missing_yet() -> None:
+def test_after_seq_of_the_last_dropped_frame_has_no_gap() -> None:
     journal = filled(30, history=50)
     journal.trim(journal.next_seq)
     assert journal.after_seq(24) == Place(25, 25, 250)
 
 
-def test_behind_the_newest_match_is_all_that_came_later() -> None:
+def test_after_is_the_place_after_the_newest_match() -> None:
     journal = filled()
     assert journal.after(0, lambda frame: frame == b"0000000004") == Place(5, 5, 50)
     assert journal.after(0, lambda frame: frame.startswith(b"0")) == journal.end()
     assert journal.after(0, lambda frame: frame == b"") is None
 
 
-def test_what_is_forgotten_matches_nothing() -> None:
+def test_after_does_not_find_dropped_frames() -> None:
     journal = filled(30, history=50)
     journal.trim(journal.next_seq)
     seen: list[bytes] = []
@@ -336,7 +338,7 @@ def test_what_is_forgotten_matches_nothing() -> None:
     assert seen == [b"%010d" % i for i in range(29, 24, -1)]
 
 
-def test_a_horizon_ends_a_stretch_and_hides_what_is_behind_it() -> None:
+def test_a_read_ends_at_the_horizon() -> None:
     journal = filled()
     start = Place(0, 0, 0)
     stretch = journal.read(start, ALL, 4)
@@ -351,7 +353,7 @@ def test_a_horizon_ends_a_stretch_and_hides_what_is_behind_it() -> None:
     assert later.end == journal.end()
 
 
-def test_a_gap_up_to_the_horizon_is_told_with_what_comes_next() -> None:
+def test_a_gap_before_the_horizon_is_returned_with_the_next_frames() -> None:
     journal = Journal(100, 0)
     place = journal.end()
     for i in range(30):
@@ -366,7 +368,7 @@ def test_a_gap_up_to_the_horizon_is_told_with_what_comes_next() -> None:
     assert stretch.frames == [b"0000000020"]
 
 
-def test_a_horizon_among_the_retained_frames_ends_their_stretch() -> None:
+def test_a_horizon_among_the_retained_frames_ends_the_read() -> None:
     journal = Journal(100, 0)
     place = journal.end()
     for i in range(3):
@@ -449,7 +451,7 @@ class Naive:
     chunk=52,
     horizon=None,
 )
-def test_whatever_place_is_found_it_reads_on_to_exactly_what_came_later(
+def test_a_read_from_any_place_agrees_with_a_model(
     frames, limit, history, pivot, trimmed, chunk, horizon
 ) -> None:
     model = Naive(limit, history)
@@ -479,7 +481,7 @@ def test_whatever_place_is_found_it_reads_on_to_exactly_what_came_later(
         model.check(place, chunk, horizon)
 
 
-def test_a_frame_may_be_for_another_client_while_it_is_held() -> None:
+def test_a_stored_frame_can_be_readdressed_to_another_client() -> None:
     journal = Journal(100, 0)
     journal.append(b"yours", audience=1, state=True)
     journal.append(b"all")
@@ -505,7 +507,7 @@ def test_a_frame_may_be_for_another_client_while_it_is_held() -> None:
 # -- what it costs --------------------------------------------------------------------------------
 
 
-def test_an_id_is_found_without_a_look_at_other_frames() -> None:
+def test_after_looks_only_at_frames_with_the_key() -> None:
     journal = Journal(1 << 30, 1 << 30)
     for i in range(5_000):
         journal.append(b"%010d" % i, key=hash(str(i)))
@@ -518,7 +520,7 @@ def test_an_id_is_found_without_a_look_at_other_frames() -> None:
     assert seen == []
 
 
-def test_an_id_is_found_among_the_retained_frames_too() -> None:
+def test_after_finds_a_key_among_the_retained_frames() -> None:
     journal = Journal(2000, 0)
     for i in range(300):
         journal.append(b"%010d" % i, key=i % 100, state=i < 60)
@@ -542,7 +544,7 @@ def best(measure: Callable[[], object]) -> float:
 
 
 @pytest.mark.parametrize("kind", ["ring", "retained"])
-def test_the_cost_of_a_reader_grows_as_the_number_of_frames(kind) -> None:
+def test_costs_of_a_reader_grow_with_the_number_of_frames(kind) -> None:
     """Read in chunks from the start: a read does not iterate over earlier frames."""
 
     def cost(count: int) -> float:
@@ -558,7 +560,7 @@ def test_the_cost_of_a_reader_grows_as_the_number_of_frames(kind) -> None:
     assert cost(40_000) < 24 * cost(5_000), "a quadratic cost would be 64 times as much"
 
 
-def test_a_place_is_found_in_the_same_time_however_much_is_held() -> None:
+def test_costs_of_finding_a_place_do_not_grow_with_the_journal() -> None:
     def cost(count: int) -> float:
         journal = Journal(1 << 30, 1 << 30)
         for i in range(count):
@@ -569,7 +571,7 @@ def test_a_place_is_found_in_the_same_time_however_much_is_held() -> None:
 
 
 @pytest.mark.parametrize("size", [101, 5000])
-def test_a_frame_that_is_larger_than_a_write_is_read_alone(size) -> None:
+def test_a_frame_larger_than_the_limit_of_a_read_is_read_alone(size) -> None:
     journal = Journal(1 << 20, 0)
     place = journal.end()
     frames = [b"a", b"b", b"x" * size, b"c", b"d" * 100, b"y" * size, b"z" * size]

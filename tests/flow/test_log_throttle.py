@@ -9,19 +9,19 @@ from hypothesis import strategies as st
 from kbridge.flow.log_throttle import LogThrottle
 
 
-def test_the_first_is_reported_at_once_whatever_the_clock_says() -> None:
+def test_the_first_event_is_reported_at_any_time() -> None:
     for now in (-1e9, 0.0, 1e9):
         assert LogThrottle().record(now) == 1
 
 
-def test_the_rest_of_an_interval_is_reported_with_the_first_after_it() -> None:
+def test_suppressed_events_are_reported_with_the_next_event() -> None:
     throttle = LogThrottle(60.0)
     assert [throttle.record(100.0 + i) for i in range(61)] == [1, *[0] * 59, 60]
     assert throttle.total == 61
     assert throttle.record(161.0) == 0
 
 
-def test_a_minute_is_what_is_usual() -> None:
+def test_the_default_interval_is_a_minute() -> None:
     throttle = LogThrottle()
     throttle.record(0.0)
     assert throttle.record(59.9) == 0
@@ -29,7 +29,7 @@ def test_a_minute_is_what_is_usual() -> None:
 
 
 @pytest.mark.parametrize("interval", [0.0, 1e-9])
-def test_without_an_interval_each_is_reported(interval: float) -> None:
+def test_without_an_interval_each_event_is_reported(interval: float) -> None:
     throttle = LogThrottle(interval)
     assert [throttle.record(float(i)) for i in range(5)] == [1] * 5
 
@@ -43,7 +43,9 @@ def test_a_burst_is_logged_in_each_interval() -> None:
 
 
 @given(st.lists(st.floats(0, 20), max_size=60), st.floats(0.1, 100))
-def test_reports_add_up_and_keep_their_distance(gaps: list[float], interval: float) -> None:
+def test_reports_count_all_events_and_are_an_interval_apart(
+    gaps: list[float], interval: float
+) -> None:
     throttle = LogThrottle(interval)
     now, unreported = 0.0, 0
     reported: list[float] = []

@@ -61,7 +61,7 @@ class Side:
         ("garbled idle", {"status": "error", "execution_count": None, **ERROR}),
     ],
 )
-def test_a_reply_says_what_iopub_said(steps: str, expected: dict) -> None:
+def test_a_built_reply_has_the_outcome_seen_on_iopub(steps: str, expected: dict) -> None:
     side = Side()
     side.play(request("old"), *steps.split())
     assert side.later(GRACE / 2) == [], "the real reply may be in transit"
@@ -73,7 +73,7 @@ def test_a_reply_says_what_iopub_said(steps: str, expected: dict) -> None:
 
 
 @pytest.mark.parametrize("early", [True, False])
-def test_nobody_gets_two(early: bool) -> None:
+def test_no_request_gets_two_replies(early: bool) -> None:
     side = Side()
     if early:
         assert side.owed.replied("old", side.now), "before its idle, as most kernels do"
@@ -89,7 +89,7 @@ def test_nobody_gets_two(early: bool) -> None:
     assert side.later() == []
 
 
-def test_a_reply_over_the_present_sockets_is_the_kernels_affair() -> None:
+def test_no_reply_is_built_for_requests_of_the_current_connection() -> None:
     side = Side(known=("mine",))
     side.owed.sent("mine", request("mine"))
     side.play(request("mine"), "busy", "input", "idle")
@@ -99,7 +99,7 @@ def test_a_reply_over_the_present_sockets_is_the_kernels_affair() -> None:
     assert side.later() == []
 
 
-def test_without_a_bridge_before_only_a_lost_connection_counts() -> None:
+def test_without_an_earlier_bridge_replies_are_built_after_a_lost_connection() -> None:
     side = Side(adopted=False, known=("mine", "next"))
     assert not side.owed.active
     side.owed.sent("mine", request("mine"))
@@ -115,7 +115,7 @@ def test_without_a_bridge_before_only_a_lost_connection_counts() -> None:
     assert not side.owed.active
 
 
-def test_a_request_without_an_end_is_over_when_the_shell_is_calm() -> None:
+def test_a_request_without_idle_ends_when_the_shell_is_calm() -> None:
     """Some kernels omit the idle, and some connections lose it."""
     side = Side()
     side.play(request("old"), "print", "error")
@@ -131,7 +131,7 @@ def test_a_request_without_an_end_is_over_when_the_shell_is_calm() -> None:
     assert not side.owed.active
 
 
-def test_requests_that_wait_in_the_kernel_are_not_forgotten() -> None:
+def test_requests_queued_in_the_kernel_get_replies() -> None:
     """A ROUTER reads its peers in turn: the current one, and the dead one with waiting requests."""
     side = Side()
     for name in ("first", "second", "third"):
@@ -145,7 +145,7 @@ def test_requests_that_wait_in_the_kernel_are_not_forgotten() -> None:
     assert not side.owed.active
 
 
-def test_a_cell_that_goes_on_printing_while_its_shell_answers_is_not_over() -> None:
+def test_a_cell_that_prints_while_its_shell_answers_has_not_ended() -> None:
     side = Side()
     for _ in range(2):
         side.owed.shell_answered(side.now)
@@ -157,7 +157,7 @@ def test_a_cell_that_goes_on_printing_while_its_shell_answers_is_not_over() -> N
     assert [content["status"] for content in side.later()] == ["ok"]
 
 
-def test_what_nobody_saw_of_a_request_is_not_called_a_success() -> None:
+def test_a_request_without_iopub_messages_gets_status_aborted() -> None:
     side = Side(adopted=False)
     side.owed.sent("mine", request("mine"))
     side.owed.connection_lost()
@@ -166,7 +166,7 @@ def test_what_nobody_saw_of_a_request_is_not_called_a_success() -> None:
     assert side.later() == [{"status": "aborted", "execution_count": None}]
 
 
-def test_a_subshell_has_a_queue_of_its_own() -> None:
+def test_an_answer_of_the_main_shell_does_not_end_a_subshell_request() -> None:
     side = Side(adopted=False)
     side.owed.sent("mine", request("mine", subshell_id="sub"))
     side.owed.connection_lost()
@@ -177,7 +177,7 @@ def test_a_subshell_has_a_queue_of_its_own() -> None:
     assert [content["status"] for content in side.later()] == ["ok"]
 
 
-def test_what_is_remembered_is_bounded() -> None:
+def test_stored_requests_are_bounded() -> None:
     side = Side()
     for number in range(3000):
         side.play(request(f"old {number}"), "print")
@@ -191,7 +191,7 @@ def test_what_is_remembered_is_bounded() -> None:
 
 
 @pytest.mark.parametrize("idle", [True, False])
-def test_an_idle_that_was_lost_is_made_though_the_reply_arrived(idle: bool) -> None:
+def test_a_lost_idle_is_built_although_the_reply_arrived(idle: bool) -> None:
     side = Side(adopted=False)
     side.owed.sent("mine", request("mine"))
     side.owed.connection_lost(iopub=True)
@@ -226,7 +226,7 @@ def test_a_reply_before_its_idle_is_not_built_again() -> None:
     assert side.later() == []
 
 
-def test_no_idle_is_built_for_a_reply_if_iopub_was_connected_all_the_time() -> None:
+def test_no_idle_is_built_if_iopub_stayed_connected() -> None:
     side = Side(adopted=False)
     side.owed.sent("mine", request("mine"))
     side.owed.connection_lost()
@@ -236,7 +236,7 @@ def test_no_idle_is_built_for_a_reply_if_iopub_was_connected_all_the_time() -> N
 
 @pytest.mark.parametrize("subshell", [{}, {"subshell_id": "sub"}])
 @pytest.mark.parametrize("replied", [True, False])
-def test_output_after_the_answers_of_the_shell_does_not_make_the_caller_ask_without_end(
+def test_output_after_the_answers_of_the_shell_does_not_prolong_the_wait_forever(
     replied: bool, subshell: dict[str, str]
 ) -> None:
     side = Side(adopted=False)

@@ -77,7 +77,7 @@ class Desk:
 @pytest.mark.parametrize(
     "settings", [{"limit_rate": False, "messages": 1, "data": 1}, {"messages": 0, "data": -1}]
 )
-def test_without_limits_nothing_is_ever_held_back(settings) -> None:
+def test_without_limits_nothing_is_held(settings) -> None:
     desk = Desk(**settings)
     assert not desk.pace.limits
     for _ in range(10):
@@ -94,14 +94,14 @@ def test_a_window_must_have_a_length(window) -> None:
 
 
 @pytest.mark.parametrize("limits", [{"messages": 1}, {"data": 1}])
-def test_either_limit_alone_is_one(limits) -> None:
+def test_one_limit_is_enough_to_pace(limits) -> None:
     assert Desk(**limits).pace.limits
 
 
 # -- messages -----------------------------------------------------------------------------------
 
 
-def test_a_burst_of_a_windows_worth_is_no_flood() -> None:
+def test_a_burst_within_the_window_is_not_a_flood() -> None:
     desk = Desk(messages=100, window=3.0)
     desk.say(*[1] * 300)
     assert (desk.open_to, desk.again, desk.pace.flooding) == (300, None, False)
@@ -110,13 +110,13 @@ def test_a_burst_of_a_windows_worth_is_no_flood() -> None:
 
 
 @pytest.mark.parametrize("kind", ["stream", "display_data", "update_display_data", "clear_output"])
-def test_all_that_can_be_joined_or_passed_over_counts(kind) -> None:
+def test_all_types_that_coalescing_handles_are_counted(kind) -> None:
     desk = Desk(messages=10)
     desk.say(*[kind] * 11)
     assert desk.pace.flooding
 
 
-def test_what_carries_state_is_never_a_flood() -> None:
+def test_messages_with_state_are_never_a_flood() -> None:
     desk = Desk(messages=10)
     desk.say(*["comm_msg"] * 1000)
     assert not desk.pace.flooding
@@ -134,7 +134,7 @@ def flooded(**more) -> Desk:
     return desk
 
 
-def test_a_flood_is_let_go_in_ticks() -> None:
+def test_a_flood_is_released_in_ticks() -> None:
     desk = flooded()
     start = desk.end
     desk.settle(TICK / 5)
@@ -151,7 +151,7 @@ def test_a_flood_is_let_go_in_ticks() -> None:
 
 
 @pytest.mark.parametrize("kind", ["status", "execute_result", "error", "input_request", "comm_msg"])
-def test_what_carries_state_ends_the_tick_with_all_before_it(kind) -> None:
+def test_a_message_with_state_ends_the_tick(kind) -> None:
     desk = flooded()
     desk.say(1, 1)
     assert desk.open_to < desk.end
@@ -177,7 +177,7 @@ def test_busy_does_not_end_the_flood() -> None:
     assert desk.pace.flooding
 
 
-def test_a_flood_ends_where_it_falls_below_the_limit_and_not_at_the_first_lull() -> None:
+def test_a_flood_ends_when_the_rate_falls_below_the_limit() -> None:
     desk = flooded()
     desk.settle(0.1)  # 10 messages less: 90 % of the bucket
     assert desk.pace.flooding
@@ -187,7 +187,7 @@ def test_a_flood_ends_where_it_falls_below_the_limit_and_not_at_the_first_lull()
     assert desk.open_to == desk.end
 
 
-def test_a_long_flood_is_over_soon_after_it_stops() -> None:
+def test_a_long_flood_ends_soon_after_it_stops() -> None:
     desk = Desk(messages=100)
     for _ in range(50):
         desk.say(*[1] * 100)
@@ -197,7 +197,7 @@ def test_a_long_flood_is_over_soon_after_it_stops() -> None:
     assert not desk.pace.flooding, "and not after the 50 windows that it would take to drain"
 
 
-def test_a_clock_that_stands_or_goes_back_holds_nothing_for_good() -> None:
+def test_a_clock_that_goes_back_holds_no_message_forever() -> None:
     desk = flooded()
     desk.say(1)
     desk.now -= 500
@@ -212,7 +212,7 @@ def test_a_clock_that_stands_or_goes_back_holds_nothing_for_good() -> None:
 KB = 1000
 
 
-def test_a_burst_of_a_windows_data_passes_and_what_is_beyond_waits() -> None:
+def test_data_within_the_window_passes_and_more_data_waits() -> None:
     desk = Desk(data=100 * KB)
     desk.say(99 * KB)
     assert (desk.open_to, desk.again) == (1, None)
@@ -222,7 +222,7 @@ def test_a_burst_of_a_windows_data_passes_and_what_is_beyond_waits() -> None:
     assert (desk.open_to, desk.again, desk.held) == (2, TICK, 40 * KB)
 
 
-def test_what_waits_comes_at_the_pace_of_the_limit() -> None:
+def test_held_data_is_released_at_the_rate_of_the_limit() -> None:
     desk = Desk(data=100 * KB)
     desk.say(100 * KB)
     for _ in range(50):
@@ -240,7 +240,7 @@ def test_what_waits_comes_at_the_pace_of_the_limit() -> None:
     assert desk.held == 0
 
 
-def test_displays_are_not_paced_unless_they_are_behind_what_is() -> None:
+def test_displays_are_held_only_behind_held_streams() -> None:
     desk = Desk(data=1 * KB)
     desk.say(*["display_data"] * 500)
     assert desk.open_to == desk.end
@@ -249,7 +249,7 @@ def test_displays_are_not_paced_unless_they_are_behind_what_is() -> None:
     assert desk.open_to == desk.end - 2
 
 
-def test_what_is_behind_what_waits_waits_too_and_comes_right_after_it() -> None:
+def test_messages_behind_held_data_wait_and_keep_their_order() -> None:
     desk = Desk(data=10 * KB)
     desk.say(10 * KB)
     desk.say(5 * KB)
@@ -262,7 +262,7 @@ def test_what_is_behind_what_waits_waits_too_and_comes_right_after_it() -> None:
     assert desk.open_to == desk.end
 
 
-def test_state_does_not_wait_where_nothing_is_held_before_it() -> None:
+def test_a_message_with_state_passes_if_nothing_is_held() -> None:
     """The immediate burst may have exceeded the limit; the cell has ended all the same."""
     desk = Desk(data=10 * KB)
     desk.say(1000 * KB)
@@ -272,7 +272,7 @@ def test_state_does_not_wait_where_nothing_is_held_before_it() -> None:
     assert desk.pace.statistics() == {"flooding": False, "held_bytes": 0}
 
 
-def test_more_of_what_was_too_much_waits_though_nothing_is_held_before_it() -> None:
+def test_more_data_after_an_excess_waits_although_nothing_is_held() -> None:
     desk = Desk(data=10 * KB)
     desk.say(1000 * KB)
     desk.say("execute_result")
@@ -284,7 +284,7 @@ def test_more_of_what_was_too_much_waits_though_nothing_is_held_before_it() -> N
     assert desk.now - before == pytest.approx(99, abs=0.1)
 
 
-def test_idle_ends_that_too_where_nothing_is_held() -> None:
+def test_idle_ends_the_wait_after_an_excess_if_nothing_is_held() -> None:
     desk = Desk(data=10 * KB)
     desk.say(1000 * KB)
     desk.say("idle")
@@ -300,7 +300,7 @@ def test_idle_ends_that_too_where_nothing_is_held() -> None:
     assert desk.open_to == desk.end
 
 
-def test_small_messages_are_let_go_by_the_grain() -> None:
+def test_small_messages_are_released_in_groups() -> None:
     desk = Desk(data=300 * KB)
     desk.say(600 * KB)
     for _ in range(10_000):
@@ -311,7 +311,7 @@ def test_small_messages_are_let_go_by_the_grain() -> None:
     assert (desk.held, desk.open_to) == (0, desk.end)
 
 
-def test_a_flood_of_messages_and_data_is_in_ticks_and_paced() -> None:
+def test_a_flood_of_messages_and_data_is_released_in_ticks_at_the_limit() -> None:
     desk = Desk(messages=100, data=10 * KB)
     desk.say(*[100] * 200)
     desk.say(*[100] * 200)
@@ -330,7 +330,7 @@ def test_a_flood_of_messages_and_data_is_in_ticks_and_paced() -> None:
 # -- forgetting, and letting go -----------------------------------------------------------------
 
 
-def test_behind_a_gap_the_next_is_let_go_only_a_window_later_each_time() -> None:
+def test_after_a_gap_the_next_frame_is_released_one_window_later() -> None:
     desk = Desk(data=10 * KB, window=3.0)
     crossed: list[float] = []
     for _ in range(1200):
@@ -346,7 +346,7 @@ def test_behind_a_gap_the_next_is_let_go_only_a_window_later_each_time() -> None
     assert all(b - a >= 3.0 - 1e-6 for a, b in itertools.pairwise(crossed))
 
 
-def test_what_was_forgotten_while_it_waited_is_not_accounted_any_more() -> None:
+def test_held_messages_that_the_journal_dropped_are_not_counted() -> None:
     desk = Desk(data=100 * KB)
     desk.say(200 * KB)
     for _ in range(20):
@@ -365,7 +365,7 @@ def test_what_was_forgotten_while_it_waited_is_not_accounted_any_more() -> None:
     assert (desk.open_to, desk.held) == (desk.end, 0)
 
 
-def test_a_journal_that_forgot_all_that_waited_goes_on_with_what_comes() -> None:
+def test_pacing_continues_after_all_held_messages_were_dropped() -> None:
     desk = Desk(data=10 * KB)
     desk.say(20 * KB)
     desk.say(20 * KB)
@@ -376,7 +376,7 @@ def test_a_journal_that_forgot_all_that_waited_goes_on_with_what_comes() -> None
     assert desk.held == 0
 
 
-def test_release_lets_all_go_at_once() -> None:
+def test_release_releases_everything_at_once() -> None:
     desk = Desk(messages=10, data=10 * KB)
     desk.say(*[1 * KB] * 30)
     desk.say(*[1 * KB] * 30)
@@ -425,7 +425,7 @@ def step(desk: Desk, what: str, how) -> None:
 
 
 @given(STEPS, st.fixed_dictionaries(LIMITS))
-def test_nothing_goes_before_its_time_and_all_goes_in_the_end(steps, limits) -> None:
+def test_nothing_is_released_early_and_everything_in_the_end(steps, limits) -> None:
     desk = Desk(**limits)
     begun, before, largest = desk.now, 0, _GRAIN
     for what, how in steps:
@@ -461,7 +461,7 @@ def test_nothing_goes_before_its_time_and_all_goes_in_the_end(steps, limits) -> 
     ),
     st.fixed_dictionaries(LIMITS),
 )
-def test_whatever_is_forgotten_the_rest_goes_and_gaps_are_a_window_apart(steps, limits) -> None:
+def test_the_rest_is_released_after_drops_and_gaps_are_a_window_apart(steps, limits) -> None:
     desk = Desk(**limits)
     before, gaps = 0, []
     for what, how in steps:
@@ -488,7 +488,7 @@ def test_whatever_is_forgotten_the_rest_goes_and_gaps_are_a_window_apart(steps, 
         assert all(b - a >= limits["window"] - 1e-6 for a, b in itertools.pairwise(gaps))
 
 
-def test_what_was_held_is_late_when_it_is_let_go() -> None:
+def test_released_messages_are_marked_late() -> None:
     """It is then joined, even if the flood has ended in the meantime."""
     pace = Pace(True, 0.0, 1000.0, 1.0)
     msg = Message(Channel.IOPUB, b"{}", b"{}", b"{}", b"x" * 2000)
@@ -503,7 +503,7 @@ def test_what_was_held_is_late_when_it_is_let_go() -> None:
     assert not pace.late
 
 
-def test_what_waited_for_a_tick_is_late_also_when_the_kernel_goes_idle() -> None:
+def test_messages_released_by_idle_are_marked_late() -> None:
     pace = Pace(True, 1.0, 0.0, 1.0, burst=1.0)
     msg = Message(Channel.IOPUB, b"{}", b"{}", b"{}", b"{}")
     for seq in range(1, 4):
@@ -517,7 +517,7 @@ def test_what_waited_for_a_tick_is_late_also_when_the_kernel_goes_idle() -> None
     assert pace.late
 
 
-def test_ten_messages_at_once_are_written_as_they_come_and_more_in_ticks() -> None:
+def test_ten_messages_at_once_pass_and_more_are_released_in_ticks() -> None:
     """With default settings: a page may need 50 ms per message."""
     pace = Pace()
     msg = Message(Channel.IOPUB, b"{}", b"{}", b"{}", b"{}")
@@ -546,15 +546,15 @@ def writes_in_a_minute(pace: Pace, rate: int) -> int:
     return writes
 
 
-def test_what_a_page_could_not_show_goes_in_ticks_though_it_is_below_the_limit() -> None:
+def test_a_rate_that_a_page_cannot_show_is_released_in_ticks() -> None:
     assert writes_in_a_minute(Pace(iopub_msg_rate_limit=1000.0), 600) < 60 / TICK + 20
 
 
-def test_what_a_page_can_show_goes_as_it_comes() -> None:
+def test_a_rate_that_a_page_can_show_is_not_held() -> None:
     assert writes_in_a_minute(Pace(iopub_msg_rate_limit=1000.0), 90) == 60 * 90
 
 
-def test_who_sets_a_higher_limit_has_that_one() -> None:
+def test_a_higher_limit_is_respected() -> None:
     assert writes_in_a_minute(Pace(iopub_msg_rate_limit=10_000.0), 600) == 60 * 600
 
 

@@ -41,7 +41,7 @@ A, B, C = message("a"), message("b"), message("c")
         ([Rule(a=(B,)), Rule(b=DROP)], DROP),
     ],
 )
-def test_verdicts(rules: list[Policy], verdict: Verdict) -> None:
+def test_a_list_of_policies_gives_one_verdict(rules: list[Policy], verdict: Verdict) -> None:
     assert judge(rules, A, "a", 1.0) == verdict
 
 

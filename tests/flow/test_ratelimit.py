@@ -63,7 +63,7 @@ def feed(limit: RateLimit, messages: Iterable[Message], now: float) -> str:
     return out
 
 
-def test_defaults_are_jupyter_servers() -> None:
+def test_defaults_are_those_of_jupyter_server() -> None:
     notices = Notices()
     limit = RateLimit(notice=notices)
     assert feed(limit, [message()] * 3002, 0.0) == "p" * 3000 + "nd"
@@ -74,7 +74,7 @@ def test_defaults_are_jupyter_servers() -> None:
     assert "iopub_data_rate_limit=1000000 (bytes/sec)" in notices.texts[1]
 
 
-def test_the_notice_is_told_once_names_the_setting_and_has_the_parent() -> None:
+def test_one_notice_names_the_setting_and_has_the_parent() -> None:
     limit, notices = limiter(msgs=2)
     assert feed(limit, [message()] * 6, 0.0) == "ppnddd"
     assert notices.parents == [PARENT]
@@ -85,7 +85,7 @@ def test_the_notice_is_told_once_names_the_setting_and_has_the_parent() -> None:
     assert notices.events == ["IOPub message rate exceeded"]
 
 
-def test_the_notice_takes_the_place_of_the_message() -> None:
+def test_the_notice_replaces_the_message() -> None:
     limit, _ = limiter(msgs=1)
     feed(limit, [message()], 0.0)
     verdict = limit(message(), "stream", 0.0)
@@ -102,12 +102,12 @@ def test_both_limits_at_once_make_two_notices() -> None:
     ]
 
 
-def test_the_data_limit_is_told_apart_while_the_message_limit_acts() -> None:
+def test_the_data_limit_has_its_own_notice_while_messages_are_limited() -> None:
     limit, _ = limiter(msgs=1, data=1000)
     assert feed(limit, [message(), message(), message(size=2000), message()], 0.0) == "pnnd"
 
 
-def test_it_resumes_below_four_fifths_and_says_so() -> None:
+def test_output_resumes_below_80_percent_and_is_reported() -> None:
     limit, notices = limiter(msgs=10, window=1)
     assert feed(limit, [message()] * 5, 0.0) == "ppppp"
     assert feed(limit, [message()] * 6, 0.5) == "pppppn"
@@ -116,7 +116,7 @@ def test_it_resumes_below_four_fifths_and_says_so() -> None:
     assert notices.events == ["IOPub message rate exceeded", "iopub messages resumed"]
 
 
-def test_it_does_not_resume_between_four_fifths_and_the_limit() -> None:
+def test_output_does_not_resume_between_80_percent_and_the_limit() -> None:
     limit, notices = limiter(msgs=10, window=1)
     feed(limit, [message()] * 2, 0.0)
     feed(limit, [message()] * 9, 0.5)
@@ -126,14 +126,14 @@ def test_it_does_not_resume_between_four_fifths_and_the_limit() -> None:
     assert feed(limit, [message()], 1.5) == "p"
 
 
-def test_a_second_excess_is_told_again() -> None:
+def test_a_second_excess_has_a_second_notice() -> None:
     limit, notices = limiter(msgs=2, window=1)
     assert feed(limit, [message()] * 4, 0.0) == "ppnd"
     assert feed(limit, [message()] * 4, 2.0) == "ppnd"
     assert len(notices.texts) == 2
 
 
-def test_resuming_is_told_when_neither_limit_acts() -> None:
+def test_resuming_is_reported_when_neither_limit_is_exceeded() -> None:
     limit, notices = limiter(msgs=10, data=1000, window=1)
     feed(limit, [message(size=500)] * 2, 0.0)
     assert (
@@ -147,7 +147,7 @@ def test_resuming_is_told_when_neither_limit_acts() -> None:
     assert notices.events.count("iopub messages resumed") == 1
 
 
-def test_idle_starts_afresh() -> None:
+def test_idle_resets_the_window() -> None:
     limit, notices = limiter(msgs=2)
     assert feed(limit, [message()] * 4, 0.0) == "ppnd"
     assert feed(limit, [BUSY, message()], 0.0) == "pd"
@@ -171,7 +171,7 @@ DROPPABLE = ["stream", "display_data", "update_display_data", "clear_output", "n
 
 
 @pytest.mark.parametrize("msg_type", STATEFUL)
-def test_state_is_never_counted_and_never_dropped(msg_type: str) -> None:
+def test_messages_with_state_are_not_counted_and_not_dropped(msg_type: str) -> None:
     limit, _ = limiter(msgs=2)
     assert feed(limit, [message(msg_type)] * 50, 0.0) == "p" * 50
     assert feed(limit, [message()] * 3, 0.0) == "ppn"
@@ -192,51 +192,51 @@ def test_other_channels_are_not_limited(channel: Channel) -> None:
 
 
 @pytest.mark.parametrize("msg_type", ["display_data", "never_heard_of"])
-def test_only_streams_weigh_on_the_data_rate(msg_type: str) -> None:
+def test_only_streams_count_for_the_data_rate(msg_type: str) -> None:
     limit, _ = limiter(data=1000)
     assert feed(limit, [message(msg_type, size=10**6)] * 3, 0.0) == "ppp"
     assert feed(limit, [message(size=2000)], 0.0) == "n"
 
 
-def test_buffers_weigh() -> None:
+def test_buffers_count_for_the_data_rate() -> None:
     limit, _ = limiter(data=1000)
     assert feed(limit, [message()._replace(buffers=(b"x" * 500, memoryview(b"x" * 501)))], 0) == "n"
     assert limit.statistics()["dropped_bytes"] == 1101
 
 
 @pytest.mark.parametrize(("msgs", "data"), [(0, 0), (-1, -1)])
-def test_a_limit_of_zero_is_none(msgs: float, data: float) -> None:
+def test_a_limit_of_zero_disables_the_limit(msgs: float, data: float) -> None:
     limit, _ = limiter(msgs=msgs, data=data)
     assert feed(limit, [message(size=10**6)] * 50, 0.0) == "p" * 50
 
 
-def test_one_limit_of_zero_leaves_the_other() -> None:
+def test_one_limit_of_zero_leaves_the_other_limit() -> None:
     assert feed(limiter(msgs=0, data=1000)[0], [message()] * 12, 0.0) == "p" * 10 + "nd"
     assert feed(limiter(msgs=2, data=0)[0], [message(size=10**6)] * 3, 0.0) == "ppn"
 
 
-def test_limits_beyond_any_integer_are_none() -> None:
+def test_infinite_limits_are_accepted() -> None:
     limit, _ = limiter(msgs=math.inf, data=1e300)
     assert feed(limit, [message()] * 50, 0.0) == "p" * 50
 
 
-def test_limit_rate_off() -> None:
+def test_limit_rate_false_disables_both_limits() -> None:
     limit, _ = limiter(msgs=1, on=False)
     assert feed(limit, [message()] * 50, 0.0) == "p" * 50
 
 
 @pytest.mark.parametrize("window", [0, -3, math.nan])
-def test_a_window_must_have_a_width(window: float) -> None:
+def test_a_window_must_be_longer_than_zero(window: float) -> None:
     with pytest.raises(ValueError, match="rate_limit_window"):
         limiter(window=window)
 
 
-def test_nobody_need_listen_to_events() -> None:
+def test_events_need_no_listener() -> None:
     limit = RateLimit(True, 2, 0, 1, notice=Notices())
     assert feed(limit, [message()] * 3, 0.0) + feed(limit, [message()], 2.0) == "ppnp"
 
 
-def test_what_is_remembered_is_bounded() -> None:
+def test_memory_of_the_window_is_bounded() -> None:
     limit, _ = limiter(msgs=0, data=1e12)
     for step in range(20_000):
         feed(limit, [message()], step / 5000)
@@ -303,7 +303,7 @@ BATCH = st.tuples(
     window=st.sampled_from([0.5, 1.0, 2.0]),
     batches=st.lists(BATCH, max_size=20),
 )
-def test_against_the_naive_model(
+def test_verdicts_agree_with_jupyter_servers_algorithm(
     msgs: float, data: float, window: float, batches: list[tuple[int, list[Message]]]
 ) -> None:
     limit, notices = limiter(msgs, data, window)

@@ -111,7 +111,7 @@ def play(readiness: Readiness, events: str, now: float = 100.0) -> Readiness:
         ),
     ],
 )
-def test_sequences(events: str, state: str) -> None:
+def test_state_after_a_sequence_of_events(events: str, state: str) -> None:
     readiness = play(machine(), events)
     name, _, timed_out = state.partition(" ")
     assert readiness.state is State[name.upper()]
@@ -119,7 +119,7 @@ def test_sequences(events: str, state: str) -> None:
     assert readiness.ready == (name == "proven" or bool(timed_out))
 
 
-def test_it_probes_at_once_and_then_at_the_interval() -> None:
+def test_probes_are_sent_at_once_and_then_at_the_interval() -> None:
     readiness = machine(100.0)
     assert readiness.poll(100.0) == Decision(True, False, False, 100.5)
     assert readiness.poll(100.2) == Decision(False, False, False, 100.5)
@@ -129,7 +129,7 @@ def test_it_probes_at_once_and_then_at_the_interval() -> None:
     assert readiness.statistics()["probes"] == 3
 
 
-def test_the_last_wait_is_cut_at_the_timeout() -> None:
+def test_the_last_wait_ends_at_the_timeout() -> None:
     readiness = machine(100.0)
     assert readiness.poll(159.75) == Decision(True, False, False, 160.0)
     assert readiness.poll(160.0) == Decision(False, True, True, None)
@@ -182,11 +182,11 @@ def test_proof_ends_the_wait() -> None:
         ("nostdin poll reply iopub reset nostdin poll reply iopub", False),
     ],
 )
-def test_no_request_goes_out_before_the_kernel_can_ask_back(events: str, ready: bool) -> None:
+def test_a_kernel_is_ready_only_when_stdin_is_connected(events: str, ready: bool) -> None:
     assert play(machine(), events).ready == ready
 
 
-def test_a_hub_that_waits_for_stdin_says_when_to_ask_again_and_what_it_lacks() -> None:
+def test_the_wait_for_stdin_has_an_end_and_is_named() -> None:
     readiness = play(machine(100.0), "nostdin welcome")
     assert readiness.poll(101.0) == Decision(False, False, False, 100.0 + STDIN_SECONDS)
     decision = readiness.poll(100.0 + STDIN_SECONDS)
@@ -195,7 +195,7 @@ def test_a_hub_that_waits_for_stdin_says_when_to_ask_again_and_what_it_lacks() -
     assert readiness.poll(200.0) == Decision(False, True, False, None)
 
 
-def test_a_kernel_without_status_is_known_for_it() -> None:
+def test_a_kernel_without_status_messages_becomes_ready() -> None:
     readiness = play(machine(100.0), "connected poll" + " reply" * QUIET_REPLIES)
     decision = readiness.poll(100.0 + QUIET_SECONDS)
     assert decision == Decision(False, True, False, None, lacks="iopub")
@@ -223,7 +223,7 @@ def test_a_kernel_that_publishes_and_does_not_answer_gets_new_sockets() -> None:
     assert readiness.state is State.PROVEN
 
 
-def test_without_a_word_on_iopub_since_it_gets_no_more() -> None:
+def test_without_iopub_messages_no_more_sockets_are_made() -> None:
     """For example when output is delayed, or the kernel is busy."""
     assert renewals(play(machine(), "connected poll iopub"), iopub=False) == [RENEW_SECONDS]
     assert renewals(play(machine(), "connected poll"), iopub=False) == []
@@ -233,7 +233,7 @@ def test_without_a_word_on_iopub_since_it_gets_no_more() -> None:
 
 @pytest.mark.parametrize("ready", ["poll reply iopub", "+60 poll"])
 @pytest.mark.parametrize("event", ["on_disconnected", "reset"])
-def test_a_ready_hub_that_loses_its_kernel_waits_the_whole_timeout_anew(
+def test_a_ready_hub_that_loses_its_kernel_waits_the_whole_timeout_again(
     ready: str, event: str
 ) -> None:
     readiness = play(machine(100.0), ready)
@@ -243,7 +243,7 @@ def test_a_ready_hub_that_loses_its_kernel_waits_the_whole_timeout_anew(
     assert readiness.poll(260.0) == Decision(False, True, True, None)
 
 
-def test_a_waiting_hub_that_is_cut_again_and_again_keeps_its_timeout() -> None:
+def test_repeated_disconnects_do_not_extend_the_timeout() -> None:
     readiness = machine(100.0)
     for second in range(100, 160):
         readiness.on_disconnected(second)
@@ -258,7 +258,7 @@ def test_an_interval_must_have_a_length() -> None:
         Readiness(0.0)
 
 
-def test_no_wait_at_all() -> None:
+def test_a_timeout_of_zero_means_no_wait() -> None:
     assert Readiness(timeout=0.0).poll(0.0) == Decision(False, True, True, None)
 
 
@@ -280,7 +280,7 @@ def test_decisions_are_frozen() -> None:
         machine().poll(100.0).ready = True  # type: ignore[misc]
 
 
-def test_the_table_is_whole() -> None:
+def test_the_table_has_all_states_and_the_expected_proofs() -> None:
     assert set(TRANSITIONS) == set(State)
     # The only proofs: a welcome, or the second half of the evidence.
     proofs = {
@@ -360,7 +360,7 @@ WORDS = ["poll", "poll", "reply", "iopub", "welcome", "connected", "disconnected
         max_size=60,
     )
 )
-def test_against_the_model(steps: list[tuple[float, str]]) -> None:
+def test_readiness_agrees_with_a_model(steps: list[tuple[float, str]]) -> None:
     now = 100.0
     readiness, model = machine(now), Model(now)
     last_probe: float | None = None
@@ -400,7 +400,7 @@ def test_against_the_model(steps: list[tuple[float, str]]) -> None:
         st.sampled_from(["reply", "iopub", "connected", "disconnected", "nothing"]), max_size=300
     )
 )
-def test_whatever_happens_the_first_wait_ends_by_its_timeout(events: list[str]) -> None:
+def test_the_first_wait_always_ends_by_its_timeout(events: list[str]) -> None:
     """Driven as by a hub: at each `next_at`, with an event before each poll."""
     now = start = 100.0
     readiness = machine(start)

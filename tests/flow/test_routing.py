@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from kbridge.flow.routing import Routing
 
 
-def test_a_reply_finds_its_client_as_often_as_it_comes() -> None:
+def test_each_reply_of_a_request_finds_its_client() -> None:
     routing = Routing()
     routing.note("a", 1)
     routing.note("b", 2)
@@ -16,13 +16,13 @@ def test_a_reply_finds_its_client_as_often_as_it_comes() -> None:
         assert routing.owner("b") == 2
 
 
-def test_unknown_parents_belong_to_nobody() -> None:
+def test_unknown_ids_have_no_client() -> None:
     routing = Routing()
     assert routing.owner("a") is None
     assert routing.owner("") is None
 
 
-def test_the_oldest_go_first() -> None:
+def test_the_oldest_routes_are_dropped_first() -> None:
     routing = Routing(limit=3)
     for n in range(5):
         routing.note(str(n), n)
@@ -30,7 +30,7 @@ def test_the_oldest_go_first() -> None:
     assert routing.statistics() == {"routes": 3, "id_chars": 3, "evicted": 2}
 
 
-def test_an_id_that_comes_again_is_new_and_belongs_to_its_last_user() -> None:
+def test_a_reused_id_belongs_to_its_last_client() -> None:
     routing = Routing(limit=2)
     routing.note("a", 1)
     routing.note("b", 1)
@@ -51,7 +51,7 @@ def test_long_ids_are_bounded_too() -> None:
     assert routing.statistics()["routes"] == 1
 
 
-def test_clear() -> None:
+def test_clear_removes_all_routes() -> None:
     routing = Routing()
     routing.note("a", 1)
     routing.clear()
@@ -59,7 +59,7 @@ def test_clear() -> None:
     assert routing.statistics() == {"routes": 0, "id_chars": 0, "evicted": 0}
 
 
-def test_a_limit_of_nothing_is_refused() -> None:
+def test_a_limit_of_zero_is_refused() -> None:
     with pytest.raises(ValueError, match="limit"):
         Routing(limit=0)
 
@@ -72,7 +72,7 @@ STEP = st.one_of(
 
 @settings(deadline=None)
 @given(limit=st.integers(1, 5), steps=st.lists(STEP, max_size=40))
-def test_against_a_list(limit: int, steps: list[tuple[str, str, int]]) -> None:
+def test_routes_agree_with_a_list(limit: int, steps: list[tuple[str, str, int]]) -> None:
     routing = Routing(limit)
     model: list[tuple[str, int]] = []
     for verb, msg_id, client in steps:

@@ -41,7 +41,7 @@ def test_time_before_a_spend_counts_after_it() -> None:
     assert bucket.delay(14.0) == 1.0
 
 
-def test_a_clock_that_stands_still_gives_nothing_back() -> None:
+def test_a_clock_that_stands_still_restores_no_tokens() -> None:
     bucket = TokenBucket(1.0, burst=2)
     bucket.ready(10.0)
     bucket.spend(2)

@@ -18,7 +18,7 @@ def status(**more) -> Message:
     )
 
 
-def test_header_and_defaults() -> None:
+def test_header_and_default_parts() -> None:
     msg = status(msg_id="m")
     assert json.loads(msg.header) == {
         "msg_id": "m",
@@ -32,11 +32,11 @@ def test_header_and_defaults() -> None:
     assert msg.channel is Channel.IOPUB
 
 
-def test_ids_differ() -> None:
+def test_each_message_has_a_new_id() -> None:
     assert status().msg_id != status().msg_id
 
 
-def test_all_that_is_given_goes_along() -> None:
+def test_all_parameters_are_in_the_message() -> None:
     msg = status(parent_header=H, username="u", metadata={"é": 1}, buffers=[b"x"])
     assert msg.parent_header == H
     assert json.loads(msg.header)["username"] == "u"
@@ -45,7 +45,7 @@ def test_all_that_is_given_goes_along() -> None:
     assert v1.decode(v1.encode(msg))[:5] == msg[:5]
 
 
-def test_session_takes_it() -> None:
+def test_session_of_jupyter_client_reads_the_message() -> None:
     session = Session(key=b"k")
     msg = status(msg_id="m", parent_header=H)
     read = session.deserialize(session.feed_identities(zmq.serialize(msg, Signer(b"k")))[1])
@@ -54,13 +54,13 @@ def test_session_takes_it() -> None:
     assert read["header"]["date"].year == 2025
 
 
-def test_a_lone_surrogate_has_a_form() -> None:
+def test_a_lone_surrogate_is_escaped() -> None:
     msg = build(Channel.IOPUB, "stream", {"text": "\ud800é"}, session="s", date=DATE)
     assert json.loads(msg.content) == {"text": "\ud800é"}
     assert v1.decode(v1.encode(msg)) == msg
 
 
-def test_what_has_no_form_is_our_fault() -> None:
+def test_content_that_is_not_json_raises_a_builtin_error() -> None:
     with pytest.raises(ValueError, match="JSON"):
         build(Channel.IOPUB, "x", {"a": float("nan")}, session="s", date=DATE)
     with pytest.raises(TypeError):

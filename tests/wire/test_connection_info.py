@@ -23,7 +23,7 @@ def parse(**info: Any) -> ConnectionInfo:
     return ConnectionInfo.from_connection_info({**PORTS, **info})
 
 
-def test_a_whole_connection_file() -> None:
+def test_all_members_of_a_connection_file_are_read() -> None:
     info = parse(
         transport="tcp",
         ip="10.0.0.1",
@@ -60,14 +60,14 @@ def test_missing_and_empty_members_have_the_values_of_a_local_kernel() -> None:
         ("ipc", "@k", "ipc://@k-1001"),
     ],
 )
-def test_addresses(transport: str, ip: str, url: str) -> None:
+def test_addresses_of_tcp_and_ipc(transport: str, ip: str, url: str) -> None:
     info = parse(transport=transport, ip=ip)
     assert info.url(Channel.IOPUB) == info.address(1001) == url
 
 
 @pytest.mark.parametrize("channel", list(Channel))
 @pytest.mark.parametrize("value", [0, None, "", "left out"])
-def test_a_port_that_is_missing_is_named(channel: Channel, value: Any) -> None:
+def test_a_missing_port_is_named_in_the_error(channel: Channel, value: Any) -> None:
     info = {**PORTS, f"{channel}_port": value}
     if value == "left out":
         del info[f"{channel}_port"]
@@ -81,7 +81,7 @@ def test_a_port_that_is_missing_is_named(channel: Channel, value: Any) -> None:
     ids=lambda v: type(v).__name__,
 )
 @pytest.mark.parametrize("name", ["shell_port", "hb_port"])
-def test_a_port_that_is_no_number_is_refused(name: str, value: Any) -> None:
+def test_a_port_that_is_not_a_number_is_refused(name: str, value: Any) -> None:
     with pytest.raises(InvalidConnectionInfo, match=f"{name} .* not a port$"):
         parse(**{name: value})
 
@@ -98,7 +98,7 @@ def test_an_ipc_suffix_is_a_number_or_text(value: Any) -> None:
 
 
 @pytest.mark.parametrize("name", ["transport", "ip", "signature_scheme"])
-def test_a_member_that_is_not_text_is_named(name: str) -> None:
+def test_a_member_that_is_not_text_is_named_in_the_error(name: str) -> None:
     with pytest.raises(InvalidConnectionInfo, match=f"{name} .* not text"):
         parse(**{name: [1]})
 
@@ -115,7 +115,7 @@ def test_a_key_may_be_text_or_bytes(key: Any) -> None:
 
 
 @pytest.mark.parametrize("key", [5, ["secret"], "secret\ud800"])
-def test_a_key_that_is_neither_is_named_and_not_shown(key: Any) -> None:
+def test_an_invalid_key_is_named_and_its_value_not_shown(key: Any) -> None:
     with pytest.raises(InvalidConnectionInfo, match=r"^key in the connection info") as caught:
         parse(key=key)
     assert "secret" not in str(caught.value)
@@ -123,7 +123,7 @@ def test_a_key_that_is_neither_is_named_and_not_shown(key: Any) -> None:
 
 
 @pytest.mark.parametrize("as_text", [True, False])
-def test_the_key_pair_of_a_kernel_that_encrypts(as_text: bool) -> None:
+def test_the_key_pair_of_an_encrypted_connection_is_read(as_text: bool) -> None:
     """Connection files contain text, kernel managers have bytes."""
     pair: Any = (PUBLIC.decode(), SECRET.decode()) if as_text else (PUBLIC, SECRET)
     assert parse(curve_publickey=pair[0], curve_secretkey=pair[1]).curve == (PUBLIC, SECRET)
@@ -138,11 +138,11 @@ def test_the_key_pair_of_a_kernel_that_encrypts(as_text: bool) -> None:
         {"curve_secretkey": SECRET},
     ],
 )
-def test_without_a_whole_pair_nothing_is_encrypted(half: dict[str, Any]) -> None:
+def test_an_incomplete_key_pair_means_no_encryption(half: dict[str, Any]) -> None:
     assert parse(**half).curve is None
 
 
-def test_a_pair_from_zmq() -> None:
+def test_a_key_pair_made_by_zmq_is_accepted() -> None:
     public, secret = zmq.curve_keypair()
     info = parse(curve_publickey=public.decode(), curve_secretkey=secret.decode())
     assert info.curve is not None
@@ -199,7 +199,7 @@ def test_a_file_is_parsed_from_text_and_from_bytes(content: dict[str, int]) -> N
         "[" * 100_000,
     ],
 )
-def test_a_file_that_is_not_an_object_is_named_and_not_shown(content: Any) -> None:
+def test_a_file_without_a_json_object_is_refused_and_its_content_not_shown(content: Any) -> None:
     match = r"^k\.json is not a connection file"
     with pytest.raises(InvalidConnectionInfo, match=match) as caught:
         parse_connection_file(content, "k.json")

@@ -68,13 +68,13 @@ def only_documented(dialect: Dialect, data: str | bytes) -> None:
 
 @CASES
 @DIALECTS
-def test_there_and_back(dialect: Dialect, msg: Message) -> None:
+def test_decoding_an_encoded_message_returns_the_message(dialect: Dialect, msg: Message) -> None:
     assert plain(dialect.decode(ENCODE[dialect.name](msg))) == plain(msg)
 
 
 @CASES
 @DIALECTS
-def test_cut_at_every_byte(dialect: Dialect, msg: Message) -> None:
+def test_a_truncated_frame_raises_only_documented_errors(dialect: Dialect, msg: Message) -> None:
     data = ENCODE[dialect.name](msg)
     for end in range(len(data)):
         if dialect is LEGACY and msg.buffers and end >= len(data) - len(msg.buffers[-1]):
@@ -86,7 +86,7 @@ def test_cut_at_every_byte(dialect: Dialect, msg: Message) -> None:
 
 @CASES
 @DIALECTS
-def test_with_bytes_flipped(dialect: Dialect, msg: Message) -> None:
+def test_a_corrupted_frame_raises_only_documented_errors(dialect: Dialect, msg: Message) -> None:
     chance = random.Random(20)
     _, data = dialect.payload(msg)
     text = isinstance(ENCODE[dialect.name](msg), str)
@@ -149,7 +149,7 @@ def test_legacy_reads_what_jupyter_server_writes(msg: Message) -> None:
     [(V1, f) for f in V1_FAULTS.values()] + [(LEGACY, f) for f in LEGACY_FAULTS.values()],
     ids=[f"v1: {n}" for n in V1_FAULTS] + [f"legacy: {n}" for n in LEGACY_FAULTS],
 )
-def test_fault_is_named(dialect: Dialect, fault: Fault) -> None:
+def test_each_fault_has_its_error_and_reason(dialect: Dialect, fault: Fault) -> None:
     data, error, reason = fault
     with pytest.raises(FrameError) as caught:
         dialect.decode(data)
@@ -170,7 +170,7 @@ HOSTILE = {
 
 
 @pytest.mark.parametrize(("dialect", "data"), HOSTILE.values(), ids=HOSTILE)
-def test_what_a_frame_claims_costs_nothing(dialect: Dialect, data: bytes) -> None:
+def test_no_memory_is_allocated_for_the_numbers_in_a_frame(dialect: Dialect, data: bytes) -> None:
     def refuse() -> None:
         with pytest.raises(FrameError):
             dialect.decode(data)
@@ -186,7 +186,9 @@ def test_what_a_frame_claims_costs_nothing(dialect: Dialect, data: bytes) -> Non
 
 @pytest.mark.parametrize("count", [100, 9_000])
 @DIALECTS
-def test_a_table_of_empty_buffers_costs_what_its_bytes_cost(dialect: Dialect, count: int) -> None:
+def test_memory_for_empty_buffers_is_proportional_to_the_frame(
+    dialect: Dialect, count: int
+) -> None:
     parts = [b""] * count
     data = (
         v1_frame(*FIVE, *parts)
@@ -220,7 +222,7 @@ def test_more_buffers_than_a_message_may_have_are_refused_before_they_are_read(d
         tracemalloc.stop()
 
 
-def test_what_a_kernel_sends_may_have_more_buffers() -> None:
+def test_a_message_of_a_kernel_may_have_more_buffers() -> None:
     msg = v1.split(v1_frame(*FIVE, *[b""] * 20_000))
     assert len(msg.buffers) == 20_000
 
@@ -228,7 +230,7 @@ def test_what_a_kernel_sends_may_have_more_buffers() -> None:
 @pytest.mark.parametrize("size", [1 << 10, 1 << 17, 3 << 20])
 @pytest.mark.parametrize("text", ["x", "ü", "\N{GRINNING FACE}", '\\"'])
 @pytest.mark.parametrize("buffers", [(), (b"one", b"")])
-def test_large_legacy_frames_hold_what_small_ones_do(size, text, buffers) -> None:
+def test_large_legacy_frames_are_decoded_as_small_ones(size, text, buffers) -> None:
     content = json.dumps({"code": text * (size // len(text.encode()))}, ensure_ascii=False)
     body = f'{{"channel": "control", "content": {content}, "header": {H.decode()}}}'
     frame = legacy_frame(body.encode(), *buffers) if buffers else body

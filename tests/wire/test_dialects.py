@@ -7,7 +7,7 @@ from tests.wire.cases import MESSAGES
 NAME = v1.SUBPROTOCOL
 
 
-def test_the_name_is_the_field_s() -> None:
+def test_the_subprotocol_has_the_name_of_jupyter_server() -> None:
     assert NAME == "v1.kernel.websocket.jupyter.org"
     assert (V1.subprotocol, LEGACY.subprotocol) == (NAME, None)
 
@@ -26,12 +26,14 @@ def test_the_name_is_the_field_s() -> None:
         (["other", NAME], "other", LEGACY),
     ],
 )
-def test_select(offered: list[str], preferred: str | None, chosen: Dialect) -> None:
+def test_the_offer_and_the_preference_select_the_dialect(
+    offered: list[str], preferred: str | None, chosen: Dialect
+) -> None:
     assert select(offered, preferred) is chosen
 
 
 @pytest.mark.parametrize("msg", MESSAGES.values(), ids=MESSAGES)
-def test_payload(msg) -> None:
+def test_the_payload_is_the_encoded_message_with_its_opcode(msg) -> None:
     assert V1.payload(msg) == (frames.BINARY, v1.encode(msg))
     opcode, data = LEGACY.payload(msg)
     encoded = legacy.encode(msg)

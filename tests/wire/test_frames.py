@@ -27,13 +27,13 @@ def read(data: bytes) -> Frame:
     ("opcode", "length"),
     [(o, n) for o in OPCODES for n in LENGTHS if o < frames.CLOSE or n <= 125],
 )
-def test_a_client_reads_the_frame(opcode: int, length: int) -> None:
+def test_the_websockets_library_reads_the_frame(opcode: int, length: int) -> None:
     payload = bytes(i % 251 for i in range(length))
     assert read(frames.frame(payload, opcode)) == Frame(Opcode(opcode), payload)
 
 
 @pytest.mark.parametrize("length", [*LENGTHS, 2**32, 2**63 - 1])
-def test_a_header_is_as_short_as_it_may_be(length: int) -> None:
+def test_the_shortest_header_is_written(length: int) -> None:
     size = 2 if length < 126 else 4 if length < 65_536 else 10
     header = frames.header(length, frames.BINARY)
     assert len(header) == size
@@ -42,7 +42,7 @@ def test_a_header_is_as_short_as_it_may_be(length: int) -> None:
 
 
 @pytest.mark.parametrize("lengths", [[n] for n in LENGTHS] + [LENGTHS, LENGTHS[::-1], [], [0, 0]])
-def test_the_payloads_of_a_run_of_frames(lengths: list[int]) -> None:
+def test_consecutive_frames_are_split_into_payloads(lengths: list[int]) -> None:
     written = [bytes(i % 251 for i in range(n)) for n in lengths]
     run = b"".join(frames.frame(data, frames.BINARY) for data in written)
     assert list(frames.each(run)) == [(frames.BINARY, data) for data in written]
@@ -51,12 +51,12 @@ def test_the_payloads_of_a_run_of_frames(lengths: list[int]) -> None:
 
 
 @given(st.lists(st.binary(max_size=300)))
-def test_any_run_of_frames_is_read_back(written: list[bytes]) -> None:
+def test_any_sequence_of_frames_is_read_back(written: list[bytes]) -> None:
     run = b"".join(frames.frame(data, frames.TEXT) for data in written)
     assert list(frames.each(run)) == [(frames.TEXT, data) for data in written]
 
 
-def test_ping() -> None:
+def test_a_ping_has_at_most_125_bytes() -> None:
     assert frames.ping(b"\x01\x02") == b"\x89\x02\x01\x02"
     assert read(frames.ping(bytes(125))) == Frame(Opcode.PING, bytes(125))
     with pytest.raises(ValueError, match="125"):

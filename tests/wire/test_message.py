@@ -40,7 +40,7 @@ from tests.wire.cases import HEADER, MESSAGES, message, raw
         ('{"msg_id" : "a"}'.encode("utf-16"), ""),
     ],
 )
-def test_scan(text: bytes, found: str) -> None:
+def test_scan_finds_the_member_of_the_outer_object(text: bytes, found: str) -> None:
     assert scan(text, "msg_id") == found
 
 
@@ -67,7 +67,7 @@ VALUES = st.text() | st.sampled_from(['"msg_id": "', "msg_id", "\\", "{", '"']) 
     compact=st.booleans(),
     ascii_only=st.booleans(),
 )
-def test_scan_is_the_parser_s_twin(pairs: list, compact: bool, ascii_only: bool) -> None:
+def test_scan_agrees_with_the_json_parser(pairs: list, compact: bool, ascii_only: bool) -> None:
     comma, colon = (",", ":") if compact else (", ", ": ")
     members = comma.join(
         f"{json.dumps(k)}{colon}{json.dumps(v, ensure_ascii=ascii_only)}" for k, v in pairs
@@ -79,23 +79,23 @@ def test_scan_is_the_parser_s_twin(pairs: list, compact: bool, ascii_only: bool)
     assert scan(text.encode(), "msg_id") == value
 
 
-def test_names_of_a_message() -> None:
+def test_id_type_and_parent_id_of_a_message() -> None:
     msg = message(parent={**HEADER, "msg_id": "p"})
     assert (msg.msg_id, msg.msg_type) == (HEADER["msg_id"], HEADER["msg_type"])
     assert msg.parent_id == msg.parent_id == "p"
     assert MESSAGES["bare"].parent_id == ""
 
 
-def test_a_long_parent_is_read_as_well() -> None:
+def test_the_id_of_a_long_parent_header_is_read() -> None:
     assert message(parent={"pad": "x" * 5000, "msg_id": "p"}).parent_id == "p"
 
 
-def test_nbytes() -> None:
+def test_nbytes_counts_parts_and_buffers() -> None:
     msg = message(buffers=(b"abc", memoryview(b"defg")))
     assert msg.nbytes == len(msg.header) + 6 + 7
 
 
-def test_json_object() -> None:
+def test_json_object_parses_bytes_and_views() -> None:
     assert json_object(raw({"é": 1}), "content") == {"é": 1}
     assert json_object(memoryview(b"{}"), "content") == {}
 
@@ -121,7 +121,7 @@ IDS = st.one_of(
 
 
 @given(IDS, IDS, st.booleans(), st.sampled_from([None, (",", ":")]), st.booleans())
-def test_an_id_has_the_keys_of_all_messages_that_have_it(
+def test_the_keys_of_an_id_include_that_of_each_message_with_the_id(
     msg_id, other, ascii_only, separators, first
 ) -> None:
     fields = {"msg_id": msg_id, "msg_type": "stream"}
@@ -157,5 +157,5 @@ def test_keys_are_the_same_in_every_process() -> None:
         b"",
     ],
 )
-def test_type_and_key_are_what_they_are_one_by_one(header) -> None:
+def test_type_and_key_equal_the_results_of_the_single_functions(header) -> None:
     assert type_and_key(header) == (scan(header, "msg_type"), message_key(header))

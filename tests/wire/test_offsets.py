@@ -16,7 +16,7 @@ def table(word: str, *offsets: int, rest: int = 0) -> bytes:
 
 
 @pytest.mark.parametrize("word", ["<Q", "!I"])
-def test_a_table_has_as_many_offsets_as_it_may_and_no_more(word: str) -> None:
+def test_the_number_of_offsets_is_limited(word: str) -> None:
     end = 4 * struct.calcsize(word)
     frame = table(word, end, end, end + 1, rest=1)
     assert read(frame, word, 3, 3) == read(frame, word, 1) == (end, end, end + 1)
@@ -36,7 +36,7 @@ def test_a_table_has_as_many_offsets_as_it_may_and_no_more(word: str) -> None:
         ((0, 0, 1), "the last offset is {high}, the frame ends at {end}"),
     ],
 )
-def test_an_offset_beyond_its_limits_is_named(word, end, shifts, fault) -> None:
+def test_an_offset_outside_of_its_limits_is_named_in_the_error(word, end, shifts, fault) -> None:
     frame = table(word, *(end + shift for shift in shifts))
     assert len(frame) == end
     with pytest.raises(MalformedFrame) as caught:

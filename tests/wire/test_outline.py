@@ -44,7 +44,9 @@ VALUES = st.recursive(
     st.booleans(),
     st.integers(2, 40),
 )
-def test_it_finds_what_the_parser_reads(members, indent, ascii_only, window) -> None:
+def test_outline_finds_the_members_that_the_parser_reads(
+    members, indent, ascii_only, window
+) -> None:
     text = json.dumps(members, indent=indent, ensure_ascii=ascii_only)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "_WINDOW", max(window, 30))  # white space is not cut
@@ -56,7 +58,7 @@ def test_it_finds_what_the_parser_reads(members, indent, ascii_only, window) -> 
 
 
 @given(st.text('{}[]":,\\ a1', max_size=25))
-def test_whatever_the_parser_takes_it_takes_too(text) -> None:
+def test_any_text_that_the_parser_accepts_is_accepted(text) -> None:
     try:
         value = json.loads(text)
     except ValueError:
@@ -72,7 +74,7 @@ def test_whatever_the_parser_takes_it_takes_too(text) -> None:
         }
 
 
-def test_the_last_of_two_members_of_one_key_counts_as_in_python() -> None:
+def test_the_last_member_of_a_key_counts_as_in_python() -> None:
     assert run('{"a": 1, "b": [2], "a": {"c": 3}}')[0] == {"a": '{"c": 3}', "b": "[2]"}
 
 
@@ -83,12 +85,12 @@ REFUSED = """
 
 
 @pytest.mark.parametrize("text", ["", *REFUSED.split()])
-def test_what_is_no_object_is_refused(text) -> None:
+def test_text_that_is_not_an_object_is_refused(text) -> None:
     with pytest.raises(ValueError, match=r"expected|does not end|is missing|after the"):
         run(text)
 
 
-def test_too_many_members_and_too_deep_a_nesting_are_refused() -> None:
+def test_too_many_members_and_too_deep_nesting_are_refused() -> None:
     members = ",".join(f'"{i}":0' for i in range(MAX_MEMBERS))
     assert run(f"{{{members}}}")[0] == {}
     with pytest.raises(InvalidMessage, match="more than"):
@@ -122,7 +124,7 @@ def test_steps_are_equally_long_wherever_they_are_in_the_text(shape) -> None:
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_every_shape_is_read_in_short_steps_and_costs_what_its_length_costs(shape) -> None:
+def test_every_shape_is_read_in_short_steps_and_costs_grow_with_the_length(shape) -> None:
     """Each step reads a fraction, and twice the text takes about twice the time."""
 
     def cost(value: str) -> float:

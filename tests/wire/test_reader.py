@@ -87,13 +87,13 @@ BAD = {
 
 @pytest.mark.parametrize("step", [0, 1, 2, 3, 7, 1000])
 @pytest.mark.parametrize("name", GOOD)
-def test_messages_come_out_whole_however_they_are_cut(name: str, step: int) -> None:
+def test_messages_are_complete_however_the_bytes_are_divided(name: str, step: int) -> None:
     data, events = GOOD[name]
     assert read(data, step) == events
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_what_is_not_rfc_6455_is_refused_as_soon_as_it_shows(name: str) -> None:
+def test_a_violation_of_rfc_6455_is_refused_at_its_first_byte(name: str) -> None:
     for step in (0, 1):
         with pytest.raises(ProtocolViolation) as caught:
             read(BAD[name], step)
@@ -101,7 +101,7 @@ def test_what_is_not_rfc_6455_is_refused_as_soon_as_it_shows(name: str) -> None:
         assert len(caught.value.reason.encode()) <= 123
 
 
-def test_what_came_before_a_fault_comes_out_first() -> None:
+def test_messages_before_a_fault_are_returned_first() -> None:
     reader = FrameReader(100)
     reader.feed(frame(TEXT, b"good") + BAD["not masked"])
     assert reader.next() == (TEXT, "good")
@@ -120,7 +120,7 @@ def test_what_came_before_a_fault_comes_out_first() -> None:
     ],
     ids=["one frame", "fragments", "a claim"],
 )
-def test_a_message_over_the_limit_is_refused_before_it_is_kept(data: bytes) -> None:
+def test_a_message_above_the_limit_is_refused_before_memory_is_allocated(data: bytes) -> None:
     tracemalloc.start()
     try:
         with pytest.raises(FrameTooBig):
@@ -130,12 +130,12 @@ def test_a_message_over_the_limit_is_refused_before_it_is_kept(data: bytes) -> N
         tracemalloc.stop()
 
 
-def test_a_message_of_the_very_limit_passes() -> None:
+def test_a_message_of_exactly_the_limit_passes() -> None:
     assert read(frame(BINARY, b"x" * 100), max_size=100) == [(BINARY, b"x" * 100)]
 
 
 @given(st.binary(max_size=300), st.binary(min_size=4, max_size=4))
-def test_unmasking_is_what_tornado_does(data: bytes, mask: bytes) -> None:
+def test_unmask_agrees_with_tornado(data: bytes, mask: bytes) -> None:
     assert unmask(mask, data) == _websocket_mask(mask, data)
 
 
@@ -143,13 +143,13 @@ def test_unmasking_is_what_tornado_does(data: bytes, mask: bytes) -> None:
     messages=st.lists(st.tuples(st.sampled_from([TEXT, BINARY, PING]), st.binary(max_size=125))),
     step=st.integers(1, 40),
 )
-def test_any_messages_in_any_pieces(messages: list[tuple[int, bytes]], step: int) -> None:
+def test_any_messages_in_any_pieces_are_read(messages: list[tuple[int, bytes]], step: int) -> None:
     data = b"".join(frame(op, payload, mask=os.urandom(4)) for op, payload in messages)
     assert read(data, step) == [(op, as_text(p) if op == TEXT else p) for op, p in messages]
 
 
 @given(st.binary(max_size=200), st.integers(1, 50))
-def test_noise_raises_nothing_but_the_documented_errors(noise: bytes, step: int) -> None:
+def test_random_bytes_raise_only_documented_errors(noise: bytes, step: int) -> None:
     code = None
     try:
         read(noise, step, max_size=1000)
@@ -158,7 +158,7 @@ def test_noise_raises_nothing_but_the_documented_errors(noise: bytes, step: int)
     assert code in {None, 1002, 1009}
 
 
-def test_each_call_takes_one_frame_so_that_its_caller_can_stop() -> None:
+def test_each_call_returns_one_frame_so_that_its_caller_can_stop() -> None:
     reader = FrameReader(100)
     reader.feed(frame(TEXT, b"a", final=False) + frame(CONTINUATION, final=False) * 1000)
     assert [reader.next() for _ in range(1001)] == [PARTIAL] * 1001
@@ -174,7 +174,7 @@ def test_each_call_takes_one_frame_so_that_its_caller_can_stop() -> None:
     step=st.integers(1, 40),
     broken=st.booleans(),
 )
-def test_text_is_decoded_as_it_comes_wherever_it_is_cut(text, cuts, block, step, broken) -> None:
+def test_text_is_decoded_in_pieces_wherever_it_is_divided(text, cuts, block, step, broken) -> None:
     data = text.encode() + (b"\xff" if broken else b"") + b"end"
     at = sorted(cut for cut in cuts if cut < len(data))
     pieces = [data[i:j] for i, j in zip([0, *at], [*at, len(data)], strict=True)]
@@ -187,7 +187,7 @@ def test_text_is_decoded_as_it_comes_wherever_it_is_cut(text, cuts, block, step,
         assert read(sent + frame(PING), step) == [(TEXT, as_text(data)), (PING, b"")]
 
 
-def test_a_large_message_is_read_as_it_comes() -> None:
+def test_a_large_message_is_read_in_pieces() -> None:
     """The last bytes of a message take no more time than copying it."""
     size = 8 << 20
     data = frame(TEXT, "ü".encode() * (size // 2))
@@ -223,7 +223,7 @@ CLOSES = {
 
 
 @pytest.mark.parametrize("data", CLOSES)
-def test_the_code_and_the_reason_of_a_close_frame(data: bytes) -> None:
+def test_code_and_reason_of_a_close_frame_are_parsed(data: bytes) -> None:
     assert parse_close(data) == CLOSES[data]
 
 
@@ -234,7 +234,7 @@ def test_a_close_code_that_may_not_be_sent_is_refused(code: int) -> None:
 
 
 @pytest.mark.parametrize("data", [b"\x03", b"\x13"])
-def test_half_a_close_code_is_refused(data: bytes) -> None:
+def test_a_close_code_of_one_byte_is_refused(data: bytes) -> None:
     with pytest.raises(ProtocolViolation, match="without a code"):
         parse_close(data)
 

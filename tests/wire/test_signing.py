@@ -14,7 +14,7 @@ HASHES = sorted(n for n in hashlib.algorithms_guaranteed if not n.startswith("sh
 
 @pytest.mark.parametrize("key", KEYS.values(), ids=KEYS)
 @pytest.mark.parametrize("name", HASHES)
-def test_signs_as_session_does(name: str, key: bytes) -> None:
+def test_signatures_equal_those_of_session(name: str, key: bytes) -> None:
     scheme = f"hmac-{name}"
     signer, session = Signer(key, scheme), Session(key=key, signature_scheme=scheme)
     assert signer.enabled
@@ -23,7 +23,9 @@ def test_signs_as_session_does(name: str, key: bytes) -> None:
     assert signer.verify(session.sign(PARTS), PARTS)
 
 
-def test_signs_the_same_without_the_hmac_of_openssl(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_signatures_are_the_same_without_the_hmac_of_openssl(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """Python may have been built without OpenSSL; then hmac has no object in C to copy."""
     signature = Signer(b"k").sign(PARTS)
     monkeypatch.setattr(hmac, "_hashopenssl", None)
@@ -34,7 +36,7 @@ def test_signs_the_same_without_the_hmac_of_openssl(monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.parametrize("name", sorted(hashlib.algorithms_available))
-def test_every_name_that_hashlib_has_either_signs_or_is_refused(name: str) -> None:
+def test_every_hash_name_of_hashlib_signs_or_is_refused(name: str) -> None:
     try:
         size = hashlib.new(name).digest_size
     except ValueError:  # listed, but switched off in this OpenSSL
@@ -48,7 +50,7 @@ def test_every_name_that_hashlib_has_either_signs_or_is_refused(name: str) -> No
     assert signer.verify(signer.sign(PARTS), PARTS)
 
 
-def test_an_empty_key_signs_nothing_and_takes_everything() -> None:
+def test_an_empty_key_signs_nothing_and_accepts_everything() -> None:
     signer = Signer(b"")
     assert not signer.enabled
     assert signer.sign(PARTS) == b"" == Session(key=b"").sign(PARTS)
@@ -57,7 +59,7 @@ def test_an_empty_key_signs_nothing_and_takes_everything() -> None:
 
 
 @pytest.mark.parametrize("index", range(4))
-def test_each_part_counts(index: int) -> None:
+def test_each_part_is_signed(index: int) -> None:
     signer = Signer(b"k")
     forged = [*PARTS]
     forged[index] += b" "
@@ -65,15 +67,15 @@ def test_each_part_counts(index: int) -> None:
 
 
 @pytest.mark.parametrize("signature", [b"", b"0", b"\xff" * 64, memoryview(b"0" * 64)])
-def test_what_is_no_signature_is_false(signature: bytes | memoryview) -> None:
+def test_a_value_that_is_not_a_signature_is_not_accepted(signature: bytes | memoryview) -> None:
     assert not Signer(b"k").verify(signature, PARTS)
 
 
-def test_another_key_is_false() -> None:
+def test_the_signature_of_another_key_is_not_accepted() -> None:
     assert not Signer(b"k").verify(Signer(b"l").sign(PARTS), PARTS)
 
 
-def test_views_sign_as_their_bytes() -> None:
+def test_views_are_signed_as_their_bytes() -> None:
     signer = Signer(b"k")
     views = [memoryview(p) for p in PARTS]
     assert signer.verify(memoryview(signer.sign(PARTS)), views)
@@ -87,6 +89,6 @@ def test_an_unknown_scheme_is_refused(scheme: str) -> None:
         Signer(b"k", scheme)
 
 
-def test_the_key_is_not_shown() -> None:
+def test_repr_does_not_show_the_key() -> None:
     assert repr(Signer(b"secret")) == "<Signer hmac-sha256>"
     assert repr(Signer(b"")) == "<Signer off>"

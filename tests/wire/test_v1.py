@@ -13,12 +13,12 @@ from tests.wire.cases import FIVE, MESSAGES, H, five, plain, v1_frame
 
 
 @pytest.mark.parametrize("absent", [b"null", b"", b" null "])
-def test_what_a_client_left_out_is_an_empty_object(absent: bytes) -> None:
+def test_missing_parts_become_empty_objects(absent: bytes) -> None:
     msg = v1.decode(five(b"shell", H, absent, absent, absent))
     assert msg[2:5] == (b"{}", b"{}", b"{}")
 
 
-def test_parts_pass_as_the_bytes_they_are() -> None:
+def test_the_bytes_of_each_part_are_unchanged() -> None:
     header = b' {\n"msg_type":"a" ,"msg_id" : "b","x_new": [1,{"y":1.50}], "subshell_id":null}\t'
     content = b'{"a":1e2,"a":NaN,\r\n "b":"\\u00e9\\ud800"}'
     msg = v1.decode(v1_frame(b"control", header, b"{ }", b"{}", content))
@@ -26,12 +26,12 @@ def test_parts_pass_as_the_bytes_they_are() -> None:
     assert type(msg.channel) is Channel
 
 
-def test_a_nested_msg_id_is_no_second_one() -> None:
+def test_a_nested_msg_id_is_not_the_message_id() -> None:
     header = b'{"msg_id": "a", "msg_type": "b", "trace": {"msg_id": "c", "n\\u00e4": 1}}'
     assert v1.decode(five(header=header)).msg_id == "a"
 
 
-def test_at_every_depth_a_header_is_taken_or_refused() -> None:
+def test_a_header_of_any_depth_is_accepted_or_refused() -> None:
     taken = [False, False]
     # The limit of Python 3.11 in small steps; newer versions have another limit for C code.
     depths = [*range(1, sys.getrecursionlimit() + 50, 3), 5_000, 15_000, 30_000]
@@ -64,12 +64,12 @@ VIEWS = {
 
 
 @pytest.mark.parametrize("view", VIEWS.values(), ids=VIEWS)
-def test_any_view_is_its_bytes(view: memoryview) -> None:
+def test_views_of_any_shape_are_encoded_as_their_bytes(view: memoryview) -> None:
     msg = MESSAGES["bare"]._replace(buffers=(b"before", view, b"after"))
     assert msg.nbytes == sum(map(len, msg[1:5])) + 11 + view.nbytes
     assert plain(v1.decode(v1.encode(msg))).buffers == (b"before", view.tobytes(), b"after")
 
 
-def test_the_frame_lives_as_long_as_its_buffers() -> None:
+def test_a_buffer_keeps_its_frame_alive() -> None:
     (view,) = v1.decode(v1_frame(*FIVE, b"payload")).buffers
     assert bytes(view) == b"payload"

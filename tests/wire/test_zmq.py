@@ -18,7 +18,7 @@ FRAMES: list[Buffer] = zmq.serialize(MESSAGES["one buffer"], SIGNER, [b"ident"])
 
 @CASES
 @SIGNERS
-def test_there_and_back(msg: Message, key: bytes) -> None:
+def test_parsing_a_serialized_message_returns_the_message(msg: Message, key: bytes) -> None:
     signer = Signer(key)
     frames = zmq.serialize(msg, signer, [b"one", b"two"])
     assert zmq.parse(msg.channel, frames, signer) == msg
@@ -29,7 +29,7 @@ def test_there_and_back(msg: Message, key: bytes) -> None:
 
 @CASES
 @SIGNERS
-def test_session_reads_what_is_written(msg: Message, key: bytes) -> None:
+def test_session_reads_a_serialized_message(msg: Message, key: bytes) -> None:
     session = Session(key=key)
     idents, frames = session.feed_identities(zmq.serialize(msg, Signer(key), [b"ident"]))
     read = session.deserialize(frames)
@@ -40,7 +40,7 @@ def test_session_reads_what_is_written(msg: Message, key: bytes) -> None:
 
 
 @SIGNERS
-def test_what_session_writes_is_read(key: bytes) -> None:
+def test_a_message_serialized_by_session_is_parsed(key: bytes) -> None:
     session = Session(key=key)
     sent = session.msg("display_data", {"text": "žluť 🎉"}, metadata={"a": 1})
     frames = [*session.serialize(sent, ident=b"topic"), b"buffer"]
@@ -52,7 +52,7 @@ def test_what_session_writes_is_read(key: bytes) -> None:
 
 
 @pytest.mark.parametrize("container", [list, tuple])
-def test_views_are_read(container: type) -> None:
+def test_memory_views_are_parsed(container: type) -> None:
     views = container(memoryview(frame) for frame in FRAMES)
     msg = zmq.parse(Channel.SHELL, views, SIGNER)
     assert plain(msg) == MESSAGES["one buffer"]
@@ -87,7 +87,7 @@ def test_an_unsigned_message_is_refused() -> None:
 
 @pytest.mark.parametrize("end", range(7))
 @pytest.mark.parametrize("signer", [SIGNER, Signer(b"")])
-def test_too_few_parts_are_no_message(end: int, signer: Signer) -> None:
+def test_a_message_with_too_few_parts_is_refused(end: int, signer: Signer) -> None:
     reason = "too few parts" if end > 1 else "without <IDS"
     with pytest.raises(KernelMessageError, match=reason) as caught:
         zmq.parse(Channel.SHELL, FRAMES[:end], signer)
