@@ -11,7 +11,7 @@ from tests.jupyter.rig import LONG_AGO, until
 OLD, NEW = (1, 2, 3, 4), (11, 12, 13, 14)
 
 
-async def test_the_hub_takes_over_once_the_kernel_is_proven(make_watched) -> None:
+async def test_the_hub_writes_the_activity_once_the_kernel_is_ready(make_watched) -> None:
     rig = make_watched()
     rig.say(rig.stream("early"))
     assert rig.kernels_.unwatched == []
@@ -23,7 +23,7 @@ async def test_the_hub_takes_over_once_the_kernel_is_proven(make_watched) -> Non
     assert rig.kernels_.unwatched == ["a-kernel"], "once"
 
 
-async def test_a_busy_kernel_is_left_to_the_manager_until_it_is_idle(make_watched) -> None:
+async def test_the_manager_watches_a_busy_kernel_until_it_is_idle(make_watched) -> None:
     rig = make_watched()
     rig.manager.execution_state = "busy"
     rig.prove()
@@ -36,7 +36,7 @@ async def test_a_busy_kernel_is_left_to_the_manager_until_it_is_idle(make_watche
     assert rig.kernels_.unwatched == ["a-kernel"]
 
 
-async def test_a_kernel_that_dies_busy_is_not_busy_for_ever(make_watched) -> None:
+async def test_a_kernel_that_dies_while_busy_becomes_idle(make_watched) -> None:
     rig = make_watched()
     rig.manager.execution_state = "busy"
     rig.prove()
@@ -49,7 +49,7 @@ async def test_a_kernel_that_dies_busy_is_not_busy_for_ever(make_watched) -> Non
     assert rig.manager.execution_state == "idle"
 
 
-async def test_a_restart_that_waits_for_its_answer_is_let_finish(make_watched) -> None:
+async def test_a_pending_restart_is_finished_before_the_takeover(make_watched) -> None:
     rig = make_watched()
     rig.manager._pending_restart_cleanup = lambda: pytest.fail("its answer was thrown away")
     rig.prove()
@@ -60,13 +60,13 @@ async def test_a_restart_that_waits_for_its_answer_is_let_finish(make_watched) -
     assert rig.kernels_.unwatched == ["a-kernel"]
 
 
-async def test_a_manager_that_watches_again_is_relieved_again(rig) -> None:
+async def test_a_new_watcher_of_the_manager_is_stopped_again(rig) -> None:
     rig.manager._activity_stream = "another socket of the manager's"
     rig.say(rig.stream("more"))
     assert rig.kernels_.unwatched == ["a-kernel", "a-kernel"]
 
 
-async def test_to_take_over_an_idle_kernel_is_no_activity(make_watched) -> None:
+async def test_taking_over_an_idle_kernel_does_not_count_as_activity(make_watched) -> None:
     rig = make_watched()
     rig.manager.execution_state = "idle"
     rig.prove()
@@ -75,7 +75,7 @@ async def test_to_take_over_an_idle_kernel_is_no_activity(make_watched) -> None:
     assert rig.manager.last_activity == rig.kernels_.last_kernel_activity == LONG_AGO
 
 
-async def test_state_and_activity_are_the_hubs_from_then_on(rig) -> None:
+async def test_after_the_takeover_the_hub_writes_state_and_activity(rig) -> None:
     _, attached = rig.attach()
     rig.clock.now += 100
     asked = rig.request(code="1")
@@ -87,7 +87,7 @@ async def test_state_and_activity_are_the_hubs_from_then_on(rig) -> None:
     assert rig.manager.last_activity == rig.kernels_.last_kernel_activity == now
 
 
-async def test_a_change_of_state_is_told_at_once_and_a_flood_now_and_then(rig) -> None:
+async def test_a_new_state_is_written_at_once_and_a_flood_is_throttled(rig) -> None:
     first = rig.clock.wall()
     told: list[float] = []
     rig.manager.observe(lambda change: told.append(change["new"].timestamp()), "last_activity")
@@ -103,13 +103,13 @@ async def test_a_change_of_state_is_told_at_once_and_a_flood_now_and_then(rig) -
     assert rig.clock.wall() - told[-1] < 0.125
 
 
-async def test_output_counts_though_the_state_is_what_it_was(rig) -> None:
+async def test_output_counts_as_activity_without_a_change_of_state(rig) -> None:
     rig.clock.now += 100
     rig.say(rig.stream("a thread's"))
     assert rig.manager.last_activity == datetime.fromtimestamp(rig.clock.wall(), UTC)
 
 
-async def test_a_control_request_in_between_leaves_a_kernel_busy(rig) -> None:
+async def test_a_control_request_does_not_end_the_busy_state(rig) -> None:
     _, attached = rig.attach()
     asked = rig.request(code="1")
     rig.hub.submit(attached, asked)
@@ -122,7 +122,7 @@ async def test_a_control_request_in_between_leaves_a_kernel_busy(rig) -> None:
     assert rig.manager.execution_state == "idle"
 
 
-async def test_a_manager_without_a_watcher_of_its_own_is_told_as_well(make_watched) -> None:
+async def test_a_manager_without_a_watcher_gets_the_values_too(make_watched) -> None:
     rig = make_watched()
     del rig.manager._activity_stream
     rig.prove()
@@ -130,7 +130,7 @@ async def test_a_manager_without_a_watcher_of_its_own_is_told_as_well(make_watch
     assert rig.manager.execution_state == "idle"
 
 
-async def test_a_kernel_that_the_manager_let_go_is_heard_without_a_fault(make_watched) -> None:
+async def test_messages_of_a_kernel_that_the_manager_removed_raise_no_error(make_watched) -> None:
     rig = make_watched()
     del rig.kernels_["a-kernel"]
     rig.prove()

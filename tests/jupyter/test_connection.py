@@ -12,7 +12,7 @@ pytestmark = [
 ]
 
 
-async def test_a_kernel_without_ports_closes_its_websocket_and_nothing_escapes(
+async def test_a_kernel_without_ports_closes_its_websocket_without_an_exception(
     world, monkeypatch, caplog
 ) -> None:
     monkeypatch.setattr(world.kernel, "get_connection_info", dict)
@@ -27,7 +27,7 @@ async def test_a_kernel_without_ports_closes_its_websocket_and_nothing_escapes(
 @pytest.mark.parametrize(
     "setting", [{"journal_limit": 0}, {"history_limit": -1}, {"rate_limit_window": 0.0}], ids=str
 )
-async def test_impossible_settings_close_the_websocket_and_nothing_escapes(
+async def test_impossible_settings_close_the_websocket_without_an_exception(
     world, setting, caplog
 ) -> None:
     """Tornado would log what escapes with the URL, which contains the token."""
@@ -42,7 +42,7 @@ async def test_impossible_settings_close_the_websocket_and_nothing_escapes(
     assert world.kernels._kernel_connections == {conn.kernel_id: 0}
 
 
-async def test_a_hook_that_detaches_on_what_it_is_given_first_leaves_nothing_attached(
+async def test_a_hook_that_disconnects_on_the_first_message_leaves_no_cursor(
     world,
 ) -> None:
     class Hasty(world.base):

@@ -32,7 +32,7 @@ from tests.connection.test_contract import (
 @pytest.mark.parametrize(
     "faults", [missing, of_another_kind, called_otherwise, awaited_otherwise, traits_that_differ]
 )
-def test_the_class_is_the_peers(faults) -> None:
+def test_the_class_has_the_interface_of_jupyter_servers(faults) -> None:
     assert names(PeerConnection), "nothing is compared"
     assert faults(ZMQChannelsWebsocketConnection, PeerConnection) == []
 
@@ -47,12 +47,12 @@ def test_the_class_is_the_peers(faults) -> None:
         channels.ZMQChannelsWebsocketConnection,
     ],
 )
-def test_it_is_a_connection_of_both_houses(parent) -> None:
+def test_instances_pass_the_type_checks_of_both_packages(parent) -> None:
     assert issubclass(ZMQChannelsWebsocketConnection, parent)
     assert isinstance(ZMQChannelsWebsocketConnection(), parent)
 
 
-def test_ours_comes_first_wherever_both_have_a_name() -> None:
+def test_kbridges_attributes_take_precedence() -> None:
     for name in names(PeerConnection):
         found = inspect.getattr_static(ZMQChannelsWebsocketConnection, name)
         assert found is not inspect.getattr_static(PeerBase, name, None), name
@@ -63,7 +63,7 @@ def test_ours_comes_first_wherever_both_have_a_name() -> None:
     ["kbridge.jupyter.ZMQChannelsWebsocketConnection", ZMQChannelsWebsocketConnection],
     ids=["by name", "itself"],
 )
-def test_jupyter_servers_setting_takes_it(given) -> None:
+def test_jupyter_servers_setting_accepts_the_class(given) -> None:
     config = Config({"ServerApp": {"kernel_websocket_connection_class": given}})
     chosen = ServerApp(config=config).kernel_websocket_connection_class
     assert chosen is kbridge.jupyter.ZMQChannelsWebsocketConnection
@@ -81,7 +81,7 @@ def test_jupyter_servers_setting_takes_it(given) -> None:
         ("Mine", "rate_limit_window", 1.5),
     ],
 )
-def test_what_is_written_for_jupyter_servers_class_applies(section, name, value) -> None:
+def test_settings_of_jupyter_servers_class_apply(section, name, value) -> None:
     config = Config({section: {name: value}})
     for cls in (ZMQChannelsWebsocketConnection, PeerConnection):
 
@@ -93,7 +93,7 @@ def test_what_is_written_for_jupyter_servers_class_applies(section, name, value)
         assert getattr(Mine(config=config), name) == value
 
 
-async def test_what_is_configured_holds_for_the_kernels_hub(world) -> None:
+async def test_configured_settings_apply_to_the_hub_of_the_kernel(world) -> None:
     world.configure(
         limit_rate=False, iopub_msg_rate_limit=12, iopub_data_rate_limit=13, rate_limit_window=1.5
     )
@@ -113,7 +113,7 @@ async def test_what_is_configured_holds_for_the_kernels_hub(world) -> None:
         assert settings.kernel_info_timeout == 7.0
 
 
-async def test_properties_say_who_is_who(world) -> None:
+async def test_properties_name_the_kernel_and_the_session(world) -> None:
     conn, handler = await world.open(session="a-session")
     assert conn.kernel_manager is world.kernel
     assert conn.multi_kernel_manager is world.kernels
@@ -134,7 +134,7 @@ async def test_connect_gives_a_future_that_the_handler_awaits(world) -> None:
     assert sorted(conn.channels) == ["control", "iopub", "shell", "stdin"]
 
 
-async def test_channels_look_like_streams_to_who_asks_them(world) -> None:
+async def test_channels_have_the_methods_of_streams(world) -> None:
     conn, _ = await world.open()
     for name, channel in conn.channels.items():
         assert channel.channel == name
@@ -147,7 +147,7 @@ async def test_channels_look_like_streams_to_who_asks_them(world) -> None:
     assert bytes(world.asked[0].content) == conn.session.pack({"code": "ü"})
 
 
-async def test_kernel_info_is_known_to_who_asks(world) -> None:
+async def test_kernel_info_is_available_to_callers(world) -> None:
     conn, _ = await world.open()
     info = await asyncio.wait_for(conn.request_kernel_info(), 30)
     assert info["implementation"] == "a-twin"

@@ -168,7 +168,7 @@ def hub_settings(app: ServerApp) -> HubSettings:
 # -- which class is used --------------------------------------------------------------------
 
 
-async def test_once_installed_it_takes_over_and_says_so(jupyter: Jupyter) -> None:
+async def test_the_installed_extension_replaces_the_class_and_logs_it(jupyter: Jupyter) -> None:
     app = jupyter.start()
     assert chosen(app) is ZMQChannelsWebsocketConnection
     (said,) = jupyter.ours()
@@ -184,7 +184,7 @@ async def test_without_the_extension_nothing_changes(jupyter: Jupyter) -> None:
 
 
 @pytest.mark.parametrize("way", ["command line", "file"])
-async def test_one_setting_turns_it_off(jupyter: Jupyter, way: str) -> None:
+async def test_one_setting_turns_the_extension_off(jupyter: Jupyter, way: str) -> None:
     if way == "command line":
         app = jupyter.start("--KbridgeExtension.enabled=False")
     else:
@@ -195,7 +195,7 @@ async def test_one_setting_turns_it_off(jupyter: Jupyter, way: str) -> None:
 
 
 @pytest.mark.parametrize("way", ["command line", "file"])
-async def test_not_loaded_it_is_off(jupyter: Jupyter, way: str) -> None:
+async def test_an_extension_that_is_not_loaded_changes_nothing(jupyter: Jupyter, way: str) -> None:
     if way == "command line":
         app = jupyter.start("--ServerApp.jpserver_extensions=kbridge=False")
     else:
@@ -209,7 +209,7 @@ async def test_not_loaded_it_is_off(jupyter: Jupyter, way: str) -> None:
 @pytest.mark.parametrize(
     ("name", "cls"), [(f"{HERE}.UsersOwn", UsersOwn), (PEER, PeerConnection)], ids=["own", "peer's"]
 )
-async def test_what_the_user_configured_stays(
+async def test_a_class_that_the_user_configured_stays(
     jupyter: Jupyter, way: str, name: str, cls: type
 ) -> None:
     if way == "command line":
@@ -230,7 +230,7 @@ async def test_what_the_user_configured_stays(
         pytest.param(PEER, PeerConnection, id="peer's"),
     ],
 )
-async def test_what_is_configured_for_an_application_stays(
+async def test_a_class_configured_for_an_application_stays(
     jupyter: Jupyter, name: str, cls: type
 ) -> None:
     file = jupyter.config_file.with_name("jupyter_usersapp_config.py")
@@ -246,7 +246,7 @@ async def test_what_is_configured_for_an_application_stays(
     [(OURS, ZMQChannelsWebsocketConnection), (f"{HERE}.UsersOwnOnOurs", UsersOwnOnOurs)],
     ids=["ours", "a subclass"],
 )
-async def test_ours_and_what_is_built_on_it_stay(
+async def test_subclasses_of_kbridges_class_stay(
     jupyter: Jupyter, way: str, name: str, cls: type
 ) -> None:
     argv = (f"--ServerApp.{SETTING}={name}",) if way == "command line" else ()
@@ -275,7 +275,7 @@ def put_firewall_in_place(app: ServerApp) -> None:
     app.web_app.settings[SETTING] = Firewall
 
 
-async def test_what_another_extension_has_put_in_place_stays(
+async def test_a_class_that_another_extension_set_stays(
     jupyter: Jupyter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     app = jupyter.start(another_extension(monkeypatch, "a_firewall", put_firewall_in_place))
@@ -285,7 +285,7 @@ async def test_what_another_extension_has_put_in_place_stays(
     assert said == f"idle: another extension has set {SETTING}, which stays {HERE}.Firewall"
 
 
-async def test_what_a_later_extension_puts_in_place_stays_and_the_log_is_true(
+async def test_a_class_that_a_later_extension_sets_stays_and_is_logged(
     jupyter: Jupyter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     app = jupyter.start(another_extension(monkeypatch, "z_firewall", put_firewall_in_place))
@@ -313,14 +313,14 @@ async def test_methods_that_another_extension_has_changed_stay(
     assert jupyter.ours() == [f"idle: another extension has changed methods of {PEER}, which stays"]
 
 
-async def test_behind_a_gateway_there_is_nothing_to_bridge(jupyter: Jupyter) -> None:
+async def test_with_a_gateway_the_extension_changes_nothing(jupyter: Jupyter) -> None:
     app = jupyter.start("--GatewayClient.url=http://127.0.0.1:9")
     assert chosen(app) is GatewayWebSocketConnection
     (said,) = jupyter.ours()
     assert said.startswith("idle: kernels are behind a gateway")
 
 
-async def test_the_class_alone_without_the_extension(jupyter: Jupyter) -> None:
+async def test_the_class_works_without_the_extension(jupyter: Jupyter) -> None:
     jupyter.switch.unlink()
     app = jupyter.start(
         f"--ServerApp.{SETTING}={OURS}", "--ZMQChannelsWebsocketConnection.history_limit=17"
@@ -331,14 +331,14 @@ async def test_the_class_alone_without_the_extension(jupyter: Jupyter) -> None:
     assert not jupyter.complaints()
 
 
-async def test_the_class_alone_with_the_extension_off(jupyter: Jupyter) -> None:
+async def test_the_class_works_with_the_extension_turned_off(jupyter: Jupyter) -> None:
     app = jupyter.start("--KbridgeExtension.enabled=False", f"--ServerApp.{SETTING}={OURS}")
     assert chosen(app) is ZMQChannelsWebsocketConnection
     assert not jupyter.complaints()
 
 
 @pytest.mark.parametrize("name", ["kbridge", "kbridge.jupyter"])
-async def test_it_is_enabled_by_either_name(jupyter: Jupyter, name: str) -> None:
+async def test_the_extension_is_enabled_by_either_name(jupyter: Jupyter, name: str) -> None:
     jupyter.switch.unlink()
     package = ExtensionPackage(name=name, enabled=True)
     assert package.validate()
@@ -368,7 +368,7 @@ CONFIGURED = {
         ("resume_timeout", 2.5),
     ],
 )
-async def test_our_class_reads_the_section_of_jupyter_servers_class(
+async def test_kbridges_class_reads_the_section_of_jupyter_servers_class(
     jupyter: Jupyter, way: str, name: str, value: object
 ) -> None:
     argv, config = CONFIGURED[way]
@@ -386,20 +386,22 @@ async def test_our_class_reads_the_section_of_jupyter_servers_class(
         ("rate_limit_window", 20.0),
     ],
 )
-async def test_the_deprecated_names_count_still(jupyter: Jupyter, name: str, value: object) -> None:
+async def test_deprecated_names_of_settings_still_apply(
+    jupyter: Jupyter, name: str, value: object
+) -> None:
     app = jupyter.start(f"--ServerApp.{name}={value}")
     assert getattr(hub_settings(app), name) == value
     (complaint,) = jupyter.complaints()
     assert f"Use ZMQChannelsWebsocketConnection.{name}" in complaint
 
 
-async def test_the_deprecated_name_of_the_dialect(jupyter: Jupyter) -> None:
+async def test_the_deprecated_name_of_the_dialect_setting_applies(jupyter: Jupyter) -> None:
     app = jupyter.start("--ServerApp.kernel_ws_protocol=v1.kernel.websocket.jupyter.org")
     connection = chosen(app)(config=app.config)
     assert connection.kernel_ws_protocol == "v1.kernel.websocket.jupyter.org"
 
 
-async def test_settings_of_the_kernel_manager_count(jupyter: Jupyter) -> None:
+async def test_settings_of_the_kernel_manager_apply(jupyter: Jupyter) -> None:
     app = jupyter.start(
         "--MappingKernelManager.buffer_offline_messages=False",
         "--MappingKernelManager.allow_tracebacks=False",
@@ -414,7 +416,7 @@ async def test_settings_of_the_kernel_manager_count(jupyter: Jupyter) -> None:
     assert not jupyter.complaints()
 
 
-async def test_what_is_not_configured_is_our_default(jupyter: Jupyter) -> None:
+async def test_unset_settings_have_kbridges_defaults(jupyter: Jupyter) -> None:
     app = jupyter.start()
     settings = hub_settings(app)
     usual = HubSettings()
@@ -425,7 +427,7 @@ async def test_what_is_not_configured_is_our_default(jupyter: Jupyter) -> None:
         assert getattr(settings, name) == getattr(peers, name)
 
 
-async def test_a_switch_that_cannot_be_read_leaves_jupyter_server_as_it_is(
+async def test_an_invalid_value_of_the_switch_leaves_jupyter_server_unchanged(
     jupyter: Jupyter,
 ) -> None:
     app = jupyter.start("--KbridgeExtension.enabled=maybe")

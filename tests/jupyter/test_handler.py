@@ -81,18 +81,18 @@ class Another(WebSocketProtocol13):
 @pytest.mark.parametrize(
     ("usual", "compression"), [(None, None), (tornados({}), {}), (tornados(cls=Another), None)]
 )
-def test_tornados_protocol_stays_for_compression_and_others(usual, compression) -> None:
+def test_tornados_protocol_stays_if_compression_is_on(usual, compression) -> None:
     handler, _ = adapted(usual, compression)
     assert handler.get_websocket_protocol() is usual
 
 
-async def test_a_message_that_is_sent_at_once_is_not_waited_for() -> None:
+async def test_a_message_that_is_sent_at_once_returns_nothing_to_await() -> None:
     handler, _ = adapted()
     assert handler.on_message("one") is None
     assert handler.heard == ["one"]
 
 
-async def test_reading_pauses_until_the_kernel_takes_the_message() -> None:
+async def test_reading_pauses_until_the_kernel_accepts_the_message() -> None:
     handler, connection = adapted()
     room: asyncio.Future[None] = asyncio.get_running_loop().create_future()
     connection.rooms.append(room)
@@ -145,7 +145,7 @@ async def test_a_kernel_that_ends_while_reading_is_paused_closes_the_websocket()
     assert handler.closes == [(gone.close_code, gone.reason)]
 
 
-async def test_cancelling_the_wait_cancels_what_it_waits_for() -> None:
+async def test_cancelling_the_wait_cancels_the_inner_future() -> None:
     handler, connection = adapted()
     room: asyncio.Future[None] = asyncio.get_running_loop().create_future()
     connection.rooms.append(room)

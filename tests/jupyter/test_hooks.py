@@ -57,7 +57,7 @@ def shout(content: bytes) -> bytes:
 
 
 @pytest.mark.parametrize("signs", [True, False])
-async def test_handle_outgoing_message_may_rewrite_what_the_kernel_says(world, signs) -> None:
+async def test_handle_outgoing_message_can_rewrite_messages(world, signs) -> None:
     class Loud(world.base):
         def handle_outgoing_message(self, stream, outgoing_msg):
             idents, (signature, *parts) = self.session.feed_identities(outgoing_msg)
@@ -100,7 +100,7 @@ async def test_handle_outgoing_message_is_given_a_stream_and_signed_parts(world)
     assert [m["content"] for m in handler.read("execute_reply")] == [{"status": "ok"}]
 
 
-async def test_handle_outgoing_message_may_be_called_by_anybody_for_a_channels_name(world) -> None:
+async def test_handle_outgoing_message_accepts_the_name_of_a_channel(world) -> None:
     conn, handler = await world.open()
     said = world.stream("from somewhere")
     frames = [b"<IDS|MSG>", conn.session.sign(list(said[1:5])), *said[1:5]]
@@ -111,7 +111,7 @@ async def test_handle_outgoing_message_may_be_called_by_anybody_for_a_channels_n
     assert handler.texts() == ["from somewhere"]
 
 
-async def test_handle_outgoing_message_may_swallow(world) -> None:
+async def test_handle_outgoing_message_can_drop_messages(world) -> None:
     class Quiet(world.base):
         def handle_outgoing_message(self, stream, outgoing_msg):
             if b"quiet" not in outgoing_msg[-1]:
@@ -138,7 +138,7 @@ async def test_on_zmq_reply_is_given_parts_or_a_dict(world) -> None:
     assert handler.texts() == [f"iopub {'parts' if world.dialect == 'v1' else 'dict'}"]
 
 
-async def test_on_zmq_reply_may_send_what_write_message_takes(world) -> None:
+async def test_on_zmq_reply_can_call_write_message(world) -> None:
     """A subclass that replaces the method without calling the original."""
 
     class Mine(world.base):
@@ -156,7 +156,7 @@ async def test_on_zmq_reply_may_send_what_write_message_takes(world) -> None:
     assert [m["buffers"] for m in handler.read("display_data")] == [[b"", b"\xff"]]
 
 
-async def test_reserialize_reply_is_the_legacy_dialects(world) -> None:
+async def test_reserialize_reply_applies_to_the_legacy_dialect(world) -> None:
     class Mine(world.base):
         def _reserialize_reply(self, msg_or_list, channel=None):
             msg_or_list["content"]["text"] += f" on {channel}"
@@ -168,7 +168,7 @@ async def test_reserialize_reply_is_the_legacy_dialects(world) -> None:
 
 
 @LEGACY
-async def test_reserialize_reply_takes_what_came_over_zeromq_too(world) -> None:
+async def test_reserialize_reply_accepts_zeromq_parts(world) -> None:
     conn, _ = await world.open(calls(world.base, "_reserialize_reply")[0])
     for buffers in ([], [b"", b"\xff"]):
         frames = [*conn.session.serialize(conn.session.msg("x", {"a": "ü"})), *buffers]
@@ -178,7 +178,7 @@ async def test_reserialize_reply_takes_what_came_over_zeromq_too(world) -> None:
         assert msg["buffers"] == buffers
 
 
-async def test_get_part_is_what_parts_are_read_with(world) -> None:
+async def test_parts_are_read_with_get_part(world) -> None:
     world.configure(iopub_msg_rate_limit=1.0, rate_limit_window=1.0)
     cls, heard = calls(world.base, "get_part")
     _, handler = await world.open(cls)
@@ -192,7 +192,7 @@ async def test_get_part_is_what_parts_are_read_with(world) -> None:
     assert handler.texts()[0] == "a"
 
 
-async def test_get_part_reads_what_is_not_there_yet_and_nothing_else(world) -> None:
+async def test_get_part_parses_only_the_missing_part(world) -> None:
     conn, _ = await world.open()
     parts = [b'{"a": 1}', b'{"b": 2}', b'{"c": 3}', b'{"d": 4}']
     assert conn.get_part("header", None, parts) == {"a": 1}
@@ -225,7 +225,7 @@ async def test_write_message_may_be_a_property_with_its_own_callable(world) -> N
     assert len(handler.read("display_data")) == 1
 
 
-async def test_on_error_is_asked_about_every_message_on_every_channel(world) -> None:
+async def test_on_error_is_called_for_every_message_on_every_channel(world) -> None:
     cls, heard = calls(world.base, "_on_error")
     _, handler = await world.open(cls)
     heard.clear()
@@ -245,7 +245,7 @@ async def test_on_error_is_asked_about_every_message_on_every_channel(world) -> 
     assert len(handler.read()) == 2
 
 
-async def test_on_error_may_change_what_is_shown(world) -> None:
+async def test_on_error_can_change_the_error(world) -> None:
     class Discreet(world.base):
         def _on_error(self, channel, msg, msg_list):
             header = self.get_part("header", msg["header"], msg_list)
@@ -263,7 +263,7 @@ async def test_on_error_may_change_what_is_shown(world) -> None:
 
 
 @OURS  # Jupyter Server's class expects a traceback where there is none
-async def test_tracebacks_are_hidden_for_who_overrides_another_hook(world) -> None:
+async def test_tracebacks_are_hidden_if_another_hook_is_overridden(world) -> None:
     world.kernels.allow_tracebacks = False
     _, handler = await world.open(calls(world.base, "_on_zmq_reply")[0])
     error = {"ename": "E", "evalue": "secret", "traceback": ["secret"]}
@@ -276,7 +276,7 @@ async def test_tracebacks_are_hidden_for_who_overrides_another_hook(world) -> No
     }
 
 
-async def test_on_error_that_does_nothing_shows_tracebacks(world) -> None:
+async def test_an_on_error_that_does_nothing_shows_tracebacks(world) -> None:
     world.kernels.allow_tracebacks = False
 
     class Open(world.base):
@@ -291,7 +291,7 @@ async def test_on_error_that_does_nothing_shows_tracebacks(world) -> None:
 # -- rate limits ----------------------------------------------------------------------------
 
 
-async def test_limit_rate_may_drop_every_second_stream(world) -> None:
+async def test_limit_rate_can_drop_every_second_stream(world) -> None:
     class Half(world.base):
         count = 0
 
@@ -309,7 +309,7 @@ async def test_limit_rate_may_drop_every_second_stream(world) -> None:
     assert len(handler.read("status")) == 1
 
 
-async def test_limit_rate_that_never_limits_lets_all_through(world) -> None:
+async def test_a_limit_rate_that_never_limits_passes_everything(world) -> None:
     world.configure(iopub_msg_rate_limit=1.0, rate_limit_window=1.0)
 
     class Free(world.base):
@@ -321,7 +321,7 @@ async def test_limit_rate_that_never_limits_lets_all_through(world) -> None:
     assert handler.texts() == [str(n) for n in range(9)]
 
 
-async def test_limit_rate_may_ask_the_usual_one(world) -> None:
+async def test_limit_rate_can_call_the_inherited_method(world) -> None:
     world.configure(iopub_msg_rate_limit=2.0, rate_limit_window=1.0)
     verdicts = []
 
@@ -350,7 +350,7 @@ async def test_limit_rate_may_ask_the_usual_one(world) -> None:
         ({"iopub_data_rate_limit": 100.0}, "iopub_data_rate_limit"),
     ],
 )
-async def test_write_stderr_tells_of_a_limit_once(world, limits, named_limit) -> None:
+async def test_write_stderr_reports_a_limit_once(world, limits, named_limit) -> None:
     world.configure(rate_limit_window=1.0, **limits)
     told = []
 
@@ -369,7 +369,7 @@ async def test_write_stderr_tells_of_a_limit_once(world, limits, named_limit) ->
     assert len(handler.read("stream")) <= 1
 
 
-async def test_write_stderr_shows_a_line_to_this_websocket_alone(world) -> None:
+async def test_write_stderr_writes_to_its_websocket_only(world) -> None:
     conn, handler = await world.open()
     _, other = await world.open(session="other")
     conn.write_stderr("look here: ü", {"msg_id": "cell", "msg_type": "execute_request"})
@@ -392,7 +392,7 @@ def read_frame(connection: Any, frame: Any) -> tuple[str, dict[str, Any]]:
     return msg["channel"], msg["header"]
 
 
-async def test_handle_incoming_message_may_refuse(world) -> None:
+async def test_handle_incoming_message_can_drop_messages(world) -> None:
     class Strict(world.base):
         def handle_incoming_message(self, incoming_msg):
             channel, header = read_frame(self, incoming_msg)
@@ -426,7 +426,7 @@ async def test_handle_incoming_message_need_not_return_what_super_does(world) ->
 
 
 @pytest.mark.parametrize("also_outgoing", [False, True])
-async def test_handle_incoming_message_may_send_on_the_channels_itself(
+async def test_handle_incoming_message_can_send_on_the_channels_itself(
     world, also_outgoing
 ) -> None:
     """An override like Jupyter Server's own code: parse the frame, send with the session."""
@@ -465,7 +465,7 @@ async def test_handle_incoming_message_may_send_on_the_channels_itself(
     assert other.read("execute_reply") == []
 
 
-async def test_who_overrides_a_hook_of_the_other_way_still_sends(world) -> None:
+async def test_an_override_for_one_direction_leaves_the_other_working(world) -> None:
     _, handler = await world.open(calls(world.base, "handle_outgoing_message")[0])
     plain = world.message("shell", "execute_request", {"code": "ü"})
     comm = world.message("shell", "comm_msg", {"comm_id": "c"}, buffers=[b"\xff"])
@@ -477,7 +477,7 @@ async def test_who_overrides_a_hook_of_the_other_way_still_sends(world) -> None:
     assert handler.closes == []
 
 
-async def test_allowed_message_types_hold_for_who_overrides_hooks(world) -> None:
+async def test_allowed_message_types_apply_if_hooks_are_overridden(world) -> None:
     world.kernels.allowed_message_types = ["execute_request"]
     cls, heard = calls(world.base, "handle_incoming_message", "handle_outgoing_message")
     _, handler = await world.open(cls)
@@ -491,7 +491,7 @@ async def test_allowed_message_types_hold_for_who_overrides_hooks(world) -> None
 # -- on the instance ------------------------------------------------------------------------
 
 
-async def test_methods_may_be_replaced_on_the_instance(world) -> None:
+async def test_methods_can_be_replaced_on_the_instance(world) -> None:
     heard = []
 
     def patch(conn: Any) -> None:
@@ -510,7 +510,7 @@ async def test_methods_may_be_replaced_on_the_instance(world) -> None:
     assert handler.texts() == ["a"]
 
 
-async def test_the_limit_may_be_replaced_as_the_instance_is_made(world) -> None:
+async def test_limit_rate_can_be_replaced_in_the_constructor(world) -> None:
     """The replacement must be set early; otherwise kbridge's hub limits for all websockets."""
     world.configure(iopub_msg_rate_limit=1.0, rate_limit_window=1.0)
 
@@ -524,7 +524,7 @@ async def test_the_limit_may_be_replaced_as_the_instance_is_made(world) -> None:
     assert handler.texts() == list("abcdefghi")
 
 
-async def test_incoming_may_be_replaced_on_the_instance(world) -> None:
+async def test_handle_incoming_message_can_be_replaced_on_the_instance(world) -> None:
     came = []
 
     def patch(conn: Any) -> None:
@@ -540,7 +540,7 @@ async def test_incoming_may_be_replaced_on_the_instance(world) -> None:
 # -- readiness ------------------------------------------------------------------------------
 
 
-async def test_connect_gives_what_an_overridden_nudge_gives(world) -> None:
+async def test_connect_returns_the_result_of_an_overridden_nudge(world) -> None:
     nudged: list[asyncio.Future[None]] = []
 
     class Slow(world.base):
@@ -557,7 +557,7 @@ async def test_connect_gives_what_an_overridden_nudge_gives(world) -> None:
     await asyncio.wait_for(connected, 5)
 
 
-async def test_nudge_may_be_wrapped_and_is_done_when_the_kernel_is_ready(world) -> None:
+async def test_a_wrapped_nudge_finishes_when_the_kernel_is_ready(world) -> None:
     cls, heard = calls(world.base, "nudge")
     conn, _ = await world.prepare(cls)
     await asyncio.wait_for(conn.connect(), 30)
@@ -578,7 +578,7 @@ async def test_prepare_awaits_an_overridden_request_kernel_info(world) -> None:
     assert conn._kernel_info_future.result() == {"implementation": "known"}
 
 
-async def test_a_wrapped_request_kernel_info_gives_what_the_kernel_says(world) -> None:
+async def test_a_wrapped_request_kernel_info_returns_the_kernel_info(world) -> None:
     infos = []
 
     class Mine(world.base):
@@ -595,7 +595,7 @@ async def test_a_wrapped_request_kernel_info_gives_what_the_kernel_says(world) -
     assert [i["implementation"] for i in infos] == ["a-twin"]
 
 
-async def test_handle_kernel_info_reply_is_given_the_reply_as_it_came(world) -> None:
+async def test_handle_kernel_info_reply_is_given_the_original_reply(world) -> None:
     cls, heard = calls(world.base, "_handle_kernel_info_reply")
     await world.prepare(cls)
     ((_, frames),) = heard
@@ -617,14 +617,14 @@ async def test_finish_kernel_info_is_given_the_info(world) -> None:
     assert conn._kernel_info_future.result()["implementation"] == "a-twin"
 
 
-async def test_who_overrides_all_of_kernel_info_is_called_in_order(world) -> None:
+async def test_overrides_of_all_kernel_info_methods_are_called_in_order(world) -> None:
     names = ("request_kernel_info", "_handle_kernel_info_reply", "_finish_kernel_info")
     cls, heard = calls(world.base, *names)
     await world.prepare(cls)
     assert tuple(named(heard)) == names
 
 
-async def test_a_kernel_info_reply_that_is_none_leaves_empty_info(world) -> None:
+async def test_an_unexpected_kernel_info_reply_leaves_empty_info(world) -> None:
     conn, _ = await world.prepare()
     conn._kernel_info_future = conn._default_kernel_info_future()
     said = world.message("shell", "execute_reply", {"status": "ok"})
@@ -637,7 +637,7 @@ async def test_a_kernel_info_reply_that_is_none_leaves_empty_info(world) -> None
 # -- life -----------------------------------------------------------------------------------
 
 
-async def test_create_stream_is_called_on_the_way_to_a_connection(world) -> None:
+async def test_connecting_calls_create_stream(world) -> None:
     cls, heard = calls(world.base, "create_stream")
     conn, handler = await world.open(cls)
     assert named(heard) == ["create_stream"]
@@ -648,7 +648,7 @@ async def test_create_stream_is_called_on_the_way_to_a_connection(world) -> None
     assert handler.texts() == ["a"]
 
 
-async def test_prepare_connect_and_disconnect_are_what_the_handler_calls(world) -> None:
+async def test_the_handler_calls_prepare_connect_and_disconnect(world) -> None:
     cls, heard = calls(world.base, "connect", "disconnect")
 
     class Mine(cls):
@@ -678,7 +678,7 @@ async def test_close_and_close_all_call_disconnect(world) -> None:
     handler.connection = None
 
 
-async def test_close_may_be_overridden(world) -> None:
+async def test_close_can_be_overridden(world) -> None:
     cls, heard = calls(world.base, "close", "disconnect")
     conn, handler = await world.open(cls)
     conn.close()
@@ -693,7 +693,7 @@ async def test_close_may_be_overridden(world) -> None:
         ("dead", "on_restart_failed", "dead"),
     ],
 )
-async def test_restarts_are_told_by_the_hooks(world, event, hook, status) -> None:
+async def test_the_hooks_announce_restarts(world, event, hook, status) -> None:
     noting, heard = calls(world.base, hook, "_send_status_message")
     told = asyncio.Event()
 
@@ -711,7 +711,7 @@ async def test_restarts_are_told_by_the_hooks(world, event, hook, status) -> Non
     assert [m["content"]["execution_state"] for m in handler.read("status")] == [status]
 
 
-async def test_restarts_may_be_told_otherwise(world) -> None:
+async def test_the_announcement_of_restarts_can_be_overridden(world) -> None:
     """A subclass that sends another status, or an additional one."""
 
     class Kind(world.base):
@@ -727,7 +727,7 @@ async def test_restarts_may_be_told_otherwise(world) -> None:
     assert [m["header"]["msg_type"] for m in handler.read()] == ["stream", "status"]
 
 
-async def test_a_websocket_that_comes_back_gets_what_it_missed_through_the_hook(world) -> None:
+async def test_a_reconnected_websocket_gets_missed_messages_through_the_hook(world) -> None:
     class Loud(world.base):
         def handle_outgoing_message(self, stream, outgoing_msg):
             _, (_, *parts) = self.session.feed_identities(outgoing_msg)
@@ -753,7 +753,7 @@ async def test_a_websocket_that_comes_back_gets_what_it_missed_through_the_hook(
 
 
 @OURS
-async def test_others_on_the_kernel_are_not_concerned(world) -> None:
+async def test_overrides_do_not_affect_other_websockets_of_the_kernel(world) -> None:
     class Deaf(world.base):
         def handle_outgoing_message(self, stream, outgoing_msg): ...
 
@@ -766,7 +766,7 @@ async def test_others_on_the_kernel_are_not_concerned(world) -> None:
 
 
 @OURS
-async def test_an_override_that_fails_costs_its_own_message_only(world, caplog) -> None:
+async def test_an_override_that_raises_loses_only_its_message(world, caplog) -> None:
     class Clumsy(world.base):
         def _on_zmq_reply(self, stream, msg_list):
             if "boom" in str(msg_list):
@@ -782,7 +782,7 @@ async def test_an_override_that_fails_costs_its_own_message_only(world, caplog) 
 
 
 @OURS
-async def test_who_overrides_nothing_keeps_the_short_way(world) -> None:
+async def test_without_overrides_no_hook_runs(world) -> None:
     class Plain(world.base):
         """A subclass with more traits and the same hooks."""
 
@@ -800,7 +800,7 @@ async def test_who_overrides_nothing_keeps_the_short_way(world) -> None:
 
 
 @OURS
-async def test_a_browser_that_does_not_read_holds_back_the_hooks_too(world) -> None:
+async def test_hooks_wait_for_a_browser_that_does_not_read(world) -> None:
     world.configure(limit_rate=False)
     cls, heard = calls(world.base, "handle_outgoing_message")
     _, handler = await world.open(cls)
@@ -900,7 +900,7 @@ async def test_a_real_kernels_output_is_rewritten(jupyter_server) -> None:
 
 
 @pytest.mark.kernel
-async def test_a_real_kernel_is_not_sent_what_is_refused(jupyter_server) -> None:
+async def test_a_real_kernel_does_not_receive_dropped_messages(jupyter_server) -> None:
     server, kernel_id = jupyter_server(STRICT)
     async with attach(server, kernel_id, "v1") as v1, attach(server, kernel_id, "legacy") as legacy:
         for client in (v1, legacy):
@@ -914,7 +914,7 @@ async def test_a_real_kernel_is_not_sent_what_is_refused(jupyter_server) -> None
 
 
 @pytest.mark.kernel
-async def test_a_real_kernels_output_is_limited_by_ones_own_rule(jupyter_server) -> None:
+async def test_a_real_kernels_output_is_limited_by_an_override(jupyter_server) -> None:
     server, kernel_id = jupyter_server(HALF)
     code = "import sys\nfor n in range(6):\n    print(n)\n    sys.stdout.flush()"
     async with attach(server, kernel_id, "v1") as v1, attach(server, kernel_id, "legacy") as legacy:

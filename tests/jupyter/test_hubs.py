@@ -58,7 +58,7 @@ async def hubs(kernels: FakeKernels) -> AsyncIterator[Hubs]:
     await until(lambda: asyncio.all_tasks() <= before | {asyncio.current_task()})
 
 
-async def test_one_kernel_has_one_hub_however_often_it_is_asked_for(hubs, kernels) -> None:
+async def test_one_kernel_always_has_the_same_hub(hubs, kernels) -> None:
     one = hubs.open_for(kernels["one"])
     assert hubs.open_for(kernels["one"]) is one
     assert hubs.open_for(kernels["two"]) is not one
@@ -66,7 +66,7 @@ async def test_one_kernel_has_one_hub_however_often_it_is_asked_for(hubs, kernel
     assert kernels["one"].listeners() == 2 + len(PORTS), "listened to once"
 
 
-async def test_a_kernel_that_goes_takes_its_hub_along_and_nothing_is_left(hubs, kernels) -> None:
+async def test_a_kernel_that_ends_closes_its_hub(hubs, kernels) -> None:
     one, two = hubs.open_for(kernels["one"]), hubs.open_for(kernels["two"])
     client = MemoryClient()
     one.attach(client, V1)
@@ -82,7 +82,7 @@ async def test_a_kernel_that_goes_takes_its_hub_along_and_nothing_is_left(hubs, 
     assert not hubs.links[1].closed
 
 
-async def test_what_is_left_of_kernels_that_went_is_found(hubs, kernels) -> None:
+async def test_the_hub_of_a_vanished_kernel_is_closed(hubs, kernels) -> None:
     one = hubs.open_for(kernels["one"])
     kernel = kernels.pop("one")
     await until(lambda: one.closed)
@@ -90,7 +90,7 @@ async def test_what_is_left_of_kernels_that_went_is_found(hubs, kernels) -> None
     assert kernel.listeners() == 0
 
 
-async def test_a_websocket_costs_the_same_however_many_kernels_there_are(hubs, kernels) -> None:
+async def test_a_websocket_does_the_same_work_with_many_kernels(hubs, kernels) -> None:
     for number in range(40):
         kernels[f"kernel {number}"] = FakeKernel(f"kernel {number}")
     asked = []
@@ -101,7 +101,7 @@ async def test_a_websocket_costs_the_same_however_many_kernels_there_are(hubs, k
     assert max(asked) <= 2, asked
 
 
-async def test_another_kernel_under_the_same_id_has_a_hub_of_its_own(hubs, kernels) -> None:
+async def test_a_new_kernel_under_the_same_id_has_a_new_hub(hubs, kernels) -> None:
     one = hubs.open_for(kernels["one"])
     first, second = kernels["one"], FakeKernel("one")
     kernels["one"] = second
@@ -114,7 +114,7 @@ async def test_another_kernel_under_the_same_id_has_a_hub_of_its_own(hubs, kerne
     assert not again.closed
 
 
-async def test_a_hub_that_is_closed_by_hand_is_watched_no_more(hubs, kernels) -> None:
+async def test_a_closed_hub_is_no_longer_watched(hubs, kernels) -> None:
     one = hubs.open_for(kernels["one"])
     await hubs.close("one")
     await hubs.close("one")
@@ -124,7 +124,7 @@ async def test_a_hub_that_is_closed_by_hand_is_watched_no_more(hubs, kernels) ->
     assert hubs.open_for(kernels["one"]) is not one, "and may be opened again"
 
 
-async def test_closing_waits_for_the_hubs_that_are_going(hubs, kernels) -> None:
+async def test_closing_waits_for_hubs_that_are_closing(hubs, kernels) -> None:
     one = hubs.open_for(kernels["one"])
     del kernels["one"]
     hubs.open_for(kernels["two"])
@@ -134,7 +134,7 @@ async def test_closing_waits_for_the_hubs_that_are_going(hubs, kernels) -> None:
         one.attach(MemoryClient(), V1)
 
 
-async def test_a_kernel_whose_ports_are_not_known_has_no_hub(hubs, kernels) -> None:
+async def test_a_kernel_without_known_ports_has_no_hub(hubs, kernels) -> None:
     kernels["one"].shell_port = 0
     with pytest.raises(ValueError, match="shell_port"):
         hubs.open_for(kernels["one"])
@@ -142,7 +142,7 @@ async def test_a_kernel_whose_ports_are_not_known_has_no_hub(hubs, kernels) -> N
     assert kernels["one"].listeners() == 0
 
 
-async def test_a_kernel_that_leaves_the_manager_alive_is_let_go_of_too(hubs, kernels) -> None:
+async def test_a_running_kernel_that_leaves_the_manager_loses_its_hub(hubs, kernels) -> None:
     one = hubs.open_for(kernels["one"])
     welcome = build(Channel.IOPUB, "iopub_welcome", {"subscription": ""}, session="k", date="now")
     hubs.links[0].connect()
@@ -153,7 +153,7 @@ async def test_a_kernel_that_leaves_the_manager_alive_is_let_go_of_too(hubs, ker
     assert hubs.table.get("one") is None
 
 
-async def test_no_request_is_held_by_what_outlives_it(hubs, kernels) -> None:
+async def test_longer_lived_objects_hold_no_request(hubs, kernels) -> None:
     request: contextvars.ContextVar[object] = contextvars.ContextVar("request")
 
     class Request:
@@ -169,7 +169,7 @@ async def test_no_request_is_held_by_what_outlives_it(hubs, kernels) -> None:
     assert seen() is None
 
 
-async def test_an_absence_of_one_look_is_forgiven(hubs, kernels) -> None:
+async def test_a_kernel_missing_at_one_check_keeps_its_hub(hubs, kernels) -> None:
     one = hubs.open_for(kernels["one"])
     welcome = build(Channel.IOPUB, "iopub_welcome", {"subscription": ""}, session="k", date="now")
     hubs.links[0].say(Channel.IOPUB, serialize(welcome, one.signer))

@@ -17,7 +17,7 @@ OLD, NEW = (1, 2, 3, 4), (11, 12, 13, 14)
 # -- reported restarts -----------------------------------------------------------------
 
 
-async def test_a_restart_that_is_told_is_told_once_to_all_and_requests_wait(rig) -> None:
+async def test_a_reported_restart_is_announced_once_and_requests_wait(rig) -> None:
     (one, attached), (other, _) = rig.attach("one"), rig.attach("other")
     old = rig.kernel
     rig.end_process()
@@ -36,7 +36,7 @@ async def test_a_restart_that_is_told_is_told_once_to_all_and_requests_wait(rig)
     assert rig.listening_at() == OLD
 
 
-async def test_what_the_dying_kernel_said_comes_before_the_status(rig) -> None:
+async def test_the_last_output_of_a_dying_kernel_comes_before_the_status(rig) -> None:
     client, _ = rig.attach()
     rig.manager.fire("restart")
     rig.say(rig.stream("last words"))
@@ -46,7 +46,7 @@ async def test_what_the_dying_kernel_said_comes_before_the_status(rig) -> None:
     assert said.index(b"last words") < said.index(b"restarting")
 
 
-async def test_requests_made_of_the_dead_process_are_not_given_to_the_next(rig) -> None:
+async def test_requests_to_a_dead_process_are_not_sent_to_the_next(rig) -> None:
     _, attached = rig.attach()
     rig.kernel.full = True
     rig.hub.submit(attached, rig.request(code="for the old one"))
@@ -57,7 +57,7 @@ async def test_requests_made_of_the_dead_process_are_not_given_to_the_next(rig) 
     assert rig.sent() == []
 
 
-async def test_ports_chosen_anew_after_a_crash_keep_what_was_sent_meanwhile(rig) -> None:
+async def test_new_ports_after_a_crash_keep_waiting_requests(rig) -> None:
     """The restarter tells, then asks for other ports, and these come one by one."""
     client, attached = rig.attach()
     rig.end_process()
@@ -78,7 +78,7 @@ async def test_ports_chosen_anew_after_a_crash_keep_what_was_sent_meanwhile(rig)
     assert texts(client) == ["the same websocket"]
 
 
-async def test_ports_chosen_while_the_hub_still_waits_for_the_old_one(rig, monkeypatch) -> None:
+async def test_new_ports_are_used_while_the_hub_waits_for_the_old_ones(rig, monkeypatch) -> None:
     monkeypatch.setattr(line_module, "_FLUSH_TIMEOUT", 3600.0)
     client, _ = rig.attach()
     old = rig.kernel
@@ -96,7 +96,7 @@ async def test_ports_chosen_while_the_hub_still_waits_for_the_old_one(rig, monke
 
 
 @pytest.mark.parametrize("new", [OLD, NEW])
-async def test_ports_that_are_zero_while_the_old_one_hangs_up(rig, monkeypatch, new) -> None:
+async def test_ports_that_are_zero_during_a_disconnect_are_ignored(rig, monkeypatch, new) -> None:
     """Random ports may be the old ones once more."""
     monkeypatch.setattr(line_module, "_FLUSH_TIMEOUT", 3600.0)
     client, _ = rig.attach()
@@ -115,7 +115,7 @@ async def test_ports_that_are_zero_while_the_old_one_hangs_up(rig, monkeypatch, 
     assert statuses(client) == ["restarting"]
 
 
-async def test_ports_that_change_without_a_word_are_followed(rig) -> None:
+async def test_ports_that_change_without_a_callback_are_noticed(rig) -> None:
     """km.restart_kernel(newports=True): nobody calls back."""
     client, attached = rig.attach()
     rig.end_process()
@@ -133,7 +133,7 @@ async def test_ports_that_change_without_a_word_are_followed(rig) -> None:
     assert rig.kernels_.ports_asked == ["a-kernel"], "otherwise they would always count as changed"
 
 
-async def test_ports_set_to_what_they_are_change_nothing(rig) -> None:
+async def test_setting_the_same_ports_changes_nothing(rig) -> None:
     rig.manager.move(0, 0, 0, 0)
     rig.manager.move(*OLD)
     await rig.settle()
@@ -141,7 +141,7 @@ async def test_ports_set_to_what_they_are_change_nothing(rig) -> None:
     assert rig.hub.ready
 
 
-async def test_a_second_crash_before_the_first_restart_is_proven(rig) -> None:
+async def test_a_second_crash_before_the_restart_is_finished(rig) -> None:
     client, attached = rig.attach()
     for ports in ((21, 22, 23, 24), (31, 32, 33, 34)):
         rig.end_process()
@@ -160,7 +160,7 @@ async def test_a_second_crash_before_the_first_restart_is_proven(rig) -> None:
 # -- restarts that nobody tells -------------------------------------------------------------
 
 
-async def test_a_restart_that_nobody_told_is_seen_and_loses_nothing(rig) -> None:
+async def test_an_unreported_restart_is_noticed_and_loses_no_request(rig) -> None:
     client, attached = rig.attach()
     rig.end_process()
     early = [rig.request(code=str(i)) for i in range(8)]
@@ -176,7 +176,7 @@ async def test_a_restart_that_nobody_told_is_seen_and_loses_nothing(rig) -> None
     assert rig.manager.execution_state == "idle"
 
 
-async def test_a_welcome_may_come_before_the_answer_that_names_the_new_process(rig) -> None:
+async def test_a_welcome_can_arrive_before_the_reply_of_the_new_process(rig) -> None:
     client, _ = rig.attach()
     rig.end_process()
     rig.process = "the-second"
@@ -189,7 +189,7 @@ async def test_a_welcome_may_come_before_the_answer_that_names_the_new_process(r
     assert rig.manager.execution_state == "idle"
 
 
-async def test_a_connection_that_was_cut_is_no_restart(rig) -> None:
+async def test_a_lost_connection_is_not_a_restart(rig) -> None:
     client, attached = rig.attach()
     rig.end_process()
     asked = rig.request(code="1")
@@ -203,7 +203,7 @@ async def test_a_connection_that_was_cut_is_no_restart(rig) -> None:
 # -- the end --------------------------------------------------------------------------------
 
 
-async def test_a_kernel_that_died_for_good_is_dead_and_its_hub_goes(rig) -> None:
+async def test_a_kernel_that_is_not_restarted_is_dead_and_its_hub_closes(rig) -> None:
     client, _ = rig.attach()
     rig.end_process()
     del rig.kernels_["a-kernel"]  # this callback is called first
@@ -215,7 +215,7 @@ async def test_a_kernel_that_died_for_good_is_dead_and_its_hub_goes(rig) -> None
 
 
 @pytest.mark.parametrize("turns", [0, 1, 3])
-async def test_death_while_a_restart_is_under_way_is_the_last_word(rig, caplog, turns) -> None:
+async def test_a_death_during_a_restart_is_final(rig, caplog, turns) -> None:
     client, _ = rig.attach()
     rig.manager.fire("restart")
     for _ in range(turns):
@@ -236,7 +236,7 @@ async def test_a_kernel_that_left_the_manager_has_no_hub(rig) -> None:
     assert rig.went == [rig.watch]
 
 
-async def test_a_kernel_that_is_back_in_a_moment_keeps_its_hub(rig) -> None:
+async def test_a_kernel_that_is_missing_for_a_moment_keeps_its_hub(rig) -> None:
     rig.kernels_.absences = 1
     rig.end_process()
     seen = rig.kernels_.asked
@@ -250,7 +250,7 @@ async def test_a_kernel_that_is_back_in_a_moment_keeps_its_hub(rig) -> None:
     await until(lambda: rig.went)
 
 
-async def test_a_kernel_that_still_answers_is_not_gone_though_the_manager_has_let_it_go(
+async def test_a_kernel_that_answers_keeps_its_hub_after_leaving_the_manager(
     rig,
 ) -> None:
     del rig.kernels_["a-kernel"]
@@ -259,14 +259,14 @@ async def test_a_kernel_that_still_answers_is_not_gone_though_the_manager_has_le
     assert rig.watch.gone
 
 
-async def test_another_kernel_under_the_same_id_is_another_kernel(rig) -> None:
+async def test_a_new_kernel_under_the_same_id_ends_the_watch(rig) -> None:
     rig.kernels_["a-kernel"] = FakeKernel()
     assert rig.watch.gone
     rig.end_process()
     await until(lambda: rig.went)
 
 
-async def test_a_watch_that_begins_as_its_kernel_goes_ends(make_watched) -> None:
+async def test_a_watch_that_starts_while_its_kernel_ends_stops(make_watched) -> None:
     """Its websocket waited for a `ready` that was the end of the kernel."""
     rig = make_watched()
     del rig.kernels_["a-kernel"]
@@ -288,7 +288,7 @@ async def test_a_kernel_that_never_comes_back_does_not_stop_the_loop(rig) -> Non
     await until(lambda: rig.went)
 
 
-async def test_nothing_is_left_of_a_watch_that_is_closed(rig) -> None:
+async def test_a_closed_watch_leaves_nothing_behind(rig) -> None:
     before = asyncio.all_tasks()
     rig.manager.fire("restart")
     rig.end_process()
@@ -309,7 +309,7 @@ async def test_nothing_is_left_of_a_watch_that_is_closed(rig) -> None:
     assert not rig.watch._tasks
 
 
-async def test_ports_that_changed_just_before_it_was_closed_start_nothing(rig) -> None:
+async def test_ports_that_changed_just_before_closing_are_ignored(rig) -> None:
     rig.manager.move(*NEW)
     rig.watch.close()
     await rig.settle()
@@ -317,7 +317,7 @@ async def test_ports_that_changed_just_before_it_was_closed_start_nothing(rig) -
     assert len(rig.kernels) == 1
 
 
-async def test_what_fails_in_the_background_is_said(rig, caplog) -> None:
+async def test_errors_in_the_background_are_logged(rig, caplog) -> None:
     def fail() -> dict[str, Any]:
         raise ValueError("no such kernel")
 

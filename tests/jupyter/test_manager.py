@@ -143,7 +143,7 @@ async def test_websockets_share_one_hub_and_are_counted(inside, shared_kernel) -
     assert inside.hub(shared_kernel) is hub, "it is kept for clients that come back"
 
 
-async def test_a_kernel_is_busy_until_its_cell_is_done_whatever_control_says(
+async def test_a_kernel_is_busy_until_its_cell_ends_despite_control_replies(
     inside, shared_kernel
 ) -> None:
     async with attach(inside, shared_kernel) as client:
@@ -161,7 +161,7 @@ async def test_a_kernel_is_busy_until_its_cell_is_done_whatever_control_says(
         await inside.says(shared_kernel, execution_state="idle")
 
 
-async def test_what_pages_ask_by_themselves_is_no_activity(inside, shared_kernel) -> None:
+async def test_automatic_requests_of_pages_do_not_count_as_activity(inside, shared_kernel) -> None:
     async with attach(inside, shared_kernel) as client:
         await client.execute("1")
         before = (await inside.model(shared_kernel))["last_activity"]
@@ -179,7 +179,7 @@ async def test_what_pages_ask_by_themselves_is_no_activity(inside, shared_kernel
 @pytest.mark.parametrize(
     ("frame", "code"), [(b"\x01" * 9, 1007), ("no JSON", 1007), ('{"channel": "iopub"}', 1008)]
 )
-async def test_a_frame_that_is_no_message_closes_its_websocket_alone(
+async def test_an_invalid_frame_closes_only_its_websocket(
     inside, shared_kernel, frame, code
 ) -> None:
     async with attach(inside, shared_kernel) as honest:
@@ -213,7 +213,7 @@ async def print_behind_the_back(inside: Inside, kernel: str, session: str, gate:
     return asked
 
 
-async def test_output_printed_while_nobody_was_there_comes_once_and_in_order(
+async def test_output_without_a_client_is_delivered_once_and_in_order(
     inside, shared_kernel, tmp_path
 ) -> None:
     asked = await print_behind_the_back(inside, shared_kernel, "back", tmp_path / "gate")
@@ -226,9 +226,7 @@ async def test_output_printed_while_nobody_was_there_comes_once_and_in_order(
         assert not [m for m in stranger.seen if m["header"]["msg_type"] == "stream"]
 
 
-async def test_nothing_is_buffered_where_that_is_turned_off(
-    inside, shared_kernel, tmp_path
-) -> None:
+async def test_nothing_is_buffered_if_buffering_is_off(inside, shared_kernel, tmp_path) -> None:
     async with inside.set(buffer_offline_messages=False):
         await print_behind_the_back(inside, shared_kernel, "back", tmp_path / "gate")
         async with attach(inside, shared_kernel, session="back") as client:
@@ -256,7 +254,7 @@ async def test_message_types_that_are_not_allowed_do_not_reach_the_kernel(
 
 
 @pytest.mark.parametrize("dialect", ["v1", "legacy"])
-async def test_tracebacks_are_hidden_where_the_manager_says_so(
+async def test_tracebacks_are_hidden_by_the_setting_of_the_manager(
     inside, shared_kernel, dialect
 ) -> None:
     replacement = "nothing to see"
@@ -311,7 +309,7 @@ async def test_cells_sent_right_after_a_manual_restart_lose_nothing(
 
 
 @pytest.mark.parametrize("how", ["REST", "kernel"])
-async def test_a_restarted_kernel_that_nobody_uses_is_idle(inside, kernel, how) -> None:
+async def test_a_restarted_kernel_without_clients_is_idle(inside, kernel, how) -> None:
     async with attach(inside, kernel) as client:
         await client.execute("1")
         await restart(inside, kernel, how)
@@ -321,7 +319,7 @@ async def test_a_restarted_kernel_that_nobody_uses_is_idle(inside, kernel, how) 
 
 
 @pytest.mark.parametrize("new_ports", [True, False])
-async def test_a_kernel_that_is_killed_is_started_again_and_its_websockets_go_on(
+async def test_a_killed_kernel_is_restarted_and_its_websockets_continue(
     inside, kernel, new_ports
 ) -> None:
     manager = inside.kernels.get_kernel(kernel)
@@ -348,7 +346,7 @@ async def test_a_kernel_that_is_killed_is_started_again_and_its_websockets_go_on
         assert (await one.execute("print(1)")).text() == "1\n"
 
 
-async def test_a_kernel_that_dies_busy_is_idle_again(inside, kernel) -> None:
+async def test_a_kernel_that_dies_while_busy_is_idle_after_the_restart(inside, kernel) -> None:
     async with attach(inside, kernel) as client:
         await client.start("import os, signal; os.kill(os.getpid(), signal.SIGKILL)")
         await client.until(status("restarting"))
@@ -356,7 +354,7 @@ async def test_a_kernel_that_dies_busy_is_idle_again(inside, kernel) -> None:
         await inside.says(kernel, execution_state="idle")
 
 
-async def test_a_kernel_that_dies_too_often_is_dead_and_its_hub_is_freed(inside) -> None:
+async def test_a_kernel_that_dies_too_often_is_dead_and_its_hub_closes(inside) -> None:
     kernel_id = await inside.new_kernel("broken")
     async with attach(inside, kernel_id) as client:
         hub = inside.hub(kernel_id)
@@ -372,7 +370,7 @@ async def test_a_kernel_that_dies_too_often_is_dead_and_its_hub_is_freed(inside)
 # -- the end --------------------------------------------------------------------------------
 
 
-async def test_a_kernel_that_is_deleted_takes_its_hub_and_websockets_along(inside) -> None:
+async def test_deleting_a_kernel_closes_its_hub_and_websockets(inside) -> None:
     kernel_id = await inside.new_kernel()
     async with attach(inside, kernel_id) as client:
         await client.execute("1")
@@ -385,7 +383,7 @@ async def test_a_kernel_that_is_deleted_takes_its_hub_and_websockets_along(insid
     assert hub.connections == 0
 
 
-async def test_a_websocket_that_opens_while_its_kernel_ends_is_not_kept(inside) -> None:
+async def test_a_websocket_that_opens_while_its_kernel_ends_is_closed(inside) -> None:
     kernel_id = await inside.new_kernel()
     deleting = asyncio.ensure_future(inside.call("DELETE", f"/api/kernels/{kernel_id}"))
     manager = inside.kernels.get_kernel(kernel_id)
@@ -412,7 +410,7 @@ class HidesSources(KernelWebsocketHandler):
         return super().write_message(message, binary=binary)
 
 
-async def test_a_handler_that_hides_messages_is_asked_for_each(
+async def test_a_handler_that_filters_messages_is_called_for_each(
     inside: Inside, kernel: str, dialect: str
 ) -> None:
     inside.app.web_app.add_handlers(
@@ -437,9 +435,7 @@ async def test_a_handler_that_hides_messages_is_asked_for_each(
 # -- a kernel that does not read ------------------------------------------------------------
 
 
-async def test_who_floods_a_kernel_that_does_not_read_is_not_read_from(
-    inside, shared_kernel
-) -> None:
+async def test_a_client_that_floods_a_blocked_kernel_is_not_read(inside, shared_kernel) -> None:
     count, size = 200, 200_000
     inside.settings.update(ws_ping_interval=100, ws_ping_timeout=500)
     try:
@@ -482,9 +478,7 @@ async def flood(client: KernelClient, size: int, count: int, asked: list[str]) -
 # -- other servers --------------------------------------------------------------------------
 
 
-async def test_idle_kernels_are_culled_and_those_with_a_websocket_when_that_is_asked(
-    place, tmp_path
-) -> None:
+async def test_idle_kernels_are_culled_and_connected_ones_if_configured(place, tmp_path) -> None:
     culling = {"cull_idle_timeout": 3600, "cull_interval": 1}
     async with running(tmp_path, {"MappingKernelManager": culling}) as server:
         never, left, stays = [await server.new_kernel() for _ in range(3)]
@@ -506,7 +500,7 @@ async def test_idle_kernels_are_culled_and_those_with_a_websocket_when_that_is_a
         await until(lambda: len(server.hubs) == 0)
 
 
-async def test_a_pending_kernel_is_waited_for_and_one_that_cannot_start_is_a_500(
+async def test_websockets_wait_for_pending_kernels_and_failed_starts_give_500(
     place, tmp_path, caplog
 ) -> None:
     config = {"AsyncMultiKernelManager": {"use_pending_kernels": True}}
@@ -525,7 +519,7 @@ async def test_a_pending_kernel_is_waited_for_and_one_that_cannot_start_is_a_500
         assert len(server.hubs) == 1
 
 
-async def test_kernels_that_encrypt_are_spoken_to_in_cipher(place, tmp_path, caplog) -> None:
+async def test_encrypted_kernels_are_supported(place, tmp_path, caplog) -> None:
     config = {"MappingKernelManager": {"transport_encryption": "required"}}
     async with running(tmp_path, config) as server:
         kernel_id = await server.new_kernel()

@@ -60,7 +60,7 @@ def test_jupyter_servers_own_tests_pass_with_our_class(suite: Path) -> None:
     }
 
 
-def test_each_test_that_is_left_out_has_its_reason_and_stands_in_one_list() -> None:
+def test_each_omitted_test_has_a_reason_and_is_in_one_list() -> None:
     assert all(len(reason) > 20 for reason in LEFT_OUT.values())
     assert not EXCEPTED.keys() & NOT_HERE.keys()
 

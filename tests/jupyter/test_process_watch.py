@@ -89,14 +89,14 @@ async def ended(rig: WatchRig) -> None:
 
 
 @on_linux
-async def test_the_restarter_is_asked_to_look_once(rig, process) -> None:
+async def test_the_restarter_polls_once_when_the_process_ends(rig, process) -> None:
     process.kill()
     await ended(rig)
     assert rig.manager._restarter.looks == 1
 
 
 @on_linux
-async def test_each_process_is_watched(rig, process, new_process) -> None:
+async def test_each_new_process_is_watched(rig, process, new_process) -> None:
     other = rig.manager.provisioner.process = new_process()
     rig.say(rig.stream("the first word of the next"))
     process.kill()
@@ -110,7 +110,7 @@ async def test_each_process_is_watched(rig, process, new_process) -> None:
 
 @on_linux
 @pytest.mark.parametrize("why", ["it is shut down", "it is started", "stopped", "no restarter"])
-async def test_nobody_is_asked_while_somebody_else_sees_to_it(rig, process, why) -> None:
+async def test_the_restarter_does_not_poll_during_other_operations(rig, process, why) -> None:
     kernel, restarter = rig.manager, rig.manager._restarter
     if why == "it is shut down":
         kernel.shutting_down = True
@@ -126,7 +126,7 @@ async def test_nobody_is_asked_while_somebody_else_sees_to_it(rig, process, why)
 
 
 @on_linux
-async def test_a_restarter_that_is_not_asynchronous(rig, process) -> None:
+async def test_a_synchronous_restarter_is_supported(rig, process) -> None:
     looks: list[str] = []
     rig.manager._restarter = SimpleNamespace(poll=lambda: looks.append("look"))
     process.kill()
@@ -135,7 +135,7 @@ async def test_a_restarter_that_is_not_asynchronous(rig, process) -> None:
 
 
 @on_linux
-async def test_a_restart_that_is_under_way_is_gone_through_with(rig, process) -> None:
+async def test_a_running_restart_is_finished(rig, process) -> None:
     restarter = rig.manager._restarter
     restarter.go_on.clear()
     process.kill()
@@ -148,7 +148,7 @@ async def test_a_restart_that_is_under_way_is_gone_through_with(rig, process) ->
 
 
 @on_linux
-async def test_a_restarter_that_fails_is_told_of(rig, process, caplog) -> None:
+async def test_an_error_of_the_restarter_is_logged(rig, process, caplog) -> None:
     async def fail() -> None:
         raise RuntimeError("no such program")
 
@@ -159,14 +159,14 @@ async def test_a_restarter_that_fails_is_told_of(rig, process, caplog) -> None:
     assert "no such program" in caplog.text
 
 
-async def test_a_process_of_nobody_knows_whom_is_not_watched(rig) -> None:
+async def test_an_unknown_process_is_not_watched(rig) -> None:
     rig.manager.provisioner.process = SimpleNamespace(pid=1)
     rig.say(rig.stream("a word"))
     assert rig.watch.process.waiting is None
 
 
 @on_linux
-async def test_who_watches_no_more_leaves_nothing_behind(rig) -> None:
+async def test_a_stopped_watch_leaves_nothing_behind(rig) -> None:
     def held() -> int:
         return len(list(Path("/proc/self/fd").iterdir()))
 
@@ -194,7 +194,7 @@ async def inside(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Insi
 @on_linux
 @pytest.mark.kernel
 @pytest.mark.asyncio(loop_scope="module")
-async def test_a_kernel_that_is_killed_is_started_again_though_nobody_polls(inside) -> None:
+async def test_a_killed_kernel_is_restarted_without_polling(inside) -> None:
     kernel_id = await inside.new_kernel()
     async with attach(inside, kernel_id) as client:
         await client.execute("1")
@@ -211,7 +211,7 @@ async def test_a_kernel_that_is_killed_is_started_again_though_nobody_polls(insi
 @on_linux
 @pytest.mark.kernel
 @pytest.mark.asyncio(loop_scope="module")
-async def test_a_restart_that_is_asked_for_and_an_end_are_no_deaths(inside) -> None:
+async def test_a_requested_restart_or_shutdown_is_not_a_death(inside) -> None:
     kernel_id = await inside.new_kernel()
     async with attach(inside, kernel_id) as client:
         for times in (1, 2, 3):
