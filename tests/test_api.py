@@ -25,7 +25,7 @@ def documented(package: str) -> set[str]:
 
 
 @pytest.mark.parametrize("package", PACKAGES)
-def test_public_names_are_those_of_the_page(package: str) -> None:
+def test_public_names_equal_those_of_the_page(package: str) -> None:
     module = importlib.import_module(package)
     hidden = {name for name in module.__all__ if re.match("_[a-z]", name)}  # hooks of Jupyter's
     assert documented(package) == set(module.__all__) - hidden
@@ -42,12 +42,12 @@ def test_every_public_name_can_be_imported(package: str) -> None:
 
 
 @pytest.mark.parametrize("package", LAZY)
-def test_a_name_that_is_not_there(package: str) -> None:
+def test_an_unknown_name_raises_attribute_error(package: str) -> None:
     with pytest.raises(AttributeError, match=f"'{package}' has no attribute 'nothing'"):
         _ = importlib.import_module(package).nothing
 
 
-def test_importing_the_packages_loads_nothing_else() -> None:
+def test_importing_a_package_loads_no_other_modules() -> None:
     program = f"import sys, {', '.join(LAZY)}; print(*sorted(sys.modules))"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -63,7 +63,7 @@ def test_importing_the_packages_loads_nothing_else() -> None:
 @pytest.mark.parametrize(
     "page", [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))], ids=lambda p: p.name
 )
-def test_what_the_documentation_imports(page: Path) -> None:
+def test_imports_in_the_documentation_work(page: Path) -> None:
     """Imports in code blocks name public things."""
     for code in re.findall(r"^```python\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE):
         for line in re.findall(r"^(?:from kbridge|import kbridge).*$", code, re.MULTILINE):
@@ -111,5 +111,5 @@ def test_a_package_without_public_names_says_that_it_is_internal(package: str) -
     assert ("Internal:" in doc) == (package not in PACKAGES), package
 
 
-def test_the_version() -> None:
+def test_the_version_begins_with_three_numbers() -> None:
     assert re.fullmatch(r"\d+\.\d+\.\d+\S*", kbridge.__version__)

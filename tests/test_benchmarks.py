@@ -81,7 +81,7 @@ def tally_of(unread: bytes, rest: bytes) -> tuple[Tally, bytes]:
         return tally, theirs.recv(1000)
 
 
-def test_tally_counts_the_same_wherever_the_stream_is_cut() -> None:
+def test_tally_counts_the_same_however_the_stream_is_divided() -> None:
     for cut in range(len(FLOOD) + 1):
         tally, answers = tally_of(FLOOD[:cut], FLOOD[cut:])
         assert (tally.lines, tally.frames, tally.nbytes) == (4, 4, len(FLOOD)), cut
@@ -90,7 +90,7 @@ def test_tally_counts_the_same_wherever_the_stream_is_cut() -> None:
         assert answers == pongs, cut
 
 
-def test_tally_goes_on_in_the_midst_of_a_frame() -> None:
+def test_tally_continues_within_a_frame() -> None:
     ours, theirs = socket.socketpair()
     with ours, theirs:
         cut = server_frame(TOKEN.encode()) + server_frame(b"ack", client.PING)
@@ -111,7 +111,7 @@ def test_tally_skips_long_payloads() -> None:
     assert (tally.frames, tally.lines) == (4, 0)
 
 
-def test_tally_counts_large_frames_apart() -> None:
+def test_tally_counts_large_frames_separately() -> None:
     sizes = (69_999, 70_000, 70_001)
     unread = b"".join(server_frame(bytes(size)) for size in sizes) + server_frame(TOKEN.encode())
     tally = Tally(
@@ -126,7 +126,7 @@ def test_tally_reports_a_close() -> None:
         tally_of(server_frame(b"\x03\xe8", client.CLOSE), b"")
 
 
-def test_pump_says_when_the_end_did_not_come() -> None:
+def test_pump_reports_a_missing_end() -> None:
     ours, theirs = socket.socketpair()
     with ours, theirs:
         theirs.sendall(FLOOD[:40])
@@ -134,7 +134,7 @@ def test_pump_says_when_the_end_did_not_come() -> None:
         assert not pump([tally], timeout=0.01)
 
 
-def test_v1_frames_are_what_jupyter_server_reads() -> None:
+def test_jupyter_server_reads_the_v1_frames() -> None:
     header = {"msg_id": "ä", "msg_type": "execute_request"}
     parts = [json.dumps(part).encode() for part in (header, {"msg_id": "p"}, {}, {"code": "ü"})]
     frame = client.encode("shell", *parts)
@@ -142,7 +142,7 @@ def test_v1_frames_are_what_jupyter_server_reads() -> None:
     assert client.decode(frame) == ("shell", "execute_request", "p", {"code": "ü"})
 
 
-def test_stub_signs_what_it_says_and_says_what_it_is_told(tmp_path: Path) -> None:
+def test_the_stub_kernel_signs_and_sends_the_requested_output(tmp_path: Path) -> None:
     with bare(tmp_path) as kernel:
         session = Session(key=kernel.key)
         try:
@@ -161,7 +161,7 @@ def test_stub_signs_what_it_says_and_says_what_it_is_told(tmp_path: Path) -> Non
     assert texts[3] == TOKEN
 
 
-def test_proc_readers_see_this_process() -> None:
+def test_proc_readers_report_values_of_this_process() -> None:
     pid = os.getpid()
     before = measure.cpu_seconds(pid)
     while measure.cpu_seconds(pid) == before:
@@ -185,7 +185,7 @@ def test_proc_readers_see_this_process() -> None:
         (Figure("x", "", "s"), 1.0, 0.5, 2.0, None),
     ],
 )
-def test_bars(
+def test_targets_are_compared_with_the_figures(
     figure: Figure, base: float, ours: float, ratio: float | None, met: bool | None
 ) -> None:
     outcome = made_up(figure, base, ours)
@@ -224,7 +224,7 @@ RATE = Figure("x", "rate", "1/s", more_is_better=True)
         (Figure("x", "", "", info=True), [2, 1], [0, 0], None),
     ],
 )
-def test_whether_the_extension_does_the_same(
+def test_the_extension_is_compared_with_the_standalone_server(
     figure: Figure, extension: list[float], standalone: list[float], same: bool | None
 ) -> None:
     rounds = {"extension": extension, "kbridge": standalone}
@@ -235,7 +235,7 @@ def test_whether_the_extension_does_the_same(
     assert Outcome(unlike, values).same(figure) is None
 
 
-def test_report_and_picture(tmp_path: Path) -> None:
+def test_report_and_picture_are_written(tmp_path: Path) -> None:
     figure = Figure("x", "CPU a message", "us", ratio=8)
     outcomes = [made_up(figure, 100.0, 10.0), made_up(figure, 100.0, 20.0)]
     outcomes[1].failures["kbridge"] = "BenchmarkError: it went"
@@ -254,7 +254,7 @@ def test_report_and_picture(tmp_path: Path) -> None:
     assert not draw([Outcome(outcomes[0].row)], tmp_path / "none.png")
 
 
-def test_the_readme_s_table_has_both_ways_of_kbridge() -> None:
+def test_the_table_of_the_readme_has_extension_and_standalone_server() -> None:
     outcome = made_up(Figure("x", "CPU a message", "us", ratio=8), 100.0, 10.0)
     outcome.rounds["extension"] = [{"x": 40.0}, {"x": 50.0}]
     outcome.rounds["kbridge"] = [{"x": 10.0}, {"x": 10.0}]
@@ -265,7 +265,7 @@ def test_the_readme_s_table_has_both_ways_of_kbridge() -> None:
     )
 
 
-def test_the_extension_is_all_that_the_first_two_servers_differ_in(tmp_path: Path) -> None:
+def test_the_first_two_servers_differ_only_in_the_extension(tmp_path: Path) -> None:
     plain, extended, standalone = (Server(name, tmp_path) for name in NAMES)
     for server in (plain, extended, standalone):
         server.token = TOKEN
@@ -276,7 +276,7 @@ def test_the_extension_is_all_that_the_first_two_servers_differ_in(tmp_path: Pat
     assert plain.environment() == extended.environment() == standalone.environment()
 
 
-def test_plain_jupyter_server_imports_nothing_of_kbridge(
+def test_plain_jupyter_server_does_not_import_kbridge(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # The interpreter tells of every import in the server's log.
@@ -339,7 +339,7 @@ def test_without_a_baseline_nothing_is_compared_with_it() -> None:
     assert report.baseline_table([outcome]).count("\n") == 0
 
 
-def test_costs_are_told_apart_one_setting_at_a_time() -> None:
+def test_each_feature_is_measured_with_its_own_setting() -> None:
     off, everything = (set(cost.SETTINGS[name]) for name in (cost.OFF, cost.ALL))
     assert not off & everything
     alone = {name: set(cost.SETTINGS[name]) for name in cost.WORDS if name != cost.ALL}
@@ -349,23 +349,23 @@ def test_costs_are_told_apart_one_setting_at_a_time() -> None:
     assert set.union(*(options - off for options in alone.values())) == everything
 
 
-def test_spread_is_half_of_what_lies_between_the_quartiles() -> None:
+def test_spread_is_half_of_the_interquartile_range() -> None:
     assert cost.spread([1.0]) == 0.0
     assert cost.spread([1.0, 1.1, 1.2, 1.3, 99.0]) == pytest.approx(0.1)
 
 
-def test_what_is_heard_of_a_flood_is_numbered() -> None:
+def test_received_messages_of_a_flood_are_numbered() -> None:
     heard = flood.Heard([0, 1, 3, 3, 2, 7], frames=4, notices=1, seconds=1.0, took=0.5)
     assert heard.missing(5) == 1
     assert heard.disorder() == 2
 
 
-def test_a_machine_has_memory_left() -> None:
+def test_free_memory_is_reported() -> None:
     assert 1 << 20 < gigabyte.available() < 1 << 50
 
 
 @pytest.mark.kernel
-def test_costs_are_measured_in_turns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_variants_are_measured_in_turns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in set(cost.SETTINGS) - {cost.OFF, cost.ALL}:
         monkeypatch.delitem(cost.SETTINGS, name)
         monkeypatch.delitem(cost.WORDS, name)
@@ -377,7 +377,7 @@ def test_costs_are_measured_in_turns(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.kernel
-def test_a_stalled_viewer_costs_a_capped_server_no_more_than_one_cell(
+def test_a_stalled_client_costs_a_limited_server_at_most_one_cell(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with Server(OURS, tmp_path) as server:
@@ -412,7 +412,7 @@ def test_a_row_with_losses_has_no_throughput(
 
 
 @pytest.mark.kernel
-def test_a_flood_is_heard_to_its_end(tmp_path: Path) -> None:
+def test_a_flood_is_received_to_its_end(tmp_path: Path) -> None:
     with Server(OURS, tmp_path, options=()) as server:
         heard = flood.flooded(server, 5_000)
     assert heard.missing(5_000) == heard.disorder() == heard.notices == 0
@@ -434,7 +434,7 @@ def test_an_extension_that_was_not_loaded_is_not_measured(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("name", worst.SHAPES)
-def test_the_worst_frames_are_messages_of_the_size_that_they_claim(name: str) -> None:
+def test_the_worst_frames_are_messages_of_the_stated_size(name: str) -> None:
     size = 1 << 17
     frame = worst.SHAPES[name][1](size)
     assert 0.5 * size < len(frame) < 2.5 * size
@@ -458,7 +458,7 @@ def test_every_row_of_the_budget_has_a_module() -> None:
 
 @pytest.mark.slow
 @pytest.mark.kernel
-def test_a_tiny_run_of_all_servers(tmp_path: Path) -> None:
+def test_a_short_run_measures_all_servers(tmp_path: Path) -> None:
     argv = [sys.executable, "-m", "benchmarks", "--quick", "--output", str(tmp_path)]
     done = subprocess.run(
         [*argv, "start", "message"],
@@ -476,13 +476,13 @@ def test_a_tiny_run_of_all_servers(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("page", readme.PAGES)
-def test_the_pages_show_what_was_measured(page: str) -> None:
+def test_the_pages_show_the_measured_figures(page: str) -> None:
     text = (readme.ROOT / page).read_text()
     measured = json.loads((readme.ROOT / "docs" / "benchmarks.json").read_text())
     assert text == readme.insert(text, measured, readme.PAGES[page]), "python -m benchmarks.readme"
 
 
-def test_the_short_table_is_of_rows_that_exist() -> None:
+def test_the_short_table_has_only_existing_rows() -> None:
     measured = json.loads((readme.ROOT / "docs" / "benchmarks.json").read_text())
     for row, figure in readme.SHORT:
         assert figure in measured["rows"][row]["figures"]

@@ -89,5 +89,5 @@ def test_only_these_modules_read_the_wall_clock() -> None:
         "stream.io_loop.time()",
     ],
 )
-def test_what_counts_as_a_fault(source: str) -> None:
+def test_the_check_finds_waits_by_the_wall_clock(source: str) -> None:
     assert len(faults(source)) == 1

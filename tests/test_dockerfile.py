@@ -62,25 +62,25 @@ def health_command() -> list[str]:
     return Instruction(RUNTIME, "CMD", value[value.index("CMD ") + 4 :]).exec_form
 
 
-def test_a_build_stage_and_a_runtime_stage() -> None:
+def test_there_are_a_build_stage_and_a_runtime_stage() -> None:
     froms = [i.value for i in INSTRUCTIONS if i.name == "FROM"]
     assert [f.split()[-2:] for f in froms] == [["AS", "build"], ["AS", "runtime"]]
     assert [f.split()[0] for f in froms] == ["${BASE}"] * 2, "the environment needs its python"
 
 
-def test_the_runtime_takes_only_the_environment() -> None:
+def test_the_runtime_stage_copies_only_the_environment() -> None:
     *options, source, target = only("COPY").value.split()
     assert "--from=build" in options
     assert source == target, "a virtual environment cannot be moved"
 
 
-def test_its_user_can_install_packages() -> None:
+def test_the_user_of_the_image_can_install_packages() -> None:
     """pip writes to the environment, which is the user's."""
     uid = only("USER").value
     assert f"--chown={uid}:{uid}" in only("COPY").value.split()
 
 
-def test_the_base_python_is_one_that_we_support() -> None:
+def test_the_python_of_the_base_image_is_supported() -> None:
     arg = next(i for i in INSTRUCTIONS if i.name == "ARG").value  # the first
     match = re.fullmatch(r"BASE=python:(3\.\d+)\.\d+-slim-\w+@sha256:[0-9a-f]{64}", arg)
     assert match, "the base image is pinned by its digest"
@@ -88,7 +88,7 @@ def test_the_base_python_is_one_that_we_support() -> None:
     assert f'"Programming Language :: Python :: {version}"' in (ROOT / "pyproject.toml").read_text()
 
 
-def test_it_does_not_run_as_root() -> None:
+def test_the_server_does_not_run_as_root() -> None:
     uid = int(only("USER").value)
     assert uid > 0
     made = only("RUN").value
@@ -97,24 +97,24 @@ def test_it_does_not_run_as_root() -> None:
     assert after.index("USER") > after.index("RUN"), "nothing is installed as that user"
 
 
-def test_sigterm_reaches_it() -> None:
+def test_sigterm_reaches_the_server() -> None:
     """No shell stands between: exec form, under an init that passes signals on."""
     assert command()[:3] == ["tini", "--", "kbridge"]
     assert re.search(r"install\b.*\btini\b", only("RUN").value)
 
 
-def test_it_listens_where_the_port_is_exposed() -> None:
+def test_the_server_listens_on_the_exposed_port() -> None:
     port = only("EXPOSE").value
     assert "--ip=0.0.0.0" in command()
     assert f"--port={port}" in command()
 
 
-def test_its_health_check_follows_the_options() -> None:
+def test_the_health_check_follows_the_options() -> None:
     """It reads where the server is from the runtime file: no port, no scheme, no base URL."""
     assert health_command() == ["kbridge", "health"]
 
 
-def test_the_build_context_holds_what_is_copied_and_no_more() -> None:
+def test_the_build_context_has_only_the_copied_files() -> None:
     lines = (ROOT / ".dockerignore").read_text().splitlines()
     allowed = {line[1:] for line in lines if line.startswith("!")}
     assert "*" in lines
@@ -142,7 +142,7 @@ def get_api(port: int, host: str) -> tuple[int, Any]:
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_its_steps_build_an_environment_that_serves(tmp_path: Path) -> None:
+def test_the_build_steps_make_an_environment_that_serves(tmp_path: Path) -> None:
     """Run the unchanged commands of the build stage in temporary directories, then the CMD."""
     source = tmp_path / "src"
     source.mkdir()

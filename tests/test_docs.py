@@ -175,7 +175,7 @@ def test_every_gateway_variable_is_documented() -> None:
     assert {v.name for v in gateway_settings.VARIABLES} == told
 
 
-def test_what_each_dependency_is_for() -> None:
+def test_the_readme_says_what_each_dependency_is_for() -> None:
     project = (ROOT / "pyproject.toml").read_text()
     [block] = re.findall(r"^dependencies = \[\n(.*?)^\]", project, flags=re.DOTALL | re.MULTILINE)
     readme = (ROOT / "README.md").read_text()
@@ -216,7 +216,7 @@ OF_JUPYTER = [(page, c) for page in PAGES for c in commands(page, "jupyter")]
 
 
 @pytest.mark.parametrize(("page", "command"), OF_KBRIDGE, ids=lambda v: getattr(v, "name", v))
-def test_commands_are_understood(page: Path, command: str, capsys: Any) -> None:
+def test_documented_commands_are_accepted(page: Path, command: str, capsys: Any) -> None:
     """By the parser of the command itself, which refuses options that do not exist."""
     kg_variables = dict(re.findall(r"\b(KG_\w+)=(\S*)", command))
     assert gateway_settings.read(kg_variables)[1] == []
@@ -235,13 +235,13 @@ def test_commands_are_understood(page: Path, command: str, capsys: Any) -> None:
     assert unknown_sections(instance.config, app, ignore=()) == []
 
 
-def test_commands_were_found() -> None:
+def test_the_pages_have_commands() -> None:
     assert len(OF_KBRIDGE) > 20
     assert {command.split()[1] for _, command in OF_JUPYTER} >= {"lab", "server"}
 
 
 @pytest.mark.parametrize(("page", "command"), OF_JUPYTER, ids=lambda v: getattr(v, "name", v))
-def test_commands_of_jupyter_name_settings_that_exist(page: Path, command: str) -> None:
+def test_documented_commands_of_jupyter_name_existing_settings(page: Path, command: str) -> None:
     from jupyter_server.gateway.gateway_client import GatewayClient
     from jupyter_server.serverapp import ServerApp
 
@@ -254,7 +254,7 @@ def test_commands_of_jupyter_name_settings_that_exist(page: Path, command: str) 
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
-def test_settings_that_are_named_exist(page: Path) -> None:
+def test_documented_settings_exist(page: Path) -> None:
     text = page.read_text()
     named = re.findall(r"`(?:--|c\.)?([A-Z]\w+)\.(\w+)(?:[ =][^`]*)?`", text)
     named += re.findall(r"^c\.(\w+)\.(\w+) =", text, flags=re.MULTILINE)
@@ -283,13 +283,13 @@ def stated_defaults() -> list[tuple[str, str, float]]:
 
 
 @pytest.mark.parametrize(("page", "name", "value"), stated_defaults())
-def test_defaults_that_are_stated_are_true(page: str, name: str, value: float) -> None:
+def test_documented_defaults_are_true(page: str, name: str, value: float) -> None:
     owners = [c for c in CONFIGURABLE.values() if name in c.class_trait_names(config=True)]
     defaults = {c.class_traits()[name].default() for c in owners}
     assert value in defaults, f"{page}: {name} is {defaults}"
 
 
-def test_defaults_were_found() -> None:
+def test_the_pages_have_defaults() -> None:
     assert {"journal_limit", "kernel_info_timeout"} <= {name for _, name, _ in stated_defaults()}
 
 
@@ -299,7 +299,7 @@ def keys_of(value: Any) -> set[str]:
     return set(value).union(*map(keys_of, value.values())) if isinstance(value, dict) else set()
 
 
-async def test_counters_that_are_named_can_be_read() -> None:
+async def test_documented_counters_can_be_read() -> None:
     """`GET /api/status?statistics=1` gives what `HubTable.statistics` gives."""
     hubs = HubTable(link=MemoryKernel)
     hubs.open("a-kernel", INFO)
@@ -317,7 +317,7 @@ async def test_counters_that_are_named_can_be_read() -> None:
     assert named <= there
 
 
-def test_every_subcommand_is_offered() -> None:
+def test_every_subcommand_is_documented_and_exists() -> None:
     assert set(KbridgeApp.subcommands) == set(COMMANDS)
 
 

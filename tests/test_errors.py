@@ -34,7 +34,7 @@ def drawn() -> list[tuple[str, str, int, int]]:
     return found
 
 
-def test_the_drawing_shows_the_tree() -> None:
+def test_the_drawing_shows_the_tree_of_errors() -> None:
     tree = [
         (cls.__name__, cls.__bases__[0].__name__, cls.http_status, cls.close_code)
         for cls in TREE

@@ -34,11 +34,11 @@ def client(
     return subprocess.run(command, input=stdin, capture_output=True, text=True, timeout=TIMEOUT)
 
 
-def test_every_example_is_held_by_a_test() -> None:
+def test_every_example_has_a_test() -> None:
     assert {path.name for path in EXAMPLES.iterdir() if path.is_file()} == HELD
 
 
-def test_the_client_prints_what_comes(server: Server) -> None:
+def test_the_client_prints_the_output(server: Server) -> None:
     code = "import sys; print('out'); print('err', file=sys.stderr); print(input('who? ')); 6 * 7"
     done = client(server, code, "--token", TOKEN, stdin="me\n")
     assert done.returncode == 0, done.stderr
@@ -46,7 +46,7 @@ def test_the_client_prints_what_comes(server: Server) -> None:
     assert done.stderr == "err\n"
 
 
-def test_the_client_uses_a_kernel_that_runs(server: Server, kernel: str) -> None:
+def test_the_client_uses_a_running_kernel(server: Server, kernel: str) -> None:
     options = ("--token", TOKEN, "--kernel-id", kernel)
     assert client(server, "-", *options, stdin="x = 'kept'").returncode == 0
     done = client(server, "x", *options)
@@ -56,7 +56,7 @@ def test_the_client_uses_a_kernel_that_runs(server: Server, kernel: str) -> None
     assert "ZeroDivisionError" in failed.stderr
 
 
-def test_the_client_shuts_down_what_it_started(server: Server) -> None:
+def test_the_client_shuts_down_the_kernel_that_it_started(server: Server) -> None:
     before = server.request("GET", "/api/kernels").json()
     done = client(server, "1 / 0", "--token", TOKEN, "--kernel", "python3")
     assert done.returncode == 1
@@ -64,7 +64,7 @@ def test_the_client_shuts_down_what_it_started(server: Server) -> None:
     assert {k["id"] for k in after} <= {k["id"] for k in before}
 
 
-async def test_what_is_never_lost(server: Server, kernel: str) -> None:
+async def test_the_reconnecting_client_loses_no_message(server: Server, kernel: str) -> None:
     code = "import time\nfor n in range(2000): print('line', n, flush=True); time.sleep(0.001)"
     async with network_to(server.port) as network:
         process = await asyncio.create_subprocess_exec(
@@ -90,7 +90,7 @@ async def test_what_is_never_lost(server: Server, kernel: str) -> None:
     assert told.count(b"lost the connection") == 5, told
 
 
-async def test_the_embedder(dialect: str) -> None:
+async def test_the_embedder_serves_a_kernel(dialect: str) -> None:
     require("ipykernel")
     command = [sys.executable, str(EXAMPLES / "embed.py"), str(free_port()), "secret"]
     process = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE)

@@ -84,7 +84,7 @@ def test_a_file_that_others_could_read_is_closed_to_them(write: object, tmp_path
 
 
 @pytest.mark.parametrize("write", [make_log, make_registry])
-def test_a_link_is_not_followed(write: object, tmp_path: Path) -> None:
+def test_a_symbolic_link_is_not_followed(write: object, tmp_path: Path) -> None:
     assert callable(write)
     folder = tmp_path / "folder"
     folder.mkdir()

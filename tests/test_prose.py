@@ -82,12 +82,12 @@ def test_every_rule_has_examples() -> None:
 @pytest.mark.parametrize(
     ("rule", "sentence"), [(name, s) for name, (refused, _) in CASES.items() for s in refused]
 )
-def test_refused(rule: str, sentence: str) -> None:
+def test_refused_examples_break_their_rule(rule: str, sentence: str) -> None:
     assert rule in findings(sentence)
 
 
 @pytest.mark.parametrize("sentence", [s for _, accepted in CASES.values() for s in accepted])
-def test_accepted(sentence: str) -> None:
+def test_accepted_examples_break_no_rule(sentence: str) -> None:
     assert findings(sentence) == set()
 
 
@@ -129,7 +129,7 @@ def other():
 '''
 
 
-def test_texts_of_a_module() -> None:
+def test_all_texts_of_a_module_are_found() -> None:
     found = [
         (finding.text.line, finding.text.kind, finding.rule.name)
         for text in prose.python_texts("kbridge/x.py", MODULE)
@@ -165,7 +165,7 @@ This is no prose.
 """
 
 
-def test_texts_of_a_page() -> None:
+def test_all_texts_of_a_page_are_found() -> None:
     texts = list(prose.markdown_texts("docs/x.md", PAGE))
     assert [t.text for t in texts] == [
         "A paragraph that is no paragraph. See CODE.",

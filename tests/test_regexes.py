@@ -272,13 +272,13 @@ RUNS = {(id(case.run), id(case.texts)): (name, case) for name, case in TABLE.ite
 
 
 @pytest.mark.parametrize(("name", "case"), RUNS.values(), ids=[name for name, _ in RUNS.values()])
-def test_time_grows_as_the_text_does(name: str, case: Case) -> None:
+def test_time_grows_linearly_with_the_text(name: str, case: Case) -> None:
     for number, make in enumerate(case.texts):
         growth = _growth(case, make)
         assert growth < SLACK, f"{name}: x{growth:.1f} for {make(3)!r}, text {number}"
 
 
-def test_the_measure_finds_what_is_quadratic() -> None:
+def test_the_measurement_detects_quadratic_time() -> None:
     def quadratic(text: str) -> int:
         return sum(1 for _ in range(len(text) ** 2 // 20))
 

@@ -23,38 +23,38 @@ MESSAGE = {
 }
 
 
-def test_a_missing_part_fails_in_ci(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_program_fails_in_ci(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CI", "true")
     with pytest.raises(Failed, match="no_such_module is missing: pip install no_such_module"):
         require("json", "no_such_module")
 
 
-def test_a_missing_part_skips_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_program_skips_outside_of_ci(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("CI", raising=False)
     monkeypatch.setenv("PATH", "")
     with pytest.raises(Skipped, match="node is missing: install Node"):
         require("node")
 
 
-def test_a_part_that_is_there() -> None:
+def test_an_installed_program_is_found() -> None:
     assert require("json") == "json"
 
 
-def test_what_never_happens_is_told() -> None:
+def test_an_event_that_never_happens_fails_with_its_name() -> None:
     with pytest.raises(AssertionError, match="still not: the moon is full"):
         eventually(lambda: False, "the moon is full", timeout=0)
 
 
 @pytest.mark.parametrize("buffers", [[], [b"\x00\xff", b"", b"12"]])
 @pytest.mark.parametrize("dialect", sorted(CODECS))
-def test_dialects_undo_themselves(dialect: str, buffers: list[bytes]) -> None:
+def test_decoding_undoes_encoding(dialect: str, buffers: list[bytes]) -> None:
     codec = CODECS[dialect]
     usual = {"msg_id": "1", "msg_type": "comm_msg"} if dialect == "legacy" else {}
     msg = {**MESSAGE, **usual, "buffers": buffers}
     assert codec.decode(codec.encode(msg)) == msg
 
 
-def test_v1_is_as_jupyter_server_reads_it() -> None:
+def test_jupyter_server_reads_v1_frames() -> None:
     require("jupyter_server")
     from jupyter_server.services.kernels.connection.base import deserialize_msg_from_ws_v1
 
@@ -67,7 +67,7 @@ def test_v1_is_as_jupyter_server_reads_it() -> None:
     assert parts[4:] == [b"\x00\xff"]
 
 
-def test_legacy_is_as_jupyter_server_reads_it() -> None:
+def test_jupyter_server_reads_legacy_frames() -> None:
     require("jupyter_server")
     from jupyter_server.services.kernels.connection.base import deserialize_binary_message
 

@@ -37,7 +37,7 @@ def test_every_answer_is_shown_by_tests_that_exist(row: list[str]) -> None:
 
 
 @pytest.mark.parametrize("row", rows(), ids=lambda row: row[0][:60])
-def test_every_answer_is_where_it_says(row: list[str]) -> None:
+def test_every_file_that_an_answer_names_exists(row: list[str]) -> None:
     for path in re.findall(r"`([\w/]+(?:\.py|/))`", row[2]):
         assert (TESTS.parent / "kbridge" / path).exists(), path
 

@@ -235,7 +235,7 @@ async def test_a_compressed_websocket_is_left_to_tornado(start) -> None:
 # -- backpressure ---------------------------------------------------------------------------
 
 
-async def test_nothing_is_read_while_the_kernel_takes_nothing(start) -> None:
+async def test_nothing_is_read_while_the_kernel_does_not_read(start) -> None:
     server = start(ChannelsHandler, HubSettings(request_limit=1000))
     async with server.client() as websocket:
         for _ in range(3):
@@ -249,7 +249,7 @@ async def test_nothing_is_read_while_the_kernel_takes_nothing(start) -> None:
             await keepalive_pong
 
 
-async def test_a_kernel_that_ends_before_it_takes_requests_closes_the_websocket(start) -> None:
+async def test_a_kernel_that_ends_before_it_is_ready_closes_the_websocket(start) -> None:
     handlers: list[Any] = []
 
     class Handler(ChannelsHandler):
@@ -297,9 +297,7 @@ class Plain(WebSocketHandler):
 
 
 @pytest.mark.parametrize("handler", [ChannelsHandler, Silent, Plain])
-async def test_what_has_arrived_does_not_come_again_and_what_was_missed_does(
-    start, handler
-) -> None:
+async def test_after_a_reconnect_only_missed_messages_are_sent(start, handler) -> None:
     server = start(handler, HubSettings(limit_rate=False, history_limit=0))
     async with server.client("a-kernel?session_id=s") as websocket:
         await attached(server)
@@ -348,7 +346,7 @@ def by_route(handler: ChannelsHandler) -> bool:
     return handler.get_query_argument("token", "") == "right"
 
 
-async def test_everybody_may_come_in_unless_the_application_says_otherwise(start) -> None:
+async def test_every_client_is_authorized_by_default(start) -> None:
     assert await status(start(ChannelsHandler)) == 101
 
 
@@ -381,7 +379,7 @@ async def test_only_true_authorizes(start, answer) -> None:
     assert await status(start(Sloppy)) == 403
 
 
-async def test_authorize_may_choose_the_status(start) -> None:
+async def test_authorize_can_choose_the_status(start) -> None:
     class Choosy(ChannelsHandler):
         def authorize(self) -> bool:
             raise HTTPError(401)
@@ -426,7 +424,7 @@ async def test_a_page_of_another_origin_cannot_tell_which_kernels_there_are(
     [{}, {"Upgrade": "websocket"}, {"Connection": "Upgrade"}],
     ids=["neither", "upgrade", "connection"],
 )
-async def test_what_is_not_a_handshake_does_not_reach_the_application(
+async def test_a_request_without_a_handshake_does_not_reach_the_application(
     start, monkeypatch, headers
 ) -> None:
     monkeypatch.setattr(Counting, "asked", 0)

@@ -76,7 +76,7 @@ async def evaluate(server: Server, kernel_id: str, code: str, dialect: str = "v1
         return (await ws.execute(code)).text()
 
 
-async def test_a_kernel_of_somebody_else_is_served_and_outlives_us(serve, elsewhere, dialect):
+async def test_an_attached_kernel_is_served_and_outlives_the_server(serve, elsewhere, dialect):
     server = serve(str(elsewhere.path), "--name=mine")
     (model,) = server.request("GET", "/api/kernels").json()
     assert (model["id"], model["name"]) == (elsewhere.id, "mine")
@@ -91,7 +91,7 @@ async def test_a_kernel_of_somebody_else_is_served_and_outlives_us(serve, elsewh
     assert await evaluate(again, elsewhere.id, "print(x)", dialect) == "6\n"
 
 
-async def test_delete_lets_go_of_it(serve, elsewhere):
+async def test_deleting_an_attached_kernel_detaches_it(serve, elsewhere):
     server = serve(str(elsewhere.path))
     assert await evaluate(server, elsewhere.id, "print(1)") == "1\n"
     assert server.request("DELETE", f"/api/kernels/{elsewhere.id}").status == 204
@@ -99,7 +99,7 @@ async def test_delete_lets_go_of_it(serve, elsewhere):
     assert elsewhere.process.poll() is None
 
 
-async def test_it_is_interrupted_by_message(serve, elsewhere):
+async def test_an_attached_kernel_is_interrupted_by_message(serve, elsewhere):
     server = serve(str(elsewhere.path))
     async with attach(server, elsewhere.id, "v1") as ws:
         asked = await ws.start(SLEEP)
@@ -109,7 +109,7 @@ async def test_it_is_interrupted_by_message(serve, elsewhere):
         assert (await ws.finish(asked)).reply["ename"] == "KeyboardInterrupt"
 
 
-async def test_kernels_come_and_go_with_files_in_a_directory(serve, tmp_path, elsewhere):
+async def test_kernels_follow_the_files_in_a_directory(serve, tmp_path, elsewhere):
     dropped = tmp_path / "dropped"
     dropped.mkdir()
     server = serve(f"--attach-dir={dropped}", command=None)
@@ -125,7 +125,7 @@ async def test_kernels_come_and_go_with_files_in_a_directory(serve, tmp_path, el
 
 
 @pytest.mark.parametrize("there", ["no-such-kernel", "broken"])
-def test_what_is_no_connection_file_ends_the_command_with_a_sentence(tmp_path, there):
+def test_an_invalid_connection_file_ends_the_command_with_an_explanation(tmp_path, there):
     broken = tmp_path / "broken.json"
     broken.write_text(json.dumps({"key": "a secret"}))
     name = str(broken) if there == "broken" else there
@@ -138,7 +138,7 @@ def test_what_is_no_connection_file_ends_the_command_with_a_sentence(tmp_path, t
     assert "a secret" not in done.stderr
 
 
-def test_without_a_file_the_command_says_what_it_needs(tmp_path):
+def test_without_a_file_the_command_says_what_is_missing(tmp_path):
     done = subprocess.run(_ATTACH, capture_output=True, text=True, timeout=60, cwd=tmp_path)
     assert done.returncode == 2
     assert "needs a connection file" in done.stderr
@@ -187,7 +187,7 @@ async def test_a_kernel_behind_ssh_is_served_and_survives_the_loss_of_the_connec
     assert elsewhere.process.poll() is None
 
 
-async def test_a_kernel_behind_ssh_that_hangs_at_work_is_shown_so_until_it_goes_on(
+async def test_a_kernel_behind_ssh_that_hangs_is_reported_until_it_continues(
     serve, elsewhere, sshd, tmp_path
 ):
     server = serve(
@@ -220,7 +220,7 @@ print("the end")
         assert state(server) == "idle"
 
 
-async def test_a_connection_file_that_is_only_there_is_read_over_ssh(serve, elsewhere, sshd):
+async def test_a_remote_connection_file_is_read_over_ssh(serve, elsewhere, sshd):
     hidden = elsewhere.path.with_name("with a space.json")
     hidden.write_text(elsewhere.path.read_text())
     server = serve(from_home(hidden), *over(sshd))
@@ -228,7 +228,7 @@ async def test_a_connection_file_that_is_only_there_is_read_over_ssh(serve, else
     assert await evaluate(server, model["id"], "print('over')") == "over\n"
 
 
-def test_no_way_through_ssh_ends_the_command_with_sshs_own_words(tmp_path, elsewhere, sshd):
+def test_an_ssh_error_ends_the_command_with_the_message_of_ssh(tmp_path, elsewhere, sshd):
     sshd.stop()
     done = subprocess.run(
         [*_ATTACH, str(elsewhere.path), *over(sshd), "--port=0"],

@@ -67,7 +67,7 @@ async def test_a_page_of_an_allowed_origin_runs_cells(new_server: ServerFactory)
         assert server.request("GET", "/api/kernels").json() == []
 
 
-async def test_a_page_of_a_foreign_origin_is_refused(new_server: ServerFactory) -> None:
+async def test_a_page_of_another_origin_is_refused(new_server: ServerFactory) -> None:
     with served(EXAMPLES) as allowed, served(EXAMPLES) as foreign:
         server = new_server(f"--allow-origin={allowed}")
         kernel = server.start_kernel()

@@ -114,20 +114,20 @@ async def journey(page: Page, base: str) -> None:
     assert await page.evaluate(FRONTEND, base) == [201, "opened", True, 204]
 
 
-async def test_a_newcomer(new_server: ServerFactory) -> None:
+async def test_a_new_user_can_log_in(new_server: ServerFactory) -> None:
     """Chromium sent `Origin: null` with the form, and the login failed."""
     server = new_server()
     async with browser() as page:
         await journey(page, f"{server.url}/")
 
 
-async def test_by_the_name_localhost(new_server: ServerFactory) -> None:
+async def test_login_under_the_name_localhost(new_server: ServerFactory) -> None:
     server = new_server()
     async with browser() as page:
         await log_in(page, f"http://localhost:{server.port}/")
 
 
-async def test_behind_a_base_url(new_server: ServerFactory) -> None:
+async def test_login_with_a_base_url(new_server: ServerFactory) -> None:
     server = new_server("--base-url=/a (b)/é/")
     async with browser() as page:
         await journey(page, f"{server.url}/a%20(b)/%C3%A9/")
@@ -149,7 +149,7 @@ def certificate(tmp_path: Path) -> list[str]:
     return [f"--certfile={cert}", f"--keyfile={key}"]
 
 
-async def test_over_tls(new_server: ServerFactory, certificate: list[str]) -> None:
+async def test_login_over_tls(new_server: ServerFactory, certificate: list[str]) -> None:
     server = new_server(*certificate)
     async with browser() as page:
         await journey(page, f"https://127.0.0.1:{server.port}/")
@@ -171,14 +171,14 @@ def nginx(home: Path, upstream: int) -> Iterator[str]:
             process.wait(TIMEOUT)
 
 
-async def test_behind_nginx(new_server: ServerFactory, tmp_path: Path) -> None:
+async def test_login_behind_nginx(new_server: ServerFactory, tmp_path: Path) -> None:
     server = new_server("--base-url=/hub/user/")
     with nginx(tmp_path, server.port) as address:
         async with browser() as page:
             await journey(page, f"{address}/hub/user/")
 
 
-async def test_a_page_elsewhere_cannot_use_the_cookie(new_server: ServerFactory) -> None:
+async def test_a_page_of_another_origin_cannot_use_the_cookie(new_server: ServerFactory) -> None:
     """It is another site (localhost), so that the request would be cross-site."""
     server = new_server()
     async with browser() as page:

@@ -48,7 +48,7 @@ async def read_all(client, msg_id: str, rate: float | None) -> list[int]:
 
 
 @pytest.mark.parametrize("rate", [12, 25, 60, 100, None])
-async def test_150_images_of_a_megabyte_all_arrive(new_server: ServerFactory, rate) -> None:
+async def test_all_of_150_images_of_a_megabyte_arrive(new_server: ServerFactory, rate) -> None:
     server = new_server()
     kernel = server.start_kernel()
     async with attach(server, kernel, max_queue=1) as client:
@@ -62,7 +62,7 @@ async def test_150_images_of_a_megabyte_all_arrive(new_server: ServerFactory, ra
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_a_gigabyte_all_arrives(tmp_path: Path) -> None:
+def test_all_of_a_gigabyte_arrives(tmp_path: Path) -> None:
     """Read with a fast client, because parsing a gigabyte would limit the speed."""
     shown = []
     with (
@@ -86,7 +86,7 @@ def test_a_gigabyte_all_arrives(tmp_path: Path) -> None:
     assert shown == list(range(1000))
 
 
-async def test_the_kernel_is_at_hand_meanwhile(new_server: ServerFactory) -> None:
+async def test_control_stdin_and_rest_work_during_a_burst(new_server: ServerFactory) -> None:
     """Control, stdin and REST work during a burst to a slow reader."""
     server = new_server()
     kernel = server.start_kernel()

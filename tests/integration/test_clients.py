@@ -17,7 +17,7 @@ pytestmark = pytest.mark.kernel
 CYCLES = int(os.environ.get("KBRIDGE_CYCLES", "300"))
 
 
-async def test_two_clients_hear_the_same_output(server: Server, kernel: str) -> None:
+async def test_two_clients_receive_the_same_output(server: Server, kernel: str) -> None:
     async with attach(server, kernel, "v1") as one, attach(server, kernel, "legacy") as two:
         mine = await one.execute("print('for both')")
         theirs = await two.finish(mine.msg_id, reply=False)
@@ -33,7 +33,9 @@ async def test_two_clients_hear_the_same_output(server: Server, kernel: str) -> 
         )
 
 
-async def test_a_prompt_goes_to_whoever_asked(server: Server, kernel: str, dialect: str) -> None:
+async def test_an_input_request_goes_to_the_client_of_the_execution(
+    server: Server, kernel: str, dialect: str
+) -> None:
     async with attach(server, kernel, dialect) as asker, attach(server, kernel, dialect) as other:
         asked = await asker.start("print(input('who? '))", allow_stdin=True)
         *_, prompt = await asker.until(lambda m: m["channel"] == "stdin")
@@ -43,7 +45,9 @@ async def test_a_prompt_goes_to_whoever_asked(server: Server, kernel: str, diale
         assert not [m for m in other.seen if m["channel"] == "stdin"]
 
 
-async def test_two_clients_with_one_session_id(server: Server, kernel: str, dialect: str) -> None:
+async def test_two_clients_can_share_a_session_id(
+    server: Server, kernel: str, dialect: str
+) -> None:
     session = uuid.uuid4().hex
     async with (
         attach(server, kernel, dialect, session=session) as one,
@@ -56,13 +60,13 @@ async def test_two_clients_with_one_session_id(server: Server, kernel: str, dial
         assert (await two.finish(third.msg_id, reply=False)).text() == "three\n"
 
 
-async def test_a_client_without_a_session_id(server: Server, kernel: str, dialect: str) -> None:
+async def test_a_client_needs_no_session_id(server: Server, kernel: str, dialect: str) -> None:
     async with attach(server, kernel, dialect, session=None) as ws:
         assert (await ws.execute("print('nameless')")).text() == "nameless\n"
 
 
 @pytest.mark.parametrize("how", ["close", "cut"])
-async def test_what_was_missed_comes_after_the_reconnect(
+async def test_missed_messages_arrive_after_the_reconnect(
     server: Server, kernel: str, dialect: str, how: str, tmp_path: Path
 ) -> None:
     gate = tmp_path / "gate"
@@ -96,7 +100,7 @@ for i in range(20, 40): print(i, flush=True)
     assert done.reply["status"] == "ok"
 
 
-async def test_a_reconnect_does_not_repeat_what_it_need_not(
+async def test_a_reconnect_does_not_repeat_acknowledged_messages(
     server: Server, kernel: str, dialect: str
 ) -> None:
     """A clean close acknowledges messages; messages of another session are not replayed."""
@@ -109,7 +113,7 @@ async def test_a_reconnect_does_not_repeat_what_it_need_not(
 
 @pytest.mark.slow
 @pytest.mark.timeout(120 + CYCLES // 5)
-async def test_short_visits_lose_nothing(server: Server, kernel: str) -> None:
+async def test_short_connections_lose_nothing(server: Server, kernel: str) -> None:
     for i in range(CYCLES):
         async with attach(server, kernel, ("v1", "legacy")[i % 2]) as ws:
             done = await ws.execute(f"print({i})")

@@ -94,7 +94,7 @@ def _server_date(server: Server) -> float:
 
 
 @pytest.mark.parametrize("jump", [-HOUR, HOUR], ids=["back", "forward"])
-async def test_a_clock_that_is_set_stops_nothing(server: Server, clock: Clock, jump: int) -> None:
+async def test_setting_the_clock_stops_nothing(server: Server, clock: Clock, jump: int) -> None:
     kernel = server.start_kernel("mute")
     unused = server.start_kernel("mute")
     await asyncio.to_thread(server.request, "GET", "/api")

@@ -29,7 +29,7 @@ async def until_gone(server: Server, kernel_id: str) -> None:
     await asyncio.to_thread(eventually, alone, "the websocket has gone")
 
 
-async def test_a_question_waits_for_who_comes_back_and_is_answered_once(
+async def test_an_input_request_waits_for_the_reconnect_and_is_answered_once(
     server: Server, own_kernel: str, dialect: str
 ) -> None:
     session = uuid.uuid4().hex
@@ -53,7 +53,7 @@ async def test_a_question_waits_for_who_comes_back_and_is_answered_once(
         assert (await ws.finish(next_one)).text() == "x\n", "the second answer must be dropped"
 
 
-async def test_a_new_page_takes_up_a_running_cell_with_its_question(
+async def test_a_new_page_receives_the_input_request_of_a_running_cell(
     server: Server, own_kernel: str, dialect: str
 ) -> None:
     async with attach(server, own_kernel, dialect) as ws:
@@ -79,7 +79,7 @@ async def test_a_new_page_takes_up_a_running_cell_with_its_question(
         assert "so be it\n" in [m["content"].get("text") for m in more]
 
 
-async def test_who_names_what_it_saw_gets_the_rest_once(
+async def test_a_client_with_since_receives_the_rest_once(
     server: Server, own_kernel: str, dialect: str
 ) -> None:
     async with attach(server, own_kernel, dialect) as ws:
@@ -92,7 +92,7 @@ async def test_who_names_what_it_saw_gets_the_rest_once(
     assert shown == [{"text/plain": "1"}, {"text/plain": "2"}]
 
 
-async def test_what_was_never_said_or_is_long_forgotten_is_answered_with_a_line(
+async def test_an_unknown_since_is_answered_with_a_notice(
     server: Server, own_kernel: str, dialect: str
 ) -> None:
     async with attach(server, own_kernel, dialect, since="no-such-message") as ws:
@@ -105,7 +105,7 @@ async def flood(ws: KernelClient, lines: int, width: int) -> str:
     return (await ws.execute(code)).text()
 
 
-async def test_a_flood_arrives_whole_with_the_usual_limits(
+async def test_a_flood_arrives_completely_with_the_default_limits(
     server: Server, own_kernel: str, dialect: str
 ) -> None:
     async with attach(server, own_kernel, dialect) as ws:
@@ -115,7 +115,7 @@ async def test_a_flood_arrives_whole_with_the_usual_limits(
         assert story < 10_000, "none was joined"
 
 
-async def test_text_beyond_the_data_limit_comes_at_its_pace_and_whole(
+async def test_text_above_the_data_limit_arrives_completely_at_the_limit(
     new_server: ServerFactory,
 ) -> None:
     server = new_server("--ZMQChannelsWebsocketConnection.iopub_data_rate_limit=100000")

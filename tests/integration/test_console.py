@@ -134,7 +134,7 @@ async def test_a_console_and_a_browser_share_a_kernel(host: Server, dialect: str
     host.assert_clean_log()
 
 
-async def test_a_console_that_takes_the_kernel_with_it(host: Server) -> None:
+async def test_a_console_that_shuts_down_its_kernel(host: Server) -> None:
     kernel = host.start_kernel()
     async with attach(host, kernel) as ws:
         before = (await ws.execute("import os; print(os.getpid())")).text()

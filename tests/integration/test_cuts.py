@@ -36,7 +36,7 @@ def server(new_server: ServerFactory, tmp_path: Path) -> Server:
 
 
 @pytest.mark.parametrize("says_since", [False, True], ids=["session_id", "since"])
-async def test_nothing_is_lost_wherever_the_connection_is_cut(
+async def test_nothing_is_lost_when_the_connection_is_cut(
     server: Server, dialect: str, says_since: bool
 ) -> None:
     seed = int(os.environ.get("KBRIDGE_SEED", random.randrange(1 << 32)))

@@ -61,7 +61,7 @@ async def output(server: Server, kernel_id: str, code: str, dialect: str = "v1")
         return (await ws.execute(code)).text()
 
 
-async def test_nothing_passes_in_the_clear_and_restarts_work(start, dialect):
+async def test_all_traffic_is_encrypted_and_restarts_work(start, dialect):
     server = start("required")
     kernel_id = new_kernel(server)
     assert await output(server, kernel_id, "print('in cipher')", dialect) == "in cipher\n"
@@ -73,7 +73,7 @@ async def test_nothing_passes_in_the_clear_and_restarts_work(start, dialect):
         assert await output(server, kernel_id, "print('again')", dialect) == "again\n"
 
 
-async def test_who_listens_without_the_keys_hears_nothing(start):
+async def test_a_client_without_the_keys_receives_nothing(start):
     server = start("preferred")
     kernel_id = new_kernel(server)
     info = info_of(server, kernel_id)
@@ -95,7 +95,7 @@ async def test_who_listens_without_the_keys_hears_nothing(start):
     context.destroy(linger=0)
 
 
-async def test_off_is_off(start):
+async def test_encryption_can_be_turned_off(start):
     server = start("off")
     kernel_id = new_kernel(server)
     assert "curve_publickey" not in info_of(server, kernel_id)
@@ -103,7 +103,7 @@ async def test_off_is_off(start):
     assert await output(server, kernel_id, "print(1)") == "1\n"
 
 
-def test_a_kernelspec_that_cannot_encrypt_is_refused_where_it_must(start):
+def test_a_kernelspec_without_encryption_is_refused_if_required(start):
     server = start("required")
     reply = server.request("POST", "/api/kernels", {"name": "mute"})
     assert reply.status == 500

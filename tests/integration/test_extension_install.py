@@ -67,7 +67,7 @@ def jupyter(tmp_path: Path) -> Iterator[Server]:
 
 
 @pytest.mark.kernel
-async def test_from_start_to_sigterm(jupyter: Server) -> None:
+async def test_the_extension_serves_kernels_until_sigterm(jupyter: Server) -> None:
     kernel = jupyter.start_kernel()
     assert f"kernel websockets go over kbridge {__version__}" in jupyter.tail()
     async with attach(jupyter, kernel, "v1") as new:
@@ -140,7 +140,9 @@ def environment(tmp_path: Path, wheel: Path) -> Path:
 @pytest.mark.slow
 @pytest.mark.kernel
 @pytest.mark.timeout(300)
-async def test_installed_is_enabled(tmp_path: Path, wheel: Path, environment: Path) -> None:
+async def test_installing_the_package_enables_the_extension(
+    tmp_path: Path, wheel: Path, environment: Path
+) -> None:
     require("jupyter_server", "ipykernel")
     (shipped,) = [n for n in zipfile.ZipFile(wheel).namelist() if n.endswith(SWITCH)]
     with zipfile.ZipFile(wheel) as archive:
@@ -199,7 +201,7 @@ def as_old_jupyter_server(where: Path) -> dict[str, str]:
 
 
 @pytest.mark.kernel
-async def test_an_old_jupyter_server_is_left_as_it_is_and_told_why(tmp_path: Path) -> None:
+async def test_an_old_jupyter_server_is_unchanged_and_logs_the_reason(tmp_path: Path) -> None:
     require("jupyter_server", "ipykernel")
     env = as_old_jupyter_server(tmp_path)
     (tmp_path / "home").mkdir()
@@ -239,14 +241,14 @@ def test_the_class_is_refused_by_an_old_jupyter_server(tmp_path: Path) -> None:
         ("unknown", True),
     ],
 )
-def test_which_versions_it_works_in(version: str, works: bool) -> None:
+def test_the_supported_versions_of_jupyter_server(version: str, works: bool) -> None:
     require("jupyter_server")
     from kbridge.jupyter.supported import reason_against
 
     assert (reason_against(version) == "") is works
 
 
-def test_the_oldest_version_is_that_of_the_extra() -> None:
+def test_the_oldest_version_equals_that_of_the_extra() -> None:
     require("jupyter_server")
     from kbridge.jupyter.supported import MINIMUM
 
@@ -283,7 +285,7 @@ def test_without_jupyter_server_the_version_is_known(without: dict[str, str]) ->
 
 
 @pytest.mark.kernel
-async def test_without_jupyter_server_the_bridge_stands_on_its_own(
+async def test_without_jupyter_server_the_standalone_server_works(
     tmp_path: Path, without: dict[str, str]
 ) -> None:
     require("ipykernel")

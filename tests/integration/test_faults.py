@@ -132,7 +132,7 @@ async def state(server: Server, kernel_id: str) -> str:
 
 
 @pytest.mark.parametrize("ports", ["the same", "new"])
-async def test_a_death_is_told_at_once_after_all_that_the_kernel_said(
+async def test_a_death_is_announced_at_once_after_the_last_output(
     serve: Callable[..., Server], dialect: str, ports: str
 ) -> None:
     """The server polls the process once per hour: the operating system reports the death."""
@@ -155,9 +155,7 @@ async def test_a_death_is_told_at_once_after_all_that_the_kernel_said(
     assert (before["shell_port"] == after["shell_port"]) == (ports == "the same")
 
 
-async def test_a_kernel_that_is_given_up_is_dead_and_can_be_started_again(
-    serve: Callable[..., Server], dialect: str
-) -> None:
+async def test_a_dead_kernel_can_be_restarted(serve: Callable[..., Server], dialect: str) -> None:
     server = serve(f"{MANAGER}.restart_limit=0")
     kernel_id = server.start_kernel("scripted")
     async with attach(server, kernel_id, dialect) as ws:
@@ -171,7 +169,7 @@ async def test_a_kernel_that_is_given_up_is_dead_and_can_be_started_again(
         assert await state(server, kernel_id) == "idle"
 
 
-async def test_a_kernel_that_dies_in_the_midst_of_a_message(ws: KernelClient) -> None:
+async def test_a_kernel_that_dies_within_a_message(ws: KernelClient) -> None:
     """Complete messages arrive; the incomplete one does not."""
     await ws.start("k.stream('whole', parent)\nk.stream('x' * (32 << 20), parent)\nk.die()")
     *old, _ = await ws.until(is_status("restarting"))
@@ -224,7 +222,7 @@ async def test_a_kernel_that_hangs_for_a_while_loses_nothing(
 
 
 @pytest.mark.parametrize("shown", ["unknown", "dead"])
-async def test_a_kernel_elsewhere_that_hangs_is_shown_so_until_it_goes_on(
+async def test_an_attached_kernel_that_hangs_is_reported_until_it_continues(
     serve: Callable[..., Server], elsewhere: tuple[Path, subprocess.Popen[bytes]], shown: str
 ) -> None:
     """The process does not belong to the server; its heartbeat shows that it hangs."""
@@ -253,7 +251,7 @@ async def test_a_kernel_elsewhere_that_hangs_is_shown_so_until_it_goes_on(
 
 
 @pytest.mark.parametrize("mute", ["kernel_info", "all"])
-async def test_a_kernel_that_does_not_answer_gets_the_requests_all_the_same(
+async def test_requests_are_sent_to_a_kernel_that_answers_no_probe(
     serve: Callable[..., Server], dialect: str, mute: str
 ) -> None:
     server = serve(f"{MANAGER}.kernel_info_timeout=1", f"{MANAGER}.start_grace=0.1")
@@ -278,9 +276,7 @@ async def test_a_kernel_that_does_not_answer_gets_the_requests_all_the_same(
 @pytest.mark.parametrize(
     "said", [None, "", "99", "99.0", "five", 5, 4.1, [], [5, "x"], {}, "5" * 5000, "9" * 30 + ".1"]
 )
-async def test_whatever_a_kernel_says_of_its_protocol_it_is_spoken_to(
-    server: Server, said: Any
-) -> None:
+async def test_any_protocol_version_of_a_kernel_is_accepted(server: Server, said: Any) -> None:
     env = {"KERNEL_SCRIPT_PROTOCOL": json.dumps(said)}
     kernel_id = server.start_kernel("scripted", env=env)
     async with attach(server, kernel_id) as ws:
@@ -306,7 +302,7 @@ FRAMES = {
 
 
 @pytest.mark.parametrize("fault", FRAMES)
-async def test_a_frame_that_is_wrong_reaches_nobody_and_takes_nothing_along(
+async def test_an_invalid_message_is_dropped_and_others_arrive(
     heard: KernelClient, fault: str
 ) -> None:
     done = await heard.execute(f"k.stream('1', parent)\n{FRAMES[fault]}\nk.stream('2', parent)")
@@ -327,7 +323,7 @@ GARBLED = {
 
 
 @pytest.mark.parametrize("fault", GARBLED)
-async def test_what_a_kernel_signs_is_its_own_affair_and_takes_nothing_along(
+async def test_invalid_content_with_a_valid_signature_harms_no_other_message(
     heard: KernelClient, fault: str
 ) -> None:
     """The bridge does not parse the whole message: it passes it unchanged, or not at all."""
@@ -348,7 +344,7 @@ async def test_what_a_kernel_signs_is_its_own_affair_and_takes_nothing_along(
     await works(heard)
 
 
-async def test_what_was_refused_is_told_in_the_log(serve: Callable[..., Server]) -> None:
+async def test_dropped_messages_are_logged(serve: Callable[..., Server]) -> None:
     server = serve()
     kernel_id = server.start_kernel("scripted")
     async with attach(server, kernel_id) as ws:
@@ -358,14 +354,14 @@ async def test_what_was_refused_is_told_in_the_log(serve: Callable[..., Server])
     assert "an invalid signature" in line
 
 
-async def test_a_frame_that_comes_twice_is_shown_twice(heard: KernelClient) -> None:
+async def test_a_message_that_is_sent_twice_is_shown_twice(heard: KernelClient) -> None:
     """A kernel may send a message twice; other programs lack its TCP connection and its key."""
     done = await heard.execute(f"p = {GOOD}\nk.send(p)\nk.send(p)")
     assert done.text() == "forgedforged"
     await works(heard)
 
 
-async def test_answers_reach_who_asked_whatever_session_the_kernel_names(
+async def test_replies_reach_their_client_if_the_kernel_names_another_session(
     server: Server, liar: str, dialect: str
 ) -> None:
     async with (
@@ -386,7 +382,7 @@ async def test_answers_reach_who_asked_whatever_session_the_kernel_names(
 # -- kernels that say too much --------------------------------------------------------------
 
 
-async def test_a_message_that_is_bigger_than_the_journal(
+async def test_a_message_larger_than_the_journal_arrives(
     serve: Callable[..., Server], dialect: str
 ) -> None:
     """It reaches clients that read; other clients receive a marker (test_limits)."""
@@ -414,7 +410,7 @@ FLOODS = {
 
 
 @pytest.mark.parametrize("flood", FLOODS)
-async def test_a_flood_ends_with_its_reply_and_harms_nobody(
+async def test_a_flood_ends_with_its_reply_and_harms_no_other_client(
     server: Server, liar: str, flood: str
 ) -> None:
     async with attach(server, liar) as ws, attach(server, liar, "legacy") as other:
@@ -441,7 +437,7 @@ async def test_a_flood_ends_with_its_reply_and_harms_nobody(
 # -- disks that are full --------------------------------------------------------------------
 
 
-async def test_a_full_disk_fails_a_start_with_the_files_name_and_leaves_nothing(
+async def test_a_full_disk_fails_a_start_and_names_the_file(
     serve: Callable[..., Server],
 ) -> None:
     """A limit on the size of files simulates a full disk: the system refuses the same write."""

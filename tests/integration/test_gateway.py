@@ -15,7 +15,7 @@ pytestmark = pytest.mark.kernel
 
 
 @pytest.mark.slow
-async def test_jupyter_server_runs_its_kernels_through_us(
+async def test_jupyter_server_runs_its_kernels_through_kbridge(
     server: Server, new_server: ServerFactory
 ) -> None:
     require("jupyter_server")
@@ -55,7 +55,9 @@ async def test_jupyter_server_runs_its_kernels_through_us(
 
 
 @pytest.mark.slow
-async def test_where_its_kernels_start_and_in_which_language(new_server: ServerFactory) -> None:
+async def test_gateway_kernels_have_the_directory_and_locale_of_the_request(
+    new_server: ServerFactory,
+) -> None:
     require("jupyter_server")
     back = new_server(env={"LC_TIME": "C.UTF-8"})
     (back.home / "sub").mkdir()

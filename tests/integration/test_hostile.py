@@ -98,7 +98,7 @@ async def every(made: Iterator[Case], judge: Callable[[Case], Awaitable[None]]) 
 
 
 @pytest.mark.timeout(SECONDS + 300)
-async def test_no_http_request_is_a_fault_of_the_server(live: Live) -> None:
+async def test_no_http_request_causes_an_internal_error(live: Live) -> None:
     server, kernel, harmed = live
     seen: Counter[int] = Counter()
 
@@ -197,7 +197,9 @@ BEGINNINGS = {
 
 
 @pytest.mark.parametrize("drips", [False, True], ids=["stops", "trickles"])
-async def test_what_is_never_finished_is_ended(strict: tuple[Server, str], drips: bool) -> None:
+async def test_requests_that_never_finish_are_closed(
+    strict: tuple[Server, str], drips: bool
+) -> None:
     """The setting says one second."""
     server, kernel = strict
 
@@ -216,7 +218,7 @@ async def test_what_is_never_finished_is_ended(strict: tuple[Server, str], drips
 
 
 @pytest.mark.slow
-async def test_five_thousand_half_open_connections(live: Live) -> None:
+async def test_five_thousand_half_open_connections_harm_no_client(live: Live) -> None:
     server, kernel, _ = live
     need_descriptors(CROWD + 500)
     handshake = BEGINNINGS["half a handshake"]
@@ -238,7 +240,7 @@ async def test_five_thousand_half_open_connections(live: Live) -> None:
             wire.cut()
 
 
-async def test_thousands_of_wrong_tokens(live: Live) -> None:
+async def test_thousands_of_wrong_tokens_harm_no_client(live: Live) -> None:
     server, kernel, _ = live
     lines = len(server.log.read_text().splitlines())
     statuses: Counter[int] = Counter()
@@ -267,7 +269,9 @@ async def test_thousands_of_wrong_tokens(live: Live) -> None:
     assert f"{1:048x}" not in server.log.read_text(), "the log contains a guess"
 
 
-async def test_without_descriptors_nobody_inside_is_harmed(new_server: ServerFactory) -> None:
+async def test_without_free_descriptors_connected_clients_continue(
+    new_server: ServerFactory,
+) -> None:
     command = [sys.executable, "-m", "kbridge", "--ip=127.0.0.1"]
     server = new_server(
         "--KbridgeApp.min_open_files_limit=0",
@@ -284,7 +288,9 @@ async def test_without_descriptors_nobody_inside_is_harmed(new_server: ServerFac
     assert 1 <= len(complaints) <= 3, complaints
 
 
-async def test_kernels_leave_descriptors_to_their_owner(new_server: ServerFactory) -> None:
+async def test_a_start_that_would_use_the_last_descriptors_is_refused(
+    new_server: ServerFactory,
+) -> None:
     command = [sys.executable, "-m", "kbridge", "--ip=127.0.0.1"]
     server = new_server(
         "--KbridgeApp.min_open_files_limit=0",

@@ -85,7 +85,7 @@ def refused_or_taken(server: Server, reply: Reply) -> None:
 
 
 @pytest.mark.parametrize("name", ODD)
-def test_a_kernel(fuzzed: Server, name: str) -> None:
+def test_impossible_values_for_a_kernel_are_refused_or_accepted(fuzzed: Server, name: str) -> None:
     odd = ODD[name]
     bodies: list[Any] = [odd, *({"name": "mute", field: odd} for field in ("name", "path", "env"))]
     bodies.append({"name": "mute", "env": {"KERNEL_A": odd}})
@@ -98,7 +98,7 @@ def test_a_kernel(fuzzed: Server, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ODD)
-def test_a_session(fuzzed: Server, name: str) -> None:
+def test_impossible_values_for_a_session_are_refused_or_accepted(fuzzed: Server, name: str) -> None:
     odd = ODD[name]
     good = {"path": "a", "type": "notebook", "name": "b", "kernel": {"name": "mute"}}
     bodies = [{**good, field: odd} for field in ("path", "type", "name", "kernel", "notebook")]
@@ -109,7 +109,7 @@ def test_a_session(fuzzed: Server, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ODD)
-def test_a_session_that_changes(fuzzed: Server, name: str) -> None:
+def test_impossible_changes_of_a_session_are_refused_or_accepted(fuzzed: Server, name: str) -> None:
     odd = ODD[name]
     good = {"path": f"nb {list(ODD).index(name)}", "type": "notebook", "kernel": {"name": "mute"}}
     made = fuzzed.request("POST", "/api/sessions", good).json()
@@ -124,14 +124,14 @@ def test_a_session_that_changes(fuzzed: Server, name: str) -> None:
 
 
 @pytest.mark.parametrize("body", BODIES, ids=range(len(BODIES)))
-def test_a_body_that_is_none(fuzzed: Server, body: bytes) -> None:
+def test_a_body_that_is_not_an_object_is_refused(fuzzed: Server, body: bytes) -> None:
     for method, path in (("POST", "kernels"), ("POST", "sessions"), ("PATCH", "sessions/x")):
         reply = fuzzed.request(method, f"/api/{path}", body)
         assert reply.status in {400, 404}, (reply.status, reply.body[:500])
 
 
 @pytest.mark.parametrize("name", SPECS)
-def test_a_kernelspec(fuzzed: Server, name: str) -> None:
+def test_impossible_names_of_kernelspecs_are_refused(fuzzed: Server, name: str) -> None:
     reply = fuzzed.request("POST", "/api/kernels", {"name": name})
     assert reply.status == 400, (reply.status, reply.body)
     said = reply.json()["message"]

@@ -29,7 +29,7 @@ async def ws(server: Server, kernel: str, dialect: str) -> AsyncIterator[KernelC
         yield client
 
 
-async def test_execute(ws: KernelClient) -> None:
+async def test_an_execution_has_all_its_messages(ws: KernelClient) -> None:
     done = await ws.execute("6 * 7")
     assert done.reply["status"] == "ok"
     assert done.types == ["busy", "execute_input", "execute_result", "idle"]
@@ -37,31 +37,31 @@ async def test_execute(ws: KernelClient) -> None:
     assert {m["parent_header"]["session"] for m in done.messages} == {ws.session}
 
 
-async def test_kernel_info(ws: KernelClient) -> None:
+async def test_kernel_info_is_answered(ws: KernelClient) -> None:
     done = await ws.request("kernel_info_request", {})
     assert done.reply["language_info"]["name"] == "python"
     assert done.reply["protocol_version"].startswith("5.")
 
 
-async def test_streams(ws: KernelClient) -> None:
+async def test_stdout_and_stderr_are_separate(ws: KernelClient) -> None:
     done = await ws.execute("import sys; print('to you'); print('beware', file=sys.stderr)")
     assert done.text("stdout") == "to you\n"
     assert done.text("stderr") == "beware\n"
 
 
-async def test_every_character(ws: KernelClient) -> None:
+async def test_every_character_is_unchanged(ws: KernelClient) -> None:
     text = "héllo — 世界 🐍 \x7f \u2028 \\ \" ' </script> \0"
     done = await ws.execute(f"print({text!a})\n{text[:12]!r}")
     assert done.text() == text + "\n"
 
 
-async def test_a_thousand_lines_in_order(ws: KernelClient) -> None:
+async def test_a_thousand_lines_arrive_in_order(ws: KernelClient) -> None:
     done = await ws.execute("for i in range(500): print(i, flush=True)")
     assert done.text() == "".join(f"{i}\n" for i in range(500))
     assert done.types[-1] == "idle"
 
 
-async def test_rich_output(ws: KernelClient) -> None:
+async def test_rich_output_arrives(ws: KernelClient) -> None:
     code = f"""
 from IPython.display import HTML, Image, display
 import base64
@@ -77,7 +77,7 @@ handle.update(HTML("<i>slanted</i>"))
     assert update["content"]["data"]["text/html"] == "<i>slanted</i>"
 
 
-async def test_an_error(ws: KernelClient) -> None:
+async def test_an_error_has_its_traceback(ws: KernelClient) -> None:
     done = await ws.execute("1 / 0")
     (error,) = done.of("error")
     assert error["content"]["ename"] == "ZeroDivisionError"
@@ -86,7 +86,7 @@ async def test_an_error(ws: KernelClient) -> None:
     assert done.reply["ename"] == "ZeroDivisionError"
 
 
-async def test_requests_that_are_no_execute(ws: KernelClient) -> None:
+async def test_requests_other_than_execute_are_answered(ws: KernelClient) -> None:
     complete = await ws.request("complete_request", {"code": "prin", "cursor_pos": 4})
     assert "print" in complete.reply["matches"]
     inspect = await ws.request(
@@ -97,7 +97,7 @@ async def test_requests_that_are_no_execute(ws: KernelClient) -> None:
     assert whole.reply["status"] == "incomplete"
 
 
-async def test_stdin(ws: KernelClient) -> None:
+async def test_input_is_requested_and_answered(ws: KernelClient) -> None:
     asked = await ws.start("print('hello, ' + input('name? '))", allow_stdin=True)
     *_, prompt = await ws.until(lambda m: m["channel"] == "stdin")
     assert prompt["header"]["msg_type"] == "input_request"
@@ -107,7 +107,7 @@ async def test_stdin(ws: KernelClient) -> None:
     assert (await ws.finish(asked)).text() == "hello, Ada\n"
 
 
-async def test_interrupt(ws: KernelClient, server: Server, kernel: str) -> None:
+async def test_a_running_cell_is_interrupted(ws: KernelClient, server: Server, kernel: str) -> None:
     asked = await ws.start(SLEEP)
     await ws.until(lambda m: "asleep" in m["content"].get("text", ""))
     reply = await server.call("POST", f"/api/kernels/{kernel}/interrupt")
@@ -154,7 +154,7 @@ get_ipython().kernel.comm_manager.register_target("mirror", opened)
     await ws.finish(closed, reply=False)
 
 
-async def test_twenty_megabytes_in_one_message(ws: KernelClient) -> None:
+async def test_a_message_of_twenty_megabytes_arrives(ws: KernelClient) -> None:
     code = (
         "from IPython.display import display\ndisplay({'text/plain': 'x' * 20_000_000}, raw=True)"
     )
@@ -162,7 +162,7 @@ async def test_twenty_megabytes_in_one_message(ws: KernelClient) -> None:
     assert len(done.of("display_data")[0]["content"]["data"]["text/plain"]) == 20_000_000
 
 
-async def test_subshells(ws: KernelClient, tmp_path: Path) -> None:
+async def test_a_subshell_runs_beside_a_busy_shell(ws: KernelClient, tmp_path: Path) -> None:
     """A `subshell_id` in the header reaches the kernel: the main shell is busy all the while."""
     info = await ws.request("kernel_info_request", {})
     if "kernel subshells" not in info.reply.get("supported_features", []):

@@ -98,7 +98,7 @@ def autogen(port: int) -> list[str]:
     ]
 
 
-def test_autogen(start: Start, tmp_path: Path) -> None:
+def test_the_command_of_autogen_is_supported(start: Start, tmp_path: Path) -> None:
     port = free_port()
     gateway = start(*autogen(port))
     assert gateway.port == port
@@ -109,7 +109,7 @@ def test_autogen(start: Start, tmp_path: Path) -> None:
     assert gateway.stop(signal.SIGINT) == 0
 
 
-def test_autogen_in_docker(start: Start) -> None:
+def test_the_docker_command_of_autogen_is_supported(start: Start) -> None:
     gateway = start(
         "--KernelGatewayApp.ip=0.0.0.0",
         f"--KernelGatewayApp.port={free_port()}",
@@ -122,7 +122,7 @@ def test_autogen_in_docker(start: Start) -> None:
 
 
 @pytest.mark.kernel
-async def test_smolagents(start: Start) -> None:
+async def test_the_command_of_smolagents_is_supported(start: Start) -> None:
     """The token is in the environment; every request has it in the URL."""
     gateway = start(
         "--KernelGatewayApp.ip=0.0.0.0",
@@ -141,21 +141,21 @@ async def test_smolagents(start: Start) -> None:
     assert gateway.stop(signal.SIGTERM) == 0
 
 
-def test_without_a_token_there_is_a_random_one(start: Start) -> None:
+def test_without_a_token_a_random_one_is_generated(start: Start) -> None:
     gateway = start(f"--KernelGatewayApp.port={free_port()}")
     assert "no token is set" in gateway.said
     assert gateway.request("GET", "/api/kernelspecs")[0] == 403
     gateway.stop(signal.SIGTERM)
 
 
-def test_no_token_can_be_asked_for_and_kernels_are_not_listed(start: Start) -> None:
+def test_the_token_can_be_disabled_and_kernels_are_not_listed(start: Start) -> None:
     gateway = start(f"--port={free_port()}", "--KernelGatewayApp.auth_token=")
     assert gateway.request("GET", "/api/kernelspecs")[0] == 200
     assert gateway.request("GET", "/api/kernels")[0] == 403
     gateway.stop(signal.SIGTERM)
 
 
-def test_the_gateways_config_file(start: Start, tmp_path: Path) -> None:
+def test_the_config_file_of_the_gateway_is_read(start: Start, tmp_path: Path) -> None:
     (tmp_path / "config").mkdir()
     (tmp_path / "config" / "jupyter_kernel_gateway_config.py").write_text(
         "c.KernelGatewayApp.auth_token = 'from-a-file'\n"

@@ -61,7 +61,9 @@ async def notebook(place: Place) -> AsyncIterator[Notebook]:
 
 
 @only_extension
-async def test_websockets_are_kbridges_inside_jupyter(place: Place, notebook: Notebook) -> None:
+async def test_the_extension_serves_the_websockets_of_jupyterlab(
+    place: Place, notebook: Notebook
+) -> None:
     assert "kernel websockets go over kbridge" in place.kernels.log.read_text()
     # kbridge closes with a reason; Jupyter Server's own class breaks the connection (1006).
     closed = """id => new Promise(done => {
@@ -74,7 +76,7 @@ async def test_websockets_are_kbridges_inside_jupyter(place: Place, notebook: No
 
 
 @only_gateway
-async def test_kernels_are_kbridges_behind_a_gateway(place: Place, notebook: Notebook) -> None:
+async def test_a_gateway_serves_the_kernels_of_jupyterlab(place: Place, notebook: Notebook) -> None:
     kernels = {k["id"]: k for k in (await place.kernels.call("GET", "/api/kernels")).json()}
     assert kernels[await notebook.connected()]["connections"] > 0
 
@@ -102,7 +104,7 @@ display(Image(png(240, 100)))
 6 * 7"""
 
 
-async def test_streams_and_rich_output(place: Place, notebook: Notebook) -> None:
+async def test_a_notebook_shows_streams_and_rich_output(place: Place, notebook: Notebook) -> None:
     await notebook.prepare(PNG)
     cell = await notebook.run(OUTPUT)
     await cell.shows("to stdout\n")
@@ -123,7 +125,7 @@ async def test_an_error_shows_its_traceback(place: Place, notebook: Notebook) ->
     await place.picture("error")
 
 
-async def test_input_is_answered_in_the_page(notebook: Notebook) -> None:
+async def test_input_is_answered_on_the_page(notebook: Notebook) -> None:
     cell = await notebook.start("name = input('Your name? ')\nprint('Hello', name)")
     answer = cell.locator.locator(".jp-Stdin-input")
     await answer.fill("Ada")
@@ -132,7 +134,7 @@ async def test_input_is_answered_in_the_page(notebook: Notebook) -> None:
     await expect(cell.stream("stdout").last).to_have_text("Hello Ada\n")
 
 
-async def test_a_slider_moves_in_the_page_and_in_python(place: Place, notebook: Notebook) -> None:
+async def test_a_slider_moves_on_the_page_and_in_python(place: Place, notebook: Notebook) -> None:
     cell = await notebook.run(
         "import ipywidgets as widgets\nslider = widgets.IntSlider(description='speed')\nslider"
     )
@@ -151,7 +153,7 @@ async def test_a_slider_moves_in_the_page_and_in_python(place: Place, notebook: 
 # Jupyter Server as the client of a gateway reads only text frames; a frame with buffers ends its
 # reading.
 @only_extension
-async def test_buffers_go_both_ways(place: Place, notebook: Notebook) -> None:
+async def test_buffers_pass_in_both_directions(place: Place, notebook: Notebook) -> None:
     await notebook.prepare(PNG)
     cell = await notebook.run(
         "import ipywidgets as widgets\n"
@@ -180,7 +182,9 @@ async def test_a_sleeping_cell_is_interrupted(notebook: Notebook) -> None:
     await expect(after.output).to_have_text("42")
 
 
-async def test_a_restart_from_the_menu_is_no_crash(place: Place, notebook: Notebook) -> None:
+async def test_a_restart_from_the_menu_is_not_shown_as_a_crash(
+    place: Place, notebook: Notebook
+) -> None:
     await notebook.run("kept = True")
     kernel = await notebook.connected()
     await notebook.choose("Kernel", "Restart Kernel…")
@@ -194,7 +198,7 @@ async def test_a_restart_from_the_menu_is_no_crash(place: Place, notebook: Noteb
     assert await notebook.connected() == kernel
 
 
-async def test_a_kernel_that_dies_comes_back(place: Place, notebook: Notebook) -> None:
+async def test_a_kernel_that_dies_is_restarted(place: Place, notebook: Notebook) -> None:
     await notebook.run("kept = True")
     kernel = await notebook.connected()
     await notebook.start("import os, signal\nos.kill(os.getpid(), signal.SIGKILL)")

@@ -154,7 +154,7 @@ async def test_no_line_is_missing_after_silence_that_ends_in_a_reset(
 
 
 @kbridges
-async def test_no_line_is_missing_after_cuts_in_mid_print(
+async def test_no_line_is_missing_after_cuts_during_a_print(
     place: Place, stretch: str, notebook: Notebook, tmp_path: Path
 ) -> None:
     lines, network = Lines(tmp_path, count=4000, pause=0.001), getattr(place, stretch)
@@ -168,7 +168,7 @@ async def test_no_line_is_missing_after_cuts_in_mid_print(
 
 
 @kbridges
-async def test_no_line_is_missing_after_a_connection_was_cut_between_two(
+async def test_no_line_is_missing_after_a_cut_between_two_messages(
     place: Place, stretch: str, notebook: Notebook, tmp_path: Path
 ) -> None:
     lines, network = Lines(tmp_path), getattr(place, stretch)
@@ -183,7 +183,7 @@ async def test_no_line_is_missing_after_a_connection_was_cut_between_two(
 
 
 @both
-async def test_a_reloaded_page_finds_its_kernel_at_work(
+async def test_a_reloaded_page_shows_its_kernel_as_busy(
     place: Place, notebook: Notebook, tmp_path: Path
 ) -> None:
     lines = Lines(tmp_path, count=20)
@@ -214,7 +214,7 @@ for n in range(10_000):
 
 
 @only_extension
-async def test_a_flood_comes_whole_and_leaves_the_page_alive(
+async def test_a_flood_arrives_completely_and_the_page_responds(
     place: Place, notebook: Notebook
 ) -> None:
     await notebook.count_outputs()
@@ -267,7 +267,7 @@ async def test_a_progress_bar_on_a_slow_page_ends_where_it_should(
     [("extension", "front", 0), ("extension", "front", 1), ("gateway", "back", 0)],
     indirect=["place"],
 )
-async def test_a_question_is_answered_once_after_a_cut(
+async def test_an_input_request_is_answered_once_after_a_cut(
     place: Place, stretch: str, box: int, notebook: Notebook
 ) -> None:
     cell = await notebook.start("for name in [input('Name? ')]:\n    print('Hello', name)")
@@ -295,7 +295,7 @@ async def test_a_question_is_answered_once_after_a_cut(
 
 
 @only_gateway
-async def test_a_server_that_was_killed_comes_back_with_its_kernels(
+async def test_a_killed_server_finds_its_kernels_at_the_next_start(
     place: Place, notebook: Notebook, tmp_path: Path
 ) -> None:
     assert isinstance(place.kernels, RestartableServer)

@@ -133,7 +133,7 @@ async def all_of_it(server: Server, cycles: int, rounds: int) -> None:
 @pytest.mark.kernel
 @pytest.mark.slow
 @pytest.mark.timeout(120 + CYCLES // 5)
-async def test_a_server_is_as_it_was_after_a_thousand_cycles(
+async def test_a_server_leaks_nothing_in_a_thousand_cycles(
     observed: Server, request: pytest.FixtureRequest
 ) -> None:
     await all_of_it(observed, 100, 2)  # until all permanent objects exist
@@ -188,7 +188,7 @@ def kept() -> Counter[str]:
     )
 
 
-async def test_an_embedders_hubs_are_as_they_were_after_a_thousand_cycles() -> None:
+async def test_hubs_of_an_embedder_leak_nothing_in_a_thousand_cycles() -> None:
     others = kept()  # objects of other tests in this process
     hubs = in_memory()
     await embedded(hubs, 100)

@@ -55,7 +55,9 @@ async def test_an_execute_right_after_a_restart_loses_no_output(
         assert "restarting" not in states
 
 
-async def test_a_restart_tells_its_clients(server: Server, own_kernel: str, dialect: str) -> None:
+async def test_a_restart_is_announced_to_clients(
+    server: Server, own_kernel: str, dialect: str
+) -> None:
     async with attach(server, own_kernel, dialect) as ws:
         await ws.execute("kept = 1")
         assert (await server.call("POST", f"/api/kernels/{own_kernel}/restart")).status == 200
@@ -65,7 +67,7 @@ async def test_a_restart_tells_its_clients(server: Server, own_kernel: str, dial
         assert done.reply["ename"] == "NameError"
 
 
-async def test_a_kernel_that_dies_is_started_again(
+async def test_a_kernel_that_dies_is_restarted(
     server: Server, own_kernel: str, dialect: str
 ) -> None:
     async with attach(server, own_kernel, dialect) as ws:
@@ -78,7 +80,9 @@ async def test_a_kernel_that_dies_is_started_again(
         assert eventually_idle.json()["execution_state"] == "idle"
 
 
-async def test_shutdown(server: Server, own_kernel: str, dialect: str) -> None:
+async def test_a_shutdown_closes_the_websockets(
+    server: Server, own_kernel: str, dialect: str
+) -> None:
     async with attach(server, own_kernel, dialect) as ws:
         pid = await pid_of(ws)
         reply = await server.call("DELETE", f"/api/kernels/{own_kernel}")
@@ -103,7 +107,7 @@ async def test_a_websocket_opens_at_once_on_a_kernel_that_never_answers(
         await server.call("DELETE", f"/api/kernels/{kernel_id}")
 
 
-async def test_a_kernel_that_cannot_start(server: Server) -> None:
+async def test_a_kernel_that_cannot_start_is_a_500(server: Server) -> None:
     before = len((await server.call("GET", "/api/kernels")).json())
     reply = await server.call("POST", "/api/kernels", {"name": "broken"})
     assert reply.status == 500
@@ -113,7 +117,7 @@ async def test_a_kernel_that_cannot_start(server: Server) -> None:
     assert len((await server.call("GET", "/api/kernels")).json()) == before
 
 
-async def test_an_unknown_kernel(server: Server) -> None:
+async def test_an_unknown_kernel_is_a_404(server: Server) -> None:
     reply = await server.call("GET", f"/api/kernels/{uuid.uuid4()}/channels")
     assert reply.status == 404
     assert set(reply.json()) >= {"reason", "message"}

@@ -86,7 +86,7 @@ async def test_a_malformed_frame_closes_only_its_websocket(
         assert (await bystander.execute("print('unharmed')")).text() == "unharmed\n"
 
 
-async def test_a_frame_that_is_too_big(new_server: ServerFactory) -> None:
+async def test_a_frame_above_the_limit_closes_the_websocket(new_server: ServerFactory) -> None:
     server = new_server("--KbridgeApp.websocket_max_message_size=1048576")
     kernel = server.start_kernel()
     async with attach(server, kernel) as bystander, attach(server, kernel) as culprit:
@@ -97,7 +97,7 @@ async def test_a_frame_that_is_too_big(new_server: ServerFactory) -> None:
 
 
 @pytest.mark.slow
-async def test_a_browser_that_stops_reading_costs_no_more_than_the_journal(
+async def test_a_browser_that_stops_reading_uses_no_more_memory_than_the_journal(
     new_server: ServerFactory, dialect: str
 ) -> None:
     limit, size, rounds = 8 * MIB, 4 * MIB, 50
@@ -130,7 +130,7 @@ async def test_a_browser_that_stops_reading_costs_no_more_than_the_journal(
         assert len(shown) < rounds
 
 
-async def test_ten_thousand_upgrades_to_an_unknown_kernel_leave_memory_flat(
+async def test_ten_thousand_upgrades_to_an_unknown_kernel_leak_no_memory(
     new_server: ServerFactory,
 ) -> None:
     server = new_server()
@@ -171,7 +171,7 @@ async def test_ten_thousand_upgrades_to_an_unknown_kernel_leave_memory_flat(
 
 
 @pytest.mark.parametrize("sign", ["SIGTERM", "SIGINT"])
-async def test_the_server_ends_when_asked_to(new_server: ServerFactory, sign: str) -> None:
+async def test_the_server_ends_on_a_signal(new_server: ServerFactory, sign: str) -> None:
     import signal
 
     server = new_server()

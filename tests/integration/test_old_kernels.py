@@ -78,7 +78,9 @@ async def printed(ws: KernelClient, kernel: ForeignKernel, done: Execution, text
         assert text in done.text(), ws.story()
 
 
-async def test_the_life_of_a_kernel(server: RestartableServer, kernel: ForeignKernel) -> None:
+async def test_an_old_kernel_passes_its_whole_life_cycle(
+    server: RestartableServer, kernel: ForeignKernel
+) -> None:
     ids = [await start(server) for _ in range(STARTS)]
     for kernel_id in ids:
         async with attach(server, kernel_id) as ws:

@@ -123,7 +123,9 @@ async def test_a_cell_that_ends_after_the_takeover_is_answered(server: Restartab
             assert set(replies(ws).values()) == {"ok"}
 
 
-async def test_a_cell_that_fails_after_the_takeover_says_why(server: RestartableServer) -> None:
+async def test_a_cell_that_fails_after_the_takeover_shows_its_error(
+    server: RestartableServer,
+) -> None:
     async with Cut(server, TICKS, "raise ValueError('bad')") as cut:
         server.start()
         async with cut.attach() as ws:
@@ -138,7 +140,9 @@ async def test_a_cell_that_fails_after_the_takeover_says_why(server: Restartable
             await still_works(ws)
 
 
-async def test_a_cell_that_is_silent_to_its_end_is_answered(server: RestartableServer) -> None:
+async def test_a_cell_without_output_is_answered_after_the_takeover(
+    server: RestartableServer,
+) -> None:
     async with Cut(server, SILENCE) as cut:
         server.start()
         async with cut.attach() as ws:
@@ -150,7 +154,7 @@ async def test_a_cell_that_is_silent_to_its_end_is_answered(server: RestartableS
             assert state(server, cut.kernel_id) == "idle"
 
 
-async def test_a_kernel_that_leaves_out_an_idle_is_not_busy_for_ever(
+async def test_a_kernel_that_omits_an_idle_becomes_idle(
     server: RestartableServer,
 ) -> None:
     server.start()
@@ -161,7 +165,7 @@ async def test_a_kernel_that_leaves_out_an_idle_is_not_busy_for_ever(
         assert state(server, kernel_id) == "idle"
 
 
-async def test_a_cell_that_ends_while_no_bridge_runs(server: RestartableServer) -> None:
+async def test_a_cell_that_ends_while_no_bridge_runs_is_answered(server: RestartableServer) -> None:
     async with Cut(server, TICKS, "open({done!r}, 'w').close()".format(done="done")) as cut:
         cut.go.touch()
         await asyncio.to_thread(eventually, (server.home / "done").exists, "the cell has ended")
@@ -170,7 +174,7 @@ async def test_a_cell_that_ends_while_no_bridge_runs(server: RestartableServer) 
             await still_works(ws)
 
 
-async def test_cells_that_wait_behind_it_run_and_are_answered(server: RestartableServer) -> None:
+async def test_cells_queued_during_the_takeover_are_answered(server: RestartableServer) -> None:
     async with Cut(server, TICKS) as cut:
         server.start()
         async with cut.attach() as ws:
@@ -183,7 +187,7 @@ async def test_cells_that_wait_behind_it_run_and_are_answered(server: Restartabl
             await still_works(ws)
 
 
-async def test_a_question_after_the_takeover_ends_with_an_interrupt(
+async def test_an_input_request_after_the_takeover_ends_with_an_interrupt(
     server: RestartableServer,
 ) -> None:
     """The kernel sends it to the dead bridge, which is not visible from outside."""
@@ -199,7 +203,9 @@ async def test_a_question_after_the_takeover_ends_with_an_interrupt(
             await still_works(ws)
 
 
-async def test_killed_twice_in_one_cell(server: RestartableServer) -> None:
+async def test_a_cell_is_answered_after_two_crashes_of_the_server(
+    server: RestartableServer,
+) -> None:
     async with Cut(server, TICKS) as cut:
         server.start()
         async with cut.attach() as ws:

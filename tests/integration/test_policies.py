@@ -43,7 +43,7 @@ async def test_only_allowed_messages_reach_the_kernel(new_server: ServerFactory)
             assert not [m for m in ws.seen if m["parent_header"].get("msg_id") == refused]
 
 
-async def test_a_flood_is_limited_and_its_end_still_comes(new_server: ServerFactory) -> None:
+async def test_a_limited_flood_still_ends_with_its_reply(new_server: ServerFactory) -> None:
     server = new_server(
         f"--{CONNECTION}.iopub_data_rate_limit=100000", f"--{CONNECTION}.rate_limit_policy=drop"
     )

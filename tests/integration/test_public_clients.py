@@ -47,7 +47,7 @@ def node_modules() -> Path:
 
 @pytest.mark.slow
 @pytest.mark.timeout(700)
-def test_jupyterlab_services_under_node(server: Server, node_modules: Path) -> None:
+def test_jupyterlab_services_work_under_node(server: Server, node_modules: Path) -> None:
     done = subprocess.run(
         [require("node"), str(NODE / "client.cjs")],
         env={
@@ -79,7 +79,7 @@ def test_jupyterlab_services_under_node(server: Server, node_modules: Path) -> N
 
 
 @pytest.mark.slow
-def test_jupyter_kernel_client(server: Server) -> None:
+def test_jupyter_kernel_client_works(server: Server) -> None:
     """In its default dialect, the legacy one.
 
     Its v1 fails with any server, Jupyter Server included: version 1.0.2 raises KeyError on each

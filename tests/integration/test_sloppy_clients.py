@@ -102,7 +102,7 @@ async def answers(ws: KernelClient, good: str) -> bool:
 @pytest.mark.slow
 @pytest.mark.timeout(400)
 @pytest.mark.parametrize("make", [kbridge, extension])
-async def test_kbridge_does_what_the_table_says(running: Server) -> None:
+async def test_kbridge_treats_invalid_requests_as_documented(running: Server) -> None:
     kernel_id = await asyncio.to_thread(running.start_kernel)
     wrong = []
     for case in CASES:
@@ -119,7 +119,7 @@ async def test_kbridge_does_what_the_table_says(running: Server) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(400)
 @pytest.mark.parametrize("make", [plain_jupyter_server, kernel_gateway])
-async def test_kbridge_takes_what_the_others_take(running: Server) -> None:
+async def test_kbridge_accepts_the_requests_that_peers_accept(running: Server) -> None:
     """The servers that clients were written for are the oracles of the table."""
     kernel_id = await asyncio.to_thread(running.start_kernel)
     wrong = []
@@ -206,7 +206,9 @@ PROGRAMS: dict[str, list[dict[str, Any]]] = {
 
 
 @pytest.mark.parametrize("program", PROGRAMS)
-async def test_a_program_runs_its_cell(server: Server, kernel: str, program: str) -> None:
+async def test_a_careless_client_program_runs_its_cell(
+    server: Server, kernel: str, program: str
+) -> None:
     """Their frames, with `buffers` an object, a naive date or none, and no session in the URL."""
     async with attach(server, kernel, "legacy", session=None) as ws:
         for msg in PROGRAMS[program]:

@@ -14,7 +14,7 @@ from tests.support.require import require
 @pytest.mark.kernel
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-async def test_everything_at_once(tmp_path: Path) -> None:
+async def test_a_short_soak_finds_no_fault(tmp_path: Path) -> None:
     require("ipykernel")
     told: list[str] = []
     settings = Settings(seconds=7, seed="the short form", progress=told.append, every=2)

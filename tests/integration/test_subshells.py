@@ -29,7 +29,7 @@ def jupyter(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Server]:
         running.kill()
 
 
-async def test_the_last_status_counts(jupyter: Server, tmp_path: Path) -> None:
+async def test_the_state_is_that_of_the_last_status(jupyter: Server, tmp_path: Path) -> None:
     kernel_id = await asyncio.to_thread(jupyter.start_kernel)
 
     async def says(state: str) -> None:

@@ -80,7 +80,7 @@ def session(server: RestartableServer, path: str, name: str = "python3") -> dict
     return dict(reply.json())
 
 
-async def test_after_a_crash_every_kernel_is_back(server: RestartableServer) -> None:
+async def test_after_a_crash_every_kernel_is_found_again(server: RestartableServer) -> None:
     server.start()
     one, two = session(server, "one.ipynb"), session(server, "two.ipynb")
     lonely = server.start_kernel()
@@ -139,7 +139,7 @@ async def interrupt_restart_stop(server: RestartableServer, kernel_id: str, pid:
     assert kernel_id not in server.kernels()
 
 
-def test_who_died_meanwhile_is_told_of_once(server: RestartableServer) -> None:
+def test_a_kernel_that_died_meanwhile_is_reported_once(server: RestartableServer) -> None:
     server.start()
     lost, kept = session(server, "lost.ipynb", "stub"), session(server, "kept.ipynb", "stub")
     lost_id = lost["kernel"]["id"]
@@ -162,7 +162,7 @@ def test_who_died_meanwhile_is_told_of_once(server: RestartableServer) -> None:
     assert ids(server) == {kept["kernel"]["id"]}
 
 
-async def test_a_kernel_that_was_found_again_is_started_again_when_it_dies(
+async def test_an_adopted_kernel_is_restarted_when_it_dies(
     server: RestartableServer,
 ) -> None:
     server.start()
@@ -182,7 +182,7 @@ async def test_a_kernel_that_was_found_again_is_started_again_when_it_dies(
     assert await value(server, kernel_id, "6 * 7") == "42"
 
 
-async def test_a_cell_that_runs_across_a_crash_ends(
+async def test_a_cell_that_runs_during_a_crash_is_answered(
     server: RestartableServer, dialect: str
 ) -> None:
     server.start()
@@ -212,7 +212,7 @@ async def test_a_cell_that_runs_across_a_crash_ends(
     assert state == "idle"
 
 
-def test_kernels_that_wait_in_a_pool(server: RestartableServer) -> None:
+def test_pooled_kernels_survive_a_crash(server: RestartableServer) -> None:
     server.start("--pool=stub=1")
     eventually(lambda: [r["standing"] for r in rows(server)] == ["pooled"], "one waits")
     [waiting] = server.kernels()
@@ -246,7 +246,7 @@ def stop_by_command(server: RestartableServer) -> str:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-async def test_kernels_stay_if_they_are_to(
+async def test_kernels_outlive_the_server_if_configured(
     server: RestartableServer, number: signal.Signals
 ) -> None:
     server.start("--shutdown-kernels-on-exit=false")
@@ -270,7 +270,7 @@ async def test_kernels_stay_if_they_are_to(
     server.assert_clean_log()
 
 
-def test_a_start_that_fails_ends_no_kernel(server: RestartableServer) -> None:
+def test_a_failed_start_ends_no_kernel(server: RestartableServer) -> None:
     server.start()
     kernel_id = server.start_kernel("stub")
     server.crash()
@@ -282,7 +282,9 @@ def test_a_start_that_fails_ends_no_kernel(server: RestartableServer) -> None:
     assert ids(server) == {kernel_id}
 
 
-def test_two_servers_with_one_registry(server: RestartableServer, tmp_path: Path) -> None:
+def test_two_servers_with_one_registry_adopt_their_own_kernels(
+    server: RestartableServer, tmp_path: Path
+) -> None:
     other = RestartableServer(tmp_path)
     server.start()
     other.start()
@@ -320,7 +322,9 @@ def start_in_a_namespace(server: RestartableServer, log: Path) -> subprocess.Pop
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux has pid namespaces")
-async def test_a_server_in_another_pid_namespace(server: RestartableServer, tmp_path: Path) -> None:
+async def test_a_server_in_another_pid_namespace_leaves_the_kernels_alone(
+    server: RestartableServer, tmp_path: Path
+) -> None:
     require("unshare")
     server.start()
     kernel_id = server.start_kernel("stub")
@@ -371,13 +375,13 @@ def fails(server: RestartableServer, *args: str) -> str:
     return said
 
 
-def test_to_keep_kernels_takes_a_registry(server: RestartableServer) -> None:
+def test_keeping_kernels_requires_a_registry(server: RestartableServer) -> None:
     for url in ("none", ""):
         said = fails(server, f"--registry-url={url}", "--shutdown-kernels-on-exit=false")
         assert "shutdown_kernels_on_exit=False needs a registry" in said
 
 
-def test_a_registry_that_is_damaged(server: RestartableServer) -> None:
+def test_a_damaged_registry_is_reported(server: RestartableServer) -> None:
     server.start()
     kernel_id = server.start_kernel("stub")
     server.crash()
@@ -397,7 +401,7 @@ def test_a_registry_that_is_damaged(server: RestartableServer) -> None:
     assert ids(server) == {kernel_id}
 
 
-def test_a_registry_that_is_locked(server: RestartableServer) -> None:
+def test_a_locked_registry_is_reported(server: RestartableServer) -> None:
     server.start()
     kernel_id = server.start_kernel("stub")
     server.crash()
@@ -420,7 +424,7 @@ def test_a_registry_that_is_locked(server: RestartableServer) -> None:
     assert ids(server) == {kernel_id}
 
 
-def test_a_registry_that_cannot_be_made(server: RestartableServer) -> None:
+def test_a_registry_that_cannot_be_created_is_reported(server: RestartableServer) -> None:
     (server.home / "file").touch()
     place = server.home / "file" / "registry"
     assert f"The registry {place} cannot be opened" in fails(server, f"--registry-url={place}")
@@ -436,7 +440,7 @@ def test_a_password_is_never_shown(server: RestartableServer) -> None:
 
 
 @pytest.mark.skipif(not hasattr(resource, "prlimit"), reason="only Linux limits a running process")
-async def test_a_disk_that_fills_up(server: RestartableServer) -> None:
+async def test_kernels_are_served_when_the_disk_is_full(server: RestartableServer) -> None:
     server.start()
     first = server.start_kernel("stub")
     pid = server.process.pid
@@ -458,7 +462,7 @@ async def test_a_disk_that_fills_up(server: RestartableServer) -> None:
     assert server.kernels() == {}
 
 
-def test_files_are_their_owners_alone(server: RestartableServer) -> None:
+def test_files_are_readable_by_their_owner_only(server: RestartableServer) -> None:
     server.start()
     kernel_id = server.start_kernel("stub")
     [row] = rows(server)
@@ -469,7 +473,7 @@ def test_files_are_their_owners_alone(server: RestartableServer) -> None:
     assert TOKEN not in registry(server).read_bytes().decode("latin-1")
 
 
-async def test_changes_are_written_down(server: RestartableServer) -> None:
+async def test_changes_of_sessions_are_recorded(server: RestartableServer) -> None:
     server.start()
     made = session(server, "old.ipynb")
     [before] = rows(server)
@@ -487,7 +491,7 @@ async def test_changes_are_written_down(server: RestartableServer) -> None:
     assert await value(server, kernel_id, "__import__('os').environ['JPY_SESSION_NAME']") == "new"
 
 
-async def test_an_environment_that_a_request_brought(server: RestartableServer) -> None:
+async def test_the_environment_of_a_request_survives_a_crash(server: RestartableServer) -> None:
     server.start()
     kernel_id = server.start_kernel(env={"KERNEL_MINE": "yes"}, path="sub")
     server.crash()

@@ -105,7 +105,7 @@ async def hub_of(tunnel: Tunnel) -> AsyncIterator[Hub]:
         await hub.aclose()
 
 
-async def test_a_hub(tunnel: Tunnel, connection_file: str) -> None:
+async def test_a_hub_works_through_a_tunnel(tunnel: Tunnel, connection_file: str) -> None:
     async def value(hub: Hub, expression: str) -> str:
         content: dict[str, Any] = {"code": "", "user_expressions": {"it": expression}}
         assert await hub.wait_ready(TIMEOUT)
@@ -122,7 +122,7 @@ async def test_a_hub(tunnel: Tunnel, connection_file: str) -> None:
         assert set(tunnel.ports.values()) == local
 
 
-async def test_a_plain_client(tunnel: Tunnel) -> None:
+async def test_a_jupyter_client_works_through_a_tunnel(tunnel: Tunnel) -> None:
     client = AsyncKernelClient()
     client.load_connection_info(tunnel.connection_info)
     client.start_channels()

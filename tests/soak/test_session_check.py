@@ -91,7 +91,7 @@ BUSY, INPUT, IDLE = (
     ],
     ids=itertools.count(),
 )
-def test_what_is_right_is_not_blamed(heard) -> None:
+def test_a_correct_session_has_no_fault(heard) -> None:
     assert Hearing().hear(*heard) == []
 
 
@@ -120,17 +120,17 @@ def test_what_is_right_is_not_blamed(heard) -> None:
     ],
     ids=lambda it: it if isinstance(it, str) else "",
 )
-def test_what_is_wrong_is_named(heard, blamed: str) -> None:
+def test_each_fault_is_named(heard, blamed: str) -> None:
     faults = Hearing().hear(*heard)
     assert any(blamed in fault for fault in faults), faults
 
 
-def test_a_message_comes_twice() -> None:
+def test_a_duplicate_message_is_a_fault() -> None:
     once = lines(0)
     assert any("came twice" in fault for fault in Hearing().hear(BUSY(), once, once))
 
 
-def test_who_says_what_it_saw_gets_nothing_twice() -> None:
+def test_a_duplicate_after_since_is_a_fault() -> None:
     assert Hearing(since=True).hear(BUSY(), lines(0, 1), "again", lines(2)) == []
     again = lines(1)
     faults = Hearing(since=True).hear(BUSY(), lines(0), again, "again", again)
@@ -138,7 +138,7 @@ def test_who_says_what_it_saw_gets_nothing_twice() -> None:
     assert any("line 1 after line 1" in fault for fault in faults)
 
 
-def test_a_marker_without_a_count_tells_why_things_come_again() -> None:
+def test_a_notice_without_a_count_explains_duplicates() -> None:
     story = [BUSY(), lines(0, 1), reply(), "again", BUSY()]
     rest = [lines(0, 1, 5), reply()]
     assert Hearing(since=True, narrow=True).hear(*story, marker(0), *rest) == []
@@ -149,18 +149,18 @@ def test_a_marker_without_a_count_tells_why_things_come_again() -> None:
     assert "whose place is known" in fault
 
 
-def test_the_reply_to_somebody_else_is_nobody_elses() -> None:
+def test_a_reply_for_another_client_is_a_fault() -> None:
     (fault,) = Hearing(asked_by="you").hear(reply())
     assert "which is you's" in fault
 
 
-def test_who_came_in_the_middle_is_owed_the_rest() -> None:
+def test_a_client_that_joins_later_must_receive_the_rest() -> None:
     assert Hearing(asked_by="you").hear(lines(3), lines(4, 5), IDLE()) == []
     (fault,) = Hearing(asked_by="you").hear(lines(2), lines(4, 5), IDLE())
     assert "1 lines are missing" in fault
 
 
-def test_a_kernel_that_was_killed_leaves_no_holes() -> None:
+def test_a_killed_kernel_leaves_no_gap() -> None:
     end = status("restarting", "")
     assert Hearing(calm=False).hear(BUSY(), lines(0, 1), end) == []
     (fault,) = Hearing(calm=False).hear(BUSY(), lines(0), lines(2), end)
