@@ -271,6 +271,7 @@ def _growth(case: Case, make: Callable[[int], Any]) -> float:
 RUNS = {(id(case.run), id(case.texts)): (name, case) for name, case in TABLE.items()}
 
 
+@pytest.mark.timing
 @pytest.mark.parametrize(("name", "case"), RUNS.values(), ids=[name for name, _ in RUNS.values()])
 def test_time_grows_linearly_with_the_text(name: str, case: Case) -> None:
     for number, make in enumerate(case.texts):
@@ -278,6 +279,7 @@ def test_time_grows_linearly_with_the_text(name: str, case: Case) -> None:
         assert growth < SLACK, f"{name}: x{growth:.1f} for {make(3)!r}, text {number}"
 
 
+@pytest.mark.timing
 def test_the_measurement_detects_quadratic_time() -> None:
     def quadratic(text: str) -> int:
         return sum(1 for _ in range(len(text) ** 2 // 20))

@@ -12,8 +12,8 @@ How it works
 - Each mutant runs in its own process, forked from a process that has already imported pytest and
   the libraries. The mirrored test file runs first, then the other tests of the package; the first
   failure ends the run. A run that takes much longer than the unchanged code does counts as killed.
-- Tests of other packages do not count: a package's own tests must notice. Tests with `costs` in
-  their name compare times, so they could fail because the machine is busy; they do not run.
+- Tests of other packages do not count: a package's own tests must notice. Tests marked `timing`
+  compare CPU times, so they could fail because the machine is busy; they do not run.
 - Hypothesis draws the same 50 examples in each run.
 
 What is changed
@@ -53,7 +53,7 @@ LIBRARIES = (
     *("hypothesis", "jupyter_client", "tornado.web", "tornado.websocket", "zmq"),
 )
 PLUGINS = ("-p", "pytest_asyncio.plugin", "-p", "pytest_timeout", "-p", "_hypothesis_pytestplugin")
-PYTEST = ("-x", "-q", "-p", "no:cacheprovider", "-k", "not costs", "--hypothesis-profile=mutants")
+PYTEST = ("-x", "-q", "-p", "no:cacheprovider", "-m", "not timing", "--hypothesis-profile=mutants")
 # The libraries were imported before pytest could rewrite their assertions.
 IGNORED = ("-W", "ignore::pytest.PytestAssertRewriteWarning")
 

@@ -543,6 +543,7 @@ def best(measure: Callable[[], object]) -> float:
     return min(times)
 
 
+@pytest.mark.timing
 @pytest.mark.parametrize("kind", ["ring", "retained"])
 def test_costs_of_a_reader_grow_with_the_number_of_frames(kind) -> None:
     """Read in chunks from the start: a read does not iterate over earlier frames."""
@@ -560,6 +561,7 @@ def test_costs_of_a_reader_grow_with_the_number_of_frames(kind) -> None:
     assert cost(40_000) < 24 * cost(5_000), "a quadratic cost would be 64 times as much"
 
 
+@pytest.mark.timing
 def test_costs_of_finding_a_place_do_not_grow_with_the_journal() -> None:
     def cost(count: int) -> float:
         journal = Journal(1 << 30, 1 << 30)

@@ -123,6 +123,7 @@ def test_steps_are_equally_long_wherever_they_are_in_the_text(shape) -> None:
     assert SIZE >> 16 <= count <= 2 * (SIZE >> 16)
 
 
+@pytest.mark.timing
 @pytest.mark.parametrize("shape", SHAPES)
 def test_every_shape_is_read_in_short_steps_and_costs_grow_with_the_length(shape) -> None:
     """Each step reads a fraction, and twice the text takes about twice the time."""

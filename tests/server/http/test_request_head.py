@@ -50,6 +50,7 @@ def test_what_is_refused(request_head: bytes, status: int | None, setting: str) 
     assert setting in (fault[1] if fault else "")
 
 
+@pytest.mark.timing
 @pytest.mark.parametrize(
     ("bomb", "parse"),
     [
