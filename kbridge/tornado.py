@@ -201,7 +201,7 @@ class ChannelsHandler(WebSocketHandler):
         assert self.connection is not None
         try:
             self.connection.connect()
-        except KbridgeError as error:  # the kernel has gone since, or `since` is not a place
+        except KbridgeError as error:  # the kernel has ended, or `since` is not a place
             close_for(self, error)
             return
         if self.keepalive is not None:

@@ -23,7 +23,7 @@ def has_listener(path: str | os.PathLike[str]) -> bool:
             probe.connect(os.fspath(path))
         except (ConnectionRefusedError, FileNotFoundError):
             return False
-        except OSError:  # a full backlog, or a socket that this user may not connect to
+        except OSError:  # the backlog is full, or this user may not connect to the socket
             return True
     return True
 

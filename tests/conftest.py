@@ -1,4 +1,4 @@
-"""Fixtures for tests that meet real servers, kernels and browsers."""
+"""Fixtures for tests with real servers, kernels and browsers."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ ServerFactory = Callable[..., Server]
 
 @pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """A server for all tests that leave it as they found it, and its log without errors."""
+    """A shared server; tests must not change its state or cause errors in its log."""
     require("ipykernel")
     running = Server(tmp_path_factory.mktemp("server")).start()
     try:
@@ -37,7 +37,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 @pytest.fixture
 def new_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerFactory]:
-    """Start servers of one test's own: `new_server(*args, env=..., command=...)`."""
+    """Start servers for one test: `new_server(*args, env=..., command=...)`."""
     require("ipykernel")
     running: list[Server] = []
 
@@ -63,7 +63,7 @@ def kernel(server: Server) -> Iterator[str]:
 
 @pytest.fixture
 def own_kernel(server: Server) -> Iterator[str]:
-    """The id of an ipykernel that one test may harm."""
+    """The id of an ipykernel for one test, which may break it."""
     kernel_id = server.start_kernel()
     yield kernel_id
     server.stop_kernel(kernel_id)

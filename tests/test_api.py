@@ -27,7 +27,7 @@ def documented(package: str) -> set[str]:
 @pytest.mark.parametrize("package", PACKAGES)
 def test_public_names_equal_those_of_the_page(package: str) -> None:
     module = importlib.import_module(package)
-    hidden = {name for name in module.__all__ if re.match("_[a-z]", name)}  # hooks of Jupyter's
+    hidden = {name for name in module.__all__ if re.match("_[a-z]", name)}  # hooks of Jupyter
     assert documented(package) == set(module.__all__) - hidden
 
 

@@ -38,7 +38,7 @@ TOKEN = "end-0123456789abcdef"
 
 
 class FakeWebsocket:
-    """One end of a socket pair, where a Tally expects a websocket."""
+    """One end of a socket pair, used instead of a websocket."""
 
     def __init__(self, sock: socket.socket, unread: bytes = b"") -> None:
         self.sock = sock
@@ -70,7 +70,7 @@ FLOOD = b"".join(
 
 
 def tally_of(unread: bytes, rest: bytes) -> tuple[Tally, bytes]:
-    """A tally that met a flood in two pieces, and what it answered."""
+    """Return a tally that received a flood in two pieces, and its replies."""
     ours, theirs = socket.socketpair()
     with ours, theirs:
         tally = Tally(cast("client.Websocket", FakeWebsocket(ours, unread)), TOKEN)
@@ -279,7 +279,7 @@ def test_the_first_two_servers_differ_only_in_the_extension(tmp_path: Path) -> N
 def test_plain_jupyter_server_does_not_import_kbridge(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # The interpreter tells of every import in the server's log.
+    # The interpreter writes every import to the server's log.
     monkeypatch.setenv("PYTHONPROFILEIMPORTTIME", "1")
     server = Server("jupyter_server", tmp_path)
     server.start()
@@ -420,7 +420,7 @@ def test_a_flood_is_received_to_its_end(tmp_path: Path) -> None:
 
 
 class Impostor(Server):
-    """Called the extension, started as the plain server."""
+    """A server that is named as the extension but started as the plain server."""
 
     def argv(self) -> list[str]:
         return [word.replace("kbridge=True", "kbridge=False") for word in super().argv()]

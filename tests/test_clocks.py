@@ -1,4 +1,4 @@
-"""Nothing that waits reads the wall clock, which may be set back or forward at any time."""
+"""Code that waits must not read the wall clock, which may be changed at any time."""
 
 from __future__ import annotations
 

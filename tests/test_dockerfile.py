@@ -1,4 +1,4 @@
-"""No Docker engine runs the tests: the Dockerfile is parsed, and its build is done without one."""
+"""Tests of the Dockerfile without Docker: it is parsed, and its commands are run."""
 
 import http.client
 import json
@@ -75,7 +75,7 @@ def test_the_runtime_stage_copies_only_the_environment() -> None:
 
 
 def test_the_user_of_the_image_can_install_packages() -> None:
-    """pip writes to the environment, which is the user's."""
+    """pip writes to the environment, which belongs to the user."""
     uid = only("USER").value
     assert f"--chown={uid}:{uid}" in only("COPY").value.split()
 
@@ -94,11 +94,11 @@ def test_the_server_does_not_run_as_root() -> None:
     made = only("RUN").value
     assert f"--uid {uid} " in made
     after = [i.name for i in INSTRUCTIONS if i.stage == RUNTIME]
-    assert after.index("USER") > after.index("RUN"), "nothing is installed as that user"
+    assert after.index("USER") > after.index("RUN"), "no package is installed as that user"
 
 
 def test_sigterm_reaches_the_server() -> None:
-    """No shell stands between: exec form, under an init that passes signals on."""
+    """The exec form runs no shell, and the init process forwards signals."""
     assert command()[:3] == ["tini", "--", "kbridge"]
     assert re.search(r"install\b.*\btini\b", only("RUN").value)
 
@@ -110,7 +110,7 @@ def test_the_server_listens_on_the_exposed_port() -> None:
 
 
 def test_the_health_check_follows_the_options() -> None:
-    """It reads where the server is from the runtime file: no port, no scheme, no base URL."""
+    """The check reads port, scheme and base URL of the server from the runtime file."""
     assert health_command() == ["kbridge", "health"]
 
 

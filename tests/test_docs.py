@@ -86,7 +86,7 @@ def test_every_page_is_in_the_index() -> None:
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
 def test_tests_that_are_named_exist(page: Path) -> None:
     if page.name.startswith("peer-suite"):
-        return  # speaks of the tests of others
+        return  # names tests of other projects
     for path, name in re.findall(r"`(tests/[\w/]+\.py)(?:::(\w+))?`", page.read_text()):
         assert (ROOT / path).is_file(), f"{page.name}: {path}"
         assert not name or f"def {name}(" in (ROOT / path).read_text(), f"{page.name}: {name}"
@@ -96,7 +96,7 @@ def picture() -> dict[str, int]:
     """Paths in the architecture's picture, with their layers."""
     [block] = [b for b in code_blocks(ARCHITECTURE) if b.startswith("kbridge/\n")]
     found: dict[str, int] = {}
-    folders: list[str] = []  # those that the line is in, outermost first
+    folders: list[str] = []  # the folders that contain the line, outermost first
     layer = -1
     for line in block.splitlines()[1:]:
         match = re.match(r"( +)(\S+)(?:\s+LAYER (\d))?", line)

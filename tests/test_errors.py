@@ -1,4 +1,4 @@
-"""The error tree: it is drawn as it is, and no error is defined elsewhere."""
+"""The drawing of the error tree is correct, and no error is defined elsewhere."""
 
 from __future__ import annotations
 

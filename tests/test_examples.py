@@ -1,4 +1,4 @@
-"""Each example runs, as it stands (the page for a browser: tests/integration/test_browser.py)."""
+"""Each example runs unchanged (the page for a browser: tests/integration/test_browser.py)."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ async def test_the_embedder_serves_a_kernel(dialect: str) -> None:
             await process.wait()
 
 
-# Prints a line, waits for a file, prints a hundred more.
+# Print a line, wait for a file, print a hundred more lines.
 IN_TWO_PARTS = """import pathlib, time
 print("first")
 while not pathlib.Path({gate!r}).exists(): time.sleep(0.01)

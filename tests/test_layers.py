@@ -55,7 +55,7 @@ def imports_of(path: Path) -> list[str]:
 def test_imports_point_down(path: Path) -> None:
     here = LAYERS[layer_of(path)]
     if path == ROOT / "__init__.py":
-        return  # names the public names for type checkers; loads none, see tests/test_api.py
+        return  # imports the public names for type checkers only; see tests/test_api.py
     for name in imports_of(path):
         head, *rest = name.split(".")
         if head != "kbridge" or not rest:

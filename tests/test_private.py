@@ -206,7 +206,7 @@ def start(home: Path, *args: str, **more: str) -> "subprocess.CompletedProcess[s
 
 @pytest.fixture
 def home() -> Iterator[Path]:
-    """A directory that other users can reach; pytest's own cannot be."""
+    """A directory that other users can access, unlike pytest's own."""
     with tempfile.TemporaryDirectory() as directory:
         yield Path(directory)
 

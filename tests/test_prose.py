@@ -1,4 +1,4 @@
-"""The checker of the English: one sentence that each rule refuses, and one that it accepts."""
+"""For each rule of the prose checker, test a sentence that it refuses and one that it accepts."""
 
 import re
 

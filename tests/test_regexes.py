@@ -200,7 +200,7 @@ TABLE: dict[str, Case] = {
     "wire/legacy.py:_plain_key": Case(_legacy, _HARD),
 }
 
-# These see nothing but the operator's own settings and files, and the texts of this package.
+# These patterns read only the operator's settings and files, and the texts of this package.
 OURS = {
     "server/reference.py:_meaning",
     "server/reference.py:config_page",
@@ -258,7 +258,7 @@ def _growth(case: Case, make: Callable[[int], Any]) -> float:
         if _seconds(case.run, make(units), 1) >= MEASURABLE:
             break
     else:
-        return 1.0  # their square in steps would take ten times as long at the least
+        return 1.0  # quadratic time would be at least ten times as long
     # A machine that is busy may spoil one measurement; quadratic time spoils all of them.
     growth = float("inf")
     for _ in range(3):

@@ -1,4 +1,4 @@
-"""The tests' own tools: what judges must be right itself."""
+"""Tests of the tools that other tests use."""
 
 from __future__ import annotations
 

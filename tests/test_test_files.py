@@ -49,7 +49,7 @@ def modules() -> set[str]:
 
 
 def mirrored() -> set[str]:
-    """Module paths that test files stand for, such as `wire/v1.py` for tests/wire/test_v1.py."""
+    """Module paths that have a test file, such as `wire/v1.py` for tests/wire/test_v1.py."""
     tests = ROOT / "tests"
     found = [p.relative_to(tests) for name in FOLDERS for p in (tests / name).rglob("test_*.py")]
     return {str(path.with_name(path.name.removeprefix("test_"))) for path in found}

@@ -1,4 +1,4 @@
-"""Each answer of the threat model is shown by tests that are there."""
+"""Each answer of the threat model names existing tests."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ PAGE = TESTS.parent / "docs" / "threat-model.md"
 
 
 def rows() -> list[list[str]]:
-    """The rows of every table whose last column says what shows it."""
+    """The rows of every table whose last column is named "shown by"."""
     found: list[list[str]] = []
     shows = False
     for line in PAGE.read_text().splitlines():
@@ -30,7 +30,7 @@ def rows() -> list[list[str]]:
 def test_every_answer_is_shown_by_tests_that_exist(row: list[str]) -> None:
     named = re.findall(r"`([\w/]+\.py)::(\w+)`", row[-1])
     assert len(row) == 4, row
-    assert named, "no test shows this"
+    assert named, "the row names no test"
     for file, name in named:
         text = (TESTS / file).read_text()
         assert re.search(rf"^(?:async )?def {name}\(", text, re.MULTILINE), f"{file}::{name}"

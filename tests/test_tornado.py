@@ -143,7 +143,7 @@ async def drain(websocket: ClientConnection) -> None:
 
 
 async def attached(server: Server, count: int = 1) -> None:
-    """Wait until as many websockets are attached to the kernel."""
+    """Wait until the kernel has the given number of websockets."""
     await until(lambda: server.hubs.connections("a-kernel") == count, f"{count} are attached")
 
 
@@ -269,14 +269,14 @@ async def test_a_kernel_that_ends_before_it_is_ready_closes_the_websocket(start)
 
 
 class Silent(ChannelsHandler):
-    """Forgets to call the method that it overrides."""
+    """A handler that does not call the method that it overrides."""
 
     def on_pong(self, data: bytes) -> None:
         pass
 
 
 class Plain(WebSocketHandler):
-    """Uses a connection and passes on no pongs."""
+    """A handler that does not pass pongs to its connection."""
 
     def initialize(self, get_kernel: Any) -> None:
         self.connection = ZMQChannelsWebsocketConnection(
@@ -396,7 +396,7 @@ async def test_pages_of_other_origins_are_refused(start) -> None:
 
 
 class Counting(ChannelsHandler):
-    """Counts the requests that get as far as to the functions of the application."""
+    """Count the requests that reach the functions of the application."""
 
     asked = 0
 
@@ -478,6 +478,6 @@ async def test_clients_that_answer_pings_stay_and_silent_ones_are_closed(start) 
             keepalive.beat()
             await until(lambda count=count: len(pongs) == count, "the client answered")
         keepalive.beat()
-        keepalive.beat()  # at once, so the client cannot have answered
+        keepalive.beat()  # immediately, so the client cannot have answered
         assert await closed(websocket) == (1011, "no answer to a ping")
     await attached(server, 0)

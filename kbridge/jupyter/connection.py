@@ -65,7 +65,7 @@ class ZMQChannelsWebsocketConnection(  # type: ignore[misc]  # traits of the sam
         try:
             return super().connect()
         except KbridgeError as error:
-            # Ports that are missing now may be known when the client comes back.
+            # Missing ports may be known when the client reconnects.
             passing = isinstance(error, InvalidConnectionInfo)
             fault = HubClosed(error.reason) if passing else error
             self.log.warning("Cannot connect to kernel %s: %s", self.kernel_id, fault.reason)

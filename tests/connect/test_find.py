@@ -16,7 +16,7 @@ from kbridge.connect.find import locate
 
 
 def make(directory: Path, *names: str) -> list[Path]:
-    """Create files; each was read later than the one before."""
+    """Create files with increasing access times."""
     directory.mkdir(exist_ok=True)
     made = []
     for number, name in enumerate(names):

@@ -309,7 +309,7 @@ def test_a_busy_shell_is_probed_once() -> None:
     assert not activity.doubt(), "the answer is still to come"
     activity.free(START + 500)
     assert activity.execution_state == "idle"
-    assert activity.last_activity == START + 1, "it ended at an unknown time"
+    assert activity.last_activity == START + 1, "the request ended at an unknown time"
 
 
 @pytest.mark.parametrize(

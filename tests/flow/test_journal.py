@@ -27,7 +27,7 @@ def read_all(journal: Journal, place: Place, client: int = 1, chunk: int = ALL):
 
 
 def memory(journal: Journal) -> int:
-    """Bytes of everything that a journal remembers, whatever it keeps it in."""
+    """Return the memory of a journal in bytes, with all its containers."""
     return len(pickle.dumps(journal))
 
 
@@ -205,7 +205,7 @@ def test_memory_stays_bounded_in_a_long_run() -> None:
             assert not gaps
             journal.trim(place.seq)
     assert journal.nbytes <= 10_000
-    assert memory(journal) < 200_000, "it stores more than the frames"
+    assert memory(journal) < 200_000, "the journal stores more than the frames"
 
 
 def test_a_cleared_journal_is_empty_and_accepts_frames() -> None:
@@ -225,7 +225,7 @@ def test_a_cleared_journal_is_empty_and_accepts_frames() -> None:
 
 
 def test_the_gap_after_a_retained_frame_has_the_exact_size() -> None:
-    """The bytes of its place count the frame that it has read: the gap would be off by it."""
+    """The position includes the size of the frame that was read; the gap must not count it."""
     journal = Journal(100, 0)
     journal.append(b"first-busy", state=True, key=1)
     for i in range(30):

@@ -127,7 +127,7 @@ def test_a_request_without_idle_ends_when_the_shell_is_calm() -> None:
     assert side.owed.active
     [content] = side.later()
     assert content["status"] == "error"
-    assert not side.due[0].idle, "that is missing too"
+    assert not side.due[0].idle, "the idle is missing too"
     assert not side.owed.active
 
 

@@ -194,7 +194,7 @@ def test_a_long_flood_ends_soon_after_it_stops() -> None:
         desk.settle(TICK)
     assert desk.pace.flooding
     desk.settle(0.5)
-    assert not desk.pace.flooding, "and not after the 50 windows that it would take to drain"
+    assert not desk.pace.flooding, "not only after the 50 windows that draining would take"
 
 
 def test_a_clock_that_goes_back_holds_no_message_forever() -> None:
@@ -263,7 +263,7 @@ def test_messages_behind_held_data_wait_and_keep_their_order() -> None:
 
 
 def test_a_message_with_state_passes_if_nothing_is_held() -> None:
-    """The immediate burst may have exceeded the limit; the cell has ended all the same."""
+    """The cell has ended even if its first burst exceeded the limit."""
     desk = Desk(data=10 * KB)
     desk.say(1000 * KB)
     assert desk.open_to == 1
@@ -489,12 +489,12 @@ def test_the_rest_is_released_after_drops_and_gaps_are_a_window_apart(steps, lim
 
 
 def test_released_messages_are_marked_late() -> None:
-    """It is then joined, even if the flood has ended in the meantime."""
+    """Late messages are joined, even if the flood has ended in the meantime."""
     pace = Pace(True, 0.0, 1000.0, 1.0)
     msg = Message(Channel.IOPUB, b"{}", b"{}", b"{}", b"x" * 2000)
     pace(msg, "stream", 0.0)
     assert pace.settle(0, 1, 0.0) is None
-    assert not pace.late, "the first passed freely"
+    assert not pace.late, "the first message was not held"
     pace(msg, "stream", 0.0)
     assert pace.settle(0, 2, 0.0) is not None
     assert pace.settle(0, 2, 5.0) is None

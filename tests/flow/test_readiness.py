@@ -165,12 +165,12 @@ def test_proof_ends_the_wait() -> None:
         ("nostdin poll reply iopub stdin", True),
         ("nostdin welcome stdin", True),
         ("nostdin poll stdin reply iopub", True),
-        # It disconnects alone, and connects again.
+        # Only stdin disconnects, and connects again.
         ("welcome nostdin", False),
         ("welcome nostdin stdin", True),
         ("welcome nostdin disconnected connected stdin", False),
         ("welcome nostdin disconnected stdin connected poll reply iopub", True),
-        # A kernel that never accepts it is ready after this time.
+        # A kernel that never accepts stdin is ready after this time.
         (f"nostdin welcome +{STDIN_SECONDS - 1} poll", False),
         (f"nostdin welcome +{STDIN_SECONDS} poll", True),
         (f"welcome +1000 poll nostdin +{STDIN_SECONDS - 1} poll", False),

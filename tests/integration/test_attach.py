@@ -85,7 +85,7 @@ async def test_an_attached_kernel_is_served_and_outlives_the_server(serve, elsew
     assert restart.status == 501
     assert "started elsewhere" in restart.json()["message"]
     assert server.stop() == 0
-    assert elsewhere.process.poll() is None, "a kernel that is not ours was ended"
+    assert elsewhere.process.poll() is None, "a kernel of another program was ended"
     again = serve(str(elsewhere.path))
     assert again.request("GET", "/api/kernels").json()[0]["name"] == "elsewhere"
     assert await evaluate(again, elsewhere.id, "print(x)", dialect) == "6\n"
@@ -207,7 +207,7 @@ print("the end")
 """
     async with attach(server, elsewhere.id, "v1") as ws:
         asked = await ws.start(cell)
-        for _ in range(20):  # until it has answered some pings during the cell
+        for _ in range(20):  # until the kernel has answered some pings during the cell
             await ws.until(lambda m: "at work" in m["content"].get("text", ""))
         elsewhere.process.send_signal(signal.SIGSTOP)
         await ws.until(lambda m: m["content"].get("execution_state") == "unknown")

@@ -49,7 +49,7 @@ async def test_a_page_of_an_allowed_origin_runs_cells(new_server: ServerFactory)
                 assert "".join(await page.locator(f".{kind}").all_text_contents()) == text
             image = page.locator("#output img")
             assert await image.evaluate("i => [i.complete, i.naturalWidth]") == [True, 1]
-            # The same kernel again, an error, an interrupt, the end.
+            # Use the same kernel again; cause an error, an interrupt and a shutdown.
             await page.fill("#code", "sys.undefined")
             await page.click("#run")
             await page.wait_for_selector("#output .error")
@@ -61,7 +61,7 @@ async def test_a_page_of_an_allowed_origin_runs_cells(new_server: ServerFactory)
             await page.click("#interrupt")
             await page.wait_for_selector("#output .error")
             assert "KeyboardInterrupt" in await page.inner_text("#output .error")
-            await page.wait_for_selector("#run:enabled")  # its reply has arrived too
+            await page.wait_for_selector("#run:enabled")  # the reply has arrived too
             await page.click("#shutdown")
             await page.wait_for_selector("#status[data-state=none]")
         assert server.request("GET", "/api/kernels").json() == []

@@ -110,7 +110,7 @@ async def journey(page: Page, base: str) -> None:
     await page.goto(f"{base}?token={TOKEN}")
     assert "Kernels" in await page.inner_text("body")
     await page.goto(base)
-    assert "Kernels" in await page.inner_text("body"), "the cookie is enough from then on"
+    assert "Kernels" in await page.inner_text("body"), "afterwards the cookie is enough"
     assert await page.evaluate(FRONTEND, base) == [201, "opened", True, 204]
 
 

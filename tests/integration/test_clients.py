@@ -29,7 +29,7 @@ async def test_two_clients_receive_the_same_output(server: Server, kernel: str) 
         await two.request("kernel_info_request", {})
         strays = [m for m in two.seen if m["parent_header"].get("msg_id") == mine.msg_id]
         assert {m["channel"] for m in strays} == {"iopub"}, (
-            "it must not receive the reply of the other client"
+            "this client must not receive the reply of the other one"
         )
 
 
@@ -86,7 +86,7 @@ for i in range(20, 40): print(i, flush=True)
             if how == "cut":
                 before.cut()
         gate.write_text("on")
-        # The cell ends while its client is disconnected.
+        # Its client is disconnected when the cell ends.
         await witness.finish(asked, reply=False)
         async with attach(server, kernel, dialect, session=session) as after:
             done = await after.finish(asked)

@@ -1,4 +1,4 @@
-"""`jupyter console --existing` on kernels that a bridge has to itself, so to speak."""
+"""`jupyter console --existing` on kernels whose only other client is the bridge."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def host(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Server]:
 
 
 class Console:
-    """A `jupyter console` that is typed into."""
+    """A `jupyter console` with input from the test."""
 
     def __init__(self, process: asyncio.subprocess.Process) -> None:
         self.process = process
@@ -71,7 +71,7 @@ class Console:
 
 @asynccontextmanager
 async def console_on(server: Server, kernel_id: str) -> AsyncIterator[Console]:
-    """Open a console on a kernel, by the name of its connection file, as a user would."""
+    """Open a console on a kernel, given the name of its connection file."""
     directories = {
         f"JUPYTER_{name.upper()}_DIR": str(server.home / name)
         for name in ("runtime", "data", "config")

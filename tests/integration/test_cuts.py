@@ -67,6 +67,6 @@ async def test_nothing_is_lost_when_the_connection_is_cut(
             assert first == expected, f"{expected - first} lines came twice"
         expected = first + len(numbers)
     assert expected == MESSAGES
-    assert client.other == [], f"nothing was lost, and yet: {client.other}"
+    assert client.other == [], f"no message was lost, but the check failed: {client.other}"
     assert client.replies == client.idles == 1 if says_since else client.done
     server.assert_clean_log()

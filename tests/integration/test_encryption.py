@@ -1,4 +1,4 @@
-"""Kernels whose traffic is encrypted with CurveZMQ, seen from the wire."""
+"""Check on the network that CurveZMQ encrypts the traffic with kernels."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ async def test_a_client_without_the_keys_receives_nothing(start):
         | zmq.EVENT_DISCONNECTED
     )
     probe.connect(f"tcp://{info['ip']}:{info['iopub_port']}")
-    assert refused.poll(20_000), "the kernel neither refused the probe nor hung up"
+    assert refused.poll(20_000), "the kernel neither refused the probe nor closed the connection"
     assert await output(server, kernel_id, "print('secret')") == "secret\n"
     assert not probe.poll(100)
     refused.close(linger=0)

@@ -298,7 +298,7 @@ async def test_without_jupyter_server_the_standalone_server_works(
         async with attach(server, server.start_kernel()) as ws:
             code = "import importlib.util as u\ntry: u.find_spec('jupyter_server')\n"
             told = (await ws.execute(code + "except ImportError: print('absent')")).text()
-            assert told == "absent\n", "this test has tested nothing"
+            assert told == "absent\n", "no module was checked"
         assert server.stop() == 0
         server.assert_clean_log()
     finally:

@@ -56,7 +56,7 @@ def server(serve: Callable[..., Server]) -> Server:
 
 @pytest.fixture
 def scripted(server: Server) -> Iterator[str]:
-    """Start a kernel that one test may harm; return its id."""
+    """Start a kernel for one test, which may break it; return its id."""
     kernel_id = server.start_kernel("scripted")
     yield kernel_id
     server.stop_kernel(kernel_id)

@@ -31,7 +31,7 @@ COUNT = 400
 NOT_IMPLEMENTED = 501
 # Memory that the allocator and caches may keep in addition.
 SLACK = 24 * MIB
-# In a long run, the journals of two kernels may fill up, because disconnected cases may resume.
+# In a long run the journals of two kernels may fill up, because disconnected clients may resume.
 FUZZ_MEMORY = SLACK + (2 * 64 * MIB if SECONDS else 0)
 CROWD = 5_000
 # The default of KbridgeApp.max_unauthenticated_connections, and the maximum memory for the heads
@@ -125,7 +125,7 @@ async def test_every_websocket_is_answered_or_closed_with_a_code(live: Live) -> 
             await wire.send(*case.pieces, frame(9, b"the end"))
             heard = await wire.hear(b"the end", QUIET)
         assert set(heard.closes) <= DOCUMENTED | set(ECHOED), (heard, case)
-        assert heard.closes or not heard.ended, f"hung up on without a close: {case}"
+        assert heard.closes or not heard.ended, f"connections ended without a close frame: {case}"
         seen.update(heard.closes or [0])
 
     async with unharmed(server, kernel, FUZZ_MEMORY):

@@ -163,7 +163,7 @@ async def test_a_message_of_twenty_megabytes_arrives(ws: KernelClient) -> None:
 
 
 async def test_a_subshell_runs_beside_a_busy_shell(ws: KernelClient, tmp_path: Path) -> None:
-    """A `subshell_id` in the header reaches the kernel: the main shell is busy all the while."""
+    """A `subshell_id` in the header reaches the kernel; the main shell stays busy."""
     info = await ws.request("kernel_info_request", {})
     if "kernel subshells" not in info.reply.get("supported_features", []):
         pytest.skip("this ipykernel has no subshells")

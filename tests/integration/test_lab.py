@@ -45,7 +45,7 @@ only_gateway = pytest.mark.parametrize("place", ["gateway"], indirect=True)
 
 @pytest.fixture(params=["extension", "gateway"])
 def place(request: pytest.FixtureRequest) -> Place:
-    """Both of them, in any order of tests."""
+    """Both servers, whatever the order of the tests."""
     found = request.getfixturevalue(request.param)
     assert isinstance(found, Place)
     return found

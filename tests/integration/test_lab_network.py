@@ -305,7 +305,7 @@ async def test_a_killed_server_finds_its_kernels_at_the_next_start(
     cell = await lines.start(notebook)
     place.kernels.crash()
     place.kernels.start()
-    lines.go_on()  # it prints before the page has reconnected
+    lines.go_on()  # the cell prints before the page has reconnected
     await cell.done()
     await cell.shows(lines.text())
     await expect(cell.stream("stderr")).to_contain_text(

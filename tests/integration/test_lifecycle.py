@@ -47,7 +47,7 @@ async def test_an_execute_right_after_a_restart_loses_no_output(
             ], (i, ws.story())
             assert done.text() == f"{i}\n"
             now = int(done.of("execute_result")[0]["content"]["data"]["text/plain"])
-            assert now != pid, "the kernel is the old one"
+            assert now != pid, "the old kernel answered"
             pid = now
             assert (await viewer.finish(done.msg_id, reply=False)).types == done.types
         states = [m["content"].get("execution_state") for m in ws.seen]

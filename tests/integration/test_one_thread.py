@@ -147,7 +147,7 @@ async def test_a_cell_without_output_is_answered_after_the_takeover(
         server.start()
         async with cut.attach() as ws:
             await asyncio.to_thread(eventually, cut.linked, "the new bridge is connected")
-            assert state(server, cut.kernel_id) == "busy", "otherwise it would be culled"
+            assert state(server, cut.kernel_id) == "busy", "otherwise the kernel would be culled"
             cut.go.touch()
             assert (await ws.finish(cut.msg_id)).reply["status"] == "ok"
             await still_works(ws)

@@ -105,7 +105,7 @@ async def test_after_a_crash_every_kernel_is_found_again(server: RestartableServ
     assert server.kernels() == before
 
     await interrupt_restart_stop(server, lonely, before[lonely])
-    # Later deletes and starts are recorded as usual.
+    # Later shutdowns and starts are recorded as usual.
     assert server.request("DELETE", f"/api/sessions/{one['id']}").status == 204
     third = session(server, "three.ipynb")
     server.crash()
@@ -158,7 +158,7 @@ def test_a_kernel_that_died_meanwhile_is_reported_once(server: RestartableServer
     assert not log.with_suffix(".json").exists(), "its key must be removed"
     server.crash()
     server.start()
-    assert server.said(ENDED) == 1, "not at the third start"
+    assert server.said(ENDED) == 1, "not again at the third start"
     assert ids(server) == {kept["kernel"]["id"]}
 
 
@@ -178,7 +178,7 @@ async def test_an_adopted_kernel_is_restarted_when_it_dies(
     assert done.text().split() == [str(server.kernels()[kernel_id]), "False"]
     server.crash()
     server.start()
-    assert ids(server) == {kernel_id}, "the new process is written down, too"
+    assert ids(server) == {kernel_id}, "the new process is recorded, too"
     assert await value(server, kernel_id, "6 * 7") == "42"
 
 

@@ -140,6 +140,6 @@ async def until(condition: Callable[[], Any], what: Callable[[], str] | str = ""
 
 
 def statuses(client: MemoryClient) -> list[str]:
-    """Return the states that a v1 client was told."""
+    """Return the states that a v1 client received."""
     told = [m.content for m in received(client) if m.msg_type == "status"]
     return [c.decode().split('"')[3] for c in told]

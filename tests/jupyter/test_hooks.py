@@ -792,7 +792,7 @@ async def test_without_overrides_no_hook_runs(world) -> None:
     _, handler = await world.open(Plain)
 
     def refuse(*_args, **_kwargs):
-        raise AssertionError("a message went the long way")
+        raise AssertionError("a message passed through the hooks")
 
     handler.write_message = refuse
     world.say(world.stream("a"))

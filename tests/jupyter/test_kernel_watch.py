@@ -58,7 +58,7 @@ async def test_requests_to_a_dead_process_are_not_sent_to_the_next(rig) -> None:
 
 
 async def test_new_ports_after_a_crash_keep_waiting_requests(rig) -> None:
-    """The restarter tells, then asks for other ports, and these come one by one."""
+    """The restarter calls back, then requests other ports, which are set one by one."""
     client, attached = rig.attach()
     rig.end_process()
     rig.manager.fire("restart")
@@ -88,7 +88,7 @@ async def test_new_ports_are_used_while_the_hub_waits_for_the_old_ones(rig, monk
     await rig.settle()
     rig.manager.move(*NEW)
     await rig.settle()
-    assert not old.closed, "it has not hung up"
+    assert not old.closed, "the old process has not disconnected"
     old.disconnect()
     await until(lambda: rig.listening_at() == NEW)
     assert len(rig.kernels) == 2, "linked anew once"
@@ -97,7 +97,7 @@ async def test_new_ports_are_used_while_the_hub_waits_for_the_old_ones(rig, monk
 
 @pytest.mark.parametrize("new", [OLD, NEW])
 async def test_ports_that_are_zero_during_a_disconnect_are_ignored(rig, monkeypatch, new) -> None:
-    """Random ports may be the old ones once more."""
+    """Random ports may be equal to the old ones."""
     monkeypatch.setattr(line_module, "_FLUSH_TIMEOUT", 3600.0)
     client, _ = rig.attach()
     old = rig.kernel
@@ -116,7 +116,7 @@ async def test_ports_that_are_zero_during_a_disconnect_are_ignored(rig, monkeypa
 
 
 async def test_ports_that_change_without_a_callback_are_noticed(rig) -> None:
-    """km.restart_kernel(newports=True): nobody calls back."""
+    """km.restart_kernel(newports=True): no callback is called."""
     client, attached = rig.attach()
     rig.end_process()
     early = rig.request(code="early")
@@ -330,4 +330,4 @@ async def test_errors_in_the_background_are_logged(rig, caplog) -> None:
     assert "a-kernel" in record.getMessage()
     assert "no such kernel" in caplog.text
     await rig.settle()
-    gc.collect()  # an exception that nobody took would be a warning, and so an error
+    gc.collect()  # an exception that is never retrieved causes a warning, which is an error here

@@ -81,7 +81,7 @@ def no_hub(inside: Inside, kernel_id: str) -> bool:
 
 
 def states(client: KernelClient, *which: str) -> list[str]:
-    """Return the kernel states that a client was told, filtered by `which` if given."""
+    """Return the kernel states that a client received, filtered by `which` if given."""
     told = [
         m["content"]["execution_state"] for m in client.seen if "execution_state" in m["content"]
     ]
@@ -140,7 +140,7 @@ async def test_websockets_share_one_hub_and_are_counted(inside, shared_kernel) -
         others[1].cut()
         await inside.says(shared_kernel, connections=2)
     await inside.says(shared_kernel, connections=0)
-    assert inside.hub(shared_kernel) is hub, "it is kept for clients that come back"
+    assert inside.hub(shared_kernel) is hub, "output is kept for clients that reconnect"
 
 
 async def test_a_kernel_is_busy_until_its_cell_ends_despite_control_replies(
@@ -302,7 +302,7 @@ async def test_cells_sent_right_after_a_manual_restart_lose_nothing(
             assert done.types == ["busy", "execute_input", "stream", "idle"]
             assert done.text() == f"{i} False\n"
         assert "starting" in states(client, "starting", "restarting", "dead")
-        assert "restarting" not in states(client, "restarting"), "it did not crash"
+        assert "restarting" not in states(client, "restarting"), "the kernel did not crash"
         changed = inside.kernels.get_kernel(kernel).ports != ports
         assert changed == (how == NEW_PORTS)
         await inside.says(kernel, execution_state="idle", connections=1)

@@ -218,7 +218,7 @@ async def test_a_requested_restart_or_shutdown_is_not_a_death(inside) -> None:
             await restart(inside, kernel_id, "REST")
             pid = inside.pid(kernel_id)
             assert (await client.execute(f"print({times})")).text() == f"{times}\n"
-            assert inside.pid(kernel_id) == pid, "it was started twice"
+            assert inside.pid(kernel_id) == pid, "the kernel was started twice"
         assert "restarting" not in states(client, "restarting")
     assert (await inside.call("DELETE", f"/api/kernels/{kernel_id}")).status == 204
     assert (await inside.call("GET", f"/api/kernels/{kernel_id}")).status == 404

@@ -20,7 +20,7 @@ __all__ = ["CooperativeClient"]
 
 STALL = 20.0  # seconds without a frame after which an answer counts as lost
 QUIET = 1.0  # seconds without a frame after which all frames count as received
-_GONE = frozenset({1001, 1012})  # the kernel was shut down, or the server
+_GONE = frozenset({1001, 1012})  # the kernel or the server was shut down
 
 
 class _Died(Exception):
@@ -131,7 +131,7 @@ class _KernelVisit:
                     await self._talk(websocket)
                 except _Died:
                     self.client.count("deaths")
-                    self.probe = None  # it may not have arrived
+                    self.probe = None  # the request may not have arrived
                     if self.pending is not None and not self._heard(self.pending):
                         self.doubtful = True
                     await asyncio.sleep(self.dice.choice((0, 0.02, 0.1, 0.3, 1.0)))

@@ -49,7 +49,7 @@ _QUERIES = (
 
 
 class Hostile:
-    """One of them.
+    """One hostile client.
 
     Parameters
     ----------

@@ -102,7 +102,7 @@ async def at_rest(server: Server) -> ResourceUsage:
         now = await take(server)
         if not now.numbers["tasks"] and not now.objects.get("HTTPServerRequest"):
             return now
-        assert time.monotonic() < deadline, f"the server does not become idle: {now}"
+        assert time.monotonic() < deadline, f"the server is still busy: {now}"
         await asyncio.sleep(0.1)
 
 

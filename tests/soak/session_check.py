@@ -104,7 +104,7 @@ class SessionCheck:
         if not (self.since and self.narrow):
             self.fault(what)
         elif not self._restarted:
-            self._suspects.append(what)  # a marker may still explain it
+            self._suspects.append(what)  # a marker may still explain the gap
 
     def cell(self, msg_id: str) -> Cell | None:
         """Return the received messages of a request; None for an unknown request."""

@@ -193,7 +193,7 @@ class KernelClient:
         return received.code, received.reason
 
     def cut(self) -> None:
-        """Disappear without a close frame, as a laptop with a closed lid."""
+        """Stop without a close frame, as a laptop with a closed lid does."""
         self.ws.transport.abort()
 
 

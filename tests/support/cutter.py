@@ -121,7 +121,9 @@ class Cutter:
         while not self.done and len(self.numbers[-1]) < lines:
             async with asyncio.timeout(TIMEOUT):
                 data = await self.reader.read(self._chance.choice((100, 1 << 10, 1 << 12)))
-            assert data, f"the server hung up; lines so far: {sum(map(len, self.numbers))}"
+            assert data, (
+                f"the server closed the connection; lines so far: {sum(map(len, self.numbers))}"
+            )
             self._buffer += data
             self._take()
 

@@ -92,7 +92,7 @@ KERNELS = {
     "xeus-python": ForeignKernel(
         ("{python}", "-m", "xpython_launcher", "-f", "{connection_file}"),
         ("xeus-python==0.19.0",),
-        loop="",  # an interrupt ends its process
+        loop="",  # an interrupt ends the process of this kernel
     ),
     "ir": ForeignKernel(
         ("{program}", "--slave", "-e", "IRkernel::main()", "--args", "{connection_file}"),

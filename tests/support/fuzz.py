@@ -56,7 +56,7 @@ class Case:
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """A kernel that may be harmed, on a server that must not be."""
+    """A kernel that may break, on a server that must keep working."""
 
     kernel: str
     port: int

@@ -43,7 +43,7 @@ class OneThread(ScriptedKernel):
         super().__init__(info)
         self.parent: dict[str, Any] = {}
         self.count = 0
-        self.leaves_out_idle = False  # the next one
+        self.leaves_out_idle = False  # for the next request
         self.names: dict[str, Any] = {"input": self.ask, "kernel": self}
 
     def run(self) -> None:

@@ -1,6 +1,6 @@
 """Check for external programs and modules that a test needs.
 
-On a user's machine a missing part skips the test and says what to install. In CI (`CI` set in the
+Elsewhere a missing program skips the test; the reason says what to install. In CI (`CI` set in the
 environment) it fails, so that a successful run has used the browser, Node and the kernels.
 """
 

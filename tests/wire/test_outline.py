@@ -118,7 +118,7 @@ SHAPES = {
 
 @pytest.mark.parametrize("shape", ["numbers", "keys", "empty strings", "empty lists"])
 def test_steps_are_equally_long_wherever_they_are_in_the_text(shape) -> None:
-    """A step of text with few tokens is neither longer than 64 Ki characters nor much shorter."""
+    """For text with few tokens, a step has about 64 Ki characters."""
     _, count = run('{"a": ' + SHAPES[shape] + "}")
     assert SIZE >> 16 <= count <= 2 * (SIZE >> 16)
 

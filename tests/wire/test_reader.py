@@ -188,7 +188,7 @@ def test_text_is_decoded_in_pieces_wherever_it_is_divided(text, cuts, block, ste
 
 
 def test_a_large_message_is_read_in_pieces() -> None:
-    """The last bytes of a message take no more time than copying it."""
+    """Processing the last bytes of a message takes no longer than copying the message."""
     size = 8 << 20
     data = frame(TEXT, "ü".encode() * (size // 2))
     reader = FrameReader(size)

@@ -1,7 +1,7 @@
 """Any bytes raise only the documented errors.
 
 The suite runs two hundred examples per target. ``KBRIDGE_FUZZ_SECONDS=600`` spends that
-many seconds on each target instead, with different examples each time.
+many seconds on each target instead, with other examples each time.
 """
 
 import json
