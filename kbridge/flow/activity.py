@@ -261,11 +261,3 @@ class Activity:
         self._forget()
         self._phase = phase
         self.last_activity = now
-
-    def statistics(self) -> dict[str, str | int | float]:
-        """Return the state, the last activity, and the number of busy requests."""
-        return {
-            "execution_state": self.execution_state,
-            "last_activity": self.last_activity,
-            "busy_requests": len(self._busy),
-        }

@@ -11,7 +11,6 @@ Invariants:
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 __all__ = ["HeartbeatActions", "HeartbeatMonitor"]
 
@@ -39,9 +38,18 @@ class HeartbeatMonitor:
     ----------
     misses : int
         Number of consecutive unanswered pings after which the kernel is lost.
+
+    Attributes
+    ----------
+    known : bool
+        True if the kernel has answered a ping.
+    lost : bool
+        True if the kernel has answered before and no longer does.
+    waiting : int
+        Pings on the current connection that are not answered.
     """
 
-    __slots__ = ("_answers_busy", "_busy_with", "_heard", "_known", "_lost", "_misses", "_waiting")
+    __slots__ = ("_answers_busy", "_busy_with", "_heard", "_misses", "known", "lost", "waiting")
 
     def __init__(self, misses: int) -> None:
         if misses < 1:
@@ -51,17 +59,12 @@ class HeartbeatMonitor:
 
     def forget(self) -> None:
         """Reset the state, because the kernel may have been replaced."""
-        self._known = False
-        self._lost = False
+        self.known = False
+        self.lost = False
         self._heard = False
-        self._waiting = 0
+        self.waiting = 0
         self._busy_with = ""
         self._answers_busy = False
-
-    @property
-    def lost(self) -> bool:
-        """True if the kernel has answered before and no longer does."""
-        return self._lost
 
     def tick(self, busy_with: str = "") -> HeartbeatActions:
         """Decide what to do before the next ping.
@@ -76,19 +79,15 @@ class HeartbeatMonitor:
             self._answers_busy = True
         self._heard = False
         self._busy_with = busy_with
-        silent = self._waiting >= self._misses
-        lost = silent and self._known and not self._lost and (not busy_with or self._answers_busy)
-        self._lost = self._lost or lost
-        self._waiting = 1 if silent else self._waiting + 1
+        silent = self.waiting >= self._misses
+        lost = silent and self.known and not self.lost and (not busy_with or self._answers_busy)
+        self.lost = self.lost or lost
+        self.waiting = 1 if silent else self.waiting + 1
         return HeartbeatActions(lost=lost, reconnect=silent)
 
     def answered(self) -> bool:
         """Note an answer; return True if the kernel was lost before."""
-        was_lost, self._lost = self._lost, False
-        self._known = self._heard = True
-        self._waiting = 0
+        was_lost, self.lost = self.lost, False
+        self.known = self._heard = True
+        self.waiting = 0
         return was_lost
-
-    def statistics(self) -> dict[str, Any]:
-        """Return whether it has ever answered, whether it is lost, and the unanswered pings."""
-        return {"known": self._known, "lost": self._lost, "waiting": self._waiting}

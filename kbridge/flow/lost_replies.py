@@ -240,10 +240,6 @@ class LostReplies:
         for known in (self._open, self._lost, self._made, self._answered):
             known.clear()
 
-    def statistics(self) -> dict[str, int]:
-        """Return the number of requests without a reply, and of those whose reply may be lost."""
-        return {"unanswered": len(self._open) + len(self._lost), "reply_lost": len(self._lost)}
-
 
 def _bound(known: dict[str, Any]) -> None:
     while len(known) > _LIMIT:

@@ -147,25 +147,19 @@ class Readiness:
             raise ValueError(f"interval must be above 0 seconds, not {interval}")
         self._interval = interval
         self._timeout = timeout
-        self._resets = 0
-        self._losses = 0
-        self._probes = 0
         self.reset(0.0)
 
     def reset(self, now: float) -> None:
         """Forget all evidence and the connections, because the kernel or the sockets are new."""
         self._state = State.NEW
-        self._resets += 1
         self._handshake = False  # on iopub
         self._stdin = False
         self._wait(now)
 
     def _wait(self, now: float) -> None:
         self._timed_out = False
-        self._since = now
         self._deadline = now + self._timeout
         self._next_probe = -math.inf
-        self._waited: float | None = None
         self._lacks = ""
         self._stdin_deadline = math.inf
         self._renew_after = RENEW_SECONDS
@@ -200,10 +194,8 @@ class Readiness:
             self._enter(State.PROVEN, now)
         if self._state is State.PROVEN and not self.ready and now >= self._stdin_deadline:
             self._lacks = "stdin"
-            self._waited = now - self._since
         if not self.ready and now >= self._deadline:
             self._timed_out = True
-            self._waited = now - self._since
         if self.ready:
             return Decision(False, True, self._timed_out, None, lacks=self._lacks)
         if self._state is State.LOST:
@@ -219,7 +211,6 @@ class Readiness:
         probe = now >= self._next_probe
         if probe:
             self._next_probe = now + self._interval
-            self._probes += 1
             self._take(Event.PROBE, now)
         next_at = min(self._next_probe, self._deadline)
         return Decision(probe, False, False, next_at, renew=renew)
@@ -252,11 +243,8 @@ class Readiness:
         if up:
             if self._lacks == "stdin":
                 self._lacks = ""
-            if self.ready and not was_ready:
-                self._waited = now - self._since
         elif was_ready and not self.ready:
             self._stdin_deadline = self._deadline = now + STDIN_SECONDS
-            self._waited = None
 
     def on_connected(self, now: float) -> None:
         """Note the iopub handshake; the next probe is due immediately.
@@ -270,8 +258,6 @@ class Readiness:
 
     def on_disconnected(self, now: float) -> None:
         """Note that the iopub connection has ended; for a ready kernel, the wait starts again."""
-        if self._state is not State.LOST:
-            self._losses += 1
         if self.ready or self._state is State.PROVEN:
             self._wait(now)
         self._take(Event.DISCONNECTED, now)
@@ -286,10 +272,8 @@ class Readiness:
         self._state = state
         if state is State.PROVEN:
             self._timed_out = False
-            self._waited = now - self._since
             self._restart_evidence()
             if not self._stdin:
-                self._waited = None
                 # After a timeout, do not wait for stdin beyond the deadline.
                 self._stdin_deadline = min(now + STDIN_SECONDS, max(self._deadline, now))
         elif state is State.REPLIED:
@@ -298,16 +282,3 @@ class Readiness:
         elif state in (State.NEW, State.LOST):
             self._next_probe = -math.inf
             self._restart_evidence()
-
-    def statistics(self) -> dict[str, str | int | float | bool | None]:
-        """Return the state, counters, and the seconds of the last wait (None while waiting)."""
-        return {
-            "state": self._state.name.lower(),
-            "ready": self.ready,
-            "timed_out": self._timed_out,
-            "waited": self._waited,
-            "probes": self._probes,
-            "resets": self._resets,
-            "losses": self._losses,
-            "lacks": self._lacks,
-        }

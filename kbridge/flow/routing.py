@@ -24,14 +24,13 @@ class Routing:
         routes alone does not bound memory. The newest route is kept even if its id is longer.
     """
 
-    __slots__ = ("_chars", "_evicted", "_limit", "_limit_bytes", "_routes")
+    __slots__ = ("_chars", "_limit", "_limit_bytes", "_routes")
 
     def __init__(self, limit: int = 10_000, limit_bytes: int = 4 << 20) -> None:
         if limit < 1:
             raise ValueError(f"limit must be at least 1, not {limit}")
         self._limit = limit
         self._limit_bytes = limit_bytes
-        self._evicted = 0
         self.clear()
 
     def clear(self) -> None:
@@ -54,7 +53,6 @@ class Routing:
             self._chars > self._limit_bytes and len(self._routes) > 1
         ):
             self._drop(next(iter(self._routes)))
-            self._evicted += 1
 
     def _drop(self, msg_id: str) -> None:
         del self._routes[msg_id]
@@ -63,11 +61,3 @@ class Routing:
     def owner(self, parent_id: str) -> int | None:
         """Return the client that sent the request; None if it is unknown or was forgotten."""
         return self._routes.get(parent_id)
-
-    def statistics(self) -> dict[str, int]:
-        """Return the number of routes, their characters, and the routes evicted since the start."""
-        return {
-            "routes": len(self._routes),
-            "id_chars": self._chars,
-            "evicted": self._evicted,
-        }

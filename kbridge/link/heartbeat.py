@@ -44,6 +44,11 @@ class Heartbeat:
     at_work : callable
         Returns the request that the kernel is executing, empty if none; called at each tick. A
         kernel that has never answered while busy is not lost while it is busy.
+
+    Attributes
+    ----------
+    monitor : HeartbeatMonitor
+        Decides whether the kernel is lost.
     """
 
     def __init__(
@@ -58,7 +63,7 @@ class Heartbeat:
     ) -> None:
         self._where = where
         self._interval = interval
-        self._monitor = HeartbeatMonitor(misses)
+        self.monitor = HeartbeatMonitor(misses)
         self._on_lost = on_lost
         self._on_found = on_found
         self._at_work = at_work
@@ -73,18 +78,14 @@ class Heartbeat:
     @property
     def lost(self) -> bool:
         """True if the kernel has answered before and no longer does."""
-        return self._monitor.lost
+        return self.monitor.lost
 
     def close(self) -> None:
         """Stop; no callback is called afterwards. May be called twice."""
         self._closed = True
         self._timer.cancel()
-        self._monitor.forget()
+        self.monitor.forget()
         self._disconnect()
-
-    def statistics(self) -> dict[str, Any]:
-        """Return the figures of `HeartbeatMonitor.statistics`."""
-        return self._monitor.statistics()
 
     # -- inside -----------------------------------------------------------------------------
 
@@ -93,14 +94,14 @@ class Heartbeat:
         endpoints = self._where()
         if endpoints != self._endpoints:
             self._disconnect()
-            self._monitor.forget()
+            self.monitor.forget()
             self._endpoints = endpoints
         if endpoints is None:
             return
         self._read()  # an answer that has arrived while the loop was busy is not a miss
         if self._closed:  # by a callback
             return
-        actions = self._monitor.tick(self._at_work())
+        actions = self.monitor.tick(self._at_work())
         if actions.reconnect:
             self._disconnect()
         if actions.lost:
@@ -151,5 +152,5 @@ class Heartbeat:
             self._owed -= 1
             if self._owed < 0:
                 self._disconnect()
-            if self._monitor.answered():
+            if self.monitor.answered():
                 self._on_found()  # last, because it may close this object

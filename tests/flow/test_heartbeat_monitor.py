@@ -84,7 +84,7 @@ def test_unanswered_pings_are_bounded() -> None:
     monitor = HeartbeatMonitor(3)
     for _ in range(100):
         monitor.tick()
-        assert monitor.statistics()["waiting"] <= 3
+        assert monitor.waiting <= 3
 
 
 def test_a_limit_of_zero_missed_pings_is_refused() -> None:

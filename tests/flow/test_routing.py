@@ -27,7 +27,6 @@ def test_the_oldest_routes_are_dropped_first() -> None:
     for n in range(5):
         routing.note(str(n), n)
     assert [routing.owner(str(n)) for n in range(5)] == [None, None, 2, 3, 4]
-    assert routing.statistics() == {"routes": 3, "id_chars": 3, "evicted": 2}
 
 
 def test_a_reused_id_belongs_to_its_last_client() -> None:
@@ -43,12 +42,16 @@ def test_a_reused_id_belongs_to_its_last_client() -> None:
 
 def test_long_ids_are_bounded_too() -> None:
     routing = Routing(limit_bytes=1000)
-    for n in range(50):
-        routing.note(f"{n:0100}", 1)
-    assert routing.statistics() == {"routes": 10, "id_chars": 1000, "evicted": 40}
+    ids = [f"{n:0100}" for n in range(50)]
+    for msg_id in ids:
+        routing.note(msg_id, 1)
+    assert [msg_id for msg_id in ids if routing.owner(msg_id) == 1] == ids[-10:]
     routing.note("x" * 5000, 2)
     assert routing.owner("x" * 5000) == 2
-    assert routing.statistics()["routes"] == 1
+    assert not any(routing.owner(msg_id) for msg_id in ids)
+    for msg_id in ids:
+        routing.note(msg_id, 1)
+    assert [msg_id for msg_id in ids if routing.owner(msg_id) == 1] == ids[-10:]
 
 
 def test_clear_removes_all_routes() -> None:
@@ -56,7 +59,6 @@ def test_clear_removes_all_routes() -> None:
     routing.note("a", 1)
     routing.clear()
     assert routing.owner("a") is None
-    assert routing.statistics() == {"routes": 0, "id_chars": 0, "evicted": 0}
 
 
 def test_a_limit_of_zero_is_refused() -> None:
@@ -84,5 +86,3 @@ def test_routes_agree_with_a_list(limit: int, steps: list[tuple[str, str, int]])
             model = []
         known = dict(model)
         assert {i: routing.owner(i) for i in "abcdefgh"} == {i: known.get(i) for i in "abcdefgh"}
-        statistics = routing.statistics()
-        assert statistics["routes"] == statistics["id_chars"] == len(model)

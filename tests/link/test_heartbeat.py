@@ -48,7 +48,7 @@ class Listener:
 
     @property
     def known(self) -> bool:
-        return bool(self.heartbeat.statistics()["known"])
+        return self.heartbeat.monitor.known
 
     async def until(self, condition: Callable[[], Any]) -> None:
         async with asyncio.timeout(LOUD):
@@ -122,7 +122,7 @@ async def test_what_waits_for_a_heart_that_has_stopped_is_bounded(beating) -> No
     # Answers to pings on closed connections are ignored.
     assert heart.asked - before <= 6 * MISSES
     assert listener.told == ["lost", "found"]
-    assert listener.heartbeat.statistics()["waiting"] <= MISSES
+    assert listener.heartbeat.monitor.waiting <= MISSES
 
 
 async def test_a_dead_port_is_no_news_however_long() -> None:

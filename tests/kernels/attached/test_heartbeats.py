@@ -40,8 +40,8 @@ def heartbeat_of(manager):
 async def silence(manager) -> None:
     """Until as many beats have been missed as make others lost."""
     heartbeat = heartbeat_of(manager)
-    await until(lambda: heartbeat.statistics()["waiting"] > BEATS["heartbeat_misses"] / 2)
-    await until(lambda: heartbeat.statistics()["waiting"] < BEATS["heartbeat_misses"] / 2)
+    await until(lambda: heartbeat.monitor.waiting > BEATS["heartbeat_misses"] / 2)
+    await until(lambda: heartbeat.monitor.waiting < BEATS["heartbeat_misses"] / 2)
 
 
 @pytest.fixture
@@ -136,7 +136,7 @@ async def test_a_file_without_an_hb_port_is_served(make_manager, hubs):
     heartbeat = heartbeat_of(manager)
     timer = heartbeat._timer
     await until(lambda: heartbeat._timer is not timer)
-    assert heartbeat.statistics() == {"known": False, "lost": False, "waiting": 0}
+    assert heartbeat.monitor.waiting == 0
     assert state(manager) == "idle"
 
 
@@ -156,7 +156,7 @@ async def test_what_does_not_answer_yet_or_no_more_is_not_asked(served, heart, p
     hub.activity.execution_state = phase
     heart.stop()
     heartbeat = heartbeat_of(manager)
-    await until(lambda: not heartbeat.statistics()["known"])
+    await until(lambda: not heartbeat.monitor.known)
     assert told(hub) == []
     assert state(manager) == phase
 
