@@ -99,13 +99,13 @@ class ClientLink(Protocol):
 
 
 class TransportEvents(Protocol):
-    """Notifications of a `SocketTransport`. All are called on the event loop."""
+    """Callbacks of the event loop to the owner of a `SocketTransport`, which calls none itself."""
 
-    def on_data(self, data: bytes) -> None:
-        """Take bytes that were read."""
+    def on_input(self) -> None:
+        """Read from the transport."""
 
-    def on_drained(self) -> None:
-        """Note that all queued data was written."""
+    def on_room(self) -> None:
+        """Flush the transport."""
 
     def on_closed(self) -> None:
         """Note that the connection has ended; the last call."""

@@ -1,15 +1,15 @@
 """A connected socket on the event loop: TCP, unix or TLS, without a Future for each read.
 
 Tornado's `IOStream` hands what it has read to a Future, which wakes a Task in the loop's next
-turn. That took 70 of the 85 us that a lone websocket frame cost. Here the bytes are handed on in
-the turn in which they arrive.
+turn. That took 70 of the 85 us that a lone websocket frame cost. Here the owner reads the bytes in
+the turn in which they arrive: the event loop calls the owner, and the owner calls the transport.
 
 Properties:
 
 - one read takes at most `CHUNK` bytes; the rest of the input waits for the loop's next turn;
 - nothing is read while the transport is paused;
-- data that the operating system does not accept at once is queued; the owner is told when the queue
-  is empty;
+- data that the operating system does not accept at once is queued, until the owner flushes it;
+- a connection that ends or fails closes the transport within `read`, `write` or `flush`;
 - `on_closed` is called once, in a later turn, after either side closes the transport.
 """
 
@@ -50,66 +50,83 @@ class SocketTransport:
 
     Parameters
     ----------
-    sock : socket.socket
+    sock : socket.socket, optional
         A connected, non-blocking socket; with TLS, after the handshake. It is closed with the
-        transport.
-    events : TransportEvents
-        The object to notify.
+        transport. Without a socket, the transport is closed.
     early : bytes
         Bytes that were read from the socket before.
+
+    Attributes
+    ----------
+    closed : bool
+        True if the transport is closed for reading and writing.
+    writing : bool
+        True if data waits for the peer to read.
     """
 
-    __slots__ = ("__weakref__", "_early", "_events", "_loop", "_out", "_reading", "_socket", "_tls")
+    # `closed` and `writing` are read for each batch of frames, so they are not properties.
+    __slots__ = (
+        "__weakref__",
+        "_early",
+        "_events",
+        "_out",
+        "_reading",
+        "_socket",
+        "_tls",
+        "closed",
+        "writing",
+    )
 
-    def __init__(self, sock: socket.socket, events: TransportEvents, early: bytes = b"") -> None:
-        self._socket: socket.socket | None = sock
-        self._events = events
+    def __init__(self, sock: socket.socket | None = None, early: bytes = b"") -> None:
+        self._socket = sock
         self._early = early
-        self._loop = asyncio.get_running_loop()
+        self._events: TransportEvents | None = None
         self._tls = isinstance(sock, ssl.SSLSocket)
         self._reading = False
         self._out: deque[memoryview] = deque()
+        self.closed = sock is None
+        self.writing = False
 
     @classmethod
-    def take_over(cls, stream: IOStream, events: TransportEvents) -> SocketTransport | None:
+    def take_over(cls, stream: IOStream) -> SocketTransport:
         """Continue a connection that Tornado has accepted; the stream is closed, the socket is not.
 
         Parameters
         ----------
         stream : IOStream
             A stream with nothing left to write.
-        events : TransportEvents
-            The object to notify.
 
         Returns
         -------
-        SocketTransport or None
-            None if the connection has ended.
+        SocketTransport
+            Closed if the connection has ended.
         """
         sock = stream.socket
         if stream.closed() or sock is None:
-            return None
+            return cls()
         assert not stream.writing(), "unwritten data of the stream would be lost"
         try:
             # Done at once if bytes were read behind the handshake; then these are all of them.
             reading = asyncio.ensure_future(stream.read_bytes(_ALL, partial=True))
             early = reading.result() if reading.done() else b""
         except StreamClosedError:
-            return None
+            return cls()
         stream.set_close_callback(None)
         stream.close_fd = lambda: None  # type: ignore[method-assign]  # the socket lives on
         stream.close()
-        return cls(sock, events, early)
+        return cls(sock, early)
 
-    @property
-    def closed(self) -> bool:
-        """True if the transport is closed for reading and writing."""
-        return self._socket is None
-
-    @property
-    def writing(self) -> bool:
-        """True if data waits for the peer to read."""
-        return bool(self._out)
+    def attach(self, events: TransportEvents) -> None:
+        """Make the event loop call an owner, in place of the last one; before reads and writes."""
+        self._events = events
+        loop = asyncio.get_running_loop()
+        if self._socket is None:
+            loop.call_soon(events.on_closed)
+            return
+        if self._reading:
+            loop.add_reader(self._socket, events.on_input)
+        if self.writing:
+            loop.add_writer(self._socket, events.on_room)
 
     @property
     def unsent_bytes(self) -> int:
@@ -127,17 +144,38 @@ class SocketTransport:
         if self._reading:
             self._reading = False
             if self._socket is not None:
-                self._loop.remove_reader(self._socket)
+                asyncio.get_running_loop().remove_reader(self._socket)
 
     def resume(self) -> None:
         """Start reading, or continue."""
         if self._socket is None or self._reading:
             return
+        assert self._events is not None
         self._reading = True
-        self._loop.add_reader(self._socket, self._read)
+        loop = asyncio.get_running_loop()
+        loop.add_reader(self._socket, self._events.on_input)
+        if self._early:  # the descriptor does not announce it
+            loop.call_soon(self._events.on_input)
+
+    def read(self) -> bytes:
+        """Return the bytes that have arrived, at most `CHUNK`; empty if there are none.
+
+        The end of the connection closes the transport.
+        """
+        if self._socket is None or not self._reading:
+            return b""
         if self._early:
             early, self._early = self._early, b""
-            self._events.on_data(early)
+            return early
+        try:
+            data = self._socket.recv(CHUNK)
+        except _WOULD_BLOCK:
+            return b""
+        except OSError:
+            data = b""
+        if not data:
+            self.close()
+        return data
 
     def write(self, data: bytes | memoryview) -> bool:
         """Write data, in order.
@@ -146,7 +184,7 @@ class SocketTransport:
         -------
         bool
             True if the operating system has accepted all of it. If False, the data is queued and
-            `on_drained` follows; or the transport is closed.
+            `on_room` follows; or the transport is closed.
         """
         if self._socket is None:
             return False
@@ -157,9 +195,29 @@ class SocketTransport:
         if sent == len(data):
             return True
         if self._socket is not None:
+            assert self._events is not None
             self._out.append(memoryview(data).cast("B")[sent:])
-            self._loop.add_writer(self._socket, self._flush)
+            self.writing = True
+            asyncio.get_running_loop().add_writer(self._socket, self._events.on_room)
         return False
+
+    def flush(self) -> bool:
+        """Write what the operating system accepts of the queue; return True if it is empty now."""
+        out = self._out
+        while out:
+            data = out[0]
+            sent = self._send(data)
+            if self._socket is None:
+                return False
+            if sent < len(data):
+                out[0] = data[sent:]
+                return False
+            out.popleft()
+        if self._socket is None:
+            return False
+        self.writing = False
+        asyncio.get_running_loop().remove_writer(self._socket)
+        return True
 
     def write_eof(self) -> None:
         """Close the writing side; the peer sees the end of the stream. Needs an empty queue."""
@@ -173,42 +231,17 @@ class SocketTransport:
         if sock is None:
             return
         self.pause()
+        loop = asyncio.get_running_loop()
         if self._out:
-            self._loop.remove_writer(sock)
+            loop.remove_writer(sock)
             self._out.clear()
         self._socket = None
+        self.closed, self.writing = True, False
         sock.close()
-        # Not at once: the caller may be in the middle of a delivery.
-        self._loop.call_soon(self._events.on_closed)
-
-    def _read(self) -> None:
-        assert self._socket is not None
-        try:
-            data = self._socket.recv(CHUNK)
-        except _WOULD_BLOCK:
-            return
-        except OSError:
-            data = b""
-        if data:
-            self._events.on_data(data)
-        else:
-            self.close()
-
-    def _flush(self) -> None:
-        """Write what the operating system accepts of the queue."""
-        out = self._out
-        while out:
-            data = out[0]
-            sent = self._send(data)
-            if self._socket is None:
-                return
-            if sent < len(data):
-                out[0] = data[sent:]
-                return
-            out.popleft()
-        assert self._socket is not None
-        self._loop.remove_writer(self._socket)
-        self._events.on_drained()
+        events, self._events = self._events, None  # no reference cycle remains
+        if events is not None:
+            # Not at once: the caller may be in the middle of a delivery.
+            loop.call_soon(events.on_closed)
 
     def _send(self, data: bytes | memoryview) -> int:
         """Write once, and return the number of bytes accepted; close on an error."""

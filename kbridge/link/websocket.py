@@ -5,18 +5,8 @@ methods that handlers call of `ws_connection`. It is also the `ClientLink` throu
 writes. It uses public names of Tornado only; tests/link/test_websocket.py fails if Tornado lacks
 one of them, or calls a method that is missing here.
 
-Reasons not to use Tornado's protocol:
-
-- It awaits four times for each frame, and a round trip feels that.
-- On input that is not RFC 6455 or not UTF-8 it drops the connection. On a message that is too big
-  it sends a close frame and resets the connection right behind it, so that most clients see
-  neither code nor reason. Here each fault has its close code, and the peer gets time to read it.
-- It passes on messages that arrive after the server has sent its close frame. Here they are
-  dropped, so that a refused client is not obeyed in part.
-- Its `write_message` creates a Task for each message, which costs ten times as much as a batch of
-  frames that is written at once.
-
-The decision record docs/adr/0006-websocket-io.md compares this with the `websockets` library.
+docs/adr/0006-websocket-io.md has the reasons not to use Tornado's protocol or the `websockets`
+library.
 """
 
 from __future__ import annotations
@@ -24,20 +14,22 @@ from __future__ import annotations
 import asyncio
 import sys
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from typing import Any, Final
 
 from tornado.escape import json_encode, utf8
 from tornado.iostream import IOStream
-from tornado.websocket import WebSocketClosedError, WebSocketHandler, WebSocketProtocol13
+from tornado.websocket import WebSocketClosedError, WebSocketHandler
 
 from kbridge.errors import FrameTooBig, ProtocolViolation
+from kbridge.link import handshake
 from kbridge.link.interfaces import noop
+from kbridge.link.linger import Linger
 from kbridge.link.timer import PeriodicTimer
 from kbridge.link.transport import SocketTransport
 from kbridge.wire import frames
 from kbridge.wire.frames import BINARY, CLOSE, PING, TEXT
-from kbridge.wire.reader import PARTIAL, FrameReader, parse_close
+from kbridge.wire.reader import PARTIAL, Event, FrameReader, parse_close
 
 try:
     from tornado.speedups import websocket_mask as unmask
@@ -47,12 +39,11 @@ except ImportError:  # Tornado was installed without its C extension
 __all__ = ["Websocket"]
 
 _CLOSING_SECONDS: Final = 5.0  # for the peer's answer to a close frame
-_LINGER_SECONDS: Final = 2.0
-_LINGER_BYTES: Final = 64 << 20
 # Limits of one turn, so that other tasks get to run: ten thousand empty frames fit into one read.
 # The time limit applies if frames take longer than usual.
 _TURN: Final = 200  # frames, fragments included
 _TURN_SECONDS: Final = 0.002
+_NO_CONNECTION: Final = SocketTransport()  # before the handshake and after the end
 
 
 class Websocket:
@@ -82,12 +73,10 @@ class Websocket:
     __slots__ = (
         "_blocked",
         "_closing",
-        "_discarded",
         "_end",
+        "_events",
         "_frames",
         "_handler",
-        "_lingering",
-        "_on_progress",
         "_pinger",
         "_pong",
         "_ponged",
@@ -101,11 +90,13 @@ class Websocket:
         "server_terminated",
     )
 
+    _end: asyncio.Future[None]  # done when the connection has ended; exists after the handshake
+
     def __init__(self, handler: WebSocketHandler) -> None:
         self._handler = handler
         self._frames = FrameReader(handler.max_message_size, unmask)
-        self._transport: SocketTransport | None = None
-        self._on_progress: Callable[[], object] = getattr(handler, "on_progress", noop)
+        self._events: Iterator[Event] = iter(())  # of the last read, not all handled yet
+        self._transport = _NO_CONNECTION
         self.on_writable: Callable[[], None] = noop
         self.selected_subprotocol: str | None = None
         self.client_terminated = False
@@ -117,12 +108,7 @@ class Websocket:
         self._ponged = True  # since the last ping of `_pinger`
         self._pinger: PeriodicTimer | None = None
         self._closing: asyncio.TimerHandle | None = None
-        self._lingering = False
-        self._discarded = 0  # bytes, while lingering
-        self._end: asyncio.Future[None] | None = None  # done when the connection has ended
-        self._writes: list[
-            asyncio.Future[None]
-        ] = []  # futures of `write_message` that wait for room
+        self._writes: list[asyncio.Future[None]] = []  # of `write_message`, while it waits
 
     # -- the beginning, called by Tornado's handler ------------------------------------------
 
@@ -131,29 +117,12 @@ class Websocket:
 
         Tornado's Task of the request waits here. Its cancellation drops the connection.
         """
-        headers = handler.request.headers
-        key = headers.get("Sec-WebSocket-Key")
-        if not key or not headers.get("Host"):
-            handler.set_status(400)
-            handler.finish("Missing/Invalid WebSocket headers")
+        answered = handshake.answer(handler)
+        if answered is None:
             return
-        header = headers.get("Sec-WebSocket-Protocol", "")
-        offered = [name.strip() for name in header.split(",")] if header else []
-        self.selected_subprotocol = handler.select_subprotocol(offered)
-        if self.selected_subprotocol:
-            assert self.selected_subprotocol in offered, "a subprotocol that was not offered"
-            handler.set_header("Sec-WebSocket-Protocol", self.selected_subprotocol)
-        handler.clear_header("Content-Type")
-        handler.set_status(101)
-        handler.set_header("Upgrade", "websocket")
-        handler.set_header("Connection", "Upgrade")
-        handler.set_header("Sec-WebSocket-Accept", WebSocketProtocol13.compute_accept_value(key))
-        handler.finish()
-        stream = handler.detach()
+        stream, self.selected_subprotocol = answered
         try:
-            async with asyncio.timeout(_CLOSING_SECONDS):
-                while stream.writing():  # the peer has yet to read the answer
-                    await stream.write(b"")
+            await handshake.flush(stream)
             self.take_over(stream)
             opened = handler.open(*handler.open_args, **handler.open_kwargs)
             if opened is not None:
@@ -161,8 +130,7 @@ class Websocket:
             if handler.ping_interval and not self.is_closing():
                 self._pinger = PeriodicTimer(self._ping, handler.ping_interval)
                 self._pinger.start()
-            self._resume()
-            assert self._end is not None
+            self._transport.resume()
             await self._end
         except asyncio.CancelledError:
             self._abort()
@@ -173,14 +141,11 @@ class Websocket:
 
     def take_over(self, stream: IOStream) -> None:
         """Continue on a stream's socket."""
-        loop = asyncio.get_running_loop()
-        self._end = loop.create_future()
-        self._transport = transport = SocketTransport.take_over(stream, self)
-        if transport is None:
-            loop.call_soon(self.on_closed)
-        else:
-            # Nagle's algorithm with delayed acknowledgements adds 40 ms to every cell.
-            transport.set_nodelay(True)
+        self._end = asyncio.get_running_loop().create_future()
+        self._transport = SocketTransport.take_over(stream)
+        self._transport.attach(self)
+        # Nagle's algorithm with delayed acknowledgements adds 40 ms to every cell.
+        self._transport.set_nodelay(True)
 
     # -- writing ----------------------------------------------------------------------------
 
@@ -188,7 +153,7 @@ class Websocket:
     def closed(self) -> bool:
         """True if no more data can be written."""
         # No data may follow a close frame (RFC 6455, section 5.5.1); Chrome fails the connection.
-        return self.server_terminated or self._transport is None or self._transport.closed
+        return self.server_terminated or self._transport.closed
 
     def is_closing(self) -> bool:
         """Return True if one side has begun to close, or the connection has ended."""
@@ -197,7 +162,7 @@ class Websocket:
     @property
     def unsent_bytes(self) -> int:
         """Bytes that wait for the peer to read."""
-        return self._transport.unsent_bytes if self._transport is not None else 0
+        return self._transport.unsent_bytes
 
     def write(self, data: bytes | memoryview) -> bool:
         """Write whole frames.
@@ -208,9 +173,8 @@ class Websocket:
             True if all was written at once. If False, the link is blocked until `on_writable` is
             called, or closed.
         """
-        if self.closed:
+        if self.server_terminated:
             return False
-        assert self._transport is not None
         if self._transport.write(data):
             return True
         self._blocked = True
@@ -234,7 +198,6 @@ class Websocket:
         data = utf8(json_encode(message) if isinstance(message, dict) else message)
         self._send(frames.frame(data, BINARY if binary else TEXT))
         written: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        assert self._transport is not None
         if self._transport.writing or self._transport.closed:  # closed: `on_closed` follows
             self._writes.append(written)
         else:
@@ -242,28 +205,22 @@ class Websocket:
         return written
 
     def write_ping(self, data: bytes) -> None:
-        """Send a ping.
-
-        Raises
-        ------
-        WebSocketClosedError
-            If the connection has ended, or is being closed.
-        """
+        """Send a ping; raise `WebSocketClosedError` as `write_message` does."""
         self._send(frames.ping(data))
 
     def set_nodelay(self, value: bool) -> None:
         """Turn Nagle's algorithm off or on."""
-        if self._transport is not None:
-            self._transport.set_nodelay(value)
+        self._transport.set_nodelay(value)
 
     def _send(self, frame: bytes) -> None:
-        if self.closed:
+        if self.server_terminated or self._transport.closed:
             raise WebSocketClosedError
-        assert self._transport is not None
         self._transport.write(frame)
 
-    def on_drained(self) -> None:
-        """Continue after a write that had to wait."""
+    def on_room(self) -> None:
+        """Continue to write (`TransportEvents`)."""
+        if not self._transport.flush():
+            return
         writes, self._writes = self._writes, []
         for written in writes:
             if not written.done():
@@ -271,12 +228,10 @@ class Websocket:
         if self._pong is not None:
             payload, self._pong = self._pong, None
             self._send_pong(payload)
-        if self._lingering:
-            self._write_eof()
         if self.closed:
             return
-        self._on_progress()
-        if self._blocked and self._transport is not None and not self._transport.writing:
+        getattr(self._handler, "on_progress", noop)()
+        if self._blocked and not self._transport.writing:
             self._blocked = False
             self.on_writable()
 
@@ -296,31 +251,23 @@ class Websocket:
             self.server_terminated = True
         if self.client_terminated:
             self._drop()
-        elif self._closing is None and self._transport is not None:
+        elif self._closing is None and not self._transport.closed:
             loop = asyncio.get_running_loop()
             self._closing = loop.call_later(_CLOSING_SECONDS, self._abort)
 
-    def on_connection_close(self) -> None:
-        """Drop the connection."""
-        self._abort()
-
     def on_closed(self) -> None:
-        """Tell the handler that the connection has ended."""
+        """Tell the handler that the connection has ended (`TransportEvents`)."""
         self._abort()
+        self._tell_handler()
+        if not self._end.done():
+            self._end.set_result(None)
+
+    def _tell_handler(self) -> None:
         writes, self._writes = self._writes, []
         for written in writes:
             if not written.done():
                 written.set_exception(WebSocketClosedError())
                 written.exception()  # no warning if the caller does not await it
-        if not self._lingering:  # else it was told before
-            self._tell_handler()
-        if self._end is not None and not self._end.done():
-            self._end.set_result(None)
-        # Break the reference cycle: it would keep the handler and an unfinished message in memory
-        # until the garbage collector finds them.
-        self._transport = None
-
-    def _tell_handler(self) -> None:
         self._handler.ws_connection = None  # else it would drop a connection that lingers
         try:
             self._handler.on_ws_connection_close(self.close_code, self.close_reason)
@@ -334,68 +281,52 @@ class Websocket:
             self._pinger.stop()
         self._drop()
 
+    on_connection_close = _abort  # the name that Tornado calls
+
     def _drop(self) -> None:
         if self._closing is not None:
             self._closing.cancel()
             self._closing = None
-        if self._transport is not None:
-            self._transport.close()
+        self._transport.close()
 
     def _fail(self, code: int, reason: str) -> None:
-        """Close because of input behind which no frame can be told apart.
-
-        The peer may still be sending. Closing a socket that has unread input resets the connection,
-        and a reset discards what the peer has not read yet: the close frame. So only the writing
-        side is closed, and input is discarded until the peer closes its side, 2 s at most.
-        """
+        """Close because of input behind which no frame can be told apart."""
         lingers = not self.server_terminated
         self.close(code, reason)
-        self.client_terminated = True
-        if not lingers:
-            self._drop()
+        if not lingers or self._transport.closed:
+            self._abort()
             return
-        self._lingering = True
+        self.client_terminated = True
         if self._closing is not None:
             self._closing.cancel()
-        loop = asyncio.get_running_loop()
-        self._closing = loop.call_later(_LINGER_SECONDS, self._abort)
-        self._write_eof()
-        loop.call_soon(self._tell_handler)
-
-    def _write_eof(self) -> None:
-        if self._transport is not None and not self._transport.writing:
-            self._transport.write_eof()
+        Linger(self._transport, self._end)
+        asyncio.get_running_loop().call_soon(self._tell_handler)
 
     # -- reading ----------------------------------------------------------------------------
 
-    def on_data(self, data: bytes) -> None:
-        """Take bytes that were read."""
-        if self._lingering:
-            self._discarded += len(data)
-            if self._discarded > _LINGER_BYTES:
-                self._abort()
-            return
-        self._frames.feed(data)
-        self._read_frames()
+    def on_input(self) -> None:
+        """Read (`TransportEvents`)."""
+        data = self._transport.read()
+        if data:
+            self._events = self._frames.read(data)
+            self._read_frames()
 
     def _read_frames(self) -> None:
         """Handle the frames that have arrived, up to the limits of one turn."""
-        next_event = self._frames.next
         end = time.monotonic() + _TURN_SECONDS
         try:
-            for _ in range(_TURN):
-                event = None if self.client_terminated else next_event()
-                if event is None:
-                    return
-                if event is PARTIAL:
-                    continue
-                handled = self._handle(*event)
+            for count, event in enumerate(self._events, 1):
+                handled = self._handle(*event) if event is not PARTIAL else None
                 if handled is not None:
-                    self._pause()
+                    self._transport.pause()
                     asyncio.ensure_future(handled).add_done_callback(self._on_handled)
                     return
-                if time.monotonic() >= end:
+                if self.client_terminated:
+                    return
+                if count >= _TURN or time.monotonic() >= end:
                     break
+            else:
+                return
         except FrameTooBig:
             limit = f"websocket_max_message_size ({self._handler.max_message_size} bytes)"
             self._fail(1009, f"over {limit}")
@@ -405,7 +336,7 @@ class Websocket:
             self._handler.log_exception(*sys.exc_info())
             self._abort()
         else:
-            self._pause()
+            self._transport.pause()
             asyncio.get_running_loop().call_soon(self._go_on)
 
     def _handle(self, opcode: int, data: bytes | str) -> Awaitable[None] | None:
@@ -435,7 +366,7 @@ class Websocket:
 
     def _send_pong(self, payload: bytes) -> None:
         """Answer a ping; only the latest one if the peer does not read (section 5.5.3)."""
-        if self._transport is not None and self._transport.writing:
+        if self._transport.writing:
             self._pong = payload
         elif not self.closed:
             self._send(frames.pong(payload))
@@ -454,17 +385,10 @@ class Websocket:
         if not self.is_closing():
             self.write_ping(b"")
 
-    def _pause(self) -> None:
-        if self._transport is not None:
-            self._transport.pause()
-
-    def _resume(self) -> None:
-        if self._transport is not None:
-            self._transport.resume()
-
     def _go_on(self) -> None:
-        self._resume()
-        self._read_frames()
+        self._transport.resume()
+        if not self.client_terminated:
+            self._read_frames()
 
     def _on_handled(self, handled: asyncio.Future[None]) -> None:
         error = asyncio.CancelledError() if handled.cancelled() else handled.exception()

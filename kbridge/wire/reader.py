@@ -13,7 +13,7 @@ Properties of this module:
 from __future__ import annotations
 
 import codecs
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Final, TypeAlias
 
 from kbridge.errors import FrameTooBig, ProtocolViolation
@@ -108,6 +108,15 @@ class FrameReader:
         self._left = 0
         self._mask = b""
         self._final = False
+
+    def read(self, data: bytes) -> Iterator[Event]:
+        """Take bytes from the client, and return the messages and control frames that they end.
+
+        Read all of them before the next call. `PARTIAL` and the errors are those of `next`.
+        """
+        self.feed(data)
+        while (event := self.next()) is not None:
+            yield event
 
     def feed(self, data: bytes) -> None:
         """Take bytes from the client; then call `next` until it returns None."""

@@ -4,6 +4,7 @@ import asyncio
 import socket
 from collections.abc import Callable
 
+from kbridge.link.transport import SocketTransport
 from tests.support.waiting import TIMEOUT
 
 __all__ = ["Taker", "connected"]
@@ -23,7 +24,9 @@ def connected() -> tuple[socket.socket, socket.socket]:
 
 
 class Taker:
-    """Keeps the bytes that it is handed, and counts the other events (`TransportEvents`)."""
+    """Owns a transport, keeps the bytes that it reads, and counts the other events."""
+
+    transport: SocketTransport
 
     def __init__(self) -> None:
         self.came = bytearray()
@@ -34,15 +37,18 @@ class Taker:
         """Called after each read."""
         self._news = asyncio.Event()
 
-    def on_data(self, data: bytes) -> None:
-        self.came += data
-        self.sizes.append(len(data))
-        self._news.set()
-        self.then()
+    def on_input(self) -> None:
+        data = self.transport.read()
+        if data:
+            self.came += data
+            self.sizes.append(len(data))
+            self._news.set()
+            self.then()
 
-    def on_drained(self) -> None:
-        self.drained += 1
-        self._news.set()
+    def on_room(self) -> None:
+        if self.transport.flush():
+            self.drained += 1
+            self._news.set()
 
     def on_closed(self) -> None:
         self.closed += 1

@@ -24,7 +24,8 @@ class Ends(Taker):
         super().__init__()
         self.accepted, self.peer = connected()
         self.accepted.setblocking(False)
-        self.transport = SocketTransport(self.accepted, self)
+        self.transport = SocketTransport(self.accepted)
+        self.transport.attach(self)
 
     async def read(self, count: int) -> bytes:
         loop, data = asyncio.get_running_loop(), bytearray()
@@ -196,7 +197,7 @@ async def test_nothing_is_left_in_the_loop_or_of_the_descriptor(ends) -> None:
     assert ends.accepted.fileno() == -1
     await turns()
     gone = weakref.ref(ends.transport)
-    ends.transport = SocketTransport(socket.socket(), ends)
+    ends.transport = SocketTransport()
     gc.collect()
     assert gone() is None
 
@@ -215,7 +216,7 @@ async def test_nagle_is_off_where_there_is_nagle(ends) -> None:
     ends.transport.set_nodelay(True)
     assert ends.accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
     ours, theirs = socket.socketpair()
-    transport = SocketTransport(ours, ends)
+    transport = SocketTransport(ours)
     transport.set_nodelay(True)
     assert transport.write(b"x")
     assert theirs.recv(1) == b"x"
@@ -234,9 +235,8 @@ async def tornado(ends):
 
 
 def take_over(ends: Ends, stream: IOStream) -> SocketTransport:
-    taken = SocketTransport.take_over(stream, ends)
-    assert taken is not None
-    ends.transport = taken
+    taken = ends.transport = SocketTransport.take_over(stream)
+    taken.attach(ends)
     return taken
 
 
@@ -272,7 +272,7 @@ async def test_a_connection_that_has_ended_is_not_taken_over(ends, tornado) -> N
         await gone
     loop.remove_reader(ends.accepted)
     for _ in range(2):  # the first finds out
-        assert SocketTransport.take_over(tornado, ends) is None
+        assert SocketTransport.take_over(tornado).closed
         assert tornado.closed()
 
 
@@ -285,9 +285,8 @@ class SecureEnds(Taker):
     def __init__(self, stream: SSLIOStream, reader, writer) -> None:
         super().__init__()
         self.reader, self.writer = reader, writer
-        taken = SocketTransport.take_over(stream, self)
-        assert taken is not None
-        self.transport = taken
+        self.transport = SocketTransport.take_over(stream)
+        self.transport.attach(self)
 
 
 @pytest.fixture
