@@ -20,23 +20,22 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Awaitable, Callable
-from typing import Any, cast
+from typing import Any
 
 from tornado.web import HTTPError
-from tornado.websocket import WebSocketHandler, WebSocketProtocol, WebSocketProtocol13
+from tornado.websocket import WebSocketHandler, WebSocketProtocol
 
 from kbridge.connection.channels import HUBS, ZMQChannelsWebsocketConnection
+from kbridge.connection.hooks import passes_pongs
 from kbridge.errors import HubClosed, KbridgeError, SetupError
 from kbridge.hub.table import HubTable
+from kbridge.link.client import bridge_protocol, close_for
 from kbridge.link.keepalive import Keepalive
-from kbridge.link.websocket import Websocket
 
 __all__ = ["ChannelsHandler"]
 
 KEEPALIVE = "kbridge_keepalive"
 """The key in Tornado's settings under which an application keeps its `Keepalive`."""
-
-_LONGEST_REASON = 123  # bytes of a close frame's reason (RFC 6455, section 5.5)
 
 
 class ChannelsHandler(WebSocketHandler):
@@ -148,9 +147,19 @@ class ChannelsHandler(WebSocketHandler):
             raise HTTPError(404) from error
         if kernel is None:
             raise HTTPError(404)
-        self.connection = self.create_connection(kernel)
-        await self.connection.prepare()
-        await super().get(*args, **kwargs)
+        await self.accept(self.create_connection(kernel))
+
+    async def accept(self, connection: ZMQChannelsWebsocketConnection) -> None:
+        """Complete the handshake, and serve the websocket until it is closed.
+
+        Parameters
+        ----------
+        connection : ZMQChannelsWebsocketConnection
+            The connection to the kernel, not yet attached.
+        """
+        self.connection = connection
+        await connection.prepare()
+        await super().get(*self.path_args, **self.path_kwargs)
 
     def check_handshake(self) -> None:
         """Check the request before it reaches `authorize` and `get_kernel`.
@@ -235,6 +244,7 @@ class ChannelsHandler(WebSocketHandler):
         if self.keepalive is not None and self.connection is not None:
             self.keepalive.add(self)
 
+    @passes_pongs
     def on_pong(self, data: bytes) -> None:
         """Note that the peer is alive, and process its acknowledgement."""
         if self.connection is not None:
@@ -259,24 +269,6 @@ class ChannelsHandler(WebSocketHandler):
         if self.connection is not None:
             self.connection.disconnect()
             self.connection = None
-
-
-def bridge_protocol(
-    usual: WebSocketProtocol | None, handler: WebSocketHandler
-) -> WebSocketProtocol | None:
-    """Return kbridge's protocol in place of Tornado's, if it can do what Tornado's would do.
-
-    It cannot compress, and it does not replace a protocol class of somebody else.
-    """
-    if type(usual) is not WebSocketProtocol13 or handler.get_compression_options() is not None:
-        return usual
-    return cast("WebSocketProtocol", Websocket(handler))
-
-
-def close_for(handler: WebSocketHandler, error: KbridgeError) -> None:
-    """Close a websocket with the code and the reason of an error."""
-    reason = error.reason.encode()[:_LONGEST_REASON].decode(errors="ignore")
-    handler.close(error.close_code, reason)
 
 
 async def _result(value: Any) -> Any:

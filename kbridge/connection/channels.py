@@ -329,6 +329,8 @@ class ZMQChannelsWebsocketConnection(ConnectionSettings, MessagePipeline, Kernel
         """
         handler = self.websocket_handler
         of_handler = handler.on_pong
+        if getattr(of_handler, "passes_pongs", False):
+            return
 
         def on_pong(data: bytes) -> Any:
             self._pong_taken = False

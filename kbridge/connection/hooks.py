@@ -15,7 +15,7 @@ import logging
 import time
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from functools import partial
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from tornado.websocket import WebSocketClosedError
 
@@ -23,7 +23,9 @@ from kbridge.link.interfaces import ClientLink
 from kbridge.wire import frames, v1
 from kbridge.wire.message import Message
 
-__all__ = ["INCOMING", "INFO", "OUTGOING", "HookedClient", "overridden"]
+__all__ = ["INCOMING", "INFO", "OUTGOING", "HookedClient", "overridden", "passes_pongs"]
+
+F = TypeVar("F", bound=Callable[..., Any])
 
 OUTGOING = (
     "handle_outgoing_message",
@@ -57,6 +59,12 @@ def overridden(connection: object, base: type, names: Iterable[str]) -> bool:
     cls = type(connection)
     own = vars(connection)
     return any(name in own or getattr(cls, name) is not getattr(base, name) for name in names)
+
+
+def passes_pongs(on_pong: F) -> F:
+    """Mark an `on_pong` of a handler that passes every pong to `on_pong` of its connection."""
+    on_pong.passes_pongs = True  # type: ignore[attr-defined]
+    return on_pong
 
 
 class HookedClient:

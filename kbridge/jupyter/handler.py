@@ -22,7 +22,7 @@ from tornado.websocket import WebSocketHandler, WebSocketProtocol
 
 from kbridge.connection.channels import ZMQChannelsWebsocketConnection
 from kbridge.errors import HubClosed
-from kbridge.tornado import bridge_protocol, close_for
+from kbridge.link.client import bridge_protocol, close_for
 
 __all__ = ["adapt_handler"]
 

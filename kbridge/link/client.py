@@ -9,15 +9,36 @@ meanwhile, so that never more than one batch waits here.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Final, cast
 
 from tornado.iostream import IOStream, SSLIOStream, StreamClosedError
-from tornado.websocket import WebSocketHandler
+from tornado.websocket import WebSocketHandler, WebSocketProtocol, WebSocketProtocol13
 
+from kbridge.errors import KbridgeError
 from kbridge.link.interfaces import ClientLink, noop
 from kbridge.link.websocket import Websocket
 
-__all__ = ["StreamClient", "client_link"]
+__all__ = ["StreamClient", "bridge_protocol", "client_link", "close_for"]
+
+_LONGEST_REASON: Final = 123  # bytes of a close frame's reason (RFC 6455, section 5.5)
+
+
+def bridge_protocol(
+    usual: WebSocketProtocol | None, handler: WebSocketHandler
+) -> WebSocketProtocol | None:
+    """Return kbridge's protocol in place of Tornado's, if it can do what Tornado's would do.
+
+    It cannot compress, and it does not replace a protocol class of somebody else.
+    """
+    if type(usual) is not WebSocketProtocol13 or handler.get_compression_options() is not None:
+        return usual
+    return cast("WebSocketProtocol", Websocket(handler))
+
+
+def close_for(handler: WebSocketHandler, error: KbridgeError) -> None:
+    """Close a websocket with the code and the reason of an error."""
+    reason = error.reason.encode()[:_LONGEST_REASON].decode(errors="ignore")
+    handler.close(error.close_code, reason)
 
 
 def client_link(handler: WebSocketHandler) -> ClientLink:

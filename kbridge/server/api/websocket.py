@@ -26,11 +26,8 @@ class ChannelsHandler(AccessMixin, tornado.ChannelsHandler):
     given what it has missed; `since`, what it saw last (`kbridge.hub.broadcast.resume`).
     """
 
-    def check_handshake(self) -> None:
-        """Leave the origin to `prepare`, and the rest to `get_kernel`, which gives more advice."""
-
-    def get_kernel(self, kernel_id: str) -> Any:
-        """Return a kernel; `AccessMixin.prepare` has authorized the request already.
+    async def get(self, kernel_id: str) -> None:
+        """Answer the handshake; `AccessMixin.prepare` has authorized the request already.
 
         Raises
         ------
@@ -43,7 +40,7 @@ class ChannelsHandler(AccessMixin, tornado.ChannelsHandler):
         if kernel_id not in kernels:
             raise KernelNotFound(f"no kernel has the id {kernel_id!r}")
         self._need_upgrade()
-        return kernels.get_kernel(kernel_id)
+        await self.accept(self._connection_to(kernels.get_kernel(kernel_id)))
 
     def _need_upgrade(self) -> None:
         headers = self.request.headers
@@ -54,7 +51,7 @@ class ChannelsHandler(AccessMixin, tornado.ChannelsHandler):
         if not headers.get("Sec-WebSocket-Key"):
             raise InvalidRequest("the websocket handshake has no Sec-WebSocket-Key")
 
-    def create_connection(self, kernel: Any) -> ZMQChannelsWebsocketConnection:
+    def _connection_to(self, kernel: Any) -> ZMQChannelsWebsocketConnection:
         """Return the connection, of the class and with the configuration that the settings name."""
         cls = self.settings.get("kernel_websocket_connection_class")
         assert cls is None or issubclass(cls, ZMQChannelsWebsocketConnection)
