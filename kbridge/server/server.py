@@ -111,8 +111,7 @@ class Server:
             ssl_options=context,
             xheaders=http.trust_xheaders,
             max_body_size=http.max_body_size,
-            max_header_size=http.heads.size,
-            max_header_count=http.heads.count,
+            heads=http.heads,
             # The stream's buffer must hold one websocket message and the beginning of the next.
             max_buffer_size=http.websocket_max_message_size + _BUFFER_MARGIN,
         )

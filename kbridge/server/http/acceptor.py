@@ -15,15 +15,15 @@ import logging
 import socket
 import sys
 from collections.abc import Sequence
-from typing import Any, Protocol
 
 from tornado.ioloop import IOLoop
 
 from kbridge.flow.log_throttle import LogThrottle
 from kbridge.flow.token_bucket import TokenBucket
 from kbridge.kernels.lifecycle.descriptors import free_descriptors
+from kbridge.server.http.admission import Admission
 
-__all__ = ["Acceptor", "AcceptorEvents", "raise_descriptor_limit"]
+__all__ = ["Acceptor", "acceptor_rate", "raise_descriptor_limit"]
 
 # Seconds per connection, somewhat more than refusing a request takes. Timers fire late; the burst
 # makes up for that.
@@ -36,17 +36,9 @@ _CLOSED_AT_ONCE = 16
 _EXHAUSTED = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 
 
-class AcceptorEvents(Protocol):
-    """The interface of the server to its `Acceptor`."""
-
-    def connected(self, connection: socket.socket, address: Any) -> None:
-        """Take over a new connection."""
-
-    def close_oldest(self, count: int) -> int:
-        """Close the oldest unauthenticated connections; return how many were closed."""
-
-    def is_busy(self) -> bool:
-        """True if no connection should be accepted now."""
+def acceptor_rate() -> TokenBucket:
+    """Return the rate at which connections are accepted."""
+    return TokenBucket(_INTERVAL, _BURST)
 
 
 class Acceptor:
@@ -56,27 +48,30 @@ class Acceptor:
     ----------
     sockets : sequence of socket.socket
         Listening, non-blocking sockets.
-    events : AcceptorEvents
+    admission : Admission
+        Takes over the connections.
+    rate : TokenBucket
+        The rate of new connections; charging it delays the next one.
     log : logging.Logger
     """
 
     def __init__(
-        self, sockets: Sequence[socket.socket], events: AcceptorEvents, log: logging.Logger
+        self,
+        sockets: Sequence[socket.socket],
+        admission: Admission,
+        rate: TokenBucket,
+        log: logging.Logger,
     ) -> None:
         self._sockets = list(sockets)
-        self._events = events
+        self._admission = admission
+        self._rate = rate
         self._log = log
         self._loop = asyncio.get_running_loop()  # its clock is monotonic, Tornado's is not
         self._handlers = IOLoop.current()
         self._throttle = LogThrottle()
-        self._bucket = TokenBucket(_INTERVAL, _BURST)
         self._timers: dict[socket.socket, asyncio.TimerHandle] = {}
         for sock in self._sockets:
             self._resume(sock)
-
-    def charge(self, seconds: float) -> None:
-        """Delay the next connection by `seconds`."""
-        self._bucket.charge(seconds)
 
     def stop(self) -> None:
         """Close the listening sockets; a second call has no effect."""
@@ -99,7 +94,7 @@ class Acceptor:
 
     def _accept(self, sock: socket.socket, _events: int) -> None:
         now = self._loop.time()
-        while self._bucket.ready(now) and not self._events.is_busy():
+        while self._rate.ready(now) and not self._admission.busy:
             try:
                 connection, address = sock.accept()
             except (BlockingIOError, ConnectionAbortedError):
@@ -107,14 +102,14 @@ class Acceptor:
             except OSError as error:
                 if error.errno not in _EXHAUSTED:
                     raise
-                closed = self._events.close_oldest(_CLOSED_AT_ONCE)
+                closed = self._admission.close_oldest(_CLOSED_AT_ONCE)
                 self._pause(sock, _INTERVAL if closed else _LONG_PAUSE)
                 self._log_failure(error)
                 return
-            self._bucket.spend()
-            self._events.connected(connection, address)
+            self._rate.spend()
+            self._admission.admit(connection, address)
             if free_descriptors(quick=True) < _CLOSED_AT_ONCE:
-                self._events.close_oldest(_CLOSED_AT_ONCE)
+                self._admission.close_oldest(_CLOSED_AT_ONCE)
         self._pause(sock, _INTERVAL)
 
     def _log_failure(self, error: OSError) -> None:

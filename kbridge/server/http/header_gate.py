@@ -21,14 +21,16 @@ import select
 import socket
 from collections import deque
 from dataclasses import dataclass
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 from tornado.ioloop import IOLoop
 from tornado.iostream import IOStream
+from tornado.tcpserver import TCPServer
 
 from kbridge.flow.token_bucket import TokenBucket
+from kbridge.server.http.connection_limiter import ConnectionLimiter
 
-__all__ = ["READS_PER_TURN", "HeaderGate", "HeaderGateEvents", "ReadAhead"]
+__all__ = ["READS_PER_TURN", "HeaderGate", "ReadAhead"]
 
 READS_PER_TURN: Final = 32
 """The number of connections that are read from in one turn of the loop."""
@@ -37,7 +39,7 @@ READS_PER_TURN: Final = 32
 # takes a sixth of the loop at the most.
 _READ: Final = 0.001 / READS_PER_TURN
 _TURN: Final = 8
-# Refusing a request takes a millisecond. `HeaderGate.charge` adds to this for expensive requests.
+# Refusing a request takes a millisecond; the bucket is charged more for expensive requests.
 _REQUEST: Final = 0.003
 # The ends of a head that Tornado accepts, without the carriage return that may precede them.
 _ENDS: Final = (b"\n\r\n", b"\n\n")
@@ -87,16 +89,6 @@ class ReadAhead(socket.socket):
         return count
 
 
-class HeaderGateEvents(Protocol):
-    """The interface of the server to its `HeaderGate`."""
-
-    def head_complete(self, stream: IOStream, address: Any) -> None:
-        """Serve a connection whose request head is complete, or too long."""
-
-    def hung_up(self, stream: IOStream) -> None:
-        """Forget a connection that the client closed before its head was complete."""
-
-
 class _Head(enum.Enum):
     INCOMPLETE = enum.auto()
     COMPLETE = enum.auto()  # or too long, which Tornado refuses
@@ -117,12 +109,23 @@ class HeaderGate:
     ----------
     max_header_size : int
         The number of bytes after which a head is passed on although its end has not arrived.
-    events : HeaderGateEvents
+    server : TCPServer
+        Tornado's server, which serves a connection when its head is complete, or too long.
+    limiter : ConnectionLimiter
+        Forgets a connection that the client closes before.
+
+    Attributes
+    ----------
+    entries : TokenBucket
+        The rate at which requests enter; charging it delays the next one.
     """
 
-    def __init__(self, max_header_size: int, events: HeaderGateEvents) -> None:
+    def __init__(
+        self, max_header_size: int, server: TCPServer, limiter: ConnectionLimiter[Any]
+    ) -> None:
         self._max_bytes = min(max_header_size + 1, _CHUNK)
-        self._events = events
+        self._server = server
+        self._limiter = limiter
         self._loop = asyncio.get_running_loop()  # its clock is monotonic, Tornado's is not
         self._handlers = IOLoop.current()
         self._epoll = select.epoll()
@@ -133,7 +136,7 @@ class HeaderGate:
         # The connection that entered last, until it is authenticated.
         self._last: IOStream | None = None
         self._reads = TokenBucket(_READ, READS_PER_TURN)
-        self._entries = TokenBucket(_REQUEST, 1)
+        self.entries = TokenBucket(_REQUEST, 1)
         self._next_read: asyncio.TimerHandle | None = None
         self._next_entry: asyncio.TimerHandle | None = None
         self._handlers.add_handler(self._fd, self._read_some, IOLoop.READ)
@@ -177,12 +180,8 @@ class HeaderGate:
         """Record that a client has shown the token, so that the next request need not wait."""
         if stream is self._last:
             self._last = None
-            self._entries.undo()
+            self.entries.undo()
             self._enter()
-
-    def charge(self, seconds: float) -> None:
-        """Delay the next request by `seconds`, because an earlier one was expensive."""
-        self._entries.charge(seconds)
 
     def close(self) -> None:
         """Close all pending connections; a second call has no effect."""
@@ -248,7 +247,7 @@ class HeaderGate:
 
     def _end(self, connection: _Connection) -> None:
         connection.stream.close()
-        self._events.hung_up(connection.stream)
+        self._limiter.closed(connection.stream)
 
     def _enter(self) -> None:
         """Pass on the connections that may enter now, and set a timer for the others."""
@@ -256,11 +255,11 @@ class HeaderGate:
             self._next_entry.cancel()
             self._next_entry = None
         now = self._loop.time()
-        while self._ready and self._entries.ready(now):
+        while self._ready and self.entries.ready(now):
             connection = self._ready.popleft()
             if not connection.stream.closed():
-                self._entries.spend()
+                self.entries.spend()
                 self._last = connection.stream
-                self._events.head_complete(connection.stream, connection.address)
+                self._server.handle_stream(connection.stream, connection.address)
         if self._ready:
-            self._next_entry = self._loop.call_later(self._entries.delay(now), self._enter)
+            self._next_entry = self._loop.call_later(self.entries.delay(now), self._enter)

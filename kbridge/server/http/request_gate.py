@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from collections.abc import Awaitable
 from http.client import responses
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 from tornado import httputil
 
 from kbridge.server.auth.access_policy import Decision
 from kbridge.server.auth.authenticator import Authenticator
+from kbridge.server.http.connection_limiter import ConnectionLimiter
+from kbridge.server.http.header_gate import HeaderGate
 from kbridge.server.http.request_head import GuardedStream
 from kbridge.server.safe_log import log_answer
 
-__all__ = ["UNAUTHENTICATED_BODY", "RequestEvents", "RequestGate"]
+__all__ = ["UNAUTHENTICATED_BODY", "RequestGate"]
 
 UNAUTHENTICATED_BODY: Final = 16 << 10
 """The maximum size of a body from an unauthenticated client, in bytes."""
@@ -27,19 +30,6 @@ _LINGER_UNAUTHENTICATED: Final = 1 << 20
 _DIGITS: Final = 18
 
 
-class RequestEvents(Protocol):
-    """The interface of the server to its `RequestGate`."""
-
-    def next_request(self, stream: GuardedStream) -> None:
-        """Wait for the next request, or close the connection."""
-
-    def authenticated(self, stream: GuardedStream) -> None:
-        """Record that the client has shown the token."""
-
-    def request_complete(self, stream: GuardedStream) -> None:
-        """Record that the whole request has arrived."""
-
-
 class RequestGate(httputil.HTTPServerConnectionDelegate):
     """Stands between Tornado's HTTP parser and the application.
 
@@ -47,7 +37,8 @@ class RequestGate(httputil.HTTPServerConnectionDelegate):
     ----------
     application : httputil.HTTPServerConnectionDelegate
     auth : Authenticator
-    events : RequestEvents
+    limiter : ConnectionLimiter
+    header_gate : HeaderGate or None
     max_body_size : int
         The maximum size of a body from an authenticated client, in bytes.
     """
@@ -56,12 +47,14 @@ class RequestGate(httputil.HTTPServerConnectionDelegate):
         self,
         application: httputil.HTTPServerConnectionDelegate,
         auth: Authenticator,
-        events: RequestEvents,
+        limiter: ConnectionLimiter[GuardedStream],
+        header_gate: HeaderGate | None,
         max_body_size: int,
     ) -> None:
         self.application = application
         self.auth = auth
-        self.events = events
+        self.limiter = limiter
+        self.header_gate = header_gate
         self.max_body_size = max_body_size
 
     def start_request(
@@ -69,7 +62,8 @@ class RequestGate(httputil.HTTPServerConnectionDelegate):
     ) -> httputil.HTTPMessageDelegate:
         """Return the delegate for the next request on a connection."""
         stream: GuardedStream = server_conn.stream
-        self.events.next_request(stream)
+        if not self.limiter.next_request(stream, time.monotonic()):
+            stream.close()
         inner = self.application.start_request(server_conn, request_conn)
         return _GatedRequest(self, stream, request_conn, inner)
 
@@ -109,7 +103,10 @@ class _GatedRequest(httputil.HTTPMessageDelegate):
         )
         self._decision = gate.auth.decide(self._request)
         if self._authenticated:
-            gate.events.authenticated(self._stream)
+            gate.limiter.authenticated(self._stream, time.monotonic())
+            self._stream.meter.stop()
+            if gate.header_gate is not None:
+                gate.header_gate.mark_authenticated(self._stream)
         elif start_line.version == "HTTP/1.0":
             # Tornado would answer `Connection: Keep-Alive`, but the connection will be closed.
             headers["Connection"] = "close"
@@ -139,7 +136,7 @@ class _GatedRequest(httputil.HTTPMessageDelegate):
         if self._refused:
             self._stream.close()
             return
-        self._gate.events.request_complete(self._stream)
+        self._gate.limiter.request_complete(self._stream)
         if not self._authenticated:
             self._stream.meter.begin()
         self._inner.finish()

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from kbridge.server.http.acceptor import Acceptor, raise_descriptor_limit
+from kbridge.server.http.acceptor import Acceptor, acceptor_rate, raise_descriptor_limit
 from kbridge.server.http.listen import bind_all
 
 LOG = logging.getLogger("kbridge.test.accept")
@@ -43,17 +43,19 @@ class Harness:
         self.came: asyncio.Queue[socket.socket] = asyncio.Queue()
         self.shed: list[int] = []
         self.sheds = 0
-        self.busy = False
+        self.waiting = False
         self.looked = asyncio.Event()
         self.asked = asyncio.Event()
-        self.acceptor = Acceptor([sock], self, LOG)
+        self.rate = acceptor_rate()
+        self.acceptor = Acceptor([sock], self, self.rate, LOG)
 
-    def connected(self, connection: socket.socket, _address: Any) -> None:
+    def admit(self, connection: socket.socket, _address: Any) -> None:
         self.came.put_nowait(connection)
 
-    def is_busy(self) -> bool:
+    @property
+    def busy(self) -> bool:
         self.looked.set()
-        return self.busy
+        return self.waiting
 
     def close_oldest(self, count: int) -> int:
         self.shed.append(count)
@@ -128,14 +130,14 @@ async def test_without_descriptors_somebody_is_sent_away(listening) -> None:
 
 async def test_nobody_is_taken_while_it_is_busy(listening) -> None:
     harness = Harness(listening)
-    harness.busy = True
+    harness.waiting = True
     writer = await dial(listening)
     async with asyncio.timeout(20):
         for _ in range(3):
             harness.looked.clear()
             await harness.looked.wait()
             assert harness.came.empty()
-        harness.busy = False
+        harness.waiting = False
         (await harness.came.get()).close()
     writer.close()
     harness.acceptor.stop()

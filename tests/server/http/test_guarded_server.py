@@ -20,6 +20,7 @@ from kbridge.server.http.connection_limiter import ConnectionLimits
 from kbridge.server.http.guarded_server import GuardedServer
 from kbridge.server.http.listen import TlsFiles, bind_all, make_context
 from kbridge.server.http.request_gate import UNAUTHENTICATED_BODY
+from kbridge.server.http.request_head import HeadLimits
 
 TOKEN = "a-token-of-the-tests"
 PROOF = f"Authorization: token {TOKEN}"
@@ -46,20 +47,6 @@ class Public(AccessMixin):
         self.write(b"x" * MUCH if self.get_query_argument("much", "") else b"come in")
 
 
-class Told(GuardedServer):
-    """Tells when a connection has ended."""
-
-    ended: asyncio.Event
-
-    def on_close(self, server_conn: Any) -> None:
-        super().on_close(server_conn)
-        self.ended.set()
-
-    def hung_up(self, stream: Any) -> None:
-        super().hung_up(stream)
-        self.ended.set()
-
-
 class Harness:
     """The server, and raw connections to it."""
 
@@ -74,7 +61,7 @@ class Harness:
             ),
         )
         application = web.Application([("/echo", Echo), ("/", Public)], services=services)
-        self.http = Told(
+        self.http = GuardedServer(
             application,
             auth=services.auth,
             limits=limits,
@@ -82,7 +69,14 @@ class Harness:
             max_body_size=LIMIT,
             **options,
         )
-        self.http.ended = asyncio.Event()
+        self.ended = asyncio.Event()
+        closed = self.http.limiter.closed
+
+        def note_closed(stream: Any) -> None:
+            closed(stream)
+            self.ended.set()
+
+        self.http.limiter.closed = note_closed  # type: ignore[method-assign]
         sockets = bind_all("127.0.0.1", 0)
         self.port = sockets[0].getsockname()[1]
         self.http.add_sockets(sockets)
@@ -96,11 +90,11 @@ class Harness:
     async def until_nobody_is_there(self) -> None:
         """Wait until the last connection has ended; there has to have been one."""
         async with asyncio.timeout(TIMEOUT):
-            await self.http.ended.wait()
+            await self.ended.wait()
             limiter = self.http.limiter
             while limiter.unauthenticated_connections or limiter.authenticated_connections:
-                self.http.ended.clear()
-                await self.http.ended.wait()
+                self.ended.clear()
+                await self.ended.wait()
 
     async def aclose(self) -> None:
         for writer in self.writers:
@@ -347,7 +341,7 @@ async def test_an_answer_that_nobody_reads_is_ended(start) -> None:
 
 
 async def test_headers_that_are_too_long_end_the_connection(start) -> None:
-    harness = await start(max_header_size=2000)
+    harness = await start(heads=HeadLimits(size=2000))
     client = await harness.dial()
     client.send("GET /", f"X-Long: {'x' * 5000}")
     assert (await client.ended()).startswith(b"HTTP/1.1 431 ")

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from tornado.iostream import IOStream
 
+from kbridge.server.http.connection_limiter import ConnectionLimiter, ConnectionLimits
 from kbridge.server.http.header_gate import READS_PER_TURN, HeaderGate, ReadAhead
 
 pytestmark = pytest.mark.skipif(not HeaderGate.available(), reason="needs epoll, which Linux has")
@@ -42,7 +43,7 @@ class Harness:
         self.turn = 0
         self.entries: Counter[int] = Counter()
         self.looks: Counter[int] = Counter()
-        self.gate = HeaderGate(MOST, self)
+        self.gate = HeaderGate(MOST, self, self)
         self.clients: list[socket.socket] = []
         self.streams: list[IOStream] = []
         self._count()
@@ -51,12 +52,12 @@ class Harness:
         self.turn += 1
         self._next = asyncio.get_running_loop().call_soon(self._count)
 
-    def head_complete(self, stream: IOStream, address: Any) -> None:
+    def handle_stream(self, stream: IOStream, address: Any) -> None:
         self.entered.append((stream, address))
         self.entries[self.turn] += 1
         self.news.set()
 
-    def hung_up(self, stream: IOStream) -> None:
+    def closed(self, stream: IOStream) -> None:
         self.lost.append(stream)
         self.news.set()
 
@@ -169,8 +170,8 @@ async def test_a_head_that_is_too_long_goes_in_to_be_refused(harness: Harness) -
 
 async def test_a_huge_head_is_not_waited_for_beyond_what_a_stream_reads_at_once() -> None:
     entered: asyncio.Queue[IOStream] = asyncio.Queue()
-    events = SimpleNamespace(head_complete=lambda stream, _: entered.put_nowait(stream))
-    gate = HeaderGate(1 << 20, events)
+    server = SimpleNamespace(handle_stream=lambda stream, _: entered.put_nowait(stream))
+    gate = HeaderGate(1 << 20, server, ConnectionLimiter(ConnectionLimits()))
     client, here = connected()
     sock = ReadAhead.take_over(here)
     stream = IOStream(sock)
