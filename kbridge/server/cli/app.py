@@ -30,15 +30,12 @@ from kbridge.kernels.manager import BridgeKernelManager
 from kbridge.kernels.registry.registry import secrets_of
 from kbridge.private import prepare_directory
 from kbridge.server import setting_checks
-from kbridge.server.auth.cors import Cors
 from kbridge.server.cli import command_line, gateway_settings
+from kbridge.server.cli.configuration import given_token, server_config
 from kbridge.server.cli.options import CheckedApp
-from kbridge.server.config import AuthConfig, HttpConfig, ListenConfig, ServerConfig
-from kbridge.server.http.connection_limiter import ConnectionLimits
-from kbridge.server.http.listen import TlsFiles
-from kbridge.server.http.request_head import DEFAULT_COUNT, HeadLimits
+from kbridge.server.config import ServerConfig
+from kbridge.server.http.request_head import DEFAULT_COUNT
 from kbridge.server.safe_log import SafeFormatter, hide
-from kbridge.server.setting_checks import checked
 
 __all__ = ["KbridgeApp"]
 
@@ -243,19 +240,8 @@ class KbridgeApp(setting_checks.Checks, CheckedApp):
 
     @default("token")
     def _default_token(self) -> str:
-        file = os.environ.get("JUPYTER_TOKEN_FILE")
-        if given := os.environ.get("JUPYTER_TOKEN"):
-            return checked(
-                "the environment variable JUPYTER_TOKEN", setting_checks.check_token, given
-            )
-        if file:
-            try:
-                given = Path(file).read_text(encoding="utf-8")
-            except (OSError, UnicodeDecodeError) as error:
-                raise TraitError(f"JUPYTER_TOKEN_FILE cannot be read: {error}") from None
-            if not given.strip():  # an empty token would turn authentication off
-                raise TraitError(f"JUPYTER_TOKEN_FILE names an empty file: {file}")
-            return checked("the file of JUPYTER_TOKEN_FILE", setting_checks.check_token, given)
+        if (token := given_token(os.environ)) is not None:
+            return token
         self.token_is_random = True
         return secrets.token_hex(24)
 
@@ -382,55 +368,7 @@ class KbridgeApp(setting_checks.Checks, CheckedApp):
         traitlets.TraitError
             If a default that is computed now is not valid.
         """
-        # Computing a default sets the flag that says so: read both before the flags.
-        token, cookie_secret = self.token, self.cookie_secret
-        return ServerConfig(
-            listen=ListenConfig(
-                ip=self.ip,
-                port=self.port,
-                port_retries=self.port_retries,
-                sock=self.sock,
-                sock_mode=int(self.sock_mode, 8),
-                tls=TlsFiles(self.certfile, self.keyfile, self.client_ca, self.ssl_version),
-            ),
-            auth=AuthConfig(
-                token=token,
-                cookie_secret=cookie_secret,
-                token_is_random=self.token_is_random,
-                cookie_secret_is_random=self.cookie_secret_is_random,
-                allow_remote_access=self.allow_remote_access,
-                local_hostnames=tuple(self.local_hostnames),
-                allow_origin=self.allow_origin,
-                allow_origin_pat=self.allow_origin_pat,
-                cors=Cors(
-                    allow_credentials=self.allow_credentials,
-                    allow_headers=self.allow_headers,
-                    allow_methods=self.allow_methods,
-                    expose_headers=self.expose_headers,
-                    max_age=self.max_age,
-                ),
-            ),
-            http=HttpConfig(
-                connections=ConnectionLimits(
-                    self.max_unauthenticated_connections,
-                    self.request_timeout,
-                    self.keep_alive_timeout,
-                ),
-                heads=HeadLimits(self.max_header_size, self.max_header_count),
-                max_body_size=self.max_body_size,
-                websocket_max_message_size=self.websocket_max_message_size,
-                ws_ping_interval=self.ws_ping_interval,
-                trust_xheaders=self.trust_xheaders,
-                min_open_files_limit=self.min_open_files_limit,
-            ),
-            base_url=self.base_url,
-            list_kernels=self.list_kernels,
-            runtime_dir=Path(self.runtime_dir),
-            registry_url=self.registry_url,
-            shutdown_kernels_on_exit=self.shutdown_kernels_on_exit,
-            answer_yes=self.answer_yes,
-            traits=self,
-        )
+        return server_config(self)
 
     async def prepare(self, kernels: BridgeKernelManager) -> None:
         """Check the kernelspecs and directories that settings name, before clients are served.
