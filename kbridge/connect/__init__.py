@@ -15,13 +15,14 @@ from kbridge.connect.mixin import ConnectionFileMixin
 from kbridge.connect.ports import LocalPortCache
 
 if TYPE_CHECKING:
-    from kbridge.tunnel.tunnel import Tunnel, tunnel_to_kernel
+    from kbridge.tunnel.tunnel import SshOptions, Tunnel, tunnel_to_kernel
 
 __all__ = [
     "ConnectionFileMethods",
     "ConnectionFileMixin",
     "KernelConnectionInfo",
     "LocalPortCache",
+    "SshOptions",
     "Tunnel",
     "channel_socket_types",
     "connect_qtconsole",
@@ -36,7 +37,7 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     # Most callers need a file or a port, and no ssh.
-    if name in {"Tunnel", "tunnel_to_kernel"}:
+    if name in {"SshOptions", "Tunnel", "tunnel_to_kernel"}:
         from kbridge.tunnel import tunnel
 
         return getattr(tunnel, name)

@@ -11,11 +11,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 from kbridge.errors import InvalidConnectionInfo, InvalidSshServer
 from kbridge.wire.connection_info import ConnectionInfo
 
-__all__ = ["CHANNELS", "advice", "arguments", "login", "server", "targets"]
+__all__ = ["CHANNELS", "SshOptions", "advice", "arguments", "login", "server", "targets"]
 
 CHANNELS = ("shell", "iopub", "stdin", "hb", "control")
 """The channels in the order of the ports that `tunnel_to_kernel` returns."""
@@ -36,6 +37,25 @@ _ADVICE = {
     "cannot listen to port": "ssh_config has a LocalForward for this host, and its port is in use: "
     "give the name of a Host without LocalForward",
 }
+
+
+@dataclass(frozen=True, slots=True)
+class SshOptions:
+    """Options of the OpenSSH process of a tunnel.
+
+    Attributes
+    ----------
+    arguments : sequence of str
+        Additional arguments for ssh. They override the settings of kbridge.
+    timeout : float
+        Seconds that an attempt to open the tunnel may take.
+    program : str
+        The OpenSSH client.
+    """
+
+    arguments: Sequence[str] = ()
+    timeout: float = 30.0
+    program: str = "ssh"
 
 
 def server(sshserver: str) -> list[str]:

@@ -57,21 +57,14 @@ class TunnelConfig:
         Channel -> remote address, the result of `ssh_command.targets`.
     sshkey : str, optional
         The file of the private key.
-    options : sequence of str
-        Additional arguments for ssh.
-    timeout : float
-        Seconds for one attempt.
-    program : str
-        The OpenSSH client.
+    options : SshOptions
     """
 
     server: str
     destination: Sequence[str]
     targets: Mapping[str, str]
+    options: ssh_command.SshOptions
     sshkey: str | None = None
-    options: Sequence[str] = ()
-    timeout: float = 30.0
-    program: str = "ssh"
 
 
 class TunnelSupervisor:
@@ -212,13 +205,13 @@ class TunnelSupervisor:
             config.destination,
             {self.ports[channel]: target for channel, target in config.targets.items()},
             sshkey=config.sshkey,
-            options=config.options,
+            options=config.options.arguments,
             # Shorter than our own timeout, so that ssh can say what it was waiting for.
-            connect_timeout=max(1, min(10, int(config.timeout) - 1)),
+            connect_timeout=max(1, min(10, int(config.options.timeout) - 1)),
         )
         self._started_at = time.monotonic()
         try:
-            process = SshProcess(config.program, args, config.timeout)
+            process = SshProcess(config.options.program, args, config.options.timeout)
             try:
                 self._follow(process)
             finally:
@@ -251,7 +244,7 @@ class TunnelSupervisor:
             event = f"no ssh tunnel to {server}"
         cause = f"ssh ended with code {process.returncode}"
         if process.timed_out:
-            cause = f"it was not up within {self._config.timeout:g} s"
+            cause = f"it was not up within {self._config.options.timeout:g} s"
         hint = ssh_command.advice(output)
         if self._is_port_taken(output):
             hint = "another program has taken a local port of the tunnel"

@@ -14,16 +14,17 @@ import asyncio
 import atexit
 import logging
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Self
 
 from kbridge.errors import TunnelError
 from kbridge.tunnel import ssh_command
+from kbridge.tunnel.ssh_command import SshOptions
 from kbridge.tunnel.supervisor import TunnelConfig, TunnelSupervisor
 from kbridge.wire.connection_info import LOOPBACK, ConnectionInfo, parse_connection_file
 
-__all__ = ["Tunnel", "close_tunnels", "open_tunnels", "tunnel_to_kernel"]
+__all__ = ["SshOptions", "Tunnel", "close_tunnels", "open_tunnels", "tunnel_to_kernel"]
 
 _open: set[Tunnel] = set()
 
@@ -76,12 +77,8 @@ class Tunnel:
     ----------
     connection_info, sshserver, sshkey
         See `tunnel_to_kernel`.
-    options : sequence of str
-        Additional arguments for ssh. They override the settings of kbridge.
-    timeout : float
-        Seconds that an attempt to open it may take.
-    program : str
-        The OpenSSH client.
+    options : SshOptions
+        Additional arguments for ssh, the timeout of an attempt, and the program.
     on_change : callable, optional
         Called with True when the tunnel is up and with False when it is down, in a thread of the
         tunnel. It must not block.
@@ -95,9 +92,7 @@ class Tunnel:
         sshserver: str,
         sshkey: str | os.PathLike[str] | None = None,
         *,
-        options: Sequence[str] = (),
-        timeout: float = 30.0,
-        program: str = "ssh",
+        options: SshOptions = SshOptions(),  # noqa: B008  # frozen
         on_change: Callable[[bool], object] | None = None,
         log: logging.Logger | None = None,
     ) -> None:
@@ -112,9 +107,7 @@ class Tunnel:
             destination=ssh_command.server(sshserver),
             targets=ssh_command.targets(ConnectionInfo.from_connection_info(self._info)),
             sshkey=str(self._sshkey.absolute()).replace("%", "%%") if self._sshkey else None,
-            options=tuple(options),
-            timeout=timeout,
-            program=program,
+            options=options,
         )
         self._supervisor = TunnelSupervisor(
             config, on_change or (lambda _up: None), log or logging.getLogger("kbridge.tunnel")

@@ -21,7 +21,7 @@ from jupyter_client.connect import write_connection_file
 
 from kbridge.hub.hub import Hub
 from kbridge.hub.settings import HubSettings
-from kbridge.tunnel.tunnel import Tunnel
+from kbridge.tunnel.tunnel import SshOptions, Tunnel
 from tests.support.require import require
 from tests.support.sshd import Sshd
 from tests.support.waiting import TIMEOUT, eventually
@@ -72,7 +72,7 @@ async def tunnel(connection_file: str, tmp_path: Path) -> AsyncIterator[Tunnel]:
     (tmp_path / "sshd").mkdir()
     server = Sshd(tmp_path / "sshd").start()
     try:
-        async with Tunnel(connection_file, "box", options=server.options) as opened:
+        async with Tunnel(connection_file, "box", options=SshOptions(server.options)) as opened:
             yield opened
     finally:
         server.stop()

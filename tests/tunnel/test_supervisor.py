@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from kbridge.tunnel.ssh_command import CHANNELS
+from kbridge.tunnel.ssh_command import CHANNELS, SshOptions
 from kbridge.tunnel.supervisor import TunnelConfig, TunnelSupervisor
 from tests.support.waiting import TIMEOUT, eventually
 
@@ -35,7 +35,10 @@ def fake(tmp_path: Path) -> Iterator[Fake]:
         program.chmod(0o755)
         targets = dict.fromkeys(CHANNELS, "127.0.0.1:9")
         config = TunnelConfig(
-            server="box", destination=["--", "box"], targets=targets, program=str(program)
+            server="box",
+            destination=["--", "box"],
+            targets=targets,
+            options=SshOptions(program=str(program)),
         )
         supervisors.append(
             TunnelSupervisor(config, changes.append, logging.getLogger("kbridge.tunnel"))

@@ -18,7 +18,7 @@ import psutil
 import pytest
 
 from kbridge.errors import TunnelError
-from kbridge.tunnel.tunnel import Tunnel, open_tunnels, tunnel_to_kernel
+from kbridge.tunnel.tunnel import SshOptions, Tunnel, open_tunnels, tunnel_to_kernel
 from tests.support.network import network_to
 from tests.support.server import free_port, gone
 from tests.support.sshd import Sshd
@@ -36,7 +36,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def test_five_ports_through_one_process(sshd: Sshd, echo: dict[str, Any]) -> None:
-    with Tunnel(echo, "box", options=sshd.options) as tunnel:
+    with Tunnel(echo, "box", options=SshOptions(sshd.options)) as tunnel:
         assert tunnel.up
         assert hear(tunnel.ports) == ITSELF
         assert tunnel.pid is not None
@@ -47,7 +47,7 @@ def test_five_ports_through_one_process(sshd: Sshd, echo: dict[str, Any]) -> Non
 
 
 def test_connection_info_is_for_this_machine(sshd: Sshd, echo: dict[str, Any]) -> None:
-    with Tunnel({**echo, "ip": "0.0.0.0"}, "box", options=sshd.options) as tunnel:
+    with Tunnel({**echo, "ip": "0.0.0.0"}, "box", options=SshOptions(sshd.options)) as tunnel:
         info = tunnel.connection_info
         local = {f"{channel}_port": port for channel, port in tunnel.ports.items()}
         assert info == {**echo, **local, "ip": "127.0.0.1", "transport": "tcp"}
@@ -72,14 +72,14 @@ def test_tunnel_to_kernel(sshd: Sshd, echo: dict[str, Any], tmp_path: Path) -> N
 )
 def test_ways_to_name_the_server(sshd: Sshd, echo: dict[str, Any], where: str) -> None:
     server = where.format(user=sshd.user, port=sshd.port)
-    with Tunnel(echo, server, options=sshd.options) as tunnel:
+    with Tunnel(echo, server, options=SshOptions(sshd.options)) as tunnel:
         assert hear({"hb": tunnel.ports["hb"]}) == {"hb": "hb"}
 
 
 def test_ipc(sshd: Sshd, tmp_path: Path) -> None:
     with (
         ipc_echo_kernel(tmp_path / "odd 100%: [k]") as info,
-        Tunnel(info, "box", options=sshd.options) as tunnel,
+        Tunnel(info, "box", options=SshOptions(sshd.options)) as tunnel,
     ):
         assert tunnel.connection_info["transport"] == "tcp"
         assert hear(tunnel.ports) == ITSELF
@@ -91,7 +91,10 @@ def test_ipv6(sshd: Sshd) -> None:
             probe.bind(("::1", 0))
     except OSError:
         pytest.skip("this machine has no ::1")
-    with echo_kernel("::1") as info, Tunnel(info, "box", options=sshd.options) as tunnel:
+    with (
+        echo_kernel("::1") as info,
+        Tunnel(info, "box", options=SshOptions(sshd.options)) as tunnel,
+    ):
         assert hear(tunnel.ports) == ITSELF
 
 
@@ -99,7 +102,7 @@ def test_ipv6(sshd: Sshd) -> None:
 def test_another_host_behind_the_server(sshd: Sshd) -> None:
     with (
         echo_kernel("127.0.0.9") as info,
-        Tunnel(info, "box", options=sshd.options) as tunnel,
+        Tunnel(info, "box", options=SshOptions(sshd.options)) as tunnel,
     ):
         assert hear(tunnel.ports) == ITSELF
 
@@ -119,7 +122,7 @@ def test_a_jump_host(own_sshd: Sshd, sshd: Sshd, echo: dict[str, Any]) -> None:
             ),
         ]
     )
-    with Tunnel(echo, "inner", options=own_sshd.options) as tunnel:
+    with Tunnel(echo, "inner", options=SshOptions(own_sshd.options)) as tunnel:
         assert hear(tunnel.ports) == ITSELF
         assert tunnel.pid is not None
         (jump,) = (p for p in psutil.Process(tunnel.pid).children() if p.name() == "ssh")
@@ -130,7 +133,7 @@ def test_a_jump_host(own_sshd: Sshd, sshd: Sshd, echo: dict[str, Any]) -> None:
 
 def test_gateway_ports_do_not_open_it_to_the_network(sshd: Sshd, echo: dict[str, Any]) -> None:
     options = [*sshd.options, "-o", "GatewayPorts=yes"]
-    with Tunnel(echo, "box", options=options) as tunnel:
+    with Tunnel(echo, "box", options=SshOptions(options)) as tunnel:
         assert tunnel.pid is not None
         listening = psutil.Process(tunnel.pid).net_connections()
         ips = {c.laddr.ip for c in listening if c.status == psutil.CONN_LISTEN}
@@ -141,7 +144,7 @@ def test_gateway_ports_do_not_open_it_to_the_network(sshd: Sshd, echo: dict[str,
 
 
 def test_a_killed_ssh_comes_back_on_the_same_ports(sshd: Sshd, echo: dict[str, Any]) -> None:
-    with Tunnel(echo, "box", options=sshd.options) as tunnel:
+    with Tunnel(echo, "box", options=SshOptions(sshd.options)) as tunnel:
         ports = tunnel.ports
         for times in (2, 3):
             assert tunnel.pid is not None
@@ -163,7 +166,7 @@ def test_a_server_that_restarts(
         if not up:
             down.set()
 
-    with Tunnel(echo, "box", options=own_sshd.options, on_change=listener) as tunnel:
+    with Tunnel(echo, "box", options=SshOptions(own_sshd.options), on_change=listener) as tunnel:
         ports = tunnel.ports
         own_sshd.stop()
         assert down.wait(TIMEOUT)
@@ -193,7 +196,7 @@ async def test_a_network_that_swallows_everything(sshd: Sshd, echo: dict[str, An
         # The keepalive that is on by default takes six seconds to give up; a test need not.
         alive = ["-o", "ServerAliveInterval=1", "-o", "ServerAliveCountMax=1"]
         where = [*sshd.options, "-o", f"Port={network.port}", *alive]
-        async with Tunnel(echo, "box", options=where, on_change=listener) as tunnel:
+        async with Tunnel(echo, "box", options=SshOptions(where), on_change=listener) as tunnel:
             network.swallow()
             async with asyncio.timeout(TIMEOUT):
                 await down.wait()
@@ -206,7 +209,7 @@ def test_connections_to_an_ended_kernel_are_logged_once(
     sshd: Sshd, echo: dict[str, Any], caplog: pytest.LogCaptureFixture
 ) -> None:
     nowhere = {**echo, **{f"{c}_port": free_port() for c in CHANNELS}}
-    with Tunnel(nowhere, "box", options=sshd.options) as tunnel:
+    with Tunnel(nowhere, "box", options=SshOptions(sshd.options)) as tunnel:
         for _ in range(5):
             for port in tunnel.ports.values():
                 with Talk(port) as talk:
@@ -221,7 +224,7 @@ def test_connections_to_an_ended_kernel_are_logged_once(
 
 
 def test_close_ends_ssh_and_what_it_started(sshd: Sshd, echo: dict[str, Any]) -> None:
-    tunnel = Tunnel(echo, "box", options=sshd.options).start()
+    tunnel = Tunnel(echo, "box", options=SshOptions(sshd.options)).start()
     assert tunnel.pid is not None
     family = [tunnel.pid, *(p.pid for p in psutil.Process(tunnel.pid).children(recursive=True))]
     tunnel.close()
@@ -243,7 +246,7 @@ def test_a_listener_may_close_it_or_fail(
             tunnel.close()
         raise ValueError("a listener's own fault")
 
-    tunnel = Tunnel(echo, "box", options=sshd.options, on_change=listener).start()
+    tunnel = Tunnel(echo, "box", options=SshOptions(sshd.options), on_change=listener).start()
     assert tunnel.up
     assert tunnel.pid is not None
     os.kill(tunnel.pid, signal.SIGKILL)
@@ -279,7 +282,7 @@ sys.stdin.read()
 
 
 async def test_asyncio(sshd: Sshd, echo: dict[str, Any]) -> None:
-    tunnel = await Tunnel.open(echo, "box", options=sshd.options)
+    tunnel = await Tunnel.open(echo, "box", options=SshOptions(sshd.options))
     assert await asyncio.to_thread(hear, tunnel.ports) == ITSELF
     await tunnel.aclose()
     await tunnel.aclose()
@@ -289,7 +292,7 @@ async def test_asyncio(sshd: Sshd, echo: dict[str, Any]) -> None:
 async def test_an_opening_that_is_cancelled(echo: dict[str, Any]) -> None:
     with socket.create_server(("127.0.0.1", 0)) as dead:
         port = dead.getsockname()[1]
-        tunnel = Tunnel(echo, f"nobody@127.0.0.1:{port}", options=["-F", "/dev/null"])
+        tunnel = Tunnel(echo, f"nobody@127.0.0.1:{port}", options=SshOptions(["-F", "/dev/null"]))
         opening = asyncio.create_task(tunnel.__aenter__())
         await asyncio.to_thread(eventually, lambda: tunnel.pid, "ssh runs")
         opening.cancel()
@@ -320,5 +323,5 @@ def test_an_account_whose_shell_runs_nothing(
     sshd: Sshd, echo: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SHELL", "/usr/sbin/nologin")
-    with Tunnel(echo, "box", options=sshd.options) as tunnel:
+    with Tunnel(echo, "box", options=SshOptions(sshd.options)) as tunnel:
         assert tunnel.up

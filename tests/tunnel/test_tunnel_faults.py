@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from kbridge.errors import TunnelError
-from kbridge.tunnel.tunnel import Tunnel
+from kbridge.tunnel.tunnel import SshOptions, Tunnel
 from tests.support.server import free_port
 from tests.support.sshd import Sshd, make_key
 from tests.support.waiting import eventually
@@ -34,53 +34,53 @@ def test_a_wrong_key(sshd: Sshd, echo: dict[str, Any], tmp_path: Path) -> None:
     key = make_key(tmp_path / "key")
     options = ["-o", "IdentityAgent=none", "-o", f"UserKnownHostsFile={sshd.home}/known_hosts"]
     options = ["-F", "/dev/null", "-o", "HostKeyAlias=kbridge-test", *options]
-    said = fails(echo, f"{sshd.user}@127.0.0.1:{sshd.port}", key, options=options)
+    said = fails(echo, f"{sshd.user}@127.0.0.1:{sshd.port}", key, options=SshOptions(options))
     assert "Permission denied (publickey)" in said
     assert "agent" in said
     assert not set(key.read_text().split("\n")[1:-2]) & set(said.split())
 
 
 def test_a_key_file_that_does_not_exist(sshd: Sshd, echo: dict[str, Any], tmp_path: Path) -> None:
-    said = fails(echo, "box", tmp_path / "missing", options=sshd.options)
+    said = fails(echo, "box", tmp_path / "missing", options=SshOptions(sshd.options))
     assert re.search(r"key file .*/missing cannot be read: No such file", said)
 
 
 def test_an_unknown_host(echo: dict[str, Any]) -> None:
-    said = fails(echo, "no-such-host.invalid", options=["-F", "/dev/null"])
+    said = fails(echo, "no-such-host.invalid", options=SshOptions(["-F", "/dev/null"]))
     assert "Could not resolve hostname no-such-host.invalid" in said
 
 
 def test_a_refused_port(echo: dict[str, Any]) -> None:
-    said = fails(echo, f"127.0.0.1:{free_port()}", options=["-F", "/dev/null"])
+    said = fails(echo, f"127.0.0.1:{free_port()}", options=SshOptions(["-F", "/dev/null"]))
     assert "Connection refused" in said
 
 
 def test_a_host_that_never_answers(echo: dict[str, Any]) -> None:
     with socket.create_server(("127.0.0.1", 0)) as dead:
         where = f"127.0.0.1:{dead.getsockname()[1]}"
-        said = fails(echo, where, options=["-F", "/dev/null"], timeout=6)
+        said = fails(echo, where, options=SshOptions(["-F", "/dev/null"], timeout=6))
         assert "Connection timed out during banner exchange" in said
         slow = ["-F", "/dev/null", "-o", "ConnectTimeout=100"]
-        said = fails(echo, where, options=slow, timeout=1)
+        said = fails(echo, where, options=SshOptions(slow, timeout=1))
         assert "not up within 1 s" in said
 
 
 def test_an_unknown_host_key(sshd: Sshd, echo: dict[str, Any]) -> None:
     options = ["-o", "UserKnownHostsFile=/dev/null", *sshd.options]
-    said = fails(echo, "box", options=options)
+    said = fails(echo, "box", options=SshOptions(options))
     assert "Host key verification failed" in said
     assert "run ssh to this host once" in said
 
 
 def test_no_ssh_at_all(echo: dict[str, Any]) -> None:
-    assert "no program 'no-ssh'" in fails(echo, "box", program="no-ssh")
+    assert "no program 'no-ssh'" in fails(echo, "box", options=SshOptions(program="no-ssh"))
 
 
 def test_a_port_of_the_users_own_that_is_taken(sshd: Sshd, echo: dict[str, Any]) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         options = [*sshd.options, "-o", f"LocalForward=127.0.0.1:{port} 127.0.0.1:9"]
-        said = fails(echo, "box", options=options)
+        said = fails(echo, "box", options=SshOptions(options))
     assert f"cannot listen to port: {port}" in said
     assert "without LocalForward" in said
 
@@ -91,7 +91,7 @@ def test_a_server_that_forbids_forwarding_is_logged(
     server = Sshd(tmp_path, "AllowTcpForwarding no")
     try:
         server.start()
-        with Tunnel(echo, "box", options=server.options) as tunnel:
+        with Tunnel(echo, "box", options=SshOptions(server.options)) as tunnel:
             with Talk(tunnel.ports["shell"]) as talk:
                 assert talk.line() == ""
             eventually(lambda: "prohibited" in caplog.text, "ssh says so")

@@ -131,10 +131,10 @@ class AttachApp(KbridgeApp):
         if not self.ssh:
             kernels.attach(AttachedKernelManager(kernel_id, name, info, source=str(path)))
             return
-        from kbridge.tunnel.tunnel import Tunnel
+        from kbridge.tunnel.tunnel import SshOptions, Tunnel
 
         tunnel = await Tunnel.open(
-            info, self.ssh, self.ssh_key or None, options=self.ssh_options, log=self.log
+            info, self.ssh, self.ssh_key or None, options=SshOptions(self.ssh_options), log=self.log
         )
         kernel = AttachedKernelManager(
             kernel_id,
