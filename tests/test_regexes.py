@@ -22,7 +22,7 @@ from kbridge.kernels.lifecycle import factory, kernel_log, kernel_process
 from kbridge.kernels.registry import registry
 from kbridge.server import safe_log
 from kbridge.server.api import routes
-from kbridge.server.auth import access_policy
+from kbridge.server.auth import access_policy, authenticator
 from kbridge.tunnel import ssh_command, supervisor
 from kbridge.wire import legacy, outline
 
@@ -190,7 +190,7 @@ TABLE: dict[str, Case] = {
     "server/safe_log.py:hide": Case(lambda text: _ENCODED.sub("", text), _HARD),
     "server/auth/access_policy.py:_HOST": Case(access_policy.parse_host, _HARD),
     "server/auth/access_policy.py:_ORIGIN": Case(access_policy._ORIGIN.fullmatch, _HARD),
-    "server/auth/access_policy.py:_AUTHORIZATION": Case(access_policy.parse_authorization, _HARD),
+    "server/auth/authenticator.py:_AUTHORIZATION": Case(authenticator.parse_authorization, _HARD),
     "server/api/routes.py:ROUTES": Case(_route, _HARD),
     "wire/outline.py:_skip_flat": Case(_outline, _HARD),
     "wire/outline.py:_skip_text": Case(_outline, _HARD),

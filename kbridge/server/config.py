@@ -12,7 +12,7 @@ from urllib.parse import quote
 
 from traitlets.config import Configurable
 
-from kbridge.server.auth.cors import Cors
+from kbridge.server.auth.authenticator import Cors
 from kbridge.server.http.connection_limiter import ConnectionLimits
 from kbridge.server.http.listen import TlsFiles
 from kbridge.server.http.request_head import HeadLimits

@@ -20,8 +20,7 @@ from kbridge.server.api.access import AccessMixin
 from kbridge.server.api.routes import make_application
 from kbridge.server.api.services import ServerActivity, Services
 from kbridge.server.auth.access_policy import AccessPolicy
-from kbridge.server.auth.authenticator import Authenticator
-from kbridge.server.auth.cors import Cors
+from kbridge.server.auth.authenticator import Authenticator, Cors
 from kbridge.server.http.connection_limiter import ConnectionLimits
 from kbridge.server.http.guarded_server import GuardedServer
 

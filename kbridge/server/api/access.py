@@ -1,4 +1,4 @@
-"""Base of all handlers, REST and websocket: the access check, and errors as JSON.
+"""Bases of all handlers, REST and websocket: the access check, and errors as JSON.
 
 `AccessMixin.prepare` runs before every handler method. `kbridge.server.auth.access_policy` decides.
 """
@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+from functools import cached_property
 from http.client import responses
 from types import TracebackType
 from typing import Any, ClassVar
@@ -13,13 +14,21 @@ from typing import Any, ClassVar
 from tornado import web
 from tornado.log import app_log
 
-from kbridge.errors import Forbidden, HubClosed, KbridgeError
-from kbridge.server.api.services import Services, services_of
+from kbridge.errors import Forbidden, HubClosed, InvalidRequest, KbridgeError, NotFound
+from kbridge.server.api.services import Model, Services
 from kbridge.server.auth.access_policy import AuthMethod
 from kbridge.server.http.request_head import Meter, meter_of
 from kbridge.server.safe_log import scrub, shown_uri
 
-__all__ = ["AccessMixin", "ErrorsMixin"]
+__all__ = [
+    "AccessMixin",
+    "ApiHandler",
+    "BaseHandler",
+    "ErrorsMixin",
+    "NotFoundHandler",
+    "SlashHandler",
+    "expect",
+]
 
 
 class ErrorsMixin(web.RequestHandler):
@@ -37,10 +46,12 @@ class ErrorsMixin(web.RequestHandler):
     keeps_connection: bool = False
     error_text: str = ""
 
-    @property
+    @cached_property
     def services(self) -> Services:
         """The objects that the handlers share."""
-        return services_of(self)
+        found = self.application.settings["services"]
+        assert isinstance(found, Services)
+        return found
 
     def set_default_headers(self) -> None:
         """Set the security and CORS headers, and `Connection: close` where it applies."""
@@ -155,3 +166,121 @@ class AccessMixin(ErrorsMixin):
     def check_origin(self, origin: str) -> bool:  # noqa: ARG002
         """Return True: `prepare` has checked the Origin already (Tornado asks for websockets)."""
         return True
+
+
+class ApiHandler(AccessMixin):
+    """Base of handlers that read and write JSON.
+
+    Attributes
+    ----------
+    activity : bool
+        True if a request counts as activity of the server.
+    """
+
+    activity: ClassVar[bool] = True
+
+    def prepare(self) -> None:
+        """Check access, and record the activity."""
+        super().prepare()
+        if self.activity and "no_track_activity" not in self.request.query_arguments:
+            self.services.activity.touch()
+
+    def body(self) -> Model:
+        """Return the request's JSON object; an empty body is an empty object.
+
+        Raises
+        ------
+        InvalidRequest
+            If the body is anything else.
+        """
+        raw = self.request.body.strip()
+        if not raw:
+            return {}
+        try:
+            value = json.loads(raw)
+        except (ValueError, RecursionError):
+            raise InvalidRequest("the body is not JSON") from None
+        if not isinstance(value, dict):
+            raise InvalidRequest("the body is not a JSON object")
+        return value
+
+    def reply(self, value: object, status: int = 200) -> None:
+        """Finish with a JSON value."""
+        self.set_status(status)
+        self.set_header("Content-Type", "application/json")
+        self.finish(json.dumps(value, default=str))
+
+    def reply_created(self, model: Model, *path: str) -> None:
+        """Finish with 201, the model, and its URL in the header Location."""
+        self.set_header("Location", self.services.base_url + "/".join(("api", *path)))
+        self.reply(model, 201)
+
+    def require_listing(self) -> None:
+        """Raise `Forbidden` if clients may not list kernels and sessions."""
+        if not self.services.list_kernels:
+            raise Forbidden("listing kernels is turned off; see KbridgeApp.list_kernels")
+
+
+class BaseHandler(AccessMixin):
+    """Redirects `base_url` without its slash to the page."""
+
+    public = True
+
+    def get(self) -> None:
+        """Redirect."""
+        self.redirect(self.services.base_url)
+
+    def head(self) -> None:
+        """Redirect."""
+        self.get()
+
+
+class SlashHandler(AccessMixin):
+    """Redirects API paths that end in a slash to those without, as Jupyter Server does."""
+
+    public = True
+
+    def get(self) -> None:
+        """Redirect."""
+        self._redirect(302)
+
+    head = get
+
+    def post(self) -> None:
+        """Redirect with a status that keeps the method and the body."""
+        self._redirect(307)
+
+    put = patch = delete = post
+
+    def _redirect(self, status: int) -> None:
+        query = f"?{self.request.query}" if self.request.query else ""
+        self.redirect(self.request.path.rstrip("/") + query, status=status)
+
+
+class NotFoundHandler(AccessMixin):
+    """Answers unknown routes; needs no token."""
+
+    public = True
+
+    def prepare(self) -> None:
+        """Raise `NotFound`, for unauthenticated clients too."""
+        super().prepare()
+        raise NotFound("no such resource")
+
+
+def expect(body: Model, name: str, kind: type, *, required: bool = False) -> Any:
+    """Return a field of a body; None if it is missing or null.
+
+    Raises
+    ------
+    InvalidRequest
+        If the field has another type, or is required and missing.
+    """
+    value = body.get(name)
+    if value is None:
+        if required:
+            raise InvalidRequest(f"{name} is missing")
+        return None
+    if not isinstance(value, kind):
+        raise InvalidRequest(f"{name} is not of type {kind.__name__}")
+    return value

@@ -16,8 +16,7 @@ from kbridge._version import __version__
 from kbridge.errors import InvalidRequest, KernelError, KernelspecNotFound, NotFound, NotSupported
 from kbridge.hub.clock import timestamp
 from kbridge.kernels.lifecycle.launchable import is_passable
-from kbridge.server.api.access import AccessMixin
-from kbridge.server.api.handlers import ApiHandler, expect
+from kbridge.server.api.access import AccessMixin, ApiHandler, expect
 from kbridge.server.api.openapi import describe
 from kbridge.server.api.services import Model, maybe_await
 

@@ -9,7 +9,7 @@ from urllib.parse import unquote
 from tornado import httputil, web
 
 from kbridge.server.api import login, page, rest
-from kbridge.server.api.handlers import BaseHandler, NotFoundHandler, SlashHandler
+from kbridge.server.api.access import BaseHandler, NotFoundHandler, SlashHandler
 from kbridge.server.api.services import Services
 from kbridge.server.safe_log import log_request
 

@@ -7,14 +7,12 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from tornado import web
-
 from kbridge.hub.table import HubTable
 from kbridge.kernels.manager import BridgeKernelManager
 from kbridge.kernels.sessions import Sessions
 from kbridge.server.auth.authenticator import Authenticator
 
-__all__ = ["Closable", "Model", "ServerActivity", "Services", "maybe_await", "services_of"]
+__all__ = ["Closable", "Model", "ServerActivity", "Services", "maybe_await"]
 
 Model = dict[str, Any]
 
@@ -85,13 +83,6 @@ class Services:
     websockets: set[Closable] = field(default_factory=set, init=False)
     closing: bool = field(default=False, init=False)
     shutdown: Callable[[], None] | None = field(default=None, init=False)
-
-
-def services_of(handler: web.RequestHandler) -> Services:
-    """Return the services of the application that a handler belongs to."""
-    found = handler.application.settings["services"]
-    assert isinstance(found, Services)
-    return found
 
 
 async def maybe_await(value: Awaitable[Any] | Any) -> Any:

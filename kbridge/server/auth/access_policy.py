@@ -21,13 +21,11 @@ __all__ = [
     "AuthMethod",
     "Decision",
     "RequestInfo",
-    "parse_authorization",
     "parse_host",
 ]
 
 _HOST = re.compile(r"(\[[0-9a-f:.]+\]|[^\s:/@\[\]]+)(?::([0-9]{1,5}))?", re.IGNORECASE)
 _ORIGIN = re.compile(r"(https?)://([^/\s]+)", re.IGNORECASE)
-_AUTHORIZATION = re.compile(r"(?:token|bearer)\s+(\S.*)", re.IGNORECASE | re.DOTALL)
 _PORTS = {"http": 80, "https": 443}
 _SAFE = {"GET", "HEAD", "OPTIONS"}
 
@@ -85,16 +83,6 @@ def parse_host(host: str) -> tuple[str, int | None] | None:
         return None
     name = match[1].lower().removeprefix("[").removesuffix("]")
     return name, int(match[2]) if match[2] else None
-
-
-def parse_authorization(value: str | None) -> bytes:
-    """Return the token of an Authorization header (`token X` or `Bearer X`), empty for none.
-
-    Jupyter Server's gateway client sends `token ` with nothing after it when it has no token.
-    """
-    match = _AUTHORIZATION.fullmatch(value.strip()) if value else None
-    # Tornado decodes header bytes as latin-1; this gives the bytes back.
-    return match[1].encode("latin-1", "replace") if match else b""
 
 
 @dataclass(frozen=True)

@@ -1,23 +1,65 @@
-"""Applies the access policy and the CORS settings to Tornado's requests."""
+"""Applies the access policy to Tornado's requests, and the CORS settings to their replies."""
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 
 from tornado import httputil
 
-from kbridge.server.auth.access_policy import (
-    AccessPolicy,
-    Decision,
-    RequestInfo,
-    parse_authorization,
-)
-from kbridge.server.auth.cors import Cors
+from kbridge.server.auth.access_policy import AccessPolicy, Decision, RequestInfo
 
-__all__ = ["XSRF_COOKIE", "Authenticator", "request_info"]
+__all__ = ["XSRF_COOKIE", "Authenticator", "Cors", "parse_authorization", "request_info"]
 
 # The name that Jupyter's clients expect. The cookie is not a secret: see `access_policy`.
 XSRF_COOKIE = "_xsrf"
+_AUTHORIZATION = re.compile(r"(?:token|bearer)\s+(\S.*)", re.IGNORECASE | re.DOTALL)
+# Sent in replies to preflight requests if the settings are empty; the same as in Jupyter Server.
+_ALLOW_HEADERS = "accept, content-type, authorization, x-xsrftoken"
+_ALLOW_METHODS = "GET, PUT, POST, PATCH, DELETE, OPTIONS"
+
+
+@dataclass(frozen=True, slots=True)
+class Cors:
+    """Values of the `Access-Control-*` headers (Fetch standard, section 3.2); empty: not sent.
+
+    The settings are those of Jupyter's kernel gateway: each is the value of one header.
+    """
+
+    allow_credentials: str = ""
+    allow_headers: str = ""
+    allow_methods: str = ""
+    expose_headers: str = ""
+    max_age: str = ""
+
+    def headers(
+        self, policy: AccessPolicy, origin: str | None, *, preflight: bool
+    ) -> dict[str, str]:
+        """Return the headers for a request that came with `origin`.
+
+        A single origin in the settings (or `*`) is sent unchanged in every reply. Of several
+        origins, that of the request is sent, because the header cannot hold a list.
+        """
+        found: dict[str, str] = {}
+        if len(policy.allow_origin) == 1 and policy.allow_origin_pat is None:
+            found["Access-Control-Allow-Origin"] = policy.allow_origin[0]
+        elif policy.allow_origin or policy.allow_origin_pat is not None:
+            found["Vary"] = "Origin"
+            if origin is not None and policy.foreign_allowed(origin):
+                found["Access-Control-Allow-Origin"] = origin
+        shared = "Access-Control-Allow-Origin" in found
+        allow_headers, allow_methods = self.allow_headers, self.allow_methods
+        if preflight and shared:
+            allow_headers = allow_headers or _ALLOW_HEADERS
+            allow_methods = allow_methods or _ALLOW_METHODS
+        rest = {
+            "Access-Control-Allow-Credentials": self.allow_credentials,
+            "Access-Control-Allow-Headers": allow_headers,
+            "Access-Control-Allow-Methods": allow_methods,
+            "Access-Control-Expose-Headers": self.expose_headers,
+            "Access-Control-Max-Age": self.max_age,
+        }
+        return found | {name: value for name, value in rest.items() if value}
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +107,16 @@ def request_info(request: httputil.HTTPServerRequest, cookie_name: str) -> Reque
         xsrf_header=request.headers.get("X-Xsrftoken", ""),
         xsrf_cookie=cookies[XSRF_COOKIE],
     )
+
+
+def parse_authorization(value: str | None) -> bytes:
+    """Return the token of an Authorization header (`token X` or `Bearer X`), empty for none.
+
+    Jupyter Server's gateway client sends `token ` with nothing after it when it has no token.
+    """
+    match = _AUTHORIZATION.fullmatch(value.strip()) if value else None
+    # Tornado decodes header bytes as latin-1; this gives the bytes back.
+    return match[1].encode("latin-1", "replace") if match else b""
 
 
 def _cookies(headers: httputil.HTTPHeaders, *names: str) -> dict[str, str]:

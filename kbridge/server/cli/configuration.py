@@ -11,7 +11,7 @@ from typing import Any
 
 from traitlets import TraitError
 
-from kbridge.server.auth.cors import Cors
+from kbridge.server.auth.authenticator import Cors
 from kbridge.server.config import AuthConfig, HttpConfig, ListenConfig, ServerConfig
 from kbridge.server.http.connection_limiter import ConnectionLimits
 from kbridge.server.http.listen import TlsFiles

@@ -118,7 +118,8 @@ class _GatedRequest(httputil.HTTPMessageDelegate):
             self._refuse()
             return None
         routed = self._inner.headers_received(start_line, headers)
-        self._stream.meter.end()  # began before the head was parsed
+        if not self._authenticated:
+            self._stream.meter.end()  # began before the head was parsed
         return routed
 
     def data_received(self, chunk: bytes) -> Awaitable[None] | None:
@@ -137,8 +138,10 @@ class _GatedRequest(httputil.HTTPMessageDelegate):
             self._stream.close()
             return
         self._gate.limiter.request_complete(self._stream)
-        if not self._authenticated:
-            self._stream.meter.begin()
+        if self._authenticated:
+            self._inner.finish()
+            return
+        self._stream.meter.begin()
         self._inner.finish()
         self._stream.meter.end()
 

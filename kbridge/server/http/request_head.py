@@ -84,10 +84,13 @@ class Meter:
         Seconds so far.
     report : callable or None
         Called whenever `spent` has grown.
+    stopped : bool
+        True once the client has shown the token.
     """
 
     def __init__(self) -> None:
         self.spent = 0.0
+        self.stopped = False
         self.report: Callable[[], None] | None = None
         self._began: float | None = None
 
@@ -106,6 +109,7 @@ class Meter:
     def stop(self) -> None:
         """Stop measuring, because the client has shown the token."""
         self._began = self.report = None
+        self.stopped = True
 
 
 class GuardedStream(IOStream):
@@ -215,6 +219,8 @@ class GuardedTLSStream(GuardedStream, SSLIOStream):
 
 
 def meter_of(request: httputil.HTTPServerRequest) -> Meter | None:
-    """Return the meter of a request's connection; None if it has none."""
+    """Return the meter of a request's connection; None if it has none, or the meter is stopped."""
     stream = getattr(request.connection, "stream", None)
-    return stream.meter if isinstance(stream, GuardedStream) else None
+    if not isinstance(stream, GuardedStream) or stream.meter.stopped:
+        return None
+    return stream.meter

@@ -10,7 +10,7 @@ from tornado.httpclient import HTTPClientError, HTTPRequest
 from tornado.websocket import websocket_connect
 
 from kbridge.server import safe_log
-from kbridge.server.api.handlers import ApiHandler
+from kbridge.server.api.access import ApiHandler
 from kbridge.server.api.routes import ROUTES
 from kbridge.server.auth.access_policy import AccessPolicy
 

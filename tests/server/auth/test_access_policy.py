@@ -6,7 +6,6 @@ from kbridge.server.auth.access_policy import (
     AccessPolicy,
     AuthMethod,
     RequestInfo,
-    parse_authorization,
     parse_host,
 )
 
@@ -41,27 +40,6 @@ LOCAL = "localhost:8888"
 )
 def test_parse_host(value: str, found: tuple[str, int | None] | None) -> None:
     assert parse_host(value) == found
-
-
-@pytest.mark.parametrize(
-    ("value", "found"),
-    [
-        (None, b""),
-        ("", b""),
-        ("token", b""),
-        ("token ", b""),
-        ("token abc", b"abc"),
-        ("Token  abc", b"abc"),
-        ("Bearer abc", b"abc"),
-        ("BEARER abc", b"abc"),
-        ("Basic abc", b""),
-        ("abc", b""),
-        ("tokenabc", b""),
-        ("token s\xe9", b"s\xe9"),
-    ],
-)
-def test_parse_authorization(value: str | None, found: bytes) -> None:
-    assert parse_authorization(value) == found
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@ import re
 import pytest
 
 from kbridge.server.auth.access_policy import AccessPolicy
-from kbridge.server.auth.cors import Cors
+from kbridge.server.auth.authenticator import Cors, parse_authorization
 
 ALLOW = "Access-Control-Allow-Origin"
 
@@ -53,3 +53,24 @@ def test_settings_are_sent_as_they_are() -> None:
         "Access-Control-Expose-Headers": "X-Seen",
         "Access-Control-Max-Age": "600",
     }
+
+
+@pytest.mark.parametrize(
+    ("value", "found"),
+    [
+        (None, b""),
+        ("", b""),
+        ("token", b""),
+        ("token ", b""),
+        ("token abc", b"abc"),
+        ("Token  abc", b"abc"),
+        ("Bearer abc", b"abc"),
+        ("BEARER abc", b"abc"),
+        ("Basic abc", b""),
+        ("abc", b""),
+        ("tokenabc", b""),
+        ("token s\xe9", b"s\xe9"),
+    ],
+)
+def test_parse_authorization(value: str | None, found: bytes) -> None:
+    assert parse_authorization(value) == found
