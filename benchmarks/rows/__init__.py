@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from benchmarks.rows import (
     attack,
+    away,
     binary,
     cost,
     crowd,
@@ -37,6 +38,7 @@ ROWS: dict[str, Row] = {
         crowd,
         stalled,
         gigabyte,
+        away,
         prints,
         flood,
         cuts,
