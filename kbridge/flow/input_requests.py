@@ -39,20 +39,23 @@ class InputRequest:
 
 
 class InputRequests:
-    """The input requests of one kernel."""
+    """The input requests of one kernel.
+
+    Attributes
+    ----------
+    open : dict of str to InputRequest
+        The input requests without an answer by `msg_id`, oldest first; only this class changes it.
+    """
 
     def __init__(self) -> None:
-        self._open: OrderedDict[str, InputRequest] = OrderedDict()
+        self.open: OrderedDict[str, InputRequest] = OrderedDict()
         self._answered: OrderedDict[str, None] = OrderedDict()
-
-    def __len__(self) -> int:
-        return len(self._open)
 
     def asked(self, msg: Message, client: int, seq: int) -> None:
         """Note an `input_request`."""
-        self._open[msg.msg_id] = InputRequest(msg, client, seq)
-        if len(self._open) > _LIMIT:
-            self._open.popitem(last=False)
+        self.open[msg.msg_id] = InputRequest(msg, client, seq)
+        if len(self.open) > _LIMIT:
+            self.open.popitem(last=False)
 
     def answer(self, msg: Message) -> bool:
         """Return True if an `input_reply` may be sent to the kernel.
@@ -60,28 +63,24 @@ class InputRequests:
         Its parent is the request that it answers. Without a parent, it answers the oldest one.
         """
         request = msg.parent_id
-        if not request and self._open:
-            request = next(iter(self._open))
-        if self._open.pop(request, None) is not None:
+        if not request and self.open:
+            request = next(iter(self.open))
+        if self.open.pop(request, None) is not None:
             self._close(request)
             return True
         return request not in self._answered if request else not self._answered
 
     def done(self, request: str) -> None:
         """Note that the execute request with that `msg_id` has ended; close its input requests."""
-        for msg_id in [i for i, q in self._open.items() if q.msg.parent_id == request]:
-            del self._open[msg_id]
+        for msg_id in [i for i, q in self.open.items() if q.msg.parent_id == request]:
+            del self.open[msg_id]
             self._close(msg_id)
-
-    def unanswered(self) -> list[InputRequest]:
-        """Return the input requests without an answer, oldest first."""
-        return list(self._open.values())
 
     def clear(self) -> None:
         """Close all input requests, because the process that sent them has ended."""
-        for msg_id in self._open:
+        for msg_id in self.open:
             self._close(msg_id)
-        self._open.clear()
+        self.open.clear()
 
     def _close(self, msg_id: str) -> None:
         self._answered[msg_id] = None

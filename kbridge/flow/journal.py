@@ -46,6 +46,10 @@ class Journal:
     ----------
     next_seq : int
         The sequence number of the next frame.
+    first_seq : int
+        The sequence number from which on no frame is missing.
+    nbytes : int
+        Current size in bytes.
     """
 
     def __init__(self, limit: int, history_limit: int) -> None:
@@ -56,7 +60,8 @@ class Journal:
         self.history_limit = min(history_limit, limit)
         self.forgotten = 0  # frames that were dropped before every cursor had read them
         self._ring = Ring()  # the newest frames, without holes
-        self.next_seq = 0
+        self.next_seq = self.first_seq = 0
+        self.nbytes = 0
         self._audience: dict[int, int] = {}
         self._state: set[int] = set()
         self._retained = RetainedFrames()
@@ -81,14 +86,14 @@ class Journal:
         key : int
             The key with which `after` finds the frame.
         """
-        ring = self._ring
-        seq = ring.append(frame, key)
+        seq = self._ring.append(frame, key)
         self.next_seq = seq + 1
+        self.nbytes += len(frame)
         if audience:
             self._audience[seq] = audience
         if state:
             self._state.add(seq)
-        if ring.appended - ring.dropped + self._retained.nbytes > self.limit + self._spare:
+        if self.nbytes > self.limit + self._spare:
             self._shrink()
         return seq
 
@@ -121,6 +126,8 @@ class Journal:
     def clear(self) -> None:
         """Drop all frames, even unread ones."""
         self._ring.clear()
+        self.first_seq = self._ring.first
+        self.nbytes = 0
         self._audience.clear()
         self._state.clear()
         self._retained.clear()
@@ -129,20 +136,9 @@ class Journal:
     # -- reading ----------------------------------------------------------------------------
 
     @property
-    def first_seq(self) -> int:
-        """The sequence number from which on no frame is missing."""
-        return self._ring.first
-
-    @property
     def appended(self) -> int:
         """Total number of bytes ever added."""
         return self._ring.appended
-
-    @property
-    def nbytes(self) -> int:
-        """Current size in bytes."""
-        ring = self._ring
-        return ring.appended - ring.dropped + self._retained.nbytes
 
     def nbytes_without(self, frames: int) -> int:
         """Return the size in bytes without the oldest `frames` of the ring."""
@@ -311,8 +307,10 @@ class Journal:
                 retained.append(RetainedFrame(seq, ring.pop(), behind), key)
             else:
                 self._audience.pop(seq, None)
-                self._last_lost = ring.pop()
+                self._last_lost = lost = ring.pop()
+                self.nbytes -= len(lost)
                 self.forgotten += 1
+        self.first_seq = ring.first
 
     def _drop(self, first: int) -> None:
         """Drop the frames of the ring before `first`."""
@@ -323,10 +321,14 @@ class Journal:
         self._state.difference_update(_within(self._state, gone))
         for seq in _within(self._audience, gone):
             self._audience.pop(seq, None)
+        before = ring.dropped
         ring.drop(first)
+        self.first_seq = first
+        self.nbytes -= ring.dropped - before
 
     def _drop_retained(self) -> None:
         seq, frame, _ = self._retained.popleft()
+        self.nbytes -= len(frame)
         self._audience.pop(seq, None)
         self._last_lost = frame
 

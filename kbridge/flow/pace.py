@@ -113,10 +113,6 @@ class Pace:
         self._released = 0  # end of the released output
         self._resume_at: float | None = None
 
-    def horizon_of(self, paced: bool) -> int:
-        """Return the sequence number before which a reader may read all frames."""
-        return self.horizon if paced else _OPEN
-
     def __call__(self, msg: Message, msg_type: str, now: float) -> Verdict:  # noqa: ARG002
         """Count one message; all pass."""
         if msg_type == "stream":
@@ -185,24 +181,19 @@ class Pace:
         bucket = self._msg_bucket
         if bucket is None:
             return
-        bucket.used(now)
         if idle:
             bucket.reset()
-        else:
-            bucket.spend(messages)
-        self.flooding = bucket.used(now) > bucket.burst * (_CALM if self.flooding else 1.0)
+            self.flooding = False
+        elif messages or self.flooding:  # otherwise the level only falls
+            high = bucket.burst * (_CALM if self.flooding else 1.0)
+            self.flooding = bucket.overdraw(now, messages) > high
 
     def _hold(self, first: int, end: int, now: float) -> int:
         """Add the bytes of this wake-up to their bucket or hold them; return the new horizon."""
         nbytes, self._bytes = self._bytes, 0
         held = self._held
         bucket = self._data_bucket
-        if bucket is None:
-            self._released = end
-            return end
-        room = bucket.ready(now)
-        if not held and (room or not nbytes):
-            bucket.spend(nbytes)
+        if bucket is None or (not held and (not nbytes or bucket.try_spend(now, nbytes))):
             self._released = end
             return end
         if held and held[-1][1] + nbytes <= min(_GRAIN, bucket.burst / 16):
@@ -212,9 +203,8 @@ class Pace:
         self._held_bytes += nbytes
         if first > self._released and not self._skip(first, now):
             return self._released
-        while held and bucket.ready(now):
+        while held and bucket.try_spend(now, held[0][1]):
             self._released, size = held.popleft()
-            bucket.spend(size)
             self._held_bytes -= size
         return self._released if held else end
 

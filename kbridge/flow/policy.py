@@ -11,11 +11,12 @@ Invariants:
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Final, Protocol, TypeAlias
 
 from kbridge.wire.message import Message
 
-__all__ = ["DROP", "PASS", "Policy", "Verdict", "judge"]
+__all__ = ["DROP", "PASS", "Policy", "Verdict", "combined", "judge"]
 
 Verdict: TypeAlias = tuple[Message, ...] | None
 """The messages to send instead of the message; None: the message itself."""
@@ -55,6 +56,11 @@ def judge(policies: Sequence[Policy], msg: Message, msg_type: str, now: float) -
         if verdict is not None:
             return _instead(policies[position + 1 :], verdict, now)
     return PASS
+
+
+def combined(policies: Sequence[Policy]) -> Policy:
+    """Return one policy that asks several policies in turn; a single policy is called directly."""
+    return policies[0] if len(policies) == 1 else partial(judge, policies)
 
 
 def _instead(policies: Sequence[Policy], messages: tuple[Message, ...], now: float) -> Verdict:

@@ -53,6 +53,19 @@ class TokenBucket:
         self._last = count
         self._used = min(self._used + count, self._limit)
 
+    def try_spend(self, now: float, count: float) -> bool:
+        """Use `count` tokens if an action may start at `now`; return True if it may."""
+        if self.used(now) >= self.burst:
+            return False
+        self.spend(count)
+        return True
+
+    def overdraw(self, now: float, count: float) -> float:
+        """Use `count` tokens at `now`, even if fewer are left; return the used tokens."""
+        self.used(now)
+        self.spend(count)
+        return self._used
+
     def charge(self, seconds: float) -> None:
         """Delay the next action by `seconds`; `undo` does not take this back."""
         self._used += seconds / self.interval

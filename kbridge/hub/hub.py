@@ -159,7 +159,7 @@ class Hub:
 
     def on_pong(self, cursor: Cursor, payload: bytes) -> None:
         """Take the payload of a websocket's pong, which may acknowledge frames."""
-        self._broadcaster.on_pong(cursor, payload)
+        self._broadcaster.delivery.on_pong(cursor, payload)
 
     def detach(self, cursor: Cursor) -> None:
         """Detach a websocket; may be called twice."""
@@ -186,7 +186,8 @@ class Hub:
         if msg.channel is Channel.IOPUB:
             raise IgnoredMessage("a message on iopub, where kernels only send")
         msg_type = msg.msg_type
-        if judge(self._incoming, msg, msg_type, self._clock.monotonic()) == DROP:
+        incoming = self._incoming
+        if incoming and judge(incoming, msg, msg_type, self._clock.monotonic()) == DROP:
             # The client chose this text: escape it and cut it.
             self.log.warning("%.60s is not an allowed message type; ignored", ascii(msg_type))
             return None

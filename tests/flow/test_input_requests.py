@@ -46,14 +46,14 @@ def inputs() -> InputRequests:
 
 def test_an_input_request_is_open_until_it_is_answered(inputs) -> None:
     asked = question("q")
-    assert not inputs
+    assert not inputs.open
     inputs.asked(asked, ALICE, 7)
-    (open_one,) = inputs.unanswered()
+    (open_one,) = inputs.open.values()
     assert (open_one.msg, open_one.client, open_one.seq) == (asked, ALICE, 7)
-    assert inputs
+    assert inputs.open
     assert inputs.answer(answer(asked))
-    assert not inputs
-    assert inputs.unanswered() == []
+    assert not inputs.open
+    assert not inputs.open
 
 
 def test_a_second_answer_is_dropped(inputs) -> None:
@@ -76,7 +76,7 @@ def test_an_answer_without_a_parent_is_for_the_oldest_request(inputs) -> None:
     inputs.asked(first, ALICE, 0)
     inputs.asked(second, BOB, 1)
     assert inputs.answer(answer())
-    assert [q.msg for q in inputs.unanswered()] == [second]
+    assert [q.msg for q in inputs.open.values()] == [second]
     assert inputs.answer(answer())
     assert not inputs.answer(answer()), "no input request is open"
 
@@ -89,7 +89,7 @@ def test_an_answer_to_an_unknown_request_passes(inputs) -> None:
 def test_an_answer_to_an_unknown_request_closes_no_other(inputs) -> None:
     inputs.asked(question("q"), ALICE, 0)
     assert inputs.answer(answer(question("older")))
-    assert len(inputs) == 1
+    assert len(inputs.open) == 1
 
 
 def test_the_end_of_an_execution_closes_its_input_requests_only(inputs) -> None:
@@ -97,10 +97,10 @@ def test_the_end_of_an_execution_closes_its_input_requests_only(inputs) -> None:
     for seq, asked in enumerate((one, two, other)):
         inputs.asked(asked, ALICE, seq)
     inputs.done("a-cell")
-    assert [q.msg for q in inputs.unanswered()] == [other]
+    assert [q.msg for q in inputs.open.values()] == [other]
     inputs.done("nothing-like-it")
     inputs.done("")
-    assert len(inputs) == 1
+    assert len(inputs.open) == 1
     assert inputs.answer(answer(other))
 
 
@@ -118,19 +118,19 @@ def test_a_new_process_has_no_open_input_requests(inputs) -> None:
     inputs.answer(answer(answered))
     inputs.asked(open_one, EVERYONE, 1)
     inputs.clear()
-    assert not inputs
-    assert inputs.unanswered() == []
+    assert not inputs.open
+    assert not inputs.open
     again = question("q3")
     inputs.asked(again, ALICE, 2)
     assert inputs.answer(answer())
-    assert not inputs
+    assert not inputs.open
 
 
 def test_client_and_position_of_an_input_request_can_change(inputs) -> None:
     inputs.asked(question("q"), ALICE, 0)
-    (open_one,) = inputs.unanswered()
+    (open_one,) = inputs.open.values()
     open_one.client, open_one.seq = BOB, 9
-    assert [(q.client, q.seq) for q in inputs.unanswered()] == [(BOB, 9)]
+    assert [(q.client, q.seq) for q in inputs.open.values()] == [(BOB, 9)]
 
 
 def test_the_number_of_stored_input_requests_is_bounded(inputs, monkeypatch) -> None:
@@ -138,7 +138,7 @@ def test_the_number_of_stored_input_requests_is_bounded(inputs, monkeypatch) -> 
     asked = [question(f"q{i}") for i in range(20)]
     for seq, one in enumerate(asked):
         inputs.asked(one, ALICE, seq)
-    assert [q.seq for q in inputs.unanswered()] == [15, 16, 17, 18, 19]
+    assert [q.seq for q in inputs.open.values()] == [15, 16, 17, 18, 19]
     for one in asked[15:]:
         assert inputs.answer(answer(one))
     for i in range(20, 40):

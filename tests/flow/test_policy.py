@@ -2,7 +2,7 @@
 
 import pytest
 
-from kbridge.flow.policy import DROP, PASS, Policy, Verdict, judge
+from kbridge.flow.policy import DROP, PASS, Policy, Verdict, combined, judge
 from kbridge.wire.message import Channel, Message
 
 
@@ -43,6 +43,7 @@ A, B, C = message("a"), message("b"), message("c")
 )
 def test_a_list_of_policies_gives_one_verdict(rules: list[Policy], verdict: Verdict) -> None:
     assert judge(rules, A, "a", 1.0) == verdict
+    assert combined(rules)(A, "a", 1.0) == verdict
 
 
 def test_a_drop_is_final() -> None:

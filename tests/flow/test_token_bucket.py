@@ -32,6 +32,23 @@ def test_an_action_may_use_more_tokens_than_are_left() -> None:
     assert bucket.used(11.0) == 8.0
 
 
+def test_tokens_are_spent_only_if_the_action_may_start() -> None:
+    bucket = TokenBucket(0.5, burst=4)
+    assert bucket.try_spend(10.0, 4)
+    assert bucket.used(10.0) == 4.0
+    assert not bucket.try_spend(10.0, 1)
+    assert bucket.used(10.0) == 4.0
+    assert bucket.try_spend(10.25, 9)
+    assert bucket.used(10.25) == 12.5
+
+
+def test_tokens_can_be_overdrawn_at_a_time() -> None:
+    bucket = TokenBucket(0.5, burst=4, limit=9)
+    assert bucket.overdraw(10.0, 6) == 6.0
+    assert bucket.overdraw(11.0, 1) == 5.0
+    assert bucket.overdraw(11.0, 100) == 9.0
+
+
 def test_time_before_a_spend_counts_after_it() -> None:
     """A caller may spend first and ask later."""
     bucket = TokenBucket(1.0, burst=1)

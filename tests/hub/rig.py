@@ -144,27 +144,27 @@ class Rig:
     @property
     def pings_later(self) -> bool:
         """True if a ping waits for its delay to pass."""
-        return self.hub._broadcaster._delivery._ping_timer is not None
+        return self.hub._broadcaster.delivery._ping_timer is not None
 
     def fire_ping_timer(self) -> None:
         """Send the pings that wait for their delay to pass."""
-        delivery = self.hub._broadcaster._delivery
+        delivery = self.hub._broadcaster.delivery
         if delivery._ping_timer is not None:
             delivery._ping_timer.cancel()
             delivery._on_ping_delay()
 
     def awaits_ack(self, cursor: Cursor) -> bool:
         """True while a websocket has to acknowledge frames before more is written."""
-        return cursor in self.hub._broadcaster._delivery._ack_timers
+        return cursor in self.hub._broadcaster.delivery._ack_timers
 
     @property
     def paced(self) -> bool:
         """True if output is held back."""
-        return self.hub._broadcaster._delivery._pace_timer is not None
+        return self.hub._broadcaster.delivery._pace_timer is not None
 
     def fire_pace_timer(self) -> None:
         """Release the output that is due."""
-        delivery = self.hub._broadcaster._delivery
+        delivery = self.hub._broadcaster.delivery
         if delivery._pace_timer is not None:
             delivery._pace_timer.cancel()
             delivery._on_pace()
@@ -177,7 +177,7 @@ class Rig:
     @property
     def renderer(self) -> Renderer:
         """The renderer of the journal."""
-        return self.hub._broadcaster._delivery._renderer
+        return self.hub._broadcaster.delivery._renderer
 
     def sent(self, channel: Channel | None = None) -> list[Message]:
         """Return the messages that clients sent to the kernel."""

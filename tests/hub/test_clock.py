@@ -1,10 +1,9 @@
 """The source of the time for hubs."""
 
-from types import SimpleNamespace
+import time
 
 import pytest
 
-from kbridge.hub import clock as module
 from kbridge.hub.clock import Clock, timestamp
 
 
@@ -19,9 +18,15 @@ def test_a_timestamp_is_in_utc_and_always_has_microseconds(seconds: float, text:
     assert timestamp(seconds) == text
 
 
-def test_the_two_clocks_are_those_of_the_system(monkeypatch: pytest.MonkeyPatch) -> None:
-    system = SimpleNamespace(time=lambda: 86_400.5, monotonic=lambda: 7.0)
-    monkeypatch.setattr(module, "time", system)
-    clock = Clock()
-    assert (clock.monotonic(), clock.wall()) == (7.0, 86_400.5)
-    assert clock.iso() == "1970-01-02T00:00:00.500000Z"
+class FixedClock(Clock):
+    def wall(self) -> float:
+        return 86_400.5
+
+
+def test_the_two_clocks_are_those_of_the_system() -> None:
+    assert Clock().monotonic is time.monotonic
+    assert Clock().wall is time.time
+
+
+def test_the_text_shows_the_wall_clock_that_a_subclass_reads() -> None:
+    assert FixedClock().iso() == "1970-01-02T00:00:00.500000Z"

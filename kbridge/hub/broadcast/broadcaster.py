@@ -12,7 +12,7 @@ from typing import Any
 from kbridge.flow.activity import state_of
 from kbridge.flow.input_requests import InputRequests
 from kbridge.flow.journal import EVERYONE, LOSABLE, Journal
-from kbridge.flow.policy import PASS, judge
+from kbridge.flow.policy import PASS, combined
 from kbridge.hub.broadcast import policy_chain
 from kbridge.hub.broadcast.adoption import Adoption
 from kbridge.hub.broadcast.burst import Allowance, Burst
@@ -25,7 +25,7 @@ from kbridge.hub.context import HubContext
 from kbridge.hub.events import HubObserver, StatusListener
 from kbridge.link.interfaces import ClientLink, noop
 from kbridge.wire.dialects import Dialect
-from kbridge.wire.message import Message, message_key
+from kbridge.wire.message import Message, type_and_key
 from kbridge.wire.v1 import encode_frame
 
 __all__ = ["Broadcaster"]
@@ -45,6 +45,8 @@ class Broadcaster:
     ----------
     journal : Journal
         The output of the kernel.
+    delivery : Delivery
+        Writes the journal to the websockets, and takes their pongs.
     """
 
     def __init__(self, context: HubContext, allowance: Allowance) -> None:
@@ -55,16 +57,17 @@ class Broadcaster:
         self._input_requests = InputRequests()
         pace = policy_chain.pace(settings)
         self._pace = pace
-        self._outgoing = policy_chain.outgoing(settings, notices, pace, context.log)
+        self._judge = combined(policy_chain.outgoing(settings, notices, pace, context.log))
         self._adoption = Adoption(notices.mark) if context.adopted else None
         self._sessions = ClientSessions(settings.resume_timeout)
         joins = settings.rate_limit_policy == "coalesce"
         renderer = Renderer(self.journal, pace, notices, context.rejected, joins=joins)
-        self._delivery = Delivery(self.journal, pace, self._sessions, renderer, clock)
-        self._burst = Burst(self.journal, self._sessions, pace, clock, allowance)
         # Microseconds since 1970: a bridge sends fewer messages than that, so the numbers of two
         # bridges never overlap, and JavaScript's numbers hold them exactly.
-        self._ack_origin = int(clock.wall() * 1e6)
+        self._ack_origin = origin = int(clock.wall() * 1e6)
+        self.delivery = Delivery(self.journal, pace, self._sessions, renderer, clock, origin)
+        self._burst = Burst(self.journal, self._sessions, pace, clock, allowance)
+        self._written_to = 0  # where the journal ended at the last flush
         self._observers: list[HubObserver] = []
         self._announced: tuple[str, int] | None = None  # a status, and where the journal ended
 
@@ -73,7 +76,7 @@ class Broadcaster:
     @property
     def connections(self) -> int:
         """The number of attached websockets."""
-        return len(self._sessions)
+        return len(self._sessions.cursors)
 
     @property
     def cursors(self) -> list[Cursor]:
@@ -110,11 +113,10 @@ class Broadcaster:
                 seq = max(point.place.seq, cursor.delivered.seq)
                 point = point._replace(place=point.place._replace(seq=seq))
             sessions.start_at(cursor, point.place)
-        cursor.set_behind(cursor.place.seq < journal.next_seq)
-        link.on_writable = partial(self._delivery.on_writable, cursor)
-        if self._input_requests and (known or point is not None):
+        link.on_writable = partial(self.delivery.on_writable, cursor)
+        if self._input_requests.open and (known or point is not None):
             self._repeat_inputs(cursor, point)
-        self._delivery.start(cursor)
+        self.delivery.start(cursor)
         return cursor
 
     def options(
@@ -128,17 +130,13 @@ class Broadcaster:
     ) -> CursorOptions:
         """Return the options of a websocket: only those that can come back are pinged."""
         asks = self._context.settings.acknowledge and bool(session_id or since)
-        return CursorOptions(self._ack_origin if asks else None, verbatim, paced, listener)
+        return CursorOptions(asks, verbatim, paced, listener)
 
     def detach(self, cursor: Cursor) -> None:
         """Detach a websocket; may be called twice."""
         if self._sessions.detach(cursor, self._context.clock.monotonic()):
             cursor.link.on_writable = noop
-            self._delivery.remove(cursor)
-
-    def on_pong(self, cursor: Cursor, payload: bytes) -> None:
-        """Take the payload of a websocket's pong."""
-        self._delivery.on_pong(cursor, payload)
+            self.delivery.remove(cursor)
 
     def _repeat_inputs(self, cursor: Cursor, point: ResumePoint | None) -> None:
         """Write to a client that comes back the input requests that it may have lost.
@@ -149,19 +147,19 @@ class Broadcaster:
         number = cursor.session.number
         exact = point is not None and point.exact
         lost: list[Message] = []
-        for question in self._input_requests.unanswered():
+        for question in self._input_requests.open.values():
             own = question.client in (EVERYONE, number)
             if not own:
                 if point is None or self._sessions.is_here(question.client):
                     continue
                 question.client = number
                 self.journal.readdress(question.seq, number)
-                self._delivery.forget_chunks()
+                self.delivery.forget_chunks()
             passed = question.seq < cursor.place.seq
             if not (own and exact) if passed else not self.journal.holds(question.seq):
                 lost.append(question.msg)
         if lost:
-            self._delivery.say(cursor, lost)
+            self.delivery.say(cursor, lost)
 
     # -- messages (KernelListener) ----------------------------------------------------------
 
@@ -170,28 +168,26 @@ class Broadcaster:
         adoption = self._adoption
         if adoption is not None and adoption.is_cut(msg, msg_type):
             self.append(self._notices.taken_over(msg.parent_header))
-        if msg_type == "status" and self._input_requests and state_of(msg.content) == "idle":
+        if msg_type == "status" and self._input_requests.open and state_of(msg.content) == "idle":
             self._input_requests.done(msg.parent_id)
-        policies = self._outgoing
-        if len(policies) == 1:  # as usual: saves a call per message
-            verdict = policies[0](msg, msg_type, now)
-        else:
-            verdict = judge(policies, msg, msg_type, now)
+        verdict = self._judge(msg, msg_type, now)
         if verdict is PASS:
-            seq = self.journal.append(encode_frame(msg), state=msg_type not in LOSABLE, key=key)
-            if adoption is not None:
-                adoption.note(msg.parent_header, seq)
-            return
-        for other in verdict:
-            self.append(other)
+            self._append(msg, msg_type, key)
+        else:
+            for other in verdict:
+                self.append(other)
 
     def on_reply(self, msg: Message, client: int, now: float) -> None:
         """Judge, encode and journal a message for one client."""
-        verdict = judge(self._outgoing, msg, msg.msg_type, now)
-        for each in (msg,) if verdict is PASS else verdict:
-            seq = self.append(each, client)
-            if each.msg_type == "input_request":
-                self._input_requests.asked(each, client, seq)
+        msg_type, key = type_and_key(msg.header)
+        verdict = self._judge(msg, msg_type, now)
+        if verdict is not PASS:
+            for other in verdict:
+                self.append(other, client)
+        else:
+            seq = self._append(msg, msg_type, key, client)
+            if msg_type == "input_request":
+                self._input_requests.asked(msg, client, seq)
 
     def on_notice(self, msg: Message) -> None:
         """Journal a message that the bridge made in the name of the kernel."""
@@ -199,8 +195,12 @@ class Broadcaster:
 
     def on_drained(self) -> None:
         """Write out the frames of this wake-up, and forget those that every client has."""
-        self._delivery.flush()
-        self._burst.look()
+        journal = self.journal
+        if journal.next_seq != self._written_to:
+            self._written_to = journal.next_seq
+            self.delivery.flush()
+        if journal.nbytes > self._burst.look_above:
+            self._burst.look()
         for observer in self._observers:
             observer.on_kernel_activity()
 
@@ -223,12 +223,12 @@ class Broadcaster:
 
     def append(self, msg: Message, audience: int = EVERYONE) -> int:
         """Journal a message as it is; return its sequence number."""
-        seq = self.journal.append(
-            encode_frame(msg),
-            audience,
-            state=msg.msg_type not in LOSABLE,
-            key=message_key(msg.header),
-        )
+        msg_type, key = type_and_key(msg.header)
+        return self._append(msg, msg_type, key, audience)
+
+    def _append(self, msg: Message, msg_type: str, key: int, audience: int = EVERYONE) -> int:
+        state = msg_type not in LOSABLE
+        seq = self.journal.append(encode_frame(msg), audience, state=state, key=key)
         if self._adoption is not None:
             self._adoption.note(msg.parent_header, seq)
         return seq
@@ -278,7 +278,7 @@ class Broadcaster:
 
     def close(self, code: int, reason: str) -> None:
         """Close all websockets and drop the journal; may be called twice."""
-        self._delivery.close()
+        self.delivery.close()
         for cursor in self._sessions.cursors:
             cursor.link.close(code, reason)
             self.detach(cursor)

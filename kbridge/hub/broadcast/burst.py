@@ -78,6 +78,11 @@ class Burst:
         The source of the time.
     allowance : Allowance
         The bytes that all hubs share.
+
+    Attributes
+    ----------
+    look_above : int
+        The size of the journal above which `look` has something to do.
     """
 
     def __init__(
@@ -93,6 +98,8 @@ class Burst:
         self._pace = pace
         self._clock = clock
         self._allowance = allowance
+        self._high = journal.limit // 2
+        self.look_above = self._high
         # By number of the websocket: what it read next when it was last looked at, and until when
         # it counts without another move.
         self._seen: dict[int, tuple[int, float]] = {}
@@ -103,14 +110,13 @@ class Burst:
         self._timer: asyncio.TimerHandle | None = None
 
     def look(self) -> None:
-        """Grant more, or take back; call after each wake-up."""
+        """Grant more, or take back; call after a wake-up if the journal is above `look_above`."""
         journal = self._journal
-        high = journal.limit // 2
-        if journal.nbytes <= high and not journal.spare:
+        if journal.nbytes <= self.look_above:
             return
         behind, frames, live = self._survey()
         excess = max(0, journal.nbytes - journal.limit)
-        if behind > high:
+        if behind > self._high:
             self._grant(excess + max(_AHEAD, 2 * behind // max(1, frames)))
         else:
             # No more than there is, and that only while somebody may still read it.
@@ -128,6 +134,7 @@ class Burst:
         nbytes = max(nbytes, rest)
         if nbytes or journal.spare:
             journal.spare = self._allowance.ask(id(self), nbytes)
+            self.look_above = -1 if journal.spare else self._high
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -157,7 +164,7 @@ class Burst:
         for cursor in self._sessions.cursors:
             seq = cursor.place.seq
             known = self._seen.get(cursor.number)
-            may = min(end, self._pace.horizon_of(cursor.paced))
+            may = min(end, self._pace.horizon) if cursor.paced else end
             if known is None or known[0] != seq or seq >= may:
                 known = (seq, now + self._patience(cursor))
             seen[cursor.number] = known

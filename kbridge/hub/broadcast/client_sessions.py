@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import OrderedDict
+from operator import attrgetter
 from typing import Final
 
 from kbridge.flow.journal import Place
@@ -30,24 +31,25 @@ class ClientSessions:
         Seconds for which frames are kept for a session without a websocket; 0 keeps none. At most
         1,000 such sessions are remembered. The journal's limit bounds the frames kept: a full
         journal forgets the oldest frames, also those that were not read.
+
+    Attributes
+    ----------
+    cursors : list of Cursor
+        All websockets, oldest first. The list is replaced when they change, never modified.
     """
 
     def __init__(self, resume_timeout: float) -> None:
         self._resume_timeout = resume_timeout
+        self.cursors: list[Cursor] = []
         self._attached: dict[Cursor, None] = {}  # oldest first
-        self._delivered: Lowest[Cursor] = Lowest(lambda each: each.delivered.seq)
+        self._delivered: Lowest[Cursor] = Lowest(attrgetter("delivered.seq"))
         self._by_session: dict[str, ClientSession] = {}
         self._present: dict[int, ClientSession] = {}  # those with a websocket, by number
         self._parked: OrderedDict[str, ClientSession] = OrderedDict()  # longest parked first
         # The parked sessions that frames are kept for.
         self._holding: OrderedDict[ClientSession, None] = OrderedDict()
-        self._held: Lowest[ClientSession] = Lowest(_held_seq)
+        self._held: Lowest[ClientSession] = Lowest(attrgetter("place.seq"))
         self._numbers = 0  # given to sessions and to websockets
-
-    @property
-    def cursors(self) -> list[Cursor]:
-        """All websockets, oldest first."""
-        return list(self._attached)
 
     def attach(
         self,
@@ -79,6 +81,7 @@ class ClientSessions:
         session.add(cursor)
         self._present[session.number] = session
         self._attached[cursor] = None
+        self.cursors = list(self._attached)
         self._delivered.add(cursor)
         return cursor
 
@@ -106,6 +109,7 @@ class ClientSessions:
         if cursor not in self._attached:
             return False
         del self._attached[cursor]
+        self.cursors = list(self._attached)
         self._delivered.discard(cursor)
         session = cursor.session
         session.remove(cursor)
@@ -131,9 +135,6 @@ class ClientSessions:
             if seq is not None and seq < end:
                 end = seq
         return end
-
-    def __len__(self) -> int:
-        return len(self._attached)
 
     @property
     def parked(self) -> int:
@@ -162,11 +163,6 @@ class ClientSessions:
         if self._parked.pop(session.session_id, None) is not None:
             self._holding.pop(session, None)
             self._held.discard(session)
-
-
-def _held_seq(session: ClientSession) -> int:
-    assert session.place is not None, "only sessions with a place hold frames"
-    return session.place.seq
 
 
 def _short(session_id: str) -> str:

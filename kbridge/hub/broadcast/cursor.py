@@ -16,6 +16,7 @@ error. For these clients, bytes that the operating system has accepted count as 
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from typing import Final
 
@@ -23,11 +24,11 @@ from kbridge.flow.journal import Place
 from kbridge.hub.events import StatusListener
 from kbridge.link.interfaces import ClientLink
 from kbridge.wire.dialects import Dialect
-from kbridge.wire.frames import ping
 
 __all__ = ["Attachment", "ClientSession", "Cursor", "CursorOptions"]
 
 _WINDOW: Final = 4 << 20  # bytes that may be written and not acknowledged
+_UNLIMITED: Final = sys.maxsize
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,9 +37,8 @@ class CursorOptions:
 
     Attributes
     ----------
-    ack_origin : int or None
-        Added to the sequence numbers of the journal in pings; None if the websocket is not asked
-        which frames have arrived.
+    acknowledge : bool
+        True if the websocket is asked with pings which frames have arrived.
     verbatim : bool
         True if messages must not be joined for the websocket.
     paced : bool
@@ -47,7 +47,7 @@ class CursorOptions:
         Is told the kernel statuses that the bridge announces.
     """
 
-    ack_origin: int | None = None
+    acknowledge: bool = False
     verbatim: bool = False
     paced: bool = True
     listener: StatusListener | None = None
@@ -157,18 +157,20 @@ class Cursor:
         The place up to which frames are known to have arrived.
     pinged : Place or None
         The place that an unanswered ping asks about.
+    window_end : int
+        The bytes of the journal after which the window is full: an acknowledgement has to come
+        before more is written.
     blocked : bool
         True while the last write has not completed.
     behind : bool
         True while the websocket is behind the journal.
-    unresponsive : bool
-        True if the websocket has not answered a ping for a long time.
-    verbatim, paced, listener
+    acknowledge, verbatim, paced, listener
         As in `CursorOptions`.
     """
 
     __slots__ = (
-        "_ack_origin",
+        "_ping",
+        "acknowledge",
         "behind",
         "blocked",
         "delivered",
@@ -180,8 +182,8 @@ class Cursor:
         "pinged",
         "place",
         "session",
-        "unresponsive",
         "verbatim",
+        "window_end",
     )
 
     def __init__(
@@ -199,14 +201,15 @@ class Cursor:
         self.dialect = dialect
         self.place = place
         self.delivered = place
-        self._ack_origin = options.ack_origin
+        self.acknowledge = options.acknowledge
         self.verbatim = options.verbatim
         self.paced = options.paced
         self.listener = options.listener
         self.pinged: Place | None = None
+        self._ping = b""  # the payload of the unanswered ping
+        self.window_end = _UNLIMITED
         self.blocked = False
         self.behind = False
-        self.unresponsive = False
 
     # -- position ---------------------------------------------------------------------------
 
@@ -214,10 +217,6 @@ class Cursor:
         """Move to another place before anything was written; all before it counts as delivered."""
         self.place = self.delivered = place
         self.session.restart(self)
-
-    def advance(self, place: Place) -> None:
-        """Move to the next place to read; the frames before it are written next."""
-        self.place = place
 
     def set_behind(self, behind: bool) -> None:
         """Note whether the websocket is behind the journal."""
@@ -232,45 +231,37 @@ class Cursor:
 
     # -- writing ----------------------------------------------------------------------------
 
-    def write(self, data: bytes) -> bool:
-        """Write whole frames; return False if the write has not completed."""
+    def write(self, data: bytes, end: Place, ping: bytes = b"") -> None:
+        """Write whole frames; `blocked` is True afterwards if the write has not completed.
+
+        Parameters
+        ----------
+        data : bytes
+            The frames from `place` to `end`, and the ping.
+        end : Place
+            The next place to read.
+        ping : bytes
+            The payload of the ping at the end of `data`, which asks about all frames before it.
+        """
+        self.place = end
+        if ping:
+            self._ping = ping
+            self.pinged = end
+            self.window_end = self.delivered.nbytes + _WINDOW
         # The link may run code of a subclass that calls this method: count as blocked meanwhile.
         self.blocked = True
         self.blocked = blocked = not self.link.write(data)
-        if not blocked and self._ack_origin is None:
+        if not blocked and not self.acknowledge:
             self._deliver(self.place)
-        return not blocked
 
     def written(self) -> None:
         """Note that the last write has completed."""
         self.blocked = False
-        if self._ack_origin is None:
+        if not self.acknowledge:
             self._deliver(self.place)
         self.behind = True
 
     # -- acknowledgements -------------------------------------------------------------------
-
-    @property
-    def window_full(self) -> bool:
-        """True if an acknowledgement has to come before more is written."""
-        return (
-            self.pinged is not None
-            and not self.unresponsive
-            and self.place.nbytes - self.delivered.nbytes > _WINDOW
-        )
-
-    @property
-    def ping_due(self) -> bool:
-        """True if frames were written that no ping asks about."""
-        return self.pinged is None and self._ack_origin is not None and self.delivered != self.place
-
-    def take_ping(self) -> bytes:
-        """Return the ping to write after all frames written so far; empty if none is due."""
-        origin, place = self._ack_origin, self.place
-        if self.pinged is not None or origin is None or self.delivered == place:
-            return b""
-        self.pinged = place
-        return ping(b"%d" % (origin + place.seq - 1))
 
     def on_pong(self, payload: bytes) -> bool:
         """Take the payload of a pong; return True if it answers the ping.
@@ -281,21 +272,17 @@ class Cursor:
         pinged = self.pinged
         if pinged is None:
             return False
-        if payload == self._payload(pinged):
+        if payload == self._ping:
             self._deliver(pinged)
         elif payload:
             return False
         self.pinged = None
-        self.unresponsive = False
+        self.window_end = _UNLIMITED
         return True
 
     def set_unresponsive(self) -> None:
-        """Note that the websocket has not answered a ping for a long time."""
-        self.unresponsive = True
-
-    def _payload(self, place: Place) -> bytes:
-        assert self._ack_origin is not None
-        return b"%d" % (self._ack_origin + place.seq - 1)
+        """Note that the websocket does not answer its ping: until it does, it has no window."""
+        self.window_end = _UNLIMITED
 
     def _deliver(self, place: Place) -> None:
         self.delivered = place

@@ -10,7 +10,7 @@ import asyncio
 from collections import OrderedDict
 from typing import Final
 
-from kbridge.flow.journal import Journal
+from kbridge.flow.journal import Journal, Place
 from kbridge.flow.pace import Pace
 from kbridge.hub.broadcast.client_sessions import ClientSessions
 from kbridge.hub.broadcast.cursor import Cursor
@@ -18,6 +18,7 @@ from kbridge.hub.broadcast.rendering import Renderer
 from kbridge.hub.broadcast.turns import turns
 from kbridge.hub.clock import Clock
 from kbridge.wire import v1
+from kbridge.wire.frames import ping
 from kbridge.wire.message import Message
 
 __all__ = ["ACK_TIMEOUT", "PING_DELAY", "Delivery"]
@@ -65,6 +66,8 @@ class Delivery:
         Reads the journal and renders it.
     clock : Clock
         The source of the time.
+    ack_origin : int
+        Added to the sequence numbers of the journal in pings.
     """
 
     def __init__(
@@ -74,12 +77,16 @@ class Delivery:
         sessions: ClientSessions,
         renderer: Renderer,
         clock: Clock,
+        ack_origin: int,
     ) -> None:
         self._journal = journal
         self._pace = pace
         self._sessions = sessions
         self._renderer = renderer
         self._clock = clock
+        self._ack_origin = ack_origin
+        # Not for every frame: to look at all places costs more than a little memory.
+        self._trim_above = journal.history_limit + journal.history_limit // _SLACK
         self._loop = asyncio.get_running_loop()
         self._turns = turns()
         self._in_turns = False
@@ -89,7 +96,7 @@ class Delivery:
         self._work = 0
         # False while there is one websocket, for which it is not worth keeping chunks.
         self._shared = True
-        # The last data that was written with a ping, the ping, and both joined.
+        # The last data that was written with a ping, the payload of the ping, and both joined.
         self._pinged = (b"", b"", b"")
         self._pace_timer: asyncio.TimerHandle | None = None
         self._ping_timer: asyncio.TimerHandle | None = None
@@ -105,20 +112,22 @@ class Delivery:
             self._pace_timer = self._loop.call_later(again, self._on_pace)
         waiting = self._waiting
         end = self._work + _AT_ONCE
-        cursors = self._sessions.cursors  # a copy: a hook may detach websockets
+        cursors = self._sessions.cursors  # stays as it is, although a hook may detach websockets
         self._shared = len(cursors) > 1
         for cursor in cursors:
             if cursor.blocked or (waiting and cursor in waiting):
-                cursor.set_behind(True)
+                if not cursor.behind:
+                    cursor.set_behind(True)
             elif self._work < end:
                 self._pump(cursor)
             else:
                 self._wait(cursor)
         self._rest()
-        self.trim()
 
     def start(self, cursor: Cursor) -> None:
         """Write to a websocket that was just attached the frames that it has missed."""
+        if cursor.place.seq < self._journal.next_seq:
+            cursor.set_behind(True)
         self._shared = True
         self._pump(cursor)
         self._rest()
@@ -128,7 +137,7 @@ class Delivery:
         frames = [v1.encode_frame(msg) for msg in messages]
         data = self._renderer.join(frames, cursor.dialect)
         if data and not cursor.link.closed:
-            self._write(cursor, data)
+            cursor.write(data, cursor.place)
 
     def on_pong(self, cursor: Cursor, payload: bytes) -> None:
         """Take a pong, which may be an acknowledgement."""
@@ -137,8 +146,9 @@ class Delivery:
         if self._cancel_ack_timer(cursor):
             self._pump(cursor)
             self._rest()
-        self.trim()
-        if cursor.ping_due and self._ping_timer is None and not self._stopped:
+        else:
+            self.trim()
+        if _is_ping_due(cursor) and self._ping_timer is None and not self._stopped:
             self._ping_timer = self._loop.call_later(PING_DELAY, self._on_ping_delay)
 
     def on_writable(self, cursor: Cursor) -> None:
@@ -147,7 +157,6 @@ class Delivery:
         self._pump(cursor)
         self._ping(cursor)
         self._rest()
-        self.trim()
 
     def remove(self, cursor: Cursor) -> None:
         """Write no more to a websocket that was detached."""
@@ -158,8 +167,7 @@ class Delivery:
     def trim(self) -> None:
         """Forget the frames that every client has, but for the last `history_limit` bytes."""
         journal = self._journal
-        # Not for every frame: to look at all places costs more than a little memory.
-        if journal.nbytes > journal.history_limit + journal.history_limit // _SLACK:
+        if journal.nbytes > self._trim_above:
             journal.trim(self._sessions.slowest(self._clock.monotonic(), journal.next_seq))
 
     def forget_chunks(self) -> None:
@@ -185,7 +193,7 @@ class Delivery:
             if self._work >= end:
                 self._wait(cursor)
                 break
-        if cursor.behind and cursor.window_full:
+        if cursor.behind and cursor.place.nbytes > cursor.window_end:
             self._start_ack_timer(cursor)
 
     def _write_next(self, cursor: Cursor) -> bool:
@@ -199,18 +207,18 @@ class Delivery:
         """
         if cursor.blocked or cursor.link.closed:
             return False
-        if cursor.pinged is not None and cursor.window_full:
+        if cursor.place.nbytes > cursor.window_end:
             cursor.set_behind(True)
             return False
         portion = self._renderer.next(cursor, shared=self._shared)
         if portion is None:
-            cursor.set_behind(False)
+            if cursor.behind:
+                cursor.set_behind(False)
             return False
         data, end, nbytes = portion
         self._work += nbytes + _COST
         if data:
-            cursor.advance(end)
-            self._write(cursor, data)
+            self._write(cursor, data, end)
         else:
             cursor.skip(end)
         # Looked at after the write, because a hook may have made the kernel send more.
@@ -220,24 +228,32 @@ class Delivery:
             return False
         return not cursor.blocked
 
-    def _write(self, cursor: Cursor, data: bytes) -> None:
-        if len(data) <= _JOINED:
-            cursor.write(self._with_ping(data, cursor.take_ping()))
-        elif cursor.write(data):
+    def _write(self, cursor: Cursor, data: bytes, end: Place) -> None:
+        """Write frames up to a place to a websocket, with a ping unless one is unanswered."""
+        if not cursor.acknowledge or cursor.pinged is not None:
+            cursor.write(data, end)
+        elif len(data) <= _JOINED:
+            payload = self._payload(end)
+            cursor.write(self._with_ping(data, payload), end, payload)
+        else:
+            cursor.write(data, end)
             self._ping(cursor)
 
     def _ping(self, cursor: Cursor) -> None:
         """Ask a websocket which frames have arrived, if that is due."""
-        if cursor.ping_due and not cursor.blocked and not cursor.link.closed:
-            cursor.write(cursor.take_ping())
+        if _is_ping_due(cursor) and not cursor.blocked and not cursor.link.closed:
+            payload = self._payload(cursor.place)
+            cursor.write(ping(payload), cursor.place, payload)
 
-    def _with_ping(self, data: bytes, ping: bytes) -> bytes:
-        if not ping:
-            return data
+    def _payload(self, place: Place) -> bytes:
+        """Return the payload of a ping that asks about the frames before a place."""
+        return b"%d" % (self._ack_origin + place.seq - 1)
+
+    def _with_ping(self, data: bytes, payload: bytes) -> bytes:
         if not self._shared:
-            return data + ping
-        if self._pinged[0] is not data or self._pinged[1] != ping:
-            self._pinged = (data, ping, data + ping)
+            return data + ping(payload)
+        if self._pinged[0] is not data or self._pinged[1] != payload:
+            self._pinged = (data, payload, data + ping(payload))
         return self._pinged[2]
 
     # -- turns ------------------------------------------------------------------------------
@@ -265,17 +281,18 @@ class Delivery:
                     break
                 raise
             self._rest()
-            self.trim()
         self._in_turns = bool(self._waiting) and not self._stopped
         return self._in_turns
 
     def _rest(self) -> None:
-        """Drop the chunks kept for websockets at the same place, at once or after a while."""
-        if not self._shared and not self._renderer.caches:
-            return
-        self._forget()
-        if self._renderer.keeps and self._chunk_timer is None and not self._stopped:
-            self._chunk_timer = self._loop.call_later(_FRESH, self._on_chunks_stale)
+        """End a turn: drop frames that every client has, and the chunks kept for this turn."""
+        if self._journal.nbytes > self._trim_above:
+            self.trim()
+        renderer = self._renderer
+        if renderer.caches:
+            self._forget()
+            if renderer.caches and self._chunk_timer is None and not self._stopped:
+                self._chunk_timer = self._loop.call_later(_FRESH, self._on_chunks_stale)
 
     def _forget(self) -> None:
         self._renderer.forget()
@@ -313,9 +330,14 @@ class Delivery:
         self._ping_timer = None
         pinged = 0
         for cursor in self._sessions.cursors:
-            if cursor.ping_due:
+            if _is_ping_due(cursor):
                 self._ping(cursor)
                 pinged += 1
                 if pinged >= _PINGED_AT_ONCE and not self._stopped:
                     self._ping_timer = self._loop.call_later(0, self._on_ping_delay)
                     return
+
+
+def _is_ping_due(cursor: Cursor) -> bool:
+    """Return True if frames were written that no ping asks about."""
+    return cursor.acknowledge and cursor.pinged is None and cursor.delivered != cursor.place

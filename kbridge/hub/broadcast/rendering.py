@@ -104,6 +104,11 @@ class Renderer:
     joins : bool
         True if messages are joined for websockets that are behind, and for all paced ones in a
         flood.
+
+    Attributes
+    ----------
+    caches : bool
+        True if anything is cached.
     """
 
     def __init__(
@@ -125,26 +130,18 @@ class Renderer:
         self._behind: OrderedDict[tuple[Place, int, bool], Chunk] = OrderedDict()
         # The last portion, and the readers that it is valid for: most are at the same place.
         self._last: tuple[Place, _Kind, frozenset[int], Portion] | None = None
-
-    @property
-    def caches(self) -> bool:
-        """True if anything is cached."""
-        return bool(self._chunks or self._behind or self._last)
-
-    @property
-    def keeps(self) -> bool:
-        """True if chunks are cached for readers that lag."""
-        return bool(self._behind)
+        self.caches = False
 
     def forget(self) -> None:
         """Drop the chunks cached for readers that keep up; call when all readers had a turn."""
         self._chunks.clear()
         self._last = None
+        self.caches = bool(self._behind)
 
     def forget_all(self) -> None:
         """Drop all chunks."""
-        self.forget()
         self._behind.clear()
+        self.forget()
 
     def next(self, cursor: Cursor, *, shared: bool = True) -> Portion | None:
         """Return the next portion for a websocket; None if it has read everything that it may.
@@ -167,6 +164,7 @@ class Renderer:
         portion = Portion(data, chunk.stretch.end, chunk.stretch.nbytes)
         if gap is None and number not in chunk.audiences:
             self._last = (cursor.place, kind, chunk.audiences, portion)
+            self.caches = True
         return portion
 
     def _next_alone(self, cursor: Cursor) -> Portion | None:
@@ -200,7 +198,8 @@ class Renderer:
         until = size
         if cursor.behind and place.nbytes > 0:
             until -= place.nbytes % size  # up to the boundary
-        stretch = self._journal.read(place, until, self._pace.horizon_of(cursor.paced))
+        horizon = self._pace.horizon if cursor.paced else None
+        stretch = self._journal.read(place, until, horizon)
         if stretch is None:
             return None
         if stretch.gap is None:
@@ -237,6 +236,7 @@ class Renderer:
         return frames[0] if len(frames) == 1 else b"".join(frames)
 
     def _keep(self, key: tuple[Place, int, bool], chunk: Chunk) -> Chunk:
+        self.caches = True
         if key[1] < CHUNK and chunk.stretch.nbytes <= 2 * CHUNK_BEHIND:
             self._behind[key] = chunk
             if len(self._behind) > _KEPT_BEHIND:

@@ -52,6 +52,17 @@ def behind(rig: Rig, attachment) -> int:
 # -- pings ----------------------------------------------------------------------------------------
 
 
+async def test_numbers_in_pings_are_held_exactly_by_a_float(rig) -> None:
+    """As JavaScript parses numbers, for as long as the bridge may exist."""
+    rig.clock.now = 4_102_444_800 - 1.7e9  # the year 2100
+    rig.hub = rig.open(rig.hub.settings)
+    client, _ = rig.attach("s", silent=True)
+    rig.say(rig.stream("one"))
+    (payload,) = client.pings
+    assert int(payload) == 4_102_444_800_000_000 + rig.hub.journal.next_seq - 1
+    assert int(float(payload)) == int(payload)
+
+
 async def test_a_ping_goes_out_in_one_write_with_the_first_batch(rig) -> None:
     client, attachment = rig.attach("s", silent=True)
     rig.say(rig.stream("one"), rig.stream("two"))
@@ -428,7 +439,7 @@ async def test_what_is_kept_for_those_that_lag_is_let_go(make_rig, monkeypatch) 
         rig.say(rig.stream(f"<{i}>" + "x" * 1000))
     client.resume()
     await caught_up(rig, attachment)
-    await until(lambda: not rig.renderer.keeps, "chunks are let go")
+    await until(lambda: not rig.renderer.caches, "chunks are let go")
 
 
 async def test_sessions_that_are_parked_hold_back_no_more_than_the_journal_may_hold(
@@ -1347,7 +1358,7 @@ class Story:
                 wire.resume()
             elif what == "tick":
                 rig.clock.now += how
-                rig.kernel.drain()
+                rig.fire_pace_timer()
             elif what == "ask":
                 rig.fire_ping_timer()
             else:
@@ -1361,7 +1372,7 @@ class Story:
             wire.arrive()
             wire.pong()
             self.rig.clock.now += 0.05
-            self.rig.kernel.drain()
+            self.rig.fire_pace_timer()
             attachment = wire.attachment
             if (
                 wire.at == len(wire.peer.written)

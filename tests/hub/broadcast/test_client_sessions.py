@@ -25,26 +25,22 @@ def clients() -> ClientSessions:
     return ClientSessions(HOUR)
 
 
-ORIGIN = 1_000_000
-
-
 def attach(clients: ClientSessions, session: str = "", seq: int = 0) -> Cursor:
-    return clients.attach(MemoryClient(), V1, session, at(seq), CursorOptions(ORIGIN))
+    return clients.attach(MemoryClient(), V1, session, at(seq), CursorOptions(acknowledge=True))
 
 
 def read(cursor: Cursor, seq: int) -> None:
     """Write all frames before `seq` to a websocket."""
-    cursor.advance(at(seq))
+    cursor.write(b"", at(seq))
 
 
 def ack(cursor: Cursor, seq: int) -> None:
     """Let a websocket acknowledge all frames before `seq`."""
     place = cursor.place
-    cursor.advance(at(seq))
-    cursor.take_ping()
-    assert cursor.on_pong(b"%d" % (ORIGIN + seq - 1))
+    cursor.write(b"", at(seq), b"a ping")
+    assert cursor.on_pong(b"a ping")
     if place.seq > seq:
-        cursor.advance(place)
+        read(cursor, place.seq)
 
 
 def test_whoever_comes_new_starts_where_it_is_told_under_a_number_of_its_own(clients) -> None:
@@ -53,7 +49,7 @@ def test_whoever_comes_new_starts_where_it_is_told_under_a_number_of_its_own(cli
     numbers = [a.session.number for a in made]
     assert len(set(numbers)) == 4
     assert min(numbers) > 0, "0 and negative numbers are reserved"
-    assert len(clients) == 4
+    assert len(clients.cursors) == 4
     assert clients.cursors == made
 
 
@@ -65,7 +61,7 @@ def test_a_session_that_comes_back_is_the_same_client_at_what_was_delivered(clie
     second = attach(clients, "s", 20)
     assert second.session is first.session
     assert second.place == second.delivered == at(5)
-    assert (len(clients), clients.parked) == (1, 0)
+    assert (len(clients.cursors), clients.parked) == (1, 0)
 
 
 def test_a_place_is_given_back_once(clients) -> None:
@@ -180,7 +176,7 @@ def test_who_comes_back_before_the_old_one_is_known_to_be_dead_goes_on_where_tha
     stuck: Any = attach(clients, "s")
     ack(stuck, 7)
     stuck.link.stalled = True
-    stuck.write(b"frames")
+    stuck.write(b"frames", at(9))
     assert attach(clients, "s", 50).place == at(7)
 
 

@@ -53,7 +53,7 @@ class Desk:
         )
         pace = Pace(limit_rate=False)
         self.renderer = Renderer(self.journal, pace, Notices(clock), self.rejected, joins=joins)
-        self.delivery = Delivery(self.journal, pace, self.clients, self.renderer, clock)
+        self.delivery = Delivery(self.journal, pace, self.clients, self.renderer, clock, 0)
 
     def attach(self, session="", dialect=V1):
         client = Watched()
@@ -184,9 +184,9 @@ async def test_what_is_kept_for_the_next_reader_is_bounded(desk, monkeypatch) ->
     desk.say(*(stream(f"{i:0100}") for i in range(50)))
     reader = readers[0][1]
     while (portion := desk.renderer.next(reader)) is not None:
-        reader.advance(portion.end)
+        reader.write(b"", portion.end)
         assert len(desk.renderer._chunks) <= module._KEPT
-    reader.advance(readers[1][1].place)
+    reader.write(b"", readers[1][1].place)
     desk.deliver()
     assert not desk.renderer._chunks
     assert all(texts(r) == [f"{i:0100}" for i in range(50)] for r, _ in readers)
