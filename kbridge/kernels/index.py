@@ -4,6 +4,8 @@ Invariants:
 
 - a kernel that may have a process is in `known` until the process has ended or was left running;
 - a kernel in use is in the index under its id, exactly once.
+
+Kernels do not know the index: it reads from them whether they have ended.
 """
 
 from __future__ import annotations
@@ -13,10 +15,8 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from kbridge.errors import KernelNotFound
-from kbridge.hub import HubTable
 from kbridge.hub.clock import timestamp
 from kbridge.kernels.interface import Kernel
-from kbridge.kernels.lifecycle.kernel_log import KeptLogs
 
 if TYPE_CHECKING:
     from kbridge.kernels.lifecycle.started import StartedKernel
@@ -25,22 +25,9 @@ __all__ = ["KernelIndex"]
 
 
 class KernelIndex:
-    """Finds kernels by their id, and describes them for the REST interface.
+    """Finds kernels by their id, and describes them for the REST interface."""
 
-    Parameters
-    ----------
-    hubs : HubTable
-        The hubs of the kernels.
-
-    Attributes
-    ----------
-    kept_logs : KeptLogs
-        The log files of kernels that failed.
-    """
-
-    def __init__(self, hubs: HubTable) -> None:
-        self.kept_logs = KeptLogs()
-        self._hubs = hubs
+    def __init__(self) -> None:
         self._known: set[StartedKernel] = set()
         self._in_use: dict[str, Kernel] = {}
         self._last_change = time.time()
@@ -50,19 +37,16 @@ class KernelIndex:
     @property
     def known(self) -> frozenset[StartedKernel]:
         """All kernels that this server started and that may have a process."""
+        self._known = {kernel for kernel in self._known if not kernel.ended}
         return frozenset(self._known)
 
     def register(self, kernel: StartedKernel) -> None:
-        """Add a kernel that is about to have a process."""
-        self._known.add(kernel)
-
-    def unregister(self, kernel: StartedKernel) -> None:
-        """Remove a kernel whose process has ended or was left running. May be called twice."""
-        self._known.discard(kernel)
+        """Add a kernel that is about to have a process, or has one."""
+        self._known = {kernel, *self.known}
 
     def is_known(self, kernel_id: str) -> bool:
         """Return True if this server started a kernel with that id, in use or not."""
-        return any(kernel.kernel_id == kernel_id for kernel in self._known)
+        return any(kernel.kernel_id == kernel_id for kernel in self.known)
 
     # -- kernels in use -----------------------------------------------------------------------
 
@@ -70,12 +54,6 @@ class KernelIndex:
         """Put a kernel in use."""
         self._in_use[kernel.kernel_id] = kernel
         self.touch()
-
-    def remove(self, kernel: Kernel) -> None:
-        """Take a kernel out of use. May be called twice."""
-        if self._in_use.get(kernel.kernel_id) is kernel:
-            del self._in_use[kernel.kernel_id]
-            self.touch()
 
     def remove_all(self) -> list[Kernel]:
         """Take all kernels out of use and return them."""
@@ -104,17 +82,26 @@ class KernelIndex:
         """Return a kernel in use, or None."""
         return self._in_use.get(kernel_id)
 
-    async def shutdown(self, kernel_id: str, *, now: bool = False) -> None:
-        """End or detach a kernel in use, which takes it out of use.
+    @property
+    def counted(self) -> int:
+        """The number of kernels in use that count toward `max_kernels`."""
+        return sum(kernel.counts_toward_limit for kernel in self._in_use.values())
+
+    async def shutdown(self, kernel: Kernel, *, now: bool = False) -> None:
+        """End or detach a kernel, and take it out of use. A second call waits for the first.
 
         Raises
         ------
-        KernelNotFound
-            If no kernel in use has that id.
         KernelError
             If its provisioner cannot end it. The kernel is taken out of use nevertheless.
         """
-        await self.find(kernel_id).shutdown(now=now)
+        try:
+            await kernel.shutdown(now=now)
+        finally:
+            # A shutdown that is cancelled while it waits for a restart ends nothing.
+            if kernel.ended and self._in_use.get(kernel.kernel_id) is kernel:
+                del self._in_use[kernel.kernel_id]
+                self.touch()
 
     def __contains__(self, kernel_id: object) -> bool:
         return kernel_id in self._in_use
@@ -135,25 +122,28 @@ class KernelIndex:
         KernelNotFound
             If no kernel in use has that id.
         """
-        kernel = self.find(kernel_id)
-        return {
-            "id": kernel_id,
-            "name": kernel.kernel_name,
-            "last_activity": timestamp(self.last_activity_of(kernel_id)),
-            "execution_state": kernel.execution_state(),
-            "connections": self._hubs.connections(kernel_id),
-        }
+        return self._describe(self.find(kernel_id))
 
     def models(self) -> list[dict[str, Any]]:
         """Return the REST models of all kernels in use; those in a pool are not included."""
-        return [self.model(kernel_id) for kernel_id in self._in_use]
+        return [self._describe(kernel) for kernel in self._in_use.values()]
 
-    def last_activity_of(self, kernel_id: str) -> float:
+    def last_activity_of(self, kernel: Kernel) -> float:
         """Return the time of a kernel's last activity, in unix seconds."""
-        hub = self._hubs.get(kernel_id)
+        hub = kernel.hub
         return hub.activity.last_activity if hub is not None else self._last_change
 
     @property
     def last_activity(self) -> float:
         """The time when any kernel was last active, started or shut down, in unix seconds."""
-        return max([self._last_change, *(self.last_activity_of(i) for i in self._in_use)])
+        return max([self._last_change, *map(self.last_activity_of, self._in_use.values())])
+
+    def _describe(self, kernel: Kernel) -> dict[str, Any]:
+        hub = kernel.hub
+        return {
+            "id": kernel.kernel_id,
+            "name": kernel.kernel_name,
+            "last_activity": timestamp(self.last_activity_of(kernel)),
+            "execution_state": kernel.execution_state(),
+            "connections": hub.connections if hub is not None else 0,
+        }

@@ -11,6 +11,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any
 
+from kbridge.hub import Hub
+
 __all__ = ["Kernel"]
 
 
@@ -26,11 +28,19 @@ class Kernel(ABC):
     manager : Configurable
         The object that Jupyter's classes know as the kernel's manager: the parent of the
         connections of its websockets.
+    ended : bool
+        True once the process has ended, or the kernel was detached or left running.
     """
 
     kernel_id: str
     kernel_name: str
     manager: Any
+    ended: bool
+
+    @property
+    @abstractmethod
+    def hub(self) -> Hub | None:
+        """The hub of the kernel; None before its process was started."""
 
     @property
     @abstractmethod
@@ -62,7 +72,8 @@ class Kernel(ABC):
     async def shutdown(self, *, now: bool = False) -> None:
         """End the kernel if this server started it, else detach it, and close its hub.
 
-        Also takes it out of use. A second call waits for the first.
+        A second call waits for the first. Callers use `KernelIndex.shutdown`, which also takes
+        the kernel out of use.
 
         Raises
         ------

@@ -11,6 +11,7 @@ import asyncio
 import signal
 import subprocess
 from collections.abc import Mapping
+from contextlib import aclosing
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ from kbridge.connect.ports import LocalPortCache
 from kbridge.errors import KernelError, KernelStartError
 from kbridge.kernels.lifecycle.environment import innermost_directory
 from kbridge.kernels.lifecycle.kernel_log import KernelLog
-from kbridge.kernels.lifecycle.process_exit import wait_exit
+from kbridge.kernels.lifecycle.process_exit import exit_checks
 from kbridge.kernels.lifecycle.processes import AdoptedProcess
 from kbridge.kernels.registry.persistent import PersistentKernel
 from kbridge.kernels.settings import KernelOptions
@@ -148,11 +149,10 @@ class BridgeKernel(PersistentKernel):
 
     async def _start(self, **kwargs: Any) -> None:
         try:
-            await in_thread(self._choose_ports)
             if self.starts_here:
-                # jupyter_client writes files and forks, but its coroutines never wait.
-                await in_thread(asyncio.run, self._start_kernel(**kwargs))
+                await in_thread(self._start_in_thread, kwargs)
             else:
+                await in_thread(self._choose_ports)
                 await self.start_kernel(**kwargs)
             if self._must_encrypt() and self._curve_keys()[0] is None:
                 await self.stop(now=True)
@@ -175,6 +175,11 @@ class BridgeKernel(PersistentKernel):
                 port = LocalPortCache.instance().find_available_port(self.ip)
                 self._promised.append(port)
                 setattr(self, name, port)
+
+    def _start_in_thread(self, arguments: Mapping[str, Any]) -> None:
+        self._choose_ports()
+        # jupyter_client writes files and forks, but its coroutines never wait.
+        asyncio.run(self._start_kernel(**arguments))
 
     async def _start_kernel(self, **kwargs: Any) -> None:
         await self.start_kernel(**kwargs)
@@ -270,13 +275,13 @@ class BridgeKernel(PersistentKernel):
         interval : float
             Seconds between two checks, where the operating system does not report the end.
         """
-
-        async def is_alive() -> bool:
-            self.output.trim()
-            return bool(await self.is_alive())
-
         process = self.process
-        await wait_exit(is_alive, interval, process.pid if process is not None else None)
+        pid = process.pid if process is not None else None
+        async with aclosing(exit_checks(interval, pid)) as checks:
+            async for _ in checks:
+                self.output.trim()
+                if not await self.is_alive():
+                    return
 
     async def exit_description(self) -> str:
         """Return one sentence on how the process ended."""

@@ -10,7 +10,7 @@ Invariants:
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine, Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,30 +21,28 @@ from traitlets import DottedObjectName, Instance, default
 
 from kbridge.errors import Busy
 from kbridge.hub import HubTable
-from kbridge.kernels.attached.attached import AttachedKernelManager, AttachedKernels
+from kbridge.kernels.attached.attacher import Attacher
 from kbridge.kernels.attached.directory import AttachDirectory
+from kbridge.kernels.attached.manager import AttachedKernelManager
 from kbridge.kernels.index import KernelIndex
 from kbridge.kernels.kernel import BridgeKernel
 from kbridge.kernels.lifecycle.culling import Culler
 from kbridge.kernels.lifecycle.environment import working_dir
 from kbridge.kernels.lifecycle.factory import KernelFactory, KernelRequest
+from kbridge.kernels.lifecycle.kernel_log import KeptLogs
 from kbridge.kernels.lifecycle.pool import Pool
 from kbridge.kernels.lifecycle.start_limits import StartLimits
-from kbridge.kernels.lifecycle.started import StartedKernel
 from kbridge.kernels.registry.adoption import Adopter
 from kbridge.kernels.registry.models import KernelRole, SessionRow
 from kbridge.kernels.registry.writer import RegistryWriter
 from kbridge.kernels.services import KernelServices
 from kbridge.kernels.settings import KernelOptions, KernelSettings
+from kbridge.kernels.shutdown import Shutdown, run_all
 from kbridge.kernels.specs import Specs
-from kbridge.kernels.tasks import in_thread, spawn, stop
+from kbridge.kernels.tasks import in_thread
 from kbridge.private import prepare_directory
 
 __all__ = ["BridgeKernelManager"]
-
-# Kernels get `shutdown_wait_time` (5 s) to end by themselves; the others are killed.
-_SHUTDOWN_TIMEOUT = 6.0
-_KILL_TIMEOUT = 1.5
 
 
 class BridgeKernelManager(KernelSettings, AsyncMultiKernelManager):
@@ -66,6 +64,10 @@ class BridgeKernelManager(KernelSettings, AsyncMultiKernelManager):
         The kernelspecs.
     index : KernelIndex
         The kernels in use, and those that start or wait.
+    kept_logs : KeptLogs
+        The log files of kernels that failed.
+    attach_directory : AttachDirectory or None
+        Attaches the kernels of `attach_dir`, if that is set.
     """
 
     kernel_manager_class = DottedObjectName(
@@ -91,29 +93,31 @@ class BridgeKernelManager(KernelSettings, AsyncMultiKernelManager):
     def __init__(
         self, *, hubs: HubTable, writer: RegistryWriter | None = None, **kwargs: Any
     ) -> None:
-        self.index = KernelIndex(hubs)  # first: traitlets asks whether its parent is empty
+        self.index = KernelIndex()  # first: traitlets asks whether its parent is empty
         super().__init__(**kwargs)
         self.hubs = hubs
         self.specs = Specs(self.kernel_spec_manager)
-        self._options = KernelOptions.of(self)
+        self.kept_logs = KeptLogs()
+        self._options = options = KernelOptions.of(self)
         self._writer = writer or RegistryWriter()
-        self._limits = StartLimits(
-            self.index, self._options.max_kernels, self._options.max_concurrent_starts
-        )
+        self._limits = StartLimits(options.max_kernels, options.max_concurrent_starts)
         services = KernelServices(
-            hubs, self.index, self._writer, self._options, self._limits, self.log
+            hubs, self._writer, options, self._limits, self.kept_logs, self.log
         )
-        self._factory = KernelFactory(self, self.specs, services)
-        self._attached = AttachedKernels(services, self)
-        self._adopter = Adopter(self._factory, services)
+        self._factory = KernelFactory(self, self.specs, services, self.index)
+        self._attacher = Attacher(services, self.index, self)
+        self._adopter = Adopter(self._factory, self.index, self.log)
         self._pool = Pool(self._factory, self.log)
-        self._culler = Culler(services)
-        self._attach_directory: AttachDirectory | None = None
-        self._readopted: list[StartedKernel] = []  # for the pool, once that is open
+        self._culler = Culler(services, self.index)
+        self._background: list[Culler | AttachDirectory] = [self._culler]
+        self.attach_directory: AttachDirectory | None = None
+        if options.attach_dir:
+            self.attach_directory = AttachDirectory(options.attach_dir, self._attacher, self.log)
+            self._background.append(self.attach_directory)
+        self._shutdown = Shutdown(services, self.index, self._pool, self._background)
         self._adopting: asyncio.Task[list[SessionRow]] | None = None
         self._opening = asyncio.Lock()
         self._opened = False
-        self._ending: set[asyncio.Task[None]] = set()
 
     # -- the beginning --------------------------------------------------------------------------
 
@@ -138,7 +142,7 @@ class BridgeKernelManager(KernelSettings, AsyncMultiKernelManager):
         claim = await self._writer.open()
         for kernel in await self._adopter.adopt(claim.kernels):
             if kernel.role is KernelRole.POOLED:
-                self._readopted.append(kernel)
+                self._pool.readopt(kernel)
                 continue
             self.index.add(kernel)
             kernel.watch()
@@ -163,26 +167,14 @@ class BridgeKernelManager(KernelSettings, AsyncMultiKernelManager):
             if self._opened:
                 return
             await self._factory.load_seed()
-            sizes = await self._factory.pool_sizes()
-            names = {kernel.kernel_name for kernel in self._readopted}
-            fingerprints = {name: await self._factory.fingerprint(name) for name in names}
+            plan = await self._factory.pool_plan()
             if self._limits.closed:  # the pool would be filled, and never drained
                 raise Busy("The server is shutting down")
             self._opened = True
-            readopted, self._readopted = self._readopted, []
-            fitting = [
-                kernel
-                for kernel in readopted
-                if kernel.manager.pool_fingerprint == fingerprints[kernel.kernel_name]
-            ]
-            surplus = self._pool.open(sizes, fitting)
-            surplus += [kernel for kernel in readopted if kernel not in fitting]
-            self._culler.open()
-            if self._options.attach_dir:
-                self._attach_directory = AttachDirectory(
-                    self._options.attach_dir, self._attached, self.log
-                )
-            await self._each(kernel.discard(keep_log=False) for kernel in surplus)
+            surplus = self._pool.open(plan)
+            for part in self._background:
+                part.open()
+            await run_all((kernel.discard(keep_log=False) for kernel in surplus), self.log)
 
     # -- operations -----------------------------------------------------------------------------
     # jupyter_client, too, overrides these synchronous methods with asynchronous ones.
@@ -229,14 +221,14 @@ class BridgeKernelManager(KernelSettings, AsyncMultiKernelManager):
         await self.open()
         if kernel_id is not None and kernel_id in self.index:
             return kernel_id
-        name = await self._factory.spec_name(kernel_name)
+        name, spec = await self._factory.resolve(kernel_name)
         cwd = await in_thread(working_dir, Path(self._options.root_dir), path, env)
-        with self._limits.admit():
+        with self._limits.admit(self.index.counted):
             kernel = None
             if env is None and kernel_id is None and str(cwd) == self._options.root_dir:
                 kernel = await self._pool.take(name)
             if kernel is None:
-                request = KernelRequest(name, cwd, env, kernel_id, session_name)
+                request = KernelRequest(name, spec, cwd, env, kernel_id, session_name)
                 kernel = await self._factory.launch(request)
             elif self._limits.closed:
                 await kernel.discard(keep_log=False)
@@ -292,7 +284,7 @@ class BridgeKernelManager(KernelSettings, AsyncMultiKernelManager):
         KernelError
             If its provisioner cannot end it.
         """
-        await self.index.shutdown(kernel_id, now=now)
+        await self.index.shutdown(self.index.find(kernel_id), now=now)
 
     def attach(self, kernel: AttachedKernelManager) -> str:
         """Serve a kernel that another program started, and return its id.
@@ -304,7 +296,7 @@ class BridgeKernelManager(KernelSettings, AsyncMultiKernelManager):
         Busy
             If the server is shutting down, or too few file descriptors are left.
         """
-        return self._attached.attach(kernel).kernel_id
+        return self._attacher.attach(kernel).kernel_id
 
     async def cull(self) -> None:
         """Shut down the kernels that nobody uses, by the `cull_*` settings."""
@@ -323,27 +315,7 @@ class BridgeKernelManager(KernelSettings, AsyncMultiKernelManager):
         killed. May be called again, also while it is at work: with `now` to kill them at once.
         """
         await self._wait_adopted()
-        if not self._ending:
-            self._limits.close()
-            # Before anything else: a kernel that is told to end must not be restarted.
-            for kernel in self.index.known:
-                kernel.refuse_restarts()
-            unused = [k for k in self.index.known if k.role is not KernelRole.USED]
-            work: list[Coroutine[Any, Any, None]] = [
-                self.index.shutdown(kernel.kernel_id) for kernel in self.index
-            ]
-            work += [self._end_pool(), self._end_starts(unused)]
-            self._ending = {spawn(step, self.log) for step in work}
-        await self._close_background()
-        if now:
-            await self._kill_all()
-        _, late = await asyncio.wait(self._ending, timeout=_SHUTDOWN_TIMEOUT)
-        if late:
-            self.log.warning("Killing kernels that did not end within %g s", _SHUTDOWN_TIMEOUT)
-            await self._kill_all()
-            _, late = await asyncio.wait(late, timeout=_KILL_TIMEOUT)
-            await stop(*late)
-        self.index.kept_logs.end()
+        await self._shutdown.end_all(now=now)
 
     async def leave_all(self) -> None:
         """Leave every kernel to the next server, and start no more; takes at most 17 s.
@@ -351,84 +323,17 @@ class BridgeKernelManager(KernelSettings, AsyncMultiKernelManager):
         Kernels that are starting are ended, and those that are dead are removed.
         """
         await self._wait_adopted()
-        self._limits.close()
-        await self._close_background()
-        waiting = await self._drain_pool()
-        starting = [k for k in self.index.known if k.role is KernelRole.STARTING]
-        for started in starting:
-            started.refuse_restarts()
-        try:
-            async with asyncio.timeout(_SHUTDOWN_TIMEOUT):
-                await self._end_starts(starting)
-        except TimeoutError:  # a provisioner does not return from its launch
-            self.log.warning(
-                "%d kernel(s) are still starting; not waiting for them", self._limits.admitted
-            )
-        staying = [*self.index.remove_all(), *waiting]
-        pids = self._pids()
-        leaving = asyncio.ensure_future(self._each(kernel.leave() for kernel in staying))
-        try:
-            await asyncio.wait({leaving}, timeout=_SHUTDOWN_TIMEOUT)
-        finally:
-            await stop(leaving)
-            # Those that did not finish in time: otherwise their files would be removed at exit.
-            for kernel in staying:
-                kernel.abandon()
-        self.index.kept_logs.end()
-        if not await self._writer.settled():
-            self.log.error(
-                "Could not record all running kernels in the registry; some will not be found at"
-                " the next start (pids: %s)",
-                pids,
-            )
+        await self._shutdown.leave_all()
 
     def count_staying(self) -> int:
         """Return how many kernels `leave_all` would leave running."""
-        return sum(
-            not kernel.failed and kernel.role is not KernelRole.STARTING
-            for kernel in self.index.known
-        )
-
-    def _pids(self) -> dict[str, int]:
-        """Return the process ids of the kernels on this machine, by kernel id."""
-        processes = ((k.kernel_id, k.manager.process) for k in self.index.known)
-        return {kernel_id: p.pid for kernel_id, p in processes if p is not None}
+        return self._shutdown.count_staying()
 
     async def _wait_adopted(self) -> None:
         if self._adopting is not None:
             await asyncio.wait({self._adopting})  # unlike gather, it cancels nothing
             if not self._adopting.cancelled():
                 self._adopting.exception()  # the caller of `adopt` got it
-
-    async def _close_background(self) -> None:
-        if self._attach_directory is not None:
-            await self._attach_directory.aclose()
-        await self._culler.aclose()
-
-    async def _end_pool(self) -> None:
-        # Nobody has state in these kernels, so they need no shutdown request.
-        waiting = await self._drain_pool()
-        await self._each(kernel.discard(keep_log=False) for kernel in waiting)
-
-    async def _drain_pool(self) -> list[StartedKernel]:
-        """Return the kernels that nobody uses yet; they belong to the caller now."""
-        drained = await self._pool.drain()
-        readopted, self._readopted = self._readopted, []
-        return [*readopted, *drained]
-
-    async def _end_starts(self, starting: Iterable[StartedKernel]) -> None:
-        # The callers that wait for these kernels see their processes end, and discard them.
-        await self._each(kernel.kill() for kernel in starting)
-        await self._limits.wait_for_admitted()
-
-    async def _kill_all(self) -> None:
-        await self._each(kernel.kill() for kernel in self.index.known)
-
-    async def _each(self, steps: Iterable[Coroutine[Any, Any, None]]) -> None:
-        """Run all steps at once; an error of one is logged and does not stop the others."""
-        for error in await asyncio.gather(*steps, return_exceptions=True):
-            if error is not None:
-                self.log.error("%s", error)
 
     # -- what is shown --------------------------------------------------------------------------
 

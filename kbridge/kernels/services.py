@@ -6,7 +6,7 @@ import logging
 from dataclasses import dataclass
 
 from kbridge.hub import HubTable
-from kbridge.kernels.index import KernelIndex
+from kbridge.kernels.lifecycle.kernel_log import KeptLogs
 from kbridge.kernels.lifecycle.start_limits import StartLimits
 from kbridge.kernels.registry.writer import RegistryWriter
 from kbridge.kernels.settings import KernelOptions
@@ -22,21 +22,21 @@ class KernelServices:
     ----------
     hubs : HubTable
         The hubs, which kernels open and close.
-    index : KernelIndex
-        The kernels that exist.
     writer : RegistryWriter
         Records the kernels that run; with a registry behind it, kernels outlive the server.
     options : KernelOptions
         The settings.
     limits : StartLimits
         Decides whether and when a kernel may start.
+    kept_logs : KeptLogs
+        The log files of kernels that failed.
     log : logging.Logger
         The logger of all kernels.
     """
 
     hubs: HubTable
-    index: KernelIndex
     writer: RegistryWriter
     options: KernelOptions
     limits: StartLimits
+    kept_logs: KeptLogs
     log: logging.Logger

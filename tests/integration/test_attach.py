@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from kbridge.connect import write_connection_file
-from kbridge.kernels.attached.attached import kernel_id_for
+from kbridge.kernels.attached.connection_file import kernel_id_for
 from tests.support.client import SLEEP, attach
 from tests.support.server import Server
 from tests.support.sshd import Sshd

@@ -17,7 +17,7 @@ import psutil
 import pytest
 
 from kbridge.connect import write_connection_file
-from kbridge.kernels.attached.attached import kernel_id_for
+from kbridge.kernels.attached.connection_file import kernel_id_for
 from tests.support.client import KernelClient, attach
 from tests.support.server import Server
 from tests.support.waiting import TIMEOUT, eventually

@@ -13,7 +13,9 @@ from jupyter_client.provisioning import KernelProvisionerBase
 from jupyter_client.provisioning.factory import KernelProvisionerFactory
 from traitlets import Integer
 
+from kbridge.kernels.lifecycle.started import StartedKernel
 from kbridge.kernels.manager import BridgeKernelManager
+from kbridge.kernels.registry.models import KernelRole
 from kbridge.wire.message import Channel, Message
 
 LOUD = 20.0
@@ -49,6 +51,7 @@ class FakeHub:
             self.answered.set()
 
     timed_out = False
+    closed = False
     identities: Sequence[bytes] = ()
     adopted = False
 
@@ -145,7 +148,8 @@ class FakeHubs:
         return self.hubs.get(kernel_id)
 
     async def close(self, kernel_id: str) -> None:
-        if self.hubs.pop(kernel_id, None):
+        if hub := self.hubs.pop(kernel_id, None):
+            hub.closed = True
             self.closed.append(kernel_id)
 
     def connections(self, kernel_id: str) -> int:
@@ -210,6 +214,12 @@ class FakeProvisioner(KernelProvisionerBase):
             "key": b"k",
             "signature_scheme": "hmac-sha256",
         }
+
+
+def pooled(manager: BridgeKernelManager, name: str) -> list[StartedKernel]:
+    """Return the kernels of a kernelspec that nobody uses yet."""
+    known = manager.index.known
+    return [k for k in known if k.role is KernelRole.POOLED and k.kernel_name == name]
 
 
 @pytest.fixture

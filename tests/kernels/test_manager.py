@@ -29,6 +29,7 @@ from kbridge.errors import (
 from kbridge.kernels import manager as manager_module
 from kbridge.kernels.lifecycle import culling
 from kbridge.kernels.lifecycle.started import StartedKernel
+from tests.kernels.conftest import pooled
 
 LOUD = 20
 IMPORT_ERROR = "import time; time.sleep(0.1); import no_such_module"
@@ -306,7 +307,7 @@ async def test_a_kernel_that_dies_at_start(make_manager, spec, hubs, code, reaso
     assert caught.value.log_tail.endswith(last)
     assert len(caught.value.log_tail.splitlines()) <= 20
     assert manager.models() == []
-    [log] = manager.index.kept_logs
+    [log] = manager.kept_logs
     assert log.path.exists()
     await manager.shutdown_all()
     assert not log.path.exists(), "its end was in the answer"
@@ -540,7 +541,7 @@ async def test_an_interrupt_that_fails_is_no_success(make_manager, fake, hubs):
 
 
 async def waiting(manager, name, count):
-    await until(lambda: manager._pool.waiting(name) >= count)
+    await until(lambda: len(pooled(manager, name)) >= count)
 
 
 async def test_a_kernel_from_the_pool(make_manager, fake, fleet, hubs):
@@ -571,7 +572,7 @@ async def test_what_a_running_process_cannot_have_starts_a_fresh_one(
     await manager.open()
     await waiting(manager, "fake", 1)
     await manager.start_kernel("fake", **wish)
-    assert manager._pool.waiting("fake") == 1
+    assert len(pooled(manager, "fake")) == 1
     assert len(fleet) == 2
 
 
@@ -751,7 +752,7 @@ async def test_a_kernel_that_cannot_be_ended_does_not_cut_the_end_of_others_shor
 
 
 async def test_kernels_that_will_not_go_are_killed(make_manager, spec, monkeypatch):
-    monkeypatch.setattr("kbridge.kernels.manager._SHUTDOWN_TIMEOUT", 0.2)
+    monkeypatch.setattr("kbridge.kernels.shutdown._SHUTDOWN_TIMEOUT", 0.2)
     manager = make_manager()
     kernel_id = await manager.start_kernel(spec("stubborn", STUBBORN))
     await until(lambda: "stubborn" in manager.get_kernel(kernel_id).output.tail())

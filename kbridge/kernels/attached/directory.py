@@ -9,7 +9,8 @@ from contextlib import suppress
 from pathlib import Path
 
 from kbridge.errors import Busy, KbridgeError
-from kbridge.kernels.attached.attached import AttachedKernel, AttachedKernels
+from kbridge.kernels.attached.attached import AttachedKernel
+from kbridge.kernels.attached.attacher import Attacher
 from kbridge.kernels.tasks import in_thread, spawn, stop
 
 __all__ = ["AttachDirectory"]
@@ -30,20 +31,24 @@ class AttachDirectory:
     ----------
     path : str
         The directory; it need not exist yet.
-    kernels : AttachedKernels
+    attacher : Attacher
         Attaches and detaches the kernels.
     log : logging.Logger
         The logger for files that cannot be used.
     """
 
-    def __init__(self, path: str, kernels: AttachedKernels, log: logging.Logger) -> None:
+    def __init__(self, path: str, attacher: Attacher, log: logging.Logger) -> None:
         self._path = Path(path).expanduser()
-        self._kernels = kernels
+        self._attacher = attacher
         self._log = log
         self._unreadable = False
         self._known: dict[Path, tuple[_Stamp, AttachedKernel | None]] = {}
         self._postponed: set[Path] = set()
-        self._task = spawn(self._run(), log)
+        self._task: asyncio.Task[None] | None = None
+
+    def open(self) -> None:
+        """Start to look, once a second."""
+        self._task = spawn(self._run(), self._log)
 
     async def look(self) -> None:
         """Look once."""
@@ -79,7 +84,7 @@ class AttachDirectory:
     async def _attach(self, path: Path) -> AttachedKernel | None:
         """Attach the kernel of a file; return it, or None if the file cannot be used."""
         try:
-            return await self._kernels.attach_file(path)
+            return await self._attacher.attach_file(path)
         except Busy:
             raise
         except KbridgeError as error:
@@ -89,9 +94,9 @@ class AttachDirectory:
         return None
 
     async def _detach(self, path: Path, kernel: AttachedKernel) -> None:
-        """Detach the kernel of a file; not by its id, which another kernel may have by now."""
+        """Detach the kernel of a file."""
         try:
-            await kernel.shutdown()
+            await self._attacher.detach(kernel)
         except Exception:  # noqa: BLE001 - one kernel must not end the watching of the directory
             self._log.exception("The kernel of %s was not detached properly", path)
 

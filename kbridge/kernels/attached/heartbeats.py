@@ -14,7 +14,7 @@ import logging
 from collections.abc import Mapping
 from typing import Any, Protocol
 
-from kbridge.hub import HubTable
+from kbridge.hub import Hub
 from kbridge.kernels.settings import KernelOptions
 from kbridge.link.endpoints import Endpoints
 from kbridge.link.heartbeat import Heartbeat
@@ -41,8 +41,9 @@ class HeartbeatWatch:
     ----------
     manager
         The manager of the kernel, asked for its connection info before each connection.
-    hubs : HubTable
-        The hub of the kernel announces the lost status to clients.
+    hub : Hub
+        The hub of the kernel, which announces the lost status to clients. When it is closed, the
+        kernel is no longer pinged.
     options : KernelOptions
         Interval and number of the pings, and the status of a lost kernel.
     log : logging.Logger
@@ -51,19 +52,19 @@ class HeartbeatWatch:
 
     @classmethod
     def start(
-        cls, manager: _Manager, hubs: HubTable, options: KernelOptions, log: logging.Logger
+        cls, manager: _Manager, hub: Hub, options: KernelOptions, log: logging.Logger
     ) -> HeartbeatWatch | None:
         """Start to ping a kernel; None if heartbeats are off."""
         if options.heartbeat_interval <= 0:
             return None
-        return cls(manager, hubs, options, log)
+        return cls(manager, hub, options, log)
 
     def __init__(
-        self, manager: _Manager, hubs: HubTable, options: KernelOptions, log: logging.Logger
+        self, manager: _Manager, hub: Hub, options: KernelOptions, log: logging.Logger
     ) -> None:
         self._kernel_id = str(manager.kernel_id)
         self._manager = manager
-        self._hubs = hubs
+        self._hub = hub
         self._log = log
         self._silence = options.heartbeat_interval * options.heartbeat_misses
         self._status = options.heartbeat_status
@@ -95,11 +96,10 @@ class HeartbeatWatch:
 
     def _endpoints(self) -> Endpoints | None:
         """Return where the kernel listens; None while no process should answer."""
-        hub = self._hubs.get(self._kernel_id)
-        if hub is None:
+        if self._hub.closed:
             self.close()
             return None
-        if hub.activity.execution_state in _NO_ANSWER:
+        if self._hub.activity.execution_state in _NO_ANSWER:
             self._unannounced = False  # clients were told the state that the kernel is in now
             return None
         self._announce_return()
@@ -107,8 +107,7 @@ class HeartbeatWatch:
         return endpoints if endpoints.heartbeat is not None else None
 
     def _busy_with(self) -> str:
-        hub = self._hubs.get(self._kernel_id)
-        return hub.activity.at_work if hub is not None else ""
+        return self._hub.activity.at_work
 
     def _on_lost(self) -> None:
         self._unannounced = False
@@ -119,9 +118,7 @@ class HeartbeatWatch:
             self._silence,
             self._status,
         )
-        hub = self._hubs.get(self._kernel_id)
-        if hub is not None:
-            hub.announce(self._status)
+        self._hub.announce(self._status)
 
     def _on_found(self) -> None:
         self._log.warning("Kernel %s answers its heartbeats again", self._kernel_id)
@@ -130,7 +127,7 @@ class HeartbeatWatch:
 
     def _announce_return(self) -> None:
         """Tell clients the kernel's state, once requests reach the kernel again."""
-        hub = self._hubs.get(self._kernel_id)
-        if self._unannounced and hub is not None and hub.ready:
+        hub = self._hub
+        if self._unannounced and hub.ready:
             self._unannounced = False
             hub.announce(hub.activity.execution_state)

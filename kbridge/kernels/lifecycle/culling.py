@@ -16,6 +16,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from kbridge.errors import KbridgeError
+from kbridge.kernels.index import KernelIndex
+from kbridge.kernels.interface import Kernel
 from kbridge.kernels.services import KernelServices
 from kbridge.kernels.tasks import spawn, stop
 
@@ -137,10 +139,12 @@ class Culler:
     Parameters
     ----------
     services : KernelServices
-        The kernels in use, their hubs, and the settings.
+        The settings.
+    index : KernelIndex
+        The kernels in use.
     """
 
-    def __init__(self, services: KernelServices) -> None:
+    def __init__(self, services: KernelServices, index: KernelIndex) -> None:
         options = services.options
         self._settings = CullSettings(
             idle_timeout=options.cull_idle_timeout,
@@ -148,8 +152,7 @@ class Culler:
             busy=options.cull_busy,
         )
         self._interval = options.cull_interval
-        self._index = services.index
-        self._hubs = services.hubs
+        self._index = index
         self._log = services.log
         self._idle_times = IdleTimes(time.monotonic())
         self._task: asyncio.Task[None] | None = None
@@ -167,30 +170,30 @@ class Culler:
         now = time.time()
         uses = self._idle_times.look(self._uses(), now, time.monotonic())
         for kernel_id in to_verify(uses, now, self._settings):
-            hub = self._hubs.get(kernel_id)
+            hub = self._index.find(kernel_id).hub
             if hub is not None:
                 hub.verify_busy()
-        unused = to_cull(uses, now, self._settings)
-        await asyncio.gather(*(self._cull_one(kernel_id) for kernel_id in unused))
+        unused = [self._index.find(kernel_id) for kernel_id in to_cull(uses, now, self._settings)]
+        await asyncio.gather(*(self._cull_one(kernel) for kernel in unused))
 
-    async def _cull_one(self, kernel_id: str) -> None:
-        self._log.warning("Culling kernel %s", kernel_id)
+    async def _cull_one(self, kernel: Kernel) -> None:
+        self._log.warning("Culling kernel %s", kernel.kernel_id)
         try:
-            await self._index.shutdown(kernel_id)
+            await self._index.shutdown(kernel)
         except KbridgeError as error:
             self._log.error("%s", error)
 
     def _uses(self) -> Iterator[KernelUse]:
         for kernel in self._index:
             if kernel.cull_metadata is not None:
-                hub = self._hubs.get(kernel.kernel_id)
+                hub = kernel.hub
                 yield KernelUse(
                     kernel_id=kernel.kernel_id,
                     # Not `kernel.execution_state()`: a kernel that its heartbeats do not reach is
                     # shown as dead if `heartbeat_status` says so, but may come back.
                     execution_state=hub.activity.execution_state if hub else "dead",
-                    last_activity=self._index.last_activity_of(kernel.kernel_id),
-                    connections=self._hubs.connections(kernel.kernel_id),
+                    last_activity=self._index.last_activity_of(kernel),
+                    connections=hub.connections if hub else 0,
                     metadata=kernel.cull_metadata,
                 )
 

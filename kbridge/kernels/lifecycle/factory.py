@@ -15,6 +15,7 @@ from jupyter_client.multikernelmanager import AsyncMultiKernelManager
 from traitlets import TraitError
 
 from kbridge.errors import InvalidRequest, KernelspecNotFound, KernelStartError
+from kbridge.kernels.index import KernelIndex
 from kbridge.kernels.kernel import BridgeKernel
 from kbridge.kernels.lifecycle.environment import kernel_environment
 from kbridge.kernels.lifecycle.kernel_process import Launch
@@ -38,6 +39,8 @@ class KernelRequest:
     ----------
     name : str
         The name of an installed kernelspec.
+    spec : KernelSpec
+        The kernelspec.
     cwd : Path or None
         The working directory; None for `root_dir`.
     env : mapping or None
@@ -49,6 +52,7 @@ class KernelRequest:
     """
 
     name: str
+    spec: KernelSpec
     cwd: Path | None = None
     env: Mapping[str, Any] | None = None
     kernel_id: str | None = None
@@ -61,12 +65,14 @@ class KernelFactory:
     Parameters
     ----------
     jupyter : AsyncMultiKernelManager
-        Makes jupyter_client's part of each kernel, and is its parent. Its `default_kernel_name`
-        is the kernelspec of a request that names none.
+        The parent of each kernel's manager, whose class it names. Its `default_kernel_name` is the
+        kernelspec of a request that names none.
     specs : Specs
         The kernelspecs.
     services : KernelServices
         The objects that all kernels share.
+    index : KernelIndex
+        Kernels are registered in it before they have a process.
     """
 
     def __init__(
@@ -74,17 +80,19 @@ class KernelFactory:
         jupyter: AsyncMultiKernelManager,
         specs: Specs,
         services: KernelServices,
+        index: KernelIndex,
     ) -> None:
         self._jupyter = jupyter
         self._specs = specs
         self._services = services
+        self._index = index
         self._options = services.options
         self._seed: Seed | None = None
 
     # -- kernelspecs ----------------------------------------------------------------------------
 
-    async def spec_name(self, name: str | None) -> str:
-        """Return the name of the installed kernelspec that a request for `name` gets.
+    async def resolve(self, name: str | None) -> tuple[str, KernelSpec]:
+        """Return the installed kernelspec that a request for `name` gets, and its name.
 
         Raises
         ------
@@ -98,8 +106,7 @@ class KernelFactory:
         name = self._options.force_kernel_name or name or self._jupyter.default_kernel_name
         if name == "python":
             name = NATIVE_KERNEL_NAME
-        await self.spec(name)
-        return name
+        return name, await self.spec(name)
 
     async def spec(self, name: str) -> KernelSpec:
         """Return an installed kernelspec.
@@ -134,22 +141,27 @@ class KernelFactory:
             return
         seed = await load_seed(self._options.seed_uri)
         name = self._options.force_kernel_name or seed.kernel_name
-        self._seed = Seed(await self.spec_name(name) if name else "", seed.cells)
+        self._seed = Seed((await self.resolve(name))[0] if name else "", seed.cells)
 
-    async def pool_sizes(self) -> dict[str, int]:
-        """Return how many kernels to start in advance, by the name of the kernelspec.
+    async def pool_plan(self) -> dict[str, tuple[int, str]]:
+        """Return how many kernels to start in advance, and their fingerprint.
+
+        The keys are the names of the kernelspecs. For the fingerprint, see `fingerprint`.
 
         Raises
         ------
         KernelspecNotFound
             If a kernelspec in the settings is not installed.
         """
-        sizes = {await self.spec_name(name): size for name, size in self._options.pool.items()}
+        sizes: dict[str, int] = {}
+        for wanted, size in self._options.pool.items():
+            name, _ = await self.resolve(wanted)
+            sizes[name] = size
         if self._options.prespawn_count:
             # The kernel gateway prespawns kernels of the seed notebook's kernelspec.
-            name = await self.spec_name(self._seed.kernel_name if self._seed else None)
+            name, _ = await self.resolve(self._seed.kernel_name if self._seed else None)
             sizes[name] = max(sizes.get(name, 0), self._options.prespawn_count)
-        return sizes
+        return {name: (size, await self.fingerprint(name)) for name, size in sizes.items()}
 
     # -- kernels --------------------------------------------------------------------------------
 
@@ -160,11 +172,11 @@ class KernelFactory:
         ------
         InvalidRequest
             If the kernel id is not a uuid or is taken, or the environment cannot be passed on.
-        KernelspecNotFound, KernelStartError, Busy
-            See `spec` and `StartedKernel.launch`.
+        KernelStartError, Busy
+            See `StartedKernel.launch`.
         """
-        spec = await self.spec(request.name)  # nothing is awaited between the check of the id
-        environment = self.environment(request.env)  # and `launch`, which registers it
+        spec = request.spec
+        environment = self.environment(request.env)
         if request.session_name:
             environment["JPY_SESSION_NAME"] = request.session_name
         check_launchable(request.name, spec.argv, {**environment, **spec.env})
@@ -178,6 +190,7 @@ class KernelFactory:
         kernel = StartedKernel(manager, self._services)
         seed = self._seed if self._seed is not None and self._seed.fits(request.name) else None
         cwd = request.cwd or Path(self._options.root_dir)
+        self._index.register(kernel)
         await kernel.launch(Launch(environment, cwd, seed))
         return kernel
 
@@ -187,10 +200,10 @@ class KernelFactory:
         Raises
         ------
         KbridgeError
-            As `launch`.
+            As `spec` and `launch`.
         """
         fingerprint = await self.fingerprint(name)
-        kernel = await self.launch(KernelRequest(name))
+        kernel = await self.launch(KernelRequest(name, await self.spec(name)))
         kernel.pool(fingerprint)
         return kernel
 
@@ -228,12 +241,19 @@ class KernelFactory:
             return self._jupyter.new_kernel_id()
         if not isinstance(kernel_id, str) or not _KERNEL_ID.fullmatch(kernel_id):
             raise InvalidRequest("The id of a kernel is a uuid")
-        if self._services.index.is_known(kernel_id):
+        if self._index.is_known(kernel_id):
             raise InvalidRequest(f"Kernel {kernel_id} is being started already")
         return kernel_id
 
     def _make(self, name: str, kernel_id: str, log_path: Path | None = None) -> BridgeKernel:
-        manager, _, _ = self._jupyter.pre_start_kernel(name, {"kernel_id": kernel_id})
+        jupyter = self._jupyter
+        manager = jupyter.kernel_manager_factory(
+            connection_file=str(Path(jupyter.connection_dir) / f"kernel-{kernel_id}.json"),
+            parent=jupyter,
+            log=jupyter.log,
+            kernel_name=name,
+            kernel_spec_manager=jupyter.kernel_spec_manager,
+        )
         if not isinstance(manager, BridgeKernel):
             kind = self._jupyter.kernel_manager_class
             raise TraitError(f"{kind} is not a subclass of BridgeKernel")

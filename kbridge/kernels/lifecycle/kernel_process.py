@@ -71,12 +71,15 @@ class KernelProcess:
     ----------
     lock : asyncio.Lock
         Held while the process is started, replaced or ended.
+    hub : Hub or None
+        The hub of the kernel; None before its process was started.
     """
 
     def __init__(self, manager: BridgeKernel, services: KernelServices) -> None:
         self.manager = manager
         self.lock = asyncio.Lock()
         self.kernel_id = str(manager.kernel_id)
+        self.hub: Hub | None = None
         self._hubs = services.hubs
         self._writer = services.writer
         self._options = services.options
@@ -86,11 +89,6 @@ class KernelProcess:
         self._failed = False
 
     # -- state ----------------------------------------------------------------------------------
-
-    @property
-    def hub(self) -> Hub | None:
-        """The hub of the kernel; None if it has none now."""
-        return self._hubs.get(self.kernel_id)
 
     @property
     def closing(self) -> bool:
@@ -108,13 +106,11 @@ class KernelProcess:
 
     def record(self) -> None:
         """Write the kernel to the registry as it is now; log an error if that is impossible."""
-        if not self._writer.enabled or self._failed:
+        if not self.manager.independent or self._failed:
             return
-        hub = self.hub
-        if hub is not None:
-            self.manager.set_identities(hub.identities)
         try:
-            self._writer.put_kernel(self.manager.record())
+            identities = self.hub.identities if self.hub is not None else None
+            self._writer.put_kernel(self.manager.record(identities))
         except KernelError as error:
             self._log.error("%s", error)
 
@@ -152,7 +148,7 @@ class KernelProcess:
         """
         try:
             with self._limits.descriptors():
-                self._hubs.open(
+                self.hub = self._hubs.open(
                     self.kernel_id,
                     self.manager.get_connection_info(),
                     former=self.manager.identities,
@@ -166,7 +162,7 @@ class KernelProcess:
         """Open the hub of a process that was just started, and wait until the kernel answers."""
         if self._closing:
             raise Busy("The server is shutting down")
-        hub = self._hubs.open(self.kernel_id, self.manager.get_connection_info())
+        hub = self.hub = self._hubs.open(self.kernel_id, self.manager.get_connection_info())
         self.record()
         return await self._wait_up(hub)
 
@@ -248,18 +244,14 @@ class KernelProcess:
         await self.manager.start_again(newports=new_ports)
         self._failed = False
         info = self.manager.get_connection_info()
-        if hub is None:
-            hub = self._hubs.open(self.kernel_id, info)
+        if hub is None or hub.closed:
+            hub = self.hub = self._hubs.open(self.kernel_id, info)
         else:
             hub.reconnect(info)
         self.record()
         return hub
 
     # -- ends -----------------------------------------------------------------------------------
-
-    async def wait_exit(self, interval: float) -> None:
-        """Return when the process has ended; see `BridgeKernel.wait_exit`."""
-        await self.manager.wait_exit(interval)
 
     def mark_dead(self) -> None:
         """Note that the process ended and is not restarted, and tell the clients."""
@@ -305,7 +297,7 @@ class KernelProcess:
     async def _while_alive(self, work: Coroutine[Any, Any, T]) -> T:
         """Do `work`; raise KernelStartError at once if the process ends before it is done."""
         task = asyncio.create_task(work)
-        exited = asyncio.create_task(self.wait_exit(_START_POLL))
+        exited = asyncio.create_task(self.manager.wait_exit(_START_POLL))
         try:
             await asyncio.wait({task, exited}, return_when=asyncio.FIRST_COMPLETED)
             if exited.done():

@@ -67,9 +67,13 @@ def check_launchable(kernel_name: str, argv: Iterable[Any], env: Mapping[str, An
 def _size(value: Any, what: str) -> int:
     if not isinstance(value, str):
         raise InvalidRequest(f"{what} is not a string")
-    if not is_passable(value):
+    try:
+        data = os.fsencode(value)
+    except UnicodeEncodeError:  # a lone surrogate
+        data = b"\0"
+    if b"\0" in data:
         raise InvalidRequest(f"{what} holds a NUL or a lone surrogate")
-    size = len(os.fsencode(value))
+    size = len(data)
     if size > _LONGEST:
         raise InvalidRequest(f"{what} has {size} bytes; the system passes {_LONGEST}")
     return size + 1 + _POINTER

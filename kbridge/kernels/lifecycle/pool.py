@@ -13,7 +13,7 @@ import asyncio
 import logging
 import time
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from kbridge.errors import KbridgeError
@@ -76,31 +76,34 @@ class Pool:
         self._backoff = backoff
         self._backoff_limit = backoff_limit
         self._slots: dict[str, _Slot] = {}
+        self._readopted: list[StartedKernel] = []
         self._fillers: list[asyncio.Task[None]] = []
         self._watches: set[asyncio.Task[None]] = set()
 
-    def open(
-        self, sizes: Mapping[str, int], waiting: Iterable[StartedKernel] = ()
-    ) -> list[StartedKernel]:
+    def readopt(self, kernel: StartedKernel) -> None:
+        """Keep a kernel that waited in the pool of an earlier server; `open` decides about it."""
+        self._readopted.append(kernel)
+
+    def open(self, plan: Mapping[str, tuple[int, str]]) -> list[StartedKernel]:
         """Begin to start kernels, in the background.
 
         Parameters
         ----------
-        sizes : mapping of str to int
-            The number of waiting kernels per kernelspec.
-        waiting : iterable of StartedKernel
-            Kernels that wait already.
+        plan : mapping of str to (int, str)
+            The number of waiting kernels, and their fingerprint, by the name of the kernelspec.
 
         Returns
         -------
         list of StartedKernel
-            Those of `waiting` that do not fit; they belong to the caller.
+            Kernels of an earlier server that do not fit; they belong to the caller.
         """
-        self._slots = {name: _Slot(name, size) for name, size in sizes.items() if size > 0}
+        self._slots = {name: _Slot(name, size) for name, (size, _) in plan.items() if size > 0}
+        readopted, self._readopted = self._readopted, []
         surplus = []
-        for kernel in waiting:
+        for kernel in readopted:
             slot = self._slots.get(kernel.kernel_name)
-            if slot is not None and len(slot.waiting) < slot.size:
+            fits = slot is not None and kernel.pool_fingerprint == plan[slot.name][1]
+            if slot is not None and fits and len(slot.waiting) < slot.size:
                 self._put(slot, kernel)
             else:
                 surplus.append(kernel)
@@ -131,7 +134,7 @@ class Pool:
         return None
 
     async def drain(self) -> list[StartedKernel]:
-        """Start no more kernels, and return those that wait: they belong to the caller now."""
+        """Start no more kernels, and return those that nobody uses: they belong to the caller."""
         await stop(*self._fillers)
         entries = [entry for slot in self._slots.values() for entry in slot.waiting]
         for slot in self._slots.values():
@@ -139,7 +142,8 @@ class Pool:
         await stop(*(entry.watch for entry in entries))
         # The remaining tasks discard dead kernels; their errors have been logged.
         await asyncio.gather(*self._watches, return_exceptions=True)
-        return [entry.kernel for entry in entries]
+        readopted, self._readopted = self._readopted, []
+        return [*readopted, *(entry.kernel for entry in entries)]
 
     async def _fill(self, slot: _Slot) -> None:
         while True:

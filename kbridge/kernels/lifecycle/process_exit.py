@@ -4,25 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import AsyncGenerator, Iterator
 from contextlib import contextmanager, suppress
 
 from kbridge.kernels.lifecycle.processes import open_pidfd
 
-__all__ = ["exit_event", "wait_exit"]
+__all__ = ["exit_checks", "exit_event"]
 
 
-async def wait_exit(
-    is_alive: Callable[[], Awaitable[bool]], interval: float, pid: int | None = None
-) -> None:
-    """Return when `is_alive` is false.
+async def exit_checks(interval: float, pid: int | None = None) -> AsyncGenerator[None]:
+    """Yield whenever the caller should check if a process has ended.
 
-    It is called every `interval` seconds, first after one interval, and when the process ends.
+    That is every `interval` seconds, first after one interval, and when the process ends. Close the
+    generator when no more checks are needed: it holds a descriptor.
 
     Parameters
     ----------
-    is_alive : callable
-        Returns, awaited, True while the process runs.
     interval : float
         Seconds.
     pid : int, optional
@@ -33,8 +30,7 @@ async def wait_exit(
             with suppress(TimeoutError):
                 async with asyncio.timeout(interval):
                     await ended.wait()
-            if not await is_alive():
-                return
+            yield
             # A provisioner may notice the end later than the operating system does.
             ended.clear()
 

@@ -91,7 +91,7 @@ class Restarter:
 
     async def _run(self) -> None:
         while True:
-            await self._process.wait_exit(self._interval)
+            await self._process.manager.wait_exit(self._interval)
             decision = self._policy.exited(time.monotonic())
             if decision is RestartDecision.GIVE_UP:
                 self._process.mark_dead()

@@ -13,7 +13,6 @@ from contextlib import (
 from typing import Any
 
 from kbridge.errors import Busy, KernelLimitReached
-from kbridge.kernels.index import KernelIndex
 from kbridge.kernels.lifecycle.descriptors import KernelBudget
 
 __all__ = ["StartLimits"]
@@ -24,16 +23,13 @@ class StartLimits:
 
     Parameters
     ----------
-    index : KernelIndex
-        The kernels that exist.
     max_kernels : int or None
         Maximum number of kernels in use and of starts that clients wait for, together.
     concurrent : int
         Maximum number of kernels on this machine that start or restart at the same time.
     """
 
-    def __init__(self, index: KernelIndex, max_kernels: int | None, concurrent: int) -> None:
-        self._index = index
+    def __init__(self, max_kernels: int | None, concurrent: int) -> None:
         self._max_kernels = max_kernels
         self._slots = asyncio.Semaphore(concurrent)
         self._budget = KernelBudget()
@@ -57,8 +53,13 @@ class StartLimits:
         self._closed = True
 
     @contextmanager
-    def admit(self) -> Iterator[None]:
+    def admit(self, in_use: int) -> Iterator[None]:
         """Hold one of the `max_kernels` places until the kernel is in use.
+
+        Parameters
+        ----------
+        in_use : int
+            The number of kernels in use that count toward `max_kernels`.
 
         Raises
         ------
@@ -69,7 +70,7 @@ class StartLimits:
         """
         if self._closed:
             raise Busy("The server is shutting down")
-        used = sum(kernel.counts_toward_limit for kernel in self._index) + self._admitted
+        used = in_use + self._admitted
         if self._max_kernels is not None and used >= self._max_kernels:
             raise KernelLimitReached(f"{used} kernels run, and no more are allowed")
         self._admitted += 1

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from kbridge.errors import Busy, KernelNotFound, KernelStartError
+from kbridge.hub import Hub
 from kbridge.kernels.attached.heartbeats import HeartbeatWatch
 from kbridge.kernels.interface import Kernel
 from kbridge.kernels.kernel import BridgeKernel
@@ -41,14 +42,24 @@ class StartedKernel(Kernel):
         self._process = KernelProcess(manager, services)
         self._restarter: Restarter | None = None
         self._heartbeat: HeartbeatWatch | None = None
-        self._ended = False
+        self.ended = False
 
     # -- what is shown --------------------------------------------------------------------------
+
+    @property
+    def hub(self) -> Hub | None:
+        """The hub of the kernel; None before its process was started."""
+        return self._process.hub
 
     @property
     def role(self) -> KernelRole:
         """The use of the kernel: starting, pooled or used."""
         return self.manager.role
+
+    @property
+    def pool_fingerprint(self) -> str:
+        """The digest of what a kernel that was started for a pool was made from."""
+        return self.manager.pool_fingerprint
 
     @property
     def failed(self) -> bool:
@@ -84,7 +95,7 @@ class StartedKernel(Kernel):
 
     async def wait_exit(self) -> None:
         """Return when the process has ended."""
-        await self._process.wait_exit(self._services.options.watch_interval)
+        await self.manager.wait_exit(self._services.options.watch_interval)
 
     # -- beginnings -----------------------------------------------------------------------------
 
@@ -96,7 +107,6 @@ class StartedKernel(Kernel):
         KernelStartError, Busy
             See `KernelProcess.launch`.
         """
-        self._services.index.register(self)
         try:
             await self._process.launch(launch)
         except BaseException as error:
@@ -113,7 +123,6 @@ class StartedKernel(Kernel):
             See `KernelProcess.adopt`.
         """
         self._process.adopt()
-        self._services.index.register(self)
 
     def pool(self, fingerprint: str) -> None:
         """Note that the kernel waits in a pool, and what it was made from."""
@@ -140,10 +149,11 @@ class StartedKernel(Kernel):
     def watch(self) -> None:
         """Watch the process, and ping the kernel if the process cannot be watched."""
         self._watch_process()
-        if self.manager.process is None:
+        hub = self._process.hub
+        if self.manager.process is None and hub is not None:
             services = self._services
             self._heartbeat = HeartbeatWatch.start(
-                self.manager, services.hubs, services.options, services.log
+                self.manager, hub, services.options, services.log
             )
 
     def _watch_process(self) -> None:
@@ -203,7 +213,7 @@ class StartedKernel(Kernel):
         """
         self.refuse_restarts()
         async with self._process.lock:
-            if self._ended:
+            if self.ended:
                 return
             await self.discard(keep_log=self.failed, now=now)
         self._services.log.info("Kernel shut down: %s", self.kernel_id)
@@ -223,18 +233,15 @@ class StartedKernel(Kernel):
         KernelError
             If the provisioner cannot end the process. The rest is done nevertheless.
         """
-        index = self._services.index
         await self._stop_restarter()
         self._stop_heartbeat()
         try:
             await self._process.end(now=now)
         finally:
-            self._ended = True
-            index.unregister(self)
-            index.remove(self)
+            self.ended = True
             if keep_log:
                 # A failed start returned the end of its log; a later death named the file.
-                index.kept_logs.keep(self.manager.output, lasting=self.failed)
+                self._services.kept_logs.keep(self.manager.output, lasting=self.failed)
             else:
                 self.manager.output.remove()
 
@@ -249,10 +256,9 @@ class StartedKernel(Kernel):
 
     def abandon(self) -> None:
         """Release the process at once, even during a restart. May be called twice."""
-        self._ended = True  # a shutdown that waits must not remove files of a running kernel
+        self.ended = True  # a shutdown that waits must not remove files of a running kernel
         self.refuse_restarts()  # one that waits must not start a second process
         self._stop_heartbeat()
-        self._services.index.unregister(self)
         self.manager.abandon()
 
     def clear_away(self, row: KernelRow) -> None:
@@ -260,7 +266,7 @@ class StartedKernel(Kernel):
         self.manager.remove_files()
         self._services.writer.drop_kernel(row.kernel_id)
         if self.role is KernelRole.USED:
-            self._services.index.kept_logs.keep(self.manager.output)
+            self._services.kept_logs.keep(self.manager.output)
         else:
             self.manager.output.remove()
 

@@ -14,16 +14,17 @@ its provisioner cannot be asked       logged; not served, but left in the regist
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable, Iterable
 from functools import cache
 from typing import Final
 
 from kbridge.errors import KernelError
+from kbridge.kernels.index import KernelIndex
 from kbridge.kernels.lifecycle.factory import KernelFactory
 from kbridge.kernels.lifecycle.processes import commands
 from kbridge.kernels.lifecycle.started import StartedKernel
 from kbridge.kernels.registry.models import KernelRole, KernelRow
-from kbridge.kernels.services import KernelServices
 
 __all__ = ["Adopter"]
 
@@ -37,14 +38,16 @@ class Adopter:
     ----------
     factory : KernelFactory
         Makes the kernels, without their processes.
-    services : KernelServices
-        The objects that all kernels share.
+    index : KernelIndex
+        Kernels that run are registered in it.
+    log : logging.Logger
+        The logger for kernels that are not served.
     """
 
-    def __init__(self, factory: KernelFactory, services: KernelServices) -> None:
+    def __init__(self, factory: KernelFactory, index: KernelIndex, log: logging.Logger) -> None:
         self._factory = factory
-        self._services = services
-        self._log = services.log
+        self._index = index
+        self._log = log
 
     async def adopt(self, rows: Iterable[KernelRow]) -> list[StartedKernel]:
         """Adopt the kernels in rows of the registry.
@@ -73,6 +76,7 @@ class Adopter:
                     self._forget(kernel, row)
                     return None
             kernel.adopt()
+            self._index.register(kernel)
         except (KernelError, TimeoutError) as error:
             self._log.warning(
                 "Kernel %s (%s) is not served: %s. It is left in the registry, and looked for"

@@ -84,10 +84,6 @@ class PersistentKernel(ConnectionFileMethods, AsyncKernelManager):
         self.role = role
         self.pool_fingerprint = pool_fingerprint or self.pool_fingerprint
 
-    def set_identities(self, identities: list[bytes]) -> None:
-        """Set the ZeroMQ identities of the kernel's hub, newest last."""
-        self.identities = identities
-
     # -- recording ----------------------------------------------------------------------------
 
     @property
@@ -110,14 +106,21 @@ class PersistentKernel(ConnectionFileMethods, AsyncKernelManager):
                 error,
             )
 
-    def record(self) -> KernelRow:
+    def record(self, identities: list[bytes] | None = None) -> KernelRow:
         """Return the row of the registry that describes the kernel now.
+
+        Parameters
+        ----------
+        identities : list of bytes, optional
+            The ZeroMQ identities of the kernel's hub, newest last, if they may have changed.
 
         Raises
         ------
         KernelError
             If the data of the provisioner cannot be represented as JSON.
         """
+        if identities is not None:
+            self.identities = identities
         process = self.process
         pid = process.pid if process is not None and process.returncode is None else 0
         spec = self.kernel_spec

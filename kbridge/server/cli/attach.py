@@ -10,12 +10,12 @@ from traitlets import List, Unicode, default
 
 from kbridge.connect.files import find_connection_file
 from kbridge.errors import InvalidRequest
-from kbridge.kernels.attached.attached import AttachedKernelManager
 from kbridge.kernels.attached.connection_file import (
     check_connection_file,
     kernel_id_for,
     read_connection_file,
 )
+from kbridge.kernels.attached.manager import AttachedKernelManager
 from kbridge.kernels.startup_checks import check_settings
 from kbridge.server.cli.app import KbridgeApp
 

@@ -9,11 +9,13 @@ import pytest
 
 from kbridge.errors import Busy, InvalidRequest, KernelError, KernelNotFound, NotSupported
 from kbridge.kernels.attached import directory
-from kbridge.kernels.attached.attached import AttachedKernel, AttachedKernelManager
+from kbridge.kernels.attached.attached import AttachedKernel
 from kbridge.kernels.attached.connection_file import kernel_id_for, read_connection_file
+from kbridge.kernels.attached.manager import AttachedKernelManager
 from kbridge.kernels.lifecycle import descriptors
 from kbridge.kernels.lifecycle.started import StartedKernel
 from kbridge.wire.message import Channel
+from tests.kernels.conftest import pooled
 
 LOUD = 20
 INFO = {
@@ -278,7 +280,7 @@ async def test_a_file_of_no_use_is_complained_of_once(watched, caplog):
     bad = drop(folder, "bad.json", {"key": "a secret"})
     await until(lambda: "bad.json" in caplog.text)
     for _ in range(3):
-        await manager._attach_directory.look()
+        await manager.attach_directory.look()
     assert caplog.text.count("bad.json") == 1
     assert "a secret" not in caplog.text
     drop(folder, bad.name)
@@ -292,7 +294,7 @@ async def test_a_file_that_there_is_no_room_for_is_tried_again(watched, caplog, 
         drop(folder, "kernel-1.json")
         await until(lambda: "is attached later: " in caplog.text)
         for _ in range(3):
-            await manager._attach_directory.look()
+            await manager.attach_directory.look()
         assert manager.models() == []
         assert caplog.text.count("is attached later: ") == 1
     await until(manager.models)
@@ -303,10 +305,10 @@ async def test_one_that_was_let_go_of_is_not_taken_again_until_its_file_changes(
     path = drop(folder, "kernel-1.json")
     await until(manager.models)
     await manager.shutdown_kernel(kernel_id_for(path))
-    await manager._attach_directory.look()
+    await manager.attach_directory.look()
     assert manager.models() == []
     path.unlink()
-    await manager._attach_directory.look()
+    await manager.attach_directory.look()
     drop(folder, path.name)
     await until(manager.models)
 
@@ -319,14 +321,14 @@ async def test_a_kernel_started_under_the_id_of_a_detached_one_outlives_the_file
     kernel_id = str(uuid.uuid4())
     path = drop(folder, f"kernel-{kernel_id}.json")
     await until(manager.models)
-    await manager._attach_directory.aclose()  # this test looks itself
+    await manager.attach_directory.aclose()  # this test looks itself
     await manager.shutdown_kernel(kernel_id)
     await manager.start_kernel(fake(), kernel_id=kernel_id)
     started = manager.index.find(kernel_id)
     path.unlink()
     if change == "replaced":
         drop(folder, path.name, INFO | {"key": "another secret"})
-    await manager._attach_directory.look()
+    await manager.attach_directory.look()
     assert manager.index.get(kernel_id) is started
     assert await started.is_alive()
 
@@ -356,10 +358,10 @@ async def test_a_kernel_that_is_not_detached_properly_keeps_no_other_out(
 async def test_the_servers_own_kernels_are_not_taken_for_others(make_manager, tmp_path, fake):
     manager = make_manager(attach_dir=str(tmp_path / "runtime"))
     kernel_id = await manager.start_kernel(fake())
-    await manager._attach_directory.look()
+    await manager.attach_directory.look()
     assert [m["id"] for m in manager.models()] == [kernel_id]
     await manager.shutdown_kernel(kernel_id)
-    await manager._attach_directory.look()
+    await manager.attach_directory.look()
     assert manager.models() == []
 
 
@@ -373,13 +375,13 @@ async def test_kernels_that_start_or_wait_are_not_attached_from_their_files(
     start = asyncio.create_task(manager.start_kernel(spec("s"), env={}))
     await until(lambda: len(hubs.opened) == 2)
     assert len(list(runtime.glob("*.json"))) == 2
-    await manager._attach_directory.look()
+    await manager.attach_directory.look()
     assert manager.models() == []
     for hub in hubs.opened:
         hub.answered.set()
     kernel_id = await start
-    await until(lambda: manager._pool.waiting("s") == 1)
-    await manager._attach_directory.look()
+    await until(lambda: len(pooled(manager, "s")) == 1)
+    await manager.attach_directory.look()
     assert [model["id"] for model in manager.models()] == [kernel_id]
 
 
@@ -414,7 +416,7 @@ async def test_what_cannot_be_looked_at_is_passed_over(watched):
     os.mkfifo(folder / "b-fifo.json")
     path = drop(folder, "kernel-1.json")
     await until(manager.models)
-    await manager._attach_directory.look()
+    await manager.attach_directory.look()
     assert [m["id"] for m in manager.models()] == [kernel_id_for(path)]
 
 
@@ -430,7 +432,7 @@ async def test_a_directory_that_cannot_be_looked_into_is_not_an_empty_one(
 
     monkeypatch.setattr(type(folder), "iterdir", fail)
     for _ in range(3):
-        await manager._attach_directory.look()
+        await manager.attach_directory.look()
     assert len(manager.models()) == 1
     assert caplog.text.count("cannot be read: ") == 1
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from kbridge.kernels.attached.attached import AttachedKernelManager
+from kbridge.kernels.attached.manager import AttachedKernelManager
 from tests.kernels.conftest import FakeHub
 from tests.support.heartbeat_kernel import HeartbeatKernel
 

@@ -15,6 +15,7 @@ class Kernel:
 
     def __init__(self, name: str, number: int, discarded: asyncio.Queue[str]) -> None:
         self.kernel_name = name
+        self.pool_fingerprint = "made so"
         self.label = f"{name}-{number}"
         self.dead = asyncio.Event()
         self._discarded = discarded
@@ -73,7 +74,7 @@ async def make(factory):
     def make(**sizes):
         pool = Pool(factory, logging.getLogger(), backoff=0.001, backoff_limit=0.002)
         pools.append(pool)
-        pool.open(sizes)
+        pool.open({name: (size, "made so") for name, size in sizes.items()})
         return pool
 
     yield make
@@ -144,14 +145,23 @@ def test_the_delay_after_failures_doubles_up_to_a_limit():
     assert backoff_delay(10**9, 1.0, 60.0) == 60.0
 
 
-async def test_open_puts_kernels_that_wait_already_into_the_pool(factory):
-    made = [Kernel("py", n, factory.discarded) for n in range(2)]
-    made.append(Kernel("gone", 0, factory.discarded))
+async def test_kernels_of_an_earlier_pool_are_kept_if_they_fit(factory):
     pool = Pool(factory, logging.getLogger())
-    surplus = pool.open({"py": 1}, made)
-    assert [kernel.label for kernel in surplus] == ["py-1", "gone-0"]
-    assert await take(pool, "py") == "py-0"
+    kernels = [Kernel("py", number, factory.discarded) for number in range(3)]
+    kernels[0].pool_fingerprint = "made otherwise"
+    for kernel in [*kernels, Kernel("gone", 0, factory.discarded)]:
+        pool.readopt(kernel)
+    surplus = pool.open({"py": (1, "made so")})
+    assert [kernel.label for kernel in surplus] == ["py-0", "py-2", "gone-0"]
+    assert await take(pool, "py") == "py-1"
     await pool.drain()
+
+
+async def test_a_pool_that_never_opened_returns_the_kernels_of_an_earlier_pool(factory):
+    pool = Pool(factory, logging.getLogger())
+    pool.readopt(Kernel("py", 0, factory.discarded))
+    assert [kernel.label for kernel in await pool.drain()] == ["py-0"]
+    assert await pool.drain() == []
 
 
 async def test_drain_returns_the_waiting_kernels_and_ends_the_starts(make, factory):

@@ -4,13 +4,14 @@ import asyncio
 import os
 import subprocess
 import sys
+from contextlib import aclosing
 from pathlib import Path
 
 import pytest
 
-from kbridge.kernels.lifecycle.process_exit import wait_exit
+from kbridge.kernels.lifecycle.process_exit import exit_checks
 
-LOUD = 20
+TIMEOUT = 20
 NEVER = 3600.0
 
 
@@ -29,38 +30,36 @@ def process():
     made.wait()
 
 
-async def test_wait_exit_looks_until_it_is():
-    looks = iter([True, True, False])
+async def wait_exit(is_alive, interval, pid=None):
+    """Check until the process has ended, as its owner does."""
+    async with aclosing(exit_checks(interval, pid)) as checks:
+        async for _ in checks:
+            if not is_alive():
+                return
 
-    async def is_alive():
-        return next(looks)
 
-    async with asyncio.timeout(20):
-        await wait_exit(is_alive, 0.001)
-    assert not list(looks)
+async def test_a_process_is_checked_until_it_has_ended():
+    answers = iter([True, True, False])
+    async with asyncio.timeout(TIMEOUT):
+        await wait_exit(lambda: next(answers), 0.001)
+    assert not list(answers)
 
 
 @on_linux
-async def test_the_end_of_a_process_is_told_at_once(process):
-    async def is_alive():
-        return process.poll() is None
-
+async def test_the_end_of_a_process_is_noticed_without_waiting_for_the_interval(process):
     before = descriptors()
-    dead = asyncio.ensure_future(wait_exit(is_alive, NEVER, process.pid))
+    dead = asyncio.ensure_future(wait_exit(lambda: process.poll() is None, NEVER, process.pid))
     await asyncio.sleep(0)
     process.kill()
-    async with asyncio.timeout(LOUD):
+    async with asyncio.timeout(TIMEOUT):
         await dead
     assert descriptors() == before
 
 
 @on_linux
-async def test_who_stops_waiting_leaves_nothing_behind(process):
-    async def is_alive():
-        return True
-
+async def test_a_cancelled_wait_closes_its_descriptor(process):
     before = descriptors()
-    dead = asyncio.ensure_future(wait_exit(is_alive, NEVER, process.pid))
+    dead = asyncio.ensure_future(wait_exit(lambda: True, NEVER, process.pid))
     await asyncio.sleep(0)
     assert descriptors() != before
     dead.cancel()
@@ -68,13 +67,9 @@ async def test_who_stops_waiting_leaves_nothing_behind(process):
     assert descriptors() == before
 
 
-async def test_who_believes_it_late_is_asked_again(process):
-    process.kill()  # and not waited for: it is a zombie, whose end is told
+async def test_a_provisioner_that_notices_the_end_late_is_asked_again(process):
+    process.kill()  # and not waited for: a zombie has ended for the operating system
     answers = iter([True, True, False])
-
-    async def is_alive():
-        return next(answers)
-
-    async with asyncio.timeout(LOUD):
-        await wait_exit(is_alive, 0.001, process.pid)
+    async with asyncio.timeout(TIMEOUT):
+        await wait_exit(lambda: next(answers), 0.001, process.pid)
     assert not list(answers)

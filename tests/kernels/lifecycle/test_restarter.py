@@ -14,6 +14,7 @@ class Process:
     kernel_id = "k"
 
     def __init__(self) -> None:
+        self.manager = self  # which waits for the end
         self.new_ports: list[bool] = []
         self.dead = asyncio.Event()
 

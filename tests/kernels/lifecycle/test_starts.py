@@ -7,7 +7,7 @@ import pytest
 from jupyter_client.provisioning import local_provisioner
 
 from kbridge.errors import Busy
-from kbridge.kernels import manager as manager_module
+from kbridge.kernels import shutdown
 from kbridge.kernels.lifecycle.start_limits import StartLimits
 from tests.kernels.conftest import FakeProvisioner
 
@@ -152,7 +152,7 @@ async def test_processes_are_started_off_the_event_loop(make_manager, spec, monk
 async def test_a_launch_that_hangs_does_not_hold_up_letting_go(
     make_manager, fake, monkeypatch, caplog
 ):
-    monkeypatch.setattr(manager_module, "_SHUTDOWN_TIMEOUT", 0.05)
+    monkeypatch.setattr(shutdown, "_SHUTDOWN_TIMEOUT", 0.05)
     begun = asyncio.Event()
 
     async def launch(*_args, **_kwargs):

@@ -15,7 +15,7 @@ import psutil
 import pytest
 
 from kbridge.errors import Busy, KbridgeError, KernelNotFound
-from kbridge.kernels import manager as manager_module
+from kbridge.kernels import shutdown
 from kbridge.kernels.kernel import BridgeKernel
 from kbridge.kernels.lifecycle import descriptors
 from kbridge.kernels.lifecycle.processes import AdoptedProcess, ProcessState, start_id
@@ -24,6 +24,7 @@ from kbridge.kernels.registry.models import Owner, decode, encode
 from kbridge.kernels.registry.registry import Registry
 from kbridge.kernels.registry.writer import RegistryWriter
 from kbridge.kernels.sessions import Sessions
+from tests.kernels import conftest
 from tests.kernels.conftest import FakeProvisioner
 
 LOUD = 20
@@ -97,8 +98,8 @@ async def lives(make_manager, hubs, tmp_path):
 
 
 def pooled(manager) -> int:
-    """Return how many kernels of the kernelspec `s` wait in the pool."""
-    return manager._pool.waiting("s")
+    """Return how many kernels of the kernelspec `s` nobody uses yet."""
+    return len(conftest.pooled(manager, "s"))
 
 
 async def settled(manager) -> None:
@@ -382,10 +383,10 @@ async def test_who_waited_in_a_pool_that_is_never_opened_is_ended_once(lives, sp
     await until(lambda: pooled(first) == 1)
     await settled(first)
     second = await lives.next(pool={"s": 1})
-    [kernel] = second._readopted
+    [kernel] = second.index.known
     await second.shutdown_all()
     assert not await kernel.is_alive()
-    assert second._readopted == []
+    assert not second.index.known
     with pytest.raises(Busy):
         await second.open()
 
@@ -466,7 +467,7 @@ async def test_letting_go_in_a_hurry_takes_no_file_away(lives, spec):
 async def test_a_shutdown_that_waits_while_a_kernel_is_left_removes_nothing(
     lives, spec, monkeypatch
 ):
-    monkeypatch.setattr(manager_module, "_SHUTDOWN_TIMEOUT", 0.05)
+    monkeypatch.setattr(shutdown, "_SHUTDOWN_TIMEOUT", 0.05)
     first = await lives.next()
     kernel_id = await first.start_kernel(spec("s"))
     kernel, log = first.index.find(kernel_id), first.get_kernel(kernel_id).output.path
@@ -484,7 +485,7 @@ async def test_a_shutdown_that_waits_while_a_kernel_is_left_removes_nothing(
 async def test_a_restart_that_waits_while_a_kernel_is_left_starts_no_process(
     lives, spec, monkeypatch
 ):
-    monkeypatch.setattr(manager_module, "_SHUTDOWN_TIMEOUT", 0.05)
+    monkeypatch.setattr(shutdown, "_SHUTDOWN_TIMEOUT", 0.05)
     first = await lives.next()
     kernel_id = await first.start_kernel(spec("s"))
     kernel, process = first.index.find(kernel_id), process_of(first, kernel_id)
