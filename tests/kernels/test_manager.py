@@ -1,4 +1,4 @@
-"""The manager over fake hubs; most tests over fake processes, too."""
+"""The manager over hubs with links in memory; most tests over fake processes, too."""
 
 import asyncio
 import itertools
@@ -29,9 +29,10 @@ from kbridge.errors import (
 from kbridge.kernels import manager as manager_module
 from kbridge.kernels.lifecycle import culling
 from kbridge.kernels.lifecycle.started import StartedKernel
+from kbridge.wire.message import Channel
 from tests.kernels.conftest import pooled
+from tests.kernels.memory_hubs import TIMEOUT
 
-LOUD = 20
 IMPORT_ERROR = "import time; time.sleep(0.1); import no_such_module"
 STUBBORN = (
     "import signal, time\n"
@@ -52,7 +53,7 @@ def assert_gone(process: psutil.Process) -> None:
 
 async def until(condition):
     """Wait for what another process, or a task of the manager's own, brings about."""
-    async with asyncio.timeout(LOUD):
+    async with asyncio.timeout(TIMEOUT):
         while not condition():  # noqa: ASYNC110 - processes and pools set no event of ours
             await asyncio.sleep(0.01)
 
@@ -93,7 +94,7 @@ async def test_start_model_shutdown(make_manager, fake, hubs):
     assert set(model) == {"id", "name", "last_activity", "execution_state", "connections"}
     assert manager.models() == [model]
     assert kernel_id in manager
-    assert hubs.hubs[kernel_id].info["shell_port"] == 5000
+    assert hubs.kernel(kernel_id).info.ports[Channel.SHELL] == 5000
     await manager.shutdown_kernel(kernel_id)
     assert hubs.closed == [kernel_id]
     assert manager.models() == []
@@ -110,7 +111,7 @@ async def test_last_activity_always_has_microseconds(make_manager, fake, hubs, m
     manager = make_manager()
     kernel_id = await manager.start_kernel(fake())
     at = datetime(2026, 1, 2, 3, 4, 5, microsecond, tzinfo=UTC)
-    hubs.hubs[kernel_id].activity.last_activity = at.timestamp()
+    hubs[kernel_id].activity.last_activity = at.timestamp()
     text = manager.model(kernel_id)["last_activity"]
     assert re.fullmatch(r"2026-01-02T03:04:05\.\d{6}Z", text)
 
@@ -118,7 +119,8 @@ async def test_last_activity_always_has_microseconds(make_manager, fake, hubs, m
 async def test_connections_are_the_hubs(make_manager, fake, hubs):
     manager = make_manager()
     kernel_id = await manager.start_kernel(fake())
-    hubs.hubs[kernel_id].connections = 2
+    for _ in range(2):
+        hubs.kernel(kernel_id).connect_client()
     assert manager.model(kernel_id)["connections"] == 2
 
 
@@ -139,7 +141,7 @@ async def test_an_id_is_a_uuid(make_manager, fake, kernel_id):
 
 async def test_two_starts_with_one_id(make_manager, fake, hubs):
     manager = make_manager(start_grace=0.05)
-    hubs.ready = False
+    hubs.answering = False
     fake()
     kernel_id = str(uuid.uuid4())
     starts = [manager.start_kernel("fake", kernel_id=kernel_id) for _ in range(2)]
@@ -250,13 +252,13 @@ async def test_transport(make_manager, spec, hubs, traits, transport, tmp_path_f
     manager = make_manager(**traits)
     manager.connection_dir = str(tmp_path_factory.mktemp("r"))
     kernel_id = await manager.start_kernel(spec("s"))
-    assert hubs.hubs[kernel_id].info["transport"] == transport
+    assert hubs.kernel(kernel_id).info.transport == transport
     # The kernel's umask decides who may use its sockets, this directory who gets to them.
     directory = tmp_path_factory.getbasetemp() / manager.connection_dir
     private = directory / f"kernel-{kernel_id}-ipc"
     assert private.exists() is (transport == "ipc")
     if private.exists():
-        assert hubs.hubs[kernel_id].info["ip"] == str(private / "s")
+        assert hubs.kernel(kernel_id).info.ip == str(private / "s")
         assert stat.S_IMODE(private.stat().st_mode) == 0o700
         await manager.restart_kernel(kernel_id)
         assert private.exists()
@@ -277,7 +279,7 @@ async def test_the_runtime_directory_is_closed_to_others(hubs, tmp_path, monkeyp
 async def test_kernel_ip(make_manager, spec, hubs):
     manager = make_manager(kernel_ip="0.0.0.0")
     kernel_id = await manager.start_kernel(spec("s"))
-    assert hubs.hubs[kernel_id].info["ip"] == "0.0.0.0"
+    assert hubs.kernel(kernel_id).info.ip == "0.0.0.0"
 
 
 async def test_an_ipc_path_that_no_socket_takes(make_manager, spec, tmp_path):
@@ -300,7 +302,7 @@ async def test_an_ipc_path_that_no_socket_takes(make_manager, spec, tmp_path):
     ],
 )
 async def test_a_kernel_that_dies_at_start(make_manager, spec, hubs, code, reason, last):
-    hubs.ready = False
+    hubs.answering = False
     manager = make_manager()
     with pytest.raises(KernelStartError, match=reason) as caught:
         await manager.start_kernel(spec("bad", code))
@@ -321,14 +323,14 @@ async def test_a_program_that_does_not_exist(make_manager, spec):
 
 
 async def test_a_kernel_that_is_slow_is_left_to_come_up(make_manager, fake, hubs):
-    hubs.ready = False
+    hubs.answering = False
     manager = make_manager(start_grace=0.05)
     kernel_id = await manager.start_kernel(fake())
     assert manager.model(kernel_id)["execution_state"] == "starting"
 
 
 async def test_a_start_that_is_cancelled_leaves_nothing(make_manager, spec, hubs):
-    hubs.ready = False
+    hubs.answering = False
     manager = make_manager()
     start = asyncio.ensure_future(manager.start_kernel(spec("s")))
     await until(lambda: hubs.opened)
@@ -366,23 +368,27 @@ async def test_a_start_that_fails_gives_its_place_back(make_manager, spec, fake,
 # Restart
 
 
-async def test_restart_tells_the_hub_in_order(make_manager, fake, fleet, hubs):
+async def test_restart_ends_the_process_and_then_connects_the_hub_to_the_next(
+    make_manager, fake, fleet, hubs, monkeypatch
+):
     manager = make_manager()
     kernel_id = await manager.start_kernel(fake())
-    hub = hubs.hubs[kernel_id]
+    kernel = hubs.kernel(kernel_id)
+    kernel.connect_client()
     fleet[0].shell_port = 6000
-    states = []
-    restarting = hub.restarting
+    codes = []
+    restarting = kernel.hub.restarting
 
     async def note(*, asked):
-        states.append(fleet[0].code)
+        codes.append(fleet[0].code)
         await restarting(asked=asked)
 
-    hub.restarting = note
+    monkeypatch.setattr(kernel.hub, "restarting", note)
     await manager.restart_kernel(kernel_id)
-    assert hub.events == ["restarting, as asked", "reconnect"]
-    assert states == [0], "the old process has ended by then"
-    assert hub.info["shell_port"] == 6000
+    assert kernel.statuses == ["starting"]
+    assert codes == [0], "the old process has ended by then"
+    assert [process.closed for process in kernel.processes] == [True, False]
+    assert kernel.info.ports[Channel.SHELL] == 6000
     assert fleet[0].launches == 2
     assert hubs.closed == []
 
@@ -421,15 +427,16 @@ async def test_a_kernel_that_does_not_come_up_again_is_dead_and_may_be_revived(
     code = f"import os, sys, time\nif os.path.exists({str(flag)!r}): sys.exit('no more')\n"
     manager = make_manager(max_kernels=1)
     kernel_id = await manager.start_kernel(spec("s", code + "time.sleep(600)"))
-    hub = hubs.hubs[kernel_id]
+    kernel = hubs.kernel(kernel_id)
+    kernel.connect_client()
     flag.touch()
-    hub.answered.clear()
+    hubs.answering = False
     with pytest.raises(KernelStartError, match="no more"):
         await manager.restart_kernel(kernel_id, now=True)
-    assert hub.events[-1] == "dead"
+    assert kernel.statuses[-1] == "dead"
     assert manager.model(kernel_id)["execution_state"] == "dead"
     flag.unlink()
-    hub.answered.set()
+    hubs.answering = True
     await manager.restart_kernel(kernel_id)
     assert manager.model(kernel_id)["execution_state"] == "idle"
 
@@ -453,10 +460,11 @@ async def test_restart_and_shutdown_at_once(make_manager, fake, fleet):
 async def test_a_kernel_that_dies_is_restarted(make_manager, fake, fleet, hubs):
     manager = make_manager()
     kernel_id = await manager.start_kernel(fake())
-    hub = hubs.hubs[kernel_id]
+    kernel = hubs.kernel(kernel_id)
+    kernel.connect_client()
     fleet[0].code = 1
-    await hub.seen("reconnect")
-    assert hub.events == ["restarting", "reconnect"]
+    await kernel.replaced()
+    assert kernel.statuses == ["restarting"]
     assert fleet[0].launches == 2
     assert manager.model(kernel_id)["id"] == kernel_id
 
@@ -464,14 +472,15 @@ async def test_a_kernel_that_dies_is_restarted(make_manager, fake, fleet, hubs):
 async def test_the_restart_limit_leaves_it_dead(make_manager, fake, fleet, hubs, monkeypatch):
     manager = make_manager(restart_limit=2, max_kernels=1)
     kernel_id = await manager.start_kernel(fake())
-    hub = hubs.hubs[kernel_id]
+    kernel = hubs.kernel(kernel_id)
+    kernel.connect_client()
     log = manager.get_kernel(kernel_id).output.path
     for restarts in (1, 2):
         fleet[0].code = 1
-        await hub.seen("reconnect", restarts)
+        await kernel.replaced(restarts)
     fleet[0].code = 1
-    await hub.seen("dead")
-    assert hub.events == ["restarting", "reconnect"] * 2 + ["dead"]
+    await kernel.told("dead")
+    assert kernel.statuses == ["restarting", "dead"], "each is told once"
     assert manager.model(kernel_id)["execution_state"] == "dead"
     await manager.start_kernel("fake")  # the dead one takes no place
     await manager.shutdown_kernel(kernel_id)
@@ -482,8 +491,10 @@ async def test_without_autorestart_it_is_dead_at_once(make_manager, fake, fleet,
     manager = make_manager()
     manager.config.BridgeKernel.autorestart = False
     kernel_id = await manager.start_kernel(fake())
+    kernel = hubs.kernel(kernel_id)
+    kernel.connect_client()
     fleet[0].code = 1
-    await hubs.hubs[kernel_id].seen("dead")
+    await kernel.told("dead")
     assert fleet[0].launches == 1
 
 
@@ -492,7 +503,7 @@ async def test_a_real_process_that_is_killed(make_manager, spec, hubs):
     kernel_id = await manager.start_kernel(spec("s"))
     old = process_of(manager, kernel_id)
     old.kill()
-    await hubs.hubs[kernel_id].seen("reconnect")
+    await hubs.kernel(kernel_id).replaced()
     assert process_of(manager, kernel_id).pid != old.pid
 
 
@@ -504,15 +515,14 @@ async def test_interrupt_by_signal(make_manager, fake, fleet, hubs):
     kernel_id = await manager.start_kernel(fake())
     await manager.interrupt_kernel(kernel_id)
     assert fleet[0].signals == [signal.SIGINT]
-    assert hubs.hubs[kernel_id].requests == []
+    assert hubs.kernel(kernel_id).requests == []
 
 
 async def test_interrupt_by_message(make_manager, fake, fleet, hubs):
     manager = make_manager()
     kernel_id = await manager.start_kernel(fake(interrupt_mode="message"))
-    hub = hubs.hubs[kernel_id]
     await manager.interrupt_kernel(kernel_id)
-    assert hub.requests == [("interrupt_request", {}, "control")]
+    assert hubs.kernel(kernel_id).requests == [("interrupt_request", {}, Channel.CONTROL)]
     assert fleet[0].signals == []
 
 
@@ -520,18 +530,18 @@ async def test_interrupt_by_message(make_manager, fake, fleet, hubs):
 async def test_a_kernel_need_not_reply_to_an_interrupt(make_manager, fake, hubs, silent):
     manager = make_manager(interrupt_timeout=3600)
     kernel_id = await manager.start_kernel(fake(interrupt_mode="message"))
-    hub = hubs.hubs[kernel_id]
-    hub.reply = lambda *_: silent
-    await manager.interrupt_kernel(kernel_id)
-    assert hub.requests == [("interrupt_request", {}, "control")]
-    assert hub.timeouts[-1] < 1, "a client waits no longer for a reply that may never come"
+    kernel = hubs.kernel(kernel_id)
+    kernel.reply = lambda *_: silent
+    async with asyncio.timeout(TIMEOUT):  # far less than `interrupt_timeout`
+        await manager.interrupt_kernel(kernel_id)
+    assert kernel.requests == [("interrupt_request", {}, Channel.CONTROL)]
 
 
 async def test_an_interrupt_that_fails_is_no_success(make_manager, fake, hubs):
     manager = make_manager()
     kernel_id = await manager.start_kernel(fake(interrupt_mode="message"))
     fault = {"status": "error", "ename": "OSError", "evalue": "no \x1b[31mthread", "traceback": []}
-    hubs.hubs[kernel_id].reply = lambda *_: fault
+    hubs.kernel(kernel_id).reply = lambda *_: fault
     with pytest.raises(KernelError, match=r"failed to interrupt.*OSError: no \\x1b") as caught:
         await manager.interrupt_kernel(kernel_id)
     assert caught.value.http_status == 500
@@ -550,10 +560,11 @@ async def test_a_kernel_from_the_pool(make_manager, fake, fleet, hubs):
     await manager.open()
     await waiting(manager, "fake", 1)
     assert manager.models() == []
-    ahead = hubs.opened[0]
+    [pool_kernel] = hubs.opened
+    pool_kernel.hub.activity.last_activity = 1.0
     kernel_id = await manager.start_kernel("fake", session_name="nb")
-    assert hubs.hubs[kernel_id] is ahead
-    assert ahead.activity.last_activity > 1_700_000_000
+    assert hubs.kernel(kernel_id) is pool_kernel
+    assert pool_kernel.hub.activity.last_activity > 1_700_000_000
     await waiting(manager, "fake", 1)
     assert len(fleet) == 2
     with pytest.raises(KernelLimitReached):
@@ -619,7 +630,7 @@ async def test_cull(make_manager, fake, hubs, clocks):
     new = await manager.start_kernel("fake")
     spared = await manager.start_kernel(fake("kept", metadata={"kbridge": {"cull": False}}))
     clocks.pass_(61)
-    hubs.hubs[new].activity.last_activity = clocks.wall
+    hubs[new].activity.last_activity = clocks.wall
     await manager.cull()
     assert {model["id"] for model in manager.models()} == {new, spared}
     assert old not in manager
@@ -630,13 +641,15 @@ async def test_a_kernel_that_would_be_culled_if_it_were_idle_is_asked(
 ):
     manager = make_manager(cull_idle_timeout=60)
     kernel_id = await manager.start_kernel(fake())
-    hub = hubs.hubs[kernel_id]
-    hub.activity.execution_state = "busy"
+    process = hubs.kernel(kernel_id).process
+    process.publish("busy")
+    process.answering = False
+    sent = len(process.sent)
     await manager.cull()
-    assert "verify busy" not in hub.events
+    assert len(process.sent) == sent
     clocks.pass_(90)
     await manager.cull()
-    assert hub.events.count("verify busy") == 1
+    assert len(process.sent) > sent, "a probe"
     assert kernel_id in manager
 
 
@@ -673,9 +686,9 @@ async def test_new_kernels_of_the_seeds_kernelspec_are_seeded_once(make_manager,
     kernel_id = await manager.start_kernel(fake())
     other = await manager.start_kernel(fake("other"))
     await manager.restart_kernel(kernel_id)
-    requests = hubs.hubs[kernel_id].requests
+    requests = hubs.kernel(kernel_id).requests
     assert [content["code"] for _, content, _ in requests] == ["a = 1"]
-    assert hubs.hubs[other].requests == []
+    assert hubs.kernel(other).requests == []
 
 
 async def test_a_seed_that_fails_fails_the_start(make_manager, fake, hubs, seed):
@@ -714,7 +727,7 @@ async def test_shutdown_all(make_manager, spec, fake, hubs):
 
 
 async def test_shutdown_all_during_starts(make_manager, spec, hubs):
-    hubs.ready = False
+    hubs.answering = False
     manager = make_manager(pool={"s": 1})
     spec("s")
     starts = [asyncio.ensure_future(manager.start_kernel("s", env={})) for _ in range(2)]
@@ -840,12 +853,12 @@ async def test_open_that_is_overtaken_by_the_end_starts_nothing(
 async def test_a_dying_kernel_does_not_come_up_during_shutdown(make_manager, fake, fleet, hubs):
     manager = make_manager()
     ids = [await manager.start_kernel(fake(f"f{i}")) for i in range(3)]
-    seen = [hubs.hubs[i] for i in ids]
+    kernels = [hubs.kernel(kernel_id) for kernel_id in ids]
     for provisioner in fleet:
         provisioner.code = 1
     await manager.shutdown_all()
     assert all(provisioner.launches == 1 for provisioner in fleet)
-    assert all(hub.events == [] for hub in seen)
+    assert all(len(kernel.processes) == 1 for kernel in kernels)
 
 
 def test_settings_that_are_documented(make_manager):

@@ -14,10 +14,11 @@ from kbridge.kernels.attached.connection_file import kernel_id_for, read_connect
 from kbridge.kernels.attached.manager import AttachedKernelManager
 from kbridge.kernels.lifecycle import descriptors
 from kbridge.kernels.lifecycle.started import StartedKernel
+from kbridge.link.endpoints import Endpoints
 from kbridge.wire.message import Channel
 from tests.kernels.conftest import pooled
+from tests.kernels.memory_hubs import TIMEOUT
 
-LOUD = 20
 INFO = {
     "shell_port": 1,
     "iopub_port": 2,
@@ -44,8 +45,12 @@ class Released:
         self.times += 1
 
 
+def shell_port(hubs, kernel_id) -> int:
+    return hubs.kernel(kernel_id).info.ports[Channel.SHELL]
+
+
 async def until(condition) -> None:
-    async with asyncio.timeout(LOUD):
+    async with asyncio.timeout(TIMEOUT):
         while not condition():  # noqa: ASYNC110 - files set no event
             await asyncio.sleep(0.01)
 
@@ -58,17 +63,18 @@ async def test_it_is_shown_like_any_other(make_manager, hubs):
     kernel_id = manager.attach(kernel())
     (model,) = manager.models()
     assert (model["id"], model["name"], model["connections"]) == (kernel_id, "other", 0)
-    assert hubs.get(kernel_id).info == INFO
+    assert hubs.kernel(kernel_id).info == Endpoints.from_connection_info(INFO)
     assert manager.get_kernel(kernel_id).get_connection_info() == INFO
 
 
 async def test_its_state_is_unknown_while_it_does_not_answer(make_manager, hubs):
-    hubs.ready = False
+    hubs.answering = False
     manager = make_manager()
     kernel_id = manager.attach(kernel())
     assert manager.model(kernel_id)["execution_state"] == "unknown"
-    hubs.get(kernel_id).answered.set()
-    hubs.get(kernel_id).activity.execution_state = "busy"
+    hubs.kernel(kernel_id).process.answer()
+    assert await hubs[kernel_id].wait_ready(TIMEOUT)
+    hubs.kernel(kernel_id).process.publish("busy")
     assert manager.model(kernel_id)["execution_state"] == "busy"
 
 
@@ -137,7 +143,7 @@ async def test_it_is_interrupted_by_message(make_manager, hubs):
     manager = make_manager()
     manager.attach(kernel())
     await manager.interrupt_kernel("k")
-    assert hubs.get("k").requests == [("interrupt_request", {}, Channel.CONTROL)]
+    assert hubs.kernel("k").requests == [("interrupt_request", {}, Channel.CONTROL)]
 
 
 async def test_one_that_fails_to_interrupt_its_work_says_so(make_manager, hubs):
@@ -150,7 +156,7 @@ async def test_one_that_fails_to_interrupt_its_work_says_so(make_manager, hubs):
 
 async def test_one_that_knows_no_such_message_says_so(make_manager, hubs):
     hubs.reply = lambda *_: None
-    manager = make_manager()
+    manager = make_manager(interrupt_timeout=0.05)
     manager.attach(kernel())
     with pytest.raises(NotSupported, match="interrupt_request"):
         await manager.interrupt_kernel("k")
@@ -159,7 +165,7 @@ async def test_one_that_knows_no_such_message_says_so(make_manager, hubs):
 async def test_it_is_neither_culled_nor_counted(make_manager, hubs, fake):
     manager = make_manager(max_kernels=1, cull_idle_timeout=1)
     manager.attach(kernel())
-    hubs.get("k").activity.last_activity = 0.0
+    hubs["k"].activity.last_activity = 0.0
     await manager.cull()
     assert "k" in manager
     assert await manager.start_kernel(fake())
@@ -271,7 +277,7 @@ async def test_a_file_that_has_changed_is_another_kernel(watched, hubs):
     await until(manager.models)
     drop(folder, "kernel-1.json", INFO | {"shell_port": 6})
     kernel_id = kernel_id_for(path)
-    await until(lambda: hubs.get(kernel_id) and hubs.get(kernel_id).info["shell_port"] == 6)
+    await until(lambda: hubs.get(kernel_id) and shell_port(hubs, kernel_id) == 6)
     assert hubs.closed == [kernel_id]
 
 
@@ -369,7 +375,7 @@ async def test_kernels_that_start_or_wait_are_not_attached_from_their_files(
     make_manager, tmp_path, spec, hubs
 ):
     """Their connection files exist before any client knows them."""
-    hubs.ready = False
+    hubs.answering = False
     runtime = tmp_path / "runtime"
     manager = make_manager(attach_dir=str(runtime), pool={"s": 1})
     start = asyncio.create_task(manager.start_kernel(spec("s"), env={}))
@@ -377,8 +383,8 @@ async def test_kernels_that_start_or_wait_are_not_attached_from_their_files(
     assert len(list(runtime.glob("*.json"))) == 2
     await manager.attach_directory.look()
     assert manager.models() == []
-    for hub in hubs.opened:
-        hub.answered.set()
+    for starting in hubs.opened:
+        starting.process.answer()
     kernel_id = await start
     await until(lambda: len(pooled(manager, "s")) == 1)
     await manager.attach_directory.look()

@@ -7,10 +7,9 @@ from typing import Any
 import pytest
 
 from kbridge.kernels.attached.manager import AttachedKernelManager
-from tests.kernels.conftest import FakeHub
+from tests.kernels.memory_hubs import TIMEOUT
 from tests.support.heartbeat_kernel import HeartbeatKernel
 
-LOUD = 20
 # As in tests/link/test_heartbeat.py: long enough for a loaded machine.
 BEATS = {"heartbeat_interval": 0.005, "heartbeat_misses": 40}
 PORTS = {"shell_port": 1, "iopub_port": 2, "stdin_port": 3, "control_port": 4}
@@ -23,7 +22,7 @@ def attached(heart: HeartbeatKernel | int | None) -> AttachedKernelManager:
 
 
 async def until(condition: Callable[[], Any]) -> None:
-    async with asyncio.timeout(LOUD):
+    async with asyncio.timeout(TIMEOUT):
         while not condition():  # noqa: ASYNC110 - beats set no event
             await asyncio.sleep(BEATS["heartbeat_interval"])
 
@@ -53,15 +52,16 @@ async def heart() -> AsyncIterator[HeartbeatKernel]:
 
 @pytest.fixture
 async def served(make_manager, hubs, heart):
-    """A manager with an attached kernel that beats, and the kernel's hub."""
+    """A manager with an attached kernel that answers pings, and the kernel."""
 
     async def serve(**traits: Any):
         manager = make_manager(**{**BEATS, **traits})
         manager.attach(attached(heart))
-        hub = hubs.get("k")
-        hub.activity.execution_state = "idle"
+        assert await hubs["k"].wait_ready(TIMEOUT)
+        kernel = hubs.kernel("k")
+        kernel.connect_client()
         await beats(heart)
-        return manager, hub
+        return manager, kernel
 
     return serve
 
@@ -70,51 +70,46 @@ def state(manager) -> str:
     return manager.model("k")["execution_state"]
 
 
-def told(hub: FakeHub) -> list[str]:
-    return [event for event in hub.events if event.startswith("announce")]
-
-
 @pytest.mark.parametrize("shown", ["unknown", "dead"])
 async def test_a_kernel_that_stops_answering_is_told_of_once_and_so_is_its_return(
     served, heart, caplog, shown
 ):
-    manager, hub = await served(heartbeat_status=shown)
+    manager, kernel = await served(heartbeat_status=shown)
     heart.stop()
-    await hub.seen(f"announce {shown}")
+    await kernel.told(shown)
     assert state(manager) == shown
     heart.go_on()
-    await hub.seen("announce idle")
+    await kernel.told("idle")
     await beats(heart, 50)
     assert state(manager) == "idle"
-    assert told(hub) == [f"announce {shown}", "announce idle"]
+    assert kernel.statuses == [shown, "idle"]
     warnings = [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
     assert len(warnings) == 2
     assert f"shown as {shown}" in warnings[0]
 
 
 async def test_one_that_is_back_is_told_of_once_requests_reach_it(served, heart):
-    manager, hub = await served()
+    manager, kernel = await served()
     heart.stop()
-    await hub.seen("announce unknown")
-    hub.answered.clear()  # its other sockets were lost, too
+    await kernel.told("unknown")
+    kernel.process.lose_connection()
     heart.go_on()
     await beats(heart)
-    assert told(hub) == ["announce unknown"]
+    assert kernel.statuses[-1] == "unknown"
     assert state(manager) == "unknown"
-    hub.answered.set()
-    hub.activity.execution_state = "busy"
-    await hub.seen("announce busy")
-    assert state(manager) == "busy"
+    kernel.process.answer()
+    await until(lambda: kernel.statuses[-1] == "idle")
+    assert state(manager) == "idle"
 
 
 async def test_it_goes_on_being_served_while_it_is_lost(served, heart, hubs):
-    manager, hub = await served()
+    manager, kernel = await served()
     heart.stop()
-    await hub.seen("announce unknown")
+    await kernel.told("unknown")
     await manager.interrupt_kernel("k")
-    assert hub.requests
+    assert kernel.requests
     assert not hubs.closed
-    assert "dead" not in hub.events
+    assert "dead" not in kernel.statuses
 
 
 async def test_a_file_that_names_a_dead_port_does_not_flap(make_manager, hubs, heart):
@@ -122,17 +117,17 @@ async def test_a_file_that_names_a_dead_port_does_not_flap(make_manager, hubs, h
     await heart.end()
     manager = make_manager(**BEATS)
     manager.attach(attached(port))
-    hub = hubs.get("k")
-    hub.activity.execution_state = "idle"
+    assert await hubs["k"].wait_ready(TIMEOUT)
+    hubs.kernel("k").connect_client()
     await silence(manager)
-    assert told(hub) == []
+    assert hubs.kernel("k").statuses == []
     assert state(manager) == "idle"
 
 
 async def test_a_file_without_an_hb_port_is_served(make_manager, hubs):
     manager = make_manager(**BEATS)
     manager.attach(attached(None))
-    hubs.get("k").activity.execution_state = "idle"
+    assert await hubs["k"].wait_ready(TIMEOUT)
     heartbeat = heartbeat_of(manager)
     timer = heartbeat._timer
     await until(lambda: heartbeat._timer is not timer)
@@ -141,24 +136,26 @@ async def test_a_file_without_an_hb_port_is_served(make_manager, hubs):
 
 
 async def test_one_that_has_a_single_thread_is_not_lost_while_it_works(served, heart):
-    manager, hub = await served()
-    hub.activity.execution_state, hub.activity.at_work = "busy", "a cell"
+    manager, kernel = await served()
+    kernel.process.publish("busy")
     heart.stop()
     await silence(manager)
-    assert told(hub) == []
-    hub.activity.execution_state, hub.activity.at_work = "idle", ""
-    await hub.seen("announce unknown")
+    assert kernel.statuses == ["busy"]
+    kernel.process.publish("idle")
+    await kernel.told("unknown")
 
 
-@pytest.mark.parametrize("phase", ["starting", "restarting", "dead"])
-async def test_what_does_not_answer_yet_or_no_more_is_not_asked(served, heart, phase):
-    manager, hub = await served()
-    hub.activity.execution_state = phase
+@pytest.mark.parametrize("ends", ["restarting", "dead"])
+async def test_a_kernel_between_two_processes_or_without_one_is_not_pinged(served, heart, ends):
+    manager, kernel = await served()
+    if ends == "dead":
+        kernel.hub.dead()
+    else:
+        await kernel.hub.restarting()
     heart.stop()
     heartbeat = heartbeat_of(manager)
     await until(lambda: not heartbeat.monitor.known)
-    assert told(hub) == []
-    assert state(manager) == phase
+    assert kernel.statuses == [ends]
 
 
 async def test_no_pings_where_they_are_switched_off(make_manager, heart):
@@ -182,7 +179,7 @@ async def test_one_whose_hub_has_gone_is_not_asked(served, hubs):
 
 async def test_a_process_of_this_machine_needs_no_heartbeat(make_manager, spec):
     manager = make_manager(start_grace=0.01, **BEATS)
-    manager.hubs.ready = False
+    manager.hubs.answering = False
     kernel_id = await manager.start_kernel(spec("ours"))
     assert manager.index.find(kernel_id)._heartbeat is None
     await manager.shutdown_kernel(kernel_id, now=True)
@@ -203,8 +200,9 @@ async def test_the_kernel_of_a_provisioner_that_runs_it_elsewhere_is_asked(
     kernel_id = await manager.start_kernel(name)
     await beats(heart)
     heart.stop()
-    hub = hubs.get(kernel_id)
-    await hub.seen("announce unknown")
+    kernel = hubs.kernel(kernel_id)
+    kernel.connect_client()
+    await kernel.told("unknown")
     assert manager.model(kernel_id)["execution_state"] == "unknown"
     await manager.restart_kernel(kernel_id)
     heart.go_on()

@@ -25,6 +25,8 @@ async def test_a_log_that_cannot_be_trimmed_hides_no_death(
 ):
     manager = make_manager()
     kernel_id = await manager.start_kernel(fake())
+    kernel = hubs.kernel(kernel_id)
+    kernel.connect_client()
     tried = []
 
     def fail(self):
@@ -33,5 +35,5 @@ async def test_a_log_that_cannot_be_trimmed_hides_no_death(
 
     monkeypatch.setattr(kernel_log.KernelLog, "_trim", fail)
     fleet[0].code = -9
-    await hubs.get(kernel_id).seen("restarting")
+    await kernel.told("restarting")
     assert tried

@@ -14,7 +14,6 @@ from jupyter_client.provisioning import local_provisioner
 
 from kbridge.connect import LocalPortCache
 from kbridge.errors import KernelStartError
-from kbridge.hub.table import HubTable
 from kbridge.kernels import kernel as kernel_module
 from kbridge.kernels.kernel import BridgeKernel
 
@@ -56,17 +55,6 @@ def grabber(monkeypatch):
     process.stdout.close()
 
 
-@pytest.fixture
-async def real_hubs(hubs, monkeypatch):
-    """Hubs that really ask the kernels whether they are there."""
-    table = HubTable()
-    monkeypatch.setattr(hubs, "open", table.open)
-    monkeypatch.setattr(hubs, "get", table.get)
-    monkeypatch.setattr(hubs, "close", table.close)
-    yield table
-    await table.aclose()
-
-
 def stub(spec) -> str:
     name = spec("stub", argv=[sys.executable, STUB, "{connection_file}"])
     assert isinstance(name, str)
@@ -89,7 +77,7 @@ def take_a_port(monkeypatch: pytest.MonkeyPatch, times: int) -> list[socket.sock
 
 @pytest.mark.kernel
 async def test_a_kernel_whose_port_was_taken_starts_on_others_and_says_so(
-    make_manager, real_hubs, spec, monkeypatch, caplog
+    make_manager, hubs, spec, monkeypatch, caplog
 ):
     taken = take_a_port(monkeypatch, 2)
     manager = make_manager()
@@ -106,7 +94,7 @@ async def test_a_kernel_whose_port_was_taken_starts_on_others_and_says_so(
 
 @pytest.mark.kernel
 async def test_it_is_tried_as_often_as_the_setting_says(
-    make_manager, real_hubs, spec, monkeypatch, caplog
+    make_manager, hubs, spec, monkeypatch, caplog
 ):
     taken = take_a_port(monkeypatch, 99)
     manager = make_manager(port_attempts=2)
@@ -140,7 +128,7 @@ async def test_ports_of_another_machine_are_its_provisioners_business(make_manag
 
 @pytest.mark.kernel
 async def test_a_restart_that_finds_a_port_taken_goes_elsewhere(
-    make_manager, real_hubs, spec, monkeypatch, caplog
+    make_manager, hubs, spec, monkeypatch, caplog
 ):
     manager = make_manager()
     kernel_id = await manager.start_kernel(stub(spec))
@@ -149,13 +137,13 @@ async def test_a_restart_that_finds_a_port_taken_goes_elsewhere(
     await manager.restart_kernel(kernel_id)
     assert caplog.text.count("Another process took a port of kernel") == 1
     assert not set(manager.get_kernel(kernel_id).ports) & set(before)
-    assert await real_hubs[kernel_id].wait_ready(20)
+    assert await hubs[kernel_id].wait_ready(20)
     taken[0].close()
 
 
 @pytest.mark.kernel
 async def test_a_kernel_that_dies_late_and_loses_a_port_goes_elsewhere(
-    make_manager, real_hubs, spec, monkeypatch, caplog
+    make_manager, hubs, spec, monkeypatch, caplog
 ):
     manager = make_manager(stable_start_time=0.0)  # stable from its first breath: ports are kept
     kernel_id = await manager.start_kernel(stub(spec))
@@ -166,7 +154,7 @@ async def test_a_kernel_that_dies_late_and_loses_a_port_goes_elsewhere(
     async with asyncio.timeout(60):
         while set(kernel.ports) & set(before):  # noqa: ASYNC110 - processes set no event
             await asyncio.sleep(0.02)
-    assert await real_hubs[kernel_id].wait_ready(20)
+    assert await hubs[kernel_id].wait_ready(20)
     assert caplog.text.count("restarting") >= 2
     taken[0].close()
 
@@ -176,13 +164,13 @@ async def test_a_kernel_that_dies_late_and_loses_a_port_goes_elsewhere(
 @pytest.mark.timeout(300)
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc for the range of ports")
 async def test_two_hundred_starts_beside_somebody_who_grabs_ports(
-    make_manager, real_hubs, spec, grabber
+    make_manager, hubs, spec, grabber
 ):
     manager = make_manager(port_attempts=10, watch_interval=5.0, kernel_ip="127.0.0.2")
     name = stub(spec)
     ids = await asyncio.gather(*(manager.start_kernel(name) for _ in range(200)))
     assert len(set(ids)) == 200
-    ready = await asyncio.gather(*(real_hubs[kernel_id].wait_ready(60) for kernel_id in ids))
+    ready = await asyncio.gather(*(hubs[kernel_id].wait_ready(60) for kernel_id in ids))
     assert all(ready)
     ports = [port for kernel_id in ids for port in manager.get_kernel(kernel_id).ports]
     assert len(set(ports)) == 1000

@@ -10,12 +10,11 @@ from kbridge.errors import Busy
 from kbridge.kernels import shutdown
 from kbridge.kernels.lifecycle.start_limits import StartLimits
 from tests.kernels.conftest import FakeProvisioner
-
-LOUD = 20
+from tests.kernels.memory_hubs import TIMEOUT
 
 
 async def until(condition):
-    async with asyncio.timeout(LOUD):
+    async with asyncio.timeout(TIMEOUT):
         while not condition():  # noqa: ASYNC110 - fakes set no event
             await asyncio.sleep(0.01)
 
@@ -35,28 +34,28 @@ async def test_nobody_waits_for_a_kernel_that_is_started_elsewhere(
     make_manager, fake, spec, fleet, hubs
 ):
     manager = make_manager(max_concurrent_starts=1)
-    hubs.ready = False
+    hubs.answering = False
     away = [asyncio.create_task(manager.start_kernel(fake(name))) for name in ("a", "b")]
     await until(lambda: len(hubs.opened) == 2)
     here = [asyncio.create_task(manager.start_kernel(spec(name))) for name in ("c", "d")]
     await until(lambda: len(hubs.opened) == 3 and a_start_waits(manager))
-    hubs.opened[2].answered.set()
+    hubs.opened[2].process.answer()
     await until(lambda: len(hubs.opened) == 4)
-    for hub in hubs.opened:
-        hub.answered.set()
+    for kernel in hubs.opened:
+        kernel.process.answer()
     assert len(set(await asyncio.gather(*away, *here))) == 4
 
 
 @pytest.mark.usefixtures("counted")
 async def test_starts_wait_for_their_turn(make_manager, fake, fleet, hubs):
     manager = make_manager(max_concurrent_starts=2)
-    hubs.ready = False
+    hubs.answering = False
     name = fake()
     starts = [asyncio.create_task(manager.start_kernel(name)) for _ in range(5)]
     await until(lambda: len(hubs.opened) == 2)
     for done in range(1, 6):
         assert len(fleet) == min(done + 1, 5)
-        hubs.opened[done - 1].answered.set()
+        hubs.opened[done - 1].process.answer()
         await until(lambda: sum(start.done() for start in starts) == done)  # noqa: B023
         await until(lambda: len(hubs.opened) == min(done + 2, 5))  # noqa: B023
     assert len({await start for start in starts}) == 5
@@ -67,13 +66,14 @@ async def test_restarts_wait_for_their_turn(make_manager, fake, fleet, hubs):
     manager = make_manager(max_concurrent_starts=1)
     name = fake()
     kernel_id = await manager.start_kernel(name)
-    hubs.ready = False
+    hubs.answering = False
     start = asyncio.create_task(manager.start_kernel(name))
     await until(lambda: len(fleet) == 2 and len(hubs.opened) == 2)
     restart = asyncio.create_task(manager.restart_kernel(kernel_id))
     await until(lambda: a_start_waits(manager))
     assert fleet[0].launches == 1
-    hubs.opened[1].answered.set()
+    hubs.answering = True
+    hubs.opened[1].process.answer()
     await asyncio.gather(start, restart)
     assert fleet[0].launches == 2
 
@@ -85,7 +85,7 @@ async def test_a_restart_that_is_given_up_before_its_turn_ends_nothing(
     manager = make_manager(max_concurrent_starts=1)
     name = fake()
     kernel_id = await manager.start_kernel(name)
-    hubs.ready = False
+    hubs.answering = False
     start = asyncio.create_task(manager.start_kernel(name))
     await until(lambda: len(hubs.opened) == 2)
     restart = asyncio.create_task(manager.restart_kernel(kernel_id))
@@ -99,7 +99,7 @@ async def test_a_restart_that_is_given_up_before_its_turn_ends_nothing(
     await until(lambda: a_start_waits(manager))
     end = asyncio.create_task(manager.shutdown_kernel(kernel_id))
     await until(lambda: kernel._process.closing)
-    hubs.opened[1].answered.set()
+    hubs.opened[1].process.answer()
     with pytest.raises(Busy, match="is being shut down"):
         await restart
     await asyncio.gather(start, end)
@@ -109,7 +109,7 @@ async def test_a_restart_that_is_given_up_before_its_turn_ends_nothing(
 @pytest.mark.usefixtures("counted")
 async def test_a_start_that_waits_is_given_up_at_the_end(make_manager, fake, fleet, hubs):
     manager = make_manager(max_concurrent_starts=1)
-    hubs.ready = False
+    hubs.answering = False
     name = fake()
     starts = [asyncio.create_task(manager.start_kernel(name)) for _ in range(3)]
     await until(lambda: len(hubs.opened) == 1)
@@ -122,13 +122,13 @@ async def test_a_start_that_waits_is_given_up_at_the_end(make_manager, fake, fle
 @pytest.mark.usefixtures("counted")
 async def test_a_start_that_was_cancelled_gives_its_place_back(make_manager, fake, hubs):
     manager = make_manager(max_concurrent_starts=1)
-    hubs.ready = False
+    hubs.answering = False
     name = fake()
     first, second = [asyncio.create_task(manager.start_kernel(name)) for _ in range(2)]
     await until(lambda: len(hubs.opened) == 1)
-    hubs.ready = True
+    hubs.answering = True
     first.cancel()
-    assert await asyncio.wait_for(second, LOUD)
+    assert await asyncio.wait_for(second, TIMEOUT)
     with pytest.raises(asyncio.CancelledError):
         await first
 
@@ -162,7 +162,7 @@ async def test_a_launch_that_hangs_does_not_hold_up_letting_go(
     monkeypatch.setattr(FakeProvisioner, "launch_kernel", launch)
     manager = make_manager()
     start = asyncio.create_task(manager.start_kernel(fake()))
-    async with asyncio.timeout(LOUD):
+    async with asyncio.timeout(TIMEOUT):
         await begun.wait()
         await manager.leave_all()
     assert "1 kernel(s) are still starting" in caplog.text

@@ -1,4 +1,4 @@
-"""Kernels that are found again: real processes and files, fake hubs, one manager after another."""
+"""Adopted kernels: real processes and files, links in memory, one manager after another."""
 
 import asyncio
 import contextlib
@@ -24,10 +24,11 @@ from kbridge.kernels.registry.models import Owner, decode, encode
 from kbridge.kernels.registry.registry import Registry
 from kbridge.kernels.registry.writer import RegistryWriter
 from kbridge.kernels.sessions import Sessions
+from kbridge.wire.message import Channel
 from tests.kernels import conftest
 from tests.kernels.conftest import FakeProvisioner
+from tests.kernels.memory_hubs import TIMEOUT
 
-LOUD = 20
 TELLING = (
     "import json, os, pathlib, sys, time\n"
     "pathlib.Path(sys.argv[1]).with_suffix('.env').write_text(json.dumps(dict(os.environ)))\n"
@@ -40,7 +41,7 @@ OWNERS = [Owner("127.0.0.1:8888/", "here", 2**22 + i, f"life {i}") for i in rang
 
 
 async def until(condition):
-    async with asyncio.timeout(LOUD):
+    async with asyncio.timeout(TIMEOUT):
         while not condition():  # noqa: ASYNC110 - processes and files set no event of ours
             await asyncio.sleep(0.01)
 
@@ -72,8 +73,7 @@ async def lives(make_manager, hubs, tmp_path):
             await ledger.settled()
             content = path.read_bytes()
             await manager.leave_all()
-            for kernel_id in list(hubs.hubs):
-                await hubs.close(kernel_id)
+            await hubs.aclose()
             await ledger.aclose()
             path.write_bytes(content)
 
@@ -127,13 +127,14 @@ def environ(manager, kernel_id):
 async def test_a_kernel_is_found_again(lives, spec, hubs):
     first = await lives.next()
     kernel_id = await first.start_kernel(spec("s"))
-    info, identities = hubs.hubs[kernel_id].info, hubs.hubs[kernel_id].identities
+    info, identities = hubs.kernel(kernel_id).info, hubs[kernel_id].identities
     process = process_of(first, kernel_id)
     log = first.get_kernel(kernel_id).output.path
     second = await lives.next()
-    hub = hubs.hubs[kernel_id]
-    assert (hub.info, hub.adopted) == (info, True)
-    assert hub.identities[:-1] == identities, "replies to the previous bridge"
+    hub, adopted = hubs[kernel_id], hubs.kernel(kernel_id)
+    assert adopted.info == info
+    assert adopted.process.former == identities, "replies to the previous bridge"
+    assert hub.identities[:-1] == identities
     assert hub.identities[-1] not in identities, "its own identity"
     kernel = second.get_kernel(kernel_id)
     assert isinstance(kernel.process, AdoptedProcess)
@@ -157,17 +158,20 @@ async def test_it_is_interrupted_and_restarted(lives, spec, hubs):
     kernel_id = await first.start_kernel(spec("s", code))
     process = process_of(first, kernel_id)
     second = await lives.next()
+    kernel = hubs.kernel(kernel_id)
+    kernel.connect_client()
     await second.restart_kernel(kernel_id)
     assert ended(process)
     again = process_of(second, kernel_id)
     assert again.pid != process.pid
-    assert hubs.hubs[kernel_id].events == ["restarting, as asked", "reconnect"]
+    assert kernel.statuses == ["starting"]
+    assert len(kernel.processes) == 2
     third = await lives.next()
     assert process_of(third, kernel_id).pid == again.pid
     await until(lambda: third.get_kernel(kernel_id).output.tail().count("up") == 2)
     await third.interrupt_kernel(kernel_id)
     await until(lambda: ended(again))
-    await hubs.hubs[kernel_id].seen("reconnect")
+    await hubs.kernel(kernel_id).replaced()
 
 
 async def test_its_death_is_noticed_and_mended(lives, spec, hubs, caplog):
@@ -175,9 +179,10 @@ async def test_its_death_is_noticed_and_mended(lives, spec, hubs, caplog):
     kernel_id = await first.start_kernel(spec("s"))
     process = process_of(first, kernel_id)
     second = await lives.next(watch_interval=3600.0)
+    hubs.kernel(kernel_id).connect_client()
     process.kill()
-    await hubs.hubs[kernel_id].seen("restarting")
-    await hubs.hubs[kernel_id].seen("reconnect")
+    await hubs.kernel(kernel_id).told("restarting")
+    await hubs.kernel(kernel_id).replaced()
     assert process_of(second, kernel_id).pid != process.pid
     assert "Kernel s ended; restarting" in caplog.text, "nobody knows how"
 
@@ -305,7 +310,7 @@ async def test_a_process_that_was_not_written_down_in_time(lives, spec, hubs):
         lives.rewrite(record)
         second = await lives.next()
         assert second.get_kernel(kernel_id).process.pid == new.pid
-        assert hubs.hubs[kernel_id].info["shell_port"] == 4711
+        assert hubs.kernel(kernel_id).info.ports[Channel.SHELL] == 4711
         await second.shutdown_kernel(kernel_id, now=True)
     finally:
         new.kill()
@@ -314,7 +319,7 @@ async def test_a_process_that_was_not_written_down_in_time(lives, spec, hubs):
 
 @pytest.mark.parametrize("pid_recorded", [True, False])
 async def test_one_that_was_only_being_started_is_ended(lives, spec, hubs, pid_recorded):
-    hubs.ready = False
+    hubs.answering = False
     first = await lives.next()
     start = asyncio.ensure_future(first.start_kernel(spec("s")))
     await until(lambda: hubs.opened)
@@ -329,7 +334,7 @@ async def test_one_that_was_only_being_started_is_ended(lives, spec, hubs, pid_r
     kernel.abandon()
     start.cancel()
     await asyncio.gather(start, return_exceptions=True)
-    hubs.ready = True
+    hubs.answering = True
     await lives.crash()
     if not pid_recorded:  # the server died between the start of the process and its record
         details = encode(decode(record.details) | {"identities": []})
@@ -421,8 +426,9 @@ async def test_who_waits_but_was_made_otherwise_is_ended(lives, spec, hubs, tmp_
 async def test_one_that_was_left_dead_is_forgotten(lives, spec, hubs, caplog):
     first = await lives.next(restart_limit=0)
     kernel_id = await first.start_kernel(spec("s"))
+    hubs.kernel(kernel_id).connect_client()
     process_of(first, kernel_id).kill()
-    await hubs.hubs[kernel_id].seen("dead")
+    await hubs.kernel(kernel_id).told("dead")
     await settled(first)
     assert lives_records(first) == []
     await first.restart_kernel(kernel_id)
@@ -435,13 +441,13 @@ async def test_letting_go(lives, spec, hubs):
     await first.open()
     kernel_id = await first.start_kernel("s")
     await until(lambda: pooled(first) == 1)
-    hubs.ready = False
+    hubs.answering = False
     start = asyncio.ensure_future(first.start_kernel("s", env={}))
     await until(lambda: len(first.index.known) == 3 and len(hubs.opened) == 3)
     assert first.count_staying() == 2
     await first.leave_all()
     assert isinstance((await asyncio.gather(start, return_exceptions=True))[0], Exception)
-    hubs.ready = True
+    hubs.answering = True
     second = await lives.next(pool={"s": 1})
     await second.open()
     assert [model["id"] for model in second.models()] == [kernel_id]
@@ -599,9 +605,9 @@ def cluster(fake, monkeypatch):
 async def test_a_kernel_on_a_cluster(lives, cluster, hubs):
     first = await lives.next()
     kernel_id = await first.start_kernel(cluster)
-    info = hubs.hubs[kernel_id].info
+    info = hubs.kernel(kernel_id).info
     second = await lives.next()
-    assert hubs.hubs[kernel_id].info == info
+    assert hubs.kernel(kernel_id).info == info
     assert await second.get_kernel(kernel_id).is_alive()
     await second.interrupt_kernel(kernel_id)
     assert second.get_kernel(kernel_id).provisioner.signals == [signal.SIGINT]
@@ -660,7 +666,7 @@ async def test_a_row_that_cannot_be_read(lives, spec, caplog):
     assert process_of(third, kernel_id).pid == process.pid
 
 
-async def test_what_is_written_down(lives, spec):
+async def test_the_row_of_a_kernel_describes_its_process_and_its_hub(lives, spec, hubs):
     manager = await lives.next()
     kernel_id = await manager.start_kernel(spec("s"), env={"KERNEL_A": "a"})
     [record] = lives_records(manager)
@@ -669,7 +675,7 @@ async def test_what_is_written_down(lives, spec):
     details = decode(record.details)
     connection = details["connection"]
     assert connection["key"] == manager.get_kernel(kernel_id).session.key
-    assert details["identities"] == [f"hub 0 of {kernel_id}".encode()]
+    assert details["identities"] == hubs[kernel_id].identities != []
     assert details["launch"]["arguments"]["cwd"] == manager.root_dir
     assert details["launch"]["env"]["KERNEL_A"] == "a"
     assert details["kernelspec"]["argv"][0] == sys.executable
