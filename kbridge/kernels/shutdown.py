@@ -45,7 +45,7 @@ class Shutdown:
     pool : Pool
         The kernels that nobody uses yet.
     background : sequence of Culler or AttachDirectory
-        What also ends or attaches kernels; it is stopped first.
+        The culler and the attach directory, which are stopped first.
     """
 
     def __init__(

@@ -31,7 +31,7 @@ def seed(tmp_path, code):
 
 
 @pytest.mark.parametrize("transport", ["tcp", "ipc"])
-async def test_start_seed_interrupt_restart_shutdown(
+async def test_a_real_kernel_is_seeded_interrupted_restarted_and_shut_down(
     make_manager, hubs, tmp_path, tmp_path_factory, transport
 ):
     manager = make_manager(
@@ -62,7 +62,7 @@ async def test_start_seed_interrupt_restart_shutdown(
     assert not process.is_running()
 
 
-async def test_a_seed_that_kills_its_kernel(make_manager, hubs, tmp_path):
+async def test_a_seed_that_kills_the_kernel_fails_the_start(make_manager, hubs, tmp_path):
     manager = make_manager(
         native=True, seed_uri=seed(tmp_path, "import os; os._exit(3)"), start_grace=TIMEOUT
     )

@@ -61,7 +61,9 @@ async def until(condition):
 # Start, model, shutdown
 
 
-async def test_a_restart_whose_directory_was_renamed(make_manager, fake, fleet, tmp_path):
+async def test_a_restart_uses_the_innermost_directory_that_exists(
+    make_manager, fake, fleet, tmp_path
+):
     manager = make_manager()
     outer = tmp_path / "root" / "outer"
     (outer / "inner").mkdir(parents=True)
@@ -78,13 +80,13 @@ async def test_a_restart_whose_directory_was_renamed(make_manager, fake, fleet, 
     assert fleet[0].cwd == str(outer / "inner"), "it is remembered"
 
 
-async def test_a_default_that_is_changed_is_started_and_shown(make_manager, fake):
+async def test_a_changed_default_kernel_name_applies_to_the_next_start(make_manager, fake):
     manager = make_manager(default_kernel_name=fake())
     manager.default_kernel_name = fake("other")
     assert manager.model(await manager.start_kernel())["name"] == "other"
 
 
-async def test_start_model_shutdown(make_manager, fake, hubs):
+async def test_a_kernel_is_in_the_models_from_start_to_shutdown(make_manager, fake, hubs):
     manager = make_manager()
     kernel_id = await manager.start_kernel(fake())
     assert str(uuid.UUID(kernel_id)) == kernel_id
@@ -116,7 +118,7 @@ async def test_last_activity_always_has_microseconds(make_manager, fake, hubs, m
     assert re.fullmatch(r"2026-01-02T03:04:05\.\d{6}Z", text)
 
 
-async def test_connections_are_the_hubs(make_manager, fake, hubs):
+async def test_connections_is_the_number_of_attached_websockets(make_manager, fake, hubs):
     manager = make_manager()
     kernel_id = await manager.start_kernel(fake())
     for _ in range(2):
@@ -134,12 +136,12 @@ async def test_the_id_of_a_kernel_in_use_returns_it(make_manager, fake, fleet):
 
 
 @pytest.mark.parametrize("kernel_id", ["", "x", "../../../etc/a-b-c-d", "a-b-c-d-" + "e" * 99, 5])
-async def test_an_id_is_a_uuid(make_manager, fake, kernel_id):
+async def test_a_kernel_id_that_is_not_a_uuid_is_refused(make_manager, fake, kernel_id):
     with pytest.raises(InvalidRequest, match="uuid"):
         await make_manager().start_kernel(fake(), kernel_id=kernel_id)
 
 
-async def test_two_starts_with_one_id(make_manager, fake, hubs):
+async def test_a_second_start_with_the_same_id_is_refused(make_manager, fake, hubs):
     manager = make_manager(start_grace=0.05)
     hubs.answering = False
     fake()
@@ -153,7 +155,7 @@ async def test_two_starts_with_one_id(make_manager, fake, hubs):
 # Kernelspecs
 
 
-async def test_unknown_kernelspec(make_manager, spec):
+async def test_an_unknown_kernelspec_is_refused(make_manager, spec):
     manager = make_manager()
     for name in ("none", "../x", "a/b"):
         with pytest.raises(KernelspecNotFound, match="kernelspec"):
@@ -162,14 +164,16 @@ async def test_unknown_kernelspec(make_manager, spec):
         await manager.start_kernel(5)
 
 
-async def test_a_kernelspec_that_is_broken(make_manager, spec, tmp_path):
+async def test_a_kernel_json_that_cannot_be_read_is_an_error_of_the_start(
+    make_manager, spec, tmp_path
+):
     spec("odd")
     (tmp_path / "specs" / "odd" / "kernel.json").write_text("{")
     with pytest.raises(KernelStartError, match="cannot be read"):
         await make_manager().start_kernel("odd")
 
 
-async def test_default_and_forced_names(make_manager, fake):
+async def test_default_kernel_name_and_force_kernel_name_choose_the_kernelspec(make_manager, fake):
     fake("a")
     fake("b")
     manager = make_manager(default_kernel_name="a")
@@ -178,19 +182,19 @@ async def test_default_and_forced_names(make_manager, fake):
     assert manager.model(await manager.start_kernel("a"))["name"] == "b"
 
 
-async def test_an_unknown_provisioner(make_manager, spec):
+async def test_an_unknown_provisioner_counts_as_an_unknown_kernelspec(make_manager, spec):
     spec("p", metadata={"kernel_provisioner": {"provisioner_name": "none"}})
     with pytest.raises(KernelspecNotFound):
         await make_manager().start_kernel("p")
 
 
-async def test_a_kernel_class_of_another_house(make_manager, fake):
+async def test_a_kernel_class_that_is_not_ours_is_refused(make_manager, fake):
     manager = make_manager(kernel_manager_class="jupyter_client.manager.AsyncKernelManager")
     with pytest.raises(TraitError, match="BridgeKernel"):
         await manager.start_kernel(fake())
 
 
-async def test_root_dir_is_a_directory(make_manager, tmp_path):
+async def test_a_root_dir_that_is_not_a_directory_is_refused(make_manager, tmp_path):
     with pytest.raises(TraitError, match="not a directory"):
         make_manager(root_dir=str(tmp_path / "none"))
 
@@ -198,7 +202,9 @@ async def test_root_dir_is_a_directory(make_manager, tmp_path):
 # Environment, directory, transport
 
 
-async def test_environment_and_directory(make_manager, fake, fleet, monkeypatch):
+async def test_a_kernel_gets_the_requested_environment_and_directory(
+    make_manager, fake, fleet, monkeypatch
+):
     monkeypatch.setenv("KG_AUTH_TOKEN", "secret")
     monkeypatch.setenv("MINE", "1")
     monkeypatch.setenv("LC_TIME", "C")
@@ -227,7 +233,7 @@ async def test_environment_and_directory(make_manager, fake, fleet, monkeypatch)
     }
 
 
-async def test_a_session_that_is_renamed(make_manager, fake, fleet):
+async def test_a_new_session_name_applies_from_the_next_restart(make_manager, fake, fleet):
     manager = make_manager()
     kernel_id = await manager.start_kernel(fake(), session_name="old")
     manager.rename_session(kernel_id, "new")
@@ -236,7 +242,7 @@ async def test_a_session_that_is_renamed(make_manager, fake, fleet):
     assert fleet[0].env["JPY_SESSION_NAME"] == "new"
 
 
-async def test_connection_file_and_log_are_their_owners_alone(make_manager, spec):
+async def test_connection_file_and_log_are_readable_by_their_owner_only(make_manager, spec):
     manager = make_manager()
     kernel_id = await manager.start_kernel(spec("s"))
     kernel = manager.get_kernel(kernel_id)
@@ -248,7 +254,9 @@ async def test_connection_file_and_log_are_their_owners_alone(make_manager, spec
 
 
 @pytest.mark.parametrize(("traits", "transport"), [({}, "tcp"), ({"transport": "ipc"}, "ipc")])
-async def test_transport(make_manager, spec, hubs, traits, transport, tmp_path_factory):
+async def test_transport_decides_between_tcp_and_unix_sockets(
+    make_manager, spec, hubs, traits, transport, tmp_path_factory
+):
     manager = make_manager(**traits)
     manager.connection_dir = str(tmp_path_factory.mktemp("r"))
     kernel_id = await manager.start_kernel(spec("s"))
@@ -266,7 +274,7 @@ async def test_transport(make_manager, spec, hubs, traits, transport, tmp_path_f
     assert list(directory.iterdir()) == []
 
 
-async def test_the_runtime_directory_is_closed_to_others(hubs, tmp_path, monkeypatch):
+async def test_the_runtime_directory_is_not_writable_by_others(hubs, tmp_path, monkeypatch):
     directory = tmp_path / "run"
     directory.mkdir()
     directory.chmod(0o777)
@@ -276,13 +284,13 @@ async def test_the_runtime_directory_is_closed_to_others(hubs, tmp_path, monkeyp
     assert stat.S_IMODE(directory.stat().st_mode) & 0o022 == 0
 
 
-async def test_kernel_ip(make_manager, spec, hubs):
+async def test_kernel_ip_is_the_address_of_kernels(make_manager, spec, hubs):
     manager = make_manager(kernel_ip="0.0.0.0")
     kernel_id = await manager.start_kernel(spec("s"))
     assert hubs.kernel(kernel_id).info.ip == "0.0.0.0"
 
 
-async def test_an_ipc_path_that_no_socket_takes(make_manager, spec, tmp_path):
+async def test_an_ipc_path_that_is_too_long_is_an_error_of_the_start(make_manager, spec, tmp_path):
     manager = make_manager(transport="ipc")
     manager.connection_dir = str(tmp_path / ("d" * 100))
     with pytest.raises(KernelStartError, match="set JUPYTER_RUNTIME_DIR"):
@@ -301,7 +309,9 @@ async def test_an_ipc_path_that_no_socket_takes(make_manager, spec, tmp_path):
         ("pass", "exit code 0", ""),
     ],
 )
-async def test_a_kernel_that_dies_at_start(make_manager, spec, hubs, code, reason, last):
+async def test_the_error_of_a_failed_start_has_the_exit_code_and_the_log(
+    make_manager, spec, hubs, code, reason, last
+):
     hubs.answering = False
     manager = make_manager()
     with pytest.raises(KernelStartError, match=reason) as caught:
@@ -315,21 +325,21 @@ async def test_a_kernel_that_dies_at_start(make_manager, spec, hubs, code, reaso
     assert not log.path.exists(), "its end was in the answer"
 
 
-async def test_a_program_that_does_not_exist(make_manager, spec):
+async def test_a_missing_program_is_an_error_of_the_start(make_manager, spec):
     manager = make_manager()
     with pytest.raises(KernelStartError, match="No such file"):
         await manager.start_kernel(spec("bad", argv=["/no/such/program", "{connection_file}"]))
     assert manager.models() == []
 
 
-async def test_a_kernel_that_is_slow_is_left_to_come_up(make_manager, fake, hubs):
+async def test_a_slow_kernel_is_returned_as_starting(make_manager, fake, hubs):
     hubs.answering = False
     manager = make_manager(start_grace=0.05)
     kernel_id = await manager.start_kernel(fake())
     assert manager.model(kernel_id)["execution_state"] == "starting"
 
 
-async def test_a_start_that_is_cancelled_leaves_nothing(make_manager, spec, hubs):
+async def test_a_cancelled_start_leaves_no_process(make_manager, spec, hubs):
     hubs.answering = False
     manager = make_manager()
     start = asyncio.ensure_future(manager.start_kernel(spec("s")))
@@ -347,7 +357,7 @@ async def test_a_start_that_is_cancelled_leaves_nothing(make_manager, spec, hubs
 # The limit
 
 
-async def test_the_limit_holds_for_starts_at_once(make_manager, fake):
+async def test_max_kernels_holds_for_concurrent_starts(make_manager, fake):
     manager = make_manager(max_kernels=2)
     fake()
     starts = [manager.start_kernel("fake") for _ in range(5)]
@@ -358,7 +368,7 @@ async def test_the_limit_holds_for_starts_at_once(make_manager, fake):
     await manager.start_kernel("fake")
 
 
-async def test_a_start_that_fails_gives_its_place_back(make_manager, spec, fake, hubs):
+async def test_a_failed_start_does_not_count_toward_max_kernels(make_manager, spec, fake, hubs):
     manager = make_manager(max_kernels=1)
     with pytest.raises(KernelStartError):
         await manager.start_kernel(spec("bad", argv=["/no/such/program"]))
@@ -393,7 +403,7 @@ async def test_restart_ends_the_process_and_then_connects_the_hub_to_the_next(
     assert hubs.closed == []
 
 
-async def test_restart_of_a_process(make_manager, spec):
+async def test_a_restart_replaces_the_process(make_manager, spec):
     manager = make_manager()
     kernel_id = await manager.start_kernel(spec("s"))
     old = process_of(manager, kernel_id)
@@ -402,7 +412,7 @@ async def test_restart_of_a_process(make_manager, spec):
     assert process_of(manager, kernel_id).pid != old.pid
 
 
-async def test_a_shutdown_request_is_not_left_for_the_process_that_comes_next(make_manager, spec):
+async def test_an_unread_shutdown_request_does_not_reach_the_next_process(make_manager, spec):
     """One that SIGINT ends, as it does before the request, has not taken it from the queue."""
     manager = make_manager()
     kernel_id = await manager.start_kernel(spec("s"))
@@ -420,7 +430,7 @@ async def test_a_shutdown_request_is_not_left_for_the_process_that_comes_next(ma
     assert lingers == [0]
 
 
-async def test_a_kernel_that_does_not_come_up_again_is_dead_and_may_be_revived(
+async def test_a_kernel_that_fails_to_restart_is_dead_and_can_be_restarted(
     make_manager, spec, hubs, tmp_path
 ):
     flag = tmp_path / "flag"
@@ -441,7 +451,7 @@ async def test_a_kernel_that_does_not_come_up_again_is_dead_and_may_be_revived(
     assert manager.model(kernel_id)["execution_state"] == "idle"
 
 
-async def test_restart_and_shutdown_at_once(make_manager, fake, fleet):
+async def test_a_restart_during_shutdown_starts_no_process(make_manager, fake, fleet):
     manager = make_manager()
     kernel_id = await manager.start_kernel(fake())
     results = await asyncio.gather(
@@ -469,7 +479,9 @@ async def test_a_kernel_that_dies_is_restarted(make_manager, fake, fleet, hubs):
     assert manager.model(kernel_id)["id"] == kernel_id
 
 
-async def test_the_restart_limit_leaves_it_dead(make_manager, fake, fleet, hubs, monkeypatch):
+async def test_a_kernel_that_reached_the_restart_limit_is_dead(
+    make_manager, fake, fleet, hubs, monkeypatch
+):
     manager = make_manager(restart_limit=2, max_kernels=1)
     kernel_id = await manager.start_kernel(fake())
     kernel = hubs.kernel(kernel_id)
@@ -487,7 +499,7 @@ async def test_the_restart_limit_leaves_it_dead(make_manager, fake, fleet, hubs,
     assert log.exists(), "its output may contain the reason"
 
 
-async def test_without_autorestart_it_is_dead_at_once(make_manager, fake, fleet, hubs):
+async def test_a_kernel_without_autorestart_is_dead_after_its_end(make_manager, fake, fleet, hubs):
     manager = make_manager()
     manager.config.BridgeKernel.autorestart = False
     kernel_id = await manager.start_kernel(fake())
@@ -498,7 +510,7 @@ async def test_without_autorestart_it_is_dead_at_once(make_manager, fake, fleet,
     assert fleet[0].launches == 1
 
 
-async def test_a_real_process_that_is_killed(make_manager, spec, hubs):
+async def test_a_killed_process_is_replaced(make_manager, spec, hubs):
     manager = make_manager()
     kernel_id = await manager.start_kernel(spec("s"))
     old = process_of(manager, kernel_id)
@@ -510,7 +522,7 @@ async def test_a_real_process_that_is_killed(make_manager, spec, hubs):
 # Interrupt
 
 
-async def test_interrupt_by_signal(make_manager, fake, fleet, hubs):
+async def test_interrupt_mode_signal_sends_sigint_and_no_request(make_manager, fake, fleet, hubs):
     manager = make_manager()
     kernel_id = await manager.start_kernel(fake())
     await manager.interrupt_kernel(kernel_id)
@@ -518,7 +530,9 @@ async def test_interrupt_by_signal(make_manager, fake, fleet, hubs):
     assert hubs.kernel(kernel_id).requests == []
 
 
-async def test_interrupt_by_message(make_manager, fake, fleet, hubs):
+async def test_interrupt_mode_message_sends_a_request_and_no_signal(
+    make_manager, fake, fleet, hubs
+):
     manager = make_manager()
     kernel_id = await manager.start_kernel(fake(interrupt_mode="message"))
     await manager.interrupt_kernel(kernel_id)
@@ -537,7 +551,7 @@ async def test_a_kernel_need_not_reply_to_an_interrupt(make_manager, fake, hubs,
     assert kernel.requests == [("interrupt_request", {}, Channel.CONTROL)]
 
 
-async def test_an_interrupt_that_fails_is_no_success(make_manager, fake, hubs):
+async def test_an_error_in_the_interrupt_reply_is_raised(make_manager, fake, hubs):
     manager = make_manager()
     kernel_id = await manager.start_kernel(fake(interrupt_mode="message"))
     fault = {"status": "error", "ename": "OSError", "evalue": "no \x1b[31mthread", "traceback": []}
@@ -554,7 +568,7 @@ async def waiting(manager, name, count):
     await until(lambda: len(pooled(manager, name)) >= count)
 
 
-async def test_a_kernel_from_the_pool(make_manager, fake, fleet, hubs):
+async def test_a_start_takes_a_kernel_from_the_pool(make_manager, fake, fleet, hubs):
     manager = make_manager(pool={"fake": 1}, max_kernels=1)
     fake()
     await manager.open()
@@ -574,7 +588,7 @@ async def test_a_kernel_from_the_pool(make_manager, fake, fleet, hubs):
 
 
 @pytest.mark.parametrize("wish", [{"env": {}}, {"env": {"KERNEL_A": "1"}}, {"path": "sub/x"}])
-async def test_what_a_running_process_cannot_have_starts_a_fresh_one(
+async def test_a_request_that_a_pooled_kernel_cannot_meet_starts_another(
     make_manager, fake, fleet, tmp_path, wish
 ):
     (tmp_path / "root" / "sub").mkdir()
@@ -587,13 +601,13 @@ async def test_what_a_running_process_cannot_have_starts_a_fresh_one(
     assert len(fleet) == 2
 
 
-async def test_prespawn_count_is_a_pool_of_the_default(make_manager, fake):
+async def test_prespawn_count_fills_a_pool_of_the_default_kernelspec(make_manager, fake):
     manager = make_manager(prespawn_count=2, default_kernel_name=fake())
     await manager.open()
     await waiting(manager, "fake", 2)
 
 
-async def test_a_pool_of_an_unknown_kernelspec(make_manager, fake):
+async def test_a_pool_of_an_unknown_kernelspec_fails_open(make_manager, fake):
     with pytest.raises(KernelspecNotFound):
         await make_manager(pool={"none": 1}).open()
 
@@ -624,7 +638,9 @@ def clocks(monkeypatch):
     return made
 
 
-async def test_cull(make_manager, fake, hubs, clocks):
+async def test_culling_ends_idle_kernels_and_keeps_those_that_opted_out(
+    make_manager, fake, hubs, clocks
+):
     manager = make_manager(cull_idle_timeout=60)
     old = await manager.start_kernel(fake())
     new = await manager.start_kernel("fake")
@@ -636,9 +652,7 @@ async def test_cull(make_manager, fake, hubs, clocks):
     assert old not in manager
 
 
-async def test_a_kernel_that_would_be_culled_if_it_were_idle_is_asked(
-    make_manager, fake, hubs, clocks
-):
+async def test_a_busy_kernel_that_would_be_culled_is_probed(make_manager, fake, hubs, clocks):
     manager = make_manager(cull_idle_timeout=60)
     kernel_id = await manager.start_kernel(fake())
     process = hubs.kernel(kernel_id).process
@@ -653,7 +667,7 @@ async def test_a_kernel_that_would_be_culled_if_it_were_idle_is_asked(
     assert kernel_id in manager
 
 
-async def test_a_wall_clock_that_is_set_culls_nobody_and_spares_nobody(
+async def test_a_change_of_the_wall_clock_neither_culls_nor_keeps_a_kernel(
     make_manager, fake, hubs, clocks
 ):
     manager = make_manager(cull_idle_timeout=60)
@@ -681,7 +695,9 @@ def seed(tmp_path):
     return str(tmp_path / "seed.ipynb")
 
 
-async def test_new_kernels_of_the_seeds_kernelspec_are_seeded_once(make_manager, fake, hubs, seed):
+async def test_only_new_kernels_of_the_kernelspec_of_the_seed_are_seeded(
+    make_manager, fake, hubs, seed
+):
     manager = make_manager(seed_uri=seed)
     kernel_id = await manager.start_kernel(fake())
     other = await manager.start_kernel(fake("other"))
@@ -699,7 +715,7 @@ async def test_a_seed_that_fails_fails_the_start(make_manager, fake, hubs, seed)
     assert manager.models() == []
 
 
-async def test_a_seed_that_cannot_be_read(make_manager, fake, tmp_path):
+async def test_a_seed_that_cannot_be_read_fails_open(make_manager, fake, tmp_path):
     manager = make_manager(seed_uri=str(tmp_path / "none.ipynb"))
     fake()
     with pytest.raises(BridgeError, match="seed notebook"):
@@ -709,7 +725,7 @@ async def test_a_seed_that_cannot_be_read(make_manager, fake, tmp_path):
 # The end
 
 
-async def test_shutdown_all(make_manager, spec, fake, hubs):
+async def test_shutdown_all_ends_used_and_pooled_kernels(make_manager, spec, fake, hubs):
     manager = make_manager(pool={"s": 1})
     spec("s")
     await manager.open()
@@ -726,7 +742,7 @@ async def test_shutdown_all(make_manager, spec, fake, hubs):
         await manager.start_kernel("s")
 
 
-async def test_shutdown_all_during_starts(make_manager, spec, hubs):
+async def test_shutdown_all_ends_kernels_that_are_starting(make_manager, spec, hubs):
     hubs.answering = False
     manager = make_manager(pool={"s": 1})
     spec("s")
@@ -740,7 +756,7 @@ async def test_shutdown_all_during_starts(make_manager, spec, hubs):
         assert isinstance(error, KernelStartError | Busy)
 
 
-async def test_a_kernel_that_cannot_be_ended_does_not_cut_the_end_of_others_short(
+async def test_a_kernel_that_cannot_be_ended_does_not_keep_others_from_ending(
     make_manager, fake, monkeypatch, caplog
 ):
     fake()
@@ -764,7 +780,7 @@ async def test_a_kernel_that_cannot_be_ended_does_not_cut_the_end_of_others_shor
     assert "the cluster does not answer" in caplog.text
 
 
-async def test_kernels_that_will_not_go_are_killed(make_manager, spec, monkeypatch):
+async def test_kernels_that_do_not_end_in_time_are_killed(make_manager, spec, monkeypatch):
     monkeypatch.setattr("kbridge.kernels.shutdown._SHUTDOWN_TIMEOUT", 0.2)
     manager = make_manager()
     kernel_id = await manager.start_kernel(spec("stubborn", STUBBORN))
@@ -774,7 +790,7 @@ async def test_kernels_that_will_not_go_are_killed(make_manager, spec, monkeypat
     assert_gone(process)
 
 
-async def test_a_shutdown_that_is_given_up_can_be_hurried(make_manager, spec):
+async def test_a_cancelled_shutdown_can_be_finished_with_now(make_manager, spec):
     manager = make_manager()
     kernel_id = await manager.start_kernel(spec("stubborn", STUBBORN))
     await until(lambda: "stubborn" in manager.get_kernel(kernel_id).output.tail())
@@ -790,7 +806,7 @@ async def test_a_shutdown_that_is_given_up_can_be_hurried(make_manager, spec):
     assert manager.models() == []
 
 
-async def test_a_shutdown_that_is_cancelled_leaves_no_process(make_manager, spec):
+async def test_a_cancelled_shutdown_leaves_no_process(make_manager, spec):
     manager = make_manager()
     kernel_id = await manager.start_kernel(spec("stubborn", STUBBORN))
     await until(lambda: "stubborn" in manager.get_kernel(kernel_id).output.tail())
@@ -827,7 +843,7 @@ async def test_open_starts_nothing_once_the_server_is_closing(make_manager, fake
     assert fleet == []
 
 
-async def test_open_that_is_overtaken_by_the_end_starts_nothing(
+async def test_open_that_finishes_after_shutdown_starts_nothing(
     make_manager, fake, fleet, monkeypatch
 ):
     manager = make_manager(pool={fake(): 1})
@@ -850,7 +866,7 @@ async def test_open_that_is_overtaken_by_the_end_starts_nothing(
     assert manager._culler._task is None
 
 
-async def test_a_dying_kernel_does_not_come_up_during_shutdown(make_manager, fake, fleet, hubs):
+async def test_no_kernel_is_restarted_during_shutdown(make_manager, fake, fleet, hubs):
     manager = make_manager()
     ids = [await manager.start_kernel(fake(f"f{i}")) for i in range(3)]
     kernels = [hubs.kernel(kernel_id) for kernel_id in ids]
@@ -861,6 +877,6 @@ async def test_a_dying_kernel_does_not_come_up_during_shutdown(make_manager, fak
     assert all(len(kernel.processes) == 1 for kernel in kernels)
 
 
-def test_settings_that_are_documented(make_manager):
+def test_each_setting_is_documented(make_manager):
     for name, trait in make_manager().traits(config=True).items():
         assert trait.help, name

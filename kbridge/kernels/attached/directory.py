@@ -47,7 +47,7 @@ class AttachDirectory:
         self._task: asyncio.Task[None] | None = None
 
     def open(self) -> None:
-        """Start to look, once a second."""
+        """Start to look, once per second."""
         self._task = spawn(self._run(), self._log)
 
     async def look(self) -> None:

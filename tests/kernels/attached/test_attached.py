@@ -58,7 +58,7 @@ async def until(condition) -> None:
 # One kernel
 
 
-async def test_it_is_shown_like_any_other(make_manager, hubs):
+async def test_an_attached_kernel_has_a_model(make_manager, hubs):
     manager = make_manager()
     kernel_id = manager.attach(kernel())
     (model,) = manager.models()
@@ -67,7 +67,7 @@ async def test_it_is_shown_like_any_other(make_manager, hubs):
     assert manager.get_kernel(kernel_id).get_connection_info() == INFO
 
 
-async def test_its_state_is_unknown_while_it_does_not_answer(make_manager, hubs):
+async def test_an_attached_kernel_is_unknown_until_it_answers(make_manager, hubs):
     hubs.answering = False
     manager = make_manager()
     kernel_id = manager.attach(kernel())
@@ -78,7 +78,7 @@ async def test_its_state_is_unknown_while_it_does_not_answer(make_manager, hubs)
     assert manager.model(kernel_id)["execution_state"] == "busy"
 
 
-async def test_to_shut_it_down_is_to_let_go_of_it(make_manager, hubs):
+async def test_shutdown_of_an_attached_kernel_detaches_it(make_manager, hubs):
     manager, released = make_manager(), Released()
     kernel_id = manager.attach(kernel(release=released))
     await manager.shutdown_kernel(kernel_id)
@@ -124,14 +124,14 @@ def test_an_attached_kernel_has_no_members_about_a_process(name):
     assert not hasattr(AttachedKernel, name)
 
 
-async def test_the_end_of_the_server_lets_go_of_it(make_manager, hubs):
+async def test_shutdown_all_detaches_attached_kernels(make_manager, hubs):
     manager, released = make_manager(), Released()
     manager.attach(kernel(release=released))
     await manager.shutdown_all()
     assert (released.times, hubs.closed) == (1, ["k"])
 
 
-async def test_it_cannot_be_restarted_here(make_manager):
+async def test_an_attached_kernel_cannot_be_restarted(make_manager):
     manager = make_manager()
     manager.attach(kernel())
     with pytest.raises(NotSupported, match="started elsewhere"):
@@ -139,14 +139,14 @@ async def test_it_cannot_be_restarted_here(make_manager):
     assert NotSupported("x").http_status == 501
 
 
-async def test_it_is_interrupted_by_message(make_manager, hubs):
+async def test_an_attached_kernel_is_interrupted_by_message(make_manager, hubs):
     manager = make_manager()
     manager.attach(kernel())
     await manager.interrupt_kernel("k")
     assert hubs.kernel("k").requests == [("interrupt_request", {}, Channel.CONTROL)]
 
 
-async def test_one_that_fails_to_interrupt_its_work_says_so(make_manager, hubs):
+async def test_an_attached_kernel_that_fails_to_interrupt_raises_its_error(make_manager, hubs):
     hubs.reply = lambda *_: {"status": "error", "ename": "OSError", "evalue": "no thread"}
     manager = make_manager()
     manager.attach(kernel())
@@ -154,7 +154,9 @@ async def test_one_that_fails_to_interrupt_its_work_says_so(make_manager, hubs):
         await manager.interrupt_kernel("k")
 
 
-async def test_one_that_knows_no_such_message_says_so(make_manager, hubs):
+async def test_an_attached_kernel_without_an_interrupt_reply_raises_not_supported(
+    make_manager, hubs
+):
     hubs.reply = lambda *_: None
     manager = make_manager(interrupt_timeout=0.05)
     manager.attach(kernel())
@@ -162,7 +164,7 @@ async def test_one_that_knows_no_such_message_says_so(make_manager, hubs):
         await manager.interrupt_kernel("k")
 
 
-async def test_it_is_neither_culled_nor_counted(make_manager, hubs, fake):
+async def test_an_attached_kernel_is_neither_culled_nor_counted(make_manager, hubs, fake):
     manager = make_manager(max_kernels=1, cull_idle_timeout=1)
     manager.attach(kernel())
     hubs["k"].activity.last_activity = 0.0
@@ -171,14 +173,14 @@ async def test_it_is_neither_culled_nor_counted(make_manager, hubs, fake):
     assert await manager.start_kernel(fake())
 
 
-async def test_a_sessions_name_is_no_matter_to_it(make_manager):
+async def test_renaming_the_session_of_an_attached_kernel_does_nothing(make_manager):
     manager = make_manager()
     manager.attach(kernel())
     manager.rename_session("k", "another.ipynb")
     assert manager.model("k")["name"] == "other"
 
 
-async def test_an_id_is_taken_once(make_manager, hubs):
+async def test_a_second_kernel_with_the_same_id_is_refused(make_manager, hubs):
     manager = make_manager()
     manager.attach(kernel())
     with pytest.raises(InvalidRequest, match="served already"):
@@ -186,7 +188,7 @@ async def test_an_id_is_taken_once(make_manager, hubs):
     assert len(hubs.opened) == 1
 
 
-async def test_none_is_attached_where_descriptors_run_out(make_manager, hubs, monkeypatch):
+async def test_no_kernel_is_attached_if_descriptors_are_scarce(make_manager, hubs, monkeypatch):
     manager = make_manager()
     monkeypatch.setattr(descriptors, "free_descriptors", lambda: 10)
     with pytest.raises(Busy, match="too few file descriptors"):
@@ -194,7 +196,7 @@ async def test_none_is_attached_where_descriptors_run_out(make_manager, hubs, mo
     assert (hubs.opened, manager.models()) == ([], [])
 
 
-async def test_connection_info_that_names_no_place_is_refused(make_manager, hubs, monkeypatch):
+async def test_connection_info_without_ports_is_refused(make_manager, hubs, monkeypatch):
     def fail(*_):
         raise ValueError("the connection info has no shell_port")
 
@@ -224,7 +226,9 @@ def test_a_connection_file_is_read(tmp_path):
         (json.dumps(INFO | {"stdin_port": 0}), "no stdin_port"),
     ],
 )
-def test_what_is_no_connection_file_is_refused_and_not_shown(tmp_path, content, complaint):
+def test_invalid_connection_files_are_refused_without_showing_their_content(
+    tmp_path, content, complaint
+):
     path = tmp_path / "k.json"
     if content is not None:
         path.write_bytes(content.encode("latin-1"))
@@ -233,7 +237,7 @@ def test_what_is_no_connection_file_is_refused_and_not_shown(tmp_path, content, 
     assert "secret" not in str(refusal.value)
 
 
-def test_the_id_is_the_files_or_always_the_same(tmp_path):
+def test_the_id_of_a_kernel_follows_from_the_name_of_its_file(tmp_path):
     known = str(uuid.uuid4())
     assert kernel_id_for(tmp_path / f"kernel-{known}.json") == known
     made = kernel_id_for(tmp_path / "kernel-4711.json")
@@ -259,7 +263,7 @@ def drop(folder, name, info=INFO):
     return (folder / "new").rename(folder / name)
 
 
-async def test_kernels_come_and_go_with_their_files(watched):
+async def test_kernels_are_attached_and_detached_with_their_files(watched):
     manager, folder = watched
     path = drop(folder, "kernel-1.json")
     await until(lambda: len(manager.models()) == 1)
@@ -271,7 +275,7 @@ async def test_kernels_come_and_go_with_their_files(watched):
     assert manager.models()[0]["id"] == kernel_id_for(folder / "kernel-2.json")
 
 
-async def test_a_file_that_has_changed_is_another_kernel(watched, hubs):
+async def test_a_changed_file_replaces_the_attached_kernel(watched, hubs):
     manager, folder = watched
     path = drop(folder, "kernel-1.json")
     await until(manager.models)
@@ -281,7 +285,7 @@ async def test_a_file_that_has_changed_is_another_kernel(watched, hubs):
     assert hubs.closed == [kernel_id]
 
 
-async def test_a_file_of_no_use_is_complained_of_once(watched, caplog):
+async def test_an_unusable_file_is_logged_once(watched, caplog):
     manager, folder = watched
     bad = drop(folder, "bad.json", {"key": "a secret"})
     await until(lambda: "bad.json" in caplog.text)
@@ -293,7 +297,7 @@ async def test_a_file_of_no_use_is_complained_of_once(watched, caplog):
     await until(manager.models)
 
 
-async def test_a_file_that_there_is_no_room_for_is_tried_again(watched, caplog, monkeypatch):
+async def test_a_file_without_descriptors_for_it_is_tried_again(watched, caplog, monkeypatch):
     manager, folder = watched
     with monkeypatch.context() as scarce:
         scarce.setattr(descriptors, "free_descriptors", lambda: 10)
@@ -306,7 +310,7 @@ async def test_a_file_that_there_is_no_room_for_is_tried_again(watched, caplog, 
     await until(manager.models)
 
 
-async def test_one_that_was_let_go_of_is_not_taken_again_until_its_file_changes(watched):
+async def test_a_detached_kernel_is_attached_again_only_after_its_file_changes(watched):
     manager, folder = watched
     path = drop(folder, "kernel-1.json")
     await until(manager.models)
@@ -339,7 +343,7 @@ async def test_a_kernel_started_under_the_id_of_a_detached_one_outlives_the_file
     assert await started.is_alive()
 
 
-async def test_a_kernel_that_is_not_detached_properly_keeps_no_other_out(
+async def test_an_error_while_detaching_does_not_prevent_other_kernels_from_being_attached(
     watched, hubs, monkeypatch, caplog
 ):
     manager, folder = watched
@@ -361,7 +365,7 @@ async def test_a_kernel_that_is_not_detached_properly_keeps_no_other_out(
     assert "a fault of ours" in caplog.text
 
 
-async def test_the_servers_own_kernels_are_not_taken_for_others(make_manager, tmp_path, fake):
+async def test_kernels_that_this_server_started_are_not_attached(make_manager, tmp_path, fake):
     manager = make_manager(attach_dir=str(tmp_path / "runtime"))
     kernel_id = await manager.start_kernel(fake())
     await manager.attach_directory.look()
@@ -391,14 +395,16 @@ async def test_kernels_that_start_or_wait_are_not_attached_from_their_files(
     assert [model["id"] for model in manager.models()] == [kernel_id]
 
 
-async def test_a_server_that_ends_attaches_nothing_more(make_manager):
+async def test_no_kernel_is_attached_after_shutdown(make_manager):
     manager = make_manager()
     await manager.shutdown_all()
     with pytest.raises(Busy):
         manager.attach(kernel())
 
 
-async def test_a_file_that_leads_nowhere_keeps_no_other_out(watched, hubs, caplog, monkeypatch):
+async def test_a_file_that_fails_does_not_prevent_others_from_being_attached(
+    watched, hubs, caplog, monkeypatch
+):
     manager, folder = watched
     opened = hubs.open
 
@@ -415,7 +421,7 @@ async def test_a_file_that_leads_nowhere_keeps_no_other_out(watched, hubs, caplo
     assert "a fault of ours" in caplog.text
 
 
-async def test_what_cannot_be_looked_at_is_passed_over(watched):
+async def test_entries_that_are_not_files_are_ignored(watched):
     manager, folder = watched
     folder.mkdir()
     (folder / "a-loop.json").symlink_to(folder / "a-loop.json")
@@ -426,9 +432,7 @@ async def test_what_cannot_be_looked_at_is_passed_over(watched):
     assert [m["id"] for m in manager.models()] == [kernel_id_for(path)]
 
 
-async def test_a_directory_that_cannot_be_looked_into_is_not_an_empty_one(
-    watched, monkeypatch, caplog
-):
+async def test_an_unreadable_directory_detaches_no_kernel(watched, monkeypatch, caplog):
     manager, folder = watched
     drop(folder, "kernel-1.json")
     await until(manager.models)
@@ -443,7 +447,7 @@ async def test_a_directory_that_cannot_be_looked_into_is_not_an_empty_one(
     assert caplog.text.count("cannot be read: ") == 1
 
 
-def test_a_file_that_is_too_long_is_not_read_to_its_end(tmp_path):
+def test_a_file_that_is_too_long_is_refused(tmp_path):
     path = tmp_path / "k.json"
     path.write_bytes(b" " * (2 << 20))
     with pytest.raises(InvalidRequest, match="too long"):

@@ -71,7 +71,7 @@ def state(manager) -> str:
 
 
 @pytest.mark.parametrize("shown", ["unknown", "dead"])
-async def test_a_kernel_that_stops_answering_is_told_of_once_and_so_is_its_return(
+async def test_clients_are_told_once_that_a_kernel_is_lost_and_once_that_it_is_back(
     served, heart, caplog, shown
 ):
     manager, kernel = await served(heartbeat_status=shown)
@@ -88,7 +88,7 @@ async def test_a_kernel_that_stops_answering_is_told_of_once_and_so_is_its_retur
     assert f"shown as {shown}" in warnings[0]
 
 
-async def test_one_that_is_back_is_told_of_once_requests_reach_it(served, heart):
+async def test_the_return_of_a_kernel_is_announced_once_requests_reach_it(served, heart):
     manager, kernel = await served()
     heart.stop()
     await kernel.told("unknown")
@@ -102,7 +102,7 @@ async def test_one_that_is_back_is_told_of_once_requests_reach_it(served, heart)
     assert state(manager) == "idle"
 
 
-async def test_it_goes_on_being_served_while_it_is_lost(served, heart, hubs):
+async def test_a_lost_kernel_is_still_served(served, heart, hubs):
     manager, kernel = await served()
     heart.stop()
     await kernel.told("unknown")
@@ -112,7 +112,7 @@ async def test_it_goes_on_being_served_while_it_is_lost(served, heart, hubs):
     assert "dead" not in kernel.statuses
 
 
-async def test_a_file_that_names_a_dead_port_does_not_flap(make_manager, hubs, heart):
+async def test_a_kernel_that_never_answered_pings_is_not_lost(make_manager, hubs, heart):
     port = heart.port
     await heart.end()
     manager = make_manager(**BEATS)
@@ -124,7 +124,7 @@ async def test_a_file_that_names_a_dead_port_does_not_flap(make_manager, hubs, h
     assert state(manager) == "idle"
 
 
-async def test_a_file_without_an_hb_port_is_served(make_manager, hubs):
+async def test_a_kernel_without_a_heartbeat_port_is_served(make_manager, hubs):
     manager = make_manager(**BEATS)
     manager.attach(attached(None))
     assert await hubs["k"].wait_ready(TIMEOUT)
@@ -135,7 +135,7 @@ async def test_a_file_without_an_hb_port_is_served(make_manager, hubs):
     assert state(manager) == "idle"
 
 
-async def test_one_that_has_a_single_thread_is_not_lost_while_it_works(served, heart):
+async def test_a_kernel_with_one_thread_is_not_lost_while_it_is_busy(served, heart):
     manager, kernel = await served()
     kernel.process.publish("busy")
     heart.stop()
@@ -158,26 +158,26 @@ async def test_a_kernel_between_two_processes_or_without_one_is_not_pinged(serve
     assert kernel.statuses == [ends]
 
 
-async def test_no_pings_where_they_are_switched_off(make_manager, heart):
+async def test_heartbeat_interval_zero_turns_pings_off(make_manager, heart):
     manager = make_manager(heartbeat_interval=0)
     manager.attach(attached(heart))
     assert manager.index.find("k")._heartbeat is None
 
 
-async def test_a_kernel_that_was_let_go_of_is_not_asked(served, heart):
+async def test_a_detached_kernel_is_not_pinged(served, heart):
     manager, _ = await served()
     watch = manager.index.find("k")._heartbeat
     await manager.shutdown_kernel("k")
     assert watch.closed
 
 
-async def test_one_whose_hub_has_gone_is_not_asked(served, hubs):
+async def test_a_kernel_without_a_hub_is_not_pinged(served, hubs):
     manager, _ = await served()
     await hubs.close("k")
     await until(lambda: manager.index.find("k")._heartbeat.closed)
 
 
-async def test_a_process_of_this_machine_needs_no_heartbeat(make_manager, spec):
+async def test_a_process_on_this_machine_is_not_pinged(make_manager, spec):
     manager = make_manager(start_grace=0.01, **BEATS)
     manager.hubs.answering = False
     kernel_id = await manager.start_kernel(spec("ours"))
@@ -185,7 +185,7 @@ async def test_a_process_of_this_machine_needs_no_heartbeat(make_manager, spec):
     await manager.shutdown_kernel(kernel_id, now=True)
 
 
-async def test_the_kernel_of_a_provisioner_that_runs_it_elsewhere_is_asked(
+async def test_a_kernel_that_a_provisioner_runs_elsewhere_is_pinged(
     make_manager, fake, fleet, hubs, heart
 ):
     manager = make_manager(**BEATS)

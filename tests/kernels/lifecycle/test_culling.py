@@ -51,12 +51,12 @@ CASES = {
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_to_cull(case):
+def test_which_kernels_are_culled(case):
     kernel, settings, expected = CASES[case]
     assert to_cull([kernel], NOW, settings) == (["k"] if expected else [])
 
 
-def test_a_kernel_that_stays_because_it_is_busy_is_asked_whether_it_is():
+def test_a_kernel_that_is_kept_because_it_is_busy_is_verified():
     busy = replace(IDLE, execution_state="busy")
     assert to_verify([busy], NOW, ON) == ["k"]
     for other, settings in (
@@ -88,7 +88,7 @@ class Clocks:
         return self.wall - seen.last_activity
 
 
-def test_idle_times_are_those_of_the_wall_clock_as_long_as_nobody_sets_it():
+def test_idle_times_equal_the_wall_clock_if_it_is_not_changed():
     clocks = Clocks()
     assert [clocks.idle(passes=30) for _ in range(3)] == [30, 60, 90]
     clocks.now, clocks.wall = clocks.now + 20, clocks.wall + 20
@@ -97,7 +97,7 @@ def test_idle_times_are_those_of_the_wall_clock_as_long_as_nobody_sets_it():
 
 
 @pytest.mark.parametrize("jump", [3600.0, -3600.0, 1e9])
-def test_a_clock_that_jumps_makes_no_kernel_idle_and_keeps_none(jump):
+def test_a_jump_of_the_wall_clock_does_not_change_idle_times(jump):
     clocks = Clocks()
     clocks.idle(passes=30)
     assert clocks.idle(passes=30, jump=jump) == 60
@@ -107,7 +107,7 @@ def test_a_clock_that_jumps_makes_no_kernel_idle_and_keeps_none(jump):
 
 
 @pytest.mark.parametrize(("jump", "idle"), [(3600.0, 30), (-3600.0, 0)])
-def test_a_jump_in_the_midst_of_use_is_wrong_by_an_interval_at_most(jump, idle):
+def test_a_jump_during_use_changes_idle_times_by_at_most_one_interval(jump, idle):
     clocks = Clocks()
     clocks.idle(passes=30)
     clocks.used()

@@ -20,7 +20,7 @@ async def test_a_log_that_cannot_be_made_fails_the_start_with_its_name(
     assert manager.models() == []
 
 
-async def test_a_log_that_cannot_be_trimmed_hides_no_death(
+async def test_the_end_of_a_process_is_noticed_if_its_log_cannot_be_trimmed(
     make_manager, fake, fleet, hubs, monkeypatch
 ):
     manager = make_manager()

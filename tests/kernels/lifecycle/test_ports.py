@@ -76,7 +76,7 @@ def take_a_port(monkeypatch: pytest.MonkeyPatch, times: int) -> list[socket.sock
 
 
 @pytest.mark.kernel
-async def test_a_kernel_whose_port_was_taken_starts_on_others_and_says_so(
+async def test_a_start_on_a_taken_port_uses_other_ports_and_logs_it(
     make_manager, hubs, spec, monkeypatch, caplog
 ):
     taken = take_a_port(monkeypatch, 2)
@@ -93,7 +93,7 @@ async def test_a_kernel_whose_port_was_taken_starts_on_others_and_says_so(
 
 
 @pytest.mark.kernel
-async def test_it_is_tried_as_often_as_the_setting_says(
+async def test_port_attempts_limits_the_starts_on_other_ports(
     make_manager, hubs, spec, monkeypatch, caplog
 ):
     taken = take_a_port(monkeypatch, 99)
@@ -106,7 +106,7 @@ async def test_it_is_tried_as_often_as_the_setting_says(
         sock.close()
 
 
-async def test_ports_are_given_to_one_kernel_and_come_back(make_manager, hubs, fake, monkeypatch):
+async def test_each_port_belongs_to_one_kernel_until_its_end(make_manager, hubs, fake, monkeypatch):
     cache = LocalPortCache()
     monkeypatch.setattr(LocalPortCache, "instance", lambda: cache)
     manager = make_manager()
@@ -118,7 +118,7 @@ async def test_ports_are_given_to_one_kernel_and_come_back(make_manager, hubs, f
     assert cache.promised() == set()
 
 
-async def test_ports_of_another_machine_are_its_provisioners_business(make_manager, hubs, fake):
+async def test_the_provisioner_chooses_the_ports_on_another_machine(make_manager, hubs, fake):
     manager = make_manager(kernel_ip="10.9.8.7", restart_limit=0)
     kernel = manager.get_kernel(await manager.start_kernel(fake()))
     await kernel.stop(now=True, restart=True)
@@ -127,7 +127,7 @@ async def test_ports_of_another_machine_are_its_provisioners_business(make_manag
 
 
 @pytest.mark.kernel
-async def test_a_restart_that_finds_a_port_taken_goes_elsewhere(
+async def test_a_restart_on_a_taken_port_uses_other_ports(
     make_manager, hubs, spec, monkeypatch, caplog
 ):
     manager = make_manager()
@@ -142,7 +142,7 @@ async def test_a_restart_that_finds_a_port_taken_goes_elsewhere(
 
 
 @pytest.mark.kernel
-async def test_a_kernel_that_dies_late_and_loses_a_port_goes_elsewhere(
+async def test_an_automatic_restart_on_a_taken_port_uses_other_ports(
     make_manager, hubs, spec, monkeypatch, caplog
 ):
     manager = make_manager(stable_start_time=0.0)  # stable from its first breath: ports are kept
@@ -163,7 +163,7 @@ async def test_a_kernel_that_dies_late_and_loses_a_port_goes_elsewhere(
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc for the range of ports")
-async def test_two_hundred_starts_beside_somebody_who_grabs_ports(
+async def test_two_hundred_kernels_start_while_another_process_takes_ports(
     make_manager, hubs, spec, grabber
 ):
     manager = make_manager(port_attempts=10, watch_interval=5.0, kernel_ip="127.0.0.2")

@@ -69,7 +69,7 @@ def way(request, monkeypatch):
     return request.param
 
 
-def test_a_birth_is_the_same_each_time(way, start):
+def test_the_start_id_of_a_process_does_not_change(way, start):
     process = start()
     assert start_id(process.pid) == start_id(process.pid) != ""
     assert start_id(process.pid) != start_id(os.getpid())
@@ -86,7 +86,7 @@ def test_who_has_gone_was_never_born(way, start):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells one boot from another")
-def test_a_birth_of_before_the_machine_was_started():
+def test_a_start_id_from_an_earlier_boot_is_gone():
     assert not same_boot("another-boot/123")
     assert same_boot("")
 

@@ -33,11 +33,11 @@ def path(tmp_path, notebook):
     return path
 
 
-async def test_from_a_path(path):
+async def test_a_seed_is_read_from_a_path(path):
     assert await load_seed(str(path)) == Seed("py", ("a = 1", "b"))
 
 
-async def test_from_a_file_url(path):
+async def test_a_seed_is_read_from_a_file_url(path):
     assert await load_seed(path.as_uri()) == Seed("py", ("a = 1", "b"))
 
 
@@ -47,7 +47,7 @@ async def test_older_notebooks_are_converted(tmp_path, notebook):
     assert (await load_seed(str(path))).cells == ("a = 1", "b")
 
 
-async def test_from_a_server(path):
+async def test_a_seed_is_read_from_a_server(path):
     class Notebook(RequestHandler):
         def get(self):
             self.write(path.read_bytes())
@@ -66,14 +66,14 @@ async def test_from_a_server(path):
 
 
 @pytest.mark.parametrize("text", ["", "{}", "no json"])
-async def test_no_notebook(tmp_path, text):
+async def test_a_seed_that_is_not_a_notebook_is_refused(tmp_path, text):
     path = tmp_path / "x.ipynb"
     path.write_text(text)
     with pytest.raises(BridgeError, match=r"x\.ipynb cannot be read"):
         await load_seed(str(path))
 
 
-async def test_no_file(tmp_path):
+async def test_a_missing_seed_is_refused(tmp_path):
     with pytest.raises(BridgeError, match="FileNotFoundError"):
         await load_seed(str(tmp_path / "none.ipynb"))
 

@@ -30,9 +30,7 @@ def counted(monkeypatch):
     monkeypatch.setattr(StartLimits, "slot", lambda limits, *, local: limits._slots)
 
 
-async def test_nobody_waits_for_a_kernel_that_is_started_elsewhere(
-    make_manager, fake, spec, fleet, hubs
-):
+async def test_starts_on_other_machines_need_no_slot(make_manager, fake, spec, fleet, hubs):
     manager = make_manager(max_concurrent_starts=1)
     hubs.answering = False
     away = [asyncio.create_task(manager.start_kernel(fake(name))) for name in ("a", "b")]
@@ -47,7 +45,7 @@ async def test_nobody_waits_for_a_kernel_that_is_started_elsewhere(
 
 
 @pytest.mark.usefixtures("counted")
-async def test_starts_wait_for_their_turn(make_manager, fake, fleet, hubs):
+async def test_max_concurrent_starts_limits_starts(make_manager, fake, fleet, hubs):
     manager = make_manager(max_concurrent_starts=2)
     hubs.answering = False
     name = fake()
@@ -62,7 +60,7 @@ async def test_starts_wait_for_their_turn(make_manager, fake, fleet, hubs):
 
 
 @pytest.mark.usefixtures("counted")
-async def test_restarts_wait_for_their_turn(make_manager, fake, fleet, hubs):
+async def test_max_concurrent_starts_limits_restarts(make_manager, fake, fleet, hubs):
     manager = make_manager(max_concurrent_starts=1)
     name = fake()
     kernel_id = await manager.start_kernel(name)
@@ -79,7 +77,7 @@ async def test_restarts_wait_for_their_turn(make_manager, fake, fleet, hubs):
 
 
 @pytest.mark.usefixtures("counted")
-async def test_a_restart_that_is_given_up_before_its_turn_ends_nothing(
+async def test_a_restart_that_is_cancelled_before_its_turn_ends_nothing(
     make_manager, fake, fleet, hubs
 ):
     manager = make_manager(max_concurrent_starts=1)
@@ -107,7 +105,7 @@ async def test_a_restart_that_is_given_up_before_its_turn_ends_nothing(
 
 
 @pytest.mark.usefixtures("counted")
-async def test_a_start_that_waits_is_given_up_at_the_end(make_manager, fake, fleet, hubs):
+async def test_a_start_that_waits_is_refused_at_shutdown(make_manager, fake, fleet, hubs):
     manager = make_manager(max_concurrent_starts=1)
     hubs.answering = False
     name = fake()
@@ -120,7 +118,7 @@ async def test_a_start_that_waits_is_given_up_at_the_end(make_manager, fake, fle
 
 
 @pytest.mark.usefixtures("counted")
-async def test_a_start_that_was_cancelled_gives_its_place_back(make_manager, fake, hubs):
+async def test_a_cancelled_start_returns_its_slot(make_manager, fake, hubs):
     manager = make_manager(max_concurrent_starts=1)
     hubs.answering = False
     name = fake()
@@ -133,7 +131,7 @@ async def test_a_start_that_was_cancelled_gives_its_place_back(make_manager, fak
         await first
 
 
-async def test_processes_are_started_off_the_event_loop(make_manager, spec, monkeypatch):
+async def test_processes_are_started_in_threads(make_manager, spec, monkeypatch):
     threads = []
     real = local_provisioner.launch_kernel
 
@@ -149,7 +147,7 @@ async def test_processes_are_started_off_the_event_loop(make_manager, spec, monk
     assert threading.main_thread() not in threads
 
 
-async def test_a_launch_that_hangs_does_not_hold_up_letting_go(
+async def test_a_launch_that_hangs_does_not_delay_leave_all(
     make_manager, fake, monkeypatch, caplog
 ):
     monkeypatch.setattr(shutdown, "_SHUTDOWN_TIMEOUT", 0.05)

@@ -124,7 +124,7 @@ def environ(manager, kernel_id):
     return read, file
 
 
-async def test_a_kernel_is_found_again(lives, spec, hubs):
+async def test_a_running_kernel_is_adopted(lives, spec, hubs):
     first = await lives.next()
     kernel_id = await first.start_kernel(spec("s"))
     info, identities = hubs.kernel(kernel_id).info, hubs[kernel_id].identities
@@ -148,7 +148,7 @@ async def test_a_kernel_is_found_again(lives, spec, hubs):
         second.get_kernel(kernel_id)
 
 
-async def test_it_is_interrupted_and_restarted(lives, spec, hubs):
+async def test_an_adopted_kernel_is_restarted_and_interrupted(lives, spec, hubs):
     first = await lives.next()
     # These tests may run where SIGINT is ignored, and so would what they start.
     code = (
@@ -174,7 +174,7 @@ async def test_it_is_interrupted_and_restarted(lives, spec, hubs):
     await hubs.kernel(kernel_id).replaced()
 
 
-async def test_its_death_is_noticed_and_mended(lives, spec, hubs, caplog):
+async def test_an_adopted_kernel_that_dies_is_restarted(lives, spec, hubs, caplog):
     first = await lives.next()
     kernel_id = await first.start_kernel(spec("s"))
     process = process_of(first, kernel_id)
@@ -187,7 +187,9 @@ async def test_its_death_is_noticed_and_mended(lives, spec, hubs, caplog):
     assert "Kernel s ended; restarting" in caplog.text, "nobody knows how"
 
 
-async def test_its_environment_and_directory_are_as_they_were(lives, spec, monkeypatch):
+async def test_a_restarted_kernel_keeps_its_environment_and_directory_after_adoption(
+    lives, spec, monkeypatch
+):
     monkeypatch.setenv("OF_THE_SERVER", "1")
     monkeypatch.setenv("JPY_PARENT_PID", "1")
     first = await lives.next()
@@ -210,7 +212,7 @@ async def test_its_environment_and_directory_are_as_they_were(lives, spec, monke
     assert process_of(second, inherits).cwd() == str(Path(second.root_dir) / "sub")
 
 
-async def test_a_kernelspec_that_has_gone_since(lives, spec, tmp_path):
+async def test_an_adopted_kernel_restarts_without_its_kernelspec_file(lives, spec, tmp_path):
     first = await lives.next()
     kernel_id = await first.start_kernel(spec("s"))
     (tmp_path / "specs" / "s" / "kernel.json").unlink()
@@ -219,7 +221,7 @@ async def test_a_kernelspec_that_has_gone_since(lives, spec, tmp_path):
     assert second.model(kernel_id)["name"] == "s"
 
 
-async def test_who_died_meanwhile(lives, spec, caplog):
+async def test_a_kernel_that_ended_while_no_server_ran_is_logged_once(lives, spec, caplog):
     first = await lives.next()
     spec("s")
     lost, kept = [await first.start_kernel("s") for _ in range(2)]
@@ -239,7 +241,7 @@ async def test_who_died_meanwhile(lives, spec, caplog):
     assert caplog.text.count(f"Kernel {lost} (s) ended while no server ran") == 1
 
 
-async def test_another_process_with_its_id_is_not_taken_for_it(lives, spec):
+async def test_another_process_with_the_recorded_pid_is_not_adopted(lives, spec):
     first = await lives.next()
     kernel_id = await first.start_kernel(spec("s"))
     process = process_of(first, kernel_id)
@@ -255,7 +257,7 @@ async def test_another_process_with_its_id_is_not_taken_for_it(lives, spec):
         process.kill()
 
 
-async def test_where_descriptors_run_out_the_next_server_takes_it_up(
+async def test_a_kernel_without_descriptors_for_it_is_adopted_by_the_next_server(
     lives, spec, hubs, caplog, monkeypatch
 ):
     first = await lives.next()
@@ -269,7 +271,7 @@ async def test_where_descriptors_run_out_the_next_server_takes_it_up(
     assert [model["id"] for model in third.models()] == [kernel_id]
 
 
-async def test_a_process_in_another_pid_namespace(lives, spec, caplog):
+async def test_a_kernel_in_another_pid_namespace_is_left_in_the_registry(lives, spec, caplog):
     first = await lives.next()
     kernel_id = await first.start_kernel(spec("s"))
     kernel, process = first.get_kernel(kernel_id), process_of(first, kernel_id)
@@ -292,7 +294,7 @@ async def test_a_process_in_another_pid_namespace(lives, spec, caplog):
         process.kill()
 
 
-async def test_a_process_that_was_not_written_down_in_time(lives, spec, hubs):
+async def test_a_process_that_was_not_recorded_is_found_by_its_command_line(lives, spec, hubs):
     """The bridge died between the start of a new process and the note of it."""
     first = await lives.next()
     kernel_id = await first.start_kernel(spec("s"))
@@ -318,7 +320,9 @@ async def test_a_process_that_was_not_written_down_in_time(lives, spec, hubs):
 
 
 @pytest.mark.parametrize("pid_recorded", [True, False])
-async def test_one_that_was_only_being_started_is_ended(lives, spec, hubs, pid_recorded):
+async def test_a_kernel_that_was_starting_is_ended_by_the_next_server(
+    lives, spec, hubs, pid_recorded
+):
     hubs.answering = False
     first = await lives.next()
     start = asyncio.ensure_future(first.start_kernel(spec("s")))
@@ -349,7 +353,7 @@ def lives_records(manager):
     return [row for key, row in manager._writer._rows.items() if key[0] == "kernel"]
 
 
-async def test_the_intention_is_written_down_before_there_is_a_process(lives, spec):
+async def test_a_kernel_is_recorded_before_its_process_starts(lives, spec):
     manager = await lives.next()
     with_no_process = []
     put = manager._writer.put_kernel
@@ -361,7 +365,7 @@ async def test_the_intention_is_written_down_before_there_is_a_process(lives, sp
     assert with_no_process[:2] == [True, False]
 
 
-async def test_who_waited_in_a_pool_waits_again(lives, spec):
+async def test_pooled_kernels_wait_in_the_pool_of_the_next_server(lives, spec):
     spec("s")
     first = await lives.next(pool={"s": 2})
     await first.open()
@@ -381,7 +385,7 @@ async def test_who_waited_in_a_pool_waits_again(lives, spec):
     await until(lambda: not start_id(surplus))
 
 
-async def test_who_waited_in_a_pool_that_is_never_opened_is_ended_once(lives, spec):
+async def test_readopted_kernels_of_a_pool_that_never_opens_are_ended(lives, spec):
     spec("s")
     first = await lives.next(pool={"s": 1})
     await first.open()
@@ -397,7 +401,9 @@ async def test_who_waited_in_a_pool_that_is_never_opened_is_ended_once(lives, sp
 
 
 @pytest.mark.parametrize("changed", ["root_dir", "seed_uri", "kernelspec"])
-async def test_who_waits_but_was_made_otherwise_is_ended(lives, spec, hubs, tmp_path, changed):
+async def test_pooled_kernels_with_another_fingerprint_are_ended(
+    lives, spec, hubs, tmp_path, changed
+):
     spec("s")
     first = await lives.next(pool={"s": 1})
     await first.open()
@@ -423,7 +429,7 @@ async def test_who_waits_but_was_made_otherwise_is_ended(lives, spec, hubs, tmp_
     assert process_of(second, await second.start_kernel("s")).pid != old
 
 
-async def test_one_that_was_left_dead_is_forgotten(lives, spec, hubs, caplog):
+async def test_a_dead_kernel_has_no_row_until_it_is_restarted(lives, spec, hubs, caplog):
     first = await lives.next(restart_limit=0)
     kernel_id = await first.start_kernel(spec("s"))
     hubs.kernel(kernel_id).connect_client()
@@ -435,7 +441,7 @@ async def test_one_that_was_left_dead_is_forgotten(lives, spec, hubs, caplog):
     assert [record.kernel_id for record in lives_records(first)] == [kernel_id]
 
 
-async def test_letting_go(lives, spec, hubs):
+async def test_leave_all_leaves_used_and_pooled_kernels_to_the_next_server(lives, spec, hubs):
     spec("s")
     first = await lives.next(pool={"s": 1})
     await first.open()
@@ -454,7 +460,7 @@ async def test_letting_go(lives, spec, hubs):
     assert pooled(second) == 1
 
 
-async def test_letting_go_in_a_hurry_takes_no_file_away(lives, spec):
+async def test_a_cancelled_leave_all_keeps_connection_files(lives, spec):
     first = await lives.next()
     kernel_id = await first.start_kernel(spec("s"))
     kernel = first.get_kernel(kernel_id)
@@ -524,7 +530,7 @@ async def test_the_process_table_is_read_once_per_adoption(lives, spec, monkeypa
     assert len(read) == 2, "the processes may have changed since"
 
 
-async def test_an_adoption_is_not_given_up_halfway(lives, spec, monkeypatch):
+async def test_an_adoption_that_is_cancelled_is_finished(lives, spec, monkeypatch):
     """A signal during the start, and then another one."""
     first = await lives.next()
     kernel_id = await first.start_kernel(spec("s"))
@@ -602,7 +608,7 @@ def cluster(fake, monkeypatch):
     return fake("far")
 
 
-async def test_a_kernel_on_a_cluster(lives, cluster, hubs):
+async def test_a_kernel_on_a_cluster_is_adopted(lives, cluster, hubs):
     first = await lives.next()
     kernel_id = await first.start_kernel(cluster)
     info = hubs.kernel(kernel_id).info
@@ -615,7 +621,7 @@ async def test_a_kernel_on_a_cluster(lives, cluster, hubs):
     assert Cluster.running == {}
 
 
-async def test_one_that_died_on_its_cluster(lives, cluster, caplog):
+async def test_a_kernel_that_ended_on_its_cluster_is_not_adopted(lives, cluster, caplog):
     first = await lives.next()
     kernel_id = await first.start_kernel(cluster)
     await lives.crash()
@@ -625,7 +631,9 @@ async def test_one_that_died_on_its_cluster(lives, cluster, caplog):
     assert f"Kernel {kernel_id} (far) ended while no server ran" in caplog.text
 
 
-async def test_a_cluster_that_does_not_answer(lives, cluster, caplog):
+async def test_a_kernel_whose_cluster_does_not_answer_is_looked_for_at_the_next_start(
+    lives, cluster, caplog
+):
     first = await lives.next()
     kernel_id = await first.start_kernel(cluster)
     await lives.crash()
@@ -639,7 +647,9 @@ async def test_a_cluster_that_does_not_answer(lives, cluster, caplog):
     assert [model["id"] for model in third.models()] == [kernel_id]
 
 
-async def test_a_provisioner_that_tells_what_cannot_be_written(lives, cluster, caplog, monkeypatch):
+async def test_provisioner_data_that_cannot_be_recorded_is_logged(
+    lives, cluster, caplog, monkeypatch
+):
     async def tell(self):
         return {"job": object()}
 
@@ -650,7 +660,7 @@ async def test_a_provisioner_that_tells_what_cannot_be_written(lives, cluster, c
     assert f"Kernel {kernel_id} will not be found at the next start" in caplog.text
 
 
-async def test_a_row_that_cannot_be_read(lives, spec, caplog):
+async def test_a_kernel_with_an_unreadable_row_is_not_served_and_not_ended(lives, spec, caplog):
     first = await lives.next()
     kernel_id = await first.start_kernel(spec("s"))
     process = process_of(first, kernel_id)
