@@ -12,24 +12,38 @@ Invariants:
 - the journal does not know its readers: a reader is a `Place`, an immutable value that its owner
   stores.
 
+With a place on disk (`attach_disk`), memory is a cache of the journal's end:
+
+- frames that are on disk may leave memory at any time, and are neither retained nor counted as
+  dropped. Frames that are not on disk yet leave memory only as they would without a disk;
+- `read` returns `ON_DISK` for a place that only the disk has;
+- while the disk fails (`durable` is false), memory keeps what it would keep without a disk.
+
 Frames are in a dense list; the rare audience and state are in side tables. A flood of stream output
 thus needs one list slot per message.
 """
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Collection, Iterable
+from typing import Final
 
-from kbridge.flow.places import Gap, Place, Stretch
+from kbridge.flow.batch import Batch
+from kbridge.flow.places import ON_DISK, Gap, Place, Stored, Stretch
 from kbridge.flow.ring import RetainedFrame, RetainedFrames, Ring
+from kbridge.flow.unwritten import retained_batch, ring_batch
 
-__all__ = ["EVERYONE", "LOSABLE", "Gap", "Journal", "Place", "Stretch"]
+__all__ = ["EVERYONE", "LOSABLE", "ON_DISK", "Gap", "Journal", "Place", "Stretch"]
 
 EVERYONE = 0
 """The audience of frames for all clients; any other number means one client."""
 
 LOSABLE = frozenset({"stream", "display_data", "update_display_data", "clear_output"})
 """iopub message types without state, which are dropped first."""
+
+_SLACK: Final = 32  # part of the limit that is dropped at once, if it is on disk
+_READDRESSED: Final = 1000  # frames whose audience differs from the one on disk
 
 
 class Journal:
@@ -50,6 +64,8 @@ class Journal:
         The sequence number from which on no frame is missing.
     nbytes : int
         Current size in bytes.
+    durable : bool
+        True while frames are written to disk.
     """
 
     def __init__(self, limit: int, history_limit: int) -> None:
@@ -66,6 +82,13 @@ class Journal:
         self._state: set[int] = set()
         self._retained = RetainedFrames()
         self._last_lost = b""
+        self.durable = False
+        self._disk: Stored | None = None
+        self._written = 0  # the frames before this number are on disk, or were dropped
+        self._passed = 0  # all cursors have read the frames before this number
+        self._closing = False
+        # Frames that now have another audience than on disk.
+        self._readdressed: dict[int, int] = {}
 
     # -- writing ----------------------------------------------------------------------------
 
@@ -116,12 +139,14 @@ class Journal:
             The lowest sequence number that some cursor has not read.
         """
         retained, ring = self._retained, self._ring
-        while (oldest := retained.first) is not None and oldest < slowest:
-            self._drop_retained()
+        self._passed = slowest
         slowest = min(slowest, ring.next)
-        if slowest > ring.first:
+        stop = min(slowest, self._written) if self.durable else slowest
+        while (oldest := retained.first) is not None and oldest < stop:
+            self._drop_retained()
+        if stop > ring.first:
             passed = ring.offset(slowest) - self.history_limit
-            self._drop(ring.reach(passed, ring.first, slowest))
+            self._drop(ring.reach(passed, ring.first, stop))
 
     def clear(self) -> None:
         """Drop all frames, even unread ones."""
@@ -131,7 +156,17 @@ class Journal:
         self._audience.clear()
         self._state.clear()
         self._retained.clear()
+        self._readdressed.clear()
         self._last_lost = b""
+
+    def release(self) -> None:
+        """Drop all frames that are on disk; each of the others goes as soon as it is written."""
+        if not self.durable:
+            self.clear()
+            return
+        self._closing = True
+        self.history_limit = 0
+        self.trim(sys.maxsize)
 
     # -- reading ----------------------------------------------------------------------------
 
@@ -158,14 +193,21 @@ class Journal:
     def oldest(self) -> Place:
         """Return the position of a reader that wants all frames, and a gap for the dropped ones."""
         kept = self._retained.first
-        return Place(self._ring.first if kept is None else kept, 0, 0)
+        first = self._ring.first if kept is None else kept
+        disk = self._disk
+        if disk is not None and disk.end and disk.oldest is not None:
+            first = min(first, disk.oldest.seq)
+        return Place(first, 0, 0)
 
     def unknown(self) -> Place:
         """Return the position of a reader that has read an unknown part of the journal."""
         return self.oldest()._replace(frames=-1, nbytes=-1)
 
     def after(self, key: int, matches: Callable[[bytes], bool]) -> Place | None:
-        """Return the position after the newest frame with that key that `matches`, or None."""
+        """Return the position after the newest frame with that key that `matches`, or None.
+
+        Frames that are only on disk are not looked at.
+        """
         for seq in self._ring.find(key):
             if matches(self._ring.frame(seq)):
                 return self.after_seq(seq)
@@ -189,29 +231,66 @@ class Journal:
 
     def holds(self, seq: int) -> bool:
         """Return True if the frame is still in the journal."""
-        return self._ring.first <= seq < self._ring.next or self._retained.get(seq) is not None
+        return (
+            self._ring.first <= seq < self._ring.next
+            or self._retained.get(seq) is not None
+            or (self._disk is not None and self._disk.holds(seq))
+        )
+
+    def held_from(self, seq: int) -> int:
+        """Return the number from which on frames without state are there, `seq` or later.
+
+        The first number in memory, if that is lower than `seq` or if there is nothing before it.
+        """
+        first = self._ring.first
+        if seq < first and self._disk is not None:
+            full = self._disk.next_full(seq)
+            if full is not None and full < first:
+                return full
+        return first
 
     def readdress(self, seq: int, audience: int) -> None:
         """Give a frame for one client to another client, if the frame is still in the journal."""
         if seq in self._audience:
             self._audience[seq] = audience
+        if self._disk is not None:
+            self._readdressed[seq] = audience
+            if len(self._readdressed) > _READDRESSED:
+                del self._readdressed[next(iter(self._readdressed))]
 
-    def read(self, place: Place, max_bytes: int, horizon: int | None = None) -> Stretch | None:
+    def loaded(self, stretch: Stretch) -> Stretch:
+        """Return a stretch that was read from disk with the present audiences of its frames."""
+        if not self._readdressed:
+            return stretch
+        seqs = stretch.seqs or range(stretch.first_seq, stretch.end.seq)
+        moved = {
+            i: self._readdressed[seq] for i, seq in enumerate(seqs) if seq in self._readdressed
+        }
+        return stretch._replace(private=stretch.private | moved) if moved else stretch
+
+    def read(
+        self, place: Place, max_bytes: int, horizon: int | None = None, *, on_disk: bool = True
+    ) -> Stretch | None:
         """Return the next frames from `place` on; None if there are none.
 
         The stretch ends with the frame that reaches `max_bytes`, or before the sequence number
         `horizon`. A frame of more than `max_bytes` is returned alone, because joining it with other
         frames would copy it.
+
+        The result is `ON_DISK` if the next frames are only on disk. Without `on_disk`, those are
+        skipped, and the stretch has a gap.
         """
         ring = self._ring
         if horizon is None or horizon > ring.next:
             horizon = ring.next
         if place.seq >= horizon:
             if place.frames < place.seq == ring.next:  # no frames, but a gap to report
-                return Stretch([], {}, 0, self.end(), self._gap(place))
+                return Stretch([], {}, 0, self.end(), self._gap(place, ring.first))
             return None
         gap = None
         if place.seq < ring.first:
+            if on_disk and self._disk is not None and place.seq < self._disk.end:
+                return ON_DISK
             kept = self._retained.last
             if kept is not None and place.seq <= kept:
                 return self._read_retained(place, max_bytes, horizon)
@@ -220,7 +299,7 @@ class Journal:
             if first >= horizon:
                 return None  # report the gap with the next frame
             if place.frames < first:
-                gap = self._gap(place)
+                gap = self._gap(place, first)
             place = self.after_seq(first - 1) or self.end()
         stop = horizon
         if ring.appended - place.nbytes > max_bytes:
@@ -270,13 +349,11 @@ class Journal:
         )
         return Stretch(frames, private, nbytes, end, seqs=seqs)
 
-    def _gap(self, place: Place) -> Gap:
-        """Return the gap between the frames of a reader and the first frame of the ring."""
-        ring = self._ring
-        behind = ring.appended - ring.nbytes
+    def _gap(self, place: Place, first: int) -> Gap:
+        """Return the gap between the frames of a reader and frame `first` of the ring."""
         return Gap(
-            0 if place.frames < 0 else ring.first - place.frames,
-            0 if place.nbytes < 0 else behind - place.nbytes,
+            0 if place.frames < 0 else first - place.frames,
+            0 if place.nbytes < 0 else self._ring.offset(first) - place.nbytes,
             self._last_lost,
         )
 
@@ -286,11 +363,78 @@ class Journal:
             return {seq - seqs.start: who for seq, who in audience.items() if seq in seqs}
         return {i: audience[seq] for i, seq in enumerate(seqs) if seq in audience}
 
+    # -- the disk ---------------------------------------------------------------------------
+
+    def attach_disk(self, disk: Stored, next_seq: int = 0, appended: int = 0) -> None:
+        """Read frames from a disk, too, from now on; the journal must be empty.
+
+        Parameters
+        ----------
+        disk : Stored
+            The frames on disk.
+        next_seq : int
+            The sequence number of the next frame.
+        appended : int
+            The bytes of the frames before it.
+        """
+        assert not self.next_seq, "frames before the first one of the disk would be lost"
+        self._disk = disk
+        self._ring.start_at(next_seq, appended)
+        self.next_seq = self.first_seq = self._written = next_seq
+
+    def on_durable(self, durable: bool) -> None:
+        """Note that frames will be written to disk from now on, or that the disk fails."""
+        self.durable = durable
+        if self._closing and not durable:
+            self.clear()
+
+    def on_written(self, end: int) -> None:
+        """Note that the frames before the sequence number `end` are on disk."""
+        self._written = max(self._written, end)
+        retained = self._retained
+        while (oldest := retained.first) is not None and oldest < end:
+            item = retained.popleft()
+            self.nbytes -= len(item.frame)
+            self._audience.pop(item.seq, None)
+        if self.durable:
+            self.trim(self._passed)
+            self._shrink()
+
+    @property
+    def unwritten_bytes(self) -> int:
+        """The size of the frames that are not on disk yet."""
+        ring, retained = self._ring, self._retained
+        last = retained.last
+        kept = retained.nbytes if last is not None and last >= self._written else 0
+        return kept + ring.appended - ring.offset(max(self._written, ring.first))
+
+    def unwritten(self, max_bytes: int) -> Batch | None:
+        """Return the oldest frames that are not on disk yet; None if there are none.
+
+        The batch ends with the frame that reaches `max_bytes`. Retained frames come first, in a
+        separate batch.
+        """
+        last = self._retained.last
+        if last is not None and last >= self._written:
+            return retained_batch(self._retained, self._written, self._audience, max_bytes)
+        return ring_batch(self._ring, self._written, self._audience, self._state, max_bytes)
+
     # -- dropping - -------------------------------------------------------------------------
+
+    def _drop_written(self) -> None:
+        """Drop the oldest frames of the ring that are on disk, down to the limit."""
+        ring = self._ring
+        stop = min(self._written, ring.next - 1)
+        if stop > ring.first:
+            # A little more, or each frame of a full journal would drop one.
+            excess = self.nbytes - self.limit + self.limit // _SLACK
+            self._drop(ring.reach(ring.dropped + excess, ring.first, stop))
 
     def _shrink(self) -> None:
         """Enforce the limit: drop the oldest frames without state, retain those with state."""
         ring, retained = self._ring, self._retained
+        if self.durable and self.nbytes > self.limit:
+            self._drop_written()
         limit = self.limit + self._spare
         while self.nbytes > limit:
             last = len(ring) <= 1

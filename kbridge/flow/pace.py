@@ -69,6 +69,8 @@ class Pace:
         True while messages arrive so fast that they are released in ticks.
     late : bool
         True if the released frames have waited, so that they should be joined.
+    released : int
+        The sequence number up to which the limit of bytes has released output.
     """
 
     def __init__(
@@ -110,7 +112,7 @@ class Pace:
         # Held output: the end and the size of each entry.
         self._held: deque[tuple[int, int]] = deque()
         self._held_bytes = 0
-        self._released = 0  # end of the released output
+        self.released = 0  # end of the released output
         self._resume_at: float | None = None
 
     def __call__(self, msg: Message, msg_type: str, now: float) -> Verdict:  # noqa: ARG002
@@ -194,19 +196,19 @@ class Pace:
         held = self._held
         bucket = self._data_bucket
         if bucket is None or (not held and (not nbytes or bucket.try_spend(now, nbytes))):
-            self._released = end
+            self.released = end
             return end
         if held and held[-1][1] + nbytes <= min(_GRAIN, bucket.burst / 16):
             held[-1] = (end, held[-1][1] + nbytes)
         elif not held or end > held[-1][0]:
             held.append((end, nbytes))
         self._held_bytes += nbytes
-        if first > self._released and not self._skip(first, now):
-            return self._released
+        if first > self.released and not self._skip(first, now):
+            return self.released
         while held and bucket.try_spend(now, held[0][1]):
-            self._released, size = held.popleft()
+            self.released, size = held.popleft()
             self._held_bytes -= size
-        return self._released if held else end
+        return self.released if held else end
 
     def _skip(self, first: int, now: float) -> bool:
         """Skip the output that the journal has dropped, at most once per window."""
@@ -217,5 +219,5 @@ class Pace:
         self._resume_at = None
         while self._held and self._held[0][0] <= first:
             self._held_bytes -= self._held.popleft()[1]
-        self._released = first
+        self.released = first
         return True

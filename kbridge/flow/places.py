@@ -3,14 +3,16 @@
 A journal is a list of runs. A *full* run has consecutive sequence numbers. A *sparse* run has the
 frames with state that remain of dropped output. A reader in front of a sparse run reads that run
 first; a reader in front of a full run, which has not read all frames before it, is told of the gap.
+The oldest runs may be on disk only; the laws are the same there.
 """
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Final, NamedTuple, Protocol
 
-__all__ = ["Gap", "Place", "Stretch"]
+__all__ = ["ON_DISK", "Gap", "Place", "Stored", "Stretch"]
 
 
 class Gap(NamedTuple):
@@ -76,3 +78,48 @@ class Stretch(NamedTuple):
             return self.frames
         get = self.private.get
         return [f for i, f in enumerate(self.frames) if get(i, client) == client]
+
+    def before(self, seq: int) -> Stretch | None:
+        """Return the frames of a sparse run before a sequence number; None if there are none."""
+        seqs = self.seqs
+        assert seqs is not None, "only sparse runs are cut"
+        count = bisect_left(seqs, seq)
+        if count == len(seqs):
+            return self
+        if not count:
+            return None
+        rest = self.frames[count:]
+        nbytes = self.nbytes - sum(map(len, rest))
+        end = Place(
+            seqs[count - 1] + 1,
+            -1 if self.end.frames < 0 else self.end.frames - len(rest),
+            -1 if self.end.nbytes < 0 else self.end.nbytes - self.nbytes + nbytes,
+        )
+        private = {i: client for i, client in self.private.items() if i < count}
+        return Stretch(self.frames[:count], private, nbytes, end, self.gap, seqs[:count])
+
+
+ON_DISK: Final = Stretch([], {}, 0, Place(-1, -1, -1))
+"""The result of `Journal.read` if the next frames are only on disk."""
+
+
+class Stored(Protocol):
+    """The frames of a journal that are on disk, as the journal sees them; nothing here waits."""
+
+    @property
+    def oldest(self) -> Place | None:
+        """The place before the oldest frame; None if there are no frames."""
+        ...
+
+    @property
+    def end(self) -> int:
+        """The sequence number after the last frame; 0 if there are no frames."""
+        ...
+
+    def holds(self, seq: int) -> bool:
+        """Return True if the frame is there."""
+        ...
+
+    def next_full(self, seq: int) -> int | None:
+        """Return the first number from `seq` on that is in a full run; None if there is none."""
+        ...

@@ -89,6 +89,11 @@ class Ring:
         """Return the frames from `start` to `stop - 1`; all must be in the ring."""
         return self._frames[start - self._base : stop - self._base]
 
+    def tables(self, start: int, stop: int) -> tuple[array[int], array[int]]:
+        """Return copies of the offsets and keys of the frames from `start` to `stop - 1`."""
+        part = slice(start - self._base, stop - self._base)
+        return self._offsets[part], self._keys[part]
+
     def offset(self, seq: int) -> int:
         """Return the bytes ever added before `seq`, which is in the ring or the next number."""
         return self.appended if seq >= self.next else self._offsets[seq - self._base]
@@ -127,6 +132,11 @@ class Ring:
             del self._offsets[:stop]
             del self._keys[:stop]
             self._base = first
+
+    def start_at(self, seq: int, appended: int) -> None:
+        """Continue an earlier ring: set the next number of an empty ring, and the bytes before."""
+        self.first = self.next = self._base = seq
+        self.appended = self.dropped = appended
 
     def clear(self) -> None:
         """Remove all frames; sequence numbers and offsets continue."""
@@ -172,6 +182,11 @@ class RetainedFrames:
             item = items[index]
             assert item is not None
             yield item
+
+    def with_keys(self, seq: int) -> Iterator[tuple[RetainedFrame, int]]:
+        """Yield the frames from `seq` on, oldest first, and their keys."""
+        for index, item in enumerate(self.since(seq), self._place(seq)):
+            yield item, self._keys[index]
 
     def append(self, item: RetainedFrame, key: int) -> None:
         """Add a frame; its number must be higher than that of the last one."""

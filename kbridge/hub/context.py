@@ -13,6 +13,8 @@ from kbridge.hub.notices import Notices
 from kbridge.hub.rejected import DroppedMessages
 from kbridge.hub.settings import HubSettings
 from kbridge.link.kernel import KernelLink
+from kbridge.storage.history import History
+from kbridge.storage.store import JournalStore
 
 __all__ = ["HubContext", "HubEnvironment", "Log"]
 
@@ -33,12 +35,15 @@ class HubEnvironment:
         The logger.
     allowance : Allowance or None
         The bytes beyond `journal_limit` that several hubs share; None for a single hub.
+    store : JournalStore or None
+        The journals on disk; None to keep them in memory only.
     """
 
     link: LinkFactory = KernelLink
     clock: Clock = field(default_factory=Clock)
     log: Log = field(default_factory=lambda: logging.getLogger("kbridge.hub"))
     allowance: Allowance | None = None
+    store: JournalStore | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +64,8 @@ class HubContext:
         Makes the messages that the bridge itself sends.
     rejected : DroppedMessages
         Counts kernel messages that cannot be passed on.
+    history : History or None
+        The journal on disk; None if it is in memory only.
     """
 
     kernel_id: str
@@ -67,6 +74,7 @@ class HubContext:
     log: Log
     notices: Notices
     rejected: DroppedMessages
+    history: History | None = None
 
     @property
     def adopted(self) -> bool:

@@ -84,10 +84,12 @@ class Hub:
         self.kernel_id = kernel_id
         self.settings = settings
         self.log = log
-        self.notices = Notices(clock, adopted=former is not None)
+        on_disk = environment.store is not None
+        self.notices = Notices(clock, adopted=former is not None, on_disk=on_disk)
         self.ignored = DroppedMessages(IGNORED, kernel_id, clock, log)
         self._rejected = DroppedMessages(REJECTED, kernel_id, clock, log)
-        context = HubContext(kernel_id, settings, clock, log, self.notices, self._rejected)
+        history = environment.store.history(kernel_id) if environment.store else None
+        context = HubContext(kernel_id, settings, clock, log, self.notices, self._rejected, history)
         self._clock = clock
         self._incoming = policy_chain.incoming(settings)
         allowance = environment.allowance or Allowance(settings.burst_limit)
@@ -366,6 +368,7 @@ class Hub:
         self._closed = True
         self._kernel.close()
         self._broadcaster.close(code, reason)
+        await self._broadcaster.wait_closed()
 
     def statistics(self) -> dict[str, Any]:
         """Return the figures of the hub."""

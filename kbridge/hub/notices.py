@@ -14,6 +14,7 @@ from kbridge.wire.message import Channel, Message
 __all__ = ["Notices"]
 
 _RAISE: Final = "Raise journal_limit (unread output) or history_limit (output already delivered)"
+_RAISE_DISK: Final = "If the log of the server shows no failing disk, raise journal_disk_limit"
 
 
 class Notices:
@@ -25,6 +26,8 @@ class Notices:
         The source of the time.
     adopted : bool
         True if the kernel ran before this bridge did.
+    on_disk : bool
+        True if output is also kept on disk.
 
     Attributes
     ----------
@@ -34,8 +37,9 @@ class Notices:
         As above.
     """
 
-    def __init__(self, clock: Clock, *, adopted: bool = False) -> None:
+    def __init__(self, clock: Clock, *, adopted: bool = False, on_disk: bool = False) -> None:
         self._clock = clock
+        self._advice = _RAISE_DISK if on_disk else _RAISE
         self.adopted = adopted
         self._session = secrets.token_hex(16)
         self._probes = 0
@@ -96,7 +100,7 @@ class Notices:
             return (
                 f"{gap.messages:,} message{'s' if several else ''}{nbytes} of output"
                 f" {'were' if several else 'was'} dropped because this client fell behind."
-                f" {_RAISE} to keep more."
+                f" {self._advice} to keep more."
             )
         if self.adopted and seq < 0:
             return (
@@ -106,7 +110,7 @@ class Notices:
         cause = "the server was restarted, or " if self.adopted else ""
         return (
             f"output may be missing here: {cause}this client was away for so long that its place"
-            f" is no longer known. {_RAISE} to keep more."
+            f" is no longer known. {self._advice} to keep more."
         )
 
     def marker_seq(self, msg_id: str) -> int | None:

@@ -442,7 +442,7 @@ def test_nothing_is_released_early_and_everything_in_the_end(steps, limits) -> N
             gone = sum(desk.sizes[: desk.open_to])
             allowed = limits["data"] * (limits["window"] + desk.now - begun) + largest
             assert gone <= allowed + 1e-6
-            assert desk.held == sum(desk.sizes[desk.pace._released :])
+            assert desk.held == sum(desk.sizes[desk.pace.released :])
     desk.calm()
     assert desk.open_to == desk.end
     assert desk.held == 0

@@ -14,6 +14,7 @@ from kbridge.hub.hub import Hub
 from kbridge.hub.settings import HubSettings
 from kbridge.link.interfaces import KernelEvents
 from kbridge.link.memory import MemoryClient, MemoryKernel
+from kbridge.storage.store import JournalStore
 from kbridge.wire import v1
 from kbridge.wire.build import build
 from kbridge.wire.dialects import V1
@@ -97,13 +98,15 @@ class Peer(MemoryClient):
 class Rig:
     """A hub, its kernel, and any number of clients."""
 
-    def __init__(self, settings: HubSettings, *, adopted: bool = False) -> None:
+    def __init__(
+        self, settings: HubSettings, *, adopted: bool = False, store: JournalStore | None = None
+    ) -> None:
         self.clock = StoppedClock()
         self.kernels: list[MemoryKernel] = []
         self.events: list[KernelEvents] = []
         self.signer = Signer(KEY)
         self.process = "the-kernel"  # its session; another process has another one
-        self.environment = HubEnvironment(link=self._link, clock=self.clock)
+        self.environment = HubEnvironment(link=self._link, clock=self.clock, store=store)
         self.hub = self.open(settings, former=() if adopted else None)
 
     def open(

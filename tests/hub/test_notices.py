@@ -84,6 +84,8 @@ def test_a_gap_says_how_much_is_missing_and_what_to_raise() -> None:
     assert msg.parent_header == PARENT
     one = content(notices().lost(Gap(1, 0, b""), PARENT, 6))["text"]
     assert one.startswith("[kbridge: 1 message of output was dropped because")
+    disk = Notices(StoppedClock(), on_disk=True)
+    assert "raise journal_disk_limit" in content(disk.lost(Gap(2, 0, b""), PARENT, 6))["text"]
 
 
 @pytest.mark.parametrize(

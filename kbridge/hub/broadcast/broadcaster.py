@@ -11,7 +11,7 @@ from typing import Any
 
 from kbridge.flow.activity import state_of
 from kbridge.flow.input_requests import InputRequests
-from kbridge.flow.journal import EVERYONE, LOSABLE, Journal
+from kbridge.flow.journal import EVERYONE, LOSABLE, Journal, Place
 from kbridge.flow.policy import PASS, combined
 from kbridge.hub.broadcast import policy_chain
 from kbridge.hub.broadcast.adoption import Adoption
@@ -19,6 +19,7 @@ from kbridge.hub.broadcast.burst import Allowance, Burst
 from kbridge.hub.broadcast.client_sessions import ClientSessions
 from kbridge.hub.broadcast.cursor import Cursor, CursorOptions
 from kbridge.hub.broadcast.delivery import Delivery
+from kbridge.hub.broadcast.loading import Loader
 from kbridge.hub.broadcast.rendering import Renderer
 from kbridge.hub.broadcast.resume import START, ResumePoint, resolve_since
 from kbridge.hub.context import HubContext
@@ -54,6 +55,16 @@ class Broadcaster:
         self._context = context
         self._notices = notices
         self.journal = Journal(settings.journal_limit, settings.history_limit)
+        self._history = history = context.history
+        self._loader: Loader | None = None
+        if history is not None:
+            before = history.recovered
+            if before is None:
+                self.journal.attach_disk(history)
+            else:
+                self.journal.attach_disk(history, before.next_seq, before.appended)
+            history.attach(self.journal)
+            self._loader = Loader(self.journal, history)
         self._input_requests = InputRequests()
         pace = policy_chain.pace(settings)
         self._pace = pace
@@ -61,7 +72,9 @@ class Broadcaster:
         self._adoption = Adoption(notices.mark) if context.adopted else None
         self._sessions = ClientSessions(settings.resume_timeout)
         joins = settings.rate_limit_policy == "coalesce"
-        renderer = Renderer(self.journal, pace, notices, context.rejected, joins=joins)
+        renderer = Renderer(
+            self.journal, pace, notices, context.rejected, joins=joins, loader=self._loader
+        )
         # Microseconds since 1970: a bridge sends fewer messages than that, so the numbers of two
         # bridges never overlap, and JavaScript's numbers hold them exactly.
         self._ack_origin = origin = int(clock.wall() * 1e6)
@@ -93,6 +106,8 @@ class Broadcaster:
     ) -> Cursor:
         """Attach a websocket, and write to it the frames that its session has missed.
 
+        A message that only the disk may know is looked for first; until then, nothing is written.
+
         Raises
         ------
         InvalidRequest
@@ -107,17 +122,41 @@ class Broadcaster:
             # The session may be one of an earlier bridge's.
             start = self._adoption.start_of(journal, session_id) or start
         cursor = sessions.attach(link, dialect, session_id, start, options)
-        if point is not None:
-            if known and since != START and not point.exact:
-                # The client has seen what it has acknowledged, whatever it says.
-                seq = max(point.place.seq, cursor.delivered.seq)
-                point = point._replace(place=point.place._replace(seq=seq))
-            sessions.start_at(cursor, point.place)
         link.on_writable = partial(self.delivery.on_writable, cursor)
+        if point is not None and not point.exact and since != START:
+            if self._loader is not None and self._loader.find(
+                since, partial(self._on_found, cursor, known)
+            ):
+                self.delivery.hold(cursor)
+                return cursor
+            if known:
+                point = self._beyond_delivered(cursor, point)
+        self._resume(cursor, known, point)
+        return cursor
+
+    def _on_found(self, cursor: Cursor, known: bool, place: Place | None) -> None:
+        """Go on with a websocket whose last message was looked for on disk."""
+        if not self.delivery.holds(cursor):
+            return  # it was detached
+        if place is not None:
+            point = ResumePoint(place, exact=True)
+        else:
+            point = ResumePoint(self.journal.unknown(), exact=False)
+            if known:
+                point = self._beyond_delivered(cursor, point)
+        self._resume(cursor, known, point)
+
+    def _beyond_delivered(self, cursor: Cursor, point: ResumePoint) -> ResumePoint:
+        """Return a point that a client named, but not before the frames that it acknowledged."""
+        seq = max(point.place.seq, cursor.delivered.seq)
+        return point._replace(place=point.place._replace(seq=seq))
+
+    def _resume(self, cursor: Cursor, known: bool, point: ResumePoint | None) -> None:
+        if point is not None:
+            self._sessions.start_at(cursor, point.place)
         if self._input_requests.open and (known or point is not None):
             self._repeat_inputs(cursor, point)
         self.delivery.start(cursor)
-        return cursor
 
     def options(
         self,
@@ -199,6 +238,8 @@ class Broadcaster:
         if journal.next_seq != self._written_to:
             self._written_to = journal.next_seq
             self.delivery.flush()
+            if self._history is not None:
+                self._history.changed()
         if journal.nbytes > self._burst.look_above:
             self._burst.look()
         for observer in self._observers:
@@ -277,15 +318,25 @@ class Broadcaster:
         self._observers = [each for each in self._observers if each is not observer]
 
     def close(self, code: int, reason: str) -> None:
-        """Close all websockets and drop the journal; may be called twice."""
+        """Close all websockets and drop the journal; may be called twice.
+
+        Frames that are not on disk yet stay until they are written.
+        """
+        if self._loader is not None:
+            self._loader.close()
         self.delivery.close()
         for cursor in self._sessions.cursors:
             cursor.link.close(code, reason)
             self.detach(cursor)
         # Timers and contexts may keep a closed hub alive: it must hold no memory.
-        self.journal.clear()
+        self.journal.release()
         self._burst.close()
         self._input_requests.clear()
+
+    async def wait_closed(self) -> None:
+        """Wait until the work in the background has ended, after `close`."""
+        if self._loader is not None:
+            await self._loader.wait_closed()
 
     def statistics(self) -> dict[str, Any]:
         """Return the figures of the journal and of its readers."""

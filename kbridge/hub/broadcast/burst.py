@@ -10,6 +10,9 @@ it has read everything that it may read, or has made progress within `PATIENCE` 
 a large frame: the time to send it at one mebibyte per second). After the last live reader has gone,
 it still counts for `PATIENCE` seconds, because clients come back. After that the journal returns to
 its limit. Output that `flow.pace` holds back does not count as backlog: a rate limit delays it.
+
+A journal that continues on disk needs extra memory only while the disk is slow: for the frames that
+are not written yet, even if all readers have them.
 """
 
 from __future__ import annotations
@@ -114,8 +117,12 @@ class Burst:
         journal = self._journal
         if journal.nbytes <= self.look_above:
             return
-        behind, frames, live = self._survey()
         excess = max(0, journal.nbytes - journal.limit)
+        if journal.durable:  # readers find everything else on disk
+            waiting = journal.unwritten_bytes
+            self._grant(excess + _AHEAD if waiting > self._high else 0)
+            return
+        behind, frames, live = self._survey()
         if behind > self._high:
             self._grant(excess + max(_AHEAD, 2 * behind // max(1, frames)))
         else:

@@ -14,7 +14,7 @@ from kbridge.flow.journal import Journal, Place
 from kbridge.flow.pace import Pace
 from kbridge.hub.broadcast.client_sessions import ClientSessions
 from kbridge.hub.broadcast.cursor import Cursor
-from kbridge.hub.broadcast.rendering import Renderer
+from kbridge.hub.broadcast.rendering import UNLOADED, Renderer
 from kbridge.hub.broadcast.turns import turns
 from kbridge.hub.clock import Clock
 from kbridge.wire import v1
@@ -92,6 +92,8 @@ class Delivery:
         self._in_turns = False
         # The websockets that have more to read than one turn allows.
         self._waiting: OrderedDict[Cursor, None] = OrderedDict()
+        # The websockets that wait for the disk.
+        self._loading: set[Cursor] = set()
         # The work so far: bytes read, plus a fixed number of bytes per write.
         self._work = 0
         # False while there is one websocket, for which it is not worth keeping chunks.
@@ -107,7 +109,11 @@ class Delivery:
     def flush(self) -> None:
         """Write new frames, as far as the pace allows, and forget what every client has."""
         journal = self._journal
-        again = self._pace.settle(journal.first_seq, journal.next_seq, self._clock.monotonic())
+        pace = self._pace
+        first = journal.first_seq
+        if pace.released < first:
+            first = journal.held_from(pace.released)  # the disk may have the frames between
+        again = pace.settle(first, journal.next_seq, self._clock.monotonic())
         if again is not None and self._pace_timer is None and not self._stopped:
             self._pace_timer = self._loop.call_later(again, self._on_pace)
         waiting = self._waiting
@@ -124,10 +130,19 @@ class Delivery:
                 self._wait(cursor)
         self._rest()
 
+    def hold(self, cursor: Cursor) -> None:
+        """Write nothing to a websocket that was just attached until `start`."""
+        self._loading.add(cursor)
+
+    def holds(self, cursor: Cursor) -> bool:
+        """Return True if a websocket waits for the disk."""
+        return cursor in self._loading
+
     def start(self, cursor: Cursor) -> None:
         """Write to a websocket that was just attached the frames that it has missed."""
         if cursor.place.seq < self._journal.next_seq:
             cursor.set_behind(True)
+        self._loading.discard(cursor)
         self._shared = True
         self._pump(cursor)
         self._rest()
@@ -161,6 +176,7 @@ class Delivery:
     def remove(self, cursor: Cursor) -> None:
         """Write no more to a websocket that was detached."""
         self._waiting.pop(cursor, None)
+        self._loading.discard(cursor)
         self._cancel_ack_timer(cursor)
         self.trim()
 
@@ -188,6 +204,9 @@ class Delivery:
 
     def _pump(self, cursor: Cursor) -> None:
         """Write to a websocket for one turn, and let it wait for the next if there is more."""
+        if self._loading and cursor in self._loading:
+            cursor.set_behind(True)
+            return
         end = self._work + _TURN
         while self._write_next(cursor):
             if self._work >= end:
@@ -214,6 +233,9 @@ class Delivery:
         if portion is None:
             if cursor.behind:
                 cursor.set_behind(False)
+            return False
+        if portion is UNLOADED:
+            self._load(cursor)
             return False
         data, end, nbytes = portion
         self._work += nbytes + _COST
@@ -255,6 +277,30 @@ class Delivery:
         if self._pinged[0] is not data or self._pinged[1] != payload:
             self._pinged = (data, payload, data + ping(payload))
         return self._pinged[2]
+
+    # -- the disk ---------------------------------------------------------------------------
+
+    def _load(self, cursor: Cursor) -> None:
+        """Let a websocket wait until its next frames were loaded from disk."""
+        if not self._stopped:
+            cursor.set_behind(True)
+            self._loading.add(cursor)
+            self._renderer.load(cursor, self._on_loaded)
+
+    def _on_loaded(self, cursors: list[Cursor]) -> None:
+        """Go on with websockets whose next frames were loaded: one now, the others in turns.
+
+        So each load is used by a websocket, even if many loads follow before the next turn.
+        """
+        here = [cursor for cursor in cursors if cursor in self._loading]
+        self._loading.difference_update(here)
+        for cursor in here[1:]:
+            self._wait(cursor)
+        if here:
+            self._pump(here[0])
+        else:
+            self._renderer.forget_all()
+        self._rest()
 
     # -- turns ------------------------------------------------------------------------------
 

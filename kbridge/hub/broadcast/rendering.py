@@ -9,20 +9,22 @@ and per mode (messages joined or not), so a private frame adds no cost for other
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Callable
 from typing import Final, NamedTuple, TypeAlias
 
 from kbridge.errors import KernelMessageError
 from kbridge.flow.coalesce import coalesce
-from kbridge.flow.journal import EVERYONE, Gap, Journal, Place, Stretch
+from kbridge.flow.journal import EVERYONE, ON_DISK, Gap, Journal, Place, Stretch
 from kbridge.flow.pace import Pace
 from kbridge.hub.broadcast.cursor import Cursor
+from kbridge.hub.broadcast.loading import Loader
 from kbridge.hub.notices import Notices
 from kbridge.hub.rejected import DroppedMessages
 from kbridge.wire import v1
 from kbridge.wire.dialects import V1, Dialect
 from kbridge.wire.frames import frame, payload
 
-__all__ = ["CHUNK", "CHUNK_BEHIND", "Chunk", "Portion", "Renderer"]
+__all__ = ["CHUNK", "CHUNK_BEHIND", "UNLOADED", "Chunk", "Portion", "Renderer"]
 
 CHUNK: Final = 512 << 10
 """Bytes of one write, and so the bytes outside the journal that a websocket holds which does not
@@ -70,6 +72,9 @@ class Chunk:
         self.rendered: dict[_Key, bytes] = {}
 
 
+_UNLOADED: Final = Chunk(ON_DISK)
+
+
 class Portion(NamedTuple):
     """The next data to write to a websocket.
 
@@ -88,6 +93,10 @@ class Portion(NamedTuple):
     nbytes: int
 
 
+UNLOADED: Final = Portion(b"", ON_DISK.end, 0)
+"""The portion of a websocket whose next frames must be loaded from disk first."""
+
+
 class Renderer:
     """Reads a journal for its readers, and renders the frames.
 
@@ -104,6 +113,8 @@ class Renderer:
     joins : bool
         True if messages are joined for websockets that are behind, and for all paced ones in a
         flood.
+    loader : Loader, optional
+        Has the frames that are only on disk.
 
     Attributes
     ----------
@@ -119,12 +130,14 @@ class Renderer:
         rejected: DroppedMessages,
         *,
         joins: bool,
+        loader: Loader | None = None,
     ) -> None:
         self._journal = journal
         self._pace = pace
         self._notices = notices
         self._rejected = rejected
         self._joins = joins
+        self._loader = loader
         # By place, size, and whether the pace said where to end.
         self._chunks: dict[tuple[Place, int, bool], Chunk] = {}
         self._behind: OrderedDict[tuple[Place, int, bool], Chunk] = OrderedDict()
@@ -136,17 +149,25 @@ class Renderer:
         """Drop the chunks cached for readers that keep up; call when all readers had a turn."""
         self._chunks.clear()
         self._last = None
-        self.caches = bool(self._behind)
+        self.caches = bool(self._behind) or (self._loader is not None and self._loader.keeps)
 
     def forget_all(self) -> None:
-        """Drop all chunks."""
+        """Drop all chunks, and the frames that were loaded from disk."""
         self._behind.clear()
+        if self._loader is not None:
+            self._loader.forget()
         self.forget()
+
+    def load(self, cursor: Cursor, done: Callable[[list[Cursor]], None]) -> None:
+        """Load the next frames of a websocket from disk; see `Loader.load`."""
+        if self._loader is not None:
+            self._loader.load(cursor, done)
 
     def next(self, cursor: Cursor, *, shared: bool = True) -> Portion | None:
         """Return the next portion for a websocket; None if it has read everything that it may.
 
-        With `shared`, the rendering is kept for other websockets at the same place.
+        The result is `UNLOADED` if the next frames must be loaded from disk first. With `shared`,
+        the rendering is kept for other websockets at the same place.
         """
         if not shared:
             return self._next_alone(cursor)
@@ -160,6 +181,8 @@ class Renderer:
         if found is None:
             return None
         chunk, gap = found
+        if chunk.stretch is ON_DISK:
+            return UNLOADED
         data = self._render(chunk, gap, cursor)
         portion = Portion(data, chunk.stretch.end, chunk.stretch.nbytes)
         if gap is None and number not in chunk.audiences:
@@ -176,7 +199,7 @@ class Renderer:
         stretch = self._journal.read(cursor.place, CHUNK, horizon)
         if stretch is None:
             return None
-        if stretch.gap is not None or stretch.private:
+        if stretch.gap is not None or stretch.private or stretch is ON_DISK:
             return self.next(cursor)
         frames = stretch.frames
         if self._joins and pace.late and cursor.paced and not cursor.verbatim:
@@ -200,8 +223,12 @@ class Renderer:
             until -= place.nbytes % size  # up to the boundary
         horizon = self._pace.horizon if cursor.paced else None
         stretch = self._journal.read(place, until, horizon)
+        if stretch is ON_DISK and self._loader is not None:
+            stretch = self._loader.read(place, until, horizon)
         if stretch is None:
             return None
+        if stretch is ON_DISK:
+            return _UNLOADED, None
         if stretch.gap is None:
             return self._keep(key, Chunk(stretch)), None
         # Websockets without a gap at this place share the frames behind it.

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Final, NamedTuple
 
 from kbridge.errors import InvalidRequest
 from kbridge.flow.journal import Journal, Place
 from kbridge.hub.notices import Notices
+from kbridge.storage.history import History
 from kbridge.wire import v1
 from kbridge.wire.message import id_keys, scan
 
-__all__ = ["START", "ResumePoint", "resolve_since"]
+__all__ = ["START", "ResumePoint", "find_on_disk", "resolve_since"]
 
 START: Final = "start"
 """The value of `since` that asks for all frames in the journal."""
@@ -70,9 +72,18 @@ def resolve_since(journal: Journal, since: str, origin: int, notices: Notices) -
     return ResumePoint(place, exact=True)
 
 
-def _after_id(journal: Journal, msg_id: str) -> Place | None:
-    def matches(frame: bytes) -> bool:
-        return scan(v1.header_of(frame), "msg_id") == msg_id
+async def find_on_disk(history: History, msg_id: str) -> Place | None:
+    """Return the place after the newest message on disk with that id; None if there is none."""
+    matches = partial(_has_id, msg_id)
+    found = [await history.find(key, matches) for key in id_keys(msg_id)]
+    return max((place for place in found if place is not None), default=None)
 
+
+def _after_id(journal: Journal, msg_id: str) -> Place | None:
+    matches = partial(_has_id, msg_id)
     found = (journal.after(key, matches) for key in id_keys(msg_id))
     return max((place for place in found if place is not None), default=None)
+
+
+def _has_id(msg_id: str, frame: bytes) -> bool:
+    return scan(v1.header_of(frame), "msg_id") == msg_id

@@ -5,13 +5,16 @@ import itertools
 
 import pytest
 
+from kbridge.flow.journal import Journal
+from kbridge.flow.pace import Pace
 from kbridge.hub.broadcast import burst as module
-from kbridge.hub.broadcast.burst import PATIENCE, Allowance
+from kbridge.hub.broadcast.burst import PATIENCE, Allowance, Burst
+from kbridge.hub.broadcast.client_sessions import ClientSessions
 from kbridge.hub.settings import HubSettings
 from kbridge.link.memory import MemoryClient
 from kbridge.wire.dialects import V1
 from kbridge.wire.message import Channel
-from tests.hub.rig import Rig, received, texts
+from tests.hub.rig import Rig, StoppedClock, received, texts
 
 MIB = 1 << 20
 LIMIT = 8 * MIB
@@ -302,3 +305,57 @@ async def test_who_is_not_paced_may_lag_beside_a_page_that_is() -> None:
     rig.kernel.drain()
     assert rig.hub.journal.nbytes <= LIMIT
     await rig.hub.aclose()
+
+
+# -- with a disk ----------------------------------------------------------------------------------
+
+
+def on_disk() -> tuple[Journal, Burst]:
+    """Return a journal whose frames are on disk only when a test says so."""
+    journal = Journal(LIMIT, 0)
+    journal.on_durable(True)
+    sessions, pace = ClientSessions(0.0), Pace(limit_rate=False)
+    return journal, Burst(journal, sessions, pace, StoppedClock(), Allowance(BURST))
+
+
+def print_mebibytes(journal: Journal, burst: Burst, count: int) -> None:
+    for _ in range(count):
+        journal.append(b"x" * MIB)
+        journal.trim(journal.next_seq)  # every reader has it
+        burst.look()
+
+
+async def test_frames_that_wait_for_a_slow_disk_may_use_extra_memory() -> None:
+    journal, burst = on_disk()
+    print_mebibytes(journal, burst, 40)
+    assert (journal.nbytes, journal.forgotten) == (40 * MIB, 0)
+    journal.on_written(journal.next_seq)
+    burst.look()
+    assert (journal.nbytes, journal.spare) == (0, 0)
+
+
+async def test_frames_that_wait_for_the_disk_are_dropped_beyond_the_burst_limit() -> None:
+    journal, burst = on_disk()
+    print_mebibytes(journal, burst, 100)
+    assert LIMIT + BURST // 2 < journal.nbytes <= LIMIT + BURST
+    assert journal.forgotten == 100 - journal.nbytes // MIB
+    burst.close()
+
+
+async def test_readers_that_find_their_frames_on_disk_need_no_extra_memory() -> None:
+    journal, burst = on_disk()
+    for _ in range(40):
+        journal.append(b"x" * MIB)
+        journal.on_written(journal.next_seq)
+        burst.look()
+        assert journal.spare == 0
+    assert journal.nbytes <= LIMIT
+
+
+async def test_a_disk_that_fails_leaves_extra_memory_to_live_readers_only() -> None:
+    journal, burst = on_disk()
+    print_mebibytes(journal, burst, 40)
+    journal.on_durable(False)
+    burst.look()
+    assert journal.nbytes <= LIMIT
+    burst.close()

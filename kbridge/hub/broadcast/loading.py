@@ -1,0 +1,250 @@
+"""Loads frames from disk for the readers of one journal.
+
+Readers at one place share a load. The loaded frames are kept for a moment, because a reader takes
+them in several turns, and another one may be behind it. Nothing here blocks: a reader whose frames
+are only on disk waits, while the others go on.
+
+A load that takes too long, or finds nothing, lets its readers skip the frames: they go on in
+memory, with a gap.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from bisect import bisect_left
+from collections import deque
+from collections.abc import Callable, Coroutine
+from itertools import accumulate
+from typing import Any, Final, TypeAlias
+
+from kbridge.flow.journal import ON_DISK, Journal, Place, Stretch
+from kbridge.hub.broadcast.cursor import Cursor
+from kbridge.hub.broadcast.resume import find_on_disk
+from kbridge.storage.history import History
+
+__all__ = ["PATIENCE", "Loader"]
+
+PATIENCE: Final = 10.0
+"""Seconds after which readers wait no longer for the disk."""
+
+_LOAD: Final = 512 << 10  # bytes of one load; a larger frame is loaded alone
+_AT_ONCE: Final = 2  # loads at a time: as many as there are threads that read
+_KEPT: Final = 4 << 20  # bytes that are kept, or one load if that is larger
+_KEPT_LOADS: Final = 32
+
+
+_Done: TypeAlias = Callable[[list[Cursor]], None]
+
+
+class _Loaded:
+    """The frames that the disk has at one place; `stretch` is None if it has nothing more there."""
+
+    __slots__ = ("_offsets", "place", "stretch")
+
+    def __init__(self, place: Place, stretch: Stretch | None) -> None:
+        self.place = place
+        self.stretch = stretch
+        # The bytes before each frame of the stretch, and before its end.
+        self._offsets = [0]
+        if stretch is not None and stretch.seqs is None:
+            self._offsets = [0, *accumulate(map(len, stretch.frames))]
+
+    @property
+    def nbytes(self) -> int:
+        """The size in bytes."""
+        return 0 if self.stretch is None else self.stretch.nbytes
+
+    def index(self, place: Place) -> int | None:
+        """Return the index of the frame that a reader at a place reads next; None if unknown."""
+        if place == self.place:
+            return 0
+        stretch = self.stretch
+        if stretch is None or stretch.seqs is not None or place.frames != place.seq:
+            return None
+        index = place.seq - stretch.first_seq
+        return index if 0 <= index < len(stretch.frames) else None
+
+    def part(self, index: int, max_bytes: int, horizon: int) -> Stretch | None:
+        """Return frames from an index on, as `Journal.read` would."""
+        stretch = self.stretch
+        assert stretch is not None
+        if stretch.seqs is not None:
+            return stretch.before(horizon)
+        first, offsets = stretch.first_seq, self._offsets
+        stop = min(len(stretch.frames), horizon - first)
+        if stop <= index:
+            return None
+        begin = offsets[index]
+        if offsets[stop] - begin > max_bytes:
+            stop = bisect_left(offsets, begin + max_bytes, index + 1, stop)
+            last = stop - 1
+            if last > index and offsets[stop] - offsets[last] > max_bytes:
+                stop = last
+        frames = stretch.frames[index:stop]
+        private = {i - index: who for i, who in stretch.private.items() if index <= i < stop}
+        end = stretch.end.nbytes - offsets[-1] + offsets[stop]
+        return Stretch(
+            frames,
+            private,
+            offsets[stop] - begin,
+            Place(first + stop, first + stop, end),
+            None if index else stretch.gap,
+        )
+
+
+class Loader:
+    """Loads frames of a journal from disk.
+
+    Parameters
+    ----------
+    journal : Journal
+        The journal; `read` continues in its memory.
+    history : History
+        The frames of the journal that are on disk.
+    """
+
+    def __init__(self, journal: Journal, history: History) -> None:
+        self._journal = journal
+        self._history = history
+        self._loop = asyncio.get_running_loop()
+        self._kept: deque[_Loaded] = deque()  # oldest first
+        self._kept_bytes = 0
+        # The places whose frames are wanted, the readers there, and when they give up.
+        self._waiting: dict[Place, tuple[_Done, list[Cursor]]] = {}
+        self._timers: dict[Place, asyncio.TimerHandle] = {}
+        self._queue: deque[Place] = deque()
+        self._loads = 0  # that are under way
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._closed = False
+
+    # -- frames that were loaded ------------------------------------------------------------
+
+    @property
+    def keeps(self) -> bool:
+        """True if frames are kept."""
+        return bool(self._kept)
+
+    def read(self, place: Place, max_bytes: int, horizon: int | None) -> Stretch | None:
+        """Return the next frames from a place that only the disk has.
+
+        As with `Journal.read`, the result is None if there are no frames before `horizon`, and
+        `ON_DISK` if the frames must be loaded first.
+        """
+        first = self._journal.first_seq
+        for loaded in reversed(self._kept):
+            index = loaded.index(place)
+            if index is None:
+                continue
+            stretch = loaded.stretch
+            if stretch is None or stretch.first_seq >= first:
+                return self._journal.read(place, max_bytes, horizon, on_disk=False)
+            stop = sys.maxsize if horizon is None else horizon
+            if stretch.seqs is not None:
+                stop = min(stop, first)  # memory has all frames from there on
+            return loaded.part(index, max_bytes, stop)
+        return ON_DISK
+
+    def forget(self) -> None:
+        """Drop the frames that are kept."""
+        self._kept.clear()
+        self._kept_bytes = 0
+
+    # -- loading ----------------------------------------------------------------------------
+
+    def load(self, cursor: Cursor, done: _Done) -> None:
+        """Load the next frames of a reader, and call `done`; then `read` has an answer for it.
+
+        `done` is called once with all readers at the same place.
+        """
+        if self._closed:
+            return
+        place = cursor.place
+        if place in self._waiting:
+            self._waiting[place][1].append(cursor)
+            return
+        self._waiting[place] = (done, [cursor])
+        self._timers[place] = self._loop.call_later(PATIENCE, self._settle, place, None)
+        self._queue.append(place)
+        self._load_next()
+
+    def find(self, msg_id: str, done: Callable[[Place | None], None]) -> bool:
+        """Call `done` with the place after the newest message on disk with that id, or None.
+
+        Returns
+        -------
+        bool
+            False if nothing is on disk; `done` is not called then.
+        """
+        if self._closed or self._history.oldest is None:
+            return False
+        self._start(self._find(msg_id, done))
+        return True
+
+    def close(self) -> None:
+        """Load nothing more, and call nobody; may be called twice."""
+        self._closed = True
+        for timer in self._timers.values():
+            timer.cancel()
+        for task in self._tasks:
+            task.cancel()
+        self._timers.clear()
+        self._waiting.clear()
+        self._queue.clear()
+        self.forget()
+
+    async def wait_closed(self) -> None:
+        """Wait until everything that was under way has ended."""
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def _start(self, work: Coroutine[Any, Any, None]) -> None:
+        task = self._loop.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def _load_next(self) -> None:
+        while self._queue and self._loads < _AT_ONCE:
+            place = self._queue.popleft()
+            if place in self._waiting:
+                self._loads += 1
+                self._start(self._load(place))
+
+    async def _load(self, place: Place) -> None:
+        stretch: Stretch | None = None
+        try:
+            stretch = await self._history.read(place, _LOAD, sys.maxsize)
+        finally:
+            self._loads -= 1
+            if not self._closed:
+                self._load_next()
+                self._settle(place, stretch)
+
+    def _settle(self, place: Place, stretch: Stretch | None) -> None:
+        """Keep the frames at a place, and tell the readers that wait for them."""
+        if place not in self._waiting:
+            return  # they have given up
+        done, cursors = self._waiting.pop(place)
+        self._timers.pop(place).cancel()
+        if stretch is not None:
+            # Without frames, there is only a gap up to the end of the disk: memory knows it.
+            stretch = self._journal.loaded(stretch) if stretch.frames else None
+        self._keep(_Loaded(place, stretch))
+        done(cursors)
+
+    def _keep(self, loaded: _Loaded) -> None:
+        kept = self._kept
+        kept.append(loaded)
+        self._kept_bytes += loaded.nbytes
+        while len(kept) > 1 and (self._kept_bytes > _KEPT or len(kept) > _KEPT_LOADS):
+            self._kept_bytes -= kept.popleft().nbytes
+
+    async def _find(self, msg_id: str, done: Callable[[Place | None], None]) -> None:
+        place: Place | None = None
+        try:
+            async with asyncio.timeout(PATIENCE):
+                place = await find_on_disk(self._history, msg_id)
+        except TimeoutError:
+            pass  # as if it was not there
+        finally:
+            if not self._closed:
+                done(place)
