@@ -14,8 +14,7 @@ body     u64 bytes of the journal before each frame; i64 key of each frame; in a
 ======== ======================================================================================
 
 The frames of a full block have consecutive numbers. The checksum is xxh3_64 of the rest of the
-header and of the body. A block has at most 256 KiB of frames, or one frame, or no frame: that one
-says at which number the journal goes on after all its frames were dropped.
+header and of the body. A block has at most 256 KiB of frames, or one frame.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ from xxhash import xxh3_64
 
 from kbridge.flow.batch import Batch
 
-__all__ = ["BLOCK_SIZE", "HEADER_SIZE", "Block", "Header", "anchor", "encode", "split"]
+__all__ = ["BLOCK_SIZE", "HEADER_SIZE", "Block", "Header", "encode", "split"]
 
 BLOCK_SIZE: Final = 256 * 1024
 """Bytes of frames in a block, except that a larger frame is alone in its block."""
@@ -74,7 +73,12 @@ class Header(NamedTuple):
         if magic != _MAGIC or kind not in (_FULL, _SPARSE):
             return None
         header = cls._make((kind == _SPARSE, *numbers, *_CHECKSUM.unpack_from(data, at + _SUMMED)))
-        return header if header.length >= header.tables else None
+        return header if header.frames and header.length >= header.tables else None
+
+    @property
+    def content(self) -> int:
+        """The size of the frames in bytes."""
+        return self.length - self.tables
 
     @property
     def tables(self) -> int:
@@ -135,22 +139,10 @@ def encode(batch: Batch) -> list[bytes]:
         body = [b"".join([*tables, *frames])]
     else:
         body = [b"".join(tables), *frames]
-    kind = _FULL if batch.seqs is None else _SPARSE
-    return _sealed(
-        _HEADER.pack(
-            *(_MAGIC, kind, len(frames), len(private), len(batch.state)),
-            *(batch.first_seq, batch.offsets[0], length),
-        ),
-        body,
+    header = _HEADER.pack(
+        *(_MAGIC, _FULL if batch.seqs is None else _SPARSE, len(frames), len(private)),
+        *(len(batch.state), batch.first_seq, batch.offsets[0], length),
     )
-
-
-def anchor(seq: int, offset: int) -> list[bytes]:
-    """Return a block without frames: the journal goes on at `seq`, after `offset` bytes."""
-    return _sealed(_HEADER.pack(_MAGIC, _FULL, 0, 0, 0, seq, offset, 0), [])
-
-
-def _sealed(header: bytes, body: list[bytes]) -> list[bytes]:
     checksum = xxh3_64(header)
     for part in body:
         checksum.update(part)
@@ -234,7 +226,7 @@ class Block:
     @property
     def end_seq(self) -> int:
         """The sequence number after the last frame."""
-        return self.seqs[-1] + 1 if self.seqs else self.header.first_seq
+        return self.seqs[-1] + 1
 
     def index(self, seq: int) -> int:
         """Return the index of the first frame whose number is at least `seq`."""
@@ -246,8 +238,9 @@ class Block:
 
     def reach(self, start: int, nbytes: int) -> int:
         """Return the index after the frame with which `nbytes` are reached from `start` on."""
-        goal = self._starts[start] + nbytes if start < len(self._starts) else 0
-        return min(bisect_left(self._ends, goal, start) + 1, len(self._ends))
+        return min(
+            bisect_left(self._ends, self._starts[start] + nbytes, start) + 1, len(self._ends)
+        )
 
     def frames(self, start: int, stop: int) -> list[bytes]:
         """Return the frames from index `start` to `stop - 1`."""

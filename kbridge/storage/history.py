@@ -1,14 +1,34 @@
-"""The journal of one kernel on disk, as the event loop uses it."""
+"""The journal of one kernel on disk, as the event loop uses it.
+
+The event loop owns all state and decides. The writing thread gets a `Work` with all it needs, and
+the loop takes the results; a reading thread gets a path and a position.
+"""
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
-from typing import NamedTuple
+from pathlib import Path
+from typing import Final, NamedTuple
 
 from kbridge.flow.batch import FrameSource
-from kbridge.flow.places import Place, Stretch
+from kbridge.flow.places import Gap, Place, Stretch
+from kbridge.storage.context import StoreContext, segment_size
+from kbridge.storage.disk import Disk
+from kbridge.storage.files import KernelFiles
+from kbridge.storage.flush import Client, Task
+from kbridge.storage.index import Segment
+from kbridge.storage.reading import FrameReader, full_stretch, gap_before, sparse_stretch
+from kbridge.storage.recovery import RecoveredFiles
+from kbridge.storage.segment import Chunk
+from kbridge.storage.segments import Segments
+from kbridge.storage.state_log import StateLog
+from kbridge.storage.work import Work
 
 __all__ = ["History", "Recovered"]
+
+_WRITE_SIZE: Final = 4 * 1024 * 1024  # of one batch
+_HURRY_SIZE: Final = 256 * 1024
 
 
 class Recovered(NamedTuple):
@@ -30,40 +50,172 @@ class Recovered(NamedTuple):
     records: dict[str, object]
 
 
-class History:
+class _Write(Task):
+    """A `Work` for the files of a history."""
+
+    __slots__ = ("_history", "_work")
+
+    def __init__(self, history: History, work: Work) -> None:
+        self._history = history
+        self._work = work
+
+    def run(self, disk: Disk) -> None:
+        self._work.run(disk)
+
+    def done(self, error: BaseException | None) -> None:
+        self._history.written(self._work, error)
+
+
+class _Close(Task):
+    """The end of the files of a history: they are removed, or left for the next process."""
+
+    __slots__ = ("_context", "_files", "_future", "_indexes")
+
+    def __init__(
+        self,
+        context: StoreContext,
+        files: KernelFiles,
+        indexes: list[tuple[Path, list[bytes]]] | None,
+        future: asyncio.Future[None],
+    ) -> None:
+        self._context = context
+        self._files = files
+        self._indexes = indexes
+        self._future = future
+
+    def run(self, disk: Disk) -> None:
+        self._context.opened.close_all(self._files.directory)
+        if self._indexes is None:
+            self._files.remove()
+            return
+        try:
+            for path, content in self._indexes:
+                disk.write_file(path, content)
+        finally:
+            self._files.unlock()
+
+    def done(self, error: BaseException | None) -> None:  # noqa: ARG002 - left for the next start
+        if not self._future.done():
+            self._future.set_result(None)
+
+
+class History(Client):
     """The journal of one kernel on disk.
 
     All methods are called on the event loop, none waits for the disk, and none raises an `OSError`.
 
+    Parameters
+    ----------
+    kernel_id : str
+    files : KernelFiles
+    context : StoreContext
+    found : RecoveredFiles or None
+        The files that an earlier process left.
+
     Attributes
     ----------
-    end : int
-        The sequence number after the last frame that was written.
-    offset : int
-        The bytes of the journal before `end`.
-    active : bool
-        False while the disk fails or has no space: the memory must keep what readers need.
     recovered : Recovered or None
         The state that an earlier process left; None for a new kernel.
     """
 
-    end: int
-    offset: int
-    active: bool
-    recovered: Recovered | None
+    def __init__(
+        self,
+        kernel_id: str,
+        files: KernelFiles,
+        context: StoreContext,
+        found: RecoveredFiles | None = None,
+    ) -> None:
+        self._kernel_id = kernel_id
+        self._files = files
+        self._context = context
+        self._segments = Segments(
+            *(files.directory, context.limit),
+            *((found.segments, found.next_number) if found else ([], 0)),
+        )
+        self._reader = FrameReader(self._segments.index, files.directory, context)
+        self._states = StateLog(found.records if found else {})
+        self._batch_size = min(_WRITE_SIZE, segment_size(context.limit))
+        self._source: FrameSource | None = None
+        self._counted = 0
+        self._queued = False
+        self._writing = False
+        self._closed = False
+        self._failed = False
+        self._stopped = False
+        self._retrying = False
+        self._idle = False
+        self.recovered: Recovered | None = None
+        self.renew()
+        self._count()
+
+    # -- state ------------------------------------------------------------------------------
+
+    @property
+    def end(self) -> int:
+        """The sequence number after the last frame that was written."""
+        return self._segments.end
+
+    @property
+    def offset(self) -> int:
+        """The bytes of the journal before `end`."""
+        return self._segments.offset
+
+    @property
+    def active(self) -> bool:
+        """False while the disk fails or has no space: the memory must keep what readers need."""
+        return not (self._failed or self._stopped or self._closed)
+
+    @property
+    def closed(self) -> bool:
+        """True if nothing will be written any longer."""
+        return self._closed
 
     @property
     def oldest(self) -> Place | None:
         """The place of a reader that wants all frames on disk; None if there are none."""
-        raise NotImplementedError
+        first = self._segments.index.oldest
+        return None if first is None else Place(first, 0, 0)
+
+    @property
+    def nbytes(self) -> int:
+        """The bytes on disk."""
+        return self._segments.index.nbytes
+
+    @property
+    def surplus(self) -> int:
+        """The bytes on disk without the segment that is being written."""
+        return self.nbytes - self._segments.open_bytes
+
+    def renew(self) -> None:
+        """Set `recovered` to the present state, for a journal that goes on from here."""
+        records = self._states.records
+        if self.end or records:
+            self.recovered = Recovered(self.end, self.offset, records)
+
+    def holds(self, seq: int) -> bool:
+        """Return True if a frame is on disk; only frames with state may be asked for."""
+        return self._segments.index.holds(seq)
+
+    def next_full(self, seq: int) -> int | None:
+        """Return the first number from `seq` on that is in a run without holes on disk, or None."""
+        return self._segments.index.next_full(seq)
+
+    # -- writing ----------------------------------------------------------------------------
 
     def attach(self, source: FrameSource) -> None:
         """Write the frames of `source` from now on."""
-        raise NotImplementedError
+        self._source = source
+        source.on_durable(self.active)
+        self._ask()
 
     def changed(self) -> None:
         """Note that the source has new frames; they are written within 5 ms."""
-        raise NotImplementedError
+        if self._queued:
+            source = self._source
+            if source is not None and source.unwritten_bytes >= _HURRY_SIZE:
+                self._context.queue.hurry()
+        else:
+            self._ask()
 
     def record(self, key: str, value: object | None) -> None:
         """Set what `Recovered.records` has for a key after a crash; None removes the key.
@@ -74,15 +226,110 @@ class History:
         value : object or None
             Anything that JSON can express.
         """
-        raise NotImplementedError
+        self._states.set(key, value)
+        self._ask()
 
-    def holds(self, seq: int) -> bool:
-        """Return True if a frame is on disk."""
-        raise NotImplementedError
+    def give_up(self) -> None:
+        """Give up the oldest segment, because the disk has no space for all kernels."""
+        self._segments.give_up()
+        self._ask()
 
-    def next_full(self, seq: int) -> int | None:
-        """Return the first number from `seq` on that is in a run without holes on disk, or None."""
-        raise NotImplementedError
+    def stop(self, stopped: bool) -> None:
+        """Stop writing while the disk has no space or does not answer; or go on."""
+        self._update(failed=self._failed, stopped=stopped)
+        self._ask()
+
+    def retry(self) -> None:
+        """Try to write again after a failure."""
+        if self._failed and not self._closed:
+            self._retrying = True
+            self._context.queue.add(self)
+
+    def next_task(self) -> Task | None:
+        """Return the work to do now."""
+        self._queued = False
+        self._idle = True
+        if self._closed or self._stopped or (self._failed and not self._retrying):
+            return None
+        segments = self._segments
+        batch = self._source.unwritten(self._batch_size) if self._source is not None else None
+        compaction = segments.shrink()
+        if not (batch or compaction or self._retrying or self._has_states):
+            return None
+        append = segments.append(batch) if batch else None
+        self._idle = False
+        self._writing = True
+        work = Work(
+            self._files,
+            self._context.opened,
+            remove=segments.take_superfluous(),
+            seal=segments.take_complete(),
+            compaction=compaction,
+            states=self._states.take(),
+            frames=append,
+        )
+        return _Write(self, work)
+
+    def written(self, work: Work, error: BaseException | None) -> None:
+        """Take the results of work that was done, or failed."""
+        self._writing = self._retrying = False
+        if self._closed:
+            return
+        segments, usage = self._segments, self._context.usage
+        if work.compaction is not None:
+            segments.compacted(work.compaction)
+        if work.frames is not None and work.frames.blocks:
+            segments.appended(work.frames)
+            usage.written += sum(block.size for block in work.frames.blocks)
+            if self._source is not None:
+                self._source.on_written(self.end)
+        if error is None:
+            usage.written += work.states.nbytes
+            if self._failed:
+                self._context.failures.works(self._kernel_id)
+        else:
+            self._states.failed(work.states)
+            segments.superfluous += work.remove
+            segments.roll()
+            self._context.failures.failed(self._kernel_id, error)
+        self._count()
+        self._update(failed=error is not None, stopped=self._stopped)
+        if self._has_work:
+            self._ask()
+            unwritten = self._source.unwritten_bytes if self._source is not None else 0
+            if self.active and (segments.too_large or unwritten >= _HURRY_SIZE):
+                self._context.queue.hurry()
+
+    async def flush(self) -> None:
+        """Write all that the source has, and wait until that is done or fails."""
+        self._idle = False
+        while self.active and (self._writing or (self._has_work and not self._idle)):
+            self._ask()
+            self._context.queue.hurry()
+            await self._context.queue.job_done()
+
+    async def remove(self) -> None:
+        """Remove the files; the history writes nothing from now on."""
+        await self.close(keep=False)
+
+    def close(self, *, keep: bool) -> asyncio.Future[None]:
+        """Write nothing from now on; the result is set when the files are removed or released."""
+        future = asyncio.get_running_loop().create_future()
+        if self._closed:
+            future.set_result(None)
+            return future
+        self._closed = True
+        indexes = self._segments.dump() if keep else None
+        if not keep:
+            self._segments.clear()
+            self._count()
+        if self._source is not None:
+            self._source.on_durable(False)
+        self._context.failures.forget(self._kernel_id)
+        self._context.queue.put(_Close(self._context, self._files, indexes, future))
+        return future
+
+    # -- reading ----------------------------------------------------------------------------
 
     async def read(self, place: Place, max_bytes: int, horizon: int) -> Stretch | None:
         """Return the next frames from `place` on, like `Journal.read`.
@@ -93,16 +340,77 @@ class History:
             None if the next frame is not on disk, or not before `horizon`. A stretch without frames
             has a gap: frames before `end` are missing, and no frame on disk follows.
         """
-        raise NotImplementedError
+        index = self._segments.index
+        while place.seq < min(horizon, self.end):
+            segment = index.at(place.seq)
+            if segment is None:
+                if self.end > horizon:
+                    return None
+                end = Place(self.end, self.end, self.offset)
+                return Stretch([], {}, 0, end, self._gap(place, self.end, self.offset))
+            first = max(place.seq, segment.first_seq)
+            if first >= horizon:
+                return None
+            stop = min(horizon, segment.end_seq)
+            chunk, error = await self._reader.load(segment, first, stop, max_bytes)
+            if chunk is None:
+                if error is not None:
+                    self._damaged(segment, None, error)
+                continue
+            if chunk.damaged is not None:
+                self._damaged(segment, chunk, None)
+            if chunk.frames:
+                if segment.sparse:
+                    return sparse_stretch(place, chunk)
+                return full_stretch(chunk, self._gap(place, first, chunk.first_offset))
+            if chunk.damaged is None:
+                return None  # the next frame with state is not before the horizon
+        return None
 
     async def find(self, key: int, matches: Callable[[bytes], bool]) -> Place | None:
         """Return the place after the newest frame with that key that `matches`, or None."""
-        raise NotImplementedError
+        found = await self._reader.find(key, matches) if key else None
+        return found and Place(found.seq + 1, found.seq + 1, found.end_offset)
 
-    async def flush(self) -> None:
-        """Write all that the source has, and wait until that is done or fails."""
-        raise NotImplementedError
+    # -- helpers ----------------------------------------------------------------------------
 
-    async def remove(self) -> None:
-        """Remove the files; the history writes nothing from now on."""
-        raise NotImplementedError
+    @property
+    def _has_states(self) -> bool:
+        return self._states.pending or bool(self._segments.superfluous)
+
+    @property
+    def _has_work(self) -> bool:
+        source = self._source
+        return (
+            self._has_states
+            or self._segments.too_large
+            or (source is not None and source.unwritten_bytes > 0)
+        )
+
+    def _ask(self) -> None:
+        """Take part in the next job."""
+        if not self._queued and not self._writing and self.active:
+            self._queued = True
+            self._context.queue.add(self)
+
+    def _update(self, *, failed: bool, stopped: bool) -> None:
+        before = self.active
+        self._failed = failed
+        self._stopped = stopped
+        if self.active != before and self._source is not None:
+            self._source.on_durable(self.active)
+
+    def _count(self) -> None:
+        self._context.usage.nbytes += self.nbytes - self._counted
+        self._counted = self.nbytes
+
+    def _damaged(self, segment: Segment, chunk: Chunk | None, error: OSError | None) -> None:
+        """Give up the unreadable part of a segment, and log that once."""
+        if self._segments.damaged(segment, chunk):
+            path = self._segments.path(segment)
+            self._context.failures.damaged(self._kernel_id, path, error)
+        self._count()
+
+    def _gap(self, place: Place, seq: int, offset: int) -> Gap | None:
+        end, lost = self._segments.lost
+        return gap_before(place, seq, offset, lost if end == seq else b"")

@@ -1,16 +1,32 @@
-"""The journals of all kernels of a server on disk: threads, limits, failures."""
+"""The journals of all kernels of a server on disk: limits, failures, begin and end.
+
+All work on files is done by one thread that writes and two that read. Everything here runs on the
+event loop.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Collection
+import asyncio
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from logging import Logger, LoggerAdapter
 from pathlib import Path
-from typing import Self
+from typing import Final, Self
 
+from kbridge.storage.context import RETRY_INTERVAL, FailureLog, StoreContext, Usage
+from kbridge.storage.disk import Disk, Space
+from kbridge.storage.files import KernelFiles, OpenFiles, directory_name
+from kbridge.storage.flush import Client, FlushQueue, Task
 from kbridge.storage.history import History
+from kbridge.storage.recovery import Survey, survey
+from kbridge.storage.workers import Workers
 
 __all__ = ["JournalStore", "StoreSettings"]
+
+_MEASURE_INTERVAL: Final = 1.0  # seconds between two looks at the free space
+_MEASURE_BYTES: Final = 16 * 1024 * 1024  # written between two looks
+_HUNG_AFTER: Final = 10.0  # seconds that a job may take
+_CLOSE_TIMEOUT: Final = 5.0
 
 
 @dataclass(frozen=True)
@@ -35,8 +51,69 @@ class StoreSettings:
     reserve: float
 
 
-class JournalStore:
-    """The journals of all kernels of a server on disk."""
+class _Measure(Task):
+    """Measures the free space."""
+
+    __slots__ = ("_directory", "_store", "space")
+
+    def __init__(self, store: JournalStore, directory: Path) -> None:
+        self._store = store
+        self._directory = directory
+        self.space: Space | None = None
+
+    def run(self, disk: Disk) -> None:
+        self.space = disk.space(self._directory)
+
+    def done(self, error: BaseException | None) -> None:  # noqa: ARG002
+        if self.space is not None:  # otherwise the next write fails too, and says why
+            self._store.measured(self.space)
+
+
+class JournalStore(Client):
+    """The journals of all kernels of a server on disk.
+
+    Parameters
+    ----------
+    settings : StoreSettings
+    owner : str
+    log : logging.Logger or logging.LoggerAdapter
+    disk : Disk or None
+        None: the disk of this machine.
+
+    See Also
+    --------
+    JournalStore.open : makes a store from the files of an earlier process.
+    """
+
+    def __init__(
+        self,
+        settings: StoreSettings,
+        owner: str,
+        log: Logger | LoggerAdapter[Logger],
+        disk: Disk | None = None,
+    ) -> None:
+        disk = disk or Disk()
+        self._settings = settings
+        self._owner = owner
+        self._log = log
+        self._usage = Usage(settings.total_limit)
+        self._failures = FailureLog(settings.directory, log)
+        self._queue = FlushQueue(disk, self)
+        self._context = StoreContext(
+            disk,
+            self._queue,
+            OpenFiles(disk),
+            Workers(2, "kbridge-journal-reader"),
+            *(self._usage, self._failures, settings.limit),
+        )
+        self._histories: dict[str, History] = {}
+        self._closing: set[asyncio.Future[None]] = set()
+        self._timer: asyncio.TimerHandle | None = None
+        self._measured_at = float("-inf")
+        self._measured_bytes = 0
+        self._full = False
+        self._hung = False
+        self._closed = False
 
     @classmethod
     async def open(
@@ -46,6 +123,7 @@ class JournalStore:
         owner: str,
         keep: Collection[str],
         log: Logger | LoggerAdapter[Logger],
+        disk: Disk | None = None,
     ) -> Self:
         """Remove the files of kernels that have ended, and read those of the kernels in `keep`.
 
@@ -59,20 +137,62 @@ class JournalStore:
         keep : collection of str
             Ids of the kernels that run and that this server serves.
         log : logging.Logger or logging.LoggerAdapter
+        disk : Disk or None
+            None: the disk of this machine.
         """
-        raise NotImplementedError
+        store = cls(settings, owner, log, disk)
+        await store._recover(keep)
+        store._tick()
+        return store
 
     def history(self, kernel_id: str) -> History:
         """Return the journal of a kernel; its files are made by the first write."""
-        raise NotImplementedError
+        history = self._histories.get(kernel_id)
+        if history is not None and not history.closed:
+            history.renew()
+            return history
+        history = History(kernel_id, self._files(kernel_id), self._context)
+        self._histories[kernel_id] = history
+        history.stop(self._full or self._hung)
+        return history
+
+    def discard(self, kernel_id: str) -> None:
+        """Remove the files of a kernel in the background; `history` then returns a new one."""
+        history = self._histories.pop(kernel_id, None)
+        if history is not None:
+            future = history.close(keep=False)
+            self._closing.add(future)
+            future.add_done_callback(self._closing.discard)
 
     def statistics(self) -> dict[str, int]:
         """Return the number of kernels, of those whose disk fails, and of the bytes on disk."""
-        raise NotImplementedError
+        histories = [each for each in self._histories.values() if not each.closed]
+        return {
+            "kernels": len(histories),
+            "failing_kernels": sum(not history.active for history in histories),
+            "bytes": self._usage.nbytes,
+            "limit": self._settings.total_limit,
+            "written_bytes": self._usage.written,
+            "damages": self._failures.damages,
+        }
 
     def retry(self) -> None:
         """Try to write again for the kernels whose disk fails; a timer does so every 10 s."""
-        raise NotImplementedError
+        hung = self._queue.age() > _HUNG_AFTER
+        if hung != self._hung:
+            self._hung = hung
+            if hung:
+                self._failures.stopped(f"the disk did not answer for {_HUNG_AFTER:.0f} s")
+            else:
+                self._failures.resumed()
+            self._stop()
+        if hung:
+            return
+        if self._full:
+            self._measured_at = float("-inf")
+            self._queue.hurry()
+        for history in [*self._histories.values()]:
+            history.retry()
 
     async def aclose(self, *, keep: bool) -> None:
         """Write the remaining frames, for at most 5 s, and stop the threads; may be called twice.
@@ -82,4 +202,93 @@ class JournalStore:
         keep : bool
             True leaves the files for the next server, False removes them.
         """
-        raise NotImplementedError
+        if self._closed:
+            return
+        self._closed = True
+        if self._timer is not None:
+            self._timer.cancel()
+        try:
+            async with asyncio.timeout(_CLOSE_TIMEOUT):
+                if keep:
+                    for history in [*self._histories.values()]:
+                        await history.flush()
+                await asyncio.gather(
+                    *self._closing,
+                    *(history.close(keep=keep) for history in self._histories.values()),
+                )
+        except TimeoutError:
+            self._log.warning(
+                "The journals in %s (journal_dir) are not complete: the disk did not answer for"
+                " %d s",
+                *(self._settings.directory, _CLOSE_TIMEOUT),
+            )
+        self._queue.close()
+        self._context.readers.close()
+
+    def next_task(self) -> Task | None:
+        """Return the work that concerns all kernels, at the beginning of a job."""
+        if self._usage.over:
+            self._give_up(lambda history: history.nbytes)
+        now = asyncio.get_running_loop().time()
+        if (
+            now - self._measured_at < _MEASURE_INTERVAL
+            and self._usage.written - self._measured_bytes < _MEASURE_BYTES
+        ):
+            return None
+        self._measured_at, self._measured_bytes = now, self._usage.written
+        return _Measure(self, self._settings.directory)
+
+    def measured(self, space: Space) -> None:
+        """Give up the oldest output if too little of the file system is free."""
+        full = space.free < self._settings.reserve * space.total
+        if full and self._give_up(lambda history: history.surplus):
+            self._measured_at = float("-inf")  # look again when it is gone
+            self._queue.hurry()
+            return
+        if full != self._full:
+            self._full = full
+            if full:
+                share = self._settings.reserve * 100
+                self._failures.stopped(
+                    f"less than {share:g} % of the file system is free (journal_disk_reserve)"
+                )
+            else:
+                self._failures.resumed()
+            self._stop()
+
+    def _stop(self) -> None:
+        for history in self._histories.values():
+            history.stop(self._full or self._hung)
+
+    def _give_up(self, size: Callable[[History], int]) -> bool:
+        """Let the largest journal give up its oldest segment; return False if all are empty."""
+        largest = max(self._histories.values(), key=size, default=None)
+        if largest is None or size(largest) <= 0:
+            return False
+        largest.give_up()
+        return True
+
+    def _files(self, kernel_id: str) -> KernelFiles:
+        return KernelFiles(self._settings.directory / directory_name(kernel_id), self._owner)
+
+    async def _recover(self, keep: Collection[str]) -> None:
+        def work() -> Survey:
+            return survey(self._context.disk, self._settings.directory, self._owner, keep)
+
+        try:
+            found = await self._context.readers.call(work)
+        except OSError as error:
+            self._failures.failed(next(iter(keep), "-"), error)
+            return
+        for problem in found.problems:
+            self._log.warning("%s", problem)
+        if found.removed:
+            self._log.info("Removed the journals of %d kernels that have ended", found.removed)
+        for kernel_id, files in found.recovered.items():
+            self._histories[kernel_id] = History(kernel_id, files.files, self._context, files)
+
+    def _tick(self) -> None:
+        """Retry at regular intervals."""
+        if self._timer is not None:
+            self.retry()
+        self._timer = asyncio.get_running_loop().call_later(RETRY_INTERVAL, self._tick)

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kbridge.flow.batch import Batch
-from kbridge.storage.blocks import BLOCK_SIZE, HEADER_SIZE, Block, Header, anchor, encode, split
+from kbridge.storage.blocks import BLOCK_SIZE, HEADER_SIZE, Block, Header, encode, split
 
 
 @st.composite
@@ -90,20 +90,13 @@ def test_a_part_of_a_block_is_not_read(batch: Batch, data: st.DataObject) -> Non
     assert Block.read(good[: data.draw(st.integers(0, len(good) - 1))], 0) is None
 
 
-def test_an_anchor_has_a_number_and_no_frames() -> None:
-    [data] = anchor(7, 70)
-    block = Block.read(data, 0)
-    assert block is not None
-    assert (block.header.first_seq, block.header.first_offset, block.header.frames) == (7, 70, 0)
-    assert block.end_seq == 7
-    assert block.frames(0, 0) == []
-    assert len(data) == HEADER_SIZE == block.header.size
-
-
-def test_the_tables_of_a_header_fit_into_its_length() -> None:
-    [data] = anchor(0, 0)
-    header = Header.parse(data[:8] + b"\x01" + data[9:], 0)  # one frame, but no body
-    assert header is None
+def test_a_header_without_frames_or_with_tables_beyond_its_block_is_refused() -> None:
+    batch = Batch([b""], 0, None, array("Q", [0]), array("q", [0]), {}, [])
+    good = b"".join(encode(batch))
+    assert Header.parse(good, 0) is not None
+    assert Header.parse(good[: HEADER_SIZE - 1], 0) is None
+    for frames in (0, 2):  # there is room in the block for the tables of one
+        assert Header.parse(good[:8] + bytes([frames]) + good[9:], 0) is None
 
 
 @pytest.mark.parametrize("sparse", [False, True])

@@ -1,0 +1,180 @@
+"""The queue of work for the writing thread: few jobs, each for all kernels with new frames.
+
+Invariants:
+
+- one job is under way at a time. Its tasks run in the thread, in order; then their results are
+  taken on the event loop, in the same order;
+- a job begins `FLUSH_DELAY` after the first change or after the end of the previous job, or at once
+  if `hurry` is called.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from abc import ABC, abstractmethod
+from typing import Final
+
+from kbridge.storage.disk import Disk
+from kbridge.storage.workers import Workers
+
+__all__ = ["FLUSH_DELAY", "Client", "FlushQueue", "Task"]
+
+FLUSH_DELAY: Final = 0.005
+"""Seconds; the frames of this time are lost if the process is killed."""
+
+
+class Task(ABC):
+    """Work on the files of one kernel."""
+
+    __slots__ = ()
+
+    @abstractmethod
+    def run(self, disk: Disk) -> None:
+        """Do the work, in the thread, and store the result; errors go to `done`."""
+
+    @abstractmethod
+    def done(self, error: BaseException | None) -> None:
+        """Take the result, on the event loop; `error` is the one that `run` raised."""
+
+
+class Client(ABC):
+    """An object that has work from time to time."""
+
+    __slots__ = ()
+
+    @abstractmethod
+    def next_task(self) -> Task | None:
+        """Return the work to do now, if there is some."""
+
+
+class _Job:
+    """Tasks that run together, with their errors."""
+
+    __slots__ = ("disk", "errors", "started", "tasks")
+
+    def __init__(self, disk: Disk, tasks: list[Task], started: float) -> None:
+        self.disk = disk
+        self.tasks = tasks
+        self.errors: list[BaseException | None] = []
+        self.started = started
+
+    def run(self) -> None:
+        for task in self.tasks:
+            error = None
+            try:
+                task.run(self.disk)
+            except Exception as raised:  # noqa: BLE001 - one kernel's failure is not another's
+                error = raised
+            self.errors.append(error)
+
+
+class FlushQueue:
+    """The work that waits, and the job under way.
+
+    Parameters
+    ----------
+    disk : Disk
+    overseer : Client
+        Asked for work at the beginning of each job, before the other clients.
+    """
+
+    __slots__ = (
+        *("_clients", "_disk", "_hurried", "_job", "_overseer", "_tasks", "_timer", "_waiters"),
+        "_worker",
+    )
+
+    def __init__(self, disk: Disk, overseer: Client) -> None:
+        self._disk = disk
+        self._overseer = overseer
+        self._worker = Workers(1, "kbridge-journal-writer")
+        self._clients: dict[Client, None] = {}  # in order
+        self._tasks: list[Task] = []
+        self._job: _Job | None = None
+        self._timer: asyncio.Handle | None = None
+        self._hurried = False
+        self._waiters: list[asyncio.Future[None]] = []
+
+    @property
+    def idle(self) -> bool:
+        """True if no job is under way."""
+        return self._job is None
+
+    @property
+    def has_work(self) -> bool:
+        """True if a client or a task waits, or a job is under way."""
+        return bool(self._clients or self._tasks or self._job)
+
+    def age(self) -> float:
+        """Return the seconds since the job under way began; 0 if there is none."""
+        return asyncio.get_running_loop().time() - self._job.started if self._job else 0.0
+
+    def add(self, client: Client) -> None:
+        """Ask a client for its work, with the next job."""
+        self._clients[client] = None
+        if self._timer is None and self._job is None:
+            self._timer = asyncio.get_running_loop().call_later(FLUSH_DELAY, self._start)
+
+    def put(self, task: Task) -> None:
+        """Do a task, with the next job."""
+        self._tasks.append(task)
+        self.hurry()
+
+    def hurry(self) -> None:
+        """Begin the next job as soon as possible."""
+        if self._job is None and not self._hurried:
+            if self._timer is not None:
+                self._timer.cancel()
+            self._timer = asyncio.get_running_loop().call_soon(self._start)
+            self._hurried = True
+
+    async def job_done(self) -> None:
+        """Wait for the end of the job under way, or of the next one."""
+        future = asyncio.get_running_loop().create_future()
+        self._waiters.append(future)
+        await future
+
+    def close(self) -> None:
+        """End the thread; the waiting work is not done."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        self._clients.clear()
+        self._tasks.clear()
+        self._worker.close()
+
+    def _start(self) -> None:
+        self._timer = None
+        self._hurried = False
+        tasks: list[Task] = []
+        if (first := self._overseer.next_task()) is not None:
+            tasks.append(first)
+        tasks += self._tasks
+        self._tasks.clear()
+        clients = [*self._clients]
+        self._clients.clear()
+        for client in clients:
+            if (task := client.next_task()) is not None:
+                tasks.append(task)
+        if not tasks:
+            self._wake()
+            return
+        self._job = job = _Job(self._disk, tasks, asyncio.get_running_loop().time())
+        self._worker.submit(job.run, self._done)
+
+    def _done(self, failure: BaseException | None) -> None:
+        job, self._job = self._job, None
+        assert job is not None
+        errors = job.errors or [failure]
+        for at, task in enumerate(job.tasks):
+            task.done(errors[at] if at < len(errors) else failure)
+        self._wake()
+        if self._tasks:
+            self.hurry()
+        elif self._clients and self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(FLUSH_DELAY, self._start)
+
+    def _wake(self) -> None:
+        for future in self._waiters:
+            if not future.done():
+                future.set_result(None)
+        self._waiters.clear()

@@ -1,0 +1,143 @@
+"""The log of states of a kernel: the last value of each key, in an append-only file.
+
+A line is the xxh3_64 of its JSON in hexadecimal, a space, and `{"k": KEY, "v": VALUE}`; without `v`
+the key was removed. A line that is not complete, and all lines after it, are ignored. The file is
+rewritten when it is larger than 1 MiB and than four times the lines that count.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Final, NamedTuple
+
+from xxhash import xxh3_64_hexdigest
+
+__all__ = ["StateChanges", "StateLog", "parse"]
+
+_REWRITE_ABOVE: Final = 1024 * 1024
+_REWRITE_FACTOR: Final = 4
+
+
+class StateChanges(NamedTuple):
+    """The changes of a state log that are written together.
+
+    Attributes
+    ----------
+    whole : bytes or None
+        The new content of the file, instead of adding to it.
+    values : bytes
+        Lines with new values; written before the frames, so that a request is known before its
+        output.
+    removals : bytes
+        Lines that remove keys; written after the frames, so that a request is forgotten only when
+        its reply is on disk.
+    removed : dict of str to bytes
+        The lines that `removals` removes.
+    """
+
+    whole: bytes | None
+    values: bytes
+    removals: bytes
+    removed: dict[str, bytes]
+
+    @property
+    def nbytes(self) -> int:
+        """The bytes to write."""
+        return len(self.whole or b"") + len(self.values) + len(self.removals)
+
+
+class StateLog:
+    """The values of one kernel, and which of them are not written yet.
+
+    Parameters
+    ----------
+    records : dict of str to object
+        The values that an earlier process left.
+    """
+
+    __slots__ = ("_changed", "_lines", "_live", "_removed", "_rewrite", "_size")
+
+    def __init__(self, records: dict[str, object]) -> None:
+        self._lines = {key: _line({"k": key, "v": value}) for key, value in records.items()}
+        self._live = sum(map(len, self._lines.values()))
+        self._changed: dict[str, None] = {}  # in order
+        self._removed: dict[str, None] = {}
+        self._size = 0
+        self._rewrite = bool(records)  # also removes a torn tail
+
+    @property
+    def pending(self) -> bool:
+        """True if there are changes that are not written yet."""
+        return bool(self._changed or self._removed or self._rewrite)
+
+    @property
+    def records(self) -> dict[str, object]:
+        """The last value of each key."""
+        return parse(
+            b"".join(line for key, line in self._lines.items() if key not in self._removed)
+        )
+
+    def set(self, key: str, value: object | None) -> None:
+        """Set the value of a key; None removes the key."""
+        if value is None:
+            self._changed.pop(key, None)
+            if key in self._lines:
+                self._removed[key] = None
+            return
+        line = _line({"k": key, "v": value})
+        if key in self._removed:  # set again, so that it is the last key now
+            del self._removed[key]
+            self._live -= len(self._lines.pop(key))
+            self._rewrite = True
+        self._live += len(line) - len(self._lines.get(key, b""))
+        self._lines[key] = line
+        self._changed[key] = None
+
+    def take(self) -> StateChanges:
+        """Return the changes to write now; they count as written unless `failed` is called."""
+        removed = {key: self._lines[key] for key in self._removed}
+        whole = None
+        values = b""
+        if self._rewrite or self._size > max(_REWRITE_ABOVE, _REWRITE_FACTOR * self._live):
+            whole = b"".join(self._lines.values())
+            self._size = 0
+        else:
+            values = b"".join([self._lines[key] for key in self._changed])
+        changes = StateChanges(whole, values, b"".join(_line({"k": k}) for k in removed), removed)
+        for key, line in removed.items():
+            del self._lines[key]
+            self._live -= len(line)
+        self._size += changes.nbytes
+        self._rewrite = False
+        self._changed.clear()
+        self._removed.clear()
+        return changes
+
+    def failed(self, changes: StateChanges) -> None:
+        """Note that changes were not written, or only in part."""
+        self._rewrite = True
+        for key, line in changes.removed.items():
+            if key not in self._lines:
+                self._lines[key] = line
+                self._live += len(line)
+                self._removed[key] = None
+
+
+def parse(data: bytes) -> dict[str, object]:
+    """Return the last value of each key, up to the first damaged line."""
+    records: dict[str, object] = {}
+    for line in data.split(b"\n")[:-1]:
+        digest, _, text = line.partition(b" ")
+        if digest != xxh3_64_hexdigest(text).encode():
+            break
+        entry = json.loads(text)
+        if "v" in entry:
+            records[entry["k"]] = entry["v"]
+        else:
+            records.pop(entry["k"], None)
+    return records
+
+
+def _line(entry: dict[str, object]) -> bytes:
+    text = json.dumps(entry, separators=(",", ":")).encode()
+    return b"%s %s\n" % (xxh3_64_hexdigest(text).encode(), text)

@@ -1,0 +1,244 @@
+"""The work of one job on the files of one kernel. For the writing thread."""
+
+from __future__ import annotations
+
+import errno
+from array import array
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+from kbridge.flow.batch import Batch
+from kbridge.storage.blocks import BLOCK_SIZE
+from kbridge.storage.disk import Disk
+from kbridge.storage.files import STATE_LOG, KernelFiles, OpenFiles
+from kbridge.storage.index import BlockPlace, Segment
+from kbridge.storage.segment import append, dump, index_path, load, read_blocks, scan
+from kbridge.storage.state_log import StateChanges
+
+__all__ = ["Append", "Compaction", "Work"]
+
+_LOST_SIZE: Final = 64 * 1024  # of a frame that is kept to name the cell whose output was dropped
+
+
+@dataclass(slots=True)
+class Append:
+    """Frames to append to a segment file.
+
+    Attributes
+    ----------
+    batch : Batch
+    path : Path
+        The segment file.
+    size : int
+        Its size before; 0 creates it.
+    blocks : list of BlockPlace
+        The result.
+    """
+
+    batch: Batch
+    path: Path
+    size: int
+    blocks: list[BlockPlace] = field(default_factory=list)
+
+    def run(self, disk: Disk, opened: OpenFiles) -> None:
+        """Append the frames; after an error the file is as before."""
+        try:
+            descriptor = opened.get(self.path, create=not self.size)
+            self.blocks = append(disk, descriptor, self.size, self.batch)
+        except BaseException:
+            opened.close(self.path)
+            if not self.size:
+                with suppress(OSError):
+                    disk.remove(self.path)
+            raise
+
+
+@dataclass(slots=True)
+class Compaction:
+    """Move the frames with state of a full segment to a sparse one.
+
+    Attributes
+    ----------
+    source : Segment
+        Only its size and last number are used.
+    path : Path
+        The file of `source`.
+    target : Segment
+        The sparse segment, new or to be continued.
+    target_path : Path
+    merged : Segment or None
+        The result: the sparse segment afterwards; None if there was no frame with state.
+    lost : bytes
+        The last frame that was dropped; empty if it is large.
+    ran : bool
+        True if the source may be removed: its frames were copied, or the disk failed.
+    """
+
+    source: Segment
+    path: Path
+    target: Segment
+    target_path: Path
+    merged: Segment | None = None
+    lost: bytes = b""
+    ran: bool = False
+
+    def run(self, disk: Disk) -> None:
+        """Copy the frames; the file of the source stays."""
+        merged: Segment | None = Segment(self.target.number, sparse=True)
+        size = self.target.size
+        try:
+            assert merged is not None
+            if size:
+                known = load(disk, self.target_path, merged, size)
+                merged = known or scan(
+                    disk, self.target_path, Segment(self.target.number, sparse=True)
+                )
+                if merged.size != size:
+                    raise OSError(errno.EIO, "it is damaged", str(self.target_path))
+            with disk.reading(self.path) as descriptor:
+                self._copy(disk, descriptor, merged)
+            if merged.frames and merged.size > size:
+                disk.write_file(index_path(self.target_path), dump(merged))
+                merged.keys = None
+                self.merged = merged
+        except OSError:
+            with suppress(OSError):
+                self._undo(disk, size)
+        self.ran = True
+
+    def _copy(self, disk: Disk, source: int, merged: Segment) -> None:
+        parts = _StateFrames()
+        target: int | None = None
+        try:
+            for _, block in read_blocks(disk, source, self.source.size):
+                if block.header.first_seq >= self.source.end_seq:
+                    break
+                state = set(block.state)
+                for index in block.state:
+                    frame = block.frames(index, index + 1)[0]
+                    seq = block.seqs[index]
+                    if seq < self.source.end_seq:
+                        parts.add(frame, seq, block.offsets[index], block.keys[index])
+                        if index in block.private:
+                            parts.private[len(parts.frames) - 1] = block.private[index]
+                last = next((i for i in reversed(range(len(block.seqs))) if i not in state), None)
+                if last is not None and block.size(last) <= _LOST_SIZE:
+                    self.lost = block.frames(last, last + 1)[0]
+                if parts.nbytes >= BLOCK_SIZE:
+                    target = self._write(disk, target, parts, merged)
+                    parts = _StateFrames()
+            if parts.frames:
+                target = self._write(disk, target, parts, merged)
+        finally:
+            if target is not None:
+                disk.close(target)
+
+    def _write(self, disk: Disk, target: int | None, parts: _StateFrames, merged: Segment) -> int:
+        if target is None:
+            create = not merged.size
+            target = disk.create(self.target_path) if create else disk.append(self.target_path)
+        batch = parts.batch()
+        for block in append(disk, target, merged.size, batch):
+            merged.add(block)
+        assert merged.keys is not None
+        merged.keys.extend(batch.keys)
+        return target
+
+    def _undo(self, disk: Disk, size: int) -> None:
+        if not size:
+            disk.remove(self.target_path)
+            return
+        descriptor = disk.append(self.target_path)
+        try:
+            disk.truncate(descriptor, size)
+        finally:
+            disk.close(descriptor)
+
+
+class _StateFrames:
+    """Collects frames for one sparse batch."""
+
+    __slots__ = ("_keys", "_offsets", "_seqs", "frames", "nbytes", "private")
+
+    def __init__(self) -> None:
+        self.frames: list[bytes] = []
+        self.private: dict[int, int] = {}
+        self.nbytes = 0
+        self._seqs = array("Q")
+        self._offsets = array("Q")
+        self._keys = array("q")
+
+    def add(self, frame: bytes, seq: int, offset: int, key: int) -> None:
+        self.frames.append(frame)
+        self.nbytes += len(frame)
+        self._seqs.append(seq)
+        self._offsets.append(offset)
+        self._keys.append(key)
+
+    def batch(self) -> Batch:
+        return Batch(
+            *(self.frames, self._seqs[0], self._seqs, self._offsets, self._keys, self.private),
+            [*range(len(self.frames))],
+        )
+
+
+@dataclass(slots=True)
+class Work:
+    """All work of one job on the files of one kernel.
+
+    Attributes
+    ----------
+    files : KernelFiles
+    opened : OpenFiles
+    remove : sequence of Path
+        Segment files to remove, with their indexes.
+    seal : list of (Path, list of bytes)
+        The indexes of segment files that are complete.
+    compaction : Compaction or None
+    states : StateChanges
+    frames : Append or None
+    """
+
+    files: KernelFiles
+    opened: OpenFiles
+    remove: Sequence[Path]
+    seal: Sequence[tuple[Path, list[bytes]]]
+    compaction: Compaction | None
+    states: StateChanges
+    frames: Append | None
+
+    def run(self, disk: Disk) -> None:
+        """Do the work.
+
+        Raises
+        ------
+        OSError
+            If frames or states were not written.
+        """
+        self.files.claim(disk)
+        for path in self.remove:
+            self.opened.close(path)
+            with suppress(OSError):  # it is found and removed after the next start
+                disk.remove(index_path(path))
+                disk.remove(path)
+        for path, content in self.seal:
+            self.opened.close(path.with_suffix(""))
+            with suppress(OSError):  # an index only saves time
+                disk.write_file(path, content)
+        if self.compaction is not None:
+            self.opened.close(self.compaction.path)
+            self.compaction.run(disk)
+        log = self.files.directory / STATE_LOG
+        states = self.states
+        if states.whole is not None:
+            self.opened.close(log)
+            disk.write_file(log, [states.whole])
+        if states.values:
+            disk.write_all(self.opened.get(log, create=False), [states.values])
+        if self.frames is not None:
+            self.frames.run(disk, self.opened)
+        if states.removals:
+            disk.write_all(self.opened.get(log, create=False), [states.removals])
