@@ -76,6 +76,7 @@ class KernelLink:
         self._refused: set[Channel] = set()
         self._again: set[Channel] = set()
         self._light = True  # True if the last batch was
+        self._delivered = False  # True if messages were delivered since `on_drained`
         self._monitors: dict[Channel, zmq.Socket[bytes]] = {}
         self._gone: dict[Channel, asyncio.TimerHandle] = {}
         try:
@@ -123,10 +124,11 @@ class KernelLink:
         """Deliver all messages that have arrived, now."""
         for former in list(self._former):
             former.drain()
+            self._delivered = True
         for channel in list(self._sockets):
-            while not self.closed and self._drain(channel):
+            while self._is_waiting(channel) and self._drain(channel):
                 pass
-        self._events.on_drained()
+        self._report_drained()
 
     def renew(self, identity: bytes, *, keep: bool) -> None:
         """Send requests through new sockets, under another identity.
@@ -237,11 +239,9 @@ class KernelLink:
 
         def on_readable(_fd: Any, _events: int) -> None:
             self._drain(channel)
-            if beside is not None and self._light:
-                socket = self._sockets.get(beside)
-                if socket is not None and _waits(socket, zmq.POLLIN):
-                    self._drain(beside, behind=True)
-            self._events.on_drained()
+            if beside is not None and self._light and self._is_waiting(beside):
+                self._drain(beside, behind=True)
+            self._report_drained()
 
         return on_readable
 
@@ -259,8 +259,9 @@ class KernelLink:
             self._look_again(channel)
         self._light = _is_light(batch)
         if behind and not self._light:
-            self._events.on_drained()
+            self._report_drained()
         if batch:
+            self._delivered = True
             self._events.on_messages(channel, batch)
         if channel in self._refused and _waits(socket, zmq.POLLOUT):
             self._refused.discard(channel)
@@ -278,6 +279,16 @@ class KernelLink:
         socket = self._sockets.get(channel)
         if socket is not None and _waits(socket, zmq.POLLIN | zmq.POLLOUT):
             self._drain(channel)
+            self._report_drained()
+
+    def _is_waiting(self, channel: Channel) -> bool:
+        """Return True if messages of a channel wait to be read."""
+        socket = self._sockets.get(channel)
+        return socket is not None and _waits(socket, zmq.POLLIN)
+
+    def _report_drained(self) -> None:
+        if self._delivered:
+            self._delivered = False
             self._events.on_drained()
 
     def _on_monitors(self, _fd: Any, _events: int) -> None:

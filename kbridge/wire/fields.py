@@ -22,7 +22,7 @@ import json
 from typing import Any
 
 from kbridge.errors import IgnoredMessage, InvalidMessage, MalformedFrame
-from kbridge.wire.message import Buffer, Channel
+from kbridge.wire.message import Buffer, Channel, Message
 
 __all__ = [
     "EMPTY",
@@ -30,6 +30,7 @@ __all__ = [
     "channel",
     "check_header",
     "check_size",
+    "checked",
     "encodable",
     "json_or_empty",
     "parse",
@@ -125,6 +126,24 @@ def json_or_empty(raw: bytes, name: str) -> bytes:
     if len(raw) > MAX_PARSED:
         return raw
     return EMPTY if _parse_part(utf8(raw, name), name) is None else raw
+
+
+def checked(msg: Message) -> Message:
+    """Check the JSON parts of a message; return it with empty objects for missing parts.
+
+    Raises
+    ------
+    FrameError
+        If a part is not valid; see `check_size`, `check_header` and `json_or_empty`.
+    """
+    check_size(msg.header, "header")
+    check_header(utf8(msg.header, "header"))
+    check_size(msg.parent_header, "parent_header")
+    return msg._replace(
+        parent_header=json_or_empty(msg.parent_header, "parent_header"),
+        metadata=json_or_empty(msg.metadata, "metadata"),
+        content=json_or_empty(msg.content, "content"),
+    )
 
 
 def check_size(part: str | bytes, name: str) -> None:

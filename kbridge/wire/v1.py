@@ -36,6 +36,7 @@ _START = _WORD * (1 + _PARTS + 1)
 _pack = struct.Struct("<7Q").pack
 _header_at = struct.Struct("<2Q").unpack_from
 _NAMES = {channel: channel.encode() for channel in Channel}
+_CHANNELS = {name: channel for channel, name in _NAMES.items()}
 
 
 def encode(msg: Message) -> bytes:
@@ -89,15 +90,7 @@ def decode(data: str | bytes) -> Message:
     """
     if isinstance(data, str):
         raise WrongFrameType("a text frame, but this subprotocol has only binary frames")
-    msg = split(data, MAX_PARTS)
-    fields.check_size(msg.header, "header")
-    fields.check_header(fields.utf8(msg.header, "header"))
-    fields.check_size(msg.parent_header, "parent_header")
-    return msg._replace(
-        parent_header=fields.json_or_empty(msg.parent_header, "parent_header"),
-        metadata=fields.json_or_empty(msg.metadata, "metadata"),
-        content=fields.json_or_empty(msg.content, "content"),
-    )
+    return fields.checked(split(data, MAX_PARTS))
 
 
 def header_of(frame: bytes) -> bytes:
@@ -129,11 +122,12 @@ def split(data: bytes, maximum: int | None = None) -> Message:
         If there are too many offsets.
     """
     offsets = read(data, "<Q", _PARTS + 1, maximum)
+    name = data[offsets[0] : offsets[1]]
     return Message(
-        fields.channel(fields.utf8(data[offsets[0] : offsets[1]], "channel")),
+        _CHANNELS.get(name) or fields.channel(fields.utf8(name, "channel")),
         data[offsets[1] : offsets[2]],
         data[offsets[2] : offsets[3]],
         data[offsets[3] : offsets[4]],
         data[offsets[4] : offsets[5]],
-        slices(data, offsets[_PARTS:]),
+        slices(data, offsets[_PARTS:]) if len(offsets) > _PARTS + 1 else (),
     )

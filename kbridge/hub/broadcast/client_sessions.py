@@ -77,8 +77,7 @@ class ClientSessions:
             if session_id:
                 self._by_session[session_id] = session
         self._unpark(session)
-        cursor = Cursor(self._next(), session, link, dialect, session.open_at(place), options)
-        session.add(cursor)
+        cursor = Cursor(self._next(), session, link, dialect, place, options)
         self._present[session.number] = session
         self._attached[cursor] = None
         self.cursors = list(self._attached)

@@ -91,19 +91,16 @@ class ClientSession:
         self.cursors: dict[int, Cursor] = {}
         self._acked_by = 0  # the number of the newest websocket that has set `place`
 
-    def add(self, cursor: Cursor) -> None:
-        """Add a websocket."""
+    def join(self, cursor: Cursor, place: Place) -> Place:
+        """Add a websocket; return where it starts: where the session resumes, or else `place`."""
         self.cursors[cursor.number] = cursor
+        if self.place is None:
+            self.place = place
+        return self.place
 
     def remove(self, cursor: Cursor) -> None:
         """Remove a websocket."""
         del self.cursors[cursor.number]
-
-    def open_at(self, place: Place) -> Place:
-        """Return where a new websocket starts: where the session resumes, or else at `place`."""
-        if self.place is None:
-            self.place = place
-        return self.place
 
     def park(self, now: float) -> None:
         """Note that the websocket went away whose place counts."""
@@ -143,7 +140,7 @@ class Cursor:
     dialect : Dialect
         The format of the frames.
     place : Place
-        The first place to read.
+        The first place to read, unless its session resumes.
     options : CursorOptions
         The options for writing to the websocket.
 
@@ -199,8 +196,7 @@ class Cursor:
         self.session = session
         self.link = link
         self.dialect = dialect
-        self.place = place
-        self.delivered = place
+        self.place = self.delivered = session.join(self, place)
         self.acknowledge = options.acknowledge
         self.verbatim = options.verbatim
         self.paced = options.paced
