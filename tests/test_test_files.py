@@ -39,7 +39,7 @@ ELSEWHERE = {"jupyter/supported.py": "integration/test_extension_install.py"}
 # Attribute names that begin with an underscore but are documented by Python.
 DOCUMENTED = {"_asdict", "_exit", "_fields", "_fields_", "_make", "_replace"}
 # Uses of private attributes of other objects in tests. Lower it when the number falls.
-PRIVATE_USES = 220
+PRIVATE_USES = 211
 
 
 def modules() -> set[str]:

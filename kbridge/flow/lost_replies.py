@@ -22,11 +22,11 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
 from kbridge.flow.activity import state_of
+from kbridge.flow.routing import Routing
 from kbridge.wire.message import Message, scan
 
 __all__ = ["GRACE", "BuiltReply", "LostReplies"]
@@ -88,13 +88,13 @@ class LostReplies:
     ----------
     adopted : bool
         True if an earlier bridge was connected to the kernel, which may still run its requests.
-    knows : callable
-        Takes a `msg_id`; returns True if a client of this bridge sent the request.
+    routing : Routing
+        The requests that clients of this bridge sent.
     """
 
-    def __init__(self, *, adopted: bool, knows: Callable[[str], bool]) -> None:
+    def __init__(self, *, adopted: bool, routing: Routing) -> None:
         self._adopted = adopted
-        self._knows = knows
+        self._routing = routing
         self._open: dict[str, bytes] = {}  # msg_id -> header, of requests over the current sockets
         self._lost: dict[str, _Request] = {}
         self._made: dict[str, None] = {}
@@ -169,7 +169,8 @@ class LostReplies:
         state = state_of(msg.content) if msg_type == "status" else ""
         if request is None:
             ended = msg_id in self._made or msg_id in self._answered
-            if ended or not self._adopted or self._knows(msg_id):
+            known = self._routing.owner(msg_id) is not None
+            if ended or known or not self._adopted:
                 return
             request = self._lost[msg_id] = _Request(parent)
             _bound(self._lost)

@@ -57,14 +57,16 @@ class State(Enum):
 
 
 class Event(Enum):
-    """The events that change the state."""
+    """The events of a kernel and of the connections to it."""
 
-    PROBE = auto()
-    REPLY = auto()
-    IOPUB = auto()
-    WELCOME = auto()
-    CONNECTED = auto()
-    DISCONNECTED = auto()
+    PROBE = auto()  # noted by `poll` itself
+    REPLY = auto()  # to a probe, on shell or on control
+    IOPUB = auto()  # any iopub message
+    WELCOME = auto()  # an `iopub_welcome`
+    CONNECTED = auto()  # the handshake of iopub
+    DISCONNECTED = auto()  # the end of the iopub connection
+    STDIN_CONNECTED = auto()
+    STDIN_DISCONNECTED = auto()
 
 
 # Pairs that are missing here do not change the state. A handshake after other evidence means that
@@ -99,6 +101,18 @@ TRANSITIONS: dict[State, dict[Event, State]] = {
     State.LOST: {Event.CONNECTED: State.NEW},
 }
 
+# Log texts about a kernel that is ready without the complete proof.
+_UNPROVEN = {
+    State.HEARD: "publishes on iopub, but has answered neither on shell nor on control",
+    State.REPLIED: "answers, but has published nothing on iopub",
+    State.LOST: "has not accepted a connection to its iopub port",
+}
+_LACKS = {
+    "": "",
+    "iopub": "answers kernel_info_request without a status on iopub",
+    "stdin": "does not accept connections to its stdin port, so input() will not work",
+}
+
 
 @dataclass(frozen=True, slots=True)
 class Decision:
@@ -131,8 +145,8 @@ class Decision:
 class Readiness:
     """The state machine of the probes.
 
-    The caller calls `poll` after each event and at each `next_at`. The initial state is that after
-    a `reset` at 0; call `reset` with the real time before the first `poll`.
+    The caller calls `take` for each event, and `poll` at each `next_at`. The initial state is that
+    after a `reset` at 0; call `reset` with the real time before the first `poll`.
 
     Parameters
     ----------
@@ -140,6 +154,18 @@ class Readiness:
         Seconds between probes.
     timeout : float
         Seconds after which a kernel counts as ready without proof (`kernel_info_timeout`).
+
+    Attributes
+    ----------
+    state : State
+        The knowledge about the kernel.
+    ready : bool
+        True if requests of clients may be sent, because of the proof or of the timeout.
+    timed_out : bool
+        True if the kernel counts as ready without proof; a later proof resets it.
+    proven : bool
+        True if the kernel is ready and the timeout has not passed. No event of a message changes
+        the decision then.
     """
 
     def __init__(self, interval: float = 0.5, timeout: float = 60.0) -> None:
@@ -151,56 +177,53 @@ class Readiness:
 
     def reset(self, now: float) -> None:
         """Forget all evidence and the connections, because the kernel or the sockets are new."""
-        self._state = State.NEW
+        self.state = State.NEW
         self._handshake = False  # on iopub
         self._stdin = False
         self._wait(now)
 
     def _wait(self, now: float) -> None:
-        self._timed_out = False
+        self.timed_out = False
         self._deadline = now + self._timeout
         self._next_probe = -math.inf
         self._lacks = ""
         self._stdin_deadline = math.inf
         self._renew_after = RENEW_SECONDS
         self._restart_evidence()
+        self._update()
 
     def _restart_evidence(self) -> None:
         self._replies = 0
         self._quiet_at = math.inf
         self._renew_at = math.inf
 
-    @property
-    def state(self) -> State:
-        """The knowledge about the kernel."""
-        return self._state
+    def _update(self) -> None:
+        """Set `ready` and `proven`, which are read for every message, from the rest."""
+        complete = self.state is State.PROVEN and (self._stdin or self._lacks == "stdin")
+        self.ready = self.timed_out or complete
+        self.proven = self.ready and not self.timed_out
 
-    @property
-    def ready(self) -> bool:
-        """True if requests of clients may be sent, because of the proof or of the timeout."""
-        return self._timed_out or (
-            self._state is State.PROVEN and (self._stdin or self._lacks == "stdin")
-        )
-
-    @property
-    def timed_out(self) -> bool:
-        """True if the kernel counts as ready without proof; a later proof resets it."""
-        return self._timed_out
+    def take(self, event: Event, now: float) -> Decision:
+        """Note an event, and return the next actions; see `poll`."""
+        self.note(event, now)
+        return self.poll(now)
 
     def poll(self, now: float) -> Decision:
         """Return the next actions; the caller must carry out a probe or renewal in it."""
         if now >= self._quiet_at and self._replies >= QUIET_REPLIES:
             self._lacks = "iopub"
             self._enter(State.PROVEN, now)
-        if self._state is State.PROVEN and not self.ready and now >= self._stdin_deadline:
+        if self.state is State.PROVEN and not self.ready and now >= self._stdin_deadline:
             self._lacks = "stdin"
+            self._update()
         if not self.ready and now >= self._deadline:
-            self._timed_out = True
+            self.timed_out = True
+            self._update()
         if self.ready:
-            return Decision(False, True, self._timed_out, None, lacks=self._lacks)
-        if self._state is State.LOST:
+            return Decision(False, True, self.timed_out, None, lacks=self._lacks)
+        if self.state is State.LOST:
             return Decision(False, False, False, self._deadline)
-        if self._state is State.PROVEN:
+        if self.state is State.PROVEN:
             return Decision(False, False, False, self._stdin_deadline)
         renew = now >= self._renew_at
         if renew:
@@ -211,67 +234,63 @@ class Readiness:
         probe = now >= self._next_probe
         if probe:
             self._next_probe = now + self._interval
-            self._take(Event.PROBE, now)
+            self._move(Event.PROBE, now)
         next_at = min(self._next_probe, self._deadline)
         return Decision(probe, False, False, next_at, renew=renew)
 
-    def on_reply(self, now: float) -> None:
-        """Note a reply to a probe, on shell or on control."""
-        if self._state is State.REPLIED:
-            self._replies += 1
-        self._take(Event.REPLY, now)
+    def note(self, event: Event, now: float) -> None:
+        """Note an event; the next `poll` decides.
 
-    def on_iopub(self, now: float) -> None:
-        """Note any iopub message; cheap in the state PROVEN."""
-        if self._state is not State.PROVEN:
-            self._take(Event.IOPUB, now)
-            if self._state is State.HEARD and self._renew_at == math.inf:
-                self._renew_at = now + self._renew_after
+        A ready kernel becomes unready when its iopub or its stdin connection ends. On iopub, the
+        proof and the wait start again. On stdin, it lasts until stdin is connected again, because
+        the next request may need an input request.
 
-    def on_welcome(self, now: float) -> None:
-        """Note an `iopub_welcome`."""
-        self._take(Event.WELCOME, now)
-
-    def on_stdin(self, *, up: bool, now: float) -> None:
-        """Note the handshake of the stdin connection, or its end.
-
-        A ready kernel becomes unready until stdin is connected again, because the next request may
-        need an input request.
+        An iopub handshake makes the next probe due immediately. After a timeout, the wait starts
+        again, because the kernel can answer only from now on.
         """
+        match event:
+            case Event.STDIN_CONNECTED | Event.STDIN_DISCONNECTED:
+                self._note_stdin(event is Event.STDIN_CONNECTED, now)
+            case Event.REPLY:
+                if self.state is State.REPLIED:
+                    self._replies += 1
+            case Event.CONNECTED:
+                self._handshake = True
+                if self.timed_out:
+                    self._wait(now)
+            case Event.DISCONNECTED:
+                self._handshake = False
+                if self.ready or self.state is State.PROVEN:
+                    self._wait(now)
+        self._move(event, now)
+        if event is Event.IOPUB and self.state is State.HEARD and self._renew_at == math.inf:
+            self._renew_at = now + self._renew_after
+
+    def explain(self) -> str:
+        """Return what the proof of a ready kernel lacks, for the log; empty if it is complete."""
+        if not self.timed_out:
+            return _LACKS[self._lacks]
+        lack = _UNPROVEN.get(self.state, "has not answered")
+        return f"{lack} for {self._timeout:g} s (kernel_info_timeout)"
+
+    def _note_stdin(self, connected: bool, now: float) -> None:
         was_ready = self.ready
-        self._stdin = up
-        if up:
-            if self._lacks == "stdin":
-                self._lacks = ""
-        elif was_ready and not self.ready:
+        self._stdin = connected
+        if connected and self._lacks == "stdin":
+            self._lacks = ""
+        self._update()
+        if was_ready and not self.ready:
             self._stdin_deadline = self._deadline = now + STDIN_SECONDS
 
-    def on_connected(self, now: float) -> None:
-        """Note the iopub handshake; the next probe is due immediately.
-
-        After a timeout, the wait starts again, because the kernel can answer only from now on.
-        """
-        if self._timed_out:
-            self._wait(now)
-        self._take(Event.CONNECTED, now)
-        self._handshake = True
-
-    def on_disconnected(self, now: float) -> None:
-        """Note that the iopub connection has ended; for a ready kernel, the wait starts again."""
-        if self.ready or self._state is State.PROVEN:
-            self._wait(now)
-        self._take(Event.DISCONNECTED, now)
-        self._handshake = False
-
-    def _take(self, event: Event, now: float) -> None:
-        state = TRANSITIONS[self._state].get(event, self._state)
-        if state is not self._state:
+    def _move(self, event: Event, now: float) -> None:
+        state = TRANSITIONS[self.state].get(event, self.state)
+        if state is not self.state:
             self._enter(state, now)
 
     def _enter(self, state: State, now: float) -> None:
-        self._state = state
+        self.state = state
         if state is State.PROVEN:
-            self._timed_out = False
+            self.timed_out = False
             self._restart_evidence()
             if not self._stdin:
                 # After a timeout, do not wait for stdin beyond the deadline.
@@ -282,3 +301,4 @@ class Readiness:
         elif state in (State.NEW, State.LOST):
             self._next_probe = -math.inf
             self._restart_evidence()
+        self._update()

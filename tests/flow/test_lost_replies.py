@@ -6,6 +6,7 @@ import pickle
 import pytest
 
 from kbridge.flow.lost_replies import GRACE, BuiltReply, LostReplies
+from kbridge.flow.routing import Routing
 from kbridge.wire.build import build
 from kbridge.wire.message import Channel, Message
 
@@ -36,9 +37,11 @@ ERROR = {"ename": "E", "evalue": "v", "traceback": ["t"]}
 class Side:
     def __init__(self, *, adopted: bool = True, known: tuple[str, ...] = ()) -> None:
         self.now = 100.0
-        self.known = set(known)
+        routing = Routing()
+        for name in known:
+            routing.note(name, 1)
         self.due: list[BuiltReply] = []
-        self.owed = LostReplies(adopted=adopted, knows=self.known.__contains__)
+        self.owed = LostReplies(adopted=adopted, routing=routing)
 
     def play(self, parent: bytes, *steps: str) -> None:
         for step in steps:

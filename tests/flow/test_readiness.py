@@ -21,12 +21,21 @@ from kbridge.flow.readiness import (
 
 TIMEOUT = 60.0
 INTERVAL = 0.5
+EVENTS = {
+    "reply": Event.REPLY,
+    "iopub": Event.IOPUB,
+    "welcome": Event.WELCOME,
+    "connected": Event.CONNECTED,
+    "disconnected": Event.DISCONNECTED,
+    "stdin": Event.STDIN_CONNECTED,
+    "nostdin": Event.STDIN_DISCONNECTED,
+}
 
 
 def machine(now: float = 100.0) -> Readiness:
     readiness = Readiness(INTERVAL, TIMEOUT)
     readiness.reset(now)
-    readiness.on_stdin(up=True, now=now)
+    readiness.note(Event.STDIN_CONNECTED, now)
     return readiness
 
 
@@ -40,13 +49,11 @@ def play(readiness: Readiness, events: str, now: float = 100.0) -> Readiness:
             now += float(word)
         elif word == "reset":
             readiness.reset(now)
-            readiness.on_stdin(up=True, now=now)
-        elif word in ("stdin", "nostdin"):
-            readiness.on_stdin(up=word == "stdin", now=now)
+            readiness.note(Event.STDIN_CONNECTED, now)
         elif word == "poll":
             readiness.poll(now)
         else:
-            getattr(readiness, f"on_{word}")(now)
+            readiness.note(EVENTS[word], now)
     return readiness
 
 
@@ -138,15 +145,15 @@ def test_the_last_wait_ends_at_the_timeout() -> None:
 def test_a_handshake_makes_the_next_probe_due_at_once() -> None:
     readiness = machine(100.0)
     readiness.poll(100.0)
-    readiness.on_connected(100.1)
+    readiness.note(Event.CONNECTED, 100.1)
     assert readiness.poll(100.1) == Decision(True, False, False, 100.6)
 
 
 def test_a_hub_without_connection_does_not_probe() -> None:
     readiness = machine(100.0)
-    readiness.on_disconnected(100.0)
+    readiness.note(Event.DISCONNECTED, 100.0)
     assert readiness.poll(130.0) == Decision(False, False, False, 160.0)
-    readiness.on_connected(140.0)
+    readiness.note(Event.CONNECTED, 140.0)
     assert readiness.poll(140.0).probe
 
 
@@ -189,7 +196,7 @@ def test_the_wait_for_stdin_has_an_end_and_is_named() -> None:
     assert readiness.poll(101.0) == Decision(False, False, False, 100.0 + STDIN_SECONDS)
     decision = readiness.poll(100.0 + STDIN_SECONDS)
     assert decision == Decision(False, True, False, None, lacks="stdin")
-    readiness.on_stdin(up=True, now=200.0)
+    readiness.note(Event.STDIN_CONNECTED, 200.0)
     assert readiness.poll(200.0) == Decision(False, True, False, None)
 
 
@@ -204,10 +211,10 @@ def renewals(readiness: Readiness, iopub: bool, seconds: int = 59, now: float = 
     found = []
     for second in range(seconds):
         if iopub:
-            readiness.on_iopub(now + second)
+            readiness.note(Event.IOPUB, now + second)
         if readiness.poll(now + second).renew:
             found.append(second)
-            readiness.on_stdin(up=True, now=now + second)
+            readiness.note(Event.STDIN_CONNECTED, now + second)
     return found
 
 
@@ -230,13 +237,13 @@ def test_without_iopub_messages_no_more_sockets_are_made() -> None:
 
 
 @pytest.mark.parametrize("ready", ["poll reply iopub", "+60 poll"])
-@pytest.mark.parametrize("event", ["on_disconnected", "reset"])
+@pytest.mark.parametrize("event", ["disconnected", "reset nostdin"])
 def test_a_ready_hub_that_loses_its_kernel_waits_the_whole_timeout_again(
     ready: str, event: str
 ) -> None:
     readiness = play(machine(100.0), ready)
     assert readiness.ready
-    getattr(readiness, event)(200.0)
+    play(readiness, event, 200.0)
     assert not readiness.poll(259.9).ready
     assert readiness.poll(260.0) == Decision(False, True, True, None)
 
@@ -244,10 +251,40 @@ def test_a_ready_hub_that_loses_its_kernel_waits_the_whole_timeout_again(
 def test_repeated_disconnects_do_not_extend_the_timeout() -> None:
     readiness = machine(100.0)
     for second in range(100, 160):
-        readiness.on_disconnected(second)
-        readiness.on_connected(second + 0.5)
+        readiness.note(Event.DISCONNECTED, second)
+        readiness.note(Event.CONNECTED, second + 0.5)
         assert not readiness.poll(second + 0.5).ready
     assert readiness.poll(160.0).timed_out
+
+
+def test_an_event_and_its_poll_are_one_call() -> None:
+    readiness = machine(100.0)
+    assert readiness.take(Event.CONNECTED, 100.0) == Decision(True, False, False, 100.5)
+    assert readiness.take(Event.REPLY, 100.1) == Decision(False, False, False, 100.5)
+    assert readiness.take(Event.IOPUB, 100.2) == Decision(False, True, False, None)
+    assert readiness.proven
+    lost = readiness.take(Event.STDIN_DISCONNECTED, 101.0)
+    assert lost == Decision(False, False, False, 101.0 + STDIN_SECONDS)
+    assert not readiness.proven
+
+
+@pytest.mark.parametrize(
+    ("events", "lack"),
+    [
+        ("welcome", ""),
+        ("poll +60 poll", "has not answered for 60 s (kernel_info_timeout)"),
+        ("poll iopub +60 poll", "publishes on iopub"),
+        ("poll reply +60 poll", "has published nothing on iopub for 60 s"),
+        ("disconnected +60 poll", "has not accepted a connection to its iopub port"),
+        (f"nostdin welcome +{STDIN_SECONDS} poll", "input() will not work"),
+        (f"connected poll reply reply reply +{QUIET_SECONDS} poll", "without a status on iopub"),
+    ],
+)
+def test_the_log_says_what_the_proof_lacks(events: str, lack: str) -> None:
+    readiness = play(machine(), events)
+    assert readiness.ready
+    assert lack in readiness.explain()
+    assert bool(lack) == bool(readiness.explain())
 
 
 def test_an_interval_must_have_a_length() -> None:
@@ -363,7 +400,7 @@ def test_readiness_agrees_with_a_model(steps: list[tuple[float, str]]) -> None:
                 assert last_probe is None or now >= last_probe + INTERVAL
                 model.probed, last_probe = True, now
                 if decision.renew:  # the new sockets connect, including stdin
-                    readiness.on_stdin(up=True, now=now)
+                    readiness.note(Event.STDIN_CONNECTED, now)
             # A caller that follows `next_at` polls in time, and only while there is a reason.
             if decision.ready:
                 assert decision.next_at is None

@@ -1,6 +1,7 @@
 """A hub on links in memory, with a clock that stands still until a test moves it."""
 
 import json
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -9,8 +10,10 @@ from kbridge.hub.broadcast.burst import Allowance
 from kbridge.hub.broadcast.cursor import Cursor
 from kbridge.hub.broadcast.rendering import Renderer
 from kbridge.hub.clock import Clock
-from kbridge.hub.context import HubEnvironment
+from kbridge.hub.context import HubContext, HubEnvironment
 from kbridge.hub.hub import Hub
+from kbridge.hub.notices import Notices
+from kbridge.hub.rejected import REJECTED, DroppedMessages
 from kbridge.hub.settings import HubSettings
 from kbridge.link.interfaces import KernelEvents
 from kbridge.link.memory import MemoryClient, MemoryKernel
@@ -46,6 +49,16 @@ class StoppedClock(Clock):
 
     def wall(self) -> float:
         return 1.7e9 + self.now
+
+
+def make_context(
+    clock: Clock, settings: HubSettings | None = None, *, adopted: bool = False
+) -> HubContext:
+    """Return the objects that the parts of a hub share, for tests of one part."""
+    log = logging.getLogger("kbridge.hub")
+    notices = Notices(clock, adopted=adopted)
+    rejected = DroppedMessages(REJECTED, "a-kernel", clock, log)
+    return HubContext("a-kernel", settings or HubSettings(), clock, log, notices, rejected)
 
 
 def frames_of(data: bytes) -> list[tuple[int, bytes]]:
@@ -137,12 +150,12 @@ class Rig:
     # The timers of a hub use the clock of the event loop: these methods fire them at once.
 
     def fire_nudge_timer(self, hub: Hub | None = None) -> None:
-        """Let the nudge decide the next action."""
-        (hub or self.hub)._kernel._nudge._poll()
+        """Probe the kernel if that is due."""
+        (hub or self.hub)._kernel.poll()
 
     def fire_recovery_timer(self, hub: Hub | None = None) -> None:
         """Build the replies that are due."""
-        (hub or self.hub)._kernel._recovery.check()
+        (hub or self.hub)._kernel.recover()
 
     @property
     def pings_later(self) -> bool:

@@ -16,26 +16,19 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
-from kbridge.errors import InvalidMessage, KernelError, KernelMessageError
+from kbridge.errors import HubClosed, KernelError, KernelMessageError
 from kbridge.flow.activity import Activity
-from kbridge.flow.log_throttle import LogThrottle
-from kbridge.flow.lost_replies import LostReplies
-from kbridge.flow.readiness import State
+from kbridge.flow.readiness import Decision, Event, Readiness, State
 from kbridge.hub.context import HubContext
-from kbridge.hub.kernel.adapter import Adapter, adapter_for, kernel_protocol
 from kbridge.hub.kernel.events import KernelListener
-from kbridge.hub.kernel.nudge import Nudge
 from kbridge.hub.kernel.process_link import LinkFactory, ProcessLink
-from kbridge.hub.kernel.recovery import Recovery
 from kbridge.hub.kernel.requests import Requests
-from kbridge.link.endpoints import Endpoints
 from kbridge.link.interfaces import RawMessage
 from kbridge.wire.message import Channel, Message, scan, type_and_key
 from kbridge.wire.signing import Signer
-from kbridge.wire.zmq import parse, serialize
+from kbridge.wire.zmq import parse
 
 __all__ = ["KernelConnection"]
 
@@ -58,8 +51,8 @@ class KernelConnection:
     ----------
     activity : Activity
         The state of the kernel, and the time of its last activity.
-    signer : Signer
-        Signs and verifies with the kernel's key.
+    on_drained : callable
+        Reports the end of a wake-up: the listener's own method, to save a call per wake-up.
     """
 
     def __init__(
@@ -75,54 +68,29 @@ class KernelConnection:
         self._log = context.log
         self._notices = context.notices
         self._listener = listener
+        self.on_drained = listener.on_drained
+        self._loop = asyncio.get_running_loop()
         self.activity = Activity(clock.wall(), quiet=settings.untracked_message_types)
         if context.adopted:
             # Until its shell answers a probe: the probe waits behind the running request.
             self.activity.presume_busy()
-        self.signer = Signer(b"")
-        self._adapter: Adapter | None = None
-        self._process = ""  # the session that the kernel's process gave itself
-        # True from a lost connection until another process was announced or seen.
-        self._replaceable = False
-        self._link = ProcessLink(make_link, self, former, context.log)
-        self._requests = Requests(settings.request_limit)
-        lost_replies = LostReplies(adopted=context.adopted, knows=self._requests.knows)
-        self._recovery = Recovery(context, lost_replies, self)
-        self._nudge = Nudge(context, self)
-        self._closed_ports = LogThrottle()
+        self._link = ProcessLink(context.kernel_id, make_link, self, former, self._log)
+        self._requests = Requests(context, self._link)
+        self._readiness = Readiness(timeout=settings.kernel_info_timeout)
+        self._announced: Decision | None = None  # the last decision, if it was to send requests
+        self._next_ready: asyncio.Future[bool] = self._loop.create_future()
+        self._poll_at: float | None = None
+        self._timer: asyncio.TimerHandle | None = None
 
-    # -- requests ---------------------------------------------------------------------------
+    # -- requests and state -----------------------------------------------------------------
 
     def submit(self, msg: Message, client: int) -> asyncio.Future[None] | None:
         """Send a client's request, or queue it; see `Requests.submit`."""
-        return self._requests.submit(msg, client, self._send)
+        return self._requests.submit(msg, client, ready=self._readiness.ready)
 
     async def request(self, msg: Message, timeout: float | None) -> Message:
         """Send a request of the bridge itself, and return its reply; see `Requests.ask`."""
-        return await self._requests.ask(msg, timeout, self._send)
-
-    def _send(self, msg: Message) -> bool:
-        """Send a request; False if the kernel is not ready or its socket is full."""
-        if not self._nudge.ready:
-            return False
-        sent = msg if self._adapter is None else self._adapter.to_kernel(msg)
-        if not self._link.send(sent.channel, serialize(sent, self.signer)):
-            return False
-        self._recovery.sent(msg)
-        return True
-
-    def _send_late(self, msg: Message) -> bool:
-        """Send a request that has waited; drop it if the kernel's protocol does not have it."""
-        try:
-            return self._send(msg)
-        except InvalidMessage as error:
-            self._log.warning("A request was dropped: %s", error.reason)
-            return True
-
-    def _send_probe(self, channel: Channel) -> None:
-        self._link.send(channel, serialize(self._notices.probe(channel), self.signer))
-
-    # -- state ------------------------------------------------------------------------------
+        return await self._requests.ask(msg, timeout, ready=self._readiness.ready)
 
     @property
     def identities(self) -> list[bytes]:
@@ -130,23 +98,35 @@ class KernelConnection:
         return [*self._link.former, self._link.identity]
 
     @property
+    def signer(self) -> Signer:
+        """Signs and verifies with the kernel's key."""
+        return self._link.signer
+
+    @property
     def ready(self) -> bool:
         """True if requests are sent: the kernel is proven, or its timeout has passed."""
-        return self._nudge.ready
+        return self._readiness.ready
 
     @property
     def timed_out(self) -> bool:
         """True if requests are sent only because `kernel_info_timeout` has passed."""
-        return self._nudge.timed_out
+        return self._readiness.timed_out
 
     async def wait_ready(self, timeout: float | None) -> bool:
-        """Wait until requests are sent; see `Nudge.wait`."""
-        return await self._nudge.wait(timeout)
+        """Wait until `ready`; return False if the kernel is not proven, or after `timeout`.
 
-    def verify_busy(self) -> None:
-        """Probe a kernel that is shown as busy; its answer ends a busy state that is stale."""
-        if self._nudge.ready and self.activity.doubt():
-            self._send_probe(Channel.SHELL)
+        Raises
+        ------
+        HubClosed
+            After `close`.
+        """
+        if self._readiness.ready:
+            return not self._readiness.timed_out
+        try:
+            async with asyncio.timeout(timeout):
+                return await asyncio.shield(self._next_ready)
+        except TimeoutError:
+            return False
 
     def statistics(self) -> dict[str, Any]:
         """Return the figures of requests that wait."""
@@ -165,17 +145,8 @@ class KernelConnection:
             If the connection information is not valid.
         """
         self._disconnect()
-        endpoints = replace(
-            Endpoints.from_connection_info(connection_info),
-            message_limit=self._context.settings.kernel_message_limit,
-        )
-        self._limit = endpoints.limit
-        self.signer = Signer(endpoints.key, endpoints.signature_scheme)
-        self._adapter = None
-        self._process = ""
-        self._replaceable = False
-        self._link.open(endpoints)
-        self._nudge.begin()
+        self._link.open(connection_info, self._context.settings.kernel_message_limit)
+        self.poll()
 
     def drain(self) -> None:
         """Deliver all messages that have arrived."""
@@ -187,42 +158,43 @@ class KernelConnection:
         With `keep`, requests that are queued are kept: they are meant for the next process.
         """
         await self._link.drain_until_disconnect()
-        self._disconnect()
         self._requests.forget("the kernel was restarted", waiting=not keep)
-        self._recovery.clear()
+        self._disconnect()
         self.activity.restarted(self._clock.wall())
 
     def dead(self) -> None:
         """Forget the process and all requests: it has ended for good."""
-        self._disconnect()
         self._requests.forget("the kernel died")
-        self._recovery.clear()
+        self._disconnect()
         self.activity.dead(self._clock.wall())
 
     def close(self) -> None:
         """Close the sockets, and fail all requests with `HubClosed`; may be called twice."""
-        self._disconnect()
         self._requests.close()
-        self._recovery.clear()
-        self._nudge.close()
+        self._disconnect()
+        if not self._next_ready.done():
+            self._next_ready.set_exception(HubClosed("the kernel is gone"))
+            self._next_ready.exception()  # retrieved: perhaps nobody waits
 
     def _disconnect(self) -> None:
-        self._nudge.stop()
+        self._readiness.reset(self._clock.monotonic())
+        self._announced = self._poll_at = None
         self._link.close()
+        self._set_timer()
 
     # -- events of the link (KernelEvents) --------------------------------------------------
 
     def on_messages(self, channel: Channel, batch: list[RawMessage]) -> None:
         """Verify, parse and deliver the messages of one batch."""
         now, wall = self._clock.monotonic(), self._clock.wall()
-        mark, signer = self._notices.mark, self.signer
+        mark, link, signer = self._notices.mark, self._link, self._link.signer
         for frames in batch:
             try:
                 msg = parse(channel, frames, signer)
-                if mark in msg.parent_header and self._on_probed(msg, wall):
+                if mark in msg.parent_header and self._on_probed(msg, now, wall):
                     continue
-                if self._adapter is not None:
-                    msg = self._adapter.from_kernel(msg)
+                if link.adapter is not None:
+                    msg = link.adapter.from_kernel(msg)
             except KernelMessageError as error:
                 self._context.rejected.record(channel, error.reason)
                 continue
@@ -231,76 +203,71 @@ class KernelConnection:
             else:
                 self._on_reply(msg, now, wall)
 
-    def on_drained(self) -> None:
-        """Report the end of a wake-up."""
-        self._listener.on_drained()
-
     def on_writable(self, channel: Channel) -> None:
         """Send the requests that wait for a channel."""
-        self._requests.flush((channel,), self._send_late)
+        if self._readiness.ready:
+            self._requests.flush((channel,))
 
     def on_connected(self, channel: Channel) -> None:
         """Note that a channel is connected to the kernel."""
         if channel is Channel.STDIN:
-            self._nudge.stdin(up=True)
+            self.poll(Event.STDIN_CONNECTED)
         elif channel is Channel.IOPUB:
-            self._link.set_connected(True)
-            self._nudge.connected()
-            self._recovery.iopub_connected()
-        elif channel is Channel.SHELL and self._nudge.ready:
+            self._link.connected()
+            self.poll(Event.CONNECTED)
+            if self._requests.owed:
+                self._deliver_made(self._requests.mark_cut())
+        elif channel is Channel.SHELL and self._readiness.ready:
             # Earlier requests and replies may be lost, so the busy state has to be verified.
-            self._send_probe(Channel.SHELL)
+            self._probe(Channel.SHELL)
 
     def on_disconnected(self, channel: Channel) -> None:
         """Note that a channel lost the kernel: verify the kernel again before sending requests."""
         if channel is Channel.STDIN:
-            self._nudge.stdin(up=False)
+            self.poll(Event.STDIN_DISCONNECTED)
         elif channel is Channel.SHELL:  # a kernel drops replies that it cannot send
-            self._recovery.connection_lost()
+            self._requests.connection_lost()
+            self._set_timer()
         elif channel is Channel.IOPUB:
-            self._link.set_connected(False)
-            self._replaceable = True
-            self._recovery.connection_lost(iopub=True)
-            self._nudge.disconnected()
+            self._link.disconnected()
+            self._requests.connection_lost(iopub=True)
+            self.poll(Event.DISCONNECTED)
             self._listener.on_disconnected()
 
     def on_gone(self, channel: Channel) -> None:
         """Note that a channel was disconnected and is not connected again."""
-        count = self._closed_ports.record(self._clock.monotonic())
-        if count:
-            self._log.warning(
-                "Kernel %s: the connection to its %s port was closed and not opened again: the"
-                " kernel has ended, or a message was larger than kernel_message_limit allows"
-                " (%d bytes for a part of a message there). Connecting again (%d time(s))",
-                self._context.kernel_id,
-                channel,
-                self._limit(channel),
-                count,
-            )
-        if channel is not Channel.IOPUB and self._nudge.state is not State.LOST:
-            self._nudge.stdin(up=False)
+        self._link.log_closed_port(channel, self._clock.monotonic())
+        if channel is not Channel.IOPUB and self._readiness.state is not State.LOST:
+            self.poll(Event.STDIN_DISCONNECTED)
             self._renew()
 
     # -- messages ---------------------------------------------------------------------------
 
     def _on_iopub(self, msg: Message, now: float, wall: float) -> None:
         msg_type, key = type_and_key(msg.header)
-        if not self._nudge.proven:
-            self._note_process(msg)
-            self._nudge.heard(welcome=msg_type == "iopub_welcome")
+        if not self._readiness.proven:
+            self._note_process(msg, wall)
+            self.poll(Event.WELCOME if msg_type == "iopub_welcome" else Event.IOPUB)
         if msg_type == "iopub_welcome":
             return  # it is for a new subscriber: the bridge
-        if self._recovery.active:
-            self._recovery.observe(msg, msg_type)
+        if self._requests.owed:
+            self._requests.observe(msg, msg_type, now)
+            if msg_type == "status":
+                self._set_timer()
         self.activity.observe(msg, msg_type, wall)
         self._listener.on_output(msg, msg_type, key, now)
 
     def _on_reply(self, msg: Message, now: float, wall: float) -> None:
         """Deliver a message on shell, control or stdin."""
         if msg.channel is not Channel.STDIN:
-            self.activity.replied(msg, msg.msg_type, wall)
-            if msg.channel is Channel.SHELL and not self._recovery.replied(msg):
-                return
+            msg_type = msg.msg_type
+            self.activity.replied(msg, msg_type, wall)
+            if msg_type == "execute_reply" and msg.channel is Channel.SHELL:
+                wanted = self._requests.replied(msg, now)
+                if self._requests.owed:
+                    self._set_timer()
+                if not wanted:
+                    return
         self._deliver_reply(msg, now)
 
     def _deliver_reply(self, msg: Message, now: float) -> None:
@@ -308,88 +275,125 @@ class KernelConnection:
         if client is not None:
             self._listener.on_reply(msg, client, now)
 
-    def _on_probed(self, msg: Message, wall: float) -> bool:
+    def _on_probed(self, msg: Message, now: float, wall: float) -> bool:
         """Note a message whose parent is a probe; return True to drop it.
 
         Only the reply and the status of a probe belong to the bridge. A kernel's thread prints
         with the latest request as its parent, which may be a probe.
         """
-        if not self._nudge.proven:
-            self._note_process(msg)
+        msg_type, proven = msg.msg_type, self._readiness.proven
+        if not proven:
+            self._note_process(msg, wall)
         if msg.channel is Channel.IOPUB:
-            self._nudge.heard()
-            return msg.msg_type == "status"
-        if msg.msg_type != "kernel_info_reply":
+            if not proven:
+                self.poll(Event.IOPUB)
+            return msg_type == "status"
+        if msg_type != "kernel_info_reply":
             return False
         if msg.channel is Channel.SHELL:
             self.activity.free(wall)
-            self._recovery.shell_answered()
-        adapter = adapter_for(kernel_protocol(msg))
-        if adapter is not None and self._adapter is None:
-            self._log.info(
-                "Kernel %s uses protocol %d; its messages are translated",
-                self._context.kernel_id,
-                adapter.major,
-            )
-            self._adapter = adapter
-        self._nudge.replied()
+            if self._requests.owed:
+                unsure = self._requests.shell_answered(now)
+                self._set_timer()
+                if unsure:
+                    self._probe(Channel.SHELL)
+        if not self._link.protocol:
+            self._link.learn_protocol(msg)
+        if not proven:
+            self.poll(Event.REPLY)
         return True
 
-    def _note_process(self, msg: Message) -> None:
+    def _note_process(self, msg: Message, wall: float) -> None:
         """Note the session that a message was sent under: another one means another process."""
-        known, self._process = self._process, scan(msg.header, "session") or self._process
-        self._notices.speak_as(self._process)
-        # Some kernels use a new session for every message: only a lost connection makes another
-        # session another process.
-        if known and known != self._process and self._replaceable:
-            self._replaceable = False
-            self._recovery.clear()
-            self.activity.restarted(self._clock.wall())
-            if self._nudge.ready:
-                self.activity.alive(self._clock.wall())
+        session = scan(msg.header, "session")
+        if not session or session == self._link.session:
+            return
+        self._notices.speak_as(session)
+        if self._link.learn_session(session):
+            self._requests.forget_lost()
+            self.activity.restarted(wall)
+            if self._readiness.ready:
+                self.activity.alive(wall)
             self._listener.on_replaced()
 
-    # -- readiness (NudgeEvents) ------------------------------------------------------------
+    # -- readiness --------------------------------------------------------------------------
 
-    def send_probes(self) -> None:
-        """Send a probe on shell and on control: a busy kernel answers control."""
-        for channel in (Channel.SHELL, Channel.CONTROL):
-            self._send_probe(channel)
+    def verify_busy(self) -> None:
+        """Probe a kernel that is shown as busy; its answer ends a busy state that is stale."""
+        if self._readiness.ready and self.activity.doubt():
+            self._probe(Channel.SHELL)
 
-    def renew_sockets(self) -> None:
-        """Make new sockets, if possible; the nudge tries again later."""
-        try:
-            self._renew()
-        except KernelError as error:
-            self._log.warning("Kernel %s: no new sockets: %s", self._context.kernel_id, error)
+    def _on_timer(self) -> None:
+        self.recover()
+        self.poll()
 
-    def on_kernel_ready(self, *, proven: bool) -> None:
-        """Send the queued requests."""
-        if proven:
+    def _set_timer(self) -> None:
+        """Set the timer to the next probe or lost reply; stop it if there is none."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        times = [self._poll_at, self._requests.next_at() if self._requests.owed else None]
+        due_at = min((at for at in times if at is not None), default=None)
+        if due_at is not None:
+            delay = max(0.0, due_at - self._clock.monotonic())
+            self._timer = self._loop.call_later(delay, self._on_timer)
+
+    def poll(self, event: Event | None = None) -> None:
+        """Note an event, or that time has passed, and do what the readiness then calls for."""
+        if self._link.link is None:  # closed while a batch is delivered
+            return
+        readiness, now = self._readiness, self._clock.monotonic()
+        decision = readiness.poll(now) if event is None else readiness.take(event, now)
+        self._poll_at = decision.next_at
+        self._set_timer()  # first of all, or an error below would be the end of all polls
+        if decision.renew:
+            try:
+                self._renew()
+            except KernelError as error:  # tried again later
+                self._log.warning("Kernel %s: no new sockets: %s", self._context.kernel_id, error)
+        if decision.probe:
+            for channel in (Channel.SHELL, Channel.CONTROL):  # a busy kernel answers control
+                self._probe(channel)
+        known, self._announced = self._announced, decision if decision.ready else None
+        if decision.ready and decision != known:
+            self._on_ready(decision)
+
+    def _on_ready(self, decision: Decision) -> None:
+        """Send the queued requests; called again when the proof comes after the timeout."""
+        self._next_ready.set_result(not decision.timed_out)
+        self._next_ready = self._loop.create_future()
+        if decision.timed_out or decision.lacks:
+            lack = self._readiness.explain()
+            self._log.warning(
+                "Kernel %s %s; sending requests anyway", self._context.kernel_id, lack
+            )
+        if not decision.timed_out:
             self.activity.alive(self._clock.wall())
-        self._requests.flush(None, self._send_late)
+        self._requests.flush()
         self._listener.on_ready()
+
+    def _probe(self, channel: Channel) -> None:
+        self._link.send(self._notices.probe(channel))
 
     def _renew(self) -> None:
         """Connect under a new identity: the kernel is there, and ignores the present sockets."""
-        self._log.info("Kernel %s is connected to under a new identity", self._context.kernel_id)
-        self._recovery.connection_lost()
-        self._link.renew(keep=self._recovery.active)
+        self._requests.connection_lost()
+        self._set_timer()
+        self._link.renew(keep=self._requests.owed)
 
-    # -- lost replies (RecoveryEvents) ------------------------------------------------------
+    def recover(self) -> None:
+        """Deliver the lost replies that are due."""
+        if self._requests.owed:
+            built = self._requests.build_lost(self._clock.monotonic())
+            self._set_timer()
+            self._deliver_made(built)
 
-    def on_reply_recovered(self, msg: Message) -> None:
-        """Deliver a reply in place of a lost one, or the idle status that was lost with it."""
-        if msg.channel is Channel.IOPUB:
-            self._listener.on_notice(msg)
-        else:
-            self._deliver_reply(msg, self._clock.monotonic())
-        self._listener.on_drained()
-
-    def on_recovered(self) -> None:
-        """Close the sockets of former identities."""
-        self._link.drop_former()
-
-    def on_unsure(self) -> None:
-        """Probe the shell."""
-        self._send_probe(Channel.SHELL)
+    def _deliver_made(self, messages: list[Message]) -> None:
+        """Deliver messages that the bridge has made in the name of the kernel."""
+        for msg in messages:
+            if msg.channel is Channel.IOPUB:
+                self._listener.on_notice(msg)
+            else:
+                self._deliver_reply(msg, self._clock.monotonic())
+        if messages:
+            self._listener.on_drained()

@@ -1,8 +1,4 @@
-"""The events that the parts of this package report to their owner.
-
-Each lower part knows its owner only as one of these interfaces. All methods are called on the event
-loop.
-"""
+"""The events that a `KernelConnection` reports; all methods are called on the event loop."""
 
 from __future__ import annotations
 
@@ -10,7 +6,7 @@ from typing import Protocol
 
 from kbridge.wire.message import Message
 
-__all__ = ["KernelListener", "NudgeEvents", "RecoveryEvents"]
+__all__ = ["KernelListener"]
 
 
 class KernelListener(Protocol):
@@ -57,29 +53,3 @@ class KernelListener(Protocol):
 
     def on_disconnected(self) -> None:
         """The iopub connection to the kernel was lost."""
-
-
-class NudgeEvents(Protocol):
-    """Does what a `Nudge` decides."""
-
-    def send_probes(self) -> None:
-        """Send a probe on shell and on control."""
-
-    def renew_sockets(self) -> None:
-        """Make new sockets for shell, control and stdin, under a new identity."""
-
-    def on_kernel_ready(self, *, proven: bool) -> None:
-        """The kernel became ready, or was proven after the timeout had passed."""
-
-
-class RecoveryEvents(Protocol):
-    """Receives what a `Recovery` has made."""
-
-    def on_reply_recovered(self, msg: Message) -> None:
-        """Take a reply in place of a lost one, or the iopub message that goes with it."""
-
-    def on_recovered(self) -> None:
-        """No replies are owed to former identities any longer."""
-
-    def on_unsure(self) -> None:
-        """Another answer on shell would help to decide whether replies were lost."""

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable
 
 from kbridge.errors import HubClosed
 from kbridge.wire.message import Channel, Message
@@ -63,11 +62,14 @@ class Outbox:
         self._waiters.append(waiter)
         return waiter
 
-    def flush(self, channel: Channel, send: Callable[[Message], bool]) -> None:
-        """Send the requests that wait for a channel, until `send` returns False."""
+    def first(self, channel: Channel) -> Message | None:
+        """Return the next request for a channel; None if none waits."""
         queue = self._queues[channel]
-        while queue and send(queue[0]):
-            self.nbytes -= queue.popleft().nbytes
+        return queue[0] if queue else None
+
+    def remove_first(self, channel: Channel) -> None:
+        """Remove the request that `first` returned: it was sent."""
+        self.nbytes -= self._queues[channel].popleft().nbytes
         if self.nbytes <= self.limit:
             self._release()
 

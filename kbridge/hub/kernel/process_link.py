@@ -1,17 +1,22 @@
-"""The link to the present process of a kernel: opened, drained to its end, closed."""
+"""The link to the present process of a kernel: its sockets, its key and its protocol."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
-from typing import Final, TypeAlias
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, Final, TypeAlias
 
 from kbridge.errors import KernelError
+from kbridge.flow.log_throttle import LogThrottle
+from kbridge.hub.kernel.adapter import Adapter, adapter_for, kernel_protocol
 from kbridge.link.endpoints import Endpoints
 from kbridge.link.interfaces import KernelEvents, KernelSockets
 from kbridge.link.sockets import new_identity
-from kbridge.wire.message import Buffer, Channel
+from kbridge.wire.message import Channel, Message
+from kbridge.wire.signing import Signer
+from kbridge.wire.zmq import serialize
 
 __all__ = ["LinkFactory", "ProcessLink"]
 
@@ -27,6 +32,8 @@ class ProcessLink:
 
     Parameters
     ----------
+    kernel_id : str
+        The id of the kernel, for log messages.
     make : callable
         Makes the links.
     events : KernelEvents
@@ -43,10 +50,21 @@ class ProcessLink:
         a ROUTER that has not noticed the end of a peer ignores a new peer with the same identity.
     former : list of bytes
         Identities to which this process of the kernel may owe replies.
+    link : KernelSockets or None
+        The sockets; None while no process is known.
+    signer : Signer
+        Signs and verifies with the key of the kernel.
+    adapter : Adapter or None
+        Translates the messages of a process with an older protocol.
+    protocol : str
+        The protocol of the process; empty until it is known.
+    session : str
+        The session under which the process sends its messages; empty until it is known.
     """
 
     def __init__(
         self,
+        kernel_id: str,
         make: LinkFactory,
         events: KernelEvents,
         former: Sequence[bytes],
@@ -55,13 +73,45 @@ class ProcessLink:
         self.identity = new_identity()
         self.former = list(former[-_FORMER:])
         self.link: KernelSockets | None = None
+        self.signer = Signer(b"")
+        self.adapter: Adapter | None = None
+        self.protocol = ""
+        self.session = ""
+        # True from a lost connection until another process was announced or seen.
+        self._replaceable = False
+        self._kernel_id = kernel_id
         self._make = make
         self._events = events
         self._log = log
         self._disconnected = asyncio.Event()
+        self._closed_ports = LogThrottle()
 
-    def open(self, endpoints: Endpoints) -> None:
-        """Make the sockets; call after `close`."""
+    def open(self, connection_info: Mapping[str, Any], message_limit: int) -> None:
+        """Make the sockets; call after `close`.
+
+        Parameters
+        ----------
+        connection_info : mapping
+            The content of the connection file.
+        message_limit : int
+            See `Endpoints.message_limit`.
+
+        Raises
+        ------
+        KernelError
+            If there is no way to the kernel's sockets.
+        ValueError
+            If the connection information is not valid.
+        """
+        endpoints = replace(
+            Endpoints.from_connection_info(connection_info), message_limit=message_limit
+        )
+        self._limit = endpoints.limit
+        self.signer = Signer(endpoints.key, endpoints.signature_scheme)
+        self.adapter = None
+        self.protocol = ""
+        self.session = ""
+        self._replaceable = False
         self._disconnected.clear()
         self.link = self._make(endpoints, self._events, self.identity)
         try:
@@ -76,6 +126,7 @@ class ProcessLink:
         """Send requests under a new identity; with `keep`, still receive for the present one."""
         if self.link is None:
             return
+        self._log.info("Kernel %s is connected to under a new identity", self._kernel_id)
         identity = new_identity()
         self.link.renew(identity, keep=keep)
         if keep:
@@ -88,16 +139,61 @@ class ProcessLink:
         if self.link is not None:
             self.link.drop_former()
 
-    def set_connected(self, connected: bool) -> None:
-        """Note that iopub is connected or disconnected."""
-        if connected:
-            self._disconnected.clear()
-        else:
-            self._disconnected.set()
+    def connected(self) -> None:
+        """Note that iopub is connected."""
+        self._disconnected.clear()
 
-    def send(self, channel: Channel, frames: Sequence[Buffer]) -> bool:
-        """Send a message; return False if there is no link or its queue is full."""
-        return self.link is not None and self.link.send(channel, frames)
+    def disconnected(self) -> None:
+        """Note that iopub is disconnected: another process may answer next."""
+        self._disconnected.set()
+        self._replaceable = True
+        self.protocol = ""
+
+    def learn_session(self, session: str) -> bool:
+        """Note the session of a message; return True if it came from another process."""
+        known, self.session = self.session, session
+        # Some kernels use a new session for every message: only a lost connection makes another
+        # session another process.
+        if not known or known == session or not self._replaceable:
+            return False
+        self._replaceable = False
+        return True
+
+    def learn_protocol(self, kernel_info_reply: Message) -> None:
+        """Note the protocol of the process; messages of an older one are translated from now on.
+
+        Raises
+        ------
+        KernelMessageError
+            If the content of the reply is not a JSON object.
+        """
+        self.protocol = kernel_protocol(kernel_info_reply)
+        adapter = adapter_for(self.protocol)
+        if adapter is not None and self.adapter is None:
+            self._log.info(
+                "Kernel %s uses protocol %d; its messages are translated",
+                self._kernel_id,
+                adapter.major,
+            )
+            self.adapter = adapter
+
+    def log_closed_port(self, channel: Channel, now: float) -> None:
+        """Warn, once per minute, that the connection of a channel was closed for good."""
+        count = self._closed_ports.record(now)
+        if count:
+            self._log.warning(
+                "Kernel %s: the connection to its %s port was closed and not opened again: the"
+                " kernel has ended, or a message was larger than kernel_message_limit allows"
+                " (%d bytes for a part of a message there). Connecting again (%d time(s))",
+                self._kernel_id,
+                channel,
+                self._limit(channel),
+                count,
+            )
+
+    def send(self, msg: Message) -> bool:
+        """Sign and send a message; return False if there is no link or its queue is full."""
+        return self.link is not None and self.link.send(msg.channel, serialize(msg, self.signer))
 
     def drain(self) -> None:
         """Deliver all messages that have arrived."""

@@ -1,27 +1,26 @@
-"""Requests to one kernel: those that wait, and the client that each reply belongs to.
+"""Requests to one kernel: those that wait, the client of each reply, and replies that were lost.
 
-Owns the outbox, the routing table, and the futures of the bridge's own requests. It sends nothing
-itself: the caller passes a function that does.
+Owns the outbox, the routing table, the futures of the bridge's own requests, and the requests whose
+replies may be lost. It sends requests over the link below it; the caller has the clock and the
+timers, and delivers the messages of the kernel.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable
-from typing import Any, Final, TypeAlias
+from collections.abc import Iterable
+from typing import Any, Final
 
-from kbridge.errors import HubClosed
+from kbridge.errors import HubClosed, InvalidMessage
 from kbridge.flow.journal import EVERYONE
+from kbridge.flow.lost_replies import LostReplies
 from kbridge.flow.routing import Routing
+from kbridge.hub.context import HubContext
 from kbridge.hub.kernel.outbox import Outbox
+from kbridge.hub.kernel.process_link import ProcessLink
 from kbridge.wire.message import Channel, Message
 
-__all__ = ["Requests", "Send"]
-
-Send: TypeAlias = Callable[[Message], bool]
-"""Sends a request; returns False if the kernel is not ready or does not read.
-
-Raises InvalidMessage if the kernel's protocol has no such message."""
+__all__ = ["Requests"]
 
 _BRIDGE: Final = -1  # the client number of the bridge's own requests
 # The order in which waiting requests are sent when a kernel becomes ready.
@@ -33,16 +32,30 @@ class Requests:
 
     Parameters
     ----------
-    limit : int
-        Bytes of requests that may wait before their senders have to wait.
+    context : HubContext
+        The objects that the parts of the hub share.
+    link : ProcessLink
+        Sends the requests.
+
+    Attributes
+    ----------
+    owed : bool
+        True while replies may be lost, and the sockets of former identities are open for them.
+        Pass iopub messages to `observe` during that time, and call `build_lost` when it is due.
     """
 
-    def __init__(self, limit: int) -> None:
-        self._outbox = Outbox(limit)
+    def __init__(self, context: HubContext, link: ProcessLink) -> None:
+        self._context = context
+        self._link = link
+        self._outbox = Outbox(context.settings.request_limit)
         self._routing = Routing()
         self._replies: dict[str, asyncio.Future[Message]] = {}  # to the bridge's own requests
+        self._lost = LostReplies(adopted=context.adopted, routing=self._routing)
+        self.owed = self._lost.active
 
-    def submit(self, msg: Message, client: int, send: Send) -> asyncio.Future[None] | None:
+    # -- requests ---------------------------------------------------------------------------
+
+    def submit(self, msg: Message, client: int, *, ready: bool) -> asyncio.Future[None] | None:
         """Send a request, or queue it.
 
         Parameters
@@ -51,8 +64,8 @@ class Requests:
             The request.
         client : int
             The number of the client that its replies belong to.
-        send : callable
-            Sends it.
+        ready : bool
+            False to queue it in any case: the kernel is not ready.
 
         Returns
         -------
@@ -66,13 +79,16 @@ class Requests:
         HubClosed
             After `close`.
         """
-        self._routing.note(msg.msg_id, client)
-        if not self._outbox.waits(msg.channel) and send(msg):
+        msg_id = msg.msg_id
+        self._routing.note(msg_id, client)
+        outbox = self._outbox
+        behind = outbox.nbytes and outbox.waits(msg.channel)
+        if ready and not behind and self._send(msg, msg_id):
             return None
-        return self._outbox.put(msg)
+        return outbox.put(msg)
 
-    async def ask(self, msg: Message, timeout: float | None, send: Send) -> Message:
-        """Send a request of the bridge itself, and return its reply.
+    async def ask(self, msg: Message, timeout: float | None, *, ready: bool) -> Message:
+        """Send a request of the bridge itself, and return its reply; `ready` as in `submit`.
 
         Raises
         ------
@@ -85,21 +101,68 @@ class Requests:
         self._replies[msg.msg_id] = reply
         try:
             async with asyncio.timeout(timeout):
-                room = self.submit(msg, _BRIDGE, send)
+                room = self.submit(msg, _BRIDGE, ready=ready)
                 if room is not None:
                     await room
                 return await reply
         finally:
             self._replies.pop(msg.msg_id, None)
 
-    def flush(self, channels: Iterable[Channel] | None, send: Send) -> None:
-        """Send the requests that wait for some channels, or for all; see `Outbox.flush`."""
-        for channel in channels or _ORDER:
-            self._outbox.flush(channel, send)
+    def flush(self, channels: Iterable[Channel] = _ORDER) -> None:
+        """Send the requests that wait for some channels, as far as the kernel reads them."""
+        outbox = self._outbox
+        if not outbox.nbytes:
+            return
+        for channel in channels:
+            while (msg := outbox.first(channel)) is not None and self._send_late(msg):
+                outbox.remove_first(channel)
 
-    def knows(self, msg_id: str) -> bool:
-        """Return True if a request with that id was submitted here."""
-        return self._routing.owner(msg_id) is not None
+    def _send(self, msg: Message, msg_id: str) -> bool:
+        """Send a request; return False if the kernel does not read."""
+        adapter = self._link.adapter
+        if not self._link.send(msg if adapter is None else adapter.to_kernel(msg)):
+            return False
+        if msg.msg_type == "execute_request":
+            self._lost.sent(msg_id, msg.header)
+        return True
+
+    def _send_late(self, msg: Message) -> bool:
+        """Send a request that has waited; drop it if the kernel's protocol does not have it."""
+        try:
+            return self._send(msg, msg.msg_id)
+        except InvalidMessage as error:
+            self._context.log.warning("A request was dropped: %s", error.reason)
+            return True
+
+    def forget(self, why: str, *, waiting: bool = True) -> None:
+        """Forget the requests that were sent: no replies will come.
+
+        Parameters
+        ----------
+        why : str
+            The reason that the bridge's own requests fail with.
+        waiting : bool
+            True to forget also the requests that wait, and the routes of all.
+        """
+        if waiting:
+            self._routing.clear()
+            self._outbox.clear()
+        replies, self._replies = self._replies, {}
+        for reply in replies.values():
+            if not reply.done():
+                reply.set_exception(HubClosed(why))
+        self.forget_lost()
+
+    def close(self) -> None:
+        """Forget all requests, and fail their senders with HubClosed; may be called twice."""
+        self._outbox.close()
+        self.forget("the kernel is gone")
+
+    def statistics(self) -> dict[str, Any]:
+        """Return the figures of the requests that wait."""
+        return {"outbox": self._outbox.statistics()}
+
+    # -- replies ----------------------------------------------------------------------------
 
     def recipient(self, msg: Message) -> int | None:
         """Return the client that a message on shell, control or stdin belongs to.
@@ -120,29 +183,67 @@ class Requests:
             reply.set_result(msg)
         return None
 
-    def forget(self, why: str, *, waiting: bool = True) -> None:
-        """Forget the requests that were sent: no replies will come.
+    def replied(self, msg: Message, now: float) -> bool:
+        """Note an execute_reply; return False to drop it because one was built before."""
+        return self._lost.replied(msg.parent_id, now)
 
-        Parameters
-        ----------
-        why : str
-            The reason that the bridge's own requests fail with.
-        waiting : bool
-            True to forget also the requests that wait, and the routes of all.
+    # -- lost replies: while `owed`, or to begin it -------------------------------------------
+
+    def connection_lost(self, *, iopub: bool = False) -> None:
+        """Note that the replies to all open requests may be lost; with `iopub`, also output."""
+        self._lost.connection_lost(iopub=iopub)
+        self.owed = self._lost.active
+
+    def mark_cut(self) -> list[Message]:
+        """Return a notice for the cell that ran while iopub was disconnected, if there is one."""
+        header = self._lost.cut()
+        return [] if header is None else [self._context.notices.disconnected(header)]
+
+    def observe(self, msg: Message, msg_type: str, now: float) -> None:
+        """Note a message on iopub."""
+        self._lost.observe(msg, msg_type, now)
+
+    def shell_answered(self, now: float) -> bool:
+        """Note that the kernel answered a probe over the present shell socket.
+
+        Returns
+        -------
+        bool
+            True if another answer would help to decide whether replies were lost.
         """
-        if waiting:
-            self._routing.clear()
-            self._outbox.clear()
-        replies, self._replies = self._replies, {}
-        for reply in replies.values():
-            if not reply.done():
-                reply.set_exception(HubClosed(why))
+        self._lost.shell_answered(now)
+        return not self._lost.calm
 
-    def close(self) -> None:
-        """Forget all requests, and fail their senders with HubClosed; may be called twice."""
-        self._outbox.close()
-        self.forget("the kernel is gone")
+    def build_lost(self, now: float) -> list[Message]:
+        """Build the replies that are due, and statuses that go with them.
 
-    def statistics(self) -> dict[str, Any]:
-        """Return the figures of the requests that wait."""
-        return {"outbox": self._outbox.statistics()}
+        Closes the sockets of former identities when no other replies may be lost.
+        """
+        notices = self._context.notices
+        built: list[Message] = []
+        for due in self._lost.due(now):
+            if due.content is not None:
+                self._context.log.info(
+                    "A reply of kernel %s was lost; it is made from the kernel's iopub messages",
+                    self._context.kernel_id,
+                )
+                built.append(notices.reply(due.request, due.content))
+            if not due.idle:
+                built.append(notices.status("idle", due.request))
+        if self.owed and not self._lost.active:
+            self._end_recovery()
+        return built
+
+    def next_at(self) -> float | None:
+        """Return the time of the next call of `build_lost`; None if it is unknown."""
+        return self._lost.next_at() if self.owed else None
+
+    def forget_lost(self) -> None:
+        """Forget the requests whose replies may be lost: their process has ended."""
+        self._lost.clear()
+        self._end_recovery()
+
+    def _end_recovery(self) -> None:
+        self.owed = False
+        if self._link.former:
+            self._link.drop_former()

@@ -1,21 +1,19 @@
-"""The messages and events that a kernel connection reports to its listener."""
+"""The messages and events that a kernel connection reports to its listener, and its readiness."""
 
-import logging
+import asyncio
 
 import pytest
 
+from kbridge.errors import HubClosed
 from kbridge.flow.journal import EVERYONE
-from kbridge.hub.context import HubContext
 from kbridge.hub.kernel.connection import KernelConnection
-from kbridge.hub.notices import Notices
-from kbridge.hub.rejected import REJECTED, DroppedMessages
 from kbridge.hub.settings import HubSettings
 from kbridge.link.memory import MemoryKernel
 from kbridge.wire.build import build
 from kbridge.wire.message import Channel, Message
 from kbridge.wire.signing import Signer
 from kbridge.wire.zmq import serialize
-from tests.hub.rig import INFO, KEY, StoppedClock
+from tests.hub.rig import INFO, KEY, StoppedClock, make_context
 
 ALICE, BOB = 1, 99
 
@@ -53,31 +51,44 @@ class Listener:
         self.drained += 1
 
 
+class ProbedKernel(MemoryKernel):
+    """A kernel in memory; `probed` is set when a message is sent to it."""
+
+    def __init__(self, *args) -> None:
+        super().__init__(*args)
+        self.probed = asyncio.Event()
+
+    def send(self, channel, frames) -> bool:
+        self.probed.set()
+        return super().send(channel, frames)
+
+
 class Side:
     """A connection on a link in memory, and the kernel's side of it."""
 
-    def __init__(self, *, adopted: bool = False) -> None:
+    def __init__(self, *, adopted: bool = False, timeout: float = 60.0) -> None:
         self.clock = StoppedClock()
         self.listener = Listener()
-        self.notices = Notices(self.clock, adopted=adopted)
-        log = logging.getLogger("kbridge.hub")
-        self.rejected = DroppedMessages(REJECTED, "a-kernel", self.clock, log)
-        self.kernels: list[MemoryKernel] = []
-        self.connection = KernelConnection(
-            HubContext("a-kernel", HubSettings(), self.clock, log, self.notices, self.rejected),
-            self.listener,
-            self._link,
-        )
+        settings = HubSettings(kernel_info_timeout=timeout)
+        context = make_context(self.clock, settings, adopted=adopted)
+        self.notices, self.rejected = context.notices, context.rejected
+        self.kernels: list[ProbedKernel] = []
+        self.connection = KernelConnection(context, self.listener, self._link)
         self.signer = Signer(KEY)
         self.connection.connect(INFO)
 
     def _link(self, endpoints, events, identity):
-        self.kernels.append(MemoryKernel(endpoints, events, identity))
+        self.kernels.append(ProbedKernel(endpoints, events, identity))
         return self.kernels[-1]
 
     @property
-    def kernel(self) -> MemoryKernel:
+    def kernel(self) -> ProbedKernel:
         return self.kernels[-1]
+
+    @property
+    def probed(self) -> list[Channel]:
+        """The channels of the messages to the kernel; without requests, all are probes."""
+        return [channel for channel, _ in self.kernel.sent]
 
     def message(self, channel: Channel, msg_type: str, parent: bytes = b"{}", **content) -> Message:
         return build(channel, msg_type, content, session="k", date="now", parent_header=parent)
@@ -97,6 +108,9 @@ class Side:
         self.answer_as("k")
         self.answer_as("k", Channel.IOPUB)
         assert self.connection.ready
+
+    def welcome(self) -> None:
+        self.say(self.message(Channel.IOPUB, "iopub_welcome"))
 
     def lose(self) -> None:
         """Disconnect the kernel, and start another one on the same ports."""
@@ -286,3 +300,138 @@ async def test_the_next_process_is_waited_for_until_it_disconnects_as_well(side,
     with caplog.at_level("DEBUG", logger="kbridge.hub"):
         await side.connection.restarting(keep=False)
     assert "still connected" in caplog.text
+
+
+# -- readiness ------------------------------------------------------------------------------
+
+ROUND = [Channel.SHELL, Channel.CONTROL]
+
+
+@pytest.fixture
+async def impatient():
+    made = Side(timeout=0.0)
+    yield made
+    made.connection.close()
+
+
+async def test_a_kernel_is_probed_at_once_and_after_its_handshake(side) -> None:
+    assert side.probed == ROUND
+    assert not side.connection.ready
+    side.kernel.connect()
+    assert side.probed == 2 * ROUND
+
+
+async def test_a_reply_and_an_iopub_message_are_reported_once_and_end_the_probes(side) -> None:
+    side.answer_as("k")
+    assert not side.connection.ready
+    side.answer_as("k", Channel.IOPUB)
+    for _ in range(2):
+        assert side.connection.ready
+        assert side.listener.ready == 1
+        side.clock.now += 10
+        side.connection.poll()
+        side.answer_as("k")
+        side.answer_as("k", Channel.IOPUB)
+    assert side.probed == ROUND
+
+
+async def test_a_kernel_whose_stdin_is_not_connected_is_not_ready(side) -> None:
+    side.kernel.without_stdin = True
+    side.welcome()
+    assert not side.connection.ready
+    side.connection.on_connected(Channel.STDIN)
+    assert (side.connection.ready, side.listener.ready) == (True, 1)
+    side.connection.on_disconnected(Channel.STDIN)
+    assert not side.connection.ready
+    side.connection.on_connected(Channel.STDIN)
+    assert (side.connection.ready, side.listener.ready) == (True, 2)
+
+
+async def test_a_kernel_that_does_not_answer_is_probed_again(side) -> None:
+    side.kernel.probed.clear()
+    side.clock.now += 10  # the next probe is due for any timer
+    async with asyncio.timeout(20):
+        await side.kernel.probed.wait()
+    assert side.probed == 2 * ROUND
+
+
+async def test_a_lost_connection_is_proven_and_reported_again(side) -> None:
+    side.prove()
+    side.kernel.disconnect()
+    assert not side.connection.ready
+    side.answer_as("k")
+    side.answer_as("k", Channel.IOPUB)
+    assert not side.connection.ready, "messages of the old process do not prove the new one"
+    side.prove()
+    assert side.listener.ready == 2
+
+
+async def test_a_kernel_that_has_ended_is_not_ready(side) -> None:
+    side.prove()
+    side.connection.dead()
+    assert not side.connection.ready
+    assert side.connection.activity.execution_state == "dead"
+
+
+async def test_a_kernel_that_is_not_waited_for_is_ready_without_proof(impatient) -> None:
+    connection = impatient.connection
+    assert (connection.ready, connection.timed_out) == (True, True)
+    assert await connection.wait_ready(None) is False
+    assert impatient.listener.ready == 1
+    assert connection.activity.execution_state == "starting"
+
+
+async def test_a_slow_kernel_can_still_be_proven_after_the_timeout(side) -> None:
+    side.clock.now += 61
+    side.answer_as("k")
+    assert (side.connection.timed_out, side.listener.ready) == (True, 1)
+    side.answer_as("k", Channel.IOPUB)
+    assert (side.connection.timed_out, side.listener.ready) == (False, 2)
+    assert await side.connection.wait_ready(None) is True
+    assert side.connection.activity.execution_state == "idle"
+
+
+async def test_callers_that_wait_are_told_that_the_kernel_is_ready(side) -> None:
+    waits = [asyncio.ensure_future(side.connection.wait_ready(None)) for _ in range(2)]
+    await asyncio.sleep(0)
+    side.prove()
+    assert await asyncio.gather(*waits) == [True, True]
+    assert await side.connection.wait_ready(None) is True
+
+
+async def test_a_caller_that_stops_waiting_does_not_affect_others(side) -> None:
+    assert await side.connection.wait_ready(0) is False
+    gone, stays = (asyncio.ensure_future(side.connection.wait_ready(None)) for _ in range(2))
+    await asyncio.sleep(0)
+    gone.cancel()
+    await asyncio.sleep(0)
+    side.prove()
+    assert await stays is True
+    assert gone.cancelled()
+
+
+async def test_close_fails_callers_that_wait_and_those_that_come_later(side) -> None:
+    waits = asyncio.ensure_future(side.connection.wait_ready(None))
+    await asyncio.sleep(0)
+    side.connection.close()
+    side.connection.close()
+    for waiting in (waits, side.connection.wait_ready(None)):
+        with pytest.raises(HubClosed):
+            async with asyncio.timeout(20):
+                await waiting
+
+
+async def test_a_connection_that_is_closed_during_a_batch_does_not_act_on_the_rest(side) -> None:
+    side.listener.on_output = lambda *_: side.connection.close()
+    probes = len(side.probed)
+    side.say(
+        side.message(Channel.IOPUB, "stream"),
+        side.message(Channel.IOPUB, "iopub_welcome"),
+        side.message(Channel.IOPUB, "stream"),
+    )
+    side.clock.now += 100
+    side.connection.poll()
+    assert side.listener.ready == 0
+    assert len(side.probed) == probes
+    with pytest.raises(HubClosed):
+        await side.connection.wait_ready(None)

@@ -22,11 +22,10 @@ class Kernel:
         self.room = room
         self.got: list[Message] = []
 
-    def send(self, msg: Message) -> bool:
-        if len(self.got) >= self.room:
-            return False
-        self.got.append(msg)
-        return True
+    def read(self, outbox: Outbox, channel: Channel = Channel.SHELL) -> None:
+        while len(self.got) < self.room and (msg := outbox.first(channel)) is not None:
+            self.got.append(msg)
+            outbox.remove_first(channel)
 
 
 async def test_what_waits_goes_in_order_and_only_on_its_channel() -> None:
@@ -37,9 +36,9 @@ async def test_what_waits_goes_in_order_and_only_on_its_channel() -> None:
         assert outbox.put(msg) is None
     assert outbox.waits(Channel.SHELL)
     assert not outbox.waits(Channel.STDIN)
-    outbox.flush(Channel.CONTROL, kernel.send)
+    kernel.read(outbox, Channel.CONTROL)
     assert kernel.got == [control]
-    outbox.flush(Channel.SHELL, kernel.send)
+    kernel.read(outbox)
     assert kernel.got[1:] == shell
     assert outbox.statistics() == {
         "bytes": 0,
@@ -54,11 +53,11 @@ async def test_a_refusal_leaves_the_rest_where_it_is() -> None:
     sent = [message(10, name=b"%d" % i) for i in range(5)]
     for msg in sent:
         outbox.put(msg)
-    outbox.flush(Channel.SHELL, kernel.send)
+    kernel.read(outbox)
     assert kernel.got == sent[:2]
     assert outbox.nbytes == 30
     kernel.room = 10
-    outbox.flush(Channel.SHELL, kernel.send)
+    kernel.read(outbox)
     assert kernel.got == sent
 
 
@@ -69,10 +68,10 @@ async def test_who_goes_beyond_the_limit_waits_until_there_is_room() -> None:
     second = outbox.put(message(30, Channel.CONTROL))
     assert first is not None
     assert second is not None
-    outbox.flush(Channel.SHELL, kernel.send)
+    kernel.read(outbox)
     assert not first.done()
     kernel.room = 1
-    outbox.flush(Channel.SHELL, kernel.send)
+    kernel.read(outbox)
     async with asyncio.timeout(5):
         await first
         await second
@@ -95,7 +94,7 @@ async def test_clearing_forgets_all_and_lets_senders_go_on() -> None:
     outbox.clear()
     async with asyncio.timeout(5):
         await waiter
-    outbox.flush(Channel.SHELL, kernel.send)
+    kernel.read(outbox)
     assert kernel.got == []
     assert outbox.nbytes == 0
     assert outbox.put(message(5)) is None
@@ -119,7 +118,7 @@ async def test_a_sender_that_has_gone_harms_nobody() -> None:
     assert gone is not None
     assert stays is not None
     gone.cancel()
-    outbox.flush(Channel.SHELL, kernel.send)
+    kernel.read(outbox)
     async with asyncio.timeout(5):
         await stays
     outbox.put(message(20))
@@ -141,7 +140,7 @@ def test_against_a_model_nothing_is_lost_or_overtaken(steps, limit) -> None:
             if isinstance(step, int):
                 kernel.room += step
                 for channel in Channel:
-                    outbox.flush(channel, kernel.send)
+                    kernel.read(outbox, channel)
             else:
                 name = b"%03d" % i
                 put.append(message(step[1] + 3, step[0], name))
@@ -151,7 +150,7 @@ def test_against_a_model_nothing_is_lost_or_overtaken(steps, limit) -> None:
             assert outbox.nbytes == sum(m.nbytes for m in put) - sum(m.nbytes for m in kernel.got)
         kernel.room = 1 << 30
         for channel in Channel:
-            outbox.flush(channel, kernel.send)
+            kernel.read(outbox, channel)
             assert [m for m in kernel.got if m.channel is channel] == [
                 m for m in put if m.channel is channel
             ]
