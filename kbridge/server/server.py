@@ -14,9 +14,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
+import ssl
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from kbridge._version import __version__
 from kbridge.hub.table import GOING_AWAY
@@ -30,32 +31,18 @@ from kbridge.server.http.guarded_server import GuardedServer
 from kbridge.server.runtime_file import RuntimeFile
 from kbridge.server.safe_log import hide
 
-__all__ = ["Server", "ServerEvents"]
+__all__ = ["Server"]
 
 _CUT_AFTER = 1.0
 _BUFFER_MARGIN = 1 << 20
 
 
-class ServerEvents(Protocol):
-    """The interface of a program to the `Server` that it runs."""
-
-    async def prepare(self, kernels: BridgeKernelManager) -> None:
-        """Check or attach kernels, before connections are accepted."""
-
-    def listening(self, server: Server) -> None:
-        """Announce the server: connections are accepted now."""
-
-    def shutdown_requested(self) -> None:
-        """Shut down, because a client asked for it."""
-
-
 class Server:
-    """One server.
+    """One server: `open` it, check or attach kernels, then `accept` connections.
 
     Parameters
     ----------
     config : ServerConfig
-    events : ServerEvents
     log : logging.Logger
 
     Attributes
@@ -66,23 +53,31 @@ class Server:
         The port that it listens on; 0 for a unix socket.
     url : str
         Without the token.
+    shutdown_requested : asyncio.Event
+        Set when a client has asked for the shutdown.
     """
 
-    def __init__(self, config: ServerConfig, events: ServerEvents, log: logging.Logger) -> None:
+    def __init__(self, config: ServerConfig, log: logging.Logger) -> None:
         self.config = config
         self.port = 0
         self.url = ""
-        self._events = events
+        self.shutdown_requested = asyncio.Event()
         self._log = log
         self._components: Components | None = None
+        self._context: ssl.SSLContext | None = None
         self._http: GuardedServer | None = None
         self._runtime: RuntimeFile | None = None
         self._keeping: asyncio.Task[None] | None = None
         self._sockets: list[socket.socket] = []
         self._socket_file: tuple[int, int] | None = None
 
-    async def open(self) -> None:
-        """Bind, adopt kernels, accept connections, then start kernels in advance.
+    async def open(self) -> BridgeKernelManager:
+        """Bind, and adopt the kernels of the last server.
+
+        Returns
+        -------
+        BridgeKernelManager
+            All kernels; the caller opens it after `accept`, to start kernels in advance.
 
         Raises
         ------
@@ -90,25 +85,27 @@ class Server:
             If the server cannot listen on its address.
         RegistryError
             If the registry of kernels cannot be used.
-        KbridgeError
-            If a setting names a kernelspec or notebook that does not exist.
         """
-        http = self.config.http
-        raise_descriptor_limit(http.min_open_files_limit)
-        context = listen.make_context(self.config.listen.tls)
+        raise_descriptor_limit(self.config.http.min_open_files_limit)
+        self._context = listen.make_context(self.config.listen.tls)
         self._sockets = self._bind()
         self.url = self.config.listen.url(self.port, self.config.base_url)
         self._recall_credentials()
         self._components = parts = build(self.config, self.port, self._log)
-        parts.services.shutdown = self._events.shutdown_requested
+        parts.services.shutdown = self.shutdown_requested.set
         parts.sessions.adopt(await parts.kernels.adopt())
-        await self._events.prepare(parts.kernels)
+        return parts.kernels
+
+    def accept(self) -> None:
+        """Accept connections, and write the runtime file; called once, after `open`."""
+        parts, http = self._components, self.config.http
+        assert parts is not None, "the server is not open"
         self._http = GuardedServer(
             parts.application,
             auth=parts.services.auth,
             limits=http.connections,
             log=self._log,
-            ssl_options=context,
+            ssl_options=self._context,
             xheaders=http.trust_xheaders,
             max_body_size=http.max_body_size,
             heads=http.heads,
@@ -120,8 +117,6 @@ class Server:
         self._runtime = RuntimeFile(self.config.runtime_dir, self._info())
         self._runtime.write()
         self._keeping = asyncio.create_task(self._runtime.keep(self._log))
-        self._events.listening(self)
-        await parts.kernels.open()
 
     def kernels_that_end(self) -> int:
         """Return the number of kernels in use that would end with this server now."""

@@ -35,24 +35,6 @@ class FakeWebsocket:
         self.closed.append((code, reason))
 
 
-class Events:
-    """Checks the settings as the application does, and records the rest."""
-
-    def __init__(self, app: KbridgeApp) -> None:
-        self._app = app
-        self.announced: list[str] = []
-        self.shutdown_requests = 0
-
-    async def prepare(self, kernels: Any) -> None:
-        await self._app.prepare(kernels)
-
-    def listening(self, server: Server) -> None:
-        self.announced.append(server.url)
-
-    def shutdown_requested(self) -> None:
-        self.shutdown_requests += 1
-
-
 Make = Callable[..., Server]
 
 
@@ -75,7 +57,7 @@ async def make(app: KbridgeApp) -> AsyncIterator[Make]:
     def make(**settings: Any) -> Server:
         for name, value in settings.items():
             setattr(app, name, value)
-        made.append(Server(app.configuration(), Events(app), app.log))
+        made.append(Server(app.configuration(), app.log))
         return made[-1]
 
     yield make
@@ -86,6 +68,14 @@ async def make(app: KbridgeApp) -> AsyncIterator[Make]:
 @pytest.fixture
 def server(make: Make) -> Server:
     return make()
+
+
+async def start(server: Server, app: KbridgeApp) -> None:
+    """Start a server as `serve` does."""
+    kernels = await server.open()
+    await app.prepare(kernels)
+    server.accept()
+    await kernels.open()
 
 
 async def run(app: KbridgeApp) -> None:
@@ -108,7 +98,7 @@ async def get(url: str, **options: Any) -> Any:
 
 async def test_open_and_close(app: KbridgeApp, server: Server) -> None:
     runtime = Path(app.runtime_dir)
-    await server.open()
+    await start(server, app)
     assert server.url == f"http://127.0.0.1:{server.port}/"
     assert (await get(server.url + "api/status"))["kernels"] == 0
     [info] = running_servers(runtime)
@@ -163,12 +153,12 @@ async def test_no_token_is_warned_about(
     assert f"authentication is off: {who} that reaches {url} can run code" in caplog.text
 
 
-async def test_a_client_can_ask_for_the_shutdown(make: Make) -> None:
+async def test_a_client_can_ask_for_the_shutdown(app: KbridgeApp, make: Make) -> None:
     server = make()
-    await server.open()
+    await start(server, app)
     reply = await get(server.url + "api/shutdown", method="POST", body="{}")
     assert reply == {"message": "the server is shutting down"}
-    assert server._events.shutdown_requests == 1
+    assert server.shutdown_requested.is_set()
 
 
 async def test_a_signal_does_not_wait_for_the_opening(
@@ -198,8 +188,10 @@ async def test_what_fails_to_open_is_raised_and_closed(
         await run(app)
 
 
-async def test_the_end_closes_websockets_before_it_waits_for_kernels(server: Server) -> None:
-    await server.open()
+async def test_the_end_closes_websockets_before_it_waits_for_kernels(
+    app: KbridgeApp, server: Server
+) -> None:
+    await start(server, app)
     parts = server._components
     assert parts is not None
     websocket = FakeWebsocket()
@@ -217,8 +209,8 @@ async def test_the_end_closes_websockets_before_it_waits_for_kernels(server: Ser
     assert seen == [(websocket.closed, True, False)]
 
 
-async def test_a_forced_shutdown_kills(server: Server) -> None:
-    await server.open()
+async def test_a_forced_shutdown_kills(app: KbridgeApp, server: Server) -> None:
+    await start(server, app)
     parts = server._components
     assert parts is not None
     asked = asyncio.Event()
@@ -242,7 +234,7 @@ async def test_a_forced_shutdown_kills(server: Server) -> None:
 async def test_kernels_that_cannot_be_shut_down_do_not_keep_the_rest(
     app: KbridgeApp, server: Server, caplog: pytest.LogCaptureFixture
 ) -> None:
-    await server.open()
+    await start(server, app)
     assert server._components is not None
 
     async def shutdown_all(now: bool = False) -> None:
@@ -256,7 +248,7 @@ async def test_kernels_that_cannot_be_shut_down_do_not_keep_the_rest(
 
 async def test_a_unix_socket(app: KbridgeApp, make: Make, tmp_path: Path) -> None:
     server = make(sock=str(tmp_path / "s"))
-    await server.open()
+    await start(server, app)
     path = Path(app.sock)
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert server.url.startswith("http+unix://%2F")
@@ -273,7 +265,7 @@ async def test_a_socket_that_took_our_place_is_left(
     app: KbridgeApp, make: Make, tmp_path: Path
 ) -> None:
     server = make(sock=str(tmp_path / "s"))
-    await server.open()
+    await start(server, app)
     ours = Path(app.sock).rename(tmp_path / "moved")
     with socket.socket(socket.AF_UNIX) as other:
         other.bind(app.sock)
@@ -286,7 +278,7 @@ async def test_nowhere_to_listen(app: KbridgeApp, make: Make) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         server = make(port=taken.getsockname()[1], port_retries=0)
         with pytest.raises(ListenError):
-            await server.open()
+            await start(server, app)
     await server.aclose()
     assert running_servers(Path(app.runtime_dir)) == []
 
@@ -326,13 +318,7 @@ async def test_signals_of_a_loop_that_has_none(
 
     monkeypatch.setattr(asyncio.get_running_loop(), "add_signal_handler", missing)
     opened = asyncio.Event()
-    usual = Server.open
-
-    async def tell(self: Server) -> None:
-        await usual(self)
-        opened.set()
-
-    monkeypatch.setattr(Server, "open", tell)
+    monkeypatch.setattr(app, "listening", lambda _url: opened.set())
     numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     before = {number: signal.getsignal(number) for number in numbers}
     try:

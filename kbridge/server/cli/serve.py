@@ -24,7 +24,11 @@ _SIGNALS = [signal.Signals[n] for n in ("SIGINT", "SIGTERM", "SIGHUP") if hasatt
 
 
 class Hooks(Protocol):
-    """Methods of the application that run while the server starts."""
+    """Methods of the application that run while the server starts.
+
+    The application, of which users may write subclasses, imports this module to run a server; so
+    this module cannot name its class.
+    """
 
     async def prepare(self, kernels: BridgeKernelManager) -> None:
         """Check or attach kernels, before connections are accepted."""
@@ -50,7 +54,8 @@ async def serve(config: ServerConfig, hooks: Hooks, log: logging.Logger) -> None
             signal.signal(number, _do_nothing)
     stopping = asyncio.create_task(run.stop.wait())
     # A seed notebook may take long to download: a signal must not wait for it.
-    opening = asyncio.create_task(run.server.open())
+    opening = asyncio.create_task(run.open())
+    requests = asyncio.create_task(run.follow_requests())
     try:
         await asyncio.wait({opening, stopping}, return_when=asyncio.FIRST_COMPLETED)
         if opening.done():
@@ -59,9 +64,10 @@ async def serve(config: ServerConfig, hooks: Hooks, log: logging.Logger) -> None
         gc.freeze()
         await stopping
     finally:
-        for task in (opening, stopping):
+        tasks = {opening, stopping, requests}
+        for task in tasks:
             task.cancel()
-        await asyncio.wait({opening, stopping})
+        await asyncio.wait(tasks)
         failed = not opening.cancelled() and opening.exception() is not None
         keep = failed or not config.shutdown_kernels_on_exit
         await run.server.aclose(run.force, keep=keep)
@@ -86,9 +92,29 @@ class _Run:
         self._hooks = hooks
         self._log = log
         self._question: Question | None = None
-        self.server = Server(config, self, log)
+        self.server = Server(config, log)
         self.stop = asyncio.Event()
         self.force = asyncio.Event()
+
+    async def open(self) -> None:
+        """Open the server, and start kernels in advance.
+
+        Raises
+        ------
+        KbridgeError
+            If the server cannot start, or a setting names something that does not exist.
+        """
+        kernels = await self.server.open()
+        await self._hooks.prepare(kernels)
+        self.server.accept()
+        _announce(self.server, self._log)
+        self._hooks.listening(self.server.url)
+        await kernels.open()
+
+    async def follow_requests(self) -> None:
+        """Shut down when a client asks for it."""
+        await self.server.shutdown_requested.wait()
+        self._shut_down("POST /api/shutdown")
 
     def on_signal(self, number: signal.Signals) -> None:
         """Shut down, ask first, or force a shutdown that is under way."""
@@ -108,18 +134,6 @@ class _Run:
             )
             return
         self._shut_down(number.name)
-
-    # -- events of the server --
-
-    async def prepare(self, kernels: BridgeKernelManager) -> None:
-        await self._hooks.prepare(kernels)
-
-    def listening(self, server: Server) -> None:
-        _announce(server, self._log)
-        self._hooks.listening(server.url)
-
-    def shutdown_requested(self) -> None:
-        self._shut_down("POST /api/shutdown")
 
     def _shut_down(self, cause: str) -> None:
         """Begin to shut down, and log the cause and what happens to the kernels."""
