@@ -3,7 +3,7 @@
     python never_lost.py http://127.0.0.1:8888 --token TOKEN ID "for i in range(9): print(i)"
 
 Unplug the cable, or kill and restart the server, while it runs. The program connects again, and
-the URL parameter `since` names the last message that was printed: the server goes on after it.
+the URL parameter `since` names the last message that was printed: the server continues after it.
 
 Needs the package `websockets`.
 """

@@ -172,7 +172,7 @@ def prepare_directory(path: Path) -> str:
     status = path.stat()
     shared = bool(status.st_mode & _WRITABLE_BY_OTHERS)
     if status.st_uid != os.geteuid():
-        # The owner may be a user that nobody runs as (containers with a random user id).
+        # The owner may be a user without processes (containers with a random user id).
         others = " and may be written to by others" if shared else ""
         return (
             f"{path} belongs to user {status.st_uid}{others}: those users could replace the files"

@@ -43,7 +43,7 @@ class ChannelsHandler(WebSocketHandler):
 
     The handler negotiates the subprotocol, passes messages both ways, stops reading while the
     kernel does not keep up, processes acknowledgements, and closes the websocket with a code that
-    names the cause. A client that comes back with the same `session_id` in the URL goes on where
+    names the cause. A client that reconnects with the same `session_id` in the URL continues where
     it stopped; see docs/websocket.md.
 
     The settings of the application must have `hubs`, a `kbridge.HubTable`.

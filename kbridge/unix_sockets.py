@@ -59,6 +59,6 @@ def remove_stale_socket(
         ):
             return False
         Path(path).unlink()
-    except OSError:  # it was removed meanwhile, or its directory cannot be written to
+    except OSError:  # the file was removed, or its directory cannot be written to
         return False
     return True

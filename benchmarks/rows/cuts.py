@@ -97,7 +97,7 @@ def _return(server: Server, kernel_id: str, session_id: str, last: str) -> Webso
     try:
         return Websocket.open(server, kernel_id, session_id=session_id, query=query)
     except (Gone, TimeoutError) as error:
-        raise BenchmarkError(f"the client could not come back: {error}") from error
+        raise BenchmarkError(f"the client could not reconnect: {error}") from error
 
 
 def measure(server: Server, settings: Settings) -> Values:

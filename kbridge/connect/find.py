@@ -59,7 +59,7 @@ def find_connection_file(
     for directory in map(_expanded, directories):
         for name in glob.iglob(pattern, root_dir=directory):  # noqa: PTH207 - takes absolute ones
             found = _absolute(Path(directory, name))
-            with suppress(OSError):  # it was removed meanwhile
+            with suppress(OSError):  # it was removed in the meantime
                 status = Path(found).stat()
                 read = ((status.st_atime_ns, status.st_mtime_ns), found)
                 if stat.S_ISREG(status.st_mode) and (newest is None or read > newest):

@@ -57,16 +57,16 @@ def deserialize_binary_message(bmsg: bytes) -> dict[str, Any]:
     Raises
     ------
     MalformedFrame
-        If the offsets, the JSON or a date do not hold.
+        If the offsets, the JSON or a date are invalid.
     """
     if len(bmsg) < 4:
         raise MalformedFrame("shorter than its own count")
     (count,) = struct.unpack_from("!I", bmsg)
     if not 1 <= count <= len(bmsg) // 4 - 1:
-        raise MalformedFrame("the count of parts goes beyond the frame")
+        raise MalformedFrame("the frame is shorter than its number of parts requires")
     offsets = [*struct.unpack_from(f"!{count}I", bmsg, 4), len(bmsg)]
     if offsets[0] < 4 * (count + 1) or any(b < a for a, b in pairwise(offsets)):
-        raise MalformedFrame("the offsets do not rise, or lie outside of the frame")
+        raise MalformedFrame("the offsets do not increase, or are outside of the frame")
     first, *buffers = [bmsg[start:stop] for start, stop in pairwise(offsets)]
     try:
         msg = json.loads(str(first, "utf-8"))  # of bytes, `loads` would take UTF-16 as well
@@ -78,9 +78,7 @@ def deserialize_binary_message(bmsg: bytes) -> dict[str, Any]:
         for key in ("header", "parent_header"):
             msg[key] = extract_dates(msg.get(key) or {})
     except (ValueError, OverflowError, RecursionError):
-        raise MalformedFrame(
-            "a header holds a date that is none, or is nested too deeply"
-        ) from None
+        raise MalformedFrame("a header has an invalid date, or is nested too deeply") from None
     msg["buffers"] = buffers
     return msg
 
@@ -96,13 +94,13 @@ def deserialize_parts(parts: Sequence[Buffer]) -> dict[str, Any]:
     Raises
     ------
     MalformedFrame
-        If one of the first four is not JSON, or a date is none.
+        If one of the first four is not JSON, or a date is invalid.
     """
     try:
         header, parent, metadata, content = (json.loads(bytes(part)) for part in parts[:4])
         header, parent = extract_dates(header), extract_dates(parent)
     except (ValueError, OverflowError, RecursionError):
-        raise MalformedFrame("a part is not JSON, or holds a date that is none") from None
+        raise MalformedFrame("a part is not JSON, or has an invalid date") from None
     return {
         "header": header,
         "msg_id": header["msg_id"],
@@ -156,12 +154,12 @@ def deserialize_msg_from_ws_v1(ws_msg: bytes) -> tuple[str, list[bytes]]:
         raise MalformedFrame("shorter than its own count")
     (count,) = struct.unpack_from("<Q", ws_msg)
     if not 2 <= count <= len(ws_msg) // 8 - 1:
-        raise MalformedFrame("the count of offsets goes beyond the frame")
+        raise MalformedFrame("the frame is shorter than its number of offsets requires")
     offsets = struct.unpack_from(f"<{count}Q", ws_msg, 8)
     if not 8 * (count + 1) <= offsets[0] <= offsets[-1] <= len(ws_msg) or any(
         b < a for a, b in pairwise(offsets)
     ):
-        raise MalformedFrame("the offsets do not rise, or lie outside of the frame")
+        raise MalformedFrame("the offsets do not increase, or are outside of the frame")
     first, *parts = [ws_msg[start:stop] for start, stop in pairwise(offsets)]
     try:
         return first.decode(), parts

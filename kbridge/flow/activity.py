@@ -181,7 +181,7 @@ class Activity:
 
     def _begin(self, shell: str, request: str) -> None:
         self._busy.pop(shell, None)
-        if request in self._over:  # its reply arrived before
+        if request in self._over:  # its reply has already arrived
             return
         self._busy[shell] = request
         if len(self._busy) > self.limit:

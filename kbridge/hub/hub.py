@@ -64,7 +64,7 @@ class Hub:
     Raises
     ------
     KernelError
-        If there is no way to the kernel's sockets.
+        If the kernel's sockets cannot be reached.
     ValueError
         If the connection information is not valid.
     """
@@ -137,7 +137,7 @@ class Hub:
         paced : bool
             True if the rate limits of `rate_limit_policy=coalesce` apply to the websocket.
         listener : StatusListener, optional
-            Is told the kernel statuses that the bridge announces.
+            Receives the kernel statuses that the bridge announces.
 
         Returns
         -------
@@ -301,7 +301,7 @@ class Hub:
         self._broadcaster.observe(observer)
 
     def unobserve(self, observer: HubObserver) -> None:
-        """Tell an observer no more; may be called twice."""
+        """Stop reporting to an observer; may be called twice."""
         self._broadcaster.unobserve(observer)
 
     # -- the life of the kernel -------------------------------------------------------------

@@ -25,8 +25,8 @@ class HubSettings:
         Bytes of output per kernel that are kept after all clients have read them.
     resume_timeout : float
         Seconds for which output is kept for a client that has disconnected. After that it still
-        resumes, as far as the journal reaches. With 0, a client that comes back starts at the
-        present.
+        resumes, as far as the journal reaches. With 0, a client that reconnects receives only new
+        output.
     request_limit : int
         Bytes of requests that may wait for a kernel that is not ready or does not read. Above it,
         no more messages are read from the websockets that sent them.
@@ -36,7 +36,7 @@ class HubSettings:
         opened again.
     kernel_info_timeout : float
         Seconds to wait until a kernel is proven to be ready. After that its requests are sent
-        nevertheless.
+        anyway.
     acknowledge : bool
         True to ask clients, by pings, which messages have arrived. If False, data that the
         operating system has accepted counts as delivered, and may be lost with a connection.
@@ -49,7 +49,7 @@ class HubSettings:
     allowed_message_types : tuple of str
         The message types that clients may send; empty for all.
     untracked_message_types : tuple of str
-        Further request types that do not count as activity of a user.
+        More request types that do not count as activity of a user.
     allow_tracebacks : bool
         True if clients receive tracebacks.
     traceback_replacement_message : str

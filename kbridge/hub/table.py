@@ -134,7 +134,7 @@ class HubTable:
     async def aclose(self) -> None:
         """Close all hubs because the server shuts down; may be called twice.
 
-        Clients may come back to another server with the same kernels: their websockets are closed
+        Clients may reconnect to another server with the same kernels: their websockets are closed
         with `GOING_AWAY`.
         """
         for kernel_id in list(self._hubs):

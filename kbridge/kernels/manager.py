@@ -134,7 +134,7 @@ class BridgeKernelManager(KernelSettings, AsyncMultiKernelManager):
         RegistryError
             If the registry cannot be used.
         """
-        # Adoption goes on if the caller is cancelled: no kernel is left between two servers.
+        # Adoption continues if the caller is cancelled: no kernel is left between two servers.
         self._adopting = asyncio.create_task(self._adopt())
         return await asyncio.shield(self._adopting)
 
@@ -299,7 +299,7 @@ class BridgeKernelManager(KernelSettings, AsyncMultiKernelManager):
         return self._attacher.attach(kernel).kernel_id
 
     async def cull(self) -> None:
-        """Shut down the kernels that nobody uses, by the `cull_*` settings."""
+        """Shut down unused kernels, by the `cull_*` settings."""
         await self._culler.cull()
 
     def rename_session(self, kernel_id: str, session_name: str) -> None:

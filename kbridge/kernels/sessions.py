@@ -176,7 +176,7 @@ class Sessions:
         try:
             await self._kernels.shutdown_kernel(session.kernel_id)
         except KernelNotFound:
-            return  # it ended meanwhile
+            return  # the kernel has ended
 
     def drop_orphans(self) -> None:
         """Remove the sessions whose kernels have ended."""
@@ -193,7 +193,7 @@ class Sessions:
         try:
             await self._kernels.shutdown_kernel(kernel_id)
         except KernelNotFound:
-            return  # it ended meanwhile
+            return  # the kernel has ended
 
     def _find(self, session_id: str) -> _Session:
         self.drop_orphans()

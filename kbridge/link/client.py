@@ -2,8 +2,8 @@
 
 A `Websocket` is such a link itself. `StreamClient` is one for websockets that speak Tornado's own
 protocol, with compression for example: it writes whole frames to Tornado's stream. A write that
-the operating system did not accept whole blocks the link until it has. Nothing more is written
-meanwhile, so that never more than one batch waits here.
+the operating system did not accept whole blocks the link until it has. Until then nothing more is
+written, so at most one batch waits here.
 """
 
 from __future__ import annotations

@@ -140,7 +140,7 @@ class SocketTransport:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, int(value))
 
     def pause(self) -> None:
-        """Stop reading for now. The peer's end of the connection is not noticed meanwhile."""
+        """Stop reading for now. A disconnect by the peer is not noticed until reading continues."""
         if self._reading:
             self._reading = False
             if self._socket is not None:

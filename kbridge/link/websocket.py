@@ -290,7 +290,7 @@ class Websocket:
         self._transport.close()
 
     def _fail(self, code: int, reason: str) -> None:
-        """Close because of input behind which no frame can be told apart."""
+        """Close because of invalid input, after which frames cannot be separated."""
         lingers = not self.server_terminated
         self.close(code, reason)
         if not lingers or self._transport.closed:

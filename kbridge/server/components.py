@@ -67,7 +67,7 @@ def make_registry(config: ServerConfig, log: logging.Logger) -> RegistryWriter:
     Raises
     ------
     RegistryError
-        If kernels are to outlive the server, but there is no registry to find them again.
+        If kernels must outlive the server, but there is no registry to find them again.
     """
     url = config.registry_url.strip()
     if url.lower() in ("", "none"):
@@ -77,7 +77,7 @@ def make_registry(config: ServerConfig, log: logging.Logger) -> RegistryWriter:
                 " found again without one: set registry_url, or leave it at its default"
             )
         return RegistryWriter(log=log)
-    # The configured port, not the one that was free: the next server has the former in common.
+    # The configured port, not the one that was free: the next server has the same setting.
     address = config.listen.address(config.listen.port)
     pid = os.getpid()
     owner = Owner(f"{address}{config.base_url}", platform.node(), pid, start_id(pid))
@@ -139,6 +139,6 @@ def build(config: ServerConfig, port: int, log: logging.Logger) -> Components:
 def _authenticator(config: ServerConfig, port: int) -> Authenticator:
     policy = access_policy(config.auth, config.listen)
     hide(policy.cookie_value())
-    # The path is part of the name: two servers behind one proxy may differ in nothing else.
+    # The path is part of the name, because two servers behind one proxy may differ only in it.
     path = hashlib.sha256(config.base_url.encode()).hexdigest()[:8]
     return Authenticator(policy, config.auth.cors, cookie_name=f"kbridge-{port}-{path}")

@@ -37,7 +37,7 @@ exec "$@" 3<&-
 """
 _NO_SHELLS: Final = {"nologin", "false"}
 _DRAIN_TIMEOUT: Final = 1.0  # seconds to read the rest of the output of an ssh that has ended
-_POLL_INTERVAL: Final = 0.1  # seconds between two looks at a process, where pidfds do not exist
+_POLL_INTERVAL: Final = 0.1  # seconds between two checks of a process where pidfds do not exist
 _TAIL_LINES: Final = 20
 _LINE_LIMIT: Final = 1000  # characters of a line that are kept
 

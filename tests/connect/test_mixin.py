@@ -254,7 +254,7 @@ def test_only_the_writer_of_a_file_removes_it(kernel: Kernel) -> None:
     kernel.cleanup_connection_file()
     assert not Path(kernel.connection_file).exists()
     kernel._connection_file_written = True
-    kernel.cleanup_connection_file()  # the file was removed meanwhile
+    kernel.cleanup_connection_file()  # the file was removed in the meantime
 
 
 def test_an_invalid_file_is_named_and_not_shown(

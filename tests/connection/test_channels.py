@@ -43,7 +43,7 @@ def message(channel: Channel, msg_type: str, content: Any = None, **more: Any) -
 
 
 class Kernels(Configurable):
-    """The manager of all kernels; it is told of each websocket that connects or disconnects."""
+    """The manager of all kernels; it is notified of each websocket that connects or disconnects."""
 
     kernel_info_timeout = 5.0
     allowed_message_types: list[str] = []  # noqa: RUF012
@@ -529,7 +529,7 @@ async def test_a_large_frame_is_decoded_while_others_have_their_turn(house) -> N
     decoded = made.handle_incoming_message(frame)
     assert decoded is not None
     assert house.sent() == []
-    assert made.pending is decoded, "the websocket is not read from meanwhile"
+    assert made.pending is decoded, "the websocket is not read in the meantime"
     async with asyncio.timeout(TIMEOUT):
         await decoded
     assert turns > 5

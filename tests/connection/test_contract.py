@@ -1,4 +1,4 @@
-"""The contract of seeds 003 and 004: names, signatures, traits and functions, compared with the
+"""Compare names, signatures, traits and functions of seeds 003 and 004 with those of the
 peer.
 
 The checks take two classes, so that they can be applied to other implementations of the contract.

@@ -68,7 +68,7 @@ def test_what_a_hook_raises_costs_its_message_alone_and_is_said(desk, caplog) ->
     (record,) = caplog.records
     assert record.levelname == "ERROR"
     assert "a fault of the subclass" in caplog.text
-    assert desk.write(stream("4")), "nothing of it must remain"
+    assert desk.write(stream("4")), "no part of the message may remain"
 
 
 def test_a_websocket_that_closes_meanwhile_is_given_no_more(desk, caplog) -> None:
@@ -123,7 +123,7 @@ async def test_what_waits_for_its_turn_is_dropped_with_the_websocket(monkeypatch
 
 
 async def test_behind_hooks_a_flood_waits_in_the_journal(monkeypatch) -> None:
-    """No message is passed on while the last batch is not written."""
+    """No message is passed on until the last batch is written."""
     monkeypatch.setattr(hooks, "_TURN", math.inf)  # a slow machine would need several turns
     rig, desk = Rig(HubSettings(limit_rate=False)), Desk()
     rig.prove()

@@ -155,7 +155,7 @@ async def test_a_clock_that_jumps_neither_opens_nor_closes_the_rate_limit(
     assert passed < 100
     jump(rig, seconds)
     rig.say(rig.stream("x"))
-    assert texts(client).count("x") == passed, "it is the same second"
+    assert texts(client).count("x") == passed, "both messages arrive in the same second"
     rig.clock.now += 1000
     rig.say(rig.stream("a thousand seconds later"))
     assert texts(client)[-1] == "a thousand seconds later"

@@ -61,7 +61,7 @@ async def test_closing_one_closes_its_websockets_and_leaves_the_others(table) ->
     assert table.get("a") is None
     with pytest.raises(HubClosed):
         one.attach(MemoryClient(), V1)
-    assert table.open("a", INFO) is not one, "a kernel that comes again gets its own hub"
+    assert table.open("a", INFO) is not one, "a new kernel with the same id gets its own hub"
 
 
 async def test_closing_all_may_be_done_twice(table) -> None:

@@ -20,7 +20,7 @@ def is_question(msg: dict) -> bool:
 
 
 async def until_gone(server: Server, kernel_id: str) -> None:
-    """Wait until the server has noticed that nobody is connected."""
+    """Wait until the server has noticed the disconnect."""
 
     def alone() -> bool:
         reply = server.request("GET", f"/api/kernels/{kernel_id}")

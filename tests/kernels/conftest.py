@@ -135,7 +135,7 @@ async def hubs(request):
 
 @pytest.fixture
 async def make_manager(tmp_path, hubs):
-    """Makes managers, and fails when they leave a kernel behind."""
+    """Make managers; fail if they leave a kernel behind."""
     managers = []
     runtime = tmp_path / "runtime"
     runtime.mkdir()

@@ -1,4 +1,4 @@
-"""A kernel that binds its ports, answers kernel_info and its heart, and knows nothing else."""
+"""A kernel that only binds its ports and answers kernel_info and heartbeats."""
 
 import hashlib
 import hmac

@@ -52,7 +52,7 @@ def assert_gone(process: psutil.Process) -> None:
 
 
 async def until(condition):
-    """Wait for what another process, or a task of the manager's own, brings about."""
+    """Wait for an effect of another process, or of a task of the manager."""
     async with asyncio.timeout(TIMEOUT):
         while not condition():  # noqa: ASYNC110 - processes and pools set no event of ours
             await asyncio.sleep(0.01)
@@ -261,7 +261,7 @@ async def test_transport_decides_between_tcp_and_unix_sockets(
     manager.connection_dir = str(tmp_path_factory.mktemp("r"))
     kernel_id = await manager.start_kernel(spec("s"))
     assert hubs.kernel(kernel_id).info.transport == transport
-    # The kernel's umask decides who may use its sockets, this directory who gets to them.
+    # The kernel's umask determines who may use its sockets; this directory, who can reach them.
     directory = tmp_path_factory.getbasetemp() / manager.connection_dir
     private = directory / f"kernel-{kernel_id}-ipc"
     assert private.exists() is (transport == "ipc")
@@ -322,7 +322,7 @@ async def test_the_error_of_a_failed_start_has_the_exit_code_and_the_log(
     [log] = manager.kept_logs
     assert log.path.exists()
     await manager.shutdown_all()
-    assert not log.path.exists(), "its end was in the answer"
+    assert not log.path.exists(), "the reply contained its end"
 
 
 async def test_a_missing_program_is_an_error_of_the_start(make_manager, spec):
@@ -413,7 +413,7 @@ async def test_a_restart_replaces_the_process(make_manager, spec):
 
 
 async def test_an_unread_shutdown_request_does_not_reach_the_next_process(make_manager, spec):
-    """One that SIGINT ends, as it does before the request, has not taken it from the queue."""
+    """A kernel that SIGINT ends before the request has not read the request."""
     manager = make_manager()
     kernel_id = await manager.start_kernel(spec("s"))
     kernel = manager.get_kernel(kernel_id)
@@ -494,7 +494,7 @@ async def test_a_kernel_that_reached_the_restart_limit_is_dead(
     await kernel.told("dead")
     assert kernel.statuses == ["restarting", "dead"], "each is told once"
     assert manager.model(kernel_id)["execution_state"] == "dead"
-    await manager.start_kernel("fake")  # the dead one takes no place
+    await manager.start_kernel("fake")  # the dead kernel does not count
     await manager.shutdown_kernel(kernel_id)
     assert log.exists(), "its output may contain the reason"
 
@@ -616,7 +616,7 @@ async def test_a_pool_of_an_unknown_kernelspec_fails_open(make_manager, fake):
 
 
 class Clocks:
-    """Both of the clocks that a manager looks at."""
+    """The two clocks that a manager reads."""
 
     def __init__(self) -> None:
         self.now, self.wall = time.monotonic(), time.time()
@@ -770,7 +770,7 @@ async def test_a_kernel_that_cannot_be_ended_does_not_keep_others_from_ending(
         await discard(kernel, **how)
         if call == 0:
             raise KernelError("the cluster does not answer")
-        for _ in range(20):  # it goes later than the first
+        for _ in range(20):  # this kernel is culled later than the first
             await asyncio.sleep(0)
         ended.append(kernel)
 

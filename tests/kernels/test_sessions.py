@@ -182,7 +182,7 @@ async def test_patch_of_a_session_that_is_deleted_meanwhile_leaves_no_kernel(ses
 
 
 class SlowRegistry:
-    """Writes when it may, and notes what."""
+    """A registry that writes on request and records the rows."""
 
     def __init__(self, claim: Claim) -> None:
         self._claim = claim

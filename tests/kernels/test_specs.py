@@ -32,7 +32,7 @@ class Counted:
 
 
 class FromElsewhere(KernelSpecManager):
-    """As nb_conda_kernels does: names that no directory has."""
+    """Names without a directory, as in nb_conda_kernels."""
 
     found = ("env-a",)
 

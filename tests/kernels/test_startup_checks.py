@@ -1,4 +1,4 @@
-"""Settings that cannot work end the start, and say which setting it is."""
+"""Invalid settings end the start with an error that names the setting."""
 
 import pytest
 from jupyter_client.kernelspec import KernelSpecManager

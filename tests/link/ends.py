@@ -11,10 +11,10 @@ __all__ = ["Taker", "connected"]
 
 
 def connected() -> tuple[socket.socket, socket.socket]:
-    """Our end of a TCP connection, and the peer's; both hold little on their way."""
+    """Our end of a TCP connection, and the peer's; both have small buffers."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         peer = socket.socket()
-        # A size that is set does not grow by itself.
+        # The system does not enlarge a buffer whose size was set.
         peer.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 16)
         peer.connect(listener.getsockname())
         accepted, _ = listener.accept()

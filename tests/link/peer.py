@@ -1,4 +1,4 @@
-"""A websocket client that knows frames, and no rules."""
+"""A websocket client that sends any frames, valid or not."""
 
 import asyncio
 import os
@@ -11,7 +11,7 @@ PATIENCE = 20
 
 
 class Peer:
-    """The client's side, written by hand."""
+    """The client's side of a websocket, without a library."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.reader, self.writer = reader, writer
@@ -50,7 +50,7 @@ class Peer:
         self.send(CLOSE, struct.pack("!H", code) + reason.encode())
 
     async def frame(self) -> tuple[int, bytes]:
-        """Read one frame: its opcode and its payload. Pings that ask what arrived are answered."""
+        """Read one frame: its opcode and its payload. Numbered pings are answered."""
         while True:
             opcode, payload = await self._frame()
             if opcode != PING or not payload.isdigit():
@@ -73,16 +73,16 @@ class Peer:
         return struct.unpack("!H", payload[:2])[0], payload[2:].decode()
 
     async def answered(self) -> None:
-        """Wait until the server has read all that was sent: it answers pings in order."""
+        """Wait until the server has read all sent data; it answers pings in order."""
         self.send(PING, b"?")
         assert await self.frame() == (PONG, b"?")
 
     async def end(self) -> bytes:
-        """Read all that comes until the server hangs up in good order."""
+        """Read all data until the server closes the connection properly."""
         async with asyncio.timeout(PATIENCE):
             return await self.reader.read()
 
     async def hang_up(self) -> None:
         self.writer.close()
-        with suppress(ConnectionError):  # the server was first
+        with suppress(ConnectionError):  # the server closed the connection first
             await self.writer.wait_closed()

@@ -1,4 +1,4 @@
-"""A websocket's writing side, over a real socket whose other end reads when the test wants."""
+"""The writing side of a websocket on a real socket; the test decides when the other end reads."""
 
 import asyncio
 import socket
@@ -10,11 +10,11 @@ from kbridge.link.client import StreamClient
 from kbridge.link.interfaces import ClientLink, noop
 from tests.link.ends import connected
 
-BIG = b"x" * (2 << 20)  # more than the sockets' buffers take
+BIG = b"x" * (2 << 20)  # more than fits into the buffers of the sockets
 
 
 class Ends:
-    """Both ends of a connection, and a link on one of them."""
+    """Both ends of a connection, one of them with a link."""
 
     def __init__(self) -> None:
         accepted, self.peer = connected()
@@ -81,7 +81,7 @@ async def test_each_blocked_write_is_told_of_once(ends) -> None:
 
 
 async def test_what_tornado_writes_itself_stands_between_whole_frames(ends) -> None:
-    """A pong that comes while a write is blocked goes behind it."""
+    """A pong that is sent while a write is blocked follows that write."""
     assert not ends.link.write(BIG)
     pong = ends.stream.write(b"pong")
     assert await ends.read(len(BIG) + 4) == BIG + b"pong"

@@ -1,4 +1,4 @@
-"""Reading off real ZeroMQ sockets: in shape, out of shape, and at the bounds."""
+"""Read valid and malformed messages from real ZeroMQ sockets, and stop at the limits."""
 
 import itertools
 
@@ -24,7 +24,7 @@ def message(text: bytes = b"{}", *buffers: bytes, topic: bytes | None = b"topic"
 
 @pytest.fixture
 def pair():
-    """A PUSH-like pair within the process: what one side sends, the other has at once."""
+    """Two sockets in this process; a sent message arrives immediately."""
     context = zmq.Context()
     name = f"inproc://drain-{next(_names)}"
     ours, kernel = context.socket(zmq.PAIR), context.socket(zmq.PAIR)
@@ -83,10 +83,10 @@ SHORT = st.lists(
 @given(st.lists(st.one_of(st.none(), SHORT), max_size=12))
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=300)
 def test_what_is_out_of_shape_takes_at_most_its_neighbour_along(pair, plan) -> None:
-    """Good messages around malformed ones: each arrives whole, unless it stands right behind one.
+    """Valid messages arrive unchanged, except possibly one right behind a malformed message.
 
-    A malformed message that looks like the beginning of a good one may take the next with it;
-    one further on never suffers, and nothing that was not sent comes out.
+    A malformed message that looks like the beginning of a valid one may be joined with the next
+    message. Later messages are not affected, and no message appears that was not sent.
     """
     ours, kernel = pair
     key = Signer(b"key")

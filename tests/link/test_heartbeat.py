@@ -19,7 +19,7 @@ INTERVAL, MISSES = 0.005, 40
 
 
 class Listener:
-    """A heartbeat, and what it has told."""
+    """A heartbeat that records its events."""
 
     def __init__(self, where: Endpoints | None, **options: Any) -> None:
         self.where = where
@@ -161,7 +161,7 @@ async def test_kernels_that_answer_with_a_rep(beating) -> None:
 async def test_however_a_kernel_is_reached(kind, tmp_path: Path, monkeypatch) -> None:
     curve = zmq.curve_keypair() if kind == "curve" else None
     if kind == "ipc":
-        monkeypatch.chdir(tmp_path)  # paths of sockets are short
+        monkeypatch.chdir(tmp_path)  # paths of sockets must be short
         heart = HeartbeatKernel("ipc://k-5")
         where = endpoints(5, ip="k", transport="ipc")
     elif kind == "ipv6":
@@ -218,7 +218,7 @@ async def test_a_kernel_at_work_that_never_answered_at_work_is_not_lost(beating)
 
 
 async def test_who_says_more_than_it_was_asked_is_not_listened_to(beating) -> None:
-    """One ping, a thousand answers: the loop reads no more of them than were owed, and one."""
+    """After one ping and a thousand answers, at most two answers are read."""
     heart, listener = beating
     heart.answers = 1000
     await listener.until(

@@ -1,4 +1,4 @@
-"""Pings for all websockets: who answers stays, who does not goes, one beat later."""
+"""Pings for all websockets: a websocket without an answer is closed one round later."""
 
 import asyncio
 
@@ -10,7 +10,7 @@ from tests.support.waiting import TIMEOUT
 
 
 class Peer:
-    """A websocket whose peer lives, or not."""
+    """A websocket whose peer answers pings, or does not."""
 
     def __init__(self, *, gone: bool = False) -> None:
         self.gone = gone
@@ -135,7 +135,7 @@ async def test_a_websocket_that_fails_does_not_end_the_pings_of_the_others(
     def fail(*_: object) -> None:
         raise LookupError("no such websocket")
 
-    peers = [Peer() for _ in range(120)]  # more than are pinged in one turn
+    peers = [Peer() for _ in range(120)]  # more websockets than are pinged in one turn
     monkeypatch.setattr(peers[0], method, fail)
     for peer in peers:
         keepalive.add(peer)
@@ -160,7 +160,7 @@ async def test_who_has_yet_to_read_what_is_before_the_ping_is_let_be(keepalive) 
     assert (busy.closed_with, len(busy.pings)) == ([], 1)
     busy.blocked = False
     keepalive.beat()
-    assert len(busy.closed_with) == 1, "and then it is expected to answer"
+    assert len(busy.closed_with) == 1, "from then on it must answer"
 
 
 async def test_a_crowd_is_pinged_in_several_turns(keepalive) -> None:
@@ -171,7 +171,7 @@ async def test_a_crowd_is_pinged_in_several_turns(keepalive) -> None:
     first = sum(len(peer.pings) for peer in peers)
     assert 0 < first <= 100
     keepalive.remove(peers[-1])
-    keepalive.beat()  # while the round is under way
+    keepalive.beat()  # during the round
     async with asyncio.timeout(TIMEOUT):
         while len(peers[-2].pings) < 1:  # noqa: ASYNC110  # they tell nobody
             await asyncio.sleep(0)

@@ -1,4 +1,4 @@
-"""The sockets of a kernel, against real ones on the other side."""
+"""The sockets to a kernel, with real sockets as the kernel."""
 
 import asyncio
 import dataclasses
@@ -66,7 +66,7 @@ class Side:
 
 
 class Recorder:
-    """Takes what a link tells, and lets a test wait for it."""
+    """Records the events of a link; a test can wait for them."""
 
     def __init__(self) -> None:
         self.messages: list[tuple[Channel, list[bytes]]] = []
@@ -131,7 +131,7 @@ async def linked(side):
 
 
 async def until_subscribed(side: Side, events: Recorder) -> None:
-    """A PUB drops what it sends before the subscription has come."""
+    """A PUB socket drops messages until the subscription has arrived."""
     async with asyncio.timeout(20):
         while not events.messages:
             await side.sockets[Channel.IOPUB].send_multipart([b"hello", *body(-1)])
@@ -185,21 +185,21 @@ async def test_a_reply_and_an_idle_that_are_both_there_are_told_together(
             return sum(parts[-1] == last for _, parts in events.messages)
 
         events.on_drained = lambda at=at_drained, arrived=arrived: at.append(arrived())
-        # A descriptor may still be readable for what ZeroMQ tells itself: read, and it is not.
+        # A descriptor may be readable because of internal events of ZeroMQ; reading clears them.
         link.drain()
         for channel in (first, *({Channel.SHELL, Channel.IOPUB} - {first})):
             blocking = zmq.Socket.shadow(side.sockets[channel].underlying)
             blocking.send_multipart([ident, *body(turn)])
             poller = select.poll()
             poller.register(link._sockets[channel].fileno(), select.POLLIN)
-            assert poller.poll(20_000), "it has arrived, and the loop had no turn"
+            assert poller.poll(20_000), "the message has arrived, and the loop had no turn"
         await events.until(lambda arrived=arrived: arrived() == 2)
         await asyncio.sleep(0)
         assert 1 not in at_drained, at_drained
 
 
 async def test_replies_that_arrive_while_sending_are_not_forgotten(side, linked) -> None:
-    """The descriptor is edge-triggered, and sending takes the edge away."""
+    """The descriptor is edge-triggered, and sending consumes the event."""
     link, events = linked
     count = 300
     sent = 0
@@ -259,7 +259,7 @@ def limited(side: Side, limit: int) -> Endpoints:
 
 
 async def test_a_message_that_is_too_large_ends_the_connection_which_is_made_anew(side) -> None:
-    """libzmq sets its size aside before anybody can look at it, and does not connect again."""
+    """libzmq allocates its size before it can be checked, and does not reconnect."""
     events = Recorder()
     link = KernelLink(limited(side, 100_000), events)
     try:
@@ -319,11 +319,11 @@ async def test_what_is_owed_to_a_name_of_the_past_arrives_until_it_is_dropped(si
         await side.sockets[Channel.SHELL].send_multipart([name, *body(n)])
         await events.until(lambda n=n: (Channel.SHELL, body(n)) in events.messages)
     link.drop_former()
-    assert link.send(Channel.SHELL, body(2)), "and requests go on"
+    assert link.send(Channel.SHELL, body(2)), "and requests are still sent"
 
 
 def without_descriptors(monkeypatch, after: int, times: int = 1) -> list[zmq.Socket]:
-    """Let sockets be had, then none for a number of times; return those that were made."""
+    """Let the creation of sockets succeed, then fail several times; return the created sockets."""
     made: list[zmq.Socket] = []
     left = times
 
@@ -390,7 +390,7 @@ async def test_a_name_of_another_process_is_received_for(side) -> None:
 
 
 async def test_an_accepted_connection_on_stdin_is_no_handshake() -> None:
-    """As the near end of a tunnel accepts before anybody is at the far end."""
+    """The local end of a tunnel accepts connections before the kernel is reachable."""
     side = Side()
     ports = dict(side.ports)
     mute = socket.create_server(("127.0.0.1", 0))
@@ -422,7 +422,7 @@ async def test_a_batch_that_its_owner_fails_on_does_not_stop_the_next(side, link
             raise RuntimeError(fails.pop())
         take(channel, batch)
 
-    for number in range(1000):  # more than one batch, all there before the first is read
+    for number in range(1000):  # more than one batch, which has arrived before the first read
         await side.sockets[Channel.IOPUB].send_multipart([b"topic", *body(number)])
     events.on_messages = on_messages
     await events.until(lambda: events.messages and events.messages[-1][1][-1] == body(999)[-1])

@@ -1,4 +1,4 @@
-"""The twins that live in memory behave as the links on sockets do."""
+"""The links in memory behave as those on sockets."""
 
 import pytest
 
@@ -11,7 +11,7 @@ ENDPOINTS = Endpoints("tcp", "127.0.0.1", dict.fromkeys(Channel, 1))
 
 
 class Recorder:
-    """Takes what a link tells, in order."""
+    """Records the events of a link, in order."""
 
     def __init__(self) -> None:
         self.heard: list[object] = []

@@ -1,4 +1,4 @@
-"""A periodic timer, by a clock that the test moves."""
+"""A periodic timer with a manual clock."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.support.waiting import TIMEOUT
 
 
 class Calls:
-    """Counts calls, and waits for them."""
+    """Count calls, and wait for them."""
 
     def __init__(self, fails: bool = False) -> None:
         self.count = 0

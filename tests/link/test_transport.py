@@ -1,4 +1,4 @@
-"""A transport on real sockets whose other end does what the test wants."""
+"""A transport on real sockets; the test controls the other end."""
 
 import asyncio
 import gc
@@ -14,11 +14,11 @@ from kbridge.link.transport import CHUNK, SocketTransport
 from tests.link.ends import Taker, connected
 from tests.support.waiting import TIMEOUT
 
-BIG = b"x" * (4 << 20)  # more than the sockets' buffers take
+BIG = b"x" * (4 << 20)  # more than fits into the buffers of the sockets
 
 
 class Ends(Taker):
-    """Both ends of a connection, and a transport on one of them."""
+    """Both ends of a connection, one of them with a transport."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -271,7 +271,7 @@ async def test_a_connection_that_has_ended_is_not_taken_over(ends, tornado) -> N
     async with asyncio.timeout(TIMEOUT):
         await gone
     loop.remove_reader(ends.accepted)
-    for _ in range(2):  # the first finds out
+    for _ in range(2):  # the first write detects it
         assert SocketTransport.take_over(tornado).closed
         assert tornado.closed()
 
@@ -324,7 +324,7 @@ async def test_tls_carries_data_both_ways_in_order(secure) -> None:
 
 
 async def test_a_record_that_arrives_while_paused_is_read_after_the_pause(secure) -> None:
-    """OpenSSL holds nothing back that the descriptor would not announce again."""
+    """OpenSSL never keeps decrypted bytes that the descriptor does not announce."""
     secure.then = secure.transport.pause
     secure.transport.resume()
     data = b"x" * 100_000

@@ -31,7 +31,7 @@ TOO_BIG = "over websocket_max_message_size (100000 bytes)"
 
 
 class Handler(WebSocketHandler):
-    """Keeps what it gets, and waits where a test wants it to."""
+    """Stores the received messages, and waits when a test requires it."""
 
     def initialize(self, side: "Server") -> None:
         self.side = side
@@ -138,7 +138,7 @@ async def test_text_and_binary_come_through(server, peer) -> None:
 
 async def test_fragments_come_as_one_message_with_pings_in_between(server, peer) -> None:
     text = "naïve 🎉".encode()
-    for at in range(len(text)):  # characters are cut, too
+    for at in range(len(text)):  # characters may also be divided
         peer.send(TEXT if at == 0 else 0, text[at : at + 1], final=at == len(text) - 1)
         peer.send(PING, b"%d" % at)
         assert await peer.frame() == (PONG, b"%d" % at)
@@ -187,7 +187,7 @@ async def test_nothing_comes_of_what_follows_a_close_of_the_handlers_own(server,
 
 
 async def test_the_peer_reads_why_its_message_is_too_big_while_it_still_sends(server, peer) -> None:
-    """Bytes of the message are on their way when the server has had enough of it."""
+    """Bytes of the message are still in transit when the server refuses it."""
     size = 4 << 20
     peer.writer.write(struct.pack("!BBQ", 0x80 | BINARY, 0x80 | 127, size) + b"mask")
     chunk = b"x" * 65536
@@ -201,7 +201,8 @@ async def test_the_peer_reads_why_its_message_is_too_big_while_it_still_sends(se
     assert await peer.close_frame() == (1009, TOO_BIG)
     async with asyncio.timeout(20):
         await asyncio.gather(sending, return_exceptions=not peer.writer.can_write_eof())
-    if peer.writer.can_write_eof():  # with TLS, asyncio hangs up when the server stops writing
+    # With TLS, asyncio closes the connection when the server stops writing.
+    if peer.writer.can_write_eof():
         peer.send_close(1009)
         peer.writer.write_eof()
         assert await peer.end() == b""
@@ -349,7 +350,7 @@ async def test_a_flood_of_empty_fragments_leaves_others_their_turn(server, peer)
 
 
 async def test_messages_that_cost_much_leave_others_their_turn(server, peer, monkeypatch) -> None:
-    """A turn ends with the message that has used its time up."""
+    """A turn ends with the message that exceeds its time."""
     monkeypatch.setattr(websocket, "_TURN_SECONDS", 0.0)
     turns, on = 0, True
 
@@ -384,8 +385,9 @@ async def test_the_peer_reads_why_its_framing_is_wrong_while_it_still_sends(serv
     peer.writer.write(b"\xff" * 500_000)
     assert (await peer.close_frame())[0] == 1002
     assert await peer.end() == b""
-    if peer.writer.can_write_eof():  # with TLS, asyncio hangs up when the server stops writing
-        peer.writer.write(b"\xff" * 100)  # no reset has come
+    # With TLS, asyncio closes the connection when the server stops writing.
+    if peer.writer.can_write_eof():
+        peer.writer.write(b"\xff" * 100)  # no reset has arrived
         await peer.writer.drain()
     await server.until_gone()
 
@@ -508,7 +510,7 @@ async def test_an_error_of_on_close_is_logged_and_ends_the_request(
 
 
 async def test_a_closed_websocket_is_freed_without_a_garbage_collection(server, peer) -> None:
-    """It may hold most of a large message."""
+    """The buffer may hold most of a large message."""
     peer.send(BINARY, b"half a message", final=False)
     await peer.answered()
     freed = asyncio.Event()
@@ -577,7 +579,7 @@ async def test_messages_of_the_handler_and_what_becomes_of_them(server, peer) ->
 
 
 async def test_a_message_to_a_connection_that_was_reset_has_failed(server, peer) -> None:
-    server.handling = asyncio.get_running_loop().create_future()  # nothing is read meanwhile
+    server.handling = asyncio.get_running_loop().create_future()  # nothing is read in the meantime
     peer.send(TEXT, b"wait")
     await server.until(lambda: server.messages)
     sock = peer.writer.get_extra_info("socket")
@@ -664,14 +666,14 @@ def names(source: object, owner: str) -> set[str]:
 
 
 def test_whatever_tornados_handler_asks_of_its_protocol_is_there() -> None:
-    """A new Tornado that asks for more fails here."""
+    """This test fails with a new Tornado that needs more."""
     asked = names(WebSocketHandler, "self.ws_connection")
     assert "accept_connection" in asked
     assert {name for name in asked if not hasattr(Websocket, name)} == set()
 
 
 def test_what_is_asked_of_tornado_is_public_and_there() -> None:
-    """The only names of Tornado that a websocket depends on; a new one that lacks some fails here.
+    """The only names of Tornado that a websocket uses; this test fails if a new Tornado lacks one.
 
     `close_fd` is one that IOStream documents for subclasses; here it is replaced on an instance.
     """

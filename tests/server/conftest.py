@@ -1,4 +1,4 @@
-"""A real Tornado server on a free port of 127.0.0.1, over kernels that are not."""
+"""A real Tornado server on a free port of 127.0.0.1, with fake kernels."""
 
 import json
 import logging
@@ -121,7 +121,7 @@ class FakeSessions:
 
 
 class EchoChannels(AccessMixin, WebSocketHandler):
-    """Stands where the websocket handler does: the same door, nothing behind it."""
+    """Replaces the websocket handler: the same access control, no kernel."""
 
     def open(self, kernel_id: str) -> None:
         self.services.websockets.add(self)

@@ -157,7 +157,7 @@ def test_generate_config_makes_a_file_that_loads(
     ("args", "environ", "says"),
     [
         (("--port=abc",), {}, "port"),
-        (("nonsense",), {}, "does not take the argument 'nonsense'"),
+        (("nonsense",), {}, "does not accept the argument 'nonsense'"),
         (("--certfile=nowhere.pem",), {}, "no file nowhere.pem"),
         (("--ip=203.0.113.1",), {}, "cannot listen on 203.0.113.1"),
         (("--pool", "missing=1"), {}, "missing"),
@@ -233,7 +233,7 @@ def test_what_is_set_can_be_shown(run: Run) -> None:
 def test_sections_of_other_programs_in_the_shared_config_file(
     serve: Callable[..., Process], tmp_path: Path
 ) -> None:
-    """jupyter_config.py is every Jupyter program's."""
+    """All Jupyter programs read jupyter_config.py."""
     path = tmp_path / "config" / "jupyter_config.py"
     path.parent.mkdir()
     path.write_text(
@@ -281,7 +281,7 @@ def test_a_server_from_start_to_stop(run: Run, serve: Callable[..., Process]) ->
     assert run("list").stdout == "Currently running servers:\n"
     log = server.log.read_text()
     assert "GET /api/kernels?token=[secret]" in log
-    assert "SIGTERM" not in log, "it was asked over HTTP"
+    assert "SIGTERM" not in log, "the shutdown was requested over HTTP"
     assert token[:-1] not in log
     assert server.said.count(token) == 1
 
@@ -329,7 +329,7 @@ def kernels_with(url: str, **headers: str) -> Any:
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 def test_a_restart_lets_its_clients_back_in(serve: Callable[..., Process], number: Any) -> None:
-    """Every page lost its login, because each start drew a new token and cookie secret."""
+    """Without stored secrets, every page would lose its login at a restart."""
     port = f"--port={free_port()}"
     first = serve(port)
     cookie = cookie_of(first.url)
@@ -356,7 +356,7 @@ def test_a_token_that_is_given_wins_over_the_one_that_is_kept(
     assert kernels_with(second.url, Authorization="token given") == []
     for proof in (
         {"Authorization": f"token {kept.partition('=')[2]}"},
-        {"Cookie": cookie},  # it stands for the token of before
+        {"Cookie": cookie},  # the cookie is for the earlier token
     ):
         with pytest.raises(urllib.error.HTTPError, match="403"):
             kernels_with(second.url, **proof)
@@ -417,7 +417,7 @@ def test_tls(run: Run, serve: Callable[..., Process], tmp_path: Path) -> None:
     assert run("stop", str(server.port)).returncode == 0
     assert server.wait() == 0
     assert "requests the shutdown of the server" in server.log.read_text(), (
-        "the certificate is its own"
+        "the certificate is the server's own"
     )
 
 

@@ -29,7 +29,7 @@ ELSEWHERE = {
 
 
 def left(folder: Path, name: str = "kbserver-tag-1.json", **more: Any) -> Path:
-    """Write a file that nobody holds a lock on, as a crash leaves it."""
+    """Write a file without a lock, as a crash leaves it."""
     path = folder / name
     there = {"host": HERE.host, "pid_namespace": HERE.pid_namespace}
     there |= {
@@ -111,7 +111,7 @@ def test_a_server_on_another_machine_is_never_forgotten(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(not namespace(), reason="this system has no pid namespaces")
 def test_a_dead_server_in_another_container_of_this_machine_is_forgotten(tmp_path: Path) -> None:
-    """Its lock would be seen here."""
+    """Its lock would be visible here."""
     boot = HERE.pid_namespace.partition("/")[0]
     path = left(tmp_path, **ELSEWHERE | {"pid_namespace": f"{boot}/1", "born": f"{boot}/1/1"})
     assert running_servers(tmp_path) == []
@@ -137,7 +137,7 @@ def test_without_locks_the_process_decides_and_not_its_number(
 
 
 def test_two_containers_have_two_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Both have a process 1."""
+    """Both containers have a process 1."""
     monkeypatch.setattr(os, "getpid", lambda: 1)
     first = RuntimeFile(tmp_path, INFO)
     monkeypatch.setattr(
@@ -266,4 +266,4 @@ def test_a_server_in_another_pid_namespace_is_seen_by_its_lock(tmp_path: Path) -
         process.stdin.close()
         process.wait(60)
     assert running_servers(tmp_path) == []
-    assert list(tmp_path.iterdir()) == [], "the machine is the same, so its lock would be seen"
+    assert list(tmp_path.iterdir()) == [], "the machine is the same, so its lock would be visible"

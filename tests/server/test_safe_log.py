@@ -73,11 +73,11 @@ def test_a_secret_is_hidden_in_every_encoding(secret: str) -> None:
 
 @pytest.fixture
 def lines() -> tuple[logging.Logger, io.StringIO]:
-    """A logger, and what its handler with our formatter writes."""
+    """A logger, and the output of its handler with our formatter."""
     stream = io.StringIO()
     handler = logging.StreamHandler(stream)
     handler.setFormatter(safe_log.SafeFormatter("%(message)s"))
-    # Outside of the tree, where pytest's handlers see nothing of it.
+    # Outside of the logger tree, so that pytest's handlers do not see it.
     log = logging.Logger("kbridge.test.logs")  # noqa: LOG001
     log.addHandler(handler)
     return log, stream

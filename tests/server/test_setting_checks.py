@@ -1,4 +1,4 @@
-"""Settings that could never match: put right, or refused at the start by their names."""
+"""Settings that could never match are corrected, or refused at the start by name."""
 
 from collections.abc import Callable
 from typing import Any
@@ -108,7 +108,7 @@ def test_what_cannot_match_is_refused_by_its_name(name: str, value: Any, told: s
 def test_a_newline_behind_a_token_is_no_part_of_it(
     newline: str, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Kubernetes' secrets often end in one; it let nobody in."""
+    """Kubernetes' secrets often end in one; no login worked then."""
     monkeypatch.delenv("JUPYTER_TOKEN_FILE", raising=False)
     monkeypatch.setenv("JUPYTER_TOKEN", f"of-the-environment{newline}")
     assert KbridgeApp().token == "of-the-environment"

@@ -83,7 +83,7 @@ def test_later_attempts_are_made_until_one_succeeds(
     assert supervisor.wait(2, TIMEOUT)
     said = [r for r in caplog.records if "opening it again" in r.getMessage()]
     pauses = [r.getMessage().rpartition(" in ")[2] for r in said if r.levelno == logging.WARNING]
-    assert pauses == ["0 s", "0.5 s"]  # the third has nothing new to say
+    assert pauses == ["0 s", "0.5 s"]  # the third message is a repetition
 
 
 def test_failed_logins_are_not_repeated_at_once(

@@ -1,8 +1,8 @@
 """Requests from before the bridge connected to its kernel.
 
 A kernel that outlived an earlier bridge may still run a request of that bridge's clients. Output
-that it sent while no bridge was connected is missing, and its sessions come back without this
-bridge knowing them.
+that it sent while no bridge was connected is missing, and this bridge does not know the sessions
+that reconnect.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ __all__ = ["Adoption"]
 
 _LONGEST: Final = 512  # characters of a session id that is noted
 _SESSIONS: Final = 1000  # sessions whose first message is noted
-_BEGUN: Final = 1000  # requests seen to begin; after so many, none from before is running
+# Number of stored requests that were seen to begin; after so many, no earlier request is running.
+_BEGUN: Final = 1000
 
 
 class Adoption:

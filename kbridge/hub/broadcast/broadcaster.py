@@ -82,7 +82,8 @@ class Broadcaster:
         self._burst = Burst(self.journal, self._sessions, pace, clock, allowance)
         self._written_to = 0  # where the journal ended at the last flush
         self._observers: list[HubObserver] = []
-        self._announced: tuple[str, int] | None = None  # a status, and where the journal ended
+        # A status, and the end of the journal at that time.
+        self._announced: tuple[str, int] | None = None
 
     # -- websockets -------------------------------------------------------------------------
 
@@ -119,7 +120,7 @@ class Broadcaster:
         known = sessions.known(session_id)
         start = journal.end()
         if self._adoption is not None and session_id and not known:
-            # The session may be one of an earlier bridge's.
+            # The session may be from an earlier bridge.
             start = self._adoption.start_of(journal, session_id) or start
         cursor = sessions.attach(link, dialect, session_id, start, options)
         link.on_writable = partial(self.delivery.on_writable, cursor)
@@ -167,7 +168,7 @@ class Broadcaster:
         paced: bool,
         listener: StatusListener | None,
     ) -> CursorOptions:
-        """Return the options of a websocket: only those that can come back are pinged."""
+        """Return the options of a websocket: only websockets that can resume are pinged."""
         asks = self._context.settings.acknowledge and bool(session_id or since)
         return CursorOptions(asks, verbatim, paced, listener)
 
@@ -178,7 +179,7 @@ class Broadcaster:
             self.delivery.remove(cursor)
 
     def _repeat_inputs(self, cursor: Cursor, point: ResumePoint | None) -> None:
-        """Write to a client that comes back the input requests that it may have lost.
+        """Send a reconnected client the input requests that it may have lost.
 
         With `since`, requests that the client has seen are not repeated, and open requests of
         disconnected sessions are reassigned to it.
@@ -246,7 +247,7 @@ class Broadcaster:
             observer.on_kernel_activity()
 
     def on_replaced(self) -> None:
-        """Tell clients of a start that nobody announced; written out with this wake-up."""
+        """Announce a start that was not reported; written with the messages of this wake-up."""
         self._input_requests.clear()
         self._append_status("starting")
 
@@ -314,7 +315,7 @@ class Broadcaster:
         self._observers = [*self._observers, observer]
 
     def unobserve(self, observer: HubObserver) -> None:
-        """Tell an observer no more; may be called twice."""
+        """Stop reporting to an observer; may be called twice."""
         self._observers = [each for each in self._observers if each is not observer]
 
     def close(self, code: int, reason: str) -> None:

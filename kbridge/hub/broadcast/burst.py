@@ -37,10 +37,10 @@ Only time in which the event loop runs counts: a blocked loop cannot write to an
 _SLOWEST: Final = 1 << 20  # bytes per second; larger frames get more time at this rate
 _AHEAD: Final = (
     32 << 20
-)  # bytes granted beyond the present size: more than a kernel sends between two looks
-_LOOK: Final = 1.0  # seconds between two looks where nothing else happens
-_PAUSE: Final = 2 * _LOOK  # at most this much of the time between two looks counts
-_AT_ONCE: Final = 5000  # frames that a journal forgets without a break: some ten milliseconds
+)  # bytes granted beyond the current size: more than a kernel sends between two checks
+_LOOK: Final = 1.0  # seconds between two checks if nothing else happens
+_PAUSE: Final = 2 * _LOOK  # at most this many seconds between two checks are counted
+_AT_ONCE: Final = 5000  # frames that a journal drops in one step: about ten milliseconds
 
 
 class Allowance:
@@ -103,13 +103,13 @@ class Burst:
         self._allowance = allowance
         self._high = journal.limit // 2
         self.look_above = self._high
-        # By number of the websocket: what it read next when it was last looked at, and until when
-        # it counts without another move.
+        # By number of the websocket: its position at the last check, and the time until which it
+        # counts as live.
         self._seen: dict[int, tuple[int, float]] = {}
         self._looked_at = clock.monotonic()
-        self._time = 0.0  # the time that counts
-        self._live_at = -math.inf  # when there was last a live reader
-        self._lead = journal.end()  # where the fastest one stood then
+        self._time = 0.0  # the elapsed time that is counted
+        self._live_at = -math.inf  # time of the last check with an active reader
+        self._lead = journal.end()  # position of the fastest reader at that time
         self._timer: asyncio.TimerHandle | None = None
 
     def look(self) -> None:
@@ -126,16 +126,16 @@ class Burst:
         if behind > self._high:
             self._grant(excess + max(_AHEAD, 2 * behind // max(1, frames)))
         else:
-            # No more than there is, and that only while somebody may still read it.
+            # At most the current size, and only while a reader may still need it.
             self._grant(min(journal.spare, excess) if live > 1 else 0)
 
     def close(self) -> None:
-        """Give all back, once the journal is empty; may be called twice."""
+        """Return the whole grant, once the journal is empty; may be called twice."""
         self._grant(0)
 
     def _grant(self, nbytes: int) -> None:
         journal = self._journal
-        # A gigabyte of small frames takes seconds to forget: others have their turn meanwhile.
+        # Dropping a gigabyte of small frames takes seconds, so other tasks run in between.
         rest = min(journal.spare, journal.nbytes_without(_AT_ONCE) - journal.limit)
         delay = 0.0 if nbytes < rest else _LOOK
         nbytes = max(nbytes, rest)
@@ -153,7 +153,7 @@ class Burst:
         self.look()
 
     def _survey(self) -> tuple[int, int, int]:
-        """Return what the fastest live reader has yet to read, and the number of live readers.
+        """Return the unread bytes of the fastest live reader, and the number of live readers.
 
         Returns
         -------
@@ -177,7 +177,7 @@ class Burst:
             seen[cursor.number] = known
             if now > known[1]:
                 continue
-            if may <= seq < end:  # held back by a limit, and not by its speed
+            if may <= seq < end:  # slowed by a limit, not by its own speed
                 self._live_at = -math.inf
                 continue
             live += 1

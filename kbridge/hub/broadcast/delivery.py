@@ -85,7 +85,7 @@ class Delivery:
         self._renderer = renderer
         self._clock = clock
         self._ack_origin = ack_origin
-        # Not for every frame: to look at all places costs more than a little memory.
+        # Not for every frame, because checking all positions costs more than the memory is worth.
         self._trim_above = journal.history_limit + journal.history_limit // _SLACK
         self._loop = asyncio.get_running_loop()
         self._turns = turns()
@@ -167,7 +167,7 @@ class Delivery:
             self._ping_timer = self._loop.call_later(PING_DELAY, self._on_ping_delay)
 
     def on_writable(self, cursor: Cursor) -> None:
-        """Go on with a websocket whose last write has completed."""
+        """Continue with a websocket whose last write has completed."""
         cursor.written()
         self._pump(cursor)
         self._ping(cursor)
@@ -181,7 +181,7 @@ class Delivery:
         self.trim()
 
     def trim(self) -> None:
-        """Forget the frames that every client has, but for the last `history_limit` bytes."""
+        """Drop the frames that every client has, except the last `history_limit` bytes."""
         journal = self._journal
         if journal.nbytes > self._trim_above:
             journal.trim(self._sessions.slowest(self._clock.monotonic(), journal.next_seq))
@@ -243,7 +243,7 @@ class Delivery:
             self._write(cursor, data, end)
         else:
             cursor.skip(end)
-        # Looked at after the write, because a hook may have made the kernel send more.
+        # Checked after the write, because a hook may have caused more messages.
         if end.seq >= self._journal.next_seq or (cursor.paced and end.seq >= self._pace.horizon):
             if cursor.behind != cursor.blocked:
                 cursor.set_behind(cursor.blocked)
@@ -305,7 +305,7 @@ class Delivery:
     # -- turns ------------------------------------------------------------------------------
 
     def _wait(self, cursor: Cursor) -> None:
-        """Let a websocket go on in a later turn of the event loop."""
+        """Let a websocket continue in a later turn of the event loop."""
         if self._stopped:
             return
         self._waiting[cursor] = None
@@ -314,7 +314,7 @@ class Delivery:
             self._turns.add(self._take_turn)
 
     def _take_turn(self) -> bool:
-        """Go on with the websocket that has waited longest; return True if others wait."""
+        """Continue with the websocket that has waited longest; return True if others wait."""
         if self._waiting and not self._stopped:
             cursor, _ = self._waiting.popitem(last=False)
             try:

@@ -138,7 +138,7 @@ class Renderer:
         self._rejected = rejected
         self._joins = joins
         self._loader = loader
-        # By place, size, and whether the pace said where to end.
+        # By position, size, and whether the pace determined the end.
         self._chunks: dict[tuple[Place, int, bool], Chunk] = {}
         self._behind: OrderedDict[tuple[Place, int, bool], Chunk] = OrderedDict()
         # The last portion, and the readers that it is valid for: most are at the same place.

@@ -17,7 +17,7 @@ __all__ = ["START", "ResumePoint", "find_on_disk", "resolve_since"]
 START: Final = "start"
 """The value of `since` that asks for all frames in the journal."""
 
-_LONGEST: Final = 512  # characters of a msg_id that is looked for
+_LONGEST: Final = 512  # maximum characters of a msg_id to search for
 
 
 class ResumePoint(NamedTuple):

@@ -43,7 +43,7 @@ def kernel_protocol(kernel_info_reply: Message) -> str:
 def adapter_for(version: str) -> Adapter | None:
     """Return the adapter for a kernel of protocol `version`; None if none is needed."""
     major = version.partition(".")[0]
-    # One digit: older than 5 it is anyhow, and `int` raises on a few thousand of them.
+    # One digit is enough: the version is below 5, and `int` raises on a few thousand of them.
     if len(major) != 1 or not major.isdecimal() or int(major) >= CURRENT:
         return None
     return Adapter(int(major))
@@ -85,7 +85,7 @@ class Adapter:
             raise KernelMessageError(error.reason) from None
 
     def _adapt(self, msg: Message, to: int, version: str | None) -> Message:
-        from jupyter_client.adapter import adapt  # only where an old kernel is met
+        from jupyter_client.adapter import adapt  # imported only for old kernels
 
         header = json_object(msg.header, "header")
         header["version"] = version or header.get("version", f"{CURRENT}.0")

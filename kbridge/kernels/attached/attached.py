@@ -71,7 +71,7 @@ class AttachedKernel(Kernel):
             return self._heartbeat.lost_status
         hub = self._hub
         if hub.timed_out or not hub.ready:
-            return "unknown"  # this server cannot look at the process
+            return "unknown"  # this server cannot inspect the process
         return hub.activity.execution_state
 
     def update_env(self, env: dict[str, str]) -> None:
@@ -117,7 +117,7 @@ class AttachedKernel(Kernel):
         self._log.info("Kernel detached: %s; its process was not ended", self.kernel_id)
 
     async def leave(self) -> None:
-        """Release what the kernel is reached through; its hub is closed with all others."""
+        """Release the connection to the kernel; its hub is closed with all others."""
         self._stop_heartbeat()
         await self.manager.release()
 

@@ -11,7 +11,8 @@ from kbridge.wire.connection_info import FILE_LIMIT, ConnectionInfo, parse_conne
 
 __all__ = ["check_connection_file", "kernel_id_for", "read_connection_file"]
 
-_NAMESPACE: Final = uuid.UUID("7d0c5f3e-38a2-4c39-9d8c-6a0b1c0a4b11")  # of ids made from paths
+# The namespace of the ids that are made from paths.
+_NAMESPACE: Final = uuid.UUID("7d0c5f3e-38a2-4c39-9d8c-6a0b1c0a4b11")
 
 
 def read_connection_file(path: Path) -> dict[str, Any]:

@@ -15,14 +15,14 @@ from kbridge.kernels.tasks import in_thread, spawn, stop
 
 __all__ = ["AttachDirectory"]
 
-# Seconds between two looks: a kernel appears and disappears within two seconds of its file.
+# Seconds between two checks: a kernel appears and disappears within two seconds of its file.
 _LOOK_SECONDS = 1.0
 
 _Stamp = tuple[int, int, int]  # inode, size and time (ns): they differ after a change
 
 
 class AttachDirectory:
-    """Looks into a directory at regular intervals; attaches new files, detaches missing ones.
+    """Reads a directory at regular intervals; attaches new files, detaches missing ones.
 
     A file that cannot be used is logged once, and read again after it has changed. A file whose
     kernel cannot be attached for lack of descriptors is logged once, and tried again.
@@ -51,7 +51,7 @@ class AttachDirectory:
         self._task = spawn(self._run(), self._log)
 
     async def look(self) -> None:
-        """Look once."""
+        """Check the directory once."""
         files = await in_thread(self._scan)
         if files is None:
             return  # the kernels that are attached may still be there
@@ -66,14 +66,14 @@ class AttachDirectory:
                 continue
             try:
                 self._known[path] = (stamp, await self._attach(path))
-            except Busy as error:  # tried again at the next look
+            except Busy as error:  # tried again at the next check
                 if path not in self._postponed:
                     self._log.warning("%s is attached later: %s", path, error.reason)
                 self._postponed.add(path)
         self._postponed &= files.keys() - self._known.keys()
 
     async def aclose(self) -> None:
-        """Stop looking. May be called twice."""
+        """Stop watching. May be called twice."""
         await stop(self._task)
 
     async def _run(self) -> None:
@@ -114,7 +114,7 @@ class AttachDirectory:
         self._unreadable = False
         files: dict[Path, _Stamp] = {}
         for path in paths:
-            with suppress(OSError):  # removed meanwhile, or not accessible
+            with suppress(OSError):  # removed in the meantime, or not accessible
                 status = path.stat()
                 if stat.S_ISREG(status.st_mode):
                     files[path] = (status.st_ino, status.st_size, status.st_mtime_ns)

@@ -1,4 +1,4 @@
-"""Heartbeats of kernels whose process cannot be watched; clients are told if they stop.
+"""Heartbeats of kernels whose process cannot be watched; clients are notified if they stop.
 
 Such are kernels that another program started, and those that a provisioner runs on another machine.
 The end of a process on this machine needs no heartbeat: the operating system reports it
@@ -100,7 +100,7 @@ class HeartbeatWatch:
             self.close()
             return None
         if self._hub.activity.execution_state in _NO_ANSWER:
-            self._unannounced = False  # clients were told the state that the kernel is in now
+            self._unannounced = False  # clients have received the current state of the kernel
             return None
         self._announce_return()
         endpoints = Endpoints.from_connection_info(self._manager.get_connection_info())

@@ -1,4 +1,4 @@
-"""Shuts down kernels that nobody uses.
+"""Shuts down unused kernels.
 
 `to_cull` decides and reads no clock. `IdleTimes` measures idle time so that a change of the wall
 clock neither culls kernels in use nor keeps others. `Culler` acts at regular intervals.
@@ -97,9 +97,9 @@ class IdleTimes:
     """Measures how long kernels have been idle, independent of changes of the wall clock.
 
     `last_activity` follows the wall clock, because people read it. A change of its value since the
-    last look is taken as activity, which happened at most as long ago as the last look. So after
-    a change of the clock, the idle time of a kernel is wrong by at most one interval. Time during
-    which the machine slept does not count.
+    last check counts as activity that happened after that check. So after a change of the clock,
+    the idle time of a kernel is wrong by at most one interval. Time during which the machine slept
+    does not count.
 
     Parameters
     ----------
@@ -109,7 +109,8 @@ class IdleTimes:
 
     def __init__(self, now: float) -> None:
         self._looked = now
-        self._since: dict[str, tuple[float, float]] = {}  # last_activity, and when that was
+        # last_activity, and the time of its last change.
+        self._since: dict[str, tuple[float, float]] = {}
 
     def look(self, kernels: Iterable[KernelUse], wall: float, now: float) -> list[KernelUse]:
         """Return the kernels with a `last_activity` that is corrected for changes of the clock.

@@ -166,7 +166,7 @@ class KernelFactory:
     # -- kernels --------------------------------------------------------------------------------
 
     async def launch(self, request: KernelRequest) -> StartedKernel:
-        """Start a kernel, which nobody uses yet.
+        """Start a kernel, which is not in use yet.
 
         Raises
         ------
@@ -229,7 +229,7 @@ class KernelFactory:
         cells = self._seed.cells if self._seed is not None and self._seed.fits(name) else ()
         try:
             spec = (await self._specs.get_kernel_spec(name)).to_dict()
-        except NoSuchKernel:  # removed meanwhile, so that no client gets a kernel of it
+        except NoSuchKernel:  # removed in the meantime; no client must get a kernel of it
             spec = {}
         options = self._options
         links = (options.transport, options.kernel_ip, options.transport_encryption)

@@ -30,7 +30,7 @@ __all__ = ["KernelProcess", "Launch"]
 
 T = TypeVar("T")
 
-# A start is over in a second or so; checking often during that time costs little.
+# A start takes about a second; checking often during that time costs little.
 _START_POLL = 0.05
 # Seconds for a process to end after SIGKILL.
 _KILL_TIMEOUT = 1.0

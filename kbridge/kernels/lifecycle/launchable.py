@@ -17,7 +17,7 @@ __all__ = ["check_launchable", "is_passable"]
 
 # Linux: 32 pages for one string of the command or the environment (MAX_ARG_STRLEN).
 _LONGEST = 131_071 if sys.platform == "linux" else sys.maxsize
-_POINTER = 8  # each string costs one beside its bytes
+_POINTER = 8  # one pointer per string, in addition to its bytes
 
 
 def is_passable(text: str) -> bool:

@@ -216,7 +216,7 @@ def _ours(process: Any) -> bool:
 
     try:
         return os.getsid(process.pid) == process.pid and bool(process.uids().real == os.getuid())
-    except (OSError, psutil.Error):  # it ended meanwhile, or may not be inspected
+    except (OSError, psutil.Error):  # it has ended, or this process may not inspect it
         return False
 
 

@@ -21,7 +21,8 @@ class RestartDecision(Enum):
     """The reaction to the end of a process."""
 
     RESTART = "restart"
-    NEW_PORTS = "restart on new ports"  # it never ran stably: a port may be taken
+    # The kernel never became stable: another process may use a port.
+    NEW_PORTS = "restart on new ports"
     GIVE_UP = "give up"
 
 

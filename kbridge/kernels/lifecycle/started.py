@@ -256,8 +256,8 @@ class StartedKernel(Kernel):
 
     def abandon(self) -> None:
         """Release the process at once, even during a restart. May be called twice."""
-        self.ended = True  # a shutdown that waits must not remove files of a running kernel
-        self.refuse_restarts()  # one that waits must not start a second process
+        self.ended = True  # a waiting shutdown must not remove files of a running kernel
+        self.refuse_restarts()  # a waiting restart must not start a second process
         self._stop_heartbeat()
         self.manager.abandon()
 

@@ -14,14 +14,14 @@ from typing import Any
 
 __all__ = ["Claim", "KernelRole", "KernelRow", "Owner", "SessionRow", "decode", "encode"]
 
-_BYTES = "base64:bytes"  # no name that a provisioner would use
+_BYTES = "base64:bytes"  # a name that no provisioner uses
 
 
 class KernelRole(StrEnum):
     """The use of a kernel."""
 
     STARTING = "starting"  # no client was told its id yet
-    POOLED = "pooled"  # it waits in a pool
+    POOLED = "pooled"  # the kernel waits in a pool
     USED = "used"
 
 

@@ -203,7 +203,7 @@ class PersistentKernel(ConnectionFileMethods, AsyncKernelManager):
             else:
                 alive = info is not None and await provisioner.poll() is None
                 if alive and not provisioner.has_process:
-                    raise KernelError("its provisioner does not take over from another process")
+                    raise KernelError("its provisioner cannot adopt kernels of another process")
                 self.load_connection_info(details.get("connection", {}))
             self.provisioner = provisioner
             await self.ask_provisioner()

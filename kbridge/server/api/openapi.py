@@ -24,7 +24,7 @@ _Operations = dict[str, tuple[str, int, dict[str, str]]]
 _PATHS: dict[str, _Operations] = {
     "/api": {"get": ("Version of the server; needs no token", 200, {})},
     "/api/status": {"get": ("State of the server", 200, {})},
-    "/api/me": {"get": ("The identity of the client, and what it may do", 200, {})},
+    "/api/me": {"get": ("The identity and the permissions of the client", 200, {})},
     "/api/shutdown": {"post": ("End the server, and its kernels unless they are kept", 200, {})},
     "/api/spec.yaml": {"get": ("This description", 200, {})},
     "/api/swagger.yaml": {"get": ("This description", 200, {})},

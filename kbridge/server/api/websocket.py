@@ -22,8 +22,9 @@ _NO_UPGRADE = (
 class ChannelsHandler(AccessMixin, tornado.ChannelsHandler):
     """The handler of `kbridge.tornado`, behind the access control of the server.
 
-    Arguments of the URL, both optional: `session_id`, under which a client that comes back is
-    given what it has missed; `since`, what it saw last (`kbridge.hub.broadcast.resume`).
+    Arguments of the URL, both optional: `session_id`, under which a client that reconnects receives
+    the messages that it has missed; `since`, the last message that it received
+    (`kbridge.hub.broadcast.resume`).
     """
 
     async def get(self, kernel_id: str) -> None:

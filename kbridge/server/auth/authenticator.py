@@ -79,7 +79,7 @@ class Authenticator:
     cookie_name: str = "kbridge"
 
     def decide(self, request: httputil.HTTPServerRequest, *, public: bool = False) -> Decision:
-        """Decide whether a request may go on, see `AccessPolicy.decide`."""
+        """Decide whether a request is allowed, see `AccessPolicy.decide`."""
         return self.policy.decide(request_info(request, self.cookie_name), public=public)
 
     def cors_headers(self, request: httputil.HTTPServerRequest) -> dict[str, str]:

@@ -336,7 +336,7 @@ class KbridgeApp(setting_checks.Checks, CheckedApp):
             return
         if self.extra_args and not self.takes_arguments:
             self.log.error(
-                "kbridge does not take the argument %r; see kbridge --help", self.extra_args[0]
+                "kbridge does not accept the argument %r; see kbridge --help", self.extra_args[0]
             )
             self.exit(2)
         self._prepare_runtime_dir()

@@ -26,7 +26,7 @@ _ALIASES: dict[str, Any] = {"log-level": base_aliases["log-level"]}
 _FLAGS: dict[str, Any] = {"debug": base_flags["debug"]}
 _LIST_FLAGS: dict[str, Any] = {
     **_FLAGS,
-    "json": ({"ListApp": {"json": True}}, "Print one JSON object a line."),
+    "json": ({"ListApp": {"json": True}}, "Print one JSON object per line."),
     "jsonlist": ({"ListApp": {"jsonlist": True}}, "Print one JSON list."),
 }
 
@@ -49,7 +49,7 @@ class ListApp(_Command):
     examples = "kbridge list\nkbridge list --json    # one JSON object per line"
     flags = _LIST_FLAGS
 
-    json = Bool(False, help="Print one JSON object a line.").tag(config=True)
+    json = Bool(False, help="Print one JSON object per line.").tag(config=True)
     jsonlist = Bool(False, help="Print one JSON list.").tag(config=True)
 
     def start(self) -> None:

@@ -26,7 +26,7 @@ from kbridge.server.http.admission import Admission
 __all__ = ["Acceptor", "acceptor_rate", "raise_descriptor_limit"]
 
 # Seconds per connection, somewhat more than refusing a request takes. Timers fire late; the burst
-# makes up for that.
+# compensates.
 _INTERVAL = 0.001
 _BURST = 2
 # Seconds to pause when descriptors have run out.

@@ -194,7 +194,7 @@ class HeaderGate:
         connections = [*self._incomplete.values(), *self._ready]
         self._incomplete.clear()
         self._ready.clear()
-        self._enter()  # stops the timer; nothing enters
+        self._enter()  # stops the timer; no connection enters
         self._epoll.close()
         for connection in connections:
             self._end(connection)

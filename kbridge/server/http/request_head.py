@@ -203,7 +203,7 @@ class GuardedStream(IOStream):
             "X-Content-Type-Options: nosniff",
         )
         await self.write("\r\n".join([*lines, "", ""]).encode() + body)
-        if self.plain:  # the client sees the end of the reply although it goes on sending
+        if self.plain:  # the client sees the end of the reply although it continues to send
             self.socket.shutdown(socket.SHUT_WR)
         left = _LINGER
         while left > 0:  # `request_timeout` ends this, too

@@ -1,4 +1,4 @@
-"""A kernel that ran before the bridge: the marker in a cell whose output may be missing."""
+"""Markers in cells of a kernel that ran before the bridge started."""
 
 import pytest
 

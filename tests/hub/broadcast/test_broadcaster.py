@@ -149,7 +149,7 @@ async def test_a_keepalives_pong_in_place_of_ours_is_asked_about_anew(rig, monke
 
 
 async def test_keepalives_pongs_before_ours_lose_nothing(rig) -> None:
-    """Its ping was sent first, so its pong arrives first, and the other one late."""
+    """The pong of the earlier ping arrives first, and the other pong late."""
     client, attachment = rig.attach("s", silent=True)
     rig.say(rig.stream("one"))
     first = client.pings.pop()
@@ -323,7 +323,9 @@ async def test_readers_of_two_hubs_have_turns_in_turn(make_rig) -> None:
     crowd = [many.attach(f"s{i}", since="start")[1] for i in range(20)]
     _, alone = single.attach("s", since="start")
     await caught_up(single, alone)
-    assert any(a.place.seq < many.hub.journal.next_seq for a in crowd), "it was among the first"
+    assert any(a.place.seq < many.hub.journal.next_seq for a in crowd), (
+        "the websocket was among the first"
+    )
     await caught_up(many, *crowd)
 
 
@@ -752,7 +754,7 @@ async def test_who_lags_gets_it_joined(rig) -> None:
     client = await lagging(rig)
     assert len(texts(client)) == 2
     rig.say(*(rig.stream(f"{i};", rig.request().header) for i in range(20, 22)))
-    assert len(texts(client)) == 4, "it has caught up"
+    assert len(texts(client)) == 4, "the client has caught up"
 
 
 async def test_who_wants_each_by_itself_gets_that(rig) -> None:
@@ -918,7 +920,7 @@ async def test_a_new_page_takes_over_a_question_whose_page_is_gone(rig) -> None:
     assert kinds(page) == ["input_request"]
     rig.hub.detach(attachment)
     again, attachment = rig.attach("new-page")
-    assert received(again) == [asked], "it belongs to this session now"
+    assert received(again) == [asked], "the request belongs to this session now"
     old, owner = rig.attach("old-page")
     assert received(old) == []
     rig.hub.submit(attachment, answer(rig, asked))
@@ -962,7 +964,7 @@ async def test_a_question_from_before_this_bridge_is_everybodys_and_comes_once(r
     assert kinds(here) == kinds(page) == ["input_request"]
     rig.hub.detach(attachment)
     again, _ = rig.attach("page", since=received(page)[0].msg_id)
-    assert kinds(again) == [], "it names that message"
+    assert kinds(again) == [], "the marker names that message"
 
 
 async def test_a_question_behind_a_flood_is_asked_again_all_the_same(make_rig, monkeypatch) -> None:
@@ -1380,7 +1382,7 @@ class Story:
             ):
                 return
             self.rig.fire_ping_timer()
-        raise AssertionError("it never gets all")
+        raise AssertionError("the client never receives everything")
 
 
 SAYS = st.lists(

@@ -224,7 +224,7 @@ async def test_a_client_that_comes_back_in_time_loses_nothing(rig) -> None:
     wait(rig, PATIENCE)
     client, _ = rig.attach("a-session")
     await read_all(rig, client)
-    assert {0, *shown(client)} == set(range(60)), "the first went out before"
+    assert {0, *shown(client)} == set(range(60)), "the first image was written earlier"
     assert texts(client) == []
 
 

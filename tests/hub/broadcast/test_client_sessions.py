@@ -112,7 +112,7 @@ def test_the_slowest_is_who_was_delivered_least_attached_or_parked(clients) -> N
     clients.detach(slow, now=20.0)
     assert clients.slowest(10.0 + HOUR + 1, 20) == 8, "after this time it retains no frames"
     assert clients.slowest(20.0 + HOUR + 1, 20) == 12
-    assert attach(clients, "c", 20).place == at(4), "it still resumes as far as possible"
+    assert attach(clients, "c", 20).place == at(4), "the session still resumes as far as possible"
 
 
 def test_without_a_time_to_resume_no_place_is_kept_but_the_client_is() -> None:
@@ -120,7 +120,7 @@ def test_without_a_time_to_resume_no_place_is_kept_but_the_client_is() -> None:
     first = attach(clients, "s", 1)
     ack(first, 5)
     clients.detach(first, now=10.0)
-    assert clients.slowest(10.0, 20) == 20, "it must not retain frames"
+    assert clients.slowest(10.0, 20) == 20, "the session must not retain frames"
     again = attach(clients, "s", 20)
     assert again.place == again.delivered == at(20)
     assert again.session is first.session, "replies to its requests still belong to it"

@@ -81,7 +81,7 @@ def test_a_keepalives_pong_may_stand_for_ours_which_is_asked_anew(cursor) -> Non
     """RFC 6455, section 5.5.3: a peer with two pings to answer may answer only the later one."""
     cursor.write(b"", at(8), PING)
     assert cursor.on_pong(b"")
-    assert cursor.delivered == at(3), "it is unknown which of the two it answers"
+    assert cursor.delivered == at(3), "the pong may answer either of the two pings"
     assert cursor.pinged is None
     cursor.write(b"", at(8), PING)
     assert cursor.on_pong(PING)
@@ -117,7 +117,7 @@ def test_the_window_is_full_when_more_than_4_mib_are_not_acknowledged(cursor, nb
 
 
 def test_the_window_counts_bytes_since_the_last_acknowledgement_and_not_since_the_start() -> None:
-    """A client that acknowledges everything is never held back."""
+    """A client that acknowledges everything never has to wait."""
     cursor, nbytes = make(), 0
     for seq in range(4, 40):
         nbytes += MIB

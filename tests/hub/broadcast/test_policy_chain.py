@@ -1,4 +1,4 @@
-"""The policies that the settings ask for."""
+"""The policies that the settings select."""
 
 import json
 import logging

@@ -1,4 +1,4 @@
-"""The place where a client resumes that names the last message it saw."""
+"""The position where a client resumes after naming its last received message."""
 
 import json
 
@@ -51,7 +51,7 @@ class Desk:
         return ResumePoint(found, exact=True)
 
     def gap(self, since: str) -> Gap | None:
-        """Return the gap that a client at that place is told of."""
+        """Return the gap that is reported to a client at that position."""
         found, gaps = self.locate(since).place, []
         while (stretch := self.journal.read(found, 1 << 30)) is not None:
             gaps += [stretch.gap] if stretch.gap else []

@@ -1,4 +1,4 @@
-"""Kernels that somebody else started: shown, reached, and never ended."""
+"""Kernels that another program started: listed, used, and never ended."""
 
 import asyncio
 import json
@@ -331,7 +331,7 @@ async def test_a_kernel_started_under_the_id_of_a_detached_one_outlives_the_file
     kernel_id = str(uuid.uuid4())
     path = drop(folder, f"kernel-{kernel_id}.json")
     await until(manager.models)
-    await manager.attach_directory.aclose()  # this test looks itself
+    await manager.attach_directory.aclose()  # the test itself reads the directory
     await manager.shutdown_kernel(kernel_id)
     await manager.start_kernel(fake(), kernel_id=kernel_id)
     started = manager.index.find(kernel_id)
@@ -378,7 +378,7 @@ async def test_kernels_that_this_server_started_are_not_attached(make_manager, t
 async def test_kernels_that_start_or_wait_are_not_attached_from_their_files(
     make_manager, tmp_path, spec, hubs
 ):
-    """Their connection files exist before any client knows them."""
+    """The connection files exist before any client knows the kernels."""
     hubs.answering = False
     runtime = tmp_path / "runtime"
     manager = make_manager(attach_dir=str(runtime), pool={"s": 1})

@@ -37,7 +37,7 @@ def heartbeat_of(manager):
 
 
 async def silence(manager) -> None:
-    """Until as many beats have been missed as make others lost."""
+    """Wait until so many beats are missing that other kernels would be lost."""
     heartbeat = heartbeat_of(manager)
     await until(lambda: heartbeat.monitor.waiting > BEATS["heartbeat_misses"] / 2)
     await until(lambda: heartbeat.monitor.waiting < BEATS["heartbeat_misses"] / 2)

@@ -71,7 +71,7 @@ def test_a_kernel_that_is_kept_because_it_is_busy_is_verified():
 
 
 class Clocks:
-    """Looks at one kernel, as time passes and the wall clock is set."""
+    """Check one kernel while time passes and the wall clock is changed."""
 
     def __init__(self) -> None:
         self.now, self.wall = 50.0, NOW

@@ -15,7 +15,7 @@ from kbridge.kernels.lifecycle.descriptors import KernelBudget, free_descriptors
     [
         (1000, 88, True),  # 24 for the kernel, 64 for others
         (1000, 87, False),
-        (100, 49, True),  # a quarter, where there are few
+        (100, 49, True),  # a quarter if there are few descriptors
         (100, 48, False),
         (sys.maxsize, sys.maxsize, True),
     ],

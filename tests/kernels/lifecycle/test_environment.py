@@ -101,7 +101,7 @@ def test_the_directory_that_a_gateways_client_asks_for(tmp_path: Path, wished, e
         wished = wished.format(root=root, link=link)
     env = {"KERNEL_WORKING_DIR": wished}
     assert working_dir(root, None, env) == root / expected
-    assert working_dir(root, "a", env) == root / "a", "a path of the request's own comes first"
+    assert working_dir(root, "a", env) == root / "a", "the path in the request has precedence"
 
 
 def test_below_the_topmost_directory():

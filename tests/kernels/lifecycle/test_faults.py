@@ -1,4 +1,4 @@
-"""Starts and watches that meet a disk which takes nothing."""
+"""Starts and watches of kernels while the disk is full."""
 
 import uuid
 
@@ -14,7 +14,7 @@ async def test_a_log_that_cannot_be_made_fails_the_start_with_its_name(
     manager = make_manager()
     kernel_id = str(uuid.uuid4())
     path = tmp_path / "runtime" / f"kernel-{kernel_id}.log"
-    path.symlink_to("/dev/full")  # a link is not followed; nor is there room behind it
+    path.symlink_to("/dev/full")  # a link is not followed, and its target has no room either
     with pytest.raises(KernelStartError, match=rf"could not be started: .*kernel-{kernel_id}\.log"):
         await manager.start_kernel(fake(), kernel_id=kernel_id)
     assert manager.models() == []

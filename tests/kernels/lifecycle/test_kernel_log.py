@@ -68,7 +68,7 @@ def test_trim_keeps_the_end_while_a_process_goes_on_writing(tmp_path):
 
 
 def test_a_full_disk_trims_what_it_can_and_fails_nobody(tmp_path):
-    """One may still make room on it, but write nothing."""
+    """The file can still be truncated, but not written to."""
     log = KernelLog(tmp_path / "kernel.log", limit=10)
     with log.open() as file:
         file.write(b"a" * 100)

@@ -17,7 +17,7 @@ from kbridge.errors import KernelStartError
 from kbridge.kernels import kernel as kernel_module
 from kbridge.kernels.kernel import BridgeKernel
 
-# Binds as a kernel does, answers kernel_info, and says it like ipykernel when it cannot bind.
+# Bind the ports as a kernel does, answer kernel_info, and print ipykernel's error if binding fails.
 STUB = str(Path(__file__).parents[1] / "stub_kernel.py")
 GRABBER = """
 import random, socket, sys
@@ -62,7 +62,7 @@ def stub(spec) -> str:
 
 
 def take_a_port(monkeypatch: pytest.MonkeyPatch, times: int) -> list[socket.socket]:
-    """Have somebody bind one of a kernel's ports right before the kernel does."""
+    """Let another process bind one of a kernel's ports right before the kernel does."""
     taken: list[socket.socket] = []
     launch = BridgeKernel._async_launch_kernel
 
@@ -114,7 +114,7 @@ async def test_each_port_belongs_to_one_kernel_until_its_end(make_manager, hubs,
     assert len(cache.promised()) == 10
     for kernel_id in ids:
         await manager.shutdown_kernel(kernel_id)
-    # The fake's provisioner has chosen others meanwhile, as those of far kernels do.
+    # The fake provisioner has chosen other ports in the meantime, as one for remote kernels does.
     assert cache.promised() == set()
 
 
@@ -145,7 +145,7 @@ async def test_a_restart_on_a_taken_port_uses_other_ports(
 async def test_an_automatic_restart_on_a_taken_port_uses_other_ports(
     make_manager, hubs, spec, monkeypatch, caplog
 ):
-    manager = make_manager(stable_start_time=0.0)  # stable from its first breath: ports are kept
+    manager = make_manager(stable_start_time=0.0)  # stable from the start, so the ports are kept
     kernel_id = await manager.start_kernel(stub(spec))
     kernel = manager.get_kernel(kernel_id)
     before = kernel.ports

@@ -1,4 +1,4 @@
-"""Processes that are nobody's children here: real ones."""
+"""Real processes that are not children of the tests."""
 
 import os
 import signal
@@ -59,7 +59,7 @@ def start():
 
 @pytest.fixture(params=["pidfd", "psutil", "elsewhere"])
 def way(request, monkeypatch):
-    """Each way to look at a process: Linux's, that of an old Linux, that of other systems."""
+    """Each way to inspect a process: on Linux, on an old Linux, and on other systems."""
     if request.param != "pidfd":
         monkeypatch.delattr(os, "pidfd_open", raising=False)
     elif not hasattr(os, "pidfd_open"):
@@ -117,7 +117,7 @@ def test_what_cannot_be_seen_may_run(monkeypatch, first):
     assert state(f"{boot}/{there}/{start}") == "hidden"
     assert state(f"another-boot/{there}/{start}") == "hidden"
     assert state(f"another-boot/{here}/{start}") == ("gone" if first else "hidden")
-    # As earlier versions wrote them.
+    # The format of earlier versions.
     assert state(f"{boot}/{start}") == "running"
     assert state(f"{boot}/1") == ("gone" if first else "hidden")
     assert state(f"another-boot/{start}") == ("gone" if first else "hidden")
@@ -180,7 +180,7 @@ def test_a_signal_reaches_what_the_leader_of_a_group_has_started(way, start):
 
 
 def test_a_signal_reaches_nobody_else_of_a_group_that_it_does_not_lead(way, start):
-    real = start()  # in the group of these tests
+    real = start()  # in the process group of the tests
     process = AdoptedProcess(real.pid, start_id(real.pid))
     process.send_signal(signal.SIGKILL)
     assert process.wait(30) == EXIT_UNKNOWN

@@ -26,7 +26,7 @@ def a_start_waits(manager) -> bool:
 
 @pytest.fixture
 def counted(monkeypatch):
-    """The fake kernels take places, as those of jupyter_client's own provisioner do."""
+    """The fake kernels need a slot, as kernels of jupyter_client's own provisioner do."""
     monkeypatch.setattr(StartLimits, "slot", lambda limits, *, local: limits._slots)
 
 

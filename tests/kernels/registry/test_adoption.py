@@ -36,7 +36,7 @@ TELLING = (
 )
 # ruff: noqa: ASYNC220, ASYNC240 - files of a test are near, and so are processes
 
-# Owners that are dead: of each only the newest is taken for alive.
+# Dead owners; only the newest one counts as alive.
 OWNERS = [Owner("127.0.0.1:8888/", "here", 2**22 + i, f"life {i}") for i in range(9)]
 
 
@@ -68,7 +68,7 @@ async def lives(make_manager, hubs, tmp_path):
             return manager
 
         async def crash(self):
-            """As far as one process can: nobody clears anything away."""
+            """Simulate a crash, as far as one process can: nothing is cleaned up."""
             manager, ledger = made[-1]
             await ledger.settled()
             content = path.read_bytes()
@@ -150,7 +150,7 @@ async def test_a_running_kernel_is_adopted(lives, spec, hubs):
 
 async def test_an_adopted_kernel_is_restarted_and_interrupted(lives, spec, hubs):
     first = await lives.next()
-    # These tests may run where SIGINT is ignored, and so would what they start.
+    # If SIGINT is ignored in the tests, it is also ignored in the processes that they start.
     code = (
         "import signal; signal.signal(signal.SIGINT, signal.SIG_DFL); print('up', flush=True);"
         " signal.pause()"
@@ -202,7 +202,7 @@ async def test_a_restarted_kernel_keeps_its_environment_and_directory_after_adop
     for kernel_id, expected in ((inherits, "2"), (own, None)):
         read, file = environ(second, kernel_id)
         await until(read)
-        assert "JPY_PARENT_PID" not in read(), "it would end with another process"
+        assert "JPY_PARENT_PID" not in read(), "the kernel would end with another process"
         file.unlink()
         await second.restart_kernel(kernel_id)
         await until(read)
@@ -249,7 +249,7 @@ async def test_another_process_with_the_recorded_pid_is_not_adopted(lives, spec)
     lives.rewrite(replace(lives.records()[kernel_id], pid=os.getpid()))
     try:
         second = await lives.next()
-        # It is found by its command line all the same.
+        # It is still found by its command line.
         assert process_of(second, kernel_id).pid == process.pid
         process.kill()
         await until(lambda: ended(process))
@@ -295,7 +295,7 @@ async def test_a_kernel_in_another_pid_namespace_is_left_in_the_registry(lives, 
 
 
 async def test_a_process_that_was_not_recorded_is_found_by_its_command_line(lives, spec, hubs):
-    """The bridge died between the start of a new process and the note of it."""
+    """The bridge died between the start of a new process and its record."""
     first = await lives.next()
     kernel_id = await first.start_kernel(spec("s"))
     file = Path(first.get_kernel(kernel_id).connection_file)
@@ -470,7 +470,7 @@ async def test_a_cancelled_leave_all_keeps_connection_files(lives, spec):
         await until(lambda: not first.models())
         letting_go.cancel()
         await asyncio.wait({letting_go})
-    kernel.cleanup_connection_file()  # which jupyter_client does when the object dies
+    kernel.cleanup_connection_file()  # jupyter_client does this when the object is deleted
     assert file.exists()
     second = await lives.next()
     assert [model["id"] for model in second.models()] == [kernel_id]
@@ -503,7 +503,7 @@ async def test_a_restart_that_waits_while_a_kernel_is_left_starts_no_process(
     kernel, process = first.index.find(kernel_id), process_of(first, kernel_id)
     async with kernel._process.lock:  # as during an earlier restart that hangs
         asked = asyncio.create_task(first.restart_kernel(kernel_id))
-        await asyncio.sleep(0)  # it waits for the lock
+        await asyncio.sleep(0)  # the shutdown waits for the lock
         await first.leave_all()
     with contextlib.suppress(KbridgeError):
         await asked
@@ -563,7 +563,7 @@ async def test_an_adoption_that_is_cancelled_is_finished(lives, spec, monkeypatc
 
 
 class Cluster(FakeProvisioner):
-    """Its processes are somewhere else, and outlive every manager."""
+    """A provisioner whose processes run elsewhere and outlive every manager."""
 
     running: dict = {}  # noqa: RUF012 - of the class: that is the cluster
     down = False

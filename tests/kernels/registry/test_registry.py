@@ -143,7 +143,7 @@ def test_of_two_that_start_at_once_one_gets_a_kernel(registry, path):
     found = []
 
     def meanwhile(pid, born):
-        if not found:  # the other one's turn comes when this one's transaction has ended
+        if not found:  # the other server continues when this transaction has ended
             found.append(born)
         return ProcessState.GONE if born == HERE.start_id else ProcessState.RUNNING
 
@@ -313,7 +313,7 @@ def test_a_directory_that_may_not_be_written_to():
         command = [sys.executable, "-c", program, str(path)]
         done = subprocess.run(command, capture_output=True, text=True)
         assert f"The registry {path} cannot be opened: Permission denied" in done.stderr
-        # SQLite writes beside its file, too.
+        # SQLite also writes files beside the database.
         path.touch()
         os.chown(path, 65534 if os.geteuid() == 0 else -1, -1)
         done = subprocess.run(command, capture_output=True, text=True)

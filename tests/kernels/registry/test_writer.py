@@ -1,4 +1,4 @@
-"""The writer over a registry that fails when it is told to."""
+"""The writer with a registry that fails on request."""
 
 import asyncio
 import os
@@ -120,7 +120,7 @@ async def test_a_fault_is_told_once_and_mended(writer, registry, caplog):
     registry.fault = "the disk is full"
     writer.put_kernel(kernel("during"))
     writer.drop_session("s")
-    assert not await writer.settled(), "no task waits for it"
+    assert not await writer.settled(), "no task waits for the registry"
     await until(lambda: len(registry.writes) > 5)
     assert caplog.text.count("the disk is full") == 1
     assert writer.failing

@@ -1,4 +1,4 @@
-"""The door, through a real server: every route, websockets included."""
+"""Access control on a real server: every route, websockets included."""
 
 import json
 import logging
@@ -46,12 +46,12 @@ async def test_every_route_checks_the_origin(running: Any, error_of: Any, path: 
 async def test_the_token_in_a_header_is_enough_whatever_the_origin_is(
     running: Any, token: str
 ) -> None:
-    """As in Jupyter Server: a proxy that sends its own name as Host used to shut clients out."""
+    """As in Jupyter Server: clients behind a proxy that sends its own name as Host are accepted."""
     headers = {"Origin": "https://hub.example"}
     assert (await running.ask("POST", "/api/kernels", headers=headers)).code == 201
     reply = await running.ask("GET", "/api/kernels", headers=headers)
     assert reply.code == 200
-    assert "Access-Control-Allow-Origin" not in reply.headers, "no page may read it anyway"
+    assert "Access-Control-Allow-Origin" not in reply.headers, "no page may read the reply anyway"
     url = f"ws://127.0.0.1:{running.port}/api/kernels/x/channels"
     proof = {"Authorization": f"token {token}", **headers}
     websocket = await websocket_connect(HTTPRequest(url, headers=proof))
@@ -190,7 +190,7 @@ async def test_each_refusal_is_logged_once(
     (record,) = caplog.records
     assert record.levelno == logging.WARNING
     assert record.getMessage().startswith(line)
-    # The status alone says why a method is unknown.
+    # The status alone distinguishes unknown methods.
     assert bool(re.search(r"ms: \S", record.getMessage())) is not line.startswith("405")
 
 

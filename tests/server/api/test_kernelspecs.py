@@ -60,7 +60,7 @@ async def test_unknown_kernelspecs(running: Any, error_of: Any) -> None:
 
 
 async def test_a_kernelspec_that_cannot_be_read_says_why(running: Any, error_of: Any) -> None:
-    """As the start of a kernel does; it used to be an unhandled error."""
+    """The same error as at the start of a kernel; it was once unhandled."""
     for path in ("/api/kernelspecs/unreadable", "/kernelspecs/unreadable/logo-64x64.png"):
         status, _, message = error_of(await running.ask("GET", path))
         assert status == 500

@@ -1,4 +1,4 @@
-"""Logging in: by the form, and as programs do that were made for Jupyter Server."""
+"""Log in with the form, and as programs for Jupyter Server do."""
 
 import asyncio
 import http.client
@@ -134,7 +134,7 @@ def test_where_a_login_leads(target: str, found: str) -> None:
 
 
 class Client:
-    """An HTTP client with a pool of one connection and without a browser's rules."""
+    """An HTTP client with one connection, which does not follow the rules of browsers."""
 
     def __init__(self, port: int) -> None:
         self._connection = http.client.HTTPConnection("127.0.0.1", port, timeout=TIMEOUT)
@@ -159,9 +159,9 @@ def cookies(found: list[str]) -> dict[str, str]:
 
 
 def vscode(client: Client, base: str, password: str) -> dict[str, str]:
-    """Do what VS Code's Jupyter extension does to find out how to get in; return its headers."""
+    """Send the requests with which VS Code's Jupyter extension logs in; return its headers."""
     status, _, _ = client.ask("GET", f"{base}hub/api")
-    assert status != 200, "it would take this for a JupyterHub"
+    assert status != 200, "VS Code would treat this server as a JupyterHub"
     status, _, _ = client.ask("GET", f"{base}tree?")
     if status == 200:
         return {}
@@ -181,7 +181,7 @@ def vscode(client: Client, base: str, password: str) -> dict[str, str]:
 
 
 def use(client: Client, base: str, headers: dict[str, str]) -> None:
-    """Start and end a kernel, as a frontend that has got in."""
+    """Start and end a kernel, as an authenticated frontend does."""
     status, _, body = client.ask("GET", f"{base}api/kernelspecs", headers)
     assert (status, json.loads(body)["default"]) == (200, "fake")
     sent = {**headers, "Content-Type": "application/json"}
@@ -255,7 +255,7 @@ async def test_emacs_jupyter_logs_in(
 
     def play() -> None:
         status, _, _ = client.ask("GET", "/", {"Accept": "*/*"})
-        assert status < 400, "it takes this for a server that is not there"
+        assert status < 400, "VS Code treats this reply as a missing server"
         _, found, _ = client.ask("GET", "/login")
         xsrf = cookies(found)["_xsrf"].split(";")[0]
         headers = {"Cookie": f"_xsrf={xsrf}", "X-XSRFTOKEN": xsrf}

@@ -49,7 +49,7 @@ async def test_icon_and_readme(running: Any) -> None:
 
 @pytest.mark.parametrize("path", ["/", "/tree"])
 async def test_without_the_token_it_tells_nothing_and_asks_for_it(start: Any, path: str) -> None:
-    """`GET /` used to be 403, which programs took for a server that is not there."""
+    """`GET /` must not return 403, which some programs treat as a missing server."""
     running = await start(base_url="/b/")
     for query in ("", "?", "?token=wrong"):
         reply = await running.ask("GET", path + query, token=None)

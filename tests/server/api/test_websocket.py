@@ -54,7 +54,7 @@ class Kernel(Configurable):
 
 
 class Kernels(Configurable):
-    """A manager of one kernel, and of nothing else."""
+    """A manager of a single kernel."""
 
     def __contains__(self, kernel_id: str) -> bool:
         return kernel_id == ID
@@ -93,7 +93,7 @@ class Harness:
         harness = self
 
         class Handler(ChannelsHandler):
-            """Tells of all that it was told."""
+            """Report all received events."""
 
             def on_message(self, message: str | bytes) -> Any:
                 harness.news.set()
@@ -127,7 +127,7 @@ class Harness:
         return [m for m in got if self.hub.notices.mark not in m.header]
 
     async def until(self, condition: Callable[[], Any]) -> None:
-        """Wait until something holds that comes of what clients do."""
+        """Wait until a condition holds that the actions of clients cause."""
         async with asyncio.timeout(TIMEOUT):
             while not condition():
                 self.news.clear()
@@ -190,7 +190,7 @@ async def read(ws: ClientConnection) -> Message:
 
 
 async def ended(ws: ClientConnection) -> tuple[int, str]:
-    """Read to the end; the code and the reason that the server closed with."""
+    """Read to the end; return code and reason of the server's close frame."""
 
     async def drain() -> None:
         async with asyncio.timeout(TIMEOUT):
@@ -200,7 +200,7 @@ async def ended(ws: ClientConnection) -> tuple[int, str]:
     with pytest.raises(ConnectionClosed) as caught:
         await drain()
     received = caught.value.rcvd
-    assert received is not None, "it was cut, not closed"
+    assert received is not None, "the connection was broken, not closed"
     assert caught.value.rcvd_then_sent, "the server closed first"
     return received.code, received.reason
 
@@ -271,7 +271,7 @@ async def test_without_the_token_nobody_learns_which_kernels_there_are(harness) 
 )
 async def test_foreign_origins_and_hosts_are_refused_with_the_token_too(harness, headers) -> None:
     if "Host" in headers:
-        # websockets writes the Host of its URI: the address comes from elsewhere.
+        # websockets sends the Host of its URI, so the address is passed separately.
         attempt = connect(
             f"ws://{headers['Host']}/api/kernels/{ID}/channels?token={TOKEN}",
             sock=socket.create_connection(("127.0.0.1", harness.port)),
@@ -459,7 +459,7 @@ async def test_a_kernel_that_is_shut_down_closes_its_websockets(harness) -> None
 async def test_a_kernel_that_goes_while_the_websocket_opens_is_told_of(harness) -> None:
     kernel = harness.services.kernels.get_kernel(ID)
     hub = harness.hubs.open(ID, kernel.get_connection_info())
-    await hub.aclose()  # the table has it still
+    await hub.aclose()  # the table still has the hub
     async with harness.client() as ws:
         assert await ended(ws) == (1012, "the kernel is gone")
     assert harness.services.websockets == set()
@@ -517,7 +517,7 @@ async def test_text_that_is_not_utf8_is_closed_with_1007(harness) -> None:
 
 @pytest.mark.parametrize("opcode", [BINARY, TEXT], ids=["no message", "no UTF-8"])
 async def test_nothing_is_written_behind_a_close_frame(harness, opcode) -> None:
-    """The kernel talks on while the closing handshake is under way."""
+    """The kernel continues to send output during the closing handshake."""
     async with harness.peer() as peer:
         harness.say(stream("before"))
         assert (await peer.frame())[0] == TEXT
@@ -549,7 +549,7 @@ async def test_a_full_kernel_stops_the_reading_until_there_is_room(start) -> Non
         outbox = harness.hub._kernel._requests._outbox
         try:
             await harness.until(lambda: outbox.statistics()["senders_waiting"])
-            # The other's pings are answered: the server is not stuck, it just does not read here.
+            # The server answers pings of the other websocket: it only does not read this one.
             for _ in range(20):
                 await (await other.ping())
             assert not sending.done()
@@ -581,7 +581,7 @@ async def stuck(start: Start, **app: Any) -> AsyncIterator[tuple[Harness, Client
 
 
 async def test_who_waits_for_a_full_kernel_is_not_taken_for_dead(start) -> None:
-    """Its pongs are not read meanwhile."""
+    """Its pongs are not read in the meantime."""
     keepalive = Keepalive(3600)
     async with stuck(start, kbridge_keepalive=keepalive) as (harness, ws):
         for _ in range(3):

@@ -89,7 +89,7 @@ def test_hosts(host: str, allowed: bool) -> None:
         ("ftp://localhost:8888", LOCAL, "http", False),
         ("null", LOCAL, "http", False),
         ("", LOCAL, "http", False),
-        # Foreign ones that the settings name.
+        # Foreign origins that the settings name.
         ("https://notes.example", LOCAL, "http", True),
         ("https://NOTES.example", LOCAL, "http", True),
         ("http://notes.example", LOCAL, "http", False),

@@ -1,4 +1,4 @@
-"""`kbridge stop` ends the server that is meant, and nothing else."""
+"""`kbridge stop` ends only the server that its argument names."""
 
 import json
 import os
@@ -50,12 +50,13 @@ def test_a_server_that_does_not_answer_gets_a_signal(process: "subprocess.Popen[
 def test_a_process_that_has_the_id_of_a_dead_server_gets_none(
     process: "subprocess.Popen[str]",
 ) -> None:
-    """SIGTERM used to go to whatever process had the number."""
+    """SIGTERM must not reach another process with the same id."""
     born = start_id(process.pid) + "0"
     assert end_server(info(process.pid, born), HERE) == "", "the server has ended"
     with pytest.raises(ProcessLookupError):
         signal_process(process.pid, born, signal.SIGTERM)
-    signal_process(process.pid, start_id(process.pid), 0)  # it would be a zombie, and unborn
+    # Otherwise it would be a zombie without a start time.
+    signal_process(process.pid, start_id(process.pid), 0)
 
 
 def test_a_process_of_another_container_or_machine_gets_none(
@@ -92,7 +93,7 @@ def environment(folder: Path) -> dict[str, str]:
 
 
 def test_a_server_in_another_pid_namespace_is_asked_over_http(tmp_path: Path) -> None:
-    """Its process id is 1: the signal would have gone to this machine's first process."""
+    """Its process id is 1: a signal would reach the first process of this machine."""
     require("unshare")
     log = tmp_path / "log"
     command = [sys.executable, "-m", "kbridge", "--port=0", "--registry-url=none"]

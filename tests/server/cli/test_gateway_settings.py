@@ -94,7 +94,7 @@ def test_no_variable_twice() -> None:
 
 
 def gateway_classes() -> list[Any]:
-    """The gateway's own classes, and those of its kernels, of the release that is installed."""
+    """The classes of the installed gateway and of its kernels."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         from kernel_gateway.gatewayapp import KernelGatewayApp
@@ -106,7 +106,7 @@ def gateway_classes() -> list[Any]:
 
 
 def test_every_trait_of_the_gateway_has_a_row() -> None:
-    """One that a new release brings, or drops, fails here."""
+    """This test fails if a new release adds or removes a setting."""
     there = {
         f"{cls.__name__}.{trait}"
         for cls in gateway_classes()

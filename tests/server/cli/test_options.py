@@ -1,4 +1,4 @@
-"""Which settings count as known: those of other packages' provisioners, too."""
+"""The known settings include those of provisioners of other packages."""
 
 import importlib.metadata
 import sys

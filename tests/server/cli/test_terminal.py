@@ -62,7 +62,7 @@ class Terminal:
         self.said = ""
 
     def until(self, pattern: str) -> re.Match[str]:
-        """Read until something new is said, and forget all before it."""
+        """Read until new output arrives; discard all earlier output."""
         deadline = time.monotonic() + TIMEOUT
         while not (found := re.search(pattern, self.said)):
             assert time.monotonic() < deadline, f"not said: {pattern}\n{self.said}"

@@ -1,4 +1,4 @@
-"""Taking connections, and what happens where descriptors have run out."""
+"""Accept connections, with and without free descriptors."""
 
 import asyncio
 import errno
@@ -100,7 +100,7 @@ async def test_without_descriptors_it_waits_says_so_once_and_goes_on(
         before = full.asked
         for _ in range(100):  # turns of the loop
             await asyncio.sleep(0)
-        assert full.asked <= before + 1, "it asks in every turn"
+        assert full.asked <= before + 1, "the acceptor checks in every turn"
         for _ in range(2):
             harness.asked.clear()
             await harness.asked.wait()

@@ -1,4 +1,4 @@
-"""The guarded HTTP server on a real port: what strangers may take, and how it is refused."""
+"""The guarded HTTP server on a real port: limits of unauthenticated clients, and refusals."""
 
 import asyncio
 import json
@@ -88,7 +88,7 @@ class Harness:
         return Raw(reader, writer)
 
     async def until_nobody_is_there(self) -> None:
-        """Wait until the last connection has ended; there has to have been one."""
+        """Wait until the last connection has ended; there must have been one."""
         async with asyncio.timeout(TIMEOUT):
             await self.ended.wait()
             limiter = self.http.limiter
@@ -120,7 +120,7 @@ class Raw:
         return int(first.split()[1]), headers, body
 
     async def ended(self) -> bytes:
-        """Wait until the server hangs up, however it does so."""
+        """Wait until the server closes or resets the connection."""
         got = b""
         async with asyncio.timeout(TIMEOUT):
             try:
@@ -415,7 +415,7 @@ async def test_all_who_wait_are_closed_at_the_end(start) -> None:
         one.writer.write(b"GET / HTTP/1.1\r\nHost: lo")
     known = await harness.dial()
     known.send("GET /echo", PROOF)
-    assert (await known.answer())[0] == 200  # the others were taken before it
+    assert (await known.answer())[0] == 200  # the other connections were accepted before it
     limiter = harness.http.limiter
     assert (limiter.unauthenticated_connections, limiter.authenticated_connections) == (5, 1)
     harness.http.stop()

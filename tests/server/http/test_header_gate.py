@@ -25,7 +25,7 @@ RESET = struct.pack("ii", 1, 0)  # SO_LINGER: closing resets
 
 
 class Counted(ReadAhead):
-    """Notes in which turn of the loop it was looked at."""
+    """Records the turn of the loop in which it was read."""
 
     __slots__ = ("harness",)
 
@@ -70,7 +70,7 @@ class Harness:
     def dial(
         self, said: bytes = b"", pair: tuple[socket.socket, socket.socket] | None = None
     ) -> tuple[socket.socket, IOStream]:
-        """A connection, taken when the client has said so much."""
+        """A connection that is accepted after the client has sent these bytes."""
         client, here = pair or connected()
         if said:
             client.sendall(said)
@@ -94,7 +94,7 @@ class Harness:
             del loop.time
 
     async def seen(self, count: int) -> None:
-        """Wait until there were so many looks."""
+        """Wait until the socket was read so many times."""
         await self.until(lambda: self.looks.total() >= count)
 
     def close(self) -> None:
@@ -242,7 +242,7 @@ async def test_requests_go_in_one_by_one_and_in_order(harness: Harness) -> None:
     await harness.until(lambda: len(harness.entered) == 8)
     assert not harness.gate.busy
     assert [stream for stream, _ in harness.entered] == first
-    # One, and one that is made up for.
+    # One on time, and one that compensates for a late timer.
     assert max(harness.entries.values()) <= 2
 
 

@@ -117,7 +117,7 @@ async def test_with_the_token_every_reply_tells_the_truth(
     status, closes, following = await asyncio.to_thread(exchange, guarded.port, case, headers)
     expected = {"form": 302, "base": 404, "login from elsewhere": 401}.get(name, case[0])
     assert status == expected
-    # Nothing of the client's is wrong with the connection, unless its request was cut short.
+    # The connection can be used again unless the request was incomplete.
     assert closes is (status in {403, 413} or name == "strange method")
     if not closes:
         assert following == 200
@@ -169,7 +169,7 @@ async def test_listing_that_is_off_keeps_the_connection(start: Any, token: str) 
 
 
 def raw(port: int, request: bytes) -> bytes:
-    """Send bytes, and return all that comes until the server hangs up."""
+    """Send bytes, and return all received data until the server closes the connection."""
     with socket.create_connection(("127.0.0.1", port), TIMEOUT) as connection:
         connection.sendall(request)
         connection.shutdown(socket.SHUT_WR)
@@ -181,7 +181,7 @@ def raw(port: int, request: bytes) -> bytes:
 
 @pytest.mark.parametrize("token_shown", [True, False])
 async def test_http_1_0(guarded: Any, token: str, token_shown: bool) -> None:
-    """Tornado used to promise `Keep-Alive` on connections that were then closed."""
+    """Tornado by itself sends `Keep-Alive` before it closes a connection."""
     proof = f"Authorization: token {token}\r\n" if token_shown else ""
     request = f"GET /api HTTP/1.0\r\nHost: localhost\r\nConnection: keep-alive\r\n{proof}\r\n"
     head, _, _ = (await asyncio.to_thread(raw, guarded.port, request.encode())).partition(

@@ -186,7 +186,7 @@ async def test_a_stranger_pays_for_the_time_that_was_used(monkeypatch: pytest.Mo
     charges: list[float] = []
     monkeypatch.setattr(TokenBucket, "charge", lambda _bucket, seconds: charges.append(seconds))
     ticks = iter(range(1_000_000))
-    # Each reading of the clock is a tenth of a second later: each stretch has cost that much.
+    # Each reading of the clock is a tenth of a second later, so each period costs that much.
     monkeypatch.setattr("kbridge.server.http.request_head.time", _Clock(lambda: next(ticks) / 10))
     try:
         client = await harness.dial()
@@ -197,7 +197,7 @@ async def test_a_stranger_pays_for_the_time_that_was_used(monkeypatch: pytest.Mo
         stranger.send("GET /echo?size=1")
         assert (await stranger.answer())[0] == 403
         await stranger.ended()
-        # The head, the end of the request, and the answer: three times what each has cost.
+        # Head, end of the request, and answer: each cost is counted three times.
         assert sum(charges) == pytest.approx(3 * 0.3, abs=0.01)
     finally:
         await harness.aclose()
