@@ -103,7 +103,7 @@ class Admission:
 
     def close_expired(self) -> None:
         """Close the connections whose time is over."""
-        late = self._limiter.expired(time.monotonic(), lambda stream: stream.writing())
+        late = self._limiter.expired(time.monotonic(), GuardedStream.writing)
         self._close(late, "no complete request in time; see request_timeout and keep_alive_timeout")
 
     def _watch(self, stream: GuardedStream, address: Any) -> None:
