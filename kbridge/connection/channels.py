@@ -7,19 +7,33 @@ This module has the configuration, and the names that users of Jupyter Server kn
 from __future__ import annotations
 
 import asyncio
+import json
 import weakref
-from collections.abc import Awaitable, Generator
+from collections.abc import Awaitable
 from concurrent.futures import Future
+from functools import cached_property, partial
 from typing import Any, ClassVar
 
 from tornado.websocket import WebSocketHandler
+from traitlets import Any as AnyTrait
 from traitlets import Dict, Instance, Unicode, default
 from traitlets.config import Config
 
-from kbridge.connection.hooks import INCOMING, INFO, OUTGOING, HookedClient, overridden
-from kbridge.connection.info import KernelInfo, _ensure_future
-from kbridge.connection.pipeline import MessagePipeline
-from kbridge.connection.settings import ConnectionSettings
+from kbridge.connection import info, settings
+from kbridge.connection.base import BaseKernelWebsocketConnection
+from kbridge.connection.hooks import (
+    INCOMING,
+    INFO,
+    OUTGOING,
+    HookedClient,
+    PongForwarder,
+    overridden,
+    reads_for_a_page,
+    write_through,
+)
+from kbridge.connection.incoming import IncomingMessages
+from kbridge.connection.info import _ensure_future, is_current
+from kbridge.connection.pipeline import PARTS, MessagePipeline, legacy_frame
 from kbridge.connection.streams import HubChannel
 from kbridge.errors import FrameError, HubClosed, IgnoredMessage
 from kbridge.hub.broadcast.cursor import Cursor
@@ -28,9 +42,7 @@ from kbridge.hub.settings import HubSettings
 from kbridge.hub.table import HubTable
 from kbridge.link.client import client_link
 from kbridge.link.interfaces import ClientLink
-from kbridge.wire import frames
 from kbridge.wire.dialects import V1, Dialect, select
-from kbridge.wire.fields import MAX_PARSED
 from kbridge.wire.message import Channel, Message
 from kbridge.wire.zmq import serialize
 
@@ -40,7 +52,7 @@ HUBS = "hubs"
 """The key in Tornado's settings under which an application keeps its `HubTable`."""
 
 
-class ZMQChannelsWebsocketConnection(ConnectionSettings, MessagePipeline, KernelInfo):
+class ZMQChannelsWebsocketConnection(BaseKernelWebsocketConnection):
     """Connects a websocket to a kernel.
 
     A server makes one for each websocket, with the kernel's manager as `parent`. The traits are
@@ -50,6 +62,19 @@ class ZMQChannelsWebsocketConnection(ConnectionSettings, MessagePipeline, Kernel
     the kernel's messages pass these methods one by one, as in jupyter_server and as slowly.
     """
 
+    limit_rate = settings.limit_rate
+    rate_limit_policy = settings.rate_limit_policy
+    iopub_msg_rate_limit = settings.iopub_msg_rate_limit
+    iopub_data_rate_limit = settings.iopub_data_rate_limit
+    rate_limit_window = settings.rate_limit_window
+    journal_limit = settings.journal_limit
+    burst_limit = settings.burst_limit
+    history_limit = settings.history_limit
+    acknowledge = settings.acknowledge
+    resume_timeout = settings.resume_timeout
+    request_limit = settings.request_limit
+    kernel_message_limit = settings.kernel_message_limit
+
     websocket_handler = Instance(WebSocketHandler, help="The websocket.")
     channels = Dict({}, help="The kernel's channels by name, while connected.")
     since = Unicode(
@@ -57,18 +82,30 @@ class ZMQChannelsWebsocketConnection(ConnectionSettings, MessagePipeline, Kernel
     )
     session_key = Unicode("", help="The kernel id and the session id of this websocket.")
 
+    kernel_info_channel = AnyTrait(
+        None,
+        allow_none=True,
+        help="Where a subclass may keep a socket; closed when the websocket is detached.",
+    )
+
     _open_sockets: ClassVar[weakref.WeakSet[ZMQChannelsWebsocketConnection]] = weakref.WeakSet()
 
     _close_future = Instance(Future, help="Done once the websocket is detached.")
+    _kernel_info_future = Instance(Future, help="The content of the first kernel_info_reply.")
 
     _hub: Hub | None = None
     _cursor: Cursor | None = None
     _dialect: Dialect | None = None
+    _incoming: IncomingMessages | None = None
     _pending: asyncio.Future[None] | None = None
-    _pong_taken = False
+    _pongs: PongForwarder | None = None
 
     @default("_close_future")
     def _default_close_future(self) -> Future[None]:
+        return Future()
+
+    @default("_kernel_info_future")
+    def _default_kernel_info_future(self) -> Future[dict[str, Any]]:
         return Future()
 
     @default("since")
@@ -98,24 +135,14 @@ class ZMQChannelsWebsocketConnection(ConnectionSettings, MessagePipeline, Kernel
             A connection whose traits are used instead of the configuration.
         """
         one = connection or cls(config=config or Config())
-        chosen: dict[str, Any] = {
-            name: getattr(one, name) for name in ConnectionSettings.HUB_SETTINGS
-        }
-        for name in ("allow_tracebacks", "traceback_replacement_message", "kernel_info_timeout"):
-            if hasattr(manager, name):
-                chosen[name] = getattr(manager, name)
-        if one.trait_has_value("kernel_info_timeout"):  # set for this class: it goes before
-            chosen["kernel_info_timeout"] = one.kernel_info_timeout
-        for name in ("allowed_message_types", "untracked_message_types"):
-            chosen[name] = tuple(getattr(manager, name, ()))
-        if not getattr(manager, "buffer_offline_messages", True):
-            chosen["resume_timeout"] = 0.0
-        if overridden(one, ZMQChannelsWebsocketConnection, OUTGOING):
-            # Each websocket has its own say about limits and tracebacks.
-            chosen["limit_rate"], chosen["allow_tracebacks"] = False, True
-        return HubSettings(**chosen)
+        hooked = overridden(one, ZMQChannelsWebsocketConnection, OUTGOING)
+        return settings.hub_settings(one, manager, hooked=hooked)
 
     # -- who is who -------------------------------------------------------------------------
+
+    @cached_property
+    def _pipeline(self) -> MessagePipeline:
+        return MessagePipeline(self)
 
     @property
     def hub(self) -> Hub:
@@ -181,15 +208,6 @@ class ZMQChannelsWebsocketConnection(ConnectionSettings, MessagePipeline, Kernel
         if self._overrides(INFO):
             await self.request_kernel_info()
 
-    def _reads_for_a_page(self) -> bool:
-        """Return True if the client is a browser, or a Jupyter Server in front of a browser.
-
-        All browsers call themselves Mozilla. Jupyter Server, as the client of a gateway, opens its
-        websockets with Tornado.
-        """
-        agent = self.websocket_handler.request.headers.get("User-Agent", "")
-        return str(agent).startswith(("Mozilla/", "Tornado/"))
-
     def create_stream(self) -> None:
         """Make the channels of this websocket; their sockets belong to the hub."""
         self.channels = {str(c): HubChannel(self.hub, c, self._submit) for c in Channel}
@@ -205,6 +223,8 @@ class ZMQChannelsWebsocketConnection(ConnectionSettings, MessagePipeline, Kernel
         """
         if self._dialect is None:
             self.select_subprotocol([self.subprotocol or ""])
+        spoken = self._dialect
+        assert spoken is not None
         link, dialect = self._link()
         self.create_stream()
         cursor = self.hub.attach(
@@ -213,7 +233,7 @@ class ZMQChannelsWebsocketConnection(ConnectionSettings, MessagePipeline, Kernel
             self.session_id,
             self.since,
             verbatim=isinstance(link, HookedClient),
-            paced=self._reads_for_a_page(),
+            paced=reads_for_a_page(self.websocket_handler),
             listener=self,
         )
         done: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
@@ -222,7 +242,8 @@ class ZMQChannelsWebsocketConnection(ConnectionSettings, MessagePipeline, Kernel
             self.hub.detach(cursor)  # a hook has detached it already, on what it was given
             return done
         self._cursor = cursor
-        self._receive_pongs()
+        self._incoming = IncomingMessages(self.hub, cursor, spoken)
+        self._pongs = PongForwarder(self.websocket_handler, self)
         self._open_sockets.add(self)
         self._notify("notify_connect")
         if self._overrides(("nudge",)):
@@ -235,9 +256,10 @@ class ZMQChannelsWebsocketConnection(ConnectionSettings, MessagePipeline, Kernel
         assert self._dialect is not None
         link = client_link(handler)
         if self._overrides(OUTGOING):
-            return HookedClient(link, self._deliver, self.log), V1
+            return HookedClient(link, self._pipeline.deliver, self.log), V1
         if overridden(handler, WebSocketHandler, ("write_message",)):
-            return HookedClient(link, self._write_through_handler, self.log), V1
+            write = partial(write_through, handler, self._dialect)
+            return HookedClient(link, write, self.log), V1
         return link, self._dialect
 
     def disconnect(self) -> None:  # type: ignore[override]  # at once, as in jupyter_server
@@ -248,8 +270,12 @@ class ZMQChannelsWebsocketConnection(ConnectionSettings, MessagePipeline, Kernel
         for channel in channels.values():
             channel.close()
         cursor, self._cursor = self._cursor, None
+        incoming, self._incoming = self._incoming, None
+        if incoming is not None:
+            incoming.stop()
         if cursor is not None and self._hub is not None:
-            vars(self.websocket_handler).pop("on_pong", None)  # see `_receive_pongs`
+            if self._pongs is not None:
+                self._pongs.close()
             self._hub.detach(cursor)
             if isinstance(cursor.link, HookedClient):
                 cursor.link.abandon()
@@ -275,42 +301,25 @@ class ZMQChannelsWebsocketConnection(ConnectionSettings, MessagePipeline, Kernel
             The caller must await it before it reads the next message; None while the kernel keeps
             up. It fails with HubClosed if the kernel goes away.
         """
-        if self._cursor is None or self._dialect is None:
+        if self._incoming is None:
             return None
         try:
-            if len(incoming_msg) > MAX_PARSED:
-                return self._handle_large(self._dialect.decode_in_steps(incoming_msg))
-            return self._submit(self._dialect.decode(incoming_msg))
+            return self._wait_for(self._incoming.take(incoming_msg))
         except (FrameError, HubClosed) as error:
             self._refuse(error)
             return None
 
-    def _handle_large(self, steps: Generator[None, None, Message]) -> asyncio.Future[None] | None:
-        """Decode a large frame, in later turns of the event loop if one step is not enough."""
-        try:
-            next(steps)
-        except StopIteration as end:
-            return self._submit(end.value)
-        self._pending = asyncio.ensure_future(self._decode_on(steps))
+    def _wait_for(self, handled: Awaitable[None] | None) -> asyncio.Future[None] | None:
+        if handled is None:
+            return None
+        self._pending = asyncio.ensure_future(self._finish(handled))
         return self._pending
 
-    async def _decode_on(self, steps: Generator[None, None, Message]) -> None:
-        """Decode the rest of a frame, submit its message, and wait until more may be read."""
+    async def _finish(self, handled: Awaitable[None]) -> None:
         try:
-            while True:
-                await asyncio.sleep(0)
-                if self._cursor is None:
-                    return
-                try:
-                    next(steps)
-                except StopIteration as end:
-                    room = self.hub.submit(self._cursor, end.value)
-                    break
-        except (FrameError, HubClosed) as error:
+            await handled
+        except FrameError as error:  # of a large frame
             self._refuse(error)
-            return
-        if room is not None:
-            await room
 
     def _refuse(self, error: FrameError | HubClosed) -> None:
         """Close the websocket because of an invalid frame; only count an ignored message."""
@@ -321,32 +330,13 @@ class ZMQChannelsWebsocketConnection(ConnectionSettings, MessagePipeline, Kernel
         self.disconnect()
         self.websocket_handler.close(error.close_code, error.reason)
 
-    def _receive_pongs(self) -> None:
-        """Make the handler pass on each pong, because its own `on_pong` may not do so.
-
-        Without pongs no message counts as delivered: a client that comes back would see the same
-        messages again, and the journal would keep them.
-        """
-        handler = self.websocket_handler
-        of_handler = handler.on_pong
-        if getattr(of_handler, "passes_pongs", False):
-            return
-
-        def on_pong(data: bytes) -> Any:
-            self._pong_taken = False
-            result: Any = of_handler(data)
-            if not self._pong_taken:
-                self.on_pong(data)
-            return result
-
-        handler.on_pong = on_pong  # type: ignore[method-assign]
-
     def on_pong(self, data: bytes) -> None:
         """Take the payload of a pong, which may acknowledge frames.
 
         A websocket handler may call it, and need not: `connect` arranges that every pong gets here.
         """
-        self._pong_taken = True
+        if self._pongs is not None:
+            self._pongs.taken = True
         if self._cursor is not None:
             self.hub.on_pong(self._cursor, data)
 
@@ -368,28 +358,93 @@ class ZMQChannelsWebsocketConnection(ConnectionSettings, MessagePipeline, Kernel
         return self._pending
 
     def _submit(self, msg: Message) -> asyncio.Future[None] | None:
-        if self._cursor is None:
-            return None
-        waits = self.hub.submit(self._cursor, msg)
-        if waits is None:
-            return None
-        self._pending = asyncio.ensure_future(waits)
-        return self._pending
+        return None if self._incoming is None else self._wait_for(self._incoming.submit(msg))
 
-    def _deliver(self, msg: Message) -> Any:
-        channel = self.channels.get(str(msg.channel))
-        if channel is None:
-            return None  # a hook has detached the websocket in mid-batch
-        # A coroutine, where an override is one.
-        deliver: Any = self.handle_outgoing_message
-        return deliver(channel, serialize(msg, self.hub.signer))
+    # -- the steps of each message, if a subclass overrides one (`hooks.OUTGOING`) ------------
 
-    def _write_through_handler(self, msg: Message) -> Any:
-        """Write a message with the handler's `write_message`, which may change or hide it."""
-        assert self._dialect is not None
-        opcode, data = self._dialect.payload(msg)
-        text = opcode == frames.TEXT
-        return self.websocket_handler.write_message(data.decode() if text else data, not text)
+    @property
+    def write_message(self) -> Any:
+        """The websocket handler's `write_message`."""
+        return self.websocket_handler.write_message
+
+    def handle_outgoing_message(self, stream: Any, outgoing_msg: list[Any]) -> None:
+        """Send a message, given as ZeroMQ parts, to this websocket alone.
+
+        The signature is not verified: the hub has verified it, and a subclass may have changed the
+        parts. Raises `KernelMessageError` if the parts are not a message.
+        """
+        self._pipeline.handle(stream, outgoing_msg)
+
+    def get_part(self, field: str, value: Any, msg_list: list[Any]) -> Any:
+        """Return a part of a message: `value`, or the part in `msg_list` if `value` is None."""
+        return json.loads(bytes(msg_list[PARTS[field]])) if value is None else value
+
+    def write_stderr(self, error_message: str, parent_header: Any) -> None:
+        """Show a line on stderr to this websocket, in the cell that `parent_header` names."""
+        self._pipeline.write_stderr(error_message, parent_header)
+
+    def _on_error(self, channel: str | None, msg: dict[str, Any], msg_list: list[Any]) -> None:
+        """Hide the traceback of an error, if `allow_tracebacks` is False."""
+        self._pipeline.hide_traceback(channel, msg, msg_list)
+
+    def _limit_rate(self, channel: str | None, msg: dict[str, Any], msg_list: list[Any]) -> bool:
+        """Return True to drop a message because of the rate limits."""
+        return self._pipeline.is_limited(channel, msg, msg_list)
+
+    def _on_zmq_reply(self, stream: Any, msg_list: Any) -> None:
+        """Write a message: the list of its parts, or, in the legacy dialect, a dict."""
+        self._pipeline.write(stream, msg_list)
+
+    def _reserialize_reply(self, msg_or_list: Any, channel: str | None = None) -> str | bytes:
+        """Return a message, given as a dict or as ZeroMQ parts, in the legacy dialect."""
+        return legacy_frame(msg_or_list, channel)
+
+    # -- kernel_info ------------------------------------------------------------------------
+
+    def nudge(self) -> asyncio.Future[Any]:
+        """Wait until the kernel is ready; True if that is proven, False after the timeout."""
+        return asyncio.ensure_future(self.hub.wait_ready())
+
+    def request_kernel_info(self) -> asyncio.Future[dict[str, Any]]:
+        """Ask for kernel_info; the result is empty after `kernel_info_timeout` without a reply."""
+        return asyncio.ensure_future(self._ask_for_kernel_info())
+
+    async def _ask_for_kernel_info(self) -> dict[str, Any]:
+        reply = await info.ask(self.hub, self.kernel_info_timeout, self.log)
+        if reply is None:
+            self._finish_kernel_info({})
+            return {}
+        self._handle_kernel_info_reply(serialize(reply, self.hub.signer))
+        content: dict[str, Any] = json.loads(reply.content)
+        return content
+
+    def _handle_kernel_info_reply(self, msg: list[Any]) -> None:
+        """Take a kernel_info_reply, given as ZeroMQ parts."""
+        content = info.read_reply(msg)
+        if content is None:
+            self.log.error(
+                "Kernel %s answered kernel_info_request with another message", self.kernel_id
+            )
+        self._finish_kernel_info(content or {})
+
+    def _finish_kernel_info(self, info: dict[str, Any]) -> None:
+        """Take the content of a kernel_info_reply, and end the wait for it.
+
+        Messages of an older protocol are translated by the hub, for all its websockets.
+        """
+        version = info.get("protocol_version")
+        if version and not is_current(version):
+            self.log.debug("Kernel %s uses protocol %s", self.kernel_id, version)
+        if not self._kernel_info_future.done():
+            self._kernel_info_future.set_result(info)
+
+    def _forget_kernel_info(self) -> None:
+        """End the wait for kernel_info: the websocket is being detached."""
+        channel, self.kernel_info_channel = self.kernel_info_channel, None
+        if channel is not None and not channel.closed():
+            channel.close()
+        if self.trait_has_value("_kernel_info_future") and not self._kernel_info_future.done():
+            self._kernel_info_future.set_result({})
 
     # -- the kernel's life ------------------------------------------------------------------
 

@@ -17,13 +17,24 @@ from collections.abc import Awaitable, Callable, Iterable, Iterator
 from functools import partial
 from typing import Any, Final, TypeVar
 
-from tornado.websocket import WebSocketClosedError
+from tornado.websocket import WebSocketClosedError, WebSocketHandler
 
 from kbridge.link.interfaces import ClientLink
 from kbridge.wire import frames, v1
+from kbridge.wire.dialects import Dialect
 from kbridge.wire.message import Message
 
-__all__ = ["INCOMING", "INFO", "OUTGOING", "HookedClient", "overridden", "passes_pongs"]
+__all__ = [
+    "INCOMING",
+    "INFO",
+    "OUTGOING",
+    "HookedClient",
+    "PongForwarder",
+    "overridden",
+    "passes_pongs",
+    "reads_for_a_page",
+    "write_through",
+]
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -65,6 +76,64 @@ def passes_pongs(on_pong: F) -> F:
     """Mark an `on_pong` of a handler that passes every pong to `on_pong` of its connection."""
     on_pong.passes_pongs = True  # type: ignore[attr-defined]
     return on_pong
+
+
+def reads_for_a_page(handler: WebSocketHandler) -> bool:
+    """Return True if the client is a browser, or a Jupyter Server in front of a browser.
+
+    All browsers call themselves Mozilla. Jupyter Server, as the client of a gateway, opens its
+    websockets with Tornado.
+    """
+    agent = handler.request.headers.get("User-Agent", "")
+    return str(agent).startswith(("Mozilla/", "Tornado/"))
+
+
+def write_through(handler: WebSocketHandler, dialect: Dialect, msg: Message) -> Any:
+    """Write a message with the handler's `write_message`, which may change or hide it."""
+    opcode, data = dialect.payload(msg)
+    text = opcode == frames.TEXT
+    return handler.write_message(data.decode() if text else data, not text)
+
+
+class PongForwarder:
+    """Makes a handler pass on each pong, because its own `on_pong` may not do so.
+
+    Without pongs no message counts as delivered: a client that comes back would see the same
+    messages again, and the journal would keep them.
+
+    Parameters
+    ----------
+    handler : WebSocketHandler
+        Its `on_pong` is replaced until `close`, unless it is marked with `passes_pongs`.
+    connection
+        Has the method `on_pong`, to which the pongs are passed.
+
+    Attributes
+    ----------
+    taken : bool
+        True if the connection got the latest pong; set by the connection.
+    """
+
+    __slots__ = ("_connection", "_handler", "_of_handler", "taken")
+
+    def __init__(self, handler: WebSocketHandler, connection: Any) -> None:
+        self.taken = False
+        self._handler = handler
+        self._connection = connection
+        self._of_handler = handler.on_pong
+        if not getattr(self._of_handler, "passes_pongs", False):
+            handler.on_pong = self._on_pong  # type: ignore[method-assign]
+
+    def _on_pong(self, data: bytes) -> Any:
+        self.taken = False
+        result: Any = self._of_handler(data)
+        if not self.taken:
+            self._connection.on_pong(data)
+        return result
+
+    def close(self) -> None:
+        """Restore the handler's own method."""
+        vars(self._handler).pop("on_pong", None)
 
 
 class HookedClient:
