@@ -106,6 +106,7 @@ class Pace:
         self._bytes = 0
         self._urgent = False
         self._idle = False
+        self._counted = False  # True if output was counted since the buckets were emptied
         # The time of the last tick of a flood, and the end of the frames that it released.
         self._ticked_at = -math.inf
         self._ticked_to = 0
@@ -120,11 +121,13 @@ class Pace:
         if msg_type == "stream":
             self._messages += 1
             self._bytes += len(msg.content)
+            self._counted = True
         elif msg_type in LOSABLE:
             self._messages += 1
+            self._counted = True
         else:
             self._urgent = True
-            if msg_type == "status" and state_of(msg.content) == "idle":
+            if self._counted and msg_type == "status" and state_of(msg.content) == "idle":
                 self._idle = True
         return PASS
 
@@ -150,8 +153,10 @@ class Pace:
         waited = self.horizon != _OPEN
         target = self._hold(first, end, now)
         self.late = self.flooding or waited
-        if idle and not self._held and self._data_bucket is not None:
-            self._data_bucket.reset()
+        if idle and not self._held:
+            self._counted = False
+            if self._data_bucket is not None:
+                self._data_bucket.reset()
         urgent, self._urgent = self._urgent, False
         wait = self._ticked_at + TICK - now
         if self.flooding and not urgent and wait > 0:

@@ -17,7 +17,7 @@ from kbridge.flow.policy import DROP, judge
 from kbridge.hub.broadcast import policy_chain
 from kbridge.hub.broadcast.broadcaster import Broadcaster
 from kbridge.hub.broadcast.burst import Allowance
-from kbridge.hub.broadcast.cursor import Cursor
+from kbridge.hub.broadcast.cursor import Cursor, CursorOptions
 from kbridge.hub.context import HubContext, HubEnvironment
 from kbridge.hub.events import HubObserver, StatusListener
 from kbridge.hub.kernel.connection import KernelConnection
@@ -154,9 +154,9 @@ class Hub:
         """
         if self._closed:
             raise HubClosed("the kernel is gone")
-        options = self._broadcaster.options(
-            session_id, since, verbatim=verbatim, paced=paced, listener=listener
-        )
+        # Only websockets that can resume are pinged.
+        acknowledge = self.settings.acknowledge and bool(session_id or since)
+        options = CursorOptions(acknowledge, verbatim, paced, listener)
         return self._broadcaster.attach(link, dialect, session_id, since, options)
 
     def on_pong(self, cursor: Cursor, payload: bytes) -> None:

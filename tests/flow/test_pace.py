@@ -284,6 +284,17 @@ def test_more_data_after_an_excess_waits_although_nothing_is_held() -> None:
     assert desk.now - before == pytest.approx(99, abs=0.1)
 
 
+def test_idle_while_output_is_held_leaves_the_end_of_the_wait_to_the_next_one() -> None:
+    desk = Desk(data=10 * KB)
+    desk.say(1000 * KB)
+    desk.say(1000 * KB)
+    desk.say("idle")
+    desk.calm()
+    desk.say("idle")
+    desk.say(1000 * KB)
+    assert desk.open_to == desk.end
+
+
 def test_idle_ends_the_wait_after_an_excess_if_nothing_is_held() -> None:
     desk = Desk(data=10 * KB)
     desk.say(1000 * KB)

@@ -23,7 +23,7 @@ from kbridge.hub.broadcast.loading import Loader
 from kbridge.hub.broadcast.rendering import Renderer
 from kbridge.hub.broadcast.resume import START, ResumePoint, resolve_since
 from kbridge.hub.context import HubContext
-from kbridge.hub.events import HubObserver, StatusListener
+from kbridge.hub.events import HubObserver
 from kbridge.link.interfaces import ClientLink, noop
 from kbridge.wire.dialects import Dialect
 from kbridge.wire.message import Message, type_and_key
@@ -158,19 +158,6 @@ class Broadcaster:
         if self._input_requests.open and (known or point is not None):
             self._repeat_inputs(cursor, point)
         self.delivery.start(cursor)
-
-    def options(
-        self,
-        session_id: str,
-        since: str,
-        *,
-        verbatim: bool,
-        paced: bool,
-        listener: StatusListener | None,
-    ) -> CursorOptions:
-        """Return the options of a websocket: only websockets that can resume are pinged."""
-        asks = self._context.settings.acknowledge and bool(session_id or since)
-        return CursorOptions(asks, verbatim, paced, listener)
 
     def detach(self, cursor: Cursor) -> None:
         """Detach a websocket; may be called twice."""

@@ -199,9 +199,11 @@ class Renderer:
         stretch = self._journal.read(cursor.place, CHUNK, horizon)
         if stretch is None:
             return None
-        if stretch.gap is not None or stretch.private or stretch is ON_DISK:
+        if stretch.gap is not None or stretch is ON_DISK:
             return self.next(cursor)
         frames = stretch.frames
+        if stretch.private:
+            frames = stretch.frames_for(cursor.session.number)
         if self._joins and pace.late and cursor.paced and not cursor.verbatim:
             frames = coalesce(frames)
         data = frames[0] if len(frames) == 1 else b"".join(frames)
