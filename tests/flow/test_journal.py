@@ -214,14 +214,14 @@ def test_a_cleared_journal_is_empty_and_accepts_frames() -> None:
     for i in range(30):
         journal.append(b"%010d" % i, audience=i % 3, state=i % 2 == 0)
     journal.clear()
-    assert journal.nbytes == 0
+    assert (journal.nbytes, journal.first_seq, journal.next_seq) == (0, 30, 30)
     assert memory(journal) < memory(Journal(100, 100)) + 50
     place = journal.end()
     journal.append(b"next", state=True)
     got, gaps, _ = read_all(journal, place)
     assert (got, gaps) == ([b"next"], [])
     got, (gap,), _ = read_all(journal, start)
-    assert (got, gap.messages) == ([b"next"], 30)
+    assert (got, gap.messages, gap.last_lost) == ([b"next"], 30, b"")
 
 
 def test_the_gap_after_a_retained_frame_has_the_exact_size() -> None:

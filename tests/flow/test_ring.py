@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pickle
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -110,6 +112,7 @@ def test_a_ring_gives_the_same_answers_after_it_was_compacted(step: int) -> None
     for seq in range(ring.first, ring.next):
         assert (ring.frame(seq), ring.key(seq)) == (b"%d" % seq, seq)
         assert list(ring.find(seq)) == [seq]
+    assert ring.frames(ring.first, ring.next) == [b"%d" % i for i in range(kept, 6000)]
     assert ring.offset(ring.first) == ring.dropped == sum(len(b"%d" % i) for i in range(kept))
     assert ring.reach(ring.offset(ring.next - 1), ring.first, ring.next) == ring.next - 1
 
@@ -191,3 +194,13 @@ def test_retained_frames_give_the_same_answers_after_they_were_compacted() -> No
     assert [item.seq for item in frames] == list(range(5000, 8000, 2))
     assert frames.get(6000) == RetainedFrame(6000, b"6000", 6000)
     assert next(frames.find(7998 % 3)).seq == 7998
+
+
+def test_memory_of_removed_retained_frames_is_released() -> None:
+    frames = RetainedFrames()
+    for number in range(50_000):
+        frames.append(RetainedFrame(number, b"frame", 0), number)
+        if number >= 100:
+            frames.popleft()
+    assert len(frames) == 100
+    assert len(pickle.dumps(frames)) < 50_000

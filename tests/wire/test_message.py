@@ -149,6 +149,7 @@ def test_keys_are_the_same_in_every_process() -> None:
         b'{"msg_id": "a", "msg_type": "stream", "x": {"msg_type": "status"}}',
         b'{"msg_id": "a", "msg_type": "stream", "x": "\\""}',
         b'{"msg_id": "a\\"b", "msg_type": "stream"}',
+        b'{"msg_id": "a", "msg_type": "stream", "msg\\u005ftype": "status"}',
         b'{"msg_id": "a", "msg_type": "stre',
         b'{"msg_id": "a',
         b'{"msg_type":"stream","msg_id":"a"}',

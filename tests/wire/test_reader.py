@@ -243,3 +243,10 @@ def test_a_close_code_of_one_byte_is_refused(data: bytes) -> None:
 def test_a_close_reason_that_is_not_utf8_is_refused(reason: bytes) -> None:
     with pytest.raises(ProtocolViolation, match="not UTF-8"):
         parse_close(b"\x03\xe8" + reason)
+
+
+def test_read_returns_the_events_of_some_bytes_and_keeps_the_rest() -> None:
+    reader = FrameReader(100)
+    data = frame(TEXT, b"one") + frame(PING, b"two") + frame(BINARY, b"three")
+    assert list(reader.read(data[:-1])) == [(TEXT, "one"), (PING, b"two")]
+    assert list(reader.read(data[-1:])) == [(BINARY, b"three")]
