@@ -62,6 +62,28 @@ class Inside(Server):
         assert reply.status == 201, reply.body
         return str(reply.json()["id"])
 
+    async def until_answers(self, kernel_id: str) -> None:
+        """Wait until a kernel answers, whichever of its processes that is.
+
+        jupyter_client chooses free ports and closes them again, so that another process may take
+        one before the kernel binds it, the more often the slower the machine is. That kernel ends
+        at once, and is restarted on other ports.
+        """
+        kernel = self.kernels.get_kernel(kernel_id)
+
+        async def answers() -> bool:
+            client = kernel.client()
+            client.start_channels()
+            try:
+                await client.wait_for_ready(timeout=5)
+            except RuntimeError:  # this process has ended, or is slow
+                return False
+            finally:
+                client.stop_channels()
+            return True
+
+        await until(answers, "the kernel answers")
+
     async def model(self, kernel_id: str) -> dict[str, Any]:
         """Return the kernel's model from the REST API."""
         reply = await self.call("GET", f"/api/kernels/{kernel_id}")

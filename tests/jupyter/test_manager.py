@@ -70,6 +70,7 @@ def inside(shared_server: Inside, caplog: pytest.LogCaptureFixture) -> Any:
 async def kernel(inside: Inside) -> AsyncIterator[str]:
     """A kernel for one test, which may restart or kill it."""
     kernel_id = await inside.new_kernel()
+    await inside.until_answers(kernel_id)
     yield kernel_id
     reply = await inside.call("DELETE", f"/api/kernels/{kernel_id}")
     assert reply.status in {204, 404}, reply.body
