@@ -49,7 +49,7 @@ def test_the_names_are_those_of_jupyter_server() -> None:
         assert public(theirs) <= public(ours)
 
 
-def test_the_functions_are_to_be_found_beside_the_base() -> None:
+def test_the_functions_can_be_imported_from_the_module_of_the_base() -> None:
     for name in set(messages.__all__) - {"deserialize_parts"}:
         assert getattr(base, name) is getattr(messages, name)
         assert callable(getattr(peer_base, name))
@@ -63,7 +63,7 @@ def test_the_abstract_class_names_what_is_missing() -> None:
         Half()  # type: ignore[abstract]
 
 
-def test_a_class_that_has_all_can_be_made_and_awaited() -> None:
+def test_a_class_with_all_methods_can_be_used() -> None:
     class Whole(KernelWebsocketConnectionABC):
         async def connect(self) -> None: ...
 
@@ -84,7 +84,7 @@ def test_bases_count_as_connections() -> None:
     assert isinstance(connection(), KernelWebsocketConnectionABC)
 
 
-def test_the_base_itself_connects_nothing() -> None:
+def test_the_methods_of_the_base_are_not_implemented() -> None:
     made = connection()
     for unfinished in (made.connect, made.disconnect):
         with pytest.raises(NotImplementedError):
@@ -95,7 +95,7 @@ def test_the_base_itself_connects_nothing() -> None:
         made.handle_outgoing_message("shell", [])
 
 
-def test_who_is_whose_parent() -> None:
+def test_the_managers_are_found_through_the_parent() -> None:
     made = connection()
     assert isinstance(made.kernel_manager, Kernel)
     assert isinstance(made.multi_kernel_manager, Kernels)
@@ -104,7 +104,7 @@ def test_who_is_whose_parent() -> None:
     assert alone.multi_kernel_manager is None
 
 
-def test_the_timeout_is_the_managers_unless_it_is_set() -> None:
+def test_the_timeout_is_that_of_the_manager_by_default() -> None:
     assert connection().kernel_info_timeout == 7.5
     assert connection(Kernels).kernel_info_timeout == 60.0
     config = Config()
@@ -112,7 +112,7 @@ def test_the_timeout_is_the_managers_unless_it_is_set() -> None:
     assert connection(config=config).kernel_info_timeout == 3.0
 
 
-def test_the_session_is_made_of_the_configuration_and_names_the_client() -> None:
+def test_the_session_is_configurable_and_has_the_session_id() -> None:
     config = Config()
     config.Session.session = "a-session"
     made = connection(config=config)
@@ -128,7 +128,7 @@ def test_the_preferred_subprotocol_may_be_none_or_empty(value) -> None:
     assert connection(config=config).kernel_ws_protocol == value
 
 
-def test_the_handler_is_a_websockets() -> None:
+def test_the_handler_must_be_a_websocket_handler() -> None:
     request: Any = SimpleNamespace(connection=SimpleNamespace(set_close_callback=lambda _: None))
     handler = WebSocketHandler(Application(), request)
     assert connection(websocket_handler=handler).websocket_handler is handler

@@ -206,7 +206,7 @@ def test_the_names_are_those_of_jupyter_server() -> None:
     assert named <= ours
 
 
-def test_the_limits_are_jupyter_servers() -> None:
+def test_the_limits_are_those_of_jupyter_server() -> None:
     for name in (
         "limit_rate",
         "iopub_msg_rate_limit",
@@ -241,7 +241,7 @@ def test_hub_settings_come_from_the_configuration() -> None:
     assert {name: getattr(made, name) for name in wanted} == wanted
 
 
-def test_hub_settings_come_from_the_manager_of_kernels_too() -> None:
+def test_hub_settings_include_those_of_the_kernel_manager() -> None:
     manager = SimpleNamespace(
         allow_tracebacks=False,
         traceback_replacement_message="no",
@@ -270,14 +270,14 @@ async def test_a_configured_value_reaches_the_trait_by_the_name_that_users_know(
 @pytest.mark.parametrize(
     ("query", "expected"), [("session_id=abc", "abc"), ("", ""), ("session_id=", ""), ("x=1", "")]
 )
-async def test_the_session_is_the_urls_and_may_be_left_out(house, query, expected) -> None:
+async def test_the_session_id_is_an_optional_argument_of_the_url(house, query, expected) -> None:
     made, _ = house.make(query)
     await made.prepare()
     assert made.session_id == expected
     assert made.session_key == f"a-kernel:{expected}"
 
 
-async def test_a_session_that_is_given_counts(house) -> None:
+async def test_a_session_that_is_passed_is_used(house) -> None:
     made, _ = house.make("session_id=url", session=Session(session="given"))
     assert made.session_id == "given"
 
@@ -293,13 +293,13 @@ async def test_a_session_that_is_given_counts(house) -> None:
         ([v1.SUBPROTOCOL], v1.SUBPROTOCOL, v1.SUBPROTOCOL),
     ],
 )
-async def test_the_subprotocol_is_agreed_on(house, offered, preferred, chosen) -> None:
+async def test_the_subprotocol_is_negotiated(house, offered, preferred, chosen) -> None:
     made, _ = house.make(offered=[], kernel_ws_protocol=preferred)
     assert made.select_subprotocol(offered) == chosen
     assert made.subprotocol == chosen
 
 
-async def test_without_a_table_of_hubs_nothing_can_be_bridged() -> None:
+async def test_without_a_table_of_hubs_connecting_fails() -> None:
     made = ZMQChannelsWebsocketConnection(
         parent=Kernel(parent=Kernels()), websocket_handler=Handler(None)
     )
@@ -310,7 +310,7 @@ async def test_without_a_table_of_hubs_nothing_can_be_bridged() -> None:
     made.websocket_handler.peer.close()
 
 
-async def test_the_hub_is_the_kernels_whoever_comes_first(house) -> None:
+async def test_connections_of_one_kernel_share_its_hub(house) -> None:
     (one, _), (two, _) = house.make(), house.make()
     assert one.hub is two.hub is house.hub
 
@@ -318,7 +318,7 @@ async def test_the_hub_is_the_kernels_whoever_comes_first(house) -> None:
 # -- life -----------------------------------------------------------------------------------
 
 
-async def test_connecting_is_done_at_once_and_told(house) -> None:
+async def test_connecting_is_done_at_once_and_reported_to_the_manager(house) -> None:
     made, handler = house.make()
     await made.prepare()
     done = made.connect()
@@ -331,14 +331,14 @@ async def test_connecting_is_done_at_once_and_told(house) -> None:
     assert handler.stream.socket.fileno() > 0
 
 
-async def test_connecting_before_the_upgrade_is_our_own_fault(house) -> None:
+async def test_connecting_before_the_upgrade_is_an_assertion_error(house) -> None:
     made, handler = house.make()
     handler.ws_connection = None
     with pytest.raises(AssertionError, match="accepted"):
         made.connect()
 
 
-async def test_who_was_not_asked_for_a_subprotocol_speaks_legacy(house) -> None:
+async def test_without_a_subprotocol_the_legacy_dialect_is_used(house) -> None:
     handler = Handler(house.hubs)
     house.handlers.append(handler)
     made = ZMQChannelsWebsocketConnection(
@@ -351,7 +351,7 @@ async def test_who_was_not_asked_for_a_subprotocol_speaks_legacy(house) -> None:
 
 
 @pytest.mark.parametrize("name", ["disconnect", "close"])
-async def test_disconnecting_twice_is_once(house, name) -> None:
+async def test_disconnecting_twice_has_no_further_effect(house, name) -> None:
     made, handler = await house.open()
     channels = list(made.channels.values())
     assert not any(c.closed() for c in channels)
@@ -365,13 +365,13 @@ async def test_disconnecting_twice_is_once(house, name) -> None:
     assert handler.written() == []
 
 
-async def test_disconnecting_before_connecting_is_nothing(house) -> None:
+async def test_disconnecting_before_connecting_has_no_effect(house) -> None:
     made, _ = house.make()
     made.disconnect()
     assert house.kernels.told == []
 
 
-async def test_a_manager_that_wants_to_know_nothing_is_told_nothing(house) -> None:
+async def test_a_manager_without_notify_methods_is_supported(house) -> None:
     house.kernels = Configurable()
     made, _ = await house.open()
     made.disconnect()
@@ -386,7 +386,7 @@ async def test_close_all_disconnects_every_websocket(house) -> None:
     await ZMQChannelsWebsocketConnection.close_all()
 
 
-async def test_create_stream_names_channels_that_flush_what_has_come(house) -> None:
+async def test_create_stream_makes_channels_whose_flush_delivers_messages(house) -> None:
     made, _ = house.make()
     made.create_stream()
     assert {name: c.channel for name, c in made.channels.items()} == {
@@ -395,7 +395,7 @@ async def test_create_stream_names_channels_that_flush_what_has_come(house) -> N
     made.channels["iopub"].flush()
 
 
-async def test_who_comes_back_is_given_what_it_missed(house) -> None:
+async def test_a_client_that_reconnects_gets_the_messages_it_missed(house) -> None:
     made, _ = await house.open("session_id=me")
     made.disconnect()
     house.say(message(Channel.IOPUB, "stream", {"name": "stdout", "text": "meanwhile"}))
@@ -409,7 +409,7 @@ async def test_who_comes_back_is_given_what_it_missed(house) -> None:
 
 
 @pytest.mark.parametrize("dialect", ["v1", "legacy"])
-async def test_what_comes_over_the_websocket_reaches_the_kernel(house, dialect) -> None:
+async def test_messages_of_the_websocket_reach_the_kernel(house, dialect) -> None:
     made, handler = await house.open(offered=None if dialect == "v1" else [])
     house.prove()
     encode = v1.encode if dialect == "v1" else legacy.encode
@@ -453,7 +453,7 @@ MALFORMED: dict[str, tuple[str, Any, int, str]] = {
 
 
 @pytest.mark.parametrize("name", MALFORMED)
-async def test_a_frame_that_is_no_message_closes_this_websocket_alone(house, name) -> None:
+async def test_an_invalid_frame_closes_only_its_websocket(house, name) -> None:
     dialect, frame, code, reason = MALFORMED[name]
     made, handler = await house.open(offered=None if dialect == "v1" else [])
     _, bystander = await house.open("session_id=other")
@@ -492,7 +492,7 @@ IGNORED: dict[str, tuple[str, Any]] = {
 
 
 @pytest.mark.parametrize("name", IGNORED)
-async def test_what_no_kernel_takes_is_dropped_counted_and_logged_once(house, name, caplog) -> None:
+async def test_ignored_messages_are_dropped_counted_and_logged_once(house, name, caplog) -> None:
     dialect, frame = IGNORED[name]
     made, handler = await house.open(offered=None if dialect == "v1" else [])
     house.prove()
@@ -513,7 +513,7 @@ def many_keys(size: int) -> str:
     return f'{{"header": {head}, "content": {{{content}}}}}'
 
 
-async def test_a_large_frame_is_decoded_while_others_have_their_turn(house) -> None:
+async def test_decoding_a_large_frame_does_not_delay_others(house) -> None:
     made, handler = await house.open(offered=[])
     house.prove()
     turns = 0
@@ -538,7 +538,7 @@ async def test_a_large_frame_is_decoded_while_others_have_their_turn(house) -> N
     assert handler.closes == []
 
 
-async def test_a_large_frame_that_is_simple_goes_on_at_once(house) -> None:
+async def test_a_large_frame_with_little_json_is_sent_at_once(house) -> None:
     made, _ = await house.open(offered=[])
     house.prove()
     asked = message(Channel.SHELL, "execute_request", {"code": "x" * 100_000})
@@ -549,7 +549,7 @@ async def test_a_large_frame_that_is_simple_goes_on_at_once(house) -> None:
 @pytest.mark.parametrize(
     ("spoil", "code"), [(lambda frame: frame[:-1], 1007), (lambda frame: "[" + frame, 1008)]
 )
-async def test_a_large_frame_that_is_no_message_closes_the_websocket(house, spoil, code) -> None:
+async def test_an_invalid_large_frame_closes_the_websocket(house, spoil, code) -> None:
     made, handler = await house.open(offered=[])
     house.prove()
     decoded = made.handle_incoming_message(spoil(many_keys(1 << 20)))
@@ -561,7 +561,7 @@ async def test_a_large_frame_that_is_no_message_closes_the_websocket(house, spoi
 
 
 @pytest.mark.parametrize("channel", ["iopub", "hb", "nosuch"])
-async def test_a_large_frame_that_no_kernel_takes_is_dropped_and_counted(house, channel) -> None:
+async def test_an_ignored_large_frame_is_dropped_and_counted(house, channel) -> None:
     made, handler = await house.open(offered=[])
     house.prove()
     decoded = made.handle_incoming_message(many_keys(1 << 20)[:-1] + f', "channel": "{channel}"}}')
@@ -573,7 +573,7 @@ async def test_a_large_frame_that_no_kernel_takes_is_dropped_and_counted(house, 
     assert house.hub.statistics()["ignored_client_messages"] == 1
 
 
-async def test_a_large_frame_of_a_websocket_that_goes_meanwhile_comes_to_nothing(house) -> None:
+async def test_a_large_frame_of_a_websocket_that_disconnects_is_dropped(house) -> None:
     made, handler = await house.open(offered=[])
     house.prove()
     decoded = made.handle_incoming_message(many_keys(1 << 20))
@@ -584,7 +584,7 @@ async def test_a_large_frame_of_a_websocket_that_goes_meanwhile_comes_to_nothing
     assert handler.closes == []
 
 
-async def test_nothing_is_taken_before_or_after(house) -> None:
+async def test_messages_are_ignored_before_connect_and_after_disconnect(house) -> None:
     made, handler = house.make()
     good = v1.encode(message(Channel.SHELL, "execute_request", {"code": "1"}))
     assert made.handle_incoming_message(good) is None
@@ -603,7 +603,7 @@ async def test_a_kernel_that_is_gone_closes_with_1012(house) -> None:
     assert handler.closes == [(1012, "the kernel is gone")]
 
 
-async def test_a_kernel_that_is_full_gives_something_to_wait_for(house) -> None:
+async def test_a_full_kernel_returns_an_awaitable(house) -> None:
     made, _ = await house.open()
     house.prove()
     house.kernel.full = True
@@ -618,9 +618,7 @@ async def test_a_kernel_that_is_full_gives_something_to_wait_for(house) -> None:
 
 
 @pytest.mark.parametrize("as_channel", [False, True])
-async def test_what_is_handed_over_as_from_the_kernel_reaches_this_websocket_alone(
-    house, as_channel
-) -> None:
+async def test_handle_outgoing_message_writes_to_this_websocket_only(house, as_channel) -> None:
     made, handler = await house.open()
     _, other = await house.open("session_id=other")
     msg = message(Channel.SHELL, "execute_reply", {"status": "ok"})
@@ -631,7 +629,7 @@ async def test_what_is_handed_over_as_from_the_kernel_reaches_this_websocket_alo
 
 
 @pytest.mark.parametrize("offered", [None, []], ids=["v1", "legacy"])
-async def test_what_is_handed_over_must_be_a_message(house, offered) -> None:
+async def test_handle_outgoing_message_refuses_invalid_parts(house, offered) -> None:
     made, handler = await house.open(offered=offered)
     with pytest.raises(KernelMessageError):
         made.handle_outgoing_message("iopub", [b"no", b"message"])
@@ -640,7 +638,7 @@ async def test_what_is_handed_over_must_be_a_message(house, offered) -> None:
     assert handler.written() == []
 
 
-async def test_a_part_is_given_or_read(house) -> None:
+async def test_get_part_returns_the_value_or_reads_the_part(house) -> None:
     made, _ = house.make()
     parts = [b'{"a": 1}', b'{"b": 2}', b'{"c": 3}', b'{"d": "\xc3\xbc"}']
     names = ("header", "parent_header", "metadata", "content")
@@ -654,12 +652,12 @@ async def test_a_part_is_given_or_read(house) -> None:
     assert made.get_part("content", {}, parts) == {}
 
 
-async def test_write_message_is_the_handlers(house) -> None:
+async def test_write_message_is_that_of_the_handler(house) -> None:
     made, handler = house.make()
     assert made.write_message == handler.write_message
 
 
-async def test_stderr_is_shown_in_the_cell_to_this_websocket_alone(house) -> None:
+async def test_write_stderr_shows_a_line_to_this_websocket_only(house) -> None:
     made, handler = await house.open()
     _, other = await house.open("session_id=other")
     parent = json.loads(message(Channel.SHELL, "execute_request", msg_id="cell").header)
@@ -676,7 +674,7 @@ async def test_stderr_is_shown_in_the_cell_to_this_websocket_alone(house) -> Non
 @pytest.mark.parametrize(
     ("name", "state"), [("on_kernel_restarted", "restarting"), ("on_restart_failed", "dead")]
 )
-async def test_restarts_are_told_as_status(house, name, state) -> None:
+async def test_restarts_are_announced_as_status(house, name, state) -> None:
     made, handler = await house.open()
     getattr(made, name)()
     (told,) = handler.messages()
@@ -701,7 +699,7 @@ async def test_nudging_waits_for_the_hub(house) -> None:
         assert await made.nudge() is True
 
 
-async def test_kernel_info_is_asked_for_and_kept_from_clients(house) -> None:
+async def test_kernel_info_is_requested_and_not_shown_to_clients(house) -> None:
     made, handler = await house.open()
     house.prove()
     asked = made.request_kernel_info()
@@ -715,7 +713,7 @@ async def test_kernel_info_is_asked_for_and_kept_from_clients(house) -> None:
     assert handler.messages() == []
 
 
-async def test_kernel_info_of_a_kernel_that_goes_is_an_error_not_a_silence(house) -> None:
+async def test_kernel_info_of_a_kernel_that_ends_is_an_error(house) -> None:
     made, _ = await house.open()
     asked = made.request_kernel_info()
     await asyncio.sleep(0)
@@ -724,7 +722,7 @@ async def test_kernel_info_of_a_kernel_that_goes_is_an_error_not_a_silence(house
         await asked
 
 
-async def test_kernel_info_is_waited_for_as_long_as_the_setting_says(house) -> None:
+async def test_kernel_info_timeout_limits_the_wait_for_kernel_info(house) -> None:
     made, _ = await house.open(kernel_info_timeout=0.0)
     assert await made.request_kernel_info() == {}
     assert await asyncio.wrap_future(made._kernel_info_future) == {}
@@ -739,7 +737,7 @@ class Particular(ZMQChannelsWebsocketConnection):
         self.journal_limit = 12345
 
 
-async def test_the_traits_of_a_connection_may_count_instead_of_the_configuration(house) -> None:
+async def test_hub_settings_can_come_from_the_traits_of_a_connection(house) -> None:
     handler = Handler(house.hubs)
     house.handlers.append(handler)
     made = Particular(parent=Kernel(parent=house.kernels), websocket_handler=handler)
@@ -749,7 +747,7 @@ async def test_the_traits_of_a_connection_may_count_instead_of_the_configuration
 # -- nothing lost ---------------------------------------------------------------------------------
 
 
-def test_what_keeps_output_from_getting_lost_can_be_set() -> None:
+def test_settings_of_the_journal_can_be_configured() -> None:
     chosen = {
         "acknowledge": False,
         "rate_limit_policy": "drop",
@@ -762,13 +760,13 @@ def test_what_keeps_output_from_getting_lost_can_be_set() -> None:
     assert {name: getattr(made, name) for name in chosen} == chosen
 
 
-def test_a_policy_that_there_is_not_is_refused() -> None:
+def test_an_unknown_rate_limit_policy_is_refused() -> None:
     config = Config({"ZMQChannelsWebsocketConnection": {"rate_limit_policy": "guess"}})
     with pytest.raises(TraitError, match="rate_limit_policy"):
         ZMQChannelsWebsocketConnection.hub_settings(config)
 
 
-def test_who_has_methods_of_its_own_is_limited_there_and_not_in_the_hub() -> None:
+def test_an_overridden_connection_is_limited_by_its_methods_and_not_in_the_hub() -> None:
     class Own(ZMQChannelsWebsocketConnection):
         def write_message(self, *args: Any, **how: Any) -> None: ...
 
@@ -793,7 +791,7 @@ def stream(text: str) -> Message:
 
 
 @pytest.mark.parametrize("offered", [[v1.SUBPROTOCOL], []], ids=["v1", "legacy"])
-async def test_a_pong_tells_the_hub_what_has_arrived(house, offered) -> None:
+async def test_a_pong_acknowledges_messages(house, offered) -> None:
     made, handler = await house.open(offered=offered)
     say(house, stream("one"))
     (first, _), (second, payload) = frames_to(handler)
@@ -810,7 +808,7 @@ async def test_a_pong_tells_the_hub_what_has_arrived(house, offered) -> None:
     made.on_pong(payload)
 
 
-async def test_a_handler_that_does_not_pass_on_pongs_acknowledges_all_the_same(house) -> None:
+async def test_pongs_acknowledge_although_the_handler_does_not_pass_them_on(house) -> None:
     made, handler = await house.open()
     say(house, stream("one"))
     _, (_, payload) = frames_to(handler)
@@ -822,7 +820,7 @@ async def test_a_handler_that_does_not_pass_on_pongs_acknowledges_all_the_same(h
     assert again.messages() == []
 
 
-async def test_a_handler_that_passes_on_pongs_does_so_once(house, monkeypatch) -> None:
+async def test_a_pong_that_the_handler_passes_on_is_processed_once(house, monkeypatch) -> None:
     heard: list[bytes] = []
     monkeypatch.setattr(Hub, "on_pong", lambda hub, attachment, payload: heard.append(payload))
     made, handler = house.make()
@@ -839,7 +837,7 @@ async def test_a_handler_that_passes_on_pongs_does_so_once(house, monkeypatch) -
     assert heard == [b"1", b"2"]
 
 
-async def test_a_pong_before_and_after_is_nothing(house) -> None:
+async def test_pongs_are_ignored_before_connect_and_after_disconnect(house) -> None:
     made, _ = house.make()
     made.on_pong(b"1")
     await made.prepare()
@@ -849,7 +847,7 @@ async def test_a_pong_before_and_after_is_nothing(house) -> None:
     assert house.hub.connections == 0
 
 
-async def test_what_was_not_acknowledged_comes_again_to_the_session(house) -> None:
+async def test_unacknowledged_messages_are_sent_again_to_the_session(house) -> None:
     made, handler = await house.open()
     say(house, stream("one"))
     assert len(frames_to(handler)) == 2
@@ -858,7 +856,7 @@ async def test_what_was_not_acknowledged_comes_again_to_the_session(house) -> No
     assert [m.msg_type for m in again.messages()] == ["stream"]
 
 
-async def test_since_is_the_urls_and_may_be_left_out(house) -> None:
+async def test_since_is_an_optional_argument_of_the_url(house) -> None:
     for query, expected in (("", ""), ("since=start", "start"), ("since=a%20b%2Fc", "a b/c")):
         made, _ = house.make(query)
         await made.prepare()
@@ -866,14 +864,14 @@ async def test_since_is_the_urls_and_may_be_left_out(house) -> None:
 
 
 @pytest.mark.parametrize("name", ["session_id", "since"])
-async def test_what_is_no_text_is_400_before_the_websocket_opens(house, name) -> None:
+async def test_arguments_that_are_not_text_are_refused_with_400(house, name) -> None:
     made, _ = house.make(f"{name}=%ff")
     with pytest.raises(HTTPError) as caught:
         await made.prepare()
     assert caught.value.status_code == 400
 
 
-async def test_a_new_session_begins_where_its_url_says(house) -> None:
+async def test_a_new_session_begins_after_the_message_in_since(house) -> None:
     await house.open()
     said = [message(Channel.IOPUB, "comm_msg", {"n": i}) for i in range(3)]
     for one in said:
@@ -890,7 +888,7 @@ async def test_a_new_session_begins_where_its_url_says(house) -> None:
     assert rest == said
 
 
-async def test_too_long_a_since_is_the_clients_fault_and_attaches_nobody(house) -> None:
+async def test_a_since_that_is_too_long_is_refused(house) -> None:
     made, _ = house.make("session_id=s&since=" + "x" * 513)
     await made.prepare()
     with pytest.raises(InvalidRequest) as caught:
@@ -900,7 +898,7 @@ async def test_too_long_a_since_is_the_clients_fault_and_attaches_nobody(house) 
     made.disconnect()
 
 
-async def test_who_has_methods_of_its_own_is_given_each_message_and_pings_behind_them(
+async def test_an_overridden_connection_gets_each_message_and_then_the_ping(
     house,
 ) -> None:
     made, handler = house.make()

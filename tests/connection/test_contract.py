@@ -170,17 +170,17 @@ def _klass(trait: Any) -> type:
 
 @pytest.mark.parametrize("pair", CLASSES)
 @pytest.mark.parametrize("faults", [missing, of_another_kind, called_otherwise, awaited_otherwise])
-def test_the_class_is_the_peers(pair, faults) -> None:
+def test_the_class_has_the_names_of_jupyter_servers_class(pair, faults) -> None:
     assert names(CLASSES[pair][1]), "nothing is compared"
     assert faults(*CLASSES[pair]) == []
 
 
 @pytest.mark.parametrize("pair", ["base", "channels"])
-def test_the_traits_are_the_peers(pair) -> None:
+def test_the_traits_are_those_of_jupyter_servers_class(pair) -> None:
     assert traits_that_differ(*CLASSES[pair]) == []
 
 
-def test_the_comparison_sees_what_differs() -> None:
+def test_the_comparison_finds_differences() -> None:
     class Other(base.BaseKernelWebsocketConnection):
         kernel_id = "a-kernel"
         session = None
@@ -212,7 +212,7 @@ def test_the_comparison_sees_what_differs() -> None:
     assert missing(HasTraits, theirs) == names(theirs)
 
 
-def test_the_abstract_methods_are_the_peers() -> None:
+def test_the_abstract_methods_are_those_of_jupyter_server() -> None:
     ours, theirs = CLASSES["abc"]
     assert ours.__abstractmethods__ == theirs.__abstractmethods__
     assert set(ours.__annotations__) >= set(theirs.__annotations__)
@@ -226,14 +226,14 @@ def test_the_classes_are_connections_and_inherit_as_the_peers_do() -> None:
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
-def test_the_functions_take_what_the_peers_take(name) -> None:
+def test_the_functions_have_the_parameters_of_jupyter_servers_functions(name) -> None:
     assert accepts(getattr(base, name), getattr(peer_base, name)) == []
 
 
 # -- futures --------------------------------------------------------------------------------
 
 
-def test_futures_of_threads_are_wrapped_only_where_a_loop_runs() -> None:
+def test_futures_of_threads_are_wrapped_only_in_a_running_loop() -> None:
     one: Future[int] = Future()
     assert channels._ensure_future(one) is one
 
@@ -246,7 +246,7 @@ def test_futures_of_threads_are_wrapped_only_where_a_loop_runs() -> None:
     assert asyncio.run(inside()) == 7
 
 
-def test_a_new_connection_has_futures_of_its_own_that_are_not_done() -> None:
+def test_each_new_connection_has_separate_futures_that_are_not_done() -> None:
     made = [channels.ZMQChannelsWebsocketConnection() for _ in range(2)]
     for name in ("_kernel_info_future", "_close_future"):
         one, two = (getattr(each, name) for each in made)
@@ -269,7 +269,7 @@ def test_a_new_connection_has_futures_of_its_own_that_are_not_done() -> None:
         ("BaseKernelWebsocketConnection", "kernel_ws_protocol", ""),
     ],
 )
-def test_what_is_written_for_jupyter_servers_class_applies(section, name, value) -> None:
+def test_configuration_of_jupyter_servers_class_applies(section, name, value) -> None:
     config = Config({section: {name: value}})
     for cls in (channels.ZMQChannelsWebsocketConnection, CLASSES["channels"][1]):
 
@@ -352,7 +352,7 @@ def test_v1_frames_of_packed_dicts_are_the_same(msg, channel) -> None:
 
 @given(st.data())
 @settings(deadline=None)
-def test_harmed_bytes_are_refused_or_read_as_the_peer_reads_them(data) -> None:
+def test_corrupted_bytes_are_refused_or_read_as_by_jupyter_server(data) -> None:
     """Jupyter Server raises various errors here, or returns parts that were not sent."""
     msg = data.draw(MESSAGES)
     parts = [b"{}" for _ in PARTS] + msg["buffers"]

@@ -51,7 +51,7 @@ def desk() -> Desk:
     return Desk()
 
 
-def test_each_message_of_a_batch_is_handed_over_whole_and_in_order(desk) -> None:
+def test_each_message_of_a_batch_is_passed_on_in_order(desk) -> None:
     display = build(
         Channel.IOPUB, "display_data", {}, session="k", date="now", buffers=(b"\x00", b"")
     )
@@ -61,7 +61,7 @@ def test_each_message_of_a_batch_is_handed_over_whole_and_in_order(desk) -> None
     assert [bytes(b) for b in desk.got[1].buffers] == [b"\x00", b""]
 
 
-def test_what_a_hook_raises_costs_its_message_alone_and_is_said(desk, caplog) -> None:
+def test_an_exception_of_a_hook_loses_one_message_and_is_logged(desk, caplog) -> None:
     desk.fault[1] = RuntimeError("a fault of the subclass")
     assert desk.write(*(stream(str(i)) for i in range(4)))
     assert texts(desk.link) == ["0", "2", "3"]
@@ -71,14 +71,14 @@ def test_what_a_hook_raises_costs_its_message_alone_and_is_said(desk, caplog) ->
     assert desk.write(stream("4")), "no part of the message may remain"
 
 
-def test_a_websocket_that_closes_meanwhile_is_given_no_more(desk, caplog) -> None:
+def test_no_more_messages_are_passed_on_after_the_websocket_closed(desk, caplog) -> None:
     desk.fault[1] = WebSocketClosedError()
     assert not desk.write(*(stream(str(i)) for i in range(4)))
     assert len(desk.got) == 2
     assert caplog.records == []
 
 
-def test_while_what_it_wrote_is_on_its_way_the_hub_is_to_wait(desk) -> None:
+def test_the_hub_waits_while_written_frames_are_in_transit(desk) -> None:
     told: list[bool] = []
     desk.client.on_writable = lambda: told.append(True)
     desk.link.stalled = True
@@ -88,7 +88,7 @@ def test_while_what_it_wrote_is_on_its_way_the_hub_is_to_wait(desk) -> None:
     assert desk.write(stream("two"))
 
 
-def test_it_is_closed_as_its_websocket_is(desk) -> None:
+def test_a_hooked_client_is_closed_with_its_websocket(desk) -> None:
     assert not desk.client.closed
     desk.client.close(1001, "the kernel was shut down")
     assert desk.client.closed
@@ -96,7 +96,7 @@ def test_it_is_closed_as_its_websocket_is(desk) -> None:
     assert not desk.write(stream("late"))
 
 
-async def test_a_slow_hook_leaves_others_their_turn(monkeypatch) -> None:
+async def test_a_slow_hook_does_not_delay_others(monkeypatch) -> None:
     monkeypatch.setattr(hooks, "_TURN", -1.0)  # it has ended before the first check
     desk = Desk()
     told = asyncio.Event()
@@ -112,7 +112,7 @@ async def test_a_slow_hook_leaves_others_their_turn(monkeypatch) -> None:
     desk.client.abandon()
 
 
-async def test_what_waits_for_its_turn_is_dropped_with_the_websocket(monkeypatch) -> None:
+async def test_messages_that_wait_are_dropped_with_the_websocket(monkeypatch) -> None:
     monkeypatch.setattr(hooks, "_TURN", -1.0)
     desk = Desk()
     desk.write(*(stream(str(i)) for i in range(3 * hooks._LOOK_AFTER)))
@@ -122,7 +122,7 @@ async def test_what_waits_for_its_turn_is_dropped_with_the_websocket(monkeypatch
     assert len(desk.got) == hooks._LOOK_AFTER - 1
 
 
-async def test_behind_hooks_a_flood_waits_in_the_journal(monkeypatch) -> None:
+async def test_with_hooks_a_flood_waits_in_the_journal(monkeypatch) -> None:
     """No message is passed on until the last batch is written."""
     monkeypatch.setattr(hooks, "_TURN", math.inf)  # a slow machine would need several turns
     rig, desk = Rig(HubSettings(limit_rate=False)), Desk()
@@ -162,11 +162,11 @@ class Own(Base):
         (Own(), (), False),
     ],
 )
-def test_who_overrides(connection: Any, names: Any, expected: bool) -> None:
+def test_overridden_methods_are_found(connection: Any, names: Any, expected: bool) -> None:
     assert overridden(connection, Base, names) == expected
 
 
-def test_a_method_that_was_set_on_the_instance_counts() -> None:
+def test_a_method_of_the_instance_counts_as_overridden() -> None:
     connection: Any = Base()
     connection.one = SimpleNamespace()
     assert overridden(connection, Base, ("one",))
@@ -199,7 +199,7 @@ async def test_a_hook_that_is_a_coroutine_is_awaited_message_by_message() -> Non
     assert texts(desk.link) == ["one", "two", "three"]
 
 
-async def test_what_a_coroutine_raises_costs_its_message_alone(caplog) -> None:
+async def test_an_exception_of_a_coroutine_loses_one_message(caplog) -> None:
     desk, done = Slow(), asyncio.Event()
     desk.client.on_writable = done.set
     desk.fault[0] = RuntimeError("a fault of the subclass")
@@ -229,26 +229,26 @@ def opcodes(link: MemoryClient) -> list[int]:
     return [opcode for opcode, _ in each(bytes(link.written))]
 
 
-def test_a_ping_goes_out_behind_what_came_of_the_messages_before_it(desk) -> None:
+def test_a_ping_is_written_after_the_frames_of_earlier_messages(desk) -> None:
     assert desk.client.write(encode_frame(stream("one")) + ping(b"17") + encode_frame(stream("2")))
     assert [m.msg_type for m in desk.got] == ["stream", "stream"]
     assert list(each(bytes(desk.link.written)))[1] == (PING, b"17")
     assert opcodes(desk.link) == [BINARY, PING, BINARY]
 
 
-def test_a_ping_alone_is_written_and_no_message(desk) -> None:
+def test_a_ping_without_messages_is_written(desk) -> None:
     assert desk.client.write(ping(b"17"))
     assert desk.got == []
     assert desk.link.written == ping(b"17")
 
 
-def test_what_a_hook_raises_costs_no_ping(desk) -> None:
+def test_an_exception_of_a_hook_loses_no_ping(desk) -> None:
     desk.fault[0] = RuntimeError("a fault of the subclass")
     assert desk.client.write(encode_frame(stream("one")) + ping(b"17"))
     assert desk.link.written == ping(b"17")
 
 
-def test_a_ping_that_is_on_its_way_is_waited_for(desk) -> None:
+def test_the_hub_waits_for_a_ping_in_transit(desk) -> None:
     told: list[bool] = []
     desk.client.on_writable = lambda: told.append(True)
     desk.link.stalled = True

@@ -59,7 +59,7 @@ def test_binary_messages_are_those_of_jupyter_server(msg) -> None:
     assert messages.deserialize_binary_message(blob) == oracle.deserialize_binary_message(blob)
 
 
-def test_dates_go_out_as_text_and_come_back_as_dates() -> None:
+def test_dates_are_written_as_text_and_read_as_dates() -> None:
     msg = message(b"", b"\x00\xff", text="naïve 🎉")
     read = messages.deserialize_binary_message(messages.serialize_binary_message(msg))
     assert read == msg
@@ -77,7 +77,7 @@ def test_views_count_in_bytes_and_need_not_be_of_bytes() -> None:
     assert (channel, parts[4:]) == ("iopub", [b"x" * 32, b"end"])
 
 
-def test_a_view_of_a_blob_is_read_too() -> None:
+def test_a_view_of_a_binary_message_is_read() -> None:
     blob = messages.serialize_binary_message(message(b"abc"))
     assert messages.deserialize_binary_message(memoryview(blob))["buffers"] == [b"abc"]
 
@@ -111,7 +111,7 @@ def test_a_dict_keeps_its_buffers_and_needs_no_pack() -> None:
     )
 
 
-def test_the_bridges_own_dialect_reads_what_is_written_here() -> None:
+def test_the_legacy_dialect_reads_these_messages() -> None:
     msg = message(b"buffer")
     msg["header"] = {"msg_id": "a", "msg_type": "comm_msg"}
     read = v1.decode(messages.serialize_msg_to_ws_v1(msg, "shell"))

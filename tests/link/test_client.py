@@ -53,7 +53,7 @@ async def ends():
     made.close()
 
 
-async def test_what_fits_goes_at_once_and_nobody_is_told(ends) -> None:
+async def test_a_write_that_fits_is_done_without_a_callback(ends) -> None:
     link: ClientLink = ends.link
     for data in (b"one", b"two"):
         assert link.write(data)
@@ -61,7 +61,7 @@ async def test_what_fits_goes_at_once_and_nobody_is_told(ends) -> None:
     assert ends.told == 0
 
 
-async def test_what_does_not_fit_blocks_until_the_peer_has_read(ends) -> None:
+async def test_a_write_that_does_not_fit_blocks_until_the_peer_has_read(ends) -> None:
     assert not ends.link.write(BIG)
     assert ends.told == 0
     assert await ends.read(len(BIG)) == BIG
@@ -72,7 +72,7 @@ async def test_what_does_not_fit_blocks_until_the_peer_has_read(ends) -> None:
     assert ends.told == 1, "reported a write that was never blocked"
 
 
-async def test_each_blocked_write_is_told_of_once(ends) -> None:
+async def test_each_blocked_write_is_reported_once(ends) -> None:
     for count in (1, 2, 3):
         assert not ends.link.write(BIG)
         await ends.read(len(BIG))
@@ -80,7 +80,7 @@ async def test_each_blocked_write_is_told_of_once(ends) -> None:
         assert ends.told == count
 
 
-async def test_what_tornado_writes_itself_stands_between_whole_frames(ends) -> None:
+async def test_frames_of_tornado_are_written_between_whole_frames(ends) -> None:
     """A pong that is sent while a write is blocked follows that write."""
     assert not ends.link.write(BIG)
     pong = ends.stream.write(b"pong")
@@ -89,14 +89,14 @@ async def test_what_tornado_writes_itself_stands_between_whole_frames(ends) -> N
     await ends.told_writable()
 
 
-async def test_a_closed_stream_takes_nothing_and_does_not_raise(ends) -> None:
+async def test_writing_to_a_closed_stream_returns_false(ends) -> None:
     ends.stream.close()
     assert ends.link.closed
     assert not ends.link.write(b"late")
     assert ends.told == 0
 
 
-async def test_nobody_is_told_when_a_blocked_stream_closes(ends) -> None:
+async def test_a_blocked_stream_that_closes_calls_no_callback(ends) -> None:
     assert not ends.link.write(BIG)
     ends.stream.close()
     for _ in range(3):  # the write's callbacks run on the loop's next turn
@@ -129,12 +129,12 @@ async def test_nothing_is_written_once_the_closing_handshake_has_begun(ends) -> 
     assert await ends.read(7) == b"dataend"
 
 
-async def test_close_is_the_websockets_own(ends) -> None:
+async def test_close_calls_the_close_of_the_websocket(ends) -> None:
     ends.link.close(1001, "going away")
     assert ends.closes == [(1001, "going away")]
 
 
-async def test_nagle_is_off_and_until_asked_nobody_listens(ends) -> None:
+async def test_nagle_is_off_and_callbacks_are_optional(ends) -> None:
     assert ends.stream.socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
     assert StreamClient(ends.stream, lambda *_: None).on_writable is noop
 

@@ -43,7 +43,7 @@ def plain(batch):
     return [[bytes(part) for part in parts] for parts in batch]
 
 
-def test_messages_come_whole_and_in_order(pair) -> None:
+def test_messages_are_read_complete_and_in_order(pair) -> None:
     ours, kernel = pair
     sent = [message(b'{"n":%d}' % n, *[b"buf"] * (n % 3)) for n in range(20)]
     sent += [message(b"{}", topic=None)]
@@ -62,7 +62,9 @@ def test_buffers_are_not_copied(pair) -> None:
 
 
 @pytest.mark.parametrize(("max_messages", "max_bytes"), [(3, PLENTY), (100, 500)])
-def test_a_batch_ends_at_its_bound_and_the_rest_waits(pair, max_messages, max_bytes) -> None:
+def test_a_batch_ends_at_its_limit_and_the_rest_is_read_later(
+    pair, max_messages, max_bytes
+) -> None:
     ours, kernel = pair
     sent = [message(b'{"t":"' + b"x" * 190 + b'"}') for _ in range(10)]
     for parts in sent:
@@ -82,7 +84,7 @@ SHORT = st.lists(
 
 @given(st.lists(st.one_of(st.none(), SHORT), max_size=12))
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=300)
-def test_what_is_out_of_shape_takes_at_most_its_neighbour_along(pair, plan) -> None:
+def test_a_malformed_message_costs_at_most_the_next_one(pair, plan) -> None:
     """Valid messages arrive unchanged, except possibly one right behind a malformed message.
 
     A malformed message that looks like the beginning of a valid one may be joined with the next

@@ -76,7 +76,7 @@ async def beating() -> AsyncIterator[tuple[HeartbeatKernel, Listener]]:
     await heart.end()
 
 
-async def test_a_heart_that_beats_is_no_news(beating) -> None:
+async def test_a_kernel_that_answers_is_not_reported(beating) -> None:
     heart, listener = beating
     await listener.after(2 * MISSES)
     assert listener.told == []
@@ -85,7 +85,7 @@ async def test_a_heart_that_beats_is_no_news(beating) -> None:
     assert len(heart.connections) == 1, "a connection whose pings are answered is kept"
 
 
-async def test_one_that_stops_is_lost_once_and_one_that_goes_on_is_found_once(beating) -> None:
+async def test_a_lost_kernel_and_its_return_are_each_reported_once(beating) -> None:
     heart, listener = beating
     for rounds in (1, 2):
         heart.stop()
@@ -97,7 +97,7 @@ async def test_one_that_stops_is_lost_once_and_one_that_goes_on_is_found_once(be
         assert listener.told == ["lost", "found"] * rounds
 
 
-async def test_one_that_goes_and_comes_back_on_the_same_port(beating) -> None:
+async def test_a_kernel_that_returns_on_the_same_port_is_reported(beating) -> None:
     heart, listener = beating
     port = heart.port
     await heart.end()
@@ -110,7 +110,7 @@ async def test_one_that_goes_and_comes_back_on_the_same_port(beating) -> None:
         await again.end()
 
 
-async def test_what_waits_for_a_heart_that_has_stopped_is_bounded(beating) -> None:
+async def test_pings_to_a_stopped_kernel_are_bounded(beating) -> None:
     heart, listener = beating
     heart.stop()
     await listener.until(lambda: listener.heartbeat.lost)
@@ -125,7 +125,7 @@ async def test_what_waits_for_a_heart_that_has_stopped_is_bounded(beating) -> No
     assert listener.heartbeat.monitor.waiting <= MISSES
 
 
-async def test_a_dead_port_is_no_news_however_long() -> None:
+async def test_a_dead_port_is_never_reported_as_lost() -> None:
     free = zmq.Context.instance().socket(zmq.DEALER)
     port = free.bind_to_random_port("tcp://127.0.0.1")
     free.close(0)
@@ -140,14 +140,14 @@ async def test_a_dead_port_is_no_news_however_long() -> None:
     [endpoints(1, transport="bogus"), endpoints("x", ip="y"), endpoints(1, curve=(b"a", b"b"))],
     ids=["transport", "port", "keys"],
 )
-async def test_an_address_that_is_none_is_no_news(where) -> None:
+async def test_an_invalid_address_is_never_reported_as_lost(where) -> None:
     listener = Listener(where)
     await listener.after(10)
     assert listener.told == []
     listener.heartbeat.close()
 
 
-async def test_kernels_that_answer_with_a_rep(beating) -> None:
+async def test_kernels_that_answer_with_a_rep_socket_are_supported(beating) -> None:
     _, listener = beating
     heart = HeartbeatKernel(kind=zmq.REP)
     listener.where = endpoints(heart.port)
@@ -158,7 +158,7 @@ async def test_kernels_that_answer_with_a_rep(beating) -> None:
 
 
 @pytest.mark.parametrize("kind", ["ipv6", "ipc", "curve"])
-async def test_however_a_kernel_is_reached(kind, tmp_path: Path, monkeypatch) -> None:
+async def test_heartbeats_work_over_ipv6_ipc_and_curve(kind, tmp_path: Path, monkeypatch) -> None:
     curve = zmq.curve_keypair() if kind == "curve" else None
     if kind == "ipc":
         monkeypatch.chdir(tmp_path)  # paths of sockets must be short
@@ -176,7 +176,7 @@ async def test_however_a_kernel_is_reached(kind, tmp_path: Path, monkeypatch) ->
     await heart.end()
 
 
-async def test_who_has_not_the_keys_hears_nothing() -> None:
+async def test_without_the_keys_no_answer_arrives() -> None:
     heart = HeartbeatKernel(curve=zmq.curve_keypair())
     listener = Listener(endpoints(heart.port))
     await listener.after(2 * MISSES)
@@ -185,7 +185,7 @@ async def test_who_has_not_the_keys_hears_nothing() -> None:
     await heart.end()
 
 
-async def test_a_kernel_that_moves_is_followed_and_its_past_forgotten(beating) -> None:
+async def test_a_change_of_the_address_resets_the_heartbeat(beating) -> None:
     heart, listener = beating
     heart.stop()
     other = HeartbeatKernel()
@@ -197,7 +197,7 @@ async def test_a_kernel_that_moves_is_followed_and_its_past_forgotten(beating) -
     await other.end()
 
 
-async def test_nothing_is_asked_where_nobody_is_to_answer(beating) -> None:
+async def test_no_ping_is_sent_without_an_address(beating) -> None:
     heart, listener = beating
     listener.where = None
     await listener.after(2)
@@ -207,7 +207,7 @@ async def test_nothing_is_asked_where_nobody_is_to_answer(beating) -> None:
     assert (heart.asked, listener.told, listener.known) == (asked, [], False)
 
 
-async def test_a_kernel_at_work_that_never_answered_at_work_is_not_lost(beating) -> None:
+async def test_a_busy_kernel_that_never_answered_while_busy_is_not_lost(beating) -> None:
     heart, listener = beating
     heart.stop()
     listener.at_work = "a cell"
@@ -217,7 +217,7 @@ async def test_a_kernel_at_work_that_never_answered_at_work_is_not_lost(beating)
     await listener.until(lambda: listener.told == ["lost"])
 
 
-async def test_who_says_more_than_it_was_asked_is_not_listened_to(beating) -> None:
+async def test_a_peer_with_more_answers_than_pings_is_disconnected(beating) -> None:
     """After one ping and a thousand answers, at most two answers are read."""
     heart, listener = beating
     heart.answers = 1000
@@ -230,7 +230,7 @@ async def test_who_says_more_than_it_was_asked_is_not_listened_to(beating) -> No
     assert listener.known
 
 
-async def test_after_close_nothing_is_asked_or_told(beating) -> None:
+async def test_after_close_no_ping_is_sent_and_nothing_reported(beating) -> None:
     heart, listener = beating
     heart.stop()
     await listener.until(lambda: listener.heartbeat.lost)
@@ -244,7 +244,7 @@ async def test_after_close_nothing_is_asked_or_told(beating) -> None:
 
 
 @pytest.mark.parametrize("when", ["lost", "found"])
-async def test_who_is_told_may_close_it(beating, when) -> None:
+async def test_a_callback_may_close_the_heartbeat(beating, when) -> None:
     heart, listener = beating
     heart.stop()
     closed = asyncio.Event()
@@ -259,7 +259,7 @@ async def test_who_is_told_may_close_it(beating, when) -> None:
     assert listener.heartbeat._timer.cancelled()
 
 
-def test_endpoints_know_the_hb_port() -> None:
+def test_endpoints_contain_the_hb_port() -> None:
     ports = {f"{name}_port": 1000 for name in ("shell", "iopub", "stdin", "control")}
     assert Endpoints.from_connection_info(ports).heartbeat is None
     info = json.loads(json.dumps(ports | {"hb_port": 7, "ip": "::1"}))

@@ -32,7 +32,7 @@ async def keepalive():
     return Keepalive(30.0)
 
 
-async def test_who_answers_stays(keepalive) -> None:
+async def test_a_websocket_that_answers_pings_stays_open(keepalive) -> None:
     peer = Peer()
     keepalive.add(peer)
     for beats in range(1, 6):
@@ -42,7 +42,7 @@ async def test_who_answers_stays(keepalive) -> None:
     assert peer.closed_with == []
 
 
-async def test_who_is_silent_is_closed_at_the_next_beat_and_forgotten(keepalive) -> None:
+async def test_a_silent_websocket_is_closed_at_the_next_ping_and_removed(keepalive) -> None:
     silent, lively = Peer(), Peer()
     keepalive.add(silent)
     keepalive.add(lively)
@@ -58,7 +58,7 @@ async def test_who_is_silent_is_closed_at_the_next_beat_and_forgotten(keepalive)
     assert len(lively.pings) == 3
 
 
-async def test_who_comes_between_two_beats_has_a_whole_interval(keepalive) -> None:
+async def test_a_websocket_added_between_two_pings_has_a_whole_interval(keepalive) -> None:
     keepalive.beat()
     late = Peer()
     keepalive.add(late)
@@ -66,7 +66,7 @@ async def test_who_comes_between_two_beats_has_a_whole_interval(keepalive) -> No
     assert late.closed_with == []
 
 
-async def test_a_websocket_that_is_closed_already_is_forgotten(keepalive) -> None:
+async def test_a_closed_websocket_is_removed(keepalive) -> None:
     gone, other = Peer(gone=True), Peer()
     keepalive.add(gone)
     keepalive.add(other)
@@ -79,7 +79,7 @@ async def test_a_websocket_that_is_closed_already_is_forgotten(keepalive) -> Non
     assert len(other.pings) == 2
 
 
-async def test_what_was_removed_is_not_pinged_and_not_brought_back_by_a_late_pong(
+async def test_a_removed_websocket_is_not_pinged_and_a_late_pong_does_not_add_it(
     keepalive,
 ) -> None:
     peer = Peer()
@@ -150,7 +150,7 @@ async def test_a_websocket_that_fails_does_not_end_the_pings_of_the_others(
     assert {len(peer.pings) for peer in peers[1:]} == {3}
 
 
-async def test_who_has_yet_to_read_what_is_before_the_ping_is_let_be(keepalive) -> None:
+async def test_a_websocket_that_has_not_read_the_data_before_the_ping_stays_open(keepalive) -> None:
     busy = Peer()
     keepalive.add(busy)
     keepalive.beat()
@@ -163,7 +163,7 @@ async def test_who_has_yet_to_read_what_is_before_the_ping_is_let_be(keepalive) 
     assert len(busy.closed_with) == 1, "from then on it must answer"
 
 
-async def test_a_crowd_is_pinged_in_several_turns(keepalive) -> None:
+async def test_many_websockets_are_pinged_in_several_turns(keepalive) -> None:
     peers = [Peer() for _ in range(1_000)]
     for peer in peers:
         keepalive.add(peer)

@@ -168,7 +168,7 @@ async def test_requests_go_out_and_replies_come_back_on_each_channel(side, linke
 
 
 @pytest.mark.parametrize("first", [Channel.SHELL, Channel.IOPUB])
-async def test_a_reply_and_an_idle_that_are_both_there_are_told_together(
+async def test_a_reply_and_an_idle_that_have_arrived_are_delivered_together(
     side, linked, first
 ) -> None:
     link, events = linked
@@ -198,7 +198,7 @@ async def test_a_reply_and_an_idle_that_are_both_there_are_told_together(
         assert 1 not in at_drained, at_drained
 
 
-async def test_replies_that_arrive_while_sending_are_not_forgotten(side, linked) -> None:
+async def test_replies_that_arrive_during_a_send_are_delivered(side, linked) -> None:
     """The descriptor is edge-triggered, and sending consumes the event."""
     link, events = linked
     count = 300
@@ -219,7 +219,7 @@ async def test_replies_that_arrive_while_sending_are_not_forgotten(side, linked)
     await events.until(lambda: len(events.messages) == count)
 
 
-async def test_a_full_channel_refuses_and_tells_when_there_is_room(side, linked) -> None:
+async def test_a_full_channel_refuses_messages_and_reports_when_there_is_room(side, linked) -> None:
     link, events = linked
     big = [*body(0), b"x" * 200_000]
     for _ in range(1000):
@@ -239,7 +239,7 @@ async def drain_all(socket) -> None:
         await socket.recv_multipart()
 
 
-async def test_a_kernel_that_goes_and_comes_back_is_told_of(side, linked) -> None:
+async def test_disconnects_and_reconnects_are_reported(side, linked) -> None:
     _, events = linked
     ports = dict(side.ports)
     await events.until(lambda: events.stdin == ["connected"])
@@ -258,7 +258,7 @@ def limited(side: Side, limit: int) -> Endpoints:
     return dataclasses.replace(side.endpoints, message_limit=limit)
 
 
-async def test_a_message_that_is_too_large_ends_the_connection_which_is_made_anew(side) -> None:
+async def test_a_message_that_is_too_large_makes_the_socket_reconnect(side) -> None:
     """libzmq allocates its size before it can be checked, and does not reconnect."""
     events = Recorder()
     link = KernelLink(limited(side, 100_000), events)
@@ -277,7 +277,7 @@ async def test_a_message_that_is_too_large_ends_the_connection_which_is_made_ane
 @pytest.mark.parametrize(
     ("channel", "share"), [(Channel.SHELL, 16), (Channel.CONTROL, 16), (Channel.STDIN, 1024)]
 )
-async def test_a_reply_that_is_too_large_takes_no_other_socket_along(side, channel, share) -> None:
+async def test_a_reply_that_is_too_large_affects_no_other_socket(side, channel, share) -> None:
     events = Recorder()
     limit = 1 << 20
     link = KernelLink(limited(side, limit), events)
@@ -305,7 +305,7 @@ async def test_a_reply_that_is_too_large_takes_no_other_socket_along(side, chann
         link.close()
 
 
-async def test_what_is_owed_to_a_name_of_the_past_arrives_until_it_is_dropped(side, linked) -> None:
+async def test_replies_to_a_former_identity_arrive_until_it_is_dropped(side, linked) -> None:
     link, events = linked
     assert link.send(Channel.SHELL, body(0))
     async with asyncio.timeout(20):
@@ -339,7 +339,7 @@ def without_descriptors(monkeypatch, after: int, times: int = 1) -> list[zmq.Soc
     return made
 
 
-async def test_without_descriptors_the_sockets_so_far_stay(side, linked, monkeypatch) -> None:
+async def test_without_descriptors_the_open_sockets_stay_open(side, linked, monkeypatch) -> None:
     link, events = linked
     made = without_descriptors(monkeypatch, after=2, times=2)
     with pytest.raises(KernelError, match="cannot create more sockets"):
@@ -359,7 +359,7 @@ async def test_without_descriptors_the_sockets_so_far_stay(side, linked, monkeyp
     assert new == b"new"
 
 
-async def test_iopub_is_connected_anew_once_there_is_a_descriptor(side, monkeypatch) -> None:
+async def test_iopub_reconnects_once_there_is_a_descriptor(side, monkeypatch) -> None:
     events = Recorder()
     monkeypatch.setattr(kernel, "_GONE_SECONDS", 0.01)
     link = KernelLink(limited(side, 100_000), events)
@@ -375,7 +375,7 @@ async def test_iopub_is_connected_anew_once_there_is_a_descriptor(side, monkeypa
         link.close()
 
 
-async def test_a_name_of_another_process_is_received_for(side) -> None:
+async def test_replies_to_an_identity_of_another_process_are_received(side) -> None:
     heir = Recorder()
     link = KernelLink(side.endpoints, heir)
     link.receive_for(b"of the dead")
@@ -436,7 +436,7 @@ async def encrypted():
     made.close()
 
 
-async def test_a_kernel_that_encrypts_is_read_and_written(encrypted) -> None:
+async def test_an_encrypted_kernel_can_be_used(encrypted) -> None:
     events = Recorder()
     link = KernelLink(encrypted.endpoints, events)
     try:
@@ -454,7 +454,7 @@ async def test_a_kernel_that_encrypts_is_read_and_written(encrypted) -> None:
 
 
 @pytest.mark.parametrize("curve", [None, "another pair"])
-async def test_who_has_not_its_keys_is_not_let_in(encrypted, curve) -> None:
+async def test_without_the_keys_an_encrypted_kernel_cannot_be_used(encrypted, curve) -> None:
     pair = curve and zmq.curve_keypair()
     stranger = Endpoints("tcp", "127.0.0.1", encrypted.ports, b"key", curve=pair)
     events, known = Recorder(), Recorder()
@@ -474,7 +474,7 @@ async def test_who_has_not_its_keys_is_not_let_in(encrypted, curve) -> None:
             link.close()
 
 
-async def test_nothing_is_said_after_close(side) -> None:
+async def test_after_close_nothing_is_reported(side) -> None:
     events = Recorder()
     link = KernelLink(side.endpoints, events)
     link.close()
@@ -496,7 +496,7 @@ def test_endpoints_read_connection_info_and_hide_the_key() -> None:
     assert ipc.url(Channel.IOPUB) == "ipc:///tmp/k-1001"
 
 
-async def test_what_zeromq_does_not_take_for_an_address_is_an_error_of_ours() -> None:
+async def test_an_invalid_address_raises_an_error_of_kbridge() -> None:
     info = {f"{name}_port": 1 for name in ("shell", "iopub", "stdin", "control")}
     endpoints = Endpoints.from_connection_info({**info, "transport": "bogus"})
     with pytest.raises(KernelError, match="cannot connect to the kernel"):

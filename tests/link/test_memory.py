@@ -46,7 +46,7 @@ def kernel(told) -> MemoryKernel:
     return MemoryKernel(ENDPOINTS, events)
 
 
-def test_a_client_keeps_what_it_was_sent() -> None:
+def test_a_memory_client_keeps_the_frames_it_was_sent() -> None:
     client = MemoryClient()
     link: ClientLink = client
     assert link.write(b"a")
@@ -55,7 +55,7 @@ def test_a_client_keeps_what_it_was_sent() -> None:
     assert client.writes == 2
 
 
-def test_a_stalled_client_holds_one_write_and_tells_when_it_has_gone() -> None:
+def test_a_stalled_client_holds_one_write_and_reports_its_completion() -> None:
     client = MemoryClient()
     told: list[bytes] = []
     client.on_writable = lambda: told.append(bytes(client.written))
@@ -69,7 +69,7 @@ def test_a_stalled_client_holds_one_write_and_tells_when_it_has_gone() -> None:
     assert client.write(b"b")
 
 
-def test_a_closed_client_takes_nothing_and_keeps_its_first_reason() -> None:
+def test_a_closed_client_accepts_no_write_and_keeps_its_first_reason() -> None:
     client = MemoryClient()
     client.close(1001, "first")
     client.close(1011, "second")
@@ -93,7 +93,7 @@ def test_a_kernel_takes_messages_until_it_is_full_or_closed(kernel, told) -> Non
     assert told.heard == ["writable shell", "writable control", "writable stdin"]
 
 
-def test_what_a_kernel_says_is_one_wake_up(kernel, told) -> None:
+def test_messages_sent_together_arrive_in_one_wake_up(kernel, told) -> None:
     kernel.connect()
     kernel.say(Channel.IOPUB, [b"a"], [b"b"])
     kernel.drain()

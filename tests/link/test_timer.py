@@ -32,7 +32,7 @@ class Calls:
                 await self._changed.wait()
 
 
-async def test_it_calls_again_and_again_until_it_is_stopped() -> None:
+async def test_a_timer_calls_repeatedly_until_it_is_stopped() -> None:
     calls = Calls()
     timer = PeriodicTimer(calls, 0.001)
     timer.start()
@@ -49,7 +49,7 @@ async def test_it_calls_again_and_again_until_it_is_stopped() -> None:
     assert calls.count == seen
 
 
-async def test_it_can_be_started_again_and_stopped_by_its_own_call() -> None:
+async def test_a_timer_can_be_restarted_and_stopped_by_its_callback() -> None:
     done = asyncio.Event()
 
     def once() -> None:
@@ -64,7 +64,9 @@ async def test_it_can_be_started_again_and_stopped_by_its_own_call() -> None:
         done.clear()
 
 
-async def test_an_error_is_logged_and_does_not_end_it(caplog: pytest.LogCaptureFixture) -> None:
+async def test_an_error_of_the_callback_is_logged_and_the_timer_continues(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     calls = Calls(fails=True)
     timer = PeriodicTimer(calls, 0.001)
     timer.start()

@@ -60,7 +60,7 @@ async def test_nothing_is_read_before_the_first_resume(ends) -> None:
     await ends.until(b"early")
 
 
-async def test_data_is_handed_on_in_the_turn_in_which_it_arrives(ends) -> None:
+async def test_data_is_read_in_the_turn_in_which_it_arrives(ends) -> None:
     ends.transport.resume()
     ends.peer.send(b"one")
     await ends.until(b"one")
@@ -68,7 +68,7 @@ async def test_data_is_handed_on_in_the_turn_in_which_it_arrives(ends) -> None:
     await ends.until(b"onetwo")
 
 
-async def test_a_read_takes_one_chunk_and_leaves_others_their_turn(ends) -> None:
+async def test_one_read_takes_at_most_one_chunk(ends) -> None:
     ends.transport.resume()
     data = bytes(range(256)) * 4096
     sending = asyncio.create_task(asyncio.get_running_loop().sock_sendall(ends.peer, data))
@@ -116,7 +116,7 @@ async def test_the_transport_closes_when_the_peer(ends, how) -> None:
     assert ends.accepted.fileno() == -1
 
 
-async def test_closing_is_told_once_and_in_a_later_turn(ends) -> None:
+async def test_closing_is_reported_once_in_a_later_turn(ends) -> None:
     ends.transport.close()
     ends.transport.close()
     assert ends.closed == 0
@@ -212,7 +212,7 @@ async def test_the_peer_sees_the_end_and_may_still_send(ends) -> None:
     await ends.until(b"more")
 
 
-async def test_nagle_is_off_where_there_is_nagle(ends) -> None:
+async def test_nagle_is_turned_off_for_tcp(ends) -> None:
     ends.transport.set_nodelay(True)
     assert ends.accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
     ours, theirs = socket.socketpair()
@@ -240,7 +240,7 @@ def take_over(ends: Ends, stream: IOStream) -> SocketTransport:
     return taken
 
 
-async def test_a_connection_goes_on_with_what_had_arrived_already(ends, tornado) -> None:
+async def test_bytes_that_arrived_before_the_take_over_are_read(ends, tornado) -> None:
     ends.peer.send(b"head\r\n\r\nframes")
     async with asyncio.timeout(TIMEOUT):
         assert await tornado.read_until(b"\r\n\r\n") == b"head\r\n\r\n"
@@ -254,7 +254,7 @@ async def test_a_connection_goes_on_with_what_had_arrived_already(ends, tornado)
     assert await ends.read(6) == b"answer"
 
 
-async def test_closing_tornados_stream_is_told_to_nobody(ends, tornado) -> None:
+async def test_the_take_over_calls_no_close_callback(ends, tornado) -> None:
     told = []
     tornado.set_close_callback(lambda: told.append("closed"))
     take_over(ends, tornado)

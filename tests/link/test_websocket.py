@@ -129,14 +129,14 @@ async def peer(connect):
     return await connect()
 
 
-async def test_text_and_binary_come_through(server, peer) -> None:
+async def test_text_and_binary_messages_are_delivered(server, peer) -> None:
     peer.send(TEXT, "grüß".encode())
     peer.send(BINARY, b"\xff\x00")
     await peer.answered()
     assert server.messages == ["grüß", b"\xff\x00"]
 
 
-async def test_fragments_come_as_one_message_with_pings_in_between(server, peer) -> None:
+async def test_fragments_become_one_message_and_pings_may_come_between_them(server, peer) -> None:
     text = "naïve 🎉".encode()
     for at in range(len(text)):  # characters may also be divided
         peer.send(TEXT if at == 0 else 0, text[at : at + 1], final=at == len(text) - 1)
@@ -160,13 +160,13 @@ async def test_fragments_that_are_not_utf8_together_are_closed_with_1007(server,
     assert (await peer.close_frame())[0] == 1007
 
 
-async def test_binary_frames_are_nobodys_text(server, peer) -> None:
+async def test_binary_frames_need_not_be_utf8(server, peer) -> None:
     peer.send(BINARY, b"\xff\xfe")
     await peer.answered()
     assert server.messages == [b"\xff\xfe"]
 
 
-async def test_nothing_comes_of_what_is_sent_after_our_close(server, peer) -> None:
+async def test_messages_after_the_servers_close_frame_are_ignored(server, peer) -> None:
     peer.send(TEXT, b"\xff")
     peer.send(TEXT, b"too late")
     peer.send(BINARY, b"too late")
@@ -177,7 +177,7 @@ async def test_nothing_comes_of_what_is_sent_after_our_close(server, peer) -> No
     assert server.messages == []
 
 
-async def test_nothing_comes_of_what_follows_a_close_of_the_handlers_own(server, peer) -> None:
+async def test_messages_after_a_close_by_the_handler_are_ignored(server, peer) -> None:
     peer.send(TEXT, b"goodbye")
     peer.send(TEXT, b"wait")
     assert await peer.close_frame() == (4001, "as you wish")
@@ -225,12 +225,12 @@ async def test_a_message_of_the_limit_passes(server, peer) -> None:
     assert server.messages == [bytes(LIMIT)]
 
 
-async def test_a_length_that_lies_costs_nothing(server, peer) -> None:
+async def test_a_false_length_allocates_no_memory(server, peer) -> None:
     peer.writer.write(struct.pack("!BBQ", 0x80 | BINARY, 0x80 | 127, (1 << 63) - 1) + b"mask")
     assert await peer.close_frame() == (1009, TOO_BIG)
 
 
-async def test_who_hangs_up_while_we_linger_is_gone_at_once(server, peer) -> None:
+async def test_a_peer_that_hangs_up_ends_the_lingering(server, peer) -> None:
     peer.writer.write(struct.pack("!BBQ", 0x80 | BINARY, 0x80 | 127, 1 << 30) + b"mask")
     assert (await peer.close_frame())[0] == 1009
     await peer.hang_up()
@@ -238,7 +238,7 @@ async def test_who_hangs_up_while_we_linger_is_gone_at_once(server, peer) -> Non
     assert len(server.closed) == 1
 
 
-async def test_the_peers_own_1009_is_echoed_without_our_reason(server, peer) -> None:
+async def test_a_1009_of_the_peer_is_echoed_without_a_reason(server, peer) -> None:
     """The message to the peer was too large, which is not related to our setting."""
     peer.send_close(1009, "your message is too big")
     assert await peer.close_frame() == (1009, "")
@@ -247,7 +247,7 @@ async def test_the_peers_own_1009_is_echoed_without_our_reason(server, peer) -> 
     assert server.closed == [(1009, "your message is too big")]
 
 
-async def test_a_normal_close_is_echoed_and_told(server, peer) -> None:
+async def test_a_normal_close_is_echoed_and_reported_to_the_handler(server, peer) -> None:
     peer.send_close(1000, "done")
     assert await peer.close_frame() == (1000, "")
     assert await peer.end() == b""
@@ -265,7 +265,7 @@ async def test_a_close_without_a_code_is_echoed(server, peer) -> None:
     "bad",
     [b"\x03", *(struct.pack("!H", code) for code in (0, 999, 1005, 1006, 5000)), b"\x03\xe8\xff"],
 )
-async def test_a_close_frame_that_is_none_is_closed_with_1002(server, peer, bad) -> None:
+async def test_an_invalid_close_frame_is_closed_with_1002(server, peer, bad) -> None:
     peer.send(CLOSE, bad)
     assert (await peer.close_frame())[0] == 1002
     await server.until_gone()
@@ -277,7 +277,7 @@ async def test_a_code_that_may_be_sent_is_echoed(server, peer, code) -> None:
     assert await peer.close_frame() == (code, "")
 
 
-async def test_a_peer_that_vanishes_is_told_of(server, peer) -> None:
+async def test_a_lost_connection_is_reported_to_the_handler(server, peer) -> None:
     peer.send(TEXT, b"half a mess", final=False)
     await peer.hang_up()
     await server.until_gone()
@@ -296,14 +296,14 @@ async def test_a_peer_that_vanishes_is_told_of(server, peer) -> None:
     ],
     ids=["continuation", "interleaved", "control", "opcode", "reserved"],
 )
-async def test_what_breaks_the_framing_ends_the_connection(server, peer, sent) -> None:
+async def test_invalid_framing_ends_the_connection(server, peer, sent) -> None:
     for opcode, payload, final in sent:
         peer.send(opcode, payload, final=final)
     await server.until_gone()
     assert server.messages == []
 
 
-async def test_one_websockets_fault_is_nobody_elses(server, connect, peer) -> None:
+async def test_a_fault_of_one_websocket_does_not_affect_others(server, connect, peer) -> None:
     other = await connect()
     other.send(TEXT, b"\xff")
     assert (await other.close_frame())[0] == 1007
@@ -312,7 +312,7 @@ async def test_one_websockets_fault_is_nobody_elses(server, connect, peer) -> No
     assert server.messages == ["still here"]
 
 
-async def test_a_flood_of_small_frames_leaves_others_their_turn(server, peer) -> None:
+async def test_a_flood_of_small_frames_does_not_delay_others(server, peer) -> None:
     turns, on = 0, True
 
     def turn() -> None:
@@ -329,7 +329,7 @@ async def test_a_flood_of_small_frames_leaves_others_their_turn(server, peer) ->
     assert turns > 9_000 // 256, "they were all handled in a turn"
 
 
-async def test_a_flood_of_empty_fragments_leaves_others_their_turn(server, peer) -> None:
+async def test_a_flood_of_empty_fragments_does_not_delay_others(server, peer) -> None:
     turns, on = 0, True
 
     def turn() -> None:
@@ -349,7 +349,7 @@ async def test_a_flood_of_empty_fragments_leaves_others_their_turn(server, peer)
     assert server.messages == ["ab"]
 
 
-async def test_messages_that_cost_much_leave_others_their_turn(server, peer, monkeypatch) -> None:
+async def test_expensive_messages_do_not_delay_others(server, peer, monkeypatch) -> None:
     """A turn ends with the message that exceeds its time."""
     monkeypatch.setattr(websocket, "_TURN_SECONDS", 0.0)
     turns, on = 0, True
@@ -369,7 +369,7 @@ async def test_messages_that_cost_much_leave_others_their_turn(server, peer, mon
     assert server.messages == [str(i) for i in range(100)]
 
 
-async def test_pings_whose_pongs_nobody_reads_pile_up_nothing(server, peer) -> None:
+async def test_unread_pongs_do_not_use_memory(server, peer) -> None:
     for _ in range(400):
         for _ in range(500):
             peer.send(PING, b"x" * 125)
@@ -423,7 +423,7 @@ async def test_the_handshake_is_that_of_rfc_6455(server, contexts) -> None:
     await server.until_gone()
 
 
-async def test_a_part_of_an_offered_subprotocol_was_not_offered(
+async def test_a_part_of_an_offered_subprotocol_is_not_selected(
     server, contexts, monkeypatch
 ) -> None:
     monkeypatch.setattr(Handler, "select_subprotocol", lambda self, offered: "v1")
@@ -438,7 +438,9 @@ async def test_a_handshake_without_a_key_is_refused(server, contexts) -> None:
     assert not server.handlers
 
 
-async def test_a_handler_that_cannot_open_is_told_of_the_end(server, connect, caplog) -> None:
+async def test_a_handler_that_fails_to_open_is_told_that_the_connection_ended(
+    server, connect, caplog
+) -> None:
     server.refuses = True
     peer = await connect()
     assert await peer.end() == b""
@@ -554,7 +556,7 @@ async def test_a_batch_is_written_by_a_hub_and_blocks_until_it_is_read(server, p
     assert await peer.frame() == (BINARY, b"more")
 
 
-async def test_messages_of_the_handler_and_what_becomes_of_them(server, peer) -> None:
+async def test_futures_of_written_messages_end_when_these_are_sent_or_lost(server, peer) -> None:
     await peer.answered()
     handler = server.handlers[0]
     await handler.write_message("text")
@@ -578,7 +580,7 @@ async def test_messages_of_the_handler_and_what_becomes_of_them(server, peer) ->
         handler.write_message("late")
 
 
-async def test_a_message_to_a_connection_that_was_reset_has_failed(server, peer) -> None:
+async def test_writing_to_a_reset_connection_fails(server, peer) -> None:
     server.handling = asyncio.get_running_loop().create_future()  # nothing is read in the meantime
     peer.send(TEXT, b"wait")
     await server.until(lambda: server.messages)
@@ -593,7 +595,7 @@ async def test_a_message_to_a_connection_that_was_reset_has_failed(server, peer)
     server.handling.set_result(None)
 
 
-async def test_nothing_is_written_behind_the_close_frame(server, peer) -> None:
+async def test_nothing_is_written_after_the_close_frame_of_the_server(server, peer) -> None:
     await peer.answered()
     link = client_link(server.handlers[0])
     assert not link.closed
@@ -615,7 +617,7 @@ async def test_a_peer_that_does_not_answer_a_close_is_dropped(server, peer, monk
     await server.until_gone()
 
 
-async def test_tornados_setting_for_pings_counts() -> None:
+async def test_the_ping_interval_of_tornado_applies() -> None:
     server = Server(websocket_ping_interval=0.05)
     peer = await Peer.connect(server.port)
     try:
@@ -665,14 +667,14 @@ def names(source: object, owner: str) -> set[str]:
     return {node.attr for node in attributes if ast.unparse(node.value) == owner}
 
 
-def test_whatever_tornados_handler_asks_of_its_protocol_is_there() -> None:
+def test_all_names_that_tornados_handler_uses_exist() -> None:
     """This test fails with a new Tornado that needs more."""
     asked = names(WebSocketHandler, "self.ws_connection")
     assert "accept_connection" in asked
     assert {name for name in asked if not hasattr(Websocket, name)} == set()
 
 
-def test_what_is_asked_of_tornado_is_public_and_there() -> None:
+def test_only_public_names_of_tornado_are_used_and_they_exist() -> None:
     """The only names of Tornado that a websocket uses; this test fails if a new Tornado lacks one.
 
     `close_fd` is one that IOStream documents for subclasses; here it is replaced on an instance.

@@ -115,7 +115,7 @@ def test_help_shows_examples_and_commands(run: Run) -> None:
     assert "--KbridgeApp.trust_xheaders" in everything.stdout
 
 
-def test_help_shows_no_default_that_is_not_one(run: Run) -> None:
+def test_help_shows_no_false_defaults(run: Run) -> None:
     """Of a setting whose default is made at the start, traitlets would show an empty one."""
     entries = re.split(r"^(?=--)", run("--help").stdout, flags=re.MULTILINE)
     help_of = {entry.split("=")[0].strip(): entry for entry in entries}
@@ -125,7 +125,7 @@ def test_help_shows_no_default_that_is_not_one(run: Run) -> None:
 
 
 @pytest.mark.parametrize("args", [("--help",), ("list", "--help"), ("stop", "--help")])
-def test_a_reader_that_has_read_enough(env: dict[str, str], args: tuple[str, ...]) -> None:
+def test_help_to_a_closed_pipe_is_not_an_error(env: dict[str, str], args: tuple[str, ...]) -> None:
     """As in `kbridge --help | head`."""
     reader, writer = os.pipe()
     os.close(reader)
@@ -225,7 +225,7 @@ def test_a_json_config_file_with_a_mistake(run: Run, tmp_path: Path) -> None:
     assert "config file mine.json: JSONDecodeError" in done.stderr
 
 
-def test_what_is_set_can_be_shown(run: Run) -> None:
+def test_show_config_json_shows_the_settings(run: Run) -> None:
     done = run("--show-config-json", "--KbridgeApp.base_url=/shown")
     assert (done.returncode, json.loads(done.stdout)) == (0, {"KbridgeApp": {"base_url": "/shown"}})
 
@@ -286,7 +286,7 @@ def test_a_server_from_start_to_stop(run: Run, serve: Callable[..., Process]) ->
     assert server.said.count(token) == 1
 
 
-def test_jupyter_server_list_is_not_disturbed(env: dict[str, str], serve: Any) -> None:
+def test_jupyter_server_list_ignores_kbridge(env: dict[str, str], serve: Any) -> None:
     serve()
     command = [sys.executable, "-m", "jupyter_server", "list"]
     done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=60)
@@ -303,7 +303,7 @@ def test_signals_end_it(serve: Callable[..., Process], tmp_path: Path, number: A
     assert left == ["kbridge-registry.sqlite"], "with port 0 no token is stored"
 
 
-def test_a_port_that_is_taken(serve: Callable[..., Process]) -> None:
+def test_a_port_in_use_is_an_error(serve: Callable[..., Process]) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         server = serve(f"--port={port}")
@@ -328,7 +328,9 @@ def kernels_with(url: str, **headers: str) -> Any:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
-def test_a_restart_lets_its_clients_back_in(serve: Callable[..., Process], number: Any) -> None:
+def test_clients_keep_their_token_and_cookie_after_a_restart(
+    serve: Callable[..., Process], number: Any
+) -> None:
     """Without stored secrets, every page would lose its login at a restart."""
     port = f"--port={free_port()}"
     first = serve(port)
@@ -344,7 +346,7 @@ def test_a_restart_lets_its_clients_back_in(serve: Callable[..., Process], numbe
 @pytest.mark.parametrize(
     ("args", "more"), [(("--token=given",), {}), ((), {"JUPYTER_TOKEN": "given"})]
 )
-def test_a_token_that_is_given_wins_over_the_one_that_is_kept(
+def test_a_configured_token_has_precedence_over_the_stored_one(
     serve: Callable[..., Process], args: tuple[str, ...], more: dict[str, str]
 ) -> None:
     port = f"--port={free_port()}"
@@ -368,7 +370,7 @@ def test_a_token_that_is_given_wins_over_the_one_that_is_kept(
     assert serve(port).url == kept, "the token is stored for a start without one"
 
 
-def test_servers_at_once_have_tokens_of_their_own(serve: Callable[..., Process]) -> None:
+def test_simultaneous_servers_have_different_tokens(serve: Callable[..., Process]) -> None:
     port = f"--port={free_port()}"
     first, second = serve(port), serve(port)
     assert first.port != second.port

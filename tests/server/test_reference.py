@@ -24,7 +24,7 @@ def lines(text: str) -> list[str]:
     return [line for line in text.splitlines() if not line.startswith(FOREIGN)]
 
 
-def test_every_setting_is_documented_as_it_is() -> None:
+def test_the_page_of_settings_is_up_to_date() -> None:
     """To update it: python -m kbridge.server.reference > docs/settings.md."""
     assert lines(PAGE.read_text()) == lines(settings_page())
 
@@ -103,7 +103,7 @@ def test_a_line_for_a_computed_default_is_refused_as_it_stands(line: tuple[str, 
         make(line[0], uncommented([line]))
 
 
-def test_the_config_file_shows_ours_only_and_all_of_them() -> None:
+def test_the_config_file_has_all_settings_of_kbridge_and_no_others() -> None:
     shown = {(owner, name) for owner, name, _ in defaults()}
     assert {owner for owner, _ in shown} == set(CLASSES)
     for owner, cls in CLASSES.items():

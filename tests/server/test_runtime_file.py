@@ -42,7 +42,7 @@ def left(folder: Path, name: str = "kbserver-tag-1.json", **more: Any) -> Path:
     return path
 
 
-def test_a_file_lives_as_long_as_its_server(tmp_path: Path) -> None:
+def test_the_runtime_file_is_removed_with_its_server(tmp_path: Path) -> None:
     file = RuntimeFile(tmp_path, INFO)
     file.write()
     assert stat.S_IMODE(file.path.stat().st_mode) == 0o600
@@ -57,34 +57,34 @@ def test_a_file_lives_as_long_as_its_server(tmp_path: Path) -> None:
     assert running_servers(tmp_path) == []
 
 
-def test_a_dead_servers_file_is_removed_though_its_pid_lives(tmp_path: Path) -> None:
+def test_the_file_of_a_dead_server_is_removed_although_its_pid_is_in_use(tmp_path: Path) -> None:
     path = left(tmp_path)
     assert running_servers(tmp_path) == []
     assert not path.exists()
 
 
-def test_a_file_of_before_is_removed_too(tmp_path: Path) -> None:
+def test_a_file_of_an_earlier_version_is_removed(tmp_path: Path) -> None:
     path = tmp_path / f"kbserver-{os.getpid()}.json"
     path.write_text(json.dumps({**INFO, "pid": os.getpid()}))
     assert running_servers(tmp_path) == []
     assert not path.exists()
 
 
-def test_half_a_file_is_no_server(tmp_path: Path) -> None:
+def test_an_incomplete_file_is_ignored(tmp_path: Path) -> None:
     (tmp_path / "kbserver-1.json").write_text('{"pid"')
     (tmp_path / "kbserver-2.json").write_text("[]")
     assert running_servers(tmp_path) == []
     assert list(tmp_path.iterdir()) == []
 
 
-def test_files_of_others_are_left_alone(tmp_path: Path) -> None:
+def test_files_of_other_programs_are_not_touched(tmp_path: Path) -> None:
     theirs = tmp_path / "jpserver-1.json"
     theirs.write_text("{}")
     assert running_servers(tmp_path) == []
     assert theirs.exists()
 
 
-def test_another_users_file_is_neither_believed_nor_removed(
+def test_a_file_of_another_user_is_neither_used_nor_removed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It could have `kbridge stop` end any process, or send a token to anybody."""
@@ -103,14 +103,14 @@ def test_another_users_file_is_neither_believed_nor_removed(
     file.remove()
 
 
-def test_a_server_on_another_machine_is_never_forgotten(tmp_path: Path) -> None:
+def test_the_file_of_a_server_on_another_machine_stays(tmp_path: Path) -> None:
     path = left(tmp_path, **ELSEWHERE)
     assert running_servers(tmp_path) == [], "it may be running or not"
     assert path.exists()
 
 
 @pytest.mark.skipif(not namespace(), reason="this system has no pid namespaces")
-def test_a_dead_server_in_another_container_of_this_machine_is_forgotten(tmp_path: Path) -> None:
+def test_the_file_of_a_dead_server_in_another_container_is_removed(tmp_path: Path) -> None:
     """Its lock would be visible here."""
     boot = HERE.pid_namespace.partition("/")[0]
     path = left(tmp_path, **ELSEWHERE | {"pid_namespace": f"{boot}/1", "born": f"{boot}/1/1"})
@@ -120,7 +120,7 @@ def test_a_dead_server_in_another_container_of_this_machine_is_forgotten(tmp_pat
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there are no locks on Windows")
 @pytest.mark.parametrize("lives", [True, False])
-def test_without_locks_the_process_decides_and_not_its_number(
+def test_without_locks_the_process_is_checked_by_its_start(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lives: bool
 ) -> None:
     born = start_id(os.getpid()) + "0" * (not lives)
@@ -157,7 +157,7 @@ def test_a_renamed_machine_is_the_same() -> None:
 
 
 @pytest.mark.parametrize("whole", [False, True], ids=["the file", "the directory"])
-async def test_a_file_that_was_cleaned_away_comes_back(
+async def test_a_runtime_file_that_was_deleted_is_written_again(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, whole: bool
 ) -> None:
     folder = tmp_path / "runtime"
@@ -180,7 +180,7 @@ async def test_a_file_that_was_cleaned_away_comes_back(
     assert list(folder.iterdir()) == []
 
 
-async def test_a_directory_that_cannot_be_made_again_is_told_once(
+async def test_a_directory_that_cannot_be_recreated_is_logged_once(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = RuntimeFile(tmp_path, INFO)
@@ -206,7 +206,7 @@ async def test_a_directory_that_cannot_be_made_again_is_told_once(
     file.remove()
 
 
-def test_a_write_over_what_is_there(tmp_path: Path) -> None:
+def test_a_link_is_replaced_and_not_written_through(tmp_path: Path) -> None:
     file = RuntimeFile(tmp_path, INFO)
     elsewhere = tmp_path / "elsewhere"
     elsewhere.write_text("theirs")
@@ -218,11 +218,11 @@ def test_a_write_over_what_is_there(tmp_path: Path) -> None:
     file.remove()
 
 
-def test_no_folder_is_no_server(tmp_path: Path) -> None:
+def test_a_missing_directory_has_no_servers(tmp_path: Path) -> None:
     assert running_servers(tmp_path / "nowhere") == []
 
 
-def test_where_there_are_no_locks_a_server_is_what_answers() -> None:
+def test_without_locks_a_server_is_alive_if_it_answers() -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         info = {"hostname": "127.0.0.1", "port": server.getsockname()[1]}
         assert answers(info)

@@ -136,7 +136,7 @@ def test_no_control_character_reaches_the_log(
     assert f"kernel {escaped} died" in text
 
 
-def test_no_text_from_outside_looks_like_a_line_of_ours(
+def test_external_text_cannot_forge_a_log_line(
     lines: tuple[logging.Logger, io.StringIO],
 ) -> None:
     log, stream = lines
@@ -173,7 +173,7 @@ def test_no_secret_is_cut_in_half_at_the_end_of_a_uri(before: int) -> None:
     assert "h" not in shown.replace("[secret]"[: 500 - before], "")
 
 
-def test_a_log_that_others_write_gets_safe_messages_only() -> None:
+def test_a_log_of_another_program_gets_scrubbed_messages() -> None:
     """As inside Jupyter Server, whose formatter is not ours."""
     safe_log.hide("hunter22")
     stream = io.StringIO()
@@ -196,13 +196,13 @@ def test_a_log_that_others_write_gets_safe_messages_only() -> None:
     assert text.count("ValueError: \\x1b[secret]") == 2
 
 
-def test_a_short_token_does_not_blot_out_the_log() -> None:
+def test_a_short_token_does_not_hide_parts_of_the_log() -> None:
     safe_log.hide("a")
     safe_log.hide("")
     assert safe_log.scrub("banana") == "banana"
 
 
-def test_what_comes_in_floods_is_counted() -> None:
+def test_floods_of_messages_are_counted() -> None:
     stream, now = io.StringIO(), [0.0]
     handler = logging.StreamHandler(stream)
     log = logging.getLogger("kbridge.test.flood")
@@ -234,7 +234,7 @@ def test_what_comes_in_floods_is_counted() -> None:
     log.filters.clear()
 
 
-def test_a_server_holds_back_what_strangers_cause() -> None:
+def test_log_messages_of_unauthenticated_clients_are_limited() -> None:
     from kbridge.server.cli.app import KbridgeApp
 
     config = KbridgeApp().get_default_logging_config()

@@ -177,7 +177,7 @@ async def test_a_signal_does_not_wait_for_the_opening(
     await asyncio.wait_for(serving, 10)
 
 
-async def test_what_fails_to_open_is_raised_and_closed(
+async def test_a_server_that_fails_to_open_is_closed(
     app: KbridgeApp, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def fail(self: Server) -> None:
@@ -188,7 +188,7 @@ async def test_what_fails_to_open_is_raised_and_closed(
         await run(app)
 
 
-async def test_the_end_closes_websockets_before_it_waits_for_kernels(
+async def test_the_shutdown_closes_websockets_before_it_waits_for_kernels(
     app: KbridgeApp, server: Server
 ) -> None:
     await start(server, app)
@@ -231,7 +231,7 @@ async def test_a_forced_shutdown_kills(app: KbridgeApp, server: Server) -> None:
     assert calls == [False, True]
 
 
-async def test_kernels_that_cannot_be_shut_down_do_not_keep_the_rest(
+async def test_kernels_that_cannot_be_shut_down_do_not_delay_the_shutdown(
     app: KbridgeApp, server: Server, caplog: pytest.LogCaptureFixture
 ) -> None:
     await start(server, app)
@@ -261,7 +261,7 @@ async def test_a_unix_socket(app: KbridgeApp, make: Make, tmp_path: Path) -> Non
     assert not path.exists()
 
 
-async def test_a_socket_that_took_our_place_is_left(
+async def test_a_socket_file_of_another_server_is_not_removed(
     app: KbridgeApp, make: Make, tmp_path: Path
 ) -> None:
     server = make(sock=str(tmp_path / "s"))
@@ -274,7 +274,7 @@ async def test_a_socket_that_took_our_place_is_left(
     assert ours.exists()
 
 
-async def test_nowhere_to_listen(app: KbridgeApp, make: Make) -> None:
+async def test_a_server_whose_port_is_in_use_fails_to_open(app: KbridgeApp, make: Make) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         server = make(port=taken.getsockname()[1], port_retries=0)
         with pytest.raises(ListenError):

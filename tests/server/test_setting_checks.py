@@ -58,7 +58,7 @@ from kbridge.server.setting_checks import (
         (check_header, " GET, POST\n", "GET, POST"),
     ],
 )  # fmt: skip
-def test_what_is_meant_is_understood(
+def test_valid_values_are_normalized(
     check: Callable[[str], object], given: str, found: object
 ) -> None:
     assert check(given) == found
@@ -96,7 +96,7 @@ def test_what_is_meant_is_understood(
         ("max_age", "a\x00", "control characters"),
     ],
 )
-def test_what_cannot_match_is_refused_by_its_name(name: str, value: Any, told: str) -> None:
+def test_invalid_values_are_refused_with_their_name(name: str, value: Any, told: str) -> None:
     with pytest.raises(TraitError, match=told) as caught:
         KbridgeApp(**{name: value})
     assert name in str(caught.value)
@@ -105,7 +105,7 @@ def test_what_cannot_match_is_refused_by_its_name(name: str, value: Any, told: s
 
 
 @pytest.mark.parametrize("newline", ["\n", "\r\n", " \n"])
-def test_a_newline_behind_a_token_is_no_part_of_it(
+def test_a_newline_after_a_token_is_removed(
     newline: str, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Kubernetes' secrets often end in one; no login worked then."""
@@ -136,7 +136,7 @@ def test_no_source_turns_authentication_off_by_accident(
         _ = KbridgeApp().token
 
 
-def test_a_token_with_letters_beyond_ascii_is_taken_in_both_encodings() -> None:
+def test_a_token_beyond_ascii_is_accepted_in_both_encodings() -> None:
     policy = AccessPolicy(token="sécret?")
     for offered in ("sécret?".encode(), "sécret?".encode("latin-1"), "sécret?\n".encode()):
         assert policy.is_token(offered)
@@ -167,7 +167,7 @@ def test_paths_below_base_url(path: str, found: str) -> None:
 
 
 @pytest.mark.parametrize("given", ["/a b/", "/a+(b)/", "/[x]/", "/é/", "/a.c/"])
-async def test_every_base_url_that_is_taken_works(start: Any, token: str, given: str) -> None:
+async def test_every_accepted_base_url_works(start: Any, token: str, given: str) -> None:
     running = await start(base_url=check_base_url(given))
     inner = given.strip("/")
     for spelled in {quote(inner, safe=""), quote(inner, safe="+()[]*"), quote(inner)}:

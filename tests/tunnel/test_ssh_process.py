@@ -95,7 +95,7 @@ def test_stop_from_another_thread(fake: Fake) -> None:
     assert process.returncode is not None
 
 
-def test_it_ends_although_another_process_keeps_its_output_open(fake: Fake) -> None:
+def test_a_process_ends_although_another_one_keeps_its_output_open(fake: Fake) -> None:
     """ssh_config's ControlPersist leaves such a process, in its own session."""
     process = fake("setsid sleep 1000 & $ready; echo $!; exit 0")
     output = list(process.output())
@@ -104,7 +104,7 @@ def test_it_ends_although_another_process_keeps_its_output_open(fake: Fake) -> N
     other.kill()
 
 
-def test_processes_that_it_started_end_with_it(fake: Fake) -> None:
+def test_child_processes_end_with_the_process(fake: Fake) -> None:
     process = fake(f"sleep 1000 & $ready; echo $!; {STAY}")
     with closing(process.output()) as output:
         assert next(output) == ""

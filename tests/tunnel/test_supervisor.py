@@ -54,19 +54,19 @@ def fake(tmp_path: Path) -> Iterator[Fake]:
     assert changes in ([True, False] * n for n in range(10))
 
 
-def test_a_port_that_was_taken_meanwhile(fake: Fake) -> None:
+def test_a_port_in_use_is_replaced_by_another(fake: Fake) -> None:
     taken = "echo channel_setup_fwd_listener_tcpip: cannot listen to port: $port >&2; exit 255"
     supervisor = fake(f"if [ $run -lt 3 ]; then {taken}; fi; $ready; {STAY}")
     assert supervisor.wait(1, TIMEOUT)
 
 
-def test_ports_that_are_always_taken(fake: Fake) -> None:
+def test_ports_that_are_always_in_use_are_an_error(fake: Fake) -> None:
     supervisor = fake("echo x: cannot listen to port: $port >&2; exit 255")
     assert not supervisor.wait(1, TIMEOUT)
     assert "another program has taken a local port" in str(supervisor.error)
 
 
-def test_a_first_attempt_that_fails_is_the_last(fake: Fake) -> None:
+def test_a_first_attempt_that_fails_is_not_repeated(fake: Fake) -> None:
     supervisor = fake(LOST)
     assert not supervisor.wait(1, TIMEOUT)
     assert str(supervisor.error) == (
@@ -86,7 +86,7 @@ def test_later_attempts_are_made_until_one_succeeds(
     assert pauses == ["0 s", "0.5 s"]  # the third message is a repetition
 
 
-def test_failed_logins_are_not_repeated_at_once(
+def test_failed_logins_are_repeated_after_a_long_delay(
     fake: Fake, caplog: pytest.LogCaptureFixture
 ) -> None:
     denied = "echo 'box: Permission denied (publickey).' >&2; exit 255"

@@ -184,7 +184,9 @@ def test_a_server_that_restarts(
     assert KEY not in caplog.text
 
 
-async def test_a_network_that_swallows_everything(sshd: Sshd, echo: dict[str, Any]) -> None:
+async def test_a_network_that_drops_all_packets_is_noticed(
+    sshd: Sshd, echo: dict[str, Any]
+) -> None:
     down = asyncio.Event()
     loop = asyncio.get_running_loop()
 
@@ -223,7 +225,7 @@ def test_connections_to_an_ended_kernel_are_logged_once(
 # -- closing -----------------------------------------------------------------------------------
 
 
-def test_close_ends_ssh_and_what_it_started(sshd: Sshd, echo: dict[str, Any]) -> None:
+def test_close_ends_ssh_and_its_children(sshd: Sshd, echo: dict[str, Any]) -> None:
     tunnel = Tunnel(echo, "box", options=SshOptions(sshd.options)).start()
     assert tunnel.pid is not None
     family = [tunnel.pid, *(p.pid for p in psutil.Process(tunnel.pid).children(recursive=True))]
@@ -238,7 +240,7 @@ def test_close_ends_ssh_and_what_it_started(sshd: Sshd, echo: dict[str, Any]) ->
         tunnel.start()
 
 
-def test_a_listener_may_close_it_or_fail(
+def test_a_listener_may_close_the_tunnel_or_fail(
     sshd: Sshd, echo: dict[str, Any], caplog: pytest.LogCaptureFixture
 ) -> None:
     def listener(up: bool) -> None:

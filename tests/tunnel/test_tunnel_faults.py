@@ -72,11 +72,13 @@ def test_an_unknown_host_key(sshd: Sshd, echo: dict[str, Any]) -> None:
     assert "run ssh to this host once" in said
 
 
-def test_no_ssh_at_all(echo: dict[str, Any]) -> None:
+def test_a_missing_ssh_program_is_an_error(echo: dict[str, Any]) -> None:
     assert "no program 'no-ssh'" in fails(echo, "box", options=SshOptions(program="no-ssh"))
 
 
-def test_a_port_of_the_users_own_that_is_taken(sshd: Sshd, echo: dict[str, Any]) -> None:
+def test_a_local_forward_of_the_user_on_a_used_port_is_an_error(
+    sshd: Sshd, echo: dict[str, Any]
+) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         options = [*sshd.options, "-o", f"LocalForward=127.0.0.1:{port} 127.0.0.1:9"]

@@ -74,7 +74,7 @@ async def test_credentials(running: Any, token: str) -> None:
     assert (await running.ask("GET", "/api", token=None)).code == 200
 
 
-async def test_a_token_in_a_body_is_none(running: Any, token: str) -> None:
+async def test_a_token_in_a_body_is_ignored(running: Any, token: str) -> None:
     form = {"Content-Type": "application/x-www-form-urlencoded"}
     reply = await running.ask(
         "POST", "/api/kernels", token=None, headers=form, body=f"token={token}"
@@ -90,13 +90,13 @@ async def test_a_cookie_alone_changes_nothing_from_elsewhere(running: Any) -> No
     assert reply.code == 201
 
 
-async def test_without_a_token_everybody_comes_in(start: Any) -> None:
+async def test_without_a_token_every_client_is_authorized(start: Any) -> None:
     running = await start(policy={"token": ""})
     assert (await running.ask("POST", "/api/kernels", token=None)).code == 201
     assert (await running.ask("GET", "/", token="any")).code == 200
 
 
-async def test_websockets_pass_the_same_door(running: Any, token: str) -> None:
+async def test_websockets_have_the_same_access_check(running: Any, token: str) -> None:
     url = f"ws://127.0.0.1:{running.port}/api/kernels/x/channels"
     own = f"http://127.0.0.1:{running.port}"
     good = [
@@ -131,7 +131,7 @@ async def test_websockets_pass_the_same_door(running: Any, token: str) -> None:
         assert caught.value.code == 403
 
 
-async def test_a_server_that_goes_begins_nothing(running: Any, error_of: Any) -> None:
+async def test_a_server_that_shuts_down_refuses_requests(running: Any, error_of: Any) -> None:
     running.services.closing = True
     status, _, message = error_of(await running.ask("POST", "/api/kernels"))
     assert (status, message) == (503, "the server is shutting down")
@@ -152,7 +152,7 @@ async def test_options_answers_on_every_route(running: Any, path: str) -> None:
     assert (reply.code, reply.body) == (204, b"")
 
 
-async def test_a_forced_500_tells_nothing_and_logs_no_token(
+async def test_an_unexpected_error_shows_no_details_and_logs_no_token(
     running: Any, error_of: Any, token: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     safe_log.hide(token)

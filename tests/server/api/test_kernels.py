@@ -7,7 +7,9 @@ from kbridge.errors import InvalidRequest
 from kbridge.server.api.rest import env_of
 
 
-async def test_life_of_a_kernel(running: Any, error_of: Any) -> None:
+async def test_a_kernel_is_started_interrupted_restarted_and_shut_down(
+    running: Any, error_of: Any
+) -> None:
     created = await running.ask("POST", "/api/kernels", body={"name": "fake"})
     model = json.loads(created.body)
     assert created.code == 201
@@ -47,7 +49,9 @@ async def test_life_of_a_kernel(running: Any, error_of: Any) -> None:
         ),
     ],
 )
-async def test_what_a_request_asks_for(running: Any, body: Any, started: Any) -> None:
+async def test_the_body_of_a_start_request_is_passed_to_the_manager(
+    running: Any, body: Any, started: Any
+) -> None:
     assert (await running.ask("POST", "/api/kernels", body=body)).code == 201
     assert running.kernels.started == [started]
 
@@ -68,7 +72,7 @@ async def test_what_a_request_asks_for(running: Any, body: Any, started: Any) ->
         ({"name": "dies"}, 500, "it died\nthe last line of its log"),
     ],
 )
-async def test_what_cannot_be_started(
+async def test_errors_of_a_start_are_answered_with_their_status(
     running: Any, error_of: Any, body: Any, status: int, says: str
 ) -> None:
     found, _, message = error_of(await running.ask("POST", "/api/kernels", body=body))
@@ -78,7 +82,7 @@ async def test_what_cannot_be_started(
 
 
 @pytest.mark.parametrize("env", [{"": "x"}, {"A=B": "x"}, {"A\0": "x"}, {"A": "\0"}])
-def test_env_that_no_process_can_have(env: dict[str, str]) -> None:
+def test_invalid_environment_variables_are_refused(env: dict[str, str]) -> None:
     with pytest.raises(InvalidRequest):
         env_of({"env": env})
 

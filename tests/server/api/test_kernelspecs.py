@@ -41,7 +41,7 @@ async def test_every_resource_that_is_listed_exists(start: Any) -> None:
         assert (await running.ask("GET", path.removeprefix("/b"))).code == 200
 
 
-async def test_a_file_whose_name_is_not_utf8_hides_no_kernelspec(
+async def test_a_file_whose_name_is_not_utf8_does_not_hide_its_kernelspec(
     running: Any, tmp_path: Path
 ) -> None:
     before = json.loads((await running.ask("GET", "/api/kernelspecs")).body)
@@ -99,7 +99,9 @@ async def test_resources(running: Any, path: str, kind: str, body: bytes) -> Non
         "a" * 5000,
     ],
 )
-async def test_no_way_out(running: Any, error_of: Any, path: str) -> None:
+async def test_resources_outside_the_directory_are_not_found(
+    running: Any, error_of: Any, path: str
+) -> None:
     reply = await running.ask("GET", f"/kernelspecs/fake/{path}")
     assert error_of(reply)[0] == 404
 

@@ -47,13 +47,15 @@ async def test_the_form(start: Any, token: str) -> None:
     assert (again.code, again.headers["Location"]) == (302, "/b/")
 
 
-async def test_a_wrong_token_is_told_to_programs_in_json(running: Any, error_of: Any) -> None:
+async def test_a_wrong_token_is_answered_with_json_for_programs(
+    running: Any, error_of: Any
+) -> None:
     for body in ("password=wrong", "password=", "", "token=wrong"):
         reply = await running.ask("POST", "/login", token=None, headers=FORM, body=body)
         assert error_of(reply) == (401, "Unauthorized", "that is not the token")
 
 
-async def test_a_target_that_is_no_text(running: Any, token: str) -> None:
+async def test_a_redirect_target_that_is_not_text_is_refused(running: Any, token: str) -> None:
     headers = {**HTML, **FORM}
     shown = await running.ask("GET", "/login?next=%ff", token=None, headers=HTML)
     assert (shown.code, b'name="next" value="/"' in shown.body) == (200, True)
@@ -65,7 +67,7 @@ async def test_a_target_that_is_no_text(running: Any, token: str) -> None:
         assert code == 302 or b"not the token" in reply.body
 
 
-async def test_the_form_takes_nothing_from_elsewhere(running: Any, token: str) -> None:
+async def test_the_form_refuses_other_origins(running: Any, token: str) -> None:
     for origin in ("https://evil.example", "null"):
         headers = {**FORM, "Origin": origin, "Sec-Fetch-Site": "cross-site"}
         reply = await running.ask(
@@ -84,13 +86,15 @@ async def test_a_browser_that_hides_where_it_is_can_log_in(running: Any, token: 
     assert reply.code == 302
 
 
-async def test_the_page_at_the_root_takes_the_form_of_before(running: Any, token: str) -> None:
+async def test_the_page_at_the_root_accepts_the_form_of_earlier_versions(
+    running: Any, token: str
+) -> None:
     reply = await running.ask("POST", "/", token=None, headers=FORM, body=f"token={token}")
     assert (reply.code, reply.headers["Location"]) == (302, "/")
     assert reply.headers["Set-Cookie"].startswith("kbridge-test=")
 
 
-async def test_logging_out_takes_the_cookies_away(running: Any) -> None:
+async def test_logging_out_removes_the_cookies(running: Any) -> None:
     for method in ("GET", "POST"):
         reply = await running.ask(method, "/logout", token=None, headers=HTML)
         assert reply.code == 200
@@ -99,7 +103,7 @@ async def test_logging_out_takes_the_cookies_away(running: Any) -> None:
         assert all("expires=" in c.lower() for c in taken)
 
 
-async def test_without_a_token_there_is_nothing_to_log_in_for(start: Any) -> None:
+async def test_without_a_token_the_login_page_redirects(start: Any) -> None:
     running = await start(policy={"token": ""})
     for method, body in (("GET", None), ("POST", "password=any")):
         reply = await running.ask(method, "/login", token=None, headers=FORM, body=body)

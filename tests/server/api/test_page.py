@@ -8,7 +8,9 @@ import kbridge
 HTML = {"Accept": "text/html,application/xhtml+xml"}
 
 
-async def test_the_page_says_what_runs_here(running: Any, token: str) -> None:
+async def test_the_page_shows_the_version_and_the_number_of_kernels(
+    running: Any, token: str
+) -> None:
     await running.kernels.start_kernel()
     reply = await running.ask("GET", "/", headers=HTML)
     text = reply.body.decode()
@@ -48,7 +50,7 @@ async def test_icon_and_readme(running: Any) -> None:
 
 
 @pytest.mark.parametrize("path", ["/", "/tree"])
-async def test_without_the_token_it_tells_nothing_and_asks_for_it(start: Any, path: str) -> None:
+async def test_without_the_token_the_page_asks_for_it(start: Any, path: str) -> None:
     """`GET /` must not return 403, which some programs treat as a missing server."""
     running = await start(base_url="/b/")
     for query in ("", "?", "?token=wrong"):

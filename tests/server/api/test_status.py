@@ -78,7 +78,7 @@ async def test_counters_do_not_name_kernels_that_may_not_be_listed(start: Any) -
         await running.services.hubs.aclose()
 
 
-async def test_who_is_kept_out_is_no_activity(start: Any) -> None:
+async def test_refused_requests_do_not_count_as_activity(start: Any) -> None:
     now = 1_000_000_000.0
     running = await start(clock=lambda: now)
     before = running.services.activity.last_request

@@ -248,7 +248,7 @@ async def test_an_unknown_kernel_is_404_before_any_upgrade(harness) -> None:
     assert harness.services.websockets == set()
 
 
-async def test_without_the_token_nobody_learns_which_kernels_there_are(harness) -> None:
+async def test_without_the_token_unknown_kernels_cannot_be_told_from_others(harness) -> None:
     answers = [
         await refused(harness.client(path=path, token=token))
         for path in (ID, "no-such-kernel")
@@ -285,7 +285,7 @@ async def test_foreign_origins_and_hosts_are_refused_with_the_token_too(harness,
     assert len(harness.hubs) == 0
 
 
-async def test_a_token_in_a_header_comes_in_from_any_origin(harness) -> None:
+async def test_a_token_in_a_header_is_accepted_from_any_origin(harness) -> None:
     async with harness.client(headers={"Origin": "https://hub.example"}):
         assert harness.hubs.connections(ID) == 1
 
@@ -301,7 +301,7 @@ async def test_a_token_in_a_header_comes_in_from_any_origin(harness) -> None:
     ],
     ids=str,
 )
-async def test_what_is_no_handshake_is_told_what_usually_is_the_matter(
+async def test_an_invalid_handshake_is_answered_with_the_usual_cause(
     harness, headers, told
 ) -> None:
     reply = await AsyncHTTPClient().fetch(
@@ -315,19 +315,19 @@ async def test_what_is_no_handshake_is_told_what_usually_is_the_matter(
     assert len(harness.hubs) == 0
 
 
-async def test_our_own_origin_and_a_token_in_the_url_come_in(harness) -> None:
+async def test_the_servers_origin_and_a_token_in_the_url_are_accepted(harness) -> None:
     origin = {"Origin": f"http://127.0.0.1:{harness.port}"}
     async with harness.client(token="", query=f"token={TOKEN}", headers=origin):
         assert harness.hubs.connections(ID) == 1
 
 
-async def test_a_server_that_goes_away_lets_nobody_in(harness) -> None:
+async def test_a_server_that_shuts_down_accepts_no_websocket(harness) -> None:
     harness.services.closing = True
     status, _ = await refused(harness.client())
     assert status == 503
 
 
-async def test_a_plain_get_is_no_websocket(harness) -> None:
+async def test_a_plain_get_is_refused(harness) -> None:
     reader, writer = await asyncio.open_connection("127.0.0.1", harness.port)
     writer.write(
         f"GET /api/kernels/{ID}/channels?token={TOKEN} HTTP/1.1\r\n"
@@ -341,7 +341,7 @@ async def test_a_plain_get_is_no_websocket(harness) -> None:
     await writer.wait_closed()
 
 
-async def test_a_session_id_that_is_no_text_is_400(harness) -> None:
+async def test_a_session_id_that_is_not_text_is_refused_with_400(harness) -> None:
     status, _ = await refused(harness.client(query="session_id=%ff"))
     assert status == 400
 
@@ -349,7 +349,7 @@ async def test_a_session_id_that_is_no_text_is_400(harness) -> None:
 # -- open and talk --------------------------------------------------------------------------
 
 
-async def test_it_is_open_at_once_though_the_kernel_never_answers(harness) -> None:
+async def test_a_websocket_opens_although_the_kernel_does_not_answer(harness) -> None:
     async with harness.client() as ws:
         assert harness.hubs.connections(ID) == 1
         assert not harness.hub.ready
@@ -398,7 +398,7 @@ async def test_a_round_trip_in_each_dialect(harness, dialect) -> None:
             assert await read(ws) == msg
 
 
-async def test_what_is_sent_in_fragments_is_one_message(harness) -> None:
+async def test_fragments_are_one_message(harness) -> None:
     async with harness.client() as ws:
         harness.prove()
         data = v1.encode(message("execute_request", {"code": "x" * 1000}))
@@ -407,7 +407,7 @@ async def test_what_is_sent_in_fragments_is_one_message(harness) -> None:
         assert v1.encode(harness.sent()[0]) == data
 
 
-async def test_replies_are_for_who_asked_and_output_is_for_all(harness) -> None:
+async def test_replies_are_sent_to_one_client_and_output_to_all(harness) -> None:
     async with harness.client(query="session_id=a") as one, harness.client(dialect=legacy) as two:
         harness.prove()
         asked = message("execute_request", {"code": "1"})
@@ -433,7 +433,7 @@ async def test_a_client_that_vanishes_is_detached(harness) -> None:
         await harness.until_connections(0)
 
 
-async def test_a_session_that_comes_back_gets_what_it_missed(harness) -> None:
+async def test_a_session_that_reconnects_gets_the_messages_it_missed(harness) -> None:
     async with harness.client(query="session_id=me") as ws:
         harness.prove()
         harness.say(stream("seen"))
@@ -456,7 +456,7 @@ async def test_a_kernel_that_is_shut_down_closes_its_websockets(harness) -> None
         assert await ended(ws) == (1012, "the kernel was shut down")
 
 
-async def test_a_kernel_that_goes_while_the_websocket_opens_is_told_of(harness) -> None:
+async def test_a_kernel_that_ends_during_the_handshake_closes_the_websocket(harness) -> None:
     kernel = harness.services.kernels.get_kernel(ID)
     hub = harness.hubs.open(ID, kernel.get_connection_info())
     await hub.aclose()  # the table still has the hub
@@ -489,7 +489,7 @@ FAULTS: dict[str, tuple[Any, Any, int, str]] = {
 
 
 @pytest.mark.parametrize("name", FAULTS)
-async def test_a_fault_closes_its_websocket_alone_and_says_what_it_was(harness, name) -> None:
+async def test_a_fault_closes_only_its_websocket_with_the_reason(harness, name) -> None:
     dialect, frame, code, words = FAULTS[name]
     async with harness.client(dialect=dialect) as bad, harness.client() as bystander:
         harness.prove()
@@ -516,7 +516,7 @@ async def test_text_that_is_not_utf8_is_closed_with_1007(harness) -> None:
 
 
 @pytest.mark.parametrize("opcode", [BINARY, TEXT], ids=["no message", "no UTF-8"])
-async def test_nothing_is_written_behind_a_close_frame(harness, opcode) -> None:
+async def test_nothing_is_written_after_a_close_frame(harness, opcode) -> None:
     """The kernel continues to send output during the closing handshake."""
     async with harness.peer() as peer:
         harness.say(stream("before"))
@@ -531,7 +531,7 @@ async def test_nothing_is_written_behind_a_close_frame(harness, opcode) -> None:
 # -- backpressure ---------------------------------------------------------------------------
 
 
-async def test_a_full_kernel_stops_the_reading_until_there_is_room(start) -> None:
+async def test_a_full_kernel_stops_reading_until_there_is_room(start) -> None:
     harness = start(settings=HubSettings(limit_rate=False, request_limit=1 << 20))
     frames = [
         v1.encode(message("execute_request", {"code": f"{i:03}" + "x" * 500_000}))
@@ -580,7 +580,7 @@ async def stuck(start: Start, **app: Any) -> AsyncIterator[tuple[Harness, Client
         yield harness, ws
 
 
-async def test_who_waits_for_a_full_kernel_is_not_taken_for_dead(start) -> None:
+async def test_a_client_that_waits_for_a_full_kernel_is_not_disconnected(start) -> None:
     """Its pongs are not read in the meantime."""
     keepalive = Keepalive(3600)
     async with stuck(start, kbridge_keepalive=keepalive) as (harness, ws):
@@ -595,7 +595,7 @@ async def test_who_waits_for_a_full_kernel_is_not_taken_for_dead(start) -> None:
         assert harness.hubs.connections(ID) == 1
 
 
-async def test_a_kernel_that_goes_while_somebody_waits_closes_in_good_order(start, caplog) -> None:
+async def test_a_kernel_that_ends_while_a_client_waits_closes_its_websocket(start, caplog) -> None:
     async with stuck(start) as (harness, ws):
         await harness.hubs.close(ID)
         assert await ended(ws) == (1012, "the kernel was shut down")
@@ -603,7 +603,7 @@ async def test_a_kernel_that_goes_while_somebody_waits_closes_in_good_order(star
     assert not [r for r in caplog.records if r.levelname == "ERROR"]
 
 
-async def test_a_viewer_that_does_not_read_costs_the_journal_and_no_more(start) -> None:
+async def test_a_client_that_does_not_read_uses_only_the_memory_of_the_journal(start) -> None:
     limit = 2 << 20
     harness = start(settings=HubSettings(limit_rate=False, journal_limit=limit, history_limit=0))
     async with harness.client(max_queue=1) as slow, harness.client() as honest:
@@ -627,7 +627,7 @@ async def test_a_viewer_that_does_not_read_costs_the_journal_and_no_more(start) 
 # -- keepalive ------------------------------------------------------------------------------
 
 
-async def test_who_answers_pings_stays_and_who_does_not_goes(start) -> None:
+async def test_clients_that_do_not_answer_pings_are_disconnected(start) -> None:
     keepalive = Keepalive(3600)
     harness = start(kbridge_keepalive=keepalive)
     async with harness.client() as lively:
@@ -660,7 +660,7 @@ def no_log_records() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("no_log_records")
-async def test_thousands_of_upgrades_to_an_unknown_kernel_leave_nothing_behind(harness) -> None:
+async def test_thousands_of_upgrades_to_an_unknown_kernel_leave_no_objects(harness) -> None:
     process = psutil.Process()
     request = (
         f"GET /api/kernels/none/channels HTTP/1.1\r\nHost: localhost\r\n"

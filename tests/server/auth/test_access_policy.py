@@ -107,7 +107,7 @@ def test_origins(origin: str | None, host: str, protocol: str, allowed: bool) ->
     assert POLICY.origin_allowed(origin, host, protocol) is allowed
 
 
-def test_star_lets_every_origin_in() -> None:
+def test_a_star_allows_every_origin() -> None:
     policy = AccessPolicy(allow_origin=("*",))
     assert policy.origin_allowed("https://anything.example", LOCAL, "http")
     assert policy.origin_allowed("null", LOCAL, "http")
@@ -141,7 +141,7 @@ SAME, FOREIGN = "http://localhost:8888", "https://evil.example"
         (info("POST", cookie=COOKIE, xsrf_header="x", xsrf_cookie="x"), AuthMethod.COOKIE),
     ],
 )
-def test_lets_in(request_: RequestInfo, auth_method: AuthMethod | None) -> None:
+def test_valid_requests_are_allowed(request_: RequestInfo, auth_method: AuthMethod | None) -> None:
     decision = POLICY.decide(request_)
     assert decision.allowed, decision.reason
     assert decision.auth_method is auth_method
@@ -174,7 +174,7 @@ def test_lets_in(request_: RequestInfo, auth_method: AuthMethod | None) -> None:
         (info("POST", cookie=COOKIE, origin="null"), "cross-origin"),
     ],
 )
-def test_keeps_out(request_: RequestInfo, reason: str) -> None:
+def test_invalid_requests_are_refused(request_: RequestInfo, reason: str) -> None:
     decision = POLICY.decide(request_)
     assert not decision.allowed
     assert reason in decision.reason
@@ -187,7 +187,7 @@ def test_public_resources_still_ask_for_host_and_origin() -> None:
     assert not POLICY.decide(info(origin=FOREIGN), public=True).allowed
 
 
-def test_without_a_token_programs_come_in_and_forged_requests_do_not() -> None:
+def test_without_a_token_forged_requests_are_refused() -> None:
     policy = AccessPolicy()
     assert not policy.auth_enabled
     assert policy.decide(info("POST")).auth_method is AuthMethod.OFF

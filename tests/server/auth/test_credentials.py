@@ -36,7 +36,7 @@ def test_each_address_has_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.parametrize("mode", [0o644, 0o640, 0o660, 0o602])
-def test_a_file_that_others_could_read_or_write_is_not_believed(
+def test_a_file_that_others_could_read_or_write_is_not_used(
     tmp_path: Path, mode: int, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("JUPYTER_ALLOW_INSECURE_WRITES", raising=False)
@@ -67,7 +67,7 @@ def test_a_link_is_neither_read_nor_written_through(tmp_path: Path) -> None:
     assert draw(folder) == drawn
 
 
-def test_another_users_file_is_not_believed(
+def test_a_file_of_another_user_is_not_used(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = draw(tmp_path)
@@ -102,7 +102,7 @@ def test_a_damaged_file_is_replaced(
     assert draw(tmp_path) == drawn
 
 
-def test_where_nothing_can_be_kept_the_server_starts_all_the_same(
+def test_without_stored_credentials_the_server_starts(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     path_of(tmp_path, ADDRESS).mkdir()

@@ -147,7 +147,7 @@ def test_origins() -> None:
 @pytest.mark.parametrize(
     "setting", ["sock_mode=rw", "allow_origin_pat=(", "port=70000", "ws_ping_interval=-1"]
 )
-def test_nonsense_is_refused(setting: str) -> None:
+def test_invalid_settings_are_refused(setting: str) -> None:
     name, value = setting.split("=")
     with pytest.raises(TraitError, match=name):
         KbridgeApp(**{name: int(value) if value.lstrip("-").isdigit() else value})

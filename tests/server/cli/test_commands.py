@@ -47,7 +47,7 @@ def test_a_server_that_does_not_answer_gets_a_signal(process: "subprocess.Popen[
     assert process.wait(TIMEOUT) == -signal.SIGTERM
 
 
-def test_a_process_that_has_the_id_of_a_dead_server_gets_none(
+def test_a_process_with_the_id_of_a_dead_server_gets_no_signal(
     process: "subprocess.Popen[str]",
 ) -> None:
     """SIGTERM must not reach another process with the same id."""
@@ -59,7 +59,7 @@ def test_a_process_that_has_the_id_of_a_dead_server_gets_none(
     signal_process(process.pid, start_id(process.pid), 0)
 
 
-def test_a_process_of_another_container_or_machine_gets_none(
+def test_a_process_of_another_container_or_machine_gets_no_signal(
     process: "subprocess.Popen[str]",
 ) -> None:
     problem = end_server(info(process.pid, THERE, ELSEWHERE), HERE)
@@ -71,7 +71,7 @@ def test_a_process_of_another_container_or_machine_gets_none(
     signal_process(process.pid, start_id(process.pid), 0)
 
 
-def test_no_token_is_sent_to_what_listens_here_on_the_port_of_a_server_elsewhere() -> None:
+def test_no_token_is_sent_to_a_local_process_on_the_port_of_a_remote_server() -> None:
     with socket.create_server(("127.0.0.1", 0)) as trap:
         trap.setblocking(False)
         found = info(1, THERE, ELSEWHERE, port=trap.getsockname()[1])
@@ -80,7 +80,7 @@ def test_no_token_is_sent_to_what_listens_here_on_the_port_of_a_server_elsewhere
             trap.accept()
 
 
-def test_which_server_is_meant() -> None:
+def test_servers_near_by_are_found() -> None:
     assert is_near(info(1, "x", HERE), HERE)
     assert is_near(info(1, "x", None), HERE)
     assert not is_near(info(1, THERE, ELSEWHERE), HERE)
@@ -130,7 +130,9 @@ def test_a_server_in_another_pid_namespace_is_asked_over_http(tmp_path: Path) ->
             process.wait()
 
 
-async def test_who_may_end_a_server(running: Any, error_of: Any) -> None:
+async def test_the_shutdown_of_a_server_needs_the_token_in_a_header(
+    running: Any, error_of: Any
+) -> None:
     ended: list[str] = []
     assert error_of(await running.ask("POST", "/api/shutdown"))[0] == 501
     running.services.shutdown = lambda: ended.append("now")

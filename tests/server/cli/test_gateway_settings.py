@@ -63,7 +63,7 @@ def test_each_is_the_documented_alias_of_a_setting(variable: gateway_settings.Se
     ("name", "value"),
     [("KG_PORT", ""), ("KG_MAX_KERNELS", " "), ("KG_SEED_URI", ""), ("KG_API", "")],
 )
-def test_empty_is_unset(name: str, value: str) -> None:
+def test_an_empty_variable_counts_as_unset(name: str, value: str) -> None:
     assert gateway_settings.read({name: value}) == ({}, [])
 
 
@@ -71,7 +71,7 @@ def test_empty_is_unset(name: str, value: str) -> None:
     ("name", "value"),
     [("KG_PORT", "http"), ("KG_LIST_KERNELS", "perhaps"), ("KG_API", "notebook-http")],
 )
-def test_nonsense_is_named(name: str, value: str) -> None:
+def test_invalid_values_of_variables_are_named(name: str, value: str) -> None:
     with pytest.raises(TraitError, match=name):
         gateway_settings.read({name: value})
 
@@ -85,7 +85,7 @@ def test_unknown_variables_are_reported() -> None:
     )
 
 
-def test_no_variable_twice() -> None:
+def test_each_variable_has_one_row() -> None:
     names = [variable.name for variable in gateway_settings.VARIABLES]
     assert len(set(names)) == len(names)
 
@@ -214,6 +214,6 @@ def test_traits_that_are_refused(trait: str, value: Any, says: str) -> None:
     assert "secret" not in str(refused.value)
 
 
-def test_our_own_name_goes_before_the_gateways() -> None:
+def test_kbridges_name_has_precedence_over_the_gateways() -> None:
     config = Config({"KernelGatewayApp": {"port": 1}, "KbridgeApp": {"port": 2}})
     assert gateway_settings.translate(config) == Config({"KbridgeApp": {"port": 2}})

@@ -32,7 +32,7 @@ def test_the_alias_makes_jupyter_start_kbridge(tmp_path: Path) -> None:
     assert not path.exists()
 
 
-def test_the_gateways_own_program_is_left_alone(tmp_path: Path) -> None:
+def test_the_program_of_the_gateway_is_not_replaced(tmp_path: Path) -> None:
     path = tmp_path / "jupyter-kernelgateway"
     path.write_text(THEIRS)
     with pytest.raises(TraitError, match="from another package"):

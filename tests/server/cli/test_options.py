@@ -61,7 +61,7 @@ def test_settings_of_a_package_with_provisioners(section: str) -> None:
 
 
 @pytest.mark.usefixtures("installed")
-def test_settings_of_nobody() -> None:
+def test_settings_of_unknown_classes_are_refused() -> None:
     [told] = unknown_sections(Config({"Remot": {"limit": 1}}), KbridgeApp, ())
     assert told.startswith("there are no settings Remot.*")
 

@@ -132,7 +132,7 @@ def _url(terminal: Terminal) -> str:
 QUESTION = r"Shut down this server and 1 kernel \(y/\[n\]\)\?"
 
 
-def test_ctrl_c_asks_where_kernels_would_end(terminal: Callable[..., Terminal]) -> None:
+def test_ctrl_c_asks_if_kernels_would_end(terminal: Callable[..., Terminal]) -> None:
     console = terminal()
     url = _url(console)
     console.start_kernel(url)
@@ -153,7 +153,7 @@ def test_ctrl_c_asks_where_kernels_would_end(terminal: Callable[..., Terminal]) 
     assert console.ends() == 0
 
 
-def test_a_second_ctrl_c_is_a_yes(terminal: Callable[..., Terminal]) -> None:
+def test_a_second_ctrl_c_answers_yes(terminal: Callable[..., Terminal]) -> None:
     console = terminal()
     console.start_kernel(_url(console))
     console.type("\x03")
@@ -167,7 +167,7 @@ def test_a_second_ctrl_c_is_a_yes(terminal: Callable[..., Terminal]) -> None:
     [([], 0), (["-y"], 1), (["--shutdown-kernels-on-exit=false"], 1)],
     ids=["no kernel", "-y", "kernels stay"],
 )
-def test_ctrl_c_ends_it_at_once_where_nothing_is_lost(
+def test_ctrl_c_ends_the_server_at_once_if_no_kernel_would_end(
     terminal: Callable[..., Terminal], args: list[str], kernels: int
 ) -> None:
     console = terminal(*args)
@@ -182,7 +182,9 @@ def test_ctrl_c_ends_it_at_once_where_nothing_is_lost(
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
-def test_a_signal_is_no_warning(terminal: Callable[..., Terminal], number: signal.Signals) -> None:
+def test_a_signal_logs_no_warning(
+    terminal: Callable[..., Terminal], number: signal.Signals
+) -> None:
     console = terminal()
     _url(console)
     console.process.send_signal(number)
@@ -225,7 +227,7 @@ def test_closed_standard_streams(env: dict[str, str], tmp_path: Path, closed: se
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="Linux has /dev/full")
-def test_a_stdout_that_takes_nothing_ends_nothing(env: dict[str, str], tmp_path: Path) -> None:
+def test_a_full_stdout_does_not_end_the_server(env: dict[str, str], tmp_path: Path) -> None:
     with Path("/dev/full").open("w") as full, (tmp_path / "log").open("w") as log:
         process = subprocess.Popen(COMMAND, env=env, stdout=full, stderr=log)
     try:

@@ -74,7 +74,7 @@ async def dial(sock: socket.socket) -> asyncio.StreamWriter:
     return (await asyncio.open_connection(*sock.getsockname()))[1]
 
 
-async def test_everybody_who_waits_is_taken(listening) -> None:
+async def test_all_waiting_connections_are_accepted(listening) -> None:
     harness = Harness(listening)
     dialled = [await dial(listening) for _ in range(20)]
     async with asyncio.timeout(20):
@@ -89,7 +89,7 @@ async def test_everybody_who_waits_is_taken(listening) -> None:
 
 
 @pytest.mark.parametrize("code", [errno.EMFILE, errno.ENFILE, errno.ENOBUFS])
-async def test_without_descriptors_it_waits_says_so_once_and_goes_on(
+async def test_without_descriptors_accepting_pauses_and_logs_once(
     listening, caplog: pytest.LogCaptureFixture, code: int
 ) -> None:
     full = Full(listening, code)
@@ -115,7 +115,7 @@ async def test_without_descriptors_it_waits_says_so_once_and_goes_on(
     assert "min_open_files_limit" in said[0]
 
 
-async def test_without_descriptors_somebody_is_sent_away(listening) -> None:
+async def test_without_descriptors_the_oldest_connections_are_closed(listening) -> None:
     full = Full(listening)
     harness = Harness(full)
     harness.sheds = 1
@@ -128,7 +128,7 @@ async def test_without_descriptors_somebody_is_sent_away(listening) -> None:
     harness.acceptor.stop()
 
 
-async def test_nobody_is_taken_while_it_is_busy(listening) -> None:
+async def test_no_connection_is_accepted_while_requests_wait(listening) -> None:
     harness = Harness(listening)
     harness.waiting = True
     writer = await dial(listening)
@@ -143,7 +143,7 @@ async def test_nobody_is_taken_while_it_is_busy(listening) -> None:
     harness.acceptor.stop()
 
 
-async def test_it_stops_while_it_waits(listening) -> None:
+async def test_the_acceptor_can_be_stopped_during_a_pause(listening) -> None:
     full = Full(listening)
     harness = Harness(full)
     writer = await dial(listening)
@@ -154,7 +154,9 @@ async def test_it_stops_while_it_waits(listening) -> None:
     writer.close()
 
 
-def test_the_descriptor_limit_is_raised_as_far_as_it_goes(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_descriptor_limit_is_raised_up_to_the_hard_limit(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     resource = pytest.importorskip("resource")
     limits = [256, 4096]
     monkeypatch.setattr(resource, "getrlimit", lambda _what: tuple(limits))

@@ -16,14 +16,14 @@ def limiter(*names: str) -> ConnectionLimiter[str]:
     return made
 
 
-def test_the_oldest_stranger_goes_where_one_more_comes() -> None:
+def test_the_oldest_unauthenticated_connection_makes_room() -> None:
     made = limiter("a", "b", "c")
     assert made.opened("d", 3.0) == ["a"]
     made.closed("a")
     assert made.opened("e", 4.0) == ["b"]
 
 
-def test_who_was_let_in_neither_counts_nor_goes() -> None:
+def test_authenticated_connections_are_not_counted_and_not_closed() -> None:
     made = limiter("a", "b", "c")
     made.authenticated("a", 3.0)
     assert made.opened("d", 4.0) == []
@@ -32,20 +32,20 @@ def test_who_was_let_in_neither_counts_nor_goes() -> None:
     assert made.oldest(99) == ["b", "c", "d", "e"]
 
 
-def test_a_stranger_has_one_time_for_all_of_its_request() -> None:
+def test_an_unauthenticated_client_has_one_timeout_for_its_request() -> None:
     made = limiter("a", "b")
     assert made.expired(10.0, nobody) == []
     assert made.expired(10.5, nobody) == ["a"]
     assert made.expired(11.5, nobody) == ["a", "b"]
 
 
-def test_what_the_server_works_on_is_not_late() -> None:
+def test_a_connection_does_not_expire_while_the_server_works() -> None:
     made = limiter("a")
     made.request_complete("a")
     assert made.expired(1000.0, nobody) == []
 
 
-def test_an_answer_that_is_not_read_is_the_clients_time() -> None:
+def test_the_time_of_reading_a_reply_counts() -> None:
     made = limiter("a")
     made.request_complete("a")
     assert made.expired(50.0, lambda key: key == "a") == []
@@ -53,14 +53,14 @@ def test_an_answer_that_is_not_read_is_the_clients_time() -> None:
     assert made.expired(60.5, nobody) == ["a"]
 
 
-def test_a_stranger_has_one_request() -> None:
+def test_an_unauthenticated_connection_has_one_request() -> None:
     made = limiter("a")
     assert made.next_request("a", 0.0)
     made.request_complete("a")
     assert not made.next_request("a", 1.0)
 
 
-def test_who_was_let_in_may_ask_again_and_takes_longer() -> None:
+def test_an_authenticated_connection_may_send_further_requests() -> None:
     made = limiter("a")
     made.authenticated("a", 1.0)
     made.request_complete("a")
@@ -69,14 +69,14 @@ def test_who_was_let_in_may_ask_again_and_takes_longer() -> None:
     assert made.expired(600.5, nobody) == ["a"]
 
 
-def test_the_body_of_who_was_let_in_has_its_own_time() -> None:
+def test_the_body_of_an_authenticated_request_has_a_separate_timeout() -> None:
     made = limiter("a")
     made.authenticated("a", 9.0)
     assert made.expired(50.0, nobody) == []
     assert made.expired(109.5, nobody) == ["a"]
 
 
-def test_those_who_are_gone_are_forgotten() -> None:
+def test_closed_connections_are_removed() -> None:
     made = limiter("a", "b")
     made.authenticated("b", 1.0)
     for name in ("a", "b", "b", "never here"):

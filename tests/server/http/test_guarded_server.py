@@ -160,7 +160,7 @@ async def start() -> AsyncIterator[Start]:
         await harness.aclose()
 
 
-async def test_who_shows_the_token_asks_again_on_the_same_connection(start) -> None:
+async def test_authenticated_clients_may_send_several_requests_per_connection(start) -> None:
     client = await (await start()).dial()
     for size in (1, 2, 3):
         client.send(f"GET /echo?size={size}", PROOF)
@@ -169,7 +169,7 @@ async def test_who_shows_the_token_asks_again_on_the_same_connection(start) -> N
 
 
 @pytest.mark.parametrize("path", ["/", "/echo", "/nowhere"])
-async def test_a_stranger_has_one_request_and_is_told_so(start, path: str) -> None:
+async def test_an_unauthenticated_connection_ends_after_one_request(start, path: str) -> None:
     client = await (await start()).dial()
     client.send(f"GET {path}")
     status, headers, _ = await client.answer()
@@ -179,14 +179,14 @@ async def test_a_stranger_has_one_request_and_is_told_so(start, path: str) -> No
     assert await client.ended() == b""
 
 
-async def test_what_a_stranger_sends_behind_its_request_is_not_answered(start) -> None:
+async def test_a_second_request_without_the_token_is_not_answered(start) -> None:
     client = await (await start()).dial()
     for _ in range(50):
         client.send("GET /")
     assert (await client.ended()).count(b"come in") <= 1
 
 
-async def test_a_connection_stays_known_when_a_later_request_has_no_token(start) -> None:
+async def test_a_connection_stays_authenticated_when_a_later_request_has_no_token(start) -> None:
     client = await (await start()).dial()
     client.send("GET /echo", PROOF)
     assert (await client.answer())[0] == 200
@@ -216,26 +216,26 @@ async def test_a_body_that_is_too_large_is_answered_with_413(start, chunked: boo
     assert await client.ended() == b""
 
 
-async def test_a_body_that_just_fits_is_taken(start) -> None:
+async def test_a_body_of_the_maximum_size_is_accepted(start) -> None:
     client = await (await start()).dial()
     client.send("POST /echo", PROOF, f"Content-Length: {LIMIT}", body=b"x" * LIMIT)
     assert (await client.answer())[2] == b"%d" % LIMIT
 
 
-async def test_who_waits_to_be_told_to_go_on_is_told_no(start) -> None:
+async def test_expect_100_continue_is_answered_with_413_if_the_body_is_too_large(start) -> None:
     client = await (await start()).dial()
     client.send("POST /echo", PROOF, "Content-Length: 2000000", "Expect: 100-continue")
     assert (await client.answer())[0] == 413
 
 
 @pytest.mark.parametrize("length", ["9" * 19, "9" * 6000, "-1", "1e3", "5, 6"])
-async def test_lengths_that_nobody_means_end_the_connection(start, length: str) -> None:
+async def test_invalid_content_lengths_end_the_connection(start, length: str) -> None:
     client = await (await start()).dial()
     client.send("POST /echo", PROOF, f"Content-Length: {length}")
     assert (await client.ended()).startswith(b"HTTP/1.1 400 ")
 
 
-async def test_the_same_length_twice_is_that_length(start) -> None:
+async def test_a_repeated_content_length_is_accepted(start) -> None:
     client = await (await start()).dial()
     client.send(
         "POST /echo", PROOF, f"Content-Length: {LIMIT + 1}, {LIMIT + 1}", body=b"x" * (LIMIT + 1)
@@ -254,7 +254,9 @@ async def test_the_same_length_twice_is_that_length(start) -> None:
         ),
     ],
 )
-async def test_a_strangers_body_is_refused_before_it_comes(start, first, status, message) -> None:
+async def test_an_unauthenticated_body_is_refused_before_it_arrives(
+    start, first, status, message
+) -> None:
     client = await (await start()).dial()
     client.send(first, f"Content-Length: {UNAUTHENTICATED_BODY + 1}")
     got, _, body = await client.answer()
@@ -263,7 +265,7 @@ async def test_a_strangers_body_is_refused_before_it_comes(start, first, status,
     assert await client.ended() == b""
 
 
-async def test_a_refused_body_without_end_is_cut(start) -> None:
+async def test_a_refused_body_without_end_is_cut_off(start) -> None:
     client = await (await start()).dial()
     client.send("POST /echo", f"Content-Length: {10**12}")
     assert (await client.answer())[0] == 403
@@ -324,7 +326,7 @@ async def test_a_request_that_trickles_is_ended(start) -> None:
     dripping[-1].cancel()
 
 
-async def test_a_client_that_was_let_in_is_ended_later(start) -> None:
+async def test_an_authenticated_connection_has_a_longer_timeout(start) -> None:
     harness = await start(limits={"request_timeout": 0.05, "keep_alive_timeout": 0.3})
     client = await harness.dial()
     client.send("GET /echo?size=1", PROOF)
@@ -332,7 +334,7 @@ async def test_a_client_that_was_let_in_is_ended_later(start) -> None:
     assert await client.ended() == b""
 
 
-async def test_an_answer_that_nobody_reads_is_ended(start) -> None:
+async def test_a_reply_that_is_not_read_ends_the_connection(start) -> None:
     harness = await start(limits={"request_timeout": 0.2})
     client = await harness.dial()
     client.send("GET /?much=1")
@@ -347,13 +349,13 @@ async def test_headers_that_are_too_long_end_the_connection(start) -> None:
     assert (await client.ended()).startswith(b"HTTP/1.1 431 ")
 
 
-async def test_a_tls_handshake_that_never_comes_is_ended(start, tls: ssl.SSLContext) -> None:
+async def test_a_missing_tls_handshake_ends_the_connection(start, tls: ssl.SSLContext) -> None:
     harness = await start(limits={"request_timeout": 0.2}, ssl_options=tls)
     client = await harness.dial()
     assert await client.ended() == b""
 
 
-async def test_a_tls_handshake_that_is_none_is_ended(start, tls: ssl.SSLContext) -> None:
+async def test_an_invalid_tls_handshake_ends_the_connection(start, tls: ssl.SSLContext) -> None:
     harness = await start(ssl_options=tls)
     client = await harness.dial()
     client.send("GET /")
@@ -369,7 +371,7 @@ async def test_tls_is_served(start, tls: ssl.SSLContext) -> None:
     assert (await client.answer())[2] == b"come in"
 
 
-async def test_nothing_is_left_of_connections_that_ended(start) -> None:
+async def test_ended_connections_leave_nothing_behind(start) -> None:
     harness = await start()
     for first in ("GET /", "GET /echo"):
         client = await harness.dial()
@@ -381,7 +383,7 @@ async def test_nothing_is_left_of_connections_that_ended(start) -> None:
     await harness.until_nobody_is_there()
 
 
-async def test_a_head_that_comes_in_pieces_is_answered(start) -> None:
+async def test_a_request_head_in_pieces_is_answered(start) -> None:
     client = await (await start()).dial()
     for piece in (
         b"GET /echo?size=3 HTTP/1.1\r\nHo",
@@ -396,7 +398,7 @@ async def test_a_head_that_comes_in_pieces_is_answered(start) -> None:
     assert (await client.answer())[2] == b"xxxx"
 
 
-async def test_whose_head_is_not_whole_keeps_its_place_among_the_strangers(start) -> None:
+async def test_a_connection_with_an_incomplete_head_counts_as_unauthenticated(start) -> None:
     harness = await start(limits={"unauthenticated": 3})
     half, silent, whole, late = [await harness.dial() for _ in range(4)]
     assert await half.ended() == b""  # the oldest
@@ -408,7 +410,7 @@ async def test_whose_head_is_not_whole_keeps_its_place_among_the_strangers(start
     await harness.until_nobody_is_there()
 
 
-async def test_all_who_wait_are_closed_at_the_end(start) -> None:
+async def test_pending_connections_are_closed_with_the_server(start) -> None:
     harness = await start()
     waiting = [await harness.dial() for _ in range(5)]
     for one in waiting[:3]:

@@ -123,7 +123,7 @@ async def read_all(awaited: Awaitable[bytes]) -> bytes:
 
 
 @pytest.mark.parametrize("end", [b"\r\n\r\n", b"\n\n", b"\r\n\n", b"\n\r\n"])
-async def test_a_head_that_is_there_already_goes_in_at_once(harness: Harness, end: bytes) -> None:
+async def test_a_complete_head_enters_at_once(harness: Harness, end: bytes) -> None:
     _, stream = harness.dial(b"GET / HTTP/1.1" + end + b"the body")
     assert harness.entered == [(stream, "client 1")]
     assert await read_all(stream.read_until_regex(b"\r?\n\r?\n")) == b"GET / HTTP/1.1" + end
@@ -132,7 +132,7 @@ async def test_a_head_that_is_there_already_goes_in_at_once(harness: Harness, en
 
 @pytest.mark.parametrize("end", [b"\r\n\r\n", b"\n\n", b"\r\n\n", b"\n\r\n"])
 @pytest.mark.parametrize("unix", [False, True], ids=["tcp", "unix"])
-async def test_a_head_in_single_bytes_goes_in_when_it_is_whole(
+async def test_a_head_in_single_bytes_enters_when_it_is_complete(
     harness: Harness, end: bytes, unix: bool
 ) -> None:
     whole = b"GET / HTTP/1.1\r\nHost: a" + end
@@ -148,7 +148,7 @@ async def test_a_head_in_single_bytes_goes_in_when_it_is_whole(
     assert harness.looks.total() == len(whole) + 1, "bytes are looked at more than once"
 
 
-async def test_what_was_read_ahead_is_read_in_any_portions(harness: Harness) -> None:
+async def test_bytes_read_ahead_can_be_read_in_any_portions(harness: Harness) -> None:
     client, stream = harness.dial(REQUEST)
     client.sendall(b"x" * 10)
     came = await read_all(stream.read_bytes(5))
@@ -160,7 +160,7 @@ async def test_what_was_read_ahead_is_read_in_any_portions(harness: Harness) -> 
     assert came + buffer == REQUEST + b"x" * 10
 
 
-async def test_a_head_that_is_too_long_goes_in_to_be_refused(harness: Harness) -> None:
+async def test_a_head_that_is_too_long_enters_to_be_refused(harness: Harness) -> None:
     client, stream = harness.dial(b"x" * MOST)
     assert not harness.entered
     client.sendall(b"x")
@@ -168,7 +168,7 @@ async def test_a_head_that_is_too_long_goes_in_to_be_refused(harness: Harness) -
     assert len(await read_all(stream.read_bytes(MOST + 1))) == MOST + 1
 
 
-async def test_a_huge_head_is_not_waited_for_beyond_what_a_stream_reads_at_once() -> None:
+async def test_at_most_one_read_of_a_stream_is_read_ahead() -> None:
     entered: asyncio.Queue[IOStream] = asyncio.Queue()
     server = SimpleNamespace(handle_stream=lambda stream, _: entered.put_nowait(stream))
     gate = HeaderGate(1 << 20, server, ConnectionLimiter(ConnectionLimits()))
@@ -189,7 +189,7 @@ async def test_a_huge_head_is_not_waited_for_beyond_what_a_stream_reads_at_once(
 
 @pytest.mark.parametrize("said", [b"", b"GET / HT"], ids=["silence", "half"])
 @pytest.mark.parametrize("how", ["fin", "shutdown", "reset"])
-async def test_who_hangs_up_is_forgotten(harness: Harness, said: bytes, how: str) -> None:
+async def test_a_client_that_hangs_up_is_removed(harness: Harness, said: bytes, how: str) -> None:
     client, stream = harness.dial(said)
     assert harness.gate.pending_connections == 1
     if how == "shutdown":
@@ -203,7 +203,7 @@ async def test_who_hangs_up_is_forgotten(harness: Harness, said: bytes, how: str
     assert harness.gate.pending_connections == 0
 
 
-async def test_who_has_hung_up_before_is_not_kept(harness: Harness) -> None:
+async def test_a_client_that_has_hung_up_is_not_added(harness: Harness) -> None:
     pair = connected()
     pair[0].shutdown(socket.SHUT_WR)
     _, stream = harness.dial(pair=pair)
@@ -211,7 +211,7 @@ async def test_who_has_hung_up_before_is_not_kept(harness: Harness) -> None:
     assert stream.closed()
 
 
-async def test_a_request_and_its_end_at_once_are_a_request(harness: Harness) -> None:
+async def test_a_request_followed_by_the_end_of_input_enters(harness: Harness) -> None:
     pair = connected()
     pair[0].sendall(REQUEST)
     pair[0].shutdown(socket.SHUT_WR)
@@ -220,7 +220,7 @@ async def test_a_request_and_its_end_at_once_are_a_request(harness: Harness) -> 
     assert await read_all(stream.read_until_close()) == REQUEST
 
 
-async def test_a_turn_of_the_loop_looks_at_a_few(harness: Harness) -> None:
+async def test_one_turn_of_the_loop_reads_from_a_few_connections(harness: Harness) -> None:
     count = 5 * READS_PER_TURN
     for _ in range(count):
         harness.dial()
@@ -235,7 +235,7 @@ async def test_a_turn_of_the_loop_looks_at_a_few(harness: Harness) -> None:
     assert harness.looks.total() == count
 
 
-async def test_requests_go_in_one_by_one_and_in_order(harness: Harness) -> None:
+async def test_requests_enter_one_by_one_and_in_order(harness: Harness) -> None:
     with harness.instant():
         first = [harness.dial(REQUEST)[1] for _ in range(8)]
     assert harness.gate.busy
@@ -246,7 +246,7 @@ async def test_requests_go_in_one_by_one_and_in_order(harness: Harness) -> None:
     assert max(harness.entries.values()) <= 2
 
 
-async def test_who_is_let_in_makes_nobody_wait(harness: Harness) -> None:
+async def test_an_authenticated_request_does_not_delay_the_next(harness: Harness) -> None:
     with harness.instant():
         for _ in range(8):
             harness.dial(REQUEST)
@@ -257,7 +257,7 @@ async def test_who_is_let_in_makes_nobody_wait(harness: Harness) -> None:
     assert not harness.gate.busy
 
 
-async def test_who_was_let_in_before_changes_nothing(harness: Harness) -> None:
+async def test_an_earlier_authenticated_request_has_no_effect(harness: Harness) -> None:
     with harness.instant():
         for _ in range(8):
             harness.dial(REQUEST)
@@ -268,7 +268,7 @@ async def test_who_was_let_in_before_changes_nothing(harness: Harness) -> None:
     assert len(harness.entered) == count < 8
 
 
-async def test_who_is_closed_while_waiting_is_passed_over(harness: Harness) -> None:
+async def test_a_connection_closed_while_it_waits_does_not_enter(harness: Harness) -> None:
     with harness.instant():
         streams = [harness.dial(REQUEST)[1] for _ in range(8)]
     half = harness.dial(b"GET")[1]
@@ -282,7 +282,7 @@ async def test_who_is_closed_while_waiting_is_passed_over(harness: Harness) -> N
     assert [s for s, _ in harness.entered] == [*streams[:6], streams[7]]
 
 
-async def test_closing_it_closes_all_who_wait_and_nobody_else(harness: Harness) -> None:
+async def test_close_closes_only_the_pending_connections(harness: Harness) -> None:
     with harness.instant():
         inside = harness.dial(REQUEST)[1]
         waiting = [harness.dial(said)[1] for said in (b"", b"GET", REQUEST, REQUEST, REQUEST)]
@@ -296,7 +296,7 @@ async def test_closing_it_closes_all_who_wait_and_nobody_else(harness: Harness) 
     assert harness.gate.pending_connections == 0
 
 
-async def test_it_may_be_closed_while_it_pauses(harness: Harness) -> None:
+async def test_the_gate_may_be_closed_during_a_pause(harness: Harness) -> None:
     for _ in range(3 * READS_PER_TURN):
         harness.dial()
     harness.looks.clear()
@@ -311,6 +311,6 @@ async def test_it_may_be_closed_while_it_pauses(harness: Harness) -> None:
     assert harness.looks.total() == seen
 
 
-def test_without_epoll_there_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_epoll_there_is_no_gate(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(select, "epoll")
     assert not HeaderGate.available()

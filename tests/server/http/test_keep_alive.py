@@ -108,7 +108,7 @@ def credentials(running: Any, token: str, kind: str) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("name", [*CASES, *(f"in: {n}" for n in WITH_TOKEN)])
-async def test_with_the_token_every_reply_tells_the_truth(
+async def test_with_the_token_replies_announce_whether_the_connection_stays(
     guarded: Any, token: str, name: str
 ) -> None:
     cases = WITH_TOKEN if name.startswith("in: ") else CASES
@@ -125,7 +125,7 @@ async def test_with_the_token_every_reply_tells_the_truth(
 
 @pytest.mark.parametrize("kind", ["none", "wrong"])
 @pytest.mark.parametrize("name", [*CASES, *(f"out: {n}" for n in WITHOUT)])
-async def test_without_the_token_every_reply_announces_the_end(
+async def test_without_the_token_replies_announce_the_end_of_the_connection(
     guarded: Any, token: str, name: str, kind: str
 ) -> None:
     cases = WITHOUT if name.startswith("out: ") else CASES
@@ -153,7 +153,9 @@ async def test_a_base_url_without_its_slash(start: Any, token: str) -> None:
         assert reply[:2] == (302, ends)
 
 
-async def test_a_server_that_goes_says_so(guarded: Any, token: str) -> None:
+async def test_a_server_that_shuts_down_announces_the_end_of_the_connection(
+    guarded: Any, token: str
+) -> None:
     guarded.services.closing = True
     headers = credentials(guarded, token, "header")
     reply = await asyncio.to_thread(exchange, guarded.port, WITH_TOKEN["status"], headers)
@@ -202,7 +204,7 @@ async def test_http_1_0(guarded: Any, token: str, token_shown: bool) -> None:
     ],
     ids=["no host", "version", "nonsense", "length", "head"],
 )
-async def test_what_is_no_request_ends_the_connection(guarded: Any, request_: bytes) -> None:
+async def test_an_invalid_request_ends_the_connection(guarded: Any, request_: bytes) -> None:
     """A reply without a length is ended by the end of the connection, if there is a reply."""
     reply = await asyncio.to_thread(raw, guarded.port, request_)
     head, _, body = reply.partition(b"\r\n\r\n")

@@ -50,7 +50,7 @@ def test_the_next_free_port() -> None:
         close(taken)
 
 
-def test_faults_are_sentences(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_errors_of_listening_are_sentences(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ListenError, match=r"cannot listen on 203\.0\.113\.1"):
         bind_tcp("203.0.113.1", 0, 0, LOG)
 

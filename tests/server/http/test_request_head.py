@@ -45,7 +45,9 @@ def head(*lines: str, target: str = "/") -> bytes:
         (b"", None, ""),
     ],
 )
-def test_what_is_refused(request_head: bytes, status: int | None, setting: str) -> None:
+def test_heads_beyond_the_limits_are_refused(
+    request_head: bytes, status: int | None, setting: str
+) -> None:
     fault = fault_of(request_head, LIMITS)
     assert (fault and fault[0]) == status
     assert setting in (fault[1] if fault else "")
@@ -61,7 +63,9 @@ def test_what_is_refused(request_head: bytes, status: int | None, setting: str) 
     ],
     ids=["headers", "cookies", "parameters"],
 )
-def test_refusing_costs_a_small_part_of_parsing(bomb: str, parse: Callable[[str], Any]) -> None:
+def test_refusing_a_head_costs_a_fraction_of_parsing_it(
+    bomb: str, parse: Callable[[str], Any]
+) -> None:
     raw = f"GET /?{bomb if '&' in bomb else ''} HTTP/1.1\r\n{bomb}\r\n\r\n".encode()
     limits = HeadLimits(size=len(raw))
     assert fault_of(raw, limits) is not None
@@ -138,7 +142,7 @@ BOMBS = {
 @pytest.mark.parametrize("secure", [False, True], ids=["plain", "tls"])
 @pytest.mark.parametrize("known", [False, True], ids=["stranger", "let in before"])
 @pytest.mark.parametrize("bomb", BOMBS)
-async def test_a_bomb_is_answered_with_the_setting(
+async def test_a_refused_head_is_answered_with_the_name_of_the_setting(
     tls: ssl.SSLContext, bomb: str, known: bool, secure: bool
 ) -> None:
     harness = Harness(ConnectionLimits(), **({"ssl_options": tls} if secure else {}))
@@ -163,7 +167,7 @@ async def test_a_bomb_is_answered_with_the_setting(
         await harness.aclose()
 
 
-async def test_a_refused_client_that_goes_on_sending_is_cut() -> None:
+async def test_a_refused_client_that_continues_to_send_is_disconnected() -> None:
     harness = Harness(ConnectionLimits())
     try:
         client = await harness.dial()
@@ -181,7 +185,9 @@ async def test_a_refused_client_that_goes_on_sending_is_cut() -> None:
         await harness.aclose()
 
 
-async def test_a_stranger_pays_for_the_time_that_was_used(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_unauthenticated_requests_are_charged_for_cpu_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     harness = Harness(ConnectionLimits())
     charges: list[float] = []
     monkeypatch.setattr(TokenBucket, "charge", lambda _bucket, seconds: charges.append(seconds))
