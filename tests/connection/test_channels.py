@@ -32,6 +32,7 @@ from kbridge.wire.message import Channel, Message
 from kbridge.wire.signing import Signer
 from kbridge.wire.zmq import parse, serialize
 from tests.hub.rig import INFO, KEY, frames_of
+from tests.support.memory import MemoryKernels
 from tests.support.waiting import TIMEOUT
 
 SIGNER = Signer(KEY)
@@ -108,7 +109,8 @@ class House:
     """The objects that a connection needs."""
 
     def __init__(self) -> None:
-        self.hubs = HubTable(HubSettings(limit_rate=False), link=MemoryKernel)
+        self.links = MemoryKernels()
+        self.hubs = HubTable(HubSettings(limit_rate=False), link=self.links)
         self.kernels = Kernels()
         self.handlers: list[Handler] = []
 
@@ -135,9 +137,7 @@ class House:
 
     @property
     def kernel(self) -> MemoryKernel:
-        link = self.hub._kernel._link.link
-        assert isinstance(link, MemoryKernel)
-        return link
+        return self.links.latest
 
     def say(self, msg: Message) -> None:
         self.kernel.say(msg.channel, serialize(msg, SIGNER))

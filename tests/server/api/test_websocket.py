@@ -38,6 +38,7 @@ from kbridge.wire.signing import Signer
 from kbridge.wire.zmq import parse, serialize
 from tests.hub.rig import INFO, KEY
 from tests.link.peer import BINARY, PING, TEXT, Peer
+from tests.support.memory import MemoryKernels
 
 TOKEN = "a-token-of-the-tests"
 ID = "a-kernel"
@@ -69,7 +70,8 @@ class Harness:
     """The server."""
 
     def __init__(self, *, settings: HubSettings | None = None, **app: Any) -> None:
-        self.hubs = HubTable(settings or HubSettings(limit_rate=False), link=MemoryKernel)
+        self.links = MemoryKernels()
+        self.hubs = HubTable(settings or HubSettings(limit_rate=False), link=self.links)
         self.services = Services(
             kernels=Kernels(),  # type: ignore[arg-type]
             sessions=SimpleNamespace(),  # type: ignore[arg-type]
@@ -111,9 +113,7 @@ class Harness:
 
     @property
     def kernel(self) -> MemoryKernel:
-        link = self.hub._kernel._link.link
-        assert isinstance(link, MemoryKernel)
-        return link
+        return self.links.latest
 
     def say(self, *messages: Message) -> None:
         self.kernel.say(messages[0].channel, *(serialize(m, SIGNER) for m in messages))
@@ -546,14 +546,14 @@ async def test_a_full_kernel_stops_reading_until_there_is_room(start) -> None:
                 await ws.send(frame)
 
         sending = asyncio.ensure_future(send_all())
-        outbox = harness.hub._kernel._requests._outbox
+        outbox = lambda: harness.hub.statistics()["outbox"]  # noqa: E731
         try:
-            await harness.until(lambda: outbox.statistics()["senders_waiting"])
+            await harness.until(lambda: outbox()["senders_waiting"])
             # The server answers pings of the other websocket: it only does not read this one.
             for _ in range(20):
                 await (await other.ping())
             assert not sending.done()
-            waiting = outbox.statistics()
+            waiting = outbox()
             assert (waiting["senders_waiting"], waiting["requests"]) == (1, 3)
             await other.send(v1.encode(message("kernel_info_request")))
             harness.say(stream("output goes on"))
