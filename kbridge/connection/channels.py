@@ -203,7 +203,7 @@ class ZMQChannelsWebsocketConnection(BaseKernelWebsocketConnection):
         self.session_key = f"{self.kernel_id}:{self.session_id}"
         self.since = self._default_since()
         if self._overrides(OUTGOING + INCOMING + INFO):
-            # Overrides may take messages apart with the session: it needs the kernel's key.
+            # Overrides may parse messages with the session, so it needs the kernel's key.
             self.session.key = getattr(self.kernel_manager, "session", self.session).key
         if self._overrides(INFO):
             await self.request_kernel_info()
@@ -239,7 +239,7 @@ class ZMQChannelsWebsocketConnection(BaseKernelWebsocketConnection):
         done: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         done.set_result(None)
         if self.trait_has_value("_close_future") and self._close_future.done():
-            self.hub.detach(cursor)  # a hook has detached it already, on what it was given
+            self.hub.detach(cursor)  # a hook has already detached it while handling a message
             return done
         self._cursor = cursor
         self._incoming = IncomingMessages(self.hub, cursor, spoken)
@@ -333,7 +333,7 @@ class ZMQChannelsWebsocketConnection(BaseKernelWebsocketConnection):
     def on_pong(self, data: bytes) -> None:
         """Take the payload of a pong, which may acknowledge frames.
 
-        A websocket handler may call it, and need not: `connect` arranges that every pong gets here.
+        A websocket handler may call it, but need not: `connect` arranges that every pong gets here.
         """
         if self._pongs is not None:
             self._pongs.taken = True

@@ -125,8 +125,8 @@ resume_timeout = Float(
     _DEFAULTS.resume_timeout,
     config=True,
     help=(
-        "Seconds for which output is held for a client that has disconnected and may come back."
-        " With 0, a client that comes back receives new output only."
+        "Seconds for which output is held for a client that has disconnected and may reconnect."
+        " With 0, a client that reconnects receives new output only."
     ),
 )
 request_limit = Integer(

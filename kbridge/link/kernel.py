@@ -31,7 +31,7 @@ from kbridge.wire.message import Buffer, Channel
 __all__ = ["KernelLink"]
 
 _DEALERS: Final = (Channel.SHELL, Channel.CONTROL, Channel.STDIN)
-# Iopub last: a hub acts on its events at once, and should know those of the others by then.
+# Iopub last: a hub acts on its events at once, and needs the events of the other channels first.
 _WATCHED: Final = (*_DEALERS, Channel.IOPUB)
 # libzmq reconnects at once, unless it has closed the connection itself, because a message was too
 # large or the bytes were not ZMTP. The socket is then unusable.

@@ -206,7 +206,7 @@ class Server:
         if not auth.token or not (auth.token_is_random or auth.cookie_secret_is_random):
             return
         if not where.sock and not where.port:
-            return  # with any free port, the next server has another address
+            return  # if any free port is used, the next server has another address
         kept = recall(self.config.runtime_dir, where.address(self.port), self._log)
         if auth.token_is_random:
             hide(kept.token)

@@ -1,4 +1,4 @@
-"""Decide which frames of one kernel go to which segment file, and which files are given up.
+"""Decide which frames of one kernel go to which segment file, and which files are removed.
 
 Invariants:
 

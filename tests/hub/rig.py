@@ -101,7 +101,7 @@ class Peer(MemoryClient):
         return written
 
     def resume(self) -> None:
-        # The held data is written before the owner is told, and the answer comes then, too.
+        # The held data is written before the owner is notified, and before the pong.
         told, self.on_writable = self.on_writable, self.answer
         super().resume()
         self.on_writable = told
@@ -118,7 +118,7 @@ class Rig:
         self.kernels: list[MemoryKernel] = []
         self.events: list[KernelEvents] = []
         self.signer = Signer(KEY)
-        self.process = "the-kernel"  # its session; another process has another one
+        self.process = "the-kernel"  # the session of the process; another process has another one
         self.environment = HubEnvironment(link=self._link, clock=self.clock, store=store)
         self.hub = self.open(settings, former=() if adopted else None)
 
@@ -144,7 +144,7 @@ class Rig:
 
     @property
     def link_events(self) -> KernelEvents:
-        """The receiver of the latest link's events: for those that `MemoryKernel` cannot cause."""
+        """The receiver of the latest link's events, for events that `MemoryKernel` cannot cause."""
         return self.events[-1]
 
     # The timers of a hub use the clock of the event loop: these methods fire them at once.

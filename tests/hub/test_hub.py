@@ -269,7 +269,7 @@ async def test_without_descriptors_a_hub_goes_on_as_it_is(make_rig, monkeypatch)
 
     def fail(*args: object, **__: object) -> None:
         tries.append(args)
-        raise KernelError("there are no more sockets to be had")
+        raise KernelError("no more sockets are available")
 
     monkeypatch.setattr(rig.kernel, "renew", fail)
     rig.kernel.disconnect()
@@ -278,7 +278,7 @@ async def test_without_descriptors_a_hub_goes_on_as_it_is(make_rig, monkeypatch)
         rig.say(rig.message(Channel.IOPUB, "status", {"execution_state": "idle"}))
         rig.clock.now += number * RENEW_SECONDS
         rig.fire_nudge_timer()
-        assert len(tries) == number, "it is tried again"
+        assert len(tries) == number, "the connection is tried again"
     assert rig.hub.identities == [first]
     monkeypatch.setattr(MemoryKernel, "receive_for", fail)
     hub = rig.open(former=[b"of the dead"])
@@ -316,7 +316,7 @@ async def test_a_kernel_that_was_adopted_is_spoken_to_under_a_name_of_our_own(ri
     for _ in range(2):
         probe = parse(*rig.kernel.sent[-1], rig.signer)
         rig.say(rig.message(Channel.SHELL, "kernel_info_reply", {}, probe.header))
-    assert rig.kernel.former == former, "a reply of the past may still be on its way"
+    assert rig.kernel.former == former, "an old reply may still be in transit"
     rig.clock.now += GRACE
     rig.fire_recovery_timer(hub)
     assert rig.kernel.former == []
@@ -601,7 +601,7 @@ async def test_whoever_wants_to_know_is_told_of_what_is_announced(rig) -> None:
     rig.hub.announce("restarting")
     assert told == ["restarting", "restarting"]
     rig.hub.announce("dead", source=one)
-    assert told[2:] == ["dead"], "the websocket that it comes from knows"
+    assert told[2:] == ["dead"], "the websocket of the request knows"
 
 
 @pytest.mark.parametrize("asked", [True, False])

@@ -201,7 +201,7 @@ async def test_a_cell_that_runs_during_a_crash_is_answered(
     server.start()
     assert server.request("GET", f"/api/kernels/{kernel_id}").status == 200
     async with attach(server, kernel_id, dialect, session="mine") as ws:
-        # It answers probes on control while its cell runs, so the new bridge is surely connected.
+        # A reply on control, which works during a cell, proves that the new bridge is connected.
         await ws.request("kernel_info_request", {}, channel="control")
         go.touch()
         done = await ws.finish(msg_id)

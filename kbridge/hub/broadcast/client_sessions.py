@@ -1,6 +1,6 @@
-"""The websockets attached to a hub, and the sessions that may come back.
+"""The websockets attached to a hub, and the sessions that may reconnect.
 
-Nothing here walks all websockets for a message or a pong.
+No method iterates over all websockets for a message or a pong.
 """
 
 from __future__ import annotations
@@ -44,12 +44,12 @@ class ClientSessions:
         self._attached: dict[Cursor, None] = {}  # oldest first
         self._delivered: Lowest[Cursor] = Lowest(attrgetter("delivered.seq"))
         self._by_session: dict[str, ClientSession] = {}
-        self._present: dict[int, ClientSession] = {}  # those with a websocket, by number
-        self._parked: OrderedDict[str, ClientSession] = OrderedDict()  # longest parked first
+        self._present: dict[int, ClientSession] = {}  # sessions with a websocket, by number
+        self._parked: OrderedDict[str, ClientSession] = OrderedDict()  # oldest disconnect first
         # The parked sessions that frames are kept for.
         self._holding: OrderedDict[ClientSession, None] = OrderedDict()
         self._held: Lowest[ClientSession] = Lowest(attrgetter("place.seq"))
-        self._numbers = 0  # given to sessions and to websockets
+        self._numbers = 0  # used for sessions and for websockets
 
     def attach(
         self,
@@ -66,7 +66,7 @@ class ClientSessions:
         link, dialect, options
             The websocket, the format of its frames, and its options.
         session_id : str
-            The id of its session; empty for a websocket that cannot come back.
+            The id of its session; empty for a websocket that cannot resume.
         place : Place
             Where it starts if its session does not resume.
         """

@@ -7,7 +7,7 @@ websocket is unanswered at a time. The next is sent with the first batch after t
 later if nothing more is written.
 
 The bytes that were written and not acknowledged are bounded, because all of them may be sent twice.
-A peer that leaves its pings unanswered for a while is written to all the same.
+Frames are also written to a peer that has not answered its pings for a while.
 
 Only clients that can come back are pinged: those with a `session_id` or a `since`. Others have no
 use for acknowledgements, and some programs (Zed's client) take a ping between two messages for an
@@ -44,7 +44,7 @@ class CursorOptions:
     paced : bool
         True if the rate limits apply to the websocket.
     listener : StatusListener or None
-        Is told the kernel statuses that the bridge announces.
+        Receives the kernel statuses that the bridge announces.
     """
 
     acknowledge: bool = False
@@ -244,7 +244,7 @@ class Cursor:
             self._ping = ping
             self.pinged = end
             self.window_end = self.delivered.nbytes + _WINDOW
-        # The link may run code of a subclass that calls this method: count as blocked meanwhile.
+        # The link may run code of a subclass that calls this method: count as blocked until then.
         self.blocked = True
         self.blocked = blocked = not self.link.write(data)
         if not blocked and not self.acknowledge:

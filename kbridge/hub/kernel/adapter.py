@@ -43,7 +43,7 @@ def kernel_protocol(kernel_info_reply: Message) -> str:
 def adapter_for(version: str) -> Adapter | None:
     """Return the adapter for a kernel of protocol `version`; None if none is needed."""
     major = version.partition(".")[0]
-    # One digit is enough: the version is below 5, and `int` raises on a few thousand of them.
+    # One digit is enough: the version is below 5. `int` raises for thousands of digits.
     if len(major) != 1 or not major.isdecimal() or int(major) >= CURRENT:
         return None
     return Adapter(int(major))

@@ -140,7 +140,7 @@ class KernelConnection:
         Raises
         ------
         KernelError
-            If there is no way to the kernel's sockets.
+            If the kernel's sockets cannot be reached.
         ValueError
             If the connection information is not valid.
         """
@@ -249,7 +249,7 @@ class KernelConnection:
             self._note_process(msg, wall)
             self.poll(Event.WELCOME if msg_type == "iopub_welcome" else Event.IOPUB)
         if msg_type == "iopub_welcome":
-            return  # it is for a new subscriber: the bridge
+            return  # the message is for a new subscriber, the bridge
         if self._requests.owed:
             self._requests.observe(msg, msg_type, now)
             if msg_type == "status":

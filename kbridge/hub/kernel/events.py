@@ -43,7 +43,7 @@ class KernelListener(Protocol):
         """Take an iopub message that the bridge made in the name of the kernel."""
 
     def on_replaced(self) -> None:
-        """Another process answers on the same ports; nobody announced a restart."""
+        """Another process answers on the same ports; no restart was announced."""
 
     def on_drained(self) -> None:
         """All messages of this wake-up were delivered; this is the time to write them out."""

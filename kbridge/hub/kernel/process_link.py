@@ -117,7 +117,7 @@ class ProcessLink:
         try:
             for identity in self.former:
                 self.link.receive_for(identity)
-        except KernelError as error:  # replies of the past are not vital
+        except KernelError as error:  # old replies are not essential
             self._log.warning(
                 "Replies to requests of an earlier connection cannot be received: %s", error
             )

@@ -49,7 +49,8 @@ class Requests:
         self._link = link
         self._outbox = Outbox(context.settings.request_limit)
         self._routing = Routing()
-        self._replies: dict[str, asyncio.Future[Message]] = {}  # to the bridge's own requests
+        # Replies to the bridge's own requests.
+        self._replies: dict[str, asyncio.Future[Message]] = {}
         self._lost = LostReplies(adopted=context.adopted, routing=self._routing)
         self.owed = self._lost.active
 

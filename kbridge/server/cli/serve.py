@@ -1,4 +1,4 @@
-"""Runs a server until a signal arrives, and talks to the operator meanwhile."""
+"""Runs a server until a signal arrives, and communicates with the operator."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ class _Run:
     Attributes
     ----------
     stop : asyncio.Event
-        Set when the server is to shut down.
+        Set when the server must shut down.
     force : asyncio.Event
         Set when kernels must be killed.
     """

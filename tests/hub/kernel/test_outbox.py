@@ -63,7 +63,7 @@ async def test_a_refusal_leaves_the_rest_where_it_is() -> None:
 
 async def test_who_goes_beyond_the_limit_waits_until_there_is_room() -> None:
     outbox, kernel = Outbox(100), Kernel(room=0)
-    assert outbox.put(message(100)) is None, "the limit itself is within bounds"
+    assert outbox.put(message(100)) is None, "a message of exactly the limit is accepted"
     first = outbox.put(message(30))
     second = outbox.put(message(30, Channel.CONTROL))
     assert first is not None
