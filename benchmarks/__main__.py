@@ -44,7 +44,9 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--count", type=int, help="messages, websockets or cycles of a row")
     made.add_argument("--kernel", help="kernelspec for cycles and restart (stub, python3)")
     made.add_argument("--output", type=Path, help="directory of benchmarks.json and .png")
-    made.add_argument("--profile", type=Path, help="run servers under cProfile, .prof files here")
+    made.add_argument(
+        "--profile", type=Path, help="run servers under cProfile; directory of the .prof files"
+    )
     return made
 
 

@@ -116,7 +116,7 @@ class BridgeKernel(PersistentKernel):
         Raises
         ------
         KernelStartError
-            If there is no such program, no such provisioner, or it refuses.
+            If the program or the provisioner does not exist, or the provisioner refuses.
         """
         await self._start(kernel_id=self.kernel_id, env=env, cwd=str(cwd))
 

@@ -146,7 +146,7 @@ class KernelFiles:
             if linked:
                 self._lock = descriptor
                 return
-            os.close(descriptor)  # another process removed the directory meanwhile
+            os.close(descriptor)  # another process has removed the directory
 
     def claim(self, disk: Disk) -> None:
         """Make the directory and take its lock, unless this process has it already.
