@@ -64,6 +64,8 @@ class BridgeKernelManager(KernelSettings, AsyncMultiKernelManager):
         The kernelspecs.
     index : KernelIndex
         The kernels in use, and those that start or wait.
+    writer : RegistryWriter
+        As above; without a registry behind it by default.
     kept_logs : KeptLogs
         The log files of kernels that failed.
     attach_directory : AttachDirectory or None
@@ -99,10 +101,10 @@ class BridgeKernelManager(KernelSettings, AsyncMultiKernelManager):
         self.specs = Specs(self.kernel_spec_manager)
         self.kept_logs = KeptLogs()
         self._options = options = KernelOptions.of(self)
-        self._writer = writer or RegistryWriter()
+        self.writer = writer or RegistryWriter()
         self._limits = StartLimits(options.max_kernels, options.max_concurrent_starts)
         services = KernelServices(
-            hubs, self._writer, options, self._limits, self.kept_logs, self.log
+            hubs, self.writer, options, self._limits, self.kept_logs, self.log
         )
         self._factory = KernelFactory(self, self.specs, services, self.index)
         self._attacher = Attacher(services, self.index, self)
@@ -139,7 +141,7 @@ class BridgeKernelManager(KernelSettings, AsyncMultiKernelManager):
         return await asyncio.shield(self._adopting)
 
     async def _adopt(self) -> list[SessionRow]:
-        claim = await self._writer.open()
+        claim = await self.writer.open()
         for kernel in await self._adopter.adopt(claim.kernels):
             if kernel.role is KernelRole.POOLED:
                 self._pool.readopt(kernel)
@@ -148,7 +150,7 @@ class BridgeKernelManager(KernelSettings, AsyncMultiKernelManager):
             kernel.watch()
             self.log.info("Kernel found again: %s (%s)", kernel.kernel_id, kernel.kernel_name)
         # An ended kernel is reported once: not again if this server dies now.
-        await self._writer.settled()
+        await self.writer.settled()
         return claim.sessions
 
     async def open(self) -> None:
@@ -236,7 +238,7 @@ class BridgeKernelManager(KernelSettings, AsyncMultiKernelManager):
             self.index.add(kernel)
             kernel.use(session_name)
         self.log.info("Kernel started: %s (%s)", kernel.kernel_id, kernel.kernel_name)
-        await self._writer.settled()
+        await self.writer.settled()
         return kernel.kernel_id
 
     async def restart_kernel(self, kernel_id: str, now: bool = False) -> None:  # type: ignore[override]

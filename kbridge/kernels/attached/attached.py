@@ -30,6 +30,11 @@ class AttachedKernel(Kernel):
     services : KernelServices
         The objects that all kernels share.
 
+    Attributes
+    ----------
+    heartbeat : HeartbeatWatch or None
+        Pings the kernel, unless heartbeats are off.
+
     Raises
     ------
     KernelError
@@ -48,7 +53,7 @@ class AttachedKernel(Kernel):
         self._options = services.options
         self._log = services.log
         self._detaching = asyncio.Lock()
-        self._heartbeat = HeartbeatWatch.start(manager, self._hub, services.options, services.log)
+        self.heartbeat = HeartbeatWatch.start(manager, self._hub, services.options, services.log)
 
     @property
     def hub(self) -> Hub:
@@ -67,8 +72,8 @@ class AttachedKernel(Kernel):
 
     def execution_state(self) -> str:
         """Return the state that the REST model shows: `unknown` while the kernel is silent."""
-        if self._heartbeat is not None and self._heartbeat.lost_status:
-            return self._heartbeat.lost_status
+        if self.heartbeat is not None and self.heartbeat.lost_status:
+            return self.heartbeat.lost_status
         hub = self._hub
         if hub.timed_out or not hub.ready:
             return "unknown"  # this server cannot inspect the process
@@ -126,5 +131,5 @@ class AttachedKernel(Kernel):
         self._stop_heartbeat()
 
     def _stop_heartbeat(self) -> None:
-        if self._heartbeat is not None:
-            self._heartbeat.close()
+        if self.heartbeat is not None:
+            self.heartbeat.close()

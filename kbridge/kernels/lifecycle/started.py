@@ -32,6 +32,13 @@ class StartedKernel(Kernel):
         The process, through its provisioner; not started yet.
     services : KernelServices
         The objects that all kernels share.
+
+    Attributes
+    ----------
+    process : KernelProcess
+        The process, with its hub.
+    heartbeat : HeartbeatWatch or None
+        Pings the kernel, if its process cannot be watched.
     """
 
     def __init__(self, manager: BridgeKernel, services: KernelServices) -> None:
@@ -39,9 +46,9 @@ class StartedKernel(Kernel):
         self.kernel_name = str(manager.kernel_name)
         self.manager: BridgeKernel = manager
         self._services = services
-        self._process = KernelProcess(manager, services)
+        self.process = KernelProcess(manager, services)
         self._restarter: Restarter | None = None
-        self._heartbeat: HeartbeatWatch | None = None
+        self.heartbeat: HeartbeatWatch | None = None
         self.ended = False
 
     # -- what is shown --------------------------------------------------------------------------
@@ -49,7 +56,7 @@ class StartedKernel(Kernel):
     @property
     def hub(self) -> Hub | None:
         """The hub of the kernel; None before its process was started."""
-        return self._process.hub
+        return self.process.hub
 
     @property
     def role(self) -> KernelRole:
@@ -64,7 +71,7 @@ class StartedKernel(Kernel):
     @property
     def failed(self) -> bool:
         """True if the process of the kernel ended and is not restarted."""
-        return self._process.failed
+        return self.process.failed
 
     @property
     def counts_toward_limit(self) -> bool:
@@ -78,16 +85,16 @@ class StartedKernel(Kernel):
 
     def execution_state(self) -> str:
         """Return the state that the REST model shows."""
-        hub = self._process.hub
+        hub = self.process.hub
         if hub is None:
             return "dead"
-        lost = self._heartbeat.lost_status if self._heartbeat is not None else ""
+        lost = self.heartbeat.lost_status if self.heartbeat is not None else ""
         return lost or hub.activity.execution_state
 
     def update_env(self, env: dict[str, str]) -> None:
         """Set environment variables from the next restart on."""
         self.manager.update_env(env=env)
-        self._process.record()
+        self.process.record()
 
     async def is_alive(self) -> bool:
         """Return True if the process runs."""
@@ -108,7 +115,7 @@ class StartedKernel(Kernel):
             See `KernelProcess.launch`.
         """
         try:
-            await self._process.launch(launch)
+            await self.process.launch(launch)
         except BaseException as error:
             # Errors in our own code, and cancellation, leave no log worth keeping.
             await self.discard(keep_log=isinstance(error, KernelStartError))
@@ -122,12 +129,12 @@ class StartedKernel(Kernel):
         KernelError
             See `KernelProcess.adopt`.
         """
-        self._process.adopt()
+        self.process.adopt()
 
     def pool(self, fingerprint: str) -> None:
         """Note that the kernel waits in a pool, and what it was made from."""
         self.manager.set_role(KernelRole.POOLED, fingerprint)
-        self._process.record()
+        self.process.record()
 
     def use(self, session_name: str | None = None) -> None:
         """Put the kernel in use: watch its process and restart it when it ends.
@@ -140,21 +147,19 @@ class StartedKernel(Kernel):
         self.manager.set_role(KernelRole.USED)
         if session_name:
             self.manager.update_env(env={"JPY_SESSION_NAME": session_name})
-        hub = self._process.hub
+        hub = self.process.hub
         if hub is not None:
             hub.activity.touch(time.time())  # hours in the pool are not idle time
-        self._process.record()
+        self.process.record()
         self.watch()
 
     def watch(self) -> None:
         """Watch the process, and ping the kernel if the process cannot be watched."""
         self._watch_process()
-        hub = self._process.hub
+        hub = self.process.hub
         if self.manager.process is None and hub is not None:
             services = self._services
-            self._heartbeat = HeartbeatWatch.start(
-                self.manager, hub, services.options, services.log
-            )
+            self.heartbeat = HeartbeatWatch.start(self.manager, hub, services.options, services.log)
 
     def _watch_process(self) -> None:
         options = self._services.options
@@ -164,14 +169,14 @@ class StartedKernel(Kernel):
             started=time.monotonic(),
         )
         self._restarter = Restarter(
-            self._process, policy, interval=options.watch_interval, log=self._services.log
+            self.process, policy, interval=options.watch_interval, log=self._services.log
         )
 
     # -- operations -----------------------------------------------------------------------------
 
     async def restart(self, *, now: bool = False) -> None:
         """Replace the process; see `BridgeKernelManager.restart_kernel` for the errors."""
-        process = self._process
+        process = self.process
         async with process.lock:
             if process.closing:
                 raise KernelNotFound(f"Kernel {self.kernel_id} has been shut down")
@@ -188,7 +193,7 @@ class StartedKernel(Kernel):
 
         Kernels need not reply to the message, so a missing reply is not a failure.
         """
-        hub = self._process.hub
+        hub = self.process.hub
         spec = self.manager.kernel_spec
         if spec is None or spec.interrupt_mode != "message" or hub is None:
             await self.manager.signal_interrupt()
@@ -201,7 +206,7 @@ class StartedKernel(Kernel):
 
     def refuse_restarts(self) -> None:
         """Start no process from now on."""
-        self._process.refuse_restarts()
+        self.process.refuse_restarts()
 
     async def shutdown(self, *, now: bool = False) -> None:
         """End the kernel; a second call waits for the first.
@@ -212,7 +217,7 @@ class StartedKernel(Kernel):
             If the provisioner cannot end the process.
         """
         self.refuse_restarts()
-        async with self._process.lock:
+        async with self.process.lock:
             if self.ended:
                 return
             await self.discard(keep_log=self.failed, now=now)
@@ -236,7 +241,7 @@ class StartedKernel(Kernel):
         await self._stop_restarter()
         self._stop_heartbeat()
         try:
-            await self._process.end(now=now)
+            await self.process.end(now=now)
         finally:
             self.ended = True
             if keep_log:
@@ -251,7 +256,7 @@ class StartedKernel(Kernel):
             await self.discard(keep_log=True)
             return
         await self._stop_restarter()
-        async with self._process.lock:  # wait for a restart that is under way
+        async with self.process.lock:  # wait for a restart that is under way
             self.abandon()
 
     def abandon(self) -> None:
@@ -278,12 +283,12 @@ class StartedKernel(Kernel):
         KernelError
             If the provisioner cannot.
         """
-        await self._process.kill()
+        await self.process.kill()
 
     async def _stop_restarter(self) -> None:
         if self._restarter is not None:
             await self._restarter.aclose()
 
     def _stop_heartbeat(self) -> None:
-        if self._heartbeat is not None:
-            self._heartbeat.close()
+        if self.heartbeat is not None:
+            self.heartbeat.close()

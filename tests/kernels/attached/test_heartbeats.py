@@ -33,7 +33,7 @@ async def beats(heart: HeartbeatKernel, count: int = 5) -> None:
 
 
 def heartbeat_of(manager):
-    return manager.index.find("k")._heartbeat.heartbeat
+    return manager.index.find("k").heartbeat.heartbeat
 
 
 async def silence(manager) -> None:
@@ -161,12 +161,12 @@ async def test_a_kernel_between_two_processes_or_without_one_is_not_pinged(serve
 async def test_heartbeat_interval_zero_turns_pings_off(make_manager, heart):
     manager = make_manager(heartbeat_interval=0)
     manager.attach(attached(heart))
-    assert manager.index.find("k")._heartbeat is None
+    assert manager.index.find("k").heartbeat is None
 
 
 async def test_a_detached_kernel_is_not_pinged(served, heart):
     manager, _ = await served()
-    watch = manager.index.find("k")._heartbeat
+    watch = manager.index.find("k").heartbeat
     await manager.shutdown_kernel("k")
     assert watch.closed
 
@@ -174,14 +174,14 @@ async def test_a_detached_kernel_is_not_pinged(served, heart):
 async def test_a_kernel_without_a_hub_is_not_pinged(served, hubs):
     manager, _ = await served()
     await hubs.close("k")
-    await until(lambda: manager.index.find("k")._heartbeat.closed)
+    await until(lambda: manager.index.find("k").heartbeat.closed)
 
 
 async def test_a_process_on_this_machine_is_not_pinged(make_manager, spec):
     manager = make_manager(start_grace=0.01, **BEATS)
     manager.hubs.answering = False
     kernel_id = await manager.start_kernel(spec("ours"))
-    assert manager.index.find(kernel_id)._heartbeat is None
+    assert manager.index.find(kernel_id).heartbeat is None
     await manager.shutdown_kernel(kernel_id, now=True)
 
 

@@ -96,7 +96,7 @@ async def test_a_restart_that_is_cancelled_before_its_turn_ends_nothing(
     restart = asyncio.create_task(manager.restart_kernel(kernel_id))
     await until(lambda: a_start_waits(manager))
     end = asyncio.create_task(manager.shutdown_kernel(kernel_id))
-    await until(lambda: kernel._process.closing)
+    await until(lambda: kernel.process.closing)
     hubs.opened[1].process.answer()
     with pytest.raises(Busy, match="is being shut down"):
         await restart

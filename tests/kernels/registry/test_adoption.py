@@ -104,7 +104,7 @@ def pooled(manager) -> int:
 
 async def settled(manager) -> None:
     """Wait until the registry holds what it should."""
-    await manager._writer.settled()
+    await manager.writer.settled()
 
 
 def process_of(manager, kernel_id):
@@ -333,7 +333,7 @@ async def test_a_kernel_that_was_starting_is_ended_by_the_next_server(
     record = lives_records(first)[0]
     assert record.role == "starting"
     # Simulate the death of the bridge: the process of the kernel and its row remain.
-    first._writer._closing.set()
+    first.writer._closing.set()
     await hubs.close(kernel.kernel_id)
     kernel.abandon()
     start.cancel()
@@ -350,14 +350,14 @@ async def test_a_kernel_that_was_starting_is_ended_by_the_next_server(
 
 
 def lives_records(manager):
-    return [row for key, row in manager._writer._rows.items() if key[0] == "kernel"]
+    return [row for key, row in manager.writer._rows.items() if key[0] == "kernel"]
 
 
 async def test_a_kernel_is_recorded_before_its_process_starts(lives, spec):
     manager = await lives.next()
     with_no_process = []
-    put = manager._writer.put_kernel
-    manager._writer.put_kernel = lambda record: (
+    put = manager.writer.put_kernel
+    manager.writer.put_kernel = lambda record: (
         with_no_process.append(not record.pid),
         put(record),
     )
@@ -465,7 +465,7 @@ async def test_a_cancelled_leave_all_keeps_connection_files(lives, spec):
     kernel_id = await first.start_kernel(spec("s"))
     kernel = first.get_kernel(kernel_id)
     file = Path(kernel.connection_file)
-    async with first.index.find(kernel_id)._process.lock:  # as during a restart that hangs
+    async with first.index.find(kernel_id).process.lock:  # as during a restart that hangs
         letting_go = asyncio.ensure_future(first.leave_all())
         await until(lambda: not first.models())
         letting_go.cancel()
@@ -483,9 +483,9 @@ async def test_a_shutdown_that_waits_while_a_kernel_is_left_removes_nothing(
     first = await lives.next()
     kernel_id = await first.start_kernel(spec("s"))
     kernel, log = first.index.find(kernel_id), first.get_kernel(kernel_id).output.path
-    async with kernel._process.lock:  # as during a restart that hangs
+    async with kernel.process.lock:  # as during a restart that hangs
         asked = asyncio.create_task(first.shutdown_kernel(kernel_id))
-        await until(lambda: kernel._process.closing)
+        await until(lambda: kernel.process.closing)
         await first.leave_all()
     await asked
     assert log.exists()
@@ -501,7 +501,7 @@ async def test_a_restart_that_waits_while_a_kernel_is_left_starts_no_process(
     first = await lives.next()
     kernel_id = await first.start_kernel(spec("s"))
     kernel, process = first.index.find(kernel_id), process_of(first, kernel_id)
-    async with kernel._process.lock:  # as during an earlier restart that hangs
+    async with kernel.process.lock:  # as during an earlier restart that hangs
         asked = asyncio.create_task(first.restart_kernel(kernel_id))
         await asyncio.sleep(0)  # the shutdown waits for the lock
         await first.leave_all()
