@@ -15,7 +15,8 @@ Invariants:
 With a place on disk (`attach_disk`), memory is a cache of the journal's end:
 
 - frames that are on disk may leave memory at any time, and are neither retained nor counted as
-  dropped. Frames that are not on disk yet leave memory only as they would without a disk;
+  dropped. Frames that are not on disk yet leave memory only as they would without a disk, and may
+  exceed the limit by `ROOM`;
 - `read` returns `ON_DISK` for a place that only the disk has;
 - while the disk fails (`durable` is false), memory keeps what it would keep without a disk.
 
@@ -34,13 +35,16 @@ from kbridge.flow.places import ON_DISK, Gap, Place, Stored, Stretch
 from kbridge.flow.ring import RetainedFrame, RetainedFrames, Ring
 from kbridge.flow.unwritten import retained_batch, ring_batch
 
-__all__ = ["EVERYONE", "LOSABLE", "ON_DISK", "Gap", "Journal", "Place", "Stretch"]
+__all__ = ["EVERYONE", "LOSABLE", "ON_DISK", "ROOM", "Gap", "Journal", "Place", "Stretch"]
 
 EVERYONE = 0
 """The audience of frames for all clients; any other number means one client."""
 
 LOSABLE = frozenset({"stream", "display_data", "update_display_data", "clear_output"})
 """iopub message types without state, which are dropped first."""
+
+ROOM: Final = 8 << 20
+"""Bytes of frames that are not on disk yet, beyond the limit: twice what one wake-up brings."""
 
 _SLACK: Final = 32  # part of the limit that is dropped at once, if it is on disk
 _READDRESSED: Final = 1000  # frames whose audience differs from the one on disk
@@ -85,6 +89,8 @@ class Journal:
         self.durable = False
         self._disk: Stored | None = None
         self._written = 0  # the frames before this number are on disk, or were dropped
+        self._written_bytes = 0  # the bytes before them
+        self._room = 0
         self._passed = 0  # all cursors have read the frames before this number
         self._closing = False
         # Frames that now have another audience than on disk.
@@ -365,7 +371,9 @@ class Journal:
 
     # -- the disk ---------------------------------------------------------------------------
 
-    def attach_disk(self, disk: Stored, next_seq: int = 0, appended: int = 0) -> None:
+    def attach_disk(
+        self, disk: Stored, next_seq: int = 0, appended: int = 0, *, room: int = ROOM
+    ) -> None:
         """Read frames from a disk, too, from now on; the journal must be empty.
 
         Parameters
@@ -376,37 +384,47 @@ class Journal:
             The sequence number of the next frame.
         appended : int
             The bytes of the frames before it.
+        room : int
+            Bytes by which frames that are not on disk yet may exceed the limit.
         """
         assert not self.next_seq, "frames before the first one of the disk would be lost"
         self._disk = disk
         self._ring.start_at(next_seq, appended)
         self.next_seq = self.first_seq = self._written = next_seq
+        self._written_bytes = appended
+        self._room = room
 
     def on_durable(self, durable: bool) -> None:
         """Note that frames will be written to disk from now on, or that the disk fails."""
         self.durable = durable
-        if self._closing and not durable:
-            self.clear()
+        if not durable:
+            if self._closing:
+                self.clear()
+            self._shrink()
 
     def on_written(self, end: int) -> None:
         """Note that the frames before the sequence number `end` are on disk."""
         self._written = max(self._written, end)
+        if end >= self.first_seq:
+            self._written_bytes = self._ring.offset(end)
         retained = self._retained
-        while (oldest := retained.first) is not None and oldest < end:
+        while retained.nbytes and (retained.first or 0) < end:
             item = retained.popleft()
             self.nbytes -= len(item.frame)
             self._audience.pop(item.seq, None)
         if self.durable:
-            self.trim(self._passed)
-            self._shrink()
+            if self.nbytes > self.history_limit:
+                self.trim(self._passed)
+            if self.nbytes > self.limit:
+                self._shrink()
 
     @property
     def unwritten_bytes(self) -> int:
         """The size of the frames that are not on disk yet."""
-        ring, retained = self._ring, self._retained
-        last = retained.last
-        kept = retained.nbytes if last is not None and last >= self._written else 0
-        return kept + ring.appended - ring.offset(max(self._written, ring.first))
+        ring, kept = self._ring, self._retained.nbytes
+        if kept and (self._retained.last or 0) < self._written:
+            kept = 0
+        return kept + ring.appended - max(self._written_bytes, ring.dropped)
 
     def unwritten(self, max_bytes: int) -> Batch | None:
         """Return the oldest frames that are not on disk yet; None if there are none.
@@ -435,7 +453,7 @@ class Journal:
         ring, retained = self._ring, self._retained
         if self.durable and self.nbytes > self.limit:
             self._drop_written()
-        limit = self.limit + self._spare
+        limit = self.limit + self._spare + (self._room if self.durable else 0)
         while self.nbytes > limit:
             last = len(ring) <= 1
             if retained and (last or retained.nbytes > limit // 2):

@@ -32,8 +32,10 @@ def ring_batch(
         stop = ring.reach(begin + max_bytes, start + 1, stop)
     seqs = range(start, stop)
     offsets, keys = ring.tables(start, stop)
-    private = {seq - start: audience[seq] for seq in _within(audience.keys(), seqs)}
-    with_state = [seq - start for seq in _within(state, seqs)]
+    private = {}
+    if audience:
+        private = {seq - start: audience[seq] for seq in _within(audience.keys(), seqs)}
+    with_state = [seq - start for seq in _within(state, seqs)] if state else []
     return Batch(ring.frames(start, stop), start, None, offsets, keys, private, with_state)
 
 
