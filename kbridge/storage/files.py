@@ -101,14 +101,17 @@ class KernelFiles:
     Attributes
     ----------
     directory : Path
+    state_log : Path
     """
 
-    __slots__ = ("_lock", "_owner", "directory")
+    __slots__ = ("_doubtful", "_lock", "_owner", "directory", "state_log")
 
     def __init__(self, directory: Path, owner: str) -> None:
         self.directory = directory
+        self.state_log = directory / STATE_LOG
         self._owner = owner
         self._lock: int | None = None
+        self._doubtful = False
 
     @property
     def owner(self) -> str:
@@ -156,14 +159,24 @@ class KernelFiles:
         OSError
             If that is not possible.
         """
-        if self._lock is not None and os.fstat(self._lock).st_nlink:
+        if self._lock is not None and (not self._doubtful or os.fstat(self._lock).st_nlink):
+            self._doubtful = False
             return
         disk.make_directory(self.directory)
         self.lock()
-        for entry in self.directory.iterdir():
-            if entry.name != LOCK:
-                disk.remove(entry)
-        disk.write_file(self.directory / OWNER, [self._owner.encode("utf-8", "surrogatepass")])
+        try:
+            for entry in self.directory.iterdir():
+                if entry.name != LOCK:
+                    disk.remove(entry)
+            name = self._owner.encode("utf-8", "surrogatepass")
+            disk.write_file(self.directory / OWNER, [name])
+        except BaseException:
+            self.unlock()
+            raise
+
+    def doubt(self) -> None:
+        """Let `claim` look whether the directory is still there."""
+        self._doubtful = True
 
     def unlock(self) -> None:
         """Release the lock; may be called twice."""

@@ -17,9 +17,9 @@ from typing import Final
 from kbridge.storage.disk import Disk
 from kbridge.storage.workers import Workers
 
-__all__ = ["FLUSH_DELAY", "Client", "FlushQueue", "Task"]
+__all__ = ["FLUSH_DELAY", "Client", "FlushQueue", "Overseer", "Task"]
 
-FLUSH_DELAY: Final = 0.005
+FLUSH_DELAY: Final = 0.01
 """Seconds; the frames of this time are lost if the process is killed."""
 
 
@@ -45,6 +45,17 @@ class Client(ABC):
     @abstractmethod
     def next_task(self) -> Task | None:
         """Return the work to do now, if there is some."""
+
+
+class Overseer(Client):
+    """The client that is asked first, at the beginning of each job."""
+
+    __slots__ = ()
+
+    @property
+    @abstractmethod
+    def waits(self) -> bool:
+        """True if the next job must begin at once, to do the work of this client."""
 
 
 class _Job:
@@ -74,8 +85,7 @@ class FlushQueue:
     Parameters
     ----------
     disk : Disk
-    overseer : Client
-        Asked for work at the beginning of each job, before the other clients.
+    overseer : Overseer
     """
 
     __slots__ = (
@@ -83,7 +93,7 @@ class FlushQueue:
         "_worker",
     )
 
-    def __init__(self, disk: Disk, overseer: Client) -> None:
+    def __init__(self, disk: Disk, overseer: Overseer) -> None:
         self._disk = disk
         self._overseer = overseer
         self._worker = Workers(1, "kbridge-journal-writer")
@@ -102,7 +112,7 @@ class FlushQueue:
     @property
     def has_work(self) -> bool:
         """True if a client or a task waits, or a job is under way."""
-        return bool(self._clients or self._tasks or self._job)
+        return bool(self._clients or self._tasks or self._job or self._hurried)
 
     def age(self) -> float:
         """Return the seconds since the job under way began; 0 if there is none."""
@@ -143,8 +153,6 @@ class FlushQueue:
         self._worker.close()
 
     def _start(self) -> None:
-        self._timer = None
-        self._hurried = False
         tasks: list[Task] = []
         if (first := self._overseer.next_task()) is not None:
             tasks.append(first)
@@ -155,6 +163,9 @@ class FlushQueue:
         for client in clients:
             if (task := client.next_task()) is not None:
                 tasks.append(task)
+        # Only now: a client that is added above takes part in this job.
+        self._timer = None
+        self._hurried = False
         if not tasks:
             self._wake()
             return
@@ -168,7 +179,7 @@ class FlushQueue:
         for at, task in enumerate(job.tasks):
             task.done(errors[at] if at < len(errors) else failure)
         self._wake()
-        if self._tasks:
+        if self._tasks or self._overseer.waits:
             self.hurry()
         elif self._clients and self._timer is None:
             self._timer = asyncio.get_running_loop().call_later(FLUSH_DELAY, self._start)

@@ -133,7 +133,7 @@ class History(Client):
             *((found.segments, found.next_number) if found else ([], 0)),
         )
         self._reader = FrameReader(self._segments.index, files.directory, context)
-        self._states = StateLog(found.records if found else {})
+        self._states = StateLog(found.records if found else None)
         self._batch_size = min(_WRITE_SIZE, segment_size(context.limit))
         self._source: FrameSource | None = None
         self._counted = 0
@@ -186,6 +186,11 @@ class History(Client):
         """The bytes on disk without the segment that is being written."""
         return self.nbytes - self._segments.open_bytes
 
+    @property
+    def gives_up(self) -> bool:
+        """True while a segment is given up and its file is not removed yet."""
+        return self.active and (self._segments.gives_up or self._writing)
+
     def renew(self) -> None:
         """Set `recovered` to the present state, for a journal that goes on from here."""
         records = self._states.records
@@ -209,7 +214,7 @@ class History(Client):
         self._ask()
 
     def changed(self) -> None:
-        """Note that the source has new frames; they are written within 5 ms."""
+        """Note that the source has new frames; they are written within 10 ms."""
         if self._queued:
             source = self._source
             if source is not None and source.unwritten_bytes >= _HURRY_SIZE:
@@ -318,12 +323,13 @@ class History(Client):
         if self._closed:
             future.set_result(None)
             return future
+        was_active = self.active
         self._closed = True
         indexes = self._segments.dump() if keep else None
         if not keep:
             self._segments.clear()
             self._count()
-        if self._source is not None:
+        if was_active and self._source is not None:
             self._source.on_durable(False)
         self._context.failures.forget(self._kernel_id)
         self._context.queue.put(_Close(self._context, self._files, indexes, future))

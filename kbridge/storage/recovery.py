@@ -11,7 +11,7 @@ from typing import Final
 
 from kbridge.private import prepare_directory
 from kbridge.storage.disk import Disk
-from kbridge.storage.files import STATE_LOG, KernelFiles, directory_name
+from kbridge.storage.files import KernelFiles, directory_name
 from kbridge.storage.index import Segment
 from kbridge.storage.segment import dump, index_path, load, scan, segment_path
 from kbridge.storage.state_log import parse
@@ -121,7 +121,7 @@ def recover(disk: Disk, files: KernelFiles) -> RecoveredFiles:
     segments = _without_duplicates(disk, directory, found)
     records: dict[str, object] = {}
     with suppress(FileNotFoundError):
-        records = parse(disk.read_file(directory / STATE_LOG))
+        records = parse(disk.read_file(files.state_log))
     for segment in segments:
         segment.keys = None
     return RecoveredFiles(files, segments, next_number, records, problems)

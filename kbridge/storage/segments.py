@@ -49,8 +49,8 @@ class Segments:
     """
 
     __slots__ = (
-        *("_complete", "_directory", "_limit", "_next_number", "_open", "_segment_size"),
-        *("_wanted", "end", "index", "lost", "offset", "superfluous"),
+        *("_complete", "_directory", "_limit", "_next_number", "_open", "_open_path"),
+        *("_segment_size", "_wanted", "end", "index", "lost", "offset", "superfluous"),
     )
 
     def __init__(self, directory: Path, limit: int, found: list[Segment], next_number: int) -> None:
@@ -65,6 +65,7 @@ class Segments:
         self._segment_size = segment_size(limit)
         self._next_number = next_number
         self._open: Segment | None = None  # the segment that is being written
+        self._open_path = directory
         self._complete: list[Segment] = []  # without an index in a file
         self._wanted = False
 
@@ -78,8 +79,15 @@ class Segments:
         """True if a segment must be given up."""
         return bool(len(self.index)) and (self._wanted or self.index.nbytes > self._limit)
 
+    @property
+    def gives_up(self) -> bool:
+        """True if a segment will be given up, or a file removed."""
+        return self.too_large or bool(self.superfluous)
+
     def path(self, segment: Segment) -> Path:
         """Return the path of a segment file."""
+        if segment is self._open:  # making a path costs as much as encoding a batch
+            return self._open_path
         return segment_path(self._directory, segment.number, sparse=segment.sparse)
 
     # -- writing ----------------------------------------------------------------------------
@@ -95,8 +103,10 @@ class Segments:
         ):
             self.roll()
         if self._open is None:
-            self._open = self._new(sparse=sparse)
-        return Append(batch, self.path(self._open), self._open.size)
+            segment = self._new(sparse=sparse)
+            self._open_path = self.path(segment)
+            self._open = segment
+        return Append(batch, self._open_path, self._open.size)
 
     def appended(self, append: Append) -> None:
         """Add the blocks that were written."""

@@ -46,24 +46,28 @@ class StateChanges(NamedTuple):
         return len(self.whole or b"") + len(self.values) + len(self.removals)
 
 
+_NO_CHANGES: Final = StateChanges(None, b"", b"", {})
+
+
 class StateLog:
     """The values of one kernel, and which of them are not written yet.
 
     Parameters
     ----------
-    records : dict of str to object
-        The values that an earlier process left.
+    records : dict of str to object, or None
+        The values that an earlier process left; None for a new kernel.
     """
 
     __slots__ = ("_changed", "_lines", "_live", "_removed", "_rewrite", "_size")
 
-    def __init__(self, records: dict[str, object]) -> None:
-        self._lines = {key: _line({"k": key, "v": value}) for key, value in records.items()}
+    def __init__(self, records: dict[str, object] | None) -> None:
+        lines = (records or {}).items()
+        self._lines = {key: _line({"k": key, "v": value}) for key, value in lines}
         self._live = sum(map(len, self._lines.values()))
         self._changed: dict[str, None] = {}  # in order
         self._removed: dict[str, None] = {}
         self._size = 0
-        self._rewrite = bool(records)  # also removes a torn tail
+        self._rewrite = records is not None  # removes a line that is not complete
 
     @property
     def pending(self) -> bool:
@@ -95,6 +99,8 @@ class StateLog:
 
     def take(self) -> StateChanges:
         """Return the changes to write now; they count as written unless `failed` is called."""
+        if not self.pending and self._size <= _REWRITE_ABOVE:
+            return _NO_CHANGES
         removed = {key: self._lines[key] for key in self._removed}
         whole = None
         values = b""

@@ -16,7 +16,7 @@ from typing import Final, Self
 from kbridge.storage.context import RETRY_INTERVAL, FailureLog, StoreContext, Usage
 from kbridge.storage.disk import Disk, Space
 from kbridge.storage.files import KernelFiles, OpenFiles, directory_name
-from kbridge.storage.flush import Client, FlushQueue, Task
+from kbridge.storage.flush import FlushQueue, Overseer, Task
 from kbridge.storage.history import History
 from kbridge.storage.recovery import Survey, survey
 from kbridge.storage.workers import Workers
@@ -69,7 +69,7 @@ class _Measure(Task):
             self._store.measured(self.space)
 
 
-class JournalStore(Client):
+class JournalStore(Overseer):
     """The journals of all kernels of a server on disk.
 
     Parameters
@@ -111,6 +111,7 @@ class JournalStore(Client):
         self._timer: asyncio.TimerHandle | None = None
         self._measured_at = float("-inf")
         self._measured_bytes = 0
+        self._gives_up: History | None = None  # because too little of the disk is free
         self._full = False
         self._hung = False
         self._closed = False
@@ -189,10 +190,17 @@ class JournalStore(Client):
         if hung:
             return
         if self._full:
-            self._measured_at = float("-inf")
-            self._queue.hurry()
+            self.measure()
         for history in [*self._histories.values()]:
             history.retry()
+
+    async def flush(self) -> None:
+        """Write the frames of all kernels, and wait until that is done or fails."""
+        for history in self._histories.values():
+            history.changed()
+        while self._queue.has_work:
+            self._queue.hurry()
+            await self._queue.job_done()
 
     async def aclose(self, *, keep: bool) -> None:
         """Write the remaining frames, for at most 5 s, and stop the threads; may be called twice.
@@ -210,8 +218,7 @@ class JournalStore(Client):
         try:
             async with asyncio.timeout(_CLOSE_TIMEOUT):
                 if keep:
-                    for history in [*self._histories.values()]:
-                        await history.flush()
+                    await self.flush()
                 await asyncio.gather(
                     *self._closing,
                     *(history.close(keep=keep) for history in self._histories.values()),
@@ -225,26 +232,38 @@ class JournalStore(Client):
         self._queue.close()
         self._context.readers.close()
 
+    @property
+    def waits(self) -> bool:
+        """True if the free space must be measured now, because a file was removed for it."""
+        return self._gives_up is not None and not self._gives_up.gives_up
+
     def next_task(self) -> Task | None:
         """Return the work that concerns all kernels, at the beginning of a job."""
         if self._usage.over:
             self._give_up(lambda history: history.nbytes)
+        if self._gives_up is not None and self._gives_up.gives_up:
+            return None
         now = asyncio.get_running_loop().time()
         if (
-            now - self._measured_at < _MEASURE_INTERVAL
+            self._gives_up is None
+            and now - self._measured_at < _MEASURE_INTERVAL
             and self._usage.written - self._measured_bytes < _MEASURE_BYTES
         ):
             return None
         self._measured_at, self._measured_bytes = now, self._usage.written
         return _Measure(self, self._settings.directory)
 
+    def measure(self) -> None:
+        """Look at the free space with the next job, which begins now."""
+        self._measured_at = float("-inf")
+        self._queue.hurry()
+
     def measured(self, space: Space) -> None:
         """Give up the oldest output if too little of the file system is free."""
         full = space.free < self._settings.reserve * space.total
-        if full and self._give_up(lambda history: history.surplus):
-            self._measured_at = float("-inf")  # look again when it is gone
-            self._queue.hurry()
-            return
+        self._gives_up = self._give_up(lambda history: history.surplus) if full else None
+        if self._gives_up is not None:
+            return  # it is measured again when the file is gone
         if full != self._full:
             self._full = full
             if full:
@@ -260,13 +279,14 @@ class JournalStore(Client):
         for history in self._histories.values():
             history.stop(self._full or self._hung)
 
-    def _give_up(self, size: Callable[[History], int]) -> bool:
-        """Let the largest journal give up its oldest segment; return False if all are empty."""
-        largest = max(self._histories.values(), key=size, default=None)
+    def _give_up(self, size: Callable[[History], int]) -> History | None:
+        """Let the largest journal that works give up its oldest segment; return it, if any."""
+        histories = [each for each in self._histories.values() if each.active]
+        largest = max(histories, key=size, default=None)
         if largest is None or size(largest) <= 0:
-            return False
+            return None
         largest.give_up()
-        return True
+        return largest
 
     def _files(self, kernel_id: str) -> KernelFiles:
         return KernelFiles(self._settings.directory / directory_name(kernel_id), self._owner)

@@ -13,7 +13,7 @@ from typing import Final
 from kbridge.flow.batch import Batch
 from kbridge.storage.blocks import BLOCK_SIZE
 from kbridge.storage.disk import Disk
-from kbridge.storage.files import STATE_LOG, KernelFiles, OpenFiles
+from kbridge.storage.files import KernelFiles, OpenFiles
 from kbridge.storage.index import BlockPlace, Segment
 from kbridge.storage.segment import append, dump, index_path, load, read_blocks, scan
 from kbridge.storage.state_log import StateChanges
@@ -219,6 +219,14 @@ class Work:
             If frames or states were not written.
         """
         self.files.claim(disk)
+        try:
+            self._clean(disk)
+            self._write(disk)
+        except OSError:
+            self.files.doubt()
+            raise
+
+    def _clean(self, disk: Disk) -> None:
         for path in self.remove:
             self.opened.close(path)
             with suppress(OSError):  # it is found and removed after the next start
@@ -231,8 +239,10 @@ class Work:
         if self.compaction is not None:
             self.opened.close(self.compaction.path)
             self.compaction.run(disk)
-        log = self.files.directory / STATE_LOG
+
+    def _write(self, disk: Disk) -> None:
         states = self.states
+        log = self.files.state_log
         if states.whole is not None:
             self.opened.close(log)
             disk.write_file(log, [states.whole])
