@@ -20,12 +20,12 @@ Invariants:
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
 from kbridge.flow.activity import state_of
+from kbridge.flow.open_requests import OpenRequest, fields_of
 from kbridge.flow.routing import Routing
 from kbridge.wire.message import Message, scan
 
@@ -46,6 +46,7 @@ class _Request:
     replied_at: float | None = None
     idle_lost: bool = False  # iopub was disconnected after the request was sent
     cut: bool = False  # iopub was disconnected, and the client has not been told
+    unheard: bool = False  # an earlier bridge sent it, and no message of it was heard since
     count: int | None = None
     error: dict[str, Any] | None = None
     ended_at: float | None = None
@@ -74,11 +75,14 @@ class BuiltReply(NamedTuple):
     idle : bool
         True if the kernel has sent the idle status of the request. Otherwise the caller must send
         the status too, because a frontend shows a cell as running until it has both.
+    unheard : bool
+        True if the request ended while no bridge ran: its output is missing.
     """
 
     request: bytes
     content: dict[str, Any] | None
     idle: bool
+    unheard: bool = False
 
 
 class LostReplies:
@@ -108,6 +112,23 @@ class LostReplies:
     def active(self) -> bool:
         """True while a reply may be lost; the caller must then call `observe`."""
         return self._adopted or bool(self._lost)
+
+    def restore(self, request: OpenRequest, now: float) -> None:
+        """Note a request of an earlier bridge that has not ended, as far as that bridge knew.
+
+        Call it for the requests in the order in which they were sent, before any other method.
+        """
+        self._lost[request.msg_id] = _Request(
+            request.header,
+            begun=request.begun,
+            replied_at=now if request.replied else None,
+            idle_lost=True,
+            unheard=not request.ended,
+            count=request.count,
+            error=request.error,
+            ended_at=now if request.ended else None,
+        )
+        _bound(self._lost)
 
     def sent(self, msg_id: str, header: bytes) -> None:
         """Note an execute request that was sent."""
@@ -174,6 +195,7 @@ class LostReplies:
                 return
             request = self._lost[msg_id] = _Request(parent)
             _bound(self._lost)
+        request.unheard = False
         if state == "busy":
             self._between, self._calm_at = True, None
             return
@@ -184,9 +206,9 @@ class LostReplies:
             if request.replied_at is not None:
                 del self._lost[msg_id]
         elif msg_type == "error":
-            request.error = _fields(msg.content, "ename", "evalue", "traceback")
+            request.error = fields_of(msg.content, "ename", "evalue", "traceback")
         elif msg_type in ("execute_input", "execute_result"):
-            count = _fields(msg.content, "execution_count").get("execution_count")
+            count = fields_of(msg.content, "execution_count").get("execution_count")
             request.count = count if isinstance(count, int) else request.count
 
     def shell_answered(self, now: float) -> None:
@@ -222,7 +244,9 @@ class LostReplies:
                 del self._lost[msg_id]
                 self._made[msg_id] = None
                 _bound(self._made)
-                found.append(BuiltReply(request.parent_header, request.reply(), over))
+                found.append(
+                    BuiltReply(request.parent_header, request.reply(), over, request.unheard)
+                )
         return found
 
     def next_at(self) -> float | None:
@@ -245,11 +269,3 @@ class LostReplies:
 def _bound(known: dict[str, Any]) -> None:
     while len(known) > _LIMIT:
         del known[next(iter(known))]
-
-
-def _fields(content: bytes, *names: str) -> dict[str, Any]:
-    try:
-        whole = json.loads(content)
-    except (ValueError, RecursionError):
-        return {}
-    return {name: whole[name] for name in names if name in whole} if isinstance(whole, dict) else {}

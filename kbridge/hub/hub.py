@@ -22,6 +22,7 @@ from kbridge.hub.context import HubContext, HubEnvironment
 from kbridge.hub.events import HubObserver, StatusListener
 from kbridge.hub.kernel.connection import KernelConnection
 from kbridge.hub.notices import Notices
+from kbridge.hub.recovered import SavedState, read_entries
 from kbridge.hub.rejected import IGNORED, REJECTED, DroppedMessages
 from kbridge.hub.settings import HubSettings
 from kbridge.link.interfaces import ClientLink
@@ -84,18 +85,24 @@ class Hub:
         self.kernel_id = kernel_id
         self.settings = settings
         self.log = log
-        on_disk = environment.store is not None
-        self.notices = Notices(clock, adopted=former is not None, on_disk=on_disk)
+        history = environment.store.history(kernel_id) if environment.store else None
+        recovered = history.recovered if history is not None else None
+        saved = SavedState()
+        if recovered is not None:
+            saved = read_entries(recovered.records, recovered.next_seq)
+        adopted = former is not None or recovered is not None
+        self.notices = Notices(clock, adopted=adopted, on_disk=history is not None)
         self.ignored = DroppedMessages(IGNORED, kernel_id, clock, log)
         self._rejected = DroppedMessages(REJECTED, kernel_id, clock, log)
-        history = environment.store.history(kernel_id) if environment.store else None
         context = HubContext(kernel_id, settings, clock, log, self.notices, self._rejected, history)
         self._clock = clock
         self._incoming = policy_chain.incoming(settings)
         allowance = environment.allowance or Allowance(settings.burst_limit)
-        self._broadcaster = Broadcaster(context, allowance)
+        self._broadcaster = Broadcaster(context, allowance, saved)
         self._kernel = KernelConnection(context, self._broadcaster, environment.link, former or ())
         self._closed = False
+        self._broadcaster.connecting(connection_info)
+        self._kernel.restore(saved.requests)
         self._kernel.connect(connection_info)
 
     # -- websockets -------------------------------------------------------------------------
@@ -161,7 +168,10 @@ class Hub:
 
     def on_pong(self, cursor: Cursor, payload: bytes) -> None:
         """Take the payload of a websocket's pong, which may acknowledge frames."""
-        self._broadcaster.delivery.on_pong(cursor, payload)
+        broadcaster = self._broadcaster
+        broadcaster.delivery.on_pong(cursor, payload)
+        if broadcaster.recorder is not None:
+            broadcaster.recorder.moved(cursor.session)
 
     def detach(self, cursor: Cursor) -> None:
         """Detach a websocket; may be called twice."""
@@ -200,7 +210,10 @@ class Hub:
             )
             return None
         self._kernel.activity.touch(self._clock.wall(), msg_type)
-        return self._kernel.submit(msg, cursor.session.number)
+        number = cursor.session.number
+        room = self._kernel.submit(msg, number)
+        self._broadcaster.submitted(msg, number)
+        return room
 
     def say(self, msg: Message) -> None:
         """Send a message to all clients, in order with those of the kernel."""
@@ -317,6 +330,7 @@ class Hub:
         if self._closed:
             raise HubClosed("the kernel is gone")
         self._broadcaster.process_replaced()
+        self._broadcaster.connecting(connection_info)
         self._kernel.connect(connection_info)
 
     async def restarting(self, *, asked: bool = False, keep: bool = False) -> None:
@@ -336,13 +350,13 @@ class Hub:
             True if requests that are already waiting are meant for the next process.
         """
         await self._kernel.restarting(keep=keep)
-        self._broadcaster.clear_inputs()
+        self._broadcaster.forget_requests()
         self.announce("starting" if asked else "restarting")
 
     def dead(self) -> None:
         """Note that the kernel has ended for good, and tell the clients."""
         self._kernel.dead()
-        self._broadcaster.clear_inputs()
+        self._broadcaster.forget_requests()
         self.announce("dead")
 
     def announce(self, status: str, source: Cursor | None = None) -> None:

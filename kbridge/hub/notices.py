@@ -31,6 +31,8 @@ class Notices:
 
     Attributes
     ----------
+    markers : str
+        The beginning of the ids of markers; the rest is the number of the frame before the marker.
     mark : bytes
         A part of the parent header of every message that belongs to a probe.
     adopted : bool
@@ -44,7 +46,7 @@ class Notices:
         self._session = secrets.token_hex(16)
         self._probes = 0
         self._kernel_session = ""
-        self._behind = f"{self._session}_behind_"
+        self.markers = f"{self._session}_behind_"
         self._prefix = f"{self._session}_probe_"
         self.mark = self._prefix.encode()
 
@@ -85,7 +87,7 @@ class Notices:
     def lost(self, gap: Gap, parent_header: bytes, seq: int) -> Message:
         """Return the marker of a gap in a client's output, behind frame `seq` of the journal."""
         return self.stderr(
-            f"[kbridge: {self._explain(gap, seq)}]", parent_header, msg_id=f"{self._behind}{seq}"
+            f"[kbridge: {self._explain(gap, seq)}]", parent_header, msg_id=f"{self.markers}{seq}"
         )
 
     def _explain(self, gap: Gap, seq: int) -> str:
@@ -112,11 +114,6 @@ class Notices:
             f"output may be missing here: {cause}this client was away for so long that its place"
             f" is no longer known. {self._advice} to keep more."
         )
-
-    def marker_seq(self, msg_id: str) -> int | None:
-        """Return the number of the frame before the marker with that id; None for another id."""
-        seq = msg_id.removeprefix(self._behind)
-        return int(seq) if seq != msg_id and seq.removeprefix("-").isdecimal() else None
 
     def taken_over(self, parent_header: bytes) -> Message:
         """Return the marker in a cell that was already running when this bridge connected."""

@@ -6,6 +6,7 @@ import pickle
 import pytest
 
 from kbridge.flow.lost_replies import GRACE, BuiltReply, LostReplies
+from kbridge.flow.open_requests import OpenRequest
 from kbridge.flow.routing import Routing
 from kbridge.wire.build import build
 from kbridge.wire.message import Channel, Message
@@ -273,3 +274,70 @@ def test_an_idle_is_built_after_a_reply_that_arrives_when_the_shell_is_calm() ->
     assert side.owed.replied("mine", side.now)
     assert side.owed.next_at() == side.now + GRACE
     assert side.later() == [None]
+
+
+def earlier(name: str, **known: object) -> OpenRequest:
+    return OpenRequest(name, 1, request(name), **known)  # type: ignore[arg-type]
+
+
+def calm(side: Side) -> list[dict]:
+    """Let the shell answer twice; return the replies that are built then."""
+    side.owed.shell_answered(side.now)
+    side.owed.shell_answered(side.now)
+    return side.later()
+
+
+@pytest.mark.parametrize(
+    ("known", "steps", "expected"),
+    [
+        ({"begun": True, "count": 3}, "idle", {"status": "ok", "execution_count": 3}),
+        ({"begun": True, "count": 3}, "error idle", {"status": "error", "execution_count": 3}),
+        ({"begun": True, "error": ERROR}, "idle", {"status": "error", **ERROR}),
+        ({}, "busy input idle", {"status": "ok", "execution_count": 7}),
+    ],
+)
+def test_a_reply_says_also_what_an_earlier_bridge_heard(
+    known: dict, steps: str, expected: dict
+) -> None:
+    side = Side(known=("old",))
+    side.owed.restore(earlier("old", **known), side.now)
+    side.play(request("old"), *steps.split())
+    [content] = side.later()
+    assert content.items() >= expected.items()
+    [due] = side.due
+    assert due.idle
+    assert not due.unheard
+
+
+def test_a_request_that_ended_while_no_bridge_ran_ends_when_the_shell_is_calm() -> None:
+    side = Side(known=("ran", "waited"))
+    side.owed.restore(earlier("ran", begun=True, count=3), side.now)
+    side.owed.restore(earlier("waited"), side.now)
+    assert side.later() == [], "it may still be running"
+    ran, waited = calm(side)
+    assert (ran["status"], ran["execution_count"]) == ("ok", 3)
+    assert waited["status"] == "aborted"
+    assert [(due.unheard, due.idle) for due in side.due] == [(True, False)] * 2
+    assert not side.owed.replied("ran", side.now), "too late: a reply was built"
+
+
+def test_a_request_of_which_only_the_reply_or_the_idle_was_lost() -> None:
+    side = Side(known=("no reply", "no idle"))
+    side.owed.restore(earlier("no reply", begun=True, count=3, ended=True), side.now)
+    side.owed.restore(earlier("no idle", begun=True, count=4, replied=True), side.now)
+    [content] = side.later()
+    assert (content["status"], content["execution_count"]) == ("ok", 3)
+    assert not side.due[0].unheard, "all its output was heard"
+    [nothing] = calm(side)
+    assert nothing is None
+    assert side.due == [BuiltReply(request("no idle"), None, idle=False)]
+
+
+def test_the_real_reply_to_a_request_of_an_earlier_bridge_is_passed_on() -> None:
+    side = Side(known=("old",))
+    side.owed.restore(earlier("old", begun=True), side.now)
+    side.play(request("old"), "print")
+    assert side.owed.replied("old", side.now)
+    side.play(request("old"), "idle")
+    assert side.later() == []
+    assert calm(side) == []

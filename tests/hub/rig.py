@@ -188,7 +188,7 @@ class Rig:
     @property
     def ack_origin(self) -> int:
         """Added to the journal's sequence numbers in pings."""
-        return self.hub._broadcaster._ack_origin
+        return self.hub._broadcaster._lives.origin
 
     @property
     def renderer(self) -> Renderer:

@@ -6,6 +6,7 @@ each is judged and encoded once, then read by any number of websockets.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
@@ -24,6 +25,8 @@ from kbridge.hub.broadcast.rendering import Renderer
 from kbridge.hub.broadcast.resume import START, ResumePoint, resolve_since
 from kbridge.hub.context import HubContext
 from kbridge.hub.events import HubObserver
+from kbridge.hub.recorder import RECORDED, Recorder
+from kbridge.hub.recovered import Lives, SavedState, kernel_mark
 from kbridge.link.interfaces import ClientLink, noop
 from kbridge.wire.dialects import Dialect
 from kbridge.wire.message import Message, type_and_key
@@ -41,6 +44,8 @@ class Broadcaster:
         The objects that the parts of the hub share.
     allowance : Allowance
         The bytes beyond `journal_limit` that several hubs share.
+    saved : SavedState
+        The state that earlier bridges left; empty for a kernel without a journal on disk.
 
     Attributes
     ----------
@@ -48,9 +53,11 @@ class Broadcaster:
         The output of the kernel.
     delivery : Delivery
         Writes the journal to the websockets, and takes their pongs.
+    recorder : Recorder or None
+        Writes the state of clients and requests to disk; None for a journal in memory only.
     """
 
-    def __init__(self, context: HubContext, allowance: Allowance) -> None:
+    def __init__(self, context: HubContext, allowance: Allowance, saved: SavedState) -> None:
         settings, clock, notices = context.settings, context.clock, context.notices
         self._context = context
         self._notices = notices
@@ -70,20 +77,26 @@ class Broadcaster:
         self._pace = pace
         self._judge = combined(policy_chain.outgoing(settings, notices, pace, context.log))
         self._adoption = Adoption(notices.mark) if context.adopted else None
-        self._sessions = ClientSessions(settings.resume_timeout)
+        end = self.journal.next_seq
+        self._lives = Lives.begin(saved, end, now=clock.wall(), markers=notices.markers)
+        self._sessions = ClientSessions(settings.resume_timeout, self._lives.first_client)
         joins = settings.rate_limit_policy == "coalesce"
         renderer = Renderer(
             self.journal, pace, notices, context.rejected, joins=joins, loader=self._loader
         )
-        # Microseconds since 1970: a bridge sends fewer messages than that, so the numbers of two
-        # bridges never overlap, and JavaScript's numbers hold them exactly.
-        self._ack_origin = origin = int(clock.wall() * 1e6)
+        origin = self._lives.origin
         self.delivery = Delivery(self.journal, pace, self._sessions, renderer, clock, origin)
         self._burst = Burst(self.journal, self._sessions, pace, clock, allowance)
         self._written_to = 0  # where the journal ended at the last flush
         self._observers: list[HubObserver] = []
         # A status, and the end of the journal at that time.
         self._announced: tuple[str, int] | None = None
+        self.recorder: Recorder | None = None
+        if history is not None:
+            self.recorder = Recorder(history, self._lives, saved.requests)
+        for session_id, number, seq in saved.sessions:
+            place = None if seq is None else self.journal.after_seq(seq - 1)
+            self._sessions.restore(session_id, number, place, clock.monotonic())
 
     # -- websockets -------------------------------------------------------------------------
 
@@ -115,14 +128,15 @@ class Broadcaster:
             If `since` is longer than any id.
         """
         journal, sessions = self.journal, self._sessions
-        origin, notices = self._ack_origin, self._notices
-        point = resolve_since(journal, since, origin, notices) if since else None
+        point = resolve_since(journal, since, self._lives) if since else None
         known = sessions.known(session_id)
         start = journal.end()
         if self._adoption is not None and session_id and not known:
             # The session may be from an earlier bridge.
             start = self._adoption.start_of(journal, session_id) or start
         cursor = sessions.attach(link, dialect, session_id, start, options)
+        if self.recorder is not None:
+            self.recorder.attached(cursor.session, known=known)
         link.on_writable = partial(self.delivery.on_writable, cursor)
         if point is not None and not point.exact and since != START:
             if self._loader is not None and self._loader.find(
@@ -155,6 +169,8 @@ class Broadcaster:
     def _resume(self, cursor: Cursor, known: bool, point: ResumePoint | None) -> None:
         if point is not None:
             self._sessions.start_at(cursor, point.place)
+            if self.recorder is not None:
+                self.recorder.moved(cursor.session)
         if self._input_requests.open and (known or point is not None):
             self._repeat_inputs(cursor, point)
         self.delivery.start(cursor)
@@ -164,6 +180,8 @@ class Broadcaster:
         if self._sessions.detach(cursor, self._context.clock.monotonic()):
             cursor.link.on_writable = noop
             self.delivery.remove(cursor)
+            if self.recorder is not None:
+                self.recorder.detached(cursor.session, self._sessions.take_forgotten())
 
     def _repeat_inputs(self, cursor: Cursor, point: ResumePoint | None) -> None:
         """Send a reconnected client the input requests that it may have lost.
@@ -197,6 +215,8 @@ class Broadcaster:
             self.append(self._notices.taken_over(msg.parent_header))
         if msg_type == "status" and self._input_requests.open and state_of(msg.content) == "idle":
             self._input_requests.done(msg.parent_id)
+        if msg_type in RECORDED and self.recorder is not None:
+            self.recorder.said(msg, msg_type)
         verdict = self._judge(msg, msg_type, now)
         if verdict is PASS:
             self._append(msg, msg_type, key)
@@ -215,9 +235,13 @@ class Broadcaster:
             seq = self._append(msg, msg_type, key, client)
             if msg_type == "input_request":
                 self._input_requests.asked(msg, client, seq)
+        if msg_type == "execute_reply" and self.recorder is not None:
+            self.recorder.replied(msg)
 
     def on_notice(self, msg: Message) -> None:
         """Journal a message that the bridge made in the name of the kernel."""
+        if self.recorder is not None and msg.msg_type in RECORDED:
+            self.recorder.said(msg, msg.msg_type)
         self.append(msg)
 
     def on_drained(self) -> None:
@@ -230,12 +254,15 @@ class Broadcaster:
                 self._history.changed()
         if journal.nbytes > self._burst.look_above:
             self._burst.look()
+        if self.recorder is not None and not self._context.settings.acknowledge:
+            for cursor in self._sessions.cursors:  # written frames count as delivered
+                self.recorder.moved(cursor.session)
         for observer in self._observers:
             observer.on_kernel_activity()
 
     def on_replaced(self) -> None:
         """Announce a start that was not reported; written with the messages of this wake-up."""
-        self._input_requests.clear()
+        self.forget_requests()
         self._append_status("starting")
 
     def on_ready(self) -> None:
@@ -288,9 +315,21 @@ class Broadcaster:
         """Note an `input_reply`; return False if its input request was answered before."""
         return self._input_requests.answer(msg)
 
-    def clear_inputs(self) -> None:
-        """Forget the open input requests: the process that sent them has gone."""
+    def submitted(self, msg: Message, client: int) -> None:
+        """Note a request that was submitted by the session with that number."""
+        if self.recorder is not None and msg.msg_type == "execute_request":
+            self.recorder.request(msg, client)
+
+    def forget_requests(self) -> None:
+        """Forget open requests and input requests: the process that they belong to has gone."""
         self._input_requests.clear()
+        if self.recorder is not None:
+            self.recorder.forget_requests()
+
+    def connecting(self, connection_info: Mapping[str, Any]) -> None:
+        """Note the connection info of the kernel's present process."""
+        if self.recorder is not None:
+            self.recorder.kernel(kernel_mark(connection_info))
 
     def process_replaced(self) -> None:
         """Note that no request from before the bridge can be running any longer."""
@@ -316,6 +355,8 @@ class Broadcaster:
         for cursor in self._sessions.cursors:
             cursor.link.close(code, reason)
             self.detach(cursor)
+        if self.recorder is not None:
+            self.recorder.write_places()
         # Timers and contexts may keep a closed hub alive: it must hold no memory.
         self.journal.release()
         self._burst.close()

@@ -31,6 +31,8 @@ class ClientSessions:
         Seconds for which frames are kept for a session without a websocket; 0 keeps none. At most
         1,000 such sessions are remembered. The journal's limit bounds the frames kept: a full
         journal forgets the oldest frames, also those that were not read.
+    first_number : int
+        A number that is below those of all sessions and websockets, except restored ones.
 
     Attributes
     ----------
@@ -38,7 +40,7 @@ class ClientSessions:
         All websockets, oldest first. The list is replaced when they change, never modified.
     """
 
-    def __init__(self, resume_timeout: float) -> None:
+    def __init__(self, resume_timeout: float, first_number: int = 0) -> None:
         self._resume_timeout = resume_timeout
         self.cursors: list[Cursor] = []
         self._attached: dict[Cursor, None] = {}  # oldest first
@@ -49,7 +51,8 @@ class ClientSessions:
         # The parked sessions that frames are kept for.
         self._holding: OrderedDict[ClientSession, None] = OrderedDict()
         self._held: Lowest[ClientSession] = Lowest(attrgetter("place.seq"))
-        self._numbers = 0  # used for sessions and for websockets
+        self._numbers = first_number  # used for sessions and for websockets
+        self._forgotten: list[ClientSession] = []
 
     def attach(
         self,
@@ -83,6 +86,27 @@ class ClientSessions:
         self.cursors = list(self._attached)
         self._delivered.add(cursor)
         return cursor
+
+    def restore(self, session_id: str, number: int, place: Place | None, now: float) -> None:
+        """Remember a session of an earlier bridge, which may come back.
+
+        Parameters
+        ----------
+        session_id, number
+            Its id and its number.
+        place : Place or None
+            Where it resumes; None if no frames are kept for it.
+        now : float
+            Monotonic seconds.
+        """
+        session = ClientSession(number, session_id, place if self._resume_timeout > 0 else None)
+        self._by_session[session_id] = session
+        self._park(session, now)
+
+    def take_forgotten(self) -> list[ClientSession]:
+        """Return the sessions that are not remembered any longer, once."""
+        forgotten, self._forgotten = self._forgotten, []
+        return forgotten
 
     def start_at(self, cursor: Cursor, place: Place) -> None:
         """Let a websocket that was just attached start at the place that its client named."""
@@ -157,6 +181,7 @@ class ClientSessions:
             oldest.release()
             if not oldest.cursors:
                 del self._by_session[oldest.session_id]
+                self._forgotten.append(oldest)
 
     def _unpark(self, session: ClientSession) -> None:
         if self._parked.pop(session.session_id, None) is not None:

@@ -68,6 +68,8 @@ class ClientSession:
     session_id : str
         The id that the client gave, or a digest of a long id; empty for a session that cannot be
         resumed.
+    place : Place or None
+        The place where a session of an earlier bridge resumes.
 
     Attributes
     ----------
@@ -83,10 +85,10 @@ class ClientSession:
 
     __slots__ = ("_acked_by", "cursors", "number", "parked_at", "place", "session_id")
 
-    def __init__(self, number: int, session_id: str) -> None:
+    def __init__(self, number: int, session_id: str, place: Place | None = None) -> None:
         self.number = number
         self.session_id = session_id
-        self.place: Place | None = None
+        self.place = place
         self.parked_at = 0.0
         self.cursors: dict[int, Cursor] = {}
         self._acked_by = 0  # the number of the newest websocket that has set `place`

@@ -7,7 +7,7 @@ from typing import Final, NamedTuple
 
 from kbridge.errors import InvalidRequest
 from kbridge.flow.journal import Journal, Place
-from kbridge.hub.notices import Notices
+from kbridge.hub.recovered import Lives
 from kbridge.storage.history import History
 from kbridge.wire import v1
 from kbridge.wire.message import id_keys, scan
@@ -35,7 +35,7 @@ class ResumePoint(NamedTuple):
     exact: bool
 
 
-def resolve_since(journal: Journal, since: str, origin: int, notices: Notices) -> ResumePoint:
+def resolve_since(journal: Journal, since: str, lives: Lives) -> ResumePoint:
     """Find the place in a journal that a client names.
 
     A message that is not in the journal is not an error: the client then gets a marker for the gap.
@@ -47,10 +47,9 @@ def resolve_since(journal: Journal, since: str, origin: int, notices: Notices) -
     since : str
         The `msg_id` of the last message that the client saw, its sequence number (digits, as in
         the pings of the bridge), or "start".
-    origin : int
-        Added to the sequence numbers of the journal in pings.
-    notices : Notices
-        Made the markers, whose ids contain their place.
+    lives : Lives
+        The bridges that have served the kernel, for the numbers in their pings and the ids of their
+        markers.
 
     Raises
     ------
@@ -61,9 +60,9 @@ def resolve_since(journal: Journal, since: str, origin: int, notices: Notices) -
         raise InvalidRequest(f"since has more than {_LONGEST} characters")
     if since == START:
         return ResumePoint(journal.oldest(), exact=False)
-    seq = notices.marker_seq(since)
+    seq = lives.marker_seq(since)
     if seq is None and since.isdecimal() and since.isascii():
-        seq = int(since) - origin
+        seq = lives.seq_of(int(since))
     place = journal.after_seq(seq) if seq is not None else None
     if place is None:
         place = _after_id(journal, since)

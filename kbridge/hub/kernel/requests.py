@@ -14,6 +14,7 @@ from typing import Any, Final
 from kbridge.errors import HubClosed, InvalidMessage
 from kbridge.flow.journal import EVERYONE
 from kbridge.flow.lost_replies import LostReplies
+from kbridge.flow.open_requests import OpenRequest
 from kbridge.flow.routing import Routing
 from kbridge.hub.context import HubContext
 from kbridge.hub.kernel.outbox import Outbox
@@ -190,6 +191,13 @@ class Requests:
 
     # -- lost replies: while `owed`, or to begin it -------------------------------------------
 
+    def restore(self, requests: Iterable[OpenRequest], now: float) -> None:
+        """Note requests of an earlier bridge that have not ended, and their clients."""
+        for request in requests:
+            self._routing.note(request.msg_id, request.client)
+            self._lost.restore(request, now)
+        self.owed = self._lost.active
+
     def connection_lost(self, *, iopub: bool = False) -> None:
         """Note that the replies to all open requests may be lost; with `iopub`, also output."""
         self._lost.connection_lost(iopub=iopub)
@@ -223,6 +231,8 @@ class Requests:
         notices = self._context.notices
         built: list[Message] = []
         for due in self._lost.due(now):
+            if due.unheard:
+                built.append(notices.taken_over(due.request))
             if due.content is not None:
                 self._context.log.info(
                     "A reply of kernel %s was lost; it is made from the kernel's iopub messages",

@@ -8,6 +8,7 @@ from kbridge.errors import InvalidRequest
 from kbridge.flow.journal import EVERYONE, Gap, Journal, Place
 from kbridge.hub.broadcast.resume import START, ResumePoint, resolve_since
 from kbridge.hub.notices import Notices
+from kbridge.hub.recovered import Life, Lives
 from kbridge.wire.build import build
 from kbridge.wire.message import Channel, Message, message_key
 from kbridge.wire.v1 import encode_frame
@@ -42,7 +43,8 @@ class Desk:
         self.journal.append(encode_frame(msg), audience, state=state, key=key)
 
     def locate(self, since: str):
-        return resolve_since(self.journal, since, ORIGIN, self.notices)
+        lives = Lives([], Life(ORIGIN, 0, self.notices.markers), 0)
+        return resolve_since(self.journal, since, lives)
 
     def seen(self, seq: int) -> ResumePoint:
         """Check that all frames before a sequence number count as received."""

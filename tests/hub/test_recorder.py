@@ -1,0 +1,310 @@
+"""Sessions, numbers and requests survive a crash: a hub goes on with a copy of another's files."""
+
+import asyncio
+import json
+import logging
+import shutil
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kbridge.hub import recorder
+from kbridge.hub.broadcast import client_sessions
+from kbridge.hub.settings import HubSettings
+from kbridge.storage.store import JournalStore, StoreSettings
+from kbridge.wire.message import Channel, Message
+from tests.hub.rig import Rig, received, texts
+from tests.support.waiting import until
+
+ID = "a-kernel"
+LIMITS: dict[str, Any] = {"limit": 1 << 30, "total_limit": 1 << 30, "reserve": 0.0}
+
+
+class Bridges:
+    """Bridges that serve one kernel, one after the other; each but the last was killed."""
+
+    def __init__(self, home: Path) -> None:
+        self._home = home
+        self._stores: list[JournalStore] = []
+        self._rigs: list[Rig] = []
+
+    async def next(self, **settings: Any) -> Rig:
+        """Start a bridge on what is on disk now."""
+        number = len(self._stores)
+        here, before = self._home / str(number), self._home / str(number - 1)
+        if number:
+            shutil.copytree(before, here)
+        store = await JournalStore.open(
+            StoreSettings(here, **LIMITS), owner="me", keep=[ID], log=logging.getLogger("test")
+        )
+        self._stores.append(store)
+        made = Rig(HubSettings(**{"limit_rate": False, **settings}), store=store)
+        self._rigs.append(made)
+        made.clock.now += number  # a crash takes time
+        made.prove()
+        return made
+
+    async def flush(self) -> None:
+        """Write the journal, and the places that have been acknowledged, to disk."""
+        await asyncio.sleep(0)  # the timer for the places
+        await asyncio.sleep(0)
+        await self._stores[-1].history(ID).flush()
+
+    async def crash(self, **settings: Any) -> Rig:
+        """Write to disk what there is, and start another bridge as if this one had been killed."""
+        await self.flush()
+        return await self.next(**settings)
+
+    async def aclose(self) -> None:
+        for rig in self._rigs:
+            await rig.hub.aclose()
+        for store in self._stores:
+            await store.aclose(keep=False)
+
+
+@pytest.fixture
+async def bridges(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Bridges]:
+    monkeypatch.setattr(recorder, "PLACES_EVERY", 0.0)
+    made = Bridges(tmp_path)
+    yield made
+    await made.aclose()
+
+
+def execute(rig: Rig, attachment: Any, msg_id: str = "ask") -> Message:
+    """Submit a request; return it."""
+    msg = rig.message(Channel.SHELL, "execute_request", {"code": "1"}, msg_id=msg_id)
+    rig.hub.submit(attachment, msg)
+    return msg
+
+
+def say(rig: Rig, request: Message, *kinds: str) -> None:
+    """Let the kernel say something about a request."""
+    contents: dict[str, tuple[Channel, str, dict[str, Any]]] = {
+        "busy": (Channel.IOPUB, "status", {"execution_state": "busy"}),
+        "idle": (Channel.IOPUB, "status", {"execution_state": "idle"}),
+        "input": (Channel.IOPUB, "execute_input", {"code": "1", "execution_count": 7}),
+        "error": (Channel.IOPUB, "error", {"ename": "E", "evalue": "v", "traceback": ["t"]}),
+        "reply": (Channel.SHELL, "execute_reply", {"status": "ok", "execution_count": 7}),
+    }
+    for kind in kinds:
+        channel, msg_type, content = contents[kind]
+        rig.say(rig.message(channel, msg_type, content, request.header))
+
+
+def calm(rig: Rig) -> None:
+    """Let the kernel answer two probes on shell; fire the timer after each."""
+    for _ in range(2):
+        probe = next(p for p in reversed(rig.probes()) if p.channel is Channel.SHELL)
+        info = {"protocol_version": "5.3", "status": "ok"}
+        rig.say(rig.message(Channel.SHELL, "kernel_info_reply", info, probe.header))
+    rig.clock.now += 10.0
+    rig.fire_recovery_timer()
+
+
+def replies(client: Any) -> list[dict[str, Any]]:
+    return [json.loads(m.content) for m in received(client) if m.msg_type == "execute_reply"]
+
+
+async def gets(client: Any, *wanted: str) -> None:
+    """Wait until a client was sent these texts, which may have to be read from disk."""
+    await until(lambda: len(texts(client)) >= len(wanted), f"{wanted} arrive")
+    assert texts(client) == list(wanted)
+
+
+def kinds(client: Any) -> list[str]:
+    return [m.msg_type for m in received(client)]
+
+
+# -- sessions and numbers -------------------------------------------------------------------------
+
+
+async def test_a_session_resumes_after_the_last_frame_that_it_acknowledged(bridges) -> None:
+    rig = await bridges.next()
+    client, _ = rig.attach("s")
+    rig.say(rig.stream("one"))
+    client.silent = True
+    rig.say(rig.stream("two"))
+    rig = await bridges.crash()
+    client, _ = rig.attach("s")
+    rig.say(rig.stream("three"))
+    await gets(client, "two", "three")
+
+
+async def test_a_session_that_was_away_gets_all_since(bridges) -> None:
+    rig = await bridges.next()
+    client, attachment = rig.attach("s")
+    rig.say(rig.stream("one"))
+    rig.hub.detach(attachment)
+    rig.say(rig.stream("two"))
+    rig = await bridges.crash()
+    rig = await bridges.crash()
+    client, _ = rig.attach("s")
+    await gets(client, "two")
+    other, _ = rig.attach("another")
+    assert texts(other) == []
+
+
+async def test_frames_that_were_sent_but_not_written_are_not_confused_with_later_ones(
+    bridges,
+) -> None:
+    rig = await bridges.next()
+    client, attachment = rig.attach("s")
+    rig.say(rig.stream("one"))
+    await bridges.flush()
+    origin = rig.ack_origin
+    rig.say(rig.stream("unwritten"), rig.stream("unwritten"))
+    number = origin + attachment.place.seq - 1
+    rig = await bridges.next()
+    rig.say(rig.stream("two"))
+    for how in ({"session_id": "s"}, {"since": str(number)}):
+        client, _ = rig.attach(**how)
+        await gets(client, "two")
+
+
+async def test_numbers_and_ids_of_earlier_bridges_name_their_messages(bridges) -> None:
+    rig = await bridges.next()
+    client, attachment = rig.attach("s")
+    first = rig.stream("one")
+    rig.say(first)
+    number = rig.ack_origin + attachment.place.seq - 1
+    rig.say(rig.stream("two"))
+    await bridges.crash()
+    rig = await bridges.crash()
+    assert rig.ack_origin > number
+    for since in (first.msg_id, str(number)):
+        client, _ = rig.attach(since=since)
+        await gets(client, "two")
+    client, _ = rig.attach(since="start", verbatim=True)
+    await gets(client, "one", "two")
+
+
+async def test_private_frames_are_for_their_session_also_after_a_crash(bridges) -> None:
+    rig = await bridges.next()
+    _, attachment = rig.attach("mine")
+    rig.hub.detach(attachment)
+    request = execute(rig, attachment)
+    say(rig, request, "busy", "reply", "idle")
+    rig = await bridges.crash()
+    new, _ = rig.attach("new", since="start")
+    other, _ = rig.attach(since="start")
+    mine, _ = rig.attach("mine")
+    await until(lambda: replies(mine), "the reply arrives")
+    assert replies(new) == replies(other) == []
+    assert len(replies(mine)) == 1
+    request = execute(rig, rig.hub.cursors[0], "later")
+    say(rig, request, "busy", "reply", "idle")
+    assert [len(replies(each)) for each in (new, other, mine)] == [1, 0, 1]
+
+
+async def test_a_session_that_is_not_remembered_any_longer_is_not_restored(
+    bridges, monkeypatch
+) -> None:
+    monkeypatch.setattr(client_sessions, "_REMEMBERED", 1)
+    rig = await bridges.next()
+    for name in ("old", "new"):
+        rig.hub.detach(rig.attach(name)[1])
+    rig.say(rig.stream("one"))
+    rig = await bridges.crash()
+    old, new = rig.attach("old")[0], rig.attach("new")[0]
+    await gets(new, "one")
+    assert texts(old) == []
+
+
+async def test_without_acknowledgements_what_was_written_counts_as_received(bridges) -> None:
+    rig = await bridges.next(acknowledge=False)
+    client, _ = rig.attach("s")
+    rig.say(rig.stream("one"))
+    await bridges.flush()
+    rig.say(rig.stream("two"))
+    rig = await bridges.crash(acknowledge=False)
+    client, _ = rig.attach("s")
+    assert texts(client) == []
+
+
+async def test_with_a_resume_timeout_of_zero_a_session_starts_at_the_present(bridges) -> None:
+    rig = await bridges.next(resume_timeout=0.0)
+    rig.hub.detach(rig.attach("s")[1])
+    rig.say(rig.stream("one"))
+    rig = await bridges.crash(resume_timeout=0.0)
+    client, _ = rig.attach("s")
+    assert texts(client) == []
+
+
+# -- requests -------------------------------------------------------------------------------------
+
+
+async def test_the_reply_of_a_request_that_ended_meanwhile_is_built(bridges) -> None:
+    rig = await bridges.next()
+    _, attachment = rig.attach("mine")
+    request = execute(rig, attachment)
+    say(rig, request, "busy", "input")
+    rig = await bridges.crash()
+    mine, _ = rig.attach("mine")
+    other, _ = rig.attach("other")
+    calm(rig)
+    [reply] = replies(mine)
+    assert (reply["status"], reply["execution_count"]) == ("ok", 7)
+    assert replies(other) == []
+    assert kinds(mine)[-3:] == ["stream", "execute_reply", "status"]
+    [notice] = texts(mine)
+    assert "the server was restarted" in notice
+    rig = await bridges.crash()
+    calm(rig)
+    again, _ = rig.attach("mine", since="start")
+    await until(lambda: replies(again), "the built reply is read from disk")
+    assert len(replies(again)) == 1, "it is not built again"
+
+
+async def test_the_built_reply_has_the_error_that_an_earlier_bridge_heard(bridges) -> None:
+    rig = await bridges.next()
+    _, attachment = rig.attach("mine")
+    say(rig, execute(rig, attachment), "busy", "input", "error")
+    rig = await bridges.crash()
+    mine, _ = rig.attach("mine")
+    calm(rig)
+    [reply] = replies(mine)
+    assert (reply["status"], reply["ename"], reply["traceback"]) == ("error", "E", ["t"])
+
+
+async def test_a_request_that_still_runs_gets_its_real_reply(bridges) -> None:
+    rig = await bridges.next()
+    _, attachment = rig.attach("mine")
+    request = execute(rig, attachment)
+    say(rig, request, "busy", "input")
+    rig = await bridges.crash()
+    mine, _ = rig.attach("mine")
+    rig.say(rig.stream("on", request.header))
+    say(rig, request, "reply", "idle")
+    calm(rig)
+    assert len(replies(mine)) == 1
+    notice, text = texts(mine)
+    assert "the server was restarted" in notice
+    assert text == "on"
+
+
+async def test_requests_that_ended_or_were_restarted_are_forgotten(bridges) -> None:
+    rig = await bridges.next()
+    mine, attachment = rig.attach("mine")
+    say(rig, execute(rig, attachment, "ended"), "busy", "input", "reply", "idle")
+    execute(rig, attachment, "lost with the process")
+    await rig.hub.restarting(asked=True)
+    rig = await bridges.crash()
+    mine, _ = rig.attach("mine", since="start")
+    await until(lambda: replies(mine), "the reply arrives")
+    calm(rig)
+    assert [reply["execution_count"] for reply in replies(mine)] == [7]
+
+
+async def test_a_reply_that_is_known_is_not_built_but_its_idle_is(bridges) -> None:
+    rig = await bridges.next()
+    _, attachment = rig.attach("mine")
+    say(rig, execute(rig, attachment), "busy", "input", "reply")
+    rig = await bridges.crash()
+    mine, _ = rig.attach("mine", since="start")
+    await until(lambda: replies(mine), "the reply arrives")
+    calm(rig)
+    assert len(replies(mine)) == 1
+    assert kinds(mine)[-1] == "status"
+    assert texts(mine) == []
