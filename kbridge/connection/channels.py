@@ -70,6 +70,10 @@ class ZMQChannelsWebsocketConnection(BaseKernelWebsocketConnection):
     journal_limit = settings.journal_limit
     burst_limit = settings.burst_limit
     history_limit = settings.history_limit
+    journal_dir = settings.journal_dir
+    journal_disk_limit = settings.journal_disk_limit
+    journal_disk_total = settings.journal_disk_total
+    journal_disk_reserve = settings.journal_disk_reserve
     acknowledge = settings.acknowledge
     resume_timeout = settings.resume_timeout
     request_limit = settings.request_limit
@@ -99,6 +103,10 @@ class ZMQChannelsWebsocketConnection(BaseKernelWebsocketConnection):
     _incoming: IncomingMessages | None = None
     _pending: asyncio.Future[None] | None = None
     _pongs: PongForwarder | None = None
+
+    @default("journal_dir")
+    def _default_journal_dir(self) -> str:
+        return settings.default_journal_dir()
 
     @default("_close_future")
     def _default_close_future(self) -> Future[None]:

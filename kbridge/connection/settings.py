@@ -5,9 +5,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, Final
 
-from traitlets import Bool, CaselessStrEnum, Float, Integer
+from jupyter_core.paths import jupyter_runtime_dir
+from traitlets import Bool, CaselessStrEnum, Float, Integer, Unicode
 
 from kbridge.hub.settings import HubSettings
 
@@ -15,10 +17,15 @@ __all__ = [
     "HUB_SETTINGS",
     "acknowledge",
     "burst_limit",
+    "default_journal_dir",
     "history_limit",
     "hub_settings",
     "iopub_data_rate_limit",
     "iopub_msg_rate_limit",
+    "journal_dir",
+    "journal_disk_limit",
+    "journal_disk_reserve",
+    "journal_disk_total",
     "journal_limit",
     "kernel_message_limit",
     "limit_rate",
@@ -29,6 +36,7 @@ __all__ = [
 ]
 
 _DEFAULTS = HubSettings()
+_JOURNAL: Final = "kbridge-journal"  # the directory of the journals, in the runtime directory
 
 HUB_SETTINGS: Final = (
     "limit_rate",
@@ -39,6 +47,10 @@ HUB_SETTINGS: Final = (
     "journal_limit",
     "burst_limit",
     "history_limit",
+    "journal_dir",
+    "journal_disk_limit",
+    "journal_disk_total",
+    "journal_disk_reserve",
     "acknowledge",
     "resume_timeout",
     "request_limit",
@@ -113,6 +125,39 @@ history_limit = Integer(
         " clients that ask for them with `since`."
     ),
 )
+journal_dir = Unicode(
+    config=True,
+    help=(
+        "Directory for output that does not fit into memory, and that clients can read after a"
+        " crash of the server. Only its owner can read it. The files of a kernel are removed with"
+        " the kernel. By default `kbridge-journal` in Jupyter's runtime directory. Empty: output"
+        " is in memory only."
+    ),
+)
+journal_disk_limit = Integer(
+    _DEFAULTS.journal_disk_limit,
+    config=True,
+    help=(
+        "Bytes that the files of one kernel in journal_dir may have. Above it, the oldest output"
+        " is dropped, and a marker says so."
+    ),
+)
+journal_disk_total = Integer(
+    _DEFAULTS.journal_disk_total,
+    config=True,
+    help=(
+        "Bytes that the files of all kernels in journal_dir may have. Above it, the oldest output"
+        " of the kernel with the largest files is dropped."
+    ),
+)
+journal_disk_reserve = Float(
+    _DEFAULTS.journal_disk_reserve,
+    config=True,
+    help=(
+        "Share of the file system of journal_dir that stays free: 0.05 for 5 %. When less is free,"
+        " old output is dropped as above; when none is left to drop, output is in memory only."
+    ),
+)
 acknowledge = Bool(
     _DEFAULTS.acknowledge,
     config=True,
@@ -149,6 +194,11 @@ kernel_message_limit = Integer(
 )
 
 
+def default_journal_dir() -> str:
+    """Return the directory of the journals, for a connection without a manager of kernels."""
+    return str(Path(jupyter_runtime_dir()) / _JOURNAL)
+
+
 def hub_settings(connection: Any, manager: Any, *, hooked: bool) -> HubSettings:
     """Return the settings of the hubs of all connections like one.
 
@@ -161,6 +211,9 @@ def hub_settings(connection: Any, manager: Any, *, hooked: bool) -> HubSettings:
     hooked : bool
         True if each message passes methods of the connection, which then apply the limits.
     """
+    runtime_dir = getattr(manager, "connection_dir", "")
+    if runtime_dir and not connection.trait_has_value("journal_dir"):
+        connection.journal_dir = str(Path(runtime_dir) / _JOURNAL)
     chosen: dict[str, Any] = {name: getattr(connection, name) for name in HUB_SETTINGS}
     for name in ("allow_tracebacks", "traceback_replacement_message", "kernel_info_timeout"):
         if hasattr(manager, name):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from kbridge.errors import SetupError
 from kbridge.link.endpoints import MESSAGE_LIMIT
@@ -23,6 +24,13 @@ class HubSettings:
         live reader of a kernel is more than half of `journal_limit` behind.
     history_limit : int
         Bytes of output per kernel that are kept after all clients have read them.
+    journal_dir : str
+        The directory for output that does not fit into memory, see `HubTable.open_journal`; empty:
+        output is in memory only.
+    journal_disk_limit, journal_disk_total : int
+        Bytes that the files of one kernel may have there, and those of all kernels together.
+    journal_disk_reserve : float
+        The share of the file system that the files leave free, from 0 to 1.
     resume_timeout : float
         Seconds for which output is kept for a client that has disconnected. After that it still
         resumes, as far as the journal reaches. With 0, a client that reconnects receives only new
@@ -64,6 +72,10 @@ class HubSettings:
     journal_limit: int = 64 << 20
     burst_limit: int = 1 << 30
     history_limit: int = 4 << 20
+    journal_dir: str = ""
+    journal_disk_limit: int = 1 << 30
+    journal_disk_total: int = 8 << 30
+    journal_disk_reserve: float = 0.05
     resume_timeout: float = 8 * 3600.0
     request_limit: int = 1 << 20
     kernel_message_limit: int = MESSAGE_LIMIT
@@ -87,6 +99,23 @@ class HubSettings:
             raise SetupError(f"journal_limit must be above 0 bytes, not {self.journal_limit}")
         if self.history_limit < 0:
             raise SetupError(f"history_limit must not be negative, as {self.history_limit} is")
+        try:
+            Path(self.journal_dir).expanduser()
+        except RuntimeError:
+            raise SetupError(
+                f"journal_dir must not be in the home of an unknown user, as {self.journal_dir} is"
+            ) from None
+        for name in ("journal_disk_limit", "journal_disk_total"):
+            if getattr(self, name) <= 0:
+                raise SetupError(
+                    f"{name} must be above 0 bytes, not {getattr(self, name)}; an empty journal_dir"
+                    " keeps output in memory only"
+                )
+        if not 0 <= self.journal_disk_reserve < 1:
+            raise SetupError(
+                "journal_disk_reserve must be a share of the file system, from 0 to less than 1,"
+                f" not {self.journal_disk_reserve}"
+            )
         if not self.rate_limit_window > 0:  # NaN fails, too
             raise SetupError(
                 f"rate_limit_window must be above 0 seconds, not {self.rate_limit_window}"

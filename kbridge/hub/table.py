@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import platform
+from collections.abc import Collection, Coroutine, Iterator, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, Final
 
 from kbridge.errors import HubClosed, KernelNotFound
@@ -12,8 +14,11 @@ from kbridge.hub.clock import Clock
 from kbridge.hub.context import HubEnvironment, Log
 from kbridge.hub.hub import Hub
 from kbridge.hub.kernel.process_link import LinkFactory
+from kbridge.hub.recovered import is_of_another_kernel
 from kbridge.hub.settings import HubSettings
 from kbridge.link.kernel import KernelLink
+from kbridge.storage.history import History
+from kbridge.storage.store import JournalStore, StoreSettings
 
 __all__ = ["GOING_AWAY", "HubTable"]
 
@@ -50,6 +55,7 @@ class HubTable:
         if log is not None:
             self._environment = replace(self._environment, log=log)
         self._hubs: dict[str, Hub] = {}
+        self._store: JournalStore | None = None
         self.configure(settings or HubSettings())
 
     @property
@@ -70,6 +76,42 @@ class HubTable:
         self._settings = settings
         allowance = Allowance(settings.burst_limit)
         self._environment = replace(self._environment, allowance=allowance)
+
+    async def open_journal(self, owner: str = "", keep: Collection[str] = ()) -> None:
+        """Continue the output of kernels on disk, in the directory `journal_dir` of the settings.
+
+        Call it before a hub is opened. Without it, or with an empty `journal_dir`, output is in
+        memory only. The files of a kernel are removed when its hub is closed with `close`, and all
+        files are removed by `aclose`. A directory that cannot be used is logged, and tried again
+        later.
+
+        Parameters
+        ----------
+        owner : str
+            Names this program, the same after a restart; several programs may use one directory. By
+            default the name of the machine. Files that an earlier process with the same name left
+            behind are removed.
+        keep : collection of str
+            Ids of kernels whose files are not removed, because the kernels still run. Their hubs
+            continue with the output, the numbers and the sessions of the earlier process.
+
+        Raises
+        ------
+        RuntimeError
+            If a hub is open, or the journal.
+        """
+        settings = self._settings
+        if not settings.journal_dir:
+            return
+        if self._hubs or self._store is not None:
+            raise RuntimeError("the journal of a HubTable must be opened once, before a hub is")
+        self._store = await JournalStore.open(
+            _store_settings(settings),
+            owner=owner or platform.node(),
+            keep=keep,
+            log=self._environment.log,
+        )
+        self._environment = replace(self._environment, store=self._store)
 
     def open(
         self,
@@ -92,6 +134,10 @@ class HubTable:
         """
         hub = self._hubs.get(kernel_id)
         if hub is None:
+            if self._store is not None:
+                recovered = self._store.history(kernel_id).recovered
+                if recovered and is_of_another_kernel(recovered.records, connection_info):
+                    self._store.discard(kernel_id)
             hub = self._hubs[kernel_id] = Hub(
                 kernel_id,
                 connection_info,
@@ -116,29 +162,52 @@ class HubTable:
         hub = self._hubs.get(kernel_id)
         return hub.connections if hub else 0
 
-    async def close(
+    def close(
         self,
         kernel_id: str,
         code: int = HubClosed.close_code,
         reason: str = "the kernel was shut down",
-    ) -> None:
-        """Close the hub of a kernel, if there is one, and its websockets with `code`."""
-        hub = self.take(kernel_id)
-        if hub is not None:
-            await hub.aclose(code, reason)
+    ) -> Coroutine[Any, Any, None]:
+        """Close the hub of a kernel, if there is one, because the kernel has ended.
+
+        The kernel's files are removed, and its websockets are closed with `code`. The hub leaves
+        the table at once; await the result to wait for the rest.
+        """
+        history = None if self._store is None else self._store.history(kernel_id)
+        return self._close(self.take(kernel_id), history, code, reason)
+
+    @staticmethod
+    async def _close(hub: Hub | None, history: History | None, code: int, reason: str) -> None:
+        try:
+            if hub is not None:
+                await hub.aclose(code, reason)
+        finally:
+            if history is not None:
+                await history.remove()
 
     def take(self, kernel_id: str) -> Hub | None:
         """Remove the hub of a kernel from the table, if there is one; the caller closes it."""
         return self._hubs.pop(kernel_id, None)
 
-    async def aclose(self) -> None:
+    async def aclose(self, *, keep: bool = False) -> None:
         """Close all hubs because the server shuts down; may be called twice.
 
         Clients may reconnect to another server with the same kernels: their websockets are closed
         with `GOING_AWAY`.
+
+        Parameters
+        ----------
+        keep : bool
+            True leaves the files of `open_journal` for the next process, because the kernels keep
+            running.
         """
-        for kernel_id in list(self._hubs):
-            await self.close(kernel_id, GOING_AWAY, "the server is shutting down")
+        for hub in self:
+            self.take(hub.kernel_id)
+            await hub.aclose(GOING_AWAY, "the server is shutting down")
+        store, self._store = self._store, None
+        if store is not None:
+            self._environment = replace(self._environment, store=None)
+            await store.aclose(keep=keep)
 
     def __iter__(self) -> Iterator[Hub]:
         return iter(list(self._hubs.values()))
@@ -149,3 +218,12 @@ class HubTable:
     def statistics(self) -> dict[str, dict[str, Any]]:
         """Return the figures of each hub, by kernel id."""
         return {hub.kernel_id: hub.statistics() for hub in self}
+
+
+def _store_settings(settings: HubSettings) -> StoreSettings:
+    return StoreSettings(
+        Path(settings.journal_dir).expanduser().absolute(),
+        settings.journal_disk_limit,
+        settings.journal_disk_total,
+        settings.journal_disk_reserve,
+    )

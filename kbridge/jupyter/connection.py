@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import weakref
+from contextlib import suppress
 from typing import Any, ClassVar
 
 from jupyter_server.services.kernels.connection.base import BaseKernelWebsocketConnection
@@ -11,7 +12,7 @@ from tornado import web
 from traitlets import default
 
 from kbridge.connection import channels
-from kbridge.errors import HubClosed, InvalidConnectionInfo, KbridgeError
+from kbridge.errors import HubClosed, InvalidConnectionInfo, KbridgeError, SetupError
 from kbridge.hub.hub import Hub
 from kbridge.hub.table import HubTable
 from kbridge.jupyter.handler import adapt_handler
@@ -54,6 +55,8 @@ class ZMQChannelsWebsocketConnection(  # type: ignore[misc]  # traits of the sam
             500 if the process could not be started.
         """
         await self._wait_for_process()
+        with suppress(SetupError):  # `connect` tells the client
+            await self._hubs().open()
         await super().prepare()
         adapt_handler(self.websocket_handler, self)
 
@@ -94,6 +97,16 @@ class ZMQChannelsWebsocketConnection(  # type: ignore[misc]  # traits of the sam
         return SafeLog(super()._log_default(), {})
 
     def _open_hub(self) -> Hub:
+        return self._hubs().open_for(self.kernel_manager)
+
+    def _hubs(self) -> JupyterHubs:
+        """Return the hubs of the application; they are made for the first websocket.
+
+        Raises
+        ------
+        SetupError
+            If the settings are not correct.
+        """
         settings = self.websocket_handler.settings
         hubs = settings.get(channels.HUBS)
         if hubs is None:
@@ -103,4 +116,4 @@ class ZMQChannelsWebsocketConnection(  # type: ignore[misc]  # traits of the sam
             settings[channels.HUBS] = hubs
             self._all_hubs.add(hubs)
         assert isinstance(hubs, JupyterHubs)
-        return hubs.open_for(self.kernel_manager)
+        return hubs

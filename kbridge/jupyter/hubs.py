@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import platform
 from typing import Any, Final
 
 from kbridge.hub.hub import Hub
@@ -40,6 +41,21 @@ class JupyterHubs:
         self._watches: dict[str, KernelWatch] = {}
         self._closing: set[asyncio.Task[None]] = set()
         self._sweeper: asyncio.Task[None] | None = None
+        self._opening: asyncio.Task[None] | None = None
+
+    async def open(self) -> None:
+        """Open the journals on disk before the first hub; a later call waits for the first.
+
+        Kernels end with Jupyter Server: files that an earlier server left behind are removed.
+        """
+        if self._opening is None and not len(self.table):
+            # In an empty context, the timers that start here do not keep the request alive.
+            self._opening = self.loop.create_task(
+                self.table.open_journal(f"{platform.node()} Jupyter Server"),
+                context=contextvars.Context(),
+            )
+        if self._opening is not None:
+            await asyncio.shield(self._opening)
 
     def open_for(self, kernel: Any) -> Hub:
         """Return the hub of a kernel; open it if there is none.
@@ -78,6 +94,8 @@ class JupyterHubs:
         watches, self._watches = self._watches, {}
         for watch in watches.values():
             self._await_later(watch.close())
+        if self._opening is not None:
+            await asyncio.wait({self._opening})
         await self.table.aclose()
         if self._sweeper is not None:
             self._sweeper.cancel()
@@ -99,10 +117,10 @@ class JupyterHubs:
         """Close the hub of a kernel that has left the manager."""
         if self._watches.get(watch.hub.kernel_id) is not watch:
             return
-        # Remove it from the table at once, because another kernel may get the same id.
+        # The hub leaves the table at once, because another kernel may get the same id.
         del self._watches[watch.hub.kernel_id]
-        self.table.take(watch.hub.kernel_id)
-        self._await_later({*watch.close(), asyncio.ensure_future(watch.hub.aclose())})
+        closing = asyncio.ensure_future(self.table.close(watch.hub.kernel_id))
+        self._await_later({*watch.close(), closing})
 
     def _await_later(self, tasks: set[asyncio.Task[None]]) -> None:
         """Note tasks that are ending; `aclose` waits for them."""

@@ -10,7 +10,7 @@ Invariants:
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from traitlets import DottedObjectName, Instance, default
 from kbridge.errors import Busy
 from kbridge.hub import HubTable
 from kbridge.kernels.attached.attacher import Attacher
-from kbridge.kernels.attached.directory import AttachDirectory
+from kbridge.kernels.attached.directory import AttachDirectory, ids_in
 from kbridge.kernels.attached.manager import AttachedKernelManager
 from kbridge.kernels.index import KernelIndex
 from kbridge.kernels.kernel import BridgeKernel
@@ -123,8 +123,15 @@ class BridgeKernelManager(KernelSettings, AsyncMultiKernelManager):
 
     # -- the beginning --------------------------------------------------------------------------
 
-    async def adopt(self) -> list[SessionRow]:
+    async def adopt(self, owner: str = "", attached: Collection[str] = ()) -> list[SessionRow]:
         """Serve the kernels of an earlier server again; called before any other method.
+
+        Parameters
+        ----------
+        owner : str
+            Names this server in the directory of the journals; see `HubTable.open_journal`.
+        attached : collection of str
+            Ids of the kernels of other programs that are going to be attached.
 
         Returns
         -------
@@ -137,11 +144,15 @@ class BridgeKernelManager(KernelSettings, AsyncMultiKernelManager):
             If the registry cannot be used.
         """
         # Adoption continues if the caller is cancelled: no kernel is left between two servers.
-        self._adopting = asyncio.create_task(self._adopt())
+        self._adopting = asyncio.create_task(self._adopt(owner, attached))
         return await asyncio.shield(self._adopting)
 
-    async def _adopt(self) -> list[SessionRow]:
+    async def _adopt(self, owner: str, attached: Collection[str]) -> list[SessionRow]:
         claim = await self.writer.open()
+        keep = {*attached, *(row.kernel_id for row in claim.kernels)}
+        if self._options.attach_dir:
+            keep |= await in_thread(ids_in, self._options.attach_dir)
+        await self.hubs.open_journal(owner, keep)
         for kernel in await self._adopter.adopt(claim.kernels):
             if kernel.role is KernelRole.POOLED:
                 self._pool.readopt(kernel)

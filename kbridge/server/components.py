@@ -77,10 +77,8 @@ def make_registry(config: ServerConfig, log: logging.Logger) -> RegistryWriter:
                 " found again without one: set registry_url, or leave it at its default"
             )
         return RegistryWriter(log=log)
-    # The configured port, not the one that was free: the next server has the same setting.
-    address = config.listen.address(config.listen.port)
     pid = os.getpid()
-    owner = Owner(f"{address}{config.base_url}", platform.node(), pid, start_id(pid))
+    owner = Owner(config.address, platform.node(), pid, start_id(pid))
     return RegistryWriter(Registry(url), owner, log=log)
 
 

@@ -155,3 +155,11 @@ class ServerConfig:
     shutdown_kernels_on_exit: bool = True
     answer_yes: bool = False
     traits: Configurable = field(repr=False)
+
+    @property
+    def address(self) -> str:
+        """The address that the next server with the same settings has, too.
+
+        It has the configured port, not the one that was free.
+        """
+        return f"{self.listen.address(self.listen.port)}{self.base_url}"

@@ -13,8 +13,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import platform
 import socket
 import ssl
+from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -71,8 +73,13 @@ class Server:
         self._sockets: list[socket.socket] = []
         self._socket_file: tuple[int, int] | None = None
 
-    async def open(self) -> BridgeKernelManager:
+    async def open(self, attached: Collection[str] = ()) -> BridgeKernelManager:
         """Bind, and adopt the kernels of the last server.
+
+        Parameters
+        ----------
+        attached : collection of str
+            Ids of the kernels of other programs that the caller will attach.
 
         Returns
         -------
@@ -93,7 +100,8 @@ class Server:
         self._recall_credentials()
         self._components = parts = build(self.config, self.port, self._log)
         parts.services.shutdown = self.shutdown_requested.set
-        parts.sessions.adopt(await parts.kernels.adopt())
+        owner = f"{platform.node()} {self.config.address}"
+        parts.sessions.adopt(await parts.kernels.adopt(owner, attached))
         return parts.kernels
 
     def accept(self) -> None:
@@ -161,7 +169,7 @@ class Server:
             await self._end_kernels(parts, force or asyncio.Event(), keep=keep)
             if not keep:
                 parts.sessions.drop_orphans()
-            await parts.hubs.aclose()
+            await parts.hubs.aclose(keep=keep)
             await parts.registry.aclose()
         if http is not None:
             try:

@@ -4,11 +4,13 @@ import asyncio
 import inspect
 import json
 import socket
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from jupyter_client.session import Session
+from jupyter_core.paths import jupyter_runtime_dir
 from jupyter_server.services.kernels.connection.channels import (
     ZMQChannelsWebsocketConnection as PeerConnection,
 )
@@ -218,8 +220,23 @@ def test_the_limits_are_those_of_jupyter_server() -> None:
         assert name in ZMQChannelsWebsocketConnection.class_trait_names(config=True)
 
 
+def default_journal() -> str:
+    return str(Path(jupyter_runtime_dir()) / "kbridge-journal")
+
+
 def test_hub_settings_are_the_defaults_unless_something_is_set() -> None:
-    assert ZMQChannelsWebsocketConnection.hub_settings() == HubSettings()
+    made = ZMQChannelsWebsocketConnection.hub_settings()
+    assert made == HubSettings(journal_dir=default_journal())
+
+
+@pytest.mark.parametrize("chosen", ["", "/somewhere/else", None])
+def test_the_journal_is_beside_the_connection_files_unless_it_is_set(chosen: str | None) -> None:
+    config = Config()
+    if chosen is not None:
+        config.ZMQChannelsWebsocketConnection.journal_dir = chosen
+    manager = SimpleNamespace(connection_dir="/run/kernels")
+    made = ZMQChannelsWebsocketConnection.hub_settings(config, manager)
+    assert made.journal_dir == ("/run/kernels/kbridge-journal" if chosen is None else chosen)
 
 
 def test_hub_settings_come_from_the_configuration() -> None:
@@ -230,6 +247,10 @@ def test_hub_settings_come_from_the_configuration() -> None:
         "rate_limit_window": 3.0,
         "journal_limit": 4,
         "history_limit": 5,
+        "journal_dir": "/somewhere",
+        "journal_disk_limit": 10,
+        "journal_disk_total": 11,
+        "journal_disk_reserve": 0.5,
         "resume_timeout": 6.0,
         "request_limit": 7,
         "kernel_message_limit": 9,
@@ -254,6 +275,7 @@ def test_hub_settings_include_those_of_the_kernel_manager() -> None:
         traceback_replacement_message="no",
         kernel_info_timeout=9.0,
         allowed_message_types=("kernel_info_request",),
+        journal_dir=default_journal(),
     )
 
 

@@ -325,6 +325,8 @@ class World:
         self.base: Any = BASES[impl]
         self.dialect = dialect
         self.config = Config()
+        if impl == "jupyter":
+            self.configure(journal_dir="")  # only tests of journals use the disk
         self.kernels = Kernels()
         self.kernel = self.kernels.adopt_twin()
         self.links: list[Link] = []

@@ -166,7 +166,7 @@ async def test_a_signal_does_not_wait_for_the_opening(
 ) -> None:
     opening = asyncio.Event()
 
-    async def never(self: Server) -> None:
+    async def never(self: Server, attached: Any) -> None:
         opening.set()
         await asyncio.Event().wait()
 
@@ -180,7 +180,7 @@ async def test_a_signal_does_not_wait_for_the_opening(
 async def test_a_server_that_fails_to_open_is_closed(
     app: KbridgeApp, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def fail(self: Server) -> None:
+    async def fail(self: Server, attached: Any) -> None:
         raise ListenError("nowhere")
 
     monkeypatch.setattr(Server, "open", fail)

@@ -11,9 +11,10 @@ from pathlib import Path
 from kbridge.errors import Busy, KbridgeError
 from kbridge.kernels.attached.attached import AttachedKernel
 from kbridge.kernels.attached.attacher import Attacher
+from kbridge.kernels.attached.connection_file import kernel_id_for
 from kbridge.kernels.tasks import in_thread, spawn, stop
 
-__all__ = ["AttachDirectory"]
+__all__ = ["AttachDirectory", "ids_in"]
 
 # Seconds between two checks: a kernel appears and disappears within two seconds of its file.
 _LOOK_SECONDS = 1.0
@@ -119,3 +120,11 @@ class AttachDirectory:
                 if stat.S_ISREG(status.st_mode):
                     files[path] = (status.st_ino, status.st_size, status.st_mtime_ns)
         return files
+
+
+def ids_in(path: str) -> set[str]:
+    """Return the ids of the kernels whose connection files are in a directory now."""
+    with suppress(OSError):  # it need not exist yet
+        files = Path(path).expanduser().iterdir()
+        return {kernel_id_for(file) for file in files if file.suffix == ".json"}
+    return set()

@@ -73,7 +73,7 @@ class Adopter:
         try:
             async with asyncio.timeout(_TIMEOUT):
                 if not await kernel.manager.adopt(row, env, processes):
-                    self._forget(kernel, row)
+                    await self._forget(kernel, row)
                     return None
             kernel.adopt()
             self._index.register(kernel)
@@ -89,9 +89,9 @@ class Adopter:
             return None
         return kernel
 
-    def _forget(self, kernel: StartedKernel, row: KernelRow) -> None:
+    async def _forget(self, kernel: StartedKernel, row: KernelRow) -> None:
         """Remove what a kernel that has ended left behind; keep its log if it was in use."""
-        kernel.clear_away(row)
+        await kernel.clear_away(row)
         if kernel.role is KernelRole.USED:
             self._log.warning(
                 "Kernel %s (%s) ended while no server ran; its output is in %s",

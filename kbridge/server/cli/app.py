@@ -370,6 +370,10 @@ class KbridgeApp(setting_checks.Checks, CheckedApp):
         """
         return server_config(self)
 
+    def attached_ids(self) -> list[str]:
+        """Return the ids of the kernels that `prepare` attaches: none."""
+        return []
+
     async def prepare(self, kernels: BridgeKernelManager) -> None:
         """Check the kernelspecs and directories that settings name, before clients are served.
 

@@ -87,6 +87,16 @@ class AttachApp(KbridgeApp):
     def _default_registry_url(self) -> str:
         return "none"  # this command does not adopt the kernels of a server that crashed
 
+    def attached_ids(self) -> list[str]:
+        """Return the ids of the kernels that the arguments name."""
+        found: list[Path] = []
+        for argument in self.extra_args:
+            try:
+                found += connection_files(argument, self.runtime_dir)
+            except OSError:
+                found.append(Path(argument))  # behind ssh, or `prepare` will refuse it
+        return [kernel_id_for(path) for path in found]
+
     async def prepare(self, kernels: BridgeKernelManager) -> None:
         """Attach the kernels.
 

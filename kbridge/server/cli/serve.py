@@ -30,6 +30,9 @@ class Hooks(Protocol):
     this module cannot name its class.
     """
 
+    def attached_ids(self) -> list[str]:
+        """Return the ids of the kernels that `prepare` will attach."""
+
     async def prepare(self, kernels: BridgeKernelManager) -> None:
         """Check or attach kernels, before connections are accepted."""
 
@@ -104,7 +107,7 @@ class _Run:
         KbridgeError
             If the server cannot start, or a setting names something that does not exist.
         """
-        kernels = await self.server.open()
+        kernels = await self.server.open(self._hooks.attached_ids())
         await self._hooks.prepare(kernels)
         self.server.accept()
         _announce(self.server, self._log)

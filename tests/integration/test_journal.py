@@ -1,0 +1,449 @@
+"""Output of real kernels that does not fit into memory, and output from before a crash."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import signal
+import stat
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.conftest import ServerFactory
+from tests.support.client import KernelClient, attach
+from tests.support.jupyter_server import jupyter_server
+from tests.support.require import require
+from tests.support.restartable_server import RestartableServer
+from tests.support.server import Server, gone
+from tests.support.waiting import eventually
+
+pytestmark = pytest.mark.kernel
+
+MB = 1_000_000
+CUT = "the server was restarted while this cell was running"
+SHOW = """\
+for i in range({count}):
+    display({{'image/png': 'A' * {size}, 'text/plain': str(i)}}, raw=True)
+"""
+# Prints numbered lines until a file exists; another file has the number of the last one.
+COUNT = """\
+import itertools, pathlib, time
+stop, at = pathlib.Path({stop!r}), pathlib.Path({at!r})
+for i in itertools.count():
+    print(i, flush=True)
+    at.write_text(str(i))
+    time.sleep(0.002)
+    if stop.exists(): break
+print('end')
+"""
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[RestartableServer]:
+    """A server that a test may kill; afterwards the server and its kernels are ended."""
+    require("ipykernel")
+    made = RestartableServer(tmp_path)
+    try:
+        yield made
+    finally:
+        made.kill()
+
+
+def journal(server: Server) -> Path:
+    return server.home / "runtime" / "kbridge-journal"
+
+
+def on_disk(server: Server) -> set[str]:
+    """Return the names of the kernels that have files."""
+    root = journal(server)
+    return {path.name for path in root.iterdir() if path.is_dir()} if root.exists() else set()
+
+
+def is_on_disk(server: Server, kernel_id: str, text: str) -> bool:
+    """Return True if a text is in the files of a kernel; that takes some milliseconds."""
+    files = [path for path in (journal(server) / kernel_id).rglob("*") if path.is_file()]
+    return any(text.encode() in path.read_bytes() for path in files)
+
+
+async def crash(server: RestartableServer, kernel_id: str, text: str) -> None:
+    """Kill the server once a text is on disk."""
+    await asyncio.to_thread(
+        eventually, lambda: is_on_disk(server, kernel_id, text), f"{text} is on disk"
+    )
+    server.crash()
+
+
+def state(server: Server, kernel_id: str) -> str:
+    return str(server.request("GET", f"/api/kernels/{kernel_id}").json()["execution_state"])
+
+
+def msg_id_of(msg: dict[str, Any]) -> str:
+    return str(msg["header"]["msg_id"])
+
+
+def is_idle(msg: dict[str, Any], msg_id: str) -> bool:
+    return (
+        msg["parent_header"].get("msg_id") == msg_id
+        and msg["content"].get("execution_state") == "idle"
+    )
+
+
+def is_text(msg: dict[str, Any]) -> bool:
+    """Return True for text of a cell; a kernel that starts may print warnings of its debugger."""
+    return (
+        msg["header"]["msg_type"] == "stream"
+        and msg["parent_header"].get("msg_type") == "execute_request"
+    )
+
+
+def lines(messages: list[dict[str, Any]]) -> list[str]:
+    """Return the lines that cells print on both streams, in order."""
+    return "".join(m["content"]["text"] for m in messages if is_text(m)).splitlines()
+
+
+def numbers(printed: list[str]) -> list[int]:
+    return [int(line) for line in printed if line.isdecimal()]
+
+
+async def shown(client: KernelClient, msg_id: str, rate: float | None = None) -> list[int]:
+    """Read up to the idle of a request; return the numbers of the images in its output."""
+    found: list[int] = []
+    due = time.monotonic()
+    while True:
+        msg = await client.recv()
+        client.seen.clear()  # they are large
+        content = msg["content"]
+        assert not is_text(msg), content
+        if "data" in content:
+            found.append(int(content["data"]["text/plain"]))
+            if rate is not None:  # simulates the network of the client; does not wait for an event
+                due += len(content["data"]["image/png"]) / rate
+                await asyncio.sleep(max(0.0, due - time.monotonic()))
+        if is_idle(msg, msg_id):
+            return found
+
+
+async def say_alone(server: Server, kernel_id: str, code: str) -> str:
+    """Start code, disconnect, and wait until the kernel has run it; return the request's id."""
+    async with attach(server, kernel_id) as ws:
+        await ws.request("kernel_info_request", {})
+        msg_id = await ws.start(code)
+        await ws.until(lambda m: m["header"]["msg_type"] == "execute_input")
+        ws.cut()
+    await asyncio.to_thread(eventually, lambda: state(server, kernel_id) == "idle", "it has ended")
+    return msg_id
+
+
+# -- more than the memory holds -------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+async def test_600_images_of_a_megabyte_all_arrive_at_60_megabytes_per_second(
+    new_server: ServerFactory,
+) -> None:
+    server = new_server()
+    kernel = server.start_kernel()
+    async with attach(server, kernel, max_queue=1) as client:
+        await client.request("kernel_info_request", {})
+        before = server.rss()
+        msg_id = await client.start(SHOW.format(count=600, size=MB))
+        assert await shown(client, msg_id, rate=60 * MB) == list(range(600))
+        assert server.rss() - before < 250 * MB
+    server.assert_clean_log()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+async def test_100_megabytes_that_nobody_heard_are_there_for_a_later_client(
+    new_server: ServerFactory,
+) -> None:
+    server = new_server()
+    kernel = server.start_kernel()
+    msg_id = await say_alone(server, kernel, SHOW.format(count=100, size=MB))
+    async with attach(server, kernel, since="start", max_queue=1) as client:
+        assert await shown(client, msg_id) == list(range(100))
+    server.assert_clean_log()
+
+
+async def test_a_small_memory_loses_nothing(new_server: ServerFactory, dialect: str) -> None:
+    limit = "--ZMQChannelsWebsocketConnection.journal_limit=4000000"
+    server = new_server(limit)
+    kernel = server.start_kernel()
+    first = await say_alone(server, kernel, SHOW.format(count=30, size=MB // 2))
+    async with attach(server, kernel, dialect, since="start") as client:
+        assert await shown(client, first) == list(range(30))
+        second = await client.start(SHOW.format(count=30, size=MB // 2))
+        assert await shown(client, second) == list(range(30))
+    server.assert_clean_log()
+
+
+async def test_without_a_directory_nothing_is_on_disk(new_server: ServerFactory) -> None:
+    server = new_server("--ZMQChannelsWebsocketConnection.journal_dir=")
+    kernel = server.start_kernel()
+    async with attach(server, kernel) as client:
+        assert (await client.execute("print(1)")).text() == "1\n"
+    assert not journal(server).exists()
+
+
+# -- across a crash -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("names_message", [False, True], ids=["session", "since"])
+async def test_a_cell_that_prints_across_a_crash(
+    server: RestartableServer, names_message: bool
+) -> None:
+    """All lines arrive, except those that the kernel printed while no server ran."""
+    server.start()
+    kernel = server.start_kernel()
+    stop, at = server.home / "stop", server.home / "at"
+    async with attach(server, kernel, session="mine") as ws:
+        msg_id = await ws.start(COUNT.format(stop=str(stop), at=str(at)))
+        await ws.until(lambda m: is_text(m) and "200" in m["content"]["text"])
+        server.crash()
+        before, seen = numbers(lines(ws.seen)), list(ws.seen)
+    assert before == list(range(len(before))), "once each"
+    since, known = "", len(before)
+    if names_message:
+        # The last few milliseconds may not be on disk: the client names a message that is.
+        named = max(i for i, m in enumerate(seen) if is_on_disk(server, kernel, msg_id_of(m)))
+        since = msg_id_of(seen[named])
+        known = len(numbers(lines(seen[: named + 1])))
+
+    server.start()
+    async with attach(server, kernel, session="mine", since=since) as ws:
+        await ws.request("kernel_info_request", {}, channel="control")
+        heard_from = int(at.read_text()) + 1  # the new server is connected by now
+        stop.touch()
+        done = await ws.finish(msg_id)
+        assert done.reply["status"] == "ok"
+        after = lines(ws.seen)
+    assert [CUT in line for line in after].count(True) == 1
+    cut = next(i for i, line in enumerate(after) if CUT in line)
+    recovered, resumed = numbers(after[:cut]), numbers(after[cut:])
+    # Lines that the client has not acknowledged may come twice, but none that it has named.
+    start = recovered[0] if recovered else len(before)
+    assert start <= len(before)
+    assert not names_message or start == known
+    assert recovered == list(range(start, start + len(recovered)))
+    last = int(at.read_text())
+    assert resumed == list(range(resumed[0], last + 1))
+    assert len(before) <= resumed[0] <= heard_from
+    assert after[-1] == "end"
+    server.assert_clean_log()
+
+
+async def test_an_old_message_is_known_after_a_crash(
+    server: RestartableServer, dialect: str
+) -> None:
+    server.start()
+    kernel = server.start_kernel()
+    async with attach(server, kernel, dialect) as ws:
+        first = await ws.execute("for i in range(5): display(i)")
+        last = await ws.execute("print('between')")
+    named = first.of("display_data")[1]["header"]["msg_id"]
+    await crash(server, kernel, last.iopub[-1]["header"]["msg_id"])
+    server.start()
+    for since, left in ((named, ["2", "3", "4"]), ("start", ["0", "1", "2", "3", "4"])):
+        async with attach(server, kernel, dialect, since=since) as ws:
+            await ws.until(lambda m: m["content"].get("text") == "between\n")
+            data = [m["content"]["data"] for m in ws.seen if "data" in m["content"]]
+            assert [each["text/plain"] for each in data] == left
+    server.assert_clean_log()
+
+
+async def test_a_cell_that_ends_while_no_server_runs_ends_for_its_client(
+    server: RestartableServer, dialect: str
+) -> None:
+    server.start()
+    kernel = server.start_kernel()
+    go, over = server.home / "go", server.home / "over"
+    code = (
+        "import pathlib, time\n"
+        "print('before', flush=True)\n"
+        f"while not pathlib.Path({str(go)!r}).exists(): time.sleep(0.01)\n"
+        "print('unheard', flush=True)\n"
+        f"pathlib.Path({str(over)!r}).touch()"
+    )
+    async with attach(server, kernel, dialect, session="mine") as ws:
+        await ws.execute("1", store_history=True)
+        msg_id = await ws.start(code, store_history=True)
+        *_, started = await ws.until(lambda m: m["header"]["msg_type"] == "execute_input")
+        await ws.until(lambda m: m["content"].get("text") == "before\n")
+        await crash(server, kernel, "before")
+    go.touch()
+    eventually(over.exists, "the cell has ended")
+    server.start()
+    async with attach(server, kernel, dialect, session="mine") as ws:
+        done = await ws.finish(msg_id)
+        assert done.reply["status"] == "ok"
+        assert done.reply["execution_count"] == started["content"]["execution_count"]
+        assert done.text("stderr").count(CUT) == 1
+        assert "unheard" not in done.text()
+        assert (await ws.execute("print('next')")).text() == "next\n"
+    assert state(server, kernel) == "idle"
+    server.assert_clean_log()
+
+
+async def test_output_of_three_servers(server: RestartableServer) -> None:
+    """Each goes on with the journal of the one before, and a client may name any message."""
+    kernel = ""
+    named = []
+    for n in range(3):
+        server.start()
+        kernel = kernel or server.start_kernel()
+        async with attach(server, kernel, session=f"session-{n}") as ws:
+            done = await ws.execute(f"print({n})")
+            named.append(done.of("stream")[-1]["header"]["msg_id"])
+        await crash(server, kernel, done.iopub[-1]["header"]["msg_id"])
+    server.start()
+    for n in range(3):
+        async with attach(server, kernel, since=named[n]) as ws:
+            came = (await ws.request("kernel_info_request", {})).iopub and ws.seen
+            assert numbers(lines(came)) == list(range(n + 1, 3))
+    server.assert_clean_log()
+
+
+async def test_a_restart_of_the_kernel_keeps_its_output(server: RestartableServer) -> None:
+    server.start()
+    kernel = server.start_kernel()
+    async with attach(server, kernel) as ws:
+        await ws.execute("print('first process')")
+        reply = await server.call("POST", f"/api/kernels/{kernel}/restart")
+        assert reply.status == 200
+        done = await ws.execute("print('second process')")
+    await crash(server, kernel, done.iopub[-1]["header"]["msg_id"])
+    server.start()
+    async with attach(server, kernel, since="start") as ws:
+        await ws.request("kernel_info_request", {})
+        assert lines(ws.seen) == ["first process", "second process"]
+    server.assert_clean_log()
+
+
+# -- files ----------------------------------------------------------------------------------------
+
+
+async def test_files_are_private_and_removed_with_their_kernel(server: RestartableServer) -> None:
+    server.start()
+    one, two = server.start_kernel(), server.start_kernel()
+    for kernel in (one, two):
+        async with attach(server, kernel) as ws:
+            await ws.execute("print('secret')")
+    eventually(lambda: on_disk(server) == {one, two}, "both have files")
+    for path in (journal(server), *journal(server).rglob("*")):
+        mode = stat.S_IMODE(path.stat().st_mode)
+        assert mode == (0o700 if path.is_dir() else 0o600), f"{path}: {mode:o}"
+    server.stop_kernel(one)
+    assert on_disk(server) == {two}
+    assert server.stop() == 0
+    assert on_disk(server) == set()
+
+
+async def test_files_of_a_kernel_that_died_with_its_server_are_removed(
+    server: RestartableServer,
+) -> None:
+    server.start()
+    lost, kept = server.start_kernel(), server.start_kernel()
+    for kernel in (lost, kept):
+        async with attach(server, kernel) as ws:
+            await ws.execute("print('secret')")
+    eventually(lambda: on_disk(server) == {lost, kept}, "both have files")
+    pid = server.kernels()[lost]
+    server.crash()
+    os.kill(pid, signal.SIGKILL)
+    eventually(lambda: gone(pid), "the kernel is gone")
+    server.start()
+    assert on_disk(server) == {kept}
+
+
+async def test_files_stay_if_kernels_outlive_the_server(server: RestartableServer) -> None:
+    server.start("--shutdown-kernels-on-exit=false")
+    kernel = server.start_kernel()
+    async with attach(server, kernel) as ws:
+        await ws.execute("print('said before')")
+    assert server.stop() == 0
+    assert on_disk(server) == {kernel}
+    server.start()
+    async with attach(server, kernel, since="start") as ws:
+        await ws.until(lambda m: m["content"].get("text") == "said before\n")
+    assert server.stop() == 0
+    assert on_disk(server) == set()
+
+
+async def test_a_directory_that_is_removed_while_the_server_runs(
+    server: RestartableServer,
+) -> None:
+    server.start()
+    kernel = server.start_kernel()
+    async with attach(server, kernel) as ws:
+        await ws.execute("print(1)")
+        eventually(lambda: on_disk(server) == {kernel}, "it has files")
+        shutil.rmtree(journal(server))
+        for n in range(2, 6):
+            assert (await ws.execute(f"print({n})")).text() == f"{n}\n"
+    async with attach(server, kernel, since="start") as ws:
+        await ws.request("kernel_info_request", {})
+        assert numbers(lines(ws.seen))[-4:] == [2, 3, 4, 5]
+    server.assert_clean_log()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="/sys is Linux's")
+async def test_a_directory_that_cannot_be_written(server: RestartableServer) -> None:
+    server.start("--ZMQChannelsWebsocketConnection.journal_dir=/sys/kbridge-journal")
+    kernel = server.start_kernel()
+    async with attach(server, kernel) as ws:
+        for n in range(5):
+            assert (await ws.execute(f"print({n})")).text() == f"{n}\n"
+    assert server.said("journal_dir") == 1, server.tail()
+    server.assert_clean_log()
+
+
+# -- other servers --------------------------------------------------------------------------------
+
+
+async def test_in_jupyter_server(tmp_path: Path) -> None:
+    """Kernels end with Jupyter Server, and so do their files."""
+    require("ipykernel")
+    server = jupyter_server(tmp_path)
+    try:
+        server.start()
+        kernel, other = server.start_kernel(), server.start_kernel()
+        msg_id = await say_alone(server, kernel, SHOW.format(count=3, size=1000))
+        async with attach(server, kernel, since="start") as ws:
+            assert await shown(ws, msg_id) == [0, 1, 2]
+        async with attach(server, other) as ws:
+            await ws.execute("print('secret')")
+        eventually(lambda: on_disk(server) == {kernel, other}, "both have files")
+        server.stop_kernel(kernel)
+        eventually(lambda: on_disk(server) == {other}, "files end with their kernel")
+        assert server.stop() == 0
+        assert on_disk(server) == set()
+    finally:
+        server.kill()
+
+
+async def test_after_a_crash_of_jupyter_server(tmp_path: Path) -> None:
+    require("ipykernel")
+    first, second = jupyter_server(tmp_path / "first"), jupyter_server(tmp_path / "second")
+    (second.home / "runtime").symlink_to(first.home / "runtime")
+    try:
+        first.start()
+        lost = first.start_kernel()
+        async with attach(first, lost) as ws:
+            await ws.execute("print('secret')")
+        eventually(lambda: on_disk(first) == {lost}, "it has files")
+        first.kill()
+        second.start()
+        kernel = second.start_kernel()
+        async with attach(second, kernel) as ws:
+            await ws.execute("print('secret')")
+        eventually(lambda: on_disk(first) == {kernel}, "the next server removes them")
+    finally:
+        second.kill()
+        first.kill()
