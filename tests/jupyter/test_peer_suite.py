@@ -10,8 +10,8 @@ from tests.support.peer_suite import (
     EXCEPTED,
     NOT_HERE,
     OURS,
-    REPEATED,
     SELECTED,
+    WAITING,
     Outcome,
     page,
     run,
@@ -28,16 +28,11 @@ def suite(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 
 
 def try_again(suite: Path, outcome: Outcome) -> dict[str, str]:
-    """Return the outcomes after a retry of failures that kbridge's class cannot have caused.
+    """Return the outcomes after a retry of those failures that did not involve kbridge's class.
 
-    Some tests that do not use the class fail now and then with Jupyter Server's own class as well
-    ("fd 41 added twice"). For the others, see `REPEATED`.
+    Some tests fail now and then with Jupyter Server's own class as well ("fd 41 added twice").
     """
-    unlucky = [
-        test
-        for test in outcome.failed
-        if not outcome.made.get(test) or test.partition("[")[0] in REPEATED
-    ]
+    unlucky = [test for test in outcome.failed if not outcome.made.get(test)]
     if not unlucky:
         return outcome.outcomes
     return outcome.outcomes | run(suite, OURS, *unlucky, timeout=150).outcomes
@@ -51,7 +46,7 @@ def test_jupyter_servers_own_tests_pass_with_our_class(suite: Path) -> None:
     assert outcome.returncode in {pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED}, outcome.output
     assert set(LEFT_OUT) <= outcome.collected, "an entry names an unknown test"
     collected = {test.partition("[")[0] for test in outcome.collected}
-    assert REPEATED.keys() <= collected, "an entry names an unknown test"
+    assert WAITING.keys() <= collected, "an entry names an unknown test"
     assert outcome.outcomes.keys() == outcome.collected - LEFT_OUT.keys()
 
     settled = try_again(suite, outcome)
@@ -69,7 +64,7 @@ def test_jupyter_servers_own_tests_pass_with_our_class(suite: Path) -> None:
 
 
 def test_each_omitted_test_has_a_reason_and_is_in_one_list() -> None:
-    assert all(len(reason) > 20 for reason in {**LEFT_OUT, **REPEATED}.values())
+    assert all(len(reason) > 20 for reason in {**LEFT_OUT, **WAITING}.values())
     assert not EXCEPTED.keys() & NOT_HERE.keys()
 
 

@@ -72,6 +72,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--connection-class", help="what to put in, as module:name")
     parser.addoption("--functions-from", help="a module whose (de)serializers to put in as well")
     parser.addoption("--leave-out", action="append", default=[], help="a test's exact id")
+    parser.addoption(
+        "--wait-for-kernel",
+        action="append",
+        default=[],
+        help="the id, without parameters, of a test in which websockets open late",
+    )
     parser.addoption("--report-to", type=Path, help="where to write what became of each test")
 
 
@@ -100,6 +106,20 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         config.workeroutput["collected"] = collected
     elif REPORT in config.stash:
         config.stash[REPORT].collected.update(collected)
+
+
+@pytest.fixture(autouse=True)
+def wait_for_kernel(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    if request.node.nodeid.partition("[")[0] not in request.config.getoption("--wait-for-kernel"):
+        return
+    connection = getattr(channels, CLASS)
+    original = connection.prepare
+
+    async def prepare(self: Any) -> None:
+        await original(self)
+        await self.request_kernel_info()
+
+    monkeypatch.setattr(connection, "prepare", prepare)
 
 
 @pytest.fixture(autouse=True)

@@ -21,9 +21,9 @@ __all__ = [
     "EXCEPTED",
     "NOT_HERE",
     "OURS",
-    "REPEATED",
     "SELECTED",
     "THEIRS",
+    "WAITING",
     "Outcome",
     "page",
     "run",
@@ -51,17 +51,14 @@ EXCEPTED: dict[str, str] = {
 NOT_HERE: dict[str, str] = {}
 """Tests that fail with jupyter_server's own class too, by exact id, with the reason."""
 
-REPEATED: dict[str, str] = {
+WAITING: dict[str, str] = {
     "tests/services/kernels/test_cull.py::test_cull_connected": (
         "After the websocket has opened, the test gives the kernel about two seconds to become"
         " ready. Jupyter Server's class opens a websocket when the kernel has answered; kbridge's"
-        " class opens it at once. While other tests run, a kernel may need longer."
+        " class opens it at once, and on a loaded machine a kernel needs longer."
     ),
 }
-"""Tests whose time depends on the load of the machine, with the reason.
-
-If one fails, it must pass when it runs without the others.
-"""
+"""Tests in which opening a websocket waits for the kernel, with the reason."""
 
 OURS = ("kbridge.jupyter:ZMQChannelsWebsocketConnection", "kbridge.connection.messages")
 THEIRS = (
@@ -139,6 +136,7 @@ def run(
             *("-p", _PLUGIN.stem, f"--connection-class={connection}"),
             *(f"--functions-from={functions}", f"--report-to={report}"),
             *(f"--leave-out={test}" for test in leave_out or {}),
+            *(f"--wait-for-kernel={test}" for test in WAITING),
             *(f"--basetemp={suite.with_name('tests')}", *(selected or SELECTED)),
         ],
         cwd=suite,
@@ -175,9 +173,9 @@ def page() -> str:
             "",
             *_table("test", "why", NOT_HERE),
             "",
-            "## Tests that run again without the others if they fail",
+            "## Tests in which a websocket opens when the kernel has answered",
             "",
-            *_table("test", "why", REPEATED),
+            *_table("test", "why", WAITING),
             "",
         ]
     )
