@@ -176,13 +176,18 @@ class FlushQueue:
         job, self._job = self._job, None
         assert job is not None
         errors = job.errors or [failure]
+        loop = asyncio.get_running_loop()
         for at, task in enumerate(job.tasks):
-            task.done(errors[at] if at < len(errors) else failure)
+            try:
+                task.done(errors[at] if at < len(errors) else failure)
+            except Exception as error:  # noqa: BLE001 - the other kernels go on
+                text = "The result of a write to a journal on disk could not be taken"
+                loop.call_exception_handler({"message": text, "exception": error})
         self._wake()
         if self._tasks or self._overseer.waits:
             self.hurry()
         elif self._clients and self._timer is None:
-            self._timer = asyncio.get_running_loop().call_later(FLUSH_DELAY, self._start)
+            self._timer = loop.call_later(FLUSH_DELAY, self._start)
 
     def _wake(self) -> None:
         for future in self._waiters:

@@ -13,6 +13,7 @@ from typing import Final, NamedTuple
 
 from kbridge.flow.batch import FrameSource
 from kbridge.flow.places import Gap, Place, Stretch
+from kbridge.storage.chunks import Chunk
 from kbridge.storage.context import StoreContext, segment_size
 from kbridge.storage.disk import Disk
 from kbridge.storage.files import KernelFiles
@@ -20,7 +21,6 @@ from kbridge.storage.flush import Client, Task
 from kbridge.storage.index import Segment
 from kbridge.storage.reading import FrameReader, full_stretch, gap_before, sparse_stretch
 from kbridge.storage.recovery import RecoveredFiles
-from kbridge.storage.segment import Chunk
 from kbridge.storage.segments import Segments
 from kbridge.storage.state_log import StateLog
 from kbridge.storage.work import Work

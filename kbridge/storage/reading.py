@@ -14,18 +14,10 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from kbridge.flow.places import Gap, Place, Stretch
+from kbridge.storage.chunks import Chunk, Found, Wanted, frame_at, ordinals, read_chunk
 from kbridge.storage.context import TRANSIENT, StoreContext
 from kbridge.storage.index import Segment, SegmentIndex
-from kbridge.storage.segment import (
-    Chunk,
-    Found,
-    Wanted,
-    frame_at,
-    keys_of,
-    ordinals,
-    read_chunk,
-    segment_path,
-)
+from kbridge.storage.segment import keys_of, segment_path
 
 __all__ = ["FrameReader", "Loaded", "full_stretch", "gap_before", "sparse_stretch"]
 

@@ -14,9 +14,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from kbridge.flow.batch import Batch
+from kbridge.storage.chunks import Chunk
 from kbridge.storage.context import segment_size
 from kbridge.storage.index import Segment, SegmentIndex, to_give_up
-from kbridge.storage.segment import Chunk, dump, index_path, segment_path
+from kbridge.storage.segment import dump, index_path, segment_path
 from kbridge.storage.work import Append, Compaction
 
 __all__ = ["Segments"]

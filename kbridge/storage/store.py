@@ -154,7 +154,7 @@ class JournalStore(Overseer):
             return history
         history = History(kernel_id, self._files(kernel_id), self._context)
         self._histories[kernel_id] = history
-        history.stop(self._full or self._hung)
+        history.stop(self._full or self._hung or self._closed)
         return history
 
     def discard(self, kernel_id: str) -> None:

@@ -12,10 +12,11 @@ from typing import Final
 
 from kbridge.flow.batch import Batch
 from kbridge.storage.blocks import BLOCK_SIZE
+from kbridge.storage.chunks import read_blocks
 from kbridge.storage.disk import Disk
 from kbridge.storage.files import KernelFiles, OpenFiles
 from kbridge.storage.index import BlockPlace, Segment
-from kbridge.storage.segment import append, dump, index_path, load, read_blocks, scan
+from kbridge.storage.segment import append, dump, index_path, load, scan
 from kbridge.storage.state_log import StateChanges
 
 __all__ = ["Append", "Compaction", "Work"]

@@ -630,3 +630,34 @@ async def test_200_kernels_share_one_job(tmp_path: Path) -> None:
 )
 def test_a_segment_is_a_sixteenth_of_the_limit_within_bounds(limit: int, size: int) -> None:
     assert segment_size(limit) == size
+
+
+async def test_a_source_that_raises_harms_no_other_kernel(tmp_path: Path) -> None:
+    class Broken(Source):
+        def on_written(self, end: int) -> None:
+            raise ValueError("a bug")
+
+    errors: list[object] = []
+    loop = asyncio.get_running_loop()
+    loop.set_exception_handler(lambda _, context: errors.append(context["exception"]))
+    store = await open_store(tmp_path)
+    broken, source = Broken(), Source()
+    for name, each in ("a", broken), ("b", source):
+        store.history(name).attach(each)
+        say(each, 3)
+        store.history(name).changed()
+    await store.history("b").flush()
+    assert source.written == 3
+    [error] = errors
+    assert isinstance(error, ValueError)
+    await store.aclose(keep=False)
+
+
+async def test_a_closed_store_writes_nothing(tmp_path: Path) -> None:
+    store = await open_store(tmp_path)
+    await store.aclose(keep=True)
+    history, source = store.history("k"), Source()
+    await write(history, source, 3)
+    assert not history.active
+    assert source.durable is False
+    assert names(tmp_path / "journals") == []
