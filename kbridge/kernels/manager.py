@@ -64,8 +64,6 @@ class BridgeKernelManager(KernelSettings, AsyncMultiKernelManager):
         The kernelspecs.
     index : KernelIndex
         The kernels in use, and those that start or wait.
-    writer : RegistryWriter
-        As above; without a registry behind it by default.
     kept_logs : KeptLogs
         The log files of kernels that failed.
     attach_directory : AttachDirectory or None
@@ -343,10 +341,9 @@ class BridgeKernelManager(KernelSettings, AsyncMultiKernelManager):
         return self._shutdown.count_staying()
 
     async def _wait_adopted(self) -> None:
-        if self._adopting is not None:
-            await asyncio.wait({self._adopting})  # unlike gather, it cancels nothing
-            if not self._adopting.cancelled():
-                self._adopting.exception()  # the caller of `adopt` got it
+        if (adopting := self._adopting) is not None:
+            await asyncio.wait({adopting})  # unlike gather, it cancels nothing
+            _ = adopting.cancelled() or adopting.exception()  # the caller of `adopt` got it
 
     # -- what is shown --------------------------------------------------------------------------
 
