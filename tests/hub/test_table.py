@@ -1,5 +1,8 @@
 """The hubs of all kernels: one per kernel, found by id, removed when closed."""
 
+from collections.abc import Collection
+from pathlib import Path
+
 import pytest
 
 from kbridge.errors import HubClosed, KernelNotFound
@@ -9,6 +12,7 @@ from kbridge.hub.table import HubTable
 from kbridge.link.memory import MemoryClient, MemoryKernel
 from kbridge.wire.dialects import V1
 from tests.hub.rig import INFO
+from tests.support.waiting import until
 
 
 @pytest.fixture
@@ -92,3 +96,83 @@ async def test_statistics_are_each_hubs(table) -> None:
 
 async def test_settings_have_defaults() -> None:
     assert HubTable().settings == HubSettings()
+
+
+# -- journals on disk -----------------------------------------------------------------------------
+
+
+def on_disk(directory: Path) -> set[str]:
+    """Return the kernels that have files."""
+    return {path.name for path in directory.iterdir() if path.is_dir()}
+
+
+async def open_table(directory: Path, keep: Collection[str] = ()) -> HubTable:
+    made = HubTable(HubSettings(journal_dir=str(directory)), link=MemoryKernel)
+    await made.open_journal("me", keep)
+    return made
+
+
+async def test_the_files_of_a_kernel_are_removed_with_its_hub(tmp_path) -> None:
+    table = await open_table(tmp_path)
+    for kernel_id in "ab":
+        table.open(kernel_id, INFO).announce("starting")
+    await until(lambda: on_disk(tmp_path) == {"a", "b"}, "both have files")
+    await table.close("a")
+    assert on_disk(tmp_path) == {"b"}
+    await table.aclose()
+    assert on_disk(tmp_path) == set()
+
+
+async def test_files_that_are_kept_belong_to_the_next_table(tmp_path) -> None:
+    table = await open_table(tmp_path)
+    for kernel_id in "ab":
+        table.open(kernel_id, INFO).announce("starting")
+    await table.aclose(keep=True)
+    assert on_disk(tmp_path) == {"a", "b"}
+    table = await open_table(tmp_path, keep=["a"])
+    assert on_disk(tmp_path) == {"a"}
+    assert table.open("a", INFO).journal.next_seq == 1
+    await table.close("a")
+    assert table.open("a", INFO).journal.next_seq == 0, (
+        "another kernel with the same id starts at zero"
+    )
+    await table.aclose()
+
+
+async def test_files_of_another_kernel_with_the_same_id_are_not_used(tmp_path) -> None:
+    table = await open_table(tmp_path)
+    table.open("a", INFO).announce("starting")
+    await table.aclose(keep=True)
+    table = await open_table(tmp_path, keep=["a"])
+    assert table.open("a", {**INFO, "key": "another"}).journal.next_seq == 0
+    await table.aclose()
+
+
+async def test_files_of_a_kernel_without_a_hub_can_be_removed(tmp_path) -> None:
+    table = await open_table(tmp_path)
+    table.open("a", INFO).announce("starting")
+    await table.aclose(keep=True)
+    table = await open_table(tmp_path, keep=["a"])
+    await table.close("a")
+    assert on_disk(tmp_path) == set()
+    await table.aclose()
+
+
+async def test_without_a_directory_there_is_no_journal_on_disk() -> None:
+    table = HubTable(link=MemoryKernel)
+    await table.open_journal()
+    table.open("a", INFO)
+    await table.open_journal()
+    await table.aclose()
+
+
+async def test_a_journal_is_opened_once_and_before_the_hubs(tmp_path) -> None:
+    table = await open_table(tmp_path)
+    with pytest.raises(RuntimeError, match="before a hub"):
+        await table.open_journal()
+    await table.aclose()
+    table = HubTable(HubSettings(journal_dir=str(tmp_path)), link=MemoryKernel)
+    table.open("a", INFO)
+    with pytest.raises(RuntimeError, match="before a hub"):
+        await table.open_journal()
+    await table.aclose()

@@ -11,6 +11,7 @@ import pytest
 
 from kbridge.errors import HubClosed
 from kbridge.hub.kernel import process_link as line_module
+from kbridge.hub.settings import HubSettings
 from kbridge.hub.table import HubTable
 from kbridge.jupyter import hubs as hubs_module
 from kbridge.jupyter import kernel_watch as watch_module
@@ -176,3 +177,25 @@ async def test_a_kernel_missing_at_one_check_keeps_its_hub(hubs, kernels) -> Non
     kernels.absences, kernels.asked = 1, 0
     await until(lambda: kernels.asked > 5)
     assert not one.closed
+
+
+async def test_files_end_with_their_kernels_and_with_the_server(kernels, tmp_path) -> None:
+    settings = HubSettings(journal_dir=str(tmp_path))
+    hubs = JupyterHubs(kernels, HubTable(settings, link=MemoryKernel))
+    await asyncio.gather(hubs.open(), hubs.open())
+    for name in ("one", "two"):
+        hubs.open_for(kernels[name]).announce("starting")
+    await until(lambda: {"one", "two"} == {path.name for path in tmp_path.iterdir()})
+    await hubs.close("one")
+    assert not (tmp_path / "one").exists()
+    await hubs.aclose()
+    assert list(tmp_path.iterdir()) == []
+
+
+async def test_journals_are_not_opened_after_the_first_hub(kernels, tmp_path) -> None:
+    settings = HubSettings(journal_dir=str(tmp_path))
+    hubs = JupyterHubs(kernels, HubTable(settings, link=MemoryKernel))
+    hubs.open_for(kernels["one"])
+    await hubs.open()
+    await hubs.aclose()
+    assert list(tmp_path.iterdir()) == []

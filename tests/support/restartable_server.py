@@ -18,8 +18,14 @@ __all__ = ["RestartableServer"]
 class RestartableServer(Server):
     """Like `Server`, but with the same port and log for all starts."""
 
-    def __init__(self, home: Path, *args: str, env: Mapping[str, str] | None = None) -> None:
-        super().__init__(home, *args, env=env, command=_COMMAND)
+    def __init__(
+        self,
+        home: Path,
+        *args: str,
+        env: Mapping[str, str] | None = None,
+        command: list[str] | None = None,
+    ) -> None:
+        super().__init__(home, *args, env=env, command=command or _COMMAND)
         self.port = free_port()
 
     def start(self, *args: str) -> RestartableServer:

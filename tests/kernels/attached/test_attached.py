@@ -457,3 +457,12 @@ def test_a_file_that_is_too_long_is_refused(tmp_path):
     path.write_bytes(b" " * (2 << 20))
     with pytest.raises(InvalidRequest, match="too long"):
         read_connection_file(path)
+
+
+def test_the_ids_of_the_files_in_a_directory_are_known_before_it_is_watched(tmp_path) -> None:
+    named = str(uuid.uuid4())
+    (tmp_path / f"kernel-{named}.json").touch()
+    (tmp_path / "other.json").touch()
+    (tmp_path / "notes.txt").touch()
+    assert directory.ids_in(str(tmp_path)) == {named, kernel_id_for(tmp_path / "other.json")}
+    assert directory.ids_in(str(tmp_path / "missing")) == set()
