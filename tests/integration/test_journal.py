@@ -83,6 +83,12 @@ async def crash(server: RestartableServer, kernel_id: str, text: str) -> None:
     server.crash()
 
 
+def in_memory(server: Server, kernel_id: str) -> int:
+    """Return the bytes of a journal that are in memory."""
+    status = server.request("GET", "/api/status?statistics=1").json()
+    return int(status["hubs"][kernel_id]["journal"]["bytes"])
+
+
 def state(server: Server, kernel_id: str) -> str:
     return str(server.request("GET", f"/api/kernels/{kernel_id}").json()["execution_state"])
 
@@ -156,10 +162,12 @@ async def test_600_images_of_a_megabyte_all_arrive_at_60_megabytes_per_second(
     kernel = server.start_kernel()
     async with attach(server, kernel, max_queue=1) as client:
         await client.request("kernel_info_request", {})
-        before = server.rss()
         msg_id = await client.start(SHOW.format(count=600, size=MB))
         assert await shown(client, msg_id, rate=60 * MB) == list(range(600))
-        assert server.rss() - before < 400 * MB
+        # Frames that are not written yet may exceed the limit, within `burst_limit`.
+        await asyncio.to_thread(
+            eventually, lambda: in_memory(server, kernel) <= 64 << 20, "memory is within its limit"
+        )
     server.assert_clean_log()
 
 
