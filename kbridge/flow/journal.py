@@ -415,7 +415,7 @@ class Journal:
         if self.durable:
             if self.nbytes > self.history_limit:
                 self.trim(self._passed)
-            if self.nbytes > self.limit:
+            if self.nbytes > self.limit + self._spare:
                 self._shrink()
 
     @property
@@ -440,20 +440,21 @@ class Journal:
     # -- dropping - -------------------------------------------------------------------------
 
     def _drop_written(self) -> None:
-        """Drop the oldest frames of the ring that are on disk, down to the limit."""
+        """Drop the oldest frames of the ring that are on disk, down to the limit and `spare`."""
         ring = self._ring
         stop = min(self._written, ring.next - 1)
         if stop > ring.first:
             # A little more, or each frame of a full journal would drop one.
-            excess = self.nbytes - self.limit + self.limit // _SLACK
+            excess = self.nbytes - self.limit - self._spare + self.limit // _SLACK
             self._drop(ring.reach(ring.dropped + excess, ring.first, stop))
 
     def _shrink(self) -> None:
         """Enforce the limit: drop the oldest frames without state, retain those with state."""
         ring, retained = self._ring, self._retained
-        if self.durable and self.nbytes > self.limit:
+        limit = self.limit + self._spare
+        if self.durable and self.nbytes > limit:
             self._drop_written()
-        limit = self.limit + self._spare + (self._room if self.durable else 0)
+            limit += self._room
         while self.nbytes > limit:
             last = len(ring) <= 1
             if retained and (last or retained.nbytes > limit // 2):

@@ -11,8 +11,9 @@ a large frame: the time to send it at one mebibyte per second). After the last l
 it still counts for `PATIENCE` seconds, because clients come back. After that the journal returns to
 its limit. Output that `flow.pace` holds back does not count as backlog: a rate limit delays it.
 
-A journal that continues on disk needs extra memory only while the disk is slow: for the frames that
-are not written yet, even if all readers have them.
+A journal that continues on disk gets extra memory, too, for a live reader whose next frames are in
+memory, because reading them from disk costs twice as much; and for frames that a slow disk has not
+taken yet, even if all readers have them.
 """
 
 from __future__ import annotations
@@ -118,11 +119,14 @@ class Burst:
         if journal.nbytes <= self.look_above:
             return
         excess = max(0, journal.nbytes - journal.limit)
-        if journal.durable:  # readers find everything else on disk
-            waiting = journal.unwritten_bytes
-            self._grant(excess + _AHEAD if waiting > self._high else 0)
-            return
         behind, frames, live = self._survey()
+        if journal.durable:
+            if self._lead.seq < journal.first_seq:
+                behind = 0  # it reads from disk, and memory cannot help it
+            live = 0  # slower ones find their frames on disk
+            if journal.unwritten_bytes > self._high:
+                behind = max(behind, journal.unwritten_bytes)
+                frames = journal.next_seq - journal.first_seq
         if behind > self._high:
             self._grant(excess + max(_AHEAD, 2 * behind // max(1, frames)))
         else:

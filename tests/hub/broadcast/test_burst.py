@@ -2,6 +2,7 @@
 
 import asyncio
 import itertools
+import logging
 
 import pytest
 
@@ -12,6 +13,7 @@ from kbridge.hub.broadcast.burst import PATIENCE, Allowance, Burst
 from kbridge.hub.broadcast.client_sessions import ClientSessions
 from kbridge.hub.settings import HubSettings
 from kbridge.link.memory import MemoryClient
+from kbridge.storage.store import JournalStore, StoreSettings
 from kbridge.wire.dialects import V1
 from kbridge.wire.message import Channel
 from tests.hub.rig import Rig, StoppedClock, received, texts
@@ -359,3 +361,34 @@ async def test_a_disk_that_fails_leaves_extra_memory_to_live_readers_only() -> N
     burst.look()
     assert journal.nbytes <= LIMIT
     burst.close()
+
+
+async def test_a_live_reader_gets_a_burst_from_memory(tmp_path, monkeypatch) -> None:
+    """A stalled one beside it does not keep the memory."""
+    settings = StoreSettings(tmp_path / "journal", 1 << 30, 1 << 33, 0.0)
+    log = logging.getLogger("kbridge.hub")
+    store = await JournalStore.open(settings, owner="a test", keep=(), log=log)
+    rig = Rig(SETTINGS, store=store)
+    rig.prove()
+    history = store.history("a-kernel")
+    loads: list[int] = []
+    load = history.read
+
+    async def counted(place, *more):
+        loads.append(place.seq)
+        return await load(place, *more)
+
+    monkeypatch.setattr(history, "read", counted)
+    client, _ = stalled(rig)
+    for n in range(40):
+        show(rig, 2 * n, 2 * n + 1)
+        await history.flush()
+        read(rig, client)
+    assert rig.hub.journal.nbytes > 2 * LIMIT
+    await read_all(rig, client)
+    assert shown(client) == list(range(80))
+    assert not loads
+    rig.kernel.drain()
+    assert rig.hub.journal.nbytes <= LIMIT
+    await rig.hub.aclose()
+    await store.aclose(keep=False)

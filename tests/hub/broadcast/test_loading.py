@@ -6,7 +6,6 @@ import json
 import logging
 import shutil
 from collections.abc import AsyncIterator, Callable, Collection
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,10 +30,9 @@ SETTINGS = HubSettings(
     limit_rate=False,
     journal_limit=64 * KIB,
     history_limit=0,
-    burst_limit=64 * MIB,
+    burst_limit=0,
     acknowledge=False,
 )
-NO_BURST = replace(SETTINGS, burst_limit=0)
 ID = "a-kernel"
 LOG = logging.getLogger("kbridge.hub")
 
@@ -123,7 +121,7 @@ async def test_a_limit_of_the_rate_holds_on_disk_too(make_rig, store) -> None:
         HubSettings(
             journal_limit=64 * KIB,
             history_limit=0,
-            burst_limit=64 * MIB,
+            burst_limit=0,
             acknowledge=False,
             iopub_data_rate_limit=100_000.0,
             rate_limit_window=1.0,
@@ -392,7 +390,7 @@ def account(client: MemoryClient) -> tuple[list[int], int]:
 async def test_a_disk_that_fails_for_a_while_is_one_gap(tmp_path) -> None:
     disk = FailingDisk()
     store = await open_store(tmp_path / "journal", disk=disk)
-    rig = Rig(NO_BURST, store=store)
+    rig = Rig(SETTINGS, store=store)
     rig.prove()
     honest, _ = rig.attach(verbatim=True)
     client, cursor = rig.attach(verbatim=True)
@@ -445,7 +443,7 @@ async def test_a_disk_that_is_slow_to_write_delays_nobody(tmp_path) -> None:
 
 async def test_a_directory_that_is_removed_is_a_gap(tmp_path) -> None:
     store = await open_store(tmp_path / "journal")
-    rig = Rig(NO_BURST, store=store)
+    rig = Rig(SETTINGS, store=store)
     rig.prove()
     client, cursor = rig.attach(verbatim=True)
     client.stalled = True
@@ -523,7 +521,7 @@ async def test_whatever_the_disk_does_all_is_received_or_counted(
 ) -> None:
     disk = FailingDisk()
     store = await open_store(tmp_path_factory.mktemp("journal"), limit, disk)
-    rig = Rig(NO_BURST, store=store)
+    rig = Rig(SETTINGS, store=store)
     rig.prove()
     client, cursor = rig.attach(verbatim=True)
     honest, _ = rig.attach(verbatim=True)
