@@ -86,7 +86,8 @@ async def crash(server: RestartableServer, kernel_id: str, text: str) -> None:
 def in_memory(server: Server, kernel_id: str) -> int:
     """Return the bytes of a journal that are in memory."""
     status = server.request("GET", "/api/status?statistics=1").json()
-    return int(status["hubs"][kernel_id]["journal"]["bytes"])
+    [hub] = [each for each in status["hubs"] if each["kernel_id"] == kernel_id]
+    return int(hub["journal"]["bytes"])
 
 
 def state(server: Server, kernel_id: str) -> str:
