@@ -24,11 +24,12 @@ from tests.support.jupyter_server import jupyter_server
 from tests.support.require import require
 from tests.support.restartable_server import RestartableServer
 from tests.support.server import Server, gone
-from tests.support.waiting import eventually
+from tests.support.waiting import TIMEOUT, eventually
 
 pytestmark = pytest.mark.kernel
 
 MB = 1_000_000
+AWAY = float(os.environ.get("KBRIDGE_AWAY", "5"))  # seconds
 ATTACH = [sys.executable, "-m", "kbridge", "attach", "--ip=127.0.0.1"]
 CUT = "the server was restarted while this cell was running"
 SHOW = """\
@@ -45,6 +46,17 @@ for i in itertools.count():
     time.sleep(0.002)
     if stop.exists(): break
 print('end')
+"""
+
+
+# Prints numbered lines for some seconds.
+PRINT = """\
+import itertools, time
+end = time.monotonic() + {seconds}
+for i in itertools.count():
+    print(i, 'x' * 1000, flush=True)
+    time.sleep(0.002)
+    if time.monotonic() > end: break
 """
 
 
@@ -140,14 +152,16 @@ async def shown(client: KernelClient, msg_id: str, rate: float | None = None) ->
             return found
 
 
-async def say_alone(server: Server, kernel_id: str, code: str) -> str:
+async def say_alone(server: Server, kernel_id: str, code: str, timeout: float = TIMEOUT) -> str:
     """Start code, disconnect, and wait until the kernel has run it; return the request's id."""
     async with attach(server, kernel_id) as ws:
         await ws.request("kernel_info_request", {})
         msg_id = await ws.start(code)
         await ws.until(lambda m: m["header"]["msg_type"] == "execute_input")
         ws.cut()
-    await asyncio.to_thread(eventually, lambda: state(server, kernel_id) == "idle", "it has ended")
+    await asyncio.to_thread(
+        eventually, lambda: state(server, kernel_id) == "idle", "it has ended", timeout
+    )
     return msg_id
 
 
@@ -182,6 +196,20 @@ async def test_100_megabytes_that_nobody_heard_are_there_for_a_later_client(
     msg_id = await say_alone(server, kernel, SHOW.format(count=100, size=MB))
     async with attach(server, kernel, since="start", max_queue=1) as client:
         assert await shown(client, msg_id) == list(range(100))
+    server.assert_clean_log()
+
+
+@pytest.mark.timeout(120 + 2 * AWAY)
+async def test_a_client_that_comes_minutes_later_gets_every_line(new_server: ServerFactory) -> None:
+    server = new_server("--ZMQChannelsWebsocketConnection.journal_limit=1000000")
+    kernel = server.start_kernel()
+    code = PRINT.format(seconds=AWAY)
+    msg_id = await say_alone(server, kernel, code, timeout=TIMEOUT + AWAY)
+    async with attach(server, kernel, since="start") as client:
+        await client.until(lambda m: is_idle(m, msg_id))
+        printed = [line.split()[0] for line in lines(client.seen)]
+    assert printed == [str(i) for i in range(len(printed))]
+    assert len(printed) > 20 * AWAY
     server.assert_clean_log()
 
 
