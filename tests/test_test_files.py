@@ -30,6 +30,7 @@ SUBJECTS = {
     "server/api/sessions.py",
     "server/api/status.py",
     "server/http/keep_alive.py",
+    "storage/faults.py",
     "tunnel/tunnel_faults.py",
     "wire/dialect_cases.py",
     "wire/fuzz/fuzz.py",

@@ -56,6 +56,11 @@ class FrameSource(Protocol):
     """The memory of a journal, as the store on disk sees it; all calls are on the event loop."""
 
     @property
+    def next_seq(self) -> int:
+        """The sequence number of the next frame."""
+        ...
+
+    @property
     def unwritten_bytes(self) -> int:
         """The size of the frames that are not on disk yet."""
         ...

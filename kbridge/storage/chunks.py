@@ -77,8 +77,10 @@ class Wanted(NamedTuple):
 
     Attributes
     ----------
-    position : int
-        The position of a block at or before the one with frame `seq`.
+    sparse : bool
+        The kind of the segment.
+    position, block_seq : int
+        The position of a block at or before the one with frame `seq`, and its first number.
     end : int
         The position after the last block that may be read.
     seq : int
@@ -89,7 +91,9 @@ class Wanted(NamedTuple):
         The last frame is the one that reaches this size.
     """
 
+    sparse: bool
     position: int
+    block_seq: int
     end: int
     seq: int
     stop: int
@@ -108,8 +112,8 @@ class Chunk(NamedTuple):
         Index into `frames` -> the only client of the frame.
     first_offset, end_offset : int
         The bytes of the journal before the first frame, and before the end of the last one.
-    position : int
-        The position of the block where the next frame is.
+    position, block_seq : int
+        The position of the block where the next frame is, and its first number.
     damaged : tuple of int or None
         The position of a block that cannot be read, and the number after the last frame before it.
     """
@@ -120,11 +124,16 @@ class Chunk(NamedTuple):
     first_offset: int
     end_offset: int
     position: int
+    block_seq: int
     damaged: tuple[int, int] | None
 
 
 class _Collector:
-    """Collects the frames of a chunk."""
+    """Collects the frames of a chunk.
+
+    The numbers of headers are checked, because blocks are skipped without reading them: in a full
+    segment, a block begins where the previous one ends; in a sparse one, not before.
+    """
 
     def __init__(self, wanted: Wanted) -> None:
         self.wanted = wanted
@@ -132,7 +141,14 @@ class _Collector:
         self.seqs: list[int] = []
         self.private: dict[int, int] = {}
         self.first_offset = self.end_offset = self.nbytes = 0
-        self.good = wanted.seq  # the number after the last frame of blocks that were read
+        self.next_seq = wanted.block_seq  # of the next block
+
+    def fits(self, header: Header) -> bool:
+        """Return True if a block may be the next one."""
+        if header.sparse != self.wanted.sparse:
+            return False
+        first = header.first_seq
+        return first >= self.next_seq if header.sparse else first == self.next_seq
 
     def is_past(self, header: Header) -> bool:
         """Return True if the block, and all after it, have no frame for this chunk."""
@@ -156,10 +172,7 @@ class _Collector:
             if block.size(stop - 1) > wanted.max_bytes and (self.frames or stop - start > 1):
                 stop -= 1  # joining a large frame with others would copy it
             self._add(block, start, stop)
-        if stop < block.header.frames:
-            return False
-        self.good = block.end_seq
-        return True
+        return stop == block.header.frames
 
     def _add(self, block: Block, start: int, stop: int) -> None:
         if start == stop:
@@ -178,9 +191,10 @@ class _Collector:
 
     def chunk(self, position: int, *, damaged: bool) -> Chunk:
         """Return the chunk; `position` is that of the next block."""
-        end = self.good if self.frames else min(self.good, self.wanted.seq)
+        end = self.next_seq if self.frames else min(self.next_seq, self.wanted.seq)
         return Chunk(
             *(self.frames, self.seqs, self.private, self.first_offset, self.end_offset, position),
+            self.next_seq,
             (position, end) if damaged else None,
         )
 
@@ -191,17 +205,21 @@ def read_chunk(disk: Disk, path: Path, wanted: Wanted) -> Chunk:
     with disk.reading(path) as descriptor:
         piece = wanted.max_bytes + ENTRY_STEP
         reader = _Reader(disk, descriptor, wanted.position, wanted.end, piece)
-        while header := reader.header():
+        while (header := reader.header()) and found.fits(header):
             if found.is_past(header):
+                # The number of a sparse block, which may be any, ends the reading: verify it.
+                if wanted.sparse and not found.frames and reader.block(header) is None:
+                    break
                 return found.chunk(reader.position, damaged=False)
             if found.is_before(header):
-                found.good = header.first_seq + header.frames
+                found.next_seq = header.first_seq + header.frames
             else:
                 block = reader.block(header)
                 if block is None:
                     break
                 if not found.take(block):
                     return found.chunk(reader.position, damaged=False)
+                found.next_seq = block.end_seq
             reader.skip(header)
         # The frames of the index must be in the file.
         damaged = reader.position < wanted.end or not found.frames

@@ -32,12 +32,12 @@ class Disk:
     """The file system. Each method may raise an `OSError`."""
 
     def create(self, path: Path) -> int:
-        """Create a private file and open it for appending."""
-        return open_private(path, os.O_WRONLY | os.O_APPEND | os.O_EXCL | _OPEN_FLAGS)
+        """Open a private file for appending; create it if it is missing."""
+        return open_private(path, os.O_WRONLY | os.O_APPEND | _OPEN_FLAGS)
 
     def append(self, path: Path) -> int:
-        """Open a file for appending; create it privately if it is missing."""
-        return open_private(path, os.O_WRONLY | os.O_APPEND | _OPEN_FLAGS)
+        """Open a file that exists for appending."""
+        return os.open(path, os.O_WRONLY | os.O_APPEND | _OPEN_FLAGS)
 
     def open(self, path: Path) -> int:
         """Open a file for reading."""
@@ -93,6 +93,24 @@ class Disk:
             return Space(usage.free, usage.total)
         found = os.statvfs(path)
         return Space(found.f_bavail * found.f_frsize, found.f_blocks * found.f_frsize)
+
+    def append_at(self, path: Path, size: int) -> int:
+        """Open a file of `size` bytes for appending; create it if that is 0.
+
+        Raises
+        ------
+        OSError
+            Also if the file has another size: it would be written at a position that is not known.
+        """
+        descriptor = self.append(path) if size else self.create(path)
+        try:
+            found = self.size(descriptor)
+            if found != size:
+                raise OSError(errno.EIO, f"it has {found} bytes instead of {size}", str(path))
+        except BaseException:
+            self.close(descriptor)
+            raise
+        return descriptor
 
     def write_all(self, descriptor: int, buffers: Sequence[bytes]) -> None:
         """Write all buffers, with as many system calls as needed."""

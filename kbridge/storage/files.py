@@ -52,17 +52,17 @@ class OpenFiles:
         self._disk = disk
         self._descriptors: OrderedDict[Path, int] = OrderedDict()
 
-    def get(self, path: Path, *, create: bool) -> int:
-        """Return a descriptor for appending to a file.
+    def get(self, path: Path, size: int) -> int:
+        """Return a descriptor for appending to a file of `size` bytes, created if that is 0.
 
         Raises
         ------
         OSError
-            If it cannot be opened, or was removed while it was open.
+            If it cannot be opened, has another size, or was removed while it was open.
         """
         descriptor = self._descriptors.get(path)
         if descriptor is None:
-            descriptor = self._disk.create(path) if create else self._disk.append(path)
+            descriptor = self._disk.append_at(path, size)
             self._descriptors[path] = descriptor
             if len(self._descriptors) > _MOST_OPEN:
                 self._close(self._descriptors.popitem(last=False)[1])

@@ -225,13 +225,15 @@ class History(Client):
     def record(self, key: str, value: object | None) -> None:
         """Set what `Recovered.records` has for a key after a crash; None removes the key.
 
+        The key is removed when all frames that the source has now are on disk.
+
         Parameters
         ----------
         key : str
         value : object or None
             Anything that JSON can express.
         """
-        self._states.set(key, value)
+        self._states.set(key, value, self._source.next_seq if self._source is not None else 0)
         self._ask()
 
     def give_up(self) -> None:
@@ -270,7 +272,7 @@ class History(Client):
             remove=segments.take_superfluous(),
             seal=segments.take_complete(),
             compaction=compaction,
-            states=self._states.take(),
+            states=self._states.take(batch.end_seq if batch else None),
             frames=append,
         )
         return _Write(self, work)

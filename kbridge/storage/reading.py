@@ -58,15 +58,17 @@ class FrameReader:
         self._index = index
         self._directory = directory
         self._context = context
-        self._recent: dict[int, tuple[int, int]] = {}  # sequence number -> segment and position
+        # Sequence number -> segment, and position and first number of its block.
+        self._recent: dict[int, tuple[int, int, int]] = {}
 
     async def load(self, segment: Segment, first: int, stop: int, max_bytes: int) -> Loaded:
         """Read frames of a segment, from number `first` to at most `stop - 1`."""
-        position = segment.positions[segment.entry_of_seq(first)]
-        number, recent = self._recent.pop(first, (-1, 0))
+        entry = segment.entry_of_seq(first)
+        block = segment.positions[entry], segment.seqs[entry]
+        number, *recent = self._recent.pop(first, (-1, 0, 0))
         if number == segment.number:
-            position = max(position, recent)
-        wanted = Wanted(position, segment.size, first, stop, max_bytes)
+            block = max(block, (recent[0], recent[1]))
+        wanted = Wanted(segment.sparse, *block, segment.size, first, stop, max_bytes)
         work = partial(read_chunk, self._context.disk, self._path(segment), wanted)
         for attempt in range(_ATTEMPTS):
             try:
@@ -79,7 +81,8 @@ class FrameReader:
                 await asyncio.sleep(_PAUSE_S)
                 continue
             if chunk.frames:
-                self._recent[chunk.seqs[-1] + 1] = segment.number, chunk.position
+                block = chunk.position, chunk.block_seq
+                self._recent[chunk.seqs[-1] + 1] = segment.number, *block
                 if len(self._recent) > _RECENT:
                     del self._recent[next(iter(self._recent))]
             return Loaded(chunk)

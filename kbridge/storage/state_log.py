@@ -3,6 +3,9 @@
 A line is the xxh3_64 of its JSON in hexadecimal, a space, and `{"k": KEY, "v": VALUE}`; without `v`
 the key was removed. A line that is not complete, and all lines after it, are ignored. The file is
 rewritten when it is larger than 1 MiB and than four times the lines that count.
+
+A key is removed when the frames that the journal had at that time are on disk: a request is
+forgotten after its reply. Until then a crash leaves the key in place.
 """
 
 from __future__ import annotations
@@ -25,20 +28,22 @@ class StateChanges(NamedTuple):
     ----------
     whole : bytes or None
         The new content of the file, instead of adding to it.
+    size : int
+        The size of the file before `values`.
     values : bytes
         Lines with new values; written before the frames, so that a request is known before its
         output.
     removals : bytes
-        Lines that remove keys; written after the frames, so that a request is forgotten only when
-        its reply is on disk.
-    removed : dict of str to bytes
-        The lines that `removals` removes.
+        Lines that remove keys; written after the frames.
+    removed : dict of str to (bytes, int)
+        The lines that `removals` removes, and the number after the frames that go first.
     """
 
     whole: bytes | None
+    size: int
     values: bytes
     removals: bytes
-    removed: dict[str, bytes]
+    removed: dict[str, tuple[bytes, int]]
 
     @property
     def nbytes(self) -> int:
@@ -46,7 +51,7 @@ class StateChanges(NamedTuple):
         return len(self.whole or b"") + len(self.values) + len(self.removals)
 
 
-_NO_CHANGES: Final = StateChanges(None, b"", b"", {})
+_NO_CHANGES: Final = StateChanges(None, 0, b"", b"", {})
 
 
 class StateLog:
@@ -65,7 +70,7 @@ class StateLog:
         self._lines = {key: _line({"k": key, "v": value}) for key, value in lines}
         self._live = sum(map(len, self._lines.values()))
         self._changed: dict[str, None] = {}  # in order
-        self._removed: dict[str, None] = {}
+        self._removed: dict[str, int] = {}  # -> the number after the frames that go first
         self._size = 0
         self._rewrite = records is not None  # removes a line that is not complete
 
@@ -81,12 +86,12 @@ class StateLog:
             b"".join(line for key, line in self._lines.items() if key not in self._removed)
         )
 
-    def set(self, key: str, value: object | None) -> None:
-        """Set the value of a key; None removes the key."""
+    def set(self, key: str, value: object | None, end: int = 0) -> None:
+        """Set the value of a key; None removes the key when the frames before `end` are on disk."""
         if value is None:
             self._changed.pop(key, None)
             if key in self._lines:
-                self._removed[key] = None
+                self._removed[key] = end
             return
         line = _line({"k": key, "v": value})
         if key in self._removed:  # set again, so that it is the last key now
@@ -97,36 +102,46 @@ class StateLog:
         self._lines[key] = line
         self._changed[key] = None
 
-    def take(self) -> StateChanges:
-        """Return the changes to write now; they count as written unless `failed` is called."""
+    def take(self, end: int | None = None) -> StateChanges:
+        """Return the changes to write now; they count as written unless `failed` is called.
+
+        Parameters
+        ----------
+        end : int or None
+            The frames before this number will be on disk; None: all frames of the journal.
+        """
         if not self.pending and self._size <= _REWRITE_ABOVE:
             return _NO_CHANGES
-        removed = {key: self._lines[key] for key in self._removed}
+        removed = {
+            key: (self._lines[key], number)
+            for key, number in self._removed.items()
+            if end is None or number <= end
+        }
         whole = None
         values = b""
         if self._rewrite or self._size > max(_REWRITE_ABOVE, _REWRITE_FACTOR * self._live):
             whole = b"".join(self._lines.values())
-            self._size = 0
+            self._size = len(whole)
         else:
             values = b"".join([self._lines[key] for key in self._changed])
-        changes = StateChanges(whole, values, b"".join(_line({"k": k}) for k in removed), removed)
-        for key, line in removed.items():
-            del self._lines[key]
+        removals = b"".join(_line({"k": key}) for key in removed)
+        changes = StateChanges(whole, self._size, values, removals, removed)
+        for key, (line, _) in removed.items():
+            del self._lines[key], self._removed[key]
             self._live -= len(line)
-        self._size += changes.nbytes
+        self._size += len(values) + len(removals)
         self._rewrite = False
         self._changed.clear()
-        self._removed.clear()
         return changes
 
     def failed(self, changes: StateChanges) -> None:
         """Note that changes were not written, or only in part."""
         self._rewrite = True
-        for key, line in changes.removed.items():
+        for key, (line, number) in changes.removed.items():
             if key not in self._lines:
                 self._lines[key] = line
                 self._live += len(line)
-                self._removed[key] = None
+                self._removed[key] = number
 
 
 def parse(data: bytes) -> dict[str, object]:

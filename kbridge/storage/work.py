@@ -47,7 +47,7 @@ class Append:
     def run(self, disk: Disk, opened: OpenFiles) -> None:
         """Append the frames; after an error the file is as before."""
         try:
-            descriptor = opened.get(self.path, create=not self.size)
+            descriptor = opened.get(self.path, self.size)
             self.blocks = append(disk, descriptor, self.size, self.batch)
         except BaseException:
             opened.close(self.path)
@@ -139,8 +139,7 @@ class Compaction:
 
     def _write(self, disk: Disk, target: int | None, parts: _StateFrames, merged: Segment) -> int:
         if target is None:
-            create = not merged.size
-            target = disk.create(self.target_path) if create else disk.append(self.target_path)
+            target = disk.append_at(self.target_path, merged.size)
         batch = parts.batch()
         for block in append(disk, target, merged.size, batch):
             merged.add(block)
@@ -243,13 +242,14 @@ class Work:
 
     def _write(self, disk: Disk) -> None:
         states = self.states
-        log = self.files.state_log
+        log, size = self.files.state_log, self.states.size
         if states.whole is not None:
             self.opened.close(log)
             disk.write_file(log, [states.whole])
         if states.values:
-            disk.write_all(self.opened.get(log, create=False), [states.values])
+            disk.write_all(self.opened.get(log, size), [states.values])
+            size += len(states.values)
         if self.frames is not None:
             self.frames.run(disk, self.opened)
         if states.removals:
-            disk.write_all(self.opened.get(log, create=False), [states.removals])
+            disk.write_all(self.opened.get(log, size), [states.removals])

@@ -215,14 +215,14 @@ class Broadcaster:
             self.append(self._notices.taken_over(msg.parent_header))
         if msg_type == "status" and self._input_requests.open and state_of(msg.content) == "idle":
             self._input_requests.done(msg.parent_id)
-        if msg_type in RECORDED and self.recorder is not None:
-            self.recorder.said(msg, msg_type)
         verdict = self._judge(msg, msg_type, now)
         if verdict is PASS:
             self._append(msg, msg_type, key)
         else:
             for other in verdict:
                 self.append(other)
+        if msg_type in RECORDED and self.recorder is not None:
+            self.recorder.said(msg, msg_type)  # a request is removed after its last frame
 
     def on_reply(self, msg: Message, client: int, now: float) -> None:
         """Judge, encode and journal a message for one client."""
@@ -240,9 +240,9 @@ class Broadcaster:
 
     def on_notice(self, msg: Message) -> None:
         """Journal a message that the bridge made in the name of the kernel."""
+        self.append(msg)
         if self.recorder is not None and msg.msg_type in RECORDED:
             self.recorder.said(msg, msg.msg_type)
-        self.append(msg)
 
     def on_drained(self) -> None:
         """Write out the frames of this wake-up, and forget those that every client has."""
