@@ -41,14 +41,21 @@ class Usage:
         Bytes on disk.
     written : int
         Bytes that were ever written.
+    added, removed : int
+        Bytes that `nbytes` ever rose and fell by.
     """
 
-    __slots__ = ("_limit", "nbytes", "written")
+    __slots__ = ("_limit", "added", "nbytes", "removed", "written")
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
-        self.nbytes = 0
-        self.written = 0
+        self.nbytes = self.written = self.added = self.removed = 0
+
+    def change(self, added: int, removed: int) -> None:
+        """Count the bytes of files that were written, and of files that were removed."""
+        self.nbytes += added - removed
+        self.added += added
+        self.removed += removed
 
     @property
     def over(self) -> bool:

@@ -146,7 +146,7 @@ class History(Client):
         self._idle = False
         self.recovered: Recovered | None = None
         self.renew()
-        self._count()
+        self._count(self.nbytes)
 
     # -- state ------------------------------------------------------------------------------
 
@@ -283,10 +283,17 @@ class History(Client):
         if self._closed:
             return
         segments, usage = self._segments, self._context.usage
-        if work.compaction is not None:
-            segments.compacted(work.compaction)
+        added = 0
+        compaction = work.compaction
+        if compaction is not None:
+            segments.compacted(compaction)
+            if compaction.damaged:
+                failures = self._context.failures
+                failures.damaged(self._kernel_id, compaction.path, compaction.error)
         if work.frames is not None and work.frames.blocks:
+            before = self.nbytes
             segments.appended(work.frames)
+            added = self.nbytes - before
             usage.written += sum(block.size for block in work.frames.blocks)
             if self._source is not None:
                 self._source.on_written(self.end)
@@ -299,7 +306,7 @@ class History(Client):
             segments.superfluous += work.remove
             segments.roll()
             self._context.failures.failed(self._kernel_id, error)
-        self._count()
+        self._count(added)
         self._update(failed=error is not None, stopped=self._stopped)
         if self._has_work:
             self._ask()
@@ -405,12 +412,17 @@ class History(Client):
         before = self.active
         self._failed = failed
         self._stopped = stopped
-        if self.active != before and self._source is not None:
+        if self.active == before:
+            return
+        if not self.active:
+            self._segments.keep()
+        if self._source is not None:
             self._source.on_durable(self.active)
 
-    def _count(self) -> None:
-        self._context.usage.nbytes += self.nbytes - self._counted
-        self._counted = self.nbytes
+    def _count(self, added: int = 0) -> None:
+        nbytes = self.nbytes
+        self._context.usage.change(added, self._counted + added - nbytes)
+        self._counted = nbytes
 
     def _damaged(self, segment: Segment, chunk: Chunk | None, error: OSError | None) -> None:
         """Give up the unreadable part of a segment, and log that once."""

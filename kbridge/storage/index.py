@@ -64,6 +64,8 @@ class Segment:
         True if it has frames with state only, with any numbers.
     damaged : bool
         True if the end of the file cannot be read.
+    attempts : int
+        The number of times that reading all of it failed.
     size : int
         Bytes of the file that may be read.
     frames : int
@@ -80,7 +82,16 @@ class Segment:
     """
 
     __slots__ = (
-        *("damaged", "end_offset", "end_seq", "first_offset", "first_seq", "frames", "keys"),
+        *(
+            "attempts",
+            "damaged",
+            "end_offset",
+            "end_seq",
+            "first_offset",
+            "first_seq",
+            "frames",
+            "keys",
+        ),
         *("number", "ordinals", "positions", "seqs", "size", "sparse"),
     )
 
@@ -88,7 +99,7 @@ class Segment:
         self.number = number
         self.sparse = sparse
         self.damaged = False
-        self.size = self.frames = 0
+        self.size = self.frames = self.attempts = 0
         self.first_seq = self.first_offset = self.end_seq = self.end_offset = 0
         self.keys: array[int] | None = array("q")
         self.ordinals = array("Q")

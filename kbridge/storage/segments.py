@@ -12,15 +12,18 @@ Invariants:
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Final
 
 from kbridge.flow.batch import Batch
 from kbridge.storage.chunks import Chunk
-from kbridge.storage.context import segment_size
+from kbridge.storage.context import TRANSIENT, segment_size
 from kbridge.storage.index import Segment, SegmentIndex, to_give_up
 from kbridge.storage.segment import dump, index_path, segment_path
 from kbridge.storage.work import Append, Compaction
 
 __all__ = ["Segments"]
+
+_ATTEMPTS: Final = 3  # to read a segment before its frames with state are given up
 
 
 class Segments:
@@ -152,8 +155,13 @@ class Segments:
         """Let the next call of `shrink` give up a segment, even if the limit is not reached."""
         self._wanted = True
 
+    def keep(self) -> None:
+        """Cancel `give_up`."""
+        self._wanted = False
+
     def shrink(self) -> Compaction | None:
         """Remove the oldest state over half of the limit, or return the oldest output to remove."""
+        self._wanted = self._wanted and len(self.index) > 0
         while self.too_large:
             closed = [segment for segment in self.index if segment is not self._open]
             if not closed:
@@ -169,6 +177,12 @@ class Segments:
     def compacted(self, compaction: Compaction) -> None:
         """Take the result of the work that `shrink` returned."""
         full, merged = compaction.source, compaction.merged
+        if compaction.full:
+            compaction.target.damaged = True
+        error = compaction.error
+        if not compaction.ran and error is not None and error.errno not in TRANSIENT:
+            full.attempts += 1
+            compaction.damaged = compaction.ran = full.attempts >= _ATTEMPTS
         if not compaction.ran or full not in self.index:
             return
         if merged is None:

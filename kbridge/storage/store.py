@@ -19,6 +19,7 @@ from kbridge.storage.files import KernelFiles, OpenFiles, directory_name
 from kbridge.storage.flush import FlushQueue, Overseer, Task
 from kbridge.storage.history import History
 from kbridge.storage.recovery import Survey, survey
+from kbridge.storage.reserve import Reserve
 from kbridge.storage.workers import Workers
 
 __all__ = ["JournalStore", "StoreSettings"]
@@ -65,8 +66,7 @@ class _Measure(Task):
         self.space = disk.space(self._directory)
 
     def done(self, error: BaseException | None) -> None:  # noqa: ARG002
-        if self.space is not None:  # otherwise the next write fails too, and says why
-            self._store.measured(self.space)
+        self._store.measured(self.space)
 
 
 class JournalStore(Overseer):
@@ -112,7 +112,7 @@ class JournalStore(Overseer):
         self._measured_at = float("-inf")
         self._measured_bytes = 0
         self._gives_up: History | None = None  # because too little of the disk is free
-        self._full = False
+        self._reserve = Reserve(settings.reserve)
         self._hung = False
         self._closed = False
 
@@ -154,7 +154,7 @@ class JournalStore(Overseer):
             return history
         history = History(kernel_id, self._files(kernel_id), self._context)
         self._histories[kernel_id] = history
-        history.stop(self._full or self._hung or self._closed)
+        history.stop(self._reserve.full or self._hung or self._closed)
         return history
 
     def discard(self, kernel_id: str) -> None:
@@ -189,7 +189,7 @@ class JournalStore(Overseer):
             self._stop()
         if hung:
             return
-        if self._full:
+        if self._reserve.full:
             self.measure()
         for history in [*self._histories.values()]:
             history.retry()
@@ -258,16 +258,24 @@ class JournalStore(Overseer):
         self._measured_at = float("-inf")
         self._queue.hurry()
 
-    def measured(self, space: Space) -> None:
-        """Give up the oldest output if too little of the file system is free."""
-        full = space.free < self._settings.reserve * space.total
-        self._gives_up = self._give_up(lambda history: history.surplus) if full else None
-        if self._gives_up is not None:
-            return  # it is measured again when the file is gone
-        if full != self._full:
-            self._full = full
-            if full:
-                share = self._settings.reserve * 100
+    def measured(self, space: Space | None) -> None:
+        """Give up the oldest output if too little of the file system is free.
+
+        Parameters
+        ----------
+        space : Space or None
+            None if it could not be measured; the next write fails too, and says why.
+        """
+        self._gives_up = None
+        if space is None:
+            return
+        reserve, now = self._reserve, asyncio.get_running_loop().time()
+        missing = reserve.measured(space, self._usage, now)
+        if missing:
+            self._gives_up = self._give_up(lambda history: history.surplus)
+        if self._gives_up is None and reserve.settle(missing):
+            if reserve.full:
+                share = reserve.share * 100
                 self._failures.stopped(
                     f"less than {share:g} % of the file system is free (journal_disk_reserve)"
                 )
@@ -277,7 +285,7 @@ class JournalStore(Overseer):
 
     def _stop(self) -> None:
         for history in self._histories.values():
-            history.stop(self._full or self._hung)
+            history.stop(self._reserve.full or self._hung)
 
     def _give_up(self, size: Callable[[History], int]) -> History | None:
         """Let the largest journal that works give up its oldest segment; return it, if any."""

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import errno
 from array import array
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
 from kbridge.flow.batch import Batch
-from kbridge.storage.blocks import BLOCK_SIZE
+from kbridge.storage.blocks import BLOCK_SIZE, Block
 from kbridge.storage.chunks import read_blocks
+from kbridge.storage.context import TRANSIENT
 from kbridge.storage.disk import Disk
 from kbridge.storage.files import KernelFiles, OpenFiles
 from kbridge.storage.index import BlockPlace, Segment
@@ -75,7 +75,13 @@ class Compaction:
     lost : bytes
         The last frame that was dropped; empty if it is large.
     ran : bool
-        True if the source may be removed: its frames were copied, or the disk failed.
+        True if the source may be removed, because its frames were copied.
+    damaged : bool
+        True if a part of the source cannot be read, or all of it.
+    error : OSError or None
+        The error with which reading the source failed.
+    full : bool
+        True if the target cannot be continued.
     """
 
     source: Segment
@@ -85,49 +91,74 @@ class Compaction:
     merged: Segment | None = None
     lost: bytes = b""
     ran: bool = False
+    damaged: bool = False
+    error: OSError | None = None
+    full: bool = False
 
     def run(self, disk: Disk) -> None:
-        """Copy the frames; the file of the source stays."""
-        merged: Segment | None = Segment(self.target.number, sparse=True)
+        """Copy the frames; the file of the source stays.
+
+        Raises
+        ------
+        OSError
+            If a file could not be read or written; the sparse segment is as before.
+        """
         size = self.target.size
+        number = self.target.number
+        merged = self._continued(disk, size) if size else Segment(number, sparse=True)
+        if merged is None:
+            self.full = True
+            return
         try:
-            assert merged is not None
-            if size:
-                known = load(disk, self.target_path, merged, size)
-                merged = known or scan(
-                    disk, self.target_path, Segment(self.target.number, sparse=True)
-                )
-                if merged.size != size:
-                    raise OSError(errno.EIO, "it is damaged", str(self.target_path))
-            with disk.reading(self.path) as descriptor:
-                self._copy(disk, descriptor, merged)
+            self._copy(disk, merged)
             if merged.frames and merged.size > size:
                 disk.write_file(index_path(self.target_path), dump(merged))
                 merged.keys = None
                 self.merged = merged
-        except OSError:
+        except BaseException:
             with suppress(OSError):
                 self._undo(disk, size)
+            raise
         self.ran = True
 
-    def _copy(self, disk: Disk, source: int, merged: Segment) -> None:
+    def _continued(self, disk: Disk, size: int) -> Segment | None:
+        """Return the sparse segment with its keys; None if its file is not as it was left."""
+        number = self.target.number
+        try:
+            with disk.reading(self.target_path) as descriptor:
+                if disk.size(descriptor) != size:
+                    return None
+            merged = load(disk, self.target_path, Segment(number, sparse=True), size)
+            merged = merged or scan(disk, self.target_path, Segment(number, sparse=True))
+        except OSError as error:
+            if error.errno in TRANSIENT:
+                raise
+            return None
+        return merged if merged.size == size else None
+
+    def _blocks(self, disk: Disk) -> Iterator[Block]:
+        """Yield the blocks of the source; set `damaged` or `error`."""
+        end = 0
+        try:
+            with disk.reading(self.path) as descriptor:
+                for position, block in read_blocks(disk, descriptor, self.source.size):
+                    end = position + block.header.size
+                    yield block
+        except FileNotFoundError as error:
+            self.error = error
+        except OSError as error:
+            self.error = error
+            raise
+        self.damaged = end < self.source.size
+
+    def _copy(self, disk: Disk, merged: Segment) -> None:
         parts = _StateFrames()
         target: int | None = None
         try:
-            for _, block in read_blocks(disk, source, self.source.size):
+            for block in self._blocks(disk):
                 if block.header.first_seq >= self.source.end_seq:
                     break
-                state = set(block.state)
-                for index in block.state:
-                    frame = block.frames(index, index + 1)[0]
-                    seq = block.seqs[index]
-                    if seq < self.source.end_seq:
-                        parts.add(frame, seq, block.offsets[index], block.keys[index])
-                        if index in block.private:
-                            parts.private[len(parts.frames) - 1] = block.private[index]
-                last = next((i for i in reversed(range(len(block.seqs))) if i not in state), None)
-                if last is not None and block.size(last) <= _LOST_SIZE:
-                    self.lost = block.frames(last, last + 1)[0]
+                self._select(block, parts)
                 if parts.nbytes >= BLOCK_SIZE:
                     target = self._write(disk, target, parts, merged)
                     parts = _StateFrames()
@@ -136,6 +167,19 @@ class Compaction:
         finally:
             if target is not None:
                 disk.close(target)
+
+    def _select(self, block: Block, parts: _StateFrames) -> None:
+        state = set(block.state)
+        for index in block.state:
+            frame = block.frames(index, index + 1)[0]
+            seq = block.seqs[index]
+            if seq < self.source.end_seq:
+                parts.add(frame, seq, block.offsets[index], block.keys[index])
+                if index in block.private:
+                    parts.private[len(parts.frames) - 1] = block.private[index]
+        last = next((i for i in reversed(range(len(block.seqs))) if i not in state), None)
+        if last is not None and block.size(last) <= _LOST_SIZE:
+            self.lost = block.frames(last, last + 1)[0]
 
     def _write(self, disk: Disk, target: int | None, parts: _StateFrames, merged: Segment) -> int:
         if target is None:
@@ -216,7 +260,7 @@ class Work:
         Raises
         ------
         OSError
-            If frames or states were not written.
+            If frames or states were not written, or the frames with state not copied.
         """
         self.files.claim(disk)
         try:

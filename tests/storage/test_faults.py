@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
+import logging
 import struct
 from pathlib import Path
 
@@ -10,6 +12,9 @@ import pytest
 
 from kbridge.flow.places import Place
 from kbridge.storage.blocks import Header
+from kbridge.storage.disk import Disk, Space
+from kbridge.storage.history import History
+from kbridge.storage.reserve import SETTLE_S
 from kbridge.storage.state_log import parse
 from kbridge.storage.store import JournalStore
 from tests.storage.harness import (
@@ -199,4 +204,231 @@ async def test_a_state_log_that_vanished_is_written_whole(tmp_path: Path) -> Non
     store.retry()
     await store.flush()
     assert parse(log.read_bytes()) == {"a": 1, "b": 2}
+    await store.aclose(keep=False)
+
+
+# -- compaction -----------------------------------------------------------------------------
+
+
+class SparseFails(FailingDisk):
+    """A disk on which no sparse file can be written."""
+
+    def create(self, path: Path) -> int:
+        if ".sparse" in path.name:
+            self._check("create sparse")
+        return super().create(path)
+
+    def append(self, path: Path) -> int:
+        if ".sparse" in path.name:
+            self._check("append sparse")
+        return super().append(path)
+
+
+async def write_all(history: History, source: Source, batches: int) -> None:
+    for _ in range(batches):
+        await write(history, source, 10)
+
+
+@pytest.mark.parametrize("call", ["create sparse", "append sparse"])
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EMFILE, errno.EIO])
+async def test_state_is_not_given_up_because_it_cannot_be_moved(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, call: str, code: int
+) -> None:
+    disk = SparseFails()
+    store = await open_store(tmp_path, limit=400_000, disk=disk)
+    history, source = store.history("k"), Source()
+    await write_all(history, source, 37 if call.startswith("create") else 60)
+    before = await read(history)
+    disk.fail(code, call)
+    await write_all(history, source, 20)
+    assert not history.active
+    [line] = warnings(caplog)
+    assert "is not written" in line
+    assert (await read(history)).frames.items() >= before.frames.items()
+    disk.heal()
+    store.retry()
+    await store.flush()
+    assert history.active
+    assert source.written == source.next_seq
+    assert history.nbytes <= 400_000
+    reading = await read(history)
+    reading.check(source)
+    assert reading.frames.keys() >= source.state
+    await store.aclose(keep=False)
+
+
+async def test_an_output_file_that_never_can_be_read_is_given_up_at_last(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    disk = FailingDisk()
+    store = await open_store(tmp_path, limit=400_000, disk=disk)
+    history, source = store.history("k"), Source()
+    await write_all(history, source, 37)
+    oldest = full_file(tmp_path)
+    healthy = disk.open
+
+    def broken(path: Path) -> int:
+        if path == oldest:
+            raise OSError(errno.EIO, "injected")
+        return healthy(path)
+
+    disk.open = broken  # type: ignore[method-assign]
+    await write_all(history, source, 10)
+    for _ in range(2):
+        assert not history.active
+        assert oldest.exists()
+        store.retry()
+        await store.flush()
+    await write_all(history, source, 1)
+    store.retry()
+    await store.flush()
+    assert history.active
+    assert source.written == source.next_seq
+    assert not oldest.exists()
+    assert "cannot be read and is skipped" in warnings(caplog)[-1]
+    assert history.nbytes <= 400_000
+    await store.aclose(keep=False)
+
+
+async def test_a_sparse_file_that_changed_is_not_continued(tmp_path: Path) -> None:
+    store = await open_store(tmp_path, limit=400_000)
+    history, source = store.history("k"), Source()
+    await write_all(history, source, 60)
+    [sparse] = (tmp_path / "journals" / "k").glob("*.sparse")
+    kept = await read(history)
+    sparse.write_bytes(sparse.read_bytes() + b"?")
+    await write_all(history, source, 40)
+    assert history.active
+    assert source.written == source.next_seq
+    reading = await read(history)
+    reading.check(source)
+    assert reading.frames.keys() >= source.state
+    assert kept.frames.keys() - reading.frames.keys()
+    await store.aclose(keep=True)
+    store = await open_store(tmp_path, limit=400_000, keep=["k"])
+    assert (await read(store.history("k"))).frames == reading.frames
+    await store.aclose(keep=False)
+
+
+async def test_damage_that_a_compaction_finds_is_logged(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = await open_store(tmp_path, limit=400_000)
+    history, source = store.history("k"), Source()
+    await write_all(history, source, 37)
+    change_first_seq(full_file(tmp_path), 50, 51)
+    await write_all(history, source, 40)
+    assert history.active
+    [line] = warnings(caplog)
+    assert "wrong checksum" in line
+    reading = await read(history)
+    reading.check(source)
+    assert reading.frames.keys() >= {seq for seq in source.state if seq < 50 or seq >= 370}
+    assert store.statistics()["damages"] == 1
+    await store.aclose(keep=False)
+
+
+# -- free space -----------------------------------------------------------------------------
+
+
+class Measured(Disk):
+    """A disk whose free space, of 1000 bytes, is what a test says."""
+
+    def __init__(self) -> None:
+        self.free: int | None = 500
+        self.looks = 0
+
+    def space(self, path: Path) -> Space:
+        self.looks += 1
+        if self.free is None:
+            raise FileNotFoundError(errno.ENOENT, "injected")
+        return Space(self.free, 1000)
+
+
+async def measure(store: JournalStore, times: int = 1) -> None:
+    for _ in range(times):
+        store.measure()
+        await store.flush()
+
+
+async def three_journals(tmp_path: Path, disk: Disk) -> tuple[JournalStore, list[History]]:
+    store = await open_store(tmp_path, limit=64 * MiB, reserve=0.05, disk=disk)
+    histories = [store.history(f"k{i}") for i in range(3)]
+    for history in histories:
+        source = Source()
+        for _ in range(6):
+            await write(history, source, 1500)
+    return store, histories
+
+
+async def test_space_that_is_freed_late_costs_one_segment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    disk = Measured()
+    store, histories = await three_journals(tmp_path, disk)
+    before = store.statistics()["bytes"]
+    disk.free = 49
+    await measure(store, 5)
+    after = store.statistics()["bytes"]
+    assert before - 4 * MiB * 1.1 <= after < before
+    assert all(history.active for history in histories)
+    loop = asyncio.get_running_loop()
+    now = loop.time
+    monkeypatch.setattr(loop, "time", lambda: now() + SETTLE_S)
+    await measure(store, 5)
+    assert before - 8 * MiB * 1.1 <= store.statistics()["bytes"] < after
+    await store.aclose(keep=False)
+
+
+async def test_no_job_runs_when_the_space_cannot_be_measured(tmp_path: Path) -> None:
+    disk = Measured()
+    store, _ = await three_journals(tmp_path, disk)
+    disk.free = 49
+    take = store.measured
+    looks = []
+
+    def measured(space: Space | None) -> None:
+        looks.append(space)
+        take(space)
+        disk.free = None
+
+    store.measured = measured  # type: ignore[method-assign]
+    store.measure()
+    async with asyncio.timeout(20):
+        await store.flush()  # it ends when there is no work
+    assert looks == [Space(49, 1000), None]
+    await store.aclose(keep=False)
+
+
+async def test_writing_does_not_flap_at_the_reserve(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    disk = Measured()
+    store = await open_store(tmp_path, reserve=0.05, disk=disk)
+    history, source = store.history("k"), Source()
+    await write(history, source, 10)
+    changes = []
+    source.on_durable = changes.append  # type: ignore[method-assign]
+    for free in [49, 51] * 5:
+        disk.free = free
+        await measure(store)
+    assert changes == [False]
+    assert len(caplog.messages) == 1
+    disk.free = 60
+    await measure(store)
+    assert changes == [False, True]
+    await store.aclose(keep=False)
+
+
+async def test_a_segment_is_not_given_up_for_a_need_that_is_over(tmp_path: Path) -> None:
+    store = await open_store(tmp_path, limit=16 * MiB)
+    history, source = store.history("k"), Source()
+    for _ in range(3):
+        await write(history, source, 1500)
+    history.give_up()
+    history.stop(True)
+    history.stop(False)
+    await write(history, source, 1500)
+    assert sorted((await read(history)).frames) == [*range(source.next_seq)]
     await store.aclose(keep=False)

@@ -240,13 +240,6 @@ class LimitedJournals(Journals):
             assert max(missing) < min(seq for seq in on_disk if seq in source.state)
             assert sum(len(source.frame(seq)) + 40 for seq in lasting) > self.limit // 8
 
-    @rule(
-        code=st.sampled_from([errno.ENOSPC]), call=st.sampled_from(["write"]), partial=st.booleans()
-    )
-    def fail(self, code: int, call: str, partial: bool) -> None:
-        self.failed = True  # a compaction that fails gives up state
-        super().fail(code, call, partial)
-
 
 STATEFUL = settings(
     max_examples=20,
