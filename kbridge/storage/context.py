@@ -128,6 +128,14 @@ class FailureLog:
         """Log that the journals are written again."""
         self._log.info("The journals are written to %s again", self._directory)
 
+    def set_aside(self, kernel_id: str, path: Path) -> None:
+        """Log that the files of an earlier journal of a kernel have another name."""
+        self._log.warning(
+            "The earlier journal of kernel %s was not recovered: it is in %s now, and is removed by"
+            " a server that starts after 24 hours",
+            *(kernel_id, path),
+        )
+
     def damaged(self, kernel_id: str, path: Path, error: OSError | None) -> None:
         """Log that a part of a journal cannot be read."""
         self.damages += 1

@@ -17,7 +17,10 @@ from kbridge.private import open_private
 
 __all__ = ["Disk", "Space"]
 
-_OPEN_FLAGS: Final = getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NOFOLLOW", 0)
+# Without O_BINARY, Windows would write two bytes for each line feed.
+_OPEN_FLAGS: Final = (
+    getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
+)
 _IOV_MAX: Final = 1024  # Linux, macOS and the BSDs
 
 
@@ -81,8 +84,9 @@ class Disk:
         old.replace(new)
 
     def make_directory(self, path: Path) -> None:
-        """Create a private directory; no error if it is there."""
-        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        """Create a private directory in a private one; no error if it is there."""
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        path.mkdir(mode=0o700, exist_ok=True)
 
     def space(self, path: Path) -> Space:
         """Return the free space of the file system with a path."""
@@ -150,10 +154,15 @@ class Disk:
         self.remove(temporary)
         descriptor = self.create(temporary)
         try:
-            self.write_all(descriptor, buffers)
-        finally:
-            self.close(descriptor)
-        self.replace(temporary, path)
+            try:
+                self.write_all(descriptor, buffers)
+            finally:
+                self.close(descriptor)
+            self.replace(temporary, path)
+        except BaseException:
+            with suppress(OSError):
+                self.remove(temporary)
+            raise
 
     def read_file(self, path: Path) -> bytes:
         """Return the content of a file."""

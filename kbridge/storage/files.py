@@ -2,24 +2,29 @@
 
 Invariants:
 
-- a process writes to a directory, or removes one, only while it holds the lock of the directory.
-  The operating system releases the lock when the process ends, however it ends;
-- a process that takes a directory that it has not recovered empties it first: the numbers of the
-  old frames belong to another journal.
+- a process writes to a directory, or removes files in it, only while it holds the lock of the
+  directory. The operating system releases the lock when the process ends, however it ends;
+- only files with the names of a journal's files are removed, one by one. A symbolic link in the
+  place of the directory is not followed;
+- files that a process has not recovered are not removed when it begins to write: their directory
+  gets another name. The numbers of the old frames belong to another journal.
 """
 
 from __future__ import annotations
 
 import errno
 import hashlib
+import itertools
+import json
 import os
-import shutil
+import secrets
+import stat
 from collections import OrderedDict
 from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
-from kbridge.private import open_private
+from kbridge.private import open_private, prepare_directory, read_private
 from kbridge.storage.disk import Disk
 
 try:
@@ -27,11 +32,26 @@ try:
 except ImportError:  # Windows: two servers with the same kernel are not kept apart
     fcntl = None  # type: ignore[assignment]
 
-__all__ = ["KernelFiles", "OpenFiles", "directory_name"]
+__all__ = [
+    "LOCKS",
+    "KernelFiles",
+    "OpenFiles",
+    "directory_name",
+    "is_journal_name",
+    "is_own_directory",
+    "is_set_aside",
+]
+
+LOCKS: Final = fcntl is not None
+"""False if this system cannot tell whether another process writes to a directory."""
 
 LOCK: Final = "lock"
 OWNER: Final = "owner"
 STATE_LOG: Final = "state.log"
+_LOST: Final = ".lost-"
+_FORMAT: Final = "kbridge-journal"
+_INSTANCE: Final = f"{os.getpid()}-{secrets.token_hex(8)}"
+_OWNER_SIZE: Final = 64 * 1024
 _SAFE: Final = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_")
 _MOST_OPEN: Final = 64  # of the files that are being written; each kernel also has an open lock
 
@@ -41,6 +61,37 @@ def directory_name(kernel_id: str) -> str:
     if kernel_id and len(kernel_id) <= 100 and _SAFE.issuperset(kernel_id):
         return kernel_id
     return f"{hashlib.sha256(kernel_id.encode('utf-8', 'surrogatepass')).hexdigest()}.id"
+
+
+def is_set_aside(name: str) -> bool:
+    """Return True for the name of a directory whose files were not recovered."""
+    return _LOST in name
+
+
+def is_journal_name(name: str) -> bool:
+    """Return True if a file in the directory of a kernel has a name that this package gives."""
+    name = name.removesuffix(".tmp")
+    if name in {LOCK, OWNER, STATE_LOG}:
+        return True
+    number, _, kind = name.removesuffix(".idx").partition(".")
+    return kind in {"full", "sparse"} and len(number) >= 8 and number.isascii() and number.isdigit()
+
+
+def is_own_directory(path: Path) -> bool:
+    """Return True for a directory of this user that is not a symbolic link.
+
+    Raises
+    ------
+    OSError
+        If that cannot be found out.
+    """
+    try:
+        status = path.lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    return stat.S_ISDIR(status.st_mode) and (
+        not hasattr(os, "geteuid") or status.st_uid == os.geteuid()
+    )
 
 
 class OpenFiles:
@@ -104,7 +155,7 @@ class KernelFiles:
     state_log : Path
     """
 
-    __slots__ = ("_doubtful", "_lock", "_owner", "directory", "state_log")
+    __slots__ = ("_doubtful", "_known", "_lock", "_owner", "_signature", "directory", "state_log")
 
     def __init__(self, directory: Path, owner: str) -> None:
         self.directory = directory
@@ -112,14 +163,14 @@ class KernelFiles:
         self._owner = owner
         self._lock: int | None = None
         self._doubtful = False
+        self._known: tuple[int, int] | None = None  # the directory whose files are recovered
+        self._signature: dict[str, object] | None = None  # its owner file then
 
     @property
-    def owner(self) -> str:
-        """The server that made the directory; empty if that is not known."""
-        try:
-            return (self.directory / OWNER).read_text(encoding="utf-8")
-        except (OSError, ValueError):
-            return ""
+    def owner(self) -> str | None:
+        """The server that made the directory; None if it is not a directory of a journal."""
+        signature = self._read_signature()
+        return None if signature is None else str(signature.get("owner"))
 
     def lock(self) -> None:
         """Take the lock of a directory that exists.
@@ -133,8 +184,11 @@ class KernelFiles:
             if os.fstat(self._lock).st_nlink:
                 return
             self.unlock()
+        if not is_own_directory(self.directory):
+            reason = "it is not a directory of this user"
+            raise NotADirectoryError(errno.ENOTDIR, reason, str(self.directory))
         while True:
-            descriptor = open_private(self.directory / LOCK, os.O_RDWR)
+            descriptor = self._open_lock()
             try:
                 if fcntl is not None:
                     fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -151,28 +205,40 @@ class KernelFiles:
                 return
             os.close(descriptor)  # another process has removed the directory
 
-    def claim(self, disk: Disk) -> None:
+    def know(self) -> None:
+        """Note that the files, which are locked, were recovered: `claim` leaves them there."""
+        self._known = self._identity()
+        self._signature = self._read_signature()
+        self._doubtful = True  # this server is not their owner yet
+
+    def claim(self, disk: Disk) -> Path | None:
         """Make the directory and take its lock, unless this process has it already.
+
+        Returns
+        -------
+        Path or None
+            The new name of a directory with files that were not recovered.
 
         Raises
         ------
         OSError
             If that is not possible.
         """
-        if self._lock is not None and (not self._doubtful or os.fstat(self._lock).st_nlink):
-            self._doubtful = False
-            return
+        if self._lock is not None and not self._doubtful:
+            return None
         disk.make_directory(self.directory)
         self.lock()
         try:
-            for entry in self.directory.iterdir():
-                if entry.name != LOCK:
-                    disk.remove(entry)
-            name = self._owner.encode("utf-8", "surrogatepass")
-            disk.write_file(self.directory / OWNER, [name])
+            aside = None if self._is_known() else self._set_aside(disk)
+            with suppress(OSError):  # a file system without modes; checked in the next line
+                self.directory.chmod(0o700)
+            prepare_directory(self.directory)
+            self._sign(disk)
         except BaseException:
             self.unlock()
             raise
+        self._doubtful = False
+        return aside
 
     def doubt(self) -> None:
         """Let `claim` look whether the directory is still there."""
@@ -184,7 +250,91 @@ class KernelFiles:
             os.close(self._lock)
             self._lock = None
 
-    def remove(self) -> None:
-        """Remove the directory with all files, and release the lock."""
-        shutil.rmtree(self.directory, ignore_errors=True)
+    def remove(self, disk: Disk) -> None:
+        """Remove the files, and the directory if it has no others; release the lock.
+
+        Raises
+        ------
+        OSError
+            If another process has the lock, or if the directory cannot be read. A file that cannot
+            be removed stays for the next start.
+        """
+        try:
+            if not is_own_directory(self.directory):
+                return
+            if self._known is None and self.owner is None:
+                return
+            self.lock()
+            if self._known is not None and not self._is_known():
+                return
+            for name in self._names():
+                if is_journal_name(name) and name not in {LOCK, OWNER}:
+                    self._unlink(disk, name)
+            self._unlink(disk, LOCK)
+        finally:
+            self.unlock()  # NFS keeps a removed file in the directory while it is open
+        if self._names() <= {LOCK, OWNER}:
+            self._unlink(disk, LOCK)
+            self._unlink(disk, OWNER)
+            self.directory.rmdir()
+
+    def _names(self) -> set[str]:
+        return {path.name for path in self.directory.iterdir()}
+
+    def _unlink(self, disk: Disk, name: str) -> None:
+        with suppress(OSError):
+            disk.remove(self.directory / name)
+
+    def _open_lock(self) -> int:
+        path = self.directory / LOCK
+        try:
+            return open_private(path, os.O_RDWR)
+        except OSError as error:
+            if error.errno != errno.EROFS:
+                raise
+            return open_private(path, os.O_RDONLY)
+
+    def _read_signature(self) -> dict[str, object] | None:
+        try:
+            found = json.loads(read_private(self.directory / OWNER, _OWNER_SIZE))
+        except (OSError, ValueError, RecursionError):
+            return None
+        return found if isinstance(found, dict) and _FORMAT in found else None
+
+    def _sign(self, disk: Disk) -> None:
+        """Write the owner file: this server."""
+        signature: dict[str, object] = {_FORMAT: 1, "owner": self._owner, "process": _INSTANCE}
+        if self._read_signature() != signature:
+            disk.write_file(self.directory / OWNER, [json.dumps(signature).encode()])
+        self._known = self._identity()
+        self._signature = signature
+
+    def _identity(self) -> tuple[int, int]:
+        status = self.directory.lstat()
+        return status.st_dev, status.st_ino
+
+    def _is_known(self) -> bool:
+        """True unless another process has used the directory, or made it, since it was known."""
+        if self._known != self._identity():
+            return False
+        # Programs that clean up old files remove the owner file alone.
+        return self._read_signature() in (None, self._signature)
+
+    def _set_aside(self, disk: Disk) -> Path | None:
+        """Give a directory with files of another journal a new name, and make a new directory."""
+        names = self._names() - {LOCK, OWNER, f"{OWNER}.tmp"}
+        if not names:
+            return None
+        if self.owner is None and not all(map(is_journal_name, names)):
+            reason = "it has files that are not of a journal"
+            raise OSError(errno.ENOTEMPTY, reason, str(self.directory))
+        for number in itertools.count(1):
+            aside = self.directory.with_name(f"{self.directory.name}{_LOST}{number}")
+            if not os.path.lexists(aside):
+                break
+        self.directory.rename(aside)
+        os.utime(aside)  # it is kept from now on
         self.unlock()
+        disk.make_directory(self.directory)
+        self.lock()
+        return aside

@@ -89,8 +89,8 @@ class FlushQueue:
     """
 
     __slots__ = (
-        *("_clients", "_disk", "_hurried", "_job", "_overseer", "_tasks", "_timer", "_waiters"),
-        "_worker",
+        *("_clients", "_closed", "_disk", "_hurried", "_job", "_overseer", "_tasks", "_timer"),
+        *("_waiters", "_worker"),
     )
 
     def __init__(self, disk: Disk, overseer: Overseer) -> None:
@@ -102,6 +102,7 @@ class FlushQueue:
         self._job: _Job | None = None
         self._timer: asyncio.Handle | None = None
         self._hurried = False
+        self._closed = False
         self._waiters: list[asyncio.Future[None]] = []
 
     @property
@@ -120,18 +121,23 @@ class FlushQueue:
 
     def add(self, client: Client) -> None:
         """Ask a client for its work, with the next job."""
+        if self._closed:
+            return
         self._clients[client] = None
         if self._timer is None and self._job is None:
             self._timer = asyncio.get_running_loop().call_later(FLUSH_DELAY, self._start)
 
     def put(self, task: Task) -> None:
-        """Do a task, with the next job."""
+        """Do a task, with the next job; a closed queue ends it at once."""
+        if self._closed:
+            task.done(RuntimeError("the queue is closed"))
+            return
         self._tasks.append(task)
         self.hurry()
 
     def hurry(self) -> None:
         """Begin the next job as soon as possible."""
-        if self._job is None and not self._hurried:
+        if self._job is None and not self._hurried and not self._closed:
             if self._timer is not None:
                 self._timer.cancel()
             self._timer = asyncio.get_running_loop().call_soon(self._start)
@@ -144,12 +150,17 @@ class FlushQueue:
         await future
 
     def close(self) -> None:
-        """End the thread; the waiting work is not done."""
+        """End the thread after the job under way and the tasks; the clients are not asked."""
+        self._closed = True
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+        self._hurried = False
         self._clients.clear()
-        self._tasks.clear()
+        if self._tasks:  # the disk does not answer: nobody waits for the result
+            job = _Job(self._disk, [*self._tasks], asyncio.get_running_loop().time())
+            self._tasks.clear()
+            self._worker.submit(job.run, _ignore)
         self._worker.close()
 
     def _start(self) -> None:
@@ -167,7 +178,7 @@ class FlushQueue:
         self._timer = None
         self._hurried = False
         if not tasks:
-            self._wake()
+            self.wake()
             return
         self._job = job = _Job(self._disk, tasks, asyncio.get_running_loop().time())
         self._worker.submit(job.run, self._done)
@@ -183,14 +194,21 @@ class FlushQueue:
             except Exception as error:  # noqa: BLE001 - the other kernels go on
                 text = "The result of a write to a journal on disk could not be taken"
                 loop.call_exception_handler({"message": text, "exception": error})
-        self._wake()
+        self.wake()
+        if self._closed:
+            return
         if self._tasks or self._overseer.waits:
             self.hurry()
         elif self._clients and self._timer is None:
             self._timer = loop.call_later(FLUSH_DELAY, self._start)
 
-    def _wake(self) -> None:
+    def wake(self) -> None:
+        """End all calls of `job_done`, although the job under way has not ended."""
         for future in self._waiters:
             if not future.done():
                 future.set_result(None)
         self._waiters.clear()
+
+
+def _ignore(error: BaseException | None) -> None:
+    """Take no result."""

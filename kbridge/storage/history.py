@@ -29,6 +29,7 @@ __all__ = ["History", "Recovered"]
 
 _WRITE_SIZE: Final = 4 * 1024 * 1024  # of one batch
 _HURRY_SIZE: Final = 256 * 1024
+_REMOVE_TIMEOUT: Final = 2.0
 
 
 class Recovered(NamedTuple):
@@ -86,7 +87,7 @@ class _Close(Task):
     def run(self, disk: Disk) -> None:
         self._context.opened.close_all(self._files.directory)
         if self._indexes is None:
-            self._files.remove()
+            self._files.remove(disk)
             return
         try:
             for path, content in self._indexes:
@@ -144,6 +145,7 @@ class History(Client):
         self._stopped = False
         self._retrying = False
         self._idle = False
+        self._ended: asyncio.Future[None] | None = None
         self.recovered: Recovered | None = None
         self.renew()
         self._count(self.nbytes)
@@ -280,6 +282,8 @@ class History(Client):
     def written(self, work: Work, error: BaseException | None) -> None:
         """Take the results of work that was done, or failed."""
         self._writing = self._retrying = False
+        if work.set_aside is not None:
+            self._context.failures.set_aside(self._kernel_id, work.set_aside)
         if self._closed:
             return
         segments, usage = self._segments, self._context.usage
@@ -323,15 +327,18 @@ class History(Client):
             await self._context.queue.job_done()
 
     async def remove(self) -> None:
-        """Remove the files; the history writes nothing from now on."""
-        await self.close(keep=False)
+        """Remove the files; the history writes nothing from now on.
+
+        A disk that does not answer is waited for at most 2 s; the files are then removed when it
+        does.
+        """
+        await asyncio.wait({self.close(keep=False)}, timeout=_REMOVE_TIMEOUT)
 
     def close(self, *, keep: bool) -> asyncio.Future[None]:
         """Write nothing from now on; the result is set when the files are removed or released."""
-        future = asyncio.get_running_loop().create_future()
-        if self._closed:
-            future.set_result(None)
-            return future
+        if self._ended is not None:
+            return self._ended
+        self._ended = future = asyncio.get_running_loop().create_future()
         was_active = self.active
         self._closed = True
         indexes = self._segments.dump() if keep else None

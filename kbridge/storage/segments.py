@@ -172,6 +172,7 @@ class Segments:
             if not oldest.sparse:
                 return self._compaction(oldest)
             self._remove(oldest)
+        self._wanted = False
         return None
 
     def compacted(self, compaction: Compaction) -> None:

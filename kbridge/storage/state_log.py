@@ -152,10 +152,13 @@ def parse(data: bytes) -> dict[str, object]:
         if digest != xxh3_64_hexdigest(text).encode():
             break
         entry = json.loads(text)
+        key = entry.get("k") if isinstance(entry, dict) else None
+        if not isinstance(key, str):
+            continue  # of another version
         if "v" in entry:
-            records[entry["k"]] = entry["v"]
+            records[key] = entry["v"]
         else:
-            records.pop(entry["k"], None)
+            records.pop(key, None)
     return records
 
 

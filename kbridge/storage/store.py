@@ -9,16 +9,18 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
+from functools import partial
 from logging import Logger, LoggerAdapter
 from pathlib import Path
 from typing import Final, Self
 
+from kbridge.errors import NotPrivate
 from kbridge.storage.context import RETRY_INTERVAL, FailureLog, StoreContext, Usage
 from kbridge.storage.disk import Disk, Space
 from kbridge.storage.files import KernelFiles, OpenFiles, directory_name
 from kbridge.storage.flush import FlushQueue, Overseer, Task
 from kbridge.storage.history import History
-from kbridge.storage.recovery import Survey, survey
+from kbridge.storage.recovery import Survey, prepare, survey
 from kbridge.storage.reserve import Reserve
 from kbridge.storage.workers import Workers
 
@@ -28,6 +30,9 @@ _MEASURE_INTERVAL: Final = 1.0  # seconds between two looks at the free space
 _MEASURE_BYTES: Final = 16 * 1024 * 1024  # written between two looks
 _HUNG_AFTER: Final = 10.0  # seconds that a job may take
 _CLOSE_TIMEOUT: Final = 5.0
+_OPEN_TIMEOUT: Final = 30.0
+_HANDOVER: Final = 5.0  # seconds in which an earlier process of this server may end
+_HANDOVER_INTERVAL: Final = 0.1
 
 
 @dataclass(frozen=True)
@@ -115,6 +120,7 @@ class JournalStore(Overseer):
         self._reserve = Reserve(settings.reserve)
         self._hung = False
         self._closed = False
+        self._opened = False
 
     @classmethod
     async def open(
@@ -128,7 +134,9 @@ class JournalStore(Overseer):
     ) -> Self:
         """Remove the files of kernels that have ended, and read those of the kernels in `keep`.
 
-        A directory that cannot be used is logged; the journals then continue in memory.
+        A directory that cannot be used, or does not answer within 30 s, is logged; the journals
+        then continue in memory. The files of a kernel that another process still writes are waited
+        for, for at most 5 s.
 
         Parameters
         ----------
@@ -187,6 +195,7 @@ class JournalStore(Overseer):
             else:
                 self._failures.resumed()
             self._stop()
+            self._queue.wake()  # nobody waits for a disk that does not answer
         if hung:
             return
         if self._reserve.full:
@@ -204,6 +213,9 @@ class JournalStore(Overseer):
 
     async def aclose(self, *, keep: bool) -> None:
         """Write the remaining frames, for at most 5 s, and stop the threads; may be called twice.
+
+        If the disk does not answer, the files are removed or released as soon as it does, if this
+        process still runs then.
 
         Parameters
         ----------
@@ -229,6 +241,8 @@ class JournalStore(Overseer):
                 " %d s",
                 *(self._settings.directory, _CLOSE_TIMEOUT),
             )
+            for history in self._histories.values():
+                history.close(keep=keep)
         self._queue.close()
         self._context.readers.close()
 
@@ -300,18 +314,52 @@ class JournalStore(Overseer):
         return KernelFiles(self._settings.directory / directory_name(kernel_id), self._owner)
 
     async def _recover(self, keep: Collection[str]) -> None:
-        def work() -> Survey:
-            return survey(self._context.disk, self._settings.directory, self._owner, keep)
-
+        task = asyncio.ensure_future(self._survey(keep))
         try:
-            found = await self._context.readers.call(work)
+            await asyncio.wait({task}, timeout=_OPEN_TIMEOUT)
+        finally:
+            self._opened = True
+        if task.done():
+            await task
+            return
+        self._closing.add(task)
+        task.add_done_callback(self._closing.discard)
+        self._log.warning(
+            "The journals in %s (journal_dir) are not read: the disk did not answer for %d s",
+            *(self._settings.directory, _OPEN_TIMEOUT),
+        )
+
+    async def _survey(self, keep: Collection[str]) -> None:
+        disk, directory, owner = self._context.disk, self._settings.directory, self._owner
+        call = self._context.readers.call
+        try:
+            removed, problems = await call(partial(prepare, disk, directory, owner, keep))
         except OSError as error:
             self._failures.failed(next(iter(keep), "-"), error)
-            return
-        for problem in found.problems:
+            if isinstance(error, NotPrivate):  # others may have written the files
+                return
+            removed, problems = 0, []  # a disk that cannot be written can perhaps be read
+        if removed:
+            self._log.info("Removed the journals of %d kernels that have ended", removed)
+        loop = asyncio.get_running_loop()
+        patience = loop.time() + _HANDOVER
+        while True:
+            found = await call(partial(survey, disk, directory, owner, keep))
+            if self._opened:  # too late: the kernels have begun new journals
+                await call(found.release)
+                return
+            self._adopt(found)
+            problems += found.problems
+            keep = found.locked
+            if not keep or loop.time() >= patience:
+                break
+            await asyncio.sleep(_HANDOVER_INTERVAL)
+        for kernel_id, reason in found.locked.items():
+            problems.append(f"The journal of kernel {kernel_id} is not read: {reason}")
+        for problem in problems:
             self._log.warning("%s", problem)
-        if found.removed:
-            self._log.info("Removed the journals of %d kernels that have ended", found.removed)
+
+    def _adopt(self, found: Survey) -> None:
         for kernel_id, files in found.recovered.items():
             self._histories[kernel_id] = History(kernel_id, files.files, self._context, files)
 

@@ -244,6 +244,8 @@ class Work:
     compaction : Compaction or None
     states : StateChanges
     frames : Append or None
+    set_aside : Path or None
+        The result: the new name of a directory with files that were not recovered.
     """
 
     files: KernelFiles
@@ -253,6 +255,7 @@ class Work:
     compaction: Compaction | None
     states: StateChanges
     frames: Append | None
+    set_aside: Path | None = None
 
     def run(self, disk: Disk) -> None:
         """Do the work.
@@ -262,7 +265,7 @@ class Work:
         OSError
             If frames or states were not written, or the frames with state not copied.
         """
-        self.files.claim(disk)
+        self.set_aside = self.files.claim(disk)
         try:
             self._clean(disk)
             self._write(disk)

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
+import errno
 import multiprocessing
 import os
 import shutil
+import subprocess
+import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
 
@@ -15,9 +19,9 @@ import pytest
 from kbridge.storage.blocks import Header
 from kbridge.storage.disk import Disk
 from kbridge.storage.files import KernelFiles
-from kbridge.storage.recovery import recover
+from kbridge.storage.recovery import Survey, recover, survey
 from kbridge.storage.store import JournalStore
-from tests.storage.harness import START, MiB, Source, open_store, read
+from tests.storage.harness import START, FailingDisk, MiB, Source, open_store, read, until
 
 
 async def write(
@@ -229,6 +233,224 @@ async def test_a_crash_during_a_compaction_duplicates_no_frame(
     await store.aclose(keep=False)
 
 
+# -- disks that fail at the start -----------------------------------------------------------
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EROFS, errno.EIO])
+@pytest.mark.parametrize("call", ["create", "write", "append", "truncate"])
+async def test_a_disk_that_cannot_be_written_is_recovered(
+    tmp_path: Path, code: int, call: str
+) -> None:
+    source = await write(tmp_path, [50_000] * 60, limit=16 * MiB, flush_each=True)
+    last = max(kernel(tmp_path).glob("*.full"))
+    os.truncate(last, last.stat().st_size - 1)
+    disk = FailingDisk()
+    disk.fail(code, call)
+    store = await open_store(tmp_path, limit=16 * MiB, keep=["k"], disk=disk)
+    history = store.history("k")
+    assert history.recovered == (59, source.offset(59), {})
+    assert sorted((await read(history)).frames) == [*range(59)]
+    assert await history.find(58, lambda frame: True) == (58, 58, source.offset(58))
+    goes_on = Source(59, source.offset(59))
+    history.attach(goes_on)
+    goes_on.append(b"new")
+    history.changed()
+    await history.flush()
+    disk.heal()
+    store.retry()
+    await store.flush()
+    assert goes_on.written == 60
+    for _ in range(2):
+        reading = await read(history)
+        assert sorted(reading.frames) == [*range(60)]
+        assert reading.frames[59] == b"new"
+        assert reading.gaps == {}
+        await store.aclose(keep=True)
+        store = await open_store(tmp_path, limit=16 * MiB, keep=["k"])
+        history = store.history("k")
+        assert history.end == 60
+    await store.aclose(keep=False)
+
+
+@pytest.fixture
+def read_only(tmp_path: Path) -> Iterator[Callable[[bool], None]]:
+    path = tmp_path / "journals"
+    if sys.platform != "linux" or os.geteuid():
+        pytest.skip("only root on Linux may mount a file system")
+    path.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=8m,mode=0700", "tmpfs", str(path)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        pytest.skip(f"cannot mount a tmpfs here: {done.stderr.strip()}")
+
+    def switch(on: bool) -> None:
+        mode = "ro" if on else "rw"
+        subprocess.run(["mount", "-o", f"remount,{mode}", str(path)], check=True)
+
+    yield switch
+    subprocess.run(["umount", "-l", str(path)], check=True)
+
+
+async def test_a_read_only_file_system_is_recovered(
+    tmp_path: Path, read_only: Callable[[bool], None], caplog: pytest.LogCaptureFixture
+) -> None:
+    source = await write(tmp_path, [1000] * 20, flush_each=True)
+    read_only(True)
+    store = await open_store(tmp_path, keep=["k"])
+    history = store.history("k")
+    assert history.recovered == (20, source.end, {})
+    assert sorted((await read(history)).frames) == [*range(20)]
+    assert "cannot be written" in caplog.text
+    goes_on = Source(20, source.end)
+    history.attach(goes_on)
+    goes_on.append(b"new")
+    history.changed()
+    await history.flush()
+    assert not history.active
+    read_only(False)
+    store.retry()
+    await store.flush()
+    assert sorted((await read(history)).frames) == [*range(21)]
+    await store.aclose(keep=False)
+    assert [*(tmp_path / "journals").iterdir()] == []
+
+
+@pytest.mark.parametrize("how", ["EIO", "directory", "link"])
+async def test_a_segment_that_cannot_be_read_costs_its_frames_only(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, how: str
+) -> None:
+    source = await write(tmp_path, [100_000] * 50, limit=16 * MiB, flush_each=True)
+    before = sorted(kernel(tmp_path).glob("*.full"))
+    path = before[2]
+    if how == "directory":
+        path = kernel(tmp_path) / "00000077.full"
+        path.mkdir()
+    elif how == "link":
+        path.rename(tmp_path / "moved")
+        path.symlink_to(tmp_path / "moved")
+
+    class Unreadable(Disk):
+        def open(self, opened: Path) -> int:
+            if how == "EIO" and opened.name in {path.name, f"{path.name}.idx"}:
+                raise OSError(errno.EIO, "injected")
+            return super().open(opened)
+
+    store = await open_store(tmp_path, limit=16 * MiB, keep=["k"], disk=Unreadable())
+    history = store.history("k")
+    missing = [] if how == "directory" else [*range(22, 33)]
+    assert history.recovered == (50, source.end, {})
+    reading = await read(history)
+    reading.check(source)
+    assert sorted({*range(50)} - reading.frames.keys()) == missing
+    assert f"in {path}" in caplog.text
+    goes_on = Source(50, source.end)
+    history.attach(goes_on)
+    goes_on.append(b"new")
+    history.changed()
+    await history.flush()
+    assert history.active
+    await store.aclose(keep=True)
+    if how == "EIO":  # the file can be read again
+        store = await open_store(tmp_path, limit=16 * MiB, keep=["k"])
+        assert sorted((await read(store.history("k"))).frames) == [*range(51)]
+        await store.aclose(keep=False)
+
+
+async def test_a_state_log_that_cannot_be_read_costs_no_frames(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    await write(tmp_path, [1000] * 10, flush_each=True)
+    (kernel(tmp_path) / "state.log").mkdir()
+    store = await open_store(tmp_path, keep=["k"])
+    history = store.history("k")
+    assert history.recovered == (10, 10_000, {})
+    assert sorted((await read(history)).frames) == [*range(10)]
+    assert f"in {kernel(tmp_path) / 'state.log'}" in caplog.text
+    await store.aclose(keep=True)
+
+
+async def test_a_kernel_that_cannot_be_recovered_harms_no_other(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    await leave(tmp_path, "test", "a", "b")
+
+    class Broken(Disk):
+        def read_file(self, path: Path) -> bytes:
+            if path.parent.name == "a":
+                raise ValueError("a bug")
+            return super().read_file(path)
+
+    store = await open_store(tmp_path, keep=["a", "b"], disk=Broken())
+    assert store.history("a").recovered is None
+    assert store.history("b").recovered is not None
+    assert "The journal of kernel a cannot be read: ValueError('a bug')" in caplog.text
+    history, source = store.history("a"), Source()
+    history.attach(source)
+    source.append(b"new")
+    history.changed()
+    await history.flush()
+    assert history.active
+    await store.aclose(keep=True)
+    aside = tmp_path / "journals" / "a.lost-1"
+    shutil.rmtree(tmp_path / "journals" / "a")
+    aside.rename(tmp_path / "journals" / "a")
+    store = await open_store(tmp_path, keep=["a", "b"])
+    assert (await read(store.history("a"))).frames == {0: b"frame of a"}
+    await store.aclose(keep=False)
+
+
+class FaultyDisk(Disk):
+    """Writes everything, says that this failed, and cannot take it back."""
+
+    failing = False
+
+    def write(self, descriptor: int, buffers: Sequence[bytes]) -> int:
+        written = super().write(descriptor, buffers)
+        if self.failing:
+            raise OSError(errno.EIO, "injected")
+        return written
+
+    def truncate(self, descriptor: int, size: int) -> None:
+        if self.failing:
+            raise OSError(errno.EIO, "injected")
+        super().truncate(descriptor, size)
+
+
+async def test_a_sparse_segment_that_begins_in_a_full_one_keeps_its_later_frames(
+    tmp_path: Path,
+) -> None:
+    disk = FaultyDisk()
+    store = await open_store(tmp_path / "live", disk=disk)
+    history, source = store.history("k"), Source()
+    history.attach(source)
+
+    async def say(count: int) -> None:
+        for _ in range(count):
+            seq = source.next_seq
+            source.append(b"%8d" % seq * 10, state=seq % 5 == 0)
+        history.changed()
+        await history.flush()
+
+    await say(5)
+    disk.failing = True
+    await say(5)
+    assert source.written == 5
+    await say(8)
+    source.drop(13)
+    disk.failing = False
+    store.retry()
+    await store.flush()
+    assert sorted((await read(history)).frames) == [*range(6), 10, *range(13, 18)]
+    shutil.copytree(tmp_path / "live", tmp_path, dirs_exist_ok=True)
+    await store.aclose(keep=False)
+    for _ in range(2):
+        store = await open_store(tmp_path, keep=["k"])
+        reading = await read(store.history("k"))
+        reading.check(source)
+        assert sorted(reading.frames) == [*range(11), *range(13, 18)]
+        await store.aclose(keep=True)
+
+
 # -- orphans and locks ----------------------------------------------------------------------
 
 
@@ -282,8 +504,12 @@ def other_process(tmp_path: Path) -> Iterator[multiprocessing.Process]:
 
 
 async def test_a_journal_is_written_by_one_process_only(
-    tmp_path: Path, other_process: multiprocessing.Process, caplog: pytest.LogCaptureFixture
+    tmp_path: Path,
+    other_process: multiprocessing.Process,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr("kbridge.storage.store._HANDOVER", 0)
     store = await open_store(tmp_path, keep=["k"])
     assert "another process writes the journal" in caplog.text
     history, source = store.history("k"), Source()
@@ -305,16 +531,54 @@ async def test_a_journal_is_written_by_one_process_only(
     await store.aclose(keep=False)
 
 
+async def test_a_server_waits_for_the_end_of_the_one_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    attempts: list[Collection[str]] = []
+
+    def counting(disk: Disk, directory: Path, owner: str, keep: Collection[str]) -> Survey:
+        attempts.append([*keep])
+        return survey(disk, directory, owner, keep)
+
+    monkeypatch.setattr("kbridge.storage.store.survey", counting)
+    monkeypatch.setattr("kbridge.storage.store._HANDOVER", 60)
+    await leave(tmp_path, "test", "other")
+    old = await open_store(tmp_path, owner="test", keep=["other"])
+    await old.history("other").close(keep=True)
+    history, source = old.history("k"), Source()
+    history.attach(source)
+    source.append(b"frame")
+    history.changed()
+    await history.flush()
+    attempts.clear()
+    opening = asyncio.ensure_future(open_store(tmp_path, keep=["other", "k"]))
+    await until(lambda: len(attempts) >= 3)
+    assert not opening.done()
+    await old.aclose(keep=True)
+    new = await opening
+    assert attempts[:2] == [["other", "k"], ["k"]]
+    assert new.history("k").recovered == (1, 5, {})
+    assert new.history("other").recovered == (1, len("frame of other"), {})
+    assert caplog.messages == []
+    await new.aclose(keep=False)
+
+
 async def test_the_files_of_another_process_are_no_orphans(
     tmp_path: Path, other_process: multiprocessing.Process
 ) -> None:
-    (kernel(tmp_path) / "owner").write_text("test")
+    await leave(tmp_path / "another", "test", "k")
+    shutil.copy(kernel(tmp_path / "another") / "owner", kernel(tmp_path) / "owner")
     store = await open_store(tmp_path, owner="test")
     assert kernel(tmp_path).exists()
     await store.aclose(keep=True)
+    other_process.kill()
+    other_process.join()
+    store = await open_store(tmp_path, owner="test")
+    assert not kernel(tmp_path).exists()
+    await store.aclose(keep=True)
 
 
-async def test_old_files_of_a_kernel_are_removed_when_it_is_not_recovered(tmp_path: Path) -> None:
+async def test_old_files_of_a_kernel_are_not_read_when_it_is_not_recovered(tmp_path: Path) -> None:
     await leave(tmp_path, "you", "k")
     store = await open_store(tmp_path, owner="me")
     history, source = store.history("k"), Source()

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import json
+
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from xxhash import xxh3_64_hexdigest
 
 from kbridge.storage.state_log import StateChanges, StateLog, parse
 
@@ -113,3 +117,14 @@ def test_a_large_log_is_rewritten_and_stays_small() -> None:
         assert len(content) < 1_200_000
     assert 3 <= rewritten <= 8
     assert len(parse(content)) == 10
+
+
+@pytest.mark.parametrize("entry", [{"x": 1}, {"v": 1}, {"k": 1, "v": 2}, {"k": None}, [], "k", 1])
+def test_a_line_of_another_version_is_ignored(entry: object) -> None:
+    log = StateLog(None)
+    log.set("a", 1)
+    first = log.take().values
+    log.set("b", 2)
+    text = json.dumps(entry).encode()
+    line = b"%s %s\n" % (xxh3_64_hexdigest(text).encode(), text)
+    assert parse(first + line + log.take().values) == {"a": 1, "b": 2}

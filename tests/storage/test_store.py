@@ -336,6 +336,22 @@ async def test_a_share_of_the_disk_stays_free(
     await store.aclose(keep=False)
 
 
+async def test_nothing_is_given_up_for_a_lack_of_space_that_is_over(tmp_path: Path) -> None:
+    store = await open_store(tmp_path, limit=16 * MiB)
+    history, source = store.history("k"), Source()
+    for _ in range(4):
+        await write(history, source, 1200)
+    history.give_up()
+    history.stop(True)
+    history.stop(False)
+    await write(history, source, 1200)
+    assert len((await read(history)).frames) == 6000
+    history.give_up()
+    await history.flush()
+    assert len((await read(history)).frames) < 6000
+    await store.aclose(keep=False)
+
+
 # -- failures -------------------------------------------------------------------------------
 
 
@@ -448,6 +464,9 @@ async def test_a_disk_that_does_not_answer_is_given_up_until_it_does(
     await asyncio.to_thread(disk.waiting.wait, 60)
     store.retry()
     assert history.active
+    waits = asyncio.ensure_future(history.flush())
+    await asyncio.sleep(0)
+    assert not waits.done()
     loop = asyncio.get_running_loop()
     now = loop.time
     monkeypatch.setattr(loop, "time", lambda: now() + 11)
@@ -456,6 +475,7 @@ async def test_a_disk_that_does_not_answer_is_given_up_until_it_does(
     assert source.durable is False
     assert not store.history("new").active
     monkeypatch.setattr(loop, "time", now)
+    await waits  # the disk still does not answer
     [line] = warnings(caplog)
     assert "did not answer for 10 s" in line
     disk.go.set()
@@ -483,7 +503,84 @@ async def test_the_end_does_not_wait_for_a_disk_that_hangs(
     await store.aclose(keep=True)
     [line] = warnings(caplog)
     assert "not complete" in line
+    assert history.closed
+    assert source.durable is False
+    late = store.history("late")
+    say(source, 10)
+    history.changed()
+    late.record("a", 1)
+    await history.flush()
+    await late.remove()
     disk.go.set()
+    again = await open_store(tmp_path, keep=["k"])  # which waits for the lock of the closed one
+    recovered = again.history("k").recovered
+    assert recovered is not None
+    assert recovered.next_seq == 10
+    await again.aclose(keep=False)
+    assert names(tmp_path / "journals") == []
+
+
+async def test_the_end_of_a_kernel_does_not_wait_for_a_disk_that_hangs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("kbridge.storage.history._REMOVE_TIMEOUT", 0.01)
+    disk = SlowDisk()
+    store = await open_store(tmp_path, disk=disk)
+    history, source = store.history("k"), Source()
+    await write(history, source, 10)
+    disk.go.clear()
+    disk.waiting.clear()
+    say(source, 1)
+    history.changed()
+    await asyncio.to_thread(disk.waiting.wait, 60)
+    await history.remove()
+    assert history.closed
+    assert names(tmp_path / "journals") == ["k"]
+    disk.go.set()
+    await store.aclose(keep=True)  # which waits for the removal
+    assert names(tmp_path / "journals") == []
+
+
+class StuckDisk(Disk):
+    """A disk whose files cannot be opened until `go` is set."""
+
+    def __init__(self) -> None:
+        self.go = threading.Event()
+
+    def open(self, path: Path) -> int:
+        assert self.go.wait(60)
+        return super().open(path)
+
+
+async def test_a_start_does_not_wait_for_a_disk_that_hangs(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = await open_store(tmp_path)
+    source = Source()
+    await write(store.history("k"), source, 10)
+    await store.aclose(keep=True)
+    monkeypatch.setattr("kbridge.storage.store._OPEN_TIMEOUT", 0.01)
+    disk = StuckDisk()
+    store = await open_store(tmp_path, keep=["k"], disk=disk)
+    [line] = warnings(caplog)
+    assert "did not answer for 0 s" in line
+    history, new = store.history("k"), Source()
+    assert history.recovered is None
+    await write(history, new, 3)
+    assert not history.active  # the thread that reads the files has their lock
+    disk.go.set()
+    async with asyncio.timeout(60):
+        while not history.active:
+            store.retry()
+            await store.flush()
+    assert new.written == 3
+    await store.aclose(keep=False)
+    assert names(tmp_path / "journals") == ["k.lost-1"]
+    (tmp_path / "journals" / "k.lost-1").rename(tmp_path / "journals" / "k")
+    monkeypatch.undo()
+    store = await open_store(tmp_path, keep=["k"])
+    assert (await read(store.history("k"))).frames.keys() == {*range(10)}
+    await store.aclose(keep=False)
 
 
 @pytest.mark.parametrize(("code", "reads"), [(errno.EIO, [*range(10, 20)]), (errno.EMFILE, None)])
