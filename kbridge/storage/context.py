@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 from dataclasses import dataclass
 from logging import Logger, LoggerAdapter
@@ -18,6 +19,7 @@ __all__ = ["RETRY_INTERVAL", "FailureLog", "StoreContext", "Usage", "segment_siz
 RETRY_INTERVAL: Final = 10.0
 """Seconds between two attempts to use a disk that failed."""
 
+_LOG_INTERVAL: Final = 3600.0
 _SMALLEST_SEGMENT: Final = 1024 * 1024
 _LARGEST_SEGMENT: Final = 16 * _SMALLEST_SEGMENT
 
@@ -66,19 +68,23 @@ class Usage:
 class FailureLog:
     """Logs that journals are not written, once per cause, and once that they are written again.
 
+    Damaged files, and changes that come and go, are logged once per cause and hour.
+
     Parameters
     ----------
     directory : Path
     log : logging.Logger or logging.LoggerAdapter
     """
 
-    __slots__ = ("_directory", "_failing", "_log", "_logged", "damages")
+    __slots__ = ("_directory", "_failing", "_log", "_logged", "_stopped", "_times", "damages")
 
     def __init__(self, directory: Path, log: Logger | LoggerAdapter[Logger]) -> None:
         self._directory = directory
         self._log = log
         self._failing: set[str] = set()
         self._logged: set[int | None] = set()
+        self._times: dict[tuple[str, object], float] = {}  # when a cause was logged
+        self._stopped = False  # and that was logged
         self.damages = 0
 
     @property
@@ -118,6 +124,9 @@ class FailureLog:
 
     def stopped(self, reason: str) -> None:
         """Log that no journal is written."""
+        if not self._is_new("stopped", reason):
+            return
+        self._stopped = True
         self._log.warning(
             "The journals are not written to %s (journal_dir): %s. They continue in memory; the"
             " next attempt is in %d s.",
@@ -126,7 +135,9 @@ class FailureLog:
 
     def resumed(self) -> None:
         """Log that the journals are written again."""
-        self._log.info("The journals are written to %s again", self._directory)
+        if self._stopped:
+            self._stopped = False
+            self._log.info("The journals are written to %s again", self._directory)
 
     def set_aside(self, kernel_id: str, path: Path) -> None:
         """Log that the files of an earlier journal of a kernel have another name."""
@@ -139,10 +150,31 @@ class FailureLog:
     def damaged(self, kernel_id: str, path: Path, error: OSError | None) -> None:
         """Log that a part of a journal cannot be read."""
         self.damages += 1
-        self._log.warning(
-            "A part of the journal of kernel %s cannot be read and is skipped: %s in %s",
-            *(kernel_id, error.strerror if error else "wrong checksum", path),
-        )
+        # All kernels have the same error if the directory is removed; damage is that of one file.
+        if self._is_new("damaged", error.errno if error else kernel_id):
+            self._log.warning(
+                "A part of the journal of kernel %s cannot be read and is skipped: %s in %s",
+                *(kernel_id, error.strerror if error else "wrong checksum", path),
+            )
+
+    def unreadable(self, kernel_id: str, path: Path, error: OSError) -> None:
+        """Log that a file cannot be read now."""
+        if self._is_new("unreadable", error.errno):
+            self._log.warning(
+                "A part of the journal of kernel %s cannot be read now: %s in %s. Clients skip it;"
+                " the next attempt is in %d s. Later failures of this kind are not logged for an"
+                " hour.",
+                *(kernel_id, error.strerror, path, RETRY_INTERVAL),
+            )
+
+    def _is_new(self, kind: str, cause: object) -> bool:
+        """Return True if a cause was not logged in the last hour."""
+        now = asyncio.get_running_loop().time()
+        self._times = {each: at for each, at in self._times.items() if now - at < _LOG_INTERVAL}
+        if (kind, cause) in self._times:
+            return False
+        self._times[kind, cause] = now
+        return True
 
 
 @dataclass(frozen=True)

@@ -296,11 +296,12 @@ class History(Client):
                 failures.damaged(self._kernel_id, compaction.path, compaction.error)
         if work.frames is not None and work.frames.blocks:
             before = self.nbytes
-            segments.appended(work.frames)
-            added = self.nbytes - before
             usage.written += sum(block.size for block in work.frames.blocks)
-            if self._source is not None:
+            if not segments.appended(work.frames):
+                self._states.failed(work.states)  # keys were removed too early
+            elif self._source is not None:
                 self._source.on_written(self.end)
+            added = self.nbytes - before
         if error is None:
             usage.written += work.states.nbytes
             if self._failed:
@@ -363,21 +364,26 @@ class History(Client):
             has a gap: frames before `end` are missing, and no frame on disk follows.
         """
         index = self._segments.index
-        while place.seq < min(horizon, self.end):
-            segment = index.at(place.seq)
+        seq = place.seq
+        while seq < min(horizon, self.end):
+            segment = index.at(seq)
             if segment is None:
                 if self.end > horizon:
                     return None
                 end = Place(self.end, self.end, self.offset)
                 return Stretch([], {}, 0, end, self._gap(place, self.end, self.offset))
-            first = max(place.seq, segment.first_seq)
+            first = max(seq, segment.first_seq)
             if first >= horizon:
                 return None
             stop = min(horizon, segment.end_seq)
             chunk, error = await self._reader.load(segment, first, stop, max_bytes)
             if chunk is None:
-                if error is not None:
+                if isinstance(error, FileNotFoundError):
                     self._damaged(segment, None, error)
+                elif error is not None:
+                    path = self._segments.path(segment)
+                    self._context.failures.unreadable(self._kernel_id, path, error)
+                    seq = segment.end_seq  # this reader skips it
                 continue
             if chunk.damaged is not None:
                 self._damaged(segment, chunk, None)
@@ -437,6 +443,7 @@ class History(Client):
             path = self._segments.path(segment)
             self._context.failures.damaged(self._kernel_id, path, error)
         self._count()
+        self._ask()
 
     def _gap(self, place: Place, seq: int, offset: int) -> Gap | None:
         end, lost = self._segments.lost

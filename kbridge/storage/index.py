@@ -68,6 +68,8 @@ class Segment:
         The number of times that reading all of it failed.
     size : int
         Bytes of the file that may be read.
+    lost : int
+        Bytes of the file that cannot be read.
     frames : int
         The number of frames.
     first_seq, first_offset : int
@@ -92,14 +94,14 @@ class Segment:
             "frames",
             "keys",
         ),
-        *("number", "ordinals", "positions", "seqs", "size", "sparse"),
+        *("lost", "number", "ordinals", "positions", "seqs", "size", "sparse"),
     )
 
     def __init__(self, number: int, *, sparse: bool) -> None:
         self.number = number
         self.sparse = sparse
         self.damaged = False
-        self.size = self.frames = self.attempts = 0
+        self.size = self.lost = self.frames = self.attempts = 0
         self.first_seq = self.first_offset = self.end_seq = self.end_offset = 0
         self.keys: array[int] | None = array("q")
         self.ordinals = array("Q")
@@ -109,7 +111,7 @@ class Segment:
     @property
     def nbytes(self) -> int:
         """The size of the segment file and of the file with its keys."""
-        return self.size + self.frames * _KEY_SIZE
+        return self.size + self.lost + self.frames * _KEY_SIZE
 
     def add(self, block: BlockPlace) -> None:
         """Add the next block of the file; the caller adds the keys."""
@@ -136,6 +138,7 @@ class Segment:
         entries = bisect_left(self.positions, position)
         for column in (self.ordinals, self.seqs, self.positions):
             del column[entries:]
+        self.lost += self.size - position
         self.size = position
         self.end_seq = min(self.end_seq, seq) if entries else self.first_seq
         self.damaged = True

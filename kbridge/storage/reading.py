@@ -15,7 +15,7 @@ from typing import Final, NamedTuple
 
 from kbridge.flow.places import Gap, Place, Stretch
 from kbridge.storage.chunks import Chunk, Found, Wanted, frame_at, ordinals, read_chunk
-from kbridge.storage.context import TRANSIENT, StoreContext
+from kbridge.storage.context import RETRY_INTERVAL, TRANSIENT, StoreContext
 from kbridge.storage.index import Segment, SegmentIndex
 from kbridge.storage.segment import keys_of, segment_path
 
@@ -34,7 +34,8 @@ class Loaded(NamedTuple):
     chunk : Chunk or None
         None if the file could not be read.
     error : OSError or None
-        The reason; None if the segment was given up meanwhile.
+        The reason; None if the segment was given up meanwhile. A `FileNotFoundError` lasts; after
+        another error the segment may be readable later.
     """
 
     chunk: Chunk | None
@@ -52,17 +53,28 @@ class FrameReader:
     context : StoreContext
     """
 
-    __slots__ = ("_context", "_directory", "_index", "_recent")
+    __slots__ = ("_context", "_directory", "_failed", "_index", "_recent")
 
     def __init__(self, index: SegmentIndex, directory: Path, context: StoreContext) -> None:
         self._index = index
         self._directory = directory
         self._context = context
+        self._failed: dict[
+            int, tuple[float, OSError]
+        ] = {}  # segment -> when and how reading failed
         # Sequence number -> segment, and position and first number of its block.
         self._recent: dict[int, tuple[int, int, int]] = {}
 
     async def load(self, segment: Segment, first: int, stop: int, max_bytes: int) -> Loaded:
-        """Read frames of a segment, from number `first` to at most `stop - 1`."""
+        """Read frames of a segment, from number `first` to at most `stop - 1`.
+
+        A file that could not be read is left alone for 10 s.
+        """
+        now = asyncio.get_running_loop().time()
+        if (failed := self._failed.get(segment.number)) is not None:
+            if now - failed[0] < RETRY_INTERVAL:
+                return Loaded(None, failed[1])
+            del self._failed[segment.number]
         entry = segment.entry_of_seq(first)
         block = segment.positions[entry], segment.seqs[entry]
         number, *recent = self._recent.pop(first, (-1, 0, 0))
@@ -77,6 +89,7 @@ class FrameReader:
                 if segment not in self._index:
                     return Loaded(None)
                 if error.errno not in TRANSIENT or attempt == _ATTEMPTS - 1:
+                    self._failed[segment.number] = now, error
                     return Loaded(None, error)
                 await asyncio.sleep(_PAUSE_S)
                 continue

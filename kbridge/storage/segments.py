@@ -110,12 +110,19 @@ class Segments:
             segment = self._new(sparse=sparse)
             self._open_path = self.path(segment)
             self._open = segment
-        return Append(batch, self._open_path, self._open.size)
+        return Append(batch, self._open_path, self._open, self._open.size)
 
-    def appended(self, append: Append) -> None:
-        """Add the blocks that were written."""
-        segment, batch = self._open, append.batch
-        assert segment is not None
+    def appended(self, append: Append) -> bool:
+        """Add the blocks that were written.
+
+        Returns
+        -------
+        bool
+            False if the segment was found damaged meanwhile: the batch must be written again.
+        """
+        segment, batch = append.segment, append.batch
+        if segment.damaged:
+            return False
         for block in append.blocks:
             if segment.frames:
                 self.index.add(segment, block)
@@ -125,6 +132,7 @@ class Segments:
         if segment.keys is not None:
             segment.keys.extend(batch.keys)
         self.end, self.offset = batch.end_seq, batch.end_offset
+        return True
 
     def roll(self) -> None:
         """Let the next frames begin a new segment."""
@@ -212,9 +220,11 @@ class Segments:
             self.roll()
         if chunk is None:
             segment.damaged = True
-            self.index.remove(segment)
+            self._remove(segment)
         elif chunk.damaged is not None:
             self.index.cut(segment, *chunk.damaged)
+            if segment not in self.index:
+                self._discard(segment)
         return first
 
     def clear(self) -> None:

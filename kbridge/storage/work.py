@@ -33,6 +33,8 @@ class Append:
     batch : Batch
     path : Path
         The segment file.
+    segment : Segment
+        Its index; only for the event loop.
     size : int
         Its size before; 0 creates it.
     blocks : list of BlockPlace
@@ -41,6 +43,7 @@ class Append:
 
     batch: Batch
     path: Path
+    segment: Segment
     size: int
     blocks: list[BlockPlace] = field(default_factory=list)
 

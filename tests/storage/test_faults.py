@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import logging
+import shutil
 import struct
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from tests.storage.harness import (
     FailingDisk,
     MiB,
     Reading,
+    SlowDisk,
     Source,
     open_store,
     read,
@@ -431,4 +433,132 @@ async def test_a_segment_is_not_given_up_for_a_need_that_is_over(tmp_path: Path)
     history.stop(False)
     await write(history, source, 1500)
     assert sorted((await read(history)).frames) == [*range(source.next_seq)]
+    await store.aclose(keep=False)
+
+
+# -- reading --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("code", [errno.EIO, errno.EACCES, errno.ESTALE, errno.EMFILE])
+async def test_an_error_of_a_moment_costs_no_history(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    monkeypatch.setattr("kbridge.storage.reading._PAUSE_S", 0)
+    disk = FailingDisk()
+    store = await open_store(tmp_path, limit=16 * MiB, disk=disk)
+    history, source = store.history("k"), Source()
+    for _ in range(4):
+        await write(history, source, 1300)
+    before = history.nbytes
+    disk.fail(code, "open")
+    reading = await read(history)
+    assert reading.frames == {}
+    assert (await read(history)).frames == {}
+    disk.heal()
+    [line] = warnings(caplog)
+    assert "cannot be read now: injected in" in line
+    assert history.nbytes == before
+    loop = asyncio.get_running_loop()
+    now = loop.time
+    monkeypatch.setattr(loop, "time", lambda: now() + 10)
+    await reading.go_on(history)
+    reading.check(source)
+    assert sorted(reading.frames) == [*range(source.next_seq)]
+    assert not reading.gaps
+    await store.aclose(keep=False)
+
+
+async def test_readers_skip_a_file_that_cannot_be_read_now(tmp_path: Path) -> None:
+    disk = FailingDisk()
+    store = await open_store(tmp_path, limit=16 * MiB, disk=disk)
+    history, source = store.history("k"), Source()
+    for _ in range(4):
+        await write(history, source, 1300)
+    healthy = disk.open
+
+    def broken(path: Path) -> int:
+        if path == full_file(tmp_path):
+            raise OSError(errno.EIO, "injected")
+        return healthy(path)
+
+    disk.open = broken  # type: ignore[method-assign]
+    reading = await read(history)
+    reading.check(source)
+    first = min(reading.frames)
+    assert sorted(reading.frames) == [*range(first, source.next_seq)]
+    assert {seq: gap.messages for seq, gap in reading.gaps.items()} == {first: first}
+    assert history.holds(0)
+    await store.aclose(keep=False)
+
+
+async def test_damage_in_the_file_being_written_to_costs_no_new_frame(tmp_path: Path) -> None:
+    """It is found while a job writes to the file."""
+    errors: list[object] = []
+    loop = asyncio.get_running_loop()
+    loop.set_exception_handler(lambda _, context: errors.append(context))
+    disk = SlowDisk()
+    store = await open_store(tmp_path, disk=disk)
+    history, source = store.history("k"), Source()
+    history.attach(source)
+    history.record("request/1", 1)
+    await write(history, source, 100)
+    change_first_seq(full_file(tmp_path), 0, 7)
+    disk.go.clear()
+    disk.waiting.clear()
+    say(source, 10)
+    history.record("request/1", None)
+    history.changed()
+    await asyncio.to_thread(disk.waiting.wait, 60)
+    assert (await read(history)).frames == {}
+    disk.go.set()
+    await history.flush()
+    assert errors == []
+    assert source.written == 110
+    reading = await read(history)
+    reading.check(source)
+    assert sorted(reading.frames) == [*range(100, 110)]
+    await store.aclose(keep=True)
+    store = await open_store(tmp_path, keep=["k"])
+    recovered = store.history("k").recovered
+    assert recovered is not None
+    assert (recovered.next_seq, recovered.records) == (110, {})
+    assert (await read(store.history("k"))).frames == reading.frames
+    await store.aclose(keep=False)
+
+
+async def test_damaged_files_are_removed_and_counted_until_then(tmp_path: Path) -> None:
+    store = await open_store(tmp_path, limit=16 * MiB)
+    history, source = store.history("k"), Source()
+    for _ in range(4):
+        await write(history, source, 1300)
+    files = sorted((tmp_path / "journals" / "k").glob("*.full"))
+    change_first_seq(files[0], 0, 1)  # nothing of it can be read
+    before = history.nbytes
+    data = bytearray(files[1].read_bytes())
+    data[-1] ^= 1
+    files[1].write_bytes(data)
+    size = files[0].stat().st_size
+    await read(history)
+    assert before - size * 1.1 < history.nbytes < before - size
+    await history.flush()
+    assert not files[0].exists()
+    assert files[1].exists()
+    on_disk = sum(path.stat().st_size for path in files[1:])
+    assert on_disk <= history.nbytes <= on_disk * 1.1
+    await store.aclose(keep=False)
+
+
+async def test_a_directory_that_vanished_is_logged_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = await open_store(tmp_path)
+    histories = [store.history(f"k{i}") for i in range(3)]
+    for history in histories:
+        await write(history, Source(), 10)
+    shutil.rmtree(tmp_path / "journals")
+    for history in histories:
+        assert (await read(history)).frames == {}
+        assert history.nbytes == 0
+    assert len([line for line in warnings(caplog) if "cannot be read" in line]) == 1
+    assert store.statistics()["damages"] == 3
     await store.aclose(keep=False)
