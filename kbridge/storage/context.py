@@ -68,15 +68,31 @@ class Usage:
 class FailureLog:
     """Logs that journals are not written, once per cause, and once that they are written again.
 
-    Damaged files, and changes that come and go, are logged once per cause and hour.
+    Damaged files, and a disk that comes and goes, are logged once per cause and hour.
 
     Parameters
     ----------
     directory : Path
     log : logging.Logger or logging.LoggerAdapter
+
+    Attributes
+    ----------
+    damages : int
+        The number of times that a part of a file could not be read.
+    waits : bool
+        True while the directory cannot be used, until a journal is written.
     """
 
-    __slots__ = ("_directory", "_failing", "_log", "_logged", "_stopped", "_times", "damages")
+    __slots__ = (
+        "_directory",
+        "_failing",
+        "_log",
+        "_logged",
+        "_stopped",
+        "_times",
+        "damages",
+        "waits",
+    )
 
     def __init__(self, directory: Path, log: Logger | LoggerAdapter[Logger]) -> None:
         self._directory = directory
@@ -86,11 +102,7 @@ class FailureLog:
         self._times: dict[tuple[str, object], float] = {}  # when a cause was logged
         self._stopped = False  # and that was logged
         self.damages = 0
-
-    @property
-    def failing(self) -> int:
-        """The number of kernels whose journal is not written."""
-        return len(self._failing)
+        self.waits = False
 
     def failed(self, kernel_id: str, error: BaseException) -> None:
         """Note that the journal of a kernel was not written."""
@@ -107,10 +119,17 @@ class FailureLog:
             exc_info=None if known else error,
         )
 
+    def unusable(self, error: OSError) -> None:
+        """Note that the directory cannot be used; `works` ends that."""
+        self.waits = True
+        self._logged.add(error.errno)
+        self._log_stop(str(error))
+
     def works(self, kernel_id: str) -> None:
         """Note that the journal of a kernel is written."""
-        if kernel_id not in self._failing:
+        if kernel_id not in self._failing and not self.waits:
             return
+        self.waits = False
         self._failing.discard(kernel_id)
         if not self._failing:
             self._logged.clear()
@@ -127,6 +146,9 @@ class FailureLog:
         if not self._is_new("stopped", reason):
             return
         self._stopped = True
+        self._log_stop(reason)
+
+    def _log_stop(self, reason: str) -> None:
         self._log.warning(
             "The journals are not written to %s (journal_dir): %s. They continue in memory; the"
             " next attempt is in %d s.",

@@ -4,6 +4,7 @@ Invariants:
 
 - one job is under way at a time. Its tasks run in the thread, in order; then their results are
   taken on the event loop, in the same order;
+- a job ends with the task that reaches `JOB_SIZE`; the other clients take part in the next one;
 - a job begins `FLUSH_DELAY` after the first change or after the end of the previous job, or at once
   if `hurry` is called.
 """
@@ -17,16 +18,25 @@ from typing import Final
 from kbridge.storage.disk import Disk
 from kbridge.storage.workers import Workers
 
-__all__ = ["FLUSH_DELAY", "Client", "FlushQueue", "Overseer", "Task"]
+__all__ = ["FLUSH_DELAY", "JOB_SIZE", "Client", "FlushQueue", "Overseer", "Task"]
 
 FLUSH_DELAY: Final = 0.01
 """Seconds; the frames of this time are lost if the process is killed."""
+
+
+JOB_SIZE: Final = 32 * 1024 * 1024
+"""Bytes to write in one job, so that a slow disk ends a job in less time than one that hangs."""
 
 
 class Task(ABC):
     """Work on the files of one kernel."""
 
     __slots__ = ()
+
+    @property
+    def nbytes(self) -> int:
+        """The bytes to write, about."""
+        return 0
 
     @abstractmethod
     def run(self, disk: Disk) -> None:
@@ -46,6 +56,10 @@ class Client(ABC):
     def next_task(self) -> Task | None:
         """Return the work to do now, if there is some."""
 
+    @abstractmethod
+    def failed(self, error: Exception) -> None:
+        """Note that `next_task` raised an error, which nobody else reports."""
+
 
 class Overseer(Client):
     """The client that is asked first, at the beginning of each job."""
@@ -57,17 +71,22 @@ class Overseer(Client):
     def waits(self) -> bool:
         """True if the next job must begin at once, to do the work of this client."""
 
+    @abstractmethod
+    def on_job_done(self) -> None:
+        """Note that the disk has done a job."""
+
 
 class _Job:
     """Tasks that run together, with their errors."""
 
-    __slots__ = ("disk", "errors", "started", "tasks")
+    __slots__ = ("clock", "disk", "errors", "progress", "tasks")
 
-    def __init__(self, disk: Disk, tasks: list[Task], started: float) -> None:
+    def __init__(self, disk: Disk, tasks: list[Task]) -> None:
         self.disk = disk
         self.tasks = tasks
         self.errors: list[BaseException | None] = []
-        self.started = started
+        self.clock = asyncio.get_running_loop().time
+        self.progress = self.clock()  # when the last task ended
 
     def run(self) -> None:
         for task in self.tasks:
@@ -77,6 +96,7 @@ class _Job:
             except Exception as raised:  # noqa: BLE001 - one kernel's failure is not another's
                 error = raised
             self.errors.append(error)
+            self.progress = self.clock()
 
 
 class FlushQueue:
@@ -89,8 +109,8 @@ class FlushQueue:
     """
 
     __slots__ = (
-        *("_clients", "_closed", "_disk", "_hurried", "_job", "_overseer", "_tasks", "_timer"),
-        *("_waiters", "_worker"),
+        *("_clients", "_closed", "_disk", "_hurried", "_job", "_late", "_overseer", "_tasks"),
+        *("_timer", "_waiters", "_worker"),
     )
 
     def __init__(self, disk: Disk, overseer: Overseer) -> None:
@@ -103,6 +123,7 @@ class FlushQueue:
         self._timer: asyncio.Handle | None = None
         self._hurried = False
         self._closed = False
+        self._late = False  # clients wait only because the job under way is large
         self._waiters: list[asyncio.Future[None]] = []
 
     @property
@@ -116,8 +137,8 @@ class FlushQueue:
         return bool(self._clients or self._tasks or self._job or self._hurried)
 
     def age(self) -> float:
-        """Return the seconds since the job under way began; 0 if there is none."""
-        return asyncio.get_running_loop().time() - self._job.started if self._job else 0.0
+        """Return the seconds since the job under way made progress; 0 if there is none."""
+        return asyncio.get_running_loop().time() - self._job.progress if self._job else 0.0
 
     def add(self, client: Client) -> None:
         """Ask a client for its work, with the next job."""
@@ -158,30 +179,42 @@ class FlushQueue:
         self._hurried = False
         self._clients.clear()
         if self._tasks:  # the disk does not answer: nobody waits for the result
-            job = _Job(self._disk, [*self._tasks], asyncio.get_running_loop().time())
+            job = _Job(self._disk, [*self._tasks])
             self._tasks.clear()
             self._worker.submit(job.run, _ignore)
         self._worker.close()
 
     def _start(self) -> None:
-        tasks: list[Task] = []
-        if (first := self._overseer.next_task()) is not None:
-            tasks.append(first)
-        tasks += self._tasks
+        tasks = [*self._ask(self._overseer), *self._tasks]
         self._tasks.clear()
-        clients = [*self._clients]
-        self._clients.clear()
+        clients, self._clients = self._clients, {}
+        self._late = False
+        nbytes = 0
         for client in clients:
-            if (task := client.next_task()) is not None:
+            if nbytes >= JOB_SIZE:
+                self._clients[client] = None
+                self._late = True
+                continue
+            for task in self._ask(client):
                 tasks.append(task)
+                nbytes += task.nbytes
         # Only now: a client that is added above takes part in this job.
         self._timer = None
         self._hurried = False
         if not tasks:
             self.wake()
             return
-        self._job = job = _Job(self._disk, tasks, asyncio.get_running_loop().time())
+        self._job = job = _Job(self._disk, tasks)
         self._worker.submit(job.run, self._done)
+
+    def _ask(self, client: Client) -> list[Task]:
+        """Return the task of a client; its errors do not harm the other clients."""
+        try:
+            task = client.next_task()
+        except Exception as error:  # noqa: BLE001 - the client reports it
+            client.failed(error)
+            return []
+        return [] if task is None else [task]
 
     def _done(self, failure: BaseException | None) -> None:
         job, self._job = self._job, None
@@ -194,10 +227,11 @@ class FlushQueue:
             except Exception as error:  # noqa: BLE001 - the other kernels go on
                 text = "The result of a write to a journal on disk could not be taken"
                 loop.call_exception_handler({"message": text, "exception": error})
+        self._overseer.on_job_done()
         self.wake()
         if self._closed:
             return
-        if self._tasks or self._overseer.waits:
+        if self._tasks or self._late or self._overseer.waits:
             self.hurry()
         elif self._clients and self._timer is None:
             self._timer = loop.call_later(FLUSH_DELAY, self._start)

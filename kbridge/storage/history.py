@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Final
 
 from kbridge.flow.batch import FrameSource
 from kbridge.flow.places import Gap, Place, Stretch
@@ -20,35 +19,16 @@ from kbridge.storage.files import KernelFiles
 from kbridge.storage.flush import Client, Task
 from kbridge.storage.index import Segment
 from kbridge.storage.reading import FrameReader, full_stretch, gap_before, sparse_stretch
-from kbridge.storage.recovery import RecoveredFiles
+from kbridge.storage.recovery import Recovered, RecoveredFiles
 from kbridge.storage.segments import Segments
 from kbridge.storage.state_log import StateLog
-from kbridge.storage.work import Work
+from kbridge.storage.work import Close, Work
 
 __all__ = ["History", "Recovered"]
 
 _WRITE_SIZE: Final = 4 * 1024 * 1024  # of one batch
 _HURRY_SIZE: Final = 256 * 1024
 _REMOVE_TIMEOUT: Final = 2.0
-
-
-class Recovered(NamedTuple):
-    """The part of a journal that an earlier process left on disk.
-
-    Attributes
-    ----------
-    next_seq : int
-        The sequence number after the last frame.
-    appended : int
-        The bytes of the journal before that number.
-    records : dict of str to object
-        The last value of each key that `History.record` was given, in the order in which the keys
-        were set first.
-    """
-
-    next_seq: int
-    appended: int
-    records: dict[str, object]
 
 
 class _Write(Task):
@@ -60,44 +40,15 @@ class _Write(Task):
         self._history = history
         self._work = work
 
+    @property
+    def nbytes(self) -> int:
+        return self._work.nbytes
+
     def run(self, disk: Disk) -> None:
         self._work.run(disk)
 
     def done(self, error: BaseException | None) -> None:
         self._history.written(self._work, error)
-
-
-class _Close(Task):
-    """The end of the files of a history: they are removed, or left for the next process."""
-
-    __slots__ = ("_context", "_files", "_future", "_indexes")
-
-    def __init__(
-        self,
-        context: StoreContext,
-        files: KernelFiles,
-        indexes: list[tuple[Path, list[bytes]]] | None,
-        future: asyncio.Future[None],
-    ) -> None:
-        self._context = context
-        self._files = files
-        self._indexes = indexes
-        self._future = future
-
-    def run(self, disk: Disk) -> None:
-        self._context.opened.close_all(self._files.directory)
-        if self._indexes is None:
-            self._files.remove(disk)
-            return
-        try:
-            for path, content in self._indexes:
-                disk.write_file(path, content)
-        finally:
-            self._files.unlock()
-
-    def done(self, error: BaseException | None) -> None:  # noqa: ARG002 - left for the next start
-        if not self._future.done():
-            self._future.set_result(None)
 
 
 class History(Client):
@@ -138,13 +89,9 @@ class History(Client):
         self._batch_size = min(_WRITE_SIZE, segment_size(context.limit))
         self._source: FrameSource | None = None
         self._counted = 0
-        self._queued = False
-        self._writing = False
+        self._queued = self._writing = self._idle = False
+        self._failed = self._retrying = self._stopped = False
         self._closed = False
-        self._failed = False
-        self._stopped = False
-        self._retrying = False
-        self._idle = False
         self._ended: asyncio.Future[None] | None = None
         self.recovered: Recovered | None = None
         self.renew()
@@ -218,8 +165,7 @@ class History(Client):
     def changed(self) -> None:
         """Note that the source has new frames; they are written within 10 ms."""
         if self._queued:
-            source = self._source
-            if source is not None and source.unwritten_bytes >= _HURRY_SIZE:
+            if self._unwritten >= _HURRY_SIZE:
                 self._context.queue.hurry()
         else:
             self._ask()
@@ -279,6 +225,12 @@ class History(Client):
         )
         return _Write(self, work)
 
+    def failed(self, error: Exception) -> None:
+        """Continue in memory after a mistake of this class or of the source."""
+        self._retrying = self._writing = False
+        self._context.failures.failed(self._kernel_id, error)
+        self._update(failed=True, stopped=self._stopped)
+
     def written(self, work: Work, error: BaseException | None) -> None:
         """Take the results of work that was done, or failed."""
         self._writing = self._retrying = False
@@ -286,13 +238,12 @@ class History(Client):
             self._context.failures.set_aside(self._kernel_id, work.set_aside)
         if self._closed:
             return
-        segments, usage = self._segments, self._context.usage
+        segments, usage, failures = self._segments, self._context.usage, self._context.failures
         added = 0
         compaction = work.compaction
         if compaction is not None:
             segments.compacted(compaction)
             if compaction.damaged:
-                failures = self._context.failures
                 failures.damaged(self._kernel_id, compaction.path, compaction.error)
         if work.frames is not None and work.frames.blocks:
             before = self.nbytes
@@ -304,19 +255,18 @@ class History(Client):
             added = self.nbytes - before
         if error is None:
             usage.written += work.states.nbytes
-            if self._failed:
-                self._context.failures.works(self._kernel_id)
+            if self._failed or failures.waits:
+                failures.works(self._kernel_id)
         else:
             self._states.failed(work.states)
             segments.superfluous += work.remove
             segments.roll()
-            self._context.failures.failed(self._kernel_id, error)
+            failures.failed(self._kernel_id, error)
         self._count(added)
         self._update(failed=error is not None, stopped=self._stopped)
         if self._has_work:
             self._ask()
-            unwritten = self._source.unwritten_bytes if self._source is not None else 0
-            if self.active and (segments.too_large or unwritten >= _HURRY_SIZE):
+            if self.active and (segments.too_large or self._unwritten >= _HURRY_SIZE):
                 self._context.queue.hurry()
 
     async def flush(self) -> None:
@@ -349,7 +299,7 @@ class History(Client):
         if was_active and self._source is not None:
             self._source.on_durable(False)
         self._context.failures.forget(self._kernel_id)
-        self._context.queue.put(_Close(self._context, self._files, indexes, future))
+        self._context.queue.put(Close(self._context.opened, self._files, indexes, future))
         return future
 
     # -- reading ----------------------------------------------------------------------------
@@ -408,12 +358,11 @@ class History(Client):
 
     @property
     def _has_work(self) -> bool:
-        source = self._source
-        return (
-            self._has_states
-            or self._segments.too_large
-            or (source is not None and source.unwritten_bytes > 0)
-        )
+        return self._has_states or self._segments.too_large or self._unwritten > 0
+
+    @property
+    def _unwritten(self) -> int:
+        return self._source.unwritten_bytes if self._source is not None else 0
 
     def _ask(self) -> None:
         """Take part in the next job."""

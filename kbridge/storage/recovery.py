@@ -13,7 +13,7 @@ from collections.abc import Collection
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 from kbridge.private import prepare_directory
 from kbridge.storage.disk import Disk
@@ -29,11 +29,30 @@ from kbridge.storage.index import Segment
 from kbridge.storage.segment import dump, index_path, load, scan, segment_path
 from kbridge.storage.state_log import parse
 
-__all__ = ["RecoveredFiles", "Survey", "prepare", "recover", "survey"]
+__all__ = ["Recovered", "RecoveredFiles", "Survey", "prepare", "recover", "survey"]
 
 _ABANDONED_S: Final = 24 * 3600.0
 _KINDS: Final = {".full": False, ".sparse": True}
 _NFS: Final = ".nfs"  # a removed file that is open somewhere
+
+
+class Recovered(NamedTuple):
+    """The part of a journal that an earlier process left on disk.
+
+    Attributes
+    ----------
+    next_seq : int
+        The sequence number after the last frame.
+    appended : int
+        The bytes of the journal before that number.
+    records : dict of str to object
+        The last value of each key that `History.record` was given, in the order in which the keys
+        were set first.
+    """
+
+    next_seq: int
+    appended: int
+    records: dict[str, object]
 
 
 @dataclass(frozen=True)

@@ -187,16 +187,12 @@ class JournalStore(Overseer):
 
     def retry(self) -> None:
         """Try to write again for the kernels whose disk fails; a timer does so every 10 s."""
-        hung = self._queue.age() > _HUNG_AFTER
-        if hung != self._hung:
-            self._hung = hung
-            if hung:
+        if self._queue.age() > _HUNG_AFTER:
+            if not self._hung:
+                self._hung = True
                 self._failures.stopped(f"the disk did not answer for {_HUNG_AFTER:.0f} s")
-            else:
-                self._failures.resumed()
-            self._stop()
-            self._queue.wake()  # nobody waits for a disk that does not answer
-        if hung:
+                self._stop()
+                self._queue.wake()  # nobody waits for a disk that does not answer
             return
         if self._reserve.full:
             self.measure()
@@ -267,6 +263,20 @@ class JournalStore(Overseer):
         self._measured_at, self._measured_bytes = now, self._usage.written
         return _Measure(self, self._settings.directory)
 
+    def failed(self, error: Exception) -> None:
+        """Report a mistake of this class."""
+        self._gives_up = None
+        text = "The free space of the journals on disk could not be measured"
+        loop = asyncio.get_running_loop()
+        loop.call_exception_handler({"message": text, "exception": error})
+
+    def on_job_done(self) -> None:
+        """Write again if the disk did not answer before."""
+        if self._hung:
+            self._hung = False
+            self._failures.resumed()
+            self._stop()
+
     def measure(self) -> None:
         """Look at the free space with the next job, which begins now."""
         self._measured_at = float("-inf")
@@ -335,7 +345,7 @@ class JournalStore(Overseer):
         try:
             removed, problems = await call(partial(prepare, disk, directory, owner, keep))
         except OSError as error:
-            self._failures.failed(next(iter(keep), "-"), error)
+            self._failures.unusable(error)
             if isinstance(error, NotPrivate):  # others may have written the files
                 return
             removed, problems = 0, []  # a disk that cannot be written can perhaps be read

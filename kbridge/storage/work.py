@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from array import array
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -15,11 +16,12 @@ from kbridge.storage.chunks import read_blocks
 from kbridge.storage.context import TRANSIENT
 from kbridge.storage.disk import Disk
 from kbridge.storage.files import KernelFiles, OpenFiles
+from kbridge.storage.flush import Task
 from kbridge.storage.index import BlockPlace, Segment
 from kbridge.storage.segment import append, dump, index_path, load, scan
 from kbridge.storage.state_log import StateChanges
 
-__all__ = ["Append", "Compaction", "Work"]
+__all__ = ["Append", "Close", "Compaction", "Work"]
 
 _LOST_SIZE: Final = 64 * 1024  # of a frame that is kept to name the cell whose output was dropped
 
@@ -260,6 +262,15 @@ class Work:
     frames: Append | None
     set_aside: Path | None = None
 
+    @property
+    def nbytes(self) -> int:
+        """The bytes to write, about."""
+        nbytes = self.states.nbytes
+        if self.frames is not None:
+            batch = self.frames.batch
+            nbytes += batch.end_offset - batch.offsets[0]
+        return nbytes + (self.compaction.source.size if self.compaction is not None else 0)
+
     def run(self, disk: Disk) -> None:
         """Do the work.
 
@@ -303,3 +314,38 @@ class Work:
             self.frames.run(disk, self.opened)
         if states.removals:
             disk.write_all(self.opened.get(log, size), [states.removals])
+
+
+class Close(Task):
+    """The end of the files of a history: they are removed, or left for the next process."""
+
+    __slots__ = ("_files", "_future", "_indexes", "_opened")
+
+    def __init__(
+        self,
+        opened: OpenFiles,
+        files: KernelFiles,
+        indexes: list[tuple[Path, list[bytes]]] | None,
+        future: asyncio.Future[None],
+    ) -> None:
+        self._opened = opened
+        self._files = files
+        self._indexes = indexes
+        self._future = future
+
+    def run(self, disk: Disk) -> None:
+        """Remove the files, or write the indexes; then release the lock."""
+        self._opened.close_all(self._files.directory)
+        if self._indexes is None:
+            self._files.remove(disk)
+            return
+        try:
+            for path, content in self._indexes:
+                disk.write_file(path, content)
+        finally:
+            self._files.unlock()
+
+    def done(self, error: BaseException | None) -> None:  # noqa: ARG002
+        """Set the future; after an error the next start does the rest."""
+        if not self._future.done():
+            self._future.set_result(None)

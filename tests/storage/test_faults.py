@@ -7,10 +7,14 @@ import errno
 import logging
 import shutil
 import struct
+import threading
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import pytest
 
+from kbridge.flow.batch import Batch
 from kbridge.flow.places import Place
 from kbridge.storage.blocks import Header
 from kbridge.storage.disk import Disk, Space
@@ -561,4 +565,149 @@ async def test_a_directory_that_vanished_is_logged_once(
         assert history.nbytes == 0
     assert len([line for line in warnings(caplog) if "cannot be read" in line]) == 1
     assert store.statistics()["damages"] == 3
+    await store.aclose(keep=False)
+
+
+# -- jobs -----------------------------------------------------------------------------------
+
+
+async def test_a_source_that_raises_when_asked_harms_no_other_kernel(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Broken(Source):
+        error: Exception | None = ValueError("a bug")
+
+        def unwritten(self, max_bytes: int) -> Batch | None:
+            if self.error is not None:
+                raise self.error
+            return super().unwritten(max_bytes)
+
+    store = await open_store(tmp_path)
+    broken, source = Broken(), Source()
+    for _ in range(2):
+        for name, each in ("a", broken), ("b", source):
+            if each.durable is None:
+                store.history(name).attach(each)
+            say(each, 3)
+            store.history(name).changed()
+        await store.flush()
+        store.retry()
+    await store.flush()
+    assert source.written == 6
+    assert broken.durable is False
+    [line] = warnings(caplog)
+    assert line.startswith("The journal of kernel a is not written")
+    broken.error = None
+    store.retry()
+    await store.flush()
+    assert broken.written == 6
+    assert broken.durable is True
+    await store.aclose(keep=False)
+
+
+class WatchedDisk(SlowDisk):
+    """Calls `look` before each write."""
+
+    def look(self) -> None:
+        pass
+
+    def write(self, descriptor: int, buffers: Sequence[bytes]) -> int:
+        self.look()
+        return super().write(descriptor, buffers)
+
+
+async def test_a_large_job_leaves_the_other_kernels_to_the_next_one(tmp_path: Path) -> None:
+    disk = WatchedDisk()
+    store = await open_store(tmp_path, disk=disk)
+    sources = [Source() for _ in range(20)]
+    done: list[list[int]] = []
+    for at, source in enumerate(sources):
+        history = store.history(f"k{at}")
+        history.attach(source)
+        for _ in range(3):
+            source.append(b"x" * MiB)
+        history.changed()
+        source.on_written = partial(note, source, done, at)  # type: ignore[method-assign]
+    done.append([])
+    wait_for_job = store.flush()
+    original = JournalStore.on_job_done
+
+    def on_job_done(self: JournalStore) -> None:
+        original(self)
+        done.append([])
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(JournalStore, "on_job_done", on_job_done)
+        await wait_for_job
+    jobs = [job for job in done if job]
+    assert [len(job) for job in jobs] == [11, 9]
+    assert sorted(at for job in jobs for at in job) == [*range(20)]
+    await store.aclose(keep=False)
+
+
+def note(source: Source, done: list[list[int]], at: int, end: int) -> None:
+    """Note in which job the frames of a source were written."""
+    Source.on_written(source, end)
+    done[-1].append(at)
+
+
+async def test_a_disk_that_is_slow_does_not_count_as_hanging(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each kernel takes 9 s, all of one job together 27 s."""
+    disk = WatchedDisk()
+    store = await open_store(tmp_path, disk=disk)
+    loop = asyncio.get_running_loop()
+    now, late = loop.time, 0.0
+    monkeypatch.setattr(loop, "time", lambda: now() + late)
+    reached, go = threading.Semaphore(0), threading.Semaphore(0)
+
+    def look() -> None:
+        reached.release()
+        assert go.acquire(timeout=60)
+
+    disk.look = look  # type: ignore[method-assign]
+    histories = []
+    for at in range(3):
+        history, source = store.history(f"k{at}"), Source()
+        history.attach(source)
+        say(source, 1)
+        history.changed()
+        histories.append((history, source))
+    for writes in range(6):  # the file with the owner of a directory, and the frames
+        await asyncio.to_thread(reached.acquire, timeout=60)
+        if writes % 2:
+            late += 9
+            store.retry()
+            assert all(history.active for history, _ in histories)
+        go.release()
+    await store.flush()
+    assert [source.written for _, source in histories] == [1, 1, 1]
+    await store.aclose(keep=False)
+
+
+async def test_a_directory_that_becomes_usable_is_logged(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    journals = tmp_path / "journals"
+    journals.write_text("not a directory")
+    store = await open_store(tmp_path)
+    [line] = caplog.messages
+    assert f"not written to {journals} (journal_dir)" in line
+    assert store.statistics()["failing_kernels"] == 0
+    journals.unlink()
+    history, source = store.history("k"), Source()
+    await write(history, source, 1)
+    assert caplog.messages[1:] == [f"All journals are written to {journals} again"]
+    caplog.clear()
+    shutil.rmtree(journals)
+    journals.write_text("not a directory")
+    for _ in range(3):
+        await write(history, source, 1)
+        store.retry()
+        await store.flush()
+    assert not history.active
+    assert len(warnings(caplog)) <= 2  # one per cause
+    assert warnings(caplog)
     await store.aclose(keep=False)
