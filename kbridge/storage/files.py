@@ -19,6 +19,7 @@ import json
 import os
 import secrets
 import stat
+import time
 from collections import OrderedDict
 from contextlib import suppress
 from pathlib import Path
@@ -52,6 +53,7 @@ _LOST: Final = ".lost-"
 _FORMAT: Final = "kbridge-journal"
 _INSTANCE: Final = f"{os.getpid()}-{secrets.token_hex(8)}"
 _OWNER_SIZE: Final = 64 * 1024
+_TOUCH_INTERVAL: Final = 3600.0
 _SAFE: Final = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_")
 _MOST_OPEN: Final = 64  # of the files that are being written; each kernel also has an open lock
 
@@ -155,7 +157,10 @@ class KernelFiles:
     state_log : Path
     """
 
-    __slots__ = ("_doubtful", "_known", "_lock", "_owner", "_signature", "directory", "state_log")
+    __slots__ = (
+        *("_doubtful", "_known", "_lock", "_owner", "_signature", "_touched"),
+        *("directory", "state_log"),
+    )
 
     def __init__(self, directory: Path, owner: str) -> None:
         self.directory = directory
@@ -163,6 +168,7 @@ class KernelFiles:
         self._owner = owner
         self._lock: int | None = None
         self._doubtful = False
+        self._touched = float("-inf")
         self._known: tuple[int, int] | None = None  # the directory whose files are recovered
         self._signature: dict[str, object] | None = None  # its owner file then
 
@@ -224,7 +230,7 @@ class KernelFiles:
         OSError
             If that is not possible.
         """
-        if self._lock is not None and not self._doubtful:
+        if self._lock is not None and not self._doubtful and self._is_fresh():
             return None
         disk.make_directory(self.directory)
         self.lock()
@@ -308,6 +314,22 @@ class KernelFiles:
             disk.write_file(self.directory / OWNER, [json.dumps(signature).encode()])
         self._known = self._identity()
         self._signature = signature
+
+    def _is_fresh(self) -> bool:
+        """Show programs that remove old files that the lock is in use; False if it is missing."""
+        now = time.monotonic()
+        if now - self._touched > _TOUCH_INTERVAL:
+            self._touched = now
+            touched = [self._touch(name) for name in (LOCK, OWNER)]
+            return all(touched)
+        return True
+
+    def _touch(self, name: str) -> bool:
+        try:
+            os.utime(self.directory / name)
+        except OSError:
+            return False
+        return True
 
     def _identity(self) -> tuple[int, int]:
         status = self.directory.lstat()

@@ -178,7 +178,7 @@ def recover(disk: Disk, files: KernelFiles) -> RecoveredFiles:
         try:
             found.append(_read_segment(disk, path))
         except OSError as error:
-            problems.append(f"{error.strerror} in {path}")
+            problems.append(f"{error.strerror or error} in {path}")
     segments = _without_duplicates(disk, directory, found)
     records: dict[str, object] = {}
     try:
@@ -186,7 +186,7 @@ def recover(disk: Disk, files: KernelFiles) -> RecoveredFiles:
     except FileNotFoundError:
         pass
     except OSError as error:
-        problems.append(f"{error.strerror} in {files.state_log}")
+        problems.append(f"{error.strerror or error} in {files.state_log}")
     for segment in segments:
         segment.keys = None
     return RecoveredFiles(files, segments, next_number, records, problems)

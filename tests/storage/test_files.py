@@ -235,6 +235,30 @@ async def test_files_of_a_server_whose_lock_was_cleaned_up_stay(
     assert [*(tmp_path / "journals").iterdir()] == []
 
 
+@pytest.mark.parametrize("lost", ["lock", "owner", None])
+async def test_a_lock_in_use_does_not_look_old(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lost: str | None
+) -> None:
+    """Programs that clean up temporary directories go by age."""
+    monkeypatch.setattr("kbridge.storage.files._TOUCH_INTERVAL", -1)
+    store = await open_store(tmp_path)
+    history, source = store.history("k"), Source()
+    await write(history, source, 10)
+    directory = tmp_path / "journals" / "k"
+    make_old(directory)
+    if lost:
+        (directory / lost).unlink()
+    await write(history, source, 10)
+    day_ago = time.time() - DAY / 2
+    assert (directory / "lock").stat().st_mtime > day_ago
+    assert (directory / "owner").stat().st_mtime > day_ago
+    second = await open_store(tmp_path, owner="second", keep=["k"])
+    assert second.history("k").recovered is None
+    await second.aclose(keep=False)
+    assert sorted((await read(history)).frames) == [*range(20)]
+    await store.aclose(keep=False)
+
+
 async def test_without_locks_no_files_are_removed_at_the_start(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
