@@ -311,9 +311,12 @@ class KernelFiles:
         """Write the owner file: this server."""
         signature: dict[str, object] = {_FORMAT: 1, "owner": self._owner, "process": _INSTANCE}
         if self._read_signature() != signature:
-            disk.write_file(self.directory / OWNER, [json.dumps(signature).encode()])
+            self._write_signature(disk, signature)
         self._known = self._identity()
         self._signature = signature
+
+    def _write_signature(self, disk: Disk, signature: dict[str, object]) -> None:
+        disk.write_file(self.directory / OWNER, [json.dumps(signature).encode()])
 
     def _is_fresh(self) -> bool:
         """Show programs that remove old files that the lock is in use; False if it is missing."""
@@ -347,9 +350,11 @@ class KernelFiles:
         names = self._names() - {LOCK, OWNER, f"{OWNER}.tmp"}
         if not names:
             return None
-        if self.owner is None and not all(map(is_journal_name, names)):
-            reason = "it has files that are not of a journal"
-            raise OSError(errno.ENOTEMPTY, reason, str(self.directory))
+        if self.owner is None:
+            if not all(map(is_journal_name, names)):
+                reason = "it has files that are not of a journal"
+                raise OSError(errno.ENOTEMPTY, reason, str(self.directory))
+            self._write_signature(disk, {_FORMAT: 1, "owner": ""})  # so that a start removes it
         for number in itertools.count(1):
             aside = self.directory.with_name(f"{self.directory.name}{_LOST}{number}")
             if not os.path.lexists(aside):

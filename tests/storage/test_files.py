@@ -195,9 +195,14 @@ async def test_files_that_were_not_recovered_are_set_aside(
     await store.aclose(keep=False)
 
 
-async def test_files_that_were_set_aside_are_removed_after_a_day(tmp_path: Path) -> None:
+@pytest.mark.parametrize("owned", [True, False])
+async def test_files_that_were_set_aside_are_removed_after_a_day(
+    tmp_path: Path, owned: bool
+) -> None:
     journals = tmp_path / "journals"
     await leave(tmp_path, "k", owner="other")
+    if not owned:
+        (journals / "k" / "owner").unlink()
     make_old(journals / "k")
     os.utime(journals / "k")
     store = await open_store(tmp_path)
