@@ -15,6 +15,7 @@ __all__ = ["Chunk", "Found", "Wanted", "frame_at", "ordinals", "read_blocks", "r
 
 _READ_SIZE: Final = 1024 * 1024
 _KEY_SIZE: Final = 8
+_REST_AFTER: Final = 64  # blocks, about a millisecond of work if they are small
 
 
 class _Reader:
@@ -67,9 +68,13 @@ class _Reader:
 def read_blocks(disk: Disk, descriptor: int, end: int) -> Iterator[tuple[int, Block]]:
     """Yield the blocks of a file and their positions, up to `end` or to the first damaged one."""
     reader = _Reader(disk, descriptor, 0, end)
+    count = 0
     while (header := reader.header()) and (block := reader.block(header)):
         yield reader.position, block
         reader.skip(header)
+        count += 1
+        if count % _REST_AFTER == 0:
+            disk.rest()
 
 
 class Wanted(NamedTuple):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -21,6 +22,7 @@ __all__ = ["Disk", "Space"]
 _OPEN_FLAGS: Final = (
     getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
 )
+_REST_S: Final = 5e-5
 _IOV_MAX: Final = 1024  # Linux, macOS and the BSDs
 
 
@@ -115,6 +117,10 @@ class Disk:
             self.close(descriptor)
             raise
         return descriptor
+
+    def rest(self) -> None:
+        """Let other threads run: Python would make the event loop wait for 5 ms each time."""
+        time.sleep(_REST_S)
 
     def write_all(self, descriptor: int, buffers: Sequence[bytes]) -> None:
         """Write all buffers, with as many system calls as needed."""

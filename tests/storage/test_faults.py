@@ -711,3 +711,24 @@ async def test_a_directory_that_becomes_usable_is_logged(
     assert len(warnings(caplog)) <= 2  # one per cause
     assert warnings(caplog)
     await store.aclose(keep=False)
+
+
+async def test_reading_many_small_blocks_lets_the_event_loop_run(tmp_path: Path) -> None:
+    class Rested(Disk):
+        rests = 0
+
+        def rest(self) -> None:
+            self.rests += 1
+
+    disk = Rested()
+    store = await open_store(tmp_path, disk=disk)
+    history, source = store.history("k"), Source()
+    for _ in range(300):
+        await write(history, source, 1)
+    await store.aclose(keep=True)
+    full_file(tmp_path).with_name("00000000.full.idx").unlink()
+    assert disk.rests == 0
+    store = await open_store(tmp_path, disk=disk, keep=["k"])
+    assert store.history("k").end == 300
+    assert disk.rests == 300 // 64
+    await store.aclose(keep=False)
