@@ -14,6 +14,9 @@ Invariants:
 - a request without `idle` (some kernels omit it after an error) ends when the shell is *calm*: it
   has answered two requests over the current sockets, without an earlier request between them. A
   ROUTER reads its peers in turn, so no earlier request is waiting then;
+- a subshell has a separate queue, about which the shell says nothing. A request of an earlier
+  bridge to a subshell, which may be gone, ends when the kernel has said nothing about it for
+  `SILENCE` seconds;
 - a lost connection may also lose the idle of a request whose real reply arrives. That idle is
   built when the shell is calm.
 """
@@ -25,13 +28,15 @@ from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
 from kbridge.flow.activity import state_of
-from kbridge.flow.open_requests import OpenRequest, fields_of
+from kbridge.flow.open_requests import OpenRequest, count_of, error_of
 from kbridge.flow.routing import Routing
 from kbridge.wire.message import Message, scan
 
-__all__ = ["GRACE", "BuiltReply", "LostReplies"]
+__all__ = ["GRACE", "SILENCE", "BuiltReply", "LostReplies"]
 
 GRACE: Final = 2.0  # seconds
+SILENCE: Final = 300.0
+"""Seconds without a message after which a request of an earlier bridge to a subshell has ended."""
 _LIMIT: Final = 1000  # maximum number of stored requests of each kind
 _HEADER_BYTES: Final = 4096  # unusually long headers are not stored
 _EXECUTE: Final = "execute_request"
@@ -51,6 +56,12 @@ class _Request:
     error: dict[str, Any] | None = None
     ended_at: float | None = None
     heard_at: float = -math.inf
+    quiet_since: float = math.inf  # of an earlier bridge: when it was restored or heard last
+
+    @property
+    def in_subshell(self) -> bool:
+        """True if it was sent to a subshell."""
+        return b'"subshell_id"' in self.parent_header
 
     def reply(self) -> dict[str, Any]:
         """Return the content of the reply."""
@@ -121,12 +132,13 @@ class LostReplies:
         self._lost[request.msg_id] = _Request(
             request.header,
             begun=request.begun,
-            replied_at=now if request.replied else None,
+            replied_at=None if request.replied is None else now,
             idle_lost=True,
-            unheard=not request.ended,
+            unheard=request.ended is None,
             count=request.count,
             error=request.error,
-            ended_at=now if request.ended else None,
+            ended_at=None if request.ended is None else now,
+            quiet_since=now,
         )
         _bound(self._lost)
 
@@ -201,15 +213,17 @@ class LostReplies:
             return
         request.begun = True
         request.heard_at = now
+        if request.quiet_since < math.inf:
+            request.quiet_since = now
         if state == "idle":
             request.ended_at = now
             if request.replied_at is not None:
                 del self._lost[msg_id]
         elif msg_type == "error":
-            request.error = fields_of(msg.content, "ename", "evalue", "traceback")
+            request.error = error_of(msg.content)
         elif msg_type in ("execute_input", "execute_result"):
-            count = fields_of(msg.content, "execution_count").get("execution_count")
-            request.count = count if isinstance(count, int) else request.count
+            count = count_of(msg.content, msg_type)
+            request.count = request.count if count is None else count
 
     def shell_answered(self, now: float) -> None:
         """Note that the kernel answered a request over the current shell socket."""
@@ -238,9 +252,11 @@ class LostReplies:
                     del self._lost[msg_id]
                     found.append(BuiltReply(request.parent_header, None, idle=False))
                 continue
-            # A subshell has a separate queue, and some kernels answer while a cell runs.
-            behind = b'"subshell_id"' not in request.parent_header
-            if over or (calm and behind and request.heard_at <= self._answered_at):
+            if request.in_subshell:
+                ended = now >= request.quiet_since + SILENCE
+            else:  # some kernels answer while a cell runs
+                ended = request.heard_at <= self._answered_at
+            if over or (calm and ended):
                 del self._lost[msg_id]
                 self._made[msg_id] = None
                 _bound(self._made)
@@ -256,6 +272,8 @@ class LostReplies:
             times.append(self._calm_at)
             replied = [r.replied_at for r in self._lost.values() if r.replied_at is not None]
             times += [max(self._calm_at, at + GRACE) for at in replied]
+            silent = [r.quiet_since + SILENCE for r in self._lost.values() if r.in_subshell]
+            times += [max(self._calm_at, at) for at in silent if at < math.inf]
         # `due` does not always build something at such a time: it must not be returned again.
         return min((at for at in times if at > self._checked_at), default=None)
 

@@ -88,9 +88,10 @@ class Hub:
         history = environment.store.history(kernel_id) if environment.store else None
         recovered = history.recovered if history is not None else None
         saved = SavedState()
+        adopted = former is not None
         if recovered is not None:
             saved = read_entries(recovered.records, recovered.next_seq)
-        adopted = former is not None or recovered is not None
+            adopted = adopted or bool(recovered.next_seq or saved.sessions or saved.requests)
         self.notices = Notices(clock, adopted=adopted, on_disk=history is not None)
         self.ignored = DroppedMessages(IGNORED, kernel_id, clock, log)
         self._rejected = DroppedMessages(REJECTED, kernel_id, clock, log)
@@ -102,7 +103,7 @@ class Hub:
         self._kernel = KernelConnection(context, self._broadcaster, environment.link, former or ())
         self._closed = False
         self._broadcaster.connecting(connection_info)
-        self._kernel.restore(saved.requests)
+        self._kernel.restore([request for request in saved.requests if not request.over])
         self._kernel.connect(connection_info)
 
     # -- websockets -------------------------------------------------------------------------

@@ -44,12 +44,16 @@ class Recorder:
     def __init__(self, history: History, lives: Lives, requests: Iterable[OpenRequest]) -> None:
         self._history = history
         self._requests = {request.msg_id: request for request in requests}
-        self._places: dict[int, int | None] = {}  # as recorded, by number of the session
+        # As recorded, by number of the session; -1 if that is not known.
+        self._places: dict[int, int | None] = {}
         self._moved: dict[ClientSession, None] = {}
         self._timer: asyncio.TimerHandle | None = None
         history.record(f"life/{lives.index}", list(lives.present))
         if lives.index >= LIVES:
             history.record(f"life/{lives.index - LIVES}", None)
+        # The log may name replies that were not written. Frames of this bridge get their numbers.
+        for request in list(self._requests.values()):
+            self._changed(request)
 
     def kernel(self, mark: str) -> None:
         """Write the `kernel_mark` of the kernel."""
@@ -59,8 +63,11 @@ class Recorder:
 
     def attached(self, session: ClientSession, *, known: bool) -> None:
         """Note a websocket of a session; write the number of a session that was not known."""
-        if session.session_id and not known:
+        if not session.session_id:
+            return
+        if not known:
             self._history.record(f"session/{session.session_id}", session.number)
+        self._places.setdefault(session.number, -1)
         self._place(session)
 
     def detached(self, session: ClientSession, forgotten: Iterable[ClientSession]) -> None:
@@ -74,9 +81,10 @@ class Recorder:
 
     def _place(self, session: ClientSession) -> None:
         seq = None if session.place is None else session.place.seq
-        if session.session_id and self._places.get(session.number) != seq:
-            self._places[session.number] = seq
-            self._history.record(f"place/{session.number}", seq)
+        number = session.number
+        if self._places.get(number, seq) != seq:  # a forgotten session has no entry
+            self._places[number] = seq
+            self._history.record(f"place/{number}", seq)
 
     def moved(self, session: ClientSession) -> None:
         """Write the place of a session soon, because it may have changed."""
@@ -104,17 +112,25 @@ class Recorder:
             if len(self._requests) > _REQUESTS:
                 self._remove(next(iter(self._requests)))
 
-    def said(self, msg: Message, msg_type: str) -> None:
-        """Take a message on iopub, of one of the types in `RECORDED`."""
+    def said(self, msg: Message, msg_type: str, end: int) -> None:
+        """Take a message on iopub, of one of the types in `RECORDED`.
+
+        Parameters
+        ----------
+        msg, msg_type
+            The message, as clients receive it, and its type.
+        end : int
+            The sequence number after it.
+        """
         request = self._requests.get(msg.parent_id)
-        if request is not None and request.observe(msg, msg_type):
+        if request is not None and request.observe(msg, msg_type, end):
             self._changed(request)
 
-    def replied(self, msg: Message) -> None:
-        """Take the reply to a request to execute code."""
+    def replied(self, msg: Message, end: int) -> None:
+        """Take the reply to a request to execute code; `end` is the sequence number after it."""
         request = self._requests.get(msg.parent_id)
         if request is not None:
-            request.replied = True
+            request.replied = end
             self._changed(request)
 
     def forget_requests(self) -> None:
@@ -123,10 +139,9 @@ class Recorder:
             self._remove(msg_id)
 
     def _changed(self, request: OpenRequest) -> None:
-        if request.replied and request.ended:
-            self._remove(request.msg_id)
-        else:
-            self._write(request)
+        self._write(request)
+        if request.over:
+            self._remove(request.msg_id)  # as soon as its frames are on disk
 
     def _write(self, request: OpenRequest) -> None:
         self._requests[request.msg_id] = request

@@ -122,8 +122,12 @@ class Lives:
 
     @property
     def first_client(self) -> int:
-        """The number below all numbers that this bridge gives to clients."""
-        return self.index << 32
+        """The number below all numbers that this bridge gives to clients.
+
+        It is random like the ids of the markers: the log may have lost earlier bridges, whose
+        numbers are the audiences of private frames on disk.
+        """
+        return int(hashlib.sha256(self.present.markers.encode()).hexdigest()[:15], 16)
 
     def seq_of(self, number: int) -> int | None:
         """Return the sequence number of the frame that a ping with that number asked about.
@@ -179,8 +183,8 @@ def kernel_mark(connection_info: Mapping[str, Any]) -> str:
 
 
 def is_of_another_kernel(entries: Mapping[str, object], connection_info: Mapping[str, Any]) -> bool:
-    """Return True if the entries are not those of the kernel with that connection info."""
-    return entries.get("kernel", "") not in ("", kernel_mark(connection_info))
+    """Return True unless the entries are those of the kernel with that connection info."""
+    return entries.get("kernel") != kernel_mark(connection_info)
 
 
 @dataclass(slots=True)
@@ -196,7 +200,8 @@ class SavedState:
     sessions : list of SavedSession
         The sessions, in the order in which they came.
     requests : list of OpenRequest
-        The requests that had not ended, in the order in which they were sent.
+        The requests that had not ended, or whose end was not removed from the log yet, in the order
+        in which they were sent.
     """
 
     lives: list[Life] = field(default_factory=list)
@@ -227,8 +232,8 @@ def read_entries(entries: Mapping[str, object], end: int) -> SavedState:
                 place = None if seq is None else max(0, min(_number(seq), end))
                 state.sessions.append(SavedSession(name, _number(value), place))
             elif kind == "request" and isinstance(value, dict):
-                state.requests.append(OpenRequest.from_entry(name, value))
-        except (KeyError, TypeError, ValueError, AttributeError):
+                state.requests.append(OpenRequest.from_entry(name, value, end))
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError):
             continue
     return state
 

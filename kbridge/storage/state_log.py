@@ -89,7 +89,7 @@ class StateLog:
     def set(self, key: str, value: object | None, end: int = 0) -> None:
         """Set the value of a key; None removes the key when the frames before `end` are on disk."""
         if value is None:
-            self._changed.pop(key, None)
+            # A value that is not written yet is written first: its removal may wait longer.
             if key in self._lines:
                 self._removed[key] = end
             return

@@ -5,7 +5,7 @@ import pickle
 
 import pytest
 
-from kbridge.flow.lost_replies import GRACE, BuiltReply, LostReplies
+from kbridge.flow.lost_replies import GRACE, SILENCE, BuiltReply, LostReplies
 from kbridge.flow.open_requests import OpenRequest
 from kbridge.flow.routing import Routing
 from kbridge.wire.build import build
@@ -323,8 +323,8 @@ def test_a_request_that_ended_while_no_bridge_ran_ends_when_the_shell_is_calm() 
 
 def test_a_request_of_which_only_the_reply_or_the_idle_was_lost() -> None:
     side = Side(known=("no reply", "no idle"))
-    side.owed.restore(earlier("no reply", begun=True, count=3, ended=True), side.now)
-    side.owed.restore(earlier("no idle", begun=True, count=4, replied=True), side.now)
+    side.owed.restore(earlier("no reply", begun=True, count=3, ended=9), side.now)
+    side.owed.restore(earlier("no idle", begun=True, count=4, replied=9), side.now)
     [content] = side.later()
     assert (content["status"], content["execution_count"]) == ("ok", 3)
     assert not side.due[0].unheard, "all its output was heard"
@@ -341,3 +341,27 @@ def test_the_real_reply_to_a_request_of_an_earlier_bridge_is_passed_on() -> None
     side.play(request("old"), "idle")
     assert side.later() == []
     assert calm(side) == []
+
+
+def test_a_request_of_an_earlier_bridge_to_a_silent_subshell_ends_some_time() -> None:
+    header = request("old", subshell_id="gone")
+    side = Side(known=("old",))
+    side.owed.restore(OpenRequest("old", 1, header, begun=True, count=3), side.now)
+    assert calm(side) == []
+    side.now += SILENCE - 2 * GRACE
+    side.play(header, "print")  # it still runs
+    assert side.later(SILENCE - 1) == []
+    assert side.owed.next_at() == side.now + 1
+    [content] = side.later(1)
+    assert (content["status"], content["execution_count"]) == ("ok", 3)
+    assert side.later() == []
+    assert not side.owed.active
+
+
+def test_a_request_of_this_bridge_to_a_subshell_may_be_silent_for_ever() -> None:
+    side = Side(adopted=False)
+    side.owed.sent("mine", request("mine", subshell_id="busy"))
+    side.owed.connection_lost()
+    assert calm(side) == []
+    assert side.owed.next_at() is None
+    assert side.later(100 * SILENCE) == []

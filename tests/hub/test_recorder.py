@@ -4,15 +4,18 @@ import asyncio
 import json
 import logging
 import shutil
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from kbridge.flow.activity import state_of
+from kbridge.flow.lost_replies import SILENCE
 from kbridge.hub import recorder
 from kbridge.hub.broadcast import client_sessions
 from kbridge.hub.settings import HubSettings
+from kbridge.storage.disk import Disk
 from kbridge.storage.store import JournalStore, StoreSettings
 from kbridge.wire.message import Channel, Message
 from tests.hub.rig import Rig, received, texts
@@ -30,14 +33,20 @@ class Bridges:
         self._stores: list[JournalStore] = []
         self._rigs: list[Rig] = []
 
-    async def next(self, **settings: Any) -> Rig:
-        """Start a bridge on what is on disk now."""
+    async def next(
+        self, *, found: Path | None = None, disk: Disk | None = None, **settings: Any
+    ) -> Rig:
+        """Start a bridge on what is on disk now, or on another directory."""
         number = len(self._stores)
         here, before = self._home / str(number), self._home / str(number - 1)
         if number:
-            shutil.copytree(before, here)
+            shutil.copytree(found or before, here)
         store = await JournalStore.open(
-            StoreSettings(here, **LIMITS), owner="me", keep=[ID], log=logging.getLogger("test")
+            StoreSettings(here, **LIMITS),
+            owner="me",
+            keep=[ID],
+            log=logging.getLogger("test"),
+            disk=disk,
         )
         self._stores.append(store)
         made = Rig(HubSettings(**{"limit_rate": False, **settings}), store=store)
@@ -45,6 +54,10 @@ class Bridges:
         made.clock.now += number  # a crash takes time
         made.prove()
         return made
+
+    def files(self) -> Path:
+        """Return the directory with the present files of the kernel."""
+        return self._home / str(len(self._stores) - 1) / ID
 
     async def flush(self) -> None:
         """Write the journal, and the places that have been acknowledged, to disk."""
@@ -62,6 +75,29 @@ class Bridges:
             await rig.hub.aclose()
         for store in self._stores:
             await store.aclose(keep=False)
+
+
+class Camera(Disk):
+    """A disk that copies all files before each write, as a crash would find them."""
+
+    def __init__(self, photos: Path) -> None:
+        self._photos = photos
+        self._taken = 0
+        self.directory: Path | None = None
+
+    def write(self, descriptor: int, buffers: Sequence[bytes]) -> int:
+        if self.directory is not None:
+            shutil.copytree(self.directory, self._photos / str(self._taken))
+            self._taken += 1
+        return super().write(descriptor, buffers)
+
+    def photos_with(self, entry: bytes) -> list[Path]:
+        """Return the copies whose state log has an entry; there are some."""
+        every = [self._photos / str(number) for number in range(self._taken)]
+        logs = [photo / ID / "state.log" for photo in every]
+        found = [log.parent.parent for log in logs if log.exists() and entry in log.read_bytes()]
+        assert found
+        return found
 
 
 @pytest.fixture
@@ -111,6 +147,11 @@ async def gets(client: Any, *wanted: str) -> None:
     """Wait until a client was sent these texts, which may have to be read from disk."""
     await until(lambda: len(texts(client)) >= len(wanted), f"{wanted} arrive")
     assert texts(client) == list(wanted)
+
+
+async def has_read(rig: Rig, cursor: Any) -> None:
+    """Wait until a client was sent everything, which may have to be read from disk."""
+    await until(lambda: cursor.place.seq == rig.hub.journal.next_seq, "all is read")
 
 
 def kinds(client: Any) -> list[str]:
@@ -232,6 +273,38 @@ async def test_with_a_resume_timeout_of_zero_a_session_starts_at_the_present(bri
     assert texts(client) == []
 
 
+async def test_private_frames_stay_private_when_the_state_log_is_lost(bridges) -> None:
+    rig = await bridges.next()
+    _, attachment = rig.attach("mine")
+    say(rig, execute(rig, attachment), "busy", "reply", "idle")
+    await bridges.flush()
+    (bridges.files() / "state.log").write_bytes(b"")
+    rig = await bridges.next()
+    new, cursor = rig.attach("somebody else", since="start")
+    await has_read(rig, cursor)
+    assert "status" in kinds(new)
+    assert replies(new) == []
+
+
+async def test_a_place_behind_what_was_written_is_not_believed_by_a_later_bridge(
+    bridges, tmp_path
+) -> None:
+    disk = Camera(tmp_path / "photos")
+    rig = await bridges.next(disk=disk)
+    disk.directory = bridges.files().parent
+    rig.attach("s")
+    await bridges.flush()
+    rig.say(*(rig.stream(f"old {i}") for i in range(3)))
+    await bridges.flush()
+    for photo in disk.photos_with(b"session/s"):
+        rig = await bridges.next(found=photo)
+        rig.say(*(rig.stream(f"new {i}") for i in range(3)))
+        rig = await bridges.crash()
+        client, cursor = rig.attach("s", verbatim=True)
+        await has_read(rig, cursor)
+        assert texts(client)[-3:] == ["new 0", "new 1", "new 2"]
+
+
 # -- requests -------------------------------------------------------------------------------------
 
 
@@ -308,3 +381,82 @@ async def test_a_reply_that_is_known_is_not_built_but_its_idle_is(bridges) -> No
     assert len(replies(mine)) == 1
     assert kinds(mine)[-1] == "status"
     assert texts(mine) == []
+
+
+@pytest.mark.parametrize("drips", [False, True])
+async def test_a_crash_between_any_two_writes_loses_no_reply_and_repeats_none(
+    bridges, tmp_path, drips
+) -> None:
+    disk = Camera(tmp_path / "photos")
+    rig = await bridges.next(disk=disk)
+    disk.directory = bridges.files().parent
+    _, attachment = rig.attach("mine")
+    request = execute(rig, attachment)
+    for step in ("busy", "input", "output", "reply", "more output", "idle"):
+        if step in ("output", "more output"):  # more than one batch
+            rig.say(*(rig.stream("x" * 1_000_000, request.header) for _ in range(5)))
+        else:
+            say(rig, request, step)
+        if drips:
+            await bridges.flush()
+    await bridges.flush()
+    photos = disk.photos_with(b"request/ask")
+    assert len(photos) >= 5
+    for photo in photos:
+        rig = await bridges.next(found=photo)
+        mine, cursor = rig.attach("mine", since="start", verbatim=True)
+        calm(rig)
+        calm(rig)
+        await has_read(rig, cursor)
+        assert len(replies(mine)) == 1
+        own = [m for m in received(mine) if m.parent_id == "ask" and m.msg_type == "status"]
+        assert [state_of(m.content) for m in own][-1:] == ["idle"]
+        assert [state_of(m.content) for m in own].count("idle") == 1
+
+
+async def test_hidden_tracebacks_are_not_in_any_file(bridges) -> None:
+    rig = await bridges.next(allow_tracebacks=False)
+    _, attachment = rig.attach("mine")
+    request = execute(rig, attachment)
+    secret = {"ename": "Secret name", "evalue": "Secret value", "traceback": ["Secret line"]}
+    say(rig, request, "busy", "input")
+    rig.say(rig.message(Channel.IOPUB, "error", secret, request.header))
+    await bridges.flush()
+    content = {path.name: path.read_bytes() for path in bridges.files().iterdir()}
+    assert b"request/ask" in content["state.log"]
+    assert not [name for name, data in content.items() if b"Secret" in data]
+    rig = await bridges.crash(allow_tracebacks=False)
+    mine, _ = rig.attach("mine")
+    calm(rig)
+    assert [reply["status"] for reply in replies(mine)] == ["error"]
+
+
+async def test_a_long_error_makes_the_state_log_grow_little(bridges) -> None:
+    rig = await bridges.next()
+    _, attachment = rig.attach("mine")
+    request = execute(rig, attachment)
+    long = {"ename": "E", "evalue": "v" * 1_000_000, "traceback": ["t" * 1_000_000]}
+    rig.say(rig.message(Channel.IOPUB, "error", long, request.header))
+    await bridges.flush()
+    assert (bridges.files() / "state.log").stat().st_size < 10_000
+    rig = await bridges.crash()
+    mine, _ = rig.attach("mine")
+    calm(rig)
+    [reply] = replies(mine)
+    assert (reply["status"], reply["ename"], reply["evalue"]) == ("error", "E", "")
+
+
+async def test_a_request_to_a_subshell_that_is_silent_after_a_crash_ends(bridges) -> None:
+    rig = await bridges.next()
+    _, attachment = rig.attach("mine")
+    header = {"msg_id": "ask", "msg_type": "execute_request", "subshell_id": "gone"}
+    request = execute(rig, attachment, "main")._replace(header=json.dumps(header).encode())
+    rig.hub.submit(attachment, request)
+    say(rig, request, "busy", "input")
+    rig = await bridges.crash()
+    mine, _ = rig.attach("mine")
+    calm(rig)
+    assert len(replies(mine)) == 1, "only the one to the main shell"
+    rig.clock.now += SILENCE
+    rig.fire_recovery_timer()
+    assert len(replies(mine)) == 2

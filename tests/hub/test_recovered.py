@@ -13,6 +13,8 @@ from kbridge.hub.recovered import (
     Lives,
     SavedSession,
     SavedState,
+    is_of_another_kernel,
+    kernel_mark,
     read_entries,
 )
 
@@ -41,7 +43,7 @@ def after(*crashes: tuple[int, float]) -> Lives:
 def test_the_first_bridge_counts_from_the_microsecond_of_its_start() -> None:
     lives = begin(SavedState(), 0)
     assert lives.origin == int(NOW * 1e6)
-    assert (lives.index, lives.first_client) == (0, 0)
+    assert lives.index == 0
     assert lives.seq_of(lives.origin + 17) == 17
     assert lives.seq_of(lives.origin - 1) is None
 
@@ -88,9 +90,17 @@ def test_numbers_of_two_bridges_never_overlap(crashes: list[tuple[int, float]], 
 
 
 def test_clients_of_two_bridges_have_different_numbers() -> None:
-    lives = after((5, NOW), (9, NOW))
-    assert lives.index == 2
-    assert lives.first_client == 2 << 32
+    """Also if the log has lost the earlier ones, which wrote private frames."""
+    numbers = {begin(SavedState(), 0, markers=f"{name}_").first_client for name in range(100)}
+    assert len({number >> 32 for number in numbers}) == 100
+    assert max(numbers) < 1 << 62, "with the numbers of its clients, it fits in a block on disk"
+
+
+def test_only_entries_with_the_mark_of_a_kernel_are_its_own() -> None:
+    info = {"key": "a key"}
+    assert not is_of_another_kernel({"kernel": kernel_mark(info)}, info)
+    assert is_of_another_kernel({"kernel": kernel_mark({"key": "another"})}, info)
+    assert is_of_another_kernel({"life/0": [1, 0, "me_"]}, info), "the log was damaged"
 
 
 def test_old_lives_are_forgotten_and_numbers_go_on() -> None:
@@ -160,7 +170,9 @@ def test_any_entry_can_be_read(entries: dict[str, object]) -> None:
     assert state.next_index >= 4
 
 
-@pytest.mark.parametrize("missing", ["client", "header", "begun", "count", "error", "replied"])
+@pytest.mark.parametrize(
+    "missing", ["client", "header", "begun", "count", "error", "replied", "ended"]
+)
 def test_a_request_without_a_field_is_ignored(missing: str) -> None:
     entry = OpenRequest("ask", 7, HEADER).entry()
     del entry[missing]

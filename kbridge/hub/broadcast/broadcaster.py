@@ -96,7 +96,9 @@ class Broadcaster:
             self.recorder = Recorder(history, self._lives, saved.requests)
         for session_id, number, seq in saved.sessions:
             place = None if seq is None else self.journal.after_seq(seq - 1)
-            self._sessions.restore(session_id, number, place, clock.monotonic())
+            session = self._sessions.restore(session_id, number, place, clock.monotonic())
+            if self.recorder is not None:
+                self.recorder.attached(session, known=True)
 
     # -- websockets -------------------------------------------------------------------------
 
@@ -222,7 +224,9 @@ class Broadcaster:
             for other in verdict:
                 self.append(other)
         if msg_type in RECORDED and self.recorder is not None:
-            self.recorder.said(msg, msg_type)  # a request is removed after its last frame
+            # As clients receive it: policies hide tracebacks. A status ends a request in any case.
+            for each in (msg,) if verdict is PASS or msg_type == "status" else verdict:
+                self._said(each)
 
     def on_reply(self, msg: Message, client: int, now: float) -> None:
         """Judge, encode and journal a message for one client."""
@@ -236,13 +240,17 @@ class Broadcaster:
             if msg_type == "input_request":
                 self._input_requests.asked(msg, client, seq)
         if msg_type == "execute_reply" and self.recorder is not None:
-            self.recorder.replied(msg)
+            self.recorder.replied(msg, self.journal.next_seq)
 
     def on_notice(self, msg: Message) -> None:
         """Journal a message that the bridge made in the name of the kernel."""
         self.append(msg)
-        if self.recorder is not None and msg.msg_type in RECORDED:
-            self.recorder.said(msg, msg.msg_type)
+        self._said(msg)
+
+    def _said(self, msg: Message) -> None:
+        msg_type = msg.msg_type
+        if self.recorder is not None and msg_type in RECORDED:
+            self.recorder.said(msg, msg_type, self.journal.next_seq)
 
     def on_drained(self) -> None:
         """Write out the frames of this wake-up, and forget those that every client has."""

@@ -87,8 +87,10 @@ class ClientSessions:
         self._delivered.add(cursor)
         return cursor
 
-    def restore(self, session_id: str, number: int, place: Place | None, now: float) -> None:
-        """Remember a session of an earlier bridge, which may come back.
+    def restore(
+        self, session_id: str, number: int, place: Place | None, now: float
+    ) -> ClientSession:
+        """Remember a session of an earlier bridge, which may come back; return it.
 
         Parameters
         ----------
@@ -102,6 +104,7 @@ class ClientSessions:
         session = ClientSession(number, session_id, place if self._resume_timeout > 0 else None)
         self._by_session[session_id] = session
         self._park(session, now)
+        return session
 
     def take_forgotten(self) -> list[ClientSession]:
         """Return the sessions that are not remembered any longer, once."""
