@@ -134,17 +134,26 @@ class HubTable:
         """
         hub = self._hubs.get(kernel_id)
         if hub is None:
-            if self._store is not None:
-                recovered = self._store.history(kernel_id).recovered
-                if recovered and is_of_another_kernel(recovered.records, connection_info):
-                    self._store.discard(kernel_id)
-            hub = self._hubs[kernel_id] = Hub(
-                kernel_id,
-                connection_info,
-                self._settings,
-                environment=self._environment,
-                former=former if adopted else None,
-            )
+            store = self._store
+            known = False  # files that an earlier bridge left
+            if store is not None and (found := store.history(kernel_id).recovered) is not None:
+                known = not is_of_another_kernel(found.records, connection_info)
+                if not known:
+                    store.discard(kernel_id)
+            try:
+                hub = Hub(
+                    kernel_id,
+                    connection_info,
+                    self._settings,
+                    environment=self._environment,
+                    former=former if adopted else None,
+                )
+            except BaseException:
+                # The next attempt must not take the files for those of an earlier bridge.
+                if store is not None and not known:
+                    store.discard(kernel_id)
+                raise
+            self._hubs[kernel_id] = hub
         return hub
 
     def get(self, kernel_id: str) -> Hub | None:

@@ -148,6 +148,34 @@ async def test_files_of_another_kernel_with_the_same_id_are_not_used(tmp_path) -
     await table.aclose()
 
 
+async def test_files_without_the_mark_of_their_kernel_are_not_used(tmp_path) -> None:
+    table = await open_table(tmp_path)
+    table.open("a", INFO).announce("starting")
+    await table.aclose(keep=True)
+    (tmp_path / "a" / "state.log").write_bytes(b"")
+    table = await open_table(tmp_path, keep=["a"])
+    hub = table.open("a", INFO)
+    assert (hub.journal.next_seq, hub.notices.adopted) == (0, False)
+    await table.aclose()
+
+
+async def test_a_hub_that_cannot_be_made_leaves_no_files(tmp_path) -> None:
+    table = await open_table(tmp_path)
+    for _ in range(2):
+        with pytest.raises(ValueError, match="shell_port"):
+            table.open("a", {**INFO, "shell_port": 0})
+    hub = table.open("a", INFO)
+    assert not hub.notices.adopted
+    hub.announce("starting")
+    await table.aclose(keep=True)
+    table = await open_table(tmp_path, keep=["a"])
+    with pytest.raises(ValueError, match="shell_port"):
+        table.open("a", {**INFO, "shell_port": 0})
+    hub = table.open("a", INFO)
+    assert (hub.journal.next_seq, hub.notices.adopted) == (1, True), "the kernel's own files stay"
+    await table.aclose()
+
+
 async def test_files_of_a_kernel_without_a_hub_can_be_removed(tmp_path) -> None:
     table = await open_table(tmp_path)
     table.open("a", INFO).announce("starting")
