@@ -17,7 +17,6 @@ from kbridge.hub.kernel.process_link import LinkFactory
 from kbridge.hub.recovered import is_of_another_kernel
 from kbridge.hub.settings import HubSettings
 from kbridge.link.kernel import KernelLink
-from kbridge.storage.history import History
 from kbridge.storage.store import JournalStore, StoreSettings
 
 __all__ = ["GOING_AWAY", "HubTable"]
@@ -179,20 +178,18 @@ class HubTable:
     ) -> Coroutine[Any, Any, None]:
         """Close the hub of a kernel, if there is one, because the kernel has ended.
 
-        The kernel's files are removed, and its websockets are closed with `code`. The hub leaves
-        the table at once; await the result to wait for the rest.
+        The kernel's websockets are closed with `code`, and its files are removed in the background:
+        nothing waits for the disk, except `aclose`. The hub and the journal leave the table at
+        once, so that another kernel may get the same id; await the result to wait for the rest.
         """
-        history = None if self._store is None else self._store.history(kernel_id)
-        return self._close(self.take(kernel_id), history, code, reason)
+        if self._store is not None:
+            self._store.discard(kernel_id)
+        return self._close(self.take(kernel_id), code, reason)
 
     @staticmethod
-    async def _close(hub: Hub | None, history: History | None, code: int, reason: str) -> None:
-        try:
-            if hub is not None:
-                await hub.aclose(code, reason)
-        finally:
-            if history is not None:
-                await history.remove()
+    async def _close(hub: Hub | None, code: int, reason: str) -> None:
+        if hub is not None:
+            await hub.aclose(code, reason)
 
     def take(self, kernel_id: str) -> Hub | None:
         """Remove the hub of a kernel from the table, if there is one; the caller closes it."""
@@ -208,7 +205,7 @@ class HubTable:
         ----------
         keep : bool
             True leaves the files of `open_journal` for the next process, because the kernels keep
-            running.
+            running; those of kernels whose hubs were closed with `close` are removed.
         """
         for hub in self:
             self.take(hub.kernel_id)
@@ -227,6 +224,13 @@ class HubTable:
     def statistics(self) -> dict[str, dict[str, Any]]:
         """Return the figures of each hub, by kernel id."""
         return {hub.kernel_id: hub.statistics() for hub in self}
+
+    def journal_statistics(self) -> dict[str, int]:
+        """Return the figures of all journals on disk; empty if they are in memory only.
+
+        `failing_kernels` counts the kernels whose journals are not written at the moment.
+        """
+        return {} if self._store is None else self._store.statistics()
 
 
 def _store_settings(settings: HubSettings) -> StoreSettings:

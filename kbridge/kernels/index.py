@@ -61,6 +61,13 @@ class KernelIndex:
         self._in_use.clear()
         return kernels
 
+    def remove_outliving(self) -> list[Kernel]:
+        """Take the kernels out of use that do not end with this server, and return them."""
+        kernels = [kernel for kernel in self if kernel.outlives_server]
+        for kernel in kernels:
+            del self._in_use[kernel.kernel_id]
+        return kernels
+
     def touch(self) -> None:
         """Note that a kernel was started, restarted or shut down now."""
         self._last_change = time.time()

@@ -49,6 +49,11 @@ class Kernel(ABC):
 
     @property
     @abstractmethod
+    def outlives_server(self) -> bool:
+        """True if the process keeps running whatever happens to this server."""
+
+    @property
+    @abstractmethod
     def cull_metadata(self) -> Mapping[str, Any] | None:
         """Metadata of the kernelspec, which culling reads; None if the kernel is never culled."""
 

@@ -72,9 +72,11 @@ class Shutdown:
             for kernel in self._index.known:
                 kernel.refuse_restarts()
             unused = [k for k in self._index.known if k.role is not KernelRole.USED]
-            work: list[Coroutine[Any, Any, None]] = [
-                self._index.shutdown(kernel) for kernel in self._index
-            ]
+            # The next server continues the journals of kernels that run on; `shutdown` would remove
+            # them.
+            staying = self._index.remove_outliving()
+            work: list[Coroutine[Any, Any, None]] = [kernel.leave() for kernel in staying]
+            work += [self._index.shutdown(kernel) for kernel in self._index]
             work += [self._end_pool(), self._end_starts(unused)]
             self._ending = {spawn(step, self._log) for step in work}
         await self._close_background()

@@ -169,7 +169,8 @@ class Server:
             await self._end_kernels(parts, force or asyncio.Event(), keep=keep)
             if not keep:
                 parts.sessions.drop_orphans()
-            await parts.hubs.aclose(keep=keep)
+            # Those of kernels that ended are removed already; all others run on.
+            await parts.hubs.aclose(keep=True)
             await parts.registry.aclose()
         if http is not None:
             try:

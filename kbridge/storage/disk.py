@@ -81,6 +81,11 @@ class Disk:
         """Remove a file; no error if it is missing."""
         path.unlink(missing_ok=True)
 
+    def remove_directory(self, path: Path) -> None:
+        """Remove a directory, if it is there, has no files and may be removed."""
+        with suppress(OSError):
+            path.rmdir()
+
     def replace(self, old: Path, new: Path) -> None:
         """Give a file another name, in the place of the file with that name."""
         old.replace(new)

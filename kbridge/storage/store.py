@@ -210,6 +210,7 @@ class JournalStore(Overseer):
     async def aclose(self, *, keep: bool) -> None:
         """Write the remaining frames, for at most 5 s, and stop the threads; may be called twice.
 
+        The directory of the journals is removed if nothing is left in it.
         If the disk does not answer, the files are removed or released as soon as it does, if this
         process still runs then.
 
@@ -231,6 +232,8 @@ class JournalStore(Overseer):
                     *self._closing,
                     *(history.close(keep=keep) for history in self._histories.values()),
                 )
+                remove = partial(self._context.disk.remove_directory, self._settings.directory)
+                await self._context.readers.call(remove)
         except TimeoutError:
             self._log.warning(
                 "The journals in %s (journal_dir) are not complete: the disk did not answer for"

@@ -82,3 +82,4 @@ class Workers:
     def _run(self) -> None:
         while (job := self._queue.get()) is not None:
             job()
+            del job  # while this thread waits, it keeps no object alive

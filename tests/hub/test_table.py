@@ -1,7 +1,10 @@
 """The hubs of all kernels: one per kernel, found by id, removed when closed."""
 
+import asyncio
+import threading
 from collections.abc import Collection
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -10,6 +13,7 @@ from kbridge.hub.hub import Hub
 from kbridge.hub.settings import HubSettings
 from kbridge.hub.table import HubTable
 from kbridge.link.memory import MemoryClient, MemoryKernel
+from kbridge.storage.disk import Disk
 from kbridge.wire.dialects import V1
 from tests.hub.rig import INFO
 from tests.support.waiting import until
@@ -103,6 +107,8 @@ async def test_settings_have_defaults() -> None:
 
 def on_disk(directory: Path) -> set[str]:
     """Return the kernels that have files."""
+    if not directory.exists():
+        return set()
     return {path.name for path in directory.iterdir() if path.is_dir()}
 
 
@@ -118,7 +124,7 @@ async def test_the_files_of_a_kernel_are_removed_with_its_hub(tmp_path) -> None:
         table.open(kernel_id, INFO).announce("starting")
     await until(lambda: on_disk(tmp_path) == {"a", "b"}, "both have files")
     await table.close("a")
-    assert on_disk(tmp_path) == {"b"}
+    await until(lambda: on_disk(tmp_path) == {"b"}, "the files of a are removed")
     await table.aclose()
     assert on_disk(tmp_path) == set()
 
@@ -182,7 +188,7 @@ async def test_files_of_a_kernel_without_a_hub_can_be_removed(tmp_path) -> None:
     await table.aclose(keep=True)
     table = await open_table(tmp_path, keep=["a"])
     await table.close("a")
-    assert on_disk(tmp_path) == set()
+    await until(lambda: on_disk(tmp_path) == set(), "the files are removed")
     await table.aclose()
 
 
@@ -204,3 +210,61 @@ async def test_a_journal_is_opened_once_and_before_the_hubs(tmp_path) -> None:
     with pytest.raises(RuntimeError, match="before a hub"):
         await table.open_journal()
     await table.aclose()
+
+
+async def test_a_kernel_that_comes_again_at_once_has_a_journal_on_disk(tmp_path) -> None:
+    table = await open_table(tmp_path)
+    table.open("a", INFO).announce("starting")
+    await until(lambda: on_disk(tmp_path) == {"a"}, "it has files")
+    closing = table.close("a")
+    hub = table.open("a", INFO)
+    await closing
+    assert not hub.notices.adopted
+    hub.announce("starting")
+    await until(lambda: not hub.journal.unwritten_bytes, "it is written")
+    assert hub.journal.durable
+    await table.aclose(keep=True)
+    table = await open_table(tmp_path, keep=["a"])
+    assert table.open("a", INFO).journal.next_seq == 1
+    await table.aclose()
+
+
+async def test_the_end_of_a_kernel_does_not_wait_for_a_disk_that_hangs(
+    tmp_path, monkeypatch
+) -> None:
+    hangs, go = threading.Event(), threading.Event()
+    write = Disk.write
+
+    def write_later(disk: Disk, *args: Any) -> Any:
+        hangs.set()
+        assert go.wait(60)
+        return write(disk, *args)
+
+    monkeypatch.setattr(Disk, "write", write_later)
+    table = await open_table(tmp_path)
+    hub = table.open("a", INFO)
+    client = MemoryClient()
+    hub.attach(client, V1)
+    hub.announce("starting")
+    assert await asyncio.to_thread(hangs.wait, 60)
+    await table.close("a")
+    assert not go.is_set()
+    assert client.closed_with == (HubClosed.close_code, "the kernel was shut down")
+    assert on_disk(tmp_path) == {"a"}
+    go.set()
+    await table.aclose(keep=True)  # which waits for the removal
+    assert on_disk(tmp_path) == set()
+
+
+async def test_statistics_of_the_journals(tmp_path) -> None:
+    table = await open_table(tmp_path)
+    assert table.journal_statistics()["kernels"] == 0
+    table.open("a", INFO).announce("starting")
+    await until(lambda: table.journal_statistics()["bytes"], "it has files")
+    found = table.journal_statistics()
+    assert (found["kernels"], found["failing_kernels"]) == (1, 0)
+    await table.close("a")
+    found = table.journal_statistics()
+    assert (found["kernels"], found["bytes"]) == (0, 0)
+    await table.aclose()
+    assert table.journal_statistics() == {}

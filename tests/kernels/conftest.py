@@ -154,7 +154,10 @@ async def make_manager(tmp_path, hubs):
 
     yield make
     for manager in managers:
+        attached = {kernel.kernel_id for kernel in manager.index if kernel.outlives_server}
         await manager.shutdown_all(now=True)
         assert not manager.index.known
+        for kernel_id in attached:  # their hubs are left open for `HubTable.aclose`
+            await hubs.close(kernel_id)
     assert not len(hubs)
     assert not list(runtime.glob("*.json"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import gc
 import logging
 import os
 import shutil
@@ -12,6 +13,7 @@ import subprocess
 import sys
 import threading
 import time
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -51,7 +53,7 @@ async def write(history: History, source: Source, count: int, size: int = 1000) 
 
 
 def names(directory: Path) -> list[str]:
-    return sorted(path.name for path in directory.iterdir())
+    return sorted(path.name for path in directory.iterdir()) if directory.exists() else []
 
 
 def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
@@ -93,7 +95,7 @@ async def test_a_journal_is_read_from_disk_and_after_a_restart(tmp_path: Path) -
         history = store.history("k")
         assert history.recovered == (2500, source.end, {"session/1": {"number": 3}})
     await store.aclose(keep=False)
-    assert [*(tmp_path / "journals").iterdir()] == []
+    assert names(tmp_path / "journals") == []
 
 
 async def test_frames_are_written_soon_after_they_changed(tmp_path: Path) -> None:
@@ -144,7 +146,7 @@ async def test_a_kernel_that_comes_again_under_the_same_id_is_new(tmp_path: Path
     assert [*(await read(new)).frames] == [0]
     assert store.statistics()["bytes"] == new.nbytes > 0
     await store.aclose(keep=False)
-    assert [*(tmp_path / "journals").iterdir()] == []
+    assert names(tmp_path / "journals") == []
 
 
 async def test_only_the_owner_may_read_the_files(tmp_path: Path) -> None:
@@ -544,8 +546,10 @@ class StuckDisk(Disk):
 
     def __init__(self) -> None:
         self.go = threading.Event()
+        self.waiting = threading.Event()
 
     def open(self, path: Path) -> int:
+        self.waiting.set()
         assert self.go.wait(60)
         return super().open(path)
 
@@ -564,6 +568,7 @@ async def test_a_start_does_not_wait_for_a_disk_that_hangs(
     assert "did not answer for 0 s" in line
     history, new = store.history("k"), Source()
     assert history.recovered is None
+    assert await asyncio.to_thread(disk.waiting.wait, 60)
     await write(history, new, 3)
     assert not history.active  # the thread that reads the files has their lock
     disk.go.set()
@@ -708,7 +713,7 @@ async def test_200_kernels_share_one_job(tmp_path: Path) -> None:
         await write(history, Source(15, source.end), 1)
     assert store.statistics()["kernels"] == 200
     await store.aclose(keep=False)
-    assert [*(tmp_path / "journals").iterdir()] == []
+    assert names(tmp_path / "journals") == []
 
 
 @pytest.mark.parametrize(
@@ -748,3 +753,38 @@ async def test_a_closed_store_writes_nothing(tmp_path: Path) -> None:
     assert not history.active
     assert source.durable is False
     assert names(tmp_path / "journals") == []
+
+
+async def test_an_empty_directory_is_removed_at_the_end(tmp_path: Path) -> None:
+    journals = tmp_path / "journals"
+    store = await open_store(tmp_path)
+    await write(store.history("a"), Source(), 3)
+    await write(store.history("b"), Source(), 3)
+    store.discard("a")
+    await store.aclose(keep=True)
+    assert names(journals) == ["b"], "a journal that is kept stays"
+    store = await open_store(tmp_path, keep=["b"])
+    (journals / "notes.txt").touch()
+    await store.aclose(keep=False)
+    assert names(journals) == ["notes.txt"], "a file of the user stays"
+    (journals / "notes.txt").unlink()
+    store = await open_store(tmp_path)
+    await store.aclose(keep=True)
+    assert not journals.exists()
+
+
+async def test_nothing_of_a_kernel_that_ended_stays_in_memory(tmp_path: Path) -> None:
+    store = await open_store(tmp_path)
+    history, source = store.history("k"), Source()
+    await write(history, source, 10)
+    assert store.statistics()["kernels"] == 1
+    store.discard("k")
+    left = [weakref.ref(history), weakref.ref(source)]
+    del history, source
+    other = store.history("other")
+    await write(other, Source(), 1)  # the removal has ended, and the thread has other work
+    await until(lambda: names(tmp_path / "journals") == ["other"])
+    gc.collect()
+    assert [ref() for ref in left] == [None, None]
+    assert store.statistics()["kernels"] == 1
+    await store.aclose(keep=False)

@@ -66,6 +66,11 @@ class AttachedKernel(Kernel):
         return False
 
     @property
+    def outlives_server(self) -> bool:
+        """True: this server did not start the kernel, and does not end it."""
+        return True
+
+    @property
     def cull_metadata(self) -> Mapping[str, Any] | None:
         """None: an attached kernel is never culled."""
         return None

@@ -79,6 +79,11 @@ class StartedKernel(Kernel):
         return not self.failed
 
     @property
+    def outlives_server(self) -> bool:
+        """False: the kernel ends with this server, unless `leave` is called."""
+        return False
+
+    @property
     def cull_metadata(self) -> Mapping[str, Any] | None:
         """Metadata of the kernelspec."""
         return self.manager.metadata

@@ -74,8 +74,8 @@ class StatusHandler(ApiHandler):
     def get(self) -> None:
         """Return the status of the server; the request does not count as activity.
 
-        With `?statistics=1`, include the counters of each kernel's hub; the kernel's id only if
-        kernels may be listed.
+        With `?statistics=1`, include the counters of each kernel's hub, with the kernel's id only
+        if kernels may be listed, and those of the journals on disk.
         """
         services = self.services
         models = services.kernels.models()
@@ -97,6 +97,7 @@ class StatusHandler(ApiHandler):
                 {**({"kernel_id": kernel_id} if named else {}), **statistics}
                 for kernel_id, statistics in services.hubs.statistics().items()
             ]
+            status["journals"] = services.hubs.journal_statistics()
         self.reply(status)
 
 

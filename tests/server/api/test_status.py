@@ -1,5 +1,6 @@
 import json
 import re
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
@@ -7,6 +8,7 @@ import yaml
 from tornado import web
 
 from kbridge import HubTable, __version__
+from kbridge.hub.settings import HubSettings
 from kbridge.link import MemoryKernel
 from kbridge.server.api import openapi
 from kbridge.server.api.routes import ROUTES
@@ -65,6 +67,24 @@ async def test_counters_of_the_hubs(start: Any) -> None:
         assert await hubs("?statistics=0") is None
     finally:
         await running.services.hubs.aclose()
+
+
+async def test_counters_of_the_journals(start: Any, tmp_path: Path) -> None:
+    hubs = HubTable(HubSettings(journal_dir=str(tmp_path)), link=MemoryKernel)
+    running = await start(hubs=hubs)
+
+    async def status(query: str) -> Any:
+        return json.loads((await running.ask("GET", f"/api/status{query}")).body)
+
+    assert (await status("?statistics=1"))["journals"] == {}
+    await hubs.open_journal()
+    try:
+        hubs.open("a-kernel", INFO)
+        journals = (await status("?statistics=1"))["journals"]
+        assert (journals["kernels"], journals["failing_kernels"]) == (1, 0)
+        assert "journals" not in await status("")
+    finally:
+        await hubs.aclose()
 
 
 async def test_counters_do_not_name_kernels_that_may_not_be_listed(start: Any) -> None:
