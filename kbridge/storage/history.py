@@ -146,6 +146,11 @@ class History(Client):
         if self.end or records:
             self.recovered = Recovered(self.end, self.offset, records)
 
+    @property
+    def answered(self) -> int:
+        """The number of answers from the disk to all readers of all journals."""
+        return self._context.readers.answered
+
     def holds(self, seq: int) -> bool:
         """Return True if a frame is on disk; only frames with state may be asked for."""
         return self._segments.index.holds(seq)

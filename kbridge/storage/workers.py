@@ -26,15 +26,21 @@ class Workers:
         The number of threads.
     name : str
         Of the threads.
+
+    Attributes
+    ----------
+    answered : int
+        The number of `call`s that have ended.
     """
 
-    __slots__ = ("_count", "_name", "_queue", "_threads")
+    __slots__ = ("_count", "_name", "_queue", "_threads", "answered")
 
     def __init__(self, count: int, name: str) -> None:
         self._count = count
         self._name = name
         self._queue: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
         self._threads = 0
+        self.answered = 0
 
     def submit(
         self, work: Callable[[], None], done: Callable[[BaseException | None], None]
@@ -62,6 +68,7 @@ class Workers:
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
         def done(error: BaseException | None) -> None:
+            self.answered += 1
             if future.done():  # the caller was cancelled
                 return
             if error is None:

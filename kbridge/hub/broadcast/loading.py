@@ -5,7 +5,9 @@ them in several turns, and another one may be behind it. Nothing here blocks: a 
 are only on disk waits, while the others go on.
 
 A load that takes too long, or finds nothing, lets its readers skip the frames: they go on in
-memory, with a gap.
+memory, with a gap. Only time in which the load was under way and the event loop ran counts. While
+the disk answers other readers, for which the load may have to wait, it may take longer. If memory
+has nothing for its readers, they wait for the disk.
 """
 
 from __future__ import annotations
@@ -26,7 +28,12 @@ from kbridge.storage.history import History
 __all__ = ["PATIENCE", "Loader"]
 
 PATIENCE: Final = 10.0
-"""Seconds after which readers wait no longer for the disk."""
+"""Seconds after which readers wait no longer for a disk that is silent.
+
+If it answers others, they wait ten times as long.
+"""
+
+_LOOKS: Final = 10  # within PATIENCE; a pause of the process counts as one, however long it is
 
 _LOAD: Final = 512 << 10  # bytes of one load; a larger frame is loaded alone
 _AT_ONCE: Final = 2  # loads at a time: as many as there are threads that read
@@ -110,11 +117,14 @@ class Loader:
         self._loop = asyncio.get_running_loop()
         self._kept: deque[_Loaded] = deque()  # oldest first
         self._kept_bytes = 0
-        # The places whose frames are wanted, the readers there, and when they give up.
+        # The places whose frames are wanted, and the readers there.
         self._waiting: dict[Place, tuple[_Done, list[Cursor]]] = {}
-        self._timers: dict[Place, asyncio.TimerHandle] = {}
         self._queue: deque[Place] = deque()
-        self._loads = 0  # that are under way
+        # The places that are being loaded, and how often each load was looked at.
+        self._loads: dict[Place, int] = {}
+        self._answered = 0  # by the disk, at the last look
+        self._silent = 0  # looks since the disk has answered somebody
+        self._timer: asyncio.TimerHandle | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._closed = False
 
@@ -164,8 +174,8 @@ class Loader:
             self._waiting[place][1].append(cursor)
             return
         self._waiting[place] = (done, [cursor])
-        self._timers[place] = self._loop.call_later(PATIENCE, self._settle, place, None)
-        self._queue.append(place)
+        if place not in self._loads:
+            self._queue.append(place)
         self._load_next()
 
     def find(self, msg_id: str, done: Callable[[Place | None], None]) -> bool:
@@ -184,11 +194,10 @@ class Loader:
     def close(self) -> None:
         """Load nothing more, and call nobody; may be called twice."""
         self._closed = True
-        for timer in self._timers.values():
-            timer.cancel()
+        if self._timer is not None:
+            self._timer.cancel()
         for task in self._tasks:
             task.cancel()
-        self._timers.clear()
         self._waiting.clear()
         self._queue.clear()
         self.forget()
@@ -203,18 +212,36 @@ class Loader:
         task.add_done_callback(self._tasks.discard)
 
     def _load_next(self) -> None:
-        while self._queue and self._loads < _AT_ONCE:
+        while self._queue and len(self._loads) < _AT_ONCE:
             place = self._queue.popleft()
-            if place in self._waiting:
-                self._loads += 1
+            if place in self._waiting and place not in self._loads:
+                self._loads[place] = 0
                 self._start(self._load(place))
+        if self._loads and self._timer is None:
+            self._timer = self._loop.call_later(PATIENCE / _LOOKS, self._look)
+
+    def _look(self) -> None:
+        """Let readers go on whose load takes too long; and all others, if no load can begin."""
+        self._timer = None
+        answered, self._answered = self._answered, self._history.answered
+        self._silent = self._silent + 1 if self._answered == answered else 0
+        enough = _LOOKS if self._silent >= _LOOKS else _LOOKS * _LOOKS
+        for place in self._loads:
+            self._loads[place] += 1
+        late = [place for place, looks in self._loads.items() if looks >= enough]
+        if len(late) == _AT_ONCE:
+            late += self._queue
+        for place in late:
+            if self._journal.read(place, 1, on_disk=False) is not None:
+                self._settle(place, None)
+        self._load_next()
 
     async def _load(self, place: Place) -> None:
         stretch: Stretch | None = None
         try:
             stretch = await self._history.read(place, _LOAD, sys.maxsize)
         finally:
-            self._loads -= 1
+            del self._loads[place]
             if not self._closed:
                 self._load_next()
                 self._settle(place, stretch)
@@ -224,7 +251,6 @@ class Loader:
         if place not in self._waiting:
             return  # they have given up
         done, cursors = self._waiting.pop(place)
-        self._timers.pop(place).cancel()
         if stretch is not None:
             # Without frames, there is only a gap up to the end of the disk: memory knows it.
             stretch = self._journal.loaded(stretch) if stretch.frames else None

@@ -297,6 +297,124 @@ async def test_a_disk_that_cannot_be_read_is_a_gap(
     assert gate.asked == 1
 
 
+class Time:
+    """The time of the event loop, which a test can set forward as if the loop had not run."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self._ahead = 0.0
+        loop = asyncio.get_running_loop()
+        real = loop.time
+        monkeypatch.setattr(loop, "time", lambda: real() + self._ahead)
+
+    async def passes(self, seconds: float) -> None:
+        """Set the time forward, and let all timers fire that are due."""
+        self._ahead += seconds
+        for _ in range(5):
+            await asyncio.sleep(0)
+
+
+async def test_a_pause_of_the_process_loses_nothing(rig, store, history, monkeypatch) -> None:
+    stalled, _ = rig.attach(verbatim=True)
+    stalled.stalled = True  # memory keeps for it what it can
+    time = Time(monkeypatch)
+    said = await fill(rig, store, *range(100))
+    gate = Gate(history, monkeypatch)
+    client, cursor = rig.attach(since="start", verbatim=True)
+    await until(lambda: gate.asked == 1)
+    await time.passes(100 * module.PATIENCE)
+    gate.opened.set()
+    await caught_up(rig, cursor)
+    assert texts(client) == said
+
+
+async def test_a_reader_waits_for_a_silent_disk_while_memory_has_nothing_for_it(
+    rig, store, history, monkeypatch
+) -> None:
+    time = Time(monkeypatch)
+    said = await fill(rig, store, *range(100))
+    journal = rig.hub.journal
+    assert journal.first_seq == journal.next_seq
+    gate = Gate(history, monkeypatch)
+    client, cursor = rig.attach(since="start", verbatim=True)
+    await until(lambda: gate.asked == 1)
+    for _ in range(20):
+        await time.passes(module.PATIENCE)
+    assert texts(client) == []
+    gate.opened.set()
+    await caught_up(rig, cursor)
+    assert texts(client) == said
+
+
+async def test_a_reader_that_waits_for_a_silent_disk_goes_on_with_the_next_output(
+    rig, store, history, monkeypatch
+) -> None:
+    time = Time(monkeypatch)
+    await fill(rig, store, *range(100))
+    gate = Gate(history, monkeypatch)
+    client, cursor = rig.attach(since="start", verbatim=True)
+    await until(lambda: gate.asked == 1)
+    for _ in range(20):
+        await time.passes(module.PATIENCE)
+    rig.say(rig.stream("now"))
+    for _ in range(20):
+        await time.passes(module.PATIENCE)
+    marker, text = texts(client)
+    assert "100 messages" in marker
+    assert text == "now"
+    gate.opened.set()
+    rig.say(rig.stream("and on"))
+    await caught_up(rig, cursor)
+    assert texts(client)[2:] == ["and on"]
+
+
+async def test_who_waits_behind_other_readers_of_a_slow_disk_loses_nothing(
+    rig, store, history, monkeypatch
+) -> None:
+    stalled, _ = rig.attach(verbatim=True)
+    stalled.stalled = True  # memory keeps for it what it can
+    time = Time(monkeypatch)
+    said = await fill(rig, store, *range(60))
+    disk = asyncio.Semaphore(0)
+    read = history.read
+
+    async def slow(*args: Any) -> Any:
+        await disk.acquire()
+        return await read(*args)
+
+    monkeypatch.setattr(history, "read", slow)
+    origin, first = rig.ack_origin, rig.hub.journal.next_seq - 60
+    readers = [rig.attach(since=str(origin + first + n), verbatim=True) for n in range(8)]
+    for _ in range(8):
+        for _ in range(6):  # two loads at a time, so each takes longer than that
+            await time.passes(module.PATIENCE / 10)
+        answered = history.answered
+        disk.release()
+        await until(lambda answered=answered: history.answered > answered)
+    await caught_up(rig, *(cursor for _, cursor in readers))
+    for n, (client, _) in enumerate(readers):
+        assert texts(client) == said[n + 1 :]
+
+
+async def test_no_reader_waits_for_ever_when_all_loads_hang(
+    rig, store, history, monkeypatch
+) -> None:
+    stalled, _ = rig.attach(verbatim=True)
+    stalled.stalled = True  # memory keeps for it what it can
+    time = Time(monkeypatch)
+    said = await fill(rig, store, *range(60))
+    gate = Gate(history, monkeypatch)
+    origin, first = rig.ack_origin, rig.hub.journal.next_seq - 60
+    readers = [rig.attach(since=str(origin + first + n), verbatim=True) for n in range(8)]
+    await until(lambda: gate.asked == 2)
+    for _ in range(12):
+        await time.passes(module.PATIENCE / 10)
+    await caught_up(rig, *(cursor for _, cursor in readers))
+    for client, _ in readers:
+        marker, *rest = texts(client)
+        assert "messages" in marker
+        assert rest == said[-len(rest) :]
+
+
 async def test_who_stalls_gets_everything_and_delays_nobody(rig, store) -> None:
     stalled, slow = rig.attach(verbatim=True)
     honest, _ = rig.attach()
