@@ -63,12 +63,14 @@ class StateLog:
         The values that an earlier process left; None for a new kernel.
     """
 
-    __slots__ = ("_changed", "_lines", "_live", "_removed", "_rewrite", "_size")
+    __slots__ = ("_changed", "_lines", "_live", "_new", "_removed", "_rewrite", "_size")
 
     def __init__(self, records: dict[str, object] | None) -> None:
         lines = (records or {}).items()
         self._lines = {key: _line({"k": key, "v": value}) for key, value in lines}
         self._live = sum(map(len, self._lines.values()))
+        # Values without a line yet. Of several values between two writes, only the last gets one.
+        self._new: dict[str, object] = {}
         self._changed: dict[str, None] = {}  # in order
         self._removed: dict[str, int] = {}  # -> the number after the frames that go first
         self._size = 0
@@ -77,30 +79,32 @@ class StateLog:
     @property
     def pending(self) -> bool:
         """True if there are changes that are not written yet."""
-        return bool(self._changed or self._removed or self._rewrite)
+        return bool(self._new or self._changed or self._removed or self._rewrite)
 
     @property
     def records(self) -> dict[str, object]:
         """The last value of each key."""
+        self._encode()
         return parse(
             b"".join(line for key, line in self._lines.items() if key not in self._removed)
         )
 
     def set(self, key: str, value: object | None, end: int = 0) -> None:
-        """Set the value of a key; None removes the key when the frames before `end` are on disk."""
+        """Set the value of a key; None removes the key when the frames before `end` are on disk.
+
+        The caller must not change the value afterwards.
+        """
         if value is None:
             # A value that is not written yet is written first: its removal may wait longer.
-            if key in self._lines:
+            if key in self._lines or key in self._new:
                 self._removed[key] = end
             return
-        line = _line({"k": key, "v": value})
         if key in self._removed:  # set again, so that it is the last key now
             del self._removed[key]
-            self._live -= len(self._lines.pop(key))
+            self._new.pop(key, None)
+            self._live -= len(self._lines.pop(key, b""))
             self._rewrite = True
-        self._live += len(line) - len(self._lines.get(key, b""))
-        self._lines[key] = line
-        self._changed[key] = None
+        self._new[key] = value
 
     def take(self, end: int | None = None) -> StateChanges:
         """Return the changes to write now; they count as written unless `failed` is called.
@@ -112,6 +116,7 @@ class StateLog:
         """
         if not self.pending and self._size <= _REWRITE_ABOVE:
             return _NO_CHANGES
+        self._encode()
         removed = {
             key: (self._lines[key], number)
             for key, number in self._removed.items()
@@ -134,11 +139,19 @@ class StateLog:
         self._changed.clear()
         return changes
 
+    def _encode(self) -> None:
+        for key, value in self._new.items():
+            line = _line({"k": key, "v": value})
+            self._live += len(line) - len(self._lines.get(key, b""))
+            self._lines[key] = line
+            self._changed[key] = None
+        self._new.clear()
+
     def failed(self, changes: StateChanges) -> None:
         """Note that changes were not written, or only in part."""
         self._rewrite = True
         for key, (line, number) in changes.removed.items():
-            if key not in self._lines:
+            if key not in self._lines and key not in self._new:  # set again meanwhile
                 self._lines[key] = line
                 self._live += len(line)
                 self._removed[key] = number

@@ -128,3 +128,14 @@ def test_a_line_of_another_version_is_ignored(entry: object) -> None:
     text = json.dumps(entry).encode()
     line = b"%s %s\n" % (xxh3_64_hexdigest(text).encode(), text)
     assert parse(first + line + log.take().values) == {"a": 1, "b": 2}
+
+
+def test_of_several_values_between_two_writes_only_the_last_is_written() -> None:
+    log = StateLog(None)
+    log.set("a", 1)
+    log.set("b", 1)
+    log.set("a", 2)
+    assert log.records == {"a": 2, "b": 1}
+    changes = log.take()
+    assert changes.values.count(b"\n") == 2
+    assert parse(changes.values) == {"a": 2, "b": 1}
