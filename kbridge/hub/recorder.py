@@ -7,12 +7,13 @@ another thread, with the frames.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Final
 
+from kbridge.flow.input_requests import InputRequest
 from kbridge.flow.open_requests import OpenRequest
 from kbridge.hub.broadcast.cursor import ClientSession
-from kbridge.hub.recovered import LIVES, Lives
+from kbridge.hub.recovered import LIVES, Lives, input_entry
 from kbridge.storage.history import History
 from kbridge.wire.message import Message
 
@@ -26,6 +27,7 @@ PLACES_EVERY: Final = 0.05
 
 _REQUESTS: Final = 1000  # open requests that are recorded; kernels may never end some
 _HEADER_BYTES: Final = 4096  # longer headers are not recorded
+_INPUT_BYTES: Final = 16384  # larger input requests are not recorded
 
 
 class Recorder:
@@ -44,6 +46,7 @@ class Recorder:
     def __init__(self, history: History, lives: Lives, requests: Iterable[OpenRequest]) -> None:
         self._history = history
         self._requests = {request.msg_id: request for request in requests}
+        self._inputs: dict[str, tuple[int, int]] = {}  # client and number, as recorded
         # As recorded, by number of the session; -1 if that is not known.
         self._places: dict[int, int | None] = {}
         self._moved: dict[ClientSession, None] = {}
@@ -132,6 +135,17 @@ class Recorder:
         if request is not None:
             request.replied = end
             self._changed(request)
+
+    def inputs(self, waiting: Mapping[str, InputRequest]) -> None:
+        """Take the input requests without an answer, by id, after each change."""
+        for msg_id in self._inputs.keys() - waiting.keys():
+            del self._inputs[msg_id]
+            self._history.record(f"input/{msg_id}", None)
+        for msg_id, question in waiting.items():
+            place = question.client, question.seq
+            if self._inputs.get(msg_id) != place and question.msg.nbytes <= _INPUT_BYTES:
+                self._inputs[msg_id] = place
+                self._history.record(f"input/{msg_id}", input_entry(question))
 
     def forget_requests(self) -> None:
         """Remove all requests, because the process of the kernel was replaced."""

@@ -11,6 +11,7 @@ key                value
 `session/ID`       the number of a session, which is the audience of its private frames
 `place/NUMBER`     the sequence number that the session with that number reads next
 `request/MSG_ID`   an `OpenRequest`: a request to execute code that has not ended
+`input/MSG_ID`     an `InputRequest`: an `input_request` that has no answer
 =================  ==============================================================================
 
 An entry that cannot be read is ignored: it costs that session or request only.
@@ -23,7 +24,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple
 
+from kbridge.flow.input_requests import InputRequest
 from kbridge.flow.open_requests import OpenRequest
+from kbridge.wire.message import Channel, Message
 
 __all__ = [
     "LIVES",
@@ -31,6 +34,7 @@ __all__ = [
     "Lives",
     "SavedSession",
     "SavedState",
+    "input_entry",
     "is_of_another_kernel",
     "kernel_mark",
     "read_entries",
@@ -202,12 +206,16 @@ class SavedState:
     requests : list of OpenRequest
         The requests that had not ended, or whose end was not removed from the log yet, in the order
         in which they were sent.
+    inputs : list of InputRequest
+        The input requests without an answer, oldest first. Those from the end of the disk on are
+        not in the journal.
     """
 
     lives: list[Life] = field(default_factory=list)
     next_index: int = 0
     sessions: list[SavedSession] = field(default_factory=list)
     requests: list[OpenRequest] = field(default_factory=list)
+    inputs: list[InputRequest] = field(default_factory=list)
 
 
 def read_entries(entries: Mapping[str, object], end: int) -> SavedState:
@@ -233,6 +241,8 @@ def read_entries(entries: Mapping[str, object], end: int) -> SavedState:
                 state.sessions.append(SavedSession(name, _number(value), place))
             elif kind == "request" and isinstance(value, dict):
                 state.requests.append(OpenRequest.from_entry(name, value, end))
+            elif kind == "input":
+                state.inputs.append(_read_input(value))
         except (KeyError, TypeError, ValueError, AttributeError, OverflowError):
             continue
     return state
@@ -244,6 +254,19 @@ def _read_life(state: SavedState, index: int, value: Any) -> None:
     if not state.lives or life.origin > state.lives[-1].origin:
         state.lives.append(life)
         state.next_index = max(state.next_index, index + 1)
+
+
+def input_entry(question: InputRequest) -> list[object]:
+    """Return the value for the log of an input request."""
+    parts = [bytes(part).decode("utf-8", "surrogateescape") for part in question.msg[1:5]]
+    return [question.client, question.seq, *parts]
+
+
+def _read_input(value: Any) -> InputRequest:
+    client, seq, *texts = value
+    header, parent, metadata, content = (each.encode("utf-8", "surrogateescape") for each in texts)
+    msg = Message(Channel.STDIN, header, parent, metadata, content, ())
+    return InputRequest(msg, _number(client), _number(seq))
 
 
 def _number(value: object) -> int:

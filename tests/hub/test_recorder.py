@@ -122,6 +122,7 @@ def say(rig: Rig, request: Message, *kinds: str) -> None:
         "idle": (Channel.IOPUB, "status", {"execution_state": "idle"}),
         "input": (Channel.IOPUB, "execute_input", {"code": "1", "execution_count": 7}),
         "error": (Channel.IOPUB, "error", {"ename": "E", "evalue": "v", "traceback": ["t"]}),
+        "ask": (Channel.STDIN, "input_request", {"prompt": "name?", "password": False}),
         "reply": (Channel.SHELL, "execute_reply", {"status": "ok", "execution_count": 7}),
     }
     for kind in kinds:
@@ -460,3 +461,76 @@ async def test_a_request_to_a_subshell_that_is_silent_after_a_crash_ends(bridges
     rig.clock.now += SILENCE
     rig.fire_recovery_timer()
     assert len(replies(mine)) == 2
+
+
+# -- input requests -------------------------------------------------------------------------------
+
+
+def answer(rig: Rig, attachment: Any, question: Message) -> int:
+    """Answer an input request; return the number of answers that the kernel was sent."""
+    reply = rig.message(Channel.STDIN, "input_reply", {"value": "x"}, question.header)
+    rig.hub.submit(attachment, reply)
+    return len([m for m in rig.sent() if m.msg_type == "input_reply"])
+
+
+def questions(client: Any) -> list[Message]:
+    return [m for m in received(client) if m.msg_type == "input_request"]
+
+
+@pytest.mark.parametrize("session", ["mine", "after a reload of the page"])
+async def test_an_input_request_is_asked_again_after_a_crash(bridges, session) -> None:
+    rig = await bridges.next()
+    _, attachment = rig.attach("mine")
+    say(rig, execute(rig, attachment), "busy", "input", "ask")
+    rig = await bridges.crash()
+    rig = await bridges.crash()
+    bystander, _ = rig.attach("somebody else")
+    since = str(rig.ack_origin + rig.hub.journal.next_seq - 1)
+    client, attachment = rig.attach(session, since=since if session != "mine" else "")
+    await until(lambda: questions(client), "it is asked again")
+    [question] = questions(client)
+    assert json.loads(question.content) == {"prompt": "name?", "password": False}
+    assert questions(bystander) == []
+    assert answer(rig, attachment, question) == 1
+    assert answer(rig, attachment, question) == 1, "it was answered before"
+    rig = await bridges.crash()
+    client, cursor = rig.attach(session)
+    await has_read(rig, cursor)
+    assert questions(client) == []
+
+
+@pytest.mark.parametrize("end", ["idle", "restart"])
+async def test_an_input_request_of_a_request_that_has_ended_is_not_asked_again(
+    bridges, end
+) -> None:
+    rig = await bridges.next()
+    _, attachment = rig.attach("mine")
+    request = execute(rig, attachment)
+    say(rig, request, "busy", "input", "ask")
+    if end == "idle":
+        say(rig, request, "reply", "idle")
+    else:
+        await rig.hub.restarting(asked=True)
+    rig = await bridges.crash()
+    client, cursor = rig.attach("mine")
+    await has_read(rig, cursor)
+    assert questions(client) == []
+
+
+async def test_an_input_request_is_asked_once_after_a_crash_between_any_two_writes(
+    bridges, tmp_path
+) -> None:
+    disk = Camera(tmp_path / "photos")
+    rig = await bridges.next(disk=disk)
+    disk.directory = bridges.files().parent
+    _, attachment = rig.attach("mine")
+    say(rig, execute(rig, attachment), "busy", "input", "ask")
+    await bridges.flush()
+    rig.say(rig.stream("later"))
+    await bridges.flush()
+    for photo in disk.photos_with(b"input/"):
+        rig = await bridges.next(found=photo)
+        client, cursor = rig.attach("mine", since="start", verbatim=True)
+        rig.say(rig.stream("other output"))
+        await has_read(rig, cursor)
+        assert len(questions(client)) == 1

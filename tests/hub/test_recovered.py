@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from kbridge.flow.input_requests import InputRequest
 from kbridge.flow.open_requests import OpenRequest
 from kbridge.hub.recovered import (
     LIVES,
@@ -13,10 +14,12 @@ from kbridge.hub.recovered import (
     Lives,
     SavedSession,
     SavedState,
+    input_entry,
     is_of_another_kernel,
     kernel_mark,
     read_entries,
 )
+from kbridge.wire.message import Channel, Message
 
 NOW = 1.8e9
 HEADER = b'{"msg_id": "ask", "msg_type": "execute_request", "session": "\xff"}'
@@ -152,12 +155,19 @@ ANY = st.recursive(
 
 @given(
     st.dictionaries(
-        st.sampled_from(["life/0", "life/x", "session/a", "place/1", "request/r", "other", ""]),
+        st.sampled_from(
+            [
+                *("life/0", "life/x", "session/a", "place/1", "request/r", "input/q"),
+                *("other", ""),
+            ]
+        ),
         ANY,
     )
 )
 def test_any_entry_can_be_read(entries: dict[str, object]) -> None:
+    question = InputRequest(Message(Channel.STDIN, HEADER, b"{}", b"{}", b"{}", ()), 12, 4)
     sound: dict[str, object] = {
+        "input/sound": input_entry(question),
         "session/sound": 12,
         "place/12": 5,
         "life/3": [10**15, 4, "me_"],
@@ -166,6 +176,7 @@ def test_any_entry_can_be_read(entries: dict[str, object]) -> None:
     state = read_entries({**sound, **entries}, 10)
     assert state.sessions[0] == SavedSession("sound", 12, 5)
     assert state.requests[0] == OpenRequest("sound", 12, HEADER)
+    assert state.inputs[0] == question
     assert state.lives[0] == Life(10**15, 4, "me_")
     assert state.next_index >= 4
 

@@ -100,6 +100,12 @@ class Broadcaster:
             if self.recorder is not None:
                 self.recorder.attached(session, known=True)
 
+        for question in saved.inputs:
+            if question.seq >= end:  # its frame was lost
+                question.seq = self.append(question.msg, question.client)
+            self._input_requests.asked(question.msg, question.client, question.seq)
+        self._record_inputs()
+
     # -- websockets -------------------------------------------------------------------------
 
     @property
@@ -205,8 +211,13 @@ class Broadcaster:
             passed = question.seq < cursor.place.seq
             if not (own and exact) if passed else not self.journal.holds(question.seq):
                 lost.append(question.msg)
+        self._record_inputs()
         if lost:
             self.delivery.say(cursor, lost)
+
+    def _record_inputs(self) -> None:
+        if self.recorder is not None:
+            self.recorder.inputs(self._input_requests.open)
 
     # -- messages (KernelListener) ----------------------------------------------------------
 
@@ -215,8 +226,8 @@ class Broadcaster:
         adoption = self._adoption
         if adoption is not None and adoption.is_cut(msg, msg_type):
             self.append(self._notices.taken_over(msg.parent_header))
-        if msg_type == "status" and self._input_requests.open and state_of(msg.content) == "idle":
-            self._input_requests.done(msg.parent_id)
+        if msg_type == "status" and self._input_requests.open:
+            self._end_inputs(msg)
         verdict = self._judge(msg, msg_type, now)
         if verdict is PASS:
             self._append(msg, msg_type, key)
@@ -239,6 +250,7 @@ class Broadcaster:
             seq = self._append(msg, msg_type, key, client)
             if msg_type == "input_request":
                 self._input_requests.asked(msg, client, seq)
+                self._record_inputs()
         if msg_type == "execute_reply" and self.recorder is not None:
             self.recorder.replied(msg, self.journal.next_seq)
 
@@ -246,6 +258,13 @@ class Broadcaster:
         """Journal a message that the bridge made in the name of the kernel."""
         self.append(msg)
         self._said(msg)
+        if self._input_requests.open and msg.msg_type == "status":
+            self._end_inputs(msg)
+
+    def _end_inputs(self, status: Message) -> None:
+        if state_of(status.content) == "idle":
+            self._input_requests.done(status.parent_id)
+            self._record_inputs()
 
     def _said(self, msg: Message) -> None:
         msg_type = msg.msg_type
@@ -321,7 +340,9 @@ class Broadcaster:
 
     def answers_input(self, msg: Message) -> bool:
         """Note an `input_reply`; return False if its input request was answered before."""
-        return self._input_requests.answer(msg)
+        wanted = self._input_requests.answer(msg)
+        self._record_inputs()
+        return wanted
 
     def submitted(self, msg: Message, client: int) -> None:
         """Note a request that was submitted by the session with that number."""
@@ -331,6 +352,7 @@ class Broadcaster:
     def forget_requests(self) -> None:
         """Forget open requests and input requests: the process that they belong to has gone."""
         self._input_requests.clear()
+        self._record_inputs()
         if self.recorder is not None:
             self.recorder.forget_requests()
 
