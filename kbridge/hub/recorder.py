@@ -105,6 +105,12 @@ class Recorder:
         for session in moved:
             self._place(session)
 
+    def close(self) -> None:
+        """Write the places that have changed, and hold no memory; may be called twice."""
+        self.write_places()
+        self._requests.clear()
+        self._places.clear()
+
     # -- requests ---------------------------------------------------------------------------
 
     def request(self, msg: Message, client: int) -> None:

@@ -386,7 +386,7 @@ class Broadcaster:
             cursor.link.close(code, reason)
             self.detach(cursor)
         if self.recorder is not None:
-            self.recorder.write_places()
+            self.recorder.close()
         # Timers and contexts may keep a closed hub alive: it must hold no memory.
         self.journal.release()
         self._burst.close()
