@@ -37,7 +37,7 @@ class KernelIndex:
     @property
     def known(self) -> frozenset[StartedKernel]:
         """All kernels that this server started and that may have a process."""
-        self._known = {kernel for kernel in self._known if not kernel.ended}
+        self._forget_ended()
         return frozenset(self._known)
 
     def register(self, kernel: StartedKernel) -> None:
@@ -109,6 +109,10 @@ class KernelIndex:
             if kernel.ended and self._in_use.get(kernel.kernel_id) is kernel:
                 del self._in_use[kernel.kernel_id]
                 self.touch()
+            self._forget_ended()  # its hub and its journal need no memory any longer
+
+    def _forget_ended(self) -> None:
+        self._known = {kernel for kernel in self._known if not kernel.ended}
 
     def __contains__(self, kernel_id: object) -> bool:
         return kernel_id in self._in_use

@@ -1,12 +1,14 @@
 """The manager over hubs with links in memory; most tests over fake processes, too."""
 
 import asyncio
+import gc
 import itertools
 import re
 import signal
 import stat
 import time
 import uuid
+import weakref
 from datetime import UTC, datetime
 from types import SimpleNamespace
 
@@ -84,6 +86,16 @@ async def test_a_changed_default_kernel_name_applies_to_the_next_start(make_mana
     manager = make_manager(default_kernel_name=fake())
     manager.default_kernel_name = fake("other")
     assert manager.model(await manager.start_kernel())["name"] == "other"
+
+
+async def test_nothing_of_a_kernel_that_was_shut_down_stays(make_manager, fake):
+    manager = make_manager()
+    kernel_id = await manager.start_kernel(fake())
+    left = weakref.ref(manager.index.find(kernel_id))
+    await manager.shutdown_kernel(kernel_id)
+    await asyncio.sleep(0)
+    gc.collect()
+    assert left() is None
 
 
 async def test_a_kernel_is_in_the_models_from_start_to_shutdown(make_manager, fake, hubs):
