@@ -59,7 +59,7 @@ def observed(request: pytest.FixtureRequest, tmp_path: Path):
         # Jupyter Server keeps the objects of a websocket until its next ping.
         pings = {"ws_ping_interval": 1000, "ws_ping_timeout": 60_000}
         server = jupyter_server(tmp_path, f"--ServerApp.tornado_settings={pings}")
-        server._command = observed_command(tmp_path, "jupyter_server")
+        server.command = observed_command(tmp_path, "jupyter_server")
     try:
         yield server.start()
         assert server.stop() == 0

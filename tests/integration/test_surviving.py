@@ -509,7 +509,7 @@ def test_a_kernel_whose_server_crashed_can_be_attached(server: RestartableServer
     server.start()
     kernel_id = server.start_kernel("stub")
     server.crash()
-    server._command = [sys.executable, "-m", "kbridge", "attach", f"kernel-{kernel_id}.json"]
+    server.command = [sys.executable, "-m", "kbridge", "attach", f"kernel-{kernel_id}.json"]
     server.start()
     assert ids(server) == {kernel_id}
     server.stop()

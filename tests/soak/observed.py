@@ -7,6 +7,7 @@ objects cannot be counted from outside.
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import ctypes
 import gc
 import json
@@ -24,6 +25,7 @@ _OTHERS = {"IOStream", "HTTP1Connection", "HTTP1ServerConnection", "HTTPServerRe
 
 def census() -> dict[str, dict[str, int]]:
     """Count the objects of kbridge and of Tornado's connections by class, tasks, and threads."""
+    forget_cancelled_timers()
     gc.collect()
     with suppress(AttributeError):  # only in glibc: return free memory to the system
         ctypes.CDLL(None).malloc_trim(0)
@@ -42,6 +44,18 @@ def census() -> dict[str, dict[str, int]]:
         "objects": dict(found),
         "process": {"tasks": tasks, "threads": threading.active_count()},
     }
+
+
+def forget_cancelled_timers() -> None:
+    """Drop the contexts of cancelled timers.
+
+    asyncio keeps a few cancelled timers until they are due. Tornado takes Jupyter Server's
+    `ping_interval` (1000 ms) for seconds, so its timers keep a closed websocket for 1000 s.
+    """
+    with suppress(RuntimeError):  # no event loop runs
+        for timer in asyncio.get_running_loop()._scheduled:
+            if timer.cancelled():
+                timer._context = contextvars.Context()
 
 
 def watch(path: Path) -> None:

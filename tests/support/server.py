@@ -89,7 +89,7 @@ class Server:
             "PYTHONUNBUFFERED": "1",
             **(env or {}),
         }
-        self._command = command or (_PEER_COMMAND if PEER else _COMMAND)
+        self.command = command or (_PEER_COMMAND if PEER else _COMMAND)
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -107,7 +107,7 @@ class Server:
             spec.parent.mkdir(parents=True)
             argv = [sys.executable, "-c", code, "{connection_file}"]
             spec.write_text(json.dumps({"argv": argv, "display_name": name, "language": "python"}))
-        command = [*self._command, f"--port={free_port()}", *self._args]
+        command = [*self.command, f"--port={free_port()}", *self._args]
         with self.log.open("wb") as log:
             self._process = subprocess.Popen(
                 command,
