@@ -9,9 +9,11 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
+from kbridge.storage.state_log import parse
 from tests.support.lab import Cell, Notebook, Place, expect, with_extension, with_gateway
 from tests.support.network import Network
 from tests.support.restartable_server import RestartableServer
+from tests.support.server import Server
 from tests.support.waiting import eventually
 
 pytestmark = [
@@ -51,6 +53,16 @@ async def notebook(place: Place) -> AsyncIterator[Notebook]:
     yield opened
     await place.restore()
     await opened.close()
+
+
+def all_acknowledged(server: Server, kernel_id: str) -> bool:
+    """Return True if the files of a kernel say that a client has acknowledged all messages."""
+    status = server.request("GET", "/api/status?statistics=1").json()
+    [hub] = [each for each in status["hubs"] if each["kernel_id"] == kernel_id]
+    end = hub["journal"]["appended_frames"]
+    log = server.home / "runtime" / "kbridge-journal" / kernel_id / "state.log"
+    records = parse(log.read_bytes()) if log.exists() else {}
+    return end in [place for key, place in records.items() if key.startswith("place/")]
 
 
 def between(*cases: tuple[str, str]) -> pytest.MarkDecorator:
@@ -303,6 +315,12 @@ async def test_a_killed_server_finds_its_kernels_at_the_next_start(
     await notebook.run("kept = 'variables are kept'")
     kernel = await notebook.connected()
     cell = await lines.start(notebook)
+    # Lines that the page has not acknowledged when the server ends are sent again.
+    await asyncio.to_thread(
+        eventually,
+        lambda: all_acknowledged(place.kernels, kernel),
+        "the page has acknowledged all lines",
+    )
     place.kernels.crash()
     place.kernels.start()
     lines.go_on()  # the cell prints before the page has reconnected

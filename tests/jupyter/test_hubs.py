@@ -180,16 +180,17 @@ async def test_a_kernel_missing_at_one_check_keeps_its_hub(hubs, kernels) -> Non
 
 
 async def test_files_end_with_their_kernels_and_with_the_server(kernels, tmp_path) -> None:
-    settings = HubSettings(journal_dir=str(tmp_path))
+    journals = tmp_path / "journals"
+    settings = HubSettings(journal_dir=str(journals))
     hubs = JupyterHubs(kernels, HubTable(settings, link=MemoryKernel))
     await asyncio.gather(hubs.open(), hubs.open())
     for name in ("one", "two"):
         hubs.open_for(kernels[name]).announce("starting")
-    await until(lambda: {"one", "two"} == {path.name for path in tmp_path.iterdir()})
+    await until(lambda: all((journals / name / "owner").exists() for name in ("one", "two")))
     await hubs.close("one")
-    assert not (tmp_path / "one").exists()
+    await until(lambda: not (journals / "one").exists())
     await hubs.aclose()
-    assert list(tmp_path.iterdir()) == []
+    assert not journals.exists()
 
 
 async def test_journals_are_not_opened_after_the_first_hub(kernels, tmp_path) -> None:
