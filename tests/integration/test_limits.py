@@ -124,8 +124,10 @@ async def test_a_browser_that_stops_reading_uses_no_more_memory_than_the_journal
             done = await honest.execute(show)
             assert done.types == ["busy", "execute_input", "display_data", "idle"], i
             peak = max(peak, server.rss())
-        # 200 MiB were sent. Buffers for a message in transit are not part of the journal.
-        assert peak - before < limit + 3 * size, f"grew by {(peak - before) / MIB:.0f} MiB"
+        # 200 MiB were sent. Buffers for messages in transit are not part of the journal. While more
+        # than half of the limit waits for the disk, the journal may grow by 32 MiB at a time.
+        allowed = limit + 3 * size + (32 * MIB + 2 * size if on_disk else 0)
+        assert peak - before < allowed, f"grew by {(peak - before) / MIB:.0f} MiB"
         # It reads again: it receives all messages, or a marker and the remaining ones.
         last = await honest.execute("print('the end')")
         rest = await stalled.finish(last.msg_id, reply=False)
