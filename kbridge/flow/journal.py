@@ -27,13 +27,13 @@ thus needs one list slot per message.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable
 from typing import Final
 
 from kbridge.flow.batch import Batch
 from kbridge.flow.places import ON_DISK, Gap, Place, Stored, Stretch
 from kbridge.flow.ring import RetainedFrame, RetainedFrames, Ring
-from kbridge.flow.unwritten import retained_batch, ring_batch
+from kbridge.flow.unwritten import members, private, retained_batch, ring_batch
 
 __all__ = ["EVERYONE", "LOSABLE", "ON_DISK", "ROOM", "Gap", "Journal", "Place", "Stretch"]
 
@@ -314,9 +314,9 @@ class Journal:
             if last > place.seq and ring.offset(stop) - ring.offset(last) > max_bytes:
                 stop = last
         frames = ring.frames(place.seq, stop)
-        private = self._private(range(place.seq, stop)) if self._audience else {}
+        clients = private(self._audience, range(place.seq, stop)) if self._audience else {}
         end = Place(stop, stop, ring.appended if stop == ring.next else ring.offset(stop))
-        return Stretch(frames, private, end.nbytes - place.nbytes, end, gap)
+        return Stretch(frames, clients, end.nbytes - place.nbytes, end, gap)
 
     def statistics(self) -> dict[str, int]:
         """Return the number of frames and bytes, and of dropped frames."""
@@ -333,14 +333,14 @@ class Journal:
     def _read_retained(self, place: Place, max_bytes: int, horizon: int) -> Stretch | None:
         frames: list[bytes] = []
         seqs: list[int] = []
-        private: dict[int, int] = {}
+        clients: dict[int, int] = {}
         seq, nbytes = place.seq - 1, 0
         for kept, frame, _ in self._retained.since(place.seq):
             if kept >= horizon:
                 break
             seq = kept
             if seq in self._audience:
-                private[len(frames)] = self._audience[seq]
+                clients[len(frames)] = self._audience[seq]
             frames.append(frame)
             seqs.append(seq)
             nbytes += len(frame)
@@ -353,7 +353,7 @@ class Journal:
             -1 if place.frames < 0 else place.frames + len(frames),
             -1 if place.nbytes < 0 else place.nbytes + nbytes,
         )
-        return Stretch(frames, private, nbytes, end, seqs=seqs)
+        return Stretch(frames, clients, nbytes, end, seqs=seqs)
 
     def _gap(self, place: Place, first: int) -> Gap:
         """Return the gap between the frames of a reader and frame `first` of the ring."""
@@ -362,12 +362,6 @@ class Journal:
             0 if place.nbytes < 0 else self._ring.offset(first) - place.nbytes,
             self._last_lost,
         )
-
-    def _private(self, seqs: range) -> dict[int, int]:
-        audience = self._audience
-        if len(audience) < len(seqs):
-            return {seq - seqs.start: who for seq, who in audience.items() if seq in seqs}
-        return {i: audience[seq] for i, seq in enumerate(seqs) if seq in audience}
 
     # -- the disk ---------------------------------------------------------------------------
 
@@ -481,9 +475,9 @@ class Journal:
         gone = range(ring.first, first)
         if not gone:
             return
-        self._state.difference_update(_within(self._state, gone))
-        for seq in _within(self._audience, gone):
-            self._audience.pop(seq, None)
+        self._state.difference_update(members(self._state, gone))
+        for seq in members(self._audience.keys(), gone):
+            del self._audience[seq]
         before = ring.dropped
         ring.drop(first)
         self.first_seq = first
@@ -494,8 +488,3 @@ class Journal:
         self.nbytes -= len(frame)
         self._audience.pop(seq, None)
         self._last_lost = frame
-
-
-def _within(table: Collection[int], numbers: range) -> Iterable[int]:
-    """Return the numbers that are in `table`; or all numbers if they are fewer than the table."""
-    return [seq for seq in table if seq in numbers] if len(table) < len(numbers) else numbers

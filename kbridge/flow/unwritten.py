@@ -13,7 +13,7 @@ from collections.abc import Set as AbstractSet
 from kbridge.flow.batch import Batch
 from kbridge.flow.ring import RetainedFrames, Ring
 
-__all__ = ["retained_batch", "ring_batch"]
+__all__ = ["members", "private", "retained_batch", "ring_batch"]
 
 
 def ring_batch(
@@ -32,11 +32,11 @@ def ring_batch(
         stop = ring.reach(begin + max_bytes, start + 1, stop)
     seqs = range(start, stop)
     offsets, keys = ring.tables(start, stop)
-    private = {}
-    if audience:
-        private = {seq - start: audience[seq] for seq in _within(audience.keys(), seqs)}
-    with_state = [seq - start for seq in _within(state, seqs)] if state else []
-    return Batch(ring.frames(start, stop), start, None, offsets, keys, private, with_state)
+    with_state = [seq - start for seq in members(state, seqs)] if state else []
+    return Batch(
+        *(ring.frames(start, stop), start, None, offsets, keys),
+        *(private(audience, seqs), with_state),
+    )
 
 
 def retained_batch(
@@ -53,11 +53,18 @@ def retained_batch(
         max_bytes -= len(item.frame)
         if max_bytes <= 0:
             break
-    private = {i: audience[seq] for i, seq in enumerate(seqs) if seq in audience}
-    return Batch(frames, seqs[0], seqs, offsets, keys, private, list(range(len(frames))))
+    clients = {i: audience[seq] for i, seq in enumerate(seqs) if seq in audience}
+    return Batch(frames, seqs[0], seqs, offsets, keys, clients, list(range(len(frames))))
 
 
-def _within(table: AbstractSet[int], numbers: range) -> list[int]:
+def private(audience: Mapping[int, int], seqs: range) -> dict[int, int]:
+    """Return the clients of the frames `seqs` that are for one client, by index into `seqs`."""
+    if not audience:
+        return {}
+    return {seq - seqs.start: audience[seq] for seq in members(audience.keys(), seqs)}
+
+
+def members(table: AbstractSet[int], numbers: range) -> list[int]:
     """Return the members of `table` that are in `numbers`, in rising order."""
     if len(table) < len(numbers):
         return sorted(seq for seq in table if seq in numbers)

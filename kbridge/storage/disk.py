@@ -16,7 +16,10 @@ from typing import Final, NamedTuple
 
 from kbridge.private import open_private
 
-__all__ = ["Disk", "Space"]
+__all__ = ["TRANSIENT", "Disk", "Space"]
+
+TRANSIENT: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN, errno.EINTR})
+"""Errors that say nothing about a file: too many open files, not enough memory."""
 
 # Without O_BINARY, Windows would write two bytes for each line feed.
 _OPEN_FLAGS: Final = (

@@ -127,11 +127,6 @@ class FlushQueue:
         self._waiters: list[asyncio.Future[None]] = []
 
     @property
-    def idle(self) -> bool:
-        """True if no job is under way."""
-        return self._job is None
-
-    @property
     def has_work(self) -> bool:
         """True if a client or a task waits, or a job is under way."""
         return bool(self._clients or self._tasks or self._job or self._hurried)

@@ -15,7 +15,8 @@ from typing import Final, NamedTuple
 
 from kbridge.flow.places import Gap, Place, Stretch
 from kbridge.storage.chunks import Chunk, Found, Wanted, frame_at, ordinals, read_chunk
-from kbridge.storage.context import RETRY_INTERVAL, TRANSIENT, StoreContext
+from kbridge.storage.context import RETRY_INTERVAL, StoreContext
+from kbridge.storage.disk import TRANSIENT
 from kbridge.storage.index import Segment, SegmentIndex
 from kbridge.storage.segment import keys_of, segment_path
 

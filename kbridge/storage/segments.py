@@ -16,7 +16,8 @@ from typing import Final
 
 from kbridge.flow.batch import Batch
 from kbridge.storage.chunks import Chunk
-from kbridge.storage.context import TRANSIENT, segment_size
+from kbridge.storage.context import segment_size
+from kbridge.storage.disk import TRANSIENT
 from kbridge.storage.index import Segment, SegmentIndex, to_give_up
 from kbridge.storage.segment import dump, index_path, segment_path
 from kbridge.storage.work import Append, Compaction

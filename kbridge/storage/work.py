@@ -13,8 +13,7 @@ from typing import Final
 from kbridge.flow.batch import Batch
 from kbridge.storage.blocks import BLOCK_SIZE, Block
 from kbridge.storage.chunks import read_blocks
-from kbridge.storage.context import TRANSIENT
-from kbridge.storage.disk import Disk
+from kbridge.storage.disk import TRANSIENT, Disk
 from kbridge.storage.files import KernelFiles, OpenFiles
 from kbridge.storage.flush import Task
 from kbridge.storage.index import BlockPlace, Segment

@@ -427,19 +427,6 @@ async def test_writing_does_not_flap_at_the_reserve(
     await store.aclose(keep=False)
 
 
-async def test_a_segment_is_not_given_up_for_a_need_that_is_over(tmp_path: Path) -> None:
-    store = await open_store(tmp_path, limit=16 * MiB)
-    history, source = store.history("k"), Source()
-    for _ in range(3):
-        await write(history, source, 1500)
-    history.give_up()
-    history.stop(True)
-    history.stop(False)
-    await write(history, source, 1500)
-    assert sorted((await read(history)).frames) == [*range(source.next_seq)]
-    await store.aclose(keep=False)
-
-
 # -- reading --------------------------------------------------------------------------------
 
 

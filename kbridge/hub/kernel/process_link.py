@@ -99,7 +99,7 @@ class ProcessLink:
         Raises
         ------
         KernelError
-            If there is no way to the kernel's sockets.
+            If no sockets to the kernel can be made.
         ValueError
             If the connection information is not valid.
         """

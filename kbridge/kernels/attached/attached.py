@@ -38,7 +38,7 @@ class AttachedKernel(Kernel):
     Raises
     ------
     KernelError
-        If there is no way to the kernel's sockets.
+        If no sockets to the kernel can be made.
     ValueError, TypeError
         If the connection info is not valid.
     """
