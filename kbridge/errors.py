@@ -16,6 +16,7 @@
     |   +-- Unauthorized              401   1008   a login with a wrong token
     |   +-- Forbidden                 403   1008   no token, or a foreign Origin or Host
     |   +-- KernelLimitReached        403   1008   `max_kernels` kernels are running
+    |   +-- Conflict                  409   1008   the object's state does not permit it
     |   +-- NotFound                  404   1008   the object does not exist
     |       +-- KernelNotFound        404   1008
     |       +-- KernelspecNotFound    404   1008
@@ -63,6 +64,7 @@ __all__ = [
     "BridgeError",
     "Busy",
     "ClientError",
+    "Conflict",
     "ConnectionFileNotFound",
     "Forbidden",
     "FrameError",
@@ -196,6 +198,12 @@ class KernelLimitReached(ClientError):
     """As many kernels are running as the settings allow."""
 
     http_status = 403
+
+
+class Conflict(ClientError):
+    """The state of the object does not permit the request; it may later."""
+
+    http_status = 409
 
 
 class NotFound(ClientError):
