@@ -52,6 +52,8 @@ TESTED_BY = {
     "hub/events.py": "hub/test_hub.py",
     "hub/kernel/events.py": "hub/kernel/test_connection.py",
     "hub/kernel/process_link.py": "hub/kernel/test_connection.py",
+    "jupyter/api.py": "jupyter/test_gateway_proxy.py",
+    "jupyter/gateway_requests.py": "jupyter/test_gateway_proxy.py",
     "jupyter/supported.py": "integration/test_extension_install.py",
     "kernels/attached/attacher.py": "kernels/attached/test_attached.py",
     "kernels/attached/connection_file.py": "kernels/attached/test_attached.py",

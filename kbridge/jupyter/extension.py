@@ -1,4 +1,4 @@
-"""The Jupyter Server extension: replaces Jupyter Server's connection class by kbridge's."""
+"""The Jupyter Server extension: replaces Jupyter Server's connection class, and adds routes."""
 
 from __future__ import annotations
 
@@ -9,11 +9,13 @@ from typing import Any
 from jupyter_server.services.kernels.connection.channels import (
     ZMQChannelsWebsocketConnection as JupyterConnection,
 )
+from jupyter_server.utils import url_path_join
 from tornado.ioloop import IOLoop
 from traitlets import Bool
 from traitlets.config import LoggingConfigurable
 
 from kbridge import __version__
+from kbridge.jupyter import gateway_proxy
 from kbridge.jupyter.connection import ZMQChannelsWebsocketConnection
 
 __all__ = ["KbridgeExtension", "link", "load"]
@@ -60,6 +62,26 @@ class KbridgeExtension(LoggingConfigurable):
         )
         return True
 
+    def add_routes(self, serverapp: Any) -> None:
+        """Forward requests for executions to the gateway, if there is one.
+
+        Without these routes, pages receive 404 and do without executions.
+
+        Parameters
+        ----------
+        serverapp : jupyter_server.serverapp.ServerApp
+            The initialized server, after `take_over`.
+        """
+        if not (self.enabled and serverapp.gateway_config.gateway_enabled):
+            return
+        page_config = serverapp.web_app.settings.setdefault("page_config_data", {})
+        page_config["kbridgeChannels"] = gateway_proxy.CHANNELS_PATH
+        routes = [
+            (url_path_join(serverapp.base_url, path), handler)
+            for path, handler in gateway_proxy.ROUTES
+        ]
+        serverapp.web_app.add_handlers(".*$", routes)
+
     def _check_in_place(self, serverapp: Any) -> None:
         used = serverapp.web_app.settings.get(_SETTING)
         if not issubclass(used, ZMQChannelsWebsocketConnection):
@@ -76,7 +98,10 @@ class KbridgeExtension(LoggingConfigurable):
         if not self.enabled:
             return "off, by KbridgeExtension.enabled"
         if serverapp.gateway_config.gateway_enabled:
-            return "idle: kernels are behind a gateway, and so are their ZeroMQ sockets"
+            return (
+                "idle: kernels are behind a gateway, and so are their ZeroMQ sockets;"
+                " requests for executions are forwarded to it"
+            )
         if used is not chosen:
             return f"idle: another extension has set {_SETTING}, which stays {_name(used)}"
         if chosen is not JupyterConnection or _is_chosen(serverapp):
@@ -113,4 +138,6 @@ def link(serverapp: Any) -> None:
 
 def load(serverapp: Any) -> None:
     """Load the extension into a Jupyter Server."""
-    KbridgeExtension(parent=serverapp).take_over(serverapp)
+    extension = KbridgeExtension(parent=serverapp)
+    extension.take_over(serverapp)
+    extension.add_routes(serverapp)

@@ -14,11 +14,14 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from datetime import UTC, datetime
 from functools import partial
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import jupyter_core.paths
 import pytest
 from jupyter_client.ioloop import AsyncIOLoopKernelRestarter
+from jupyter_server.gateway.gateway_client import GatewayClient
 from jupyter_server.services.kernels.connection.channels import (
     ZMQChannelsWebsocketConnection as PeerConnection,
 )
@@ -47,6 +50,7 @@ from kbridge.wire.frames import PING, each
 from kbridge.wire.message import Channel, Message
 from kbridge.wire.signing import Signer
 from kbridge.wire.zmq import parse, serialize
+from tests.jupyter.apps import Jupyter
 from tests.jupyter.rig import WatchRig
 from tests.support.dialects import CODECS
 from tests.support.waiting import TIMEOUT
@@ -505,3 +509,24 @@ async def rig(make_watched: Callable[..., WatchRig]) -> WatchRig:
     made.prove()
     await made.settle()
     return made
+
+
+@pytest.fixture
+async def jupyter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Jupyter]:
+    for name in ("config", "data", "runtime"):
+        (tmp_path / name).mkdir()
+        monkeypatch.setenv(f"JUPYTER_{name.upper()}_DIR", str(tmp_path / name))
+    monkeypatch.delenv("JUPYTER_CONFIG_PATH", raising=False)
+    for name in ("ENV_CONFIG_PATH", "SYSTEM_CONFIG_PATH"):  # ignore installed extensions
+        monkeypatch.setattr(jupyter_core.paths, name, [])
+    # A server changes Tornado's loggers and does not restore them.
+    for name in ("tornado", "tornado.access", "tornado.application", "tornado.general"):
+        logger = logging.getLogger(name)
+        monkeypatch.setattr(logger, "name", name)
+        monkeypatch.setattr(logger, "parent", logger.parent)
+        monkeypatch.setattr(logger, "level", logger.level)
+    GatewayClient.clear_instance()
+    made = Jupyter(tmp_path)
+    yield made
+    await made.aclose()
+    GatewayClient.clear_instance()

@@ -4,22 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import functools
-import io
-import logging
-import shutil
 import sys
 import types
-from collections.abc import AsyncIterator, Callable
-from pathlib import Path
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
-import jupyter_core.paths
 import pytest
 from jupyter_server.extension.application import ExtensionApp
 from jupyter_server.extension.manager import ExtensionPackage
 from jupyter_server.gateway.connections import GatewayWebSocketConnection
-from jupyter_server.gateway.gateway_client import GatewayClient
 from jupyter_server.serverapp import ServerApp
 from jupyter_server.services.kernels.connection.channels import (
     ZMQChannelsWebsocketConnection as PeerConnection,
@@ -32,17 +26,12 @@ import kbridge.jupyter
 from kbridge import __version__
 from kbridge.hub.settings import HubSettings
 from kbridge.jupyter import ZMQChannelsWebsocketConnection
+from tests.jupyter.apps import Jupyter
 
 SETTING = "kernel_websocket_connection_class"
 HERE = "tests.jupyter.test_extension"
 PEER = "jupyter_server.services.kernels.connection.channels.ZMQChannelsWebsocketConnection"
 OURS = "kbridge.jupyter.ZMQChannelsWebsocketConnection"
-SHIPPED = (
-    Path(__file__).parents[2]
-    / "jupyter-config"
-    / "jupyter_server_config.d"
-    / "kbridge-extension.json"
-)
 IDLE = "idle: kernel_websocket_connection_class is configured, and stays "
 
 
@@ -62,81 +51,6 @@ class UsersApp(ExtensionApp):
 
 def _jupyter_server_extension_points() -> list[dict[str, Any]]:
     return [{"module": HERE, "app": UsersApp}]
-
-
-class Jupyter:
-    """Makes Jupyter Servers in directories of the test, one after the other.
-
-    Attributes
-    ----------
-    config_file : Path
-        The user's jupyter_server_config.py.
-    switch : Path
-        The file that enables the extension, as the wheel installs it.
-    """
-
-    def __init__(self, home: Path) -> None:
-        self.home = home
-        self.config_file = home / "config" / "jupyter_server_config.py"
-        self.switch = home / "config" / "jupyter_server_config.d" / SHIPPED.name
-        self.switch.parent.mkdir(parents=True)
-        shutil.copy(SHIPPED, self.switch)
-        self._log = io.StringIO()
-        self._apps: list[ServerApp] = []
-
-    def start(self, *argv: str, config: str = "", **kwargs: Any) -> ServerApp:
-        """Initialize a server; `kwargs` are the arguments of a program that embeds it."""
-        if config:
-            self.config_file.write_text(f"c = get_config()\n{config}\n")
-        app = ServerApp(
-            open_browser=False,
-            allow_root=True,
-            root_dir=str(self.home),
-            logging_config={"handlers": {"console": {"stream": self._log}}},
-            **kwargs,
-        )
-        self._apps.append(app)
-        # Do not change the signal handlers and limits of the test run.
-        app.init_signal = app.init_resources = lambda: None
-        app.initialize(argv=list(argv), new_httpserver=False)
-        return app
-
-    @property
-    def log(self) -> str:
-        return self._log.getvalue()
-
-    def ours(self) -> list[str]:
-        """Return the lines that the extension logged."""
-        lines = [line.partition("kbridge | ")[2] for line in self.log.splitlines()]
-        return [line for line in lines if line and not line.startswith("extension was")]
-
-    def complaints(self) -> list[str]:
-        return [line for line in self.log.splitlines() if line[:3] in {"[W ", "[E ", "[C "}]
-
-    async def aclose(self) -> None:
-        for app in self._apps:
-            await app._cleanup()
-
-
-@pytest.fixture
-async def jupyter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Jupyter]:
-    for name in ("config", "data", "runtime"):
-        (tmp_path / name).mkdir()
-        monkeypatch.setenv(f"JUPYTER_{name.upper()}_DIR", str(tmp_path / name))
-    monkeypatch.delenv("JUPYTER_CONFIG_PATH", raising=False)
-    for name in ("ENV_CONFIG_PATH", "SYSTEM_CONFIG_PATH"):  # ignore installed extensions
-        monkeypatch.setattr(jupyter_core.paths, name, [])
-    # A server changes Tornado's loggers and does not restore them.
-    for name in ("tornado", "tornado.access", "tornado.application", "tornado.general"):
-        logger = logging.getLogger(name)
-        monkeypatch.setattr(logger, "name", name)
-        monkeypatch.setattr(logger, "parent", logger.parent)
-        monkeypatch.setattr(logger, "level", logger.level)
-    GatewayClient.clear_instance()
-    made = Jupyter(tmp_path)
-    yield made
-    await made.aclose()
-    GatewayClient.clear_instance()
 
 
 def chosen(app: ServerApp) -> Any:
