@@ -5,7 +5,7 @@ ARG BASE=python:3.13.15-slim-trixie@sha256:7c61056e61ac89e852de05f3dc6fa51a6dd21
 
 FROM ${BASE} AS build
 WORKDIR /src
-COPY pyproject.toml README.md LICENSE ./
+COPY pyproject.toml README.md LICENSE hatch_build.py ./
 COPY kbridge kbridge
 # Build wheels first, then install only these wheels.
 RUN pip wheel --no-cache-dir --wheel-dir /wheels '.[kernel]' \

@@ -11,8 +11,19 @@ PIP     = $(BIN)/python -m pip --disable-pip-version-check --quiet
 # The versions that the tests ran with; `make LOCK= test` uses the newest ones instead.
 LOCK   ?= $(wildcard constraints.txt)
 INSTALL = $(PIP) install $(if $(LOCK),--constraint $(LOCK)) --editable
+# The JupyterLab extension: its source, the bundle that is built from it, and its place in an environment.
+LAB     = labextension
+LAB_SOURCES = $(wildcard $(LAB)/src/*.ts $(LAB)/schema/*.json $(LAB)/style/*.css $(LAB)/*.json)
+BUNDLE  = kbridge/labextension/package.json
+LAB_DIR = $(VENV)/share/jupyter/labextensions/@kbridge
+# npm, and the Node that the bundler needs.
+HAVE_NPM = npm --version >/dev/null 2>&1 && node -e 'const [a, b] = process.versions.node.split(".").map(Number); \
+           process.exit(a > 22 || (a === 22 && b >= 12) || (a === 20 && b >= 19) ? 0 : 1)'
+BUILD_LAB = cd $(LAB) && { [ node_modules/.package-lock.json -nt package-lock.json ] || npm ci --silent; } \
+            && npm run --silent build
+LINK_LAB = mkdir -p $(LAB_DIR) && rm -rf $(LAB_DIR)/jupyterlab && ln -s $(CURDIR)/kbridge/labextension $(LAB_DIR)/jupyterlab
 
-.PHONY: help serve test test-floors soak check format mutants coverage bench lock clean
+.PHONY: help serve test test-floors labextension soak check format mutants coverage bench lock clean
 .DELETE_ON_ERROR:
 
 help:                   ## this text
@@ -21,7 +32,7 @@ help:                   ## this text
 serve: $(VENV)/.serve   ## run the bridge on 127.0.0.1 (ARGS="--port 9999" adds options)
 	@$(BIN)/kbridge $(ARGS)
 
-test: $(VENV)/.dev      ## the whole suite (ARGS="-k wire" narrows it)
+test: $(VENV)/.lab      ## the whole suite (ARGS="-k wire" narrows it)
 	$(BIN)/python -m pytest -n 2 $(ARGS)
 
 # The tests that use jupyter_client, ipykernel, jupyter_server, SQLAlchemy, psutil and traitlets; less than
@@ -34,6 +45,11 @@ test-floors: $(FLOORS)/.floors ## kernel tests with the lowest versions that pyp
 	  tests/kernels tests/connect/test_files.py tests/connect/test_mixin.py tests/jupyter/test_connection.py \
 	  tests/server/api/test_kernelspecs.py tests/integration/test_kernel.py $(ARGS)
 
+labextension: $(VENV)/.dev ## build the JupyterLab extension, and link it into the environment
+	@$(HAVE_NPM) || { echo 'the extension needs npm, and Node 20.19, 22.12 or newer' >&2; exit 1; }
+	@$(BUILD_LAB)
+	@$(LINK_LAB)
+
 soak: $(VENV)/.dev      ## slow, dying and hostile clients for five minutes (ARGS="--minutes 1 --seed 7")
 	$(BIN)/python -m tests.soak $(ARGS)
 
@@ -41,6 +57,8 @@ check: $(VENV)/.dev     ## format, lint, types, English, layers
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	@if [ -d $(LAB)/node_modules ]; then echo npm run check; npm --prefix $(LAB) run --silent check; \
+	else echo "TypeScript: not checked without $(LAB)/node_modules, which \`make labextension\` makes"; fi
 	@if command -v node >/dev/null; then echo $(BIN)/pyright; $(BIN)/pyright --project pyproject.toml --pythonpath $(BIN)/python; \
 	else echo "pyright: needs node, public types checked by mypy only"; fi
 	$(BIN)/python tools/prose.py
@@ -51,6 +69,7 @@ check: $(VENV)/.dev     ## format, lint, types, English, layers
 format: $(VENV)/.dev    ## format the code as `check` requires
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+	@if [ -d $(LAB)/node_modules ]; then npm --prefix $(LAB) run --silent format; fi
 
 mutants: $(VENV)/.dev   ## mutation tests of wire, flow and hub (ARGS="wire --count 50 --seed 2")
 	$(BIN)/python tools/mutants.py $(ARGS)
@@ -69,8 +88,9 @@ lock: $(VENV)/.dev      ## update constraints.txt: the newest versions, for ever
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --all-extras --upgrade \
 	  --no-header --no-annotate --no-emit-index-url --output-file constraints.txt pyproject.toml
 
-clean:                  ## remove the virtual environment and caches
+clean:                  ## remove the virtual environment, the built extension and caches
 	rm -rf $(VENV) $(FLOORS) .mypy_cache .ruff_cache .pytest_cache .hypothesis .nox .coverage build dist
+	rm -rf kbridge/labextension $(LAB)/node_modules $(LAB)/lib $(LAB)/.test
 
 # The interpreter exists even if venv fails afterwards because pip is missing. Remove it then, or the
 # next call would take the environment for complete.
@@ -92,6 +112,15 @@ $(VENV)/.dev: $(BIN)/python pyproject.toml $(LOCK)
 	@echo "$(VENV): installing kbridge and what tests, checks and benchmarks need"
 	@$(INSTALL) '.[dev]'
 	@touch $@ $(VENV)/.serve
+
+# Built again after its sources have changed. Without npm, the tests that need it are skipped (in CI, they fail).
+$(BUNDLE): $(LAB_SOURCES) | $(VENV)/.dev
+	@if $(HAVE_NPM); then echo "$(LAB): building the JupyterLab extension"; $(BUILD_LAB); \
+	else echo "$(LAB): not built, because npm is missing or Node is older than 20.19"; fi
+
+# A link instead of the copy that pip has made, so that a page shows the newest bundle.
+$(VENV)/.lab: $(VENV)/.dev $(BUNDLE)
+	@if [ -f $(BUNDLE) ]; then $(LINK_LAB); touch $@; fi
 
 $(FLOORS)/.floors: $(BIN)/python pyproject.toml tests/support/floors.py
 	@echo "$(FLOORS): installing the lowest versions that pyproject.toml allows"

@@ -9,6 +9,8 @@ from __future__ import annotations
 import importlib.util
 import os
 import shutil
+import sys
+from pathlib import Path
 from typing import NoReturn
 
 import pytest
@@ -26,9 +28,12 @@ _PROGRAMS = {
     "sshd": ("sshd", "/usr/sbin/sshd"),
     "unshare": ("unshare",),
 }
+# Files below the prefix of the environment.
+_FILES = {"labextension": "share/jupyter/labextensions/@kbridge/jupyterlab/package.json"}
 _ADVICE = {
     "chromium": "install Debian's chromium, or set KBRIDGE_CHROMIUM to a Chromium or Chrome",
     "faketime": "install faketime",
+    "labextension": "install Node 20.19 or later with npm, and run `make labextension`",
     "nginx": "install nginx-light",
     "node": "install Node 20 or later",
     "npm": "install npm",
@@ -45,12 +50,13 @@ def require(*parts: str) -> str:
     Parameters
     ----------
     *parts : str
-        Programs (chromium, node, npm) or Python modules.
+        Programs (chromium, node, npm), Python modules, or `labextension`, which is the built
+        JupyterLab extension in the environment of the tests.
 
     Returns
     -------
     str
-        The path of the first part that was found; for a module, its name.
+        The path of the first part; for a module, its name.
     """
     found = [_find(part) for part in parts]
     missing = [part for part, where in zip(parts, found, strict=True) if not where]
@@ -70,6 +76,9 @@ def lack(reason: str) -> NoReturn:
 
 
 def _find(part: str) -> str:
+    if part in _FILES:
+        path = Path(sys.prefix, _FILES[part])
+        return str(path) if path.exists() else ""
     if part not in _PROGRAMS:
         return part if importlib.util.find_spec(part) else ""
     chosen = os.environ.get(f"KBRIDGE_{part.upper()}")

@@ -1,0 +1,49 @@
+"""Build hook: put the JupyterLab extension into the distributions.
+
+`labextension/` has the source, `kbridge/labextension/` the bundle that is built from it. A wheel
+installs the bundle where JupyterLab finds it. The source distribution has both, so a wheel that is
+built from it needs no Node. Without a bundle and without npm, the wheel has no extension.
+"""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+from hatchling.builders.hooks.plugin.interface import BuildHookInterface
+
+NAME = "@kbridge/jupyterlab"
+
+
+class LabExtensionHook(BuildHookInterface[Any]):
+    """Builds the bundle if it is missing, and adds it to the wheel."""
+
+    def initialize(self, version: str, build_data: dict[str, Any]) -> None:  # noqa: ARG002
+        """Do so before a wheel (also an editable one) or a source distribution is built."""
+        root = Path(self.root)
+        bundle, source = root / "kbridge" / "labextension", root / "labextension"
+        if not (bundle / "package.json").exists():
+            reason = self._build(source)
+            if reason:
+                self.app.display_warning(f"kbridge without its JupyterLab extension: {reason}")
+                return
+        if self.target_name == "wheel":
+            build_data["shared_data"][str(bundle)] = f"share/jupyter/labextensions/{NAME}"
+
+    def _build(self, source: Path) -> str:
+        """Return why the bundle could not be built; empty if it was."""
+        if not (source / "package.json").exists():
+            return "its source is not here"
+        npm = shutil.which("npm")
+        if npm is None:
+            return "it is not built, and npm is missing"
+        for command in (["ci"], ["run", "build"]):
+            done = subprocess.run(  # noqa: S603
+                [npm, *command], cwd=source, capture_output=True, text=True, check=False
+            )
+            if done.returncode:
+                lines = (done.stdout + done.stderr).strip().splitlines()
+                return f"`npm {' '.join(command)}` failed: " + " ".join(lines[-5:])
+        return ""
