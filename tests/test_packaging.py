@@ -1,20 +1,26 @@
-"""The source distribution, and the locked versions that it is tested with."""
+"""The distributions, and the locked versions that they are tested with."""
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tarfile
 import tomllib
+import zipfile
 from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from tests.support.require import lack
+
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 LOCK = ROOT / "constraints.txt"
+BUNDLE = "kbridge/labextension"
+INSTALLED = "share/jupyter/labextensions/@kbridge/jupyterlab/"
 
 
 def test_the_lock_has_every_dependency_at_a_version_that_is_allowed() -> None:
@@ -39,17 +45,24 @@ def test_the_lock_names_no_host() -> None:
     assert not re.search(r"^\s*(-|#)", text, flags=re.MULTILINE), "options or comments"
 
 
-@pytest.fixture(scope="module")
-def unpacked(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    place = tmp_path_factory.mktemp("sdist")
+def build(target: str, tree: Path, place: Path, **env: str) -> tuple[Path, str]:
+    """Build a distribution; return it and what the build has printed."""
     done = subprocess.run(
-        [sys.executable, "-m", "hatchling", "build", "--target", "sdist", "--directory", place],
-        cwd=ROOT,
+        [sys.executable, "-m", "hatchling", "build", "--target", target, "--directory", place],
+        cwd=tree,
+        env={**os.environ, **env},
         capture_output=True,
         text=True,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    [archive] = place.glob("*.tar.gz")
+    [built] = place.glob("*.whl" if target == "wheel" else "*.tar.gz")
+    return built, done.stdout + done.stderr
+
+
+@pytest.fixture(scope="module")
+def unpacked(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    place = tmp_path_factory.mktemp("sdist")
+    archive, _ = build("sdist", ROOT, place)
     with tarfile.open(archive) as tar:
         tar.extractall(place, filter="data")
     return place / archive.name.removesuffix(".tar.gz")
@@ -88,3 +101,40 @@ def test_the_source_distribution_has_no_rubbish(unpacked: Path) -> None:
     assert len(names) > 200
     assert not [n for n in names if re.search(r"__pycache__|\.pyc$|\.venv|_cache", n)]
     assert {"constraints.txt", "Dockerfile", ".ci/run", "CONTRIBUTING.md"} <= set(names)
+
+
+def labextension(wheel: Path) -> dict[str, int]:
+    """Return the files of a wheel that belong to the JupyterLab extension, and their sizes."""
+    with zipfile.ZipFile(wheel) as archive:
+        files = {info.filename: info.file_size for info in archive.infolist()}
+    assert not [name for name in files if name.startswith(BUNDLE)], "it would be there twice"
+    return {n.partition(INSTALLED)[2]: size for n, size in files.items() if INSTALLED in n}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("origin", ["repository", "source distribution"])
+def test_a_wheel_has_the_jupyterlab_extension_without_node(
+    origin: str, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    if not (ROOT / BUNDLE / "package.json").exists():
+        lack("the JupyterLab extension is not built: run `make labextension`")
+    tree = ROOT if origin == "repository" else request.getfixturevalue("unpacked")
+    wheel, _ = build("wheel", tree, tmp_path, PATH=str(tmp_path))
+    files = labextension(wheel)
+    assert {"package.json", "install.json"} <= files.keys()
+    assert [n for n in files if re.fullmatch(r"static/remoteEntry\.\w+\.js", n)]
+    assert [n for n in files if n.endswith("/plugin.json")], "the schema of the settings"
+    assert not [n for n in files if n.endswith((".ts", ".map"))]
+    assert 10_000 < sum(files.values()) < 300_000
+    assert wheel.stat().st_size < 1_000_000
+
+
+@pytest.mark.slow
+def test_a_wheel_can_be_built_without_the_extension(unpacked: Path, tmp_path: Path) -> None:
+    """From a clone on a machine without npm."""
+    tree = tmp_path / "tree"
+    shutil.copytree(unpacked, tree, ignore=shutil.ignore_patterns("tests"))
+    shutil.rmtree(tree / BUNDLE, ignore_errors=True)
+    wheel, output = build("wheel", tree, tmp_path, PATH=str(tmp_path))
+    assert not labextension(wheel)
+    assert "npm is missing" in output

@@ -172,6 +172,21 @@ async def test_installing_the_package_enables_the_extension(
     await works_in(tmp_path / "home", python)
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_installing_the_package_installs_the_jupyterlab_extension(
+    tmp_path: Path, environment: Path
+) -> None:
+    require("jupyterlab", "labextension")
+    python = environment / "bin" / "python"
+    env = {k: v for k, v in os.environ.items() if not k.startswith("JUPYTER")}
+    env |= {"HOME": str(tmp_path), "JUPYTER_PLATFORM_DIRS": "1"}
+    command = "import sys; from jupyterlab.labextensions import main; sys.exit(main())"
+    said = run(python, "-I", "-c", command, "list", env=env)
+    assert str(environment / "share" / "jupyter" / "labextensions") in said
+    assert re.search(r"@kbridge/jupyterlab v\S+ enabled OK \(python, kbridge\)", said), said
+
+
 async def works_in(home: Path, python: Path) -> None:
     """Start a Jupyter Server of an environment, without options about kbridge."""
     command = [str(python), "-I", "-m", "jupyter_server"]
