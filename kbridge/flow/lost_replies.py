@@ -28,7 +28,8 @@ from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
 from kbridge.flow.activity import state_of
-from kbridge.flow.open_requests import OpenRequest, count_of, error_of
+from kbridge.flow.execute_contents import count_of, error_of
+from kbridge.flow.executions import Execution
 from kbridge.flow.routing import Routing
 from kbridge.wire.message import Message, scan
 
@@ -124,7 +125,7 @@ class LostReplies:
         """True while a reply may be lost; the caller must then call `observe`."""
         return self._adopted or bool(self._lost)
 
-    def restore(self, request: OpenRequest, now: float) -> None:
+    def restore(self, request: Execution, now: float) -> None:
         """Note a request of an earlier bridge that has not ended, as far as that bridge knew.
 
         Call it for the requests in the order in which they were sent, before any other method.
@@ -134,10 +135,10 @@ class LostReplies:
             begun=request.begun,
             replied_at=None if request.replied is None else now,
             idle_lost=True,
-            unheard=request.ended is None,
+            unheard=request.ended_seq is None,
             count=request.count,
             error=request.error,
-            ended_at=None if request.ended is None else now,
+            ended_at=None if request.ended_seq is None else now,
             quiet_since=now,
         )
         _bound(self._lost)

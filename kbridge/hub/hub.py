@@ -12,6 +12,7 @@ from typing import Any
 
 from kbridge.errors import HubClosed, IgnoredMessage
 from kbridge.flow.activity import Activity
+from kbridge.flow.executions import Execution, Executions
 from kbridge.flow.journal import Journal
 from kbridge.flow.policy import DROP, judge
 from kbridge.hub.broadcast import policy_chain
@@ -91,7 +92,7 @@ class Hub:
         adopted = former is not None
         if recovered is not None:
             saved = read_entries(recovered.records, recovered.next_seq)
-            adopted = adopted or bool(recovered.next_seq or saved.sessions or saved.requests)
+            adopted = adopted or bool(recovered.next_seq or saved.sessions or saved.executions)
         self.notices = Notices(clock, adopted=adopted, on_disk=history is not None)
         self.ignored = DroppedMessages(IGNORED, kernel_id, clock, log)
         self._rejected = DroppedMessages(REJECTED, kernel_id, clock, log)
@@ -103,7 +104,7 @@ class Hub:
         self._kernel = KernelConnection(context, self._broadcaster, environment.link, former or ())
         self._closed = False
         self._broadcaster.connecting(connection_info)
-        self._kernel.restore([request for request in saved.requests if not request.over])
+        self._kernel.restore([each for each in saved.executions if each.owed])
         self._kernel.connect(connection_info)
 
     # -- websockets -------------------------------------------------------------------------
@@ -213,7 +214,8 @@ class Hub:
         self._kernel.activity.touch(self._clock.wall(), msg_type)
         number = cursor.session.number
         room = self._kernel.submit(msg, number)
-        self._broadcaster.submitted(msg, number)
+        if msg_type == "execute_request":
+            self._broadcaster.tracker.submitted(msg, number)
         return room
 
     def say(self, msg: Message) -> None:
@@ -245,6 +247,29 @@ class Hub:
             If the kernel went away.
         """
         return await self._kernel.request(self.notices.request(channel, msg_type, content), timeout)
+
+    # -- executions -------------------------------------------------------------------------
+
+    @property
+    def executions(self) -> Executions:
+        """The requests to execute code, and the state of each; for reading."""
+        return self._broadcaster.tracker.executions
+
+    def describe(self, execution: Execution) -> dict[str, Any]:
+        """Return an execution as clients receive it, in JSON."""
+        return self._broadcaster.tracker.describe(execution)
+
+    def forget_execution(self, msg_id: str) -> None:
+        """Forget an execution that has finished.
+
+        Raises
+        ------
+        NotFound
+            If there is no execution with that id.
+        Conflict
+            If it has not finished.
+        """
+        self._broadcaster.tracker.forget(msg_id)
 
     # -- the kernel -------------------------------------------------------------------------
 

@@ -10,23 +10,17 @@ import asyncio
 from collections.abc import Iterable, Mapping
 from typing import Final
 
+from kbridge.flow.executions import Execution
 from kbridge.flow.input_requests import InputRequest
-from kbridge.flow.open_requests import OpenRequest
 from kbridge.hub.broadcast.cursor import ClientSession
 from kbridge.hub.recovered import LIVES, Lives, input_entry
 from kbridge.storage.history import History
-from kbridge.wire.message import Message
 
-__all__ = ["PLACES_EVERY", "RECORDED", "Recorder"]
-
-RECORDED: Final = frozenset({"status", "execute_input", "execute_result", "error"})
-"""The message types on iopub of which a lost reply is built: pass these messages to `said`."""
+__all__ = ["PLACES_EVERY", "Recorder"]
 
 PLACES_EVERY: Final = 0.05
 """Seconds between two writes of acknowledged places."""
 
-_REQUESTS: Final = 1000  # open requests that are recorded; kernels may never end some
-_HEADER_BYTES: Final = 4096  # longer headers are not recorded
 _INPUT_BYTES: Final = 16384  # larger input requests are not recorded
 
 
@@ -39,13 +33,13 @@ class Recorder:
         The files of the kernel.
     lives : Lives
         The bridges that have served the kernel; this one is written to the log.
-    requests : iterable of OpenRequest
-        The requests in the log that have not ended yet.
+    executions : iterable of Execution
+        The requests to execute code in the log.
     """
 
-    def __init__(self, history: History, lives: Lives, requests: Iterable[OpenRequest]) -> None:
+    def __init__(self, history: History, lives: Lives, executions: Iterable[Execution]) -> None:
         self._history = history
-        self._requests = {request.msg_id: request for request in requests}
+        self._ended: dict[str, Execution] = {}  # their ends may not be on disk yet
         self._inputs: dict[str, tuple[int, int]] = {}  # client and number, as recorded
         # As recorded, by number of the session; -1 if that is not known.
         self._places: dict[int, int | None] = {}
@@ -55,8 +49,12 @@ class Recorder:
         if lives.index >= LIVES:
             history.record(f"life/{lives.index - LIVES}", None)
         # The log may name replies that were not written. Frames of this bridge get their numbers.
-        for request in list(self._requests.values()):
-            self._changed(request)
+        known = {} if history.recovered is None else history.recovered.records
+        for execution in executions:
+            if execution.over:
+                execution.settle()
+            if execution.entry() != known.get(f"execution/{execution.msg_id}"):
+                self._write(execution)
 
     def kernel(self, mark: str) -> None:
         """Write the `kernel_mark` of the kernel."""
@@ -108,39 +106,34 @@ class Recorder:
     def close(self) -> None:
         """Write the places that have changed, and hold no memory; may be called twice."""
         self.write_places()
-        self._requests.clear()
+        self._ended.clear()
         self._places.clear()
 
     # -- requests ---------------------------------------------------------------------------
 
-    def request(self, msg: Message, client: int) -> None:
-        """Write a request to execute code that was submitted by the session with that number."""
-        msg_id, header = msg.msg_id, bytes(msg.header)
-        if msg_id and len(header) <= _HEADER_BYTES:
-            self._write(OpenRequest(msg_id, client, header))
-            if len(self._requests) > _REQUESTS:
-                self._remove(next(iter(self._requests)))
+    def execution(self, execution: Execution) -> None:
+        """Write the present state of a request to execute code.
 
-    def said(self, msg: Message, msg_type: str, end: int) -> None:
-        """Take a message on iopub, of one of the types in `RECORDED`.
-
-        Parameters
-        ----------
-        msg, msg_type
-            The message, as clients receive it, and its type.
-        end : int
-            The sequence number after it.
+        The fields from which a lost reply is built go when its end is on disk.
         """
-        request = self._requests.get(msg.parent_id)
-        if request is not None and request.observe(msg, msg_type, end):
-            self._changed(request)
+        while self._ended:
+            ended = next(iter(self._ended.values()))
+            if max(ended.replied or 0, ended.ended_seq or 0) > self._history.end:
+                break
+            del self._ended[ended.msg_id]
+            ended.settle()
+            self._write(ended)
+        self._write(execution)
+        if execution.over and execution.header:
+            self._ended[execution.msg_id] = execution
 
-    def replied(self, msg: Message, end: int) -> None:
-        """Take the reply to a request to execute code; `end` is the sequence number after it."""
-        request = self._requests.get(msg.parent_id)
-        if request is not None:
-            request.replied = end
-            self._changed(request)
+    def forget_execution(self, msg_id: str) -> None:
+        """Remove a request to execute code."""
+        self._ended.pop(msg_id, None)
+        self._history.record(f"execution/{msg_id}", None)
+
+    def _write(self, execution: Execution) -> None:
+        self._history.record(f"execution/{execution.msg_id}", execution.entry())
 
     def inputs(self, waiting: Mapping[str, InputRequest]) -> None:
         """Take the input requests without an answer, by id, after each change."""
@@ -152,21 +145,3 @@ class Recorder:
             if self._inputs.get(msg_id) != place and question.msg.nbytes <= _INPUT_BYTES:
                 self._inputs[msg_id] = place
                 self._history.record(f"input/{msg_id}", input_entry(question))
-
-    def forget_requests(self) -> None:
-        """Remove all requests, because the process of the kernel was replaced."""
-        for msg_id in list(self._requests):
-            self._remove(msg_id)
-
-    def _changed(self, request: OpenRequest) -> None:
-        self._write(request)
-        if request.over:
-            self._remove(request.msg_id)  # as soon as its frames are on disk
-
-    def _write(self, request: OpenRequest) -> None:
-        self._requests[request.msg_id] = request
-        self._history.record(f"request/{request.msg_id}", request.entry())
-
-    def _remove(self, msg_id: str) -> None:
-        del self._requests[msg_id]
-        self._history.record(f"request/{msg_id}", None)

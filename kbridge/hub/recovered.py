@@ -10,7 +10,7 @@ key                value
 `life/INDEX`       a `Life`: one for each bridge that has served the kernel
 `session/ID`       the number of a session, which is the audience of its private frames
 `place/NUMBER`     the sequence number that the session with that number reads next
-`request/MSG_ID`   an `OpenRequest`: a request to execute code that has not ended
+`execution/MSG_ID` an `Execution`: a request to execute code, without the code
 `input/MSG_ID`     an `InputRequest`: an `input_request` that has no answer
 =================  ==============================================================================
 
@@ -24,8 +24,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple
 
+from kbridge.flow.executions import Execution
 from kbridge.flow.input_requests import InputRequest
-from kbridge.flow.open_requests import OpenRequest
 from kbridge.wire.message import Channel, Message
 
 __all__ = [
@@ -203,9 +203,8 @@ class SavedState:
         The index of the next one.
     sessions : list of SavedSession
         The sessions, in the order in which they came.
-    requests : list of OpenRequest
-        The requests that had not ended, or whose end was not removed from the log yet, in the order
-        in which they were sent.
+    executions : list of Execution
+        The requests to execute code, in the order in which they were sent.
     inputs : list of InputRequest
         The input requests without an answer, oldest first. Those from the end of the disk on are
         not in the journal.
@@ -214,7 +213,7 @@ class SavedState:
     lives: list[Life] = field(default_factory=list)
     next_index: int = 0
     sessions: list[SavedSession] = field(default_factory=list)
-    requests: list[OpenRequest] = field(default_factory=list)
+    executions: list[Execution] = field(default_factory=list)
     inputs: list[InputRequest] = field(default_factory=list)
 
 
@@ -239,8 +238,8 @@ def read_entries(entries: Mapping[str, object], end: int) -> SavedState:
                 seq = entries.get(f"place/{_number(value)}")
                 place = None if seq is None else max(0, min(_number(seq), end))
                 state.sessions.append(SavedSession(name, _number(value), place))
-            elif kind == "request" and isinstance(value, dict):
-                state.requests.append(OpenRequest.from_entry(name, value, end))
+            elif kind == "execution" and isinstance(value, dict):
+                state.executions.append(Execution.from_entry(name, value, end))
             elif kind == "input":
                 state.inputs.append(_read_input(value))
         except (KeyError, TypeError, ValueError, AttributeError, OverflowError):

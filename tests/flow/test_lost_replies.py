@@ -5,8 +5,8 @@ import pickle
 
 import pytest
 
+from kbridge.flow.executions import Execution
 from kbridge.flow.lost_replies import GRACE, SILENCE, BuiltReply, LostReplies
-from kbridge.flow.open_requests import OpenRequest
 from kbridge.flow.routing import Routing
 from kbridge.wire.build import build
 from kbridge.wire.message import Channel, Message
@@ -276,8 +276,8 @@ def test_an_idle_is_built_after_a_reply_that_arrives_when_the_shell_is_calm() ->
     assert side.later() == [None]
 
 
-def earlier(name: str, **known: object) -> OpenRequest:
-    return OpenRequest(name, 1, request(name), **known)  # type: ignore[arg-type]
+def earlier(name: str, **known: object) -> Execution:
+    return Execution(name, 1, request(name), **known)  # type: ignore[arg-type]
 
 
 def calm(side: Side) -> list[dict]:
@@ -290,9 +290,9 @@ def calm(side: Side) -> list[dict]:
 @pytest.mark.parametrize(
     ("known", "steps", "expected"),
     [
-        ({"begun": True, "count": 3}, "idle", {"status": "ok", "execution_count": 3}),
-        ({"begun": True, "count": 3}, "error idle", {"status": "error", "execution_count": 3}),
-        ({"begun": True, "error": ERROR}, "idle", {"status": "error", **ERROR}),
+        ({"started": 1.0, "count": 3}, "idle", {"status": "ok", "execution_count": 3}),
+        ({"started": 1.0, "count": 3}, "error idle", {"status": "error", "execution_count": 3}),
+        ({"started": 1.0, "error": ERROR}, "idle", {"status": "error", **ERROR}),
         ({}, "busy input idle", {"status": "ok", "execution_count": 7}),
     ],
 )
@@ -311,7 +311,7 @@ def test_a_reply_says_also_what_an_earlier_bridge_heard(
 
 def test_a_request_that_ended_while_no_bridge_ran_ends_when_the_shell_is_calm() -> None:
     side = Side(known=("ran", "waited"))
-    side.owed.restore(earlier("ran", begun=True, count=3), side.now)
+    side.owed.restore(earlier("ran", started=1.0, count=3), side.now)
     side.owed.restore(earlier("waited"), side.now)
     assert side.later() == [], "it may still be running"
     ran, waited = calm(side)
@@ -323,8 +323,8 @@ def test_a_request_that_ended_while_no_bridge_ran_ends_when_the_shell_is_calm() 
 
 def test_a_request_of_which_only_the_reply_or_the_idle_was_lost() -> None:
     side = Side(known=("no reply", "no idle"))
-    side.owed.restore(earlier("no reply", begun=True, count=3, ended=9), side.now)
-    side.owed.restore(earlier("no idle", begun=True, count=4, replied=9), side.now)
+    side.owed.restore(earlier("no reply", started=1.0, count=3, ended_seq=9), side.now)
+    side.owed.restore(earlier("no idle", started=1.0, count=4, replied=9), side.now)
     [content] = side.later()
     assert (content["status"], content["execution_count"]) == ("ok", 3)
     assert not side.due[0].unheard, "all its output was heard"
@@ -335,7 +335,7 @@ def test_a_request_of_which_only_the_reply_or_the_idle_was_lost() -> None:
 
 def test_the_real_reply_to_a_request_of_an_earlier_bridge_is_passed_on() -> None:
     side = Side(known=("old",))
-    side.owed.restore(earlier("old", begun=True), side.now)
+    side.owed.restore(earlier("old", started=1.0), side.now)
     side.play(request("old"), "print")
     assert side.owed.replied("old", side.now)
     side.play(request("old"), "idle")
@@ -346,7 +346,7 @@ def test_the_real_reply_to_a_request_of_an_earlier_bridge_is_passed_on() -> None
 def test_a_request_of_an_earlier_bridge_to_a_silent_subshell_ends_some_time() -> None:
     header = request("old", subshell_id="gone")
     side = Side(known=("old",))
-    side.owed.restore(OpenRequest("old", 1, header, begun=True, count=3), side.now)
+    side.owed.restore(Execution("old", 1, header, started=1.0, count=3), side.now)
     assert calm(side) == []
     side.now += SILENCE - 2 * GRACE
     side.play(header, "print")  # it still runs

@@ -10,12 +10,14 @@ from typing import Any
 
 import pytest
 
+from kbridge.flow import executions
 from kbridge.flow.activity import state_of
 from kbridge.flow.lost_replies import SILENCE
 from kbridge.hub import recorder
 from kbridge.hub.broadcast import client_sessions
 from kbridge.hub.settings import HubSettings
 from kbridge.storage.disk import Disk
+from kbridge.storage.state_log import parse
 from kbridge.storage.store import JournalStore, StoreSettings
 from kbridge.wire.message import Channel, Message
 from tests.hub.rig import Rig, received, texts
@@ -401,8 +403,8 @@ async def test_a_crash_between_any_two_writes_loses_no_reply_and_repeats_none(
         if drips:
             await bridges.flush()
     await bridges.flush()
-    photos = disk.photos_with(b"request/ask")
-    assert len(photos) >= 5
+    photos = disk.photos_with(b"execution/ask")
+    assert len(photos) >= 3
     for photo in photos:
         rig = await bridges.next(found=photo)
         mine, cursor = rig.attach("mine", since="start", verbatim=True)
@@ -413,6 +415,67 @@ async def test_a_crash_between_any_two_writes_loses_no_reply_and_repeats_none(
         own = [m for m in received(mine) if m.parent_id == "ask" and m.msg_type == "status"]
         assert [state_of(m.content) for m in own][-1:] == ["idle"]
         assert [state_of(m.content) for m in own].count("idle") == 1
+        [execution] = rig.hub.executions.find()
+        assert execution.state == "done"
+
+
+async def test_executions_are_listed_after_a_crash(bridges) -> None:
+    rig = await bridges.next()
+    _, attachment = rig.attach("mine")
+    for name in ("done", "failed", "running", "waiting"):
+        execute(rig, attachment, name)
+    done, failed, running = (m for m in rig.sent() if m.msg_id in ("done", "failed", "running"))
+    say(rig, done, "busy", "input")
+    rig.say(rig.stream("a\nb\n", done.header))
+    say(rig, done, "reply", "idle")
+    say(rig, failed, "busy", "input", "error", "reply", "idle")
+    say(rig, running, "busy", "input")
+    rig.say(rig.stream("c\n", running.header))
+    before = [rig.hub.describe(each) for each in rig.hub.executions.find()]
+    rig = await bridges.crash()
+    rig = await bridges.crash()
+    after = [rig.hub.describe(each) for each in rig.hub.executions.find()]
+    assert [each["state"] for each in after] == ["done", "error", "running", "waiting"]
+    for old, new in zip(before[:2], after[:2], strict=True):
+        moved = new["first_seq"] - old["first_seq"]
+        assert moved == new["last_seq"] - old["last_seq"] > 0, "each bridge has other numbers"
+        same = {"first_seq": new["first_seq"], "last_seq": new["last_seq"], "connected": False}
+        assert {**old, **same} == new
+    client, cursor = rig.attach("mine", verbatim=True, since=str(after[2]["first_seq"] - 1))
+    await has_read(rig, cursor)
+    assert {m.parent_id for m in received(client)} == {"running"}
+    assert [rig.hub.describe(each)["connected"] for each in rig.hub.executions.find()] == [True] * 4
+
+
+async def test_forgotten_executions_do_not_come_back_after_a_crash(bridges, monkeypatch) -> None:
+    monkeypatch.setattr(executions, "LIMIT", 3)
+    rig = await bridges.next()
+    _, attachment = rig.attach("mine")
+    for name in ("one", "two", "three", "four"):
+        say(rig, execute(rig, attachment, name), "busy", "reply", "idle")
+        await bridges.flush()
+    rig.hub.forget_execution("three")
+    rig = await bridges.crash()
+    rig = await bridges.crash()
+    assert [each.msg_id for each in rig.hub.executions.find()] == ["two", "four"]
+
+
+async def test_the_log_keeps_no_headers_and_errors_of_executions_whose_end_is_on_disk(
+    bridges,
+) -> None:
+    rig = await bridges.next()
+    _, attachment = rig.attach("mine")
+    for name in ("old", "new"):
+        say(rig, execute(rig, attachment, name), "busy", "input", "error", "reply", "idle")
+        await bridges.flush()
+    execute(rig, attachment, "later")
+    rig = await bridges.crash()
+    await bridges.flush()
+    log = (bridges.files() / "state.log").read_bytes()  # was rewritten by the new bridge
+    entries = parse(log)
+    for name in ("old", "new"):
+        assert not {"header", "error"} & entries[f"execution/{name}"].keys()
+    assert "header" in entries["execution/later"]
 
 
 async def test_hidden_tracebacks_are_not_in_any_file(bridges) -> None:
@@ -424,7 +487,7 @@ async def test_hidden_tracebacks_are_not_in_any_file(bridges) -> None:
     rig.say(rig.message(Channel.IOPUB, "error", secret, request.header))
     await bridges.flush()
     content = {path.name: path.read_bytes() for path in bridges.files().iterdir()}
-    assert b"request/ask" in content["state.log"]
+    assert b"execution/ask" in content["state.log"]
     assert not [name for name, data in content.items() if b"Secret" in data]
     rig = await bridges.crash(allow_tracebacks=False)
     mine, _ = rig.attach("mine")

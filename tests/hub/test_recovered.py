@@ -2,12 +2,11 @@
 
 import itertools
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from kbridge.flow.executions import Execution
 from kbridge.flow.input_requests import InputRequest
-from kbridge.flow.open_requests import OpenRequest
 from kbridge.hub.recovered import (
     LIVES,
     Life,
@@ -157,7 +156,7 @@ ANY = st.recursive(
     st.dictionaries(
         st.sampled_from(
             [
-                *("life/0", "life/x", "session/a", "place/1", "request/r", "input/q"),
+                *("life/0", "life/x", "session/a", "place/1", "execution/r", "input/q"),
                 *("other", ""),
             ]
         ),
@@ -171,20 +170,17 @@ def test_any_entry_can_be_read(entries: dict[str, object]) -> None:
         "session/sound": 12,
         "place/12": 5,
         "life/3": [10**15, 4, "me_"],
-        "request/sound": OpenRequest("sound", 12, HEADER).entry(),
+        "execution/sound": Execution("sound", 12, HEADER).entry(),
     }
     state = read_entries({**sound, **entries}, 10)
     assert state.sessions[0] == SavedSession("sound", 12, 5)
-    assert state.requests[0] == OpenRequest("sound", 12, HEADER)
+    assert state.executions[0] == Execution("sound", 12, HEADER)
     assert state.inputs[0] == question
     assert state.lives[0] == Life(10**15, 4, "me_")
     assert state.next_index >= 4
 
 
-@pytest.mark.parametrize(
-    "missing", ["client", "header", "begun", "count", "error", "replied", "ended"]
-)
-def test_a_request_without_a_field_is_ignored(missing: str) -> None:
-    entry = OpenRequest("ask", 7, HEADER).entry()
-    del entry[missing]
-    assert read_entries({"request/ask": entry}, 0).requests == []
+def test_an_execution_without_the_number_of_its_client_is_ignored() -> None:
+    entry = Execution("ask", 7, HEADER).entry()
+    del entry["client"]
+    assert read_entries({"execution/ask": entry}, 0).executions == []

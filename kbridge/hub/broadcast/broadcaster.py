@@ -11,6 +11,7 @@ from functools import partial
 from typing import Any
 
 from kbridge.flow.activity import state_of
+from kbridge.flow.executions import OBSERVED
 from kbridge.flow.input_requests import InputRequests
 from kbridge.flow.journal import EVERYONE, LOSABLE, Journal, Place
 from kbridge.flow.policy import PASS, combined
@@ -20,12 +21,13 @@ from kbridge.hub.broadcast.burst import Allowance, Burst
 from kbridge.hub.broadcast.client_sessions import ClientSessions
 from kbridge.hub.broadcast.cursor import Cursor, CursorOptions
 from kbridge.hub.broadcast.delivery import Delivery
+from kbridge.hub.broadcast.execution_tracker import ExecutionTracker
 from kbridge.hub.broadcast.loading import Loader
 from kbridge.hub.broadcast.rendering import Renderer
 from kbridge.hub.broadcast.resume import START, ResumePoint, resolve_since
 from kbridge.hub.context import HubContext
 from kbridge.hub.events import HubObserver
-from kbridge.hub.recorder import RECORDED, Recorder
+from kbridge.hub.recorder import Recorder
 from kbridge.hub.recovered import Lives, SavedState, kernel_mark
 from kbridge.link.interfaces import ClientLink, noop
 from kbridge.wire.dialects import Dialect
@@ -55,6 +57,8 @@ class Broadcaster:
         Writes the journal to the websockets, and takes their pongs.
     recorder : Recorder or None
         Writes the state of clients and requests to disk; None for a journal in memory only.
+    tracker : ExecutionTracker
+        Notes the state of each request to execute code.
     """
 
     def __init__(self, context: HubContext, allowance: Allowance, saved: SavedState) -> None:
@@ -78,22 +82,25 @@ class Broadcaster:
         self._judge = combined(policy_chain.outgoing(settings, notices, pace, context.log))
         self._adoption = Adoption(notices.mark) if context.adopted else None
         end = self.journal.next_seq
-        self._lives = Lives.begin(saved, end, now=clock.wall(), markers=notices.markers)
-        self._sessions = ClientSessions(settings.resume_timeout, self._lives.first_client)
+        self._lives = lives = Lives.begin(saved, end, now=clock.wall(), markers=notices.markers)
+        self._sessions = sessions = ClientSessions(settings.resume_timeout, lives.first_client)
         joins = settings.rate_limit_policy == "coalesce"
         renderer = Renderer(
             self.journal, pace, notices, context.rejected, joins=joins, loader=self._loader
         )
-        origin = self._lives.origin
-        self.delivery = Delivery(self.journal, pace, self._sessions, renderer, clock, origin)
-        self._burst = Burst(self.journal, self._sessions, pace, clock, allowance)
+        self.delivery = Delivery(self.journal, pace, sessions, renderer, clock, lives.origin)
+        self._burst = Burst(self.journal, sessions, pace, clock, allowance)
         self._written_to = 0  # where the journal ended at the last flush
         self._observers: list[HubObserver] = []
         # A status, and the end of the journal at that time.
         self._announced: tuple[str, int] | None = None
         self.recorder: Recorder | None = None
         if history is not None:
-            self.recorder = Recorder(history, self._lives, saved.requests)
+            self.recorder = Recorder(history, lives, saved.executions)
+        self.tracker = ExecutionTracker(
+            saved.executions, self.recorder, sessions, clock, lives.origin
+        )
+        self._counter = self.tracker.counter
         for session_id, number, seq in saved.sessions:
             place = None if seq is None else self.journal.after_seq(seq - 1)
             session = self._sessions.restore(session_id, number, place, clock.monotonic())
@@ -226,15 +233,21 @@ class Broadcaster:
         adoption = self._adoption
         if adoption is not None and adoption.is_cut(msg, msg_type):
             self.append(self._notices.taken_over(msg.parent_header))
+        verdict = self._judge(msg, msg_type, now)
+        counter = self._counter
+        if verdict is PASS and msg_type == "stream" and msg.parent_header == counter.parent:
+            # The usual message: it differs from the one before in its text only.
+            self.journal.append(encode_frame(msg), key=key)
+            counter.add_text(msg.content)
+            return
         if msg_type == "status" and self._input_requests.open:
             self._end_inputs(msg)
-        verdict = self._judge(msg, msg_type, now)
         if verdict is PASS:
             self._append(msg, msg_type, key)
         else:
             for other in verdict:
                 self.append(other)
-        if msg_type in RECORDED and self.recorder is not None:
+        if msg_type in OBSERVED:
             # As clients receive it: policies hide tracebacks. A status ends a request in any case.
             for each in (msg,) if verdict is PASS or msg_type == "status" else verdict:
                 self._said(each)
@@ -251,8 +264,8 @@ class Broadcaster:
             if msg_type == "input_request":
                 self._input_requests.asked(msg, client, seq)
                 self._record_inputs()
-        if msg_type == "execute_reply" and self.recorder is not None:
-            self.recorder.replied(msg, self.journal.next_seq)
+        if msg_type == "execute_reply":
+            self.tracker.replied(msg, self.journal.next_seq)
 
     def on_notice(self, msg: Message) -> None:
         """Journal a message that the bridge made in the name of the kernel."""
@@ -268,14 +281,15 @@ class Broadcaster:
 
     def _said(self, msg: Message) -> None:
         msg_type = msg.msg_type
-        if self.recorder is not None and msg_type in RECORDED:
-            self.recorder.said(msg, msg_type, self.journal.next_seq)
+        if msg_type in OBSERVED:
+            self.tracker.observe(msg, msg_type, self.journal.next_seq)
 
     def on_drained(self) -> None:
         """Write out the frames of this wake-up, and forget those that every client has."""
         journal = self.journal
         if journal.next_seq != self._written_to:
             self._written_to = journal.next_seq
+            self._counter.count(self._written_to)
             self.delivery.flush()
             if self._history is not None:
                 self._history.changed()
@@ -312,8 +326,15 @@ class Broadcaster:
     def _append(self, msg: Message, msg_type: str, key: int, audience: int = EVERYONE) -> int:
         state = msg_type not in LOSABLE
         seq = self.journal.append(encode_frame(msg), audience, state=state, key=key)
-        if self._adoption is not None:
-            self._adoption.note(msg.parent_header, seq)
+        counter = self._counter
+        if msg.parent_header != counter.parent:
+            counter.turn(msg, seq)
+            if self._adoption is not None:
+                self._adoption.note(msg.parent_header, seq)
+        if msg_type == "stream":
+            counter.add_text(msg.content)
+        else:
+            counter.add(msg.content)
         return seq
 
     def is_announced(self, status: str) -> bool:
@@ -344,17 +365,11 @@ class Broadcaster:
         self._record_inputs()
         return wanted
 
-    def submitted(self, msg: Message, client: int) -> None:
-        """Note a request that was submitted by the session with that number."""
-        if self.recorder is not None and msg.msg_type == "execute_request":
-            self.recorder.request(msg, client)
-
     def forget_requests(self) -> None:
         """Forget open requests and input requests: the process that they belong to has gone."""
         self._input_requests.clear()
         self._record_inputs()
-        if self.recorder is not None:
-            self.recorder.forget_requests()
+        self.tracker.process_replaced()
 
     def connecting(self, connection_info: Mapping[str, Any]) -> None:
         """Note the connection info of the kernel's present process."""
@@ -389,6 +404,7 @@ class Broadcaster:
             self.recorder.close()
         # Timers and contexts may keep a closed hub alive: it must hold no memory.
         self.journal.release()
+        self.tracker.close()
         self._burst.close()
         self._input_requests.clear()
 

@@ -20,7 +20,7 @@ from typing import Any
 
 from kbridge.errors import HubClosed, KernelError, KernelMessageError
 from kbridge.flow.activity import Activity
-from kbridge.flow.open_requests import OpenRequest
+from kbridge.flow.executions import Execution
 from kbridge.flow.readiness import Decision, Event, Readiness, State
 from kbridge.hub.context import HubContext
 from kbridge.hub.kernel.events import KernelListener
@@ -133,7 +133,7 @@ class KernelConnection:
         """Return the figures of requests that wait."""
         return self._requests.statistics()
 
-    def restore(self, requests: Sequence[OpenRequest]) -> None:
+    def restore(self, requests: Sequence[Execution]) -> None:
         """Note the requests of an earlier bridge that have not ended; call it before `connect`."""
         self._requests.restore(requests, self._clock.monotonic())
 

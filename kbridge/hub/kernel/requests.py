@@ -12,9 +12,9 @@ from collections.abc import Iterable
 from typing import Any, Final
 
 from kbridge.errors import HubClosed, InvalidMessage
+from kbridge.flow.executions import Execution
 from kbridge.flow.journal import EVERYONE
 from kbridge.flow.lost_replies import LostReplies
-from kbridge.flow.open_requests import OpenRequest
 from kbridge.flow.routing import Routing
 from kbridge.hub.context import HubContext
 from kbridge.hub.kernel.outbox import Outbox
@@ -191,7 +191,7 @@ class Requests:
 
     # -- lost replies: while `owed`, or to begin it -------------------------------------------
 
-    def restore(self, requests: Iterable[OpenRequest], now: float) -> None:
+    def restore(self, requests: Iterable[Execution], now: float) -> None:
         """Note requests of an earlier bridge that have not ended, and their clients."""
         for request in requests:
             self._routing.note(request.msg_id, request.client)

@@ -1,0 +1,72 @@
+"""Counts the output of executions.
+
+Nearly all messages have the same parent as the message before, so the messages of a run with one
+parent are counted together: a message of the hot path costs a comparison.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from kbridge.flow.execute_contents import lines_in
+from kbridge.flow.executions import Execution, Executions
+from kbridge.wire.message import Message
+
+__all__ = ["OutputCounter"]
+
+
+class OutputCounter:
+    """Counts the messages in the journal, their lines and bytes, for the execution of each.
+
+    For each message that is appended to the journal, the caller calls `turn` if the parent header
+    differs from `parent`, then `add_text` or `add`. It calls `count` before it reads the figures.
+
+    Parameters
+    ----------
+    executions : Executions
+        The executions.
+
+    Attributes
+    ----------
+    parent : bytes
+        The parent header of the last message.
+    add_text : callable
+        Adds the content of a stream message. This is the method of a list, to save a call.
+    """
+
+    __slots__ = ("_counted", "_execution", "_executions", "_nbytes", "_texts", "add_text", "parent")
+
+    def __init__(self, executions: Executions) -> None:
+        self._executions = executions
+        self._execution: Execution | None = None
+        self._counted = 0  # the messages before this number are counted
+        self._nbytes = 0
+        self._texts: list[bytes] = []
+        self.add_text: Callable[[bytes], None] = self._texts.append
+        self.parent = b""
+
+    def turn(self, msg: Message, seq: int) -> None:
+        """Note that message `seq` has another parent than the one before."""
+        self.count(seq)
+        self.parent = msg.parent_header
+        self._execution = execution = self._executions.get(msg.parent_id)
+        if execution is not None and execution.first is None:
+            execution.first = seq
+
+    def look_again(self) -> None:
+        """Note that the executions may have changed."""
+        self.parent = b""
+
+    def add(self, content: bytes) -> None:
+        """Add the content of a message that is not a stream message."""
+        self._nbytes += len(content)
+
+    def count(self, end: int) -> None:
+        """Count the messages before number `end`."""
+        texts, execution = self._texts, self._execution
+        if execution is not None and end > self._counted:
+            joined = b"".join(texts)
+            nbytes = self._nbytes + len(joined)
+            execution.count_output(end, end - self._counted, lines_in(joined, len(texts)), nbytes)
+        self._counted, self._nbytes = end, 0
+        texts.clear()

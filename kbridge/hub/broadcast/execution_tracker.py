@@ -1,0 +1,139 @@
+"""Notes the state of each request to execute code, and writes the changes to the state log."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from kbridge.errors import Conflict, NotFound
+from kbridge.flow.executions import Execution, Executions
+from kbridge.flow.output_counter import OutputCounter
+from kbridge.hub.broadcast.client_sessions import ClientSessions
+from kbridge.hub.clock import Clock, timestamp
+from kbridge.hub.recorder import Recorder
+from kbridge.wire.message import Message
+
+__all__ = ["ExecutionTracker"]
+
+
+class ExecutionTracker:
+    """Changes the executions of one kernel.
+
+    Parameters
+    ----------
+    saved : iterable of Execution
+        The executions that earlier bridges noted, oldest first.
+    recorder : Recorder or None
+        Writes the state log; None for a journal in memory only.
+    sessions : ClientSessions
+        The sessions of the clients.
+    clock : Clock
+        The source of the time.
+    origin : int
+        Added to sequence numbers for clients, as in pings.
+
+    Attributes
+    ----------
+    executions : Executions
+        The executions.
+    counter : OutputCounter
+        Counts the messages in the journal.
+    """
+
+    def __init__(
+        self,
+        saved: Iterable[Execution],
+        recorder: Recorder | None,
+        sessions: ClientSessions,
+        clock: Clock,
+        origin: int,
+    ) -> None:
+        self.executions = Executions(saved)
+        self.counter = OutputCounter(self.executions)
+        self._recorder = recorder
+        self._sessions = sessions
+        self._clock = clock
+        self._origin = origin
+
+    def submitted(self, msg: Message, client: int) -> None:
+        """Note an `execute_request` of the session with that number."""
+        execution = self.executions.submit(msg, client, self._clock.wall())
+        self.counter.look_again()
+        if execution is not None:
+            for msg_id in self.executions.take_forgotten():
+                self._forgotten(msg_id)
+            self._changed((execution,))
+
+    def observe(self, msg: Message, msg_type: str, end: int) -> None:
+        """Note a message on iopub; see `Executions.observe`."""
+        self.counter.count(end)
+        self._changed(self.executions.observe(msg, msg_type, end, self._clock.wall()))
+
+    def replied(self, msg: Message, end: int) -> None:
+        """Note an `execute_reply`; `end` is the sequence number after it."""
+        self.counter.count(end)
+        self._changed(self.executions.replied(msg, end, self._clock.wall()))
+
+    def process_replaced(self) -> None:
+        """Note that the process of the kernel has gone: what it has not finished is aborted."""
+        self._changed(self.executions.process_replaced(self._clock.wall()))
+
+    def forget(self, msg_id: str) -> None:
+        """Forget an execution that has finished.
+
+        Raises
+        ------
+        NotFound
+            If there is no execution with that id.
+        Conflict
+            If it has not finished.
+        """
+        if self.executions.get(msg_id) is None:
+            raise NotFound("there is no such execution")
+        if not self.executions.forget(msg_id):
+            raise Conflict("the execution has not finished")
+        self.counter.look_again()
+        self._forgotten(msg_id)
+
+    def describe(self, execution: Execution) -> dict[str, Any]:
+        """Return an execution as clients receive it, in JSON."""
+        return {
+            "id": execution.msg_id,
+            "session_id": execution.session,
+            "cell_id": execution.cell,
+            "state": execution.state,
+            "code_bytes": execution.code_bytes,
+            "submitted": timestamp(execution.submitted),
+            "started": _time(execution.started),
+            "ended": _time(execution.ended),
+            "execution_count": execution.count,
+            "first_seq": self._number(execution.first),
+            "last_seq": self._number(execution.last),
+            "messages": execution.messages,
+            "lines": execution.lines,
+            "output_bytes": execution.nbytes,
+            "connected": self._sessions.is_here(execution.client),
+        }
+
+    def close(self) -> None:
+        """Hold no memory."""
+        self.executions.clear()
+        self.counter.look_again()
+
+    def _number(self, seq: int | None) -> int | None:
+        return None if seq is None else self._origin + seq
+
+    def _changed(self, executions: Iterable[Execution]) -> None:
+        for execution in executions:
+            if self._recorder is not None:
+                self._recorder.execution(execution)
+            elif execution.over:
+                execution.settle()
+
+    def _forgotten(self, msg_id: str) -> None:
+        if self._recorder is not None:
+            self._recorder.forget_execution(msg_id)
+
+
+def _time(seconds: float | None) -> str | None:
+    return None if seconds is None else timestamp(seconds)

@@ -1,0 +1,110 @@
+"""Fields of execute messages; a large content is not parsed."""
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kbridge.flow.execute_contents import (
+    cell_of,
+    code_size,
+    count_of,
+    error_of,
+    lines_in,
+    status_of,
+)
+
+LARGE = 1 << 20
+
+
+def as_json(value: Any) -> bytes:
+    return json.dumps(value).encode()
+
+
+@pytest.mark.parametrize("compact", [False, True])
+def test_no_text_of_an_error_makes_the_log_grow(compact: bool) -> None:
+    separators = (",", ":") if compact else None
+    trap = 'no, "evalue": "this"'
+    long = {"traceback": [trap], "ename": trap, "evalue": "v" * LARGE}
+    content = json.dumps(long, separators=separators).encode()
+    assert error_of(content) == {"ename": trap, "evalue": "", "traceback": []}
+    long = {"evalue": "\u00e9\n" * 100, "ename": "E" * 5000, "traceback": ["x" * LARGE]}
+    content = json.dumps(long, separators=separators).encode()
+    assert error_of(content) == {"ename": "", "evalue": "\u00e9\n" * 100, "traceback": []}
+
+
+def test_the_count_of_a_large_content_is_found_without_parsing_it() -> None:
+    code = 'x = {"execution_count": 3}\n' * 10_000
+    for content in (
+        {"code": code, "execution_count": 7},
+        {"execution_count": 7, "code": code},
+    ):
+        for separators in ((",", ":"), (", ", ": ")):
+            text = json.dumps(content, separators=separators).encode()
+            assert count_of(text, "execute_input") == 7
+    data = {"application/json": {"execution_count": 3}, "text/plain": code}
+    result = json.dumps({"data": data, "execution_count": 7}).encode()
+    assert count_of(result, "execute_result") is None, "the count of execute_input is kept"
+    assert count_of(b'{"code": "%b"}' % (b"x" * LARGE), "execute_input") is None
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        ({"status": "ok", "execution_count": 3}, ("ok", 3)),
+        ({"status": "aborted"}, ("aborted", None)),
+        ({"status": "error", "execution_count": "3"}, ("error", None)),
+        ({"status": None}, ("", None)),
+        ([], ("", None)),
+        ({"status": "ok", "execution_count": 3, "payload": ["x" * LARGE]}, ("ok", None)),
+    ],
+)
+def test_status_and_count_of_a_reply(content: Any, expected: tuple[str, int | None]) -> None:
+    assert status_of(as_json(content)) == expected
+
+
+def test_content_that_is_not_json_has_no_fields() -> None:
+    for content in (b"", b"{", b"[" * 100_000, b"\xff"):
+        assert status_of(content) == ("", None)
+        assert code_size(content) in (0, len(content))
+
+
+@given(st.text())
+def test_the_size_of_code_is_that_of_its_utf8(code: str) -> None:
+    assert code_size(as_json({"code": code})) == len(code.encode("utf-8", "surrogatepass"))
+
+
+def test_the_size_of_large_code_is_that_of_its_json() -> None:
+    content = as_json({"code": "x" * LARGE})
+    assert LARGE < code_size(content) < LARGE + 100
+    assert code_size(b'{"code": 3}') == 0
+
+
+@pytest.mark.parametrize(
+    ("metadata", "expected"),
+    [
+        (as_json({"cellId": "a-cell", "deletedCells": []}), "a-cell"),
+        (as_json({"other": {"cellId": "nested"}}), None),
+        (as_json({"cellId": 3}), None),
+        (as_json({"cellId": ""}), None),
+        (as_json({"cellId": "x" * 2000}), None),
+        (as_json({"cellId": "a-cell", "more": "x" * LARGE}), None),
+        (b'{"cellId": ', None),
+        (b"{}", None),
+    ],
+)
+def test_the_cell_of_a_request(metadata: bytes, expected: str | None) -> None:
+    assert cell_of(metadata) == expected
+
+
+@given(st.lists(st.text(alphabet=st.characters(exclude_characters="\\"))))
+def test_lines_are_counted(texts: list[str]) -> None:
+    contents = b"".join(as_json({"name": "stdout", "text": text}) for text in texts)
+    assert lines_in(contents, len(texts)) == sum(text.count("\n") for text in texts)
+
+
+def test_lines_of_a_large_text_are_estimated() -> None:
+    text = ("x" * 99 + "\n") * 20_000
+    assert lines_in(as_json({"name": "stdout", "text": text})) == pytest.approx(20_000, rel=0.01)
