@@ -1,5 +1,6 @@
 """Check the documentation: names, commands, defaults, counters and examples."""
 
+import json
 import os
 import re
 import shlex
@@ -166,6 +167,7 @@ def test_every_api_route_is_documented() -> None:
         path = re.sub(r"\(.*?\)", "ID", pattern).removesuffix("/?")
         if path.startswith("/api"):
             documented = path.replace("kernelspecs/ID", "kernelspecs/NAME")
+            documented = documented.replace("executions/ID", "executions/MSG_ID")
             assert re.search(rf" {re.escape(documented)}[` ]", text), path
 
 
@@ -326,21 +328,41 @@ def quick_start() -> str:
     return program
 
 
+def curl(line: str, port: int, **variables: str) -> str:
+    """Run a documented command with another port; return what it prints."""
+    done = subprocess.run(
+        ["bash", "-c", line.replace("localhost:8888", f"localhost:{port}")],
+        env={**os.environ, "TOKEN": TOKEN, **variables},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
 @pytest.mark.kernel
 def test_the_curl_commands_run(new_server: ServerFactory) -> None:
     server = new_server()
     lines = [line for line in shell_lines(ROOT / "README.md") if line.startswith("curl")]
     assert len(lines) == 2
     for line in lines:
-        done = subprocess.run(
-            ["bash", "-c", line.replace("localhost:8888", f"localhost:{server.port}")],
-            env={**os.environ, "TOKEN": TOKEN},
-            capture_output=True,
-            text=True,
-            timeout=60,
-        )
-        assert done.returncode == 0, done.stderr
-        assert '"execution_state"' in done.stdout
+        assert '"execution_state"' in curl(line, server.port)
+
+
+@pytest.mark.kernel
+def test_the_curl_commands_of_the_rest_page_run(new_server: ServerFactory) -> None:
+    server = new_server()
+    lines = [line for line in shell_lines(ROOT / "docs" / "rest.md") if line.startswith("curl")]
+    [start] = [line for line in lines if "POST" in line]
+    [delete] = [line for line in lines if "DELETE" in line]
+    kernel_id = json.loads(curl(start, server.port))["id"]
+    lists = [line for line in lines if "executions" in line]
+    assert len(lists) + 2 == len(lines)
+    for line in lists:
+        assert json.loads(curl(line, server.port, ID=kernel_id)) == []
+    assert curl(delete, server.port, ID=kernel_id) == ""
+    assert server.request("GET", "/api/kernels").json() == []
 
 
 @pytest.mark.kernel

@@ -15,7 +15,7 @@ from traitlets import Bool
 from traitlets.config import LoggingConfigurable
 
 from kbridge import __version__
-from kbridge.jupyter import gateway_proxy
+from kbridge.jupyter import executions, gateway_proxy
 from kbridge.jupyter.connection import ZMQChannelsWebsocketConnection
 
 __all__ = ["KbridgeExtension", "link", "load"]
@@ -63,7 +63,7 @@ class KbridgeExtension(LoggingConfigurable):
         return True
 
     def add_routes(self, serverapp: Any) -> None:
-        """Forward requests for executions to the gateway, if there is one.
+        """Add the routes for executions, if kbridge or a gateway has the kernels' websockets.
 
         Without these routes, pages receive 404 and do without executions.
 
@@ -72,15 +72,20 @@ class KbridgeExtension(LoggingConfigurable):
         serverapp : jupyter_server.serverapp.ServerApp
             The initialized server, after `take_over`.
         """
-        if not (self.enabled and serverapp.gateway_config.gateway_enabled):
+        settings = serverapp.web_app.settings
+        used = settings.get(_SETTING, getattr(serverapp, _SETTING))
+        if issubclass(used, ZMQChannelsWebsocketConnection):
+            routes = executions.ROUTES
+        elif self.enabled and serverapp.gateway_config.gateway_enabled:
+            routes = gateway_proxy.ROUTES
+            page_config = settings.setdefault("page_config_data", {})
+            page_config["kbridgeChannels"] = gateway_proxy.CHANNELS_PATH
+        else:
             return
-        page_config = serverapp.web_app.settings.setdefault("page_config_data", {})
-        page_config["kbridgeChannels"] = gateway_proxy.CHANNELS_PATH
-        routes = [
-            (url_path_join(serverapp.base_url, path), handler)
-            for path, handler in gateway_proxy.ROUTES
-        ]
-        serverapp.web_app.add_handlers(".*$", routes)
+        serverapp.web_app.add_handlers(
+            ".*$",
+            [(url_path_join(serverapp.base_url, path), handler) for path, handler in routes],
+        )
 
     def _check_in_place(self, serverapp: Any) -> None:
         used = serverapp.web_app.settings.get(_SETTING)

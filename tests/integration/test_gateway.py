@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
 from tests.conftest import ServerFactory
-from tests.support.client import SLEEP, attach
+from tests.support.client import SLEEP, attach, dial
+from tests.support.jupyter_server import jupyter_server
 from tests.support.require import require
 from tests.support.server import TOKEN, Server
 
@@ -81,3 +84,93 @@ async def test_gateway_kernels_have_the_directory_and_locale_of_the_request(
         done = await ws.execute("import os; print(os.getcwd(), os.environ['LC_TIME'])")
         assert done.text() == f"{back.home.resolve() / 'sub'} C.UTF-8\n"
     await front.call("DELETE", f"/api/sessions/{made.json()['id']}")
+
+
+Front = Callable[[Server], Server]
+
+
+@pytest.fixture
+def new_front(tmp_path: Path) -> Iterator[Front]:
+    """Start a Jupyter Server with the extension in front of a gateway."""
+    require("jupyter_server")
+    running: list[Server] = []
+
+    def start(back: Server) -> Server:
+        front = jupyter_server(
+            tmp_path,
+            f"--gateway-url={back.url}",
+            f"--GatewayClient.auth_token={TOKEN}",
+            "--ServerApp.disable_check_xsrf=True",
+        )
+        running.append(front)
+        return front.start()
+
+    try:
+        yield start
+        for front in running:
+            front.assert_clean_log()
+    finally:
+        for front in running:
+            front.kill()
+
+
+@pytest.mark.slow
+async def test_executions_and_their_websocket_pass_the_extension(
+    server: Server, new_front: Front, own_kernel: str
+) -> None:
+    front = new_front(server)
+    assert "requests for executions are forwarded to it" in front.log.read_text()
+    executions = f"/api/kernels/{own_kernel}/executions"
+    assert (await front.call("GET", executions)).json() == []
+    path = f"ws://127.0.0.1:{front.port}/kbridge/kernels/{own_kernel}/channels"
+    headers = {"Authorization": f"token {TOKEN}"}
+    big = bytes(range(256)) * (16 << 10)  # 4 MiB
+    async with dial(
+        f"{path}?session_id=a-page", session="a-page", additional_headers=headers
+    ) as ws:
+        first = await ws.execute("print('through')")
+        assert first.text() == "through\n"
+        await ws.execute(_ECHO_BUFFERS)
+        opened = {"comm_id": "c", "target_name": "echo", "data": {}}
+        await ws.send("comm_open", opened)
+        sent = {"comm_id": "c", "data": {}}
+        await ws.send("comm_msg", sent, buffers=[big])
+        *_, echo = await ws.until(lambda m: m["header"]["msg_type"] == "comm_msg")
+        assert [bytes(buffer) for buffer in echo["buffers"]] == [big]
+    found = (await front.call("GET", f"{executions}?session_id=a-page")).json()
+    assert [(e["id"], e["state"]) for e in found][:1] == [(first.msg_id, "done")]
+    assert found == (await server.call("GET", executions)).json()
+    one = f"{executions}/{first.msg_id}"
+    assert (await front.call("GET", one)).json() == found[0]
+    assert (await front.call("GET", f"{executions}?state=busy")).status == 400
+    assert (await front.call("DELETE", one)).status == 204
+    assert (await front.call("DELETE", one)).status == 404
+    assert (await server.call("GET", one)).status == 404
+
+
+# A kernel that sends the buffers of a comm message back.
+_ECHO_BUFFERS = """
+def echo(comm, opened):
+    comm.on_msg(lambda msg: comm.send({}, buffers=msg["buffers"]))
+get_ipython().kernel.comm_manager.register_target("echo", echo)
+"""
+
+
+@pytest.mark.slow
+async def test_a_gateway_without_executions_has_none(
+    new_server: ServerFactory, new_front: Front
+) -> None:
+    require("jupyter_server")
+    back = new_server(
+        "--ServerApp.jpserver_extensions=kbridge=False",
+        *("--ServerApp.disable_check_xsrf=True", "--no-browser", "--allow-root"),
+        "--ip=127.0.0.1",
+        command=[sys.executable, "-m", "jupyter_server"],
+    )
+    front = new_front(back)
+    kernel = front.start_kernel()
+    assert (await front.call("GET", f"/api/kernels/{kernel}/executions")).status == 404
+    path = f"ws://127.0.0.1:{front.port}/kbridge/kernels/{kernel}/channels"
+    async with dial(path, additional_headers={"Authorization": f"token {TOKEN}"}) as ws:
+        assert (await ws.execute("print('through')")).text() == "through\n"
+    front.stop_kernel(kernel)

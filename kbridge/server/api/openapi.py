@@ -43,6 +43,11 @@ _PATHS: dict[str, _Operations] = {
     "/api/kernels/{id}/interrupt": {"post": ("Interrupt a kernel", 204, {})},
     "/api/kernels/{id}/restart": {"post": ("Restart a kernel", 200, {})},
     "/api/kernels/{id}/channels": {"get": ("Upgrade to the websocket of a kernel", 101, {})},
+    "/api/kernels/{id}/executions": {"get": ("The executions of a kernel, newest last", 200, {})},
+    "/api/kernels/{id}/executions/{msg_id}": {
+        "get": ("An execution", 200, {}),
+        "delete": ("Delete the record of an execution that has ended", 204, {}),
+    },
     "/api/sessions": {
         "get": ("The sessions", 200, {}),
         "post": (
@@ -59,6 +64,23 @@ _PATHS: dict[str, _Operations] = {
             {"path": "string", "name": "string", "type": "string", "kernel": "object"},
         ),
         "delete": ("Delete a session and its kernel", 204, {}),
+    },
+}
+
+# path: {optional argument of the URL of its GET: type}
+_ARGUMENTS: dict[str, dict[str, str]] = {
+    "/api/status": {"statistics": "boolean"},
+    "/api/me": {"permissions": "string"},
+    "/api/kernels/{id}/channels": {
+        "session_id": "string",
+        "since": "string",
+        "parents": "string",
+    },
+    "/api/kernels/{id}/executions": {
+        "state": "string",
+        "session_id": "string",
+        "cell_id": "string",
+        "limit": "integer",
     },
 }
 
@@ -104,5 +126,10 @@ def _path(path: str, operations: _Operations) -> dict[str, Any]:
             properties = {name: {"type": kind} for name, kind in fields.items()}
             schema = {"type": "object", "properties": properties}
             operation["parameters"] = [{"name": "body", "in": "body", "schema": schema}]
+        elif method == "get" and path in _ARGUMENTS:
+            operation["parameters"] = [
+                {"name": name, "in": "query", "required": False, "type": kind}
+                for name, kind in _ARGUMENTS[path].items()
+            ]
         found[method] = operation
     return found

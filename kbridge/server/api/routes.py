@@ -8,7 +8,7 @@ from urllib.parse import unquote
 
 from tornado import httputil, web
 
-from kbridge.server.api import login, page, rest
+from kbridge.server.api import executions, login, page, rest
 from kbridge.server.api.access import BaseHandler, NotFoundHandler, SlashHandler
 from kbridge.server.api.services import Services
 from kbridge.server.safe_log import log_request
@@ -38,6 +38,8 @@ ROUTES: tuple[tuple[str, type[web.RequestHandler]], ...] = (
     (rf"/api/kernels/{_ID}", rest.KernelHandler),
     (rf"/api/kernels/{_ID}/interrupt", rest.InterruptHandler),
     (rf"/api/kernels/{_ID}/restart", rest.RestartHandler),
+    (rf"/api/kernels/{_ID}/executions", executions.ExecutionsHandler),
+    (rf"/api/kernels/{_ID}/executions/{_ID}", executions.ExecutionHandler),
     (r"/api/sessions", rest.SessionsHandler),
     (rf"/api/sessions/{_ID}", rest.SessionHandler),
 )
