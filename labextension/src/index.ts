@@ -1,8 +1,6 @@
 /** The plugins of the extension: one restores output, one shows the state in the status bar. */
 
 import type { JupyterFrontEnd, JupyterFrontEndPlugin } from '@jupyterlab/application';
-import type { NotebookPanel } from '@jupyterlab/notebook';
-import type { ISignal } from '@lumino/signaling';
 import { URLExt } from '@jupyterlab/coreutils';
 import { INotebookTracker } from '@jupyterlab/notebook';
 import { ServerConnection } from '@jupyterlab/services';
@@ -10,10 +8,9 @@ import { ISettingRegistry } from '@jupyterlab/settingregistry';
 import { IStatusBar } from '@jupyterlab/statusbar';
 import { ITranslator, nullTranslator } from '@jupyterlab/translation';
 import { Token } from '@lumino/coreutils';
-import { Signal } from '@lumino/signaling';
 
-import type { IRestorer, RestoreState } from './state';
-import { IDLE } from './state';
+import { Restorer } from './restorer';
+import type { IRestorer } from './state';
 import { StatusItem } from './status';
 
 /** The plugin whose schema has the settings of the extension. */
@@ -29,10 +26,19 @@ const restorer: JupyterFrontEndPlugin<IRestorer> = {
   description: 'Restores output that the page missed from the journal of kbridge.',
   autoStart: true,
   requires: [INotebookTracker],
-  optional: [ISettingRegistry],
+  optional: [ISettingRegistry, ITranslator],
   provides: Restoring,
-  activate: (_app: JupyterFrontEnd, _tracker: INotebookTracker, settings): IRestorer => {
-    const restorer = new NoRestorer();
+  activate: (
+    app: JupyterFrontEnd,
+    tracker: INotebookTracker,
+    settings: ISettingRegistry | null,
+    translator: ITranslator | null
+  ): IRestorer => {
+    const restorer = new Restorer({
+      tracker,
+      serverSettings: app.serviceManager.serverSettings,
+      translator: translator ?? nullTranslator
+    });
     void follow(settings, 'restoreOutput', value => {
       restorer.enabled = value;
     });
@@ -109,6 +115,7 @@ async function follow(
   apply: (value: boolean) => void
 ): Promise<void> {
   if (!registry) {
+    apply(true);
     return;
   }
   try {
@@ -118,6 +125,7 @@ async function follow(
     read();
   } catch (error) {
     console.error('kbridge: its settings could not be loaded; the defaults are used', error);
+    apply(true);
   }
 }
 
@@ -133,21 +141,6 @@ async function probe(settings: ServerConnection.ISettings, kernelId: string): Pr
   const url = `${URLExt.join(settings.baseUrl, path)}?limit=1`;
   const response = await ServerConnection.makeRequest(url, {}, settings);
   return response.ok;
-}
-
-/** Restores nothing. */
-class NoRestorer implements IRestorer {
-  enabled = true;
-
-  state(_panel: NotebookPanel): RestoreState {
-    return IDLE;
-  }
-
-  get changed(): ISignal<IRestorer, NotebookPanel> {
-    return this._changed;
-  }
-
-  private readonly _changed = new Signal<IRestorer, NotebookPanel>(this);
 }
 
 export default [restorer, status];

@@ -1,0 +1,74 @@
+/** kbridge's executions, over REST. */
+
+import { PageConfig, URLExt } from '@jupyterlab/coreutils';
+import { ServerConnection } from '@jupyterlab/services';
+
+import type { Execution } from './plan';
+
+/** The path of the REST API of a kernel's executions. */
+function url(settings: ServerConnection.ISettings, kernel: string, id?: string): string {
+  const base = URLExt.join(
+    settings.baseUrl,
+    'api/kernels',
+    encodeURIComponent(kernel),
+    'executions'
+  );
+  return id === undefined ? base : URLExt.join(base, encodeURIComponent(id));
+}
+
+/** The executions of kernels, as the server knows them. */
+export class ExecutionsApi {
+  constructor(readonly settings: ServerConnection.ISettings) {}
+
+  /**
+   * Return the executions of a kernel, newest last; null if kbridge is not behind this kernel, or
+   * if the kernel does not exist.
+   *
+   * @throws Error if the server cannot be reached or answers with another error.
+   */
+  async list(kernel: string, query: Record<string, string> = {}): Promise<Execution[] | null> {
+    const response = await ServerConnection.makeRequest(
+      url(this.settings, kernel) + URLExt.objectToQueryString(query),
+      { method: 'GET' },
+      this.settings
+    );
+    if (response.status === 404 || response.status === 405) {
+      return null;
+    }
+    if (!response.ok) {
+      throw new ServerConnection.ResponseError(response);
+    }
+    const executions: unknown = await response.json();
+    return Array.isArray(executions) ? (executions as Execution[]) : null;
+  }
+
+  /**
+   * Forget an execution, so that nobody restores its output.
+   *
+   * One that is not over stays (409): its cell still receives output.
+   */
+  async forget(kernel: string, id: string): Promise<void> {
+    const response = await ServerConnection.makeRequest(
+      url(this.settings, kernel, id),
+      { method: 'DELETE' },
+      this.settings
+    );
+    if (!response.ok && response.status !== 404 && response.status !== 409) {
+      throw new ServerConnection.ResponseError(response);
+    }
+  }
+
+  /** Return the URL of a websocket of a kernel. */
+  channels(kernel: string, query: Record<string, string>): string {
+    // Jupyter Server in front of a gateway has another path, which keeps the query.
+    const path = PageConfig.getOption('kbridgeChannels') || 'api/kernels';
+    const parameters = { ...query };
+    if (this.settings.appendToken && this.settings.token !== '') {
+      parameters.token = this.settings.token;
+    }
+    return (
+      URLExt.join(this.settings.wsUrl, path, encodeURIComponent(kernel), 'channels') +
+      URLExt.objectToQueryString(parameters)
+    );
+  }
+}

@@ -1,0 +1,277 @@
+/** Restores one notebook: looks for executions whose output this page does not have. */
+
+import type { ICodeCellModel } from '@jupyterlab/cells';
+import type { NotebookPanel } from '@jupyterlab/notebook';
+import type { Kernel, KernelMessage } from '@jupyterlab/services';
+import type { ITranslator } from '@jupyterlab/translation';
+import type { IDisposable } from '@lumino/disposable';
+
+import type { ExecutionsApi } from './api';
+import { RestoredCell } from './cell';
+import { isUpdate } from './feed';
+import type { Message } from './frames';
+import { isOver, plan } from './plan';
+import { Restoration } from './restoration';
+import { Sharing } from './sharing';
+import type { RestoreState } from './state';
+import { IDLE } from './state';
+
+/** Executions in one websocket; the server accepts no more. */
+const MOST = 100;
+
+/** Milliseconds between an event and the look at the server: often several come together. */
+const DELAY = 50;
+
+/** Milliseconds until the next look at executions that another page may leave behind. */
+const AGAIN = 10_000;
+
+/** What a notebook's restorer needs. */
+export interface NotebookOptions {
+  readonly panel: NotebookPanel;
+  readonly api: ExecutionsApi;
+  readonly translator: ITranslator;
+
+  /** Called when `state` has changed. */
+  readonly onChange: () => void;
+}
+
+/** The restorer of one notebook. */
+export class NotebookRestorer implements IDisposable {
+  constructor(private readonly options: NotebookOptions) {
+    const { panel } = options;
+    this._sharing = new Sharing(panel, () => this.look());
+    const { sessionContext } = panel;
+    sessionContext.kernelChanged.connect(this._onKernel, this);
+    sessionContext.statusChanged.connect(this._onStatus, this);
+    sessionContext.connectionStatusChanged.connect(this._onConnection, this);
+    sessionContext.iopubMessage.connect(this._onIOPub, this);
+    document.addEventListener('visibilitychange', this._wake);
+    window.addEventListener('online', this._wake);
+    void Promise.all([panel.context.ready, sessionContext.ready]).then(() => this.look());
+  }
+
+  get isDisposed(): boolean {
+    return this._disposed;
+  }
+
+  /** The state, as the status bar shows it. */
+  get state(): RestoreState {
+    return this._state;
+  }
+
+  dispose(): void {
+    if (this._disposed) {
+      return;
+    }
+    this._disposed = true;
+    const { sessionContext } = this.options.panel;
+    if (!sessionContext.isDisposed) {
+      sessionContext.kernelChanged.disconnect(this._onKernel, this);
+      sessionContext.statusChanged.disconnect(this._onStatus, this);
+      sessionContext.connectionStatusChanged.disconnect(this._onConnection, this);
+      sessionContext.iopubMessage.disconnect(this._onIOPub, this);
+    }
+    document.removeEventListener('visibilitychange', this._wake);
+    window.removeEventListener('online', this._wake);
+    window.clearTimeout(this._timer);
+    this._sharing.dispose();
+    this._stop();
+  }
+
+  /** Look soon which executions are to be restored. */
+  look(delay = DELAY): void {
+    if (!this._disposed) {
+      window.clearTimeout(this._timer);
+      this._timer = window.setTimeout(() => void this._look(), delay);
+    }
+  }
+
+  /** A cell is executed in this page: JupyterLab shows its output. */
+  onScheduled(cell: string): void {
+    this._restorations.forEach(restoration => restoration.release(cell));
+    this._cells.get(cell)?.removeNote();
+    this._change();
+  }
+
+  /** A person has cleared the outputs of a cell: they do not come back after a reload. */
+  onCleared(cell: string): void {
+    this._restorations.forEach(restoration => restoration.clear(cell));
+    this._cells.get(cell)?.removeNote();
+    this._cleared.add(cell);
+    if (this._cleared.size === 1) {
+      window.setTimeout(() => void this._forget(), DELAY); // "clear all" comes cell by cell
+    }
+  }
+
+  private get _kernel(): Kernel.IKernelConnection | null {
+    const { panel } = this.options;
+    return panel.isDisposed ? null : (panel.sessionContext.session?.kernel ?? null);
+  }
+
+  private async _look(): Promise<void> {
+    const { panel, api } = this.options;
+    const kernel = this._kernel;
+    if (!kernel || !panel.model || kernel.id === this._foreign) {
+      return;
+    }
+    const executions = await api.list(kernel.id).catch(error => {
+      console.debug('kbridge: executions cannot be read', error);
+      return undefined; // the next event tries again
+    });
+    if (executions === undefined || this._disposed || kernel !== this._kernel) {
+      return;
+    }
+    if (executions === null) {
+      this._foreign = kernel.id; // kbridge does not serve this kernel: ask no more
+      return;
+    }
+    this._served = kernel.id;
+    const situation = {
+      cells: this._codeCells(),
+      session: kernel.clientId,
+      known: this._known,
+      shared: this._sharing.shared,
+      feeds: this._sharing.first
+    };
+    const chosen = plan(executions, situation);
+    for (let i = 0; i < chosen.length; i += MOST) {
+      this._restore(kernel.id, chosen.slice(i, i + MOST));
+    }
+    const left = situation.shared && plan(executions, { ...situation, shared: false });
+    if (left && left.some(execution => !isOver(execution))) {
+      this.look(AGAIN); // another page feeds them, as long as it is there
+    }
+    this._looked = true;
+    this._change();
+  }
+
+  private _restore(kernel: string, executions: Parameters<typeof plan>[0]): void {
+    for (const execution of executions) {
+      this._known.add(execution.id);
+      // The newest execution of a cell ends the restoration of the one before.
+      this._restorations.forEach(restoration => restoration.release(execution.cell_id as string));
+    }
+    this._restorations.push(
+      new Restoration(executions, {
+        api: this.options.api,
+        kernel,
+        trans: this.options.translator.load('kbridge'),
+        cell: id => this._cell(id),
+        onChange: () => this._change()
+      })
+    );
+  }
+
+  private async _forget(): Promise<void> {
+    const cells = [...this._cleared];
+    this._cleared.clear();
+    const kernel = this._kernel;
+    if (!kernel || kernel.id !== this._served) {
+      return;
+    }
+    try {
+      for (const execution of (await this.options.api.list(kernel.id)) ?? []) {
+        if (execution.cell_id && cells.includes(execution.cell_id) && isOver(execution)) {
+          await this.options.api.forget(kernel.id, execution.id);
+        }
+      }
+    } catch (error) {
+      console.warn('kbridge: the outputs that were cleared may come back', error);
+    }
+  }
+
+  private _codeCells(): Set<string> {
+    const ids = new Set<string>();
+    for (const model of this.options.panel.model?.cells ?? []) {
+      if (model.type === 'code') {
+        ids.add((model as ICodeCellModel).id);
+      }
+    }
+    return ids;
+  }
+
+  private _cell(id: string): RestoredCell {
+    let cell = this._cells.get(id);
+    if (!cell) {
+      cell = new RestoredCell(this.options.panel, id, this.options.translator);
+      this._cells.set(id, cell);
+    }
+    return cell;
+  }
+
+  private _onKernel(): void {
+    this._stop();
+    this._looked = false;
+    this._change();
+    this.look();
+  }
+
+  private _onStatus(_: unknown, status: Kernel.Status): void {
+    if (['restarting', 'autorestarting', 'starting', 'dead'].includes(status)) {
+      this._restorations.forEach(restoration => restoration.check());
+    }
+  }
+
+  private _onConnection(_: unknown, status: Kernel.ConnectionStatus): void {
+    if (status === 'connected') {
+      this.look();
+    }
+  }
+
+  /** Connect again after JupyterLab has given up, when the person is back. */
+  private readonly _wake = (): void => {
+    const kernel = this._kernel;
+    if (
+      document.visibilityState === 'visible' &&
+      kernel?.id === this._served &&
+      kernel.connectionStatus === 'disconnected'
+    ) {
+      void kernel.reconnect().catch(() => undefined); // it shows the failure itself
+    }
+  };
+
+  private _onIOPub(_: unknown, message: KernelMessage.IMessage): void {
+    const parent = message.parent_header as Partial<KernelMessage.IHeader>;
+    if (message.header.msg_type === 'execute_input') {
+      if (parent.session !== this._kernel?.clientId && !this._known.has(parent.msg_id ?? '')) {
+        this.look(); // another page has run a cell
+      }
+    } else if (isUpdate(message as unknown as Message)) {
+      this._restorations.forEach(restoration => restoration.update(message as unknown as Message));
+    }
+  }
+
+  /** Stop all restorations: the kernel is another one. */
+  private _stop(): void {
+    this._restorations.splice(0).forEach(restoration => restoration.dispose());
+    this._cells.forEach(cell => cell.stopAsking());
+  }
+
+  private _change(): void {
+    const open = this._restorations.filter(restoration => restoration.catchingUp);
+    const state: RestoreState = !this._looked
+      ? IDLE
+      : {
+          phase: open.length > 0 ? 'catching-up' : 'restored',
+          linesBehind: open.reduce((sum, restoration) => sum + restoration.linesBehind, 0),
+          cells: this._cells.size
+        };
+    const { phase, linesBehind, cells } = this._state;
+    if (phase !== state.phase || linesBehind !== state.linesBehind || cells !== state.cells) {
+      this._state = state;
+      this.options.onChange();
+    }
+  }
+
+  private readonly _sharing: Sharing;
+  private readonly _cells = new Map<string, RestoredCell>();
+  private readonly _known = new Set<string>();
+  private readonly _cleared = new Set<string>();
+  private readonly _restorations: Restoration[] = [];
+  private _state: RestoreState = IDLE;
+  private _looked = false;
+  private _foreign = '';
+  private _served = '';
+  private _timer = 0;
+  private _disposed = false;
+}

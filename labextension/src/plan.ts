@@ -1,0 +1,78 @@
+/**
+ * Decides which executions are restored into which cells. No JupyterLab, no I/O.
+ */
+
+/** An execution, as kbridge's REST API describes it. */
+export interface Execution {
+  id: string;
+  session_id: string;
+  cell_id: string | null;
+  state: 'waiting' | 'running' | 'done' | 'error' | 'aborted';
+  execution_count: number | null;
+  messages: number;
+  lines: number;
+  output_bytes: number;
+  /** True if a websocket of the session that sent the request is attached. */
+  connected: boolean;
+}
+
+/** The facts of a notebook in a page on which a plan depends. */
+export interface Situation {
+  /** Ids of the code cells. */
+  cells: ReadonlySet<string>;
+
+  /** The session of this page's own kernel connection: JupyterLab shows its output itself. */
+  session: string;
+
+  /** Executions that this page restores or has restored, or must not restore. */
+  known: ReadonlySet<string>;
+
+  /** True if the document is shared, so that other pages see the changes of this one. */
+  shared: boolean;
+
+  /** True if this page is the one that restores a shared document. */
+  feeds: boolean;
+}
+
+/** Return true if an execution has ended, well or not. */
+export function isOver(execution: Execution): boolean {
+  return execution.state !== 'waiting' && execution.state !== 'running';
+}
+
+/** Return true if an execution ended before the kernel began with its code. */
+export function neverRan(execution: Execution): boolean {
+  return execution.state === 'aborted' && execution.execution_count === null;
+}
+
+/**
+ * Return the executions to restore, in the order in which they were submitted.
+ *
+ * The newest execution of a cell decides: an older one has been replaced, so nothing of it is
+ * shown.
+ *
+ * @param executions - All executions of the kernel, newest last.
+ */
+export function plan(executions: readonly Execution[], situation: Situation): Execution[] {
+  const newest = new Map<string, Execution>();
+  for (const execution of executions) {
+    if (execution.cell_id !== null && situation.cells.has(execution.cell_id)) {
+      newest.delete(execution.cell_id); // so that the map is in the order of the newest ones
+      newest.set(execution.cell_id, execution);
+    }
+  }
+  return [...newest.values()].filter(
+    execution =>
+      execution.session_id !== situation.session &&
+      !situation.known.has(execution.id) &&
+      (!situation.shared || (situation.feeds && !execution.connected))
+  );
+}
+
+/**
+ * Return true if the code that ran is the source of a cell.
+ *
+ * White space at the end does not count: some kernels echo the code without it.
+ */
+export function sameCode(executed: string, source: string): boolean {
+  return executed === source || executed.trimEnd() === source.trimEnd();
+}
