@@ -15,6 +15,7 @@ SUBJECTS = {
     "connect/peer_suites.py",
     "connection/abc_base.py",
     "connection/contract.py",
+    "hub/broadcast/parents.py",
     "hub/faults.py",
     "jupyter/contract.py",
     "jupyter/hooks.py",

@@ -14,9 +14,10 @@ from concurrent.futures import Future
 from functools import cached_property, partial
 from typing import Any, ClassVar
 
+from tornado.web import HTTPError
 from tornado.websocket import WebSocketHandler
 from traitlets import Any as AnyTrait
-from traitlets import Dict, Instance, Unicode, default
+from traitlets import Dict, Instance, List, Unicode, default
 from traitlets.config import Config
 
 from kbridge.connection import info, settings
@@ -35,7 +36,8 @@ from kbridge.connection.incoming import IncomingMessages
 from kbridge.connection.info import _ensure_future, is_current
 from kbridge.connection.pipeline import PARTS, MessagePipeline, legacy_frame
 from kbridge.connection.streams import HubChannel
-from kbridge.errors import FrameError, HubClosed, IgnoredMessage
+from kbridge.errors import FrameError, HubClosed, IgnoredMessage, InvalidRequest
+from kbridge.flow.selection import parse_parents
 from kbridge.hub.broadcast.cursor import Cursor
 from kbridge.hub.hub import Hub
 from kbridge.hub.settings import HubSettings
@@ -84,6 +86,13 @@ class ZMQChannelsWebsocketConnection(BaseKernelWebsocketConnection):
     since = Unicode(
         help="The last message that the client saw, from the argument `since` of its URL."
     )
+    parents = List(
+        Unicode(),
+        help=(
+            "The requests whose messages the client wants, from the argument `parents` of its URL;"
+            " empty for all messages."
+        ),
+    )
     session_key = Unicode("", help="The kernel id and the session id of this websocket.")
 
     kernel_info_channel = AnyTrait(
@@ -119,6 +128,13 @@ class ZMQChannelsWebsocketConnection(BaseKernelWebsocketConnection):
     @default("since")
     def _default_since(self) -> str:
         return str(self.websocket_handler.get_query_argument("since", ""))
+
+    @default("parents")
+    def _default_parents(self) -> list[str]:
+        try:
+            return list(parse_parents(self.websocket_handler.get_query_arguments("parents")))
+        except InvalidRequest as error:
+            raise HTTPError(400, error.reason, reason=error.reason) from error
 
     # -- settings ---------------------------------------------------------------------------
 
@@ -207,9 +223,15 @@ class ZMQChannelsWebsocketConnection(BaseKernelWebsocketConnection):
         """Prepare the connection before the websocket opens, without waiting for the kernel.
 
         The kernel is asked for kernel_info only if a method that takes the reply is overridden.
+
+        Raises
+        ------
+        tornado.web.HTTPError
+            400 if the argument `parents` is not valid.
         """
         self.session_key = f"{self.kernel_id}:{self.session_id}"
         self.since = self._default_since()
+        self.parents = self._default_parents()
         if self._overrides(OUTGOING + INCOMING + INFO):
             # Overrides may parse messages with the session, so it needs the kernel's key.
             self.session.key = getattr(self.kernel_manager, "session", self.session).key
@@ -243,6 +265,7 @@ class ZMQChannelsWebsocketConnection(BaseKernelWebsocketConnection):
             verbatim=isinstance(link, HookedClient),
             paced=reads_for_a_page(self.websocket_handler),
             listener=self,
+            parents=self.parents,
         )
         done: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         done.set_result(None)

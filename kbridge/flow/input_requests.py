@@ -10,8 +10,9 @@ Invariants:
 from __future__ import annotations
 
 from collections import OrderedDict
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from kbridge.flow.journal import EVERYONE
 from kbridge.wire.message import Message
 
 __all__ = ["InputRequest", "InputRequests"]
@@ -31,11 +32,18 @@ class InputRequest:
         The client that received it; `kbridge.flow.journal.EVERYONE` if the client is not known.
     seq : int
         Its sequence number in the journal.
+    away : bool
+        True if that client has no websocket, or is not known; others may then answer.
+    shown : dict of int to int
+        The other clients that were sent it. The value is the number of the first frame that the
+        client was sent after it.
     """
 
     msg: Message
     client: int
     seq: int
+    away: bool = False
+    shown: dict[int, int] = field(default_factory=dict)
 
 
 class InputRequests:
@@ -44,18 +52,31 @@ class InputRequests:
     Attributes
     ----------
     open : dict of str to InputRequest
-        The input requests without an answer by `msg_id`, oldest first; only this class changes it.
+        The input requests without an answer by `msg_id`, oldest first; only this class changes it,
+        and never replaces it.
     """
 
     def __init__(self) -> None:
         self.open: OrderedDict[str, InputRequest] = OrderedDict()
-        self._answered: OrderedDict[str, None] = OrderedDict()
+        self._answered: OrderedDict[str, dict[int, int]] = OrderedDict()  # and `shown` of each
 
-    def asked(self, msg: Message, client: int, seq: int) -> None:
-        """Note an `input_request`."""
-        self.open[msg.msg_id] = InputRequest(msg, client, seq)
+    def asked(self, msg: Message, client: int, seq: int, *, away: bool = False) -> None:
+        """Note an `input_request`; `away` is true if its client has no websocket."""
+        self.open[msg.msg_id] = InputRequest(msg, client, seq, away or client == EVERYONE)
         if len(self.open) > _LIMIT:
             self.open.popitem(last=False)
+
+    def set_away(self, client: int, away: bool) -> list[InputRequest]:
+        """Note that a client has no websocket any longer, or has one; return its requests."""
+        found = [q for q in self.open.values() if q.client == client]
+        for question in found:
+            question.away = away
+        return found
+
+    def readdress(self, question: InputRequest, client: int) -> None:
+        """Note that a request was given to another client, which has a websocket."""
+        question.client = client
+        question.away = False
 
     def answer(self, msg: Message) -> bool:
         """Return True if an `input_reply` may be sent to the kernel.
@@ -65,24 +86,31 @@ class InputRequests:
         request = msg.parent_id
         if not request and self.open:
             request = next(iter(self.open))
-        if self.open.pop(request, None) is not None:
+        if request in self.open:
             self._close(request)
             return True
         return request not in self._answered if request else not self._answered
 
+    def shown(self, msg_id: str, client: int) -> int | None:
+        """Return the number of the first frame that a client was sent after an input request.
+
+        None if the client was not sent the request, except as its own, or that is not known.
+        """
+        question = self.open.get(msg_id)
+        shown = self._answered.get(msg_id, {}) if question is None else question.shown
+        return shown.get(client)
+
     def done(self, request: str) -> None:
         """Note that the execute request with that `msg_id` has ended; close its input requests."""
         for msg_id in [i for i, q in self.open.items() if q.msg.parent_id == request]:
-            del self.open[msg_id]
             self._close(msg_id)
 
     def clear(self) -> None:
         """Close all input requests, because the process that sent them has ended."""
-        for msg_id in self.open:
+        for msg_id in list(self.open):
             self._close(msg_id)
-        self.open.clear()
 
     def _close(self, msg_id: str) -> None:
-        self._answered[msg_id] = None
+        self._answered[msg_id] = self.open.pop(msg_id).shown
         if len(self._answered) > _LIMIT:
             self._answered.popitem(last=False)

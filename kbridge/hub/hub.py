@@ -129,6 +129,7 @@ class Hub:
         verbatim: bool = False,
         paced: bool = True,
         listener: StatusListener | None = None,
+        parents: Sequence[str] = (),
     ) -> Cursor:
         """Attach a websocket, and write to it the messages that its session has missed.
 
@@ -147,6 +148,10 @@ class Hub:
             True if the rate limits of `rate_limit_policy=coalesce` apply to the websocket.
         listener : StatusListener, optional
             Receives the kernel statuses that the bridge announces.
+        parents : sequence of str
+            The `msg_id` of each request whose messages the websocket receives, see
+            `kbridge.flow.selection`; empty for all messages. Without `since`, it starts before the
+            first message of these requests.
 
         Returns
         -------
@@ -165,7 +170,8 @@ class Hub:
             raise HubClosed("the kernel is gone")
         # Only websockets that can resume are pinged.
         acknowledge = self.settings.acknowledge and bool(session_id or since)
-        options = CursorOptions(acknowledge, verbatim, paced, listener)
+        selection = self._broadcaster.select(parents) if parents else None
+        options = CursorOptions(acknowledge, verbatim, paced, listener, selection)
         return self._broadcaster.attach(link, dialect, session_id, since, options)
 
     def on_pong(self, cursor: Cursor, payload: bytes) -> None:

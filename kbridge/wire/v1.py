@@ -26,7 +26,7 @@ from kbridge.wire import fields, frames
 from kbridge.wire.message import Buffer, Channel, Message
 from kbridge.wire.offsets import MAX_PARTS, contiguous, nbytes, read, slices
 
-__all__ = ["SUBPROTOCOL", "decode", "encode", "encode_frame", "header_of", "split"]
+__all__ = ["SUBPROTOCOL", "decode", "encode", "encode_frame", "envelope", "header_of", "split"]
 
 SUBPROTOCOL = "v1.kernel.websocket.jupyter.org"
 
@@ -35,6 +35,7 @@ _WORD = 8
 _START = _WORD * (1 + _PARTS + 1)
 _pack = struct.Struct("<7Q").pack
 _header_at = struct.Struct("<2Q").unpack_from
+_envelope_at = struct.Struct("<4Q").unpack_from
 _NAMES = {channel: channel.encode() for channel in Channel}
 _CHANNELS = {name: channel for channel, name in _NAMES.items()}
 
@@ -98,6 +99,17 @@ def header_of(frame: bytes) -> bytes:
     start = frames.start(frame)
     begin, end = _header_at(frame, start + 2 * _WORD)
     return frame[start + begin : start + end]
+
+
+def envelope(frame: bytes) -> tuple[bytes, bytes, bytes]:
+    """Return channel, header and parent header of the message in a frame of `encode_frame`."""
+    start = frames.start(frame)
+    begin, at1, at2, at3 = _envelope_at(frame, start + _WORD)
+    return (
+        frame[start + begin : start + at1],
+        frame[start + at1 : start + at2],
+        frame[start + at2 : start + at3],
+    )
 
 
 def split(data: bytes, maximum: int | None = None) -> Message:

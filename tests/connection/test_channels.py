@@ -885,7 +885,49 @@ async def test_since_is_an_optional_argument_of_the_url(house) -> None:
         assert made.since == expected
 
 
-@pytest.mark.parametrize("name", ["session_id", "since"])
+async def test_parents_is_an_optional_argument_of_the_url(house) -> None:
+    for query, expected in (
+        ("", []),
+        ("parents=a", ["a"]),
+        ("parents=a,b&parents=c%20d,a", ["a", "b", "c d"]),
+    ):
+        made, _ = house.make(query)
+        await made.prepare()
+        assert made.parents == expected
+
+
+@pytest.mark.parametrize(
+    ("query", "reason"),
+    [
+        ("parents=", "no request"),
+        ("parents=" + ",".join(map(str, range(101))), "more than 100 requests"),
+        ("parents=" + "x" * 20_000, "more than 16,384 bytes"),
+    ],
+    ids=["none", "too many", "too long"],
+)
+async def test_parents_beyond_the_limits_are_refused_with_400(house, query, reason) -> None:
+    made, _ = house.make(query)
+    with pytest.raises(HTTPError, match=reason) as caught:
+        await made.prepare()
+    assert (caught.value.status_code, caught.value.reason) == (400, caught.value.log_message)
+    made.disconnect()
+
+
+async def test_a_websocket_with_parents_receives_the_messages_of_these_requests(house) -> None:
+    await house.open()
+    a, b = (message(Channel.SHELL, "execute_request", {}, msg_id=each) for each in "ab")
+    said = [message(Channel.IOPUB, "comm_msg", {}, parent_header=each.header) for each in (a, b, a)]
+    for one in said:
+        say(house, one)
+    _, handler = await house.open("session_id=t&parents=a")
+    assert handler.messages() == [said[0], said[2]]
+    _, handler = await house.open(f"session_id=t&parents=a&since={said[0].msg_id}")
+    assert handler.messages() == [said[2]]
+    _, handler = await house.open("session_id=u&parents=b,a")
+    assert handler.messages() == said
+
+
+@pytest.mark.parametrize("name", ["session_id", "since", "parents"])
 async def test_arguments_that_are_not_text_are_refused_with_400(house, name) -> None:
     made, _ = house.make(f"{name}=%ff")
     with pytest.raises(HTTPError) as caught:

@@ -204,6 +204,7 @@ def attach(
     *,
     session: str | None = "",
     since: str = "",
+    parents: str = "",
     **options: Any,
 ) -> AbstractAsyncContextManager[KernelClient]:
     """Open a websocket to a kernel of a server.
@@ -218,11 +219,13 @@ def attach(
         The `session_id` of the URL; empty: a new one; None: no session_id.
     since : str
         The last message that the client received, for the URL; empty: none.
+    parents : str
+        The requests whose messages the client receives, separated by commas; empty: all messages.
     **options
         Arguments of `dial`.
     """
     session = uuid.uuid4().hex if session == "" else session
-    said = {"session_id": session, "since": since}
+    said = {"session_id": session, "since": since, "parents": parents}
     query = f"?{urlencode({name: value for name, value in said.items() if value})}"
     url = f"ws://127.0.0.1:{server.port}/api/kernels/{kernel_id}/channels{query}"
     headers = {"Authorization": f"token {server.token}"}

@@ -6,15 +6,14 @@ each is judged and encoded once, then read by any number of websockets.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from kbridge.flow.activity import state_of
 from kbridge.flow.executions import OBSERVED
-from kbridge.flow.input_requests import InputRequests
 from kbridge.flow.journal import EVERYONE, LOSABLE, Journal, Place
 from kbridge.flow.policy import PASS, combined
+from kbridge.flow.selection import Selection
 from kbridge.hub.broadcast import policy_chain
 from kbridge.hub.broadcast.adoption import Adoption
 from kbridge.hub.broadcast.burst import Allowance, Burst
@@ -22,9 +21,10 @@ from kbridge.hub.broadcast.client_sessions import ClientSessions
 from kbridge.hub.broadcast.cursor import Cursor, CursorOptions
 from kbridge.hub.broadcast.delivery import Delivery
 from kbridge.hub.broadcast.execution_tracker import ExecutionTracker
+from kbridge.hub.broadcast.inputs import Inputs
 from kbridge.hub.broadcast.loading import Loader
 from kbridge.hub.broadcast.rendering import Renderer
-from kbridge.hub.broadcast.resume import START, ResumePoint, resolve_since
+from kbridge.hub.broadcast.resume import START, ResumePoint, before_requests, resolve_since
 from kbridge.hub.context import HubContext
 from kbridge.hub.events import HubObserver
 from kbridge.hub.recorder import Recorder
@@ -76,7 +76,6 @@ class Broadcaster:
                 self.journal.attach_disk(history, before.next_seq, before.appended)
             history.attach(self.journal)
             self._loader = Loader(self.journal, history)
-        self._input_requests = InputRequests()
         pace = policy_chain.pace(settings)
         self._pace = pace
         self._judge = combined(policy_chain.outgoing(settings, notices, pace, context.log))
@@ -101,6 +100,7 @@ class Broadcaster:
             saved.executions, self.recorder, sessions, clock, lives.origin
         )
         self._counter = self.tracker.counter
+        self._inputs = Inputs(self.journal, sessions, self.delivery, self.recorder)
         for session_id, number, seq in saved.sessions:
             place = None if seq is None else self.journal.after_seq(seq - 1)
             session = self._sessions.restore(session_id, number, place, clock.monotonic())
@@ -110,8 +110,7 @@ class Broadcaster:
         for question in saved.inputs:
             if question.seq >= end:  # its frame was lost
                 question.seq = self.append(question.msg, question.client)
-            self._input_requests.asked(question.msg, question.client, question.seq)
-        self._record_inputs()
+            self._inputs.asked(question.msg, question.client, question.seq)
 
     # -- websockets -------------------------------------------------------------------------
 
@@ -142,53 +141,63 @@ class Broadcaster:
         InvalidRequest
             If `since` is longer than any id.
         """
-        journal, sessions = self.journal, self._sessions
+        journal, sessions, selection = self.journal, self._sessions, options.selection
         point = resolve_since(journal, since, self._lives) if since else None
+        if selection is not None:
+            session_id = session_id and f"{session_id}+{selection.digest}"
+            point = point or ResumePoint(self._start_of(selection), exact=False)
         known = sessions.known(session_id)
         start = journal.end()
         if self._adoption is not None and session_id and not known:
             # The session may be from an earlier bridge.
             start = self._adoption.start_of(journal, session_id) or start
         cursor = sessions.attach(link, dialect, session_id, start, options)
+        self._inputs.attached(cursor)
         if self.recorder is not None:
             self.recorder.attached(cursor.session, known=known)
         link.on_writable = partial(self.delivery.on_writable, cursor)
-        if point is not None and not point.exact and since != START:
-            if self._loader is not None and self._loader.find(
-                since, partial(self._on_found, cursor, known)
-            ):
-                self.delivery.hold(cursor)
-                return cursor
-            if known:
-                point = self._beyond_delivered(cursor, point)
-        self._resume(cursor, known, point)
+        found = partial(self._on_found, cursor, known, since)
+        if point is None or point.exact or since in ("", START):
+            self._resume(cursor, known, since, point)
+        elif self._loader is not None and self._loader.find(since, found):
+            self.delivery.hold(cursor)
+        else:
+            self._resume(cursor, known, since, self._unknown(cursor, known))
         return cursor
 
-    def _on_found(self, cursor: Cursor, known: bool, place: Place | None) -> None:
+    def _on_found(self, cursor: Cursor, known: bool, since: str, place: Place | None) -> None:
         """Go on with a websocket whose last message was looked for on disk."""
-        if not self.delivery.holds(cursor):
-            return  # it was detached
-        if place is not None:
-            point = ResumePoint(place, exact=True)
-        else:
-            point = ResumePoint(self.journal.unknown(), exact=False)
-            if known:
-                point = self._beyond_delivered(cursor, point)
-        self._resume(cursor, known, point)
+        if self.delivery.holds(cursor):  # otherwise it was detached
+            point = None if place is None else ResumePoint(place, exact=True)
+            self._resume(cursor, known, since, point or self._unknown(cursor, known))
 
-    def _beyond_delivered(self, cursor: Cursor, point: ResumePoint) -> ResumePoint:
-        """Return a point that a client named, but not before the frames that it acknowledged."""
-        seq = max(point.place.seq, cursor.delivered.seq)
-        return point._replace(place=point.place._replace(seq=seq))
+    def _unknown(self, cursor: Cursor, known: bool) -> ResumePoint:
+        """Return the point of a client that named a message which the journal does not know."""
+        place = self.journal.unknown()
+        if cursor.selection is not None:
+            place = place._replace(seq=self._start_of(cursor.selection).seq)
+        elif known:  # not before the frames that it acknowledged
+            place = place._replace(seq=max(place.seq, cursor.delivered.seq))
+        return ResumePoint(place, exact=False)
 
-    def _resume(self, cursor: Cursor, known: bool, point: ResumePoint | None) -> None:
+    def _start_of(self, selection: Selection) -> Place:
+        """Return the place before all messages of the requests that a websocket follows."""
+        return before_requests(self.journal, self.tracker.executions, selection.parents)
+
+    def _resume(self, cursor: Cursor, known: bool, since: str, point: ResumePoint | None) -> None:
         if point is not None:
+            if point.exact and cursor.selection is not None:
+                point = self._inputs.point_after(cursor, since, point)
             self._sessions.start_at(cursor, point.place)
             if self.recorder is not None:
                 self.recorder.moved(cursor.session)
-        if self._input_requests.open and (known or point is not None):
-            self._repeat_inputs(cursor, point)
+        if self._inputs.open and (known or point is not None):
+            self._inputs.resumed(cursor, since, point)
         self.delivery.start(cursor)
+
+    def select(self, parents: Sequence[str]) -> Selection:
+        """Return the selection of a websocket that follows some requests."""
+        return Selection(parents, self._inputs.open)
 
     def detach(self, cursor: Cursor) -> None:
         """Detach a websocket; may be called twice."""
@@ -197,34 +206,7 @@ class Broadcaster:
             self.delivery.remove(cursor)
             if self.recorder is not None:
                 self.recorder.detached(cursor.session, self._sessions.take_forgotten())
-
-    def _repeat_inputs(self, cursor: Cursor, point: ResumePoint | None) -> None:
-        """Send a reconnected client the input requests that it may have lost.
-
-        With `since`, requests that the client has seen are not repeated, and open requests of
-        disconnected sessions are reassigned to it.
-        """
-        number = cursor.session.number
-        exact = point is not None and point.exact
-        lost: list[Message] = []
-        for question in self._input_requests.open.values():
-            own = question.client in (EVERYONE, number)
-            if not own:
-                if point is None or self._sessions.is_here(question.client):
-                    continue
-                question.client = number
-                self.journal.readdress(question.seq, number)
-                self.delivery.forget_chunks()
-            passed = question.seq < cursor.place.seq
-            if not (own and exact) if passed else not self.journal.holds(question.seq):
-                lost.append(question.msg)
-        self._record_inputs()
-        if lost:
-            self.delivery.say(cursor, lost)
-
-    def _record_inputs(self) -> None:
-        if self.recorder is not None:
-            self.recorder.inputs(self._input_requests.open)
+            self._inputs.detached(cursor)
 
     # -- messages (KernelListener) ----------------------------------------------------------
 
@@ -240,8 +222,8 @@ class Broadcaster:
             self.journal.append(encode_frame(msg), key=key)
             counter.add_text(msg.content)
             return
-        if msg_type == "status" and self._input_requests.open:
-            self._end_inputs(msg)
+        if msg_type == "status" and self._inputs.open:
+            self._inputs.on_status(msg)
         if verdict is PASS:
             self._append(msg, msg_type, key)
         else:
@@ -262,8 +244,7 @@ class Broadcaster:
         else:
             seq = self._append(msg, msg_type, key, client)
             if msg_type == "input_request":
-                self._input_requests.asked(msg, client, seq)
-                self._record_inputs()
+                self._inputs.asked(msg, client, seq)
         if msg_type == "execute_reply":
             self.tracker.replied(msg, self.journal.next_seq)
 
@@ -271,13 +252,8 @@ class Broadcaster:
         """Journal a message that the bridge made in the name of the kernel."""
         self.append(msg)
         self._said(msg)
-        if self._input_requests.open and msg.msg_type == "status":
-            self._end_inputs(msg)
-
-    def _end_inputs(self, status: Message) -> None:
-        if state_of(status.content) == "idle":
-            self._input_requests.done(status.parent_id)
-            self._record_inputs()
+        if self._inputs.open and msg.msg_type == "status":
+            self._inputs.on_status(msg)
 
     def _said(self, msg: Message) -> None:
         msg_type = msg.msg_type
@@ -361,14 +337,11 @@ class Broadcaster:
 
     def answers_input(self, msg: Message) -> bool:
         """Note an `input_reply`; return False if its input request was answered before."""
-        wanted = self._input_requests.answer(msg)
-        self._record_inputs()
-        return wanted
+        return self._inputs.answer(msg)
 
     def forget_requests(self) -> None:
         """Forget open requests and input requests: the process that they belong to has gone."""
-        self._input_requests.clear()
-        self._record_inputs()
+        self._inputs.clear()
         self.tracker.process_replaced()
 
     def connecting(self, connection_info: Mapping[str, Any]) -> None:
@@ -397,6 +370,7 @@ class Broadcaster:
         if self._loader is not None:
             self._loader.close()
         self.delivery.close()
+        self._inputs.close()
         for cursor in self._sessions.cursors:
             cursor.link.close(code, reason)
             self.detach(cursor)
@@ -406,7 +380,6 @@ class Broadcaster:
         self.journal.release()
         self.tracker.close()
         self._burst.close()
-        self._input_requests.clear()
 
     async def wait_closed(self) -> None:
         """Wait until the work in the background has ended, after `close`."""

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from kbridge.flow.journal import Place
+from kbridge.flow.selection import Selection
 from kbridge.hub.events import StatusListener
 from kbridge.link.interfaces import ClientLink
 from kbridge.wire.dialects import Dialect
@@ -45,12 +46,15 @@ class CursorOptions:
         True if the rate limits apply to the websocket.
     listener : StatusListener or None
         Receives the kernel statuses that the bridge announces.
+    selection : Selection or None
+        Chooses the frames that the websocket receives; None for all.
     """
 
     acknowledge: bool = False
     verbatim: bool = False
     paced: bool = True
     listener: StatusListener | None = None
+    selection: Selection | None = None
 
 
 class ClientSession:
@@ -163,7 +167,7 @@ class Cursor:
         True while the last write has not completed.
     behind : bool
         True while the websocket is behind the journal.
-    acknowledge, verbatim, paced, listener
+    acknowledge, verbatim, paced, listener, selection
         As in `CursorOptions`.
     """
 
@@ -180,6 +184,7 @@ class Cursor:
         "paced",
         "pinged",
         "place",
+        "selection",
         "session",
         "verbatim",
         "window_end",
@@ -203,6 +208,7 @@ class Cursor:
         self.verbatim = options.verbatim
         self.paced = options.paced
         self.listener = options.listener
+        self.selection = options.selection
         self.pinged: Place | None = None
         self._ping = b""  # the payload of the unanswered ping
         self.window_end = _UNLIMITED

@@ -147,6 +147,11 @@ class Delivery:
         self._pump(cursor)
         self._rest()
 
+    def go_on(self, cursor: Cursor) -> None:
+        """Write to a websocket that has something to read although the journal has not grown."""
+        self._pump(cursor)
+        self._rest()
+
     def say(self, cursor: Cursor, messages: list[Message]) -> None:
         """Write messages that are not in the journal to a websocket that was just attached."""
         frames = [v1.encode_frame(msg) for msg in messages]

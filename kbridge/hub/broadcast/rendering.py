@@ -16,6 +16,7 @@ from kbridge.errors import KernelMessageError
 from kbridge.flow.coalesce import coalesce
 from kbridge.flow.journal import EVERYONE, ON_DISK, Gap, Journal, Place, Stretch
 from kbridge.flow.pace import Pace
+from kbridge.flow.selection import Selection
 from kbridge.hub.broadcast.cursor import Cursor
 from kbridge.hub.broadcast.loading import Loader
 from kbridge.hub.notices import Notices
@@ -169,6 +170,8 @@ class Renderer:
         The result is `UNLOADED` if the next frames must be loaded from disk first. With `shared`,
         the rendering is kept for other websockets at the same place.
         """
+        if cursor.selection is not None:
+            return self._next_selected(cursor, cursor.selection)
         if not shared:
             return self._next_alone(cursor)
         kind = (cursor.dialect, cursor.behind, cursor.verbatim, cursor.paced)
@@ -209,6 +212,37 @@ class Renderer:
         data = frames[0] if len(frames) == 1 else b"".join(frames)
         return Portion(data, stretch.end, stretch.nbytes)
 
+    def _next_selected(self, cursor: Cursor, selection: Selection) -> Portion | None:
+        """Return the next portion for a websocket that receives a selection of the frames.
+
+        Its rendering is not shared. It reads at most `CHUNK_BEHIND` bytes for a portion, whose data
+        may be empty, because other websockets must not wait while much is read and little selected.
+        """
+        if late := selection.take_late():
+            return Portion(self.join(late, cursor.dialect), cursor.place, 0)
+        horizon = self._pace.horizon if cursor.paced else None
+        stretch = self._journal.read(cursor.place, CHUNK_BEHIND, horizon)
+        if stretch is ON_DISK and self._loader is not None:
+            stretch = self._loader.read(cursor.place, CHUNK_BEHIND, horizon)
+            self.caches = True
+        if stretch is None or stretch is ON_DISK:
+            return None if stretch is None else UNLOADED
+        marker: list[bytes] = []
+        if stretch.gap is not None:
+            parent = selection.parent_of_gap(_beside(stretch.gap, stretch.frames))
+            if parent is not None:
+                notice = self._notices.lost(stretch.gap, parent, stretch.first_seq - 1)
+                marker = [v1.encode_frame(notice)]
+        frames = selection.select(stretch, cursor.session.number)
+        if self._joins_for(cursor):
+            frames = coalesce(frames)
+        return Portion(self.join(marker + frames, cursor.dialect), stretch.end, stretch.nbytes)
+
+    def _joins_for(self, cursor: Cursor) -> bool:
+        """Return True if messages are joined for a websocket, now."""
+        late = cursor.behind or (cursor.paced and self._pace.late)
+        return self._joins and late and not cursor.verbatim
+
     def _read(self, cursor: Cursor) -> tuple[Chunk, Gap | None] | None:
         """Return the next chunk for a websocket and the gap before it; None if there is nothing."""
         place = cursor.place
@@ -243,8 +277,7 @@ class Renderer:
 
     def _render(self, chunk: Chunk, gap: Gap | None, cursor: Cursor) -> bytes:
         dialect = cursor.dialect
-        late = cursor.behind or (cursor.paced and self._pace.late)
-        joins = self._joins and late and not cursor.verbatim
+        joins = self._joins_for(cursor)
         number = cursor.session.number
         if number not in chunk.audiences:
             data = self._shared(chunk, dialect, joins, EVERYONE)
@@ -256,7 +289,8 @@ class Renderer:
             return data
         behind = chunk.stretch.end.seq - len(chunk.stretch.frames) - 1
         frames = chunk.stretch.frames_for(number)
-        return self.join([self._mark(gap, frames, behind)], dialect) + data
+        marker = self._notices.lost(gap, _beside(gap, frames), behind)
+        return self.join([v1.encode_frame(marker)], dialect) + data
 
     def join(self, frames: list[bytes], dialect: Dialect) -> bytes:
         """Return frames of the v1 dialect as one run of bytes in another one."""
@@ -304,11 +338,6 @@ class Renderer:
             start = index + 1
         return b"".join(pieces)
 
-    def _mark(self, gap: Gap, frames: list[bytes], behind: int) -> bytes:
-        beside = gap.last_lost or (frames[0] if frames else b"")
-        parent = v1.split(payload(beside)).parent_header if beside else b"{}"
-        return v1.encode_frame(self._notices.lost(gap, parent, behind))
-
     def _translate(self, v1_frame: bytes, dialect: Dialect) -> bytes:
         msg = v1.split(payload(v1_frame))
         try:
@@ -317,3 +346,9 @@ class Renderer:
             self._rejected.record(msg.channel, error.reason)
             return b""
         return frame(data, opcode)
+
+
+def _beside(gap: Gap, frames: list[bytes]) -> bytes:
+    """Return the parent header of the last message that is missing, or of the first one behind."""
+    frame = gap.last_lost or (frames[0] if frames else b"")
+    return v1.envelope(frame)[2] if frame else b"{}"

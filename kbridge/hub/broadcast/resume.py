@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import partial
 from typing import Final, NamedTuple
 
 from kbridge.errors import InvalidRequest
+from kbridge.flow.executions import Executions
 from kbridge.flow.journal import Journal, Place
 from kbridge.hub.recovered import Lives
 from kbridge.storage.history import History
 from kbridge.wire import v1
 from kbridge.wire.message import id_keys, scan
 
-__all__ = ["START", "ResumePoint", "find_on_disk", "resolve_since"]
+__all__ = ["START", "ResumePoint", "before_requests", "find_on_disk", "resolve_since"]
 
 START: Final = "start"
 """The value of `since` that asks for all frames in the journal."""
@@ -69,6 +71,24 @@ def resolve_since(journal: Journal, since: str, lives: Lives) -> ResumePoint:
     if place is None:
         return ResumePoint(journal.unknown(), exact=False)
     return ResumePoint(place, exact=True)
+
+
+def before_requests(journal: Journal, executions: Executions, requests: Iterable[str]) -> Place:
+    """Return the place before the first message of the earliest of some requests.
+
+    It is before all frames if one of the requests is not known, and after all frames if the kernel
+    has yet to begin all of them.
+    """
+    first, oldest = journal.next_seq, journal.oldest()
+    for request in requests:
+        execution = executions.get(request)
+        if execution is None:
+            return oldest
+        if execution.first is not None:
+            first = min(first, execution.first)
+    place = journal.after_seq(first - 1) or oldest
+    # If the frame is gone, the gap is reported at once, and not with the next frame of the kernel.
+    return place if place.seq >= oldest.seq else place._replace(seq=oldest.seq)
 
 
 async def find_on_disk(history: History, msg_id: str) -> Place | None:

@@ -22,9 +22,10 @@ _NO_UPGRADE = (
 class ChannelsHandler(AccessMixin, tornado.ChannelsHandler):
     """The handler of `kbridge.tornado`, behind the access control of the server.
 
-    Arguments of the URL, both optional: `session_id`, under which a client that reconnects receives
+    Arguments of the URL, all optional: `session_id`, under which a client that reconnects receives
     the messages that it has missed; `since`, the last message that it received
-    (`kbridge.hub.broadcast.resume`).
+    (`kbridge.hub.broadcast.resume`); `parents`, the requests whose messages it wants
+    (`kbridge.flow.selection`).
     """
 
     async def get(self, kernel_id: str) -> None:

@@ -346,6 +346,23 @@ async def test_a_session_id_that_is_not_text_is_refused_with_400(harness) -> Non
     assert status == 400
 
 
+@pytest.mark.parametrize(
+    ("query", "reason"),
+    [
+        ("parents=", "parents names no request"),
+        ("parents=a&" * 3 + "parents=" + ",".join(map(str, range(100))), "more than 100 requests"),
+        ("parents=" + "x" * 16_385, "more than 16,384 bytes"),
+    ],
+    ids=["none", "too many", "too long"],
+)
+async def test_parents_beyond_the_limits_are_refused_with_the_reason(
+    harness, query, reason
+) -> None:
+    status, body = await refused(harness.client(query=query))
+    assert status == 400
+    assert reason in body["message"]
+
+
 # -- open and talk --------------------------------------------------------------------------
 
 
@@ -448,6 +465,25 @@ async def test_a_session_that_reconnects_gets_the_messages_it_missed(harness) ->
         got = [json.loads((await read(ws)).content)["text"] for _ in range(2)]
         assert got == ["missedmissed, too", "now"], "a client that lags gets joined texts"
         assert json.loads((await read(other)).content)["text"] == "now"
+
+
+@pytest.mark.parametrize("dialect", [v1, legacy], ids=["v1", "legacy"])
+async def test_a_websocket_may_follow_requests_of_another_session(harness, dialect) -> None:
+    async with harness.client(query="session_id=me") as page:
+        harness.prove()
+        requests = {each: message("execute_request", {"code": each}, msg_id=each) for each in "ab"}
+        for each in requests.values():
+            await page.send(v1.encode(each))
+        await harness.until(lambda: len(harness.sent()) == 2)
+        said = [
+            message("status", {"execution_state": "busy"}, Channel.IOPUB, parent_header=one.header)
+            for one in requests.values()
+        ]
+        harness.say(*said)
+        reply = message("execute_reply", {"status": "ok"}, parent_header=requests["b"].header)
+        async with harness.client(dialect=dialect, query="session_id=you&parents=b") as ws:
+            harness.say(reply)
+            assert [await read(ws), await read(ws)] == [said[1], reply]
 
 
 async def test_a_kernel_that_is_shut_down_closes_its_websockets(harness) -> None:
