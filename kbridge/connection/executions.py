@@ -6,6 +6,8 @@ and build their replies here.
 
 from __future__ import annotations
 
+import asyncio
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -27,6 +29,7 @@ STATES: Final = ("waiting", "running", "done", "error", "aborted")
 
 _LONGEST_LIMIT: Final = 9  # digits
 _LONGEST_ID: Final = 1024  # bytes
+_PER_TURN: Final = 50  # executions that are described in one turn of the event loop
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,22 +116,28 @@ def _number(limit: str) -> int:
     return int(limit)
 
 
-def list_executions(hub: Hub | None, wanted: ExecutionFilter) -> list[dict[str, Any]]:
-    """Return the matching executions of a kernel, newest last.
+async def list_executions(hub: Hub | None, wanted: ExecutionFilter) -> str:
+    """Return the matching executions of a kernel as JSON: a list, newest last.
 
     Parameters
     ----------
     hub : Hub or None
-        The kernel's hub; None if no client has connected to the kernel yet.
+        The kernel's hub; None if it has none.
     wanted : ExecutionFilter
         The filter.
     """
     if hub is None:
-        return []
+        return "[]"
     found = hub.executions.find(
         state=wanted.states, session=wanted.session_id, cell=wanted.cell_id, limit=wanted.limit
     )
-    return [hub.describe(execution) for execution in found]
+    parts = []
+    for at in range(0, len(found), _PER_TURN):
+        if at:
+            await asyncio.sleep(0)
+        some = [hub.describe(execution) for execution in found[at : at + _PER_TURN]]
+        parts.append(json.dumps(some)[1:-1])
+    return f"[{', '.join(parts)}]"
 
 
 def find_execution(hub: Hub | None, msg_id: str) -> dict[str, Any]:

@@ -44,11 +44,11 @@ class ExecutionsHandler(_OfKernel):
 
     @web.authenticated
     @authorized
-    def get(self, kernel_id: str) -> None:
+    async def get(self, kernel_id: str) -> None:
         """List the executions of a kernel, newest last."""
         with _http_errors():
             wanted = executions.parse_filter(self.request.query_arguments)
-        self.finish(json.dumps(executions.list_executions(self.hub_of(kernel_id), wanted)))
+        self.finish(await executions.list_executions(self.hub_of(kernel_id), wanted))
 
 
 class ExecutionHandler(_OfKernel):

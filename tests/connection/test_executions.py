@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
 from collections.abc import AsyncIterator
 
 import pytest
@@ -66,20 +68,24 @@ def test_invalid_queries_are_refused_with_the_reason(
 
 
 @pytest.fixture
-async def hub() -> AsyncIterator[Hub]:
+async def script() -> AsyncIterator[ExecutionScript]:
     """A hub with one execution that has ended, one that runs, and two that wait."""
     links = MemoryKernels()
     table = HubTable(link=links)
-    hub = table.open("a-kernel", INFO)
-    script = ExecutionScript(hub, links.latest, KEY)
+    script = ExecutionScript(table.open("a-kernel", INFO), links.latest, KEY)
     script.submit("first", cell="c1")
     script.submit("second", cell="c2", session="another-page")
     script.submit("third", cell="c1")
     script.submit("fourth")
     script.finish("first")
     script.begin("second")
-    yield hub
+    yield script
     await table.aclose()
+
+
+@pytest.fixture
+def hub(script: ExecutionScript) -> Hub:
+    return script.hub
 
 
 @pytest.mark.parametrize(
@@ -100,12 +106,13 @@ async def hub() -> AsyncIterator[Hub]:
 async def test_the_list_has_the_matching_executions_newest_last(
     hub: Hub, query: dict[str, list[bytes]], ids: list[str]
 ) -> None:
-    found = list_executions(hub, parse_filter(query))
+    found = json.loads(await list_executions(hub, parse_filter(query)))
     assert [execution["id"] for execution in found] == ids
 
 
 async def test_one_execution_is_described_as_in_the_list(hub: Hub) -> None:
-    [listed] = list_executions(hub, ExecutionFilter(states=frozenset({"running"})))
+    running = ExecutionFilter(states=frozenset({"running"}))
+    [listed] = json.loads(await list_executions(hub, running))
     assert find_execution(hub, "second") == listed
     assert (listed["id"], listed["session_id"], listed["cell_id"], listed["state"]) == (
         "second",
@@ -124,12 +131,26 @@ async def test_the_record_of_an_execution_that_has_ended_can_be_deleted(hub: Hub
     for unfinished in ("second", "third"):
         with pytest.raises(Conflict):
             forget_execution(hub, unfinished)
-    found = list_executions(hub, ExecutionFilter())
+    found = json.loads(await list_executions(hub, ExecutionFilter()))
     assert [execution["id"] for execution in found] == ["second", "third", "fourth"]
 
 
-def test_a_kernel_without_a_hub_has_no_executions() -> None:
-    assert list_executions(None, ExecutionFilter()) == []
+async def test_a_long_list_is_written_in_many_turns(script: ExecutionScript) -> None:
+    """The event loop serves other clients in between."""
+    for number in range(500):
+        script.submit(f"e{number}", session="s")
+    turns = 0
+    listing = asyncio.ensure_future(list_executions(script.hub, ExecutionFilter(session_id="s")))
+    while not listing.done():
+        await asyncio.sleep(0)
+        turns += 1
+    assert turns >= 10
+    found = json.loads(listing.result())
+    assert [execution["id"] for execution in found] == [f"e{n}" for n in range(500)]
+
+
+async def test_a_kernel_without_a_hub_has_no_executions() -> None:
+    assert await list_executions(None, ExecutionFilter()) == "[]"
     for call in (find_execution, forget_execution):
         with pytest.raises(NotFound, match="no execution has the id 'x'"):
             call(None, "x")

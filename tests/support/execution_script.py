@@ -26,17 +26,22 @@ class ExecutionScript:
         Its kernel.
     key : bytes
         The key of the kernel.
+
+    Attributes
+    ----------
+    hub : Hub
+        As above.
     """
 
     def __init__(self, hub: Hub, kernel: MemoryKernel, key: bytes) -> None:
-        self._hub = hub
+        self.hub = hub
         self._kernel = kernel
         self._signer = Signer(key)
         self._requests: dict[str, Message] = {}
 
     def submit(self, msg_id: str, *, session: str = "a-page", cell: str = "") -> None:
         """Send the request of a page, which then goes."""
-        cursor = self._hub.attach(MemoryClient(), V1, session)
+        cursor = self.hub.attach(MemoryClient(), V1, session)
         self._requests[msg_id] = build(
             Channel.SHELL,
             "execute_request",
@@ -46,8 +51,8 @@ class ExecutionScript:
             msg_id=msg_id,
             metadata={"cellId": cell} if cell else {},
         )
-        self._hub.submit(cursor, self._requests[msg_id])
-        self._hub.detach(cursor)
+        self.hub.submit(cursor, self._requests[msg_id])
+        self.hub.detach(cursor)
 
     def begin(self, msg_id: str) -> None:
         """Begin to run it."""

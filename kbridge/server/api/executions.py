@@ -15,7 +15,7 @@ class _OfKernel(ApiHandler):
     activity = False
 
     def hub_of(self, kernel_id: str) -> Hub | None:
-        """Return the hub of a kernel; None if no client has connected to the kernel yet.
+        """Return the hub of a kernel; None if it has none.
 
         Raises
         ------
@@ -29,10 +29,12 @@ class _OfKernel(ApiHandler):
 class ExecutionsHandler(_OfKernel):
     """`/api/kernels/{id}/executions`."""
 
-    def get(self, kernel_id: str) -> None:
+    async def get(self, kernel_id: str) -> None:
         """List the executions of a kernel, newest last."""
         wanted = executions.parse_filter(self.request.query_arguments)
-        self.reply(executions.list_executions(self.hub_of(kernel_id), wanted))
+        found = await executions.list_executions(self.hub_of(kernel_id), wanted)
+        self.set_header("Content-Type", "application/json")
+        self.finish(found)
 
 
 class ExecutionHandler(_OfKernel):
