@@ -28,7 +28,6 @@ __all__ = ["History", "Recovered"]
 
 _WRITE_SIZE: Final = 4 * 1024 * 1024  # of one batch
 _HURRY_SIZE: Final = 256 * 1024
-_REMOVE_TIMEOUT: Final = 2.0
 
 
 class _Write(Task):
@@ -281,14 +280,6 @@ class History(Client):
             self._ask()
             self._context.queue.hurry()
             await self._context.queue.job_done()
-
-    async def remove(self) -> None:
-        """Remove the files; the history writes nothing from now on.
-
-        A disk that does not answer is waited for at most 2 s; the files are then removed when it
-        does.
-        """
-        await asyncio.wait({self.close(keep=False)}, timeout=_REMOVE_TIMEOUT)
 
     def close(self, *, keep: bool) -> asyncio.Future[None]:
         """Write nothing from now on; the result is set when the files are removed or released."""

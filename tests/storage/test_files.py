@@ -104,7 +104,7 @@ async def test_a_kernel_that_ends_leaves_files_of_the_user(tmp_path: Path) -> No
     directory = tmp_path / "journals" / "k"
     (directory / "notes.txt").write_text("notes")
     (directory / "00000009.full").mkdir()
-    await history.remove()
+    await history.close(keep=False)
     await store.aclose(keep=False)
     assert {path.name for path in directory.iterdir()} == {"notes.txt", "00000009.full", "owner"}
 

@@ -124,7 +124,7 @@ async def test_a_history_that_comes_again_goes_on(tmp_path: Path) -> None:
     await store.aclose(keep=False)
 
 
-@pytest.mark.parametrize("how", ["remove", "discard"])
+@pytest.mark.parametrize("how", ["close", "discard"])
 async def test_a_kernel_that_comes_again_under_the_same_id_is_new(tmp_path: Path, how: str) -> None:
     store = await open_store(tmp_path)
     history, source = store.history("k"), Source()
@@ -133,15 +133,14 @@ async def test_a_kernel_that_comes_again_under_the_same_id_is_new(tmp_path: Path
         store.discard("k")
         store.discard("unknown")
     else:
-        removal = asyncio.ensure_future(history.remove())
-        await asyncio.sleep(0)
+        removal = history.close(keep=False)
     assert history.closed
     assert source.durable is False
     new, other = store.history("k"), Source()
     assert new is not history
     assert new.recovered is None
     await write(new, other, 1)
-    if how == "remove":
+    if how == "close":
         await removal
     assert [*(await read(new)).frames] == [0]
     assert store.statistics()["bytes"] == new.nbytes > 0
@@ -511,7 +510,7 @@ async def test_the_end_does_not_wait_for_a_disk_that_hangs(
     history.changed()
     late.record("a", 1)
     await history.flush()
-    await late.remove()
+    await late.close(keep=False)
     disk.go.set()
     again = await open_store(tmp_path, keep=["k"])  # which waits for the lock of the closed one
     recovered = again.history("k").recovered
@@ -521,10 +520,7 @@ async def test_the_end_does_not_wait_for_a_disk_that_hangs(
     assert names(tmp_path / "journals") == []
 
 
-async def test_the_end_of_a_kernel_does_not_wait_for_a_disk_that_hangs(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("kbridge.storage.history._REMOVE_TIMEOUT", 0.01)
+async def test_the_end_of_a_kernel_does_not_wait_for_a_disk_that_hangs(tmp_path: Path) -> None:
     disk = SlowDisk()
     store = await open_store(tmp_path, disk=disk)
     history, source = store.history("k"), Source()
@@ -534,7 +530,7 @@ async def test_the_end_of_a_kernel_does_not_wait_for_a_disk_that_hangs(
     say(source, 1)
     history.changed()
     await asyncio.to_thread(disk.waiting.wait, 60)
-    await history.remove()
+    store.discard("k")
     assert history.closed
     assert names(tmp_path / "journals") == ["k"]
     disk.go.set()
@@ -687,7 +683,7 @@ async def test_the_event_loop_never_touches_a_file(
             await history.find(5, lambda frame: True)
             gone = store.history("gone")
             await write(gone, Source(), 1)
-            await gone.remove()
+            await gone.close(keep=False)
             await store.aclose(keep=not keep)
     assert callers.keys() >= {"close", "fstat", "open", "pread", "unlink", "writev"}
     assert [name for name, threads in callers.items() if loop_thread in threads] == []
