@@ -8,6 +8,7 @@ from logging import Logger, LoggerAdapter
 from pathlib import Path
 from typing import Final
 
+from kbridge.flow.log_throttle import LogThrottle
 from kbridge.storage.disk import Disk
 from kbridge.storage.files import OpenFiles
 from kbridge.storage.flush import FlushQueue
@@ -88,7 +89,7 @@ class FailureLog:
         "_log",
         "_logged",
         "_stopped",
-        "_times",
+        "_throttles",
         "damages",
         "waits",
     )
@@ -98,7 +99,7 @@ class FailureLog:
         self._log = log
         self._failing: set[str] = set()
         self._logged: set[int | None] = set()
-        self._times: dict[tuple[str, object], float] = {}  # when a cause was logged
+        self._throttles: dict[tuple[str, object], LogThrottle] = {}  # by cause
         self._stopped = False  # and that was logged
         self.damages = 0
         self.waits = False
@@ -136,6 +137,7 @@ class FailureLog:
 
     def forget(self, kernel_id: str) -> None:
         """Forget a kernel that has ended."""
+        self._throttles.pop(("damaged", kernel_id), None)
         self._failing.discard(kernel_id)
         if not self._failing:
             self._logged.clear()
@@ -190,12 +192,8 @@ class FailureLog:
 
     def _is_new(self, kind: str, cause: object) -> bool:
         """Return True if a cause was not logged in the last hour."""
-        now = asyncio.get_running_loop().time()
-        self._times = {each: at for each, at in self._times.items() if now - at < _LOG_INTERVAL}
-        if (kind, cause) in self._times:
-            return False
-        self._times[kind, cause] = now
-        return True
+        throttle = self._throttles.setdefault((kind, cause), LogThrottle(_LOG_INTERVAL))
+        return throttle.record(asyncio.get_running_loop().time()) > 0
 
 
 @dataclass(frozen=True)
