@@ -309,10 +309,7 @@ class Journal:
             place = self.after_seq(first - 1) or self.end()
         stop = horizon
         if ring.appended - place.nbytes > max_bytes:
-            stop = ring.reach(place.nbytes + max_bytes, place.seq + 1, horizon)
-            last = stop - 1
-            if last > place.seq and ring.offset(stop) - ring.offset(last) > max_bytes:
-                stop = last
+            stop = ring.stop_of(place.seq, horizon, max_bytes)
         frames = ring.frames(place.seq, stop)
         clients = private(self._audience, range(place.seq, stop)) if self._audience else {}
         end = Place(stop, stop, ring.appended if stop == ring.next else ring.offset(stop))

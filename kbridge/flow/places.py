@@ -12,7 +12,7 @@ from bisect import bisect_left
 from collections.abc import Sequence
 from typing import Final, NamedTuple, Protocol
 
-__all__ = ["ON_DISK", "Gap", "Place", "Stored", "Stretch"]
+__all__ = ["ON_DISK", "Gap", "Place", "Stored", "Stretch", "stop_of"]
 
 
 class Gap(NamedTuple):
@@ -101,6 +101,34 @@ class Stretch(NamedTuple):
 
 ON_DISK: Final = Stretch([], {}, 0, Place(-1, -1, -1))
 """The result of `Journal.read` if the next frames are only on disk."""
+
+
+def stop_of(offsets: Sequence[int], start: int, stop: int, after: int, max_bytes: int) -> int:
+    """Return the index after the last frame of a stretch.
+
+    The stretch ends with the frame that reaches `max_bytes`, or before index `stop`. A frame of
+    more than `max_bytes` is alone in it, because joining it with other frames would copy it.
+
+    Parameters
+    ----------
+    offsets : sequence of int
+        The bytes before each frame.
+    start : int
+        The index of the first frame.
+    stop : int
+        Above `start`.
+    after : int
+        The bytes before the frame at `stop`, which may be missing in `offsets`.
+    max_bytes : int
+    """
+    limit = offsets[start] + max_bytes
+    if after <= limit:
+        return stop
+    found = bisect_left(offsets, limit, start + 1, stop)
+    last = found - 1
+    if last > start and (after if found == stop else offsets[found]) - offsets[last] > max_bytes:
+        return last
+    return found
 
 
 class Stored(Protocol):

@@ -17,6 +17,8 @@ from bisect import bisect_left
 from collections.abc import Iterator
 from typing import Final, NamedTuple
 
+from kbridge.flow.places import stop_of
+
 __all__ = ["RetainedFrame", "RetainedFrames", "Ring"]
 
 _COMPACT_AFTER: Final = 1024  # empty slots at the front of a list before it is compacted
@@ -105,6 +107,12 @@ class Ring:
         """
         base = self._base
         return base + bisect_left(self._offsets, offset, start - base, stop - base)
+
+    def stop_of(self, start: int, stop: int, max_bytes: int) -> int:
+        """Return the number after the last frame of a stretch; see `places.stop_of`."""
+        base = self._base
+        after = self.offset(stop)
+        return base + stop_of(self._offsets, start - base, stop - base, after, max_bytes)
 
     def find(self, key: int) -> Iterator[int]:
         """Yield the sequence numbers of the frames with that key, newest first."""

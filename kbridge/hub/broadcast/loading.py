@@ -14,13 +14,13 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from bisect import bisect_left
 from collections import deque
 from collections.abc import Callable, Coroutine
 from itertools import accumulate
 from typing import Any, Final, TypeAlias
 
 from kbridge.flow.journal import ON_DISK, Journal, Place, Stretch
+from kbridge.flow.places import stop_of
 from kbridge.hub.broadcast.cursor import Cursor
 from kbridge.hub.broadcast.resume import find_on_disk
 from kbridge.storage.history import History
@@ -82,19 +82,14 @@ class _Loaded:
         stop = min(len(stretch.frames), horizon - first)
         if stop <= index:
             return None
-        begin = offsets[index]
-        if offsets[stop] - begin > max_bytes:
-            stop = bisect_left(offsets, begin + max_bytes, index + 1, stop)
-            last = stop - 1
-            if last > index and offsets[stop] - offsets[last] > max_bytes:
-                stop = last
+        stop = stop_of(offsets, index, stop, offsets[stop], max_bytes)
         frames = stretch.frames[index:stop]
         private = {i - index: who for i, who in stretch.private.items() if index <= i < stop}
         end = stretch.end.nbytes - offsets[-1] + offsets[stop]
         return Stretch(
             frames,
             private,
-            offsets[stop] - begin,
+            offsets[stop] - offsets[index],
             Place(first + stop, first + stop, end),
             None if index else stretch.gap,
         )
