@@ -115,8 +115,9 @@ class Loader:
         # The places whose frames are wanted, and the readers there.
         self._waiting: dict[Place, tuple[_Done, list[Cursor]]] = {}
         self._queue: deque[Place] = deque()
-        # The places that are being loaded, and how often each load was looked at.
+        # The places that are being loaded and the searches, and how often each was looked at.
         self._loads: dict[Place, int] = {}
+        self._searches: dict[asyncio.Task[None], int] = {}
         self._answered = 0  # by the disk, at the last look
         self._silent = 0  # looks since the disk has answered somebody
         self._timer: asyncio.TimerHandle | None = None
@@ -183,7 +184,10 @@ class Loader:
         """
         if self._closed or self._history.oldest is None:
             return False
-        self._start(self._find(msg_id, done))
+        task = self._start(self._find(msg_id, done))
+        self._searches[task] = 0
+        task.add_done_callback(self._searches.pop)
+        self._watch()
         return True
 
     def close(self) -> None:
@@ -201,10 +205,11 @@ class Loader:
         """Wait until everything that was under way has ended."""
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
-    def _start(self, work: Coroutine[Any, Any, None]) -> None:
+    def _start(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = self._loop.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        return task
 
     def _load_next(self) -> None:
         while self._queue and len(self._loads) < _AT_ONCE:
@@ -212,17 +217,28 @@ class Loader:
             if place in self._waiting and place not in self._loads:
                 self._loads[place] = 0
                 self._start(self._load(place))
-        if self._loads and self._timer is None:
+        self._watch()
+
+    def _watch(self) -> None:
+        """Look at the loads and searches under way again, a tenth of `PATIENCE` later."""
+        if (self._loads or self._searches) and self._timer is None:
             self._timer = self._loop.call_later(PATIENCE / _LOOKS, self._look)
 
     def _look(self) -> None:
-        """Let readers go on whose load takes too long; and all others, if no load can begin."""
+        """Let readers go on whose load takes too long; and all others, if no load can begin.
+
+        A search that takes too long ends as if the message was not there.
+        """
         self._timer = None
         answered, self._answered = self._answered, self._history.answered
         self._silent = self._silent + 1 if self._answered == answered else 0
         enough = _LOOKS if self._silent >= _LOOKS else _LOOKS * _LOOKS
         for place in self._loads:
             self._loads[place] += 1
+        for task in self._searches:
+            self._searches[task] += 1
+            if self._searches[task] >= enough:
+                task.cancel()
         late = [place for place, looks in self._loads.items() if looks >= enough]
         if len(late) == _AT_ONCE:
             late += self._queue
@@ -262,10 +278,7 @@ class Loader:
     async def _find(self, msg_id: str, done: Callable[[Place | None], None]) -> None:
         place: Place | None = None
         try:
-            async with asyncio.timeout(PATIENCE):
-                place = await find_on_disk(self._history, msg_id)
-        except TimeoutError:
-            pass  # as if it was not there
-        finally:
+            place = await find_on_disk(self._history, msg_id)
+        finally:  # a search that takes too long is cancelled, as if the message was not there
             if not self._closed:
                 done(place)

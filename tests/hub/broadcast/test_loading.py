@@ -415,6 +415,54 @@ async def test_no_reader_waits_for_ever_when_all_loads_hang(
         assert rest == said[-len(rest) :]
 
 
+async def test_a_message_is_looked_for_as_long_as_the_disk_answers(
+    rig, store, history, monkeypatch
+) -> None:
+    time = Time(monkeypatch)
+    first = rig.stream("first")
+    rig.say(first)
+    said = await fill(rig, store, *range(100))
+    find = history.find
+    gate = asyncio.Event()
+
+    async def slow(*args: Any) -> Any:
+        await gate.wait()
+        return await find(*args)
+
+    monkeypatch.setattr(history, "find", slow)
+    client, cursor = rig.attach(since=first.msg_id, verbatim=True)
+    for _ in range(3):
+        for _ in range(6):
+            await time.passes(module.PATIENCE / 10)
+        await history.read(rig.hub.journal.oldest(), 1, 2)  # another reader
+    gate.set()
+    await until(lambda: bool(client.written))
+    await caught_up(rig, cursor)
+    assert texts(client) == said
+
+
+async def test_a_message_is_not_looked_for_on_a_silent_disk(
+    rig, store, history, monkeypatch
+) -> None:
+    time = Time(monkeypatch)
+    first = rig.stream("first")
+    rig.say(first)
+    said = await fill(rig, store, *range(100))
+    never = asyncio.Event()
+
+    async def silent(*_args: Any) -> Any:
+        await never.wait()
+
+    monkeypatch.setattr(history, "find", silent)
+    client, cursor = rig.attach(since=first.msg_id, verbatim=True)
+    for _ in range(12):
+        await time.passes(module.PATIENCE / 10)
+    await caught_up(rig, cursor)
+    marker, *rest = texts(client)
+    assert "output may be missing here" in marker
+    assert rest == ["first", *said]
+
+
 async def test_who_stalls_gets_everything_and_delays_nobody(rig, store) -> None:
     stalled, slow = rig.attach(verbatim=True)
     honest, _ = rig.attach()
