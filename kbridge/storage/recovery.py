@@ -29,7 +29,15 @@ from kbridge.storage.index import Segment
 from kbridge.storage.segment import dump, index_path, load, scan, segment_path
 from kbridge.storage.state_log import parse
 
-__all__ = ["Recovered", "RecoveredFiles", "Survey", "prepare", "recover", "survey"]
+__all__ = [
+    "Recovered",
+    "RecoveredFiles",
+    "Survey",
+    "prepare",
+    "recover",
+    "remove_orphan",
+    "survey",
+]
 
 _ABANDONED_S: Final = 24 * 3600.0
 _KINDS: Final = {".full": False, ".sparse": True}
@@ -104,15 +112,13 @@ class Survey:
             found.files.unlock()
 
 
-def prepare(
-    disk: Disk, directory: Path, owner: str, keep: Collection[str]
-) -> tuple[int, list[str]]:
-    """Make the directory, and remove the files of kernels that have ended.
+def prepare(directory: Path, keep: Collection[str]) -> tuple[list[Path], list[str]]:
+    """Make the directory, and return the paths in it that no kernel in `keep` has.
 
     Returns
     -------
-    int, list of str
-        The number of kernels whose files were removed, and problems for the log.
+    list of Path, list of str
+        Paths for `remove_orphan`, and problems for the log.
 
     Raises
     ------
@@ -121,12 +127,8 @@ def prepare(
     """
     warning = prepare_directory(directory)
     names = {directory_name(kernel_id) for kernel_id in keep}
-    removed = 0
-    for entry in sorted(directory.iterdir()):
-        if entry.name not in names:
-            with suppress(OSError):  # it is tried again at the next start
-                removed += _remove_orphan(disk, entry, owner)
-    return removed, [warning] if warning else []
+    entries = [entry for entry in sorted(directory.iterdir()) if entry.name not in names]
+    return entries, [warning] if warning else []
 
 
 def survey(disk: Disk, directory: Path, owner: str, keep: Collection[str]) -> Survey:
@@ -270,12 +272,19 @@ def _remove(disk: Disk, path: Path) -> None:
         disk.remove(path)
 
 
-def _remove_orphan(disk: Disk, directory: Path, owner: str) -> bool:
+def remove_orphan(disk: Disk, directory: Path, owner: str) -> bool:
     """Remove the directory of a kernel that has ended; return False if it may be in use.
 
     A directory of the user is not touched: the owner file and the names of all files show that it
-    is of a journal.
+    is of a journal. After an error, it is tried again at the next start.
     """
+    try:
+        return _remove_orphan(disk, directory, owner)
+    except OSError:
+        return False
+
+
+def _remove_orphan(disk: Disk, directory: Path, owner: str) -> bool:
     if not LOCKS or not is_own_directory(directory):
         return False
     files = KernelFiles(directory, owner)

@@ -20,7 +20,7 @@ from kbridge.storage.disk import Disk, Space
 from kbridge.storage.files import KernelFiles, OpenFiles, directory_name
 from kbridge.storage.flush import FlushQueue, Overseer, Task
 from kbridge.storage.history import History
-from kbridge.storage.recovery import Survey, prepare, survey
+from kbridge.storage.recovery import Survey, prepare, remove_orphan, survey
 from kbridge.storage.reserve import Reserve
 from kbridge.storage.workers import Workers
 
@@ -30,7 +30,9 @@ _MEASURE_INTERVAL: Final = 1.0  # seconds between two looks at the free space
 _MEASURE_BYTES: Final = 16 * 1024 * 1024  # written between two looks
 _HUNG_AFTER: Final = 10.0  # seconds that a job may take
 _CLOSE_TIMEOUT: Final = 5.0
-_OPEN_TIMEOUT: Final = 30.0
+_OPEN_LOOK: Final = 1.0  # seconds between two looks at the disk during a start
+_OPEN_SILENCE: Final = 10  # looks; a pause of the process counts as one, however long it is
+_OPEN_TIMEOUT: Final = 30  # looks
 _HANDOVER: Final = 5.0  # seconds in which an earlier process of this server may end
 _HANDOVER_INTERVAL: Final = 0.1
 
@@ -134,9 +136,9 @@ class JournalStore(Overseer):
     ) -> Self:
         """Remove the files of kernels that have ended, and read those of the kernels in `keep`.
 
-        A directory that cannot be used, or does not answer within 30 s, is logged; the journals
-        then continue in memory. The files of a kernel that another process still writes are waited
-        for, for at most 5 s.
+        A directory that cannot be used, does not answer for 10 s or needs more than 30 s is logged;
+        the other kernels then begin new journals, in memory until the disk works. The files of a
+        kernel that another process still writes are waited for, for at most 5 s.
 
         Parameters
         ----------
@@ -327,9 +329,16 @@ class JournalStore(Overseer):
         return KernelFiles(self._settings.directory / directory_name(kernel_id), self._owner)
 
     async def _recover(self, keep: Collection[str]) -> None:
+        readers = self._context.readers
         task = asyncio.ensure_future(self._survey(keep))
+        answered = silent = 0
         try:
-            await asyncio.wait({task}, timeout=_OPEN_TIMEOUT)
+            for _ in range(_OPEN_TIMEOUT):
+                await asyncio.wait({task}, timeout=_OPEN_LOOK)
+                silent = silent + 1 if readers.answered == answered else 0
+                answered = readers.answered
+                if task.done() or silent == _OPEN_SILENCE:
+                    break
         finally:
             self._opened = True
         if task.done():
@@ -337,40 +346,50 @@ class JournalStore(Overseer):
             return
         self._closing.add(task)
         task.add_done_callback(self._closing.discard)
+        reason = f"the disk did not answer for {_OPEN_SILENCE} s"
+        if silent < _OPEN_SILENCE:
+            reason = f"that takes more than {_OPEN_TIMEOUT} s"
         self._log.warning(
-            "The journals in %s (journal_dir) are not read: the disk did not answer for %d s",
-            *(self._settings.directory, _OPEN_TIMEOUT),
+            "Not all journals in %s (journal_dir) are read: %s", self._settings.directory, reason
         )
 
     async def _survey(self, keep: Collection[str]) -> None:
         disk, directory, owner = self._context.disk, self._settings.directory, self._owner
         call = self._context.readers.call
         try:
-            removed, problems = await call(partial(prepare, disk, directory, owner, keep))
+            entries, problems = await call(partial(prepare, directory, keep))
         except OSError as error:
             self._failures.unusable(error)
             if isinstance(error, NotPrivate):  # others may have written the files
                 return
-            removed, problems = 0, []  # a disk that cannot be written can perhaps be read
-        if removed:
-            self._log.info("Removed the journals of %d kernels that have ended", removed)
+            entries, problems = [], []  # a disk that cannot be written can perhaps be read
         loop = asyncio.get_running_loop()
         patience = loop.time() + _HANDOVER
         while True:
-            found = await call(partial(survey, disk, directory, owner, keep))
-            if self._opened:  # too late: the kernels have begun new journals
-                await call(found.release)
-                return
-            self._adopt(found)
-            problems += found.problems
-            keep = found.locked
+            locked: dict[str, str] = {}
+            for kernel_id in keep:  # one by one, so that a disk that answers is seen to
+                found = await call(partial(survey, disk, directory, owner, [kernel_id]))
+                if self._opened:  # too late: the kernels have begun new journals
+                    await call(found.release)
+                    return
+                self._adopt(found)
+                problems += found.problems
+                locked |= found.locked
+            keep = locked
             if not keep or loop.time() >= patience:
                 break
             await asyncio.sleep(_HANDOVER_INTERVAL)
-        for kernel_id, reason in found.locked.items():
+        for kernel_id, reason in locked.items():
             problems.append(f"The journal of kernel {kernel_id} is not read: {reason}")
         for problem in problems:
             self._log.warning("%s", problem)
+        removed = 0
+        for entry in entries:
+            if self._closed:
+                return
+            removed += await call(partial(remove_orphan, disk, entry, owner))
+        if removed:
+            self._log.info("Removed the journals of %d kernels that have ended", removed)
 
     def _adopt(self, found: Survey) -> None:
         for kernel_id, files in found.recovered.items():

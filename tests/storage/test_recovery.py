@@ -556,7 +556,7 @@ async def test_a_server_waits_for_the_end_of_the_one_before(
     assert not opening.done()
     await old.aclose(keep=True)
     new = await opening
-    assert attempts[:2] == [["other", "k"], ["k"]]
+    assert attempts[:3] == [["other"], ["k"], ["k"]]
     assert new.history("k").recovered == (1, 5, {})
     assert new.history("other").recovered == (1, len("frame of other"), {})
     assert caplog.messages == []

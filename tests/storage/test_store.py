@@ -546,8 +546,9 @@ class StuckDisk(Disk):
         self.waiting = threading.Event()
 
     def open(self, path: Path) -> int:
-        self.waiting.set()
-        assert self.go.wait(60)
+        if path.parent.name == "k":
+            self.waiting.set()
+            assert self.go.wait(60)
         return super().open(path)
 
 
@@ -558,11 +559,11 @@ async def test_a_start_does_not_wait_for_a_disk_that_hangs(
     source = Source()
     await write(store.history("k"), source, 10)
     await store.aclose(keep=True)
-    monkeypatch.setattr("kbridge.storage.store._OPEN_TIMEOUT", 0.01)
+    monkeypatch.setattr("kbridge.storage.store._OPEN_LOOK", 0.001)
     disk = StuckDisk()
     store = await open_store(tmp_path, keep=["k"], disk=disk)
     [line] = warnings(caplog)
-    assert "did not answer for 0 s" in line
+    assert "did not answer for 10 s" in line
     history, new = store.history("k"), Source()
     assert history.recovered is None
     assert await asyncio.to_thread(disk.waiting.wait, 60)
@@ -580,6 +581,35 @@ async def test_a_start_does_not_wait_for_a_disk_that_hangs(
     monkeypatch.undo()
     store = await open_store(tmp_path, keep=["k"])
     assert (await read(store.history("k"))).frames.keys() == {*range(10)}
+    await store.aclose(keep=False)
+
+
+@pytest.mark.parametrize("hangs", [True, False])
+async def test_a_start_has_the_journals_that_were_read_in_time(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, hangs: bool
+) -> None:
+    store = await open_store(tmp_path)
+    for kernel_id in ("j", "k", "l"):
+        await write(store.history(kernel_id), Source(), 10)
+    await store.aclose(keep=True)
+    if not hangs:
+        monkeypatch.setattr("kbridge.storage.store._OPEN_SILENCE", 1000)
+        monkeypatch.setattr("kbridge.storage.store._OPEN_TIMEOUT", 12)
+    disk = StuckDisk()
+    opening = asyncio.ensure_future(open_store(tmp_path, keep=["j", "k", "l"], disk=disk))
+    assert await asyncio.to_thread(disk.waiting.wait, 60)
+    monkeypatch.setattr("kbridge.storage.store._OPEN_LOOK", 0.001)
+    store = await opening
+    [line] = warnings(caplog)
+    assert ("did not answer for 10 s" if hangs else "takes more than 12 s") in line
+    recovered = [store.history(kernel_id).recovered for kernel_id in ("j", "k", "l")]
+    assert [each and each.next_seq for each in recovered] == [10, None, None]
+    disk.go.set()
+    await store.aclose(keep=True)
+    monkeypatch.undo()
+    store = await open_store(tmp_path, keep=["j", "k", "l"])
+    for kernel_id in ("j", "k", "l"):
+        assert (await read(store.history(kernel_id))).frames.keys() == {*range(10)}
     await store.aclose(keep=False)
 
 
