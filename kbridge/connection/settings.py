@@ -113,8 +113,9 @@ burst_limit = Integer(
     help=(
         "Bytes of output above journal_limit that all kernels together may hold, for bursts"
         " that are faster than their readers. They are held only while the fastest websocket"
-        " of a kernel keeps reading and is more than half of journal_limit behind. Lower it if"
-        " the server has little memory; 0 for none."
+        " of a kernel keeps reading and is more than half of journal_limit behind, or while the"
+        " disk of journal_dir is that far behind. Lower it if the server has little memory; 0 for"
+        " none."
     ),
 )
 history_limit = Integer(

@@ -124,9 +124,15 @@ class Burst:
             if self._lead.seq < journal.first_seq:
                 behind = 0  # it reads from disk, and memory cannot help it
             live = 0  # slower ones find their frames on disk
-            if journal.unwritten_bytes > self._high:
-                behind = max(behind, journal.unwritten_bytes)
+            unwritten = journal.unwritten_bytes
+            if unwritten > max(self._high, behind):
+                # The frames that are on disk may go.
+                excess = max(0, unwritten - journal.limit)
                 frames = journal.next_seq - journal.first_seq
+                self._grant(
+                    excess + max(min(_AHEAD, journal.limit), 2 * unwritten // max(1, frames))
+                )
+                return
         if behind > self._high:
             self._grant(excess + max(_AHEAD, 2 * behind // max(1, frames)))
         else:

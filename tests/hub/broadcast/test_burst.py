@@ -336,6 +336,19 @@ async def test_frames_that_wait_for_a_slow_disk_may_use_extra_memory() -> None:
     assert (journal.nbytes, journal.spare) == (0, 0)
 
 
+async def test_the_extra_memory_is_not_for_frames_that_are_on_disk() -> None:
+    journal, burst = on_disk()
+    high = 0
+    for _ in range(100):
+        journal.append(b"x" * MIB)
+        journal.on_written(journal.next_seq - LIMIT // MIB)  # the disk is a little behind
+        burst.look()
+        high = max(high, journal.nbytes)
+    assert journal.forgotten == 0
+    assert high <= 2 * LIMIT
+    burst.close()
+
+
 async def test_frames_that_wait_for_the_disk_are_dropped_beyond_the_burst_limit() -> None:
     journal, burst = on_disk()
     print_mebibytes(journal, burst, 100)
