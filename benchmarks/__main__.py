@@ -12,9 +12,12 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 from benchmarks import readme
+from benchmarks.measure import BenchmarkError
+from benchmarks.page_cache import PageCache
 from benchmarks.plot import draw
 from benchmarks.report import as_json, baseline_table, table
 from benchmarks.rows import ROWS
@@ -43,6 +46,11 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--quick", action="store_true", help="a smoke run: small counts, one round")
     made.add_argument("--count", type=int, help="messages, websockets or cycles of a row")
     made.add_argument("--kernel", help="kernelspec for cycles and restart (stub, python3)")
+    made.add_argument(
+        "--fill-page-cache",
+        action="store_true",
+        help="first leave little memory free, as on a server that has run for days (Linux only)",
+    )
     made.add_argument("--output", type=Path, help="directory of benchmarks.json and .png")
     made.add_argument(
         "--profile", type=Path, help="run servers under cProfile; directory of the .prof files"
@@ -73,7 +81,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if options.profile:
         options.profile = options.profile.resolve()
         options.profile.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix="kbridge-bench-") as home:
+    with ExitStack() as stack:
+        home = stack.enter_context(tempfile.TemporaryDirectory(prefix="kbridge-bench-"))
         settings = Settings(
             home=Path(home),
             quick=options.quick,
@@ -86,7 +95,13 @@ def main(argv: Sequence[str] | None = None) -> int:
             tree = options.baseline.resolve() if options.baseline else None
             baseline = Baseline(tree, tuple(options.baseline_option))
         names = [options.only] if options.only else NAMES
-        runner = Runner(names, settings, log, options.profile, baseline)
+        page_cache = None
+        if options.fill_page_cache:
+            try:
+                page_cache = stack.enter_context(PageCache(settings.home, log))
+            except BenchmarkError as error:
+                made.error(f"--fill-page-cache: {error}")
+        runner = Runner(names, settings, log, options.profile, baseline, page_cache)
         outcomes = [runner.run(row) for row in rows]
     print(table(outcomes))
     if baseline:
@@ -95,7 +110,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     output = options.output or (None if partial else DOCS)
     if output:
         output.mkdir(parents=True, exist_ok=True)
-        (output / "benchmarks.json").write_text(as_json(outcomes, quick=options.quick))
+        (output / "benchmarks.json").write_text(
+            as_json(outcomes, quick=options.quick, filled=options.fill_page_cache)
+        )
         drawn = draw(outcomes, output / "benchmarks.png")
         if output == DOCS:
             readme.main()

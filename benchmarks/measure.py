@@ -36,6 +36,15 @@ def rss(pid: int) -> int:
     return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * PAGE
 
 
+def memory(field: str) -> int:
+    """Return a field of /proc/meminfo in bytes, such as MemFree."""
+    for line in Path("/proc/meminfo").read_text().splitlines():
+        name, _, value = line.partition(":")
+        if name == field:
+            return int(value.split()[0]) * 1024
+    raise BenchmarkError(f"/proc/meminfo does not have {field}")
+
+
 def descriptors(pid: int) -> int:
     """Return the number of file descriptors of a process."""
     return len(list(Path(f"/proc/{pid}/fd").iterdir()))

@@ -136,8 +136,11 @@ def machine() -> dict[str, Any]:
     }
 
 
-def as_json(outcomes: Sequence[Outcome], *, quick: bool) -> str:
-    """Return all results, with the values of each round."""
+def as_json(outcomes: Sequence[Outcome], *, quick: bool, filled: bool = False) -> str:
+    """Return all results, with the values of each round.
+
+    `filled` is true if the page cache was filled before each round.
+    """
     rows = {
         outcome.row.name: {
             "title": outcome.row.title,
@@ -163,5 +166,6 @@ def as_json(outcomes: Sequence[Outcome], *, quick: bool) -> str:
         for outcome in outcomes
     }
     today = dt.datetime.now(dt.UTC).date().isoformat()
-    whole = {"date": today, "quick": quick, "machine": machine(), "rows": rows}
+    whole = {"date": today, "quick": quick, "page_cache_filled": filled}
+    whole |= {"machine": machine(), "rows": rows}
     return json.dumps(whole, indent=1) + "\n"

@@ -8,6 +8,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from benchmarks.measure import BenchmarkError
+from benchmarks.page_cache import PageCache
 from benchmarks.servers import BASELINE, OURS, Baseline, Server
 from benchmarks.table import Life, Outcome, Row, Settings
 
@@ -18,7 +19,7 @@ class Runner:
     """Runs rows with the given servers.
 
     If a row fails on one server, the failure is recorded, and the row is not repeated on that
-    server.
+    server. The page cache, if there is one, is filled before each round.
     """
 
     def __init__(
@@ -28,12 +29,14 @@ class Runner:
         log: Log,
         profile: Path | None = None,
         baseline: Baseline | None = None,
+        page_cache: PageCache | None = None,
     ) -> None:
         self.names = [*names, BASELINE] if baseline else list(names)
         self.baseline = baseline or Baseline()
         self.settings = settings
         self.log = log
         self.profile = profile
+        self.page_cache = page_cache
         self._homes = itertools.count()
 
     def _server(self, name: str, row: Row) -> Server:
@@ -52,6 +55,8 @@ class Runner:
                     outcome.rounds.setdefault("floor", []).append(row.floor(self.settings))
                 for name in names if i % 2 == 0 else reversed(names):
                     if name not in outcome.failures:
+                        if self.page_cache:
+                            self.page_cache.fill()
                         self.log(f"{row.name}: round {i + 1} of {rounds}, {name}")
                         self._round(outcome, name, shared, stack)
         return outcome

@@ -12,9 +12,11 @@ import pytest
 from jupyter_client.session import Session
 from jupyter_server.services.kernels.connection.base import deserialize_msg_from_ws_v1
 
-from benchmarks import client, measure, readme, report
+from benchmarks import __main__ as command
+from benchmarks import client, measure, page_cache, readme, report
 from benchmarks.floor import bare
 from benchmarks.measure import BenchmarkError
+from benchmarks.page_cache import PageCache
 from benchmarks.plot import draw
 from benchmarks.rows import ROWS, binary, cost, flood, gigabyte, message, stalled, worst
 from benchmarks.runner import Runner
@@ -248,7 +250,9 @@ def test_report_and_picture_are_written(tmp_path: Path) -> None:
     assert "0.267x, LESS" in text
     assert "NO (>= 8x)" in text
     assert "kbridge FAILED: BenchmarkError: it went" in text
-    assert json.loads(report.as_json(outcomes, quick=True))["rows"]["made-up"]["figures"]["x"]
+    written = json.loads(report.as_json(outcomes, quick=True, filled=True))
+    assert written["rows"]["made-up"]["figures"]["x"]
+    assert (written["quick"], written["page_cache_filled"]) == (True, True)
     assert draw(outcomes, tmp_path / "picture.png")
     assert (tmp_path / "picture.png").read_bytes().startswith(b"\x89PNG")
     assert not draw([Outcome(outcomes[0].row)], tmp_path / "none.png")
@@ -363,7 +367,86 @@ def test_received_messages_of_a_flood_are_numbered() -> None:
 
 
 def test_free_memory_is_reported() -> None:
-    assert 1 << 20 < gigabyte.available() < 1 << 50
+    assert 0 < measure.memory("MemFree") <= measure.memory("MemTotal") < 1 << 50
+    with pytest.raises(BenchmarkError, match="does not have Nothing"):
+        measure.memory("Nothing")
+
+
+class Memory:
+    """A machine with 1,000 MiB of memory, of which each reading shows 10 MiB less free."""
+
+    def __init__(self, free: int) -> None:
+        self.free = free << 20
+
+    def __call__(self, field: str) -> int:
+        if field == "MemTotal":
+            return 1_000 << 20
+        assert field == "MemFree"
+        self.free -= 10 << 20
+        return self.free
+
+
+def test_the_page_cache_is_filled_until_little_memory_is_free(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine, lines = Memory(100), list[str]()
+    monkeypatch.setattr(page_cache, "memory", machine)
+    with PageCache(tmp_path, lines.append) as cache:
+        (path,) = tmp_path.iterdir()
+        assert cache.fill() == 5 * (4 << 20)
+        assert machine.free <= cache.enough
+        assert path.stat().st_blocks == 0  # it uses no disk
+        assert cache.fill() == 0
+        machine.free = 100 << 20
+        assert cache.fill() > 0  # a process has ended
+    assert not list(tmp_path.iterdir())
+    assert len(lines) == 2
+    assert "read 20 MiB" in lines[0]
+
+
+def test_filling_the_page_cache_ends_although_memory_stays_free(tmp_path: Path) -> None:
+    with PageCache(tmp_path, print, most=9 << 20) as cache:
+        cache.enough = 0
+        for _ in range(3):  # the file grows
+            assert cache.fill() == 9 << 20
+
+
+def test_the_file_that_fills_the_page_cache_is_removed_after_an_error(tmp_path: Path) -> None:
+    def fail() -> None:
+        with PageCache(tmp_path, print):
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        fail()
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_page_cache_is_filled_before_each_round(tmp_path: Path) -> None:
+    events: list[str] = []
+
+    class Recorded(PageCache):
+        def fill(self) -> int:
+            events.append("fill")
+            return 0
+
+    def measure_row(server: Server, _settings: Settings) -> Values:
+        events.append(server.name)
+        return {"x": 1.0}
+
+    row = Row("made-up", "Made up", (COST,), measure_row, life=Life.OWN, servers=(OURS,))
+    settings = Settings(tmp_path, rounds=2)
+    Runner(NAMES, settings, print, page_cache=Recorded(tmp_path, print)).run(row)
+    assert events == ["fill", OURS, "fill", OURS]
+
+
+def test_other_systems_than_linux_explain_that_the_page_cache_is_not_filled(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "platform", "darwin")
+    with pytest.raises(SystemExit) as ended:
+        command.main(["--only", OURS, "--fill-page-cache", "message"])
+    assert ended.value.code == 2
+    assert "on Linux only" in capsys.readouterr().err
 
 
 @pytest.mark.kernel

@@ -10,7 +10,6 @@ memory. The figure then says how many MB were sent.
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import NamedTuple
 
 from benchmarks import measure as proc
@@ -35,21 +34,12 @@ class Passed(NamedTuple):
     held: int
 
 
-def available() -> int:
-    """Return the available memory in bytes (proc(5), meminfo)."""
-    for line in Path("/proc/meminfo").read_text().splitlines():
-        name, _, value = line.partition(":")
-        if name == "MemAvailable":
-            return int(value.split()[0]) * 1024
-    raise proc.BenchmarkError("/proc/meminfo does not say what is available")
-
-
 def past_a_stalled_viewer(server: Server, cells: int, count: int) -> Passed:
     """Run some cells with some messages each."""
     with server.kernel() as kernel_id, Websocket.open(server, kernel_id) as websocket:
         websocket.ready()  # the cost of the first kernel and websocket is not part of the flood
     before = proc.rss(server.pid)
-    cap = min(CAP, available() / 2)
+    cap = min(CAP, proc.memory("MemAvailable") / 2)
     messages = missing = 0
     with (
         server.kernel() as kernel_id,
