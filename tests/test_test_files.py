@@ -47,7 +47,6 @@ TESTED_BY = {
     "connection/pipeline.py": "jupyter/test_hooks.py",
     "connection/settings.py": "connection/test_channels.py",
     "flow/batch.py": "storage/test_blocks.py",
-    "flow/places.py": "flow/test_journal.py",
     "hub/broadcast/rendering.py": "hub/broadcast/test_delivery.py",
     "hub/context.py": "hub/kernel/test_connection.py",
     "hub/events.py": "hub/test_hub.py",
