@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -11,7 +11,16 @@ from kbridge.storage.blocks import HEADER_SIZE, Block, Header
 from kbridge.storage.disk import Disk
 from kbridge.storage.index import ENTRY_STEP
 
-__all__ = ["Chunk", "Found", "Wanted", "frame_at", "ordinals", "read_blocks", "read_chunk"]
+__all__ = [
+    "Chunk",
+    "Found",
+    "Wanted",
+    "frame_at",
+    "ordinals",
+    "read_blocks",
+    "read_chunk",
+    "read_state_blocks",
+]
 
 _READ_SIZE: Final = 1024 * 1024
 _KEY_SIZE: Final = 8
@@ -75,6 +84,65 @@ def read_blocks(disk: Disk, descriptor: int, end: int) -> Iterator[tuple[int, Bl
         count += 1
         if count % _REST_AFTER == 0:
             disk.rest()
+
+
+def read_state_blocks(
+    disk: Disk, descriptor: int, end: int, stop: int, small: int
+) -> Generator[Block, None, bool]:
+    """Yield the blocks of a full segment that have frames with state.
+
+    If other blocks follow, the last of them that has a frame of at most `small` bytes comes last;
+    one frame of it is enough for a notice. Most output is thus not read.
+
+    Parameters
+    ----------
+    disk : Disk
+    descriptor : int
+    end : int
+        The size of the file.
+    stop : int
+        The sequence number at which to stop.
+    small : int
+
+    Returns
+    -------
+    bool
+        True if a block is damaged; the blocks after it are not read.
+    """
+    reader = _Reader(disk, descriptor, 0, end)
+    last: int | None = None
+    count, next_seq = 0, -1
+    while reader.position < end:
+        header = reader.header()
+        if header is None or header.sparse or next_seq not in (-1, header.first_seq):
+            break
+        if header.first_seq >= stop:
+            end = reader.position
+            break
+        if header.state:
+            block = reader.block(header)
+            if block is None:
+                break
+            yield block
+            last = None
+        elif reader.position + header.size > end:
+            break
+        elif header.frames > 1 or header.content <= small:
+            last = reader.position
+        next_seq = header.first_seq + header.frames
+        reader.skip(header)
+        count += 1
+        if count % _REST_AFTER == 0:
+            disk.rest()
+    damaged = reader.position < end
+    if last is not None:
+        reader = _Reader(disk, descriptor, last, end)
+        header = reader.header()
+        block = None if header is None else reader.block(header)
+        if block is None:
+            return True
+        yield block
+    return damaged
 
 
 class Wanted(NamedTuple):

@@ -12,7 +12,7 @@ from typing import Final
 
 from kbridge.flow.batch import Batch
 from kbridge.storage.blocks import BLOCK_SIZE, Block
-from kbridge.storage.chunks import read_blocks
+from kbridge.storage.chunks import read_state_blocks
 from kbridge.storage.disk import TRANSIENT, Disk
 from kbridge.storage.files import KernelFiles, OpenFiles
 from kbridge.storage.flush import Task
@@ -141,27 +141,25 @@ class Compaction:
         return merged if merged.size == size else None
 
     def _blocks(self, disk: Disk) -> Iterator[Block]:
-        """Yield the blocks of the source; set `damaged` or `error`."""
-        end = 0
+        """Yield the blocks of the source that are needed; set `damaged` or `error`."""
+        source = self.source
         try:
             with disk.reading(self.path) as descriptor:
-                for position, block in read_blocks(disk, descriptor, self.source.size):
-                    end = position + block.header.size
-                    yield block
+                self.damaged = yield from read_state_blocks(
+                    *(disk, descriptor, source.size, source.end_seq, _LOST_SIZE)
+                )
         except FileNotFoundError as error:
             self.error = error
+            self.damaged = True
         except OSError as error:
             self.error = error
             raise
-        self.damaged = end < self.source.size
 
     def _copy(self, disk: Disk, merged: Segment) -> None:
         parts = _StateFrames()
         target: int | None = None
         try:
             for block in self._blocks(disk):
-                if block.header.first_seq >= self.source.end_seq:
-                    break
                 self._select(block, parts)
                 if parts.nbytes >= BLOCK_SIZE:
                     target = self._write(disk, target, parts, merged)
