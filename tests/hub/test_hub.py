@@ -37,6 +37,19 @@ async def test_what_comes_of_a_probe_reaches_nobody(make_rig) -> None:
     assert rig.hub.activity.execution_state == "idle"
 
 
+async def test_statuses_of_probes_between_other_messages_reach_nobody(make_rig) -> None:
+    rig = make_rig()
+    client, _ = rig.attach()
+    rig.prove()
+    probe = rig.message(
+        Channel.IOPUB, "status", {"execution_state": "busy"}, rig.probes()[0].header
+    )
+    cell = rig.request().header
+    rig.say(rig.stream("1", cell), probe, rig.stream("2", cell), probe, probe, rig.stream("3"))
+    assert texts(client) == ["1", "2", "3"]
+    assert len(received(client)) == 3
+
+
 async def test_a_welcome_proves_as_much_and_is_the_bridges_own(make_rig) -> None:
     rig = make_rig()
     client, _ = rig.attach()

@@ -79,6 +79,7 @@ class KernelConnection:
         self._requests = Requests(context, self._link)
         self._readiness = Readiness(timeout=settings.kernel_info_timeout)
         self._announced: Decision | None = None  # the last decision, if it was to send requests
+        self._unmarked = b""  # the latest parent header that is not that of a probe
         self._next_ready: asyncio.Future[bool] = self._loop.create_future()
         self._poll_at: float | None = None
         self._timer: asyncio.TimerHandle | None = None
@@ -196,8 +197,12 @@ class KernelConnection:
         for frames in batch:
             try:
                 msg = parse(channel, frames, signer)
-                if mark in msg.parent_header and self._on_probed(msg, now, wall):
-                    continue
+                # Most messages have the parent of the message before.
+                if msg.parent_header != self._unmarked:
+                    if mark not in msg.parent_header:
+                        self._unmarked = msg.parent_header
+                    elif self._on_probed(msg, now, wall):
+                        continue
                 if link.adapter is not None:
                     msg = link.adapter.from_kernel(msg)
             except KernelMessageError as error:
