@@ -90,6 +90,7 @@ class KernelClient:
         channel: str = "shell",
         parent: dict[str, Any] | None = None,
         header: dict[str, Any] | None = None,
+        metadata: dict[str, Any] | None = None,
         buffers: Sequence[bytes] = (),
     ) -> str:
         """Send a message and give its id; `header` adds to the usual fields."""
@@ -106,7 +107,7 @@ class KernelClient:
             "channel": channel,
             "header": whole,
             "parent_header": parent or {},
-            "metadata": {},
+            "metadata": metadata or {},
             "content": content,
             "buffers": list(buffers),
         }
