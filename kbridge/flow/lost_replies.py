@@ -29,7 +29,7 @@ from typing import Any, Final, NamedTuple
 
 from kbridge.flow.activity import state_of
 from kbridge.flow.execute_contents import count_of, error_of
-from kbridge.flow.executions import Execution
+from kbridge.flow.execution import Execution
 from kbridge.flow.routing import Routing
 from kbridge.wire.message import Message, scan
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from kbridge.flow.execute_contents import lines_in
-from kbridge.flow.executions import Execution, Executions
+from kbridge.flow.execution import Execution
+from kbridge.flow.executions import Executions
 from kbridge.wire.message import Message
 
 __all__ = ["OutputCounter"]

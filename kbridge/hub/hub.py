@@ -12,7 +12,8 @@ from typing import Any
 
 from kbridge.errors import HubClosed, IgnoredMessage
 from kbridge.flow.activity import Activity
-from kbridge.flow.executions import Execution, Executions
+from kbridge.flow.execution import Execution
+from kbridge.flow.executions import Executions
 from kbridge.flow.journal import Journal
 from kbridge.flow.policy import DROP, judge
 from kbridge.hub.broadcast import policy_chain

@@ -10,7 +10,7 @@ import asyncio
 from collections.abc import Iterable, Mapping
 from typing import Final
 
-from kbridge.flow.executions import Execution
+from kbridge.flow.execution import Execution
 from kbridge.flow.input_requests import InputRequest
 from kbridge.hub.broadcast.cursor import ClientSession
 from kbridge.hub.recovered import LIVES, Lives, input_entry

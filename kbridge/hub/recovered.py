@@ -3,16 +3,16 @@
 The log holds one value per key. `Recorder` writes the values; `read_entries` reads them after a
 crash. Nothing here does I/O.
 
-=================  ==============================================================================
-key                value
-=================  ==============================================================================
-`kernel`           `kernel_mark` of the kernel, because a connection file may be used again
-`life/INDEX`       a `Life`: one for each bridge that has served the kernel
-`session/ID`       the number of a session, which is the audience of its private frames
-`place/NUMBER`     the sequence number that the session with that number reads next
-`execution/MSG_ID` an `Execution`: a request to execute code, without the code
-`input/MSG_ID`     an `InputRequest`: an `input_request` that has no answer
-=================  ==============================================================================
+==================  =============================================================================
+key                 value
+==================  =============================================================================
+`kernel`            `kernel_mark` of the kernel, because a connection file may be used again
+`life/INDEX`        a `Life`: one for each bridge that has served the kernel
+`session/ID`        the number of a session, which is the audience of its private frames
+`place/NUMBER`      the sequence number that the session with that number reads next
+`execution/MSG_ID`  an `Execution`: a request to execute code, without the code
+`input/MSG_ID`      an `InputRequest`: an `input_request` that has no answer
+==================  =============================================================================
 
 An entry that cannot be read is ignored: it costs that session or request only.
 """
@@ -24,7 +24,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple
 
-from kbridge.flow.executions import Execution
+from kbridge.flow.execution import Execution
 from kbridge.flow.input_requests import InputRequest
 from kbridge.wire.message import Channel, Message
 

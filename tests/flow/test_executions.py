@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kbridge.flow.executions import FINISHED, LIMIT, OBSERVED, Execution, Executions
+from kbridge.flow.execution import FINISHED, OBSERVED, Execution
+from kbridge.flow.executions import LIMIT, Executions
 from kbridge.flow.output_counter import OutputCounter
 from kbridge.wire.build import build
 from kbridge.wire.message import Channel, Message
@@ -363,20 +364,6 @@ def test_a_place_that_was_not_written_is_not_believed() -> None:
     assert (after.first, after.last, after.state) == (10, 11, "done")
 
 
-@pytest.mark.parametrize(
-    ("end", "replied", "ended"), [(9, None, None), (10, 10, None), (12, 10, 12)]
-)
-def test_a_reply_or_status_that_was_not_written_is_missing(
-    end: int, replied: int | None, ended: int | None
-) -> None:
-    entry = Execution("ask", 7, b"{}", state="done", started=1.0, ended=2.0, replied=10)
-    entry.ended_seq = 12
-    execution = Execution.from_entry("ask", entry.entry(), end)
-    assert (execution.replied, execution.ended_seq) == (replied, ended)
-    assert execution.over == (end == 12)
-    assert execution.state == ("done" if end == 12 else "running")
-
-
 def test_an_error_is_kept_only_until_its_reply_cannot_be_lost() -> None:
     table = Table()
     asked = request()
@@ -399,30 +386,3 @@ def test_a_message_that_says_nothing_new_is_not_written_again() -> None:
     table.log.clear()
     table.play(asked, "busy", "result", "print", "starting")
     assert table.log == {}
-
-
-@pytest.mark.parametrize(
-    ("field", "value"),
-    [
-        ("client", "x"),
-        ("client", None),
-        ("client", -1),
-        ("header", 1),
-        ("session", 1),
-        ("cell", []),
-        ("code_bytes", 1.5),
-        ("state", "asleep"),
-        ("outcome", None),
-        ("submitted", float("nan")),
-        ("started", 1e300),
-        ("ended", "now"),
-        ("count", []),
-        ("error", 1),
-        ("first", -1),
-        ("replied", "x"),
-    ],
-)
-def test_an_entry_that_no_bridge_wrote_is_refused(field: str, value: Any) -> None:
-    entry = Execution("ask", 7, header_of("ask")).entry()
-    with pytest.raises((TypeError, ValueError, AttributeError)):
-        Execution.from_entry("ask", {**entry, field: value}, 100)

@@ -5,7 +5,7 @@ import pickle
 
 import pytest
 
-from kbridge.flow.executions import Execution
+from kbridge.flow.execution import Execution
 from kbridge.flow.lost_replies import GRACE, SILENCE, BuiltReply, LostReplies
 from kbridge.flow.routing import Routing
 from kbridge.wire.build import build

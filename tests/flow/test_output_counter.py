@@ -7,7 +7,8 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kbridge.flow.executions import Execution, Executions
+from kbridge.flow.execution import Execution
+from kbridge.flow.executions import Executions
 from kbridge.flow.output_counter import OutputCounter
 from kbridge.wire.build import build
 from kbridge.wire.message import Channel, Message

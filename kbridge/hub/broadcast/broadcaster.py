@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from kbridge.flow.executions import OBSERVED
+from kbridge.flow.execution import OBSERVED
 from kbridge.flow.journal import EVERYONE, LOSABLE, Journal, Place
 from kbridge.flow.policy import PASS, combined
 from kbridge.flow.selection import Selection

@@ -6,7 +6,8 @@ from collections.abc import Iterable
 from typing import Any
 
 from kbridge.errors import Conflict, NotFound
-from kbridge.flow.executions import Execution, Executions
+from kbridge.flow.execution import Execution
+from kbridge.flow.executions import Executions
 from kbridge.flow.output_counter import OutputCounter
 from kbridge.hub.broadcast.client_sessions import ClientSessions
 from kbridge.hub.clock import Clock, timestamp

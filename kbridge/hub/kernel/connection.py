@@ -20,7 +20,7 @@ from typing import Any
 
 from kbridge.errors import HubClosed, KernelError, KernelMessageError
 from kbridge.flow.activity import Activity
-from kbridge.flow.executions import Execution
+from kbridge.flow.execution import Execution
 from kbridge.flow.readiness import Decision, Event, Readiness, State
 from kbridge.hub.context import HubContext
 from kbridge.hub.kernel.events import KernelListener

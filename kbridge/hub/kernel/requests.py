@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from typing import Any, Final
 
 from kbridge.errors import HubClosed, InvalidMessage
-from kbridge.flow.executions import Execution
+from kbridge.flow.execution import Execution
 from kbridge.flow.journal import EVERYONE
 from kbridge.flow.lost_replies import LostReplies
 from kbridge.flow.routing import Routing
