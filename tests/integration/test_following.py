@@ -1,0 +1,210 @@
+"""Websockets that follow requests of other sessions (`?parents=`), with real kernels."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from websockets.exceptions import InvalidStatus
+
+from tests.conftest import ServerFactory
+from tests.integration.test_journal import crash
+from tests.support.client import Execution, attach
+from tests.support.jupyter_server import jupyter_server
+from tests.support.require import require
+from tests.support.restartable_server import RestartableServer
+from tests.support.server import Server
+
+pytestmark = pytest.mark.kernel
+
+LINES = 300
+# Prints lines, waits until a file exists, and prints more.
+PRINT = f"""\
+import pathlib, time
+for i in range({LINES}):
+    print('line', i, flush=True)
+print('waiting', flush=True)
+while not pathlib.Path({{gate!r}}).exists():
+    time.sleep(0.01)
+for i in range({LINES}, 2 * {LINES}):
+    print('line', i, flush=True)
+"""
+MB = 1_000_000
+PROGRAM = {"user_agent_header": "a program"}  # which is not paced
+
+
+def lines(start: int = 0, stop: int = 2 * LINES) -> str:
+    """Return what the cell prints."""
+    printed = [f"line {i}\n" for i in range(stop)]
+    return "".join([*printed[:LINES], "waiting\n", *printed[LINES:]][start:])
+
+
+def says_waiting(msg: dict[str, Any]) -> bool:
+    return str(msg["content"].get("text", "")).endswith("waiting\n")
+
+
+@pytest.fixture(params=["standalone", "inside Jupyter Server"])
+def either(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Server]:
+    """A server of either kind."""
+    require("ipykernel", "jupyter_server")
+    (tmp_path / "server").mkdir()
+    made = Server if request.param == "standalone" else jupyter_server
+    server = made(tmp_path / "server").start()
+    try:
+        yield server
+    finally:
+        server.kill()
+
+
+async def test_another_client_gets_the_whole_output_of_a_running_cell_and_then_live(
+    either: Server, dialect: str, tmp_path: Path
+) -> None:
+    gate = tmp_path / "gate"
+    kernel = either.start_kernel()
+    async with attach(either, kernel) as page:
+        await page.execute("print('another cell')")
+        msg_id = await page.start(PRINT.format(gate=str(gate)))
+        await page.until(says_waiting)
+        queued = await page.start("print('queued')")
+        both = f"{msg_id},{queued}"
+        async with attach(either, kernel, dialect, parents=both) as ws:
+            before = await ws.until(says_waiting)
+            gate.touch()
+            done = await ws.finish(msg_id)
+            last = await ws.finish(queued)
+    done.messages = before + done.messages
+    assert done.types == ["busy", "execute_input", "stream", "idle"]
+    assert done.text() == lines()
+    assert done.reply["status"] == "ok"
+    assert (last.types, last.text()) == (["busy", "execute_input", "stream", "idle"], "queued\n")
+    ids = [m["header"]["msg_id"] for m in ws.seen]
+    assert len(ids) == len(set(ids))
+    assert {m["parent_header"].get("msg_id") for m in ws.seen} == {msg_id, queued}
+    either.assert_clean_log()
+
+
+async def test_a_client_that_is_cut_off_comes_back_with_since(
+    either: Server, tmp_path: Path
+) -> None:
+    gate = tmp_path / "gate"
+    kernel = either.start_kernel()
+    async with attach(either, kernel) as page:
+        msg_id = await page.start(PRINT.format(gate=str(gate)))
+        await page.until(says_waiting)
+        done = Execution(msg_id)
+        since = ""
+        for _ in range(4):
+            async with attach(either, kernel, session="reader", parents=msg_id, since=since) as ws:
+                done.messages.append(await ws.recv())
+                ws.cut()
+            since = done.messages[-1]["header"]["msg_id"]
+            gate.touch()  # after the first cut, it prints on
+        async with attach(either, kernel, session="reader", parents=msg_id, since=since) as ws:
+            while done.types[-1:] != ["idle"]:
+                done.messages.append(await ws.recv())
+    assert done.text() == lines()
+
+
+async def test_the_input_of_a_page_that_was_closed_is_asked_for_and_answered(
+    either: Server,
+) -> None:
+    kernel = either.start_kernel()
+    async with attach(either, kernel) as page:
+        msg_id = await page.start("print('hello, ' + input('name? '))", allow_stdin=True)
+        await page.until(lambda m: m["channel"] == "stdin")
+        async with attach(either, kernel, parents=msg_id) as early:
+            await early.until(lambda m: m["header"]["msg_type"] == "execute_input")
+            await page.ws.close()
+            asked = await early.recv()
+            assert asked["header"]["msg_type"] == "input_request"
+            async with attach(either, kernel, parents=msg_id) as late:
+                *_, again = await late.until(lambda m: m["channel"] == "stdin")
+                assert again["header"]["msg_id"] == asked["header"]["msg_id"]
+                for ws, name in ((late, "Ada"), (early, "Grace")):
+                    await ws.send(
+                        "input_reply", {"value": name}, channel="stdin", parent=asked["header"]
+                    )
+                    assert (await ws.finish(msg_id)).text() == "hello, Ada\n"
+
+
+@pytest.mark.parametrize(
+    ("parents", "reason"),
+    [(",", "parents names no request"), (",".join(map(str, range(101))), "more than 100")],
+)
+async def test_parents_beyond_the_limits_are_refused(
+    either: Server, parents: str, reason: str
+) -> None:
+    kernel = either.start_kernel()
+    with pytest.raises(InvalidStatus) as caught:
+        async with attach(either, kernel, parents=parents):
+            pass
+    response = caught.value.response
+    assert response.status_code == 400
+    assert reason in (response.body or b"").decode() + response.reason_phrase
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[RestartableServer]:
+    """A server that a test may kill; afterwards the server and its kernels are ended."""
+    require("ipykernel")
+    made = RestartableServer(tmp_path)
+    try:
+        yield made
+    finally:
+        made.kill()
+
+
+async def test_after_a_crash_of_the_server_the_whole_output_is_there_once(
+    server: RestartableServer, tmp_path: Path
+) -> None:
+    gate = tmp_path / "gate"
+    server.start()
+    kernel = server.start_kernel()
+    async with attach(server, kernel) as page:
+        msg_id = await page.start(PRINT.format(gate=str(gate)))
+        *_, last = await page.until(says_waiting)
+        async with attach(server, kernel, session="reader", parents=msg_id) as ws:
+            first = await ws.until(says_waiting)
+        await crash(server, kernel, last["header"]["msg_id"])
+    server.start()
+    async with attach(server, kernel, parents=msg_id) as fresh:
+        before = await fresh.until(says_waiting)
+        since = first[-1]["header"]["msg_id"]
+        async with attach(server, kernel, session="reader", parents=msg_id, since=since) as again:
+            gate.touch()
+            for ws, seen in ((fresh, before), (again, first)):
+                done = await ws.finish(msg_id)
+                done.messages = seen + done.messages
+                assert done.types == ["busy", "execute_input", "stream", "idle"]
+                assert done.text() == lines()
+                assert done.text("stderr").count("[kbridge: ") == 1, "the server was away"
+
+
+async def test_while_50_megabytes_are_replayed_other_clients_are_served(
+    new_server: ServerFactory,
+) -> None:
+    """The number of round trips during the replay would be small if each waited for it."""
+    server = new_server()
+    kernel = server.start_kernel()
+    async with attach(server, kernel, **PROGRAM) as page:
+        code = f"for i in range(5000): print('{'x' * 9_995}', end=f'{{i:04}}\\n')"
+        msg_id = await page.start(code)
+        await page.finish(msg_id)
+        page.seen.clear()
+        replay = asyncio.create_task(read_all(server, kernel, msg_id))
+        count = 0
+        while not replay.done():
+            await page.request("kernel_info_request", {}, channel="control")
+            count += 1
+        done = await replay
+    assert len(done.text()) == 50 * MB
+    assert done.types == ["busy", "execute_input", "stream", "idle"]
+    assert count >= 5
+
+
+async def read_all(server: Server, kernel: str, msg_id: str) -> Execution:
+    async with attach(server, kernel, parents=msg_id, **PROGRAM) as ws:
+        return await ws.finish(msg_id)
