@@ -229,6 +229,8 @@ class Cursor:
     def skip(self, place: Place) -> None:
         """Move past frames of which none are for this websocket."""
         all_delivered = self.delivered == self.place
+        if self.window_end != _UNLIMITED:  # frames that were not written are not sent twice
+            self.window_end += max(0, place.nbytes - self.place.nbytes)
         self.place = place
         if all_delivered:
             self._deliver(place)

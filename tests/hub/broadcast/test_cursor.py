@@ -116,6 +116,18 @@ def test_the_window_is_full_when_more_than_4_mib_are_not_acknowledged(cursor, nb
     assert is_full(cursor) == full
 
 
+def test_frames_that_were_skipped_are_not_in_the_window(cursor) -> None:
+    cursor.write(b"", after(MIB), PING)
+    cursor.skip(after(100 * MIB))
+    assert not is_full(cursor)
+    cursor.write(b"", after(103 * MIB))
+    assert not is_full(cursor)
+    cursor.write(b"", after(103 * MIB + 1))
+    assert is_full(cursor)
+    assert cursor.on_pong(PING)
+    assert not is_full(cursor)
+
+
 def test_the_window_counts_bytes_since_the_last_acknowledgement_and_not_since_the_start() -> None:
     """A client that acknowledges everything never has to wait."""
     cursor, nbytes = make(), 0
