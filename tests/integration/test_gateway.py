@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,6 +14,7 @@ from tests.support.client import SLEEP, attach, dial
 from tests.support.jupyter_server import jupyter_server
 from tests.support.require import require
 from tests.support.server import TOKEN, Server
+from tests.support.waiting import eventually
 
 pytestmark = pytest.mark.kernel
 
@@ -137,15 +139,31 @@ async def test_executions_and_their_websocket_pass_the_extension(
         await ws.send("comm_msg", sent, buffers=[big])
         *_, echo = await ws.until(lambda m: m["header"]["msg_type"] == "comm_msg")
         assert [bytes(buffer) for buffer in echo["buffers"]] == [big]
-    found = (await front.call("GET", f"{executions}?session_id=a-page")).json()
+    # The end of the page's websocket reaches the gateway a little later.
+    of_page = f"{executions}?session_id=a-page"
+    await eventually_gone(server, of_page)
+    found = (await front.call("GET", of_page)).json()
     assert [(e["id"], e["state"]) for e in found][:1] == [(first.msg_id, "done")]
     assert found == (await server.call("GET", executions)).json()
+    follow = f"{path}?session_id=another&parents={first.msg_id}"
+    async with dial(follow, session="another", additional_headers=headers) as ws:
+        assert (await ws.finish(first.msg_id)).types == first.types
+        assert {m["parent_header"].get("msg_id") for m in ws.seen} == {first.msg_id}
     one = f"{executions}/{first.msg_id}"
     assert (await front.call("GET", one)).json() == found[0]
     assert (await front.call("GET", f"{executions}?state=busy")).status == 400
     assert (await front.call("DELETE", one)).status == 204
     assert (await front.call("DELETE", one)).status == 404
     assert (await server.call("GET", one)).status == 404
+
+
+async def eventually_gone(server: Server, executions: str) -> None:
+    """Wait until the session of some executions has no websocket."""
+
+    def is_gone() -> bool:
+        return not any(e["connected"] for e in server.request("GET", executions).json())
+
+    await asyncio.to_thread(eventually, is_gone, "the session has gone")
 
 
 # A kernel that sends the buffers of a comm message back.
