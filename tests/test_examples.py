@@ -7,6 +7,8 @@ import importlib.util
 import signal
 import subprocess
 import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +17,21 @@ from jupyter_client.manager import AsyncKernelManager
 from websockets.exceptions import InvalidStatus
 
 from kbridge import HubSettings, HubTable
-from tests.support.client import dial
+from tests.support.client import SLEEP, dial
 from tests.support.network import network_to
 from tests.support.require import require
 from tests.support.server import TOKEN, Server, free_port
-from tests.support.waiting import TIMEOUT, until
+from tests.support.waiting import TIMEOUT, eventually, until
 
 pytestmark = pytest.mark.kernel
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 HELD = {"browser.html", "client.py", "embed.py", "never_lost.py"}
+# Print a line, wait for a file, print a hundred more lines.
+IN_TWO_PARTS = """import pathlib, time
+print("first")
+while not pathlib.Path({gate!r}).exists(): time.sleep(0.01)
+for n in range(100): print("line", n, flush=True)"""
 
 
 def client(
@@ -90,6 +97,103 @@ async def test_the_reconnecting_client_loses_no_message(server: Server, kernel: 
     assert told.count(b"lost the connection") == 5, told
 
 
+class NeverLost:
+    """A process of never_lost.py."""
+
+    def __init__(self, process: asyncio.subprocess.Process) -> None:
+        self._process = process
+        assert process.stdout is not None
+        self._stdout = process.stdout
+
+    async def line(self) -> str:
+        return (await asyncio.wait_for(self._stdout.readline(), TIMEOUT)).decode()
+
+    async def end(self) -> tuple[int | None, str, str]:
+        """Wait for the end; return the exit code and the rest of stdout and stderr."""
+        out, err = await asyncio.wait_for(self._process.communicate(), TIMEOUT)
+        return self._process.returncode, out.decode(), err.decode()
+
+    async def kill(self) -> None:
+        if self._process.returncode is None:
+            self._process.kill()
+            await self._process.wait()
+
+
+@asynccontextmanager
+async def never_lost(url: str, kernel: str, *more: str) -> AsyncIterator[NeverLost]:
+    program = NeverLost(
+        await asyncio.create_subprocess_exec(
+            *(sys.executable, str(EXAMPLES / "never_lost.py"), url, "--token", TOKEN, kernel),
+            *more,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+        )
+    )
+    try:
+        yield program
+    finally:
+        await program.kill()
+
+
+async def test_a_client_that_was_away_gets_its_executions(
+    server: Server, own_kernel: str, tmp_path: Path
+) -> None:
+    gate = tmp_path / "gate"
+    code = IN_TWO_PARTS.format(gate=str(gate))
+    mine = "--session", "mine"
+    async with never_lost(server.url, own_kernel, "print('of another session')") as program:
+        assert await program.end() == (0, "of another session\n", "")
+    async with never_lost(server.url, own_kernel, *mine, "6 * 7") as program:
+        assert await program.end() == (0, "42\n", "")
+    async with never_lost(server.url, own_kernel, *mine, code) as program:
+        assert await program.line() == "first\n"
+    async with (
+        network_to(server.port) as network,
+        never_lost(network.url, own_kernel, *mine) as program,
+    ):
+        shown = [await program.line() for _ in range(len(code.splitlines()) + 3)]
+        whole = f"In [2]: 6 * 7\n42\nIn [3]: {code}\nfirst\n"
+        assert "".join(shown) == whole
+        await network.reset()
+        gate.touch()
+        exit_code, rest, told = await program.end()
+    lines = "".join(f"line {n}\n" for n in range(100))
+    assert (exit_code, rest) == (0, lines), told
+    assert "lost the connection" in told
+    async with never_lost(server.url, own_kernel, *mine) as program:
+        assert await program.end() == (0, whole + lines, "")
+
+
+async def test_an_execution_that_a_restart_of_its_kernel_ended_is_not_waited_for(
+    server: Server, own_kernel: str, tmp_path: Path
+) -> None:
+    async with never_lost(server.url, own_kernel, f"print('on', flush=True)\n{SLEEP}") as first:
+        assert await first.line() == "on\n"
+        async with never_lost(server.url, own_kernel, "print('waits')") as second:
+            await until_listed(server, own_kernel, 2)
+            reply = await server.call("POST", f"/api/kernels/{own_kernel}/restart")
+            assert reply.status == 200
+            assert (await first.end())[0] == 0
+            assert (await second.end())[0] == 0
+    async with never_lost(server.url, own_kernel, "print('after')") as program:
+        assert await program.end() == (0, "after\n", "")
+    async with never_lost(server.url, own_kernel) as program:
+        exit_code, shown, _ = await program.end()
+    assert exit_code == 0
+    assert shown.startswith("In [1]: print('on', flush=True)")
+    assert shown.endswith("In [1]: print('after')\nafter\n")
+
+
+async def until_listed(server: Server, kernel: str, count: int) -> None:
+    """Wait until a kernel has a number of executions."""
+
+    def listed() -> bool:
+        reply = server.request("GET", f"/api/kernels/{kernel}/executions")
+        return len(reply.json()) == count
+
+    await asyncio.to_thread(eventually, listed, f"{count} executions")
+
+
 async def test_the_embedder_serves_a_kernel(dialect: str) -> None:
     require("ipykernel")
     command = [sys.executable, str(EXAMPLES / "embed.py"), str(free_port()), "secret"]
@@ -112,13 +216,6 @@ async def test_the_embedder_serves_a_kernel(dialect: str) -> None:
         if process.returncode is None:
             process.kill()
             await process.wait()
-
-
-# Print a line, wait for a file, print a hundred more lines.
-IN_TWO_PARTS = """import pathlib, time
-print("first")
-while not pathlib.Path({gate!r}).exists(): time.sleep(0.01)
-for n in range(100): print("line", n, flush=True)"""
 
 
 def embed() -> Any:

@@ -10,6 +10,7 @@ import pytest
 from tests.conftest import ServerFactory
 from tests.support.browser import chromium_page, served
 from tests.support.client import SLEEP
+from tests.support.network import network_to
 from tests.support.server import TOKEN
 from tests.support.waiting import TIMEOUT
 
@@ -65,6 +66,71 @@ async def test_a_page_of_an_allowed_origin_runs_cells(new_server: ServerFactory)
             await page.click("#shutdown")
             await page.wait_for_selector("#status[data-state=none]")
         assert server.request("GET", "/api/kernels").json() == []
+
+
+# Print a line, wait for a file, print a hundred more lines.
+IN_TWO_PARTS = """import pathlib, time
+print("first")
+while not pathlib.Path({gate!r}).exists(): time.sleep(0.01)
+for n in range(100): print("line", n, flush=True)"""
+
+
+async def test_a_page_that_was_away_shows_the_whole_output(
+    new_server: ServerFactory, tmp_path: Path
+) -> None:
+    gates = [tmp_path / "gate-1", tmp_path / "gate-2"]
+    with served(EXAMPLES) as origin:
+        server = new_server(f"--allow-origin={origin}")
+        async with network_to(server.port) as network, chromium_page() as page:
+            page.set_default_timeout(TIMEOUT * 1000)
+            await page.goto(
+                f"{origin}/browser.html?{urlencode({'url': network.url, 'token': TOKEN})}"
+            )
+
+            async def run(code: str) -> None:
+                await page.fill("#code", code)
+                await page.click("#run")
+
+            async def shows(text: str) -> None:
+                await page.wait_for_function(
+                    "text => [...document.querySelectorAll('#output .stdout')]"
+                    ".map(pre => pre.textContent).join('') === text",
+                    arg=text,
+                )
+
+            lines = "".join(f"line {n}\n" for n in range(100))
+            code = IN_TWO_PARTS.format(gate=str(gates[0]))
+            await run(code)
+            await shows("first\n")
+            await page.reload()  # while the code runs
+            await shows("first\n")
+            assert await page.input_value("#code") == code
+            gates[0].touch()
+            await shows("first\n" + lines)
+            await page.wait_for_selector("#run:enabled")
+            await page.reload()  # after its end
+            await shows("first\n" + lines)
+            await page.wait_for_selector("#run:enabled")
+            await run(IN_TWO_PARTS.format(gate=str(gates[1])))
+            await shows("first\n")
+            await network.reset()  # a lost connection
+            gates[1].touch()
+            await shows("first\n" + lines)
+            await page.wait_for_selector("#run:enabled")
+            await run("print(input('who? '))")
+            await page.wait_for_selector("#output form")
+            await page.reload()  # while the code waits for an answer
+            await page.fill("#output input", "me")
+            await page.press("#output input", "Enter")
+            await shows("who? me\nme\n")
+            await page.wait_for_selector("#run:enabled")
+            await run(SLEEP)
+            await page.wait_for_selector("#output .stdout")
+            await page.reload()
+            await page.wait_for_selector("#output .stdout")
+            await page.click("#interrupt")
+            await page.wait_for_selector("#output .error")
+            assert "KeyboardInterrupt" in await page.inner_text("#output .error")
 
 
 async def test_a_page_of_another_origin_is_refused(new_server: ServerFactory) -> None:
