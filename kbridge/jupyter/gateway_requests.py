@@ -7,8 +7,11 @@ others may be credentials of this server.
 
 from __future__ import annotations
 
+import inspect
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from http.cookies import CookieError, SimpleCookie
 from typing import Any, Final
 from urllib.parse import quote, urlencode
 
@@ -16,6 +19,7 @@ from jupyter_server.gateway.gateway_client import GatewayClient
 from jupyter_server.utils import url_path_join
 from tornado import web
 from tornado.httpclient import AsyncHTTPClient, HTTPClientError, HTTPRequest, HTTPResponse
+from tornado.httputil import HTTPHeaders
 from tornado.websocket import WebSocketClientConnection, WebSocketError, websocket_connect
 
 from kbridge.wire.dialects import V1
@@ -66,7 +70,7 @@ async def fetch_executions(
         response = await AsyncHTTPClient().fetch(url, raise_error=False, **options)
     except (HTTPClientError, OSError) as error:  # of the connection
         raise _unreachable(error) from error
-    client.update_cookies(response.headers)
+    _keep_cookies(client, response.headers)
     if response.code == 204:
         return b""
     if response.code != 200:
@@ -112,8 +116,19 @@ async def open_channels(
         raise _refused(error.code, error.response) from error
     except (OSError, WebSocketError) as error:
         raise _unreachable(error) from error
-    client.update_cookies(opened.headers)
+    _keep_cookies(client, opened.headers or HTTPHeaders())
     return opened
+
+
+def _keep_cookies(client: Any, headers: HTTPHeaders) -> None:
+    """Store the gateway's cookies, if `accept_cookies` is on."""
+    if "headers" in inspect.signature(client.update_cookies).parameters:
+        client.update_cookies(headers)
+        return
+    # Older versions of Jupyter Server, 2.14 for example, take parsed cookies.
+    for header in headers.get_list("Set-Cookie"):
+        with suppress(CookieError):
+            client.update_cookies(SimpleCookie(header))
 
 
 def _unreachable(error: Exception) -> web.HTTPError:

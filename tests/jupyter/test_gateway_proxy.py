@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator, Callable
+from http.cookies import SimpleCookie
 from typing import Any
 
 import pytest
 from jupyter_server.auth import Authorizer
-from jupyter_server.gateway.gateway_client import GatewayTokenRenewerBase
+from jupyter_server.gateway.gateway_client import GatewayClient, GatewayTokenRenewerBase
 from tornado import web
 from tornado.httpclient import AsyncHTTPClient, HTTPResponse
 from tornado.httpserver import HTTPServer
@@ -372,6 +373,20 @@ async def test_tokens_are_renewed_and_cookies_kept_as_for_other_requests(
     assert first.headers["Authorization"] != second.headers["Authorization"]
     assert second.headers["Authorization"].startswith(f"token {GATEWAY_TOKEN}-")
     assert second.headers["Cookie"] == "backend=warm"
+
+
+async def test_older_versions_of_jupyter_server_take_parsed_cookies(
+    site: Site, gateway: Gateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept: dict[str, str] = {}
+
+    def update_cookies(self: GatewayClient, cookie: SimpleCookie) -> None:
+        kept.update({name: morsel.value for name, morsel in cookie.items()})
+
+    monkeypatch.setattr(GatewayClient, "update_cookies", update_cookies)
+    gateway.cookies = ["backend", "another"]
+    assert (await site.ask(LIST)).code == 200
+    assert kept == {"backend": "warm", "another": "warm"}
 
 
 async def test_requests_for_executions_are_not_activity(site: Site, gateway: Gateway) -> None:
