@@ -75,7 +75,7 @@ export class NotebookRestorer implements IDisposable {
     window.removeEventListener('online', this._wake);
     window.clearTimeout(this._timer);
     this._sharing.dispose();
-    this._stop();
+    this._restorations.splice(0).forEach(restoration => restoration.dispose());
   }
 
   /** Look soon which executions are to be restored. */
@@ -128,6 +128,7 @@ export class NotebookRestorer implements IDisposable {
     this._served = kernel.id;
     const situation = {
       cells: this._codeCells(),
+      saved: panel.context.contentsModel?.last_modified ?? null,
       session: kernel.clientId,
       known: this._known,
       shared: this._sharing.shared,
@@ -180,14 +181,14 @@ export class NotebookRestorer implements IDisposable {
     }
   }
 
-  private _codeCells(): Set<string> {
-    const ids = new Set<string>();
+  private _codeCells(): Map<string, number | null> {
+    const counts = new Map<string, number | null>();
     for (const model of this.options.panel.model?.cells ?? []) {
       if (model.type === 'code') {
-        ids.add((model as ICodeCellModel).id);
+        counts.set(model.id, (model as ICodeCellModel).executionCount);
       }
     }
-    return ids;
+    return counts;
   }
 
   private _cell(id: string): RestoredCell {
@@ -200,7 +201,7 @@ export class NotebookRestorer implements IDisposable {
   }
 
   private _onKernel(): void {
-    this._stop();
+    this._restorations.splice(0).forEach(restoration => restoration.end());
     this._looked = false;
     this._change();
     this.look();
@@ -239,12 +240,6 @@ export class NotebookRestorer implements IDisposable {
     } else if (isUpdate(message as unknown as Message)) {
       this._restorations.forEach(restoration => restoration.update(message as unknown as Message));
     }
-  }
-
-  /** Stop all restorations: the kernel is another one. */
-  private _stop(): void {
-    this._restorations.splice(0).forEach(restoration => restoration.dispose());
-    this._cells.forEach(cell => cell.stopAsking());
   }
 
   private _change(): void {

@@ -12,14 +12,24 @@ export interface Execution {
   messages: number;
   lines: number;
   output_bytes: number;
+
+  /** When it ended, in ISO 8601. */
+  ended: string | null;
+
+  /** True if it showed a display with an id, which later executions may have changed. */
+  displays?: boolean;
+
   /** True if a websocket of the session that sent the request is attached. */
   connected: boolean;
 }
 
 /** The facts of a notebook in a page on which a plan depends. */
 export interface Situation {
-  /** Ids of the code cells. */
-  cells: ReadonlySet<string>;
+  /** The code cells: id and execution count. */
+  cells: ReadonlyMap<string, number | null>;
+
+  /** When the file was written that the page has loaded, in ISO 8601; null if that is not known. */
+  saved: string | null;
 
   /** The session of this page's own kernel connection: JupyterLab shows its output itself. */
   session: string;
@@ -44,6 +54,28 @@ export function neverRan(execution: Execution): boolean {
   return execution.state === 'aborted' && execution.execution_count === null;
 }
 
+/** Milliseconds by which the times of files may differ from those of messages. */
+const SAVED_AFTER = 1_000;
+
+/**
+ * Return true if the file has all output of an execution, so that none needs to be sent.
+ *
+ * JupyterLab writes the execution count into a cell when it has the whole output, and takes it out
+ * when the cell is run again. The count alone is not enough: after a restart, the kernel counts from
+ * 1 again. Displays with an id may have changed after the end.
+ */
+export function isSaved(execution: Execution, count: number | null, saved: string | null): boolean {
+  return (
+    isOver(execution) &&
+    execution.execution_count !== null &&
+    execution.execution_count === count &&
+    execution.displays === false &&
+    execution.ended !== null &&
+    saved !== null &&
+    Date.parse(saved) - Date.parse(execution.ended) >= SAVED_AFTER
+  );
+}
+
 /**
  * Return the executions to restore, in the order in which they were submitted.
  *
@@ -64,6 +96,11 @@ export function plan(executions: readonly Execution[], situation: Situation): Ex
     execution =>
       execution.session_id !== situation.session &&
       !situation.known.has(execution.id) &&
+      !isSaved(
+        execution,
+        situation.cells.get(execution.cell_id as string) ?? null,
+        situation.saved
+      ) &&
       (!situation.shared || (situation.feeds && !execution.connected))
   );
 }

@@ -24,8 +24,11 @@ const QUIET = 200;
 /** Milliseconds after which output is shown although more of the past is on its way. */
 const PATIENCE = 1_000;
 
-/** Milliseconds without a message after which nothing more is expected of what is over. */
-const SILENT = 3_000;
+/**
+ * Milliseconds without a message after which nothing more is expected of what is over. The server
+ * delays text that exceeds its rate limit, also that of the past.
+ */
+const SILENT = 60_000;
 
 /** Milliseconds between two looks at the server, in case the end of an execution was lost. */
 const CHECK = 5_000;
@@ -80,7 +83,10 @@ export class Restoration {
     this._heard = performance.now();
     this._replay = new Replay(options.api, options.kernel, ids, {
       onMessage: message => this._onMessage(message),
-      onEnd: () => this._onEnd()
+      onEnd: () => {
+        this.end();
+        options.onChange();
+      }
     });
     this._scheduleTick(TICK);
     this._scheduleCheck(CHECK);
@@ -141,6 +147,16 @@ export class Restoration {
   /** Look at the server soon: executions may have ended without a message (a restart). */
   check(): void {
     this._scheduleCheck(QUIET);
+  }
+
+  /** The kernel is gone: what it ran does not go on. */
+  end(): void {
+    for (const entry of this._open()) {
+      if (!entry.past) {
+        this._finish(entry);
+      }
+    }
+    this.dispose();
   }
 
   /** Stop. The cells stay as they are. */
@@ -272,13 +288,21 @@ export class Restoration {
     const { execution, feed } = entry;
     const quiet = now - this._heard;
     entry.caughtUp ||= feed.begun && (feed.lines >= execution.lines || quiet > QUIET);
+    const lost = execution.state === 'aborted' && quiet > QUIET; // its end may never have come
     if (feed.over || (entry.past && (execution.messages === 0 || quiet > SILENT))) {
       this._finish(entry);
-    } else if (!entry.past && feed.code !== undefined) {
-      if (entry.caughtUp || now - entry.shown > PATIENCE) {
-        entry.cell.apply(feed);
-        entry.shown = performance.now();
-      }
+    } else if (entry.past ? lost : entry.caughtUp || now - entry.shown > PATIENCE) {
+      this._show(entry);
+    }
+  }
+
+  /** Show what has arrived. */
+  private _show(entry: Entry): void {
+    const { cell, feed, past } = entry;
+    const known = feed.code !== undefined || feed.headless;
+    if (known && !(past && feed.fresh && cell.shows(feed))) {
+      cell.apply(feed);
+      entry.shown = performance.now();
     }
   }
 
@@ -294,10 +318,10 @@ export class Restoration {
       return; // the journal has nothing of it any longer
     } else if (feed.headless && cell.hasOutputs) {
       return; // the file may have more of it than the journal
-    } else if (!cell.shows(feed)) {
-      cell.apply(feed);
-    } else {
+    } else if (feed.fresh && cell.shows(feed)) {
       feed.flush(NOWHERE); // it is all there
+    } else {
+      cell.apply(feed);
     }
     entry.shown = performance.now();
     cell.showOver(count);
@@ -351,17 +375,6 @@ export class Restoration {
     }
     this._settle();
     this._scheduleCheck(CHECK);
-  }
-
-  private _onEnd(): void {
-    for (const entry of this._open()) {
-      if (entry.feed.code !== undefined) {
-        this._finish(entry);
-      } else {
-        this._leave(entry);
-      }
-    }
-    this._settle();
   }
 
   private readonly _entries = new Map<string, Entry>();

@@ -2,7 +2,7 @@ import assert from 'node:assert/strict';
 import { test } from 'node:test';
 
 import type { Execution, Situation } from '../src/plan';
-import { isOver, neverRan, plan, sameCode } from '../src/plan';
+import { isOver, isSaved, neverRan, plan, sameCode } from '../src/plan';
 
 function execution(id: string, cell: string | null, more: Partial<Execution> = {}): Execution {
   return {
@@ -15,13 +15,19 @@ function execution(id: string, cell: string | null, more: Partial<Execution> = {
     lines: 0,
     output_bytes: 0,
     connected: false,
+    ended: '2026-01-01T00:00:10.000Z',
+    displays: false,
     ...more
   };
 }
 
 function situation(more: Partial<Situation> = {}): Situation {
   return {
-    cells: new Set(['a', 'b']),
+    cells: new Map([
+      ['a', null],
+      ['b', 1]
+    ]),
+    saved: null,
     session: 'mine',
     known: new Set(),
     shared: false,
@@ -81,3 +87,29 @@ test('code is compared without white space at the end', () => {
   assert.equal(sameCode('a', 'a \n'), true);
   assert.equal(sameCode(' a', 'a'), false);
 });
+
+const SAVED = '2026-01-01T00:00:11Z';
+
+test('what the file has whole is not sent again', () => {
+  assert.equal(isSaved(execution('1', 'b'), 1, SAVED), true);
+  assert.deepEqual(ids([execution('1', 'a'), execution('2', 'b')], { saved: SAVED }), ['1']);
+});
+
+const unsaved: [string, Partial<Execution>, number | null, string | null][] = [
+  ['it is not over', { state: 'running' }, 1, SAVED],
+  ['the cell has another count', {}, 2, SAVED],
+  ['the cell has no count', {}, null, SAVED],
+  ['neither has a count', { execution_count: null }, null, SAVED],
+  ['the file is older than the end', {}, 1, '2026-01-01T00:00:09Z'],
+  ['the file is hardly newer', {}, 1, '2026-01-01T00:00:10.999Z'],
+  ['the age of the file is not known', {}, 1, null],
+  ['the end is not known', { ended: null }, 1, SAVED],
+  ['a display may have changed', { displays: true }, 1, SAVED],
+  ['an older server says nothing about displays', { displays: undefined }, 1, SAVED]
+];
+
+for (const [name, more, count, saved] of unsaved) {
+  test(`it is sent: ${name}`, () => {
+    assert.equal(isSaved(execution('1', 'b', more), count, saved), false);
+  });
+}
