@@ -1,0 +1,3 @@
+import './dom.js';
+
+await import('./page.js');
