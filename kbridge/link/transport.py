@@ -153,7 +153,9 @@ class SocketTransport:
         assert self._events is not None
         self._reading = True
         loop = asyncio.get_running_loop()
-        loop.add_reader(self._socket, self._events.on_input)
+        # For a socket that is new to it, the event loop formats an error that names the socket's
+        # addresses, four system calls; not for a number.
+        loop.add_reader(self._socket.fileno(), self._events.on_input)
         if self._early:  # the descriptor does not announce it
             loop.call_soon(self._events.on_input)
 
