@@ -14,13 +14,12 @@ from logging import Logger, LoggerAdapter
 from pathlib import Path
 from typing import Final, Self
 
-from kbridge.errors import NotPrivate
 from kbridge.storage.context import RETRY_INTERVAL, FailureLog, StoreContext, Usage
 from kbridge.storage.disk import Disk, Space
 from kbridge.storage.files import KernelFiles, OpenFiles, directory_name
 from kbridge.storage.flush import FlushQueue, Overseer, Task
 from kbridge.storage.history import History
-from kbridge.storage.recovery import Survey, prepare, remove_orphan, survey
+from kbridge.storage.opening import Opening
 from kbridge.storage.reserve import Reserve
 from kbridge.storage.workers import Workers
 
@@ -30,11 +29,6 @@ _MEASURE_INTERVAL: Final = 1.0  # seconds between two looks at the free space
 _MEASURE_BYTES: Final = 16 * 1024 * 1024  # written between two looks
 _HUNG_AFTER: Final = 10.0  # seconds that a job may take
 _CLOSE_TIMEOUT: Final = 5.0
-_OPEN_LOOK: Final = 1.0  # seconds between two looks at the disk during a start
-_OPEN_SILENCE: Final = 10  # looks; a pause of the process counts as one, however long it is
-_OPEN_TIMEOUT: Final = 30  # looks
-_HANDOVER: Final = 5.0  # seconds in which an earlier process of this server may end
-_HANDOVER_INTERVAL: Final = 0.1
 
 
 @dataclass(frozen=True)
@@ -122,7 +116,7 @@ class JournalStore(Overseer):
         self._reserve = Reserve(settings.reserve)
         self._hung = False
         self._closed = False
-        self._opened = False
+        self._opening: Opening | None = None
 
     @classmethod
     async def open(
@@ -152,7 +146,12 @@ class JournalStore(Overseer):
             None: the disk of this machine.
         """
         store = cls(settings, owner, log, disk)
-        await store._recover(keep)
+        context = store._context
+        store._opening = opening = Opening(context, settings.directory, owner, log)
+        for kernel_id, found in (await opening.read(keep)).items():
+            store._histories[kernel_id] = History(kernel_id, found.files, context, found)
+        if opening.rest is not None:
+            store._close_later(opening.rest)
         store._tick()
         return store
 
@@ -171,9 +170,7 @@ class JournalStore(Overseer):
         """Remove the files of a kernel in the background; `history` then returns a new one."""
         history = self._histories.pop(kernel_id, None)
         if history is not None:
-            future = history.close(keep=False)
-            self._closing.add(future)
-            future.add_done_callback(self._closing.discard)
+            self._close_later(history.close(keep=False))
 
     def statistics(self) -> dict[str, int]:
         """Return the number of kernels, of those whose disk fails, and of the bytes on disk."""
@@ -224,6 +221,8 @@ class JournalStore(Overseer):
         if self._closed:
             return
         self._closed = True
+        if self._opening is not None:
+            self._opening.close()
         if self._timer is not None:
             self._timer.cancel()
         try:
@@ -312,6 +311,11 @@ class JournalStore(Overseer):
                 self._failures.resumed()
             self._stop()
 
+    def _close_later(self, future: asyncio.Future[None]) -> None:
+        """Let `aclose` wait for some work."""
+        self._closing.add(future)
+        future.add_done_callback(self._closing.discard)
+
     def _stop(self) -> None:
         for history in self._histories.values():
             history.stop(self._reserve.full or self._hung)
@@ -327,73 +331,6 @@ class JournalStore(Overseer):
 
     def _files(self, kernel_id: str) -> KernelFiles:
         return KernelFiles(self._settings.directory / directory_name(kernel_id), self._owner)
-
-    async def _recover(self, keep: Collection[str]) -> None:
-        readers = self._context.readers
-        task = asyncio.ensure_future(self._survey(keep))
-        answered = silent = 0
-        try:
-            for _ in range(_OPEN_TIMEOUT):
-                await asyncio.wait({task}, timeout=_OPEN_LOOK)
-                silent = silent + 1 if readers.answered == answered else 0
-                answered = readers.answered
-                if task.done() or silent == _OPEN_SILENCE:
-                    break
-        finally:
-            self._opened = True
-        if task.done():
-            await task
-            return
-        self._closing.add(task)
-        task.add_done_callback(self._closing.discard)
-        reason = f"the disk did not answer for {_OPEN_SILENCE} s"
-        if silent < _OPEN_SILENCE:
-            reason = f"that takes more than {_OPEN_TIMEOUT} s"
-        self._log.warning(
-            "Not all journals in %s (journal_dir) are read: %s", self._settings.directory, reason
-        )
-
-    async def _survey(self, keep: Collection[str]) -> None:
-        disk, directory, owner = self._context.disk, self._settings.directory, self._owner
-        call = self._context.readers.call
-        try:
-            entries, problems = await call(partial(prepare, directory, keep))
-        except OSError as error:
-            self._failures.unusable(error)
-            if isinstance(error, NotPrivate):  # others may have written the files
-                return
-            entries, problems = [], []  # a disk that cannot be written can perhaps be read
-        loop = asyncio.get_running_loop()
-        patience = loop.time() + _HANDOVER
-        while True:
-            locked: dict[str, str] = {}
-            for kernel_id in keep:  # one by one, so that a disk that answers is seen to
-                found = await call(partial(survey, disk, directory, owner, [kernel_id]))
-                if self._opened:  # too late: the kernels have begun new journals
-                    await call(found.release)
-                    return
-                self._adopt(found)
-                problems += found.problems
-                locked |= found.locked
-            keep = locked
-            if not keep or loop.time() >= patience:
-                break
-            await asyncio.sleep(_HANDOVER_INTERVAL)
-        for kernel_id, reason in locked.items():
-            problems.append(f"The journal of kernel {kernel_id} is not read: {reason}")
-        for problem in problems:
-            self._log.warning("%s", problem)
-        removed = 0
-        for entry in entries:
-            if self._closed:
-                return
-            removed += await call(partial(remove_orphan, disk, entry, owner))
-        if removed:
-            self._log.info("Removed the journals of %d kernels that have ended", removed)
-
-    def _adopt(self, found: Survey) -> None:
-        for kernel_id, files in found.recovered.items():
-            self._histories[kernel_id] = History(kernel_id, files.files, self._context, files)
 
     def _tick(self) -> None:
         """Retry at regular intervals."""

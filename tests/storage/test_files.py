@@ -21,7 +21,7 @@ DAY = 25 * 3600
 
 @pytest.fixture(autouse=True)
 def no_waiting_for_locks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("kbridge.storage.store._HANDOVER", 0)
+    monkeypatch.setattr("kbridge.storage.opening._HANDOVER", 0)
 
 
 async def write(history: History, source: Source, count: int = 1) -> None:

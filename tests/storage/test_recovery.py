@@ -509,7 +509,7 @@ async def test_a_journal_is_written_by_one_process_only(
     caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("kbridge.storage.store._HANDOVER", 0)
+    monkeypatch.setattr("kbridge.storage.opening._HANDOVER", 0)
     store = await open_store(tmp_path, keep=["k"])
     assert "another process writes the journal" in caplog.text
     history, source = store.history("k"), Source()
@@ -540,8 +540,8 @@ async def test_a_server_waits_for_the_end_of_the_one_before(
         attempts.append([*keep])
         return survey(disk, directory, owner, keep)
 
-    monkeypatch.setattr("kbridge.storage.store.survey", counting)
-    monkeypatch.setattr("kbridge.storage.store._HANDOVER", 60)
+    monkeypatch.setattr("kbridge.storage.opening.survey", counting)
+    monkeypatch.setattr("kbridge.storage.opening._HANDOVER", 60)
     await leave(tmp_path, "test", "other")
     old = await open_store(tmp_path, owner="test", keep=["other"])
     await old.history("other").close(keep=True)

@@ -559,7 +559,7 @@ async def test_a_start_does_not_wait_for_a_disk_that_hangs(
     source = Source()
     await write(store.history("k"), source, 10)
     await store.aclose(keep=True)
-    monkeypatch.setattr("kbridge.storage.store._OPEN_LOOK", 0.001)
+    monkeypatch.setattr("kbridge.storage.opening._LOOK", 0.001)
     disk = StuckDisk()
     store = await open_store(tmp_path, keep=["k"], disk=disk)
     [line] = warnings(caplog)
@@ -593,12 +593,12 @@ async def test_a_start_has_the_journals_that_were_read_in_time(
         await write(store.history(kernel_id), Source(), 10)
     await store.aclose(keep=True)
     if not hangs:
-        monkeypatch.setattr("kbridge.storage.store._OPEN_SILENCE", 1000)
-        monkeypatch.setattr("kbridge.storage.store._OPEN_TIMEOUT", 12)
+        monkeypatch.setattr("kbridge.storage.opening._SILENCE", 1000)
+        monkeypatch.setattr("kbridge.storage.opening._TIMEOUT", 12)
     disk = StuckDisk()
     opening = asyncio.ensure_future(open_store(tmp_path, keep=["j", "k", "l"], disk=disk))
     assert await asyncio.to_thread(disk.waiting.wait, 60)
-    monkeypatch.setattr("kbridge.storage.store._OPEN_LOOK", 0.001)
+    monkeypatch.setattr("kbridge.storage.opening._LOOK", 0.001)
     store = await opening
     [line] = warnings(caplog)
     assert ("did not answer for 10 s" if hangs else "takes more than 12 s") in line
