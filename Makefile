@@ -11,17 +11,18 @@ PIP     = $(BIN)/python -m pip --disable-pip-version-check --quiet
 # The versions that the tests ran with; `make LOCK= test` uses the newest ones instead.
 LOCK   ?= $(wildcard constraints.txt)
 INSTALL = $(PIP) install $(if $(LOCK),--constraint $(LOCK)) --editable
-# The JupyterLab extension: its source, the bundle that is built from it, and its place in an environment.
+# The JupyterLab extension: its source, the bundle that is built from it, and its link in an environment.
 LAB     = labextension
-LAB_SOURCES = $(wildcard $(LAB)/src/*.ts $(LAB)/schema/*.json $(LAB)/style/*.css $(LAB)/*.json)
+LAB_SOURCES = $(wildcard $(LAB)/src/*.ts $(LAB)/schema/*.json $(LAB)/style/*.css $(LAB)/*.json $(LAB)/build.mjs)
 BUNDLE  = kbridge/labextension/package.json
-LAB_DIR = $(VENV)/share/jupyter/labextensions/@kbridge
 # npm, and the Node that the bundler needs.
 HAVE_NPM = npm --version >/dev/null 2>&1 && node -e 'const [a, b] = process.versions.node.split(".").map(Number); \
            process.exit(a > 22 || (a === 22 && b >= 12) || (a === 20 && b >= 19) ? 0 : 1)'
 BUILD_LAB = cd $(LAB) && { [ node_modules/.package-lock.json -nt package-lock.json ] || npm ci --silent; } \
             && npm run --silent build
-LINK_LAB = mkdir -p $(LAB_DIR) && rm -rf $(LAB_DIR)/jupyterlab && ln -s $(CURDIR)/kbridge/labextension $(LAB_DIR)/jupyterlab
+# $(call PUT_LAB,cp -r,ENVIRONMENT) copies the bundle, $(call PUT_LAB,ln -s,ENVIRONMENT) links it.
+PUT_LAB = dir=$(2)/share/jupyter/labextensions/@kbridge && mkdir -p $$dir && rm -rf $$dir/jupyterlab && \
+          $(1) $(CURDIR)/kbridge/labextension $$dir/jupyterlab
 
 .PHONY: help serve test test-floors labextension soak check format mutants coverage bench lock clean
 .DELETE_ON_ERROR:
@@ -35,12 +36,13 @@ serve: $(VENV)/.serve   ## run the bridge on 127.0.0.1 (ARGS="--port 9999" adds 
 test: $(VENV)/.lab      ## the whole suite (ARGS="-k wire" narrows it)
 	$(BIN)/python -m pytest -n 2 $(ARGS)
 
-# The tests that use jupyter_client, ipykernel, jupyter_server, SQLAlchemy, psutil and traitlets; less than
+# The tests that use jupyter_client, ipykernel, jupyter_server, SQLAlchemy, psutil, and traitlets; less than
 # five minutes on two cores. Warnings of the old versions are ignored: jupyter_core leaves event loops to
 # the garbage collector and requires JUPYTER_PLATFORM_DIRS, jupyter_client parses dates without a year.
 OLD = -W ignore::ResourceWarning -W ignore::pytest.PytestUnraisableExceptionWarning \
       -W 'ignore:Parsing dates involving a day:DeprecationWarning'
-test-floors: $(FLOORS)/.floors ## kernel tests with the lowest versions that pyproject.toml allows
+test-floors: $(FLOORS)/.floors ## tests with the lowest versions that pyproject.toml allows
+	@if [ -f $(BUNDLE) ]; then $(call PUT_LAB,cp -r,$(FLOORS)); fi # the old jupyterlab_server follows no link
 	JUPYTER_PLATFORM_DIRS=1 $(FLOORS)/bin/python -m pytest -n 2 -p no:cacheprovider $(OLD) \
 	  tests/kernels tests/connect/test_files.py tests/connect/test_mixin.py tests/jupyter/test_connection.py \
 	  tests/server/api/test_kernelspecs.py tests/integration/test_kernel.py $(ARGS)
@@ -48,7 +50,7 @@ test-floors: $(FLOORS)/.floors ## kernel tests with the lowest versions that pyp
 labextension: $(VENV)/.dev ## build the JupyterLab extension, and link it into the environment
 	@$(HAVE_NPM) || { echo 'the extension needs npm, and Node 20.19, 22.12 or newer' >&2; exit 1; }
 	@$(BUILD_LAB)
-	@$(LINK_LAB)
+	@$(call PUT_LAB,ln -s,$(VENV))
 
 soak: $(VENV)/.dev      ## slow, dying and hostile clients for five minutes (ARGS="--minutes 1 --seed 7")
 	$(BIN)/python -m tests.soak $(ARGS)
@@ -120,9 +122,9 @@ $(BUNDLE): $(LAB_SOURCES) | $(VENV)/.dev
 
 # A link instead of the copy that pip has made, so that a page shows the newest bundle.
 $(VENV)/.lab: $(VENV)/.dev $(BUNDLE)
-	@if [ -f $(BUNDLE) ]; then $(LINK_LAB); touch $@; fi
+	@if [ -f $(BUNDLE) ]; then $(call PUT_LAB,ln -s,$(VENV)); touch $@; fi
 
-$(FLOORS)/.floors: $(BIN)/python pyproject.toml tests/support/floors.py
+$(FLOORS)/.floors: $(BIN)/python pyproject.toml tests/support/floors.py | $(BUNDLE)
 	@echo "$(FLOORS): installing the lowest versions that pyproject.toml allows"
 	@$(BIN)/python -m venv --clear $(FLOORS)
 	@$(BIN)/python tests/support/floors.py >$(FLOORS)/floors.txt

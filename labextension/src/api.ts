@@ -22,11 +22,25 @@ export class ExecutionsApi {
 
   /**
    * Return the executions of a kernel, newest last; null if kbridge is not behind this kernel, or
-   * if the kernel does not exist.
+   * if the kernel does not exist. In that case nothing is requested for this kernel again.
    *
    * @throws Error if the server cannot be reached or answers with another error.
    */
   async list(kernel: string, query: Record<string, string> = {}): Promise<Execution[] | null> {
+    const first = this._served.get(kernel);
+    if (first === undefined) {
+      const answer = this._list(kernel, query);
+      const served = answer.then(
+        executions => executions !== null,
+        () => this._served.delete(kernel) // no answer: the next caller finds out
+      );
+      this._served.set(kernel, served);
+      return answer;
+    }
+    return (await first) ? this._list(kernel, query) : null;
+  }
+
+  private async _list(kernel: string, query: Record<string, string>): Promise<Execution[] | null> {
     const response = await ServerConnection.makeRequest(
       url(this.settings, kernel) + URLExt.objectToQueryString(query),
       { method: 'GET' },
@@ -71,4 +85,7 @@ export class ExecutionsApi {
       URLExt.objectToQueryString(parameters)
     );
   }
+
+  /** For each kernel, whether kbridge is behind it, as the first answer has said. */
+  private readonly _served = new Map<string, Promise<boolean>>();
 }

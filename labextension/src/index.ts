@@ -1,76 +1,42 @@
-/** The plugins of the extension: one restores output, one shows the state in the status bar. */
+/** The plugin of the extension: it restores output, and shows the state in the status bar. */
 
 import type { JupyterFrontEnd, JupyterFrontEndPlugin } from '@jupyterlab/application';
-import { URLExt } from '@jupyterlab/coreutils';
 import { INotebookTracker } from '@jupyterlab/notebook';
-import { ServerConnection } from '@jupyterlab/services';
 import { ISettingRegistry } from '@jupyterlab/settingregistry';
 import { IStatusBar } from '@jupyterlab/statusbar';
 import { ITranslator, nullTranslator } from '@jupyterlab/translation';
-import { Token } from '@lumino/coreutils';
 
+import { ExecutionsApi } from './api';
 import { Restorer } from './restorer';
-import type { IRestorer } from './state';
+import { openSettings } from './settings';
 import { StatusItem } from './status';
 
-/** The plugin whose schema has the settings of the extension. */
+/** The plugin; its schema has the settings of the extension. */
 const PLUGIN = '@kbridge/jupyterlab:plugin';
 
-const Restoring = new Token<IRestorer>(
-  '@kbridge/jupyterlab:IRestorer',
-  'Restores the output of running kernels, and tells how far it is.'
-);
-
-const restorer: JupyterFrontEndPlugin<IRestorer> = {
+const plugin: JupyterFrontEndPlugin<void> = {
   id: PLUGIN,
   description: 'Restores output that the page missed from the journal of kbridge.',
   autoStart: true,
   requires: [INotebookTracker],
-  optional: [ISettingRegistry, ITranslator],
-  provides: Restoring,
+  optional: [ISettingRegistry, ITranslator, IStatusBar],
   activate: (
     app: JupyterFrontEnd,
     tracker: INotebookTracker,
     settings: ISettingRegistry | null,
-    translator: ITranslator | null
-  ): IRestorer => {
-    const restorer = new Restorer({
-      tracker,
-      serverSettings: app.serviceManager.serverSettings,
-      translator: translator ?? nullTranslator
-    });
-    void follow(settings, 'restoreOutput', value => {
-      restorer.enabled = value;
-    });
-    return restorer;
-  }
-};
-
-const status: JupyterFrontEndPlugin<void> = {
-  id: '@kbridge/jupyterlab:status',
-  description: 'Shows the connection to the kernel, and the progress of restoring.',
-  autoStart: true,
-  requires: [INotebookTracker, Restoring],
-  optional: [IStatusBar, ISettingRegistry, ITranslator],
-  activate: (
-    app: JupyterFrontEnd,
-    tracker: INotebookTracker,
-    restorer: IRestorer,
-    bar: IStatusBar | null,
-    settings: ISettingRegistry | null,
-    translator: ITranslator | null
+    translator: ITranslator | null,
+    bar: IStatusBar | null
   ): void => {
+    const api = new ExecutionsApi(app.serviceManager.serverSettings);
+    const trans = (translator ?? nullTranslator).load('kbridge');
+    const restorer = new Restorer({ tracker, api, translator: translator ?? nullTranslator });
     const item = new StatusItem({
       restorer,
-      probe: kernelId => probe(app.serviceManager.serverSettings, kernelId),
-      openSettings: () => openSettings(app),
-      trans: (translator ?? nullTranslator).load('kbridge'),
+      probe: async kernel => (await api.list(kernel, { limit: '1' })) !== null,
+      openSettings: () => void openSettings(app, settings, PLUGIN, trans),
+      trans,
       locale: translator?.languageCode.replace('_', '-')
     });
-    if (!place(app, bar, item)) {
-      item.dispose();
-      return;
-    }
     const choose = () => {
       const panel = tracker.currentWidget;
       item.panel = panel && panel === app.shell.currentWidget ? panel : null;
@@ -78,34 +44,36 @@ const status: JupyterFrontEndPlugin<void> = {
     tracker.currentChanged.connect(choose);
     app.shell.currentChanged?.connect(choose);
     choose();
+    place(app, bar, item);
+    void follow(settings, 'restoreOutput', value => {
+      restorer.enabled = value;
+    });
     void follow(settings, 'showStatus', value => {
       item.enabled = value;
     });
   }
 };
 
-/** Put the item into the page; return false if there is no place for it. */
-function place(app: JupyterFrontEnd, bar: IStatusBar | null, item: StatusItem): boolean {
+/** Put the item into the page, if there is a place for it. */
+function place(app: JupyterFrontEnd, bar: IStatusBar | null, item: StatusItem): void {
   if (bar) {
-    bar.registerStatusItem(status.id, {
+    bar.registerStatusItem(PLUGIN, {
       item,
       align: 'left',
       rank: 3, // to the right of the kernel's status
       isActive: () => item.active,
       activeStateChanged: item.activeChanged
     });
-    return true;
+  } else if (app.name === 'Jupyter Notebook') {
+    // Notebook 7 has no status bar; it shows the state of a notebook beside the menu.
+    item.id = 'kbridge-status';
+    const show = () => item.setHidden(!item.active);
+    item.activeChanged.connect(show);
+    show();
+    app.shell.add(item, 'menu', { rank: 10_005 });
+  } else {
+    item.dispose(); // the user has disabled the status bar
   }
-  if (app.name !== 'Jupyter Notebook') {
-    return false; // the user has disabled the status bar
-  }
-  // Notebook 7 has no status bar; it shows the kernel's status beside the menu.
-  item.id = 'kbridge-status';
-  const show = () => item.setHidden(!item.active);
-  item.activeChanged.connect(show);
-  show();
-  app.shell.add(item, 'menu', { rank: 10_005 });
-  return true;
 }
 
 /** Call back with a setting now and when it changes; it is true without a registry. */
@@ -129,18 +97,4 @@ async function follow(
   }
 }
 
-function openSettings(app: JupyterFrontEnd): void {
-  if (app.commands.hasCommand('settingeditor:open')) {
-    void app.commands.execute('settingeditor:open', { query: 'kbridge' });
-  }
-}
-
-/** Return true if the kernel is behind kbridge. */
-async function probe(settings: ServerConnection.ISettings, kernelId: string): Promise<boolean> {
-  const path = URLExt.join('api/kernels', encodeURIComponent(kernelId), 'executions');
-  const url = `${URLExt.join(settings.baseUrl, path)}?limit=1`;
-  const response = await ServerConnection.makeRequest(url, {}, settings);
-  return response.ok;
-}
-
-export default [restorer, status];
+export default plugin;

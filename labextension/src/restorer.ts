@@ -1,13 +1,12 @@
 /** Restores the notebooks of an application. */
 
 import type { INotebookTracker, Notebook, NotebookPanel } from '@jupyterlab/notebook';
-import type { ServerConnection } from '@jupyterlab/services';
 import type { ITranslator } from '@jupyterlab/translation';
 import type { ISignal } from '@lumino/signaling';
 import { NotebookActions } from '@jupyterlab/notebook';
 import { Signal } from '@lumino/signaling';
 
-import { ExecutionsApi } from './api';
+import type { ExecutionsApi } from './api';
 import { NotebookRestorer } from './notebook';
 import type { IRestorer, RestoreState } from './state';
 import { IDLE } from './state';
@@ -15,14 +14,13 @@ import { IDLE } from './state';
 /** What the restorer needs of the application. */
 export interface RestorerOptions {
   readonly tracker: INotebookTracker;
-  readonly serverSettings: ServerConnection.ISettings;
+  readonly api: ExecutionsApi;
   readonly translator: ITranslator;
 }
 
 /** The restorer. */
 export class Restorer implements IRestorer {
   constructor(private readonly options: RestorerOptions) {
-    this._api = new ExecutionsApi(options.serverSettings);
     options.tracker.widgetAdded.connect((_, panel) => this._add(panel));
     options.tracker.forEach(panel => this._add(panel));
     NotebookActions.executionScheduled.connect((_, { notebook, cell }) =>
@@ -66,7 +64,7 @@ export class Restorer implements IRestorer {
     if (!this._restorers.has(context)) {
       const restorer = new NotebookRestorer({
         panel,
-        api: this._api,
+        api: this.options.api,
         translator: this.options.translator,
         onChange: () => this._emit(context)
       });
@@ -98,7 +96,6 @@ export class Restorer implements IRestorer {
     return this.options.tracker.filter(panel => !panel.isDisposed);
   }
 
-  private readonly _api: ExecutionsApi;
   private readonly _changed = new Signal<IRestorer, NotebookPanel>(this);
   private readonly _restorers = new Map<NotebookPanel['context'], NotebookRestorer>();
   private readonly _postponed: NotebookPanel[] = [];

@@ -9,7 +9,7 @@ import type { ISignal } from '@lumino/signaling';
 
 /**
  * `idle`: nothing is restored. `catching-up`: output that the page missed is on its way.
- * `restored`: it has all arrived (also while its executions go on).
+ * `restored`: it has all arrived (also while its executions go on, and if nothing was missing).
  */
 export type Phase = 'idle' | 'catching-up' | 'restored';
 

@@ -84,7 +84,7 @@ export class StatusItem extends Widget {
     return this._panel;
   }
   set panel(panel: NotebookPanel | null) {
-    if (panel === this._panel) {
+    if (panel === this._panel || this.isDisposed) {
       return;
     }
     this._listen(this._panel?.sessionContext, false);
@@ -121,6 +121,9 @@ export class StatusItem extends Widget {
 
   /** Measure for another kernel. */
   private _restart(): void {
+    if (this.isDisposed) {
+      return;
+    }
     const id = this._kernel()?.id;
     if (id !== this._kernelId) {
       this._kernelId = id;

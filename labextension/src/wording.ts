@@ -39,7 +39,7 @@ export function wording(situation: Situation, trans: TranslationBundle, locale?:
   if (state.phase === 'catching-up') {
     return { text: behind(state.linesBehind, trans, locale), title: cells(state.cells, trans) };
   }
-  if (state.phase === 'restored') {
+  if (state.phase === 'restored' && state.cells > 0) {
     return { text: trans.__('kbridge: output restored'), title: cells(state.cells, trans) };
   }
   if (roundTrip === null) {

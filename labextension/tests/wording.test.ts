@@ -57,6 +57,10 @@ test('the tooltip says how many cells were restored', () => {
   assert.match(shown.title, /output of 1 cell\./);
 });
 
+test('a notebook in which nothing was missing does not say that it was restored', () => {
+  assert.equal(text(true, 3, { phase: 'restored', linesBehind: 0, cells: 0 }), 'kbridge 3 ms');
+});
+
 test('an unknown locale is no reason to show nothing', () => {
   const shown = wording({ connected: true, roundTrip: 3, state: IDLE }, trans, 'not a locale');
   assert.equal(shown.text, 'kbridge 3 ms');
