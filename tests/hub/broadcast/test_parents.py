@@ -218,6 +218,27 @@ async def test_a_restart_is_received_by_all(rig) -> None:
     assert json.loads(received(client)[-1].content)["execution_state"] == "restarting"
 
 
+async def test_a_limit_of_the_rate_holds_for_a_page(make_rig) -> None:
+    rig = make_rig(limit_rate=True, iopub_data_rate_limit=1000.0, rate_limit_window=1.0)
+    rig.prove()
+    book = Notebook(rig)
+    book.run("a")
+    book.begin("a")
+    page, _ = follow(rig, "a")
+    program, _ = follow(rig, "a", session="program", paced=False)
+    for number in range(20):
+        book.print("a", f"{number}".ljust(400, "."))
+    late, _ = follow(rig, "a", session="late")
+    assert "".join(texts(program)) == book.output("a")
+    for client in (page, late):
+        assert 0 < len("".join(texts(client))) < 2000
+    for _ in range(20):
+        rig.clock.now += 1.0
+        rig.fire_pace_timer()
+    for client in (page, late):
+        assert "".join(texts(client)) == book.output("a")
+
+
 # -- lagging, and coming back ---------------------------------------------------------------------
 
 

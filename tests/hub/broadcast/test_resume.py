@@ -5,8 +5,9 @@ import json
 import pytest
 
 from kbridge.errors import InvalidRequest
+from kbridge.flow.executions import Execution, Executions
 from kbridge.flow.journal import EVERYONE, Gap, Journal, Place
-from kbridge.hub.broadcast.resume import START, ResumePoint, resolve_since
+from kbridge.hub.broadcast.resume import START, ResumePoint, before_requests, resolve_since
 from kbridge.hub.notices import Notices
 from kbridge.hub.recovered import Life, Lives
 from kbridge.wire.build import build
@@ -88,6 +89,34 @@ def test_an_id_and_a_number_say_the_same(desk, i) -> None:
     assert desk.locate(f"id-{i}") == desk.seen(i + 1)
     assert desk.locate(str(ORIGIN + i)) == desk.seen(i + 1)
     assert desk.gap(f"id-{i}") is None
+
+
+@pytest.mark.parametrize(
+    ("requests", "seq"),
+    [
+        (["first"], 2),
+        (["second"], 5),
+        (["second", "first"], 2),
+        (["waiting", "second"], 5),
+        (["waiting"], 10),
+        (["first", "no such id"], 0),
+        ([], 10),
+    ],
+    ids=lambda value: ",".join(value) if isinstance(value, list) else "",
+)
+def test_before_requests_is_before_the_first_message_of_the_earliest(desk, requests, seq) -> None:
+    executions = Executions(
+        [Execution("first", 1, first=2), Execution("second", 1, first=5), Execution("waiting", 1)]
+    )
+    assert before_requests(desk.journal, executions, requests) == desk.journal.after_seq(seq - 1)
+
+
+def test_before_a_request_that_is_not_held_any_more_is_a_gap(desk) -> None:
+    desk.journal.history_limit = 0
+    desk.journal.trim(6)
+    place = before_requests(desk.journal, Executions([Execution("a", 1, first=2)]), ["a"])
+    assert (place.seq, place.frames) == (6, 2)
+    assert desk.journal.read(place, 1 << 20).gap.messages == 4
 
 
 def test_an_id_is_not_found_in_anothers(desk) -> None:
