@@ -77,6 +77,7 @@ async def test_one_of_a_page_that_has_gone_is_received_and_can_be_answered(rig) 
     asked = page.ask()
     late, cursor = follow(rig, "late")
     assert questions(live) == questions(late) == [asked]
+    assert [m.msg_type for m in received(late)] == ["status", "input_request"], "in order"
     answer(rig, cursor, questions(late)[0])
     assert len(answers(rig)) == 1
 
@@ -129,12 +130,13 @@ async def test_a_websocket_that_has_yet_to_read_it_receives_it_in_order(rig) -> 
     live, _ = follow(rig)
     live.stalled = True
     page.print("before")
+    page.status("busy")
     asked = page.ask()
     page.leave()
     page.print("after")
     live.resume()
     kinds = [m.msg_type for m in received(live)]
-    assert kinds == ["status", "stream", "input_request", "stream"]
+    assert kinds == ["status", "stream", "status", "input_request", "stream"]
     assert questions(live) == [asked]
 
 
@@ -200,6 +202,8 @@ async def test_a_page_with_since_takes_it_over_and_the_reader_is_not_asked_twice
     page.leave()
     reloaded, cursor = rig.attach("reloaded", since="start")
     assert questions(reloaded) == [asked]
+    other, _ = follow(rig, "other")
+    assert questions(other) == [], "that one is here"
     rig.hub.detach(cursor)
     assert questions(live) == [asked]
     new, _ = follow(rig, "new")
@@ -228,6 +232,27 @@ async def test_a_reader_comes_back_behind_any_message_and_is_asked_once(
     again, _ = follow(rig, since=got[count - 1].msg_id, verbatim=True)
     rest = [m.msg_id for m in received(again)]
     assert sorted(rest) == sorted(m.msg_id for m in got[count:] if not answered or m != asked)
+
+
+async def test_a_reader_that_came_back_is_not_asked_again_when_the_page_goes_again(rig) -> None:
+    page = Asker(rig)
+    live, cursor = follow(rig)
+    asked = page.ask()
+    page.leave()
+    assert questions(live) == [asked]
+    rig.hub.detach(cursor)
+    again, _ = follow(rig, since=asked.msg_id)
+    page.come_back()
+    page.leave()
+    assert received(again) == []
+
+
+async def test_the_end_of_the_kernel_asks_nobody(rig) -> None:
+    page = Asker(rig)
+    live, _ = follow(rig)
+    page.ask()
+    await rig.hub.aclose()
+    assert questions(live) == []
 
 
 async def test_a_reader_that_comes_back_when_the_page_has_gone_is_asked(rig) -> None:
