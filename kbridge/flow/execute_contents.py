@@ -5,27 +5,29 @@ from __future__ import annotations
 import json
 from typing import Any, Final
 
+from kbridge.wire.message import scan
+
 __all__ = ["cell_of", "code_size", "count_of", "error_of", "lines_in", "status_of"]
 
 _PARSED: Final = 64 << 10  # bytes; longer contents are not parsed, because that blocks the bridge
 _TEXT: Final = 4 << 10  # bytes; a longer string of an error that is not parsed is left out
 _COUNTED: Final = 16 << 10  # bytes of a message in which lines are counted
+_OK: Final = (b'{"status": "ok",', b'{"status":"ok",')  # as ipykernel and others write it
 _CELL_CHARS: Final = 1024  # characters of a cell id; longer ones are ignored
 
 
 def count_of(content: bytes, msg_type: str) -> int | None:
-    """Return the execution count in the content of an `execute_input` or `execute_result`.
+    """Return the execution count in a content.
 
-    None if there is none, or for a large result: the `execute_input` before it has the same count.
+    None if there is none, or for a large result or reply: the `execute_input` before it has the
+    same count.
     """
-    count: object = None
-    if len(content) <= _PARSED:
-        count = _members(content).get("execution_count")
-    elif msg_type == "execute_input":
+    if msg_type == "execute_input":
         # All else is the code, a string: quotes have backslashes there.
         digits = content.partition(b'"execution_count":')[2][:20].strip().partition(b"}")[0]
         digits = digits.partition(b",")[0].strip()
-        count = int(digits) if digits.isdigit() else None
+        return int(digits) if digits.isdigit() else None
+    count = _members(content).get("execution_count") if len(content) <= _PARSED else None
     return count if isinstance(count, int) else None
 
 
@@ -45,17 +47,14 @@ def error_of(content: bytes) -> dict[str, Any]:
     }
 
 
-def status_of(content: bytes) -> tuple[str, int | None]:
-    """Return `status` and `execution_count` of the content of an `execute_reply`.
-
-    The status is empty if there is none. The count of a large reply is None: `execute_input` has
-    the same count.
-    """
+def status_of(content: bytes) -> str:
+    """Return `status` of the content of an `execute_reply`; empty if there is none."""
+    if content.startswith(_OK):
+        return "ok"
     if len(content) > _PARSED:
-        return _string(content, b'"status":'), None
-    whole = _members(content)
-    status, count = whole.get("status"), whole.get("execution_count")
-    return status if isinstance(status, str) else "", count if isinstance(count, int) else None
+        return _string(content, b'"status":')
+    status = _members(content).get("status")
+    return status if isinstance(status, str) else ""
 
 
 def code_size(content: bytes) -> int:
@@ -71,10 +70,8 @@ def code_size(content: bytes) -> int:
 
 def cell_of(metadata: bytes) -> str | None:
     """Return `cellId` of the metadata of an `execute_request`; None if it has no sensible one."""
-    if b'"cellId"' not in metadata or len(metadata) > _PARSED:
-        return None
-    cell = _members(metadata).get("cellId")
-    return cell if isinstance(cell, str) and 0 < len(cell) <= _CELL_CHARS else None
+    cell = scan(metadata, "cellId") if b'"cellId"' in metadata else ""
+    return cell if 0 < len(cell) <= _CELL_CHARS else None
 
 
 def lines_in(contents: bytes, messages: int = 1) -> int:

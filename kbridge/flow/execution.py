@@ -152,7 +152,9 @@ class Execution:
             True if the message says something new about the execution.
         """
         state = state_of(msg.content) if msg_type == "status" else ""
-        if self.over or (msg_type == "status" and state not in ("busy", "idle")):
+        if msg_type == "status" and state not in ("busy", "idle"):
+            return False
+        if self.replied is not None and self.ended_seq is not None:
             return False
         if self.state == ABORTED and self.replied is None:
             # The process that it was sent to has gone; perhaps the next one runs it.
@@ -181,13 +183,13 @@ class Execution:
         if self.replied is not None or self.state == ABORTED:
             return False
         self.replied = end
-        status, count = status_of(content)
+        status = status_of(content)
         if status in ("aborted", "abort"):
             self.outcome, self.started = ABORTED, None
         elif status == "error":
             self.outcome = ERROR
         if self.count is None:
-            self.count = count
+            self.count = count_of(content, "execute_reply")
         if self.ended_seq is not None or self.outcome == ABORTED:
             self.finish(now)
         return True

@@ -65,9 +65,12 @@ class OutputCounter:
     def count(self, end: int) -> None:
         """Count the messages before number `end`."""
         texts, execution = self._texts, self._execution
-        if execution is not None and end > self._counted:
-            joined = b"".join(texts)
-            nbytes = self._nbytes + len(joined)
-            execution.count_output(end, end - self._counted, lines_in(joined, len(texts)), nbytes)
+        messages = end - self._counted
+        if execution is not None and messages:
+            lines, nbytes = 0, self._nbytes
+            if texts:
+                joined = b"".join(texts)
+                lines, nbytes = lines_in(joined, len(texts)), nbytes + len(joined)
+            execution.count_output(end, messages, lines, nbytes)
         self._counted, self._nbytes = end, 0
         texts.clear()

@@ -89,7 +89,7 @@ class Message(NamedTuple):
 # first, compact writers the second. Other spellings are parsed.
 _KEYS = {
     name: (f'"{name}": "'.encode(), f'"{name}":"'.encode(), f'"{name}"'.encode())
-    for name in ("msg_id", "msg_type", "session", "username", "version")
+    for name in ("cellId", "msg_id", "msg_type", "session", "username", "version")
 }
 
 
@@ -107,7 +107,7 @@ def scan(raw: bytes, name: str) -> str:
     raw : bytes
         UTF-8 JSON, as a message header is.
     name : str
-        The field: msg_id, msg_type, session, username or version.
+        The field: msg_id, msg_type, session, username or version; cellId in metadata.
 
     Returns
     -------

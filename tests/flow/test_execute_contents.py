@@ -54,20 +54,21 @@ def test_the_count_of_a_large_content_is_found_without_parsing_it() -> None:
     ("content", "expected"),
     [
         ({"status": "ok", "execution_count": 3}, ("ok", 3)),
+        ({"execution_count": 3, "status": "ok"}, ("ok", 3)),
         ({"status": "aborted"}, ("aborted", None)),
         ({"status": "error", "execution_count": "3"}, ("error", None)),
         ({"status": None}, ("", None)),
         ([], ("", None)),
-        ({"status": "ok", "execution_count": 3, "payload": ["x" * LARGE]}, ("ok", None)),
+        ({"status": "error", "execution_count": 3, "payload": ["x" * LARGE]}, ("error", None)),
     ],
 )
 def test_status_and_count_of_a_reply(content: Any, expected: tuple[str, int | None]) -> None:
-    assert status_of(as_json(content)) == expected
+    assert (status_of(as_json(content)), count_of(as_json(content), "execute_reply")) == expected
 
 
 def test_content_that_is_not_json_has_no_fields() -> None:
     for content in (b"", b"{", b"[" * 100_000, b"\xff"):
-        assert status_of(content) == ("", None)
+        assert (status_of(content), count_of(content, "execute_reply")) == ("", None)
         assert code_size(content) in (0, len(content))
 
 
@@ -90,7 +91,8 @@ def test_the_size_of_large_code_is_that_of_its_json() -> None:
         (as_json({"cellId": 3}), None),
         (as_json({"cellId": ""}), None),
         (as_json({"cellId": "x" * 2000}), None),
-        (as_json({"cellId": "a-cell", "more": "x" * LARGE}), None),
+        (as_json({"cellId": "a-cell", "more": "x" * LARGE}), "a-cell"),
+        (as_json({"cellId": "a-cell", "other": {"more": "x" * LARGE}}), None),
         (b'{"cellId": ', None),
         (b"{}", None),
     ],

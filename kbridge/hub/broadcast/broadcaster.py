@@ -229,10 +229,12 @@ class Broadcaster:
         else:
             for other in verdict:
                 self.append(other)
-        if msg_type in OBSERVED:
-            # As clients receive it: policies hide tracebacks. A status ends a request in any case.
-            for each in (msg,) if verdict is PASS or msg_type == "status" else verdict:
-                self._said(each)
+        # As clients receive it: policies hide tracebacks. A status ends a request in any case.
+        if verdict is PASS or msg_type == "status":
+            self._said(msg, msg_type)
+        else:
+            for other in verdict:
+                self._said(other, other.msg_type)
 
     def on_reply(self, msg: Message, client: int, now: float) -> None:
         """Judge, encode and journal a message for one client."""
@@ -251,12 +253,11 @@ class Broadcaster:
     def on_notice(self, msg: Message) -> None:
         """Journal a message that the bridge made in the name of the kernel."""
         self.append(msg)
-        self._said(msg)
+        self._said(msg, msg.msg_type)
         if self._inputs.open and msg.msg_type == "status":
             self._inputs.on_status(msg)
 
-    def _said(self, msg: Message) -> None:
-        msg_type = msg.msg_type
+    def _said(self, msg: Message, msg_type: str) -> None:
         if msg_type in OBSERVED:
             self.tracker.observe(msg, msg_type, self.journal.next_seq)
 

@@ -67,13 +67,13 @@ class ExecutionTracker:
 
     def observe(self, msg: Message, msg_type: str, end: int) -> None:
         """Note a message on iopub; see `Executions.observe`."""
-        self.counter.count(end)
-        self._changed(self.executions.observe(msg, msg_type, end, self._clock.wall()))
+        changed = self.executions.observe(msg, msg_type, end, self._clock.wall())
+        if changed:
+            self._changed(changed, end)
 
     def replied(self, msg: Message, end: int) -> None:
         """Note an `execute_reply`; `end` is the sequence number after it."""
-        self.counter.count(end)
-        self._changed(self.executions.replied(msg, end, self._clock.wall()))
+        self._changed(self.executions.replied(msg, end, self._clock.wall()), end)
 
     def process_replaced(self) -> None:
         """Note that the process of the kernel has gone: what it has not finished is aborted."""
@@ -124,12 +124,17 @@ class ExecutionTracker:
     def _number(self, seq: int | None) -> int | None:
         return None if seq is None else self._origin + seq
 
-    def _changed(self, executions: Iterable[Execution]) -> None:
+    def _changed(self, executions: Iterable[Execution], end: int | None = None) -> None:
+        """Write executions that have changed; the journal has the messages before number `end`."""
+        if self._recorder is None:
+            for execution in executions:
+                if execution.over:
+                    execution.settle()
+            return
+        if end is not None:
+            self.counter.count(end)
         for execution in executions:
-            if self._recorder is not None:
-                self._recorder.execution(execution)
-            elif execution.over:
-                execution.settle()
+            self._recorder.execution(execution)
 
     def _forgotten(self, msg_id: str) -> None:
         if self._recorder is not None:
