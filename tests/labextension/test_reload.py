@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from kbridge.hub.settings import HubSettings
@@ -84,7 +84,7 @@ actions = st.one_of(
     st.tuples(st.just("display"), st.none() | display_ids),
     st.tuples(st.just("update"), display_ids),
     st.tuples(st.just("clear"), st.booleans()),
-    st.tuples(st.just("result"), st.none() | display_ids),
+    st.tuples(st.just("result")),  # without a display id: no kernel is known to send one
     st.tuples(st.just("input")),
     st.tuples(st.just("junk")),
 )
@@ -167,13 +167,8 @@ class History:
         elif kind == "input":
             self._say(Channel.STDIN, "input_request", {"prompt": "?", "password": False}, parent)
         elif kind == "result":
-            transient = {"transient": {"display_id": more[0]}} if more[0] else {}
-            self._say(
-                Channel.IOPUB,
-                "execute_result",
-                {**shown, **transient, "execution_count": 1},
-                parent,
-            )
+            result = {**shown, "execution_count": 1}
+            self._say(Channel.IOPUB, "execute_result", result, parent)
         else:
             msg_type = "display_data" if kind == "display" else "update_display_data"
             transient = {"display_id": more[0]} if more[0] else {}
@@ -287,10 +282,30 @@ async def run(
         await rig.hub.aclose()
 
 
+def one_run(*actions: tuple[Any, ...], cell: str = "a", ahead: int = 0) -> dict[str, Any]:
+    return {"cell": cell, "actions": list(actions), "end": "ok", "ahead": ahead}
+
+
+_TEXT = ("stream", "stdout", "a\n")
+_LIVE = {"stalls": False, "file": True}
+
+# Histories that random ones seldom contain: what clear_output and display ids mean together.
+
+
 @pytest.mark.timeout(900)  # npm ci, once
+@example([one_run(("display", "d1"), ("clear", False), _TEXT, ("update", "d1"))], 1, [True], _LIVE)
+@example([one_run(("display", "d1"), ("clear", True), _TEXT, ("update", "d1"))], 1, [True], _LIVE)
+@example([one_run(("display", "d1"), ("clear", True), ("update", "d1"), _TEXT)], 1, [False], _LIVE)
+@example([one_run(_TEXT, ("clear", True)), one_run(_TEXT, cell="b")], 1, [True], _LIVE)
+@example(
+    [one_run(_TEXT, ("display", "d1")), one_run(("display", "d1"), cell="b")], 2, [True], _LIVE
+)
+@example([one_run(("display", "d1"), ("display", "d1"), ("update", "d1"))], 1, [True], _LIVE)
+@example([one_run(_TEXT, ("input",), _TEXT, ("display", None), _TEXT)], 3, [True, False], _LIVE)
+@example([one_run(_TEXT), one_run(("display", "d1"), ahead=1)], 4, [True], _LIVE)
 @settings(
     deadline=None,
-    max_examples=60,
+    max_examples=80,
     suppress_health_check=[HealthCheck.too_slow],
 )
 @given(
