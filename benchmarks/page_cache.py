@@ -23,11 +23,25 @@ from typing import Final, Self
 
 from benchmarks.measure import BenchmarkError, memory
 
-__all__ = ["PageCache"]
+__all__ = ["PageCache", "write_cost"]
 
 _SHARE: Final = 0.03  # of the memory that stays free; the operating system keeps about that
 _SECONDS: Final = 180.0
 _PIECE: Final = 4 << 20
+_WRITTEN: Final = 128  # megabytes
+
+
+def write_cost(directory: Path) -> float:
+    """Return the milliseconds of CPU that writing one MB to a new file costs now."""
+    path = directory / "write-cost"
+    piece = os.urandom(1_000_000)
+    with path.open("xb", buffering=0) as file:
+        begin = time.thread_time()
+        for _ in range(_WRITTEN):
+            file.write(piece)
+        seconds = time.thread_time() - begin
+    path.unlink()
+    return seconds * 1e3 / _WRITTEN
 
 
 class PageCache:

@@ -411,6 +411,11 @@ def test_filling_the_page_cache_ends_although_memory_stays_free(tmp_path: Path) 
             assert cache.fill() == 9 << 20
 
 
+def test_writing_to_a_file_has_a_cost_and_leaves_no_file(tmp_path: Path) -> None:
+    assert 0 < page_cache.write_cost(tmp_path) < 1e4
+    assert not list(tmp_path.iterdir())
+
+
 def test_the_file_that_fills_the_page_cache_is_removed_after_an_error(tmp_path: Path) -> None:
     def fail() -> None:
         with PageCache(tmp_path, print):
