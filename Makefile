@@ -24,7 +24,7 @@ BUILD_LAB = cd $(LAB) && { [ node_modules/.package-lock.json -nt package-lock.js
 PUT_LAB = dir=$(2)/share/jupyter/labextensions/@kbridge && mkdir -p $$dir && rm -rf $$dir/jupyterlab && \
           $(1) $(CURDIR)/kbridge/labextension $$dir/jupyterlab
 
-.PHONY: help serve test test-floors labextension soak check format mutants coverage bench lock clean
+.PHONY: help serve test test-floors labextension soak check format mutants coverage bench recording lock clean
 .DELETE_ON_ERROR:
 
 help:                   ## this text
@@ -84,6 +84,10 @@ coverage: $(VENV)/.dev  ## lines that the tests run, by package
 
 bench: $(VENV)/.dev     ## compare with jupyter_server; print ratios, plot into docs/
 	$(BIN)/python -m benchmarks $(ARGS)
+
+# Needs Chromium, and npm for the JupyterLab extension.
+recording: $(VENV)/.lab ## record a reload of JupyterLab with and without kbridge, into docs/
+	$(BIN)/python tools/record_reload.py $(ARGS)
 
 lock: $(VENV)/.dev      ## update constraints.txt: the newest versions, for every supported Python
 	$(PIP) install 'uv>=0.5'

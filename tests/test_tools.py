@@ -31,3 +31,24 @@ def test_count_calls_counts_every_operation() -> None:
         assert 5 < counts["modules"] < found["modules"], name
         assert counts["modules"] < counts["crossings"] < counts["calls"], name
         assert all(first < second for first, second in counts["both_ways"]), name
+
+
+@pytest.mark.kernel
+@pytest.mark.browser
+@pytest.mark.slow
+def test_the_recording_of_a_reload_can_be_made_again(tmp_path: Path) -> None:
+    require("chromium", "playwright", "jupyterlab", "ipykernel", "labextension", "PIL")
+    from PIL import Image
+
+    path = tmp_path / "reload.gif"
+    done = subprocess.run(
+        [sys.executable, ROOT / "tools" / "record_reload.py", f"--output={path}"],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "12 of 12 with kbridge, 0 without" in done.stdout
+    with Image.open(path) as picture:
+        assert picture.format == "GIF"
+        assert picture.n_frames > 20
+    assert path.stat().st_size < 1 << 20
