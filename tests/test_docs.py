@@ -24,7 +24,9 @@ from kbridge.server.cli.health import HealthApp
 from kbridge.server.cli.kernelgateway import KernelGatewayApp
 from kbridge.server.cli.options import unknown_sections
 from tests.conftest import ServerFactory
-from tests.hub.rig import INFO
+from tests.hub.rig import INFO, KEY
+from tests.support.execution_script import ExecutionScript
+from tests.support.memory import MemoryKernels
 from tests.support.server import TOKEN
 from tests.test_layers import LAYERS
 
@@ -317,6 +319,28 @@ async def test_documented_counters_can_be_read() -> None:
             named.add(name)
     assert named
     assert named <= there
+
+
+async def test_the_documented_execution_has_the_fields_of_real_ones() -> None:
+    [model] = [
+        json.loads(code)
+        for code in code_blocks(ROOT / "docs" / "rest.md", "json")
+        if '"code_bytes"' in code
+    ]
+    links = MemoryKernels()
+    hubs = HubTable(link=links)
+    script = ExecutionScript(hubs.open("a-kernel", INFO), links.latest, KEY)
+    try:
+        script.submit("a-request", cell="a-cell")
+        script.begin("a-request")
+        [execution] = script.hub.executions.find()
+        described = script.hub.describe(execution)
+    finally:
+        await hubs.aclose()
+    assert list(model) == list(described)
+    for name, value in model.items():
+        if described[name] is not None:
+            assert type(described[name]) is type(value), name
 
 
 def test_every_subcommand_is_documented_and_exists() -> None:
