@@ -25,6 +25,7 @@ SUBJECTS = {
     "kernels/lifecycle/faults.py",
     "kernels/lifecycle/ports.py",
     "kernels/lifecycle/starts.py",
+    "labextension/reload.py",
     "server/api/close_codes.py",
     "server/api/kernels.py",
     "server/api/kernelspecs.py",

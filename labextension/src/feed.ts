@@ -54,6 +54,16 @@ function toOutput(pending: Pending): Output {
 /** Types of messages that change earlier outputs with the same display id. */
 const UPDATES = new Set(['display_data', 'update_display_data', 'execute_result']);
 
+/** Types of messages that an Output widget shows instead of the cell. */
+const CAPTURED = new Set([
+  'stream',
+  'display_data',
+  'execute_result',
+  'error',
+  'clear_output',
+  'update_display_data'
+]);
+
 /** Return the display id of a message, or '' if it has none. */
 export function displayId(message: Message): string {
   const transient = message.content.transient as Record<string, unknown> | null | undefined;
@@ -119,6 +129,9 @@ export class Feed {
   handle(message: Message): void {
     const { msg_type } = message.header;
     const content = message.content;
+    if (this._captures.size > 0 && CAPTURED.has(msg_type)) {
+      return; // an Output widget shows it instead of the cell
+    }
     switch (msg_type) {
       case 'status':
         this._onStatus(message);
@@ -148,6 +161,12 @@ export class Feed {
         break;
       case 'execute_reply':
         this._onReply(message);
+        break;
+      case 'comm_msg':
+        this._onComm(content);
+        break;
+      case 'comm_close':
+        this._captures.delete(String(content.comm_id));
         break;
     }
     if (msg_type === 'display_data' && displayId(message)) {
@@ -251,6 +270,18 @@ export class Feed {
     }
   }
 
+  /** Note if an Output widget of ipywidgets takes the output of this execution, or stops. */
+  private _onComm(content: Record<string, unknown>): void {
+    const comm = String(content.comm_id);
+    const data = content.data as { state?: Record<string, unknown> | null } | null | undefined;
+    const taken = data?.state?.msg_id;
+    if (taken === this.id) {
+      this._captures.add(comm);
+    } else if (taken !== undefined) {
+      this._captures.delete(comm);
+    }
+  }
+
   private _onStatus(message: Message): void {
     const state = message.content.execution_state;
     if (state === 'busy') {
@@ -302,6 +333,7 @@ export class Feed {
   private _length = 0;
   private _lastName = '';
   private _clearNext = false;
+  private readonly _captures = new Set<string>(); // the comms of Output widgets
   private _displays = new Map<string, number[]>();
 }
 

@@ -208,7 +208,10 @@ export class NotebookRestorer implements IDisposable {
   }
 
   private _onStatus(_: unknown, status: Kernel.Status): void {
-    if (['restarting', 'autorestarting', 'starting', 'dead'].includes(status)) {
+    if (status === 'restarting' || status === 'autorestarting' || status === 'dead') {
+      // As JupyterLab does with what it runs itself: it does not wait for the last messages.
+      this._restorations.forEach(restoration => restoration.stopRunning());
+    } else if (status === 'starting') {
       this._restorations.forEach(restoration => restoration.check());
     }
   }

@@ -149,13 +149,19 @@ export class Restoration {
     this._scheduleCheck(QUIET);
   }
 
-  /** The kernel is gone: what it ran does not go on. */
-  end(): void {
+  /** The process of the kernel ends: what it runs does not go on. */
+  stopRunning(): void {
     for (const entry of this._open()) {
       if (!entry.past) {
         this._finish(entry);
       }
     }
+    this._settle();
+  }
+
+  /** The kernel is gone. */
+  end(): void {
+    this.stopRunning();
     this.dispose();
   }
 

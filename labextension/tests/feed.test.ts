@@ -182,3 +182,26 @@ test('only messages with a display id are updates', () => {
   assert.equal(isUpdate(stream('a')), false);
   assert.equal(isUpdate(message('update_display_data', { transient: null })), false);
 });
+
+test('output that an Output widget takes is not in the cell', () => {
+  const set = (msg_id: string, comm_id = 'w1') =>
+    message('comm_msg', { comm_id, data: { method: 'update', state: { msg_id } } });
+  const other = message('comm_msg', { comm_id: 'w1', data: { method: 'update', state: { x: 1 } } });
+  const custom = message('comm_msg', { comm_id: 'w1', data: { method: 'custom', content: {} } });
+  const close = message('comm_close', { comm_id: 'w1', data: {} });
+  const taken = [stream('no'), display('no', 'x'), message('clear_output', {})];
+  const batch = [
+    stream('a'),
+    set('r1'),
+    ...taken,
+    other,
+    custom,
+    stream('no'),
+    set(''),
+    stream('b')
+  ];
+  assert.deepEqual(feedAll([batch]).texts, ['ab']);
+  assert.deepEqual(feedAll([[set('r2'), stream('a')]]).texts, ['a']);
+  assert.deepEqual(feedAll([[set('r1'), set('r1', 'w2'), set(''), stream('no')]]).texts, []);
+  assert.deepEqual(feedAll([[set('r1'), close, stream('a')]]).texts, ['a']);
+});
