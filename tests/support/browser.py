@@ -48,8 +48,8 @@ def served(directory: Path) -> Iterator[str]:
 
 
 @asynccontextmanager
-async def chromium_page(**options: Any) -> AsyncIterator[Page]:
-    """Open an empty page; uncaught errors of its scripts fail the test.
+async def chromium_page(*tolerated: str, **options: Any) -> AsyncIterator[Page]:
+    """Open an empty page; uncaught errors of its scripts fail the test, except tolerated ones.
 
     Options are those of `Browser.new_context`.
     """
@@ -68,4 +68,5 @@ async def chromium_page(**options: Any) -> AsyncIterator[Page]:
             yield page
         finally:
             await browser.close()
+    faults = [fault for fault in faults if fault not in tolerated]
     assert not faults, faults
