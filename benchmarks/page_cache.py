@@ -1,14 +1,15 @@
 """Bring the page cache into the state that it has on a server that has run for some days.
 
-Such a machine has almost no free memory: the page cache has it all, and a new page of a file is an
-old page of another file. After a boot, or after large files were removed, most memory is free, and
-writing to files may be far more expensive. A virtual machine with free page reporting or a balloon
-returns free memory to its host, which must map and clear it again at the first write: 1.2 to 1.7 ms
+On such a machine, the page cache has used all memory, and a new page of a file is an old page of
+another file. After a boot, or after large files were removed, most memory was free for a while, and
+writing to files may be far more expensive: a virtual machine with free page reporting or a balloon
+returns free memory to its host, which must map and clear it again at the first write. 1.2 to 1.7 ms
 of CPU per MB were measured, and 0.2 to 0.3 ms with pages that were in use.
 
-`PageCache` reads a sparse file, which uses no disk, until little memory is free. The cache is
-clean, so the operating system takes its pages whenever a program needs memory; nothing is swapped
-out.
+`PageCache` reads a sparse file, which uses no disk, until little memory is free, or until it has
+read as many bytes as the machine has memory: Linux may free gigabytes of the cache meanwhile, which
+were in use, too. The cache is clean, so its pages go whenever a program needs memory; nothing is
+swapped out. `write_cost` shows the result.
 """
 
 from __future__ import annotations
@@ -54,8 +55,8 @@ class PageCache:
     log : callable
         Takes a line of text.
     most : int or None
-        The bytes to read in one call of `fill` at most; None for one and a half times the memory of
-        the machine.
+        The bytes that the first call of `fill` reads at most; None for the memory of the machine.
+        Each later call reads at most an eighth of it.
 
     Raises
     ------
@@ -70,7 +71,8 @@ class PageCache:
             raise BenchmarkError("the page cache can be filled on Linux only")
         total = memory("MemTotal")
         self.enough = int(total * _SHARE)
-        self._most = total * 3 // 2 if most is None else most
+        self._most = total if most is None else most
+        self._first = self._most
         self._path = directory / "page-cache"
         self._log = log
         self._file: int | None = None
@@ -80,8 +82,6 @@ class PageCache:
     def __enter__(self) -> Self:
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
         self._file = os.open(self._path, flags, 0o600)
-        # Without read-ahead, the pages are small. For large ones, Linux would free gigabytes.
-        os.posix_fadvise(self._file, 0, 0, os.POSIX_FADV_RANDOM)
         return self
 
     def __exit__(
@@ -99,7 +99,7 @@ class PageCache:
         """Read until little memory is free; return the number of bytes.
 
         The call ends after 180 s in any case. Removed files and ended processes free memory, so it
-        is repeated before each measurement, and then has little to do.
+        is repeated before each measurement.
         """
         assert self._file is not None, "the file exists only in a `with` block"
         before, begin = memory("MemFree"), time.monotonic()
@@ -111,11 +111,12 @@ class PageCache:
             and time.monotonic() < begin + _SECONDS
         ):
             if self._position >= self._size:
-                self._size += self._most
+                self._size += self._first
                 os.ftruncate(self._file, self._size)
             read = os.preadv(self._file, [buffer], self._position)
             self._position += read
             nbytes += read
+        self._most = min(self._most, -(-self._first // 8))
         if nbytes:
             self._log(
                 f"page cache: read {nbytes >> 20:,} MiB in {time.monotonic() - begin:.1f} s; free"

@@ -405,10 +405,11 @@ def test_the_page_cache_is_filled_until_little_memory_is_free(
 
 
 def test_filling_the_page_cache_ends_although_memory_stays_free(tmp_path: Path) -> None:
-    with PageCache(tmp_path, print, most=9 << 20) as cache:
+    with PageCache(tmp_path, print, most=32 << 20) as cache:
         cache.enough = 0
-        for _ in range(3):  # the file grows
-            assert cache.fill() == 9 << 20
+        assert cache.fill() == 32 << 20
+        for _ in range(9):  # the file grows
+            assert cache.fill() == 4 << 20
 
 
 def test_writing_to_a_file_has_a_cost_and_leaves_no_file(tmp_path: Path) -> None:
