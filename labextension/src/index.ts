@@ -35,7 +35,7 @@ const plugin: JupyterFrontEndPlugin<void> = {
       probe: async kernel => (await api.list(kernel, { limit: '1' })) !== null,
       openSettings: () => void openSettings(app, settings, PLUGIN, trans),
       trans,
-      locale: translator?.languageCode.replace('_', '-')
+      locale: translator?.languageCode?.replace('_', '-') // JupyterLab 4.2.0 has none
     });
     const choose = () => {
       const panel = tracker.currentWidget;
