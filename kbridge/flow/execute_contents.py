@@ -7,11 +7,22 @@ from typing import Any, Final
 
 from kbridge.wire.message import scan
 
-__all__ = ["cell_of", "code_size", "count_of", "error_of", "lines_in", "status_of"]
+__all__ = [
+    "cell_of",
+    "code_size",
+    "count_of",
+    "error_of",
+    "has_display_id",
+    "lines_in",
+    "status_of",
+]
 
 _PARSED: Final = 64 << 10  # bytes; longer contents are not parsed, because that blocks the bridge
 _TEXT: Final = 4 << 10  # bytes; a longer string of an error that is not parsed is left out
 _COUNTED: Final = 16 << 10  # bytes of a message in which lines are counted
+_SEARCHED: Final = 64 << 10
+"""Bytes at the end of a display that are searched for its id: ipykernel writes it last."""
+
 _OK: Final = (b'{"status": "ok",', b'{"status":"ok",')  # as ipykernel and others write it
 _CELL_CHARS: Final = 1024  # characters of a cell id; longer ones are ignored
 
@@ -45,6 +56,17 @@ def error_of(content: bytes) -> dict[str, Any]:
         "evalue": _string(content, b'"evalue":'),
         "traceback": [],
     }
+
+
+def has_display_id(data: bytes) -> bool:
+    """Return True if a `display_data` has a display id, by which later messages may change it.
+
+    Parameters
+    ----------
+    data : bytes
+        The content, or the whole frame. Only the last 64 KiB are searched.
+    """
+    return data.find(b'"display_id"', max(0, len(data) - _SEARCHED)) >= 0
 
 
 def status_of(content: bytes) -> str:

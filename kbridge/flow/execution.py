@@ -76,6 +76,8 @@ class Execution:
         The number of line ends in its stream messages.
     nbytes : int
         The size of the contents of its messages.
+    displays : bool
+        True if it has shown a display with an id, which later messages may change.
     replied, ended_seq : int or None
         The sequence number after its reply, and after its idle status; None without one.
     """
@@ -98,6 +100,7 @@ class Execution:
     messages: int = 0
     lines: int = 0
     nbytes: int = 0
+    displays: bool = False
     replied: int | None = None
     ended_seq: int | None = None
 
@@ -251,7 +254,9 @@ class Execution:
         if self.first is not None and self.first >= end:
             self.first = self.last = None
         elif self.last is not None and (self.owed or self.last >= end):
-            self.last = end - 1  # the log is not written for each message
+            # The log is not written for each message, so one of these may have been a display.
+            self.displays = self.displays or self.last < end - 1
+            self.last = end - 1
 
 
 _DEFAULTS: Final = {field.name: field.default for field in fields(Execution)}
@@ -272,6 +277,8 @@ def _checked(name: str, value: Any) -> Any:
     """
     if name == "error":
         return dict(value)
+    if name == "displays":
+        return bool(value)
     if name in _TEXTS:
         if not isinstance(value, str) or (name in ("state", "outcome") and value not in _STATES):
             raise ValueError(name)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from kbridge.flow.execute_contents import lines_in
+from kbridge.flow.execute_contents import has_display_id, lines_in
 from kbridge.flow.execution import Execution
 from kbridge.flow.executions import Executions
 from kbridge.wire.message import Message
@@ -35,13 +35,23 @@ class OutputCounter:
         Adds the content of a stream message. This is the method of a list, to save a call.
     """
 
-    __slots__ = ("_counted", "_execution", "_executions", "_nbytes", "_texts", "add_text", "parent")
+    __slots__ = (
+        "_counted",
+        "_displays",
+        "_execution",
+        "_executions",
+        "_nbytes",
+        "_texts",
+        "add_text",
+        "parent",
+    )
 
     def __init__(self, executions: Executions) -> None:
         self._executions = executions
         self._execution: Execution | None = None
         self._counted = 0  # the messages before this number are counted
         self._nbytes = 0
+        self._displays = False  # a display with an id was added
         self._texts: list[bytes] = []
         self.add_text: Callable[[bytes], None] = self._texts.append
         self.parent = b""
@@ -58,9 +68,11 @@ class OutputCounter:
         """Note that the executions may have changed."""
         self.parent = b""
 
-    def add(self, content: bytes) -> None:
+    def add(self, content: bytes, msg_type: str) -> None:
         """Add the content of a message that is not a stream message."""
         self._nbytes += len(content)
+        if msg_type == "display_data" and has_display_id(content):
+            self._displays = True
 
     def count(self, end: int) -> None:
         """Count the messages before number `end`."""
@@ -72,5 +84,6 @@ class OutputCounter:
                 joined = b"".join(texts)
                 lines, nbytes = lines_in(joined, len(texts)), nbytes + len(joined)
             execution.count_output(end, messages, lines, nbytes)
-        self._counted, self._nbytes = end, 0
+            execution.displays = execution.displays or self._displays
+        self._counted, self._nbytes, self._displays = end, 0, False
         texts.clear()

@@ -28,6 +28,7 @@ from typing import Final
 
 from kbridge.errors import InvalidRequest
 from kbridge.flow.activity import state_of
+from kbridge.flow.execute_contents import has_display_id
 from kbridge.flow.input_requests import InputRequest
 from kbridge.flow.journal import EVERYONE, Stretch
 from kbridge.wire import v1
@@ -46,8 +47,6 @@ _IOPUB, _SHELL, _STDIN = (c.encode() for c in (Channel.IOPUB, Channel.SHELL, Cha
 _STATUS: Final = "status"
 _DISPLAY: Final = "display_data"
 _UPDATE: Final = "update_display_data"
-_SEARCHED: Final = 64 << 10
-"""Bytes at the end of a display that are searched for its id: ipykernel writes it last."""
 
 
 def parse_parents(values: Sequence[str]) -> tuple[str, ...]:
@@ -217,7 +216,7 @@ def _is_for_all(frame: bytes, header: bytes, parent_id: str) -> bool:
         return False
     msg_type = scan(header, "msg_type")
     if msg_type == _DISPLAY:
-        return frame.find(b'"display_id"', max(0, len(frame) - _SEARCHED)) >= 0
+        return has_display_id(frame)
     return msg_type == _UPDATE or (msg_type == _STATUS and not parent_id)
 
 

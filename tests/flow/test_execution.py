@@ -63,6 +63,14 @@ def test_a_reply_or_status_that_was_not_written_is_missing(
     assert execution.state == ("done" if end == 12 else "running")
 
 
+@pytest.mark.parametrize(("end", "displays"), [(11, False), (12, True)])
+def test_an_unfinished_execution_may_have_shown_a_display_after_the_last_entry(
+    end: int, displays: bool
+) -> None:
+    entry = Execution("ask", 7, HEADER, state="running", first=10, last=10).entry()
+    assert Execution.from_entry("ask", entry, end).displays == displays
+
+
 @pytest.mark.parametrize(
     ("field", "value"),
     [

@@ -76,7 +76,7 @@ class Table:
         if msg_type == "stream":
             self.counter.add_text(msg.content)
         else:
-            self.counter.add(msg.content)
+            self.counter.add(msg.content, msg_type)
         self.seq += 1
         self.counter.count(self.seq)
         if channel is Channel.SHELL:

@@ -4,6 +4,7 @@ import json
 from collections import Counter
 from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -45,8 +46,10 @@ class Side:
         )
         if msg.parent_header != self.counter.parent:
             self.counter.turn(msg, self.seq)
-        add = self.counter.add_text if msg_type == "stream" else self.counter.add
-        add(msg.content)
+        if msg_type == "stream":
+            self.counter.add_text(msg.content)
+        else:
+            self.counter.add(msg.content, msg_type)
         self.seq += 1
         return len(msg.content)
 
@@ -67,6 +70,27 @@ def test_messages_lines_bytes_and_places_are_counted() -> None:
     assert (execution.first, execution.last, execution.messages) == (40, 44, 4)
     assert (execution.lines, execution.nbytes) == (4, size), "a display has no lines"
     assert (side["other"].first, side["other"].last, side["other"].messages) == (43, 43, 1)
+
+
+@pytest.mark.parametrize(
+    ("msg_type", "transient", "displays"),
+    [
+        ("display_data", {"display_id": "plot"}, True),
+        ("display_data", {}, False),
+        # This changes a display of an earlier message, wherever that was shown.
+        ("update_display_data", {"display_id": "plot"}, False),
+    ],
+)
+def test_a_display_with_an_id_is_noted(
+    msg_type: str, transient: dict[str, str], displays: bool
+) -> None:
+    side = Side("ask", "other")
+    side.append("ask", msg_type, {"data": {}, "metadata": {}, "transient": transient})
+    side.append("other")
+    assert side["ask"].displays == displays
+    assert not side["other"].displays
+    side.append("ask")
+    assert side["ask"].displays == displays, "it stays"
 
 
 @given(st.lists(st.sampled_from(["a", "b", "unknown", "", "look"])), st.booleans())

@@ -311,7 +311,7 @@ class Broadcaster:
         if msg_type == "stream":
             counter.add_text(msg.content)
         else:
-            counter.add(msg.content)
+            counter.add(msg.content, msg_type)
         return seq
 
     def is_announced(self, status: str) -> bool:

@@ -113,6 +113,7 @@ class ExecutionTracker:
             "messages": execution.messages,
             "lines": execution.lines,
             "output_bytes": execution.nbytes,
+            "displays": execution.displays,
             "connected": self._sessions.is_here(execution.client),
         }
 

@@ -69,6 +69,7 @@ async def test_an_execution_is_described_at_each_point_of_its_life(rig: Rig) -> 
         "messages": 0,
         "lines": 0,
         "output_bytes": 0,
+        "displays": False,
         "connected": True,
     }
     rig.clock.now += 1
