@@ -19,7 +19,7 @@ from collections.abc import Collection
 
 from kbridge.wire.message import Message, scan
 
-__all__ = ["CONTROL", "QUIET", "Activity", "state_of"]
+__all__ = ["CONTROL", "QUIET", "Activity", "shell_of", "state_of"]
 
 CONTROL = frozenset(
     {
@@ -70,8 +70,11 @@ def state_of(content: bytes) -> str:
     return state if isinstance(state, str) else ""
 
 
-def _shell_of(header: bytes) -> str:
-    """Return the id of the subshell that a request went to (JEP 91); empty for the main shell."""
+def shell_of(header: bytes) -> str:
+    """Return the id of the subshell that a request went to (JEP 91); empty for the main shell.
+
+    The headers of JupyterLab say `"subshell_id": null` for the main shell.
+    """
     if b'"subshell_id"' not in header:
         return ""
     try:
@@ -164,14 +167,14 @@ class Activity:
                 self._phase = None
             # kernel_info_request is also sent on control.
             if state == "busy" and request not in CONTROL and request != "kernel_info_request":
-                self._busy.pop(_shell_of(parent), None)
+                self._busy.pop(shell_of(parent), None)
             return
         self._phase = None
         self._latest = state
         self.last_activity = now
         parent_id = scan(parent, "msg_id")
         if state == "busy":
-            self._begin(_shell_of(parent), parent_id or _NAMELESS)
+            self._begin(shell_of(parent), parent_id or _NAMELESS)
         elif parent_id:
             self._end(parent_id)
             self._over.pop(parent_id, None)

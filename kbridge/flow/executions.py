@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable
 from typing import Final
 
+from kbridge.flow.activity import shell_of
 from kbridge.flow.execute_contents import cell_of, code_size
 from kbridge.flow.execution import RUNNING, Execution
 from kbridge.wire.message import Message, scan
@@ -197,12 +198,12 @@ class Executions:
 
         Subshells run in parallel, so they say nothing about each other.
         """
+        if shell_of(begun.header):
+            return []
         ended = [
             execution
             for execution in self._replied.values()
-            if execution is not begun
-            and execution.begun
-            and b'"subshell_id"' not in execution.header + begun.header
+            if execution is not begun and execution.begun and not shell_of(execution.header)
         ]
         for execution in ended:
             execution.finish(now)

@@ -24,10 +24,10 @@ Invariants:
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple
 
-from kbridge.flow.activity import state_of
+from kbridge.flow.activity import shell_of, state_of
 from kbridge.flow.execute_contents import count_of, error_of
 from kbridge.flow.execution import Execution
 from kbridge.flow.routing import Routing
@@ -58,11 +58,10 @@ class _Request:
     ended_at: float | None = None
     heard_at: float = -math.inf
     quiet_since: float = math.inf  # of an earlier bridge: when it was restored or heard last
+    in_subshell: bool = field(init=False)
 
-    @property
-    def in_subshell(self) -> bool:
-        """True if it was sent to a subshell."""
-        return b'"subshell_id"' in self.parent_header
+    def __post_init__(self) -> None:
+        self.in_subshell = bool(shell_of(self.parent_header))
 
     def reply(self) -> dict[str, Any]:
         """Return the content of the reply."""

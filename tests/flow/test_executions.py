@@ -29,10 +29,11 @@ STEPS: dict[str, tuple[Channel, str, dict[str, Any]]] = {
 }
 
 
+JUPYTERLAB = {"msg_type": "execute_request", "subshell_id": None}  # its header names no subshell
+
+
 def header_of(msg_id: str, **more: Any) -> bytes:
-    return json.dumps(
-        {"msg_id": msg_id, "msg_type": "execute_request", "session": "a-page", **more}
-    ).encode()
+    return json.dumps({**JUPYTERLAB, "msg_id": msg_id, "session": "a-page", **more}).encode()
 
 
 def request(
@@ -203,6 +204,10 @@ def test_an_execution_in_a_subshell_does_not_end_others() -> None:
     table.play(main, "busy", "ok")
     table.play(sub, "busy", "ok")
     assert table.states() == {"main": "running", "sub": "running"}
+    bare = Message(Channel.SHELL, b'{"msg_id":"bare"}', b"{}", b"{}", b"{}")
+    table.submit(bare)
+    table.play(bare, "busy")
+    assert table.states() == {"main": "done", "sub": "running", "bare": "running"}
 
 
 def test_a_replaced_process_aborts_everything_that_has_not_finished() -> None:

@@ -11,9 +11,11 @@ from kbridge.flow.routing import Routing
 from kbridge.wire.build import build
 from kbridge.wire.message import Channel, Message
 
+JUPYTERLAB = {"subshell_id": None}  # in each of its headers
 
-def request(name: str, msg_type: str = "execute_request", **header: str) -> bytes:
-    whole = {"msg_id": name, "msg_type": msg_type, "session": "s", **header}
+
+def request(name: str, msg_type: str = "execute_request", **header: str | None) -> bytes:
+    whole = {**JUPYTERLAB, "msg_id": name, "msg_type": msg_type, "session": "s", **header}
     return json.dumps(whole).encode()
 
 
@@ -120,10 +122,13 @@ def test_without_an_earlier_bridge_replies_are_built_after_a_lost_connection() -
     assert not side.owed.active
 
 
-def test_a_request_without_idle_ends_when_the_shell_is_calm() -> None:
+@pytest.mark.parametrize(
+    "header", [request("old"), b'{"msg_id":"old","msg_type":"execute_request"}']
+)
+def test_a_request_without_idle_ends_when_the_shell_is_calm(header: bytes) -> None:
     """Some kernels omit the idle, and some connections lose it."""
     side = Side()
-    side.play(request("old"), "print", "error")
+    side.play(header, "print", "error")
     assert side.later(1000) == []
     side.owed.shell_answered(side.now)
     assert side.later(1000) == [], "another earlier request may be next"

@@ -111,8 +111,9 @@ async def bridges(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncItera
 
 
 def execute(rig: Rig, attachment: Any, msg_id: str = "ask") -> Message:
-    """Submit a request; return it."""
+    """Submit a request with a header as JupyterLab makes it; return it."""
     msg = rig.message(Channel.SHELL, "execute_request", {"code": "1"}, msg_id=msg_id)
+    msg = msg._replace(header=json.dumps({**json.loads(msg.header), "subshell_id": None}).encode())
     rig.hub.submit(attachment, msg)
     return msg
 

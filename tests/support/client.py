@@ -101,6 +101,7 @@ class KernelClient:
             "username": "tester",
             "date": datetime.now(UTC).isoformat(),
             "version": "5.3",
+            "subshell_id": None,  # as JupyterLab sends it
             **(header or {}),
         }
         msg = {
