@@ -167,7 +167,7 @@ class Broadcaster:
 
     def _on_found(self, cursor: Cursor, known: bool, since: str, place: Place | None) -> None:
         """Go on with a websocket whose last message was looked for on disk."""
-        if self.delivery.holds(cursor):  # otherwise it was detached
+        if cursor.held:  # otherwise it was detached
             point = None if place is None else ResumePoint(place, exact=True)
             self._resume(cursor, known, since, point or self._unknown(cursor, known))
 

@@ -167,6 +167,9 @@ class Cursor:
         True while the last write has not completed.
     behind : bool
         True while the websocket is behind the journal.
+    held : bool
+        True while the message after which it starts is looked for on disk: until then, `place` says
+        nothing.
     acknowledge, verbatim, paced, listener, selection
         As in `CursorOptions`.
     """
@@ -178,6 +181,7 @@ class Cursor:
         "blocked",
         "delivered",
         "dialect",
+        "held",
         "link",
         "listener",
         "number",
@@ -214,6 +218,7 @@ class Cursor:
         self.window_end = _UNLIMITED
         self.blocked = False
         self.behind = False
+        self.held = False
 
     # -- position ---------------------------------------------------------------------------
 
@@ -225,6 +230,10 @@ class Cursor:
     def set_behind(self, behind: bool) -> None:
         """Note whether the websocket is behind the journal."""
         self.behind = behind
+
+    def set_held(self, held: bool) -> None:
+        """Note whether the place where the websocket starts is being looked for."""
+        self.held = held
 
     def skip(self, place: Place) -> None:
         """Move past frames of which none are for this websocket."""

@@ -132,16 +132,14 @@ class Delivery:
 
     def hold(self, cursor: Cursor) -> None:
         """Write nothing to a websocket that was just attached until `start`."""
+        cursor.set_held(True)
         self._loading.add(cursor)
-
-    def holds(self, cursor: Cursor) -> bool:
-        """Return True if a websocket waits for the disk."""
-        return cursor in self._loading
 
     def start(self, cursor: Cursor) -> None:
         """Write to a websocket that was just attached the frames that it has missed."""
         if cursor.place.seq < self._journal.next_seq:
             cursor.set_behind(True)
+        cursor.set_held(False)
         self._loading.discard(cursor)
         self._shared = True
         self._pump(cursor)
@@ -180,6 +178,7 @@ class Delivery:
 
     def remove(self, cursor: Cursor) -> None:
         """Write no more to a websocket that was detached."""
+        cursor.set_held(False)
         self._waiting.pop(cursor, None)
         self._loading.discard(cursor)
         self._cancel_ack_timer(cursor)

@@ -103,8 +103,8 @@ class Inputs:
         for question in self._requests.set_away(client, away=True):
             for reader in self._sessions.cursors:
                 chosen, place = reader.selection, reader.place
-                if chosen is None or place.seq <= question.seq:
-                    continue  # it receives other messages, or has yet to read this one
+                if chosen is None or reader.held or place.seq <= question.seq:
+                    continue  # it receives other messages, or has yet to read or to ask for this
                 if chosen.ask(question, reader.session.number, place.seq):
                     self._delivery.go_on(reader)
 

@@ -7,8 +7,8 @@ import pytest
 from kbridge.hub.broadcast.cursor import Cursor
 from kbridge.wire.dialects import LEGACY
 from kbridge.wire.message import Channel, Message
-from tests.hub.broadcast.test_loading import until
-from tests.hub.rig import Peer, Rig, frames_of, received
+from tests.hub.broadcast.test_loading import SETTINGS, caught_up, open_store, until
+from tests.hub.rig import Peer, Rig, frames_of, received, texts
 from tests.hub.test_recorder import Bridges
 
 
@@ -283,6 +283,35 @@ async def test_after_a_crash_a_reader_is_asked_and_its_answer_arrives(tmp_path) 
     await until(lambda: cursor.place.seq == rig.hub.journal.next_seq)
     assert questions(done) == []
     await bridges.aclose()
+
+
+async def test_a_reader_whose_place_is_looked_for_on_disk_is_asked_in_order(tmp_path) -> None:
+    store = await open_store(tmp_path / "journal")
+    rig = Rig(SETTINGS, store=store)
+    rig.prove()
+    page = Asker(rig)
+    printed = [rig.stream(f"{n};".ljust(5000, "."), page.request.header) for n in range(100)]
+    for msg in printed:
+        rig.say(msg)
+    asked = page.ask()
+    page.print("after")
+    await store.history("a-kernel").flush()
+    rig.kernel.drain()
+    reader, cursor = follow(rig, since=printed[10].msg_id)
+    assert received(reader) == [], "only the disk knows that message"
+    page.leave()
+    await until(lambda: bool(received(reader)))
+    await caught_up(rig, cursor)
+    assert [m.msg_type for m in received(reader)][-2:] == ["input_request", "stream"]
+    assert questions(reader) == [asked]
+    assert "".join(texts(reader)).startswith("11;")
+    rig.hub.detach(cursor)
+    again, cursor = follow(rig, since=asked.msg_id)
+    await until(lambda: bool(received(again)))
+    await caught_up(rig, cursor)
+    assert texts(again) == ["after"]
+    await rig.hub.aclose()
+    await store.aclose(keep=False)
 
 
 async def test_one_of_a_client_that_is_not_known_is_received(rig) -> None:
