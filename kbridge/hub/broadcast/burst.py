@@ -7,9 +7,11 @@ grow beyond its limit, within an allowance that all kernels of a process share (
 
 Only the fastest live reader counts, so a stalled viewer uses no extra memory. A reader is live if
 it has read everything that it may read, or has made progress within `PATIENCE` seconds (longer for
-a large frame: the time to send it at one mebibyte per second). After the last live reader has gone,
-it still counts for `PATIENCE` seconds, because clients come back. After that the journal returns to
-its limit. Output that `flow.pace` holds back does not count as backlog: a rate limit delays it.
+a large frame: the time to send it at one mebibyte per second). A websocket that follows some
+requests skips all other frames, so it counts only if no reader of all frames is live. After the
+last live reader has gone, it still counts for `PATIENCE` seconds, because clients come back. After
+that the journal returns to its limit. Output that `flow.pace` holds back does not count as backlog:
+a rate limit delays it.
 
 A journal that continues on disk gets extra memory, too, for a live reader whose next frames are in
 memory, because reading them from disk costs twice as much; and for frames that a slow disk has not
@@ -179,6 +181,8 @@ class Burst:
         fastest: Cursor | None = None
         live = 0
         for cursor in self._sessions.cursors:
+            if cursor.held:  # its place is not known yet
+                continue
             seq = cursor.place.seq
             known = self._seen.get(cursor.number)
             may = min(end, self._pace.horizon) if cursor.paced else end
@@ -191,7 +195,7 @@ class Burst:
                 self._live_at = -math.inf
                 continue
             live += 1
-            if fastest is None or seq > fastest.place.seq:
+            if fastest is None or (_need(cursor), seq) > (_need(fastest), fastest.place.seq):
                 fastest = cursor
         self._seen = seen
         if fastest is not None:
@@ -210,3 +214,11 @@ class Burst:
             return PATIENCE
         journal, seq = self._journal, cursor.place.seq
         return max(PATIENCE, (journal.behind(seq - 1) - journal.behind(seq)) / _SLOWEST)
+
+
+def _need(cursor: Cursor) -> int:
+    """Return the rank of a reader among those that are live; the fastest of the highest counts.
+
+    A reader of some requests moves past all other frames at once, however fast it reads.
+    """
+    return 2 if cursor.selection is None else int(cursor.behind)

@@ -218,6 +218,30 @@ async def test_a_viewer_that_joins_does_not_take_it_from_who_reads(rig) -> None:
     assert rig.hub.journal.spare == 0
 
 
+async def test_a_reader_of_other_requests_does_not_take_it_from_a_page(rig) -> None:
+    """It skips the output of the request that is not its own, so it is always at the end."""
+    client, _ = stalled(rig)
+    rig.attach("reader", parents=["queued"])
+    for n in range(60):
+        show(rig, 2 * n, 2 * n + 1)
+        read(rig, client)
+    await read_all(rig, client)
+    assert shown(client) == list(range(120))
+    assert texts(client) == []
+
+
+async def test_of_readers_of_requests_those_that_lag_count(rig) -> None:
+    parent = b'{"msg_id": "runs", "msg_type": "execute_request"}'
+    client = Slow()
+    rig.hub.attach(client, V1, parents=["runs"])
+    rig.attach("reader", parents=["queued"])
+    lines = [f"{n};".ljust(MIB // 2, ".") for n in range(60)]
+    for line in lines:
+        rig.say(rig.stream(line, parent))
+    await read_all(rig, client)
+    assert "".join(texts(client)) == "".join(lines)
+
+
 async def test_a_client_that_comes_back_in_time_loses_nothing(rig) -> None:
     _, attachment = stalled(rig, "a-session")
     show(rig, *range(40))
