@@ -3,9 +3,10 @@
 Invariants:
 
 - an execution is `waiting`, then `running`, then `done`, `error` or `aborted`. It has finished when
-  it has its reply and its idle status, or when the process of the kernel was replaced. Some kernels
-  omit the idle status of an aborted request, or after an error: an aborted request has finished
-  with its reply, others at the latest when the next request begins;
+  it has its reply and its idle status, or when the process of the kernel was replaced. An aborted
+  request has finished with its reply. Some kernels omit the idle status of an aborted request, or
+  after an error: it counts as sent when the next request begins. An execution without a reply has
+  finished when a later one has its reply;
 - a reply may be lost with the bridge that waited for it. `kbridge.flow.lost_replies` then builds it
   from the header, the execution count and the error of the execution, so they are kept until the
   reply and the idle status are on disk. The code is never kept;
@@ -202,6 +203,11 @@ class Execution:
         if not self.finished:
             self.state, self.ended = self.outcome, now
 
+    def end_without_idle(self, end: int, now: float) -> None:
+        """Note that no idle status will come: the next request has begun before number `end`."""
+        self.ended_seq = end
+        self.finish(now)
+
     def abort(self, now: float) -> None:
         """Note that its process has gone."""
         if not self.finished:
@@ -253,7 +259,7 @@ class Execution:
             self.state, self.ended = (RUNNING if self.begun else WAITING), None
         if self.first is not None and self.first >= end:
             self.first = self.last = None
-        elif self.last is not None and (self.owed or self.last >= end):
+        elif self.last is not None and (not self.finished or self.last >= end):
             # The log is not written for each message, so one of these may have been a display.
             self.displays = self.displays or self.last < end - 1
             self.last = end - 1

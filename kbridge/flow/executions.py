@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from typing import Final
 
 from kbridge.flow.activity import shell_of
@@ -30,10 +30,10 @@ class Executions:
     def __init__(self, saved: Iterable[Execution] = ()) -> None:
         self._all = {execution.msg_id: execution for execution in saved}
         self._finished = {e.msg_id: None for e in self._all.values() if e.finished}
-        # Those that have a reply, but no idle status yet.
-        self._replied = {
-            e.msg_id: e for e in self._all.values() if e.replied is not None and not e.finished
-        }
+        # Those that have a reply, but no idle status yet, and the reverse; in the order in which
+        # they got the one, which is the order in which the kernel has run them.
+        self._replied = {e.msg_id: e for e in self._all.values() if _waits_for_idle(e)}
+        self._unreplied = {e.msg_id: e for e in self._all.values() if _waits_for_reply(e)}
         self._forgotten: list[str] = []
 
     def __len__(self) -> int:
@@ -136,12 +136,10 @@ class Executions:
         state = execution.state
         if not execution.observe(msg, msg_type, end, now):
             return []
-        changed = [execution]
-        if execution.state != state:
-            self._note(execution)
-            if execution.state == RUNNING and self._replied:
-                changed += self._end_replied(execution, now)
-        return changed
+        self._note(execution)
+        if execution.state == RUNNING != state and self._replied:
+            return [execution, *self._end_replied(execution, end, now)]
+        return [execution]
 
     def replied(self, msg: Message, end: int, now: float) -> list[Execution]:
         """Note an `execute_reply`; `end` is the sequence number after it.
@@ -154,8 +152,9 @@ class Executions:
         execution = self._all.get(msg.parent_id)
         if execution is None or not execution.reply(msg.content, end, now):
             return []
+        ended = self._end_unreplied(execution, now) if self._unreplied else []
         self._note(execution)
-        return [execution]
+        return [execution, *ended]
 
     def process_replaced(self, now: float) -> list[Execution]:
         """Abort all executions that have not finished; return them."""
@@ -179,7 +178,7 @@ class Executions:
 
     def clear(self) -> None:
         """Forget everything."""
-        for known in (self._all, self._finished, self._replied):
+        for known in (self._all, self._finished, self._replied, self._unreplied):
             known.clear()
 
     def _note(self, execution: Execution) -> None:
@@ -187,24 +186,31 @@ class Executions:
         msg_id = execution.msg_id
         if execution.finished:
             self._finished[msg_id] = None
-            self._replied.pop(msg_id, None)
         else:
             self._finished.pop(msg_id, None)
-            if execution.replied is not None:
-                self._replied[msg_id] = execution
+        if _waits_for_idle(execution):
+            self._replied[msg_id] = execution
+        else:
+            self._replied.pop(msg_id, None)
+        if _waits_for_reply(execution):
+            self._unreplied[msg_id] = execution
+        else:
+            self._unreplied.pop(msg_id, None)
 
-    def _end_replied(self, begun: Execution, now: float) -> list[Execution]:
-        """Finish the executions whose idle status is missing: the kernel runs another one.
+    def _end_replied(self, begun: Execution, end: int, now: float) -> list[Execution]:
+        """End the executions whose idle status is missing: the kernel runs another one."""
+        ended = _before(begun, self._replied)
+        for execution in ended:
+            execution.end_without_idle(end, now)
+            self._note(execution)
+        return ended
 
-        Subshells run in parallel, so they say nothing about each other.
+    def _end_unreplied(self, replied: Execution, now: float) -> list[Execution]:
+        """Finish the executions whose reply is missing: the kernel has replied to a later one.
+
+        A reply that was lost with a connection may still be built for them.
         """
-        if shell_of(begun.header):
-            return []
-        ended = [
-            execution
-            for execution in self._replied.values()
-            if execution is not begun and execution.begun and not shell_of(execution.header)
-        ]
+        ended = _before(replied, self._unreplied)
         for execution in ended:
             execution.finish(now)
             self._note(execution)
@@ -214,3 +220,28 @@ class Executions:
         if self._all.pop(msg_id, None) is not None:
             self._finished.pop(msg_id, None)
             self._replied.pop(msg_id, None)
+            self._unreplied.pop(msg_id, None)
+
+
+def _waits_for_idle(execution: Execution) -> bool:
+    return execution.owed and execution.replied is not None
+
+
+def _waits_for_reply(execution: Execution) -> bool:
+    return execution.ended_seq is not None and execution.replied is None and not execution.finished
+
+
+def _before(latest: Execution, known: Mapping[str, Execution]) -> list[Execution]:
+    """Return the executions that the kernel has run before the latest one.
+
+    Subshells run in parallel, so they say nothing about each other.
+    """
+    found: list[Execution] = []
+    if shell_of(latest.header):
+        return found
+    for execution in known.values():
+        if execution is latest:
+            break
+        if not shell_of(execution.header):
+            found.append(execution)
+    return found

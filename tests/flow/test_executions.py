@@ -188,12 +188,65 @@ def test_an_execution_without_idle_ends_when_the_next_one_begins() -> None:
     table.play(second, "busy")
     assert table.states() == {"first": "error", "second": "running", "third": "waiting"}
     assert table.log["first"]["state"] == "error"
-    assert table["first"].owed, "an idle status may still be built for it"
+    assert not table["first"].owed, "no idle status will come"
+    assert table.crash(table.seq - 1)["first"].owed, "unless the beginning is not on disk"
     table.play(third, "busy")
     assert table.states() == {"first": "error", "second": "done", "third": "running"}
     table.play(first, "idle")
     assert table.states()["first"] == "error"
     assert not table["first"].owed
+
+
+def test_an_execution_of_which_only_the_reply_came_ends_when_a_later_one_begins() -> None:
+    table = Table()
+    names = ("mute", "aborted", "runs", "fast")
+    mute, aborted, runs, fast = (request(name) for name in names)
+    for asked in (mute, aborted, runs, fast):
+        table.submit(asked)
+    table.play(mute, "ok")
+    table.play(aborted, "aborted")
+    assert table["aborted"].owed, "its idle status may be lost with the bridge"
+    table.play(runs, "ok")
+    table.play(fast, "ok")
+    table.play(runs, "busy")
+    expected = {"mute": "done", "aborted": "aborted", "runs": "running", "fast": "waiting"}
+    assert table.states() == table.crash().states() == expected
+    assert [name for name in names if table[name].owed] == ["runs", "fast"]
+    assert table.executions.forget("mute")
+
+
+def test_an_execution_without_reply_ends_when_a_later_one_has_its_reply() -> None:
+    table = Table()
+    names = ("lost", "second", "third", "sub")
+    lost, second, third = (request(name) for name in names[:3])
+    sub = request("sub", subshell_id="s")
+    for asked in (lost, second, third, sub):
+        table.submit(asked)
+        table.play(asked, "busy", "idle")
+    assert set(table.states().values()) == {"running"}, "iopub may be faster than shell"
+    table.play(second, "ok")
+    expected = {"lost": "done", "second": "done", "third": "running", "sub": "running"}
+    assert table.states() == expected
+    assert table.crash().states() == expected
+    assert table["lost"].owed, "its reply may still be built"
+    table.play(lost, "ok")
+    assert not table["lost"].owed
+    table.play(third, "ok")
+    assert table.states()["third"] == "done"
+
+
+def test_a_crash_does_not_move_the_end_of_an_execution_that_had_finished() -> None:
+    table = Table()
+    first, last = request("first"), request("last")
+    for asked in (first, last):
+        table.submit(asked)
+    table.play(first, "busy", "input", "error", "failed")
+    table.play(last, "aborted")
+    at = table["last"].last
+    table.play(request("unknown"), *["print"] * 20)
+    again = table.crash()
+    assert again["last"].last == at
+    assert again["first"].last == table.seq - 1, "it may have printed more"
 
 
 def test_an_execution_in_a_subshell_does_not_end_others() -> None:

@@ -479,6 +479,31 @@ async def test_the_log_keeps_no_headers_and_errors_of_executions_whose_end_is_on
     assert "header" in entries["execution/later"]
 
 
+async def test_a_kernel_that_omits_the_idle_after_an_error_leaves_no_headers_and_errors(
+    bridges,
+) -> None:
+    rig = await bridges.next()
+    _, attachment = rig.attach("mine")
+    for number in range(20):
+        failed = execute(rig, attachment, f"failed{number}")
+        say(rig, failed, "busy", "input", "error", "reply")
+    await bridges.flush()
+    last = execute(rig, attachment, "last")
+    say(rig, last, "busy", "input", "reply", "idle")
+    seqs = [rig.hub.describe(each)["last_seq"] for each in rig.hub.executions.find()]
+    held = [each.msg_id for each in rig.hub.executions.find() if each.header]
+    assert held == ["failed19", "last"], "their ends are not on disk yet"
+    origin = rig.ack_origin
+    rig = await bridges.crash()
+    moved = rig.ack_origin - origin
+    again = [rig.hub.describe(each)["last_seq"] - moved for each in rig.hub.executions.find()]
+    assert again == seqs
+    assert not any(each.owed for each in rig.hub.executions.find())
+    mine, _ = rig.attach("other")
+    calm(rig)
+    assert kinds(mine) == []
+
+
 async def test_hidden_tracebacks_are_not_in_any_file(bridges) -> None:
     rig = await bridges.next(allow_tracebacks=False)
     _, attachment = rig.attach("mine")
