@@ -19,7 +19,9 @@ _HEADER_BYTES: Final = 4096  # requests with a longer header are not noted
 
 
 class Executions:
-    """The executions of one kernel, at most 1,000: the oldest that have finished go first.
+    """The executions of one kernel, at most 1,000: those that finished first are forgotten first.
+
+    If none of them has finished, further ones are not noted.
 
     Parameters
     ----------
@@ -91,12 +93,18 @@ class Executions:
         Returns
         -------
         Execution or None
-            None if the request has no id, or a header that is too long to be kept.
+            None if the request is not noted: it has no id, or a header that is too long to be
+            kept, or so many others wait. Call `take_forgotten` in any case.
         """
         msg_id, header = msg.msg_id, bytes(msg.header)
         if not msg_id or len(header) > _HEADER_BYTES:
             return None
-        self._remove(msg_id)  # clients choose the ids
+        if msg_id in self._all:  # clients choose the ids
+            self._forget(msg_id)
+        while len(self._all) >= LIMIT:
+            if not self._finished:
+                return None
+            self._forget(next(iter(self._finished)))
         execution = Execution(
             msg_id,
             client,
@@ -107,10 +115,6 @@ class Executions:
             submitted=now,
         )
         self._all[msg_id] = execution
-        while len(self._all) > LIMIT:
-            oldest = next(iter(self._finished or self._all))
-            self._remove(oldest)
-            self._forgotten.append(oldest)
         return execution
 
     def observe(self, msg: Message, msg_type: str, end: int, now: float) -> list[Execution]:
@@ -172,7 +176,10 @@ class Executions:
         return True
 
     def take_forgotten(self) -> list[str]:
-        """Return the ids of the executions that were forgotten for newer ones, once."""
+        """Return the ids of the executions that were forgotten for newer ones, once.
+
+        An id that was used again is among them.
+        """
         forgotten, self._forgotten = self._forgotten, []
         return forgotten
 
@@ -215,6 +222,10 @@ class Executions:
             execution.finish(now)
             self._note(execution)
         return ended
+
+    def _forget(self, msg_id: str) -> None:
+        self._remove(msg_id)
+        self._forgotten.append(msg_id)
 
     def _remove(self, msg_id: str) -> None:
         if self._all.pop(msg_id, None) is not None:

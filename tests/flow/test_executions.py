@@ -58,10 +58,10 @@ class Table:
         self.now += 1.0
         execution = self.executions.submit(msg, client, self.now)
         self.counter.look_again()
-        if execution is not None:
-            self._write([execution])
         for msg_id in self.executions.take_forgotten():
             del self.log[msg_id]
+        if execution is not None:
+            self._write([execution])
         return execution
 
     def play(self, asked: Message, *steps: str) -> None:
@@ -327,7 +327,7 @@ def test_only_a_finished_execution_is_forgotten() -> None:
     assert len(table.executions) == 0
 
 
-def test_the_oldest_that_have_finished_are_forgotten_for_newer_ones() -> None:
+def test_those_that_finished_first_are_forgotten_for_newer_ones() -> None:
     table = Table()
     for number in range(LIMIT):
         asked = request(f"r{number}")
@@ -337,9 +337,37 @@ def test_the_oldest_that_have_finished_are_forgotten_for_newer_ones() -> None:
     for number in range(3):
         table.submit(request(f"new{number}"))
     assert len(table.executions) == len(table.log) == LIMIT
-    gone = {"r5", "r7", "r0"}
+    gone = {"r5", "r7", "new2"}
     assert gone.isdisjoint(table.states())
     assert gone.isdisjoint(table.log)
+
+
+def test_one_that_has_not_finished_is_never_forgotten() -> None:
+    table = Table()
+    asked = [request(f"r{number}") for number in range(LIMIT + 2)]
+    for msg in asked[:LIMIT]:
+        table.submit(msg)
+    table.play(asked[0], "busy", "input")
+    assert table.submit(asked[LIMIT]) is None
+    assert table.states()["r0"] == "running"
+    table.play(asked[LIMIT], "busy")
+    table.play(asked[0], "ok", "idle")
+    assert table.submit(asked[LIMIT + 1]) is not None
+    assert len(table.executions) == len(table.log) == LIMIT
+    assert "r0" not in table.states()
+
+
+def test_an_id_that_is_used_again_is_another_execution_the_newest() -> None:
+    table = Table()
+    same, other = request("same"), request("other")
+    for asked in (same, other):
+        table.submit(asked)
+        table.play(asked, "busy", "ok", "idle")
+    before = table["same"]
+    table.submit(same)
+    assert table["same"] is not before
+    assert list(table.states()) == list(table.crash().states()) == ["other", "same"]
+    assert table.states()["same"] == "waiting"
 
 
 @pytest.mark.parametrize("msg_id", ["", "x" * 5000])

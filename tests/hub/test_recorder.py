@@ -504,6 +504,21 @@ async def test_a_kernel_that_omits_the_idle_after_an_error_leaves_no_headers_and
     assert kinds(mine) == []
 
 
+async def test_an_id_that_is_used_again_is_another_execution_also_after_a_crash(bridges) -> None:
+    rig = await bridges.next()
+    _, attachment = rig.attach("mine")
+    say(rig, execute(rig, attachment, "same"), "busy", "input", "reply", "idle")
+    execute(rig, attachment, "other")
+    execute(rig, attachment, "same")
+    await bridges.flush()
+    execute(rig, attachment, "later")
+    rig = await bridges.crash()
+    states = {each.msg_id: each.state for each in rig.hub.executions.find()}
+    assert states == {"other": "waiting", "same": "waiting", "later": "waiting"}
+    assert list(states) == ["other", "same", "later"]
+    assert all(each.owed for each in rig.hub.executions.find())
+
+
 async def test_hidden_tracebacks_are_not_in_any_file(bridges) -> None:
     rig = await bridges.next(allow_tracebacks=False)
     _, attachment = rig.attach("mine")

@@ -60,9 +60,9 @@ class ExecutionTracker:
         """Note an `execute_request` of the session with that number."""
         execution = self.executions.submit(msg, client, self._clock.wall())
         self.counter.look_again()
+        for forgotten in self.executions.take_forgotten():
+            self._forgotten(forgotten)
         if execution is not None:
-            for msg_id in self.executions.take_forgotten():
-                self._forgotten(msg_id)
             self._changed((execution,))
 
     def observe(self, msg: Message, msg_type: str, end: int) -> None:
