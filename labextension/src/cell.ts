@@ -60,6 +60,11 @@ export class RestoredCell {
     return this.model?.sharedModel.getSource() ?? null;
   }
 
+  /** The execution count; null without one. */
+  get count(): number | null {
+    return this.model?.executionCount ?? null;
+  }
+
   /** True if the cell has outputs. */
   get hasOutputs(): boolean {
     return (this.model?.outputs.length ?? 0) > 0;

@@ -54,6 +54,9 @@ function toOutput(pending: Pending): Output {
 /** Types of messages that change earlier outputs with the same display id. */
 const UPDATES = new Set(['display_data', 'update_display_data', 'execute_result']);
 
+/** States of a kernel, without a parent, after which the process before does not go on. */
+const ENDS = new Set(['starting', 'restarting', 'autorestarting', 'dead']);
+
 /** Types of messages that an Output widget shows instead of the cell. */
 const CAPTURED = new Set([
   'stream',
@@ -74,6 +77,15 @@ export function displayId(message: Message): string {
 /** Return true if a message may change outputs that are there already. */
 export function isUpdate(message: Message): boolean {
   return UPDATES.has(message.header.msg_type) && displayId(message) !== '';
+}
+
+/** Return true if a message says that a process of the kernel has ended or begun. */
+function isOfProcess({ header, parent_header, content }: Message): boolean {
+  return (
+    header.msg_type === 'status' &&
+    !parent_header.msg_id &&
+    ENDS.has(String(content.execution_state))
+  );
 }
 
 /** Return the number of ends of lines in a text. */
@@ -99,6 +111,9 @@ export class Feed {
   /** Ends of lines in all stream text so far, also in text that was cleared. */
   lines = 0;
 
+  /** True if the process of the kernel ended before the execution did. */
+  cut = false;
+
   /** The times that JupyterLab records in a cell's metadata. */
   readonly timing: Record<string, string> = {};
 
@@ -113,6 +128,16 @@ export class Feed {
   /** True if the kernel has sent everything: the reply, and `idle`. */
   get over(): boolean {
     return this._replied && this._idle;
+  }
+
+  /** True if the kernel has replied. Some kernels then send no `idle`. */
+  get replied(): boolean {
+    return this._replied;
+  }
+
+  /** Characters of stream text, and the number of other outputs, so far; also cleared ones. */
+  get amount(): { readonly text: number; readonly others: number } {
+    return { text: this._text, others: this._others };
   }
 
   /** True if nothing of it is in a model: the first flush replaces what is there. */
@@ -175,6 +200,11 @@ export class Feed {
     }
   }
 
+  /** Note that the process of the kernel has ended, or another one has begun. */
+  processEnded(): void {
+    this.cut = this._begun && !this.over;
+  }
+
   /** Show the content of a message in all outputs that have its display id. */
   update(message: Message): void {
     for (const index of this._displays.get(displayId(message)) ?? []) {
@@ -196,6 +226,7 @@ export class Feed {
       this._addText(output);
     } else {
       this._lastName = '';
+      this._others++;
       this._adds.push({ output });
       this._length++;
     }
@@ -247,14 +278,15 @@ export class Feed {
    */
   private _restart(): void {
     this.clear();
-    this.lines = 0;
-    this._replied = this._idle = false;
+    this.lines = this._text = this._others = 0;
+    this._replied = this._idle = this.cut = false;
   }
 
   private _addText(output: Output): void {
     const text = Array.isArray(output.text) ? output.text.join('') : String(output.text ?? '');
     const name = String(output.name ?? 'stdout');
     this.lines += countLines(text);
+    this._text += name === 'stdin' ? 0 : text.length;
     if (name !== this._lastName || this._length === 0) {
       this._lastName = name;
       this._adds.push({ stream: { name, pieces: [text] } });
@@ -322,6 +354,8 @@ export class Feed {
   private _begun = false;
   private _replied = false;
   private _idle = false;
+  private _text = 0;
+  private _others = 0;
 
   // The outputs as they are after the next flush: `_base` of them are in the model, with the changes
   // `_cleared` (first), `_sets` and `_head` (text for the last one); `_adds` follow.
@@ -370,6 +404,9 @@ export class Feeds {
    */
   handle(message: Message): Feed | undefined {
     this.update(message);
+    if (isOfProcess(message)) {
+      this._feeds.forEach(each => each.processEnded());
+    }
     const feed = this._feeds.get(message.parent_header.msg_id ?? '');
     feed?.handle(message);
     return feed;

@@ -122,7 +122,9 @@ export class NotebookRestorer implements IDisposable {
       return;
     }
     if (executions === null) {
-      this._foreign = kernel.id; // kbridge does not serve this kernel: ask no more
+      if (kernel.id !== this._served) {
+        this._foreign = kernel.id; // kbridge does not serve this kernel: ask no more
+      }
       return;
     }
     this._served = kernel.id;

@@ -44,6 +44,11 @@ export class Replay {
     this._connect();
   }
 
+  /** True if the websocket is open. */
+  get open(): boolean {
+    return this._socket?.readyState === WebSocket.OPEN;
+  }
+
   /** Answer an input request; kept until the websocket is open. */
   reply(request: Header, value: string): void {
     const frame = encode({
@@ -60,7 +65,7 @@ export class Replay {
       metadata: {},
       content: { status: 'ok', value }
     });
-    if (this._socket?.readyState === WebSocket.OPEN) {
+    if (this._socket && this.open) {
       this._socket.send(frame);
     } else {
       this._unsent.push(frame);
@@ -134,11 +139,11 @@ export class Replay {
     this._delay = Math.min(2 * this._delay, MAX_DELAY);
   }
 
-  /** Connect again if the kernel still exists: a websocket does not say why it was refused. */
+  /** Connect again if the server can be reached: a websocket does not say why it was refused. */
   private async _again(): Promise<void> {
     try {
-      if ((await this.api.list(this.kernel, { limit: '1' })) === null) {
-        this._end();
+      if ((await this.api.list(this.kernel, { limit: '1' })) === null && !this._closed) {
+        this._onClose(0); // perhaps a server that has just started does not know the kernel yet
         return;
       }
     } catch {

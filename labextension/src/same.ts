@@ -33,3 +33,18 @@ export function sameOutputs(
 ): boolean {
   return equal(wanted, shown) || equal(withoutAnswers(wanted), withoutAnswers(shown));
 }
+
+/** Return the characters of stream text in some outputs, and the number of other outputs. */
+export function amountOf(outputs: readonly Output[]): { text: number; others: number } {
+  let text = 0;
+  let others = 0;
+  for (const output of outputs) {
+    if (output.output_type !== 'stream') {
+      others++;
+    } else if (output.name !== 'stdin') {
+      const pieces = Array.isArray(output.text) ? output.text : [output.text];
+      text += pieces.reduce((sum: number, piece) => sum + String(piece ?? '').length, 0);
+    }
+  }
+  return { text, others };
+}
