@@ -155,14 +155,14 @@ def find_execution(hub: Hub | None, msg_id: str) -> dict[str, Any]:
 
 
 def forget_execution(hub: Hub | None, msg_id: str) -> None:
-    """Delete the record of an execution.
+    """Delete the record of an execution that has ended, or clear the output so far.
 
     Raises
     ------
     NotFound
         If the kernel has no record of it.
     Conflict
-        If it has not ended.
+        If it has not begun.
     """
     if hub is None:
         raise _unknown(msg_id)

@@ -12,7 +12,7 @@ from typing import Any
 
 from kbridge.errors import HubClosed, IgnoredMessage
 from kbridge.flow.activity import Activity
-from kbridge.flow.execution import Execution
+from kbridge.flow.execution import RUNNING, Execution
 from kbridge.flow.executions import Executions
 from kbridge.flow.journal import Journal
 from kbridge.flow.policy import DROP, judge
@@ -267,16 +267,24 @@ class Hub:
         return self._broadcaster.tracker.describe(execution)
 
     def forget_execution(self, msg_id: str) -> None:
-        """Forget an execution that has finished.
+        """Forget the output of an execution, so that nobody restores it.
+
+        One that has finished is no longer listed. If it is running, the output so far is cleared
+        for all clients, also for those that read it later: they receive a `clear_output`.
 
         Raises
         ------
         NotFound
             If there is no execution with that id.
         Conflict
-            If it has not finished.
+            If it has not begun.
         """
-        self._broadcaster.tracker.forget(msg_id)
+        execution = self.executions.get(msg_id)
+        if execution is not None and execution.state == RUNNING and execution.header:
+            self._kernel.drain()
+            self.say(self.notices.clear_output(execution.header))
+        else:
+            self._broadcaster.tracker.forget(msg_id)
 
     # -- the kernel -------------------------------------------------------------------------
 

@@ -84,6 +84,12 @@ class Notices:
             msg_id=msg_id,
         )
 
+    def clear_output(self, parent_header: bytes) -> Message:
+        """Return a message that clears the output of the cell that `parent_header` names."""
+        return self._build(
+            Channel.IOPUB, "clear_output", {"wait": False}, parent_header=parent_header
+        )
+
     def lost(self, gap: Gap, parent_header: bytes, seq: int) -> Message:
         """Return the marker of a gap in a client's output, behind frame `seq` of the journal."""
         return self.stderr(

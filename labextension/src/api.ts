@@ -57,9 +57,9 @@ export class ExecutionsApi {
   }
 
   /**
-   * Forget an execution, so that nobody restores its output.
+   * Forget the output of an execution so far, so that nobody restores it.
    *
-   * One that is not over stays (409): its cell still receives output.
+   * One that has not begun has none (409).
    */
   async forget(kernel: string, id: string): Promise<void> {
     const response = await ServerConnection.makeRequest(

@@ -174,7 +174,7 @@ export class NotebookRestorer implements IDisposable {
     }
     try {
       for (const execution of (await this.options.api.list(kernel.id)) ?? []) {
-        if (execution.cell_id && cells.includes(execution.cell_id) && isOver(execution)) {
+        if (execution.cell_id && cells.includes(execution.cell_id)) {
           await this.options.api.forget(kernel.id, execution.id);
         }
       }

@@ -105,7 +105,8 @@ async def test_the_record_of_an_execution_that_has_ended_is_deleted(site: Site) 
     assert (reply.code, reply.body) == (204, b"")
     assert (await site.ask(f"{LIST}/a%2Fb", "DELETE")).code == 404
     assert (await site.ask(f"{LIST}/a%2Fb")).code == 404
-    assert (await site.ask(f"{LIST}/second", "DELETE")).code == 409
+    assert (await site.ask(f"{LIST}/second", "DELETE")).code == 204
+    assert json.loads((await site.ask(f"{LIST}/second")).body)["state"] == "running"
     assert [e["id"] for e in json.loads((await site.ask()).body)] == ["second"]
 
 

@@ -46,7 +46,7 @@ _PATHS: dict[str, _Operations] = {
     "/api/kernels/{id}/executions": {"get": ("The executions of a kernel, newest last", 200, {})},
     "/api/kernels/{id}/executions/{msg_id}": {
         "get": ("An execution", 200, {}),
-        "delete": ("Delete the record of an execution that has ended", 204, {}),
+        "delete": ("Forget the output of an execution", 204, {}),
     },
     "/api/sessions": {
         "get": ("The sessions", 200, {}),

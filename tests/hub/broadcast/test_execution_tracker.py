@@ -178,6 +178,21 @@ async def test_only_an_execution_that_has_finished_can_be_forgotten(rig: Rig) ->
     assert rig.hub.executions.find() == []
 
 
+async def test_forgetting_a_running_execution_clears_its_output_so_far(rig: Rig) -> None:
+    _, cursor = rig.attach("a-page")
+    asked = execute(rig, cursor)
+    say(rig, asked, "busy", "print")
+    rig.hub.forget_execution("ask")
+    say(rig, asked, "print")
+    reader, _ = rig.attach("a-reader", silent=False, parents=["ask"])
+    messages = received(reader)
+    # The text before was not sent, because it would be cleared.
+    assert [msg.msg_type for msg in messages] == ["status", "clear_output", "stream"]
+    assert json.loads(messages[1].content) == {"wait": False}
+    assert messages[1].parent_id == "ask"
+    assert described(rig)["state"] == "running"
+
+
 async def test_the_number_of_executions_is_bounded(rig: Rig, monkeypatch) -> None:
     monkeypatch.setattr(flow_executions, "LIMIT", 3)
     _, cursor = rig.attach("a-page")
