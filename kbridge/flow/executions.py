@@ -160,9 +160,13 @@ class Executions:
         self._note(execution)
         return [execution, *ended]
 
-    def process_replaced(self, now: float) -> list[Execution]:
-        """Abort all executions that have not finished; return them."""
-        aborted = [e for e in self._all.values() if not e.finished or e.owed]
+    def process_replaced(self, now: float, waiting: Collection[str] = ()) -> list[Execution]:
+        """Abort all executions that have not finished, except those in `waiting`; return them."""
+        aborted = [
+            each
+            for each in self._all.values()
+            if (not each.finished or each.owed) and each.msg_id not in waiting
+        ]
         for execution in aborted:
             execution.abort(now)
             self._note(execution)

@@ -390,8 +390,7 @@ class Hub:
         keep : bool
             True if requests that are already waiting are meant for the next process.
         """
-        await self._kernel.restarting(keep=keep)
-        self._broadcaster.forget_requests()
+        self._broadcaster.forget_requests(await self._kernel.restarting(keep=keep))
         self.announce("starting" if asked else "restarting")
 
     def dead(self) -> None:

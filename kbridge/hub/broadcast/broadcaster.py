@@ -6,7 +6,7 @@ each is judged and encoded once, then read by any number of websockets.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -278,9 +278,9 @@ class Broadcaster:
         for observer in self._observers:
             observer.on_kernel_activity()
 
-    def on_replaced(self) -> None:
+    def on_replaced(self, waiting: frozenset[str]) -> None:
         """Announce a start that was not reported; written with the messages of this wake-up."""
-        self.forget_requests()
+        self.forget_requests(waiting)
         self._append_status("starting")
 
     def on_ready(self) -> None:
@@ -340,10 +340,13 @@ class Broadcaster:
         """Note an `input_reply`; return False if its input request was answered before."""
         return self._inputs.answer(msg)
 
-    def forget_requests(self) -> None:
-        """Forget open requests and input requests: the process that they belong to has gone."""
+    def forget_requests(self, waiting: Collection[str] = ()) -> None:
+        """Forget open requests and input requests: the process that they belong to has gone.
+
+        Requests with an id in `waiting` are for the next process.
+        """
         self._inputs.clear()
-        self.tracker.process_replaced()
+        self.tracker.process_replaced(waiting)
 
     def connecting(self, connection_info: Mapping[str, Any]) -> None:
         """Note the connection info of the kernel's present process."""

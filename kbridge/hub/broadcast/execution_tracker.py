@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Any
 
 from kbridge.errors import Conflict, NotFound
@@ -75,9 +75,12 @@ class ExecutionTracker:
         """Note an `execute_reply`; `end` is the sequence number after it."""
         self._changed(self.executions.replied(msg, end, self._clock.wall()), end)
 
-    def process_replaced(self) -> None:
-        """Note that the process of the kernel has gone: what it has not finished is aborted."""
-        self._changed(self.executions.process_replaced(self._clock.wall()))
+    def process_replaced(self, waiting: Collection[str]) -> None:
+        """Note that the process of the kernel has gone: what it has not finished is aborted.
+
+        Requests with an id in `waiting` are for the next process.
+        """
+        self._changed(self.executions.process_replaced(self._clock.wall(), waiting))
 
     def forget(self, msg_id: str) -> None:
         """Forget an execution that has finished.

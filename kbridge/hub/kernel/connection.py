@@ -158,15 +158,17 @@ class KernelConnection:
         """Deliver all messages that have arrived."""
         self._link.drain()
 
-    async def restarting(self, *, keep: bool) -> None:
+    async def restarting(self, *, keep: bool) -> frozenset[str]:
         """Deliver the last messages of a process that has ended, and forget its requests.
 
-        With `keep`, requests that are queued are kept: they are meant for the next process.
+        With `keep`, requests that are queued are kept: they are meant for the next process. The
+        result is the `msg_id` of each of them.
         """
         await self._link.drain_until_disconnect()
         self._requests.forget("the kernel was restarted", waiting=not keep)
         self._disconnect()
         self.activity.restarted(self._clock.wall())
+        return self._requests.waiting
 
     def dead(self) -> None:
         """Forget the process and all requests: it has ended for good."""
@@ -324,7 +326,7 @@ class KernelConnection:
             self.activity.restarted(wall)
             if self._readiness.ready:
                 self.activity.alive(wall)
-            self._listener.on_replaced()
+            self._listener.on_replaced(self._requests.waiting)
 
     # -- readiness --------------------------------------------------------------------------
 

@@ -42,8 +42,11 @@ class KernelListener(Protocol):
     def on_notice(self, msg: Message) -> None:
         """Take an iopub message that the bridge made in the name of the kernel."""
 
-    def on_replaced(self) -> None:
-        """Another process answers on the same ports; no restart was announced."""
+    def on_replaced(self, waiting: frozenset[str]) -> None:
+        """Another process answers on the same ports; no restart was announced.
+
+        It will be sent the requests with the ids in `waiting`.
+        """
 
     def on_drained(self) -> None:
         """All messages of this wake-up were delivered; this is the time to write them out."""

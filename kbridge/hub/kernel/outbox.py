@@ -73,6 +73,10 @@ class Outbox:
         if self.nbytes <= self.limit:
             self._release()
 
+    def ids(self) -> frozenset[str]:
+        """Return the `msg_id` of each request that waits."""
+        return frozenset(msg.msg_id for queue in self._queues.values() for msg in queue)
+
     def clear(self) -> None:
         """Drop all requests."""
         for queue in self._queues.values():

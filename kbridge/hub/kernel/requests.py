@@ -55,6 +55,11 @@ class Requests:
         self._lost = LostReplies(adopted=context.adopted, routing=self._routing)
         self.owed = self._lost.active
 
+    @property
+    def waiting(self) -> frozenset[str]:
+        """The `msg_id` of each request that was not sent yet."""
+        return self._outbox.ids()
+
     # -- requests ---------------------------------------------------------------------------
 
     def submit(self, msg: Message, client: int, *, ready: bool) -> asyncio.Future[None] | None:

@@ -10,7 +10,7 @@ from kbridge.flow import executions as flow_executions
 from kbridge.flow.activity import state_of
 from kbridge.hub.settings import HubSettings
 from kbridge.wire.message import Channel, Message
-from tests.hub.rig import Rig, received
+from tests.hub.rig import INFO, Rig, received
 
 SAYS: dict[str, tuple[Channel, str, dict[str, Any]]] = {
     "busy": (Channel.IOPUB, "status", {"execution_state": "busy"}),
@@ -139,6 +139,31 @@ async def test_the_end_of_the_process_aborts_its_executions(rig: Rig, how: str) 
         rig.say(rig.message(Channel.IOPUB, "status", {"execution_state": "starting"}))
     assert {each.state for each in rig.hub.executions.find()} == {"aborted"}
     assert described(rig, "running")["ended"] is not None
+
+
+@pytest.mark.parametrize("announced", [True, False])
+async def test_a_request_that_waits_for_the_next_process_is_not_aborted(
+    rig: Rig, announced: bool
+) -> None:
+    _, cursor = rig.attach()
+    say(rig, execute(rig, cursor, "runs"), "busy", "input")
+    rig.kernel.disconnect()
+    asked = execute(rig, cursor, "waits")
+    if announced:
+        await rig.hub.restarting(asked=True, keep=True)
+        rig.hub.reconnect(dict(INFO))
+    else:
+        rig.kernel.connect()
+        rig.process = "the-next"
+    with pytest.raises(Conflict):
+        rig.hub.forget_execution("waits")
+    rig.prove()
+    assert [msg.msg_id for msg in rig.sent()][-1] == "waits"
+    states = {each.msg_id: each.state for each in rig.hub.executions.find()}
+    assert states == {"runs": "aborted", "waits": "waiting"}
+    assert described(rig, "waits")["ended"] is None
+    say(rig, asked, "busy", "input", "reply", "idle")
+    assert described(rig, "waits")["state"] == "done"
 
 
 async def test_a_lost_reply_that_is_built_ends_the_execution(rig: Rig) -> None:

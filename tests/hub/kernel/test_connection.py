@@ -38,8 +38,9 @@ class Listener:
     def on_notice(self, msg: Message) -> None:
         self.messages.append((EVERYONE, msg))
 
-    def on_replaced(self) -> None:
+    def on_replaced(self, waiting: frozenset[str]) -> None:
         self.replaced += 1
+        self.waiting = waiting
 
     def on_ready(self) -> None:
         self.ready += 1
