@@ -91,8 +91,8 @@ def read_state_blocks(
 ) -> Generator[Block, None, bool]:
     """Yield the blocks of a full segment that have frames with state.
 
-    If other blocks follow, the last of them that has a frame of at most `small` bytes comes last;
-    one frame of it is enough for a notice. Most output is thus not read.
+    The last block that has output of at most `small` bytes comes, too, at the end if it has no
+    state: one frame of it is enough for a notice. Most output is thus not read.
 
     Parameters
     ----------
@@ -124,7 +124,8 @@ def read_state_blocks(
             if block is None:
                 break
             yield block
-            last = None
+            if _ends_small(block, small):
+                last = None
         elif reader.position + header.size > end:
             break
         elif header.frames > 1 or header.content <= small:
@@ -143,6 +144,13 @@ def read_state_blocks(
             return True
         yield block
     return damaged
+
+
+def _ends_small(block: Block, small: int) -> bool:
+    """Return True if the last frame without state of a block has at most `small` bytes."""
+    state = set(block.state)
+    last = next((i for i in reversed(range(len(block.seqs))) if i not in state), None)
+    return last is not None and block.size(last) <= small
 
 
 class Wanted(NamedTuple):

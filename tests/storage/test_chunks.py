@@ -36,7 +36,9 @@ def write(path: Path, *frames: str) -> list[int]:
     descriptor = disk.create(path)
     for kind in frames:
         frame = b"x" * (LARGE if kind == "large" else 100)
-        source.append(frame, state=kind == "state")
+        if kind == "mixed":  # one block with a text and a state
+            source.append(frame)
+        source.append(frame, state=kind in ("state", "mixed"))
         batch = source.unwritten(FOREVER)
         assert batch is not None
         for place in append(disk, descriptor, size, batch):
@@ -67,7 +69,10 @@ def read(path: Path, *, stop: int = FOREVER, disk: Disk | None = None) -> tuple[
         ("state", [0]),
         ("text", [0]),
         ("large", []),
-        ("text state large text state", [1, 4]),
+        ("text state large text state", [1, 4, 3]),
+        ("text state", [1, 0]),
+        ("text large text mixed state", [3, 5]),
+        ("text mixed large", [1]),
         ("state text text large", [0, 2]),
         ("text large", [0]),
     ],

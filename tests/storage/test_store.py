@@ -250,6 +250,33 @@ async def test_a_reader_goes_on_while_old_output_is_given_up(tmp_path: Path) -> 
     await store.aclose(keep=False)
 
 
+async def test_the_last_lost_frame_is_known_if_only_statuses_are_behind_it(tmp_path: Path) -> None:
+    """A segment ends with statuses only if the process ends after them."""
+    source = Source()
+    store = await open_store(tmp_path, limit=4 * MiB)
+    history = store.history("k")
+    history.attach(source)
+    for state in (False, True):  # two blocks
+        for n in range(100):
+            source.append(b"%8d" % n * 250, state=state)
+        history.changed()
+        await history.flush()
+    await store.aclose(keep=True)
+    store = await open_store(tmp_path, limit=4 * MiB, keep=["k"])
+    history = store.history("k")
+    source.durable = None
+    reading = await read(history)
+    for _ in range(100):
+        await write(history, source, 50)
+        reading = await read(history)
+        if reading.gaps:
+            break
+    [(seq, gap)] = reading.gaps.items()
+    missing = {*range(seq)} - reading.frames.keys()
+    assert gap.last_lost == source.frame(max(missing))
+    await store.aclose(keep=False)
+
+
 async def test_all_output_is_gone_but_the_numbers_go_on(tmp_path: Path) -> None:
     store = await open_store(tmp_path, limit=100_000)
     history, source = store.history("k"), Source()
