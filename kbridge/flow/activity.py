@@ -49,6 +49,7 @@ _QUIET_MESSAGES = frozenset(
 _BEFORE = "before"
 _NAMELESS = "nameless"  # a request without a msg_id
 _ID_CHARS = 256  # unusually long ids are not stored
+_PARSED = 64 << 10  # bytes; longer headers and contents are not parsed
 
 _STATES = {
     spelling.format(state).encode(): state
@@ -58,10 +59,15 @@ _STATES = {
 
 
 def state_of(content: bytes) -> str:
-    """Return `execution_state` of the content of a status message; empty if it is missing."""
+    """Return `execution_state` of the content of a status message; empty if it is missing.
+
+    Contents of more than 64 KiB are not parsed, because that blocks the bridge.
+    """
     known = _STATES.get(content)
     if known is not None:
         return known
+    if len(content) > _PARSED:
+        return ""
     try:
         value = json.loads(content)
     except (ValueError, RecursionError):
@@ -75,7 +81,7 @@ def shell_of(header: bytes) -> str:
 
     The headers of JupyterLab say `"subshell_id": null` for the main shell.
     """
-    if b'"subshell_id"' not in header:
+    if len(header) > _PARSED or b'"subshell_id"' not in header:
         return ""
     try:
         found = json.loads(header).get("subshell_id")

@@ -91,7 +91,12 @@ def code_size(content: bytes) -> int:
 
 
 def cell_of(metadata: bytes) -> str | None:
-    """Return `cellId` of the metadata of an `execute_request`; None if it has no sensible one."""
+    """Return `cellId` of the metadata of an `execute_request`; None if it has no sensible one.
+
+    Metadata of more than 64 KiB is not searched.
+    """
+    if len(metadata) > _PARSED:
+        return None
     cell = scan(metadata, "cellId") if b'"cellId"' in metadata else ""
     return cell if 0 < len(cell) <= _CELL_CHARS else None
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kbridge.flow.activity import CONTROL, QUIET, Activity, state_of
+from kbridge.flow.activity import CONTROL, QUIET, Activity, shell_of, state_of
 from kbridge.wire.message import Channel, Message
 
 START = 1000.0
@@ -270,6 +270,13 @@ def test_latest_state_is_the_value_that_jupyter_server_shows(
 ) -> None:
     activity = play(events)
     assert (activity.latest_state, activity.execution_state) == (latest, whole)
+
+
+@pytest.mark.parametrize("more", [1000, 100_000])
+def test_only_64_kib_of_a_header_or_a_status_are_parsed(more: int) -> None:
+    found = state_of(json.dumps({"more": "x" * more, "execution_state": "idle"}).encode())
+    shell = shell_of(json.dumps({"more": "x" * more, "subshell_id": "s"}).encode())
+    assert (found, shell) == (("idle", "s") if more == 1000 else ("", ""))
 
 
 def test_busy_requests_are_bounded_and_the_oldest_are_dropped_first() -> None:
