@@ -62,6 +62,8 @@ async def fetch_executions(
         400, 404, 409 and 503 of the gateway itself; 404 if it has no executions; 502 if it cannot
         be reached, refuses the credentials, or fails.
     """
+    if msg_id in (".", ".."):  # a proxy would take them for another path
+        raise web.HTTPError(404, "there is no such execution")
     client: Any = GatewayClient.instance()
     path = [quote(kernel_id, safe=""), "executions", *([quote(msg_id, safe="")] if msg_id else [])]
     url = url_path_join(client.url, client.kernels_endpoint, *path) + _query(arguments, _FILTERS)

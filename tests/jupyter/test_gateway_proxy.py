@@ -256,6 +256,14 @@ async def test_requests_for_executions_reach_the_gateway(site: Site, gateway: Ga
     assert (gateway.asked[-1].method, gateway.asked[-1].path) == ("DELETE", f"/{LIST}/a")
 
 
+@pytest.mark.parametrize("msg_id", [".", "..", "%2e", "%2E%2e"])
+async def test_an_id_that_would_change_the_path_does_not_reach_the_gateway(
+    site: Site, gateway: Gateway, msg_id: str
+) -> None:
+    assert (await site.ask(f"{LIST}/{msg_id}", "DELETE")).code == 404
+    assert gateway.asked == []
+
+
 async def test_the_gateway_receives_its_own_token_and_not_the_pages(
     site: Site, gateway: Gateway
 ) -> None:
