@@ -72,10 +72,14 @@ export class ExecutionsApi {
     }
   }
 
+  /** True if the kernels run behind a gateway: Jupyter Server then has another path for websockets. */
+  get gateway(): boolean {
+    return PageConfig.getOption('kbridgeChannels') !== '';
+  }
+
   /** Return the URL of a websocket of a kernel. */
   channels(kernel: string, query: Record<string, string>): string {
-    // Jupyter Server in front of a gateway has another path, which keeps the query.
-    const path = PageConfig.getOption('kbridgeChannels') || 'api/kernels';
+    const path = PageConfig.getOption('kbridgeChannels') || 'api/kernels'; // it keeps the query
     const parameters = { ...query };
     if (this.settings.appendToken && this.settings.token !== '') {
       parameters.token = this.settings.token;

@@ -130,7 +130,8 @@ export class NotebookRestorer implements IDisposable {
     this._served = kernel.id;
     const situation = {
       cells: this._codeCells(),
-      saved: panel.context.contentsModel?.last_modified ?? null,
+      // A gateway has its own clock.
+      saved: api.gateway ? null : (panel.context.contentsModel?.last_modified ?? null),
       session: kernel.clientId,
       known: this._known,
       shared: this._sharing.shared,

@@ -28,7 +28,10 @@ export interface Situation {
   /** The code cells: id and execution count. */
   cells: ReadonlyMap<string, number | null>;
 
-  /** When the file was written that the page has loaded, in ISO 8601; null if that is not known. */
+  /**
+   * When the file was written that the page has loaded, in ISO 8601; null if that is not known, or if
+   * its clock is not that of the kernel's server.
+   */
   saved: string | null;
 
   /** The session of this page's own kernel connection: JupyterLab shows its output itself. */
@@ -54,8 +57,11 @@ export function neverRan(execution: Execution): boolean {
   return execution.state === 'aborted' && execution.execution_count === null;
 }
 
-/** Milliseconds by which the times of files may differ from those of messages. */
-const SAVED_AFTER = 1_000;
+/**
+ * Milliseconds by which the clocks of the server and of its file system may differ. A file that was
+ * written sooner after the end is compared with the output.
+ */
+const SAVED_AFTER = 60_000;
 
 /**
  * Return true if the file has all output of an execution, so that none needs to be sent.

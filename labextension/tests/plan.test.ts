@@ -88,7 +88,7 @@ test('code is compared without white space at the end', () => {
   assert.equal(sameCode(' a', 'a'), false);
 });
 
-const SAVED = '2026-01-01T00:00:11Z';
+const SAVED = '2026-01-01T00:01:10Z';
 
 test('what the file has whole is not sent again', () => {
   assert.equal(isSaved(execution('1', 'b'), 1, SAVED), true);
@@ -101,7 +101,7 @@ const unsaved: [string, Partial<Execution>, number | null, string | null][] = [
   ['the cell has no count', {}, null, SAVED],
   ['neither has a count', { execution_count: null }, null, SAVED],
   ['the file is older than the end', {}, 1, '2026-01-01T00:00:09Z'],
-  ['the file is hardly newer', {}, 1, '2026-01-01T00:00:10.999Z'],
+  ['the file is hardly newer', {}, 1, '2026-01-01T00:01:09Z'],
   ['the age of the file is not known', {}, 1, null],
   ['the end is not known', { ended: null }, 1, SAVED],
   ['a display may have changed', { displays: true }, 1, SAVED],
