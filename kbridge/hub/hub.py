@@ -88,12 +88,11 @@ class Hub:
         self.settings = settings
         self.log = log
         history = environment.store.history(kernel_id) if environment.store else None
-        recovered = history.recovered if history is not None else None
         saved = SavedState()
         adopted = former is not None
-        if recovered is not None:
-            saved = read_entries(recovered.records, recovered.next_seq)
-            adopted = adopted or bool(recovered.next_seq or saved.sessions or saved.executions)
+        if history is not None and (before := history.recovered) is not None:
+            saved = read_entries(before.records, before.next_seq)
+            adopted = adopted or bool(before.next_seq or saved.sessions or saved.executions)
         self.notices = Notices(clock, adopted=adopted, on_disk=history is not None)
         self.ignored = DroppedMessages(IGNORED, kernel_id, clock, log)
         self._rejected = DroppedMessages(REJECTED, kernel_id, clock, log)
@@ -102,6 +101,8 @@ class Hub:
         self._incoming = policy_chain.incoming(settings)
         allowance = environment.allowance or Allowance(settings.burst_limit)
         self._broadcaster = Broadcaster(context, allowance, saved)
+        if history is not None:
+            history.forget_recovered()
         self._kernel = KernelConnection(context, self._broadcaster, environment.link, former or ())
         self._closed = False
         self._broadcaster.connecting(connection_info)

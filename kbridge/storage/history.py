@@ -66,7 +66,8 @@ class History(Client):
     Attributes
     ----------
     recovered : Recovered or None
-        The state that an earlier process left; None for a new kernel.
+        The state that an earlier process left; None for a new kernel, and after
+        `forget_recovered`.
     """
 
     def __init__(
@@ -144,6 +145,10 @@ class History(Client):
         records = self._states.records
         if self.end or records:
             self.recovered = Recovered(self.end, self.offset, records)
+
+    def forget_recovered(self) -> None:
+        """Hold no memory for `recovered`: the journal goes on."""
+        self.recovered = None
 
     @property
     def answered(self) -> int:

@@ -448,6 +448,27 @@ async def test_executions_are_listed_after_a_crash(bridges) -> None:
     assert [rig.hub.describe(each)["connected"] for each in rig.hub.executions.find()] == [True] * 4
 
 
+async def test_a_bridge_holds_no_copy_of_the_state_that_it_found(tmp_path: Path) -> None:
+    for _ in range(2):
+        store = await JournalStore.open(
+            StoreSettings(tmp_path / "journal", **LIMITS),
+            owner="me",
+            keep=[ID],
+            log=logging.getLogger("test"),
+        )
+        history = store.history(ID)
+        found = history.recovered
+        rig = Rig(HubSettings(limit_rate=False), store=store)
+        assert history.recovered is None
+        assert len(rig.hub.executions) == (found is not None)
+        _, attachment = rig.attach("mine")
+        execute(rig, attachment)
+        await rig.hub.aclose()
+        await store.aclose(keep=True)
+    assert found is not None
+    assert "execution/ask" in found.records
+
+
 async def test_forgotten_executions_do_not_come_back_after_a_crash(bridges, monkeypatch) -> None:
     monkeypatch.setattr(executions, "LIMIT", 3)
     rig = await bridges.next()
