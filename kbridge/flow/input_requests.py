@@ -66,6 +66,11 @@ class InputRequests:
         if len(self.open) > _LIMIT:
             self.open.popitem(last=False)
 
+    def restore(self, question: InputRequest) -> None:
+        """Note an input request of an earlier bridge, whose client has no websocket yet."""
+        self.asked(question.msg, question.client, question.seq, away=True)
+        self.open[question.msg.msg_id].shown.update(question.shown)
+
     def set_away(self, client: int, away: bool) -> list[InputRequest]:
         """Note that a client has no websocket any longer, or has one; return its requests."""
         found = [q for q in self.open.values() if q.client == client]

@@ -13,7 +13,7 @@ from typing import Final
 from kbridge.flow.execution import Execution
 from kbridge.flow.input_requests import InputRequest
 from kbridge.hub.broadcast.cursor import ClientSession
-from kbridge.hub.recovered import LIVES, Lives, input_entry
+from kbridge.hub.recovered import LIVES, Lives, input_entry, shown_late
 from kbridge.storage.history import History
 
 __all__ = ["PLACES_EVERY", "Recorder"]
@@ -40,7 +40,7 @@ class Recorder:
     def __init__(self, history: History, lives: Lives, executions: Iterable[Execution]) -> None:
         self._history = history
         self._ended: dict[str, Execution] = {}  # their ends may not be on disk yet
-        self._inputs: dict[str, tuple[int, int]] = {}  # client and number, as recorded
+        self._inputs: dict[str, object] = {}  # client, number and readers, as recorded
         # As recorded, by number of the session; -1 if that is not known.
         self._places: dict[int, int | None] = {}
         self._moved: dict[ClientSession, None] = {}
@@ -141,7 +141,7 @@ class Recorder:
             del self._inputs[msg_id]
             self._history.record(f"input/{msg_id}", None)
         for msg_id, question in waiting.items():
-            place = question.client, question.seq
+            place = question.client, question.seq, shown_late(question)
             if self._inputs.get(msg_id) != place and question.msg.nbytes <= _INPUT_BYTES:
                 self._inputs[msg_id] = place
                 self._history.record(f"input/{msg_id}", input_entry(question))

@@ -38,12 +38,16 @@ __all__ = [
     "is_of_another_kernel",
     "kernel_mark",
     "read_entries",
+    "shown_late",
 ]
 
 _APART: Final = 1 << 32
 """More messages than one bridge sends: the numbers in the pings of two bridges never overlap."""
 
 _ADDRESS: Final = ("transport", "ip", "shell_port", "iopub_port")
+
+_PARTS: Final = 4  # of an input request in the log: header, parent, metadata, content
+_SHOWN: Final = 100  # clients that are written with an input request
 
 LIVES: Final = 1000
 """Earlier bridges whose numbers are understood."""
@@ -241,7 +245,7 @@ def read_entries(entries: Mapping[str, object], end: int) -> SavedState:
             elif kind == "execution" and isinstance(value, dict):
                 state.executions.append(Execution.from_entry(name, value, end))
             elif kind == "input":
-                state.inputs.append(_read_input(value))
+                state.inputs.append(_read_input(value, end))
         except (KeyError, TypeError, ValueError, AttributeError, OverflowError):
             continue
     return state
@@ -258,14 +262,26 @@ def _read_life(state: SavedState, index: int, value: Any) -> None:
 def input_entry(question: InputRequest) -> list[object]:
     """Return the value for the log of an input request."""
     parts = [bytes(part).decode("utf-8", "surrogateescape") for part in question.msg[1:5]]
-    return [question.client, question.seq, *parts]
+    return [question.client, question.seq, *parts, shown_late(question)]
 
 
-def _read_input(value: Any) -> InputRequest:
+def shown_late(question: InputRequest) -> list[tuple[int, int]]:
+    """Return the clients that received an input request later than its place in the journal.
+
+    Each comes with the number of the first frame after it; at most the latest 100.
+    """
+    return [each for each in question.shown.items() if each[1] > question.seq + 1][-_SHOWN:]
+
+
+def _read_input(value: Any, end: int) -> InputRequest:
     client, seq, *texts = value
+    shown = texts.pop() if len(texts) > _PARTS else []  # the version before had none
     header, parent, metadata, content = (each.encode("utf-8", "surrogateescape") for each in texts)
     msg = Message(Channel.STDIN, header, parent, metadata, content, ())
-    return InputRequest(msg, _number(client), _number(seq))
+    found = InputRequest(msg, _number(client), _number(seq))
+    if found.seq < end:  # otherwise its frame was lost, and gets another place
+        found.shown.update({_number(who): min(_number(after), end) for who, after in shown})
+    return found
 
 
 def _number(value: object) -> int:

@@ -110,7 +110,7 @@ class Broadcaster:
         for question in saved.inputs:
             if question.seq >= end:  # its frame was lost
                 question.seq = self.append(question.msg, question.client)
-            self._inputs.asked(question.msg, question.client, question.seq)
+            self._inputs.restore(question)
 
     # -- websockets -------------------------------------------------------------------------
 

@@ -63,6 +63,11 @@ class Inputs:
         self._requests.asked(msg, client, seq, away=not self._sessions.is_here(client))
         self._record()
 
+    def restore(self, question: InputRequest) -> None:
+        """Note an input request of an earlier bridge."""
+        self._requests.restore(question)
+        self._record()
+
     def answer(self, msg: Message) -> bool:
         """Note an `input_reply`; return False if its input request was answered before."""
         wanted = self._requests.answer(msg)
@@ -106,6 +111,7 @@ class Inputs:
                 if chosen is None or reader.held or place.seq <= question.seq:
                     continue  # it receives other messages, or has yet to read or to ask for this
                 if chosen.ask(question, reader.session.number, place.seq):
+                    self._record()
                     self._delivery.go_on(reader)
 
     def point_after(self, cursor: Cursor, since: str, point: ResumePoint) -> ResumePoint:

@@ -314,6 +314,27 @@ async def test_a_reader_whose_place_is_looked_for_on_disk_is_asked_in_order(tmp_
     await store.aclose(keep=False)
 
 
+async def test_after_a_crash_a_late_question_is_no_reason_to_repeat_output(tmp_path) -> None:
+    bridges = Bridges(tmp_path)
+    rig = await bridges.next()
+    page = Asker(rig)
+    reader, _ = follow(rig)
+    asked = page.ask()
+    page.print("from a thread")
+    page.leave()
+    assert received(reader)[-1].msg_id == asked.msg_id, "behind the output"
+    page.print("later")
+    rig = await bridges.crash()
+    reader, _ = follow(rig, since=asked.msg_id)
+    await until(lambda: bool(received(reader)))
+    assert texts(reader) == ["later"]
+    assert questions(reader) == []
+    stranger, _ = follow(rig, "stranger", since=asked.msg_id)
+    await until(lambda: bool(received(stranger)))
+    assert texts(stranger) == ["from a threadlater"]
+    await bridges.aclose()
+
+
 async def test_one_of_a_client_that_is_not_known_is_received(rig) -> None:
     page = Asker(rig)
     page.request = rig.message(Channel.SHELL, "execute_request", {}, msg_id="unknown")
