@@ -40,6 +40,22 @@ export class ExecutionsApi {
     return (await first) ? this._list(kernel, query) : null;
   }
 
+  /** Return an execution; null if the server does not know it any more. */
+  async get(kernel: string, id: string): Promise<Execution | null> {
+    const response = await ServerConnection.makeRequest(
+      url(this.settings, kernel, id),
+      { method: 'GET' },
+      this.settings
+    );
+    if (response.status === 404) {
+      return null;
+    }
+    if (!response.ok) {
+      throw new ServerConnection.ResponseError(response);
+    }
+    return (await response.json()) as Execution;
+  }
+
   private async _list(kernel: string, query: Record<string, string>): Promise<Execution[] | null> {
     const response = await ServerConnection.makeRequest(
       url(this.settings, kernel) + URLExt.objectToQueryString(query),

@@ -7,7 +7,6 @@
 
 import type { CodeCell, ICodeCellModel } from '@jupyterlab/cells';
 import type { NotebookPanel } from '@jupyterlab/notebook';
-import type { IOutput } from '@jupyterlab/nbformat';
 import type { IStdin } from '@jupyterlab/outputarea';
 import type { Kernel, KernelMessage } from '@jupyterlab/services';
 import type { ITranslator } from '@jupyterlab/translation';
@@ -44,6 +43,9 @@ export class RestoredCell {
     private readonly translator: ITranslator
   ) {}
 
+  /** True if changes do not mark the notebook as changed, because another page saves them. */
+  keepsClean = false;
+
   /** The model; null if the cell is gone. */
   get model(): ICodeCellModel | null {
     const cells = this.panel.isDisposed ? null : this.panel.model?.cells;
@@ -70,30 +72,15 @@ export class RestoredCell {
     return (this.model?.outputs.length ?? 0) > 0;
   }
 
-  /** The outputs, in nbformat; setting them replaces all. */
+  /** The outputs, in nbformat. */
   get outputs(): Output[] {
     return (this.model?.outputs.toJSON() ?? []) as unknown as Output[];
-  }
-  set outputs(outputs: Output[]) {
-    this.model?.outputs.fromJSON(outputs as unknown as IOutput[]);
   }
 
   /** Show `[*]`. */
   showRunning(): void {
     this._running = true;
     this._showPrompt();
-  }
-
-  /** Show the cell as JupyterLab does when it has just been submitted. */
-  showSubmitted(): void {
-    const { model, widget } = this;
-    if (model) {
-      model.clearExecution();
-      if (widget) {
-        widget.outputHidden = false;
-      }
-      this.showRunning();
-    }
   }
 
   /** Take `[*]` away again, without a trace of the execution. */
@@ -105,15 +92,18 @@ export class RestoredCell {
 
   /** Make the changes of a feed. The first time, they replace all that the cell had. */
   apply(feed: Feed): void {
-    const model = this.model;
-    if (model && feed.pending) {
-      if (feed.fresh) {
-        // As when JupyterLab submits a cell. The outputs that come from the kernel of this user are
-        // trusted; the former ones go first, so that they are not.
-        model.clearExecution();
-        this._showPrompt();
-      }
-      feed.flush(model.outputs as unknown as Outputs);
+    // The model is looked for in all cells, and most feeds have no changes.
+    const model = feed.pending ? this.model : null;
+    if (model) {
+      this._change(() => {
+        if (feed.fresh) {
+          // As when JupyterLab submits a cell. The outputs that come from the kernel of this user
+          // are trusted; the former ones go first, so that they are not.
+          model.clearExecution();
+          this._showPrompt();
+        }
+        feed.flush(model.outputs as unknown as Outputs);
+      });
     }
   }
 
@@ -137,7 +127,7 @@ export class RestoredCell {
     const model = this.model;
     this._running = false;
     if (model && model.executionCount !== count) {
-      model.executionCount = count;
+      this._change(() => (model.executionCount = count));
     }
     this._showPrompt();
     this.stopAsking();
@@ -149,7 +139,7 @@ export class RestoredCell {
     if (model && this.panel.content.notebookConfig.recordTiming) {
       const before = (model.getMetadata('execution') ?? {}) as Record<string, string>;
       if (Object.keys(timing).some(key => before[key] !== timing[key])) {
-        model.setMetadata('execution', { ...before, ...timing });
+        this._change(() => model.setMetadata('execution', { ...before, ...timing }));
       }
     }
   }
@@ -223,6 +213,16 @@ export class RestoredCell {
     const widgets = this.panel.isDisposed ? [] : this.panel.content.widgets;
     const widget = widgets.find(cell => cell.model.id === this.id && cell.model.type === 'code');
     return (widget as CodeCell | undefined) ?? null;
+  }
+
+  /** Change the notebook. */
+  private _change(change: () => void): void {
+    const { model } = this.panel;
+    const clean = this.keepsClean && model?.dirty === false && !model.collaborative;
+    change();
+    if (clean) {
+      model.dirty = false;
+    }
   }
 
   private _showPrompt(): void {

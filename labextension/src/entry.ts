@@ -12,7 +12,7 @@
  */
 
 import type { RestoredCell } from './cell';
-import type { Feed, Output } from './feed';
+import type { Feed } from './feed';
 import { NOWHERE } from './feed';
 import type { Execution } from './plan';
 import { isOver, neverRan, sameCode } from './plan';
@@ -38,23 +38,25 @@ const SILENT = 60_000;
 
 /** One execution and its cell. */
 export class Entry {
-  /** @param execution - As the server describes it when the restoration begins. */
+  /**
+   * @param execution - As the server describes it when the restoration begins.
+   * @param _opened - True if the notebook has just been opened.
+   */
   constructor(
     private _execution: Execution,
     readonly feed: Feed,
-    readonly cell: RestoredCell
+    readonly cell: RestoredCell,
+    private readonly _opened: boolean
   ) {
     const waits = _execution.state === 'waiting';
     this._past = isOver(_execution);
+    this.execution = _execution;
     this._caughtUp = waits;
-    this._before = waits ? cell.outputs : null;
     // JupyterLab takes the execution count away when it runs a cell: without one, the outputs may be
     // an earlier part of these.
-    this._kept = amountOf(this._past || cell.count === null ? cell.outputs : []);
-    if (waits) {
-      cell.showSubmitted();
-      this._kept = amountOf([]);
-    } else if (!this._past) {
+    const kept = this._past || (!waits && cell.count === null);
+    this._kept = amountOf(kept ? cell.outputs : []);
+    if (!this._past) {
       cell.showRunning();
     }
   }
@@ -65,6 +67,9 @@ export class Entry {
   }
   set execution(execution: Execution) {
     this._execution = execution;
+    // If this page saved what another page shows as well, that one could not save it any longer
+    // without a question to the person.
+    this.cell.keepsClean = execution.connected && !(this._past && this._opened);
   }
 
   /** True if nothing more is done for it. */
@@ -188,9 +193,6 @@ export class Entry {
   private _leave(): void {
     this._settled = true;
     this._owns = false;
-    if (this._before) {
-      this.cell.outputs = this._before;
-    }
     if (!this._past) {
       this.cell.showIdle();
     }
@@ -228,9 +230,6 @@ export class Entry {
 
   /** True if it was over before it was restored. */
   private readonly _past: boolean;
-
-  /** The outputs that the cell had, if they were cleared before the code was known. */
-  private readonly _before: Output[] | null;
 
   /** The amount of output in the file that may be of this execution. */
   private _kept: { readonly text: number; readonly others: number };

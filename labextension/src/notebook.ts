@@ -88,6 +88,7 @@ export class NotebookRestorer implements IDisposable {
 
   /** A cell is executed in this page: JupyterLab shows its output. */
   onScheduled(cell: string): void {
+    this._scheduled.add(cell);
     this._restorations.forEach(restoration => restoration.release(cell));
     this._cells.get(cell)?.removeNote();
     this._change();
@@ -128,12 +129,19 @@ export class NotebookRestorer implements IDisposable {
       return;
     }
     this._served = kernel.id;
+    for (const { id, session_id, cell_id } of executions) {
+      if (session_id === kernel.clientId && !this._known.has(id)) {
+        this._known.add(id);
+        this._scheduled.delete(cell_id ?? '');
+      }
+    }
     const situation = {
       cells: this._codeCells(),
       // A gateway has its own clock.
       saved: api.gateway ? null : (panel.context.contentsModel?.last_modified ?? null),
       session: kernel.clientId,
       known: this._known,
+      scheduled: this._scheduled,
       shared: this._sharing.shared,
       feeds: this._sharing.first
     };
@@ -160,6 +168,7 @@ export class NotebookRestorer implements IDisposable {
         api: this.options.api,
         kernel,
         trans: this.options.translator.load('kbridge'),
+        opened: !this._looked,
         cell: id => this._cell(id),
         onChange: () => this._change()
       })
@@ -205,6 +214,7 @@ export class NotebookRestorer implements IDisposable {
 
   private _onKernel(): void {
     this._restorations.splice(0).forEach(restoration => restoration.end());
+    this._scheduled.clear();
     this._looked = false;
     this._change();
     this.look();
@@ -267,6 +277,7 @@ export class NotebookRestorer implements IDisposable {
   private readonly _sharing: Sharing;
   private readonly _cells = new Map<string, RestoredCell>();
   private readonly _known = new Set<string>();
+  private readonly _scheduled = new Set<string>(); // cells that this page runs
   private readonly _cleared = new Set<string>();
   private readonly _restorations: Restoration[] = [];
   private _state: RestoreState = IDLE;

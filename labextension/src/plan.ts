@@ -40,6 +40,9 @@ export interface Situation {
   /** Executions that this page restores or has restored, or must not restore. */
   known: ReadonlySet<string>;
 
+  /** Cells that this page runs, although the server may not have the request yet. */
+  scheduled: ReadonlySet<string>;
+
   /** True if the document is shared, so that other pages see the changes of this one. */
   shared: boolean;
 
@@ -64,18 +67,19 @@ export function neverRan(execution: Execution): boolean {
 const SAVED_AFTER = 60_000;
 
 /**
- * Return true if the file has all output of an execution, so that none needs to be sent.
+ * Return true if the file has all output of an execution, or newer output, so that none needs to be
+ * sent.
  *
  * JupyterLab writes the execution count into a cell when it has the whole output, and takes it out
  * when the cell is run again. The count alone is not enough: after a restart, the kernel counts from
- * 1 again. Displays with an id may have changed after the end.
+ * 1 again. With another count, another program has run the cell since, on another kernel. Displays
+ * with an id may have changed after the end.
  */
 export function isSaved(execution: Execution, count: number | null, saved: string | null): boolean {
   return (
     isOver(execution) &&
-    execution.execution_count !== null &&
-    execution.execution_count === count &&
-    execution.displays === false &&
+    count !== null &&
+    (execution.execution_count !== count || execution.displays === false) &&
     execution.ended !== null &&
     saved !== null &&
     Date.parse(saved) - Date.parse(execution.ended) >= SAVED_AFTER
@@ -101,6 +105,7 @@ export function plan(executions: readonly Execution[], situation: Situation): Ex
   return [...newest.values()].filter(
     execution =>
       execution.session_id !== situation.session &&
+      !situation.scheduled.has(execution.cell_id as string) &&
       !situation.known.has(execution.id) &&
       !isSaved(
         execution,

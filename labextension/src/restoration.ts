@@ -9,8 +9,10 @@ import type { Feed } from './feed';
 import { Feeds } from './feed';
 import type { Message } from './frames';
 import type { Execution } from './plan';
+import { isOver } from './plan';
 import { Replay } from './replay';
 import { Updates } from './updates';
+import { isValid } from './valid';
 
 /** Milliseconds for which messages are collected before the page is changed; at least. */
 const TICK = 50;
@@ -36,6 +38,9 @@ export interface RestorationOptions {
   readonly kernel: string;
   readonly trans: TranslationBundle;
 
+  /** True if the notebook has just been opened. */
+  readonly opened: boolean;
+
   /** Return a cell of the notebook. */
   readonly cell: (id: string) => RestoredCell;
 
@@ -55,7 +60,7 @@ export class Restoration {
     for (const execution of executions) {
       const feed = this._feeds.get(execution.id) as Feed;
       const cell = options.cell(execution.cell_id as string);
-      this._entries.set(execution.id, new Entry(execution, feed, cell));
+      this._entries.set(execution.id, new Entry(execution, feed, cell, options.opened));
     }
     this._replay = new Replay(options.api, options.kernel, ids, {
       onMessage: message => this._onMessage(message),
@@ -85,10 +90,7 @@ export class Restoration {
 
   /** A new execution of a cell replaces the one that is restored here. */
   release(cell: string): void {
-    for (const entry of this._of(cell)) {
-      entry.release();
-      this._feeds.drop(entry.feed.id);
-    }
+    this._of(cell).forEach(entry => this._drop(entry));
     this._settle();
   }
 
@@ -139,12 +141,21 @@ export class Restoration {
     return [...this._entries.values()].filter(entry => !entry.settled);
   }
 
+  private _drop(entry: Entry): void {
+    entry.release();
+    this._feeds.drop(entry.feed.id);
+  }
+
   private _of(cell: string): Entry[] {
     return [...this._entries.values()].filter(entry => entry.cell.id === cell);
   }
 
   private _onMessage(message: Message): void {
     this._quiet = 0;
+    if (!isValid(message)) {
+      console.warn('kbridge: a message of the kernel cannot be shown', message);
+      return;
+    }
     this._updates.received(message);
     const feed = this._feeds.handle(message);
     const entry = feed && this._entries.get(feed.id);
@@ -201,7 +212,13 @@ export class Restoration {
     this._quiet = this._replay.open ? this._quiet + Math.min(STEP, begin - this._ticked) : 0;
     this._ticked = begin;
     for (const entry of this._entries.values()) {
-      entry.advance(begin, this._quiet);
+      try {
+        entry.advance(begin, this._quiet);
+      } catch (error) {
+        console.error('kbridge: the output of a cell cannot be restored', error);
+        this._drop(entry);
+        entry.cell.showIdle();
+      }
     }
     this._settle();
     // Until the next task, the browser also lays out what was changed.
@@ -243,12 +260,14 @@ export class Restoration {
 
   /** Ask the server which executions are over, for those that do not say so themselves. */
   private async _check(): Promise<void> {
+    const { api, kernel } = this.options;
     try {
-      const executions = await this.options.api.list(this.options.kernel);
-      for (const execution of executions ?? []) {
-        const entry = this._entries.get(execution.id);
-        if (entry) {
-          entry.execution = execution;
+      const open = await api.list(kernel, { state: 'waiting,running' });
+      const byId = new Map(open?.map(execution => [execution.id, execution]));
+      for (const entry of open ? this._open() : []) {
+        if (!isOver(entry.execution)) {
+          const { id } = entry.execution;
+          entry.execution = byId.get(id) ?? (await api.get(kernel, id)) ?? entry.execution;
         }
       }
     } catch (error) {

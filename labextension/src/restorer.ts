@@ -38,7 +38,7 @@ export class Restorer implements IRestorer {
   set enabled(enabled: boolean) {
     this._enabled = enabled;
     if (enabled) {
-      this._postponed.splice(0).forEach(panel => this._add(panel));
+      this.options.tracker.forEach(panel => this._add(panel));
     }
   }
 
@@ -52,11 +52,7 @@ export class Restorer implements IRestorer {
   }
 
   private _add(panel: NotebookPanel): void {
-    if (panel.isDisposed) {
-      return;
-    }
-    if (!this._enabled) {
-      this._postponed.push(panel);
+    if (panel.isDisposed || !this._enabled) {
       return;
     }
     const { context } = panel;
@@ -98,6 +94,5 @@ export class Restorer implements IRestorer {
 
   private readonly _changed = new Signal<IRestorer, NotebookPanel>(this);
   private readonly _restorers = new Map<NotebookPanel['context'], NotebookRestorer>();
-  private readonly _postponed: NotebookPanel[] = [];
   private _enabled = false;
 }

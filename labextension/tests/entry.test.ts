@@ -17,7 +17,7 @@ class Cell {
   readonly model = new Model();
   source: string | null = 'x';
   running = false;
-  notes = 0;
+  keepsClean = false;
 
   constructor(
     texts: string[] = [],
@@ -28,10 +28,6 @@ class Cell {
 
   get outputs(): Output[] {
     return [...this.model.outputs];
-  }
-  set outputs(outputs: Output[]) {
-    this.model.clear();
-    outputs.forEach(output => this.model.add(output));
   }
 
   get hasOutputs(): boolean {
@@ -48,12 +44,6 @@ class Cell {
     const wanted = new Model();
     feed.play(wanted);
     return JSON.stringify(wanted.texts) === JSON.stringify(this.model.texts);
-  }
-
-  showSubmitted(): void {
-    this.model.clear();
-    this.count = null;
-    this.running = true;
   }
 
   showRunning(): void {
@@ -82,14 +72,16 @@ class Stage {
 
   constructor(
     readonly cell: Cell,
-    execution: Partial<Execution>
+    execution: Partial<Execution>,
+    opened = true
   ) {
     const feed = this.feeds.get('r1');
     assert.ok(feed);
     this.entry = new Entry(
       described(execution),
       feed,
-      cell as unknown as RestoredCell // the parts that an entry uses
+      cell as unknown as RestoredCell, // the parts that an entry uses
+      opened
     );
   }
 
@@ -241,9 +233,14 @@ test('a restored cell that a person cleared shows what comes afterwards', () => 
   assert.deepEqual(stage.receive(stream('c')), ['c']);
 });
 
-test('a cell that waited gets its output back if it was changed since', () => {
+test('a cell that waits loses its former output when its code begins', () => {
   const stage = new Stage(new Cell(['earlier'], 3), { state: 'waiting', messages: 0, lines: 0 });
-  assert.deepEqual(stage.cell.model.texts, []);
+  assert.deepEqual([stage.pass(0), stage.cell.running], [['earlier'], true]);
+  assert.deepEqual(stage.receive(...BEGIN), []);
+});
+
+test('a cell that waited is left alone if it was changed since', () => {
+  const stage = new Stage(new Cell(['earlier'], 3), { state: 'waiting', messages: 0, lines: 0 });
   stage.cell.source = 'y';
   stage.receive(...BEGIN, stream('a'));
   assert.deepEqual([stage.cell.model.texts, stage.cell.running], [['earlier'], false]);
@@ -267,4 +264,16 @@ test('nothing of a replaced execution is shown', () => {
   stage.entry.release();
   stage.cell.model.clear();
   assert.deepEqual(stage.receive(stream('b')), []);
+});
+
+test('a notebook that another page saves stays clean', () => {
+  const clean = (execution: Partial<Execution>, opened: boolean) =>
+    new Stage(new Cell(), execution, opened).cell.keepsClean;
+  assert.equal(clean({ connected: true }, true), true);
+  assert.equal(clean({ connected: true, state: 'done' }, false), true); // it was short
+  assert.equal(clean({ connected: true, state: 'done' }, true), false); // perhaps it has just gone
+  assert.equal(clean({ connected: false }, false), false);
+  const stage = new Stage(new Cell(), { connected: true });
+  stage.entry.execution = described({ connected: false });
+  assert.equal(stage.cell.keepsClean, false);
 });

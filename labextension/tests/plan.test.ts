@@ -30,6 +30,7 @@ function situation(more: Partial<Situation> = {}): Situation {
     saved: null,
     session: 'mine',
     known: new Set(),
+    scheduled: new Set(),
     shared: false,
     feeds: true,
     ...more
@@ -95,11 +96,20 @@ test('what the file has whole is not sent again', () => {
   assert.deepEqual(ids([execution('1', 'a'), execution('2', 'b')], { saved: SAVED }), ['1']);
 });
 
+test('output of another kernel in a newer file stays', () => {
+  assert.equal(isSaved(execution('1', 'b'), 2, SAVED), true);
+  assert.equal(isSaved(execution('1', 'b', { execution_count: null }), 2, SAVED), true);
+});
+
+test('a cell that this page runs is not restored before the server has the request', () => {
+  assert.deepEqual(ids([execution('1', 'a')], { scheduled: new Set(['a']) }), []);
+});
+
 const unsaved: [string, Partial<Execution>, number | null, string | null][] = [
   ['it is not over', { state: 'running' }, 1, SAVED],
-  ['the cell has another count', {}, 2, SAVED],
   ['the cell has no count', {}, null, SAVED],
   ['neither has a count', { execution_count: null }, null, SAVED],
+  ['another count in an older file', {}, 2, '2026-01-01T00:00:09Z'],
   ['the file is older than the end', {}, 1, '2026-01-01T00:00:09Z'],
   ['the file is hardly newer', {}, 1, '2026-01-01T00:01:09Z'],
   ['the age of the file is not known', {}, 1, null],
