@@ -36,16 +36,18 @@ serve: $(VENV)/.serve   ## run the bridge on 127.0.0.1 (ARGS="--port 9999" adds 
 test: $(VENV)/.lab      ## the whole suite (ARGS="-k wire" narrows it)
 	$(BIN)/python -m pytest -n 2 $(ARGS)
 
-# The tests that use jupyter_client, ipykernel, jupyter_server, SQLAlchemy, psutil, and traitlets; less than
-# five minutes on two cores. Warnings of the old versions are ignored: jupyter_core leaves event loops to
-# the garbage collector and requires JUPYTER_PLATFORM_DIRS, jupyter_client parses dates without a year.
+# The tests that use jupyter_client, ipykernel, jupyter_server, SQLAlchemy, psutil and traitlets, and those
+# of the extension in JupyterLab and Notebook 7; less than five minutes on two cores.
+FLOOR_TESTS = tests/kernels tests/connect/test_files.py tests/connect/test_mixin.py \
+              tests/jupyter/test_connection.py tests/server/api/test_kernelspecs.py \
+              tests/integration/test_kernel.py tests/integration/test_labextension.py
+# Warnings of the old versions are ignored: jupyter_core leaves event loops to the garbage collector and
+# requires JUPYTER_PLATFORM_DIRS, jupyter_client parses dates without a year.
 OLD = -W ignore::ResourceWarning -W ignore::pytest.PytestUnraisableExceptionWarning \
       -W 'ignore:Parsing dates involving a day:DeprecationWarning'
 test-floors: $(FLOORS)/.floors ## tests with the lowest versions that pyproject.toml allows
 	@if [ -f $(BUNDLE) ]; then $(call PUT_LAB,cp -r,$(FLOORS)); fi # the old jupyterlab_server follows no link
-	JUPYTER_PLATFORM_DIRS=1 $(FLOORS)/bin/python -m pytest -n 2 -p no:cacheprovider $(OLD) \
-	  tests/kernels tests/connect/test_files.py tests/connect/test_mixin.py tests/jupyter/test_connection.py \
-	  tests/server/api/test_kernelspecs.py tests/integration/test_kernel.py $(ARGS)
+	JUPYTER_PLATFORM_DIRS=1 $(FLOORS)/bin/python -m pytest -n 2 -p no:cacheprovider $(OLD) $(FLOOR_TESTS) $(ARGS)
 
 labextension: $(VENV)/.dev ## build the JupyterLab extension, and link it into the environment
 	@$(HAVE_NPM) || { echo 'the extension needs npm, and Node 20.19, 22.12 or newer' >&2; exit 1; }
