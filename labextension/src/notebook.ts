@@ -47,6 +47,9 @@ export class NotebookRestorer implements IDisposable {
     sessionContext.iopubMessage.connect(this._onIOPub, this);
     document.addEventListener('visibilitychange', this._wake);
     window.addEventListener('online', this._wake);
+    void panel.context.ready.then(() => {
+      this._loaded = panel.context.contentsModel?.last_modified ?? null;
+    });
     void Promise.all([panel.context.ready, sessionContext.ready]).then(() => this.look());
   }
 
@@ -94,6 +97,11 @@ export class NotebookRestorer implements IDisposable {
     this._change();
   }
 
+  /** A cell that this page ran has ended, so that the server has the request if there was one. */
+  onExecuted(cell: string): void {
+    this._executed.add(cell);
+  }
+
   /** A person has cleared the outputs of a cell: they do not come back after a reload. */
   onCleared(cell: string): void {
     this._restorations.forEach(restoration => restoration.clear(cell));
@@ -115,11 +123,15 @@ export class NotebookRestorer implements IDisposable {
     if (!kernel || !panel.model || kernel.id === this._foreign) {
       return;
     }
+    const look = ++this._looks;
+    this._executed.forEach(cell => this._scheduled.delete(cell));
+    this._executed.clear();
     const executions = await api.list(kernel.id).catch(error => {
       console.debug('kbridge: executions cannot be read', error);
       return undefined; // the next event tries again
     });
-    if (executions === undefined || this._disposed || kernel !== this._kernel) {
+    const superseded = look !== this._looks || kernel !== this._kernel;
+    if (executions === undefined || this._disposed || superseded) {
       return;
     }
     if (executions === null) {
@@ -138,7 +150,7 @@ export class NotebookRestorer implements IDisposable {
     const situation = {
       cells: this._codeCells(),
       // A gateway has its own clock.
-      saved: api.gateway ? null : (panel.context.contentsModel?.last_modified ?? null),
+      saved: api.gateway ? null : this._loaded,
       session: kernel.clientId,
       known: this._known,
       scheduled: this._scheduled,
@@ -278,10 +290,13 @@ export class NotebookRestorer implements IDisposable {
   private readonly _cells = new Map<string, RestoredCell>();
   private readonly _known = new Set<string>();
   private readonly _scheduled = new Set<string>(); // cells that this page runs
+  private readonly _executed = new Set<string>(); // of these, since the last look
   private readonly _cleared = new Set<string>();
   private readonly _restorations: Restoration[] = [];
   private _state: RestoreState = IDLE;
+  private _loaded: string | null = null; // when the file was written that this page has read
   private _looked = false;
+  private _looks = 0;
   private _foreign = '';
   private _served = '';
   private _timer = 0;

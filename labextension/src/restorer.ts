@@ -26,6 +26,9 @@ export class Restorer implements IRestorer {
     NotebookActions.executionScheduled.connect((_, { notebook, cell }) =>
       this._find(notebook)?.onScheduled(cell.model.id)
     );
+    NotebookActions.executed.connect((_, { notebook, cell }) =>
+      this._find(notebook)?.onExecuted(cell.model.id)
+    );
     NotebookActions.outputCleared.connect((_, { notebook, cell }) =>
       this._find(notebook)?.onCleared(cell.model.id)
     );
