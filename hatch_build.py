@@ -2,7 +2,8 @@
 
 `labextension/` has the source, `kbridge/labextension/` the bundle that is built from it. A wheel
 installs the bundle where JupyterLab finds it. The source distribution has both, so a wheel that is
-built from it needs no Node. Without a bundle and without npm, the wheel has no extension.
+built from it needs no Node. Without a bundle and without npm, the wheel has no extension. A bundle
+that is older than its source, as after `git pull`, is built again.
 """
 
 from __future__ import annotations
@@ -18,17 +19,24 @@ NAME = "@kbridge/jupyterlab"
 
 
 class LabExtensionHook(BuildHookInterface[Any]):
-    """Builds the bundle if it is missing, and adds it to the wheel."""
+    """Builds the bundle if it is missing or old, and adds it to the wheel."""
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:  # noqa: ARG002
         """Do so before a wheel (also an editable one) or a source distribution is built."""
         root = Path(self.root)
         bundle, source = root / "kbridge" / "labextension", root / "labextension"
-        if not (bundle / "package.json").exists():
+        built = bundle / "package.json"
+        if not built.exists():
             reason = self._build(source)
             if reason:
                 self.app.display_warning(f"kbridge without its JupyterLab extension: {reason}")
                 return
+        elif built.stat().st_mtime < _changed(source):
+            reason = self._build(source)
+            if reason:
+                self.app.display_warning(
+                    f"kbridge with an older build of its JupyterLab extension: {reason}"
+                )
         if self.target_name == "wheel":
             build_data["shared_data"][str(bundle)] = f"share/jupyter/labextensions/{NAME}"
 
@@ -38,7 +46,7 @@ class LabExtensionHook(BuildHookInterface[Any]):
             return "its source is not here"
         npm = shutil.which("npm")
         if npm is None:
-            return "it is not built, and npm is missing"
+            return "npm is missing"
         for command in (["ci"], ["run", "build"]):
             done = subprocess.run(  # noqa: S603
                 [npm, *command], cwd=source, capture_output=True, text=True, check=False
@@ -47,3 +55,11 @@ class LabExtensionHook(BuildHookInterface[Any]):
                 lines = (done.stdout + done.stderr).strip().splitlines()
                 return f"`npm {' '.join(command)}` failed: " + " ".join(lines[-5:])
         return ""
+
+
+def _changed(source: Path) -> float:
+    """Return the time of the latest change of the source."""
+    files = [path for path in source.glob("*.*") if path.is_file()]
+    for part in ("src", "style", "schema"):
+        files += (source / part).rglob("*.*")
+    return max((path.stat().st_mtime for path in files), default=0.0)

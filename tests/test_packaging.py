@@ -130,6 +130,27 @@ def test_a_wheel_has_the_jupyterlab_extension_without_node(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("newer", [True, False])
+def test_an_old_build_of_the_extension_is_replaced(
+    newer: bool, unpacked: Path, tmp_path: Path
+) -> None:
+    if not (unpacked / BUNDLE / "package.json").exists():
+        lack("the JupyterLab extension is not built: run `make labextension`")
+    tree = tmp_path / "tree"
+    shutil.copytree(unpacked, tree, ignore=shutil.ignore_patterns("tests"))
+    built = (tree / BUNDLE / "package.json").stat().st_mtime
+    for path in (tree / "labextension").rglob("*.*"):
+        os.utime(path, (built, built))
+    if newer:
+        os.utime(tree / "labextension" / "src" / "index.ts", (built + 1, built + 1))
+    program = tmp_path / "npm"
+    program.write_text(f"#!/bin/sh\necho again > {tree / BUNDLE / 'static' / 'again.js'}\n")
+    program.chmod(0o755)
+    wheel, _ = build("wheel", tree, tmp_path, PATH=str(tmp_path))
+    assert ("static/again.js" in labextension(wheel)) is newer
+
+
+@pytest.mark.slow
 def test_a_wheel_can_be_built_without_the_extension(unpacked: Path, tmp_path: Path) -> None:
     """From a clone on a machine without npm."""
     tree = tmp_path / "tree"

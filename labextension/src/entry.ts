@@ -72,6 +72,11 @@ export class Entry {
     this.cell.keepsClean = execution.connected && !(this._past && this._opened);
   }
 
+  /** True if it was over before it was restored. */
+  get past(): boolean {
+    return this._past;
+  }
+
   /** True if nothing more is done for it. */
   get settled(): boolean {
     return this._settled;
@@ -84,7 +89,10 @@ export class Entry {
 
   /** True if time alone may change something. */
   get waiting(): boolean {
-    return !this._settled && (this.catchingUp || this.feed.pending || isOver(this._execution));
+    return (
+      !this._settled &&
+      (this.catchingUp || (this.feed.begun && this.feed.pending) || isOver(this._execution))
+    );
   }
 
   /** Lines of output that have not arrived yet. */
@@ -135,7 +143,7 @@ export class Entry {
 
   /** Show what has arrived. */
   show(): void {
-    if (this.feed.code !== undefined || this.feed.headless) {
+    if (this.feed.code !== undefined || this._isOnlyPart()) {
       this.cell.apply(this.feed);
       this._owns = true;
     }
@@ -157,7 +165,11 @@ export class Entry {
     }
     if (feed.fresh && this._past && cell.shows(feed)) {
       feed.flush(NOWHERE); // it is all there
-    } else if (this._past || !feed.fresh || this._hasAsMuch()) {
+    } else if (
+      this._past ||
+      !feed.fresh ||
+      (feed.headless ? !cell.hasOutputs : this._hasAsMuch())
+    ) {
       cell.apply(feed);
     } else {
       feed.flush(NOWHERE); // the kernel ended before all had arrived that the file has
@@ -216,10 +228,15 @@ export class Entry {
   private _isUsable(): boolean {
     const { cell, feed, _execution: execution } = this;
     if (feed.code === undefined) {
-      return neverRan(execution) || (feed.headless && !cell.hasOutputs);
+      return neverRan(execution) || this._isOnlyPart();
     }
     const whole = feed.over || feed.replied || feed.cut;
     return !(feed.headless && cell.hasOutputs) && (whole || this._hasAsMuch());
+  }
+
+  /** Return true if the journal has no longer the beginning, and the cell has nothing else. */
+  private _isOnlyPart(): boolean {
+    return this.feed.headless && (!this.feed.fresh || !this.cell.hasOutputs);
   }
 
   /** Return true if as much has arrived as the file has. */

@@ -140,6 +140,11 @@ export class Feed {
     return { text: this._text, others: this._others };
   }
 
+  /** True if messages of other executions may change its outputs. */
+  get hasDisplays(): boolean {
+    return this._displays.size > 0;
+  }
+
   /** True if nothing of it is in a model: the first flush replaces what is there. */
   get fresh(): boolean {
     return this._fresh;

@@ -39,7 +39,7 @@ export interface NotebookOptions {
 export class NotebookRestorer implements IDisposable {
   constructor(private readonly options: NotebookOptions) {
     const { panel } = options;
-    this._sharing = new Sharing(panel, () => this.look());
+    this._sharing = new Sharing(panel, () => this._onSharing());
     const { sessionContext } = panel;
     sessionContext.kernelChanged.connect(this._onKernel, this);
     sessionContext.statusChanged.connect(this._onStatus, this);
@@ -106,6 +106,8 @@ export class NotebookRestorer implements IDisposable {
   onCleared(cell: string): void {
     this._restorations.forEach(restoration => restoration.clear(cell));
     this._cells.get(cell)?.removeNote();
+    this._scheduled.add(cell); // as if this page ran it, for a look that is under way
+    this._executed.add(cell);
     this._cleared.add(cell);
     if (this._cleared.size === 1) {
       window.setTimeout(() => void this._forget(), DELAY); // "clear all" comes cell by cell
@@ -170,8 +172,10 @@ export class NotebookRestorer implements IDisposable {
   }
 
   private _restore(kernel: string, executions: Parameters<typeof plan>[0]): void {
+    this._prune();
     for (const execution of executions) {
       this._known.add(execution.id);
+      this._cells.get(execution.cell_id as string)?.removeNote();
       // The newest execution of a cell ends the restoration of the one before.
       this._restorations.forEach(restoration => restoration.release(execution.cell_id as string));
     }
@@ -185,6 +189,29 @@ export class NotebookRestorer implements IDisposable {
         onChange: () => this._change()
       })
     );
+  }
+
+  /** Drop the restorations that can change nothing any more. */
+  private _prune(): void {
+    const kept = this._restorations.filter(restoration => !restoration.final);
+    this._restorations.splice(0, this._restorations.length, ...kept);
+  }
+
+  /** Drop the restorations; what they have not finished may be restored again. */
+  private _takeAll(): Restoration[] {
+    for (const restoration of this._restorations) {
+      restoration.unfinished.forEach(id => this._known.delete(id));
+    }
+    return this._restorations.splice(0);
+  }
+
+  /** Another page restores the document, or this one does from now on. */
+  private _onSharing(): void {
+    if (!this._sharing.first) {
+      this._takeAll().forEach(restoration => restoration.dispose());
+      this._change();
+    }
+    this.look();
   }
 
   private async _forget(): Promise<void> {
@@ -225,7 +252,7 @@ export class NotebookRestorer implements IDisposable {
   }
 
   private _onKernel(): void {
-    this._restorations.splice(0).forEach(restoration => restoration.end());
+    this._takeAll().forEach(restoration => restoration.end());
     this._scheduled.clear();
     this._looked = false;
     this._change();

@@ -83,6 +83,16 @@ export class Restoration {
     return !this._over && this._open().some(entry => entry.catchingUp);
   }
 
+  /** The executions that are not restored to their end. */
+  get unfinished(): string[] {
+    return this._open().map(entry => entry.feed.id);
+  }
+
+  /** True if nothing can change any more. */
+  get final(): boolean {
+    return this._over && !this._feeds.all().some(feed => feed.hasDisplays);
+  }
+
   /** Lines of output that the page does not have yet. */
   get linesBehind(): number {
     return this._open().reduce((lines, entry) => lines + entry.linesBehind, 0);
@@ -96,7 +106,14 @@ export class Restoration {
 
   /** A person has cleared the outputs of a cell. */
   clear(cell: string): void {
-    this._of(cell).forEach(entry => entry.clear());
+    for (const entry of this._of(cell)) {
+      if (entry.past) {
+        this._drop(entry);
+      } else {
+        entry.clear();
+      }
+    }
+    this._settle();
   }
 
   /** Change displays for a message of the page's own connection. */
@@ -247,8 +264,10 @@ export class Restoration {
   }
 
   private _applyUpdate(message: Message): void {
-    this._feeds.update(message);
-    this._entries.forEach(entry => entry.refresh());
+    if (isValid(message)) {
+      this._feeds.update(message);
+      this._entries.forEach(entry => entry.refresh());
+    }
   }
 
   private _scheduleCheck(delay: number): void {

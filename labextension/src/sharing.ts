@@ -23,7 +23,7 @@ const FIELD = 'kbridge';
 /** A document, as this page shares it with others. */
 export class Sharing implements IDisposable {
   /**
-   * @param onChange - Called when this page has become the one that restores.
+   * @param onChange - Called when `first` has changed.
    */
   constructor(
     private readonly panel: NotebookPanel,
@@ -76,10 +76,10 @@ export class Sharing implements IDisposable {
 
   private readonly _onAwareness = (): void => {
     const is = this.first;
-    if (is && !this._was) {
+    if (is !== this._was) {
+      this._was = is;
       this.onChange();
     }
-    this._was = is;
   };
 
   private _awareness: Awareness | null = null;

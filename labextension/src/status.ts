@@ -127,6 +127,7 @@ export class StatusItem extends Widget {
     const id = this._kernel()?.id;
     if (id !== this._kernelId) {
       this._kernelId = id;
+      this._begun = false;
       this._served = false;
       this._foreign = false;
       this._reached = true;
@@ -173,7 +174,10 @@ export class StatusItem extends Widget {
     }
     const news = this._follow(this._state().phase);
     const state = this._state();
-    const connected = this._reached && this._kernel()?.connectionStatus === 'connected';
+    const isConnected = this._kernel()?.connectionStatus === 'connected';
+    this._begun ||= isConnected;
+    // A page that has just been loaded is not yet connected.
+    const connected = this._reached && (isConnected || !this._begun);
     const shown: RestoreState = state.phase === 'restored' && !this._restored ? IDLE : state;
     const { text, title } = wording(
       { connected, roundTrip: this._roundTrip, state: shown },
@@ -227,6 +231,7 @@ export class StatusItem extends Widget {
   private _panel: NotebookPanel | null = null;
   private _kernelId: string | undefined;
   private _enabled = true;
+  private _begun = false; // the page was connected to the kernel once
   private _served = false; // the kernel is behind kbridge
   private _foreign = false; // the kernel is not behind kbridge
   private _reached = true;

@@ -277,3 +277,23 @@ test('a notebook that another page saves stays clean', () => {
   stage.entry.execution = described({ connected: false });
   assert.equal(stage.cell.keepsClean, false);
 });
+
+test('a part without its beginning does not replace what the file has', () => {
+  for (const state of ['running', 'done'] as const) {
+    const stage = new Stage(new Cell(['of the file']), { state });
+    assert.deepEqual(stage.receive(stream('the end of a long output')), ['of the file']);
+    assert.deepEqual(stage.receive(...END), ['of the file']);
+    assert.equal(stage.entry.settled, true);
+    const empty = new Stage(new Cell(), { state });
+    empty.receive(stream('the end'));
+    assert.deepEqual(empty.receive(...END), ['the end']);
+  }
+});
+
+test('a cell that waits needs no attention', () => {
+  const stage = new Stage(new Cell(), { state: 'waiting', messages: 0, lines: 0 });
+  stage.pass(0);
+  assert.equal(stage.entry.waiting, false);
+  const running = new Stage(new Cell(), {});
+  assert.equal(running.entry.waiting, true);
+});
