@@ -47,10 +47,7 @@ export class NotebookRestorer implements IDisposable {
     sessionContext.iopubMessage.connect(this._onIOPub, this);
     document.addEventListener('visibilitychange', this._wake);
     window.addEventListener('online', this._wake);
-    void panel.context.ready.then(() => {
-      this._loaded = panel.context.contentsModel?.last_modified ?? null;
-    });
-    void Promise.all([panel.context.ready, sessionContext.ready]).then(() => this.look());
+    void this._begin().catch(() => undefined); // JupyterLab shows that it cannot read the notebook
   }
 
   get isDisposed(): boolean {
@@ -112,6 +109,14 @@ export class NotebookRestorer implements IDisposable {
     if (this._cleared.size === 1) {
       window.setTimeout(() => void this._forget(), DELAY); // "clear all" comes cell by cell
     }
+  }
+
+  private async _begin(): Promise<void> {
+    const { context, sessionContext } = this.options.panel;
+    await context.ready;
+    this._loaded = context.contentsModel?.last_modified ?? null;
+    await sessionContext.ready;
+    this.look();
   }
 
   private get _kernel(): Kernel.IKernelConnection | null {

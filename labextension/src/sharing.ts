@@ -29,7 +29,7 @@ export class Sharing implements IDisposable {
     private readonly panel: NotebookPanel,
     private readonly onChange: () => void
   ) {
-    void panel.context.ready.then(() => this._begin());
+    void panel.context.ready.then(() => this._begin()).catch(() => undefined);
   }
 
   get isDisposed(): boolean {
