@@ -12,7 +12,8 @@ import pytest
 import pytest_asyncio
 
 from tests.support.client import SLEEP
-from tests.support.lab import Notebook, Place, expect, with_extension, with_gateway
+from tests.support.lab import Place, with_extension, with_gateway
+from tests.support.notebook import Notebook, expect
 from tests.support.server import Server
 
 pytestmark = [

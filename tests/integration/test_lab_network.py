@@ -10,8 +10,9 @@ import pytest
 import pytest_asyncio
 
 from kbridge.storage.state_log import parse
-from tests.support.lab import Cell, Notebook, Place, expect, with_extension, with_gateway
+from tests.support.lab import Place, with_extension, with_gateway
 from tests.support.network import Network
+from tests.support.notebook import Cell, Notebook, expect
 from tests.support.restartable_server import RestartableServer
 from tests.support.server import Server
 from tests.support.waiting import eventually

@@ -21,7 +21,7 @@ SWITCH = (
 """The file that enables the extension; the wheel installs it."""
 
 # Other extensions that the environment may have; they take most of the time of a start.
-_OTHERS = ("jupyter_lsp", "jupyter_server_terminals", "jupyterlab", "notebook_shim")
+_OTHERS = ("jupyter_lsp", "jupyter_server_terminals", "jupyterlab", "notebook", "notebook_shim")
 
 
 def jupyter_server(

@@ -8,30 +8,28 @@ import json
 import os
 import re
 import sys
-from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
-from itertools import zip_longest
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import nbformat
-import pytest
 
 from tests.support import browser
+from tests.support.gates import Gates
 from tests.support.network import Network, network_to
+from tests.support.notebook import UNREACHABLE, Notebook
 from tests.support.require import require
 from tests.support.server import TOKEN, Server
-from tests.support.waiting import TIMEOUT
+from tests.support.waiting import TIMEOUT, eventually
 
 if TYPE_CHECKING:
-    from playwright.async_api import Locator, LocatorAssertions, Page
+    from playwright.async_api import Browser, Locator, Page
 
 __all__ = [
-    "Cell",
     "Lab",
-    "Notebook",
     "Place",
-    "expect",
+    "change_settings",
     "jupyter_lab",
     "lab_page",
     "with_extension",
@@ -42,31 +40,45 @@ __all__ = [
 _SCREENSHOTS = os.environ.get("KBRIDGE_SCREENSHOTS")
 # News and updates would be requested from the internet; invisible cells would not be drawn.
 _SETTINGS: dict[str, dict[str, Any]] = {
-    "apputils-extension/notification": {"fetchNews": "false", "checkForUpdates": False},
-    "notebook-extension/tracker": {"windowingMode": "none"},
+    "@jupyterlab/apputils-extension/notification": {
+        "fetchNews": "false",
+        "checkForUpdates": False,
+    },
+    "@jupyterlab/notebook-extension/tracker": {"windowingMode": "none"},
 }
 _KERNELSPEC = {"name": "python3", "display_name": "Python 3 (ipykernel)", "language": "python"}
-# The page's information about the kernel of the active notebook.
-_KERNEL = "window.jupyterapp?.shell.currentWidget?.sessionContext?.session?.kernel"
-_UNREACHABLE = "Server Connection Error"
-# Errors of JupyterLab, which does not catch the failure of its requests when a kernel restarts.
-_TOLERATED = re.compile("Canceled future for .* before replies were done")
+# Notes the texts of the status bar item.
+_WATCH_STATUS = """
+window.statusTexts = [];
+new MutationObserver(() => {
+    const text = document.querySelector('.kb-Status')?.textContent;
+    if (text && text !== window.statusTexts.at(-1)) window.statusTexts.push(text);
+}).observe(document, {subtree: true, childList: true, characterData: true});
+"""
+# Errors of JupyterLab: it does not catch the failure of its requests when a kernel restarts, and a
+# toolbar that is disposed right after it was shown uses its timer once more. Notebook 7 loads the
+# settings of another plugin before those of its shortcuts.
+_TOLERATED = re.compile(
+    r"Canceled future for .* before replies were done|reading 'promise'\)\s+at \w+\.invoke"
+    r"|reading 'schema'\)\s+at \S+/notebook_core\."
+)
 
 
-def expect(locator: Locator) -> LocatorAssertions:
-    """Playwright's `expect`, with this suite's timeout."""
-    from playwright.async_api import expect
-
-    expect.set_options(timeout=TIMEOUT * 1000)
-    return expect(locator)
+def _settings(home: Path, plugin: str) -> Path:
+    return home / "settings" / f"{plugin}.jupyterlab-settings"
 
 
-def jupyter_lab(home: Path, *args: str) -> Server:
+def change_settings(home: Path, plugin: str, **values: Any) -> None:
+    """Write the user's settings of a JupyterLab plugin; a page reads them when it loads."""
+    path = _settings(home, plugin)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(values))
+
+
+def jupyter_lab(home: Path, *args: str, env: Mapping[str, str] | None = None) -> Server:
     """Create a JupyterLab that makes no requests to the internet, without starting it."""
-    for name, values in _SETTINGS.items():
-        path = home / "settings" / "@jupyterlab" / f"{name}.jupyterlab-settings"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(values))
+    for plugin, values in _SETTINGS.items():
+        change_settings(home, plugin, **values)
     (home / "notebooks").mkdir()
     return Server(
         home,
@@ -76,14 +88,16 @@ def jupyter_lab(home: Path, *args: str) -> Server:
         f"--LabApp.workspaces_dir={home / 'workspaces'}",
         "--LabApp.expose_app_in_browser=True",
         "--LabApp.extension_manager=readonly",
+        "--JupyterNotebookApp.expose_app_in_browser=True",
         *args,
+        env=env,
         command=[sys.executable, "-m", "jupyterlab"],
     )
 
 
 @asynccontextmanager
-async def lab_page(url: str, home: Path) -> AsyncIterator[Lab]:
-    """Load JupyterLab from `url`, a URL of the server whose home is `home`, with nothing open."""
+async def lab_page(url: str, server: Server) -> AsyncIterator[Lab]:
+    """Load JupyterLab from `url`, a URL of the server, with nothing open."""
     executable = require("chromium", "playwright")
     from playwright.async_api import async_playwright
 
@@ -92,20 +106,35 @@ async def lab_page(url: str, home: Path) -> AsyncIterator[Lab]:
         chromium = await playwright.chromium.launch(
             executable_path=executable, args=browser._ARGUMENTS, headless=True
         )
-        page = await chromium.new_page(viewport={"width": 1100, "height": 700})
-        page.on("pageerror", lambda error: faults.append(str(error)))
-        page.set_default_timeout(TIMEOUT * 1000)
         try:
-            await page.goto(f"{url}/lab?reset&token={TOKEN}")
-            await page.wait_for_function("window.jupyterapp?.restored.then(() => true)")
-            lab = Lab(page, home)
-            # The dialog appears at any time after a failed request, and covers the page.
-            await page.add_locator_handler(_unreachable(page), lab._close_dialog)
-            yield lab
+            yield await _new_page(chromium, Site(url, server, faults))
         finally:
             await chromium.close()
     untold = [fault for fault in faults if not _TOLERATED.search(fault)]
     assert not untold, untold
+
+
+class Site(NamedTuple):
+    """A Jupyter server, its URL for pages, and the errors of its pages."""
+
+    url: str
+    server: Server
+    faults: list[str]
+
+
+async def _new_page(chromium: Browser, site: Site) -> Lab:
+    """Open a window that shares nothing with other windows, as another browser would."""
+    context = await chromium.new_context(viewport={"width": 1100, "height": 700})
+    page = await context.new_page()
+    page.set_default_timeout(TIMEOUT * 1000)
+    page.on("pageerror", lambda error: site.faults.append(error.stack or str(error)))
+    # JupyterLab asks before it leaves a notebook with changes.
+    page.on("dialog", lambda dialog: dialog.accept())
+    lab = Lab(page, site)
+    await lab.come_back()
+    # The dialog appears at any time after a failed request, and covers the page.
+    await page.add_locator_handler(_unreachable(page), lab._close_dialog)
+    return lab
 
 
 class Place(NamedTuple):
@@ -135,14 +164,16 @@ class Place(NamedTuple):
 
 
 @asynccontextmanager
-async def with_extension(home: Path) -> AsyncIterator[Place]:
+async def with_extension(
+    home: Path, *args: str, env: Mapping[str, str] | None = None
+) -> AsyncIterator[Place]:
     """Run JupyterLab with the installed extension."""
     require("jupyterlab", "ipywidgets", "ipykernel")
     async with AsyncExitStack() as stack:
-        server = jupyter_lab(home)
+        server = jupyter_lab(home, *args, env=env)
         stack.callback(server.kill)
         front = await stack.enter_async_context(network_to(server.start().port))
-        lab = await stack.enter_async_context(lab_page(front.url, home))
+        lab = await stack.enter_async_context(lab_page(front.url, server))
         yield Place(lab, server, front)
         server.stop()
         server.assert_clean_log()
@@ -159,7 +190,7 @@ async def with_gateway(home: Path, kernels: Server, *args: str) -> AsyncIterator
         server = jupyter_lab(home, *options, *args)
         stack.callback(server.kill)
         front = await stack.enter_async_context(network_to(server.start().port))
-        lab = await stack.enter_async_context(lab_page(front.url, home))
+        lab = await stack.enter_async_context(lab_page(front.url, server))
         yield Place(lab, kernels, front, back)
         server.stop()
         kernels.stop()
@@ -167,34 +198,157 @@ async def with_gateway(home: Path, kernels: Server, *args: str) -> AsyncIterator
 
 
 def _unreachable(page: Page) -> Locator:
-    return page.locator(".jp-Dialog", has_text=_UNREACHABLE)
+    return page.locator(".jp-Dialog", has_text=UNREACHABLE)
 
 
 class Lab:
     """JupyterLab in a page. Made by `lab_page`."""
 
-    def __init__(self, page: Page, home: Path) -> None:
+    def __init__(self, page: Page, site: Site) -> None:
         self.page = page
-        self._home = home
+        self._site = site
         self._numbers = itertools.count(1)
         self._unreachable = _unreachable(page)
+        self.status = page.locator(".kb-Status")
+        self.is_notebook = False
+        """True for the application Notebook, which shows each notebook in a separate page."""
 
-    async def open(self) -> Notebook:
-        """Open a new notebook, and wait for its kernel."""
+    @contextmanager
+    def settings(self, plugin: str, **values: Any) -> Iterator[None]:
+        """Change the user's settings of a JupyterLab plugin for pages that load meanwhile."""
+        home = self._site.server.home
+        old = _settings(home, plugin).read_text() if _settings(home, plugin).exists() else "{}"
+        change_settings(home, plugin, **values)
+        try:
+            yield
+        finally:
+            _settings(home, plugin).write_text(old)
+
+    async def watch_status(self) -> None:
+        """Note the texts of the status bar item in the pages that load from now on."""
+        await self.page.add_init_script(_WATCH_STATUS)
+
+    async def status_texts(self) -> list[str]:
+        return list(await self.page.evaluate("window.statusTexts"))
+
+    async def load(self, path: str) -> None:
+        """Load a page of the server."""
+        separator = "&" if "?" in path else "?"
+        await self.page.goto(f"{self._site.url}{path}{separator}token={TOKEN}")
+        await self._restored()
+
+    async def reload(self, notebook: Notebook) -> Notebook:
+        """Reload the page, and show the notebook in it."""
+        await self.come_back()
+        return await self.show(notebook.path)
+
+    async def reload_all(self, notebook: Notebook) -> Notebook:
+        """Reload the page, in which JupyterLab opens the notebook again."""
+        workspaces = self._site.server.home / "workspaces"
+
+        def is_noted() -> bool:
+            files = workspaces.glob("*.jupyterlab-workspace")
+            return any(notebook.path.name in file.read_text() for file in files)
+
+        await asyncio.to_thread(eventually, is_noted, "JupyterLab notes the open notebook")
+        await self.page.reload()
+        await self._restored()
+        await notebook.connected()
+        return notebook
+
+    async def come_back(self) -> None:
+        """Load JupyterLab with nothing open.
+
+        Otherwise it may open notebooks again that a test has closed before, and start kernels for
+        them, because it stores the list of open notebooks some time later.
+        """
+        await self.load("/lab?reset")
+
+    async def leave(self) -> None:
+        """Close JupyterLab without closing its notebooks; `come_back` opens it again."""
+        await self.page.goto("about:blank")
+
+    async def _restored(self) -> None:
+        await self.page.wait_for_function("window.jupyterapp?.restored.then(() => true)")
+
+    @asynccontextmanager
+    async def second_browser(self) -> AsyncIterator[Lab]:
+        """Open JupyterLab in another browser."""
+        assert self.page.context.browser is not None
+        other = await _new_page(self.page.context.browser, self._site)
+        try:
+            yield other
+        finally:
+            await other.page.context.close()
+
+    async def open(self, *codes: str) -> Notebook:
+        """Open a new notebook with these cells (none: one empty cell), and wait for its kernel."""
         if await self._unreachable.is_visible():
             await self._close_dialog()
-        name = f"notebook-{next(self._numbers)}.ipynb"
-        document = nbformat.v4.new_notebook(
-            cells=[nbformat.v4.new_code_cell()], metadata={"kernelspec": _KERNELSPEC}
-        )
-        nbformat.write(document, self._home / "notebooks" / name)
-        await self.page.evaluate(
-            "async path => { await window.jupyterapp.commands.execute('docmanager:open', {path}) }",
-            name,
-        )
-        notebook = Notebook(self.page)
+        path = self._site.server.home / "notebooks" / f"notebook-{next(self._numbers)}.ipynb"
+        cells = [nbformat.v4.new_code_cell(code) for code in codes or ("",)]
+        document = nbformat.v4.new_notebook(cells=cells, metadata={"kernelspec": _KERNELSPEC})
+        nbformat.write(document, path)
+        notebook = await self.show(path)
         await notebook.ready()
         return notebook
+
+    async def start(self, gates: Gates, *codes: str) -> Notebook:
+        """Open a notebook with these cells and start them all; they may use `gate`."""
+        notebook = await self.open(*codes)
+        await notebook.prepare(gates.code)
+        await notebook.run_all()
+        return notebook
+
+    async def run(self, *codes: str) -> list[dict[str, Any]]:
+        """Run cells in a notebook that stays open, and return them as they are in its file."""
+        notebook = await self.open(*codes)
+        await notebook.prepare("def gate(name): pass")
+        await notebook.run_all()
+        await notebook.finished()
+        await notebook.save()
+        cells = notebook.saved_cells()
+        await notebook.close()
+        return cells
+
+    async def show(self, path: Path) -> Notebook:
+        """Open a notebook, or show it if it is open, and wait until it is connected to a kernel."""
+        if self.is_notebook:
+            await self.load(f"/notebooks/{path.name}")
+        else:
+            await self.page.evaluate(
+                "async path => {"
+                " await window.jupyterapp.commands.execute('docmanager:open', {path}) }",
+                path.name,
+            )
+        notebook = Notebook(self.page, path)
+        await notebook.connected()
+        return notebook
+
+    async def close_all(self) -> None:
+        """End all kernels, and close all notebooks without saving them."""
+        if not self.page.url.startswith(self._site.url):
+            await self.come_back()
+        await self.page.evaluate(
+            """async () => {
+                await window.jupyterapp.serviceManager.sessions.shutdownAll();
+                for (const each of Array.from(window.jupyterapp.shell.widgets('main')))
+                    each.dispose();
+            }"""
+        )
+
+    async def idle(self, path: Path) -> None:
+        """Wait until the server says that the kernel of a notebook has run everything.
+
+        Works without a page.
+        """
+
+        def is_idle() -> bool:
+            sessions = self._site.server.request("GET", "/api/sessions").json()
+            [kernel] = [each["kernel"] for each in sessions if each["path"] == path.name]
+            return bool(kernel["execution_state"] == "idle")
+
+        await asyncio.to_thread(eventually, is_idle, f"the kernel of {path.name} is idle")
 
     async def _close_dialog(self, *_: object) -> None:
         await self._unreachable.get_by_role("button", name="Close").click()
@@ -214,134 +368,3 @@ class Lab:
         """Save a screenshot, if a directory for them is set."""
         if _SCREENSHOTS:
             await self.page.screenshot(path=Path(_SCREENSHOTS) / f"lab-{name}.png")
-
-
-class Notebook:
-    """The active notebook."""
-
-    def __init__(self, page: Page) -> None:
-        self.page = page
-        self.dialog = page.locator(".jp-Dialog")
-        self._cells = page.locator(".jp-NotebookPanel:not(.lm-mod-hidden) .jp-CodeCell")
-
-    async def connected(self) -> str:
-        """Wait until the page is connected to a kernel; return its id."""
-        await self.page.wait_for_function(f"{_KERNEL}?.connectionStatus === 'connected'")
-        return str(await self.page.evaluate(f"{_KERNEL}.id"))
-
-    async def ready(self) -> str:
-        """Wait until the page shows its kernel as idle; return the id of the kernel."""
-        await self.page.wait_for_function(
-            f"{_KERNEL}?.connectionStatus === 'connected' && {_KERNEL}.status === 'idle'"
-        )
-        return str(await self.page.evaluate(f"{_KERNEL}.id"))
-
-    def cell(self, number: int) -> Cell:
-        return Cell(self._cells.nth(number))
-
-    async def start(self, code: str) -> Cell:
-        """Type code into the last cell and run it, which adds a new cell below."""
-        cell = self.cell(await self._cells.count() - 1)
-        await cell.locator.locator(".cm-content").click()
-        await self.page.keyboard.insert_text(code)
-        await self.page.keyboard.press("Shift+Enter")
-        return cell
-
-    async def run(self, code: str) -> Cell:
-        """Run a cell and wait for its end."""
-        cell = await self.start(code)
-        await cell.done()
-        return cell
-
-    async def prepare(self, code: str) -> None:
-        """Run code without a cell."""
-        await self.page.evaluate(
-            f"async code => {{ await {_KERNEL}.requestExecute({{code, silent: true}}).done }}", code
-        )
-
-    async def count_outputs(self) -> None:
-        """Start to count the messages that the page receives from its kernel, and to store printed
-        text.
-
-        Ignores stderr, where ipykernel logs requests of JupyterLab for missing widgets.
-        """
-        await self.page.evaluate(
-            "() => { window.outputs = 0; window.texts = [];"
-            f" {_KERNEL}.iopubMessage.connect((_, message) => {{ window.outputs++;"
-            " if (message.content.name === 'stdout') window.texts.push(message.content.text) }) }"
-        )
-
-    async def outputs(self) -> int:
-        return int(await self.page.evaluate("window.outputs"))
-
-    async def received(self) -> str:
-        """Return the text on stdout since `count_outputs`, even if it is not drawn."""
-        return str(await self.page.evaluate("window.texts.join('')"))
-
-    async def choose(self, menu: str, item: str) -> None:
-        """Select a menu item."""
-        await self.page.locator(".lm-MenuBar-item", has_text=menu).click()
-        await self.page.locator(".lm-Menu-item", has_text=item).click()
-
-    async def accept(self) -> None:
-        """Accept the dialog."""
-        await self.dialog.locator(".jp-mod-accept").click()
-
-    async def connection_error(self) -> None:
-        """Wait until JupyterLab reports that it cannot reach its server.
-
-        Does not use the locator of the dialog, because waiting for it calls the handler that closes
-        it.
-        """
-        await self.page.wait_for_function(
-            "title => [...document.querySelectorAll('.jp-Dialog')]"
-            ".some(dialog => dialog.textContent.includes(title))",
-            arg=_UNREACHABLE,
-        )
-
-    async def save(self) -> None:
-        await self.page.evaluate("window.jupyterapp.shell.currentWidget.context.save()")
-
-    async def close(self) -> None:
-        """Save the notebook, end its kernel and close it."""
-        await self.save()
-        await self.page.evaluate(
-            """async () => {
-                const panel = window.jupyterapp.shell.currentWidget;
-                await panel.sessionContext.shutdown();
-                panel.dispose();
-            }"""
-        )
-
-
-class Cell:
-    """A code cell and its output."""
-
-    def __init__(self, locator: Locator) -> None:
-        self.locator = locator
-        self.output = locator.locator(".jp-OutputArea-output")
-        self.question = locator.locator(".jp-Stdin-input")
-
-    def stream(self, name: str) -> Locator:
-        """The outputs of stdout or stderr; there may be several."""
-        return self.locator.locator(f'[data-mime-type="application/vnd.jupyter.{name}"]')
-
-    async def text(self, name: str = "stdout") -> str:
-        """The text of all outputs of one stream."""
-        return "".join(await self.stream(name).locator("pre").all_text_contents())
-
-    async def shows(self, text: str, name: str = "stdout") -> None:
-        """Wait until a text is the whole output of one stream."""
-        shown: str | None = None
-        try:
-            async with asyncio.timeout(TIMEOUT):
-                while (shown := await self.text(name)) != text:
-                    await self.locator.page.evaluate("() => new Promise(requestAnimationFrame)")
-        except TimeoutError:
-            pairs = zip_longest(shown or "", text)
-            differs = next(n for n, (one, other) in enumerate(pairs) if one != other)
-            pytest.fail(f"{name} differs from {differs} on: {(shown or '')[differs:][:99]!r}")
-
-    async def done(self) -> None:
-        """Wait until the kernel has replied to the execution of the cell."""
-        await expect(self.locator.locator(".jp-InputPrompt")).to_have_text(re.compile(r"\[\d+\]:"))
