@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -106,6 +107,62 @@ async def test_output_that_a_person_cleared_stays_away(lab: Lab, gates: Gates) -
     for number in (0, 1):
         await expect(notebook.cell(number).output).to_have_count(0)
     assert not await notebook.changed()
+
+
+@pytest.mark.parametrize("restored", [False, True])
+async def test_a_running_cell_that_a_person_cleared_stays_clear(
+    lab: Lab, gates: Gates, restored: bool
+) -> None:
+    notebook = await lab.start(gates, HALF)
+    await notebook.cell(0).shows("before\n")
+    if restored:
+        notebook = await lab.reload(notebook)
+        await notebook.cell(0).shows("before\n")
+    async with lab.page.expect_response(lambda r: r.request.method == "DELETE") as answer:
+        await notebook.command("notebook:clear-all-cell-outputs")
+    assert (await answer.value).status == 204
+    notebook = await lab.reload(notebook)
+    await notebook.cell(0).running()
+    await notebook.restored()
+    gates.open("half")
+    await notebook.cell(0).done()
+    await notebook.cell(0).shows("after\n")
+
+
+async def test_output_that_the_file_has_is_not_requested(lab: Lab, gates: Gates) -> None:
+    gates.open("half")
+    notebook = await lab.start(gates, HALF, "6 * 7", "1 / 0")
+    await notebook.finished()
+    await notebook.save()
+    later = notebook.path.stat().st_mtime + 90
+    os.utime(notebook.path, (later, later))
+    cells = notebook.saved_cells()
+    sockets: list[str] = []
+    lab.page.on("websocket", lambda socket: sockets.append(socket.url))
+    notebook = await lab.reload(notebook)
+    await notebook.restored()
+    assert await notebook.cells() == cells
+    assert [url for url in sockets if "/channels" in url]
+    assert not [url for url in sockets if "parents=" in url]
+
+
+async def test_a_new_run_with_the_counts_of_the_file_is_restored(lab: Lab, gates: Gates) -> None:
+    """As after "Restart Kernel and Run All Cells"."""
+    gates.open("half")
+    notebook = await lab.start(gates, HALF, "print('gate', gate('half'))")
+    await notebook.finished()
+    await notebook.save()
+    await notebook.choose("Kernel", "Restart Kernel…")
+    await notebook.accept()
+    await notebook.ready()
+    await notebook.prepare("gate = lambda name: 'new'")
+    await notebook.run_all()
+    await notebook.cell(1).shows("gate new\n")
+    await notebook.finished()
+    cells = await notebook.cells()
+    assert [cell["execution_count"] for cell in cells] == [1, 2]
+    notebook = await lab.reload(notebook)
+    await notebook.becomes(cells)
 
 
 async def test_a_cell_that_runs_again_replaces_its_output(lab: Lab, gates: Gates) -> None:
