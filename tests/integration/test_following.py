@@ -73,8 +73,7 @@ async def test_another_client_gets_the_whole_output_of_a_running_cell_and_then_l
         async with attach(either, kernel, dialect, parents=both) as ws:
             before = await ws.until(says_waiting)
             gate.touch()
-            done = await ws.finish(msg_id)
-            last = await ws.finish(queued)
+            done, last = await ws.finish_all(msg_id, queued)
     done.messages = before + done.messages
     assert done.types == ["busy", "execute_input", "stream", "idle"]
     assert done.text() == lines()

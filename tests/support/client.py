@@ -167,19 +167,27 @@ class KernelClient:
 
     async def finish(self, msg_id: str, *, reply: bool = True) -> Execution:
         """Read until the idle of a request and its reply, if it has one, have arrived."""
-        done = Execution(msg_id)
-        missing = {"idle", "reply"} if reply else {"idle"}
+        [done] = await self.finish_all(msg_id, reply=reply)
+        return done
+
+    async def finish_all(self, *msg_ids: str, reply: bool = True) -> list[Execution]:
+        """Read until that is so for several requests, whose messages may be mixed.
+
+        A reply may arrive after the first messages of the next request.
+        """
+        done = {msg_id: Execution(msg_id) for msg_id in msg_ids}
+        missing = {(msg_id, end) for msg_id in msg_ids for end in ("idle", "reply")[: 1 + reply]}
         while missing:
             msg = await self.recv()
-            if msg["parent_header"].get("msg_id") != msg_id:
+            parent, kind = msg["parent_header"].get("msg_id"), msg["header"]["msg_type"]
+            if parent not in done:
                 continue
-            done.messages.append(msg)
-            kind = msg["header"]["msg_type"]
+            done[parent].messages.append(msg)
             if kind == "status" and msg["content"]["execution_state"] == "idle":
-                missing.discard("idle")
+                missing.discard((parent, "idle"))
             elif kind.endswith("_reply"):
-                missing.discard("reply")
-        return done
+                missing.discard((parent, "reply"))
+        return list(done.values())
 
     async def closed(self, timeout: float = TIMEOUT) -> tuple[int, str]:
         """Read until the server closes the websocket; return code and reason."""
