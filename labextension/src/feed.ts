@@ -14,6 +14,7 @@
  */
 
 import type { Message } from './frames';
+import { withoutOverwritten } from './overwrite';
 
 /** An output of a cell, in nbformat. */
 export type Output = Record<string, unknown>;
@@ -43,12 +44,13 @@ interface Stream {
 /** An output that is not in the model yet. */
 type Pending = { output: Output } | { stream: Stream };
 
-function toOutput(pending: Pending): Output {
+function toOutput(pending: Pending, fresh = true): Output {
   if ('output' in pending) {
     return pending.output;
   }
   const { name, pieces } = pending.stream;
-  return { output_type: 'stream', name, text: pieces.join('') };
+  const text = withoutOverwritten(pieces.join(''), fresh);
+  return { output_type: 'stream', name, text };
 }
 
 /** Types of messages that change earlier outputs with the same display id. */
@@ -260,7 +262,7 @@ export class Feed {
       }
     }
     if (this._head) {
-      target.add(toOutput({ stream: this._head }));
+      target.add(toOutput({ stream: this._head }, false));
     }
     for (const pending of this._adds) {
       target.add(toOutput(pending));
