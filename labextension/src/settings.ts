@@ -3,7 +3,7 @@
 import type { JupyterFrontEnd } from '@jupyterlab/application';
 import type { ISettingRegistry } from '@jupyterlab/settingregistry';
 import type { TranslationBundle } from '@jupyterlab/translation';
-import { Dialog, showDialog } from '@jupyterlab/apputils';
+import { Dialog, showDialog, showErrorMessage } from '@jupyterlab/apputils';
 import { Widget } from '@lumino/widgets';
 
 /** Opens the settings editor of JupyterLab. */
@@ -35,12 +35,17 @@ async function edit(settings: ISettingRegistry.ISettings, trans: TranslationBund
     body,
     buttons: [Dialog.cancelButton(), Dialog.okButton({ label: trans.__('Save') })]
   });
-  if (button.accept) {
+  if (!button.accept) {
+    return;
+  }
+  try {
     for (const [name, box] of body.boxes) {
       if (box.checked !== (settings.get(name).composite === true)) {
         await settings.set(name, box.checked);
       }
     }
+  } catch (error) {
+    await showErrorMessage(trans.__('The settings of kbridge are not saved'), error as Error);
   }
 }
 

@@ -53,7 +53,9 @@ class Place:
 
     async def open(self) -> None:
         """Open the notebook, and wait until its kernel is idle."""
-        await self.page.goto(f"{self.network.url}{APPS[self.app]}test.ipynb?token={TOKEN}")
+        # The formats of the export menu: the page does not catch it if this request is cut.
+        async with self.page.expect_response(re.compile("/api/nbconvert")):
+            await self.page.goto(f"{self.network.url}{APPS[self.app]}test.ipynb?token={TOKEN}")
         await self.page.wait_for_function(
             "window.jupyterapp?.shell.currentWidget?.sessionContext?.session?.kernel?.status"
             " === 'idle'"
@@ -109,9 +111,13 @@ async def test_the_status_item_shows_the_connection_and_leads_to_the_settings(
         show = place.page.get_by_label("Show the status")
         await expect(show).to_be_checked()
         await expect(place.page.get_by_label("Restore output")).to_be_checked()
-        await show.uncheck()
-        if app == "notebook":
-            await place.page.get_by_role("button", name="Save", exact=True).click()
+        # A request that is under way when the page closes would be an uncaught error of the page.
+        async with place.page.expect_response(
+            lambda response: response.request.method == "PUT" and "/api/settings/" in response.url
+        ):
+            await show.uncheck()
+            if app == "notebook":
+                await place.page.get_by_role("button", name="Save", exact=True).click()
         await place.page.wait_for_function(
             "document.querySelector('.kb-Status')?.closest('.lm-mod-hidden')"
         )
