@@ -36,11 +36,12 @@ serve: $(VENV)/.serve   ## run the bridge on 127.0.0.1 (ARGS="--port 9999" adds 
 test: $(VENV)/.lab      ## the whole suite (ARGS="-k wire" narrows it)
 	$(BIN)/python -m pytest -n 2 $(ARGS)
 
-# The tests that use jupyter_client, ipykernel, jupyter_server, SQLAlchemy, psutil and traitlets, and those
-# of the extension in JupyterLab and Notebook 7; less than five minutes on two cores.
+# The tests that use jupyter_client, ipykernel, jupyter_server, SQLAlchemy, psutil and traitlets; less than
+# five minutes on two cores. The extension in the lowest JupyterLab and Notebook is tested with
+# FLOOR_TESTS=tests/integration/test_labextension.py; JupyterLab 4.2.0 sometimes fails by itself then.
 FLOOR_TESTS = tests/kernels tests/connect/test_files.py tests/connect/test_mixin.py \
               tests/jupyter/test_connection.py tests/server/api/test_kernelspecs.py \
-              tests/integration/test_kernel.py tests/integration/test_labextension.py
+              tests/integration/test_kernel.py
 # Warnings of the old versions are ignored: jupyter_core leaves event loops to the garbage collector and
 # requires JUPYTER_PLATFORM_DIRS, jupyter_client parses dates without a year.
 OLD = -W ignore::ResourceWarning -W ignore::pytest.PytestUnraisableExceptionWarning \
