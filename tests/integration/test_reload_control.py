@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import re
 from collections.abc import AsyncIterator
@@ -9,10 +10,12 @@ from pathlib import Path
 
 import pytest
 import pytest_asyncio
+from playwright.async_api import Response
 
 from tests.support.gates import Gates
 from tests.support.lab import Lab, with_extension
 from tests.support.notebook import expect
+from tests.support.waiting import TIMEOUT
 
 pytestmark = [
     pytest.mark.kernel,
@@ -100,8 +103,18 @@ async def test_output_that_a_person_cleared_stays_away(lab: Lab, gates: Gates) -
     await notebook.finished()
     notebook = await lab.reload(notebook)
     await notebook.cell(0).shows("before\nafter\n")
+    deleted: list[str] = []
+
+    def note(response: Response) -> None:
+        if response.request.method == "DELETE":
+            deleted.append(response.url)
+
+    lab.page.on("response", note)
     await notebook.command("notebook:clear-all-cell-outputs")
     await notebook.save()
+    async with asyncio.timeout(TIMEOUT):
+        while len(deleted) < 2:  # the page has told the server
+            await lab.page.evaluate("() => new Promise(requestAnimationFrame)")
     notebook = await lab.reload(notebook)
     await notebook.restored()
     for number in (0, 1):
