@@ -270,8 +270,8 @@ class Hub:
     def forget_execution(self, msg_id: str) -> None:
         """Forget the output of an execution, so that nobody restores it.
 
-        One that has finished is no longer listed. If it is running, the output so far is cleared
-        for all clients, also for those that read it later: they receive a `clear_output`.
+        A finished execution is no longer listed. A running execution stays listed; its output so
+        far is cleared for all clients, also for later ones: they receive a `clear_output`.
 
         Raises
         ------
