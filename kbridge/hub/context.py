@@ -12,7 +12,7 @@ from kbridge.hub.kernel.process_link import LinkFactory
 from kbridge.hub.notices import Notices
 from kbridge.hub.rejected import DroppedMessages
 from kbridge.hub.settings import HubSettings
-from kbridge.link.kernel import KernelLink
+from kbridge.link.pyzmq.link import PyzmqLink
 from kbridge.storage.history import History
 from kbridge.storage.store import JournalStore
 
@@ -39,7 +39,7 @@ class HubEnvironment:
         The journals on disk; None to keep them in memory only.
     """
 
-    link: LinkFactory = KernelLink
+    link: LinkFactory = PyzmqLink
     clock: Clock = field(default_factory=Clock)
     log: Log = field(default_factory=lambda: logging.getLogger("kbridge.hub"))
     allowance: Allowance | None = None

@@ -16,7 +16,7 @@ from kbridge.hub.hub import Hub
 from kbridge.hub.kernel.process_link import LinkFactory
 from kbridge.hub.recovered import is_of_another_kernel
 from kbridge.hub.settings import HubSettings
-from kbridge.link.kernel import KernelLink
+from kbridge.link.pyzmq.link import PyzmqLink
 from kbridge.storage.store import JournalStore, StoreSettings
 
 __all__ = ["GOING_AWAY", "HubTable"]
@@ -44,7 +44,7 @@ class HubTable:
         self,
         settings: HubSettings | None = None,
         *,
-        link: LinkFactory = KernelLink,
+        link: LinkFactory = PyzmqLink,
         clock: Clock | None = None,
         log: Log | None = None,
     ) -> None:

@@ -12,9 +12,10 @@ if TYPE_CHECKING:
     from kbridge.link.interfaces import ClientLink as ClientLink
     from kbridge.link.interfaces import KernelEvents as KernelEvents
     from kbridge.link.interfaces import KernelSockets as KernelSockets
-    from kbridge.link.kernel import KernelLink as KernelLink
     from kbridge.link.memory import MemoryClient as MemoryClient
     from kbridge.link.memory import MemoryKernel as MemoryKernel
+    from kbridge.link.pyzmq.link import KernelLink as KernelLink
+    from kbridge.link.pyzmq.link import PyzmqLink as PyzmqLink
 
 __all__ = [
     "ClientLink",
@@ -24,6 +25,7 @@ __all__ = [
     "KernelSockets",
     "MemoryClient",
     "MemoryKernel",
+    "PyzmqLink",
     "StreamClient",
 ]
 
@@ -33,10 +35,11 @@ __getattr__, __dir__ = exports(
         "ClientLink": "kbridge.link.interfaces",
         "Endpoints": "kbridge.link.endpoints",
         "KernelEvents": "kbridge.link.interfaces",
-        "KernelLink": "kbridge.link.kernel",
+        "KernelLink": "kbridge.link.pyzmq.link",
         "KernelSockets": "kbridge.link.interfaces",
         "MemoryClient": "kbridge.link.memory",
         "MemoryKernel": "kbridge.link.memory",
+        "PyzmqLink": "kbridge.link.pyzmq.link",
         "StreamClient": "kbridge.link.client",
     },
 )

@@ -1,14 +1,15 @@
-"""The addresses of a kernel, and the maximum size of its messages."""
+"""The addresses of a kernel, the maximum size of its messages, and identities of the bridge."""
 
 from __future__ import annotations
 
+import secrets
 from dataclasses import dataclass
 from typing import Final
 
 from kbridge.wire.connection_info import ConnectionInfo
 from kbridge.wire.message import Channel
 
-__all__ = ["MESSAGE_LIMIT", "Endpoints"]
+__all__ = ["MESSAGE_LIMIT", "Endpoints", "new_identity"]
 
 # Bytes: a burst of 1 GiB, and the 64 MiB of a journal. ipykernel may join a burst into one message.
 MESSAGE_LIMIT: Final = 1088 << 20
@@ -35,3 +36,14 @@ class Endpoints(ConnectionInfo):
     def limit(self, channel: Channel) -> int:
         """Return the bytes that one part of a message on a channel may have."""
         return max(1, self.message_limit // _DIVISORS[channel])
+
+
+def new_identity() -> bytes:
+    """Return an identity that no peer of a kernel has, or ever had.
+
+    The same one is used on shell, control and stdin, because a kernel sends its input requests to
+    the identity that sent the execute_request. If a kernel's ROUTER still knows an identity, it
+    ignores a second peer with that identity for good, even if the first peer is dead and only its
+    disconnection has not been processed yet.
+    """
+    return b"kbridge-" + secrets.token_hex(12).encode()

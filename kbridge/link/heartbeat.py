@@ -16,7 +16,7 @@ from tornado.ioloop import IOLoop
 
 from kbridge.flow.heartbeat_monitor import HeartbeatMonitor
 from kbridge.link.endpoints import Endpoints
-from kbridge.link.sockets import configure, context
+from kbridge.link.pyzmq.sockets import configure, context
 
 __all__ = ["Heartbeat"]
 

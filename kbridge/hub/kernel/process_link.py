@@ -11,9 +11,8 @@ from typing import Any, Final, TypeAlias
 from kbridge.errors import KernelError
 from kbridge.flow.log_throttle import LogThrottle
 from kbridge.hub.kernel.adapter import Adapter, adapter_for, kernel_protocol
-from kbridge.link.endpoints import Endpoints
+from kbridge.link.endpoints import Endpoints, new_identity
 from kbridge.link.interfaces import KernelEvents, KernelSockets
-from kbridge.link.sockets import new_identity
 from kbridge.wire.message import Channel, Message
 from kbridge.wire.signing import Signer
 from kbridge.wire.zmq import serialize

@@ -8,7 +8,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from kbridge.errors import KernelMessageError
-from kbridge.link.drain import drain
+from kbridge.link.pyzmq.drain import drain
 from kbridge.wire.message import Channel
 from kbridge.wire.signing import Signer
 from kbridge.wire.zmq import DELIMITER, parse

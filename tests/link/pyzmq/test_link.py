@@ -13,9 +13,10 @@ import zmq
 import zmq.asyncio
 
 from kbridge.errors import KernelError
-from kbridge.link import kernel, sockets
 from kbridge.link.endpoints import Endpoints
-from kbridge.link.kernel import KernelLink
+from kbridge.link.pyzmq import link as module
+from kbridge.link.pyzmq import sockets
+from kbridge.link.pyzmq.link import PyzmqLink
 from kbridge.wire.message import Channel
 from kbridge.wire.zmq import DELIMITER
 
@@ -122,7 +123,7 @@ async def side():
 @pytest.fixture
 async def linked(side):
     events = Recorder()
-    link = KernelLink(side.endpoints, events)
+    link = PyzmqLink(side.endpoints, events)
     await events.until(lambda: "connected" in events.news)
     yield link, events
     link.close()
@@ -261,7 +262,7 @@ def limited(side: Side, limit: int) -> Endpoints:
 async def test_a_message_that_is_too_large_makes_the_socket_reconnect(side) -> None:
     """libzmq allocates its size before it can be checked, and does not reconnect."""
     events = Recorder()
-    link = KernelLink(limited(side, 100_000), events)
+    link = PyzmqLink(limited(side, 100_000), events)
     try:
         await events.until(lambda: "connected" in events.news)
         await until_subscribed(side, events)
@@ -280,7 +281,7 @@ async def test_a_message_that_is_too_large_makes_the_socket_reconnect(side) -> N
 async def test_a_reply_that_is_too_large_affects_no_other_socket(side, channel, share) -> None:
     events = Recorder()
     limit = 1 << 20
-    link = KernelLink(limited(side, limit), events)
+    link = PyzmqLink(limited(side, limit), events)
     try:
         await events.until(lambda: events.news and events.stdin)
         for size, arrives in ((limit // share - 10, True), (limit // share + 1, False)):
@@ -335,7 +336,7 @@ def without_descriptors(monkeypatch, after: int, times: int = 1) -> list[zmq.Soc
         made.append(sockets.make(*args))
         return made[-1]
 
-    monkeypatch.setattr(kernel, "make", make)
+    monkeypatch.setattr(module, "make", make)
     return made
 
 
@@ -361,8 +362,8 @@ async def test_without_descriptors_the_open_sockets_stay_open(side, linked, monk
 
 async def test_iopub_reconnects_once_there_is_a_descriptor(side, monkeypatch) -> None:
     events = Recorder()
-    monkeypatch.setattr(kernel, "_GONE_SECONDS", 0.01)
-    link = KernelLink(limited(side, 100_000), events)
+    monkeypatch.setattr(module, "_GONE_SECONDS", 0.01)
+    link = PyzmqLink(limited(side, 100_000), events)
     try:
         await events.until(lambda: "connected" in events.news)
         await until_subscribed(side, events)
@@ -377,7 +378,7 @@ async def test_iopub_reconnects_once_there_is_a_descriptor(side, monkeypatch) ->
 
 async def test_replies_to_an_identity_of_another_process_are_received(side) -> None:
     heir = Recorder()
-    link = KernelLink(side.endpoints, heir)
+    link = PyzmqLink(side.endpoints, heir)
     link.receive_for(b"of the dead")
     try:
         async with asyncio.timeout(20):
@@ -397,7 +398,7 @@ async def test_an_accepted_connection_on_stdin_is_no_handshake() -> None:
     mute.setblocking(False)
     ports[Channel.STDIN] = mute.getsockname()[1]
     events = Recorder()
-    link = KernelLink(Endpoints("tcp", "127.0.0.1", ports, b"key"), events)
+    link = PyzmqLink(Endpoints("tcp", "127.0.0.1", ports, b"key"), events)
     try:
         async with asyncio.timeout(20):
             accepted, _ = await asyncio.get_running_loop().sock_accept(mute)
@@ -438,7 +439,7 @@ async def encrypted():
 
 async def test_an_encrypted_kernel_can_be_used(encrypted) -> None:
     events = Recorder()
-    link = KernelLink(encrypted.endpoints, events)
+    link = PyzmqLink(encrypted.endpoints, events)
     try:
         await events.until(lambda: "connected" in events.news)
         await until_subscribed(encrypted, events)
@@ -458,7 +459,7 @@ async def test_without_the_keys_an_encrypted_kernel_cannot_be_used(encrypted, cu
     pair = curve and zmq.curve_keypair()
     stranger = Endpoints("tcp", "127.0.0.1", encrypted.ports, b"key", curve=pair)
     events, known = Recorder(), Recorder()
-    links = [KernelLink(stranger, events), KernelLink(encrypted.endpoints, known)]
+    links = [PyzmqLink(stranger, events), PyzmqLink(encrypted.endpoints, known)]
     try:
         links[0].send(Channel.SHELL, body(0))
         await known.until(lambda: "connected" in known.news)
@@ -476,7 +477,7 @@ async def test_without_the_keys_an_encrypted_kernel_cannot_be_used(encrypted, cu
 
 async def test_after_close_nothing_is_reported(side) -> None:
     events = Recorder()
-    link = KernelLink(side.endpoints, events)
+    link = PyzmqLink(side.endpoints, events)
     link.close()
     assert not link.send(Channel.SHELL, body(0))
     link.drain()
@@ -500,4 +501,4 @@ async def test_an_invalid_address_raises_an_error_of_kbridge() -> None:
     info = {f"{name}_port": 1 for name in ("shell", "iopub", "stdin", "control")}
     endpoints = Endpoints.from_connection_info({**info, "transport": "bogus"})
     with pytest.raises(KernelError, match="cannot connect to the kernel"):
-        KernelLink(endpoints, SimpleNamespace())  # type: ignore[arg-type]
+        PyzmqLink(endpoints, SimpleNamespace())  # type: ignore[arg-type]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import secrets
 from typing import Final
 
 import zmq
@@ -10,7 +9,7 @@ import zmq
 from kbridge.link.endpoints import Endpoints
 from kbridge.wire.message import Channel
 
-__all__ = ["configure", "context", "make", "new_identity"]
+__all__ = ["configure", "context", "make"]
 
 # Requests that ZeroMQ may queue for a kernel that does not read. Small, because ZeroMQ counts
 # messages and not bytes; further requests wait in the hub's outbox, which counts bytes.
@@ -28,17 +27,6 @@ def context() -> zmq.Context[zmq.Socket[bytes]]:
         # ZeroMQ's default of 1,023 sockets would be enough for about 170 kernels only.
         _context.max_sockets = _context.get(zmq.SOCKET_LIMIT)
     return _context
-
-
-def new_identity() -> bytes:
-    """Return an identity that no peer of a kernel has, or ever had.
-
-    The same one is used on shell, control and stdin, because a kernel sends its input requests to
-    the identity that sent the execute_request. If a kernel's ROUTER still knows an identity, it
-    ignores a second peer with that identity for good, even if the first peer is dead and only its
-    disconnection has not been processed yet.
-    """
-    return b"kbridge-" + secrets.token_hex(12).encode()
 
 
 def make(channel: Channel, endpoints: Endpoints, identity: bytes = b"") -> zmq.Socket[bytes]:

@@ -21,14 +21,14 @@ from tornado.ioloop import IOLoop
 from zmq.utils.monitor import parse_monitor_message
 
 from kbridge.errors import KernelError
-from kbridge.link.drain import drain
-from kbridge.link.endpoints import Endpoints
-from kbridge.link.former import FormerSockets
+from kbridge.link.endpoints import Endpoints, new_identity
 from kbridge.link.interfaces import KernelEvents, RawMessage
-from kbridge.link.sockets import make, new_identity
+from kbridge.link.pyzmq.drain import drain
+from kbridge.link.pyzmq.former import FormerSockets
+from kbridge.link.pyzmq.sockets import make
 from kbridge.wire.message import Buffer, Channel
 
-__all__ = ["KernelLink"]
+__all__ = ["KernelLink", "PyzmqLink"]
 
 _DEALERS: Final = (Channel.SHELL, Channel.CONTROL, Channel.STDIN)
 # Iopub last: a hub acts on its events at once, and needs the events of the other channels first.
@@ -52,7 +52,7 @@ _MORE: Final = int(zmq.NOBLOCK | zmq.SNDMORE)
 _EVENTS: Final = int(zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED)
 
 
-class KernelLink:
+class PyzmqLink:
     """The sockets to one kernel, open from the start.
 
     Parameters
@@ -321,6 +321,10 @@ class KernelLink:
         if monitor is None or not _waits(monitor, zmq.POLLIN):
             return None
         return int(parse_monitor_message(monitor.recv_multipart(_NOBLOCK))["event"])
+
+
+KernelLink = PyzmqLink
+"""The former name."""
 
 
 def _is_light(batch: list[RawMessage]) -> bool:

@@ -18,8 +18,8 @@ from typing import Any, Final
 import zmq
 from tornado.ioloop import IOLoop
 
-from kbridge.link.drain import drain
 from kbridge.link.interfaces import KernelEvents
+from kbridge.link.pyzmq.drain import drain
 from kbridge.wire.message import Channel
 
 __all__ = ["FormerSockets"]

@@ -1,0 +1,1 @@
+"""The link to a kernel with libzmq, through pyzmq."""
