@@ -27,7 +27,11 @@
     |   +-- InvalidConnectionInfo     500   1011   unusable connection information (ValueError)
     |   +-- NotSupported              501   1011   this kernel cannot do it
     |   +-- KernelMessageError        502   1011   it sent something that is not a message
-    |       +-- InvalidSignature      502   1011   it sent a message that its key did not sign
+    |   |   +-- InvalidSignature      502   1011   it sent a message that its key did not sign
+    |   +-- ZmtpError                 502   1011   its port does not follow ZMTP, or refuses
+    |       +-- OldZmtp               502   1011   its port speaks ZMTP 1.0 or 2.0 only
+    |       +-- NotZmtp               502   1011   its port does not speak ZeroMQ at all
+    |       +-- MessageTooBig         502   1011   more bytes than `kernel_message_limit` allows
     +-- BridgeError                   500   1011   caused by kbridge, or by its machine
         +-- RegistryError             500   1011   the registry of kernels cannot be used
         |   +-- UnknownSchema         500   1011   its tables are of another version
@@ -85,11 +89,14 @@ __all__ = [
     "KernelspecNotFound",
     "ListenError",
     "MalformedFrame",
+    "MessageTooBig",
     "NoFreePort",
     "NotFound",
     "NotInKernel",
     "NotPrivate",
     "NotSupported",
+    "NotZmtp",
+    "OldZmtp",
     "ProtocolViolation",
     "RegistryError",
     "SessionNotFound",
@@ -99,6 +106,7 @@ __all__ = [
     "Unauthorized",
     "UnknownSchema",
     "WrongFrameType",
+    "ZmtpError",
 ]
 
 
@@ -267,6 +275,34 @@ class KernelMessageError(KernelError):
 
 class InvalidSignature(KernelMessageError):
     """A message was not signed with the kernel's key."""
+
+
+class ZmtpError(KernelError):
+    """The peer at a kernel's port does not follow ZMTP, or refuses the connection."""
+
+    http_status = 502
+
+
+class OldZmtp(ZmtpError):
+    """The peer at a kernel's port speaks ZMTP 1.0 or 2.0 only."""
+
+
+class NotZmtp(ZmtpError):
+    """The program that answers at a kernel's port does not speak ZeroMQ."""
+
+
+class MessageTooBig(ZmtpError):
+    """A kernel sent a message that is larger than the settings allow.
+
+    Attributes
+    ----------
+    limit : int
+        The number of bytes that a part of a message, or all its parts, may have.
+    """
+
+    def __init__(self, reason: str, limit: int) -> None:
+        super().__init__(reason)
+        self.limit = limit
 
 
 class BridgeError(KbridgeError):

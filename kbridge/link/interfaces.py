@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Protocol, TypeAlias
+from typing import Protocol
 
-from kbridge.wire.message import Buffer, Channel
+from kbridge.wire.message import Buffer, Channel, RawMessage
 
 __all__ = [
     "ClientLink",
@@ -15,9 +15,6 @@ __all__ = [
     "TransportEvents",
     "noop",
 ]
-
-RawMessage: TypeAlias = list[Buffer]
-"""The parts of one ZeroMQ message."""
 
 
 class KernelEvents(Protocol):

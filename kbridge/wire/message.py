@@ -24,6 +24,7 @@ __all__ = [
     "Buffer",
     "Channel",
     "Message",
+    "RawMessage",
     "id_keys",
     "json_object",
     "message_key",
@@ -32,6 +33,9 @@ __all__ = [
 ]
 
 Buffer: TypeAlias = bytes | memoryview
+
+RawMessage: TypeAlias = list[Buffer]
+"""The parts of one ZeroMQ message."""
 
 
 class Channel(StrEnum):

@@ -1,0 +1,287 @@
+"""Decode the frames that a ZMTP peer sends after its handshake (RFC 37, section "Framing").
+
+Properties of this module:
+
+- bytes in, whole messages out: no I/O, and no clock;
+- a call costs no more than the bytes fed since the last call, however they are divided;
+- the head of a frame is checked before memory is set aside for its body. The memory for a long part
+  is requested in one piece, but the operating system provides it only as bytes arrive: `bytes(n)`
+  calls calloc, which does not touch a large block;
+- a long part is received in its final place, and becomes `bytes` without a copy;
+- the result does not depend on how the bytes are divided.
+"""
+
+from __future__ import annotations
+
+from io import BytesIO
+from typing import Final
+
+from kbridge.errors import MessageTooBig, ZmtpError
+from kbridge.wire.message import RawMessage
+from kbridge.wire.zmtp.commands import COMMAND_LIMIT
+
+__all__ = ["Decoder", "frame_size"]
+
+_MORE: Final = 1
+_LONG: Final = 2
+_COMMAND: Final = 4
+_FLAGS: Final = frozenset({0, _MORE, _LONG, _LONG | _MORE, _COMMAND, _COMMAND | _LONG})
+_SHORT_LIMIT: Final = 255
+_JOINED: Final = 64 << 10  # bytes up to which the pieces of an incomplete frame are joined
+
+
+def frame_size(data: bytes | bytearray, at: int) -> tuple[int, int] | None:
+    """Return the place and the size of the body of the frame at `at`; None if its head is cut."""
+    if len(data) < at + 2:
+        return None
+    if not data[at] & _LONG:
+        return at + 2, data[at + 1]
+    if len(data) < at + 9:
+        return None
+    return at + 9, int.from_bytes(data[at + 1 : at + 9], "big")
+
+
+class Decoder:
+    """Decodes the messages and commands of one peer.
+
+    Parameters
+    ----------
+    part_limit : int
+        Maximum number of bytes of one part of a message.
+    message_limit : int
+        Maximum number of bytes of all parts of a message.
+    parts_limit : int
+        Maximum number of parts of a message.
+
+    Attributes
+    ----------
+    pending : memoryview or None
+        The place for the rest of a long part. Receive into it, and call `received`. While it is not
+        None, do not call `feed`.
+    fault : ZmtpError or None
+        Set when the peer has violated the protocol or a limit. The messages before the violation
+        were returned; later bytes are ignored.
+    """
+
+    __slots__ = (
+        "_buffer",
+        "_commands",
+        "_counted",
+        "_last",
+        "_message_limit",
+        "_needed",
+        "_part_limit",
+        "_parts",
+        "_parts_limit",
+        "_rest",
+        "_size",
+        "_unchecked",
+        "fault",
+        "pending",
+    )
+
+    def __init__(self, part_limit: int, message_limit: int, parts_limit: int) -> None:
+        self._part_limit = part_limit
+        self._message_limit = message_limit
+        self._parts_limit = parts_limit
+        # Fewer bytes than that cannot exceed the limits. The loop does not look at short parts.
+        self._unchecked = message_limit if part_limit >= _SHORT_LIMIT else -1
+        self._parts: RawMessage = []  # the whole parts of the incomplete message
+        self._counted = 0  # the number of them whose bytes are in `_size`
+        self._size = 0
+        self._rest = bytearray()  # the incomplete frame, unless `pending` has it
+        self._needed = 0  # the size that `_rest` must have until it is looked at again
+        self._buffer: BytesIO | None = None  # the memory of `pending`
+        self._last = False  # True if `pending` is the last part of its message
+        self._commands: list[bytes] = []
+        self.pending: memoryview | None = None
+        self.fault: ZmtpError | None = None
+
+    @property
+    def commands(self) -> list[bytes]:
+        """The bodies of the commands that were decoded since `take_commands`."""
+        return self._commands
+
+    def take_commands(self) -> list[bytes]:
+        """Return the commands that were decoded since the last call."""
+        taken, self._commands = self._commands, []
+        return taken
+
+    def feed(self, data: bytes) -> list[RawMessage]:
+        """Take bytes of the peer, and return the messages that they complete, in order."""
+        assert self.pending is None, "receive into `pending` first"
+        if self._rest or self.fault is not None:
+            data = self._join(data)
+        messages: list[RawMessage] = []
+        # The hot loop: about seven frames per message. A short frame is cut out before its end is
+        # known to be there; if it is not, the frame is put back after the loop.
+        parts = self._parts
+        add = parts.append
+        part_limit, parts_limit = self._part_limit, self._parts_limit
+        at = frame = 0
+        end = len(data)
+        try:
+            while at < end:
+                frame = at
+                flags = data[at]
+                if flags < _LONG:
+                    body = at + 2
+                    at = body + data[at + 1]
+                elif flags < _COMMAND:
+                    body = at + 9
+                    size = int.from_bytes(data[at + 1 : body], "big")
+                    if size > end - body or size > part_limit:
+                        break
+                    at = body + size
+                else:
+                    at = self._read_command(data, at)
+                    if at == frame:
+                        break
+                    continue
+                add(data[body:at])
+                if not flags & _MORE:
+                    messages.append(parts)
+                    if len(parts) > parts_limit:
+                        break
+                    parts = []
+                    add = parts.append
+        except IndexError:
+            pass  # the head of a short frame is cut
+        self._parts = parts
+        if not parts and at == end and not self._counted and end <= self._unchecked:
+            return messages
+        if at > end:
+            self._put_back(messages, last=not data[frame] & _MORE)
+        return self._finish(data, end if at == end else frame, messages)
+
+    def received(self, size: int) -> list[RawMessage]:
+        """Note that `size` bytes were received into the beginning of `pending`.
+
+        Returns
+        -------
+        list of RawMessage
+            The message that they complete, if any.
+        """
+        view, buffer = self.pending, self._buffer
+        assert view is not None
+        assert buffer is not None
+        self.pending = rest = view[size:]
+        view.release()
+        if rest:
+            return []
+        rest.release()
+        self.pending = self._buffer = None
+        part = buffer.getvalue()  # the memory itself: nothing else uses it now
+        self._parts.append(part)
+        if not self._last:
+            return self._finish(b"", 0, [])
+        message, self._parts = self._parts, []
+        return self._finish(b"", 0, self._check([message]))
+
+    def _join(self, data: bytes) -> bytes:
+        """Return the incomplete frame with the bytes after it, or nothing if it stays incomplete.
+
+        The pieces of a frame are collected until there are enough of them, so that many small
+        pieces are not joined again and again.
+        """
+        rest = self._rest
+        if self.fault is not None:
+            return b""
+        if len(rest) + len(data) < self._needed:
+            rest += data
+            return b""
+        self._rest = bytearray()
+        return b"".join((rest, data))
+
+    def _read_command(self, data: bytes, at: int) -> int:
+        """Note the command at a place; return its end, or the place if it is cut or not valid."""
+        found = frame_size(data, at)
+        if data[at] not in _FLAGS or found is None:
+            return at
+        body, size = found
+        if size > COMMAND_LIMIT or size > len(data) - body:
+            return at
+        self._commands.append(data[body : body + size])
+        return body + size
+
+    def _put_back(self, messages: list[RawMessage], *, last: bool) -> None:
+        """Remove the last part that the loop has read, because its end is missing."""
+        if last:
+            self._parts = messages.pop()
+        self._parts.pop()
+
+    def _finish(self, data: bytes, at: int, messages: list[RawMessage]) -> list[RawMessage]:
+        """Check the limits of the messages, and keep the incomplete frame at a place."""
+        if self._size + len(data) > self._unchecked or len(self._parts) > self._parts_limit:
+            messages = self._check(messages)
+        if self.fault is not None:
+            self._parts = []
+            return messages
+        if messages:
+            self._counted = self._size = 0
+        parts = self._parts
+        if len(parts) > self._counted:
+            self._size += sum(map(len, parts[self._counted :]))
+            self._counted = len(parts)
+        if at < len(data):
+            self._keep(data, at)
+        return messages
+
+    def _check(self, messages: list[RawMessage]) -> list[RawMessage]:
+        """Return the messages before the first one that exceeds a limit."""
+        for number, parts in enumerate([*messages, self._parts]):
+            sizes = [len(part) for part in parts]
+            if len(sizes) > self._parts_limit:
+                self.fault = ZmtpError(f"a message of more than {self._parts_limit} parts")
+            elif max(sizes, default=0) > self._part_limit:
+                self.fault = self._too_big("a part of a message", self._part_limit)
+            elif sum(sizes) > self._message_limit:
+                self.fault = self._too_big("a message", self._message_limit)
+            else:
+                continue
+            return messages[:number]
+        return messages
+
+    def _keep(self, data: bytes, at: int) -> None:
+        """Keep the incomplete frame at a place, or note the fault of its head."""
+        flags = data[at]
+        found = frame_size(data, at)
+        if flags not in _FLAGS:
+            self.fault = ZmtpError(f"a frame with the invalid flags {flags:#04x}")
+        elif found is None:
+            self._needed = 9 if flags & _LONG else 2
+            self._rest += data[at:]
+        elif flags & _COMMAND:
+            if found[1] > COMMAND_LIMIT:
+                self.fault = ZmtpError(f"a command of more than {COMMAND_LIMIT} bytes")
+            self._collect(data, at, sum(found))
+        elif found[1] > self._part_limit:
+            self.fault = self._too_big("a part of a message", self._part_limit)
+        elif self._size + found[1] > self._message_limit:
+            self.fault = self._too_big("a message", self._message_limit)
+        elif found[1] > _JOINED:
+            self._begin_long_part(data, *found, last=not flags & _MORE)
+        else:
+            self._collect(data, at, sum(found))
+
+    def _collect(self, data: bytes, at: int, end: int) -> None:
+        self._rest += data[at:]
+        self._needed = end - at
+
+    def _begin_long_part(self, data: bytes, body: int, size: int, *, last: bool) -> None:
+        try:
+            # BytesIO takes the object over, and getvalue() returns it: `bytes` without a copy.
+            self._buffer = BytesIO(bytes(size))
+        except (MemoryError, OverflowError):
+            self.fault = ZmtpError(f"there is no memory for a part of {size} bytes")
+            return
+        view = self._buffer.getbuffer()
+        here = len(data) - body
+        view[:here] = data[body:]
+        self.pending = view[here:]
+        view.release()
+        self._last = last
+
+    @staticmethod
+    def _too_big(what: str, limit: int) -> MessageTooBig:
+        return MessageTooBig(f"{what} has more than {limit} bytes", limit)
