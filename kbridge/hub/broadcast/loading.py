@@ -72,8 +72,8 @@ class _Loaded:
         index = place.seq - stretch.first_seq
         return index if 0 <= index < len(stretch.frames) else None
 
-    def part(self, index: int, max_bytes: int, horizon: int) -> Stretch | None:
-        """Return frames from an index on, as `Journal.read` would."""
+    def part(self, place: Place, index: int, max_bytes: int, horizon: int) -> Stretch | None:
+        """Return the frames for a reader at a place, from its index on, as `Journal.read` would."""
         stretch = self.stretch
         assert stretch is not None
         if stretch.seqs is not None:
@@ -91,7 +91,9 @@ class _Loaded:
             private,
             offsets[stop] - offsets[index],
             Place(first + stop, first + stop, end),
-            None if index else stretch.gap,
+            # The gap is that of the readers for which the frames were loaded. Other readers with an
+            # index have read all frames before it, even if the gap ends there.
+            stretch.gap if place == self.place else None,
         )
 
 
@@ -148,7 +150,7 @@ class Loader:
             stop = sys.maxsize if horizon is None else horizon
             if stretch.seqs is not None:
                 stop = min(stop, first)  # memory has all frames from there on
-            return loaded.part(index, max_bytes, stop)
+            return loaded.part(place, index, max_bytes, stop)
         return ON_DISK
 
     def forget(self) -> None:

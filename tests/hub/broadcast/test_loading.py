@@ -219,6 +219,38 @@ async def test_readers_at_one_place_share_a_load(rig, store, history, monkeypatc
     assert all(printed(client) == "".join(said) for client, _ in readers)
 
 
+async def test_a_marker_is_only_for_the_reader_whose_place_is_unknown(rig, store) -> None:
+    said = await fill(rig, store, *range(100))
+    unknown, first = rig.attach(since="no-such-id")
+    await until(lambda: bool(unknown.written))
+    # Another reader, which has missed nothing, at the place that the marker is for; not paced, so
+    # that it shares the loaded frames and not their rendering.
+    client, second = rig.attach(since="start", paced=False)
+    assert client.written, "the load is shared"
+    await caught_up(rig, first, second)
+    assert "output may be missing here" in printed(unknown)
+    assert printed(client) == "".join(said)
+
+
+async def test_a_marker_with_a_count_is_only_for_the_reader_that_missed_output(tmp_path) -> None:
+    store = await open_store(tmp_path / "journal", limit=2 * MIB)
+    rig = Rig(SETTINGS, store=store)
+    rig.prove()
+    said = await fill(rig, store, *range(1000))
+    first = store.history(ID).next_full(0)
+    assert first is not None
+    assert first > 100
+    late, one = rig.attach(since="start")
+    await until(lambda: bool(late.written))
+    client, two = rig.attach(since=str(rig.ack_origin + first - 1), paced=False)
+    assert client.written, "the load is shared"
+    await caught_up(rig, one, two)
+    assert f"{first:,} messages" in printed(late)
+    assert printed(client) == "".join(said)[-len(printed(client)) :]
+    await rig.hub.aclose()
+    await store.aclose(keep=False)
+
+
 class Gate:
     """A disk that answers no read until it is opened, and then with `found` if that is given."""
 
