@@ -94,6 +94,7 @@ class SessionCheck:
         # arrives; and received messages that a marker may count again.
         self._acked = self._sent = (0, 0)
         self._unsure = 0
+        self._began: set[str] = set()  # the messages with which the kernel itself began
         self._doubts = 0  # numbered pings that do not confirm the previous one
 
     def fault(self, what: str) -> None:
@@ -174,7 +175,7 @@ class SessionCheck:
         if kind == "stream":
             self._stream(parent, content)
         elif kind == "status":
-            self._status(parent, content["execution_state"])
+            self._status(parent, content["execution_state"], header["msg_id"])
         elif kind == "execute_input":
             self._event(parent, kind)
         elif kind.endswith("_reply"):
@@ -193,7 +194,7 @@ class SessionCheck:
         text = content["text"]
         marker = MARKER.search(text) if content["name"] == "stderr" else None
         if marker:
-            self._mark(marker[1])
+            self._mark(marker[1], text)
             return
         cell = self.cell(parent)
         if cell is None or not cell.request.lines or content["name"] != "stdout":
@@ -203,7 +204,7 @@ class SessionCheck:
         for line in text.splitlines():
             self._line(cell, line)
 
-    def _mark(self, count: str | None) -> None:
+    def _mark(self, count: str | None, text: str) -> None:
         """Process a marker, which may have the number of missing messages.
 
         Without a number, the bridge no longer has the message that the client named. It starts with
@@ -214,7 +215,7 @@ class SessionCheck:
             self._marked_once += int(count.replace(",", ""))
             return
         if not self.since:
-            self.fault("a marker without a count, for a client whose place is known")
+            self.fault(f"a marker without a count, for a client whose place is known: {text}")
         self.unknown += 1
         self._restarted = True
         self._suspects.clear()
@@ -250,14 +251,14 @@ class SessionCheck:
         cell.next = number + 1
         cell.top = max(cell.top, cell.next)
 
-    def _status(self, parent: str, state: str) -> None:
+    def _status(self, parent: str, state: str, msg_id: str) -> None:
         if not parent and state in RESTARTED:
-            if (
-                self.calm
-                and state == "starting"
-                and not any("idle" in c.seen for c in self.cells.values())
-            ):
-                return  # kernels send it themselves
+            if self.calm and state == "starting":
+                # Kernels send it themselves when they begin; a reconnect may repeat it.
+                if not any("idle" in c.seen for c in self.cells.values()):
+                    self._began.add(msg_id)
+                if msg_id in self._began:
+                    return
             self.restarts += 1
             if self.calm:
                 self.fault(f"{state}, though nobody touched the kernel")

@@ -149,6 +149,14 @@ def test_a_notice_without_a_count_explains_duplicates() -> None:
     assert "whose place is known" in fault
 
 
+def test_the_start_of_a_kernel_may_be_repeated() -> None:
+    start = status("starting", "")
+    answer = [BUSY(), lines(0, 1, 2, 3, 4, 5), reply(), IDLE()]
+    assert Hearing().hear(start, *answer, "again", start, *answer) == []
+    (fault,) = Hearing().hear(start, *answer, "again", status("starting", ""), *answer)
+    assert "nobody touched the kernel" in fault
+
+
 def test_a_reply_for_another_client_is_a_fault() -> None:
     (fault,) = Hearing(asked_by="you").hear(reply())
     assert "which is you's" in fault
