@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import AsyncIterator
 
 import pytest
@@ -188,14 +187,11 @@ async def test_a_restart_from_the_menu_is_not_shown_as_a_crash(
 ) -> None:
     await notebook.run("kept = True")
     kernel = await notebook.connected()
-    await notebook.choose("Kernel", "Restart Kernel…")
-    async with place.lab.page.expect_response(re.compile("/restart")) as answer:
-        await notebook.accept()
-    assert (await answer.value).status == 200
+    await notebook.restart()
     cell = await notebook.run("'kept' in globals()")  # JupyterLab queues it until it is connected
     await expect(cell.output).to_have_text("False")
     await notebook.ready()
-    await expect(notebook.dialog).to_have_count(0)
+    await notebook.no_dialog()
     assert await notebook.connected() == kernel
 
 
@@ -206,7 +202,7 @@ async def test_a_kernel_that_dies_is_restarted(place: Place, notebook: Notebook)
     await expect(notebook.dialog).to_contain_text("appears to have died. It will restart")
     await place.picture("died")
     await notebook.accept()
-    await expect(notebook.dialog).to_have_count(0)
+    await notebook.no_dialog()
     await notebook.ready()
     cell = await notebook.run("'kept' in globals()")
     await expect(cell.output).to_have_text("False")

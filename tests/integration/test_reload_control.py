@@ -66,10 +66,9 @@ async def test_a_restart_after_a_reload_leaves_nothing_running(lab: Lab, gates: 
     notebook = await lab.reload(notebook)
     for number in (0, 1):
         await notebook.cell(number).running()
-    await notebook.choose("Kernel", "Restart Kernel…")
-    await notebook.accept()
+    await notebook.restart()
     await notebook.nothing_runs()
-    gates.open("half", "second")
+    gates.open("half", "second")  # not before: the old kernel would run the second cell
     await notebook.ready()
     notebook = await lab.reload(notebook)
     await notebook.restored()
@@ -165,8 +164,7 @@ async def test_a_new_run_with_the_counts_of_the_file_is_restored(lab: Lab, gates
     notebook = await lab.start(gates, HALF, "print('gate', gate('half'))")
     await notebook.finished()
     await notebook.save()
-    await notebook.choose("Kernel", "Restart Kernel…")
-    await notebook.accept()
+    await notebook.restart()
     await notebook.ready()
     await notebook.prepare("gate = lambda name: 'new'")
     await notebook.run_all()

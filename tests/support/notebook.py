@@ -147,6 +147,20 @@ class Notebook:
         """Accept the dialog."""
         await self.dialog.locator(".jp-mod-accept").click()
 
+    async def restart(self) -> None:
+        """Restart the kernel from the menu, and wait until the server has started it again."""
+        await self.choose("Kernel", "Restart Kernel…")
+        async with self.page.expect_response(re.compile("/restart")) as answer:
+            await self.accept()
+        assert (await answer.value).status == 200
+
+    async def no_dialog(self) -> None:
+        """Wait until the page shows no dialog."""
+        try:
+            await expect(self.dialog).to_have_count(0)
+        except AssertionError:
+            pytest.fail(f"dialogs remain: {await self.dialog.all_inner_texts()}")
+
     async def connection_error(self) -> None:
         """Wait until JupyterLab reports that it cannot reach its server.
 
