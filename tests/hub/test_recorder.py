@@ -240,6 +240,7 @@ async def test_private_frames_are_for_their_session_also_after_a_crash(bridges) 
     assert len(replies(mine)) == 1
     request = execute(rig, rig.hub.cursors[0], "later")
     say(rig, request, "busy", "reply", "idle")
+    await until(lambda: replies(new), "the websocket has read the disk and then its reply")
     assert [len(replies(each)) for each in (new, other, mine)] == [1, 0, 1]
 
 
