@@ -23,12 +23,14 @@ import json
 import re
 import struct
 from collections.abc import Sequence
+from itertools import islice
 from typing import Any, Final, NamedTuple, NoReturn, TypeAlias
 
 from kbridge.errors import FrameError
 from kbridge.flow.journal import LOSABLE
 from kbridge.wire import frames as websocket
 from kbridge.wire import v1
+from kbridge.wire.headers import SHAPE, type_place
 from kbridge.wire.message import Channel
 
 __all__ = ["MAX_JOINED", "coalesce"]
@@ -39,13 +41,8 @@ MAX_JOINED: Final = 1 << 19
 _MAX_EXAMINED = 1 << 20  # bytes; parsing larger frames would block other clients
 
 _STREAM, _DISPLAY, _UPDATE, _CLEAR = "stream", "display_data", "update_display_data", "clear_output"
-_KINDS = (
-    _STREAM,
-    _DISPLAY,
-    _UPDATE,
-    _CLEAR,
-)  # a tuple, because values from JSON may not be hashable
-assert frozenset(_KINDS) == LOSABLE
+_KINDS = {kind.encode(): kind for kind in (_STREAM, _DISPLAY, _UPDATE, _CLEAR)}
+assert frozenset(_KINDS.values()) == LOSABLE
 _OPAQUE = ""
 _IOPUB = Channel.IOPUB.encode()
 
@@ -87,8 +84,9 @@ def coalesce(frames: Sequence[bytes]) -> list[bytes]:
     list of bytes
         The frames to send instead. Frames that were not joined are the same objects.
     """
-    entries = _Reader().read(frames)
-    if gone := _left_out(entries):
+    reader = _Reader()
+    entries = reader.read(frames)
+    if reader.replaces and (gone := _left_out(entries)):
         frames = [frame for i, frame in enumerate(frames) if i not in gone]
         entries = [entry for i, entry in enumerate(entries) if i not in gone]
     return _join_streams(frames, entries)
@@ -121,11 +119,12 @@ def _joinable(entries: Sequence[_Entry | None], start: int, first: _Entry) -> li
     _, context, name, before = first
     texts = [before]
     size = len(before)
-    for index in range(start + 1, len(entries)):
-        entry = entries[index]
-        if entry is None or entry[1] is not context or entry[2] != name or entry[0] != _STREAM:
+    for entry in islice(entries, start + 1, None):
+        if entry is None:
             break
-        text = entry[3]
+        kind, about, of, text = entry
+        if about is not context or of != name or kind != _STREAM:
+            break
         size += len(text)
         if size > MAX_JOINED or (text[:1] == b"\\" and _would_pair(before, text)):
             break
@@ -256,13 +255,11 @@ def _display_id(content: dict[str, Any]) -> str | None:
 
 # The usual frame of 126 to 65,535 bytes on iopub: 0x82 0x7E, the size in two bytes (big-endian),
 # the number of offsets (6), the offsets 56 and 61, four more offsets (RFC 6455 section 5.2;
-# wire/v1.py).
-_unpack = struct.Struct("<2sBB24s4Q").unpack_from
+# wire/v1.py), and the channel.
+_unpack = struct.Struct("<2sBB24s4Q5s").unpack_from
 _MARK = b"\x82\x7e"
 _USUAL = struct.pack("<3Q", 6, 56, 61)
-_AT = 4 + 56
-
-_ONE_DIGIT = bytes.maketrans(b"123456789", b"000000000")
+_AT = 4 + 61
 
 _PLAIN = rb"[ -!#-\[\]-\xff]*"  # all characters except quotes, backslashes and control characters
 _ESCAPE = rb'\\(?:["\\/bfnrt]|u[0-9a-fA-F]{4})'
@@ -272,45 +269,58 @@ _TEXT = re.compile(
 
 
 class _Reader:
-    """Parses frames, and caches the results for parts that occur again."""
+    """Parses frames, and caches the results for parts that occur again.
 
-    __slots__ = ("_contexts", "_kinds", "_last_stream")
+    Attributes
+    ----------
+    replaces : bool
+        True if some frame may replace or clear earlier ones.
+    """
+
+    __slots__ = ("_contexts", "_last_stream", "replaces")
 
     def __init__(self) -> None:
-        self._kinds: dict[bytes, str] = {}
+        self.replaces = False
         self._contexts: dict[tuple[bytes, int], _Context | None] = {}
-        self._last_stream = (b"", b"", 0, _Context(""))
+        # Of the last stream: the shape of its header, where that has the type, key and type as they
+        # are written, parent header and metadata, the size of the parent header, and the context.
+        self._last_stream = (b"", 0, 0, b"", b"", 0, _Context(""))
 
     def read(self, frames: Sequence[bytes]) -> list[_Entry | None]:
         """Return an entry for each frame; None for a frame that stays and ends a run."""
         entries: list[_Entry | None] = []
-        the_shape, the_about, the_split, context = self._last_stream
+        the_shape, at, stop, the_type, the_about, the_split, context = self._last_stream
         for frame in frames:
             size = len(frame)
             if not _AT < size <= _MAX_EXAMINED:
                 entries.append(None)
                 continue
-            mark, high, low, usual, at2, at3, at4, end = _unpack(frame)
+            mark, high, low, usual, at2, at3, at4, end, channel = _unpack(frame)
             if not (
                 mark == _MARK
                 and usual == _USUAL
+                and channel == _IOPUB
                 and high << 8 | low == end == size - 4
                 and 61 <= at2 <= at3 <= at4 <= end
             ):
                 entries.append(self._read_unusual(frame))
                 continue
             at2, at4 = at2 + 4, at4 + 4
-            label, about, split = frame[_AT:at2], frame[at2:at4], at3 + 4 - at2
-            shape = label.translate(_ONE_DIGIT)
-            if shape == the_shape and about == the_about and split == the_split:
+            header, about, split = frame[_AT:at2], frame[at2:at4], at3 + 4 - at2
+            if (
+                about == the_about
+                and split == the_split
+                and header.translate(SHAPE) == the_shape
+                and header[at:stop] == the_type
+            ):
                 match = _TEXT.fullmatch(frame, at4)
                 if match is not None:
                     name, text = match.groups()
                     if text.isascii():
                         entries.append((_STREAM, context, name, text))
                         continue
-            entries.append(self._read_parts(label, shape, about, split, frame[at4:]))
-            the_shape, the_about, the_split, context = self._last_stream
+            entries.append(self._read_parts(header, about, split, frame[at4:]))
+            the_shape, at, stop, the_type, the_about, the_split, context = self._last_stream
         return entries
 
     def _read_unusual(self, frame: bytes) -> _Entry | None:
@@ -321,23 +331,23 @@ class _Reader:
             channel, header, parent, metadata, content, buffers = v1.split(payload)
         except FrameError:
             return None
-        if buffers:
+        if buffers or channel is not Channel.IOPUB:
             return None
-        label = channel.encode() + header
-        shape = label.translate(_ONE_DIGIT)
-        return self._read_parts(label, shape, parent + metadata, len(parent), content)
+        return self._read_parts(header, parent + metadata, len(parent), content)
 
-    def _read_parts(
-        self, label: bytes, shape: bytes, about: bytes, split: int, content: bytes
-    ) -> _Entry | None:
-        """Return the entry of a frame.
+    def _read_parts(self, header: bytes, about: bytes, split: int, content: bytes) -> _Entry | None:
+        """Return the entry of a frame on iopub.
 
-        `label` is channel and header, `about` is parent header and metadata, which begins at
-        `split`.
+        `about` is parent header and metadata, which begins at `split`.
         """
-        kind = self._kinds.get(shape)
-        if kind is None:
-            kind = self._find_kind(label, shape)
+        shape = header.translate(SHAPE)
+        place = type_place(header, shape)
+        if place is not None:
+            at, start, stop = place
+            kind = _KINDS.get(header[start:stop], _OPAQUE)
+        else:
+            found = (_object(header) or {}).get("msg_type")
+            kind = found if isinstance(found, str) and found in LOSABLE else _OPAQUE
         if kind == _OPAQUE:
             return None
         key = (about, split)
@@ -347,26 +357,11 @@ class _Reader:
         if context is None:
             return None
         if kind == _STREAM:
-            if shape in self._kinds:
-                self._last_stream = (shape, about, split, context)
+            if place is not None:
+                self._last_stream = (shape, at, stop, header[at:stop], about, split, context)
             return _stream(context, content)
+        self.replaces = self.replaces or kind != _DISPLAY
         return (kind, context, b"", content)
-
-    def _find_kind(self, label: bytes, shape: bytes) -> str:
-        """Return the message type if frames of that type may be changed.
-
-        The result is cached by `shape`, the label with all digits replaced by 0. Headers of one
-        kernel usually differ only in digits (a counter, the time). In a flat object of strings
-        without escapes, replacing a digit by another one changes neither validity nor type.
-        """
-        header = _object(label.removeprefix(_IOPUB)) if label.startswith(_IOPUB) else None
-        if not header:
-            return _OPAQUE
-        found = header.get("msg_type")
-        kind: str = found if found in _KINDS else _OPAQUE
-        if b"\\" not in label and all(isinstance(value, str) for value in header.values()):
-            self._kinds[shape] = kind
-        return kind
 
 
 def _context(parent: bytes, metadata: bytes) -> _Context | None:

@@ -29,7 +29,6 @@ __all__ = [
     "json_object",
     "message_key",
     "scan",
-    "type_and_key",
 ]
 
 Buffer: TypeAlias = bytes | memoryview
@@ -161,39 +160,6 @@ def _cached_id(raw: bytes) -> str:
 
 _ID_FIRST = b'{"msg_id": "'
 _ID_AT = len(_ID_FIRST)
-_THEN_TYPE = b'", "msg_type": "'
-# The usual types of messages from kernels.
-_TYPES = {
-    name.encode(): name
-    for name in (
-        "clear_output",
-        "comm_close",
-        "comm_msg",
-        "comm_open",
-        "display_data",
-        "error",
-        "execute_input",
-        "execute_reply",
-        "execute_result",
-        "status",
-        "stream",
-        "update_display_data",
-    )
-}
-
-
-def type_and_key(header: bytes) -> tuple[str, int]:
-    """Return `Message.msg_type` and `message_key`, both from one search of the header."""
-    if header[:_ID_AT] == _ID_FIRST:
-        end = header.find(b'"', _ID_AT)
-        start = end + len(_THEN_TYPE)
-        if header[end:start] == _THEN_TYPE and not (b"\\" in header or header.find(b"{", 1) > 0):
-            stop = header.find(b'"', start)
-            raw = header[start:stop]
-            name = _TYPES.get(raw)
-            if name is not None and header.find(b'"msg_type"', stop) < 0:
-                return name, crc32(header[_ID_AT:end])
-    return scan(header, "msg_type"), message_key(header)
 
 
 def message_key(header: bytes) -> int:

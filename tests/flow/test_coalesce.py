@@ -280,15 +280,25 @@ def test_a_joined_message_has_the_header_of_the_last_one() -> None:
         (b'{"msg_type": "stream", "n": 11}', b'{"msg_type": "stream", "n": 01}'),
         (b'{"msg_type": "str\\u0065am"}', b'{"msg_type": "str\\u0066am"}'),
         (b'{"msg_type": "stream", "n": "\\u0001"}', b'{"msg_type": "stream2", "n": "\\u0001"}'),
+        (b'{"msg_id": "1", "msg_type": "stream"}', b'{"msg_id": "1", "msg_type": "status"}'),
+        (b'{"msg_id": "1", "msg_type": "stream"}', b'{"msg_id": "1", "abc_defg": "stream"}'),
+        (b'{"msg_type": "stream", "msg_id": "1"}', b'{"msg_typo": "stream", "msg_id": "1"}'),
+        (b'{"msg_id": "", "msg_type": "stream"}', b'{"msg_id": "", "msg_type": "status"}'),
     ],
 )
-def test_headers_with_equal_digits_may_still_differ(known: bytes, alike: bytes) -> None:
+def test_headers_of_one_shape_may_still_differ(known: bytes, alike: bytes) -> None:
     good, bad = stream("a", header=known), stream("a", header=alike)
     assert coalesce([good, good, bad, good, good, good]) == [
         stream("aa", header=known),
         bad,
         stream("aaa", header=known),
     ]
+
+
+@pytest.mark.parametrize("channel", [Channel.SHELL, Channel.STDIN])
+def test_a_stream_on_another_channel_is_kept_and_ends_a_run(channel: Channel) -> None:
+    other = v1.encode_frame(parsed(B)._replace(channel=channel))
+    assert coalesce([A, B, other, A, B]) == [AB, other, AB]
 
 
 @pytest.mark.parametrize(

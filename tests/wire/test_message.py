@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kbridge.errors import InvalidMessage
-from kbridge.wire.message import id_keys, json_object, message_key, scan, type_and_key
+from kbridge.wire.message import id_keys, json_object, message_key, scan
 from tests.wire.cases import HEADER, MESSAGES, message, raw
 
 
@@ -137,26 +137,3 @@ def test_keys_are_the_same_in_every_process() -> None:
     """Journals on disk are searched after a restart."""
     assert message_key(b'{"msg_id": "a"}') == 0xE8B7BE43
     assert id_keys("a") == {0xE8B7BE43}
-
-
-@pytest.mark.parametrize(
-    "header",
-    [
-        b'{"msg_id": "a", "msg_type": "stream", "session": "s"}',
-        b'{"msg_id": "a", "msg_type": "stream"}',
-        b'{"msg_id": "a", "msg_type": "of its own"}',
-        b'{"msg_id": "a", "msg_type": "stream", "msg_type": "status"}',
-        b'{"msg_id": "a", "msg_type": "stream", "x": {"msg_type": "status"}}',
-        b'{"msg_id": "a", "msg_type": "stream", "x": "\\""}',
-        b'{"msg_id": "a\\"b", "msg_type": "stream"}',
-        b'{"msg_id": "a", "msg_type": "stream", "msg\\u005ftype": "status"}',
-        b'{"msg_id": "a", "msg_type": "stre',
-        b'{"msg_id": "a',
-        b'{"msg_type":"stream","msg_id":"a"}',
-        b'{"msg_id": 5, "msg_type": "stream"}',
-        b"[]",
-        b"",
-    ],
-)
-def test_type_and_key_equal_the_results_of_the_single_functions(header) -> None:
-    assert type_and_key(header) == (scan(header, "msg_type"), message_key(header))

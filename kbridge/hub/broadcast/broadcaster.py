@@ -31,7 +31,8 @@ from kbridge.hub.recorder import Recorder
 from kbridge.hub.recovered import Lives, SavedState, kernel_mark
 from kbridge.link.interfaces import ClientLink, noop
 from kbridge.wire.dialects import Dialect
-from kbridge.wire.message import Message, type_and_key
+from kbridge.wire.headers import type_and_key
+from kbridge.wire.message import Message
 from kbridge.wire.v1 import encode_frame
 
 __all__ = ["Broadcaster"]

@@ -27,7 +27,8 @@ from kbridge.hub.kernel.events import KernelListener
 from kbridge.hub.kernel.process_link import LinkFactory, ProcessLink
 from kbridge.hub.kernel.requests import Requests
 from kbridge.link.interfaces import RawMessage
-from kbridge.wire.message import Channel, Message, scan, type_and_key
+from kbridge.wire.headers import type_and_key
+from kbridge.wire.message import Channel, Message, scan
 from kbridge.wire.signing import Signer
 from kbridge.wire.zmq import parse
 
