@@ -6,6 +6,7 @@ import inspect
 import weakref
 from typing import Any
 
+from jupyter_server.gateway.connections import GatewayWebSocketConnection
 from jupyter_server.services.kernels.connection.channels import (
     ZMQChannelsWebsocketConnection as JupyterConnection,
 )
@@ -17,6 +18,7 @@ from traitlets.config import LoggingConfigurable
 from kbridge import __version__
 from kbridge.jupyter import executions, gateway_proxy
 from kbridge.jupyter.connection import ZMQChannelsWebsocketConnection
+from kbridge.jupyter.gateway_connection import GatewayConnection
 
 __all__ = ["KbridgeExtension", "link", "load"]
 
@@ -65,6 +67,9 @@ class KbridgeExtension(LoggingConfigurable):
     def add_routes(self, serverapp: Any) -> None:
         """Add the routes for executions, if kbridge or a gateway has the kernels' websockets.
 
+        In front of a gateway, also install the connection class that pages need there after a
+        reload.
+
         Without these routes, pages receive 404 and do without executions.
 
         Parameters
@@ -80,6 +85,9 @@ class KbridgeExtension(LoggingConfigurable):
             routes = gateway_proxy.ROUTES
             page_config = settings.setdefault("page_config_data", {})
             page_config["kbridgeChannels"] = gateway_proxy.CHANNELS_PATH
+            if used is GatewayWebSocketConnection:
+                serverapp.kernel_websocket_connection_class = GatewayConnection
+                settings[_SETTING] = GatewayConnection
         else:
             return
         serverapp.web_app.add_handlers(

@@ -69,7 +69,6 @@ async def test_a_gateway_restores(gateway: Place, gates: Gates) -> None:
     await restores(gateway.lab, gates)
 
 
-@unstable
 async def test_input_is_answered_through_a_gateway(gateway: Place, gates: Gates) -> None:
     notebook = await gateway.lab.start(gates, "print('Hello', input('Your name? '))")
     await notebook.cell(0).question.wait_for()
