@@ -14,7 +14,6 @@ import socket
 import struct
 import time
 import uuid
-from types import TracebackType
 from typing import Any, NamedTuple, Self
 
 from benchmarks.measure import BenchmarkError
@@ -151,12 +150,7 @@ class Websocket:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_exc: object) -> None:
         self.close()
 
     def close(self) -> None:

@@ -19,7 +19,6 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from types import TracebackType
 from typing import Final, Self
 
 from benchmarks.measure import BenchmarkError, memory
@@ -84,12 +83,7 @@ class PageCache:
         self._file = os.open(self._path, flags, 0o600)
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_exc: object) -> None:
         assert self._file is not None
         os.close(self._file)
         self._file = None
