@@ -85,7 +85,7 @@ coverage: $(VENV)/.dev  ## lines that the tests run, by package
 	$(BIN)/coverage run -m pytest -q -m "not browser and not slow" --ignore=tests/integration $(ARGS)
 	$(BIN)/python tools/coverage_table.py
 
-bench: $(VENV)/.dev     ## compare with jupyter_server; print ratios, plot into docs/
+bench: $(VENV)/.dev     ## compare with jupyter_server and an old commit; print ratios, plot into docs/
 	$(BIN)/python -m benchmarks $(ARGS)
 
 # Needs Chromium, and npm for the JupyterLab extension.
@@ -98,7 +98,7 @@ lock: $(VENV)/.dev      ## update constraints.txt: the newest versions, for ever
 	  --no-header --no-annotate --no-emit-index-url --output-file constraints.txt pyproject.toml
 
 clean:                  ## remove the virtual environment, the built extension and caches
-	rm -rf $(VENV) $(FLOORS) .mypy_cache .ruff_cache .pytest_cache .hypothesis .nox .coverage build dist
+	rm -rf $(VENV) $(FLOORS) .mypy_cache .ruff_cache .pytest_cache .hypothesis .nox .coverage .cache/baselines build dist
 	rm -rf kbridge/labextension $(LAB)/node_modules $(LAB)/lib $(LAB)/.test
 
 # The interpreter exists even if venv fails afterwards because pip is missing. Remove it then, or the

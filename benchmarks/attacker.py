@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable
 from functools import cache
 
-from benchmarks.servers import HOST
+from benchmarks.address import HOST
 
 # Seconds between two requests of a connection, which limits the rate for fast servers.
 PAUSE = 0.0005

@@ -17,7 +17,7 @@ import uuid
 from typing import Any, NamedTuple, Self
 
 from benchmarks.measure import BenchmarkError
-from benchmarks.servers import HOST, Server
+from benchmarks.servers import Server
 
 SUBPROTOCOL = "v1.kernel.websocket.jupyter.org"
 DATE = "2026-01-01T00:00:00.000000Z"
@@ -108,17 +108,12 @@ class Websocket:
         self._offers_v1 = offers_v1
         offer = f"Sec-WebSocket-Protocol: {SUBPROTOCOL}\r\n" if offers_v1 else ""
         self._nonce = os.urandom(4).hex()
-        self.sock = socket.socket()
-        if receive_buffer:  # must be set before the TCP window is negotiated
-            self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
-        self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self.sock.settimeout(30)
-        self.sock.connect((HOST, server.port))
+        self.sock = server.address.connect(30, receive_buffer)
         self.sock.sendall(
             (
                 f"GET /api/kernels/{kernel_id}/channels?session_id={self.session_id}{query} "
                 "HTTP/1.1\r\n"
-                f"Host: {HOST}:{server.port}\r\nUser-Agent: {agent}\r\n"
+                f"Host: localhost\r\nUser-Agent: {agent}\r\n"
                 f"Authorization: token {server.token}\r\n"
                 "Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n"
                 "Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n"

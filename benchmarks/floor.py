@@ -21,8 +21,9 @@ from typing import Any
 
 import zmq
 
+from benchmarks.address import HOST, free_port
 from benchmarks.measure import BenchmarkError
-from benchmarks.servers import HOST, KERNEL, free_port
+from benchmarks.servers import KERNEL
 
 PORTS = ("shell_port", "iopub_port", "stdin_port", "control_port", "hb_port")
 WAIT_MS = 20_000

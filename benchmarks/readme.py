@@ -12,8 +12,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from benchmarks.report import likeness, number, with_ratio
-from benchmarks.table import BASE, EXTENSION, OURS
+from benchmarks.report import aim_verdict, likeness, number, with_ratio
+from benchmarks.table import BASE, EXTENSION, OURS, REFERENCE
 
 ROOT = Path(__file__).parent.parent
 # Rows and figures of the short table.
@@ -37,6 +37,13 @@ def markdown(measured: dict[str, Any]) -> str:
     """Return the table of all figures with a target or a ratio."""
     machine = measured["machine"]
     versions = ", ".join(f"{name} {version}" for name, version in machine["packages"].items())
+    has_baseline = bool(measured.get("baseline"))
+    told = (
+        f" The baseline is the standalone server of {measured['baseline']}; targets relative to it"
+        " are in parentheses."
+        if has_baseline
+        else ""
+    )
     lines = [
         (
             f"{measured['date']}, {machine['cores']} cores of an {machine['cpu']},"
@@ -44,18 +51,18 @@ def markdown(measured: dict[str, Any]) -> str:
             " jupyter_server. The floor is a bare ZeroMQ client in Python, which only receives."
             " Targets are for the standalone server. The extension should be as good: it is the"
             ' same if its median is within 5 % or the ranges of the rounds overlap. "-": not'
-            " measured."
+            f" measured.{told}"
         ),
         "",
         (
             "| | jupyter_server | extension | standalone | floor | extension / standalone"
-            " | target | met |"
+            f" | target | met |{' baseline | standalone / baseline |' if has_baseline else ''}"
         ),
-        "|---|---|---|---|---|---|---|---|",
+        f"|---|---|---|---|---|---|---|---|{'---|---|' if has_baseline else ''}",
     ]
     for row in measured["rows"].values():
         for figure in row["figures"].values():
-            if not figure["bar"] and figure["ratio"] is None:
+            if not figure["bar"] and figure["ratio"] is None and not figure.get("aim"):
                 continue
             unit = figure["unit"]
             base, floor = (number(figure[name], unit) for name in (BASE, "floor"))
@@ -68,9 +75,18 @@ def markdown(measured: dict[str, Any]) -> str:
             what = f"{row['title']}: {figure['label']}"
             lines.append(
                 f"| {what} | {base} | {extension} | {standalone} | {floor} | {like}"
-                f" | {figure['bar']} | {met} |"
+                f" | {figure['bar']} | {met} |{_to_baseline(figure) if has_baseline else ''}"
             )
     return "\n".join(lines) + "\n"
+
+
+def _to_baseline(figure: dict[str, Any]) -> str:
+    """Return the two cells that compare a figure with the baseline."""
+    if figure[REFERENCE] is None:
+        return " - | |"
+    share = figure["share_of_baseline"]
+    verdict = aim_verdict(share, figure["aim"], figure["aim_met"], bad="**no**")
+    return f" {number(figure[REFERENCE], figure['unit'])} | {verdict} |"
 
 
 def short(measured: dict[str, Any]) -> str:

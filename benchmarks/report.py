@@ -11,7 +11,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from benchmarks.table import BASE, BASELINE, EXTENSION, OURS, Figure, Outcome
+from benchmarks.table import BASE, EXTENSION, OURS, REFERENCE, Figure, Outcome
 
 WIDTHS = (43, 14, 20, 20, 10, 15, 26)
 LAST = len(WIDTHS) - 1
@@ -53,7 +53,7 @@ def verdict(outcome: Outcome, figure: Figure) -> str:
 
 
 def with_ratio(value: float | None, unit: str, ratio: float | None) -> str:
-    """Return a value, and in parentheses its ratio to that of jupyter_server."""
+    """Return a value, and in parentheses its ratio to that of another server."""
     text = number(value, unit)
     return text if ratio is None else f"{text} ({number(ratio)}x)"
 
@@ -97,25 +97,59 @@ def table(outcomes: Sequence[Outcome]) -> str:
     return "\n".join(lines)
 
 
-def baseline_table(outcomes: Sequence[Outcome]) -> str:
-    """Return the table of the standalone server beside the baseline, with the range of rounds."""
-    lines = [f"{'':43} {'baseline':>28} {'standalone':>28} {'times better':>13}"]
+def aim_text(figure: Figure) -> str:
+    """Return the target of a figure relative to the baseline as text; empty if there is none."""
+    if figure.aim is None:
+        return ""
+    return f"{'>=' if figure.more_is_better else '<='} {number(figure.aim)}x"
+
+
+def aim_verdict(share: float | None, aim: str, met: bool | None, bad: str = "NO") -> str:
+    """Return a value divided by that of the baseline, the target, and whether it is met."""
+    if share is None:
+        return f"not run ({aim})" if aim else ""
+    text = f"{number(share)}x"
+    return f"{text}, {'yes' if met else bad} ({aim})" if aim else text
+
+
+def variants_table(outcomes: Sequence[Outcome], names: Sequence[str]) -> str:
+    """Return the table of the standalone server and its variants, with the range of the rounds.
+
+    Parameters
+    ----------
+    outcomes : sequence of Outcome
+        The rows. Figures that no variant has are left out.
+    names : sequence of str
+        The names of the variants, the baseline included.
+    """
+    columns = [OURS, *names]
+    head = ["", "standalone", *names]
+    lines = [_cells([*head, "standalone / baseline (aim)"])]
     for outcome in outcomes:
         for figure in outcome.row.figures:
-            if outcome.median(BASELINE, figure.key) is None:
+            if all(outcome.median(name, figure.key) is None for name in names):
                 continue
-            title = f"{outcome.row.name}: {figure.label}"
-            baseline, ours = (_with_range(outcome, name, figure) for name in (BASELINE, OURS))
-            ratio = number(outcome.to_baseline(figure))
-            lines.append(f"{title:43} {baseline:>28} {ours:>28} {ratio:>13}")
+            aim = aim_verdict(outcome.share(figure), aim_text(figure), outcome.aim_met(figure))
+            values = [_with_range(outcome, name, figure) for name in columns]
+            lines.append(_cells([f"{outcome.row.name}: {figure.label}", *values, aim]))
     return "\n".join(lines)
 
 
+def _cells(cells: Sequence[str]) -> str:
+    first, *values, last = cells
+    return " ".join([f"{first:43}", *(f"{value:>32}" for value in values), f"  {last}"]).rstrip()
+
+
 def _with_range(outcome: Outcome, name: str, figure: Figure) -> str:
+    """Return the median, its range, and in parentheses how many times better than the baseline."""
     values = [r[figure.key] for r in outcome.rounds.get(name, []) if figure.key in r]
     if not values:
         return "-"
-    median = number(outcome.median(name, figure.key), figure.unit)
+    median = with_ratio(
+        outcome.median(name, figure.key),
+        figure.unit,
+        None if name == REFERENCE or figure.info else outcome.to_baseline(figure, name),
+    )
     return f"{median} [{number(min(values))}, {number(max(values))}]"
 
 
@@ -136,10 +170,12 @@ def machine() -> dict[str, Any]:
     }
 
 
-def as_json(outcomes: Sequence[Outcome], *, quick: bool, filled: bool = False) -> str:
+def as_json(
+    outcomes: Sequence[Outcome], *, quick: bool, filled: bool = False, baseline: str = ""
+) -> str:
     """Return all results, with the values of each round.
 
-    `filled` is true if the page cache was filled before each round.
+    `filled` is true if the page cache was filled before each round; `baseline` names the baseline.
     """
     rows = {
         outcome.row.name: {
@@ -149,10 +185,13 @@ def as_json(outcomes: Sequence[Outcome], *, quick: bool, filled: bool = False) -
                     "label": figure.label,
                     "unit": figure.unit,
                     **{n: outcome.median(n, figure.key) for n in (BASE, EXTENSION, OURS, "floor")},
-                    BASELINE: outcome.median(BASELINE, figure.key),
+                    REFERENCE: outcome.median(REFERENCE, figure.key),
                     "ratio": outcome.ratio(figure),
                     "ratio_extension": outcome.ratio(figure, EXTENSION),
                     "ratio_baseline": outcome.to_baseline(figure),
+                    "share_of_baseline": outcome.share(figure),
+                    "aim": aim_text(figure),
+                    "aim_met": outcome.aim_met(figure),
                     "extension_to_standalone": outcome.to_standalone(figure),
                     "same": outcome.same(figure),
                     "bar": bar_text(figure),
@@ -166,6 +205,6 @@ def as_json(outcomes: Sequence[Outcome], *, quick: bool, filled: bool = False) -
         for outcome in outcomes
     }
     today = dt.datetime.now(dt.UTC).date().isoformat()
-    whole = {"date": today, "quick": quick, "page_cache_filled": filled}
+    whole = {"date": today, "quick": quick, "page_cache_filled": filled, "baseline": baseline}
     whole |= {"machine": machine(), "rows": rows}
     return json.dumps(whole, indent=1) + "\n"

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 
 from benchmarks.measure import BenchmarkError
 from benchmarks.page_cache import PageCache
-from benchmarks.servers import BASELINE, OURS, Baseline, Server
+from benchmarks.servers import Server, Variant
 from benchmarks.table import Life, Outcome, Row, Settings
 
 Log = Callable[[str], None]
@@ -18,21 +18,21 @@ Log = Callable[[str], None]
 class Runner:
     """Runs rows with the given servers.
 
+    `servers` has the variant of each server, in the order of the first round.
+
     If a row fails on one server, the failure is recorded, and the row is not repeated on that
     server. The page cache, if there is one, is filled before each round.
     """
 
     def __init__(
         self,
-        names: Sequence[str],
+        servers: Mapping[str, Variant],
         settings: Settings,
         log: Log,
         profile: Path | None = None,
-        baseline: Baseline | None = None,
         page_cache: PageCache | None = None,
     ) -> None:
-        self.names = [*names, BASELINE] if baseline else list(names)
-        self.baseline = baseline or Baseline()
+        self.servers = servers
         self.settings = settings
         self.log = log
         self.profile = profile
@@ -42,12 +42,12 @@ class Runner:
     def _server(self, name: str, row: Row) -> Server:
         home = self.settings.home / f"{next(self._homes)}-{name}"
         profile = self.profile / f"{row.name}-{name}.prof" if self.profile else None
-        return Server(name, home, profile, baseline=self.baseline)
+        return Server(name, home, profile, variant=self.servers[name])
 
     def run(self, row: Row) -> Outcome:
         outcome = Outcome(row)
         rounds = min(self.settings.rounds, row.rounds or self.settings.rounds)
-        names = [name for name in self.names if (OURS if name == BASELINE else name) in row.servers]
+        names = [name for name, variant in self.servers.items() if row.runs_on(name, variant)]
         with ExitStack() as stack:
             shared: dict[str, Server] = {}
             for i in range(rounds):

@@ -8,7 +8,8 @@ directories, so that extensions and settings of the user or the environment have
 command line enables the extension, and the log is checked for it. Each server is ended by its
 process id.
 
-A fourth one, the baseline, is the standalone server of another checkout or with other options.
+Others are variants of the standalone server: another checkout, such as the baseline, or other
+options.
 """
 
 from __future__ import annotations
@@ -17,10 +18,8 @@ import http.client
 import itertools
 import json
 import os
-import random
 import secrets
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -31,12 +30,12 @@ from pathlib import Path
 from typing import Any, Self
 
 from benchmarks import measure
+from benchmarks.address import HOST, Address, Transport
 from benchmarks.measure import BenchmarkError
 
 BASE, EXTENSION, OURS = NAMES = ("jupyter_server", "extension", "kbridge")
-BASELINE = "baseline"  # the standalone server of another checkout, or with other options
+REFERENCE = "baseline"  # the standalone server of the baseline
 LOADED = "kbridge | kernel websockets go over kbridge"
-HOST = "127.0.0.1"
 KERNEL = Path(__file__).with_name("kernel.py")
 CONNECTION = "--ZMQChannelsWebsocketConnection."
 HIGH_LIMITS = (
@@ -44,20 +43,6 @@ HIGH_LIMITS = (
     f"{CONNECTION}iopub_data_rate_limit=1000000000000",
     f"{CONNECTION}limit_rate=True",
 )
-
-
-def free_port() -> int:
-    """Return a free port below the ephemeral range, where a poll may connect to itself."""
-    for _ in range(100):
-        port = random.randrange(20_000, 30_000)
-        with socket.socket() as sock:
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                sock.bind((HOST, port))
-            except OSError:
-                continue
-            return port
-    raise BenchmarkError("no free port")
 
 
 def write_kernelspec(home: Path) -> None:
@@ -73,8 +58,8 @@ def write_kernelspec(home: Path) -> None:
 
 
 @dataclass(frozen=True, slots=True)
-class Baseline:
-    """The checkout and the options of the baseline.
+class Variant:
+    """The checkout and the options of a server with kbridge.
 
     Parameters
     ----------
@@ -82,10 +67,13 @@ class Baseline:
         The checkout whose package `kbridge` runs; None: this one.
     options : tuple of str
         Additional command-line arguments.
+    selected : bool
+        True if only the rows that are compared with a baseline measure it.
     """
 
     tree: Path | None = None
     options: tuple[str, ...] = ()
+    selected: bool = False
 
 
 class Server:
@@ -94,15 +82,17 @@ class Server:
     Parameters
     ----------
     name : str
-        One of `NAMES`.
+        One of `NAMES`, or the name of a variant of the standalone server.
     home : Path
         A separate directory for all its files.
     profile : Path | None
         Run under cProfile and write the statistics to this file.
     options : sequence of str
         More command-line arguments.
-    baseline : Baseline
-        The checkout and the options of the server named `BASELINE`.
+    variant : Variant
+        The checkout and more options, which twins have, too.
+    transport : Transport
+        The transport between clients and the server.
     """
 
     def __init__(
@@ -111,25 +101,26 @@ class Server:
         home: Path,
         profile: Path | None = None,
         options: Sequence[str] = HIGH_LIMITS,
-        baseline: Baseline = Baseline(),
+        variant: Variant = Variant(),
+        transport: Transport = Transport.TCP,
     ) -> None:
         self.name = name
-        self.baseline = baseline
+        self.variant = variant
+        self.address = Address(transport, home)
         self.home = home
         self.profile = profile
         self.options = tuple(options)
         self.token = secrets.token_hex(16)
-        self.port = 0
         self.listening_after = 0.0
         self.rss_then = 0
         self._process: subprocess.Popen[bytes] | None = None
         self._twins = itertools.count()
 
-    def twin(self, options: Sequence[str]) -> Server:
+    def twin(self, options: Sequence[str], transport: Transport = Transport.TCP) -> Server:
         """Return a server of the same kind with other options; it is not started."""
         label = f"twin-{next(self._twins)}"
         profile = self.profile and self.profile.with_stem(f"{self.profile.stem}-{label}")
-        return Server(self.name, self.home / label, profile, options, self.baseline)
+        return Server(self.name, self.home / label, profile, options, self.variant, transport)
 
     def __enter__(self) -> Self:
         self.start()
@@ -145,17 +136,19 @@ class Server:
         return self._process.pid
 
     @property
+    def port(self) -> int:
+        """The TCP port."""
+        return self.address.port
+
+    @property
     def standalone(self) -> bool:
-        """True for the standalone server, also of another checkout."""
-        return self.name in {OURS, BASELINE}
+        """True for the standalone server and its variants."""
+        return self.name not in {BASE, EXTENSION}
 
     def argv(self) -> list[str]:
         profiled = ["-m", "cProfile", "-o", str(self.profile)] if self.profile else []
         argv = [sys.executable, *profiled, "-m", OURS if self.standalone else BASE]
-        argv += [f"--ip={HOST}", f"--port={self.port}"]
-        argv += self.options
-        if self.name == BASELINE:
-            argv += self.baseline.options
+        argv += [*self.address.options(), *self.options, *self.variant.options]
         if self.standalone:
             return [*argv, f"--token={self.token}"]
         return [
@@ -169,8 +162,8 @@ class Server:
 
     def environment(self) -> dict[str, str]:
         kept = {k: v for k, v in os.environ.items() if not k.startswith(("JUPYTER_", "KG_"))}
-        if self.name == BASELINE and self.baseline.tree:
-            kept["PYTHONPATH"] = str(self.baseline.tree)
+        if self.variant.tree:
+            kept["PYTHONPATH"] = str(self.variant.tree)
         return {
             **kept,
             "HOME": str(self.home),
@@ -193,7 +186,7 @@ class Server:
         """
         self.home.mkdir(parents=True, exist_ok=True)
         write_kernelspec(self.home)
-        self.port = free_port()
+        self.address.prepare()
         with (self.home / "server.log").open("ab") as log:
             begin = time.monotonic()
             self._process = subprocess.Popen(
@@ -232,10 +225,11 @@ class Server:
         An accepted connection is not enough: jupyter_server listens briefly to check whether the
         port is free, long before it serves requests.
         """
-        with socket.socket() as sock:
-            sock.settimeout(10)
-            if sock.connect_ex((HOST, self.port)) != 0:
-                return False
+        try:
+            sock = self.address.connect(10)
+        except OSError:
+            return False
+        with sock:
             self.listening_after = time.monotonic() - begin
             self.rss_then = measure.rss(self.pid)
             try:
@@ -276,7 +270,8 @@ class Server:
         BenchmarkError
             If the status is not 2xx.
         """
-        connection = http.client.HTTPConnection(HOST, self.port, timeout=60)
+        connection = http.client.HTTPConnection(HOST)
+        connection.sock = self.address.connect(60)
         headers = {"Authorization": f"token {self.token}", "Content-Type": "application/json"}
         data = None if body is None else json.dumps(body)
         try:

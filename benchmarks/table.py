@@ -12,7 +12,7 @@ from enum import Enum
 from pathlib import Path
 from typing import TypeVar
 
-from benchmarks.servers import BASE, BASELINE, EXTENSION, NAMES, OURS, Server
+from benchmarks.servers import BASE, EXTENSION, NAMES, OURS, REFERENCE, Server, Variant
 
 # The difference between two processes of the same program, even if each repeats exactly.
 NOISE = 0.05
@@ -45,6 +45,9 @@ class Figure:
         a ratio, it is the value on the reference machine.
     info : bool
         True for figures that are shown without a ratio and not plotted.
+    aim : float | None
+        The target for kbridge's value divided by that of the baseline: a maximum, or a minimum if
+        more is better.
     """
 
     key: str
@@ -54,6 +57,7 @@ class Figure:
     ratio: float | None = None
     limit: float | None = None
     info: bool = False
+    aim: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +91,8 @@ class Row:
     alike : bool
         True if the extension should be as good as the standalone server. It cannot be where the
         figure depends on jupyter_server.
+    compared : bool
+        True if `make bench` also measures the baseline, which is an old commit.
     """
 
     name: str
@@ -98,6 +104,12 @@ class Row:
     rounds: int | None = None
     servers: tuple[str, ...] = NAMES
     alike: bool = True
+    compared: bool = False
+
+    def runs_on(self, name: str, variant: Variant) -> bool:
+        """Return True if the row measures a server, given its name and its variant."""
+        kind = name if name in NAMES else OURS
+        return kind in self.servers and (self.compared or not variant.selected)
 
 
 @dataclass(slots=True)
@@ -119,12 +131,24 @@ class Outcome:
             return None
         return ours / base if figure.more_is_better else base / ours
 
-    def to_baseline(self, figure: Figure) -> float | None:
-        """Return how many times better kbridge is than the baseline; None if not measured."""
-        base, ours = (self.median(name, figure.key) for name in (BASELINE, OURS))
-        if not base or not ours or base < 0 or ours < 0:
+    def to_baseline(self, figure: Figure, server: str = OURS) -> float | None:
+        """Return how many times better a server is than the baseline; None if not measured."""
+        share = self.share(figure, server)
+        return share if share is None or figure.more_is_better else 1 / share
+
+    def share(self, figure: Figure, server: str = OURS) -> float | None:
+        """Return a server's value divided by that of the baseline; None if not measured."""
+        base, value = (self.median(name, figure.key) for name in (REFERENCE, server))
+        if not base or not value or base < 0 or value < 0:
             return None
-        return ours / base if figure.more_is_better else base / ours
+        return value / base
+
+    def aim_met(self, figure: Figure) -> bool | None:
+        """Return True if the aim of a figure is met; None if it has none or was not measured."""
+        share = self.share(figure)
+        if figure.aim is None or share is None:
+            return None
+        return share >= figure.aim if figure.more_is_better else share <= figure.aim
 
     def met(self, figure: Figure) -> bool | None:
         """Return True if the target of a figure is met; None if it has none or was not measured.

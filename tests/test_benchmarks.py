@@ -13,7 +13,7 @@ from jupyter_client.session import Session
 from jupyter_server.services.kernels.connection.base import deserialize_msg_from_ws_v1
 
 from benchmarks import __main__ as command
-from benchmarks import client, measure, page_cache, readme, report
+from benchmarks import baseline, client, measure, options, page_cache, readme, report
 from benchmarks.floor import bare
 from benchmarks.measure import BenchmarkError
 from benchmarks.page_cache import PageCache
@@ -21,13 +21,14 @@ from benchmarks.plot import draw
 from benchmarks.rows import ROWS, binary, cost, flood, gigabyte, message, stalled, worst
 from benchmarks.runner import Runner
 from benchmarks.servers import (
-    BASELINE,
+    BASE,
     EXTENSION,
     HIGH_LIMITS,
     NAMES,
     OURS,
-    Baseline,
+    REFERENCE,
     Server,
+    Variant,
 )
 from benchmarks.table import Figure, Life, Outcome, Row, Settings, Values
 from benchmarks.tally import Tally, pump
@@ -304,11 +305,11 @@ def test_a_twin_differs_in_its_options_and_shares_no_file(tmp_path: Path) -> Non
         assert len({server.profile, one.profile, two.profile}) == 3
 
 
-def test_the_baseline_is_the_standalone_server_of_another_tree_and_with_other_options(
+def test_a_variant_is_the_standalone_server_of_another_tree_and_with_other_options(
     tmp_path: Path,
 ) -> None:
-    baseline = Baseline(tmp_path / "tree", ("--option=1",))
-    ours, other = (Server(name, tmp_path, baseline=baseline) for name in (OURS, BASELINE))
+    variant = Variant(tmp_path / "tree", ("--option=1",))
+    ours, other = Server(OURS, tmp_path), Server("other", tmp_path, variant=variant)
     for server in (ours, other, other.twin(())):
         assert server.standalone
         assert server.argv()[1:3] == ["-m", "kbridge"]
@@ -321,28 +322,220 @@ def test_the_baseline_is_the_standalone_server_of_another_tree_and_with_other_op
     assert here == there
 
 
-def test_the_baseline_runs_in_the_rows_of_the_standalone_server(tmp_path: Path) -> None:
+def values_of(server: Server, _settings: Settings) -> Values:
+    """Return a value that is twice as high for the baseline."""
+    return {"x": 20.0 if server.name == REFERENCE else 10.0}
+
+
+def test_variants_run_in_the_rows_of_the_standalone_server(tmp_path: Path) -> None:
     measured: list[str] = []
 
-    def measure_row(server: Server, _settings: Settings) -> Values:
+    def measure_row(server: Server, settings: Settings) -> Values:
         measured.append(server.name)
-        return {"x": 20.0 if server.name == BASELINE else 10.0}
+        return values_of(server, settings)
 
     row = Row("made-up", "Made up", (COST,), measure_row, life=Life.OWN, servers=(OURS,))
-    runner = Runner(NAMES, Settings(tmp_path, rounds=2), print, baseline=Baseline())
-    outcome = runner.run(row)
-    assert measured == [OURS, BASELINE, BASELINE, OURS]
-    assert outcome.to_baseline(COST) == 2
+    servers = {name: Variant() for name in (*NAMES, REFERENCE, "other")}
+    outcome = Runner(servers, Settings(tmp_path, rounds=2), print).run(row)
+    assert measured == [OURS, REFERENCE, "other", "other", REFERENCE, OURS]
+    assert outcome.to_baseline(COST) == outcome.to_baseline(COST, "other") == 2
     assert outcome.to_baseline(RATE) == 0.5
-    text = report.baseline_table([outcome])
-    assert "20 us [20, 20]" in text
-    assert text.endswith("10 us [10, 10]             2")
+    assert outcome.share(COST) == outcome.share(RATE) == 0.5
+
+
+def test_the_default_baseline_runs_in_rows_that_are_compared_with_it(tmp_path: Path) -> None:
+    servers = {OURS: Variant(), REFERENCE: Variant(selected=True)}
+    runner = Runner(servers, Settings(tmp_path, rounds=1), print)
+    for compared in (True, False):
+        row = Row("x", "X", (COST,), values_of, life=Life.OWN, compared=compared)
+        assert (REFERENCE in runner.run(row).rounds) is compared
+
+
+def test_every_row_with_a_target_relative_to_the_baseline_is_compared_with_it() -> None:
+    aims = {name for name, row in ROWS.items() if any(figure.aim for figure in row.figures)}
+    assert aims
+    assert aims <= {name for name, row in ROWS.items() if row.compared}
+
+
+def beside_baseline(figure: Figure, base: float, ours: float) -> Outcome:
+    row = Row("made-up", "Made up", (figure,), values_of)
+    return Outcome(row, {REFERENCE: [{"x": base}], OURS: [{"x": ours}], "other": [{"x": base}]})
+
+
+@pytest.mark.parametrize(
+    ("figure", "base", "ours", "share", "met", "text"),
+    [
+        (Figure("x", "", "us", aim=0.65), 20.0, 13.0, 0.65, True, "0.65x, yes (<= 0.65x)"),
+        (Figure("x", "", "us", aim=0.65), 20.0, 14.0, 0.7, False, "0.7x, NO (<= 0.65x)"),
+        (
+            Figure("x", "", "1/s", more_is_better=True, aim=1.5),
+            10,
+            20,
+            2,
+            True,
+            "2x, yes (>= 1.5x)",
+        ),
+        (Figure("x", "", "1/s", more_is_better=True, aim=1.5), 10, 14, 1.4, False, "1.4x, NO"),
+        (Figure("x", "", "us", aim=0.65), 0.0, 14.0, None, None, "not run (<= 0.65x)"),
+        (Figure("x", "", "us"), 20.0, 10.0, 0.5, None, "(2x) [10, 10]"),
+    ],
+)
+def test_aims_are_compared_with_the_baseline(
+    figure: Figure, base: float, ours: float, share: float | None, met: bool | None, text: str
+) -> None:
+    outcome = beside_baseline(figure, base, ours)
+    assert outcome.share(figure) == share
+    assert outcome.aim_met(figure) is met
+    assert outcome.share(figure, "other") in {1, None}
+    assert text in report.variants_table([outcome], [REFERENCE, "other"])
 
 
 def test_without_a_baseline_nothing_is_compared_with_it() -> None:
     outcome = made_up(COST, 100.0, 10.0)
     assert outcome.to_baseline(COST) is None
-    assert report.baseline_table([outcome]).count("\n") == 0
+    assert report.variants_table([outcome], [REFERENCE]).count("\n") == 0
+
+
+def test_the_table_of_the_readme_has_the_baseline_if_it_was_measured() -> None:
+    figures = (Figure("x", "CPU", "us", aim=0.6), Figure("y", "rate", "1/s", ratio=2))
+    row = Row("made-up", "Made up", figures, values_of)
+    outcome = Outcome(row, {REFERENCE: [{"x": 20.0}], OURS: [{"x": 14.0, "y": 3.0}]})
+    measured = json.loads(report.as_json([outcome], quick=False, baseline="abc1234"))
+    text = readme.markdown(measured)
+    assert "standalone server of abc1234" in text
+    first, second = text.splitlines()[-2:]
+    assert first.endswith("| 14 us | - |  |  |  | 20 us | 0.7x, **no** (<= 0.6x) |")
+    assert second.endswith("| >= 2x |  | - | |")
+    assert len({line.count("|") for line in text.splitlines()[2:]}) == 1
+    measured["baseline"] = ""
+    assert "baseline" not in readme.markdown(measured)
+
+
+def selected(*argv: str) -> tuple[dict[str, Variant], str]:
+    parsed = options.parser("").parse_args(argv)
+    return options.servers(parsed, list(ROWS.values()))
+
+
+@pytest.fixture
+def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The directory of every commit."""
+    (tmp_path / "kbridge").mkdir()
+    (tmp_path / "kbridge" / "__init__.py").touch()
+    monkeypatch.setattr(baseline, "checkout", lambda _commit="": tmp_path)
+    return tmp_path
+
+
+def test_the_default_servers_are_the_three_and_the_baseline(tree: Path) -> None:
+    plain = dict.fromkeys(NAMES, Variant())
+    assert selected() == (plain | {REFERENCE: Variant(tree, selected=True)}, "f8846b6")
+    assert selected("--baseline=none") == (plain, "")
+    assert selected("--only=kbridge") == ({OURS: Variant()}, "")
+    attack = options.servers(options.parser("").parse_args([]), [ROWS["attack"]])
+    assert attack == (plain, "")
+
+
+def test_a_baseline_from_the_command_line_is_measured_in_all_rows(tree: Path) -> None:
+    for how in ("abc1234", str(tree)):
+        found, told = selected(f"--baseline={how}", "--only=kbridge")
+        assert found == {OURS: Variant(), REFERENCE: Variant(tree)}
+        assert told == Path(how).name
+    found, told = selected("--baseline-option=--a=1", "--baseline-option=--b=2")
+    assert found[REFERENCE] == Variant(options=("--a=1", "--b=2"))
+    assert told == "this checkout with --a=1 --b=2"
+    found, told = selected("--baseline=abc1234", "--baseline-option=--a=1")
+    assert found[REFERENCE] == Variant(tree, ("--a=1",))
+    assert told == "abc1234 --a=1"
+    with pytest.raises(BenchmarkError, match="does not have the package kbridge"):
+        selected(f"--baseline={tree / 'kbridge'}")
+
+
+def test_both_links_are_measured_in_one_run(tree: Path) -> None:
+    link = "--ZMQChannelsWebsocketConnection.link"
+    found, _ = selected(f"--option={link}=zmtp", f"--variant=old={link}=pyzmq", "--variant=old=--x")
+    assert found[BASE] == Variant()
+    assert found[OURS] == found[EXTENSION] == Variant(options=(f"{link}=zmtp",))
+    assert found[REFERENCE] == Variant(tree, selected=True)
+    assert found["old"] == Variant(options=(f"{link}=pyzmq", "--x"))
+
+
+@pytest.mark.parametrize(
+    "text", ["pyzmq", "=--x", "a b=--x", "old=x", "kbridge=--x", "baseline=-x"]
+)
+def test_a_variant_needs_a_name_and_an_option(
+    text: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        options.parser("").parse_args([f"--variant={text}"])
+    assert "argument --variant" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("argument", ["--quick", "--only=kbridge", "--count=1", "--option=--x"])
+def test_a_partial_run_is_not_written_into_the_documentation(argument: str) -> None:
+    rows = list(ROWS.values())
+    parse = options.parser("").parse_args
+    assert options.is_partial(parse([argument]), rows)
+    assert options.is_partial(parse([]), rows[:-1])
+    assert not options.is_partial(parse(["--variant=old=--x"]), rows)
+
+
+def git(place: Path, *words: str) -> str:
+    """Run Git without the configuration of the user."""
+    who = ("-c", "user.name=T", "-c", "user.email=t@example.org", "-c", "commit.gpgsign=false")
+    done = subprocess.run(
+        ["git", "-C", place, *who, *words], check=True, capture_output=True, text=True
+    )
+    return done.stdout.strip()
+
+
+@pytest.fixture
+def repository(tmp_path: Path) -> Path:
+    """A clone with two commits, whose packages say 1 and 2."""
+    place = tmp_path / "repository"
+    (place / "kbridge").mkdir(parents=True)
+    git(place, "init", "--quiet", "--initial-branch=main")
+    for i in (1, 2):
+        (place / "kbridge" / "__init__.py").touch()
+        (place / "kbridge" / "__main__.py").write_text(f"print({i})\n")
+        (place / "other.py").write_text("")
+        git(place, "add", ".")
+        git(place, "commit", "--quiet", "--message", f"Say {i}")
+    return place
+
+
+def test_the_baseline_is_extracted_once_and_runs_instead_of_the_current_code(
+    repository: Path, tmp_path: Path
+) -> None:
+    commit = git(repository, "rev-parse", "HEAD^")
+    cache = tmp_path / "cache"
+    tree = baseline.checkout(commit, repository, cache)
+    assert tree == cache / commit
+    assert [path.name for path in tree.iterdir()] == ["kbridge"]
+    server = Server(REFERENCE, tmp_path, variant=Variant(tree))
+    done = subprocess.run(
+        server.argv(),
+        env=server.environment(),
+        cwd=tmp_path,
+        capture_output=True,
+        check=True,
+        timeout=60,
+    )
+    assert done.stdout == b"1\n"
+    marker = tree / "kept"
+    marker.touch()
+    assert baseline.checkout(commit[:12], repository, cache) == tree
+    assert marker.exists()
+    assert [path.name for path in cache.iterdir()] == [commit]  # no remains
+
+
+def test_a_clone_without_the_baseline_says_what_helps(repository: Path, tmp_path: Path) -> None:
+    with pytest.raises(BenchmarkError, match=r"does not have commit f8846b6\w+$"):
+        baseline.checkout(repository=repository, cache=tmp_path)
+    shallow = tmp_path / "shallow"
+    git(tmp_path, "clone", "--quiet", "--depth=1", repository.as_uri(), str(shallow))
+    with pytest.raises(BenchmarkError, match="git fetch --unshallow"):
+        baseline.checkout(git(repository, "rev-parse", "HEAD^"), shallow, tmp_path)
+    with pytest.raises(BenchmarkError, match="is not a clone"):
+        baseline.checkout(repository=tmp_path, cache=tmp_path)
 
 
 def test_each_feature_is_measured_with_its_own_setting() -> None:
@@ -441,7 +634,8 @@ def test_the_page_cache_is_filled_before_each_round(tmp_path: Path) -> None:
 
     row = Row("made-up", "Made up", (COST,), measure_row, life=Life.OWN, servers=(OURS,))
     settings = Settings(tmp_path, rounds=2)
-    Runner(NAMES, settings, print, page_cache=Recorded(tmp_path, print)).run(row)
+    servers = {name: Variant() for name in NAMES}
+    Runner(servers, settings, print, page_cache=Recorded(tmp_path, print)).run(row)
     assert events == ["fill", OURS, "fill", OURS]
 
 
@@ -551,6 +745,7 @@ def test_every_row_of_the_budget_has_a_module() -> None:
 @pytest.mark.kernel
 def test_a_short_run_measures_all_servers(tmp_path: Path) -> None:
     argv = [sys.executable, "-m", "benchmarks", "--quick", "--output", str(tmp_path)]
+    argv += ["--baseline", str(ROOT)]  # a clone may lack the default one
     done = subprocess.run(
         [*argv, "start", "message"],
         cwd=ROOT,
@@ -561,6 +756,7 @@ def test_a_short_run_measures_all_servers(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     rows = json.loads((tmp_path / "benchmarks.json").read_text())["rows"]
     assert rows["message"]["figures"]["cpu"]["ratio"] > 0
+    assert rows["message"]["figures"]["cpu"]["share_of_baseline"] > 0
     assert rows["message"]["figures"]["cpu"]["extension_to_standalone"] > 0
     assert rows["start"]["figures"]["seconds"]["ratio_extension"] > 0
     assert (tmp_path / "benchmarks.png").stat().st_size > 10_000

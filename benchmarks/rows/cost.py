@@ -14,10 +14,8 @@ from __future__ import annotations
 import statistics
 from contextlib import ExitStack
 
-from benchmarks import measure as proc
-from benchmarks.client import Websocket
+from benchmarks.rows import roundtrip
 from benchmarks.rows.message import flood
-from benchmarks.rows.roundtrip import WARM_UP, round_trips
 from benchmarks.servers import CONNECTION, HIGH_LIMITS, OURS, Server
 from benchmarks.table import Figure, Life, Row, Settings, Values
 
@@ -57,16 +55,11 @@ def turn(server: Server, kernel: str, settings: Settings) -> Values:
     count = settings.count or settings.pick(10_000, 2_000)
     one = flood(server, kernel, count, 1)
     many = flood(server, kernel, count // 4, VIEWERS)
-    with Websocket.open(server, kernel) as websocket:
-        websocket.ready()
-        proc.settle(server.pid)
-        before = proc.cpu_seconds(server.pid)
-        trips = round_trips(websocket, 300, settings.pick(1.0, 0.3))
-        used = proc.cpu_seconds(server.pid) - before
+    trips = roundtrip.cost(server, kernel, 300, settings.pick(1.0, 0.3))
     return {
         "one": one["cpu"],
         "many": many["cpu"],
-        "trip": used / (trips["samples"] + WARM_UP) * 1e6,
+        "trip": trips["cpu"],
         "wait": trips["p50"] * 1e3,
         "frames": one["frames"],
     }

@@ -72,10 +72,11 @@ ROW = Row(
     name="message",
     title="100-byte stream messages, 1 client",
     figures=(
-        Figure("cpu", "CPU per message", "us", ratio=8, limit=12),
+        Figure("cpu", "CPU per message", "us", ratio=8, limit=12, aim=0.65),
         Figure("rate", "messages per second", "1/s", more_is_better=True),
         Figure("frames", "websocket frames per message", "", info=True),
     ),
     measure=measure,
     floor=floor,
+    compared=True,
 )

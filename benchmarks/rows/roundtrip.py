@@ -1,4 +1,4 @@
-"""From an execute_request to its execute_reply and idle, one at a time."""
+"""From an execute_request to its execute_reply and idle, one at a time: time and CPU."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 
 from benchmarks import floor as bare_client
+from benchmarks import measure as proc
 from benchmarks.client import Websocket
 from benchmarks.measure import percentile
 from benchmarks.servers import Server
@@ -44,10 +45,20 @@ def round_trips(websocket: Websocket, count: int, seconds: float) -> Values:
     return sample(once, count, seconds)
 
 
-def measure(server: Server, settings: Settings) -> Values:
-    with server.kernel() as kernel_id, Websocket.open(server, kernel_id) as websocket:
+def cost(server: Server, kernel_id: str, count: int, seconds: float) -> Values:
+    """Measure round trips of a new websocket, and the server's CPU microseconds for each."""
+    with Websocket.open(server, kernel_id) as websocket:
         websocket.ready()
-        return round_trips(websocket, settings.count or 2_000, settings.pick(4.0, 0.5))
+        proc.settle(server.pid)
+        before = proc.cpu_seconds(server.pid)
+        trips = round_trips(websocket, count, seconds)
+        used = proc.cpu_seconds(server.pid) - before
+    return {**trips, "cpu": used / (trips["samples"] + WARM_UP) * 1e6}
+
+
+def measure(server: Server, settings: Settings) -> Values:
+    with server.kernel() as kernel_id:
+        return cost(server, kernel_id, settings.count or 2_000, settings.pick(4.0, 0.5))
 
 
 def floor(settings: Settings) -> Values:
@@ -63,9 +74,11 @@ ROW = Row(
     name="roundtrip",
     title="Execute round trip",
     figures=(
-        Figure("p50", "p50", "ms", ratio=70, limit=0.6),
+        Figure("p50", "p50", "ms", ratio=70, limit=0.6, aim=0.8),
         Figure("p99", "p99", "ms"),
+        Figure("cpu", "CPU of the server", "us", aim=0.6),
     ),
     measure=measure,
     floor=floor,
+    compared=True,
 )
