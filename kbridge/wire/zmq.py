@@ -63,12 +63,12 @@ def parse(channel: Channel, frames: Sequence[Buffer], signer: Signer) -> Message
     InvalidSignature
         If the message is not signed with the kernel's key.
     """
-    try:
-        at = frames.index(DELIMITER)
-        signature, *parts = frames[at + 1 : at + 6]
-        header, parent, metadata, content = parts
-    except ValueError:
-        raise _fault(frames) from None
+    buffers: tuple[Buffer, ...] = ()
+    if len(frames) == 7 and frames[1] == DELIMITER:  # the usual message
+        signature, parts = frames[2], frames[3:]
+    else:
+        signature, parts, buffers = _found(frames)
+    header, parent, metadata, content = parts
     if not signer.verify(signature, parts):
         raise InvalidSignature(f"a message on {channel.value} with an invalid signature")
     return _new(
@@ -79,9 +79,21 @@ def parse(channel: Channel, frames: Sequence[Buffer], signer: Signer) -> Message
             parent if type(parent) is bytes else bytes(parent),
             metadata if type(metadata) is bytes else bytes(metadata),
             content if type(content) is bytes else bytes(content),
-            tuple(frames[at + 6 :]),
+            buffers,
         ),
     )
+
+
+def _found(frames: Sequence[Buffer]) -> tuple[Buffer, Sequence[Buffer], tuple[Buffer, ...]]:
+    """Return signature, parts and buffers; raise KernelMessageError if the frames have none."""
+    try:
+        at = frames.index(DELIMITER)
+        signature, *parts = frames[at + 1 : at + 6]
+    except ValueError:
+        raise _fault(frames) from None
+    if len(parts) < 4:
+        raise _fault(frames)
+    return signature, parts, tuple(frames[at + 6 :])
 
 
 def message(channel: Channel, parts: Sequence[Buffer]) -> Message:

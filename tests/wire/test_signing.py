@@ -1,5 +1,4 @@
 import hashlib
-import hmac
 
 import pytest
 from jupyter_client.session import Session
@@ -23,16 +22,14 @@ def test_signatures_equal_those_of_session(name: str, key: bytes) -> None:
     assert signer.verify(session.sign(PARTS), PARTS)
 
 
-def test_signatures_are_the_same_without_the_hmac_of_openssl(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """Python may have been built without OpenSSL; then hmac has no object in C to copy."""
-    signature = Signer(b"k").sign(PARTS)
-    monkeypatch.setattr(hmac, "_hashopenssl", None)
+@pytest.mark.parametrize("size", [65_535, 65_536, 65_537, 1 << 20])
+def test_large_parts_are_signed_as_small_ones(size: int) -> None:
+    parts = [*PARTS[:3], b"x" * size]
+    signature = Session(key=b"k").sign(parts)
     signer = Signer(b"k")
-    assert signer.sign(PARTS) == signature
-    assert signer.sign(PARTS) == signature  # the first call leaves no state
-    assert signer.verify(signature, PARTS)
+    assert signer.sign(parts) == signature
+    assert signer.verify(signature, [*map(memoryview, parts)])
+    assert not signer.verify(signature, [*parts[:3], parts[3][:-1] + b"y"])
 
 
 @pytest.mark.parametrize("name", sorted(hashlib.algorithms_available))
