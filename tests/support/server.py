@@ -15,6 +15,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -33,6 +34,7 @@ _PEER_COMMAND = [
     *(sys.executable, "-m", "jupyter_server", "--ip=127.0.0.1", "--no-browser", "--allow-root"),
     *("--ServerApp.disable_check_xsrf=True", "--ServerApp.jpserver_extensions=kbridge=False"),
 ]
+_DUMP_SECONDS = 10.0
 # Kernelspecs of every test server, in addition to ipykernel's python3.
 _SPECS = {
     "broken": "import sys; print('this kernel has no engine', file=sys.stderr); sys.exit(3)",
@@ -87,6 +89,7 @@ class Server:
             "JUPYTER_PLATFORM_DIRS": "1",
             "IPYTHONDIR": str(home / "ipython"),
             "PYTHONUNBUFFERED": "1",
+            "PYTHONFAULTHANDLER": "1",
             **(env or {}),
         }
         self.command = command or (_PEER_COMMAND if PEER else _COMMAND)
@@ -148,8 +151,11 @@ class Server:
         try:
             return self.process.wait(TIMEOUT)
         except subprocess.TimeoutExpired:
+            self.process.send_signal(signal.SIGABRT)  # faulthandler logs where each thread is
+            with suppress(subprocess.TimeoutExpired):
+                self.process.wait(_DUMP_SECONDS)
             self.kill()
-            raise AssertionError(f"SIGTERM did not end the server:\n{self.tail()}") from None
+            raise AssertionError(f"SIGTERM did not end the server:\n{self.tail(120)}") from None
 
     def kill(self) -> None:
         """Kill the server and all processes that it started."""
