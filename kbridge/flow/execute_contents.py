@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import Any, Final
 
 from kbridge.wire.message import scan
@@ -101,16 +102,17 @@ def cell_of(metadata: bytes) -> str | None:
     return cell if 0 < len(cell) <= _CELL_CHARS else None
 
 
-def lines_in(contents: bytes, messages: int = 1) -> int:
-    """Return the number of line ends in the joined contents of stream messages.
+def lines_in(contents: Sequence[bytes]) -> int:
+    """Return the number of line ends in the contents of stream messages.
 
     If they have more than 16 KiB per message, those in the rest are estimated: counting takes 1 ms
     per MB.
     """
-    counted = _COUNTED * messages
-    if len(contents) <= counted:
-        return contents.count(b"\\n")
-    return contents.count(b"\\n", 0, counted) * len(contents) // counted
+    nbytes = sum(map(len, contents))
+    if nbytes <= _COUNTED * len(contents):
+        return b"".join(contents).count(b"\\n")
+    heads = b"".join([content[:_COUNTED] for content in contents])
+    return heads.count(b"\\n") * nbytes // len(heads)
 
 
 def _string(content: bytes, key: bytes) -> str:

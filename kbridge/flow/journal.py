@@ -27,7 +27,7 @@ thus needs one list slot per message.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Final
 
 from kbridge.flow.batch import Batch
@@ -125,6 +125,20 @@ class Journal:
         if self.nbytes > self.limit + self._spare:
             self._shrink()
         return seq
+
+    def extend(self, frames: Sequence[bytes], keys: Sequence[int]) -> int:
+        """Add frames without state for all clients; return the sequence number of the first.
+
+        `nbytes` may exceed the limit by these frames until all are added.
+        """
+        ring, first = self._ring, self.next_seq
+        before = ring.appended
+        ring.extend(frames, keys)
+        self.next_seq = ring.next
+        self.nbytes += ring.appended - before
+        if self.nbytes > self.limit + self._spare:
+            self._shrink()
+        return first
 
     @property
     def spare(self) -> int:

@@ -6,7 +6,7 @@ parent are counted together: a message of the hot path costs a comparison.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from kbridge.flow.execute_contents import has_display_id, lines_in
 from kbridge.flow.execution import Execution
@@ -31,8 +31,9 @@ class OutputCounter:
     ----------
     parent : bytes
         The parent header of the last message.
-    add_text : callable
-        Adds the content of a stream message. This is the method of a list, to save a call.
+    add_text, add_texts : callable
+        Adds the content of a stream message, or those of several in a row. They are the methods of
+        a list, to save a call.
     """
 
     __slots__ = (
@@ -43,6 +44,7 @@ class OutputCounter:
         "_nbytes",
         "_texts",
         "add_text",
+        "add_texts",
         "parent",
     )
 
@@ -54,6 +56,7 @@ class OutputCounter:
         self._displays = False  # a display with an id was added
         self._texts: list[bytes] = []
         self.add_text: Callable[[bytes], None] = self._texts.append
+        self.add_texts: Callable[[Iterable[bytes]], None] = self._texts.extend
         self.parent = b""
 
     def turn(self, msg: Message, seq: int) -> None:
@@ -81,8 +84,7 @@ class OutputCounter:
         if execution is not None and messages:
             lines, nbytes = 0, self._nbytes
             if texts:
-                joined = b"".join(texts)
-                lines, nbytes = lines_in(joined, len(texts)), nbytes + len(joined)
+                lines, nbytes = lines_in(texts), nbytes + sum(map(len, texts))
             execution.count_output(end, messages, lines, nbytes)
             execution.displays = execution.displays or self._displays
         self._counted, self._nbytes, self._displays = end, 0, False

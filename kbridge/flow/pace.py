@@ -131,6 +131,12 @@ class Pace:
                 self._idle = True
         return PASS
 
+    def count_texts(self, messages: int, nbytes: int) -> None:
+        """Count stream messages, and the bytes of their contents; as if each was passed."""
+        self._messages += messages
+        self._bytes += nbytes
+        self._counted = True
+
     def settle(self, first: int, end: int, now: float) -> float | None:
         """Update the horizon; call it after each wake-up and after the returned time.
 

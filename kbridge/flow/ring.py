@@ -14,7 +14,8 @@ from __future__ import annotations
 
 from array import array
 from bisect import bisect_left
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from itertools import accumulate
 from typing import Final, NamedTuple
 
 from kbridge.flow.places import stop_of
@@ -78,6 +79,15 @@ class Ring:
         self._keys.append(key)
         self.appended += len(frame)
         return seq
+
+    def extend(self, frames: Sequence[bytes], keys: Sequence[int]) -> None:
+        """Add several frames."""
+        offsets = [*accumulate(map(len, frames), initial=self.appended)]
+        self.appended = offsets.pop()
+        self.next += len(offsets)
+        self._frames += frames
+        self._offsets.extend(offsets)
+        self._keys.extend(keys)
 
     def frame(self, seq: int) -> bytes:
         """Return the frame with a sequence number that is in the ring."""

@@ -20,13 +20,23 @@ Invariants:
 from __future__ import annotations
 
 import struct
+from collections.abc import Sequence
 
 from kbridge.errors import WrongFrameType
 from kbridge.wire import fields, frames
 from kbridge.wire.message import Buffer, Channel, Message
 from kbridge.wire.offsets import MAX_PARTS, contiguous, nbytes, read, slices
 
-__all__ = ["SUBPROTOCOL", "decode", "encode", "encode_frame", "envelope", "header_of", "split"]
+__all__ = [
+    "SUBPROTOCOL",
+    "decode",
+    "encode",
+    "encode_frame",
+    "encode_texts",
+    "envelope",
+    "header_of",
+    "split",
+]
 
 SUBPROTOCOL = "v1.kernel.websocket.jupyter.org"
 
@@ -34,6 +44,9 @@ _PARTS = 5
 _WORD = 8
 _START = _WORD * (1 + _PARTS + 1)
 _pack = struct.Struct("<7Q").pack
+# The header of a frame of 126 to 65,535 bytes (see `frames.header`), and the offsets.
+_pack_usual = struct.Struct("<HH7Q").pack
+_USUAL = 0x7E82
 _header_at = struct.Struct("<2Q").unpack_from
 _envelope_at = struct.Struct("<4Q").unpack_from
 _NAMES = {channel: channel.encode() for channel in Channel}
@@ -60,9 +73,33 @@ def encode_frame(msg: Message) -> bytes:
     at3 = at2 + len(parent)
     at4 = at3 + len(metadata)
     end = at4 + len(content)
+    if 126 <= end < 0x10000:
+        size = end >> 8 | (end & 0xFF) << 8  # big-endian, unlike the offsets
+        head = _pack_usual(_USUAL, size, 6, _START, at1, at2, at3, at4, end)
+        return b"".join((head, name, header, parent, metadata, content))
     offsets = _pack(6, _START, at1, at2, at3, at4, end)
     head = frames.header(end, frames.BINARY)
     return b"".join((head, offsets, name, header, parent, metadata, content))
+
+
+def encode_texts(messages: Sequence[Message]) -> list[bytes]:
+    """Return `encode_frame` of each message; faster for short messages on iopub."""
+    pack, name = _pack_usual, _NAMES[Channel.IOPUB]
+    at1 = _START + len(name)
+    encoded: list[bytes] = []
+    for msg in messages:
+        channel, header, parent, metadata, content, buffers = msg
+        at2 = at1 + len(header)
+        at3 = at2 + len(parent)
+        at4 = at3 + len(metadata)
+        end = at4 + len(content)
+        if buffers or not 126 <= end < 0x10000 or channel is not Channel.IOPUB:
+            encoded.append(encode_frame(msg))
+            continue
+        size = end >> 8 | (end & 0xFF) << 8
+        head = pack(_USUAL, size, 6, _START, at1, at2, at3, at4, end)
+        encoded.append(b"".join((head, name, header, parent, metadata, content)))
+    return encoded
 
 
 def _pieces_with_buffers(msg: Message) -> tuple[int, tuple[Buffer, ...]]:

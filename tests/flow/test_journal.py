@@ -41,6 +41,22 @@ def test_a_reader_receives_the_frames_after_its_start() -> None:
     assert read_all(journal, place)[0] == [b"one", b"two"]
 
 
+def test_frames_added_together_are_those_added_one_by_one() -> None:
+    one, other = Journal(100, 40), Journal(100, 40)
+    frames, keys = [b"%04d" % i for i in range(60)], list(range(60))
+    for frame, key in zip(frames, keys, strict=True):
+        one.append(frame, key=key)
+    assert other.append(frames[0], key=keys[0]) == 0
+    assert other.extend(frames[1:9], keys[1:9]) == 1
+    assert other.extend(frames[9:], keys[9:]) == 9
+    assert one.statistics() == other.statistics()
+    assert other.nbytes <= other.limit
+    assert one.read(one.oldest(), 1000) == other.read(other.oldest(), 1000)
+    place = other.after(50, lambda frame: frame == b"0050")
+    assert place is not None
+    assert place == one.after(50, lambda frame: frame == b"0050")
+
+
 def test_private_frames_are_read_by_their_client_only() -> None:
     journal = Journal(1000, 100)
     place = journal.end()

@@ -72,6 +72,21 @@ def test_messages_lines_bytes_and_places_are_counted() -> None:
     assert (side["other"].first, side["other"].last, side["other"].messages) == (43, 43, 1)
 
 
+def test_texts_added_together_are_those_added_one_by_one() -> None:
+    one, other = Side("ask"), Side("ask")
+    for side in (one, other):
+        side.append("ask")
+    contents = [b'{"text": "a\\nb"}', b'{"text": "\\n\\n"}', b"{}"]
+    for content in contents:
+        one.counter.add_text(content)
+    other.counter.add_texts(contents)
+    one.seq = other.seq = 4
+    assert (one["ask"].lines, one["ask"].nbytes) == (other["ask"].lines, other["ask"].nbytes)
+    assert (
+        one["ask"].lines == other["ask"].lines == side["ask"].lines == TEXT["text"].count("\n") + 3
+    )
+
+
 @pytest.mark.parametrize(
     ("msg_type", "transient", "displays"),
     [

@@ -71,6 +71,16 @@ class Desk:
         raise AssertionError
 
 
+def test_texts_counted_together_are_those_counted_one_by_one() -> None:
+    one, other = (Desk(messages=20, data=1000) for _ in range(2))
+    for sizes in ([10] * 30, [500, 600], [1], []):
+        one.say(*sizes)
+        other.pace.count_texts(len(sizes), sum(sizes))
+        other.sizes += sizes
+        other.settle()
+        assert (one.open_to, one.held, one.again) == (other.open_to, other.held, other.again)
+
+
 # -- without a limit ----------------------------------------------------------------------------
 
 

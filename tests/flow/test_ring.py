@@ -120,8 +120,13 @@ def test_a_ring_gives_the_same_answers_after_it_was_compacted(step: int) -> None
 @given(st.lists(st.tuples(st.binary(max_size=9), KEYS), max_size=40), st.integers(0, 40), st.data())
 def test_a_ring_agrees_with_a_list(frames: list[tuple[bytes, int]], drop: int, data) -> None:
     ring = Ring()
-    for frame, key in frames:
+    together = data.draw(st.integers(0, len(frames)))
+    ring.extend(*zip(*frames[:together], strict=True) if together else ((), ()))
+    for frame, key in frames[together:]:
         ring.append(frame, key)
+    assert [ring.offset(seq) for seq in range(len(frames))] == [
+        sum(len(frame) for frame, _ in frames[:seq]) for seq in range(len(frames))
+    ]
     first = min(drop, len(frames))
     ring.drop(first)
     assert ring.frames(first, ring.next) == [frame for frame, _ in frames[first:]]

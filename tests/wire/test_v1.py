@@ -8,7 +8,9 @@ import pytest
 
 from kbridge.errors import IgnoredMessage
 from kbridge.wire import v1
-from kbridge.wire.message import Channel
+from kbridge.wire.frames import BINARY, each
+from kbridge.wire.frames import frame as websocket_frame
+from kbridge.wire.message import Channel, Message
 from tests.wire.cases import FIVE, MESSAGES, H, five, plain, v1_frame
 
 
@@ -68,6 +70,32 @@ def test_views_of_any_shape_are_encoded_as_their_bytes(view: memoryview) -> None
     msg = MESSAGES["bare"]._replace(buffers=(b"before", view, b"after"))
     assert msg.nbytes == sum(map(len, msg[1:5])) + 11 + view.nbytes
     assert plain(v1.decode(v1.encode(msg))).buffers == (b"before", view.tobytes(), b"after")
+
+
+LENGTHS = [0, 1, 20, 60, 100, 254, 255, 256, 60_000, 65_000, 65_535, 65_536, 70_000]
+
+
+@pytest.mark.parametrize("length", LENGTHS)
+def test_messages_are_encoded_together_as_they_are_one_by_one(length: int) -> None:
+    short = Message(Channel.IOPUB, b"", b"", b"", b"x" * length)
+    long = MESSAGES["stream"]._replace(content=b"x" * length)
+    messages = [*MESSAGES.values(), short, long]
+    frames = v1.encode_texts(messages)
+    assert frames == [v1.encode_frame(msg) for msg in messages]
+    for msg, frame in zip(messages, frames, strict=True):
+        ((opcode, payload),) = each(frame)
+        assert opcode == BINARY
+        assert plain(v1.split(payload)) == plain(msg)
+
+
+@pytest.mark.parametrize("size", [125, 126, 127, 65_534, 65_535, 65_536])
+def test_frames_are_encoded_at_the_borders_of_their_lengths(size: int) -> None:
+    for channel in Channel:
+        empty = Message(channel, b"", b"", b"", b"")
+        content = b"x" * (size - len(v1.encode(empty)))
+        frame = v1.encode_frame(empty._replace(content=content))
+        assert frame == websocket_frame(frame[-size:], BINARY)
+        assert v1.split(frame[-size:]) == empty._replace(content=content)
 
 
 def test_a_buffer_keeps_its_frame_alive() -> None:

@@ -33,7 +33,7 @@ from kbridge.link.interfaces import ClientLink, noop
 from kbridge.wire.dialects import Dialect
 from kbridge.wire.headers import type_and_key
 from kbridge.wire.message import Message
-from kbridge.wire.v1 import encode_frame
+from kbridge.wire.v1 import encode_frame, encode_texts
 
 __all__ = ["Broadcaster"]
 
@@ -79,7 +79,9 @@ class Broadcaster:
             self._loader = Loader(self.journal, history)
         pace = policy_chain.pace(settings)
         self._pace = pace
-        self._judge = combined(policy_chain.outgoing(settings, notices, pace, context.log))
+        policies = policy_chain.outgoing(settings, notices, pace, context.log)
+        self._judge = combined(policies)
+        self._only_paced = all(policy == pace.__call__ for policy in policies)
         self._adoption = Adoption(notices.mark) if context.adopted else None
         end = self.journal.next_seq
         self._lives = lives = Lives.begin(saved, end, now=clock.wall(), markers=notices.markers)
@@ -217,12 +219,6 @@ class Broadcaster:
         if adoption is not None and adoption.is_cut(msg, msg_type):
             self.append(self._notices.taken_over(msg.parent_header))
         verdict = self._judge(msg, msg_type, now)
-        counter = self._counter
-        if verdict is PASS and msg_type == "stream" and msg.parent_header == counter.parent:
-            # The usual message: it differs from the one before in its text only.
-            self.journal.append(encode_frame(msg), key=key)
-            counter.add_text(msg.content)
-            return
         if msg_type == "status" and self._inputs.open:
             self._inputs.on_status(msg)
         if verdict is PASS:
@@ -236,6 +232,24 @@ class Broadcaster:
         else:
             for other in verdict:
                 self._said(other, other.msg_type)
+
+    def on_texts(self, texts: Sequence[Message], keys: Sequence[int], now: float) -> None:
+        """Judge, encode and journal stream messages with the same parent header."""
+        if not self._only_paced:
+            for msg, key in zip(texts, keys, strict=True):
+                self.on_output(msg, "stream", key, now)
+            return
+        first, adoption, counter = texts[0], self._adoption, self._counter
+        if adoption is not None and adoption.is_cut(first, "stream"):
+            self.append(self._notices.taken_over(first.parent_header))
+        contents = [msg.content for msg in texts]
+        self._pace.count_texts(len(texts), sum(map(len, contents)))
+        seq = self.journal.extend(encode_texts(texts), keys)
+        if first.parent_header != counter.parent:
+            counter.turn(first, seq)
+            if adoption is not None:
+                adoption.note(first.parent_header, seq)
+        counter.add_texts(contents)
 
     def on_reply(self, msg: Message, client: int, now: float) -> None:
         """Judge, encode and journal a message for one client."""

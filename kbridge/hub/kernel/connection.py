@@ -197,24 +197,43 @@ class KernelConnection:
         """Verify, parse and deliver the messages of one batch."""
         now, wall = self._clock.monotonic(), self._clock.wall()
         mark, link, signer = self._notices.mark, self._link, self._link.signer
+        iopub = channel is Channel.IOPUB
+        plain = iopub and self._readiness.proven and not self._requests.owed
+        texts: list[Message] = []
+        keys: list[int] = []
         for frames in batch:
             try:
                 msg = parse(channel, frames, signer)
                 # Most messages have the parent of the message before.
                 if msg.parent_header != self._unmarked:
+                    if texts:
+                        self._on_texts(texts, keys, now, wall)
+                        texts, keys = [], []
                     if mark not in msg.parent_header:
                         self._unmarked = msg.parent_header
                     elif self._on_probed(msg, now, wall):
                         continue
+                    else:
+                        plain = False
                 if link.adapter is not None:
                     msg = link.adapter.from_kernel(msg)
             except KernelMessageError as error:
                 self._context.rejected.record(channel, error.reason)
                 continue
-            if channel is Channel.IOPUB:
-                self._on_iopub(msg, now, wall)
-            else:
+            if not iopub:
                 self._on_reply(msg, now, wall)
+                continue
+            msg_type, key = type_and_key(msg.header)
+            if plain and msg_type == "stream":
+                texts.append(msg)
+                keys.append(key)
+                continue
+            if texts:
+                self._on_texts(texts, keys, now, wall)
+                texts, keys = [], []
+            self._on_iopub(msg, msg_type, key, now, wall)
+        if texts:
+            self._on_texts(texts, keys, now, wall)
 
     def on_writable(self, channel: Channel) -> None:
         """Send the requests that wait for a channel."""
@@ -256,8 +275,15 @@ class KernelConnection:
 
     # -- messages ---------------------------------------------------------------------------
 
-    def _on_iopub(self, msg: Message, now: float, wall: float) -> None:
-        msg_type, key = type_and_key(msg.header)
+    def _on_texts(self, texts: list[Message], keys: list[int], now: float, wall: float) -> None:
+        """Deliver stream messages in a row, when nothing else has to look at them."""
+        self.activity.observe(texts[0], "stream", wall)
+        if len(texts) == 1:
+            self._listener.on_output(texts[0], "stream", keys[0], now)
+        else:
+            self._listener.on_texts(texts, keys, now)
+
+    def _on_iopub(self, msg: Message, msg_type: str, key: int, now: float, wall: float) -> None:
         if not self._readiness.proven:
             self._note_process(msg, wall)
             self.poll(Event.WELCOME if msg_type == "iopub_welcome" else Event.IOPUB)

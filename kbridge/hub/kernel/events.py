@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
 
 from kbridge.wire.message import Message
@@ -23,6 +24,21 @@ class KernelListener(Protocol):
             `kbridge.wire.message.message_key` of its header.
         now : float
             Monotonic seconds; the messages of one batch share it.
+        """
+
+    def on_texts(self, texts: Sequence[Message], keys: Sequence[int], now: float) -> None:
+        """Take stream messages that follow each other and have the same parent header.
+
+        Most messages of a kernel are such; they are passed on together to save calls.
+
+        Parameters
+        ----------
+        texts : sequence of Message
+            At least two messages.
+        keys : sequence of int
+            The key of each message, as in `on_output`.
+        now : float
+            Monotonic seconds.
         """
 
     def on_reply(self, msg: Message, client: int, now: float) -> None:

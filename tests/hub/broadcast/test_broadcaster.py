@@ -1547,3 +1547,60 @@ async def test_the_first_notice_of_another_bridge_says_that_the_server_was_resta
     )
     assert "history_limit" in texts(late)[0]
     await rig.hub.aclose()
+
+
+# -- messages of one wake-up ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"limit_rate": True, "iopub_data_rate_limit": 200.0},
+        {"limit_rate": True, "rate_limit_policy": "drop", "iopub_msg_rate_limit": 3.0},
+        {"allow_tracebacks": False},
+    ],
+    ids=["no limit", "paced", "dropping", "hiding tracebacks"],
+)
+async def test_messages_that_come_together_are_delivered_as_if_they_came_alone(
+    make_rig, options
+) -> None:
+    parents = [json.dumps({"msg_id": name, "session": name}).encode() for name in "ab"]
+
+    def said(rig: Rig) -> list[Message]:
+        streams = [rig.stream(f"{i} {'x' * i}\n", parents[i // 8]) for i in range(16)]
+        error = rig.message(Channel.IOPUB, "error", {"traceback": ["secret"]}, parents[0])
+        display = rig.message(Channel.IOPUB, "display_data", {"data": {}}, parents[1])
+        return [*streams[:3], error, *streams[3:9], display, *streams[9:]]
+
+    results = []
+    for together in (True, False):
+        rig = make_rig(**options)
+        rig.prove()
+        client, _ = rig.attach("s", verbatim=True)
+        messages = said(rig)
+        if together:
+            rig.say(*messages)
+        else:
+            for msg in messages:
+                rig.say(msg)
+        while rig.paced:
+            rig.clock.now += 1
+            rig.fire_pace_timer()
+        results.append([(m.msg_type, m.parent_header, m.content) for m in received(client)])
+    assert results[0] == results[1]
+    assert sum(kind == "error" for kind, _, _ in results[0]) == 1
+
+
+async def test_the_cut_of_a_running_request_is_shown_before_its_first_texts(make_rig) -> None:
+    rig = Rig(HubSettings(limit_rate=False), adopted=True)
+    try:
+        rig.prove()
+        client, _ = rig.attach("s", since="start")
+        parent = json.dumps({"msg_id": "before", "session": "s"}).encode()
+        rig.say(*(rig.stream(text, parent) for text in ("a", "b", "c")))
+        shown = texts(client)
+        assert shown[-3:] == ["a", "b", "c"]
+        assert len(shown) == 4, "the notice comes once, before them"
+    finally:
+        await rig.hub.aclose()

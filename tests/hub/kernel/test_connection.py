@@ -1,6 +1,7 @@
 """The messages and events that a kernel connection reports to its listener, and its readiness."""
 
 import asyncio
+from collections.abc import Sequence
 
 import pytest
 
@@ -10,7 +11,7 @@ from kbridge.hub.kernel.connection import KernelConnection
 from kbridge.hub.settings import HubSettings
 from kbridge.link.memory import MemoryKernel
 from kbridge.wire.build import build
-from kbridge.wire.message import Channel, Message
+from kbridge.wire.message import Channel, Message, message_key
 from kbridge.wire.signing import Signer
 from kbridge.wire.zmq import serialize
 from tests.hub.rig import INFO, KEY, StoppedClock, make_context
@@ -23,6 +24,7 @@ class Listener:
 
     def __init__(self) -> None:
         self.messages: list[tuple[int, Message]] = []
+        self.runs: list[list[str]] = []  # the ids of messages that came together
         self.replaced = 0
         self.ready = 0
         self.disconnected = 0
@@ -31,6 +33,14 @@ class Listener:
     def on_output(self, msg: Message, msg_type: str, key: int, now: float) -> None:
         assert msg_type == msg.msg_type
         self.messages.append((EVERYONE, msg))
+        self.runs.append([msg.msg_id])
+
+    def on_texts(self, texts: Sequence[Message], keys: Sequence[int], now: float) -> None:
+        assert {msg.msg_type for msg in texts} == {"stream"}
+        assert [*keys] == [message_key(msg.header) for msg in texts]
+        assert len({msg.parent_header for msg in texts}) == 1
+        self.messages += [(EVERYONE, msg) for msg in texts]
+        self.runs.append([msg.msg_id for msg in texts])
 
     def on_reply(self, msg: Message, client: int, now: float) -> None:
         self.messages.append((client, msg))
@@ -140,6 +150,32 @@ async def test_iopub_messages_are_for_everyone(side) -> None:
     side.say(side.message(Channel.IOPUB, "stream"), side.message(Channel.IOPUB, "error"))
     assert side.heard_by(ALICE) == side.heard_by(BOB) == ["stream", "error"]
     assert side.listener.drained == 1, "once per wake-up"
+
+
+async def test_streams_in_a_row_with_one_parent_are_passed_on_together(side) -> None:
+    side.prove()
+    side.listener.runs.clear()
+    streams = [side.message(Channel.IOPUB, "stream") for _ in range(6)]
+    other = side.message(Channel.IOPUB, "stream", b'{"msg_id": "another parent"}')
+    error = side.message(Channel.IOPUB, "error")
+    said = [*streams[:3], error, streams[3], *streams[4:], other]
+    forged = serialize(streams[0], Signer(b"another key"))
+    frames = [serialize(msg, side.signer) for msg in said]
+    side.kernel.say(Channel.IOPUB, *frames[:5], forged, *frames[5:])
+    ids = [msg.msg_id for msg in said]
+    assert side.listener.runs == [ids[:3], ids[3:4], ids[4:7], ids[7:]]
+    assert [msg for _, msg in side.listener.messages if msg in said] == said
+
+
+async def test_streams_keep_their_order_around_the_answer_to_a_probe(side) -> None:
+    side.prove()
+    side.listener.runs.clear()
+    probe = side.notices.probe(Channel.SHELL).header
+    one, two, three = (side.message(Channel.IOPUB, "stream") for _ in range(3))
+    printed_later = side.message(Channel.IOPUB, "stream", probe)
+    side.say(one, two, side.message(Channel.IOPUB, "status", probe), printed_later, three)
+    ids = [msg.msg_id for msg in (one, two, printed_later, three)]
+    assert [each for run in side.listener.runs for each in run] == ids
 
 
 async def test_a_reply_is_for_the_client_that_made_the_request(side) -> None:
