@@ -8,12 +8,15 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
+from kbridge.link import choice
 from tests.support.dialects import CODECS
 from tests.support.require import require
-from tests.support.server import PEER, Server
+from tests.support.server import LINK, PEER, Server
 from tests.support.signals import reset_ignored_signals
 
 reset_ignored_signals()
+if LINK:  # before a module reads it
+    choice.DEFAULT = choice.LinkKind(LINK)  # type: ignore[misc]
 # No test fails because the machine is busy.
 settings.register_profile("kbridge", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("kbridge")

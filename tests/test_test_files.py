@@ -12,6 +12,7 @@ PACKAGE = Path(kbridge.__file__).parent
 FOLDERS = sorted(p.name for p in PACKAGE.iterdir() if (ROOT / "tests" / p.name).is_dir())
 # Files of tests that are about a subject and not about one module.
 SUBJECTS = {
+    "link/kernel.py",
     "connect/peer_suites.py",
     "connection/abc_base.py",
     "connection/contract.py",
@@ -77,6 +78,7 @@ TESTED_BY = {
     "link/handshake.py": "link/test_websocket.py",
     "link/interfaces.py": "link/test_memory.py",
     "link/linger.py": "link/test_websocket.py",
+    "link/zmtp/connection.py": "link/zmtp/test_link.py",
     "link/pyzmq/former.py": "link/pyzmq/test_link.py",
     "link/pyzmq/sockets.py": "link/pyzmq/test_link.py",
     "server/api/openapi.py": "server/api/test_status.py",

@@ -80,6 +80,7 @@ class ZMQChannelsWebsocketConnection(BaseKernelWebsocketConnection):
     resume_timeout = settings.resume_timeout
     request_limit = settings.request_limit
     kernel_message_limit = settings.kernel_message_limit
+    link = settings.link
 
     websocket_handler = Instance(WebSocketHandler, help="The websocket.")
     channels = Dict({}, help="The kernel's channels by name, while connected.")

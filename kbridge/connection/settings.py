@@ -12,6 +12,7 @@ from jupyter_core.paths import jupyter_runtime_dir
 from traitlets import Bool, CaselessStrEnum, Float, Integer, Unicode
 
 from kbridge.hub.settings import HubSettings
+from kbridge.link.choice import LinkKind
 
 __all__ = [
     "HUB_SETTINGS",
@@ -29,6 +30,7 @@ __all__ = [
     "journal_limit",
     "kernel_message_limit",
     "limit_rate",
+    "link",
     "rate_limit_policy",
     "rate_limit_window",
     "request_limit",
@@ -55,6 +57,7 @@ HUB_SETTINGS: Final = (
     "resume_timeout",
     "request_limit",
     "kernel_message_limit",
+    "link",
 )
 """The traits that are fields of `HubSettings`, under the same names."""
 
@@ -191,6 +194,16 @@ kernel_message_limit = Integer(
         " the content of an output, or one of its buffers. Replies may have a 16th of it,"
         " input requests a 1,024th. A larger part is lost: it closes the connection, which is"
         " then opened again."
+    ),
+)
+link = CaselessStrEnum(
+    [kind.value for kind in LinkKind],
+    _DEFAULTS.link,
+    config=True,
+    help=(
+        "The connections to kernels. `zmtp`: plain sockets, without threads; ZMTP 3.0 and 3.1 over"
+        " TCP and unix sockets, without encryption. `pyzmq`: libzmq. `auto`: plain sockets if they"
+        " can reach the kernel, and libzmq for kernels that encrypt or speak an older ZMTP."
     ),
 )
 

@@ -8,11 +8,10 @@ from typing import TypeAlias
 
 from kbridge.hub.broadcast.burst import Allowance
 from kbridge.hub.clock import Clock
-from kbridge.hub.kernel.process_link import LinkFactory
 from kbridge.hub.notices import Notices
 from kbridge.hub.rejected import DroppedMessages
 from kbridge.hub.settings import HubSettings
-from kbridge.link.pyzmq.link import PyzmqLink
+from kbridge.link.interfaces import LinkFactory
 from kbridge.storage.history import History
 from kbridge.storage.store import JournalStore
 
@@ -27,8 +26,9 @@ class HubEnvironment:
 
     Attributes
     ----------
-    link : callable
-        Makes the sockets of a kernel; a test passes `kbridge.link.memory.MemoryKernel`.
+    link : callable or None
+        Makes the sockets of a kernel; a test passes `kbridge.link.memory.MemoryKernel`. None for
+        the choice of the setting `link`.
     clock : Clock
         The source of the time.
     log : logging.Logger or adapter
@@ -39,7 +39,7 @@ class HubEnvironment:
         The journals on disk; None to keep them in memory only.
     """
 
-    link: LinkFactory = PyzmqLink
+    link: LinkFactory | None = None
     clock: Clock = field(default_factory=Clock)
     log: Log = field(default_factory=lambda: logging.getLogger("kbridge.hub"))
     allowance: Allowance | None = None

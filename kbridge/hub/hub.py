@@ -27,6 +27,7 @@ from kbridge.hub.notices import Notices
 from kbridge.hub.recovered import SavedState, read_entries
 from kbridge.hub.rejected import IGNORED, REJECTED, DroppedMessages
 from kbridge.hub.settings import HubSettings
+from kbridge.link.choice import LinkKind, make_link
 from kbridge.link.interfaces import ClientLink
 from kbridge.wire.dialects import Dialect
 from kbridge.wire.message import Channel, Message
@@ -103,7 +104,8 @@ class Hub:
         self._broadcaster = Broadcaster(context, allowance, saved)
         if history is not None:
             history.forget_recovered()
-        self._kernel = KernelConnection(context, self._broadcaster, environment.link, former or ())
+        link = environment.link or make_link(LinkKind(settings.link))
+        self._kernel = KernelConnection(context, self._broadcaster, link, former or ())
         self._closed = False
         self._broadcaster.connecting(connection_info)
         self._kernel.restore([each for each in saved.executions if each.owed])

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kbridge.errors import SetupError
+from kbridge.link.choice import DEFAULT, LinkKind
 from kbridge.link.endpoints import MESSAGE_LIMIT
 
 __all__ = ["HubSettings"]
@@ -42,6 +43,9 @@ class HubSettings:
         Bytes that one part of a message of a kernel may have on iopub; a 16th of it on shell
         and on control, a 1,024th on stdin. A larger part closes the connection, which is then
         opened again.
+    link : str
+        The link to kernels: "zmtp" (plain sockets), "pyzmq" (libzmq), or "auto", which chooses
+        plain sockets if they can reach the kernel; see `kbridge.link.choice`.
     kernel_info_timeout : float
         Seconds to wait until a kernel is proven to be ready. After that its requests are sent
         anyway.
@@ -79,6 +83,7 @@ class HubSettings:
     resume_timeout: float = 8 * 3600.0
     request_limit: int = 1 << 20
     kernel_message_limit: int = MESSAGE_LIMIT
+    link: str = DEFAULT.value
     kernel_info_timeout: float = 60.0
     acknowledge: bool = True
     rate_limit_policy: str = "coalesce"
@@ -111,6 +116,8 @@ class HubSettings:
                     f"{name} must be above 0 bytes, not {getattr(self, name)}; an empty journal_dir"
                     " keeps output in memory only"
                 )
+        if self.link not in set(LinkKind):
+            raise SetupError(f"link must be one of {', '.join(LinkKind)}, not {self.link!r}")
         if not 0 <= self.journal_disk_reserve < 1:
             raise SetupError(
                 "journal_disk_reserve must be a share of the file system, from 0 to less than 1,"

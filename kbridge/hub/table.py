@@ -13,10 +13,9 @@ from kbridge.hub.broadcast.burst import Allowance
 from kbridge.hub.clock import Clock
 from kbridge.hub.context import HubEnvironment, Log
 from kbridge.hub.hub import Hub
-from kbridge.hub.kernel.process_link import LinkFactory
 from kbridge.hub.recovered import is_of_another_kernel
 from kbridge.hub.settings import HubSettings
-from kbridge.link.pyzmq.link import PyzmqLink
+from kbridge.link.interfaces import LinkFactory
 from kbridge.storage.store import JournalStore, StoreSettings
 
 __all__ = ["GOING_AWAY", "HubTable"]
@@ -33,7 +32,8 @@ class HubTable:
     settings : HubSettings, optional
         The settings of all hubs.
     link : callable, optional
-        Makes the sockets of a kernel; a test passes `kbridge.link.memory.MemoryKernel`.
+        Makes the sockets of a kernel; a test passes `kbridge.link.memory.MemoryKernel`. By
+        default the setting `link` decides.
     clock : Clock, optional
         The source of the time.
     log : logging.Logger or adapter, optional
@@ -44,7 +44,7 @@ class HubTable:
         self,
         settings: HubSettings | None = None,
         *,
-        link: LinkFactory = PyzmqLink,
+        link: LinkFactory | None = None,
         clock: Clock | None = None,
         log: Log | None = None,
     ) -> None:

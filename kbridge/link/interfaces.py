@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
+from kbridge.errors import ZmtpError
+from kbridge.link.endpoints import Endpoints
 from kbridge.wire.message import Buffer, Channel, RawMessage
 
 __all__ = [
     "ClientLink",
     "KernelEvents",
     "KernelSockets",
+    "LinkFactory",
     "RawMessage",
     "TransportEvents",
     "noop",
@@ -35,11 +38,20 @@ class KernelEvents(Protocol):
     def on_disconnected(self, channel: Channel) -> None:
         """Note that a channel was disconnected; all its messages were delivered before."""
 
-    def on_gone(self, channel: Channel) -> None:
-        """Note that libzmq does not reconnect a channel by itself.
+    def on_gone(self, channel: Channel, fault: ZmtpError | None = None) -> None:
+        """Note that the connection of a channel was ended, or refused, and is made again now.
 
-        The link has made a new socket for iopub; the others need `KernelSockets.renew`.
+        Parameters
+        ----------
+        channel : Channel
+            The channel. A link with libzmq has made a new socket for iopub only; the other channels
+            need `KernelSockets.renew`.
+        fault : ZmtpError or None
+            The fault of the peer; None if it is not known.
         """
+
+    def on_unsupported(self, channel: Channel) -> None:
+        """Note that the kernel speaks ZMTP 1.0 or 2.0 only: it needs a link with libzmq."""
 
 
 class KernelSockets(Protocol):
@@ -73,6 +85,10 @@ class KernelSockets(Protocol):
     def close(self) -> None:
         """Close the sockets; may be called twice."""
         ...
+
+
+LinkFactory: TypeAlias = Callable[[Endpoints, KernelEvents, bytes], KernelSockets]
+"""Makes a link from the endpoints, the receiver of its events, and the identity of the bridge."""
 
 
 class ClientLink(Protocol):

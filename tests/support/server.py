@@ -2,6 +2,8 @@
 
 `KBRIDGE_TEST_SERVER=jupyter_server` uses Jupyter Server instead, to compare it in the same tests.
 It fails those for which kbridge was written.
+
+`KBRIDGE_TEST_LINK` (auto, zmtp or pyzmq) is the default of the setting `link` in all tests.
 """
 
 from __future__ import annotations
@@ -15,7 +17,6 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
 from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,9 +25,10 @@ import psutil
 
 from tests.support.waiting import TIMEOUT, eventually
 
-__all__ = ["PEER", "TOKEN", "Reply", "Server", "free_port", "gone"]
+__all__ = ["LINK", "PEER", "TOKEN", "Reply", "Server", "free_port", "gone"]
 
 PEER = os.environ.get("KBRIDGE_TEST_SERVER", "kbridge") == "jupyter_server"
+LINK = os.environ.get("KBRIDGE_TEST_LINK", "")
 TOKEN = "correct-horse-battery-staple"
 
 _COMMAND = [sys.executable, "-m", "kbridge", "--ip=127.0.0.1"]
@@ -34,7 +36,6 @@ _PEER_COMMAND = [
     *(sys.executable, "-m", "jupyter_server", "--ip=127.0.0.1", "--no-browser", "--allow-root"),
     *("--ServerApp.disable_check_xsrf=True", "--ServerApp.jpserver_extensions=kbridge=False"),
 ]
-_DUMP_SECONDS = 10.0
 # Kernelspecs of every test server, in addition to ipykernel's python3.
 _SPECS = {
     "broken": "import sys; print('this kernel has no engine', file=sys.stderr); sys.exit(3)",
@@ -79,7 +80,7 @@ class Server:
         self.log = home / "server.log"
         self.token = TOKEN
         self.port = 0
-        self._args = args
+        self._args = (*args, f"--ZMQChannelsWebsocketConnection.link={LINK}") if LINK else args
         self._env = {
             **{k: v for k, v in os.environ.items() if not k.startswith(("JUPYTER", "KG_"))},
             "JUPYTER_TOKEN": TOKEN,
@@ -89,7 +90,6 @@ class Server:
             "JUPYTER_PLATFORM_DIRS": "1",
             "IPYTHONDIR": str(home / "ipython"),
             "PYTHONUNBUFFERED": "1",
-            "PYTHONFAULTHANDLER": "1",
             **(env or {}),
         }
         self.command = command or (_PEER_COMMAND if PEER else _COMMAND)
@@ -151,11 +151,8 @@ class Server:
         try:
             return self.process.wait(TIMEOUT)
         except subprocess.TimeoutExpired:
-            self.process.send_signal(signal.SIGABRT)  # faulthandler logs where each thread is
-            with suppress(subprocess.TimeoutExpired):
-                self.process.wait(_DUMP_SECONDS)
             self.kill()
-            raise AssertionError(f"SIGTERM did not end the server:\n{self.tail(120)}") from None
+            raise AssertionError(f"SIGTERM did not end the server:\n{self.tail()}") from None
 
     def kill(self) -> None:
         """Kill the server and all processes that it started."""

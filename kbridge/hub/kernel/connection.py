@@ -18,15 +18,16 @@ import asyncio
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from kbridge.errors import HubClosed, KernelError, KernelMessageError
+from kbridge.errors import HubClosed, KernelError, KernelMessageError, ZmtpError
 from kbridge.flow.activity import Activity
 from kbridge.flow.execution import Execution
 from kbridge.flow.readiness import Decision, Event, Readiness, State
 from kbridge.hub.context import HubContext
 from kbridge.hub.kernel.events import KernelListener
-from kbridge.hub.kernel.process_link import LinkFactory, ProcessLink
+from kbridge.hub.kernel.process_link import ProcessLink
 from kbridge.hub.kernel.requests import Requests
-from kbridge.link.interfaces import RawMessage
+from kbridge.link.choice import LinkKind, make_link
+from kbridge.link.interfaces import LinkFactory, RawMessage
 from kbridge.wire.headers import type_and_key
 from kbridge.wire.message import Channel, Message, scan
 from kbridge.wire.signing import Signer
@@ -44,7 +45,7 @@ class KernelConnection:
         The objects that the parts of the hub share.
     listener : KernelListener
         Receives the kernel's messages and the changes of the connection.
-    make_link : callable
+    link : callable
         Makes the sockets.
     former : sequence of bytes
         Identities of earlier bridges, to which the kernel may owe replies.
@@ -61,7 +62,7 @@ class KernelConnection:
         self,
         context: HubContext,
         listener: KernelListener,
-        make_link: LinkFactory,
+        link: LinkFactory,
         former: Sequence[bytes] = (),
     ) -> None:
         settings, clock = context.settings, context.clock
@@ -76,7 +77,7 @@ class KernelConnection:
         if context.adopted:
             # Until its shell answers a probe: the probe waits behind the running request.
             self.activity.presume_busy()
-        self._link = ProcessLink(context.kernel_id, make_link, self, former, self._log)
+        self._link = ProcessLink(context.kernel_id, link, self, former, self._log)
         self._requests = Requests(context, self._link)
         self._readiness = Readiness(timeout=settings.kernel_info_timeout)
         self._announced: Decision | None = None  # the last decision, if it was to send requests
@@ -266,12 +267,29 @@ class KernelConnection:
             self.poll(Event.DISCONNECTED)
             self._listener.on_disconnected()
 
-    def on_gone(self, channel: Channel) -> None:
-        """Note that a channel was disconnected and is not connected again."""
-        self._link.log_closed_port(channel, self._clock.monotonic())
+    def on_gone(self, channel: Channel, fault: ZmtpError | None = None) -> None:
+        """Note that the connection of a channel was closed, and may need a new identity."""
+        self._link.log_closed_port(channel, fault, self._clock.monotonic())
         if channel is not Channel.IOPUB and self._readiness.state is not State.LOST:
             self.poll(Event.STDIN_DISCONNECTED)
             self._renew()
+
+    def on_unsupported(self, channel: Channel) -> None:
+        """Use libzmq for this kernel from now on, if the setting `link` leaves the choice."""
+        now = self._clock.monotonic()
+        if self._context.settings.link != LinkKind.AUTO:
+            self._link.log_unsupported(channel, now)
+            return
+        kernel_id = self._context.kernel_id
+        try:
+            self._link.switch(make_link(LinkKind.PYZMQ))
+        except KernelError as error:  # the present link tries and reports it again
+            self._log.warning("Kernel %s: no sockets of libzmq: %s", kernel_id, error)
+            return
+        self._log.info("Kernel %s speaks an old ZMTP: libzmq connects to it", kernel_id)
+        self._readiness.reset(now)
+        self._announced = self._poll_at = None
+        self.poll()
 
     # -- messages ---------------------------------------------------------------------------
 

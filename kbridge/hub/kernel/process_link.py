@@ -4,23 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Final, TypeAlias
+from typing import Any, Final
 
-from kbridge.errors import KernelError
+from kbridge.errors import KernelError, MessageTooBig, ZmtpError
 from kbridge.flow.log_throttle import LogThrottle
 from kbridge.hub.kernel.adapter import Adapter, adapter_for, kernel_protocol
 from kbridge.link.endpoints import Endpoints, new_identity
-from kbridge.link.interfaces import KernelEvents, KernelSockets
+from kbridge.link.interfaces import KernelEvents, KernelSockets, LinkFactory
 from kbridge.wire.message import Channel, Message
 from kbridge.wire.signing import Signer
 from kbridge.wire.zmq import serialize
 
-__all__ = ["LinkFactory", "ProcessLink"]
-
-LinkFactory: TypeAlias = Callable[[Endpoints, KernelEvents, bytes], KernelSockets]
-"""Makes a link from the endpoints, the receiver of its events, and the hub's identity."""
+__all__ = ["ProcessLink"]
 
 _FORMER: Final = 4  # former identities that still receive replies; each takes three sockets
 _FLUSH_TIMEOUT: Final = 1.0  # seconds to wait for the last messages of a kernel that has ended
@@ -105,7 +102,7 @@ class ProcessLink:
         endpoints = replace(
             Endpoints.from_connection_info(connection_info), message_limit=message_limit
         )
-        self._limit = endpoints.limit
+        self._endpoints = endpoints
         self.signer = Signer(endpoints.key, endpoints.signature_scheme)
         self.adapter = None
         self.protocol = ""
@@ -113,9 +110,27 @@ class ProcessLink:
         self._replaceable = False
         self._disconnected.clear()
         self.link = self._make(endpoints, self._events, self.identity)
+        self._receive_for_former(self.link)
+
+    def switch(self, make: LinkFactory) -> None:
+        """Connect with another kind of link from now on, also to later processes.
+
+        Raises
+        ------
+        KernelError
+            If no sockets to the kernel can be made; the present link stays in use.
+        """
+        identity = new_identity()
+        link = make(self._endpoints, self._events, identity)
+        if self.link is not None:
+            self.link.close()
+        self._make, self.link, self.identity = make, link, identity
+        self._receive_for_former(link)
+
+    def _receive_for_former(self, link: KernelSockets) -> None:
         try:
             for identity in self.former:
-                self.link.receive_for(identity)
+                link.receive_for(identity)
         except KernelError as error:  # old replies are not essential
             self._log.warning(
                 "Replies to requests of an earlier connection cannot be received: %s", error
@@ -176,17 +191,41 @@ class ProcessLink:
             )
             self.adapter = adapter
 
-    def log_closed_port(self, channel: Channel, now: float) -> None:
-        """Warn, once per minute, that the connection of a channel was closed for good."""
+    def log_closed_port(self, channel: Channel, fault: ZmtpError | None, now: float) -> None:
+        """Warn, once per minute, that the connection of a channel was closed for a fault."""
         count = self._closed_ports.record(now)
-        if count:
+        if not count:
+            return
+        if fault is not None:
+            self._log.warning(
+                "Kernel %s: the connection to its %s port was ended: %s%s. Connecting again"
+                " (%d time(s))",
+                self._kernel_id,
+                channel,
+                fault.reason,
+                "; see kernel_message_limit" if isinstance(fault, MessageTooBig) else "",
+                count,
+            )
+        else:
             self._log.warning(
                 "Kernel %s: the connection to its %s port was closed and not opened again: the"
                 " kernel has ended, or a message was larger than kernel_message_limit allows"
                 " (%d bytes for a part of a message there). Connecting again (%d time(s))",
                 self._kernel_id,
                 channel,
-                self._limit(channel),
+                self._endpoints.limit(channel),
+                count,
+            )
+
+    def log_unsupported(self, channel: Channel, now: float) -> None:
+        """Warn, once per minute, that a kernel cannot be reached with the present setting."""
+        count = self._closed_ports.record(now)
+        if count:
+            self._log.warning(
+                "Kernel %s: its %s port speaks ZMTP 1.0 or 2.0 only, which needs libzmq: set link"
+                " to auto or pyzmq (%d time(s))",
+                self._kernel_id,
+                channel,
                 count,
             )
 

@@ -1,0 +1,59 @@
+"""The choice between the two links to kernels: ZMTP on plain sockets, and libzmq.
+
+Each link is imported when it is first used.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Final
+
+from kbridge.errors import KernelError
+from kbridge.link.endpoints import Endpoints
+from kbridge.link.interfaces import KernelEvents, KernelSockets, LinkFactory
+from kbridge.link.zmtp.address import usable
+
+__all__ = ["DEFAULT", "LinkKind", "make_link"]
+
+
+class LinkKind(StrEnum):
+    """The values of the setting `link`."""
+
+    AUTO = "auto"
+    """ZMTP on plain sockets if they can reach the kernel, and libzmq otherwise."""
+    ZMTP = "zmtp"
+    """ZMTP on plain sockets."""
+    PYZMQ = "pyzmq"
+    """libzmq, through pyzmq."""
+
+
+DEFAULT: Final = LinkKind.PYZMQ
+"""The default of the setting `link`."""
+
+
+def make_link(kind: LinkKind) -> LinkFactory:
+    """Return the factory of the links of one kind."""
+    return _FACTORIES[kind]
+
+
+def _auto(endpoints: Endpoints, events: KernelEvents, identity: bytes) -> KernelSockets:
+    # Plain sockets speak neither CurveZMQ nor the rare transports of libzmq.
+    plain = endpoints.curve is None and usable(endpoints.transport)
+    return (_zmtp if plain else _pyzmq)(endpoints, events, identity)
+
+
+def _zmtp(endpoints: Endpoints, events: KernelEvents, identity: bytes) -> KernelSockets:
+    from kbridge.link.zmtp.link import ZmtpLink
+
+    if endpoints.curve is not None:
+        raise KernelError("plain sockets cannot encrypt, as this kernel does; set link to auto")
+    return ZmtpLink(endpoints, events, identity)
+
+
+def _pyzmq(endpoints: Endpoints, events: KernelEvents, identity: bytes) -> KernelSockets:
+    from kbridge.link.pyzmq.link import PyzmqLink
+
+    return PyzmqLink(endpoints, events, identity)
+
+
+_FACTORIES: Final = {LinkKind.AUTO: _auto, LinkKind.ZMTP: _zmtp, LinkKind.PYZMQ: _pyzmq}

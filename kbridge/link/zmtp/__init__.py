@@ -1,0 +1,1 @@
+"""The link to a kernel with ZMTP 3.x on plain sockets, without threads."""

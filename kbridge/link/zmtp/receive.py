@@ -1,0 +1,50 @@
+"""Receive from sockets into one buffer.
+
+`socket.recv(n)` allocates `n` bytes and gives most of them back. For a small message and a large
+`n`, that takes several times as long as to receive into memory that is there, and to copy.
+"""
+
+from __future__ import annotations
+
+import mmap
+import socket
+import threading
+from typing import Final
+
+__all__ = ["CHUNK", "ReceiveBuffer"]
+
+CHUNK: Final = 128 << 10
+"""Bytes of one read, unless the place of a long part is known."""
+
+# One buffer for all connections of a thread: each read is copied out at once. Memory of mmap is not
+# touched before it is used, and its slices are `bytes`.
+_thread = threading.local()
+
+
+class ReceiveBuffer:
+    """Receives the bytes of one connection."""
+
+    __slots__ = ("_memory",)
+
+    def __init__(self) -> None:
+        memory = getattr(_thread, "memory", None)
+        if memory is None:
+            memory = _thread.memory = mmap.mmap(-1, CHUNK)
+        self._memory: mmap.mmap = memory
+
+    def receive(self, sock: socket.socket) -> bytes:
+        """Return bytes that have arrived, at most `CHUNK`; empty at the end of the connection.
+
+        Raises
+        ------
+        BlockingIOError
+            If nothing has arrived.
+        OSError
+            If the connection failed.
+        """
+        memory = self._memory
+        return memory[: sock.recv_into(memory)]
+
+    def receive_long(self, sock: socket.socket, place: memoryview) -> int:
+        """Receive into the place of a long part, and return the number of bytes; as `receive`."""
+        return sock.recv_into(place)

@@ -1,0 +1,53 @@
+"""The choice of the link by the setting and by the kernel."""
+
+import dataclasses
+
+import pytest
+import zmq
+
+from kbridge.errors import KernelError
+from kbridge.link.choice import LinkKind, make_link
+from kbridge.link.endpoints import Endpoints
+from kbridge.link.pyzmq.link import PyzmqLink
+from kbridge.link.zmtp.link import ZmtpLink
+from kbridge.wire.message import Channel
+from tests.link.kernel_side import Recorder, Side
+
+
+@pytest.fixture
+async def side():
+    made = Side()
+    yield made
+    made.close()
+
+
+@pytest.mark.parametrize(
+    ("kind", "encrypted", "expected"),
+    [
+        ("auto", False, ZmtpLink),
+        ("auto", True, PyzmqLink),
+        ("zmtp", False, ZmtpLink),
+        ("pyzmq", False, PyzmqLink),
+        ("pyzmq", True, PyzmqLink),
+    ],
+)
+async def test_the_setting_and_encryption_decide(side, kind, encrypted, expected) -> None:
+    curve = zmq.curve_keypair() if encrypted else None
+    endpoints = dataclasses.replace(side.endpoints, curve=curve)
+    link = make_link(LinkKind(kind))(endpoints, Recorder(), b"name")
+    try:
+        assert isinstance(link, expected)
+    finally:
+        link.close()
+
+
+async def test_plain_sockets_refuse_to_connect_to_a_kernel_that_encrypts(side) -> None:
+    endpoints = dataclasses.replace(side.endpoints, curve=zmq.curve_keypair())
+    with pytest.raises(KernelError, match="cannot encrypt"):
+        make_link(LinkKind.ZMTP)(endpoints, Recorder(), b"name")
+
+
+async def test_other_transports_than_tcp_and_ipc_are_left_to_libzmq() -> None:
+    endpoints = Endpoints("bogus", "127.0.0.1", dict.fromkeys(Channel, 1))
+    with pytest.raises(KernelError, match="Protocol not supported"):
+        make_link(LinkKind.AUTO)(endpoints, Recorder(), b"name")

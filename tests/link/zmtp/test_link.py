@@ -1,0 +1,421 @@
+"""The link with ZMTP on plain sockets, with a kernel that a test controls byte by byte."""
+
+import asyncio
+import os
+import socket
+from pathlib import Path
+
+import pytest
+
+from kbridge.errors import KernelError, MessageTooBig
+from kbridge.link.endpoints import Endpoints
+from kbridge.link.zmtp import link as module
+from kbridge.link.zmtp.link import ZmtpLink
+from kbridge.wire.message import Channel
+from kbridge.wire.zmtp.encoder import encode
+from kbridge.wire.zmtp.greeting import GREETING
+from tests.link.kernel_side import Recorder, body, large, limited
+from tests.link.zmtp.plain_kernel import PlainKernel, ready
+
+HTTP = b"HTTP/1.0 400 Bad Request\r\n\r\n"
+OLD = b"\xff\0\0\0\0\0\0\0\1\x7f\1\1\0\0"  # the greeting of libzmq 3: ZMTP 2.0
+
+
+@pytest.fixture
+async def kernel():
+    made = PlainKernel()
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def connect():
+    """Make a link, and close it after the test."""
+    links = []
+
+    def make(endpoints: Endpoints, events: Recorder, identity: bytes = b"") -> ZmtpLink:
+        links.append(ZmtpLink(endpoints, events, identity))
+        return links[-1]
+
+    yield make
+    for link in links:
+        link.close()
+
+
+@pytest.fixture
+async def linked(kernel, connect):
+    events = Recorder()
+    link = connect(kernel.endpoints, events)
+    await kernel.accept_all()
+    await events.until(lambda: events.news and events.stdin)
+    return link, events
+
+
+async def turns(count: int = 5) -> None:
+    """Let the event loop handle all that has arrived."""
+    for _ in range(count):
+        await asyncio.sleep(0)
+
+
+@pytest.mark.parametrize("first", [Channel.SHELL, Channel.IOPUB])
+async def test_a_reply_and_an_idle_that_have_arrived_are_delivered_together(
+    kernel, linked, first
+) -> None:
+    _, events = linked
+    second = Channel.IOPUB if first is Channel.SHELL else Channel.SHELL
+    take = events.on_messages
+    seen: list[int] = []
+    events.on_drained = lambda: seen.append(len(events.messages))
+
+    def on_messages(channel, batch) -> None:
+        # The second message arrives while the first one is handled.
+        take(channel, batch)
+        if channel is first:
+            kernel.connected[second].sock.send(encode([b"name", *body(2)]))
+
+    events.on_messages = on_messages
+    kernel.connected[first].sock.send(encode([b"name", *body(1)]))
+    await events.until(lambda: len(events.messages) == 2)
+    await turns()
+    assert seen == [2]
+
+
+async def test_a_large_batch_beside_another_is_written_apart(kernel, linked) -> None:
+    _, events = linked
+    take = events.on_messages
+    seen: list[int] = []
+    events.on_drained = lambda: seen.append(len(events.messages))
+
+    def on_messages(channel, batch) -> None:
+        take(channel, batch)
+        if channel is Channel.SHELL:
+            kernel.connected[Channel.IOPUB].sock.send(encode([b"name", *large(50_000)]))
+
+    events.on_messages = on_messages
+    kernel.connected[Channel.SHELL].sock.send(encode([b"name", *body(1)]))
+    await events.until(lambda: len(events.messages) == 2)
+    await turns()
+    assert seen == [1, 2]
+
+
+async def test_everything_is_delivered_before_the_end_is_reported_iopub_last(
+    kernel, linked
+) -> None:
+    _, events = linked
+    order: list[str] = []
+    disconnected = events.on_disconnected
+
+    def on_disconnected(channel) -> None:
+        order.append(f"{channel} ended")
+        disconnected(channel)
+
+    events.on_messages = lambda channel, batch: order.append(f"{channel} {len(batch)}")
+    events.on_disconnected = on_disconnected
+    for channel in (Channel.IOPUB, Channel.SHELL):
+        kernel.connected[channel].sock.send(b"".join(encode([b"n", *body(i)]) for i in range(20)))
+    kernel.hang_up()
+    await events.until(lambda: "disconnected" in events.news)
+    assert sorted(order[:2]) == ["iopub 20", "shell 20"]
+    assert order[2:] == ["shell ended", "control ended", "stdin ended", "iopub ended"]
+
+
+async def test_a_drain_that_finds_the_end_leaves_the_report_to_the_loop(kernel, linked) -> None:
+    link, events = linked
+    kernel.connected[Channel.IOPUB].sock.send(encode([b"topic", *body(1)]))
+    kernel.hang_up()
+    link.drain()
+    assert events.messages == [(Channel.IOPUB, [b"topic", *body(1)])]
+    assert events.news == ["connected"]
+    await events.until(lambda: events.news == ["connected", "disconnected"])
+
+
+async def test_the_same_ports_are_connected_again_under_the_same_identity(kernel, connect) -> None:
+    events = Recorder()
+    connect(kernel.endpoints, events, b"the name")
+    for expected in (1, 2):
+        await kernel.accept_all()
+        await events.until(lambda n=expected: events.news.count("connected") == n)
+        assert b"the name" in kernel.connected[Channel.SHELL].greeted
+        assert b"the name" not in kernel.connected[Channel.IOPUB].greeted
+        kernel.hang_up()
+        await events.until(lambda n=expected: events.news.count("disconnected") == n)
+
+
+async def test_messages_that_come_with_the_handshake_are_delivered_after_on_connected(
+    kernel, connect
+) -> None:
+    events = Recorder()
+    connect(kernel.endpoints, events)
+    stdin = await kernel.accept(Channel.STDIN)
+    at_message: list[list[str]] = []
+    take = events.on_messages
+
+    def on_messages(channel, batch) -> None:
+        at_message.append(list(events.stdin))
+        take(channel, batch)
+
+    events.on_messages = on_messages
+    await stdin.shake_hands(encode(body(1)))
+    await events.until(lambda: events.messages == [(Channel.STDIN, body(1))])
+    assert at_message == [["connected"]]
+
+
+async def test_a_connection_that_ends_before_its_handshake_is_made_again_silently(
+    kernel, connect
+) -> None:
+    """The local end of a tunnel accepts connections when the kernel is not reachable."""
+    events = Recorder()
+    connect(kernel.endpoints, events)
+    for _ in range(3):
+        (await kernel.accept(Channel.IOPUB)).close()
+    await (await kernel.accept(Channel.IOPUB)).shake_hands()
+    await events.until(lambda: bool(events.news))
+    assert events.news == ["connected"]
+    assert events.gone == []
+
+
+async def test_requests_wait_for_the_connection(kernel, connect) -> None:
+    link = connect(kernel.endpoints, Recorder())
+    assert link.send(Channel.SHELL, body(1))
+    assert link.send(Channel.SHELL, large(100_000))
+    shell = await kernel.accept(Channel.SHELL)
+    await shell.shake_hands()
+    assert await shell.receive() == body(1)
+    assert await shell.receive() == large(100_000)
+
+
+@pytest.mark.parametrize("size", [50_000, 20_000_000])
+async def test_a_message_of_which_a_part_was_sent_is_sent_again_whole(kernel, linked, size) -> None:
+    link, events = linked
+    shell = kernel.connected[Channel.SHELL]
+    count = 0
+    while link.send(Channel.SHELL, large(size)):  # until the system and the queue take no more
+        count += 1
+    assert count
+    async with asyncio.timeout(20):
+        assert await asyncio.get_running_loop().sock_recv(shell.sock, 100)
+    shell.close()
+    again = await kernel.accept(Channel.SHELL)
+    await again.shake_hands()
+    assert await again.receive() == large(size)
+    await events.until(lambda: "writable shell" in events.news)
+    assert link.send(Channel.SHELL, body(7))
+
+
+async def test_the_queue_is_bounded_in_bytes_and_takes_one_message_of_any_size(
+    kernel, connect
+) -> None:
+    link = connect(kernel.endpoints, Recorder())
+    assert link.send(Channel.SHELL, large(5_000_000))
+    assert not link.send(Channel.SHELL, body(1))
+    assert link.send(Channel.CONTROL, body(1))
+    small = large(1000)
+    count = 0
+    while link.send(Channel.CONTROL, small):
+        count += 1
+    assert 900 < count < 1100
+
+
+async def test_a_ping_is_answered(kernel, linked) -> None:
+    shell = kernel.connected[Channel.SHELL]
+    await shell.send_bytes(b"\x04\x0b\x04PING\0\x10here")
+    async with asyncio.timeout(20):
+        while not shell.decoder.commands:
+            shell.decoder.feed(await asyncio.get_running_loop().sock_recv(shell.sock, 100))
+    assert shell.decoder.take_commands() == [b"\x04PONGhere"]
+
+
+async def test_a_message_that_is_too_large_is_reported_with_its_limit(
+    kernel, connect, monkeypatch
+) -> None:
+    monkeypatch.setattr(module, "_GONE_SECONDS", 0.01)
+    events = Recorder()
+    faults = []
+    events.on_gone = lambda channel, fault: faults.append((channel, fault))
+    connect(limited(kernel, 100_000), events)
+    await kernel.accept_all()
+    await events.until(lambda: bool(events.news))
+    await kernel.connected[Channel.IOPUB].send(body(1), body(2), large(200_000))
+    await events.until(lambda: events.news == ["connected", "disconnected"])
+    assert [parts for _, parts in events.messages] == [body(1), body(2)]
+    await (await kernel.accept(Channel.IOPUB)).shake_hands()
+    await events.until(lambda: events.news == ["connected", "disconnected", "connected"])
+    [(channel, fault)] = faults
+    assert channel is Channel.IOPUB
+    assert isinstance(fault, MessageTooBig)
+    assert fault.limit == 100_000
+
+
+async def test_a_port_of_another_program_is_reported_and_tried_again(
+    kernel, connect, monkeypatch
+) -> None:
+    monkeypatch.setattr(module, "_GONE_SECONDS", 0.01)
+    events = Recorder()
+    connect(kernel.endpoints, events)
+    await (await kernel.accept(Channel.STDIN)).send_bytes(HTTP)
+    await events.until(lambda: events.gone == [Channel.STDIN])
+    await (await kernel.accept(Channel.STDIN)).shake_hands()
+    await events.until(lambda: events.stdin == ["connected"])
+
+
+async def test_a_kernel_with_an_old_zmtp_is_reported_and_tried_again(
+    kernel, connect, monkeypatch
+) -> None:
+    monkeypatch.setattr(module, "_GONE_SECONDS", 0.01)
+    events = Recorder()
+    connect(kernel.endpoints, events)
+    for count in (1, 2):
+        await (await kernel.accept(Channel.SHELL)).send_bytes(OLD)
+        await events.until(lambda n=count: events.unsupported == [Channel.SHELL] * n)
+    assert events.gone == []
+
+
+async def test_a_link_may_be_closed_by_any_event(kernel, connect, monkeypatch) -> None:
+    monkeypatch.setattr(module, "_GONE_SECONDS", 0.01)
+    for event in ("on_connected", "on_messages", "on_disconnected", "on_gone", "on_unsupported"):
+        events = Recorder()
+        closed = asyncio.Event()
+        link = connect(kernel.endpoints, events)
+
+        def close(*_: object, link: ZmtpLink = link, closed: asyncio.Event = closed) -> None:
+            link.close()
+            closed.set()
+
+        setattr(events, event, close)
+        stdin = await kernel.accept(Channel.STDIN)
+        if event == "on_unsupported":
+            await stdin.send_bytes(OLD)
+        elif event == "on_gone":
+            await stdin.send_bytes(HTTP)
+        else:
+            await stdin.shake_hands(encode(body(1)))
+            stdin.close()
+        async with asyncio.timeout(20):
+            await closed.wait()
+        assert link.closed
+        for sock in kernel.listening.values():  # the connections that wait to be accepted
+            try:
+                while True:
+                    sock.accept()[0].close()
+            except BlockingIOError:
+                pass
+
+
+async def test_a_failing_owner_does_not_keep_an_end_from_being_reported(kernel, linked) -> None:
+    _, events = linked
+    errors = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: errors.append(context))
+
+    def on_messages(channel, batch) -> None:
+        raise RuntimeError("a bug")
+
+    events.on_messages = on_messages
+    await kernel.connected[Channel.IOPUB].send([b"topic", *body(1)])
+    kernel.hang_up()
+    await events.until(lambda: "disconnected" in events.news)
+    assert errors
+
+
+async def test_a_kernel_has_four_descriptors(kernel, connect) -> None:
+    def descriptors() -> set[str]:
+        return {path.name for path in Path("/proc/self/fd").iterdir()}
+
+    before = descriptors()
+    link = connect(kernel.endpoints, Recorder())
+    assert len(descriptors() - before) == 4
+    link.receive_for(b"of the dead")
+    assert len(descriptors() - before) == 7
+    link.renew(b"new", keep=False)
+    assert len(descriptors() - before) == 7
+    link.close()
+    assert descriptors() <= before
+
+
+async def test_without_descriptors_the_open_sockets_stay_open(kernel, linked, monkeypatch) -> None:
+    link, _ = linked
+    made: list[socket.socket] = []
+    create = socket.socket
+
+    def limited_create(*args, **options):
+        if len(made) == 2:
+            raise OSError(24, "Too many open files")
+        made.append(create(*args, **options))
+        return made[-1]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(socket, "socket", limited_create)
+        with pytest.raises(KernelError, match="cannot create more sockets: Too many open files"):
+            link.renew(b"new", keep=True)
+        assert all(sock.fileno() == -1 for sock in made)
+    assert link.send(Channel.SHELL, body(1))
+    assert await kernel.connected[Channel.SHELL].receive() == body(1)
+
+
+async def test_a_connection_that_finds_no_descriptor_is_tried_again(
+    kernel, linked, monkeypatch
+) -> None:
+    _, events = linked
+    failures = [OSError(24, "Too many open files") for _ in range(5)]
+    exhausted = asyncio.Event()
+    create = socket.socket
+
+    def failing(*args, **options):
+        if failures:
+            raise failures.pop()
+        exhausted.set()
+        return create(*args, **options)
+
+    kernel.hang_up()
+    await events.until(lambda: "disconnected" in events.news)
+    with monkeypatch.context() as patch:
+        patch.setattr(socket, "socket", failing)
+        async with asyncio.timeout(20):
+            await exhausted.wait()
+    await (await kernel.accept(Channel.IOPUB)).shake_hands()
+    await events.until(lambda: events.news[-1] == "connected")
+
+
+async def test_a_host_name_is_resolved_without_blocking(kernel, connect) -> None:
+    events = Recorder()
+    connect(Endpoints("tcp", "localhost", kernel.ports, b"key"), events)
+    await kernel.accept_all()
+    await events.until(lambda: events.news == ["connected"])
+
+
+async def test_a_name_that_is_not_known_yet_is_tried_again(kernel, connect, monkeypatch) -> None:
+    look_up = socket.getaddrinfo
+    asked: list[str] = []
+
+    def getaddrinfo(host, *args, **options):
+        if host == "kernel.example" and not options["flags"] & socket.AI_NUMERICHOST:
+            asked.append(host)
+            if len(asked) < 9:  # two attempts of four connections
+                raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+            host = "127.0.0.1"
+        return look_up(host, *args, **options)
+
+    monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
+    events = Recorder()
+    connect(Endpoints("tcp", "kernel.example", kernel.ports, b"key"), events)
+    await (await kernel.accept(Channel.IOPUB)).shake_hands()
+    await events.until(lambda: events.news == ["connected"])
+
+
+@pytest.mark.parametrize("abstract", [False, True])
+async def test_a_kernel_on_unix_sockets(connect, tmp_path, abstract) -> None:
+    prefix = f"@kbridge-test-{os.getpid()}-{tmp_path.name}" if abstract else str(tmp_path / "k")
+    endpoints = Endpoints("ipc", prefix, {c: i for i, c in enumerate(Channel)}, b"key")
+    events = Recorder()
+    connect(endpoints, events)  # before the kernel listens
+    await turns()
+    with socket.socket(socket.AF_UNIX) as listening:
+        path = f"{prefix}-{endpoints.ports[Channel.STDIN]}"
+        listening.bind("\0" + path[1:] if abstract else path)
+        listening.listen()
+        listening.setblocking(False)
+        async with asyncio.timeout(20):
+            sock, _ = await asyncio.get_running_loop().sock_accept(listening)
+        with sock:
+            sock.setblocking(True)
+            sock.sendall(GREETING + ready(b"ROUTER"))
+            await events.until(lambda: events.stdin == ["connected"])
