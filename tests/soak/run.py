@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from kbridge.hub.rejected import REJECTED
 from tests.soak import chaos, resource_usage
 from tests.soak.client_profiles import PROFILES, ClientProfile
 from tests.soak.cooperative import CooperativeClient
@@ -20,6 +21,7 @@ from tests.support.waiting import eventually
 
 __all__ = ["Outcome", "Settings", "soak"]
 
+_REJECTED = REJECTED.partition(" %d ")[2].partition("%s")[0]  # messages of a kernel
 DRAIN = 120.0  # seconds for clients to end
 
 # Server, kernelspec, and True if the soak does not disturb the kernel.
@@ -205,6 +207,9 @@ async def _stop(fleet: Fleet, findings: Findings) -> None:
             server.assert_clean_log()
         except AssertionError as dirty:
             findings.fault(name, f"its log: {dirty}")
+        for line in server.log.read_text(errors="replace").splitlines():
+            if _REJECTED in line:
+                findings.fault(name, f"its log: {line}")
     try:
         await asyncio.to_thread(
             eventually,

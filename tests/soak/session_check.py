@@ -31,6 +31,7 @@ MARKER = re.compile(
 RESTARTED = frozenset({"starting", "restarting", "dead"})
 _IDS = 20_000  # maximum number of stored message ids per connection
 _CELLS = 2_000  # maximum number of stored requests
+_HOLES = 3  # maximum number of holes that are named
 _SLACK = 200  # messages that a marker may count beyond lines: statuses, replies to others
 
 
@@ -94,6 +95,8 @@ class SessionCheck:
         # arrives; and received messages that a marker may count again.
         self._acked = self._sent = (0, 0)
         self._unsure = 0
+        self._before = ""  # the id of the message before the last one
+        self._holes: list[str] = []  # the first of them
         self._began: set[str] = set()  # the messages with which the kernel itself began
         self._doubts = 0  # numbered pings that do not confirm the previous one
 
@@ -170,7 +173,7 @@ class SessionCheck:
         kind, content = header["msg_type"], msg["content"]
         if kind != "input_request":  # an open input request is sent again
             self._once(header["msg_id"], kind)
-        self.last_id = header["msg_id"]
+        self._before, self.last_id = self.last_id, header["msg_id"]
         parent = msg["parent_header"].get("msg_id", "")
         if kind == "stream":
             self._stream(parent, content)
@@ -247,9 +250,22 @@ class SessionCheck:
                     f" deaths: {', '.join(self.deaths[-4:])}"
                 )
         else:
-            self.missing += max(0, number - max(cell.next, cell.top))
+            self._miss(cell, number)
         cell.next = number + 1
         cell.top = max(cell.top, cell.next)
+
+    def _miss(self, cell: Cell, stop: int) -> None:
+        """Count the lines before `stop` that have not arrived."""
+        start = max(cell.next, cell.top)
+        if start >= stop:
+            return
+        self.missing += stop - start
+        if len(self._holes) < _HOLES:
+            # Kernels number their messages: their ids tell if messages are missing, too.
+            self._holes.append(
+                f"{start} to {stop - 1} of {cell.request.msg_id}, between the messages"
+                f" {self._before} and {self.last_id}"
+            )
 
     def _status(self, parent: str, state: str, msg_id: str) -> None:
         if not parent and state in RESTARTED:
@@ -304,11 +320,10 @@ class SessionCheck:
         if not over or cell.counted:
             return
         cell.counted = True
-        rest = max(0, cell.request.lines - cell.top)
         if cell.whole or mine:
-            self.missing += rest
+            self._miss(cell, cell.request.lines)
         else:
-            self._unsure += rest
+            self._unsure += max(0, cell.request.lines - cell.top)
 
     # -- the balance ------------------------------------------------------------------------
 
@@ -320,7 +335,9 @@ class SessionCheck:
             return
         if self.missing > self.marked:
             self.fault(
-                f"{self.missing:,} lines are missing, and markers account for {self.marked:,}"
+                f"{self.missing:,} lines are missing, and markers account for {self.marked:,};"
+                f" lines {'; '.join(self._holes)}; deaths: {', '.join(self.deaths[-4:])};"
+                f" restarts: {self.restarts}"
             )
         # Of some requests, even the messages with state were dropped, so the client does not know
         # them.

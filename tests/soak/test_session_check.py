@@ -125,6 +125,13 @@ def test_each_fault_is_named(heard, blamed: str) -> None:
     assert any(blamed in fault for fault in faults), faults
 
 
+def test_a_hole_is_named_with_the_messages_around_it() -> None:
+    before, after = lines(0, 1), lines(4, 5)
+    (fault,) = Hearing().hear(BUSY(), before, after, reply(), IDLE())
+    ids = [each["header"]["msg_id"] for each in (before, after)]
+    assert f"lines 2 to 3 of r, between the messages {ids[0]} and {ids[1]}" in fault
+
+
 def test_a_duplicate_message_is_a_fault() -> None:
     once = lines(0)
     assert any("came twice" in fault for fault in Hearing().hear(BUSY(), once, once))
