@@ -19,6 +19,7 @@ from typing import Final
 from kbridge.errors import MessageTooBig, ZmtpError
 from kbridge.wire.message import RawMessage
 from kbridge.wire.zmtp.commands import COMMAND_LIMIT
+from kbridge.wire.zmtp.shape import Shape
 
 __all__ = ["Decoder", "frame_size"]
 
@@ -28,6 +29,12 @@ _COMMAND: Final = 4
 _FLAGS: Final = frozenset({0, _MORE, _LONG, _LONG | _MORE, _COMMAND, _COMMAND | _LONG})
 _SHORT_LIMIT: Final = 255
 _JOINED: Final = 64 << 10  # bytes up to which the pieces of an incomplete frame are joined
+
+# Messages that look alike are searched for in chunks of this many bytes or more.
+_FLOOD: Final = 8192
+_WORTHWHILE: Final = 8  # messages for which making a shape is worthwhile
+_MAX_DISTANCE: Final = 64 << 10
+_SHAPE_PARTS: Final = 32
 
 
 def frame_size(data: bytes | bytearray, at: int) -> tuple[int, int] | None:
@@ -55,6 +62,9 @@ class Decoder:
 
     Attributes
     ----------
+    commands : list of (int, bytes)
+        The commands that were decoded since `take_commands`: the number of messages that the same
+        call of `feed` returns from before the command, and the body of the command.
     pending : memoryview or None
         The place for the rest of a long part. Receive into it, and call `received`. While it is not
         None, do not call `feed`.
@@ -65,17 +75,21 @@ class Decoder:
 
     __slots__ = (
         "_buffer",
-        "_commands",
         "_counted",
+        "_distance",
         "_last",
+        "_long",
         "_message_limit",
         "_needed",
         "_part_limit",
         "_parts",
         "_parts_limit",
         "_rest",
+        "_shape",
         "_size",
+        "_split",
         "_unchecked",
+        "commands",
         "fault",
         "pending",
     )
@@ -89,44 +103,50 @@ class Decoder:
         self._parts: RawMessage = []  # the whole parts of the incomplete message
         self._counted = 0  # the number of them whose bytes are in `_size`
         self._size = 0
+        self._split = 0  # the bytes of its frames
         self._rest = bytearray()  # the incomplete frame, unless `pending` has it
         self._needed = 0  # the size that `_rest` must have until it is looked at again
+        self._shape = Shape(())  # the shape of recent messages
+        self._distance = 0  # bytes between attempts to read messages of one shape
         self._buffer: BytesIO | None = None  # the memory of `pending`
+        self._long = 0  # the bytes of the frame that `pending` belongs to
         self._last = False  # True if `pending` is the last part of its message
-        self._commands: list[bytes] = []
+        self.commands: list[tuple[int, bytes]] = []
         self.pending: memoryview | None = None
         self.fault: ZmtpError | None = None
 
-    @property
-    def commands(self) -> list[bytes]:
-        """The bodies of the commands that were decoded since `take_commands`."""
-        return self._commands
-
-    def take_commands(self) -> list[bytes]:
+    def take_commands(self) -> list[tuple[int, bytes]]:
         """Return the commands that were decoded since the last call."""
-        taken, self._commands = self._commands, []
+        taken, self.commands = self.commands, []
         return taken
 
-    def feed(self, data: bytes) -> list[RawMessage]:
+    def feed(self, data: bytes) -> list[RawMessage]:  # noqa: C901  # calls cost more than frames
         """Take bytes of the peer, and return the messages that they complete, in order."""
         assert self.pending is None, "receive into `pending` first"
         if self._rest or self.fault is not None:
             data = self._join(data)
         messages: list[RawMessage] = []
-        # The hot loop: about seven frames per message. A short frame is cut out before its end is
-        # known to be there; if it is not, the frame is put back after the loop.
+        # The hot loop: about seven frames per message. A short part that is not the last one is cut
+        # out before its end is known to be there; if it is not, the part is removed after the loop.
         parts = self._parts
         add = parts.append
         part_limit, parts_limit = self._part_limit, self._parts_limit
-        at = frame = 0
+        at = frame = whole = 0  # `whole`: the end of the last message
         end = len(data)
+        try_at = self._try_at(end) if end >= _FLOOD else end + 1
         try:
             while at < end:
-                frame = at
-                flags = data[at]
-                if flags < _LONG:
+                while (flags := data[at]) == _MORE:
+                    frame = at
                     body = at + 2
                     at = body + data[at + 1]
+                    add(data[body:at])
+                frame = at
+                if flags == 0:
+                    body = at + 2
+                    at = body + data[at + 1]
+                    if at > end:
+                        break
                 elif flags < _COMMAND:
                     body = at + 9
                     size = int.from_bytes(data[at + 1 : body], "big")
@@ -134,25 +154,40 @@ class Decoder:
                         break
                     at = body + size
                 else:
-                    at = self._read_command(data, at)
+                    at = self._read_command(data, at, len(messages))
                     if at == frame:
                         break
+                    if not parts:
+                        whole = at
                     continue
                 add(data[body:at])
-                if not flags & _MORE:
-                    messages.append(parts)
-                    if len(parts) > parts_limit:
-                        break
-                    parts = []
-                    add = parts.append
+                if flags & _MORE:
+                    continue
+                messages.append(parts)
+                if len(parts) > parts_limit:
+                    break
+                if at >= try_at:
+                    at, try_at = self._read_similar(data, at, messages)
+                whole = at
+                parts = []
+                add = parts.append
         except IndexError:
-            pass  # the head of a short frame is cut
+            pass  # the head of a frame is cut, or the next frame of the message is missing
         self._parts = parts
-        if not parts and at == end and not self._counted and end <= self._unchecked:
+        if at == end and not parts and not self._counted and end <= self._unchecked:
             return messages
-        if at > end:
-            self._put_back(messages, last=not data[frame] & _MORE)
-        return self._finish(data, end if at == end else frame, messages)
+        if at > end and flags == _MORE:
+            parts.pop()
+        return self._finish(data, end if at == end else frame, whole, messages)
+
+    @property
+    def unfinished(self) -> int:
+        """The number of bytes since the end of the last message, or of a command after it.
+
+        A decoder that is fed with these bytes again continues where this one is.
+        """
+        long = 0 if self.pending is None else self._long - len(self.pending)
+        return self._split + len(self._rest) + long
 
     def received(self, size: int) -> list[RawMessage]:
         """Note that `size` bytes were received into the beginning of `pending`.
@@ -173,10 +208,41 @@ class Decoder:
         self.pending = self._buffer = None
         part = buffer.getvalue()  # the memory itself: nothing else uses it now
         self._parts.append(part)
+        self._split += self._long
         if not self._last:
-            return self._finish(b"", 0, [])
-        message, self._parts = self._parts, []
-        return self._finish(b"", 0, self._check([message]))
+            return self._finish(b"", 0, 0, [])
+        message, self._parts, self._split = self._parts, [], 0
+        return self._finish(b"", 0, 0, self._check([message]))
+
+    def _read_similar(self, data: bytes, at: int, messages: list[RawMessage]) -> tuple[int, int]:
+        """Append the messages that look like the last one.
+
+        Returns
+        -------
+        int
+            The place of the next message.
+        int
+            The place from which on the next attempt is worthwhile. It is further away after each
+            attempt that was in vain, because an attempt costs as much as several messages.
+        """
+        before = len(messages)
+        parts = messages[-1]
+        if len(parts) <= _SHAPE_PARTS:
+            sizes = tuple(map(len, parts[:-1]))
+            if sizes != self._shape.sizes:
+                self._shape = Shape(sizes)
+            at = self._shape.read(data, at, self._part_limit, messages)
+        if len(messages) - before > _WORTHWHILE:
+            self._distance = 0
+        else:
+            self._distance = min(max(2 * self._distance, _FLOOD // 8), _MAX_DISTANCE)
+        return at, at + self._distance
+
+    def _try_at(self, size: int) -> int:
+        """Return the first place in a chunk where messages that look alike are searched for."""
+        if self._distance >= size:
+            self._distance //= 2  # so that small chunks are tried again at some time
+        return self._distance
 
     def _join(self, data: bytes) -> bytes:
         """Return the incomplete frame with the bytes after it, or nothing if it stays incomplete.
@@ -193,7 +259,7 @@ class Decoder:
         self._rest = bytearray()
         return b"".join((rest, data))
 
-    def _read_command(self, data: bytes, at: int) -> int:
+    def _read_command(self, data: bytes, at: int, before: int) -> int:
         """Note the command at a place; return its end, or the place if it is cut or not valid."""
         found = frame_size(data, at)
         if data[at] not in _FLAGS or found is None:
@@ -201,17 +267,14 @@ class Decoder:
         body, size = found
         if size > COMMAND_LIMIT or size > len(data) - body:
             return at
-        self._commands.append(data[body : body + size])
+        self.commands.append((before, data[body : body + size]))
         return body + size
 
-    def _put_back(self, messages: list[RawMessage], *, last: bool) -> None:
-        """Remove the last part that the loop has read, because its end is missing."""
-        if last:
-            self._parts = messages.pop()
-        self._parts.pop()
-
-    def _finish(self, data: bytes, at: int, messages: list[RawMessage]) -> list[RawMessage]:
+    def _finish(
+        self, data: bytes, at: int, whole: int, messages: list[RawMessage]
+    ) -> list[RawMessage]:
         """Check the limits of the messages, and keep the incomplete frame at a place."""
+        self._split = at - whole if whole else self._split + at
         if self._size + len(data) > self._unchecked or len(self._parts) > self._parts_limit:
             messages = self._check(messages)
         if self.fault is not None:
@@ -251,22 +314,24 @@ class Decoder:
         elif found is None:
             self._needed = 9 if flags & _LONG else 2
             self._rest += data[at:]
-        elif flags & _COMMAND:
-            if found[1] > COMMAND_LIMIT:
-                self.fault = ZmtpError(f"a command of more than {COMMAND_LIMIT} bytes")
-            self._collect(data, at, sum(found))
-        elif found[1] > self._part_limit:
-            self.fault = self._too_big("a part of a message", self._part_limit)
-        elif self._size + found[1] > self._message_limit:
-            self.fault = self._too_big("a message", self._message_limit)
-        elif found[1] > _JOINED:
+        elif not self._accept(flags, body_size := found[1]):
+            pass
+        elif body_size > _JOINED:
             self._begin_long_part(data, *found, last=not flags & _MORE)
         else:
-            self._collect(data, at, sum(found))
+            self._needed = sum(found) - at
+            self._rest += data[at:]
 
-    def _collect(self, data: bytes, at: int, end: int) -> None:
-        self._rest += data[at:]
-        self._needed = end - at
+    def _accept(self, flags: int, size: int) -> bool:
+        """Return True if the body of a frame may have this size, or set `fault`."""
+        if flags & _COMMAND:
+            if size > COMMAND_LIMIT:
+                self.fault = ZmtpError(f"a command of more than {COMMAND_LIMIT} bytes")
+        elif size > self._part_limit:
+            self.fault = self._too_big("a part of a message", self._part_limit)
+        elif self._size + size > self._message_limit:
+            self.fault = self._too_big("a message", self._message_limit)
+        return self.fault is None
 
     def _begin_long_part(self, data: bytes, body: int, size: int, *, last: bool) -> None:
         try:
@@ -281,6 +346,7 @@ class Decoder:
         self.pending = view[here:]
         view.release()
         self._last = last
+        self._long = 9 + size
 
     @staticmethod
     def _too_big(what: str, limit: int) -> MessageTooBig:

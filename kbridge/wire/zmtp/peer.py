@@ -51,7 +51,10 @@ class Peer:
     decoder : Decoder
         Decodes messages after the handshake.
     established : bool
-        True once the handshake of the peer was read, and its socket fits.
+        True once the READY of the peer was read, and its socket fits. Send messages only then:
+        libzmq hangs up if a message or a subscription arrives before it has sent its READY.
+    minor : int
+        Once established, the version: ZMTP 3.0 or 3.1.
     fault : ZmtpError or None
         The reason for which the connection has to be closed. Messages that were returned before, or
         together with it, are valid.
@@ -63,20 +66,35 @@ class Peer:
         "_handshake",
         "_identity",
         "_socket_type",
+        "_subscription",
         "decoder",
         "established",
         "fault",
+        "minor",
         "output",
     )
 
     def __init__(self, socket_type: SocketType, identity: bytes, limits: Limits) -> None:
         self._socket_type = socket_type
+        self._subscription = b""  # the part of `output` that must be sent
         self._identity = identity
         self._handshake = bytearray()  # the bytes of an incomplete handshake
         self.decoder = Decoder(limits.part, limits.message, limits.parts)
         self.established = False
+        self.minor = 0
         self.fault: ZmtpError | None = None
         self.output = b""
+
+    @classmethod
+    def resume(cls, socket_type: SocketType, identity: bytes, limits: Limits, minor: int) -> Peer:
+        """Return the state of a connection whose handshake was done by another process.
+
+        Feed it with the bytes that the other process had not taken, see `unfinished`.
+        """
+        peer = cls(socket_type, identity, limits)
+        peer.established = True
+        peer.minor = minor
+        return peer
 
     def start(self) -> bytes:
         """Return the bytes to send when the connection is made: greeting and READY."""
@@ -87,7 +105,11 @@ class Peer:
         if self.fault is not None:
             return []
         if self.established:
-            return self._decode(data)
+            decoder = self.decoder
+            messages = decoder.feed(data)
+            if decoder.commands or decoder.fault is not None:
+                return self._handle_commands(messages)
+            return messages
         self._handshake += data
         try:
             if not self._shake_hands():
@@ -97,31 +119,31 @@ class Peer:
             return []
         rest = bytes(self._handshake)
         self._handshake.clear()
-        return self._decode(rest)
+        return self.feed(rest)
 
     @property
     def pending(self) -> memoryview | None:
         """The memory for the rest of a long part; see `Decoder.pending`."""
         return self.decoder.pending
 
+    @property
+    def unfinished(self) -> int:
+        """The number of bytes that belong to an incomplete handshake or message."""
+        return len(self._handshake) + self.decoder.unfinished
+
     def received(self, size: int) -> list[RawMessage]:
         """Note that `size` bytes were received into `pending`; see `Decoder.received`."""
+        if self.fault is not None:
+            return []
         messages = self.decoder.received(size)
-        self.fault = self.fault or self.decoder.fault
+        self.fault = self.decoder.fault
         return messages
 
     def take_output(self) -> bytes:
         """Return the bytes to be sent now, and forget them."""
         output, self.output = self.output, b""
+        self._subscription = b""
         return output
-
-    def _decode(self, data: bytes) -> list[RawMessage]:
-        decoder = self.decoder
-        messages = decoder.feed(data)
-        if decoder.commands:
-            self._handle_commands()
-        self.fault = self.fault or decoder.fault
-        return messages
 
     def _shake_hands(self) -> bool:
         """Read the greeting and the READY of the peer; return False if bytes are missing."""
@@ -145,23 +167,29 @@ class Peer:
         commands.check_ready(value, self._socket_type)
         del data[: start + size]
         self.established = True
+        self.minor = minor
         if self._socket_type is SocketType.SUB:
-            # Not earlier: the PUB of libzmq hangs up if a subscription comes together with READY.
-            self.output = commands.subscribe(minor)
+            # Not earlier, see `established`.
+            self.output = self._subscription = commands.subscribe(minor)
         return True
 
-    def _handle_commands(self) -> None:
+    def _handle_commands(self, messages: list[RawMessage]) -> list[RawMessage]:
+        """Answer the commands among these messages, and return those from before a fault."""
+        self.fault = self.decoder.fault
         ping = None
-        try:
-            for body in self.decoder.take_commands():
+        for before, body in self.decoder.take_commands():
+            try:
                 name, value = commands.parse_command(body)
                 if name == b"PING":
                     ping = value
                 elif name == b"ERROR":
                     raise ZmtpError(f"the peer reports: {commands.error_reason(value)}")
-        except ZmtpError as error:
-            self.fault = error
+            except ZmtpError as error:
+                self.fault = error
+                messages = messages[:before]
+                break
         if ping is not None:
             # One answer is enough: a peer only wants to know that this side is alive. More would
-            # let it fill memory that it does not read.
-            self.output = commands.pong(ping)
+            # let it fill the memory of this side with answers that it does not read.
+            self.output = self._subscription + commands.pong(ping)
+        return messages

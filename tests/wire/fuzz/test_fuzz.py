@@ -9,6 +9,7 @@ import os
 import struct
 import time
 from collections.abc import Callable
+from itertools import pairwise
 
 import pytest
 from hypothesis import HealthCheck, example, given, seed, settings
@@ -20,6 +21,10 @@ from kbridge.wire import legacy, v1, zmq
 from kbridge.wire.fields import MAX_PARSED
 from kbridge.wire.message import Channel, Message
 from kbridge.wire.signing import Signer
+from kbridge.wire.zmtp.commands import ready
+from kbridge.wire.zmtp.encoder import encode
+from kbridge.wire.zmtp.greeting import GREETING
+from kbridge.wire.zmtp.peer import Limits, Peer, SocketType
 from tests.wire.cases import HEADER, LEGACY_FAULTS, MESSAGES, V1_FAULTS, plain, raw
 
 SECONDS = float(os.environ.get("KBRIDGE_FUZZ_SECONDS", "0"))
@@ -70,6 +75,7 @@ PARTS = st.tuples(
     (HEADERS | JSON).map(json.dumps).map(str.encode) | BUFFERS,
     *[(OBJECTS | JSON).map(json.dumps).map(str.encode) | BUFFERS] * 3,
 )
+BYTE = st.integers(0, 255)
 NUMBERS = st.integers(0, 400) | st.sampled_from([2**31, 2**32 - 1, 2**32, 2**63, 2**64 - 1])
 
 
@@ -204,12 +210,68 @@ def signed_for_session(msg: Message, header: bytes, scheme: str, key: bytes) -> 
     assert plain(zmq.parse(msg.channel, frames, signer)) == plain(msg)
 
 
+LARGE = b"large"  # stands for a message with a part of so many bytes
+ZMTP_LIMITS = Limits(part=100_000, message=150_000, parts=20)
+ROUTER = ready(SocketType.DEALER).replace(b"\6DEALER", b"\6ROUTER")
+ZMTP_FRAMES = st.one_of(
+    st.just(ROUTER),
+    st.lists(BUFFERS, max_size=5).map(encode),
+    st.builds(
+        lambda name, data: bytes((4, 1 + len(name) + len(data), len(name))) + name + data,
+        st.sampled_from([b"READY", b"PING", b"PONG", b"ERROR", b""]),
+        BUFFERS,
+    ),
+    st.builds(lambda flags, size: bytes((flags,)) + struct.pack("!Q", size), BYTE, NUMBERS),
+    BUFFERS,
+)
+
+
+@ROUND
+@given(
+    st.sampled_from([b"", GREETING, GREETING + ROUTER]),
+    st.lists(
+        st.tuples(ZMTP_FRAMES, st.sampled_from([1, 1, 1, 300]))
+        | st.tuples(st.just(LARGE), st.integers(60_000, 110_000)),
+        max_size=8,
+    ),
+    st.lists(st.integers(0, 200) | st.integers(0, 200_000), max_size=8),
+)
+def zmtp_peer(greeting: bytes, frames: list[tuple[bytes, int]], cuts: list[int]) -> None:
+    """Bytes of any program at the port of a kernel: any division gives the same result."""
+    data = greeting
+    for frame, count in frames:
+        data += encode([b"", bytes(count)]) if frame is LARGE else frame * count
+    results = []
+    for places in ([], sorted(cut for cut in cuts if cut < len(data))):
+        peer = Peer(SocketType.DEALER, b"me", ZMTP_LIMITS)
+        messages = []
+        for start, end in pairwise([0, *places, len(data)]):
+            at = start
+            while at < end:
+                if peer.pending is None:
+                    messages += peer.feed(data[at:end])
+                    break
+                size = min(end - at, len(peer.pending))
+                peer.pending[:size] = data[at : at + size]
+                messages += peer.received(size)
+                at += size
+        if peer.fault is not None:
+            assert peer.fault.reason.isprintable()
+            assert peer.feed(data) == []
+        results.append((messages, peer.established, type(peer.fault)))
+        assert len(peer.output) <= 24
+    assert results[0] == results[1]
+    for message in results[0][0]:
+        assert sum(map(len, message)) <= ZMTP_LIMITS.message
+        assert len(message) <= ZMTP_LIMITS.parts
+
+
 for _data, _, _ in V1_FAULTS.values():
     v1_decode = example(_data)(v1_decode)
 for _data, _, _ in LEGACY_FAULTS.values():
     legacy_decode = example(_data)(legacy_decode)
 
-TARGETS = [v1_decode, legacy_decode, there_and_back, zmq_parse, signed_for_session]
+TARGETS = [v1_decode, legacy_decode, there_and_back, zmq_parse, signed_for_session, zmtp_peer]
 
 
 @pytest.mark.timeout(SECONDS + 600)

@@ -75,12 +75,13 @@ def shake_hands(plain: socket.socket, peer: Peer) -> None:
 
 
 def next_message(plain: socket.socket, peer: Peer) -> tuple[RawMessage, bytes]:
-    """Return the next message of libzmq, and the bytes that it consists of."""
+    """Return the only message that libzmq has sent, and the bytes that it consists of."""
     data = b""
     messages: list[RawMessage] = []
     while not messages:
         if peer.pending is None:
-            data += (chunk := receive(plain, 1))
+            data += (chunk := plain.recv(4096))
+            assert chunk, "the peer has hung up"
             messages = peer.feed(chunk)
         else:
             data += (chunk := receive(plain, len(peer.pending)))

@@ -1,8 +1,16 @@
 """Frames of a peer: whole, cut at every byte, invalid, and above the limits."""
 
 import re
+import subprocess
+import sys
+import time
+import tracemalloc
+from itertools import pairwise
+from typing import TypeAlias
 
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
 
 from kbridge.errors import MessageTooBig, ZmtpError
 from kbridge.wire.message import RawMessage
@@ -40,7 +48,7 @@ class Result:
                 decoder.pending[:size] = rest[:size]
                 self.messages += decoder.received(size)
                 rest = rest[size:]
-        self.commands = decoder.take_commands()
+        self.commands = [body for _, body in decoder.take_commands()]
         self.fault = decoder.fault
 
 
@@ -140,3 +148,276 @@ def test_parts_of_all_sizes_are_read_from_pieces_of_all_sizes(size: int) -> None
     messages = [BORDERS, [b"x" * LONG], BORDERS[::-1], [b"y" * LONG, b"z" * LONG]]
     data = b"".join(map(encode, messages))
     assert decode_large(*steps(data, size)).messages == messages
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 7, 100, 4096, 100_000, 1 << 20])
+def test_a_flood_of_similar_messages_is_read_from_pieces_of_all_sizes(size: int) -> None:
+    """Messages of one shape, then of another one, then of many, with commands between them."""
+    alike: list[list[bytes]] = [[b"topic", b"s" * 64, b"h" * 300, b"c" * i] for i in range(400)]
+    others: list[list[bytes]] = [[b"t" * (i % 7), b"", b"c"] for i in range(2000)]
+    messages = [*alike, [b"x" * LONG], *alike, *others, *alike]
+    data = b"".join(
+        encode(parts) + (frame(4, b"command") if number % 100 == 50 else b"")
+        for number, parts in enumerate(messages)
+    )
+    result = decode_large(*steps(data, size))
+    assert result.messages == messages
+    assert result.commands == [b"command"] * len(range(50, len(messages), 100))
+    assert result.fault is None
+
+
+def reference(data: bytes) -> tuple[list[RawMessage], list[bytes], bool]:
+    """Decode whole frames in the simplest way; the last value is True if there is a fault."""
+    messages: list[RawMessage] = []
+    commands: list[bytes] = []
+    parts: RawMessage = []
+    while data:
+        flags = data[0]
+        if flags not in {0, 1, 2, 3, 4, 6}:
+            return messages, commands, True
+        head = 9 if flags & 2 else 2
+        if len(data) < head:
+            break  # cut
+        size = int.from_bytes(data[1:head], "big")
+        if size > (COMMAND_LIMIT if flags & 4 else PART):
+            return messages, commands, True
+        if not flags & 4 and size + sum(map(len, parts)) > MESSAGE:
+            return messages, commands, True
+        if len(data) < head + size:
+            break
+        body, data = data[head : head + size], data[head + size :]
+        if flags & 4:
+            commands.append(body)
+            continue
+        parts.append(body)
+        if len(parts) > PARTS:
+            return messages, commands, True
+        if not flags & 1:
+            messages.append(parts)
+            parts = []
+    return messages, commands, False
+
+
+BODIES = st.builds(
+    lambda size, byte: bytes((byte,)) * size, st.integers(0, 1300), st.integers(0, 9)
+)
+SHORT = st.binary(max_size=255)
+FRAMES = st.one_of(
+    st.builds(frame, st.sampled_from([0, 1, 4]), SHORT),
+    st.builds(frame, st.sampled_from([2, 3, 6]), BODIES),
+    st.sampled_from([GOOD["a message of the limit"][0], GOOD["parts of the limit"][0]]),
+    st.sampled_from([data for data, _, _ in BAD.values()]),
+)
+# A flood: the first parts of all messages, the number of sizes of their last parts, and the number
+# of messages.
+Flood: TypeAlias = tuple[list[bytes], int, int]
+FLOODS = st.tuples(
+    st.lists(SHORT, max_size=PARTS - 1), st.integers(1, 256), st.sampled_from([1, 10, 100])
+)
+
+
+def flood(head: list[bytes], sizes: int, count: int) -> bytes:
+    return b"".join(encode([*head, bytes(i % sizes)]) for i in range(count))
+
+
+@given(
+    pieces=st.lists(FRAMES | FLOODS, max_size=8),
+    tail=st.binary(max_size=20),
+    cuts=st.lists(st.integers(0, 20_000), max_size=8),
+)
+@example([([b"x" * 200], 256, 60), frame(5), frame(0)], b"", [9000])
+def test_any_frames_in_any_pieces_are_read_as_the_reference_does(
+    pieces: list[bytes | Flood], tail: bytes, cuts: list[int]
+) -> None:
+    data = b"".join(p if isinstance(p, bytes) else flood(*p) for p in pieces) + tail
+    places = [0, *sorted(cut for cut in cuts if cut < len(data)), len(data)]
+    result = decode(*(data[a:b] for a, b in pairwise(places)))
+    messages, commands, fault = reference(data)
+    assert result.messages == messages
+    assert (result.fault is not None) == fault
+    # Commands of an incomplete message may be decoded before its fault is.
+    assert result.commands[: len(commands)] == commands[: len(result.commands)]
+
+
+@given(
+    pieces=st.lists(FRAMES | FLOODS, max_size=8), cuts=st.lists(st.integers(0, 20_000), max_size=8)
+)
+def test_another_decoder_continues_with_the_unfinished_bytes(
+    pieces: list[bytes | Flood], cuts: list[int]
+) -> None:
+    data = b"".join(p if isinstance(p, bytes) else flood(*p) for p in pieces)
+    places = [0, *sorted(cut for cut in cuts if cut < len(data)), len(data)]
+    messages: list[RawMessage] = []
+    decoder = Decoder(PART, MESSAGE, PARTS)
+    for start, end in pairwise(places):
+        messages += decoder.feed(data[start:end])
+        if decoder.fault is not None:
+            break
+        assert decoder.unfinished <= end
+        rest = data[end - decoder.unfinished : end]
+        decoder = Decoder(PART, MESSAGE, PARTS)
+        assert decoder.feed(rest) == []
+        assert decoder.unfinished == len(rest)
+    whole, _, fault = reference(data)
+    assert messages == whole
+    assert (decoder.fault is not None) == fault
+
+
+def test_the_bytes_of_an_incomplete_message_are_counted_until_it_is_complete() -> None:
+    decoder = Decoder(*LIMITS)
+    message = encode([b"topic", bytes(LONG), b"s" * 300, bytes(LONG)])
+    data = BEFORE + frame(4, b"c") + message + frame(4, b"c")
+    for at, byte in enumerate(data):
+        piece = bytes((byte,))
+        if decoder.pending is None:
+            decoder.feed(piece)
+        else:
+            decoder.pending[:1] = piece
+            decoder.received(1)
+        done = [len(data), len(BEFORE) + 3 + len(message), len(BEFORE) + 3, len(BEFORE), 0]
+        assert decoder.unfinished == at + 1 - next(end for end in done if end <= at + 1)
+
+
+def test_a_decoder_with_limits_below_a_short_frame_enforces_them() -> None:
+    decoder = Decoder(part_limit=3, message_limit=5, parts_limit=3)
+    assert decoder.feed(encode([b"abc", b"de"]) + encode([b"abcd"])) == [[b"abc", b"de"]]
+    assert isinstance(decoder.fault, MessageTooBig)
+    assert decoder.fault.limit == 3
+    decoder = Decoder(part_limit=3, message_limit=5, parts_limit=3)
+    assert decoder.feed(encode([b"abc", b"def"])) == []
+    assert isinstance(decoder.fault, MessageTooBig)
+    assert decoder.fault.limit == 5
+
+
+def test_after_a_fault_all_bytes_are_ignored() -> None:
+    decoder = Decoder(*LIMITS)
+    assert decoder.feed(BEFORE + frame(9) + BEFORE) == [[b"before"]]
+    fault = decoder.fault
+    assert decoder.feed(BEFORE) == decoder.feed(b"") == []
+    assert decoder.fault is fault
+
+
+def test_commands_are_given_once_with_the_number_of_messages_before_them() -> None:
+    decoder = Decoder(*LIMITS)
+    data = frame(4, b"a") + BEFORE + frame(1) + frame(6, b"b") + frame(0)
+    assert decoder.feed(data) == [[b"before"], [b"", b""]]
+    assert decoder.commands == decoder.take_commands() == [(0, b"a"), (1, b"b")]
+    assert decoder.commands == decoder.take_commands() == []
+
+
+def test_all_parts_are_bytes() -> None:
+    [parts] = decode_large(*steps(encode([*BORDERS, b"x" * LONG]), 1000)).messages
+    assert {type(part) for part in parts} == {bytes}
+
+
+def test_a_long_part_is_received_into_its_place() -> None:
+    part = b"0123456789" * 7_000
+    data = encode([b"topic", part, b"end"])
+    decoder = Decoder(*LIMITS)
+    assert decoder.feed(data[:100]) == []
+    place = data.index(part)
+    rest = memoryview(part)[100 - place :]
+    while decoder.pending is not None:
+        assert len(decoder.pending) == len(rest)
+        size = min(30_000, len(rest))
+        decoder.pending[:size] = rest[:size]
+        assert decoder.received(size) == []
+        rest = rest[size:]
+    assert decoder.feed(data[place + len(part) :]) == [[b"topic", part, b"end"]]
+
+
+def test_a_long_part_may_be_the_last_one() -> None:
+    part = b"x" * LONG
+    decoder = Decoder(*LIMITS)
+    assert decoder.feed(encode([b"topic", part])[:-1]) == []
+    assert decoder.pending is not None
+    assert decoder.received(0) == []
+    decoder.pending[:] = b"x"
+    assert decoder.received(1) == [[b"topic", part]]
+    assert decoder.pending is None
+    assert decoder.feed(BEFORE) == [[b"before"]]
+
+
+def test_a_part_is_received_in_pieces_up_to_the_number_of_parts() -> None:
+    head = frame(1) * 2
+    for last in (False, True):
+        decoder = Decoder(1 << 20, 1 << 20, parts_limit=2)
+        assert decoder.feed(head + frame(2 if last else 3, bytes(LONG))[:-1]) == []
+        assert decoder.pending is not None
+        assert decoder.received(1) == []
+        assert decoder.fault is not None
+        assert "2 parts" in decoder.fault.reason
+
+
+def test_a_long_part_is_not_copied() -> None:
+    size = 8 << 20
+    decoder = Decoder(size, size, 1)
+    head = claim(2, size)
+    tracemalloc.start()
+    try:
+        decoder.feed(head)
+        assert decoder.pending is not None
+        [[part]] = decoder.received(size)
+        assert tracemalloc.get_traced_memory()[1] < size * 1.1
+    finally:
+        tracemalloc.stop()
+    assert part == bytes(size)
+
+
+def test_a_part_stays_whole_although_the_owner_keeps_a_view_of_its_memory() -> None:
+    decoder = Decoder(*LIMITS)
+    decoder.feed(claim(2, LONG))
+    assert decoder.pending is not None
+    kept = decoder.pending[:10]
+    [[part]] = decoder.received(LONG)
+    kept[:] = b"overwrites"
+    assert part == bytes(LONG)
+
+
+CLAIM = """
+import resource
+from kbridge.wire.zmtp.decoder import Decoder
+decoders = [Decoder(1 << 30, 1 << 30, 9) for _ in range(4)]
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+for decoder in decoders:
+    decoder.feed(b"\\2" + (200 << 20).to_bytes(8, "big"))
+    decoder.pending[:1] = b"x"
+    decoder.received(1)
+    assert len(decoder.pending) == (200 << 20) - 1
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+"""
+
+
+def test_a_claim_takes_no_memory_before_its_bytes_arrive() -> None:
+    done = subprocess.run([sys.executable, "-c", CLAIM], capture_output=True, text=True, check=True)
+    assert int(done.stdout) < 20_000, "KiB; the claims are 800 MiB"
+
+
+def test_a_claim_of_more_memory_than_there_is_is_a_fault() -> None:
+    for size in (1 << 61, (1 << 64) - 1):
+        decoder = Decoder(1 << 64, 1 << 64, 1)
+        assert decoder.feed(BEFORE + claim(2, size)) == [[b"before"]]
+        assert decoder.pending is None
+        assert decoder.fault is not None
+        assert f"no memory for a part of {size} bytes" in decoder.fault.reason
+
+
+@pytest.mark.timing
+@pytest.mark.parametrize("kind", ["a frame", "a message", "a long part"])
+def test_costs_of_small_pieces_grow_with_their_number(kind: str) -> None:
+    def cost(size: int) -> float:
+        data = {
+            "a frame": lambda: frame(2, bytes(size)),
+            "a message": lambda: frame(1, b"x") * (size // 3) + frame(0),
+            "a long part": lambda: frame(2, bytes(size + LONG)),
+        }[kind]()
+        pieces = steps(data, 1)
+        times = []
+        for _ in range(3):
+            begin = time.process_time()
+            result = Result(Decoder(1 << 20, 1 << 20, 1 << 20), *pieces)
+            times.append(time.process_time() - begin)
+            assert len(result.messages) == 1
+        return min(times)
+
+    assert cost(64_000) < 24 * cost(8_000) + 0.01, "a quadratic cost would be 64 times as much"
