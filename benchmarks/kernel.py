@@ -13,6 +13,7 @@ messages of the command, execute_reply, idle.
     {"flood": N, "size": BYTES}              N numbered stream messages of BYTES of text
         "end": TOKEN                         ... and one more whose text is TOKEN
         "batch": M, "interval": SECONDS      ... M at a time, with pauses (default: none)
+        "ids": "random"                      ... with random ids (default: with numbers)
     {"blob": BYTES, "count": N}              N display_data messages with a buffer of BYTES each
         "end": TOKEN                         ... and the stream message, as above
 
@@ -30,6 +31,7 @@ import os
 import signal
 import sys
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -82,11 +84,11 @@ class Stub:
         sock.bind(f"{info['transport']}://{info['ip']}{separator}{info[name + '_port']}")
         return sock
 
-    def parts(self, msg_type: str, parent: bytes, content: bytes) -> Parts:
+    def parts(self, msg_type: str, parent: bytes, content: bytes, msg_id: str = "") -> Parts:
         """Return delimiter, signature and the four parts of a new message."""
         self.sent += 1
         header = (
-            f'{{"msg_id": "{self.session}_{self.sent}", "msg_type": "{msg_type}", '
+            f'{{"msg_id": "{msg_id or f"{self.session}_{self.sent}"}", "msg_type": "{msg_type}", '
             f'"username": "stub", "session": "{self.session}", "date": "{DATE}", '
             f'"version": "5.3"}}'
         ).encode()
@@ -157,9 +159,11 @@ class Stub:
     def flood(self, parent: bytes, command: dict[str, Any]) -> Iterator[Parts]:
         padding = "x" * (command["size"] - 11)
         topic = f"kernel.{self.session}.stream".encode()
+        random_ids = command.get("ids") == "random"
         for i in range(command["flood"]):
+            msg_id = str(uuid.uuid4()) if random_ids else ""
             content = f'{{"name": "stdout", "text": "#{i:08d} {padding}\\n"}}'.encode()
-            yield [topic, *self.parts("stream", parent, content)]
+            yield [topic, *self.parts("stream", parent, content, msg_id)]
 
     def blobs(self, parent: bytes, command: dict[str, Any]) -> Iterator[Parts]:
         blob = bytes(command["blob"])

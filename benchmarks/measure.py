@@ -7,6 +7,7 @@ of a kernel is not a cost of the bridge.
 from __future__ import annotations
 
 import os
+import stat
 import threading
 import time
 from pathlib import Path
@@ -49,18 +50,29 @@ def descriptors(pid: int) -> int:
     return len(list(Path(f"/proc/{pid}/fd").iterdir()))
 
 
+def open_files(pid: int) -> int:
+    """Return the number of file descriptors of a process that are regular files."""
+    found = 0
+    for entry in Path(f"/proc/{pid}/fd").iterdir():
+        try:
+            found += stat.S_ISREG(entry.stat().st_mode)
+        except FileNotFoundError:
+            continue  # it was closed
+    return found
+
+
 def children(pid: int) -> list[int]:
     """Return the ids of the processes whose parent is `pid`."""
     found = []
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
             try:
-                stat = (entry / "stat").read_text()
+                fields = (entry / "stat").read_text()
             except (FileNotFoundError, ProcessLookupError):
                 continue  # the process has ended
             # The name is in parentheses and may contain any character; the fields follow the last
             # one.
-            if int(stat.rpartition(")")[2].split()[1]) == pid:
+            if int(fields.rpartition(")")[2].split()[1]) == pid:
                 found.append(int(entry.name))
     return found
 

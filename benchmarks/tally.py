@@ -26,6 +26,9 @@ def new_token() -> str:
 class Tally:
     """Counts the data of one websocket since the last `arm`.
 
+    Each read takes up to `room` bytes, at least the 16 KiB of a TLS record: the rest of a record
+    would wait where `pump` does not see it.
+
     Attributes
     ----------
     frames, nbytes, lines : int
@@ -37,7 +40,12 @@ class Tally:
     """
 
     def __init__(
-        self, websocket: Websocket, token: str, enough: int = 0, size: int = 1 << 62
+        self,
+        websocket: Websocket,
+        token: str,
+        enough: int = 0,
+        size: int = 1 << 62,
+        room: int = SIZE,
     ) -> None:
         self.websocket = websocket
         self.sock = websocket.sock
@@ -47,7 +55,7 @@ class Tally:
         self.done = False
         self._token = token.encode()
         self._enough = enough
-        self._data = bytearray(KEEP + SIZE)
+        self._data = bytearray(KEEP + room)
         self._view = memoryview(self._data)
         self._skip = 0  # missing bytes of the current payload
         self._pending = 0  # bytes before KEEP of an incomplete frame

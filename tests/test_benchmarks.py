@@ -2,6 +2,7 @@ import json
 import os
 import re
 import socket
+import ssl
 import struct
 import subprocess
 import sys
@@ -13,12 +14,25 @@ from jupyter_client.session import Session
 from jupyter_server.services.kernels.connection.base import deserialize_msg_from_ws_v1
 
 from benchmarks import __main__ as command
-from benchmarks import baseline, client, measure, options, page_cache, readme, report
+from benchmarks import baseline, client, measure, options, page_cache, readme, replayer, report
+from benchmarks.address import Transport
 from benchmarks.floor import bare
+from benchmarks.load import busy_cores
 from benchmarks.measure import BenchmarkError
 from benchmarks.page_cache import PageCache
 from benchmarks.plot import draw
-from benchmarks.rows import ROWS, binary, cost, flood, gigabyte, message, stalled, worst
+from benchmarks.rows import (
+    ROWS,
+    binary,
+    cost,
+    flood,
+    gigabyte,
+    message,
+    replay,
+    stalled,
+    viewers,
+    worst,
+)
 from benchmarks.runner import Runner
 from benchmarks.servers import (
     BASE,
@@ -169,9 +183,10 @@ def test_proc_readers_report_values_of_this_process() -> None:
     before = measure.cpu_seconds(pid)
     while measure.cpu_seconds(pid) == before:
         pass
-    held = measure.descriptors(pid)
-    with (ROOT / "pyproject.toml").open():
-        assert measure.descriptors(pid) == held + 1
+    held, files = measure.descriptors(pid), measure.open_files(pid)
+    with (ROOT / "pyproject.toml").open(), socket.socket():
+        assert measure.descriptors(pid) == held + 2
+        assert measure.open_files(pid) == files + 1
     assert measure.rss(pid) > 1 << 20
     assert pid in measure.children(os.getppid())
 
@@ -685,15 +700,101 @@ def test_a_row_with_losses_has_no_throughput(
 
     monkeypatch.setattr(client.Websocket, "execute", lose_one)
     with Server(OURS, tmp_path, options=()) as server, server.kernel() as kernel_id:
-        with pytest.raises(
-            BenchmarkError, match=f"of {binary.BURST} outputs {binary.BURST - 1} came"
-        ):
-            binary.burst(server, kernel_id)
+        lossy = binary.burst(server, kernel_id, {})
+        assert (lossy.arrived, lossy.missing) == (binary.BURST - 1, 1)
+        assert "rate" not in binary.summary(lossy, lossy)
+        assert "rate" in binary.summary(lossy._replace(missing=0), lossy)
         with pytest.raises(BenchmarkError, match="of 100 lines"):
             message.flood(server, kernel_id, 100, 2)
         assert stalled.flood(server, 100, {}).rate is None
         lost = flood.timed(flood.flooded(server, 100), 100, "_fast")
     assert lost == {"missing_fast": 1}
+
+
+def test_the_cost_of_lossy_bursts_is_that_of_the_outputs_that_arrived() -> None:
+    passed = binary.Passed(seconds=2.0, cpu=0.3, arrived=150, missing=50)
+    values = binary.summary(passed, passed._replace(missing=0))
+    assert values["cpu"] == pytest.approx(2.0)
+    assert (values["missing"], values["missing_paced"]) == (50, 0)
+    whole = passed._replace(arrived=200, missing=0)
+    assert binary.summary(whole, passed)["rate"] == pytest.approx(100.0)
+
+
+@pytest.mark.kernel
+@pytest.mark.parametrize("transport", [Transport.UNIX, Transport.TLS])
+@pytest.mark.parametrize("name", [EXTENSION, OURS])
+def test_rows_run_over_other_transports(
+    transport: Transport, name: str, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    home = tmp_path_factory.mktemp("t")  # the path of a unix socket must be short
+    with Server(name, home, transport=transport) as server, server.kernel() as kernel_id:
+        with client.Websocket.open(server, kernel_id) as websocket:
+            unix = websocket.sock.family is socket.AF_UNIX
+            assert unix is (transport is Transport.UNIX)
+            assert isinstance(websocket.sock, ssl.SSLSocket) is not unix
+            assert websocket.ready().kernel_pid() in measure.children(server.pid)
+        values = message.flood(server, kernel_id, 500, 2)
+    assert values["cpu"] > 0
+
+
+@pytest.mark.kernel
+def test_all_lines_of_a_replay_are_counted(tmp_path: Path) -> None:
+    with Server(OURS, tmp_path) as server, server.kernel() as kernel_id:
+        end = replay.fill(server, kernel_id, 300)
+        assert replayer.replay(server, kernel_id, end) == 300
+        with replay.replays(server, kernel_id, end) as lines:
+            pass
+        assert lines
+        assert set(lines) == {300}
+
+
+@pytest.mark.kernel
+def test_a_cell_of_many_viewers_counts_the_lines_of_each(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Server(OURS, tmp_path, options=()) as server, server.kernel() as kernel_id:
+        with viewers.stalled_client(server, kernel_id):
+            assert viewers.cost(server, kernel_id, 5, 2) > 0
+        with client.Websocket.open(server, kernel_id) as websocket:
+            websocket.ready()
+            tally = Tally(websocket, "", room=viewers.ROOM)
+            viewers.run_cell([tally])
+            assert tally.lines == viewers.LINES
+            execute = websocket.execute
+            fewer = {"flood": viewers.LINES - 1}
+            monkeypatch.setattr(websocket, "execute", lambda code: execute({**code, **fewer}))
+            with pytest.raises(BenchmarkError, match="1 lines are missing at 1 clients"):
+                viewers.run_cell([tally])
+
+
+@pytest.mark.kernel
+def test_random_message_ids_change_nothing_else(tmp_path: Path) -> None:
+    with bare(tmp_path) as kernel:
+        for ids in ("counted", "random"):
+            kernel.execute({"flood": 3, "size": 50, "ids": ids, "end": TOKEN})
+            found: list[list[bytes]] = []
+            while not found or TOKEN.encode() not in found[-1][6]:
+                found.append(kernel.iopub.recv_multipart())
+            streams = [parts for parts in found if b'"stream"' in parts[3]][:3]
+            numbers = [json.loads(parts[3])["msg_id"].rpartition("_")[2] for parts in streams]
+            assert [n.isdecimal() for n in numbers] == [ids == "counted"] * 3
+            texts = [json.loads(parts[6])["text"] for parts in streams]
+            assert [text[:10] for text in texts] == ["#00000000 ", "#00000001 ", "#00000002 "]
+            for parts in streams:
+                session = Session(key=kernel.key)
+                session.digest_history.clear()
+                session.deserialize(session.feed_identities(parts)[1])
+
+
+def test_busy_processes_end_with_the_block() -> None:
+    with busy_cores(2):
+        mine = {pid for pid in measure.children(os.getpid()) if is_busy(pid)}
+        assert len(mine) == 2
+    assert not mine & set(measure.children(os.getpid()))
+
+
+def is_busy(pid: int) -> bool:
+    return b"getppid" in Path(f"/proc/{pid}/cmdline").read_bytes()
 
 
 @pytest.mark.kernel
