@@ -1,14 +1,16 @@
 """The messages and events that a kernel connection reports to its listener, and its readiness."""
 
 import asyncio
+import socket
 from collections.abc import Sequence
 
 import pytest
 
-from kbridge.errors import HubClosed
+from kbridge.errors import HubClosed, MessageTooBig, NotZmtp
 from kbridge.flow.journal import EVERYONE
 from kbridge.hub.kernel.connection import KernelConnection
 from kbridge.hub.settings import HubSettings
+from kbridge.link.choice import LinkKind, make_link
 from kbridge.link.memory import MemoryKernel
 from kbridge.wire.build import build
 from kbridge.wire.message import Channel, Message, message_key
@@ -17,6 +19,8 @@ from kbridge.wire.zmq import serialize
 from tests.hub.rig import INFO, KEY, StoppedClock, make_context
 
 ALICE, BOB = 1, 99
+# Signature, revision, socket type ROUTER, empty identity.
+OLD_GREETING = b"\xff" + bytes(7) + b"\x01\x7f" + b"\x01\x06" + b"\0\0"
 
 
 class Listener:
@@ -77,10 +81,12 @@ class ProbedKernel(MemoryKernel):
 class Side:
     """A connection on a link in memory, and the kernel's side of it."""
 
-    def __init__(self, *, adopted: bool = False, timeout: float = 60.0) -> None:
+    def __init__(
+        self, *, adopted: bool = False, timeout: float = 60.0, link: str = "pyzmq"
+    ) -> None:
         self.clock = StoppedClock()
         self.listener = Listener()
-        settings = HubSettings(kernel_info_timeout=timeout)
+        settings = HubSettings(kernel_info_timeout=timeout, link=link)
         context = make_context(self.clock, settings, adopted=adopted)
         self.notices, self.rejected = context.notices, context.rejected
         self.kernels: list[ProbedKernel] = []
@@ -472,3 +478,69 @@ async def test_a_connection_that_is_closed_during_a_batch_does_not_act_on_the_re
     assert len(side.probed) == probes
     with pytest.raises(HubClosed):
         await side.connection.wait_ready(None)
+
+
+async def test_a_kernel_with_an_old_zmtp_is_connected_with_libzmq(caplog) -> None:
+    """The shell's port speaks ZMTP 2.0 (RFC 15); the others accept connections only."""
+    caplog.set_level("INFO")
+    loop = asyncio.get_running_loop()
+    ports = {channel: socket.create_server(("127.0.0.1", 0)) for channel in Channel}
+    for sock in ports.values():
+        sock.setblocking(False)
+    settings, listener = HubSettings(link="auto"), Listener()
+    context = make_context(StoppedClock(), settings)
+    connection = KernelConnection(context, listener, make_link(LinkKind.AUTO))
+    info = {f"{channel}_port": sock.getsockname()[1] for channel, sock in ports.items()}
+    connection.connect(INFO | info)
+    try:
+        async with asyncio.timeout(20):
+            plain, _ = await loop.sock_accept(ports[Channel.SHELL])
+            await loop.sock_sendall(plain, OLD_GREETING)
+            while await loop.sock_recv(plain, 1000):
+                pass
+            plain.close()
+            old, _ = await loop.sock_accept(ports[Channel.SHELL])
+            await loop.sock_sendall(old, OLD_GREETING)
+            data = b""
+            while b'"kernel_info_request"' not in data:
+                data += await loop.sock_recv(old, 1000)
+            old.close()
+        assert caplog.text.count("speaks an old ZMTP") == 1
+    finally:
+        connection.close()
+        for sock in ports.values():
+            sock.close()
+
+
+async def test_the_next_process_of_a_kernel_with_an_old_zmtp_is_connected_with_libzmq(
+    caplog,
+) -> None:
+    caplog.set_level("INFO")
+    side = Side(link="auto")
+    side.connection.on_unsupported(Channel.SHELL)
+    assert side.kernel.closed
+    side.connection.connect(INFO)
+    assert len(side.kernels) == 1
+    assert caplog.text.count("speaks an old ZMTP") == 1
+    side.connection.close()
+
+
+async def test_with_plain_sockets_by_setting_an_old_zmtp_is_told_with_the_setting(caplog) -> None:
+    side = Side(link="zmtp")
+    for channel in (Channel.SHELL, Channel.IOPUB, Channel.SHELL):
+        side.connection.on_unsupported(channel)
+    assert not side.kernel.closed
+    assert caplog.text.count("set link to auto or pyzmq") == 1
+
+
+@pytest.mark.parametrize(
+    ("fault", "text"),
+    [
+        (MessageTooBig("a part of a message has more than 9 bytes", 9), "see kernel_message_limit"),
+        (NotZmtp("the port does not speak ZeroMQ"), "the port does not speak ZeroMQ. Connecting"),
+    ],
+)
+async def test_a_fault_at_a_port_is_told_with_its_reason(side, caplog, fault, text) -> None:
+    for _ in range(3):
+        side.connection.on_gone(Channel.IOPUB, fault)
+    assert caplog.text.count(text) == 1
