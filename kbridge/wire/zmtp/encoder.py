@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from kbridge.wire.message import Buffer
-from kbridge.wire.offsets import contiguous
+from kbridge.wire.offsets import contiguous, nbytes
 
 __all__ = ["LARGE", "encode", "encode_large"]
 
@@ -29,9 +29,13 @@ def _frames(parts: Sequence[Buffer]) -> list[Buffer]:
     add = frames.append
     size = 0
     for part in parts:
-        size = part.nbytes if isinstance(part, memoryview) else len(part)
+        if type(part) is bytes:
+            size = len(part)
+        else:
+            part = contiguous(part)  # noqa: PLW2901
+            size = nbytes(part)
         add(_HEADS[size] if size < 256 else b"\x03" + size.to_bytes(8, "big"))
-        add(part if type(part) is bytes else contiguous(part))
+        add(part)
     if frames:
         frames[-2] = _LAST_HEADS[size] if size < 256 else b"\x02" + size.to_bytes(8, "big")
     return frames
@@ -50,7 +54,7 @@ def encode_large(parts: Sequence[Buffer]) -> list[Buffer]:
     pieces: list[Buffer] = []
     small: list[Buffer] = []
     for frame in _frames(parts):
-        if (frame.nbytes if isinstance(frame, memoryview) else len(frame)) < LARGE:
+        if nbytes(frame) < LARGE:
             small.append(frame)
         else:
             pieces.append(b"".join(small))

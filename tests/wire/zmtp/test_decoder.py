@@ -150,12 +150,13 @@ def test_parts_of_all_sizes_are_read_from_pieces_of_all_sizes(size: int) -> None
     assert decode_large(*steps(data, size)).messages == messages
 
 
-@pytest.mark.parametrize("size", [1, 2, 3, 7, 100, 4096, 100_000, 1 << 20])
+@pytest.mark.parametrize("size", [1, 2, 3, 7, 100, 4096, 10_000, 100_000, 1 << 20])
 def test_a_flood_of_similar_messages_is_read_from_pieces_of_all_sizes(size: int) -> None:
     """Messages of one shape, then of another one, then of many, with commands between them."""
     alike: list[list[bytes]] = [[b"topic", b"s" * 64, b"h" * 300, b"c" * i] for i in range(400)]
-    others: list[list[bytes]] = [[b"t" * (i % 7), b"", b"c"] for i in range(2000)]
-    messages = [*alike, [b"x" * LONG], *alike, *others, *alike]
+    others: list[list[bytes]] = [[b"t" * (i % 7), b"", b"c"] for i in range(4000)]
+    many: list[list[bytes]] = [[b"p"] * 40 for _ in range(200)]
+    messages = [*alike, [b"x" * LONG], *alike, *others, *many, *alike]
     data = b"".join(
         encode(parts) + (frame(4, b"command") if number % 100 == 50 else b"")
         for number, parts in enumerate(messages)
