@@ -24,6 +24,7 @@ from typing import Any
 from kbridge._version import __version__
 from kbridge.hub.table import GOING_AWAY
 from kbridge.kernels.manager import BridgeKernelManager
+from kbridge.kernels.preload import preload
 from kbridge.server.auth.credentials import recall
 from kbridge.server.components import Components, build
 from kbridge.server.config import ServerConfig
@@ -103,6 +104,11 @@ class Server:
         owner = f"{platform.node()} {self.config.address}"
         parts.sessions.adopt(await parts.kernels.adopt(owner, attached))
         return parts.kernels
+
+    async def preload(self) -> None:
+        """Import what the first kernel needs, so that it starts sooner; call it after `accept`."""
+        assert self._components is not None, "the server is not open"
+        await preload(registry=self._components.registry.enabled)
 
     def accept(self) -> None:
         """Accept connections, and write the runtime file; called once, after `open`."""

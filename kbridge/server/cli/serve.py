@@ -113,6 +113,7 @@ class _Run:
         _announce(self.server, self._log)
         self._hooks.listening(self.server.url)
         await kernels.open()
+        await self.server.preload()
 
     async def follow_requests(self) -> None:
         """Shut down when a client asks for it."""
