@@ -118,7 +118,7 @@ def variants_table(outcomes: Sequence[Outcome], names: Sequence[str]) -> str:
     Parameters
     ----------
     outcomes : sequence of Outcome
-        The rows. Figures that no variant has are left out.
+        The rows. Figures that no variant has are left out, unless they have a target.
     names : sequence of str
         The names of the variants, the baseline included.
     """
@@ -127,7 +127,8 @@ def variants_table(outcomes: Sequence[Outcome], names: Sequence[str]) -> str:
     lines = [_cells([*head, "standalone / baseline (aim)"])]
     for outcome in outcomes:
         for figure in outcome.row.figures:
-            if all(outcome.median(name, figure.key) is None for name in names):
+            missing = all(outcome.median(name, figure.key) is None for name in names)
+            if missing and figure.aim is None:
                 continue
             aim = aim_verdict(outcome.share(figure), aim_text(figure), outcome.aim_met(figure))
             values = [_with_range(outcome, name, figure) for name in columns]

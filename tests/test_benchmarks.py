@@ -1,6 +1,7 @@
 import json
 import os
 import re
+import signal
 import socket
 import ssl
 import struct
@@ -409,6 +410,9 @@ def test_without_a_baseline_nothing_is_compared_with_it() -> None:
     outcome = made_up(COST, 100.0, 10.0)
     assert outcome.to_baseline(COST) is None
     assert report.variants_table([outcome], [REFERENCE]).count("\n") == 0
+    aimed = beside_baseline(Figure("x", "CPU", "us", aim=0.5), 10.0, 10.0)
+    del aimed.rounds[REFERENCE], aimed.rounds["other"]  # both failed
+    assert report.variants_table([aimed], [REFERENCE]).endswith("not run (<= 0.5x)")
 
 
 def test_the_table_of_the_readme_has_the_baseline_if_it_was_measured() -> None:
@@ -746,6 +750,19 @@ def test_all_lines_of_a_replay_are_counted(tmp_path: Path) -> None:
             pass
         assert lines
         assert set(lines) == {300}
+        with pytest.raises(BenchmarkError, match="the replay ended with status -9"):
+            replay_until_killed(server, kernel_id, end)
+        with pytest.raises(BenchmarkError, match="the replay failed"):
+            replay_until_killed(server, "no-such-kernel", end)
+
+
+def replay_until_killed(server: Server, kernel_id: str, end: str) -> None:
+    """Kill the client that replays."""
+    with replay.replays(server, kernel_id, end):
+        for pid in measure.children(os.getpid()):
+            if b"benchmarks.replayer" in Path(f"/proc/{pid}/cmdline").read_bytes():
+                os.kill(pid, signal.SIGKILL)
+                os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
 
 
 @pytest.mark.kernel

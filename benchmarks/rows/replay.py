@@ -51,6 +51,8 @@ def replays(server: Server, kernel_id: str, end: str) -> Iterator[list[int]]:
             if not (first := process.stdout.readline()):
                 raise BenchmarkError("the replay failed")
             yield lines
+            if process.poll() is not None:
+                raise BenchmarkError(f"the replay ended with status {process.returncode}")
         finally:
             process.terminate()
             rest, _ = process.communicate()
