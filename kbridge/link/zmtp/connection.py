@@ -226,7 +226,8 @@ class ZmtpConnection:
         if peer.fault is not None:
             self.fault = peer.fault
             self._end()
-        elif peer.output:
+        elif peer.output and not self._queue.has_command:
+            # One PONG at a time, or a peer that reads nothing could fill the queue with them.
             self._queue.insert(peer.take_output())
             self._announce_room()
         return batch

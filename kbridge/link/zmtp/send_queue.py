@@ -11,6 +11,7 @@ import socket
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Final
 
 from kbridge.wire.message import Buffer
@@ -44,6 +45,11 @@ class SendQueue:
         self._entries: deque[_Entry] = deque()
         self._sent = 0  # bytes of the first entry
         self.size = 0
+
+    @property
+    def has_command(self) -> bool:
+        """True if a command waits, which is then the first or the second entry."""
+        return any(not entry.lasting for entry in islice(self._entries, 2))
 
     def append(self, pieces: Sequence[Buffer], size: int, sent: int = 0) -> None:
         """Add a message; `sent` bytes of it were sent already, if it is the only one."""

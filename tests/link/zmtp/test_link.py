@@ -222,7 +222,24 @@ async def test_a_ping_is_answered(kernel, linked) -> None:
     async with asyncio.timeout(20):
         while not shell.decoder.commands:
             shell.decoder.feed(await asyncio.get_running_loop().sock_recv(shell.sock, 100))
-    assert shell.decoder.take_commands() == [b"\x04PONGhere"]
+    assert [body for _, body in shell.decoder.take_commands()] == [b"\x04PONGhere"]
+
+
+async def test_pings_of_a_kernel_that_reads_nothing_are_answered_once(kernel, linked) -> None:
+    link, events = linked
+    shell = kernel.connected[Channel.SHELL]
+    while link.send(Channel.SHELL, large(50_000)):  # until the system and the queue take no more
+        pass
+    await shell.send_bytes(b"\x04\x0b\x04PING\0\x10here" * 1000)
+    await shell.send(body(1))
+    await events.until(lambda: bool(events.messages))
+    async with asyncio.timeout(20):
+        while not shell.decoder.commands:
+            await shell.receive()
+    assert link.send(Channel.SHELL, body(2))
+    while await shell.receive() != body(2):
+        pass
+    assert len(shell.decoder.take_commands()) <= 2
 
 
 async def test_a_message_that_is_too_large_is_reported_with_its_limit(

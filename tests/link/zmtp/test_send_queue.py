@@ -73,8 +73,11 @@ def test_a_command_goes_before_messages_and_never_into_one(pair) -> None:
     queue = SendQueue()
     queue.append((b"message",), 7, sent=4)
     queue.append((b"next",), 4)
+    assert not queue.has_command
     queue.insert(b"[pong]")
+    assert queue.has_command
     assert send_all(queue, pair) == b"age[pong]next"
+    assert not queue.has_command
     queue.append((b"message",), 7)
     queue.insert(b"[pong]")
     assert send_all(queue, pair) == b"[pong]message"
