@@ -31,7 +31,11 @@ PEER = os.environ.get("KBRIDGE_TEST_SERVER", "kbridge") == "jupyter_server"
 LINK = os.environ.get("KBRIDGE_TEST_LINK", "")
 TOKEN = "correct-horse-battery-staple"
 
-_COMMAND = [sys.executable, "-m", "kbridge", "--ip=127.0.0.1"]
+# The usual event loop; `KBRIDGE_TEST_LOOP=uvloop` uses the other one.
+_UVLOOP = os.environ.get("KBRIDGE_TEST_LOOP", "asyncio") == "uvloop"
+_COMMAND = [
+    *(sys.executable, "-m", "kbridge", "--ip=127.0.0.1", f"--KbridgeApp.use_uvloop={_UVLOOP}")
+]
 _PEER_COMMAND = [
     *(sys.executable, "-m", "jupyter_server", "--ip=127.0.0.1", "--no-browser", "--allow-root"),
     *("--ServerApp.disable_check_xsrf=True", "--ServerApp.jpserver_extensions=kbridge=False"),

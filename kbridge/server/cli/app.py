@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import secrets
 import sys
@@ -231,6 +230,12 @@ class KbridgeApp(setting_checks.Checks, CheckedApp):
         False: kernels keep running, and the next server on the same address adopts them. After a
         crash of the server that happens in any case.""",
     ).tag(config=True)
+    use_uvloop = Bool(
+        True,
+        help="""True: the server uses the event loop of uvloop, which needs less CPU, where it is
+        installed (`pip install 'kbridge[speed]'`; Linux and macOS). False: always that of
+        asyncio.""",
+    ).tag(config=True)
     log_format = Unicode(
         "%(asctime)s %(levelname).1s %(name)s: %(message)s", help="Format of the log lines."
     ).tag(config=True)
@@ -392,10 +397,11 @@ class KbridgeApp(setting_checks.Checks, CheckedApp):
     def start(self) -> None:
         """Run the server until a signal arrives."""
         super().start()
+        from kbridge.server.cli.event_loop import run
         from kbridge.server.cli.serve import serve
 
         try:
-            asyncio.run(serve(self.configuration(), self, self.log))
+            run(serve(self.configuration(), self, self.log), use_uvloop=self.use_uvloop)
         except (KbridgeError, TraitError) as error:  # other classes read their traits only now
             self.log.critical("%s", error)
             sys.exit(1)

@@ -72,6 +72,8 @@ class Question:
         self._on_yes = on_yes
         self._on_no = on_no
         self._loop = asyncio.get_running_loop()
+        # uvloop makes the terminal non-blocking, which the shell and other programs share.
+        self._blocking = os.get_blocking(0)
         self._loop.add_reader(0, self._on_line)
         self._timer = self._loop.call_later(_PATIENCE, self._on_silence)
         say(text)
@@ -80,6 +82,7 @@ class Question:
         """Withdraw the question; a second call has no effect."""
         self._timer.cancel()
         self._loop.remove_reader(0)
+        os.set_blocking(0, self._blocking)
 
     def _on_line(self) -> None:
         try:

@@ -61,6 +61,14 @@ class Terminal:
         os.close(slave)
         self.said = ""
 
+    @property
+    def flags(self) -> int:
+        """The status flags of the terminal, as its programs see them."""
+        info = Path(f"/proc/{self.process.pid}/fdinfo/0").read_text()
+        found = re.search(r"^flags:\s+(\d+)$", info, re.MULTILINE)
+        assert found, info
+        return int(found[1], 8)
+
     def until(self, pattern: str) -> re.Match[str]:
         """Read until new output arrives; discard all earlier output."""
         deadline = time.monotonic() + TIMEOUT
@@ -132,8 +140,11 @@ def _url(terminal: Terminal) -> str:
 QUESTION = r"Shut down this server and 1 kernel \(y/\[n\]\)\?"
 
 
-def test_ctrl_c_asks_if_kernels_would_end(terminal: Callable[..., Terminal]) -> None:
-    console = terminal()
+@pytest.mark.parametrize("use_uvloop", [False, True])
+def test_ctrl_c_asks_if_kernels_would_end(
+    terminal: Callable[..., Terminal], *, use_uvloop: bool
+) -> None:
+    console = terminal(f"--KbridgeApp.use_uvloop={use_uvloop}")
     url = _url(console)
     console.start_kernel(url)
     for answer in ("n\n", "\n"):
@@ -142,6 +153,7 @@ def test_ctrl_c_asks_if_kernels_would_end(terminal: Callable[..., Terminal]) -> 
         console.type(answer)
         console.until(r"The server keeps running at http")
         assert console.kernels(url) == 1
+        assert not console.flags & os.O_NONBLOCK, "the shell uses the terminal, too"
     console.type("\x03")
     console.until(QUESTION)
     console.until(r"no answer")  # after five seconds
