@@ -335,12 +335,13 @@ class Delivery:
         return self._in_turns
 
     def _rest(self) -> None:
-        """End a turn: drop frames that every client has, and the chunks kept for this turn."""
+        """End a turn: drop frames that every client has, and the chunks that nobody waits for."""
         if self._journal.nbytes > self._trim_above:
             self.trim()
         renderer = self._renderer
         if renderer.caches:
-            self._forget()
+            if not self._waiting:  # those that wait are often at the place of the last one
+                self._forget()
             if renderer.caches and self._chunk_timer is None and not self._stopped:
                 self._chunk_timer = self._loop.call_later(_FRESH, self._on_chunks_stale)
 

@@ -406,6 +406,23 @@ async def test_readers_that_lag_at_different_places_share_what_they_read_next(
     assert sum(renderings) < 3 * 640, "each has 5,000 frames to join"
 
 
+async def test_readers_that_take_turns_in_a_flood_share_what_they_read(
+    make_rig, renderings, monkeypatch
+) -> None:
+    monkeypatch.setattr(delivery, "_AT_ONCE", 100_000)  # two readers; the others take turns
+    rig = make_rig(limit_rate=True, iopub_msg_rate_limit=100.0, iopub_data_rate_limit=0)
+    rig.prove()
+    readers = [rig.attach(f"s{i}") for i in range(16)]
+    rig.say(*(rig.stream(f"<{i}>" + "x" * 300) for i in range(200)))
+    renderings.clear()
+    rig.clock.now += 1
+    rig.fire_pace_timer()
+    await caught_up(rig, *(attachment for _, attachment in readers))
+    expected = "".join(f"<{i}>" + "x" * 300 for i in range(200))
+    assert all("".join(texts(client)) == expected for client, _ in readers)
+    assert sum(renderings) <= 200, "each frame is joined once for all"
+
+
 async def test_a_private_frame_leaves_the_others_sharing(make_rig, renderings) -> None:
     rig = make_rig(limit_rate=False)
     rig.prove()
