@@ -17,7 +17,7 @@ from __future__ import annotations
 import json
 from collections.abc import Collection
 
-from kbridge.wire.message import Message, scan
+from kbridge.wire.message import Message, field
 
 __all__ = ["CONTROL", "QUIET", "Activity", "shell_of", "state_of"]
 
@@ -166,7 +166,7 @@ class Activity:
         if self._phase == "dead" or state not in ("busy", "idle"):
             return
         parent = msg.parent_header
-        request = scan(parent, "msg_type")
+        request = field(parent, "msg_type")
         if request in self._quiet:
             # Proves that the kernel is up, except if the request shuts it down.
             if state == "idle" and request != "shutdown_request":
@@ -178,7 +178,7 @@ class Activity:
         self._phase = None
         self._latest = state
         self.last_activity = now
-        parent_id = scan(parent, "msg_id")
+        parent_id = msg.parent_id
         if state == "busy":
             self._begin(shell_of(parent), parent_id or _NAMELESS)
         elif parent_id:

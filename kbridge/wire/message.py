@@ -25,6 +25,7 @@ __all__ = [
     "Channel",
     "Message",
     "RawMessage",
+    "field",
     "id_keys",
     "json_object",
     "message_key",
@@ -63,18 +64,17 @@ class Message(NamedTuple):
     @property
     def msg_type(self) -> str:
         """The `msg_type` of the header, or an empty string if it is missing."""
-        return scan(self.header, "msg_type")
+        return field(self.header, "msg_type")
 
     @property
     def msg_id(self) -> str:
         """The `msg_id` of the header, or an empty string if it is missing; see `scan`."""
-        return scan(self.header, "msg_id")
+        return field(self.header, "msg_id")
 
     @property
     def parent_id(self) -> str:
         """The `msg_id` of the parent header, or an empty string if there is no parent."""
-        raw = self.parent_header
-        return _cached_id(raw) if len(raw) <= _CACHED else scan(raw, "msg_id")
+        return field(self.parent_header, "msg_id")
 
     @property
     def nbytes(self) -> int:
@@ -148,14 +148,17 @@ def scan(raw: bytes, name: str) -> str:
         return ""
 
 
-# All output of a cell has the same parent header, so its id is cached. Unusually long headers are
-# not cached, to bound the memory of the cache.
+# Unusually long headers are not cached, to bound the memory of the cache.
 _CACHED = 1024
+_cached = lru_cache(maxsize=256)(scan)
 
 
-@lru_cache(maxsize=256)
-def _cached_id(raw: bytes) -> str:
-    return scan(raw, "msg_id")
+def field(raw: bytes, name: str) -> str:
+    """Return `scan` of a header that is read several times.
+
+    The header of a request is also that of the parent of its output.
+    """
+    return _cached(raw, name) if len(raw) <= _CACHED else scan(raw, name)
 
 
 _ID_FIRST = b'{"msg_id": "'

@@ -64,8 +64,9 @@ def parse(channel: Channel, frames: Sequence[Buffer], signer: Signer) -> Message
         If the message is not signed with the kernel's key.
     """
     buffers: tuple[Buffer, ...] = ()
-    if len(frames) == 7 and frames[1] == DELIMITER:  # the usual message
-        signature, parts = frames[2], frames[3:]
+    at = len(frames) - 6  # in the usual message: without buffers, after a topic or first
+    if 0 <= at <= 1 and frames[at] == DELIMITER:
+        signature, parts = frames[at + 1], frames[at + 2 :]
     else:
         signature, parts, buffers = _found(frames)
     header, parent, metadata, content = parts
