@@ -10,6 +10,7 @@ targets relative to it.
 from __future__ import annotations
 
 import resource
+import signal
 import sys
 import tempfile
 import time
@@ -50,6 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BenchmarkError as error:
         made.error(f"--baseline: {error} (`{NO_BASELINE}` measures no baseline)")
     raise_descriptor_limit()
+    signal.signal(signal.SIGTERM, lambda number, _frame: sys.exit(128 + number))  # stops servers
     begin = time.monotonic()
 
     def log(text: str) -> None:

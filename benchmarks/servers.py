@@ -197,22 +197,24 @@ class Server:
                 stdout=log,
                 stderr=log,
             )
-        while not self._answers(begin):
-            if self._process.poll() is not None or time.monotonic() > begin + 30:
-                self.stop()
-                raise BenchmarkError(f"{self.name} does not listen:\n{self.log_tail()}")
-            time.sleep(0.002)
-        self._prove_what_it_is()
+        try:
+            while not self._answers(begin):
+                if self._process.poll() is not None or time.monotonic() > begin + 30:
+                    raise BenchmarkError(f"{self.name} does not listen:\n{self.log_tail()}")
+                time.sleep(0.002)
+            self._prove_what_it_is()
+        except BaseException:  # also if this program is terminated
+            self.stop()
+            raise
 
     def _prove_what_it_is(self) -> None:
-        """Return True if the extension was loaded exactly if it should be.
+        """Check that the extension was loaded if it should be, and only then.
 
         jupyter_server continues without an extension that fails; the figures would then be
         meaningless.
         """
         loaded = LOADED in self.log_text()
         if loaded is not (self.name == EXTENSION):
-            self.stop()
             told = (
                 "loaded the kbridge extension" if loaded else "runs without the kbridge extension"
             )

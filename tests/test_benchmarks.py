@@ -880,6 +880,27 @@ def test_a_short_run_measures_all_servers(tmp_path: Path) -> None:
     assert (tmp_path / "benchmarks.png").stat().st_size > 10_000
 
 
+@pytest.mark.kernel
+def test_a_terminated_run_leaves_no_server() -> None:
+    argv = [sys.executable, "-m", "benchmarks", "--only=kbridge", "--rounds=100", "message"]
+    with subprocess.Popen(argv, cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        assert "message: round 1" in process.stderr.readline()
+        while not (kernels := grandchildren(process.pid)):
+            assert process.poll() is None
+        process.terminate()
+        assert process.wait() == 128 + signal.SIGTERM
+    assert not [pid for pid in kernels if Path(f"/proc/{pid}").exists()]
+
+
+def grandchildren(pid: int) -> list[int]:
+    """Return the ids of the servers and kernels of a run that has started a kernel."""
+    for server in measure.children(pid):
+        if kernels := measure.children(server):
+            return [server, *kernels]
+    return []
+
+
 @pytest.mark.parametrize("page", readme.PAGES)
 def test_the_pages_show_the_measured_figures(page: str) -> None:
     text = (readme.ROOT / page).read_text()

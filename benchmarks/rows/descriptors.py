@@ -15,7 +15,7 @@ from benchmarks.table import Figure, Life, Row, Settings, Values
 
 
 def measure(server: Server, settings: Settings) -> Values:
-    count = settings.count or settings.pick(10, 3)
+    count = settings.pick(10, 3)
     with ExitStack() as kernels, ExitStack() as websockets:
 
         def add() -> None:
