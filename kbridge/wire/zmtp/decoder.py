@@ -6,7 +6,7 @@ Properties of this module:
 - a call costs no more than the bytes fed since the last call, however they are divided;
 - the head of a frame is checked before memory is set aside for its body. The memory for a long part
   is requested in one piece, but the operating system provides it only as bytes arrive: `bytes(n)`
-  calls calloc, which does not touch a large block;
+  calls calloc, which does not touch new memory (it clears memory that the process had used before);
 - a long part is received in its final place, and becomes `bytes` without a copy;
 - the result does not depend on how the bytes are divided.
 """
