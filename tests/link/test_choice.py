@@ -1,6 +1,8 @@
 """The choice of the link by the setting and by the kernel."""
 
 import dataclasses
+import subprocess
+import sys
 
 import pytest
 import zmq
@@ -51,3 +53,23 @@ async def test_other_transports_than_tcp_and_ipc_are_left_to_libzmq() -> None:
     endpoints = Endpoints("bogus", "127.0.0.1", dict.fromkeys(Channel, 1))
     with pytest.raises(KernelError, match="Protocol not supported"):
         make_link(LinkKind.AUTO)(endpoints, Recorder(), b"name")
+
+
+def test_a_kernel_on_plain_sockets_needs_no_libzmq() -> None:
+    program = """
+import asyncio, sys
+from types import SimpleNamespace
+from kbridge.hub.hub import Hub
+from kbridge.link.choice import LinkKind, make_link
+from kbridge.link.endpoints import Endpoints
+from kbridge.wire.message import Channel
+
+async def main():
+    endpoints = Endpoints("tcp", "127.0.0.1", dict.fromkeys(Channel, 1))
+    make_link(LinkKind.AUTO)(endpoints, SimpleNamespace(), b"name").close()
+
+asyncio.run(main())
+print("zmq" in sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "False\n"), done.stderr

@@ -9,6 +9,7 @@ import pytest
 
 from kbridge.errors import KernelError, MessageTooBig
 from kbridge.link.endpoints import Endpoints
+from kbridge.link.zmtp import connection
 from kbridge.link.zmtp import link as module
 from kbridge.link.zmtp.link import ZmtpLink
 from kbridge.wire.message import Channel
@@ -436,3 +437,56 @@ async def test_a_kernel_on_unix_sockets(connect, tmp_path, abstract) -> None:
             sock.setblocking(True)
             sock.sendall(GREETING + ready(b"ROUTER"))
             await events.until(lambda: events.stdin == ["connected"])
+
+
+async def test_a_connection_that_meets_itself_is_given_up(kernel, connect, monkeypatch) -> None:
+    """The system may choose the port of a kernel that does not listen for the connecting socket."""
+    ports = dict(kernel.ports)
+    kernel.close()
+    create = socket.socket
+    met = asyncio.Event()
+
+    class Bound(socket.socket):
+        def connect_ex(self, address) -> int:
+            self.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            self.bind(address)
+            code = super().connect_ex(address)
+            if self.getsockname() == self.getpeername():
+                met.set()
+            return code
+
+    with monkeypatch.context() as patch:
+        patch.setattr(socket, "socket", Bound)
+        events = Recorder()
+        connect(Endpoints("tcp", "127.0.0.1", ports, b"key"), events)
+        assert met.is_set()
+        patch.setattr(socket, "socket", create)
+    await turns()
+    later = PlainKernel(ports)  # the port is free
+    try:
+        await later.accept_all()
+        await events.until(lambda: events.news == ["connected"])
+    finally:
+        later.close()
+
+
+def keeps_alive(sock: socket.socket) -> bool:
+    """Return True if the other end of a connection on this machine has a keep-alive timer."""
+    ours, theirs = sock.getpeername()[1], sock.getsockname()[1]
+    for line in Path("/proc/net/tcp").read_text().splitlines()[1:]:
+        fields = line.split()
+        if (int(fields[1][-4:], 16), int(fields[2][-4:], 16)) == (ours, theirs):
+            return fields[5].startswith("02:")
+    raise AssertionError("there is no such connection")
+
+
+@pytest.mark.parametrize("local", [True, False])
+async def test_connections_to_other_machines_are_kept_alive(
+    kernel, connect, monkeypatch, local
+) -> None:
+    monkeypatch.setattr(connection, "is_local", lambda *_: local)
+    events = Recorder()
+    connect(kernel.endpoints, events)
+    await kernel.accept_all()
+    await events.until(lambda: bool(events.stdin))
+    assert keeps_alive(kernel.connected[Channel.STDIN].sock) is not local
