@@ -64,17 +64,20 @@ class Message(NamedTuple):
     @property
     def msg_type(self) -> str:
         """The `msg_type` of the header, or an empty string if it is missing."""
-        return field(self.header, "msg_type")
+        raw = self.header
+        return _cached(raw, "msg_type") if len(raw) <= _CACHED else scan(raw, "msg_type")
 
     @property
     def msg_id(self) -> str:
         """The `msg_id` of the header, or an empty string if it is missing; see `scan`."""
-        return field(self.header, "msg_id")
+        raw = self.header
+        return _cached(raw, "msg_id") if len(raw) <= _CACHED else scan(raw, "msg_id")
 
     @property
     def parent_id(self) -> str:
         """The `msg_id` of the parent header, or an empty string if there is no parent."""
-        return field(self.parent_header, "msg_id")
+        raw = self.parent_header
+        return _cached(raw, "msg_id") if len(raw) <= _CACHED else scan(raw, "msg_id")
 
     @property
     def nbytes(self) -> int:

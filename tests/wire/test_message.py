@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kbridge.errors import InvalidMessage
-from kbridge.wire.message import id_keys, json_object, message_key, scan
+from kbridge.wire.message import field, id_keys, json_object, message_key, scan
 from tests.wire.cases import HEADER, MESSAGES, message, raw
 
 
@@ -137,3 +137,12 @@ def test_keys_are_the_same_in_every_process() -> None:
     """Journals on disk are searched after a restart."""
     assert message_key(b'{"msg_id": "a"}') == 0xE8B7BE43
     assert id_keys("a") == {0xE8B7BE43}
+
+
+@pytest.mark.parametrize("size", [1, 900, 1024, 5000])
+def test_fields_are_the_same_however_often_they_are_read(size: int) -> None:
+    msg = message(msg_id="x" * size, msg_type="stream", parent={"msg_id": "y" * size})
+    for _ in range(3):
+        assert (msg.msg_id, msg.msg_type, msg.parent_id) == ("x" * size, "stream", "y" * size)
+        assert field(msg.header, "session") == HEADER["session"]
+        assert field(b"{}", "session") == ""
