@@ -21,7 +21,7 @@ from tests.support.waiting import TIMEOUT
 if TYPE_CHECKING:
     from playwright.async_api import Page
 
-pytestmark = [pytest.mark.browser, pytest.mark.kernel, pytest.mark.slow, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.browser, pytest.mark.kernel, pytest.mark.slow]
 
 APPS = {"jupyterlab": "/lab/tree/", "notebook": "/notebooks/"}
 ROUND_TRIP = re.compile(r"^kbridge \d+ ms$")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-import os
+import asyncio
+import re
 from collections.abc import AsyncIterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,7 @@ from tests.support.lab import Lab, Place, with_extension, with_gateway
 from tests.support.notebook import expect
 from tests.support.overlay import overlay
 from tests.support.restartable_server import RestartableServer
+from tests.support.waiting import eventually
 
 pytestmark = [
     pytest.mark.kernel,
@@ -21,11 +24,6 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.asyncio(loop_scope="module"),
 ]
-
-unstable = pytest.mark.skipif(
-    "KBRIDGE_UNSTABLE" not in os.environ,
-    reason="fails now and then on a loaded machine; KBRIDGE_UNSTABLE=1 runs it",
-)
 
 HALF = "print('before')\ngate('half')\nprint('after')"
 PLAIN = "jupyter_server.services.kernels.connection.channels.ZMQChannelsWebsocketConnection"
@@ -50,6 +48,14 @@ async def gateway(module_gateway: Place) -> AsyncIterator[Place]:
     """JupyterLab without notebooks; its kernels run in the standalone server."""
     yield module_gateway
     await module_gateway.lab.close_all()
+
+
+def is_on_disk(server: RestartableServer, kernel_id: str) -> bool:
+    """Return True if the two executions and the first output of the kernel are in its journal."""
+    home = server.home / "runtime" / "kbridge-journal" / kernel_id
+    content = b"".join(path.read_bytes() for path in home.rglob("*") if path.is_file())
+    executions = set(re.findall(rb"execution/([-\w]+)", content))
+    return len(executions) >= 2 and b'"before\\n"' in content
 
 
 async def restores(lab: Lab, gates: Gates) -> None:
@@ -83,6 +89,8 @@ async def test_a_killed_server_and_a_reload(gateway: Place, gates: Gates) -> Non
     assert isinstance(gateway.kernels, RestartableServer)
     notebook = await gateway.lab.start(gates, HALF, "print('second')")
     await notebook.cell(0).shows("before\n")
+    kernel = await notebook.connected()
+    await asyncio.to_thread(eventually, partial(is_on_disk, gateway.kernels, kernel), "on disk")
     gateway.kernels.crash()
     gateway.kernels.start()
     notebook = await gateway.lab.reload(notebook)
@@ -101,9 +109,9 @@ async def test_notebook_restores(tmp_path: Path, gates: Gates) -> None:
         await restores(place.lab, gates)
 
 
-@unstable
 async def test_a_shared_document_has_output_once(tmp_path: Path, gates: Gates) -> None:
-    async with with_extension(tmp_path / "lab", env=overlay("collaboration")) as place:
+    env = overlay("collaboration")
+    async with with_extension(tmp_path / "lab", env=env, foreign=True) as place:
         lab = place.lab
         notebook = await lab.start(gates, HALF)
         await notebook.cell(0).shows("before\n")

@@ -165,9 +165,12 @@ class Place(NamedTuple):
 
 @asynccontextmanager
 async def with_extension(
-    home: Path, *args: str, env: Mapping[str, str] | None = None
+    home: Path, *args: str, env: Mapping[str, str] | None = None, foreign: bool = False
 ) -> AsyncIterator[Place]:
-    """Run JupyterLab with the installed extension."""
+    """Run JupyterLab with the installed extension.
+
+    `foreign` is true if the server has other extensions, whose errors in the log do not count.
+    """
     require("jupyterlab", "ipywidgets", "ipykernel")
     async with AsyncExitStack() as stack:
         server = jupyter_lab(home, *args, env=env)
@@ -175,8 +178,9 @@ async def with_extension(
         front = await stack.enter_async_context(network_to(server.start().port))
         lab = await stack.enter_async_context(lab_page(front.url, server))
         yield Place(lab, server, front)
-        server.stop()
-        server.assert_clean_log()
+        await lab.close()
+        await asyncio.to_thread(server.end)
+        server.assert_clean_log(foreign=foreign)
 
 
 @asynccontextmanager
@@ -192,8 +196,9 @@ async def with_gateway(home: Path, kernels: Server, *args: str) -> AsyncIterator
         front = await stack.enter_async_context(network_to(server.start().port))
         lab = await stack.enter_async_context(lab_page(front.url, server))
         yield Place(lab, kernels, front, back)
-        server.stop()
-        kernels.stop()
+        await lab.close()
+        await asyncio.to_thread(server.end)
+        await asyncio.to_thread(kernels.stop)
         kernels.assert_clean_log()
 
 
@@ -268,6 +273,10 @@ class Lab:
         """Close JupyterLab without closing its notebooks; `come_back` opens it again."""
         await self.page.goto("about:blank")
 
+    async def close(self) -> None:
+        """Close the window, without saving anything."""
+        await self.page.context.close()
+
     async def _restored(self) -> None:
         await self.page.wait_for_function("window.jupyterapp?.restored.then(() => true)")
 
@@ -279,7 +288,7 @@ class Lab:
         try:
             yield other
         finally:
-            await other.page.context.close()
+            await other.close()
 
     async def open(self, *codes: str) -> Notebook:
         """Open a new notebook with these cells (none: one empty cell), and wait for its kernel."""
@@ -294,22 +303,43 @@ class Lab:
         return notebook
 
     async def start(self, gates: Gates, *codes: str) -> Notebook:
-        """Open a notebook with these cells and start them all; they may use `gate`."""
+        """Open a notebook with these cells and start them all; they may use `gate`.
+
+        Returns when the server has all requests, so that the page may leave.
+        """
         notebook = await self.open(*codes)
         await notebook.prepare(gates.code)
-        await notebook.run_all()
+        await self._run_all(notebook, len(codes))
         return notebook
 
     async def run(self, *codes: str) -> list[dict[str, Any]]:
         """Run cells in a notebook that stays open, and return them as they are in its file."""
         notebook = await self.open(*codes)
         await notebook.prepare("def gate(name): pass")
-        await notebook.run_all()
+        await self._run_all(notebook, len(codes))
         await notebook.finished()
         await notebook.save()
         cells = notebook.saved_cells()
         await notebook.close()
         return cells
+
+    async def _run_all(self, notebook: Notebook, cells: int) -> None:
+        """Start all cells of a new kernel, and wait until the server has their requests."""
+        kernel = await notebook.connected()
+        await notebook.run_all()
+
+        def has_all() -> bool:
+            executions = self._executions(kernel)
+            return executions is None or len(executions) >= cells
+
+        await asyncio.to_thread(eventually, has_all, "the server has the requests of all cells")
+
+    def _executions(self, kernel: str) -> list[dict[str, Any]] | None:
+        """Return the executions of cells of a kernel; None without kbridge."""
+        reply = self._site.server.request("GET", f"/api/kernels/{kernel}/executions")
+        if reply.status == 404:
+            return None
+        return [each for each in reply.json() if each["cell_id"] is not None]
 
     async def show(self, path: Path) -> Notebook:
         """Open a notebook, or show it if it is open, and wait until it is connected to a kernel."""
@@ -346,7 +376,10 @@ class Lab:
         def is_idle() -> bool:
             sessions = self._site.server.request("GET", "/api/sessions").json()
             [kernel] = [each["kernel"] for each in sessions if each["path"] == path.name]
-            return bool(kernel["execution_state"] == "idle")
+            # The state may still be that of the cell before.
+            executions = self._executions(kernel["id"]) or []
+            over = all(each["state"] in ("done", "error", "aborted") for each in executions)
+            return over and bool(kernel["execution_state"] == "idle")
 
         await asyncio.to_thread(eventually, is_idle, f"the kernel of {path.name} is idle")
 

@@ -13,7 +13,7 @@ T = TypeVar("T")
 
 # Seconds after which a condition counts as failed. Long, because CI is slow; a passing test does
 # not wait that long.
-TIMEOUT = 60.0
+TIMEOUT = 180.0
 
 
 def eventually(probe: Callable[[], T], what: str, timeout: float = TIMEOUT) -> T:
