@@ -8,7 +8,7 @@ from __future__ import annotations
 from array import array
 from typing import NamedTuple, Protocol
 
-__all__ = ["Batch", "FrameSource"]
+__all__ = ["Batch", "Checkpoints", "FrameSource"]
 
 
 class Batch(NamedTuple):
@@ -84,3 +84,13 @@ class FrameSource(Protocol):
         While the disk fails, the memory must keep what readers need, as if there was no disk.
         """
         ...
+
+
+class Checkpoints(Protocol):
+    """Positions in the input of a source of frames, noted when its frames are written."""
+
+    def note(self) -> None:
+        """Note the present position: the source has the frames of all input before it."""
+
+    def reached(self, end: int) -> None:
+        """Note that all frames up to the last note are on disk; they are those before `end`."""

@@ -11,6 +11,7 @@ from kbridge.hub.clock import Clock
 from kbridge.hub.notices import Notices
 from kbridge.hub.rejected import DroppedMessages
 from kbridge.hub.settings import HubSettings
+from kbridge.link.holder.keeper import Keeper, KeptKernel
 from kbridge.link.interfaces import LinkFactory
 from kbridge.storage.history import History
 from kbridge.storage.store import JournalStore
@@ -37,6 +38,8 @@ class HubEnvironment:
         The bytes beyond `journal_limit` that several hubs share; None for a single hub.
     store : JournalStore or None
         The journals on disk; None to keep them in memory only.
+    keeper : Keeper or None
+        Keeps the connections of kernels while no bridge runs; None if they end with this process.
     """
 
     link: LinkFactory | None = None
@@ -44,6 +47,7 @@ class HubEnvironment:
     log: Log = field(default_factory=lambda: logging.getLogger("kbridge.hub"))
     allowance: Allowance | None = None
     store: JournalStore | None = None
+    keeper: Keeper | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +70,8 @@ class HubContext:
         Counts kernel messages that cannot be passed on.
     history : History or None
         The journal on disk; None if it is in memory only.
+    kept : KeptKernel or None
+        The connections that go on while no bridge runs.
     """
 
     kernel_id: str
@@ -75,6 +81,7 @@ class HubContext:
     notices: Notices
     rejected: DroppedMessages
     history: History | None = None
+    kept: KeptKernel | None = None
 
     @property
     def adopted(self) -> bool:

@@ -27,7 +27,7 @@ from kbridge.hub.notices import Notices
 from kbridge.hub.recovered import SavedState, read_entries
 from kbridge.hub.rejected import IGNORED, REJECTED, DroppedMessages
 from kbridge.hub.settings import HubSettings
-from kbridge.link.choice import LinkKind, make_link
+from kbridge.link.choice import LinkKind, keeping, make_link
 from kbridge.link.interfaces import ClientLink
 from kbridge.wire.dialects import Dialect
 from kbridge.wire.message import Channel, Message
@@ -90,21 +90,31 @@ class Hub:
         self.log = log
         history = environment.store.history(kernel_id) if environment.store else None
         saved = SavedState()
+        kept = environment.keeper.kernel(kernel_id) if environment.keeper and history else None
         adopted = former is not None
         if history is not None and (before := history.recovered) is not None:
             saved = read_entries(before.records, before.next_seq)
             adopted = adopted or bool(before.next_seq or saved.sessions or saved.executions)
+        if kept is not None:
+            kept.used = True
+            if kept.resumes:
+                adopted = False  # nothing is missing, and the connections go on
+            if history is not None:
+                history.follow(kept)
         self.notices = Notices(clock, adopted=adopted, on_disk=history is not None)
         self.ignored = DroppedMessages(IGNORED, kernel_id, clock, log)
         self._rejected = DroppedMessages(REJECTED, kernel_id, clock, log)
-        context = HubContext(kernel_id, settings, clock, log, self.notices, self._rejected, history)
+        context = HubContext(
+            *(kernel_id, settings, clock, log, self.notices, self._rejected, history, kept)
+        )
         self._clock = clock
         self._incoming = policy_chain.incoming(settings)
         allowance = environment.allowance or Allowance(settings.burst_limit)
         self._broadcaster = Broadcaster(context, allowance, saved)
         if history is not None:
             history.forget_recovered()
-        link = environment.link or make_link(LinkKind(settings.link))
+        kind = LinkKind(settings.link)
+        link = environment.link or (keeping(kind, kept) if kept is not None else make_link(kind))
         self._kernel = KernelConnection(context, self._broadcaster, link, former or ())
         self._closed = False
         self._broadcaster.connecting(connection_info)

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
 import platform
 from collections.abc import Collection, Coroutine, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
 from kbridge.errors import HubClosed, KernelNotFound
+from kbridge.flow.seam import Seam
 from kbridge.hub.broadcast.burst import Allowance
 from kbridge.hub.clock import Clock
 from kbridge.hub.context import HubEnvironment, Log
 from kbridge.hub.hub import Hub
 from kbridge.hub.recovered import is_of_another_kernel
 from kbridge.hub.settings import HubSettings
+from kbridge.link.holder.keeper import Keeper
 from kbridge.link.interfaces import LinkFactory
 from kbridge.storage.store import JournalStore, StoreSettings
 
@@ -22,6 +26,9 @@ __all__ = ["GOING_AWAY", "HubTable"]
 
 GOING_AWAY: Final = 1001
 """Close code of websockets when the server shuts down (RFC 6455, section 7.4.1)."""
+
+
+_RESUME_TIMEOUT: Final = 10.0
 
 
 class HubTable:
@@ -111,6 +118,35 @@ class HubTable:
             log=self._environment.log,
         )
         self._environment = replace(self._environment, store=self._store)
+        if self._environment.keeper is not None:
+            await self._take_over(self._environment.keeper, self._store)
+
+    def keep_connections(self, keeper: Keeper) -> None:
+        """Keep the connections of kernels while no bridge runs; call it before `open_journal`."""
+        self._environment = replace(self._environment, keeper=keeper)
+
+    async def _take_over(self, keeper: Keeper, store: JournalStore) -> None:
+        """Go on with the connections of an earlier bridge."""
+        keeper.take()
+        for kernel_id in keeper.left:
+            kept = keeper.kernel(kernel_id)
+            frames = None if kept.seq is None else await store.history(kernel_id).frames(kept.seq)
+            if frames is None:
+                keeper.drop(kept)
+            else:
+                kept.seam = Seam(frames)
+
+    async def wait_resumed(self) -> None:
+        """Wait until the journals have what kernels said before this bridge, at most 10 s."""
+        if self._environment.keeper is not None:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_RESUME_TIMEOUT):
+                    await self._environment.keeper.wait_resumed()
+
+    def accept_no_more(self) -> None:
+        """End the connections of an earlier bridge that no hub has gone on with."""
+        if self._environment.keeper is not None:
+            self._environment.keeper.drop_left()
 
     def open(
         self,
@@ -186,10 +222,11 @@ class HubTable:
             self._store.discard(kernel_id)
         return self._close(self.take(kernel_id), code, reason)
 
-    @staticmethod
-    async def _close(hub: Hub | None, code: int, reason: str) -> None:
+    async def _close(self, hub: Hub | None, code: int, reason: str) -> None:
         if hub is not None:
             await hub.aclose(code, reason)
+            if self._environment.keeper is not None and hub.kernel_id not in self._hubs:
+                self._environment.keeper.forget(hub.kernel_id)
 
     def take(self, kernel_id: str) -> Hub | None:
         """Remove the hub of a kernel from the table, if there is one; the caller closes it."""
@@ -207,6 +244,9 @@ class HubTable:
             True leaves the files of `open_journal` for the next process, because the kernels keep
             running; those of kernels whose hubs were closed with `close` are removed.
         """
+        keeper = self._environment.keeper
+        if keeper is not None and keep:
+            keeper.leave()
         for hub in self:
             self.take(hub.kernel_id)
             await hub.aclose(GOING_AWAY, "the server is shutting down")
@@ -214,6 +254,8 @@ class HubTable:
         if store is not None:
             self._environment = replace(self._environment, store=None)
             await store.aclose(keep=keep)
+        if keeper is not None:
+            keeper.close()
 
     def __iter__(self) -> Iterator[Hub]:
         return iter(list(self._hubs.values()))

@@ -158,6 +158,7 @@ class BridgeKernelManager(KernelSettings, AsyncMultiKernelManager):
             self.index.add(kernel)
             kernel.watch()
             self.log.info("Kernel found again: %s (%s)", kernel.kernel_id, kernel.kernel_name)
+        await self.hubs.wait_resumed()
         # An ended kernel is reported once: not again if this server dies now.
         await self.writer.settled()
         return claim.sessions

@@ -10,10 +10,11 @@ from typing import Final
 
 from kbridge.errors import KernelError
 from kbridge.link.endpoints import Endpoints
+from kbridge.link.holder.keeper import KeptKernel
 from kbridge.link.interfaces import KernelEvents, KernelSockets, LinkFactory
 from kbridge.link.zmtp.address import usable
 
-__all__ = ["DEFAULT", "LinkKind", "make_link"]
+__all__ = ["DEFAULT", "LinkKind", "keeping", "make_link"]
 
 
 class LinkKind(StrEnum):
@@ -34,6 +35,19 @@ DEFAULT: Final = LinkKind.PYZMQ
 def make_link(kind: LinkKind) -> LinkFactory:
     """Return the factory of the links of one kind."""
     return _FACTORIES[kind]
+
+
+def keeping(kind: LinkKind, kept: KeptKernel) -> LinkFactory:
+    """Return the factory of the links of one kind whose connections are kept, where possible."""
+
+    def make(endpoints: Endpoints, events: KernelEvents, identity: bytes) -> KernelSockets:
+        from kbridge.link.zmtp.link import ZmtpLink
+
+        if kind is LinkKind.PYZMQ or endpoints.curve is not None or not usable(endpoints.transport):
+            return make_link(kind)(endpoints, events, identity)
+        return ZmtpLink(endpoints, events, identity, kept)
+
+    return make
 
 
 def _auto(endpoints: Endpoints, events: KernelEvents, identity: bytes) -> KernelSockets:

@@ -8,6 +8,8 @@ import os
 import platform
 import re
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
 
 from tornado import web
 from traitlets import TraitError
@@ -21,6 +23,9 @@ from kbridge.kernels.registry.models import Owner
 from kbridge.kernels.registry.registry import Registry
 from kbridge.kernels.registry.writer import RegistryWriter
 from kbridge.kernels.sessions import Sessions
+from kbridge.link.choice import LinkKind
+from kbridge.link.holder.client import Holder, is_supported
+from kbridge.link.holder.keeper import Keeper
 from kbridge.link.keepalive import Keepalive
 from kbridge.server.api.routes import make_application
 from kbridge.server.api.services import Services
@@ -32,6 +37,8 @@ from kbridge.server.safe_log import hide
 from kbridge.server.setting_checks import check_host, check_origins
 
 __all__ = ["Components", "access_policy", "build", "make_registry"]
+
+_HOLDER_SECONDS: Final = 24 * 3600.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +89,18 @@ def make_registry(config: ServerConfig, log: logging.Logger) -> RegistryWriter:
     return RegistryWriter(Registry(url), owner, log=log)
 
 
+def _make_keeper(config: ServerConfig, hubs: HubTable, log: logging.Logger) -> Keeper | None:
+    """Return the object that keeps connections while no bridge runs, if that is possible."""
+    settings = hubs.settings
+    if not (settings.journal_dir and is_supported()) or settings.link == LinkKind.PYZMQ:
+        return None
+    name = hashlib.sha256(config.address.encode()).hexdigest()[:16]
+    directory = Path(settings.journal_dir).expanduser().absolute()
+    limit = settings.journal_disk_total
+    path = config.runtime_dir / f"kbridge-{name}.holder"
+    return Keeper(Holder(path, directory, limit, _HOLDER_SECONDS), log)
+
+
 def build(config: ServerConfig, port: int, log: logging.Logger) -> Components:
     """Create all parts of a server.
 
@@ -116,6 +135,9 @@ def build(config: ServerConfig, port: int, log: logging.Logger) -> Components:
         )
     sessions = Sessions(kernels, registry)
     hubs.configure(ZMQChannelsWebsocketConnection.hub_settings(config.traits.config, kernels))
+    keeper = _make_keeper(config, hubs, log)
+    if keeper is not None:
+        hubs.keep_connections(keeper)
     auth = _authenticator(config, port)
     services = Services(
         kernels, sessions, hubs, auth, base_url=config.base_url, list_kernels=config.list_kernels

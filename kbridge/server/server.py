@@ -126,6 +126,7 @@ class Server:
             # The stream's buffer must hold one websocket message and the beginning of the next.
             max_buffer_size=http.websocket_max_message_size + _BUFFER_MARGIN,
         )
+        parts.hubs.accept_no_more()
         self._http.add_sockets(self._sockets)
         self._sockets = []
         self._runtime = RuntimeFile(self.config.runtime_dir, self._info())

@@ -10,7 +10,7 @@ import asyncio
 from collections.abc import Callable
 from typing import Final
 
-from kbridge.flow.batch import FrameSource
+from kbridge.flow.batch import Checkpoints, FrameSource
 from kbridge.flow.places import Gap, Place, Stretch
 from kbridge.storage.chunks import Chunk
 from kbridge.storage.context import StoreContext, segment_size
@@ -88,6 +88,8 @@ class History(Client):
         self._states = StateLog(found.records if found else None)
         self._batch_size = min(_WRITE_SIZE, segment_size(context.limit))
         self._source: FrameSource | None = None
+        self._checkpoints: Checkpoints | None = None
+        self._noted: int | None = None  # the end of the journal at the last note
         self._counted = 0
         self._queued = self._writing = self._idle = False
         self._failed = self._retrying = self._stopped = False
@@ -171,6 +173,10 @@ class History(Client):
         source.on_durable(self.active)
         self._ask()
 
+    def follow(self, checkpoints: Checkpoints) -> None:
+        """Report from now on which input of the source is on disk."""
+        self._checkpoints = checkpoints
+
     def changed(self) -> None:
         """Note that the source has new frames; they are written within 10 ms."""
         if self._queued:
@@ -221,6 +227,9 @@ class History(Client):
         if not (batch or compaction or self._retrying or self._has_states):
             return None
         append = segments.append(batch) if batch else None
+        if self._checkpoints is not None and self._noted is None and self._source is not None:
+            self._checkpoints.note()
+            self._noted = self._source.next_seq
         self._idle = False
         self._writing = True
         work = Work(
@@ -271,6 +280,7 @@ class History(Client):
             segments.superfluous += work.remove
             segments.roll()
             failures.failed(self._kernel_id, error)
+        self._reach()
         self._count(added)
         self._update(failed=error is not None, stopped=self._stopped)
         if self._has_work:
@@ -346,6 +356,18 @@ class History(Client):
                 return None  # the next frame with state is not before the horizon
         return None
 
+    async def frames(self, seq: int) -> list[bytes] | None:
+        """Return all frames from a number on that are on disk; None if one of them is missing."""
+        found: list[bytes] = []
+        place = Place(seq, seq, -1)
+        while place.seq < self.end:
+            stretch = await self.read(place, _WRITE_SIZE, self.end)
+            if stretch is None or stretch.gap is not None or stretch.seqs is not None:
+                return None
+            found += stretch.frames
+            place = stretch.end
+        return found
+
     async def find(self, key: int, matches: Callable[[bytes], bool]) -> Place | None:
         """Return the place after the newest frame with that key that `matches`, or None."""
         found = await self._reader.find(key, matches) if key else None
@@ -381,6 +403,12 @@ class History(Client):
             self._segments.keep()
         if self._source is not None:
             self._source.on_durable(self.active)
+
+    def _reach(self) -> None:
+        if self._noted is not None and self._noted <= self.end:
+            assert self._checkpoints is not None
+            noted, self._noted = self._noted, None
+            self._checkpoints.reached(noted)
 
     def _count(self, added: int = 0) -> None:
         nbytes = self.nbytes

@@ -16,12 +16,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 from kbridge.errors import HubClosed, KernelError, KernelMessageError, ZmtpError
 from kbridge.flow.activity import Activity
 from kbridge.flow.execution import Execution
 from kbridge.flow.readiness import Decision, Event, Readiness, State
+from kbridge.flow.seam import Seam
 from kbridge.hub.context import HubContext
 from kbridge.hub.kernel.events import KernelListener
 from kbridge.hub.kernel.process_link import ProcessLink
@@ -31,6 +33,7 @@ from kbridge.link.interfaces import LinkFactory, RawMessage
 from kbridge.wire.headers import type_and_key
 from kbridge.wire.message import Channel, Message, scan
 from kbridge.wire.signing import Signer
+from kbridge.wire.v1 import encode_frame
 from kbridge.wire.zmq import parse
 
 __all__ = ["KernelConnection"]
@@ -78,6 +81,11 @@ class KernelConnection:
             # Until its shell answers a probe: the probe waits behind the running request.
             self.activity.presume_busy()
         self._link = ProcessLink(context.kernel_id, link, self, former, self._log)
+        # While messages come again that an earlier bridge has read.
+        self._seam = None if context.kept is None else context.kept.seam
+        if context.kept is not None and context.kept.resumes:
+            self.activity.presume_busy()
+            self._link.resume(context.kept.identity)
         self._requests = Requests(context, self._link)
         self._readiness = Readiness(timeout=settings.kernel_info_timeout)
         self._announced: Decision | None = None  # the last decision, if it was to send requests
@@ -195,7 +203,13 @@ class KernelConnection:
     # -- events of the link (KernelEvents) --------------------------------------------------
 
     def on_messages(self, channel: Channel, batch: list[RawMessage]) -> None:
-        """Verify, parse and deliver the messages of one batch."""
+        """Deliver the messages of one batch, except those that an earlier bridge has written."""
+        if self._seam is not None:
+            batch = self._without_written(channel, batch, self._seam)
+        self._deliver(channel, batch)
+
+    def _deliver(self, channel: Channel, batch: list[RawMessage]) -> None:
+        """Verify, parse and deliver messages."""
         now, wall = self._clock.monotonic(), self._clock.wall()
         mark, link, signer = self._notices.mark, self._link, self._link.signer
         iopub = channel is Channel.IOPUB
@@ -236,6 +250,18 @@ class KernelConnection:
         if texts:
             self._on_texts(texts, keys, now, wall)
 
+    def _without_written(
+        self, channel: Channel, batch: list[RawMessage], seam: Seam
+    ) -> list[RawMessage]:
+        """Return the messages of a batch that are not in the file of the journal."""
+        left = []
+        for frames in batch:
+            with suppress(KernelMessageError):
+                if seam.is_written(encode_frame(parse(channel, frames, self._link.signer))):
+                    continue
+            left.append(frames)
+        return left
+
     def on_writable(self, channel: Channel) -> None:
         """Send the requests that wait for a channel."""
         if self._readiness.ready:
@@ -243,6 +269,7 @@ class KernelConnection:
 
     def on_connected(self, channel: Channel) -> None:
         """Note that a channel is connected to the kernel."""
+        self._seam = None
         if channel is Channel.STDIN:
             self.poll(Event.STDIN_CONNECTED)
         elif channel is Channel.IOPUB:
@@ -356,6 +383,9 @@ class KernelConnection:
                     self._probe(Channel.SHELL)
         if not self._link.protocol:
             self._link.learn_protocol(msg)
+            if self._link.adapter is not None and self._context.kept is not None:
+                # The next bridge would not know the protocol when it reads the messages.
+                self._context.kept.give_up()
         if not proven:
             self.poll(Event.REPLY)
         return True

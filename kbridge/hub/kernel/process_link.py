@@ -112,6 +112,11 @@ class ProcessLink:
         self.link = self._make(endpoints, self._events, self.identity)
         self._receive_for_former(self.link)
 
+    def resume(self, identity: bytes) -> None:
+        """Go on under the identity of an earlier bridge; call it before `open`."""
+        self.former = [each for each in self.former if each != identity]
+        self.identity = identity
+
     def switch(self, make: LinkFactory) -> None:
         """Connect with another kind of link from now on, also to later processes.
 

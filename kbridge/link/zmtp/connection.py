@@ -18,11 +18,14 @@ import errno
 import random
 import socket
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
 from kbridge.errors import ZmtpError
+from kbridge.link.holder.buffer import SharedBuffer
+from kbridge.link.holder.keeper import Port
 from kbridge.link.interfaces import RawMessage
 from kbridge.link.zmtp.address import Address, SocketAddress, is_local
 from kbridge.link.zmtp.receive import CHUNK, ReceiveBuffer
@@ -94,6 +97,8 @@ class ZmtpConnection:
         The port of the kernel.
     events : ConnectionEvents
         The owner.
+    port : Port or None
+        Keeps the connection while no bridge runs; None if it ends with this process.
 
     Attributes
     ----------
@@ -119,9 +124,11 @@ class ZmtpConnection:
         "_fd",
         "_loop",
         "_peer",
+        "_port",
         "_queue",
         "_refused",
         "_resolving",
+        "_resumed",
         "_socket",
         "_target",
         "_timer",
@@ -135,7 +142,7 @@ class ZmtpConnection:
         "watched",
     )
 
-    def __init__(self, target: Target, events: ConnectionEvents) -> None:
+    def __init__(self, target: Target, events: ConnectionEvents, port: Port | None = None) -> None:
         self.channel = target.channel
         self.watched = True
         self.ended = False
@@ -150,7 +157,9 @@ class ZmtpConnection:
         self._socket: socket.socket | None = None
         self._fd = -1
         self._peer: Peer | None = None  # of an established connection
-        self._buffer = ReceiveBuffer()
+        self._resumed: Peer | None = None  # of one that goes on, before `start`
+        self._port = port
+        self._buffer: ReceiveBuffer | SharedBuffer = ReceiveBuffer()
         self._writing = False  # True if the event loop announces room
         self._addresses: deque[SocketAddress] = deque()  # those left to be tried
         self._resolving: asyncio.Future[list[SocketAddress]] | None = None
@@ -193,6 +202,9 @@ class ZmtpConnection:
     def unwatch(self) -> None:
         """Note that the owner reports only the messages of this connection from now on."""
         self.watched = False
+        if self._port is not None:  # the connection that replaces this one is kept
+            self._port = None
+            self._buffer = ReceiveBuffer()
 
     def read(self) -> list[RawMessage]:
         """Receive once, and return the messages that are whole now.
@@ -241,11 +253,14 @@ class ZmtpConnection:
             size = len(data)
             if not queue.size and self._peer is not None:
                 assert self._socket is not None
+                self._buffer.note_sending(True)
                 try:
                     sent = self._socket.send(data)
                 except OSError:  # the flush that follows, or the next read, finds out which
                     sent = 0
-                if sent < size:
+                if sent == size:
+                    self._buffer.note_sending(False)
+                else:
                     queue.append((data,), size, sent)
                     self._announce_room()
                 return True
@@ -328,6 +343,8 @@ class ZmtpConnection:
             target = self._target
             kind = SocketType.SUB if target.channel is Channel.IOPUB else SocketType.DEALER
             peer = Peer(kind, target.identity, target.limits)
+            if self._port is not None:
+                self._buffer = self._port.open(sock) or ReceiveBuffer()
             sock.send(peer.start())  # the first bytes, so the system has room for them
         except OSError:
             self._give_up()
@@ -368,6 +385,52 @@ class ZmtpConnection:
             return
         if peer.output:
             self._queue.insert(peer.take_output())
+        if self._port is not None:
+            assert self._socket is not None
+            self._port.hold(self._socket, peer, self._target.identity)
+        self._flush()
+
+    # -- going on ---------------------------------------------------------------------------
+
+    def resume(self) -> Iterator[list[RawMessage]]:
+        """Go on with the connection of an earlier bridge; yield the messages that come again.
+
+        Nothing is received, and nothing is sent, until `start`.
+        """
+        port, target = self._port, self._target
+        assert port is not None
+        kind = SocketType.SUB if target.channel is Channel.IOPUB else SocketType.DEALER
+        peer = Peer.resume(kind, target.identity, target.limits, port.minor)
+        sock, self._buffer = port.resume(peer)
+        sock.setblocking(False)
+        self._socket, self._fd, self._resumed = sock, sock.fileno(), peer
+        return self._replay(port, peer)
+
+    def _replay(self, port: Port, peer: Peer) -> Iterator[list[RawMessage]]:
+        for data in port.replay():
+            rest = memoryview(data)
+            while rest:
+                place = peer.decoder.pending
+                if place is None:
+                    batch = peer.feed(bytes(rest))
+                    rest = rest[:0]
+                else:
+                    count = min(len(place), len(rest))
+                    place[:count] = rest[:count]
+                    place = None
+                    rest = rest[count:]
+                    batch = peer.received(count)
+                if batch:
+                    yield batch
+
+    def start(self) -> None:
+        """Receive and send, after `resume`."""
+        peer, self._resumed = self._resumed, None
+        if peer is None or self._socket is None:  # closed in the meantime
+            return
+        self._peer = peer
+        self._up_since = self._loop.time()
+        self._loop.add_reader(self._fd, self._events.on_input, self)
         self._flush()
 
     # -- the end ----------------------------------------------------------------------------
@@ -389,6 +452,11 @@ class ZmtpConnection:
             self._loop.remove_reader(self._fd)
             self._loop.remove_writer(self._fd)
             self._writing = False
+            port = self._port
+            if port is not None and not port.leaving:
+                with suppress(OSError):
+                    sock.shutdown(socket.SHUT_RDWR)  # the holder has a duplicate
+                port.drop()
             sock.close()
 
     def _cancel_timer(self) -> None:
@@ -403,6 +471,7 @@ class ZmtpConnection:
         if self._peer is None:
             return
         assert self._socket is not None
+        self._buffer.note_sending(True)
         try:
             done = self._queue.send(self._socket)
         except _WOULD_BLOCK:
@@ -413,6 +482,7 @@ class ZmtpConnection:
         if not done:
             self._announce_room()
             return
+        self._buffer.note_sending(False)
         self._stop_writing()
         if self._refused:
             self._refused = False

@@ -7,11 +7,12 @@ has completed are delivered as one batch, without a Task or a Future.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Final, TypeAlias
 
 from kbridge.errors import KernelError, OldZmtp, ZmtpError
 from kbridge.link.endpoints import Endpoints, new_identity
+from kbridge.link.holder.keeper import KeptKernel
 from kbridge.link.interfaces import KernelEvents, RawMessage
 from kbridge.link.zmtp.address import Address
 from kbridge.link.zmtp.connection import Target, ZmtpConnection
@@ -21,6 +22,7 @@ from kbridge.wire.zmtp.peer import Limits
 __all__ = ["ZmtpLink"]
 
 _Connections: TypeAlias = dict[Channel, ZmtpConnection]
+_Replay: TypeAlias = tuple[Channel, Iterator[list[RawMessage]]]
 
 _DEALERS: Final = (Channel.SHELL, Channel.CONTROL, Channel.STDIN)
 # Iopub last: a hub acts on its events at once, and needs the events of the other channels first.
@@ -46,6 +48,9 @@ class ZmtpLink:
         The object to notify.
     identity : bytes
         The identity of shell, control and stdin at the kernel; a new one if empty.
+    kept : KeptKernel or None
+        Keeps the connections while no bridge runs. If an earlier bridge has left connections, the
+        link goes on with them; `identity` is then theirs.
 
     Raises
     ------
@@ -53,7 +58,13 @@ class ZmtpLink:
         If no sockets can be made, or the addresses are not valid.
     """
 
-    def __init__(self, endpoints: Endpoints, events: KernelEvents, identity: bytes = b"") -> None:
+    def __init__(
+        self,
+        endpoints: Endpoints,
+        events: KernelEvents,
+        identity: bytes = b"",
+        kept: KeptKernel | None = None,
+    ) -> None:
         self._endpoints = endpoints
         self._events = events
         self._soon = asyncio.get_running_loop().call_soon
@@ -61,7 +72,12 @@ class ZmtpLink:
         self._connections: _Connections = {}
         self._former: list[_Connections] = []
         self._gone: dict[Channel, asyncio.TimerHandle] = {}
-        self._connections = self._connect(_ORDER, identity or new_identity())
+        self._kept = kept
+        self._resuming: asyncio.Task[None] | None = None
+        if kept is not None and kept.resumes:
+            self._resume(identity)
+            return
+        self._connections = self._connect(_ORDER, identity or new_identity(), kept)
 
     @property
     def closed(self) -> bool:
@@ -100,7 +116,7 @@ class ZmtpLink:
         KernelError
             If the new sockets cannot be made; the present sockets stay in use.
         """
-        new = self._connect(_DEALERS, identity)
+        new = self._connect(_DEALERS, identity, self._kept)
         old = {channel: self._connections[channel] for channel in _DEALERS}
         self._connections.update(new)
         for channel in _DEALERS:
@@ -134,6 +150,8 @@ class ZmtpLink:
         """Close the connections and drop queued messages; may be called twice."""
         for channel in list(self._gone):
             self._cancel_gone(channel)
+        if self._resuming is not None:
+            self._resuming.cancel()
         connections, self._connections = self._connections, {}
         _close(connections)
         self.drop_former()
@@ -180,20 +198,14 @@ class ZmtpLink:
 
     # -- inside -----------------------------------------------------------------------------
 
-    def _connect(self, channels: Sequence[Channel], identity: bytes) -> _Connections:
+    def _connect(
+        self, channels: Sequence[Channel], identity: bytes, kept: KeptKernel | None = None
+    ) -> _Connections:
         """Return new connections; close all of them if one fails."""
         made: _Connections = {}
-        endpoints = self._endpoints
         try:
             for channel in channels:
-                limit = endpoints.limit(channel)
-                target = Target(
-                    channel,
-                    Address(endpoints.transport, endpoints.ip, endpoints.ports[channel]),
-                    b"" if channel is Channel.IOPUB else identity,
-                    Limits(limit, _MESSAGE_FACTOR * limit),
-                )
-                made[channel] = connection = ZmtpConnection(target, self)
+                made[channel] = connection = self._make(channel, identity, kept)
                 connection.connect()
         except OSError as error:
             _close(made)
@@ -202,6 +214,50 @@ class ZmtpLink:
             _close(made)
             raise
         return made
+
+    def _make(self, channel: Channel, identity: bytes, kept: KeptKernel | None) -> ZmtpConnection:
+        endpoints = self._endpoints
+        limit = endpoints.limit(channel)
+        target = Target(
+            channel,
+            Address(endpoints.transport, endpoints.ip, endpoints.ports[channel]),
+            b"" if channel is Channel.IOPUB else identity,
+            Limits(limit, _MESSAGE_FACTOR * limit),
+        )
+        return ZmtpConnection(target, self, None if kept is None else kept.ports[channel])
+
+    def _resume(self, identity: bytes) -> None:
+        """Go on with the connections of an earlier bridge."""
+        assert self._kept is not None
+        self._kept.resume()
+        connections = {channel: self._make(channel, identity, self._kept) for channel in _ORDER}
+        self._connections = connections
+        # Iopub first: a reply may come after its output, but not before it.
+        replays = [
+            (channel, connections[channel].resume()) for channel in (Channel.IOPUB, *_DEALERS)
+        ]
+        self._resuming = asyncio.get_running_loop().create_task(self._replay(replays))
+
+    async def _replay(self, replays: Sequence[_Replay]) -> None:
+        """Deliver the messages that come again, then let all connections receive."""
+        await asyncio.sleep(0)  # not before the owner has this link
+        assert self._kept is not None
+        try:
+            for channel, batches in replays:
+                for batch in batches:
+                    self._events.on_messages(channel, batch)
+                    self._events.on_drained()
+                    await asyncio.sleep(0)
+        except OSError:  # a disk fails
+            for connection in self._connections.values():
+                connection.close()
+                connection.retry()
+            return
+        finally:
+            self._kept.end_resume()
+        for channel, connection in list(self._connections.items()):
+            self._events.on_connected(channel)
+            connection.start()
 
     def _keep(self, connections: _Connections) -> None:
         for connection in connections.values():

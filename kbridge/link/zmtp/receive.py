@@ -48,3 +48,6 @@ class ReceiveBuffer:
     def receive_long(self, sock: socket.socket, place: memoryview) -> int:
         """Receive into the place of a long part, and return the number of bytes; as `receive`."""
         return sock.recv_into(place)
+
+    def note_sending(self, under_way: bool) -> None:
+        """Do nothing: the connection ends with this process."""

@@ -1,0 +1,1 @@
+"""Keeps the connections of kernels while no bridge runs."""

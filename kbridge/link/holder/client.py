@@ -1,0 +1,339 @@
+"""The bridge's end of the holder: start it, give it connections, take connections over."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import subprocess
+import sys
+from collections import deque
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Final
+
+from kbridge.link.holder import process
+from kbridge.link.holder.process import (
+    CLOSED,
+    FIRST,
+    FULL,
+    HEADER_SIZE,
+    SENDING,
+    SEQ,
+    SIZE,
+    TAKEN,
+    TORN,
+    fields_of,
+    packet,
+)
+
+__all__ = ["HeldConnection", "Holder", "is_supported"]
+
+_BLOCK: Final = 256 * 1024
+_TIMEOUT: Final = 10.0  # seconds for a holder that still waits for the end of an earlier bridge
+
+
+def is_supported() -> bool:
+    """Return True if this system has what a holder needs: Linux."""
+    return sys.platform == "linux" and hasattr(os, "memfd_create")
+
+
+class _Extent:
+    """Stored bytes of a connection; `offset` is -1 for a file, see `process.Extent`."""
+
+    def __init__(self, fd: int, offset: int, start: int, end: int) -> None:
+        self.fd = fd
+        self.offset = offset
+        self.start = start
+        self.end = end
+        self.header = process.read_header(fd, offset) if offset >= 0 else []
+
+    @property
+    def oldest(self) -> int:
+        """The lowest position of which the byte is there."""
+        if not self.header:
+            return self.start
+        return max(self.start, self.header[FIRST], self.end - self.header[SIZE])
+
+    def read(self, at: int) -> bytes:
+        """Return some bytes from a position on."""
+        size = min(self.end - at, _BLOCK)
+        if not self.header:
+            return os.pread(self.fd, size, at - self.start)
+        place = (at - self.header[FIRST]) % self.header[SIZE]
+        size = min(size, self.header[SIZE] - place)
+        return os.pread(self.fd, size, self.offset + HEADER_SIZE + place)
+
+
+class HeldConnection:
+    """A connection that an earlier bridge opened.
+
+    Attributes
+    ----------
+    key, info : str
+        As passed to `Holder.hold`.
+    sock : socket
+        The connection; close it, or use it.
+    taken : int
+        The position from which bytes may not be in the journal's file.
+    position : int
+        The position of the next byte of `sock`.
+    torn : bool
+        True if a part of a message may have been sent, so that no other message can be sent.
+    seq : int
+        Frames of the messages from `taken` on have at least this number in the journal.
+    closed : bool
+        True if the kernel has closed the connection.
+    complete : bool
+        True if no bytes from `taken` on are missing.
+    full : bool
+        True if the kernel may have dropped messages, because the holder stopped reading.
+    """
+
+    def __init__(self, key: str, info: str, flags: list[str], extents: list[str], fds: list[int]):
+        self.key = key
+        self.info = info
+        self.sock = socket.socket(fileno=fds[0])
+        self.closed = CLOSED in flags
+        self.full = FULL in flags
+        self._extents = [
+            _Extent(fd, *map(int, numbers.split()))
+            for fd, numbers in zip(fds[1:], extents, strict=True)
+        ]
+        newest = [each.header for each in self._extents if each.header][-1]
+        self.taken = newest[TAKEN]
+        self.seq = newest[SEQ]
+        self.torn = bool(newest[SENDING])
+        self.position = self._extents[-1].end
+        self.complete = TORN not in flags and self._oldest() <= self.taken
+
+    def _oldest(self) -> int:
+        """Return the lowest position from which on all bytes are there."""
+        oldest = self.position
+        for extent in reversed(self._extents):
+            if extent.end < oldest:
+                break
+            oldest = min(oldest, extent.oldest)
+        return oldest
+
+    def read(self) -> Iterator[bytes]:
+        """Yield the bytes from `taken` to `position`; call it only if they are `complete`."""
+        at = self.taken
+        for extent in self._extents:
+            while at < extent.end:
+                data = extent.read(at)
+                if not data:
+                    raise OSError("the stored bytes of a connection are missing")
+                yield data
+                at += len(data)
+
+    def close(self, *, sock: bool = True) -> None:
+        """Close the descriptors of the stored bytes, and of the connection if `sock`."""
+        if sock:
+            self.sock.close()
+        for extent in self._extents:
+            os.close(extent.fd)
+        self._extents = []
+
+
+class Holder:
+    """A holder process, to which this process gives its connections.
+
+    Packets that the holder does not accept at once are sent later, by the event loop.
+
+    Parameters
+    ----------
+    path : Path
+        The unix socket of the holder; only this user can connect to it.
+    directory : Path or None
+        A directory for the bytes of kernels while no bridge runs; None for memory.
+    limit : int
+        The most bytes there, for all kernels together.
+    seconds : float
+        The longest time in which the holder waits for the next bridge.
+    """
+
+    def __init__(self, path: Path, directory: Path | None, limit: int, seconds: float) -> None:
+        self._path = path
+        self._arguments = [str(path), str(directory or ""), str(limit), str(seconds)]
+        self._sock: socket.socket | None = None
+        self._process: subprocess.Popen[bytes] | None = None
+        self._unsent: deque[tuple[bytes, list[int]]] = deque()
+
+    @property
+    def running(self) -> bool:
+        """True if this process has a connection to a holder."""
+        return self._sock is not None
+
+    def start(self) -> None:
+        """Start a holder process.
+
+        Raises
+        ------
+        OSError
+            If that is not possible.
+        """
+        near, far = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with far:
+            try:
+                self._process = subprocess.Popen(  # noqa: S603 - this interpreter, a file of kbridge
+                    [sys.executable, "-I", "-S", process.__file__, *self._arguments],
+                    stdin=far.fileno(),
+                    stdout=subprocess.DEVNULL,
+                    stderr=subprocess.DEVNULL,
+                    start_new_session=True,
+                    env={"PATH": os.defpath},
+                )
+            except BaseException:
+                near.close()
+                raise
+        self._use(near)
+
+    def take(self) -> list[HeldConnection]:
+        """Take over the connections that an earlier bridge left; they are not read until `use`.
+
+        The call blocks for some milliseconds, and for at most 10 s if the earlier bridge has not
+        ended yet.
+
+        Raises
+        ------
+        OSError
+            If there is no holder, or it does not answer.
+        """
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        found: list[HeldConnection] = []
+        try:
+            sock.settimeout(_TIMEOUT)
+            _connect(sock, self._path)
+            sock.send(packet("T"))
+            while True:
+                data, fds = process.receive(sock)
+                letter, *fields = fields_of(data)
+                if letter != "E":
+                    break
+                key, info, flags, *extents = fields
+                found.append(HeldConnection(key, info, flags.split(), extents, fds))
+            if letter != ".":
+                raise ConnectionResetError("the holder has ended")
+        except BaseException:
+            sock.close()
+            for each in found:
+                each.close()
+            raise
+        self._use(sock)
+        return found
+
+    def share(self, name: str, memory: int) -> None:
+        """Give a memory file to the holder; buffers in it are named by `name` and their place."""
+        self._send(packet("M", name), [memory])
+
+    def unshare(self, name: str) -> None:
+        """Note that a memory file is used for no other buffers."""
+        self._send(packet("N", name), [])
+
+    def hold(self, key: str, info: str, sock: int, buffer: tuple[str, int]) -> None:
+        """Give a connection to the holder, with the name and place of its buffer."""
+        name, offset = buffer
+        self._send(packet("A", key, name, str(offset), info), [sock])
+
+    def use(self, key: str, buffer: tuple[str, int]) -> None:
+        """Note the buffer into which a connection that was taken over is received from now on."""
+        name, offset = buffer
+        self._send(packet("B", key, name, str(offset)), [])
+
+    def forget(self, key: str, position: int) -> None:
+        """Let the holder forget stored bytes before a position."""
+        self._send(packet("F", key, str(position)), [])
+
+    def drop(self, key: str) -> None:
+        """Let the holder close its duplicate of a connection."""
+        self._send(packet("D", key), [])
+
+    def close(self) -> None:
+        """Release the connections: from now on the holder reads them. May be called twice."""
+        sock, self._sock = self._sock, None
+        if sock is None:
+            return
+        loop = _running_loop()
+        if loop is not None:
+            loop.remove_writer(sock)
+        sock.setblocking(True)
+        with suppress(OSError):
+            while self._unsent:
+                process.send(sock, *self._unsent[0])
+                self._close_sent()
+        while self._unsent:
+            self._close_sent()
+        sock.close()
+        if self._process is not None:
+            self._process.returncode = 0  # it goes on; otherwise Popen warns about that
+
+    def _use(self, sock: socket.socket) -> None:
+        sock.setblocking(False)
+        self._sock = sock
+
+    def _send(self, data: bytes, fds: list[int]) -> None:
+        sock = self._sock
+        if sock is None:
+            return
+        if not self._unsent:
+            try:
+                process.send(sock, data, fds)
+            except BlockingIOError:
+                loop = _running_loop()
+                if loop is not None:
+                    loop.add_writer(sock, self._flush)
+            except OSError:
+                self._lost()
+                return
+            else:
+                return
+        self._unsent.append((data, [os.dup(fd) for fd in fds]))
+
+    def _flush(self) -> None:
+        assert self._sock is not None
+        try:
+            while self._unsent:
+                process.send(self._sock, *self._unsent[0])
+                self._close_sent()
+        except BlockingIOError:
+            return
+        except OSError:
+            self._lost()
+            return
+        asyncio.get_running_loop().remove_writer(self._sock)
+
+    def _close_sent(self) -> None:
+        for fd in self._unsent.popleft()[1]:
+            os.close(fd)
+
+    def _lost(self) -> None:
+        """Note that the holder has ended."""
+        assert self._sock is not None
+        loop = _running_loop()
+        if loop is not None:
+            loop.remove_writer(self._sock)
+        while self._unsent:
+            self._close_sent()
+        self._sock.close()
+        self._sock = None
+
+
+def _running_loop() -> asyncio.AbstractEventLoop | None:
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        return None
+
+
+def _connect(sock: socket.socket, path: Path) -> None:
+    """Connect to a unix socket whose path may be longer than the 107 bytes that are allowed."""
+    folder = os.open(path.parent, os.O_PATH | os.O_DIRECTORY)
+    try:
+        sock.connect(f"/proc/self/fd/{folder}/{path.name}")
+    finally:
+        os.close(folder)
+    credentials = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
+    if int.from_bytes(credentials[4:8], sys.byteorder) != os.geteuid():
+        raise PermissionError(f"another user listens on {path}")

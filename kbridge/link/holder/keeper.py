@@ -1,0 +1,323 @@
+"""Keeps the connections of the kernels of one server in a holder process.
+
+A `KeptKernel` belongs to the link of one kernel, and a `Port` to one of its channels. A port gives
+its connection the buffer to receive into, and passes duplicates of both to the holder.
+
+The journal says when it has written all frames that it had at a time (`Checkpoints`). All messages
+that the connections had delivered at that time are then in its file.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+from collections.abc import Iterator
+from typing import Final
+
+from kbridge.flow.seam import Seam
+from kbridge.link.holder.buffer import SharedBuffer, SharedMemory
+from kbridge.link.holder.client import HeldConnection, Holder
+from kbridge.wire.message import Channel
+from kbridge.wire.zmtp.peer import Peer
+
+__all__ = ["Keeper", "KeptKernel", "Port"]
+
+_MIB: Final = 1024 * 1024
+_SIZES: Final = {
+    Channel.IOPUB: 16 * _MIB,
+    Channel.SHELL: 4 * _MIB,
+    Channel.CONTROL: _MIB,
+    Channel.STDIN: _MIB,
+}
+_INDEX: Final = {channel: index for index, channel in enumerate(_SIZES)}
+
+
+class Port:
+    """The connection to one port of a kernel, and its buffer.
+
+    Parameters
+    ----------
+    kernel : KeptKernel
+    channel : Channel
+    held : HeldConnection or None
+        The connection that an earlier bridge left.
+    """
+
+    def __init__(self, kernel: KeptKernel, channel: Channel, held: HeldConnection | None) -> None:
+        self._kernel = kernel
+        self._index = _INDEX[channel]
+        self.key = f"{kernel.kernel_id}/{channel}"
+        self._held = held
+        self._buffer: SharedBuffer | None = None
+        self._peer: Peer | None = None
+        self._replayed: int | None = None  # while a connection is replayed
+        self._noted: int | None = None
+
+    @property
+    def held(self) -> HeldConnection | None:
+        """The connection of an earlier bridge, until `replay` has ended."""
+        return self._held
+
+    @property
+    def leaving(self) -> bool:
+        """True if the connection must stay, although this process closes its socket."""
+        return self._kernel.leaving
+
+    def open(self, sock: socket.socket) -> SharedBuffer | None:
+        """Return the buffer of a connection that was just made; None if it is not kept."""
+        return None if self._kernel.given_up else self._new_buffer(sock, 0)
+
+    def hold(self, sock: socket.socket, peer: Peer, identity: bytes) -> None:
+        """Keep a connection whose handshake is finished."""
+        if self._buffer is None:
+            return
+        self._peer = peer
+        info = f"{peer.minor} {identity.decode()}"
+        self._kernel.holder.hold(self.key, info, sock.fileno(), self._place)
+
+    @property
+    def minor(self) -> int:
+        """The version of the kernel's ZMTP, of a connection of an earlier bridge."""
+        assert self._held is not None
+        return int(self._held.info.partition(" ")[0])
+
+    def resume(self, peer: Peer) -> tuple[socket.socket, SharedBuffer]:
+        """Return the connection of an earlier bridge, and its buffer; do not read it yet."""
+        held = self._held
+        assert held is not None
+        self._peer = peer
+        self._replayed = held.taken
+        buffer = self._new_buffer(held.sock, held.position)
+        buffer.mark_taken(held.taken, held.seq)
+        self._kernel.holder.use(self.key, self._place)
+        return held.sock, buffer
+
+    def replay(self) -> Iterator[bytes]:
+        """Yield the bytes that an earlier bridge had not written to the journal's file."""
+        held = self._held
+        assert held is not None
+        for data in held.read():
+            assert self._replayed is not None
+            self._replayed += len(data)
+            yield data
+        held.close(sock=False)
+        self._held = self._replayed = None
+
+    def drop(self) -> None:
+        """Let the connection end."""
+        self._noted = self._peer = None
+        if self._held is not None:
+            self._held.close(sock=False)
+            self._held = None
+        if self._buffer is not None and not self.leaving:
+            self._buffer = None
+            self._kernel.holder.drop(self.key)
+
+    def note(self) -> None:
+        """Note up to which position all messages were delivered."""
+        self._noted = None
+        if self._peer is not None and self._buffer is not None:
+            position = self._buffer.position if self._replayed is None else self._replayed
+            self._noted = position - self._peer.unfinished
+
+    def reached(self, end: int) -> None:
+        """Note that the frames of these messages, before `end`, are in the journal's file."""
+        noted, self._noted = self._noted, None
+        if noted is not None and self._buffer is not None:
+            self._buffer.mark_taken(noted, end)
+
+    @property
+    def _place(self) -> tuple[str, int]:
+        memory = self._kernel.memory
+        return self._kernel.kernel_id, memory.offsets[self._index]
+
+    def _new_buffer(self, sock: socket.socket, position: int) -> SharedBuffer:
+        announce = sock.family == socket.AF_UNIX
+        memory = self._kernel.memory
+        self._buffer = memory.buffer(self._index, position, announce=announce)
+        return self._buffer
+
+
+class KeptKernel:
+    """The connections of one kernel.
+
+    Parameters
+    ----------
+    kernel_id : str
+    holder : Holder
+    held : dict of Channel to HeldConnection
+        The connections that an earlier bridge left.
+
+    Attributes
+    ----------
+    kernel_id, holder
+        As above.
+    ports : dict of Channel to Port
+    leaving : bool
+        True if the connections must stay, although this process closes its sockets.
+    used : bool
+        True if a hub has these connections.
+    given_up : bool
+        True if the connections end with this process.
+    seam : Seam or None
+        Recognizes the frames that come again; None if no connection is resumed.
+    """
+
+    def __init__(self, kernel_id: str, holder: Holder, held: dict[Channel, HeldConnection]) -> None:
+        self.kernel_id = kernel_id
+        self.holder = holder
+        self.leaving = self.used = self.given_up = self._resumed = False
+        self.seam: Seam | None = None
+        self._complete = asyncio.Event()
+        self._memory: SharedMemory | None = None
+        self.ports = {channel: Port(self, channel, held.get(channel)) for channel in _SIZES}
+
+    @property
+    def memory(self) -> SharedMemory:
+        """The memory of all buffers; the holder has it, too."""
+        if self._memory is None:
+            if not self.holder.running:
+                self.holder.start()
+            self._memory = memory = SharedMemory(list(_SIZES.values()))
+            self.holder.share(self.kernel_id, memory.fd)
+            memory.close_descriptor()
+        return self._memory
+
+    @property
+    def resumes(self) -> bool:
+        """True if the next link goes on with connections of an earlier bridge."""
+        return self.seam is not None and not self._resumed
+
+    @property
+    def resuming(self) -> bool:
+        """True while messages come again."""
+        return self._resumed and not self._complete.is_set()
+
+    def resume(self) -> None:
+        """Note that a link goes on with the connections; later links make their own."""
+        self._resumed = True
+
+    def end_resume(self) -> None:
+        """Note that all messages have come again, or that the link was closed."""
+        self._complete.set()
+
+    async def wait_resumed(self) -> None:
+        """Wait until no messages come again."""
+        await self._complete.wait()
+
+    @property
+    def identity(self) -> bytes:
+        """The identity under which the earlier bridge was connected."""
+        held = self.ports[Channel.SHELL].held
+        return b"" if held is None else held.info.partition(" ")[2].encode()
+
+    @property
+    def seq(self) -> int | None:
+        """The lowest number of a frame that comes again; None if the connections cannot go on."""
+        held = [port.held for port in self.ports.values()]
+        usable = [each for each in held if each and each.complete and not (each.torn or each.full)]
+        return min(each.seq for each in usable) if len(usable) == len(held) else None
+
+    def note(self) -> None:
+        """Note what the connections have delivered: frames of all of it are in the journal."""
+        for port in self.ports.values():
+            port.note()
+
+    def reached(self, end: int) -> None:
+        """Note that all that was noted is in the journal's file: the frames before `end`."""
+        for port in self.ports.values():
+            port.reached(end)
+
+    def give_up(self) -> None:
+        """Let the connections end with this process."""
+        self.given_up = True
+        for port in self.ports.values():
+            self.holder.drop(port.key)
+
+    def close(self) -> None:
+        """Note that no other connections will be made."""
+        self.give_up()
+        if self._memory is not None:
+            self._memory = None
+            self.holder.unshare(self.kernel_id)
+
+
+class Keeper:
+    """The kept connections of all kernels.
+
+    Parameters
+    ----------
+    holder : Holder
+    log : logging.Logger or adapter
+    """
+
+    def __init__(
+        self, holder: Holder, log: logging.Logger | logging.LoggerAdapter[logging.Logger]
+    ) -> None:
+        self._holder = holder
+        self._log = log
+        self._left: dict[str, dict[Channel, HeldConnection]] = {}
+        self._kernels: dict[str, KeptKernel] = {}
+
+    def take(self) -> None:
+        """Take over the connections that an earlier bridge left, if there are some."""
+        try:
+            found = self._holder.take()
+        except (FileNotFoundError, ConnectionRefusedError):
+            return
+        except OSError as error:
+            self._log.warning("Connections to kernels cannot be taken over: %s", error)
+            return
+        for held in found:
+            kernel_id, _, channel = held.key.rpartition("/")
+            self._left.setdefault(kernel_id, {})[Channel(channel)] = held
+
+    def kernel(self, kernel_id: str) -> KeptKernel:
+        """Return the connections of a kernel, with those that an earlier bridge left."""
+        kept = self._kernels.get(kernel_id)
+        if kept is None:
+            kept = KeptKernel(kernel_id, self._holder, self._left.pop(kernel_id, {}))
+            self._kernels[kernel_id] = kept
+        return kept
+
+    async def wait_resumed(self) -> None:
+        """Wait until the messages of all kernels have come again."""
+        for kernel in list(self._kernels.values()):
+            if kernel.resuming:
+                await kernel.wait_resumed()
+
+    @property
+    def left(self) -> list[str]:
+        """The ids of the kernels whose connections an earlier bridge left."""
+        return list(self._left)
+
+    def forget(self, kernel_id: str) -> None:
+        """Forget a kernel whose connections are closed; does nothing while they stay."""
+        kernel = self._kernels.get(kernel_id)
+        if kernel is not None and not kernel.leaving:
+            del self._kernels[kernel_id]
+            kernel.close()
+
+    def drop(self, kernel: KeptKernel) -> None:
+        """End the connections of an earlier bridge that cannot go on."""
+        for port in kernel.ports.values():
+            if port.held is not None:
+                port.held.close()
+                self._holder.drop(port.key)
+        del self._kernels[kernel.kernel_id]
+
+    def drop_left(self) -> None:
+        """End the connections of an earlier bridge that no kernel uses."""
+        for kernel in list(self._kernels.values()):
+            if kernel.resumes and not kernel.used:
+                self.drop(kernel)
+
+    def leave(self) -> None:
+        """Let all connections stay when this process closes its sockets."""
+        for kernel in self._kernels.values():
+            kernel.leaving = True
+
+    def close(self) -> None:
+        """Let the holder read the connections that stay."""
+        self._holder.close()

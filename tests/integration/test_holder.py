@@ -1,0 +1,83 @@
+"""Output, replies and input requests of kernels from the time in which no bridge runs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.client import attach
+from tests.support.require import require
+from tests.support.restartable_server import RestartableServer
+from tests.support.server import LINK
+from tests.support.waiting import eventually
+
+pytestmark = pytest.mark.kernel
+
+ARGS = ["--ZMQChannelsWebsocketConnection.link=auto"] if not LINK else []
+# Prints numbered lines at a rate.
+COUNT = """\
+import pathlib, time
+start = time.monotonic()
+for i in range({lines}):
+    print(i, flush=True)
+    pathlib.Path({at!r}).write_text(str(i))
+    time.sleep(max(0, start + i / {rate} - time.monotonic()))
+"""
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[RestartableServer]:
+    require("ipykernel")
+    made = RestartableServer(tmp_path, *ARGS)
+    try:
+        yield made
+    finally:
+        made.kill()
+
+
+def numbers(messages: list[dict[str, Any]]) -> list[int]:
+    """Return the numbers that a cell has printed; a kernel that starts prints warnings, too."""
+    text = "".join(
+        m["content"]["text"]
+        for m in messages
+        if m["header"]["msg_type"] == "stream"
+        and m["parent_header"].get("msg_type") == "execute_request"
+    )
+    return [int(line) for line in text.splitlines()]
+
+
+def number_in(path: Path) -> int:
+    """Return the number in a file that a kernel may be writing."""
+    return int(eventually(path.read_text, f"there is a number in {path}"))
+
+
+@pytest.mark.parametrize("named", [False, True], ids=["session", "since"])
+async def test_no_line_is_lost(server: RestartableServer, named: bool) -> None:
+    server.start()
+    kernel = server.start_kernel()
+    at = server.home / "at"
+    lines = 4000
+    async with attach(server, kernel, session="mine") as ws:
+        msg_id = await ws.start(COUNT.format(lines=lines, rate=2000, at=str(at)))
+        await ws.until(lambda m: "1000" in m["content"].get("text", ""))
+        server.crash()
+        seen = list(ws.seen)
+    missed = number_in(at) + 500
+    eventually(lambda: number_in(at) >= missed, "more lines were printed")
+    server.start()
+    since = seen[-1]["header"]["msg_id"] if named else ""
+    async with attach(server, kernel, session="mine", since=since) as ws:
+        done = await ws.finish(msg_id)
+        assert done.reply["status"] == "ok"
+        after = numbers(ws.seen)
+    before = numbers(seen)
+    assert before == list(range(len(before)))
+    if named:
+        assert before + after == list(range(lines))
+    else:
+        assert after == list(range(after[0], lines))
+        assert after[0] <= len(before)
+    server.assert_clean_log()

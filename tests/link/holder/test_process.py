@@ -1,0 +1,300 @@
+"""A holder process, with readers that are killed."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import random
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from kbridge.link.holder.buffer import SharedMemory
+from kbridge.link.holder.client import HeldConnection, Holder, is_supported
+from kbridge.link.holder.process import CHUNK, unread
+from tests.support.waiting import TIMEOUT, eventually
+
+pytestmark = pytest.mark.skipif(not is_supported(), reason="needs Linux")
+
+ROOT = Path(__file__).parents[3]
+PLACES = ["received", "writing", "written", "marked", "taking", "replaying", "received", "marked"]
+SECONDS = 600.0
+
+
+class Kernel:
+    """A kernel in miniature: sends numbered records over one connection."""
+
+    def __init__(self, listener: socket.socket) -> None:
+        self._listener = listener
+        self._numbers = itertools.count()
+        self.sock: socket.socket | None = None
+        self.sent = b""
+
+    def send(self, count: int) -> None:
+        if self.sock is None:
+            self.sock, _ = self._listener.accept()
+        data = b""
+        for number in itertools.islice(self._numbers, count):
+            size = random.choice([8, 20, 300, 300, 3000, 100_000])
+            data += size.to_bytes(4, "big") + number.to_bytes(size, "big")
+        self.sent += data
+        self.sock.sendall(data)
+
+    def close(self) -> None:
+        if self.sock is not None:
+            self.sock.close()
+
+    def end(self) -> None:
+        assert self.sock is not None
+        self.sent += bytes(4)
+        self.sock.sendall(bytes(4))
+
+
+@pytest.fixture(params=["tcp", "unix"])
+def address(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[socket.socket]:
+    """A socket that listens, as a kernel does."""
+    with socket.socket(socket.AF_INET if request.param == "tcp" else socket.AF_UNIX) as listener:
+        listener.bind(("127.0.0.1", 0) if request.param == "tcp" else "\0" + str(tmp_path)[-80:])
+        listener.listen()
+        yield listener
+
+
+def read(tmp_path: Path, where: str, *address: str) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", "tests.link.holder.reader", str(tmp_path / "holder")]
+    reads = str(random.randrange(1, 20))
+    return subprocess.Popen(
+        [*command, str(tmp_path / "journal"), where, reads, *address],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+    )
+
+
+def words(listener: socket.socket) -> list[str]:
+    name = listener.getsockname()
+    if isinstance(name, tuple):
+        return [name[0], str(name[1])]
+    return ["@" + name.decode()[1:]]
+
+
+def test_readers_that_are_killed_lose_and_repeat_nothing(
+    address: socket.socket, tmp_path: Path
+) -> None:
+    kernel = Kernel(address)
+    for turn, where in enumerate(PLACES):
+        with read(tmp_path, where, *(words(address) if not turn else [])) as process:
+            assert process.stdout is not None
+            if process.stdout.readline():
+                while process.poll() is None:
+                    kernel.send(20)
+            assert process.wait(TIMEOUT) == -9
+        kernel.send(50)  # while no reader runs
+    with read(tmp_path, "never") as process:
+        kernel.send(50)
+        kernel.end()
+        assert process.wait(TIMEOUT) == 0
+    assert (tmp_path / "journal").read_bytes() == kernel.sent
+    eventually(lambda: not (tmp_path / "holder").exists(), "the holder has ended")
+    kernel.close()
+
+
+class Bridge:
+    """A bridge with one connection, in this process."""
+
+    def __init__(self, holder: Holder, address: socket.socket, size: int = 16 * CHUNK) -> None:
+        self.holder = holder
+        holder.start()
+        memory = SharedMemory([size])
+        holder.share("memory", memory.fd)
+        memory.close_descriptor()
+        self.sock = socket.socket(address.family)
+        self.sock.connect(address.getsockname())
+        self.kernel, _ = address.accept()
+        self.buffer = memory.buffer(0, announce=address.family == socket.AF_UNIX)
+        holder.hold("key", "info", self.sock.fileno(), ("memory", 0))
+
+    def leave(self) -> None:
+        self.holder.close()
+
+    def close(self) -> None:
+        self.leave()
+        self.sock.close()
+        self.kernel.close()
+
+
+@pytest.fixture
+def make_bridge(address: socket.socket, tmp_path: Path) -> Iterator[Callable[..., Bridge]]:
+    made: list[Bridge] = []
+
+    def make(holder: Holder, size: int = 16 * CHUNK) -> Bridge:
+        made.append(Bridge(holder, address, size))
+        eventually((tmp_path / "holder").exists, "the holder listens")
+        return made[-1]
+
+    yield make
+    for bridge in made:
+        bridge.close()
+
+
+@pytest.fixture
+def holder(tmp_path: Path) -> Holder:
+    return Holder(tmp_path / "holder", tmp_path, 1 << 30, SECONDS)
+
+
+def taken(tmp_path: Path) -> HeldConnection:
+    """Take the connection over, let the holder drop it, and return it."""
+    holder = Holder(tmp_path / "holder", tmp_path, 1 << 30, SECONDS)
+    [held] = holder.take()
+    holder.drop("key")
+    holder.close()
+    eventually(lambda: not (tmp_path / "holder").exists(), "the holder has ended")
+    return held
+
+
+def receive(bridge: Bridge, size: int) -> None:
+    while size:
+        size -= len(bridge.buffer.receive(bridge.sock))
+
+
+def test_bytes_before_and_after_the_end_of_a_bridge(
+    holder: Holder, make_bridge: Callable[..., Bridge], tmp_path: Path
+) -> None:
+    bridge = make_bridge(holder)
+    bridge.kernel.sendall(b"taken read unread")
+    receive(bridge, len("taken read unread"))
+    bridge.buffer.mark_taken(6, 17)
+    bridge.kernel.sendall(b" stored")
+    bridge.leave()
+    eventually(lambda: unread(bridge.sock) == 0, "the holder has read")
+    bridge.sock.close()
+    held = taken(tmp_path)
+    assert (held.key, held.info, held.complete, held.torn, held.full, held.closed) == (
+        *("key", "info", True),
+        *(False, False, False),
+    )
+    assert (held.taken, held.seq) == (6, 17)
+    assert b"".join(held.read()) == b"read unread stored"
+    bridge.kernel.sendall(b"next")
+    assert held.sock.recv(100) == b"next"
+    held.sock.sendall(b"answer")
+    assert bridge.kernel.recv(100) == b"answer"
+    held.close()
+    assert bridge.kernel.recv(100) == b""  # no process has a duplicate
+
+
+def test_only_the_owner_can_connect(
+    holder: Holder, make_bridge: Callable[..., Bridge], tmp_path: Path
+) -> None:
+    bridge = make_bridge(holder)
+    assert (tmp_path / "holder").stat().st_mode & 0o777 == 0o600
+    bridge.leave()
+    taken(tmp_path).close()
+
+
+def test_a_buffer_that_is_too_small_is_noticed(
+    holder: Holder, make_bridge: Callable[..., Bridge], tmp_path: Path
+) -> None:
+    bridge = make_bridge(holder, size=CHUNK)
+    receive_all = 2 * CHUNK
+    while receive_all:
+        bridge.kernel.sendall(b"x" * 1024)
+        receive(bridge, 1024)
+        receive_all -= 1024
+    bridge.leave()
+    held = taken(tmp_path)
+    assert not held.complete
+    held.close()
+
+
+def test_a_ring_goes_round(
+    holder: Holder, make_bridge: Callable[..., Bridge], tmp_path: Path
+) -> None:
+    bridge = make_bridge(holder, size=CHUNK)
+    sent = b""
+    for turn in range(400):
+        data = turn.to_bytes(1000, "big")
+        sent += data
+        bridge.kernel.sendall(data)
+        receive(bridge, len(data))
+        bridge.buffer.mark_taken(max(0, len(sent) - 50_000), turn)
+    bridge.leave()
+    held = taken(tmp_path)
+    assert held.complete
+    assert b"".join(held.read()) == sent[-50_000:]
+    held.close()
+
+
+def test_a_message_that_was_being_sent(
+    holder: Holder, make_bridge: Callable[..., Bridge], tmp_path: Path
+) -> None:
+    bridge = make_bridge(holder)
+    bridge.buffer.note_sending(True)
+    bridge.leave()
+    held = taken(tmp_path)
+    assert held.torn
+    held.close()
+
+
+def test_the_limit_stops_the_holder(make_bridge: Callable[..., Bridge], tmp_path: Path) -> None:
+    bridge = make_bridge(Holder(tmp_path / "holder", tmp_path, 1, SECONDS))
+    bridge.kernel.sendall(b"more than one byte")
+    bridge.leave()
+    eventually(lambda: unread(bridge.sock) == 0, "the holder has read")
+    held = taken(tmp_path)
+    assert held.full
+    held.close()
+
+
+def test_a_holder_ends_with_the_kernel(
+    holder: Holder, make_bridge: Callable[..., Bridge], tmp_path: Path
+) -> None:
+    bridge = make_bridge(holder)
+    bridge.leave()
+    bridge.kernel.close()
+    eventually(lambda: not (tmp_path / "holder").exists(), "the holder has ended")
+
+
+def test_a_holder_ends_with_the_last_connection(
+    holder: Holder, make_bridge: Callable[..., Bridge], tmp_path: Path
+) -> None:
+    bridge = make_bridge(holder)
+    holder.drop("key")
+    bridge.leave()
+    eventually(lambda: not (tmp_path / "holder").exists(), "the holder has ended")
+
+
+def test_a_holder_ends_if_no_bridge_comes(
+    make_bridge: Callable[..., Bridge], tmp_path: Path
+) -> None:
+    bridge = make_bridge(Holder(tmp_path / "holder", tmp_path, 1, 0.0))
+    bridge.leave()
+    bridge.sock.close()
+    assert bridge.kernel.recv(1) == b""  # the last duplicate is closed
+
+
+def test_without_a_holder_nothing_can_be_taken_over(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        Holder(tmp_path / "holder", None, 1, SECONDS).take()
+
+
+def test_memory_of_a_burst_is_returned(address: socket.socket) -> None:
+    memory = SharedMemory([64 * CHUNK])
+    buffer = memory.buffer(0, announce=address.family == socket.AF_UNIX)
+    with socket.socket(address.family) as near:
+        near.connect(address.getsockname())
+        far, _ = address.accept()
+        for _ in range(40):
+            far.sendall(b"x" * 100_000)
+            left = 100_000
+            while left:
+                left -= len(buffer.receive(near))
+        full = os.fstat(memory.fd).st_blocks
+        buffer.mark_taken(buffer.position, 1)
+        far.sendall(b"x")
+        assert buffer.receive(near) == b"x"
+        assert os.fstat(memory.fd).st_blocks < full / 2
+        far.close()
+    memory.close_descriptor()
