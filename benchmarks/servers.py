@@ -181,7 +181,7 @@ class Server:
         Raises
         ------
         BenchmarkError
-            If the process ends or does not listen within 30 s, or if the extension is on by
+            If the process ends or does not listen within 60 s, or if the extension is on by
             mistake; the message has the end of the log.
         """
         self.home.mkdir(parents=True, exist_ok=True)
@@ -199,7 +199,7 @@ class Server:
             )
         try:
             while not self._answers(begin):
-                if self._process.poll() is not None or time.monotonic() > begin + 30:
+                if self._process.poll() is not None or time.monotonic() > begin + 60:
                     raise BenchmarkError(f"{self.name} does not listen:\n{self.log_tail()}")
                 time.sleep(0.002)
             self._prove_what_it_is()
