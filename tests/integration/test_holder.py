@@ -81,3 +81,55 @@ async def test_no_line_is_lost(server: RestartableServer, named: bool) -> None:
         assert after == list(range(after[0], lines))
         assert after[0] <= len(before)
     server.assert_clean_log()
+
+
+async def test_an_input_request_of_a_kernel_without_a_server_is_answered(
+    server: RestartableServer,
+) -> None:
+    server.start()
+    kernel = server.start_kernel()
+    go, over = server.home / "go", server.home / "over"
+    code = (
+        "import pathlib, time\n"
+        "print('before', flush=True)\n"
+        f"while not pathlib.Path({str(go)!r}).exists(): time.sleep(0.01)\n"
+        f"pathlib.Path({str(over)!r}).touch()\n"
+        "print('hello', input('name? '))"
+    )
+    async with attach(server, kernel, session="mine") as ws:
+        msg_id = await ws.start(code, allow_stdin=True)
+        await ws.until(lambda m: m["content"].get("text") == "before\n")
+        server.crash()
+    go.touch()
+    eventually(over.exists, "the kernel asks")
+    server.start()
+    async with attach(server, kernel, session="mine") as ws:
+        await ws.until(lambda m: m["header"]["msg_type"] == "input_request")
+        await ws.send("input_reply", {"value": "you"}, channel="stdin")
+        done = await ws.finish(msg_id)
+    assert done.reply["status"] == "ok"
+    assert done.text().endswith("hello you\n")
+    assert done.text("stderr") == ""
+    server.assert_clean_log()
+
+
+async def test_a_server_that_leaves_its_kernels_loses_nothing(tmp_path: Path) -> None:
+    require("ipykernel")
+    server = RestartableServer(tmp_path, *ARGS, "--KbridgeApp.shutdown_kernels_on_exit=False")
+    try:
+        server.start()
+        kernel = server.start_kernel()
+        at = server.home / "at"
+        async with attach(server, kernel, session="mine") as ws:
+            msg_id = await ws.start(COUNT.format(lines=2000, rate=1000, at=str(at)))
+            await ws.until(lambda m: "100" in m["content"].get("text", ""))
+            server.stop()
+            seen = list(ws.seen)
+        server.start()
+        async with attach(server, kernel, session="mine", since=seen[-1]["header"]["msg_id"]) as ws:
+            done = await ws.finish(msg_id)
+            assert done.reply["status"] == "ok"
+            assert numbers(seen) + numbers(ws.seen) == list(range(2000))
+        server.assert_clean_log()
+    finally:
+        server.kill()
