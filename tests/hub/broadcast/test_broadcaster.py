@@ -1621,3 +1621,52 @@ async def test_the_cut_of_a_running_request_is_shown_before_its_first_texts(make
         assert len(shown) == 4, "the notice comes once, before them"
     finally:
         await rig.hub.aclose()
+
+
+# -- joining a busy kernel ------------------------------------------------------------------------
+
+
+def begin(rig: Rig) -> Message:
+    """Let a page run a cell that does not end; return its request."""
+    _, page = rig.attach("page")
+    request = rig.request(code="input()")
+    rig.hub.submit(page, request)
+    busy = rig.message(Channel.IOPUB, "status", {"execution_state": "busy"}, request.header)
+    rig.say(busy, rig.stream("one", request.header))
+    return request
+
+
+async def test_a_new_session_is_told_that_the_kernel_is_busy(rig) -> None:
+    request = begin(rig)
+    joined, _ = rig.attach("another page")
+    [status] = received(joined)
+    assert json.loads(status.content) == {"execution_state": "busy"}
+    assert status.parent_header == request.header
+    rig.say(rig.stream("two", request.header))
+    assert texts(joined) == ["two"]
+
+
+async def test_a_session_that_was_told_so_comes_back_behind_that_status(rig) -> None:
+    request = begin(rig)
+    joined, attachment = rig.attach("another page")
+    [status] = received(joined)
+    rig.hub.detach(attachment)
+    rig.say(rig.stream("two", request.header))
+    again, _ = rig.attach("another page", since=status.msg_id)
+    assert texts(again) == ["two"]
+    assert kinds(again) == ["stream"]
+
+
+async def test_a_session_that_comes_back_is_told_so_again(rig) -> None:
+    """JupyterLab shows a kernel as unknown after it has connected again."""
+    begin(rig)
+    assert kinds(rig.attach("page")[0]) == ["status"]
+
+
+async def test_a_client_without_a_session_and_an_idle_kernel_are_left_alone(rig) -> None:
+    request = begin(rig)
+    assert "status" not in kinds(rig.attach("", silent=True)[0])
+    follower, _ = rig.attach("reader", parents=[request.msg_id])
+    assert kinds(follower) == ["status", "stream"], "the kernel's own"
+    rig.say(rig.message(Channel.SHELL, "execute_reply", {"status": "ok"}, request.header))
+    assert kinds(rig.attach("a third page")[0]) == [], "some kernels omit the idle status"
