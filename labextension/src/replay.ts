@@ -9,6 +9,7 @@
 import { UUID } from '@lumino/coreutils';
 
 import type { ExecutionsApi } from './api';
+import { Backoff } from './backoff';
 import type { Header, Message } from './frames';
 import { decode, encode, PROTOCOL } from './frames';
 
@@ -102,7 +103,7 @@ export class Replay {
         return;
       }
       this._refused = 0;
-      this._delay = FIRST_DELAY;
+      this._backoff.reset();
       this._unsent.splice(0).forEach(frame => socket.send(frame));
     };
     socket.onmessage = event => {
@@ -135,8 +136,7 @@ export class Replay {
       this._end();
       return;
     }
-    this._timer = window.setTimeout(() => void this._again(), this._delay);
-    this._delay = Math.min(2 * this._delay, MAX_DELAY);
+    this._timer = window.setTimeout(() => void this._again(), this._backoff.next());
   }
 
   /** Connect again if the server can be reached: a websocket does not say why it was refused. */
@@ -168,10 +168,10 @@ export class Replay {
 
   private readonly _session = UUID.uuid4();
   private readonly _unsent: ArrayBuffer[] = [];
+  private readonly _backoff = new Backoff(FIRST_DELAY, MAX_DELAY);
   private _socket: WebSocket | null = null;
   private _closed = false;
   private _last = '';
   private _refused = 0;
-  private _delay = FIRST_DELAY;
   private _timer = 0;
 }

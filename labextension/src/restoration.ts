@@ -3,6 +3,7 @@
 import type { TranslationBundle } from '@jupyterlab/translation';
 
 import type { ExecutionsApi } from './api';
+import { Backoff } from './backoff';
 import type { RestoredCell } from './cell';
 import { Entry } from './entry';
 import type { Feed } from './feed';
@@ -20,8 +21,12 @@ const TICK = 50;
 /** The page may be changed for one part of the time in so many. */
 const SHARE = 3;
 
-/** Milliseconds between two looks at the server, in case the end of an execution was lost. */
+/**
+ * Milliseconds between two looks at the server, in case the end of an execution was lost; doubled
+ * as long as the executions go on.
+ */
 const CHECK = 5_000;
+const MAX_CHECK = 60_000;
 
 /** Milliseconds until a look at the server after an event: often several come together. */
 const SOON = 200;
@@ -70,7 +75,7 @@ export class Restoration {
       }
     });
     this._scheduleTick(TICK);
-    this._scheduleCheck(CHECK);
+    this._scheduleCheck(this._backoff.next());
   }
 
   /** True if all executions are over, or left alone. */
@@ -127,6 +132,7 @@ export class Restoration {
 
   /** Look at the server soon: executions may have ended without a message (a restart). */
   check(): void {
+    this._backoff.reset();
     this._scheduleCheck(SOON);
   }
 
@@ -285,21 +291,25 @@ export class Restoration {
       const byId = new Map(open?.map(execution => [execution.id, execution]));
       for (const entry of open ? this._open() : []) {
         if (!isOver(entry.execution)) {
-          const { id } = entry.execution;
+          const { id, state } = entry.execution;
           entry.execution = byId.get(id) ?? (await api.get(kernel, id)) ?? entry.execution;
+          if (entry.execution.state !== state) {
+            this._backoff.reset(); // the next one of a queue may end soon
+          }
         }
       }
     } catch (error) {
       console.debug('kbridge: executions cannot be read', error);
     }
     this._scheduleTick(0);
-    this._scheduleCheck(CHECK);
+    this._scheduleCheck(this._backoff.next());
   }
 
   private readonly _entries = new Map<string, Entry>();
   private readonly _feeds: Feeds;
   private readonly _replay: Replay;
   private readonly _updates = new Updates();
+  private readonly _backoff = new Backoff(CHECK, MAX_CHECK);
   private _over = false;
   private _quiet = 0; // milliseconds without a message
   private _ticked = performance.now();
