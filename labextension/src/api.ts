@@ -75,12 +75,12 @@ export class ExecutionsApi {
   /**
    * Forget the output of an execution so far, so that nobody restores it.
    *
-   * One that has not begun has none (409).
+   * One that has not begun has none (409). The request is sent also if the page is left.
    */
   async forget(kernel: string, id: string): Promise<void> {
     const response = await ServerConnection.makeRequest(
       url(this.settings, kernel, id),
-      { method: 'DELETE' },
+      { method: 'DELETE', keepalive: true },
       this.settings
     );
     if (!response.ok && response.status !== 404 && response.status !== 409) {

@@ -47,6 +47,7 @@ export class NotebookRestorer implements IDisposable {
     sessionContext.iopubMessage.connect(this._onIOPub, this);
     document.addEventListener('visibilitychange', this._wake);
     window.addEventListener('online', this._wake);
+    window.addEventListener('pagehide', this._onPageHide);
     void this._begin().catch(() => undefined); // JupyterLab shows that it cannot read the notebook
   }
 
@@ -73,6 +74,8 @@ export class NotebookRestorer implements IDisposable {
     }
     document.removeEventListener('visibilitychange', this._wake);
     window.removeEventListener('online', this._wake);
+    window.removeEventListener('pagehide', this._onPageHide);
+    this._watch(null);
     window.clearTimeout(this._timer);
     this._sharing.dispose();
     this._restorations.splice(0).forEach(restoration => restoration.dispose());
@@ -130,6 +133,7 @@ export class NotebookRestorer implements IDisposable {
     if (!kernel || !panel.model || kernel.id === this._foreign) {
       return;
     }
+    this._watch(kernel);
     const look = ++this._looks;
     this._executed.forEach(cell => this._scheduled.delete(cell));
     this._executed.clear();
@@ -148,6 +152,7 @@ export class NotebookRestorer implements IDisposable {
       return;
     }
     this._served = kernel.id;
+    executions.forEach(execution => this._note(execution.cell_id, execution.id));
     for (const { id, session_id, cell_id } of executions) {
       if (session_id === kernel.clientId && !this._known.has(id)) {
         this._known.add(id);
@@ -219,21 +224,59 @@ export class NotebookRestorer implements IDisposable {
     this.look();
   }
 
+  /** Tell the server which cells were cleared. */
   private async _forget(): Promise<void> {
-    const cells = [...this._cleared];
+    const kernel = this._kernel;
+    try {
+      if (kernel?.id === this._served) {
+        const executions = await this.options.api.list(kernel.id);
+        executions?.forEach(execution => this._note(execution.cell_id, execution.id));
+      }
+      await this._forgetNoted();
+    } catch (error) {
+      this._cleared.clear();
+      console.warn('kbridge: the outputs that were cleared may come back', error);
+    }
+  }
+
+  /** Tell the server so, of the executions that this page knows. Sends at once. */
+  private async _forgetNoted(): Promise<void> {
+    const ids = [...this._cleared].flatMap(cell => [...(this._noted.get(cell) ?? [])]);
+    this._cleared.forEach(cell => this._noted.delete(cell));
     this._cleared.clear();
     const kernel = this._kernel;
-    if (!kernel || kernel.id !== this._served) {
-      return;
+    if (kernel?.id === this._served) {
+      await Promise.all(ids.map(id => this.options.api.forget(kernel.id, id)));
     }
-    try {
-      for (const execution of (await this.options.api.list(kernel.id)) ?? []) {
-        if (execution.cell_id && cells.includes(execution.cell_id)) {
-          await this.options.api.forget(kernel.id, execution.id);
-        }
+  }
+
+  /** The page is left: timers and answers do not come any more. */
+  private readonly _onPageHide = (): void => {
+    void this._forgetNoted().catch(() => undefined);
+  };
+
+  /** Note an execution of a cell. */
+  private _note(cell: string | null, id: string): void {
+    if (cell !== null) {
+      this._noted.set(cell, (this._noted.get(cell) ?? new Set()).add(id));
+    }
+  }
+
+  /** Note the executions that this page sends to a kernel. */
+  private _watch(kernel: Kernel.IKernelConnection | null): void {
+    if (kernel !== this._watched) {
+      if (this._watched && !this._watched.isDisposed) {
+        this._watched.anyMessage.disconnect(this._onAny, this);
       }
-    } catch (error) {
-      console.warn('kbridge: the outputs that were cleared may come back', error);
+      this._watched = kernel;
+      kernel?.anyMessage.connect(this._onAny, this);
+    }
+  }
+
+  private _onAny(_: unknown, { msg, direction }: Kernel.IAnyMessageArgs): void {
+    if (direction === 'send' && msg.header.msg_type === 'execute_request') {
+      const cell = (msg.metadata as Record<string, unknown>).cellId;
+      this._note(typeof cell === 'string' ? cell : null, msg.header.msg_id);
     }
   }
 
@@ -259,6 +302,7 @@ export class NotebookRestorer implements IDisposable {
   private _onKernel(): void {
     this._takeAll().forEach(restoration => restoration.end());
     this._scheduled.clear();
+    this._noted.clear();
     this._looked = false;
     this._change();
     this.look();
@@ -324,6 +368,8 @@ export class NotebookRestorer implements IDisposable {
   private readonly _scheduled = new Set<string>(); // cells that this page runs
   private readonly _executed = new Set<string>(); // of these, since the last look
   private readonly _cleared = new Set<string>();
+  private readonly _noted = new Map<string, Set<string>>(); // executions by cell
+  private _watched: Kernel.IKernelConnection | null = null;
   private readonly _restorations: Restoration[] = [];
   private _state: RestoreState = IDLE;
   private _loaded: string | null = null; // when the file was written that this page has read

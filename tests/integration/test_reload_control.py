@@ -122,6 +122,27 @@ async def test_output_that_a_person_cleared_stays_away(lab: Lab, gates: Gates) -
 
 
 @pytest.mark.parametrize("restored", [False, True])
+async def test_output_that_was_cleared_right_before_the_reload_stays_away(
+    lab: Lab, gates: Gates, restored: bool
+) -> None:
+    """The page leaves in the same task, before it has told the server."""
+    gates.open("half")
+    notebook = await lab.start(gates, HALF, "print('second')")
+    await notebook.finished()
+    if restored:
+        notebook = await lab.reload(notebook)
+        await notebook.cell(1).shows("second\n")
+        await notebook.restored()
+    async with lab.page.expect_navigation(url="about:blank"):
+        await notebook.command("notebook:clear-all-cell-outputs", "location.href = 'about:blank'")
+    await lab.come_back()
+    notebook = await lab.show(notebook.path)
+    await notebook.restored()
+    for number in (0, 1):
+        await expect(notebook.cell(number).output).to_have_count(0)
+
+
+@pytest.mark.parametrize("restored", [False, True])
 async def test_a_running_cell_that_a_person_cleared_stays_clear(
     lab: Lab, gates: Gates, restored: bool
 ) -> None:
