@@ -7,11 +7,13 @@ first kernel has to wait for them.
 from __future__ import annotations
 
 import asyncio
-import contextlib
+import logging
 from importlib import import_module
 from typing import Final
 
 __all__ = ["preload"]
+
+_log = logging.getLogger("kbridge.kernels")
 
 # jupyter_client looks for kernelspecs in the directories of IPython and in ipykernel, and finds the
 # addresses of this host with psutil.
@@ -32,6 +34,8 @@ async def preload(*, registry: bool) -> None:
 
 
 def _load(name: str) -> None:
-    # A module that is missing is reported when it is needed.
-    with contextlib.suppress(ImportError):
+    try:
         import_module(name)
+    except Exception as error:  # noqa: BLE001 - a module may fail with anything while it is imported
+        # The server runs on. The error is reported when the module is needed.
+        _log.debug("%s was not loaded in advance: %r", name, error)
