@@ -18,12 +18,13 @@ __all__ = ["Address", "SocketAddress", "is_local", "usable"]
 SocketAddress: TypeAlias = tuple[int, Any]
 """Address family, and what `socket.connect` takes."""
 
+_POSIX: Final = hasattr(socket.socket, "sendmsg")  # False on Windows
 _PATH_LIMIT: Final = 107  # bytes, without the final NUL: unix(7)
 
 
 def usable(transport: str) -> bool:
     """Return True if plain sockets can use a transport of ZeroMQ."""
-    return transport in ("tcp", "ipc")
+    return transport in ("tcp", "ipc") and _POSIX
 
 
 def is_local(family: int, address: Any) -> bool:

@@ -2,8 +2,8 @@
 
 Properties:
 
-- a connection that cannot be made or that breaks is made again, after 30 ms at first, and later
-  after a tenth of the time that it has been down, at most 1 s; except after a fault of the peer;
+- a connection that cannot be made or that breaks is made again, after 30 ms in the first 10 s, and
+  later after 1 s; except after a fault of the peer;
 - the event loop calls the owner when bytes have arrived, and the owner calls `read`, which receives
   once: the descriptor is level-triggered, so the rest is announced again;
 - an error of sending does not end the connection, because bytes of the peer may wait to be read.
@@ -14,12 +14,13 @@ Properties:
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import random
 import socket
 from collections import deque
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
@@ -28,7 +29,7 @@ from kbridge.link.holder.buffer import SharedBuffer
 from kbridge.link.holder.keeper import Port
 from kbridge.link.interfaces import RawMessage
 from kbridge.link.zmtp.address import Address, SocketAddress, is_local
-from kbridge.link.zmtp.receive import CHUNK, ReceiveBuffer
+from kbridge.link.zmtp.receive import CHUNK, LONG_CHUNK, ReceiveBuffer
 from kbridge.link.zmtp.send_queue import SendQueue
 from kbridge.wire.message import Buffer, Channel
 from kbridge.wire.offsets import nbytes
@@ -40,14 +41,20 @@ __all__ = ["ConnectionEvents", "Target", "ZmtpConnection"]
 _QUEUE_BYTES: Final = 1 << 20  # of messages that wait; an empty queue takes any message
 _LIGHT: Final = 32 << 10  # bytes
 _HANDSHAKE_SECONDS: Final = 30.0  # from the begin of connecting, as in libzmq
+# A kernel that starts takes up to some seconds to listen, and is then wanted at once.
+_EAGER_SECONDS: Final = 10.0
 _FIRST_DELAY: Final = 0.03
 _LAST_DELAY: Final = 1.0
-_DELAY_SHARE: Final = 0.1  # of the time without a connection
 _STABLE_SECONDS: Final = 1.0  # a connection that breaks earlier does not shorten the delay
 # Of a silent peer on another machine: seconds until the first probe, and between two; their number.
 _KEEPALIVE: Final = (("TCP_KEEPIDLE", 30), ("TCP_KEEPINTVL", 10), ("TCP_KEEPCNT", 3))
 _TCP: Final = (socket.AF_INET, socket.AF_INET6)
+_NO_MEMORY: Final = (errno.ENOBUFS, errno.ENOMEM)
 _WOULD_BLOCK: Final = (BlockingIOError, InterruptedError)
+
+
+# Not the executor of the event loop: a name server that does not answer would hold up other work.
+_resolvers: Final = ThreadPoolExecutor(2, "kbridge-resolver")
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,7 +191,7 @@ class ZmtpConnection:
             self._addresses.extend(addresses)
             self._try_next()
             return
-        resolving = self._loop.run_in_executor(None, self._target.address.resolve)
+        resolving = self._loop.run_in_executor(_resolvers, self._target.address.resolve)
         self._resolving = resolving
         resolving.add_done_callback(self._on_resolved)
 
@@ -193,7 +200,7 @@ class ZmtpConnection:
         if self._socket is not None or self._resolving is not None or self._timer is not None:
             return
         down = self._loop.time() - self._down_since
-        delay = min(_LAST_DELAY, max(_FIRST_DELAY, _DELAY_SHARE * down))
+        delay = _FIRST_DELAY if down < _EAGER_SECONDS else _LAST_DELAY
         # Jitter: the kernels of a machine that was suspended do not all connect at once.
         delay *= 1 + random.random() / 4  # noqa: S311
         self.ended = False
@@ -225,7 +232,7 @@ class ZmtpConnection:
                 self.light = count <= _LIGHT
             else:
                 count = self._buffer.receive_long(sock, place)
-                self.full = count == len(place)
+                self.full = count in (len(place), LONG_CHUNK)
                 self.light = False
         except _WOULD_BLOCK:
             return []
@@ -366,7 +373,10 @@ class ZmtpConnection:
         early = peer.feed(data)
         if peer.established:
             self._establish(peer)
-            self._events.on_established(self, early)
+            try:
+                self._events.on_established(self, early)
+            finally:
+                self._flush()
         elif peer.fault is not None:
             self.fault = peer.fault
             self._disconnect()
@@ -388,7 +398,6 @@ class ZmtpConnection:
         if self._port is not None:
             assert self._socket is not None
             self._port.hold(self._socket, peer, self._target.identity)
-        self._flush()
 
     # -- going on ---------------------------------------------------------------------------
 
@@ -454,7 +463,7 @@ class ZmtpConnection:
             self._writing = False
             port = self._port
             if port is not None and not port.leaving:
-                with suppress(OSError):
+                with contextlib.suppress(OSError):
                     sock.shutdown(socket.SHUT_RDWR)  # the holder has a duplicate
                 port.drop()
             sock.close()
@@ -476,8 +485,13 @@ class ZmtpConnection:
             done = self._queue.send(self._socket)
         except _WOULD_BLOCK:
             done = False
-        except OSError:
-            self._stop_writing()  # reading finds the end
+        except OSError as error:
+            self._stop_writing()
+            if error.errno in _NO_MEMORY:
+                self._loop.call_later(_FIRST_DELAY, self._flush)
+            else:
+                with contextlib.suppress(OSError):
+                    self._socket.shutdown(socket.SHUT_RDWR)  # reading finds the end
             return
         if not done:
             self._announce_room()

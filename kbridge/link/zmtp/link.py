@@ -30,7 +30,9 @@ _ORDER: Final = (*_DEALERS, Channel.IOPUB)
 _GONE_SECONDS: Final = 2.0  # until a connection is made again that a fault of the peer has ended
 _FORMER: Final = 4  # former identities; each needs three sockets
 _MESSAGE_FACTOR: Final = 4  # all parts of a message may have this multiple of the limit of one part
-_READS: Final = 1000  # of one connection in one `drain`: more than any socket's buffer holds
+_READS: Final = (
+    64  # of one connection in one `drain`: 8 MiB, more than a socket's buffer usually holds
+)
 # A cell ends with a reply and an idle status. When one of them is read, the channel of the other is
 # read as well, so that both are sent to clients in one write.
 _BESIDE: Final = {Channel.SHELL: Channel.IOPUB, Channel.IOPUB: Channel.SHELL}
@@ -98,7 +100,8 @@ class ZmtpLink:
     def drain(self) -> None:
         """Deliver all messages that have arrived, now."""
         self._drain_all()
-        if any(connection.ended for connection in self._connections.values()):
+        every = [*self._former, self._connections]
+        if any(connection.ended for each in every for connection in each.values()):
             self._soon(self._settle)  # the caller does not expect other events
 
     def renew(self, identity: bytes, *, keep: bool) -> None:
@@ -170,14 +173,16 @@ class ZmtpLink:
 
     def on_established(self, connection: ZmtpConnection, early: list[RawMessage]) -> None:
         """Report that a channel is connected."""
-        if connection.watched:
-            self._cancel_gone(connection.channel)
-            self._events.on_connected(connection.channel)
-        if early:
-            self._events.on_messages(connection.channel, early)
-            self._events.on_drained()
-        if connection.ended:
-            self._settle()
+        try:
+            if connection.watched:
+                self._cancel_gone(connection.channel)
+                self._events.on_connected(connection.channel)
+            if early and not self.closed:
+                self._events.on_messages(connection.channel, early)
+                self._events.on_drained()
+        finally:
+            if connection.ended:
+                self._settle()
 
     def on_refused(self, connection: ZmtpConnection, fault: ZmtpError) -> None:
         """Try again later, unless the kernel needs another kind of link."""
@@ -322,20 +327,30 @@ class ZmtpLink:
             for connection in former.values():
                 if connection.ended and connection.fault is None:
                     connection.retry()
+        channels = []
         for channel in _ORDER:
             ended = self._connections.get(channel)
-            if ended is None or not ended.ended:
-                continue
-            if ended.fault is None:
-                ended.retry()
-            elif channel not in self._gone:
+            if ended is not None and ended.ended and not (ended.fault and channel in self._gone):
+                channels.append(channel)
                 self._wait(channel, ended.fault)
-            else:
-                continue
-            self._events.on_disconnected(channel)
+                if ended.fault is None:
+                    ended.retry()
+        failure: Exception | None = None
+        for channel in channels:
+            if self.closed:
+                break
+            try:
+                self._events.on_disconnected(channel)
+            except Exception as error:  # noqa: BLE001  # the other channels have ended all the same
+                failure = error
+        if failure is not None:
+            raise failure
 
-    def _wait(self, channel: Channel, fault: ZmtpError) -> None:
-        """Connect a channel again later, and report then that it was gone."""
+    def _wait(self, channel: Channel, fault: ZmtpError | None) -> None:
+        """Report later that a channel is gone, unless it is connected again before.
+
+        After a fault of the peer, it is not connected again earlier.
+        """
         self._cancel_gone(channel)
         self._gone[channel] = self._later(_GONE_SECONDS, self._on_gone, channel, fault)
 
@@ -344,7 +359,7 @@ class ZmtpLink:
         if gone is not None:
             gone.cancel()
 
-    def _on_gone(self, channel: Channel, fault: ZmtpError) -> None:
+    def _on_gone(self, channel: Channel, fault: ZmtpError | None) -> None:
         del self._gone[channel]
         self._connections[channel].retry()
         try:

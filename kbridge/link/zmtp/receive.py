@@ -11,10 +11,13 @@ import socket
 import threading
 from typing import Final
 
-__all__ = ["CHUNK", "ReceiveBuffer"]
+__all__ = ["CHUNK", "LONG_CHUNK", "ReceiveBuffer"]
 
 CHUNK: Final = 128 << 10
 """Bytes of one read, unless the place of a long part is known."""
+
+LONG_CHUNK: Final = 2 << 20
+"""Bytes of one read into the place of a long part: about a millisecond."""
 
 # One buffer for all connections of a thread: each read is copied out at once. Memory of mmap is not
 # touched before it is used, and its slices are `bytes`.
@@ -29,7 +32,9 @@ class ReceiveBuffer:
     def __init__(self) -> None:
         memory = getattr(_thread, "memory", None)
         if memory is None:
-            memory = _thread.memory = mmap.mmap(-1, CHUNK)
+            # Private, so that a forked child does not write into it.
+            flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+            memory = _thread.memory = mmap.mmap(-1, CHUNK, flags=flags)
         self._memory: mmap.mmap = memory
 
     def receive(self, sock: socket.socket) -> bytes:
@@ -47,7 +52,8 @@ class ReceiveBuffer:
 
     def receive_long(self, sock: socket.socket, place: memoryview) -> int:
         """Receive into the place of a long part, and return the number of bytes; as `receive`."""
-        return sock.recv_into(place)
+        with place[:LONG_CHUNK] as part:
+            return sock.recv_into(part)
 
     def note_sending(self, under_way: bool) -> None:
         """Do nothing: the connection ends with this process."""

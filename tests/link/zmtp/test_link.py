@@ -1,6 +1,7 @@
 """The link with ZMTP on plain sockets, with a kernel that a test controls byte by byte."""
 
 import asyncio
+import errno
 import os
 import socket
 from pathlib import Path
@@ -12,6 +13,7 @@ from kbridge.link.endpoints import Endpoints
 from kbridge.link.zmtp import connection
 from kbridge.link.zmtp import link as module
 from kbridge.link.zmtp.link import ZmtpLink
+from kbridge.link.zmtp.send_queue import SendQueue
 from kbridge.wire.message import Channel
 from kbridge.wire.zmtp.encoder import encode
 from kbridge.wire.zmtp.greeting import GREETING
@@ -490,3 +492,89 @@ async def test_connections_to_other_machines_are_kept_alive(
     await kernel.accept_all()
     await events.until(lambda: bool(events.stdin))
     assert keeps_alive(kernel.connected[Channel.STDIN].sock) is not local
+
+
+async def test_an_owner_that_fails_at_one_end_gets_the_others(kernel, linked) -> None:
+    _, events = linked
+    errors = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: errors.append(context))
+    disconnected = events.on_disconnected
+
+    def on_disconnected(channel) -> None:
+        disconnected(channel)
+        if channel is Channel.STDIN:
+            raise RuntimeError("a bug")
+
+    events.on_disconnected = on_disconnected
+    kernel.hang_up()
+    await events.until(lambda: events.news == ["connected", "disconnected"])
+    assert events.stdin == ["connected", "disconnected"]
+    await kernel.accept_all()
+    await events.until(lambda: events.news[-1] == "connected" and events.stdin[-1] == "connected")
+    assert len(errors) == 1
+
+
+async def test_a_channel_that_stays_away_is_reported_as_gone(kernel, linked, monkeypatch) -> None:
+    monkeypatch.setattr(module, "_GONE_SECONDS", 0.01)
+    link, events = linked
+    kernel.listening[Channel.SHELL].close()
+    kernel.connected[Channel.SHELL].close()
+    await events.until(lambda: events.gone == [Channel.SHELL])
+    assert link.send(Channel.CONTROL, body(1))
+
+
+async def test_queued_requests_are_sent_when_the_system_has_memory_again(
+    kernel, connect, monkeypatch
+) -> None:
+    link = connect(kernel.endpoints, Recorder())
+    assert link.send(Channel.SHELL, body(1))
+    failures = [OSError(errno.ENOBUFS, "No buffer space available")]
+    send = SendQueue.send
+
+    def failing(queue, sock) -> bool:
+        if queue.size and failures:
+            raise failures.pop()
+        return send(queue, sock)
+
+    monkeypatch.setattr(SendQueue, "send", failing)
+    shell = await kernel.accept(Channel.SHELL)
+    await shell.shake_hands()
+    async with asyncio.timeout(20):
+        assert await shell.receive() == body(1)
+    assert not failures
+
+
+async def test_a_former_connection_that_ends_in_a_drain_is_made_again(kernel, connect) -> None:
+    link = connect(kernel.endpoints, Recorder())
+    link.receive_for(b"of the dead")
+    connections = [await kernel.accept(Channel.SHELL) for _ in range(2)]
+    for each in connections:
+        await each.shake_hands()
+    [former] = [each for each in connections if b"of the dead" in each.greeted]
+    former.close()
+    link.drain()
+    again = await kernel.accept(Channel.SHELL)
+    await again.shake_hands()
+    assert b"of the dead" in again.greeted
+
+
+async def test_room_is_reported_after_the_connection(kernel, connect) -> None:
+    events = Recorder()
+    order: list[str] = []
+    events.on_writable = lambda channel: order.append(f"{channel} writable")
+    connected = events.on_connected
+
+    def on_connected(channel) -> None:
+        order.append(f"{channel} connected")
+        connected(channel)
+
+    events.on_connected = on_connected
+    link = connect(kernel.endpoints, events)
+    assert link.send(Channel.STDIN, large(100_000))
+    assert not link.send(Channel.STDIN, large(2_000_000))
+    stdin = await kernel.accept(Channel.STDIN)
+    await stdin.shake_hands()
+    await stdin.receive()
+    await events.until(lambda: bool(events.stdin))
+    await turns()
+    assert order == ["stdin connected", "stdin writable"]
