@@ -56,7 +56,7 @@ def forget_cancelled_timers() -> None:
     `ping_interval` (1000 ms) for seconds, so its timers keep a closed websocket for 1000 s.
     """
     with suppress(RuntimeError):  # no event loop runs
-        for timer in asyncio.get_running_loop()._scheduled:
+        for timer in getattr(asyncio.get_running_loop(), "_scheduled", ()):  # not in uvloop
             if timer.cancelled():
                 timer._context = contextvars.Context()
 
