@@ -6,10 +6,12 @@ first kernel has to wait for them.
 
 from __future__ import annotations
 
-import asyncio
 import logging
+from functools import partial
 from importlib import import_module
 from typing import Final
+
+from kbridge.storage.workers import Workers
 
 __all__ = ["preload"]
 
@@ -29,8 +31,14 @@ async def preload(*, registry: bool) -> None:
     registry : bool
         True if the server keeps a registry of its kernels.
     """
-    for name in (*_MODULES, *(_REGISTRY if registry else ())):
-        await asyncio.to_thread(_load, name)
+    # Unlike the threads of `asyncio.to_thread`, this one does not delay the end of the server while
+    # a slow disk is read.
+    thread = Workers(1, "kbridge-preload")
+    try:
+        for name in (*_MODULES, *(_REGISTRY if registry else ())):
+            await thread.call(partial(_load, name))
+    finally:
+        thread.close()
 
 
 def _load(name: str) -> None:
