@@ -144,7 +144,7 @@ def _learn(header: bytes, shape: bytes) -> _Layout | None:
         return None
     # All keys are written without a space before the colon, none twice, and no value begins with a
     # colon. So a quote and a colon stand at the end of a key, and nowhere else.
-    if shape.count(b'":') != len(members):
+    if shape.count(b'":') != len(members) or shape.count(b'"') != 4 * len(members):
         return None
     if shape.count(_TYPE_SHAPE) != 1 or shape.count(_ID_SHAPE) != 1:
         return None

@@ -70,6 +70,7 @@ ALIKE = [
     b'{"msg_id": "a", "msg_type": "stream", "msg_typo": "status"}',
     b'{"msg_id": "a", "msg_typo": "stream", "msg_type": "status"}',
     b'{"msg_id": "a", "msg_id": "b", "msg_type": "status"}',
+    b'{"msg_type": "stream", "msg_id": "a", "msg_type" : "status"}',
     b'{"abc_de": "a", "msg_id": "b", "msg_type": "status"}',
     b'{"msg_id": "a", "msg_type": "stream", "x": {"msg_type": "status"}}',
     b'{"msg_id": "a", "msg_type": "stream", "x": "\\""}',

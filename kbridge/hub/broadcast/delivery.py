@@ -340,8 +340,10 @@ class Delivery:
             self.trim()
         renderer = self._renderer
         if renderer.caches:
-            if not self._waiting:  # those that wait are often at the place of the last one
+            if not self._waiting:
                 self._forget()
+            else:  # websockets that wait are often at the place of the last one
+                renderer.forget_large()
             if renderer.caches and self._chunk_timer is None and not self._stopped:
                 self._chunk_timer = self._loop.call_later(_FRESH, self._on_chunks_stale)
 

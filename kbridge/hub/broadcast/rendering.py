@@ -152,6 +152,14 @@ class Renderer:
         self._last = None
         self.caches = bool(self._behind) or (self._loader is not None and self._loader.keeps)
 
+    def forget_large(self) -> None:
+        """Drop the cached chunks with large frames; call it after each turn."""
+        large = [key for key, chunk in self._chunks.items() if chunk.stretch.nbytes > 2 * CHUNK]
+        for key in large:
+            del self._chunks[key]
+        if large:
+            self._last = None
+
     def forget_all(self) -> None:
         """Drop all chunks, and the frames that were loaded from disk."""
         self._behind.clear()
