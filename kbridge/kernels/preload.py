@@ -2,16 +2,18 @@
 
 They take about 0.4 s, which a server spends once it accepts connections: neither its start nor its
 first kernel has to wait for them.
+
+They are imported on the event loop, one in each turn. In a thread, they would be in the way of
+imports by the first request: two threads that import the same modules in another order can see
+modules that are not complete.
 """
 
 from __future__ import annotations
 
+import asyncio
 import logging
-from functools import partial
 from importlib import import_module
 from typing import Final
-
-from kbridge.storage.workers import Workers
 
 __all__ = ["preload"]
 
@@ -24,21 +26,16 @@ _REGISTRY: Final = ("kbridge.kernels.registry.store", "sqlalchemy.dialects.sqlit
 
 
 async def preload(*, registry: bool) -> None:
-    """Import the modules in a thread, one after the other.
+    """Import the modules, one after the other; other tasks run in between.
 
     Parameters
     ----------
     registry : bool
         True if the server keeps a registry of its kernels.
     """
-    # Unlike the threads of `asyncio.to_thread`, this one does not delay the end of the server while
-    # a slow disk is read.
-    thread = Workers(1, "kbridge-preload")
-    try:
-        for name in (*_MODULES, *(_REGISTRY if registry else ())):
-            await thread.call(partial(_load, name))
-    finally:
-        thread.close()
+    for name in (*_MODULES, *(_REGISTRY if registry else ())):
+        _load(name)
+        await asyncio.sleep(0)
 
 
 def _load(name: str) -> None:
