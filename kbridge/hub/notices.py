@@ -74,20 +74,6 @@ class Notices:
         content = {"execution_state": execution_state}
         return self._build(Channel.IOPUB, "status", content, parent_header=parent_header)
 
-    def busy(self, parent_header: bytes, seq: int) -> Message:
-        """Return the status of a kernel that runs a request, behind frame `seq` of the journal.
-
-        It is for one client, so its id names the frame, as that of a marker does.
-        """
-        content = {"execution_state": "busy"}
-        return self._build(
-            Channel.IOPUB,
-            "status",
-            content,
-            parent_header=parent_header,
-            msg_id=f"{self.markers}{seq}",
-        )
-
     def stderr(self, text: str, parent_header: bytes = b"{}", msg_id: str | None = None) -> Message:
         """Return a line on stderr for the output of the cell that `parent_header` names."""
         return self._build(

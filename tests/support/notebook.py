@@ -75,15 +75,9 @@ class Notebook:
         """Start all cells, without waiting for their end."""
         await self.command("notebook:run-all-cells")
 
-    async def command(self, name: str, then: str = "") -> None:
-        """Start a command of JupyterLab, without waiting for its end, and run a script at once."""
-        await self.page.evaluate(
-            f"name => {{ void window.jupyterapp.commands.execute(name); {then} }}", name
-        )
-
-    async def busy(self) -> None:
-        """Wait until the page shows its kernel as busy."""
-        await self.page.wait_for_function(f"{_KERNEL}?.status === 'busy'")
+    async def command(self, name: str) -> None:
+        """Start a command of JupyterLab, without waiting for its end."""
+        await self.page.evaluate("name => { void window.jupyterapp.commands.execute(name) }", name)
 
     async def finished(self) -> None:
         """Wait until no cell is running or waiting, and the page shows the kernel as idle."""

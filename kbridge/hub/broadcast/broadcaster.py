@@ -10,7 +10,7 @@ from collections.abc import Collection, Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from kbridge.flow.execution import OBSERVED, RUNNING
+from kbridge.flow.execution import OBSERVED
 from kbridge.flow.journal import EVERYONE, LOSABLE, Journal, Place
 from kbridge.flow.policy import PASS, combined
 from kbridge.flow.selection import Selection
@@ -196,21 +196,7 @@ class Broadcaster:
                 self.recorder.moved(cursor.session)
         if self._inputs.open and (known or point is not None):
             self._inputs.resumed(cursor, since, point)
-        if point is None and cursor.session.session_id:
-            self._tell_busy(cursor)
         self.delivery.start(cursor)
-
-    def _tell_busy(self, cursor: Cursor) -> None:
-        """Tell a websocket that the kernel is busy.
-
-        A page does not know when it connects, not even again. The kernel said so earlier, and does
-        not answer a request for its information before the cell ends.
-        """
-        for execution in self.tracker.executions.find(state=(RUNNING,)):
-            if execution.replied is None and execution.ended_seq is None:
-                status = self._notices.busy(execution.header, cursor.place.seq - 1)
-                self.delivery.say(cursor, [status])
-                return
 
     def select(self, parents: Sequence[str]) -> Selection:
         """Return the selection of a websocket that follows some requests."""
