@@ -70,7 +70,7 @@ def named_option(text: str) -> tuple[str, str]:
     Raises
     ------
     argparse.ArgumentTypeError
-        If there is no such name or option, or if the name belongs to another server.
+        If the name or the option is missing, or if the name is that of another server.
     """
     name, _, option = text.partition("=")
     if not name.isidentifier() or not option.startswith("-"):

@@ -199,7 +199,7 @@ class Holder:
         Raises
         ------
         OSError
-            If there is no holder, or it does not answer.
+            If no holder is running, or the holder does not answer.
         """
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         found: list[HeldConnection] = []
