@@ -7,9 +7,11 @@ import type { ITranslator } from '@jupyterlab/translation';
 import type { IDisposable } from '@lumino/disposable';
 
 import type { ExecutionsApi } from './api';
+import { Backoff } from './backoff';
 import { RestoredCell } from './cell';
 import { isUpdate } from './feed';
 import type { Message } from './frames';
+import type { Execution } from './plan';
 import { isOver, plan } from './plan';
 import { Restoration } from './restoration';
 import { Sharing } from './sharing';
@@ -21,6 +23,10 @@ const MOST = 100;
 
 /** Milliseconds between an event and the look at the server: often several come together. */
 const DELAY = 50;
+
+/** Milliseconds until the next look after one that failed: at first, and at most. */
+const RETRY = 1_000;
+const MAX_RETRY = 10_000;
 
 /** Milliseconds until the next look at executions that another page may leave behind. */
 const AGAIN = 10_000;
@@ -119,6 +125,7 @@ export class NotebookRestorer implements IDisposable {
     await context.ready;
     this._loaded = context.contentsModel?.last_modified ?? null;
     await sessionContext.ready;
+    this._watch(this._kernel);
     this.look();
   }
 
@@ -139,20 +146,20 @@ export class NotebookRestorer implements IDisposable {
     this._executed.clear();
     const executions = await api.list(kernel.id).catch(error => {
       console.debug('kbridge: executions cannot be read', error);
-      return undefined; // the next event tries again
+      return undefined;
     });
     const superseded = look !== this._looks || kernel !== this._kernel;
-    if (executions === undefined || this._disposed || superseded) {
+    if (this._disposed || superseded) {
       return;
     }
-    if (executions === null) {
-      if (kernel.id !== this._served) {
-        this._foreign = kernel.id; // kbridge does not serve this kernel: ask no more
-      }
+    if (executions === undefined) {
+      this.look(this._backoff.next());
       return;
     }
-    this._served = kernel.id;
-    executions.forEach(execution => this._note(execution.cell_id, execution.id));
+    this._backoff.reset();
+    if (!this._serves(kernel, executions)) {
+      return;
+    }
     for (const { id, session_id, cell_id } of executions) {
       if (session_id === kernel.clientId && !this._known.has(id)) {
         this._known.add(id);
@@ -224,17 +231,33 @@ export class NotebookRestorer implements IDisposable {
     this.look();
   }
 
+  /** Note the executions that the server has; false if kbridge does not serve this kernel. */
+  private _serves(
+    kernel: Kernel.IKernelConnection,
+    executions: Execution[] | null
+  ): executions is Execution[] {
+    if (executions !== null) {
+      this._served = kernel.id;
+      executions.forEach(execution => this._note(execution.cell_id, execution.id));
+    } else if (kernel.id !== this._served) {
+      this._foreign = kernel.id; // ask no more
+    }
+    return executions !== null;
+  }
+
   /** Tell the server which cells were cleared. */
   private async _forget(): Promise<void> {
     const kernel = this._kernel;
     try {
-      if (kernel?.id === this._served) {
-        const executions = await this.options.api.list(kernel.id);
-        executions?.forEach(execution => this._note(execution.cell_id, execution.id));
+      if (kernel && kernel.id !== this._foreign) {
+        this._serves(kernel, await this.options.api.list(kernel.id));
       }
+    } catch (error) {
+      console.debug('kbridge: executions cannot be read', error); // some are known without it
+    }
+    try {
       await this._forgetNoted();
     } catch (error) {
-      this._cleared.clear();
       console.warn('kbridge: the outputs that were cleared may come back', error);
     }
   }
@@ -245,7 +268,7 @@ export class NotebookRestorer implements IDisposable {
     this._cleared.forEach(cell => this._noted.delete(cell));
     this._cleared.clear();
     const kernel = this._kernel;
-    if (kernel?.id === this._served) {
+    if (kernel && kernel.id !== this._foreign) {
       await Promise.all(ids.map(id => this.options.api.forget(kernel.id, id)));
     }
   }
@@ -303,6 +326,7 @@ export class NotebookRestorer implements IDisposable {
     this._takeAll().forEach(restoration => restoration.end());
     this._scheduled.clear();
     this._noted.clear();
+    this._watch(this._kernel);
     this._looked = false;
     this._change();
     this.look();
@@ -375,6 +399,7 @@ export class NotebookRestorer implements IDisposable {
   private _loaded: string | null = null; // when the file was written that this page has read
   private _looked = false;
   private _looks = 0;
+  private readonly _backoff = new Backoff(RETRY, MAX_RETRY); // while the server does not answer
   private _foreign = '';
   private _served = '';
   private _timer = 0;

@@ -162,6 +162,23 @@ async def test_a_running_cell_that_a_person_cleared_stays_clear(
     await notebook.cell(0).shows("after\n")
 
 
+async def test_a_list_that_fails_is_requested_again_and_holds_up_no_deletion(
+    lab: Lab, gates: Gates
+) -> None:
+    lists = re.compile(r"/executions(\?.*)?$")
+    await lab.page.route(lists, lambda route: route.abort())
+    try:
+        notebook = await lab.start(gates, HALF)
+        await notebook.cell(0).shows("before\n")
+        async with lab.page.expect_response(lambda r: r.request.method == "DELETE") as answer:
+            await notebook.command("notebook:clear-all-cell-outputs")
+        assert (await answer.value).status == 204
+        await notebook.not_restored()
+    finally:
+        await lab.page.unroute(lists)
+    await notebook.restored()
+
+
 async def test_output_that_the_file_has_is_not_requested(lab: Lab, gates: Gates) -> None:
     gates.open("half")
     notebook = await lab.start(gates, HALF, "6 * 7", "1 / 0")

@@ -75,9 +75,11 @@ class Notebook:
         """Start all cells, without waiting for their end."""
         await self.command("notebook:run-all-cells")
 
-    async def command(self, name: str) -> None:
-        """Start a command of JupyterLab, without waiting for its end."""
-        await self.page.evaluate("name => { void window.jupyterapp.commands.execute(name) }", name)
+    async def command(self, name: str, then: str = "") -> None:
+        """Start a command of JupyterLab, without waiting for its end, and run a script at once."""
+        await self.page.evaluate(
+            f"name => {{ void window.jupyterapp.commands.execute(name); {then} }}", name
+        )
 
     async def finished(self) -> None:
         """Wait until no cell is running or waiting, and the page shows the kernel as idle."""
@@ -91,6 +93,10 @@ class Notebook:
     async def restored(self) -> None:
         """Wait until the extension has looked at all cells, and has received earlier output."""
         await expect(self.page.locator(".kb-Status[data-phase=restored]")).to_have_count(1)
+
+    async def not_restored(self) -> None:
+        """Wait until the extension shows no state: it has not looked at the cells."""
+        await expect(self.page.locator(".kb-Status[data-phase=restored]")).to_have_count(0)
 
     async def cells(self) -> list[dict[str, Any]]:
         """Return source, execution count and outputs of all code cells in the page."""
