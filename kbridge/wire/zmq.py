@@ -65,7 +65,7 @@ def parse(channel: Channel, frames: Sequence[Buffer], signer: Signer) -> Message
     """
     buffers: tuple[Buffer, ...] = ()
     at = len(frames) - 6  # in the usual message: without buffers, after a topic or first
-    if 0 <= at <= 1 and frames[at] == DELIMITER:
+    if (at == 0 or (at == 1 and frames[0] != DELIMITER)) and frames[at] == DELIMITER:
         signature, parts = frames[at + 1], frames[at + 2 :]
     else:
         signature, parts, buffers = _found(frames)

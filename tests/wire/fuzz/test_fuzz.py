@@ -172,6 +172,7 @@ def there_and_back(msg: Message) -> None:
     st.booleans(),
 )
 @example([zmq.DELIMITER] * 6, True)
+@example([zmq.DELIMITER] * 3 + [b""] * 3 + [zmq.DELIMITER], False)
 def zmq_parse(frames: list[bytes | memoryview], signed: bool) -> None:
     """Frames that any peer may send to a SUB or DEALER."""
     key = b"key" if signed else b""
