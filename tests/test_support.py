@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from contextlib import nullcontext
+from pathlib import Path
 
 import pytest
 from _pytest.outcomes import Failed, Skipped
 
 from tests.support.dialects import CODECS
 from tests.support.require import require
+from tests.support.server import Server
 from tests.support.waiting import eventually
 
 MESSAGE = {
@@ -88,3 +91,19 @@ def test_ignored_signals_are_reset() -> None:
         [*ignoring, sys.executable, "-c", tell], capture_output=True, text=True, check=True
     )
     assert done.stdout.strip() == "['SIGINT', 'SIGHUP'] True []"
+
+
+@pytest.mark.parametrize(
+    ("file", "clean"),
+    [("/usr/lib/ipykernel/iostream.py", True), ("/usr/lib/kbridge/hub/hub.py", False)],
+)
+def test_errors_of_a_kernel_in_the_log_are_not_the_servers(
+    tmp_path: Path, file: str, clean: bool
+) -> None:
+    server = Server(tmp_path)
+    server.log.write_text(
+        f'[I] kernel started\nTraceback (most recent call last):\n  File "{file}", line 1\n'
+        "RuntimeError: Event loop is closed\n[I] kernel ended\n"
+    )
+    with nullcontext() if clean else pytest.raises(AssertionError, match="Event loop is closed"):
+        server.assert_clean_log()

@@ -29,6 +29,7 @@ from tests.support.waiting import TIMEOUT, eventually
 
 __all__ = ["LINK", "PEER", "TOKEN", "Reply", "Server", "free_port", "gone"]
 
+_KBRIDGE = str(Path(kbridge.__file__).parent)
 PEER = os.environ.get("KBRIDGE_TEST_SERVER", "kbridge") == "jupyter_server"
 LINK = os.environ.get("KBRIDGE_TEST_LINK", "")
 TOKEN = "correct-horse-battery-staple"
@@ -252,7 +253,8 @@ class Server:
     def assert_clean_log(self, *, foreign: bool = False) -> None:
         """Fail if the log has an internal error of the server, or the token.
 
-        Kernels write to the same log. They report an error when they end in the middle of a cell.
+        Kernels write to the same log. ipykernel reports errors of its own when it ends in the
+        middle of a cell.
 
         Parameters
         ----------
@@ -263,17 +265,21 @@ class Server:
         lines = text.splitlines()
         for number, line in enumerate(lines):
             if "Traceback" in line and "[IPKernelApp] ERROR" not in lines[number - 1]:
-                if foreign and not _is_ours(lines[number + 1 :]):
+                frames = _frames(lines[number + 1 :])
+                if _is_in("/ipykernel/", frames) or (foreign and not _is_in(_KBRIDGE, frames)):
                     continue
                 raise AssertionError("\n".join(lines[max(0, number - 20) : number + 40]))
         assert TOKEN not in text, "the log contains the token"
 
 
-def _is_ours(lines: list[str]) -> bool:
-    """Return True if the traceback that goes on in these lines has code of kbridge."""
-    here = str(Path(kbridge.__file__).parent)
-    rest = itertools.takewhile(lambda line: not line.startswith("["), lines)
-    return any(here in line for line in rest)
+def _frames(lines: list[str]) -> list[str]:
+    """Return the lines of the traceback that goes on in these lines of a log."""
+    return list(itertools.takewhile(lambda line: not line.startswith("["), lines))
+
+
+def _is_in(package: str, frames: list[str]) -> bool:
+    """Return True if a traceback has code of a package, whose path has this part."""
+    return any(package in line for line in frames if 'File "' in line)
 
 
 def _ports() -> Iterator[int]:
