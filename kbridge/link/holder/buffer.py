@@ -1,12 +1,12 @@
 """Receives the bytes of a connection into memory that outlives the process.
 
 A position is a number of bytes since the start of the connection. The buffer is a ring in a memory
-file, of which the holder has a duplicate. Its header (`kbridge.link.holder.process`) says which
+file, of which the holder has a duplicate. Its header (`kbridge.link.holder.header`) says which
 positions are where:
 
 - the byte at a position `p` is at `(p - FIRST) % SIZE`;
 - `RECEIVED` is the position after the last noted read. A read that was not noted, because the
-  process was killed, is found by `process.consumed`;
+  process was killed, is found by `header.consumed`;
 - the bytes before `TAKEN` are not needed: all their messages are in the file of the journal.
 
 When all bytes are taken, the next read begins at the start of the buffer again, so that an ordinary
@@ -24,7 +24,7 @@ import socket
 from collections.abc import Sequence
 from typing import Final
 
-from kbridge.link.holder.process import (
+from kbridge.link.holder.header import (
     CANARY,
     CANARY_SIZE,
     CHUNK,

@@ -13,23 +13,21 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
-from kbridge.link.holder import process
-from kbridge.link.holder.process import (
-    CLOSED,
+from kbridge.link.holder.header import (
     FIRST,
-    FULL,
     HEADER_SIZE,
     SENDING,
     SEQ,
     SIZE,
     TAKEN,
-    TORN,
-    fields_of,
-    packet,
+    read_header,
 )
+from kbridge.link.holder.held import CLOSED, FULL, TORN
+from kbridge.link.holder.packets import fields_of, packet, receive, send
 
 __all__ = ["HeldConnection", "Holder", "is_supported"]
 
+_PROGRAM: Final = Path(__file__).with_name("__main__.py")
 _BLOCK: Final = 256 * 1024
 _TIMEOUT: Final = 10.0  # seconds for a holder that still waits for the end of an earlier bridge
 
@@ -40,14 +38,14 @@ def is_supported() -> bool:
 
 
 class _Extent:
-    """Stored bytes of a connection; `offset` is -1 for a file, see `process.Extent`."""
+    """Stored bytes of a connection; `offset` is -1 for a file, see `held.Extent`."""
 
     def __init__(self, fd: int, offset: int, start: int, end: int) -> None:
         self.fd = fd
         self.offset = offset
         self.start = start
         self.end = end
-        self.header = process.read_header(fd, offset) if offset >= 0 else []
+        self.header = read_header(fd, offset) if offset >= 0 else []
 
     @property
     def oldest(self) -> int:
@@ -178,7 +176,7 @@ class Holder:
         with far:
             try:
                 self._process = subprocess.Popen(  # noqa: S603 - this interpreter, a file of kbridge
-                    [sys.executable, "-I", "-S", process.__file__, *self._arguments],
+                    [sys.executable, "-I", "-S", str(_PROGRAM), *self._arguments],
                     stdin=far.fileno(),
                     stdout=subprocess.DEVNULL,
                     stderr=subprocess.DEVNULL,
@@ -208,7 +206,7 @@ class Holder:
             _connect(sock, self._path)
             sock.send(packet("T"))
             while True:
-                data, fds = process.receive(sock)
+                data, fds = receive(sock)
                 letter, *fields = fields_of(data)
                 if letter != "E":
                     break
@@ -261,7 +259,7 @@ class Holder:
         sock.setblocking(True)
         with suppress(OSError):
             while self._unsent:
-                process.send(sock, *self._unsent[0])
+                send(sock, *self._unsent[0])
                 self._close_sent()
         while self._unsent:
             self._close_sent()
@@ -279,7 +277,7 @@ class Holder:
             return
         if not self._unsent:
             try:
-                process.send(sock, data, fds)
+                send(sock, data, fds)
             except BlockingIOError:
                 loop = _running_loop()
                 if loop is not None:
@@ -295,7 +293,7 @@ class Holder:
         assert self._sock is not None
         try:
             while self._unsent:
-                process.send(self._sock, *self._unsent[0])
+                send(self._sock, *self._unsent[0])
                 self._close_sent()
         except BlockingIOError:
             return

@@ -5,8 +5,8 @@ which it receives (`kbridge.link.holder.buffer`). While the bridge runs, the hol
 the bridge has ended, the holder continues each connection where the bridge stopped, and appends the
 bytes to a file. The next bridge takes over the connections with everything that no journal has.
 
-The process is started by its path, without site-packages, and imports only modules of the standard
-library that are small: it needs 9 MB, of which 3 MB are not shared with other processes.
+The process imports only modules of the standard library that are small, and those of this package
+that it needs: it has 9 MB, of which 3 MB are not shared with other processes. `__main__` starts it.
 
 Invariants:
 
@@ -15,25 +15,6 @@ Invariants:
   only after `TAKE`, and after the holder has its new buffer;
 - the holder ends when it has no connections and no bridge, and at the latest a fixed time after the
   end of the bridge.
-
-Control packets (`SOCK_SEQPACKET`; a letter, then fields that are separated by NUL):
-
-======  ==================  ========================  ============================================
-packet  fields              descriptors               meaning
-======  ==================  ========================  ============================================
-`M`     memory              memory file               use this memory for buffers
-`N`     memory              -                         use it for no other buffers
-`A`     key, memory,        connection                hold a connection, with its buffer
-        offset, info
-`B`     key, memory,        -                         the bridge receives into another buffer
-        offset
-`F`     key, position       -                         forget stored bytes before a position
-`D`     key                 -                         drop a connection
-`T`     -                   -                         send all connections, as `E` and then `.`
-`E`     key, info, flags,   connection, and one for   a connection with its stored bytes
-        extents             each extent
-`.`     -                   -                         all connections have been sent
-======  ==================  ========================  ============================================
 """
 
 from __future__ import annotations
@@ -44,223 +25,14 @@ import select
 import sys
 import time
 
+from kbridge.link.holder.header import CHUNK
+from kbridge.link.holder.held import CLOSED, FULL, TORN, Held
+from kbridge.link.holder.packets import fields_of, packet, receive, send
+
 if sys.platform != "win32":
-    import fcntl
     import resource
 
-__all__ = ["CLOSED", "FULL", "LIMIT", "TORN", "fields_of", "main", "packet", "receive", "send"]
-
-LIMIT = 128 * 1024
-"""Bytes of the largest control packet."""
-
-# Flags of a connection.
-CLOSED = "closed"  # the kernel has closed it; all its bytes are stored
-FULL = "full"  # the limit was reached, so that the kernel may have dropped messages
-TORN = "torn"  # it is not known which bytes the bridge had read
-
-# The header of a shared buffer, in front of its bytes: unsigned 64-bit numbers.
-HEADER_SIZE = 4096
-WORDS = 16
-SIZE, START, FIRST, RECEIVED, INTENDED, TAKEN, SEQ, SENDING = range(8)
-CANARY = 8  # two words
-CANARY_SIZE = 16
-
-CHUNK = 128 * 1024
-"""The most bytes that a bridge receives by one call."""
-
-_FIONREAD = 0x541B
-_TCP_INFO_SIZE = 192
-_BYTES_RECEIVED = 128  # offset of `tcpi_bytes_received`
-_ESTABLISHED, _CLOSE_WAIT = 1, 8
-_MAX_FDS = 64
-
-
-def packet(letter: str, *fields: str) -> bytes:
-    """Return a control packet."""
-    return "\0".join((letter, *fields)).encode()
-
-
-def fields_of(data: bytes) -> list[str]:
-    """Return the letter and the fields of a control packet."""
-    return data.decode().split("\0")
-
-
-def send(sock: socket.socket, data: bytes, fds: list[int]) -> None:
-    """Send a packet with descriptors."""
-    numbers = b"".join(fd.to_bytes(4, sys.byteorder) for fd in fds)
-    ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, numbers)] if fds else []
-    sock.sendmsg([data], ancillary)
-
-
-def receive(sock: socket.socket) -> tuple[bytes, list[int]]:
-    """Receive a packet with descriptors; the packet is empty at the end of the connection."""
-    data, ancillary, _, _ = sock.recvmsg(LIMIT, socket.CMSG_SPACE(4 * _MAX_FDS))
-    fds: list[int] = []
-    for level, kind, content in ancillary:
-        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
-            whole = len(content) // 4 * 4
-            fds += memoryview(content[:whole]).cast("i").tolist()
-    for fd in fds:
-        os.set_inheritable(fd, False)
-    return data, fds
-
-
-def unread(sock: socket.socket) -> int:
-    """Return the number of bytes that wait in a socket."""
-    found = fcntl.ioctl(sock.fileno(), _FIONREAD, bytes(4))
-    return int.from_bytes(found, sys.byteorder)
-
-
-def consumed(sock: socket.socket, memory: int, offset: int) -> int | None:
-    """Return how many bytes of a connection its reader has received, after the reader has ended.
-
-    The header of the buffer has the last noted number, but the reader may have been killed between
-    a `recv` and its note. TCP counts the bytes itself. For a unix socket, the reader notes before
-    each `recv` how many bytes it will read, and writes a random pattern where they will be.
-
-    Parameters
-    ----------
-    sock : socket
-    memory, offset : int
-        The descriptor of the memory file, and the place of the shared buffer in it.
-
-    Returns
-    -------
-    int or None
-        None if the numbers contradict each other.
-    """
-    header = read_header(memory, offset)
-    received = header[RECEIVED]
-    if sock.family == socket.AF_UNIX:
-        intended = header[INTENDED] - received
-        if intended <= 0:
-            return received
-        size = min(CANARY_SIZE, intended)
-        at = offset + HEADER_SIZE + (received - header[FIRST]) % header[SIZE]
-        untouched = os.pread(memory, size, at) == _canary(header)[:size]
-        return received if untouched else received + intended
-    while True:
-        state, counted = _tcp_counts(sock)
-        waiting = unread(sock)
-        if _tcp_counts(sock) == (state, counted):
-            break
-    if state == _CLOSE_WAIT:
-        counted -= 1  # the kernel counts the FIN
-    elif state != _ESTABLISHED:
-        return received  # it was reset: nothing can be read any longer
-    found = counted - waiting
-    return found if received <= found <= received + CHUNK else None
-
-
-def read_header(memory: int, offset: int) -> list[int]:
-    """Return the numbers in the header of a shared buffer."""
-    return memoryview(os.pread(memory, 8 * WORDS, offset)).cast("Q").tolist()
-
-
-def _canary(header: list[int]) -> bytes:
-    return b"".join(word.to_bytes(8, sys.byteorder) for word in header[CANARY : CANARY + 2])
-
-
-def _tcp_counts(sock: socket.socket) -> tuple[int, int]:
-    info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO_SIZE)
-    counted = info[_BYTES_RECEIVED : _BYTES_RECEIVED + 8]
-    return info[0], int.from_bytes(counted, sys.byteorder)
-
-
-class Extent:
-    """Bytes of a connection, from one position of the stream to another.
-
-    Attributes
-    ----------
-    fd : int
-        A memory file with a shared buffer, or a file.
-    offset : int
-        The place of the shared buffer; -1 for a file.
-    start, end : int
-        Positions; `end` is not known while a bridge receives into the buffer.
-    """
-
-    __slots__ = ("end", "fd", "offset", "start")
-
-    def __init__(self, fd: int, offset: int, start: int) -> None:
-        self.fd = fd
-        self.offset = offset
-        self.start = self.end = start
-
-    @property
-    def shared(self) -> bool:
-        """True for a shared buffer."""
-        return self.offset >= 0
-
-
-class Held:
-    """A connection of a kernel."""
-
-    __slots__ = ("extents", "flags", "info", "sock")
-
-    def __init__(self, fd: int, info: str) -> None:
-        self.sock = socket.socket(fileno=fd)
-        self.info = info
-        self.flags: set[str] = set()
-        self.extents: list[Extent] = []
-
-    @property
-    def ended(self) -> bool:
-        """True if there is nothing more to read."""
-        return CLOSED in self.flags or TORN in self.flags
-
-    def use(self, memory: int, offset: int) -> None:
-        """Note that the bridge receives into this buffer from now on."""
-        start = read_header(memory, offset)[START]
-        self.extents.append(Extent(os.dup(memory), offset, start))
-
-    def settle(self) -> None:
-        """Find out where the bridge stopped reading."""
-        last = self.extents[-1]
-        if last.shared:
-            end = consumed(self.sock, last.fd, last.offset)
-            if end is None:
-                self.flags.add(TORN)
-            else:
-                last.end = end
-
-    def append(self, data: memoryview, directory: str) -> None:
-        """Store bytes that were read.
-
-        Raises
-        ------
-        OSError
-            If the disk is full.
-        """
-        last = self.extents[-1]
-        if last.shared:
-            last = Extent(_open_file(directory), -1, last.end)
-            self.extents.append(last)
-        while data:
-            written = os.write(last.fd, data)
-            last.end += written
-            data = data[written:]
-
-    def forget(self, position: int) -> None:
-        """Forget bytes before a position; the last extent stays."""
-        while len(self.extents) > 1 and self.extents[0].end <= position:
-            os.close(self.extents.pop(0).fd)
-
-    def close(self) -> None:
-        """Close all descriptors."""
-        self.sock.close()
-        for extent in self.extents:
-            os.close(extent.fd)
-
-
-def _open_file(directory: str) -> int:
-    """Open a file without a name, so that nothing is left when all its descriptors are closed."""
-    if directory:
-        try:
-            return os.open(directory, os.O_TMPFILE | os.O_RDWR | os.O_APPEND, 0o600)
-        except OSError:
-            pass
-    return os.memfd_create("kbridge-held")
+__all__ = ["Holder", "main"]
 
 
 class Holder:
@@ -509,7 +281,3 @@ def main(path: str, directory: str, limit: str, seconds: str) -> None:
         holder.run()
     finally:
         holder.close()
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])

@@ -20,7 +20,7 @@ from typing import Any
 from kbridge.flow.seam import Seam
 from kbridge.link.holder.buffer import SharedBuffer, SharedMemory
 from kbridge.link.holder.client import HeldConnection, Holder
-from kbridge.link.holder.process import CHUNK
+from kbridge.link.holder.header import CHUNK
 
 BUFFER = 2 << 20
 END = bytes(4)  # the last record

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import random
+import re
 import socket
 import subprocess
 import sys
@@ -13,9 +14,10 @@ from pathlib import Path
 
 import pytest
 
+import kbridge.link.holder
 from kbridge.link.holder.buffer import SharedMemory
 from kbridge.link.holder.client import HeldConnection, Holder, is_supported
-from kbridge.link.holder.process import CHUNK, unread
+from kbridge.link.holder.header import CHUNK, unread
 from tests.support.waiting import TIMEOUT, eventually
 
 pytestmark = pytest.mark.skipif(not is_supported(), reason="needs Linux")
@@ -298,3 +300,14 @@ def test_memory_of_a_burst_is_returned(address: socket.socket) -> None:
         assert os.fstat(memory.fd).st_blocks < full / 2
         far.close()
     memory.close_descriptor()
+
+
+def test_the_process_imports_only_small_modules() -> None:
+    program = Path(kbridge.link.holder.__file__).with_name("__main__.py")
+    # Without arguments, it fails after the imports.
+    command = [sys.executable, "-I", "-S", "-X", "importtime", str(program)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT, check=False)
+    assert "missing 4 required positional arguments" in done.stderr
+    imported = set(re.findall(r"\| +([\w.]+)$", done.stderr, flags=re.MULTILINE))
+    assert "kbridge.link.holder.process" in imported
+    assert not imported & {"asyncio", "pathlib", "re", "socket", "typing", "kbridge._lazy"}

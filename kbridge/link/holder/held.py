@@ -1,0 +1,111 @@
+"""A connection that the holder has, and the bytes of it that no bridge has taken."""
+
+from __future__ import annotations
+
+import _socket as socket  # `socket` itself takes another megabyte
+import os
+
+from kbridge.link.holder.header import START, consumed, read_header
+
+__all__ = ["CLOSED", "FULL", "TORN", "Extent", "Held"]
+
+# Flags of a connection.
+CLOSED = "closed"  # the kernel has closed it; all its bytes are stored
+FULL = "full"  # the limit was reached, so that the kernel may have dropped messages
+TORN = "torn"  # it is not known which bytes the bridge had read
+
+
+class Extent:
+    """Bytes of a connection, from one position of the stream to another.
+
+    Attributes
+    ----------
+    fd : int
+        A memory file with a shared buffer, or a file.
+    offset : int
+        The place of the shared buffer; -1 for a file.
+    start, end : int
+        Positions; `end` is not known while a bridge receives into the buffer.
+    """
+
+    __slots__ = ("end", "fd", "offset", "start")
+
+    def __init__(self, fd: int, offset: int, start: int) -> None:
+        self.fd = fd
+        self.offset = offset
+        self.start = self.end = start
+
+    @property
+    def shared(self) -> bool:
+        """True for a shared buffer."""
+        return self.offset >= 0
+
+
+class Held:
+    """A connection of a kernel."""
+
+    __slots__ = ("extents", "flags", "info", "sock")
+
+    def __init__(self, fd: int, info: str) -> None:
+        self.sock = socket.socket(fileno=fd)
+        self.info = info
+        self.flags: set[str] = set()
+        self.extents: list[Extent] = []
+
+    @property
+    def ended(self) -> bool:
+        """True if there is nothing more to read."""
+        return CLOSED in self.flags or TORN in self.flags
+
+    def use(self, memory: int, offset: int) -> None:
+        """Note that the bridge receives into this buffer from now on."""
+        start = read_header(memory, offset)[START]
+        self.extents.append(Extent(os.dup(memory), offset, start))
+
+    def settle(self) -> None:
+        """Find out where the bridge stopped reading."""
+        last = self.extents[-1]
+        if last.shared:
+            end = consumed(self.sock, last.fd, last.offset)
+            if end is None:
+                self.flags.add(TORN)
+            else:
+                last.end = end
+
+    def append(self, data: memoryview, directory: str) -> None:
+        """Store bytes that were read.
+
+        Raises
+        ------
+        OSError
+            If the disk is full.
+        """
+        last = self.extents[-1]
+        if last.shared:
+            last = Extent(_open_file(directory), -1, last.end)
+            self.extents.append(last)
+        while data:
+            written = os.write(last.fd, data)
+            last.end += written
+            data = data[written:]
+
+    def forget(self, position: int) -> None:
+        """Forget bytes before a position; the last extent stays."""
+        while len(self.extents) > 1 and self.extents[0].end <= position:
+            os.close(self.extents.pop(0).fd)
+
+    def close(self) -> None:
+        """Close all descriptors."""
+        self.sock.close()
+        for extent in self.extents:
+            os.close(extent.fd)
+
+
+def _open_file(directory: str) -> int:
+    """Open a file without a name, so that nothing is left when all its descriptors are closed."""
+    if directory:
+        try:
+            return os.open(directory, os.O_TMPFILE | os.O_RDWR | os.O_APPEND, 0o600)
+        except OSError:
+            pass
+    return os.memfd_create("kbridge-held")
