@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.support.client import SLEEP, KernelClient, attach
-from tests.support.require import require
 from tests.support.restartable_server import RestartableServer
 from tests.support.waiting import eventually
 
@@ -25,17 +23,6 @@ print(1)
 STATES = {"prints": "done", "fails": "error", "behind": "aborted", "sleeps": "running"}
 
 
-@pytest.fixture
-def server(tmp_path: Path) -> Iterator[RestartableServer]:
-    """A server that a test may kill; afterwards the server and its kernels are ended."""
-    require("ipykernel")
-    made = RestartableServer(tmp_path)
-    try:
-        yield made
-    finally:
-        made.kill()
-
-
 async def run(ws: KernelClient, cell: str, code: str) -> str:
     """Send the code of a cell, as JupyterLab does; return the id of the request."""
     content = {"code": code, "silent": False, "store_history": True, "stop_on_error": True}
@@ -43,16 +30,16 @@ async def run(ws: KernelClient, cell: str, code: str) -> str:
 
 
 async def test_executions_of_cells_are_listed_before_and_after_a_crash(
-    server: RestartableServer, tmp_path: Path
+    own_server: RestartableServer, tmp_path: Path
 ) -> None:
-    server.start()
-    kernel_id = server.start_kernel()
+    own_server.start()
+    kernel_id = own_server.start_kernel()
     path = f"/api/kernels/{kernel_id}/executions"
 
     def listed() -> list[dict[str, Any]]:
-        return list(server.request("GET", path).json())
+        return list(own_server.request("GET", path).json())
 
-    async with attach(server, kernel_id, session="a-page") as ws:
+    async with attach(own_server, kernel_id, session="a-page") as ws:
         await ws.finish(await run(ws, "prints", "for i in range(1000): print(i)"))
         go = tmp_path / "go"
         fails = await run(ws, "fails", FAIL.format(go=str(go)))
@@ -76,17 +63,17 @@ async def test_executions_of_cells_are_listed_before_and_after_a_crash(
         assert prints["last_seq"] < fails_["first_seq"] <= fails_["last_seq"] < sleeps["first_seq"]
     eventually(lambda: not listed()[0]["connected"], "the page has gone")
     # The log is written some milliseconds after the messages.
-    eventually(lambda: _on_disk(server, kernel_id, sleeps["id"]), "the last record is on disk")
+    eventually(lambda: _on_disk(own_server, kernel_id, sleeps["id"]), "the last record is on disk")
 
-    server.crash()
-    server.start()
+    own_server.crash()
+    own_server.start()
     after = listed()
     assert {each["cell_id"]: each["state"] for each in after} == STATES
     for old, new in zip(before[:3], after[:3], strict=True):
         numbers = {"first_seq": new["first_seq"], "last_seq": new["last_seq"]}
         assert new == {**old, **numbers, "connected": False}
         assert new["last_seq"] - new["first_seq"] == old["last_seq"] - old["first_seq"]
-    reply = await server.call("POST", f"/api/kernels/{kernel_id}/restart")
+    reply = await own_server.call("POST", f"/api/kernels/{kernel_id}/restart")
     assert reply.status == 200
     # ipykernel may still send the KeyboardInterrupt of the cell that it ends.
     assert [each["state"] for each in listed()][:3] == ["done", "error", "aborted"]

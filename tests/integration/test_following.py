@@ -145,34 +145,25 @@ async def test_parents_beyond_the_limits_are_refused(
     assert reason in (response.body or b"").decode() + response.reason_phrase
 
 
-@pytest.fixture
-def server(tmp_path: Path) -> Iterator[RestartableServer]:
-    """A server that a test may kill; afterwards the server and its kernels are ended."""
-    require("ipykernel")
-    made = RestartableServer(tmp_path)
-    try:
-        yield made
-    finally:
-        made.kill()
-
-
 async def test_after_a_crash_of_the_server_the_whole_output_is_there_once(
-    server: RestartableServer, tmp_path: Path
+    own_server: RestartableServer, tmp_path: Path
 ) -> None:
     gate = tmp_path / "gate"
-    server.start()
-    kernel = server.start_kernel()
-    async with attach(server, kernel) as page:
+    own_server.start()
+    kernel = own_server.start_kernel()
+    async with attach(own_server, kernel) as page:
         msg_id = await page.start(PRINT.format(gate=str(gate)))
         *_, last = await page.until(says_waiting)
-        async with attach(server, kernel, session="reader", parents=msg_id) as ws:
+        async with attach(own_server, kernel, session="reader", parents=msg_id) as ws:
             first = await ws.until(says_waiting)
-        await crash(server, kernel, last["header"]["msg_id"])
-    server.start()
-    async with attach(server, kernel, parents=msg_id) as fresh:
+        await crash(own_server, kernel, last["header"]["msg_id"])
+    own_server.start()
+    async with attach(own_server, kernel, parents=msg_id) as fresh:
         before = await fresh.until(says_waiting)
         since = first[-1]["header"]["msg_id"]
-        async with attach(server, kernel, session="reader", parents=msg_id, since=since) as again:
+        async with attach(
+            own_server, kernel, session="reader", parents=msg_id, since=since
+        ) as again:
             gate.touch()
             for ws, seen in ((fresh, before), (again, first)):
                 done = await ws.finish(msg_id)

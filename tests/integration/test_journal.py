@@ -10,7 +10,6 @@ import stat
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ from kbridge.kernels.attached.connection_file import kernel_id_for
 from kbridge.link.holder.client import is_supported
 from tests.conftest import ServerFactory
 from tests.support.client import KernelClient, attach
+from tests.support.gates import Gates
 from tests.support.jupyter_server import jupyter_server
 from tests.support.require import require
 from tests.support.restartable_server import RestartableServer
@@ -60,17 +60,6 @@ for i in itertools.count():
     time.sleep(0.002)
     if time.monotonic() > end: break
 """
-
-
-@pytest.fixture
-def server(tmp_path: Path) -> Iterator[RestartableServer]:
-    """A server that a test may kill; afterwards the server and its kernels are ended."""
-    require("ipykernel")
-    made = RestartableServer(tmp_path)
-    try:
-        yield made
-    finally:
-        made.kill()
 
 
 def journal(server: Server) -> Path:
@@ -249,30 +238,30 @@ async def test_without_a_directory_nothing_is_on_disk(new_server: ServerFactory)
 @pytest.mark.skipif(KEPT, reason="the connections stay")
 @pytest.mark.parametrize("names_message", [False, True], ids=["session", "since"])
 async def test_a_cell_that_prints_across_a_crash(
-    server: RestartableServer, names_message: bool
+    own_server: RestartableServer, names_message: bool
 ) -> None:
     """All lines arrive, except those that the kernel printed while no server ran.
 
     See `test_holder.py` for connections that stay: those lines arrive, too.
     """
-    server.start()
-    kernel = server.start_kernel()
-    stop, at = server.home / "stop", server.home / "at"
-    async with attach(server, kernel, session="mine") as ws:
+    own_server.start()
+    kernel = own_server.start_kernel()
+    stop, at = own_server.home / "stop", own_server.home / "at"
+    async with attach(own_server, kernel, session="mine") as ws:
         msg_id = await ws.start(COUNT.format(stop=str(stop), at=str(at)))
         await ws.until(lambda m: is_text(m) and "200" in m["content"]["text"])
-        server.crash()
+        own_server.crash()
         before, seen = numbers(lines(ws.seen)), list(ws.seen)
     assert before == list(range(len(before))), "once each"
     since, known = "", len(before)
     if names_message:
         # The last few milliseconds may not be on disk: the client names a message that is.
-        named = max(i for i, m in enumerate(seen) if is_on_disk(server, kernel, msg_id_of(m)))
+        named = max(i for i, m in enumerate(seen) if is_on_disk(own_server, kernel, msg_id_of(m)))
         since = msg_id_of(seen[named])
         known = len(numbers(lines(seen[: named + 1])))
 
-    server.start()
-    async with attach(server, kernel, session="mine", since=since) as ws:
+    own_server.start()
+    async with attach(own_server, kernel, session="mine", since=since) as ws:
         await ws.request("kernel_info_request", {}, channel="control")
         heard_from = number_in(at) + 1  # the new server is connected by now
         stop.touch()
@@ -291,176 +280,172 @@ async def test_a_cell_that_prints_across_a_crash(
     assert resumed == list(range(resumed[0], last + 1))
     assert len(before) <= resumed[0] <= heard_from
     assert after[-1] == "end"
-    server.assert_clean_log()
+    own_server.assert_clean_log()
 
 
 async def test_an_old_message_is_known_after_a_crash(
-    server: RestartableServer, dialect: str
+    own_server: RestartableServer, dialect: str
 ) -> None:
-    server.start()
-    kernel = server.start_kernel()
-    async with attach(server, kernel, dialect) as ws:
+    own_server.start()
+    kernel = own_server.start_kernel()
+    async with attach(own_server, kernel, dialect) as ws:
         first = await ws.execute("for i in range(5): display(i)")
         last = await ws.execute("print('between')")
     named = first.of("display_data")[1]["header"]["msg_id"]
-    await crash(server, kernel, last.iopub[-1]["header"]["msg_id"])
-    server.start()
+    await crash(own_server, kernel, last.iopub[-1]["header"]["msg_id"])
+    own_server.start()
     for since, left in ((named, ["2", "3", "4"]), ("start", ["0", "1", "2", "3", "4"])):
-        async with attach(server, kernel, dialect, since=since) as ws:
+        async with attach(own_server, kernel, dialect, since=since) as ws:
             await ws.until(lambda m: m["content"].get("text") == "between\n")
             data = [m["content"]["data"] for m in ws.seen if "data" in m["content"]]
             assert [each["text/plain"] for each in data] == left
-    server.assert_clean_log()
+    own_server.assert_clean_log()
 
 
 @pytest.mark.skipif(KEPT, reason="the connections stay")
 async def test_a_cell_that_ends_while_no_server_runs_ends_for_its_client(
-    server: RestartableServer, dialect: str
+    own_server: RestartableServer, dialect: str, gates: Gates
 ) -> None:
-    server.start()
-    kernel = server.start_kernel()
-    go, over = server.home / "go", server.home / "over"
-    code = (
-        "import pathlib, time\n"
-        "print('before', flush=True)\n"
-        f"while not pathlib.Path({str(go)!r}).exists(): time.sleep(0.01)\n"
-        "print('unheard', flush=True)\n"
-        f"pathlib.Path({str(over)!r}).touch()"
-    )
-    async with attach(server, kernel, dialect, session="mine") as ws:
-        await ws.execute("1", store_history=True)
+    own_server.start()
+    kernel = own_server.start_kernel()
+    code = "print('before', flush=True)\ngate('go')\nprint('unheard', flush=True)\ngate('over')"
+    gates.open("over")
+    async with attach(own_server, kernel, dialect, session="mine") as ws:
+        await ws.execute(gates.code, store_history=True)
         msg_id = await ws.start(code, store_history=True)
         *_, started = await ws.until(lambda m: m["header"]["msg_type"] == "execute_input")
         await ws.until(lambda m: m["content"].get("text") == "before\n")
-        await crash(server, kernel, "before")
-    go.touch()
-    eventually(over.exists, "the cell has ended")
-    server.start()
-    async with attach(server, kernel, dialect, session="mine") as ws:
+        await crash(own_server, kernel, "before")
+    gates.open("go")
+    await gates.reached("over")
+    own_server.start()
+    async with attach(own_server, kernel, dialect, session="mine") as ws:
         done = await ws.finish(msg_id)
         assert done.reply["status"] == "ok"
         assert done.reply["execution_count"] == started["content"]["execution_count"]
         assert done.text("stderr").count(CUT) == 1
         assert "unheard" not in done.text()
         assert (await ws.execute("print('next')")).text() == "next\n"
-    assert state(server, kernel) == "idle"
-    server.assert_clean_log()
+    assert state(own_server, kernel) == "idle"
+    own_server.assert_clean_log()
 
 
-async def test_output_of_three_servers(server: RestartableServer) -> None:
+async def test_output_of_three_servers(own_server: RestartableServer) -> None:
     """Each goes on with the journal of the one before, and a client may name any message."""
     kernel = ""
     named = []
     for n in range(3):
-        server.start()
-        kernel = kernel or server.start_kernel()
-        async with attach(server, kernel, session=f"session-{n}") as ws:
+        own_server.start()
+        kernel = kernel or own_server.start_kernel()
+        async with attach(own_server, kernel, session=f"session-{n}") as ws:
             done = await ws.execute(f"print({n})")
             named.append(done.of("stream")[-1]["header"]["msg_id"])
-        await crash(server, kernel, done.iopub[-1]["header"]["msg_id"])
-    server.start()
+        await crash(own_server, kernel, done.iopub[-1]["header"]["msg_id"])
+    own_server.start()
     for n in range(3):
-        async with attach(server, kernel, since=named[n]) as ws:
+        async with attach(own_server, kernel, since=named[n]) as ws:
             came = (await ws.request("kernel_info_request", {})).iopub and ws.seen
             assert numbers(lines(came)) == list(range(n + 1, 3))
-    server.assert_clean_log()
+    own_server.assert_clean_log()
 
 
-async def test_a_restart_of_the_kernel_keeps_its_output(server: RestartableServer) -> None:
-    server.start()
-    kernel = server.start_kernel()
-    async with attach(server, kernel) as ws:
+async def test_a_restart_of_the_kernel_keeps_its_output(own_server: RestartableServer) -> None:
+    own_server.start()
+    kernel = own_server.start_kernel()
+    async with attach(own_server, kernel) as ws:
         await ws.execute("print('first process')")
-        reply = await server.call("POST", f"/api/kernels/{kernel}/restart")
+        reply = await own_server.call("POST", f"/api/kernels/{kernel}/restart")
         assert reply.status == 200
         done = await ws.execute("print('second process')")
-    await crash(server, kernel, done.iopub[-1]["header"]["msg_id"])
-    server.start()
-    async with attach(server, kernel, since="start") as ws:
+    await crash(own_server, kernel, done.iopub[-1]["header"]["msg_id"])
+    own_server.start()
+    async with attach(own_server, kernel, since="start") as ws:
         await ws.request("kernel_info_request", {})
         assert lines(ws.seen) == ["first process", "second process"]
-    server.assert_clean_log()
+    own_server.assert_clean_log()
 
 
 # -- files ----------------------------------------------------------------------------------------
 
 
-async def test_files_are_private_and_removed_with_their_kernel(server: RestartableServer) -> None:
-    server.start()
-    one, two = server.start_kernel(), server.start_kernel()
+async def test_files_are_private_and_removed_with_their_kernel(
+    own_server: RestartableServer,
+) -> None:
+    own_server.start()
+    one, two = own_server.start_kernel(), own_server.start_kernel()
     for kernel in (one, two):
-        async with attach(server, kernel) as ws:
+        async with attach(own_server, kernel) as ws:
             await ws.execute("print('secret')")
-    eventually(lambda: on_disk(server) == {one, two}, "both have files")
-    for path in (journal(server), *journal(server).rglob("*")):
+    eventually(lambda: on_disk(own_server) == {one, two}, "both have files")
+    for path in (journal(own_server), *journal(own_server).rglob("*")):
         try:
             mode = stat.S_IMODE(path.stat().st_mode)
         except FileNotFoundError:
             continue  # a temporary file that was renamed meanwhile
         assert mode == (0o700 if path.is_dir() else 0o600), f"{path}: {mode:o}"
-    server.stop_kernel(one)
-    eventually(lambda: on_disk(server) == {two}, "the files of the other kernel are removed")
-    assert server.stop() == 0
-    assert on_disk(server) == set()
+    own_server.stop_kernel(one)
+    eventually(lambda: on_disk(own_server) == {two}, "the files of the other kernel are removed")
+    assert own_server.stop() == 0
+    assert on_disk(own_server) == set()
 
 
 async def test_files_of_a_kernel_that_died_with_its_server_are_removed(
-    server: RestartableServer,
+    own_server: RestartableServer,
 ) -> None:
-    server.start()
-    lost, kept = server.start_kernel(), server.start_kernel()
+    own_server.start()
+    lost, kept = own_server.start_kernel(), own_server.start_kernel()
     for kernel in (lost, kept):
-        async with attach(server, kernel) as ws:
+        async with attach(own_server, kernel) as ws:
             await ws.execute("print('secret')")
-    eventually(lambda: on_disk(server) == {lost, kept}, "both have files")
-    pid = server.kernels()[lost]
-    server.crash()
+    eventually(lambda: on_disk(own_server) == {lost, kept}, "both have files")
+    pid = own_server.kernels()[lost]
+    own_server.crash()
     os.kill(pid, signal.SIGKILL)
     eventually(lambda: gone(pid), "the kernel is gone")
-    server.start()
-    assert on_disk(server) == {kept}
+    own_server.start()
+    assert on_disk(own_server) == {kept}
 
 
-async def test_files_stay_if_kernels_outlive_the_server(server: RestartableServer) -> None:
-    server.start("--shutdown-kernels-on-exit=false")
-    kernel = server.start_kernel()
-    async with attach(server, kernel) as ws:
+async def test_files_stay_if_kernels_outlive_the_server(own_server: RestartableServer) -> None:
+    own_server.start("--shutdown-kernels-on-exit=false")
+    kernel = own_server.start_kernel()
+    async with attach(own_server, kernel) as ws:
         await ws.execute("print('said before')")
-    assert server.stop() == 0
-    assert on_disk(server) == {kernel}
-    server.start()
-    async with attach(server, kernel, since="start") as ws:
+    assert own_server.stop() == 0
+    assert on_disk(own_server) == {kernel}
+    own_server.start()
+    async with attach(own_server, kernel, since="start") as ws:
         await ws.until(lambda m: m["content"].get("text") == "said before\n")
-    assert server.stop() == 0
-    assert on_disk(server) == set()
+    assert own_server.stop() == 0
+    assert on_disk(own_server) == set()
 
 
 async def test_a_directory_that_is_removed_while_the_server_runs(
-    server: RestartableServer,
+    own_server: RestartableServer,
 ) -> None:
-    server.start()
-    kernel = server.start_kernel()
-    async with attach(server, kernel) as ws:
+    own_server.start()
+    kernel = own_server.start_kernel()
+    async with attach(own_server, kernel) as ws:
         await ws.execute("print(1)")
-        eventually(lambda: on_disk(server) == {kernel}, "it has files")
-        shutil.rmtree(journal(server))
+        eventually(lambda: on_disk(own_server) == {kernel}, "it has files")
+        shutil.rmtree(journal(own_server))
         for n in range(2, 6):
             assert (await ws.execute(f"print({n})")).text() == f"{n}\n"
-    async with attach(server, kernel, since="start") as ws:
+    async with attach(own_server, kernel, since="start") as ws:
         await ws.request("kernel_info_request", {})
         assert numbers(lines(ws.seen))[-4:] == [2, 3, 4, 5]
-    server.assert_clean_log()
+    own_server.assert_clean_log()
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="/sys is Linux's")
-async def test_a_directory_that_cannot_be_written(server: RestartableServer) -> None:
-    server.start("--ZMQChannelsWebsocketConnection.journal_dir=/sys/kbridge-journal")
-    kernel = server.start_kernel()
-    async with attach(server, kernel) as ws:
+async def test_a_directory_that_cannot_be_written(own_server: RestartableServer) -> None:
+    own_server.start("--ZMQChannelsWebsocketConnection.journal_dir=/sys/kbridge-journal")
+    kernel = own_server.start_kernel()
+    async with attach(own_server, kernel) as ws:
         for n in range(5):
             assert (await ws.execute(f"print({n})")).text() == f"{n}\n"
-    assert server.said("journal_dir") == 1, server.tail()
-    server.assert_clean_log()
+    assert own_server.said("journal_dir") == 1, own_server.tail()
+    own_server.assert_clean_log()
 
 
 async def test_an_attached_kernel_after_a_crash(tmp_path: Path) -> None:

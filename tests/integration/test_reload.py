@@ -7,14 +7,11 @@ that the kernel printed.
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncIterator
-from pathlib import Path
 
 import pytest
-import pytest_asyncio
 
 from tests.support.gates import Gates
-from tests.support.lab import Lab, with_extension
+from tests.support.lab import Lab
 from tests.support.notebook import expect
 from tests.support.waiting import TIMEOUT
 
@@ -26,26 +23,8 @@ pytestmark = [
 ]
 
 AWAY = float(os.environ.get("KBRIDGE_AWAY", "5"))  # seconds
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def module_lab(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Lab]:
-    # Otherwise text waits in the journal: of 50 MB, most of a minute.
-    limit = "--ZMQChannelsWebsocketConnection.iopub_data_rate_limit=1000000000"
-    async with with_extension(tmp_path_factory.mktemp("lab"), limit) as place:
-        yield place.lab
-
-
-@pytest_asyncio.fixture(loop_scope="module")
-async def lab(module_lab: Lab) -> AsyncIterator[Lab]:
-    """JupyterLab without notebooks."""
-    yield module_lab
-    await module_lab.close_all()
-
-
-@pytest.fixture
-def gates(tmp_path: Path) -> Gates:
-    return Gates(tmp_path)
+# Otherwise text waits in the journal: of 50 MB, most of a minute.
+LAB_OPTIONS = ["--ZMQChannelsWebsocketConnection.iopub_data_rate_limit=1000000000"]
 
 
 LINES = "for n in range(150):\n    print('line', n)\n    if n == 19: gate('half')"

@@ -5,15 +5,12 @@ from __future__ import annotations
 import asyncio
 import os
 import re
-from collections.abc import AsyncIterator
-from pathlib import Path
 
 import pytest
-import pytest_asyncio
 from playwright.async_api import Response
 
 from tests.support.gates import Gates
-from tests.support.lab import Lab, with_extension
+from tests.support.lab import Lab
 from tests.support.notebook import expect
 from tests.support.waiting import TIMEOUT
 
@@ -27,24 +24,6 @@ pytestmark = [
 SETTINGS = "@kbridge/jupyterlab/plugin"
 CHANGED = "This cell was changed after it ran; its earlier output was not restored."
 HALF = "print('before')\ngate('half')\nprint('after')"
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def module_lab(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Lab]:
-    async with with_extension(tmp_path_factory.mktemp("lab")) as place:
-        yield place.lab
-
-
-@pytest_asyncio.fixture(loop_scope="module")
-async def lab(module_lab: Lab) -> AsyncIterator[Lab]:
-    """JupyterLab without notebooks."""
-    yield module_lab
-    await module_lab.close_all()
-
-
-@pytest.fixture
-def gates(tmp_path: Path) -> Gates:
-    return Gates(tmp_path)
 
 
 async def test_an_interrupt_after_a_reload_ends_the_cell(lab: Lab, gates: Gates) -> None:

@@ -30,12 +30,6 @@ PLAIN = "jupyter_server.services.kernels.connection.channels.ZMQChannelsWebsocke
 RESTARTED = "the server was restarted while this cell was running"
 
 
-@pytest.fixture
-def gates(tmp_path: Path) -> Gates:
-    (tmp_path / "gates").mkdir()
-    return Gates(tmp_path / "gates")
-
-
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def module_gateway(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Place]:
     kernels = RestartableServer(tmp_path_factory.mktemp("kbridge"))

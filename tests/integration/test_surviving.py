@@ -11,7 +11,6 @@ import sqlite3
 import stat
 import subprocess
 import sys
-from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -40,15 +39,10 @@ LOCKER = (
 
 
 @pytest.fixture
-def server(tmp_path: Path) -> Iterator[RestartableServer]:
-    """A server that a test may kill; afterwards the server and its kernels are ended."""
-    require("ipykernel")
-    made = RestartableServer(tmp_path)
-    made.install("stub", STUB)
-    try:
-        yield made
-    finally:
-        made.kill()
+def server(own_server: RestartableServer) -> RestartableServer:
+    """A server that also has a kernel that starts fast."""
+    own_server.install("stub", STUB)
+    return own_server
 
 
 def registry(server: RestartableServer) -> Path:

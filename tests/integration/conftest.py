@@ -1,0 +1,49 @@
+"""Servers that tests may kill, and JupyterLab in a browser."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+
+from tests.support.gates import Gates
+from tests.support.lab import Lab, with_extension
+from tests.support.require import require
+from tests.support.restartable_server import RestartableServer
+
+
+@pytest.fixture
+def own_server(tmp_path: Path) -> Iterator[RestartableServer]:
+    """A server for one test, which may kill it; afterwards it and its kernels are ended."""
+    require("ipykernel")
+    made = RestartableServer(tmp_path)
+    try:
+        yield made
+    finally:
+        made.kill()
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def module_lab(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> AsyncIterator[Lab]:
+    """JupyterLab for the tests of one module, with the options that it names in `LAB_OPTIONS`."""
+    options = getattr(request.module, "LAB_OPTIONS", [])
+    async with with_extension(tmp_path_factory.mktemp("lab"), *options) as place:
+        yield place.lab
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def lab(module_lab: Lab) -> AsyncIterator[Lab]:
+    """JupyterLab without notebooks."""
+    yield module_lab
+    await module_lab.close_all()
+
+
+@pytest.fixture
+def gates(tmp_path: Path) -> Gates:
+    """Gates in an empty directory."""
+    (tmp_path / "gates").mkdir()
+    return Gates(tmp_path / "gates")
