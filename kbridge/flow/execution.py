@@ -219,8 +219,9 @@ class Execution:
 
     def entry(self) -> dict[str, Any]:
         """Return the value for the log: the fields that differ from their defaults."""
-        found = {name: getattr(self, name) for name in _FIELDS}
-        entry = {name: value for name, value in found.items() if value != _DEFAULTS.get(name)}
+        entry = {
+            name: value for name, default in _FIELDS if (value := getattr(self, name)) != default
+        }
         if self.header:
             entry["header"] = self.header.decode("utf-8", "surrogateescape")
         return entry
@@ -241,7 +242,7 @@ class Execution:
         KeyError, TypeError, ValueError, AttributeError
             If no bridge wrote that value.
         """
-        values = {name: _checked(name, entry[name]) for name in _FIELDS if name in entry}
+        values = {name: _checked(name, entry[name]) for name in _NAMES if name in entry}
         header = entry.get("header", "").encode("utf-8", "surrogateescape")
         found = cls(msg_id, values.pop("client"), header, **values)
         found._forget_unwritten(end)
@@ -268,7 +269,9 @@ class Execution:
 _DEFAULTS: Final = {field.name: field.default for field in fields(Execution)}
 _TEXTS: Final = frozenset({"session", "cell", "state", "outcome"})
 _TIMES: Final = frozenset({"submitted", "started", "ended"})
-_FIELDS: Final = tuple(name for name in _DEFAULTS if name not in ("msg_id", "header"))
+_NAMES: Final = tuple(name for name in _DEFAULTS if name not in ("msg_id", "header"))
+# With a default that no value equals for a field without one, which is always written.
+_FIELDS: Final = tuple((name, _DEFAULTS[name]) for name in _NAMES)
 _STATES: Final = FINISHED | {WAITING, RUNNING}
 _LATEST: Final = 1e11  # Unix seconds
 

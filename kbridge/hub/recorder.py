@@ -112,17 +112,20 @@ class Recorder:
     # -- requests ---------------------------------------------------------------------------
 
     def execution(self, execution: Execution) -> None:
-        """Write the present state of a request to execute code.
+        """Write the state of a request to execute code, as it is when the log is written next.
 
-        The fields from which a lost reply is built go when its end is on disk.
+        The fields from which a lost reply is built go when its end is on disk. In the log, they
+        stay until the next bridge reads it, unless they are large.
         """
         while self._ended:
             ended = next(iter(self._ended.values()))
             if max(ended.replied or 0, ended.ended_seq or 0) > self._history.end:
                 break
             del self._ended[ended.msg_id]
+            large = ended.error is not None
             ended.settle()
-            self._write(ended)
+            if large:
+                self._write(ended)
         self._write(execution)
         if execution.over and execution.header:
             self._ended[execution.msg_id] = execution
@@ -133,7 +136,7 @@ class Recorder:
         self._history.record(f"execution/{msg_id}", None)
 
     def _write(self, execution: Execution) -> None:
-        self._history.record(f"execution/{execution.msg_id}", execution.entry())
+        self._history.record(f"execution/{execution.msg_id}", execution.entry)
 
     def inputs(self, waiting: Mapping[str, InputRequest]) -> None:
         """Take the input requests without an answer, by id, after each change."""

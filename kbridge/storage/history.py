@@ -21,7 +21,7 @@ from kbridge.storage.index import Segment
 from kbridge.storage.reading import FrameReader, full_stretch, gap_before, sparse_stretch
 from kbridge.storage.recovery import Recovered, RecoveredFiles
 from kbridge.storage.segments import Segments
-from kbridge.storage.state_log import StateLog
+from kbridge.storage.state_log import StateLog, Value
 from kbridge.storage.work import Close, Work
 
 __all__ = ["History", "Recovered"]
@@ -185,7 +185,7 @@ class History(Client):
         else:
             self._ask()
 
-    def record(self, key: str, value: object | None) -> None:
+    def record(self, key: str, value: Value | None) -> None:
         """Set what `Recovered.records` has for a key after a crash; None removes the key.
 
         The key is removed when all frames that the source has now are on disk.
@@ -193,8 +193,8 @@ class History(Client):
         Parameters
         ----------
         key : str
-        value : object or None
-            Anything that JSON can express.
+        value : object, callable or None
+            Anything that JSON can express, or a function that returns it when it is written.
         """
         self._states.set(key, value, self._source.next_seq if self._source is not None else 0)
         self._ask()

@@ -11,14 +11,21 @@ forgotten after its reply. Until then a crash leaves the key in place.
 from __future__ import annotations
 
 import json
-from typing import Final, NamedTuple
+from collections.abc import Callable
+from typing import Final, NamedTuple, TypeAlias
 
 from xxhash import xxh3_64_hexdigest
 
-__all__ = ["StateChanges", "StateLog", "parse"]
+__all__ = ["StateChanges", "StateLog", "Value", "parse"]
+
+Value: TypeAlias = object | Callable[[], object]
+"""Anything that JSON can express, or a function that returns it when the value is written."""
 
 _REWRITE_ABOVE: Final = 1024 * 1024
 _REWRITE_FACTOR: Final = 4
+
+# Made once: `json.dumps` makes an encoder for each call with other separators than its own.
+_to_json: Final = json.JSONEncoder(separators=(",", ":"), check_circular=False).encode
 
 
 class StateChanges(NamedTuple):
@@ -70,7 +77,7 @@ class StateLog:
         self._lines = {key: _line({"k": key, "v": value}) for key, value in lines}
         self._live = sum(map(len, self._lines.values()))
         # Values without a line yet. Of several values between two writes, only the last gets one.
-        self._new: dict[str, object] = {}
+        self._new: dict[str, Value] = {}
         self._changed: dict[str, None] = {}  # in order
         self._removed: dict[str, int] = {}  # -> the number after the frames that go first
         self._size = 0
@@ -89,10 +96,11 @@ class StateLog:
             b"".join(line for key, line in self._lines.items() if key not in self._removed)
         )
 
-    def set(self, key: str, value: object | None, end: int = 0) -> None:
+    def set(self, key: str, value: Value | None, end: int = 0) -> None:
         """Set the value of a key; None removes the key when the frames before `end` are on disk.
 
-        The caller must not change the value afterwards.
+        The caller must not change the value afterwards. A function is called when the value is
+        written: a value that changes often is computed once per write.
         """
         if value is None:
             # A value that is not written yet is written first: its removal may wait longer.
@@ -141,7 +149,7 @@ class StateLog:
 
     def _encode(self) -> None:
         for key, value in self._new.items():
-            line = _line({"k": key, "v": value})
+            line = _line({"k": key, "v": value() if callable(value) else value})
             self._live += len(line) - len(self._lines.get(key, b""))
             self._lines[key] = line
             self._changed[key] = None
@@ -176,5 +184,5 @@ def parse(data: bytes) -> dict[str, object]:
 
 
 def _line(entry: dict[str, object]) -> bytes:
-    text = json.dumps(entry, separators=(",", ":")).encode()
+    text = _to_json(entry).encode()
     return b"%s %s\n" % (xxh3_64_hexdigest(text).encode(), text)

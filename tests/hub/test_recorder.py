@@ -501,6 +501,17 @@ async def test_the_log_keeps_no_headers_and_errors_of_executions_whose_end_is_on
     assert "header" in entries["execution/later"]
 
 
+async def test_an_execution_between_two_writes_adds_one_line_to_the_log(bridges) -> None:
+    rig = await bridges.next()
+    _, attachment = rig.attach("mine")
+    for number in range(3):
+        name = f"number {number}"
+        say(rig, execute(rig, attachment, name), "busy", "input", "reply", "idle")
+        await bridges.flush()
+    lines = (bridges.files() / "state.log").read_bytes().splitlines()
+    assert sum(b"execution/number" in line for line in lines) == 3
+
+
 async def test_a_kernel_that_omits_the_idle_after_an_error_leaves_no_headers_and_errors(
     bridges,
 ) -> None:

@@ -65,6 +65,23 @@ def test_values_keep_the_order_in_which_their_keys_were_set_first() -> None:
     assert [*parse(written(content, log.take()))] == ["c", "b", "a"]
 
 
+def test_a_function_is_called_once_for_each_write() -> None:
+    log = StateLog(None)
+    calls: list[str] = []
+
+    def value(name: str) -> str:
+        calls.append(name)
+        return name
+
+    for name in ("first", "second", "third"):
+        log.set("a", lambda name=name: value(name))
+    assert parse(log.take().values) == {"a": "third"}
+    log.set("a", lambda: value("fourth"))
+    assert log.records == {"a": "fourth"}
+    assert parse(log.take().values) == {"a": "fourth"}
+    assert calls == ["third", "fourth"]
+
+
 def test_values_go_before_the_frames_and_removals_after_them() -> None:
     log = StateLog(None)
     log.set("old", 1)
