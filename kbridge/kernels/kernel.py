@@ -51,6 +51,7 @@ class BridgeKernel(PersistentKernel):
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.output = KernelLog(Path(self.connection_file).with_suffix(".log"))
+        self._starting = False
 
     def _ip_default(self) -> str:
         if self.transport == "ipc":
@@ -148,6 +149,7 @@ class BridgeKernel(PersistentKernel):
         return str(innermost_directory(root if inside else Path("/"), directory))
 
     async def _start(self, **kwargs: Any) -> None:
+        self._starting = True
         try:
             if self.starts_here:
                 await in_thread(self._start_in_thread, kwargs)
@@ -160,6 +162,8 @@ class BridgeKernel(PersistentKernel):
         except Exception as error:  # provisioners are third parties
             reason = f"Kernel {self.kernel_name} could not be started: {error}"
             raise KernelStartError(reason, self.output.tail()) from error
+        finally:
+            self._starting = False
         await self.ask_provisioner()
 
     def _choose_ports(self) -> None:
@@ -225,6 +229,12 @@ class BridgeKernel(PersistentKernel):
                 self._return_ports()
         except Exception as error:  # provisioners are third parties
             raise KernelError(f"Kernel {self.kernel_id} could not be stopped: {error}") from error
+
+    def _connect_control_socket(self) -> None:
+        # jupyter_client connects after each start, only for the request that ends the process. It
+        # connects again when that is sent; until then, two descriptors are saved.
+        if not self._starting:
+            super()._connect_control_socket()
 
     def _close_control_socket(self) -> None:
         # Without a linger time: a shutdown request that the process did not receive would otherwise

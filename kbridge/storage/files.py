@@ -21,6 +21,7 @@ import secrets
 import stat
 import time
 from collections import OrderedDict
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Final
@@ -97,13 +98,25 @@ def is_own_directory(path: Path) -> bool:
 
 
 class OpenFiles:
-    """The files that were written last, kept open for the next write."""
+    """The files that were written last, kept open for the next write.
 
-    __slots__ = ("_descriptors", "_disk")
+    Parameters
+    ----------
+    disk : Disk
+    clock : callable
+        Returns seconds that never go back.
+    """
 
-    def __init__(self, disk: Disk) -> None:
+    __slots__ = ("_clock", "_disk", "_files")
+
+    def __init__(self, disk: Disk, clock: Callable[[], float] = time.monotonic) -> None:
         self._disk = disk
-        self._descriptors: OrderedDict[Path, int] = OrderedDict()
+        self._clock = clock
+        # Descriptor and time of the last write, in the order of these times.
+        self._files: OrderedDict[Path, tuple[int, float]] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._files)
 
     def get(self, path: Path, size: int) -> int:
         """Return a descriptor for appending to a file of `size` bytes, created if that is 0.
@@ -113,14 +126,11 @@ class OpenFiles:
         OSError
             If it cannot be opened, has another size, or was removed while it was open.
         """
-        descriptor = self._descriptors.get(path)
-        if descriptor is None:
-            descriptor = self._disk.append_at(path, size)
-            self._descriptors[path] = descriptor
-            if len(self._descriptors) > _MOST_OPEN:
-                self._close(self._descriptors.popitem(last=False)[1])
-        else:
-            self._descriptors.move_to_end(path)
+        known = self._files.pop(path, None)
+        descriptor = self._disk.append_at(path, size) if known is None else known[0]
+        self._files[path] = descriptor, self._clock()
+        if len(self._files) > _MOST_OPEN:
+            self._close(self._files.popitem(last=False)[1][0])
         if not self._disk.is_linked(descriptor):
             self.close(path)
             raise FileNotFoundError(errno.ENOENT, "it was removed while in use", str(path))
@@ -128,14 +138,24 @@ class OpenFiles:
 
     def close(self, path: Path) -> None:
         """Close a file, if it is open."""
-        descriptor = self._descriptors.pop(path, None)
-        if descriptor is not None:
-            self._close(descriptor)
+        known = self._files.pop(path, None)
+        if known is not None:
+            self._close(known[0])
 
     def close_all(self, directory: Path) -> None:
         """Close all files of a directory."""
-        for path in [path for path in self._descriptors if path.parent == directory]:
+        for path in [path for path in self._files if path.parent == directory]:
             self.close(path)
+
+    def close_unused(self, seconds: float) -> None:
+        """Close the files to which nothing was written for so many seconds."""
+        before = self._clock() - seconds
+        while self._files:
+            path, (descriptor, written) = next(iter(self._files.items()))
+            if written > before:
+                return
+            del self._files[path]
+            self._close(descriptor)
 
     def _close(self, descriptor: int) -> None:
         with suppress(OSError):  # an error of an earlier write, which was reported there

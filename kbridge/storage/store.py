@@ -29,6 +29,7 @@ _MEASURE_INTERVAL: Final = 1.0  # seconds between two looks at the free space
 _MEASURE_BYTES: Final = 16 * 1024 * 1024  # written between two looks
 _HUNG_AFTER: Final = 10.0  # seconds that a job may take
 _CLOSE_TIMEOUT: Final = 5.0
+_OPEN_SECONDS: Final = 0.2  # that a file stays open after the last write to it
 
 
 @dataclass(frozen=True)
@@ -68,6 +69,21 @@ class _Measure(Task):
 
     def done(self, error: BaseException | None) -> None:  # noqa: ARG002
         self._store.measured(self.space)
+
+
+class _CloseUnused(Task):
+    """Closes files to which nothing was written for a while: a quiet kernel needs only its lock."""
+
+    __slots__ = ("_opened",)
+
+    def __init__(self, opened: OpenFiles) -> None:
+        self._opened = opened
+
+    def run(self, disk: Disk) -> None:  # noqa: ARG002
+        self._opened.close_unused(_OPEN_SECONDS)
+
+    def done(self, error: BaseException | None) -> None:
+        """Take no result: errors of closing were suppressed."""
 
 
 class JournalStore(Overseer):
@@ -110,6 +126,7 @@ class JournalStore(Overseer):
         self._histories: dict[str, History] = {}
         self._closing: set[asyncio.Future[None]] = set()
         self._timer: asyncio.TimerHandle | None = None
+        self._unused_timer: asyncio.TimerHandle | None = None
         self._measured_at = float("-inf")
         self._measured_bytes = 0
         self._gives_up: History | None = None  # because too little of the disk is free
@@ -223,8 +240,9 @@ class JournalStore(Overseer):
         self._closed = True
         if self._opening is not None:
             self._opening.close()
-        if self._timer is not None:
-            self._timer.cancel()
+        for timer in (self._timer, self._unused_timer):
+            if timer is not None:
+                timer.cancel()
         try:
             async with asyncio.timeout(_CLOSE_TIMEOUT):
                 if keep:
@@ -275,11 +293,18 @@ class JournalStore(Overseer):
         loop.call_exception_handler({"message": text, "exception": error})
 
     def on_job_done(self) -> None:
-        """Write again if the disk did not answer before."""
+        """Write again if the disk did not answer before; close unused files later."""
         if self._hung:
             self._hung = False
             self._failures.resumed()
             self._stop()
+        if self._unused_timer is None and len(self._context.opened) and not self._closed:
+            loop = asyncio.get_running_loop()
+            self._unused_timer = loop.call_later(_OPEN_SECONDS, self._close_unused)
+
+    def _close_unused(self) -> None:
+        self._unused_timer = None
+        self._queue.put(_CloseUnused(self._context.opened))
 
     def measure(self) -> None:
         """Look at the free space with the next job, which begins now."""

@@ -10,11 +10,11 @@ import time
 import uuid
 import weakref
 from datetime import UTC, datetime
-from types import SimpleNamespace
 
 import nbformat
 import psutil
 import pytest
+import zmq
 from nbformat.v4 import new_code_cell, new_notebook
 from traitlets import TraitError
 
@@ -425,22 +425,42 @@ async def test_a_restart_replaces_the_process(make_manager, spec):
     assert process_of(manager, kernel_id).pid != old.pid
 
 
-async def test_an_unread_shutdown_request_does_not_reach_the_next_process(make_manager, spec):
+async def test_an_unread_shutdown_request_does_not_reach_the_next_process(
+    make_manager, spec, monkeypatch
+):
     """A kernel that SIGINT ends before the request has not read the request."""
     manager = make_manager()
     kernel_id = await manager.start_kernel(spec("s"))
-    kernel = manager.get_kernel(kernel_id)
-    real, lingers = kernel._control_socket, []
+    closed = []
+    close = zmq.Socket.close
 
-    def close(linger=None):
-        lingers.append(linger)
-        real.close(linger)
+    def note(sock, linger=None):
+        closed.append((sock.closed, linger))
+        close(sock, linger)
 
-    kernel._control_socket = SimpleNamespace(
-        close=close, send_multipart=real.send_multipart, poll=real.poll
-    )
+    monkeypatch.setattr(zmq.Socket, "close", note)
     await manager.restart_kernel(kernel_id)
-    assert lingers == [0]
+    assert closed == [(False, 0)]
+
+
+async def test_a_running_kernel_has_no_socket_for_shutdown_requests(
+    make_manager, spec, monkeypatch
+):
+    made = []
+    make = zmq.Context.socket
+
+    def note(context, socket_type, **kwargs):
+        made.append(socket_type)
+        return make(context, socket_type, **kwargs)
+
+    monkeypatch.setattr(zmq.Context, "socket", note)
+    manager = make_manager()
+    kernel_id = await manager.start_kernel(spec("s"))
+    assert made == []
+    await manager.restart_kernel(kernel_id)
+    assert made == [zmq.DEALER], "for the request to the first process"
+    await manager.shutdown_kernel(kernel_id)
+    assert made == [zmq.DEALER, zmq.DEALER]
 
 
 async def test_a_kernel_that_fails_to_restart_is_dead_and_can_be_restarted(

@@ -842,3 +842,33 @@ async def test_nothing_of_a_kernel_that_ended_stays_in_memory(tmp_path: Path) ->
     assert [ref() for ref in left] == [None, None]
     assert store.statistics()["kernels"] == 1
     await store.aclose(keep=False)
+
+
+class TrackingDisk(Disk):
+    """A disk that knows which files are open for writing."""
+
+    def __init__(self) -> None:
+        self.open_files: dict[int, str] = {}
+
+    def append_at(self, path: Path, size: int) -> int:
+        descriptor = super().append_at(path, size)
+        self.open_files[descriptor] = path.name
+        return descriptor
+
+    def close(self, descriptor: int) -> None:
+        self.open_files.pop(descriptor, None)
+        super().close(descriptor)
+
+
+async def test_the_files_of_a_quiet_kernel_are_closed_and_opened_again(tmp_path):
+    disk = TrackingDisk()
+    store = await open_store(tmp_path, disk=disk)
+    history, source = store.history("a"), Source()
+    for _ in range(3):
+        history.record("key", source.next_seq)
+        await write(history, source, 10)
+        await until(lambda: not disk.open_files)
+    found = await read(history)
+    found.check(source)
+    assert len(found.frames) == 30
+    await store.aclose(keep=True)
