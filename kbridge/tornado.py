@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Awaitable, Callable
+from functools import cached_property
 from typing import Any
 
 from tornado.web import HTTPError
@@ -195,7 +196,7 @@ class ChannelsHandler(WebSocketHandler):
         """Return 0: `keepalive` sends the pings, for all websockets from one timer."""
         return 0
 
-    @property
+    @cached_property
     def keepalive(self) -> Keepalive | None:
         """The timer that pings the websockets of the application; None without pings."""
         if KEEPALIVE not in self.settings:
@@ -228,7 +229,7 @@ class ChannelsHandler(WebSocketHandler):
         if self.connection is None:
             return None
         handled = self.connection.handle_incoming_message(message)
-        if not inspect.isawaitable(handled):
+        if handled is None or not inspect.isawaitable(handled):
             handled = self.connection.pending  # an override may drop what it has to return
         if handled is None:
             return None

@@ -199,6 +199,10 @@ class Executions:
             self._finished[msg_id] = None
         else:
             self._finished.pop(msg_id, None)
+        if (execution.replied is None) == (execution.ended_seq is None):  # most changes
+            self._replied.pop(msg_id, None)
+            self._unreplied.pop(msg_id, None)
+            return
         if _waits_for_idle(execution):
             self._replied[msg_id] = execution
         else:

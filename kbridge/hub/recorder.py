@@ -117,18 +117,23 @@ class Recorder:
         The fields from which a lost reply is built go when its end is on disk. In the log, they
         stay until the next bridge reads it, unless they are large.
         """
+        self._write(execution)
+        if execution.over and execution.header:
+            self._settle()
+            self._ended[execution.msg_id] = execution
+
+    def _settle(self) -> None:
+        """Drop these fields of the executions whose end is on disk now."""
+        end = self._history.end
         while self._ended:
             ended = next(iter(self._ended.values()))
-            if max(ended.replied or 0, ended.ended_seq or 0) > self._history.end:
-                break
+            if max(ended.replied or 0, ended.ended_seq or 0) > end:
+                return
             del self._ended[ended.msg_id]
             large = ended.error is not None
             ended.settle()
             if large:
                 self._write(ended)
-        self._write(execution)
-        if execution.over and execution.header:
-            self._ended[execution.msg_id] = execution
 
     def forget_execution(self, msg_id: str) -> None:
         """Remove a request to execute code."""

@@ -196,8 +196,12 @@ class History(Client):
         value : object, callable or None
             Anything that JSON can express, or a function that returns it when it is written.
         """
-        self._states.set(key, value, self._source.next_seq if self._source is not None else 0)
-        self._ask()
+        end = 0
+        if value is None and self._source is not None:
+            end = self._source.next_seq
+        self._states.set(key, value, end)
+        if not self._queued:
+            self._ask()
 
     def give_up(self) -> None:
         """Give up the oldest segment, because the disk has no space for all kernels."""

@@ -42,6 +42,7 @@ EMPTY = b"{}"
 MAX_PARSED = 1 << 16
 """Maximum number of bytes of JSON to parse at once; 64 KiB of small numbers take 3 ms."""
 
+_DECODER = json.JSONDecoder()
 _NAMES = ("msg_id", "msg_type")
 _CHANNELS = {str(name): name for name in Channel}
 
@@ -100,6 +101,10 @@ def parse(text: str, name: str) -> Any:
         digits than Python converts (`sys.set_int_max_str_digits`); the reason begins with `name`.
     """
     try:
+        if text[:1] == "{":
+            value, end = _DECODER.raw_decode(text)
+            if end == len(text):  # nearly always; saves half of the time of `json.loads`
+                return value
         return json.loads(text)
     except RecursionError:
         raise MalformedFrame(f"{name} is nested too deeply") from None
@@ -121,7 +126,9 @@ def json_or_empty(raw: bytes, name: str) -> bytes:
     IgnoredMessage
         If it is not JSON.
     """
-    if raw in (EMPTY, b""):
+    if raw == EMPTY:
+        return raw
+    if not raw:
         return EMPTY
     if len(raw) > MAX_PARSED:
         return raw
@@ -139,11 +146,10 @@ def checked(msg: Message) -> Message:
     check_size(msg.header, "header")
     check_header(utf8(msg.header, "header"))
     check_size(msg.parent_header, "parent_header")
-    return msg._replace(
-        parent_header=json_or_empty(msg.parent_header, "parent_header"),
-        metadata=json_or_empty(msg.metadata, "metadata"),
-        content=json_or_empty(msg.content, "content"),
-    )
+    parent = json_or_empty(msg.parent_header, "parent_header")
+    metadata = json_or_empty(msg.metadata, "metadata")
+    content = json_or_empty(msg.content, "content")
+    return Message(msg.channel, msg.header, parent, metadata, content, msg.buffers)
 
 
 def check_size(part: str | bytes, name: str) -> None:

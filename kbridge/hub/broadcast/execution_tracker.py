@@ -69,11 +69,11 @@ class ExecutionTracker:
         """Note a message on iopub; see `Executions.observe`."""
         changed = self.executions.observe(msg, msg_type, end, self._clock.wall())
         if changed:
-            self._changed(changed, end)
+            self._changed(changed)
 
     def replied(self, msg: Message, end: int) -> None:
         """Note an `execute_reply`; `end` is the sequence number after it."""
-        self._changed(self.executions.replied(msg, end, self._clock.wall()), end)
+        self._changed(self.executions.replied(msg, end, self._clock.wall()))
 
     def process_replaced(self, waiting: Collection[str]) -> None:
         """Note that the process of the kernel has gone: what it has not finished is aborted.
@@ -128,17 +128,17 @@ class ExecutionTracker:
     def _number(self, seq: int | None) -> int | None:
         return None if seq is None else self._origin + seq
 
-    def _changed(self, executions: Iterable[Execution], end: int | None = None) -> None:
-        """Write executions that have changed; the journal has the messages before number `end`."""
-        if self._recorder is None:
-            for execution in executions:
-                if execution.over:
-                    execution.settle()
-            return
-        if end is not None:
-            self.counter.count(end)
+    def _changed(self, executions: Iterable[Execution]) -> None:
+        """Write executions that have changed.
+
+        Their output is counted at the end of a wake-up, before the log is written.
+        """
+        recorder = self._recorder
         for execution in executions:
-            self._recorder.execution(execution)
+            if recorder is not None:
+                recorder.execution(execution)
+            elif execution.over:
+                execution.settle()
 
     def _forgotten(self, msg_id: str) -> None:
         if self._recorder is not None:
