@@ -23,6 +23,7 @@ from kbridge.server.cli.commands import ListApp, StopApp
 from kbridge.server.cli.health import HealthApp
 from kbridge.server.cli.kernelgateway import KernelGatewayApp
 from kbridge.server.cli.options import unknown_sections
+from kbridge.server.cli.restart import RestartApp
 from tests.conftest import ServerFactory
 from tests.hub.rig import INFO, KEY
 from tests.support.execution_script import ExecutionScript
@@ -35,6 +36,7 @@ COMMANDS: dict[str, Any] = {
     "health": HealthApp,
     "kernelgateway": KernelGatewayApp,
     "list": ListApp,
+    "restart": RestartApp,
     "stop": StopApp,
 }
 CONFIGURABLE: dict[str, Any] = {

@@ -96,6 +96,7 @@ TESTED_BY = {
     "server/cli/command_line.py": "server/test_main.py",
     "server/cli/configuration.py": "server/cli/test_app.py",
     "server/cli/health.py": "server/test_main.py",
+    "server/cli/restart.py": "integration/test_upgrade.py",
     "server/cli/serve.py": "server/test_server.py",
     "server/cli/server_client.py": "server/cli/test_commands.py",
     "server/components.py": "server/test_server.py",

@@ -107,6 +107,7 @@ class Hub:
         context = HubContext(
             *(kernel_id, settings, clock, log, self.notices, self._rejected, history, kept)
         )
+        self._kept = kept
         self._clock = clock
         self._incoming = policy_chain.incoming(settings)
         allowance = environment.allowance or Allowance(settings.burst_limit)
@@ -320,6 +321,11 @@ class Hub:
     def closed(self) -> bool:
         """True if the hub was closed."""
         return self._closed
+
+    @property
+    def connections_stay(self) -> bool:
+        """True if the connections to the kernel outlive this process."""
+        return self._kept is not None and self._kept.stays
 
     @property
     def ready(self) -> bool:

@@ -54,6 +54,11 @@ class Kernel(ABC):
 
     @property
     @abstractmethod
+    def connections_stay(self) -> bool:
+        """True if the connections to the kernel outlive this server."""
+
+    @property
+    @abstractmethod
     def cull_metadata(self) -> Mapping[str, Any] | None:
         """Metadata of the kernelspec, which culling reads; None if the kernel is never culled."""
 

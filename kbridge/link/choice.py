@@ -44,6 +44,7 @@ def keeping(kind: LinkKind, kept: KeptKernel) -> LinkFactory:
         from kbridge.link.zmtp.link import ZmtpLink
 
         if kind is LinkKind.PYZMQ or endpoints.curve is not None or not usable(endpoints.transport):
+            kept.give_up()
             return make_link(kind)(endpoints, events, identity)
         return ZmtpLink(endpoints, events, identity, kept)
 

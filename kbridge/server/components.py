@@ -23,8 +23,7 @@ from kbridge.kernels.registry.models import Owner
 from kbridge.kernels.registry.registry import Registry
 from kbridge.kernels.registry.writer import RegistryWriter
 from kbridge.kernels.sessions import Sessions
-from kbridge.link.choice import LinkKind
-from kbridge.link.holder.client import Holder, is_supported
+from kbridge.link.holder.client import Holder
 from kbridge.link.holder.keeper import Keeper
 from kbridge.link.keepalive import Keepalive
 from kbridge.server.api.routes import make_application
@@ -33,6 +32,7 @@ from kbridge.server.api.websocket import ChannelsHandler
 from kbridge.server.auth.access_policy import AccessPolicy
 from kbridge.server.auth.authenticator import Authenticator
 from kbridge.server.config import AuthConfig, ListenConfig, ServerConfig
+from kbridge.server.restart import no_holder
 from kbridge.server.safe_log import hide
 from kbridge.server.setting_checks import check_host, check_origins
 
@@ -92,7 +92,7 @@ def make_registry(config: ServerConfig, log: logging.Logger) -> RegistryWriter:
 def _make_keeper(config: ServerConfig, hubs: HubTable, log: logging.Logger) -> Keeper | None:
     """Return the object that keeps connections while no bridge runs, if that is possible."""
     settings = hubs.settings
-    if not (settings.journal_dir and is_supported()) or settings.link == LinkKind.PYZMQ:
+    if no_holder(settings):
         return None
     name = hashlib.sha256(config.address.encode()).hexdigest()[:16]
     directory = Path(settings.journal_dir).expanduser().absolute()

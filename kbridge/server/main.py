@@ -1,6 +1,6 @@
 """The command `kbridge`.
 
-`list`, `stop` and `health` do not load the server, so that they start quickly.
+`list`, `stop`, `restart` and `health` do not load the server, so that they start quickly.
 """
 
 from __future__ import annotations
@@ -27,6 +27,11 @@ def main(argv: list[str] | None = None) -> None:
             from kbridge.server.cli import commands, health
 
             commands.run(health.HealthApp, args[1:])
+            return
+        if args and args[0] == "restart":
+            from kbridge.server.cli import commands, restart
+
+            commands.run(restart.RestartApp, args[1:])
             return
         from jupyter_core.application import NoStart
 

@@ -62,6 +62,7 @@ _ABOUT = {
     "AttachApp": "`kbridge attach`, in addition to the settings of a server.",
     "KernelGatewayApp": "`kbridge kernelgateway`, in addition to the settings of a server.",
     "ListApp": "`kbridge list`.",
+    "RestartApp": "`kbridge restart`.",
     "StopApp": "`kbridge stop`.",
     "HealthApp": "`kbridge health`.",
     "KbridgeExtension": "The [extension for Jupyter Server](jupyter.md), in its configuration.",
@@ -120,10 +121,19 @@ def _documented() -> Iterator[tuple[type[Configurable], _Settings]]:
     from kbridge.server.cli.commands import ListApp, StopApp
     from kbridge.server.cli.health import HealthApp
     from kbridge.server.cli.kernelgateway import KernelGatewayApp
+    from kbridge.server.cli.restart import RestartApp
 
     for cls in (KbridgeApp, *KbridgeApp.classes):
         yield cls, _settings(cls)
-    for cls in (AttachApp, KernelGatewayApp, ListApp, StopApp, HealthApp, KbridgeExtension):
+    for cls in (
+        AttachApp,
+        KernelGatewayApp,
+        ListApp,
+        RestartApp,
+        StopApp,
+        HealthApp,
+        KbridgeExtension,
+    ):
         yield cls, [(name, trait) for name, trait in _settings(cls) if trait.this_class is cls]
     yield ConnectionFileMixin, _settings(ConnectionFileMixin)
 

@@ -6,7 +6,8 @@ for them. Then connections are accepted.
 
 Order of the shutdown: stop accepting, close websockets with 1001, end or detach kernels (their
 restarters first), close hubs, cut the remaining connections, remove the runtime file and the unix
-socket.
+socket. Before a restart within the process, kernels are left, websockets are closed with 1012, and
+the listening sockets are passed on.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import platform
+import secrets
 import socket
 import ssl
 from collections.abc import Collection
@@ -22,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from kbridge._version import __version__
+from kbridge.errors import Conflict
 from kbridge.hub.table import GOING_AWAY
 from kbridge.kernels.manager import BridgeKernelManager
 from kbridge.kernels.preload import preload
@@ -31,6 +34,13 @@ from kbridge.server.config import ServerConfig
 from kbridge.server.http import listen
 from kbridge.server.http.acceptor import raise_descriptor_limit
 from kbridge.server.http.guarded_server import GuardedServer
+from kbridge.server.restart import (
+    SERVICE_RESTART,
+    check_losses,
+    inherited_sockets,
+    installed_version,
+    pass_sockets,
+)
 from kbridge.server.runtime_file import RuntimeFile
 from kbridge.server.safe_log import hide
 
@@ -58,6 +68,8 @@ class Server:
         Without the token.
     shutdown_requested : asyncio.Event
         Set when a client has asked for the shutdown.
+    restart_requested : asyncio.Event
+        Set by `request_restart`.
     """
 
     def __init__(self, config: ServerConfig, log: logging.Logger) -> None:
@@ -65,6 +77,7 @@ class Server:
         self.port = 0
         self.url = ""
         self.shutdown_requested = asyncio.Event()
+        self.restart_requested = asyncio.Event()
         self._log = log
         self._components: Components | None = None
         self._context: ssl.SSLContext | None = None
@@ -72,6 +85,7 @@ class Server:
         self._runtime: RuntimeFile | None = None
         self._keeping: asyncio.Task[None] | None = None
         self._sockets: list[socket.socket] = []
+        self._listening: list[socket.socket] = []
         self._socket_file: tuple[int, int] | None = None
 
     async def open(self, attached: Collection[str] = ()) -> BridgeKernelManager:
@@ -101,6 +115,7 @@ class Server:
         self._recall_credentials()
         self._components = parts = build(self.config, self.port, self._log)
         parts.services.shutdown = self.shutdown_requested.set
+        parts.services.restart = self.request_restart
         owner = f"{platform.node()} {self.config.address}"
         parts.sessions.adopt(await parts.kernels.adopt(owner, attached))
         return parts.kernels
@@ -128,7 +143,7 @@ class Server:
         )
         parts.hubs.accept_no_more()
         self._http.add_sockets(self._sockets)
-        self._sockets = []
+        self._listening, self._sockets = self._sockets, []
         self._runtime = RuntimeFile(self.config.runtime_dir, self._info())
         self._runtime.write()
         self._keeping = asyncio.create_task(self._runtime.keep(self._log))
@@ -148,7 +163,43 @@ class Server:
             return f"shutting down {kernels} and closing all connections; {again}"
         return f"closing all connections; {kernels} will stay for the next start"
 
-    async def aclose(self, force: asyncio.Event | None = None, *, keep: bool | None = None) -> None:
+    async def request_restart(self, *, force: bool = False) -> str:
+        """Request a restart within the process, if it loses nothing.
+
+        Parameters
+        ----------
+        force : bool
+            True to request it although something is lost.
+
+        Returns
+        -------
+        str
+            The version of kbridge that will be started.
+
+        Raises
+        ------
+        Conflict
+            If something would be lost, or the installed version cannot be started.
+        SetupError
+            If this system cannot replace the program of a process.
+        """
+        version = await asyncio.to_thread(installed_version)
+        parts = self._components
+        if parts is None or parts.services.closing:
+            raise Conflict("the server is shutting down")
+        if not force:
+            kernels = list(parts.kernels.index)
+            check_losses(kernels, parts.hubs.settings, registry=parts.registry.enabled)
+        self.restart_requested.set()
+        return version
+
+    async def aclose(
+        self,
+        force: asyncio.Event | None = None,
+        *,
+        keep: bool | None = None,
+        restart: bool = False,
+    ) -> None:
         """Shut down; a second call has no effect.
 
         Parameters
@@ -157,9 +208,15 @@ class Server:
             Once it is set, kernels are killed instead of asked to shut down.
         keep : bool, optional
             True if kernels stay, provided that there is a registry; by default as configured.
+        restart : bool
+            True if `start_again` follows: kernels stay, and so do the listening sockets.
         """
         if keep is None:
-            keep = not self.config.shutdown_kernels_on_exit
+            keep = restart or not self.config.shutdown_kernels_on_exit
+        if restart and self._listening:
+            pass_sockets(self.config.address, self._listening)
+            self._socket_file = None
+        self._listening = []
         for unused in self._sockets:
             unused.close()
         http, self._http = self._http, None
@@ -167,11 +224,10 @@ class Server:
         if http is not None:
             http.stop()
         if parts is not None:
-            parts.services.closing = True
-            if parts.keepalive is not None:
-                parts.keepalive.stop()
-            for websocket in list(parts.services.websockets):
-                websocket.close(GOING_AWAY, "the server is shutting down")
+            code, end = (
+                (SERVICE_RESTART, "restarting") if restart else (GOING_AWAY, "shutting down")
+            )
+            _close_websockets(parts, code, f"the server is {end}")
             keep = keep and parts.registry.enabled
             await self._end_kernels(parts, force or asyncio.Event(), keep=keep)
             if not keep:
@@ -207,12 +263,16 @@ class Server:
 
     def _bind(self) -> list[socket.socket]:
         where = self.config.listen
+        inherited = inherited_sockets(self.config.address)
         if where.sock:
             path = Path(where.sock)
-            sockets = [listen.bind_unix(path, where.sock_mode)]
+            sockets = inherited or [listen.bind_unix(path, where.sock_mode)]
             status = path.stat()
             self._socket_file = (status.st_dev, status.st_ino)
             return sockets
+        if inherited:
+            self.port = int(inherited[0].getsockname()[1])
+            return inherited
         sockets, self.port = listen.bind_tcp(where.ip, where.port, where.port_retries, self._log)
         return sockets
 
@@ -255,4 +315,15 @@ class Server:
             "keeps_kernels": not self.config.shutdown_kernels_on_exit,
             "certfile": str(Path(tls.certfile).absolute()) if tls.certfile else "",
             "version": __version__,
+            # Tells programs of one process apart, which have its id and time of start in common.
+            "run": secrets.token_hex(8),
         }
+
+
+def _close_websockets(parts: Components, code: int, reason: str) -> None:
+    """Serve no more requests, and close all websockets."""
+    parts.services.closing = True
+    if parts.keepalive is not None:
+        parts.keepalive.stop()
+    for websocket in list(parts.services.websockets):
+        websocket.close(code, reason)

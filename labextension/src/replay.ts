@@ -20,8 +20,9 @@ const MAX_DELAY = 30_000;
 /** Attempts that fail in a row although the server answers over HTTP, before a replay gives up. */
 const MAX_REFUSED = 8;
 
-/** Close code: the kernel was shut down. */
+/** Close code: the kernel was shut down, or the server restarts and keeps its kernels. */
 const SHUT_DOWN = 1012;
+const RESTARTING = 'the server is restarting';
 
 /** The receiver of a replay's messages. */
 export interface ReplayListener {
@@ -114,7 +115,7 @@ export class Replay {
     socket.onclose = event => {
       if (socket === this._socket) {
         this._socket = null;
-        this._onClose(event.code);
+        this._onClose(event.code === SHUT_DOWN && event.reason !== RESTARTING);
       }
     };
   }
@@ -131,8 +132,8 @@ export class Replay {
     this.listener.onMessage(message);
   }
 
-  private _onClose(code: number): void {
-    if (code === SHUT_DOWN || ++this._refused > MAX_REFUSED) {
+  private _onClose(shutDown: boolean): void {
+    if (shutDown || ++this._refused > MAX_REFUSED) {
       this._end();
       return;
     }
@@ -143,14 +144,14 @@ export class Replay {
   private async _again(): Promise<void> {
     try {
       if ((await this.api.list(this.kernel, { limit: '1' })) === null && !this._closed) {
-        this._onClose(0); // perhaps a server that has just started does not know the kernel yet
+        this._onClose(false); // perhaps a server that has just started does not know the kernel yet
         return;
       }
     } catch {
       // The server cannot be reached: that is no refusal, however long it takes.
       this._refused--;
       if (!this._closed) {
-        this._onClose(0);
+        this._onClose(false);
       }
       return;
     }

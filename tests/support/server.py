@@ -108,6 +108,11 @@ class Server:
         return self._process
 
     @property
+    def environment(self) -> dict[str, str]:
+        """The environment of the server, also for other commands of kbridge."""
+        return self._env
+
+    @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}"
 

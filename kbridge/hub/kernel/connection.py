@@ -313,6 +313,8 @@ class KernelConnection:
         except KernelError as error:  # the present link tries and reports it again
             self._log.warning("Kernel %s: no sockets of libzmq: %s", kernel_id, error)
             return
+        if self._context.kept is not None:
+            self._context.kept.give_up()
         self._log.info("Kernel %s speaks an old ZMTP: libzmq connects to it", kernel_id)
         self._readiness.reset(now)
         self._announced = self._poll_at = None

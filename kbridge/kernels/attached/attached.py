@@ -71,6 +71,11 @@ class AttachedKernel(Kernel):
         return True
 
     @property
+    def connections_stay(self) -> bool:
+        """True if the connections outlive this server; a tunnel does not."""
+        return self._hub.connections_stay and not self.manager.tunnelled
+
+    @property
     def cull_metadata(self) -> Mapping[str, Any] | None:
         """None: an attached kernel is never culled."""
         return None

@@ -54,6 +54,11 @@ class AttachedKernelManager(Configurable):
         """Return the addresses and the key of the kernel."""
         return dict(self._info)
 
+    @property
+    def tunnelled(self) -> bool:
+        """True if the kernel is reached through something that ends with this server."""
+        return self._release is not None
+
     def set_parent(self, parent: Configurable) -> None:
         """Set the manager of all kernels, whose settings apply to the websockets."""
         self.parent = parent

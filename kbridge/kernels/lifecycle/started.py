@@ -84,6 +84,12 @@ class StartedKernel(Kernel):
         return False
 
     @property
+    def connections_stay(self) -> bool:
+        """True if the connections outlive this server; also of a dead kernel, which has none."""
+        hub = self.process.hub
+        return hub is None or self.failed or hub.connections_stay
+
+    @property
     def cull_metadata(self) -> Mapping[str, Any] | None:
         """Metadata of the kernelspec."""
         return self.manager.metadata

@@ -107,6 +107,8 @@ class Store:
     def claim(self, owner: Owner, state_of: Callable[[int, str], ProcessState]) -> Claim:
         """Take over the rows of ended servers on the same address, in one transaction.
 
+        The server before a `kbridge restart` ran in the process of its successor. It has ended.
+
         Rows are not touched if their server runs (`state_of` its pid and start), if it cannot be
         seen from here (another pid namespace), or if it belongs to another machine.
         """
@@ -165,7 +167,8 @@ class Store:
         hidden = 0
         for row in connection.execute(ours).mappings().all():
             pid, recorded = row["owner_pid"], row["owner_birth"]
-            state = state_of(pid, recorded)
+            own = (pid, recorded) == (owner.pid, owner.start_id)
+            state = ProcessState.GONE if own else state_of(pid, recorded)
             if state is not ProcessState.GONE:
                 hidden += state is ProcessState.HIDDEN
                 continue

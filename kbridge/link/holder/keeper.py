@@ -185,6 +185,11 @@ class KeptKernel:
         return self._memory
 
     @property
+    def stays(self) -> bool:
+        """True if the connections outlive this process."""
+        return not self.given_up and (self._memory is None or self.holder.running)
+
+    @property
     def resumes(self) -> bool:
         """True if the next link goes on with connections of an earlier bridge."""
         return self.seam is not None and not self._resumed

@@ -26,6 +26,7 @@ _PATHS: dict[str, _Operations] = {
     "/api/status": {"get": ("State of the server", 200, {})},
     "/api/me": {"get": ("The identity and the permissions of the client", 200, {})},
     "/api/shutdown": {"post": ("End the server, and its kernels unless they are kept", 200, {})},
+    "/api/restart": {"post": ("Restart the server, not its kernels", 200, {"force": "boolean"})},
     "/api/spec.yaml": {"get": ("This description", 200, {})},
     "/api/swagger.yaml": {"get": ("This description", 200, {})},
     "/api/swagger.json": {"get": ("This description", 200, {})},

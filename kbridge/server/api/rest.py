@@ -133,6 +133,22 @@ class ShutdownHandler(ApiHandler):
         shutdown()
 
 
+class ServerRestartHandler(ApiHandler):
+    """`/api/restart`: starts the installed program in the process, as `kbridge restart` does."""
+
+    async def post(self) -> None:
+        """Check that nothing is lost, request the restart, and reply with the version."""
+        restart = self.services.restart
+        if restart is None:
+            raise NotSupported("this server cannot be restarted by a request")
+        force = self.body().get("force", False)
+        if not isinstance(force, bool):
+            raise InvalidRequest("force is not true or false")
+        app_log.info("%s requests a restart of the server", self.request.remote_ip)
+        version = await restart(force=force)
+        self.reply({"message": "the server is restarting", "version": version})
+
+
 class JsonDescriptionHandler(ApiHandler):
     """`/api/swagger.json`."""
 

@@ -28,6 +28,7 @@ ROUTES: tuple[tuple[str, type[web.RequestHandler]], ...] = (
     (r"/api/status", rest.StatusHandler),
     (r"/api/me", rest.MeHandler),
     (r"/api/shutdown", rest.ShutdownHandler),
+    (r"/api/restart", rest.ServerRestartHandler),
     (r"/api/spec.yaml", rest.YamlDescriptionHandler),
     (r"/api/swagger.yaml", rest.YamlDescriptionHandler),
     (r"/api/swagger.json", rest.JsonDescriptionHandler),

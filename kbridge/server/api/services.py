@@ -12,9 +12,17 @@ from kbridge.kernels.manager import BridgeKernelManager
 from kbridge.kernels.sessions import Sessions
 from kbridge.server.auth.authenticator import Authenticator
 
-__all__ = ["Closable", "Model", "ServerActivity", "Services", "maybe_await"]
+__all__ = ["Closable", "Model", "Restart", "ServerActivity", "Services", "maybe_await"]
 
 Model = dict[str, Any]
+
+
+class Restart(Protocol):
+    """Requests a restart of the server."""
+
+    async def __call__(self, *, force: bool = False) -> str:
+        """Request it, unless it would lose something; return the version that will be started."""
+        ...
 
 
 class Closable(Protocol):
@@ -71,6 +79,8 @@ class Services:
         True once the server shuts down; then nothing new may start.
     shutdown : callable or None
         Shuts the server down as a signal does; None if clients cannot do that.
+    restart : callable or None
+        Requests a restart, see `kbridge.server.server.Server.request_restart`; None as above.
     """
 
     kernels: BridgeKernelManager
@@ -83,6 +93,7 @@ class Services:
     websockets: set[Closable] = field(default_factory=set, init=False)
     closing: bool = field(default=False, init=False)
     shutdown: Callable[[], None] | None = field(default=None, init=False)
+    restart: Restart | None = field(default=None, init=False)
 
 
 async def maybe_await(value: Awaitable[Any] | Any) -> Any:

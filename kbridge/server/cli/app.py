@@ -395,13 +395,16 @@ class KbridgeApp(setting_checks.Checks, CheckedApp):
         """Act once clients are served at `url`; this class does nothing."""
 
     def start(self) -> None:
-        """Run the server until a signal arrives."""
+        """Run the server until a signal arrives; after a restart, in the next program."""
         super().start()
         from kbridge.server.cli.event_loop import run
         from kbridge.server.cli.serve import serve
+        from kbridge.server.restart import start_again
 
         try:
-            run(serve(self.configuration(), self, self.log), use_uvloop=self.use_uvloop)
+            again = run(serve(self.configuration(), self, self.log), use_uvloop=self.use_uvloop)
         except (KbridgeError, TraitError) as error:  # other classes read their traits only now
             self.log.critical("%s", error)
             sys.exit(1)
+        if again:
+            start_again(self.log)

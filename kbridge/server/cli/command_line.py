@@ -17,6 +17,7 @@ kbridge --shutdown-kernels-on-exit=false  # leave kernels running for the next s
 kbridge --generate-config                 # write a config file with every setting
 kbridge attach kernel-1234.json           # serve a kernel that is already running
 kbridge list                              # show running servers
+kbridge restart 8888                      # restart a server after an upgrade; kernels stay
 kbridge stop 8888                         # stop a server and its kernels
 
 In front of it, for a server with files and notebooks:
@@ -68,6 +69,10 @@ SUBCOMMANDS: dict[str, Any] = {
         "Serve kernels, with the options of `jupyter kernelgateway`.",
     ),
     "list": ("kbridge.server.cli.commands.ListApp", "List running servers."),
+    "restart": (
+        "kbridge.server.cli.restart.RestartApp",
+        "Restart a running server, given its port or socket; its kernels stay.",
+    ),
     "stop": (
         "kbridge.server.cli.commands.StopApp",
         "Stop a running server, given its port or socket.",

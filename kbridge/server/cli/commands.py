@@ -40,6 +40,19 @@ class _Command(CheckedApp):
         """Return the runtime files of the running servers."""
         return running_servers(Path(jupyter_runtime_dir()))
 
+    def choose(self, usage: str, here: Place) -> tuple[str, list[dict[str, Any]]]:
+        """Return the argument, and the runtime files of the servers that it names; or exit."""
+        if len(self.extra_args) != 1:
+            sys.exit(f"usage: {usage} PORT|SOCKET")
+        wanted = self.extra_args[0]
+        servers = self.servers()
+        chosen = [s for s in servers if wanted in names_of(s)]
+        if not chosen:
+            running = ", ".join(str(s["sock"] or s["port"]) for s in servers) or "none"
+            sys.exit(f"no kbridge server runs on {wanted}; running: {running}")
+        # A server in another container may have the same port: prefer the one here.
+        return wanted, [s for s in chosen if is_near(s, here)] or chosen
+
 
 class ListApp(_Command):
     """Shows running servers."""
@@ -82,17 +95,8 @@ class StopApp(_Command):
     def start(self) -> None:
         """Stop the server that the argument names."""
         super().start()
-        if len(self.extra_args) != 1:
-            sys.exit("usage: kbridge stop PORT|SOCKET")
-        wanted = self.extra_args[0]
-        servers = self.servers()
-        chosen = [s for s in servers if wanted in names_of(s)]
-        if not chosen:
-            running = ", ".join(str(s["sock"] or s["port"]) for s in servers) or "none"
-            sys.exit(f"no kbridge server runs on {wanted}; running: {running}")
         here = Place.here()
-        # A server in another container may have the same port: prefer the one here.
-        chosen = [s for s in chosen if is_near(s, here)] or chosen
+        wanted, chosen = self.choose("kbridge stop", here)
         for info in chosen:
             if problem := end_server(info, here):
                 sys.exit(f"cannot stop the server on {wanted}: {problem}")

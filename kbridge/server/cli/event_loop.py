@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine
-from typing import Any
+from typing import Any, TypeVar
 
 __all__ = ["loop_factory", "run"]
+
+
+_Result = TypeVar("_Result")
 
 
 def loop_factory(*, use_uvloop: bool) -> Callable[[], asyncio.AbstractEventLoop] | None:
@@ -26,7 +29,7 @@ def loop_factory(*, use_uvloop: bool) -> Callable[[], asyncio.AbstractEventLoop]
     return uvloop.new_event_loop
 
 
-def run(main: Coroutine[Any, Any, None], *, use_uvloop: bool) -> None:
-    """Run a coroutine to its end, as `asyncio.run` does."""
+def run(main: Coroutine[Any, Any, _Result], *, use_uvloop: bool) -> _Result:
+    """Run a coroutine to its end, as `asyncio.run` does, and return its result."""
     with asyncio.Runner(loop_factory=loop_factory(use_uvloop=use_uvloop)) as runner:
-        runner.run(main)
+        return runner.run(main)

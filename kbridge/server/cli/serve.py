@@ -12,9 +12,11 @@ from typing import Protocol
 from urllib.parse import quote
 
 from kbridge._version import __version__
+from kbridge.errors import KbridgeError
 from kbridge.kernels.manager import BridgeKernelManager
 from kbridge.server.cli.terminal import Question, can_ask, say
 from kbridge.server.config import ServerConfig
+from kbridge.server.restart import reap_inherited
 from kbridge.server.server import Server
 
 __all__ = ["Hooks", "serve"]
@@ -40,14 +42,20 @@ class Hooks(Protocol):
         """Act once connections are accepted at `url`."""
 
 
-async def serve(config: ServerConfig, hooks: Hooks, log: logging.Logger) -> None:
+async def serve(config: ServerConfig, hooks: Hooks, log: logging.Logger) -> bool:
     """Run a server; return when a signal has arrived and everything is closed.
 
     A second signal kills the kernels instead of asking them to shut down. If the start fails,
     kernels that ran before it keep running.
+
+    Returns
+    -------
+    bool
+        True if the program must be started again, see `kbridge.server.restart`.
     """
     loop = asyncio.get_running_loop()
     run = _Run(config, hooks, log)
+    reap_inherited()
     for number in _SIGNALS:
         if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup sets it
             _handle(loop, number, run.on_signal)
@@ -55,10 +63,13 @@ async def serve(config: ServerConfig, hooks: Hooks, log: logging.Logger) -> None
             # A shell that started this server in the background has set it to be ignored. Child
             # processes inherit that, but not a handler: this way kernels can be interrupted.
             signal.signal(number, _do_nothing)
+    if hasattr(signal, "SIGUSR2"):  # ignored since the program before, if there was one
+        _handle(loop, signal.SIGUSR2, run.on_restart_signal)
     stopping = asyncio.create_task(run.stop.wait())
     # A seed notebook may take long to download: a signal must not wait for it.
     opening = asyncio.create_task(run.open())
     requests = asyncio.create_task(run.follow_requests())
+    restarts = asyncio.create_task(run.follow_restarts())
     try:
         await asyncio.wait({opening, stopping}, return_when=asyncio.FIRST_COMPLETED)
         if opening.done():
@@ -67,13 +78,14 @@ async def serve(config: ServerConfig, hooks: Hooks, log: logging.Logger) -> None
         gc.freeze()
         await stopping
     finally:
-        tasks = {opening, stopping, requests}
+        tasks = {opening, stopping, requests, restarts, *run.asking}
         for task in tasks:
             task.cancel()
         await asyncio.wait(tasks)
         failed = not opening.cancelled() and opening.exception() is not None
-        keep = failed or not config.shutdown_kernels_on_exit
-        await run.server.aclose(run.force, keep=keep)
+        keep = failed or run.restarting or not config.shutdown_kernels_on_exit
+        await run.server.aclose(run.force, keep=keep, restart=run.restarting)
+    return run.restarting
 
 
 def _do_nothing(*_: object) -> None:
@@ -89,6 +101,10 @@ class _Run:
         Set when the server must shut down.
     force : asyncio.Event
         Set when kernels must be killed.
+    restarting : bool
+        True if the program must be started again after the end.
+    asking : set of asyncio.Task
+        Requests of a restart by signal.
     """
 
     def __init__(self, config: ServerConfig, hooks: Hooks, log: logging.Logger) -> None:
@@ -98,6 +114,8 @@ class _Run:
         self.server = Server(config, log)
         self.stop = asyncio.Event()
         self.force = asyncio.Event()
+        self.restarting = False
+        self.asking: set[asyncio.Task[None]] = set()
 
     async def open(self) -> None:
         """Open the server, and start kernels in advance.
@@ -120,8 +138,32 @@ class _Run:
         await self.server.shutdown_requested.wait()
         self._shut_down("POST /api/shutdown")
 
+    async def follow_restarts(self) -> None:
+        """Restart when that is requested."""
+        await self.server.restart_requested.wait()
+        if not self.stop.is_set():
+            self._log.info("restarting: kernels stay, and so do their connections where possible")
+            self.restarting = True
+            self.stop.set()
+
+    def on_restart_signal(self, _number: signal.Signals) -> None:
+        """Request a restart that loses nothing."""
+        task = asyncio.create_task(self._request_restart())
+        self.asking.add(task)
+        task.add_done_callback(self.asking.discard)
+
+    async def _request_restart(self) -> None:
+        try:
+            await self.server.request_restart()
+        except KbridgeError as error:
+            self._log.error("SIGUSR2: %s. `kbridge restart --force` restarts all the same", error)
+
     def on_signal(self, number: signal.Signals) -> None:
         """Shut down, ask first, or force a shutdown that is under way."""
+        if self.stop.is_set() and self.restarting:
+            self._log.info("%s: the server ends; kernels keep running", number.name)
+            self.restarting = False
+            return
         if self.stop.is_set():
             self.force.set()
             return

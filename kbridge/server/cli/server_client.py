@@ -9,10 +9,37 @@ import ssl
 from collections.abc import Mapping
 from typing import Any
 
-__all__ = ["open_connection", "request_shutdown"]
+from kbridge.errors import Conflict
+
+__all__ = ["open_connection", "request_restart", "request_shutdown"]
 
 _TIMEOUT_S = 5.0
 _EVERYWHERE = {"*": "127.0.0.1", "": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104
+
+
+def request_restart(info: Mapping[str, Any], *, force: bool, timeout: float) -> str:
+    """Send `POST /api/restart`; return the version that the server is going to start.
+
+    Parameters
+    ----------
+    info : mapping
+        As for `request_shutdown`.
+    force : bool
+        True to restart although something is lost.
+    timeout : float
+        Seconds for the answer: the server tries the installed version first.
+
+    Raises
+    ------
+    Conflict
+        If the server refuses; the reason is that of the server.
+    ConnectionError
+        If the server cannot be asked.
+    """
+    status, body = _post(info, "api/restart", {"force": force}, timeout)
+    if status != http.client.OK:
+        raise Conflict(_reason(status, body))
+    return str(json.loads(body)["version"])
 
 
 def request_shutdown(info: Mapping[str, Any]) -> str:
@@ -29,20 +56,31 @@ def request_shutdown(info: Mapping[str, Any]) -> str:
         Empty if the server accepted the request, or an error message.
     """
     try:
-        connection = open_connection(info, _own_context(info), _TIMEOUT_S)
+        status, body = _post(info, "api/shutdown", {}, _TIMEOUT_S)
+    except ConnectionError as error:
+        return str(error)
+    return "" if status == http.client.OK else _reason(status, body)
+
+
+def _post(
+    info: Mapping[str, Any], path: str, content: Mapping[str, Any], timeout: float
+) -> tuple[int, bytes]:
+    """Send a request; return the status and the body of the reply."""
+    try:
+        connection = open_connection(info, _own_context(info), timeout)
         try:
             token = str(info.get("token") or "")
             headers = {"Content-Type": "application/json"}
             if token:
                 headers["Authorization"] = f"token {token}"
-            connection.request("POST", f"{info['base_url']}api/shutdown", "{}", headers)
+            where = f"{info['base_url']}{path}"
+            connection.request("POST", where, json.dumps(content), headers)
             reply = connection.getresponse()
-            body = reply.read(1 << 16)
+            return reply.status, reply.read(1 << 16)
         finally:
             connection.close()
     except (OSError, http.client.HTTPException, ValueError, KeyError) as error:
-        return str(error) or type(error).__name__
-    return "" if reply.status == 200 else _reason(reply.status, body)
+        raise ConnectionError(str(error) or type(error).__name__) from None
 
 
 def _reason(status: int, body: bytes) -> str:

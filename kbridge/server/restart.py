@@ -1,0 +1,206 @@
+"""A restart within the process: the program is started again, with the same command line.
+
+The process stays, so that systemd, Docker or a terminal still supervise it. The program before
+leaves its kernels and their connections (`kbridge.link.holder`), and passes on the sockets that it
+listens on. Clients that connect in between wait in the queues of these sockets.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Final, NoReturn
+
+from kbridge.errors import Conflict, SetupError
+from kbridge.hub.settings import HubSettings
+from kbridge.kernels.interface import Kernel
+from kbridge.kernels.lifecycle.processes import open_pidfd
+from kbridge.link.choice import LinkKind
+from kbridge.link.holder.client import is_supported
+
+__all__ = [
+    "SERVICE_RESTART",
+    "check_losses",
+    "inherited_sockets",
+    "installed_version",
+    "no_holder",
+    "pass_sockets",
+    "reap_inherited",
+    "start_again",
+]
+
+SERVICE_RESTART: Final = 1012
+"""Close code of websockets when the server is restarted (IANA's registry of close codes)."""
+
+_VARIABLE: Final = "KBRIDGE_SOCKETS"
+_TIMEOUT: Final = 60.0
+_NAMED: Final = 5  # kernels whose ids are shown
+# The package that the program itself has imported: `-P` leaves out the working directory.
+_CHECK: Final = """\
+import sys
+sys.path.append(sys.argv[1])
+import kbridge.server.cli.serve, kbridge.server.cli.app
+print(kbridge.__version__)
+"""
+
+
+def no_holder(settings: HubSettings) -> str:
+    """Return why the connections to kernels end with this process; empty if they may stay."""
+    if not is_supported():
+        return "connections to kernels outlive a server on Linux only"
+    if not settings.journal_dir:
+        return "journal_dir is empty"
+    if settings.link == LinkKind.PYZMQ:
+        return "link is pyzmq (auto keeps connections)"
+    return ""
+
+
+def check_losses(kernels: Iterable[Kernel], settings: HubSettings, *, registry: bool) -> None:
+    """Check that a restart loses nothing.
+
+    Parameters
+    ----------
+    kernels : iterable of Kernel
+        The kernels in use.
+    settings : HubSettings
+    registry : bool
+        True if the next program finds the kernels again.
+
+    Raises
+    ------
+    Conflict
+        If something would be lost; the reason says what, and why.
+    """
+    ending = [] if registry else [k.kernel_id for k in kernels if not k.outlives_server]
+    if ending:
+        raise Conflict(
+            f"a restart would end {_names(ending)}, because the server has no registry"
+            " (registry_url)"
+        )
+    cut = [k.kernel_id for k in kernels if not k.connections_stay]
+    if cut:
+        reason = no_holder(settings) or (
+            "their connections are encrypted, lead through a tunnel, or use an old protocol"
+        )
+        raise Conflict(
+            f"output, replies and input requests of {_names(cut)} during a restart would be lost:"
+            f" {reason}"
+        )
+
+
+def _names(ids: Sequence[str]) -> str:
+    shown = ", ".join(ids[:_NAMED]) + ", ..." * (len(ids) > _NAMED)
+    return f"{len(ids)} kernel{'s' * (len(ids) > 1)} ({shown})"
+
+
+def installed_version() -> str:
+    """Return the version of kbridge that would be started now; blocks for a second.
+
+    Raises
+    ------
+    Conflict
+        If it cannot be imported, so that the present program had better go on.
+    SetupError
+        If this system cannot replace the program of a process.
+    """
+    if os.name == "nt":
+        raise SetupError("a server on Windows cannot be restarted; stop it, and start it again")
+    package = Path(__file__).parents[2]
+    command = [sys.executable, "-P", "-c", _CHECK, str(package)]
+    try:
+        done = subprocess.run(  # noqa: S603 - this interpreter
+            command, capture_output=True, text=True, timeout=_TIMEOUT, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise Conflict(f"the installed kbridge cannot be started: {error}") from None
+    if done.returncode:
+        last = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
+        raise Conflict(f"the installed kbridge cannot be imported: {last}")
+    return done.stdout.strip()
+
+
+def pass_sockets(address: str, sockets: Sequence[socket.socket]) -> None:
+    """Let the next program of this process have listening sockets, which may be closed now.
+
+    Parameters
+    ----------
+    address : str
+        `ServerConfig.address`: with other settings, the next program does not use the sockets.
+    sockets : sequence of socket.socket
+    """
+    fds = [os.dup(sock.fileno()) for sock in sockets]
+    for fd in fds:
+        os.set_inheritable(fd, True)
+    os.environ[_VARIABLE] = json.dumps({"pid": os.getpid(), "address": address, "fds": fds})
+
+
+def inherited_sockets(address: str) -> list[socket.socket]:
+    """Return the listening sockets of the program before, for the same settings; perhaps none."""
+    text = os.environ.pop(_VARIABLE, "")
+    if not text:
+        return []
+    passed = json.loads(text)
+    if passed["pid"] != os.getpid():
+        return []  # a program that a server has started
+    sockets = [socket.socket(fileno=fd) for fd in passed["fds"]]
+    for sock in sockets:
+        sock.set_inheritable(False)
+        sock.setblocking(False)
+    if passed["address"] == address:
+        return sockets
+    for sock in sockets:
+        sock.close()
+    return []
+
+
+def reap_inherited() -> None:
+    """Let the event loop reap the processes that the program before has started.
+
+    They are children of this process, but not known to `subprocess`: those that end would stay as
+    zombies. Does nothing in a program that was not started by `start_again`, or without pidfds.
+    """
+    text = os.environ.get(_VARIABLE, "")
+    if not text or json.loads(text)["pid"] != os.getpid():
+        return
+    import psutil  # type: ignore[import-untyped]
+
+    loop = asyncio.get_running_loop()
+    for child in psutil.Process().children():
+        fd = open_pidfd(child.pid)
+        if fd is not None:
+            loop.add_reader(fd, _reap, loop, fd)
+
+
+def _reap(loop: asyncio.AbstractEventLoop, fd: int) -> None:
+    loop.remove_reader(fd)
+    with suppress(ChildProcessError):
+        os.waitid(os.P_PIDFD, fd, os.WEXITED | os.WNOHANG)  # type: ignore[attr-defined, unused-ignore]
+    os.close(fd)
+
+
+def start_again(log: logging.Logger) -> NoReturn:
+    """Replace the program of this process; exit with 1 if that fails."""
+    # A signal that arrives before the next program handles it would end the process.
+    signal.signal(signal.SIGUSR2, signal.SIG_IGN)
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError):
+            stream.flush()
+    try:
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])  # noqa: S606
+    except OSError as error:
+        log.critical(
+            "%s cannot be started again: %s. Kernels keep running; start kbridge again on the same"
+            " address",
+            sys.executable,
+            error,
+        )
+    sys.exit(1)

@@ -1,0 +1,105 @@
+"""A restart within the process: the losses, and the sockets that are passed on."""
+
+from __future__ import annotations
+
+import os
+import socket
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pytest
+
+import kbridge
+from kbridge.errors import Conflict
+from kbridge.hub.settings import HubSettings
+from kbridge.link.holder.client import is_supported
+from kbridge.server.restart import (
+    check_losses,
+    inherited_sockets,
+    installed_version,
+    no_holder,
+    pass_sockets,
+)
+
+KEEPS = HubSettings(link="auto", journal_dir="/a/directory")
+
+
+@dataclass
+class Kernel:
+    kernel_id: str = "one"
+    connections_stay: bool = True
+    outlives_server: bool = False
+
+
+def refusal(*kernels: Any, settings: HubSettings = KEEPS, registry: bool = True) -> str:
+    with pytest.raises(Conflict) as refused:
+        check_losses(kernels, settings, registry=registry)
+    return refused.value.reason
+
+
+def test_nothing_is_lost() -> None:
+    check_losses([], KEEPS, registry=False)
+    check_losses([Kernel()], KEEPS, registry=True)
+    check_losses([Kernel(outlives_server=True)], KEEPS, registry=False)
+
+
+def test_kernels_that_the_next_program_would_not_find() -> None:
+    assert "would end 1 kernel (one)" in refusal(Kernel(), registry=False)
+
+
+def test_connections_that_do_not_stay() -> None:
+    cut = [Kernel(str(number), connections_stay=False) for number in range(7)]
+    said = refusal(Kernel("kept"), *cut)
+    assert "of 7 kernels (0, 1, 2, 3, 4, ...) during a restart would be lost" in said
+    assert "encrypted" in said or not is_supported()
+
+
+@pytest.mark.skipif(not is_supported(), reason="needs Linux")
+def test_reasons() -> None:
+    assert no_holder(KEEPS) == ""
+    assert "journal_dir is empty" in no_holder(replace(KEEPS, journal_dir=""))
+    assert "link is pyzmq" in no_holder(replace(KEEPS, link="pyzmq"))
+    said = refusal(Kernel(connections_stay=False), settings=replace(KEEPS, link="pyzmq"))
+    assert said.endswith("link is pyzmq (auto keeps connections)")
+
+
+def test_the_installed_version() -> None:
+    assert installed_version() == kbridge.__version__
+
+
+def test_a_package_that_cannot_be_imported(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONHOME", "/nowhere")
+    with pytest.raises(Conflict, match="cannot be imported"):
+        installed_version()
+
+
+def test_sockets_are_passed_on() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        name = listener.getsockname()
+        pass_sockets("an address", [listener])
+    [inherited] = inherited_sockets("an address")
+    with inherited, socket.create_connection(name):
+        connection, _ = inherited.accept()
+        connection.close()
+        assert not inherited.get_inheritable()
+        assert not inherited.getblocking()
+    assert inherited_sockets("an address") == [], "once only"
+
+
+def test_other_settings_do_not_use_the_sockets() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        name = listener.getsockname()
+        pass_sockets("an address", [listener])
+    assert inherited_sockets("another address") == []
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(name)
+
+
+def test_a_child_does_not_use_the_sockets_of_its_parent(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        pass_sockets("an address", [listener])
+        [inherited] = inherited_sockets("an address")
+        pass_sockets("an address", [inherited])
+        monkeypatch.setattr(os, "getpid", lambda: 1)
+        assert inherited_sockets("an address") == []
+        inherited.close()
