@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ from tests.support.waiting import eventually
 
 pytestmark = pytest.mark.kernel
 
+LINES = int(os.environ.get("KBRIDGE_CRASH_LINES", "4000"))
+ONE_THREAD = Path(__file__).parents[1] / "support" / "one_thread.py"
 ARGS = ["--ZMQChannelsWebsocketConnection.link=auto"] if not LINK else []
 # Prints numbered lines at a rate.
 COUNT = """\
@@ -32,6 +35,7 @@ for i in range({lines}):
 def server(tmp_path: Path) -> Iterator[RestartableServer]:
     require("ipykernel")
     made = RestartableServer(tmp_path, *ARGS)
+    made.install("one_thread", ONE_THREAD)
     try:
         yield made
     finally:
@@ -55,23 +59,27 @@ def number_in(path: Path) -> int:
 
 
 @pytest.mark.parametrize("named", [False, True], ids=["session", "since"])
-async def test_no_line_is_lost(server: RestartableServer, named: bool) -> None:
+@pytest.mark.parametrize("name", ["python3", "one_thread"])
+async def test_no_line_is_lost(server: RestartableServer, name: str, named: bool) -> None:
+    """A fifth of the lines is printed while no server runs: 2 s with 20,000 lines."""
     server.start()
-    kernel = server.start_kernel()
+    kernel = server.start_kernel(name)
     at = server.home / "at"
-    lines = 4000
+    lines = LINES
     async with attach(server, kernel, session="mine") as ws:
         msg_id = await ws.start(COUNT.format(lines=lines, rate=2000, at=str(at)))
-        await ws.until(lambda m: "1000" in m["content"].get("text", ""))
+        await ws.until(lambda m: str(lines // 4) in m["content"].get("text", ""))
         server.crash()
         seen = list(ws.seen)
-    missed = number_in(at) + 500
+    missed = min(number_in(at) + lines // 5, lines - 1)
     eventually(lambda: number_in(at) >= missed, "more lines were printed")
     server.start()
     since = seen[-1]["header"]["msg_id"] if named else ""
     async with attach(server, kernel, session="mine", since=since) as ws:
         done = await ws.finish(msg_id)
         assert done.reply["status"] == "ok"
+        assert done.types[-1] == "idle"
+        assert done.text("stderr") == ""
         after = numbers(ws.seen)
     before = numbers(seen)
     assert before == list(range(len(before)))

@@ -16,7 +16,7 @@ import psutil
 import pytest
 
 from kbridge.link.holder.client import is_supported
-from tests.integration.test_holder import ARGS, COUNT, number_in, numbers
+from tests.integration.test_holder import ARGS, COUNT, ONE_THREAD, number_in, numbers
 from tests.support.client import attach
 from tests.support.require import require
 from tests.support.restartable_server import RestartableServer
@@ -28,7 +28,6 @@ pytestmark = [
     pytest.mark.skipif(not is_supported() or LINK == "pyzmq", reason="connections do not stay"),
 ]
 
-ONE_THREAD = Path(__file__).parents[1] / "support" / "one_thread.py"
 RESTARTING = (1012, "the server is restarting")
 
 
