@@ -29,6 +29,7 @@ from tests.hub.rig import INFO, KEY
 from tests.support.execution_script import ExecutionScript
 from tests.support.memory import MemoryKernels
 from tests.support.server import TOKEN
+from tests.support.waiting import TIMEOUT
 from tests.test_layers import LAYERS
 
 COMMANDS: dict[str, Any] = {
@@ -361,7 +362,7 @@ def curl(line: str, port: int, **variables: str) -> str:
         env={**os.environ, "TOKEN": TOKEN, **variables},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=TIMEOUT,
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
@@ -397,7 +398,7 @@ def test_the_quick_start_runs(new_server: ServerFactory) -> None:
     server = new_server()
     env = {**os.environ, "TOKEN": TOKEN, "KBRIDGE_HOST": f"127.0.0.1:{server.port}"}
     done = subprocess.run(
-        [sys.executable, "-c", program], env=env, capture_output=True, text=True, timeout=60
+        [sys.executable, "-c", program], env=env, capture_output=True, text=True, timeout=TIMEOUT
     )
     assert done.returncode == 0, f"{done.stderr}\n{server.tail()}"
     assert done.stdout.split() == ["42"]

@@ -69,7 +69,7 @@ def unpacked(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(1200)
 def test_the_source_distribution_has_what_its_tests_need(unpacked: Path) -> None:
     """Run tests that read files of the repository, and some others, from the distribution."""
     done = subprocess.run(

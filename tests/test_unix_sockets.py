@@ -15,6 +15,7 @@ import pytest
 import zmq
 
 from kbridge.unix_sockets import has_listener, remove_stale_socket
+from tests.support.waiting import TIMEOUT
 
 LISTENER = """
 import sys, zmq
@@ -50,7 +51,7 @@ def crash(path: Path) -> None:
         assert kernel.stdout.readline() == b"bound\n"
         assert has_listener(path)
         kernel.send_signal(signal.SIGKILL)
-        kernel.wait(30)
+        kernel.wait(TIMEOUT)
     assert path.is_socket()
 
 

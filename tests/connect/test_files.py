@@ -27,6 +27,7 @@ from kbridge.connect.files import (
     write_connection_file,
 )
 from kbridge.errors import InvalidConnectionInfo, NotPrivate
+from tests.support.waiting import TIMEOUT
 
 GIVEN: dict[str, Any] = {
     "shell_port": 1001,
@@ -210,7 +211,7 @@ def test_a_reader_never_sees_half_a_file(target: Path) -> None:
     finally:
         done.set()
         for reader in readers:
-            reader.join(30)
+            reader.join(TIMEOUT)
     assert not wrong
     assert len(set(seen)) > 1
     assert names(target.parent) == [target.name]
@@ -241,7 +242,7 @@ def test_a_writer_that_is_killed_leaves_no_half_file(target: Path, before: str) 
         assert writer.stdout is not None
         assert writer.stdout.readline() == b"written\n"
         writer.send_signal(signal.SIGKILL)
-        writer.wait(30)
+        writer.wait(TIMEOUT)
     assert (target.read_text() if before else target.exists()) == (before or False)
 
     (leftover,) = (path for path in target.parent.iterdir() if path != target)

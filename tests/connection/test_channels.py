@@ -634,7 +634,7 @@ async def test_a_full_kernel_returns_an_awaitable(house) -> None:
     assert room is not None
     assert not room.done()
     house.kernel.make_room()
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(TIMEOUT):
         await room
     assert len(house.sent()) == 1
 
@@ -716,7 +716,7 @@ async def test_nudging_waits_for_the_hub(house) -> None:
     await asyncio.sleep(0)
     assert not nudged.done()
     house.prove()
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(TIMEOUT):
         assert await nudged is True
         assert await made.nudge() is True
 
@@ -725,7 +725,7 @@ async def test_kernel_info_is_requested_and_not_shown_to_clients(house) -> None:
     made, handler = await house.open()
     house.prove()
     asked = made.request_kernel_info()
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(TIMEOUT):
         await asyncio.sleep(0)  # the first step of the task
         (request,) = house.sent()
         assert request.msg_type == "kernel_info_request"

@@ -194,7 +194,7 @@ async def test_a_hook_that_is_a_coroutine_is_awaited_message_by_message() -> Non
     assert not desk.write(stream("one"), stream("two"), stream("three"))
     assert desk.got == []
     desk.go_on.set()
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(TIMEOUT):
         await done.wait()
     assert texts(desk.link) == ["one", "two", "three"]
 
@@ -205,7 +205,7 @@ async def test_an_exception_of_a_coroutine_loses_one_message(caplog) -> None:
     desk.fault[0] = RuntimeError("a fault of the subclass")
     desk.go_on.set()
     assert not desk.write(stream("one"), stream("two"))
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(TIMEOUT):
         await done.wait()
     assert texts(desk.link) == ["two"]
     assert "a fault of the subclass" in caplog.text

@@ -16,6 +16,7 @@ from kbridge.wire.message import Channel
 from kbridge.wire.signing import Signer
 from kbridge.wire.zmq import parse, serialize
 from tests.hub.rig import INFO, frames_of, received, texts
+from tests.support.waiting import TIMEOUT
 
 
 async def test_nothing_is_sent_before_the_kernel_has_proven_itself(make_rig) -> None:
@@ -183,7 +184,7 @@ async def test_a_full_kernel_makes_its_clients_wait_and_control_passes_by(make_r
     rig.hub.submit(attached, interrupt)
     assert not waits.done()
     rig.kernel.make_room()
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(TIMEOUT):
         await waits
     assert rig.sent(Channel.SHELL) == asked
     assert rig.sent(Channel.CONTROL) == [interrupt]

@@ -16,7 +16,7 @@ from kbridge.link.memory import MemoryClient, MemoryKernel
 from kbridge.storage.disk import Disk
 from kbridge.wire.dialects import V1
 from tests.hub.rig import INFO
-from tests.support.waiting import until
+from tests.support.waiting import TIMEOUT, until
 
 
 @pytest.fixture
@@ -237,7 +237,7 @@ async def test_the_end_of_a_kernel_does_not_wait_for_a_disk_that_hangs(
 
     def write_later(disk: Disk, *args: Any) -> Any:
         hangs.set()
-        assert go.wait(60)
+        assert go.wait(TIMEOUT)
         return write(disk, *args)
 
     monkeypatch.setattr(Disk, "write", write_later)

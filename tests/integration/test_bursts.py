@@ -61,7 +61,7 @@ async def test_all_of_150_images_of_a_megabyte_arrive(new_server: ServerFactory,
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1200)
 def test_all_of_a_gigabyte_arrives(tmp_path: Path) -> None:
     """Read with a fast client, because parsing a gigabyte would limit the speed."""
     shown = []

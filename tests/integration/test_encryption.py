@@ -13,6 +13,7 @@ import zmq
 
 from tests.support.client import attach
 from tests.support.server import Server
+from tests.support.waiting import TIMEOUT
 
 pytestmark = pytest.mark.kernel
 
@@ -41,7 +42,7 @@ def info_of(server: Server, kernel_id: str) -> dict[str, Any]:
 
 def speaks(info: dict[str, Any], channel: str, mechanism: bytes) -> bool:
     """Return True if a ZeroMQ socket continues after a greeting with this mechanism (ZMTP 3.1)."""
-    with socket.create_connection((info["ip"], info[f"{channel}_port"]), timeout=20) as sock:
+    with socket.create_connection((info["ip"], info[f"{channel}_port"]), timeout=TIMEOUT) as sock:
         # The greeting of the client: signature, version 3.1, mechanism, a client, filler.
         sock.sendall(b"\xff" + bytes(8) + b"\x7f\x03\x01" + mechanism.ljust(20, b"\0") + bytes(32))
         greeting = b""
@@ -87,7 +88,9 @@ async def test_a_client_without_the_keys_receives_nothing(start):
         | zmq.EVENT_DISCONNECTED
     )
     probe.connect(f"tcp://{info['ip']}:{info['iopub_port']}")
-    assert refused.poll(20_000), "the kernel neither refused the probe nor closed the connection"
+    assert refused.poll(int(TIMEOUT * 1000)), (
+        "the kernel neither refused the probe nor closed the connection"
+    )
     assert await output(server, kernel_id, "print('secret')") == "secret\n"
     assert not probe.poll(100)
     refused.close(linger=0)

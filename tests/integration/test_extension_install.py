@@ -38,7 +38,7 @@ sys.meta_path.insert(0, Absent())
 def run(*command: str | Path, env: dict[str, str] | None = None) -> str:
     """Run a command that must succeed; return its output without colours."""
     done = subprocess.run(
-        command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=300
+        command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=600
     )
     assert done.returncode == 0, f"{command}: {done.returncode}\n{done.stdout}"
     return re.sub(r"\x1b\[[0-9;]*m", "", done.stdout)
@@ -139,7 +139,7 @@ def environment(tmp_path: Path, wheel: Path) -> Path:
 
 @pytest.mark.slow
 @pytest.mark.kernel
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(1200)
 async def test_installing_the_package_enables_the_extension(
     tmp_path: Path, wheel: Path, environment: Path
 ) -> None:
@@ -173,7 +173,7 @@ async def test_installing_the_package_enables_the_extension(
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(1200)
 def test_installing_the_package_installs_the_jupyterlab_extension(
     tmp_path: Path, environment: Path
 ) -> None:

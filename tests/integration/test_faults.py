@@ -242,14 +242,15 @@ async def test_an_attached_kernel_that_hangs_is_reported_until_it_continues(
         for times in (1, 2):
             kernel.send_signal(signal.SIGSTOP)
             await ws.until(is_status(shown))
-            assert await state(server, kernel_id) == shown
+            # The kernel may also have been silent before, for lack of a processor.
+            await says(server, kernel_id, shown)
             assert "has not answered its heartbeats for 1 s" in server.tail()
             asked = await ws.start("k.stream('said meanwhile', parent)")
             kernel.send_signal(signal.SIGCONT)
             assert (await ws.finish(asked)).text() == "said meanwhile"
             await says(server, kernel_id, "idle")
             await works(ws)
-            assert [m["content"].get("execution_state") for m in ws.seen].count(shown) == times
+            assert [m["content"].get("execution_state") for m in ws.seen].count(shown) >= times
 
 
 @pytest.mark.parametrize("mute", ["kernel_info", "all"])

@@ -106,7 +106,7 @@ async def test_an_input_request_of_a_kernel_without_a_server_is_answered(
     )
     async with attach(server, kernel, session="mine") as ws:
         msg_id = await ws.start(code, allow_stdin=True)
-        await ws.until(lambda m: m["content"].get("text") == "before\n")
+        await ws.until_text("before\n")
         server.crash()
     go.touch()
     eventually(over.exists, "the kernel asks")

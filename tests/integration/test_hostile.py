@@ -6,6 +6,7 @@ import asyncio
 import sys
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
+from functools import partial
 
 import pytest
 
@@ -25,8 +26,9 @@ MIB = 1 << 20
 # The close codes of docs/websocket.md for errors of the client, and 1000 for a normal close.
 DOCUMENTED = {1000, 1002, 1003, 1007, 1008, 1009}
 AT_ONCE = 8
-# Seconds of silence after which a case counts as answered; the result does not depend on it.
-QUIET = 0.3
+# Seconds of silence after which a case counts as answered. If an answer that belongs to the cases
+# was not heard, the machine is slow: then they are sent once more, with more patience.
+QUIET = (0.3, 5.0)
 COUNT = 400
 NOT_IMPLEMENTED = 501
 # Memory that the allocator and caches may keep in addition.
@@ -97,41 +99,47 @@ async def every(made: Iterator[Case], judge: Callable[[Case], Awaitable[None]]) 
     return judged
 
 
-@pytest.mark.timeout(SECONDS + 300)
+@pytest.mark.timeout(2 * SECONDS + 900)
 async def test_no_http_request_causes_an_internal_error(live: Live) -> None:
     server, kernel, harmed = live
     seen: Counter[int] = Counter()
+    expected = {101, 200, 400, 403, 404, 405}
 
-    async def judge(case: Case) -> None:
+    async def judge(case: Case, quiet: float) -> None:
         async with await RawConnection.dial(server) as wire:
             await wire.send(*case.pieces)
-            statuses = await wire.statuses(QUIET)
+            statuses = await wire.statuses(quiet)
         assert not any(status >= 500 and status != NOT_IMPLEMENTED for status in statuses), case
         seen.update(statuses)
 
     async with unharmed(server, kernel, FUZZ_MEMORY):
-        made = cases(http_case, Target(harmed, server.port), COUNT)
-        assert await every(made, judge) >= COUNT
-    assert {101, 200, 400, 403, 404, 405} <= set(seen), f"too few cases: {seen}"
+        for quiet in QUIET:
+            if not expected <= set(seen):
+                made = cases(http_case, Target(harmed, server.port), COUNT)
+                assert await every(made, partial(judge, quiet=quiet)) >= COUNT
+    assert expected <= set(seen), f"too few cases: {seen}"
 
 
-@pytest.mark.timeout(SECONDS + 300)
+@pytest.mark.timeout(2 * SECONDS + 900)
 async def test_every_websocket_is_answered_or_closed_with_a_code(live: Live) -> None:
     server, kernel, harmed = live
     seen: Counter[int] = Counter()
+    expected = {0, *DOCUMENTED} - {1000}
 
-    async def judge(case: Case) -> None:
+    async def judge(case: Case, quiet: float) -> None:
         async with await RawConnection.upgrade(server, harmed, case.dialect) as wire:
             await wire.send(*case.pieces, frame(9, b"the end"))
-            heard = await wire.hear(b"the end", QUIET)
+            heard = await wire.hear(b"the end", quiet)
         assert set(heard.closes) <= DOCUMENTED | set(ECHOED), (heard, case)
         assert heard.closes or not heard.ended, f"connections ended without a close frame: {case}"
         seen.update(heard.closes or [0])
 
     async with unharmed(server, kernel, FUZZ_MEMORY):
-        made = cases(websocket_case, Target(harmed, server.port), COUNT)
-        assert await every(made, judge) >= COUNT
-    assert {0, *DOCUMENTED} - {1000} <= set(seen), f"too few cases: {seen}"
+        for quiet in QUIET:
+            if not expected <= set(seen):
+                made = cases(websocket_case, Target(harmed, server.port), COUNT)
+                assert await every(made, partial(judge, quiet=quiet)) >= COUNT
+    assert expected <= set(seen), f"too few cases: {seen}"
 
 
 @pytest.fixture(scope="module")
@@ -265,7 +273,8 @@ async def test_thousands_of_wrong_tokens_harm_no_client(live: Live) -> None:
         for number in range(AT_ONCE):
             group.create_task(guesser(number * GUESSES))
     assert statuses == {403: GUESSES}
-    assert len(server.log.read_text().splitlines()) - lines < 150
+    # It is limited per minute.
+    assert len(server.log.read_text().splitlines()) - lines < GUESSES / 4
     assert f"{1:048x}" not in server.log.read_text(), "the log contains a guess"
 
 

@@ -132,7 +132,7 @@ async def all_of_it(server: Server, cycles: int, rounds: int) -> None:
 
 @pytest.mark.kernel
 @pytest.mark.slow
-@pytest.mark.timeout(120 + CYCLES // 5)
+@pytest.mark.timeout(600 + CYCLES // 2)
 async def test_a_server_leaks_nothing_in_a_thousand_cycles(
     observed: Server, request: pytest.FixtureRequest
 ) -> None:
@@ -140,7 +140,7 @@ async def test_a_server_leaks_nothing_in_a_thousand_cycles(
     before = await resource_usage.at_rest(observed)
     ours = request.node.callspec.params["observed"] == "kbridge"
     await all_of_it(observed, CYCLES if ours else CYCLES // 3, 5)
-    after = await resource_usage.settled(observed, before, 20)
+    after = await resource_usage.settled(observed, before, TIMEOUT)
     assert after.above(before) == []
 
 

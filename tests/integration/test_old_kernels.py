@@ -17,7 +17,7 @@ from tests.support.client import Execution, KernelClient, attach
 from tests.support.foreign_kernels import KERNELS, ForeignKernel
 from tests.support.restartable_server import RestartableServer
 
-pytestmark = [pytest.mark.kernel, pytest.mark.slow, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.kernel, pytest.mark.slow, pytest.mark.timeout(1200)]
 
 STARTS = 3
 RESTARTS = 3

@@ -16,6 +16,7 @@ import pytest
 
 from tests.support.require import require
 from tests.support.server import TOKEN, Server
+from tests.support.waiting import TIMEOUT
 
 pytestmark = pytest.mark.kernel
 
@@ -58,7 +59,7 @@ def test_jupyterlab_services_work_under_node(server: Server, node_modules: Path)
         },
         capture_output=True,
         text=True,
-        timeout=90,
+        timeout=TIMEOUT,
     )
     assert done.returncode == 0, done.stdout + done.stderr + server.tail()
     met = json.loads(done.stdout.splitlines()[-1])
@@ -89,7 +90,7 @@ def test_jupyter_kernel_client_works(server: Server) -> None:
     require("jupyter_kernel_client")
     script = str(Path(__file__).with_name("pypi_client.py"))
     command = [sys.executable, script, server.url, TOKEN]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=90)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT)
     assert done.returncode == 0, done.stdout + done.stderr + server.tail()
     met = json.loads(done.stdout.splitlines()[-1])
     *_, result = met["result"]["outputs"]

@@ -12,7 +12,7 @@ from playwright.async_api import Response
 from tests.support.gates import Gates
 from tests.support.lab import Lab
 from tests.support.notebook import expect
-from tests.support.waiting import TIMEOUT
+from tests.support.waiting import TIMEOUT, eventually
 
 pytestmark = [
     pytest.mark.kernel,
@@ -112,8 +112,12 @@ async def test_output_that_was_cleared_right_before_the_reload_stays_away(
         notebook = await lab.reload(notebook)
         await notebook.cell(1).shows("second\n")
         await notebook.restored()
+    kernel = await notebook.connected()
     async with lab.page.expect_navigation(url="about:blank"):
         await notebook.command("notebook:clear-all-cell-outputs", "location.href = 'about:blank'")
+    await asyncio.to_thread(
+        eventually, lambda: not lab.executions(kernel), "it has told the server"
+    )
     await lab.come_back()
     notebook = await lab.show(notebook.path)
     await notebook.restored()

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
+from tests.support.client import until_connected
 from tests.support.gates import Gates
 from tests.support.lab import Lab, Place, with_extension, with_gateway
 from tests.support.notebook import expect
@@ -87,6 +88,7 @@ async def test_a_killed_server_and_a_reload(gateway: Place, gates: Gates) -> Non
     await asyncio.to_thread(eventually, partial(is_on_disk, gateway.kernels, kernel), "on disk")
     gateway.kernels.crash()
     gateway.kernels.start()
+    await until_connected(gateway.kernels, kernel)
     notebook = await gateway.lab.reload(notebook)
     for number in (0, 1):
         await notebook.cell(number).running()

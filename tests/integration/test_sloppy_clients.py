@@ -100,7 +100,7 @@ async def answers(ws: KernelClient, good: str) -> bool:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("make", [kbridge, extension])
 async def test_kbridge_treats_invalid_requests_as_documented(running: Server) -> None:
     kernel_id = await asyncio.to_thread(running.start_kernel)
@@ -113,11 +113,11 @@ async def test_kbridge_treats_invalid_requests_as_documented(running: Server) ->
     log = running.log.read_text()
     assert "Traceback" not in log
     said = re.findall(r"Ignored (\d+) message\(s\) of clients", log)
-    assert 1 <= len(said) <= 8, "one line a minute"
+    assert 1 <= len(said) <= 15, "one line a minute"
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("make", [plain_jupyter_server, kernel_gateway])
 async def test_kbridge_accepts_the_requests_that_peers_accept(running: Server) -> None:
     """The servers that clients were written for are the oracles of the table."""

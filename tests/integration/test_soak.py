@@ -13,7 +13,7 @@ from tests.support.require import require
 
 @pytest.mark.kernel
 @pytest.mark.slow
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(900)
 async def test_a_short_soak_finds_no_fault(tmp_path: Path) -> None:
     require("ipykernel")
     told: list[str] = []

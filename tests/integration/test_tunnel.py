@@ -28,8 +28,6 @@ from tests.support.waiting import TIMEOUT, eventually
 
 pytestmark = pytest.mark.kernel
 
-BACK_WITHIN = 10.0
-
 
 @pytest.fixture(params=["tcp", "ipc"])
 def connection_file(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
@@ -82,7 +80,7 @@ async def cut(tunnel: Tunnel) -> None:
     """Kill ssh, and wait until the tunnel is open again."""
     assert tunnel.pid is not None
     os.kill(tunnel.pid, signal.SIGKILL)
-    assert await asyncio.to_thread(tunnel.wait, tunnel.openings + 1, BACK_WITHIN)
+    assert await asyncio.to_thread(tunnel.wait, tunnel.openings + 1, TIMEOUT)
 
 
 def peers() -> set[int]:

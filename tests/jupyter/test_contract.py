@@ -27,6 +27,7 @@ from tests.connection.test_contract import (
     of_another_kind,
     traits_that_differ,
 )
+from tests.support.waiting import TIMEOUT
 
 
 @pytest.mark.parametrize(
@@ -130,7 +131,7 @@ async def test_connect_gives_a_future_that_the_handler_awaits(world) -> None:
     conn, _ = await world.prepare()
     connected = conn.connect()
     assert isinstance(connected, asyncio.Future)
-    await asyncio.wait_for(connected, 30)
+    await asyncio.wait_for(connected, TIMEOUT)
     assert sorted(conn.channels) == ["control", "iopub", "shell", "stdin"]
 
 
@@ -149,6 +150,6 @@ async def test_channels_have_the_methods_of_streams(world) -> None:
 
 async def test_kernel_info_is_available_to_callers(world) -> None:
     conn, _ = await world.open()
-    info = await asyncio.wait_for(conn.request_kernel_info(), 30)
+    info = await asyncio.wait_for(conn.request_kernel_info(), TIMEOUT)
     assert info["implementation"] == "a-twin"
     assert conn._kernel_info_future.result()["implementation"] == "a-twin"

@@ -21,6 +21,7 @@ from jupyter_server.services.kernels.connection.base import (
 from kbridge.wire.message import Channel
 from kbridge.wire.zmq import parse
 from tests.support.client import attach
+from tests.support.waiting import TIMEOUT
 
 OURS = pytest.mark.parametrize("impl", ["standalone", "jupyter"])
 V1 = pytest.mark.parametrize("dialect", ["v1"])
@@ -554,13 +555,13 @@ async def test_connect_returns_the_result_of_an_overridden_nudge(world) -> None:
     assert len(nudged) == 1
     assert not connected.done()
     nudged[0].set_result(None)
-    await asyncio.wait_for(connected, 5)
+    await asyncio.wait_for(connected, TIMEOUT)
 
 
 async def test_a_wrapped_nudge_finishes_when_the_kernel_is_ready(world) -> None:
     cls, heard = calls(world.base, "nudge")
     conn, _ = await world.prepare(cls)
-    await asyncio.wait_for(conn.connect(), 30)
+    await asyncio.wait_for(conn.connect(), TIMEOUT)
     assert named(heard) == ["nudge"]
 
 
@@ -591,7 +592,7 @@ async def test_a_wrapped_request_kernel_info_returns_the_kernel_info(world) -> N
             return asked
 
     conn, _ = await world.prepare(Mine)
-    await asyncio.wait_for(conn.remembering, 5)
+    await asyncio.wait_for(conn.remembering, TIMEOUT)
     assert [i["implementation"] for i in infos] == ["a-twin"]
 
 
@@ -672,7 +673,7 @@ async def test_close_and_close_all_call_disconnect(world) -> None:
     assert conn._close_future.done()
     handler.connection = None
     conn, handler = await world.open(cls)
-    await asyncio.wait_for(world.base.close_all(), 5)
+    await asyncio.wait_for(world.base.close_all(), TIMEOUT)
     assert named(heard) == ["disconnect"] * 2
     assert conn._close_future.done()
     handler.connection = None
@@ -704,7 +705,7 @@ async def test_the_hooks_announce_restarts(world, event, hook, status) -> None:
 
     _, handler = await world.open(Mine)
     await world.fire(event)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(TIMEOUT):
         await told.wait()
     assert heard == [(hook,), ("_send_status_message", status)]
     await world.settle()
@@ -742,7 +743,7 @@ async def test_a_reconnected_websocket_gets_missed_messages_through_the_hook(wor
     handler.on_close()
     world.say(world.stream("meanwhile"))
     _, again = await world.prepare(Loud)
-    await asyncio.wait_for(again.open(world.kernel.kernel_id), 30)
+    await asyncio.wait_for(again.open(world.kernel.kernel_id), TIMEOUT)
     await world.settle()
     world.say(world.stream("after"))
     assert handler.texts() == ["BEFORE"]
@@ -810,7 +811,7 @@ async def test_hooks_wait_for_a_browser_that_does_not_read(world) -> None:
         world.say(world.stream(text))
     assert len(heard) < 60, "passed on although no client reads"
     handler.seen.clear()
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(TIMEOUT):
         unread = b""
         while len(heard) < 100 or handler.writing():
             unread += _drained(handler.browser)

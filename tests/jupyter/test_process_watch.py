@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,6 +21,7 @@ from tests.jupyter.rig import WatchRig, until
 from tests.jupyter.test_manager import restart, states, status
 from tests.support.client import attach
 from tests.support.require import require
+from tests.support.waiting import TIMEOUT
 
 NEVER = 3600
 on_linux = pytest.mark.skipif(not hasattr(os, "pidfd_open"), reason="only Linux tells at once")
@@ -83,7 +85,7 @@ async def ended(rig: WatchRig) -> None:
     """Wait until the watch has seen the end of the process."""
     task = rig.watch.process.waiting
     assert task is not None
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(TIMEOUT):
         await asyncio.gather(task, return_exceptions=True)
     await rig.settle()
 
@@ -168,7 +170,12 @@ async def test_an_unknown_process_is_not_watched(rig) -> None:
 @on_linux
 async def test_a_stopped_watch_leaves_nothing_behind(rig) -> None:
     def held() -> int:
-        return len(list(Path("/proc/self/fd").iterdir()))
+        """Count the descriptors of processes; other threads may open and close files."""
+        count = 0
+        for file in Path("/proc/self/fd").iterdir():
+            with suppress(FileNotFoundError):
+                count += "pidfd" in str(file.readlink())
+        return count
 
     before = held()
     rig.watch.close()

@@ -15,7 +15,8 @@ from kbridge.hub import HubTable
 from kbridge.kernels.lifecycle.started import StartedKernel
 from kbridge.kernels.manager import BridgeKernelManager
 from kbridge.kernels.registry.models import KernelRole
-from tests.kernels.memory_hubs import TIMEOUT, MemoryHubs
+from tests.kernels.memory_hubs import MemoryHubs
+from tests.support.waiting import TIMEOUT
 
 
 class FakeProvisioner(KernelProvisionerBase):

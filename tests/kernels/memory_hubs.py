@@ -15,8 +15,8 @@ from kbridge.wire.dialects import V1
 from kbridge.wire.message import Channel, Message
 from kbridge.wire.zmq import parse, serialize
 from tests.hub.rig import Peer, received
+from tests.support.waiting import TIMEOUT
 
-TIMEOUT = 20.0
 Reply = Callable[[str, Mapping[str, Any]], Any]
 """Returns the content of the reply to a request, by its type and content; None for no reply."""
 

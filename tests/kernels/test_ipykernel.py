@@ -10,11 +10,9 @@ from nbformat.v4 import new_code_cell, new_notebook
 
 from kbridge.errors import KernelStartError
 from kbridge.hub import Hub
-from tests.support.waiting import eventually
+from tests.support.waiting import TIMEOUT, eventually
 
 pytestmark = pytest.mark.kernel
-
-TIMEOUT = 60
 
 
 async def evaluate(hub: Hub, expression: str) -> str:

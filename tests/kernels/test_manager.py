@@ -33,7 +33,7 @@ from kbridge.kernels.lifecycle import culling
 from kbridge.kernels.lifecycle.started import StartedKernel
 from kbridge.wire.message import Channel
 from tests.kernels.conftest import pooled
-from tests.kernels.memory_hubs import TIMEOUT
+from tests.support.waiting import TIMEOUT
 
 IMPORT_ERROR = "import time; time.sleep(0.1); import no_such_module"
 STUBBORN = (

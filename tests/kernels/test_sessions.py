@@ -7,6 +7,7 @@ from kbridge.errors import InvalidRequest, KernelNotFound, KernelStartError, Ses
 from kbridge.kernels.registry.models import Claim, KernelRow, Owner, SessionRow
 from kbridge.kernels.registry.writer import RegistryWriter
 from kbridge.kernels.sessions import Sessions
+from tests.support.waiting import TIMEOUT
 
 NOTEBOOK = {"path": "a/nb.ipynb", "type": "notebook", "name": "nb", "kernel": {"name": "py"}}
 
@@ -196,7 +197,7 @@ class SlowRegistry:
         return self._claim
 
     def write(self, owner, rows) -> None:
-        assert self.may.wait(20)
+        assert self.may.wait(TIMEOUT)
         self.rows |= rows
 
     def close(self) -> None:
@@ -227,7 +228,7 @@ async def test_a_patch_is_written_down_before_its_old_kernel_ends(kernels, make_
     model = await sessions.create(NOTEBOOK)
     registry.may.clear()
     patch = asyncio.ensure_future(sessions.patch(model["id"], {"kernel": {"name": "r"}}))
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(TIMEOUT):
         while not kernels.renamed:  # noqa: ASYNC110 - the fake sets no event
             await asyncio.sleep(0)
     assert not patch.done()

@@ -8,6 +8,7 @@ import threading
 import pytest
 
 from kbridge.kernels.tasks import in_thread, spawn, stop
+from tests.support.waiting import TIMEOUT
 
 LOG = logging.getLogger("kbridge")
 
@@ -76,7 +77,7 @@ async def test_a_cancelled_caller_waits_for_its_thread(fails: bool) -> None:
 
     def work() -> None:
         begun.set()
-        go_on.wait(60)
+        go_on.wait(TIMEOUT)
         ended.set()
         if fails:
             raise ValueError("nobody reads this")

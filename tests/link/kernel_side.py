@@ -12,6 +12,7 @@ import zmq.asyncio
 from kbridge.link.endpoints import Endpoints
 from kbridge.wire.message import Channel
 from kbridge.wire.zmq import DELIMITER
+from tests.support.waiting import TIMEOUT
 
 TYPES = {
     Channel.IOPUB: zmq.PUB,
@@ -101,7 +102,7 @@ class Recorder:
         self._changed.set()
 
     async def until(self, condition) -> None:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(TIMEOUT):
             while not condition():
                 self._changed.clear()
                 await self._changed.wait()
@@ -113,7 +114,7 @@ def body(n: int) -> list[bytes]:
 
 async def until_subscribed(side: Side, events: Recorder) -> None:
     """A PUB socket drops messages until the subscription has arrived."""
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(TIMEOUT):
         while not events.messages:
             await side.sockets[Channel.IOPUB].send_multipart([b"hello", *body(-1)])
             await asyncio.sleep(0)

@@ -6,8 +6,9 @@ import ssl
 import struct
 from contextlib import suppress
 
+from tests.support.waiting import TIMEOUT
+
 TEXT, BINARY, CLOSE, PING, PONG = 0x1, 0x2, 0x8, 0x9, 0xA
-PATIENCE = 20
 
 
 class Peer:
@@ -33,7 +34,7 @@ class Peer:
             "\r\n",
         )
         peer.writer.write("\r\n".join(lines).encode())
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(TIMEOUT):
             head = await peer.reader.readuntil(b"\r\n\r\n")
         assert head.startswith(b"HTTP/1.1 101"), head
         return peer
@@ -58,7 +59,7 @@ class Peer:
             self.send(PONG, payload)
 
     async def _frame(self) -> tuple[int, bytes]:
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(TIMEOUT):
             first, size = await self.reader.readexactly(2)
             if size == 126:
                 (size,) = struct.unpack("!H", await self.reader.readexactly(2))
@@ -79,7 +80,7 @@ class Peer:
 
     async def end(self) -> bytes:
         """Read all data until the server closes the connection properly."""
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(TIMEOUT):
             return await self.reader.read()
 
     async def hang_up(self) -> None:

@@ -9,6 +9,7 @@ from tornado.iostream import IOStream
 from kbridge.link.client import StreamClient
 from kbridge.link.interfaces import ClientLink, noop
 from tests.link.ends import connected
+from tests.support.waiting import TIMEOUT
 
 BIG = b"x" * (2 << 20)  # more than fits into the buffers of the sockets
 
@@ -31,13 +32,13 @@ class Ends:
 
     async def read(self, count: int) -> bytes:
         loop, data = asyncio.get_running_loop(), bytearray()
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(TIMEOUT):
             while len(data) < count:
                 data += await loop.sock_recv(self.peer, 1 << 20)
         return bytes(data)
 
     async def told_writable(self) -> None:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(TIMEOUT):
             await self.writable.wait()
         self.writable.clear()
 
@@ -110,7 +111,7 @@ async def test_a_peer_that_hangs_up_closes_the_link(ends) -> None:
     ends.stream.set_close_callback(hung_up.set)
     assert not ends.link.write(BIG)
     ends.peer.close()
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(TIMEOUT):
         await hung_up.wait()
     assert ends.link.closed
     assert not ends.link.write(b"late")

@@ -12,6 +12,7 @@ from kbridge.link.choice import LinkKind, make_link
 from kbridge.link.endpoints import Endpoints
 from kbridge.wire.message import Channel
 from tests.link.kernel_side import Recorder, Side, body, large, limited, until_subscribed
+from tests.support.waiting import TIMEOUT
 
 
 @pytest.fixture(params=[LinkKind.ZMTP, LinkKind.PYZMQ])
@@ -64,7 +65,7 @@ async def test_requests_go_out_and_replies_come_back_on_each_channel(side, linke
     idents = set()
     for n, channel in enumerate((Channel.SHELL, Channel.CONTROL, Channel.STDIN)):
         assert link.send(channel, body(n))
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(TIMEOUT):
             ident, *parts = await side.sockets[channel].recv_multipart()
         assert parts == body(n)
         idents.add(ident)
@@ -89,7 +90,7 @@ async def test_replies_that_arrive_during_a_send_are_delivered(side, linked) -> 
         while sent < count and link.send(Channel.SHELL, body(sent)):
             sent += 1
         await asyncio.sleep(0)
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(TIMEOUT):
         await echoing
     await events.until(lambda: len(events.messages) == count)
 
@@ -157,7 +158,7 @@ async def test_a_reply_that_is_too_large_affects_no_other_socket(
         await events.until(lambda: events.news and events.stdin)
         for size, arrives in ((limit // share - 10, True), (limit // share + 1, False)):
             assert link.send(channel, body(1))
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(TIMEOUT):
                 ident, *_ = await side.sockets[channel].recv_multipart()
             answer = [*body(2), b"x" * size]
             await side.sockets[channel].send_multipart([ident, *answer])
@@ -167,7 +168,7 @@ async def test_a_reply_that_is_too_large_affects_no_other_socket(
         link.renew(b"another name", keep=True)
         await events.until(lambda: events.stdin[-1:] == ["connected"])
         assert link.send(channel, body(3))
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(TIMEOUT):
             ident, *parts = await side.sockets[channel].recv_multipart()
         assert (ident, parts) == (b"another name", body(3))
         await side.sockets[channel].send_multipart([ident, *body(4)])
@@ -180,11 +181,11 @@ async def test_a_reply_that_is_too_large_affects_no_other_socket(
 async def test_replies_to_a_former_identity_arrive_until_it_is_dropped(side, linked) -> None:
     link, events = linked
     assert link.send(Channel.SHELL, body(0))
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(TIMEOUT):
         old, *_ = await side.sockets[Channel.SHELL].recv_multipart()
     link.renew(b"new", keep=True)
     assert link.send(Channel.SHELL, body(1))
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(TIMEOUT):
         new, *_ = await side.sockets[Channel.SHELL].recv_multipart()
     assert old != new == b"new"
     for name, n in ((old, 10), (new, 11)):
@@ -199,7 +200,7 @@ async def test_replies_to_an_identity_of_another_process_are_received(side, conn
     link = connect(side.endpoints, heir)
     link.receive_for(b"of the dead")
     try:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(TIMEOUT):
             while not heir.messages:  # the kernel does not know the name before its handshake
                 await side.sockets[Channel.STDIN].send_multipart([b"of the dead", *body(5)])
                 await asyncio.sleep(0)
@@ -218,7 +219,7 @@ async def test_an_accepted_connection_on_stdin_is_no_handshake(connect) -> None:
     events = Recorder()
     link = connect(Endpoints("tcp", "127.0.0.1", ports, b"key"), events)
     try:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(TIMEOUT):
             accepted, _ = await asyncio.get_running_loop().sock_accept(mute)
         await events.until(lambda: "connected" in events.news)
         assert events.stdin == []

@@ -25,6 +25,7 @@ from kbridge.link.transport import SocketTransport
 from kbridge.link.websocket import Websocket
 from kbridge.wire import frames
 from tests.link.peer import BINARY, CLOSE, PING, PONG, TEXT, Peer
+from tests.support.waiting import TIMEOUT
 
 LIMIT = 100_000
 TOO_BIG = "over websocket_max_message_size (100000 bytes)"
@@ -84,13 +85,13 @@ class Server:
         self.http.add_socket(sock)
 
     async def until(self, condition: Callable[[], Any]) -> None:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(TIMEOUT):
             while not condition():
                 self.news.clear()
                 await self.news.wait()
 
     async def until_gone(self) -> None:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(TIMEOUT):
             await self.gone.wait()
 
 
@@ -199,7 +200,7 @@ async def test_the_peer_reads_why_its_message_is_too_big_while_it_still_sends(se
 
     sending = asyncio.ensure_future(go_on())
     assert await peer.close_frame() == (1009, TOO_BIG)
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(TIMEOUT):
         await asyncio.gather(sending, return_exceptions=not peer.writer.can_write_eof())
     # With TLS, asyncio closes the connection when the server stops writing.
     if peer.writer.can_write_eof():
@@ -408,7 +409,7 @@ async def head_of(port: int, tls: ssl.SSLContext | None, *leave_out: str, **more
     lines = ["GET / HTTP/1.1", *(f"{k}: {v}" for k, v in headers.items() if k not in leave_out)]
     reader, writer = await asyncio.open_connection("127.0.0.1", port, ssl=tls)
     writer.write(("\r\n".join(lines) + "\r\n\r\n").encode())
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(TIMEOUT):
         head = await reader.readuntil(b"\r\n\r\n")
     writer.close()
     return head
@@ -506,7 +507,7 @@ async def test_an_error_of_on_close_is_logged_and_ends_the_request(
     monkeypatch.setattr(Handler, "on_close", on_close)
     peer = await connect()
     await peer.hang_up()
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(TIMEOUT):
         await ended.wait()
     assert "nothing to close" in caplog.text
 
@@ -521,7 +522,7 @@ async def test_a_closed_websocket_is_freed_without_a_garbage_collection(server, 
     gc.disable()
     try:
         await peer.hang_up()
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(TIMEOUT):
             await freed.wait()
     finally:
         gc.enable()
@@ -549,7 +550,7 @@ async def test_a_batch_is_written_by_a_hub_and_blocks_until_it_is_read(server, p
     assert server.progress == 0
     assert await peer.frame() == (BINARY, BIG)
     assert await peer.frame() == (PONG, b"new"), "the latest ping alone is answered"
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(TIMEOUT):
         await writable.wait()
     assert server.progress > 0
     assert link.write(frames.frame(b"more", BINARY))
@@ -568,12 +569,12 @@ async def test_futures_of_written_messages_end_when_these_are_sent_or_lost(serve
     written = handler.write_message(BIG, binary=True)
     assert not written.done()
     assert await peer.frame() == (BINARY, BIG)
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(TIMEOUT):
         await written
     lost = handler.write_message(BIG, binary=True)
     peer.writer.transport.abort()
     with pytest.raises(WebSocketClosedError):
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(TIMEOUT):
             await lost
     await server.until_gone()
     with pytest.raises(WebSocketClosedError):
@@ -589,7 +590,7 @@ async def test_writing_to_a_reset_connection_fails(server, peer) -> None:
     peer.writer.transport.abort()
     await peer.hang_up()
     with pytest.raises(WebSocketClosedError):
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(TIMEOUT):
             await server.handlers[0].write_message("lost")
     await server.until_gone()
     server.handling.set_result(None)
@@ -652,7 +653,7 @@ async def test_a_websocket_that_ends_while_it_opens_is_not_pinged(
     server.websockets[0].on_connection_close()
     await server.until_gone()
     server.opening.set()
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(TIMEOUT):
         await ended.wait()
     assert timers == []
 

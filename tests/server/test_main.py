@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 from kbridge import __version__
+from tests.support.waiting import TIMEOUT
 
 COMMAND = [sys.executable, "-m", "kbridge"]
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
@@ -39,7 +40,7 @@ def run(env: dict[str, str], tmp_path: Path) -> Run:
             cwd=tmp_path,
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=TIMEOUT,
         )
 
     return run
@@ -78,7 +79,7 @@ class Process:
         assert self.process.stdout is not None
         self.said += self.process.stdout.read()
         self.process.stdout.close()
-        return self.process.wait(30)
+        return self.process.wait(TIMEOUT)
 
 
 @pytest.fixture
@@ -99,7 +100,7 @@ def serve(env: dict[str, str], tmp_path: Path) -> Iterator[Callable[..., Process
 
 
 def get(url: str, **options: Any) -> Any:
-    with urllib.request.urlopen(url, timeout=30, **options) as reply:
+    with urllib.request.urlopen(url, timeout=TIMEOUT, **options) as reply:
         return json.load(reply)
 
 
@@ -291,7 +292,7 @@ def test_a_server_from_start_to_stop(run: Run, serve: Callable[..., Process]) ->
 def test_jupyter_server_list_ignores_kbridge(env: dict[str, str], serve: Any) -> None:
     serve()
     command = [sys.executable, "-m", "jupyter_server", "list"]
-    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=TIMEOUT)
     assert done.returncode == 0, done.stderr
     assert "Traceback" not in done.stderr
 
@@ -320,7 +321,7 @@ def free_port() -> int:
 
 def cookie_of(url: str) -> str:
     """Log in as a browser that opens the address with the token, and return its cookie."""
-    with urllib.request.urlopen(url, timeout=30) as reply:
+    with urllib.request.urlopen(url, timeout=TIMEOUT) as reply:
         return str(reply.headers["Set-Cookie"]).partition(";")[0]
 
 
@@ -429,7 +430,7 @@ def test_a_unix_socket(run: Run, serve: Callable[..., Process], tmp_path: Path) 
     path = tmp_path / "s"
     server = serve(f"--sock={path}")
     with socket.socket(socket.AF_UNIX) as client:
-        client.settimeout(30)
+        client.settimeout(TIMEOUT)
         client.connect(str(path))
         client.sendall(b"GET /api HTTP/1.1\r\nHost: localhost\r\n\r\n")
         assert client.recv(1000).startswith(b"HTTP/1.1 200")

@@ -16,7 +16,7 @@ from kbridge.kernels.lifecycle.processes import namespace, start_id
 from kbridge.server import runtime_file
 from kbridge.server.runtime_file import Place, RuntimeFile, answers, is_running, running_servers
 from tests.support.require import require
-from tests.support.waiting import eventually
+from tests.support.waiting import TIMEOUT, eventually
 
 INFO: dict[str, Any] = {"port": 8888, "sock": "", "url": "http://127.0.0.1:8888/"}
 HERE = Place.here()
@@ -264,6 +264,6 @@ def test_a_server_in_another_pid_namespace_is_seen_by_its_lock(tmp_path: Path) -
         assert not place.shares_processes(HERE)
         assert place.shares_network(HERE)
         process.stdin.close()
-        process.wait(60)
+        process.wait(TIMEOUT)
     assert running_servers(tmp_path) == []
     assert list(tmp_path.iterdir()) == [], "the machine is the same, so its lock would be visible"

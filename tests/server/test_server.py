@@ -172,9 +172,9 @@ async def test_a_signal_does_not_wait_for_the_opening(
 
     monkeypatch.setattr(Server, "open", never)
     serving = asyncio.create_task(run(app))
-    await asyncio.wait_for(opening.wait(), 10)
+    await asyncio.wait_for(opening.wait(), TIMEOUT)
     signal.raise_signal(signal.SIGTERM)
-    await asyncio.wait_for(serving, 10)
+    await asyncio.wait_for(serving, TIMEOUT)
 
 
 async def test_a_server_that_fails_to_open_is_closed(
@@ -225,9 +225,9 @@ async def test_a_forced_shutdown_kills(app: KbridgeApp, server: Server) -> None:
     parts.kernels.shutdown_all = shutdown_all  # type: ignore[method-assign]
     force = asyncio.Event()
     closing = asyncio.create_task(server.aclose(force))
-    await asyncio.wait_for(asked.wait(), 10)
+    await asyncio.wait_for(asked.wait(), TIMEOUT)
     force.set()
-    await asyncio.wait_for(closing, 10)
+    await asyncio.wait_for(closing, TIMEOUT)
     assert calls == [False, True]
 
 
@@ -323,9 +323,9 @@ async def test_signals_of_a_loop_that_has_none(
     before = {number: signal.getsignal(number) for number in numbers}
     try:
         running = asyncio.create_task(run(app))
-        await asyncio.wait_for(opened.wait(), 20)
+        await asyncio.wait_for(opened.wait(), TIMEOUT)
         signal.raise_signal(signal.SIGTERM)
-        await asyncio.wait_for(running, 20)
+        await asyncio.wait_for(running, TIMEOUT)
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
@@ -357,6 +357,6 @@ for found in pkgutil.walk_packages(kbridge.__path__, "kbridge."):
 
 def test_everything_can_be_imported_without_posix() -> None:
     done = subprocess.run(
-        [sys.executable, "-c", _WITHOUT_POSIX], capture_output=True, text=True, timeout=60
+        [sys.executable, "-c", _WITHOUT_POSIX], capture_output=True, text=True, timeout=TIMEOUT
     )
     assert done.returncode == 0, done.stderr

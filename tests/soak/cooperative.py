@@ -18,7 +18,7 @@ from tests.support.dialects import CODECS
 
 __all__ = ["CooperativeClient"]
 
-STALL = 20.0  # seconds without a frame after which an answer counts as lost
+STALL = 60.0  # seconds without a frame after which an answer counts as lost
 QUIET = 1.0  # seconds without a frame after which all frames count as received
 _GONE = frozenset({1001, 1012})  # the kernel or the server was shut down
 

@@ -23,7 +23,7 @@ from tests.soak.raw_websocket import (
 
 __all__ = ["Hostile"]
 
-PATIENCE = 20.0
+PATIENCE = 60.0
 _TOO_MUCH = (1 << 20) + 4096  # more than `websocket_max_message_size` of the roomy server
 _FRAMES = {
     "text where v1 is binary": frame(TEXT, b"{}"),

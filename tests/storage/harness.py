@@ -14,6 +14,7 @@ from kbridge.flow.places import Gap, Place
 from kbridge.storage.disk import Disk
 from kbridge.storage.history import History
 from kbridge.storage.store import JournalStore, StoreSettings
+from tests.support.waiting import TIMEOUT
 
 MiB = 1024 * 1024
 START = Place(0, 0, 0)
@@ -193,7 +194,7 @@ class SlowDisk(Disk):
 
     def write(self, descriptor, buffers):
         self.waiting.set()
-        assert self.go.wait(60)
+        assert self.go.wait(TIMEOUT)
         return super().write(descriptor, buffers)
 
 
@@ -266,6 +267,6 @@ class LoopWatchingDisk(Disk):
 
 async def until(condition: Callable[[], object]) -> None:
     """Let the loop run until a condition is true."""
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(TIMEOUT):
         while not condition():  # noqa: ASYNC110 - threads set it
             await asyncio.sleep(0)

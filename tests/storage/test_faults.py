@@ -34,6 +34,7 @@ from tests.storage.harness import (
     until,
 )
 from tests.storage.test_store import say, warnings, write
+from tests.support.waiting import TIMEOUT
 
 _FIRST_SEQ = 20  # position in the header of a block
 
@@ -400,7 +401,7 @@ async def test_no_job_runs_when_the_space_cannot_be_measured(tmp_path: Path) -> 
 
     store.measured = measured  # type: ignore[method-assign]
     store.measure()
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(TIMEOUT):
         await store.flush()  # it ends when there is no work
     assert looks == [Space(49, 1000), None]
     await store.aclose(keep=False)

@@ -34,6 +34,7 @@ from tests.storage.harness import (
     read,
     until,
 )
+from tests.support.waiting import TIMEOUT
 
 
 def say(source: Source, count: int, size: int = 1000) -> None:
@@ -575,7 +576,7 @@ class StuckDisk(Disk):
     def open(self, path: Path) -> int:
         if path.parent.name == "k":
             self.waiting.set()
-            assert self.go.wait(60)
+            assert self.go.wait(TIMEOUT)
         return super().open(path)
 
 
@@ -597,7 +598,7 @@ async def test_a_start_does_not_wait_for_a_disk_that_hangs(
     await write(history, new, 3)
     assert not history.active  # the thread that reads the files has their lock
     disk.go.set()
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(TIMEOUT):
         while not history.active:
             store.retry()
             await store.flush()

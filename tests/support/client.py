@@ -18,7 +18,7 @@ from tests.support.dialects import CODECS, Codec
 from tests.support.server import Server
 from tests.support.waiting import TIMEOUT
 
-__all__ = ["SLEEP", "Execution", "KernelClient", "attach", "dial"]
+__all__ = ["SLEEP", "Execution", "KernelClient", "attach", "dial", "until_connected"]
 
 # Python code for a cell that a test interrupts. Another thread prints while the main thread sleeps,
 # because ipykernel may swallow a KeyboardInterrupt during a print.
@@ -145,6 +145,18 @@ class KernelClient:
             if wanted(came[-1]):
                 return came
 
+    async def until_text(self, text: str) -> list[dict[str, Any]]:
+        """Read until this text was printed; ipykernel may split it into several messages."""
+        printed = ""
+
+        def is_complete(msg: dict[str, Any]) -> bool:
+            nonlocal printed
+            if msg["header"]["msg_type"] == "stream":
+                printed += msg["content"]["text"]
+            return text in printed
+
+        return await self.until(is_complete)
+
     async def execute(self, code: str, **content: Any) -> Execution:
         """Run code, and wait for its reply and its idle."""
         return await self.finish(await self.start(code, **content))
@@ -240,6 +252,15 @@ def attach(
     url = f"ws://127.0.0.1:{server.port}/api/kernels/{kernel_id}/channels{query}"
     headers = {"Authorization": f"token {server.token}"}
     return dial(url, dialect, session=session, additional_headers=headers, **options)
+
+
+async def until_connected(server: Server, kernel_id: str) -> None:
+    """Wait until a server that has just started receives the output of a kernel, which may be busy.
+
+    A reply on control, which works during a cell, proves it. Output from before is lost.
+    """
+    async with attach(server, kernel_id) as ws:
+        await ws.request("kernel_info_request", {}, channel="control")
 
 
 @asynccontextmanager

@@ -329,12 +329,12 @@ class Lab:
         await notebook.run_all()
 
         def has_all() -> bool:
-            executions = self._executions(kernel)
+            executions = self.executions(kernel)
             return executions is None or len(executions) >= cells
 
         await asyncio.to_thread(eventually, has_all, "the server has the requests of all cells")
 
-    def _executions(self, kernel: str) -> list[dict[str, Any]] | None:
+    def executions(self, kernel: str) -> list[dict[str, Any]] | None:
         """Return the executions of cells of a kernel; None without kbridge."""
         reply = self._site.server.request("GET", f"/api/kernels/{kernel}/executions")
         if reply.status == 404:
@@ -377,7 +377,7 @@ class Lab:
             sessions = self._site.server.request("GET", "/api/sessions").json()
             [kernel] = [each["kernel"] for each in sessions if each["path"] == path.name]
             # The state may still be that of the cell before.
-            executions = self._executions(kernel["id"]) or []
+            executions = self.executions(kernel["id"]) or []
             over = all(each["state"] in ("done", "error", "aborted") for each in executions)
             return over and bool(kernel["execution_state"] == "idle")
 

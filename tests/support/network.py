@@ -20,6 +20,7 @@ class Network:
     def __init__(self, target: int) -> None:
         self._target = target
         self._server: asyncio.Server | None = None
+        self._held: socket.socket | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._writers: set[asyncio.StreamWriter] = set()
         self._passes = asyncio.Event()
@@ -33,12 +34,15 @@ class Network:
     async def restore(self) -> None:
         """Forward all data again, on the same port as before."""
         self._passes.set()
+        if self._held is None:
+            # Never listens: while the network is cut, no other program gets the port.
+            self._held = _bound(0)
+            self.port = self._held.getsockname()[1]
         if self._server is None:
             # Small buffers, so that held data stays in the sockets of the operating system.
             self._server = await asyncio.start_server(
-                self._serve, "127.0.0.1", self.port, limit=4096
+                self._serve, sock=_bound(self.port), limit=4096
             )
-            self.port = self._server.sockets[0].getsockname()[1]
 
     def swallow(self) -> None:
         """Stop forwarding without closing connections, as after unplugging a cable."""
@@ -50,6 +54,13 @@ class Network:
             self._server.close()
             self._server = None
         await self.reset()
+
+    async def aclose(self) -> None:
+        """Cut the network, and give the port back."""
+        await self.cut()
+        if self._held is not None:
+            self._held.close()
+            self._held = None
 
     async def reset(self) -> None:
         """Reset all connections and drop data in transit; accept new ones."""
@@ -97,6 +108,14 @@ class Network:
             sink.write_eof()
 
 
+def _bound(port: int) -> socket.socket:
+    """Return a socket that has a port on 127.0.0.1, which it may share with others of these."""
+    made = socket.socket()
+    made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    made.bind(("127.0.0.1", port))
+    return made
+
+
 @asynccontextmanager
 async def network_to(port: int) -> AsyncIterator[Network]:
     """Open a local port that leads to the server."""
@@ -105,4 +124,4 @@ async def network_to(port: int) -> AsyncIterator[Network]:
     try:
         yield network
     finally:
-        await network.cut()
+        await network.aclose()

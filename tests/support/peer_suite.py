@@ -105,7 +105,7 @@ def run(
     implementation: tuple[str, str] = OURS,
     *selected: str,
     leave_out: dict[str, str] | None = None,
-    timeout: float = 400,
+    timeout: float = 1200,
 ) -> Outcome:
     """Run parts of the suite in three processes with a connection class and its functions.
 

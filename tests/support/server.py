@@ -288,8 +288,21 @@ def _is_in(package: str, frames: list[str]) -> bool:
 
 
 def _ports() -> Iterator[int]:
-    # Below the ephemeral range, so that kernels and clients do not use these ports.
-    yield from itertools.cycle(range(20_000 + os.getpid() % 500 * 20, 32_000))
+    """Yield ports that no other process takes while a test has none of its servers on them.
+
+    They are below the ephemeral range, so that kernels and clients do not use them. Each worker of
+    pytest has its own ports. Two runs at the same time begin at different places.
+    """
+    try:
+        end = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    except FileNotFoundError:  # not Linux
+        end = 32_768
+    if end < 15_000:  # no room below it
+        end = 32_768
+    workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+    ports = range(end - 12_000 + worker, end, workers)
+    yield from itertools.islice(itertools.cycle(ports), os.getpid() * 20 % len(ports), None)
 
 
 _PORTS = _ports()

@@ -17,6 +17,7 @@ from kbridge.storage.store import JournalStore, StoreSettings
 from kbridge.wire.dialects import V1
 from kbridge.wire.message import Channel
 from tests.hub.rig import Rig, StoppedClock, received, texts
+from tests.support.waiting import TIMEOUT
 
 MIB = 1 << 20
 LIMIT = 8 * MIB
@@ -83,7 +84,7 @@ async def read_all(rig: Rig, client) -> None:
     """Read until everything has arrived."""
     client.resume()
     attachment = next(a for a in rig.hub.cursors if a.link is client)
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(TIMEOUT):
         while attachment.place.seq < rig.hub.journal.next_seq:  # noqa: ASYNC110  # its turns
             await asyncio.sleep(0)
 
@@ -135,7 +136,7 @@ async def test_the_journal_shrinks_without_anything_that_happens(rig, monkeypatc
     monkeypatch.setattr(module, "_LOOK", 0.0)
     stalled(rig)
     show(rig, *range(60))
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(TIMEOUT):
         while rig.hub.journal.nbytes > LIMIT:
             rig.clock.now += 1  # a timer has no effect
             await asyncio.sleep(0)
@@ -154,7 +155,7 @@ async def test_many_small_messages_are_forgotten_a_part_at_a_time(rig, monkeypat
     rig.clock.now += 1
     held.append(len(journal._ring))
     rig.kernel.drain()
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(TIMEOUT):
         while journal.nbytes > LIMIT:
             held.append(len(journal._ring))
             await asyncio.sleep(0)

@@ -23,6 +23,7 @@ from kbridge.wire.dialects import LEGACY, V1
 from kbridge.wire.message import Channel
 from tests.hub.rig import Rig, frames_of, received, texts
 from tests.storage.harness import FailingDisk, SlowDisk
+from tests.support.waiting import TIMEOUT
 
 KIB = 1 << 10
 MIB = 1 << 20
@@ -76,7 +77,7 @@ def history(store, rig) -> History:
 
 
 async def until(true: Callable[[], bool]) -> None:
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(TIMEOUT):
         while not true():  # noqa: ASYNC110  # no event tells of all of these
             await asyncio.sleep(0)
 

@@ -17,6 +17,7 @@ from kbridge.wire.message import Channel, Message, message_key
 from kbridge.wire.signing import Signer
 from kbridge.wire.zmq import serialize
 from tests.hub.rig import INFO, KEY, StoppedClock, make_context
+from tests.support.waiting import TIMEOUT
 
 ALICE, BOB = 1, 99
 # Signature, revision, socket type ROUTER, empty identity.
@@ -393,7 +394,7 @@ async def test_a_kernel_whose_stdin_is_not_connected_is_not_ready(side) -> None:
 async def test_a_kernel_that_does_not_answer_is_probed_again(side) -> None:
     side.kernel.probed.clear()
     side.clock.now += 10  # the next probe is due for any timer
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(TIMEOUT):
         await side.kernel.probed.wait()
     assert side.probed == 2 * ROUND
 
@@ -460,7 +461,7 @@ async def test_close_fails_callers_that_wait_and_those_that_come_later(side) -> 
     side.connection.close()
     for waiting in (waits, side.connection.wait_ready(None)):
         with pytest.raises(HubClosed):
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(TIMEOUT):
                 await waiting
 
 
@@ -493,7 +494,7 @@ async def test_a_kernel_with_an_old_zmtp_is_connected_with_libzmq(caplog) -> Non
     info = {f"{channel}_port": sock.getsockname()[1] for channel, sock in ports.items()}
     connection.connect(INFO | info)
     try:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(TIMEOUT):
             plain, _ = await loop.sock_accept(ports[Channel.SHELL])
             await loop.sock_sendall(plain, OLD_GREETING)
             while await loop.sock_recv(plain, 1000):

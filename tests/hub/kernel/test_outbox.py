@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from kbridge.errors import HubClosed
 from kbridge.hub.kernel.outbox import Outbox
 from kbridge.wire.message import Channel, Message
+from tests.support.waiting import TIMEOUT
 
 
 def message(size: int, channel: Channel = Channel.SHELL, name: bytes = b"") -> Message:
@@ -72,7 +73,7 @@ async def test_who_goes_beyond_the_limit_waits_until_there_is_room() -> None:
     assert not first.done()
     kernel.room = 1
     kernel.read(outbox)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(TIMEOUT):
         await first
         await second
     assert outbox.statistics()["senders_waiting"] == 0
@@ -92,7 +93,7 @@ async def test_clearing_forgets_all_and_lets_senders_go_on() -> None:
     waiter = outbox.put(message(20))
     assert waiter is not None
     outbox.clear()
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(TIMEOUT):
         await waiter
     kernel.read(outbox)
     assert kernel.got == []
@@ -119,7 +120,7 @@ async def test_a_sender_that_has_gone_harms_nobody() -> None:
     assert stays is not None
     gone.cancel()
     kernel.read(outbox)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(TIMEOUT):
         await stays
     outbox.put(message(20))
     outbox.close()

@@ -17,7 +17,7 @@ from kbridge.kernels.lifecycle.started import StartedKernel
 from kbridge.link.endpoints import Endpoints
 from kbridge.wire.message import Channel
 from tests.kernels.conftest import pooled
-from tests.kernels.memory_hubs import TIMEOUT
+from tests.support.waiting import TIMEOUT
 
 INFO = {
     "shell_port": 1,

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from kbridge.kernels.attached.manager import AttachedKernelManager
-from tests.kernels.memory_hubs import TIMEOUT
 from tests.support.heartbeat_kernel import HeartbeatKernel
+from tests.support.waiting import TIMEOUT
 
 # As in tests/link/test_heartbeat.py: long enough for a loaded machine.
 BEATS = {"heartbeat_interval": 0.005, "heartbeat_misses": 40}

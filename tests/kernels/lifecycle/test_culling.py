@@ -12,6 +12,7 @@ from kbridge.kernels.lifecycle.culling import (
     to_verify,
 )
 from kbridge.kernels.settings import KernelSettings
+from tests.support.waiting import TIMEOUT
 
 NOW = 10_000.0
 IDLE = KernelUse("k", "idle", NOW - 100, 0, {})
@@ -133,7 +134,7 @@ async def test_an_error_does_not_end_the_culling(make_manager, caplog, monkeypat
     monkeypatch.setattr(KernelSettings.cull_interval, "min", 0)
     manager = make_manager(cull_interval=0)
     await manager.open()
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(TIMEOUT):
         for _ in range(3):
             await rounds.get()
     await manager.shutdown_all()

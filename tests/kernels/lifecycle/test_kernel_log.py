@@ -4,6 +4,7 @@ import subprocess
 import sys
 
 from kbridge.kernels.lifecycle.kernel_log import KeptLogs, KernelLog
+from tests.support.waiting import TIMEOUT
 
 
 def test_the_file_is_its_owners_alone(tmp_path):
@@ -62,7 +63,7 @@ def test_trim_keeps_the_end_while_a_process_goes_on_writing(tmp_path):
         assert log.trim()
         assert not log.trim()
         writer.stdin.write(b"x")
-        writer.wait(20)
+        writer.wait(TIMEOUT)
     assert log.path.stat().st_size == 16 * 1024 + 3
     assert log.tail().endswith("aEND")
 

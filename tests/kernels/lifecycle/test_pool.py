@@ -6,8 +6,7 @@ import pytest
 
 from kbridge.errors import KernelStartError
 from kbridge.kernels.lifecycle.pool import Pool, backoff_delay
-
-TIMEOUT = 20
+from tests.support.waiting import TIMEOUT
 
 
 class Kernel:

@@ -16,6 +16,7 @@ from kbridge.connect import LocalPortCache
 from kbridge.errors import KernelStartError
 from kbridge.kernels import kernel as kernel_module
 from kbridge.kernels.kernel import BridgeKernel
+from tests.support.waiting import TIMEOUT
 
 # Bind the ports as a kernel does, answer kernel_info, and print ipykernel's error if binding fails.
 STUB = str(Path(__file__).parents[1] / "stub_kernel.py")
@@ -137,7 +138,7 @@ async def test_a_restart_on_a_taken_port_uses_other_ports(
     await manager.restart_kernel(kernel_id)
     assert caplog.text.count("Another process took a port of kernel") == 1
     assert not set(manager.get_kernel(kernel_id).ports) & set(before)
-    assert await hubs[kernel_id].wait_ready(20)
+    assert await hubs[kernel_id].wait_ready(TIMEOUT)
     taken[0].close()
 
 
@@ -151,17 +152,16 @@ async def test_an_automatic_restart_on_a_taken_port_uses_other_ports(
     before = kernel.ports
     taken = take_a_port(monkeypatch, 1)
     await kernel.kill()
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(TIMEOUT):
         while set(kernel.ports) & set(before):  # noqa: ASYNC110 - processes set no event
             await asyncio.sleep(0.02)
-    assert await hubs[kernel_id].wait_ready(20)
+    assert await hubs[kernel_id].wait_ready(TIMEOUT)
     assert caplog.text.count("restarting") >= 2
     taken[0].close()
 
 
 @pytest.mark.kernel
 @pytest.mark.slow
-@pytest.mark.timeout(300)
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc for the range of ports")
 async def test_two_hundred_kernels_start_while_another_process_takes_ports(
     make_manager, hubs, spec, grabber
@@ -170,7 +170,7 @@ async def test_two_hundred_kernels_start_while_another_process_takes_ports(
     name = stub(spec)
     ids = await asyncio.gather(*(manager.start_kernel(name) for _ in range(200)))
     assert len(set(ids)) == 200
-    ready = await asyncio.gather(*(hubs[kernel_id].wait_ready(60) for kernel_id in ids))
+    ready = await asyncio.gather(*(hubs[kernel_id].wait_ready(TIMEOUT) for kernel_id in ids))
     assert all(ready)
     ports = [port for kernel_id in ids for port in manager.get_kernel(kernel_id).ports]
     assert len(set(ports)) == 1000

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from kbridge.kernels.lifecycle.process_exit import exit_checks
+from tests.support.waiting import TIMEOUT
 
-TIMEOUT = 20
 NEVER = 3600.0
 
 

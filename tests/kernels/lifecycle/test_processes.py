@@ -20,7 +20,7 @@ from kbridge.kernels.lifecycle.processes import (
     state_of,
 )
 from tests.support.require import lack, require
-from tests.support.waiting import eventually
+from tests.support.waiting import TIMEOUT, eventually
 
 SLEEP = "import time; print('up', flush=True); time.sleep(600)"
 FAMILY = (
@@ -150,7 +150,7 @@ def test_it_ends_like_a_child(way, start):
     with pytest.raises(TimeoutError):
         process.wait(0.01)
     process.terminate()
-    assert process.wait(30) == EXIT_UNKNOWN
+    assert process.wait(TIMEOUT) == EXIT_UNKNOWN
     assert process.poll() == process.returncode == EXIT_UNKNOWN
     assert real.wait() == -signal.SIGTERM, "only its parent can read the exit code"
 
@@ -163,7 +163,7 @@ def test_one_that_our_child_left_behind(way):
     process = AdoptedProcess(pid, start_id(pid))
     assert process.poll() is None
     process.kill()
-    assert process.wait(30) == EXIT_UNKNOWN
+    assert process.wait(TIMEOUT) == EXIT_UNKNOWN
     assert start_id(pid) == ""
 
 
@@ -172,7 +172,7 @@ def test_a_signal_reaches_what_the_leader_of_a_group_has_started(way, start):
     child = psutil.Process(int(real.first))
     process = AdoptedProcess(real.pid, start_id(real.pid))
     process.kill()
-    assert process.wait(30) == EXIT_UNKNOWN
+    assert process.wait(TIMEOUT) == EXIT_UNKNOWN
     eventually(
         lambda: not child.is_running() or child.status() == psutil.STATUS_ZOMBIE,
         "what it started has ended",
@@ -183,7 +183,7 @@ def test_a_signal_reaches_nobody_else_of_a_group_that_it_does_not_lead(way, star
     real = start()  # in the process group of the tests
     process = AdoptedProcess(real.pid, start_id(real.pid))
     process.send_signal(signal.SIGKILL)
-    assert process.wait(30) == EXIT_UNKNOWN
+    assert process.wait(TIMEOUT) == EXIT_UNKNOWN
 
 
 def test_an_id_that_somebody_else_has_now(way, start):
@@ -220,7 +220,7 @@ def test_no_descriptor_is_left(start):
     process = AdoptedProcess(real.pid, start_id(real.pid))
     assert held() == before + 1
     process.kill()
-    process.wait(30)
+    process.wait(TIMEOUT)
     assert held() == before
     with pytest.raises(ProcessLookupError):
         AdoptedProcess(real.pid, "no birth of this one's")

@@ -3,9 +3,9 @@ import logging
 
 from kbridge.errors import KernelStartError
 from kbridge.kernels.lifecycle.restarter import RestartDecision, Restarter, RestartPolicy
+from tests.support.waiting import TIMEOUT
 
 LOG = logging.getLogger()
-TIMEOUT = 20
 
 
 class Process:

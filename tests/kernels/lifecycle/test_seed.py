@@ -12,7 +12,7 @@ from kbridge.errors import BridgeError, HubClosed, KernelMessageError, KernelSta
 from kbridge.kernels.lifecycle.seed import Seed, load_seed, run_seed
 from kbridge.wire.message import Channel
 from tests.hub.rig import INFO
-from tests.kernels.memory_hubs import TIMEOUT
+from tests.support.waiting import TIMEOUT
 
 
 @pytest.fixture

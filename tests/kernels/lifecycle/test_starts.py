@@ -10,7 +10,7 @@ from kbridge.errors import Busy
 from kbridge.kernels import shutdown
 from kbridge.kernels.lifecycle.start_limits import StartLimits
 from tests.kernels.conftest import FakeProvisioner
-from tests.kernels.memory_hubs import TIMEOUT
+from tests.support.waiting import TIMEOUT
 
 
 async def until(condition):

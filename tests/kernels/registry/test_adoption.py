@@ -27,7 +27,7 @@ from kbridge.kernels.sessions import Sessions
 from kbridge.wire.message import Channel
 from tests.kernels import conftest
 from tests.kernels.conftest import FakeProvisioner
-from tests.kernels.memory_hubs import TIMEOUT
+from tests.support.waiting import TIMEOUT
 
 TELLING = (
     "import json, os, pathlib, sys, time\n"

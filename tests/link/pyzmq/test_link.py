@@ -14,6 +14,7 @@ from kbridge.link.pyzmq import sockets
 from kbridge.link.pyzmq.link import PyzmqLink
 from kbridge.wire.message import Channel
 from tests.link.kernel_side import Recorder, Side, body, large, limited, until_subscribed
+from tests.support.waiting import TIMEOUT
 
 
 @pytest.fixture
@@ -41,7 +42,7 @@ async def test_a_reply_and_an_idle_that_have_arrived_are_delivered_together(
     link, events = linked
     await until_subscribed(side, events)
     assert link.send(Channel.SHELL, body(0))
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(TIMEOUT):
         ident, *_ = await side.sockets[Channel.SHELL].recv_multipart()
     await side.sockets[Channel.IOPUB].send_multipart([b"the last before", *body(99)])
     await events.until(lambda: (Channel.IOPUB, [b"the last before", *body(99)]) in events.messages)
@@ -91,13 +92,13 @@ async def test_without_descriptors_the_open_sockets_stay_open(side, linked, monk
         link.receive_for(b"of the dead")
     assert all(socket.closed for socket in made)
     assert link.send(Channel.SHELL, body(0))
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(TIMEOUT):
         old, *_ = await side.sockets[Channel.SHELL].recv_multipart()
     await side.sockets[Channel.SHELL].send_multipart([old, *body(1)])
     await events.until(lambda: (Channel.SHELL, body(1)) in events.messages)
     link.renew(b"new", keep=True)
     assert link.send(Channel.SHELL, body(2))
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(TIMEOUT):
         new, *_ = await side.sockets[Channel.SHELL].recv_multipart()
     assert new == b"new"
 
@@ -132,7 +133,7 @@ async def test_an_encrypted_kernel_can_be_used(encrypted) -> None:
         await until_subscribed(encrypted, events)
         for n, channel in enumerate((Channel.SHELL, Channel.CONTROL, Channel.STDIN)):
             assert link.send(channel, body(n))
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(TIMEOUT):
                 ident, *parts = await encrypted.sockets[channel].recv_multipart()
             assert parts == body(n)
             await encrypted.sockets[channel].send_multipart([ident, *body(n + 10)])
@@ -152,7 +153,7 @@ async def test_without_the_keys_an_encrypted_kernel_cannot_be_used(encrypted, cu
         await known.until(lambda: "connected" in known.news)
         await until_subscribed(encrypted, known)
         assert links[1].send(Channel.SHELL, body(1))
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(TIMEOUT):
             _, *parts = await encrypted.sockets[Channel.SHELL].recv_multipart()
         assert parts == body(1), "the first accepted one"
         assert "connected" not in events.news

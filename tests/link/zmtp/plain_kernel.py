@@ -11,6 +11,7 @@ from kbridge.wire.message import Channel, RawMessage
 from kbridge.wire.zmtp.decoder import Decoder
 from kbridge.wire.zmtp.encoder import encode
 from kbridge.wire.zmtp.greeting import GREETING, GREETING_SIZE
+from tests.support.waiting import TIMEOUT
 
 __all__ = ["Connected", "PlainKernel", "ready"]
 
@@ -116,7 +117,7 @@ class PlainKernel:
 
     async def accept(self, channel: Channel) -> Connected:
         """Accept the next connection of a channel."""
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(TIMEOUT):
             sock, _ = await asyncio.get_running_loop().sock_accept(self.listening[channel])
         sock.setblocking(False)
         made = self.connected[channel] = Connected(sock, _TYPES[channel])
@@ -126,7 +127,7 @@ class PlainKernel:
     async def accept_all(self) -> None:
         """Accept a connection on each channel, and complete its handshake."""
         for channel in Channel:
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(TIMEOUT):
                 await (await self.accept(channel)).shake_hands()
 
     def hang_up(self) -> None:

@@ -19,6 +19,7 @@ from kbridge.wire.zmtp.encoder import encode
 from kbridge.wire.zmtp.greeting import GREETING
 from tests.link.kernel_side import Recorder, body, large, limited
 from tests.link.zmtp.plain_kernel import PlainKernel, ready
+from tests.support.waiting import TIMEOUT
 
 HTTP = b"HTTP/1.0 400 Bad Request\r\n\r\n"
 OLD = b"\xff\0\0\0\0\0\0\0\1\x7f\1\1\0\0"  # the greeting of libzmq 3: ZMTP 2.0
@@ -195,7 +196,7 @@ async def test_a_message_of_which_a_part_was_sent_is_sent_again_whole(kernel, li
     while link.send(Channel.SHELL, large(size)):  # until the system and the queue take no more
         count += 1
     assert count
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(TIMEOUT):
         assert await asyncio.get_running_loop().sock_recv(shell.sock, 100)
     shell.close()
     again = await kernel.accept(Channel.SHELL)
@@ -222,7 +223,7 @@ async def test_the_queue_is_bounded_in_bytes_and_takes_one_message_of_any_size(
 async def test_a_ping_is_answered(kernel, linked) -> None:
     shell = kernel.connected[Channel.SHELL]
     await shell.send_bytes(b"\x04\x0b\x04PING\0\x10here")
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(TIMEOUT):
         while not shell.decoder.commands:
             shell.decoder.feed(await asyncio.get_running_loop().sock_recv(shell.sock, 100))
     assert [body for _, body in shell.decoder.take_commands()] == [b"\x04PONGhere"]
@@ -236,7 +237,7 @@ async def test_pings_of_a_kernel_that_reads_nothing_are_answered_once(kernel, li
     await shell.send_bytes(b"\x04\x0b\x04PING\0\x10here" * 1000)
     await shell.send(body(1))
     await events.until(lambda: bool(events.messages))
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(TIMEOUT):
         while not shell.decoder.commands:
             await shell.receive()
     assert link.send(Channel.SHELL, body(2))
@@ -310,7 +311,7 @@ async def test_a_link_may_be_closed_by_any_event(kernel, connect, monkeypatch) -
         else:
             await stdin.shake_hands(encode(body(1)))
             stdin.close()
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(TIMEOUT):
             await closed.wait()
         assert link.closed
         for sock in kernel.listening.values():  # the connections that wait to be accepted
@@ -389,7 +390,7 @@ async def test_a_connection_that_finds_no_descriptor_is_tried_again(
     await events.until(lambda: "disconnected" in events.news)
     with monkeypatch.context() as patch:
         patch.setattr(socket, "socket", failing)
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(TIMEOUT):
             await exhausted.wait()
     await (await kernel.accept(Channel.IOPUB)).shake_hands()
     await events.until(lambda: events.news[-1] == "connected")
@@ -433,7 +434,7 @@ async def test_a_kernel_on_unix_sockets(connect, tmp_path, abstract) -> None:
         listening.bind("\0" + path[1:] if abstract else path)
         listening.listen()
         listening.setblocking(False)
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(TIMEOUT):
             sock, _ = await asyncio.get_running_loop().sock_accept(listening)
         with sock:
             sock.setblocking(True)
@@ -539,7 +540,7 @@ async def test_queued_requests_are_sent_when_the_system_has_memory_again(
     monkeypatch.setattr(SendQueue, "send", failing)
     shell = await kernel.accept(Channel.SHELL)
     await shell.shake_hands()
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(TIMEOUT):
         assert await shell.receive() == body(1)
     assert not failures
 

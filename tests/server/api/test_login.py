@@ -11,8 +11,8 @@ from urllib.parse import urlencode
 import pytest
 
 from kbridge.server.api.login import safe_target
+from tests.support.waiting import TIMEOUT
 
-TIMEOUT = 60
 FORM = {"Content-Type": "application/x-www-form-urlencoded"}
 HTML = {"Accept": "text/html,application/xhtml+xml"}
 

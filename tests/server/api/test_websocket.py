@@ -39,12 +39,12 @@ from kbridge.wire.zmq import parse, serialize
 from tests.hub.rig import INFO, KEY
 from tests.link.peer import BINARY, PING, TEXT, Peer
 from tests.support.memory import MemoryKernels
+from tests.support.waiting import TIMEOUT
 
 TOKEN = "a-token-of-the-tests"
 ID = "a-kernel"
 LIMIT = 1 << 20
 SIGNER = Signer(KEY)
-TIMEOUT = 20
 
 
 class Kernel(Configurable):
@@ -713,7 +713,7 @@ async def test_thousands_of_upgrades_to_an_unknown_kernel_leave_no_objects(harne
             writer.close()
             await writer.wait_closed()
 
-    async with asyncio.timeout(100):
+    async with asyncio.timeout(TIMEOUT):
         await ask(200)
         gc.collect()
         memory, objects, fds = process.memory_info().rss, len(gc.get_objects()), process.num_fds()

@@ -10,6 +10,7 @@ from traitlets import TraitError
 
 from kbridge import __version__
 from kbridge.server.cli.kernelgateway import install_alias, remove_alias
+from tests.support.waiting import TIMEOUT
 
 THEIRS = "#!/usr/bin/python3\nfrom kernel_gateway import launch_instance\nlaunch_instance()\n"
 
@@ -24,7 +25,7 @@ def test_the_alias_makes_jupyter_start_kbridge(tmp_path: Path) -> None:
         env=env,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=TIMEOUT,
     )
     assert (done.returncode, done.stdout.strip()) == (0, __version__), done.stderr
     assert install_alias(there) == path, "writing it again is allowed"
@@ -60,7 +61,7 @@ def test_mistakes_are_told_in_a_line(tmp_path: Path) -> None:
         ],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=TIMEOUT,
     )
     assert done.returncode == 1
     assert "cannot write" in done.stderr

@@ -12,6 +12,7 @@ import pytest
 
 from kbridge.server.http.acceptor import Acceptor, acceptor_rate, raise_descriptor_limit
 from kbridge.server.http.listen import bind_all
+from tests.support.waiting import TIMEOUT
 
 LOG = logging.getLogger("kbridge.test.accept")
 
@@ -77,7 +78,7 @@ async def dial(sock: socket.socket) -> asyncio.StreamWriter:
 async def test_all_waiting_connections_are_accepted(listening) -> None:
     harness = Harness(listening)
     dialled = [await dial(listening) for _ in range(20)]
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(TIMEOUT):
         taken = [await harness.came.get() for _ in dialled]
     assert len(taken) == 20
     harness.acceptor.stop()
@@ -95,7 +96,7 @@ async def test_without_descriptors_accepting_pauses_and_logs_once(
     full = Full(listening, code)
     harness = Harness(full)
     writer = await dial(listening)
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(TIMEOUT):
         await harness.asked.wait()
         before = full.asked
         for _ in range(100):  # turns of the loop
@@ -106,7 +107,7 @@ async def test_without_descriptors_accepting_pauses_and_logs_once(
             await harness.asked.wait()
     assert len(harness.shed) == full.asked
     full.free = True
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(TIMEOUT):
         (await harness.came.get()).close()
     writer.close()
     harness.acceptor.stop()
@@ -120,7 +121,7 @@ async def test_without_descriptors_the_oldest_connections_are_closed(listening) 
     harness = Harness(full)
     harness.sheds = 1
     writer = await dial(listening)
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(TIMEOUT):
         await harness.asked.wait()
         full.free = True
         (await harness.came.get()).close()
@@ -132,7 +133,7 @@ async def test_no_connection_is_accepted_while_requests_wait(listening) -> None:
     harness = Harness(listening)
     harness.waiting = True
     writer = await dial(listening)
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(TIMEOUT):
         for _ in range(3):
             harness.looked.clear()
             await harness.looked.wait()
@@ -147,7 +148,7 @@ async def test_the_acceptor_can_be_stopped_during_a_pause(listening) -> None:
     full = Full(listening)
     harness = Harness(full)
     writer = await dial(listening)
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(TIMEOUT):
         await harness.asked.wait()
     harness.acceptor.stop()
     assert listening.fileno() == -1

@@ -21,11 +21,11 @@ from kbridge.server.http.guarded_server import GuardedServer
 from kbridge.server.http.listen import TlsFiles, bind_all, make_context
 from kbridge.server.http.request_gate import UNAUTHENTICATED_BODY
 from kbridge.server.http.request_head import HeadLimits
+from tests.support.waiting import TIMEOUT
 
 TOKEN = "a-token-of-the-tests"
 PROOF = f"Authorization: token {TOKEN}"
 LIMIT = 100_000
-TIMEOUT = 20
 MUCH = 8 << 20
 FOREIGN = "https://elsewhere.example"
 

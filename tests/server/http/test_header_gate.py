@@ -15,10 +15,10 @@ from tornado.iostream import IOStream
 
 from kbridge.server.http.connection_limiter import ConnectionLimiter, ConnectionLimits
 from kbridge.server.http.header_gate import READS_PER_TURN, HeaderGate, ReadAhead
+from tests.support.waiting import TIMEOUT
 
 pytestmark = pytest.mark.skipif(not HeaderGate.available(), reason="needs epoll, which Linux has")
 
-TIMEOUT = 20
 MOST = 2_000
 REQUEST = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
 RESET = struct.pack("ii", 1, 0)  # SO_LINGER: closing resets

@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 
-TIMEOUT = 60
+from tests.support.waiting import TIMEOUT
+
 FOREIGN = {"Origin": "https://evil.example"}
 FORM = {"Content-Type": "application/x-www-form-urlencoded"}
 HANDSHAKE = {

@@ -9,7 +9,7 @@ import zmq
 from kbridge.wire.message import RawMessage
 from kbridge.wire.zmtp.peer import Limits, Peer, SocketType
 
-TIMEOUT = 60
+TIMEOUT = 180
 LIMITS = Limits(part=1 << 20, message=1 << 21, parts=100)
 # Parts whose sizes are at the borders of the formats of frames.
 BORDERS = [b"", b"a", b"b" * 254, b"c" * 255, b"d" * 256, b"e" * 65535, b"f" * 65537]
