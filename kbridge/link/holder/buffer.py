@@ -44,6 +44,7 @@ from kbridge.link.holder.header import (
 __all__ = ["SharedBuffer", "SharedMemory"]
 
 _KEPT: Final = 1024 * 1024  # memory that an empty buffer keeps
+_CALM: Final = 32  # reads into an empty buffer that used no more, after which a burst is over
 
 
 class SharedMemory:
@@ -115,8 +116,8 @@ class SharedBuffer:
     """
 
     __slots__ = (
-        *("_announce", "_canary", "_first", "_index", "_memory", "_ring", "_size", "_start"),
-        *("_taken", "_words", "position"),
+        *("_announce", "_calm", "_canary", "_first", "_grown", "_index", "_memory", "_ring"),
+        *("_size", "_start", "_taken", "_words", "position"),
     )
 
     def __init__(
@@ -127,6 +128,8 @@ class SharedBuffer:
         self._index = index
         self._announce = announce
         self._first = self._taken = position
+        self._grown = 0  # the memory that a burst has used, if that is more than `_KEPT`
+        self._calm = 0  # reads into an empty buffer since then
         self._canary = secrets.token_bytes(CANARY_SIZE)
         whole = memory.view(index)
         self._ring = whole[HEADER_SIZE:]
@@ -187,18 +190,28 @@ class SharedBuffer:
         """Return where to receive next."""
         position = self.position
         if position == self._taken:
-            if position - self._first > _KEPT:
-                self._shrink()
+            used = position - self._first
+            if used > _KEPT or self._grown:
+                self._shrink(used)
             self._first = self._words[FIRST] = position
             return self._start
         at = (position - self._first) % self._size
         return self._ring[at : at + CHUNK]
 
-    def _shrink(self) -> None:
-        """Return memory to the system after a burst."""
-        used = min(self.position - self._first, self._size)
+    def _shrink(self, used: int) -> None:
+        """Return memory to the system after a burst.
+
+        Not each time that the buffer is empty: the system would have to clear the same pages again
+        for the next megabytes, which takes as long as everything else that is done with them.
+        """
         if used > _KEPT:
-            self._memory.discard(self._index, _KEPT, used)
+            self._grown = max(self._grown, min(used, self._size))
+            self._calm = 0
+            return
+        self._calm += 1
+        if self._calm >= _CALM:
+            self._memory.discard(self._index, _KEPT, self._grown)
+            self._grown = 0
 
     def _announced(self, sock: socket.socket, view: memoryview) -> int:
         """Receive from a unix socket, which does not count the bytes that were read."""

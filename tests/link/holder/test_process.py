@@ -282,22 +282,41 @@ def test_without_a_holder_nothing_can_be_taken_over(tmp_path: Path) -> None:
         Holder(tmp_path / "holder", None, 1, SECONDS).take()
 
 
-def test_memory_of_a_burst_is_returned(address: socket.socket) -> None:
+def test_memory_is_kept_during_a_burst_and_returned_after_it(address: socket.socket) -> None:
     memory = SharedMemory([64 * CHUNK])
     buffer = memory.buffer(0, announce=address.family == socket.AF_UNIX)
+
+    def used() -> int:
+        return os.fstat(memory.fd).st_blocks
+
     with socket.socket(address.family) as near:
         near.connect(address.getsockname())
         far, _ = address.accept()
-        for _ in range(40):
-            far.sendall(b"x" * 100_000)
-            left = 100_000
-            while left:
-                left -= len(buffer.receive(near))
-        full = os.fstat(memory.fd).st_blocks
-        buffer.mark_taken(buffer.position, 1)
-        far.sendall(b"x")
-        assert buffer.receive(near) == b"x"
-        assert os.fstat(memory.fd).st_blocks < full / 2
+
+        def receive(size: int) -> None:
+            far.sendall(b"x" * size)
+            while size:
+                size -= len(buffer.receive(near))
+
+        def receive_burst() -> None:
+            for _ in range(40):
+                receive(100_000)
+
+        receive_burst()
+        full = used()
+        for _ in range(3):
+            buffer.mark_taken(buffer.position, 1)
+            for _ in range(10):
+                receive(1)
+                buffer.mark_taken(buffer.position, 1)
+            receive_burst()
+            assert used() >= full
+        for _ in range(50):
+            buffer.mark_taken(buffer.position, 1)
+            receive(1)
+        assert used() < full / 2
+        receive_burst()
+        assert used() >= full
         far.close()
     memory.close_descriptor()
 
