@@ -201,10 +201,9 @@ link = CaselessStrEnum(
     _DEFAULTS.link,
     config=True,
     help=(
-        "The connections to kernels. `zmtp`: plain sockets, without threads; ZMTP 3.0 and 3.1 over"
-        " TCP and unix sockets, without encryption. `pyzmq`: libzmq. `auto`: plain sockets if they"
-        " can reach the kernel, and libzmq for kernels that encrypt or speak an older ZMTP. With"
-        " plain sockets, a kernel that floods a blocked or overloaded server drops output."
+        "The connections to kernels. `zmtp`: plain sockets, read by the event loop; ZMTP 3.0 and"
+        " 3.1 over TCP and unix sockets, without encryption. `pyzmq`: libzmq. `auto`: plain sockets"
+        " if they can reach the kernel, and libzmq for kernels that encrypt or speak an older ZMTP."
     ),
 )
 

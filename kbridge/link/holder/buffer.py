@@ -159,6 +159,15 @@ class SharedBuffer:
         self._words[RECEIVED] = self.position
         return data
 
+    def collect(self, sock: socket.socket, size: int) -> bytes:
+        """Receive `size` bytes that wait, or fewer, at most `PIECE`; as `receive`."""
+        view = self._room(size)
+        count = self._announced(sock, view) if self._announce else sock.recv_into(view)
+        data = bytes(view[:count])
+        self.position += count
+        self._words[RECEIVED] = self.position
+        return data
+
     def receive_long(self, sock: socket.socket, pending: memoryview) -> int:
         """Receive a part of a long frame, and copy it to `pending`; return its size."""
         view = self._room()[: len(pending)]
@@ -186,17 +195,17 @@ class SharedBuffer:
         """Note that a message is being sent, or that it was sent as a whole."""
         self._words[SENDING] = under_way
 
-    def _room(self) -> memoryview:
-        """Return where to receive next."""
+    def _room(self, size: int = CHUNK) -> memoryview:
+        """Return where to receive next, at most `size` bytes."""
         position = self.position
         if position == self._taken:
             used = position - self._first
             if used > _KEPT or self._grown:
                 self._shrink(used)
             self._first = self._words[FIRST] = position
-            return self._start
+            return self._start if size == CHUNK else self._ring[:size]
         at = (position - self._first) % self._size
-        return self._ring[at : at + CHUNK]
+        return self._ring[at : at + size]
 
     def _shrink(self, used: int) -> None:
         """Return memory to the system after a burst.

@@ -13,7 +13,7 @@ import sys
 if sys.platform != "win32":
     import fcntl
 
-__all__ = ["CHUNK", "consumed", "read_header", "unread"]
+__all__ = ["CHUNK", "PIECE", "consumed", "read_header", "unread"]
 
 HEADER_SIZE = 4096
 WORDS = 16
@@ -22,6 +22,9 @@ CANARY = 8  # two words
 CANARY_SIZE = 16
 
 CHUNK = 128 * 1024
+"""The most bytes that a bridge receives by one call, unless it receives in advance."""
+
+PIECE = 1024 * 1024
 """The most bytes that a bridge receives by one call."""
 
 _FIONREAD = 0x541B
@@ -74,7 +77,7 @@ def consumed(sock: socket.socket, memory: int, offset: int) -> int | None:
     elif state != _ESTABLISHED:
         return received  # it was reset: nothing can be read any longer
     found = counted - waiting
-    return found if received <= found <= received + CHUNK else None
+    return found if received <= found <= received + PIECE else None
 
 
 def read_header(memory: int, offset: int) -> list[int]:

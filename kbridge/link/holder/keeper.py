@@ -51,7 +51,7 @@ class Port:
         self._held = held
         self._buffer: SharedBuffer | None = None
         self._peer: Peer | None = None
-        self._replayed: int | None = None  # while a connection is replayed
+        self._base = 0  # the position of the first byte that the peer was given
         self._noted: int | None = None
 
     @property
@@ -66,7 +66,10 @@ class Port:
 
     def open(self, sock: socket.socket) -> SharedBuffer | None:
         """Return the buffer of a connection that was just made; None if it is not kept."""
-        return None if self._kernel.given_up else self._new_buffer(sock, 0)
+        if self._kernel.given_up:
+            return None
+        self._base = 0
+        return self._new_buffer(sock, 0)
 
     def hold(self, sock: socket.socket, peer: Peer, identity: bytes) -> None:
         """Keep a connection whose handshake is finished."""
@@ -87,7 +90,7 @@ class Port:
         held = self._held
         assert held is not None
         self._peer = peer
-        self._replayed = held.taken
+        self._base = held.taken
         buffer = self._new_buffer(held.sock, held.position)
         buffer.mark_taken(held.taken, held.seq)
         self._kernel.holder.use(self.key, self._place)
@@ -97,12 +100,9 @@ class Port:
         """Yield the bytes that an earlier bridge had not written to the journal's file."""
         held = self._held
         assert held is not None
-        for data in held.read():
-            assert self._replayed is not None
-            self._replayed += len(data)
-            yield data
+        yield from held.read()
         held.close(sock=False)
-        self._held = self._replayed = None
+        self._held = None
 
     def drop(self) -> None:
         """Let the connection end."""
@@ -118,8 +118,8 @@ class Port:
         """Note up to which position all messages were delivered."""
         self._noted = None
         if self._peer is not None and self._buffer is not None:
-            position = self._buffer.position if self._replayed is None else self._replayed
-            self._noted = position - self._peer.unfinished
+            # The buffer may have received more than the peer was given.
+            self._noted = self._base + self._peer.taken - self._peer.unfinished
 
     def reached(self, end: int) -> None:
         """Note that the frames of these messages, before `end`, are in the journal's file."""

@@ -15,7 +15,8 @@ from kbridge.link.endpoints import Endpoints, new_identity
 from kbridge.link.holder.keeper import KeptKernel
 from kbridge.link.interfaces import KernelEvents, RawMessage
 from kbridge.link.zmtp.address import Address
-from kbridge.link.zmtp.connection import Target, ZmtpConnection
+from kbridge.link.zmtp.connecting import Target
+from kbridge.link.zmtp.connection import ZmtpConnection
 from kbridge.wire.message import Buffer, Channel
 from kbridge.wire.zmtp.peer import Limits
 
@@ -30,9 +31,7 @@ _ORDER: Final = (*_DEALERS, Channel.IOPUB)
 _GONE_SECONDS: Final = 2.0  # until a connection is made again that a fault of the peer has ended
 _FORMER: Final = 4  # former identities; each needs three sockets
 _MESSAGE_FACTOR: Final = 4  # all parts of a message may have this multiple of the limit of one part
-_READS: Final = (
-    64  # of one connection in one `drain`: 8 MiB, more than a socket's buffer usually holds
-)
+_READS: Final = 16  # of one connection, before the end of another one is reported: 2 MiB
 # A cell ends with a reply and an idle status. When one of them is read, the channel of the other is
 # read as well, so that both are sent to clients in one write.
 _BESIDE: Final = {Channel.SHELL: Channel.IOPUB, Channel.IOPUB: Channel.SHELL}
@@ -95,13 +94,19 @@ class ZmtpLink:
             False if the channel's queue is full, or the link is closed; `on_writable` follows.
         """
         connection = self._connections.get(channel)
-        return connection is not None and connection.send(frames)
+        return connection is not None and connection.writer.send(frames)
 
     def drain(self) -> None:
         """Deliver all messages that have arrived, now."""
-        self._drain_all()
-        every = [*self._former, self._connections]
-        if any(connection.ended for each in every for connection in each.values()):
+        delivered = False
+        for connection in self._all():
+            end = connection.arrived
+            while connection.has_before(end):
+                delivered |= self._read(connection)
+            delivered |= self._read(connection)  # finds the end of a connection
+        if delivered:
+            self._events.on_drained()
+        if any(connection.ended for connection in self._all()):
             self._soon(self._settle)  # the caller does not expect other events
 
     def renew(self, identity: bytes, *, keep: bool) -> None:
@@ -292,33 +297,35 @@ class ZmtpLink:
                 return
         events.on_drained()
 
-    def _drain_all(self) -> None:
-        delivered = False
-        for former in list(self._former):
-            for connection in former.values():
-                delivered |= self._drain(connection)
-        for channel in _ORDER:
-            if channel in self._connections:
-                delivered |= self._drain(self._connections[channel])
-        if delivered:
-            self._events.on_drained()
+    def _all(self) -> list[ZmtpConnection]:
+        """Return all connections, iopub last."""
+        former = [connection for each in self._former for connection in each.values()]
+        present = self._connections
+        return former + [present[channel] for channel in _ORDER if channel in present]
 
-    def _drain(self, connection: ZmtpConnection) -> bool:
-        """Deliver all messages that have arrived; return True if there was one."""
-        delivered = False
-        for _ in range(_READS):
-            batch = connection.read()
-            if batch:
-                delivered = True
-                self._events.on_messages(connection.channel, batch)
-            elif not connection.full:
-                break
-        return delivered
+    def _read(self, connection: ZmtpConnection) -> bool:
+        """Deliver the messages of one read; return True if there are some."""
+        batch = connection.read()
+        if batch:
+            self._events.on_messages(connection.channel, batch)
+        return bool(batch)
 
     def _settle(self) -> None:
-        """Report the connections that have ended, after all messages that have arrived."""
+        """Report the connections that have ended, after the messages that have arrived.
+
+        A connection that has ended has no messages left. Of the others, a bounded number is read,
+        so that a kernel cannot hold up the event loop.
+        """
+        delivered = False
         try:
-            self._drain_all()
+            for connection in self._all():
+                for _ in range(_READS):
+                    found = self._read(connection)
+                    delivered |= found
+                    if not found and not connection.full:
+                        break
+            if delivered:
+                self._events.on_drained()
         finally:
             self._report_ended()
 

@@ -8,10 +8,15 @@ from __future__ import annotations
 
 import mmap
 import socket
+import sys
 import threading
 from typing import Final
 
-__all__ = ["CHUNK", "LONG_CHUNK", "ReceiveBuffer"]
+if sys.platform != "win32":
+    import fcntl
+    import termios
+
+__all__ = ["CHUNK", "LONG_CHUNK", "ReceiveBuffer", "waiting"]
 
 CHUNK: Final = 128 << 10
 """Bytes of one read, unless the place of a long part is known."""
@@ -22,6 +27,20 @@ LONG_CHUNK: Final = 2 << 20
 # One buffer for all connections of a thread: each read is copied out at once. Memory of mmap is not
 # touched before it is used, and its slices are `bytes`.
 _thread = threading.local()
+
+
+def waiting(sock: socket.socket) -> int:
+    """Return the number of bytes that wait in a socket; 0 where the system does not tell it.
+
+    Raises
+    ------
+    OSError
+        If the socket is closed.
+    """
+    if sys.platform == "win32":
+        return 0
+    found = fcntl.ioctl(sock.fileno(), termios.FIONREAD, bytes(4))
+    return int.from_bytes(found, sys.byteorder)
 
 
 class ReceiveBuffer:
@@ -54,6 +73,10 @@ class ReceiveBuffer:
         """Receive into the place of a long part, and return the number of bytes; as `receive`."""
         with place[:LONG_CHUNK] as part:
             return sock.recv_into(part)
+
+    def collect(self, sock: socket.socket, size: int) -> bytes:
+        """Receive `size` bytes that wait, or fewer; as `receive`, but in any thread."""
+        return sock.recv(size)
 
     def note_sending(self, under_way: bool) -> None:
         """Do nothing: the connection ends with this process."""

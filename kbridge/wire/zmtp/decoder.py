@@ -3,12 +3,13 @@
 Properties of this module:
 
 - bytes in, whole messages out: no I/O, and no clock;
-- a call costs no more than the bytes fed since the last call, however they are divided;
+- a call costs no more than the bytes fed since the last call, however they are divided, and it
+  returns a bounded number of messages;
 - the head of a frame is checked before memory is set aside for its body. The memory for a long part
   is requested in one piece, but the operating system provides it only as bytes arrive: `bytes(n)`
   calls calloc, which does not touch new memory (it clears memory that the process had used before);
 - a long part is received in its final place, and becomes `bytes` without a copy;
-- the result does not depend on how the bytes are divided.
+- the messages do not depend on how the bytes are divided.
 """
 
 from __future__ import annotations
@@ -30,6 +31,10 @@ _FLAGS: Final = frozenset({0, _MORE, _LONG, _LONG | _MORE, _COMMAND, _COMMAND | 
 _SHORT_LIMIT: Final = 255
 _JOINED: Final = 64 << 10  # bytes up to which the pieces of an incomplete frame are joined
 
+# The most messages of one call, so that a chunk of tiny ones does not hold up the caller. Messages
+# of Jupyter have more than 131 bytes, so that the usual chunk of 128 KiB has fewer.
+_BATCH: Final = 1000
+_SMALLEST: Final = 2  # bytes of a message
 # Messages that look alike are searched for in chunks of this many bytes or more.
 _FLOOD: Final = 8192
 _WORTHWHILE: Final = 8  # messages for which making a shape is worthwhile
@@ -65,6 +70,9 @@ class Decoder:
     commands : list of (int, bytes)
         The commands that were decoded since `take_commands`: the number of messages that the same
         call of `feed` returns from before the command, and the body of the command.
+    more : bool
+        True if the last call has left whole messages for the next one, because they are many: call
+        `feed` again, without bytes if there are none.
     pending : memoryview or None
         The place for the rest of a long part. Receive into it, and call `received`. While it is not
         None, do not call `feed`.
@@ -88,9 +96,11 @@ class Decoder:
         "_shape",
         "_size",
         "_split",
+        "_try_at",
         "_unchecked",
         "commands",
         "fault",
+        "more",
         "pending",
     )
 
@@ -108,10 +118,12 @@ class Decoder:
         self._needed = 0  # the size that `_rest` must have until it is looked at again
         self._shape = Shape(())  # the shape of recent messages
         self._distance = 0  # bytes between attempts to read messages of one shape
+        self._try_at = 0  # the place of the next attempt in the present chunk
         self._buffer: BytesIO | None = None  # the memory of `pending`
         self._long = 0  # the bytes of the frame that `pending` belongs to
         self._last = False  # True if `pending` is the last part of its message
         self.commands: list[tuple[int, bytes]] = []
+        self.more = False
         self.pending: memoryview | None = None
         self.fault: ZmtpError | None = None
 
@@ -121,7 +133,7 @@ class Decoder:
         return taken
 
     def feed(self, data: bytes) -> list[RawMessage]:  # noqa: C901  # calls cost more than frames
-        """Take bytes of the peer, and return the messages that they complete, in order."""
+        """Take bytes of the peer, and return messages that they complete, in order; see `more`."""
         assert self.pending is None, "receive into `pending` first"
         if self._rest or self.fault is not None:
             data = self._join(data)
@@ -133,7 +145,7 @@ class Decoder:
         part_limit, parts_limit = self._part_limit, self._parts_limit
         at = frame = whole = 0  # `whole`: the end of the last message
         end = len(data)
-        try_at = self._try_at(end) if end >= _FLOOD else end + 1
+        look_at = self._begin_chunk(end) if end >= _SMALLEST * _BATCH else end + 1
         try:
             while at < end:
                 while (flags := data[at]) == _MORE:
@@ -159,6 +171,10 @@ class Decoder:
                         break
                     if not parts:
                         whole = at
+                    if len(self.commands) >= _BATCH:
+                        frame = at
+                        self.more = at < end
+                        break
                     continue
                 add(data[body:at])
                 if flags & _MORE:
@@ -166,8 +182,12 @@ class Decoder:
                 messages.append(parts)
                 if len(parts) > parts_limit:
                     break
-                if at >= try_at:
-                    at, try_at = self._read_similar(data, at, messages)
+                if at >= look_at:
+                    at, look_at = self._look(data, at, messages)
+                    if len(messages) >= _BATCH:
+                        whole = frame = at
+                        parts = []
+                        break
                 whole = at
                 parts = []
                 add = parts.append
@@ -214,16 +234,36 @@ class Decoder:
         message, self._parts, self._split = self._parts, [], 0
         return self._finish(b"", 0, 0, self._check([message]))
 
-    def _read_similar(self, data: bytes, at: int, messages: list[RawMessage]) -> tuple[int, int]:
-        """Append the messages that look like the last one.
+    def _begin_chunk(self, size: int) -> int:
+        """Return the first place in a chunk of this size at which to call `_look`."""
+        self._try_at = size + 1
+        if size >= _FLOOD:
+            if self._distance >= size:
+                self._distance //= 2  # so that small chunks are tried again at some time
+            self._try_at = self._distance
+        return min(self._try_at, _SMALLEST * _BATCH)
+
+    def _look(self, data: bytes, at: int, messages: list[RawMessage]) -> tuple[int, int]:
+        """Append the messages at a place that look like the last one, if there are many.
 
         Returns
         -------
         int
             The place of the next message.
         int
-            The place from which on the next attempt is worthwhile. It is further away after each
-            attempt that was in vain, because an attempt costs as much as several messages.
+            The next place at which to call this method: not behind the `_BATCH`-th message.
+        """
+        if at >= self._try_at and len(messages) < _BATCH:
+            at = self._read_similar(data, at, messages)
+        room = _BATCH - len(messages)
+        self.more = room <= 0 and at < len(data)
+        return at, min(self._try_at, at + _SMALLEST * room)
+
+    def _read_similar(self, data: bytes, at: int, messages: list[RawMessage]) -> int:
+        """Append the messages that look like the last one; return the place of the next message.
+
+        The next attempt is further away after each attempt that was in vain, because an attempt
+        costs as much as several messages.
         """
         before = len(messages)
         parts = messages[-1]
@@ -231,18 +271,13 @@ class Decoder:
             sizes = tuple(map(len, parts[:-1]))
             if sizes != self._shape.sizes:
                 self._shape = Shape(sizes)
-            at = self._shape.read(data, at, self._part_limit, messages)
+            at = self._shape.read(data, at, self._part_limit, messages, _BATCH - before)
         if len(messages) - before > _WORTHWHILE:
             self._distance = 0
         else:
             self._distance = min(max(2 * self._distance, _FLOOD // 8), _MAX_DISTANCE)
-        return at, at + self._distance
-
-    def _try_at(self, size: int) -> int:
-        """Return the first place in a chunk where messages that look alike are searched for."""
-        if self._distance >= size:
-            self._distance //= 2  # so that small chunks are tried again at some time
-        return self._distance
+        self._try_at = at + self._distance
+        return at
 
     def _join(self, data: bytes) -> bytes:
         """Return the incomplete frame with the bytes after it, or nothing if it stays incomplete.
@@ -251,6 +286,7 @@ class Decoder:
         pieces are not joined again and again.
         """
         rest = self._rest
+        self.more = False
         if self.fault is not None:
             return b""
         if len(rest) + len(data) < self._needed:
@@ -279,6 +315,7 @@ class Decoder:
             messages = self._check(messages)
         if self.fault is not None:
             self._parts = []
+            self.more = False
             return messages
         if messages:
             self._counted = self._size = 0
@@ -286,7 +323,10 @@ class Decoder:
         if len(parts) > self._counted:
             self._size += sum(map(len, parts[self._counted :]))
             self._counted = len(parts)
-        if at < len(data):
+        if self.more:
+            self._needed = 0
+            self._rest += data[at:]
+        elif at < len(data):
             self._keep(data, at)
         return messages
 

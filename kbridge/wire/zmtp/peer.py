@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 from kbridge.errors import ZmtpError
@@ -60,6 +61,8 @@ class Peer:
         together with it, are valid.
     output : bytes
         Bytes to be sent now; see `take_output`.
+    taken : int
+        The number of bytes that this object was given.
     """
 
     __slots__ = (
@@ -72,6 +75,7 @@ class Peer:
         "fault",
         "minor",
         "output",
+        "taken",
     )
 
     def __init__(self, socket_type: SocketType, identity: bytes, limits: Limits) -> None:
@@ -84,6 +88,7 @@ class Peer:
         self.minor = 0
         self.fault: ZmtpError | None = None
         self.output = b""
+        self.taken = 0
 
     @classmethod
     def resume(cls, socket_type: SocketType, identity: bytes, limits: Limits, minor: int) -> Peer:
@@ -101,9 +106,10 @@ class Peer:
         return GREETING + commands.ready(self._socket_type, self._identity)
 
     def feed(self, data: bytes) -> list[RawMessage]:
-        """Take bytes of the peer, and return the messages that they complete."""
+        """Take bytes of the peer, and return messages that they complete; see `Decoder.more`."""
         if self.fault is not None:
             return []
+        self.taken += len(data)
         if self.established:
             decoder = self.decoder
             messages = decoder.feed(data)
@@ -119,6 +125,7 @@ class Peer:
             return []
         rest = bytes(self._handshake)
         self._handshake.clear()
+        self.taken -= len(rest)  # they are counted again
         return self.feed(rest)
 
     @property
@@ -135,9 +142,27 @@ class Peer:
         """Note that `size` bytes were received into `pending`; see `Decoder.received`."""
         if self.fault is not None:
             return []
+        self.taken += size
         messages = self.decoder.received(size)
         self.fault = self.decoder.fault
         return messages
+
+    def feed_all(self, data: bytes) -> Iterator[list[RawMessage]]:
+        """Take bytes of the peer, also of long parts, and yield the messages that they complete."""
+        rest = memoryview(data)
+        while rest or self.decoder.more:
+            place = self.decoder.pending
+            if place is None:
+                batch = self.feed(bytes(rest))
+                rest = rest[:0]
+            else:
+                count = min(len(place), len(rest))
+                place[:count] = rest[:count]
+                place = None
+                rest = rest[count:]
+                batch = self.received(count)
+            if batch:
+                yield batch
 
     def take_output(self) -> bytes:
         """Return the bytes to be sent now, and forget them."""

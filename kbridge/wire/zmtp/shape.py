@@ -40,7 +40,9 @@ class Shape:
         self._unpack = unpacker.unpack_from
         self._size = unpacker.size
 
-    def read(self, data: bytes, at: int, part_limit: int, messages: list[RawMessage]) -> int:
+    def read(
+        self, data: bytes, at: int, part_limit: int, messages: list[RawMessage], most: int
+    ) -> int:
         """Append the whole messages of this shape that begin at a place.
 
         Parameters
@@ -53,17 +55,22 @@ class Shape:
             Maximum number of bytes of the last part.
         messages : list of RawMessage
             The list to extend.
+        most : int
+            The most messages to append.
 
         Returns
         -------
         int
-            The place of the first message that is cut, or has another shape, or is above the limit.
+            The place of the first message that is cut, or has another shape, or is above the limit,
+            or is one too many.
         """
         unpack, heads, size = self._unpack, self._heads, self._size
         add = messages.append
         end = len(data)
         last_start = end - size
-        while at <= last_start:
+        for _ in range(most):
+            if at > last_start:
+                break
             fields = unpack(data, at)
             if fields[:-2:2] != heads:
                 break

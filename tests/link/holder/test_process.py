@@ -9,6 +9,7 @@ import re
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -17,7 +18,7 @@ import pytest
 import kbridge.link.holder
 from kbridge.link.holder.buffer import SharedMemory
 from kbridge.link.holder.client import HeldConnection, Holder, is_supported
-from kbridge.link.holder.header import CHUNK, unread
+from kbridge.link.holder.header import CHUNK, PIECE, unread
 from tests.support.waiting import TIMEOUT, eventually
 
 pytestmark = pytest.mark.skipif(not is_supported(), reason="needs Linux")
@@ -330,3 +331,37 @@ def test_the_process_imports_only_small_modules() -> None:
     imported = set(re.findall(r"\| +([\w.]+)$", done.stderr, flags=re.MULTILINE))
     assert "kbridge.link.holder.process" in imported
     assert not imported & {"asyncio", "pathlib", "re", "socket", "typing", "kbridge._lazy"}
+
+
+def test_another_thread_receives_while_messages_are_taken(
+    holder: Holder, make_bridge: Callable[..., Bridge], tmp_path: Path
+) -> None:
+    bridge = make_bridge(holder)
+    bridge.sock.setblocking(False)
+    buffer = bridge.buffer
+    sent = b"".join(number.to_bytes(8, "big") for number in range(1_500_000))
+    sending = threading.Thread(target=bridge.kernel.sendall, args=(sent,))
+    taken_until = 0
+    received: list[bytes] = []
+
+    def receive_all() -> None:
+        while buffer.position < len(sent):
+            size = min(unread(bridge.sock), PIECE)
+            if size and buffer.position - taken_until < 4 * CHUNK:  # the buffer holds 16
+                received.append(buffer.collect(bridge.sock, size))
+
+    receiving = threading.Thread(target=receive_all)
+    sending.start()
+    receiving.start()
+    while taken_until < len(sent) - 8:
+        taken_until = max(0, buffer.position - 8)
+        buffer.mark_taken(taken_until, taken_until // 8)
+    receiving.join(TIMEOUT)
+    sending.join(TIMEOUT)
+    assert b"".join(received) == sent
+    bridge.leave()
+    held = taken(tmp_path)
+    assert held.complete
+    assert (held.taken, held.seq) == (len(sent) - 8, len(sent) // 8 - 1)
+    assert b"".join(held.read()) == sent[-8:]
+    held.close()

@@ -67,6 +67,8 @@ class Connected:
         """Return the next message of the bridge."""
         while not self._messages:
             self._messages += self.decoder.feed(await self._receive())
+            while self.decoder.more:
+                self._messages += self.decoder.feed(b"")
             while (place := self.decoder.pending) is not None:
                 count = await self._loop.sock_recv_into(self.sock, place)
                 assert count, "the bridge has hung up"

@@ -10,7 +10,7 @@ import pytest
 
 from kbridge.errors import KernelError, MessageTooBig
 from kbridge.link.endpoints import Endpoints
-from kbridge.link.zmtp import connection
+from kbridge.link.zmtp import connecting
 from kbridge.link.zmtp import link as module
 from kbridge.link.zmtp.link import ZmtpLink
 from kbridge.link.zmtp.send_queue import SendQueue
@@ -487,7 +487,7 @@ def keeps_alive(sock: socket.socket) -> bool:
 async def test_connections_to_other_machines_are_kept_alive(
     kernel, connect, monkeypatch, local
 ) -> None:
-    monkeypatch.setattr(connection, "is_local", lambda *_: local)
+    monkeypatch.setattr(connecting, "is_local", lambda *_: local)
     events = Recorder()
     connect(kernel.endpoints, events)
     await kernel.accept_all()
@@ -579,3 +579,51 @@ async def test_room_is_reported_after_the_connection(kernel, connect) -> None:
     await events.until(lambda: bool(events.stdin))
     await turns()
     assert order == ["stdin connected", "stdin writable"]
+
+
+@pytest.mark.parametrize(
+    ("flood", "count"),
+    [(encode([b""]) * 100_000, 100_000), (b"\4\1\0" * 100_000, 0)],
+    ids=["messages", "commands"],
+)
+async def test_tiny_frames_do_not_hold_up_the_event_loop(kernel, linked, flood, count) -> None:
+    _, events = linked
+    batches: list[int] = []
+    turns = 0
+    take = events.on_messages
+
+    def on_messages(channel, batch) -> None:
+        batches.append(len(batch))
+        take(channel, batch)
+
+    events.on_messages = on_messages
+    sending = asyncio.ensure_future(
+        kernel.connected[Channel.IOPUB].send_bytes(flood + encode(body(1)))
+    )
+    while (Channel.IOPUB, body(1)) not in events.messages[-1:]:
+        await asyncio.sleep(0)
+        turns += 1
+    await sending
+    assert sum(batches) == count + 1
+    assert max(batches) <= 1000
+    assert turns >= 100_000 / 1000 / 2
+
+
+async def test_messages_that_are_left_are_read_without_another_event(kernel, linked) -> None:
+    """All bytes were received at once, so the system announces nothing."""
+    _, events = linked
+    stdin = kernel.connected[Channel.STDIN]
+    await stdin.send_bytes(encode([b""]) * 5000)
+    await events.until(lambda: len(events.messages) == 5000)
+    await stdin.send_bytes(encode([b""]) * 5000 + encode(body(1)))
+    stdin.close()
+    await events.until(lambda: "disconnected" in events.stdin)
+    assert len(events.messages) == 10_001
+
+
+async def test_many_messages_that_come_with_the_handshake(kernel, connect) -> None:
+    events = Recorder()
+    connect(kernel.endpoints, events)
+    await (await kernel.accept(Channel.STDIN)).shake_hands(encode([b""]) * 5000)
+    await events.until(lambda: len(events.messages) == 5000)
+    assert events.stdin == ["connected"]

@@ -212,6 +212,7 @@ def signed_for_session(msg: Message, header: bytes, scheme: str, key: bytes) -> 
 
 
 LARGE = b"large"  # stands for a message with a part of so many bytes
+ZMTP_BATCH = 1000
 ZMTP_LIMITS = Limits(part=100_000, message=150_000, parts=20)
 ROUTER = ready(SocketType.DEALER).replace(b"\6DEALER", b"\6ROUTER")
 ZMTP_FRAMES = st.one_of(
@@ -247,15 +248,9 @@ def zmtp_peer(greeting: bytes, frames: list[tuple[bytes, int]], cuts: list[int])
         peer = Peer(SocketType.DEALER, b"me", ZMTP_LIMITS)
         messages = []
         for start, end in pairwise([0, *places, len(data)]):
-            at = start
-            while at < end:
-                if peer.pending is None:
-                    messages += peer.feed(data[at:end])
-                    break
-                size = min(end - at, len(peer.pending))
-                peer.pending[:size] = data[at : at + size]
-                messages += peer.received(size)
-                at += size
+            for batch in peer.feed_all(data[start:end]):
+                assert len(batch) <= ZMTP_BATCH
+                messages += batch
         if peer.fault is not None:
             assert peer.fault.reason.isprintable()
             assert peer.feed(data) == []

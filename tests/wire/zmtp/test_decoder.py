@@ -5,7 +5,7 @@ import subprocess
 import sys
 import time
 import tracemalloc
-from itertools import pairwise
+from itertools import chain, pairwise
 from typing import TypeAlias
 
 import pytest
@@ -43,6 +43,8 @@ class Result:
             while rest and decoder.fault is None:
                 if decoder.pending is None:
                     self.messages += decoder.feed(rest)
+                    while decoder.more:
+                        self.messages += decoder.feed(b"")
                     break
                 size = min(len(rest), len(decoder.pending))
                 decoder.pending[:size] = rest[:size]
@@ -422,3 +424,41 @@ def test_costs_of_small_pieces_grow_with_their_number(kind: str) -> None:
         return min(times)
 
     assert cost(64_000) < 24 * cost(8_000) + 0.01, "a quadratic cost would be 64 times as much"
+
+
+@pytest.mark.parametrize(
+    ("message", "count"), [([b""], 1 << 16), ([b"", b"x"], 1 << 14), ([b"x" * 300], 5000)]
+)
+def test_a_call_returns_a_bounded_number_of_messages(message, count) -> None:
+    decoder = Decoder(*LIMITS)
+    cut = encode([b"rest"])
+    data = encode(message) * count + cut[:-1]
+    batches = [decoder.feed(data)]
+    while decoder.more:
+        whole = sum(map(len, batches))
+        assert decoder.unfinished == len(data) - whole * len(encode(message))
+        batches.append(decoder.feed(b""))
+    assert max(map(len, batches)) <= 1000
+    assert list(chain.from_iterable(batches)) == [message] * count
+    assert decoder.unfinished == len(cut) - 1
+    assert decoder.feed(cut[-1:]) == [[b"rest"]]
+
+
+def test_bytes_may_be_fed_while_messages_are_left() -> None:
+    decoder = Decoder(*LIMITS)
+    messages = decoder.feed(encode([b""]) * 5000)
+    assert decoder.more
+    messages += decoder.feed(encode([b"last"]))
+    while decoder.more:
+        messages += decoder.feed(b"")
+    assert messages == [[b""]] * 5000 + [[b"last"]]
+
+
+def test_a_fault_behind_many_messages() -> None:
+    decoder = Decoder(*LIMITS)
+    messages = decoder.feed(encode([b""]) * 5000 + frame(9))
+    while decoder.more:
+        assert decoder.fault is None
+        messages += decoder.feed(b"")
+    assert len(messages) == 5000
+    assert decoder.fault is not None

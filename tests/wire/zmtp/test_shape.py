@@ -12,9 +12,9 @@ ALIKE = [[*HEAD, b"x" * size] for size in (0, 1, 255, 256, 70_000, 2)]
 LIMIT = 70_000
 
 
-def read(shape: Shape, data: bytes, at: int = 0) -> tuple[list[RawMessage], int]:
+def read(shape: Shape, data: bytes, at: int = 0, most: int = 100) -> tuple[list[RawMessage], int]:
     messages: list[RawMessage] = []
-    return messages, shape.read(data, at, LIMIT, messages)
+    return messages, shape.read(data, at, LIMIT, messages, most)
 
 
 def test_messages_that_differ_in_their_last_part_are_read() -> None:
@@ -67,3 +67,9 @@ def test_a_last_frame_with_other_flags_is_left(flags: int) -> None:
 def test_an_unusual_long_frame_is_left() -> None:
     """A short part in a long frame is valid; the decoder reads it frame by frame."""
     assert read(Shape((5,)), b"\3" + (5).to_bytes(8, "big") + b"topic\0\0") == ([], 0)
+
+
+def test_one_message_too_many_is_left() -> None:
+    data = b"".join(map(encode, ALIKE))
+    end = sum(len(encode(message)) for message in ALIKE[:3])
+    assert read(SHAPE, data, most=3) == (ALIKE[:3], end)
