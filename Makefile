@@ -24,7 +24,11 @@ BUILD_LAB = cd $(LAB) && { [ node_modules/.package-lock.json -nt package-lock.js
 PUT_LAB = dir=$(2)/share/jupyter/labextensions/@kbridge && mkdir -p $$dir && rm -rf $$dir/jupyterlab && \
           $(1) $(CURDIR)/kbridge/labextension $$dir/jupyterlab
 
-.PHONY: help serve test test-floors labextension soak check format mutants coverage bench recording lock clean
+# The compiled part needs a C compiler, and the headers of this Python.
+HAVE_CC = command -v $${CC:-cc} >/dev/null && test -f "$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("include"))')/Python.h"
+SPEEDUPS = $(wildcard speedups/*.c speedups/*.py speedups/*.toml)
+
+.PHONY: help serve test test-floors labextension speedups soak check format mutants coverage bench recording lock clean
 .DELETE_ON_ERROR:
 
 help:                   ## this text
@@ -33,7 +37,7 @@ help:                   ## this text
 serve: $(VENV)/.serve   ## run the bridge on 127.0.0.1 (ARGS="--port 9999" adds options)
 	@$(BIN)/kbridge $(ARGS)
 
-test: $(VENV)/.lab      ## the whole suite (ARGS="-k wire" narrows it)
+test: $(VENV)/.lab $(VENV)/.speedups ## the whole suite (ARGS="-k wire" narrows it)
 	$(BIN)/python -m pytest -n 2 $(ARGS)
 
 # The tests that use jupyter_client, ipykernel, jupyter_server, SQLAlchemy, psutil and traitlets; less than
@@ -54,6 +58,10 @@ labextension: $(VENV)/.dev ## build the JupyterLab extension, and link it into t
 	@$(HAVE_NPM) || { echo 'the extension needs npm, and Node 20.19, 22.12 or newer' >&2; exit 1; }
 	@$(BUILD_LAB)
 	@$(call PUT_LAB,ln -s,$(VENV))
+
+speedups: $(VENV)/.dev  ## compile the optional part, and install it into the environment
+	@$(HAVE_CC) || { echo 'the compiled part needs a C compiler and the headers of Python' >&2; exit 1; }
+	@$(PIP) install --no-build-isolation --force-reinstall ./speedups
 
 soak: $(VENV)/.dev      ## slow, dying and hostile clients for five minutes (ARGS="--minutes 1 --seed 7")
 	$(BIN)/python -m tests.soak $(ARGS)
@@ -99,7 +107,7 @@ lock: $(VENV)/.dev      ## update constraints.txt: the newest versions, for ever
 
 clean:                  ## remove the virtual environment, the built extension and caches
 	rm -rf $(VENV) $(FLOORS) .mypy_cache .ruff_cache .pytest_cache .hypothesis .nox .coverage .cache/baselines build dist
-	rm -rf kbridge/labextension $(LAB)/node_modules $(LAB)/lib $(LAB)/.test
+	rm -rf kbridge/labextension $(LAB)/node_modules $(LAB)/lib $(LAB)/.test speedups/build speedups/*.egg-info
 
 # The interpreter exists even if venv fails afterwards because pip is missing. Remove it then, or the
 # next call would take the environment for complete.
@@ -126,6 +134,12 @@ $(VENV)/.dev: $(BIN)/python pyproject.toml $(LOCK)
 $(BUNDLE): $(LAB_SOURCES) | $(VENV)/.dev
 	@if $(HAVE_NPM); then echo "$(LAB): building the JupyterLab extension"; $(BUILD_LAB); \
 	else echo "$(LAB): not built, because npm is missing or Node is older than 20.19"; fi
+
+# Compiled again after its source has changed. Without a compiler, the tests of it are skipped (in CI, they fail).
+$(VENV)/.speedups: $(VENV)/.dev $(SPEEDUPS)
+	@if $(HAVE_CC); then echo "speedups: compiling"; $(PIP) install --no-build-isolation --force-reinstall ./speedups; \
+	else echo "speedups: not compiled, because a C compiler or the headers of Python are missing"; fi
+	@touch $@
 
 # A link instead of the copy that pip has made, so that a page shows the newest bundle.
 $(VENV)/.lab: $(VENV)/.dev $(BUNDLE)

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
 
+# Before a module reads it, and for servers: kbridge-speedups is used only by tests that ask for it.
+if os.environ.get("KBRIDGE_TEST_SPEEDUPS") != "compiled":
+    os.environ["KBRIDGE_PURE"] = "1"
+
 from kbridge.link import choice
+from kbridge.wire.speedups import Functions
 from tests.support.dialects import CODECS
 from tests.support.require import require
 from tests.support.server import LINK, PEER, Server
 from tests.support.signals import reset_ignored_signals
+from tests.support.twins import TWINS, used
 
 reset_ignored_signals()
 if LINK:  # before a module reads it
@@ -76,3 +83,10 @@ def own_kernel(server: Server) -> Iterator[str]:
 def dialect(request: pytest.FixtureRequest) -> str:
     """Each of the websocket dialects in turn."""
     return str(request.param)
+
+
+@pytest.fixture(scope="module", params=TWINS)
+def twin(request: pytest.FixtureRequest) -> Iterator[Functions]:
+    """Each implementation of the hot path in turn; hubs use it."""
+    with used(request.param) as functions:
+        yield functions

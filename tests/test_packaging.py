@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+import sysconfig
 import tarfile
 import tomllib
 import zipfile
@@ -14,7 +15,7 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from tests.support.require import lack
+from tests.support.require import lack, require
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -159,3 +160,49 @@ def test_a_wheel_can_be_built_without_the_extension(unpacked: Path, tmp_path: Pa
     wheel, output = build("wheel", tree, tmp_path, PATH=str(tmp_path))
     assert not labextension(wheel)
     assert "npm is missing" in output
+
+
+def run(*command: str | Path, cwd: Path) -> str:
+    done = subprocess.run(
+        [*map(str, command)],
+        cwd=cwd,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout
+    return done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_the_compiled_part_is_a_distribution_of_its_own(unpacked: Path, tmp_path: Path) -> None:
+    """Built as pip does: a source distribution, from it a wheel, and that is installed."""
+    require("cc")
+    if not Path(sysconfig.get_path("include"), "Python.h").exists():
+        lack("Python's headers are missing: install python3-dev")
+    build_with = "import setuptools.build_meta as b, sys; getattr(b, sys.argv[1])(sys.argv[2])"
+    run(sys.executable, "-c", build_with, "build_sdist", tmp_path, cwd=unpacked / "speedups")
+    [archive] = tmp_path.glob("kbridge_speedups-*.tar.gz")
+    with tarfile.open(archive) as tar:
+        tar.extractall(tmp_path, filter="data")
+    tree = tmp_path / archive.name.removesuffix(".tar.gz")
+    assert {"kbridge_speedups.c", "LICENSE", "README.md"} <= {each.name for each in tree.iterdir()}
+    run(sys.executable, "-c", build_with, "build_wheel", tmp_path, cwd=tree)
+    [wheel] = tmp_path.glob("*.whl")
+    assert "-cp311-abi3-" in wheel.name, "one wheel for all versions of Python"
+    with zipfile.ZipFile(wheel) as archive_of_wheel:
+        files = [n for n in archive_of_wheel.namelist() if ".dist-info/" not in n]
+        archive_of_wheel.extractall(tmp_path / "installed")
+    assert files == ["kbridge_speedups.abi3.so"]
+    code = "import kbridge_speedups as k; print(k.__file__, k.API)"
+    place = tmp_path / "installed"
+    output = run(sys.executable, "-c", code, cwd=place)
+    assert output.startswith(str(place))
+
+
+def test_the_distribution_of_kbridge_needs_no_compiler() -> None:
+    """The compiled part is neither a dependency nor in an extra."""
+    extras = PROJECT["optional-dependencies"].values()
+    for text in (*PROJECT["dependencies"], *(text for group in extras for text in group)):
+        assert canonicalize_name(Requirement(text).name) != "kbridge-speedups"

@@ -38,9 +38,15 @@ class Signer:
     ------
     InvalidConnectionInfo
         If hashlib does not have that hash.
+
+    Attributes
+    ----------
+    inner, outer : hash or None
+        The two hashes of RFC 2104, which have already processed the key; copy them before use. None
+        if the key is empty.
     """
 
-    __slots__ = ("_inner", "_outer", "enabled", "scheme")
+    __slots__ = ("enabled", "inner", "outer", "scheme")
 
     enabled: bool
     scheme: str
@@ -49,13 +55,15 @@ class Signer:
         name = hash_of(scheme)
         self.enabled = bool(key)
         self.scheme = scheme
-        # The two hashes of RFC 2104, which have already processed the key: copying them is cheaper
-        # than creating an HMAC for each message, and than copying an HMAC.
-        self._inner, self._outer = hashlib.new(name), hashlib.new(name)
-        size = self._inner.block_size
-        block = (key if len(key) <= size else hashlib.new(name, key).digest()).ljust(size, b"\0")
-        self._inner.update(block.translate(_INNER))
-        self._outer.update(block.translate(_OUTER))
+        self.inner = self.outer = None
+        if key:
+            # Copying these hashes is cheaper than creating an HMAC for each message, and than
+            # copying an HMAC.
+            size = hashlib.new(name).block_size
+            block = key if len(key) <= size else hashlib.new(name, key).digest()
+            block = block.ljust(size, b"\0")
+            self.inner = hashlib.new(name, block.translate(_INNER))
+            self.outer = hashlib.new(name, block.translate(_OUTER))
 
     def __repr__(self) -> str:
         return f"<Signer {self.scheme if self.enabled else 'off'}>"
@@ -73,15 +81,15 @@ class Signer:
         bytes
             The digest in hex; empty if the key is empty.
         """
-        if not self.enabled:
+        if self.inner is None or self.outer is None:
             return b""
-        inner = self._inner.copy()
+        inner = self.inner.copy()
         if len(parts[-1]) <= _LARGE:
             inner.update(b"".join(parts))
         else:
             for part in parts:
                 inner.update(part)
-        outer = self._outer.copy()
+        outer = self.outer.copy()
         outer.update(inner.digest())
         return outer.hexdigest().encode()
 

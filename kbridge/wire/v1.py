@@ -20,7 +20,6 @@ Invariants:
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
 
 from kbridge.errors import WrongFrameType
 from kbridge.wire import fields, frames
@@ -82,7 +81,7 @@ def encode_frame(msg: Message) -> bytes:
     return b"".join((head, offsets, name, header, parent, metadata, content))
 
 
-def encode_texts(messages: Sequence[Message]) -> list[bytes]:
+def encode_texts(messages: list[Message]) -> list[bytes]:
     """Return `encode_frame` of each message; faster for short messages on iopub."""
     pack, name = _pack_usual, _NAMES[Channel.IOPUB]
     at1 = _START + len(name)

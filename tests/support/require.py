@@ -18,6 +18,7 @@ import pytest
 __all__ = ["lack", "require"]
 
 _PROGRAMS = {
+    "cc": ("cc", "gcc", "clang"),
     "chromium": ("chromium", "chromium-browser", "google-chrome"),
     "faketime": ("faketime",),
     "nginx": ("nginx", "/usr/sbin/nginx"),
@@ -31,8 +32,10 @@ _PROGRAMS = {
 # Files below the prefix of the environment.
 _FILES = {"labextension": "share/jupyter/labextensions/@kbridge/jupyterlab/package.json"}
 _ADVICE = {
+    "cc": "install gcc",
     "chromium": "install Debian's chromium, or set KBRIDGE_CHROMIUM to a Chromium or Chrome",
     "faketime": "install faketime",
+    "kbridge_speedups": "install a C compiler and Python's headers, and run `make speedups`",
     "labextension": "install Node 20.19 or later with npm, and run `make labextension`",
     "nginx": "install nginx-light",
     "node": "install Node 20 or later",

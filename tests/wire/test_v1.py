@@ -11,6 +11,7 @@ from kbridge.wire import v1
 from kbridge.wire.frames import BINARY, each
 from kbridge.wire.frames import frame as websocket_frame
 from kbridge.wire.message import Channel, Message
+from kbridge.wire.speedups import Functions
 from tests.wire.cases import FIVE, MESSAGES, H, five, plain, v1_frame
 
 
@@ -76,11 +77,11 @@ LENGTHS = [0, 1, 20, 60, 100, 254, 255, 256, 60_000, 65_000, 65_535, 65_536, 70_
 
 
 @pytest.mark.parametrize("length", LENGTHS)
-def test_messages_are_encoded_together_as_they_are_one_by_one(length: int) -> None:
+def test_messages_are_encoded_together_as_they_are_one_by_one(twin: Functions, length: int) -> None:
     short = Message(Channel.IOPUB, b"", b"", b"", b"x" * length)
     long = MESSAGES["stream"]._replace(content=b"x" * length)
-    messages = [*MESSAGES.values(), short, long]
-    frames = v1.encode_texts(messages)
+    messages = [*MESSAGES.values(), short, long, short._replace(buffers=(b"buffer",))]
+    frames = twin.encode_texts(messages)
     assert frames == [v1.encode_frame(msg) for msg in messages]
     for msg, frame in zip(messages, frames, strict=True):
         ((opcode, payload),) = each(frame)

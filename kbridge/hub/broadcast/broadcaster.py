@@ -33,7 +33,8 @@ from kbridge.link.interfaces import ClientLink, noop
 from kbridge.wire.dialects import Dialect
 from kbridge.wire.headers import type_and_key
 from kbridge.wire.message import Message
-from kbridge.wire.v1 import encode_frame, encode_texts
+from kbridge.wire.speedups import encode_texts
+from kbridge.wire.v1 import encode_frame
 
 __all__ = ["Broadcaster"]
 
@@ -233,7 +234,7 @@ class Broadcaster:
             for other in verdict:
                 self._said(other, other.msg_type)
 
-    def on_texts(self, texts: Sequence[Message], keys: Sequence[int], now: float) -> None:
+    def on_texts(self, texts: list[Message], keys: list[int], now: float) -> None:
         """Judge, encode and journal stream messages with the same parent header."""
         if not self._only_paced:
             for msg, key in zip(texts, keys, strict=True):

@@ -33,6 +33,7 @@ from kbridge.link.interfaces import LinkFactory, RawMessage
 from kbridge.wire.headers import type_and_key
 from kbridge.wire.message import Channel, Message, scan
 from kbridge.wire.signing import Signer
+from kbridge.wire.speedups import read_texts
 from kbridge.wire.v1 import encode_frame
 from kbridge.wire.zmq import parse
 
@@ -211,44 +212,57 @@ class KernelConnection:
     def _deliver(self, channel: Channel, batch: list[RawMessage]) -> None:
         """Verify, parse and deliver messages."""
         now, wall = self._clock.monotonic(), self._clock.wall()
-        mark, link, signer = self._notices.mark, self._link, self._link.signer
-        iopub = channel is Channel.IOPUB
-        plain = iopub and self._readiness.proven and not self._requests.owed
-        texts: list[Message] = []
-        keys: list[int] = []
+        link, iopub = self._link, channel is Channel.IOPUB
+        if iopub and self._readiness.proven and not self._requests.owed and link.adapter is None:
+            self._deliver_output(batch, now, wall)
+            return
         for frames in batch:
             try:
-                msg = parse(channel, frames, signer)
-                # Most messages have the parent of the message before.
-                if msg.parent_header != self._unmarked:
-                    if texts:
-                        self._on_texts(texts, keys, now, wall)
-                        texts, keys = [], []
-                    if mark not in msg.parent_header:
-                        self._unmarked = msg.parent_header
-                    elif self._on_probed(msg, now, wall):
-                        continue
-                    else:
-                        plain = False
+                msg = parse(channel, frames, link.signer)
+                if self._is_probed(msg, now, wall):
+                    continue
                 if link.adapter is not None:
                     msg = link.adapter.from_kernel(msg)
             except KernelMessageError as error:
                 self._context.rejected.record(channel, error.reason)
                 continue
-            if not iopub:
+            if iopub:
+                msg_type, key = type_and_key(msg.header)
+                self._on_iopub(msg, msg_type, key, now, wall)
+            else:
                 self._on_reply(msg, now, wall)
+
+    def _deliver_output(self, batch: list[RawMessage], now: float, wall: float) -> None:
+        """Deliver messages on iopub, the texts of a run together.
+
+        Nothing else has to look at texts. They may have a probe as their parent, see `_on_probed`.
+        """
+        signer, at = self._link.signer, 0
+        while at < len(batch):
+            try:
+                texts, keys, after = read_texts(batch, at, signer)
+            except KernelMessageError as error:
+                self._context.rejected.record(Channel.IOPUB, error.reason)
+                at += 1
                 continue
-            msg_type, key = type_and_key(msg.header)
-            if plain and msg_type == "stream":
-                texts.append(msg)
-                keys.append(key)
-                continue
+            at += len(texts)
             if texts:
                 self._on_texts(texts, keys, now, wall)
-                texts, keys = [], []
-            self._on_iopub(msg, msg_type, key, now, wall)
-        if texts:
-            self._on_texts(texts, keys, now, wall)
+            if after is not None:
+                at += 1
+                msg, msg_type, key = after
+                if not self._is_probed(msg, now, wall):
+                    self._on_iopub(msg, msg_type, key, now, wall)
+
+    def _is_probed(self, msg: Message, now: float, wall: float) -> bool:
+        """Return True to drop a message, because it answers a probe; see `_on_probed`."""
+        # Most messages have the parent of the message before.
+        if msg.parent_header == self._unmarked:
+            return False
+        if self._notices.mark in msg.parent_header:
+            return self._on_probed(msg, now, wall)
+        self._unmarked = msg.parent_header
+        return False
 
     def _without_written(
         self, channel: Channel, batch: list[RawMessage], seam: Seam

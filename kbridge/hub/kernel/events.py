@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Protocol
 
 from kbridge.wire.message import Message
@@ -26,16 +25,16 @@ class KernelListener(Protocol):
             Monotonic seconds; the messages of one batch share it.
         """
 
-    def on_texts(self, texts: Sequence[Message], keys: Sequence[int], now: float) -> None:
+    def on_texts(self, texts: list[Message], keys: list[int], now: float) -> None:
         """Take stream messages that follow each other and have the same parent header.
 
         Most messages of a kernel are such; they are passed on together to save calls.
 
         Parameters
         ----------
-        texts : sequence of Message
+        texts : list of Message
             At least two messages.
-        keys : sequence of int
+        keys : list of int
             The key of each message, as in `on_output`.
         now : float
             Monotonic seconds.

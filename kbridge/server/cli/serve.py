@@ -18,6 +18,7 @@ from kbridge.server.cli.terminal import Question, can_ask, say
 from kbridge.server.config import ServerConfig
 from kbridge.server.restart import reap_inherited
 from kbridge.server.server import Server
+from kbridge.wire import speedups
 
 __all__ = ["Hooks", "serve"]
 
@@ -216,3 +217,4 @@ def _announce(server: Server, log: logging.Logger) -> None:
         ends = server.config.shutdown_kernels_on_exit
         kernels = " and its kernels" if ends else "; kernels keep running"
         say(f"Press Ctrl-C to stop it{kernels}.\n")
+    log.info("the functions of the hot path are %s", speedups.used)

@@ -19,6 +19,8 @@ from kbridge.wire.zmq import serialize
 from tests.hub.rig import INFO, KEY, StoppedClock, make_context
 from tests.support.waiting import TIMEOUT
 
+pytestmark = pytest.mark.usefixtures("twin")
+
 ALICE, BOB = 1, 99
 # Signature, revision, socket type ROUTER, empty identity.
 OLD_GREETING = b"\xff" + bytes(7) + b"\x01\x7f" + b"\x01\x06" + b"\0\0"
@@ -170,7 +172,7 @@ async def test_streams_in_a_row_with_one_parent_are_passed_on_together(side) -> 
     frames = [serialize(msg, side.signer) for msg in said]
     side.kernel.say(Channel.IOPUB, *frames[:5], forged, *frames[5:])
     ids = [msg.msg_id for msg in said]
-    assert side.listener.runs == [ids[:3], ids[3:4], ids[4:7], ids[7:]]
+    assert side.listener.runs == [ids[:3], ids[3:4], ids[4:5], ids[5:7], ids[7:]]
     assert [msg for _, msg in side.listener.messages if msg in said] == said
 
 

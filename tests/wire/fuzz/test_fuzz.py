@@ -21,10 +21,12 @@ from kbridge.wire import legacy, v1, zmq
 from kbridge.wire.fields import MAX_PARSED
 from kbridge.wire.message import Channel, Message
 from kbridge.wire.signing import Signer
+from kbridge.wire.texts import read_texts
 from kbridge.wire.zmtp.commands import ready
 from kbridge.wire.zmtp.encoder import encode
 from kbridge.wire.zmtp.greeting import GREETING
 from kbridge.wire.zmtp.peer import Limits, Peer, SocketType
+from tests.support.twins import functions
 from tests.wire.cases import HEADER, LEGACY_FAULTS, MESSAGES, V1_FAULTS, plain, raw
 
 SECONDS = float(os.environ.get("KBRIDGE_FUZZ_SECONDS", "0"))
@@ -195,6 +197,32 @@ def zmq_parse(frames: list[bytes | memoryview], signed: bool) -> None:
 
 @ROUND
 @given(
+    st.lists(
+        st.lists(BUFFERS | st.just(zmq.DELIMITER) | BUFFERS.map(memoryview), max_size=9)
+        | VALID.map(lambda msg: zmq.serialize(msg, Signer(b""), [b"topic"])),
+        max_size=4,
+    )
+)
+def texts(batch: list[list[bytes | memoryview]]) -> None:
+    """Frames that any peer may send to a SUB, in both implementations of the hot path."""
+    results = []
+    for read in (read_texts, functions("C").read_texts):
+        read_messages, at = [], 0
+        while at < len(batch):
+            try:
+                run, keys, after = read(batch, at, Signer(b""))
+            except KernelMessageError:
+                at += 1
+                continue
+            read_messages += [(msg, "stream", key) for msg, key in zip(run, keys, strict=True)]
+            read_messages += [after] if after else []
+            at += len(run) + (after is not None)
+        results.append(read_messages)
+    assert results[0] == results[1]
+
+
+@ROUND
+@given(
     VALID,
     CURRENT.map(raw),
     st.sampled_from(["hmac-sha256", "hmac-blake2s", "hmac-sha3_384"]),
@@ -267,7 +295,10 @@ for _data, _, _ in V1_FAULTS.values():
 for _data, _, _ in LEGACY_FAULTS.values():
     legacy_decode = example(_data)(legacy_decode)
 
-TARGETS = [v1_decode, legacy_decode, there_and_back, zmq_parse, signed_for_session, zmtp_peer]
+TARGETS = [
+    *(v1_decode, legacy_decode, there_and_back),
+    *(zmq_parse, texts, signed_for_session, zmtp_peer),
+]
 
 
 @pytest.mark.timeout(SECONDS + 600)
