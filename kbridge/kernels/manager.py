@@ -328,6 +328,7 @@ class BridgeKernelManager(KernelSettings, AsyncMultiKernelManager):
         """
         await self._wait_adopted()
         await self._shutdown.end_all(now=now)
+        self._close_context()
 
     async def leave_all(self) -> None:
         """Leave every kernel to the next server, and start no more; takes at most 17 s.
@@ -336,10 +337,19 @@ class BridgeKernelManager(KernelSettings, AsyncMultiKernelManager):
         """
         await self._wait_adopted()
         await self._shutdown.leave_all()
+        self._close_context()
 
     def count_staying(self) -> int:
         """Return how many kernels `leave_all` would leave running."""
         return self._shutdown.count_staying()
+
+    def _close_context(self) -> None:
+        """Close the ZeroMQ context that jupyter_client has made with the first kernel.
+
+        The garbage collector would find it unclosed if it comes to the context before the manager.
+        """
+        if self._created_context and not self.context.closed:
+            self.context.destroy(linger=0)
 
     async def _wait_adopted(self) -> None:
         if (adopting := self._adopting) is not None:

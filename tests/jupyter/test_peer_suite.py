@@ -20,6 +20,9 @@ from tests.support.sdist import suite_of
 
 PAGE = Path(__file__).parents[2] / "docs" / "peer-suite.md"
 LEFT_OUT = {**EXCEPTED, **NOT_HERE}
+# These tests give kernels a few seconds; on a slow machine they also fail with the other class.
+TIMED = "tests/services/kernels/test_cull.py::"
+TIMES = 3
 
 
 @pytest.fixture(scope="module")
@@ -28,14 +31,21 @@ def suite(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 
 
 def try_again(suite: Path, outcome: Outcome) -> dict[str, str]:
-    """Return the outcomes after a retry of those failures that did not involve kbridge's class.
+    """Return the outcomes after retries of those failures that did not involve kbridge's class, or
+    that depend on the time.
 
     Some tests fail now and then with Jupyter Server's own class as well ("fd 41 added twice").
     """
-    unlucky = [test for test in outcome.failed if not outcome.made.get(test)]
-    if not unlucky:
-        return outcome.outcomes
-    return outcome.outcomes | run(suite, OURS, *unlucky, timeout=600).outcomes
+    outcomes = dict(outcome.outcomes)
+    failed = list(outcome.failed)
+    for _ in range(TIMES):
+        failed = [test for test in failed if not outcome.made.get(test) or test.startswith(TIMED)]
+        if not failed:
+            break
+        again = run(suite, OURS, *failed, timeout=600)
+        outcomes |= again.outcomes
+        failed = list(again.failed)
+    return outcomes
 
 
 @pytest.mark.kernel

@@ -868,6 +868,15 @@ async def test_a_shutdown_that_is_cancelled_before_its_turn_ends_nothing(make_ma
     assert manager.models() == []
 
 
+async def test_the_context_is_closed_with_the_manager(make_manager, fake):
+    """Not by the garbage collector, which may report it as a leak."""
+    manager = make_manager()
+    await manager.start_kernel(fake())
+    assert not manager.context.closed
+    await manager.shutdown_all()
+    assert manager.context.closed
+
+
 async def test_open_starts_nothing_once_the_server_is_closing(make_manager, fake, fleet):
     manager = make_manager(pool={fake(): 1})
     await manager.shutdown_all()

@@ -257,9 +257,14 @@ def test_sections_of_classes_that_are_made_later(
 
 
 def test_a_start_loads_no_kernel(serve: Callable[..., Process]) -> None:
-    """jupyter_client imports ipykernel, and with it IPython, to read ipykernel's kernelspec."""
-    server = serve(PYTHONPROFILEIMPORTTIME="1")
-    loaded = re.findall(r"^import time:.*\| +(\S+)$", server.log.read_text(), flags=re.MULTILINE)
+    """jupyter_client imports ipykernel, and with it IPython, to read ipykernel's kernelspec.
+
+    A server that listens loads them in advance; the warning is logged when it listens.
+    """
+    server = serve("--token=", PYTHONPROFILEIMPORTTIME="1")
+    start, warning, _ = server.log.read_text().partition("authentication is off")
+    assert warning
+    loaded = re.findall(r"^import time:.*\| +(\S+)$", start, flags=re.MULTILINE)
     assert "kbridge.server.server" in loaded
     assert not [name for name in loaded if name.partition(".")[0] in ("IPython", "ipykernel")]
 
