@@ -87,6 +87,6 @@ def dialect(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture(scope="module", params=TWINS)
 def twin(request: pytest.FixtureRequest) -> Iterator[Functions]:
-    """Each implementation of the hot path in turn; hubs use it."""
+    """Each implementation of the hot path in turn; hubs and decoders use it."""
     with used(request.param) as functions:
         yield functions

@@ -10,6 +10,7 @@ import pytest
 from kbridge.hub.broadcast import broadcaster
 from kbridge.hub.kernel import connection
 from kbridge.wire.speedups import Functions, choose
+from kbridge.wire.zmtp import decoder
 from tests.support.require import require
 
 __all__ = ["TWINS", "functions", "used"]
@@ -33,4 +34,5 @@ def used(twin: str) -> Iterator[Functions]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(connection, "read_texts", found.read_texts)
         patch.setattr(broadcaster, "encode_texts", found.encode_texts)
+        patch.setattr(decoder, "split", found.split)
         yield found

@@ -19,6 +19,7 @@ from typing import Final
 
 from kbridge.errors import MessageTooBig, ZmtpError
 from kbridge.wire.message import RawMessage
+from kbridge.wire.speedups import split
 from kbridge.wire.zmtp.commands import COMMAND_LIMIT
 from kbridge.wire.zmtp.shape import Shape
 
@@ -262,12 +263,17 @@ class Decoder:
     def _read_similar(self, data: bytes, at: int, messages: list[RawMessage]) -> int:
         """Append the messages that look like the last one; return the place of the next message.
 
+        The compiled function appends whatever they look like, until one is unusual.
+
         The next attempt is further away after each attempt that was in vain, because an attempt
         costs as much as several messages.
         """
         before = len(messages)
         parts = messages[-1]
-        if len(parts) <= _SHAPE_PARTS:
+        if split is not None:
+            room = _BATCH - before
+            at = split(data, at, self._part_limit, self._parts_limit, room, messages)
+        elif len(parts) <= _SHAPE_PARTS:
             sizes = tuple(map(len, parts[:-1]))
             if sizes != self._shape.sizes:
                 self._shape = Shape(sizes)

@@ -26,7 +26,7 @@ from kbridge.wire.zmtp.commands import ready
 from kbridge.wire.zmtp.encoder import encode
 from kbridge.wire.zmtp.greeting import GREETING
 from kbridge.wire.zmtp.peer import Limits, Peer, SocketType
-from tests.support.twins import functions
+from tests.support.twins import functions, used
 from tests.wire.cases import HEADER, LEGACY_FAULTS, MESSAGES, V1_FAULTS, plain, raw
 
 SECONDS = float(os.environ.get("KBRIDGE_FUZZ_SECONDS", "0"))
@@ -290,6 +290,11 @@ def zmtp_peer(greeting: bytes, frames: list[tuple[bytes, int]], cuts: list[int])
         assert len(message) <= ZMTP_LIMITS.parts
 
 
+def zmtp_peer_compiled() -> None:
+    with used("C"):
+        zmtp_peer()
+
+
 for _data, _, _ in V1_FAULTS.values():
     v1_decode = example(_data)(v1_decode)
 for _data, _, _ in LEGACY_FAULTS.values():
@@ -297,7 +302,7 @@ for _data, _, _ in LEGACY_FAULTS.values():
 
 TARGETS = [
     *(v1_decode, legacy_decode, there_and_back),
-    *(zmq_parse, texts, signed_for_session, zmtp_peer),
+    *(zmq_parse, texts, signed_for_session, zmtp_peer, zmtp_peer_compiled),
 ]
 
 

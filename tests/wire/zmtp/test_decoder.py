@@ -19,6 +19,8 @@ from kbridge.wire.zmtp.decoder import Decoder
 from kbridge.wire.zmtp.encoder import encode
 from tests.wire.zmtp.libzmq import BORDERS, LIMITS
 
+pytestmark = pytest.mark.usefixtures("twin")
+
 PART, MESSAGE, PARTS = 1000, 2500, 5  # limits
 LONG = 70_000  # bytes of a part that is received into `pending`
 
