@@ -31,6 +31,7 @@ from kbridge.link.holder.header import (
     FIRST,
     HEADER_SIZE,
     INTENDED,
+    PIECE,
     RECEIVED,
     SENDING,
     SEQ,
@@ -170,7 +171,7 @@ class SharedBuffer:
 
     def receive_long(self, sock: socket.socket, pending: memoryview) -> int:
         """Receive a part of a long frame, and copy it to `pending`; return its size."""
-        view = self._room()[: len(pending)]
+        view = self._room(min(len(pending), PIECE))
         count = self._announced(sock, view) if self._announce else sock.recv_into(view)
         pending[:count] = view[:count]
         self.position += count

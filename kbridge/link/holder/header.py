@@ -22,7 +22,7 @@ CANARY = 8  # two words
 CANARY_SIZE = 16
 
 CHUNK = 128 * 1024
-"""The most bytes that a bridge receives by one call, unless it receives in advance."""
+"""The most bytes of one call, unless a bridge receives in advance, or a long frame."""
 
 PIECE = 1024 * 1024
 """The most bytes that a bridge receives by one call."""

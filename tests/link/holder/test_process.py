@@ -322,6 +322,25 @@ def test_memory_is_kept_during_a_burst_and_returned_after_it(address: socket.soc
     memory.close_descriptor()
 
 
+def test_a_long_frame_is_received_in_few_reads(address: socket.socket) -> None:
+    memory = SharedMemory([64 * CHUNK])
+    buffer = memory.buffer(0, announce=address.family == socket.AF_UNIX)
+    pending = memoryview(bytearray(1_000_000))
+    data = random.randbytes(150_000)  # more than one read of other bytes
+    with socket.socket(address.family) as near:
+        near.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2 * len(data))
+        near.connect(address.getsockname())
+        far, _ = address.accept()
+        with far:
+            far.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 2 * len(data))
+            far.sendall(data)
+            eventually(lambda: unread(near) == len(data), "all bytes have arrived")
+            assert buffer.receive_long(near, pending) == len(data)
+    assert pending[: len(data)] == data
+    assert buffer.position == len(data)
+    memory.close_descriptor()
+
+
 def test_the_process_imports_only_small_modules() -> None:
     program = Path(kbridge.link.holder.__file__).with_name("__main__.py")
     # Without arguments, it fails after the imports.
