@@ -81,7 +81,6 @@ TESTED_BY = {
     "link/holder/client.py": "link/holder/test_process.py",
     "link/holder/header.py": "link/holder/test_process.py",
     "link/holder/held.py": "link/holder/test_process.py",
-    "link/holder/keeper.py": "integration/test_holder.py",
     "link/holder/packets.py": "link/holder/test_process.py",
     "link/interfaces.py": "link/test_memory.py",
     "link/linger.py": "link/test_websocket.py",

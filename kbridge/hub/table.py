@@ -127,7 +127,7 @@ class HubTable:
 
     async def _take_over(self, keeper: Keeper, store: JournalStore) -> None:
         """Go on with the connections of an earlier bridge."""
-        keeper.take()
+        await keeper.take()
         for kernel_id in keeper.left:
             kept = keeper.kernel(kernel_id)
             frames = None if kept.seq is None else await store.history(kernel_id).frames(kept.seq)

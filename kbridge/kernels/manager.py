@@ -158,6 +158,8 @@ class BridgeKernelManager(KernelSettings, AsyncMultiKernelManager):
             self.index.add(kernel)
             kernel.watch()
             self.log.info("Kernel found again: %s (%s)", kernel.kernel_id, kernel.kernel_name)
+        if self.attach_directory is not None:  # so that their connections go on
+            await self.attach_directory.look()
         await self.hubs.wait_resumed()
         # An ended kernel is reported once: not again if this server dies now.
         await self.writer.settled()

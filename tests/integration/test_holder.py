@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
+from kbridge.connect import write_connection_file
 from tests.support.client import attach
 from tests.support.require import require
 from tests.support.restartable_server import RestartableServer
 from tests.support.server import LINK
-from tests.support.waiting import eventually
+from tests.support.waiting import eventually, until
 
 pytestmark = pytest.mark.kernel
 
@@ -119,6 +123,88 @@ async def test_an_input_request_of_a_kernel_without_a_server_is_answered(
     assert done.text().endswith("hello you\n")
     assert done.text("stderr") == ""
     server.assert_clean_log()
+
+
+def holders(server: RestartableServer) -> list[psutil.Process]:
+    """Return the processes that keep the connections of a server."""
+    children = psutil.Process(server.process.pid).children()
+    return [child for child in children if is_holder(child)]
+
+
+def is_holder(process: psutil.Process) -> bool:
+    try:
+        return any("holder/__main__.py" in word for word in process.cmdline())
+    except psutil.Error:  # it has ended
+        return False
+
+
+def keeps_a_kernel(process: psutil.Process) -> bool:
+    """Return True if a process has the four connections of a kernel."""
+    try:
+        opened = process.net_connections("tcp")
+    except psutil.Error:
+        return False
+    return len([each for each in opened if each.status == psutil.CONN_ESTABLISHED]) >= 4
+
+
+async def test_a_holder_that_was_killed_is_replaced(server: RestartableServer) -> None:
+    server.start()
+    kernel = server.start_kernel()
+    at = server.home / "at"
+    async with attach(server, kernel, session="mine") as ws:
+        msg_id = await ws.start(COUNT.format(lines=3000, rate=500, at=str(at)))
+        await ws.until(lambda m: "100" in m["content"].get("text", ""))
+        [first] = holders(server)
+        first.kill()
+        await until(
+            lambda: [h for h in holders(server) if h.pid != first.pid and keeps_a_kernel(h)],
+            "another holder has the connections",
+        )
+        server.crash()
+        seen = list(ws.seen)
+    missed = min(number_in(at) + 300, 2999)
+    eventually(lambda: number_in(at) >= missed, "more lines were printed")
+    server.start()
+    async with attach(server, kernel, session="mine", since=seen[-1]["header"]["msg_id"]) as ws:
+        done = await ws.finish(msg_id)
+        assert done.reply["status"] == "ok"
+        assert numbers(seen) + numbers(ws.seen) == list(range(3000))
+    server.assert_clean_log()
+
+
+@pytest.fixture
+def dropped(tmp_path: Path) -> Iterator[Path]:
+    """A directory with the connection file of a kernel that another program has started."""
+    file = tmp_path / "dropped" / "kernel-4711.json"
+    file.parent.mkdir()
+    write_connection_file(str(file), key=b"a key", kernel_name="elsewhere")
+    with subprocess.Popen([sys.executable, str(ONE_THREAD), str(file)]) as process:
+        yield file.parent
+        process.kill()
+
+
+async def test_a_kernel_of_attach_dir_goes_on(tmp_path: Path, dropped: Path) -> None:
+    server = RestartableServer(tmp_path, *ARGS, f"--attach-dir={dropped}")
+    try:
+        server.start()
+        [kernel] = eventually(lambda: server.request("GET", "/api/kernels").json(), "attached")
+        at = server.home / "at"
+        async with attach(server, kernel["id"], session="mine") as ws:
+            msg_id = await ws.start(COUNT.format(lines=2000, rate=1000, at=str(at)))
+            await ws.until(lambda m: "100" in m["content"].get("text", ""))
+            server.crash()
+            seen = list(ws.seen)
+        eventually(lambda: number_in(at) == 1999, "all lines were printed")
+        server.start()
+        since = seen[-1]["header"]["msg_id"]
+        async with attach(server, kernel["id"], session="mine", since=since) as ws:
+            done = await ws.finish(msg_id)
+            assert done.reply["status"] == "ok"
+            assert done.text("stderr") == ""
+            assert numbers(seen) + numbers(ws.seen) == list(range(2000))
+        server.assert_clean_log()
+    finally:
+        server.kill()
 
 
 async def test_a_server_that_leaves_its_kernels_loses_nothing(tmp_path: Path) -> None:

@@ -22,6 +22,8 @@ import os
 import secrets
 import socket
 from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
 from typing import Final
 
 from kbridge.link.holder.header import (
@@ -42,10 +44,20 @@ from kbridge.link.holder.header import (
     unread,
 )
 
-__all__ = ["SharedBuffer", "SharedMemory"]
+__all__ = ["SharedBuffer", "SharedMemory", "open_files"]
 
 _KEPT: Final = 1024 * 1024  # memory that an empty buffer keeps
 _CALM: Final = 32  # reads into an empty buffer that used no more, after which a burst is over
+
+
+def open_files() -> dict[tuple[int, int], int]:
+    """Return the open descriptors of this process, by device and inode of their files."""
+    found = {}
+    for path in Path("/proc/self/fd").iterdir():
+        with suppress(OSError):  # the descriptor of the directory itself is closed
+            status = os.fstat(int(path.name))
+            found[status.st_dev, status.st_ino] = int(path.name)
+    return found
 
 
 class SharedMemory:
@@ -62,6 +74,8 @@ class SharedMemory:
         The memory file; closed by `close_descriptor`.
     offsets : list of int
         The place of each buffer.
+    file : tuple of int
+        Device and inode, by which `open_files` finds the duplicate of `fd` that the mapping has.
     """
 
     def __init__(self, sizes: Sequence[int]) -> None:
@@ -71,6 +85,8 @@ class SharedMemory:
         self.fd = os.memfd_create("kbridge-received")
         try:
             os.ftruncate(self.fd, total)
+            status = os.fstat(self.fd)
+            self.file = (status.st_dev, status.st_ino)
             self._map = mmap.mmap(self.fd, total)  # has a duplicate of the descriptor
         except BaseException:
             os.close(self.fd)

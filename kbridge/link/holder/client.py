@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Final
@@ -24,11 +24,12 @@ from kbridge.link.holder.header import (
 )
 from kbridge.link.holder.held import CLOSED, FULL, TORN
 from kbridge.link.holder.packets import fields_of, packet, receive, send
+from kbridge.link.interfaces import noop
 
 __all__ = ["HeldConnection", "Holder", "is_supported"]
 
 _PROGRAM: Final = Path(__file__).with_name("__main__.py")
-_BLOCK: Final = 256 * 1024
+_BLOCK: Final = 64 * 1024  # parsed in one turn of the event loop
 _TIMEOUT: Final = 10.0  # seconds for a holder that still waits for the end of an earlier bridge
 
 
@@ -150,9 +151,15 @@ class Holder:
         The most bytes there, for all kernels together.
     seconds : float
         The longest time in which the holder waits for the next bridge.
+
+    Attributes
+    ----------
+    on_lost : callable
+        Called when the holder has ended, after `watch`; set by the owner.
     """
 
     def __init__(self, path: Path, directory: Path | None, limit: int, seconds: float) -> None:
+        self.on_lost: Callable[[], None] = noop
         self._path = path
         self._arguments = [str(path), str(directory or ""), str(limit), str(seconds)]
         self._sock: socket.socket | None = None
@@ -172,6 +179,8 @@ class Holder:
         OSError
             If that is not possible.
         """
+        if self._process is not None:
+            self._process.poll()  # it has ended
         near, far = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with far:
             try:
@@ -187,12 +196,19 @@ class Holder:
                 near.close()
                 raise
         self._use(near)
+        if _running_loop() is not None:
+            self.watch()
+
+    def watch(self) -> None:
+        """Notice the end of the holder from now on; call it on the event loop."""
+        if self._sock is not None:
+            asyncio.get_running_loop().add_reader(self._sock, self._on_input)
 
     def take(self) -> list[HeldConnection]:
         """Take over the connections that an earlier bridge left; they are not read until `use`.
 
-        The call blocks for some milliseconds, and for at most 10 s if the earlier bridge has not
-        ended yet.
+        Call it in a thread, and `watch` after it: it blocks for at most 10 s if the earlier bridge
+        has not ended yet.
 
         Raises
         ------
@@ -253,9 +269,7 @@ class Holder:
         sock, self._sock = self._sock, None
         if sock is None:
             return
-        loop = _running_loop()
-        if loop is not None:
-            loop.remove_writer(sock)
+        self._leave_loop(sock)
         sock.setblocking(True)
         with suppress(OSError):
             while self._unsent:
@@ -309,13 +323,31 @@ class Holder:
     def _lost(self) -> None:
         """Note that the holder has ended."""
         assert self._sock is not None
-        loop = _running_loop()
-        if loop is not None:
-            loop.remove_writer(self._sock)
+        self._leave_loop(self._sock)
         while self._unsent:
             self._close_sent()
         self._sock.close()
         self._sock = None
+        self.on_lost()
+
+    def _on_input(self) -> None:
+        """Find the end of the holder, which sends nothing by itself."""
+        assert self._sock is not None
+        try:
+            data = self._sock.recv(1)
+        except BlockingIOError:
+            return
+        except OSError:
+            data = b""
+        if not data:
+            self._lost()
+
+    @staticmethod
+    def _leave_loop(sock: socket.socket) -> None:
+        loop = _running_loop()
+        if loop is not None:
+            loop.remove_reader(sock)
+            loop.remove_writer(sock)
 
 
 def _running_loop() -> asyncio.AbstractEventLoop | None:

@@ -12,17 +12,19 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Final
 
 from kbridge.flow.seam import Seam
-from kbridge.link.holder.buffer import SharedBuffer, SharedMemory
+from kbridge.link.holder.buffer import SharedBuffer, SharedMemory, open_files
 from kbridge.link.holder.client import HeldConnection, Holder
 from kbridge.wire.message import Channel
 from kbridge.wire.zmtp.peer import Peer
 
 __all__ = ["Keeper", "KeptKernel", "Port"]
 
+_FIRST_DELAY: Final = 0.5  # seconds until another holder is started
+_LAST_DELAY: Final = 300.0
 _MIB: Final = 1024 * 1024
 _SIZES: Final = {
     Channel.IOPUB: 16 * _MIB,
@@ -52,6 +54,7 @@ class Port:
         self._buffer: SharedBuffer | None = None
         self._peer: Peer | None = None
         self._base = 0  # the position of the first byte that the peer was given
+        self._given: tuple[socket.socket, str] | None = None  # to the holder
         self._noted: int | None = None
 
     @property
@@ -69,15 +72,25 @@ class Port:
         if self._kernel.given_up:
             return None
         self._base = 0
-        return self._new_buffer(sock, 0)
+        try:
+            return self._new_buffer(sock, 0)
+        except OSError:  # no memory, process or descriptor is left
+            self._kernel.give_up()
+            return None
 
     def hold(self, sock: socket.socket, peer: Peer, identity: bytes) -> None:
         """Keep a connection whose handshake is finished."""
         if self._buffer is None:
             return
         self._peer = peer
-        info = f"{peer.minor} {identity.decode()}"
-        self._kernel.holder.hold(self.key, info, sock.fileno(), self._place)
+        self._given = (sock, f"{peer.minor} {identity.decode()}")
+        self.hold_again()
+
+    def hold_again(self) -> None:
+        """Give the connection to the holder, if there is one."""
+        if self._given is not None:
+            sock, info = self._given
+            self._kernel.holder.hold(self.key, info, sock.fileno(), self._place)
 
     @property
     def minor(self) -> int:
@@ -91,6 +104,7 @@ class Port:
         assert held is not None
         self._peer = peer
         self._base = held.taken
+        self._given = (held.sock, held.info)
         buffer = self._new_buffer(held.sock, held.position)
         buffer.mark_taken(held.taken, held.seq)
         self._kernel.holder.use(self.key, self._place)
@@ -106,7 +120,7 @@ class Port:
 
     def drop(self) -> None:
         """Let the connection end."""
-        self._noted = self._peer = None
+        self._noted = self._peer = self._given = None
         if self._held is not None:
             self._held.close(sock=False)
             self._held = None
@@ -183,6 +197,14 @@ class KeptKernel:
             self.holder.share(self.kernel_id, memory.fd)
             memory.close_descriptor()
         return self._memory
+
+    def hold_again(self, files: Mapping[tuple[int, int], int]) -> None:
+        """Give everything to another holder process; `files` are those of `open_files`."""
+        if self.given_up or self._memory is None:
+            return
+        self.holder.share(self.kernel_id, files[self._memory.file])
+        for port in self.ports.values():
+            port.hold_again()
 
     @property
     def stays(self) -> bool:
@@ -262,18 +284,22 @@ class Keeper:
     ) -> None:
         self._holder = holder
         self._log = log
+        self._delay = _FIRST_DELAY
+        self._timer: asyncio.TimerHandle | None = None
+        holder.on_lost = self._on_lost
         self._left: dict[str, dict[Channel, HeldConnection]] = {}
         self._kernels: dict[str, KeptKernel] = {}
 
-    def take(self) -> None:
+    async def take(self) -> None:
         """Take over the connections that an earlier bridge left, if there are some."""
         try:
-            found = self._holder.take()
+            found = await asyncio.to_thread(self._holder.take)
         except (FileNotFoundError, ConnectionRefusedError):
             return
         except OSError as error:
             self._log.warning("Connections to kernels cannot be taken over: %s", error)
             return
+        self._holder.watch()
         for held in found:
             kernel_id, _, channel = held.key.rpartition("/")
             self._left.setdefault(kernel_id, {})[Channel(channel)] = held
@@ -325,4 +351,29 @@ class Keeper:
 
     def close(self) -> None:
         """Let the holder read the connections that stay."""
+        if self._timer is not None:
+            self._timer.cancel()
         self._holder.close()
+
+    def _on_lost(self) -> None:
+        """Start another holder process in a moment: later, if they end one after the other."""
+        self._log.warning(
+            "The process that keeps the connections to kernels has ended; another one is started in"
+            " %g s. Until then, the end of this server loses output",
+            self._delay,
+        )
+        self._timer = asyncio.get_running_loop().call_later(self._delay, self._start_again)
+        self._delay = min(2 * self._delay, _LAST_DELAY)
+
+    def _start_again(self) -> None:
+        """Start a holder process, and give it the connections."""
+        try:
+            if not self._holder.running:  # a new kernel may have started one
+                self._holder.start()
+            files = open_files()
+        except OSError as error:
+            self._log.warning("The holder process cannot be started: %s", error)
+            self._on_lost()
+            return
+        for kernel in self._kernels.values():
+            kernel.hold_again(files)

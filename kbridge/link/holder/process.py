@@ -166,6 +166,8 @@ class Holder:
     def _handle(self, bridge: socket.socket, fields: list[str], fds: list[int]) -> None:
         letter, *rest = fields
         if letter == "M":
+            if rest[0] in self._memories:
+                os.close(self._memories[rest[0]])
             self._memories[rest[0]] = fds[0]
         elif letter == "N":
             os.close(self._memories.pop(rest[0]))

@@ -116,6 +116,7 @@ class AttachApp(KbridgeApp):
                     await self._attach(kernels, path, name, info)
         except ValueError as error:
             raise InvalidRequest(str(error)) from error
+        await kernels.hubs.wait_resumed()
 
     async def _find(self, argument: str) -> list[tuple[Path, dict[str, Any]]]:
         try:

@@ -1,0 +1,247 @@
+"""The kept connections of kernels, with a real holder process and real sockets."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from kbridge.link.holder.client import Holder, is_supported
+from kbridge.link.holder.keeper import Keeper, KeptKernel
+from kbridge.wire.message import Channel
+from kbridge.wire.zmtp.encoder import encode
+from kbridge.wire.zmtp.peer import Limits, Peer, SocketType
+from tests.support.waiting import TIMEOUT, eventually, until
+
+pytestmark = pytest.mark.skipif(not is_supported(), reason="needs Linux")
+
+LOG = logging.getLogger("kbridge.test.keeper")
+MESSAGE = encode((b"one", b"two"))
+
+
+class Kernel:
+    """The far ends of the connections of a kernel."""
+
+    def __init__(self) -> None:
+        self.listener = socket.create_server(("127.0.0.1", 0))
+        self.far: dict[Channel, socket.socket] = {}
+        self.near: dict[Channel, socket.socket] = {}
+
+    def connect(self, kept: KeptKernel) -> None:
+        for channel, port in kept.ports.items():
+            near = socket.create_connection(self.listener.getsockname())
+            self.near[channel] = near
+            self.far[channel], _ = self.listener.accept()
+            self.far[channel].settimeout(TIMEOUT)
+            port.open(near)
+            port.hold(near, peer(channel), b"" if channel is Channel.IOPUB else b"me")
+
+    def leave(self) -> None:
+        """Close the near ends, as the process does when it ends."""
+        for sock in self.near.values():
+            sock.close()
+
+    def close(self) -> None:
+        self.leave()
+        for sock in (self.listener, *self.far.values()):
+            sock.close()
+
+
+def peer(channel: Channel) -> Peer:
+    """Return a peer whose handshake is finished."""
+    kind = SocketType.SUB if channel is Channel.IOPUB else SocketType.DEALER
+    return Peer.resume(kind, b"", Limits(1 << 20, 1 << 22), 1)
+
+
+def holders() -> list[psutil.Process]:
+    """Return the holder processes that this process has started."""
+    return [child for child in psutil.Process().children() if _is_holder(child)]
+
+
+def _is_holder(process: psutil.Process) -> bool:
+    try:
+        return any("holder/__main__.py" in word for word in process.cmdline())
+    except psutil.Error:  # it has ended
+        return False
+
+
+def listening() -> bool:
+    """Return True if a holder waits for the next bridge."""
+    try:
+        opened = [each for holder in holders() for each in holder.net_connections("unix")]
+    except psutil.Error:
+        return False
+    return any(each.laddr == "holder" for each in opened)
+
+
+async def taken(keeper: Keeper) -> KeptKernel:
+    """Take over the connections of the only kernel."""
+    await keeper.take()
+    assert keeper.left == ["one"]
+    return keeper.kernel("one")
+
+
+@pytest.fixture
+def kernel() -> Iterator[Kernel]:
+    made = Kernel()
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def make(tmp_path: Path) -> Iterator[Callable[[], Keeper]]:
+    made: list[Keeper] = []
+
+    def make() -> Keeper:
+        holder = Holder(tmp_path / "holder", tmp_path, 1 << 30, 600.0)
+        made.append(Keeper(holder, LOG))
+        return made[-1]
+
+    yield make
+    for keeper in made:
+        keeper.close()
+    eventually(lambda: not holders(), "the holders have ended")
+
+
+async def test_without_a_holder_there_is_nothing_to_take(make: Callable[[], Keeper]) -> None:
+    keeper = make()
+    await keeper.take()
+    assert keeper.left == []
+    assert keeper.kernel("one").seq is None
+    assert not keeper.kernel("one").resumes
+
+
+async def test_the_next_keeper_goes_on(make: Callable[[], Keeper], kernel: Kernel) -> None:
+    first = make()
+    kept = first.kernel("one")
+    kernel.connect(kept)
+    assert kept.stays
+    iopub = kept.ports[Channel.IOPUB]
+    buffer = iopub.open(kernel.near[Channel.IOPUB])
+    assert buffer is not None
+    await until(listening, "the holder listens")
+    first.leave()
+    first.close()
+    kernel.leave()
+    kernel.far[Channel.IOPUB].sendall(MESSAGE)
+    second = make()
+    kept = await taken(second)
+    assert kept.seq == 0
+    assert kept.identity == b"me"
+    port = kept.ports[Channel.IOPUB]
+    assert port.minor == 1
+    sock, buffer = port.resume(peer(Channel.IOPUB))
+    replayed = b"".join(port.replay())
+    while len(replayed) < len(MESSAGE):  # the holder may not have read it
+        replayed += buffer.receive(sock)
+    assert replayed == MESSAGE
+    assert port.held is None
+    sock.close()
+    second.drop(kept)
+    assert kernel.far[Channel.SHELL].recv(1) == b""  # no process has it
+
+
+async def test_connections_of_a_kernel_that_has_ended_are_dropped(
+    make: Callable[[], Keeper], kernel: Kernel
+) -> None:
+    keeper = make()
+    kernel.connect(keeper.kernel("one"))
+    keeper.forget("one")
+    kernel.leave()
+    assert kernel.far[Channel.IOPUB].recv(1) == b""
+
+
+async def test_connections_that_no_kernel_uses_are_dropped(
+    make: Callable[[], Keeper], kernel: Kernel
+) -> None:
+    first = make()
+    kernel.connect(first.kernel("one"))
+    await until(listening, "the holder listens")
+    first.leave()
+    first.close()
+    kernel.leave()
+    second = make()
+    kept = await taken(second)
+    second.drop(kept)
+    assert [far.recv(1) for far in kernel.far.values()] == [b""] * 4
+
+
+async def test_a_message_counts_as_written_when_its_file_has_it(
+    make: Callable[[], Keeper], kernel: Kernel
+) -> None:
+    first = make()
+    kept = first.kernel("one")
+    kernel.connect(kept)
+    port = kept.ports[Channel.SHELL]
+    mine = peer(Channel.SHELL)
+    near = kernel.near[Channel.SHELL]
+    buffer = port.open(near)
+    assert buffer is not None
+    port.hold(near, mine, b"me")
+    kernel.far[Channel.SHELL].sendall(MESSAGE + MESSAGE[:-1])
+    read = b""
+    while len(read) < 2 * len(MESSAGE) - 1:
+        data = buffer.receive(near)
+        mine.feed(data)
+        read += data
+    kept.note()
+    kept.reached(17)
+    await until(listening, "the holder listens")
+    first.leave()
+    first.close()
+    kernel.leave()
+    second = make()
+    kept = await taken(second)
+    held = kept.ports[Channel.SHELL].held
+    assert held is not None
+    assert (held.taken, held.seq) == (len(MESSAGE), 17)
+    assert b"".join(held.read()) == MESSAGE[:-1]
+    second.drop(kept)
+
+
+async def test_a_kernel_whose_link_cannot_be_kept(
+    make: Callable[[], Keeper], kernel: Kernel
+) -> None:
+    kept = make().kernel("one")
+    kept.give_up()
+    kernel.connect(kept)
+    assert not kept.stays
+    assert holders() == []
+
+
+async def test_a_connection_is_used_although_it_cannot_be_kept(
+    make: Callable[[], Keeper], kernel: Kernel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_: str) -> int:
+        raise OSError("no descriptor is left")
+
+    monkeypatch.setattr(os, "memfd_create", fail)
+    kept = make().kernel("one")
+    kernel.connect(kept)
+    assert not kept.stays
+
+
+async def test_a_holder_that_has_ended_is_replaced(
+    make: Callable[[], Keeper], kernel: Kernel, caplog: pytest.LogCaptureFixture
+) -> None:
+    first = make()
+    kept = first.kernel("one")
+    kernel.connect(kept)
+    [holder] = await until(holders, "the holder runs")
+    holder.kill()
+    await until(lambda: "another one is started" in caplog.text, "the end is noticed")
+    await until(lambda: kept.stays, "another holder runs")
+    kernel.far[Channel.IOPUB].sendall(MESSAGE)
+    await until(listening, "the holder listens")
+    first.leave()
+    first.close()
+    kernel.leave()
+    second = make()
+    kept = await taken(second)
+    assert kept.seq == 0
+    second.drop(kept)
