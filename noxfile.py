@@ -23,6 +23,7 @@ DEFAULTS = ["-n", "2", "-m", "not browser and not slow"]
 def tests(session: nox.Session) -> None:
     """Run the tests; arguments after `--` replace the default selection."""
     session.install("--constraint", "constraints.txt", "--editable", ".[test]")
+    session.install("./speedups")
     session.run("python", "-m", "pytest", *(session.posargs or DEFAULTS))
 
 
