@@ -16,7 +16,7 @@ from tests.support.hostile import RawConnection
 from tests.support.jupyter_server import jupyter_server
 from tests.support.require import require
 from tests.support.restartable_server import RestartableServer
-from tests.support.server import Server
+from tests.support.server import KEPT, Server
 from tests.support.waiting import TIMEOUT
 
 pytestmark = pytest.mark.kernel
@@ -167,7 +167,8 @@ async def test_after_a_crash_of_the_server_the_whole_output_is_there_once(
                 done.messages = seen + done.messages
                 assert done.types == ["busy", "execute_input", "stream", "idle"]
                 assert done.text() == lines()
-                assert done.text("stderr").count("[kbridge: ") == 1, "the server was away"
+                # A notice that the server was away, unless a holder has received everything.
+                assert done.text("stderr").count("[kbridge: ") == (0 if KEPT else 1)
 
 
 async def test_while_50_megabytes_are_replayed_other_clients_are_served(

@@ -17,14 +17,13 @@ import pytest
 
 from kbridge.connect import write_connection_file
 from kbridge.kernels.attached.connection_file import kernel_id_for
-from kbridge.link.holder.client import is_supported
 from tests.conftest import ServerFactory
 from tests.support.client import KernelClient, attach
 from tests.support.gates import Gates
 from tests.support.jupyter_server import jupyter_server
 from tests.support.require import require
 from tests.support.restartable_server import RestartableServer
-from tests.support.server import LINK, Server, gone
+from tests.support.server import KEPT, Server, gone
 from tests.support.waiting import TIMEOUT, eventually
 
 pytestmark = pytest.mark.kernel
@@ -32,7 +31,6 @@ pytestmark = pytest.mark.kernel
 MB = 1_000_000
 AWAY = float(os.environ.get("KBRIDGE_AWAY", "5"))  # seconds
 ATTACH = [sys.executable, "-m", "kbridge", "attach", "--ip=127.0.0.1"]
-KEPT = LINK in {"auto", "zmtp"} and is_supported()
 CUT = "the server was restarted while this cell was running"
 SHOW = """\
 for i in range({count}):

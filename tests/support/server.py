@@ -25,13 +25,17 @@ from typing import Any, NamedTuple
 import psutil
 
 import kbridge
+from kbridge.link import choice
+from kbridge.link.holder.client import is_supported
 from tests.support.waiting import TIMEOUT, eventually
 
-__all__ = ["LINK", "PEER", "TOKEN", "Reply", "Server", "free_port", "gone"]
+__all__ = ["KEPT", "LINK", "PEER", "TOKEN", "Reply", "Server", "free_port", "gone"]
 
 _KBRIDGE = str(Path(kbridge.__file__).parent)
 PEER = os.environ.get("KBRIDGE_TEST_SERVER", "kbridge") == "jupyter_server"
 LINK = os.environ.get("KBRIDGE_TEST_LINK", "")
+# True if the connections to kernels outlive the servers of these tests.
+KEPT = (LINK or choice.DEFAULT) != choice.LinkKind.PYZMQ and is_supported()
 TOKEN = "correct-horse-battery-staple"
 
 # The usual event loop; `KBRIDGE_TEST_LOOP=uvloop` uses the other one.
