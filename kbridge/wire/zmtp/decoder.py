@@ -32,10 +32,11 @@ _FLAGS: Final = frozenset({0, _MORE, _LONG, _LONG | _MORE, _COMMAND, _COMMAND | 
 _SHORT_LIMIT: Final = 255
 _JOINED: Final = 64 << 10  # bytes up to which the pieces of an incomplete frame are joined
 
-# The most messages of one call, so that a chunk of tiny ones does not hold up the caller. Messages
-# of Jupyter have more than 131 bytes, so that the usual chunk of 128 KiB has fewer.
+# A call stops after so many messages, so that a chunk of tiny ones does not hold up the caller. At
+# places that are `_STRIDE` bytes per message apart, they are counted: as a message has 2 bytes or
+# more, a call returns at most twice as many. The usual chunk has fewer: 128 KiB.
 _BATCH: Final = 1000
-_SMALLEST: Final = 2  # bytes of a message
+_STRIDE: Final = 4
 # Messages that look alike are searched for in chunks of this many bytes or more.
 _FLOOD: Final = 8192
 _WORTHWHILE: Final = 8  # messages for which making a shape is worthwhile
@@ -146,7 +147,7 @@ class Decoder:
         part_limit, parts_limit = self._part_limit, self._parts_limit
         at = frame = whole = 0  # `whole`: the end of the last message
         end = len(data)
-        look_at = self._begin_chunk(end) if end >= _SMALLEST * _BATCH else end + 1
+        look_at = self._begin_chunk(end) if end >= _STRIDE * _BATCH else end + 1
         try:
             while at < end:
                 while (flags := data[at]) == _MORE:
@@ -184,11 +185,15 @@ class Decoder:
                 if len(parts) > parts_limit:
                     break
                 if at >= look_at:
-                    at, look_at = self._look(data, at, messages)
-                    if len(messages) >= _BATCH:
-                        whole = frame = at
-                        parts = []
-                        break
+                    room = _BATCH - len(messages)
+                    if room > 0 and at < self._try_at:
+                        look_at = at + _STRIDE * room
+                    else:
+                        at, look_at = self._look(data, at, messages)
+                        if len(messages) >= _BATCH:
+                            whole = frame = at
+                            parts = []
+                            break
                 whole = at
                 parts = []
                 add = parts.append
@@ -242,7 +247,7 @@ class Decoder:
             if self._distance >= size:
                 self._distance //= 2  # so that small chunks are tried again at some time
             self._try_at = self._distance
-        return min(self._try_at, _SMALLEST * _BATCH)
+        return min(self._try_at, _STRIDE * _BATCH)
 
     def _look(self, data: bytes, at: int, messages: list[RawMessage]) -> tuple[int, int]:
         """Append the messages at a place that look like the last one, if there are many.
@@ -252,13 +257,13 @@ class Decoder:
         int
             The place of the next message.
         int
-            The next place at which to call this method: not behind the `_BATCH`-th message.
+            The next place at which to count the messages.
         """
         if at >= self._try_at and len(messages) < _BATCH:
             at = self._read_similar(data, at, messages)
         room = _BATCH - len(messages)
         self.more = room <= 0 and at < len(data)
-        return at, min(self._try_at, at + _SMALLEST * room)
+        return at, min(self._try_at, at + _STRIDE * room)
 
     def _read_similar(self, data: bytes, at: int, messages: list[RawMessage]) -> int:
         """Append the messages that look like the last one; return the place of the next message.

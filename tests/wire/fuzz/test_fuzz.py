@@ -240,7 +240,7 @@ def signed_for_session(msg: Message, header: bytes, scheme: str, key: bytes) -> 
 
 
 LARGE = b"large"  # stands for a message with a part of so many bytes
-ZMTP_BATCH = 1000
+ZMTP_BATCH = 2000
 ZMTP_LIMITS = Limits(part=100_000, message=150_000, parts=20)
 ROUTER = ready(SocketType.DEALER).replace(b"\6DEALER", b"\6ROUTER")
 ZMTP_FRAMES = st.one_of(
