@@ -126,12 +126,13 @@ class Backlog:
         return b"".join(parts)
 
     def take_into(self, place: memoryview) -> int:
-        """Copy the next bytes to the place of a long part, at most `CHUNK`; return their number."""
-        data = self._chunks[0][self._at : self._at + min(len(place), CHUNK)]
-        place[: len(data)] = data
+        """Copy some of the next bytes to the place of a long part; return their number."""
+        with self.lock, memoryview(self._chunks[0]) as first, first[self._at :] as rest:
+            count = min(len(place), len(rest))
+            place[:count] = rest[:count]
         with self.lock:
-            self._advance(len(data))
-        return len(data)
+            self._advance(count)
+        return count
 
     def fileno(self) -> int:
         """Return the descriptor of the socket; -1 if it is closed."""

@@ -253,8 +253,8 @@ class ZmtpConnection:
         """Receive the bytes behind those that were decoded last."""
         decoder = peer.decoder
         self.full = True
-        # A long part needs no copy here: PUB counts messages, so it does not drop long ones soon.
-        if backlog.size or decoder.pending is None:
+        # The rest of a long part needs no copy here, and is not urgent: PUB counts messages.
+        if decoder.pending is None:
             backlog.collect()
         if backlog.size or decoder.more:
             backlog.announce()
