@@ -121,6 +121,11 @@ class Execution:
         return self.replied is not None and self.ended_seq is not None
 
     @property
+    def end(self) -> int:
+        """The sequence number after its reply and its idle status; 0 without them."""
+        return max(self.replied or 0, self.ended_seq or 0)
+
+    @property
     def owed(self) -> bool:
         """True if its reply or its idle status may be lost with the bridge."""
         return bool(self.header) and not self.over
@@ -227,7 +232,9 @@ class Execution:
         return entry
 
     @classmethod
-    def from_entry(cls, msg_id: str, entry: Mapping[str, Any], end: int) -> Execution:
+    def from_entry(
+        cls, msg_id: str, entry: Mapping[str, Any], end: int, settled: int = 0
+    ) -> Execution:
         """Return the execution with that id whose value is `entry`.
 
         Parameters
@@ -236,6 +243,9 @@ class Execution:
             The id and the value.
         end : int
             The sequence number after the last frame on disk; a reply or status behind it is lost.
+        settled : int
+            The reply and the status of an execution that ended before this number were on disk,
+            even if they are not now.
 
         Raises
         ------
@@ -245,6 +255,8 @@ class Execution:
         values = {name: _checked(name, entry[name]) for name in _NAMES if name in entry}
         header = entry.get("header", "").encode("utf-8", "surrogateescape")
         found = cls(msg_id, values.pop("client"), header, **values)
+        if found.over and found.end <= settled:
+            found.settle()
         found._forget_unwritten(end)
         return found
 

@@ -55,6 +55,9 @@ class Recorder:
                 execution.settle()
             if execution.entry() != known.get(f"execution/{execution.msg_id}"):
                 self._write(execution)
+        # If frames are missing, their numbers are given to others: an old `settled` means nothing.
+        self._settled = 0
+        history.record("settled", 0)
 
     def kernel(self, mark: str) -> None:
         """Write the `kernel_mark` of the kernel."""
@@ -115,7 +118,7 @@ class Recorder:
         """Write the state of a request to execute code, as it is when the log is written next.
 
         The fields from which a lost reply is built go when its end is on disk. In the log, they
-        stay until the next bridge reads it, unless they are large.
+        stay until the next bridge reads it, unless they are large; `settled` tells that bridge so.
         """
         self._write(execution)
         if execution.over and execution.header:
@@ -127,13 +130,18 @@ class Recorder:
         end = self._history.end
         while self._ended:
             ended = next(iter(self._ended.values()))
-            if max(ended.replied or 0, ended.ended_seq or 0) > end:
+            if ended.end > end:
                 return
             del self._ended[ended.msg_id]
+            self._settled = max(self._settled, ended.end)
+            self._history.record("settled", self._read_settled)
             large = ended.error is not None
             ended.settle()
             if large:
                 self._write(ended)
+
+    def _read_settled(self) -> int:
+        return self._settled
 
     def forget_execution(self, msg_id: str) -> None:
         """Remove a request to execute code."""

@@ -11,6 +11,7 @@ key                 value
 `session/ID`        the number of a session, which is the audience of its private frames
 `place/NUMBER`      the sequence number that the session with that number reads next
 `execution/MSG_ID`  an `Execution`: a request to execute code, without the code
+`settled`           the sequence number up to which the ends of executions were on disk
 `input/MSG_ID`      an `InputRequest`: an `input_request` that has no answer
 ==================  =============================================================================
 
@@ -233,6 +234,8 @@ def read_entries(entries: Mapping[str, object], end: int) -> SavedState:
         there.
     """
     state = SavedState()
+    settled = entries.get("settled")
+    settled = settled if isinstance(settled, int) else 0
     for key, value in entries.items():
         kind, _, name = key.partition("/")
         try:
@@ -243,7 +246,7 @@ def read_entries(entries: Mapping[str, object], end: int) -> SavedState:
                 place = None if seq is None else max(0, min(_number(seq), end))
                 state.sessions.append(SavedSession(name, _number(value), place))
             elif kind == "execution" and isinstance(value, dict):
-                state.executions.append(Execution.from_entry(name, value, end))
+                state.executions.append(Execution.from_entry(name, value, end, settled))
             elif kind == "input":
                 state.inputs.append(_read_input(value, end))
         except (KeyError, TypeError, ValueError, AttributeError, OverflowError):

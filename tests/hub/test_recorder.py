@@ -501,6 +501,25 @@ async def test_the_log_keeps_no_headers_and_errors_of_executions_whose_end_is_on
     assert "header" in entries["execution/later"]
 
 
+async def test_executions_whose_end_was_on_disk_stay_finished_when_its_frames_are_lost(
+    bridges,
+) -> None:
+    rig = await bridges.next()
+    _, attachment = rig.attach("mine")
+    for name in ("one", "two", "three", "last"):
+        say(rig, execute(rig, attachment, name), "busy", "input", "reply", "idle")
+        await bridges.flush()
+    for path in bridges.files().iterdir():
+        if path.suffix in (".full", ".sparse"):
+            path.unlink()
+    for _ in range(2):  # the numbers of the lost frames are given again
+        rig = await bridges.next()
+        executions = list(rig.hub.executions.find())
+        assert [each.msg_id for each in executions] == ["one", "two", "three", "last"]
+        assert [each.msg_id for each in executions if each.owed] == ["last"]
+        await bridges.flush()
+
+
 async def test_an_execution_between_two_writes_adds_one_line_to_the_log(bridges) -> None:
     rig = await bridges.next()
     _, attachment = rig.attach("mine")
