@@ -8,8 +8,8 @@ does not read (`LateReader`).
 Invariants:
 
 - bytes are received in order, by one thread at a time: the one that has `lock`;
-- while bytes are here, a call of `on_backlog` is coming: the event loop does not announce a socket
-  that was emptied;
+- while bytes are here, a call of `on_backlog` is coming, unless it is silent: the event loop does
+  not announce a socket that was emptied;
 - the end of a connection, and its errors, are left to the event loop, which finds them last;
 - the socket is not closed, and its descriptor not used for another file, during a call that uses
   it: `close` waits for `lock`.
@@ -59,6 +59,8 @@ class Backlog:
         The memory to receive into.
     events : BacklogEvents
         The owner.
+    silent : bool
+        True to announce nothing until `start`, because the owner takes no bytes yet.
 
     Attributes
     ----------
@@ -73,12 +75,17 @@ class Backlog:
     """
 
     __slots__ = (
-        *("_announced", "_at", "_chunks", "_events", "_loop", "_sock"),
+        *("_announced", "_at", "_chunks", "_events", "_loop", "_silent", "_sock"),
         *("buffer", "lock", "reads", "size"),
     )
 
     def __init__(
-        self, sock: socket.socket, buffer: ReceiveBuffer | SharedBuffer, events: BacklogEvents
+        self,
+        sock: socket.socket,
+        buffer: ReceiveBuffer | SharedBuffer,
+        events: BacklogEvents,
+        *,
+        silent: bool = False,
     ) -> None:
         self._sock: socket.socket | None = sock
         self._events = events
@@ -86,10 +93,19 @@ class Backlog:
         self._chunks: deque[bytes] = deque()
         self._at = 0  # the bytes of the first chunk that were taken
         self._announced = False  # True if a call of `on_backlog` is coming
+        self._silent = silent
         self.buffer = buffer
         self.lock = threading.Lock()
         self.size = 0
         self.reads = 0
+
+    def start(self) -> None:
+        """Announce bytes from now on, also those that are here; called by the event loop."""
+        with self.lock:
+            self._silent = False
+            here = self.size > 0
+        if here:
+            self.announce()
 
     def collect(self) -> None:
         """Receive waiting bytes, at most `_TURN`; called by the event loop."""
@@ -100,7 +116,7 @@ class Backlog:
         """Receive and announce waiting bytes, at most `_TURN`; called by another thread."""
         with self.lock:
             self._collect()
-            if not self.size or self._announced:
+            if not self.size or self._announced or self._silent:
                 return
             self._announced = True
             with contextlib.suppress(RuntimeError):  # the event loop is closed

@@ -322,7 +322,8 @@ class ZmtpConnection:
     def resume(self) -> Iterator[list[RawMessage]]:
         """Go on with the connection of an earlier bridge; yield the messages that come again.
 
-        Nothing is received, and nothing is sent, until `start`.
+        Nothing else is yielded, and nothing is sent, until `start`. But the bytes behind those that
+        come again are received from now on, because a PUB would drop them in that time.
         """
         port, target = self._port, self._target
         assert port is not None
@@ -330,25 +331,32 @@ class ZmtpConnection:
         sock, self._buffer = port.resume(peer)
         sock.setblocking(False)
         self._socket, self._fd, self._resumed = sock, sock.fileno(), peer
+        self._receive_in_advance(sock, silent=True)
         return (batch for data in port.replay() for batch in peer.feed_all(data))
 
     def start(self) -> None:
-        """Receive and send, after `resume`."""
+        """Deliver and send, after `resume`."""
         peer, self._resumed = self._resumed, None
         if peer is None or self._socket is None:  # closed in the meantime
             return
         self._begin(self._socket, peer)
         self.writer.flush()
 
+    def _receive_in_advance(self, sock: socket.socket, *, silent: bool) -> Backlog:
+        """Receive while the event loop is late, from now on."""
+        self._backlog = backlog = Backlog(sock, self._buffer, self, silent=silent)
+        if self.channel is Channel.IOPUB:  # a PUB drops output; a ROUTER has few replies
+            late_reader.add(backlog)
+        return backlog
+
     def _begin(self, sock: socket.socket, peer: Peer) -> None:
         """Let the event loop announce the bytes of the peer."""
         self._peer = peer
-        self._backlog = backlog = Backlog(sock, self._buffer, self)
+        backlog = self._backlog or self._receive_in_advance(sock, silent=False)
         self._up_since = self._loop.time()
         self.writer.open(sock, self._buffer)
         self._loop.add_reader(self._fd, self._events.on_input, self)
-        if self.channel is Channel.IOPUB:  # a PUB drops output; a ROUTER has few replies
-            late_reader.add(backlog)
+        backlog.start()
         if peer.decoder.more:
             backlog.announce()
 

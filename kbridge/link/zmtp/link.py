@@ -242,10 +242,14 @@ class ZmtpLink:
         self._kept.resume()
         connections = {channel: self._make(channel, identity, self._kept) for channel in _ORDER}
         self._connections = connections
-        # Iopub first: a reply may come after its output, but not before it.
-        replays = [
-            (channel, connections[channel].resume()) for channel in (Channel.IOPUB, *_DEALERS)
-        ]
+        try:
+            # Iopub first: a reply may come after its output, but not before it.
+            replays = [
+                (channel, connections[channel].resume()) for channel in (Channel.IOPUB, *_DEALERS)
+            ]
+        except BaseException:
+            _close(connections)
+            raise
         self._resuming = asyncio.get_running_loop().create_task(self._replay(replays))
 
     async def _replay(self, replays: Sequence[_Replay]) -> None:

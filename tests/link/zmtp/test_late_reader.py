@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
+import logging
 import os
 import signal
 import socket
@@ -14,8 +16,10 @@ from pathlib import Path
 
 import pytest
 
+from kbridge.flow.seam import Seam
 from kbridge.link.endpoints import Endpoints
 from kbridge.link.holder.client import Holder, is_supported
+from kbridge.link.holder.keeper import Keeper
 from kbridge.link.zmtp import late_reader as module
 from kbridge.link.zmtp.backlog import Backlog
 from kbridge.link.zmtp.late_reader import LateReader, late_reader
@@ -29,6 +33,7 @@ from tests.link.zmtp.plain_kernel import PlainKernel
 from tests.link.zmtp.publisher import Publisher, number
 from tests.support.waiting import TIMEOUT, eventually
 
+LOG = logging.getLogger("kbridge.test.late")
 ROOT = Path(__file__).parents[3]
 COUNT = 30_000  # messages of a kilobyte: more than the buffers of the system hold
 
@@ -40,6 +45,11 @@ class Numbers(Recorder):
         super().__init__()
         self.numbers: list[int] = []
         self.batches: list[int] = []
+        self.channels: set[Channel] = set()
+
+    def on_connected(self, channel) -> None:
+        self.channels.add(channel)
+        super().on_connected(channel)
 
     def on_messages(self, channel, batch) -> None:
         self.batches.append(len(batch))
@@ -222,6 +232,61 @@ async def test_the_event_loop_receives_in_advance_without_the_thread(connect, mo
     await events.until_all(COUNT)
     assert events.numbers == list(range(COUNT))
     assert max(events.batches) < 500
+    kernel.close()
+
+
+@pytest.mark.skipif(not is_supported(), reason="needs Linux")
+async def test_nothing_is_lost_while_output_of_an_earlier_bridge_comes_again(tmp_path) -> None:
+    publisher = Publisher()
+    kernel = PlainKernel()
+    endpoints = dataclasses.replace(
+        kernel.endpoints,
+        ports=kernel.ports | {Channel.IOPUB: publisher.endpoints.ports[Channel.IOPUB]},
+    )
+    path = tmp_path / "holder"
+    keepers = [Keeper(Holder(path, tmp_path, 1 << 30, 600), LOG) for _ in range(2)]
+
+    kept = keepers[0].kernel("one")
+    events = Numbers()
+    link = ZmtpLink(endpoints, events, kept=kept)
+    for channel in (Channel.SHELL, Channel.CONTROL, Channel.STDIN):
+        await (await kernel.accept(channel)).shake_hands()
+    await connected(events, publisher)
+    await events.until(lambda: events.channels == set(Channel))
+    publisher.send(10)
+    await events.until_all(10)
+    kept.note()
+    kept.reached(0)  # the first ten are in a journal, the others come again
+    publisher.send(1000)
+    await events.until_all(1010)
+    keepers[0].leave()
+    link.close()
+    keepers[0].close()
+
+    async with asyncio.timeout(TIMEOUT):
+        while not keepers[1].left:
+            await keepers[1].take()
+    kept = keepers[1].kernel("one")
+    kept.seam = Seam([])
+    events = Numbers()
+    take = events.on_messages
+
+    def on_messages(channel, batch) -> None:
+        take(channel, batch)
+        if len(events.batches) == 1:
+            assert events.news == []  # the connections do not receive for their owner yet
+            publisher.send(COUNT)
+
+    events.on_messages = on_messages
+    link = ZmtpLink(endpoints, events, kept.identity, kept)
+    await events.until_all(1000 + COUNT)
+    assert events.numbers == list(range(10, 1010 + COUNT))
+    assert events.news == ["connected"]
+    link.close()
+    keepers[1].drop(kept)
+    keepers[1].close()
+    eventually(lambda: not path.exists(), "the holder has ended")
+    publisher.end()
     kernel.close()
 
 
