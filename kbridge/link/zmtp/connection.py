@@ -221,10 +221,19 @@ class ZmtpConnection:
         peer, backlog = self._peer, self._backlog
         return 0 if peer is None or backlog is None else peer.taken + backlog.waiting
 
-    def has_before(self, position: int) -> bool:
-        """Return True if bytes before this number of `arrived` bytes are not decoded yet."""
-        peer = self._peer
-        return peer is not None and (peer.taken < position or peer.decoder.more)
+    def read_before(self, position: int) -> Iterator[list[RawMessage]]:
+        """Read until this number of `arrived` bytes is decoded; yield what each read returns.
+
+        A read that gets nothing is the last one: the system may have counted a byte that cannot be
+        received, such as one that a unix socket was sent out of band.
+        """
+        while (peer := self._peer) is not None:
+            taken, more = peer.taken, peer.decoder.more
+            if taken >= position and not more:
+                return
+            yield self.read()
+            if peer.taken == taken and not more:
+                return
 
     def close(self) -> None:
         """Close the connection and drop the queue; may be called twice."""

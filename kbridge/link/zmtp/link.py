@@ -100,9 +100,10 @@ class ZmtpLink:
         """Deliver all messages that have arrived, now."""
         delivered = False
         for connection in self._all():
-            end = connection.arrived
-            while connection.has_before(end):
-                delivered |= self._read(connection)
+            for batch in connection.read_before(connection.arrived):
+                if batch:
+                    self._events.on_messages(connection.channel, batch)
+                    delivered = True
             delivered |= self._read(connection)  # finds the end of a connection
         if delivered:
             self._events.on_drained()

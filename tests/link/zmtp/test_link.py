@@ -18,7 +18,7 @@ from kbridge.wire.message import Channel
 from kbridge.wire.zmtp.encoder import encode
 from kbridge.wire.zmtp.greeting import GREETING
 from tests.link.kernel_side import Recorder, body, large, limited
-from tests.link.zmtp.plain_kernel import PlainKernel, ready
+from tests.link.zmtp.plain_kernel import Connected, PlainKernel, ready
 from tests.support.waiting import TIMEOUT
 
 HTTP = b"HTTP/1.0 400 Bad Request\r\n\r\n"
@@ -131,6 +131,32 @@ async def test_a_drain_that_finds_the_end_leaves_the_report_to_the_loop(kernel, 
     assert events.messages == [(Channel.IOPUB, [b"topic", *body(1)])]
     assert events.news == ["connected"]
     await events.until(lambda: events.news == ["connected", "disconnected"])
+
+
+async def test_a_drain_ends_although_a_byte_cannot_be_received(connect, tmp_path) -> None:
+    """The system counts a byte out of band among those that wait."""
+    loop = asyncio.get_running_loop()
+    events = Recorder()
+    prefix = str(tmp_path / "kernel")
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(f"{prefix}-2")
+        listening.listen()
+        listening.setblocking(False)
+        ports = dict.fromkeys(Channel, 1) | {Channel.IOPUB: 2}
+        link = connect(Endpoints("ipc", prefix, ports, b"key"), events)
+        sock, _ = await loop.sock_accept(listening)
+    sock.setblocking(False)
+    iopub = Connected(sock, b"PUB")
+    await iopub.shake_hands()
+    await events.until(lambda: events.news == ["connected"])
+    await iopub.send([b"topic", *body(1)])
+    try:
+        sock.send(b"!", socket.MSG_OOB)
+    except OSError:
+        pytest.skip("needs unix sockets that send out of band")
+    link.drain()
+    assert len(events.messages) == 1
+    sock.close()
 
 
 async def test_the_same_ports_are_connected_again_under_the_same_identity(kernel, connect) -> None:
