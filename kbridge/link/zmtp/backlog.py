@@ -7,7 +7,9 @@ does not read (`LateReader`).
 
 Invariants:
 
-- bytes are received in order, by one thread at a time: the one that has `lock`;
+- bytes are received in order, by one thread at a time: the one that has `lock`. It asks once how
+  many bytes wait, and receives once: each of these calls gives up the interpreter's lock, so that
+  other threads may run for some milliseconds, while the event loop may wait for `lock`;
 - while bytes are here, a call of `on_backlog` is coming, unless it is silent: the event loop does
   not announce a socket that was emptied;
 - the end of a connection, and its errors, are left to the event loop, which finds them last;
@@ -36,9 +38,6 @@ __all__ = ["Backlog", "BacklogEvents"]
 _LIMIT: Final = 1 << 30
 """Bytes of one connection; then TCP lets the kernel wait. Output of a minute at 17 MB/s, and more
 than journals keep in memory, but less than a machine with kernels has."""
-
-_TURN: Final = 2 << 20
-"""Bytes of one call of `collect`: about a millisecond."""
 
 
 class BacklogEvents(Protocol):
@@ -108,12 +107,12 @@ class Backlog:
             self.announce()
 
     def collect(self) -> None:
-        """Receive waiting bytes, at most `_TURN`; called by the event loop."""
+        """Receive waiting bytes, at most `PIECE`; called by the event loop."""
         with self.lock:
             self._collect()
 
     def collect_late(self) -> None:
-        """Receive and announce waiting bytes, at most `_TURN`; called by another thread."""
+        """Receive and announce waiting bytes, at most `PIECE`; called by another thread."""
         with self.lock:
             self._collect()
             if not self.size or self._announced or self._silent:
@@ -177,15 +176,12 @@ class Backlog:
         sock = self._sock
         if sock is None:
             return
-        room = min(_TURN, _LIMIT - self.size)
         with contextlib.suppress(OSError):  # the event loop finds it as well
-            while (size := min(waiting(sock), room, PIECE)) > 0:
-                data = self.buffer.collect(sock, size)
-                if not data:
-                    return
+            size = min(waiting(sock), PIECE, _LIMIT - self.size)
+            data = self.buffer.collect(sock, size) if size > 0 else b""
+            if data:
                 self._chunks.append(data)
                 self.size += len(data)
-                room -= len(data)
 
     def _advance(self, count: int) -> None:
         self.size -= count

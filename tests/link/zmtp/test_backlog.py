@@ -72,6 +72,23 @@ async def test_bytes_are_taken_in_order_in_slices(owner) -> None:
     assert owner.backlog.take() == b""
 
 
+async def test_one_call_receives_once_however_much_arrives_meanwhile(owner) -> None:
+    """The event loop may wait for the lock."""
+
+    class Endless(ReceiveBuffer):
+        def collect(self, sock: socket.socket, size: int) -> bytes:
+            data = super().collect(sock, size)
+            owner.far.send(b"more")
+            return data
+
+    owner.backlog.buffer = Endless()
+    owner.far.send(b"bytes")
+    owner.backlog.collect()
+    assert owner.backlog.take() == b"bytes"
+    receive_elsewhere(owner)
+    assert owner.backlog.take() == b"more"
+
+
 async def test_a_long_part_is_copied_to_its_place(owner) -> None:
     data = bytes(range(256)) * 1000
     fill(owner, data)
