@@ -111,15 +111,26 @@ class Backlog:
         with self.lock:
             self._collect()
 
-    def collect_late(self) -> None:
-        """Receive and announce waiting bytes, at most `PIECE`; called by another thread."""
+    def collect_late(self) -> bool:
+        """Receive and announce waiting bytes, at most `PIECE`; called by another thread.
+
+        Returns
+        -------
+        bool
+            False if nobody will take bytes any longer, because the event loop is closed.
+        """
+        if self._loop.is_closed():
+            return False
         with self.lock:
             self._collect()
             if not self.size or self._announced or self._silent:
-                return
+                return True
             self._announced = True
-            with contextlib.suppress(RuntimeError):  # the event loop is closed
+            try:
                 self._loop.call_soon_threadsafe(self._announce)
+            except RuntimeError:  # it was closed in the meantime
+                return False
+            return True
 
     def announce(self) -> None:
         """Let the event loop call `on_backlog` soon; called by the event loop."""

@@ -117,7 +117,9 @@ class LateReader:
             for fd in found:
                 backlog = backlogs[fd]
                 if seen.get(fd) == backlog.reads:
-                    backlog.collect_late()
+                    if not backlog.collect_late():  # the owner has ended without closing it
+                        self.remove(backlog)
+                        backlog.close()
                     eager = _LOOKS
                 seen[fd] = backlog.reads
 

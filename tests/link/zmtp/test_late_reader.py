@@ -163,14 +163,15 @@ class Pair:
     def __init__(self) -> None:
         near, self.far = socket.socketpair()
         near.setblocking(False)
-        self.backlog = asyncio.run(self._make(near))
+        self.loop = asyncio.new_event_loop()
+        self.backlog = self.loop.run_until_complete(self._make(near))
         self.far.settimeout(TIMEOUT)
 
     async def _make(self, near: socket.socket) -> Backlog:
         return Backlog(near, ReceiveBuffer(), self)
 
     def on_backlog(self) -> None:
-        raise AssertionError("the event loop is closed")
+        raise AssertionError("the event loop does not run")
 
 
 @pytest.fixture
@@ -180,6 +181,7 @@ def pairs():
     for each in made:
         each.backlog.close()
         each.far.close()
+        each.loop.close()
 
 
 def test_one_thread_receives_until_the_last_connection_is_removed(pairs) -> None:
@@ -194,6 +196,23 @@ def test_one_thread_receives_until_the_last_connection_is_removed(pairs) -> None
         each.backlog.close()
         # The system ends a connection when no thread waits for it any longer. Unread bytes may
         # make that a reset.
+        with contextlib.suppress(ConnectionResetError):
+            assert each.far.recv(1) == b""
+    thread.join(TIMEOUT)
+    assert not thread.is_alive()
+
+
+def test_a_connection_is_closed_whose_event_loop_was_closed_before(pairs) -> None:
+    reader = LateReader()
+    before = set(threading.enumerate())
+    for each in pairs:
+        reader.add(each.backlog)
+    [thread] = set(threading.enumerate()) - before
+    for each in pairs:
+        each.loop.close()
+    pairs[0].far.sendall(b"bytes")
+    pairs[1].far.shutdown(socket.SHUT_WR)  # as a kernel that has ended
+    for each in pairs:
         with contextlib.suppress(ConnectionResetError):
             assert each.far.recv(1) == b""
     thread.join(TIMEOUT)
