@@ -61,7 +61,10 @@ class LateReader:
                 end.setblocking(False)
             run = threading.Thread(target=self._run, args=self._ends, daemon=True)
             run.name = "kbridge-late-reader"
-            run.start()
+            try:
+                run.start()
+            except RuntimeError:  # no thread is free; the next connection tries again
+                self._close_ends(*self._ends)
 
     def remove(self, backlog: Backlog) -> None:
         """Do not receive for a connection; call it before `Backlog.close`.
@@ -83,6 +86,13 @@ class LateReader:
         for end in ends or ():
             end.close()
 
+    def _close_ends(self, *ends: socket.socket) -> None:
+        """Close these ends; another thread may be started."""
+        if self._ends == ends:
+            self._ends = None
+        for end in ends:
+            end.close()
+
     @staticmethod
     def _wake(end: socket.socket) -> None:
         with contextlib.suppress(BlockingIOError):  # it is about to wake
@@ -91,6 +101,14 @@ class LateReader:
     # -- in the thread ----------------------------------------------------------------------
 
     def _run(self, wake: socket.socket, woken: socket.socket) -> None:
+        try:
+            self._receive(wake, woken)
+        finally:  # after an error, the next connection starts another thread
+            with self._lock:
+                self._close_ends(wake, woken)
+
+    def _receive(self, wake: socket.socket, woken: socket.socket) -> None:
+        """Receive until there are no connections."""
         backlogs: dict[int, Backlog] = {}
         poll = select.poll()
         seen: dict[int, int] = {}  # the reads of connections when they were last seen with bytes
@@ -102,9 +120,7 @@ class LateReader:
                     backlogs, seen = dict(self._backlogs), {}
                     poll = _poll_of([woken.fileno(), *backlogs])
                 if not backlogs:
-                    self._ends = None
-                    wake.close()
-                    woken.close()
+                    self._close_ends(wake, woken)
                     return
             if looks:
                 time.sleep(_LATE_LOOK if eager else _LOOK)

@@ -219,6 +219,42 @@ def test_a_connection_is_closed_whose_event_loop_was_closed_before(pairs) -> Non
     assert not thread.is_alive()
 
 
+def test_without_a_thread_the_next_connection_tries_again(pairs, monkeypatch) -> None:
+    reader = LateReader()
+
+    def fail(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", fail)
+        reader.add(pairs[0].backlog)
+    reader.add(pairs[1].backlog)
+    for each in pairs:
+        each.far.sendall(bytes(4 << 20))  # more than the buffers hold
+        reader.remove(each.backlog)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_after_an_error_the_next_connection_starts_another_thread(pairs) -> None:
+    class Failing(ReceiveBuffer):
+        def collect(self, sock: socket.socket, size: int) -> bytes:
+            raise MemoryError
+
+    reader = LateReader()
+    before = set(threading.enumerate())
+    pairs[0].backlog.buffer = Failing()
+    reader.add(pairs[0].backlog)
+    [thread] = set(threading.enumerate()) - before
+    pairs[0].far.sendall(b"bytes")
+    thread.join(TIMEOUT)
+    assert not thread.is_alive()
+    pairs[0].backlog.buffer = ReceiveBuffer()
+    reader.add(pairs[1].backlog)
+    for each in pairs:
+        each.far.sendall(bytes(4 << 20))  # more than the buffers hold
+        reader.remove(each.backlog)
+
+
 async def test_the_event_loop_receives_in_advance_without_the_thread(connect, monkeypatch) -> None:
     """As on a system without `poll`: while the hub is slow, but the event loop is not blocked."""
     monkeypatch.setattr(module, "_SUPPORTED", False)
