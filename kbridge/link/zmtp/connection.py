@@ -386,16 +386,18 @@ class ZmtpConnection:
         sock, self._socket = self._socket, None
         if sock is None:
             return
-        self._loop.remove_reader(self._fd)
-        self.writer.close()
-        port = self._port
-        if port is not None and not port.leaving:
-            with contextlib.suppress(OSError):
-                sock.shutdown(socket.SHUT_RDWR)  # the holder has a duplicate
-            port.drop()
         backlog, self._backlog = self._backlog, None
-        if backlog is None:
-            sock.close()
-        else:
-            late_reader.remove(backlog)
-            backlog.close()
+        try:
+            self._loop.remove_reader(self._fd)
+            self.writer.close()
+            port = self._port
+            if port is not None and not port.leaving:
+                with contextlib.suppress(OSError):
+                    sock.shutdown(socket.SHUT_RDWR)  # the holder has a duplicate
+                port.drop()
+        finally:  # nobody else closes them
+            if backlog is None:
+                sock.close()
+            else:
+                late_reader.remove(backlog)
+                backlog.close()

@@ -159,6 +159,23 @@ async def test_a_drain_ends_although_a_byte_cannot_be_received(connect, tmp_path
     sock.close()
 
 
+async def test_a_connection_is_closed_although_something_fails(kernel, linked, monkeypatch) -> None:
+    errors: list[BaseException] = []
+    loop = asyncio.get_running_loop()
+    loop.set_exception_handler(lambda _, context: errors.append(context["exception"]))
+
+    def fail(_: SendQueue) -> None:
+        raise RuntimeError("a fault of the queue")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(SendQueue, "rewind", fail)
+        iopub = kernel.connected[Channel.IOPUB]
+        iopub.sock.shutdown(socket.SHUT_WR)
+        async with asyncio.timeout(TIMEOUT):
+            assert await iopub.ended()
+    assert list(map(str, errors)) == ["a fault of the queue"]
+
+
 async def test_the_same_ports_are_connected_again_under_the_same_identity(kernel, connect) -> None:
     events = Recorder()
     connect(kernel.endpoints, events, b"the name")
