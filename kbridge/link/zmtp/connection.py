@@ -26,7 +26,7 @@ from kbridge.link.interfaces import RawMessage
 from kbridge.link.zmtp.backlog import Backlog
 from kbridge.link.zmtp.connecting import Connector, Target
 from kbridge.link.zmtp.late_reader import late_reader
-from kbridge.link.zmtp.receive import CHUNK, LONG_CHUNK, ReceiveBuffer
+from kbridge.link.zmtp.receive import CHUNK, ReceiveBuffer
 from kbridge.link.zmtp.writing import Writer
 from kbridge.wire.message import Channel
 from kbridge.wire.zmtp.peer import Peer
@@ -83,7 +83,8 @@ class ZmtpConnection:
     fault : ZmtpError or None
         The fault of the peer for which the connection was ended or refused.
     full : bool
-        True if more messages may wait than the last `read` has returned.
+        True if more bytes may wait than the last `read` has received: it has received some, but as
+        many as it asked for, or a part of a message.
     light : bool
         True if the last `read` has received as little as the beginning or the end of a cell.
     """
@@ -194,7 +195,7 @@ class ZmtpConnection:
                     self.light = count <= _LIGHT
                 else:
                     count = self._buffer.receive_long(sock, place)
-                    self.full = count in (len(place), LONG_CHUNK)
+                    self.full = True  # the part is not whole, or others may follow
                     self.light = False
         except _WOULD_BLOCK:
             return []
@@ -211,6 +212,8 @@ class ZmtpConnection:
             batch = peer.feed(data)
             if count == CHUNK or decoder.more:
                 self._receive_more(peer, backlog)
+            elif not batch:
+                self.full = True  # at the end of its ring, a shared buffer receives less
         if peer.fault is not None or peer.output:
             self._react(peer)
         return batch

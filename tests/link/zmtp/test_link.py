@@ -10,6 +10,8 @@ import pytest
 
 from kbridge.errors import KernelError, MessageTooBig
 from kbridge.link.endpoints import Endpoints
+from kbridge.link.holder.client import Holder, is_supported
+from kbridge.link.holder.keeper import KeptKernel
 from kbridge.link.zmtp import connecting
 from kbridge.link.zmtp import link as module
 from kbridge.link.zmtp.link import ZmtpLink
@@ -19,7 +21,7 @@ from kbridge.wire.zmtp.encoder import encode
 from kbridge.wire.zmtp.greeting import GREETING
 from tests.link.kernel_side import Recorder, body, large, limited
 from tests.link.zmtp.plain_kernel import Connected, PlainKernel, ready
-from tests.support.waiting import TIMEOUT
+from tests.support.waiting import TIMEOUT, eventually
 
 HTTP = b"HTTP/1.0 400 Bad Request\r\n\r\n"
 OLD = b"\xff\0\0\0\0\0\0\0\1\x7f\1\1\0\0"  # the greeting of libzmq 3: ZMTP 2.0
@@ -53,6 +55,20 @@ async def linked(kernel, connect):
     await kernel.accept_all()
     await events.until(lambda: events.news and events.stdin)
     return link, events
+
+
+async def accept_unix(path: str, kind: bytes) -> Connected:
+    """Accept the connection of a link to a unix socket, and complete its handshake."""
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(path)
+        listening.listen()
+        listening.setblocking(False)
+        async with asyncio.timeout(TIMEOUT):
+            sock, _ = await asyncio.get_running_loop().sock_accept(listening)
+    sock.setblocking(False)
+    made = Connected(sock, kind)
+    await made.shake_hands()
+    return made
 
 
 async def turns(count: int = 5) -> None:
@@ -135,28 +151,58 @@ async def test_a_drain_that_finds_the_end_leaves_the_report_to_the_loop(kernel, 
 
 async def test_a_drain_ends_although_a_byte_cannot_be_received(connect, tmp_path) -> None:
     """The system counts a byte out of band among those that wait."""
-    loop = asyncio.get_running_loop()
     events = Recorder()
     prefix = str(tmp_path / "kernel")
-    with socket.socket(socket.AF_UNIX) as listening:
-        listening.bind(f"{prefix}-2")
-        listening.listen()
-        listening.setblocking(False)
-        ports = dict.fromkeys(Channel, 1) | {Channel.IOPUB: 2}
-        link = connect(Endpoints("ipc", prefix, ports, b"key"), events)
-        sock, _ = await loop.sock_accept(listening)
-    sock.setblocking(False)
-    iopub = Connected(sock, b"PUB")
-    await iopub.shake_hands()
+    ports = dict.fromkeys(Channel, 1) | {Channel.IOPUB: 2}
+    link = connect(Endpoints("ipc", prefix, ports, b"key"), events)
+    iopub = await accept_unix(f"{prefix}-2", b"PUB")
     await events.until(lambda: events.news == ["connected"])
     await iopub.send([b"topic", *body(1)])
     try:
-        sock.send(b"!", socket.MSG_OOB)
+        iopub.sock.send(b"!", socket.MSG_OOB)
     except OSError:
         pytest.skip("needs unix sockets that send out of band")
     link.drain()
     assert len(events.messages) == 1
-    sock.close()
+    iopub.close()
+
+
+@pytest.mark.skipif(not is_supported(), reason="needs Linux")
+@pytest.mark.parametrize("begun", [0, 500])
+async def test_an_end_is_reported_behind_a_message_that_needs_two_reads(tmp_path, begun) -> None:
+    """A shared buffer receives no more than to the end of its ring, of 1 MiB for control."""
+    events = Recorder()
+    prefix = str(tmp_path / "kernel")
+    ports = dict.fromkeys(Channel, 1) | {Channel.IOPUB: 2, Channel.CONTROL: 3}
+    holder = Holder(tmp_path / "holder", tmp_path, 1 << 30, 600)
+    kept = KeptKernel("one", holder, {})
+    link = ZmtpLink(Endpoints("ipc", prefix, ports, b"key"), events, kept=kept)
+    control = await accept_unix(f"{prefix}-3", b"ROUTER")
+    iopub = await accept_unix(f"{prefix}-2", b"PUB")
+    await events.until(lambda: events.news == ["connected"])
+    before = len(GREETING + ready(b"ROUTER"))
+    rest = (1 << 20) - before - len(encode([*body(0), bytes(1000)])) - 1000
+    await control.send([*body(0), bytes(1000 + rest)])  # up to 1,000 bytes before the end
+    await events.until(lambda: len(events.messages) == 1)
+    message = encode([*body(1), bytes(70_000)])
+    await control.send_bytes(message[:begun])
+    await turns(20)
+    delivered = []
+    tell = events.on_disconnected
+
+    def on_disconnected(channel) -> None:
+        delivered.append(len(events.messages))
+        tell(channel)
+
+    events.on_disconnected = on_disconnected
+    iopub.close()
+    assert control.sock.send(message[begun:]) == len(message) - begun
+    await events.until(lambda: "disconnected" in events.news)
+    assert delivered == [2]
+    link.close()
+    control.close()
+    holder.close()
+    eventually(lambda: not (tmp_path / "holder").exists(), "the holder has ended")
 
 
 async def test_a_connection_is_closed_although_something_fails(kernel, linked, monkeypatch) -> None:
