@@ -108,6 +108,7 @@ class Hub:
             *(kernel_id, settings, clock, log, self.notices, self._rejected, history, kept)
         )
         self._kept = kept
+        self._history = history
         self._clock = clock
         self._incoming = policy_chain.incoming(settings)
         allowance = environment.allowance or Allowance(settings.burst_limit)
@@ -324,8 +325,10 @@ class Hub:
 
     @property
     def connections_stay(self) -> bool:
-        """True if the connections to the kernel outlive this process."""
-        return self._kept is not None and self._kept.stays
+        """True if the connections to the kernel, and its output, outlive this process."""
+        if self._kept is None or self._history is None:
+            return False
+        return self._kept.stays and self._history.active
 
     @property
     def ready(self) -> bool:

@@ -24,6 +24,7 @@ pytestmark = pytest.mark.kernel
 LINES = int(os.environ.get("KBRIDGE_CRASH_LINES", "4000"))
 ONE_THREAD = Path(__file__).parents[1] / "support" / "one_thread.py"
 ARGS = ["--ZMQChannelsWebsocketConnection.link=auto"] if not LINK else []
+FULL_DISK = "--ZMQChannelsWebsocketConnection.journal_disk_reserve=0.999999"
 # Prints numbered lines at a rate.
 COUNT = """\
 import pathlib, time
@@ -93,6 +94,31 @@ async def test_no_line_is_lost(server: RestartableServer, name: str, named: bool
         assert after == list(range(after[0], lines))
         assert after[0] <= len(before)
     server.assert_clean_log()
+
+
+async def test_output_that_was_never_in_a_file_comes_again(tmp_path: Path) -> None:
+    """The journal is in memory only, because the disk is full."""
+    require("ipykernel")
+    server = RestartableServer(tmp_path, *ARGS, FULL_DISK)
+    try:
+        server.start()
+        kernel = server.start_kernel()
+        at = server.home / "at"
+        async with attach(server, kernel, session="mine") as ws:
+            msg_id = await ws.start(COUNT.format(lines=2000, rate=1000, at=str(at)))
+            await ws.until(lambda m: "100" in m["content"].get("text", ""))
+            server.crash()
+            seen = list(ws.seen)
+        eventually(lambda: number_in(at) == 1999, "all lines were printed")
+        server.start()
+        since = seen[-1]["header"]["msg_id"]  # sessions were in memory only, too
+        async with attach(server, kernel, session="mine", since=since) as ws:
+            done = await ws.finish(msg_id)
+            assert done.reply["status"] == "ok"
+            assert numbers(seen) + numbers(ws.seen) == list(range(2000))
+        assert server.said("invalid flags") == 0
+    finally:
+        server.kill()
 
 
 async def test_an_input_request_of_a_kernel_without_a_server_is_answered(

@@ -83,6 +83,8 @@ class Port:
         if self._buffer is None:
             return
         self._peer = peer
+        # The next bridge goes on behind the handshake, also if no message is written before.
+        self._buffer.mark_taken(peer.begin, self._kernel.written)
         self._given = (sock, f"{peer.minor} {identity.decode()}")
         self.hold_again()
 
@@ -174,6 +176,8 @@ class KeptKernel:
         True if a hub has these connections.
     given_up : bool
         True if the connections end with this process.
+    written : int
+        The number after the last frame that is known to be in the journal's file.
     seam : Seam or None
         Recognizes the frames that come again; None if no connection is resumed.
     """
@@ -183,6 +187,8 @@ class KeptKernel:
         self.holder = holder
         self.leaving = self.used = self.given_up = self._resumed = False
         self.seam: Seam | None = None
+        self.written = 0
+        self._held = True
         self._complete = asyncio.Event()
         self._memory: SharedMemory | None = None
         self.ports = {channel: Port(self, channel, held.get(channel)) for channel in _SIZES}
@@ -202,14 +208,19 @@ class KeptKernel:
         """Give everything to another holder process; `files` are those of `open_files`."""
         if self.given_up or self._memory is None:
             return
+        self._held = True
         self.holder.share(self.kernel_id, files[self._memory.file])
         for port in self.ports.values():
             port.hold_again()
 
+    def lose(self) -> None:
+        """Note that the holder process has ended, until `hold_again`."""
+        self._held = self._memory is None
+
     @property
     def stays(self) -> bool:
         """True if the connections outlive this process."""
-        return not self.given_up and (self._memory is None or self.holder.running)
+        return self._held and not self.given_up
 
     @property
     def resumes(self) -> bool:
@@ -253,6 +264,7 @@ class KeptKernel:
 
     def reached(self, end: int) -> None:
         """Note that all that was noted is in the journal's file: the frames before `end`."""
+        self.written = end
         for port in self.ports.values():
             port.reached(end)
 
@@ -357,11 +369,15 @@ class Keeper:
 
     def _on_lost(self) -> None:
         """Start another holder process in a moment: later, if they end one after the other."""
+        for kernel in self._kernels.values():
+            kernel.lose()
         self._log.warning(
             "The process that keeps the connections to kernels has ended; another one is started in"
             " %g s. Until then, the end of this server loses output",
             self._delay,
         )
+        if self._timer is not None:
+            self._timer.cancel()
         self._timer = asyncio.get_running_loop().call_later(self._delay, self._start_again)
         self._delay = min(2 * self._delay, _LAST_DELAY)
 

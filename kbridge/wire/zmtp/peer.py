@@ -63,6 +63,8 @@ class Peer:
         Bytes to be sent now; see `take_output`.
     taken : int
         The number of bytes that this object was given.
+    begin : int
+        Once established, the number of these bytes that belong to the handshake.
     """
 
     __slots__ = (
@@ -70,6 +72,7 @@ class Peer:
         "_identity",
         "_socket_type",
         "_subscription",
+        "begin",
         "decoder",
         "established",
         "fault",
@@ -88,7 +91,7 @@ class Peer:
         self.minor = 0
         self.fault: ZmtpError | None = None
         self.output = b""
-        self.taken = 0
+        self.taken = self.begin = 0
 
     @classmethod
     def resume(cls, socket_type: SocketType, identity: bytes, limits: Limits, minor: int) -> Peer:
@@ -126,6 +129,7 @@ class Peer:
         rest = bytes(self._handshake)
         self._handshake.clear()
         self.taken -= len(rest)  # they are counted again
+        self.begin = self.taken
         return self.feed(rest)
 
     @property

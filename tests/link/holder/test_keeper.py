@@ -15,7 +15,9 @@ import pytest
 from kbridge.link.holder.client import Holder, is_supported
 from kbridge.link.holder.keeper import Keeper, KeptKernel
 from kbridge.wire.message import Channel
+from kbridge.wire.zmtp.commands import ready
 from kbridge.wire.zmtp.encoder import encode
+from kbridge.wire.zmtp.greeting import GREETING
 from kbridge.wire.zmtp.peer import Limits, Peer, SocketType
 from tests.support.waiting import TIMEOUT, eventually, until
 
@@ -210,6 +212,34 @@ async def test_a_message_counts_as_written_when_its_file_has_it(
     second.drop(kept)
 
 
+async def test_the_handshake_does_not_come_again(
+    make: Callable[[], Keeper], kernel: Kernel
+) -> None:
+    """Although no message is in a file when the process ends."""
+    first = make()
+    kept = first.kernel("one")
+    kernel.connect(kept)
+    port, near = kept.ports[Channel.IOPUB], kernel.near[Channel.IOPUB]
+    handshake = GREETING + ready(SocketType.SUB).replace(b"\3SUB", b"\3PUB")
+    kernel.far[Channel.IOPUB].sendall(handshake + MESSAGE)
+    buffer = port.open(near)
+    assert buffer is not None
+    mine = Peer(SocketType.SUB, b"", Limits(1 << 20, 1 << 22))
+    while mine.taken < len(handshake + MESSAGE):
+        mine.feed(buffer.receive(near))
+    port.hold(near, mine, b"")
+    await until(listening, "the holder listens")
+    first.leave()
+    first.close()
+    kernel.leave()
+    second = make()
+    kept = await taken(second)
+    held = kept.ports[Channel.IOPUB].held
+    assert held is not None
+    assert b"".join(held.read()) == MESSAGE
+    second.drop(kept)
+
+
 async def test_a_kernel_whose_link_cannot_be_kept(
     make: Callable[[], Keeper], kernel: Kernel
 ) -> None:
@@ -252,3 +282,36 @@ async def test_a_holder_that_has_ended_is_replaced(
     kept = await taken(second)
     assert kept.seq == 0
     second.drop(kept)
+
+
+async def test_connections_do_not_stay_until_another_holder_has_them(
+    make: Callable[[], Keeper], kernel: Kernel
+) -> None:
+    first = make()
+    one = first.kernel("one")
+    kernel.connect(one)
+    [holder] = await until(holders, "the holder runs")
+    holder.kill()
+    holder.wait()
+    other, another = Kernel(), Kernel()
+    try:
+        other.connect(first.kernel("two"))  # finds that the holder has ended
+        assert not one.stays
+        assert not first.kernel("two").stays
+        another.connect(first.kernel("three"))  # starts another holder
+        assert first.kernel("three").stays
+        assert not one.stays
+        await until(lambda: one.stays, "another holder has all connections")
+        await until(listening, "the holder listens")
+        first.leave()
+        first.close()
+        for each in (kernel, other, another):
+            each.leave()
+        second = make()
+        await second.take()
+        assert sorted(second.left) == ["one", "three", "two"]
+        for name in second.left:
+            second.drop(second.kernel(name))
+    finally:
+        other.close()
+        another.close()

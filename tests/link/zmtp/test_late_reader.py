@@ -362,8 +362,8 @@ def test_a_bridge_that_is_killed_while_it_is_late_loses_nothing(tmp_path) -> Non
     holder = Holder(path, tmp_path, 1 << 30, 600)
     [held] = [each for each in holder.take() if each.key == "kernel/iopub"]
     assert held.complete
-    # The header says that no byte is in a journal, so the handshake comes again.
-    peer = Peer(SocketType.SUB, b"", Limits(1 << 20, 1 << 20))
+    # The header says that no message is in a journal; the handshake does not come again.
+    peer = Peer.resume(SocketType.SUB, b"", Limits(1 << 20, 1 << 20), 1)
     messages = [m for data in held.read() for batch in peer.feed_all(data) for m in batch]
     assert len(messages) > COUNT // 6  # more than the buffers of the system hold
     held.sock.setblocking(True)

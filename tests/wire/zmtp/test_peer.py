@@ -64,6 +64,16 @@ def feed(peer: Peer, data: bytes) -> list[RawMessage]:
     return messages + feed(peer, data[size:]) if size < len(data) else messages
 
 
+@TYPES
+def test_the_bytes_of_the_handshake_are_counted(socket_type: SocketType) -> None:
+    peer = new_peer(socket_type)
+    handshake = GREETING + READY[socket_type]
+    peer.feed(handshake[:-1])
+    peer.feed(handshake[-1:] + encode((b"one",)) + b"\1")
+    assert peer.begin == len(handshake)
+    assert peer.taken - peer.unfinished == len(handshake + encode((b"one",)))
+
+
 @contextmanager
 def connected_by_path(peer: zmq.Socket[bytes], path: Path) -> Iterator[socket.socket]:
     peer.bind(f"ipc://{path}")
