@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 
 from kbridge.server.cli.terminal import open_streams
@@ -16,6 +17,8 @@ __all__ = ["main"]
 def main(argv: list[str] | None = None) -> None:
     """Run the command line, `sys.argv` by default."""
     open_streams()
+    if hasattr(signal, "SIGUSR2"):  # it would end a server that does not handle it yet
+        signal.signal(signal.SIGUSR2, signal.SIG_IGN)
     args = sys.argv[1:] if argv is None else argv
     try:
         if args and args[0] in ("list", "stop"):

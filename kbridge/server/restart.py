@@ -11,7 +11,6 @@ import asyncio
 import json
 import logging
 import os
-import signal
 import socket
 import subprocess
 import sys
@@ -44,11 +43,13 @@ SERVICE_RESTART: Final = 1012
 _VARIABLE: Final = "KBRIDGE_SOCKETS"
 _TIMEOUT: Final = 60.0
 _NAMED: Final = 5  # kernels whose ids are shown
+_ADVICE: Final = "`kbridge restart --force` restarts all the same"
 # The package that the program itself has imported: `-P` leaves out the working directory.
 _CHECK: Final = """\
 import sys
 sys.path.append(sys.argv[1])
 import kbridge.server.cli.serve, kbridge.server.cli.app
+from kbridge.server.restart import inherited_sockets
 print(kbridge.__version__)
 """
 
@@ -84,16 +85,17 @@ def check_losses(kernels: Iterable[Kernel], settings: HubSettings, *, registry: 
     if ending:
         raise Conflict(
             f"a restart would end {_names(ending)}, because the server has no registry"
-            " (registry_url)"
+            f" (registry_url). {_ADVICE}"
         )
     cut = [k.kernel_id for k in kernels if not k.connections_stay]
     if cut:
         reason = no_holder(settings) or (
-            "their connections are encrypted, lead through a tunnel, or use an old protocol"
+            "their connections are encrypted, lead through a tunnel, or use an old protocol, or"
+            " their journals cannot be written"
         )
         raise Conflict(
             f"output, replies and input requests of {_names(cut)} during a restart would be lost:"
-            f" {reason}"
+            f" {reason}. {_ADVICE}"
         )
 
 
@@ -189,8 +191,6 @@ def _reap(loop: asyncio.AbstractEventLoop, fd: int) -> None:
 
 def start_again(log: logging.Logger) -> NoReturn:
     """Replace the program of this process; exit with 1 if that fails."""
-    # A signal that arrives before the next program handles it would end the process.
-    signal.signal(signal.SIGUSR2, signal.SIG_IGN)
     for stream in (sys.stdout, sys.stderr):
         with suppress(OSError, ValueError):
             stream.flush()

@@ -185,8 +185,8 @@ class Server:
         """
         version = await asyncio.to_thread(installed_version)
         parts = self._components
-        if parts is None or parts.services.closing:
-            raise Conflict("the server is shutting down")
+        if parts is None or self._http is None:
+            raise Conflict("the server is starting, or shutting down")
         if not force:
             kernels = list(parts.kernels.index)
             check_losses(kernels, parts.hubs.settings, registry=parts.registry.enabled)
@@ -214,7 +214,7 @@ class Server:
         if keep is None:
             keep = restart or not self.config.shutdown_kernels_on_exit
         if restart and self._listening:
-            pass_sockets(self.config.address, self._listening)
+            pass_sockets(self._place(), self._listening)
             self._socket_file = None
         self._listening = []
         for unused in self._sockets:
@@ -263,18 +263,28 @@ class Server:
 
     def _bind(self) -> list[socket.socket]:
         where = self.config.listen
-        inherited = inherited_sockets(self.config.address)
+        inherited = inherited_sockets(self._place())
         if where.sock:
             path = Path(where.sock)
             sockets = inherited or [listen.bind_unix(path, where.sock_mode)]
-            status = path.stat()
-            self._socket_file = (status.st_dev, status.st_ino)
+            self._socket_file = _identity(path)
             return sockets
         if inherited:
             self.port = int(inherited[0].getsockname()[1])
             return inherited
         sockets, self.port = listen.bind_tcp(where.ip, where.port, where.port_retries, self._log)
         return sockets
+
+    def _place(self) -> str:
+        """Return a text that differs if the next program cannot use the listening sockets."""
+        where = self.config.listen
+        if not where.sock:
+            return self.config.address
+        file = _identity(Path(where.sock))
+        if file is None or self._socket_file not in (None, file):
+            # No client reaches these sockets through the path, so the next program must bind again.
+            return f"{self.config.address} {secrets.token_hex(8)}"
+        return f"{self.config.address} {where.sock_mode} {file}"
 
     def _recall_credentials(self) -> None:
         """Use the token and cookie secret of the last server on this address if none are set."""
@@ -294,10 +304,8 @@ class Server:
     def _remove_socket_file(self) -> None:
         """Remove the unix socket, unless another file has taken its place."""
         path = Path(self.config.listen.sock)
-        if self._socket_file is not None and path.exists():
-            status = path.stat()
-            if (status.st_dev, status.st_ino) == self._socket_file:
-                path.unlink()
+        if self._socket_file is not None and _identity(path) == self._socket_file:
+            path.unlink()
         self._socket_file = None
 
     def _info(self) -> dict[str, Any]:
@@ -318,6 +326,15 @@ class Server:
             # Tells programs of one process apart, which have its id and time of start in common.
             "run": secrets.token_hex(8),
         }
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    """Return the device and inode of a file; None if there is none."""
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
 
 
 def _close_websockets(parts: Components, code: int, reason: str) -> None:

@@ -16,7 +16,7 @@ import psutil
 import pytest
 
 from kbridge.link.holder.client import is_supported
-from tests.integration.test_holder import ARGS, COUNT, ONE_THREAD, number_in, numbers
+from tests.integration.test_holder import ARGS, FULL_DISK, ONE_THREAD, number_in, numbers
 from tests.support.client import attach
 from tests.support.require import require
 from tests.support.restartable_server import RestartableServer
@@ -28,6 +28,20 @@ pytestmark = [
     pytest.mark.skipif(not is_supported() or LINK == "pyzmq", reason="connections do not stay"),
 ]
 
+# Prints numbered lines until a file exists, then {after} more of them, and writes their number.
+# However long a restart takes, the cell runs before and after it.
+COUNT_ON = """\
+import pathlib, time
+go, at = pathlib.Path({go!r}), pathlib.Path({at!r})
+start, i, end = time.monotonic(), 0, None
+while end is None or i < end:
+    print(i, flush=True)
+    i += 1
+    if end is None and go.exists():
+        end = i + {after}
+    time.sleep(max(0, start + i / 500 - time.monotonic()))
+at.write_text(str(i))
+"""
 RESTARTING = (1012, "the server is restarting")
 
 
@@ -70,7 +84,10 @@ async def restart_by(server: RestartableServer, how: str) -> None:
         assert done.stdout.startswith(f"restarted {server.port}: kbridge ")
     else:
         server.process.send_signal(signal.SIGUSR2)
-        await until(lambda: info(server).get("run", before) != before, "the next program listens")
+        await until(
+            lambda: server.process.poll() or info(server).get("run", before) != before,
+            "the next program listens",
+        )
     assert server.process.poll() is None
     assert info(server)["pid"] == server.process.pid
 
@@ -102,23 +119,23 @@ async def knocking(server: RestartableServer) -> AsyncIterator[None]:
 async def test_no_line_is_lost(server: RestartableServer, how: str, name: str, named: bool) -> None:
     server.start()
     kernel = server.start_kernel(name)
-    at = server.home / "at"
-    lines = 6000
+    at, go = server.home / "at", server.home / "go"
     async with attach(server, kernel, session="mine") as ws:
-        msg_id = await ws.start(COUNT.format(lines=lines, rate=1000, at=str(at)))
+        msg_id = await ws.start(COUNT_ON.format(go=str(go), at=str(at), after=500))
         await ws.until(lambda m: "500" in m["content"].get("text", ""))
         async with knocking(server):
             restarting = asyncio.create_task(restart_by(server, how))
             assert await ws.closed() == RESTARTING
             seen = list(ws.seen)
             await restarting
+    go.touch()
     since = seen[-1]["header"]["msg_id"] if named else ""
     async with attach(server, kernel, session="mine", since=since) as ws:
         done = await ws.finish(msg_id)
         assert done.reply["status"] == "ok"
         assert done.text("stderr") == ""
         after = numbers(ws.seen)
-    before = numbers(seen)
+    before, lines = numbers(seen), number_in(at)
     if named:
         assert before + after == list(range(lines))
     else:
@@ -141,6 +158,7 @@ async def test_what_would_be_lost_is_refused(tmp_path: Path) -> None:
             assert refused.returncode == 1
             for part in ("output, replies and input requests", kernel, "link is pyzmq", "--force"):
                 assert part in refused.stderr
+            assert refused.stderr.startswith("not restarted: output, replies")
             server.process.send_signal(signal.SIGUSR2)
             await until(lambda: server.said("SIGUSR2: output, replies"), "the signal is refused")
             assert (await ws.execute("x = 3")).reply["status"] == "ok"
@@ -156,14 +174,57 @@ async def test_what_would_be_lost_is_refused(tmp_path: Path) -> None:
         server.kill()
 
 
+async def test_output_in_memory_only_is_not_given_up(tmp_path: Path) -> None:
+    require("ipykernel")
+    server = RestartableServer(tmp_path, *ARGS, FULL_DISK)
+    try:
+        server.start()
+        run = info(server)["run"]
+        kernel = server.start_kernel()
+        async with attach(server, kernel) as ws:
+            await ws.execute("print(1)")
+            await until(
+                lambda: server.request("GET", "/api/status?statistics=1").json()["journals"][
+                    "failing_kernels"
+                ],
+                "the journal is in memory only",
+            )
+            refused = await asyncio.to_thread(restart, server)
+            assert refused.returncode == 1
+            assert "journals cannot be written" in refused.stderr
+            assert (await ws.execute("print(2)")).text() == "2\n"
+        assert info(server)["run"] == run
+    finally:
+        server.kill()
+
+
+async def test_a_signal_does_not_end_a_server_that_starts(server: RestartableServer) -> None:
+    """`systemctl reload` may be called right after the start."""
+    config = server.home / "config" / "kbridge_config.py"
+    config.parent.mkdir(exist_ok=True)
+    config.write_text("import os, signal; os.kill(os.getpid(), signal.SIGUSR2)")
+    server.start()
+    server.start_kernel()
+
+
+async def test_an_ignored_interrupt_stays_ignored(server: RestartableServer) -> None:
+    """As of a server that a script has started in the background: Ctrl-C is for others."""
+    server.command = ["sh", "-c", 'trap "" INT; exec "$@"', "sh", *server.command]
+    server.start()
+    await restart_by(server, "signal")
+    server.process.send_signal(signal.SIGINT)
+    await restart_by(server, "signal")  # and it was not shut down
+    assert server.said("SIGINT") == 0
+
+
 async def test_a_program_that_does_not_start_leaves_everything_to_the_next(
     server: RestartableServer,
 ) -> None:
     server.start()
     kernel = server.start_kernel()
-    at = server.home / "at"
+    at, go = server.home / "at", server.home / "go"
     async with attach(server, kernel, session="mine") as ws:
-        msg_id = await ws.start(COUNT.format(lines=3000, rate=1000, at=str(at)))
+        msg_id = await ws.start(COUNT_ON.format(go=str(go), at=str(at), after=1500))
         await ws.until(lambda m: "100" in m["content"].get("text", ""))
         config = server.home / "config" / "kbridge_config.py"
         config.parent.mkdir(exist_ok=True)
@@ -172,13 +233,14 @@ async def test_a_program_that_does_not_start_leaves_everything_to_the_next(
         assert await ws.closed() == RESTARTING
         seen = list(ws.seen)
     assert await asyncio.to_thread(server.process.wait, TIMEOUT) != 0
-    eventually(lambda: number_in(at) == 2999, "all lines were printed")
+    go.touch()
+    eventually(at.exists, "all lines were printed")
     config.unlink()
     server.start()
     async with attach(server, kernel, session="mine", since=seen[-1]["header"]["msg_id"]) as ws:
         done = await ws.finish(msg_id)
         assert done.reply["status"] == "ok"
-        assert numbers(seen) + numbers(ws.seen) == list(range(3000))
+        assert numbers(seen) + numbers(ws.seen) == list(range(number_in(at)))
 
 
 async def test_a_kernel_that_dies_after_a_restart_is_no_zombie(server: RestartableServer) -> None:

@@ -60,7 +60,7 @@ def test_reasons() -> None:
     assert "journal_dir is empty" in no_holder(replace(KEEPS, journal_dir=""))
     assert "link is pyzmq" in no_holder(replace(KEEPS, link="pyzmq"))
     said = refusal(Kernel(connections_stay=False), settings=replace(KEEPS, link="pyzmq"))
-    assert said.endswith("link is pyzmq (auto keeps connections)")
+    assert "link is pyzmq (auto keeps connections). `kbridge restart --force`" in said
 
 
 def test_the_installed_version() -> None:
@@ -69,8 +69,9 @@ def test_the_installed_version() -> None:
 
 def test_a_package_that_cannot_be_imported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONHOME", "/nowhere")
-    with pytest.raises(Conflict, match="cannot be imported"):
+    with pytest.raises(Conflict, match="cannot be imported") as refused:
         installed_version()
+    assert "--force" not in refused.value.reason
 
 
 def test_sockets_are_passed_on() -> None:

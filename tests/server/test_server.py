@@ -20,6 +20,7 @@ from kbridge.server.cli.app import KbridgeApp
 from kbridge.server.cli.serve import serve
 from kbridge.server.config import ListenConfig, ServerConfig
 from kbridge.server.http.listen import TlsFiles
+from kbridge.server.restart import inherited_sockets
 from kbridge.server.runtime_file import running_servers
 from kbridge.server.server import Server
 from tests.support.waiting import TIMEOUT
@@ -261,6 +262,28 @@ async def test_a_unix_socket(app: KbridgeApp, make: Make, tmp_path: Path) -> Non
     assert not path.exists()
 
 
+@pytest.mark.parametrize("change", ["nothing", "mode", "missing", "replaced"])
+async def test_a_unix_socket_after_a_restart(
+    app: KbridgeApp, make: Make, tmp_path: Path, change: str
+) -> None:
+    path = tmp_path / "s"
+    server = make(sock=str(path))
+    await start(server, app)
+    if change in ("missing", "replaced"):
+        path.rename(tmp_path / "moved")
+    if change == "replaced":
+        with socket.socket(socket.AF_UNIX) as other:
+            other.bind(app.sock)
+    await server.aclose(restart=True)
+    server = make(sock_mode="0660" if change == "mode" else "0600")
+    await start(server, app)
+    assert stat.S_IMODE(path.stat().st_mode) == (0o660 if change == "mode" else 0o600)
+    _, writer = await asyncio.open_unix_connection(app.sock)
+    writer.close()
+    await server.aclose()
+    assert not path.exists()
+
+
 async def test_a_socket_file_of_another_server_is_not_removed(
     app: KbridgeApp, make: Make, tmp_path: Path
 ) -> None:
@@ -330,6 +353,23 @@ async def test_signals_of_a_loop_that_has_none(
         for number, handler in before.items():
             signal.signal(number, handler)
     assert running_servers(Path(app.runtime_dir)) == []
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGUSR2"), reason="needs SIGUSR2")
+async def test_signals_are_ignored_before_the_next_program_starts(
+    app: KbridgeApp, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(app, "listening", lambda _url: signal.raise_signal(signal.SIGUSR2))
+    monkeypatch.setenv("KBRIDGE_SOCKETS", "")  # removed after the test
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGUSR2)}
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        assert await asyncio.wait_for(serve(app.configuration(), app, app.log), TIMEOUT)
+        assert [signal.getsignal(number) for number in before] == [signal.SIG_IGN] * 2
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        assert inherited_sockets("another address") == []  # closes them
 
 
 # Removes everything that Windows' Python lacks. Libraries come first: they choose

@@ -66,7 +66,7 @@ class RestartApp(_Command):
             try:
                 request_restart(info, force=self.force, timeout=self.timeout)
             except Conflict as refused:
-                sys.exit(f"not restarted: {refused.reason}. {_ADVICE}")
+                sys.exit(f"not restarted: {refused.reason}")
             except ConnectionError as error:
                 problem = str(error)
             else:
@@ -95,9 +95,6 @@ class RestartApp(_Command):
             f"no server answers on {wanted} after {self.timeout:g} s; its log says why. Kernels"
             " keep running, and so do their connections: start kbridge again on the same address"
         )
-
-
-_ADVICE = "`kbridge restart --force` restarts all the same"
 
 
 def _wait(find: Callable[[], dict[str, Any] | None], timeout: float) -> dict[str, Any] | None:

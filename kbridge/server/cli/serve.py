@@ -86,7 +86,19 @@ async def serve(config: ServerConfig, hooks: Hooks, log: logging.Logger) -> bool
         failed = not opening.cancelled() and opening.exception() is not None
         keep = failed or run.restarting or not config.shutdown_kernels_on_exit
         await run.server.aclose(run.force, keep=keep, restart=run.restarting)
+    if run.restarting:
+        _ignore_signals(loop)
     return run.restarting
+
+
+def _ignore_signals(loop: asyncio.AbstractEventLoop) -> None:
+    """Let the next program find signals ignored: `exec` resets handlers to the defaults."""
+    # A signal that arrives before the next program handles it would end the process.
+    loop.remove_signal_handler(signal.SIGUSR2)
+    signal.signal(signal.SIGUSR2, signal.SIG_IGN)
+    for number in _SIGNALS:
+        if signal.getsignal(number) is _do_nothing:
+            signal.signal(number, signal.SIG_IGN)
 
 
 def _do_nothing(*_: object) -> None:
@@ -148,7 +160,9 @@ class _Run:
             self.stop.set()
 
     def on_restart_signal(self, _number: signal.Signals) -> None:
-        """Request a restart that loses nothing."""
+        """Request a restart that loses nothing, unless a request is being checked."""
+        if self.asking or self.restarting:
+            return
         task = asyncio.create_task(self._request_restart())
         self.asking.add(task)
         task.add_done_callback(self.asking.discard)
@@ -157,7 +171,7 @@ class _Run:
         try:
             await self.server.request_restart()
         except KbridgeError as error:
-            self._log.error("SIGUSR2: %s. `kbridge restart --force` restarts all the same", error)
+            self._log.error("SIGUSR2: %s", error)
 
     def on_signal(self, number: signal.Signals) -> None:
         """Shut down, ask first, or force a shutdown that is under way."""

@@ -37,6 +37,8 @@ def request_restart(info: Mapping[str, Any], *, force: bool, timeout: float) -> 
         If the server cannot be asked.
     """
     status, body = _post(info, "api/restart", {"force": force}, timeout)
+    if status == http.client.CONFLICT:
+        raise Conflict(_message(body) or _reason(status, body))
     if status != http.client.OK:
         raise Conflict(_reason(status, body))
     return str(json.loads(body)["version"])
@@ -84,10 +86,16 @@ def _post(
 
 
 def _reason(status: int, body: bytes) -> str:
+    message = _message(body)
+    return f"it answered {status}: {message}" if message else f"it answered {status}"
+
+
+def _message(body: bytes) -> str:
+    """Return the message of an error; empty if the body has none."""
     try:
-        return f"it answered {status}: {json.loads(body)['message']}"
+        return str(json.loads(body)["message"])
     except (ValueError, KeyError, TypeError):
-        return f"it answered {status}"
+        return ""
 
 
 def open_connection(
