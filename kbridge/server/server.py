@@ -28,7 +28,7 @@ from kbridge.errors import Conflict
 from kbridge.hub.table import GOING_AWAY
 from kbridge.kernels.manager import BridgeKernelManager
 from kbridge.kernels.preload import preload
-from kbridge.server.auth.credentials import recall
+from kbridge.server.auth.credentials import Credentials, forget, recall, store
 from kbridge.server.components import Components, build
 from kbridge.server.config import ServerConfig
 from kbridge.server.http import listen
@@ -87,6 +87,8 @@ class Server:
         self._sockets: list[socket.socket] = []
         self._listening: list[socket.socket] = []
         self._socket_file: tuple[int, int] | None = None
+        self._inherited = False  # True if the program before has opened the sockets
+        self._checking: asyncio.Task[str] | None = None  # of the installed version
 
     async def open(self, attached: Collection[str] = ()) -> BridgeKernelManager:
         """Bind, and adopt the kernels of the last server.
@@ -183,7 +185,10 @@ class Server:
         SetupError
             If this system cannot replace the program of a process.
         """
-        version = await asyncio.to_thread(installed_version)
+        if self._checking is None:  # all requests of this time share one check
+            self._checking = asyncio.create_task(asyncio.to_thread(installed_version))
+            self._checking.add_done_callback(self._on_checked)
+        version = await asyncio.shield(self._checking)
         parts = self._components
         if parts is None or self._http is None:
             raise Conflict("the server is starting, or shutting down")
@@ -192,6 +197,11 @@ class Server:
             check_losses(kernels, parts.hubs.settings, registry=parts.registry.enabled)
         self.restart_requested.set()
         return version
+
+    def _on_checked(self, check: asyncio.Task[str]) -> None:
+        self._checking = None
+        if not check.cancelled():
+            check.exception()  # retrieved: perhaps no request waits
 
     async def aclose(
         self,
@@ -214,8 +224,7 @@ class Server:
         if keep is None:
             keep = restart or not self.config.shutdown_kernels_on_exit
         if restart and self._listening:
-            pass_sockets(self._place(), self._listening)
-            self._socket_file = None
+            self._pass_on()
         self._listening = []
         for unused in self._sockets:
             unused.close()
@@ -240,12 +249,24 @@ class Server:
                 await asyncio.wait_for(http.close_all_connections(), _CUT_AFTER)
             except TimeoutError:
                 self._log.info("cut connections that did not close within %.0f s", _CUT_AFTER)
-        if self._keeping is not None:
-            self._keeping.cancel()
-            await asyncio.wait({self._keeping})
+        await self._end_tasks()
         if self._runtime is not None:
             self._runtime.remove()
         self._remove_socket_file()
+
+    def _pass_on(self) -> None:
+        """Let the next program of this process have the address, and random credentials."""
+        pass_sockets(self._place(), self._listening)
+        self._socket_file = None
+        if self._uses_free_port:
+            self._store_credentials()
+
+    async def _end_tasks(self) -> None:
+        if self._checking is not None:
+            await asyncio.wait({self._checking})
+        if self._keeping is not None:
+            self._keeping.cancel()
+            await asyncio.wait({self._keeping})
 
     async def _end_kernels(self, parts: Components, force: asyncio.Event, *, keep: bool) -> None:
         ending = parts.kernels.leave_all() if keep else parts.kernels.shutdown_all()
@@ -264,6 +285,7 @@ class Server:
     def _bind(self) -> list[socket.socket]:
         where = self.config.listen
         inherited = inherited_sockets(self._place())
+        self._inherited = bool(inherited)
         if where.sock:
             path = Path(where.sock)
             sockets = inherited or [listen.bind_unix(path, where.sock_mode)]
@@ -286,14 +308,31 @@ class Server:
             return f"{self.config.address} {secrets.token_hex(8)}"
         return f"{self.config.address} {where.sock_mode} {file}"
 
+    @property
+    def _uses_free_port(self) -> bool:
+        return not self.config.listen.sock and not self.config.listen.port
+
+    def _store_credentials(self) -> None:
+        """Store random credentials for the next program, which has the same port."""
+        where, auth = self.config.listen, self.config.auth
+        if auth.token and (auth.token_is_random or auth.cookie_secret_is_random):
+            kept = Credentials.new()  # credentials that were set are not stored
+            if auth.token_is_random:
+                kept = replace(kept, token=auth.token)
+            if auth.cookie_secret_is_random:
+                kept = replace(kept, cookie_secret=auth.cookie_secret)
+            store(self.config.runtime_dir, where.address(self.port), kept, self._log)
+
     def _recall_credentials(self) -> None:
         """Use the token and cookie secret of the last server on this address if none are set."""
         where, auth = self.config.listen, self.config.auth
         if not auth.token or not (auth.token_is_random or auth.cookie_secret_is_random):
             return
-        if not where.sock and not where.port:
-            return  # if any free port is used, the next server has another address
+        if self._uses_free_port and not self._inherited:
+            return  # the next server has another address
         kept = recall(self.config.runtime_dir, where.address(self.port), self._log)
+        if self._uses_free_port:
+            forget(self.config.runtime_dir, where.address(self.port))
         if auth.token_is_random:
             hide(kept.token)
             auth = replace(auth, token=kept.token)

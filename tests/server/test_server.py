@@ -7,6 +7,7 @@ import socket
 import stat
 import subprocess
 import sys
+import threading
 from collections.abc import AsyncIterator, Callable
 from dataclasses import FrozenInstanceError
 from pathlib import Path
@@ -260,6 +261,58 @@ async def test_a_unix_socket(app: KbridgeApp, make: Make, tmp_path: Path) -> Non
     await writer.wait_closed()
     await server.aclose()
     assert not path.exists()
+
+
+async def test_a_random_token_stays_with_its_port(
+    app: KbridgeApp, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("JUPYTER_TOKEN", "JUPYTER_TOKEN_FILE"):
+        monkeypatch.delenv(name, raising=False)
+    (tmp_path / "runtime").mkdir()
+
+    def new() -> Server:
+        """Return the server of another program with the same command line."""
+        program = KbridgeApp(log=app.log, runtime_dir=app.runtime_dir, port=0)
+        return Server(program.configuration(), app.log)
+
+    first = new()
+    await start(first, app)
+    await first.aclose(restart=True)
+    second = new()
+    await start(second, app)
+    auth = second.config.auth
+    assert second.port == first.port
+    assert (auth.token, auth.cookie_secret) == (
+        first.config.auth.token,
+        first.config.auth.cookie_secret,
+    )
+    await second.aclose()
+    third = new()
+    await start(third, app)
+    assert third.config.auth.token != auth.token
+    await third.aclose()
+    assert list((tmp_path / "runtime").glob("kbridge-credentials-*")) == []
+
+
+async def test_requests_of_a_restart_share_one_check(
+    app: KbridgeApp, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checks: list[int] = []
+    release = threading.Event()
+
+    def check() -> str:
+        checks.append(1)
+        assert release.wait(TIMEOUT)
+        return "1.2"
+
+    monkeypatch.setattr("kbridge.server.server.installed_version", check)
+    await start(server, app)
+    requests = [asyncio.create_task(server.request_restart()) for _ in range(3)]
+    await asyncio.sleep(0)
+    release.set()
+    assert await asyncio.gather(*requests) == ["1.2"] * 3
+    assert len(checks) == 1
+    assert server.restart_requested.is_set()
 
 
 @pytest.mark.parametrize("change", ["nothing", "mode", "missing", "replaced"])

@@ -12,12 +12,13 @@ import logging
 import platform
 import re
 import secrets
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from kbridge.private import read_private, write_private
 
-__all__ = ["Credentials", "recall"]
+__all__ = ["Credentials", "forget", "recall", "store"]
 
 _LIMIT = 4096
 _HEX = re.compile(r"[0-9a-f]+")
@@ -69,10 +70,17 @@ def recall(folder: Path, address: str, log: logging.Logger) -> Credentials:
             reason,
         )
     fresh = Credentials.new()
+    store(folder, address, fresh, log)
+    return fresh
+
+
+def store(folder: Path, address: str, credentials: Credentials, log: logging.Logger) -> None:
+    """Store credentials for the next server on an address; parameters as of `recall`."""
+    path = path_of(folder, address)
     kept = {
         "address": address,
-        "token": fresh.token,
-        "cookie_secret": fresh.cookie_secret.hex(),
+        "token": credentials.token,
+        "cookie_secret": credentials.cookie_secret.hex(),
     }
     try:
         write_private(path, json.dumps(kept, indent=2).encode())
@@ -82,7 +90,12 @@ def recall(folder: Path, address: str, log: logging.Logger) -> Credentials:
             path,
             error.strerror or error,
         )
-    return fresh
+
+
+def forget(folder: Path, address: str) -> None:
+    """Remove the stored credentials of an address, if there are some."""
+    with suppress(OSError):
+        path_of(folder, address).unlink()
 
 
 def _parse(content: bytes) -> Credentials:
