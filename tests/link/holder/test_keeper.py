@@ -82,14 +82,19 @@ def listening() -> bool:
     return any(each.laddr == "holder" for each in opened)
 
 
-async def taken(keeper: Keeper) -> KeptKernel:
-    """Take over the connections of the only kernel.
+async def take(keeper: Keeper) -> None:
+    """Take over the connections of all kernels.
 
     A holder that was just started has a socket before others can connect to it.
     """
     async with asyncio.timeout(TIMEOUT):
         while not keeper.left:
             await keeper.take()
+
+
+async def taken(keeper: Keeper) -> KeptKernel:
+    """Take over the connections of the only kernel."""
+    await take(keeper)
     assert keeper.left == ["one"]
     return keeper.kernel("one")
 
@@ -308,7 +313,7 @@ async def test_connections_do_not_stay_until_another_holder_has_them(
         for each in (kernel, other, another):
             each.leave()
         second = make()
-        await second.take()
+        await take(second)
         assert sorted(second.left) == ["one", "three", "two"]
         for name in second.left:
             second.drop(second.kernel(name))

@@ -19,6 +19,7 @@ import kbridge.link.holder
 from kbridge.link.holder.buffer import SharedMemory
 from kbridge.link.holder.client import HeldConnection, Holder, is_supported
 from kbridge.link.holder.header import CHUNK, PIECE, unread
+from tests.link.holder.taking import take_over
 from tests.support.waiting import TIMEOUT, eventually
 
 pytestmark = pytest.mark.skipif(not is_supported(), reason="needs Linux")
@@ -150,7 +151,7 @@ def holder(tmp_path: Path) -> Holder:
 def taken(tmp_path: Path) -> HeldConnection:
     """Take the connection over, let the holder drop it, and return it."""
     holder = Holder(tmp_path / "holder", tmp_path, 1 << 30, SECONDS)
-    [held] = holder.take()
+    [held] = take_over(holder)
     holder.drop("key")
     holder.close()
     eventually(lambda: not (tmp_path / "holder").exists(), "the holder has ended")
