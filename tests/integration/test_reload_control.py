@@ -317,3 +317,15 @@ async def test_restoring_is_turned_off_in_the_settings(lab: Lab, gates: Gates) -
     await notebook.cell(1).shows("second\n")
     cell, _ = await notebook.cells()
     assert (cell["outputs"], cell["execution_count"]) == ([], None)
+
+
+async def test_a_notebook_opens_after_the_kernel_of_another_one_died(
+    lab: Lab, gates: Gates
+) -> None:
+    notebook = await lab.start(gates, "import os\nos._exit(1)")
+    await expect(notebook.dialog).to_be_visible()
+    await lab.close_all()
+    notebook = await lab.start(gates, HALF)
+    await notebook.cell(0).shows("before\n")
+    gates.open("half")
+    await notebook.finished()

@@ -1,4 +1,4 @@
-"""An unchanged server, which writes a census of its objects as JSON on SIGUSR1.
+"""An unchanged server, which writes a census of its objects as JSON on SIGPROF.
 
 A script: `python observed.py CENSUS MODULE [options]` is `python -m MODULE [options]`. Tasks and
 objects cannot be counted from outside.
@@ -62,14 +62,14 @@ def forget_cancelled_timers() -> None:
 
 
 def watch(path: Path) -> None:
-    """Write a census on each SIGUSR1."""
+    """Write a census on each SIGPROF."""
 
     def write(_signum: int, _frame: FrameType | None) -> None:
         fresh = path.with_suffix(".new")
         fresh.write_text(json.dumps(census()), encoding="utf-8")
         fresh.replace(path)
 
-    signal.signal(signal.SIGUSR1, write)
+    signal.signal(signal.SIGPROF, write)
 
 
 if __name__ == "__main__":

@@ -76,11 +76,11 @@ async def take(server: Server) -> ResourceUsage:
     process = psutil.Process(server.process.pid)
     path = server.home / "census.json"
     path.unlink(missing_ok=True)
-    os.kill(process.pid, signal.SIGUSR1)
+    os.kill(process.pid, signal.SIGPROF)
     deadline = time.monotonic() + TIMEOUT
     while not path.exists():
         assert server.process.poll() is None, f"the server ended:\n{server.tail()}"
-        assert time.monotonic() < deadline, "the server does not answer SIGUSR1"
+        assert time.monotonic() < deadline, "the server does not answer SIGPROF"
         await asyncio.sleep(0.01)
     census = json.loads(path.read_text(encoding="utf-8"))
     return ResourceUsage(

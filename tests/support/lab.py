@@ -57,10 +57,12 @@ new MutationObserver(() => {
 """
 # Errors of JupyterLab: it does not catch the failure of its requests when a kernel restarts, and a
 # toolbar that is disposed right after it was shown uses its timer once more. Notebook 7 loads the
-# settings of another plugin before those of its shortcuts.
+# settings of another plugin before those of its shortcuts. ipywidgets does not expect that a
+# notebook is closed while its kernel restarts.
 _TOLERATED = re.compile(
     r"Canceled future for .* before replies were done|reading 'promise'\)\s+at \w+\.invoke"
     r"|reading 'schema'\)\s+at \S+/notebook_core\."
+    r"|reading 'kernel'\)\s+at \w+ \(\S+/@jupyter-widgets/"
 )
 
 
@@ -292,8 +294,7 @@ class Lab:
 
     async def open(self, *codes: str) -> Notebook:
         """Open a new notebook with these cells (none: one empty cell), and wait for its kernel."""
-        if await self._unreachable.is_visible():
-            await self._close_dialog()
+        await self._dismiss()
         path = self._site.server.home / "notebooks" / f"notebook-{next(self._numbers)}.ipynb"
         cells = [nbformat.v4.new_code_cell(code) for code in codes or ("",)]
         document = nbformat.v4.new_notebook(cells=cells, metadata={"kernelspec": _KERNELSPEC})
@@ -366,6 +367,7 @@ class Lab:
                     each.dispose();
             }"""
         )
+        await self._dismiss()
 
     async def idle(self, path: Path) -> None:
         """Wait until the server says that the kernel of a notebook has run everything.
@@ -382,6 +384,18 @@ class Lab:
             return over and bool(kernel["execution_state"] == "idle")
 
         await asyncio.to_thread(eventually, is_idle, f"the kernel of {path.name} is idle")
+
+    async def _dismiss(self) -> None:
+        """Dismiss the dialogs that are open.
+
+        A notebook that is opened behind a dialog does not become the active one. JupyterLab opens a
+        dialog when a kernel dies, also when it cannot start because another program has taken one
+        of the ports that were chosen for it.
+        """
+        await self.page.evaluate(
+            """() => document.querySelectorAll('.jp-Dialog').forEach(
+                dialog => dialog.querySelector('.jp-Dialog-footer button')?.click())"""
+        )
 
     async def _close_dialog(self, *_: object) -> None:
         await self._unreachable.get_by_role("button", name="Close").click()
