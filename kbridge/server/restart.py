@@ -17,7 +17,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Final, NoReturn
+from typing import Any, Final, NoReturn
 
 from kbridge.errors import Conflict, SetupError
 from kbridge.hub.settings import HubSettings
@@ -147,12 +147,10 @@ def pass_sockets(address: str, sockets: Sequence[socket.socket]) -> None:
 
 def inherited_sockets(address: str) -> list[socket.socket]:
     """Return the listening sockets of the program before, for the same settings; perhaps none."""
-    text = os.environ.pop(_VARIABLE, "")
-    if not text:
+    passed = _passed()
+    os.environ.pop(_VARIABLE, None)
+    if passed is None:
         return []
-    passed = json.loads(text)
-    if passed["pid"] != os.getpid():
-        return []  # a program that a server has started
     sockets = [socket.socket(fileno=fd) for fd in passed["fds"]]
     for sock in sockets:
         sock.set_inheritable(False)
@@ -164,14 +162,21 @@ def inherited_sockets(address: str) -> list[socket.socket]:
     return []
 
 
+def _passed() -> dict[str, Any] | None:
+    """Return what the program before has passed on; None in any other process."""
+    text = os.environ.get(_VARIABLE, "")
+    passed: dict[str, Any] | None = json.loads(text) if text else None
+    # Programs that a server has started have its environment, too.
+    return passed if passed is not None and passed["pid"] == os.getpid() else None
+
+
 def reap_inherited() -> None:
     """Let the event loop reap the processes that the program before has started.
 
     They are children of this process, but not known to `subprocess`: those that end would stay as
     zombies. Does nothing in a program that was not started by `start_again`, or without pidfds.
     """
-    text = os.environ.get(_VARIABLE, "")
-    if not text or json.loads(text)["pid"] != os.getpid():
+    if _passed() is None:
         return
     import psutil  # type: ignore[import-untyped]
 
