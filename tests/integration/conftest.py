@@ -15,10 +15,13 @@ from tests.support.restartable_server import RestartableServer
 
 
 @pytest.fixture
-def own_server(tmp_path: Path) -> Iterator[RestartableServer]:
-    """A server for one test, which may kill it; afterwards it and its kernels are ended."""
+def own_server(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[RestartableServer]:
+    """A server for one test, which may kill it; afterwards it and its kernels are ended.
+
+    It has the options that the module names in `SERVER_OPTIONS`.
+    """
     require("ipykernel")
-    made = RestartableServer(tmp_path)
+    made = RestartableServer(tmp_path, *getattr(request.module, "SERVER_OPTIONS", []))
     try:
         yield made
     finally:

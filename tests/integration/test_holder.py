@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ LINES = int(os.environ.get("KBRIDGE_CRASH_LINES", "4000"))
 ONE_THREAD = Path(__file__).parents[1] / "support" / "one_thread.py"
 ARGS = ["--ZMQChannelsWebsocketConnection.link=auto"] if not LINK else []
 FULL_DISK = "--ZMQChannelsWebsocketConnection.journal_disk_reserve=0.999999"
+SERVER_OPTIONS = ARGS
 # Prints numbered lines at a rate.
 COUNT = """\
 import pathlib, time
@@ -37,14 +38,9 @@ for i in range({lines}):
 
 
 @pytest.fixture
-def server(tmp_path: Path) -> Iterator[RestartableServer]:
-    require("ipykernel")
-    made = RestartableServer(tmp_path, *ARGS)
-    made.install("one_thread", ONE_THREAD)
-    try:
-        yield made
-    finally:
-        made.kill()
+def server(own_server: RestartableServer) -> RestartableServer:
+    own_server.install("one_thread", ONE_THREAD)
+    return own_server
 
 
 def numbers(messages: list[dict[str, Any]]) -> list[int]:
@@ -56,6 +52,38 @@ def numbers(messages: list[dict[str, Any]]) -> list[int]:
         and m["parent_header"].get("msg_type") == "execute_request"
     )
     return [int(number) for number in text.split()]  # a newline may come in a separate message
+
+
+def assert_whole(before: list[int], after: list[int], lines: int, *, named: bool) -> None:
+    """Check the numbers that a client received before it lost its connection, and afterwards.
+
+    Each comes once if the client has named the last message that it received.
+    """
+    if named:
+        assert before + after == list(range(lines))
+    else:
+        assert after == list(range(after[0], lines))
+        assert after[0] <= len(before)
+
+
+async def cut_while_counting(
+    server: RestartableServer, kernel: str, end: Callable[[], object]
+) -> tuple[str, list[dict[str, Any]]]:
+    """Call `end`, which ends the server, while a cell prints 2,000 numbers in 2 s.
+
+    Returns
+    -------
+    str
+        The id of the request.
+    list of dict
+        The messages that the client has received.
+    """
+    async with attach(server, kernel, session="mine") as ws:
+        at = server.home / "at"
+        msg_id = await ws.start(COUNT.format(lines=2000, rate=1000, at=str(at)))
+        await ws.until(lambda m: "100" in m["content"].get("text", ""))
+        end()
+        return msg_id, list(ws.seen)
 
 
 def number_in(path: Path) -> int:
@@ -88,11 +116,7 @@ async def test_no_line_is_lost(server: RestartableServer, name: str, named: bool
         after = numbers(ws.seen)
     before = numbers(seen)
     assert before == list(range(len(before)))
-    if named:
-        assert before + after == list(range(lines))
-    else:
-        assert after == list(range(after[0], lines))
-        assert after[0] <= len(before)
+    assert_whole(before, after, lines, named=named)
     server.assert_clean_log()
 
 
@@ -103,13 +127,8 @@ async def test_output_that_was_never_in_a_file_comes_again(tmp_path: Path) -> No
     try:
         server.start()
         kernel = server.start_kernel()
-        at = server.home / "at"
-        async with attach(server, kernel, session="mine") as ws:
-            msg_id = await ws.start(COUNT.format(lines=2000, rate=1000, at=str(at)))
-            await ws.until(lambda m: "100" in m["content"].get("text", ""))
-            server.crash()
-            seen = list(ws.seen)
-        eventually(lambda: number_in(at) == 1999, "all lines were printed")
+        msg_id, seen = await cut_while_counting(server, kernel, server.crash)
+        eventually(lambda: number_in(server.home / "at") == 1999, "all lines were printed")
         server.start()
         since = seen[-1]["header"]["msg_id"]  # sessions were in memory only, too
         async with attach(server, kernel, session="mine", since=since) as ws:
@@ -214,13 +233,8 @@ async def test_a_kernel_of_attach_dir_goes_on(tmp_path: Path, dropped: Path) -> 
     try:
         server.start()
         [kernel] = eventually(lambda: server.request("GET", "/api/kernels").json(), "attached")
-        at = server.home / "at"
-        async with attach(server, kernel["id"], session="mine") as ws:
-            msg_id = await ws.start(COUNT.format(lines=2000, rate=1000, at=str(at)))
-            await ws.until(lambda m: "100" in m["content"].get("text", ""))
-            server.crash()
-            seen = list(ws.seen)
-        eventually(lambda: number_in(at) == 1999, "all lines were printed")
+        msg_id, seen = await cut_while_counting(server, kernel["id"], server.crash)
+        eventually(lambda: number_in(server.home / "at") == 1999, "all lines were printed")
         server.start()
         since = seen[-1]["header"]["msg_id"]
         async with attach(server, kernel["id"], session="mine", since=since) as ws:
@@ -239,12 +253,7 @@ async def test_a_server_that_leaves_its_kernels_loses_nothing(tmp_path: Path) ->
     try:
         server.start()
         kernel = server.start_kernel()
-        at = server.home / "at"
-        async with attach(server, kernel, session="mine") as ws:
-            msg_id = await ws.start(COUNT.format(lines=2000, rate=1000, at=str(at)))
-            await ws.until(lambda m: "100" in m["content"].get("text", ""))
-            server.stop()
-            seen = list(ws.seen)
+        msg_id, seen = await cut_while_counting(server, kernel, server.stop)
         server.start()
         async with attach(server, kernel, session="mine", since=seen[-1]["header"]["msg_id"]) as ws:
             done = await ws.finish(msg_id)

@@ -7,7 +7,7 @@ import json
 import signal
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,14 @@ import psutil
 import pytest
 
 from kbridge.link.holder.client import is_supported
-from tests.integration.test_holder import ARGS, FULL_DISK, ONE_THREAD, number_in, numbers
+from tests.integration.test_holder import (
+    ARGS,
+    FULL_DISK,
+    ONE_THREAD,
+    assert_whole,
+    number_in,
+    numbers,
+)
 from tests.support.client import attach
 from tests.support.require import require
 from tests.support.restartable_server import RestartableServer
@@ -42,18 +49,14 @@ while end is None or i < end:
     time.sleep(max(0, start + i / 500 - time.monotonic()))
 at.write_text(str(i))
 """
+SERVER_OPTIONS = ARGS
 RESTARTING = (1012, "the server is restarting")
 
 
 @pytest.fixture
-def server(tmp_path: Path) -> Iterator[RestartableServer]:
-    require("ipykernel")
-    made = RestartableServer(tmp_path, *ARGS)
-    made.install("one_thread", ONE_THREAD)
-    try:
-        yield made
-    finally:
-        made.kill()
+def server(own_server: RestartableServer) -> RestartableServer:
+    own_server.install("one_thread", ONE_THREAD)
+    return own_server
 
 
 def info(server: RestartableServer) -> dict[str, Any]:
@@ -136,11 +139,7 @@ async def test_no_line_is_lost(server: RestartableServer, how: str, name: str, n
         assert done.text("stderr") == ""
         after = numbers(ws.seen)
     before, lines = numbers(seen), number_in(at)
-    if named:
-        assert before + after == list(range(lines))
-    else:
-        assert after == list(range(after[0], lines))
-        assert after[0] <= len(before)
+    assert_whole(before, after, lines, named=named)
     server.assert_clean_log()
 
 

@@ -82,6 +82,15 @@ def listening() -> bool:
     return any(each.laddr == "holder" for each in opened)
 
 
+async def leave(keeper: Keeper, *kernels: Kernel) -> None:
+    """End this bridge without ending its connections, once the next one can find the holder."""
+    await until(listening, "the holder listens")
+    keeper.leave()
+    keeper.close()
+    for kernel in kernels:
+        kernel.leave()
+
+
 async def take(keeper: Keeper) -> None:
     """Take over the connections of all kernels.
 
@@ -137,10 +146,7 @@ async def test_the_next_keeper_goes_on(make: Callable[[], Keeper], kernel: Kerne
     iopub = kept.ports[Channel.IOPUB]
     buffer = iopub.open(kernel.near[Channel.IOPUB])
     assert buffer is not None
-    await until(listening, "the holder listens")
-    first.leave()
-    first.close()
-    kernel.leave()
+    await leave(first, kernel)
     kernel.far[Channel.IOPUB].sendall(MESSAGE)
     second = make()
     kept = await taken(second)
@@ -174,10 +180,7 @@ async def test_connections_that_no_kernel_uses_are_dropped(
 ) -> None:
     first = make()
     kernel.connect(first.kernel("one"))
-    await until(listening, "the holder listens")
-    first.leave()
-    first.close()
-    kernel.leave()
+    await leave(first, kernel)
     second = make()
     kept = await taken(second)
     second.drop(kept)
@@ -204,10 +207,7 @@ async def test_a_message_counts_as_written_when_its_file_has_it(
         read += data
     kept.note()
     kept.reached(17)
-    await until(listening, "the holder listens")
-    first.leave()
-    first.close()
-    kernel.leave()
+    await leave(first, kernel)
     second = make()
     kept = await taken(second)
     held = kept.ports[Channel.SHELL].held
@@ -233,10 +233,7 @@ async def test_the_handshake_does_not_come_again(
     while mine.taken < len(handshake + MESSAGE):
         mine.feed(buffer.receive(near))
     port.hold(near, mine, b"")
-    await until(listening, "the holder listens")
-    first.leave()
-    first.close()
-    kernel.leave()
+    await leave(first, kernel)
     second = make()
     kept = await taken(second)
     held = kept.ports[Channel.IOPUB].held
@@ -279,10 +276,7 @@ async def test_a_holder_that_has_ended_is_replaced(
     assert "another one is started" in caplog.text
     assert kept.stays
     kernel.far[Channel.IOPUB].sendall(MESSAGE)
-    await until(listening, "the holder listens")
-    first.leave()
-    first.close()
-    kernel.leave()
+    await leave(first, kernel)
     second = make()
     kept = await taken(second)
     assert kept.seq == 0
@@ -307,11 +301,7 @@ async def test_connections_do_not_stay_until_another_holder_has_them(
         assert first.kernel("three").stays
         assert not one.stays
         await until(lambda: one.stays, "another holder has all connections")
-        await until(listening, "the holder listens")
-        first.leave()
-        first.close()
-        for each in (kernel, other, another):
-            each.leave()
+        await leave(first, kernel, other, another)
         second = make()
         await take(second)
         assert sorted(second.left) == ["one", "three", "two"]
