@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from _pytest.outcomes import Failed, Skipped
 
+import kbridge
 from tests.support.dialects import CODECS
 from tests.support.require import require
 from tests.support.server import Server
@@ -94,16 +95,23 @@ def test_ignored_signals_are_reset() -> None:
 
 
 @pytest.mark.parametrize(
-    ("file", "clean"),
-    [("/usr/lib/ipykernel/iostream.py", True), ("/usr/lib/kbridge/hub/hub.py", False)],
+    ("file", "error", "clean"),
+    [
+        ("/usr/lib/ipykernel/iostream.py", "RuntimeError: Event loop is closed", True),
+        (f"{Path(kbridge.__file__).parent}/hub/hub.py", "RuntimeError: closed", False),
+        # A kernel that is interrupted while Python still loads ipykernel_launcher.
+        ("/usr/lib/python3/pathlib.py", "KeyboardInterrupt", True),
+        ("/usr/lib/python3/pathlib.py", "RuntimeError: closed", False),
+        (f"{Path(kbridge.__file__).parent}/hub/hub.py", "KeyboardInterrupt", False),
+    ],
 )
 def test_errors_of_a_kernel_in_the_log_are_not_the_servers(
-    tmp_path: Path, file: str, clean: bool
+    tmp_path: Path, file: str, error: str, clean: bool
 ) -> None:
     server = Server(tmp_path)
     server.log.write_text(
         f'[I] kernel started\nTraceback (most recent call last):\n  File "{file}", line 1\n'
-        "RuntimeError: Event loop is closed\n[I] kernel ended\n"
+        f"{error}\n[I] kernel ended\n"
     )
-    with nullcontext() if clean else pytest.raises(AssertionError, match="Event loop is closed"):
+    with nullcontext() if clean else pytest.raises(AssertionError, match=error):
         server.assert_clean_log()

@@ -263,7 +263,7 @@ class Server:
         """Fail if the log has an internal error of the server, or the token.
 
         Kernels write to the same log. ipykernel reports errors of its own when it ends in the
-        middle of a cell.
+        middle of a cell, and Python does when a kernel is interrupted before ipykernel is loaded.
 
         Parameters
         ----------
@@ -275,7 +275,7 @@ class Server:
         for number, line in enumerate(lines):
             if "Traceback" in line and "[IPKernelApp] ERROR" not in lines[number - 1]:
                 frames = _frames(lines[number + 1 :])
-                if _is_in("/ipykernel/", frames) or (foreign and not _is_in(_KBRIDGE, frames)):
+                if _is_of_kernel(frames) or (foreign and not _is_in(_KBRIDGE, frames)):
                     continue
                 raise AssertionError("\n".join(lines[max(0, number - 20) : number + 40]))
         assert TOKEN not in text, "the log contains the token"
@@ -284,6 +284,12 @@ class Server:
 def _frames(lines: list[str]) -> list[str]:
     """Return the lines of the traceback that goes on in these lines of a log."""
     return list(itertools.takewhile(lambda line: not line.startswith("["), lines))
+
+
+def _is_of_kernel(frames: list[str]) -> bool:
+    """Return True if a kernel wrote a traceback, in ipykernel or because it was interrupted."""
+    interrupted = "KeyboardInterrupt" in frames and not _is_in(_KBRIDGE, frames)
+    return interrupted or _is_in("/ipykernel/", frames)
 
 
 def _is_in(package: str, frames: list[str]) -> bool:
