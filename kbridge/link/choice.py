@@ -28,7 +28,7 @@ class LinkKind(StrEnum):
     """libzmq, through pyzmq."""
 
 
-DEFAULT: Final = LinkKind.PYZMQ
+DEFAULT: Final = LinkKind.AUTO
 """The default of the setting `link`."""
 
 

@@ -16,14 +16,13 @@ from kbridge.connect import write_connection_file
 from tests.support.client import attach
 from tests.support.require import require
 from tests.support.restartable_server import RestartableServer
-from tests.support.server import LINK
 from tests.support.waiting import eventually, until
 
 pytestmark = pytest.mark.kernel
 
 LINES = int(os.environ.get("KBRIDGE_CRASH_LINES", "4000"))
 ONE_THREAD = Path(__file__).parents[1] / "support" / "one_thread.py"
-ARGS = ["--ZMQChannelsWebsocketConnection.link=auto"] if not LINK else []
+ARGS = ["--ZMQChannelsWebsocketConnection.link=auto"]
 FULL_DISK = "--ZMQChannelsWebsocketConnection.journal_disk_reserve=0.999999"
 SERVER_OPTIONS = ARGS
 # Prints numbered lines at a rate.

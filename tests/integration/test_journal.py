@@ -23,7 +23,7 @@ from tests.support.gates import Gates
 from tests.support.jupyter_server import jupyter_server
 from tests.support.require import require
 from tests.support.restartable_server import RestartableServer
-from tests.support.server import KEPT, Server, gone
+from tests.support.server import LINK_PYZMQ, Server, gone
 from tests.support.waiting import TIMEOUT, eventually
 
 pytestmark = pytest.mark.kernel
@@ -233,7 +233,6 @@ async def test_without_a_directory_nothing_is_on_disk(new_server: ServerFactory)
 # -- across a crash -------------------------------------------------------------------------------
 
 
-@pytest.mark.skipif(KEPT, reason="the connections stay")
 @pytest.mark.parametrize("names_message", [False, True], ids=["session", "since"])
 async def test_a_cell_that_prints_across_a_crash(
     own_server: RestartableServer, names_message: bool
@@ -242,7 +241,7 @@ async def test_a_cell_that_prints_across_a_crash(
 
     See `test_holder.py` for connections that stay: those lines arrive, too.
     """
-    own_server.start()
+    own_server.start(LINK_PYZMQ)
     kernel = own_server.start_kernel()
     stop, at = own_server.home / "stop", own_server.home / "at"
     async with attach(own_server, kernel, session="mine") as ws:
@@ -259,7 +258,7 @@ async def test_a_cell_that_prints_across_a_crash(
         since = msg_id_of(seen[named])
         known = len(numbers(lines(seen[: named + 1])))
 
-    own_server.start()
+    own_server.start(LINK_PYZMQ)
     async with attach(own_server, kernel, session="mine", since=since) as ws:
         await ws.request("kernel_info_request", {}, channel="control")
         heard_from = number_in(at) + 1  # the new server is connected by now
@@ -301,11 +300,10 @@ async def test_an_old_message_is_known_after_a_crash(
     own_server.assert_clean_log()
 
 
-@pytest.mark.skipif(KEPT, reason="the connections stay")
 async def test_a_cell_that_ends_while_no_server_runs_ends_for_its_client(
     own_server: RestartableServer, dialect: str, gates: Gates
 ) -> None:
-    own_server.start()
+    own_server.start(LINK_PYZMQ)
     kernel = own_server.start_kernel()
     code = "print('before', flush=True)\ngate('go')\nprint('unheard', flush=True)\ngate('over')"
     gates.open("over")
@@ -317,7 +315,7 @@ async def test_a_cell_that_ends_while_no_server_runs_ends_for_its_client(
         await crash(own_server, kernel, "before")
     gates.open("go")
     await gates.reached("over")
-    own_server.start()
+    own_server.start(LINK_PYZMQ)
     async with attach(own_server, kernel, dialect, session="mine") as ws:
         done = await ws.finish(msg_id)
         assert done.reply["status"] == "ok"

@@ -27,7 +27,7 @@ from tests.integration.test_holder import (
 from tests.support.client import attach
 from tests.support.require import require
 from tests.support.restartable_server import RestartableServer
-from tests.support.server import LINK
+from tests.support.server import LINK, LINK_PYZMQ
 from tests.support.waiting import TIMEOUT, eventually, until
 
 pytestmark = [
@@ -145,9 +145,7 @@ async def test_no_line_is_lost(server: RestartableServer, how: str, name: str, n
 
 async def test_what_would_be_lost_is_refused(tmp_path: Path) -> None:
     require("ipykernel")
-    server = RestartableServer(tmp_path, "--ZMQChannelsWebsocketConnection.link=pyzmq")
-    if LINK:
-        pytest.skip("needs the link with libzmq")
+    server = RestartableServer(tmp_path, LINK_PYZMQ)
     try:
         server.start()
         run = info(server)["run"]

@@ -43,7 +43,10 @@ class RestartableServer(Server):
         """Start the server without waiting for it."""
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
-                [*self.command, f"--port={self.port}", "--port-retries=0", *self._args, *args],
+                [
+                    *(*self.command, f"--port={self.port}", "--port-retries=0"),
+                    *self._options(*args),
+                ],
                 cwd=self.home,
                 env=self._env,
                 stdin=subprocess.DEVNULL,

@@ -3,7 +3,8 @@
 `KBRIDGE_TEST_SERVER=jupyter_server` uses Jupyter Server instead, to compare it in the same tests.
 It fails those for which kbridge was written.
 
-`KBRIDGE_TEST_LINK` (auto, zmtp or pyzmq) is the default of the setting `link` in all tests.
+`KBRIDGE_TEST_LINK` (auto, zmtp or pyzmq) is the value of the setting `link` in all tests that
+do not set it.
 """
 
 from __future__ import annotations
@@ -29,11 +30,13 @@ from kbridge.link import choice
 from kbridge.link.holder.client import is_supported
 from tests.support.waiting import TIMEOUT, eventually
 
-__all__ = ["KEPT", "LINK", "PEER", "TOKEN", "Reply", "Server", "free_port", "gone"]
+__all__ = ["KEPT", "LINK", "LINK_PYZMQ", "PEER", "TOKEN", "Reply", "Server", "free_port", "gone"]
 
 _KBRIDGE = str(Path(kbridge.__file__).parent)
 PEER = os.environ.get("KBRIDGE_TEST_SERVER", "kbridge") == "jupyter_server"
 LINK = os.environ.get("KBRIDGE_TEST_LINK", "")
+_LINK_OPTION = "--ZMQChannelsWebsocketConnection.link="
+LINK_PYZMQ = f"{_LINK_OPTION}pyzmq"  # connections to kernels end with the server
 # True if the connections to kernels outlive the servers of these tests.
 KEPT = (LINK or choice.DEFAULT) != choice.LinkKind.PYZMQ and is_supported()
 TOKEN = "correct-horse-battery-staple"
@@ -91,7 +94,7 @@ class Server:
         self.log = home / "server.log"
         self.token = TOKEN
         self.port = 0
-        self._args = (*args, f"--ZMQChannelsWebsocketConnection.link={LINK}") if LINK else args
+        self._args = args
         self._env = {
             **{k: v for k, v in os.environ.items() if not k.startswith(("JUPYTER", "KG_"))},
             "JUPYTER_TOKEN": TOKEN,
@@ -116,6 +119,12 @@ class Server:
         """The environment of the server, also for other commands of kbridge."""
         return self._env
 
+    def _options(self, *args: str) -> list[str]:
+        """Return the options of the server, and those of this start."""
+        options = [*self._args, *args]
+        given = any(option.startswith(_LINK_OPTION) for option in options)
+        return options if given or not LINK else [*options, _LINK_OPTION + LINK]
+
     @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}"
@@ -126,7 +135,7 @@ class Server:
             spec.parent.mkdir(parents=True)
             argv = [sys.executable, "-c", code, "{connection_file}"]
             spec.write_text(json.dumps({"argv": argv, "display_name": name, "language": "python"}))
-        command = [*self.command, f"--port={free_port()}", *self._args]
+        command = [*self.command, f"--port={free_port()}", *self._options()]
         with self.log.open("wb") as log:
             self._process = subprocess.Popen(
                 command,

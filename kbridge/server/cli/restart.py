@@ -33,9 +33,9 @@ class RestartApp(_Command):
     name = "kbridge-restart"
     description = """Restart the kbridge server on a port or a unix socket; its kernels stay.
 
-    The server starts the installed version in its process, with the same command line. With the
-    setting link=auto, no output, reply or input request of a kernel is lost. If something would be
-    lost, the server says so and goes on, unless --force is given.
+    The server starts the installed version in its process, with the same command line. On Linux, no
+    output, reply or input request of a kernel is lost. If something would be lost, the server says
+    so and goes on, unless --force is given.
     """
     examples = "pip install --upgrade kbridge && kbridge restart 8888"
     flags = _RESTART_FLAGS
