@@ -24,6 +24,7 @@ LAYERS = {
     "connect": 3,
     "kernels": 4,
     "connection": 4,
+    "metrics": 4,
     "tornado": 4,
     "server": 5,
     "jupyter": 5,

@@ -33,7 +33,7 @@ from kbridge.wire import v1
 from kbridge.wire.headers import SHAPE, type_place
 from kbridge.wire.message import Channel
 
-__all__ = ["MAX_JOINED", "coalesce"]
+__all__ = ["MAX_JOINED", "coalesce", "coalesce_counted"]
 
 MAX_JOINED: Final = 1 << 19
 """Maximum number of bytes of text in a joined message; some clients refuse a message of 1 MiB."""
@@ -84,12 +84,19 @@ def coalesce(frames: Sequence[bytes]) -> list[bytes]:
     list of bytes
         The frames to send instead. Frames that were not joined are the same objects.
     """
+    return coalesce_counted(frames)[0]
+
+
+def coalesce_counted(frames: Sequence[bytes]) -> tuple[list[bytes], int]:
+    """Return what `coalesce` returns, and the number of frames that rules 2 and 3 left out."""
     reader = _Reader()
     entries = reader.read(frames)
+    left_out = 0
     if reader.replaces and (gone := _left_out(entries)):
+        left_out = len(gone)
         frames = [frame for i, frame in enumerate(frames) if i not in gone]
         entries = [entry for i, entry in enumerate(entries) if i not in gone]
-    return _join_streams(frames, entries)
+    return _join_streams(frames, entries), left_out
 
 
 # -- joining ------------------------------------------------------------------------------------

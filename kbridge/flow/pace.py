@@ -71,6 +71,8 @@ class Pace:
         True if the released frames have waited, so that they should be joined.
     released : int
         The sequence number up to which the limit of bytes has released output.
+    waits : int
+        The number of times that output began to wait for the limit of bytes.
     """
 
     def __init__(
@@ -114,6 +116,7 @@ class Pace:
         self._held: deque[tuple[int, int]] = deque()
         self._held_bytes = 0
         self.released = 0  # end of the released output
+        self.waits = 0
         self._resume_at: float | None = None
 
     def __call__(self, msg: Message, msg_type: str, now: float) -> Verdict:  # noqa: ARG002
@@ -209,6 +212,8 @@ class Pace:
         if bucket is None or (not held and (not nbytes or bucket.try_spend(now, nbytes))):
             self.released = end
             return end
+        if not held:
+            self.waits += 1
         if held and held[-1][1] + nbytes <= min(_GRAIN, bucket.burst / 16):
             held[-1] = (end, held[-1][1] + nbytes)
         elif not held or end > held[-1][0]:

@@ -14,6 +14,7 @@ from kbridge.errors import HubClosed, IgnoredMessage
 from kbridge.flow.activity import Activity
 from kbridge.flow.execution import RUNNING, Execution
 from kbridge.flow.executions import Executions
+from kbridge.flow.histogram import Histogram
 from kbridge.flow.journal import Journal
 from kbridge.flow.policy import DROP, judge
 from kbridge.hub.broadcast import policy_chain
@@ -21,6 +22,7 @@ from kbridge.hub.broadcast.broadcaster import Broadcaster
 from kbridge.hub.broadcast.burst import Allowance
 from kbridge.hub.broadcast.cursor import Cursor, CursorOptions
 from kbridge.hub.context import HubContext, HubEnvironment
+from kbridge.hub.counts import Counts
 from kbridge.hub.events import HubObserver, StatusListener
 from kbridge.hub.kernel.connection import KernelConnection
 from kbridge.hub.notices import Notices
@@ -119,6 +121,8 @@ class Hub:
         link = environment.link or (keeping(kind, kept) if kept is not None else make_link(kind))
         self._kernel = KernelConnection(context, self._broadcaster, link, former or ())
         self._closed = False
+        self._restarts = dict.fromkeys(("requested", "automatic"), 0)
+        self._deaths = 0
         self._broadcaster.connecting(connection_info)
         self._kernel.restore([each for each in saved.executions if each.owed])
         self._kernel.connect(connection_info)
@@ -412,11 +416,13 @@ class Hub:
         keep : bool
             True if requests that are already waiting are meant for the next process.
         """
+        self._restarts["requested" if asked else "automatic"] += 1
         self._broadcaster.forget_requests(await self._kernel.restarting(keep=keep))
         self.announce("starting" if asked else "restarting")
 
     def dead(self) -> None:
         """Note that the kernel has ended for good, and tell the clients."""
+        self._deaths += 1
         self._kernel.dead()
         self._broadcaster.forget_requests()
         self.announce("dead")
@@ -454,3 +460,18 @@ class Hub:
             "refused_kernel_messages": self._rejected.total,
             "ignored_client_messages": self.ignored.total,
         }
+
+    def counters(self) -> Counts:
+        """Return the numbers that only grow, see `kbridge.hub.counts`."""
+        counts = self._broadcaster.counters()
+        counts.update(self._kernel.counters())
+        for cause, restarts in self._restarts.items():
+            counts["kernel_restarts", cause] = restarts
+        counts["kernel_deaths",] = self._deaths
+        counts["ignored_messages",] = self.ignored.total
+        return counts
+
+    @property
+    def round_trips(self) -> Histogram:
+        """Seconds from pings to their pongs, sampled once per second."""
+        return self._broadcaster.delivery.round_trips.histogram

@@ -15,6 +15,7 @@ from kbridge.flow.seam import Seam
 from kbridge.hub.broadcast.burst import Allowance
 from kbridge.hub.clock import Clock
 from kbridge.hub.context import HubEnvironment, Log
+from kbridge.hub.counts import Totals
 from kbridge.hub.hub import Hub
 from kbridge.hub.recovered import is_of_another_kernel
 from kbridge.hub.settings import HubSettings
@@ -61,6 +62,8 @@ class HubTable:
         if log is not None:
             self._environment = replace(self._environment, log=log)
         self._hubs: dict[str, Hub] = {}
+        self._ended = Totals()
+        self._ending: set[Hub] = set()
         self._store: JournalStore | None = None
         self.configure(settings or HubSettings())
 
@@ -220,17 +223,29 @@ class HubTable:
         """
         if self._store is not None:
             self._store.discard(kernel_id)
-        return self._close(self.take(kernel_id), code, reason)
+        hub = self.take(kernel_id)
+        if hub is not None:
+            self._ending.add(hub)
+        return self._close(hub, code, reason)
 
     async def _close(self, hub: Hub | None, code: int, reason: str) -> None:
         if hub is not None:
-            await hub.aclose(code, reason)
+            await self._end(hub, code, reason)
             if self._environment.keeper is not None and hub.kernel_id not in self._hubs:
                 self._environment.keeper.forget(hub.kernel_id)
 
     def take(self, kernel_id: str) -> Hub | None:
         """Remove the hub of a kernel from the table, if there is one; the caller closes it."""
         return self._hubs.pop(kernel_id, None)
+
+    async def _end(self, hub: Hub, code: int, reason: str) -> None:
+        """Close a hub that was taken; its counters stay in the totals."""
+        try:
+            await hub.aclose(code, reason)
+        finally:
+            if hub in self._ending:
+                self._ending.discard(hub)
+                self._ended.add(hub.counters(), hub.round_trips)
 
     async def aclose(self, *, keep: bool = False) -> None:
         """Close all hubs because the server shuts down; may be called twice.
@@ -249,7 +264,8 @@ class HubTable:
             keeper.leave()
         for hub in self:
             self.take(hub.kernel_id)
-            await hub.aclose(GOING_AWAY, "the server is shutting down")
+            self._ending.add(hub)
+            await self._end(hub, GOING_AWAY, "the server is shutting down")
         store, self._store = self._store, None
         if store is not None:
             self._environment = replace(self._environment, store=None)
@@ -266,6 +282,14 @@ class HubTable:
     def statistics(self) -> dict[str, dict[str, Any]]:
         """Return the figures of each hub, by kernel id."""
         return {hub.kernel_id: hub.statistics() for hub in self}
+
+    def totals(self) -> Totals:
+        """Return the counters of all hubs together, closed ones included."""
+        totals = Totals()
+        totals.add(self._ended.counts, self._ended.round_trips)
+        for hub in (*self._hubs.values(), *self._ending):
+            totals.add(hub.counters(), hub.round_trips)
+        return totals
 
     def journal_statistics(self) -> dict[str, int]:
         """Return the figures of all journals on disk; empty if they are in memory only.

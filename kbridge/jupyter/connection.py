@@ -17,6 +17,7 @@ from kbridge.hub.hub import Hub
 from kbridge.hub.table import HubTable
 from kbridge.jupyter.handler import adapt_handler
 from kbridge.jupyter.hubs import JupyterHubs
+from kbridge.jupyter.metrics import EXPORT
 from kbridge.server.safe_log import SafeLog
 
 __all__ = ["ZMQChannelsWebsocketConnection"]
@@ -42,6 +43,8 @@ class ZMQChannelsWebsocketConnection(  # type: ignore[misc]  # traits of the sam
         for hubs in list(cls._all_hubs):
             if hubs.loop is loop:
                 await hubs.aclose()
+                EXPORT.remove(hubs)
+        EXPORT.unregister()
 
     async def prepare(self) -> None:
         """Prepare the handler before the websocket opens.
@@ -115,5 +118,6 @@ class ZMQChannelsWebsocketConnection(  # type: ignore[misc]  # traits of the sam
             hubs = JupyterHubs(manager, HubTable(chosen, log=self.log))
             settings[channels.HUBS] = hubs
             self._all_hubs.add(hubs)
+            EXPORT.add(hubs)
         assert isinstance(hubs, JupyterHubs)
         return hubs

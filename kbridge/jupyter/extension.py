@@ -19,6 +19,7 @@ from kbridge import __version__
 from kbridge.jupyter import executions, gateway_proxy
 from kbridge.jupyter.connection import ZMQChannelsWebsocketConnection
 from kbridge.jupyter.gateway_connection import GatewayConnection
+from kbridge.jupyter.metrics import EXPORT
 
 __all__ = ["KbridgeExtension", "link", "load"]
 
@@ -34,6 +35,13 @@ class KbridgeExtension(LoggingConfigurable):
         True,
         config=True,
         help="Use kbridge for kernel websockets. False: use Jupyter Server's own class.",
+    )
+
+    metrics_per_kernel = Bool(
+        False,
+        config=True,
+        help="""True: Jupyter Server's `/metrics` also has the ids of kernels, with a few values of
+        each. Prometheus stores new series for each kernel then.""",
     )
 
     def take_over(self, serverapp: Any) -> bool:
@@ -55,6 +63,8 @@ class KbridgeExtension(LoggingConfigurable):
             return False
         serverapp.kernel_websocket_connection_class = ZMQChannelsWebsocketConnection
         serverapp.web_app.settings[_SETTING] = ZMQChannelsWebsocketConnection
+        EXPORT.per_kernel = self.metrics_per_kernel
+        EXPORT.register()
         # Extensions that are loaded after this one may still install another class.
         IOLoop.current().add_callback(self._check_in_place, serverapp)
         self.log.info(

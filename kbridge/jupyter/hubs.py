@@ -89,6 +89,14 @@ class JupyterHubs:
             self._await_later(watch.close())
         await self.table.close(kernel_id)
 
+    def states(self) -> list[tuple[str, str, str]]:
+        """Return id, kernelspec and state of each kernel that has a hub."""
+        found = []
+        for kernel_id, watch in self._watches.items():
+            name = str(getattr(watch.kernel, "kernel_name", ""))
+            found.append((kernel_id, name, watch.hub.activity.execution_state))
+        return found
+
     async def aclose(self) -> None:
         """Close all hubs; may be called twice."""
         watches, self._watches = self._watches, {}

@@ -31,6 +31,7 @@ from kbridge.kernels.lifecycle.environment import working_dir
 from kbridge.kernels.lifecycle.factory import KernelFactory, KernelRequest
 from kbridge.kernels.lifecycle.kernel_log import KeptLogs
 from kbridge.kernels.lifecycle.pool import Pool
+from kbridge.kernels.lifecycle.start_counts import StartCounts
 from kbridge.kernels.lifecycle.start_limits import StartLimits
 from kbridge.kernels.registry.adoption import Adopter
 from kbridge.kernels.registry.models import KernelRole, SessionRow
@@ -369,6 +370,25 @@ class BridgeKernelManager(KernelSettings, AsyncMultiKernelManager):
             If no kernel in use has that id.
         """
         return self.index.model(kernel_id)
+
+    @property
+    def starts(self) -> StartCounts:
+        """Durations and failures of kernel starts."""
+        return self._limits.counts
+
+    def states(self) -> list[tuple[str, str, str]]:
+        """Return id, kernelspec and state of each kernel, those starting or in a pool included.
+
+        The state is that of the REST model, or `pooled`.
+        """
+        found = {
+            kernel.kernel_id: (kernel.kernel_name, kernel.execution_state())
+            for kernel in self.index
+        }
+        for kernel in self.index.known:
+            state = "pooled" if kernel.role is KernelRole.POOLED else "starting"
+            found.setdefault(kernel.kernel_id, (kernel.kernel_name, state))
+        return [(kernel_id, *rest) for kernel_id, rest in found.items()]
 
     def models(self) -> list[dict[str, Any]]:
         """Return the REST models of all kernels in use; those in the pool are not included."""

@@ -32,6 +32,7 @@ from kbridge.server.api.websocket import ChannelsHandler
 from kbridge.server.auth.access_policy import AccessPolicy
 from kbridge.server.auth.authenticator import Authenticator
 from kbridge.server.config import AuthConfig, ListenConfig, ServerConfig
+from kbridge.server.metrics import ServerMetrics
 from kbridge.server.restart import no_holder
 from kbridge.server.safe_log import hide
 from kbridge.server.setting_checks import check_host, check_origins
@@ -142,6 +143,8 @@ def build(config: ServerConfig, port: int, log: logging.Logger) -> Components:
     services = Services(
         kernels, sessions, hubs, auth, base_url=config.base_url, list_kernels=config.list_kernels
     )
+    services.metrics = ServerMetrics(hubs, kernels, per_kernel=config.metrics.per_kernel)
+    services.metrics_token = config.metrics.token
     interval = config.http.ws_ping_interval
     keepalive = Keepalive(interval) if interval else None
     application = make_application(

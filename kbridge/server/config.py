@@ -17,7 +17,7 @@ from kbridge.server.http.connection_limiter import ConnectionLimits
 from kbridge.server.http.listen import TlsFiles
 from kbridge.server.http.request_head import HeadLimits
 
-__all__ = ["AuthConfig", "HttpConfig", "ListenConfig", "ServerConfig"]
+__all__ = ["AuthConfig", "HttpConfig", "ListenConfig", "MetricsConfig", "ServerConfig"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -122,6 +122,28 @@ class HttpConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class MetricsConfig:
+    """Access to the metrics.
+
+    Attributes
+    ----------
+    token : str
+        Opens only the metrics; empty for none.
+    ip : str
+        The address of the listener for metrics; empty for all addresses.
+    port : int
+        Its port; 0 for no such listener.
+    per_kernel : bool
+        True to export the ids of kernels.
+    """
+
+    token: str = field(default="", repr=False)
+    ip: str = "127.0.0.1"
+    port: int = 0
+    per_kernel: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ServerConfig:
     """The configuration of one server.
 
@@ -130,6 +152,7 @@ class ServerConfig:
     listen : ListenConfig
     auth : AuthConfig
     http : HttpConfig
+    metrics : MetricsConfig
     base_url : str
         The path in front of every route, with a slash at both ends.
     list_kernels : bool
@@ -148,6 +171,7 @@ class ServerConfig:
     listen: ListenConfig
     auth: AuthConfig
     http: HttpConfig
+    metrics: MetricsConfig = field(default_factory=MetricsConfig)
     base_url: str = "/"
     list_kernels: bool = True
     runtime_dir: Path

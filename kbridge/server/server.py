@@ -34,6 +34,7 @@ from kbridge.server.config import ServerConfig
 from kbridge.server.http import listen
 from kbridge.server.http.acceptor import raise_descriptor_limit
 from kbridge.server.http.guarded_server import GuardedServer
+from kbridge.server.metrics_listener import MetricsListener
 from kbridge.server.restart import (
     SERVICE_RESTART,
     check_losses,
@@ -81,6 +82,7 @@ class Server:
         self._log = log
         self._components: Components | None = None
         self._context: ssl.SSLContext | None = None
+        self._metrics: MetricsListener | None = None
         self._http: GuardedServer | None = None
         self._runtime: RuntimeFile | None = None
         self._keeping: asyncio.Task[None] | None = None
@@ -113,6 +115,7 @@ class Server:
         raise_descriptor_limit(self.config.http.min_open_files_limit)
         self._context = listen.make_context(self.config.listen.tls)
         self._sockets = self._bind()
+        self._metrics = MetricsListener(self.config.metrics, self.config.http, self._log)
         self.url = self.config.listen.url(self.port, self.config.base_url)
         self._recall_credentials()
         self._components = parts = build(self.config, self.port, self._log)
@@ -146,6 +149,10 @@ class Server:
         parts.hubs.accept_no_more()
         self._http.add_sockets(self._sockets)
         self._listening, self._sockets = self._sockets, []
+        if self._metrics is not None:
+            self._metrics.accept(parts.services, self._context)
+        if parts.services.metrics is not None:
+            parts.services.metrics.lag.start()
         self._runtime = RuntimeFile(self.config.runtime_dir, self._info())
         self._runtime.write()
         self._keeping = asyncio.create_task(self._runtime.keep(self._log))
@@ -232,7 +239,11 @@ class Server:
         parts, self._components = self._components, None
         if http is not None:
             http.stop()
+        if self._metrics is not None:
+            await self._metrics.aclose()
         if parts is not None:
+            if parts.services.metrics is not None:
+                parts.services.metrics.lag.stop()
             code, end = (
                 (SERVICE_RESTART, "restarting") if restart else (GOING_AWAY, "shutting down")
             )

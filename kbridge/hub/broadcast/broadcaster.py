@@ -6,9 +6,10 @@ each is judged and encoded once, then read by any number of websockets.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, Final
 
 from kbridge.flow.execution import OBSERVED
 from kbridge.flow.journal import EVERYONE, LOSABLE, Journal, Place
@@ -26,17 +27,20 @@ from kbridge.hub.broadcast.loading import Loader
 from kbridge.hub.broadcast.rendering import Renderer
 from kbridge.hub.broadcast.resume import START, ResumePoint, before_requests, resolve_since
 from kbridge.hub.context import HubContext
+from kbridge.hub.counts import Counts
 from kbridge.hub.events import HubObserver
 from kbridge.hub.recorder import Recorder
 from kbridge.hub.recovered import Lives, SavedState, kernel_mark
 from kbridge.link.interfaces import ClientLink, noop
 from kbridge.wire.dialects import Dialect
 from kbridge.wire.headers import type_and_key
-from kbridge.wire.message import Message
+from kbridge.wire.message import Channel, Message
 from kbridge.wire.speedups import encode_texts
 from kbridge.wire.v1 import encode_frame
 
 __all__ = ["Broadcaster"]
+
+_PRIVATE: Final = (Channel.SHELL, Channel.STDIN, Channel.CONTROL)
 
 
 class Broadcaster:
@@ -88,12 +92,16 @@ class Broadcaster:
         self._lives = lives = Lives.begin(saved, end, now=clock.wall(), markers=notices.markers)
         self._sessions = sessions = ClientSessions(settings.resume_timeout, lives.first_client)
         joins = settings.rate_limit_policy == "coalesce"
-        renderer = Renderer(
+        self._renderer = renderer = Renderer(
             self.journal, pace, notices, context.rejected, joins=joins, loader=self._loader
         )
         self.delivery = Delivery(self.journal, pace, sessions, renderer, clock, lives.origin)
         self._burst = Burst(self.journal, sessions, pace, clock, allowance)
         self._written_to = 0  # where the journal ended at the last flush
+        self._before = self.journal.appended  # bytes of earlier bridges
+        # Bytes of frames for one client, by channel, and the number of websockets so far.
+        self._private_bytes = dict.fromkeys(_PRIVATE, 0)
+        self._attached = 0
         self._observers: list[HubObserver] = []
         # A status, and the end of the journal at that time.
         self._announced: tuple[str, int] | None = None
@@ -156,6 +164,7 @@ class Broadcaster:
             # The session may be from an earlier bridge.
             start = self._adoption.start_of(journal, session_id) or start
         cursor = sessions.attach(link, dialect, session_id, start, options)
+        self._attached += 1
         self._inputs.attached(cursor)
         if self.recorder is not None:
             self.recorder.attached(cursor.session, known=known)
@@ -256,6 +265,7 @@ class Broadcaster:
         """Judge, encode and journal a message for one client."""
         msg_type, key = type_and_key(msg.header)
         verdict = self._judge(msg, msg_type, now)
+        appended = self.journal.appended
         if verdict is not PASS:
             for other in verdict:
                 self.append(other, client)
@@ -263,6 +273,7 @@ class Broadcaster:
             seq = self._append(msg, msg_type, key, client)
             if msg_type == "input_request":
                 self._inputs.asked(msg, client, seq)
+        self._private_bytes[msg.channel] += self.journal.appended - appended
         if msg_type == "execute_reply":
             self.tracker.replied(msg, self.journal.next_seq)
 
@@ -409,12 +420,34 @@ class Broadcaster:
     def statistics(self) -> dict[str, Any]:
         """Return the figures of the journal and of its readers."""
         cursors = self._sessions.cursors
+        appended = self.journal.appended
+        lags = [max(0, appended - cursor.place.nbytes) for cursor in cursors if not cursor.held]
         return {
             "journal": self.journal.statistics(),
             "clients": {
                 "attached": len(cursors),
                 "blocked": sum(cursor.blocked for cursor in cursors),
+                "behind": sum(lag > 0 for lag in lags),
+                "lag_bytes": sum(lags),
+                "max_lag_bytes": max(lags, default=0),
                 "parked": self._sessions.parked,
             },
             "pace": self._pace.statistics(),
         }
+
+    def counters(self) -> Counts:
+        """Return the numbers that only grow, see `kbridge.hub.counts`."""
+        private, renderer = self._private_bytes, self._renderer
+        shared = self.journal.appended - self._before - sum(private.values())
+        counts: Counts = Counter(
+            {("kernel_bytes", "from_kernel", channel): n for channel, n in private.items()}
+        )
+        counts["kernel_bytes", "from_kernel", Channel.IOPUB] = shared
+        counts["websockets_opened",] = self._attached
+        counts["websocket_writes",] = self.delivery.writes
+        counts["websocket_written_bytes",] = self.delivery.written_bytes
+        counts["coalesced_messages", "joined"] = renderer.joined
+        counts["coalesced_messages", "left_out"] = renderer.left_out
+        counts["journal_dropped_frames",] = self.journal.forgotten
+        counts["rate_limit_waits",] = self._pace.waits
+        return counts

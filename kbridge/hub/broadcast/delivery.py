@@ -12,6 +12,7 @@ from typing import Final
 
 from kbridge.flow.journal import Journal, Place
 from kbridge.flow.pace import Pace
+from kbridge.flow.round_trips import RoundTrips
 from kbridge.hub.broadcast.client_sessions import ClientSessions
 from kbridge.hub.broadcast.cursor import Cursor
 from kbridge.hub.broadcast.rendering import UNLOADED, Renderer
@@ -68,6 +69,13 @@ class Delivery:
         The source of the time.
     ack_origin : int
         Added to the sequence numbers of the journal in pings.
+
+    Attributes
+    ----------
+    round_trips : RoundTrips
+        Measures how long acknowledgements take.
+    writes, written_bytes : int
+        The number of writes of frames to websockets, and the bytes of these frames.
     """
 
     def __init__(
@@ -105,6 +113,9 @@ class Delivery:
         self._chunk_timer: asyncio.TimerHandle | None = None
         self._ack_timers: dict[Cursor, asyncio.TimerHandle] = {}
         self._stopped = False
+        self.round_trips = RoundTrips()
+        self.writes = self.written_bytes = 0
+        self._now = 0.0  # the time of the last flush
 
     def flush(self) -> None:
         """Write new frames, as far as the pace allows, and forget what every client has."""
@@ -113,7 +124,8 @@ class Delivery:
         first = journal.first_seq
         if pace.released < first:
             first = journal.held_from(pace.released)  # the disk may have the frames between
-        again = pace.settle(first, journal.next_seq, self._clock.monotonic())
+        self._now = now = self._clock.monotonic()
+        again = pace.settle(first, journal.next_seq, now)
         if again is not None and self._pace_timer is None and not self._stopped:
             self._pace_timer = self._loop.call_later(again, self._on_pace)
         waiting = self._waiting
@@ -159,6 +171,9 @@ class Delivery:
 
     def on_pong(self, cursor: Cursor, payload: bytes) -> None:
         """Take a pong, which may be an acknowledgement."""
+        trips = self.round_trips
+        if trips.measured == cursor.number:
+            trips.answered(payload, self._clock.monotonic())
         if not cursor.on_pong(payload):
             return
         if self._cancel_ack_timer(cursor):
@@ -179,6 +194,7 @@ class Delivery:
     def remove(self, cursor: Cursor) -> None:
         """Write no more to a websocket that was detached."""
         cursor.set_held(False)
+        self.round_trips.gone(cursor.number)
         self._waiting.pop(cursor, None)
         self._loading.discard(cursor)
         self._cancel_ack_timer(cursor)
@@ -260,15 +276,21 @@ class Delivery:
             cursor.write(data, end)
         elif len(data) <= _JOINED:
             payload = self._payload(end)
+            if self._now >= self.round_trips.due:
+                self.round_trips.sent(cursor.number, payload, self._clock.monotonic())
             cursor.write(self._with_ping(data, payload), end, payload)
         else:
             cursor.write(data, end)
             self._ping(cursor)
+        self.writes += 1
+        self.written_bytes += len(data)
 
     def _ping(self, cursor: Cursor) -> None:
         """Ask a websocket which frames have arrived, if that is due."""
         if _is_ping_due(cursor) and not cursor.blocked and not cursor.link.closed:
             payload = self._payload(cursor.place)
+            if self._now >= self.round_trips.due:
+                self.round_trips.sent(cursor.number, payload, self._clock.monotonic())
             cursor.write(ping(payload), cursor.place, payload)
 
     def _payload(self, place: Place) -> bytes:

@@ -9,11 +9,11 @@ and per mode (messages joined or not), so a private frame adds no cost for other
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Final, NamedTuple, TypeAlias
 
 from kbridge.errors import KernelMessageError
-from kbridge.flow.coalesce import coalesce
+from kbridge.flow.coalesce import coalesce_counted
 from kbridge.flow.journal import EVERYONE, ON_DISK, Gap, Journal, Place, Stretch
 from kbridge.flow.pace import Pace
 from kbridge.flow.selection import Selection
@@ -121,6 +121,9 @@ class Renderer:
     ----------
     caches : bool
         True if anything is cached.
+    joined, left_out : int
+        The number of messages that coalescing has joined to later ones, and left out, in all
+        renderings so far.
     """
 
     def __init__(
@@ -145,6 +148,8 @@ class Renderer:
         # The last portion, and the readers that it is valid for: most are at the same place.
         self._last: tuple[Place, _Kind, frozenset[int], Portion] | None = None
         self.caches = False
+        self.joined = 0
+        self.left_out = 0
 
     def forget(self) -> None:
         """Drop the chunks cached for readers that keep up; call when all readers had a turn."""
@@ -216,7 +221,7 @@ class Renderer:
         if stretch.private:
             frames = stretch.frames_for(cursor.session.number)
         if self._joins and pace.late and cursor.paced and not cursor.verbatim:
-            frames = coalesce(frames)
+            frames = self._coalesce(frames)
         data = frames[0] if len(frames) == 1 else b"".join(frames)
         return Portion(data, stretch.end, stretch.nbytes)
 
@@ -243,8 +248,14 @@ class Renderer:
                 marker = [v1.encode_frame(notice)]
         frames = selection.select(stretch, cursor.session.number)
         if self._joins_for(cursor):
-            frames = coalesce(frames)
+            frames = self._coalesce(frames)
         return Portion(self.join(marker + frames, cursor.dialect), stretch.end, stretch.nbytes)
+
+    def _coalesce(self, frames: Sequence[bytes]) -> list[bytes]:
+        found, left_out = coalesce_counted(frames)
+        self.left_out += left_out
+        self.joined += len(frames) - left_out - len(found)
+        return found
 
     def _joins_for(self, cursor: Cursor) -> bool:
         """Return True if messages are joined for a websocket, now."""
@@ -324,7 +335,9 @@ class Renderer:
         data = chunk.rendered.get(key)
         if data is None:
             frames = chunk.stretch.frames_for(audience)
-            data = chunk.rendered[key] = self.join(coalesce(frames) if joins else frames, dialect)
+            data = chunk.rendered[key] = self.join(
+                self._coalesce(frames) if joins else frames, dialect
+            )
         return data
 
     def _pieces(self, chunk: Chunk, dialect: Dialect, joins: bool, audience: int) -> bytes:
@@ -338,7 +351,7 @@ class Renderer:
                 data = chunk.rendered.get(key)
                 if data is None:
                     part = frames[start:index]
-                    data = self.join(coalesce(part) if joins else part, dialect)
+                    data = self.join(self._coalesce(part) if joins else part, dialect)
                     chunk.rendered[key] = data
                 pieces.append(data)
             if private.get(index) == audience:

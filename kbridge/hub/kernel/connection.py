@@ -19,12 +19,19 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
-from kbridge.errors import HubClosed, KernelError, KernelMessageError, ZmtpError
+from kbridge.errors import (
+    HubClosed,
+    InvalidSignature,
+    KernelError,
+    KernelMessageError,
+    ZmtpError,
+)
 from kbridge.flow.activity import Activity
 from kbridge.flow.execution import Execution
 from kbridge.flow.readiness import Decision, Event, Readiness, State
 from kbridge.flow.seam import Seam
 from kbridge.hub.context import HubContext
+from kbridge.hub.counts import Counts
 from kbridge.hub.kernel.events import KernelListener
 from kbridge.hub.kernel.process_link import ProcessLink
 from kbridge.hub.kernel.requests import Requests
@@ -94,6 +101,9 @@ class KernelConnection:
         self._next_ready: asyncio.Future[bool] = self._loop.create_future()
         self._poll_at: float | None = None
         self._timer: asyncio.TimerHandle | None = None
+        self._received = dict.fromkeys(Channel, 0)  # messages
+        self._forged = self._probes = 0
+        self._replaced = 0  # processes that were replaced without a report
 
     # -- requests and state -----------------------------------------------------------------
 
@@ -144,6 +154,18 @@ class KernelConnection:
     def statistics(self) -> dict[str, Any]:
         """Return the figures of requests that wait."""
         return self._requests.statistics()
+
+    def counters(self) -> Counts:
+        """Return the numbers that only grow, see `kbridge.hub.counts`."""
+        counts = self._requests.counters()
+        for channel, received in self._received.items():
+            counts["kernel_messages", "from_kernel", channel] = received
+        refused = self._context.rejected.total
+        counts["refused_messages", "forged"] = self._forged
+        counts["refused_messages", "invalid"] = refused - self._forged
+        counts["kernel_probes",] = self._probes
+        counts["kernel_restarts", "noticed"] = self._replaced
+        return counts
 
     def restore(self, requests: Sequence[Execution]) -> None:
         """Note the requests of an earlier bridge that have not ended; call it before `connect`."""
@@ -205,6 +227,7 @@ class KernelConnection:
 
     def on_messages(self, channel: Channel, batch: list[RawMessage]) -> None:
         """Deliver the messages of one batch, except those that an earlier bridge has written."""
+        self._received[channel] += len(batch)
         if self._seam is not None:
             batch = self._without_written(channel, batch, self._seam)
         self._deliver(channel, batch)
@@ -224,7 +247,7 @@ class KernelConnection:
                 if link.adapter is not None:
                     msg = link.adapter.from_kernel(msg)
             except KernelMessageError as error:
-                self._context.rejected.record(channel, error.reason)
+                self._reject(channel, error)
                 continue
             if iopub:
                 msg_type, key = type_and_key(msg.header)
@@ -242,7 +265,7 @@ class KernelConnection:
             try:
                 texts, keys, after = read_texts(batch, at, signer)
             except KernelMessageError as error:
-                self._context.rejected.record(Channel.IOPUB, error.reason)
+                self._reject(Channel.IOPUB, error)
                 at += 1
                 continue
             at += len(texts)
@@ -253,6 +276,10 @@ class KernelConnection:
                 msg, msg_type, key = after
                 if not self._is_probed(msg, now, wall):
                     self._on_iopub(msg, msg_type, key, now, wall)
+
+    def _reject(self, channel: Channel, error: KernelMessageError) -> None:
+        self._forged += isinstance(error, InvalidSignature)
+        self._context.rejected.record(channel, error.reason)
 
     def _is_probed(self, msg: Message, now: float, wall: float) -> bool:
         """Return True to drop a message, because it answers a probe; see `_on_probed`."""
@@ -413,6 +440,7 @@ class KernelConnection:
             return
         self._notices.speak_as(session)
         if self._link.learn_session(session):
+            self._replaced += 1
             self._requests.forget_lost()
             self.activity.restarted(wall)
             if self._readiness.ready:
@@ -476,6 +504,7 @@ class KernelConnection:
         self._listener.on_ready()
 
     def _probe(self, channel: Channel) -> None:
+        self._probes += 1
         self._link.send(self._notices.probe(channel))
 
     def _renew(self) -> None:

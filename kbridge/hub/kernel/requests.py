@@ -8,6 +8,7 @@ timers, and delivers the messages of the kernel.
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Iterable
 from typing import Any, Final
 
@@ -17,6 +18,7 @@ from kbridge.flow.journal import EVERYONE
 from kbridge.flow.lost_replies import LostReplies
 from kbridge.flow.routing import Routing
 from kbridge.hub.context import HubContext
+from kbridge.hub.counts import Counts
 from kbridge.hub.kernel.outbox import Outbox
 from kbridge.hub.kernel.process_link import ProcessLink
 from kbridge.wire.message import Channel, Message
@@ -54,6 +56,9 @@ class Requests:
         self._replies: dict[str, asyncio.Future[Message]] = {}
         self._lost = LostReplies(adopted=context.adopted, routing=self._routing)
         self.owed = self._lost.active
+        # Requests that were sent, by channel, without probes.
+        self._sent = dict.fromkeys(Channel, 0)
+        self._sent_bytes = dict.fromkeys(Channel, 0)
 
     @property
     def waiting(self) -> frozenset[str]:
@@ -129,6 +134,8 @@ class Requests:
         adapter = self._link.adapter
         if not self._link.send(msg if adapter is None else adapter.to_kernel(msg)):
             return False
+        self._sent[msg.channel] += 1
+        self._sent_bytes[msg.channel] += msg.nbytes
         if msg.msg_type == "execute_request":
             self._lost.sent(msg_id, msg.header)
         return True
@@ -168,6 +175,14 @@ class Requests:
     def statistics(self) -> dict[str, Any]:
         """Return the figures of the requests that wait."""
         return {"outbox": self._outbox.statistics()}
+
+    def counters(self) -> Counts:
+        """Return the numbers that only grow, see `kbridge.hub.counts`."""
+        counts: Counts = Counter()
+        for channel in _ORDER:
+            counts["kernel_messages", "to_kernel", channel] = self._sent[channel]
+            counts["kernel_bytes", "to_kernel", channel] = self._sent_bytes[channel]
+        return counts
 
     # -- replies ----------------------------------------------------------------------------
 

@@ -126,6 +126,12 @@ class KernelProcess:
         Busy
             If the server is shutting down, or too few file descriptors are left.
         """
+        with self._limits.counts.start(str(self.manager.kernel_name)):
+            hub = await self._start(launch)
+        if launch.seed is not None:
+            await self._while_alive(self._run_seed(hub, launch.seed))
+
+    async def _start(self, launch: Launch) -> Hub:
         async with self._limits.slot(local=self.manager.starts_here):
             if self._closing:
                 raise Busy("The server is shutting down")
@@ -134,9 +140,7 @@ class KernelProcess:
                 self.record()
                 await self._writer.settled()
                 await self.manager.start(env=launch.env, cwd=launch.cwd)
-                hub = await self._connect()
-        if launch.seed is not None:
-            await self._while_alive(self._run_seed(hub, launch.seed))
+                return await self._connect()
 
     def adopt(self) -> None:
         """Open the hub of a kernel that an earlier server started.

@@ -14,6 +14,7 @@ from typing import Any
 
 from kbridge.errors import Busy, KernelLimitReached
 from kbridge.kernels.lifecycle.descriptors import KernelBudget
+from kbridge.kernels.lifecycle.start_counts import StartCounts
 
 __all__ = ["StartLimits"]
 
@@ -27,9 +28,15 @@ class StartLimits:
         Maximum number of kernels in use and of starts that clients wait for, together.
     concurrent : int
         Maximum number of kernels on this machine that start or restart at the same time.
+
+    Attributes
+    ----------
+    counts : StartCounts
+        Durations and failures of starts.
     """
 
     def __init__(self, max_kernels: int | None, concurrent: int) -> None:
+        self.counts = StartCounts()
         self._max_kernels = max_kernels
         self._slots = asyncio.Semaphore(concurrent)
         self._budget = KernelBudget()

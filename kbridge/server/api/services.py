@@ -11,6 +11,7 @@ from kbridge.hub.table import HubTable
 from kbridge.kernels.manager import BridgeKernelManager
 from kbridge.kernels.sessions import Sessions
 from kbridge.server.auth.authenticator import Authenticator
+from kbridge.server.metrics import ServerMetrics
 
 __all__ = ["Closable", "Model", "Restart", "ServerActivity", "Services", "maybe_await"]
 
@@ -81,6 +82,10 @@ class Services:
         Shuts the server down as a signal does; None if clients cannot do that.
     restart : callable or None
         Requests a restart, see `kbridge.server.server.Server.request_restart`; None as above.
+    metrics : ServerMetrics or None
+        The metrics of the server.
+    metrics_token : str
+        The token that opens only the metrics; empty for none.
     """
 
     kernels: BridgeKernelManager
@@ -94,6 +99,8 @@ class Services:
     closing: bool = field(default=False, init=False)
     shutdown: Callable[[], None] | None = field(default=None, init=False)
     restart: Restart | None = field(default=None, init=False)
+    metrics: ServerMetrics | None = field(default=None, init=False)
+    metrics_token: str = field(default="", init=False, repr=False)
 
 
 async def maybe_await(value: Awaitable[Any] | Any) -> Any:

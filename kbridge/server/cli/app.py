@@ -31,6 +31,7 @@ from kbridge.private import prepare_directory
 from kbridge.server import setting_checks
 from kbridge.server.cli import command_line, gateway_settings
 from kbridge.server.cli.configuration import given_token, server_config
+from kbridge.server.cli.monitoring_settings import MonitoringSettings
 from kbridge.server.cli.options import CheckedApp
 from kbridge.server.config import ServerConfig
 from kbridge.server.http.request_head import DEFAULT_COUNT
@@ -41,7 +42,7 @@ __all__ = ["KbridgeApp"]
 _CLASSES: list[Any] = [BridgeKernelManager, ZMQChannelsWebsocketConnection]
 
 
-class KbridgeApp(setting_checks.Checks, CheckedApp):
+class KbridgeApp(setting_checks.Checks, MonitoringSettings, CheckedApp):
     """Serve Jupyter kernels to websocket clients."""
 
     name = "kbridge"
@@ -346,6 +347,7 @@ class KbridgeApp(setting_checks.Checks, CheckedApp):
             self.exit(2)
         self._prepare_runtime_dir()
         hide(self.token)
+        hide(self.metrics_token)
         for secret in secrets_of(self.registry_url):
             hide(secret)
 

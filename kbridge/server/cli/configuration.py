@@ -12,7 +12,13 @@ from typing import Any
 from traitlets import TraitError
 
 from kbridge.server.auth.authenticator import Cors
-from kbridge.server.config import AuthConfig, HttpConfig, ListenConfig, ServerConfig
+from kbridge.server.config import (
+    AuthConfig,
+    HttpConfig,
+    ListenConfig,
+    MetricsConfig,
+    ServerConfig,
+)
 from kbridge.server.http.connection_limiter import ConnectionLimits
 from kbridge.server.http.listen import TlsFiles
 from kbridge.server.http.request_head import HeadLimits
@@ -100,6 +106,12 @@ def server_config(app: Any) -> ServerConfig:
             ws_ping_interval=app.ws_ping_interval,
             trust_xheaders=app.trust_xheaders,
             min_open_files_limit=app.min_open_files_limit,
+        ),
+        metrics=MetricsConfig(
+            token=app.metrics_token,
+            ip=app.metrics_ip,
+            port=app.metrics_port,
+            per_kernel=app.metrics_per_kernel,
         ),
         base_url=app.base_url,
         list_kernels=app.list_kernels,

@@ -377,13 +377,13 @@ async def test_one_that_goes_while_it_waits_for_its_turn_is_left_alone(make_rig)
 def renderings(monkeypatch) -> list[int]:
     """Record the frames of each stretch that is joined."""
     sizes: list[int] = []
-    usual = rendering.coalesce
+    usual = rendering.coalesce_counted
 
     def coalesce(frames):
         sizes.append(len(frames))
         return usual(frames)
 
-    monkeypatch.setattr(rendering, "coalesce", coalesce)
+    monkeypatch.setattr(rendering, "coalesce_counted", coalesce)
     return sizes
 
 
