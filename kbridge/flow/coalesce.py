@@ -89,6 +89,8 @@ def coalesce(frames: Sequence[bytes]) -> list[bytes]:
 
 def coalesce_counted(frames: Sequence[bytes]) -> tuple[list[bytes], int]:
     """Return what `coalesce` returns, and the number of frames that rules 2 and 3 left out."""
+    if len(frames) < 2:  # such as a large frame, which is read alone
+        return list(frames), 0
     reader = _Reader()
     entries = reader.read(frames)
     left_out = 0
@@ -331,6 +333,8 @@ class _Reader:
         return entries
 
     def _read_unusual(self, frame: bytes) -> _Entry | None:
+        if v1.has_buffers(frame):  # before a copy is made
+            return None
         payload = websocket.payload(frame)
         if not frame.startswith(websocket.header(len(payload), websocket.BINARY)):
             return None

@@ -33,6 +33,7 @@ __all__ = [
     "encode_frame",
     "encode_texts",
     "envelope",
+    "has_buffers",
     "header_of",
     "split",
 ]
@@ -46,6 +47,7 @@ _pack = struct.Struct("<7Q").pack
 # The header of a frame of 126 to 65,535 bytes (see `frames.header`), and the offsets.
 _pack_usual = struct.Struct("<HH7Q").pack
 _USUAL = 0x7E82
+_count_at = struct.Struct("<Q").unpack_from
 _header_at = struct.Struct("<2Q").unpack_from
 _envelope_at = struct.Struct("<4Q").unpack_from
 _NAMES = {channel: channel.encode() for channel in Channel}
@@ -135,6 +137,12 @@ def header_of(frame: bytes) -> bytes:
     start = frames.start(frame)
     begin, end = _header_at(frame, start + 2 * _WORD)
     return frame[start + begin : start + end]
+
+
+def has_buffers(frame: bytes) -> bool:
+    """Return True if the message in a frame that `encode_frame` wrote has buffers."""
+    count: int = _count_at(frame, frames.start(frame))[0]
+    return count > _PARTS + 1
 
 
 def envelope(frame: bytes) -> tuple[bytes, bytes, bytes]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 from typing import Any
 
 import pytest
@@ -361,6 +362,24 @@ def test_ten_thousand_messages_become_one() -> None:
     (one,) = coalesce(frames)
     assert content(one)["text"] == "".join(f"{i}\n" for i in range(10_000))
     assert json.loads(parsed(one).header)["msg_id"] == "9999"
+
+
+@pytest.mark.parametrize(
+    "frames",
+    [
+        [display("a", buffers=(bytes(1_000_000),))],
+        [stream("a", "1"), display("b", buffers=(bytes(500_000),)), stream("c", "3")],
+    ],
+    ids=["alone", "between streams"],
+)
+def test_outputs_with_large_buffers_are_not_copied(frames: list[bytes]) -> None:
+    tracemalloc.start()
+    try:
+        assert coalesce(frames) == frames
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 100_000
 
 
 def test_frames_that_cannot_be_joined_are_the_same_objects() -> None:

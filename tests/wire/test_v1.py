@@ -51,6 +51,15 @@ def test_a_header_of_any_depth_is_accepted_or_refused() -> None:
     assert taken == [True, True]
 
 
+@pytest.mark.parametrize("content", [b"{}", b"x" * 300, b"x" * 70_000])
+@pytest.mark.parametrize("buffers", [(), (b"",), (b"a", b"b" * 70_000)])
+def test_a_frame_shows_whether_its_message_has_buffers(
+    content: bytes, buffers: tuple[bytes, ...]
+) -> None:
+    msg = Message(Channel.IOPUB, b"{}", b"{}", b"{}", content, buffers)
+    assert v1.has_buffers(v1.encode_frame(msg)) == bool(buffers)
+
+
 class Pair(ctypes.Structure):
     _fields_ = (("a", ctypes.c_int8), ("b", ctypes.c_double))
 

@@ -391,11 +391,10 @@ class Decoder:
         except (MemoryError, OverflowError):
             self.fault = ZmtpError(f"there is no memory for a part of {size} bytes")
             return
-        view = self._buffer.getbuffer()
         here = len(data) - body
-        view[:here] = data[body:]
-        self.pending = view[here:]
-        view.release()
+        with self._buffer.getbuffer() as view, memoryview(data) as fed:  # copied once
+            view[:here] = fed[body:]
+            self.pending = view[here:]
         self._last = last
         self._long = 9 + size
 
