@@ -135,7 +135,9 @@ class Selection:
                     chosen.append(frame)
                     if b'"status"' in header:
                         self._note_end(frame, header, parent_id, sparse=stretch.seqs is not None)
-                elif _is_for_all(frame, header, parent_id):
+                elif _is_for_all(frame, header, parent_id) and (
+                    private.get(index, EVERYONE) in (EVERYONE, client)
+                ):
                     chosen.append(frame)
                 continue
             audience = private.get(index, EVERYONE)

@@ -242,7 +242,20 @@ class Hub:
         room = self._kernel.submit(msg, number)
         if msg_type == "execute_request":
             self._broadcaster.tracker.submitted(msg, number)
+        elif msg_type == "kernel_info_request" and msg.channel is Channel.SHELL:
+            self._report_busy(number)
         return room
+
+    def _report_busy(self, client: int) -> None:
+        """Tell a client that asks for the kernel's information at once that the kernel is busy.
+
+        A page that was loaded again asks in order to learn the state of its kernel, which answers
+        only after the running cell. The status has no parent, because JupyterLab ignores the
+        statuses of requests for information.
+        """
+        if self._kernel.activity.execution_state == "busy":
+            self._broadcaster.append(self.notices.status("busy"), client)
+            self._broadcaster.on_drained()
 
     def say(self, msg: Message) -> None:
         """Send a message to all clients, in order with those of the kernel."""

@@ -121,6 +121,7 @@ SELECTED = {
     "its own reply": private(Channel.SHELL, "complete_reply", "z", READER),
     "its own reply on control": private(Channel.CONTROL, "debug_reply", "z", READER),
     "its own input request": private(Channel.STDIN, "input_request", "z", READER),
+    "busy, to itself": private(Channel.IOPUB, "status", None, READER),
 }
 
 LEFT_OUT = {
@@ -138,6 +139,7 @@ LEFT_OUT = {
     "another reply, nobody knows to whom": private(Channel.SHELL, "complete_reply", to=EVERYONE),
     "execute_reply on control": private(Channel.CONTROL, "execute_reply"),
     "input request that has an answer": private(Channel.STDIN, "input_request"),
+    "busy, to another session": private(Channel.IOPUB, "status", None),
 }
 
 

@@ -85,6 +85,56 @@ async def test_replies_and_input_requests_reach_only_who_asked(rig) -> None:
     assert other.written == b""
 
 
+def statuses(client) -> list[tuple[str, str]]:
+    """Return the state and the parent of each status that a client received."""
+    return [
+        (json.loads(m.content)["execution_state"], m.parent_id)
+        for m in received(client)
+        if m.msg_type == "status"
+    ]
+
+
+async def test_a_client_that_asks_a_busy_kernel_learns_at_once_that_it_is_busy(rig) -> None:
+    page, attached = rig.attach("page")
+    cell = rig.request(code="input()")
+    rig.hub.submit(attached, cell)
+    rig.say(rig.message(Channel.IOPUB, "status", {"execution_state": "busy"}, cell.header))
+    joined, joining = rig.attach("another page")
+    info = rig.request("kernel_info_request")
+    rig.hub.submit(joining, info)
+    [status] = received(joined)
+    assert statuses(joined) == [("busy", "")]
+    assert json.loads(status.header)["session"] == rig.process, "the kernel's, or pages drop others"
+    assert statuses(page) == [("busy", cell.msg_id)], "it has not asked"
+    assert rig.sent() == [cell, info]
+
+    rig.say(
+        rig.message(Channel.IOPUB, "status", {"execution_state": "idle"}, cell.header),
+        *(
+            rig.message(Channel.IOPUB, "status", {"execution_state": state}, info.header)
+            for state in ("busy", "idle")
+        ),
+    )
+    told = [("idle", cell.msg_id), ("busy", info.msg_id), ("idle", info.msg_id)]
+    assert statuses(joined) == [("busy", ""), *told]
+    again, _ = rig.attach("another page", since=status.msg_id)
+    assert statuses(again) == told, "it has a place among the messages of the kernel"
+
+
+async def test_a_client_that_asks_an_idle_kernel_or_on_control_is_told_by_the_kernel(rig) -> None:
+    page, attached = rig.attach("page")
+    rig.hub.submit(attached, rig.request("kernel_info_request"))
+    assert received(page) == [], "idle"
+    cell = rig.request(code="1")
+    rig.hub.submit(attached, cell)
+    rig.say(rig.message(Channel.IOPUB, "status", {"execution_state": "busy"}, cell.header))
+    rig.hub.submit(attached, rig.message(Channel.CONTROL, "kernel_info_request", {}))
+    assert statuses(page) == [("busy", cell.msg_id)]
+    rig.say(rig.message(Channel.SHELL, "execute_reply", {"status": "ok"}, cell.header))
+    rig.hub.submit(attached, rig.request("kernel_info_request"))
+    assert statuses(page) == [("busy", cell.msg_id)], "a reply ends a request whose idle is missing"
+
+
 async def test_two_websockets_of_one_session_are_two_readers_of_one_client(rig) -> None:
     first, attached = rig.attach("same")
     second, _ = rig.attach("same")

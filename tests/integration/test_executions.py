@@ -29,6 +29,21 @@ async def run(ws: KernelClient, cell: str, code: str) -> str:
     return await ws.send("execute_request", content, metadata={"cellId": cell})
 
 
+async def test_a_page_that_joins_learns_at_once_that_its_kernel_is_busy(
+    own_server: RestartableServer,
+) -> None:
+    own_server.start()
+    kernel_id = own_server.start_kernel()
+    async with attach(own_server, kernel_id, session="a-page") as ws:
+        await run(ws, "sleeps", SLEEP)
+        await ws.until(lambda m: "asleep" in m["content"].get("text", ""))
+    async with attach(own_server, kernel_id, session="the-page-after-a-reload") as ws:
+        await ws.send("kernel_info_request", {})
+        first = await ws.recv()
+        assert (first["channel"], first["header"]["msg_type"]) == ("iopub", "status")
+        assert (first["content"], first["parent_header"]) == ({"execution_state": "busy"}, {})
+
+
 async def test_executions_of_cells_are_listed_before_and_after_a_crash(
     own_server: RestartableServer, tmp_path: Path
 ) -> None:

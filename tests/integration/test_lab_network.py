@@ -205,6 +205,7 @@ async def test_a_reloaded_page_shows_its_kernel_as_busy(
     await notebook.save()
     await place.lab.page.reload()
     assert await notebook.connected() == kernel
+    await notebook.busy()
     lines.go_on()
     assert await notebook.ready() == kernel
     await notebook.cell(0).shows(lines.text(lines.count))

@@ -38,6 +38,7 @@ async def test_a_running_cell_goes_on_after_a_reload(lab: Lab, gates: Gates) -> 
     cell = notebook.cell(0)
     await cell.running()
     await cell.shows("".join(TEXT[:20]))
+    await notebook.busy()
     gates.open("half")
     await cell.shows("".join(TEXT))
     await expect(cell.prompt).to_have_text("[1]:")

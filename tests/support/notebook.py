@@ -81,6 +81,10 @@ class Notebook:
             f"name => {{ void window.jupyterapp.commands.execute(name); {then} }}", name
         )
 
+    async def busy(self) -> None:
+        """Wait until the page shows its kernel as busy."""
+        await self.page.wait_for_function(f"{_KERNEL}?.status === 'busy'")
+
     async def finished(self) -> None:
         """Wait until no cell is running or waiting, and the page shows the kernel as idle."""
         await self.nothing_runs()
