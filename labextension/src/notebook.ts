@@ -141,6 +141,9 @@ export class NotebookRestorer implements IDisposable {
       return;
     }
     this._watch(kernel);
+    if (!this._sharing.settled) {
+      return; // `_onSharing` looks
+    }
     const look = ++this._looks;
     this._executed.forEach(cell => this._scheduled.delete(cell));
     this._executed.clear();
@@ -222,7 +225,7 @@ export class NotebookRestorer implements IDisposable {
     return this._restorations.splice(0);
   }
 
-  /** Another page restores the document, or this one does from now on. */
+  /** It is known which page restores the document: another one, or this one from now on. */
   private _onSharing(): void {
     if (!this._sharing.first) {
       this._takeAll().forEach(restoration => restoration.dispose());

@@ -105,7 +105,10 @@ async def test_notebook_restores(tmp_path: Path, gates: Gates) -> None:
         await restores(place.lab, gates)
 
 
-async def test_a_shared_document_has_output_once(tmp_path: Path, gates: Gates) -> None:
+@pytest.mark.parametrize("together", [True, False], ids=["together", "one after the other"])
+async def test_a_shared_document_has_output_once(
+    together: bool, tmp_path: Path, gates: Gates
+) -> None:
     env = overlay("collaboration")
     async with with_extension(tmp_path / "lab", env=env, foreign=True) as place:
         lab = place.lab
@@ -118,7 +121,13 @@ async def test_a_shared_document_has_output_once(tmp_path: Path, gates: Gates) -
             await other_lab.leave()
             for each in (lab, other_lab):
                 await each.come_back()
-            notebook, other = [await each.show(notebook.path) for each in (lab, other_lab)]
+            if together:
+                pages = (each.show(notebook.path) for each in (lab, other_lab))
+                notebook, other = await asyncio.gather(*pages)
+            else:
+                notebook, other = [await each.show(notebook.path) for each in (lab, other_lab)]
+            for page in (notebook, other):
+                await page.restored()
             gates.open("half")
             for page in (notebook, other):
                 await page.cell(0).shows("before\nafter\n")
