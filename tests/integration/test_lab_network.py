@@ -213,6 +213,24 @@ async def test_a_reloaded_page_shows_its_kernel_as_busy(
     await expect(cell.output).to_have_text(str(lines.count - 1))
 
 
+@only_extension
+@pytest.mark.parametrize("event", ["online", "visibilitychange"])
+async def test_a_page_connects_again_after_jupyterlab_has_given_up(
+    place: Place, notebook: Notebook, event: str, tmp_path: Path
+) -> None:
+    lines = Lines(tmp_path)
+    await notebook.restored()
+    cell = await lines.start(notebook)
+    await notebook.given_up()
+    lines.go_on()
+    await lines.printed(lines.count - 1)
+    assert await cell.text() == lines.text(lines.waits_at + 1), "it does not connect by itself"
+    target = "window" if event == "online" else "document"
+    await place.lab.page.evaluate(f"{target}.dispatchEvent(new Event('{event}'))")
+    await notebook.connected()
+    await lines.all_stand_in(cell)
+
+
 # Each line is a separate message, without the joining of ipykernel: more than twice
 # iopub_msg_rate_limit. Lines are sent in bursts, because the PUB socket of ipykernel drops messages
 # beyond 1,000 waiting ones, and a page that draws them may use the processor for a while.

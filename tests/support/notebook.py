@@ -85,6 +85,19 @@ class Notebook:
         """Wait until the page shows its kernel as busy."""
         await self.page.wait_for_function(f"{_KERNEL}?.status === 'busy'")
 
+    async def given_up(self) -> None:
+        """Let JupyterLab give up to connect to the kernel at the next failure, and wait for that.
+
+        By itself, it gives up after about two minutes, and only if the server can be reached.
+        """
+        kernel = f"{_PANEL}.sessionContext.session.kernel"
+        limit = await self.page.evaluate(
+            f"() => {{ const kernel = {kernel}; const limit = kernel._reconnectLimit;"
+            " kernel._reconnectLimit = 0; kernel._reconnect(); return limit }"
+        )
+        await self.page.wait_for_function(f"{kernel}.connectionStatus === 'disconnected'")
+        await self.page.evaluate(f"limit => {{ {kernel}._reconnectLimit = limit }}", limit)
+
     async def finished(self) -> None:
         """Wait until no cell is running or waiting, and the page shows the kernel as idle."""
         await self.nothing_runs()
