@@ -24,6 +24,7 @@
     |       +-- ConnectionFileNotFound  404   1008  (FileNotFoundError)
     +-- KernelError                   500   1011   caused by the kernel
     |   +-- KernelStartError          500   1011   it did not start; has the end of its log
+    |   +-- KernelDied                500   1011   it ended while it ran a request
     |   +-- InvalidConnectionInfo     500   1011   unusable connection information (ValueError)
     |   +-- NotSupported              501   1011   this kernel cannot do it
     |   +-- KernelMessageError        502   1011   it sent something that is not a message
@@ -32,6 +33,8 @@
     |       +-- OldZmtp               502   1011   its port speaks ZMTP 1.0 or 2.0 only
     |       +-- NotZmtp               502   1011   its port does not speak ZeroMQ at all
     |       +-- MessageTooBig         502   1011   more bytes than `kernel_message_limit` allows
+    +-- NetworkError                  502   1011   between client and server (ConnectionError)
+    |   +-- NoServer                  502   1011   no server was named, and none was found
     +-- BridgeError                   500   1011   caused by kbridge, or by its machine
         +-- RegistryError             500   1011   the registry of kernels cannot be used
         |   +-- UnknownSchema         500   1011   its tables are of another version
@@ -81,6 +84,7 @@ __all__ = [
     "InvalidSignature",
     "InvalidSshServer",
     "KbridgeError",
+    "KernelDied",
     "KernelError",
     "KernelLimitReached",
     "KernelMessageError",
@@ -90,7 +94,9 @@ __all__ = [
     "ListenError",
     "MalformedFrame",
     "MessageTooBig",
+    "NetworkError",
     "NoFreePort",
+    "NoServer",
     "NotFound",
     "NotInKernel",
     "NotPrivate",
@@ -254,6 +260,10 @@ class KernelStartError(KernelError):
         self.log_tail = log_tail
 
 
+class KernelDied(KernelError):
+    """The kernel's process ended, or was replaced, while it ran a request."""
+
+
 class InvalidConnectionInfo(KernelError, ValueError):
     """A connection file, or the dict that a kernel manager gives, cannot be used.
 
@@ -303,6 +313,16 @@ class MessageTooBig(ZmtpError):
     def __init__(self, reason: str, limit: int) -> None:
         super().__init__(reason)
         self.limit = limit
+
+
+class NetworkError(KbridgeError, ConnectionError):
+    """A client cannot reach a server, or what answers there is not a server for Jupyter kernels."""
+
+    http_status = 502
+
+
+class NoServer(NetworkError):
+    """A client was not told which server to use, and no server of this user runs."""
 
 
 class BridgeError(KbridgeError):

@@ -14,7 +14,14 @@ from kbridge import errors
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs" / "api.md").read_text()
 PACKAGES = re.findall(r"^## (kbridge[.\w]*)$", PAGE, flags=re.MULTILINE)
-LAZY = ["kbridge", "kbridge.hub", "kbridge.link", "kbridge.wire", "kbridge.connection"]
+LAZY = [
+    "kbridge",
+    "kbridge.hub",
+    "kbridge.link",
+    "kbridge.wire",
+    "kbridge.connection",
+    "kbridge.client",
+]
 
 
 def documented(package: str) -> set[str]:

@@ -26,6 +26,7 @@ LAYERS = {
     "connection": 4,
     "metrics": 4,
     "tornado": 4,
+    "client": 4,
     "server": 5,
     "jupyter": 5,
     "__main__": 6,
@@ -66,6 +67,21 @@ def test_imports_point_down(path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    "path", sorted((ROOT / "client").glob("*.py")), ids=lambda p: str(p.relative_to(ROOT))
+)
+def test_the_client_uses_messages_and_nothing_else_of_the_bridge(path: Path) -> None:
+    allowed = {"client", "wire", "errors", "_lazy", "_version"}
+    ours = {name.split(".")[1] for name in imports_of(path) if name.startswith("kbridge.")}
+    assert ours <= allowed
+
+
+def test_the_session_of_a_client_has_no_io() -> None:
+    for name in ("session.py", "outputs.py"):
+        heads = {i.split(".")[0] for i in imports_of(ROOT / "client" / name)}
+        assert heads.isdisjoint(IMPURE_IMPORTS | {"websockets", "datetime"})
+
+
+@pytest.mark.parametrize(
     "path", [p for p in MODULES if layer_of(p) in PURE], ids=lambda p: str(p.relative_to(ROOT))
 )
 def test_wire_and_flow_are_pure(path: Path) -> None:
@@ -86,7 +102,8 @@ def test_wire_and_flow_are_pure(path: Path) -> None:
 )
 def test_only_link_touches_sockets(path: Path) -> None:
     """Hubs, kernels and servers use `link`; they never open a ZeroMQ or raw socket themselves."""
-    if layer_of(path) in {"link", "tunnel", "connect", "server", "kernels", "unix_sockets"}:
-        return  # these bind ports, listen, or hold jupyter_client's sockets
+    exempt = {"link", "tunnel", "connect", "server", "kernels", "unix_sockets", "client"}
+    if layer_of(path) in exempt:
+        return  # these bind ports, listen, connect to servers, or hold jupyter_client's sockets
     for name in imports_of(path):
         assert name.split(".")[0] not in {"zmq", "socket", "select"}, f"{path}: {name}"

@@ -41,6 +41,12 @@ SUBJECTS = {
 # Modules without their own test file, and the file that tests them: interfaces, data classes, and
 # parts that make sense only within a larger part. A name that ends in a slash stands for a package.
 TESTED_BY = {
+    "client/comms.py": "integration/test_python_client.py",
+    "client/execution.py": "integration/test_python_client.py",
+    "client/kernel.py": "integration/test_python_client.py",
+    "client/rest.py": "integration/test_python_client.py",
+    "client/server.py": "integration/test_python_client.py",
+    "client/sync.py": "integration/test_python_client.py",
     "connect/methods.py": "connect/test_mixin.py",
     "connection/abc.py": "connection/test_contract.py",
     "connection/base.py": "connection/test_contract.py",

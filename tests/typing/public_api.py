@@ -12,6 +12,7 @@ from tornado.websocket import WebSocketHandler
 
 import kbridge
 from kbridge import Hub, HubSettings, HubTable, KbridgeError, errors
+from kbridge.client import Execution, Output, Result, connect, sync
 from kbridge.connection import BaseKernelWebsocketConnection, ZMQChannelsWebsocketConnection
 from kbridge.hub import Attachment, Clock, Cursor
 from kbridge.link import ClientLink, MemoryClient, MemoryKernel, StreamClient
@@ -114,3 +115,15 @@ def failures(error: errors.KernelNotFound) -> None:
     assert_type(root.reason, str)
     assert_type(root.http_status, int)
     assert_type(root.close_code, int)
+
+
+async def clients(execution: Execution, blocking: sync.Execution) -> None:
+    async with connect("http://127.0.0.1:8888", "token") as server:
+        kernel = await server.start_kernel("python3")
+        assert_type(await kernel.execute("1", input=lambda prompt, password: prompt), Execution)
+        assert_type(await kernel.kernel_info(), dict[str, Any])
+    async for output in execution:
+        assert_type(output, Output)
+    assert_type(await execution, Result)
+    assert_type(list(blocking), list[Output])
+    assert_type(blocking.result(), Result)

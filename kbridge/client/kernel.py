@@ -1,0 +1,345 @@
+"""A kernel on a server, and the session of this program on it."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Self
+from uuid import uuid4
+
+from kbridge.client.channel import Channel
+from kbridge.client.comms import Comm, CommMessage, Comms, now
+from kbridge.client.execution import Execution, ExecutionInfo, InputCallback
+from kbridge.client.outputs import Result
+from kbridge.client.rest import Rest
+from kbridge.client.session import (
+    CommEvent,
+    Event,
+    Failed,
+    Finished,
+    InputRequested,
+    KernelSession,
+    Produced,
+    Replied,
+)
+from kbridge.errors import KbridgeError, NetworkError
+from kbridge.wire.message import Buffer
+
+__all__ = ["ClientOptions", "Kernel"]
+
+
+@dataclass(frozen=True, slots=True)
+class ClientOptions:
+    """Limits of a client; see `kbridge.client.connect`."""
+
+    buffer: int
+    patience: float
+    ping_interval: float
+
+
+class Kernel:
+    """A kernel, and a session on it. Made by `Server.start_kernel` and `Server.kernel`.
+
+    As a context manager, it closes the session at the end of the block; the kernel goes on.
+
+    Attributes
+    ----------
+    kernel_id : str
+        The id of the kernel on its server.
+    """
+
+    def __init__(
+        self, rest: Rest, kernel_id: str, options: ClientOptions, follows: str = ""
+    ) -> None:
+        self.kernel_id = kernel_id
+        self._rest = rest
+        self._options = options
+        self._session = KernelSession(uuid4().hex, follows)
+        self._channel = Channel(
+            rest, kernel_id, self._session, options.patience, options.ping_interval
+        )
+        self._comms = Comms(self._channel, self._session, options.buffer)
+        self._executions: dict[str, Execution] = {}
+        self._replies: dict[str, asyncio.Future[dict[str, Any]]] = {}
+        self._asking: set[asyncio.Task[None]] = set()
+        self._followers: set[Kernel] = set()
+        self._reader: asyncio.Task[None] | None = None
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.aclose()
+
+    async def open(self) -> None:
+        """Open the session."""
+        await self._channel.open()
+        self._reader = asyncio.create_task(self._read())
+
+    async def aclose(self) -> None:
+        """Close the session; the kernel and its executions go on. May be called twice."""
+        tasks = [*self._asking, *([self._reader] if self._reader is not None else [])]
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks)
+        await self._channel.aclose()
+        while self._followers:
+            await self._followers.pop().aclose()
+
+    # Running code.
+
+    async def execute(
+        self,
+        code: str,
+        *,
+        silent: bool = False,
+        store_history: bool = True,
+        user_expressions: Mapping[str, str] | None = None,
+        allow_stdin: bool | None = None,
+        stop_on_error: bool = True,
+        cell_id: str | None = None,
+        input: InputCallback | None = None,  # noqa: A002  # what the code calls
+    ) -> Execution:
+        """Send code to the kernel; return as soon as it is sent.
+
+        Parameters
+        ----------
+        code : str
+            The code.
+        silent, store_history, user_expressions, stop_on_error
+            As in `jupyter_client`.
+        allow_stdin : bool, optional
+            True if the code may ask for input. By default, if there is a callback.
+        cell_id : str, optional
+            The cell of a notebook, for clients that come back to it.
+        input : callable, optional
+            Called with the prompt, and True for a password, when the code asks for input; returns
+            the line, or a coroutine for it. Other functions are called in a thread.
+        """
+        content = {
+            "code": code,
+            "silent": silent,
+            "store_history": store_history and not silent,
+            "user_expressions": dict(user_expressions or {}),
+            "allow_stdin": input is not None if allow_stdin is None else allow_stdin,
+            "stop_on_error": stop_on_error,
+        }
+        metadata = {} if cell_id is None else {"cellId": cell_id}
+        request = self._session.request("execute_request", content, now(), metadata=metadata)
+        execution = Execution(request.msg_id, self._options.buffer, input)
+        self._executions[request.msg_id] = execution
+        try:
+            await self._channel.send(request)
+        except BaseException:
+            self._executions.pop(request.msg_id, None)
+            raise
+        return execution
+
+    async def follow(self, msg_id: str, *, input: InputCallback | None = None) -> Execution:  # noqa: A002
+        """Return an execution of any client, with its outputs from the beginning.
+
+        It has a separate websocket, which is closed when the execution has ended and was read, or
+        by `Execution.aclose`.
+
+        Parameters
+        ----------
+        msg_id : str
+            `Execution.msg_id`, or `ExecutionInfo.id`.
+        input : callable, optional
+            As for `execute`; it is asked while the client that sent the request is away.
+
+        Raises
+        ------
+        NotFound
+            If the server does not know the execution.
+        """
+        info = ExecutionInfo.of(await self._rest.execution(self.kernel_id, msg_id))
+        execution = Execution(msg_id, self._options.buffer, input)
+        if info.state == "aborted" and info.started is None:
+            execution.finish(Result("aborted"))  # it has no messages
+            return execution
+        reader = Kernel(self._rest, self.kernel_id, self._options, msg_id)
+        reader._executions[msg_id] = execution
+        stack = AsyncExitStack()
+        stack.push_async_callback(reader.aclose)
+        stack.callback(self._followers.discard, reader)
+        self._followers.add(reader)
+        execution.close_with(stack)
+        await reader.open()
+        return execution
+
+    async def executions(
+        self, *, state: str = "", cell_id: str = "", limit: int | None = None
+    ) -> list[ExecutionInfo]:
+        """Return the executions that the server has noted, newest last.
+
+        Parameters
+        ----------
+        state : str
+            One or more states, with commas between them; by default all.
+        cell_id : str
+            Only those of this cell.
+        limit : int, optional
+            Only so many, the newest.
+        """
+        count = "" if limit is None else str(limit)
+        found = await self._rest.executions(
+            self.kernel_id, state=state, cell_id=cell_id, limit=count
+        )
+        return [ExecutionInfo.of(model) for model in found or ()]
+
+    # Other requests. The names and arguments are those of jupyter_client.
+
+    async def kernel_info(self) -> dict[str, Any]:
+        """Return what the kernel says about itself."""
+        return await self._request("kernel_info_request", {})
+
+    async def complete(self, code: str, cursor_pos: int | None = None) -> dict[str, Any]:
+        """Return completions of the code at the cursor, by default at its end."""
+        content = {"code": code, "cursor_pos": len(code) if cursor_pos is None else cursor_pos}
+        return await self._request("complete_request", content)
+
+    async def inspect(
+        self, code: str, cursor_pos: int | None = None, detail_level: int = 0
+    ) -> dict[str, Any]:
+        """Return information about the name at the cursor, by default at the end."""
+        at = len(code) if cursor_pos is None else cursor_pos
+        content = {"code": code, "cursor_pos": at, "detail_level": detail_level}
+        return await self._request("inspect_request", content)
+
+    async def is_complete(self, code: str) -> dict[str, Any]:
+        """Return whether code is complete, as a console asks."""
+        return await self._request("is_complete_request", {"code": code})
+
+    async def history(
+        self,
+        raw: bool = True,
+        output: bool = False,
+        hist_access_type: str = "range",
+        **kwargs: Any,
+    ) -> dict[str, Any]:
+        """Return entries of the history; see `jupyter_client`'s `KernelClient.history`."""
+        content = {"raw": raw, "output": output, "hist_access_type": hist_access_type, **kwargs}
+        if hist_access_type == "range":
+            content = {"session": 0, "start": 0, **content}
+        return await self._request("history_request", content)
+
+    # Comms.
+
+    async def open_comm(
+        self,
+        target_name: str,
+        data: Mapping[str, Any] | None = None,
+        *,
+        metadata: Mapping[str, Any] | None = None,
+        buffers: Sequence[Buffer] = (),
+    ) -> Comm:
+        """Open a comm to a target in the kernel."""
+        return await self._comms.open(target_name, data, metadata, buffers)
+
+    def register_target(
+        self, target_name: str, callback: Callable[[Comm, CommMessage], object]
+    ) -> None:
+        """Call `callback` with each comm that the kernel opens under a name, and its message."""
+        self._comms.register_target(target_name, callback)
+
+    # The kernel's process.
+
+    async def interrupt(self) -> None:
+        """Interrupt the code that runs."""
+        await self._rest.interrupt(self.kernel_id)
+
+    async def restart(self) -> None:
+        """Restart the kernel. Executions that run fail with `KernelDied`."""
+        await self._rest.restart(self.kernel_id)
+
+    async def shutdown(self) -> None:
+        """Shut the kernel down, and close the session."""
+        await self._rest.shutdown(self.kernel_id)
+        await self.aclose()
+
+    async def _request(self, msg_type: str, content: Mapping[str, Any]) -> dict[str, Any]:
+        request = self._session.request(msg_type, content, now())
+        reply: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
+        self._replies[request.msg_id] = reply
+        try:
+            await self._channel.send(request)
+            return await reply
+        finally:
+            self._session.forget(request.msg_id)
+            self._replies.pop(request.msg_id, None)
+            if reply.done() and not reply.cancelled():
+                reply.exception()  # retrieved, also if `send` has failed
+
+    # Receiving.
+
+    async def _read(self) -> None:
+        error: KbridgeError | None = None
+        try:
+            while True:
+                for event in await self._channel.events():
+                    await self._handle(event)
+        except KbridgeError as final:
+            error = final
+        finally:
+            self._comms.end()
+            for event in self._session.end(error or NetworkError("the session was closed")):
+                await self._handle(event)
+
+    async def _handle(self, event: Event) -> None:
+        match event:
+            case Produced():
+                await self._executions[event.msg_id].put(event.output, event.nbytes)
+            case Finished():
+                self._executions.pop(event.msg_id).finish(event.result)
+            case Replied():
+                if (reply := self._replies.get(event.msg_id)) is not None and not reply.done():
+                    reply.set_result(event.content)
+            case Failed():
+                self._fail(event)
+            case InputRequested():
+                self._ask(event)
+            case CommEvent():
+                await self._comms.receive(event)
+
+    def _fail(self, event: Failed) -> None:
+        if (execution := self._executions.pop(event.msg_id, None)) is not None:
+            execution.fail(event.error)
+        reply = self._replies.get(event.msg_id)
+        if reply is not None and not reply.done():
+            reply.set_exception(event.error)
+
+    def _ask(self, event: InputRequested) -> None:
+        execution = self._executions[event.msg_id]
+        if execution.on_input is not None:
+            task = asyncio.create_task(self._answer(execution, execution.on_input, event))
+            self._asking.add(task)
+            task.add_done_callback(self._asking.discard)
+
+    async def _answer(
+        self, execution: Execution, ask: InputCallback, event: InputRequested
+    ) -> None:
+        """Ask the callback, and send its answer. Its exception ends the execution."""
+        try:
+            if inspect.iscoroutinefunction(ask):
+                line = await ask(event.prompt, event.password)
+            else:
+                answer = await asyncio.to_thread(ask, event.prompt, event.password)
+                line = answer if isinstance(answer, str) else await answer
+        except Exception as error:  # noqa: BLE001  # any error of the callback ends the execution
+            execution.fail(error)
+            await self.interrupt()
+            return
+        reply = self._session.answer(event.msg_id, line, now())
+        if reply is not None:
+            await self._channel.send(reply)

@@ -1,0 +1,335 @@
+"""The client for programs without an event loop: the same names, without `await`.
+
+Each server has an event loop in a thread. Several threads may use the objects, one call of an
+object at a time. KeyboardInterrupt ends a call, and loses no output: the next call goes on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+import threading
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+from kbridge.client import comms as _comms
+from kbridge.client import execution as _execution
+from kbridge.client import kernel as _kernel
+from kbridge.client import server as _server
+from kbridge.client.comms import CommMessage
+from kbridge.client.execution import ExecutionInfo, InputCallback
+from kbridge.client.outputs import Output, Result
+from kbridge.wire.message import Buffer
+
+__all__ = ["Comm", "Execution", "Kernel", "Server", "connect"]
+
+T = TypeVar("T")
+
+
+class _Loop:
+    """An event loop in a thread."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(
+            target=self._loop.run_forever, name="kbridge.client", daemon=True
+        )
+        self._thread.start()
+
+    def run(self, work: Coroutine[Any, Any, T]) -> T:
+        """Run a coroutine on the loop. KeyboardInterrupt, or any other exception, cancels it."""
+        future = asyncio.run_coroutine_threadsafe(work, self._loop)
+        try:
+            return future.result()
+        except BaseException:
+            future.cancel()
+            raise
+
+    def close(self) -> None:
+        """End the loop and its thread; a second call has no effect."""
+        if self._loop.is_closed():
+            return
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.run_until_complete(self._loop.shutdown_default_executor())
+        self._loop.close()
+
+
+def connect(
+    url: str = "",
+    token: str = "",
+    *,
+    tls: ssl.SSLContext | None = None,
+    buffer: int = 8 << 20,
+    patience: float = 600.0,
+    ping_interval: float = 20.0,
+) -> Server:
+    """Return a client of a server; see `kbridge.client.connect`."""
+    loop = _Loop()
+
+    async def make() -> _server.Server:
+        return _server.connect(
+            url, token, tls=tls, buffer=buffer, patience=patience, ping_interval=ping_interval
+        )
+
+    try:
+        return Server(loop, loop.run(make()))
+    except BaseException:
+        loop.close()
+        raise
+
+
+class Server:
+    """A server of kernels; see `kbridge.client.Server`."""
+
+    def __init__(self, loop: _Loop, server: _server.Server) -> None:
+        self._loop = loop
+        self._server = server
+
+    def __enter__(self) -> Self:
+        try:
+            self._loop.run(self._server.__aenter__())
+        except BaseException:
+            self._loop.close()
+            raise
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close all sessions; kernels and executions go on."""
+        self._loop.run(self._server.aclose())
+        self._loop.close()
+
+    @property
+    def url(self) -> str:
+        """The URL of the server, without a token."""
+        return self._server.url
+
+    def kernelspecs(self) -> dict[str, Any]:
+        """Return the kernelspecs by name, and the name of the default one."""
+        return self._loop.run(self._server.kernelspecs())
+
+    def kernels(self) -> list[dict[str, Any]]:
+        """Return the models of all kernels."""
+        return self._loop.run(self._server.kernels())
+
+    def start_kernel(
+        self,
+        name: str = "",
+        *,
+        env: Mapping[str, str] | None = None,
+        path: str = "",
+        on_progress: Callable[[str], object] | None = None,
+    ) -> Kernel:
+        """Start a kernel, and wait until it answers; see `kbridge.client.Server.start_kernel`."""
+        started = self._server.start_kernel(name, env=env, path=path, on_progress=on_progress)
+        return Kernel(self._loop, self._loop.run(started))
+
+    def kernel(self, kernel_id: str) -> Kernel:
+        """Open a session on a kernel that runs."""
+        return Kernel(self._loop, self._loop.run(self._server.kernel(kernel_id)))
+
+
+class Kernel:
+    """A kernel, and a session on it; see `kbridge.client.Kernel`."""
+
+    def __init__(self, loop: _Loop, kernel: _kernel.Kernel) -> None:
+        self._loop = loop
+        self._kernel = kernel
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    @property
+    def kernel_id(self) -> str:
+        """The id of the kernel on its server."""
+        return self._kernel.kernel_id
+
+    def close(self) -> None:
+        """Close the session; the kernel and its executions go on."""
+        self._loop.run(self._kernel.aclose())
+
+    def execute(
+        self,
+        code: str,
+        *,
+        silent: bool = False,
+        store_history: bool = True,
+        user_expressions: Mapping[str, str] | None = None,
+        allow_stdin: bool | None = None,
+        stop_on_error: bool = True,
+        cell_id: str | None = None,
+        input: InputCallback | None = None,  # noqa: A002  # what the code calls
+    ) -> Execution:
+        """Send code to the kernel; see `kbridge.client.Kernel.execute`."""
+        sent = self._kernel.execute(
+            code,
+            silent=silent,
+            store_history=store_history,
+            user_expressions=user_expressions,
+            allow_stdin=allow_stdin,
+            stop_on_error=stop_on_error,
+            cell_id=cell_id,
+            input=input,
+        )
+        return Execution(self._loop, self._loop.run(sent))
+
+    def follow(self, msg_id: str, *, input: InputCallback | None = None) -> Execution:  # noqa: A002
+        """Return an execution of any client, with its outputs from the beginning."""
+        return Execution(self._loop, self._loop.run(self._kernel.follow(msg_id, input=input)))
+
+    def executions(
+        self, *, state: str = "", cell_id: str = "", limit: int | None = None
+    ) -> list[ExecutionInfo]:
+        """Return the executions that the server has noted, newest last."""
+        found = self._kernel.executions(state=state, cell_id=cell_id, limit=limit)
+        return self._loop.run(found)
+
+    def kernel_info(self) -> dict[str, Any]:
+        """Return what the kernel says about itself."""
+        return self._loop.run(self._kernel.kernel_info())
+
+    def complete(self, code: str, cursor_pos: int | None = None) -> dict[str, Any]:
+        """Return completions of the code at the cursor, by default at its end."""
+        return self._loop.run(self._kernel.complete(code, cursor_pos))
+
+    def inspect(
+        self, code: str, cursor_pos: int | None = None, detail_level: int = 0
+    ) -> dict[str, Any]:
+        """Return information about the name at the cursor, by default at the end."""
+        return self._loop.run(self._kernel.inspect(code, cursor_pos, detail_level))
+
+    def is_complete(self, code: str) -> dict[str, Any]:
+        """Return whether code is complete, as a console asks."""
+        return self._loop.run(self._kernel.is_complete(code))
+
+    def history(
+        self,
+        raw: bool = True,
+        output: bool = False,
+        hist_access_type: str = "range",
+        **kwargs: Any,
+    ) -> dict[str, Any]:
+        """Return entries of the history."""
+        return self._loop.run(self._kernel.history(raw, output, hist_access_type, **kwargs))
+
+    def open_comm(
+        self,
+        target_name: str,
+        data: Mapping[str, Any] | None = None,
+        *,
+        metadata: Mapping[str, Any] | None = None,
+        buffers: Sequence[Buffer] = (),
+    ) -> Comm:
+        """Open a comm to a target in the kernel."""
+        opened = self._kernel.open_comm(target_name, data, metadata=metadata, buffers=buffers)
+        return Comm(self._loop, self._loop.run(opened))
+
+    def interrupt(self) -> None:
+        """Interrupt the code that runs."""
+        self._loop.run(self._kernel.interrupt())
+
+    def restart(self) -> None:
+        """Restart the kernel. Executions that run fail with `KernelDied`."""
+        self._loop.run(self._kernel.restart())
+
+    def shutdown(self) -> None:
+        """Shut the kernel down, and close the session."""
+        self._loop.run(self._kernel.shutdown())
+
+
+class Execution:
+    """The outputs and the result of one execution; see `kbridge.client.Execution`.
+
+    Iterate over it for the outputs; then `result` returns the result.
+    """
+
+    def __init__(self, loop: _Loop, execution: _execution.Execution) -> None:
+        self._loop = loop
+        self._execution = execution
+
+    @property
+    def msg_id(self) -> str:
+        """The id of the request."""
+        return self._execution.msg_id
+
+    @property
+    def ended(self) -> bool:
+        """True if the result, or an error, has arrived; outputs may be unread."""
+        return self._execution.ended
+
+    def __iter__(self) -> Iterator[Output]:
+        while (output := self._loop.run(self._next())) is not None:
+            yield output
+
+    def result(self) -> Result:
+        """Wait for the result; discards outputs that were not read."""
+
+        async def wait() -> Result:
+            return await self._execution
+
+        return self._loop.run(wait())
+
+    def collect(self) -> list[Output]:
+        """Return all outputs that were not read yet, when the execution has ended."""
+        return self._loop.run(self._execution.collect())
+
+    def discard(self) -> None:
+        """Drop the outputs that were not read, and those that will arrive."""
+
+        async def drop() -> None:
+            self._execution.discard()
+
+        self._loop.run(drop())
+
+    def close(self) -> None:
+        """Stop following an execution of `Kernel.follow`."""
+        self._loop.run(self._execution.aclose())
+
+    async def _next(self) -> Output | None:
+        return await anext(self._execution, None)
+
+
+class Comm:
+    """One comm; iterate over it for the messages of the kernel; see `kbridge.client.Comm`."""
+
+    def __init__(self, loop: _Loop, comm: _comms.Comm) -> None:
+        self._loop = loop
+        self._comm = comm
+
+    def __iter__(self) -> Iterator[CommMessage]:
+        while (message := self._loop.run(self._next())) is not None:
+            yield message
+
+    def send(
+        self,
+        data: Mapping[str, Any] | None = None,
+        *,
+        metadata: Mapping[str, Any] | None = None,
+        buffers: Sequence[Buffer] = (),
+    ) -> None:
+        """Send a message to the kernel."""
+        self._loop.run(self._comm.send(data, metadata=metadata, buffers=buffers))
+
+    def close(self, data: Mapping[str, Any] | None = None) -> None:
+        """Close the comm, and tell the kernel."""
+        self._loop.run(self._comm.close(data))
+
+    async def _next(self) -> CommMessage | None:
+        return await anext(self._comm, None)
