@@ -301,6 +301,21 @@ class BridgeKernelManager(KernelSettings, AsyncMultiKernelManager):
         """
         await self.index.shutdown(self.index.find(kernel_id), now=now)
 
+    def check_start(self) -> None:
+        """Check that the server may start another process; starts nothing.
+
+        `max_kernels` is not checked: a server that is full works as it should.
+
+        Raises
+        ------
+        Busy
+            If the server is shutting down, or too few file descriptors are left.
+        """
+        if self._limits.closed:
+            raise Busy("The server is shutting down")
+        with self._limits.descriptors():
+            pass
+
     def attach(self, kernel: AttachedKernelManager) -> str:
         """Serve a kernel that another program started, and return its id.
 

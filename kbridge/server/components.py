@@ -33,6 +33,7 @@ from kbridge.server.auth.access_policy import AccessPolicy
 from kbridge.server.auth.authenticator import Authenticator
 from kbridge.server.config import AuthConfig, ListenConfig, ServerConfig
 from kbridge.server.metrics import ServerMetrics
+from kbridge.server.readiness import Directories, Readiness
 from kbridge.server.restart import no_holder
 from kbridge.server.safe_log import hide
 from kbridge.server.setting_checks import check_host, check_origins
@@ -102,6 +103,15 @@ def _make_keeper(config: ServerConfig, hubs: HubTable, log: logging.Logger) -> K
     return Keeper(Holder(path, directory, limit, _HOLDER_SECONDS), log)
 
 
+def _directories(config: ServerConfig, hubs: HubTable, registry: RegistryWriter) -> Directories:
+    journal = hubs.settings.journal_dir
+    return Directories(
+        runtime=config.runtime_dir,
+        registry=registry.directory,
+        journal=Path(journal).expanduser().absolute() if journal else None,
+    )
+
+
 def build(config: ServerConfig, port: int, log: logging.Logger) -> Components:
     """Create all parts of a server.
 
@@ -145,6 +155,7 @@ def build(config: ServerConfig, port: int, log: logging.Logger) -> Components:
     )
     services.metrics = ServerMetrics(hubs, kernels, per_kernel=config.metrics.per_kernel)
     services.metrics_token = config.metrics.token
+    services.readiness = Readiness(kernels, hubs, _directories(config, hubs, registry), log)
     interval = config.http.ws_ping_interval
     keepalive = Keepalive(interval) if interval else None
     application = make_application(

@@ -239,11 +239,8 @@ class Server:
         parts, self._components = self._components, None
         if http is not None:
             http.stop()
-        if self._metrics is not None:
-            await self._metrics.aclose()
+        await self._end_monitoring(parts)
         if parts is not None:
-            if parts.services.metrics is not None:
-                parts.services.metrics.lag.stop()
             code, end = (
                 (SERVICE_RESTART, "restarting") if restart else (GOING_AWAY, "shutting down")
             )
@@ -264,6 +261,16 @@ class Server:
         if self._runtime is not None:
             self._runtime.remove()
         self._remove_socket_file()
+
+    async def _end_monitoring(self, parts: Components | None) -> None:
+        if self._metrics is not None:
+            await self._metrics.aclose()
+        if parts is None:
+            return
+        if parts.services.metrics is not None:
+            parts.services.metrics.lag.stop()
+        if parts.services.readiness is not None:
+            await parts.services.readiness.aclose()
 
     def _pass_on(self) -> None:
         """Let the next program of this process have the address, and random credentials."""

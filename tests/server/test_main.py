@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from kbridge import __version__
-from tests.support.waiting import TIMEOUT
+from tests.support.waiting import TIMEOUT, eventually
 
 COMMAND = [sys.executable, "-m", "kbridge"]
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
@@ -469,6 +469,23 @@ def test_health(run: Run, serve: Callable[..., Process], tmp_path: Path, how: st
         assert "timed out" in done.stderr
     finally:
         server.process.send_signal(signal.SIGCONT)
+
+
+def test_health_tells_why_a_server_is_not_ready(
+    run: Run, serve: Callable[..., Process], tmp_path: Path
+) -> None:
+    journal = tmp_path / "a-directory" / "that-is-a-file"
+    journal.parent.write_text("")
+    serve(f"--ZMQChannelsWebsocketConnection.journal_dir={journal}")
+    patient = ("health", f"--HealthApp.timeout={TIMEOUT:g}")
+    assert run(*patient).returncode == 0
+    done = run(*patient, "--ready")
+    assert done.returncode == 1
+    assert "disk: the directory of the journals cannot be written" in done.stderr
+    journal.parent.unlink()
+    journal.mkdir(parents=True)
+    done = eventually(lambda: (d := run(*patient, "--ready")).returncode == 0 and d, "it is ready")
+    assert done.stdout == "1 server: ok\n"
 
 
 def test_health_without_a_server(run: Run, serve: Callable[..., Process]) -> None:

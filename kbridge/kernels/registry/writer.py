@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from pathlib import Path
 from typing import Any, Final
 
 from kbridge.errors import RegistryError
@@ -67,6 +68,12 @@ class RegistryWriter:
     def enabled(self) -> bool:
         """True if there is a registry."""
         return self._registry is not None
+
+    @property
+    def directory(self) -> Path | None:
+        """The directory of the registry's file; None if there is no file."""
+        path = None if self._registry is None else self._registry.path
+        return None if path is None else path.parent
 
     async def open(self) -> Claim:
         """Take over the rows of the server that ran before this one.

@@ -8,7 +8,7 @@ from urllib.parse import unquote
 
 from tornado import httputil, web
 
-from kbridge.server.api import executions, login, metrics, page, rest
+from kbridge.server.api import executions, health, login, metrics, page, rest
 from kbridge.server.api.access import BaseHandler, NotFoundHandler, SlashHandler
 from kbridge.server.api.services import Services
 from kbridge.server.safe_log import log_request
@@ -25,6 +25,8 @@ ROUTES: tuple[tuple[str, type[web.RequestHandler]], ...] = (
     (r"/favicon.ico", page.FaviconHandler),
     (r"/readme", page.ReadmeHandler),
     (r"/metrics", metrics.MetricsHandler),
+    (r"/healthz", health.HealthHandler),
+    (r"/readyz", health.ReadyHandler),
     (r"/api/?", rest.VersionHandler),
     (r"/api/status", rest.StatusHandler),
     (r"/api/me", rest.MeHandler),

@@ -12,6 +12,7 @@ from kbridge.kernels.manager import BridgeKernelManager
 from kbridge.kernels.sessions import Sessions
 from kbridge.server.auth.authenticator import Authenticator
 from kbridge.server.metrics import ServerMetrics
+from kbridge.server.readiness import Readiness
 
 __all__ = ["Closable", "Model", "Restart", "ServerActivity", "Services", "maybe_await"]
 
@@ -86,6 +87,8 @@ class Services:
         The metrics of the server.
     metrics_token : str
         The token that opens only the metrics; empty for none.
+    readiness : Readiness or None
+        Checks whether the server is ready.
     """
 
     kernels: BridgeKernelManager
@@ -101,6 +104,7 @@ class Services:
     restart: Restart | None = field(default=None, init=False)
     metrics: ServerMetrics | None = field(default=None, init=False)
     metrics_token: str = field(default="", init=False, repr=False)
+    readiness: Readiness | None = field(default=None, init=False)
 
 
 async def maybe_await(value: Awaitable[Any] | Any) -> Any:

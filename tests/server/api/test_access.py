@@ -14,7 +14,7 @@ from kbridge.server.api.access import ApiHandler
 from kbridge.server.api.routes import ROUTES
 from kbridge.server.auth.access_policy import AccessPolicy
 
-PUBLIC = {"/favicon.ico", "/api/?", "/", "/tree", "/login", "/logout"}
+PUBLIC = {"/favicon.ico", "/api/?", "/", "/tree", "/login", "/logout", "/healthz", "/readyz"}
 PATHS = [p.removesuffix("/?").replace("([^/]+)", "x").replace("(.+)", "y") for p, _ in ROUTES]
 GUARDED = [p for p, (pattern, _) in zip(PATHS, ROUTES, strict=True) if pattern not in PUBLIC]
 
