@@ -7,6 +7,7 @@ FROM ${BASE} AS build
 WORKDIR /src
 COPY pyproject.toml README.md LICENSE hatch_build.py ./
 COPY kbridge kbridge
+COPY client-js client-js
 # Build wheels first, then install only these wheels.
 RUN pip wheel --no-cache-dir --wheel-dir /wheels '.[kernel]' \
     && python -m venv /opt/kbridge \

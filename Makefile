@@ -70,7 +70,8 @@ check: $(VENV)/.dev     ## format, lint, types, English, layers
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	@if [ -d $(LAB)/node_modules ]; then echo npm run check; npm --prefix $(LAB) run --silent check; \
+	@if [ -d $(LAB)/node_modules ]; then echo npm run check; npm --prefix $(LAB) run --silent check \
+	&& node client-js/tests/check.js; \
 	else echo "TypeScript: not checked without $(LAB)/node_modules, which \`make labextension\` makes"; fi
 	@if command -v node >/dev/null; then echo $(BIN)/pyright; $(BIN)/pyright --project pyproject.toml --pythonpath $(BIN)/python; \
 	else echo "pyright: needs node, public types checked by mypy only"; fi
@@ -82,7 +83,7 @@ check: $(VENV)/.dev     ## format, lint, types, English, layers
 format: $(VENV)/.dev    ## format the code as `check` requires
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
-	@if [ -d $(LAB)/node_modules ]; then npm --prefix $(LAB) run --silent format; fi
+	@if [ -d $(LAB)/node_modules ]; then npm --prefix $(LAB) run --silent format; node client-js/tests/check.js --write; fi
 
 mutants: $(VENV)/.dev   ## mutation tests of wire, flow and hub (ARGS="wire --count 50 --seed 2")
 	$(BIN)/python tools/mutants.py $(ARGS)

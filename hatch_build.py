@@ -1,9 +1,12 @@
-"""Build hook: put the JupyterLab extension into the distributions.
+"""Build hook: put the JupyterLab extension and kbridge.js into the distributions.
 
 `labextension/` has the source, `kbridge/labextension/` the bundle that is built from it. A wheel
 installs the bundle where JupyterLab finds it. The source distribution has both, so a wheel that is
 built from it needs no Node. Without a bundle and without npm, the wheel has no extension. A bundle
 that is older than its source, as after `git pull`, is built again.
+
+`client-js/kbridge.js`, which the server serves at `/kbridge.js`, needs no build. A wheel has a
+copy in the package; an editable installation uses the file itself.
 """
 
 from __future__ import annotations
@@ -16,14 +19,18 @@ from typing import Any
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 NAME = "@kbridge/jupyterlab"
+CLIENT = "kbridge/server/static/kbridge.js"
 
 
 class LabExtensionHook(BuildHookInterface[Any]):
-    """Builds the bundle if it is missing or old, and adds it to the wheel."""
+    """Builds the bundle if it is missing or old; adds it and kbridge.js to the wheel."""
 
-    def initialize(self, version: str, build_data: dict[str, Any]) -> None:  # noqa: ARG002
+    def initialize(self, version: str, build_data: dict[str, Any]) -> None:
         """Do so before a wheel (also an editable one) or a source distribution is built."""
         root = Path(self.root)
+        client = root / "client-js" / "kbridge.js"
+        if self.target_name == "wheel" and version == "standard" and client.exists():
+            build_data["force_include"][str(client)] = CLIENT
         bundle, source = root / "kbridge" / "labextension", root / "labextension"
         built = bundle / "package.json"
         if not built.exists():

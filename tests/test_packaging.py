@@ -128,6 +128,10 @@ def test_a_wheel_has_the_jupyterlab_extension_without_node(
     assert not [n for n in files if n.endswith((".ts", ".map"))]
     assert 10_000 < sum(files.values()) < 300_000
     assert wheel.stat().st_size < 1_000_000
+    with zipfile.ZipFile(wheel) as archive:
+        module = archive.read("kbridge/server/static/kbridge.js")
+        assert not [name for name in archive.namelist() if name.startswith("client-js")]
+    assert module == (ROOT / "client-js" / "kbridge.js").read_bytes()
 
 
 @pytest.mark.slow

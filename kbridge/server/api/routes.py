@@ -8,7 +8,7 @@ from urllib.parse import unquote
 
 from tornado import httputil, web
 
-from kbridge.server.api import executions, health, login, metrics, page, rest
+from kbridge.server.api import client_module, executions, health, login, metrics, page, rest
 from kbridge.server.api.access import BaseHandler, NotFoundHandler, SlashHandler
 from kbridge.server.api.services import Services
 from kbridge.server.safe_log import log_request
@@ -27,6 +27,7 @@ ROUTES: tuple[tuple[str, type[web.RequestHandler]], ...] = (
     (r"/metrics", metrics.MetricsHandler),
     (r"/healthz", health.HealthHandler),
     (r"/readyz", health.ReadyHandler),
+    (r"/kbridge.js", client_module.ClientModuleHandler),
     (r"/api/?", rest.VersionHandler),
     (r"/api/status", rest.StatusHandler),
     (r"/api/me", rest.MeHandler),

@@ -14,7 +14,10 @@ from kbridge.server.api.access import ApiHandler
 from kbridge.server.api.routes import ROUTES
 from kbridge.server.auth.access_policy import AccessPolicy
 
-PUBLIC = {"/favicon.ico", "/api/?", "/", "/tree", "/login", "/logout", "/healthz", "/readyz"}
+PUBLIC = {
+    *("/favicon.ico", "/api/?", "/", "/tree", "/login", "/logout", "/healthz", "/readyz"),
+    "/kbridge.js",
+}
 PATHS = [p.removesuffix("/?").replace("([^/]+)", "x").replace("(.+)", "y") for p, _ in ROUTES]
 GUARDED = [p for p, (pattern, _) in zip(PATHS, ROUTES, strict=True) if pattern not in PUBLIC]
 
