@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 from urllib.parse import urlencode
 
 import pytest
 
+from kbridge.link.holder.client import is_supported
 from tests.conftest import ServerFactory
+from tests.integration.test_holder import ARGS
 from tests.support.browser import chromium_page, served
 from tests.support.client import SLEEP
 from tests.support.network import network_to
-from tests.support.server import TOKEN
+from tests.support.require import require
+from tests.support.restartable_server import RestartableServer
+from tests.support.server import LINK, TOKEN
 from tests.support.waiting import TIMEOUT
 
 pytestmark = [pytest.mark.kernel, pytest.mark.browser, pytest.mark.slow]
@@ -131,6 +136,32 @@ async def test_a_page_that_was_away_shows_the_whole_output(
             await page.click("#interrupt")
             await page.wait_for_selector("#output .error")
             assert "KeyboardInterrupt" in await page.inner_text("#output .error")
+
+
+@pytest.mark.skipif(not is_supported() or LINK == "pyzmq", reason="connections do not stay")
+async def test_a_page_shows_the_whole_output_after_a_crash_of_the_server(tmp_path: Path) -> None:
+    require("ipykernel")
+    gate = tmp_path / "gate"
+    with served(EXAMPLES) as origin:
+        server = RestartableServer(tmp_path, *ARGS, f"--allow-origin={origin}")
+        try:
+            server.start()
+            async with chromium_page() as page:
+                page.set_default_timeout(TIMEOUT * 1000)
+                code = IN_TWO_PARTS.format(gate=str(gate))
+                query = urlencode({"url": server.url, "token": TOKEN, "code": code})
+                await page.goto(f"{origin}/browser.html?{query}")
+                await page.click("#run")
+                await page.wait_for_selector("#output .stdout")
+                server.crash()
+                gate.touch()
+                await page.wait_for_selector("#status[data-state=error]")
+                await asyncio.to_thread(server.start)
+                await page.wait_for_selector("#run:enabled")
+                shown = "".join(await page.locator("#output pre").all_text_contents())
+                assert shown == "first\n" + "".join(f"line {n}\n" for n in range(100))
+        finally:
+            server.kill()
 
 
 async def test_a_page_of_another_origin_is_refused(new_server: ServerFactory) -> None:
