@@ -250,23 +250,27 @@ class ZmtpConnection:
         """Return messages of bytes that were received before."""
         decoder = peer.decoder
         self.light = False
+        place = decoder.pending
         if decoder.more:
             batch = peer.feed(b"")
-        elif decoder.pending is None:
+        elif place is None:
             batch = peer.feed(backlog.take())
         else:
-            batch = peer.received(backlog.take_into(decoder.pending))
-        self._receive_more(peer, backlog)
+            batch = peer.received(backlog.take_into(place))
+        self._receive_more(peer, backlog, long=place is not None)
         if peer.fault is not None or peer.output:
             self._react(peer)
         return batch
 
-    def _receive_more(self, peer: Peer, backlog: Backlog) -> None:
-        """Receive the bytes behind those that were decoded last."""
+    def _receive_more(self, peer: Peer, backlog: Backlog, *, long: bool = False) -> None:
+        """Receive the bytes behind those that were decoded last: a part of a `long` part, or not.
+
+        PUB counts messages, so long parts are not urgent. The event loop receives them into their
+        place, which needs a copy less.
+        """
         decoder = peer.decoder
         self.full = True
-        # The rest of a long part needs no copy here, and is not urgent: PUB counts messages.
-        if decoder.pending is None:
+        if not long and decoder.pending is None:
             backlog.collect()
         if backlog.size or decoder.more:
             backlog.announce()

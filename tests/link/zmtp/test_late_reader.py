@@ -20,6 +20,7 @@ from kbridge.flow.seam import Seam
 from kbridge.link.endpoints import Endpoints
 from kbridge.link.holder.client import Holder, is_supported
 from kbridge.link.holder.keeper import Keeper
+from kbridge.link.zmtp import connection
 from kbridge.link.zmtp import late_reader as module
 from kbridge.link.zmtp.backlog import Backlog
 from kbridge.link.zmtp.late_reader import LateReader, late_reader
@@ -288,6 +289,54 @@ async def test_the_event_loop_receives_in_advance_without_the_thread(connect, mo
     await events.until_all(COUNT)
     assert events.numbers == list(range(COUNT))
     assert max(events.batches) < 500
+    kernel.close()
+
+
+async def test_long_messages_behind_a_backlog_are_received_into_their_place(
+    connect, monkeypatch
+) -> None:
+    """Received in advance, each byte would be copied once more, for as long as the kernel sends."""
+    monkeypatch.setattr(module, "_SUPPORTED", False)
+    backlogs: list[Counting] = []
+
+    class Counting(Backlog):
+        def __init__(self, *args, **options) -> None:
+            super().__init__(*args, **options)
+            self.calls = 0
+            backlogs.append(self)
+
+        def collect(self) -> None:
+            self.calls += 1
+            super().collect()
+
+    monkeypatch.setattr(connection, "Backlog", Counting)
+    kernel = PlainKernel()
+    events = Numbers()
+    connect(kernel.endpoints, events)
+    await kernel.accept_all()
+    await events.until(lambda: bool(events.news))
+    iopub = kernel.connected[Channel.IOPUB].sock
+    messages = [encode([*body(0), b"%300000d" % n]) for n in range(6)]
+
+    # While the event loop is blocked, two messages are received in advance.
+    early = b"".join(messages[:2])
+    at = 0
+    while at < len(early):
+        with contextlib.suppress(BlockingIOError):
+            at += iopub.send(early[at:])
+        for each in backlogs:
+            each.collect_late()
+    eventually(lambda: any(b.collect_late() and b.size == len(early) for b in backlogs), "all")
+    [backlog] = [each for each in backlogs if each.size]
+    sent = iopub.send(messages[2])
+    eventually(lambda: backlog.waiting > len(early), "the next message")
+
+    late = b"".join(messages[2:])[sent:]
+    await asyncio.gather(
+        asyncio.get_running_loop().sock_sendall(iopub, late), events.until_all(len(messages))
+    )
+    assert events.numbers == list(range(len(messages)))
+    assert backlog.calls == 0
     kernel.close()
 
 
