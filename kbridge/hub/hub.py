@@ -7,6 +7,7 @@ through the `KernelListener` interface, requests from the websockets to the conn
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Mapping, Sequence
 from typing import Any
 
@@ -121,6 +122,7 @@ class Hub:
         link = environment.link or (keeping(kind, kept) if kept is not None else make_link(kind))
         self._kernel = KernelConnection(context, self._broadcaster, link, former or ())
         self._closed = False
+        self._ended = asyncio.Event()
         self._restarts = dict.fromkeys(("requested", "automatic"), 0)
         self._deaths = 0
         self._broadcaster.connecting(connection_info)
@@ -453,17 +455,24 @@ class Hub:
     async def aclose(
         self, code: int = HubClosed.close_code, reason: str = "the kernel was shut down"
     ) -> None:
-        """Close the sockets, and the websockets with `code`; may be called twice.
+        """Close the sockets, and the websockets with `code`; a second call waits for the first.
 
-        Requests that wait fail with HubClosed.
+        Messages that have arrived are delivered before, unless the call is cancelled. Requests that
+        wait fail with HubClosed.
         """
         if self._closed:
+            await self._ended.wait()
             return
-        self._kernel.drain()
         self._closed = True
-        self._kernel.close()
-        self._broadcaster.close(code, reason)
-        await self._broadcaster.wait_closed()
+        try:
+            try:
+                await self._kernel.drain_slowly()
+            finally:
+                self._kernel.close()
+                self._broadcaster.close(code, reason)
+            await self._broadcaster.wait_closed()
+        finally:
+            self._ended.set()
 
     def statistics(self) -> dict[str, Any]:
         """Return the figures of the hub."""

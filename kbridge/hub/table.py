@@ -266,6 +266,8 @@ class HubTable:
             self.take(hub.kernel_id)
             self._ending.add(hub)
             await self._end(hub, GOING_AWAY, "the server is shutting down")
+        for hub in list(self._ending):  # in other calls, which may still deliver messages
+            await hub.aclose()
         store, self._store = self._store, None
         if store is not None:
             self._environment = replace(self._environment, store=None)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from typing import Protocol, TypeAlias
 
 from kbridge.errors import ZmtpError
@@ -68,6 +68,13 @@ class KernelSockets(Protocol):
 
     def drain(self) -> None:
         """Deliver all messages that have arrived, now."""
+        ...
+
+    def drain_slices(self) -> Generator[None, None, None]:
+        """Deliver all messages that have arrived: a slice of them in each step of the iterator.
+
+        The caller lets the event loop run between the steps, which may deliver other slices.
+        """
         ...
 
     def renew(self, identity: bytes, *, keep: bool) -> None:

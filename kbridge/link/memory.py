@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Generator, Sequence
 from typing import Final
 
 from kbridge.link.endpoints import Endpoints
@@ -89,6 +90,7 @@ class MemoryKernel:
         self.closed = False
         self._events = events
         self._connected = False  # on stdin
+        self._arrived: deque[tuple[Channel, list[RawMessage]]] = deque()
 
     def send(self, channel: Channel, frames: Sequence[Buffer]) -> bool:
         """Take a message for the kernel; False while full or closed."""
@@ -98,8 +100,17 @@ class MemoryKernel:
         return True
 
     def drain(self) -> None:
-        """Report the end of the messages; `say` delivers them at once, so none wait here."""
+        """Deliver the messages of `arrive`, and report the end of them."""
+        while self._arrived and not self.closed:
+            self._events.on_messages(*self._arrived.popleft())
         self._events.on_drained()
+
+    def drain_slices(self) -> Generator[None, None, None]:
+        """Deliver the messages of `arrive`, one batch in each step."""
+        while self._arrived and not self.closed:
+            self._events.on_messages(*self._arrived.popleft())
+            self._events.on_drained()
+            yield
 
     def renew(self, identity: bytes, *, keep: bool) -> None:
         """Change the identity; the handshake on stdin starts again."""
@@ -127,6 +138,10 @@ class MemoryKernel:
         self._connect_stdin()
         self._events.on_messages(channel, list(batch))
         self._events.on_drained()
+
+    def arrive(self, channel: Channel, *batch: RawMessage) -> None:
+        """Send messages from the kernel that wait until the hub drains the link."""
+        self._arrived.append((channel, list(batch)))
 
     def connect(self) -> None:
         """Finish the handshakes on stdin and on iopub."""

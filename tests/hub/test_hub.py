@@ -630,6 +630,59 @@ async def test_closing_twice_closes_once_and_whoever_waits_knows(make_rig) -> No
         rig.hub.submit(attached, rig.request(code="1"))
 
 
+def leave_messages(rig, count: int) -> list[str]:
+    """Let messages wait in the link, one batch each; return their texts."""
+    lines = [f"line {n}" for n in range(count)]
+    for line in lines:
+        rig.kernel.arrive(Channel.IOPUB, serialize(rig.stream(line), rig.signer))
+    return lines
+
+
+async def test_a_hub_that_closes_delivers_a_backlog_in_slices(rig) -> None:
+    client, _ = rig.attach("s", verbatim=True)
+    lines = leave_messages(rig, 50)
+    closing = asyncio.ensure_future(rig.hub.aclose())
+    await asyncio.sleep(0)  # the first slice is delivered now
+    second = asyncio.ensure_future(rig.hub.aclose())
+    await asyncio.sleep(0)
+    assert 0 < len(texts(client)) < len(lines), "other work of the event loop comes in between"
+    assert client.closed_with is None
+    assert not second.done()
+    with pytest.raises(HubClosed):
+        rig.attach("too late")
+    await second
+    assert closing.done(), "a second call waits for the first"
+    assert texts(client) == lines
+    assert client.closed_with is not None
+
+
+async def test_a_hub_whose_closing_is_cancelled_is_closed(rig) -> None:
+    client, _ = rig.attach("s", verbatim=True)
+    lines = leave_messages(rig, 50)
+    closing = asyncio.ensure_future(rig.hub.aclose())
+    await asyncio.sleep(0)
+    closing.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await closing
+    assert len(texts(client)) < len(lines)
+    assert client.closed_with is not None
+    assert rig.kernel.closed
+    await rig.hub.aclose()
+
+
+async def test_a_restart_delivers_a_backlog_in_slices(rig) -> None:
+    client, _ = rig.attach("s", verbatim=True)
+    lines = leave_messages(rig, 50)
+    rig.kernel.disconnect()
+    restarting = asyncio.ensure_future(rig.hub.restarting())
+    for _ in range(5):
+        await asyncio.sleep(0)
+    assert 0 < len(texts(client)) < len(lines)
+    await restarting
+    assert texts(client) == lines
+    assert states(client)[-1] == "restarting"
+
+
 def states(client) -> list[str]:
     told = [json.loads(m.content) for m in received(client) if m.msg_type == "status"]
     return [content["execution_state"] for content in told]

@@ -15,6 +15,7 @@ from kbridge.hub.table import HubTable
 from kbridge.link.memory import MemoryClient, MemoryKernel
 from kbridge.storage.disk import Disk
 from kbridge.wire.dialects import V1
+from kbridge.wire.message import Channel
 from tests.hub.rig import INFO
 from tests.support.waiting import TIMEOUT, until
 
@@ -81,6 +82,27 @@ async def test_closing_all_may_be_done_twice(table) -> None:
     await table.aclose()
     assert len(table) == 0
     assert all(c.closed for c in clients)
+
+
+@pytest.mark.parametrize("ends", ["server", "kernel"])
+async def test_the_end_waits_for_hubs_that_still_deliver(ends) -> None:
+    made: list[MemoryKernel] = []
+
+    def link(*args: Any) -> MemoryKernel:
+        made.append(MemoryKernel(*args))
+        return made[-1]
+
+    table, client = HubTable(link=link), MemoryClient()
+    table.open("a", INFO).attach(client, V1)
+    for _ in range(50):
+        made[0].arrive(Channel.IOPUB, [])
+    first = asyncio.ensure_future(table.aclose() if ends == "server" else table.close("a"))
+    await asyncio.sleep(0)
+    assert table.get("a") is None
+    assert client.closed_with is None
+    await table.aclose()
+    assert client.closed_with is not None
+    await first
 
 
 async def test_a_connection_file_without_a_port_makes_no_hub(table) -> None:

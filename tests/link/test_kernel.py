@@ -3,9 +3,11 @@
 import asyncio
 import json
 import socket
+from itertools import pairwise
 from types import SimpleNamespace
 
 import pytest
+import zmq
 
 from kbridge.errors import KernelError
 from kbridge.link.choice import LinkKind, make_link
@@ -58,6 +60,38 @@ async def test_a_flood_arrives_whole_in_few_batches(side, linked) -> None:
     await events.until(lambda: len(numbers()) == 5000)
     assert numbers() == list(range(5000))
     assert events.drained < 2500
+
+
+async def test_a_backlog_is_delivered_in_slices(side, linked) -> None:
+    link, events = linked
+    await until_subscribed(side, events)
+    blocking = zmq.Socket.shadow(side.sockets[Channel.IOPUB].underlying)
+    count, padding = 3000, b"p" * 1000
+    for n in range(count):
+        blocking.send_multipart([b"backlog", *body(n), padding])
+
+    def arrived() -> int:
+        return sum(parts[0] == b"backlog" for _, parts in events.messages)
+
+    steps, events.drained = [], 0
+    while arrived() < count:  # a thread of libzmq sends them; the event loop has no turn
+        steps += [arrived() for _ in link.drain_slices()]
+    assert events.drained > 1, "clients receive them meanwhile"
+    assert max(b - a for a, b in pairwise([0, *steps, count])) <= 400
+
+
+async def test_a_drain_in_slices_may_be_left(side, linked) -> None:
+    link, events = linked
+    await until_subscribed(side, events)
+    blocking = zmq.Socket.shadow(side.sockets[Channel.IOPUB].underlying)
+    for n in range(3000):
+        blocking.send_multipart([b"backlog", *body(n), b"p" * 1000])
+    for slices in (link.drain_slices(), link.drain_slices()):
+        next(slices, None)
+        slices.close()
+    await events.until(lambda: events.messages and events.messages[-1][1][1:-1] == body(2999))
+    numbers = [json.loads(parts[6])["n"] for _, parts in events.messages]
+    assert [n for n in numbers if n >= 0] == list(range(3000))
 
 
 async def test_requests_go_out_and_replies_come_back_on_each_channel(side, linked) -> None:

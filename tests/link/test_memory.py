@@ -107,3 +107,21 @@ def test_messages_sent_together_arrive_in_one_wake_up(kernel, told) -> None:
         "disconnected stdin",
         "disconnected iopub",
     ]
+
+
+def test_messages_that_wait_are_delivered_by_a_drain_or_in_slices(kernel, told) -> None:
+    for n in (b"1", b"2", b"3", b"4"):
+        kernel.arrive(Channel.SHELL, [n])
+    slices = kernel.drain_slices()
+    next(slices)
+    next(slices)
+    assert told.heard == [
+        (Channel.SHELL, [[b"1"]]),
+        "drained",
+        (Channel.SHELL, [[b"2"]]),
+        "drained",
+    ]
+    del told.heard[:]
+    kernel.drain()
+    assert told.heard == [(Channel.SHELL, [[b"3"]]), (Channel.SHELL, [[b"4"]]), "drained"]
+    assert list(slices) == []

@@ -191,6 +191,10 @@ class KernelConnection:
         """Deliver all messages that have arrived."""
         self._link.drain()
 
+    async def drain_slowly(self) -> None:
+        """Deliver all messages that have arrived, while the event loop does other work, too."""
+        await self._link.drain_slowly()
+
     async def restarting(self, *, keep: bool) -> frozenset[str]:
         """Deliver the last messages of a process that has ended, and forget its requests.
 

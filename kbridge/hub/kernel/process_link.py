@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import replace
 from typing import Any, Final
 
@@ -21,6 +22,7 @@ __all__ = ["ProcessLink"]
 
 _FORMER: Final = 4  # former identities that still receive replies; each takes three sockets
 _FLUSH_TIMEOUT: Final = 1.0  # seconds to wait for the last messages of a kernel that has ended
+_DRAIN_TIMEOUT: Final = 30.0  # seconds for their delivery; 1 GiB has been seen to take as long
 
 
 class ProcessLink:
@@ -252,7 +254,30 @@ class ProcessLink:
                 await self._disconnected.wait()
         except TimeoutError:
             self._log.debug("A kernel process that has ended is still connected")
-        self.drain()
+        await self.drain_slowly()
+
+    async def drain_slowly(self) -> None:
+        """Deliver all messages that have arrived, while the event loop does other work, too.
+
+        After some time, the messages that are left are given up: libzmq does not say how many
+        there are, and a kernel may send without end.
+        """
+        link = self.link
+        if link is None or link.closed:
+            return
+        try:
+            async with asyncio.timeout(_DRAIN_TIMEOUT):
+                with closing(link.drain_slices()) as slices:
+                    for _ in slices:
+                        await asyncio.sleep(0)
+                        if self.link is not link:  # closed in the meantime
+                            break
+        except TimeoutError:
+            self._log.warning(
+                "Kernel %s: not all of its last messages were delivered within %g s",
+                self._kernel_id,
+                _DRAIN_TIMEOUT,
+            )
 
     def close(self) -> None:
         """Close the link, if there is one. Replies owed to its identities are lost."""

@@ -12,7 +12,7 @@ depend on these sockets.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Final
 
 import zmq
@@ -49,11 +49,12 @@ class FormerSockets:
             # Its descriptor may not announce messages before the socket was asked once.
             self._soon(self._read, channel)
 
-    def drain(self) -> None:
-        """Deliver all messages that have arrived, now."""
+    def slices(self) -> Iterator[None]:
+        """Deliver all messages that have arrived; yield after each batch."""
         for channel in list(self._sockets):
             while self._drain(channel):
-                pass
+                yield
+            yield
 
     def close(self) -> None:
         """Close the sockets; may be called twice."""

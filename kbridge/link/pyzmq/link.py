@@ -13,7 +13,7 @@ stopped at its limit.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import Any, Final
 
 import zmq
@@ -79,6 +79,7 @@ class PyzmqLink:
         self._delivered = False  # True if messages were delivered since `on_drained`
         self._monitors: dict[Channel, zmq.Socket[bytes]] = {}
         self._gone: dict[Channel, asyncio.TimerHandle] = {}
+        self._reporting: Iterator[None] | None = None  # of events, while messages come first
         try:
             self._open(Channel.IOPUB, make(Channel.IOPUB, endpoints))
             identity = identity or new_identity()
@@ -122,12 +123,15 @@ class PyzmqLink:
 
     def drain(self) -> None:
         """Deliver all messages that have arrived, now."""
-        for former in list(self._former):
-            former.drain()
-            self._delivered = True
-        for channel in list(self._sockets):
-            while self._is_waiting(channel) and self._drain(channel):
-                pass
+        for _ in self._slices():
+            pass
+        self._report_drained()
+
+    def drain_slices(self) -> Generator[None, None, None]:
+        """Deliver all messages that have arrived, one batch in each step."""
+        for _ in self._slices():
+            self._report_drained()
+            yield
         self._report_drained()
 
     def renew(self, identity: bytes, *, keep: bool) -> None:
@@ -268,6 +272,16 @@ class PyzmqLink:
             self._events.on_writable(channel)
         return more
 
+    def _slices(self) -> Iterator[None]:
+        """Deliver all messages that have arrived; yield between two batches."""
+        for former in list(self._former):
+            for _ in former.slices():
+                self._delivered = True
+                yield
+        for channel in list(self._sockets):
+            while self._is_waiting(channel) and self._drain(channel):
+                yield
+
     def _look_again(self, channel: Channel) -> None:
         """Drain in a later turn of the loop."""
         if channel not in self._again:
@@ -292,6 +306,26 @@ class PyzmqLink:
             self._events.on_drained()
 
     def _on_monitors(self, _fd: Any, _events: int) -> None:
+        if self._reporting is None:
+            self._reporting = self._report_events()
+            self._go_on()
+
+    def _go_on(self) -> None:
+        """Report events of the monitors, until messages must be delivered before the next one."""
+        reporting = self._reporting
+        if reporting is None:
+            return
+        try:
+            next(reporting)
+        except BaseException as error:
+            self._reporting = None
+            if not isinstance(error, StopIteration):
+                raise
+        else:
+            self._soon(self._go_on)
+
+    def _report_events(self) -> Iterator[None]:
+        """Report all events of the monitors; yield between two batches of messages."""
         for channel in _WATCHED:
             while (event := self._next_event(channel)) is not None:
                 gone = self._gone.pop(channel, None)
@@ -301,7 +335,9 @@ class PyzmqLink:
                     self._events.on_connected(channel)
                 elif event == zmq.EVENT_DISCONNECTED:
                     # The kernel's last messages have arrived before the monitor's event.
-                    self.drain()
+                    yield from self.drain_slices()
+                    if channel not in self._monitors:  # closed in the meantime
+                        return
                     self._gone[channel] = self._later(_GONE_SECONDS, self._on_gone, channel)
                     self._events.on_disconnected(channel)
 

@@ -228,9 +228,11 @@ class ZmtpConnection:
         """Read until this number of `arrived` bytes is decoded; yield what each read returns.
 
         A read that gets nothing is the last one: the system may have counted a byte that cannot be
-        received, such as one that a unix socket was sent out of band.
+        received, such as one that a unix socket was sent out of band. The event loop may read
+        between two steps, and may even begin another connection, which has other positions.
         """
-        while (peer := self._peer) is not None:
+        peer = self._peer
+        while peer is not None and self._peer is peer:
             taken, more = peer.taken, peer.decoder.more
             if taken >= position and not more:
                 return

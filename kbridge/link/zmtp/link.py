@@ -7,7 +7,8 @@ has completed are delivered as one batch, without a Task or a Future.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Sequence
+import contextlib
+from collections.abc import Generator, Iterator, Sequence
 from typing import Final, TypeAlias
 
 from kbridge.errors import KernelError, OldZmtp, ZmtpError
@@ -98,17 +99,16 @@ class ZmtpLink:
 
     def drain(self) -> None:
         """Deliver all messages that have arrived, now."""
-        delivered = False
-        for connection in self._all():
-            for batch in connection.read_before(connection.arrived):
-                if batch:
-                    self._events.on_messages(connection.channel, batch)
-                    delivered = True
-            delivered |= self._read(connection)  # finds the end of a connection
-        if delivered:
+        if any(list(self._slices())):
             self._events.on_drained()
-        if any(connection.ended for connection in self._all()):
-            self._soon(self._settle)  # the caller does not expect other events
+
+    def drain_slices(self) -> Generator[None, None, None]:
+        """Deliver all messages that have arrived, those of one read in each step."""
+        with contextlib.closing(self._slices()) as slices:
+            for delivered in slices:
+                if delivered:
+                    self._events.on_drained()
+                yield
 
     def renew(self, identity: bytes, *, keep: bool) -> None:
         """Send requests through new sockets, under another identity.
@@ -307,6 +307,19 @@ class ZmtpLink:
         former = [connection for each in self._former for connection in each.values()]
         present = self._connections
         return former + [present[channel] for channel in _ORDER if channel in present]
+
+    def _slices(self) -> Generator[bool, None, None]:
+        """Deliver all messages that have arrived; yield after each read if there were some."""
+        try:
+            for connection in self._all():
+                for batch in connection.read_before(connection.arrived):
+                    if batch:
+                        self._events.on_messages(connection.channel, batch)
+                    yield bool(batch)
+                yield self._read(connection)  # finds the end of a connection
+        finally:
+            if any(connection.ended for connection in self._all()):
+                self._soon(self._settle)  # the caller does not expect other events
 
     def _read(self, connection: ZmtpConnection) -> bool:
         """Deliver the messages of one read; return True if there are some."""

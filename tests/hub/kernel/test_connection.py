@@ -333,7 +333,8 @@ async def test_an_adopted_kernel_is_busy_until_its_shell_answers(adopted) -> Non
 async def test_a_process_that_has_ended_delivers_its_last_messages_first(side) -> None:
     side.prove()
     side.kernel.disconnect()
-    side.kernel.drain = lambda: side.say(side.message(Channel.IOPUB, "stream"))
+    last = side.message(Channel.IOPUB, "stream")
+    side.kernel.arrive(Channel.IOPUB, serialize(last, side.connection.signer))
     await side.connection.restarting(keep=False)
     assert side.heard_by(ALICE) == ["stream"]
 
