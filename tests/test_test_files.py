@@ -88,6 +88,7 @@ TESTED_BY = {
     "link/holder/header.py": "link/holder/test_process.py",
     "link/holder/held.py": "link/holder/test_process.py",
     "link/holder/packets.py": "link/holder/test_process.py",
+    "link/holder/unix_path.py": "link/holder/test_process.py",
     "link/interfaces.py": "link/test_memory.py",
     "link/linger.py": "link/test_websocket.py",
     "link/zmtp/connecting.py": "link/zmtp/test_link.py",

@@ -24,6 +24,7 @@ from kbridge.link.holder.header import (
 )
 from kbridge.link.holder.held import CLOSED, FULL, TORN
 from kbridge.link.holder.packets import fields_of, packet, receive, send
+from kbridge.link.holder.unix_path import connect, listen
 from kbridge.link.interfaces import noop
 
 __all__ = ["HeldConnection", "Holder", "is_supported"]
@@ -161,7 +162,8 @@ class Holder:
     def __init__(self, path: Path, directory: Path | None, limit: int, seconds: float) -> None:
         self.on_lost: Callable[[], None] = noop
         self._path = path
-        self._arguments = [str(path), str(directory or ""), str(limit), str(seconds)]
+        folder = "" if directory is None else str(directory.absolute())
+        self._arguments = [str(path.absolute()), folder, str(limit), str(seconds)]
         self._sock: socket.socket | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self._unsent: deque[tuple[bytes, list[int]]] = deque()
@@ -172,7 +174,7 @@ class Holder:
         return self._sock is not None
 
     def start(self) -> None:
-        """Start a holder process.
+        """Start a holder process, which the next bridge finds from now on.
 
         Raises
         ------
@@ -181,12 +183,15 @@ class Holder:
         """
         if self._process is not None:
             self._process.poll()  # it has ended
+        listener, inode = listen(self._path)
         near, far = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        with far:
+        with listener, far:
+            inherited = [str(listener.fileno()), str(inode)]
             try:
                 self._process = subprocess.Popen(  # noqa: S603 - this interpreter, a file of kbridge
-                    [sys.executable, "-I", "-S", str(_PROGRAM), *self._arguments],
+                    [sys.executable, "-I", "-S", str(_PROGRAM), *self._arguments, *inherited],
                     stdin=far.fileno(),
+                    pass_fds=[listener.fileno()],
                     stdout=subprocess.DEVNULL,
                     stderr=subprocess.DEVNULL,
                     start_new_session=True,
@@ -194,6 +199,7 @@ class Holder:
                 )
             except BaseException:
                 near.close()
+                self._path.unlink(missing_ok=True)
                 raise
         self._use(near)
         if _running_loop() is not None:
@@ -219,7 +225,7 @@ class Holder:
         found: list[HeldConnection] = []
         try:
             sock.settimeout(_TIMEOUT)
-            _connect(sock, self._path)
+            connect(sock, self._path)
             sock.send(packet("T"))
             while True:
                 data, fds = receive(sock)
@@ -355,15 +361,3 @@ def _running_loop() -> asyncio.AbstractEventLoop | None:
         return asyncio.get_running_loop()
     except RuntimeError:
         return None
-
-
-def _connect(sock: socket.socket, path: Path) -> None:
-    """Connect to a unix socket whose path may be longer than the 107 bytes that are allowed."""
-    folder = os.open(path.parent, os.O_PATH | os.O_DIRECTORY)
-    try:
-        sock.connect(f"/proc/self/fd/{folder}/{path.name}")
-    finally:
-        os.close(folder)
-    credentials = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
-    if int.from_bytes(credentials[4:8], sys.byteorder) != os.geteuid():
-        raise PermissionError(f"another user listens on {path}")

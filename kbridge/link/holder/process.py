@@ -40,8 +40,10 @@ class Holder:
 
     Parameters
     ----------
+    listener : socket
+        Where the next bridge connects.
     path : str
-        The unix socket on which the next bridge connects.
+        The file of that socket.
     directory : str
         Where files are stored; empty for memory.
     limit : int
@@ -50,8 +52,10 @@ class Holder:
         The longest time without a bridge.
     """
 
-    def __init__(self, path: str, directory: str, limit: int, seconds: float) -> None:
-        self._folder, self._name = os.path.split(path)
+    def __init__(
+        self, listener: socket.socket, path: str, directory: str, limit: int, seconds: float
+    ) -> None:
+        self._path = path
         self._directory = directory
         self._limit = limit
         self._seconds = seconds
@@ -65,34 +69,15 @@ class Holder:
         self._waiting: list[socket.socket] = []
         self._deadline = 0.0
         self._chunk = memoryview(bytearray(CHUNK))
-        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self._inode = 0
+        listener.setblocking(False)
+        self._listener = listener
+        self._poll.register(listener.fileno(), select.EPOLLIN)
 
-    def listen(self) -> None:
-        """Let the next bridge connect.
-
-        Raises
-        ------
-        OSError
-            If that is not possible.
-        """
-        os.chdir(self._folder)  # the paths of unix sockets are short
+    def close(self, inode: int) -> None:
+        """Remove the socket file, which has this inode unless another holder has replaced it."""
         try:
-            os.unlink(self._name)
-        except FileNotFoundError:
-            pass
-        os.umask(0o177)
-        self._listener.bind(self._name)
-        self._inode = os.stat(self._name).st_ino
-        self._listener.listen(8)
-        self._listener.setblocking(False)
-        self._poll.register(self._listener.fileno(), select.EPOLLIN)
-
-    def close(self) -> None:
-        """Remove the socket file, unless another holder has replaced it."""
-        try:
-            if os.stat(self._name).st_ino == self._inode:
-                os.unlink(self._name)
+            if os.stat(self._path).st_ino == inode:
+                os.unlink(self._path)
         except FileNotFoundError:
             pass
 
@@ -268,18 +253,23 @@ def _is_readable(fd: int) -> bool:
     return bool(poll.poll(0))
 
 
-def main(path: str, directory: str, limit: str, seconds: str) -> None:
-    """Run a holder whose first bridge is at the other end of its standard input."""
+def main(path: str, directory: str, limit: str, seconds: str, listener: str, inode: str) -> None:
+    """Run a holder whose first bridge is at the other end of its standard input.
+
+    `listener` is the descriptor of a socket that listens at `path`, and `inode` that of its file.
+    """
+    os.chdir("/")  # the directory where the bridge was started may be removed
     bridge = socket.socket(fileno=os.dup(0))
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     null = os.open(os.devnull, os.O_RDWR)
     os.dup2(null, 0)
     os.close(null)
-    holder = Holder(path, directory, int(limit), float(seconds))
-    holder.listen()
+    holder = Holder(
+        socket.socket(fileno=int(listener)), path, directory, int(limit), float(seconds)
+    )
     holder.attach(bridge)
     try:
         holder.run()
     finally:
-        holder.close()
+        holder.close(int(inode))

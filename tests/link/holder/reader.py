@@ -21,7 +21,6 @@ from kbridge.flow.seam import Seam
 from kbridge.link.holder.buffer import SharedBuffer, SharedMemory
 from kbridge.link.holder.client import HeldConnection, Holder
 from kbridge.link.holder.header import CHUNK
-from tests.link.holder.taking import take_over
 
 BUFFER = 2 << 20
 END = bytes(4)  # the last record
@@ -141,7 +140,7 @@ def main(path: str, file: str, where: str, reads: str, *address: str) -> None:
         holder.hold("iopub", "info", sock.fileno(), ("memory", memory.offsets[1]))
         reader = Reader(sock, buffer, journal)
     else:
-        [held] = take_over(holder)
+        [held] = holder.take()
         assert (held.key, held.info) == ("iopub", "info")
         sock = held.sock
         if where == "taking":

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import os
 import socket
@@ -73,37 +72,17 @@ def _is_holder(process: psutil.Process) -> bool:
         return False
 
 
-def listening() -> bool:
-    """Return True if a holder waits for the next bridge."""
-    try:
-        opened = [each for holder in holders() for each in holder.net_connections("unix")]
-    except psutil.Error:
-        return False
-    return any(each.laddr == "holder" for each in opened)
-
-
-async def leave(keeper: Keeper, *kernels: Kernel) -> None:
-    """End this bridge without ending its connections, once the next one can find the holder."""
-    await until(listening, "the holder listens")
+def leave(keeper: Keeper, *kernels: Kernel) -> None:
+    """End this bridge without ending its connections."""
     keeper.leave()
     keeper.close()
     for kernel in kernels:
         kernel.leave()
 
 
-async def take(keeper: Keeper) -> None:
-    """Take over the connections of all kernels.
-
-    A holder that was just started has a socket before others can connect to it.
-    """
-    async with asyncio.timeout(TIMEOUT):
-        while not keeper.left:
-            await keeper.take()
-
-
 async def taken(keeper: Keeper) -> KeptKernel:
     """Take over the connections of the only kernel."""
-    await take(keeper)
+    await keeper.take()
     assert keeper.left == ["one"]
     return keeper.kernel("one")
 
@@ -146,7 +125,7 @@ async def test_the_next_keeper_goes_on(make: Callable[[], Keeper], kernel: Kerne
     iopub = kept.ports[Channel.IOPUB]
     buffer = iopub.open(kernel.near[Channel.IOPUB])
     assert buffer is not None
-    await leave(first, kernel)
+    leave(first, kernel)
     kernel.far[Channel.IOPUB].sendall(MESSAGE)
     second = make()
     kept = await taken(second)
@@ -180,7 +159,7 @@ async def test_connections_that_no_kernel_uses_are_dropped(
 ) -> None:
     first = make()
     kernel.connect(first.kernel("one"))
-    await leave(first, kernel)
+    leave(first, kernel)
     second = make()
     kept = await taken(second)
     second.drop(kept)
@@ -207,7 +186,7 @@ async def test_a_message_counts_as_written_when_its_file_has_it(
         read += data
     kept.note()
     kept.reached(17)
-    await leave(first, kernel)
+    leave(first, kernel)
     second = make()
     kept = await taken(second)
     held = kept.ports[Channel.SHELL].held
@@ -233,7 +212,7 @@ async def test_the_handshake_does_not_come_again(
     while mine.taken < len(handshake + MESSAGE):
         mine.feed(buffer.receive(near))
     port.hold(near, mine, b"")
-    await leave(first, kernel)
+    leave(first, kernel)
     second = make()
     kept = await taken(second)
     held = kept.ports[Channel.IOPUB].held
@@ -276,7 +255,7 @@ async def test_a_holder_that_has_ended_is_replaced(
     assert "another one is started" in caplog.text
     assert kept.stays
     kernel.far[Channel.IOPUB].sendall(MESSAGE)
-    await leave(first, kernel)
+    leave(first, kernel)
     second = make()
     kept = await taken(second)
     assert kept.seq == 0
@@ -301,9 +280,9 @@ async def test_connections_do_not_stay_until_another_holder_has_them(
         assert first.kernel("three").stays
         assert not one.stays
         await until(lambda: one.stays, "another holder has all connections")
-        await leave(first, kernel, other, another)
+        leave(first, kernel, other, another)
         second = make()
-        await take(second)
+        await second.take()
         assert sorted(second.left) == ["one", "three", "two"]
         for name in second.left:
             second.drop(second.kernel(name))

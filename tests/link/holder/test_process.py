@@ -19,7 +19,6 @@ import kbridge.link.holder
 from kbridge.link.holder.buffer import SharedMemory
 from kbridge.link.holder.client import HeldConnection, Holder, is_supported
 from kbridge.link.holder.header import CHUNK, PIECE, unread
-from tests.link.holder.taking import take_over
 from tests.support.waiting import TIMEOUT, eventually
 
 pytestmark = pytest.mark.skipif(not is_supported(), reason="needs Linux")
@@ -135,7 +134,6 @@ def make_bridge(address: socket.socket, tmp_path: Path) -> Iterator[Callable[...
 
     def make(holder: Holder, size: int = 16 * CHUNK) -> Bridge:
         made.append(Bridge(holder, address, size))
-        eventually((tmp_path / "holder").exists, "the holder listens")
         return made[-1]
 
     yield make
@@ -151,7 +149,7 @@ def holder(tmp_path: Path) -> Holder:
 def taken(tmp_path: Path) -> HeldConnection:
     """Take the connection over, let the holder drop it, and return it."""
     holder = Holder(tmp_path / "holder", tmp_path, 1 << 30, SECONDS)
-    [held] = take_over(holder)
+    [held] = holder.take()
     holder.drop("key")
     holder.close()
     eventually(lambda: not (tmp_path / "holder").exists(), "the holder has ended")
@@ -187,6 +185,33 @@ def test_bytes_before_and_after_the_end_of_a_bridge(
     assert bridge.kernel.recv(100) == b"answer"
     held.close()
     assert bridge.kernel.recv(100) == b""  # no process has a duplicate
+
+
+def test_a_holder_is_found_as_soon_as_it_is_started(
+    make_bridge: Callable[..., Bridge], tmp_path: Path
+) -> None:
+    path = tmp_path / ("a path that is longer than the address of a unix socket" * 2) / "holder"
+    path.parent.mkdir()
+    path.write_text("of a holder that has ended")
+    bridge = make_bridge(Holder(path, tmp_path, 1 << 30, SECONDS))
+    bridge.leave()  # before the interpreter of the holder has begun
+    following = Holder(path, tmp_path, 1 << 30, SECONDS)
+    [held] = following.take()
+    assert path.stat().st_mode & 0o777 == 0o600
+    held.close()
+    following.drop("key")
+    following.close()
+    eventually(lambda: not path.exists(), "the holder has ended")
+
+
+def test_a_holder_that_cannot_be_started_leaves_no_socket(
+    holder: Holder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "missing"))
+    with pytest.raises(FileNotFoundError, match="missing"):
+        holder.start()
+    assert not (tmp_path / "holder").exists()
+    assert not holder.running
 
 
 def test_only_the_owner_can_connect(
@@ -347,7 +372,7 @@ def test_the_process_imports_only_small_modules() -> None:
     # Without arguments, it fails after the imports.
     command = [sys.executable, "-I", "-S", "-X", "importtime", str(program)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT, check=False)
-    assert "missing 4 required positional arguments" in done.stderr
+    assert "missing 6 required positional arguments" in done.stderr
     imported = set(re.findall(r"\| +([\w.]+)$", done.stderr, flags=re.MULTILINE))
     assert "kbridge.link.holder.process" in imported
     assert not imported & {"asyncio", "pathlib", "re", "socket", "typing", "kbridge._lazy"}

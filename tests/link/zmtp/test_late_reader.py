@@ -29,7 +29,6 @@ from kbridge.link.zmtp.receive import ReceiveBuffer
 from kbridge.wire.message import Channel
 from kbridge.wire.zmtp.encoder import encode
 from kbridge.wire.zmtp.peer import Limits, Peer, SocketType
-from tests.link.holder.taking import take_over
 from tests.link.kernel_side import Recorder, body
 from tests.link.zmtp.plain_kernel import PlainKernel
 from tests.link.zmtp.publisher import Publisher, number
@@ -410,7 +409,7 @@ def test_a_bridge_that_is_killed_while_it_is_late_loses_nothing(tmp_path) -> Non
         bridge.kill()
     publisher.send(COUNT // 3)  # while no bridge runs
     holder = Holder(path, tmp_path, 1 << 30, 600)
-    [held] = [each for each in take_over(holder) if each.key == "kernel/iopub"]
+    [held] = [each for each in holder.take() if each.key == "kernel/iopub"]
     assert held.complete
     # The header says that no message is in a journal; the handshake does not come again.
     peer = Peer.resume(SocketType.SUB, b"", Limits(1 << 20, 1 << 20), 1)
