@@ -40,6 +40,8 @@ class HubEnvironment:
         The journals on disk; None to keep them in memory only.
     keeper : Keeper or None
         Keeps the connections of kernels while no bridge runs; None if they end with this process.
+    unkept : str
+        Why there is no keeper, as a clause; empty if there is one, or if that is not known.
     """
 
     link: LinkFactory | None = None
@@ -48,6 +50,7 @@ class HubEnvironment:
     allowance: Allowance | None = None
     store: JournalStore | None = None
     keeper: Keeper | None = None
+    unkept: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,3 +90,10 @@ class HubContext:
     def adopted(self) -> bool:
         """True if the kernel ran before this bridge did, with clients of an earlier bridge."""
         return self.notices.adopted
+
+    def give_up_connections(self, because: str) -> None:
+        """Let the connections end with this process, and tell the next bridge why."""
+        if self.kept is not None and not self.kept.given_up:
+            self.kept.give_up(because)
+            if self.history is not None:
+                self.history.record("cut", because)

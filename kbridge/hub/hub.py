@@ -26,7 +26,7 @@ from kbridge.hub.context import HubContext, HubEnvironment
 from kbridge.hub.counts import Counts
 from kbridge.hub.events import HubObserver, StatusListener
 from kbridge.hub.kernel.connection import KernelConnection
-from kbridge.hub.notices import Notices
+from kbridge.hub.notices import BROKEN, FULL, Notices
 from kbridge.hub.recovered import SavedState, read_entries
 from kbridge.hub.rejected import IGNORED, REJECTED, DroppedMessages
 from kbridge.hub.settings import HubSettings
@@ -65,6 +65,9 @@ class Hub:
         The logger.
     notices : Notices
         Makes the messages that the bridge itself sends.
+    cut_because : str or None
+        Why output is missing that the kernel sent before this bridge ran, as a clause that may be
+        empty; None if none is missing.
     ignored : DroppedMessages
         Counts client messages that kernels do not accept.
 
@@ -104,7 +107,14 @@ class Hub:
                 adopted = False  # nothing is missing, and the connections go on
             if history is not None:
                 history.follow(kept)
-        self.notices = Notices(clock, adopted=adopted, on_disk=history is not None)
+        because = saved.cut or (environment.unkept if kept is None else kept.lost)
+        self.cut_because = because if adopted else None
+        self.notices = Notices(clock, adopted=adopted, on_disk=history is not None, because=because)
+        if kept is not None and kept.resumes and kept.full:
+            self.notices.interruption = FULL
+            self.cut_because = "journal_disk_total was reached, or the disk was full"
+        elif kept is not None and kept.resumes and kept.broken:
+            self.notices.interruption = BROKEN
         self.ignored = DroppedMessages(IGNORED, kernel_id, clock, log)
         self._rejected = DroppedMessages(REJECTED, kernel_id, clock, log)
         context = HubContext(
@@ -128,6 +138,8 @@ class Hub:
         self._broadcaster.connecting(connection_info)
         self._kernel.restore([each for each in saved.executions if each.owed])
         self._kernel.connect(connection_info)
+        if history is not None:
+            history.record("cut", (environment.unkept if kept is None else kept.because) or None)
 
     # -- websockets -------------------------------------------------------------------------
 

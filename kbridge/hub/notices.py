@@ -11,10 +11,28 @@ from kbridge.hub.clock import Clock
 from kbridge.wire.build import build
 from kbridge.wire.message import Channel, Message
 
-__all__ = ["Notices"]
+__all__ = ["BROKEN", "FULL", "INTERRUPTED", "Notices"]
 
 _RAISE: Final = "Raise journal_limit (unread output) or history_limit (output already delivered)"
 _RAISE_DISK: Final = "If the log of the server shows no failing disk, raise journal_disk_limit"
+
+INTERRUPTED: Final = (
+    "the connection to the kernel was interrupted while this cell was running. Output may be"
+    " missing here. The log of the server may say why."
+)
+"""The connection broke while a bridge ran."""
+
+BROKEN: Final = (
+    "the connection to the kernel broke while no server was running, as a tunnel does that ends"
+    " with its server. Output may be missing here."
+)
+"""The connection that an earlier bridge has left had ended before this bridge began."""
+
+FULL: Final = (
+    "while no server was running, output of kernels was stored up to the limit journal_disk_total,"
+    " or until the disk was full. Output of that time may be missing from here on."
+)
+"""The connection goes on, but the kernel may have dropped output."""
 
 
 class Notices:
@@ -28,6 +46,9 @@ class Notices:
         True if the kernel ran before this bridge did.
     on_disk : bool
         True if output is also kept on disk.
+    because : str
+        A clause that says why output is missing that the kernel sent while no bridge ran; empty if
+        that is not known.
 
     Attributes
     ----------
@@ -37,12 +58,18 @@ class Notices:
         A part of the parent header of every message that belongs to a probe.
     adopted : bool
         As above.
+    interruption : str
+        The text of the next marker of `disconnected`; that of later markers is `INTERRUPTED`.
     """
 
-    def __init__(self, clock: Clock, *, adopted: bool = False, on_disk: bool = False) -> None:
+    def __init__(
+        self, clock: Clock, *, adopted: bool = False, on_disk: bool = False, because: str = ""
+    ) -> None:
         self._clock = clock
+        self._because = f", because {because}" if because else ""
         self._advice = _RAISE_DISK if on_disk else _RAISE
         self.adopted = adopted
+        self.interruption = INTERRUPTED
         self._session = secrets.token_hex(16)
         self._probes = 0
         self._kernel_session = ""
@@ -113,7 +140,7 @@ class Notices:
         if self.adopted and seq < 0:
             return (
                 "the server was restarted. Output that the kernel sent while no server was running"
-                " is missing here."
+                f" is missing here{self._because}."
             )
         cause = "the server was restarted, or " if self.adopted else ""
         return (
@@ -125,17 +152,14 @@ class Notices:
         """Return the marker in a cell that was already running when this bridge connected."""
         return self.stderr(
             "[kbridge: the server was restarted while this cell was running. Output that the"
-            " kernel sent while no server was running is missing here.]",
+            f" kernel sent while no server was running is missing here{self._because}.]",
             parent_header,
         )
 
     def disconnected(self, parent_header: bytes) -> Message:
         """Return the marker in a cell that ran while iopub was disconnected."""
-        return self.stderr(
-            "[kbridge: the connection to the kernel was interrupted while this cell was running."
-            " Output may be missing here. The log of the server may say why.]",
-            parent_header,
-        )
+        text, self.interruption = self.interruption, INTERRUPTED
+        return self.stderr(f"[kbridge: {text}]", parent_header)
 
     def reply(self, request: bytes, content: Mapping[str, Any]) -> Message:
         """Return a reply to the execute request with that header, in the name of the kernel."""

@@ -11,6 +11,7 @@ key                 value
 `session/ID`        the number of a session, which is the audience of its private frames
 `place/NUMBER`      the sequence number that the session with that number reads next
 `execution/MSG_ID`  an `Execution`: a request to execute code, without the code
+`cut`               why the connections to the kernel end with the bridge; none if they stay
 `settled`           the sequence number up to which the ends of executions were on disk
 `input/MSG_ID`      an `InputRequest`: an `input_request` that has no answer
 ==================  =============================================================================
@@ -48,6 +49,7 @@ _APART: Final = 1 << 32
 _ADDRESS: Final = ("transport", "ip", "shell_port", "iopub_port")
 
 _PARTS: Final = 4  # of an input request in the log: header, parent, metadata, content
+_LONGEST_CUT: Final = 200  # characters
 _SHOWN: Final = 100  # clients that are written with an input request
 
 LIVES: Final = 1000
@@ -213,6 +215,9 @@ class SavedState:
     inputs : list of InputRequest
         The input requests without an answer, oldest first. Those from the end of the disk on are
         not in the journal.
+    cut : str
+        Why the connections to the kernel have ended with the last bridge, as a clause; empty if
+        they should have stayed, or if that is not known.
     """
 
     lives: list[Life] = field(default_factory=list)
@@ -220,6 +225,7 @@ class SavedState:
     sessions: list[SavedSession] = field(default_factory=list)
     executions: list[Execution] = field(default_factory=list)
     inputs: list[InputRequest] = field(default_factory=list)
+    cut: str = ""
 
 
 def read_entries(entries: Mapping[str, object], end: int) -> SavedState:
@@ -236,6 +242,8 @@ def read_entries(entries: Mapping[str, object], end: int) -> SavedState:
     state = SavedState()
     settled = entries.get("settled")
     settled = settled if isinstance(settled, int) else 0
+    cut = entries.get("cut")
+    state.cut = cut[:_LONGEST_CUT] if isinstance(cut, str) else ""
     for key, value in entries.items():
         kind, _, name = key.partition("/")
         try:

@@ -64,6 +64,8 @@ class HubTable:
         self._hubs: dict[str, Hub] = {}
         self._ended = Totals()
         self._ending: set[Hub] = set()
+        # By cause: the kernels whose output is missing; None after `accept_no_more`.
+        self._missing: dict[str, list[str]] | None = {}
         self._store: JournalStore | None = None
         self.configure(settings or HubSettings())
 
@@ -124,9 +126,17 @@ class HubTable:
         if self._environment.keeper is not None:
             await self._take_over(self._environment.keeper, self._store)
 
-    def keep_connections(self, keeper: Keeper) -> None:
-        """Keep the connections of kernels while no bridge runs; call it before `open_journal`."""
-        self._environment = replace(self._environment, keeper=keeper)
+    def keep_connections(self, keeper: Keeper | None, unkept: str = "") -> None:
+        """Keep the connections of kernels while no bridge runs; call it before `open_journal`.
+
+        Parameters
+        ----------
+        keeper : Keeper or None
+            None if connections end with this process.
+        unkept : str
+            Why they do, as a clause.
+        """
+        self._environment = replace(self._environment, keeper=keeper, unkept=unkept)
 
     async def _take_over(self, keeper: Keeper, store: JournalStore) -> None:
         """Go on with the connections of an earlier bridge."""
@@ -135,7 +145,7 @@ class HubTable:
             kept = keeper.kernel(kernel_id)
             frames = None if kept.seq is None else await store.history(kernel_id).frames(kept.seq)
             if frames is None:
-                keeper.drop(kept)
+                keeper.drop(kept, kept.unusable or "the journal could not be read")
             else:
                 kept.seam = Seam(frames)
 
@@ -147,7 +157,13 @@ class HubTable:
                     await self._environment.keeper.wait_resumed()
 
     def accept_no_more(self) -> None:
-        """End the connections of an earlier bridge that no hub has gone on with."""
+        """End the connections of an earlier bridge that no hub has gone on with.
+
+        Until then, kernels whose output is missing are collected, to be logged together.
+        """
+        missing, self._missing = self._missing, None
+        for because, kernels in (missing or {}).items():
+            self._log_missing(because, kernels)
         if self._environment.keeper is not None:
             self._environment.keeper.drop_left()
 
@@ -192,7 +208,23 @@ class HubTable:
                     store.discard(kernel_id)
                 raise
             self._hubs[kernel_id] = hub
+            self._note_missing(hub)
         return hub
+
+    def _note_missing(self, hub: Hub) -> None:
+        if hub.cut_because is None:
+            return
+        if self._missing is None:
+            self._log_missing(hub.cut_because, [hub.kernel_id])
+        else:
+            self._missing.setdefault(hub.cut_because, []).append(hub.kernel_id)
+
+    def _log_missing(self, because: str, kernels: list[str]) -> None:
+        self._environment.log.warning(
+            "Output that kernels sent while no server was running is missing: %s. Kernels: %s",
+            because or "the reason is not known",
+            ", ".join(kernels),
+        )
 
     def get(self, kernel_id: str) -> Hub | None:
         """Return the hub of a kernel, or None."""

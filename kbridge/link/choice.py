@@ -43,8 +43,15 @@ def keeping(kind: LinkKind, kept: KeptKernel) -> LinkFactory:
     def make(endpoints: Endpoints, events: KernelEvents, identity: bytes) -> KernelSockets:
         from kbridge.link.zmtp.link import ZmtpLink
 
-        if kind is LinkKind.PYZMQ or endpoints.curve is not None or not usable(endpoints.transport):
-            kept.give_up()
+        because = ""
+        if kind is LinkKind.PYZMQ:
+            because = "link is pyzmq (auto keeps connections)"
+        elif endpoints.curve is not None:
+            because = "the connection to the kernel is encrypted (CURVE)"
+        elif not usable(endpoints.transport):
+            because = f"the kernel uses the transport {endpoints.transport}"
+        if because:
+            kept.give_up(because)
             return make_link(kind)(endpoints, events, identity)
         return ZmtpLink(endpoints, events, identity, kept)
 

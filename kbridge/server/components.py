@@ -146,9 +146,7 @@ def build(config: ServerConfig, port: int, log: logging.Logger) -> Components:
         )
     sessions = Sessions(kernels, registry)
     hubs.configure(ZMQChannelsWebsocketConnection.hub_settings(config.traits.config, kernels))
-    keeper = _make_keeper(config, hubs, log)
-    if keeper is not None:
-        hubs.keep_connections(keeper)
+    hubs.keep_connections(_make_keeper(config, hubs, log), no_holder(hubs.settings))
     auth = _authenticator(config, port)
     services = Services(
         kernels, sessions, hubs, auth, base_url=config.base_url, list_kernels=config.list_kernels

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from kbridge.flow.journal import Gap
-from kbridge.hub.notices import Notices
+from kbridge.hub.notices import BROKEN, Notices
 from kbridge.wire import v1
 from kbridge.wire.message import Channel, Message
 from tests.hub.rig import StoppedClock
@@ -113,6 +113,21 @@ def test_a_cell_that_was_taken_over_says_so() -> None:
     msg = notices().taken_over(PARENT)
     assert (msg.msg_type, msg.parent_header) == ("stream", PARENT)
     assert "restarted" in content(msg)["text"]
+    assert "because" not in content(msg)["text"]
+
+
+def test_the_cause_of_missing_output_is_named() -> None:
+    made = Notices(StoppedClock(), adopted=True, because="link is pyzmq")
+    for msg in (made.taken_over(PARENT), made.lost(Gap(0, 0, b""), PARENT, -1)):
+        assert content(msg)["text"].endswith("is missing here, because link is pyzmq.]\n")
+
+
+def test_a_connection_that_broke_before_the_server_began_is_named_once() -> None:
+    made = notices()
+    made.interruption = BROKEN
+    texts = [content(made.disconnected(PARENT))["text"] for _ in range(2)]
+    assert ["tunnel" in text for text in texts] == [True, False]
+    assert ["The log of the server" in text for text in texts] == [False, True]
 
 
 def test_what_is_said_in_the_kernels_place_is_of_its_session_and_probes_are_not() -> None:

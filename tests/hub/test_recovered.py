@@ -184,3 +184,10 @@ def test_an_execution_without_the_number_of_its_client_is_ignored() -> None:
     entry = Execution("ask", 7, HEADER).entry()
     del entry["client"]
     assert read_entries({"execution/ask": entry}, 0).executions == []
+
+
+def test_the_cause_for_which_connections_ended_is_read() -> None:
+    assert read_entries({}, 0).cut == ""
+    assert read_entries({"cut": "link is pyzmq"}, 0).cut == "link is pyzmq"
+    assert read_entries({"cut": ["damaged"]}, 0).cut == ""
+    assert len(read_entries({"cut": "x" * 10_000}, 0).cut) == 200

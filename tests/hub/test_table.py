@@ -1,6 +1,7 @@
 """The hubs of all kernels: one per kernel, found by id, removed when closed."""
 
 import asyncio
+import logging
 import threading
 from collections.abc import Collection
 from pathlib import Path
@@ -12,11 +13,16 @@ from kbridge.errors import HubClosed, KernelNotFound
 from kbridge.hub.hub import Hub
 from kbridge.hub.settings import HubSettings
 from kbridge.hub.table import HubTable
+from kbridge.link.holder.client import Holder, is_supported
+from kbridge.link.holder.keeper import Keeper
 from kbridge.link.memory import MemoryClient, MemoryKernel
 from kbridge.storage.disk import Disk
+from kbridge.wire.build import build
 from kbridge.wire.dialects import V1
 from kbridge.wire.message import Channel
-from tests.hub.rig import INFO
+from kbridge.wire.signing import Signer
+from kbridge.wire.zmq import parse, serialize
+from tests.hub.rig import INFO, KEY
 from tests.support.waiting import TIMEOUT, until
 
 
@@ -290,3 +296,69 @@ async def test_statistics_of_the_journals(tmp_path) -> None:
     assert (found["kernels"], found["bytes"]) == (0, 0)
     await table.aclose()
     assert table.journal_statistics() == {}
+
+
+async def open_table_without_keeper(directory: Path, unkept: str, *keep: str) -> HubTable:
+    table = HubTable(HubSettings(journal_dir=str(directory)), link=MemoryKernel)
+    table.keep_connections(None, unkept)
+    await table.open_journal("me", keep)
+    return table
+
+
+async def test_the_next_bridge_says_once_why_connections_had_ended(tmp_path, caplog) -> None:
+    first = await open_table_without_keeper(tmp_path, "link is pyzmq")
+    for kernel_id in "ab":
+        hub = first.open(kernel_id, INFO)
+        hub.announce("starting")
+        assert hub.cut_because is None
+    first.accept_no_more()
+    assert "missing" not in caplog.text
+    await first.aclose(keep=True)
+    second = await open_table_without_keeper(tmp_path, "journal_dir is empty", "a", "b")
+    hubs = [second.open(kernel_id, INFO, adopted=True) for kernel_id in "ab"]
+    assert [hub.cut_because for hub in hubs] == ["link is pyzmq"] * 2, "that of the earlier bridge"
+    [text] = [hub.notices.taken_over(b"{}").content for hub in hubs[:1]]
+    assert b"because link is pyzmq" in text
+    second.accept_no_more()
+    [line] = [each for each in caplog.messages if "is missing" in each]
+    assert line.endswith("is missing: link is pyzmq. Kernels: a, b")
+    await second.aclose(keep=False)
+
+
+async def test_without_a_note_of_an_earlier_bridge_the_present_cause_counts(
+    tmp_path, caplog
+) -> None:
+    table = await open_table_without_keeper(tmp_path, "journal_dir is empty")
+    table.accept_no_more()
+    hub = table.open("a", INFO, adopted=True)
+    assert hub.cut_because == "journal_dir is empty"
+    assert caplog.messages[-1].endswith("is missing: journal_dir is empty. Kernels: a")
+    await table.aclose()
+
+
+@pytest.mark.skipif(not is_supported(), reason="needs Linux")
+async def test_a_protocol_whose_connections_end_with_the_bridge_is_noted(tmp_path) -> None:
+    made: list[MemoryKernel] = []
+
+    def link(*args: Any) -> MemoryKernel:
+        made.append(MemoryKernel(*args))
+        return made[-1]
+
+    keeper = Keeper(Holder(tmp_path / "holder", tmp_path, 1, 1.0), logging.getLogger("kbridge"))
+    table = HubTable(HubSettings(journal_dir=str(tmp_path / "journal")), link=link)
+    table.keep_connections(keeper)
+    await table.open_journal("me")
+    hub = table.open("a", INFO)
+    made[0].connect()
+    signer = Signer(KEY)
+    probe = parse(*made[0].sent[-1], signer)
+    info = {"protocol_version": "4.1", "status": "ok"}
+    reply = build(
+        probe.channel, "kernel_info_reply", info, session="s", parent_header=probe.header, date=""
+    )
+    made[0].say(probe.channel, serialize(reply, signer))
+    assert not hub.connections_stay
+    await table.aclose(keep=True)
+    following = await open_table_without_keeper(tmp_path / "journal", "link is pyzmq", "a")
+    assert following.open("a", INFO, adopted=True).cut_because == "the kernel uses protocol 4"
+    await following.aclose()

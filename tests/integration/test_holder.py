@@ -13,7 +13,7 @@ import psutil
 import pytest
 
 from kbridge.connect import write_connection_file
-from tests.support.client import attach
+from tests.support.client import Execution, attach
 from tests.support.require import require
 from tests.support.restartable_server import RestartableServer
 from tests.support.waiting import eventually, until
@@ -258,6 +258,81 @@ async def test_a_server_that_leaves_its_kernels_loses_nothing(tmp_path: Path) ->
             done = await ws.finish(msg_id)
             assert done.reply["status"] == "ok"
             assert numbers(seen) + numbers(ws.seen) == list(range(2000))
+        server.assert_clean_log()
+    finally:
+        server.kill()
+
+
+# Prints 40 MB once a file is there.
+MUCH = """\
+import pathlib, time
+print(-1, flush=True)
+while not pathlib.Path({go!r}).exists():
+    time.sleep(0.01)
+for i in range(8000):
+    print("x" * 5000, i, flush=True)
+pathlib.Path({at!r}).write_text("done")
+"""
+
+
+async def away_while_printing(server: RestartableServer, *, end: Callable[[], object]) -> Execution:
+    """Print 40 MB while no server runs; return the cell as the next server shows it."""
+    kernel = server.start_kernel()
+    go, at = server.home / "go", server.home / "at"
+    async with attach(server, kernel, session="mine") as ws:
+        msg_id = await ws.start(MUCH.format(go=str(go), at=str(at)))
+        await ws.until(lambda m: "-1" in m["content"].get("text", ""))
+        since = ws.seen[-1]["header"]["msg_id"]
+        end()
+    go.touch()
+    eventually(at.exists, "all lines were printed")
+    server.start()
+    async with attach(server, kernel, session="mine", since=since) as ws:
+        return await ws.finish(msg_id)
+
+
+async def test_what_was_stored_up_to_the_limit_is_kept(tmp_path: Path) -> None:
+    require("ipykernel")
+    limit = "--ZMQChannelsWebsocketConnection.journal_disk_total=8388608"
+    server = RestartableServer(tmp_path, *ARGS, limit)
+    try:
+        server.start()
+        done = await away_while_printing(server, end=server.crash)
+        assert done.reply["status"] == "ok"
+        assert done.types[-1] == "idle"
+        assert done.text("stderr").count("up to the limit journal_disk_total") == 1
+        printed = [int(word) for word in done.text().split() if not word.startswith("x")]
+        assert printed == sorted(set(printed))
+        if "were dropped" not in done.text("stderr"):  # by the journal, which has the same limit
+            assert printed == list(range(len(printed))), "the earliest lines"
+            assert len(printed) * 5000 > 8388608
+        assert "is missing: journal_disk_total was reached" in server.log.read_text()
+        server.assert_clean_log()
+    finally:
+        server.kill()
+
+
+def crash_with_holder(server: RestartableServer) -> None:
+    [holder] = holders(server)
+    server.crash()
+    holder.kill()
+    holder.wait()
+
+
+async def test_a_notice_says_that_the_holder_had_ended(server: RestartableServer) -> None:
+    server.start()
+    done = await away_while_printing(server, end=lambda: crash_with_holder(server))
+    assert "because the process that keeps the connections had ended, too." in done.text("stderr")
+    server.assert_clean_log()
+
+
+async def test_a_notice_names_the_setting_link(tmp_path: Path) -> None:
+    require("ipykernel")
+    server = RestartableServer(tmp_path, "--ZMQChannelsWebsocketConnection.link=pyzmq")
+    try:
+        server.start()
+        done = await away_while_printing(server, end=server.crash)
+        assert "because link is pyzmq (auto keeps connections)" in done.text("stderr")
         server.assert_clean_log()
     finally:
         server.kill()

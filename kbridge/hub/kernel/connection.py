@@ -91,6 +91,8 @@ class KernelConnection:
         self._link = ProcessLink(context.kernel_id, link, self, former, self._log)
         # While messages come again that an earlier bridge has read.
         self._seam = None if context.kept is None else context.kept.seam
+        # True if output is missing behind the messages that come again.
+        self._incomplete = context.kept is not None and context.kept.resumes and context.kept.full
         if context.kept is not None and context.kept.resumes:
             self.activity.presume_busy()
             self._link.resume(context.kept.identity)
@@ -320,6 +322,10 @@ class KernelConnection:
         elif channel is Channel.IOPUB:
             self._link.connected()
             self.poll(Event.CONNECTED)
+            if self._incomplete:  # behind the stored output, a status may be missing, too
+                self._incomplete = False
+                self._requests.connection_lost(iopub=True)
+                self._set_timer()
             if self._requests.owed:
                 self._deliver_made(self._requests.mark_cut())
         elif channel is Channel.SHELL and self._readiness.ready:
@@ -358,8 +364,7 @@ class KernelConnection:
         except KernelError as error:  # the present link tries and reports it again
             self._log.warning("Kernel %s: no sockets of libzmq: %s", kernel_id, error)
             return
-        if self._context.kept is not None:
-            self._context.kept.give_up()
+        self._context.give_up_connections("the kernel speaks ZMTP 2.0 or older")
         self._log.info("Kernel %s speaks an old ZMTP: libzmq connects to it", kernel_id)
         self._readiness.reset(now)
         self._announced = self._poll_at = None
@@ -430,9 +435,9 @@ class KernelConnection:
                     self._probe(Channel.SHELL)
         if not self._link.protocol:
             self._link.learn_protocol(msg)
-            if self._link.adapter is not None and self._context.kept is not None:
+            if (adapter := self._link.adapter) is not None:
                 # The next bridge would not know the protocol when it reads the messages.
-                self._context.kept.give_up()
+                self._context.give_up_connections(f"the kernel uses protocol {adapter.major}")
         if not proven:
             self.poll(Event.REPLY)
         return True

@@ -88,7 +88,9 @@ class HeldConnection:
     complete : bool
         True if no bytes from `taken` on are missing.
     full : bool
-        True if the kernel may have dropped messages, because the holder stopped reading.
+        True if the kernel may have dropped messages, because the holder could store no more. The
+        connection goes on nevertheless: the stored messages come first, then those in the socket
+        and in the queue of the kernel. Messages behind those are missing.
     """
 
     def __init__(self, key: str, info: str, flags: list[str], extents: list[str], fds: list[int]):

@@ -11,7 +11,7 @@ __all__ = ["CLOSED", "FULL", "TORN", "Extent", "Held"]
 
 # Flags of a connection.
 CLOSED = "closed"  # the kernel has closed it; all its bytes are stored
-FULL = "full"  # the limit was reached, so that the kernel may have dropped messages
+FULL = "full"  # no more could be stored, so that the kernel may have dropped messages
 TORN = "torn"  # it is not known which bytes the bridge had read
 
 
@@ -39,6 +39,13 @@ class Extent:
     def shared(self) -> bool:
         """True for a shared buffer."""
         return self.offset >= 0
+
+    def write(self, data: memoryview) -> None:
+        """Append bytes to a file; `end` grows with each part of them that is written."""
+        while data:
+            written = os.write(self.fd, data)
+            self.end += written
+            data = data[written:]
 
 
 class Held:
@@ -72,22 +79,35 @@ class Held:
             else:
                 last.end = end
 
-    def append(self, data: memoryview, directory: str) -> None:
+    def append(self, data: memoryview, directory: str) -> bool:
         """Store bytes that were read.
+
+        Returns
+        -------
+        bool
+            False if the disk is full. These bytes are then in memory, so that no message is torn.
 
         Raises
         ------
         OSError
-            If the disk is full.
+            If there is no memory, either.
         """
         last = self.extents[-1]
         if last.shared:
-            last = Extent(_open_file(directory), -1, last.end)
-            self.extents.append(last)
-        while data:
-            written = os.write(last.fd, data)
-            last.end += written
-            data = data[written:]
+            last = self._add(_open_file(directory))
+        start = last.end
+        try:
+            last.write(data)
+        except OSError:
+            written = last.end - start
+            self._add(os.memfd_create("kbridge-held")).write(data[written:])
+            return False
+        return True
+
+    def _add(self, fd: int) -> Extent:
+        """Add a file for the bytes after those that are stored."""
+        self.extents.append(Extent(fd, -1, self.extents[-1].end))
+        return self.extents[-1]
 
     def forget(self, position: int) -> None:
         """Forget bytes before a position; the last extent stays."""

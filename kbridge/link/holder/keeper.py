@@ -75,7 +75,7 @@ class Port:
         try:
             return self._new_buffer(sock, 0)
         except OSError:  # no memory, process or descriptor is left
-            self._kernel.give_up()
+            self._kernel.give_up("memory or file descriptors were missing for it")
             return None
 
     def hold(self, sock: socket.socket, peer: Peer, identity: bytes) -> None:
@@ -176,15 +176,28 @@ class KeptKernel:
         True if a hub has these connections.
     given_up : bool
         True if the connections end with this process.
+    because : str
+        Why they do, as a clause; empty if they stay, or if that is not known.
+    lost : str
+        Why there are no connections of an earlier bridge, as a clause; empty if there are some, or
+        if that is not known.
     written : int
         The number after the last frame that is known to be in the journal's file.
     seam : Seam or None
         Recognizes the frames that come again; None if no connection is resumed.
     """
 
-    def __init__(self, kernel_id: str, holder: Holder, held: dict[Channel, HeldConnection]) -> None:
+    def __init__(
+        self,
+        kernel_id: str,
+        holder: Holder,
+        held: dict[Channel, HeldConnection],
+        lost: str = "",
+    ) -> None:
         self.kernel_id = kernel_id
         self.holder = holder
+        self.lost = lost
+        self.because = ""
         self.leaving = self.used = self.given_up = self._resumed = False
         self.seam: Seam | None = None
         self.written = 0
@@ -253,9 +266,9 @@ class KeptKernel:
     @property
     def seq(self) -> int | None:
         """The lowest number of a frame that comes again; None if the connections cannot go on."""
-        held = [port.held for port in self.ports.values()]
-        usable = [each for each in held if each and each.complete and not (each.torn or each.full)]
-        return min(each.seq for each in usable) if len(usable) == len(held) else None
+        if self.unusable:
+            return None
+        return min(port.held.seq for port in self.ports.values() if port.held is not None)
 
     def note(self) -> None:
         """Note what the connections have delivered: frames of all of it are in the journal."""
@@ -268,9 +281,34 @@ class KeptKernel:
         for port in self.ports.values():
             port.reached(end)
 
-    def give_up(self) -> None:
+    @property
+    def broken(self) -> bool:
+        """True if connections of an earlier bridge had ended before this one began."""
+        return any(port.held is not None and port.held.closed for port in self.ports.values())
+
+    @property
+    def full(self) -> bool:
+        """True if the kernel may have dropped messages, because no more could be stored."""
+        return any(port.held is not None and port.held.full for port in self.ports.values())
+
+    @property
+    def unusable(self) -> str:
+        """Why the connections of an earlier bridge cannot go on, as a clause; empty if they can."""
+        held = [port.held for port in self.ports.values()]
+        if not all(held):
+            return "not all connections to the kernel were established"
+        for each in held:
+            assert each is not None
+            if each.torn:
+                return "the server ended while it sent a request to the kernel"
+            if not each.complete:
+                return "the server ended before it had written a burst of output"
+        return ""
+
+    def give_up(self, because: str = "") -> None:
         """Let the connections end with this process."""
         self.given_up = True
+        self.because = because
         for port in self.ports.values():
             self.holder.drop(port.key)
 
@@ -301,14 +339,18 @@ class Keeper:
         holder.on_lost = self._on_lost
         self._left: dict[str, dict[Channel, HeldConnection]] = {}
         self._kernels: dict[str, KeptKernel] = {}
+        self._lost: dict[str, str] = {}  # why kernels have no connections of an earlier bridge
+        self._absent = ""  # why all kernels have none
 
     async def take(self) -> None:
         """Take over the connections that an earlier bridge left, if there are some."""
         try:
             found = await asyncio.to_thread(self._holder.take)
         except (FileNotFoundError, ConnectionRefusedError):
+            self._absent = "the process that keeps the connections had ended, too"
             return
         except OSError as error:
+            self._absent = "the connections could not be taken over (see the log of the server)"
             self._log.warning("Connections to kernels cannot be taken over: %s", error)
             return
         self._holder.watch()
@@ -320,7 +362,8 @@ class Keeper:
         """Return the connections of a kernel, with those that an earlier bridge left."""
         kept = self._kernels.get(kernel_id)
         if kept is None:
-            kept = KeptKernel(kernel_id, self._holder, self._left.pop(kernel_id, {}))
+            lost = self._lost.pop(kernel_id, self._absent)
+            kept = KeptKernel(kernel_id, self._holder, self._left.pop(kernel_id, {}), lost)
             self._kernels[kernel_id] = kept
         return kept
 
@@ -342,8 +385,9 @@ class Keeper:
             del self._kernels[kernel_id]
             kernel.close()
 
-    def drop(self, kernel: KeptKernel) -> None:
+    def drop(self, kernel: KeptKernel, because: str = "") -> None:
         """End the connections of an earlier bridge that cannot go on."""
+        self._lost[kernel.kernel_id] = because
         for port in kernel.ports.values():
             if port.held is not None:
                 port.held.close()

@@ -232,7 +232,9 @@ class Holder:
                 self._held.clear()  # all kernels have ended
             return
         try:
-            held.append(self._chunk[:size], self._directory)
+            if not held.append(self._chunk[:size], self._directory):
+                held.flags.add(FULL)
+                self._stop(fd)
         except OSError:
             held.flags.add(TORN)
             self._stop(fd)

@@ -115,6 +115,7 @@ async def test_without_a_holder_there_is_nothing_to_take(make: Callable[[], Keep
     assert keeper.left == []
     assert keeper.kernel("one").seq is None
     assert not keeper.kernel("one").resumes
+    assert keeper.kernel("one").lost == "the process that keeps the connections had ended, too"
 
 
 async def test_the_next_keeper_goes_on(make: Callable[[], Keeper], kernel: Kernel) -> None:
@@ -162,7 +163,9 @@ async def test_connections_that_no_kernel_uses_are_dropped(
     leave(first, kernel)
     second = make()
     kept = await taken(second)
-    second.drop(kept)
+    assert not kept.unusable
+    second.drop(kept, "the journal could not be read")
+    assert second.kernel("one").lost == "the journal could not be read"
     assert [far.recv(1) for far in kernel.far.values()] == [b""] * 4
 
 

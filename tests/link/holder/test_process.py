@@ -16,9 +16,11 @@ from pathlib import Path
 import pytest
 
 import kbridge.link.holder
+from kbridge.link.holder import held as module
 from kbridge.link.holder.buffer import SharedMemory
 from kbridge.link.holder.client import HeldConnection, Holder, is_supported
 from kbridge.link.holder.header import CHUNK, PIECE, unread
+from kbridge.link.holder.held import Held
 from tests.support.waiting import TIMEOUT, eventually
 
 pytestmark = pytest.mark.skipif(not is_supported(), reason="needs Linux")
@@ -272,9 +274,31 @@ def test_the_limit_stops_the_holder(make_bridge: Callable[..., Bridge], tmp_path
     bridge.kernel.sendall(b"more than one byte")
     bridge.leave()
     eventually(lambda: unread(bridge.sock) == 0, "the holder has read")
+    bridge.sock.close()
+    bridge.kernel.sendall(b", and the rest")
     held = taken(tmp_path)
     assert held.full
+    assert held.complete
+    assert b"".join(held.read()) == b"more than one byte"
+    assert held.sock.recv(100) == b", and the rest"
     held.close()
+
+
+def test_bytes_that_a_full_disk_does_not_take_are_in_memory(
+    address: socket.socket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    memory = SharedMemory([CHUNK])
+    memory.buffer(0, announce=False)
+    with socket.socket(address.family) as sock:
+        held = Held(sock.detach(), "info")
+    held.use(memory.fd, 0)
+    monkeypatch.setattr(module, "_open_file", lambda _: os.open("/dev/full", os.O_WRONLY))
+    assert not held.append(memoryview(b"not torn"), "")
+    last = held.extents[-1]
+    assert (last.start, last.end) == (0, 8)
+    assert os.pread(last.fd, 100, 0) == b"not torn"
+    held.close()
+    memory.close_descriptor()
 
 
 def test_a_holder_ends_with_the_kernel(
