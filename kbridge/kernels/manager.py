@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Collection, Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -233,26 +234,27 @@ class BridgeKernelManager(KernelSettings, AsyncMultiKernelManager):
         Busy
             If the server is shutting down.
         """
-        await self.open()
-        if kernel_id is not None and kernel_id in self.index:
-            return kernel_id
-        name, spec = await self._factory.resolve(kernel_name)
-        cwd = await in_thread(working_dir, Path(self._options.root_dir), path, env)
-        with self._limits.admit(self.index.counted):
-            kernel = None
-            if env is None and kernel_id is None and str(cwd) == self._options.root_dir:
-                kernel = await self._pool.take(name)
-            if kernel is None:
-                request = KernelRequest(name, spec, cwd, env, kernel_id, session_name)
-                kernel = await self._factory.launch(request)
-            elif self._limits.closed:
-                await kernel.discard(keep_log=False)
-                raise Busy("The server is shutting down")
-            self.index.add(kernel)
-            kernel.use(session_name)
-        self.log.info("Kernel started: %s (%s)", kernel.kernel_id, kernel.kernel_name)
-        await self.writer.settled()
-        return kernel.kernel_id
+        with self.starting():
+            await self.open()
+            if kernel_id is not None and kernel_id in self.index:
+                return kernel_id
+            name, spec = await self._factory.resolve(kernel_name)
+            cwd = await in_thread(working_dir, Path(self._options.root_dir), path, env)
+            with self._limits.admit(self.index.counted):
+                kernel = None
+                if env is None and kernel_id is None and str(cwd) == self._options.root_dir:
+                    kernel = await self._pool.take(name)
+                if kernel is None:
+                    request = KernelRequest(name, spec, cwd, env, kernel_id, session_name)
+                    kernel = await self._factory.launch(request)
+                elif self._limits.closed:
+                    await kernel.discard(keep_log=False)
+                    raise Busy("The server is shutting down")
+                self.index.add(kernel)
+                kernel.use(session_name)
+            self.log.info("Kernel started: %s (%s)", kernel.kernel_id, kernel.kernel_name)
+            await self.writer.settled()
+            return kernel.kernel_id
 
     async def restart_kernel(self, kernel_id: str, now: bool = False) -> None:  # type: ignore[override]
         """End the process of a kernel and start a new one.
@@ -356,6 +358,22 @@ class BridgeKernelManager(KernelSettings, AsyncMultiKernelManager):
         await self._wait_adopted()
         await self._shutdown.leave_all()
         self._close_context()
+
+    def starting(self) -> AbstractContextManager[None]:
+        """Return a context in which a client waits for the start of a kernel; may be nested."""
+        return self._limits.request()
+
+    async def wait_for_starts(self) -> None:
+        """Wait until no client waits for the start or the restart of a kernel."""
+        await self._shutdown.wait_for_starts()
+
+    def count_starting(self) -> int:
+        """Return the number of starts and restarts that clients wait for."""
+        return self._shutdown.count_starting()
+
+    def start_no_more(self) -> None:
+        """Start no kernel from now on, because the server ends."""
+        self._shutdown.start_no_more()
 
     def count_staying(self) -> int:
         """Return how many kernels `leave_all` would leave running."""

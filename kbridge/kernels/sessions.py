@@ -73,25 +73,26 @@ class Sessions:
                 raise InvalidRequest(f"A session needs a {required}")
         path: str = fields["path"]
         lock = self._locks.setdefault(path, asyncio.Lock())
-        async with lock:
-            self.drop_orphans()
-            for session in self._sessions.values():
-                if session.path == path:
-                    return self._model(session)
-            name = fields.get("name")
-            kernel_id = fields.get("kernel_id")
-            if kernel_id is None or kernel_id not in self._kernels:
-                kernel_id = await self._kernels.start_kernel(
-                    fields.get("kernel_name"),
-                    path=path,
-                    kernel_id=kernel_id,
-                    session_name=name or path,
-                )
-            session = _Session(str(uuid.uuid4()), path, name, fields["type"], kernel_id)
-            self._sessions[session.id] = session
-            self._record(session)
-            await self._writer.settled()
-            return self._model(session)
+        with self._kernels.starting():
+            async with lock:
+                self.drop_orphans()
+                for session in self._sessions.values():
+                    if session.path == path:
+                        return self._model(session)
+                name = fields.get("name")
+                kernel_id = fields.get("kernel_id")
+                if kernel_id is None or kernel_id not in self._kernels:
+                    kernel_id = await self._kernels.start_kernel(
+                        fields.get("kernel_name"),
+                        path=path,
+                        kernel_id=kernel_id,
+                        session_name=name or path,
+                    )
+                session = _Session(str(uuid.uuid4()), path, name, fields["type"], kernel_id)
+                self._sessions[session.id] = session
+                self._record(session)
+                await self._writer.settled()
+                return self._model(session)
 
     def adopt(self, rows: Iterable[SessionRow]) -> None:
         """Add the sessions of an earlier server whose kernels were adopted.
@@ -137,31 +138,32 @@ class Sessions:
         """
         fields = _fields(body)
         session = self._find(session_id)
-        kernel_id = fields.get("kernel_id")
-        if kernel_id is not None:
-            if kernel_id not in self._kernels:
-                raise InvalidRequest(f"There is no kernel {kernel_id}")
-        elif fields.get("kernel_name") is not None:
-            name = session.name or session.path
-            kernel_id = await self._kernels.start_kernel(
-                fields["kernel_name"], path=session.path, session_name=name
-            )
-            if self._sessions.get(session_id) is not session:
-                await self._shutdown_unused(kernel_id)
-                raise SessionNotFound(
-                    f"Session {session_id} was deleted while its kernel was started"
+        with self._kernels.starting():
+            kernel_id = fields.get("kernel_id")
+            if kernel_id is not None:
+                if kernel_id not in self._kernels:
+                    raise InvalidRequest(f"There is no kernel {kernel_id}")
+            elif fields.get("kernel_name") is not None:
+                name = session.name or session.path
+                kernel_id = await self._kernels.start_kernel(
+                    fields["kernel_name"], path=session.path, session_name=name
                 )
-        for field in ("path", "name", "type"):
-            if field in fields:
-                setattr(session, field, fields[field])
-        old = session.kernel_id
-        session.kernel_id = kernel_id or old
-        self._kernels.rename_session(session.kernel_id, session.name or session.path)
-        self._record(session)
-        await self._writer.settled()
-        if session.kernel_id != old:
-            await self._shutdown_unused(old)
-        return self._model(session)
+                if self._sessions.get(session_id) is not session:
+                    await self._shutdown_unused(kernel_id)
+                    raise SessionNotFound(
+                        f"Session {session_id} was deleted while its kernel was started"
+                    )
+            for field in ("path", "name", "type"):
+                if field in fields:
+                    setattr(session, field, fields[field])
+            old = session.kernel_id
+            session.kernel_id = kernel_id or old
+            self._kernels.rename_session(session.kernel_id, session.name or session.path)
+            self._record(session)
+            await self._writer.settled()
+            if session.kernel_id != old:
+                await self._shutdown_unused(old)
+            return self._model(session)
 
     async def delete(self, session_id: str) -> None:
         """End a session and shut its kernel down, even if other sessions use the kernel.

@@ -123,6 +123,25 @@ class Shutdown:
                 pids,
             )
 
+    async def wait_for_starts(self) -> None:
+        """Wait until no client waits for the start or the restart of a kernel."""
+        while self.count_starting():
+            await self._limits.wait_for_requests()
+            for kernel in self._index.known:
+                async with kernel.process.lock:  # held during a restart
+                    pass
+
+    def count_starting(self) -> int:
+        """Return the number of starts that clients wait for, and of kernels that are restarted."""
+        return self._limits.pending + sum(
+            kernel.role is KernelRole.USED and kernel.process.lock.locked()
+            for kernel in self._index.known
+        )
+
+    def start_no_more(self) -> None:
+        """Admit no more starts."""
+        self._limits.close()
+
     def count_staying(self) -> int:
         """Return how many kernels `leave_all` would leave running."""
         return sum(

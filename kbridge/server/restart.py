@@ -27,6 +27,7 @@ from kbridge.link.choice import LinkKind
 from kbridge.link.holder.client import is_supported
 
 __all__ = [
+    "ADVICE",
     "SERVICE_RESTART",
     "check_losses",
     "inherited_sockets",
@@ -40,10 +41,11 @@ __all__ = [
 SERVICE_RESTART: Final = 1012
 """Close code of websockets when the server is restarted (IANA's registry of close codes)."""
 
+ADVICE: Final = "`kbridge restart --force` restarts all the same"
+
 _VARIABLE: Final = "KBRIDGE_SOCKETS"
 _TIMEOUT: Final = 60.0
 _NAMED: Final = 5  # kernels whose ids are shown
-_ADVICE: Final = "`kbridge restart --force` restarts all the same"
 # The package that the program itself has imported: `-P` leaves out the working directory.
 _CHECK: Final = """\
 import sys
@@ -85,7 +87,7 @@ def check_losses(kernels: Iterable[Kernel], settings: HubSettings, *, registry: 
     if ending:
         raise Conflict(
             f"a restart would end {_names(ending)}, because the server has no registry"
-            f" (registry_url). {_ADVICE}"
+            f" (registry_url). {ADVICE}"
         )
     cut = [k.kernel_id for k in kernels if not k.connections_stay]
     if cut:
@@ -95,7 +97,7 @@ def check_losses(kernels: Iterable[Kernel], settings: HubSettings, *, registry: 
         )
         raise Conflict(
             f"output, replies and input requests of {_names(cut)} during a restart would be lost:"
-            f" {reason}. {_ADVICE}"
+            f" {reason}. {ADVICE}"
         )
 
 

@@ -36,6 +36,7 @@ from kbridge.server.http.acceptor import raise_descriptor_limit
 from kbridge.server.http.guarded_server import GuardedServer
 from kbridge.server.metrics_listener import MetricsListener
 from kbridge.server.restart import (
+    ADVICE,
     SERVICE_RESTART,
     check_losses,
     inherited_sockets,
@@ -48,6 +49,7 @@ from kbridge.server.safe_log import hide
 __all__ = ["Server"]
 
 _CUT_AFTER = 1.0
+_LONGEST_START = 45.0  # seconds; less than `kbridge restart` waits for the answer
 _BUFFER_MARGIN = 1 << 20
 
 
@@ -189,6 +191,7 @@ class Server:
         ------
         Conflict
             If something would be lost, or the installed version cannot be started.
+            Kernels that clients are starting are waited for.
         SetupError
             If this system cannot replace the program of a process.
         """
@@ -196,14 +199,35 @@ class Server:
             self._checking = asyncio.create_task(asyncio.to_thread(installed_version))
             self._checking.add_done_callback(self._on_checked)
         version = await asyncio.shield(self._checking)
+        if self._components is not None:
+            await self._wait_for_starts(self._components.kernels, force=force)
         parts = self._components
         if parts is None or self._http is None:
             raise Conflict("the server is starting, or shutting down")
         if not force:
             kernels = list(parts.kernels.index)
             check_losses(kernels, parts.hubs.settings, registry=parts.registry.enabled)
+        # Not later: the start of a kernel that is admitted now would be cut off.
+        parts.kernels.start_no_more()
         self.restart_requested.set()
         return version
+
+    async def _wait_for_starts(self, kernels: BridgeKernelManager, *, force: bool) -> None:
+        """Wait for kernels that clients are starting, which would end with this program."""
+        starting = kernels.count_starting()
+        if not starting:
+            return
+        self._log.info("the restart waits for %d kernel(s) that are starting", starting)
+        limit = min(kernels.kernel_info_timeout, _LONGEST_START)
+        try:
+            async with asyncio.timeout(limit):
+                await kernels.wait_for_starts()
+        except TimeoutError:
+            if not force:
+                raise Conflict(
+                    f"{kernels.count_starting()} kernel(s) are still starting after {limit:g} s,"
+                    f" and would end. {ADVICE}"
+                ) from None
 
     def _on_checked(self, check: asyncio.Task[str]) -> None:
         self._checking = None

@@ -143,6 +143,33 @@ async def test_no_line_is_lost(server: RestartableServer, how: str, name: str, n
     server.assert_clean_log()
 
 
+async def test_a_kernel_that_is_starting_is_waited_for(server: RestartableServer) -> None:
+    go = server.home / "go"
+    code = (
+        f"import pathlib, runpy, sys, time\n"
+        f"while not pathlib.Path({str(go)!r}).exists(): time.sleep(0.01)\n"
+        f"sys.argv = ['', *sys.argv[1:]]\n"
+        f"runpy.run_path({str(ONE_THREAD)!r}, run_name='__main__')\n"
+    )
+    server.install("slow", code)
+    server.start(
+        "--BridgeKernelManager.start_grace=180", "--BridgeKernelManager.kernel_info_timeout=180"
+    )
+    starting = asyncio.create_task(server.call("POST", "/api/kernels", {"name": "slow"}))
+    await until(server.kernels, "the process has begun")
+    before = info(server)["run"]
+    server.process.send_signal(signal.SIGUSR2)
+    await until(lambda: server.said("waits for 1 kernel(s) that are starting"), "it waits")
+    go.touch()
+    reply = await starting
+    assert reply.status == 201
+    await until(lambda: info(server).get("run", before) != before, "the next program listens")
+    kernel = reply.json()["id"]
+    async with attach(server, kernel) as ws:
+        assert (await ws.execute("print(1 + 1)")).text() == "2\n"
+    server.assert_clean_log()
+
+
 async def test_what_would_be_lost_is_refused(tmp_path: Path) -> None:
     require("ipykernel")
     server = RestartableServer(tmp_path, LINK_PYZMQ)

@@ -1,5 +1,7 @@
 import asyncio
+import contextlib
 import threading
+from collections.abc import Iterator
 
 import pytest
 
@@ -19,6 +21,13 @@ class FakeKernels:
         self.renamed: list[tuple[str, str]] = []
         self.gate = asyncio.Event()
         self.gate.set()
+        self.waiting = 0  # clients that wait for a start
+
+    @contextlib.contextmanager
+    def starting(self) -> Iterator[None]:
+        self.waiting += 1
+        yield
+        self.waiting -= 1
 
     def __contains__(self, kernel_id: str) -> bool:
         return kernel_id in self.kernels
@@ -29,6 +38,7 @@ class FakeKernels:
     async def start_kernel(
         self, kernel_name=None, *, path=None, kernel_id=None, session_name=None
     ) -> str:
+        assert self.waiting, "a restart of the server waits until the session has its kernel"
         self.starts.append({"name": kernel_name, "path": path, "session": session_name})
         await self.gate.wait()
         if kernel_name == "broken":
@@ -162,7 +172,8 @@ async def test_patch_spares_an_old_kernel_that_another_session_uses(sessions, ke
 
 async def test_patch_to_an_existing_kernel(sessions, kernels):
     model = await sessions.create(NOTEBOOK)
-    await kernels.start_kernel("r")
+    with kernels.starting():
+        await kernels.start_kernel("r")
     patched = await sessions.patch(model["id"], {"kernel": {"id": "k2", "name": "ignored"}})
     assert patched["kernel"]["id"] == "k2"
     assert list(kernels.kernels) == ["k2"]

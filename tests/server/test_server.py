@@ -16,7 +16,8 @@ from typing import Any
 import pytest
 from tornado.httpclient import AsyncHTTPClient
 
-from kbridge.errors import ListenError
+from kbridge.errors import Busy, Conflict, KernelStartError, ListenError
+from kbridge.kernels.manager import BridgeKernelManager
 from kbridge.server.cli.app import KbridgeApp
 from kbridge.server.cli.serve import serve
 from kbridge.server.config import ListenConfig, ServerConfig
@@ -24,7 +25,7 @@ from kbridge.server.http.listen import TlsFiles
 from kbridge.server.restart import inherited_sockets
 from kbridge.server.runtime_file import running_servers
 from kbridge.server.server import Server
-from tests.support.waiting import TIMEOUT
+from tests.support.waiting import TIMEOUT, until
 
 TOKEN = "token-of-this-test"
 
@@ -72,12 +73,13 @@ def server(make: Make) -> Server:
     return make()
 
 
-async def start(server: Server, app: KbridgeApp) -> None:
-    """Start a server as `serve` does."""
+async def start(server: Server, app: KbridgeApp) -> BridgeKernelManager:
+    """Start a server as `serve` does, and return its kernels."""
     kernels = await server.open()
     await app.prepare(kernels)
     server.accept()
     await kernels.open()
+    return kernels
 
 
 async def run(app: KbridgeApp) -> None:
@@ -313,6 +315,68 @@ async def test_requests_of_a_restart_share_one_check(
     assert await asyncio.gather(*requests) == ["1.2"] * 3
     assert len(checks) == 1
     assert server.restart_requested.is_set()
+
+
+@pytest.fixture
+def begun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A kernelspec `slow`, and the file that its process makes; it then waits for `begun.go`."""
+    file = tmp_path / "begun"
+    code = (
+        "import pathlib, time\n"
+        f"pathlib.Path({str(file)!r}).touch()\n"
+        f"while not pathlib.Path({str(file) + '.go'!r}).exists(): time.sleep(0.01)\n"
+    )
+    spec = {"argv": [sys.executable, "-c", code], "display_name": "slow", "language": "python"}
+    there = tmp_path / "data" / "kernels" / "slow" / "kernel.json"
+    there.parent.mkdir(parents=True)
+    there.write_text(json.dumps(spec))
+    monkeypatch.setenv("JUPYTER_PATH", str(tmp_path / "data"))
+    monkeypatch.setattr("kbridge.server.server.installed_version", lambda: "1.2")
+    return file
+
+
+async def test_a_restart_waits_for_kernels_that_are_starting(
+    app: KbridgeApp, make: Make, begun: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    app.config.BridgeKernelManager.start_grace = TIMEOUT
+    app.config.BridgeKernelManager.kernel_info_timeout = TIMEOUT
+    server = make()
+    kernels = await start(server, app)
+    starting = asyncio.create_task(kernels.start_kernel("slow"))
+    await until(begun.exists, "the process has begun")
+    restarting = asyncio.create_task(server.request_restart(force=True))
+    await until(lambda: "waits for 1 kernel(s) that are starting" in caplog.text, "it waits")
+    assert not server.restart_requested.is_set()
+    Path(f"{begun}.go").touch()  # the process ends, and so does its start
+    with pytest.raises(KernelStartError):
+        await starting
+    assert await restarting == "1.2"
+    assert server.restart_requested.is_set()
+    with pytest.raises(Busy):
+        await kernels.start_kernel("slow")
+
+
+@pytest.mark.parametrize("force", [False, True])
+async def test_a_restart_does_not_wait_without_end(
+    app: KbridgeApp, make: Make, begun: Path, monkeypatch: pytest.MonkeyPatch, force: bool
+) -> None:
+    app.config.BridgeKernelManager.start_grace = TIMEOUT
+    app.config.BridgeKernelManager.kernel_info_timeout = TIMEOUT
+    monkeypatch.setattr("kbridge.server.server._LONGEST_START", 0.01)
+    server = make()
+    kernels = await start(server, app)
+    starting = asyncio.create_task(kernels.start_kernel("slow"))
+    await until(begun.exists, "the process has begun")
+    if force:
+        await server.request_restart(force=True)
+    else:
+        with pytest.raises(Conflict, match=r"1 kernel\(s\) are still starting after 0.01 s"):
+            await server.request_restart()
+    assert server.restart_requested.is_set() is force
+    Path(f"{begun}.go").touch()
+    with pytest.raises(KernelStartError):
+        await starting
 
 
 @pytest.mark.parametrize("change", ["nothing", "mode", "missing", "replaced"])

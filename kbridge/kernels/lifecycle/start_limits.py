@@ -44,6 +44,9 @@ class StartLimits:
         self._none_admitted = asyncio.Event()
         self._none_admitted.set()
         self._closed = False
+        self._pending = 0
+        self._none_pending = asyncio.Event()
+        self._none_pending.set()
 
     @property
     def closed(self) -> bool:
@@ -58,6 +61,27 @@ class StartLimits:
     def close(self) -> None:
         """Admit no more starts."""
         self._closed = True
+
+    @property
+    def pending(self) -> int:
+        """The number of requests to start a kernel that have no answer yet."""
+        return self._pending
+
+    @contextmanager
+    def request(self) -> Iterator[None]:
+        """Count a request to start a kernel until its answer is known; may be nested."""
+        self._pending += 1
+        self._none_pending.clear()
+        try:
+            yield
+        finally:
+            self._pending -= 1
+            if not self._pending:
+                self._none_pending.set()
+
+    async def wait_for_requests(self) -> None:
+        """Wait until no request to start a kernel is pending."""
+        await self._none_pending.wait()
 
     @contextmanager
     def admit(self, in_use: int) -> Iterator[None]:
