@@ -28,7 +28,6 @@ pytestmark = [
 
 HALF = "print('before')\ngate('half')\nprint('after')"
 PLAIN = "jupyter_server.services.kernels.connection.channels.ZMQChannelsWebsocketConnection"
-RESTARTED = "the server was restarted while this cell was running"
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
