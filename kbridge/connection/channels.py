@@ -358,7 +358,10 @@ class ZMQChannelsWebsocketConnection(BaseKernelWebsocketConnection):
         if isinstance(error, IgnoredMessage):
             self.hub.ignored.record(error.reason)
             return
-        self.log.warning("websocket of kernel %s closed: %s", self.kernel_id, error.reason)
+        fields = {"kernel_id": self.kernel_id, "session": self.session_id}
+        self.log.warning(
+            "websocket of kernel %s closed: %s", self.kernel_id, error.reason, extra=fields
+        )
         self.disconnect()
         self.websocket_handler.close(error.close_code, error.reason)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass, field
-from typing import TypeAlias
+from typing import TypeAlias, cast
 
 from kbridge.hub.broadcast.burst import Allowance
 from kbridge.hub.clock import Clock
@@ -16,9 +16,14 @@ from kbridge.link.interfaces import LinkFactory
 from kbridge.storage.history import History
 from kbridge.storage.store import JournalStore
 
-__all__ = ["HubContext", "HubEnvironment", "Log"]
+__all__ = ["HubContext", "HubEnvironment", "Log", "kernel_log"]
 
 Log: TypeAlias = logging.Logger | logging.LoggerAdapter[logging.Logger]
+
+
+def kernel_log(log: Log, kernel_id: str) -> Log:
+    """Return a logger whose records have the attribute `kernel_id`."""
+    return cast("Log", logging.LoggerAdapter(cast("logging.Logger", log), {"kernel_id": kernel_id}))
 
 
 @dataclass(frozen=True, slots=True)

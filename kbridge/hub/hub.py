@@ -22,7 +22,7 @@ from kbridge.hub.broadcast import policy_chain
 from kbridge.hub.broadcast.broadcaster import Broadcaster
 from kbridge.hub.broadcast.burst import Allowance
 from kbridge.hub.broadcast.cursor import Cursor, CursorOptions
-from kbridge.hub.context import HubContext, HubEnvironment
+from kbridge.hub.context import HubContext, HubEnvironment, kernel_log
 from kbridge.hub.counts import Counts
 from kbridge.hub.events import HubObserver, StatusListener
 from kbridge.hub.kernel.connection import KernelConnection
@@ -90,7 +90,7 @@ class Hub:
     ) -> None:
         settings = settings or HubSettings()
         environment = environment or HubEnvironment()
-        clock, log = environment.clock, environment.log
+        clock, log = environment.clock, kernel_log(environment.log, kernel_id)
         self.kernel_id = kernel_id
         self.settings = settings
         self.log = log

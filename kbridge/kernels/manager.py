@@ -22,6 +22,7 @@ from traitlets import DottedObjectName, Instance, default
 
 from kbridge.errors import Busy
 from kbridge.hub import HubTable
+from kbridge.hub.context import kernel_log
 from kbridge.kernels.attached.attacher import Attacher
 from kbridge.kernels.attached.directory import AttachDirectory, ids_in
 from kbridge.kernels.attached.manager import AttachedKernelManager
@@ -159,7 +160,8 @@ class BridgeKernelManager(KernelSettings, AsyncMultiKernelManager):
                 continue
             self.index.add(kernel)
             kernel.watch()
-            self.log.info("Kernel found again: %s (%s)", kernel.kernel_id, kernel.kernel_name)
+            log = kernel_log(self.log, kernel.kernel_id)
+            log.info("Kernel found again: %s (%s)", kernel.kernel_id, kernel.kernel_name)
         if self.attach_directory is not None:  # so that their connections go on
             await self.attach_directory.look()
         await self.hubs.wait_resumed()
@@ -252,7 +254,8 @@ class BridgeKernelManager(KernelSettings, AsyncMultiKernelManager):
                     raise Busy("The server is shutting down")
                 self.index.add(kernel)
                 kernel.use(session_name)
-            self.log.info("Kernel started: %s (%s)", kernel.kernel_id, kernel.kernel_name)
+            log = kernel_log(self.log, kernel.kernel_id)
+            log.info("Kernel started: %s (%s)", kernel.kernel_id, kernel.kernel_name)
             await self.writer.settled()
             return kernel.kernel_id
 
@@ -273,7 +276,7 @@ class BridgeKernelManager(KernelSettings, AsyncMultiKernelManager):
         """
         await self.index.find(kernel_id).restart(now=now)
         self.index.touch()
-        self.log.info("Kernel restarted: %s", kernel_id)
+        kernel_log(self.log, kernel_id).info("Kernel restarted: %s", kernel_id)
 
     async def interrupt_kernel(self, kernel_id: str) -> None:  # type: ignore[override]
         """Interrupt a kernel, by signal or by message as its kernelspec says.

@@ -36,6 +36,7 @@ __all__ = [
     "log_answer",
     "log_request",
     "printable",
+    "safe_value",
     "scrub",
     "shown_uri",
 ]
@@ -69,6 +70,7 @@ _UNPRINTABLE = re.compile(
 _INDENT = "    "
 _LINE_LIMIT = 32 << 10  # characters
 _URI_LIMIT = 500
+_ID_LIMIT = 100
 
 
 def hide(secret: str) -> None:
@@ -151,11 +153,19 @@ def _escape(found: re.Match[str]) -> str:
 
 
 def _safe(text: str) -> str:
+    return printable(safe_value(text))
+
+
+def safe_value(text: str) -> str:
+    """Return a text without secrets, and cut if it is long; control characters stay.
+
+    For formats that escape control characters themselves.
+    """
     if (surplus := len(text) - _LINE_LIMIT) > 0:
         for secret in _SECRETS:  # before the cut, which could leave half of a secret
             text = text.replace(secret, _HIDDEN)
         text = f"{text[:_LINE_LIMIT]}... ({surplus} more characters)"
-    return printable(scrub(text))
+    return scrub(text)
 
 
 class FloodFilter(logging.Filter):
@@ -273,6 +283,7 @@ def log_answer(request: httputil.HTTPServerRequest, status: int, reason: str = "
         level = logging.WARNING
     else:
         level = logging.ERROR
+    duration = max(0.0, request.request_time())
     access_log.log(
         level,
         "%d %s %s (%s) %.2fms%s",
@@ -280,6 +291,25 @@ def log_answer(request: httputil.HTTPServerRequest, status: int, reason: str = "
         request.method,
         shown_uri(request.uri),
         request.remote_ip,
-        max(0.0, 1000 * request.request_time()),
+        1000 * duration,
         f": {reason}" if reason else "",
+        extra={
+            "status": status,
+            "method": request.method,
+            "path": (request.path or "")[:_URI_LIMIT],
+            "client": request.remote_ip,
+            "duration": round(duration, 6),
+            "kernel_id": _kernel_of(request.path or ""),
+            "session": _session_of(request),
+        },
     )
+
+
+def _kernel_of(path: str) -> str:
+    """Return the id in the path of a kernel's resource; empty if there is none."""
+    return path.partition("/api/kernels/")[2].partition("/")[0][:_ID_LIMIT]
+
+
+def _session_of(request: httputil.HTTPServerRequest) -> str:
+    values = request.query_arguments.get("session_id", [b""])
+    return values[-1][:_ID_LIMIT].decode("utf-8", "replace")

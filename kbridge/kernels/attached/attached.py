@@ -11,6 +11,7 @@ from typing import Any
 
 from kbridge.errors import NotSupported
 from kbridge.hub import Hub
+from kbridge.hub.context import kernel_log
 from kbridge.kernels.attached.heartbeats import HeartbeatWatch
 from kbridge.kernels.attached.manager import AttachedKernelManager
 from kbridge.kernels.interface import Kernel
@@ -51,7 +52,7 @@ class AttachedKernel(Kernel):
         self._hubs = services.hubs
         self._hub = services.hubs.open(manager.kernel_id, manager.get_connection_info())
         self._options = services.options
-        self._log = services.log
+        self._log = kernel_log(services.log, self.kernel_id)
         self._detaching = asyncio.Lock()
         self.heartbeat = HeartbeatWatch.start(manager, self._hub, services.options, services.log)
 

@@ -21,6 +21,7 @@ from typing import Any, TypeVar
 
 from kbridge.errors import Busy, KernelError, KernelStartError
 from kbridge.hub import Hub
+from kbridge.hub.context import kernel_log
 from kbridge.kernels.kernel import BridgeKernel
 from kbridge.kernels.lifecycle.seed import Seed, run_seed
 from kbridge.kernels.services import KernelServices
@@ -84,7 +85,7 @@ class KernelProcess:
         self._writer = services.writer
         self._options = services.options
         self._limits = services.limits
-        self._log = services.log
+        self._log = kernel_log(services.log, self.kernel_id)
         self._closing = False
         self._failed = False
 

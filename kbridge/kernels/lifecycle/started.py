@@ -8,6 +8,7 @@ from typing import Any
 
 from kbridge.errors import Busy, KernelNotFound, KernelStartError
 from kbridge.hub import Hub
+from kbridge.hub.context import kernel_log
 from kbridge.kernels.attached.heartbeats import HeartbeatWatch
 from kbridge.kernels.interface import Kernel
 from kbridge.kernels.kernel import BridgeKernel
@@ -232,7 +233,8 @@ class StartedKernel(Kernel):
             if self.ended:
                 return
             await self.discard(keep_log=self.failed, now=now)
-        self._services.log.info("Kernel shut down: %s", self.kernel_id)
+        log = kernel_log(self._services.log, self.kernel_id)
+        log.info("Kernel shut down: %s", self.kernel_id)
 
     async def discard(self, *, keep_log: bool, now: bool = True) -> None:
         """End the process and remove its files; the caller makes sure that nobody uses it.

@@ -39,6 +39,7 @@ from kbridge.server.safe_log import SafeFormatter, hide
 
 __all__ = ["KbridgeApp"]
 
+_LOG_TEXT = "%(asctime)s %(levelname).1s %(name)s: %(message)s"
 _CLASSES: list[Any] = [BridgeKernelManager, ZMQChannelsWebsocketConnection]
 
 
@@ -238,7 +239,10 @@ class KbridgeApp(setting_checks.Checks, MonitoringSettings, CheckedApp):
         asyncio.""",
     ).tag(config=True)
     log_format = Unicode(
-        "%(asctime)s %(levelname).1s %(name)s: %(message)s", help="Format of the log lines."
+        "text",
+        help="""Format of the log lines: `text`; `json` for one JSON object a line, with the kernel,
+        the session, the client and the duration where they are known; or a template for Python's
+        `logging.Formatter`.""",
     ).tag(config=True)
 
     token_is_random = Bool(False)
@@ -277,6 +281,10 @@ class KbridgeApp(setting_checks.Checks, MonitoringSettings, CheckedApp):
         except ValueError:
             return self.ip not in self.local_hostnames
 
+    @observe("access_log")
+    def _access_log_changed(self, _change: Any) -> None:
+        self._configure_logging()
+
     def generate_config_file(self, classes: Any = None) -> str:
         """Return a config file with all settings of kbridge and their defaults."""
         del classes
@@ -299,6 +307,11 @@ class KbridgeApp(setting_checks.Checks, MonitoringSettings, CheckedApp):
     def get_default_logging_config(self) -> dict[str, Any]:
         """Return the default logging configuration; `logging_config` is merged into it."""
         config: dict[str, Any] = super().get_default_logging_config()
+        console = config["formatters"]["console"]
+        if self.log_format == "json":
+            console["class"] = "kbridge.server.json_log.JsonFormatter"
+        if self.log_format in ("json", "text"):
+            console["format"] = _LOG_TEXT
         if "loggers" in config:  # not under pythonw, which has no terminal
             # Tornado's messages can be caused by any client.
             flood = {"()": "kbridge.server.safe_log.FloodFilter", "prefix": "tornado."}
@@ -310,6 +323,8 @@ class KbridgeApp(setting_checks.Checks, MonitoringSettings, CheckedApp):
                     "handlers": ["console"],
                     "propagate": False,
                 }
+            level = "NOTSET" if self.access_log else "CRITICAL"
+            config["loggers"]["tornado.access"] = {"level": level}
             # Warnings of other libraries also pass kbridge's formatter.
             config["root"] = {"level": "WARNING", "handlers": ["console"]}
         return config

@@ -33,6 +33,7 @@ ALIASES: dict[str, Any] = {
     "sock": "KbridgeApp.sock",
     "base-url": "KbridgeApp.base_url",
     "token": "KbridgeApp.token",
+    "log-format": "KbridgeApp.log_format",
     "metrics-token": "KbridgeApp.metrics_token",
     "metrics-port": "KbridgeApp.metrics_port",
     "metrics-ip": "KbridgeApp.metrics_ip",
@@ -62,6 +63,10 @@ FLAGS: dict[str, Any] = {
     ),
     "show-config": (base_flags["show-config"][0], "Show what is set, and end."),
     "show-config-json": (base_flags["show-config-json"][0], "The same as JSON."),
+    "no-access-log": (
+        {"KbridgeApp": {"access_log": False}},
+        "Log no requests (KbridgeApp.access_log).",
+    ),
     "y": (base_flags["y"][0], "Answer yes to all questions."),
 }
 SUBCOMMANDS: dict[str, Any] = {

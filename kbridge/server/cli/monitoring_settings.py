@@ -37,6 +37,12 @@ class MonitoringSettings(HasTraits):
         stores new series for each kernel then.""",
     ).tag(config=True)
 
+    access_log = Bool(
+        True,
+        help="""True: requests are logged, successful ones with `--debug` only, and others as
+        warnings or errors. False: no request is logged.""",
+    ).tag(config=True)
+
     @validate("metrics_token")
     def _valid_metrics_token(self, proposal: dict[str, Any]) -> str:
         return checked("KbridgeApp.metrics_token", check_token, proposal["value"])

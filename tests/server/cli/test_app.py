@@ -1,3 +1,4 @@
+import json
 import logging
 import os
 from collections.abc import Iterator
@@ -23,7 +24,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.setattr(safe_log, "_SECRETS", {})
     yield tmp_path
     logging.getLogger("KbridgeApp").handlers.clear()
-    for name in ("kbridge", "tornado", "asyncio"):
+    for name in ("kbridge", "tornado", "tornado.access", "asyncio"):
         logger = logging.getLogger(name)
         logger.handlers.clear()
         logger.setLevel(logging.NOTSET)
@@ -173,3 +174,24 @@ def test_every_alias_leads_to_a_setting() -> None:
         owner, trait = target.split(".")
         if owner in classes:
             assert trait in classes[owner].class_traits(config=True), alias
+
+
+def test_the_format_of_the_log() -> None:
+    def formatted(*argv: str) -> str:
+        app = make(*argv)
+        [handler] = app.log.handlers
+        assert handler.formatter is not None
+        return handler.formatter.format(logging.LogRecord("n", logging.INFO, "", 1, "m", (), None))
+
+    assert formatted().endswith(" n: m")
+    assert formatted("--log-format=text").endswith(" n: m")
+    assert json.loads(formatted("--log-format=json"))["message"] == "m"
+    assert formatted("--KbridgeApp.log_format=%(message)s!") == "m!"
+
+
+def test_the_access_log_can_be_turned_off() -> None:
+    access = logging.getLogger("tornado.access")
+    make("--no-access-log")
+    assert not access.isEnabledFor(logging.ERROR)
+    make("--debug")
+    assert access.isEnabledFor(logging.DEBUG)
