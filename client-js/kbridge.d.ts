@@ -443,7 +443,7 @@ export class Kernel extends EventTarget {
      * @param {string} target
      * @param {(comm: Comm, opened: CommMessage) => void} opened
      */
-    registerCommTarget(target: string, opened: (comm: Comm, opened: CommMessage) => void): void;
+    registerTarget(target: string, opened: (comm: Comm, opened: CommMessage) => void): void;
     /** Interrupt the code that runs. */
     interrupt(): Promise<void>;
     /** Restart the kernel. Executions that this cuts off fail with `KernelDied`. */

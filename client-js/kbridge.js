@@ -1555,7 +1555,7 @@ export class Kernel extends EventTarget {
    * @param {string} target
    * @param {(comm: Comm, opened: CommMessage) => void} opened
    */
-  registerCommTarget(target, opened) {
+  registerTarget(target, opened) {
     this.#targets.set(target, opened);
   }
 

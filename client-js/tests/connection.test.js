@@ -385,7 +385,7 @@ test('comms carry data and buffers both ways', async () => {
   assert.equal(closed, 1);
 
   const offered = [];
-  fake.kernel.registerCommTarget('page', (its, { data }) => offered.push([its, data]));
+  fake.kernel.registerTarget('page', (its, { data }) => offered.push([its, data]));
   await fake.socket.say(
     say('comm_open', { comm_id: 'x', target_name: 'page', data: { c: 3 } }),
     say('comm_open', { comm_id: 'y', target_name: 'unknown', data: {} })
