@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from fnmatch import fnmatchcase
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -51,6 +52,8 @@ def served(directory: Path) -> Iterator[str]:
 async def chromium_page(*tolerated: str, **options: Any) -> AsyncIterator[Page]:
     """Open an empty page; uncaught errors of its scripts fail the test, except tolerated ones.
 
+    The tolerated errors are patterns as for file names, with `*`.
+
     Options are those of `Browser.new_context`.
     """
     executable = require("chromium", "playwright")
@@ -68,5 +71,5 @@ async def chromium_page(*tolerated: str, **options: Any) -> AsyncIterator[Page]:
             yield page
         finally:
             await browser.close()
-    faults = [fault for fault in faults if fault not in tolerated]
+    faults = [fault for fault in faults if not any(fnmatchcase(fault, each) for each in tolerated)]
     assert not faults, faults
