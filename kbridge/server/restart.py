@@ -198,6 +198,7 @@ def _reap(loop: asyncio.AbstractEventLoop, fd: int) -> None:
 
 def start_again(log: logging.Logger) -> NoReturn:
     """Replace the program of this process; exit with 1 if that fails."""
+    _run_exit_hooks()
     for stream in (sys.stdout, sys.stderr):
         with suppress(OSError, ValueError):
             stream.flush()
@@ -211,3 +212,14 @@ def start_again(log: logging.Logger) -> NoReturn:
             error,
         )
     sys.exit(1)
+
+
+def _run_exit_hooks() -> None:
+    """Close tunnels and flush logs: `exec` does not call the hooks of `atexit`.
+
+    The processes of ssh tunnels would otherwise stay, and the next program opens others.
+    """
+    tunnels = sys.modules.get("kbridge.tunnel.tunnel")
+    if tunnels is not None:  # otherwise there are none
+        tunnels.close_tunnels()
+    logging.shutdown()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import logging
 import os
 import socket
 from dataclasses import dataclass, replace
@@ -19,7 +21,9 @@ from kbridge.server.restart import (
     installed_version,
     no_holder,
     pass_sockets,
+    start_again,
 )
+from kbridge.tunnel import tunnel
 
 KEEPS = HubSettings(link="auto", journal_dir="/a/directory")
 
@@ -104,3 +108,20 @@ def test_a_child_does_not_use_the_sockets_of_its_parent(monkeypatch: pytest.Monk
         monkeypatch.setattr(os, "getpid", lambda: 1)
         assert inherited_sockets("an address") == []
         inherited.close()
+
+
+def test_hooks_that_run_at_the_exit_run_before_the_next_program(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    said: list[str] = []
+
+    def execv(*_: object) -> None:
+        said.append("exec")
+        raise OSError(errno.ENOENT, "missing")
+
+    monkeypatch.setattr(os, "execv", execv)
+    monkeypatch.setattr(tunnel, "close_tunnels", lambda: said.append("tunnels"))
+    monkeypatch.setattr(logging, "shutdown", lambda: said.append("logs"))
+    with pytest.raises(SystemExit):
+        start_again(logging.getLogger("kbridge.test.restart"))
+    assert said == ["tunnels", "logs", "exec"]

@@ -480,10 +480,21 @@ async def test_signals_are_ignored_before_the_next_program_starts(
     monkeypatch.setenv("KBRIDGE_SOCKETS", "")  # removed after the test
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGUSR2)}
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGUSR2, signal.SIG_IGN)
+    set_handler, handlers = signal.signal, []
+
+    def record(number: int, handler: Any) -> Any:
+        if number == signal.SIGUSR2:
+            handlers.append(handler)
+        return set_handler(number, handler)
+
+    monkeypatch.setattr(signal, "signal", record)
     try:
         assert await asyncio.wait_for(serve(app.configuration(), app, app.log), TIMEOUT)
         assert [signal.getsignal(number) for number in before] == [signal.SIG_IGN] * 2
+        assert signal.SIG_DFL not in handlers, "it would end the process at that moment"
     finally:
+        monkeypatch.setattr(signal, "signal", set_handler)
         for number, handler in before.items():
             signal.signal(number, handler)
         assert inherited_sockets("another address") == []  # closes them

@@ -65,7 +65,12 @@ async def serve(config: ServerConfig, hooks: Hooks, log: logging.Logger) -> bool
             # processes inherit that, but not a handler: this way kernels can be interrupted.
             signal.signal(number, _do_nothing)
     if hasattr(signal, "SIGUSR2"):  # ignored since the program before, if there was one
-        _handle(loop, signal.SIGUSR2, run.on_restart_signal)
+        # Not a handler of the event loop: to remove that would restore the default for a moment, in
+        # which the signal ends the process.
+        before = signal.signal(
+            signal.SIGUSR2,
+            lambda *_: loop.call_soon_threadsafe(run.on_restart_signal, signal.SIGUSR2),
+        )
     stopping = asyncio.create_task(run.stop.wait())
     # A seed notebook may take long to download: a signal must not wait for it.
     opening = asyncio.create_task(run.open())
@@ -86,16 +91,15 @@ async def serve(config: ServerConfig, hooks: Hooks, log: logging.Logger) -> bool
         failed = not opening.cancelled() and opening.exception() is not None
         keep = failed or run.restarting or not config.shutdown_kernels_on_exit
         await run.server.aclose(run.force, keep=keep, restart=run.restarting)
+        if hasattr(signal, "SIGUSR2"):
+            signal.signal(signal.SIGUSR2, signal.SIG_IGN if run.restarting else before)
     if run.restarting:
-        _ignore_signals(loop)
+        _ignore_signals()
     return run.restarting
 
 
-def _ignore_signals(loop: asyncio.AbstractEventLoop) -> None:
+def _ignore_signals() -> None:
     """Let the next program find signals ignored: `exec` resets handlers to the defaults."""
-    # A signal that arrives before the next program handles it would end the process.
-    loop.remove_signal_handler(signal.SIGUSR2)
-    signal.signal(signal.SIGUSR2, signal.SIG_IGN)
     for number in _SIGNALS:
         if signal.getsignal(number) is _do_nothing:
             signal.signal(number, signal.SIG_IGN)
