@@ -24,6 +24,7 @@ from kbridge.server.cli.health import HealthApp
 from kbridge.server.cli.kernelgateway import KernelGatewayApp
 from kbridge.server.cli.options import unknown_sections
 from kbridge.server.cli.restart import RestartApp
+from kbridge.server.cli.run import LogsApp, RunApp
 from tests.conftest import ServerFactory
 from tests.hub.rig import INFO, KEY
 from tests.support.execution_script import ExecutionScript
@@ -37,7 +38,9 @@ COMMANDS: dict[str, Any] = {
     "health": HealthApp,
     "kernelgateway": KernelGatewayApp,
     "list": ListApp,
+    "logs": LogsApp,
     "restart": RestartApp,
+    "run": RunApp,
     "stop": StopApp,
 }
 CONFIGURABLE: dict[str, Any] = {

@@ -106,6 +106,7 @@ TESTED_BY = {
     "server/cli/health.py": "server/test_main.py",
     "server/cli/monitoring_settings.py": "server/test_metrics_listener.py",
     "server/cli/restart.py": "integration/test_upgrade.py",
+    "server/cli/run.py": "integration/test_run.py",
     "server/cli/serve.py": "server/test_server.py",
     "server/cli/server_client.py": "server/cli/test_commands.py",
     "server/components.py": "server/test_server.py",

@@ -10,6 +10,7 @@ from typing import Any, TypeAlias
 
 from kbridge.client.outputs import Output, Result
 from kbridge.client.queue import BoundedQueue
+from kbridge.errors import Conflict
 
 __all__ = ["Execution", "ExecutionInfo", "InputCallback"]
 
@@ -78,6 +79,7 @@ class Execution:
         self._outputs: BoundedQueue[Output] = BoundedQueue(limit)
         self._result: Result | None = None
         self._error: BaseException | None = None
+        self._stopped = False
         self._ended = asyncio.Event()
         self._cleanup: AsyncExitStack | None = None
 
@@ -89,7 +91,7 @@ class Execution:
         if output is not None:
             return output
         await self._close()
-        if self._error is not None:
+        if self._error is not None and not self._stopped:
             raise self._error
         raise StopAsyncIteration
 
@@ -106,7 +108,7 @@ class Execution:
 
     @property
     def ended(self) -> bool:
-        """True if the result, or an error, has arrived; outputs may be unread."""
+        """True if the result, or an error, has arrived, or `follow` has stopped."""
         return self._ended.is_set()
 
     async def aclose(self) -> None:
@@ -143,6 +145,13 @@ class Execution:
         """Set the error that iterating and awaiting raise."""
         if not self.ended:
             self._error = error
+            self._end()
+
+    def stop(self) -> None:
+        """End the outputs although the execution goes on."""
+        if not self.ended:
+            self._error = Conflict("the execution has not ended")
+            self._stopped = True
             self._end()
 
     def close_with(self, cleanup: AsyncExitStack) -> None:

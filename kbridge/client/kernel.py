@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AsyncExitStack
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
@@ -28,6 +28,7 @@ from kbridge.client.session import (
 )
 from kbridge.errors import KbridgeError, NetworkError
 from kbridge.wire.message import Buffer
+from kbridge.wire.message import Channel as ChannelName
 
 __all__ = ["ClientOptions", "Kernel"]
 
@@ -65,7 +66,7 @@ class Kernel:
         self._comms = Comms(self._channel, self._session, options.buffer)
         self._executions: dict[str, Execution] = {}
         self._replies: dict[str, asyncio.Future[dict[str, Any]]] = {}
-        self._asking: set[asyncio.Task[None]] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
         self._followers: set[Kernel] = set()
         self._reader: asyncio.Task[None] | None = None
 
@@ -87,7 +88,7 @@ class Kernel:
 
     async def aclose(self) -> None:
         """Close the session; the kernel and its executions go on. May be called twice."""
-        tasks = [*self._asking, *([self._reader] if self._reader is not None else [])]
+        tasks = [*self._tasks, *([self._reader] if self._reader is not None else [])]
         for task in tasks:
             task.cancel()
         if tasks:
@@ -145,7 +146,13 @@ class Kernel:
             raise
         return execution
 
-    async def follow(self, msg_id: str, *, input: InputCallback | None = None) -> Execution:  # noqa: A002
+    async def follow(
+        self,
+        msg_id: str,
+        *,
+        wait: bool = True,
+        input: InputCallback | None = None,  # noqa: A002  # what the code calls
+    ) -> Execution:
         """Return an execution of any client, with its outputs from the beginning.
 
         It has a separate websocket, which is closed when the execution has ended and was read, or
@@ -155,6 +162,9 @@ class Kernel:
         ----------
         msg_id : str
             `Execution.msg_id`, or `ExecutionInfo.id`.
+        wait : bool
+            False to end the outputs with those that there are so far. Awaiting the execution then
+            raises `Conflict` if it has not ended.
         input : callable, optional
             As for `execute`; it is asked while the client that sent the request is away.
 
@@ -176,6 +186,8 @@ class Kernel:
         self._followers.add(reader)
         execution.close_with(stack)
         await reader.open()
+        if not wait:
+            reader._start(reader._stop_after_reply(execution))
         return execution
 
     async def executions(
@@ -268,8 +280,27 @@ class Kernel:
         await self._rest.shutdown(self.kernel_id)
         await self.aclose()
 
-    async def _request(self, msg_type: str, content: Mapping[str, Any]) -> dict[str, Any]:
-        request = self._session.request(msg_type, content, now())
+    async def _stop_after_reply(self, execution: Execution) -> None:
+        """End the outputs of an execution after those that precede a reply of the kernel.
+
+        A busy kernel answers on the control channel. The reply comes after all earlier output.
+        """
+        with suppress(KbridgeError):
+            await self._request("kernel_info_request", {}, ChannelName.CONTROL)
+            execution.stop()
+
+    def _start(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _request(
+        self,
+        msg_type: str,
+        content: Mapping[str, Any],
+        channel: ChannelName = ChannelName.SHELL,
+    ) -> dict[str, Any]:
+        request = self._session.request(msg_type, content, now(), channel=channel)
         reply: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
         self._replies[request.msg_id] = reply
         try:
@@ -322,9 +353,7 @@ class Kernel:
     def _ask(self, event: InputRequested) -> None:
         execution = self._executions[event.msg_id]
         if execution.on_input is not None:
-            task = asyncio.create_task(self._answer(execution, execution.on_input, event))
-            self._asking.add(task)
-            task.add_done_callback(self._asking.discard)
+            self._start(self._answer(execution, execution.on_input, event))
 
     async def _answer(
         self, execution: Execution, ask: InputCallback, event: InputRequested

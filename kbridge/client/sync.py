@@ -190,9 +190,16 @@ class Kernel:
         )
         return Execution(self._loop, self._loop.run(sent))
 
-    def follow(self, msg_id: str, *, input: InputCallback | None = None) -> Execution:  # noqa: A002
-        """Return an execution of any client, with its outputs from the beginning."""
-        return Execution(self._loop, self._loop.run(self._kernel.follow(msg_id, input=input)))
+    def follow(
+        self,
+        msg_id: str,
+        *,
+        wait: bool = True,
+        input: InputCallback | None = None,  # noqa: A002  # what the code calls
+    ) -> Execution:
+        """Return an execution of any client; see `kbridge.client.Kernel.follow`."""
+        followed = self._kernel.follow(msg_id, wait=wait, input=input)
+        return Execution(self._loop, self._loop.run(followed))
 
     def executions(
         self, *, state: str = "", cell_id: str = "", limit: int | None = None

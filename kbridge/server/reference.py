@@ -65,6 +65,8 @@ _ABOUT = {
     "RestartApp": "`kbridge restart`.",
     "StopApp": "`kbridge stop`.",
     "HealthApp": "`kbridge health`.",
+    "RunApp": "`kbridge run`.",
+    "LogsApp": "`kbridge logs`.",
     "KbridgeExtension": "The [extension for Jupyter Server](jupyter.md), in its configuration.",
     "ConnectionFileMixin": "For programs that use `kbridge.connect`: an object with a connection"
     " file. The server does not use these settings.",
@@ -122,6 +124,7 @@ def _documented() -> Iterator[tuple[type[Configurable], _Settings]]:
     from kbridge.server.cli.health import HealthApp
     from kbridge.server.cli.kernelgateway import KernelGatewayApp
     from kbridge.server.cli.restart import RestartApp
+    from kbridge.server.cli.run import ClientCommand, LogsApp, RunApp
 
     for cls in (KbridgeApp, *KbridgeApp.classes):
         yield cls, _settings(cls)
@@ -132,9 +135,12 @@ def _documented() -> Iterator[tuple[type[Configurable], _Settings]]:
         RestartApp,
         StopApp,
         HealthApp,
+        RunApp,
+        LogsApp,
         KbridgeExtension,
     ):
-        yield cls, [(name, trait) for name, trait in _settings(cls) if trait.this_class is cls]
+        owners = (cls, ClientCommand)
+        yield cls, [(name, trait) for name, trait in _settings(cls) if trait.this_class in owners]
     yield ConnectionFileMixin, _settings(ConnectionFileMixin)
 
 

@@ -27,6 +27,7 @@ from kbridge.client import (
     sync,
 )
 from kbridge.errors import (
+    Conflict,
     Forbidden,
     KernelDied,
     KernelNotFound,
@@ -240,6 +241,16 @@ async def test_an_execution_can_be_followed_later(client: Server, kernel: str) -
     assert (await followed).status == "error"
     with pytest.raises(NotFound):
         await second.follow("another")
+
+
+async def test_following_may_end_with_the_output_so_far(client: Server, own_kernel: str) -> None:
+    session = await client.kernel(own_kernel)
+    running = await session.execute("print('begun', flush=True)\nwhile True: pass")
+    assert await anext(running) == Stream("stdout", "begun\n")
+    so_far = await session.follow(running.msg_id, wait=False)
+    assert text_of(await so_far.collect()) == "begun\n"
+    with pytest.raises(Conflict):
+        await so_far
 
 
 async def test_a_restart_fails_what_ran(client: Server, own_kernel: str) -> None:

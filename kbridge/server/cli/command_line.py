@@ -16,6 +16,7 @@ kbridge --sock ~/kbridge.sock             # a unix socket that only you can open
 kbridge --shutdown-kernels-on-exit=false  # leave kernels running for the next start
 kbridge --generate-config                 # write a config file with every setting
 kbridge attach kernel-1234.json           # serve a kernel that is already running
+kbridge run train.py                      # run a program on a kernel of a running server
 kbridge list                              # show running servers
 kbridge restart 8888                      # restart a server after an upgrade; kernels stay
 kbridge stop 8888                         # stop a server and its kernels
@@ -77,10 +78,12 @@ SUBCOMMANDS: dict[str, Any] = {
         "Serve kernels, with the options of `jupyter kernelgateway`.",
     ),
     "list": ("kbridge.server.cli.commands.ListApp", "List running servers."),
+    "logs": ("kbridge.server.cli.run.LogsApp", "Show the output of an execution."),
     "restart": (
         "kbridge.server.cli.restart.RestartApp",
         "Restart a running server, given its port or socket; its kernels stay.",
     ),
+    "run": ("kbridge.server.cli.run.RunApp", "Run a program or a notebook on a kernel."),
     "stop": (
         "kbridge.server.cli.commands.StopApp",
         "Stop a running server, given its port or socket.",

@@ -29,6 +29,8 @@ _ELSEWHERE = {
     "ListApp": "kbridge.server.cli.commands",
     "StopApp": "kbridge.server.cli.commands",
     "HealthApp": "kbridge.server.cli.health",
+    "LogsApp": "kbridge.server.cli.run",
+    "RunApp": "kbridge.server.cli.run",
     "ConnectionFileMixin": "jupyter_client.connect",
     "LocalPortCache": "jupyter_client.connect",
     "KernelManager": "jupyter_client.manager",
