@@ -158,7 +158,8 @@ class SessionCheck:
             if msg_id in self.cells:
                 self.cells[msg_id].acked = acked
         self._at_ping = {
-            i: (cell.next, frozenset(cell.seen - cell.again))
+            # Of a cell whose lines are to come again, `next` is that of the previous connection.
+            i: (cell.acked[0] if cell.rewind else cell.next, frozenset(cell.seen - cell.again))
             for i in self._touched
             if (cell := self.cells.get(i)) is not None
         }

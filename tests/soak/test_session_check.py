@@ -86,6 +86,7 @@ BUSY, INPUT, IDLE = (
         [BUSY(), lines(0, 1, 2), "again", lines(1), lines(2, 3, 4, 5), reply(), IDLE()],
         [BUSY(), lines(0, 1, 2), "again", BUSY(), lines(0, 1, 2, 3, 4, 5), reply(), IDLE()],
         [BUSY(), lines(0), b"1", lines(1), b"2", "again", lines(1, 2, 3, 4, 5), reply(), IDLE()],
+        [BUSY(), lines(0), "again", BUSY(), b"1", b"2", lines(0, 1, 2, 3, 4, 5), reply(), IDLE()],
         [BUSY(), lines(0, 1), marker(2), lines(4, 5), reply(), IDLE()],
         [BUSY(), lines(0, 1, 2, 3, 4, 5), reply(), IDLE(), "again", IDLE()],
     ],
