@@ -448,8 +448,9 @@ class Hub:
         self.announce("starting" if asked else "restarting")
 
     def dead(self) -> None:
-        """Note that the kernel has ended for good, and tell the clients."""
+        """Deliver the last messages of a kernel that has ended for good, and tell the clients."""
         self._deaths += 1
+        self._kernel.drain()
         self._kernel.dead()
         self._broadcaster.forget_requests()
         self.announce("dead")

@@ -481,6 +481,15 @@ async def test_death_is_told_and_requests_of_our_own_fail(rig) -> None:
     assert rig.hub.activity.execution_state == "dead"
 
 
+async def test_the_last_output_of_a_kernel_arrives_before_its_death(rig) -> None:
+    client, _ = rig.attach()
+    rig.kernel.arrive(Channel.IOPUB, serialize(rig.stream("last words"), rig.signer))
+    rig.hub.dead()
+    output, death = received(client)[-2:]
+    assert b"last words" in output.content
+    assert b"dead" in death.content
+
+
 async def test_a_request_of_our_own_is_answered_to_us_alone(rig) -> None:
     client, _ = rig.attach()
     pending = asyncio.ensure_future(rig.hub.request("history_request", {}))
