@@ -15,6 +15,8 @@ from kbridge.metrics.loop_lag import LoopLag
 from kbridge.metrics.samples import Samples
 
 if TYPE_CHECKING:
+    from prometheus_client import CollectorRegistry
+
     from kbridge.metrics.collector import BridgeCollector
 
 __all__ = ["EXPORT", "MetricsExport"]
@@ -23,26 +25,30 @@ __all__ = ["EXPORT", "MetricsExport"]
 class MetricsExport:
     """The metrics of the hubs of a process.
 
+    Parameters
+    ----------
+    registry : CollectorRegistry, optional
+        The registry that shows them; by default that of Jupyter Server's `/metrics`.
+
     Attributes
     ----------
     per_kernel : bool
         True to export the ids of kernels.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, registry: CollectorRegistry | None = None) -> None:
         self.per_kernel = False
+        self._registry = registry
         self._lags: weakref.WeakKeyDictionary[JupyterHubs, LoopLag] = weakref.WeakKeyDictionary()
         self._collector: BridgeCollector | None = None
 
     def register(self) -> None:
         """Show the metrics; may be called twice."""
         if self._collector is None:
-            from prometheus_client import REGISTRY
-
             from kbridge.metrics.collector import BridgeCollector
 
             self._collector = BridgeCollector(self.read)
-            REGISTRY.register(self._collector)
+            self._shown_by().register(self._collector)
 
     def add(self, hubs: JupyterHubs) -> None:
         """Show the metrics of a server, on its running event loop."""
@@ -59,10 +65,13 @@ class MetricsExport:
     def unregister(self) -> None:
         """Show no metrics any longer, unless another server of this process has some."""
         if self._collector is not None and not self._lags:
-            from prometheus_client import REGISTRY
-
-            REGISTRY.unregister(self._collector)
+            self._shown_by().unregister(self._collector)
             self._collector = None
+
+    def _shown_by(self) -> CollectorRegistry:
+        from prometheus_client import REGISTRY
+
+        return REGISTRY if self._registry is None else self._registry
 
     def read(self, samples: Samples) -> None:
         """Add all values."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from prometheus_client import REGISTRY, generate_latest
+from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 from kbridge.hub.table import HubTable
@@ -14,9 +14,11 @@ from kbridge.jupyter.metrics import MetricsExport
 from kbridge.link.memory import MemoryKernel
 from tests.jupyter.rig import FakeKernel, FakeKernels
 
+REGISTRY = CollectorRegistry(auto_describe=True)
+
 
 def shown() -> dict[tuple[str, ...], float]:
-    """Return kbridge's values in the registry that Jupyter Server's `/metrics` shows."""
+    """Return kbridge's values in the registry of this test."""
     text = generate_latest(REGISTRY).decode()
     return {
         (sample.name, *sample.labels.values()): sample.value
@@ -28,7 +30,7 @@ def shown() -> dict[tuple[str, ...], float]:
 
 @pytest.fixture
 def export() -> Any:
-    made = MetricsExport()
+    made = MetricsExport(REGISTRY)
     yield made
     made.unregister()
 
