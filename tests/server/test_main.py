@@ -449,7 +449,7 @@ def test_a_unix_socket(run: Run, serve: Callable[..., Process], tmp_path: Path) 
 
 @pytest.mark.parametrize("how", ["plain", "base url", "tls", "client certificates", "socket"])
 def test_health(run: Run, serve: Callable[..., Process], tmp_path: Path, how: str) -> None:
-    """It follows the options of the server and needs no options."""
+    """It follows the options of the server."""
     options: tuple[str, ...] = ()
     if how == "base url":
         options = ("--base-url=/a/b",)
@@ -460,7 +460,7 @@ def test_health(run: Run, serve: Callable[..., Process], tmp_path: Path, how: st
         options = (f"--certfile={cert}", f"--keyfile={key}")
         options += (f"--client-ca={cert}",) * (how == "client certificates")
     server = serve(*options)
-    done = run("health")
+    done = run("health", f"--HealthApp.timeout={TIMEOUT:g}")
     assert (done.returncode, done.stdout) == (0, "1 server: ok\n"), done.stderr
     server.process.send_signal(signal.SIGSTOP)
     try:
