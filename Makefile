@@ -28,7 +28,7 @@ PUT_LAB = dir=$(2)/share/jupyter/labextensions/@kbridge && mkdir -p $$dir && rm 
 HAVE_CC = command -v $${CC:-cc} >/dev/null && test -f "$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("include"))')/Python.h"
 SPEEDUPS = $(wildcard speedups/*.c speedups/*.py speedups/*.toml)
 
-.PHONY: help serve test test-floors labextension speedups soak check format mutants coverage bench recording lock clean
+.PHONY: help serve test test-floors labextension speedups soak check docs format mutants coverage bench recording lock clean
 .DELETE_ON_ERROR:
 
 help:                   ## this text
@@ -79,6 +79,10 @@ check: $(VENV)/.dev     ## format, lint, types, English, layers
 	$(BIN)/python -m pytest -q tests/test_layers.py
 	@if [ -x $(BIN)/hadolint ]; then echo $(BIN)/hadolint Dockerfile; $(BIN)/hadolint Dockerfile; \
 	else echo "hadolint: no build for this machine on PyPI, Dockerfile not linted"; fi
+
+docs: $(VENV)/.dev      ## build the documentation site into build/site
+	$(BIN)/python -m sphinx --quiet --fail-on-warning --keep-going -c docs/_site -d build/doctrees $(ARGS) . build/site
+	@echo "build/site/index.html"
 
 format: $(VENV)/.dev    ## format the code as `check` requires
 	$(BIN)/ruff format .
