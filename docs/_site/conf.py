@@ -60,7 +60,7 @@ html_theme_options = {
 }
 
 NAVIGATION = {
-    "Tutorial": ["Overview <../README>"],
+    "Tutorial": ["Overview <../README>", "tutorial"],
     "How-to guides": [
         "jupyter", "jupyterlab", "kernel-gateway", "docker", "reaching-kernels", "surviving",
         "monitoring", "../CONTRIBUTING",
