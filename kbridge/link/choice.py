@@ -69,6 +69,10 @@ def _zmtp(endpoints: Endpoints, events: KernelEvents, identity: bytes) -> Kernel
 
     if endpoints.curve is not None:
         raise KernelError("plain sockets cannot encrypt, as this kernel does; set link to auto")
+    if not usable(endpoints.transport):
+        raise KernelError(
+            f"plain sockets cannot use {endpoints.transport} on this system; set link to auto"
+        )
     return ZmtpLink(endpoints, events, identity)
 
 

@@ -11,6 +11,7 @@ from kbridge.errors import KernelError
 from kbridge.link.choice import LinkKind, make_link
 from kbridge.link.endpoints import Endpoints
 from kbridge.link.pyzmq.link import PyzmqLink
+from kbridge.link.zmtp import address
 from kbridge.link.zmtp.link import ZmtpLink
 from kbridge.wire.message import Channel
 from tests.link.kernel_side import Recorder, Side
@@ -53,6 +54,15 @@ async def test_other_transports_than_tcp_and_ipc_are_left_to_libzmq() -> None:
     endpoints = Endpoints("bogus", "127.0.0.1", dict.fromkeys(Channel, 1))
     with pytest.raises(KernelError, match="Protocol not supported"):
         make_link(LinkKind.AUTO)(endpoints, Recorder(), b"name")
+
+
+async def test_a_system_without_plain_sockets_uses_libzmq(side, monkeypatch) -> None:
+    monkeypatch.setattr(address, "_POSIX", False)  # as on Windows
+    link = make_link(LinkKind.AUTO)(side.endpoints, Recorder(), b"name")
+    link.close()
+    assert isinstance(link, PyzmqLink)
+    with pytest.raises(KernelError, match="set link to auto"):
+        make_link(LinkKind.ZMTP)(side.endpoints, Recorder(), b"name")
 
 
 def test_a_kernel_on_plain_sockets_needs_no_libzmq() -> None:

@@ -520,6 +520,8 @@ import kbridge
 for found in pkgutil.walk_packages(kbridge.__path__, "kbridge."):
     if not found.name.endswith("__main__"):
         importlib.import_module(found.name)
+from kbridge.link.zmtp.address import usable
+assert not usable("tcp")  # so that libzmq connects to kernels
 """
 
 

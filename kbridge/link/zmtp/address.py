@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import socket
+import sys
 from dataclasses import dataclass
 from typing import Any, Final, TypeAlias
 
@@ -18,7 +19,8 @@ __all__ = ["Address", "SocketAddress", "is_local", "usable"]
 SocketAddress: TypeAlias = tuple[int, Any]
 """Address family, and what `socket.connect` takes."""
 
-_POSIX: Final = hasattr(socket.socket, "sendmsg")  # False on Windows
+# Windows has neither `sendmsg` nor the private mappings that `receive` uses.
+_POSIX: Final = sys.platform != "win32"
 _PATH_LIMIT: Final = 107  # bytes, without the final NUL: unix(7)
 
 
