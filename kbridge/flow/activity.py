@@ -148,6 +148,11 @@ class Activity:
         """The msg_id of the request that has been busy for the longest time; empty if none is."""
         return next(iter(self._busy.values()), "")
 
+    @property
+    def presumed(self) -> bool:
+        """True if the kernel is only presumed to be busy, with a request from before."""
+        return list(self._busy.values()) == [_BEFORE]
+
     def observe(self, msg: Message, msg_type: str, now: float) -> None:
         """Process one message from the kernel, on any channel."""
         if msg_type == "status":

@@ -135,6 +135,9 @@ class Hub:
         self._ended = asyncio.Event()
         self._restarts = dict.fromkeys(("requested", "automatic"), 0)
         self._deaths = 0
+        # The request of which `_report_busy` has told websockets, and their numbers.
+        self._reported_work = ""
+        self._reported_to: set[int] = set()
         self._broadcaster.connecting(connection_info)
         self._kernel.restore([each for each in saved.executions if each.owed])
         self._kernel.connect(connection_info)
@@ -257,18 +260,28 @@ class Hub:
         if msg_type == "execute_request":
             self._broadcaster.tracker.submitted(msg, number)
         elif msg_type == "kernel_info_request" and msg.channel is Channel.SHELL:
-            self._report_busy(number)
+            self._report_busy(cursor)
         return room
 
-    def _report_busy(self, client: int) -> None:
+    def _report_busy(self, cursor: Cursor) -> None:
         """Tell a client that asks for the kernel's information at once that the kernel is busy.
 
         A page that was loaded again asks in order to learn the state of its kernel, which answers
         only after the running cell. The status has no parent, because JupyterLab ignores the
-        statuses of requests for information.
+        statuses of requests for information. A websocket is told once per cell, and only if the
+        kernel has said that it is busy: then the `idle` of the cell follows.
         """
-        if self._kernel.activity.execution_state == "busy":
-            self._broadcaster.append(self.notices.status("busy"), client)
+        activity = self._kernel.activity
+        if activity.execution_state != "busy" or activity.presumed:
+            return
+        if not self.notices.speaks_as_kernel:
+            return  # JupyterLab would take another session for another process
+        if activity.at_work != self._reported_work:
+            self._reported_work = activity.at_work
+            self._reported_to = set()
+        if cursor.number not in self._reported_to:
+            self._reported_to.add(cursor.number)
+            self._broadcaster.append(self.notices.status("busy"), cursor.session.number)
             self._broadcaster.on_drained()
 
     def say(self, msg: Message) -> None:

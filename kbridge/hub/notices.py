@@ -85,6 +85,11 @@ class Notices:
         """
         self._kernel_session = session
 
+    @property
+    def speaks_as_kernel(self) -> bool:
+        """True if the session of the kernel's process is known."""
+        return bool(self._kernel_session)
+
     def request(self, channel: Channel, msg_type: str, content: Mapping[str, Any]) -> Message:
         """Return a request of the bridge itself."""
         return self._build(channel, msg_type, content)

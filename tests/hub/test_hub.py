@@ -11,11 +11,11 @@ from kbridge.flow.lost_replies import GRACE
 from kbridge.flow.readiness import RENEW_SECONDS
 from kbridge.hub.hub import Hub
 from kbridge.link.memory import MemoryKernel
-from kbridge.wire.dialects import LEGACY
+from kbridge.wire.dialects import LEGACY, V1
 from kbridge.wire.message import Channel
 from kbridge.wire.signing import Signer
 from kbridge.wire.zmq import parse, serialize
-from tests.hub.rig import INFO, frames_of, received, texts
+from tests.hub.rig import INFO, Peer, frames_of, received, texts
 from tests.support.waiting import TIMEOUT
 
 
@@ -133,6 +133,35 @@ async def test_a_client_that_asks_an_idle_kernel_or_on_control_is_told_by_the_ke
     rig.say(rig.message(Channel.SHELL, "execute_reply", {"status": "ok"}, cell.header))
     rig.hub.submit(attached, rig.request("kernel_info_request"))
     assert statuses(page) == [("busy", cell.msg_id)], "a reply ends a request whose idle is missing"
+
+
+async def test_an_adopted_kernel_that_is_presumed_to_be_busy_is_not_reported(rig) -> None:
+    """It may be idle, and its answer to the request has no idle that JupyterLab counts."""
+    hub = rig.open(former=[b"of the bridge before"])
+    page = Peer()
+    attached = hub.attach(page, V1, "page")
+    assert hub.activity.execution_state == "busy"
+    hub.submit(attached, rig.request("kernel_info_request"))
+    assert received(page) == []
+
+
+async def test_a_websocket_is_told_once_per_cell_that_the_kernel_is_busy(rig) -> None:
+    page, attached = rig.attach("page")
+    for code in ("1", "2"):
+        cell = rig.request(code=code)
+        rig.hub.submit(attached, cell)
+        rig.say(rig.message(Channel.IOPUB, "status", {"execution_state": "busy"}, cell.header))
+        for _ in range(3):
+            rig.hub.submit(attached, rig.request("kernel_info_request"))
+        rig.say(rig.message(Channel.IOPUB, "status", {"execution_state": "idle"}, cell.header))
+    again, joining = rig.attach("page")  # as after a break of the connection
+    assert [status for status in statuses(page) if not status[1]] == [("busy", "")] * 2
+    cell = rig.request(code="3")
+    rig.hub.submit(attached, cell)
+    rig.say(rig.message(Channel.IOPUB, "status", {"execution_state": "busy"}, cell.header))
+    for cursor in (attached, joining):
+        rig.hub.submit(cursor, rig.request("kernel_info_request"))
+    assert [status for status in statuses(again) if not status[1]] == [("busy", "")] * 2
 
 
 async def test_two_websockets_of_one_session_are_two_readers_of_one_client(rig) -> None:
