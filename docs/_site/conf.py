@@ -70,8 +70,8 @@ NAVIGATION = {
         "stability", "../CHANGELOG",
     ],
     "Explanation": [
-        "architecture", "journal", "adr/index", "threat-model", "peer-suite", "peer-suite-connect",
-        "../SECURITY", "../CODE_OF_CONDUCT",
+        "comparison", "architecture", "journal", "adr/index", "threat-model", "peer-suite",
+        "peer-suite-connect", "../SECURITY", "../CODE_OF_CONDUCT",
     ],
 }  # fmt: skip
 
