@@ -24,7 +24,8 @@ export function encode(message: Omit<Message, "buffers"> & {
     buffers?: readonly (ArrayBuffer | ArrayBufferView)[];
 }): ArrayBuffer;
 /**
- * Return the message of a frame.
+ * Return the message of a frame. Bytes that are not UTF-8, which Python's kernels send for some names
+ * of files, are replaced by U+FFFD.
  *
  * @param {ArrayBuffer} frame
  * @returns {Message}
@@ -37,7 +38,7 @@ export function decode(frame: ArrayBuffer): Message;
  * @param {Message} message
  * @returns {Exclude<Output, InputRequest> | null}
  */
-export function outputOf({ header, content, buffers }: Message): Exclude<Output, InputRequest> | null;
+export function outputOf({ header, content, buffers, unreadable }: Message): Exclude<Output, InputRequest> | null;
 /**
  * @typedef {object} ConnectOptions
  * @property {string | URL} [url] The address of the server. Without it, the server from which this
@@ -584,6 +585,10 @@ export type Message = {
      * Views of the frame, which is not copied.
      */
     buffers: DataView[];
+    /**
+     * True if the kernel sent a part that is not JSON; it is empty here.
+     */
+    unreadable?: boolean | undefined;
 };
 /**
  * Text that the code wrote.

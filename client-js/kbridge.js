@@ -131,6 +131,7 @@ export const PROTOCOL = 'v1.kernel.websocket.jupyter.org';
  * @property {Record<string, any>} metadata
  * @property {Record<string, any>} content
  * @property {DataView[]} buffers Views of the frame, which is not copied.
+ * @property {boolean} [unreadable] True if the kernel sent a part that is not JSON; it is empty here.
  */
 
 const PARTS = 5; // channel, header, parent_header, metadata, content
@@ -170,7 +171,8 @@ export function encode(message) {
 }
 
 /**
- * Return the message of a frame.
+ * Return the message of a frame. Bytes that are not UTF-8, which Python's kernels send for some names
+ * of files, are replaced by U+FFFD.
  *
  * @param {ArrayBuffer} frame
  * @returns {Message}
@@ -181,33 +183,34 @@ export function decode(frame) {
     throw new MalformedFrame('the frame is not binary');
   }
   const offsets = readOffsets(frame);
-  const utf8 = new TextDecoder('utf-8', { fatal: true });
-  try {
-    const [channel, ...texts] = [0, 1, 2, 3, 4].map(i =>
-      utf8.decode(new Uint8Array(frame, offsets[i], offsets[i + 1] - offsets[i]))
-    );
-    const [header, parent, metadata, content] = texts.map(text => JSON.parse(text));
-    if (!isObject(header) || typeof header.msg_type !== 'string') {
-      throw new MalformedFrame('the message has no type');
+  const utf8 = new TextDecoder();
+  const [channel, ...texts] = [0, 1, 2, 3, 4].map(i =>
+    utf8.decode(new Uint8Array(frame, offsets[i], offsets[i + 1] - offsets[i]))
+  );
+  let unreadable = false;
+  const [header, parent, metadata, content] = texts.map(text => {
+    try {
+      return JSON.parse(text);
+    } catch {
+      unreadable = true; // NaN, for example
     }
-    const buffers = [];
-    for (let i = PARTS; i + 1 < offsets.length; i++) {
-      buffers.push(new DataView(frame, offsets[i], offsets[i + 1] - offsets[i]));
-    }
-    return {
-      channel: /** @type {Message['channel']} */ (channel),
-      header: /** @type {any} */ (header),
-      parent_header: objectOf(parent),
-      metadata: objectOf(metadata),
-      content: objectOf(content),
-      buffers
-    };
-  } catch (error) {
-    if (error instanceof KbridgeError) {
-      throw error;
-    }
-    throw new MalformedFrame('a part of the frame is not JSON in UTF-8', { cause: error });
+  });
+  if (!isObject(header) || typeof header.msg_type !== 'string') {
+    throw new MalformedFrame('the message has no type');
   }
+  const buffers = [];
+  for (let i = PARTS; i + 1 < offsets.length; i++) {
+    buffers.push(new DataView(frame, offsets[i], offsets[i + 1] - offsets[i]));
+  }
+  return {
+    channel: /** @type {Message['channel']} */ (channel),
+    header: /** @type {any} */ (header),
+    parent_header: objectOf(parent),
+    metadata: objectOf(metadata),
+    content: objectOf(content),
+    buffers,
+    ...(unreadable ? { unreadable } : {})
+  };
 }
 
 /**
@@ -336,7 +339,7 @@ function errorOutput(content) {
  * @param {Message} message
  * @returns {Exclude<Output, InputRequest> | null}
  */
-export function outputOf({ header, content, buffers }) {
+export function outputOf({ header, content, buffers, unreadable }) {
   const bundle = () => ({
     data: objectOf(content.data),
     metadata: objectOf(content.metadata),
@@ -344,6 +347,9 @@ export function outputOf({ header, content, buffers }) {
     buffers
   });
   const type = header.msg_type;
+  if (unreadable && type !== 'status') {
+    return { type: 'gap', messages: 1, text: `a message of type ${type} is not valid JSON` };
+  }
   switch (type) {
     case 'stream': {
       const text = textOf(content.text);
@@ -417,6 +423,7 @@ function resultOf(content) {
  */
 
 const RECENT = 1000; // ids of messages, because the server may repeat input requests
+const UNREADABLE = 'the reply of the kernel is not valid JSON';
 const REPLACED = ['starting', 'restarting', 'dead'];
 
 /**
@@ -581,17 +588,19 @@ export class KernelSession {
   }
 
   /** @type {(id: string, message: Message) => SessionEvent[]} */
-  #reply(id, { channel, content }) {
+  #reply(id, { channel, content, unreadable }) {
     if (channel === 'iopub') {
       return []; // busy and idle
     }
     this.#waiting.delete(id);
-    return [{ type: 'replied', id, content }];
+    return unreadable
+      ? [{ type: 'failed', id, error: new KernelError(UNREADABLE) }]
+      : [{ type: 'replied', id, content }];
   }
 
   /** @type {(id: string, waiting: Waiting, message: Message) => SessionEvent[]} */
   #ofExecution(id, waiting, message) {
-    const { channel, header, content } = message;
+    const { channel, header, content, unreadable } = message;
     if (header.msg_type === 'input_request') {
       waiting.question = header;
       waiting.answer = null;
@@ -599,7 +608,8 @@ export class KernelSession {
       return [{ type: 'question', id, prompt: textOf(prompt), password: Boolean(password) }];
     }
     if (header.msg_type === 'execute_reply') {
-      waiting.result = resultOf(content);
+      const failed = { status: 'error', ename: 'KernelError', evalue: UNREADABLE };
+      waiting.result = resultOf(unreadable ? failed : content);
     } else if (channel === 'iopub') {
       waiting.answer = null;
       const output = outputOf(message);

@@ -3,7 +3,7 @@
 import assert from 'node:assert/strict';
 import { afterEach, beforeEach, mock, test } from 'node:test';
 
-import { KernelDied, NetworkError } from '../kbridge.js';
+import { encode, KernelDied, NetworkError } from '../kbridge.js';
 import { all, FakeServer, settle } from './fakes.js';
 import { ask, done, print, reply, say, status } from './messages.js';
 
@@ -50,6 +50,21 @@ test('outputs come in order, and the result at the end', async () => {
   assert.equal(text(await outputs), 'ab');
   assert.equal((await execution.result).status, 'ok');
   assert.deepEqual(await all(execution), []); // each output once
+});
+
+test('a message that is not JSON is a gap, and the session goes on', async () => {
+  const fake = new FakeServer();
+  const execution = fake.kernel.execute('code');
+  const { id } = execution;
+  await fake.socket.open();
+  const frame = encode(say('display_data', { data: { x: 100 } }, { parent: id }));
+  const bytes = Buffer.from(frame);
+  bytes.write('NaN', bytes.indexOf('100'));
+  await fake.socket.write(frame);
+  await fake.socket.say(print('b', id), ...end(id));
+  const [gap, output] = await all(execution);
+  assert.deepEqual([gap.type, gap.messages, output.text], ['gap', 1, 'b']);
+  assert.deepEqual(fake.states, ['connecting', 'open']);
 });
 
 test('after a cut it names the last message, and sends again what the server does not know', async () => {

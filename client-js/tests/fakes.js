@@ -36,7 +36,11 @@ class FakeSocket {
   }
 
   async say(...messages) {
-    messages.forEach(message => this.onmessage({ data: encode(message) }));
+    await this.write(...messages.map(encode));
+  }
+
+  async write(...frames) {
+    frames.forEach(data => this.onmessage({ data }));
     await settle();
   }
 

@@ -78,6 +78,17 @@ test('parts that are not objects become empty ones, and text is refused', () => 
   assert.throws(() => decode('{}'), MalformedFrame);
 });
 
+test('bytes that are not UTF-8 are replaced, and a part that is not JSON is empty', () => {
+  const content = { text: 'caf#.txt' };
+  const frame = encode({ ...cases.valid[0].message, buffers: [], content });
+  const at = Buffer.from(frame).indexOf('#');
+  new Uint8Array(frame)[at] = 0xe9; // as ipykernel sends os.fsdecode(b'caf\xe9.txt')
+  assert.deepEqual(decode(frame).content, { text: 'caf\ufffd.txt' });
+  assert.equal(decode(frame).unreadable, undefined);
+  Buffer.from(frame).write('@', Buffer.from(frame).indexOf('{"text'));
+  assert.deepEqual([decode(frame).content, decode(frame).unreadable], [{}, true]);
+});
+
 test('encode any view without the bytes around it', () => {
   const around = new Uint8Array([1, 2, 3, 4, 5, 6, 7, 8]);
   const message = { ...cases.valid[0].message, buffers: [] };

@@ -202,6 +202,24 @@ test('a notice of the server is a gap, the same text of a kernel is not', () => 
   assert.equal(outputOf(say('comm_info_reply')), null);
 });
 
+test('an output that is not JSON is a gap, a reply that is not JSON is an error', () => {
+  const [session, id] = running('1');
+  const unreadable = { unreadable: true, content: {} };
+  const [{ output }] = feed(session, { ...print('', id), ...unreadable });
+  const text = 'a message of type stream is not valid JSON';
+  assert.deepEqual(output, { type: 'gap', messages: 1, text });
+  const [, finished] = feed(session, status('idle', id), { ...done(id), ...unreadable });
+  assert.deepEqual([finished.type, finished.result.status], ['finished', 'error']);
+  assert.equal(finished.result.error.evalue, 'the reply of the kernel is not valid JSON');
+  const info = session.build('shell', 'kernel_info_request', {});
+  session.request(info);
+  const [failed] = feed(session, {
+    ...reply('kernel_info_reply', {}, info.header.msg_id),
+    ...unreadable
+  });
+  assert.deepEqual([failed.type, failed.error.name], ['failed', 'KernelError']);
+});
+
 const CLOSES = [
   [1000, '', null],
   [1001, 'the server is shutting down', null],
