@@ -180,6 +180,14 @@ export class KernelSession {
      * @param {Message} message
      */
     request(message: Message): void;
+    /** True if an execution has a reply and no idle status yet. @param {string} id */
+    isLate(id: string): boolean;
+    /**
+     * Return a request that ends a late execution: kernels answer in order, but may drop output.
+     *
+     * @param {string} id
+     */
+    probe(id: string): Message;
     /**
      * Return the answer to the question of an execution; null if it has none.
      *
@@ -307,7 +315,8 @@ export class Comm extends EventTarget {
 /** @typedef {(question: Question) => string | Promise<string>} OnInput */
 /**
  * @typedef {object} ExecuteOptions
- * @property {OnInput} [onInput] Answers `input()`. Without it, code that asks gets an error.
+ * @property {OnInput} [onInput] Answers `input()`. Without it, code that asks gets an error. If it
+ *   throws, the execution fails with its error, and the kernel is interrupted.
  * @property {boolean} [allowInput] True to receive input requests as outputs, to be answered with
  *   their method `reply`.
  * @property {string} [cellId] The cell of a document that the code is from.
@@ -718,6 +727,10 @@ export type Waiting = {
     idle: boolean;
     result: Result | null;
     /**
+     * The execution that ends with the reply to this request, or empty.
+     */
+    probes: string;
+    /**
      * The last input request without an answer.
      */
     question: Header | null;
@@ -783,7 +796,8 @@ export type Question = {
 export type OnInput = (question: Question) => string | Promise<string>;
 export type ExecuteOptions = {
     /**
-     * Answers `input()`. Without it, code that asks gets an error.
+     * Answers `input()`. Without it, code that asks gets an error. If it
+     * throws, the execution fails with its error, and the kernel is interrupted.
      */
     onInput?: OnInput | undefined;
     /**

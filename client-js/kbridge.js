@@ -407,6 +407,7 @@ function resultOf(content) {
  * @property {boolean} begun True once a message of the kernel has named it.
  * @property {boolean} idle
  * @property {Result | null} result
+ * @property {string} probes The execution that ends with the reply to this request, or empty.
  * @property {Header | null} question The last input request without an answer.
  * @property {Message | null} answer Until the execution goes on.
  */
@@ -468,7 +469,7 @@ export class KernelSession {
 
   /** The number of requests that are not complete, other than executions. */
   get requests() {
-    return [...this.#waiting.values()].filter(each => !each.code).length;
+    return [...this.#waiting.values()].filter(each => !each.code && !each.probes).length;
   }
 
   /** True if some execution may have been lost with a connection. */
@@ -507,10 +508,26 @@ export class KernelSession {
     this.#wait(msg_id, message, msg_type === 'execute_request');
   }
 
-  /** @type {(id: string, message: Message | null, code: boolean) => void} */
-  #wait(id, message, code) {
+  /** True if an execution has a reply and no idle status yet. @param {string} id */
+  isLate(id) {
+    return Boolean(this.#waiting.get(id)?.result);
+  }
+
+  /**
+   * Return a request that ends a late execution: kernels answer in order, but may drop output.
+   *
+   * @param {string} id
+   */
+  probe(id) {
+    const message = this.build('shell', 'kernel_info_request', {});
+    this.#wait(message.header.msg_id, message, false, id);
+    return message;
+  }
+
+  /** @type {(id: string, message: Message | null, code: boolean, probes?: string) => void} */
+  #wait(id, message, code, probes = '') {
     const none = { sent: false, begun: false, idle: false, result: null };
-    this.#waiting.set(id, { message, code, question: null, answer: null, ...none });
+    this.#waiting.set(id, { message, code, probes, question: null, answer: null, ...none });
   }
 
   /**
@@ -583,19 +600,36 @@ export class KernelSession {
     waiting.message = null;
     return [
       ...events,
-      ...(waiting.code ? this.#ofExecution(parent, waiting, message) : this.#reply(parent, message))
+      ...(waiting.code
+        ? this.#ofExecution(parent, waiting, message)
+        : this.#reply(parent, waiting, message))
     ];
   }
 
-  /** @type {(id: string, message: Message) => SessionEvent[]} */
-  #reply(id, { channel, content, unreadable }) {
+  /** @type {(id: string, waiting: Waiting, message: Message) => SessionEvent[]} */
+  #reply(id, { probes }, { channel, content, unreadable }) {
     if (channel === 'iopub') {
       return []; // busy and idle
     }
     this.#waiting.delete(id);
-    return unreadable
-      ? [{ type: 'failed', id, error: new KernelError(UNREADABLE) }]
-      : [{ type: 'replied', id, content }];
+    return probes
+      ? this.#endLate(probes)
+      : unreadable
+        ? [{ type: 'failed', id, error: new KernelError(UNREADABLE) }]
+        : [{ type: 'replied', id, content }];
+  }
+
+  /** @type {(id: string) => SessionEvent[]} */
+  #endLate(id) {
+    const result = this.#waiting.get(id)?.result;
+    this.#waiting.delete(id);
+    const text = 'output may be missing: the kernel did not report the end';
+    return result
+      ? [
+          { type: 'output', id, output: { type: 'gap', messages: 0, text } },
+          { type: 'finished', id, result }
+        ]
+      : [];
   }
 
   /** @type {(id: string, waiting: Waiting, message: Message) => SessionEvent[]} */
@@ -634,8 +668,8 @@ export class KernelSession {
   #replaced(dead) {
     /** @type {SessionEvent[]} */
     const events = [];
-    for (const [id, { code, begun }] of [...this.#waiting]) {
-      if (dead || (code && begun)) {
+    for (const [id, { code, begun, probes }] of [...this.#waiting]) {
+      if (dead || (code && begun) || probes) {
         const error = new KernelDied(dead ? 'the kernel died' : 'the kernel was restarted');
         this.#waiting.delete(id);
         events.push({ type: 'failed', id, error });
@@ -714,6 +748,7 @@ export class Backoff {
 
 const QUEUE_BYTES = 64 * 2 ** 20; // messages that wait for a connection
 const HIGH_BYTES = 32 * 2 ** 20; // outputs that the program has not taken
+const IDLE_DELAY = 5000; // milliseconds from the reply of an execution to its idle status
 const MISSING = 5; // answers in a row that the kernel does not exist, before a channel gives up
 
 /**
@@ -966,8 +1001,25 @@ class Channel {
     }
     this.#backoff.reset();
     const events = this.session.receive(message);
+    if (message.header.msg_type === 'execute_reply') {
+      this.#expectIdle(textOf(message.parent_header.msg_id));
+    }
     this.listener.onMessage(message);
     this.#emit(events, /** @type {ArrayBuffer} */ (data).byteLength);
+  }
+
+  /** Send a probe if an execution remains late. @param {string} id */
+  #expectIdle(id) {
+    if (this.session.isLate(id)) {
+      const timer = setTimeout(() => {
+        if (!this.#ready) {
+          this.#expectIdle(id); // the server may keep its status
+        } else if (this.session.isLate(id)) {
+          this.send(this.session.probe(id));
+        }
+      }, IDLE_DELAY);
+      /** @type {any} */ (timer).unref?.();
+    }
   }
 
   /** @type {(events: SessionEvent[], bytes: number) => void} */
@@ -1224,8 +1276,11 @@ export class Execution {
         this.reply(value);
       }
     } catch (error) {
-      if (!(error instanceof InvalidRequest)) {
-        this.#end(() => this.#reject(error), error); // another client has answered otherwise
+      // InvalidRequest: another client has answered.
+      if (!(error instanceof InvalidRequest) && !this.#ended) {
+        this.#end(() => this.#reject(error), error);
+        const { server, kernelId } = this.#channel;
+        server.request('POST', `${kernelPath(kernelId)}/interrupt`).catch(() => undefined);
       }
     }
   }
@@ -1324,7 +1379,8 @@ export class Comm extends EventTarget {
 
 /**
  * @typedef {object} ExecuteOptions
- * @property {OnInput} [onInput] Answers `input()`. Without it, code that asks gets an error.
+ * @property {OnInput} [onInput] Answers `input()`. Without it, code that asks gets an error. If it
+ *   throws, the execution fails with its error, and the kernel is interrupted.
  * @property {boolean} [allowInput] True to receive input requests as outputs, to be answered with
  *   their method `reply`.
  * @property {string} [cellId] The cell of a document that the code is from.

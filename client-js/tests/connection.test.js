@@ -67,6 +67,50 @@ test('a message that is not JSON is a gap, and the session goes on', async () =>
   assert.deepEqual(fake.states, ['connecting', 'open']);
 });
 
+test('an execution whose idle status the kernel has dropped ends with a gap', async () => {
+  const fake = new FakeServer();
+  const [lost, late] = ['1', '2'].map(code => fake.kernel.execute(code));
+  await fake.socket.open();
+  const outputs = all(lost);
+  await fake.socket.say(status('busy', lost.id), print('a', lost.id), done(lost.id));
+  await fake.socket.say(status('busy', late.id), done(late.id));
+  await pass(5000);
+  const [ofLost, ofLate] = fake.socket.sent.slice(2);
+  assert.deepEqual([ofLost.channel, ofLost.header.msg_type], ['shell', 'kernel_info_request']);
+  await fake.socket.say(status('idle', late.id));
+  for (const { header } of [ofLost, ofLate]) {
+    await fake.socket.say(reply('kernel_info_reply', { status: 'ok' }, header.msg_id));
+  }
+  const [output, gap, ...others] = await outputs;
+  assert.deepEqual([output.text, gap.type, gap.messages, others], ['a', 'gap', 0, []]);
+  assert.equal((await lost.result).status, 'ok');
+  assert.equal((await late.result).status, 'ok');
+  assert.deepEqual(await all(late), []); // it was late, and nothing is missing
+  const { id } = fake.kernel.execute('3');
+  await fake.socket.say(...end(id));
+  await pass(5000);
+  assert.equal(fake.socket.codes.at(-1), '3'); // its status came at once
+});
+
+test('a probe waits for the connection, and does not outlive the process of the kernel', async () => {
+  const fake = new FakeServer();
+  const { id, result } = fake.kernel.execute('1');
+  await fake.socket.open();
+  await fake.socket.say(status('busy', id), done(id));
+  await fake.socket.cut();
+  await pass(5000);
+  await fake.socket.open();
+  assert.deepEqual(fake.socket.sent, []);
+  await pass(5000);
+  assert.deepEqual(fake.socket.codes, ['kernel_info_request']);
+  await fake.socket.say(status('restarting'));
+  await assert.rejects(result, KernelDied);
+  await fake.socket.cut();
+  await pass();
+  await fake.socket.open();
+  assert.deepEqual(fake.socket.sent, []);
+});
+
 test('after a cut it names the last message, and sends again what the server does not know', async () => {
   const fake = new FakeServer();
   const [begun, known, lost] = ['begun', 'known', 'lost'].map(code => fake.kernel.execute(code));
@@ -214,6 +258,20 @@ test('a callback for input that fails ends the execution with its error', async 
   await fake.socket.open();
   await fake.socket.say(ask('? ', execution.id));
   await assert.rejects(execution.result, RangeError);
+  assert.deepEqual(fake.requests, ['POST /base/api/kernels/k/interrupt']); // it waits no longer
+});
+
+test('a callback for input that fails after the end of the execution interrupts nothing', async () => {
+  const fake = new FakeServer();
+  let fail;
+  const onInput = () => new Promise((_, reject) => (fail = reject));
+  const execution = fake.kernel.execute('input()', { onInput });
+  await fake.socket.open();
+  await fake.socket.say(ask('? ', execution.id), ...end(execution.id));
+  fail(new RangeError('no answer'));
+  await settle();
+  assert.equal((await execution.result).status, 'ok');
+  assert.deepEqual(fake.requests, []);
 });
 
 test('a followed execution has its own websocket, and answers over it', async () => {
