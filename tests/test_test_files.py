@@ -43,10 +43,8 @@ SUBJECTS = {
 TESTED_BY = {
     "client/comms.py": "integration/test_python_client.py",
     "client/execution.py": "integration/test_python_client.py",
-    "client/kernel.py": "integration/test_python_client.py",
     "client/rest.py": "integration/test_python_client.py",
     "client/server.py": "integration/test_python_client.py",
-    "client/sync.py": "integration/test_python_client.py",
     "connect/methods.py": "connect/test_mixin.py",
     "connection/abc.py": "connection/test_contract.py",
     "connection/base.py": "connection/test_contract.py",

@@ -7,7 +7,8 @@ import os
 import ssl
 import sys
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -39,9 +40,18 @@ class Address:
     """
 
     url: str
-    token: str = ""
+    token: str = field(default="", repr=False)
     sock: str = ""
     tls: ssl.SSLContext | None = None
+
+    @property
+    def is_local(self) -> bool:
+        """True if the server is on this machine."""
+        host = urlsplit(self.url).hostname or ""
+        try:
+            return bool(self.sock) or host == "localhost" or ip_address(host).is_loopback
+        except ValueError:
+            return False
 
     @property
     def headers(self) -> dict[str, str]:
@@ -64,11 +74,14 @@ class Address:
         try:
             parts = urlsplit(url)
             _ = parts.port
-        except ValueError as error:
-            raise InvalidRequest(f"{url} is not a URL of a server: {error}") from None
+        except ValueError:  # its text may contain a part of a password
+            raise InvalidRequest(f"{_shown(url)!r} is not a URL of a server") from None
         scheme, _, kind = parts.scheme.partition("+")
         if scheme not in ("http", "https") or kind not in ("", "unix") or not parts.netloc:
-            raise InvalidRequest(f"{url!r} is not a URL of a server, such as http://127.0.0.1:8888")
+            shown = _shown(url)
+            raise InvalidRequest(
+                f"{shown!r} is not a URL of a server, such as http://127.0.0.1:8888"
+            )
         for part in parts.query.split("&"):  # as the server prints its URL
             token = token or part.removeprefix("token=") * part.startswith("token=")
         host = "localhost" if kind else parts.netloc.rpartition("@")[2]
@@ -93,10 +106,13 @@ def find_server(
 
     Parameters
     ----------
-    url, token : str
-        By default those in the environment: `KBRIDGE_URL`; `KBRIDGE_TOKEN` or `JUPYTER_TOKEN`.
-        Without a URL there, the server of this user that runs; without a token, that of the server
-        of this user with this URL.
+    url : str
+        By default `KBRIDGE_URL` of the environment, or the server of this user that runs.
+    token : str
+        By default the one in the URL, or the first of these that is there, so that no token is sent
+        to another server than its own: `KBRIDGE_TOKEN`, if the server is that of `KBRIDGE_URL`; the
+        token of the server of this user with this URL; for a server on this machine,
+        `KBRIDGE_TOKEN` without a `KBRIDGE_URL`, and `JUPYTER_TOKEN`.
     tls : ssl.SSLContext, optional
         Verifies the server. By default the authorities of the system are trusted, and the
         certificate of a server of this user that runs.
@@ -110,10 +126,10 @@ def find_server(
     InvalidRequest
         If the URL cannot be used.
     """
-    url = url or environment.get("KBRIDGE_URL", "")
-    token = token or environment.get("KBRIDGE_TOKEN", "")
+    named = environment.get("KBRIDGE_URL", "")
+    own = environment.get("KBRIDGE_TOKEN", "")
     servers = list(_running(_runtime_directory()))
-    if not url:
+    if not (url or named):
         if len(servers) != 1:
             urls = ", ".join(sorted(str(info["url"]) for info in servers))
             raise NoServer(
@@ -121,16 +137,26 @@ def find_server(
                 if servers
                 else f"no kbridge server of this user runs. {_HOW}"
             )
-        [info] = servers
-        return _own(info, token or str(info.get("token") or ""), tls)
-    address = Address.parse(url, token, tls)
-    for info in servers:
-        if _same(address, info):
-            found = address.token or str(info.get("token") or "")
-            return _own(info, found, tls)
-    if not address.token:
-        return Address.parse(url, environment.get("JUPYTER_TOKEN", ""), tls)
-    return address
+        url = str(servers[0]["url"])
+    address = Address.parse(url or named, token, tls)
+    found = address.token
+    if not found and named and _is_same(address, named):
+        found = Address.parse(named, own, tls).token
+    info = next((each for each in servers if _is_same(address, str(each["url"]))), None)
+    if info is not None:
+        found = found or str(info.get("token") or "")
+        url, tls = str(info["url"]), tls or _certificate(info)
+    if not found and address.is_local:
+        found = ("" if named else own) or environment.get("JUPYTER_TOKEN", "")
+    return Address.parse(url or named, found, tls)
+
+
+def _shown(url: str) -> str:
+    """Return a text that may be a URL, without the parts that may have passwords or tokens."""
+    text = url.partition("?")[0].partition("#")[0]
+    before, at, rest = text.rpartition("@")
+    scheme, colon, _ = before.partition("://")
+    return f"{scheme}{colon}{rest}" if at and colon else rest
 
 
 def _runtime_directory() -> Path:
@@ -139,21 +165,23 @@ def _runtime_directory() -> Path:
     return Path(jupyter_runtime_dir())
 
 
-def _same(address: Address, info: Mapping[str, Any]) -> bool:
-    other = Address.parse(str(info["url"]), tls=address.tls)
+def _is_same(address: Address, url: str) -> bool:
+    other = Address.parse(url, tls=address.tls)
     return (address.url.replace("//localhost:", "//127.0.0.1:"), address.sock) == (
         other.url.replace("//localhost:", "//127.0.0.1:"),
         other.sock,
     )
 
 
-def _own(info: Mapping[str, Any], token: str, tls: ssl.SSLContext | None) -> Address:
-    if info.get("secure") and tls is None and info.get("certfile"):
-        tls = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-        tls.check_hostname = False  # the certificate itself is known
-        tls.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
-        tls.load_verify_locations(str(info["certfile"]))
-    return Address.parse(str(info["url"]), token, tls)
+def _certificate(info: Mapping[str, Any]) -> ssl.SSLContext | None:
+    """Return a context that trusts the certificate of a server of this user."""
+    if not (info.get("secure") and info.get("certfile")):
+        return None
+    tls = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    tls.check_hostname = False  # the certificate itself is known
+    tls.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
+    tls.load_verify_locations(str(info["certfile"]))
+    return tls
 
 
 def _running(folder: Path) -> Iterator[dict[str, Any]]:

@@ -29,7 +29,14 @@ from websockets.typing import Subprotocol
 
 from kbridge.client.rest import USER_AGENT, Rest
 from kbridge.client.session import Event, KernelSession, Replaced, closed, error_of_status
-from kbridge.errors import Busy, FrameError, KbridgeError, KernelMessageError, NetworkError
+from kbridge.errors import (
+    BridgeError,
+    Busy,
+    FrameError,
+    KbridgeError,
+    KernelMessageError,
+    NetworkError,
+)
 from kbridge.wire import v1
 from kbridge.wire.dialects import V1
 from kbridge.wire.message import Message
@@ -91,6 +98,7 @@ class Channel:
         self._writing = asyncio.Lock()
         self._reading = False
         self._keeping: asyncio.Task[None] | None = None
+        self._replaced = False  # True until requests were sent to a new process of the kernel
         self._error: KbridgeError | None = None
 
     async def open(self) -> None:
@@ -110,7 +118,7 @@ class Channel:
         if self._keeping is not None:
             self._keeping.cancel()
             await asyncio.wait([self._keeping])
-        self._fail(NetworkError("the client was closed"))
+        self.fail(NetworkError("the client was closed"))
         if self._ws is not None:
             await self._ws.close()
 
@@ -144,6 +152,8 @@ class Channel:
         KbridgeError
             If everything has ended.
         """
+        if self._replaced:
+            return await self._after_replacement()
         assert self._ws is not None
         self._reading = True
         try:
@@ -154,14 +164,15 @@ class Channel:
             self._reading = False
         self._delay = 0.0
         if isinstance(frame, str):
-            raise self._fail(KernelMessageError("the server sent text in a binary dialect"))
+            raise self.fail(KernelMessageError("the server sent text in a binary dialect"))
         try:
             message = v1.split(frame)
         except FrameError as error:
-            raise self._fail(KernelMessageError(f"the server sent: {error}")) from None
+            raise self.fail(KernelMessageError(f"the server sent: {error}")) from None
         events = self._session.receive(message)
         if events and isinstance(events[-1], Replaced):
-            return [*events[:-1], *await self._after_replacement()]
+            self._replaced = True  # the next call asks, because asking may take long, or fail
+            return events[:-1]
         return events
 
     # Connections.
@@ -169,7 +180,16 @@ class Channel:
     async def _after_replacement(self) -> list[Event]:
         """Send requests to the new process of the kernel; return the ends of executions."""
         assert self._ws is not None
-        events, lost = await self._reconcile(reconnected=False)
+        try:
+            async with asyncio.timeout(self._patience):
+                while True:
+                    with contextlib.suppress(NetworkError, BridgeError):
+                        events, lost = await self._reconcile(reconnected=False)
+                        break
+                    await self._pause()
+        except TimeoutError:
+            raise self.fail(self._away()) from None
+        self._replaced = False
         with contextlib.suppress(ConnectionClosed):
             for message in lost:
                 await self._ws.send(V1.payload(message)[1])
@@ -180,7 +200,7 @@ class Channel:
         self._connected.clear()
         code, reason = (end.rcvd.code, end.rcvd.reason) if end.rcvd is not None else (None, "")
         if (final := closed(code, reason)) is not None:
-            raise self._fail(final)
+            raise self.fail(final)
         try:
             async with asyncio.timeout(self._patience):
                 while True:
@@ -190,23 +210,28 @@ class Channel:
                         events, lost = await self._reconcile(reconnected=True)
                         for message in lost:
                             await self._ws.send(V1.payload(message)[1])
-                    except (ConnectionClosed, NetworkError, Busy):
+                    except (ConnectionClosed, NetworkError, BridgeError):
                         continue
                     self._connected.set()
                     return events
         except TimeoutError:
-            away = f"no connection to {self._rest.address.url} for {self._patience:.0f} s"
-            raise self._fail(NetworkError(away)) from None
+            raise self.fail(self._away()) from None
         except KbridgeError as refusal:
-            raise self._fail(refusal) from None
+            raise self.fail(refusal) from None
 
     async def _connect_again(self) -> None:
         while True:
-            delay = self._delay
-            self._delay = min(max(_FIRST_DELAY_S, 2 * delay), _MAX_DELAY_S)
-            await asyncio.sleep(delay * random.uniform(0.5, 1.0))  # noqa: S311  # not a secret
+            await self._pause()
             with contextlib.suppress(NetworkError, Busy):
                 return await self._connect()
+
+    async def _pause(self) -> None:
+        delay = self._delay
+        self._delay = min(max(_FIRST_DELAY_S, 2 * delay), _MAX_DELAY_S)
+        await asyncio.sleep(delay * random.uniform(0.5, 1.0))  # noqa: S311  # not a secret
+
+    def _away(self) -> NetworkError:
+        return NetworkError(f"no connection to {self._rest.address.url} for {self._patience:.0f} s")
 
     async def _reconcile(self, *, reconnected: bool) -> tuple[list[Event], list[Message]]:
         states: dict[str, str] | None = {}
@@ -266,7 +291,7 @@ class Channel:
             raise NetworkError(f"{address.url} does not speak {v1.SUBPROTOCOL}")
         self._ws = ws
 
-    def _fail(self, error: KbridgeError) -> KbridgeError:
+    def fail(self, error: KbridgeError) -> KbridgeError:
         """Note the error with which everything ends, and wake the senders."""
         if self._error is None:
             self._error = error

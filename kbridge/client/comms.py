@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -148,7 +149,13 @@ class Comms:
             if (target := self._targets.get(event.target_name)) is not None:
                 comm = Comm(self, event.comm_id, event.target_name, self._limit)
                 self._open[comm.comm_id] = comm
-                target(comm, message)
+                try:
+                    target(comm, message)
+                except Exception as error:  # noqa: BLE001  # the session goes on without this comm
+                    self.remove(comm)
+                    text = f"the callback of the comm target {event.target_name!r} failed"
+                    report = {"message": text, "exception": error}
+                    asyncio.get_running_loop().call_exception_handler(report)
             return
         comm_or_none = self._open.get(event.comm_id)
         if comm_or_none is None:

@@ -7,6 +7,7 @@ import inspect
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
+from functools import partial
 from types import TracebackType
 from typing import Any, Self
 from uuid import uuid4
@@ -26,7 +27,8 @@ from kbridge.client.session import (
     Produced,
     Replied,
 )
-from kbridge.errors import KbridgeError, NetworkError
+from kbridge.client.threads import in_thread
+from kbridge.errors import BridgeError, KbridgeError, NetworkError
 from kbridge.wire.message import Buffer
 from kbridge.wire.message import Channel as ChannelName
 
@@ -142,7 +144,9 @@ class Kernel:
         try:
             await self._channel.send(request)
         except BaseException:
-            self._executions.pop(request.msg_id, None)
+            if self._session.forget(request.msg_id):
+                self._executions.pop(request.msg_id, None)
+            execution.discard()  # if it was sent, it runs although nobody reads it
             raise
         return execution
 
@@ -315,24 +319,30 @@ class Kernel:
     # Receiving.
 
     async def _read(self) -> None:
-        error: KbridgeError | None = None
+        error: KbridgeError = NetworkError("the session was closed")
         try:
             while True:
                 for event in await self._channel.events():
                     await self._handle(event)
         except KbridgeError as final:
             error = final
+        except Exception as fault:  # noqa: BLE001  # without a reader, every call would hang
+            error = BridgeError(f"the client failed: {fault!r}")
+            error.__cause__ = fault
         finally:
+            self._channel.fail(error)
             self._comms.end()
-            for event in self._session.end(error or NetworkError("the session was closed")):
-                await self._handle(event)
+            self._session.end(error)
+            self._end(error)
 
     async def _handle(self, event: Event) -> None:
         match event:
             case Produced():
-                await self._executions[event.msg_id].put(event.output, event.nbytes)
+                if (execution := self._executions.get(event.msg_id)) is not None:
+                    await execution.put(event.output, event.nbytes)
             case Finished():
-                self._executions.pop(event.msg_id).finish(event.result)
+                if (execution := self._executions.pop(event.msg_id, None)) is not None:
+                    execution.finish(event.result)
             case Replied():
                 if (reply := self._replies.get(event.msg_id)) is not None and not reply.done():
                     reply.set_result(event.content)
@@ -350,9 +360,14 @@ class Kernel:
         if reply is not None and not reply.done():
             reply.set_exception(event.error)
 
+    def _end(self, error: KbridgeError) -> None:
+        """Fail everything that waits, whatever the session knows of it."""
+        for msg_id in [*self._executions, *self._replies]:
+            self._fail(Failed(msg_id, error))
+
     def _ask(self, event: InputRequested) -> None:
-        execution = self._executions[event.msg_id]
-        if execution.on_input is not None:
+        execution = self._executions.get(event.msg_id)
+        if execution is not None and execution.on_input is not None:
             self._start(self._answer(execution, execution.on_input, event))
 
     async def _answer(
@@ -363,12 +378,17 @@ class Kernel:
             if inspect.iscoroutinefunction(ask):
                 line = await ask(event.prompt, event.password)
             else:
-                answer = await asyncio.to_thread(ask, event.prompt, event.password)
-                line = answer if isinstance(answer, str) else await answer
+                answer = await in_thread(partial(ask, event.prompt, event.password))
+                line = await answer if inspect.isawaitable(answer) else answer
+            if not isinstance(line, str):
+                kind = type(line).__name__
+                raise TypeError(f"the input callback returned {kind} instead of a string")
         except Exception as error:  # noqa: BLE001  # any error of the callback ends the execution
             execution.fail(error)
-            await self.interrupt()
+            with suppress(KbridgeError):
+                await self.interrupt()
             return
         reply = self._session.answer(event.msg_id, line, now())
         if reply is not None:
-            await self._channel.send(reply)
+            with suppress(KbridgeError):  # the execution has the same error
+                await self._channel.send(reply)

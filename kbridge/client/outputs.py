@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
-from kbridge.errors import InvalidMessage
-from kbridge.wire.message import Buffer, Message, json_object
+from kbridge.wire.message import Buffer, Message
 
 __all__ = [
     "ClearOutput",
@@ -19,6 +19,7 @@ __all__ = [
     "Result",
     "Stream",
     "UpdateDisplayData",
+    "content_of",
     "parse_output",
     "parse_result",
 ]
@@ -147,19 +148,36 @@ class Result:
 
 
 def parse_output(msg: Message) -> Output | None:
-    """Return the output in an iopub message; None if it has another type, or is not valid."""
+    """Return the output in an iopub message; None if it has another type.
+
+    A message that cannot be parsed is a `Gap`.
+    """
     build = _OUTPUTS.get(msg.msg_type)
     if build is None:
         return None
-    try:
-        content = json_object(msg.content, "content")
-    except InvalidMessage:
-        return None
+    content = content_of(msg.content)
+    if content is None:
+        return Gap(1, msg.nbytes, f"a message of the type {msg.msg_type} is not valid JSON")
     return build(content, msg)
 
 
-def parse_result(content: Mapping[str, Any]) -> Result:
-    """Return the result in the content of an `execute_reply`."""
+def content_of(part: Buffer) -> dict[str, Any] | None:
+    """Return a part of a message that is a JSON object; None if it is not.
+
+    Bytes that are not UTF-8 are replaced by U+FFFD, as frontends do it. Kernels send some, such as
+    names of files that are not UTF-8.
+    """
+    try:
+        value = json.loads(str(part, "utf-8", "replace"))
+    except (ValueError, RecursionError):
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def parse_result(content: Mapping[str, Any] | None) -> Result:
+    """Return the result in the content of an `execute_reply`; None if that is not valid."""
+    if content is None:
+        return Result("error", error=Error("InvalidMessage", "the reply is not valid JSON", ()))
     status = str(content.get("status", "error"))
     count = content.get("execution_count")
     return Result(
@@ -180,10 +198,7 @@ def _stream(content: Mapping[str, Any], msg: Message) -> Output:
 
 def _gap(text: str, msg: Message) -> Gap | None:
     """Return the gap that a notice of the bridge reports; None if a kernel wrote the text."""
-    try:
-        sender = json_object(msg.header, "header").get("username")
-    except InvalidMessage:
-        return None
+    sender = (content_of(msg.header) or {}).get("username")
     line = text.removesuffix("\n")
     if sender != _SENDER or not line.endswith("]") or "\n" in line:
         return None

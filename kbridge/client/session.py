@@ -20,7 +20,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, TypeAlias
 
-from kbridge.client.outputs import Output, Result, parse_output, parse_result
+from kbridge.client.outputs import Output, Result, content_of, parse_output, parse_result
 from kbridge.errors import (
     BridgeError,
     Busy,
@@ -28,7 +28,6 @@ from kbridge.errors import (
     Conflict,
     Forbidden,
     FrameTooBig,
-    InvalidMessage,
     InvalidRequest,
     KbridgeError,
     KernelDied,
@@ -37,7 +36,7 @@ from kbridge.errors import (
     Unauthorized,
 )
 from kbridge.wire.build import build
-from kbridge.wire.message import Buffer, Channel, Message, json_object
+from kbridge.wire.message import Buffer, Channel, Message
 
 __all__ = [
     "CommEvent",
@@ -235,9 +234,17 @@ class KernelSession:
         if (waiting := self._executions.get(msg_id) or self._requests.get(msg_id)) is not None:
             waiting.sent = True
 
-    def forget(self, msg_id: str) -> None:
-        """Ignore the reply to a request whose caller no longer waits."""
+    def forget(self, msg_id: str) -> bool:
+        """Ignore the reply to a request whose caller no longer waits.
+
+        Returns False for an execution that was sent: it cannot be taken back, and goes on.
+        """
+        execution = self._executions.get(msg_id)
+        if execution is not None and execution.sent:
+            return False
+        self._executions.pop(msg_id, None)
         self._requests.pop(msg_id, None)
+        return True
 
     def _build(
         self,
@@ -276,7 +283,7 @@ class KernelSession:
             if kind.startswith("comm_"):
                 return _comm(kind, msg)
             if kind == "status" and not parent:
-                return self._kernel_status(_content(msg).get("execution_state"))
+                return self._kernel_status(str(_content(msg).get("execution_state")))
         if (execution := self._executions.get(parent)) is not None:
             return self._of_execution(parent, execution, kind, msg)
         if parent in self._requests and kind.endswith("_reply"):
@@ -308,7 +315,7 @@ class KernelSession:
             prompt, password = str(content.get("prompt", "")), bool(content.get("password"))
             return [InputRequested(msg_id, prompt, password)]
         if kind == "execute_reply":
-            execution.result = parse_result(_content(msg))
+            execution.result = parse_result(content_of(msg.content))
             return self._complete(msg_id, execution)
         return []
 
@@ -319,7 +326,7 @@ class KernelSession:
         del self._executions[msg_id]
         return [Finished(msg_id, result)]
 
-    def _kernel_status(self, state: Any) -> list[Event]:
+    def _kernel_status(self, state: str) -> list[Event]:
         """Take a status that the server or the kernel announces without a request."""
         if state not in _REPLACED:
             return []
@@ -382,26 +389,19 @@ class KernelSession:
 
 
 def _content(msg: Message) -> dict[str, Any]:
-    try:
-        return json_object(msg.content, "content")
-    except InvalidMessage:
-        return {}
+    return content_of(msg.content) or {}
 
 
 def _comm(kind: str, msg: Message) -> list[Event]:
     content = _content(msg)
     data = content.get("data")
-    try:
-        metadata = json_object(msg.metadata, "metadata")
-    except InvalidMessage:
-        metadata = {}
     return [
         CommEvent(
             kind,
             str(content.get("comm_id", "")),
             str(content.get("target_name", "")),
             data if isinstance(data, dict) else {},
-            metadata,
+            content_of(msg.metadata) or {},
             msg.buffers,
             msg.nbytes,
         )

@@ -10,6 +10,7 @@ import asyncio
 import ssl
 import threading
 from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
+from concurrent.futures import CancelledError
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
@@ -20,6 +21,7 @@ from kbridge.client import server as _server
 from kbridge.client.comms import CommMessage
 from kbridge.client.execution import ExecutionInfo, InputCallback
 from kbridge.client.outputs import Output, Result
+from kbridge.errors import Conflict, NetworkError
 from kbridge.wire.message import Buffer
 
 __all__ = ["Comm", "Execution", "Kernel", "Server", "connect"]
@@ -32,28 +34,62 @@ class _Loop:
 
     def __init__(self) -> None:
         self._loop = asyncio.new_event_loop()
+        self._ended = False
         self._thread = threading.Thread(
             target=self._loop.run_forever, name="kbridge.client", daemon=True
         )
         self._thread.start()
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
-        """Run a coroutine on the loop. KeyboardInterrupt, or any other exception, cancels it."""
+        """Run a coroutine on the loop. KeyboardInterrupt, or any other exception, cancels it.
+
+        Raises
+        ------
+        Conflict
+            If a callback that runs on the loop calls this; waiting would never end.
+        NetworkError
+            If the loop has ended.
+        """
+        if threading.current_thread() is self._thread:
+            work.close()
+            raise Conflict("a callback that runs on the event loop of the client cannot call it")
+        if self._ended:
+            work.close()
+            raise NetworkError("the client was closed")
         future = asyncio.run_coroutine_threadsafe(work, self._loop)
         try:
             return future.result()
+        except CancelledError:  # by `close` in another thread
+            raise NetworkError("the client was closed") from None
         except BaseException:
             future.cancel()
             raise
 
+    def end(self, work: Coroutine[Any, Any, object]) -> None:
+        """Run a coroutine that closes something; not needed after the end of the loop."""
+        if self._ended:
+            work.close()
+        else:
+            self.run(work)
+
     def close(self) -> None:
         """End the loop and its thread; a second call has no effect."""
-        if self._loop.is_closed():
+        if self._ended:
             return
+        self._ended = True
+        # On its own thread, because the caller may have a running loop, such as a notebook.
+        asyncio.run_coroutine_threadsafe(self._finish(), self._loop).result()
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
-        self._loop.run_until_complete(self._loop.shutdown_default_executor())
         self._loop.close()
+
+    async def _finish(self) -> None:
+        """End the calls of other threads, and the threads that look names up."""
+        tasks = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await self._loop.shutdown_default_executor()
 
 
 def connect(
@@ -105,8 +141,10 @@ class Server:
 
     def close(self) -> None:
         """Close all sessions; kernels and executions go on."""
-        self._loop.run(self._server.aclose())
-        self._loop.close()
+        try:
+            self._loop.end(self._server.aclose())
+        finally:
+            self._loop.close()
 
     @property
     def url(self) -> str:
@@ -163,7 +201,7 @@ class Kernel:
 
     def close(self) -> None:
         """Close the session; the kernel and its executions go on."""
-        self._loop.run(self._kernel.aclose())
+        self._loop.end(self._kernel.aclose())
 
     def execute(
         self,
@@ -303,11 +341,11 @@ class Execution:
         async def drop() -> None:
             self._execution.discard()
 
-        self._loop.run(drop())
+        self._loop.end(drop())
 
     def close(self) -> None:
         """Stop following an execution of `Kernel.follow`."""
-        self._loop.run(self._execution.aclose())
+        self._loop.end(self._execution.aclose())
 
     async def _next(self) -> Output | None:
         return await anext(self._execution, None)

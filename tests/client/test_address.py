@@ -62,8 +62,45 @@ def test_arguments_win_over_the_environment() -> None:
     environment = {"KBRIDGE_URL": "http://a/", "KBRIDGE_TOKEN": "t", "JUPYTER_TOKEN": "j"}
     assert find_server(environment=environment) == Address("http://a/", "t")
     assert find_server("http://b/", "u", environment=environment) == Address("http://b/", "u")
-    del environment["KBRIDGE_TOKEN"]
-    assert find_server(environment=environment) == Address("http://a/", "j")
+
+
+@pytest.mark.parametrize(
+    ("url", "environment", "expected"),
+    [
+        ("http://b/", {"KBRIDGE_URL": "http://a/", "KBRIDGE_TOKEN": "t", "JUPYTER_TOKEN": "j"}, ""),
+        ("http://a", {"KBRIDGE_URL": "http://a/", "KBRIDGE_TOKEN": "t"}, "t"),
+        ("", {"KBRIDGE_URL": "http://a/?token=q"}, "q"),
+        ("", {"KBRIDGE_URL": "http://a/", "JUPYTER_TOKEN": "j"}, ""),
+        ("http://b/", {"KBRIDGE_TOKEN": "t", "JUPYTER_TOKEN": "j"}, ""),
+        ("http://127.0.0.1:1/", {"KBRIDGE_TOKEN": "t", "JUPYTER_TOKEN": "j"}, "t"),
+        ("http://127.0.0.1.evil.example/", {"KBRIDGE_TOKEN": "t", "JUPYTER_TOKEN": "j"}, ""),
+        ("http://[::1]:1/", {"JUPYTER_TOKEN": "j"}, "j"),
+        ("http+unix://%2Frun%2Fa.sock/", {"JUPYTER_TOKEN": "j"}, "j"),
+        ("http://127.0.0.1:1/", {"KBRIDGE_URL": "http://a/", "KBRIDGE_TOKEN": "t"}, ""),
+    ],
+)
+def test_a_token_of_the_environment_goes_to_its_server_only(
+    url: str, environment: dict[str, str], expected: str
+) -> None:
+    assert find_server(url, environment=environment).token == expected
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "127.0.0.1:8888/?token=SECRET",
+        "ws://127.0.0.1:8888/?token=SECRET",
+        "http://me:SECRET@host:bad/",
+        "http://me:SEC/RET@host:bad/",
+        "me:SECRET@host",
+    ],
+)
+def test_no_text_contains_a_token(url: str) -> None:
+    with pytest.raises(InvalidRequest) as refused:
+        Address.parse(url)
+    assert "SEC" not in str(refused.value)
+    assert "host" in str(refused.value) or "127.0.0.1" in str(refused.value)
+    assert "SECRET" not in repr(Address("http://host/", "SECRET"))
 
 
 def test_a_server_that_runs_is_found(folder: Path) -> None:
@@ -74,6 +111,10 @@ def test_a_server_that_runs_is_found(folder: Path) -> None:
         assert find_server(environment={}) == expected
         assert find_server("http://localhost:9999/base", environment={}) == expected
         assert find_server("http://localhost:9998/base", environment={}).token == ""
+        others = {"KBRIDGE_TOKEN": "t", "JUPYTER_TOKEN": "j"}
+        assert find_server(INFO["url"], environment=others).token == "secret"
+        named = {**others, "KBRIDGE_URL": INFO["url"]}
+        assert find_server(environment=named).token == "t"
     finally:
         file.remove()
     with pytest.raises(NoServer, match="KBRIDGE_URL"):

@@ -72,8 +72,18 @@ def test_messages_become_outputs(kind: str, content: dict[str, Any], expected: o
     assert parse_output(iopub(kind, content, buffers=[b"b"])) == expected
 
 
-def test_a_message_that_is_not_valid_has_no_output() -> None:
-    assert parse_output(iopub("stream", {})._replace(content=b"[]")) is None
+def test_a_message_that_is_not_valid_is_a_gap() -> None:
+    gap = parse_output(iopub("stream", {})._replace(content=b"[]"))
+    assert isinstance(gap, Gap)
+    assert gap.messages == 1
+    assert parse_result(None).status == "error"
+
+
+def test_text_that_is_not_utf_8_is_replaced() -> None:
+    content = b'{"name": "stdout", "text": "before caf\xe9 after"}'
+    assert parse_output(iopub("stream", {})._replace(content=content)) == Stream(
+        "stdout", "before caf\ufffd after"
+    )
 
 
 @pytest.mark.parametrize(

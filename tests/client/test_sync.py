@@ -1,0 +1,125 @@
+"""The client without an event loop of the caller, against a scripted server."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from kbridge.client import sync
+from kbridge.errors import Conflict, NetworkError
+from kbridge.wire.message import Channel, Message
+from tests.support.scripted_kernel import ScriptedKernel, scripted_kernel
+from tests.support.waiting import TIMEOUT
+
+
+@pytest.fixture
+def scripted() -> Iterator[ScriptedKernel]:
+    """A scripted kernel on an event loop in a thread."""
+    kernels: list[ScriptedKernel] = []
+    ready = threading.Event()
+    ends: list[Callable[[], object]] = []
+
+    async def serve() -> None:
+        end = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        async with scripted_kernel() as kernel:
+            kernels.append(kernel)
+            ends.append(lambda: loop.call_soon_threadsafe(end.set))
+            ready.set()
+            await end.wait()
+
+    thread = threading.Thread(target=lambda: asyncio.run(serve()))
+    thread.start()
+    assert ready.wait(TIMEOUT)
+    yield kernels[0]
+    ends[0]()
+    thread.join(TIMEOUT)
+
+
+def asks(scripted: ScriptedKernel) -> Callable[[Message], None]:
+    def on_message(message: Message) -> None:
+        if message.msg_type == "execute_request":
+            scripted.send(message, "input_request", {"prompt": "?"}, Channel.STDIN)
+        else:
+            scripted.answer(message)
+
+    return on_message
+
+
+async def test_it_works_while_a_loop_of_the_caller_runs() -> None:
+    def use(url: str) -> None:
+        async def notebook() -> None:
+            with sync.connect(url, "t") as server:
+                assert server.kernel("a-kernel").kernel_info()["status"] == "ok"
+
+        asyncio.run(notebook())
+
+    async with scripted_kernel() as scripted:
+        await asyncio.to_thread(use, scripted.url)
+
+
+def test_closing_twice_has_no_effect(scripted: ScriptedKernel) -> None:
+    server = sync.connect(scripted.url, "t")
+    kernel = server.kernel("a-kernel")
+    execution = kernel.execute("1")
+    server.close()
+    server.close()
+    kernel.close()
+    execution.close()
+    execution.discard()
+    with pytest.raises(NetworkError, match="the client was closed"):
+        kernel.kernel_info()
+
+
+def test_a_callback_on_the_loop_cannot_call_the_client(scripted: ScriptedKernel) -> None:
+    scripted.on_rest = lambda method, _path: (200, {"id": "a-kernel"} if method == "POST" else [])
+    with (
+        sync.connect(scripted.url, "t") as server,
+        pytest.raises(Conflict, match="callback"),
+    ):
+        server.start_kernel(on_progress=lambda _stage: server.kernels())
+
+
+def test_an_input_callback_may_call_the_client_and_nothing_waits_for_it(
+    scripted: ScriptedKernel,
+) -> None:
+    scripted.on_message = asks(scripted)
+    asked, leave = threading.Event(), threading.Event()
+    found: list[object] = []
+
+    def ask(_prompt: str, _password: bool) -> str:
+        found.append(kernel.kernel_info()["status"])
+        asked.set()
+        leave.wait(TIMEOUT)
+        return ""
+
+    with sync.connect(scripted.url, "t") as server:
+        kernel = server.kernel("a-kernel")
+        kernel.execute("input()", input=ask)
+        assert asked.wait(TIMEOUT)
+    assert found == ["ok"]
+    leave.set()
+
+
+def test_closing_ends_the_calls_of_other_threads(scripted: ScriptedKernel) -> None:
+    received = threading.Event()
+    scripted.on_message = lambda _message: received.set()
+    errors: list[BaseException] = []
+    server = sync.connect(scripted.url, "t")
+    kernel = server.kernel("a-kernel")
+
+    def waits() -> None:
+        try:
+            kernel.kernel_info()
+        except NetworkError as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=waits)
+    thread.start()
+    assert received.wait(TIMEOUT)
+    server.close()
+    thread.join(TIMEOUT)
+    assert len(errors) == 1
