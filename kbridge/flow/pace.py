@@ -187,9 +187,12 @@ class Pace:
         self.flooding = False
         self.horizon = _OPEN
 
-    def statistics(self) -> dict[str, int | bool]:
-        """Return whether messages are released in ticks, and the number of held bytes."""
-        return {"flooding": self.flooding, "held_bytes": self._held_bytes}
+    def statistics(self, *, applies: bool = True) -> dict[str, int | bool]:
+        """Return whether messages are released in ticks, and the number of held bytes.
+
+        The number is 0 unless the limits apply to some reader.
+        """
+        return {"flooding": self.flooding, "held_bytes": self._held_bytes if applies else 0}
 
     def _count(self, now: float, idle: bool) -> None:
         """Add the messages of this wake-up to their bucket."""

@@ -73,7 +73,7 @@ METRICS: Final = (
     _counter("kernel_deaths", "Kernels that ended and were not restarted."),
     _counter("kernel_probes", "Probes that ask a kernel whether it is ready (nudges)."),
     # messages of kernels
-    _counter("kernel_messages", "Messages between kernels and kbridge.", "direction", "channel"),
+    _counter("kernel_messages", "Messages of kernels and clients.", "direction", "channel"),
     _counter("kernel_bytes", "Bytes of these messages.", "direction", "channel"),
     _counter("refused_messages", "Messages of kernels that were dropped.", "kind"),
     _counter("ignored_messages", "Messages of clients that kernels do not accept."),
@@ -90,8 +90,8 @@ METRICS: Final = (
     _counter("websocket_writes", "Writes of output to websockets."),
     _counter("websocket_written_bytes", "Bytes of these writes."),
     _counter("coalesced_messages", "Messages saved for clients that lag.", "kind"),
-    _counter("rate_limit_waits", "Times that output began to wait for the data rate limit."),
-    _gauge("rate_limited_bytes", "Output that waits for the data rate limit."),
+    _counter("rate_limit_waits", "Times that output for pages began to wait for the data limit."),
+    _gauge("rate_limited_bytes", "Output for pages that waits for the data rate limit."),
     _gauge("flooding_kernels", "Kernels whose messages are released in ticks."),
     _histogram("acknowledgement_seconds", "Round trips from pings to pongs, sampled."),
     # journals

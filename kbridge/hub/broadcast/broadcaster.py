@@ -102,6 +102,7 @@ class Broadcaster:
         # Bytes of frames for one client, by channel, and the number of websockets so far.
         self._private_bytes = dict.fromkeys(_PRIVATE, 0)
         self._attached = 0
+        self._own_bytes = 0  # of frames that are not from the kernel
         self._observers: list[HubObserver] = []
         # A status, and the end of the journal at that time.
         self._announced: tuple[str, int] | None = None
@@ -235,7 +236,7 @@ class Broadcaster:
             self._append(msg, msg_type, key)
         else:
             for other in verdict:
-                self.append(other)
+                self._append_changed(other)
         # As clients receive it: policies hide tracebacks. A status ends a request in any case.
         if verdict is PASS or msg_type == "status":
             self._said(msg, msg_type)
@@ -268,7 +269,7 @@ class Broadcaster:
         appended = self.journal.appended
         if verdict is not PASS:
             for other in verdict:
-                self.append(other, client)
+                self._append_changed(other, client)
         else:
             seq = self._append(msg, msg_type, key, client)
             if msg_type == "input_request":
@@ -323,7 +324,13 @@ class Broadcaster:
     # -- messages of the bridge -------------------------------------------------------------
 
     def append(self, msg: Message, audience: int = EVERYONE) -> int:
-        """Journal a message as it is; return its sequence number."""
+        """Journal a message of the bridge as it is; return its sequence number."""
+        appended = self.journal.appended
+        seq = self._append_changed(msg, audience)
+        self._own_bytes += self.journal.appended - appended
+        return seq
+
+    def _append_changed(self, msg: Message, audience: int = EVERYONE) -> int:
         msg_type, key = type_and_key(msg.header)
         return self._append(msg, msg_type, key, audience)
 
@@ -432,22 +439,22 @@ class Broadcaster:
                 "max_lag_bytes": max(lags, default=0),
                 "parked": self._sessions.parked,
             },
-            "pace": self._pace.statistics(),
+            "pace": self._pace.statistics(applies=self._sessions.paced),
         }
 
     def counters(self) -> Counts:
         """Return the numbers that only grow, see `kbridge.hub.counts`."""
         private, renderer = self._private_bytes, self._renderer
-        shared = self.journal.appended - self._before - sum(private.values())
+        others = self._before + self._own_bytes + sum(private.values())
         counts: Counts = Counter(
             {("kernel_bytes", "from_kernel", channel): n for channel, n in private.items()}
         )
-        counts["kernel_bytes", "from_kernel", Channel.IOPUB] = shared
+        counts["kernel_bytes", "from_kernel", Channel.IOPUB] = self.journal.appended - others
         counts["websockets_opened",] = self._attached
         counts["websocket_writes",] = self.delivery.writes
         counts["websocket_written_bytes",] = self.delivery.written_bytes
         counts["coalesced_messages", "joined"] = renderer.joined
         counts["coalesced_messages", "left_out"] = renderer.left_out
         counts["journal_dropped_frames",] = self.journal.forgotten
-        counts["rate_limit_waits",] = self._pace.waits
+        counts["rate_limit_waits",] = self.delivery.limited
         return counts

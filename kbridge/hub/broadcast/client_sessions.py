@@ -163,6 +163,11 @@ class ClientSessions:
         return end
 
     @property
+    def paced(self) -> bool:
+        """True if the rate limits apply to some websocket."""
+        return any(cursor.paced for cursor in self.cursors)
+
+    @property
     def parked(self) -> int:
         """The number of sessions that are remembered without a websocket, or with a silent one."""
         return len(self._parked)

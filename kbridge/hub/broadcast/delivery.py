@@ -76,6 +76,8 @@ class Delivery:
         Measures how long acknowledgements take.
     writes, written_bytes : int
         The number of writes of frames to websockets, and the bytes of these frames.
+    limited : int
+        The number of times that output for some websocket began to wait for the limit of bytes.
     """
 
     def __init__(
@@ -114,7 +116,7 @@ class Delivery:
         self._ack_timers: dict[Cursor, asyncio.TimerHandle] = {}
         self._stopped = False
         self.round_trips = RoundTrips()
-        self.writes = self.written_bytes = 0
+        self.writes = self.written_bytes = self.limited = 0
         self._now = 0.0  # the time of the last flush
 
     def flush(self) -> None:
@@ -125,12 +127,15 @@ class Delivery:
         if pace.released < first:
             first = journal.held_from(pace.released)  # the disk may have the frames between
         self._now = now = self._clock.monotonic()
+        waits = pace.waits
         again = pace.settle(first, journal.next_seq, now)
         if again is not None and self._pace_timer is None and not self._stopped:
             self._pace_timer = self._loop.call_later(again, self._on_pace)
         waiting = self._waiting
         end = self._work + _AT_ONCE
         cursors = self._sessions.cursors  # stays as it is, although a hook may detach websockets
+        if pace.waits != waits and self._sessions.paced:
+            self.limited += 1
         self._shared = len(cursors) > 1
         for cursor in cursors:
             if cursor.blocked or (waiting and cursor in waiting):

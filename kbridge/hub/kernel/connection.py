@@ -233,9 +233,9 @@ class KernelConnection:
 
     def on_messages(self, channel: Channel, batch: list[RawMessage]) -> None:
         """Deliver the messages of one batch, except those that an earlier bridge has written."""
-        self._received[channel] += len(batch)
         if self._seam is not None:
             batch = self._without_written(channel, batch, self._seam)
+        self._received[channel] += len(batch)
         self._deliver(channel, batch)
 
     def _deliver(self, channel: Channel, batch: list[RawMessage]) -> None:
@@ -284,6 +284,7 @@ class KernelConnection:
                     self._on_iopub(msg, msg_type, key, now, wall)
 
     def _reject(self, channel: Channel, error: KernelMessageError) -> None:
+        self._received[channel] -= 1
         self._forged += isinstance(error, InvalidSignature)
         self._context.rejected.record(channel, error.reason)
 
@@ -293,7 +294,9 @@ class KernelConnection:
         if msg.parent_header == self._unmarked:
             return False
         if self._notices.mark in msg.parent_header:
-            return self._on_probed(msg, now, wall)
+            probed = self._on_probed(msg, now, wall)
+            self._received[msg.channel] -= probed
+            return probed
         self._unmarked = msg.parent_header
         return False
 
@@ -385,6 +388,7 @@ class KernelConnection:
             self._note_process(msg, wall)
             self.poll(Event.WELCOME if msg_type == "iopub_welcome" else Event.IOPUB)
         if msg_type == "iopub_welcome":
+            self._received[Channel.IOPUB] -= 1
             return  # the message is for a new subscriber, the bridge
         if self._requests.owed:
             self._requests.observe(msg, msg_type, now)
