@@ -351,7 +351,7 @@ class BridgeKernelManager(KernelSettings, AsyncMultiKernelManager):
         """
         await self._wait_adopted()
         await self._shutdown.end_all(now=now)
-        self._close_context()
+        self._close_resources()
 
     async def leave_all(self) -> None:
         """Leave every kernel to the next server, and start no more; takes at most 17 s.
@@ -360,7 +360,7 @@ class BridgeKernelManager(KernelSettings, AsyncMultiKernelManager):
         """
         await self._wait_adopted()
         await self._shutdown.leave_all()
-        self._close_context()
+        self._close_resources()
 
     def starting(self) -> AbstractContextManager[None]:
         """Return a context in which a client waits for the start of a kernel; may be nested."""
@@ -382,11 +382,13 @@ class BridgeKernelManager(KernelSettings, AsyncMultiKernelManager):
         """Return how many kernels `leave_all` would leave running."""
         return self._shutdown.count_staying()
 
-    def _close_context(self) -> None:
-        """Close the ZeroMQ context that jupyter_client has made with the first kernel.
+    def _close_resources(self) -> None:
+        """End the threads, and close the ZeroMQ context of jupyter_client.
 
-        The garbage collector would find it unclosed if it comes to the context before the manager.
+        The garbage collector would find the context, which was made with the first kernel, unclosed
+        if it comes to the context before the manager.
         """
+        self.specs.close()
         if self._created_context and not self.context.closed:
             self.context.destroy(linger=0)
 

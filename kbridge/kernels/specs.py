@@ -1,11 +1,11 @@
 """Kernelspecs, read in a thread and cached until a file of them changes.
 
-Reading 500 kernelspecs takes more than 0.1 s, which would block an event loop.
+Reading 500 kernelspecs takes more than 0.1 s, which would block an event loop. The threads are
+daemons: a kernelspec directory on a file system that hangs does not keep the process from ending.
 """
 
 from __future__ import annotations
 
-import asyncio
 import inspect
 import os
 from collections.abc import Awaitable, Callable
@@ -13,7 +13,7 @@ from typing import Any
 
 from jupyter_client.kernelspec import KernelSpecManager
 
-from kbridge.kernels.tasks import in_thread
+from kbridge.storage.workers import Workers
 
 __all__ = ["Specs"]
 
@@ -28,13 +28,15 @@ class Specs:
     ----------
     manager : KernelSpecManager
         A manager whose methods are coroutines is called on the event loop; any other in a thread,
-        one call at a time. The answers of subclasses are not cached: where their kernelspecs come
-        from is unknown.
+        one call at a time, and beside these at most one of `any_installed`. The answers of
+        subclasses are not cached: where their kernelspecs come from is unknown.
     """
 
     def __init__(self, manager: Any) -> None:
         self.manager = manager
-        self._lock = asyncio.Lock()
+        # One thread: the calls of a manager follow one another.
+        self._reader = Workers(1, "kbridge-kernelspecs")
+        self._checker = Workers(1, "kbridge-kernelspecs-check")
         self._stamp: _Stamp = ()
         self._all: dict[str, Any] | None = None
         self._found: dict[str, Any] = {}
@@ -54,14 +56,29 @@ class Specs:
         """
         return await self._call(self.manager.get_kernel_spec, lambda: self._read(name), name)
 
+    async def any_installed(self) -> bool:
+        """Return True if there is a kernelspec. No start of a kernel waits for this call.
+
+        The cache is neither read nor written.
+        """
+        method = self.manager.get_all_specs
+        if inspect.iscoroutinefunction(method):
+            return bool(await method())
+        found: Any = await self._checker.call(method)
+        return bool(await found if isinstance(found, Awaitable) else found)
+
+    def close(self) -> None:
+        """End the threads, without waiting for them; the next call starts them again."""
+        self._reader.close()
+        self._checker.close()
+
     async def _call(
         self, method: Callable[..., Any], cached: Callable[[], Any], *arguments: str
     ) -> Any:
         if inspect.iscoroutinefunction(method):
             return await method(*arguments)
         ours = type(self.manager) is KernelSpecManager
-        async with self._lock:
-            found: Any = await (in_thread(cached) if ours else in_thread(method, *arguments))
+        found: Any = await self._reader.call(cached if ours else lambda: method(*arguments))
         return await found if isinstance(found, Awaitable) else found
 
     def _read_all(self) -> dict[str, Any]:

@@ -261,11 +261,18 @@ class SafeLog(logging.LoggerAdapter["logging.Logger | logging.LoggerAdapter[Any]
 
 
 def log_request(handler: web.RequestHandler) -> None:
-    """Write the access log: successful requests at DEBUG, errors at WARNING or ERROR."""
-    log_answer(handler.request, handler.get_status(), getattr(handler, "error_text", ""))
+    """Write the access log: successful requests at DEBUG, errors at WARNING or ERROR.
+
+    A handler with a true attribute `quiet` answers 503 as a result, which is logged at DEBUG.
+    """
+    status, quiet = handler.get_status(), getattr(handler, "quiet", False)
+    reason = getattr(handler, "error_text", "")
+    log_answer(handler.request, status, reason, quiet=quiet and status == 503)
 
 
-def log_answer(request: httputil.HTTPServerRequest, status: int, reason: str = "") -> None:
+def log_answer(
+    request: httputil.HTTPServerRequest, status: int, reason: str = "", *, quiet: bool = False
+) -> None:
     """Log one line for a request.
 
     Parameters
@@ -276,8 +283,10 @@ def log_answer(request: httputil.HTTPServerRequest, status: int, reason: str = "
         The status of the answer.
     reason : str
         The reason sent to the client if it was refused.
+    quiet : bool
+        True logs the line at DEBUG whatever the status.
     """
-    if status < 400:
+    if quiet or status < 400:
         level = logging.DEBUG
     elif status < 500:
         level = logging.WARNING

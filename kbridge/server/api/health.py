@@ -29,6 +29,9 @@ class ReadyHandler(ApiHandler):
 
     public = True
     activity = False
+    # Anybody may ask, and the number of such lines per minute is limited: they would hide others.
+    # `Readiness` logs a change of the answer.
+    quiet = True
 
     async def get(self) -> None:
         """Answer with the result of each check; the status is 503 if one failed."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from typing import Any
 
 from kbridge.server.readiness import OK
@@ -36,6 +37,18 @@ async def test_readiness_says_what_is_wrong(running: Any) -> None:
     assert reply.code == 503
     assert json.loads(reply.body) == {"ready": False, "checks": {"kernels": OK, "disk": "full"}}
     assert (await running.ask("HEAD", "/readyz", token=None)).code == 503
+
+
+async def test_polling_a_server_that_is_not_ready_does_not_fill_the_log(
+    running: Any, caplog: Any
+) -> None:
+    running.services.readiness = Answer(kernels=OK, disk="full")
+    caplog.set_level(logging.INFO, "tornado.access")
+    assert (await running.ask("GET", "/readyz", token=None)).code == 503
+    assert caplog.records == []
+    running.services.readiness = None
+    assert (await running.ask("GET", "/readyz", token=None)).code == 404
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
 
 
 async def test_they_are_no_activity(running: Any) -> None:
