@@ -479,12 +479,16 @@ class Hub:
             self._broadcaster.announce(status, source)
 
     async def aclose(
-        self, code: int = HubClosed.close_code, reason: str = "the kernel was shut down"
+        self,
+        code: int = HubClosed.close_code,
+        reason: str = "the kernel was shut down",
+        *,
+        drain: bool = True,
     ) -> None:
         """Close the sockets, and the websockets with `code`; a second call waits for the first.
 
-        Messages that have arrived are delivered before, unless the call is cancelled. Requests that
-        wait fail with HubClosed.
+        Messages that have arrived are delivered before, unless `drain` is False or the call is
+        cancelled. Requests that wait fail with HubClosed.
         """
         if self._closed:
             await self._ended.wait()
@@ -492,7 +496,8 @@ class Hub:
         self._closed = True
         try:
             try:
-                await self._kernel.drain_slowly()
+                if drain:
+                    await self._kernel.drain_slowly()
             finally:
                 self._kernel.close()
                 self._broadcaster.close(code, reason)

@@ -261,8 +261,11 @@ class HubTable:
         return self._close(hub, code, reason)
 
     async def _close(self, hub: Hub | None, code: int, reason: str) -> None:
-        if hub is not None:
-            await self._end(hub, code, reason)
+        if hub is None:
+            return
+        try:
+            await self._end(hub, code, reason, kept=False)
+        finally:
             if self._environment.keeper is not None and hub.kernel_id not in self._hubs:
                 self._environment.keeper.forget(hub.kernel_id)
 
@@ -270,10 +273,13 @@ class HubTable:
         """Remove the hub of a kernel from the table, if there is one; the caller closes it."""
         return self._hubs.pop(kernel_id, None)
 
-    async def _end(self, hub: Hub, code: int, reason: str) -> None:
-        """Close a hub that was taken; its counters stay in the totals."""
+    async def _end(self, hub: Hub, code: int, reason: str, *, kept: bool) -> None:
+        """Close a hub that was taken; its counters stay in the totals.
+
+        `kept` is True if another process continues the journal.
+        """
         try:
-            await hub.aclose(code, reason)
+            await hub.aclose(code, reason, drain=kept or hub.connections > 0)
         finally:
             if hub in self._ending:
                 self._ending.discard(hub)
@@ -281,6 +287,8 @@ class HubTable:
 
     async def aclose(self, *, keep: bool = False) -> None:
         """Close all hubs because the server shuts down; may be called twice.
+
+        If the call is cancelled, messages that have arrived may be lost, but all is closed.
 
         Clients may reconnect to another server with the same kernels: their websockets are closed
         with `GOING_AWAY`.
@@ -294,18 +302,31 @@ class HubTable:
         keeper = self._environment.keeper
         if keeper is not None and keep:
             keeper.leave()
+        try:
+            await self._end_all(kept=keep and self._store is not None)
+        finally:
+            store, self._store = self._store, None
+            try:
+                if store is not None:
+                    self._environment = replace(self._environment, store=None)
+                    await store.aclose(keep=keep)
+            finally:
+                if keeper is not None:
+                    keeper.close()
+
+    async def _end_all(self, *, kept: bool) -> None:
+        """Close all hubs at once, and wait for those that other calls close.
+
+        If the call is cancelled, so is each delivery of last messages: the hubs are closed then.
+        """
+        steps = [hub.aclose() for hub in self._ending]  # they may still deliver messages
         for hub in self:
             self.take(hub.kernel_id)
             self._ending.add(hub)
-            await self._end(hub, GOING_AWAY, "the server is shutting down")
-        for hub in list(self._ending):  # in other calls, which may still deliver messages
-            await hub.aclose()
-        store, self._store = self._store, None
-        if store is not None:
-            self._environment = replace(self._environment, store=None)
-            await store.aclose(keep=keep)
-        if keeper is not None:
-            keeper.close()
+            steps.append(self._end(hub, GOING_AWAY, "the server is shutting down", kept=kept))
+        for error in await asyncio.gather(*steps, return_exceptions=True):
+            if error is not None:
+                raise error
 
     def __iter__(self) -> Iterator[Hub]:
         return iter(list(self._hubs.values()))

@@ -102,12 +102,14 @@ class JupyterHubs:
         watches, self._watches = self._watches, {}
         for watch in watches.values():
             self._await_later(watch.close())
-        if self._opening is not None:
-            await asyncio.wait({self._opening})
-        await self.table.aclose()
         if self._sweeper is not None:
             self._sweeper.cancel()
             self._await_later({self._sweeper})
+        try:
+            if self._opening is not None:
+                await asyncio.wait({self._opening})
+        finally:
+            await self.table.aclose()
         while self._closing:
             await asyncio.wait(self._closing)
 

@@ -227,8 +227,8 @@ class JournalStore(Overseer):
         """Write the remaining frames, for at most 5 s, and stop the threads; may be called twice.
 
         The directory of the journals is removed if nothing is left in it.
-        If the disk does not answer, the files are removed or released as soon as it does, if this
-        process still runs then.
+        If the disk does not answer, or the call is cancelled, the files are removed or released as
+        soon as possible, if this process still runs then.
 
         Parameters
         ----------
@@ -243,6 +243,7 @@ class JournalStore(Overseer):
         for timer in (self._timer, self._unused_timer):
             if timer is not None:
                 timer.cancel()
+        complete = False
         try:
             async with asyncio.timeout(_CLOSE_TIMEOUT):
                 if keep:
@@ -253,16 +254,19 @@ class JournalStore(Overseer):
                 )
                 remove = partial(self._context.disk.remove_directory, self._settings.directory)
                 await self._context.readers.call(remove)
+                complete = True
         except TimeoutError:
             self._log.warning(
                 "The journals in %s (journal_dir) are not complete: the disk did not answer for"
                 " %d s",
                 *(self._settings.directory, _CLOSE_TIMEOUT),
             )
-            for history in self._histories.values():
-                history.close(keep=keep)
-        self._queue.close()
-        self._context.readers.close()
+        finally:
+            if not complete:
+                for history in self._histories.values():
+                    history.close(keep=keep)
+            self._queue.close()
+            self._context.readers.close()
 
     @property
     def waits(self) -> bool:

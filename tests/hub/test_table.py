@@ -111,6 +111,110 @@ async def test_the_end_waits_for_hubs_that_still_deliver(ends) -> None:
     await first
 
 
+class FloodedKernels:
+    """Makes links to kernels, each of which has 50 messages that were not read yet."""
+
+    def __init__(self) -> None:
+        self.links: list[MemoryKernel] = []
+
+    def __call__(self, *args: Any) -> MemoryKernel:
+        link = MemoryKernel(*args)
+        for _ in range(50):
+            link.arrive(Channel.IOPUB, [])
+        self.links.append(link)
+        return link
+
+
+class Kept:
+    """Stands for a `Keeper`, and notes its calls."""
+
+    left = ()
+
+    def __init__(self) -> None:
+        self.calls: list[str] = []
+
+    def leave(self) -> None:
+        self.calls.append("leave")
+
+    def forget(self, kernel_id: str) -> None:
+        self.calls.append(f"forget {kernel_id}")
+
+    def close(self) -> None:
+        self.calls.append("close")
+
+
+async def test_a_cancelled_end_closes_everything(tmp_path) -> None:
+    kernels, clients, kept = FloodedKernels(), [], Kept()
+    table = HubTable(HubSettings(journal_dir=str(tmp_path)), link=kernels)
+    await table.open_journal("me")
+    for kernel_id in "abc":
+        clients.append(MemoryClient())
+        table.open(kernel_id, INFO).attach(clients[-1], V1)
+        table[kernel_id].announce("starting")  # reads the first messages
+        for _ in range(50):
+            kernels.links[-1].arrive(Channel.IOPUB, [])
+    keeper: Any = kept
+    table.keep_connections(keeper)
+    ending = asyncio.ensure_future(table.aclose(keep=True))
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    assert not any(client.closed for client in clients), "messages are delivered before"
+    ending.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await ending
+    assert all(client.closed for client in clients)
+    assert all(link.closed for link in kernels.links)
+    assert kept.calls == ["leave", "close"]
+    assert table.journal_statistics() == {}
+    await table.aclose(keep=True)
+    following = await open_table(tmp_path, keep="abc")
+    assert all(following.open(kernel_id, INFO).notices.adopted for kernel_id in "abc")
+    await following.aclose()
+
+
+async def test_a_cancelled_end_of_a_kernel_forgets_its_connections() -> None:
+    kernels, client, kept = FloodedKernels(), MemoryClient(), Kept()
+    table = HubTable(link=kernels)
+    table.open("a", INFO).attach(client, V1)
+    keeper: Any = kept
+    table.keep_connections(keeper)
+    ending = asyncio.ensure_future(table.close("a"))
+    await asyncio.sleep(0)
+    ending.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await ending
+    assert (client.closed, kernels.links[0].closed) == (True, True)
+    assert kept.calls == ["forget a"]
+    await table.aclose()
+
+
+async def test_hubs_are_closed_beside_each_other() -> None:
+    kernels, clients = FloodedKernels(), []
+    table = HubTable(link=kernels)
+    for kernel_id in "ab":
+        clients.append(MemoryClient())
+        table.open(kernel_id, INFO).attach(clients[-1], V1)
+    for _ in range(1000):
+        kernels.links[0].arrive(Channel.IOPUB, [])
+    ending = asyncio.ensure_future(table.aclose())
+    while not clients[1].closed:  # noqa: ASYNC110 - each step of the other hub counts
+        await asyncio.sleep(0)
+    assert not clients[0].closed
+    await ending
+
+
+@pytest.mark.parametrize("attached", [False, True])
+async def test_last_messages_are_read_if_somebody_gets_them(attached) -> None:
+    kernels = FloodedKernels()
+    table = HubTable(link=kernels)
+    hub = table.open("a", INFO)
+    if attached:
+        hub.attach(MemoryClient(), V1)
+    await table.close("a")
+    refused = hub.statistics()["refused_kernel_messages"]
+    assert refused == (50 if attached else 0), "the messages of this test are invalid"
+
+
 async def test_a_connection_file_without_a_port_makes_no_hub(table) -> None:
     with pytest.raises(ValueError, match="shell_port"):
         table.open("a", {**INFO, "shell_port": 0})

@@ -31,6 +31,7 @@ from kbridge.errors import (
 from kbridge.kernels import manager as manager_module
 from kbridge.kernels.lifecycle import culling
 from kbridge.kernels.lifecycle.started import StartedKernel
+from kbridge.kernels.registry.writer import RegistryWriter
 from kbridge.wire.message import Channel
 from tests.kernels.conftest import pooled
 from tests.support.waiting import TIMEOUT
@@ -851,6 +852,32 @@ async def test_a_cancelled_shutdown_leaves_no_process(make_manager, spec):
         await asked
     await until(lambda: not process.is_running() or process.status() == psutil.STATUS_ZOMBIE)
     assert manager.models() == []
+
+
+async def test_a_shutdown_that_is_cancelled_removes_the_kernel_from_the_registry(
+    make_manager, fake, hubs
+):
+    class Noting(RegistryWriter):
+        dropped = ()
+
+        def drop_kernel(self, kernel_id):
+            self.dropped = (*self.dropped, kernel_id)
+
+    writer = Noting()
+    manager = make_manager(writer=writer)
+    kernel_id = await manager.start_kernel(fake())
+    hubs.kernel(kernel_id).connect_client()
+    for _ in range(1000):
+        hubs.kernel(kernel_id).process.arrive(Channel.IOPUB, [])
+    asked = asyncio.create_task(manager.shutdown_kernel(kernel_id))
+    while hubs.get(kernel_id) is not None:  # noqa: ASYNC110 - to cancel before the last message
+        await asyncio.sleep(0)
+    assert not hubs.opened[0].process.closed, "last messages are delivered"
+    asked.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await asked
+    assert hubs.opened[0].process.closed
+    assert writer.dropped == (kernel_id,)
 
 
 async def test_a_shutdown_that_is_cancelled_before_its_turn_ends_nothing(make_manager, fake):

@@ -548,6 +548,28 @@ async def test_the_end_does_not_wait_for_a_disk_that_hangs(
     assert names(tmp_path / "journals") == []
 
 
+async def test_a_cancelled_end_releases_the_files_later(tmp_path: Path) -> None:
+    disk = SlowDisk()
+    store = await open_store(tmp_path, disk=disk)
+    history, source = store.history("k"), Source()
+    history.attach(source)
+    disk.go.clear()
+    say(source, 10)
+    history.changed()
+    ending = asyncio.create_task(store.aclose(keep=True))
+    assert await asyncio.to_thread(disk.waiting.wait, TIMEOUT)
+    ending.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await ending
+    assert history.closed
+    disk.go.set()
+    again = await open_store(tmp_path, keep=["k"])  # which waits for the lock of the closed one
+    recovered = again.history("k").recovered
+    assert recovered is not None
+    assert recovered.next_seq == 10
+    await again.aclose(keep=False)
+
+
 async def test_the_end_of_a_kernel_does_not_wait_for_a_disk_that_hangs(tmp_path: Path) -> None:
     disk = SlowDisk()
     store = await open_store(tmp_path, disk=disk)

@@ -286,8 +286,10 @@ class KernelProcess:
                     await self.manager.stop(now=True)
             raise
         finally:
-            await self._hubs.close(self.kernel_id)
-            self._writer.drop_kernel(self.kernel_id)
+            try:
+                await self._hubs.close(self.kernel_id)
+            finally:
+                self._writer.drop_kernel(self.kernel_id)
 
     async def kill(self) -> None:
         """Kill the process without waiting, even while another task holds `lock`.

@@ -282,8 +282,10 @@ class StartedKernel(Kernel):
     async def clear_away(self, row: KernelRow) -> None:
         """Remove the files of a kernel whose process ended before this server started."""
         self.manager.remove_files()
-        await self._services.hubs.close(row.kernel_id)  # removes its journal
-        self._services.writer.drop_kernel(row.kernel_id)
+        try:
+            await self._services.hubs.close(row.kernel_id)  # removes its journal
+        finally:
+            self._services.writer.drop_kernel(row.kernel_id)
         if self.role is KernelRole.USED:
             self._services.kept_logs.keep(self.manager.output)
         else:
