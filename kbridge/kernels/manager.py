@@ -273,8 +273,12 @@ class BridgeKernelManager(KernelSettings, AsyncMultiKernelManager):
             If the new process cannot start or dies at once.
         NotSupported
             If another program started the kernel.
+        Busy
+            If the server is shutting down, or about to be restarted.
         """
-        await self.index.find(kernel_id).restart(now=now)
+        kernel = self.index.find(kernel_id)
+        self._limits.check_held()
+        await kernel.restart(now=now)
         self.index.touch()
         kernel_log(self.log, kernel_id).info("Kernel restarted: %s", kernel_id)
 
@@ -366,8 +370,15 @@ class BridgeKernelManager(KernelSettings, AsyncMultiKernelManager):
         """Return a context in which a client waits for the start of a kernel; may be nested."""
         return self._limits.request()
 
+    def hold_starts(self) -> AbstractContextManager[None]:
+        """Return a context in which new starts and restarts are refused with Busy.
+
+        Those that clients wait for go on.
+        """
+        return self._limits.hold()
+
     async def wait_for_starts(self) -> None:
-        """Wait until no client waits for the start or the restart of a kernel."""
+        """Wait for the starts and restarts that clients wait for; call it within `hold_starts`."""
         await self._shutdown.wait_for_starts()
 
     def count_starting(self) -> int:

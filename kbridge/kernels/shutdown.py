@@ -124,19 +124,28 @@ class Shutdown:
             )
 
     async def wait_for_starts(self) -> None:
-        """Wait until no client waits for the start or the restart of a kernel."""
-        while self.count_starting():
-            await self._limits.wait_for_requests()
-            for kernel in self._index.known:
-                async with kernel.process.lock:  # held during a restart
-                    pass
+        """Wait for the starts and the restarts of kernels that clients wait for.
+
+        Call it within `StartLimits.hold`: otherwise starts that overlap could go on without end.
+        """
+        await self._limits.wait_for_requests()
+        for kernel in self._restarting():
+            async with kernel.process.lock:
+                pass
 
     def count_starting(self) -> int:
         """Return the number of starts that clients wait for, and of kernels that are restarted."""
-        return self._limits.pending + sum(
-            kernel.role is KernelRole.USED and kernel.process.lock.locked()
+        return self._limits.pending + len(self._restarting())
+
+    def _restarting(self) -> list[StartedKernel]:
+        """Return the kernels whose processes are replaced, but not those that are shut down."""
+        return [
+            kernel
             for kernel in self._index.known
-        )
+            if kernel.role is KernelRole.USED
+            and kernel.process.lock.locked()
+            and not kernel.process.closing
+        ]
 
     def start_no_more(self) -> None:
         """Admit no more starts."""

@@ -51,6 +51,7 @@ __all__ = ["Server"]
 _CUT_AFTER = 1.0
 _LONGEST_START = 45.0  # seconds; less than `kbridge restart` waits for the answer
 _BUFFER_MARGIN = 1 << 20
+_NOT_RUNNING = "the server is starting, or shutting down"
 
 
 class Server:
@@ -191,7 +192,7 @@ class Server:
         ------
         Conflict
             If something would be lost, or the installed version cannot be started.
-            Kernels that clients are starting are waited for.
+            Kernels that clients are starting are waited for, and new starts refused meanwhile.
         SetupError
             If this system cannot replace the program of a process.
         """
@@ -199,16 +200,19 @@ class Server:
             self._checking = asyncio.create_task(asyncio.to_thread(installed_version))
             self._checking.add_done_callback(self._on_checked)
         version = await asyncio.shield(self._checking)
-        if self._components is not None:
-            await self._wait_for_starts(self._components.kernels, force=force)
         parts = self._components
-        if parts is None or self._http is None:
-            raise Conflict("the server is starting, or shutting down")
-        if not force:
-            kernels = list(parts.kernels.index)
-            check_losses(kernels, parts.hubs.settings, registry=parts.registry.enabled)
-        # Not later: the start of a kernel that is admitted now would be cut off.
-        parts.kernels.start_no_more()
+        if parts is None:
+            raise Conflict(_NOT_RUNNING)
+        # If the restart is refused, clients may start kernels again.
+        with parts.kernels.hold_starts():
+            await self._wait_for_starts(parts.kernels, force=force)
+            if self._components is None or self._http is None:
+                raise Conflict(_NOT_RUNNING)
+            if not force:
+                kernels = list(parts.kernels.index)
+                check_losses(kernels, parts.hubs.settings, registry=parts.registry.enabled)
+            # Not later: the start of a kernel that is admitted now would be cut off.
+            parts.kernels.start_no_more()
         self.restart_requested.set()
         return version
 

@@ -357,6 +357,35 @@ async def test_a_restart_waits_for_kernels_that_are_starting(
         await kernels.start_kernel("slow")
 
 
+async def test_a_restart_does_not_wait_for_starts_that_overlap(
+    app: KbridgeApp, make: Make, begun: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    app.config.BridgeKernelManager.start_grace = TIMEOUT
+    app.config.BridgeKernelManager.kernel_info_timeout = TIMEOUT
+    server = make()
+    kernels = await start(server, app)
+    starting = asyncio.create_task(kernels.start_kernel("slow"))
+    await until(begun.exists, "the process has begun")
+    restarting = asyncio.create_task(server.request_restart(force=True))
+    await until(lambda: "waits for 1 kernel(s) that are starting" in caplog.text, "it waits")
+    headers = {"Authorization": f"token {app.token}", "Content-Type": "application/json"}
+    reply = await AsyncHTTPClient().fetch(
+        f"{server.url}api/kernels",
+        method="POST",
+        headers=headers,
+        body='{"name": "slow"}',
+        raise_error=False,
+    )
+    assert (reply.code, reply.headers["Retry-After"]) == (503, "5")
+    assert "about to be restarted" in json.loads(reply.body)["message"]
+    with kernels.starting():  # a request that overlaps with the first one
+        Path(f"{begun}.go").touch()
+        with pytest.raises(KernelStartError):
+            await starting
+        assert await restarting == "1.2"
+
+
 @pytest.mark.parametrize("force", [False, True])
 async def test_a_restart_does_not_wait_without_end(
     app: KbridgeApp, make: Make, begun: Path, monkeypatch: pytest.MonkeyPatch, force: bool
@@ -377,6 +406,8 @@ async def test_a_restart_does_not_wait_without_end(
     Path(f"{begun}.go").touch()
     with pytest.raises(KernelStartError):
         await starting
+    with pytest.raises(Busy if force else KernelStartError):  # which dies: it has been started
+        await kernels.start_kernel("slow")
 
 
 @pytest.mark.parametrize("change", ["nothing", "mode", "missing", "replaced"])

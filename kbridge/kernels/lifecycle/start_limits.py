@@ -10,13 +10,20 @@ from contextlib import (
     contextmanager,
     nullcontext,
 )
-from typing import Any
+from contextvars import ContextVar
+from typing import Any, Final
 
 from kbridge.errors import Busy, KernelLimitReached
 from kbridge.kernels.lifecycle.descriptors import KernelBudget
 from kbridge.kernels.lifecycle.start_counts import StartCounts
 
 __all__ = ["StartLimits"]
+
+_RESTARTING: Final = "The server is about to be restarted; try again in a few seconds"
+
+# True within a request that is counted, also in the tasks that it makes: it may start a kernel
+# although a later call of `hold` refuses new requests.
+_counted: ContextVar[bool] = ContextVar("kbridge_start_request_counted", default=False)
 
 
 class StartLimits:
@@ -47,6 +54,7 @@ class StartLimits:
         self._pending = 0
         self._none_pending = asyncio.Event()
         self._none_pending.set()
+        self._holds = 0
 
     @property
     def closed(self) -> bool:
@@ -69,15 +77,37 @@ class StartLimits:
 
     @contextmanager
     def request(self) -> Iterator[None]:
-        """Count a request to start a kernel until its answer is known; may be nested."""
+        """Count a request that may start a kernel until its answer is known; may be nested.
+
+        A request that comes within `hold` is not counted; it is refused once it starts a kernel.
+        """
+        if self._holds and not _counted.get():
+            yield
+            return
         self._pending += 1
         self._none_pending.clear()
+        token = _counted.set(True)
         try:
             yield
         finally:
             self._pending -= 1
             if not self._pending:
                 self._none_pending.set()
+            _counted.reset(token)
+
+    @contextmanager
+    def hold(self) -> Iterator[None]:
+        """Refuse the starts of new requests, so that `wait_for_requests` has an end."""
+        self._holds += 1
+        try:
+            yield
+        finally:
+            self._holds -= 1
+
+    def check_held(self) -> None:
+        """Raise Busy within `hold`, unless a request is being answered that came before."""
+        if self._holds and not _counted.get():
+            raise Busy(_RESTARTING)
 
     async def wait_for_requests(self) -> None:
         """Wait until no request to start a kernel is pending."""
@@ -95,12 +125,13 @@ class StartLimits:
         Raises
         ------
         Busy
-            If the server is shutting down.
+            If the server is shutting down, or about to be restarted.
         KernelLimitReached
             If all places are taken.
         """
         if self._closed:
             raise Busy("The server is shutting down")
+        self.check_held()
         used = in_use + self._admitted
         if self._max_kernels is not None and used >= self._max_kernels:
             raise KernelLimitReached(f"{used} kernels run, and no more are allowed")

@@ -30,6 +30,9 @@ __all__ = [
     "expect",
 ]
 
+# Seconds; a restart of the server takes one to three, after the starts that it waits for.
+_RETRY_AFTER = "5"
+
 
 class ErrorsMixin(web.RequestHandler):
     """Answers every error as JSON, `{"reason", "message"}`, and keeps secrets out of the log.
@@ -86,6 +89,8 @@ class ErrorsMixin(web.RequestHandler):
         elif error is not None:
             message = "Unhandled error; the server's log says more"
         self.set_allow_header(status_code)
+        if status_code == 503:
+            self.set_header("Retry-After", _RETRY_AFTER)
         self.set_header("Content-Type", "application/json")
         self.finish(json.dumps({"reason": reason, "message": scrub(message)}))
 

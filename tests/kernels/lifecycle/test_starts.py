@@ -167,3 +167,54 @@ async def test_a_launch_that_hangs_does_not_delay_leave_all(
     start.cancel()
     with pytest.raises(asyncio.CancelledError):
         await start
+
+
+async def test_while_starts_are_held_only_earlier_requests_start_kernels(
+    make_manager, fake, fleet, hubs
+):
+    manager = make_manager()
+    name = fake()
+    hubs.answering = False
+    first = asyncio.create_task(manager.start_kernel(name))
+    go_on = asyncio.Event()
+
+    async def create_session():
+        with manager.starting():
+            await go_on.wait()
+            return await manager.start_kernel(name)
+
+    second = asyncio.create_task(create_session())
+    await until(lambda: hubs.opened and manager.count_starting() == 2)
+    with manager.hold_starts():
+        waiting = asyncio.create_task(manager.wait_for_starts())
+        for _ in range(3):
+            with pytest.raises(Busy, match="about to be restarted"):
+                await manager.start_kernel(name)
+        hubs.answering = True
+        hubs.opened[0].process.answer()
+        kernel_id = await first
+        assert await manager.start_kernel(name, kernel_id=kernel_id) == kernel_id
+        assert not waiting.done()
+        with manager.starting():  # a request that starts no kernel
+            go_on.set()
+            await second
+            await waiting
+        with pytest.raises(Busy, match="about to be restarted"):
+            await manager.restart_kernel(kernel_id)
+        assert manager.count_starting() == 0
+    await manager.restart_kernel(kernel_id)
+    await manager.start_kernel(name)
+    assert len(fleet) == 3
+
+
+async def test_a_kernel_that_is_shut_down_is_not_starting(make_manager, fake, hubs):
+    manager = make_manager()
+    kernel_id = await manager.start_kernel(fake())
+    kernel = manager.index.find(kernel_id)
+    async with kernel.process.lock:  # as during a restart
+        assert manager.count_starting() == 1
+        ending = asyncio.create_task(manager.shutdown_kernel(kernel_id))
+        await until(lambda: kernel.process.closing)
+        assert manager.count_starting() == 0
+        await manager.wait_for_starts()
+    await ending
