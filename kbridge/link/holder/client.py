@@ -66,6 +66,36 @@ class _Extent:
         return os.pread(self.fd, size, self.offset + HEADER_SIZE + place)
 
 
+class _Sent:
+    """A connection as the holder has sent it, in one or several packets."""
+
+    def __init__(self, fields: list[str], fds: list[int]) -> None:
+        self.key, self.info, flags, *self.extents = fields
+        self.flags = flags.split()
+        self.fds = fds
+
+    def connection(self) -> HeldConnection:
+        """Return the connection.
+
+        Raises
+        ------
+        OSError
+            If it cannot be used; its descriptors are then closed.
+        """
+        try:
+            if len(self.fds) != 1 + len(self.extents):
+                raise OSError("file descriptors were missing")
+            return HeldConnection(self)
+        except Exception as error:  # another kernel may be fine
+            self.close()
+            raise OSError(str(error) or repr(error)) from error
+
+    def close(self) -> None:
+        """Close all descriptors."""
+        for fd in self.fds:
+            os.close(fd)
+
+
 class HeldConnection:
     """A connection that an earlier bridge opened.
 
@@ -93,22 +123,23 @@ class HeldConnection:
         and in the queue of the kernel. Messages behind those are missing.
     """
 
-    def __init__(self, key: str, info: str, flags: list[str], extents: list[str], fds: list[int]):
-        self.key = key
-        self.info = info
-        self.sock = socket.socket(fileno=fds[0])
-        self.closed = CLOSED in flags
-        self.full = FULL in flags
+    def __init__(self, sent: _Sent) -> None:
+        self.key = sent.key
+        self.info = sent.info
+        self.closed = CLOSED in sent.flags
+        self.full = FULL in sent.flags
+        fd, *fds = sent.fds
         self._extents = [
             _Extent(fd, *map(int, numbers.split()))
-            for fd, numbers in zip(fds[1:], extents, strict=True)
+            for fd, numbers in zip(fds, sent.extents, strict=True)
         ]
         newest = [each.header for each in self._extents if each.header][-1]
         self.taken = newest[TAKEN]
         self.seq = newest[SEQ]
         self.torn = bool(newest[SENDING])
         self.position = self._extents[-1].end
-        self.complete = TORN not in flags and self._oldest() <= self.taken
+        self.complete = TORN not in sent.flags and self._oldest() <= self.taken
+        self.sock = socket.socket(fileno=fd)
 
     def _oldest(self) -> int:
         """Return the lowest position from which on all bytes are there."""
@@ -159,10 +190,13 @@ class Holder:
     ----------
     on_lost : callable
         Called when the holder has ended, after `watch`; set by the owner.
+    untaken : dict of str to str
+        Why connections could not be taken over, by their keys.
     """
 
     def __init__(self, path: Path, directory: Path | None, limit: int, seconds: float) -> None:
         self.on_lost: Callable[[], None] = noop
+        self.untaken: dict[str, str] = {}
         self._path = path
         folder = "" if directory is None else str(directory.absolute())
         self._arguments = [str(path.absolute()), folder, str(limit), str(seconds)]
@@ -215,6 +249,9 @@ class Holder:
     def take(self) -> list[HeldConnection]:
         """Take over the connections that an earlier bridge left; they are not read until `use`.
 
+        Those that cannot be used, for example because this process may open no more descriptors,
+        are in `untaken`.
+
         Call it in a thread, and `watch` after it: it blocks for at most 10 s if the earlier bridge
         has not ended yet.
 
@@ -224,26 +261,24 @@ class Holder:
             If no holder is running, or the holder does not answer.
         """
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        found: list[HeldConnection] = []
+        sent: dict[str, _Sent] = {}
         try:
             sock.settimeout(_TIMEOUT)
             connect(sock, self._path)
             sock.send(packet("T"))
-            while True:
-                data, fds = receive(sock)
-                letter, *fields = fields_of(data)
-                if letter != "E":
-                    break
-                key, info, flags, *extents = fields
-                found.append(HeldConnection(key, info, flags.split(), extents, fds))
-            if letter != ".":
-                raise ConnectionResetError("the holder has ended")
+            _receive_all(sock, sent)
         except BaseException:
             sock.close()
-            for each in found:
+            for each in sent.values():
                 each.close()
             raise
         self._use(sock)
+        found: list[HeldConnection] = []
+        for key, each in sent.items():
+            try:
+                found.append(each.connection())
+            except OSError as error:
+                self.untaken[key] = str(error)
         return found
 
     def share(self, name: str, memory: int) -> None:
@@ -356,6 +391,22 @@ class Holder:
         if loop is not None:
             loop.remove_reader(sock)
             loop.remove_writer(sock)
+
+
+def _receive_all(sock: socket.socket, sent: dict[str, _Sent]) -> None:
+    """Receive all connections that the holder has, by their keys."""
+    while True:
+        data, fds = receive(sock)
+        letter, *fields = fields_of(data)
+        if letter == ".":
+            return
+        if letter == "E":
+            sent[fields[0]] = _Sent(fields, fds)
+        elif letter == "X" and fields[0] in sent:
+            sent[fields[0]].extents += fields[1:]
+            sent[fields[0]].fds += fds
+        else:
+            raise ConnectionResetError("the holder has ended")
 
 
 def _running_loop() -> asyncio.AbstractEventLoop | None:

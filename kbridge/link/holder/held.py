@@ -5,7 +5,7 @@ from __future__ import annotations
 import _socket as socket  # `socket` itself takes another megabyte
 import os
 
-from kbridge.link.holder.header import START, consumed, read_header
+from kbridge.link.holder.header import START, TAKEN, consumed, read_header
 
 __all__ = ["CLOSED", "FULL", "TORN", "Extent", "Held"]
 
@@ -26,14 +26,18 @@ class Extent:
         The place of the shared buffer; -1 for a file.
     start, end : int
         Positions; `end` is not known while a bridge receives into the buffer.
+    full : bool
+        True if no more could be stored behind these bytes, so that the kernel may have dropped
+        messages. It is forgotten with them.
     """
 
-    __slots__ = ("end", "fd", "offset", "start")
+    __slots__ = ("end", "fd", "full", "offset", "start")
 
     def __init__(self, fd: int, offset: int, start: int) -> None:
         self.fd = fd
         self.offset = offset
         self.start = self.end = start
+        self.full = False
 
     @property
     def shared(self) -> bool:
@@ -51,18 +55,32 @@ class Extent:
 class Held:
     """A connection of a kernel."""
 
-    __slots__ = ("extents", "flags", "info", "sock")
+    __slots__ = ("_flags", "extents", "info", "sock")
 
     def __init__(self, fd: int, info: str) -> None:
         self.sock = socket.socket(fileno=fd)
         self.info = info
-        self.flags: set[str] = set()
+        self._flags: set[str] = set()
         self.extents: list[Extent] = []
 
     @property
     def ended(self) -> bool:
         """True if there is nothing more to read."""
-        return CLOSED in self.flags or TORN in self.flags
+        return bool(self._flags)
+
+    @property
+    def flags(self) -> list[str]:
+        """The flags that the next bridge is told."""
+        full = any(each.full for each in self.extents)
+        return [*self._flags, *[FULL] * full]
+
+    def end(self, flag: str) -> None:
+        """Note that there is nothing more to read: `CLOSED` or `TORN`."""
+        self._flags.add(flag)
+
+    def fill(self) -> None:
+        """Note that no more can be stored."""
+        self.extents[-1].full = True
 
     def use(self, memory: int, offset: int) -> None:
         """Note that the bridge receives into this buffer from now on."""
@@ -70,14 +88,19 @@ class Held:
         self.extents.append(Extent(os.dup(memory), offset, start))
 
     def settle(self) -> None:
-        """Find out where the bridge stopped reading."""
+        """Find out where the bridge stopped reading, and forget what the journal's file has."""
         last = self.extents[-1]
-        if last.shared:
-            end = consumed(self.sock, last.fd, last.offset)
-            if end is None:
-                self.flags.add(TORN)
-            else:
-                last.end = end
+        if not last.shared:
+            return
+        end = consumed(self.sock, last.fd, last.offset)
+        if end is None:
+            self.end(TORN)
+            return
+        last.end = end
+        taken = read_header(last.fd, last.offset)[TAKEN]
+        # The bridge may have ended before it had a notice that output is missing in the file.
+        full = [each.end for each in self.extents[:-1] if each.full and each.end == taken]
+        self.forget(min(full) - 1 if full else taken)
 
     def append(self, data: memoryview, directory: str) -> bool:
         """Store bytes that were read.

@@ -32,6 +32,7 @@ _SIZES: Final = {
     Channel.CONTROL: _MIB,
     Channel.STDIN: _MIB,
 }
+_NOT_TAKEN: Final = "the connections could not be taken over (see the log of the server)"
 _INDEX: Final = {channel: index for index, channel in enumerate(_SIZES)}
 
 
@@ -56,6 +57,7 @@ class Port:
         self._base = 0  # the position of the first byte that the peer was given
         self._given: tuple[socket.socket, str] | None = None  # to the holder
         self._noted: int | None = None
+        self._stored: int | None = None  # where the bytes that the holder has stored end
 
     @property
     def held(self) -> HeldConnection | None:
@@ -72,6 +74,7 @@ class Port:
         if self._kernel.given_up:
             return None
         self._base = 0
+        self._stored = None
         try:
             return self._new_buffer(sock, 0)
         except OSError:  # no memory, process or descriptor is left
@@ -106,6 +109,7 @@ class Port:
         assert held is not None
         self._peer = peer
         self._base = held.taken
+        self._stored = held.position
         self._given = (held.sock, held.info)
         buffer = self._new_buffer(held.sock, held.position)
         buffer.mark_taken(held.taken, held.seq)
@@ -142,6 +146,9 @@ class Port:
         noted, self._noted = self._noted, None
         if noted is not None and self._buffer is not None:
             self._buffer.mark_taken(noted, end)
+            if self._stored is not None and noted >= self._stored:
+                self._stored = None
+                self._kernel.holder.forget(self.key, noted)
 
     @property
     def _place(self) -> tuple[str, int]:
@@ -349,14 +356,33 @@ class Keeper:
         except (FileNotFoundError, ConnectionRefusedError):
             self._absent = "the process that keeps the connections had ended, too"
             return
-        except OSError as error:
-            self._absent = "the connections could not be taken over (see the log of the server)"
+        except (OSError, ValueError) as error:
+            self._absent = _NOT_TAKEN
             self._log.warning("Connections to kernels cannot be taken over: %s", error)
             return
         self._holder.watch()
         for held in found:
-            kernel_id, _, channel = held.key.rpartition("/")
-            self._left.setdefault(kernel_id, {})[Channel(channel)] = held
+            kernel_id, _, name = held.key.rpartition("/")
+            channel = next((each for each in _SIZES if each == name), None)
+            if channel is None:  # of another version of kbridge
+                held.close()
+                self._holder.drop(held.key)
+            else:
+                self._left.setdefault(kernel_id, {})[channel] = held
+        for key, because in self._holder.untaken.items():
+            self._abandon(key.rpartition("/")[0], because)
+
+    def _abandon(self, kernel_id: str, because: str) -> None:
+        """End the connections of a kernel of which some could not be taken over."""
+        if kernel_id not in self._lost:
+            self._lost[kernel_id] = _NOT_TAKEN
+            self._log.warning(
+                "The connections to kernel %s cannot be taken over: %s", kernel_id, because
+            )
+        for held in self._left.pop(kernel_id, {}).values():
+            held.close()
+        for channel in _SIZES:
+            self._holder.drop(f"{kernel_id}/{channel}")
 
     def kernel(self, kernel_id: str) -> KeptKernel:
         """Return the connections of a kernel, with those that an earlier bridge left."""

@@ -16,6 +16,7 @@ packet  fields              descriptors               meaning
 `T`     -                   -                         send all connections, as `E` and then `.`
 `E`     key, info, flags,   connection, and one for   a connection with its stored bytes
         extents             each extent
+`X`     key, extents        one for each extent       further stored bytes of that connection
 `.`     -                   -                         all connections have been sent
 ======  ==================  ========================  ============================================
 """
@@ -26,12 +27,15 @@ import _socket as socket  # `socket` itself takes another megabyte
 import os
 import sys
 
-__all__ = ["LIMIT", "fields_of", "packet", "receive", "send"]
+__all__ = ["LIMIT", "MOST_FDS", "fields_of", "packet", "receive", "send"]
 
 LIMIT = 128 * 1024
 """Bytes of the largest control packet."""
 
-_MAX_FDS = 64
+MOST_FDS = 64
+"""Descriptors of one control packet; more are sent as several packets."""
+
+_ROOM = 253  # the most that Linux accepts: earlier holders did not divide their packets
 
 
 def packet(letter: str, *fields: str) -> bytes:
@@ -52,8 +56,11 @@ def send(sock: socket.socket, data: bytes, fds: list[int]) -> None:
 
 
 def receive(sock: socket.socket) -> tuple[bytes, list[int]]:
-    """Receive a packet with descriptors; the packet is empty at the end of the connection."""
-    data, ancillary, _, _ = sock.recvmsg(LIMIT, socket.CMSG_SPACE(4 * _MAX_FDS))
+    """Receive a packet with descriptors; the packet is empty at the end of the connection.
+
+    Descriptors are missing if this process may open no more of them.
+    """
+    data, ancillary, _, _ = sock.recvmsg(LIMIT, socket.CMSG_SPACE(4 * _ROOM))
     fds: list[int] = []
     for level, kind, content in ancillary:
         if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:

@@ -26,8 +26,8 @@ import sys
 import time
 
 from kbridge.link.holder.header import CHUNK
-from kbridge.link.holder.held import CLOSED, FULL, TORN, Held
-from kbridge.link.holder.packets import fields_of, packet, receive, send
+from kbridge.link.holder.held import CLOSED, TORN, Held
+from kbridge.link.holder.packets import MOST_FDS, fields_of, packet, receive, send
 
 if sys.platform != "win32":
     import resource
@@ -177,10 +177,7 @@ class Holder:
         bridge.setblocking(True)
         try:
             for key, held in self._held.items():
-                extents = [f"{each.offset} {each.start} {each.end}" for each in held.extents]
-                data = packet("E", key, held.info, " ".join(held.flags), *extents)
-                fds = [held.sock.fileno(), *(each.fd for each in held.extents)]
-                send(bridge, data, fds)
+                _send(bridge, key, held)
             send(bridge, packet("."), [])
         except OSError:
             pass  # it has ended, which is noticed next
@@ -204,17 +201,17 @@ class Holder:
             os.close(memory)
         self._memories.clear()
         self._deadline = time.monotonic() + self._seconds
+        for held in self._held.values():
+            held.settle()
+            if not held.ended and not self._waiting:
+                self._reading[held.sock.fileno()] = held
+                self._poll.register(held.sock.fileno(), select.EPOLLIN)
         self._stored = sum(
             each.end - each.start
             for held in self._held.values()
             for each in held.extents
             if not each.shared
         )
-        for held in self._held.values():
-            held.settle()
-            if not held.ended and not self._waiting:
-                self._reading[held.sock.fileno()] = held
-                self._poll.register(held.sock.fileno(), select.EPOLLIN)
 
     # -- connections ----------------------------------------------------------------------
 
@@ -226,27 +223,38 @@ class Holder:
         except OSError:
             size = 0
         if not size:
-            held.flags.add(CLOSED)
+            held.end(CLOSED)
             self._stop(fd)
             if all(each.ended for each in self._held.values()):
                 self._held.clear()  # all kernels have ended
             return
         try:
             if not held.append(self._chunk[:size], self._directory):
-                held.flags.add(FULL)
+                held.fill()
                 self._stop(fd)
         except OSError:
-            held.flags.add(TORN)
+            held.end(TORN)
             self._stop(fd)
         self._stored += size
         if self._stored >= self._limit:
             for each in list(self._reading.values()):
-                each.flags.add(FULL)
+                each.fill()
                 self._stop(each.sock.fileno())
 
     def _stop(self, fd: int) -> None:
         self._poll.unregister(fd)
         del self._reading[fd]
+
+
+def _send(bridge: socket.socket, key: str, held: Held) -> None:
+    """Send a connection to the bridge, in several packets if it has many extents."""
+    extents = [f"{each.offset} {each.start} {each.end}" for each in held.extents]
+    fds = [each.fd for each in held.extents]
+    most = MOST_FDS - 1
+    data = packet("E", key, held.info, " ".join(held.flags), *extents[:most])
+    send(bridge, data, [held.sock.fileno(), *fds[:most]])
+    for at in range(most, len(fds), most):
+        send(bridge, packet("X", key, *extents[at : at + most]), fds[at : at + most])
 
 
 def _is_readable(fd: int) -> bool:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import logging
 import os
+import resource
 import socket
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -18,6 +20,7 @@ from kbridge.wire.zmtp.commands import ready
 from kbridge.wire.zmtp.encoder import encode
 from kbridge.wire.zmtp.greeting import GREETING
 from kbridge.wire.zmtp.peer import Limits, Peer, SocketType
+from tests.link.holder.counts import all_read
 from tests.support.waiting import TIMEOUT, eventually, until
 
 pytestmark = pytest.mark.skipif(not is_supported(), reason="needs Linux")
@@ -95,11 +98,11 @@ def kernel() -> Iterator[Kernel]:
 
 
 @pytest.fixture
-def make(tmp_path: Path) -> Iterator[Callable[[], Keeper]]:
+def make(tmp_path: Path) -> Iterator[Callable[..., Keeper]]:
     made: list[Keeper] = []
 
-    def make() -> Keeper:
-        holder = Holder(tmp_path / "holder", tmp_path, 1 << 30, 600.0)
+    def make(*, limit: int = 1 << 30) -> Keeper:
+        holder = Holder(tmp_path / "holder", tmp_path, limit, 600.0)
         made.append(Keeper(holder, LOG))
         return made[-1]
 
@@ -107,6 +110,27 @@ def make(tmp_path: Path) -> Iterator[Callable[[], Keeper]]:
     for keeper in made:
         keeper.close()
     eventually(lambda: not holders(), "the holders have ended")
+
+
+@pytest.fixture
+def few_descriptors() -> Iterator[Callable[[int], None]]:
+    """A function that leaves a number of free descriptors, until the end of its test or a call."""
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    filling: list[int] = []
+
+    def leave_free(count: int) -> None:
+        most = max(int(each.name) for each in Path("/proc/self/fd").iterdir())
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most + 1 + count, before[1]))
+        with suppress(OSError):
+            while True:
+                filling.append(os.dup(0))
+        for _ in range(count):
+            os.close(filling.pop())
+
+    yield leave_free
+    resource.setrlimit(resource.RLIMIT_NOFILE, before)
+    for fd in filling:
+        os.close(fd)
 
 
 async def test_without_a_holder_there_is_nothing_to_take(make: Callable[[], Keeper]) -> None:
@@ -167,6 +191,56 @@ async def test_connections_that_no_kernel_uses_are_dropped(
     second.drop(kept, "the journal could not be read")
     assert second.kernel("one").lost == "the journal could not be read"
     assert [far.recv(1) for far in kernel.far.values()] == [b""] * 4
+
+
+async def test_connections_for_which_no_descriptor_is_free_are_made_again(
+    make: Callable[[], Keeper],
+    kernel: Kernel,
+    few_descriptors: Callable[[int], None],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    first = make()
+    kernel.connect(first.kernel("one"))
+    leave(first, kernel)
+    second = make()
+    few_descriptors(2)  # the control socket, and one of the eight that the holder sends
+    await second.take()
+    assert second.left == []
+    kept = second.kernel("one")
+    assert not kept.resumes
+    assert kept.lost == "the connections could not be taken over (see the log of the server)"
+    assert caplog.text.count("kernel one cannot be taken over: file descriptors were missing") == 1
+    assert [far.recv(1) for far in kernel.far.values()] == [b""] * 4
+
+
+async def test_stored_output_is_released_when_the_journal_has_it(
+    make: Callable[..., Keeper], kernel: Kernel
+) -> None:
+    """Until then, the next bridge is told that output is missing behind it."""
+    first = make(limit=1)
+    kernel.connect(first.kernel("one"))
+    watched = kernel.near[Channel.IOPUB].dup()
+    leave(first, kernel)
+    far = kernel.far[Channel.IOPUB]
+    far.sendall(MESSAGE)
+    await until(lambda: all_read(far, watched), "the holder has read")
+    watched.close()
+    second = make()
+    kept = await taken(second)
+    assert kept.full
+    for channel, port in kept.ports.items():
+        mine = peer(channel)
+        sock, _ = port.resume(mine)
+        kernel.near[channel] = sock
+        for data in port.replay():
+            mine.feed(data)
+    kept.note()
+    kept.reached(1)
+    leave(second, kernel)
+    third = make()
+    kept = await taken(third)
+    assert not kept.full
+    third.drop(kept)
 
 
 async def test_a_message_counts_as_written_when_its_file_has_it(

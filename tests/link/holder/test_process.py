@@ -11,8 +11,10 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
+import psutil
 import pytest
 
 import kbridge.link.holder
@@ -21,6 +23,7 @@ from kbridge.link.holder.buffer import SharedMemory
 from kbridge.link.holder.client import HeldConnection, Holder, is_supported
 from kbridge.link.holder.header import CHUNK, PIECE, unread
 from kbridge.link.holder.held import Held
+from tests.link.holder.counts import all_read
 from tests.support.waiting import TIMEOUT, eventually
 
 pytestmark = pytest.mark.skipif(not is_supported(), reason="needs Linux")
@@ -281,6 +284,118 @@ def test_the_limit_stops_the_holder(make_bridge: Callable[..., Bridge], tmp_path
     assert held.complete
     assert b"".join(held.read()) == b"more than one byte"
     assert held.sock.recv(100) == b", and the rest"
+    held.close()
+
+
+class Next:
+    """The next bridge: it takes the only connection over, and has another buffer."""
+
+    def __init__(self, tmp_path: Path, limit: int = 1 << 30) -> None:
+        self.holder = Holder(tmp_path / "holder", tmp_path, limit, SECONDS)
+        [self.held] = self.holder.take()
+        memory = SharedMemory([CHUNK])
+        self.holder.share("memory", memory.fd)
+        memory.close_descriptor()
+        announce = self.held.sock.family == socket.AF_UNIX
+        self.buffer = memory.buffer(0, self.held.position, announce=announce)
+        self.buffer.mark_taken(self.held.taken, self.held.seq)
+        self.holder.use("key", ("memory", 0))
+
+    def leave(self, *, sent: bytes = b"", kernel: socket.socket | None = None) -> None:
+        """End, and wait until the holder has stored what the kernel sends then."""
+        self.holder.close()
+        if kernel is not None:
+            kernel.sendall(sent)
+            eventually(lambda: all_read(kernel, self.held.sock), "the holder has read")
+        self.held.close()
+
+
+def holder_process(tmp_path: Path) -> psutil.Process:
+    """Return the holder process of a test, once its program runs."""
+
+    def find() -> list[psutil.Process]:
+        found = []
+        for each in psutil.Process().children():
+            with suppress(psutil.Error):  # it has ended
+                found += [each] if str(tmp_path / "holder") in each.cmdline() else []
+        return found
+
+    [process] = eventually(find, "the holder runs")
+    return process
+
+
+def test_a_holder_keeps_nothing_that_the_journal_has(
+    holder: Holder, make_bridge: Callable[..., Bridge], tmp_path: Path
+) -> None:
+    bridge = make_bridge(holder)
+    process = holder_process(tmp_path)
+    bridge.leave()
+    opened = []
+    for _ in range(70):  # more than the descriptors of one packet
+        following = Next(tmp_path)
+        following.buffer.mark_taken(following.held.position, 1)
+        following.leave()
+        opened.append(process.num_fds())
+    assert max(opened) < min(opened) + 35
+    taken(tmp_path).close()
+
+
+def test_more_extents_than_one_packet_has_descriptors(
+    holder: Holder, make_bridge: Callable[..., Bridge], tmp_path: Path
+) -> None:
+    """No bridge writes anything: each adds a buffer, and a file."""
+    bridge = make_bridge(holder)
+    bridge.leave()
+    sent = b""
+    for turn in range(70):
+        data = turn.to_bytes(4, "big")
+        Next(tmp_path).leave(sent=data, kernel=bridge.kernel)
+        sent += data
+    held = taken(tmp_path)
+    assert held.complete
+    assert b"".join(held.read()) == sent
+    held.close()
+
+
+def test_the_limit_applies_to_what_no_journal_has(
+    make_bridge: Callable[..., Bridge], tmp_path: Path
+) -> None:
+    bridge = make_bridge(Holder(tmp_path / "holder", tmp_path, 10, SECONDS))
+    bridge.leave()
+    first = Next(tmp_path)
+    first.leave(sent=b"ten bytes.", kernel=bridge.kernel)
+    second = Next(tmp_path)
+    assert second.held.full
+    second.leave()  # before anything was written
+    third = Next(tmp_path)
+    assert third.held.full
+    third.buffer.mark_taken(third.held.position, 1)
+    third.holder.forget("key", third.held.position)
+    third.leave(sent=b"nine more", kernel=bridge.kernel)
+    held = taken(tmp_path)
+    assert not held.full
+    assert b"".join(held.read()) == b"nine more"
+    held.close()
+
+
+def test_a_full_connection_is_known_until_its_notice_is_written(
+    make_bridge: Callable[..., Bridge], tmp_path: Path
+) -> None:
+    bridge = make_bridge(Holder(tmp_path / "holder", tmp_path, 1, SECONDS))
+    bridge.leave()
+    first = Next(tmp_path)
+    first.leave(sent=b"stored", kernel=bridge.kernel)
+    second = Next(tmp_path)
+    second.buffer.mark_taken(second.held.position, 1)  # the notice may be behind it
+    second.leave()
+    third = Next(tmp_path)
+    assert third.held.full
+    bridge.kernel.sendall(b"later")
+    assert third.buffer.receive(third.held.sock) == b"later"
+    third.buffer.mark_taken(third.buffer.position, 2)
+    third.leave()
+    held = taken(tmp_path)
+    assert not held.full
     held.close()
 
 
