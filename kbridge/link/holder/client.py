@@ -24,7 +24,7 @@ from kbridge.link.holder.header import (
 )
 from kbridge.link.holder.held import CLOSED, FULL, TORN
 from kbridge.link.holder.packets import fields_of, packet, receive, send
-from kbridge.link.holder.unix_path import connect, listen
+from kbridge.link.holder.unix_path import connect, find, listen, remove, separate
 from kbridge.link.interfaces import noop
 
 __all__ = ["HeldConnection", "Holder", "is_supported"]
@@ -74,7 +74,7 @@ class _Sent:
         self.flags = flags.split()
         self.fds = fds
 
-    def connection(self) -> HeldConnection:
+    def connection(self, holder: Holder) -> HeldConnection:
         """Return the connection.
 
         Raises
@@ -85,7 +85,7 @@ class _Sent:
         try:
             if len(self.fds) != 1 + len(self.extents):
                 raise OSError("file descriptors were missing")
-            return HeldConnection(self)
+            return HeldConnection(self, holder)
         except Exception as error:  # another kernel may be fine
             self.close()
             raise OSError(str(error) or repr(error)) from error
@@ -101,6 +101,8 @@ class HeldConnection:
 
     Attributes
     ----------
+    holder : Holder
+        The holder that has it.
     key, info : str
         As passed to `Holder.hold`.
     sock : socket
@@ -123,7 +125,8 @@ class HeldConnection:
         and in the queue of the kernel. Messages behind those are missing.
     """
 
-    def __init__(self, sent: _Sent) -> None:
+    def __init__(self, sent: _Sent, holder: Holder) -> None:
+        self.holder = holder
         self.key = sent.key
         self.info = sent.info
         self.closed = CLOSED in sent.flags
@@ -178,7 +181,8 @@ class Holder:
     Parameters
     ----------
     path : Path
-        The unix socket of the holder; only this user can connect to it.
+        The name of the unix sockets of holders: each has a socket with this stem and suffix. Only
+        this user can connect to them.
     directory : Path or None
         A directory for the bytes of kernels while no bridge runs; None for memory.
     limit : int
@@ -198,8 +202,7 @@ class Holder:
         self.on_lost: Callable[[], None] = noop
         self.untaken: dict[str, str] = {}
         self._path = path
-        folder = "" if directory is None else str(directory.absolute())
-        self._arguments = [str(path.absolute()), folder, str(limit), str(seconds)]
+        self._settings = (directory, limit, seconds)
         self._sock: socket.socket | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self._unsent: deque[tuple[bytes, list[int]]] = deque()
@@ -219,13 +222,17 @@ class Holder:
         """
         if self._process is not None:
             self._process.poll()  # it has ended
-        listener, inode = listen(self._path)
+        path = separate(self._path)
+        listener, inode = listen(path)
+        directory, limit, seconds = self._settings
+        folder = "" if directory is None else str(directory.absolute())
+        arguments = [str(path.absolute()), folder, str(limit), str(seconds)]
         near, far = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with listener, far:
             inherited = [str(listener.fileno()), str(inode)]
             try:
                 self._process = subprocess.Popen(  # noqa: S603 - this interpreter, a file of kbridge
-                    [sys.executable, "-I", "-S", str(_PROGRAM), *self._arguments, *inherited],
+                    [sys.executable, "-I", "-S", str(_PROGRAM), *arguments, *inherited],
                     stdin=far.fileno(),
                     pass_fds=[listener.fileno()],
                     stdout=subprocess.DEVNULL,
@@ -235,7 +242,7 @@ class Holder:
                 )
             except BaseException:
                 near.close()
-                self._path.unlink(missing_ok=True)
+                path.unlink(missing_ok=True)
                 raise
         self._use(near)
         if _running_loop() is not None:
@@ -249,24 +256,55 @@ class Holder:
     def take(self) -> list[HeldConnection]:
         """Take over the connections that an earlier bridge left; they are not read until `use`.
 
+        This object stands for the first holder that has some. Other holders have them if several
+        servers with the same settings had run side by side; the holders of those that still run are
+        left alone.
+
         Those that cannot be used, for example because this process may open no more descriptors,
         are in `untaken`.
 
-        Call it in a thread, and `watch` after it: it blocks for at most 10 s if the earlier bridge
-        has not ended yet.
+        Call it in a thread, and `watch` after it.
 
         Raises
         ------
+        FileNotFoundError
+            If there is no holder whose bridge has ended.
         OSError
-            If no holder is running, or the holder does not answer.
+            If a holder does not answer, and no other has connections.
+        """
+        found: list[HeldConnection] = []
+        problem: OSError | None = None
+        for path in find(self._path):
+            holder = Holder(self._path, *self._settings) if self.running else self
+            try:
+                found += holder.take_from(path)
+            except ConnectionRefusedError:
+                remove(path)
+            except (OSError, ValueError) as error:
+                problem = error if isinstance(error, OSError) else OSError(str(error))
+            self.untaken.update(holder.untaken)
+        if not self.running:
+            raise problem or FileNotFoundError("there is no holder whose bridge has ended")
+        return found
+
+    def take_from(self, path: Path) -> list[HeldConnection]:
+        """Take over the connections of the holder at one path; none if its bridge lives.
+
+        Raises
+        ------
+        OSError, ValueError
+            As for `take`.
         """
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         sent: dict[str, _Sent] = {}
         try:
             sock.settimeout(_TIMEOUT)
-            connect(sock, self._path)
-            sock.send(packet("T"))
-            _receive_all(sock, sent)
+            connect(sock, path)
+            with suppress(BrokenPipeError):  # it has answered, and closed the connection
+                sock.send(packet("T"))
+            if not _receive_all(sock, sent):
+                sock.close()
+                return []
         except BaseException:
             sock.close()
             for each in sent.values():
@@ -276,7 +314,7 @@ class Holder:
         found: list[HeldConnection] = []
         for key, each in sent.items():
             try:
-                found.append(each.connection())
+                found.append(each.connection(self))
             except OSError as error:
                 self.untaken[key] = str(error)
         return found
@@ -393,13 +431,16 @@ class Holder:
             loop.remove_writer(sock)
 
 
-def _receive_all(sock: socket.socket, sent: dict[str, _Sent]) -> None:
-    """Receive all connections that the holder has, by their keys."""
+def _receive_all(sock: socket.socket, sent: dict[str, _Sent]) -> bool:
+    """Receive all connections that the holder has, by their keys; return False if it is in use."""
     while True:
-        data, fds = receive(sock)
+        try:
+            data, fds = receive(sock)
+        except ConnectionResetError:  # it has closed the connection: its answer comes behind that
+            data, fds = receive(sock)
         letter, *fields = fields_of(data)
-        if letter == ".":
-            return
+        if letter in (".", "U"):
+            return letter == "."
         if letter == "E":
             sent[fields[0]] = _Sent(fields, fds)
         elif letter == "X" and fields[0] in sent:

@@ -13,6 +13,7 @@ import asyncio
 import logging
 import socket
 from collections.abc import Iterator, Mapping
+from functools import partial
 from typing import Final
 
 from kbridge.flow.seam import Seam
@@ -226,7 +227,7 @@ class KeptKernel:
 
     def hold_again(self, files: Mapping[tuple[int, int], int]) -> None:
         """Give everything to another holder process; `files` are those of `open_files`."""
-        if self.given_up or self._memory is None:
+        if self.given_up or self._held or self._memory is None:
             return
         self._held = True
         self.holder.share(self.kernel_id, files[self._memory.file])
@@ -343,7 +344,8 @@ class Keeper:
         self._log = log
         self._delay = _FIRST_DELAY
         self._timer: asyncio.TimerHandle | None = None
-        holder.on_lost = self._on_lost
+        self._holders: set[Holder] = set()  # with those of other servers that have ended
+        self._add(holder)
         self._left: dict[str, dict[Channel, HeldConnection]] = {}
         self._kernels: dict[str, KeptKernel] = {}
         self._lost: dict[str, str] = {}  # why kernels have no connections of an earlier bridge
@@ -353,7 +355,7 @@ class Keeper:
         """Take over the connections that an earlier bridge left, if there are some."""
         try:
             found = await asyncio.to_thread(self._holder.take)
-        except (FileNotFoundError, ConnectionRefusedError):
+        except FileNotFoundError:
             self._absent = "the process that keeps the connections had ended, too"
             return
         except (OSError, ValueError) as error:
@@ -362,11 +364,14 @@ class Keeper:
             return
         self._holder.watch()
         for held in found:
+            if held.holder not in self._holders:
+                self._add(held.holder)
+                held.holder.watch()
             kernel_id, _, name = held.key.rpartition("/")
             channel = next((each for each in _SIZES if each == name), None)
             if channel is None:  # of another version of kbridge
                 held.close()
-                self._holder.drop(held.key)
+                held.holder.drop(held.key)
             else:
                 self._left.setdefault(kernel_id, {})[channel] = held
         for key, because in self._holder.untaken.items():
@@ -381,15 +386,18 @@ class Keeper:
             )
         for held in self._left.pop(kernel_id, {}).values():
             held.close()
-        for channel in _SIZES:
-            self._holder.drop(f"{kernel_id}/{channel}")
+        for holder in self._holders:
+            for channel in _SIZES:
+                holder.drop(f"{kernel_id}/{channel}")
 
     def kernel(self, kernel_id: str) -> KeptKernel:
         """Return the connections of a kernel, with those that an earlier bridge left."""
         kept = self._kernels.get(kernel_id)
         if kept is None:
             lost = self._lost.pop(kernel_id, self._absent)
-            kept = KeptKernel(kernel_id, self._holder, self._left.pop(kernel_id, {}), lost)
+            left = self._left.pop(kernel_id, {})
+            holder = next((held.holder for held in left.values()), self._holder)
+            kept = KeptKernel(kernel_id, holder, left, lost)
             self._kernels[kernel_id] = kept
         return kept
 
@@ -417,7 +425,7 @@ class Keeper:
         for port in kernel.ports.values():
             if port.held is not None:
                 port.held.close()
-                self._holder.drop(port.key)
+                kernel.holder.drop(port.key)
         del self._kernels[kernel.kernel_id]
 
     def drop_left(self) -> None:
@@ -435,12 +443,19 @@ class Keeper:
         """Let the holder read the connections that stay."""
         if self._timer is not None:
             self._timer.cancel()
-        self._holder.close()
+        for holder in self._holders:
+            holder.close()
 
-    def _on_lost(self) -> None:
+    def _add(self, holder: Holder) -> None:
+        self._holders.add(holder)
+        holder.on_lost = partial(self._on_lost, holder)
+
+    def _on_lost(self, holder: Holder) -> None:
         """Start another holder process in a moment: later, if they end one after the other."""
         for kernel in self._kernels.values():
-            kernel.lose()
+            if kernel.holder is holder:
+                kernel.holder = self._holder
+                kernel.lose()
         self._log.warning(
             "The process that keeps the connections to kernels has ended; another one is started in"
             " %g s. Until then, the end of this server loses output",
@@ -459,7 +474,7 @@ class Keeper:
             files = open_files()
         except OSError as error:
             self._log.warning("The holder process cannot be started: %s", error)
-            self._on_lost()
+            self._on_lost(self._holder)
             return
         for kernel in self._kernels.values():
             kernel.hold_again(files)

@@ -18,6 +18,7 @@ packet  fields              descriptors               meaning
         extents             each extent
 `X`     key, extents        one for each extent       further stored bytes of that connection
 `.`     -                   -                         all connections have been sent
+`U`     -                   -                         the bridge of the holder lives: ask no more
 ======  ==================  ========================  ============================================
 """
 

@@ -66,6 +66,7 @@ class Holder:
         self._poll = select.epoll()
         self._bridge: socket.socket | None = None
         self._process = -1  # a pidfd
+        self._pid = 0  # of the bridge
         self._waiting: list[socket.socket] = []
         self._deadline = 0.0
         self._chunk = memoryview(bytearray(CHUNK))
@@ -105,10 +106,10 @@ class Holder:
         bridge.setblocking(False)
         self._bridge = bridge
         credentials = bridge.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
-        pid = int.from_bytes(credentials[:4], sys.byteorder)
+        self._pid = int.from_bytes(credentials[:4], sys.byteorder)
         try:
             # A child that the bridge has forked may have a copy of the control socket.
-            self._process = os.pidfd_open(pid)
+            self._process = os.pidfd_open(self._pid)
             self._poll.register(self._process, select.EPOLLIN)
         except OSError:
             self._process = -1
@@ -125,8 +126,18 @@ class Holder:
         credentials = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
         if int.from_bytes(credentials[4:8], sys.byteorder) != os.geteuid():
             sock.close()
-        else:
-            self._waiting.append(sock)
+            return
+        self._waiting.append(sock)
+        if self._bridge is not None:
+            self._serve(self._bridge)  # it may have ended
+        pid = int.from_bytes(credentials[:4], sys.byteorder)
+        if self._bridge is not None and pid != self._pid:  # of another server
+            self._waiting.remove(sock)
+            try:
+                send(sock, packet("U"), [])
+            except OSError:
+                pass  # it has ended
+            sock.close()
 
     def _serve(self, bridge: socket.socket) -> None:
         """Handle the packets of the bridge, and then its end."""

@@ -243,6 +243,37 @@ async def test_stored_output_is_released_when_the_journal_has_it(
     third.drop(kept)
 
 
+async def test_a_server_goes_on_for_two_that_have_ended(
+    make: Callable[..., Keeper], kernel: Kernel
+) -> None:
+    """They had the same settings, and other ports."""
+    first, second, other = make(), make(), Kernel()
+    kernel.connect(first.kernel("one"))
+    other.connect(second.kernel("two"))
+    leave(first, kernel)
+    leave(second, other)
+    third = make()
+    await third.take()
+    assert sorted(third.left) == ["one", "two"]
+    both = {name: third.kernel(name) for name in third.left}
+    for kept in both.values():
+        assert not kept.unusable
+        for channel, port in kept.ports.items():
+            sock, _ = port.resume(peer(channel))
+            sock.close()
+            assert not list(port.replay())
+    # One process ends: its kernel is kept by the other one.
+    found = await until(lambda: holders() if len(holders()) == 2 else [], "both holders run")
+    found[1].kill()
+    await until(lambda: not all(kept.stays for kept in both.values()), "the end is noticed")
+    await until(lambda: len({id(kept.holder) for kept in both.values()}) == 1, "it is replaced")
+    for name in both:
+        third.forget(name)
+    for far in (*kernel.far.values(), *other.far.values()):
+        assert far.recv(1) == b""
+    other.close()
+
+
 async def test_a_message_counts_as_written_when_its_file_has_it(
     make: Callable[[], Keeper], kernel: Kernel
 ) -> None:

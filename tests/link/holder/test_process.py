@@ -105,7 +105,7 @@ def test_readers_that_are_killed_lose_and_repeat_nothing(
         kernel.end()
         assert process.wait(TIMEOUT) == 0
     assert (tmp_path / "journal").read_bytes() == kernel.sent
-    eventually(lambda: not (tmp_path / "holder").exists(), "the holder has ended")
+    eventually(lambda: not sockets(tmp_path / "holder"), "the holder has ended")
     kernel.close()
 
 
@@ -157,7 +157,7 @@ def taken(tmp_path: Path) -> HeldConnection:
     [held] = holder.take()
     holder.drop("key")
     holder.close()
-    eventually(lambda: not (tmp_path / "holder").exists(), "the holder has ended")
+    eventually(lambda: not sockets(tmp_path / "holder"), "the holder has ended")
     return held
 
 
@@ -192,21 +192,80 @@ def test_bytes_before_and_after_the_end_of_a_bridge(
     assert bridge.kernel.recv(100) == b""  # no process has a duplicate
 
 
+def sockets(path: Path) -> list[Path]:
+    """Return the sockets of the holders of one name."""
+    return list(path.parent.glob(f"{path.name}*"))
+
+
 def test_a_holder_is_found_as_soon_as_it_is_started(
     make_bridge: Callable[..., Bridge], tmp_path: Path
 ) -> None:
     path = tmp_path / ("a path that is longer than the address of a unix socket" * 2) / "holder"
     path.parent.mkdir()
-    path.write_text("of a holder that has ended")
     bridge = make_bridge(Holder(path, tmp_path, 1 << 30, SECONDS))
     bridge.leave()  # before the interpreter of the holder has begun
     following = Holder(path, tmp_path, 1 << 30, SECONDS)
     [held] = following.take()
-    assert path.stat().st_mode & 0o777 == 0o600
+    [found] = sockets(path)
+    assert found.stat().st_mode & 0o777 == 0o600
     held.close()
     following.drop("key")
     following.close()
-    eventually(lambda: not path.exists(), "the holder has ended")
+    eventually(lambda: not sockets(path), "the holder has ended")
+
+
+def test_sockets_of_holders_that_have_ended_are_removed(
+    holder: Holder, make_bridge: Callable[..., Bridge], tmp_path: Path
+) -> None:
+    path = tmp_path / "holder"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as ended:
+        ended.bind(f"{path}-ended")
+    bridge = make_bridge(holder)
+    bridge.leave()
+    taken(tmp_path).close()
+    eventually(lambda: not sockets(path), "the holder has ended, too")
+
+
+def test_holders_of_servers_with_the_same_settings_are_separate(
+    address: socket.socket, tmp_path: Path
+) -> None:
+    holders = [Holder(tmp_path / "holder", tmp_path, 1 << 30, SECONDS) for _ in range(2)]
+    bridges = [Bridge(each, address) for each in holders]
+    for number, bridge in enumerate(bridges):
+        bridge.leave()
+        bridge.kernel.sendall(b"%d" % number)
+        eventually(lambda each=bridge: all_read(each.kernel, each.sock), "the holder has read")
+    following = Holder(tmp_path / "holder", tmp_path, 1 << 30, SECONDS)
+    found = following.take()
+    assert sorted(b"".join(held.read()) for held in found) == [b"0", b"1"]
+    for held in found:
+        held.close()
+        held.holder.drop("key")
+        held.holder.close()
+    for bridge in bridges:
+        bridge.close()
+    eventually(lambda: not sockets(tmp_path / "holder"), "the holders have ended")
+
+
+def test_the_holder_of_a_server_that_runs_is_left_alone(
+    holder: Holder, make_bridge: Callable[..., Bridge], tmp_path: Path
+) -> None:
+    bridge = make_bridge(holder)
+    program = (
+        "import sys; from pathlib import Path; from kbridge.link.holder.client import Holder\n"
+        "Holder(Path(sys.argv[1]), None, 1, 1.0).take()"
+    )
+    command = [sys.executable, "-c", program, str(tmp_path / "holder")]
+    done = subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, timeout=TIMEOUT, check=False
+    )
+    assert "FileNotFoundError: there is no holder whose bridge has ended" in done.stderr
+    bridge.kernel.sendall(b"later")
+    bridge.leave()
+    eventually(lambda: all_read(bridge.kernel, bridge.sock), "the holder has read")
+    held = taken(tmp_path)
+    assert b"".join(held.read()) == b"later"
+    held.close()
 
 
 def test_a_holder_that_cannot_be_started_leaves_no_socket(
@@ -215,7 +274,7 @@ def test_a_holder_that_cannot_be_started_leaves_no_socket(
     monkeypatch.setattr(sys, "executable", str(tmp_path / "missing"))
     with pytest.raises(FileNotFoundError, match="missing"):
         holder.start()
-    assert not (tmp_path / "holder").exists()
+    assert not sockets(tmp_path / "holder")
     assert not holder.running
 
 
@@ -223,7 +282,8 @@ def test_only_the_owner_can_connect(
     holder: Holder, make_bridge: Callable[..., Bridge], tmp_path: Path
 ) -> None:
     bridge = make_bridge(holder)
-    assert (tmp_path / "holder").stat().st_mode & 0o777 == 0o600
+    [found] = sockets(tmp_path / "holder")
+    assert found.stat().st_mode & 0o777 == 0o600
     bridge.leave()
     taken(tmp_path).close()
 
@@ -317,7 +377,7 @@ def holder_process(tmp_path: Path) -> psutil.Process:
         found = []
         for each in psutil.Process().children():
             with suppress(psutil.Error):  # it has ended
-                found += [each] if str(tmp_path / "holder") in each.cmdline() else []
+                found += [each] if str(tmp_path / "holder") in str(each.cmdline()) else []
         return found
 
     [process] = eventually(find, "the holder runs")
@@ -422,7 +482,7 @@ def test_a_holder_ends_with_the_kernel(
     bridge = make_bridge(holder)
     bridge.leave()
     bridge.kernel.close()
-    eventually(lambda: not (tmp_path / "holder").exists(), "the holder has ended")
+    eventually(lambda: not sockets(tmp_path / "holder"), "the holder has ended")
 
 
 def test_a_holder_ends_with_the_last_connection(
@@ -431,7 +491,7 @@ def test_a_holder_ends_with_the_last_connection(
     bridge = make_bridge(holder)
     holder.drop("key")
     bridge.leave()
-    eventually(lambda: not (tmp_path / "holder").exists(), "the holder has ended")
+    eventually(lambda: not sockets(tmp_path / "holder"), "the holder has ended")
 
 
 def test_a_holder_ends_if_no_bridge_comes(
