@@ -78,8 +78,11 @@ class Port:
         self._stored = None
         try:
             return self._new_buffer(sock, 0)
-        except OSError:  # no memory, process or descriptor is left
-            self._kernel.give_up("memory or file descriptors were missing for it")
+        except OSError as error:
+            if self._kernel.holder.running:
+                self._kernel.give_up("memory or file descriptors were missing for it")
+            else:
+                self._kernel.give_up(f"no process could be started that keeps it: {error.strerror}")
             return None
 
     def hold(self, sock: socket.socket, peer: Peer, identity: bytes) -> None:

@@ -349,6 +349,18 @@ async def test_a_connection_is_used_although_it_cannot_be_kept(
     kept = make().kernel("one")
     kernel.connect(kept)
     assert not kept.stays
+    assert kept.because == "memory or file descriptors were missing for it"
+
+
+async def test_the_reason_says_that_no_holder_can_be_started(
+    kernel: Kernel, tmp_path: Path
+) -> None:
+    keeper = Keeper(Holder(tmp_path / "missing" / "holder", None, 1, 1.0), LOG)
+    kept = keeper.kernel("one")
+    kernel.connect(kept)
+    assert not kept.stays
+    assert kept.because == "no process could be started that keeps it: No such file or directory"
+    keeper.close()
 
 
 async def test_a_holder_that_has_ended_is_replaced(
