@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 from uuid import uuid4
 
 from kbridge.client.channel import Channel
-from kbridge.client.queue import BoundedQueue
+from kbridge.client.queue import BoundedQueue, Demand
 from kbridge.client.session import CommEvent, KernelSession
 from kbridge.wire.message import Buffer
 
@@ -43,11 +43,13 @@ class Comm:
         The id, and the name of the target that was opened.
     """
 
-    def __init__(self, comms: Comms, comm_id: str, target_name: str, limit: int) -> None:
+    def __init__(
+        self, comms: Comms, comm_id: str, target_name: str, messages: BoundedQueue[CommMessage]
+    ) -> None:
         self.comm_id = comm_id
         self.target_name = target_name
         self._comms = comms
-        self._messages: BoundedQueue[CommMessage] = BoundedQueue(limit)
+        self._messages = messages
 
     def __aiter__(self) -> AsyncIterator[CommMessage]:
         return self
@@ -96,9 +98,14 @@ class Comms:
         Builds them.
     limit : int
         Bytes of unread messages of a comm.
+    demand : Demand
+        That of the reader of messages.
     """
 
-    def __init__(self, channel: Channel, session: KernelSession, limit: int) -> None:
+    def __init__(
+        self, channel: Channel, session: KernelSession, limit: int, demand: Demand
+    ) -> None:
+        self._demand = demand
         self._channel = channel
         self._session = session
         self._limit = limit
@@ -117,8 +124,7 @@ class Comms:
         buffers: Sequence[Buffer],
     ) -> Comm:
         """Open a comm to a target in the kernel."""
-        comm = Comm(self, uuid4().hex, target_name, self._limit)
-        self._open[comm.comm_id] = comm
+        comm = self._add(uuid4().hex, target_name)
         await self.send("comm_open", comm, data, metadata, buffers)
         return comm
 
@@ -137,6 +143,11 @@ class Comms:
         message = self._session.comm(msg_type, content, now(), metadata=metadata, buffers=buffers)
         await self._channel.send(message)
 
+    def _add(self, comm_id: str, target_name: str) -> Comm:
+        comm = Comm(self, comm_id, target_name, BoundedQueue(self._limit, self._demand))
+        self._open[comm_id] = comm
+        return comm
+
     def remove(self, comm: Comm) -> None:
         """Forget a comm."""
         self._open.pop(comm.comm_id, None)
@@ -147,8 +158,7 @@ class Comms:
         message = CommMessage(event.data, event.metadata, event.buffers)
         if event.msg_type == "comm_open":
             if (target := self._targets.get(event.target_name)) is not None:
-                comm = Comm(self, event.comm_id, event.target_name, self._limit)
-                self._open[comm.comm_id] = comm
+                comm = self._add(event.comm_id, event.target_name)
                 try:
                     target(comm, message)
                 except Exception as error:  # noqa: BLE001  # the session goes on without this comm

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 from kbridge.client.outputs import Output, Result
-from kbridge.client.queue import BoundedQueue
+from kbridge.client.queue import BoundedQueue, Demand
 from kbridge.errors import Conflict
 
 __all__ = ["Execution", "ExecutionInfo", "InputCallback"]
@@ -73,10 +73,13 @@ class Execution:
         The id of the request. Another program may follow the execution with it.
     """
 
-    def __init__(self, msg_id: str, limit: int, on_input: InputCallback | None) -> None:
+    def __init__(
+        self, msg_id: str, limit: int, on_input: InputCallback | None, demand: Demand
+    ) -> None:
         self.msg_id = msg_id
         self.on_input = on_input
-        self._outputs: BoundedQueue[Output] = BoundedQueue(limit)
+        self._demand = demand
+        self._outputs: BoundedQueue[Output] = BoundedQueue(limit, demand)
         self._result: Result | None = None
         self._error: BaseException | None = None
         self._stopped = False
@@ -99,8 +102,18 @@ class Execution:
         return self._wait().__await__()
 
     async def collect(self) -> list[Output]:
-        """Return all outputs that were not read yet, when the execution has ended."""
-        return [output async for output in self]
+        """Return all outputs that were not read yet, when the execution has ended.
+
+        After an exception, also that of `asyncio.timeout`, they can be read again.
+        """
+        outputs: list[Output] = []
+        try:
+            async for output in self:
+                outputs.append(output)  # noqa: PERF401  # kept if the next one fails
+        except BaseException:
+            self._outputs.put_back(outputs)
+            raise
+        return outputs
 
     def discard(self) -> None:
         """Drop the outputs that were not read, and those that will arrive."""
@@ -118,7 +131,8 @@ class Execution:
 
     async def _wait(self) -> Result:
         self.discard()
-        await self._ended.wait()
+        with self._demand.wait():
+            await self._ended.wait()
         await self._close()
         if self._error is not None:
             raise self._error
@@ -153,6 +167,10 @@ class Execution:
             self._error = Conflict("the execution has not ended")
             self._stopped = True
             self._end()
+
+    async def wait_for_end(self) -> None:
+        """Wait until the result or an error has arrived; keeps the outputs."""
+        await self._ended.wait()
 
     def close_with(self, cleanup: AsyncExitStack) -> None:
         """Set the cleanup for the end."""

@@ -16,6 +16,7 @@ from kbridge.client.channel import Channel
 from kbridge.client.comms import Comm, CommMessage, Comms, now
 from kbridge.client.execution import Execution, ExecutionInfo, InputCallback
 from kbridge.client.outputs import Result
+from kbridge.client.queue import Demand
 from kbridge.client.rest import Rest
 from kbridge.client.session import (
     CommEvent,
@@ -26,6 +27,7 @@ from kbridge.client.session import (
     KernelSession,
     Produced,
     Replied,
+    ReplyOnly,
 )
 from kbridge.client.threads import in_thread
 from kbridge.errors import BridgeError, KbridgeError, NetworkError
@@ -42,6 +44,7 @@ class ClientOptions:
     buffer: int
     patience: float
     ping_interval: float
+    idle_timeout: float = 5.0  # from a reply to the question whether its output has ended
 
 
 class Kernel:
@@ -65,12 +68,14 @@ class Kernel:
         self._channel = Channel(
             rest, kernel_id, self._session, options.patience, options.ping_interval
         )
-        self._comms = Comms(self._channel, self._session, options.buffer)
+        self._demand = Demand()
+        self._comms = Comms(self._channel, self._session, options.buffer, self._demand)
         self._executions: dict[str, Execution] = {}
         self._replies: dict[str, asyncio.Future[dict[str, Any]]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._followers: set[Kernel] = set()
         self._reader: asyncio.Task[None] | None = None
+        self._closed = False
 
     async def __aenter__(self) -> Self:
         return self
@@ -90,6 +95,7 @@ class Kernel:
 
     async def aclose(self) -> None:
         """Close the session; the kernel and its executions go on. May be called twice."""
+        self._closed = True
         tasks = [*self._tasks, *([self._reader] if self._reader is not None else [])]
         for task in tasks:
             task.cancel()
@@ -98,6 +104,11 @@ class Kernel:
         await self._channel.aclose()
         while self._followers:
             await self._followers.pop().aclose()
+
+    @property
+    def closed(self) -> bool:
+        """True after `aclose`."""
+        return self._closed
 
     # Running code.
 
@@ -139,7 +150,7 @@ class Kernel:
         }
         metadata = {} if cell_id is None else {"cellId": cell_id}
         request = self._session.request("execute_request", content, now(), metadata=metadata)
-        execution = Execution(request.msg_id, self._options.buffer, input)
+        execution = Execution(request.msg_id, self._options.buffer, input, self._demand)
         self._executions[request.msg_id] = execution
         try:
             await self._channel.send(request)
@@ -178,11 +189,11 @@ class Kernel:
             If the server does not know the execution.
         """
         info = ExecutionInfo.of(await self._rest.execution(self.kernel_id, msg_id))
-        execution = Execution(msg_id, self._options.buffer, input)
+        reader = Kernel(self._rest, self.kernel_id, self._options, msg_id)
+        execution = Execution(msg_id, self._options.buffer, input, reader._demand)
         if info.state == "aborted" and info.started is None:
             execution.finish(Result("aborted"))  # it has no messages
             return execution
-        reader = Kernel(self._rest, self.kernel_id, self._options, msg_id)
         reader._executions[msg_id] = execution
         stack = AsyncExitStack()
         stack.push_async_callback(reader.aclose)
@@ -293,6 +304,20 @@ class Kernel:
             await self._request("kernel_info_request", {}, ChannelName.CONTROL)
             execution.stop()
 
+    async def _prove_end(self, execution: Execution) -> None:
+        """Ask the kernel for a sign that an execution with a reply has no more output.
+
+        Kernels drop iopub messages, and with them the end of executions, if they write too fast.
+        """
+        try:
+            async with asyncio.timeout(self._options.idle_timeout):
+                await execution.wait_for_end()
+        except TimeoutError:
+            request = self._session.probe(execution.msg_id, now())
+            if request is not None:
+                with suppress(KbridgeError):  # the execution has the same error
+                    await self._channel.send(request)
+
     def _start(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)
         self._tasks.add(task)
@@ -309,7 +334,8 @@ class Kernel:
         self._replies[request.msg_id] = reply
         try:
             await self._channel.send(request)
-            return await reply
+            with self._demand.wait():
+                return await reply
         finally:
             self._session.forget(request.msg_id)
             self._replies.pop(request.msg_id, None)
@@ -346,6 +372,9 @@ class Kernel:
             case Replied():
                 if (reply := self._replies.get(event.msg_id)) is not None and not reply.done():
                     reply.set_result(event.content)
+            case ReplyOnly():
+                if (execution := self._executions.get(event.msg_id)) is not None:
+                    self._start(self._prove_end(execution))
             case Failed():
                 self._fail(event)
             case InputRequested():

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 import ssl
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from types import TracebackType
 from typing import Any, Self
 
 from kbridge.client.address import find_server
 from kbridge.client.kernel import ClientOptions, Kernel
 from kbridge.client.rest import Rest
+from kbridge.errors import KbridgeError
 
 __all__ = ["Server", "connect"]
+
+_SHUTDOWN_S = 60.0  # for kernels whose start was cancelled
 
 
 def connect(
@@ -58,6 +63,7 @@ class Server:
         self._rest = rest
         self._options = options
         self._kernels: list[Kernel] = []
+        self._shutting_down: set[asyncio.Task[None]] = set()
 
     async def __aenter__(self) -> Self:
         try:
@@ -77,6 +83,8 @@ class Server:
 
     async def aclose(self) -> None:
         """Close all sessions; kernels and executions go on. May be called twice."""
+        if self._shutting_down:
+            await asyncio.wait(self._shutting_down, timeout=_SHUTDOWN_S)
         while self._kernels:
             await self._kernels.pop().aclose()
         self._rest.close()
@@ -116,6 +124,8 @@ class Server:
             Called with `starting`, then `connecting` when the process runs, `waiting` while it does
             not answer, and `ready`.
 
+        If it fails or is cancelled, the kernel is shut down.
+
         Raises
         ------
         KernelspecNotFound
@@ -128,13 +138,31 @@ class Server:
         progress = on_progress or _ignore
         wanted: dict[str, Any] = {"name": name, "env": env and dict(env), "path": path}
         progress("starting")
-        model = await self._rest.start({key: value for key, value in wanted.items() if value})
-        progress("connecting")
-        kernel = await self.kernel(str(model["id"]))
-        progress("waiting")
-        await kernel.kernel_info()
-        progress("ready")
+        body = {key: value for key, value in wanted.items() if value}
+        started = asyncio.create_task(self._rest.start(body))
+        try:
+            model = await asyncio.shield(started)
+            progress("connecting")
+            kernel = await self.kernel(str(model["id"]))
+            progress("waiting")
+            await kernel.kernel_info()
+            progress("ready")
+        except BaseException:
+            # Nobody has its id. The request is not cancelled: the server may have begun.
+            task = asyncio.create_task(self._shut_down(started))
+            self._shutting_down.add(task)
+            task.add_done_callback(self._shutting_down.discard)
+            raise
         return kernel
+
+    async def _shut_down(self, started: asyncio.Task[dict[str, Any]]) -> None:
+        """Shut a kernel down whose start has failed or was cancelled."""
+        with suppress(KbridgeError):
+            kernel_id = str((await started)["id"])
+            for kernel in list(self._kernels):
+                if kernel.kernel_id == kernel_id:
+                    await kernel.aclose()
+            await self._rest.shutdown(kernel_id)
 
     async def kernel(self, kernel_id: str) -> Kernel:
         """Open a session on a kernel that runs.
@@ -146,6 +174,7 @@ class Server:
         """
         kernel = Kernel(self._rest, kernel_id, self._options)
         await kernel.open()
+        self._kernels = [each for each in self._kernels if not each.closed]
         self._kernels.append(kernel)
         return kernel
 

@@ -20,7 +20,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, TypeAlias
 
-from kbridge.client.outputs import Output, Result, content_of, parse_output, parse_result
+from kbridge.client.outputs import Gap, Output, Result, content_of, parse_output, parse_result
 from kbridge.errors import (
     BridgeError,
     Busy,
@@ -48,6 +48,7 @@ __all__ = [
     "Produced",
     "Replaced",
     "Replied",
+    "ReplyOnly",
     "closed",
     "error_of_status",
 ]
@@ -94,6 +95,13 @@ class Finished:
 
 
 @dataclass(frozen=True, slots=True)
+class ReplyOnly:
+    """An execution has its reply; its last outputs and its idle status may follow."""
+
+    msg_id: str
+
+
+@dataclass(frozen=True, slots=True)
 class Failed:
     """A request or an execution will not be answered."""
 
@@ -119,7 +127,9 @@ class CommEvent:
     nbytes: int
 
 
-Event: TypeAlias = Replied | Produced | InputRequested | Finished | Failed | Replaced | CommEvent
+Event: TypeAlias = (
+    Replied | Produced | InputRequested | Finished | ReplyOnly | Failed | Replaced | CommEvent
+)
 
 
 @dataclass(slots=True)
@@ -160,6 +170,7 @@ class KernelSession:
     last: str = ""
     _requests: dict[str, _Request] = field(default_factory=dict)
     _executions: dict[str, _Execution] = field(default_factory=dict)
+    _probes: dict[str, str] = field(default_factory=dict)  # to the execution that each proves
     _recent: deque[str] = field(default_factory=lambda: deque(maxlen=_RECENT))
     _known: set[str] = field(default_factory=set)
 
@@ -234,6 +245,17 @@ class KernelSession:
         if (waiting := self._executions.get(msg_id) or self._requests.get(msg_id)) is not None:
             waiting.sent = True
 
+    def probe(self, msg_id: str, date: str) -> Message | None:
+        """Return a request whose idle status proves that the output of an execution has ended.
+
+        Kernels send iopub messages in order. Returns None if the execution is complete.
+        """
+        if msg_id not in self._executions:
+            return None
+        request = self.request("kernel_info_request", {}, date)
+        self._probes[request.msg_id] = msg_id
+        return request
+
     def forget(self, msg_id: str) -> bool:
         """Ignore the reply to a request whose caller no longer waits.
 
@@ -284,6 +306,8 @@ class KernelSession:
                 return _comm(kind, msg)
             if kind == "status" and not parent:
                 return self._kernel_status(str(_content(msg).get("execution_state")))
+            if kind == "status" and parent in self._probes:
+                return self._proved(parent, str(_content(msg).get("execution_state")))
         if (execution := self._executions.get(parent)) is not None:
             return self._of_execution(parent, execution, kind, msg)
         if parent in self._requests and kind.endswith("_reply"):
@@ -316,8 +340,20 @@ class KernelSession:
             return [InputRequested(msg_id, prompt, password)]
         if kind == "execute_reply":
             execution.result = parse_result(content_of(msg.content))
-            return self._complete(msg_id, execution)
+            return self._complete(msg_id, execution) or [ReplyOnly(msg_id)]
         return []
+
+    def _proved(self, probe: str, state: str) -> list[Event]:
+        """Complete an execution whose idle status should have come before that of a probe."""
+        if state != "idle":
+            return []
+        msg_id = self._probes.pop(probe)
+        execution = self._executions.get(msg_id)
+        if execution is None:
+            return []
+        execution.idle = True
+        gap = Gap(0, 0, "the kernel dropped the end of the output")
+        return [Produced(msg_id, gap, 0), *self._complete(msg_id, execution)]
 
     def _complete(self, msg_id: str, execution: _Execution) -> list[Event]:
         result = execution.result

@@ -9,10 +9,12 @@ from __future__ import annotations
 import asyncio
 import ssl
 import threading
-from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError
+from contextlib import suppress
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, Generic, Self, TypeVar
 
 from kbridge.client import comms as _comms
 from kbridge.client import execution as _execution
@@ -299,6 +301,56 @@ class Kernel:
         self._loop.run(self._kernel.shutdown())
 
 
+class _Unread(Generic[T]):
+    """The items of an asynchronous iterator, none of which KeyboardInterrupt loses."""
+
+    def __init__(self, loop: _Loop, items: AsyncIterator[T]) -> None:
+        self._loop = loop
+        self._items = items
+        self._taken: deque[T] = deque()  # by the loop, and not returned yet
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> T:
+        if not self._taken:
+            self._loop.run(self._take())
+        if not self._taken:
+            raise StopIteration
+        item = self._taken[0]
+        try:
+            self._taken.popleft()
+            return item  # noqa: TRY300  # an interrupt before the return has to be seen
+        except BaseException:  # between the two lines above
+            self._taken.appendleft(item)
+            raise
+
+    def all(self, collect: Callable[[], Coroutine[Any, Any, list[T]]]) -> list[T]:
+        """Return the items that were taken, and those that a coroutine function returns."""
+
+        async def take() -> None:
+            self._taken.extend(await collect())
+
+        self._loop.run(take())
+        items = list(self._taken)
+        try:
+            self._taken.clear()
+            return items  # noqa: TRY300  # an interrupt before the return has to be seen
+        except BaseException:  # between the two lines above
+            self._taken.extend(items)
+            raise
+
+    def clear(self) -> None:
+        """Drop items that were taken."""
+        self._taken.clear()
+
+    async def _take(self) -> None:
+        # A call that was interrupted may have taken an item in the meantime.
+        if not self._taken:
+            with suppress(StopAsyncIteration):
+                self._taken.append(await anext(self._items))
+
+
 class Execution:
     """The outputs and the result of one execution; see `kbridge.client.Execution`.
 
@@ -308,6 +360,7 @@ class Execution:
     def __init__(self, loop: _Loop, execution: _execution.Execution) -> None:
         self._loop = loop
         self._execution = execution
+        self._unread = _Unread(loop, execution)
 
     @property
     def msg_id(self) -> str:
@@ -320,11 +373,11 @@ class Execution:
         return self._execution.ended
 
     def __iter__(self) -> Iterator[Output]:
-        while (output := self._loop.run(self._next())) is not None:
-            yield output
+        return self._unread
 
     def result(self) -> Result:
         """Wait for the result; discards outputs that were not read."""
+        self._unread.clear()
 
         async def wait() -> Result:
             return await self._execution
@@ -333,10 +386,11 @@ class Execution:
 
     def collect(self) -> list[Output]:
         """Return all outputs that were not read yet, when the execution has ended."""
-        return self._loop.run(self._execution.collect())
+        return self._unread.all(self._execution.collect)
 
     def discard(self) -> None:
         """Drop the outputs that were not read, and those that will arrive."""
+        self._unread.clear()
 
         async def drop() -> None:
             self._execution.discard()
@@ -347,9 +401,6 @@ class Execution:
         """Stop following an execution of `Kernel.follow`."""
         self._loop.end(self._execution.aclose())
 
-    async def _next(self) -> Output | None:
-        return await anext(self._execution, None)
-
 
 class Comm:
     """One comm; iterate over it for the messages of the kernel; see `kbridge.client.Comm`."""
@@ -357,10 +408,10 @@ class Comm:
     def __init__(self, loop: _Loop, comm: _comms.Comm) -> None:
         self._loop = loop
         self._comm = comm
+        self._unread = _Unread(loop, comm)
 
     def __iter__(self) -> Iterator[CommMessage]:
-        while (message := self._loop.run(self._next())) is not None:
-            yield message
+        return self._unread
 
     def send(
         self,
@@ -375,6 +426,3 @@ class Comm:
     def close(self, data: Mapping[str, Any] | None = None) -> None:
         """Close the comm, and tell the kernel."""
         self._loop.run(self._comm.close(data))
-
-    async def _next(self) -> CommMessage | None:
-        return await anext(self._comm, None)

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import weakref
 from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
 
-from kbridge.client import Kernel, Server, Stream, connect
+from kbridge.client import Gap, Kernel, Server, Stream, connect
+from kbridge.client.address import Address
 from kbridge.client.comms import Comm, CommMessage
+from kbridge.client.kernel import ClientOptions
+from kbridge.client.rest import Rest
 from kbridge.client.session import KernelSession
 from kbridge.errors import BridgeError, KernelDied, KernelNotFound
 from kbridge.wire.message import Channel, Message
@@ -146,3 +151,108 @@ async def test_an_input_callback_has_to_return_text(
     execution = await kernel.execute("input()", input=lambda _prompt, _password: None)  # type: ignore[arg-type,return-value]
     with pytest.raises(TypeError, match="returned NoneType instead of a string"):
         await execution
+
+
+async def test_a_call_does_not_wait_for_output_that_is_not_read(
+    scripted: ScriptedKernel,
+) -> None:
+    def answers(message: Message) -> None:
+        if message.msg_type == "execute_request":
+            for number in range(10):
+                scripted.stream(message, str(number))
+        scripted.answer(message)
+
+    scripted.on_message = answers
+    async with connect(scripted.url, "t", buffer=1) as server:
+        kernel = await server.kernel("a-kernel")
+        execution = await kernel.execute("1")
+        async for _ in execution:
+            break
+        assert (await kernel.kernel_info())["status"] == "ok"
+        assert (await (await kernel.execute("2"))).ok
+        assert await execution.collect() == [Stream("stdout", str(n)) for n in range(1, 10)]
+
+
+async def test_a_cancelled_collect_loses_nothing(scripted: ScriptedKernel, kernel: Kernel) -> None:
+    requests: asyncio.Queue[Message] = asyncio.Queue()
+    scripted.on_message = requests.put_nowait
+    execution = await kernel.execute("1")
+    request = await requests.get()
+    collecting = asyncio.create_task(execution.collect())
+    scripted.stream(request, "a")
+    waiting = asyncio.create_task(kernel.kernel_info())
+    scripted.answer(await requests.get())
+    await waiting  # the output has arrived before this reply
+    collecting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await collecting
+    scripted.answer(request)
+    assert await execution.collect() == [Stream("stdout", "a")]
+
+
+async def test_a_start_that_is_cancelled_leaves_no_kernel(scripted: ScriptedKernel) -> None:
+    asked, goes_on = asyncio.Event(), asyncio.Event()
+
+    async def starts() -> dict[str, str]:
+        asked.set()
+        await goes_on.wait()
+        return {"id": "a-kernel"}
+
+    scripted.on_rest = lambda method, _path: {
+        "POST": (201, starts()) if method == "POST" else (200, []),
+        "DELETE": (204, None),
+    }.get(method, (200, []))
+    async with connect(scripted.url, "t") as server:
+        starting = asyncio.create_task(server.start_kernel())
+        await asked.wait()
+        starting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await starting
+        goes_on.set()
+    assert scripted.requests[-1] == ("DELETE", "/api/kernels/a-kernel")
+
+
+async def test_a_start_that_fails_leaves_no_kernel(scripted: ScriptedKernel) -> None:
+    scripted.on_rest = lambda method, _path: (
+        (201, {"id": "a-kernel"})
+        if method == "POST"
+        else ((204, None) if method == "DELETE" else (200, []))
+    )
+    scripted.on_message = lambda _message: scripted.send(
+        None, "status", {"execution_state": "dead"}
+    )
+    async with connect(scripted.url, "t") as server:
+        with pytest.raises(KernelDied):
+            await server.start_kernel()
+    assert scripted.requests[-1] == ("DELETE", "/api/kernels/a-kernel")
+
+
+async def test_kernels_that_were_closed_are_forgotten(client: Server) -> None:
+    references = []
+    for _ in range(5):
+        async with await client.kernel("a-kernel") as kernel:
+            references.append(weakref.ref(kernel))
+        del kernel
+    gc.collect()
+    assert len([each for each in references if each() is not None]) <= 1
+
+
+async def test_an_execution_whose_idle_status_the_kernel_dropped_ends_with_a_gap(
+    scripted: ScriptedKernel,
+) -> None:
+    def drops(message: Message) -> None:
+        if message.msg_type == "execute_request":
+            scripted.reply(message)
+        else:
+            scripted.answer(message)
+
+    scripted.on_message = drops
+    options = ClientOptions(8 << 20, TIMEOUT, TIMEOUT, idle_timeout=0.0)
+    server = Server(Rest(Address.parse(scripted.url)), options)
+    try:
+        execution = await (await server.kernel("a-kernel")).execute("1")
+        [gap] = await execution.collect()
+        assert isinstance(gap, Gap)
+        assert (await execution).ok
+    finally:
+        await server.aclose()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from kbridge.client.queue import BoundedQueue
+from kbridge.client.queue import BoundedQueue, Demand
 
 
 async def settle() -> None:
@@ -69,3 +69,42 @@ async def test_a_cancelled_consumer_loses_nothing() -> None:
     await asyncio.wait([consumer])
     await queue.put("a", 1)
     assert await queue.get() == "a"
+
+
+async def test_a_full_queue_does_not_stop_a_producer_that_others_wait_for() -> None:
+    demand = Demand(patience=0.0)
+    full: BoundedQueue[str] = BoundedQueue(10, demand)
+    other: BoundedQueue[str] = BoundedQueue(10, demand)
+    await full.put("a", 10)
+    producer = asyncio.create_task(full.put("b", 10))
+    await settle()
+    assert not producer.done()  # nobody waits for it
+    consumer = asyncio.create_task(other.get())
+    await producer
+    await full.put("c", 10)
+    await other.put("d", 1)
+    assert await consumer == "d"
+    assert [await full.get() for _ in "abc"] == ["a", "b", "c"]
+
+
+async def test_a_queue_that_exceeded_its_limit_has_it_again() -> None:
+    demand = Demand(patience=0.0)
+    queue: BoundedQueue[str] = BoundedQueue(10, demand)
+    await queue.put("a", 10)
+    with demand.wait():
+        await queue.put("b", 10)
+    producer = asyncio.create_task(queue.put("c", 1))
+    await settle()
+    assert not producer.done()
+    await queue.get()
+    await settle()
+    assert not producer.done()
+    await queue.get()
+    await producer
+
+
+async def test_items_that_are_put_back_come_first() -> None:
+    queue: BoundedQueue[str] = BoundedQueue(10)
+    await queue.put("c", 1)
+    queue.put_back(["a", "b"])
+    assert [await queue.get() for _ in "abc"] == ["a", "b", "c"]

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from kbridge.client.outputs import Result, Stream
+from kbridge.client.outputs import Gap, Result, Stream
 from kbridge.client.session import (
     CommEvent,
     Event,
@@ -18,6 +18,7 @@ from kbridge.client.session import (
     Produced,
     Replaced,
     Replied,
+    ReplyOnly,
     closed,
     error_of_status,
 )
@@ -101,7 +102,7 @@ def test_reply_and_idle_may_come_in_either_order(session: KernelSession) -> None
         request = execute(session)
         both = [reply(request), status(request, "idle")]
         first, second = both if order else reversed(both)
-        assert session.receive(first) == []
+        assert session.receive(first) == ([ReplyOnly(request.msg_id)] if order else [])
         assert session.receive(second) == [Finished(request.msg_id, Result("ok", 1))]
 
 
@@ -109,7 +110,7 @@ def test_output_between_the_reply_and_idle_belongs_to_the_execution(session: Ker
     request = execute(session)
     text = of(request, "stream", {"name": "stdout", "text": "late"})
     events = all_events(session, reply(request), text, status(request, "idle"))
-    assert [type(event) for event in events] == [Produced, Finished]
+    assert [type(event) for event in events] == [ReplyOnly, Produced, Finished]
 
 
 def test_an_aborted_execution_ends_without_idle(session: KernelSession) -> None:
@@ -338,3 +339,25 @@ def test_http_statuses(status: int, expected: type[KbridgeError]) -> None:
     error = error_of_status(status, "a reason")
     assert type(error) is expected
     assert error.reason == "a reason"
+
+
+def test_the_idle_status_of_a_later_request_completes_an_execution(session: KernelSession) -> None:
+    request = execute(session)
+    assert session.receive(reply(request)) == [ReplyOnly(request.msg_id)]
+    probe = session.probe(request.msg_id, DATE)
+    assert probe is not None
+    assert all_events(session, status(probe, "busy")) == []
+    gap, finished = session.receive(status(probe, "idle"))
+    assert isinstance(gap, Produced)
+    assert isinstance(gap.output, Gap)
+    assert isinstance(finished, Finished)
+    assert session.probe(request.msg_id, DATE) is None
+
+
+def test_an_execution_that_is_complete_ignores_a_probe(session: KernelSession) -> None:
+    request = execute(session)
+    session.receive(reply(request))
+    probe = session.probe(request.msg_id, DATE)
+    assert probe is not None
+    assert [type(event) for event in session.receive(status(request, "idle"))] == [Finished]
+    assert session.receive(status(probe, "idle")) == []

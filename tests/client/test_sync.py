@@ -5,10 +5,13 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from contextlib import suppress
+from typing import Any
 
 import pytest
 
-from kbridge.client import sync
+from kbridge.client import Stream, sync
 from kbridge.errors import Conflict, NetworkError
 from kbridge.wire.message import Channel, Message
 from tests.support.scripted_kernel import ScriptedKernel, scripted_kernel
@@ -123,3 +126,41 @@ def test_closing_ends_the_calls_of_other_threads(scripted: ScriptedKernel) -> No
     server.close()
     thread.join(TIMEOUT)
     assert len(errors) == 1
+
+
+def test_an_interrupted_call_loses_no_output(
+    scripted: ScriptedKernel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def answers(message: Message) -> None:
+        for number in range(4):
+            scripted.stream(message, str(number))
+        scripted.answer(message)
+
+    wait_for: Callable[..., Any] = Future.result
+    interrupts = 0
+
+    def result(self: Future[Any], timeout: float | None = None) -> Any:
+        """Interrupt every second call, when its work is done."""
+        nonlocal interrupts
+        value = wait_for(self, timeout)
+        interrupts += 1
+        if interrupts % 2:
+            raise KeyboardInterrupt
+        return value
+
+    scripted.on_message = answers
+    numbers = [Stream("stdout", str(number)) for number in range(4)]
+    found: list[object] = []
+    with sync.connect(scripted.url, "t") as server:
+        kernel = server.kernel("a-kernel")
+        first, second = kernel.execute("1"), kernel.execute("2")
+        with monkeypatch.context() as patch:
+            patch.setattr(Future, "result", result)
+            while len(found) < len(numbers):
+                with suppress(KeyboardInterrupt):
+                    found += [next(iter(first))]
+            interrupts = 0
+            with pytest.raises(KeyboardInterrupt):
+                second.collect()
+        assert found == numbers
+        assert second.collect() == numbers
