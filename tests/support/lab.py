@@ -8,6 +8,7 @@ import json
 import os
 import re
 import sys
+import tempfile
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
@@ -46,6 +47,14 @@ _SETTINGS: dict[str, dict[str, Any]] = {
     },
     "@jupyterlab/notebook-extension/tracker": {"windowingMode": "none"},
 }
+# Defines gates that all open at once.
+_ONE_GATE = """\
+import pathlib, time
+
+def gate(name):
+    while not pathlib.Path({path!r}).exists():
+        time.sleep(0.01)
+"""
 _KERNELSPEC = {"name": "python3", "display_name": "Python 3 (ipykernel)", "language": "python"}
 # Notes the texts of the status bar item.
 _WATCH_STATUS = """
@@ -316,9 +325,14 @@ class Lab:
     async def run(self, *codes: str) -> list[dict[str, Any]]:
         """Run cells in a notebook that stays open, and return them as they are in its file."""
         notebook = await self.open(*codes)
-        await notebook.prepare("def gate(name): pass")
-        await self._run_all(notebook, len(codes))
-        await notebook.finished()
+        with tempfile.TemporaryDirectory() as directory:
+            # All requests wait in the kernel before the first gate opens: those behind an error
+            # are aborted.
+            gate = Path(directory, "gate")
+            await notebook.prepare(_ONE_GATE.format(path=str(gate)))
+            await self._run_all(notebook, len(codes))
+            await asyncio.to_thread(gate.touch)
+            await notebook.finished()
         await notebook.save()
         cells = notebook.saved_cells()
         await notebook.close()
