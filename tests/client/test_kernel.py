@@ -18,18 +18,18 @@ from kbridge.client.rest import Rest
 from kbridge.client.session import KernelSession
 from kbridge.errors import BridgeError, KernelDied, KernelNotFound
 from kbridge.wire.message import Channel, Message
-from tests.support.scripted_kernel import Reply, ScriptedKernel, scripted_kernel
+from tests.support.scripted_server import Reply, ScriptedServer, scripted_server
 from tests.support.waiting import TIMEOUT
 
 
 @pytest.fixture
-async def scripted() -> AsyncIterator[ScriptedKernel]:
-    async with asyncio.timeout(TIMEOUT), scripted_kernel() as kernel:
+async def scripted() -> AsyncIterator[ScriptedServer]:
+    async with asyncio.timeout(TIMEOUT), scripted_server() as kernel:
         yield kernel
 
 
 @pytest.fixture
-async def client(scripted: ScriptedKernel) -> AsyncIterator[Server]:
+async def client(scripted: ScriptedServer) -> AsyncIterator[Server]:
     server = connect(scripted.url, "t", patience=TIMEOUT)
     yield server
     await server.aclose()
@@ -41,7 +41,7 @@ async def kernel(client: Server) -> Kernel:
 
 
 async def test_a_callback_of_a_comm_target_that_raises_is_reported(
-    scripted: ScriptedKernel, kernel: Kernel
+    scripted: ScriptedServer, kernel: Kernel
 ) -> None:
     reports: list[dict[str, Any]] = []
     asyncio.get_running_loop().set_exception_handler(lambda _loop, what: reports.append(what))
@@ -62,7 +62,7 @@ async def test_a_callback_of_a_comm_target_that_raises_is_reported(
 
 
 async def test_output_of_an_execution_whose_sending_was_cancelled_is_dropped(
-    scripted: ScriptedKernel, kernel: Kernel
+    scripted: ScriptedServer, kernel: Kernel
 ) -> None:
     received: asyncio.Queue[Message] = asyncio.Queue()
     reads = asyncio.Event()
@@ -91,7 +91,7 @@ async def test_output_of_an_execution_whose_sending_was_cancelled_is_dropped(
 
 @pytest.mark.parametrize("refusal", [500, 502, 503])
 async def test_a_question_after_a_restart_is_asked_until_the_server_answers(
-    scripted: ScriptedKernel, kernel: Kernel, refusal: int
+    scripted: ScriptedServer, kernel: Kernel, refusal: int
 ) -> None:
     replies: list[Reply] = [(refusal, {}), (refusal, {})]
     messages: asyncio.Queue[Message] = asyncio.Queue()
@@ -112,7 +112,7 @@ async def test_a_question_after_a_restart_is_asked_until_the_server_answers(
 
 
 async def test_a_refused_question_after_a_restart_ends_everything(
-    scripted: ScriptedKernel, kernel: Kernel
+    scripted: ScriptedServer, kernel: Kernel
 ) -> None:
     scripted.on_message = lambda _message: None
     queued = await kernel.execute("queued")
@@ -125,7 +125,7 @@ async def test_a_refused_question_after_a_restart_ends_everything(
 
 
 async def test_a_fault_of_the_client_ends_everything(
-    scripted: ScriptedKernel, kernel: Kernel, monkeypatch: pytest.MonkeyPatch
+    scripted: ScriptedServer, kernel: Kernel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     scripted.on_message = lambda _message: None
     waiting = await kernel.execute("1")
@@ -142,7 +142,7 @@ async def test_a_fault_of_the_client_ends_everything(
 
 
 async def test_an_input_callback_has_to_return_text(
-    scripted: ScriptedKernel, kernel: Kernel
+    scripted: ScriptedServer, kernel: Kernel
 ) -> None:
     def asks(message: Message) -> None:
         scripted.send(message, "input_request", {"prompt": "?"}, Channel.STDIN)
@@ -154,7 +154,7 @@ async def test_an_input_callback_has_to_return_text(
 
 
 async def test_a_call_does_not_wait_for_output_that_is_not_read(
-    scripted: ScriptedKernel,
+    scripted: ScriptedServer,
 ) -> None:
     def answers(message: Message) -> None:
         if message.msg_type == "execute_request":
@@ -173,7 +173,7 @@ async def test_a_call_does_not_wait_for_output_that_is_not_read(
         assert await execution.collect() == [Stream("stdout", str(n)) for n in range(1, 10)]
 
 
-async def test_a_cancelled_collect_loses_nothing(scripted: ScriptedKernel, kernel: Kernel) -> None:
+async def test_a_cancelled_collect_loses_nothing(scripted: ScriptedServer, kernel: Kernel) -> None:
     requests: asyncio.Queue[Message] = asyncio.Queue()
     scripted.on_message = requests.put_nowait
     execution = await kernel.execute("1")
@@ -190,7 +190,7 @@ async def test_a_cancelled_collect_loses_nothing(scripted: ScriptedKernel, kerne
     assert await execution.collect() == [Stream("stdout", "a")]
 
 
-async def test_a_start_that_is_cancelled_leaves_no_kernel(scripted: ScriptedKernel) -> None:
+async def test_a_start_that_is_cancelled_leaves_no_kernel(scripted: ScriptedServer) -> None:
     asked, goes_on = asyncio.Event(), asyncio.Event()
 
     async def starts() -> dict[str, str]:
@@ -212,7 +212,7 @@ async def test_a_start_that_is_cancelled_leaves_no_kernel(scripted: ScriptedKern
     assert scripted.requests[-1] == ("DELETE", "/api/kernels/a-kernel")
 
 
-async def test_a_start_that_fails_leaves_no_kernel(scripted: ScriptedKernel) -> None:
+async def test_a_start_that_fails_leaves_no_kernel(scripted: ScriptedServer) -> None:
     scripted.on_rest = lambda method, _path: (
         (201, {"id": "a-kernel"})
         if method == "POST"
@@ -238,7 +238,7 @@ async def test_kernels_that_were_closed_are_forgotten(client: Server) -> None:
 
 
 async def test_an_execution_whose_idle_status_the_kernel_dropped_ends_with_a_gap(
-    scripted: ScriptedKernel,
+    scripted: ScriptedServer,
 ) -> None:
     def drops(message: Message) -> None:
         if message.msg_type == "execute_request":

@@ -14,21 +14,21 @@ import pytest
 from kbridge.client import Stream, sync
 from kbridge.errors import Conflict, NetworkError
 from kbridge.wire.message import Channel, Message
-from tests.support.scripted_kernel import ScriptedKernel, scripted_kernel
+from tests.support.scripted_server import ScriptedServer, scripted_server
 from tests.support.waiting import TIMEOUT
 
 
 @pytest.fixture
-def scripted() -> Iterator[ScriptedKernel]:
+def scripted() -> Iterator[ScriptedServer]:
     """A scripted kernel on an event loop in a thread."""
-    kernels: list[ScriptedKernel] = []
+    kernels: list[ScriptedServer] = []
     ready = threading.Event()
     ends: list[Callable[[], object]] = []
 
     async def serve() -> None:
         end = asyncio.Event()
         loop = asyncio.get_running_loop()
-        async with scripted_kernel() as kernel:
+        async with scripted_server() as kernel:
             kernels.append(kernel)
             ends.append(lambda: loop.call_soon_threadsafe(end.set))
             ready.set()
@@ -42,7 +42,7 @@ def scripted() -> Iterator[ScriptedKernel]:
     thread.join(TIMEOUT)
 
 
-def asks(scripted: ScriptedKernel) -> Callable[[Message], None]:
+def asks(scripted: ScriptedServer) -> Callable[[Message], None]:
     def on_message(message: Message) -> None:
         if message.msg_type == "execute_request":
             scripted.send(message, "input_request", {"prompt": "?"}, Channel.STDIN)
@@ -60,11 +60,11 @@ async def test_it_works_while_a_loop_of_the_caller_runs() -> None:
 
         asyncio.run(notebook())
 
-    async with scripted_kernel() as scripted:
+    async with scripted_server() as scripted:
         await asyncio.to_thread(use, scripted.url)
 
 
-def test_closing_twice_has_no_effect(scripted: ScriptedKernel) -> None:
+def test_closing_twice_has_no_effect(scripted: ScriptedServer) -> None:
     server = sync.connect(scripted.url, "t")
     kernel = server.kernel("a-kernel")
     execution = kernel.execute("1")
@@ -77,7 +77,7 @@ def test_closing_twice_has_no_effect(scripted: ScriptedKernel) -> None:
         kernel.kernel_info()
 
 
-def test_a_callback_on_the_loop_cannot_call_the_client(scripted: ScriptedKernel) -> None:
+def test_a_callback_on_the_loop_cannot_call_the_client(scripted: ScriptedServer) -> None:
     scripted.on_rest = lambda method, _path: (200, {"id": "a-kernel"} if method == "POST" else [])
     with (
         sync.connect(scripted.url, "t") as server,
@@ -87,7 +87,7 @@ def test_a_callback_on_the_loop_cannot_call_the_client(scripted: ScriptedKernel)
 
 
 def test_an_input_callback_may_call_the_client_and_nothing_waits_for_it(
-    scripted: ScriptedKernel,
+    scripted: ScriptedServer,
 ) -> None:
     scripted.on_message = asks(scripted)
     asked, leave = threading.Event(), threading.Event()
@@ -107,7 +107,7 @@ def test_an_input_callback_may_call_the_client_and_nothing_waits_for_it(
     leave.set()
 
 
-def test_closing_ends_the_calls_of_other_threads(scripted: ScriptedKernel) -> None:
+def test_closing_ends_the_calls_of_other_threads(scripted: ScriptedServer) -> None:
     received = threading.Event()
     scripted.on_message = lambda _message: received.set()
     errors: list[BaseException] = []
@@ -129,7 +129,7 @@ def test_closing_ends_the_calls_of_other_threads(scripted: ScriptedKernel) -> No
 
 
 def test_an_interrupted_call_loses_no_output(
-    scripted: ScriptedKernel, monkeypatch: pytest.MonkeyPatch
+    scripted: ScriptedServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def answers(message: Message) -> None:
         for number in range(4):

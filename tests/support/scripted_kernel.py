@@ -1,112 +1,134 @@
-"""A server of one kernel whose answers a test writes: REST, and a websocket."""
+"""A kernel that sends what a test tells it to send: `python scripted_kernel.py CONNECTION_FILE`.
+
+It runs the code of each `execute_request` in its own process, with the kernel as `k` and the
+request's header as `parent`, so that each test contains its fault. Two environment variables set
+faults that must exist before the first request:
+
+- KERNEL_SCRIPT_PROTOCOL: the protocol version in kernel_info_reply, as JSON; `null` leaves it out
+- KERNEL_SCRIPT_MUTE: `all`: the kernel answers nothing; any other value: it does not answer
+  kernel_info_request
+"""
 
 from __future__ import annotations
 
-import asyncio
+import hashlib
+import hmac
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+import os
+import signal
+import sys
+import uuid
+from pathlib import Path
 from typing import Any
 
-from tornado.httpserver import HTTPServer
-from tornado.testing import bind_unused_port
-from tornado.web import Application, RequestHandler
-from tornado.websocket import WebSocketHandler
+import zmq
 
-from kbridge.wire import V1, v1
-from kbridge.wire.build import build
-from kbridge.wire.message import Channel, Message
-
-Reply = tuple[int, Any]
+_PARTS = 4  # header, parent header, metadata, content
 
 
 class ScriptedKernel:
-    """One kernel.
+    """The sockets of a kernel, and their operations."""
 
-    Attributes
-    ----------
-    on_message : callable
-        Called with each message of a client.
-    on_rest : callable
-        Called with the method and the path of each other request; returns a status and a body.
-    """
+    def __init__(self, info: dict[str, Any]) -> None:
+        self.key = info["key"].encode()
+        self.session = uuid.uuid4().hex
+        self.context = zmq.Context()
+        self.idents: list[bytes] = []  # the sender of the current request
+        self.beats = 0
+        kinds = {"shell": zmq.ROUTER, "control": zmq.ROUTER, "stdin": zmq.ROUTER}
+        kinds |= {"hb": zmq.ROUTER, "iopub": zmq.XPUB}
+        self.sockets = {}
+        for name, kind in kinds.items():
+            socket = self.sockets[name] = self.context.socket(kind)
+            socket.sndhwm = 0
+            socket.bind(f"tcp://{info['ip']}:{info[f'{name}_port']}")
 
-    def __init__(self) -> None:
-        self.on_message: Callable[[Message], Awaitable[None] | None] = self.answer
-        self.on_rest: Callable[[str, str], Reply] = lambda _method, _path: (200, [])
-        self.requests: list[tuple[str, str]] = []
-        self.websockets: list[WebSocketHandler] = []
-        self.url = ""
+    # -- what tests call ------------------------------------------------------------------------
 
-    def send(
-        self,
-        parent: Message | None,
-        kind: str,
-        content: dict[str, Any],
-        channel: Channel = Channel.IOPUB,
-    ) -> None:
-        header = b"{}" if parent is None else parent.header
-        self.send_message(build(channel, kind, content, session="k", date="", parent_header=header))
+    def parts(self, msg_type: str, content: Any, parent: Any = None, **header: Any) -> list[bytes]:
+        """Return the four parts of a valid message, except for the fields that `header` changes."""
+        header = {
+            "msg_id": uuid.uuid4().hex,
+            "msg_type": msg_type,
+            "session": self.session,
+            "username": "scripted",
+            "date": "2026-01-01T00:00:00.000000Z",
+            "version": "5.3",
+            **header,
+        }
+        return [json.dumps(part).encode() for part in (header, parent or {}, {}, content)]
 
-    def send_message(self, message: Message) -> None:
-        self.websockets[-1].write_message(bytes(V1.payload(message)[1]), binary=True)
+    def sign(self, parts: list[bytes]) -> bytes:
+        mac = hmac.new(self.key, b"".join(parts[:_PARTS]), hashlib.sha256)
+        return mac.hexdigest().encode()
 
-    def idle(self, parent: Message) -> None:
-        self.send(parent, "status", {"execution_state": "idle"})
+    def send(self, parts: list[bytes], signature: bytes | None = None, channel: str = "") -> None:
+        """Send four parts and buffers, on iopub or to the sender of the current request."""
+        signature = self.sign(parts) if signature is None else signature
+        self.send_raw([b"<IDS|MSG>", signature, *parts], channel)
 
-    def reply(self, parent: Message, kind: str = "execute_reply") -> None:
-        self.send(parent, kind, {"status": "ok"}, Channel.SHELL)
+    def send_raw(self, frames: list[bytes], channel: str = "") -> None:
+        head = self.idents if channel else [b"topic"]
+        self.sockets[channel or "iopub"].send_multipart([*head, *frames])
 
-    def stream(self, parent: Message, text: str) -> None:
-        self.send(parent, "stream", {"name": "stdout", "text": text})
+    def say(self, msg_type: str, content: Any, parent: Any = None, **header: Any) -> None:
+        self.send(self.parts(msg_type, content, parent, **header))
 
-    def answer(self, message: Message) -> None:
-        """Answer a request as a kernel does."""
-        self.reply(message, message.msg_type.replace("_request", "_reply"))
-        self.idle(message)
+    def stream(self, text: str, parent: Any = None) -> None:
+        self.say("stream", {"name": "stdout", "text": text}, parent)
+
+    def flush(self) -> None:
+        """Flush all messages and close the sockets."""
+        for socket in self.sockets.values():
+            socket.close(linger=-1)
+        self.context.term()
+
+    def die(self) -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    # -- its life -------------------------------------------------------------------------------
+
+    def run(self) -> None:
+        poller = zmq.Poller()
+        for socket in self.sockets.values():
+            poller.register(socket, zmq.POLLIN)
+        names = {socket: name for name, socket in self.sockets.items()}
+        while True:
+            for socket, _ in poller.poll():
+                frames = socket.recv_multipart()
+                name = names[socket]
+                if name == "hb":
+                    socket.send_multipart(frames)
+                    self.beats += 1
+                elif name in ("shell", "control"):
+                    self.answer(name, frames)
+
+    def answer(self, channel: str, frames: list[bytes]) -> None:
+        at = frames.index(b"<IDS|MSG>")
+        self.idents = frames[:at]
+        parent, content = json.loads(frames[at + 2]), json.loads(frames[at + 5])
+        request = parent["msg_type"]
+        mute = os.environ.get("KERNEL_SCRIPT_MUTE", "")
+        if mute == "all" or (mute and request == "kernel_info_request"):
+            return
+        self.say("status", {"execution_state": "busy"}, parent)
+        reply: dict[str, Any] = {"status": "ok"}
+        if request == "kernel_info_request":
+            reply |= protocol()
+        elif request == "execute_request":
+            exec(content["code"], {"k": self, "parent": parent, "os": os})
+        self.send(self.parts(request.replace("_request", "_reply"), reply, parent), channel=channel)
+        self.say("status", {"execution_state": "idle"}, parent)
+        if request == "shutdown_request":
+            self.flush()
+            sys.exit()
 
 
-@asynccontextmanager
-async def scripted_kernel() -> AsyncIterator[ScriptedKernel]:
-    kernel = ScriptedKernel()
+def protocol() -> dict[str, Any]:
+    said = json.loads(os.environ.get("KERNEL_SCRIPT_PROTOCOL", '"5.3"'))
+    return {} if said is None else {"protocol_version": said}
 
-    class Channels(WebSocketHandler):
-        def select_subprotocol(self, subprotocols: list[str]) -> str | None:
-            return subprotocols[0]
 
-        def open(self, *_args: str, **_kwargs: str) -> None:
-            kernel.websockets.append(self)
-
-        def on_message(self, message: str | bytes) -> Awaitable[None] | None:
-            assert isinstance(message, bytes)
-            return kernel.on_message(v1.split(message))  # the next one is read afterwards
-
-    class Rest(RequestHandler):
-        async def answer(self) -> None:
-            method, path = str(self.request.method), self.request.path
-            kernel.requests.append((method, path))
-            status, body = kernel.on_rest(method, path)
-            if asyncio.iscoroutine(body):
-                body = await body
-            self.set_status(status)
-            if status != 204:
-                self.finish(json.dumps(body))
-
-        get = post = delete = answer
-
-    listening, port = bind_unused_port()
-    application = Application(
-        [(r"/api/kernels/[^/]+/channels", Channels), (r".*", Rest)],
-        log_function=lambda _: None,
-        websocket_max_message_size=1 << 30,
-    )
-    http = HTTPServer(application)
-    http.add_sockets([listening])
-    kernel.url = f"http://127.0.0.1:{port}"
-    try:
-        yield kernel
-    finally:
-        http.stop()
-        for websocket in kernel.websockets:
-            websocket.close()
-        await http.close_all_connections()
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # as idle kernels do
+    ScriptedKernel(json.loads(Path(sys.argv[1]).read_text())).run()
