@@ -90,19 +90,21 @@ def test_an_input_callback_may_call_the_client_and_nothing_waits_for_it(
     scripted: ScriptedServer,
 ) -> None:
     scripted.on_message = asks(scripted)
-    asked, leave = threading.Event(), threading.Event()
+    asked, leave, left = (threading.Event() for _ in range(3))
     found: list[object] = []
 
     def ask(_prompt: str, _password: bool) -> str:
         found.append(kernel.kernel_info()["status"])
         asked.set()
         leave.wait(TIMEOUT)
+        left.set()
         return ""
 
     with sync.connect(scripted.url, "t") as server:
         kernel = server.kernel("a-kernel")
         kernel.execute("input()", input=ask)
         assert asked.wait(TIMEOUT)
+    assert not left.is_set()
     assert found == ["ok"]
     leave.set()
 
