@@ -71,7 +71,8 @@ def _zmtp(endpoints: Endpoints, events: KernelEvents, identity: bytes) -> Kernel
         raise KernelError("plain sockets cannot encrypt, as this kernel does; set link to auto")
     if not usable(endpoints.transport):
         raise KernelError(
-            f"plain sockets cannot use {endpoints.transport} on this system; set link to auto"
+            "cannot connect to the kernel: plain sockets cannot use"
+            f" {endpoints.transport} on this system; set link to auto"
         )
     return ZmtpLink(endpoints, events, identity)
 
