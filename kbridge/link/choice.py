@@ -14,7 +14,7 @@ from kbridge.link.holder.keeper import KeptKernel
 from kbridge.link.interfaces import KernelEvents, KernelSockets, LinkFactory
 from kbridge.link.zmtp.address import usable
 
-__all__ = ["DEFAULT", "LinkKind", "keeping", "make_link"]
+__all__ = ["DEFAULT", "ENDS_WITH_PYZMQ", "LinkKind", "keeping", "make_link"]
 
 
 class LinkKind(StrEnum):
@@ -31,6 +31,9 @@ class LinkKind(StrEnum):
 DEFAULT: Final = LinkKind.AUTO
 """The default of the setting `link`."""
 
+ENDS_WITH_PYZMQ: Final = "link is pyzmq (auto keeps connections)"
+"""The reason for which connections over libzmq end with the server."""
+
 
 def make_link(kind: LinkKind) -> LinkFactory:
     """Return the factory of the links of one kind."""
@@ -45,7 +48,7 @@ def keeping(kind: LinkKind, kept: KeptKernel) -> LinkFactory:
 
         because = ""
         if kind is LinkKind.PYZMQ:
-            because = "link is pyzmq (auto keeps connections)"
+            because = ENDS_WITH_PYZMQ
         elif endpoints.curve is not None:
             because = "the connection to the kernel is encrypted (CURVE)"
         elif not usable(endpoints.transport):

@@ -23,7 +23,7 @@ from kbridge.errors import Conflict, SetupError
 from kbridge.hub.settings import HubSettings
 from kbridge.kernels.interface import Kernel
 from kbridge.kernels.lifecycle.processes import open_pidfd
-from kbridge.link.choice import LinkKind
+from kbridge.link.choice import ENDS_WITH_PYZMQ, LinkKind
 from kbridge.link.holder.client import is_supported
 
 __all__ = [
@@ -63,7 +63,7 @@ def no_holder(settings: HubSettings) -> str:
     if not settings.journal_dir:
         return "journal_dir is empty"
     if settings.link == LinkKind.PYZMQ:
-        return "link is pyzmq (auto keeps connections)"
+        return ENDS_WITH_PYZMQ
     return ""
 
 

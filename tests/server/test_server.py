@@ -335,9 +335,10 @@ def begun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return file
 
 
-async def test_a_restart_waits_for_kernels_that_are_starting(
+async def waiting_restart(
     app: KbridgeApp, make: Make, begun: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+) -> tuple[Server, BridgeKernelManager, asyncio.Task[str], asyncio.Task[str]]:
+    """Request a restart while a kernel starts; return when the restart waits for it."""
     caplog.set_level("INFO")
     app.config.BridgeKernelManager.start_grace = TIMEOUT
     app.config.BridgeKernelManager.kernel_info_timeout = TIMEOUT
@@ -347,6 +348,13 @@ async def test_a_restart_waits_for_kernels_that_are_starting(
     await until(begun.exists, "the process has begun")
     restarting = asyncio.create_task(server.request_restart(force=True))
     await until(lambda: "waits for 1 kernel(s) that are starting" in caplog.text, "it waits")
+    return server, kernels, starting, restarting
+
+
+async def test_a_restart_waits_for_kernels_that_are_starting(
+    app: KbridgeApp, make: Make, begun: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    server, kernels, starting, restarting = await waiting_restart(app, make, begun, caplog)
     assert not server.restart_requested.is_set()
     Path(f"{begun}.go").touch()  # the process ends, and so does its start
     with pytest.raises(KernelStartError):
@@ -360,15 +368,7 @@ async def test_a_restart_waits_for_kernels_that_are_starting(
 async def test_a_restart_does_not_wait_for_starts_that_overlap(
     app: KbridgeApp, make: Make, begun: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    caplog.set_level("INFO")
-    app.config.BridgeKernelManager.start_grace = TIMEOUT
-    app.config.BridgeKernelManager.kernel_info_timeout = TIMEOUT
-    server = make()
-    kernels = await start(server, app)
-    starting = asyncio.create_task(kernels.start_kernel("slow"))
-    await until(begun.exists, "the process has begun")
-    restarting = asyncio.create_task(server.request_restart(force=True))
-    await until(lambda: "waits for 1 kernel(s) that are starting" in caplog.text, "it waits")
+    server, kernels, starting, restarting = await waiting_restart(app, make, begun, caplog)
     headers = {"Authorization": f"token {app.token}", "Content-Type": "application/json"}
     reply = await AsyncHTTPClient().fetch(
         f"{server.url}api/kernels",
