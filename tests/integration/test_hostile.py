@@ -309,14 +309,14 @@ async def test_a_start_that_would_use_the_last_descriptors_is_refused(
     command = [sys.executable, "-m", "kbridge", "--ip=127.0.0.1"]
     server = new_server(
         "--KbridgeApp.min_open_files_limit=0",
-        command=["sh", "-c", 'ulimit -n 150 && exec "$@"', "sh", *command],
+        command=["sh", "-c", 'ulimit -n 80 && exec "$@"', "sh", *command],
     )
     kernels = []
     while (reply := await server.call("POST", "/api/kernels", {"name": "mute"})).status == 201:
         kernels.append(reply.json()["id"])
     assert reply.status == 503
     assert "min_open_files_limit" in reply.json()["message"]
-    assert len(kernels) >= 2
+    assert len(kernels) >= 4
     crowd = [
         await RawConnection.dial(server) for _ in range(200)
     ]  # unauthenticated connections leave memory too
@@ -326,6 +326,9 @@ async def test_a_start_that_would_use_the_last_descriptors_is_refused(
     for wire in crowd:
         wire.cut()
     assert (await server.call("POST", f"/api/kernels/{kernels[0]}/restart")).status == 200
+    # The attached kernel has opened its journal; that takes more than one mute kernel leaves.
+    for kernel in kernels[1:]:
+        assert (await server.call("DELETE", f"/api/kernels/{kernel}")).status == 204
 
     def another() -> bool:
         return server.request("POST", "/api/kernels", {"name": "mute"}).status == 201
