@@ -25,6 +25,7 @@ LAYERS = {
     "kernels": 4,
     "connection": 4,
     "metrics": 4,
+    "page": 4,
     "tornado": 4,
     "client": 4,
     "server": 5,

@@ -154,6 +154,7 @@ def build(config: ServerConfig, port: int, log: logging.Logger) -> Components:
     services.metrics = ServerMetrics(hubs, kernels, per_kernel=config.metrics.per_kernel)
     services.metrics_token = config.metrics.token
     services.readiness = Readiness(kernels, hubs, _directories(config, hubs, registry), log)
+    services.page = config.page
     interval = config.http.ws_ping_interval
     keepalive = Keepalive(interval) if interval else None
     application = make_application(

@@ -157,6 +157,8 @@ class ServerConfig:
         The path in front of every route, with a slash at both ends.
     list_kernels : bool
         True if clients may list kernels and sessions.
+    page : bool
+        True if browsers receive the live page and the console.
     runtime_dir : Path
     registry_url : str
         A path or URL; empty or `none` for no registry.
@@ -174,6 +176,7 @@ class ServerConfig:
     metrics: MetricsConfig = field(default_factory=MetricsConfig)
     base_url: str = "/"
     list_kernels: bool = True
+    page: bool = True
     runtime_dir: Path
     registry_url: str = field(default="", repr=False)  # it may contain a password
     shutdown_kernels_on_exit: bool = True

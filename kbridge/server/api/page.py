@@ -1,4 +1,8 @@
-"""The page at `/`: an overview of the server for a browser."""
+"""The pages for browsers: the live view at `/`, the console, and their files.
+
+A client whose header Accept does not name HTML receives a short overview at `/`, and so does every
+client if the setting `page` is off.
+"""
 
 from __future__ import annotations
 
@@ -8,11 +12,18 @@ import platform
 
 from kbridge._version import __version__
 from kbridge.errors import NotFound
+from kbridge.page import files
 from kbridge.server.api.access import AccessMixin
 from kbridge.server.api.login import HtmlHandler
 from kbridge.server.auth.access_policy import AuthMethod
 
-__all__ = ["FaviconHandler", "PageHandler", "ReadmeHandler"]
+__all__ = [
+    "ConsoleHandler",
+    "FaviconHandler",
+    "PageHandler",
+    "ReadmeHandler",
+    "StaticHandler",
+]
 
 _ICON = (
     '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 32 32"><rect width="32" height="32" '
@@ -21,18 +32,41 @@ _ICON = (
 )
 
 
-class PageHandler(HtmlHandler):
-    """`/` and `/tree`: version and counts; redirects to the login without the token."""
+class _BrowserHandler(HtmlHandler):
+    """Base of the pages: they redirect to the login form without the token."""
 
     public = True
 
-    def get(self) -> None:
-        """Show the page; a token in the URL becomes a cookie."""
+    def admit(self) -> bool:
+        """Return False after a redirect to the login form; a token in the URL becomes a cookie."""
         if self.auth_method is None:
             self.redirect_to_login()
-            return
+            return False
         if self.auth_method is AuthMethod.QUERY:
             self.set_login_cookie()
+        return True
+
+    def send_page(self, name: str) -> None:
+        """Finish with a page of scripts."""
+        services = self.services
+        can_log_out = services.auth.policy.auth_enabled
+        files.send_page(self, name, services.base_url, can_log_out=can_log_out)
+
+
+class PageHandler(_BrowserHandler):
+    """`/` and `/tree`: the live view, or version and counts."""
+
+    def get(self) -> None:
+        """Show the page."""
+        if not self.admit():
+            return
+        self.set_header("Vary", "Accept")
+        if self.services.page and files.accepts_html(self.request.headers.get("Accept", "")):
+            self.send_page("index.html")
+        else:
+            self._show_overview()
+
+    def _show_overview(self) -> None:
         services = self.services
         models = services.kernels.models()
         facts = {
@@ -61,6 +95,35 @@ class PageHandler(HtmlHandler):
     def post(self) -> None:
         """Log in with the token from a form, as `/login` does."""
         self.log_in()
+
+
+class ConsoleHandler(_BrowserHandler):
+    """`/console`: a console of the kernel in the argument `kernel`."""
+
+    def get(self) -> None:
+        """Show the page."""
+        if not self.services.page:
+            raise NotFound("the pages are turned off; see KbridgeApp.page")
+        if self.admit():
+            self.send_page("console.html")
+
+    def head(self) -> None:
+        """Answer like `get`, without the body."""
+        self.get()
+
+
+class StaticHandler(AccessMixin):
+    """`/page/...`: the files of the pages."""
+
+    def get(self, name: str) -> None:
+        """Send a file, or 304 if the browser has this version of it."""
+        if not self.services.page:
+            raise NotFound("the pages are turned off; see KbridgeApp.page")
+        files.send_file(self, name)
+
+    def head(self, name: str) -> None:
+        """Answer like `get`, without the body."""
+        self.get(name)
 
 
 class ReadmeHandler(AccessMixin):

@@ -20,6 +20,8 @@ _ID = r"([^/]+)"
 ROUTES: tuple[tuple[str, type[web.RequestHandler]], ...] = (
     (r"/", page.PageHandler),
     (r"/tree", page.PageHandler),
+    (r"/console", page.ConsoleHandler),
+    (r"/page/(.+)", page.StaticHandler),
     (r"/login", login.LoginHandler),
     (r"/logout", login.LogoutHandler),
     (r"/favicon.ico", page.FaviconHandler),

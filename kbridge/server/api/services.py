@@ -89,6 +89,8 @@ class Services:
         The token that opens only the metrics; empty for none.
     readiness : Readiness or None
         Checks whether the server is ready.
+    page : bool
+        True if browsers receive the live page and the console.
     """
 
     kernels: BridgeKernelManager
@@ -105,6 +107,7 @@ class Services:
     metrics: ServerMetrics | None = field(default=None, init=False)
     metrics_token: str = field(default="", init=False, repr=False)
     readiness: Readiness | None = field(default=None, init=False)
+    page: bool = field(default=True, init=False)
 
 
 async def maybe_await(value: Awaitable[Any] | Any) -> Any:

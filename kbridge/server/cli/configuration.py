@@ -115,6 +115,7 @@ def server_config(app: Any) -> ServerConfig:
         ),
         base_url=app.base_url,
         list_kernels=app.list_kernels,
+        page=app.page,
         runtime_dir=Path(app.runtime_dir),
         registry_url=app.registry_url,
         shutdown_kernels_on_exit=app.shutdown_kernels_on_exit,

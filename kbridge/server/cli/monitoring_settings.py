@@ -37,6 +37,12 @@ class MonitoringSettings(HasTraits):
         stores new series for each kernel then.""",
     ).tag(config=True)
 
+    page = Bool(
+        True,
+        help="""True: browsers receive a live view of the kernels at `/`, and a console for each
+        kernel. False: they receive a short overview without scripts.""",
+    ).tag(config=True)
+
     access_log = Bool(
         True,
         help="""True: requests are logged, successful ones with `--debug` only, and others as

@@ -16,7 +16,7 @@ from kbridge.server.auth.access_policy import AccessPolicy
 
 PUBLIC = {
     *("/favicon.ico", "/api/?", "/", "/tree", "/login", "/logout", "/healthz", "/readyz"),
-    "/kbridge.js",
+    *("/console", "/kbridge.js"),
 }
 PATHS = [p.removesuffix("/?").replace("([^/]+)", "x").replace("(.+)", "y") for p, _ in ROUTES]
 GUARDED = [p for p, (pattern, _) in zip(PATHS, ROUTES, strict=True) if pattern not in PUBLIC]

@@ -4,15 +4,80 @@ from typing import Any
 import pytest
 
 import kbridge
+from kbridge.page.files import POLICY
 
+TOKEN = "a-token-of-the-tests"
 HTML = {"Accept": "text/html,application/xhtml+xml"}
 
 
-async def test_the_page_shows_the_version_and_the_number_of_kernels(
+@pytest.mark.parametrize("path", ["/", "/tree"])
+async def test_a_browser_receives_the_live_page(start: Any, path: str) -> None:
+    running = await start(base_url="/b/")
+    reply = await running.ask("GET", path, headers=HTML)
+    text = reply.body.decode()
+    assert reply.code == 200
+    assert reply.headers["Content-Type"] == "text/html; charset=utf-8"
+    assert reply.headers["Content-Security-Policy"] == POLICY
+    assert reply.headers["Cache-Control"] == "no-store"
+    assert reply.headers["Vary"] == "Accept"
+    assert '<html lang="en" data-api="/b/" data-logout="yes">' in text
+    assert TOKEN not in text
+
+
+async def test_without_authentication_the_page_offers_no_logout(start: Any) -> None:
+    running = await start(policy={"token": ""})
+    text = (await running.ask("GET", "/", headers=HTML)).body.decode()
+    assert 'data-api="/">' in text
+
+
+async def test_links_of_the_page_lead_somewhere(start: Any) -> None:
+    running = await start(base_url="/b/")
+    text = (await running.ask("GET", "/", headers=HTML)).body.decode()
+    links = set(re.findall(r'(?:href|src)="([^"#]+)"', text))
+    assert {"readme", "logout", "page/common.css", "page/server.js"} <= links
+    for link in links - {"./"}:
+        assert (await running.ask("GET", f"/{link}")).code == 200, link
+
+
+async def test_the_console_asks_for_the_token(running: Any) -> None:
+    reply = await running.ask("GET", "/console?kernel=x", token=None)
+    assert (reply.code, reply.headers["Location"]) == (302, "/login?next=%2Fconsole")
+    reply = await running.ask("GET", "/console?kernel=x")
+    assert reply.code == 200
+    assert reply.headers["Content-Security-Policy"] == POLICY
+    assert (await running.ask("HEAD", "/console")).code == 200
+
+
+async def test_static_files_are_sent_once(running: Any, error_of: Any) -> None:
+    reply = await running.ask("GET", "/page/common.css")
+    assert reply.headers["Content-Type"] == "text/css; charset=utf-8"
+    assert reply.headers["Content-Security-Policy"] == POLICY
+    etag = {"If-None-Match": reply.headers["Etag"]}
+    assert (await running.ask("GET", "/page/common.css", headers=etag)).code == 304
+    assert (await running.ask("HEAD", "/page/common.css")).body == b""
+    assert error_of(await running.ask("GET", "/page/common.css", token=None))[0] == 403
+
+
+@pytest.mark.parametrize(
+    "name", ["nothing.js", "../files.py", "%2e%2e/files.py", "..%2ffiles.py", "", "/etc/passwd"]
+)
+async def test_only_files_of_the_page_are_served(running: Any, error_of: Any, name: str) -> None:
+    assert error_of(await running.ask("GET", f"/page/{name}"))[0] == 404
+
+
+async def test_the_page_can_be_turned_off(running: Any, error_of: Any) -> None:
+    running.services.page = False
+    assert "<dt>Kernels</dt>" in (await running.ask("GET", "/", headers=HTML)).body.decode()
+    for path in ("/console", "/page/common.css"):
+        status, _, message = error_of(await running.ask("GET", path))
+        assert (status, "KbridgeApp.page" in message) == (404, True)
+
+
+async def test_a_program_receives_the_version_and_the_number_of_kernels(
     running: Any, token: str
 ) -> None:
     await running.kernels.start_kernel()
-    reply = await running.ask("GET", "/", headers=HTML)
+    reply = await running.ask("GET", "/", headers={"Accept": "*/*"})
     text = reply.body.decode()
     assert reply.code == 200
     assert f"<dd>{kbridge.__version__}</dd>" in text

@@ -1,0 +1,1 @@
+"""Layer 4: the pages for browsers, without the web server that serves them."""
