@@ -7,6 +7,7 @@ repository, so that links such as `../README.md` lead to pages of the site.
 
 import importlib
 import re
+import sys
 from pathlib import Path
 from types import ModuleType
 
@@ -15,6 +16,9 @@ from sphinx.application import Sphinx
 import kbridge
 
 ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(Path(__file__).parent))
+
+from openapi_page import page as operations  # noqa: E402 - a file beside this one
 
 project = "kbridge"
 author = "the authors of kbridge"
@@ -66,8 +70,8 @@ NAVIGATION = {
         "monitoring", "../CONTRIBUTING",
     ],
     "Reference": [
-        "settings", "rest", "websocket", "api", "docstrings", "client", "client-js", "faults",
-        "stability", "../CHANGELOG",
+        "settings", "rest", "openapi", "websocket", "api", "docstrings", "client", "client-js",
+        "faults", "stability", "../CHANGELOG",
     ],
     "Explanation": [
         "comparison", "architecture", "journal", "adr/index", "threat-model", "peer-suite",
@@ -125,7 +129,12 @@ def directive(name: str, value: object) -> list[str]:
     return [f".. autodata:: {name}", "   :no-value:", ""]
 
 
-ADDED = {"docs/index": toctrees, "docs/adr/index": decisions, "docs/docstrings": docstrings}
+ADDED = {
+    "docs/index": toctrees,
+    "docs/adr/index": decisions,
+    "docs/docstrings": docstrings,
+    "docs/openapi": operations,
+}
 
 
 def without_folders(page: str, text: str) -> str:

@@ -17,12 +17,10 @@ from kbridge.errors import InvalidRequest, KernelError, KernelspecNotFound, NotF
 from kbridge.hub.clock import timestamp
 from kbridge.kernels.lifecycle.launchable import is_passable
 from kbridge.server.api.access import AccessMixin, ApiHandler, expect
-from kbridge.server.api.openapi import describe
 from kbridge.server.api.services import Model, maybe_await
 
 __all__ = [
     "InterruptHandler",
-    "JsonDescriptionHandler",
     "KernelHandler",
     "KernelsHandler",
     "KernelspecHandler",
@@ -35,7 +33,6 @@ __all__ = [
     "ShutdownHandler",
     "StatusHandler",
     "VersionHandler",
-    "YamlDescriptionHandler",
     "env_of",
     "find_resource",
 ]
@@ -147,27 +144,6 @@ class ServerRestartHandler(ApiHandler):
         app_log.info("%s requests a restart of the server", self.request.remote_ip)
         version = await restart(force=force)
         self.reply({"message": "the server is restarting", "version": version})
-
-
-class JsonDescriptionHandler(ApiHandler):
-    """`/api/swagger.json`."""
-
-    activity = False
-
-    def get(self) -> None:
-        """Describe the API."""
-        self.reply(describe(self.services.base_url))
-
-
-class YamlDescriptionHandler(ApiHandler):
-    """`/api/spec.yaml` and `/api/swagger.yaml`."""
-
-    activity = False
-
-    def get(self) -> None:
-        """Describe the API in JSON, which is also YAML."""
-        self.set_header("Content-Type", "text/x-yaml; charset=utf-8")
-        self.finish(json.dumps(describe(self.services.base_url), indent=2))
 
 
 _DAYS = 30 * 24 * 3600

@@ -8,7 +8,16 @@ from urllib.parse import unquote
 
 from tornado import httputil, web
 
-from kbridge.server.api import client_module, executions, health, login, metrics, page, rest
+from kbridge.server.api import (
+    client_module,
+    descriptions,
+    executions,
+    health,
+    login,
+    metrics,
+    page,
+    rest,
+)
 from kbridge.server.api.access import BaseHandler, NotFoundHandler, SlashHandler
 from kbridge.server.api.services import Services
 from kbridge.server.safe_log import log_request
@@ -35,9 +44,10 @@ ROUTES: tuple[tuple[str, type[web.RequestHandler]], ...] = (
     (r"/api/me", rest.MeHandler),
     (r"/api/shutdown", rest.ShutdownHandler),
     (r"/api/restart", rest.ServerRestartHandler),
-    (r"/api/spec.yaml", rest.YamlDescriptionHandler),
-    (r"/api/swagger.yaml", rest.YamlDescriptionHandler),
-    (r"/api/swagger.json", rest.JsonDescriptionHandler),
+    (r"/api/openapi.json", descriptions.OpenApiHandler),
+    (r"/api/spec.yaml", descriptions.YamlDescriptionHandler),
+    (r"/api/swagger.yaml", descriptions.YamlDescriptionHandler),
+    (r"/api/swagger.json", descriptions.JsonDescriptionHandler),
     (r"/api/kernelspecs", rest.KernelspecsHandler),
     (rf"/api/kernelspecs/{_ID}", rest.KernelspecHandler),
     (rf"/kernelspecs/{_ID}/(.+)", rest.ResourceHandler),

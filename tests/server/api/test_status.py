@@ -4,15 +4,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-import yaml
-from tornado import web
-
 from kbridge import HubTable, __version__
 from kbridge.hub.settings import HubSettings
 from kbridge.link import MemoryKernel
-from kbridge.server.api import openapi
-from kbridge.server.api.routes import ROUTES
-from kbridge.server.api.websocket import ChannelsHandler
 from tests.hub.rig import INFO
 
 
@@ -125,31 +119,3 @@ async def test_me(running: Any, error_of: Any) -> None:
         reply = await running.ask("GET", f"/api/me?permissions={quote(bad)}")
         assert error_of(reply)[0] == 400
     assert (await running.ask("GET", "/api/me", token=None)).code == 403
-
-
-async def test_the_description_is_served(start: Any) -> None:
-    running = await start(base_url="/b/")
-    told = json.loads((await running.ask("GET", "/api/swagger.json")).body)
-    assert told == openapi.describe("/b/")
-    assert (told["swagger"], told["basePath"]) == ("2.0", "/b/")
-    for path in ("/api/spec.yaml", "/api/swagger.yaml"):
-        reply = await running.ask("GET", path)
-        assert "yaml" in reply.headers["Content-Type"]
-        assert yaml.safe_load(reply.body) == told
-
-
-def test_the_description_is_true() -> None:
-    """Every route of the API, with the methods that its handler has."""
-    described = {
-        re.sub(r"\{\w+\}", "ID", path): {m.upper() for m in found if m != "parameters"}
-        for path, found in openapi.describe("/")["paths"].items()
-    }
-    routes = [*ROUTES, (r"/api/kernels/([^/]+)/channels", ChannelsHandler)]
-    there = {}
-    for pattern, handler in routes:
-        path = re.sub(r"\(.*?\)", "ID", pattern).removesuffix("/?")
-        if "/api" in path or "/kernelspecs" in path:
-            names = ("get", "post", "patch", "put", "delete")
-            unset = web.RequestHandler.get
-            there[path] = {n.upper() for n in names if getattr(handler, n) is not unset}
-    assert described == there
