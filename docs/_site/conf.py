@@ -66,8 +66,8 @@ html_theme_options = {
 NAVIGATION = {
     "Tutorial": ["Overview <../README>", "tutorial"],
     "How-to guides": [
-        "jupyter", "jupyterlab", "kernel-gateway", "docker", "reaching-kernels", "surviving",
-        "monitoring", "../CONTRIBUTING",
+        "jupyter", "jupyterlab", "kernel-gateway", "proxy", "systemd", "docker", "kubernetes",
+        "reaching-kernels", "surviving", "monitoring", "../CONTRIBUTING",
     ],
     "Reference": [
         "settings", "rest", "openapi", "websocket", "api", "docstrings", "client", "client-js",

