@@ -22,6 +22,7 @@ from kbridge.server.cli.attach import AttachApp
 from kbridge.server.cli.commands import ListApp, StopApp
 from kbridge.server.cli.health import HealthApp
 from kbridge.server.cli.kernelgateway import KernelGatewayApp
+from kbridge.server.cli.mcp import McpApp
 from kbridge.server.cli.options import unknown_sections
 from kbridge.server.cli.restart import RestartApp
 from kbridge.server.cli.run import LogsApp, RunApp
@@ -39,6 +40,7 @@ COMMANDS: dict[str, Any] = {
     "kernelgateway": KernelGatewayApp,
     "list": ListApp,
     "logs": LogsApp,
+    "mcp": McpApp,
     "restart": RestartApp,
     "run": RunApp,
     "stop": StopApp,

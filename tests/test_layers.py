@@ -30,6 +30,7 @@ LAYERS = {
     "client": 4,
     "server": 5,
     "jupyter": 5,
+    "mcp": 5,
     "__main__": 6,
 }
 PURE = {"wire", "flow"}

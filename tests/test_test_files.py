@@ -41,6 +41,7 @@ SUBJECTS = {
 # Modules without their own test file, and the file that tests them: interfaces, data classes, and
 # parts that make sense only within a larger part. A name that ends in a slash stands for a package.
 TESTED_BY = {
+    "mcp/runs.py": "mcp/test_tools.py",
     "client/comms.py": "integration/test_python_client.py",
     "client/execution.py": "integration/test_python_client.py",
     "client/rest.py": "integration/test_python_client.py",

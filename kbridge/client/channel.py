@@ -28,7 +28,14 @@ from websockets.exceptions import (
 from websockets.typing import Subprotocol
 
 from kbridge.client.rest import USER_AGENT, Rest
-from kbridge.client.session import Event, KernelSession, Replaced, closed, error_of_status
+from kbridge.client.session import (
+    Event,
+    KernelSession,
+    Replaced,
+    closed,
+    error_of_status,
+    reason_of,
+)
 from kbridge.errors import (
     BridgeError,
     Busy,
@@ -277,10 +284,10 @@ class Channel:
             ws = await opening
         except InvalidStatus as refusal:
             status = refusal.response.status_code
-            body = bytes(refusal.response.body or b"").decode(errors="replace")
             if status in _PASSING:
                 raise Busy(f"the server answered {status}") from None
-            raise error_of_status(status, body or f"HTTP status {status}") from None
+            reason = reason_of(bytes(refusal.response.body or b""), f"HTTP status {status}")
+            raise error_of_status(status, reason) from None
         except (InvalidHandshake, WebSocketException) as error:
             raise NetworkError(f"{address.url}: {error}") from None
         except OSError as error:  # TimeoutError is one, too

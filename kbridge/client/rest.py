@@ -15,7 +15,7 @@ from tornado.simple_httpclient import SimpleAsyncHTTPClient
 
 from kbridge._version import __version__
 from kbridge.client.address import Address
-from kbridge.client.session import error_of_status
+from kbridge.client.session import error_of_status, reason_of
 from kbridge.errors import (
     KbridgeError,
     KernelNotFound,
@@ -185,7 +185,4 @@ def _kernel(kernel_id: str, rest: str = "") -> str:
 def _message(error: HTTPClientError) -> str:
     """Return the message of a reply, or the reason of its status."""
     body = error.response.body if error.response is not None else b""
-    try:
-        return str(json.loads(body)["message"])
-    except (ValueError, KeyError, TypeError):
-        return f"HTTP status {error.code} {error.message}"
+    return reason_of(body, f"HTTP status {error.code} {error.message}")

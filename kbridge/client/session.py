@@ -51,6 +51,7 @@ __all__ = [
     "ReplyOnly",
     "closed",
     "error_of_status",
+    "reason_of",
 ]
 
 _RECENT: Final = 1000  # ids of messages, for servers that repeat some of them
@@ -477,6 +478,13 @@ _STATUS: Final[Mapping[int, type[KbridgeError]]] = {
     501: NotSupported,
     503: Busy,
 }
+
+
+def reason_of(body: bytes, otherwise: str) -> str:
+    """Return the message in the body of a refusal, or another text if it has none."""
+    content = content_of(body)
+    message = content.get("message") if content is not None else None
+    return message if isinstance(message, str) and message else otherwise
 
 
 def error_of_status(status: int, reason: str) -> KbridgeError:

@@ -1,7 +1,7 @@
 """The command `kbridge`.
 
-`list`, `stop`, `restart`, `health`, `run` and `logs` do not load the server, so that they start
-quickly.
+`list`, `stop`, `restart`, `health`, `run`, `logs` and `mcp` do not load the server, so that they
+start quickly.
 """
 
 from __future__ import annotations
@@ -41,6 +41,11 @@ def main(argv: list[str] | None = None) -> None:
             from kbridge.server.cli import commands, run
 
             commands.run({"run": run.RunApp, "logs": run.LogsApp}[args[0]], args[1:])
+            return
+        if args and args[0] == "mcp":
+            from kbridge.server.cli import commands, mcp
+
+            commands.run(mcp.McpApp, args[1:])
             return
         from jupyter_core.application import NoStart
 

@@ -67,6 +67,7 @@ _ABOUT = {
     "HealthApp": "`kbridge health`.",
     "RunApp": "`kbridge run`.",
     "LogsApp": "`kbridge logs`.",
+    "McpApp": "`kbridge mcp`.",
     "KbridgeExtension": "The [extension for Jupyter Server](jupyter.md), in its configuration.",
     "ConnectionFileMixin": "For programs that use `kbridge.connect`: an object with a connection"
     " file. The server does not use these settings.",
@@ -123,6 +124,7 @@ def _documented() -> Iterator[tuple[type[Configurable], _Settings]]:
     from kbridge.server.cli.commands import ListApp, StopApp
     from kbridge.server.cli.health import HealthApp
     from kbridge.server.cli.kernelgateway import KernelGatewayApp
+    from kbridge.server.cli.mcp import McpApp
     from kbridge.server.cli.restart import RestartApp
     from kbridge.server.cli.run import ClientCommand, LogsApp, RunApp
 
@@ -137,6 +139,7 @@ def _documented() -> Iterator[tuple[type[Configurable], _Settings]]:
         HealthApp,
         RunApp,
         LogsApp,
+        McpApp,
         KbridgeExtension,
     ):
         owners = (cls, ClientCommand)

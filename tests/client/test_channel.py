@@ -31,6 +31,7 @@ from kbridge.wire.message import Channel as Name
 from kbridge.wire.message import Message
 from tests.support.waiting import TIMEOUT
 
+REFUSAL = '{"reason": "as HTTP says it", "message": "not here"}'
 Script = Callable[[ServerConnection], Awaitable[None]]
 
 
@@ -53,7 +54,7 @@ class Scripted:
         query = parse_qs(urlsplit(request.path).query)
         self.queries.append({name: value for name, [value] in query.items()})
         if isinstance(self.scripts[0], int):
-            return ws.respond(HTTPStatus(self.scripts.pop(0)), "no")  # type: ignore[arg-type]
+            return ws.respond(HTTPStatus(self.scripts.pop(0)), REFUSAL)  # type: ignore[arg-type]
         return None
 
 
@@ -198,7 +199,7 @@ async def test_a_refusal_of_the_first_connection_is_final(
     status: int, error: type[Exception]
 ) -> None:
     async with scripted(status) as (_, channel, _session):
-        with pytest.raises(error, match="no"):
+        with pytest.raises(error, match=r"^not here$"):
             await channel.open()
 
 

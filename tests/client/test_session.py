@@ -21,6 +21,7 @@ from kbridge.client.session import (
     ReplyOnly,
     closed,
     error_of_status,
+    reason_of,
 )
 from kbridge.errors import (
     BridgeError,
@@ -361,3 +362,18 @@ def test_an_execution_that_is_complete_ignores_a_probe(session: KernelSession) -
     assert probe is not None
     assert [type(event) for event in session.receive(status(request, "idle"))] == [Finished]
     assert session.receive(status(probe, "idle")) == []
+
+
+@pytest.mark.parametrize(
+    ("body", "reason"),
+    [
+        (b'{"message": "no such kernel", "reason": "Not Found"}', "no such kernel"),
+        (b"<html>a proxy</html>", "otherwise"),
+        (b'{"message": null}', "otherwise"),
+        (b'["message"]', "otherwise"),
+        (b"", "otherwise"),
+        (b"\xff", "otherwise"),
+    ],
+)
+def test_the_reason_of_a_refusal_is_its_message(body: bytes, reason: str) -> None:
+    assert reason_of(body, "otherwise") == reason

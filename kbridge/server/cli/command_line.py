@@ -79,6 +79,10 @@ SUBCOMMANDS: dict[str, Any] = {
     ),
     "list": ("kbridge.server.cli.commands.ListApp", "List running servers."),
     "logs": ("kbridge.server.cli.run.LogsApp", "Show the output of an execution."),
+    "mcp": (
+        "kbridge.server.cli.mcp.McpApp",
+        "Give a language model the kernels of a server (Model Context Protocol).",
+    ),
     "restart": (
         "kbridge.server.cli.restart.RestartApp",
         "Restart a running server, given its port or socket; its kernels stay.",

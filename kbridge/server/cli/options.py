@@ -30,6 +30,7 @@ _ELSEWHERE = {
     "StopApp": "kbridge.server.cli.commands",
     "HealthApp": "kbridge.server.cli.health",
     "LogsApp": "kbridge.server.cli.run",
+    "McpApp": "kbridge.server.cli.mcp",
     "RunApp": "kbridge.server.cli.run",
     "ConnectionFileMixin": "jupyter_client.connect",
     "LocalPortCache": "jupyter_client.connect",
