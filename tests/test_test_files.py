@@ -95,6 +95,7 @@ TESTED_BY = {
     "link/zmtp/writing.py": "link/zmtp/test_link.py",
     "link/pyzmq/former.py": "link/pyzmq/test_link.py",
     "link/pyzmq/sockets.py": "link/pyzmq/test_link.py",
+    "server/api/live_source.py": "server/test_server.py",
     "server/api/rest.py": "server/api/test_kernels.py",
     "server/api/routes.py": "server/api/test_access.py",
     "server/api/services.py": "server/api/test_websocket.py",

@@ -41,6 +41,11 @@ class Executions:
     def __len__(self) -> int:
         return len(self._all)
 
+    @property
+    def unfinished(self) -> int:
+        """The number of executions that run or wait."""
+        return len(self._all) - len(self._finished)
+
     def get(self, msg_id: str) -> Execution | None:
         """Return the execution with that id, or None."""
         return self._all.get(msg_id)

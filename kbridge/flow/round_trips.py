@@ -27,13 +27,16 @@ class RoundTrips:
         The time, in seconds, from which on the next ping may be measured.
     histogram : Histogram
         The round trips so far.
+    last : dict of int to float
+        The last round trip of each websocket, by its number.
     """
 
-    __slots__ = ("_payload", "_sent", "due", "histogram", "measured")
+    __slots__ = ("_payload", "_sent", "due", "histogram", "last", "measured")
 
     def __init__(self) -> None:
         self.due = float("-inf")
         self.histogram = Histogram(ROUND_TRIP)
+        self.last: dict[int, float] = {}
         self.measured = 0
         self._payload = b""
         self._sent = 0.0
@@ -59,10 +62,12 @@ class RoundTrips:
     def answered(self, payload: bytes, now: float) -> None:
         """Take a pong of the websocket whose ping is measured."""
         if payload == self._payload:
-            self.measured = 0
-            self.histogram.observe(max(0.0, now - self._sent))
+            number, self.measured = self.measured, 0
+            self.last[number] = taken = max(0.0, now - self._sent)
+            self.histogram.observe(taken)
 
     def gone(self, number: int) -> None:
-        """Stop measuring the ping of a websocket that was detached."""
+        """Forget a websocket that was detached."""
+        self.last.pop(number, None)
         if self.measured == number:
             self.measured = 0

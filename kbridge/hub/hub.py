@@ -514,6 +514,10 @@ class Hub:
             "ignored_client_messages": self.ignored.total,
         }
 
+    def clients(self) -> list[dict[str, Any]]:
+        """Return the figures of each websocket, oldest first."""
+        return self._broadcaster.clients()
+
     def counters(self) -> Counts:
         """Return the numbers that only grow, see `kbridge.hub.counts`."""
         counts = self._broadcaster.counters()

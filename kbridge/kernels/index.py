@@ -48,6 +48,11 @@ class KernelIndex:
         """Return True if this server started a kernel with that id, in use or not."""
         return any(kernel.kernel_id == kernel_id for kernel in self.known)
 
+    def pids(self) -> dict[str, int]:
+        """Return the process ids of these kernels, by kernel id, if they run on this machine."""
+        processes = ((kernel.kernel_id, kernel.manager.process) for kernel in self.known)
+        return {kernel_id: p.pid for kernel_id, p in processes if p is not None}
+
     # -- kernels in use -----------------------------------------------------------------------
 
     def add(self, kernel: Kernel) -> None:

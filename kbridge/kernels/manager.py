@@ -439,6 +439,10 @@ class BridgeKernelManager(KernelSettings, AsyncMultiKernelManager):
             found.setdefault(kernel.kernel_id, (kernel.kernel_name, state))
         return [(kernel_id, *rest) for kernel_id, rest in found.items()]
 
+    def pids(self) -> dict[str, int]:
+        """Return the process ids of the kernels on this machine, by kernel id."""
+        return self.index.pids()
+
     def models(self) -> list[dict[str, Any]]:
         """Return the REST models of all kernels in use; those in the pool are not included."""
         return self.index.models()

@@ -106,7 +106,7 @@ class Shutdown:
                 "%d kernel(s) are still starting; not waiting for them", self._limits.admitted
             )
         staying = [*self._index.remove_all(), *waiting]
-        pids = self._pids()
+        pids = self._index.pids()
         leaving = asyncio.ensure_future(run_all((kernel.leave() for kernel in staying), self._log))
         try:
             await asyncio.wait({leaving}, timeout=_SHUTDOWN_TIMEOUT)
@@ -157,11 +157,6 @@ class Shutdown:
             not kernel.failed and kernel.role is not KernelRole.STARTING
             for kernel in self._index.known
         )
-
-    def _pids(self) -> dict[str, int]:
-        """Return the process ids of the kernels on this machine, by kernel id."""
-        processes = ((k.kernel_id, k.manager.process) for k in self._index.known)
-        return {kernel_id: p.pid for kernel_id, p in processes if p is not None}
 
     async def _close_background(self) -> None:
         for part in self._background:

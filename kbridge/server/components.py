@@ -26,6 +26,8 @@ from kbridge.kernels.sessions import Sessions
 from kbridge.link.holder.client import Holder
 from kbridge.link.holder.keeper import Keeper
 from kbridge.link.keepalive import Keepalive
+from kbridge.page.sampler import Sampler
+from kbridge.server.api.live_source import ServerSource
 from kbridge.server.api.routes import make_application
 from kbridge.server.api.services import Services
 from kbridge.server.api.websocket import ChannelsHandler
@@ -155,6 +157,7 @@ def build(config: ServerConfig, port: int, log: logging.Logger) -> Components:
     services.metrics_token = config.metrics.token
     services.readiness = Readiness(kernels, hubs, _directories(config, hubs, registry), log)
     services.page = config.page
+    services.sampler = Sampler(ServerSource(services)) if config.page else None
     interval = config.http.ws_ping_interval
     keepalive = Keepalive(interval) if interval else None
     application = make_application(

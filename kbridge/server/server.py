@@ -297,6 +297,8 @@ class Server:
             return
         if parts.services.metrics is not None:
             parts.services.metrics.lag.stop()
+        if parts.services.sampler is not None:
+            await parts.services.sampler.aclose()
         if parts.services.readiness is not None:
             await parts.services.readiness.aclose()
 

@@ -13,6 +13,9 @@ def test_a_pong_ends_the_measurement() -> None:
     assert trips.measured == 0
     assert sum(trips.histogram.counts) == 1
     assert 0.019 < trips.histogram.total < 0.021
+    assert trips.last == {7: trips.histogram.total}
+    trips.gone(7)
+    assert trips.last == {}
 
 
 def test_one_ping_per_second_is_measured() -> None:

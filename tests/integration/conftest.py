@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
+import shutil
+import subprocess
+import tempfile
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -12,6 +17,8 @@ from tests.support.gates import Gates
 from tests.support.lab import Lab, with_extension
 from tests.support.require import require
 from tests.support.restartable_server import RestartableServer
+
+NODE = Path(__file__).parent / "node"
 
 
 @pytest.fixture
@@ -50,3 +57,26 @@ def gates(tmp_path: Path) -> Gates:
     """Gates in an empty directory."""
     (tmp_path / "gates").mkdir()
     return Gates(tmp_path / "gates")
+
+
+@pytest.fixture(scope="session")
+def node_modules() -> Path:
+    """Run `npm ci` once per lock file; the name of the directory depends on its content."""
+    _, npm = require("node"), require("npm")
+    files = [NODE / "package.json", NODE / "package-lock.json"]
+    content = b"".join(f.read_bytes() for f in files)
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "kbridge-tests"
+    home = cache / f"node-{hashlib.sha256(content).hexdigest()[:16]}"
+    if not home.exists():
+        cache.mkdir(parents=True, exist_ok=True)
+        fresh = Path(tempfile.mkdtemp(dir=cache))
+        for file in files:
+            shutil.copy(file, fresh)
+        command = [npm, "ci", "--no-audit", "--no-fund", "--ignore-scripts"]
+        done = subprocess.run(command, cwd=fresh, capture_output=True, text=True, timeout=600)
+        assert done.returncode == 0, done.stdout + done.stderr
+        try:
+            fresh.rename(home)
+        except OSError:  # another worker was faster
+            shutil.rmtree(fresh)
+    return home / "node_modules"

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
-import shutil
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -21,29 +18,6 @@ from tests.support.waiting import TIMEOUT
 pytestmark = pytest.mark.kernel
 
 NODE = Path(__file__).parent / "node"
-
-
-@pytest.fixture(scope="session")
-def node_modules() -> Path:
-    """Run `npm ci` once per lock file; the name of the directory depends on its content."""
-    _, npm = require("node"), require("npm")
-    files = [NODE / "package.json", NODE / "package-lock.json"]
-    content = b"".join(f.read_bytes() for f in files)
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "kbridge-tests"
-    home = cache / f"node-{hashlib.sha256(content).hexdigest()[:16]}"
-    if not home.exists():
-        cache.mkdir(parents=True, exist_ok=True)
-        fresh = Path(tempfile.mkdtemp(dir=cache))
-        for file in files:
-            shutil.copy(file, fresh)
-        command = [npm, "ci", "--no-audit", "--no-fund", "--ignore-scripts"]
-        done = subprocess.run(command, cwd=fresh, capture_output=True, text=True, timeout=600)
-        assert done.returncode == 0, done.stdout + done.stderr
-        try:
-            fresh.rename(home)
-        except OSError:  # another worker was faster
-            shutil.rmtree(fresh)
-    return home / "node_modules"
 
 
 @pytest.mark.slow

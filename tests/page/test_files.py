@@ -10,6 +10,7 @@ from kbridge.page.files import POLICY, accepts_html
 
 STATIC = Path(__file__).parents[2] / "kbridge" / "page" / "static"
 PAGES = sorted(STATIC.glob("*.html"))
+SCRIPTS = [STATIC / "server.js", *sorted((STATIC / "live").glob("*.js"))]
 
 
 @pytest.mark.parametrize(
@@ -52,3 +53,17 @@ def test_pages_have_no_inline_scripts_and_styles(page: Path) -> None:
     assert text.count('data-api=""') == 1, "the path of the API is filled in here"
     assert not re.search(r"<style|\bon\w+=| style=", text)
     assert not re.search(r"<script(?![^>]*\bsrc=)", text)
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: str(path.relative_to(STATIC)))
+def test_scripts_set_text_never_html(script: Path) -> None:
+    text = script.read_text()
+    for name in ("innerHTML", "outerHTML", "insertAdjacentHTML", "document.write", "eval("):
+        assert name not in text
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: str(path.relative_to(STATIC)))
+def test_scripts_import_files_that_exist(script: Path) -> None:
+    for target in re.findall(r"from '([^']+)'", script.read_text()):
+        found = (script.parent / target).resolve()
+        assert found.is_file() or found == STATIC.parent / "kbridge.js", target

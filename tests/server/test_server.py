@@ -114,6 +114,25 @@ async def test_open_and_close(app: KbridgeApp, server: Server) -> None:
         await asyncio.open_connection("127.0.0.1", server.port)
 
 
+async def test_the_live_view_ends_with_the_server(app: KbridgeApp, server: Server) -> None:
+    await start(server, app)
+    reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+    writer.write(
+        b"GET /api/live HTTP/1.1\r\nHost: localhost\r\n"
+        b"Authorization: token " + TOKEN.encode() + b"\r\n\r\n"
+    )
+    async with asyncio.timeout(TIMEOUT):
+        event = (await reader.readuntil(b"\n\n")).split(b"data: ")[1]
+    sample = json.loads(event)
+    assert sample["kernels"] == []
+    assert sample["websockets"] == 0
+    assert sample["max_kernels"] is None
+    await server.aclose()
+    async with asyncio.timeout(TIMEOUT):
+        assert (await reader.read()).endswith(b"0\r\n\r\n"), "the reply is complete"
+    writer.close()
+
+
 async def served(app: KbridgeApp, monkeypatch: pytest.MonkeyPatch) -> str:
     """Serve until the server is announced; return its URL."""
     urls: list[str] = []

@@ -430,7 +430,10 @@ class Broadcaster:
         appended = self.journal.appended
         lags = [max(0, appended - cursor.place.nbytes) for cursor in cursors if not cursor.held]
         return {
-            "journal": self.journal.statistics(),
+            "journal": {
+                **self.journal.statistics(),
+                "disk_bytes": 0 if self._history is None else self._history.nbytes,
+            },
             "clients": {
                 "attached": len(cursors),
                 "blocked": sum(cursor.blocked for cursor in cursors),
@@ -441,6 +444,23 @@ class Broadcaster:
             },
             "pace": self._pace.statistics(applies=self._sessions.paced),
         }
+
+    def clients(self) -> list[dict[str, Any]]:
+        """Return the figures of each websocket, oldest first."""
+        appended, trips = self.journal.appended, self.delivery.round_trips.last
+        return [
+            {
+                "number": cursor.number,
+                "session": cursor.session.session_id,
+                "dialect": cursor.dialect.name,
+                "follows": cursor.selection is not None,
+                "blocked": cursor.blocked,
+                "lag_bytes": 0 if cursor.held else max(0, appended - cursor.place.nbytes),
+                "unacknowledged_bytes": max(0, cursor.place.nbytes - cursor.delivered.nbytes),
+                "round_trip": trips.get(cursor.number),
+            }
+            for cursor in self._sessions.cursors
+        ]
 
     def counters(self) -> Counts:
         """Return the numbers that only grow, see `kbridge.hub.counts`."""

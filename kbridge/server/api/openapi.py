@@ -218,6 +218,13 @@ _PATHS: Final[dict[str, dict[str, Schema]]] = {
             ],
         )
     },
+    "/api/live": {
+        "get": _operation(
+            "Samples of all kernels once per second, until the client goes",
+            {200: _success("Server-sent events with JSON", _STRING, "text/event-stream")},
+            (403, 404, 503),
+        )
+    },
     "/api/me": {
         "get": _operation(
             "The identity and the permissions of the client",

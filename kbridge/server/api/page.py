@@ -12,14 +12,15 @@ import platform
 
 from kbridge._version import __version__
 from kbridge.errors import NotFound
-from kbridge.page import files
-from kbridge.server.api.access import AccessMixin
+from kbridge.page import events, files
+from kbridge.server.api.access import AccessMixin, ApiHandler
 from kbridge.server.api.login import HtmlHandler
 from kbridge.server.auth.access_policy import AuthMethod
 
 __all__ = [
     "ConsoleHandler",
     "FaviconHandler",
+    "LiveHandler",
     "PageHandler",
     "ReadmeHandler",
     "StaticHandler",
@@ -124,6 +125,20 @@ class StaticHandler(AccessMixin):
     def head(self, name: str) -> None:
         """Answer like `get`, without the body."""
         self.get(name)
+
+
+class LiveHandler(ApiHandler):
+    """`/api/live`: the figures of all kernels once per second, as server-sent events."""
+
+    activity = False
+
+    async def get(self) -> None:
+        """Send them until the client goes."""
+        sampler = self.services.sampler
+        if sampler is None:
+            raise NotFound("the pages are turned off; see KbridgeApp.page")
+        self.require_listing()
+        await events.stream(self, sampler)
 
 
 class ReadmeHandler(AccessMixin):

@@ -41,6 +41,7 @@ ROUTES: tuple[tuple[str, type[web.RequestHandler]], ...] = (
     (r"/kbridge.js", client_module.ClientModuleHandler),
     (r"/api/?", rest.VersionHandler),
     (r"/api/status", rest.StatusHandler),
+    (r"/api/live", page.LiveHandler),
     (r"/api/me", rest.MeHandler),
     (r"/api/shutdown", rest.ShutdownHandler),
     (r"/api/restart", rest.ServerRestartHandler),

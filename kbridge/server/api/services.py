@@ -10,6 +10,7 @@ from typing import Any, Protocol
 from kbridge.hub.table import HubTable
 from kbridge.kernels.manager import BridgeKernelManager
 from kbridge.kernels.sessions import Sessions
+from kbridge.page.sampler import Sampler
 from kbridge.server.auth.authenticator import Authenticator
 from kbridge.server.metrics import ServerMetrics
 from kbridge.server.readiness import Readiness
@@ -91,6 +92,8 @@ class Services:
         Checks whether the server is ready.
     page : bool
         True if browsers receive the live page and the console.
+    sampler : Sampler or None
+        Samples the server for the live page; None without it.
     """
 
     kernels: BridgeKernelManager
@@ -108,6 +111,7 @@ class Services:
     metrics_token: str = field(default="", init=False, repr=False)
     readiness: Readiness | None = field(default=None, init=False)
     page: bool = field(default=True, init=False)
+    sampler: Sampler | None = field(default=None, init=False)
 
 
 async def maybe_await(value: Awaitable[Any] | Any) -> Any:

@@ -5,6 +5,8 @@ import pytest
 
 import kbridge
 from kbridge.page.files import POLICY
+from kbridge.page.sampler import Sampler
+from kbridge.server.api.live_source import ServerSource
 
 TOKEN = "a-token-of-the-tests"
 HTML = {"Accept": "text/html,application/xhtml+xml"}
@@ -34,7 +36,7 @@ async def test_links_of_the_page_lead_somewhere(start: Any) -> None:
     running = await start(base_url="/b/")
     text = (await running.ask("GET", "/", headers=HTML)).body.decode()
     links = set(re.findall(r'(?:href|src)="([^"#]+)"', text))
-    assert {"readme", "logout", "page/common.css", "page/server.js"} <= links
+    assert {"readme", "logout", "page/common.css", "page/live/main.js"} <= links
     for link in links - {"./"}:
         assert (await running.ask("GET", f"/{link}")).code == 200, link
 
@@ -71,6 +73,19 @@ async def test_the_page_can_be_turned_off(running: Any, error_of: Any) -> None:
     for path in ("/console", "/page/common.css"):
         status, _, message = error_of(await running.ask("GET", path))
         assert (status, "KbridgeApp.page" in message) == (404, True)
+
+
+async def test_there_are_no_samples_without_the_page_or_a_listing(
+    start: Any, error_of: Any
+) -> None:
+    running = await start()
+    status, _, message = error_of(await running.ask("GET", "/api/live"))
+    assert (status, "KbridgeApp.page" in message) == (404, True)
+    running = await start(list_kernels=False)
+    running.services.sampler = Sampler(ServerSource(running.services))
+    status, _, message = error_of(await running.ask("GET", "/api/live"))
+    assert (status, "list_kernels" in message) == (403, True)
+    assert not running.services.sampler.running
 
 
 async def test_a_program_receives_the_version_and_the_number_of_kernels(

@@ -1,0 +1,239 @@
+"""One sampler for all browsers that watch a server.
+
+Invariants:
+
+- the sampler runs while at least one watcher is there, and only then;
+- a sample is rendered once, however many watchers there are;
+- a watcher receives the newest sample. Nothing is queued for a watcher that reads slowly: it skips
+  the samples that were made in the meantime.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import json
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, Final
+
+from tornado.log import app_log
+
+from kbridge._version import __version__
+from kbridge.hub.clock import Clock
+from kbridge.hub.table import HubTable
+from kbridge.page.processes import ProcessMeter, Usage
+from kbridge.page.readings import read_hub
+
+__all__ = ["INTERVAL", "Sampler", "Source", "Watcher"]
+
+INTERVAL: Final = 1.0
+"""Seconds between two samples."""
+
+_SERVER: Final = ""  # the name of this process; kernels have ids
+
+
+class Source(ABC):
+    """The kernels that a sampler reads; each server implements it."""
+
+    @property
+    @abstractmethod
+    def table(self) -> HubTable | None:
+        """The hubs; None if there are none yet."""
+
+    @abstractmethod
+    def kernels(self) -> list[tuple[str, str, str]]:
+        """Return id, kernelspec and state of each kernel, starting and pooled ones included."""
+
+    @abstractmethod
+    def pids(self) -> Mapping[str, int]:
+        """Return the process ids of the kernels on this machine, by kernel id."""
+
+    @abstractmethod
+    def facts(self) -> Mapping[str, Any]:
+        """Return more figures of the server."""
+
+
+class Watcher:
+    """One browser; see `Sampler.watch`."""
+
+    def __init__(self, sampler: Sampler) -> None:
+        self._sampler = sampler
+        self._seen = 0
+
+    async def next(self) -> bytes | None:
+        """Wait for a sample that this watcher has not received; None after `Sampler.aclose`.
+
+        Returns
+        -------
+        bytes or None
+            JSON in one line; docs/page.md describes it.
+        """
+        sample = await self._sampler.newer(self._seen)
+        if sample is None:
+            return None
+        self._seen, content = sample
+        return content
+
+    def leave(self) -> None:
+        """Watch no longer; may be called twice."""
+        self._sampler.remove(self)
+
+
+class Sampler:
+    """Samples a server once per second while somebody watches.
+
+    Parameters
+    ----------
+    source : Source
+        The server.
+    clock : Clock
+        The source of the time.
+    pause : callable
+        Waits for a number of seconds.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        clock: Clock | None = None,
+        pause: Callable[[float], Awaitable[None]] = asyncio.sleep,
+    ) -> None:
+        self._source = source
+        self._clock = clock or Clock()
+        self._pause = pause
+        self._meter = ProcessMeter()
+        self._watchers: set[Watcher] = set()
+        self._task: asyncio.Task[None] | None = None
+        self._ending: set[asyncio.Task[None]] = set()
+        self._number = 0
+        self._content = b""
+        self._news = asyncio.Event()
+        self._closed = False
+        # When the last sample was made, and the messages and bytes of each kernel at that time.
+        self._before: tuple[float, dict[str, tuple[int, int]]] = (0.0, {})
+
+    @property
+    def watchers(self) -> int:
+        """The number of watchers."""
+        return len(self._watchers)
+
+    @property
+    def running(self) -> bool:
+        """True if samples are made."""
+        return self._task is not None
+
+    @property
+    def number(self) -> int:
+        """The number of samples so far."""
+        return self._number
+
+    def watch(self) -> Watcher:
+        """Return a new watcher, which must `leave`; the first one starts the sampler."""
+        watcher = Watcher(self)
+        self._watchers.add(watcher)
+        if self._task is None and not self._closed:
+            # Rates are of the time in which somebody watches. The thread of the former meter may
+            # still run.
+            self._before = (0.0, {})
+            self._meter = ProcessMeter(self._clock.monotonic)
+            self._content = b""  # nobody receives the sample of an earlier time
+            # In an empty context, the task keeps no request alive.
+            loop = asyncio.get_running_loop()
+            self._task = loop.create_task(self._run(), context=contextvars.Context())
+        return watcher
+
+    def remove(self, watcher: Watcher) -> None:
+        """Remove a watcher; the last one stops the sampler."""
+        self._watchers.discard(watcher)
+        if not self._watchers:
+            self._stop()
+
+    async def newer(self, seen: int) -> tuple[int, bytes] | None:
+        """Return the number and the content of a sample after number `seen`."""
+        while not self._closed and (self._number == seen or not self._content):
+            await self._news.wait()
+        return None if self._closed else (self._number, self._content)
+
+    async def aclose(self) -> None:
+        """Stop, and let all watchers go; may be called twice."""
+        self._closed = True
+        self._stop()
+        self._wake()
+        while self._ending:
+            await asyncio.wait(self._ending)
+
+    def _stop(self) -> None:
+        task, self._task = self._task, None
+        if task is not None:
+            self._ending.add(task)
+            task.add_done_callback(self._ending.discard)
+            task.cancel()
+
+    def _wake(self) -> None:
+        news, self._news = self._news, asyncio.Event()
+        news.set()
+
+    async def _run(self) -> None:
+        failing = False
+        while True:
+            try:
+                content = await self._sample()
+            except Exception:  # noqa: BLE001 - the next sample may succeed
+                if not failing:
+                    app_log.exception("the live view could not be sampled")
+                failing = True
+            else:
+                failing = False
+                self._number += 1
+                self._content = content
+                self._wake()
+            await self._pause(INTERVAL)
+
+    async def _sample(self) -> bytes:
+        source = self._source
+        pids = {_SERVER: os.getpid(), **source.pids()}
+        usages = await asyncio.to_thread(self._meter.measure, pids, {_SERVER})
+        now = self._clock.monotonic()
+        before, counts = self._before
+        passed = now - before if before else 0.0
+        table, kernels = source.table, []
+        found: dict[str, tuple[int, int]] = {}
+        for kernel_id, name, state in source.kernels():
+            kernel: dict[str, Any] = {"id": kernel_id, "name": name, "state": state}
+            hub = table.get(kernel_id) if table is not None else None
+            if hub is not None:
+                kernel |= read_hub(hub)
+                count = found[kernel_id] = (kernel.pop("frames"), kernel.pop("bytes"))
+                kernel |= _rates(count, counts.get(kernel_id), passed)
+            kernel |= _usage(usages.get(kernel_id))
+            kernels.append(kernel)
+        self._before = (now, found)
+        return json.dumps(
+            {
+                "now": self._clock.wall(),
+                "version": __version__,
+                **source.facts(),
+                **_usage(usages.get(_SERVER)),
+                "journals": table.journal_statistics() if table is not None else {},
+                "kernels": kernels,
+            },
+            separators=(",", ":"),
+        ).encode()
+
+
+def _rates(
+    count: tuple[int, int], before: tuple[int, int] | None, passed: float
+) -> dict[str, float]:
+    if before is None or passed <= 0:
+        return {"messages_per_second": 0.0, "bytes_per_second": 0.0}
+    messages, nbytes = (max(0, new - old) / passed for new, old in zip(count, before, strict=True))
+    return {"messages_per_second": round(messages, 1), "bytes_per_second": round(nbytes)}
+
+
+def _usage(usage: Usage | None) -> dict[str, Any]:
+    if usage is None:
+        return {}
+    cpu = None if usage.cpu is None else round(usage.cpu, 4)
+    return {"cpu": cpu, "rss": usage.memory, "processes": usage.processes}

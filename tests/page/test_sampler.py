@@ -1,0 +1,132 @@
+"""One sampler for all watchers; kernels in memory, a clock that stands still."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from typing import Any
+
+import pytest
+
+import kbridge
+from kbridge.page.sampler import INTERVAL
+from tests.support.waiting import TIMEOUT, until
+
+
+async def next_of(watcher: Any) -> Any:
+    return json.loads(await asyncio.wait_for(watcher.next(), TIMEOUT))
+
+
+async def test_a_sample_shows_the_server_and_its_kernels(site: Any) -> None:
+    site.source.script.submit("one")
+    site.source.script.begin("one")
+    watcher = site.sampler.watch()
+    sample = await next_of(watcher)
+    assert sample["version"] == kbridge.__version__
+    assert sample["now"] == site.clock.wall()
+    assert sample["started"] == 5.0
+    assert sample["rss"] > 0
+    assert sample["journals"] == {}
+    kernel, starting = sample["kernels"]
+    assert (kernel["id"], kernel["name"], kernel["state"]) == ("a-kernel", "python3", "busy")
+    assert kernel["executions"]["running"] == 1
+    assert starting == {"id": "another", "name": "ir", "state": "starting"}
+    watcher.leave()
+
+
+async def test_rates_are_of_the_time_between_two_samples(site: Any) -> None:
+    hub = site.source.hub
+    hub.say(hub.notices.status("busy"))  # before anybody watches
+    watcher = site.sampler.watch()
+    assert (await next_of(watcher))["kernels"][0]["messages_per_second"] == 0
+    for _ in range(6):
+        hub.say(hub.notices.status("busy"))
+    site.go_on(seconds=2.0)
+    kernel = (await next_of(watcher))["kernels"][0]
+    assert kernel["messages_per_second"] == 3.0
+    assert kernel["bytes_per_second"] > 300
+    site.go_on()
+    assert (await next_of(watcher))["kernels"][0]["messages_per_second"] == 0
+    watcher.leave()
+
+
+async def test_two_watchers_share_a_sampler_that_stops_when_they_leave(site: Any) -> None:
+    sampler = site.sampler
+    assert not sampler.running
+    first, second = sampler.watch(), sampler.watch()
+    assert sampler.running
+    one, two = await first.next(), await second.next()
+    assert one is two, "rendered once"
+    site.go_on()
+    assert await first.next() is await second.next()
+    assert set(site.pauses) == {INTERVAL}
+    number = sampler.number
+    first.leave()
+    first.leave()
+    assert (sampler.running, sampler.watchers) == (True, 1)
+    second.leave()
+    assert (sampler.running, sampler.watchers) == (False, 0)
+    site.go_on()
+    await sampler.aclose()  # waits for the task
+    assert sampler.number == number
+
+
+async def test_a_late_watcher_receives_the_last_sample_at_once(site: Any) -> None:
+    first = site.sampler.watch()
+    sample = await first.next()
+    second = site.sampler.watch()
+    assert await second.next() is sample
+
+
+async def test_after_a_time_without_watchers_nobody_receives_an_old_sample(site: Any) -> None:
+    first = site.sampler.watch()
+    await first.next()
+    first.leave()
+    site.clock.now += 3600.0
+    second = site.sampler.watch()
+    assert (await next_of(second))["now"] == site.clock.wall()
+
+
+async def test_a_slow_watcher_skips_samples(site: Any) -> None:
+    slow, quick = site.sampler.watch(), site.sampler.watch()
+    await slow.next()
+    await quick.next()
+    for _ in range(5):
+        site.go_on()
+        newest = await quick.next()
+    assert await slow.next() is newest
+    waiting = asyncio.ensure_future(slow.next())
+    await asyncio.sleep(0)
+    assert not waiting.done(), "nothing was queued"
+    site.go_on()
+    assert await waiting is await quick.next()
+
+
+async def test_closing_lets_all_watchers_go(site: Any) -> None:
+    watcher = site.sampler.watch()
+    await watcher.next()
+    waiting = asyncio.ensure_future(watcher.next())
+    await asyncio.sleep(0)
+    await site.sampler.aclose()
+    await site.sampler.aclose()
+    assert await waiting is None
+    assert await site.sampler.watch().next() is None
+    assert not site.sampler.running
+
+
+async def test_an_error_is_logged_once_and_the_next_sample_may_succeed(
+    site: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    site.source.fails = True
+    watcher = site.sampler.watch()
+    with caplog.at_level(logging.ERROR, "tornado.application"):
+        waiting = asyncio.ensure_future(watcher.next())
+        for paused in (1, 2, 3):
+            await until(lambda n=paused: len(site.pauses) >= n, "the next sample failed")  # type: ignore[misc]
+            if paused < 3:
+                site.go_on()
+        site.source.fails = False
+        site.go_on()
+        assert b"a-kernel" in await asyncio.wait_for(waiting, TIMEOUT)
+    assert [record.message for record in caplog.records] == ["the live view could not be sampled"]
