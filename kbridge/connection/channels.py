@@ -21,6 +21,7 @@ from traitlets import Dict, Instance, List, Unicode, default
 from traitlets.config import Config
 
 from kbridge.connection import info, settings
+from kbridge.connection.audit import AUDIT, AuditedHub, caller_of
 from kbridge.connection.base import BaseKernelWebsocketConnection
 from kbridge.connection.hooks import (
     INCOMING,
@@ -274,13 +275,21 @@ class ZMQChannelsWebsocketConnection(BaseKernelWebsocketConnection):
             self.hub.detach(cursor)  # a hook has already detached it while handling a message
             return done
         self._cursor = cursor
-        self._incoming = IncomingMessages(self.hub, cursor, spoken)
+        self._incoming = IncomingMessages(self._audited_hub(), cursor, spoken)
         self._pongs = PongForwarder(self.websocket_handler, self)
         self._open_sockets.add(self)
         self._notify("notify_connect")
         if self._overrides(("nudge",)):
             done = asyncio.ensure_future(self.nudge())
         return done
+
+    def _audited_hub(self) -> Hub | AuditedHub:
+        """Return the hub, behind the audit log if that is on."""
+        handler = self.websocket_handler
+        audit = handler.settings.get(AUDIT)
+        if audit is None:
+            return self.hub
+        return AuditedHub(self.hub, audit, caller_of(handler, self.kernel_id, self.session_id))
 
     def _link(self) -> tuple[ClientLink, Dialect]:
         """Return the link to the websocket for the hub, and the format of its frames."""

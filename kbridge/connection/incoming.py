@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Generator
 
+from kbridge.connection.audit import AuditedHub
 from kbridge.hub.broadcast.cursor import Cursor
 from kbridge.hub.hub import Hub
 from kbridge.wire.dialects import Dialect
@@ -19,7 +20,7 @@ class IncomingMessages:
 
     Parameters
     ----------
-    hub : Hub
+    hub : Hub or AuditedHub
         The hub of the kernel.
     cursor : Cursor
         The websocket, as the hub sees it.
@@ -29,7 +30,7 @@ class IncomingMessages:
 
     __slots__ = ("_cursor", "_dialect", "_hub", "_stopped")
 
-    def __init__(self, hub: Hub, cursor: Cursor, dialect: Dialect) -> None:
+    def __init__(self, hub: Hub | AuditedHub, cursor: Cursor, dialect: Dialect) -> None:
         self._hub = hub
         self._cursor = cursor
         self._dialect = dialect

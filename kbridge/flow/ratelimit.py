@@ -68,6 +68,11 @@ class RateLimit:
     on_event : callable, optional
         Called with a line for the log when a limit takes effect and when it ends.
 
+    Attributes
+    ----------
+    dropped, dropped_bytes : int
+        The messages that were dropped, and their bytes.
+
     Raises
     ------
     ValueError
@@ -82,8 +87,6 @@ class RateLimit:
         "_bytes",
         "_count",
         "_data",
-        "_dropped",
-        "_dropped_bytes",
         "_high_bytes",
         "_high_count",
         "_limited",
@@ -92,6 +95,8 @@ class RateLimit:
         "_on",
         "_on_event",
         "_window",
+        "dropped",
+        "dropped_bytes",
     )
 
     def __init__(
@@ -116,8 +121,8 @@ class RateLimit:
         self._on = limit_rate and (iopub_msg_rate_limit > 0 or iopub_data_rate_limit > 0)
         self._notice = notice
         self._on_event = on_event
-        self._dropped = 0
-        self._dropped_bytes = 0
+        self.dropped = 0
+        self.dropped_bytes = 0
         self._reset()
 
     def _reset(self) -> None:
@@ -159,8 +164,8 @@ class RateLimit:
         if self._limited or count > self._high_count or size > self._high_bytes:
             notices = self._tip(count, size, parent_header)
             if self._limited:
-                self._dropped += 1
-                self._dropped_bytes += nbytes or msg.nbytes
+                self.dropped += 1
+                self.dropped_bytes += nbytes or msg.nbytes
                 return notices
         self._count = count
         self._bytes = size
@@ -222,8 +227,8 @@ class RateLimit:
         """Return the dropped messages and bytes, and the current content of the window."""
         return {
             "limited": self._limited,
-            "dropped_messages": self._dropped,
-            "dropped_bytes": self._dropped_bytes,
+            "dropped_messages": self.dropped,
+            "dropped_bytes": self.dropped_bytes,
             "window_messages": self._count,
             "window_bytes": self._bytes,
             "window_buckets": len(self._buckets),

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import atexit
 import inspect
 import weakref
-from typing import Any
+from typing import Any, cast
 
 from jupyter_server.gateway.connections import GatewayWebSocketConnection
 from jupyter_server.services.kernels.connection.channels import (
@@ -12,14 +13,18 @@ from jupyter_server.services.kernels.connection.channels import (
 )
 from jupyter_server.utils import url_path_join
 from tornado.ioloop import IOLoop
-from traitlets import Bool
+from traitlets import Bool, CaselessStrEnum, Unicode
 from traitlets.config import LoggingConfigurable
 
 from kbridge import __version__
+from kbridge.connection.audit import AUDIT, AuditCode, AuditLog
+from kbridge.errors import SetupError
+from kbridge.hub.context import Log
 from kbridge.jupyter import executions, gateway_proxy
 from kbridge.jupyter.connection import ZMQChannelsWebsocketConnection
 from kbridge.jupyter.gateway_connection import GatewayConnection
 from kbridge.jupyter.metrics import EXPORT
+from kbridge.server.safe_log import SafeLog
 
 __all__ = ["KbridgeExtension", "link", "load"]
 
@@ -44,6 +49,21 @@ class KbridgeExtension(LoggingConfigurable):
         each. Prometheus stores new series for each kernel then.""",
     )
 
+    audit_log = Unicode(
+        "",
+        config=True,
+        help="""File to which one line of JSON is appended for each request of a client to execute
+        code: time, user, address, kernel, session, and the hash of the code. Empty for none.""",
+    )
+
+    audit_code = CaselessStrEnum(
+        [str(code) for code in AuditCode],
+        "hash",
+        config=True,
+        help="""`hash`: `audit_log` has the SHA-256 of the code. `text`: also the code itself, which
+        may contain secrets.""",
+    )
+
     def take_over(self, serverapp: Any) -> bool:
         """Install kbridge's class unless there is a reason against it; log which.
 
@@ -60,9 +80,13 @@ class KbridgeExtension(LoggingConfigurable):
         reason = self._reason_against(serverapp)
         if reason:
             self.log.info("kbridge | %s", reason)
+            if self.audit_log:
+                self.log.warning("kbridge | audit_log has no effect, because kbridge is not used")
             return False
         serverapp.kernel_websocket_connection_class = ZMQChannelsWebsocketConnection
         serverapp.web_app.settings[_SETTING] = ZMQChannelsWebsocketConnection
+        if self.audit_log:
+            self._begin_audit(serverapp)
         EXPORT.per_kernel = self.metrics_per_kernel
         EXPORT.register()
         # Extensions that are loaded after this one may still install another class.
@@ -73,6 +97,18 @@ class KbridgeExtension(LoggingConfigurable):
             __version__,
         )
         return True
+
+    def _begin_audit(self, serverapp: Any) -> None:
+        """Open the audit log; end the server if that fails, because it must not run without."""
+        try:
+            safe = cast("Log", SafeLog(self.log, {}))
+            audit = AuditLog(self.audit_log, AuditCode(self.audit_code), safe)
+        except SetupError as error:
+            self.log.critical("kbridge | %s", error.reason)
+            serverapp.exit(1)
+            return
+        serverapp.web_app.settings[AUDIT] = audit
+        atexit.register(audit.close)
 
     def add_routes(self, serverapp: Any) -> None:
         """Add the routes for executions, if kbridge or a gateway has the kernels' websockets.

@@ -91,6 +91,8 @@ METRICS: Final = (
     _counter("websocket_written_bytes", "Bytes of these writes."),
     _counter("coalesced_messages", "Messages saved for clients that lag.", "kind"),
     _counter("rate_limit_waits", "Times that output for pages began to wait for the data limit."),
+    _counter("rate_limit_dropped_messages", "Messages dropped by rate_limit_policy=drop."),
+    _counter("rate_limit_dropped_bytes", "Bytes of these messages."),
     _gauge("rate_limited_bytes", "Output for pages that waits for the data rate limit."),
     _gauge("flooding_kernels", "Kernels whose messages are released in ticks."),
     _histogram("acknowledgement_seconds", "Round trips from pings to pongs, sampled."),

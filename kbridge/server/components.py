@@ -14,6 +14,7 @@ from typing import Final
 from tornado import web
 from traitlets import TraitError
 
+from kbridge.connection.audit import AUDIT, AuditLog
 from kbridge.connection.channels import ZMQChannelsWebsocketConnection
 from kbridge.errors import RegistryError
 from kbridge.hub.table import HubTable
@@ -56,6 +57,7 @@ class Components:
     registry: RegistryWriter
     hubs: HubTable
     keepalive: Keepalive | None
+    audit: AuditLog | None
 
 
 def access_policy(auth: AuthConfig, listen: ListenConfig) -> AccessPolicy:
@@ -129,6 +131,8 @@ def build(config: ServerConfig, port: int, log: logging.Logger) -> Components:
     ------
     RegistryError
         See `make_registry`.
+    SetupError
+        If the audit log cannot be opened.
     traitlets.TraitError
         If settings contradict each other.
     """
@@ -160,16 +164,18 @@ def build(config: ServerConfig, port: int, log: logging.Logger) -> Components:
     services.sampler = Sampler(ServerSource(services)) if config.page else None
     interval = config.http.ws_ping_interval
     keepalive = Keepalive(interval) if interval else None
+    audit = AuditLog(config.audit.path, config.audit.code, log) if config.audit.path else None
     application = make_application(
         services,
         ChannelsHandler,
+        **({} if audit is None else {AUDIT: audit}),
         config=config.traits.config,
         kernel_manager=kernels,
         hubs=hubs,
         websocket_max_message_size=config.http.websocket_max_message_size,
         kbridge_keepalive=keepalive,
     )
-    return Components(application, services, kernels, sessions, registry, hubs, keepalive)
+    return Components(application, services, kernels, sessions, registry, hubs, keepalive, audit)
 
 
 def _authenticator(config: ServerConfig, port: int) -> Authenticator:

@@ -12,12 +12,20 @@ from urllib.parse import quote
 
 from traitlets.config import Configurable
 
+from kbridge.connection.audit import AuditCode
 from kbridge.server.auth.authenticator import Cors
 from kbridge.server.http.connection_limiter import ConnectionLimits
 from kbridge.server.http.listen import TlsFiles
 from kbridge.server.http.request_head import HeadLimits
 
-__all__ = ["AuthConfig", "HttpConfig", "ListenConfig", "MetricsConfig", "ServerConfig"]
+__all__ = [
+    "AuditConfig",
+    "AuthConfig",
+    "HttpConfig",
+    "ListenConfig",
+    "MetricsConfig",
+    "ServerConfig",
+]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -144,6 +152,22 @@ class MetricsConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class AuditConfig:
+    """The audit log.
+
+    Attributes
+    ----------
+    path : str
+        The file; empty for none.
+    code : AuditCode
+        The form in which its lines have the code.
+    """
+
+    path: str = ""
+    code: AuditCode = AuditCode.HASH
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ServerConfig:
     """The configuration of one server.
 
@@ -153,6 +177,7 @@ class ServerConfig:
     auth : AuthConfig
     http : HttpConfig
     metrics : MetricsConfig
+    audit : AuditConfig
     base_url : str
         The path in front of every route, with a slash at both ends.
     list_kernels : bool
@@ -174,6 +199,7 @@ class ServerConfig:
     auth: AuthConfig
     http: HttpConfig
     metrics: MetricsConfig = field(default_factory=MetricsConfig)
+    audit: AuditConfig = field(default_factory=AuditConfig)
     base_url: str = "/"
     list_kernels: bool = True
     page: bool = True

@@ -277,6 +277,8 @@ class Server:
             await self._end_kernels(parts, force or asyncio.Event(), keep=keep)
             if not keep:
                 parts.sessions.drop_orphans()
+            if parts.audit is not None:
+                await asyncio.to_thread(parts.audit.close)
             # Those of kernels that ended are removed already; all others run on.
             await parts.hubs.aclose(keep=True)
             await parts.registry.aclose()

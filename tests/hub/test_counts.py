@@ -142,6 +142,22 @@ async def test_output_that_waits_for_the_rate_limit_is_counted_once() -> None:
         await rig.hub.aclose()
 
 
+async def test_output_that_the_rate_limit_drops_is_counted() -> None:
+    limits: dict[str, Any] = {"iopub_data_rate_limit": 10, "rate_limit_window": 1.0}
+    rig = Rig(HubSettings(rate_limit_policy="drop", **limits))
+    try:
+        rig.prove()
+        rig.attach("s")
+        for _ in range(5):
+            rig.say(rig.stream("more than ten bytes"))
+        found = counts_of(rig)
+        assert found["rate_limit_dropped_messages"] == 5
+        assert found["rate_limit_dropped_bytes"] >= 5 * len("more than ten bytes")
+        assert "rate_limit_waits" not in found
+    finally:
+        await rig.hub.aclose()
+
+
 async def test_output_does_not_wait_without_a_websocket_that_is_limited() -> None:
     rig = Rig(HubSettings(iopub_data_rate_limit=10, rate_limit_window=1.0))
     try:

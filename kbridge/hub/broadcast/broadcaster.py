@@ -84,7 +84,8 @@ class Broadcaster:
             self._loader = Loader(self.journal, history)
         pace = policy_chain.pace(settings)
         self._pace = pace
-        policies = policy_chain.outgoing(settings, notices, pace, context.log)
+        self._rate_limit = limit = policy_chain.rate_limit(settings, notices, context.log)
+        policies = policy_chain.outgoing(settings, pace, limit)
         self._judge = combined(policies)
         self._only_paced = all(policy == pace.__call__ for policy in policies)
         self._adoption = Adoption(notices.mark) if context.adopted else None
@@ -477,4 +478,7 @@ class Broadcaster:
         counts["coalesced_messages", "left_out"] = renderer.left_out
         counts["journal_dropped_frames",] = self.journal.forgotten
         counts["rate_limit_waits",] = self.delivery.limited
+        if self._rate_limit is not None:
+            counts["rate_limit_dropped_messages",] = self._rate_limit.dropped
+            counts["rate_limit_dropped_bytes",] = self._rate_limit.dropped_bytes
         return counts

@@ -11,7 +11,7 @@ from kbridge.flow.ratelimit import RateLimit
 from kbridge.hub.notices import Notices
 from kbridge.hub.settings import HubSettings
 
-__all__ = ["incoming", "outgoing", "pace"]
+__all__ = ["incoming", "outgoing", "pace", "rate_limit"]
 
 # Bound methods are called faster than objects with a `__call__`.
 
@@ -34,25 +34,30 @@ def pace(settings: HubSettings) -> Pace:
     )
 
 
-def outgoing(
+def rate_limit(
     settings: HubSettings,
     notices: Notices,
-    pace: Pace,
     log: logging.Logger | logging.LoggerAdapter[logging.Logger],
-) -> list[Policy]:
+) -> RateLimit | None:
+    """Return the policy that drops output above the limits; None unless such output is dropped."""
+    if not settings.limit_rate or settings.rate_limit_policy != "drop":
+        return None
+    return RateLimit(
+        iopub_msg_rate_limit=settings.iopub_msg_rate_limit,
+        iopub_data_rate_limit=settings.iopub_data_rate_limit,
+        rate_limit_window=settings.rate_limit_window,
+        notice=notices.stderr,
+        on_event=log.warning,
+    )
+
+
+def outgoing(settings: HubSettings, pace: Pace, limit: RateLimit | None) -> list[Policy]:
     """Return the policies for messages of the kernel, in order."""
     policies: list[Policy] = []
     if not settings.allow_tracebacks:
         policies.append(HideTracebacks(settings.traceback_replacement_message).__call__)
     if pace.limits:
         policies.append(pace.__call__)
-    elif settings.limit_rate and settings.rate_limit_policy == "drop":
-        limit = RateLimit(
-            iopub_msg_rate_limit=settings.iopub_msg_rate_limit,
-            iopub_data_rate_limit=settings.iopub_data_rate_limit,
-            rate_limit_window=settings.rate_limit_window,
-            notice=notices.stderr,
-            on_event=log.warning,
-        )
+    elif limit is not None:
         policies.append(limit.__call__)
     return policies

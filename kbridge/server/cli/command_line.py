@@ -38,6 +38,8 @@ ALIASES: dict[str, Any] = {
     "metrics-token": "KbridgeApp.metrics_token",
     "metrics-port": "KbridgeApp.metrics_port",
     "metrics-ip": "KbridgeApp.metrics_ip",
+    "audit-log": "KbridgeApp.audit_log",
+    "audit-code": "KbridgeApp.audit_code",
     "certfile": "KbridgeApp.certfile",
     "keyfile": "KbridgeApp.keyfile",
     "client-ca": "KbridgeApp.client_ca",

@@ -11,8 +11,10 @@ from typing import Any
 
 from traitlets import TraitError
 
+from kbridge.connection.audit import AuditCode
 from kbridge.server.auth.authenticator import Cors
 from kbridge.server.config import (
+    AuditConfig,
     AuthConfig,
     HttpConfig,
     ListenConfig,
@@ -113,6 +115,7 @@ def server_config(app: Any) -> ServerConfig:
             port=app.metrics_port,
             per_kernel=app.metrics_per_kernel,
         ),
+        audit=AuditConfig(path=app.audit_log, code=AuditCode(app.audit_code)),
         base_url=app.base_url,
         list_kernels=app.list_kernels,
         page=app.page,

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from traitlets import Bool, HasTraits, Integer, Unicode, validate
+from traitlets import Bool, CaselessStrEnum, HasTraits, Integer, Unicode, validate
 
+from kbridge.connection.audit import AuditCode
 from kbridge.server.setting_checks import check_ip, check_token, checked
 
 __all__ = ["MonitoringSettings"]
@@ -47,6 +48,19 @@ class MonitoringSettings(HasTraits):
         True,
         help="""True: requests are logged, successful ones with `--debug` only, and others as
         warnings or errors. False: no request is logged.""",
+    ).tag(config=True)
+
+    audit_log = Unicode(
+        "",
+        help="""File to which one line of JSON is appended for each request of a client to execute
+        code: time, user, address, kernel, session, and the hash of the code. Empty for none. See
+        docs/monitoring.md.""",
+    ).tag(config=True)
+    audit_code = CaselessStrEnum(
+        [str(code) for code in AuditCode],
+        "hash",
+        help="""`hash`: `audit_log` has the SHA-256 of the code. `text`: also the code itself, which
+        may contain secrets.""",
     ).tag(config=True)
 
     @validate("metrics_token")

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from kbridge.flow.policy import DROP, PASS, Policy, judge
-from kbridge.hub.broadcast.policy_chain import incoming, outgoing, pace
+from kbridge.hub.broadcast.policy_chain import incoming, outgoing, pace, rate_limit
 from kbridge.hub.notices import Notices
 from kbridge.hub.settings import HubSettings
 from kbridge.wire.build import build
@@ -24,7 +24,8 @@ def message(msg_type: str, content: dict[str, Any]) -> Message:
 
 def chosen(**settings: Any) -> list[Policy]:
     made = HubSettings(**settings)
-    return outgoing(made, Notices(StoppedClock()), pace(made), LOG)
+    limit = rate_limit(made, Notices(StoppedClock()), LOG)
+    return outgoing(made, pace(made), limit)
 
 
 def passed(msg: Message, **settings: Any) -> Any:
