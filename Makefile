@@ -28,7 +28,7 @@ PUT_LAB = dir=$(2)/share/jupyter/labextensions/@kbridge && mkdir -p $$dir && rm 
 HAVE_CC = command -v $${CC:-cc} >/dev/null && test -f "$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("include"))')/Python.h"
 SPEEDUPS = $(wildcard speedups/*.c speedups/*.py speedups/*.toml)
 
-.PHONY: help serve test test-floors labextension speedups soak check docs format mutants coverage bench recording lock clean
+.PHONY: help serve test test-floors labextension vendor speedups soak check docs format mutants coverage bench recording lock clean
 .DELETE_ON_ERROR:
 
 help:                   ## this text
@@ -58,6 +58,9 @@ labextension: $(VENV)/.dev ## build the JupyterLab extension, and link it into t
 	@$(HAVE_NPM) || { echo 'the extension needs npm, and Node 20.19, 22.12 or newer' >&2; exit 1; }
 	@$(BUILD_LAB)
 	@$(call PUT_LAB,ln -s,$(VENV))
+
+vendor: $(VENV)/.dev    ## write the libraries of the pages again, from npm (ARGS="--check" compares)
+	@$(BIN)/python tools/vendor.py $(ARGS)
 
 speedups: $(VENV)/.dev  ## compile the optional part, and install it into the environment
 	@$(HAVE_CC) || { echo 'the compiled part needs a C compiler and the headers of Python' >&2; exit 1; }

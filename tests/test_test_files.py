@@ -13,6 +13,7 @@ FOLDERS = sorted(p.name for p in PACKAGE.iterdir() if (ROOT / "tests" / p.name).
 # Files of tests that are about a subject and not about one module.
 SUBJECTS = {
     "link/kernel.py",
+    "page/console.py",
     "connect/peer_suites.py",
     "connection/abc_base.py",
     "connection/contract.py",

@@ -1,6 +1,6 @@
 /**
- * Check format and types with the tools of the JupyterLab extension; `--write` repairs the format,
- * and writes kbridge.d.ts.
+ * Check format and types, also those of the console, with the tools of the JupyterLab extension;
+ * `--write` repairs the format, and writes kbridge.d.ts.
  */
 
 import { execFileSync } from 'node:child_process';
@@ -22,7 +22,14 @@ function run(program, ...options) {
   }
 }
 
-run('prettier/bin/prettier.cjs', write ? '--write' : '--check', '--log-level', 'warn', '.');
+const others = ['../kbridge/page/static/console', '../tests/page/console'].map(
+  folder => `${folder}/**/*.{css,js}`
+);
+run(
+  'prettier/bin/prettier.cjs',
+  ...['--config', '.prettierrc.json', write ? '--write' : '--check', '--log-level', 'warn'],
+  ...['.', ...others]
+);
 const place = mkdtempSync(join(tmpdir(), 'kbridge-js-'));
 try {
   run('typescript/bin/tsc', '-p', '.', '--outDir', place);
@@ -37,3 +44,4 @@ try {
   rmSync(place, { recursive: true });
 }
 run('typescript/bin/tsc', '-p', 'tests');
+run('typescript/bin/tsc', '-p', '../tests/page/console');

@@ -67,7 +67,8 @@ NAVIGATION = {
     "Tutorial": ["Overview <../README>", "tutorial"],
     "How-to guides": [
         "jupyter", "jupyterlab", "kernel-gateway", "proxy", "systemd", "docker", "kubernetes",
-        "reaching-kernels", "surviving", "page", "monitoring", "agents", "../CONTRIBUTING",
+        "reaching-kernels", "surviving", "page", "console", "monitoring", "agents",
+        "../CONTRIBUTING",
     ],
     "Reference": [
         "settings", "rest", "openapi", "websocket", "api", "docstrings", "client", "client-js",

@@ -17,6 +17,7 @@ from typing import Final
 from tornado import web
 
 from kbridge.errors import NotFound
+from kbridge.page import frame
 
 __all__ = ["POLICY", "accepts_html", "send_file", "send_page"]
 
@@ -26,8 +27,6 @@ POLICY: Final = (
     "frame-ancestors 'self'"
 )
 """The content security policy: nothing but the files and the API of this server."""
-
-_POLICIES: Final[dict[str, str]] = {}  # of files that need another one, by name
 
 _STATIC: Final = Path(__file__).parent / "static"
 _TYPES: Final = {
@@ -57,6 +56,11 @@ def _content(name: str) -> bytes:
     if path is None:
         raise NotFound("no such file")
     return path.read_bytes()
+
+
+@cache
+def _policy_of(name: str) -> str:
+    return frame.frame_policy(_content(name).decode()) if name == frame.NAME else POLICY
 
 
 def accepts_html(request_accept: str) -> bool:
@@ -104,6 +108,6 @@ def send_file(handler: web.RequestHandler, name: str) -> None:
 
 def _set_headers(handler: web.RequestHandler, name: str) -> None:
     handler.set_header("Content-Type", _TYPES[Path(name).suffix])
-    handler.set_header("Content-Security-Policy", _POLICIES.get(name, POLICY))
+    handler.set_header("Content-Security-Policy", _policy_of(name))
     handler.set_header("X-Content-Type-Options", "nosniff")
     handler.set_header("Referrer-Policy", "same-origin")

@@ -1,0 +1,241 @@
+// @ts-check
+// The outputs of one execution.
+
+import { button, counted, element } from './dom.js';
+import { HtmlFrame } from './html_frame.js';
+import { jsonTree } from './json_tree.js';
+import { formOf, imageUrl, sizeOf, svgUrl } from './mime.js';
+import * as rich from './rich_text.js';
+import { TextView } from './text_view.js';
+
+/** Displays of one execution on the page; more are shown on demand. */
+const MOST = 200;
+
+/** @typedef {{data: Record<string, any>, metadata: Record<string, any>}} Bundle */
+
+/**
+ * Displays by their id, for updates from any execution. Executions may be read in another order than
+ * they ran, so an update is kept for displays that are read later.
+ */
+export class Displays {
+  /** @type {Map<string, {place: HTMLElement, order: number}[]>} */
+  #places = new Map();
+  /** @type {Map<string, {bundle: Bundle, order: number}>} */
+  #updates = new Map();
+
+  /**
+   * @param {string} id
+   * @param {HTMLElement} place
+   * @param {number} order - The place of the execution among all.
+   * @returns {Bundle | null} A newer value than that of the display itself.
+   */
+  add(id, place, order) {
+    const known = this.#places.get(id)?.filter(each => each.place.isConnected) ?? [];
+    this.#places.set(id, [...known, { place, order }]);
+    const update = this.#updates.get(id);
+    return update && update.order > order ? update.bundle : null;
+  }
+
+  /** @type {(id: string, bundle: Bundle, order: number) => Promise<void>} */
+  async update(id, bundle, order) {
+    const last = this.#updates.get(id);
+    if (last && last.order > order) {
+      return;
+    }
+    this.#updates.set(id, { bundle, order });
+    for (const each of this.#places.get(id) ?? []) {
+      if (each.order <= order) {
+        each.place.replaceChildren(...(await render(bundle)));
+      }
+    }
+  }
+}
+
+/** The area below the code of a cell. */
+export class Outputs {
+  /**
+   * @param {Displays} displays
+   * @param {number} order - The place of the execution among all.
+   */
+  constructor(displays, order) {
+    this.#displays = displays;
+    this.#order = order;
+    this.node = element('div.outputs');
+  }
+
+  #displays;
+  #order;
+  #clearNext = false;
+  /** @type {{name: string, view: TextView} | null} */
+  #stream = null;
+  #count = 0;
+  /** @type {(() => Promise<void>)[]} */
+  #held = [];
+  /** @type {HTMLButtonElement | null} */
+  #more = null;
+
+  /** Show an output of kbridge.js. @param {any} output */
+  async add(output) {
+    if (output.type === 'clear_output') {
+      output.wait ? (this.#clearNext = true) : this.clear();
+      return;
+    }
+    if (output.type === 'update_display_data') {
+      await this.#displays.update(output.displayId ?? '', output, this.#order);
+      return;
+    }
+    if (this.#clearNext) {
+      this.clear();
+    }
+    if (output.type === 'stream') {
+      await this.#write(output.name === 'stderr' ? 'stderr' : 'stdout', output.text);
+    } else if (output.type === 'error') {
+      await this.#error(output);
+    } else if (output.type === 'gap') {
+      this.notice(`Output is missing here: ${output.text}`, 'warning');
+    } else if (output.type === 'display_data' || output.type === 'execute_result') {
+      await this.#display(output);
+    }
+  }
+
+  /** Remove all outputs. */
+  clear() {
+    this.#clearNext = false;
+    this.#stream = null;
+    this.#count = 0;
+    this.#held = [];
+    this.#more = null;
+    // The area does not collapse and jump while a program redraws it.
+    const height = this.node.offsetHeight;
+    this.node.style.minHeight = `${height}px`;
+    setTimeout(() => this.node.style.removeProperty('min-height'), 300);
+    this.node.replaceChildren();
+  }
+
+  /** @type {(text: string, kind?: string) => HTMLElement} */
+  notice(text, kind = '') {
+    this.#stream = null;
+    const made = element('p.notice', {}, text);
+    if (kind) made.classList.add(kind);
+    this.node.append(made);
+    return made;
+  }
+
+  /** Append anything else, such as a form. @param {HTMLElement} node */
+  append(node) {
+    this.#stream = null;
+    this.node.append(node);
+  }
+
+  /** The text of a pager, such as that of `print?`. @param {Record<string, any>} data */
+  async page(data) {
+    this.append(element('div.display', {}, ...(await render({ data, metadata: {} }))));
+  }
+
+  /** @type {(name: string, text: string) => Promise<void>} */
+  async #write(name, text) {
+    if (this.#stream?.name !== name) {
+      const view = new TextView(`.${name}`);
+      this.#stream = { name, view };
+      this.node.append(view.node);
+    }
+    await this.#stream.view.write(text);
+  }
+
+  /** @param {any} output */
+  async #error({ ename, evalue, traceback }) {
+    this.#stream = null;
+    const view = new TextView('.error');
+    this.node.append(view.node);
+    await view.write(traceback.length ? traceback.join('\n') : `${ename}: ${evalue}`);
+  }
+
+  /** @param {any} output */
+  async #display(output) {
+    this.#stream = null;
+    if (this.#count >= MOST) {
+      this.#hold(output);
+      return;
+    }
+    this.#count++;
+    const place = element('div.display');
+    if (output.type === 'execute_result') place.classList.add('result');
+    this.node.append(place);
+    const { displayId } = output;
+    const newer = displayId ? this.#displays.add(displayId, place, this.#order) : null;
+    place.replaceChildren(...(await render(newer ?? output)));
+  }
+
+  /** @param {any} output */
+  #hold(output) {
+    this.#held.push(() => this.#display(output));
+    if (!this.#more) {
+      this.#more = button(
+        '',
+        async () => {
+          this.#count = 0;
+          const held = this.#held.splice(0);
+          this.#more?.remove();
+          this.#more = null;
+          for (const show of held) await show();
+        },
+        '.more'
+      );
+      this.node.append(this.#more);
+    }
+    this.#more.textContent = `Show ${counted(this.#held.length)} more outputs`;
+  }
+}
+
+/** @type {(text: string) => Promise<HTMLElement>} */
+async function textNode(text) {
+  const view = new TextView('.stdout');
+  await view.write(text);
+  return view.node;
+}
+
+/** Return the nodes for a value. @param {Bundle} bundle @returns {Promise<HTMLElement[]>} */
+async function render({ data, metadata }) {
+  const { kind, type, value, note } = formOf(data);
+  const nodes = [];
+  if (kind === 'html') {
+    nodes.push(new HtmlFrame(value).node);
+  } else if (kind === 'markdown' || kind === 'latex') {
+    nodes.push(await richNode(kind, value));
+  } else if (kind === 'image' || kind === 'svg') {
+    nodes.push(
+      imageNode(
+        kind === 'svg' ? svgUrl(value) : imageUrl(type, value),
+        data,
+        sizeOf(metadata, type)
+      )
+    );
+  } else if (kind === 'json') {
+    nodes.push(jsonTree(value));
+  } else if (value) {
+    nodes.push(await textNode(value));
+  }
+  if (note) {
+    nodes.push(element('p.notice', {}, note));
+  }
+  return nodes;
+}
+
+/** @type {(kind: string, value: string) => Promise<HTMLElement>} */
+async function richNode(kind, value) {
+  if (value.length > rich.LONGEST) {
+    return textNode(value);
+  }
+  const markdown = kind === 'markdown';
+  const html = await (markdown ? rich.markdownHtml(value) : rich.latexHtml(value));
+  return new HtmlFrame(html, { kind, title: markdown ? 'Markdown' : 'Formula' }).node;
+}
+
+/** @type {(src: string, data: Record<string, any>, size: {width?: number, height?: number}) => HTMLElement} */
+function imageNode(src, data, size) {
+  const text = data['text/plain'];
+  const alt = typeof text === 'string' && text.length < 500 ? text : 'Image from the kernel';
+  const image = element('img', { src, alt, ...size });
+  image.onerror = () => image.replaceWith(element('p.notice', {}, 'This image cannot be shown.'));
+  return element('div.image', {}, image);
+}
