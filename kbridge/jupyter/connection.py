@@ -18,6 +18,7 @@ from kbridge.hub.table import HubTable
 from kbridge.jupyter.handler import adapt_handler
 from kbridge.jupyter.hubs import JupyterHubs
 from kbridge.jupyter.metrics import EXPORT
+from kbridge.jupyter.page import close_samplers
 from kbridge.server.safe_log import SafeLog
 
 __all__ = ["ZMQChannelsWebsocketConnection"]
@@ -45,6 +46,7 @@ class ZMQChannelsWebsocketConnection(  # type: ignore[misc]  # traits of the sam
                 await hubs.aclose()
                 EXPORT.remove(hubs)
         EXPORT.unregister()
+        await close_samplers()
 
     async def prepare(self) -> None:
         """Prepare the handler before the websocket opens.

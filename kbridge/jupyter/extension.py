@@ -20,7 +20,7 @@ from kbridge import __version__
 from kbridge.connection.audit import AUDIT, AuditCode, AuditLog
 from kbridge.errors import SetupError
 from kbridge.hub.context import Log
-from kbridge.jupyter import executions, gateway_proxy
+from kbridge.jupyter import executions, gateway_proxy, page
 from kbridge.jupyter.connection import ZMQChannelsWebsocketConnection
 from kbridge.jupyter.gateway_connection import GatewayConnection
 from kbridge.jupyter.metrics import EXPORT
@@ -62,6 +62,13 @@ class KbridgeExtension(LoggingConfigurable):
         config=True,
         help="""`hash`: `audit_log` has the SHA-256 of the code. `text`: also the code itself, which
         may contain secrets.""",
+    )
+
+    page = Bool(
+        True,
+        config=True,
+        help="""Show a live view of the kernels, and a console for each, at `/kbridge/` below the
+        address of the server.""",
     )
 
     def take_over(self, serverapp: Any) -> bool:
@@ -113,10 +120,12 @@ class KbridgeExtension(LoggingConfigurable):
     def add_routes(self, serverapp: Any) -> None:
         """Add the routes for executions, if kbridge or a gateway has the kernels' websockets.
 
+        Also add those of the page, if kbridge has the websockets.
+
         In front of a gateway, also install the connection class that pages need there after a
         reload.
 
-        Without these routes, pages receive 404 and do without executions.
+        Without those for executions, pages receive 404 and do without executions.
 
         Parameters
         ----------
@@ -126,7 +135,7 @@ class KbridgeExtension(LoggingConfigurable):
         settings = serverapp.web_app.settings
         used = settings.get(_SETTING, getattr(serverapp, _SETTING))
         if issubclass(used, ZMQChannelsWebsocketConnection):
-            routes = executions.ROUTES
+            routes = executions.ROUTES + (page.ROUTES if self.page else ())
         elif self.enabled and serverapp.gateway_config.gateway_enabled:
             routes = gateway_proxy.ROUTES
             page_config = settings.setdefault("page_config_data", {})

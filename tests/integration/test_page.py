@@ -14,6 +14,8 @@ import pytest
 from tests.conftest import ServerFactory
 from tests.support.axe import findings
 from tests.support.browser import chromium_page
+from tests.support.jupyter_server import jupyter_server
+from tests.support.require import require
 from tests.support.restartable_server import RestartableServer
 from tests.support.server import TOKEN, Server
 from tests.support.waiting import TIMEOUT, eventually
@@ -24,9 +26,9 @@ if TYPE_CHECKING:
 pytestmark = [pytest.mark.kernel, pytest.mark.browser, pytest.mark.slow]
 
 # Runs code on a kernel, as a page that stays connected.
-RUN = """async ([kernelId, code]) => {
+RUN = """async ([kernelId, code, url]) => {
     const {connect} = await import(new URL("kbridge.js", location.href));
-    const kernel = connect().kernel(kernelId);
+    const kernel = connect({url}).kernel(kernelId);
     const execution = kernel.execute(code);
     globalThis.started = (async () => { for await (const _ of execution) { } })();
     globalThis.started.catch(() => {});
@@ -36,7 +38,7 @@ HOSTILE = "<img src=x onerror='globalThis.hacked = true'>.ipynb"
 
 
 @asynccontextmanager
-async def open_page(server: Server, **options: Any) -> AsyncIterator[Page]:
+async def open_page(server: Server, path: str = "", **options: Any) -> AsyncIterator[Page]:
     """Open the page with the token; what its policy blocks fails the test."""
     async with chromium_page(**options) as page:
         page.set_default_timeout(TIMEOUT * 1000)
@@ -45,7 +47,7 @@ async def open_page(server: Server, **options: Any) -> AsyncIterator[Page]:
             "console",
             lambda line: "Security Policy" in line.text and blocked.append(line.text),
         )
-        await page.goto(f"{server.url}/?token={TOKEN}")
+        await page.goto(f"{server.url}/{path}?token={TOKEN}")
         await page.wait_for_selector("#connection[data-state=live]")
         assert TOKEN not in page.url
         yield page
@@ -184,3 +186,25 @@ async def test_axe_finds_nothing(
         await page.keyboard.press("Escape")
         await page.wait_for_selector("#confirm-dialog", state="hidden")
         assert sorted(kernels_of(server)) == sorted([idle, busy])
+
+
+async def test_in_jupyter_server(tmp_path: Path) -> None:
+    """A start and an end: requests repeat Jupyter Server's cookie in a header."""
+    require("ipykernel")
+    server = jupyter_server(tmp_path)
+    server.start()
+    try:
+        async with open_page(server, "kbridge/") as page:
+            assert await page.locator("#logout").count() == 0
+            await page.click("#start")
+            await page.click("#specs label:has-text('python3')")
+            await page.click("#start-dialog button[value=start]")
+            await page.wait_for_selector("[data-kernel]")
+            [kernel_id] = kernels_of(server)
+            await page.evaluate(RUN, [kernel_id, ENDLESS, server.url])
+            await card(page, kernel_id).locator(".executions [data-state=running]").wait_for()
+            await card(page, kernel_id).locator("[data-action='shut down']").click()
+            await page.click("#confirm-button")
+            await page.wait_for_selector("#empty:visible")
+    finally:
+        server.kill()

@@ -9,7 +9,7 @@ import kbridge
 from kbridge.errors import NotFound
 from kbridge.server.api.access import AccessMixin
 
-__all__ = ["ClientModuleHandler"]
+__all__ = ["ClientModuleHandler", "client_module"]
 
 _PACKAGE = Path(kbridge.__file__).parent
 # In a wheel, and in a clone or a source distribution.
@@ -17,7 +17,7 @@ _PLACES = (_PACKAGE / "server" / "static", _PACKAGE.parent / "client-js")
 
 
 @cache
-def _module() -> bytes:
+def client_module() -> bytes:
     """Return the module; empty if this installation does not have it."""
     for place in _PLACES:
         try:
@@ -34,7 +34,7 @@ class ClientModuleHandler(AccessMixin):
 
     def get(self) -> None:
         """Send the module, or 304 if the browser has this version of it."""
-        module = _module()
+        module = client_module()
         if not module:
             raise NotFound("this installation of kbridge does not have kbridge.js")
         self.set_header("Content-Type", "text/javascript; charset=utf-8")

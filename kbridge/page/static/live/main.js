@@ -1,6 +1,6 @@
 // The live view: one sample per second, and what may be done with kernels.
 
-import { server } from '../server.js';
+import { api, server } from '../server.js';
 import { Chart, Series } from './chart.js';
 import { chooseSpec, confirm, notify } from './dialogs.js';
 import { element, setAttribute, setItems, setText } from './dom.js';
@@ -15,7 +15,11 @@ const output = { series: new Series(), chart: new Chart('Output', value => `${by
 document.getElementById('messages-chart').append(...messages.chart.parts);
 document.getElementById('bytes-chart').append(...output.chart.parts);
 
-if (!document.documentElement.dataset.logout) {
+const here = new URL('.', location.href);
+if (here.pathname !== new URL(api, here).pathname) {
+  // In Jupyter Server, which has pages of its own.
+  document.querySelectorAll('[data-standalone]').forEach(each => each.remove());
+} else if (!document.documentElement.dataset.logout) {
   document.getElementById('logout').remove();
 }
 
@@ -159,4 +163,4 @@ async function showConnection(state) {
 
 document.getElementById('start').addEventListener('click', start);
 names.readSpecs().catch(() => {}); // names and logos only
-new Feed(new URL('api/live', new URL('.', location.href)), { sample: show, state: showConnection });
+new Feed(new URL('api/live', here), { sample: show, state: showConnection });
