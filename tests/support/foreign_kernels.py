@@ -6,22 +6,19 @@ KBRIDGE_KERNELS) and reused while its requirements are the same.
 
 from __future__ import annotations
 
-import fcntl
-import hashlib
 import os
 import shutil
 import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 from tests.support.client import SLEEP
+from tests.support.environment import environment
 from tests.support.require import lack
 
 __all__ = ["KERNELS", "ForeignKernel"]
 
 _CACHE = Path(os.environ.get("KBRIDGE_KERNELS") or Path(__file__).parents[2] / ".cache" / "kernels")
-_INSTALL_SECONDS = 300
 
 
 @dataclass(frozen=True)
@@ -65,7 +62,7 @@ class ForeignKernel:
             if self.program == "R" and not _succeeds([where, "--slave", "-e", "library(IRkernel)"]):
                 lack(f"IRkernel is missing: {self.advice}")
             return [arg.format(program=where, **_KEEP) for arg in self.argv]
-        python = str(_environment(self.requirements))
+        python = str(environment(_CACHE, self.requirements))
         return [arg.format(python=python, **_KEEP) for arg in self.argv]
 
 
@@ -128,26 +125,3 @@ def _node_module(program: str) -> str:
         return ""
     prefix = subprocess.run([npm, "prefix", "--global"], capture_output=True, text=True, timeout=60)
     return shutil.which(program, path=str(Path(prefix.stdout.strip()) / "bin")) or ""
-
-
-def _environment(requirements: tuple[str, ...]) -> Path:
-    """Return the interpreter of an environment; create the environment if necessary."""
-    text = "\n".join((*requirements, sys.version))
-    home = _CACHE / hashlib.sha256(text.encode()).hexdigest()[:16]
-    python = home / "bin" / "python"
-    home.parent.mkdir(parents=True, exist_ok=True)
-    with (home.parent / f"{home.name}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # of the other worker
-        if (home / "installed").exists():
-            return python
-        shutil.rmtree(home, ignore_errors=True)
-        steps = (
-            [sys.executable, "-m", "venv", str(home)],
-            [*(str(python), "-m", "pip", "--disable-pip-version-check", "-q"), "install"],
-        )
-        for step in (steps[0], [*steps[1], *requirements]):
-            done = subprocess.run(step, capture_output=True, text=True, timeout=_INSTALL_SECONDS)
-            if done.returncode:
-                lack(f"{' '.join(requirements)} cannot be installed: {done.stderr[-500:]}")
-        (home / "installed").touch()
-    return python
