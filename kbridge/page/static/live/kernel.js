@@ -34,7 +34,7 @@ function stateText(kernel, now) {
 /** Return what deserves attention: its kind, and a text. */
 function remarks(kernel) {
   const found = [];
-  if (kernel.ready === false && kernel.state !== 'dead') {
+  if (kernel.ready === false && !['dead', 'starting', 'restarting'].includes(kernel.state)) {
     found.push(['wait', 'waits for an answer']);
   }
   if (kernel.lag_bytes >= LAG) {
