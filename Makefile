@@ -28,7 +28,7 @@ PUT_LAB = dir=$(2)/share/jupyter/labextensions/@kbridge && mkdir -p $$dir && rm 
 HAVE_CC = command -v $${CC:-cc} >/dev/null && test -f "$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("include"))')/Python.h"
 SPEEDUPS = $(wildcard speedups/*.c speedups/*.py speedups/*.toml)
 
-.PHONY: help serve test test-floors labextension vendor speedups soak check docs format mutants coverage bench recording lock clean
+.PHONY: help serve test test-floors labextension vendor speedups soak check docs links format mutants coverage bench recording lock clean
 .DELETE_ON_ERROR:
 
 help:                   ## this text
@@ -86,6 +86,10 @@ check: $(VENV)/.dev     ## format, lint, types, English, layers
 docs: $(VENV)/.dev      ## build the documentation site into build/site
 	$(BIN)/python -m sphinx --quiet --fail-on-warning --keep-going -c docs/_site -d build/doctrees $(ARGS) . build/site
 	@echo "build/site/index.html"
+
+# Asks other hosts, so CI does not run it. Links within the site are checked by `make docs` and tests/test_site.py.
+links: $(VENV)/.dev     ## ask for each address on other hosts that a page names
+	$(BIN)/python tools/links.py $(ARGS)
 
 format: $(VENV)/.dev    ## format the code as `check` requires
 	$(BIN)/ruff format .

@@ -1,6 +1,6 @@
-"""Write the tables in README.md and docs/jupyter.md from docs/benchmarks.json.
+"""Write the tables in README.md, docs/performance.md and docs/jupyter.md from docs/benchmarks.json.
 
-`python -m benchmarks.readme` writes both pages.
+`python -m benchmarks.readme` writes the pages.
 
 A full run of the benchmarks does this too. A test compares the pages with the file.
 """
@@ -89,7 +89,12 @@ def _to_baseline(figure: dict[str, Any]) -> str:
     return f" {number(figure[REFERENCE], figure['unit'])} | {verdict} |"
 
 
-def short(measured: dict[str, Any]) -> str:
+def ten_rows(measured: dict[str, Any]) -> str:
+    """Return the table for the README: the short one without its least important row."""
+    return short(measured, tuple(row for row in SHORT if row != ("idle", "descriptors")))
+
+
+def short(measured: dict[str, Any], rows: tuple[tuple[str, str], ...] = SHORT) -> str:
     """Return the table of the main figures for users of Jupyter Server, without targets."""
     machine = measured["machine"]
     lines = [
@@ -98,7 +103,7 @@ def short(measured: dict[str, Any]) -> str:
         "| | Jupyter Server | with the extension | standalone server |",
         "|---|---|---|---|",
     ]
-    for name, key in SHORT:
+    for name, key in rows:
         row = measured["rows"].get(name)
         if row is None or key not in row["figures"]:
             continue
@@ -123,7 +128,7 @@ def insert(
     return f"{before}{BEGIN}{table(measured)}{END}{after}"
 
 
-PAGES = {"README.md": markdown, "docs/jupyter.md": short}
+PAGES = {"README.md": ten_rows, "docs/performance.md": markdown, "docs/jupyter.md": short}
 
 
 def main() -> None:

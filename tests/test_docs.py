@@ -53,6 +53,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = Path(kbridge.__file__).parent
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
 ARCHITECTURE = ROOT / "docs" / "architecture.md"
+FIRST_REQUESTS = ROOT / "docs" / "first-requests.md"
 
 
 def without_code(text: str) -> str:
@@ -187,12 +188,12 @@ def test_every_gateway_variable_is_documented() -> None:
     assert {v.name for v in gateway_settings.VARIABLES} == told
 
 
-def test_the_readme_says_what_each_dependency_is_for() -> None:
+def test_the_page_says_what_each_dependency_is_for() -> None:
     project = (ROOT / "pyproject.toml").read_text()
     [block] = re.findall(r"^dependencies = \[\n(.*?)^\]", project, flags=re.DOTALL | re.MULTILINE)
-    readme = (ROOT / "README.md").read_text()
+    page = (ROOT / "docs" / "installation.md").read_text()
     for name in re.findall(r'"([a-z_]+)', block):
-        assert f"| `{name}` |" in readme, name
+        assert f"| `{name}` |" in page, name
 
 
 def shell_lines(page: Path) -> list[str]:
@@ -356,7 +357,7 @@ def test_every_subcommand_is_documented_and_exists() -> None:
 
 
 def quick_start() -> str:
-    [program] = [c for c in code_blocks(ROOT / "README.md", "python") if "websockets" in c]
+    [program] = [c for c in code_blocks(FIRST_REQUESTS, "python") if "websockets" in c]
     return program
 
 
@@ -376,7 +377,7 @@ def curl(line: str, port: int, **variables: str) -> str:
 @pytest.mark.kernel
 def test_the_curl_commands_run(new_server: ServerFactory) -> None:
     server = new_server()
-    lines = [line for line in shell_lines(ROOT / "README.md") if line.startswith("curl")]
+    lines = [line for line in shell_lines(FIRST_REQUESTS) if line.startswith("curl")]
     assert len(lines) == 2
     for line in lines:
         assert '"execution_state"' in curl(line, server.port)

@@ -26,7 +26,8 @@ from tests.support.waiting import TIMEOUT, eventually, until
 pytestmark = pytest.mark.kernel
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
-HELD = {"browser.html", "client.py", "embed.py", "never_lost.py"}
+# The test of asgi.py is tests/test_asgi_example.py.
+HELD = {"asgi.py", "browser.html", "client.py", "embed.py", "never_lost.py"}
 # Print a line, wait for a file, print a hundred more lines.
 IN_TWO_PARTS = """import pathlib, time
 print("first")

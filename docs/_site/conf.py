@@ -64,19 +64,19 @@ html_theme_options = {
 }
 
 NAVIGATION = {
-    "Tutorial": ["Overview <../README>", "tutorial"],
+    "Tutorial": ["Overview <../README>", "tutorial", "first-requests"],
     "How-to guides": [
-        "jupyter", "jupyterlab", "kernel-gateway", "proxy", "systemd", "docker", "kubernetes",
-        "reaching-kernels", "surviving", "page", "console", "monitoring", "agents",
-        "../CONTRIBUTING",
+        "installation", "jupyter", "jupyterlab", "kernel-gateway", "vscode", "jupyterhub", "proxy",
+        "systemd", "docker", "kubernetes", "asgi", "agents", "reaching-kernels", "slurm",
+        "surviving", "page", "console", "monitoring", "../CONTRIBUTING",
     ],
     "Reference": [
         "settings", "rest", "openapi", "websocket", "api", "docstrings", "client", "client-js",
         "faults", "stability", "../CHANGELOG",
     ],
     "Explanation": [
-        "comparison", "architecture", "journal", "adr/index", "threat-model", "peer-suite",
-        "peer-suite-connect", "../SECURITY", "../CODE_OF_CONDUCT",
+        "comparison", "performance", "architecture", "journal", "adr/index", "threat-model",
+        "peer-suite", "peer-suite-connect", "../SECURITY", "../CODE_OF_CONDUCT",
     ],
 }  # fmt: skip
 

@@ -3,7 +3,7 @@
 `KernelSession` decides what is sent again and where a new connection begins. This module does the
 I/O:
 
-- one task reads (`events`), any number write (`send`); a write waits while there is no connection;
+- one task reads (`events`), any number write (`send`); a write waits while the connection is lost;
 - a caller that does not call `events` stops the reading: `websockets` then holds `_QUEUE` messages
   and no more, the buffers of TCP fill, and the server keeps the rest in its journal;
 - a connection that brings no byte between a ping and the time of the next one is taken for dead,

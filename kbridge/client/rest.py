@@ -109,7 +109,7 @@ class Rest:
         try:
             return list(await self._json("GET", path))
         except KernelNotFound:
-            await self.kernel(kernel_id)  # raises if there is no such kernel
+            await self.kernel(kernel_id)  # raises if the kernel does not exist
             return None
 
     async def execution(self, kernel_id: str, msg_id: str) -> dict[str, Any]:

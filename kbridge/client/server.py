@@ -129,7 +129,7 @@ class Server:
         Raises
         ------
         KernelspecNotFound
-            If there is no such kernelspec.
+            If the kernelspec does not exist.
         KernelStartError
             If it does not start; the reason has its last lines.
         KernelDied
@@ -170,7 +170,7 @@ class Server:
         Raises
         ------
         KernelNotFound
-            If there is no such kernel.
+            If the kernel does not exist.
         """
         kernel = Kernel(self._rest, kernel_id, self._options)
         await kernel.open()

@@ -46,7 +46,7 @@ class HubEnvironment:
     keeper : Keeper or None
         Keeps the connections of kernels while no bridge runs; None if they end with this process.
     unkept : str
-        Why there is no keeper, as a clause; empty if there is one, or if that is not known.
+        The reason why `keeper` is None, as a clause; empty if the reason is not known.
     """
 
     link: LinkFactory | None = None
