@@ -20,12 +20,14 @@ from kbridge.server.cli import gateway_settings
 from kbridge.server.cli.app import KbridgeApp
 from kbridge.server.cli.attach import AttachApp
 from kbridge.server.cli.commands import ListApp, StopApp
+from kbridge.server.cli.completion import CompletionApp
 from kbridge.server.cli.health import HealthApp
 from kbridge.server.cli.kernelgateway import KernelGatewayApp
 from kbridge.server.cli.mcp import McpApp
 from kbridge.server.cli.options import unknown_sections
 from kbridge.server.cli.restart import RestartApp
 from kbridge.server.cli.run import LogsApp, RunApp
+from kbridge.server.cli.status import StatusApp
 from tests.conftest import ServerFactory
 from tests.hub.rig import INFO, KEY
 from tests.support.execution_script import ExecutionScript
@@ -36,6 +38,7 @@ from tests.test_layers import LAYERS
 
 COMMANDS: dict[str, Any] = {
     "attach": AttachApp,
+    "completion": CompletionApp,
     "health": HealthApp,
     "kernelgateway": KernelGatewayApp,
     "list": ListApp,
@@ -43,6 +46,7 @@ COMMANDS: dict[str, Any] = {
     "mcp": McpApp,
     "restart": RestartApp,
     "run": RunApp,
+    "status": StatusApp,
     "stop": StopApp,
 }
 CONFIGURABLE: dict[str, Any] = {

@@ -1,18 +1,19 @@
-"""The command `kbridge`.
-
-`list`, `stop`, `restart`, `health`, `run`, `logs` and `mcp` do not load the server, so that they
-start quickly.
-"""
+"""The command `kbridge`."""
 
 from __future__ import annotations
 
 import os
 import signal
 import sys
+from typing import Final
 
+from kbridge.server.cli.command_line import SUBCOMMANDS
 from kbridge.server.cli.terminal import open_streams
 
 __all__ = ["main"]
+
+# Commands that do not load the server, so that they start quickly.
+_QUICK: Final = frozenset(SUBCOMMANDS) - {"attach", "kernelgateway"}
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -22,30 +23,12 @@ def main(argv: list[str] | None = None) -> None:
         signal.signal(signal.SIGUSR2, signal.SIG_IGN)
     args = sys.argv[1:] if argv is None else argv
     try:
-        if args and args[0] in ("list", "stop"):
+        if args and args[0] in _QUICK:
+            from traitlets import import_item
+
             from kbridge.server.cli import commands
 
-            commands.run({"list": commands.ListApp, "stop": commands.StopApp}[args[0]], args[1:])
-            return
-        if args and args[0] == "health":
-            from kbridge.server.cli import commands, health
-
-            commands.run(health.HealthApp, args[1:])
-            return
-        if args and args[0] == "restart":
-            from kbridge.server.cli import commands, restart
-
-            commands.run(restart.RestartApp, args[1:])
-            return
-        if args and args[0] in ("run", "logs"):
-            from kbridge.server.cli import commands, run
-
-            commands.run({"run": run.RunApp, "logs": run.LogsApp}[args[0]], args[1:])
-            return
-        if args and args[0] == "mcp":
-            from kbridge.server.cli import commands, mcp
-
-            commands.run(mcp.McpApp, args[1:])
+            commands.run(import_item(SUBCOMMANDS[args[0]][0]), args[1:])
             return
         from jupyter_core.application import NoStart
 

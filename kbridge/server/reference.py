@@ -28,18 +28,24 @@ _INTRODUCTION = """\
 
 Generated from the code by `python -m kbridge.server.reference > docs/settings.md`.
 
-A setting can be given in three places; the first has precedence over the others:
+A setting can be given in four places; the first has precedence over the others:
 
 1. on the command line: `kbridge --port 9999`, or in full `kbridge --KbridgeApp.port=9999`;
 2. in a config file, `kbridge_config.py` or `.json` in a directory that `jupyter --paths` lists:
    `c.KbridgeApp.port = 9999` (`kbridge --generate-config` writes one that explains them all, and
    `--config` names another one);
-3. by an environment variable of the kernel gateway, where the last column names one.
+3. by an environment variable with the setting's name in capitals: `KBRIDGE_PORT=9999`,
+   `KBRIDGE_MAX_KERNELS=4`. Lists and tables have commas between their items:
+   `KBRIDGE_POOL=python3=2,ir=1`. These are the settings of the first three classes below, except
+   `token`: a server takes it from `JUPYTER_TOKEN` or `JUPYTER_TOKEN_FILE`, while `KBRIDGE_TOKEN`
+   and `KBRIDGE_URL` are those of [clients](client.md);
+4. by an environment variable of the kernel gateway, where the last column names one.
 
 The server does not start if a setting or option does not exist, a config file has an error in it,
 or the file of `--config` is missing. Sections for other programs are allowed in the file that all
 Jupyter programs share, `jupyter_config.py`. Variables that begin with `KG_` and are not named here
-cause a warning.
+cause a warning, and so do those that begin with `KBRIDGE_` and resemble the name of a setting. The
+variables that Kubernetes sets for a service named `kbridge` have no effect.
 
 `--debug` and `--log-level` select how much is logged, as in every Jupyter program; `logging_config`
 takes a dictionary for `logging.config`, which is merged with kbridge's own.
@@ -63,6 +69,7 @@ _ABOUT = {
     "KernelGatewayApp": "`kbridge kernelgateway`, in addition to the settings of a server.",
     "ListApp": "`kbridge list`.",
     "RestartApp": "`kbridge restart`.",
+    "StatusApp": "`kbridge status`.",
     "StopApp": "`kbridge stop`.",
     "HealthApp": "`kbridge health`.",
     "RunApp": "`kbridge run`.",
@@ -127,6 +134,7 @@ def _documented() -> Iterator[tuple[type[Configurable], _Settings]]:
     from kbridge.server.cli.mcp import McpApp
     from kbridge.server.cli.restart import RestartApp
     from kbridge.server.cli.run import ClientCommand, LogsApp, RunApp
+    from kbridge.server.cli.status import StatusApp
 
     for cls in (KbridgeApp, *KbridgeApp.classes):
         yield cls, _settings(cls)
@@ -140,6 +148,7 @@ def _documented() -> Iterator[tuple[type[Configurable], _Settings]]:
         RunApp,
         LogsApp,
         McpApp,
+        StatusApp,
         KbridgeExtension,
     ):
         owners = (cls, ClientCommand)

@@ -18,6 +18,7 @@ import pytest
 __all__ = ["lack", "require"]
 
 _PROGRAMS = {
+    "bash": ("bash",),
     "cc": ("cc", "gcc", "clang"),
     "chromium": ("chromium", "chromium-browser", "google-chrome"),
     "faketime": ("faketime",),
@@ -36,6 +37,7 @@ _PROGRAMS = {
 # Files below the prefix of the environment.
 _FILES = {"labextension": "share/jupyter/labextensions/@kbridge/jupyterlab/package.json"}
 _ADVICE = {
+    "bash": "install bash",
     "cc": "install gcc",
     "chromium": "install Debian's chromium, or set KBRIDGE_CHROMIUM to a Chromium or Chrome",
     "faketime": "install faketime",

@@ -12,8 +12,16 @@ from kbridge.kernels.lifecycle.launchable import is_passable
 
 __all__ = ["innermost_directory", "kernel_environment", "working_dir"]
 
-# The tokens of this server give access to all of its kernels.
-_SECRETS = frozenset({"JUPYTER_TOKEN", "KG_AUTH_TOKEN"})
+# The tokens of this server give access to all of its kernels; the others are secrets, too.
+_SECRETS = frozenset(
+    {
+        "JUPYTER_TOKEN",
+        "KBRIDGE_COOKIE_SECRET",
+        "KBRIDGE_METRICS_TOKEN",
+        "KBRIDGE_REGISTRY_URL",
+        "KG_AUTH_TOKEN",
+    }
+)
 # PATH_MAX of Linux; the limit of other systems is lower.
 _LONGEST_PATH = 4096
 

@@ -29,10 +29,10 @@ from kbridge.kernels.manager import BridgeKernelManager
 from kbridge.kernels.registry.registry import secrets_of
 from kbridge.private import prepare_directory
 from kbridge.server import setting_checks
-from kbridge.server.cli import command_line, gateway_settings
+from kbridge.server.cli import command_line, environment, gateway_settings
 from kbridge.server.cli.configuration import given_token, server_config
 from kbridge.server.cli.monitoring_settings import MonitoringSettings
-from kbridge.server.cli.options import CheckedApp
+from kbridge.server.cli.options import CheckedApp, nearest
 from kbridge.server.config import ServerConfig
 from kbridge.server.http.request_head import DEFAULT_COUNT
 from kbridge.server.safe_log import SafeFormatter, hide
@@ -339,13 +339,19 @@ class KbridgeApp(setting_checks.Checks, MonitoringSettings, CheckedApp):
         super().update_config(gateway_settings.translate(config, shared=self.reads_shared))
 
     def load_config_file(self, suppress_errors: bool = True) -> None:  # type: ignore[override]
-        """Read the kernel gateway's variables first, so that config files override them."""
+        """Read variables first, so that config files override them."""
         config, unknown = gateway_settings.read(os.environ)
         self.update_config(Config(config))
         for name in unknown:
             near = gateway_settings.nearest_variable(name)
             self.log.warning(
                 "kbridge ignores the environment variable %s%s; see docs/settings.md", name, near
+            )
+        own, misspelled = environment.read(os.environ, (KbridgeApp, *_CLASSES))
+        self.update_config(Config(own))
+        for name, near in misspelled.items():
+            self.log.warning(
+                "kbridge ignores the environment variable %s (did you mean %s?)", name, near
             )
         super().load_config_file(suppress_errors)
 
@@ -356,8 +362,10 @@ class KbridgeApp(setting_checks.Checks, MonitoringSettings, CheckedApp):
         if self._dispatching:
             return
         if self.extra_args and not self.takes_arguments:
+            first = self.extra_args[0]
+            near = nearest(first, {name: f"kbridge {name}" for name in self.subcommands})
             self.log.error(
-                "kbridge does not accept the argument %r; see kbridge --help", self.extra_args[0]
+                "kbridge does not accept the argument %r%s; see kbridge --help", first, near
             )
             self.exit(2)
         self._prepare_runtime_dir()

@@ -18,6 +18,7 @@ kbridge --generate-config                 # write a config file with every setti
 kbridge attach kernel-1234.json           # serve a kernel that is already running
 kbridge run train.py                      # run a program on a kernel of a running server
 kbridge list                              # show running servers
+kbridge status                            # show their kernels, and whether they are ready
 kbridge restart 8888                      # restart a server after an upgrade; kernels stay
 kbridge stop 8888                         # stop a server and its kernels
 
@@ -74,6 +75,10 @@ FLAGS: dict[str, Any] = {
 }
 SUBCOMMANDS: dict[str, Any] = {
     "attach": ("kbridge.server.cli.attach.AttachApp", "Serve kernels that other programs started."),
+    "completion": (
+        "kbridge.server.cli.completion.CompletionApp",
+        "Print the completion for bash, fish or zsh.",
+    ),
     "health": ("kbridge.server.cli.health.HealthApp", "Check that running servers answer."),
     "kernelgateway": (
         "kbridge.server.cli.kernelgateway.KernelGatewayApp",
@@ -90,6 +95,7 @@ SUBCOMMANDS: dict[str, Any] = {
         "Restart a running server, given its port or socket; its kernels stay.",
     ),
     "run": ("kbridge.server.cli.run.RunApp", "Run a program or a notebook on a kernel."),
+    "status": ("kbridge.server.cli.status.StatusApp", "Show what running servers do."),
     "stop": (
         "kbridge.server.cli.commands.StopApp",
         "Stop a running server, given its port or socket.",

@@ -18,7 +18,7 @@ from traitlets.config import Application, Config, Configurable
 from traitlets.config.application import catch_config_error
 from traitlets.config.loader import ArgumentError, KVArgParseConfigLoader
 
-__all__ = ["CheckedApp", "is_computed", "unknown_sections", "unknown_traits"]
+__all__ = ["CheckedApp", "is_computed", "nearest", "unknown_sections", "unknown_traits"]
 
 # The config file that all Jupyter programs share; its sections may be for any of them.
 _SHARED = "jupyter_config"
@@ -28,7 +28,9 @@ _ELSEWHERE = {
     "KernelGatewayApp": "kbridge.server.cli.kernelgateway",
     "ListApp": "kbridge.server.cli.commands",
     "StopApp": "kbridge.server.cli.commands",
+    "CompletionApp": "kbridge.server.cli.completion",
     "HealthApp": "kbridge.server.cli.health",
+    "StatusApp": "kbridge.server.cli.status",
     "LogsApp": "kbridge.server.cli.run",
     "McpApp": "kbridge.server.cli.mcp",
     "RunApp": "kbridge.server.cli.run",
@@ -69,7 +71,7 @@ class _Loader(KVArgParseConfigLoader):
             name = arg.removeprefix("--").split("=", maxsplit=1)[0]
             if arg.startswith("--") and "." not in name and name not in known:
                 plain = {k: f"--{k}" for k in known}
-                near = _nearest(name.replace("_", "-"), plain) or _nearest(name, plain)
+                near = nearest(name.replace("_", "-"), plain) or nearest(name, plain)
                 raise ArgumentError(f"there is no option --{name}{near}; see --help-all")
         super()._parse_args(args)
 
@@ -207,7 +209,7 @@ def unknown_sections(config: Config, app: type[Application], ignore: Iterable[st
             found += _unknown_in(owner, content, classes)
         else:
             known = {name: f"{name}.*" for name in (*classes, *_ELSEWHERE)}
-            found.append(f"there are no settings {section}.*{_nearest(section, known)}")
+            found.append(f"there are no settings {section}.*{nearest(section, known)}")
     return found
 
 
@@ -236,7 +238,7 @@ def _hint(name: str, owner: type[Configurable], classes: dict[str, type[Configur
     if name in everywhere:
         return f" (did you mean {everywhere[name]}?)"
     here = {trait: f"{owner.__name__}.{trait}" for trait in owner.class_trait_names(config=True)}
-    return _nearest(name, here) or _nearest(name, everywhere)
+    return nearest(name, here) or nearest(name, everywhere)
 
 
 def _bases(cls: type[Any]) -> list[type[Configurable]]:
@@ -296,7 +298,8 @@ def _subclasses(cls: type[Any]) -> set[type[Any]]:
     return below.union(*map(_subclasses, below))
 
 
-def _nearest(name: str, known: dict[str, str]) -> str:
+def nearest(name: str, known: dict[str, str]) -> str:
+    """Return a question that names the known name nearest to a wrong one; empty if none is near."""
     import difflib  # only needed after a mistake
 
     near = difflib.get_close_matches(name, known, n=1)

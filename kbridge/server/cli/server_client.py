@@ -11,7 +11,7 @@ from typing import Any
 
 from kbridge.errors import Conflict
 
-__all__ = ["open_connection", "request_restart", "request_shutdown"]
+__all__ = ["open_connection", "request_restart", "request_shutdown", "request_status"]
 
 _TIMEOUT_S = 5.0
 _EVERYWHERE = {"*": "127.0.0.1", "": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104
@@ -64,8 +64,35 @@ def request_shutdown(info: Mapping[str, Any]) -> str:
     return "" if status == http.client.OK else _reason(status, body)
 
 
+def request_status(info: Mapping[str, Any], timeout: float) -> dict[str, Any]:
+    """Send `GET /api/status`; return the answer.
+
+    Parameters
+    ----------
+    info : mapping
+        As for `request_shutdown`.
+    timeout : float
+        Seconds for the answer.
+
+    Raises
+    ------
+    ConnectionError
+        If the server cannot be asked, or answers with an error.
+    """
+    status, body = _request(info, "GET", "api/status", None, timeout)
+    if status != http.client.OK:
+        raise ConnectionError(_reason(status, body))
+    return dict(json.loads(body))
+
+
 def _post(
     info: Mapping[str, Any], path: str, content: Mapping[str, Any], timeout: float
+) -> tuple[int, bytes]:
+    return _request(info, "POST", path, json.dumps(content), timeout)
+
+
+def _request(
+    info: Mapping[str, Any], method: str, path: str, body: str | None, timeout: float
 ) -> tuple[int, bytes]:
     """Send a request; return the status and the body of the reply."""
     try:
@@ -76,7 +103,7 @@ def _post(
             if token:
                 headers["Authorization"] = f"token {token}"
             where = f"{info['base_url']}{path}"
-            connection.request("POST", where, json.dumps(content), headers)
+            connection.request(method, where, body, headers)
             reply = connection.getresponse()
             return reply.status, reply.read(1 << 16)
         finally:

@@ -16,7 +16,7 @@ from kbridge.server.components import access_policy
 
 @pytest.fixture(autouse=True)
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    for name in [n for n in os.environ if n.startswith(("KG_", "JUPYTER"))]:
+    for name in [n for n in os.environ if n.startswith(("KG_", "KBRIDGE_", "JUPYTER"))]:
         monkeypatch.delenv(name)
     for name in ("CONFIG", "RUNTIME", "DATA"):
         monkeypatch.setenv(f"JUPYTER_{name}_DIR", str(tmp_path / name.lower()))
@@ -48,6 +48,30 @@ def test_defaults() -> None:
     assert len(app.token) == 48
     assert app.token_is_random
     assert make().token != app.token
+
+
+def test_the_order_of_all_sources(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = [make().port]
+    monkeypatch.setenv("KG_PORT", "1001")
+    found.append(make().port)
+    monkeypatch.setenv("KBRIDGE_PORT", "1002")
+    found.append(make().port)
+    (home / "config" / "kbridge_config.py").write_text("c.KbridgeApp.port = 1003\n")
+    found.append(make().port)
+    found.append(make("--port=1004").port)
+    assert found == [8888, 1001, 1002, 1003, 1004]
+
+
+def test_misspelled_commands_and_variables(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("KBRIDGE_MAX_KERNEL", "3")
+    with pytest.raises(SystemExit) as end:
+        make("lst")
+    assert end.value.code == 2
+    told = capsys.readouterr().err
+    assert "does not accept the argument 'lst' (did you mean kbridge list?)" in told
+    assert "KBRIDGE_MAX_KERNEL (did you mean KBRIDGE_MAX_KERNELS?)" in told
 
 
 def test_the_command_line_beats_files_and_files_beat_the_environment(
