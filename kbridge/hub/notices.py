@@ -166,6 +166,15 @@ class Notices:
         text, self.interruption = self.interruption, INTERRUPTED
         return self.stderr(f"[kbridge: {text}]", parent_header)
 
+    def dropped(self, count: int, parent_header: bytes) -> Message:
+        """Return the notice of messages that the kernel itself has dropped."""
+        return self.stderr(
+            f"[kbridge: the kernel dropped about {count:,} messages of output, which it made faster"
+            " than it could send them. The machine may be overloaded; fewer and longer messages"
+            " help, such as print without flush=True.]",
+            parent_header,
+        )
+
     def reply(self, request: bytes, content: Mapping[str, Any]) -> Message:
         """Return a reply to the execute request with that header, in the name of the kernel."""
         return self._build(Channel.SHELL, "execute_reply", content, parent_header=request)

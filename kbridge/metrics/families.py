@@ -75,6 +75,7 @@ METRICS: Final = (
     # messages of kernels
     _counter("kernel_messages", "Messages of kernels and clients.", "direction", "channel"),
     _counter("kernel_bytes", "Bytes of these messages.", "direction", "channel"),
+    _counter("kernel_unsent_messages", "Messages that kernels dropped and did not send."),
     _counter("refused_messages", "Messages of kernels that were dropped.", "kind"),
     _counter("ignored_messages", "Messages of clients that kernels do not accept."),
     _gauge("waiting_requests", "Requests that wait until a kernel reads them."),

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import re
+import textwrap
 import uuid
 
 import pytest
@@ -108,17 +110,50 @@ async def flood(ws: KernelClient, lines: int, width: int) -> str:
 async def test_a_flood_arrives_completely_with_the_default_limits(
     new_server: ServerFactory, dialect: str
 ) -> None:
-    """Three tries: a kernel drops messages when the machine lets it or the server stand still."""
+    """Three tries: on a machine that is overloaded, a kernel drops messages, which is reported."""
     server = new_server()
     whole = "".join(f"{i:05}\n" for i in range(10_000))
     for _ in range(3):
         async with attach(server, server.start_kernel(), dialect) as ws:
             text = await flood(ws, 10_000, 5)
             story = [m["header"]["msg_type"] for m in ws.seen].count("stream")
+            errors = "".join(
+                m["content"]["text"]
+                for m in ws.seen
+                if m["header"]["msg_type"] == "stream" and m["content"]["name"] == "stderr"
+            )
         if text == whole:
             break
+        assert "the kernel dropped about" in errors, "lines are missing, and nothing says so"
     assert text == whole
     assert story < 10_000, "none was joined"
+
+
+async def test_the_cell_says_how_much_output_the_kernel_dropped(
+    server: Server, own_kernel: str, dialect: str
+) -> None:
+    code = """
+        thread = get_ipython().kernel.iopub_socket.io_thread
+        send, n = thread._really_send, 0
+        def drop_some(msg, *args, **options):  # as a PUB does when its queue is full
+            global n
+            n += 1
+            if not 1000 < n <= 1500:
+                send(msg, *args, **options)
+        thread._really_send = drop_some
+        for i in range(3000): print(i, flush=True)
+        thread._really_send = send
+    """
+    async with attach(server, own_kernel, dialect) as ws:
+        await ws.execute("1")
+        done = await ws.execute(textwrap.dedent(code))
+        lost = 3000 - len(done.text().split())
+        assert 400 < lost <= 500
+        told = re.search(r"the kernel dropped about ([\d,]+) messages", done.text("stderr"))
+        assert told is not None, done.text("stderr")
+        assert abs(int(told[1].replace(",", "")) - lost) < 20
+        again = await ws.execute("print('on')")
+        assert (again.text(), again.text("stderr")) == ("on\n", "")
 
 
 async def test_text_above_the_data_limit_arrives_completely_at_the_limit(

@@ -26,10 +26,11 @@ from kbridge.errors import (
     KernelMessageError,
     ZmtpError,
 )
-from kbridge.flow.activity import Activity
+from kbridge.flow.activity import QUIET, Activity, state_of
 from kbridge.flow.execution import Execution
 from kbridge.flow.readiness import Decision, Event, Readiness, State
 from kbridge.flow.seam import Seam
+from kbridge.flow.unsent import UnsentMessages
 from kbridge.hub.context import HubContext
 from kbridge.hub.counts import Counts
 from kbridge.hub.kernel.events import KernelListener
@@ -104,6 +105,7 @@ class KernelConnection:
         self._poll_at: float | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._received = dict.fromkeys(Channel, 0)  # messages
+        self._unsent = UnsentMessages()
         self._forged = self._probes = 0
         self._replaced = 0  # processes that were replaced without a report
 
@@ -167,6 +169,7 @@ class KernelConnection:
         counts["refused_messages", "invalid"] = refused - self._forged
         counts["kernel_probes",] = self._probes
         counts["kernel_restarts", "noticed"] = self._replaced
+        counts["kernel_unsent_messages",] = self._unsent.total
         return counts
 
     def restore(self, requests: Sequence[Execution]) -> None:
@@ -226,6 +229,7 @@ class KernelConnection:
     def _disconnect(self) -> None:
         self._readiness.reset(self._clock.monotonic())
         self._announced = self._poll_at = None
+        self._unsent.reset()
         self._link.close()
         self._set_timer()
 
@@ -236,7 +240,9 @@ class KernelConnection:
         if self._seam is not None:
             batch = self._without_written(channel, batch, self._seam)
         self._received[channel] += len(batch)
+        arrived = self._unsent.arrived + len(batch)
         self._deliver(channel, batch)
+        self._unsent.arrived = arrived
 
     def _deliver(self, channel: Channel, batch: list[RawMessage]) -> None:
         """Verify, parse and deliver messages."""
@@ -246,6 +252,7 @@ class KernelConnection:
             self._deliver_output(batch, now, wall)
             return
         for frames in batch:
+            self._unsent.arrived += 1
             try:
                 msg = parse(channel, frames, link.signer)
                 if self._is_probed(msg, now, wall):
@@ -267,6 +274,7 @@ class KernelConnection:
         Nothing else has to look at texts. They may have a probe as their parent, see `_on_probed`.
         """
         signer, at = self._link.signer, 0
+        earlier = self._unsent.arrived
         while at < len(batch):
             try:
                 texts, keys, after = read_texts(batch, at, signer)
@@ -280,6 +288,7 @@ class KernelConnection:
             if after is not None:
                 at += 1
                 msg, msg_type, key = after
+                self._unsent.arrived = earlier + at
                 if not self._is_probed(msg, now, wall):
                     self._on_iopub(msg, msg_type, key, now, wall)
 
@@ -320,6 +329,7 @@ class KernelConnection:
     def on_connected(self, channel: Channel) -> None:
         """Note that a channel is connected to the kernel."""
         self._seam = None
+        self._unsent.reset()
         if channel is Channel.STDIN:
             self.poll(Event.STDIN_CONNECTED)
         elif channel is Channel.IOPUB:
@@ -394,8 +404,24 @@ class KernelConnection:
             self._requests.observe(msg, msg_type, now)
             if msg_type == "status":
                 self._set_timer()
+        if msg_type == "status":
+            self._look_for_unsent(msg)
         self.activity.observe(msg, msg_type, wall)
         self._listener.on_output(msg, msg_type, key, now)
+
+    def _look_for_unsent(self, status: Message) -> None:
+        """Say in the cell that ends with this status how many messages the kernel has dropped."""
+        if self._seam is not None or state_of(status.content) != "idle":
+            return
+        self._unsent.check(status.header)
+        parent = scan(status.parent_header, "msg_type")
+        if parent not in QUIET and (count := self._unsent.take()):
+            self._log.warning(
+                "Kernel %s dropped about %d messages, which it made faster than it could send them",
+                self._context.kernel_id,
+                count,
+            )
+            self._listener.on_notice(self._notices.dropped(count, status.parent_header))
 
     def _on_reply(self, msg: Message, now: float, wall: float) -> None:
         """Deliver a message on shell, control or stdin."""
