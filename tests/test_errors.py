@@ -88,3 +88,31 @@ def test_errors_with_an_errno_show_it_and_their_reason() -> None:
     assert port.reason == "no free port on 127.0.0.1"
     assert str(errors.TunnelError("no way")) == errors.TunnelError("no way").reason == "no way"
     assert str(errors.ConnectionFileNotFound("no file")) == "no file"
+
+
+def errors_page() -> str:
+    return (ROOT.parent / "docs" / "errors.md").read_text()
+
+
+@pytest.mark.parametrize("cls", TREE, ids=lambda cls: cls.__name__)
+def test_every_error_is_documented_with_its_status_and_advice(cls: type[KbridgeError]) -> None:
+    row = rf"^\| `{cls.__name__}` \| {cls.http_status} \| {cls.close_code} \| [^|]+ \| [^|]+ \|$"
+    assert re.search(row, errors_page(), re.MULTILINE), f"docs/errors.md needs the row {row}"
+
+
+def test_the_page_has_no_other_errors() -> None:
+    found = re.findall(r"^\| `(\w+)` \| \d{3} \|", errors_page(), re.MULTILINE)
+    assert sorted(found) == sorted(errors.__all__)
+
+
+def test_every_close_code_has_a_symptom() -> None:
+    websocket = (ROOT.parent / "docs" / "websocket.md").read_text()
+    known = set(re.findall(r"^\| (\d{4}) \|", websocket, re.MULTILINE))
+    found = set(re.findall(r"^\| (\d{4}) \|", errors_page(), re.MULTILINE))
+    assert found == known >= {str(cls.close_code) for cls in TREE}
+
+
+def test_every_status_of_errors_has_a_symptom() -> None:
+    section = errors_page().partition("## HTTP")[2].partition("## Websockets")[0]
+    found = set(re.findall(r"\b[45]\d\d\b", section))
+    assert found >= {str(cls.http_status) for cls in TREE} - {"401"}  # of the login form

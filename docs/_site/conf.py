@@ -72,7 +72,7 @@ NAVIGATION = {
     ],
     "Reference": [
         "settings", "rest", "openapi", "websocket", "api", "docstrings", "client", "client-js",
-        "faults", "stability", "../CHANGELOG",
+        "errors", "faults", "stability", "../CHANGELOG",
     ],
     "Explanation": [
         "comparison", "performance", "architecture", "journal", "adr/index", "threat-model",
