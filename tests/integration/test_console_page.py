@@ -13,7 +13,9 @@ import pytest
 from tests.support.axe import findings
 from tests.support.browser import chromium_page
 from tests.support.client import SLEEP, attach
+from tests.support.jupyter_server import jupyter_server
 from tests.support.network import network_to
+from tests.support.require import require
 from tests.support.server import TOKEN, Server
 from tests.support.waiting import TIMEOUT
 
@@ -256,7 +258,7 @@ async def test_fifty_thousand_lines(here: Console) -> None:
         "() => !document.querySelector('.outputs .more') "
         "&& document.querySelector('.outputs').textContent.startsWith('line 0\\nline 1\\n')"
     )
-    assert (await here.text()).split("\n") == [f"line {n}" for n in range(50_000)]
+    await here.shows("\n".join(f"line {n}" for n in range(50_000)))
     longest = "blocks => Math.max(...blocks.map(block => block.textContent.split('\\n').length))"
     assert await page.locator(".block").evaluate_all(longest) <= 201
 
@@ -333,6 +335,30 @@ async def test_a_kernel_that_does_not_exist_is_told(server: Server) -> None:
         await page.goto(f"{server.url}/console?kernel=nothing&token={TOKEN}")
         await page.wait_for_selector(".notice")
         assert await page.locator("#console").is_hidden()
+
+
+async def test_in_jupyter_server(tmp_path: Path) -> None:
+    require("ipykernel")
+    server = jupyter_server(tmp_path)
+    server.start()
+    try:
+        async with chromium_page() as page:
+            page.set_default_timeout(TIMEOUT * 1000)
+            await page.goto(f"{server.url}/kbridge/console?token={TOKEN}")
+            await page.click(".card:has-text('python3')")
+            here = Console(page)
+            await here.restored()
+            await here.run("from IPython.display import HTML\nHTML('<b>bold</b>')")
+            bold = page.frame_locator(".cell:last-child iframe").locator("b")
+            assert await bold.evaluate("() => self.origin") == "null"
+            await page.click("#restart")
+            await page.click("#confirm-restart button[value=yes]")
+            await page.wait_for_selector(".mark")
+            await page.reload()
+            await here.restored()
+            assert await page.locator(".cell").count() == 1
+    finally:
+        server.kill()
 
 
 # -- output that attacks the page -----------------------------------------------------------------

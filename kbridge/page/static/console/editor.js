@@ -47,8 +47,9 @@ export class Editor extends EventTarget {
   #leaving = false;
   #asked = 0;
 
+  /** Move the focus here. The editor is always in view, so nothing has to scroll. */
   focus() {
-    this.#area.focus();
+    this.#area.focus({ preventScroll: true });
   }
 
   get value() {
@@ -57,7 +58,7 @@ export class Editor extends EventTarget {
 
   /** Replace the whole text; the change can be undone. @param {string} text */
   set(text) {
-    this.#area.focus();
+    this.focus();
     this.#edit({ start: 0, end: this.#area.value.length, text });
   }
 

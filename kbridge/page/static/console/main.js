@@ -145,7 +145,14 @@ async function describe(kernel, cells, editor) {
   cells.language = editor.language = spec?.language ?? '';
   editor.redraw();
   if (kernel.status === 'unknown') showStatus(model.execution_state);
+  // The websocket first: it brings every execution that begins after the list was made.
+  const connected = new Promise(resolve =>
+    kernel.addEventListener('connection', (/** @type {CustomEvent} */ { detail }) => {
+      if (detail.state === 'open' || detail.state === 'closed') resolve(null);
+    })
+  );
   kernel.connect();
+  await connected;
   await cells.restore();
   $('empty').hidden = !cells.empty;
   document.documentElement.dataset.restored = 'yes';

@@ -9,6 +9,8 @@ import { PLAIN, Tokens, styled } from './ansi.js';
 
 /** Lines that the cursor can still reach. */
 export const REACH = 60;
+/** All of these lines together, so that drawing them again stays cheap. In characters. */
+const REACHED_CHARACTERS = 65536;
 /** A longer line is broken, as a terminal does at its width. In characters. */
 export const WIDEST = 16384;
 
@@ -175,10 +177,19 @@ export class Screen {
     if (this.#row === this.#lines.length) {
       this.#lines.push(new Line());
     }
-    if (this.#lines.length > REACH) {
+    while (this.#row > 0 && this.#tooMuch()) {
       this.#final.push(/** @type {Line} */ (this.#lines.shift()).runs());
       this.#row--;
     }
+  }
+
+  #tooMuch() {
+    if (this.#lines.length > REACH) {
+      return true;
+    }
+    // Most lines are short, so that the sum is rarely needed.
+    const long = this.#lines[this.#row - 1].length > REACHED_CHARACTERS / REACH;
+    return long && this.#lines.reduce((sum, line) => sum + line.length, 0) > REACHED_CHARACTERS;
   }
 
   /** @param {string} code */

@@ -14,6 +14,8 @@ const BLOCK_LINES = 200;
 const BLOCK_CHARACTERS = 65536;
 /** Blocks on the page. Earlier ones are kept in memory, for "show all". */
 const DRAWN_BLOCKS = 25;
+/** Blocks that are drawn in one turn; during a flood, most would be removed in the next one. */
+const DRAWN_AT_ONCE = 4;
 /** Characters that are kept in memory. */
 const KEPT = 32_000_000;
 
@@ -21,8 +23,8 @@ const KEPT = 32_000_000;
 class Block {
   /** @type {Runs} */
   #runs = [];
-  /** @type {HTMLElement | null} */
-  node = element('div.block');
+  /** The element; null while the block is not on the page. @type {HTMLElement | null} */
+  node = null;
   lines = 0;
   characters = 0;
 
@@ -150,16 +152,26 @@ export class TextView {
     if (!block || block.full) {
       block = new Block();
       this.#blocks.push(block);
-      this.#tail.before(/** @type {HTMLElement} */ (block.node));
     }
     const before = block.characters;
     block.add(line);
     this.#characters += block.characters - before;
   }
 
+  /** Have the last blocks on the page, and no others. */
   #trim() {
     while (this.#blocks.length - this.#hidden > this.#limit) {
       this.#blocks[this.#hidden++].hide();
+    }
+    let budget = DRAWN_AT_ONCE;
+    for (let i = this.#blocks.length - 1; i >= this.#hidden; i--) {
+      if (!this.#blocks[i].node) {
+        if (budget-- === 0) {
+          redraw.soon(this.#draw); // the others next time
+          break;
+        }
+        (this.#blocks[i + 1]?.node ?? this.#tail).before(this.#blocks[i].show());
+      }
     }
     while (this.#characters > KEPT && this.#hidden > 0) {
       const block = /** @type {Block} */ (this.#blocks.shift());
