@@ -15,6 +15,7 @@ from kbridge import errors
 from kbridge.errors import KbridgeError
 
 ROOT = Path(kbridge.__file__).parent
+DOCS = Path(__file__).parents[1] / "docs"
 MODULES = sorted(ROOT.rglob("*.py"))
 TREE = [getattr(errors, name) for name in errors.__all__]
 
@@ -91,7 +92,7 @@ def test_errors_with_an_errno_show_it_and_their_reason() -> None:
 
 
 def errors_page() -> str:
-    return (ROOT.parent / "docs" / "errors.md").read_text()
+    return (DOCS / "errors.md").read_text()
 
 
 @pytest.mark.parametrize("cls", TREE, ids=lambda cls: cls.__name__)
@@ -106,7 +107,7 @@ def test_the_page_has_no_other_errors() -> None:
 
 
 def test_every_close_code_has_a_symptom() -> None:
-    websocket = (ROOT.parent / "docs" / "websocket.md").read_text()
+    websocket = (DOCS / "websocket.md").read_text()
     known = set(re.findall(r"^\| (\d{4}) \|", websocket, re.MULTILINE))
     found = set(re.findall(r"^\| (\d{4}) \|", errors_page(), re.MULTILINE))
     assert found == known >= {str(cls.close_code) for cls in TREE}
