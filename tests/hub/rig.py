@@ -154,7 +154,7 @@ class Rig:
         (hub or self.hub)._kernel.poll()
 
     def fire_recovery_timer(self, hub: Hub | None = None) -> None:
-        """Build the replies that are due."""
+        """Build the replies that are due, and look for cells without an idle status."""
         (hub or self.hub)._kernel.recover()
 
     @property

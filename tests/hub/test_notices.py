@@ -7,10 +7,9 @@ import pytest
 
 from kbridge.flow.journal import Gap
 from kbridge.hub.notices import BROKEN, Notices
-from kbridge.hub.settings import HubSettings
 from kbridge.wire import v1
 from kbridge.wire.message import Channel, Message
-from tests.hub.rig import Rig, StoppedClock, received, texts
+from tests.hub.rig import StoppedClock
 
 PARENT = b'{"msg_id": "cell", "msg_type": "execute_request"}'
 
@@ -138,82 +137,3 @@ def test_what_is_said_in_the_kernels_place_is_of_its_session_and_probes_are_not(
     assert own != "the-kernel"
     for said in (made.status("dead"), made.stderr("x"), made.lost(Gap(1, 1, b""), PARENT, 6)):
         assert json.loads(said.header)["session"] == "the-kernel"
-
-
-# -- messages that the kernel dropped -------------------------------------------------------------
-
-
-@pytest.fixture
-async def rig(twin: object) -> Any:
-    made = Rig(HubSettings())
-    yield made
-    await made.hub.aclose()
-
-
-CELL = b'{"msg_id": "cell", "msg_type": "execute_request", "session": "s"}'
-
-
-def counted(rig: Rig, number: int, msg_type: str, content: dict, parent: bytes = CELL) -> Message:
-    """Return a message with an id as ipykernel counts them."""
-    msg_id = f"{rig.process}_17_{number}"
-    return rig.message(Channel.IOPUB, msg_type, content, parent, msg_id=msg_id)
-
-
-def idle(rig: Rig, number: int, parent: bytes = CELL) -> Message:
-    return counted(rig, number, "status", {"execution_state": "idle"}, parent)
-
-
-def line(rig: Rig, number: int) -> Message:
-    return counted(rig, number, "stream", {"name": "stdout", "text": "x\n"})
-
-
-async def test_the_cell_says_before_its_idle_how_much_the_kernel_dropped(rig: Rig) -> None:
-    rig.prove()
-    client, _ = rig.attach("s")
-    rig.say(idle(rig, 10))
-    rig.say(line(rig, 11), line(rig, 512), idle(rig, 513), line(rig, 514), line(rig, 515))
-    rig.say(idle(rig, 516))
-    assert [m.msg_type for m in received(client)] == [
-        "status", *["stream"] * 3, "status", *["stream"] * 2, "status"
-    ]  # fmt: skip
-    assert "the kernel dropped about 500 messages" in texts(client)[2]
-    assert received(client)[3].parent_header == CELL
-    assert rig.hub.counters()["kernel_unsent_messages",] == 500
-
-
-async def test_messages_behind_an_idle_in_one_batch_are_not_missing_later(rig: Rig) -> None:
-    rig.prove()
-    client, _ = rig.attach("s")
-    rig.say(idle(rig, 10), *(line(rig, number) for number in range(11, 100)))
-    rig.say(idle(rig, 100))
-    assert rig.hub.counters()["kernel_unsent_messages",] == 0
-    assert not [text for text in texts(client) if "dropped" in text]
-
-
-async def test_an_idle_of_a_page_in_mid_run_leaves_the_notice_to_the_cell(rig: Rig) -> None:
-    rig.prove()
-    client, _ = rig.attach("s")
-    rig.say(idle(rig, 10))
-    info = b'{"msg_id": "info", "msg_type": "kernel_info_request", "session": "s"}'
-    rig.say(idle(rig, 100, info))
-    assert texts(client) == []
-    rig.say(idle(rig, 101))
-    assert "the kernel dropped about 89 messages" in texts(client)[0]
-
-
-async def test_answers_to_probes_are_not_missing(rig: Rig) -> None:
-    rig.prove()
-    rig.say(idle(rig, 10))
-    probe = rig.probes()[-1].header
-    rig.say(*(idle(rig, number, probe) for number in range(11, 40)))
-    rig.say(idle(rig, 40))
-    assert rig.hub.counters()["kernel_unsent_messages",] == 0
-
-
-async def test_what_is_missing_after_a_broken_connection_is_not_called_dropped(rig: Rig) -> None:
-    rig.prove()
-    rig.say(idle(rig, 10))
-    rig.link_events.on_disconnected(Channel.IOPUB)
-    rig.prove()
-    rig.say(idle(rig, 500))
-    assert rig.hub.counters()["kernel_unsent_messages",] == 0

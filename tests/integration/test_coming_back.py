@@ -156,6 +156,25 @@ async def test_the_cell_says_how_much_output_the_kernel_dropped(
         assert (again.text(), again.text("stderr")) == ("on\n", "")
 
 
+async def test_a_cell_ends_though_the_kernel_dropped_its_idle_status(
+    server: Server, own_kernel: str, dialect: str
+) -> None:
+    code = """
+        thread = get_ipython().kernel.iopub_socket.io_thread
+        send = thread._really_send
+        def drop_idle(msg, *args, **options):
+            if any(b'"idle"' in bytes(part) for part in msg):
+                thread._really_send = send
+            else:
+                send(msg, *args, **options)
+        thread._really_send = drop_idle
+        print("done")
+    """
+    async with attach(server, own_kernel, dialect) as ws:
+        assert (await ws.execute(textwrap.dedent(code))).text() == "done\n"
+        assert (await ws.execute("print('on')")).text() == "on\n"
+
+
 async def test_text_above_the_data_limit_arrives_completely_at_the_limit(
     new_server: ServerFactory,
 ) -> None:

@@ -26,14 +26,14 @@ from kbridge.errors import (
     KernelMessageError,
     ZmtpError,
 )
-from kbridge.flow.activity import QUIET, Activity, state_of
+from kbridge.flow.activity import Activity
 from kbridge.flow.execution import Execution
 from kbridge.flow.readiness import Decision, Event, Readiness, State
 from kbridge.flow.seam import Seam
-from kbridge.flow.unsent import UnsentMessages
 from kbridge.hub.context import HubContext
 from kbridge.hub.counts import Counts
 from kbridge.hub.kernel.events import KernelListener
+from kbridge.hub.kernel.loss import KernelLoss
 from kbridge.hub.kernel.process_link import ProcessLink
 from kbridge.hub.kernel.requests import Requests
 from kbridge.link.choice import LinkKind, make_link
@@ -105,7 +105,8 @@ class KernelConnection:
         self._poll_at: float | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._received = dict.fromkeys(Channel, 0)  # messages
-        self._unsent = UnsentMessages()
+        self._loss = KernelLoss(context)
+        self._unsent = self._loss.unsent
         self._forged = self._probes = 0
         self._replaced = 0  # processes that were replaced without a report
 
@@ -229,7 +230,7 @@ class KernelConnection:
     def _disconnect(self) -> None:
         self._readiness.reset(self._clock.monotonic())
         self._announced = self._poll_at = None
-        self._unsent.reset()
+        self._loss.restarted()
         self._link.close()
         self._set_timer()
 
@@ -404,24 +405,11 @@ class KernelConnection:
             self._requests.observe(msg, msg_type, now)
             if msg_type == "status":
                 self._set_timer()
-        if msg_type == "status":
-            self._look_for_unsent(msg)
+        if msg_type == "status" and self._seam is None:
+            for notice in self._loss.on_status(msg):
+                self._listener.on_notice(notice)
         self.activity.observe(msg, msg_type, wall)
         self._listener.on_output(msg, msg_type, key, now)
-
-    def _look_for_unsent(self, status: Message) -> None:
-        """Say in the cell that ends with this status how many messages the kernel has dropped."""
-        if self._seam is not None or state_of(status.content) != "idle":
-            return
-        self._unsent.check(status.header)
-        parent = scan(status.parent_header, "msg_type")
-        if parent not in QUIET and (count := self._unsent.take()):
-            self._log.warning(
-                "Kernel %s dropped about %d messages, which it made faster than it could send them",
-                self._context.kernel_id,
-                count,
-            )
-            self._listener.on_notice(self._notices.dropped(count, status.parent_header))
 
     def _on_reply(self, msg: Message, now: float, wall: float) -> None:
         """Deliver a message on shell, control or stdin."""
@@ -430,7 +418,8 @@ class KernelConnection:
             self.activity.replied(msg, msg_type, wall)
             if msg_type == "execute_reply" and msg.channel is Channel.SHELL:
                 wanted = self._requests.replied(msg, now)
-                if self._requests.owed:
+                self._loss.on_reply(msg, now)
+                if self._requests.owed or self._timer is None:
                     self._set_timer()
                 if not wanted:
                     return
@@ -453,6 +442,8 @@ class KernelConnection:
         if msg.channel is Channel.IOPUB:
             if not proven:
                 self.poll(Event.IOPUB)
+            if msg_type == "status":
+                self._deliver_made(self._loss.on_probe_status(msg))
             return msg_type == "status"
         if msg_type != "kernel_info_reply":
             return False
@@ -502,7 +493,8 @@ class KernelConnection:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        times = [self._poll_at, self._requests.next_at() if self._requests.owed else None]
+        owed_at = self._requests.next_at() if self._requests.owed else None
+        times = [self._poll_at, owed_at, self._loss.next_at]
         due_at = min((at for at in times if at is not None), default=None)
         if due_at is not None:
             delay = max(0.0, due_at - self._clock.monotonic())
@@ -542,9 +534,12 @@ class KernelConnection:
         self._requests.flush()
         self._listener.on_ready()
 
-    def _probe(self, channel: Channel) -> None:
+    def _probe(self, channel: Channel) -> str:
+        """Send a probe; return its id."""
         self._probes += 1
-        self._link.send(self._notices.probe(channel))
+        probe = self._notices.probe(channel)
+        self._link.send(probe)
+        return probe.msg_id
 
     def _renew(self) -> None:
         """Connect under a new identity: the kernel is there, and ignores the present sockets."""
@@ -553,9 +548,12 @@ class KernelConnection:
         self._link.renew(keep=self._requests.owed)
 
     def recover(self) -> None:
-        """Deliver the lost replies that are due."""
+        """Deliver the lost replies that are due, and look for cells without an idle status."""
+        now = self._clock.monotonic()
+        if self._loss.due(now) and self._readiness.ready:
+            self._loss.ask(self._probe(Channel.SHELL))
         if self._requests.owed:
-            built = self._requests.build_lost(self._clock.monotonic())
+            built = self._requests.build_lost(now)
             self._set_timer()
             self._deliver_made(built)
 
