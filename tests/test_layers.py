@@ -26,6 +26,7 @@ LAYERS = {
     "connection": 4,
     "metrics": 4,
     "page": 4,
+    "tracing": 4,
     "tornado": 4,
     "client": 4,
     "server": 5,

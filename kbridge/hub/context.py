@@ -8,6 +8,7 @@ from typing import TypeAlias, cast
 
 from kbridge.hub.broadcast.burst import Allowance
 from kbridge.hub.clock import Clock
+from kbridge.hub.events import ExecutionObserver, ExecutionTracing
 from kbridge.hub.notices import Notices
 from kbridge.hub.rejected import DroppedMessages
 from kbridge.hub.settings import HubSettings
@@ -47,6 +48,8 @@ class HubEnvironment:
         Keeps the connections of kernels while no bridge runs; None if they end with this process.
     unkept : str
         The reason why `keeper` is None, as a clause; empty if the reason is not known.
+    tracing : ExecutionTracing or None
+        Observes executions.
     """
 
     link: LinkFactory | None = None
@@ -56,6 +59,7 @@ class HubEnvironment:
     store: JournalStore | None = None
     keeper: Keeper | None = None
     unkept: str = ""
+    tracing: ExecutionTracing | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +84,8 @@ class HubContext:
         The journal on disk; None if it is in memory only.
     kept : KeptKernel or None
         The connections that go on while no bridge runs.
+    trace : ExecutionObserver or None
+        Observes executions.
     """
 
     kernel_id: str
@@ -90,6 +96,7 @@ class HubContext:
     rejected: DroppedMessages
     history: History | None = None
     kept: KeptKernel | None = None
+    trace: ExecutionObserver | None = None
 
     @property
     def adopted(self) -> bool:

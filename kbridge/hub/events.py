@@ -7,7 +7,10 @@ from __future__ import annotations
 
 from typing import Protocol
 
-__all__ = ["HubObserver", "StatusListener"]
+from kbridge.flow.execution import Execution
+from kbridge.wire.message import Message
+
+__all__ = ["ExecutionObserver", "ExecutionTracing", "HubObserver", "StatusListener"]
 
 
 class HubObserver(Protocol):
@@ -29,3 +32,29 @@ class StatusListener(Protocol):
 
     def on_status(self, status: str) -> None:
         """Take a status: `starting`, `restarting` or `dead`."""
+
+
+class ExecutionObserver(HubObserver, Protocol):
+    """Receives the steps of each request to execute code on one kernel."""
+
+    def on_request(self, msg: Message) -> Message:
+        """Take a request; return the message for the kernel, with the same id."""
+
+    def on_sent(self, msg_id: str) -> None:
+        """A request was sent to the kernel."""
+
+    def on_not_noted(self, msg_id: str) -> None:
+        """A request is not among the executions: its further steps are not reported."""
+
+    def on_execution(self, execution: Execution) -> None:
+        """The state of an execution has changed."""
+
+    def close(self) -> None:
+        """The kernel is gone."""
+
+
+class ExecutionTracing(Protocol):
+    """Observes the executions of all kernels."""
+
+    def kernel(self, kernel_id: str) -> ExecutionObserver:
+        """Return the observer for one kernel."""

@@ -117,8 +117,11 @@ class Hub:
             self.notices.interruption = BROKEN
         self.ignored = DroppedMessages(IGNORED, kernel_id, clock, log)
         self._rejected = DroppedMessages(REJECTED, kernel_id, clock, log)
+        tracing = environment.tracing
+        self._trace = None if tracing is None else tracing.kernel(kernel_id)
         context = HubContext(
-            *(kernel_id, settings, clock, log, self.notices, self._rejected, history, kept)
+            *(kernel_id, settings, clock, log, self.notices, self._rejected, history, kept),
+            trace=self._trace,
         )
         self._kept = kept
         self._history = history
@@ -126,6 +129,8 @@ class Hub:
         self._incoming = policy_chain.incoming(settings)
         allowance = environment.allowance or Allowance(settings.burst_limit)
         self._broadcaster = Broadcaster(context, allowance, saved)
+        if self._trace is not None:
+            self._broadcaster.observe(self._trace)
         if history is not None:
             history.forget_recovered()
         kind = LinkKind(settings.link)
@@ -256,6 +261,8 @@ class Hub:
             return None
         self._kernel.activity.touch(self._clock.wall(), msg_type)
         number = cursor.session.number
+        if self._trace is not None and msg_type == "execute_request":
+            msg = self._trace.on_request(msg)
         room = self._kernel.submit(msg, number)
         if msg_type == "execute_request":
             self._broadcaster.tracker.submitted(msg, number)

@@ -16,6 +16,7 @@ from kbridge.hub.broadcast.burst import Allowance
 from kbridge.hub.clock import Clock
 from kbridge.hub.context import HubEnvironment, Log
 from kbridge.hub.counts import Totals
+from kbridge.hub.events import ExecutionTracing
 from kbridge.hub.hub import Hub
 from kbridge.hub.recovered import is_of_another_kernel
 from kbridge.hub.settings import HubSettings
@@ -137,6 +138,10 @@ class HubTable:
             Why they do, as a clause.
         """
         self._environment = replace(self._environment, keeper=keeper, unkept=unkept)
+
+    def trace_executions(self, tracing: ExecutionTracing) -> None:
+        """Report the executions of the hubs that are opened from now on."""
+        self._environment = replace(self._environment, tracing=tracing)
 
     async def _take_over(self, keeper: Keeper, store: JournalStore) -> None:
         """Go on with the connections of an earlier bridge."""

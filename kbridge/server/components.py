@@ -9,14 +9,14 @@ import platform
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from tornado import web
 from traitlets import TraitError
 
 from kbridge.connection.audit import AUDIT, AuditLog
 from kbridge.connection.channels import ZMQChannelsWebsocketConnection
-from kbridge.errors import RegistryError
+from kbridge.errors import RegistryError, SetupError
 from kbridge.hub.table import HubTable
 from kbridge.kernels.lifecycle.processes import start_id
 from kbridge.kernels.manager import BridgeKernelManager
@@ -41,6 +41,9 @@ from kbridge.server.restart import no_holder
 from kbridge.server.safe_log import hide
 from kbridge.server.setting_checks import check_host, check_origins
 
+if TYPE_CHECKING:
+    from kbridge.tracing.setup import Tracing
+
 __all__ = ["Components", "access_policy", "build", "make_registry"]
 
 _HOLDER_SECONDS: Final = 24 * 3600.0
@@ -58,6 +61,7 @@ class Components:
     hubs: HubTable
     keepalive: Keepalive | None
     audit: AuditLog | None
+    tracing: Tracing | None
 
 
 def access_policy(auth: AuthConfig, listen: ListenConfig) -> AccessPolicy:
@@ -164,6 +168,9 @@ def build(config: ServerConfig, port: int, log: logging.Logger) -> Components:
     services.sampler = Sampler(ServerSource(services)) if config.page else None
     interval = config.http.ws_ping_interval
     keepalive = Keepalive(interval) if interval else None
+    tracing = _make_tracing() if config.metrics.tracing else None
+    if tracing is not None:
+        hubs.trace_executions(tracing.spans)
     audit = AuditLog(config.audit.path, config.audit.code, log) if config.audit.path else None
     application = make_application(
         services,
@@ -175,7 +182,26 @@ def build(config: ServerConfig, port: int, log: logging.Logger) -> Components:
         websocket_max_message_size=config.http.websocket_max_message_size,
         kbridge_keepalive=keepalive,
     )
-    return Components(application, services, kernels, sessions, registry, hubs, keepalive, audit)
+    return Components(
+        *(application, services, kernels, sessions, registry, hubs, keepalive, audit, tracing)
+    )
+
+
+def _make_tracing() -> Tracing:
+    """Return the exporter of traces.
+
+    Raises
+    ------
+    SetupError
+        If OpenTelemetry is not installed, or its environment variables cannot be followed.
+    """
+    try:
+        from kbridge.tracing.setup import Tracing
+    except ImportError as error:
+        raise SetupError(
+            f"tracing needs OpenTelemetry: pip install 'kbridge[otel]' ({error})"
+        ) from None
+    return Tracing()
 
 
 def _authenticator(config: ServerConfig, port: int) -> Authenticator:

@@ -131,7 +131,7 @@ class HttpConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MetricsConfig:
-    """Access to the metrics.
+    """Access to the metrics, and traces.
 
     Attributes
     ----------
@@ -143,12 +143,15 @@ class MetricsConfig:
         Its port; 0 for no such listener.
     per_kernel : bool
         True to export the ids of kernels.
+    tracing : bool
+        True to send executions as OpenTelemetry traces.
     """
 
     token: str = field(default="", repr=False)
     ip: str = "127.0.0.1"
     port: int = 0
     per_kernel: bool = False
+    tracing: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -281,6 +281,8 @@ class Server:
                 await asyncio.to_thread(parts.audit.close)
             # Those of kernels that ended are removed already; all others run on.
             await parts.hubs.aclose(keep=True)
+            if parts.tracing is not None:
+                await asyncio.to_thread(parts.tracing.close)
             await parts.registry.aclose()
         if http is not None:
             try:

@@ -555,6 +555,7 @@ async def test_signals_are_ignored_before_the_next_program_starts(
 _WITHOUT_POSIX = """
 import importlib, os, pkgutil, signal, socket, sys
 import jupyter_client.adapter, jupyter_client.multikernelmanager, jupyter_client.session
+import mcp.server.mcpserver, opentelemetry.sdk.trace.export
 import jupyter_core.application, nbformat, tornado.httpserver, tornado.httpclient
 import tornado.websocket, zmq.utils.monitor
 sys.modules["fcntl"] = None

@@ -111,7 +111,7 @@ class Broadcaster:
         if history is not None:
             self.recorder = Recorder(history, lives, saved.executions)
         self.tracker = ExecutionTracker(
-            saved.executions, self.recorder, sessions, clock, lives.origin
+            saved.executions, self.recorder, sessions, clock, lives.origin, context.trace
         )
         self._counter = self.tracker.counter
         self._inputs = Inputs(self.journal, sessions, self.delivery, self.recorder)

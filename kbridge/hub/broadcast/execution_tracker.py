@@ -11,6 +11,7 @@ from kbridge.flow.executions import Executions
 from kbridge.flow.output_counter import OutputCounter
 from kbridge.hub.broadcast.client_sessions import ClientSessions
 from kbridge.hub.clock import Clock, timestamp
+from kbridge.hub.events import ExecutionObserver
 from kbridge.hub.recorder import Recorder
 from kbridge.wire.message import Message
 
@@ -32,6 +33,8 @@ class ExecutionTracker:
         The source of the time.
     origin : int
         Added to sequence numbers for clients, as in pings.
+    trace : ExecutionObserver, optional
+        Receives the changes.
 
     Attributes
     ----------
@@ -48,6 +51,7 @@ class ExecutionTracker:
         sessions: ClientSessions,
         clock: Clock,
         origin: int,
+        trace: ExecutionObserver | None = None,
     ) -> None:
         self.executions = Executions(saved)
         self.counter = OutputCounter(self.executions)
@@ -55,6 +59,7 @@ class ExecutionTracker:
         self._sessions = sessions
         self._clock = clock
         self._origin = origin
+        self._trace = trace
 
     def submitted(self, msg: Message, client: int) -> None:
         """Note an `execute_request` of the session with that number."""
@@ -64,6 +69,8 @@ class ExecutionTracker:
             self._forgotten(forgotten)
         if execution is not None:
             self._changed((execution,))
+        elif self._trace is not None:
+            self._trace.on_not_noted(msg.msg_id)
 
     def observe(self, msg: Message, msg_type: str, end: int) -> None:
         """Note a message on iopub; see `Executions.observe`."""
@@ -123,6 +130,8 @@ class ExecutionTracker:
     def close(self) -> None:
         """Hold no memory."""
         self.executions.clear()
+        if self._trace is not None:
+            self._trace.close()
         self.counter.look_again()
 
     def _number(self, seq: int | None) -> int | None:
@@ -133,8 +142,10 @@ class ExecutionTracker:
 
         Their output is counted at the end of a wake-up, before the log is written.
         """
-        recorder = self._recorder
+        recorder, trace = self._recorder, self._trace
         for execution in executions:
+            if trace is not None:
+                trace.on_execution(execution)
             if recorder is not None:
                 recorder.execution(execution)
             elif execution.over:

@@ -50,6 +50,7 @@ class Requests:
     def __init__(self, context: HubContext, link: ProcessLink) -> None:
         self._context = context
         self._link = link
+        self._trace = context.trace
         self._outbox = Outbox(context.settings.request_limit)
         self._routing = Routing()
         # Replies to the bridge's own requests.
@@ -138,6 +139,8 @@ class Requests:
         self._sent_bytes[msg.channel] += msg.nbytes
         if msg.msg_type == "execute_request":
             self._lost.sent(msg_id, msg.header)
+            if self._trace is not None:
+                self._trace.on_sent(msg_id)
         return True
 
     def _send_late(self, msg: Message) -> bool:

@@ -114,6 +114,7 @@ def server_config(app: Any) -> ServerConfig:
             ip=app.metrics_ip,
             port=app.metrics_port,
             per_kernel=app.metrics_per_kernel,
+            tracing=app.tracing,
         ),
         audit=AuditConfig(path=app.audit_log, code=AuditCode(app.audit_code)),
         base_url=app.base_url,

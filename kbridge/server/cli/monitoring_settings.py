@@ -38,6 +38,12 @@ class MonitoringSettings(HasTraits):
         stores new series for each kernel then.""",
     ).tag(config=True)
 
+    tracing = Bool(
+        False,
+        help="""True: executions are sent as OpenTelemetry traces, as its environment variables say
+        (`OTEL_EXPORTER_OTLP_ENDPOINT` and others). Needs the extra `otel`.""",
+    ).tag(config=True)
+
     page = Bool(
         True,
         help="""True: browsers receive a live view of the kernels at `/`, and a console for each
