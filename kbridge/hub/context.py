@@ -107,5 +107,10 @@ class HubContext:
         """Let the connections end with this process, and tell the next bridge why."""
         if self.kept is not None and not self.kept.given_up:
             self.kept.give_up(because)
-            if self.history is not None:
-                self.history.record("cut", because)
+            self.tell_given_up()
+
+    def tell_given_up(self) -> None:
+        """Tell the next bridge why the connections end with this process, if they do."""
+        cause = "" if self.kept is None else self.kept.take_cause()
+        if cause and self.history is not None:
+            self.history.record("cut", cause)

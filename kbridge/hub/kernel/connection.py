@@ -334,6 +334,7 @@ class KernelConnection:
         if channel is Channel.STDIN:
             self.poll(Event.STDIN_CONNECTED)
         elif channel is Channel.IOPUB:
+            self._context.tell_given_up()  # no memory for the connection, for example
             self._link.connected()
             self.poll(Event.CONNECTED)
             if self._incomplete:  # behind the stored output, a status may be missing, too

@@ -208,7 +208,7 @@ class KeptKernel:
         self.kernel_id = kernel_id
         self.holder = holder
         self.lost = lost
-        self.because = ""
+        self.because = self._untold = ""
         self.leaving = self.used = self.given_up = self._resumed = False
         self.seam: Seam | None = None
         self.written = 0
@@ -319,9 +319,14 @@ class KeptKernel:
     def give_up(self, because: str = "") -> None:
         """Let the connections end with this process."""
         self.given_up = True
-        self.because = because
+        self.because = self._untold = because
         for port in self.ports.values():
             self.holder.drop(port.key)
+
+    def take_cause(self) -> str:
+        """Return `because` to tell the next bridge; empty after the first call."""
+        cause, self._untold = self._untold, ""
+        return cause
 
     def close(self) -> None:
         """Note that no other connections will be made."""

@@ -3,6 +3,9 @@
 import asyncio
 import socket
 from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -11,6 +14,8 @@ from kbridge.flow.journal import EVERYONE
 from kbridge.hub.kernel.connection import KernelConnection
 from kbridge.hub.settings import HubSettings
 from kbridge.link.choice import LinkKind, make_link
+from kbridge.link.holder.client import Holder
+from kbridge.link.holder.keeper import KeptKernel
 from kbridge.link.memory import MemoryKernel
 from kbridge.wire.build import build
 from kbridge.wire.message import Channel, Message, message_key
@@ -85,12 +90,12 @@ class Side:
     """A connection on a link in memory, and the kernel's side of it."""
 
     def __init__(
-        self, *, adopted: bool = False, timeout: float = 60.0, link: str = "pyzmq"
+        self, *, adopted: bool = False, timeout: float = 60.0, link: str = "pyzmq", **more: Any
     ) -> None:
         self.clock = StoppedClock()
         self.listener = Listener()
         settings = HubSettings(kernel_info_timeout=timeout, link=link)
-        context = make_context(self.clock, settings, adopted=adopted)
+        context = replace(make_context(self.clock, settings, adopted=adopted), **more)
         self.notices, self.rejected = context.notices, context.rejected
         self.kernels: list[ProbedKernel] = []
         self.connection = KernelConnection(context, self.listener, self._link)
@@ -548,3 +553,24 @@ async def test_a_fault_at_a_port_is_told_with_its_reason(side, caplog, fault, te
     for _ in range(3):
         side.connection.on_gone(Channel.IOPUB, fault)
     assert caplog.text.count(text) == 1
+
+
+class Records:
+    """The records of a journal's history, in the order in which they were made."""
+
+    def __init__(self) -> None:
+        self.made: list[tuple[str, object]] = []
+
+    def record(self, key: str, value: object) -> None:
+        self.made.append((key, value))
+
+
+async def test_the_next_bridge_is_told_once_why_a_connection_is_not_kept(tmp_path: Path) -> None:
+    kept = KeptKernel("a-kernel", Holder(tmp_path / "holder", None, 1, 1.0), {})
+    records = Records()
+    side = Side(kept=kept, history=records)
+    kept.give_up("memory was missing for it")  # by a port, while it connects
+    side.kernel.connect()
+    side.lose()
+    assert records.made == [("cut", "memory was missing for it")]
+    side.connection.close()

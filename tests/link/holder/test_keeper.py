@@ -350,6 +350,8 @@ async def test_a_connection_is_used_although_it_cannot_be_kept(
     kernel.connect(kept)
     assert not kept.stays
     assert kept.because == "memory or file descriptors were missing for it"
+    assert kept.take_cause() == kept.because
+    assert kept.take_cause() == "", "it is told once"
 
 
 async def test_the_reason_says_that_no_holder_can_be_started(
