@@ -10,6 +10,7 @@ from typing import Any, Final
 from jupyter_server.auth.decorator import authorized
 from jupyter_server.base.handlers import APIHandler, JupyterHandler
 from tornado import web
+from tornado.log import app_log
 
 from kbridge.connection.channels import HUBS
 from kbridge.errors import KbridgeError
@@ -48,13 +49,21 @@ class JupyterSource(Source):
         return hubs.table if isinstance(hubs, JupyterHubs) else None
 
     def kernels(self) -> list[tuple[str, str, str]]:
-        """Return id, kernelspec and state of each kernel."""
+        """Return id, kernelspec and state of each kernel.
+
+        Both are `unknown` for a kernel whose manager, which may come from another package, fails.
+        """
         manager = self._settings["kernel_manager"]
         found = []
         for kernel_id in manager.list_kernel_ids():
-            kernel = manager.get_kernel(kernel_id)
-            state = str(getattr(kernel, "execution_state", "") or "starting")
-            found.append((str(kernel_id), str(kernel.kernel_name), state))
+            try:
+                kernel = manager.get_kernel(kernel_id)
+                name = str(kernel.kernel_name)
+                state = str(getattr(kernel, "execution_state", "") or "starting")
+            except Exception:  # noqa: BLE001 - the other kernels are shown
+                app_log.debug("no state of kernel %s", kernel_id, exc_info=True)
+                name = state = "unknown"
+            found.append((str(kernel_id), name, state))
         return found
 
     def pids(self) -> Mapping[str, int]:
@@ -62,10 +71,13 @@ class JupyterSource(Source):
         manager = self._settings["kernel_manager"]
         found = {}
         for kernel_id in manager.list_kernel_ids():
-            provisioner = getattr(manager.get_kernel(kernel_id), "provisioner", None)
-            process = getattr(provisioner, "process", None)
-            if process is not None:
-                found[str(kernel_id)] = int(process.pid)
+            try:
+                provisioner = getattr(manager.get_kernel(kernel_id), "provisioner", None)
+                process = getattr(provisioner, "process", None)
+                if process is not None:
+                    found[str(kernel_id)] = int(process.pid)
+            except Exception:  # noqa: BLE001 - as above
+                app_log.debug("no process of kernel %s", kernel_id, exc_info=True)
         return found
 
     def facts(self) -> Mapping[str, Any]:

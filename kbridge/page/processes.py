@@ -62,7 +62,7 @@ class _Tree:
                 with process.oneshot():
                     cpu = process.cpu_times()
                     memory += process.memory_info().rss
-            except psutil.Error:
+            except (psutil.Error, OSError):
                 continue
             times[pid] = cpu.user + cpu.system
             spent += times[pid] - self._times.get(pid, times[pid])
@@ -82,7 +82,7 @@ class _Tree:
                 if process is None or not process.is_running():  # another one has the number now
                     process = psutil.Process(pid)
                 self._processes[pid] = process
-            except psutil.Error:
+            except (psutil.Error, OSError, ValueError):  # the number may be of another machine
                 continue
 
 
@@ -146,5 +146,5 @@ def listed_children(pid: int) -> list[int]:
 
     try:
         return [child.pid for child in psutil.Process(pid).children()]
-    except psutil.Error:
+    except (psutil.Error, ValueError):
         return []

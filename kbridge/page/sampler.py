@@ -22,6 +22,7 @@ from tornado.log import app_log
 
 from kbridge._version import __version__
 from kbridge.hub.clock import Clock
+from kbridge.hub.hub import Hub
 from kbridge.hub.table import HubTable
 from kbridge.page.processes import ProcessMeter, Usage
 from kbridge.page.readings import read_hub
@@ -111,6 +112,7 @@ class Sampler:
         self._content = b""
         self._news = asyncio.Event()
         self._closed = False
+        self._unreadable: set[str] = set()  # kernels without figures, which the log names once
         # When the last sample was made, and the messages and bytes of each kernel at that time.
         self._before: tuple[float, dict[str, tuple[int, int]]] = (0.0, {})
 
@@ -138,6 +140,7 @@ class Sampler:
             # still run.
             self._before = (0.0, {})
             self._meter = ProcessMeter(self._clock.monotonic)
+            self._unreadable.clear()
             self._content = b""  # nobody receives the sample of an earlier time
             # In an empty context, the task keeps no request alive.
             loop = asyncio.get_running_loop()
@@ -203,10 +206,10 @@ class Sampler:
         for kernel_id, name, state in source.kernels():
             kernel: dict[str, Any] = {"id": kernel_id, "name": name, "state": state}
             hub = table.get(kernel_id) if table is not None else None
-            if hub is not None:
-                kernel |= read_hub(hub)
-                count = found[kernel_id] = (kernel.pop("frames"), kernel.pop("bytes"))
-                kernel |= _rates(count, counts.get(kernel_id), passed)
+            figures = self._read(kernel_id, hub) if hub is not None else None
+            if figures is not None:
+                count = found[kernel_id] = (figures.pop("frames"), figures.pop("bytes"))
+                kernel |= figures | _rates(count, counts.get(kernel_id), passed)
             kernel |= _usage(usages.get(kernel_id))
             kernels.append(kernel)
         self._before = (now, found)
@@ -221,6 +224,18 @@ class Sampler:
             },
             separators=(",", ":"),
         ).encode()
+
+    def _read(self, kernel_id: str, hub: Hub) -> dict[str, Any] | None:
+        """Return the figures of a kernel; None if reading them fails, which others survive."""
+        try:
+            figures = read_hub(hub)
+        except Exception:  # noqa: BLE001 - the other kernels have figures
+            if kernel_id not in self._unreadable:
+                app_log.exception("the live view has no figures of kernel %s", kernel_id)
+            self._unreadable.add(kernel_id)
+            return None
+        self._unreadable.discard(kernel_id)
+        return figures
 
 
 def _rates(

@@ -146,3 +146,22 @@ async def test_processes_are_those_of_provisioners(jupyter: Jupyter) -> None:
 
     site.kernels.get_kernel(KERNEL_ID).provisioner = Provisioner()  # type: ignore[assignment]
     assert source.pids() == {KERNEL_ID: 123}
+
+
+async def test_a_kernel_whose_manager_fails_hides_no_other(
+    jupyter: Jupyter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site = Site(jupyter)
+    source = JupyterSource(site.settings)
+    [known] = source.kernels()
+    good = site.kernels.get_kernel
+
+    def get(kernel_id: str) -> Any:
+        if kernel_id == "odd":
+            raise RuntimeError("on purpose")
+        return good(kernel_id)
+
+    monkeypatch.setattr(site.kernels, "get_kernel", get)
+    monkeypatch.setattr(site.kernels, "list_kernel_ids", lambda: ["odd", KERNEL_ID])
+    assert source.kernels() == [("odd", "unknown", "unknown"), known]
+    assert source.pids() == {}

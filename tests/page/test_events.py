@@ -18,12 +18,14 @@ from tests.support.waiting import TIMEOUT, until
 
 
 @asynccontextmanager
-async def serving(site: Any, patience: float = TIMEOUT) -> AsyncIterator[int]:
+async def serving(
+    site: Any, patience: float = TIMEOUT, quiet: float = TIMEOUT
+) -> AsyncIterator[int]:
     """Serve the samples of a site; give the port."""
 
     class Handler(web.RequestHandler):
         async def get(self) -> None:
-            await stream(self, site.sampler, patience)
+            await stream(self, site.sampler, patience, quiet)
 
     sock, port = bind_unused_port()
     server = HTTPServer(web.Application([("/", Handler)]))
@@ -68,6 +70,16 @@ async def test_each_sample_is_one_event_until_the_browser_goes(site: Any) -> Non
         return not site.sampler.running
 
     await until(left, "the browser has left")
+
+
+async def test_browsers_that_go_while_samples_fail_are_noticed(site: Any) -> None:
+    site.source.fails = True
+    async with serving(site, quiet=0.01) as port:
+        async with watching(port) as (_, reader):
+            comment = await asyncio.wait_for(reader.readuntil(b"\n\n"), TIMEOUT)
+            assert comment == b":\n\n"
+        await until(lambda: not site.sampler.running, "the browser has left")
+    assert site.sampler.watchers == 0
 
 
 async def test_browsers_share_the_sampler(site: Any) -> None:

@@ -76,3 +76,8 @@ def test_a_process_that_is_not_there_has_no_usage() -> None:
     with subprocess.Popen([sys.executable, "-c", ""]) as ended:
         ended.wait()
     assert ProcessMeter().measure({"gone": ended.pid}) == {}
+
+
+def test_a_number_that_no_process_can_have_hides_no_other() -> None:
+    usages = ProcessMeter().measure({"odd": -5, "me": os.getpid()}, {"me"})
+    assert list(usages) == ["me"]

@@ -131,3 +131,27 @@ async def test_an_error_is_logged_once_and_the_next_sample_may_succeed(
         assert b"a-kernel" in await asyncio.wait_for(waiting, TIMEOUT)
     messages = [each.message for each in caplog.records if each.name == "tornado.application"]
     assert messages == ["the live view could not be sampled"]
+
+
+async def test_a_kernel_that_cannot_be_read_hides_no_other(
+    site: Any, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail() -> None:
+        raise RuntimeError("on purpose")
+
+    monkeypatch.setattr(site.source.hub, "statistics", fail)
+    watcher = site.sampler.watch()
+    with caplog.at_level(logging.ERROR, "tornado.application"):
+        for _ in range(2):
+            odd, other = (await next_of(watcher))["kernels"]
+            assert (odd["id"], odd["name"]) == ("a-kernel", "python3")
+            assert "connections" not in odd
+            assert other["id"] == "another"
+            site.go_on()
+    messages = [each.message for each in caplog.records if each.name == "tornado.application"]
+    assert messages == ["the live view has no figures of kernel a-kernel"]
+    monkeypatch.undo()
+    site.go_on()
+    while "connections" not in (await next_of(watcher))["kernels"][0]:
+        site.go_on()
+    watcher.leave()
