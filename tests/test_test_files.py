@@ -14,6 +14,7 @@ FOLDERS = sorted(p.name for p in PACKAGE.iterdir() if (ROOT / "tests" / p.name).
 SUBJECTS = {
     "link/kernel.py",
     "page/console.py",
+    "page/live.py",
     "connect/peer_suites.py",
     "connection/abc_base.py",
     "connection/contract.py",

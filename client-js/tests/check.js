@@ -22,9 +22,11 @@ function run(program, ...options) {
   }
 }
 
-const others = ['../kbridge/page/static/console', '../tests/page/console'].map(
-  folder => `${folder}/**/*.{css,js}`
-);
+const others = [
+  '../kbridge/page/static/console',
+  '../tests/page/console',
+  '../tests/page/live'
+].map(folder => `${folder}/**/*.{css,js}`);
 run(
   'prettier/bin/prettier.cjs',
   ...['--config', '.prettierrc.json', write ? '--write' : '--check', '--log-level', 'warn'],

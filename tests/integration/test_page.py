@@ -70,7 +70,12 @@ async def test_kernels_are_started_watched_and_ended(new_server: ServerFactory) 
     server = new_server()
     async with open_page(server) as page:
         await page.wait_for_selector("text=No kernel is running.")
+        await page.route("**/api/kernelspecs", lambda route: route.abort())
         await page.click("#start")
+        await page.click("#notices .notice[data-kind=error] button")
+        assert await page.is_hidden("#start-dialog"), "there is nothing to choose from"
+        await page.unroute("**/api/kernelspecs")
+        await page.dblclick("#start")  # starts one kernel
         await page.click("#specs label:has-text('python3')")
         await page.click("#start-dialog button[value=start]")
         await page.wait_for_selector("[data-kernel]")

@@ -11,16 +11,29 @@ function ask(dialog) {
   );
 }
 
-/** Ask whether to do something; return true if so. */
+/** Ask whether to do something; return true if so, false also if the dialog is open already. */
 export async function confirm(title, text, button) {
+  const dialog = document.getElementById('confirm-dialog');
+  if (dialog.open) {
+    return false;
+  }
   document.getElementById('confirm-title').textContent = title;
   document.getElementById('confirm-text').textContent = text;
   document.getElementById('confirm-button').textContent = button;
-  return (await ask(document.getElementById('confirm-dialog'))) === 'confirm';
+  return (await ask(dialog)) === 'confirm';
 }
 
-/** Let the user choose a kernelspec; return its name, or null. @param {import('./names.js').Names} names */
+/**
+ * Let the user choose a kernelspec; return its name, or null, also if the dialog is open already:
+ * the second click of a double click must not start a second kernel.
+ *
+ * @param {import('./names.js').Names} names
+ */
 export async function chooseSpec(names) {
+  const dialog = document.getElementById('start-dialog');
+  if (dialog.open) {
+    return null;
+  }
   const list = document.getElementById('specs');
   const sorted = Object.keys(names.specs).sort((a, b) => names.title(a).localeCompare(names.title(b)));
   const chosen = sorted.includes(names.default) ? names.default : sorted[0];
@@ -35,7 +48,7 @@ export async function chooseSpec(names) {
       return element('label', {}, input, logo, title, element('code', { class: 'muted', text: name }));
     })
   );
-  const answer = await ask(document.getElementById('start-dialog'));
+  const answer = await ask(dialog);
   const input = list.querySelector('input:checked');
   return answer === 'start' && input ? input.value : null;
 }

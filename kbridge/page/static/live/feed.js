@@ -3,7 +3,12 @@
 const AGAIN = 3000;
 const HIDDEN = 30000;
 
-/** Server-sent events of `api/live`. A page that nobody looks at receives none after a while. */
+const visible = () => document.visibilityState === 'visible';
+
+/**
+ * Server-sent events of `api/live`. A page that nobody looks at receives none after a while, and
+ * does not connect again until it is shown.
+ */
 export class Feed {
   /**
    * @param {string | URL} url
@@ -16,18 +21,20 @@ export class Feed {
     this.source = null;
     this.timer = 0;
     document.addEventListener('visibilitychange', () => this.#look());
-    addEventListener('online', () => this.#open());
+    addEventListener('online', () => visible() && this.#open());
     this.#look();
   }
 
   #look() {
     clearTimeout(this.timer);
-    if (document.visibilityState === 'visible') {
+    if (visible()) {
       if (!this.source) {
         this.#open();
       }
-    } else {
+    } else if (this.source) {
       this.timer = setTimeout(() => this.#close('paused'), HIDDEN);
+    } else {
+      this.#close('paused');
     }
   }
 
@@ -40,8 +47,12 @@ export class Feed {
     };
     source.onerror = () => {
       // A refusal ends an EventSource, a lost connection does not. Both may pass.
-      this.#close('reconnecting');
-      this.timer = setTimeout(() => this.#open(), AGAIN);
+      if (visible()) {
+        this.#close('reconnecting');
+        this.timer = setTimeout(() => this.#open(), AGAIN);
+      } else {
+        this.#close('paused');
+      }
     };
   }
 

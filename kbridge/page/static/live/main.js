@@ -25,18 +25,22 @@ if (here.pathname !== new URL(api, here).pathname) {
 
 // -- actions --------------------------------------------------------------------------------------
 
-/** Do something; show the error if it fails. */
+/** Do something; show the error if it fails. Return true if it did not. */
 async function attempt(what, action) {
   try {
     await action();
+    return true;
   } catch (error) {
     const [first, ...rest] = String(error.message ?? error).split('\n');
     notify('error', `${what}: ${first}`, rest.join('\n').trim());
+    return false;
   }
 }
 
 async function start() {
-  await attempt('The kernelspecs cannot be read', () => names.readSpecs());
+  if (!(await attempt('The kernelspecs cannot be read', () => names.readSpecs()))) {
+    return;
+  }
   const name = await chooseSpec(names);
   if (name === null) {
     return;
