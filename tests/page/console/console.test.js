@@ -273,6 +273,59 @@ test('Markdown with mathematics', async () => {
   assert.match(await markdownHtml('$$\nx\n$$\n'), /^<math display="block"/);
 });
 
+test('mathematics ends paragraphs and headings, and only if it is complete', async () => {
+  const formula = /<math display="block".*?<\/math>/s;
+  const html = async source => (await markdownHtml(source)).replace(formula, 'MATH');
+  assert.equal(await html('a\n$$x$$\nb'), '<p>a</p>\nMATH<p>b</p>\n');
+  assert.equal(await html('a\n$$ 5\nb'), '<p>a\n$$ 5\nb</p>\n');
+  assert.equal(await html('> a\n> $$x$$'), '<blockquote>\n<p>a</p>\nMATH</blockquote>\n');
+  assert.equal(await html('a\n==='), '<h1>a</h1>\n');
+  assert.equal(await html('a\n---\n\n$$x$$'), '<h2>a</h2>\nMATH');
+  assert.match(await html('*a* and $x$, b_c $y$'), /and <math>.*<\/math>, b_c <math>/s);
+});
+
+/** Call a function and return how many characters a method of a prototype was given. */
+async function searched(prototype, name, counted, call) {
+  const method = prototype[name];
+  let sum = 0;
+  prototype[name] = function (...given) {
+    sum += counted(this, ...given);
+    return method.apply(this, given);
+  };
+  try {
+    await call();
+  } finally {
+    prototype[name] = method;
+  }
+  return sum;
+}
+
+test('delimiters that do not close are searched once', async () => {
+  for (const open of ['\\(', '\\[', '$$', '$ \\( \\[ $$ ']) {
+    const text = `a${open.repeat(500)}`;
+    const steps = await searched(
+      String.prototype,
+      'startsWith',
+      () => 1,
+      () => assert.ok(mime.mathPieces(text).length)
+    );
+    assert.ok(steps < 12 * text.length, `${steps} steps for ${text.length} characters`);
+  }
+});
+
+test('no paragraph makes a search through the rest of the document', async () => {
+  for (const piece of ['a paragraph\n\n', '*a* ', '# a\nb\n']) {
+    const text = piece.repeat(300);
+    // A pattern that is not bound to the place may go to the end.
+    const free = (pattern, source) =>
+      pattern.source.includes('\\$') && (pattern.multiline || !pattern.source.startsWith('^'))
+        ? source.length
+        : 0;
+    const sum = await searched(RegExp.prototype, 'exec', free, () => markdownHtml(text));
+    assert.ok(sum < 10 * text.length, `${sum} characters for ${text.length}`);
+  }
+});
+
 // -- turns ----------------------------------------------------------------------------------------
 
 test('work pauses after its time, and not before', async () => {

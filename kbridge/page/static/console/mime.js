@@ -100,7 +100,7 @@ export const escaped = text => text.replace(/[&<>"']/g, char => `&#${char.charCo
  * @typedef {{math: false, text: string} | {math: true, text: string, display: boolean}} Piece
  */
 
-/** Delimiters of mathematics: start, end, whether it stands on lines of its own. */
+/** Delimiters of mathematics: start, end, whether it stands on lines of its own. @type {[string, string, boolean][]} */
 const DELIMITERS = [
   ['$$', '$$', true],
   ['\\[', '\\]', true],
@@ -121,8 +121,10 @@ export function mathPieces(source) {
   /** @type {Piece[]} */
   const pieces = [];
   let from = 0;
+  /** @type {Set<string>} */
+  const unclosed = new Set();
   while (from < source.length) {
-    const found = nextMath(source, from);
+    const found = nextMath(source, from, unclosed);
     if (!found) {
       break;
     }
@@ -138,28 +140,37 @@ export function mathPieces(source) {
   return pieces;
 }
 
-/** @type {(source: string, from: number) => {start: number, end: number, text: string, display: boolean} | null} */
-function nextMath(source, from) {
+/**
+ * Return the next mathematics.
+ *
+ * @param {string} source
+ * @param {number} from
+ * @param {Set<string>} unclosed - Delimiters without an end in the rest of the text. They are noted
+ *   here: a search to the end for each start would take time with the square of the length.
+ * @returns {{start: number, end: number, text: string, display: boolean} | null}
+ */
+function nextMath(source, from, unclosed) {
   for (let at = from; at < source.length; at++) {
     const char = source[at];
     if (char !== '$' && char !== '\\') {
       continue;
     }
-    for (const [open, close, display] of DELIMITERS) {
-      if (!source.startsWith(/** @type {string} */ (open), at)) {
-        continue;
-      }
-      const inner = at + /** @type {string} */ (open).length;
-      const end = endOfMath(source, inner, /** @type {string} */ (close));
+    const delimiter = DELIMITERS.find(([open]) => source.startsWith(open, at));
+    if (delimiter && !unclosed.has(delimiter[0])) {
+      const [open, close, display] = delimiter;
+      const inner = at + open.length;
+      const end = endOfMath(source, inner, close);
       if (end > inner) {
         const text = source.slice(inner, end);
-        const after = end + /** @type {string} */ (close).length;
-        return { start: at, end: after, text, display: Boolean(display) };
+        return { start: at, end: end + close.length, text, display };
       }
-      if (end < 0 && from === at) {
-        return null; // nothing after this place closes, so do not search from each next one
+      if (end < 0) {
+        unclosed.add(open);
       }
-      break;
+    }
+    if (delimiter) {
+      at += delimiter[0].length - 1;
+      continue;
     }
     if (char === '\\') {
       at++; // an escaped dollar

@@ -32,15 +32,15 @@ export async function latexHtml(source) {
 }
 
 async function loadMarked() {
-  const [{ Marked }, library] = await Promise.all([import('../vendor/marked.js'), loadTemml()]);
+  const [{ Lexer, Marked }, library] = await Promise.all([
+    import('../vendor/marked.js'),
+    loadTemml()
+  ]);
   const renderer = (/** @type {any} */ token) => mathHtml(library, token.text, token.display);
   /** @type {(name: string, level: string, pattern: RegExp, display: boolean) => object} */
   const rule = (name, level, pattern, display) => ({
     name,
     level,
-    // Where a paragraph may end, or a piece of text.
-    start: (/** @type {string} */ source) =>
-      (level === 'block' ? /^\$\$/m : /\$/).exec(source)?.index,
     tokenizer(/** @type {string} */ source) {
       const match = pattern.exec(source);
       return match ? { type: name, raw: match[0], text: match[1].trim(), display } : undefined;
@@ -48,6 +48,10 @@ async function loadMarked() {
     renderer
   });
   return new Marked({
+    hooks: {
+      provideLexer: () => (/** @type {string} */ source, /** @type {any} */ options) =>
+        endAtMath(new Lexer(options)).lex(source)
+    },
     extensions: [
       rule('mathBlock', 'block', /^\$\$([^$]+)\$\$(?:\n|$)/, true),
       rule('mathLine', 'inline', /^\$\$([^$]+)\$\$/, true),
@@ -60,6 +64,29 @@ async function loadMarked() {
       )
     ]
   });
+}
+
+/**
+ * Let paragraphs end before mathematics, and text before a dollar. The option `start` of an extension
+ * would do the same, but marked then searches the rest of the document for each paragraph.
+ *
+ * @param {any} lexer
+ */
+function endAtMath(lexer) {
+  const { rules } = lexer.tokenizer;
+  /** @type {(pattern: RegExp, before: string, after: string) => RegExp} */
+  const edited = (pattern, before, after) =>
+    new RegExp(pattern.source.replace(before, () => after));
+  const ending = String.raw`\n(?!\$\$[^$]+\$\$(?:\n|$)|`;
+  const paragraph = edited(rules.block.paragraph, '\\n(?!', ending);
+  const lheading = edited(rules.block.lheading, '\\n(?!', ending); // with a line below
+  const text = edited(rules.inline.text, '|$)', '|\\$|$)');
+  lexer.tokenizer.rules = {
+    ...rules,
+    block: { ...rules.block, lheading, paragraph },
+    inline: { ...rules.inline, text }
+  };
+  return lexer;
 }
 
 /** @param {string} source */
