@@ -139,6 +139,17 @@ async def test_displays(here: Console) -> None:
     assert "Scripts do not run here" in out
 
 
+async def test_an_output_that_cannot_be_rendered_does_not_hide_the_next_one(here: Console) -> None:
+    code = "from IPython.display import *\nprint('before')\ndisplay(Markdown('>' * 20_000))\n"
+    code += "print('after')"
+    out = await here.run(code)
+    assert await here.page.get_attribute(".cell:last-child", "data-state") == "ok"
+    shown = out.split("\n")
+    assert (shown[0], shown[-1]) == ("before", "after")
+    assert out.count(">") == 20_000
+    assert "The console cannot show this text/markdown: " in out
+
+
 async def test_a_frame_is_as_high_as_its_content(here: Console) -> None:
     await here.run("from IPython.display import HTML\nHTML('<div style=\"height: 123px\">x</div>')")
     height = "() => document.querySelector('.cell:last-child iframe').offsetHeight"

@@ -11,7 +11,11 @@ import {
   writeHistory
 } from '../../../kbridge/page/static/console/history.js';
 import * as mime from '../../../kbridge/page/static/console/mime.js';
-import { latexHtml, markdownHtml } from '../../../kbridge/page/static/console/rich_text.js';
+import {
+  latexHtml,
+  loadedOnce,
+  markdownHtml
+} from '../../../kbridge/page/static/console/rich_text.js';
 import { pieces, Turns } from '../../../kbridge/page/static/console/turns.js';
 
 // -- history --------------------------------------------------------------------------------------
@@ -324,6 +328,17 @@ test('no paragraph makes a search through the rest of the document', async () =>
     const sum = await searched(RegExp.prototype, 'exec', free, () => markdownHtml(text));
     assert.ok(sum < 10 * text.length, `${sum} characters for ${text.length}`);
   }
+});
+
+test('a library that could not be loaded is loaded again, and only then', async () => {
+  let calls = 0;
+  const load = loadedOnce(async () => {
+    if (++calls === 1) throw new Error('no network');
+    return calls;
+  });
+  await assert.rejects(load, /no network/);
+  assert.equal(await load(), 2);
+  assert.equal(await load(), 2);
 });
 
 // -- turns ----------------------------------------------------------------------------------------

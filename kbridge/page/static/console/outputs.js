@@ -194,31 +194,49 @@ async function textNode(text) {
   return view.node;
 }
 
-/** Return the nodes for a value. @param {Bundle} bundle @returns {Promise<HTMLElement[]>} */
+/**
+ * Return the nodes for a value. A value that cannot be rendered is shown as text, and does not end the
+ * output of its execution.
+ *
+ * @param {Bundle} bundle
+ * @returns {Promise<HTMLElement[]>}
+ */
 async function render({ data, metadata }) {
-  const { kind, type, value, note } = formOf(data);
-  const nodes = [];
-  if (kind === 'html') {
-    nodes.push(new HtmlFrame(value).node);
-  } else if (kind === 'markdown' || kind === 'latex') {
-    nodes.push(await richNode(kind, value));
-  } else if (kind === 'image' || kind === 'svg') {
-    nodes.push(
-      imageNode(
-        kind === 'svg' ? svgUrl(value) : imageUrl(type, value),
-        data,
-        sizeOf(metadata, type)
-      )
-    );
-  } else if (kind === 'json') {
-    nodes.push(jsonTree(value));
-  } else if (value) {
-    nodes.push(await textNode(value));
+  const form = formOf(data);
+  let nodes;
+  try {
+    nodes = await formNodes(form, data, metadata);
+  } catch (error) {
+    const text = typeof form.value === 'string' ? form.value : data['text/plain'];
+    const reason = String(/** @type {any} */ (error)?.message ?? error).split('\n')[0];
+    nodes = [
+      await textNode(String(text ?? '')),
+      element('p.notice', {}, `The console cannot show this ${form.type}: ${reason}`)
+    ];
   }
-  if (note) {
-    nodes.push(element('p.notice', {}, note));
+  if (form.note) {
+    nodes.push(element('p.notice', {}, form.note));
   }
   return nodes;
+}
+
+/** @type {(form: import('./mime.js').Form, data: Record<string, any>, metadata: Record<string, any>) => Promise<HTMLElement[]>} */
+async function formNodes({ kind, type, value }, data, metadata) {
+  switch (kind) {
+    case 'html':
+      return [new HtmlFrame(value).node];
+    case 'markdown':
+    case 'latex':
+      return [await richNode(kind, value)];
+    case 'svg':
+      return [imageNode(svgUrl(value), data, sizeOf(metadata, type))];
+    case 'image':
+      return [imageNode(imageUrl(type, value), data, sizeOf(metadata, type))];
+    case 'json':
+      return [jsonTree(value)];
+    default:
+      return value ? [await textNode(value)] : [];
+  }
 }
 
 /** @type {(kind: string, value: string) => Promise<HTMLElement>} */

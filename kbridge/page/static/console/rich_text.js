@@ -7,12 +7,24 @@ import { escaped, mathPieces } from './mime.js';
 /** Longer texts are shown as source. In characters. */
 export const LONGEST = 300_000;
 
-/** @type {Promise<any> | null} */
-let temml = null;
-/** @type {Promise<any> | null} */
-let marked = null;
+/**
+ * Return a function that loads something once, and again after a failure: the network may be back.
+ *
+ * @param {() => Promise<any>} load
+ * @returns {() => Promise<any>}
+ */
+export function loadedOnce(load) {
+  /** @type {Promise<any> | null} */
+  let loaded = null;
+  return () =>
+    (loaded ??= load().catch(error => {
+      loaded = null;
+      throw error;
+    }));
+}
 
-const loadTemml = () => (temml ??= import('../vendor/temml.js').then(module => module.default));
+const temml = loadedOnce(async () => (await import('../vendor/temml.js')).default);
+const marked = loadedOnce(loadMarked);
 
 /** @type {(library: any, source: string, display: boolean) => string} */
 function mathHtml(library, source, display) {
@@ -25,17 +37,14 @@ function mathHtml(library, source, display) {
 
 /** @param {string} source */
 export async function latexHtml(source) {
-  const library = await loadTemml();
+  const library = await temml();
   return mathPieces(source)
     .map(piece => (piece.math ? mathHtml(library, piece.text, piece.display) : escaped(piece.text)))
     .join('');
 }
 
 async function loadMarked() {
-  const [{ Lexer, Marked }, library] = await Promise.all([
-    import('../vendor/marked.js'),
-    loadTemml()
-  ]);
+  const [{ Lexer, Marked }, library] = await Promise.all([import('../vendor/marked.js'), temml()]);
   const renderer = (/** @type {any} */ token) => mathHtml(library, token.text, token.display);
   /** @type {(name: string, level: string, pattern: RegExp, display: boolean) => object} */
   const rule = (name, level, pattern, display) => ({
@@ -91,5 +100,5 @@ function endAtMath(lexer) {
 
 /** @param {string} source */
 export async function markdownHtml(source) {
-  return (await (marked ??= loadMarked())).parse(source);
+  return (await marked()).parse(source);
 }
