@@ -81,8 +81,11 @@ class HtmlHandler(AccessMixin):
 
     def redirect_to_login(self) -> None:
         """Redirect to the login form, which redirects back here."""
-        # Without the query, which may contain a wrong token.
-        target = quote(self.request.path, safe="")
+        # Without the rest of the query, which may contain a wrong token.
+        kernel = b"".join(self.request.query_arguments.get("kernel", [])[:1]).decode("latin-1")
+        is_id = kernel.isascii() and kernel.replace("-", "").replace("_", "").isalnum()
+        query = f"?kernel={kernel}" if is_id else ""
+        target = quote(self.request.path + query, safe="")
         self.redirect(f"{self.services.base_url}login?next={target}")
 
     def log_in(self) -> None:

@@ -1,5 +1,6 @@
 import re
 from typing import Any
+from urllib.parse import quote, urlencode
 
 import pytest
 
@@ -42,12 +43,34 @@ async def test_links_of_the_page_lead_somewhere(start: Any) -> None:
 
 
 async def test_the_console_asks_for_the_token(running: Any) -> None:
-    reply = await running.ask("GET", "/console?kernel=x", token=None)
+    reply = await running.ask("GET", "/console", token=None)
     assert (reply.code, reply.headers["Location"]) == (302, "/login?next=%2Fconsole")
     reply = await running.ask("GET", "/console?kernel=x")
     assert reply.code == 200
     assert reply.headers["Content-Security-Policy"] == POLICY
     assert (await running.ask("HEAD", "/console")).code == 200
+
+
+@pytest.mark.parametrize(
+    ("query", "kept"),
+    [
+        ("kernel=a1-b_2", "?kernel=a1-b_2"),
+        ("token=wrong&kernel=a1", "?kernel=a1"),
+        ("token=wrong", ""),
+        ("kernel=a%26token%3Dwrong", ""),
+        ("kernel=%ff", ""),
+        ("kernel=", ""),
+    ],
+)
+async def test_the_login_leads_to_the_kernel(
+    running: Any, token: str, query: str, kept: str
+) -> None:
+    reply = await running.ask("GET", f"/console?{query}", token=None)
+    assert reply.headers["Location"] == f"/login?next={quote(f'/console{kept}', safe='')}"
+    form = {"Content-Type": "application/x-www-form-urlencoded"}
+    body = urlencode({"password": token, "next": f"/console{kept}"})
+    reply = await running.ask("POST", "/login", token=None, headers=form, body=body)
+    assert reply.headers["Location"] == f"/console{kept}"
 
 
 async def test_static_files_are_sent_once(running: Any, error_of: Any) -> None:
