@@ -31,6 +31,8 @@ AUDIT: Final = "kbridge_audit"
 """The key in Tornado's settings under which an application keeps its `AuditLog`."""
 
 _LIMIT: Final = 32 << 20  # bytes of requests that wait for the thread
+_PARSED: Final = 1 << 20
+"""Bytes; longer contents are not parsed: while `json` works, the event loop cannot run."""
 _END_TIMEOUT: Final = 5.0  # seconds; a disk that hangs does not hold up the end of the server
 
 
@@ -204,15 +206,34 @@ class AuditLog:
         }
         if entry.refusal:
             line["reason"] = entry.refusal
-        code = _member(msg.content, "code")
         line["sha256"] = None
-        if code is not None:
-            raw = code.encode("utf-8", "surrogatepass")
-            line["code_bytes"] = len(raw)
-            line["sha256"] = hashlib.sha256(raw).hexdigest()
-            if self._code is AuditCode.TEXT:
-                line["code"] = code
+        try:
+            line.update(self._code_in(msg.content))
+        except (ValueError, AttributeError, RecursionError):
+            # Too large, or not a JSON object for this parser.
+            line["content_bytes"] = len(msg.content)
+            line["content_sha256"] = hashlib.sha256(msg.content).hexdigest()
         return json.dumps(line)
+
+    def _code_in(self, content: bytes | memoryview) -> dict[str, Any]:
+        """Return the members of the line for the code and the expressions of a request."""
+        if len(content) > _PARSED:
+            raise ValueError("too large")
+        members = json.loads(bytes(content))
+        code, expressions = members.get("code"), members.get("user_expressions")
+        found: dict[str, Any] = {}
+        if isinstance(code, str):
+            raw = code.encode("utf-8", "surrogatepass")
+            found["code_bytes"] = len(raw)
+            found["sha256"] = hashlib.sha256(raw).hexdigest()
+            if self._code is AuditCode.TEXT:
+                found["code"] = code
+        if expressions:
+            text = json.dumps(expressions, sort_keys=True, separators=(",", ":"))
+            found["user_expressions_sha256"] = hashlib.sha256(text.encode()).hexdigest()
+            if self._code is AuditCode.TEXT:
+                found["user_expressions"] = text
+        return found
 
 
 class AuditedHub:

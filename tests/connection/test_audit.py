@@ -107,6 +107,43 @@ def test_content_that_is_not_json_has_a_line(start: Start, path: Path) -> None:
         audit.record(CALLER, request()._replace(content=content))
     audit.close()
     assert [line["sha256"] for line in lines(path)] == [None] * 3
+    assert lines(path)[1]["content_sha256"] == hashlib.sha256(b"[]").hexdigest()
+
+
+def test_of_a_large_content_only_the_hash_is_written(start: Start, path: Path) -> None:
+    """Parsing it would stop the event loop."""
+    audit, msg = start(AuditCode.TEXT), request("1", padding="x" * (1 << 20))
+    audit.record(CALLER, msg)
+    audit.close()
+    [line] = lines(path)
+    assert line["sha256"] is None
+    assert "code" not in line
+    assert line["content_bytes"] == len(msg.content)
+    assert line["content_sha256"] == hashlib.sha256(msg.content).hexdigest()
+
+
+@pytest.mark.parametrize("code", AuditCode)
+def test_expressions_of_the_user_are_noted(code: AuditCode, start: Start, path: Path) -> None:
+    """The kernel evaluates them, also if the code is empty."""
+    audit = start(code)
+    audit.record(CALLER, request("", user_expressions={"y": "2", "x": "print('é')"}))
+    audit.record(CALLER, request("", user_expressions={}))
+    audit.close()
+    text = r"""{"x":"print('\u00e9')","y":"2"}"""
+    found = [line.get("user_expressions_sha256") for line in lines(path)]
+    assert found == [hashlib.sha256(text.encode()).hexdigest(), None]
+    shown = text if code is AuditCode.TEXT else None
+    assert [line.get("user_expressions") for line in lines(path)] == [shown, None]
+
+
+def test_deep_expressions_do_not_end_the_log(start: Start, path: Path) -> None:
+    audit = start()
+    for depth in range(100, 2000, 100):
+        content = b'{"user_expressions": ' + b"[" * depth + b"]" * depth + b"}"
+        audit.record(CALLER, request()._replace(content=content))
+    audit.record(CALLER, request())
+    audit.close()
+    assert len(lines(path)) == 20
 
 
 def test_without_a_session_in_the_url_that_of_the_header_is_written(
