@@ -25,10 +25,11 @@ _LOG_LINES: Final = 5
 # Linux ends the server when the process that started it is killed.
 _PROGRAM: Final = """
 import os, signal, sys
+parent = int(sys.argv.pop(1))
 if sys.platform == "linux":
     import ctypes
     ctypes.CDLL(None).prctl(1, signal.SIGTERM)
-    if os.getppid() != int(sys.argv.pop(1)):
+    if os.getppid() != parent:
         sys.exit(1)
 from kbridge.server.main import main
 main()

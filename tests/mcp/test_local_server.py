@@ -41,3 +41,18 @@ async def test_a_server_that_does_not_start_says_why(configuration: Path) -> Non
     with pytest.raises(BridgeError, match=r"did not start.*port"):
         async with asyncio.timeout(TIMEOUT), local_server():
             pass
+
+
+@pytest.mark.kernel
+async def test_it_starts_on_other_platforms(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Python imports the module before the server's program."""
+    (tmp_path / "sitecustomize.py").write_text(
+        "import psutil, sys, sysconfig  # psutil has a module for each platform\n"
+        "sysconfig.get_config_vars()  # from a file with the name of the platform\n"
+        "sys.platform = 'another'\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    async with asyncio.timeout(TIMEOUT), local_server() as (url, token), connect(url, token) as it:
+        assert await it.kernels() == []
