@@ -101,6 +101,7 @@ class Transcript:
 
     def __init__(self, start: int, head: int, tail: int, position: int = 0) -> None:
         self._start = start
+        self._skipped = start - position
         self._head_limit = head
         self._tail_limit = tail
         self._escapes = AnsiFilter()
@@ -115,6 +116,11 @@ class Transcript:
         self._images = 0
         self._image_chars = 0
 
+    def _start_again(self) -> None:
+        """Drop cleared output; the text after it is new, also where others were shown before."""
+        self._start = self._skipped
+        self._restart(0)
+
     @property
     def position(self) -> int:
         """The position after the last character."""
@@ -125,10 +131,10 @@ class Transcript:
         if isinstance(output, ClearOutput):
             self._clear = True
             if not output.wait:
-                self._restart(0)
+                self._start_again()
             return ""
         if self._clear:
-            self._restart(0)
+            self._start_again()
         match output:
             case Stream():
                 text = self._escapes.feed(output.text)

@@ -134,3 +134,20 @@ def test_a_transcript_that_goes_on_names_positions_in_the_whole_text() -> None:
     after = Transcript(before.position, 10, 10, before.position)
     after.add(out("y" * 30))
     assert after.parts() == [Cut(0, 30), "y" * 10, Cut(40, 10), "y" * 10]
+
+
+@pytest.mark.parametrize("wait", [False, True])
+def test_text_after_cleared_output_is_shown_though_more_was_shown_before(wait: bool) -> None:
+    before = Transcript(0, 10, 10)
+    before.add(out("x" * 30))
+    after = Transcript(before.position, 10, 10, before.position)
+    for output in (out("old"), ClearOutput(wait), out("new\n")):
+        after.add(output)
+    assert after.parts() == ["new\n"]
+
+
+def test_an_offset_holds_for_the_text_after_cleared_output() -> None:
+    assert shown(out("old"), ClearOutput(wait=False), out("0123\n"), start=2) == [
+        Cut(0, 2),
+        "23\n",
+    ]
