@@ -23,6 +23,11 @@ _NOISE: Final = 4
 """Messages that may be missing although none was dropped: replies that are not read yet, and
 replies to clients that are connected to the kernel directly."""
 
+_QUEUE: Final = 500
+"""Messages that a PUB accepts in any case. In fewer messages, those that are missing have another
+cause: a hook of IPython has held them back, or a client that is connected directly was asked for
+input."""
+
 _DIGITS: Final = 15
 """Maximum length of a number in an id; longer ones are not compared."""
 
@@ -63,8 +68,9 @@ class UnsentMessages:
         """
         process, number = _split(scan(header, "msg_id"))
         if process and process == self._process:
-            missing = (number - self._number) - (self.arrived - self._checked)
-            if missing > _NOISE:
+            made = number - self._number
+            missing = made - (self.arrived - self._checked)
+            if made > _QUEUE and missing > _NOISE:
                 self._unreported += missing
                 self.total += missing
         self._process, self._number, self._checked = process, number, self.arrived

@@ -169,9 +169,9 @@ class Notices:
     def dropped(self, count: int, parent_header: bytes) -> Message:
         """Return the notice of messages that the kernel itself has dropped."""
         return self.stderr(
-            f"[kbridge: the kernel dropped about {count:,} messages of output, which it made faster"
-            " than it could send them. The machine may be overloaded; fewer and longer messages"
-            " help, such as print without flush=True.]",
+            f"[kbridge: the kernel seems to have dropped about {count:,} messages of output,"
+            " because it made them faster than it could send them. The machine may be overloaded;"
+            " fewer and longer messages help, such as print without flush=True.]",
             parent_header,
         )
 

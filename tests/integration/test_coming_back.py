@@ -124,7 +124,9 @@ async def test_a_flood_arrives_completely_with_the_default_limits(
             )
         if text == whole:
             break
-        assert "the kernel dropped about" in errors, "lines are missing, and nothing says so"
+        assert "the kernel seems to have dropped about" in errors, (
+            "lines are missing, and nothing says so"
+        )
     assert text == whole
     assert story < 10_000, "none was joined"
 
@@ -149,7 +151,7 @@ async def test_the_cell_says_how_much_output_the_kernel_dropped(
         done = await ws.execute(textwrap.dedent(code))
         lost = 3000 - len(done.text().split())
         assert 400 < lost <= 500
-        told = re.search(r"the kernel dropped about ([\d,]+) messages", done.text("stderr"))
+        told = re.search(r"dropped about ([\d,]+) messages", done.text("stderr"))
         assert told is not None, done.text("stderr")
         assert abs(int(told[1].replace(",", "")) - lost) < 20
         again = await ws.execute("print('on')")

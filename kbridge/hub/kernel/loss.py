@@ -88,7 +88,8 @@ class KernelLoss:
         if not count:
             return []
         self._context.log.warning(
-            "Kernel %s dropped about %d messages, which it made faster than it could send them",
+            "Kernel %s seems to have dropped about %d messages: it made them faster than it could"
+            " send them",
             self._context.kernel_id,
             count,
         )
