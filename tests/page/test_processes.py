@@ -6,10 +6,12 @@ import os
 import subprocess
 import sys
 import time
+from pathlib import Path
+from typing import Any
 
+import psutil  # type: ignore[import-untyped]
 import pytest
 
-from kbridge.page import processes
 from kbridge.page.processes import ProcessMeter
 
 # A process with one child. Both end when stdin is closed.
@@ -29,17 +31,10 @@ class Clock:
         return self.now
 
 
-@pytest.fixture(params=["listed by the kernel", "listed by psutil"])
-def lists(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let the children of a process be found in both ways."""
-    if request.param == "listed by psutil":
-        monkeypatch.setattr(processes, "_children", processes.listed_children)
-
-
-@pytest.mark.usefixtures("lists")
-def test_a_tree_has_all_descendants_until_it_ends() -> None:
+@pytest.mark.parametrize("direct", [None, False], ids=["as on this machine", "listed by psutil"])
+def test_a_tree_has_all_descendants_until_it_ends(direct: bool | None) -> None:
     clock = Clock()
-    meter = ProcessMeter(clock)
+    meter = ProcessMeter(clock, direct)
     command = [sys.executable, "-c", TREE]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as tree:
         assert tree.stdin is not None
@@ -81,3 +76,54 @@ def test_a_process_that_is_not_there_has_no_usage() -> None:
 def test_a_number_that_no_process_can_have_hides_no_other() -> None:
     usages = ProcessMeter().measure({"odd": -5, "me": os.getpid()}, {"me"})
     assert list(usages) == ["me"]
+
+
+def test_all_trees_share_one_list_of_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    lists = 0
+    process_iter = psutil.process_iter
+
+    def counted(*args: Any) -> Any:
+        nonlocal lists
+        lists += 1
+        return process_iter(*args)
+
+    monkeypatch.setattr(psutil, "process_iter", counted)
+    monkeypatch.setattr(psutil.Process, "children", None)  # lists all processes each time
+    clock = Clock()
+    meter = ProcessMeter(clock, direct=False)
+    pids = {str(number): os.getpid() for number in range(20)}
+    assert meter.measure(pids).keys() == pids.keys()
+    assert lists == 1
+    meter.measure(pids)
+    assert lists == 1, "trees are read every few seconds"
+    clock.now += 10.0
+    meter.measure(pids)
+    assert lists == 2
+
+
+def test_a_thread_that_ends_meanwhile_hides_no_child(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Linux only: the children of each thread are in a file of the thread."""
+    iterdir, read_text = Path.iterdir, Path.read_text
+
+    def with_ended(path: Path) -> Any:
+        return iter([path / "ended", *iterdir(path)])
+
+    def read(path: Path, *args: Any) -> str:
+        if path.parts[-2] == "ended":
+            raise ProcessLookupError(path)
+        return read_text(path, *args)
+
+    if not Path("/proc/thread-self/children").exists():
+        pytest.skip("this system does not list the children of processes")
+    monkeypatch.setattr(Path, "iterdir", with_ended)
+    monkeypatch.setattr(Path, "read_text", read)
+    for listing in ((psutil, "process_iter"), (psutil.Process, "children")):
+        monkeypatch.setattr(*listing, None)  # not needed
+    command = [sys.executable, "-c", TREE]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as tree:
+        assert tree.stdin is not None
+        assert tree.stdout is not None
+        assert tree.stdout.readline() == b"ready\n"
+        assert ProcessMeter().measure({"a": tree.pid})["a"].processes == 2
+        tree.stdin.close()
+        tree.wait()
