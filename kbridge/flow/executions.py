@@ -32,6 +32,7 @@ class Executions:
     def __init__(self, saved: Iterable[Execution] = ()) -> None:
         self._all = {execution.msg_id: execution for execution in saved}
         self._finished = {e.msg_id: None for e in self._all.values() if e.finished}
+        self._running = {e.msg_id: e for e in self._all.values() if e.state == RUNNING}
         # Those that have a reply, but no idle status yet, and the reverse; in the order in which
         # they got the one, which is the order in which the kernel has run them.
         self._replied = {e.msg_id: e for e in self._all.values() if _waits_for_idle(e)}
@@ -45,6 +46,11 @@ class Executions:
     def unfinished(self) -> int:
         """The number of executions that run or wait."""
         return len(self._all) - len(self._finished)
+
+    @property
+    def running(self) -> list[Execution]:
+        """The executions that the kernel runs now, in the order in which they began."""
+        return list(self._running.values())
 
     def get(self, msg_id: str) -> Execution | None:
         """Return the execution with that id, or None."""
@@ -194,7 +200,7 @@ class Executions:
 
     def clear(self) -> None:
         """Forget everything."""
-        for known in (self._all, self._finished, self._replied, self._unreplied):
+        for known in (self._all, self._finished, self._running, self._replied, self._unreplied):
             known.clear()
 
     def _note(self, execution: Execution) -> None:
@@ -204,6 +210,10 @@ class Executions:
             self._finished[msg_id] = None
         else:
             self._finished.pop(msg_id, None)
+        if execution.state == RUNNING:
+            self._running[msg_id] = execution
+        else:
+            self._running.pop(msg_id, None)
         if (execution.replied is None) == (execution.ended_seq is None):  # most changes
             self._replied.pop(msg_id, None)
             self._unreplied.pop(msg_id, None)
@@ -243,6 +253,7 @@ class Executions:
     def _remove(self, msg_id: str) -> None:
         if self._all.pop(msg_id, None) is not None:
             self._finished.pop(msg_id, None)
+            self._running.pop(msg_id, None)
             self._replied.pop(msg_id, None)
             self._unreplied.pop(msg_id, None)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from heapq import nlargest
 from typing import Any, Final
 
-from kbridge.flow.execution import RUNNING, Execution
+from kbridge.flow.execution import Execution
 from kbridge.hub.hub import Hub
 
 __all__ = ["read_hub"]
@@ -58,13 +58,13 @@ def _clients(hub: Hub) -> list[dict[str, Any]]:
 
 def _executions(hub: Hub) -> dict[str, Any]:
     executions = hub.executions
-    unfinished = executions.unfinished
+    running = executions.running
     newest = executions.find(limit=_EXECUTIONS)
     # Requests that wait may be newer than all of these.
-    running = executions.find(state={RUNNING}, limit=_EXECUTIONS) if unfinished else []
-    shown = [each for each in running if each not in newest] + newest
+    ids = {each.msg_id for each in newest}
+    shown = [each for each in running[-_EXECUTIONS:] if each.msg_id not in ids] + newest
     return {
-        "waiting": max(0, unfinished - len(running)),
+        "waiting": max(0, executions.unfinished - len(running)),
         "running": len(running),
         "total": len(executions),
         "shown": [_execution(each) for each in shown],

@@ -3,7 +3,8 @@
 Invariants:
 
 - the sampler runs while at least one watcher is there, and only then;
-- a sample is rendered once, however many watchers there are;
+- a sample is rendered once, however many watchers there are, and other work of the event loop comes
+  between two kernels;
 - a watcher receives the newest sample. Nothing is queued for a watcher that reads slowly: it skips
   the samples that were made in the meantime.
 """
@@ -113,8 +114,8 @@ class Sampler:
         self._news = asyncio.Event()
         self._closed = False
         self._unreadable: set[str] = set()  # kernels without figures, which the log names once
-        # When the last sample was made, and the messages and bytes of each kernel at that time.
-        self._before: tuple[float, dict[str, tuple[int, int]]] = (0.0, {})
+        # When each kernel was read last, and its messages and bytes at that time.
+        self._before: dict[str, tuple[float, int, int]] = {}
 
     @property
     def watchers(self) -> int:
@@ -138,7 +139,7 @@ class Sampler:
         if self._task is None and not self._closed:
             # Rates are of the time in which somebody watches. The thread of the former meter may
             # still run.
-            self._before = (0.0, {})
+            self._before = {}
             self._meter = ProcessMeter(self._clock.monotonic)
             self._unreadable.clear()
             self._content = b""  # nobody receives the sample of an earlier time
@@ -198,32 +199,28 @@ class Sampler:
         source = self._source
         pids = {_SERVER: os.getpid(), **source.pids()}
         usages = await asyncio.to_thread(self._meter.measure, pids, {_SERVER})
-        now = self._clock.monotonic()
-        before, counts = self._before
-        passed = now - before if before else 0.0
         table, kernels = source.table, []
-        found: dict[str, tuple[int, int]] = {}
+        found: dict[str, tuple[float, int, int]] = {}
         for kernel_id, name, state in source.kernels():
+            await asyncio.sleep(0)
             kernel: dict[str, Any] = {"id": kernel_id, "name": name, "state": state}
             hub = table.get(kernel_id) if table is not None else None
             figures = self._read(kernel_id, hub) if hub is not None else None
             if figures is not None:
-                count = found[kernel_id] = (figures.pop("frames"), figures.pop("bytes"))
-                kernel |= figures | _rates(count, counts.get(kernel_id), passed)
+                count = (self._clock.monotonic(), figures.pop("frames"), figures.pop("bytes"))
+                found[kernel_id] = count
+                kernel |= figures | _rates(count, self._before.get(kernel_id))
             kernel |= _usage(usages.get(kernel_id))
-            kernels.append(kernel)
-        self._before = (now, found)
-        return json.dumps(
-            {
-                "now": self._clock.wall(),
-                "version": __version__,
-                **source.facts(),
-                **_usage(usages.get(_SERVER)),
-                "journals": table.journal_statistics() if table is not None else {},
-                "kernels": kernels,
-            },
-            separators=(",", ":"),
-        ).encode()
+            kernels.append(_json(kernel))
+        self._before = found
+        server = {
+            "now": self._clock.wall(),
+            "version": __version__,
+            **source.facts(),
+            **_usage(usages.get(_SERVER)),
+            "journals": table.journal_statistics() if table is not None else {},
+        }
+        return b'%b,"kernels":[%b]}' % (_json(server)[:-1], b",".join(kernels))
 
     def _read(self, kernel_id: str, hub: Hub) -> dict[str, Any] | None:
         """Return the figures of a kernel; None if reading them fails, which others survive."""
@@ -238,12 +235,17 @@ class Sampler:
         return figures
 
 
+def _json(value: Mapping[str, Any]) -> bytes:
+    return json.dumps(value, separators=(",", ":")).encode()
+
+
 def _rates(
-    count: tuple[int, int], before: tuple[int, int] | None, passed: float
+    count: tuple[float, int, int], before: tuple[float, int, int] | None
 ) -> dict[str, float]:
-    if before is None or passed <= 0:
+    passed, *counts = (new - old for new, old in zip(count, before or count, strict=True))
+    if passed <= 0:
         return {"messages_per_second": 0.0, "bytes_per_second": 0.0}
-    messages, nbytes = (max(0, new - old) / passed for new, old in zip(count, before, strict=True))
+    messages, nbytes = (max(0, each) / passed for each in counts)
     return {"messages_per_second": round(messages, 1), "bytes_per_second": round(nbytes)}
 
 

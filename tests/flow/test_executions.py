@@ -84,9 +84,16 @@ class Table:
             self._write(self.executions.replied(msg, self.seq, self.now))
         elif msg_type in OBSERVED:
             self._write(self.executions.observe(msg, msg_type, self.seq, self.now))
+        self.check_running()
+
+    def check_running(self) -> None:
+        """Those that run are those whose state says so."""
+        known = {each.msg_id for each in self.executions.running}
+        assert known == {each.msg_id for each in self.executions.find(state={"running"})}
 
     def replace(self) -> None:
         self._write(self.executions.process_replaced(self.now))
+        self.check_running()
 
     def _write(self, changed: list[Execution]) -> None:
         for execution in changed:
@@ -96,7 +103,9 @@ class Table:
         """Return the table of the next bridge, which finds the frames before `end` on disk."""
         end = self.seq if end is None else end
         found = [Execution.from_entry(msg_id, entry, end) for msg_id, entry in self.log.items()]
-        return Table(found, end)
+        table = Table(found, end)
+        table.check_running()
+        return table
 
     def __getitem__(self, msg_id: str) -> Execution:
         execution = self.executions.get(msg_id)

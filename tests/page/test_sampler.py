@@ -155,3 +155,32 @@ async def test_a_kernel_that_cannot_be_read_hides_no_other(
     while "connections" not in (await next_of(watcher))["kernels"][0]:
         site.go_on()
     watcher.leave()
+
+
+async def test_other_work_comes_between_two_kernels(
+    site: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub = site.source.hub
+    statistics, read, most = hub.statistics, 0, 0
+
+    def counted() -> Any:
+        nonlocal read
+        read += 1
+        return statistics()
+
+    async def other_work() -> None:
+        nonlocal most
+        while True:
+            before = read
+            await asyncio.sleep(0)
+            most = max(most, read - before)
+
+    monkeypatch.setattr(hub, "statistics", counted)
+    monkeypatch.setattr(site.source, "kernels", lambda: [("a-kernel", "python3", "idle")] * 50)
+    working = asyncio.ensure_future(other_work())
+    watcher = site.sampler.watch()
+    assert len((await next_of(watcher))["kernels"]) == read == 50
+    assert most == 1
+    watcher.leave()
+    working.cancel()
+    await asyncio.gather(working, return_exceptions=True)
