@@ -256,6 +256,39 @@ async def test_executions_of_other_clients_appear(
     assert await here.page.locator(".cell").count() == 1
 
 
+async def test_executions_that_the_server_does_not_know_are_not_shown(
+    here: Console, server: Server, own_kernel: str
+) -> None:
+    opened: list[str] = []
+    here.page.on("websocket", lambda socket: opened.append(socket.url))
+    code = "kernel = get_ipython().kernel\nfor n in range(60):\n    kernel.session.send("
+    code += "kernel.iopub_socket, 'execute_input', {'code': 'x', 'execution_count': n}, "
+    code += "parent={'header': {'msg_id': f'forged-{n}'}})"
+    await here.run(code)
+    async with attach(server, own_kernel) as client:
+        await client.execute("print('from elsewhere')")
+    await here.shows("from elsewhere")  # this one came after the others
+    assert await here.page.locator(".cell").count() == 2
+    assert len(opened) == 1
+
+
+async def test_the_oldest_cells_make_room(here: Console, server: Server, own_kernel: str) -> None:
+    page = here.page
+    await here.run("print('first')")
+    async with attach(server, own_kernel) as client:
+        for number in range(205):
+            await client.execute(f"print({number})")
+    await here.shows("204")
+    cells = "() => document.querySelectorAll('.cell').length"
+    await page.wait_for_function(f"() => ({cells})() === 200")
+    await page.click(".earlier button:has-text('Show 6 earlier executions')")
+    await here.shows("first", ".cell:nth-child(1)")
+    assert await page.locator(".earlier").count() == 0
+    assert await page.evaluate(cells) == 206
+    for number in range(6):  # in order
+        await here.shows(str(number), f".cell:nth-child({number + 2})")
+
+
 async def test_fifty_thousand_lines(here: Console) -> None:
     page = here.page
     await here.run("print('\\n'.join(f'line {n}' for n in range(50_000)))")
