@@ -307,6 +307,22 @@ async def test_fifty_thousand_lines(here: Console) -> None:
     assert await page.locator(".block").evaluate_all(longest) <= 201
 
 
+async def test_two_streams_in_turn(here: Console) -> None:
+    code = "import sys\nfor n in range(150):\n    for stream in (sys.stdout, sys.stderr):\n"
+    await here.run(f"{code}        print(n, file=stream, flush=True)")
+    texts = (
+        "() => [...document.querySelectorAll('.outputs > .text')].map(e => e.textContent.trim())"
+    )
+    await here.page.wait_for_function(f"() => ({texts})().at(-1) === '149'")
+    wanted = [str(n) for n in range(150) for _ in range(2)]
+    assert await here.page.evaluate(texts) == wanted[-200:]
+    await here.page.click(".outputs > button.more:text-is('Show 100 earlier texts')")
+    await here.page.wait_for_function(f"() => ({texts})().length === 300")
+    await here.page.wait_for_selector(".outputs > button.more", state="detached")
+    await here.page.evaluate("() => new Promise(requestAnimationFrame)")
+    assert await here.page.evaluate(texts) == wanted
+
+
 async def test_many_displays(here: Console) -> None:
     await here.run("from IPython.display import *\nfor n in range(250): display(n)")
     assert await here.page.locator(".display").count() == 200

@@ -7,6 +7,7 @@ import { jsonTree } from './json_tree.js';
 import { formOf, imageUrl, sizeOf, svgUrl } from './mime.js';
 import * as rich from './rich_text.js';
 import { TextView } from './text_view.js';
+import { Texts } from './texts.js';
 
 /** Displays of one execution on the page; more are shown on demand. */
 const MOST = 200;
@@ -61,13 +62,13 @@ export class Outputs {
     this.#displays = displays;
     this.#order = order;
     this.node = element('div.outputs');
+    this.#texts = new Texts(this.node);
   }
 
   #displays;
   #order;
   #clearNext = false;
-  /** @type {{name: string, view: TextView} | null} */
-  #stream = null;
+  #texts;
   #count = 0;
   /** @type {(() => Promise<void>)[]} */
   #held = [];
@@ -88,7 +89,7 @@ export class Outputs {
       this.clear();
     }
     if (output.type === 'stream') {
-      await this.#write(output.name === 'stderr' ? 'stderr' : 'stdout', output.text);
+      await this.#texts.write(output.name === 'stderr' ? 'stderr' : 'stdout', output.text);
     } else if (output.type === 'error') {
       await this.#error(output);
     } else if (output.type === 'gap') {
@@ -101,7 +102,7 @@ export class Outputs {
   /** Remove all outputs. */
   clear() {
     this.#clearNext = false;
-    this.#stream = null;
+    this.#texts.clear();
     this.#count = 0;
     this.#held = [];
     this.#more = null;
@@ -114,7 +115,7 @@ export class Outputs {
 
   /** @type {(text: string, kind?: string) => HTMLElement} */
   notice(text, kind = '') {
-    this.#stream = null;
+    this.#texts.end();
     const made = element('p.notice', {}, text);
     if (kind) made.classList.add(kind);
     this.node.append(made);
@@ -123,7 +124,7 @@ export class Outputs {
 
   /** Append anything else, such as a form. @param {HTMLElement} node */
   append(node) {
-    this.#stream = null;
+    this.#texts.end();
     this.node.append(node);
   }
 
@@ -132,19 +133,9 @@ export class Outputs {
     this.append(element('div.display', {}, ...(await render({ data, metadata: {} }))));
   }
 
-  /** @type {(name: string, text: string) => Promise<void>} */
-  async #write(name, text) {
-    if (this.#stream?.name !== name) {
-      const view = new TextView(`.${name}`);
-      this.#stream = { name, view };
-      this.node.append(view.node);
-    }
-    await this.#stream.view.write(text);
-  }
-
   /** @param {any} output */
   async #error({ ename, evalue, traceback }) {
-    this.#stream = null;
+    this.#texts.end();
     const view = new TextView('.error');
     this.node.append(view.node);
     await view.write(traceback.length ? traceback.join('\n') : `${ename}: ${evalue}`);
@@ -152,7 +143,7 @@ export class Outputs {
 
   /** @param {any} output */
   async #display(output) {
-    this.#stream = null;
+    this.#texts.end();
     if (this.#count >= MOST) {
       this.#hold(output);
       return;
