@@ -159,6 +159,47 @@ async def test_a_frame_is_as_high_as_its_content(here: Console) -> None:
     await here.page.wait_for_function(f"{height[6:]} >= 3000 && {height[6:]} < 3020")
 
 
+async def test_html_that_is_updated_stays_in_its_frame(here: Console) -> None:
+    page = here.page
+    asked: list[str] = []
+    page.on("request", lambda request: asked.append(request.url))
+    await here.run(
+        "from IPython.display import *\nshown = display(HTML('<p>0</p>'), display_id=True)\n"
+        "for n in range(1, 21): shown.update(HTML(f'<p>{n}</p>'))"
+    )
+    lines = page.frame_locator(".cell:last-child iframe").locator("p")
+    await lines.filter(has_text="20").wait_for()
+    assert await lines.all_text_contents() == ["20"]
+    await here.run(
+        "for n in range(21):\n    clear_output(wait=True)\n    display(HTML(f'<p>{n}</p>'))\n"
+        "    if n < 20: print(n)"
+    )
+    await lines.filter(has_text="20").wait_for()
+    assert await lines.all_text_contents() == ["20"]
+    assert await page.locator(".cell:last-child .outputs > *").count() == 1
+    assert len([url for url in asked if url.endswith("frame.html")]) == 2
+
+
+async def test_a_frame_whose_height_depends_on_itself_comes_to_rest(here: Console) -> None:
+    html = "<style>body { height: 400px } "
+    html += "@media (min-height: 300px) { body { height: 200px } }</style>"
+    await here.page.evaluate(
+        "() => { window.reports = 0; addEventListener('message', () => window.reports++); }"
+    )
+    await here.run(f"from IPython.display import HTML\nHTML({html!r})")
+    await here.page.wait_for_function("() => window.reports > 50")
+    # Ten drawn frames without a report.
+    await here.page.wait_for_function(
+        """async () => {
+          const before = window.reports;
+          for (let n = 0; n < 10; n++) await new Promise(requestAnimationFrame);
+          return window.reports === before;
+        }"""
+    )
+    height = "() => document.querySelector('.cell:last-child iframe').offsetHeight"
+    assert await here.page.evaluate(height) >= 400
+
+
 async def test_updates_and_clearing(here: Console) -> None:
     await here.run("from IPython.display import *\nshown = display('one', display_id=True)")
     await here.run("shown.update('two')")

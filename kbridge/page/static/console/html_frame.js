@@ -1,5 +1,5 @@
 // @ts-check
-// Shows HTML of kernels in a document without rights: see frame.html and its policy in files.py.
+// Shows HTML of kernels in a document without rights: see frame.html and its policy in frame.py.
 
 import { button, counted, element } from './dom.js';
 
@@ -12,6 +12,11 @@ const HIGHEST = 30000;
 /** Larger HTML is shown on demand. In characters. */
 const LARGE = 3_000_000;
 
+/** After so many reports for the same HTML and width, a frame only grows. */
+const REPORTS = 50;
+
+/** Frames by their element. @type {WeakMap<Element, HtmlFrame>} */
+const byNode = new WeakMap();
 /** Frames by their window, which is the sender of their messages. @type {WeakMap<object, HtmlFrame>} */
 const frames = new WeakMap();
 
@@ -24,6 +29,12 @@ globalThis.addEventListener?.('message', ({ source, data }) => {
 
 /** HTML in a sandboxed frame. */
 export class HtmlFrame {
+  /** Return the frame that is all of an element. @type {(place: Element) => HtmlFrame | null} */
+  static in(place) {
+    const { firstElementChild: first, childElementCount } = place;
+    return (first && childElementCount === 1 && byNode.get(first)) || null;
+  }
+
   /**
    * @param {string} html
    * @param {{kind?: string, title?: string}} [options] - `kind` is a class of the body.
@@ -33,6 +44,7 @@ export class HtmlFrame {
     this.#kind = kind;
     this.#title = title;
     this.node = element('div.html-output');
+    byNode.set(this.node, this);
     if (html.length > LARGE) {
       const megabytes = counted(Math.round(html.length / 1e6));
       this.node.append(button(`Show ${megabytes} MB of HTML`, () => this.#open()));
@@ -45,12 +57,30 @@ export class HtmlFrame {
   #kind;
   #title;
   #loads = 0;
+  #reports = 0;
+  #width = 0;
   #whole = false;
   #height = 0;
   /** @type {HTMLIFrameElement | null} */
   #frame = null;
   /** @type {HTMLButtonElement | null} */
   #more = null;
+
+  /**
+   * Show other HTML in the same frame, which would be blank for a moment if it were a new one.
+   *
+   * @param {string} html
+   * @returns {boolean} False if that is not possible.
+   */
+  update(html) {
+    if (!this.#frame?.isConnected || html.length > LARGE || this.#kind !== 'html') {
+      return false;
+    }
+    this.#html = html;
+    this.#reports = 0;
+    this.#post();
+    return true;
+  }
 
   #open() {
     const frame = element('iframe', { title: this.#title, sandbox: SANDBOX, src: DOCUMENT });
@@ -63,20 +93,35 @@ export class HtmlFrame {
     const frame = /** @type {HTMLIFrameElement} */ (this.#frame);
     const { contentWindow } = frame;
     if (++this.#loads > 1 || !contentWindow) {
+      this.#frame = null;
       this.node.replaceChildren(
         element('p.notice', {}, 'This output tried to leave its frame, and was removed.')
       );
       return;
     }
     frames.set(contentWindow, this);
-    // The frame has no origin that could be named here.
-    contentWindow.postMessage({ html: this.#html, kind: this.#kind }, '*');
-    this.#html = '';
+    this.#post();
+  }
+
+  #post() {
+    if (this.#loads === 1) {
+      // The frame has no origin that could be named here.
+      const message = { html: this.#html, kind: this.#kind };
+      this.#frame?.contentWindow?.postMessage(message, '*');
+      this.#html = '';
+    }
   }
 
   /** The frame has reported its height. @param {number} height */
   resize(height) {
-    this.#height = Math.max(0, Math.min(height, HIGHEST));
+    const width = this.#frame?.offsetWidth ?? 0;
+    if (width !== this.#width) {
+      this.#width = width;
+      this.#reports = 0;
+    }
+    // The height of the content may depend on that of the frame, and change with it for ever.
+    const least = ++this.#reports > REPORTS ? this.#height : 0;
+    this.#height = Math.max(least, Math.min(height, HIGHEST));
     this.#fit();
   }
 

@@ -46,7 +46,7 @@ export class Displays {
     this.#updates.set(id, { bundle, order });
     for (const each of this.#places.get(id) ?? []) {
       if (each.order <= order) {
-        each.place.replaceChildren(...(await render(bundle)));
+        await fill(each.place, bundle);
       }
     }
   }
@@ -85,8 +85,11 @@ export class Outputs {
       await this.#displays.update(output.displayId ?? '', output, this.#order);
       return;
     }
-    if (this.#clearNext) {
+    if (this.#clearNext && !this.#reuse(output)) {
       this.clear();
+    } else if (this.#clearNext) {
+      this.#clearNext = false;
+      return;
     }
     if (output.type === 'stream') {
       await this.#texts.write(output.name === 'stderr' ? 'stderr' : 'stdout', output.text);
@@ -97,6 +100,28 @@ export class Outputs {
     } else if (output.type === 'display_data' || output.type === 'execute_result') {
       await this.#display(output);
     }
+  }
+
+  /**
+   * Show HTML that replaces all outputs in the frame of the first one, if that is HTML, too. A new
+   * frame would be blank for a moment, and a program that draws a progress bar does this all the time.
+   *
+   * @param {any} output
+   * @returns {boolean} False if that is not possible.
+   */
+  #reuse(output) {
+    const place = this.node.querySelector(':scope > .display:not(.named)');
+    const isDisplay = output.type === 'display_data' && !output.displayId;
+    if (!place || !isDisplay || !updated(place, output.data)) {
+      return false;
+    }
+    // Moving a frame would load it again.
+    [...this.node.children].forEach(child => child === place || child.remove());
+    this.#texts.clear();
+    this.#count = 1;
+    this.#held = [];
+    this.#more = null;
+    return true;
   }
 
   /** Remove all outputs. */
@@ -153,8 +178,9 @@ export class Outputs {
     if (output.type === 'execute_result') place.classList.add('result');
     this.node.append(place);
     const { displayId } = output;
+    if (displayId) place.classList.add('named');
     const newer = displayId ? this.#displays.add(displayId, place, this.#order) : null;
-    place.replaceChildren(...(await render(newer ?? output)));
+    await fill(place, newer ?? output);
   }
 
   /** @param {any} output */
@@ -175,6 +201,19 @@ export class Outputs {
       this.node.append(this.#more);
     }
     this.#more.textContent = `Show ${counted(this.#held.length)} more outputs`;
+  }
+}
+
+/** Show HTML in the frame that is in a place; false if there is none. @type {(place: Element, data: Record<string, any>) => boolean} */
+function updated(place, data) {
+  const { kind, value, note } = formOf(data);
+  return kind === 'html' && !note && (HtmlFrame.in(place)?.update(value) ?? false);
+}
+
+/** Show a value in a place. @type {(place: HTMLElement, bundle: Bundle) => Promise<void>} */
+async function fill(place, bundle) {
+  if (!updated(place, bundle.data)) {
+    place.replaceChildren(...(await render(bundle)));
   }
 }
 
