@@ -585,6 +585,18 @@ async def test_a_script_in_the_frame_could_do_nothing(here: Console) -> None:
     address = page.url
     tried = await frame.evaluate(
         """async () => {
+          // Without an origin, some of these fail for other reasons, too.
+          const blocked = (directive, address) => new Promise(resolve =>
+            document.addEventListener('securitypolicyviolation', event => {
+              if (event.effectiveDirective === directive && event.blockedURI.startsWith(address)) {
+                resolve();
+              }
+            }));
+          const reports = [
+            blocked('connect-src', 'http'),
+            blocked('connect-src', 'ws'),
+            blocked('worker-src', 'blob')
+          ];
           const attempts = {
             page: () => parent.document.title,
             top: () => { top.location = '/api/kernels?ran=top'; },
@@ -592,11 +604,16 @@ async def test_a_script_in_the_frame_could_do_nothing(here: Console) -> None:
             storage: () => localStorage.length,
             fetch: () => fetch('/api/kernels?ran=fetch', { credentials: 'include' }),
             websocket: () => new Promise((resolve, reject) => {
-              const socket = new WebSocket(location.href.replace(/^http.*console/, 'ws://x'));
+              const socket = new WebSocket(`ws://${new URL(location.href).host}/api/kernels`);
               socket.onerror = reject;
               socket.onopen = resolve;
             }),
-            worker: () => new Worker('/kbridge.js'),
+            worker: () => new Promise((resolve, reject) => {
+              const code = URL.createObjectURL(new Blob(['postMessage(1)']));
+              const worker = new Worker(code);
+              worker.onerror = reject;
+              worker.onmessage = resolve;
+            }),
             form: () => {
               const form = document.createElement('form');
               form.action = '/api/kernels?ran=form';
@@ -614,6 +631,7 @@ async def test_a_script_in_the_frame_could_do_nothing(here: Console) -> None:
               results[name] = 'failed';
             }
           }
+          await Promise.all(reports);
           return [results, self.origin];
         }"""
     )

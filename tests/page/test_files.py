@@ -10,7 +10,8 @@ from kbridge.page.files import POLICY, accepts_html
 
 STATIC = Path(__file__).parents[2] / "kbridge" / "page" / "static"
 PAGES = sorted(STATIC.glob("*.html"))
-SCRIPTS = [STATIC / "server.js", *sorted((STATIC / "live").glob("*.js"))]
+SCRIPTS = [STATIC / "server.js", *sorted(STATIC.glob("live/*.js"))]
+CONSOLE = sorted(STATIC.glob("console/*.js"))
 
 
 @pytest.mark.parametrize(
@@ -55,7 +56,9 @@ def test_pages_have_no_inline_scripts_and_styles(page: Path) -> None:
     assert not re.search(r"<script(?![^>]*\bsrc=)", text)
 
 
-@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: str(path.relative_to(STATIC)))
+@pytest.mark.parametrize(
+    "script", [*SCRIPTS, *CONSOLE], ids=lambda path: str(path.relative_to(STATIC))
+)
 def test_scripts_set_text_never_html(script: Path) -> None:
     text = script.read_text()
     for name in ("innerHTML", "outerHTML", "insertAdjacentHTML", "document.write", "eval("):
