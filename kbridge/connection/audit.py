@@ -12,7 +12,7 @@ import json
 import os
 import queue
 import threading
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -160,6 +160,7 @@ class AuditLog:
 
     def _write_all(self) -> None:
         failed = 0  # lines that could not be written
+        broken = False  # the last write failed
         told = 0  # of `_lost`
         ended = False
         while not ended:
@@ -173,22 +174,22 @@ class AuditLog:
             if missing:
                 note = {"time": timestamp(self._clock.wall()), "missing_lines": missing}
                 lines.insert(0, json.dumps(note))
-            try:
-                self._file.append("".join(line + "\n" for line in lines).encode())
-            except OSError as error:
-                if not failed:
-                    self._log.warning(
-                        "The audit log %s cannot be written: %s. Code is executed all the same,"
-                        " and its lines are missing there.",
-                        self.path,
-                        error.strerror or error,
-                    )
-                failed += len(found)
-            else:
-                if failed:
-                    self._log.info("The audit log %s is written again", self.path)
+            written, error = self._file.append(lines)
+            if error and not broken:
+                self._log.warning(
+                    "The audit log %s cannot be written: %s. Code is executed all the same,"
+                    " and its lines are missing there.",
+                    self.path,
+                    error.strerror or error,
+                )
+            elif broken and not error:
+                self._log.info("The audit log %s is written again", self.path)
+            broken = error is not None
+            if missing and written:  # the note is in the file
                 told += missing - failed
                 failed = 0
+                written -= 1
+            failed += len(found) - written
             self._taken += sum(entry.msg.nbytes for entry in found)
         self._file.close()
 
@@ -288,16 +289,29 @@ class _AppendedFile:
 
     def _open(self) -> int:
         flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT
-        return os.open(self._path, flags, 0o600)
+        # With O_NONBLOCK, opening a FIFO without a reader fails instead of waiting for a reader.
+        nonblocking = getattr(os, "O_NONBLOCK", 0)
+        fd = os.open(self._path, flags | nonblocking, 0o600)
+        if nonblocking:
+            os.set_blocking(fd, True)
+        return fd
 
-    def append(self, data: bytes) -> None:
-        """Append whole lines; raise `OSError` if not all of them could be written."""
-        self._follow()
-        view = memoryview(b"\n" + data if self._torn else data)
-        while view:
-            written = os.write(self._fd, view)
-            self._torn = written < len(view)
-            view = view[written:]
+    def append(self, lines: Sequence[str]) -> tuple[int, OSError | None]:
+        """Append lines; return the number of lines that were written, and the error if any."""
+        failure = None
+        written = prefix = 0
+        data = b""
+        try:
+            self._follow()
+            prefix = int(self._torn)
+            data = b"\n" * prefix + "".join(line + "\n" for line in lines).encode()
+            while written < len(data):
+                written += os.write(self._fd, memoryview(data)[written:])
+                self._torn = written < len(data)
+        except OSError as error:
+            failure = error
+        # A line that lacks only its end is counted: the next write begins with that end.
+        return max(0, data[: written + 1].count(b"\n") - prefix), failure
 
     def _follow(self) -> None:
         """Open the path again if it is another file than the open one, or none."""

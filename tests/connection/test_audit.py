@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import logging
+import os
 import stat
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,7 +23,7 @@ from kbridge.wire.build import build
 from kbridge.wire.dialects import V1
 from kbridge.wire.message import Channel, Message
 from tests.hub.rig import Rig
-from tests.support.waiting import eventually
+from tests.support.waiting import TIMEOUT, eventually
 
 LOG = logging.getLogger("kbridge.audit-test")
 CALLER = Caller("a-kernel", "a-session", user="ada", client="192.0.2.1")
@@ -193,6 +196,59 @@ def test_a_full_disk_is_logged_once(start: Start, caplog: pytest.LogCaptureFixtu
         audit.record(CALLER, request())
     audit.close()
     assert caplog.text.count("No space left on device") == 1
+
+
+@pytest.mark.parametrize("end", [0, 1])
+def test_lines_of_a_partial_write_are_not_missing(
+    end: int, start: Start, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The disk is full after two and a half lines, or after three lines without the last end."""
+    audit = start()
+    write, calls, gate = os.write, [0], threading.Event()
+
+    def limited(fd: int, data: bytes | memoryview) -> int:
+        if threading.current_thread().name != "kbridge-audit":
+            return write(fd, data)
+        calls[0] += 1
+        if calls[0] == 1:
+            gate.wait(TIMEOUT)
+        if calls[0] == 2:
+            size = len(bytes(data).split(b"\n")[0]) + 1
+            return write(fd, data[: 3 * size - 1 if end else 2 * size + size // 2])
+        if calls[0] == 3:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return write(fd, data)
+
+    monkeypatch.setattr("kbridge.connection.audit.os.write", limited)
+    audit.record(CALLER, request())
+    eventually(lambda: calls[0] == 1, "the thread writes the first line")
+    for _ in range(6):
+        audit.record(CALLER, request())
+    gate.set()
+    eventually(lambda: audit.waiting == 0, "the write has failed")
+    audit.record(CALLER, request())
+    audit.close()
+    found = path.read_text().splitlines()
+    assert sum('"sha256"' in line for line in found) == 1 + (3 if end else 2) + 1
+    notes = [json.loads(line) for line in found if "missing_lines" in line]
+    assert [note["missing_lines"] for note in notes] == [3 if end else 4]
+
+
+def test_a_fifo_without_a_reader_is_an_error(start: Start, path: Path) -> None:
+    os.mkfifo(path)
+    with pytest.raises(SetupError, match="cannot be opened"):
+        AuditLog(path, AuditCode.HASH, LOG)
+
+
+def test_a_fifo_with_a_reader_receives_lines(start: Start, path: Path) -> None:
+    os.mkfifo(path)
+    reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    audit = start()
+    audit.record(CALLER, request())
+    audit.close()
+    line = os.read(reader, 4096)
+    os.close(reader)
+    assert json.loads(line)["kernel_id"] == "a-kernel"
 
 
 def test_what_waits_for_the_file_is_bounded(start: Start, path: Path) -> None:
