@@ -63,6 +63,25 @@ def test_the_page_explains_lines_of_the_unit() -> None:
             assert (line in unit) is not row.startswith("no "), line
 
 
+def test_kernels_of_the_unit_can_write_temporary_files() -> None:
+    """`ProtectSystem=strict` alone makes these directories read-only."""
+    unit = units()["kbridge"]
+    assert "ProtectSystem=strict" in unit
+    assert re.findall(r"^ReadWritePaths=(.*)$", unit, re.MULTILINE) == ["/tmp /var/tmp"]
+
+
+def test_haproxy_does_not_run_as_root() -> None:
+    text = (DEPLOY / "haproxy.cfg").read_text()
+    for line in ("user haproxy", "group haproxy"):
+        assert f"\n    {line}\n" in text.partition("\ndefaults\n")[0], line
+
+
+def test_git_ignores_the_token_that_the_page_creates() -> None:
+    """It is one `git add` away from being published otherwise."""
+    assert ">token" in (DOCS / "docker.md").read_text()
+    assert "/examples/deploy/token" in (ROOT / ".gitignore").read_text().splitlines()
+
+
 def test_compose_has_one_server_with_a_token() -> None:
     service = COMPOSE["services"]["kbridge"]
     assert (DEPLOY / service["build"] / "Dockerfile").is_file()

@@ -120,6 +120,7 @@ def nginx(home: Path, port: int, upstream: str, certificate: Certificate, idle: 
         ("/etc/ssl/private/kernels.example.org.key", str(certificate.key)),
         ("127.0.0.1:8888", upstream),
         ("1h;", f"{idle};"),
+        ("/var/log/nginx/access.log", f"{home}/access.log"),
     )
     temporary = "".join(
         f"{part}_temp_path {home}/{part};\n"
@@ -143,6 +144,8 @@ def haproxy(home: Path, port: int, upstream: str, certificate: Certificate, idle
         ("/etc/haproxy/kernels.example.org.pem", str(certificate.both)),
         ("127.0.0.1:8888", upstream),
         ("log /dev/log local0", "log stderr format raw local0"),
+        # Only root can become another user.
+        ("    user haproxy\n    group haproxy\n", ""),
         ("timeout tunnel 1h", f"timeout tunnel {idle}"),
     )
     config.write_text(text)
@@ -291,6 +294,18 @@ def test_the_server_knows_address_and_scheme_of_clients(proxy: tuple[Proxy, Serv
     eventually(lambda: "of-nobody" in server.log.read_text(), "the request is in the log")
     [line] = [line for line in server.log.read_text().splitlines() if "of-nobody" in line]
     assert "(127.0.0.9)" in line
+
+
+async def test_the_token_is_not_in_the_access_log(proxy: tuple[Proxy, Server]) -> None:
+    front, server = proxy
+    kernel = await asyncio.to_thread(start_kernel, server)
+    async with front.attach(kernel) as client:  # the URL contains the token
+        await client.execute("pass")
+    access = front.home / ("access.log" if front.name == "nginx" else "log")
+    if front.name != "traefik":  # its access log is off
+        path = f"{BASE}/api/kernels/{kernel}/channels"
+        await asyncio.to_thread(eventually, lambda: path in access.read_text(), "a line is logged")
+    assert TOKEN not in access.read_text()
 
 
 async def test_unread_output_stays_in_the_journal(proxy: tuple[Proxy, Server]) -> None:
