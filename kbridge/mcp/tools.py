@@ -27,6 +27,7 @@ _R = TypeVar("_R")
 
 _MOST_WAIT_S: Final = 3600.0
 _PROGRESS_S: Final = 0.2  # between progress notifications
+_MOST_PROMPT: Final = 1000  # characters of the prompt of input()
 _INSTRUCTIONS = """\
 Runs code on Jupyter kernels of a kbridge server. Start a kernel (start_kernel), or take one that
 runs (list_kernels); then run_code keeps variables, imports and files between calls. Code that takes
@@ -166,7 +167,7 @@ def _add_code_tools(mcp: MCPServer[Any], kernels: Kernels) -> None:
         answer_input. Code that is sent while other code runs waits for it.
         """
         run = await kernels.execute(kernel_id, code)
-        return await _follow(context, kernels, kernel_id, run, timeout)
+        return await _follow(context, kernels, kernel_id, run, _deadline(timeout))
 
     @mcp.tool(annotations=_hints(destructive=True, open_world=True), structured_output=False)
     @_reported
@@ -181,9 +182,10 @@ def _add_code_tools(mcp: MCPServer[Any], kernels: Kernels) -> None:
         run = await kernels.find(kernel_id, execution_id)
         if run is None:
             raise ToolError(f"execution {execution_id} has ended")
-        await _wait(context, run, timeout)  # the prompt of another client's execution may be late
+        deadline = _deadline(timeout)
+        await _wait(context, run, deadline)  # the prompt of another client's execution may be late
         run.answer(text)
-        return await _follow(context, kernels, kernel_id, run, timeout)
+        return await _follow(context, kernels, kernel_id, run, deadline)
 
     @mcp.tool(annotations=_hints(read_only=True), structured_output=False)
     @_reported
@@ -223,7 +225,7 @@ def _add_code_tools(mcp: MCPServer[Any], kernels: Kernels) -> None:
         """
         run = await kernels.find(kernel_id, execution_id)
         if run is not None:
-            await _wait(context, run, timeout)
+            await _wait(context, run, _deadline(timeout))
         transcript = await kernels.read(kernel_id, execution_id, offset)
         if run is None:
             info = await kernels.describe(await kernels.get(kernel_id), execution_id)
@@ -234,20 +236,25 @@ def _add_code_tools(mcp: MCPServer[Any], kernels: Kernels) -> None:
         return _result(transcript, execution_id, status, failed=failed, ended=ended)
 
 
+def _deadline(timeout: float) -> float:
+    """Return the end of a timeout that begins now, in the time of the event loop."""
+    return asyncio.get_running_loop().time() + timeout
+
+
 async def _follow(
-    context: Context[Any, Any], kernels: Kernels, kernel_id: str, run: Run, timeout: float
+    context: Context[Any, Any], kernels: Kernels, kernel_id: str, run: Run, deadline: float
 ) -> CallToolResult:
     """Wait for an execution; return its output since the last result."""
-    await _wait(context, run, timeout)
+    await _wait(context, run, deadline)
     status, failed = await _status(kernels, kernel_id, run)
     return _result(run.take(), run.msg_id, status, failed=failed, ended=run.ended)
 
 
-async def _wait(context: Context[Any, Any], run: Run, timeout: float) -> None:
+async def _wait(context: Context[Any, Any], run: Run, deadline: float) -> None:
     """Wait until an execution has ended or asks for input; send its output as notifications."""
     total = 0
     try:
-        async with asyncio.timeout(timeout):
+        async with asyncio.timeout_at(deadline):
             while not run.ended and run.prompt is None:
                 if text := await run.news():
                     total += len(text)
@@ -271,7 +278,10 @@ async def _status(kernels: Kernels, kernel_id: str, run: Run) -> tuple[str, bool
         return f"Its end is not known: {type(run.error).__name__}.", True
     if run.prompt is not None:
         kind = "a password" if run.password else "input"
-        return f"It waits for {kind} with the prompt {run.prompt!r}: call answer_input.", False
+        prompt = repr(run.prompt[:_MOST_PROMPT])
+        if (more := len(run.prompt) - _MOST_PROMPT) > 0:
+            prompt += f" and {more:,} more characters"
+        return f"It waits for {kind} with the prompt {prompt}: call answer_input.", False
     return _RUNNING, False
 
 

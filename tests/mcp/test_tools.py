@@ -365,6 +365,50 @@ async def test_input_is_asked_for_and_answered(scripted: ScriptedServer, model: 
     assert "has ended" in text(again)
 
 
+async def test_a_long_prompt_is_cut(scripted: ScriptedServer, model: Model) -> None:
+    def on_message(message: Message) -> None:
+        if message.msg_type == "execute_request":
+            prompt = {"prompt": "p" * 200_000, "password": False}
+            scripted.send(message, "input_request", prompt, Channel.STDIN)
+
+    scripted.on_message = on_message
+    asked = status(await model.run())
+    assert f"the prompt '{'p' * 1000}' and 199,000 more characters: call" in asked
+    assert len(asked) < 2000
+
+
+async def test_the_waits_of_an_answer_have_one_deadline(
+    scripted: ScriptedServer, model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    running: list[Message] = []
+
+    def on_message(message: Message) -> None:
+        if message.msg_type == "execute_request":
+            running.append(message)
+            scripted.send(
+                message, "input_request", {"prompt": "", "password": False}, Channel.STDIN
+            )
+        elif message.msg_type == "input_reply":
+            scripted.answer(running[0])
+
+    scripted.on_message = on_message
+    asked = await model.run()
+    timeout_at = asyncio.timeout_at
+    deadlines: list[float | None] = []
+
+    def noted(when: float | None) -> asyncio.Timeout:
+        deadlines.append(when)
+        return timeout_at(when)
+
+    monkeypatch.setattr(asyncio, "timeout_at", noted)
+    answered = await model.call(
+        "answer_input", kernel_id=KERNEL, execution_id=execution_id(asked), text="", timeout=TIMEOUT
+    )
+    assert status(answered).endswith("It has ended: ok.]")
+    assert len(deadlines) == 2, "it waits for the prompt, and for the end"
+    assert len(set(deadlines)) == 1
+
+
 async def test_an_execution_that_asks_for_nothing_cannot_be_answered(
     scripted: ScriptedServer, model: Model
 ) -> None:
