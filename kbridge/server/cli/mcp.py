@@ -28,7 +28,8 @@ class McpApp(_Command):
 
     A program such as Claude Code or an editor starts this command. It uses the server that --server
     or KBRIDGE_URL names, or the server of this user that runs. If there is none, it starts one,
-    which ends with this command, together with its kernels. Needs `pip install kbridge[mcp]`.
+    which ends with this command, together with its kernels. Needs the package mcp:
+    `pip install '.[mcp]'` in a clone of kbridge.
     """
     examples = """\
 kbridge mcp                                         # the server of this user, or a new one
@@ -63,7 +64,7 @@ claude mcp add jupyter -- kbridge mcp               # in Claude Code
         try:
             import mcp  # noqa: F401
         except ImportError:
-            self._fail("kbridge mcp needs the package mcp: pip install 'kbridge[mcp]'")
+            self._fail("kbridge mcp needs the package mcp: pip install '.[mcp]' in a clone")
         try:
             asyncio.run(self._serve())
         except KbridgeError as error:

@@ -52,4 +52,4 @@ def test_the_package_of_the_extra_is_named_if_it_is_missing(
     monkeypatch.setitem(sys.modules, "mcp", None)
     with pytest.raises(SystemExit):
         commands.run(McpApp, [NOBODY])
-    assert "pip install 'kbridge[mcp]'" in capsys.readouterr().err
+    assert "pip install '.[mcp]' in a clone" in capsys.readouterr().err
