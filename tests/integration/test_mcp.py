@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import signal
 import subprocess
 import sys
-from collections.abc import AsyncIterator
+import tempfile
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -44,13 +46,20 @@ def named(server: Server) -> dict[str, str]:
 
 
 @pytest.fixture
-def alone(tmp_path: Path) -> dict[str, str]:
+def temporary() -> Iterator[Path]:
+    """An empty directory for temporary files, whose path is short enough for unix sockets."""
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as path:
+        yield Path(path)
+
+
+@pytest.fixture
+def alone(tmp_path: Path, temporary: Path) -> dict[str, str]:
     """The environment of a user without a server."""
     env = {k: v for k, v in os.environ.items() if not k.startswith(("JUPYTER", "KBRIDGE"))}
     folders = {
         f"JUPYTER_{kind}_DIR": str(tmp_path / kind) for kind in ("RUNTIME", "CONFIG", "DATA")
     }
-    return {**env, **folders, "JUPYTER_PLATFORM_DIRS": "1"}
+    return {**env, **folders, "JUPYTER_PLATFORM_DIRS": "1", "TMPDIR": str(temporary)}
 
 
 def text(result: CallToolResult, index: int = 0) -> str:
@@ -145,3 +154,31 @@ async def test_its_server_ends_when_it_is_killed(alone: dict[str, str]) -> None:
             pid = await server_of(client)
             psutil.Process(pid).parent().kill()
     await asyncio.to_thread(eventually, lambda: ended(pid), "the server has ended")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs signals")
+def test_nothing_is_left_of_its_server_after_sigterm(
+    alone: dict[str, str], temporary: Path
+) -> None:
+    command = [sys.executable, "-m", "kbridge", "mcp"]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen(command, env=alone, **pipes) as process:
+        eventually(lambda: [*temporary.glob("kbridge-mcp-*/kbserver-*.json")], "the server runs")
+        process.terminate()
+        assert process.wait(TIMEOUT) == 128 + signal.SIGTERM
+        assert process.stderr is not None
+        assert process.stderr.read() == b""
+    assert not [*temporary.glob("kbridge-mcp-*")]
+
+
+def test_a_client_that_has_ended_is_no_error(named: dict[str, str]) -> None:
+    command = [sys.executable, "-m", "kbridge", "mcp"]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen(command, env=named, **pipes) as process:
+        assert process.stdout is not None
+        process.stdout.close()
+        about = {"protocolVersion": "2025-06-18", "capabilities": {}}
+        about["clientInfo"] = {"name": "a", "version": "1"}
+        request = {"jsonrpc": "2.0", "id": 1, "method": "initialize", "params": about}
+        _, errors = process.communicate(json.dumps(request).encode() + b"\n", timeout=TIMEOUT)
+    assert (process.returncode, errors) == (0, b"")

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 import sys
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from pathlib import Path
+from typing import Any, Final
 
 from traitlets import Unicode
 
@@ -16,7 +18,8 @@ from kbridge.server.cli.commands import _Command
 
 __all__ = ["McpApp"]
 
-_NOT_RUN = 2
+_NOT_RUN: Final = 2
+_TERMINATED: Final = 128 + signal.SIGTERM
 
 
 class McpApp(_Command):
@@ -66,7 +69,7 @@ claude mcp add jupyter -- kbridge mcp               # in Claude Code
         except ImportError:
             self._fail("kbridge mcp needs the package mcp: pip install '.[mcp]' in a clone")
         try:
-            asyncio.run(self._serve())
+            asyncio.run(self._serve_until_signal())
         except KbridgeError as error:
             self._fail(f"kbridge mcp: {error.reason}")
         except OSError as error:
@@ -75,6 +78,13 @@ claude mcp add jupyter -- kbridge mcp               # in Claude Code
     def _fail(self, reason: str) -> None:
         sys.stderr.write(f"{reason}\n")
         sys.exit(_NOT_RUN)
+
+    async def _serve_until_signal(self) -> None:
+        _cancel_on_sigterm()
+        try:
+            await self._serve()
+        except asyncio.CancelledError:
+            os._exit(_TERMINATED)  # a thread reads stdin, and would go on until its end
 
     async def _serve(self) -> None:
         from kbridge.mcp.local_server import local_server
@@ -87,7 +97,11 @@ claude mcp add jupyter -- kbridge mcp               # in Claude Code
             server = await stack.enter_async_context(connect(url, token))
             served, kernels = make_server(server)
             stack.push_async_callback(kernels.aclose)
-            await served.run_stdio_async()
+            # If this task is cancelled, that one is not: its thread cannot be stopped.
+            serving = asyncio.create_task(_serve_stdio(served))
+            await asyncio.wait([serving])
+            _ignore_sigterm()  # clients send it if the end takes some seconds
+            serving.result()
 
     def _token_of_file(self) -> str:
         if not self.token_file:
@@ -96,3 +110,28 @@ claude mcp add jupyter -- kbridge mcp               # in Claude Code
         if not token:
             raise InvalidRequest(f"{self.token_file} is empty")
         return token
+
+
+async def _serve_stdio(served: Any) -> None:
+    try:
+        await served.run_stdio_async()
+    except* BrokenPipeError:
+        pass  # the client has ended while a tool ran
+
+
+def _cancel_on_sigterm() -> None:
+    """Cancel the current task at the first SIGTERM."""
+    task = asyncio.current_task()
+    assert task is not None
+
+    def end() -> None:
+        _ignore_sigterm()
+        task.cancel()
+
+    with suppress(NotImplementedError):  # Windows
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, end)
+
+
+def _ignore_sigterm() -> None:
+    with suppress(NotImplementedError):  # Windows
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, lambda: None)
