@@ -43,6 +43,7 @@ async function echoBuffers(kernel) {
 get_ipython().kernel.comm_manager.register_target("mirror", opened)`,
   );
   const comm = kernel.createComm("mirror");
+  await comm.subshellStarted; // a restart would cancel its request, which nobody catches
   await comm.open().done;
   const answer = nextMessage(comm);
   await comm.send({}, {}, [new Uint8Array([1, 2, 250]).buffer]).done;
