@@ -2,7 +2,7 @@
 // object with what it met; any fault is an uncaught rejection and so a non-zero exit.
 "use strict";
 
-const { KernelManager, KernelSpecManager, ServerConnection, SessionManager } =
+const { CommsOverSubshells, KernelManager, KernelSpecManager, ServerConnection, SessionManager } =
   require("@jupyterlab/services");
 const WebSocket = require("ws");
 
@@ -43,7 +43,6 @@ async function echoBuffers(kernel) {
 get_ipython().kernel.comm_manager.register_target("mirror", opened)`,
   );
   const comm = kernel.createComm("mirror");
-  await comm.subshellStarted; // a restart would cancel its request, which nobody catches
   await comm.open().done;
   const answer = nextMessage(comm);
   await comm.send({}, {}, [new Uint8Array([1, 2, 250]).buffer]).done;
@@ -74,6 +73,9 @@ async function main() {
     kernel: { name: "python3" },
   });
   const kernel = session.kernel;
+  // A comm would create a subshell in the background; the restart would cancel that request, and
+  // nobody catches the rejection.
+  kernel.commsOverSubshells = CommsOverSubshells.Disabled;
   const met = { specs: Object.keys(specs.specs.kernelspecs), id: kernel.id };
   met.info = (await kernel.info).language_info.name;
   met.output = await run(kernel, "print('to JupyterLab'); 6 * 7");
