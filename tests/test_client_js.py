@@ -11,6 +11,7 @@ import pytest
 
 from kbridge import __version__
 from tests.support.frames_for_js import frames_for_js
+from tests.support.node_tests import assert_node_tests_pass
 from tests.support.require import lack, require
 
 ROOT = Path(__file__).parents[1]
@@ -29,11 +30,7 @@ def node(*args: str | Path) -> str:
 @pytest.mark.slow
 def test_its_unit_tests_pass() -> None:
     tests = sorted((SOURCE / "tests").glob("*.test.js"))
-    passed = re.search(
-        r"^# pass (\d+)$", node("--test", "--test-reporter", "tap", *tests), re.MULTILINE
-    )
-    assert passed, "no summary of the test runner"
-    assert int(passed[1]) > 80
+    assert_node_tests_pass(*tests, least=81)
 
 
 @pytest.mark.slow

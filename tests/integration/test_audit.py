@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -53,15 +54,6 @@ async def test_code_is_noted_with_the_client(new_server: Any, tmp_path: Path) ->
     assert path.stat().st_mode & 0o777 == 0o600
 
 
-async def test_a_server_without_its_audit_log_does_not_start(tmp_path: Path) -> None:
-    server = Server(tmp_path, f"--audit-log={tmp_path / 'missing' / 'audit.log'}")
-    try:
-        with pytest.raises(AssertionError, match=r"audit\.log cannot be opened"):
-            server.start()
-    finally:
-        server.kill()
-
-
 async def test_in_jupyter_server(tmp_path: Path) -> None:
     path = tmp_path / "audit.log"
     server = jupyter_server(tmp_path, f"--KbridgeExtension.audit_log={path}")
@@ -78,9 +70,15 @@ async def test_in_jupyter_server(tmp_path: Path) -> None:
     assert "code" not in line
 
 
-async def test_jupyter_server_without_its_audit_log_does_not_start(tmp_path: Path) -> None:
-    where = tmp_path / "missing" / "audit.log"
-    server = jupyter_server(tmp_path, f"--KbridgeExtension.audit_log={where}")
+@pytest.mark.parametrize(
+    ("start", "option"),
+    [(Server, "--audit-log"), (jupyter_server, "--KbridgeExtension.audit_log")],
+    ids=["kbridge", "jupyter_server"],
+)
+async def test_a_server_without_its_audit_log_does_not_start(
+    tmp_path: Path, start: Callable[..., Server], option: str
+) -> None:
+    server = start(tmp_path, f"{option}={tmp_path / 'missing' / 'audit.log'}")
     try:
         with pytest.raises(AssertionError, match=r"audit\.log cannot be opened"):
             server.start()

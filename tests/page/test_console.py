@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import re
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from tests.support.require import require
+from tests.support.node_tests import assert_node_tests_pass
 
 ROOT = Path(__file__).parents[2]
 TESTS = sorted(Path(__file__).with_name("console").glob("*.test.js"))
@@ -20,12 +19,7 @@ VENDOR = STATIC / "vendor"
 @pytest.mark.slow
 @pytest.mark.parametrize("file", TESTS, ids=lambda path: path.name)
 def test_their_unit_tests_pass(file: Path) -> None:
-    command = [require("node"), "--test", "--test-reporter", "tap", str(file)]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
-    passed = re.search(r"^# pass (\d+)$", done.stdout, re.MULTILINE)
-    assert passed, "no summary of the test runner"
-    assert int(passed[1]) > 35
+    assert_node_tests_pass(file, least=36)
 
 
 def test_modules_import_only_files_that_exist() -> None:
