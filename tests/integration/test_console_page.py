@@ -152,11 +152,11 @@ async def test_an_output_that_cannot_be_rendered_does_not_hide_the_next_one(here
 
 async def test_a_frame_is_as_high_as_its_content(here: Console) -> None:
     await here.run("from IPython.display import HTML\nHTML('<div style=\"height: 123px\">x</div>')")
-    height = "() => document.querySelector('.cell:last-child iframe').offsetHeight"
-    await here.page.wait_for_function(f"{height[6:]} >= 123 && {height[6:]} < 140")
+    height = "document.querySelector('.cell:last-child iframe').offsetHeight"
+    await here.page.wait_for_function(f"() => {height} >= 123 && {height} < 140")
     await here.run("HTML('<div style=\"height: 3000px\">x</div>')")
     await here.page.click(".cell:last-child .html-output button")
-    await here.page.wait_for_function(f"{height[6:]} >= 3000 && {height[6:]} < 3020")
+    await here.page.wait_for_function(f"() => {height} >= 3000 && {height} < 3020")
 
 
 async def test_html_that_is_updated_stays_in_its_frame(here: Console) -> None:
@@ -196,7 +196,7 @@ async def test_a_frame_whose_height_depends_on_itself_comes_to_rest(here: Consol
           return window.reports === before;
         }"""
     )
-    height = "() => document.querySelector('.cell:last-child iframe').offsetHeight"
+    height = "document.querySelector('.cell:last-child iframe').offsetHeight"
     assert await here.page.evaluate(height) >= 400
 
 
