@@ -187,7 +187,7 @@ class Kernels:
         Raises
         ------
         NotFound
-            If there is no such execution.
+            If the kernel has no execution with this id.
         """
         run = self._runs.get(msg_id)
         if run is not None and not run.ended:
@@ -205,7 +205,7 @@ class Kernels:
         Raises
         ------
         NotFound
-            If there is no such execution.
+            If the kernel has no execution with this id.
         """
         for info in await kernel.executions():
             if info.id == msg_id:

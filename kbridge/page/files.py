@@ -97,7 +97,7 @@ def send_file(handler: web.RequestHandler, name: str) -> None:
     Raises
     ------
     NotFound
-        If there is no file of that name.
+        If no file has that name.
     """
     content = _content(name)
     _set_headers(handler, name)

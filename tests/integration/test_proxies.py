@@ -194,6 +194,17 @@ def running(
         process.wait(TIMEOUT)
 
 
+@asynccontextmanager
+async def proxied(*args: Any) -> AsyncIterator[Proxy]:
+    """Run a proxy, as `running` does, and leave the event loop to others while it waits."""
+    starting = running(*args)
+    proxy = await asyncio.to_thread(starting.__enter__)
+    try:
+        yield proxy
+    finally:
+        await asyncio.to_thread(starting.__exit__, None, None, None)
+
+
 def passes(proxy: Proxy) -> bool:
     """True once the proxy listens and has found the server behind it."""
     assert proxy.process.poll() is None, (proxy.home / "log").read_text()
@@ -358,9 +369,10 @@ async def test_events_are_not_held_back(
 ) -> None:
     require(name)
     go_on = asyncio.Event()
-    async with event_source(go_on) as upstream:
-        starting = running(name, tmp_path / name, upstream, certificate)
-        front = await asyncio.to_thread(starting.__enter__)
+    async with (
+        event_source(go_on) as upstream,
+        proxied(name, tmp_path / name, upstream, certificate) as front,
+    ):
         try:
             async with asyncio.timeout(TIMEOUT):
                 reader, writer = await asyncio.open_connection(
@@ -373,7 +385,6 @@ async def test_events_are_not_held_back(
                 writer.close()
         finally:
             go_on.set()
-            await asyncio.to_thread(starting.__exit__, None, None, None)
 
 
 class Pinged(ClientConnection):
@@ -405,17 +416,13 @@ async def test_pings_keep_an_idle_websocket_open(
     """With timeouts of 6 s; the files have an hour. Traefik ends no idle websockets."""
     require(name)
     server = await asyncio.to_thread(new_server, *options(), "--KbridgeApp.ws_ping_interval=2")
-    starting = running(name, tmp_path / name, server.port, certificate, "6s")
-    front = await asyncio.to_thread(starting.__enter__)
-    try:
+    async with proxied(name, tmp_path / name, server.port, certificate, "6s") as front:
         kernel = await asyncio.to_thread(start_kernel, server)
         # A machine that stands still for seconds delays a ping.
         tries = [await stays_open(front, kernel, pings=5)]
         while not tries[-1] and len(tries) < 5:
             tries.append(await stays_open(front, kernel, pings=5))
         assert tries[-1], tries
-    finally:
-        await asyncio.to_thread(starting.__exit__, None, None, None)
 
 
 @pytest.mark.parametrize("name", ["haproxy", "nginx"])
@@ -424,16 +431,12 @@ async def test_without_pings_the_proxy_ends_an_idle_websocket(
 ) -> None:
     require(name)
     server = await asyncio.to_thread(new_server, *options(), "--KbridgeApp.ws_ping_interval=0")
-    starting = running(name, tmp_path / name, server.port, certificate, "1s")
-    front = await asyncio.to_thread(starting.__enter__)
-    try:
+    async with proxied(name, tmp_path / name, server.port, certificate, "1s") as front:
         kernel = await asyncio.to_thread(start_kernel, server)
         async with front.attach(kernel) as client:
             await asyncio.wait_for(client.ws.wait_closed(), TIMEOUT)
             with pytest.raises(ConnectionClosed):
                 await client.ws.ping()
-    finally:
-        await asyncio.to_thread(starting.__exit__, None, None, None)
 
 
 def test_the_timeouts_of_the_files_are_longer_than_the_pings() -> None:
