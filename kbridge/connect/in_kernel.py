@@ -9,8 +9,11 @@ from __future__ import annotations
 import importlib.util
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
+
+from traitlets.config import MultipleInstanceError
 
 from kbridge.connect.files import read_connection_file, text_of
 from kbridge.connect.find import find_connection_file, locate
@@ -132,12 +135,14 @@ def _find(connection_file: str | None) -> str:
 def _this_kernel() -> Any:
     # In a kernel, this module has been imported already.
     module = sys.modules.get("ipykernel.kernelapp")
-    if module is None or not module.IPKernelApp.initialized():
-        raise NotInKernel(
-            "This code does not run in an IPython kernel (app not specified, and not in a running"
-            " Kernel): name a connection file or an app"
-        )
-    return module.IPKernelApp.instance()
+    # `initialized` is true also if another application runs here, such as Jupyter Server.
+    with suppress(MultipleInstanceError):
+        if module is not None and module.IPKernelApp.initialized():
+            return module.IPKernelApp.instance()
+    raise NotInKernel(
+        "This code does not run in an IPython kernel (app not specified, and not in a running"
+        " Kernel): name a connection file or an app"
+    )
 
 
 def _options(named: dict[str, Any]) -> list[str]:

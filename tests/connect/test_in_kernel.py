@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from ipykernel import connect as peer
+from traitlets.config import Application
 
 from kbridge.connect import (
     connect_qtconsole,
@@ -92,16 +93,19 @@ def test_the_signatures_are_those_of_ipykernel(name: str) -> None:
 
 
 @pytest.mark.parametrize("function", [get_connection_file, get_connection_info, connect_qtconsole])
-@pytest.mark.parametrize("installed", [True, False])
+@pytest.mark.parametrize("there", ["no ipykernel", "ipykernel", "another application"])
 def test_the_error_outside_a_kernel(
-    function: Any, installed: bool, monkeypatch: pytest.MonkeyPatch
+    function: Any, there: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if installed:
-        import ipykernel.kernelapp
+    import ipykernel.kernelapp
 
-        assert not ipykernel.kernelapp.IPKernelApp.initialized()
-    else:
-        monkeypatch.delitem(sys.modules, "ipykernel.kernelapp", raising=False)
+    # Other tests may have made an application.
+    monkeypatch.setattr(Application, "_instance", None)
+    if there == "no ipykernel":
+        monkeypatch.delitem(sys.modules, "ipykernel.kernelapp")
+    elif there == "another application":
+        monkeypatch.setattr(Application, "_instance", Application())
+        assert ipykernel.kernelapp.IPKernelApp.initialized()
     with pytest.raises(RuntimeError, match=r"does not run in an IPython kernel.*name a connection"):
         function()
 
