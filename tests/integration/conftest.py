@@ -7,18 +7,32 @@ import os
 import shutil
 import subprocess
 import tempfile
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Generator, Iterator
 from pathlib import Path
 
 import pytest
 import pytest_asyncio
 
 from tests.support.gates import Gates
-from tests.support.lab import Lab, with_extension
+from tests.support.lab import Lab, Place, with_extension
 from tests.support.require import require
 from tests.support.restartable_server import RestartableServer
 
 NODE = Path(__file__).parent / "node"
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item,
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Add to the report of a failure what JupyterLab has done before."""
+    report = yield
+    if report.failed:
+        used = getattr(item, "funcargs", {}).values()
+        labs = [each.lab if isinstance(each, Place) else each for each in used]
+        for lab in {each for each in labs if isinstance(each, Lab)}:
+            report.sections.append(("JupyterLab", lab.history()))
+    return report
 
 
 @pytest.fixture

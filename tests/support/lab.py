@@ -9,10 +9,13 @@ import os
 import re
 import sys
 import tempfile
+from collections import deque
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
+from urllib.parse import urlsplit
 
 import nbformat
 
@@ -25,7 +28,7 @@ from tests.support.server import TOKEN, Server
 from tests.support.waiting import TIMEOUT, eventually
 
 if TYPE_CHECKING:
-    from playwright.async_api import Browser, Locator, Page
+    from playwright.async_api import Browser, Locator, Page, Request
 
 __all__ = [
     "Lab",
@@ -55,6 +58,8 @@ def gate(name):
     while not pathlib.Path({path!r}).exists():
         time.sleep(0.01)
 """
+_EVENTS = 40
+_EVENT_LENGTH = 200
 _KERNELSPEC = {"name": "python3", "display_name": "Python 3 (ipykernel)", "language": "python"}
 # Notes the texts of the status bar item.
 _WATCH_STATUS = """
@@ -118,7 +123,7 @@ async def lab_page(url: str, server: Server) -> AsyncIterator[Lab]:
             executable_path=executable, args=browser._ARGUMENTS, headless=True
         )
         try:
-            yield await _new_page(chromium, Site(url, server, faults))
+            yield await _new_page(chromium, Site(url, server, faults, deque(maxlen=_EVENTS)))
         finally:
             await chromium.close()
     untold = [fault for fault in faults if not _TOLERATED.search(fault)]
@@ -126,11 +131,12 @@ async def lab_page(url: str, server: Server) -> AsyncIterator[Lab]:
 
 
 class Site(NamedTuple):
-    """A Jupyter server, its URL for pages, and the errors of its pages."""
+    """A Jupyter server, its URL for pages, the errors of its pages, and their latest events."""
 
     url: str
     server: Server
     faults: list[str]
+    events: deque[str]
 
 
 async def _new_page(chromium: Browser, site: Site) -> Lab:
@@ -139,6 +145,7 @@ async def _new_page(chromium: Browser, site: Site) -> Lab:
     page = await context.new_page()
     page.set_default_timeout(TIMEOUT * 1000)
     page.on("pageerror", lambda error: site.faults.append(error.stack or str(error)))
+    _note_events(page, site.events)
     # JupyterLab asks before it leaves a notebook with changes.
     page.on("dialog", lambda dialog: dialog.accept())
     lab = Lab(page, site)
@@ -146,6 +153,27 @@ async def _new_page(chromium: Browser, site: Site) -> Lab:
     # The dialog appears at any time after a failed request, and covers the page.
     await page.add_locator_handler(_unreachable(page), lab._close_dialog)
     return lab
+
+
+def _note_events(page: Page, events: deque[str]) -> None:
+    """Note what a page does, for `Lab.history`."""
+
+    def note(what: str, text: str) -> None:
+        events.append(f"{datetime.now(UTC):%H:%M:%S.%f} {what} {text[:_EVENT_LENGTH]}")
+
+    def request(what: str, sent: Request) -> None:
+        if "/api/kernels" in sent.url or "/api/sessions" in sent.url:
+            path = urlsplit(sent.url).path
+            note(what, f"{sent.method} {path} {sent.failure or ''}")
+
+    page.on("console", lambda message: note("console", message.text))
+    page.on("pageerror", lambda error: note("error", str(error)))
+    page.on("crash", lambda _: note("crash", "the page is gone"))
+    page.on("dialog", lambda dialog: note("dialog", dialog.message))
+    page.on("websocket", lambda socket: note("websocket", urlsplit(socket.url).path))
+    page.on("request", lambda sent: request("request", sent))
+    page.on("requestfailed", lambda sent: request("failed", sent))
+    page.on("response", lambda reply: request(f"{reply.status}", reply.request))
 
 
 class Place(NamedTuple):
@@ -228,6 +256,10 @@ class Lab:
         self.status = page.locator(".kb-Status")
         self.is_notebook = False
         """True for the application Notebook, which shows each notebook in a separate page."""
+
+    def history(self) -> str:
+        """Return what the pages and the server have done last, for the report of a failure."""
+        return "\n".join([*self._site.events, "-- server", self._site.server.tail(_EVENTS)])
 
     @contextmanager
     def settings(self, plugin: str, **values: Any) -> Iterator[None]:

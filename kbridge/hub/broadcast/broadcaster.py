@@ -359,6 +359,7 @@ class Broadcaster:
         The listener of `source` is not told.
         """
         self._append_status(status)
+        self.delivery.ask_about_newest()
         self._pace.release()
         self.on_drained()
         for cursor in self._sessions.cursors:

@@ -118,6 +118,7 @@ class Delivery:
         self.round_trips = RoundTrips()
         self.writes = self.written_bytes = self.limited = 0
         self._now = 0.0  # the time of the last flush
+        self._ask_at = 0  # the number after the frame that a ping must follow
 
     def flush(self) -> None:
         """Write new frames, as far as the pace allows, and forget what every client has."""
@@ -146,6 +147,14 @@ class Delivery:
             else:
                 self._wait(cursor)
         self._rest()
+
+    def ask_about_newest(self) -> None:
+        """Send a ping right behind the newest frame, even if another ping is unanswered.
+
+        For a frame at which clients close their websocket and come back, as JupyterLab does at the
+        status `restarting`: without an acknowledgement, they would receive it again.
+        """
+        self._ask_at = self._journal.next_seq
 
     def hold(self, cursor: Cursor) -> None:
         """Write nothing to a websocket that was just attached until `start`."""
@@ -277,7 +286,8 @@ class Delivery:
 
     def _write(self, cursor: Cursor, data: bytes, end: Place) -> None:
         """Write frames up to a place to a websocket, with a ping unless one is unanswered."""
-        if not cursor.acknowledge or cursor.pinged is not None:
+        asked = cursor.place.seq < self._ask_at <= end.seq
+        if not cursor.acknowledge or (cursor.pinged is not None and not asked):
             cursor.write(data, end)
         elif len(data) <= _JOINED:
             payload = self._payload(end)
@@ -286,13 +296,16 @@ class Delivery:
             cursor.write(self._with_ping(data, payload), end, payload)
         else:
             cursor.write(data, end)
-            self._ping(cursor)
+            self._ping(cursor, replace=asked)
         self.writes += 1
         self.written_bytes += len(data)
 
-    def _ping(self, cursor: Cursor) -> None:
-        """Ask a websocket which frames have arrived, if that is due."""
-        if _is_ping_due(cursor) and not cursor.blocked and not cursor.link.closed:
+    def _ping(self, cursor: Cursor, *, replace: bool = False) -> None:
+        """Ask a websocket which frames have arrived, if that is due.
+
+        With `replace`, another ping may be unanswered, whose answer then means nothing.
+        """
+        if _is_ping_due(cursor, replace) and not cursor.blocked and not cursor.link.closed:
             payload = self._payload(cursor.place)
             if self._now >= self.round_trips.due:
                 self.round_trips.sent(cursor.number, payload, self._clock.monotonic())
@@ -418,6 +431,7 @@ class Delivery:
                     return
 
 
-def _is_ping_due(cursor: Cursor) -> bool:
+def _is_ping_due(cursor: Cursor, replace: bool = False) -> bool:
     """Return True if frames were written that no ping asks about."""
-    return cursor.acknowledge and cursor.pinged is None and cursor.delivered != cursor.place
+    unasked = cursor.pinged is None or replace
+    return cursor.acknowledge and unasked and cursor.delivered != cursor.place

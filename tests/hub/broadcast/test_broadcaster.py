@@ -89,6 +89,33 @@ async def test_one_ping_is_under_way_and_the_next_goes_with_the_first_batch_afte
     assert behind(rig, attachment) == 0
 
 
+async def test_a_client_that_closes_at_restarting_is_not_told_twice(rig) -> None:
+    """JupyterLab opens another websocket at `restarting`, and shows a dialog for each of them."""
+    client, attachment = rig.attach("s", silent=True)
+    rig.say(rig.stream("one"))
+    rig.hub.announce("restarting")
+    assert [int(each) for each in client.pings] == [
+        number(rig, attachment) - 1,
+        number(rig, attachment),
+    ]
+    for payload in client.pings:
+        client.hear(payload)
+    assert behind(rig, attachment) == 0
+    rig.hub.detach(attachment)
+    again, _ = rig.attach("s")
+    assert b"restarting" not in again.written
+
+
+async def test_one_answer_to_two_pings_is_enough(rig) -> None:
+    client, attachment = rig.attach("s", silent=True)
+    rig.say(rig.stream("one"))
+    rig.hub.announce("restarting")
+    client.hear(client.pings[0])
+    assert behind(rig, attachment) == 2
+    client.hear(client.pings[1])
+    assert behind(rig, attachment) == 0
+
+
 async def test_when_nothing_more_is_written_the_rest_is_asked_about_a_moment_later(
     rig, monkeypatch
 ) -> None:
