@@ -25,7 +25,7 @@ from kbridge.flow.activity import state_of
 from kbridge.flow.execute_contents import count_of, error_of, status_of
 from kbridge.wire.message import Message
 
-__all__ = ["FINISHED", "OBSERVED", "RUNNING", "Execution"]
+__all__ = ["ABORTED", "FINISHED", "OBSERVED", "RUNNING", "WAITING", "Execution"]
 
 WAITING: Final = "waiting"
 RUNNING: Final = "running"

@@ -8,6 +8,7 @@ from typing import Final
 from kbridge.flow.activity import shell_of
 from kbridge.flow.execute_contents import cell_of, code_size
 from kbridge.flow.execution import RUNNING, Execution
+from kbridge.flow.journal import EVERYONE
 from kbridge.wire.message import Message, scan
 
 __all__ = ["LIMIT", "Executions"]
@@ -27,17 +28,29 @@ class Executions:
     ----------
     saved : iterable of Execution
         The executions that earlier bridges noted, oldest first.
+    following : bool
+        True if another bridge sends the requests. Requests are then noted when the kernel begins
+        them, and finish with their idle status, because the replies are sent to that bridge.
+
+    Attributes
+    ----------
+    following : bool
+        As above; `take_over` sets it to False.
     """
 
-    def __init__(self, saved: Iterable[Execution] = ()) -> None:
-        self._all = {execution.msg_id: execution for execution in saved}
+    def __init__(self, saved: Iterable[Execution] = (), *, following: bool = False) -> None:
+        self.following = following
+        self._forgotten: list[str] = []
+        self._set(saved)
+
+    def _set(self, executions: Iterable[Execution]) -> None:
+        self._all = {execution.msg_id: execution for execution in executions}
         self._finished = {e.msg_id: None for e in self._all.values() if e.finished}
         self._running = {e.msg_id: e for e in self._all.values() if e.state == RUNNING}
         # Those that have a reply, but no idle status yet, and the reverse; in the order in which
         # they got the one, which is the order in which the kernel has run them.
         self._replied = {e.msg_id: e for e in self._all.values() if _waits_for_idle(e)}
         self._unreplied = {e.msg_id: e for e in self._all.values() if _waits_for_reply(e)}
-        self._forgotten: list[str] = []
 
     def __len__(self) -> int:
         return len(self._all)
@@ -112,10 +125,8 @@ class Executions:
             return None
         if msg_id in self._all:  # clients choose the ids
             self._forget(msg_id)
-        while len(self._all) >= LIMIT:
-            if not self._finished:
-                return None
-            self._forget(next(iter(self._finished)))
+        if not self._make_room():
+            return None
         execution = Execution(
             msg_id,
             client,
@@ -146,11 +157,15 @@ class Executions:
             The executions that have changed.
         """
         execution = self._all.get(msg.parent_id)
+        if execution is None and self.following:
+            execution = self._note_foreign(msg, now)
         if execution is None:
             return []
         state = execution.state
         if not execution.observe(msg, msg_type, end, now):
             return []
+        if self.following:
+            self._finish_followed(execution, now)
         self._note(execution)
         if execution.state == RUNNING != state and self._replied:
             return [execution, *self._end_replied(execution, end, now)]
@@ -183,6 +198,13 @@ class Executions:
             self._note(execution)
         return aborted
 
+    def take_over(self, executions: Iterable[Execution]) -> None:
+        """Go on with these executions, oldest first, as the bridge that sends the requests."""
+        self.following = False
+        self._set(executions)
+        while len(self._all) > LIMIT and self._finished:
+            self._forget(next(iter(self._finished)))
+
     def forget(self, msg_id: str) -> bool:
         """Forget an execution that has finished; return False if there is none with that id."""
         if msg_id not in self._finished:
@@ -202,6 +224,37 @@ class Executions:
         """Forget everything."""
         for known in (self._all, self._finished, self._running, self._replied, self._unreplied):
             known.clear()
+
+    def _note_foreign(self, msg: Message, now: float) -> Execution | None:
+        """Note the request that a message on iopub belongs to, which another bridge has sent."""
+        header = bytes(msg.parent_header)
+        if len(header) > _HEADER_BYTES or scan(header, "msg_type") != "execute_request":
+            return None
+        msg_id = msg.parent_id
+        if not msg_id or not self._make_room():
+            return None
+        execution = Execution(
+            msg_id, EVERYONE, header, session=scan(header, "session"), submitted=now
+        )
+        self._all[msg_id] = execution
+        return execution
+
+    def _finish_followed(self, execution: Execution, now: float) -> None:
+        """Finish executions that have ended on iopub: no replies arrive while following."""
+        if execution.ended_seq is not None:
+            execution.finish(now)
+            return
+        for earlier in _before(execution, self._running):  # some kernels omit the idle status
+            earlier.finish(now)
+            self._note(earlier)
+
+    def _make_room(self) -> bool:
+        """Forget executions for another one; return False if none has finished."""
+        while len(self._all) >= LIMIT:
+            if not self._finished:
+                return False
+            self._forget(next(iter(self._finished)))
+        return True
 
     def _note(self, execution: Execution) -> None:
         """Note the present state of an execution that has changed."""

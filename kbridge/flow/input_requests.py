@@ -31,12 +31,15 @@ class InputRequest:
     client : int
         The client that received it; `kbridge.flow.journal.EVERYONE` if the client is not known.
     seq : int
-        Its sequence number in the journal.
+        Its sequence number in the journal; -1 if another replica received it, so that it is in no
+        journal here.
     away : bool
         True if that client has no websocket, or is not known; others may then answer.
     shown : dict of int to int
         The other clients that were sent it. The value is the number of the first frame that the
         client was sent after it.
+    after : int
+        If another replica received it, the number of the first frame after it.
     """
 
     msg: Message
@@ -44,6 +47,12 @@ class InputRequest:
     seq: int
     away: bool = False
     shown: dict[int, int] = field(default_factory=dict)
+    after: int = 0
+
+    @property
+    def journaled(self) -> bool:
+        """True if it is in the journal, as far as the journal reaches back."""
+        return self.seq >= 0
 
 
 class InputRequests:
@@ -69,7 +78,9 @@ class InputRequests:
     def restore(self, question: InputRequest) -> None:
         """Note an input request of an earlier bridge, whose client has no websocket yet."""
         self.asked(question.msg, question.client, question.seq, away=True)
-        self.open[question.msg.msg_id].shown.update(question.shown)
+        restored = self.open[question.msg.msg_id]
+        restored.shown.update(question.shown)
+        restored.after = question.after
 
     def set_away(self, client: int, away: bool) -> list[InputRequest]:
         """Note that a client has no websocket any longer, or has one; return its requests."""

@@ -249,6 +249,12 @@ class Journal:
         kept = self._retained.get(seq)
         return Place(seq + 1, seq + 1, -1 if kept is None else kept.offset + len(kept.frame))
 
+    def in_memory(self, seq: int) -> tuple[bytes, int] | None:
+        """Return a frame and its audience; None if it is not in the memory of the journal."""
+        if self._ring.first <= seq < self._ring.next:
+            return self._ring.frame(seq), self._audience.get(seq, EVERYONE)
+        return None
+
     def holds(self, seq: int) -> bool:
         """Return True if the frame is still in the journal."""
         return (

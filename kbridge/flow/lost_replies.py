@@ -24,6 +24,7 @@ Invariants:
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple
 
@@ -33,7 +34,7 @@ from kbridge.flow.execution import Execution
 from kbridge.flow.routing import Routing
 from kbridge.wire.message import Message, scan
 
-__all__ = ["GRACE", "SILENCE", "BuiltReply", "LostReplies"]
+__all__ = ["GRACE", "SILENCE", "BuiltReply", "LostReplies", "Owed"]
 
 GRACE: Final = 2.0  # seconds
 SILENCE: Final = 300.0
@@ -41,6 +42,32 @@ SILENCE: Final = 300.0
 _LIMIT: Final = 1000  # maximum number of stored requests of each kind
 _HEADER_BYTES: Final = 4096  # unusually long headers are not stored
 _EXECUTE: Final = "execute_request"
+
+
+_LOST: Final[dict[str, Any]] = {
+    "ename": "RequestLost",
+    "evalue": "the server ended before the kernel received this request; it was not run",
+    "traceback": [],
+}
+
+
+class Owed(NamedTuple):
+    """A request of another replica whose client may not have the reply.
+
+    Attributes
+    ----------
+    execution : Execution
+        The request.
+    ended : bool
+        True if the kernel has ended it, so that its reply was sent to the other replica.
+    lost : bool
+        True if the kernel has said nothing about it, although this bridge was listening. It waits
+        in the kernel, or the other replica ended before it sent the request.
+    """
+
+    execution: Execution
+    ended: bool
+    lost: bool
 
 
 @dataclass(slots=True)
@@ -53,6 +80,7 @@ class _Request:
     idle_lost: bool = False  # iopub was disconnected after the request was sent
     cut: bool = False  # iopub was disconnected, and the client has not been told
     unheard: bool = False  # an earlier bridge sent it, and no message of it was heard since
+    lost: bool = False  # another replica had it, and the kernel is not known to have received it
     count: int | None = None
     error: dict[str, Any] | None = None
     ended_at: float | None = None
@@ -66,6 +94,8 @@ class _Request:
     def reply(self) -> dict[str, Any]:
         """Return the content of the reply."""
         content: dict[str, Any] = {"execution_count": self.count}
+        if self.lost and not self.begun:
+            return {"status": "error", **_LOST, **content, "user_expressions": {}}
         if self.error is not None:
             return {"status": "error", **self.error, **content, "user_expressions": {}}
         if self.begun:
@@ -88,12 +118,15 @@ class BuiltReply(NamedTuple):
         the status too, because a frontend shows a cell as running until it has both.
     unheard : bool
         True if the request ended while no bridge ran: its output is missing.
+    lost : bool
+        True if the kernel has never received the request.
     """
 
     request: bytes
     content: dict[str, Any] | None
     idle: bool
     unheard: bool = False
+    lost: bool = False
 
 
 class LostReplies:
@@ -140,6 +173,27 @@ class LostReplies:
             ended_at=None if request.ended_seq is None else now,
             quiet_since=now,
         )
+        _bound(self._lost)
+
+    def take_over(self, requests: Iterable[Owed], now: float) -> None:
+        """Note the requests of another replica, which has ended; in the order of their sending.
+
+        Replies to requests that have ended are built at once: they were sent before the sockets
+        under the identity of that replica were opened here.
+        """
+        self._adopted = True
+        self._between, self._calm_at = True, None
+        for execution, ended, lost in requests:
+            self._lost[execution.msg_id] = _Request(
+                execution.header,
+                begun=execution.begun,
+                idle_lost=True,
+                lost=lost,
+                count=execution.count,
+                error=execution.error,
+                ended_at=now - GRACE if ended else None,
+                quiet_since=now,
+            )
         _bound(self._lost)
 
     def sent(self, msg_id: str, header: bytes) -> None:
@@ -261,7 +315,13 @@ class LostReplies:
                 self._made[msg_id] = None
                 _bound(self._made)
                 found.append(
-                    BuiltReply(request.parent_header, request.reply(), over, request.unheard)
+                    BuiltReply(
+                        request.parent_header,
+                        request.reply(),
+                        over,
+                        request.unheard,
+                        request.lost and not request.begun,
+                    )
                 )
         return found
 

@@ -50,6 +50,8 @@ class HubEnvironment:
         The reason why `keeper` is None, as a clause; empty if the reason is not known.
     tracing : ExecutionTracing or None
         Observes executions.
+    replicated : bool
+        True if another replica may take over the kernels, with what `Hub.take_changes` returns.
     """
 
     link: LinkFactory | None = None
@@ -60,6 +62,7 @@ class HubEnvironment:
     keeper: Keeper | None = None
     unkept: str = ""
     tracing: ExecutionTracing | None = None
+    replicated: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +89,8 @@ class HubContext:
         The connections that go on while no bridge runs.
     trace : ExecutionObserver or None
         Observes executions.
+    following : bool
+        True if another replica serves the kernel, at the beginning.
     """
 
     kernel_id: str
@@ -97,6 +102,7 @@ class HubContext:
     history: History | None = None
     kept: KeptKernel | None = None
     trace: ExecutionObserver | None = None
+    following: bool = False
 
     @property
     def adopted(self) -> bool:

@@ -15,6 +15,7 @@ from kbridge.errors import HubClosed, IgnoredMessage
 from kbridge.flow.activity import Activity
 from kbridge.flow.execution import RUNNING, Execution
 from kbridge.flow.executions import Executions
+from kbridge.flow.handover import Changes, Handover
 from kbridge.flow.histogram import Histogram
 from kbridge.flow.journal import Journal
 from kbridge.flow.policy import DROP, judge
@@ -56,6 +57,9 @@ class Hub:
         None for a kernel that was started for this hub. Otherwise the kernel ran before, and its
         clients were connected to an earlier bridge: the identities of that bridge, to which the
         kernel may owe replies.
+    following : bool
+        True if another replica serves the kernel. The hub then keeps a journal, and sends the
+        kernel nothing but its probes, until `take_over`.
 
     Attributes
     ----------
@@ -70,6 +74,8 @@ class Hub:
         empty; None if none is missing.
     ignored : DroppedMessages
         Counts client messages that kernels do not accept.
+    following : bool
+        True while another replica serves the kernel.
 
     Raises
     ------
@@ -87,6 +93,7 @@ class Hub:
         *,
         environment: HubEnvironment | None = None,
         former: Sequence[bytes] | None = None,
+        following: bool = False,
     ) -> None:
         settings = settings or HubSettings()
         environment = environment or HubEnvironment()
@@ -97,7 +104,7 @@ class Hub:
         history = environment.store.history(kernel_id) if environment.store else None
         saved = SavedState()
         kept = environment.keeper.kernel(kernel_id) if environment.keeper and history else None
-        adopted = former is not None
+        adopted = former is not None or following
         if history is not None and (before := history.recovered) is not None:
             saved = read_entries(before.records, before.next_seq)
             adopted = adopted or bool(before.next_seq or saved.sessions or saved.executions)
@@ -108,8 +115,15 @@ class Hub:
             if history is not None:
                 history.follow(kept)
         because = saved.cut or (environment.unkept if kept is None else kept.lost)
-        self.cut_because = because if adopted else None
-        self.notices = Notices(clock, adopted=adopted, on_disk=history is not None, because=because)
+        self.cut_because = because if adopted and not following else None
+        self.following = following
+        self.notices = Notices(
+            clock,
+            adopted=adopted,
+            on_disk=history is not None,
+            because=because,
+            following=following,
+        )
         if kept is not None and kept.resumes and kept.full:
             self.notices.interruption = FULL
             self.cut_because = "journal_disk_total was reached, or the disk was full"
@@ -122,6 +136,7 @@ class Hub:
         context = HubContext(
             *(kernel_id, settings, clock, log, self.notices, self._rejected, history, kept),
             trace=self._trace,
+            following=following,
         )
         self._kept = kept
         self._history = history
@@ -131,6 +146,9 @@ class Hub:
         self._broadcaster = Broadcaster(context, allowance, saved)
         if self._trace is not None:
             self._broadcaster.observe(self._trace)
+        self._replicated = environment.replicated
+        if environment.replicated and not following:
+            self._broadcaster.collect_changes()
         if history is not None:
             history.forget_recovered()
         kind = LinkKind(settings.link)
@@ -430,6 +448,36 @@ class Hub:
     def unobserve(self, observer: HubObserver) -> None:
         """Stop reporting to an observer; may be called twice."""
         self._broadcaster.unobserve(observer)
+
+    # -- other replicas ---------------------------------------------------------------------
+
+    def take_changes(self) -> Changes:
+        """Return the changes since the last call, for the replica that may take the kernel over.
+
+        The first call returns the whole state; see `kbridge.flow.handover`.
+        """
+        return self._broadcaster.take_changes()
+
+    async def take_over(self, handover: Handover, joined: str | None = None) -> None:
+        """Serve the kernel from now on, in the place of another replica, which has ended.
+
+        Call it before a websocket is attached. Lost replies are built, and a request that the
+        kernel never received gets a reply that says so, so that the request of each client ends.
+
+        Parameters
+        ----------
+        handover : Handover
+            The state that the other replica has written.
+        joined : str or None
+            The end of its journal when this hub began to follow: the `msg_id` of the last message
+            on iopub, empty before the first one; None if that is not known.
+        """
+        self._kernel.drain()
+        owed = await self._broadcaster.take_over(handover, joined)
+        self.following = False
+        if self._replicated:
+            self._broadcaster.collect_changes()
+        self._kernel.take_over(handover.identities, owed)
 
     # -- the life of the kernel -------------------------------------------------------------
 

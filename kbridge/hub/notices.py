@@ -46,6 +46,8 @@ class Notices:
         True if the kernel ran before this bridge did.
     on_disk : bool
         True if output is also kept on disk.
+    following : bool
+        True if another replica serves the kernel at first.
     because : str
         A clause that says why output is missing that the kernel sent while no bridge ran; empty if
         that is not known.
@@ -63,12 +65,19 @@ class Notices:
     """
 
     def __init__(
-        self, clock: Clock, *, adopted: bool = False, on_disk: bool = False, because: str = ""
+        self,
+        clock: Clock,
+        *,
+        adopted: bool = False,
+        on_disk: bool = False,
+        because: str = "",
+        following: bool = False,
     ) -> None:
         self._clock = clock
         self._because = f", because {because}" if because else ""
         self._advice = _RAISE_DISK if on_disk else _RAISE
         self.adopted = adopted
+        self._following = following
         self.interruption = INTERRUPTED
         self._session = secrets.token_hex(16)
         self._probes = 0
@@ -142,6 +151,11 @@ class Notices:
                 f" {'were' if several else 'was'} dropped because this client fell behind."
                 f" {self._advice} to keep more."
             )
+        if self._following and seq < 0:
+            return (
+                "another replica of the server took over. Output of the kernel from before it"
+                " followed the kernel is missing here."
+            )
         if self.adopted and seq < 0:
             return (
                 "the server was restarted. Output that the kernel sent while no server was running"
@@ -155,9 +169,23 @@ class Notices:
 
     def taken_over(self, parent_header: bytes) -> Message:
         """Return the marker in a cell that was already running when this bridge connected."""
+        if self._following:
+            return self.stderr(
+                "[kbridge: another replica of the server took over, which began to follow the"
+                " kernel here, while this cell was running. Output from before is missing.]",
+                parent_header,
+            )
         return self.stderr(
             "[kbridge: the server was restarted while this cell was running. Output that the"
             f" kernel sent while no server was running is missing here{self._because}.]",
+            parent_header,
+        )
+
+    def not_run(self, parent_header: bytes) -> Message:
+        """Return the marker in a cell that the kernel has never received."""
+        return self.stderr(
+            "[kbridge: this cell was not run, because the server ended before the kernel received"
+            " it. Run it again.]",
             parent_header,
         )
 

@@ -12,7 +12,9 @@ from functools import partial
 from typing import Any, Final
 
 from kbridge.flow.execution import OBSERVED
+from kbridge.flow.handover import Changes, Handover
 from kbridge.flow.journal import EVERYONE, LOSABLE, Journal, Place
+from kbridge.flow.lost_replies import Owed
 from kbridge.flow.policy import PASS, combined
 from kbridge.flow.selection import Selection
 from kbridge.hub.broadcast import policy_chain
@@ -25,7 +27,16 @@ from kbridge.hub.broadcast.execution_tracker import ExecutionTracker
 from kbridge.hub.broadcast.inputs import Inputs
 from kbridge.hub.broadcast.loading import Loader
 from kbridge.hub.broadcast.rendering import Renderer
-from kbridge.hub.broadcast.resume import START, ResumePoint, before_requests, resolve_since
+from kbridge.hub.broadcast.resume import (
+    START,
+    ResumePoint,
+    before_requests,
+    find_in_memory,
+    find_on_disk,
+    resolve_since,
+)
+from kbridge.hub.broadcast.state_export import OwnFrames, StateExport
+from kbridge.hub.broadcast.state_import import ids_in, import_state
 from kbridge.hub.context import HubContext
 from kbridge.hub.counts import Counts
 from kbridge.hub.events import HubObserver
@@ -89,6 +100,10 @@ class Broadcaster:
         self._judge = combined(policies)
         self._only_paced = all(policy == pace.__call__ for policy in policies)
         self._adoption = Adoption(notices.mark) if context.adopted else None
+        self._own = OwnFrames()
+        self._export: StateExport | None = None
+        # Places after messages that only the replica before has; None if there was none.
+        self._aliases: dict[str, Place] | None = None
         end = self.journal.next_seq
         self._lives = lives = Lives.begin(saved, end, now=clock.wall(), markers=notices.markers)
         self._sessions = sessions = ClientSessions(settings.resume_timeout, lives.first_client)
@@ -111,8 +126,10 @@ class Broadcaster:
         if history is not None:
             self.recorder = Recorder(history, lives, saved.executions)
         self.tracker = ExecutionTracker(
-            saved.executions, self.recorder, sessions, clock, lives.origin, context.trace
+            *(saved.executions, self.recorder, sessions, clock, lives.origin, context.trace),
+            following=context.following,
         )
+        sessions.keeps_all = context.following
         self._counter = self.tracker.counter
         self._inputs = Inputs(self.journal, sessions, self.delivery, self.recorder)
         for session_id, number, seq in saved.sessions:
@@ -157,6 +174,8 @@ class Broadcaster:
         """
         journal, sessions, selection = self.journal, self._sessions, options.selection
         point = resolve_since(journal, since, self._lives) if since else None
+        if since and self._aliases is not None and since in self._aliases:
+            point = ResumePoint(self._aliases[since], exact=True)
         if selection is not None:
             session_id = session_id and f"{session_id}+{selection.digest}"
             point = point or ResumePoint(self._start_of(selection), exact=False)
@@ -191,6 +210,9 @@ class Broadcaster:
         place = self.journal.unknown()
         if cursor.selection is not None:
             place = place._replace(seq=self._start_of(cursor.selection).seq)
+        elif known and self._aliases is not None:
+            # The replica before has sent the message, which is younger than all acknowledged ones.
+            place = cursor.delivered
         elif known:  # not before the frames that it acknowledged
             place = place._replace(seq=max(place.seq, cursor.delivered.seq))
         return ResumePoint(place, exact=False)
@@ -329,6 +351,7 @@ class Broadcaster:
         appended = self.journal.appended
         seq = self._append_changed(msg, audience)
         self._own_bytes += self.journal.appended - appended
+        self._own.add(seq)
         return seq
 
     def _append_changed(self, msg: Message, audience: int = EVERYONE) -> int:
@@ -369,6 +392,52 @@ class Broadcaster:
     def _append_status(self, status: str) -> None:
         self.append(self._notices.status(status))
         self._announced = (status, self.journal.next_seq)
+
+    # -- other replicas ---------------------------------------------------------------------
+
+    def collect_changes(self) -> None:
+        """Collect changes for other replicas from now on; may be called twice."""
+        if self._export is None:
+            self._export = StateExport(
+                self.journal, self._sessions, self.tracker, self._inputs, self._own
+            )
+
+    def take_changes(self) -> Changes:
+        """Return the changes since the last call; the first call returns the whole state."""
+        self.collect_changes()
+        assert self._export is not None
+        return self._export.take()
+
+    async def take_over(self, handover: Handover, joined: str | None) -> list[Owed]:
+        """Go on in the place of another replica; return the requests that have no reply yet.
+
+        Call it before a websocket is attached; see `import_state` for the parameters.
+        """
+        journal, clock, sessions = self.journal, self._context.clock, self._sessions
+        places: dict[str, Place] = {}
+        for msg_id in ids_in(handover, joined):
+            place = find_in_memory(journal, msg_id)
+            if place is None and self._history is not None:
+                place = await find_on_disk(self._history, msg_id)
+            if place is not None:
+                places[msg_id] = place
+        executions = self.tracker.executions
+        found = import_state(handover, journal, executions, places, joined=joined, now=clock.wall())
+        self._aliases = found.aliases
+        for session_id, place in found.sessions.items():
+            adopted = sessions.adopt(session_id, place, clock.monotonic())
+            if self.recorder is not None:
+                self.recorder.attached(adopted, known=False)
+        sessions.keeps_all = False
+        for execution in found.executions:
+            session = sessions.get(found.clients[execution.msg_id])
+            execution.client = EVERYONE if session is None else session.number
+        self.tracker.take_over(found.executions)
+        for session_id, question in found.inputs:
+            session = sessions.get(session_id)
+            question.client = EVERYONE if session is None else session.number
+            self._inputs.restore(question)
+        return found.owed
 
     # -- the life of the kernel -------------------------------------------------------------
 

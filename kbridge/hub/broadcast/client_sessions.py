@@ -38,6 +38,12 @@ class ClientSessions:
     ----------
     cursors : list of Cursor
         All websockets, oldest first. The list is replaced when they change, never modified.
+    keeps_all : bool
+        True while another replica serves the clients: then it is not known here what they have
+        read, so no frame counts as read by all.
+    left : dict of ClientSession or None
+        The sessions that have lost a websocket, for other replicas; None if they are not collected.
+        The reader removes them.
     """
 
     def __init__(self, resume_timeout: float, first_number: int = 0) -> None:
@@ -51,6 +57,8 @@ class ClientSessions:
         # The parked sessions that frames are kept for.
         self._holding: OrderedDict[ClientSession, None] = OrderedDict()
         self._held: Lowest[ClientSession] = Lowest(attrgetter("place.seq"))
+        self.keeps_all = False
+        self.left: dict[ClientSession, None] | None = None
         self._numbers = first_number  # used for sessions and for websockets
         self._forgotten: list[ClientSession] = []
 
@@ -106,6 +114,41 @@ class ClientSessions:
         self._park(session, now)
         return session
 
+    def adopt(self, session_id: str, place: Place, now: float) -> ClientSession:
+        """Remember a session of another replica, which may come back; return it.
+
+        Parameters
+        ----------
+        session_id : str
+            Its id, as `ClientSession.session_id` has it.
+        place : Place
+            Where it resumes.
+        now : float
+            Monotonic seconds.
+        """
+        return self.restore(session_id, self._next(), place, now)
+
+    @property
+    def all(self) -> list[ClientSession]:
+        """The sessions that are remembered, connected or not, except those without an id."""
+        return list(self._by_session.values())
+
+    @property
+    def present(self) -> list[ClientSession]:
+        """The sessions that have a websocket."""
+        return list(self._present.values())
+
+    def find(self, number: int) -> ClientSession | None:
+        """Return the session with that number; None if it is not remembered."""
+        session = self._present.get(number)
+        if session is not None or number <= 0:
+            return session
+        return next((each for each in self._parked.values() if each.number == number), None)
+
+    def get(self, session_id: str) -> ClientSession | None:
+        """Return the session with an id; None if it is not remembered."""
+        return self._by_session.get(_short(session_id)) if session_id else None
+
     def take_forgotten(self) -> list[ClientSession]:
         """Return the sessions that are not remembered any longer, once."""
         forgotten, self._forgotten = self._forgotten, []
@@ -139,6 +182,8 @@ class ClientSessions:
         self._delivered.discard(cursor)
         session = cursor.session
         session.remove(cursor)
+        if self.left is not None and session.session_id:
+            self.left[session] = None
         if not session.cursors:
             del self._present[session.number]
         if not session.session_id or session.acked_here:
@@ -150,6 +195,8 @@ class ClientSessions:
 
     def slowest(self, now: float, end: int) -> int:
         """Return the lowest sequence number that a client has not read; `end` without clients."""
+        if self.keeps_all:
+            return 0
         holding = self._holding
         while holding:
             oldest = next(iter(holding))

@@ -35,6 +35,8 @@ class ExecutionTracker:
         Added to sequence numbers for clients, as in pings.
     trace : ExecutionObserver, optional
         Receives the changes.
+    following : bool
+        True if another bridge sends the requests; see `Executions`.
 
     Attributes
     ----------
@@ -42,6 +44,9 @@ class ExecutionTracker:
         The executions.
     counter : OutputCounter
         Counts the messages in the journal.
+    changed : dict or None
+        For other replicas, by id, the executions that have changed: header and error, which are not
+        kept long; None if they are not collected. The reader removes them.
     """
 
     def __init__(
@@ -52,8 +57,11 @@ class ExecutionTracker:
         clock: Clock,
         origin: int,
         trace: ExecutionObserver | None = None,
+        *,
+        following: bool = False,
     ) -> None:
-        self.executions = Executions(saved)
+        self.executions = Executions(saved, following=following)
+        self.changed: dict[str, tuple[bytes, dict[str, Any] | None]] | None = None
         self.counter = OutputCounter(self.executions)
         self._recorder = recorder
         self._sessions = sessions
@@ -74,9 +82,16 @@ class ExecutionTracker:
 
     def observe(self, msg: Message, msg_type: str, end: int) -> None:
         """Note a message on iopub; see `Executions.observe`."""
-        changed = self.executions.observe(msg, msg_type, end, self._clock.wall())
+        executions = self.executions
+        noted = len(executions) if executions.following else 0
+        changed = executions.observe(msg, msg_type, end, self._clock.wall())
         if changed:
             self._changed(changed)
+            if executions.following and len(executions) > noted:
+                # Its first message is in the journal already.
+                changed[0].first = end - 1
+                changed[0].count_output(end, 1, 0, len(msg.content))
+                self.counter.look_again()
 
     def replied(self, msg: Message, end: int) -> None:
         """Note an `execute_reply`; `end` is the sequence number after it."""
@@ -88,6 +103,14 @@ class ExecutionTracker:
         Requests with an id in `waiting` are for the next process.
         """
         self._changed(self.executions.process_replaced(self._clock.wall(), waiting))
+
+    def take_over(self, executions: Collection[Execution]) -> None:
+        """Go on with these executions as the bridge that sends the requests; oldest first."""
+        self.executions.take_over(executions)
+        self.counter.look_again()
+        for forgotten in self.executions.take_forgotten():
+            self._forgotten(forgotten)
+        self._changed(self.executions.find())
 
     def forget(self, msg_id: str) -> None:
         """Forget an execution that has finished.
@@ -142,8 +165,10 @@ class ExecutionTracker:
 
         Their output is counted at the end of a wake-up, before the log is written.
         """
-        recorder, trace = self._recorder, self._trace
+        recorder, trace, collected = self._recorder, self._trace, self.changed
         for execution in executions:
+            if collected is not None and (execution.header or execution.msg_id not in collected):
+                collected[execution.msg_id] = execution.header, execution.error
             if trace is not None:
                 trace.on_execution(execution)
             if recorder is not None:
@@ -152,6 +177,8 @@ class ExecutionTracker:
                 execution.settle()
 
     def _forgotten(self, msg_id: str) -> None:
+        if self.changed is not None:
+            self.changed[msg_id] = b"", None
         if self._recorder is not None:
             self._recorder.forget_execution(msg_id)
 

@@ -64,7 +64,7 @@ class Inputs:
         self._record()
 
     def restore(self, question: InputRequest) -> None:
-        """Note an input request of an earlier bridge."""
+        """Note an input request of an earlier bridge, or of another replica."""
         self._requests.restore(question)
         self._record()
 
@@ -143,14 +143,27 @@ class Inputs:
                 if point is None or self._sessions.is_here(question.client):
                     continue
                 self._requests.readdress(question, number)
-                self._journal.readdress(question.seq, number)
-                self._delivery.forget_chunks()
-            passed = question.seq < cursor.place.seq
-            if not (own and exact) if passed else not self._journal.holds(question.seq):
+                if question.journaled:
+                    self._journal.readdress(question.seq, number)
+                    self._delivery.forget_chunks()
+            if self._is_lost(cursor, question, since if own and exact else ""):
                 lost.append(question.msg)
         self._record()
         if lost:
             self._delivery.say(cursor, lost)
+
+    def _is_lost(self, cursor: Cursor, question: InputRequest, since: str) -> bool:
+        """Return True if a websocket has to be sent an input request apart from the journal.
+
+        `since` is the message that the client has received last; empty if that is not known, or if
+        the input request was for another client.
+        """
+        seq = cursor.place.seq
+        if not question.journaled:
+            return not since or (since != question.msg.msg_id and seq <= question.after)
+        if question.seq < seq:  # the websocket does not read it in the journal
+            return not since
+        return not self._journal.holds(question.seq)
 
     def _ask_again(self, cursor: Cursor, question: InputRequest, since: str) -> None:
         """Send a websocket that follows some requests an input request that it may have lost.

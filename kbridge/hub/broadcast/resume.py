@@ -14,7 +14,14 @@ from kbridge.storage.history import History
 from kbridge.wire import v1
 from kbridge.wire.message import id_keys, scan
 
-__all__ = ["START", "ResumePoint", "before_requests", "find_on_disk", "resolve_since"]
+__all__ = [
+    "START",
+    "ResumePoint",
+    "before_requests",
+    "find_in_memory",
+    "find_on_disk",
+    "resolve_since",
+]
 
 START: Final = "start"
 """The value of `since` that asks for all frames in the journal."""
@@ -67,7 +74,7 @@ def resolve_since(journal: Journal, since: str, lives: Lives) -> ResumePoint:
         seq = lives.seq_of(int(since))
     place = journal.after_seq(seq) if seq is not None else None
     if place is None:
-        place = _after_id(journal, since)
+        place = find_in_memory(journal, since)
     if place is None:
         return ResumePoint(journal.unknown(), exact=False)
     return ResumePoint(place, exact=True)
@@ -98,7 +105,8 @@ async def find_on_disk(history: History, msg_id: str) -> Place | None:
     return max((place for place in found if place is not None), default=None)
 
 
-def _after_id(journal: Journal, msg_id: str) -> Place | None:
+def find_in_memory(journal: Journal, msg_id: str) -> Place | None:
+    """Return the place after the newest message in memory with that id; None if there is none."""
     matches = partial(_has_id, msg_id)
     found = (journal.after(key, matches) for key in id_keys(msg_id))
     return max((place for place in found if place is not None), default=None)

@@ -28,6 +28,7 @@ from kbridge.errors import (
 )
 from kbridge.flow.activity import Activity
 from kbridge.flow.execution import Execution
+from kbridge.flow.lost_replies import Owed
 from kbridge.flow.readiness import Decision, Event, Readiness, State
 from kbridge.flow.seam import Seam
 from kbridge.hub.context import HubContext
@@ -176,6 +177,22 @@ class KernelConnection:
     def restore(self, requests: Sequence[Execution]) -> None:
         """Note the requests of an earlier bridge that have not ended; call it before `connect`."""
         self._requests.restore(requests, self._clock.monotonic())
+
+    def take_over(self, identities: Sequence[bytes], requests: Sequence[Owed]) -> None:
+        """Go on in the place of another replica, which has ended.
+
+        Parameters
+        ----------
+        identities : sequence of bytes
+            Those of that replica, to which the kernel may owe replies.
+        requests : sequence of Owed
+            Its requests that have no reply, in the order in which they were sent.
+        """
+        self._link.receive_also(identities)
+        self._requests.take_over(requests, self._clock.monotonic())
+        if self._readiness.ready:
+            self._probe(Channel.SHELL)
+        self.recover()
 
     # -- the life of the process ------------------------------------------------------------
 

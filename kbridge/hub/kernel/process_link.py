@@ -135,8 +135,11 @@ class ProcessLink:
         self._receive_for_former(link)
 
     def _receive_for_former(self, link: KernelSockets) -> None:
+        self._receive_for(link, self.former)
+
+    def _receive_for(self, link: KernelSockets, identities: Sequence[bytes]) -> None:
         try:
-            for identity in self.former:
+            for identity in identities:
                 link.receive_for(identity)
         except KernelError as error:  # old replies are not essential
             self._log.warning(
@@ -153,6 +156,14 @@ class ProcessLink:
         if keep:
             self.former = [*self.former, self.identity][-_FORMER:]
         self.identity = identity
+
+    def receive_also(self, identities: Sequence[bytes]) -> None:
+        """Receive replies for the identities of another replica, too, which has ended."""
+        added = [each for each in identities if each not in (self.identity, *self.former)]
+        added = added[-_FORMER:]
+        self.former = [*self.former, *added][-_FORMER:]
+        if self.link is not None:
+            self._receive_for(self.link, added)
 
     def drop_former(self) -> None:
         """Stop receiving for former identities."""

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, Final
 
 from kbridge.errors import HubClosed, InvalidMessage
 from kbridge.flow.execution import Execution
 from kbridge.flow.journal import EVERYONE
-from kbridge.flow.lost_replies import LostReplies
+from kbridge.flow.lost_replies import LostReplies, Owed
 from kbridge.flow.routing import Routing
 from kbridge.hub.context import HubContext
 from kbridge.hub.counts import Counts
@@ -55,7 +55,9 @@ class Requests:
         self._routing = Routing()
         # Replies to the bridge's own requests.
         self._replies: dict[str, asyncio.Future[Message]] = {}
-        self._lost = LostReplies(adopted=context.adopted, routing=self._routing)
+        self._lost = LostReplies(
+            adopted=context.adopted and not context.following, routing=self._routing
+        )
         self.owed = self._lost.active
         # Requests that were sent, by channel, without probes.
         self._sent = dict.fromkeys(Channel, 0)
@@ -221,6 +223,13 @@ class Requests:
             self._lost.restore(request, now)
         self.owed = self._lost.active
 
+    def take_over(self, requests: Sequence[Owed], now: float) -> None:
+        """Note the requests of another replica that have no reply, and their clients."""
+        for request in requests:
+            self._routing.note(request.execution.msg_id, request.execution.client)
+        self._lost.take_over(requests, now)
+        self.owed = self._lost.active
+
     def connection_lost(self, *, iopub: bool = False) -> None:
         """Note that the replies to all open requests may be lost; with `iopub`, also output."""
         self._lost.connection_lost(iopub=iopub)
@@ -256,6 +265,8 @@ class Requests:
         for due in self._lost.due(now):
             if due.unheard:
                 built.append(notices.taken_over(due.request))
+            if due.lost:
+                built.append(notices.not_run(due.request))
             if due.content is not None:
                 self._context.log.info(
                     "A reply of kernel %s was lost; it is made from the kernel's iopub messages",
