@@ -263,6 +263,17 @@ class Kernel:
 
     # Comms.
 
+    async def comm_info(self, target_name: str | None = None) -> dict[str, Any]:
+        """Return the comms that are open in the kernel, of all clients: `comms` by id.
+
+        Parameters
+        ----------
+        target_name : str, optional
+            Only those of this target.
+        """
+        content = {} if target_name is None else {"target_name": target_name}
+        return await self._request("comm_info_request", content)
+
     async def open_comm(
         self,
         target_name: str,

@@ -276,6 +276,10 @@ class Kernel:
         """Return entries of the history."""
         return self._loop.run(self._kernel.history(raw, output, hist_access_type, **kwargs))
 
+    def comm_info(self, target_name: str | None = None) -> dict[str, Any]:
+        """Return the comms that are open in the kernel."""
+        return self._loop.run(self._kernel.comm_info(target_name))
+
     def open_comm(
         self,
         target_name: str,

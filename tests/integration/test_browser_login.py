@@ -13,6 +13,7 @@ import pytest
 
 from tests.conftest import ServerFactory
 from tests.support.browser import chromium_page
+from tests.support.certificate import self_signed
 from tests.support.require import require
 from tests.support.server import TOKEN, free_port
 from tests.support.waiting import TIMEOUT, eventually
@@ -136,17 +137,8 @@ async def test_login_with_a_base_url(new_server: ServerFactory) -> None:
 @pytest.fixture
 def certificate(tmp_path: Path) -> list[str]:
     """Create a self-signed certificate; return the options of a server with it."""
-    cert, key = tmp_path / "cert.pem", tmp_path / "key.pem"
-    subprocess.run(
-        [
-            *("openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2"),
-            *("-subj", "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1"),
-            *("-keyout", str(key), "-out", str(cert)),
-        ],
-        check=True,
-        capture_output=True,
-    )
-    return [f"--certfile={cert}", f"--keyfile={key}"]
+    made = self_signed(tmp_path)
+    return [f"--certfile={made.cert}", f"--keyfile={made.key}"]
 
 
 async def test_login_over_tls(new_server: ServerFactory, certificate: list[str]) -> None:
