@@ -91,3 +91,11 @@ def test_the_dashboard_can_be_imported() -> None:
     assert len(ids) == len(set(ids))
     places = [tuple(panel["gridPos"].values()) for panel in dashboard["panels"]]
     assert len(places) == len(set(places))
+
+
+def test_the_dashboard_shows_every_metric_of_lost_output() -> None:
+    """A loss that only one setting causes, as `rate_limit_policy=drop` does, is shown too."""
+    lossy = [name for name in exported() if re.search(r"dropped|unsent", name)]
+    assert len(lossy) > 3
+    dashboard = (EXAMPLES / "dashboard.json").read_text()
+    assert [name for name in lossy if name not in dashboard] == []
