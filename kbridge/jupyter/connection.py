@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import weakref
 from contextlib import suppress
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Final
 
 from jupyter_server.services.kernels.connection.base import BaseKernelWebsocketConnection
 from tornado import web
@@ -21,7 +21,10 @@ from kbridge.jupyter.metrics import EXPORT
 from kbridge.jupyter.page import close_samplers
 from kbridge.server.safe_log import SafeLog
 
-__all__ = ["ZMQChannelsWebsocketConnection"]
+__all__ = ["TRACING", "ZMQChannelsWebsocketConnection"]
+
+TRACING: Final = "kbridge_tracing"
+"""The setting of the application with the `ExecutionTracing`; missing without tracing."""
 
 
 class ZMQChannelsWebsocketConnection(  # type: ignore[misc]  # traits of the same names
@@ -118,6 +121,8 @@ class ZMQChannelsWebsocketConnection(  # type: ignore[misc]  # traits of the sam
             manager = self.multi_kernel_manager
             chosen = type(self).hub_settings(self.config, manager, self)
             hubs = JupyterHubs(manager, HubTable(chosen, log=self.log))
+            if (tracing := settings.get(TRACING)) is not None:
+                hubs.table.trace_executions(tracing)
             settings[channels.HUBS] = hubs
             self._all_hubs.add(hubs)
             EXPORT.add(hubs)

@@ -21,10 +21,11 @@ from kbridge.connection.audit import AUDIT, AuditCode, AuditLog
 from kbridge.errors import SetupError
 from kbridge.hub.context import Log
 from kbridge.jupyter import executions, gateway_proxy, page
-from kbridge.jupyter.connection import ZMQChannelsWebsocketConnection
+from kbridge.jupyter.connection import TRACING, ZMQChannelsWebsocketConnection
 from kbridge.jupyter.gateway_connection import GatewayConnection
 from kbridge.jupyter.metrics import EXPORT
 from kbridge.server.safe_log import SafeLog
+from kbridge.tracing.start import start_tracing
 
 __all__ = ["KbridgeExtension", "link", "load"]
 
@@ -64,6 +65,13 @@ class KbridgeExtension(LoggingConfigurable):
         may contain secrets.""",
     )
 
+    tracing = Bool(
+        False,
+        config=True,
+        help="""True: executions are sent as OpenTelemetry traces, as its environment variables say
+        (`OTEL_EXPORTER_OTLP_ENDPOINT` and others). Needs the extra `otel`.""",
+    )
+
     page = Bool(
         True,
         config=True,
@@ -94,6 +102,8 @@ class KbridgeExtension(LoggingConfigurable):
         serverapp.web_app.settings[_SETTING] = ZMQChannelsWebsocketConnection
         if self.audit_log:
             self._begin_audit(serverapp)
+        if self.tracing:
+            self.begin_tracing(serverapp)
         EXPORT.per_kernel = self.metrics_per_kernel
         EXPORT.register()
         # Extensions that are loaded after this one may still install another class.
@@ -116,6 +126,22 @@ class KbridgeExtension(LoggingConfigurable):
             return
         serverapp.web_app.settings[AUDIT] = audit
         atexit.register(audit.close)
+
+    def begin_tracing(self, serverapp: Any) -> None:
+        """Trace executions; without OpenTelemetry the server goes on without traces.
+
+        Parameters
+        ----------
+        serverapp : jupyter_server.serverapp.ServerApp
+            The server.
+        """
+        try:
+            tracing = start_tracing()
+        except SetupError as error:
+            self.log.error("kbridge | executions are not traced: %s", error.reason)
+            return
+        serverapp.web_app.settings[TRACING] = tracing.spans
+        atexit.register(tracing.close)
 
     def add_routes(self, serverapp: Any) -> None:
         """Add the routes for executions, if kbridge or a gateway has the kernels' websockets.

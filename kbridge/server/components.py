@@ -16,7 +16,7 @@ from traitlets import TraitError
 
 from kbridge.connection.audit import AUDIT, AuditLog
 from kbridge.connection.channels import ZMQChannelsWebsocketConnection
-from kbridge.errors import RegistryError, SetupError
+from kbridge.errors import RegistryError
 from kbridge.hub.table import HubTable
 from kbridge.kernels.lifecycle.processes import start_id
 from kbridge.kernels.manager import BridgeKernelManager
@@ -40,6 +40,7 @@ from kbridge.server.readiness import Directories, Readiness
 from kbridge.server.restart import no_holder
 from kbridge.server.safe_log import hide
 from kbridge.server.setting_checks import check_host, check_origins
+from kbridge.tracing.start import start_tracing
 
 if TYPE_CHECKING:
     from kbridge.tracing.setup import Tracing
@@ -168,7 +169,7 @@ def build(config: ServerConfig, port: int, log: logging.Logger) -> Components:
     services.sampler = Sampler(ServerSource(services)) if config.page else None
     interval = config.http.ws_ping_interval
     keepalive = Keepalive(interval) if interval else None
-    tracing = _make_tracing() if config.metrics.tracing else None
+    tracing = start_tracing() if config.metrics.tracing else None
     if tracing is not None:
         hubs.trace_executions(tracing.spans)
     audit = AuditLog(config.audit.path, config.audit.code, log) if config.audit.path else None
@@ -185,23 +186,6 @@ def build(config: ServerConfig, port: int, log: logging.Logger) -> Components:
     return Components(
         *(application, services, kernels, sessions, registry, hubs, keepalive, audit, tracing)
     )
-
-
-def _make_tracing() -> Tracing:
-    """Return the exporter of traces.
-
-    Raises
-    ------
-    SetupError
-        If OpenTelemetry is not installed, or its environment variables cannot be followed.
-    """
-    try:
-        from kbridge.tracing.setup import Tracing
-    except ImportError as error:
-        raise SetupError(
-            f"tracing needs OpenTelemetry: pip install 'kbridge[otel]' ({error})"
-        ) from None
-    return Tracing()
 
 
 def _authenticator(config: ServerConfig, port: int) -> Authenticator:

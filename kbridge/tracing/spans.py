@@ -1,6 +1,8 @@
-"""One span for each request to execute code, with events for the steps on its way.
+"""One span for each request to execute code, with a child for each stage and events for its steps.
 
 A span begins when the request has arrived from a websocket, and ends with the execution. Its
+children follow one another: `wait` until the request is sent to the kernel, `queue` until the
+kernel begins with it, `run` until the kernel is idle. The span's
 context is taken from the metadata of the request (`traceparent` and `tracestate`, W3C Trace
 Context), and the metadata that the kernel receives names the span. Code is never recorded.
 """
@@ -29,9 +31,13 @@ _W3C: Final = TraceContextTextMapPropagator()
 
 @dataclass(slots=True)
 class _Open:
-    """An open span; each flag is True after its event was added."""
+    """An open span; each flag is True after its event was added.
+
+    `stage` is the child of the present stage; None after the last one.
+    """
 
     span: Span
+    stage: Span | None = None
     execution: Execution | None = None
     began: bool = False
     output: bool = False
@@ -92,8 +98,9 @@ class KernelSpans:
                 "kbridge.execution_id": msg_id[:200],
             },
         )
-        self._open[msg_id] = _Open(span)
+        self._open[msg_id] = found = _Open(span)
         self._spans.open += 1
+        self._begin(found, "wait")
         if metadata is None:
             return msg
         _W3C.inject(metadata, trace.set_span_in_context(span))
@@ -103,6 +110,8 @@ class KernelSpans:
         """Note that a request was sent to the kernel."""
         if (found := self._open.get(msg_id)) is not None:
             found.span.add_event("sent")
+            if not found.began:
+                self._begin(found, "queue")
 
     def on_not_noted(self, msg_id: str) -> None:
         """End the span of a request whose execution is not observed."""
@@ -117,12 +126,14 @@ class KernelSpans:
         if execution.begun and not found.began:
             found.began = True
             found.span.add_event("busy")
+            self._begin(found, "run")
         if execution.replied is not None and not found.replied:
             found.replied = True
             found.span.add_event("reply")
         if execution.ended_seq is not None and not found.idle:
             found.idle = True
             found.span.add_event("idle")
+            self._begin(found, "")
 
     def on_kernel_activity(self) -> None:
         """Look at the output of this wake-up, which was counted by now."""
@@ -145,6 +156,15 @@ class KernelSpans:
         for msg_id in list(self._open):
             self._end(msg_id, "the kernel is gone")
 
+    def _begin(self, found: _Open, stage: str) -> None:
+        """End the present stage of a span, and begin another unless its name is empty."""
+        if found.stage is not None:
+            found.stage.end()
+            found.stage = None
+        if stage:
+            context = trace.set_span_in_context(found.span)
+            found.stage = self._spans.tracer.start_span(stage, context=context)
+
     def _finish(self, msg_id: str, found: _Open, execution: Execution) -> None:
         span = found.span
         span.set_attributes(
@@ -165,6 +185,7 @@ class KernelSpans:
         if found is None:
             return
         self._spans.open -= 1
+        self._begin(found, "")
         if error:
             found.span.set_status(Status(StatusCode.ERROR, error))
         found.span.end()

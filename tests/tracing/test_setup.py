@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 
 from kbridge.errors import SetupError
 from kbridge.tracing.setup import Tracing
 from tests.conftest import ServerFactory
-from tests.support.client import dial
+from tests.support.client import attach, dial
+from tests.support.jupyter_server import jupyter_server
 from tests.support.server import TOKEN
 
 
@@ -56,4 +58,22 @@ async def test_a_server_sends_a_trace_of_each_execution(new_server: ServerFactor
     printed = server.log.read_text()
     assert '"name": "execute_request"' in printed
     assert '"name": "first output"' in printed
+    assert "6 * 7" not in printed
+
+
+@pytest.mark.kernel
+async def test_jupyter_server_sends_a_trace_of_each_execution(tmp_path: Path) -> None:
+    env = {"OTEL_TRACES_EXPORTER": "console"}
+    server = jupyter_server(tmp_path, "--KbridgeExtension.tracing=True", env=env)
+    try:
+        server.start()
+        kernel_id = (await server.call("POST", "/api/kernels", {"name": "python3"})).json()["id"]
+        async with attach(server, kernel_id) as client:
+            assert (await client.execute("print(6 * 7)")).text() == "42\n"
+        server.end()
+    finally:
+        server.kill()
+    printed = server.log.read_text()
+    for name in ("execute_request", "wait", "queue", "run", "first output"):
+        assert f'"name": "{name}"' in printed
     assert "6 * 7" not in printed

@@ -62,7 +62,13 @@ class Traced:
         return [msg for msg in received if msg.msg_type == "execute_request"]
 
     def spans(self) -> list[ReadableSpan]:
-        return list(self._exporter.get_finished_spans())
+        """The spans of requests, without their children."""
+        found = self._exporter.get_finished_spans()
+        return [span for span in found if span.name == "execute_request"]
+
+    def stages(self) -> list[ReadableSpan]:
+        """The children."""
+        return [span for span in self._exporter.get_finished_spans() if span not in self.spans()]
 
 
 def events(span: ReadableSpan) -> list[str]:
@@ -91,6 +97,36 @@ async def test_an_execution_is_one_span_with_events() -> None:
     assert span.status.status_code == StatusCode.UNSET
     assert "a_secret" not in span.to_json()
     assert traced.tracing.open == 0
+
+
+async def test_the_stages_of_an_execution_are_children_of_its_span() -> None:
+    traced = Traced(ready=False)
+    asked = traced.ask(metadata=json.dumps({"traceparent": PARENT}).encode())
+    assert traced.stages() == []
+    traced.rig.prove()
+    assert [stage.name for stage in traced.stages()] == ["wait"]
+    traced.say(asked, "busy", "input")
+    assert [stage.name for stage in traced.stages()] == ["wait", "queue"]
+    traced.say(asked, "print", "reply", "idle")
+    [span], stages = traced.spans(), traced.stages()
+    assert [stage.name for stage in stages] == ["wait", "queue", "run"]
+    context = span.get_span_context()
+    assert context is not None
+    for stage in stages:
+        assert stage.parent is not None
+        assert (stage.parent.trace_id, stage.parent.span_id) == (context.trace_id, context.span_id)
+    ends = [stage.end_time for stage in stages]
+    begins = [stage.start_time for stage in stages[1:]]
+    assert all(
+        a is not None and b is not None and a <= b for a, b in zip(ends, begins, strict=False)
+    )
+
+
+async def test_the_end_of_the_kernel_ends_the_present_stage() -> None:
+    traced = Traced()
+    traced.say(traced.ask(), "busy")
+    await traced.rig.hub.aclose()
+    assert [stage.name for stage in traced.stages()] == ["wait", "queue", "run"]
 
 
 async def test_an_execution_without_output_has_no_event_for_it() -> None:
