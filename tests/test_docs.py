@@ -412,3 +412,21 @@ def test_the_quick_start_runs(new_server: ServerFactory) -> None:
     )
     assert done.returncode == 0, f"{done.stderr}\n{server.tail()}"
     assert done.stdout.split() == ["42"]
+
+
+def test_install_commands_name_a_clone() -> None:
+    """kbridge is not on PyPI yet, so its name would install nothing, or another package."""
+    texts = [*PAGES, *PACKAGE.rglob("*.py"), *(ROOT / "examples").rglob("*.*")]
+    named = re.compile(
+        r"\b(?:pip|pipx|uv|uvx)\b[^\n#|;&`]*(?<!of) ['\"]?kbridge(?:\[\w+\])?(?![\w/.-])"
+    )
+    found = [
+        f"{path.relative_to(ROOT)}: {match[0]}"
+        for path in texts
+        if path.is_file() and path.suffix in {".md", ".py", ".yml", ".yaml", ".html", ".service"}
+        for match in named.finditer(path.read_text())
+        if " install " in match[0] or match[0].startswith("uvx")
+    ]
+    assert found == []
+    assert named.search("pip install --upgrade 'kbridge[otel]'")
+    assert not named.search("pip install '.[otel]'     # in a clone of kbridge")

@@ -14,7 +14,7 @@ try:
     import jupyter_server  # noqa: F401
 except ModuleNotFoundError as error:
     raise ImportError(
-        "kbridge.jupyter needs Jupyter Server: pip install 'kbridge[jupyter]'"
+        "kbridge.jupyter needs Jupyter Server: pip install '.[jupyter]' in a clone of kbridge"
     ) from error
 
 from kbridge import _jupyter_server_extension_points

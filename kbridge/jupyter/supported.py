@@ -1,7 +1,7 @@
 """The versions of Jupyter Server that the extension supports.
 
 Installing kbridge enables the extension, also if an older Jupyter Server is installed
-(`pip install kbridge` without the extra does not update it). The extension must then do nothing,
+(`pip install .` without the extra does not update it). The extension must then do nothing,
 and say so in the log.
 """
 
@@ -28,7 +28,7 @@ def reason_against(version: str = jupyter_server.__version__) -> str:
     needed = ".".join(map(str, MINIMUM))
     return (
         f"off: it needs Jupyter Server {needed} or newer, and this is {version}"
-        " (pip install 'kbridge[jupyter]' updates it)"
+        " (pip install '.[jupyter]' in a clone of kbridge updates it)"
     )
 
 

@@ -291,7 +291,7 @@ def test_without_jupyter_server_the_import_says_what_to_install(without: dict[st
     assert done.returncode == 1
     last = done.stderr.splitlines()[-1]
     assert last.startswith("ImportError: ")
-    assert "pip install 'kbridge[jupyter]'" in last
+    assert "pip install '.[jupyter]' in a clone of kbridge" in last
 
 
 def test_without_jupyter_server_the_version_is_known(without: dict[str, str]) -> None:

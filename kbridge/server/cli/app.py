@@ -235,7 +235,7 @@ class KbridgeApp(setting_checks.Checks, MonitoringSettings, CheckedApp):
     use_uvloop = Bool(
         True,
         help="""True: the server uses the event loop of uvloop, which needs less CPU, where it is
-        installed (`pip install 'kbridge[speed]'`; Linux and macOS). False: always that of
+        installed (`pip install '.[speed]'` in a clone; Linux and macOS). False: always that of
         asyncio.""",
     ).tag(config=True)
     log_format = Unicode(

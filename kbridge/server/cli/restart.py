@@ -37,7 +37,7 @@ class RestartApp(_Command):
     output, reply or input request of a kernel is lost. If something would be lost, the server says
     so and goes on, unless --force is given.
     """
-    examples = "pip install --upgrade kbridge && kbridge restart 8888"
+    examples = "kbridge restart 8888    # after an upgrade"
     flags = _RESTART_FLAGS
 
     force = Bool(False, help="Restart although something is lost.").tag(config=True)
