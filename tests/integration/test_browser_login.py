@@ -10,6 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from tornado.httpserver import HTTPServer
+from tornado.netutil import bind_sockets
+from tornado.web import Application, RequestHandler
 
 from tests.conftest import ServerFactory
 from tests.support.browser import chromium_page
@@ -126,6 +129,40 @@ async def test_login_under_the_name_localhost(new_server: ServerFactory) -> None
     server = new_server()
     async with browser() as page:
         await log_in(page, f"http://localhost:{server.port}/")
+
+
+@asynccontextmanager
+async def another_site(link: str) -> AsyncIterator[str]:
+    """Serve a page with a link; its site is `localhost`, while that of servers is 127.0.0.1."""
+
+    class Page(RequestHandler):
+        def get(self) -> None:
+            self.finish(f'<a href="{link}">kbridge</a>')
+
+    [socket] = bind_sockets(0, "127.0.0.1")
+    http = HTTPServer(Application([("/", Page)]))
+    http.add_sockets([socket])
+    try:
+        yield f"http://localhost:{socket.getsockname()[1]}/"
+    finally:
+        http.stop()
+
+
+async def test_a_link_of_another_site_opens_the_page(new_server: ServerFactory) -> None:
+    server = new_server()
+    kernel_id = server.start_kernel()
+    for path, shown in (("/", "Kernels"), (f"/console?kernel={kernel_id}", "Run")):
+        async with another_site(f"{server.url}{path}") as site, browser() as page:
+            await page.goto(site)
+            await page.click("a")
+            await page.wait_for_selector("input[name=password]")  # not logged in yet
+            await page.fill("input[name=password]", TOKEN)
+            await page.click("button")
+            await page.wait_for_url(f"{server.url}{path}")
+            await page.goto(site)
+            await page.click("a")
+            await page.wait_for_url(f"{server.url}{path}")
+            await page.wait_for_selector(f"text={shown}")
 
 
 async def test_login_with_a_base_url(new_server: ServerFactory) -> None:

@@ -112,6 +112,33 @@ class HtmlHandler(AccessMixin):
             target = ""
         return safe_target(target, self.services.base_url)
 
+    def ask_again(self) -> bool:
+        """Let a browser that follows a link of another site ask again, now from this site.
+
+        The browser does not send the login cookie with the first request (`SameSite=Strict`), also
+        not after a redirect. Only pages are opened so: to ask for them changes nothing.
+
+        Returns
+        -------
+        bool
+            True if the request is finished; False if it has to be answered with the form.
+        """
+        headers, target = self.request.headers, self._target()
+        pages = {f"{self.services.base_url}{name}" for name in ("", "tree", "console")}
+        if (
+            headers.get("Sec-Fetch-Site") != "cross-site"
+            or headers.get("Sec-Fetch-Mode") != "navigate"
+            or headers.get("Sec-Fetch-Dest") != "document"
+            or target.partition("?")[0] not in pages
+            or self.request.query_arguments.get("again")
+        ):
+            return False
+        # With the address of this request, the browser would repeat it as it was.
+        url = f"{self.services.base_url}login?again=1&next={quote(target, safe='')}"
+        self.set_header("Refresh", f"0;url={url}")
+        self.show(f'<p><a href="{html.escape(url)}">Open kbridge</a></p>')
+        return True
+
     def show_form(self, error: str = "") -> None:
         """Finish with the login form."""
         base = html.escape(self.services.base_url)
@@ -137,6 +164,8 @@ class LoginHandler(HtmlHandler):
             if self.auth_method in (AuthMethod.QUERY, AuthMethod.HEADER):
                 self.set_login_cookie()
             self.redirect(self._target())
+            return
+        if self.ask_again():
             return
         if not self.get_cookie(XSRF_COOKIE):
             self.set_cookie(

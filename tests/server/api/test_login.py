@@ -6,7 +6,7 @@ import json
 import re
 from collections.abc import Callable, Iterator
 from typing import Any
-from urllib.parse import urlencode
+from urllib.parse import quote, urlencode
 
 import pytest
 
@@ -53,6 +53,43 @@ async def test_a_wrong_token_is_answered_with_json_for_programs(
     for body in ("password=wrong", "password=", "", "token=wrong"):
         reply = await running.ask("POST", "/login", token=None, headers=FORM, body=body)
         assert error_of(reply) == (401, "Unauthorized", "that is not the token")
+
+
+LINK = {
+    "Sec-Fetch-Site": "cross-site",
+    "Sec-Fetch-Mode": "navigate",
+    "Sec-Fetch-Dest": "document",
+}
+
+
+@pytest.mark.parametrize("page", ["/b/", "/b/tree", "/b/console?kernel=a-1"])
+async def test_a_browser_from_another_site_asks_again(start: Any, page: str) -> None:
+    running = await start(base_url="/b/")
+    path = f"/login?next={quote(page, safe='')}"
+    first = await running.ask("GET", path, token=None, headers={**HTML, **LINK})
+    assert (first.code, b"<form" in first.body) == (200, False)
+    delay, _, url = first.headers["Refresh"].partition(";url=")
+    assert (delay, url) == ("0", f"/b/login?again=1&next={quote(page, safe='')}")
+    again = url.removeprefix("/b")
+    second = await running.ask("GET", again, token=None, headers={**HTML, **LINK})
+    assert "Refresh" not in second.headers, "it would go on without end"
+    assert f'name="next" value="{page}"' in second.body.decode()
+
+
+@pytest.mark.parametrize("target", ["/api/kernels", "/logout", "/console/x", "/login", "/metrics"])
+async def test_only_pages_are_opened_from_another_site(running: Any, target: str) -> None:
+    path = f"/login?next={quote(target, safe='')}"
+    reply = await running.ask("GET", path, token=None, headers={**HTML, **LINK})
+    assert "Refresh" not in reply.headers
+    assert b"<form" in reply.body
+
+
+@pytest.mark.parametrize("name", LINK)
+async def test_other_requests_receive_the_form_at_once(running: Any, name: str) -> None:
+    for headers in ({}, {**LINK, name: "same-origin"}):
+        reply = await running.ask("GET", "/login", token=None, headers={**HTML, **headers})
+        assert "Refresh" not in reply.headers
+        assert b"<form" in reply.body
 
 
 async def test_a_redirect_target_that_is_not_text_is_refused(running: Any, token: str) -> None:
