@@ -71,12 +71,15 @@ def make_server(server: Server) -> tuple[MCPServer[Any], Kernels]:
         log_level="WARNING",
         subscriptions=False,
     )
+    _add_start_tools(mcp, kernels)
     _add_kernel_tools(mcp, kernels)
     _add_code_tools(mcp, kernels)
+    _add_output_tools(mcp, kernels)
     return mcp, kernels
 
 
-def _add_kernel_tools(mcp: MCPServer[Any], kernels: Kernels) -> None:
+def _add_start_tools(mcp: MCPServer[Any], kernels: Kernels) -> None:
+    """Add the tools that find a kernel or start one."""
     server = kernels.server
 
     @mcp.tool(annotations=_hints(read_only=True), structured_output=False)
@@ -126,6 +129,10 @@ def _add_kernel_tools(mcp: MCPServer[Any], kernels: Kernels) -> None:
         kernels.add(kernel)
         return _json({"kernel_id": kernel.kernel_id})
 
+
+def _add_kernel_tools(mcp: MCPServer[Any], kernels: Kernels) -> None:
+    """Add the tools that act on the process of a kernel."""
+
     @mcp.tool(annotations=_hints(), structured_output=False)
     @_reported
     async def interrupt_kernel(kernel_id: KernelId) -> str:
@@ -151,6 +158,8 @@ def _add_kernel_tools(mcp: MCPServer[Any], kernels: Kernels) -> None:
 
 
 def _add_code_tools(mcp: MCPServer[Any], kernels: Kernels) -> None:
+    """Add the tools that run code."""
+
     @mcp.tool(annotations=_hints(destructive=True, open_world=True), structured_output=False)
     @_reported
     async def run_code(
@@ -186,6 +195,10 @@ def _add_code_tools(mcp: MCPServer[Any], kernels: Kernels) -> None:
         await _wait(context, run, deadline)  # the prompt of another client's execution may be late
         run.answer(text)
         return await _follow(context, kernels, kernel_id, run, deadline)
+
+
+def _add_output_tools(mcp: MCPServer[Any], kernels: Kernels) -> None:
+    """Add the tools that read earlier executions."""
 
     @mcp.tool(annotations=_hints(read_only=True), structured_output=False)
     @_reported

@@ -23,7 +23,7 @@ from kbridge.client import (
     Stream,
     UpdateDisplayData,
 )
-from kbridge.server.cli.rendering import AnsiFilter
+from kbridge.client.ansi import AnsiFilter
 
 __all__ = ["Cut", "Image", "Part", "Transcript", "plain_error"]
 

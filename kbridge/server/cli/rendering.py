@@ -20,10 +20,10 @@ from kbridge.client import (
     Stream,
     UpdateDisplayData,
 )
+from kbridge.client.ansi import AnsiFilter
 
-__all__ = ["AnsiFilter", "Graphics", "Renderer", "graphics_of"]
+__all__ = ["Graphics", "Renderer", "graphics_of"]
 
-_ESCAPE: Final = "\x1b"
 _IMAGES: Final = {
     "image/png": "png",
     "image/jpeg": "jpg",
@@ -52,38 +52,6 @@ def graphics_of(environment: Mapping[str, str]) -> Graphics:
     if program in ("iTerm.app", "WezTerm"):
         return Graphics.ITERM
     return Graphics.NONE
-
-
-class AnsiFilter:
-    """Removes escape sequences (ECMA-48) from a text that arrives in parts."""
-
-    def __init__(self) -> None:
-        self._state = ""  # "", ESC, [ in a control sequence, ] in a string
-
-    def feed(self, text: str) -> str:
-        """Return the text without escape sequences; one may go on in the next part."""
-        if not self._state and _ESCAPE not in text:
-            return text
-        kept = []
-        for char in text:
-            state = self._state
-            if not state:
-                if char == _ESCAPE:
-                    self._state = _ESCAPE
-                else:
-                    kept.append(char)
-            elif state == _ESCAPE:
-                self._state = char if char == "[" else "]" if char in "]P^_X" else ""
-                if char in " ()*+-./#%":  # one more character follows
-                    self._state = _ESCAPE
-            elif state == "[":
-                if "@" <= char <= "~":
-                    self._state = ""
-            elif char == "\x07":
-                self._state = ""
-            elif char == _ESCAPE:  # the first half of the string terminator
-                self._state = _ESCAPE
-        return "".join(kept)
 
 
 class Renderer:

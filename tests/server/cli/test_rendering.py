@@ -9,11 +9,10 @@ from pathlib import Path
 import pytest
 
 from kbridge.client import DisplayData, Error, ExecuteResult, Gap, Output, Stream
-from kbridge.server.cli.rendering import AnsiFilter, Graphics, Renderer, graphics_of
+from kbridge.server.cli.rendering import Graphics, Renderer, graphics_of
 
 PNG = b"\x89PNG" + bytes(9000)
 ENCODED = base64.b64encode(PNG).decode()
-COLOURED = "\x1b[1;31mred\x1b[0m \x1b]8;;http://a\x1b\\link\x1b]8;;\x07 \x1b(Bplain\r"
 
 
 class Terminal(io.StringIO):
@@ -28,12 +27,6 @@ def shown(*outputs: Output, terminal: bool = False, **environment: str) -> tuple
     for output in outputs:
         renderer.show(output)
     return out.getvalue(), err.getvalue()
-
-
-def test_escape_sequences_are_removed_wherever_the_text_is_split() -> None:
-    for at in range(len(COLOURED) + 1):
-        ansi = AnsiFilter()
-        assert ansi.feed(COLOURED[:at]) + ansi.feed(COLOURED[at:]) == "red link plain\r"
 
 
 def test_colours_stay_on_a_terminal_only() -> None:
