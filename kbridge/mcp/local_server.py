@@ -7,7 +7,6 @@ import json
 import os
 import secrets
 import sys
-import tempfile
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Final
 from urllib.parse import quote
 
 from kbridge.errors import BridgeError
+from kbridge.mcp.folder import private_folder
 
 __all__ = ["local_server"]
 
@@ -47,27 +47,26 @@ async def local_server() -> AsyncIterator[tuple[str, str]]:
     BridgeError
         If it does not start.
     """
-    with tempfile.TemporaryDirectory(prefix="kbridge-mcp-", ignore_cleanup_errors=True) as folder:
-        token, sock = secrets.token_hex(24), Path(folder, "kbridge.sock")
-        log = Path(folder, "log")
+    with private_folder() as (folder, inherited):
+        token, sock, log = secrets.token_hex(24), folder / "kbridge.sock", folder / "log"
         environment = {
             **{
                 name: value for name, value in os.environ.items() if not name.startswith("KBRIDGE_")
             },
             "JUPYTER_TOKEN": token,
-            "JUPYTER_RUNTIME_DIR": folder,
+            "JUPYTER_RUNTIME_DIR": str(folder),
         }
         arguments = [f"--sock={sock}", "--shutdown-kernels-on-exit=true"]
-        process = await _start(arguments, environment, log)
+        process = await _start(arguments, environment, log, inherited)
         try:
-            await _listening(process, Path(folder), log)
+            await _listening(process, folder, log)
             yield f"http+unix://{quote(str(sock), safe='')}/", token
         finally:
             await _end(process)
 
 
 async def _start(
-    arguments: list[str], environment: dict[str, str], log: Path
+    arguments: list[str], environment: dict[str, str], log: Path, inherited: tuple[int, ...]
 ) -> asyncio.subprocess.Process:
     with log.open("wb") as file:  # nothing else runs yet
         return await asyncio.create_subprocess_exec(
@@ -76,6 +75,7 @@ async def _start(
             stdout=file,
             stderr=file,
             env=environment,
+            pass_fds=inherited,
         )
 
 

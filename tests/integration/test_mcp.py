@@ -134,6 +134,10 @@ async def server_of(client: Client) -> int:
     return int(text(await client.call_tool("run_code", code)))
 
 
+def names(folder: Path) -> list[str]:
+    return [path.name for path in folder.iterdir()]
+
+
 def ended(pid: int) -> bool:
     return not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
 
@@ -148,12 +152,17 @@ async def test_without_a_server_it_starts_one_and_ends_it(alone: dict[str, str])
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs the signal of Linux")
-async def test_its_server_ends_when_it_is_killed(alone: dict[str, str]) -> None:
+async def test_its_server_ends_when_it_is_killed(alone: dict[str, str], temporary: Path) -> None:
     with suppress(Exception):  # the connection breaks
         async with model(alone) as client:
             pid = await server_of(client)
             psutil.Process(pid).parent().kill()
     await asyncio.to_thread(eventually, lambda: ended(pid), "the server has ended")
+    [left] = names(temporary)
+    async with model(alone) as client:
+        await server_of(client)
+        assert left not in names(temporary), "the next one removes the directory"
+    assert not names(temporary)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs signals")
