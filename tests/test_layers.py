@@ -23,6 +23,7 @@ LAYERS = {
     "hub": 3,
     "connect": 3,
     "kernels": 4,
+    "cluster": 4,
     "connection": 4,
     "metrics": 4,
     "page": 4,

@@ -205,6 +205,7 @@ OURS = {
     "server/reference.py:_meaning",
     "server/reference.py:config_page",
     "server/auth/credentials.py:_HEX",
+    "server/setting_checks.py:_CLUSTER",
     "server/setting_checks.py:_ORIGIN",
     "server/setting_checks.py:_valid_allow_origin_pat",
     "server/setting_checks.py:_valid_sock_mode",

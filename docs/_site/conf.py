@@ -68,7 +68,7 @@ NAVIGATION = {
     "How-to guides": [
         "installation", "jupyter", "jupyterlab", "kernel-gateway", "vscode", "jupyterhub", "proxy",
         "systemd", "docker", "kubernetes", "asgi", "agents", "reaching-kernels", "slurm",
-        "surviving", "page", "console", "monitoring", "../CONTRIBUTING",
+        "surviving", "replicas", "page", "console", "monitoring", "../CONTRIBUTING",
     ],
     "Reference": [
         "settings", "rest", "openapi", "websocket", "api", "docstrings", "client", "client-js",

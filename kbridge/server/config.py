@@ -21,6 +21,7 @@ from kbridge.server.http.request_head import HeadLimits
 __all__ = [
     "AuditConfig",
     "AuthConfig",
+    "ClusterConfig",
     "HttpConfig",
     "ListenConfig",
     "MetricsConfig",
@@ -171,6 +172,32 @@ class AuditConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ClusterConfig:
+    """A cluster, and this server in it.
+
+    Attributes
+    ----------
+    name : str
+        The name of the cluster; empty for none.
+    advertise_url : str
+        The URL for other replicas, without the path; empty for the address that the server listens
+        on.
+    followers : int
+        The number of other replicas that follow each kernel.
+    lease_seconds : float
+        The duration of a lease.
+    drain_seconds : float
+        The time over which websockets are closed at the end.
+    """
+
+    name: str = ""
+    advertise_url: str = ""
+    followers: int = 1
+    lease_seconds: float = 6.0
+    drain_seconds: float = 5.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ServerConfig:
     """The configuration of one server.
 
@@ -181,6 +208,7 @@ class ServerConfig:
     http : HttpConfig
     metrics : MetricsConfig
     audit : AuditConfig
+    cluster : ClusterConfig
     base_url : str
         The path in front of every route, with a slash at both ends.
     list_kernels : bool
@@ -203,6 +231,7 @@ class ServerConfig:
     http: HttpConfig
     metrics: MetricsConfig = field(default_factory=MetricsConfig)
     audit: AuditConfig = field(default_factory=AuditConfig)
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
     base_url: str = "/"
     list_kernels: bool = True
     page: bool = True

@@ -18,11 +18,13 @@ from traitlets import HasTraits, TraitError, validate
 __all__ = [
     "Checks",
     "check_base_url",
+    "check_cluster",
     "check_header",
     "check_host",
     "check_ip",
     "check_origins",
     "check_token",
+    "check_url",
     "checked",
 ]
 
@@ -32,6 +34,8 @@ T = TypeVar("T")
 # path of a cookie cannot contain.
 _PATH_SAFE = "/:@!$&'()*+,=~"
 _ORIGIN = re.compile(r"([a-z][a-z0-9+.-]*)://([^/?#@\s]*)", re.IGNORECASE)
+# The name stands where servers without a cluster have their address, which always contains a slash.
+_CLUSTER = re.compile(r"[A-Za-z0-9._-]{1,100}")
 _DEFAULT_PORTS = {"http": ":80", "https": ":443"}
 
 
@@ -122,6 +126,29 @@ def check_ip(value: str) -> str:
             f"{value!r} is not an address or a host name; the port is another setting"
         ) from None
     return name[1:-1] if name.startswith("[") else name
+
+
+def check_cluster(value: str) -> str:
+    """Return the name of a cluster, empty for none."""
+    name = value.strip()
+    if name and not _CLUSTER.fullmatch(name):
+        raise ValueError(
+            f"{value!r} is not a name of at most 100 letters, digits, dots, hyphens and underscores"
+        )
+    return name
+
+
+def check_url(value: str) -> str:
+    """Return the http(s) URL of a server without a path; empty for none."""
+    url = value.strip().rstrip("/")
+    if not url:
+        return ""
+    match = _ORIGIN.fullmatch(url)
+    if match is None or match[1].lower() not in ("http", "https") or not match[2]:
+        raise ValueError("it is not like http://host:port, without a path, a user and a password")
+    if "@" in match[2]:
+        raise ValueError("it must not contain a user or a password")
+    return f"{match[1].lower()}://{match[2]}"
 
 
 def check_header(value: str) -> str:

@@ -12,11 +12,13 @@ from kbridge.server.auth.access_policy import AccessPolicy
 from kbridge.server.cli.app import KbridgeApp
 from kbridge.server.setting_checks import (
     check_base_url,
+    check_cluster,
     check_header,
     check_host,
     check_ip,
     check_origins,
     check_token,
+    check_url,
 )
 
 
@@ -56,6 +58,11 @@ from kbridge.server.setting_checks import (
         (check_origins, "vscode-webview://abc", ("vscode-webview://abc",)),
         (check_origins, "http://[::1]:8888", ("http://[::1]:8888",)),
         (check_header, " GET, POST\n", "GET, POST"),
+        (check_cluster, "", ""),
+        (check_cluster, " lab-1.example_A\n", "lab-1.example_A"),
+        (check_url, "", ""),
+        (check_url, "HTTPS://a.example:8888/\n", "https://a.example:8888"),
+        (check_url, "http://[::1]:8888", "http://[::1]:8888"),
     ],
 )  # fmt: skip
 def test_valid_values_are_normalized(
@@ -93,6 +100,12 @@ def test_valid_values_are_normalized(
         ("local_hostnames", ["*.example"], "allow_remote_access"),
         ("local_hostnames", [""], "not a host name"),
         ("allow_headers", "a\r\nSet-Cookie: x=y", "control characters"),
+        ("cluster", "a/b", "letters, digits"),
+        ("cluster", "a" * 101, "letters, digits"),
+        ("advertise_url", "a.example:8888", "http://host:port"),
+        ("advertise_url", "ftp://a.example", "http://host:port"),
+        ("advertise_url", "http://a.example/lab", "http://host:port"),
+        ("advertise_url", "http://me:pw@a.example", "user or a password"),
         ("max_age", "a\x00", "control characters"),
     ],
 )

@@ -1,7 +1,7 @@
 """The lowest versions that pyproject.toml allows, as pip's requirements (`make test-floors`).
 
 `python tests/support/floors.py` prints them: `name==bound` for each requirement of kbridge and of
-its extras `jupyter`, `kernel` and `test`.
+its extras `jupyter`, `kernel`, `postgresql` and `test`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pathlib import Path
 
 __all__ = ["EXTRAS", "floors"]
 
-EXTRAS = ("jupyter", "kernel", "test")
+EXTRAS = ("jupyter", "kernel", "postgresql", "test")
 _REQUIREMENT = re.compile(r"(?P<name>[\w.-]+)(?P<extras>\[[\w,-]+\])?>=(?P<bound>[\w.]+)")
 _OURSELVES = "kbridge["
 # They need newer versions of jupyter_client and traitlets than kbridge; the tests that use them are

@@ -12,7 +12,20 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
-__all__ = ["Claim", "KernelRole", "KernelRow", "Owner", "SessionRow", "decode", "encode"]
+__all__ = [
+    "Claim",
+    "ClusterKernel",
+    "ExecutionRow",
+    "KernelRole",
+    "KernelRow",
+    "Owner",
+    "Place",
+    "Replica",
+    "SessionRow",
+    "View",
+    "decode",
+    "encode",
+]
 
 _BYTES = "base64:bytes"  # a name that no provisioner uses
 
@@ -32,7 +45,8 @@ class Owner:
     Attributes
     ----------
     address : str
-        The address in its settings, which the next server at the same place has, too.
+        The address in its settings, which the next server at the same place has, too. In a
+        cluster, the name of the cluster, which all replicas have.
     hostname : str
         The machine that its processes run on.
     pid : int
@@ -105,6 +119,137 @@ class Claim:
     sessions: list[SessionRow] = field(default_factory=list)
     elsewhere: dict[str, int] = field(default_factory=dict)
     hidden: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Replica:
+    """A server of a cluster.
+
+    Attributes
+    ----------
+    replica_id : str
+        A random id; a server that is started again has another one.
+    cluster : str
+        The name of the cluster.
+    url : str
+        The URL under which the other replicas reach it, with the path in front of every route.
+    hostname : str
+        The machine that its processes run on.
+    pid : int
+        The id of its process.
+    start_id : str
+        The start of that process; see `kbridge.kernels.lifecycle.processes.start_id`.
+    version : str
+        The version of kbridge.
+    lease_left : float
+        Seconds until its lease is over, by the clock of the database; negative after that.
+    draining : bool
+        True if it is about to end, and takes no kernels.
+    """
+
+    replica_id: str
+    cluster: str
+    url: str
+    hostname: str
+    pid: int
+    start_id: str
+    version: str
+    lease_left: float = 0.0
+    draining: bool = False
+
+    @property
+    def alive(self) -> bool:
+        """True if its lease was not over when it was read."""
+        return self.lease_left > 0
+
+
+@dataclass(frozen=True, slots=True)
+class ClusterKernel:
+    """A kernel of a cluster.
+
+    Attributes
+    ----------
+    row : KernelRow
+        The kernel, with its connection (see `decode`).
+    replica_id : str
+        The replica that owns it.
+    hostname : str
+        The machine of its process.
+    changed : int
+        The revision of the cluster at the last change of the kernel.
+    state : str
+        JSON that the owner writes: what other replicas show of the kernel. Empty at first.
+    """
+
+    row: KernelRow
+    replica_id: str
+    hostname: str
+    changed: int
+    state: str = ""
+
+    @property
+    def kernel_id(self) -> str:
+        """The id of the kernel."""
+        return self.row.kernel_id
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """A cluster as the database has it.
+
+    Attributes
+    ----------
+    revision : int
+        The revision of the cluster; the next view is to contain later changes.
+    replicas : tuple of Replica
+        All replicas, also those whose lease is over.
+    kernels : tuple of ClusterKernel
+        The kernels that have changed, or all of them (`whole`).
+    ended : frozenset of str
+        The ids of the kernels that have ended since.
+    whole : bool
+        True if `kernels` contains all kernels, so that all others have ended.
+    """
+
+    revision: int
+    replicas: tuple[Replica, ...]
+    kernels: tuple[ClusterKernel, ...]
+    ended: frozenset[str] = frozenset()
+    whole: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """The last message that a client's session has acknowledged.
+
+    Attributes
+    ----------
+    kernel_id, session_id : str
+        The kernel, and the session of the websocket.
+    msg_id : str
+        The id of the message, which is the same on all replicas.
+    """
+
+    kernel_id: str
+    session_id: str
+    msg_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class ExecutionRow:
+    """An execution, for the replica that takes the kernel over.
+
+    Attributes
+    ----------
+    kernel_id, msg_id : str
+        The kernel, and the id of the request.
+    entry : str
+        JSON of the entry (see `kbridge.flow.execution.Execution.entry`); empty to delete the row.
+    """
+
+    kernel_id: str
+    msg_id: str
+    entry: str
 
 
 def encode(details: Mapping[str, Any]) -> str:

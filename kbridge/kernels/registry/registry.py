@@ -26,6 +26,8 @@ from kbridge.kernels.registry.models import Claim, KernelRow, Owner, SessionRow
 from kbridge.private import open_private
 
 if TYPE_CHECKING:
+    from sqlalchemy import Connection
+
     from kbridge.kernels.registry.store import Key, Store
 
 __all__ = ["Registry", "secrets_of"]
@@ -43,8 +45,8 @@ _MEANINGS: Final = {
     "is full": "there is no room left on its disk",
     "disk I/O error": "its disk gives an error, or has no room left",
 }
-# Schema version, kernels and sessions of a registry without rows, see `store.SCHEMA_VERSION`.
-_BARE: Final = {(1, 0, 0), (2, 0, 0)}
+# Schema version, kernels and sessions of a registry without rows, see `schema.SCHEMA_VERSION`.
+_BARE: Final = {(1, 0, 0), (2, 0, 0), (3, 0, 0)}
 _ADVICE: Final = "--registry-url=none starts without it; kernels then end with the server"
 
 
@@ -143,6 +145,23 @@ class Registry:
                     raise RegistryError(f"The registry {self.name} has been removed")
             self._store().write(owner, rows)
             self._in_use = True
+
+    @contextmanager
+    def transaction(self, done: str) -> Iterator[Connection]:
+        """Return a context in which a connection is in a transaction; used by `ClusterStore`.
+
+        Parameters
+        ----------
+        done : str
+            The participle for the message of an error: `read` or `written to`.
+
+        Raises
+        ------
+        RegistryError
+            If the database cannot be used.
+        """
+        with self._translated(done), self._store().engine.begin() as connection:
+            yield connection
 
     def close(self) -> None:
         """Close the database. May be called twice; the registry can be used again."""

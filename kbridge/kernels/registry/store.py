@@ -12,78 +12,29 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
 
-from sqlalchemy import (
-    URL,
-    Column,
-    Connection,
-    Engine,
-    Integer,
-    MetaData,
-    NullPool,
-    RowMapping,
-    String,
-    Table,
-    Text,
-    create_engine,
-    delete,
-    event,
-    func,
-    insert,
-    select,
-    update,
+from sqlalchemy import Connection, RowMapping, Table, delete, insert, select, update
+
+from kbridge.kernels.lifecycle.processes import ProcessState
+from kbridge.kernels.registry.engine import make_engine
+from kbridge.kernels.registry.models import Claim, KernelRow, Owner, SessionRow
+from kbridge.kernels.registry.schema import (
+    KERNELS,
+    OWNER_COLUMNS,
+    SCHEMA_VERSION,
+    SESSIONS,
+    check_schema,
 )
 
-from kbridge.errors import UnknownSchema
-from kbridge.kernels.lifecycle.processes import ProcessState
-from kbridge.kernels.registry.models import Claim, KernelRow, Owner, SessionRow
-
-__all__ = ["SCHEMA_VERSION", "Key", "Store"]
+__all__ = ["SCHEMA_VERSION", "Key", "Store", "columns_of", "fields_of"]
 
 # A row's kind and its id.
 Key = tuple[str, str]
 
-# Version 2 has the tables of version 1, with the pid namespace in each `birth`. Programs that know
-# only version 1 would take the process of such a row for one that has ended.
-SCHEMA_VERSION: Final = 2
-_READABLE: Final = {1, 2}
-_BUSY_SECONDS: Final = 2.0  # other servers hold the file for milliseconds
 _CHUNK: Final = 200
-
-_META: Final = MetaData()
-_SCHEMA: Final = Table("kbridge_schema", _META, Column("version", Integer, nullable=False))
-# Text: addresses and paths may be longer than some databases allow for strings.
-_OWNER: Final = (
-    ("address", Text),
-    ("hostname", Text),
-    ("owner_pid", Integer),
-    ("owner_birth", String(80)),
-)
-_KERNELS: Final = Table(
-    "kbridge_kernels",
-    _META,
-    Column("kernel_id", String(80), primary_key=True),
-    *(Column(name, kind, nullable=False) for name, kind in _OWNER),
-    Column("kernel_name", Text, nullable=False),
-    Column("standing", String(20), nullable=False),
-    Column("pid", Integer, nullable=False),
-    Column("birth", String(80), nullable=False),
-    Column("log_path", Text, nullable=False),
-    Column("details", Text, nullable=False),
-)
-_SESSIONS: Final = Table(
-    "kbridge_sessions",
-    _META,
-    Column("session_id", String(80), primary_key=True),
-    *(Column(name, kind, nullable=False) for name, kind in _OWNER),
-    Column("kernel_id", String(80), nullable=False),
-    Column("path", Text, nullable=False),
-    Column("name", Text),
-    Column("type", Text, nullable=False),
-)
 # Fields of the rows whose columns have other names, from the time of version 1.
 _COLUMNS: Final = {"role": "standing", "start_id": "birth"}
 _FIELDS: Final = {column: field for field, column in _COLUMNS.items()}
-_TABLES: Final = {"kernel": (_KERNELS, "kernel_id"), "session": (_SESSIONS, "session_id")}
+_TABLES: Final = {"kernel": (KERNELS, "kernel_id"), "session": (SESSIONS, "session_id")}
 
 
 class Store:
@@ -96,10 +47,10 @@ class Store:
     """
 
     def __init__(self, url: str | Path) -> None:
-        self.engine = _engine(url)
+        self.engine = make_engine(url)
         try:
             with self.engine.begin() as connection:
-                _check_schema(connection)
+                check_schema(connection)
         except BaseException:
             self.engine.dispose()
             raise
@@ -113,20 +64,20 @@ class Store:
         seen from here (another pid namespace), or if it belongs to another machine.
         """
         with self.engine.begin() as connection:
-            kernels, hidden = self._claim(connection, _KERNELS, owner, state_of)
-            sessions, _ = self._claim(connection, _SESSIONS, owner, state_of)
+            kernels, hidden = self._claim(connection, KERNELS, owner, state_of)
+            sessions, _ = self._claim(connection, SESSIONS, owner, state_of)
             elsewhere = connection.execute(
-                select(_KERNELS.c.address, _KERNELS.c.owner_pid, _KERNELS.c.owner_birth)
-                .where(_KERNELS.c.hostname == owner.hostname)
-                .where(_KERNELS.c.address != owner.address)
+                select(KERNELS.c.address, KERNELS.c.owner_pid, KERNELS.c.owner_birth)
+                .where(KERNELS.c.hostname == owner.hostname)
+                .where(KERNELS.c.address != owner.address)
             )
             counts: dict[str, int] = {}
             for address, pid, recorded in elsewhere:
                 if state_of(pid, recorded) is ProcessState.GONE:
                     counts[address] = counts.get(address, 0) + 1
         return Claim(
-            [KernelRow(**_own(row)) for row in kernels],
-            [SessionRow(**_own(row)) for row in sessions],
+            [KernelRow(**fields_of(row)) for row in kernels],
+            [SessionRow(**fields_of(row)) for row in sessions],
             counts,
             hidden,
         )
@@ -140,7 +91,7 @@ class Store:
                     chunk = ids[start : start + _CHUNK]
                     connection.execute(delete(table).where(table.c[id_name].in_(chunk)))
                 new = [
-                    {**_of(owner), **_columns(row)}
+                    {**_of(owner), **columns_of(row)}
                     for key, row in rows.items()
                     if key[0] == kind and row is not None
                 ]
@@ -184,44 +135,6 @@ class Store:
         return claimed, hidden
 
 
-def _engine(url: str | Path) -> Engine:
-    # Parameters contain keys: no error may show them.
-    if not isinstance(url, Path):
-        # The connection may have been cut after hours without use.
-        return create_engine(url, hide_parameters=True, pool_pre_ping=True)
-    engine = create_engine(
-        URL.create("sqlite", database=str(url)),
-        hide_parameters=True,
-        # One connection per transaction: so it is noticed if the file was replaced.
-        poolclass=NullPool,
-        connect_args={"timeout": _BUSY_SECONDS},
-    )
-
-    # As in SQLAlchemy's documentation: the driver begins transactions too late.
-    @event.listens_for(engine, "connect")
-    def on_connect(connection: Any, _: Any) -> None:
-        connection.isolation_level = None
-
-    @event.listens_for(engine, "begin")
-    def on_begin(connection: Connection) -> None:
-        connection.exec_driver_sql("BEGIN IMMEDIATE")
-
-    return engine
-
-
-def _check_schema(connection: Connection) -> None:
-    _META.create_all(connection)
-    found = connection.execute(select(func.max(_SCHEMA.c.version))).scalar()
-    if found is None:
-        connection.execute(insert(_SCHEMA), [{"version": SCHEMA_VERSION}])
-    elif found not in _READABLE:
-        raise UnknownSchema(
-            f"its tables are of version {found}, and this kbridge knows {SCHEMA_VERSION}"
-        )
-    elif found != SCHEMA_VERSION:
-        connection.execute(update(_SCHEMA).values(version=SCHEMA_VERSION))
-
-
 def _of(owner: Owner) -> dict[str, Any]:
     return {
         "address": owner.address,
@@ -231,12 +144,12 @@ def _of(owner: Owner) -> dict[str, Any]:
     }
 
 
-def _columns(row: KernelRow | SessionRow) -> dict[str, Any]:
+def columns_of(row: KernelRow | SessionRow) -> dict[str, Any]:
     """Return the fields of a row by the names of their columns."""
     return {_COLUMNS.get(name, name): value for name, value in asdict(row).items()}
 
 
-def _own(row: RowMapping) -> dict[str, Any]:
-    """Return the fields of a row by their names, without those of the owner."""
-    owner: Collection[str] = {name for name, _ in _OWNER}
-    return {_FIELDS.get(name, name): value for name, value in row.items() if name not in owner}
+def fields_of(row: RowMapping) -> dict[str, Any]:
+    """Return the fields of a row by their names, without those of the owner and the cluster."""
+    others: Collection[str] = {*OWNER_COLUMNS, "replica_id", "changed", "state"}
+    return {_FIELDS.get(name, name): value for name, value in row.items() if name not in others}

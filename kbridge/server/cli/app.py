@@ -30,6 +30,7 @@ from kbridge.kernels.registry.registry import secrets_of
 from kbridge.private import prepare_directory
 from kbridge.server import setting_checks
 from kbridge.server.cli import command_line, environment, gateway_settings
+from kbridge.server.cli.cluster_settings import ClusterSettings
 from kbridge.server.cli.configuration import given_token, server_config
 from kbridge.server.cli.monitoring_settings import MonitoringSettings
 from kbridge.server.cli.options import CheckedApp, nearest
@@ -43,7 +44,7 @@ _LOG_TEXT = "%(asctime)s %(levelname).1s %(name)s: %(message)s"
 _CLASSES: list[Any] = [BridgeKernelManager, ZMQChannelsWebsocketConnection]
 
 
-class KbridgeApp(setting_checks.Checks, MonitoringSettings, CheckedApp):
+class KbridgeApp(setting_checks.Checks, MonitoringSettings, ClusterSettings, CheckedApp):
     """Serve Jupyter kernels to websocket clients."""
 
     name = "kbridge"

@@ -16,6 +16,7 @@ from kbridge.server.auth.authenticator import Cors
 from kbridge.server.config import (
     AuditConfig,
     AuthConfig,
+    ClusterConfig,
     HttpConfig,
     ListenConfig,
     MetricsConfig,
@@ -117,6 +118,13 @@ def server_config(app: Any) -> ServerConfig:
             tracing=app.tracing,
         ),
         audit=AuditConfig(path=app.audit_log, code=AuditCode(app.audit_code)),
+        cluster=ClusterConfig(
+            name=app.cluster,
+            advertise_url=app.advertise_url,
+            followers=app.followers,
+            lease_seconds=app.lease_seconds,
+            drain_seconds=app.drain_seconds,
+        ),
         base_url=app.base_url,
         list_kernels=app.list_kernels,
         page=app.page,

@@ -1,0 +1,1 @@
+"""Internal: several servers that are one service, with their leases and kernels in a database."""

@@ -1,0 +1,489 @@
+"""The database of a cluster: replicas with their leases, and the kernels and sessions they share.
+
+Its methods block, as long as the database does: use `asyncio.to_thread` on an event loop. Each
+method is one transaction, and raises `RegistryError` if the database cannot be used.
+
+Invariants:
+
+- leases begin and end by the clock of the database alone;
+- a replica changes a kernel only while it is the owner, and becomes the owner only by `take`, or by
+  `give` of the owner;
+- of several replicas that take a kernel at the same time, one gets it;
+- a replica that renews its lease keeps its kernels, or learns in that transaction who has them:
+  `take` and `renew` lock the row of the replica.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import Any, Final
+
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    RowMapping,
+    Select,
+    Table,
+    bindparam,
+    delete,
+    insert,
+    literal_column,
+    select,
+    update,
+)
+
+from kbridge.errors import RegistryError
+from kbridge.kernels.registry.models import (
+    ClusterKernel,
+    ExecutionRow,
+    KernelRole,
+    KernelRow,
+    Place,
+    Replica,
+    SessionRow,
+    View,
+)
+from kbridge.kernels.registry.registry import Registry
+from kbridge.kernels.registry.schema import (
+    CLUSTERS,
+    ENDED,
+    EXECUTIONS,
+    KERNELS,
+    PLACES,
+    REPLICAS,
+    SESSIONS,
+)
+from kbridge.kernels.registry.store import Key, columns_of, fields_of
+
+__all__ = ["ENDED_SECONDS", "ClusterStore"]
+
+# The rows of ended kernels, and of replicas that did not leave, are kept for so long.
+ENDED_SECONDS: Final = 300.0
+_CHUNK: Final = 200
+_READ: Final = "read"
+_WRITTEN: Final = "written to"
+# Seconds since 1970 by the clock of the database. The transaction's beginning in PostgreSQL: a
+# replica that waited for a lock gets a shorter lease, and one that takes a kernel waits longer.
+_NOW: Final[dict[str, ColumnElement[float]]] = {
+    "postgresql": literal_column("CAST(EXTRACT(EPOCH FROM now()) AS DOUBLE PRECISION)"),
+    "sqlite": literal_column("((julianday('now') - 2440587.5) * 86400.0)"),
+}
+
+
+class ClusterStore:
+    """The rows of one cluster, as one replica uses them.
+
+    Parameters
+    ----------
+    registry : Registry
+        The database.
+    replica : Replica
+        This server.
+    """
+
+    def __init__(self, registry: Registry, replica: Replica) -> None:
+        self.registry = registry
+        self.replica = replica
+        self._me = replica.replica_id
+        self._cluster = replica.cluster
+
+    # -- replicas -----------------------------------------------------------------------------
+
+    def join(self, seconds: float) -> str:
+        """Add this replica with a lease of some seconds; return the secret of the cluster."""
+        with self.registry.transaction(_WRITTEN) as connection:
+            self._check(connection)
+            known = select(CLUSTERS.c.secret).where(CLUSTERS.c.name == self._cluster)
+            secret = connection.execute(known).scalar()
+            if secret is None:
+                made = {"name": self._cluster, "secret": secrets.token_urlsafe(32), "revision": 0}
+                _insert_once(connection, CLUSTERS, [made])
+                secret = connection.execute(known).scalar()
+            self._lease(connection, seconds)
+        return str(secret)
+
+    def renew(
+        self, seconds: float, states: Mapping[str, str] | None = None, since: int | None = None
+    ) -> View:
+        """Renew the lease of this replica, and return the changes in the cluster.
+
+        Parameters
+        ----------
+        seconds : float
+            The duration of the lease, from now on.
+        states : mapping of str to str, optional
+            The states (see `ClusterKernel`) of kernels of this replica that have changed.
+        since : int, optional
+            The revision of the last view; without it, the view has all kernels. A replica must not
+            give a revision that is older than `ENDED_SECONDS`.
+        """
+        with self.registry.transaction(_WRITTEN) as connection:
+            self._lease(connection, seconds)
+            if states:
+                revision = self._change(connection)
+                connection.execute(
+                    update(KERNELS)
+                    .where(KERNELS.c.kernel_id == bindparam("kernel"))
+                    .where(KERNELS.c.replica_id == self._me)
+                    .values(state=bindparam("text"), changed=revision),
+                    [{"kernel": name, "text": text} for name, text in states.items()],
+                )
+            self._forget(connection)
+            return self._view(connection, since)
+
+    def view(self, since: int | None = None) -> View:
+        """Return the changes in the cluster, and renew nothing."""
+        with self.registry.transaction(_READ) as connection:
+            return self._view(connection, since)
+
+    def drain(self) -> None:
+        """Note that this replica is about to end: it must not be given kernels any longer."""
+        with self.registry.transaction(_WRITTEN) as connection:
+            connection.execute(
+                update(REPLICAS).where(REPLICAS.c.replica_id == self._me).values(draining=1)
+            )
+
+    def leave(self) -> None:
+        """Remove this replica. The others may take its kernels at once."""
+        with self.registry.transaction(_WRITTEN) as connection:
+            connection.execute(delete(REPLICAS).where(REPLICAS.c.replica_id == self._me))
+
+    # -- kernels ------------------------------------------------------------------------------
+
+    def kernel(self, kernel_id: str) -> ClusterKernel | None:
+        """Return a kernel of the cluster, or None."""
+        with self.registry.transaction(_READ) as connection:
+            row = self._rows(connection, KERNELS.c.kernel_id == kernel_id)
+            return row[0] if row else None
+
+    def kernels(self) -> list[ClusterKernel]:
+        """Return all kernels of the cluster."""
+        with self.registry.transaction(_READ) as connection:
+            return self._rows(connection)
+
+    def take(self, kernel_id: str, old: str, *, gone: bool = False) -> ClusterKernel | None:
+        """Take a kernel of a replica whose lease is over; return None if that is not possible.
+
+        Parameters
+        ----------
+        kernel_id : str
+            The kernel.
+        old : str
+            The replica that owns it as far as the caller knows. The own id is allowed: then the
+            kernel is returned if this replica still owns it.
+        gone : bool
+            True if that replica has certainly ended, so that its lease does not matter.
+        """
+        with self.registry.transaction(_WRITTEN) as connection:
+            if old != self._me and not gone and self._holds(connection, old):
+                return None
+            return self._pass(connection, kernel_id, old, self._me)
+
+    def give(self, kernel_id: str, new: str) -> bool:
+        """Give a kernel of this replica to another one; return False if it is not the owner."""
+        with self.registry.transaction(_WRITTEN) as connection:
+            return self._pass(connection, kernel_id, self._me, new) is not None
+
+    def write(self, rows: Mapping[Key, KernelRow | SessionRow | None]) -> frozenset[str]:
+        """Write rows of this replica, and delete those that are None.
+
+        Returns
+        -------
+        frozenset of str
+            The ids of the kernels that were not written, because another replica owns them or they
+            have ended.
+        """
+        kernels = {key[1]: row for key, row in rows.items() if key[0] == "kernel"}
+        sessions = {key[1]: row for key, row in rows.items() if key[0] == "session"}
+        refused: set[str] = set()
+        with self.registry.transaction(_WRITTEN) as connection:
+            revision = self._change(connection)
+            owners = self._owners(connection, kernels)
+            for kernel_id, row in kernels.items():
+                owner = owners.get(kernel_id)
+                if isinstance(row, KernelRow):
+                    if owner in (None, self._me) or row.role == KernelRole.STARTING:
+                        self._write_kernel(connection, row, revision)
+                    else:
+                        refused.add(kernel_id)
+                elif owner == self._me:
+                    self._end(connection, kernel_id, revision)
+            for session_id, session in sessions.items():
+                self._drop_session(connection, session_id)
+                if session is not None:
+                    connection.execute(insert(SESSIONS), [{**self._owned(), **columns_of(session)}])
+        return frozenset(refused)
+
+    # -- what a takeover needs ----------------------------------------------------------------
+
+    def put_places(self, rows: Sequence[Place]) -> None:
+        """Write acknowledged places of kernels that this replica owns."""
+        values = [
+            {"kernel_id": row.kernel_id, "session_id": row.session_id, "msg_id": row.msg_id}
+            for row in rows
+        ]
+        with self.registry.transaction(_WRITTEN) as connection:
+            self._replace(connection, PLACES, values)
+
+    def places(self, kernel_id: str) -> list[Place]:
+        """Return the acknowledged places of a kernel's sessions."""
+        with self.registry.transaction(_READ) as connection:
+            found = connection.execute(select(PLACES).where(PLACES.c.kernel_id == kernel_id))
+            return [Place(**row) for row in found.mappings()]
+
+    def put_executions(self, rows: Sequence[ExecutionRow]) -> None:
+        """Write executions of kernels that this replica owns; delete those with an empty entry."""
+        values = [
+            {"kernel_id": row.kernel_id, "msg_id": row.msg_id, "entry": row.entry} for row in rows
+        ]
+        with self.registry.transaction(_WRITTEN) as connection:
+            self._replace(connection, EXECUTIONS, values)
+
+    def executions(self, kernel_id: str) -> list[ExecutionRow]:
+        """Return the executions of a kernel."""
+        with self.registry.transaction(_READ) as connection:
+            found = connection.execute(
+                select(EXECUTIONS).where(EXECUTIONS.c.kernel_id == kernel_id)
+            )
+            return [ExecutionRow(**row) for row in found.mappings()]
+
+    # -- sessions -----------------------------------------------------------------------------
+
+    def sessions(self) -> list[SessionRow]:
+        """Return all sessions of the cluster."""
+        with self.registry.transaction(_READ) as connection:
+            return _sessions(connection, self._sessions())
+
+    def session(self, session_id: str) -> SessionRow | None:
+        """Return a session, or None."""
+        with self.registry.transaction(_READ) as connection:
+            query = self._sessions().where(SESSIONS.c.session_id == session_id)
+            return next(iter(_sessions(connection, query)), None)
+
+    def session_for_path(self, path: str) -> SessionRow | None:
+        """Return the session of a document, or None."""
+        with self.registry.transaction(_READ) as connection:
+            query = self._sessions().where(SESSIONS.c.path == path)
+            return next(iter(_sessions(connection, query)), None)
+
+    def create_session(self, row: SessionRow) -> SessionRow:
+        """Add a session, unless its path has one; return the session of the path."""
+        with self.registry.transaction(_WRITTEN) as connection:
+            self._change(connection)  # so that two replicas do this one after the other
+            query = self._sessions().where(SESSIONS.c.path == row.path)
+            found = next(iter(_sessions(connection, query)), None)
+            if found is None:
+                connection.execute(insert(SESSIONS), [{**self._owned(), **columns_of(row)}])
+            return found or row
+
+    def put_session(self, row: SessionRow) -> None:
+        """Add or replace a session."""
+        with self.registry.transaction(_WRITTEN) as connection:
+            self._drop_session(connection, row.session_id)
+            connection.execute(insert(SESSIONS), [{**self._owned(), **columns_of(row)}])
+
+    def drop_session(self, session_id: str) -> bool:
+        """Delete a session; return False if there was none."""
+        with self.registry.transaction(_WRITTEN) as connection:
+            return self._drop_session(connection, session_id)
+
+    # -- parts of transactions ----------------------------------------------------------------
+
+    def _check(self, connection: Connection) -> None:
+        if connection.dialect.name not in _NOW:
+            raise RegistryError(
+                f"The registry {self.registry.name} cannot be that of a cluster: use PostgreSQL, or"
+                " an SQLite file for the servers of one machine"
+            )
+
+    def _lease(self, connection: Connection, seconds: float) -> None:
+        """Renew the lease; add the replica if another one has removed it."""
+        until = _NOW[connection.dialect.name] + seconds
+        own = REPLICAS.c.replica_id == self._me
+        done = connection.execute(update(REPLICAS).where(own).values(lease_until=until))
+        if not done.rowcount:
+            me = self.replica
+            connection.execute(
+                insert(REPLICAS).values(
+                    replica_id=self._me,
+                    cluster=self._cluster,
+                    url=me.url,
+                    hostname=me.hostname,
+                    pid=me.pid,
+                    start_id=me.start_id,
+                    version=me.version,
+                    lease_until=until,
+                    draining=int(me.draining),
+                )
+            )
+
+    def _holds(self, connection: Connection, replica_id: str) -> bool:
+        """Return True if a replica has a lease; until the end of the transaction, it gets none."""
+        left = REPLICAS.c.lease_until - _NOW[connection.dialect.name]
+        row = connection.execute(
+            select(left.label("left")).where(REPLICAS.c.replica_id == replica_id).with_for_update()
+        ).first()
+        return row is not None and row.left > 0
+
+    def _change(self, connection: Connection) -> int:
+        """Raise the revision of the cluster and return it; other changes wait for this one."""
+        same = CLUSTERS.c.name == self._cluster
+        connection.execute(update(CLUSTERS).where(same).values(revision=CLUSTERS.c.revision + 1))
+        return self._revision(connection)
+
+    def _revision(self, connection: Connection) -> int:
+        same = CLUSTERS.c.name == self._cluster
+        found = connection.execute(select(CLUSTERS.c.revision).where(same)).scalar()
+        if found is None:
+            raise RegistryError(f"The registry {self.registry.name} has lost the cluster's rows")
+        return int(found)
+
+    def _view(self, connection: Connection, since: int | None) -> View:
+        # Before the rows: changes that are committed in between are read again the next time.
+        revision = self._revision(connection)
+        if since is not None and since > revision:
+            since = None  # the database was replaced by an older one
+        new = () if since is None else (KERNELS.c.changed > since,)
+        kernels = self._rows(connection, *new)
+        left = REPLICAS.c.lease_until - _NOW[connection.dialect.name]
+        columns = [column for column in REPLICAS.columns if column.name != "lease_until"]
+        replicas = connection.execute(
+            select(*columns, left.label("lease_left")).where(REPLICAS.c.cluster == self._cluster)
+        ).mappings()
+        ended: Collection[str] = ()
+        if since is not None:
+            ended = connection.execute(
+                select(ENDED.c.kernel_id)
+                .where(ENDED.c.cluster == self._cluster)
+                .where(ENDED.c.changed > since)
+            ).scalars()  # type: ignore[assignment]
+        return View(
+            revision,
+            tuple(Replica(**{**row, "draining": bool(row["draining"])}) for row in replicas),
+            tuple(kernels),
+            frozenset(ended),
+            whole=since is None,
+        )
+
+    def _rows(
+        self, connection: Connection, *conditions: ColumnElement[bool]
+    ) -> list[ClusterKernel]:
+        query = select(KERNELS).where(KERNELS.c.address == self._cluster, *conditions)
+        return [_kernel(row) for row in connection.execute(query).mappings()]
+
+    def _pass(
+        self, connection: Connection, kernel_id: str, old: str, new: str
+    ) -> ClusterKernel | None:
+        """Change the owner of a kernel from `old` to `new`; return None if it has another one."""
+        revision = self._change(connection)
+        same = KERNELS.c.kernel_id == kernel_id
+        taken = connection.execute(
+            update(KERNELS)
+            .where(same, KERNELS.c.address == self._cluster, KERNELS.c.replica_id == old)
+            .values(replica_id=new, changed=revision)
+        )
+        return self._rows(connection, same)[0] if taken.rowcount else None
+
+    def _owners(self, connection: Connection, kernels: Iterable[str]) -> dict[str, str]:
+        """Return the owners of kernels; of kernels that have ended, the last owners."""
+        ids = list(kernels)
+        owners: dict[str, str] = {}
+        for start in range(0, len(ids), _CHUNK):
+            chunk = ids[start : start + _CHUNK]
+            for table in (ENDED, KERNELS):
+                query = select(table.c.kernel_id, table.c.replica_id)
+                found = connection.execute(query.where(table.c.kernel_id.in_(chunk)))
+                owners |= {row.kernel_id: row.replica_id for row in found}
+        return owners
+
+    def _write_kernel(self, connection: Connection, row: KernelRow, revision: int) -> None:
+        """Write the row of a kernel; the machine of a kernel's process stays as it was."""
+        values = {**columns_of(row), "replica_id": self._me, "changed": revision}
+        same = KERNELS.c.kernel_id == row.kernel_id
+        done = connection.execute(update(KERNELS).where(same).values(**values))
+        if not done.rowcount:
+            connection.execute(delete(ENDED).where(ENDED.c.kernel_id == row.kernel_id))
+            connection.execute(insert(KERNELS), [{**self._owned(), **values}])
+
+    def _end(self, connection: Connection, kernel_id: str, revision: int) -> None:
+        for table in (KERNELS, PLACES, EXECUTIONS):
+            connection.execute(delete(table).where(table.c.kernel_id == kernel_id))
+        until = _NOW[connection.dialect.name] + ENDED_SECONDS
+        connection.execute(
+            insert(ENDED).values(
+                kernel_id=kernel_id,
+                cluster=self._cluster,
+                replica_id=self._me,
+                changed=revision,
+                until=until,
+            )
+        )
+
+    def _forget(self, connection: Connection) -> None:
+        """Delete the rows that no replica needs any longer."""
+        now = _NOW[connection.dialect.name]
+        connection.execute(delete(ENDED).where(ENDED.c.until < now))
+        connection.execute(
+            delete(REPLICAS)
+            .where(REPLICAS.c.cluster == self._cluster)
+            .where(REPLICAS.c.lease_until < now - ENDED_SECONDS)
+        )
+
+    def _replace(self, connection: Connection, table: Table, rows: list[dict[str, str]]) -> None:
+        """Replace rows of kernels that this replica owns; ignore all others."""
+        self._change(connection)  # no kernel changes its owner until the end of the transaction
+        owners = self._owners(connection, {row["kernel_id"] for row in rows})
+        rows = [row for row in rows if owners.get(row["kernel_id"]) == self._me]
+        if not rows:
+            return
+        first, second = table.primary_key.columns
+        connection.execute(
+            delete(table).where(first == bindparam("one"), second == bindparam("two")),
+            [{"one": row[first.name], "two": row[second.name]} for row in rows],
+        )
+        if new := [row for row in rows if all(row.values())]:
+            connection.execute(insert(table), new)
+
+    def _sessions(self) -> Select[Any]:
+        return select(SESSIONS).where(SESSIONS.c.address == self._cluster)
+
+    def _drop_session(self, connection: Connection, session_id: str) -> bool:
+        done = connection.execute(
+            delete(SESSIONS)
+            .where(SESSIONS.c.session_id == session_id)
+            .where(SESSIONS.c.address == self._cluster)
+        )
+        return bool(done.rowcount)
+
+    def _owned(self) -> dict[str, Any]:
+        me = self.replica
+        return {
+            "address": self._cluster,
+            "hostname": me.hostname,
+            "owner_pid": me.pid,
+            "owner_birth": me.start_id,
+        }
+
+
+def _insert_once(connection: Connection, table: Table, rows: list[dict[str, Any]]) -> None:
+    """Insert rows, but those whose key is there already."""
+    if connection.dialect.name == "postgresql":
+        from sqlalchemy.dialects.postgresql import insert as upsert
+    else:
+        from sqlalchemy.dialects.sqlite import insert as upsert  # type: ignore[assignment]
+    connection.execute(upsert(table).on_conflict_do_nothing(), rows)
+
+
+def _sessions(connection: Connection, query: Select[Any]) -> list[SessionRow]:
+    return [SessionRow(**fields_of(row)) for row in connection.execute(query).mappings()]
+
+
+def _kernel(row: RowMapping) -> ClusterKernel:
+    return ClusterKernel(
+        KernelRow(**fields_of(row)),
+        row["replica_id"],
+        row["hostname"],
+        row["changed"],
+        row["state"],
+    )

@@ -1,0 +1,478 @@
+"""The rows of a cluster on SQLite and PostgreSQL, with several replicas."""
+
+from __future__ import annotations
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import select, text, update
+
+from kbridge.errors import RegistryError
+from kbridge.kernels.registry.cluster_store import ClusterStore
+from kbridge.kernels.registry.engine import make_engine
+from kbridge.kernels.registry.models import (
+    ExecutionRow,
+    KernelRow,
+    Place,
+    Replica,
+    SessionRow,
+)
+from kbridge.kernels.registry.schema import CLUSTERS, ENDED, REPLICAS
+
+LEASE = 600.0  # no lease ends by itself during a test
+
+
+def replica(name: str, cluster: str = "c", host: str = "here") -> Replica:
+    return Replica(name, cluster, f"http://{name}:8888", host, 7, "start", "1.0")
+
+
+def kernel(name: str = "k", **fields: Any) -> KernelRow:
+    usual = {"kernel_name": "python3", "role": "used", "pid": 7, "start_id": "b"}
+    return KernelRow(**{"kernel_id": name, "log_path": "/l", "details": "{}", **usual, **fields})
+
+
+def session(name: str = "s", path: str = "a.ipynb", kernel_id: str = "k") -> SessionRow:
+    return SessionRow(name, kernel_id, path, None, "notebook")
+
+
+def put(store: ClusterStore, *rows: KernelRow) -> frozenset[str]:
+    return store.write({("kernel", row.kernel_id): row for row in rows})
+
+
+def expire(store: ClusterStore, replica_id: str, seconds: float = 1.0) -> None:
+    """Let the lease of a replica have ended some seconds ago."""
+    with store.registry.transaction("written to") as connection:
+        left = connection.execute(
+            select(REPLICAS.c.lease_until).where(REPLICAS.c.replica_id == replica_id)
+        ).scalar_one()
+        connection.execute(
+            update(REPLICAS)
+            .where(REPLICAS.c.replica_id == replica_id)
+            .values(lease_until=left - LEASE - seconds)
+        )
+
+
+@pytest.fixture
+def a(connect):
+    return ClusterStore(connect(), replica("a"))
+
+
+@pytest.fixture
+def b(connect):
+    return ClusterStore(connect(), replica("b", host="there"))
+
+
+@pytest.fixture
+def both(a, b):
+    a.join(LEASE)
+    b.join(LEASE)
+    return a, b
+
+
+def owner(store: ClusterStore, kernel_id: str = "k") -> str:
+    found = store.kernel(kernel_id)
+    return found.replica_id if found is not None else ""
+
+
+def test_the_first_replica_makes_the_secret_and_the_others_get_it(connect, a, b):
+    secret = a.join(LEASE)
+    assert len(secret) >= 40
+    assert b.join(LEASE) == secret
+    other = ClusterStore(connect(), replica("o", cluster="other"))
+    assert other.join(LEASE) not in ("", secret)
+
+
+def test_replicas_that_start_at_once_have_one_secret(connect):
+    stores = [ClusterStore(connect(), replica(f"r{i}")) for i in range(4)]
+    barrier = threading.Barrier(len(stores))
+
+    def join(store: ClusterStore) -> str:
+        barrier.wait()
+        return store.join(LEASE)
+
+    with ThreadPoolExecutor(len(stores)) as threads:
+        assert len(set(threads.map(join, stores))) == 1
+
+
+def test_replicas_see_each_other_until_they_leave(both):
+    a, b = both
+    view = a.renew(LEASE)
+    found = {r.replica_id: r for r in view.replicas}
+    assert found.keys() == {"a", "b"}
+    assert (found["b"].url, found["b"].hostname) == ("http://b:8888", "there")
+    assert 0 < found["b"].lease_left <= LEASE
+    assert not found["b"].draining
+    b.drain()
+    assert {r.replica_id: r.draining for r in a.renew(LEASE).replicas} == {"a": False, "b": True}
+    b.leave()
+    assert [r.replica_id for r in a.renew(LEASE).replicas] == ["a"]
+
+
+def test_a_lease_ends_and_is_renewed(both):
+    a, b = both
+    expire(a, "b")
+    assert {r.replica_id: r.alive for r in a.view().replicas} == {"a": True, "b": False}
+    b.renew(LEASE)
+    assert {r.replica_id: r.alive for r in a.view().replicas} == {"a": True, "b": True}
+
+
+def test_a_replica_that_was_forgotten_comes_back(both):
+    a, b = both
+    expire(a, "b", seconds=1000)
+    assert [r.replica_id for r in a.renew(LEASE).replicas] == ["a"]
+    assert {r.replica_id for r in b.renew(LEASE).replicas} == {"a", "b"}
+
+
+def test_kernels_of_all_replicas_are_seen_with_their_changes(both):
+    a, b = both
+    put(a, kernel("k"), kernel("l"))
+    first = b.renew(LEASE)
+    assert first.whole
+    assert {k.kernel_id: (k.replica_id, k.hostname) for k in first.kernels} == {
+        "k": ("a", "here"),
+        "l": ("a", "here"),
+    }
+    assert first.kernels[0].row in (kernel("k"), kernel("l"))
+    assert b.renew(LEASE, since=first.revision).kernels == ()
+    put(a, kernel("l", pid=8))
+    second = b.renew(LEASE, since=first.revision)
+    assert [(k.kernel_id, k.row.pid) for k in second.kernels] == [("l", 8)]
+    a.write({("kernel", "k"): None})
+    third = b.renew(LEASE, since=second.revision)
+    assert (third.kernels, third.ended, third.whole) == ((), {"k"}, False)
+    assert [k.kernel_id for k in b.kernels()] == ["l"]
+    assert b.kernel("k") is None
+
+
+def test_states_are_written_with_the_renewal(both):
+    a, b = both
+    put(a, kernel("k"), kernel("l"))
+    since = b.renew(LEASE).revision
+    a.renew(LEASE, {"k": '{"state": "busy"}'})
+    assert [(k.kernel_id, k.state) for k in b.renew(LEASE, since=since).kernels] == [
+        ("k", '{"state": "busy"}')
+    ]
+    b.renew(LEASE, {"k": "not mine"})
+    assert b.kernel("k").state == '{"state": "busy"}'
+
+
+def test_a_kernel_is_taken_only_after_the_lease(both):
+    a, b = both
+    put(a, kernel())
+    assert b.take("k", "a") is None
+    assert owner(a) == "a"
+    expire(b, "a")
+    taken = b.take("k", "a")
+    assert (taken.replica_id, taken.hostname, taken.row) == ("b", "here", kernel())
+    assert owner(a) == "b"
+    assert b.take("k", "a") is None, "the owner is another one now"
+
+
+def test_a_kernel_of_a_replica_that_has_gone_is_taken_at_once(both):
+    a, b = both
+    put(a, kernel("k"), kernel("l"))
+    assert b.take("k", "a", gone=True) is not None
+    a.leave()
+    assert b.take("l", "a") is not None
+
+
+def test_who_renews_in_time_keeps_the_kernels(both):
+    a, b = both
+    put(a, kernel())
+    expire(b, "a")
+    a.renew(LEASE)
+    assert b.take("k", "a") is None
+
+
+def test_of_many_that_take_a_kernel_one_gets_it(connect, a):
+    a.join(LEASE)
+    put(a, *(kernel(f"k{i}") for i in range(10)))
+    stores = [ClusterStore(connect(), replica(f"r{i}")) for i in range(4)]
+    for store in stores:
+        store.join(LEASE)
+    expire(a, "a")
+    barrier = threading.Barrier(len(stores))
+
+    def take(store: ClusterStore) -> list[str]:
+        barrier.wait()
+        return [f"k{i}" for i in range(10) if store.take(f"k{i}", "a") is not None]
+
+    with ThreadPoolExecutor(len(stores)) as threads:
+        found = list(threads.map(take, stores))
+    assert sorted(name for each in found for name in each) == [f"k{i}" for i in range(10)]
+    for store, names in zip(stores, found, strict=True):
+        assert {owner(a, name) for name in names} <= {store.replica.replica_id}
+
+
+def test_a_renewal_and_a_take_at_the_same_time_agree(both):
+    """Either the lease is renewed first, or the replica sees in its view that it lost a kernel."""
+    a, b = both
+    for _ in range(20):
+        put(a, kernel())
+        since = a.view().revision
+        expire(b, "a")
+        barrier = threading.Barrier(2)
+
+        def renew(since=since, barrier=barrier):
+            barrier.wait()
+            return a.renew(LEASE, since=since)
+
+        def take(barrier=barrier):
+            barrier.wait()
+            return b.take("k", "a")
+
+        with ThreadPoolExecutor(2) as threads:
+            renewed, taken = threads.submit(renew), threads.submit(take)
+            view, found = renewed.result(), taken.result()
+        lost = any(k.replica_id == "b" for k in view.kernels)
+        assert lost == (found is not None)
+        if found is not None:
+            assert b.give("k", "a")
+
+
+def test_a_kernel_is_given_by_its_owner_only(both):
+    a, b = both
+    put(a, kernel())
+    assert not b.give("k", "b")
+    assert a.give("k", "b")
+    assert owner(a) == "b"
+    assert not a.give("k", "a")
+
+
+def test_the_former_owner_writes_nothing(both):
+    a, b = both
+    put(a, kernel("k"), kernel("l"))
+    a.give("k", "b")
+    assert put(a, kernel("k", pid=99), kernel("l", pid=99)) == {"k"}
+    assert (b.kernel("k").row.pid, b.kernel("l").row.pid) == (7, 99)
+    a.write({("kernel", "k"): None})
+    assert owner(b) == "b"
+    b.write({("kernel", "k"): None})
+    assert put(a, kernel("k")) == {"k"}, "it has ended meanwhile"
+    assert b.kernel("k") is None
+
+
+def test_an_id_is_used_again(both):
+    a, b = both
+    put(a, kernel())
+    a.write({("kernel", "k"): None})
+    assert put(a, kernel()) == frozenset(), "a dead kernel that was restarted"
+    a.write({("kernel", "k"): None})
+    assert put(b, kernel(role="starting")) == frozenset()
+    assert owner(a) == "b"
+    view = a.renew(LEASE, since=0)
+    assert "k" not in view.ended
+
+
+def test_the_machine_of_a_process_stays_when_another_replica_writes(both):
+    a, b = both
+    put(a, kernel())
+    b.take("k", "a", gone=True)
+    put(b, kernel(role="used", details='{"new": 1}'))
+    assert (b.kernel("k").hostname, b.kernel("k").row.details) == ("here", '{"new": 1}')
+
+
+def test_places_and_executions_are_those_of_the_owner(both):
+    a, b = both
+    put(a, kernel("k"), kernel("l"))
+    a.put_places([Place("k", "s", "m1"), Place("k", "t", "m2"), Place("l", "s", "m3")])
+    a.put_places([Place("k", "s", "m4"), Place("none", "s", "m")])
+    assert sorted(b.places("k"), key=repr) == [Place("k", "s", "m4"), Place("k", "t", "m2")]
+    assert b.places("none") == []
+    a.put_executions([ExecutionRow("k", "m1", "{}"), ExecutionRow("k", "m2", "{}")])
+    a.put_executions([ExecutionRow("k", "m1", '{"state": 1}'), ExecutionRow("k", "m2", "")])
+    assert b.executions("k") == [ExecutionRow("k", "m1", '{"state": 1}')]
+    b.take("k", "a", gone=True)
+    a.put_places([Place("k", "s", "late"), Place("l", "s", "m5")])
+    a.put_executions([ExecutionRow("k", "m1", "late")])
+    assert Place("k", "s", "m4") in b.places("k")
+    assert b.places("l") == [Place("l", "s", "m5")]
+    assert b.executions("k") == [ExecutionRow("k", "m1", '{"state": 1}')]
+    b.write({("kernel", "k"): None})
+    assert (b.places("k"), b.executions("k")) == ([], [])
+
+
+def test_sessions_are_shared(both):
+    a, b = both
+    assert a.create_session(session("s")) == session("s")
+    assert b.create_session(session("other")) == session("s")
+    assert b.sessions() == [session("s")]
+    assert b.session("s") == session("s")
+    assert b.session("other") is None
+    b.put_session(session("s", path="b.ipynb"))
+    assert a.session_for_path("a.ipynb") is None
+    assert a.session_for_path("b.ipynb") == session("s", path="b.ipynb")
+    assert a.drop_session("s")
+    assert not b.drop_session("s")
+    assert a.sessions() == []
+
+
+def test_of_two_sessions_for_a_path_at_once_there_is_one(connect):
+    stores = [ClusterStore(connect(), replica(f"r{i}")) for i in range(4)]
+    for store in stores:
+        store.join(LEASE)
+    barrier = threading.Barrier(len(stores))
+
+    def create(store: ClusterStore) -> SessionRow:
+        barrier.wait()
+        return store.create_session(session(f"s-{store.replica.replica_id}"))
+
+    with ThreadPoolExecutor(len(stores)) as threads:
+        made = set(threads.map(create, stores))
+    assert set(stores[0].sessions()) == made
+    assert len(made) == 1
+
+
+def test_clusters_of_one_database_are_apart(connect, both):
+    a, _ = both
+    put(a, kernel())
+    a.create_session(session())
+    other = ClusterStore(connect(), replica("o", cluster="other"))
+    other.join(LEASE)
+    view = other.renew(LEASE)
+    assert ([r.replica_id for r in view.replicas], view.kernels) == (["o"], ())
+    assert (other.kernels(), other.sessions(), other.kernel("k")) == ([], [], None)
+    assert other.take("k", "a", gone=True) is None
+    assert not other.drop_session("s")
+    assert owner(a) == "a"
+
+
+def test_a_view_is_whole_if_the_database_is_another_one(both):
+    a, _ = both
+    put(a, kernel())
+    assert a.renew(LEASE, since=10_000).whole
+
+
+def test_ended_kernels_are_forgotten_in_the_end(both):
+    a, _ = both
+    put(a, kernel())
+    a.write({("kernel", "k"): None})
+    with a.registry.transaction("written to") as connection:
+        connection.execute(update(ENDED).values(until=0.0))
+    assert a.renew(LEASE, since=0).ended == frozenset()
+
+
+def test_rows_of_a_cluster_that_were_removed_are_an_error(both):
+    a, _ = both
+    with a.registry.transaction("written to") as connection:
+        connection.execute(CLUSTERS.delete())
+    with pytest.raises(RegistryError, match="lost the cluster"):
+        a.renew(LEASE)
+
+
+def test_changes_become_visible_in_the_order_of_their_revisions(both):
+    """A change that is not committed yet does not get a lower revision than one that is."""
+    a, b = both
+    put(a, kernel("k"), kernel("l"))
+    seen: dict[str, int] = {}
+    stop = threading.Event()
+
+    def watch() -> None:
+        since, last = 0, False
+        while not last:
+            last = stop.is_set()
+            view = b.renew(LEASE, since=since)
+            since = view.revision
+            seen.update({each.kernel_id: each.row.pid for each in view.kernels})
+
+    def change(name: str) -> None:
+        for pid in range(8, 28):
+            put(a, kernel(name, pid=pid))
+
+    with ThreadPoolExecutor(3) as threads:
+        watching = threads.submit(watch)
+        for work in [threads.submit(change, name) for name in ("k", "l")]:
+            work.result()
+        stop.set()
+        watching.result()
+    assert seen == {"k": 27, "l": 27}
+
+
+# Versions of the tables
+
+VERSION_2 = [
+    "CREATE TABLE kbridge_schema (version INTEGER NOT NULL)",
+    """CREATE TABLE kbridge_kernels (kernel_id VARCHAR(80) NOT NULL, address TEXT NOT NULL,
+    hostname TEXT NOT NULL, owner_pid INTEGER NOT NULL, owner_birth VARCHAR(80) NOT NULL,
+    kernel_name TEXT NOT NULL, standing VARCHAR(20) NOT NULL, pid INTEGER NOT NULL,
+    birth VARCHAR(80) NOT NULL, log_path TEXT NOT NULL, details TEXT NOT NULL,
+    PRIMARY KEY (kernel_id))""",
+    """CREATE TABLE kbridge_sessions (session_id VARCHAR(80) NOT NULL, address TEXT NOT NULL,
+    hostname TEXT NOT NULL, owner_pid INTEGER NOT NULL, owner_birth VARCHAR(80) NOT NULL,
+    kernel_id VARCHAR(80) NOT NULL, path TEXT NOT NULL, name TEXT, type TEXT NOT NULL,
+    PRIMARY KEY (session_id))""",
+    """INSERT INTO kbridge_kernels VALUES
+    ('k', '127.0.0.1:8888/', 'here', 100, 'first', 'python3', 'used', 7, 'b', '/l', '{}')""",
+    """INSERT INTO kbridge_sessions VALUES
+    ('s', '127.0.0.1:8888/', 'here', 100, 'first', 'k', 'a.ipynb', NULL, 'notebook')""",
+]
+
+
+def make_old(connect, database_url, version):
+    connect()  # makes the directory of the file
+    url = (
+        Path(database_url.removeprefix("sqlite:///")) if "sqlite" in database_url else database_url
+    )
+    engine = make_engine(url)
+    with engine.begin() as connection:
+        for statement in [*VERSION_2, f"INSERT INTO kbridge_schema VALUES ({version})"]:
+            connection.execute(text(statement))
+    engine.dispose()
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_an_older_version_is_changed_and_keeps_its_rows(connect, database_url, version):
+    from kbridge.kernels.lifecycle.processes import ProcessState
+    from kbridge.kernels.registry.models import Owner
+
+    make_old(connect, database_url, version)
+    registry = connect()
+    owner = Owner("127.0.0.1:8888/", "here", 200, "second")
+    claim = registry.claim(owner, lambda pid, start: ProcessState.GONE)
+    assert (claim.kernels, claim.sessions) == ([kernel()], [session()])
+    with registry.transaction("read") as connection:
+        assert connection.execute(text("SELECT version FROM kbridge_schema")).all() == [(3,)]
+    store = ClusterStore(connect(), replica("a"))
+    store.join(LEASE)
+    put(store, kernel("new"))
+    assert [k.kernel_id for k in store.renew(LEASE).kernels] == ["new"]
+
+
+def test_servers_that_open_an_old_database_at_once_change_it_once(connect, database_url):
+    make_old(connect, database_url, 2)
+    stores = [ClusterStore(connect(), replica(f"r{i}")) for i in range(4)]
+    barrier = threading.Barrier(len(stores))
+
+    def join(store: ClusterStore) -> str:
+        barrier.wait()
+        return store.join(LEASE)
+
+    with ThreadPoolExecutor(len(stores)) as threads:
+        assert len(set(threads.map(join, stores))) == 1
+    assert len(stores[0].renew(LEASE).replicas) == 4
+
+
+def test_the_tables_are_those_of_version_2_with_more_columns(connect, database_url):
+    """Version 2 in this file is what version 2 was: its columns are in the tables of today."""
+    from sqlalchemy import inspect
+
+    make_old(connect, database_url, 2)
+    changed, registry = connect(), connect()
+    with changed.transaction("read") as connection:
+        old = {
+            name: {column["name"] for column in inspect(connection).get_columns(name)}
+            for name in inspect(connection).get_table_names()
+        }
+    with registry.transaction("written to") as connection:
+        for name in old:
+            connection.execute(text(f"DROP TABLE {name}"))
+    fresh = connect()
+    with fresh.transaction("read") as connection:
+        new = {
+            name: {column["name"] for column in inspect(connection).get_columns(name)}
+            for name in inspect(connection).get_table_names()
+        }
+    assert old == new

@@ -1,0 +1,163 @@
+"""A real PostgreSQL server on 127.0.0.1 with a separate directory, ended by its process id.
+
+It refuses to run as root, so root runs it as the user that Debian's package makes.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+from urllib.parse import quote
+
+from tests.support.require import lack, require
+from tests.support.server import free_port
+from tests.support.waiting import TIMEOUT, eventually
+
+__all__ = ["PASSWORD", "PostgreSQL", "postgresql"]
+
+PASSWORD = "p@ss word/%"
+_SETTINGS = {
+    "fsync": "off",
+    "full_page_writes": "off",
+    "synchronous_commit": "off",
+    "unix_socket_directories": "",
+    "listen_addresses": "127.0.0.1",
+    "max_connections": "100",
+}
+
+
+def _program(name: str) -> str:
+    """Return the path of a program; Debian has those of the server outside of PATH."""
+    found = sorted(Path("/usr/lib/postgresql").glob(f"*/bin/{name}"))
+    path = shutil.which(name) or (str(found[-1]) if found else "")
+    if not path:
+        lack(f"{name} is missing: install Debian's postgresql, whose service need not run")
+    return path
+
+
+def _user() -> dict[str, Any]:
+    """Return the arguments for `subprocess` that run a program as another user than root."""
+    if os.geteuid():
+        return {}
+    return {"user": "postgres", "group": "postgres", "extra_groups": []}
+
+
+class PostgreSQL:
+    """A server with its data, which stays when the server is stopped."""
+
+    def __init__(self) -> None:
+        require("psycopg")
+        self._postgres = _program("postgres")
+        # Not pytest's directory: another user must reach it.
+        self.home = Path(tempfile.mkdtemp(prefix="kbridge-postgresql-"))
+        self.data = self.home / "data"
+        self.log = self.home / "log"
+        self.port = free_port()
+        self._process: subprocess.Popen[bytes] | None = None
+        self._databases = 0
+        password = self.home / "password"
+        password.write_text(PASSWORD)
+        self.home.chmod(0o755)
+        if options := _user():
+            shutil.chown(self.home, options["user"], options["group"])
+        initdb = [_program("initdb"), "--pgdata", str(self.data), "--username=kbridge"]
+        initdb += ["--auth=scram-sha-256", f"--pwfile={password}", "--encoding=UTF8"]
+        initdb += ["--no-sync", "--locale=C"]
+        done = subprocess.run(initdb, cwd="/", capture_output=True, timeout=TIMEOUT, **_user())
+        assert done.returncode == 0, done.stderr.decode()
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.stop()
+        shutil.rmtree(self.home, ignore_errors=True)
+
+    @property
+    def pid(self) -> int:
+        assert self._process is not None, "PostgreSQL was not started"
+        return self._process.pid
+
+    def start(self) -> None:
+        """Start the server, on the same port each time, and wait until it answers."""
+        command = [self._postgres, "-D", str(self.data), "-p", str(self.port)]
+        for name, value in _SETTINGS.items():
+            command += ["-c", f"{name}={value}"]
+        with self.log.open("ab") as log:
+            self._process = subprocess.Popen(
+                command,
+                cwd="/",
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                **_user(),
+            )
+        eventually(self._answers, "PostgreSQL answers")
+
+    def stop(self, *, crash: bool = False) -> None:
+        """Stop the server and cut its connections; with `crash`, as if the machine had failed."""
+        process, self._process = self._process, None
+        if process is None:
+            return
+        # SIGINT is the "fast" shutdown, SIGQUIT the "immediate" one.
+        process.send_signal(signal.SIGQUIT if crash else signal.SIGINT)
+        process.wait(TIMEOUT)
+
+    def url(self, database: str, port: int | None = None) -> str:
+        """Return the URL of a database for SQLAlchemy; with another port, through a proxy."""
+        password = quote(PASSWORD, safe="")
+        return f"postgresql+psycopg://kbridge:{password}@127.0.0.1:{port or self.port}/{database}"
+
+    def new_database(self) -> str:
+        """Make an empty database and return its URL."""
+        self._databases += 1
+        name = f"test{self._databases}"
+        self._run(f"CREATE DATABASE {name}")
+        return self.url(name)
+
+    def _run(self, statement: str) -> None:
+        import psycopg
+
+        with psycopg.connect(
+            host="127.0.0.1",
+            port=self.port,
+            user="kbridge",
+            password=PASSWORD,
+            dbname="postgres",
+            connect_timeout=10,
+            autocommit=True,
+        ) as connection:
+            connection.execute(statement)  # type: ignore[arg-type]
+
+    def _answers(self) -> bool:
+        import psycopg
+
+        assert self._process is not None
+        assert self._process.poll() is None, self.log.read_text()
+        try:
+            self._run("SELECT 1")
+        except psycopg.OperationalError:
+            return False
+        return True
+
+
+@contextmanager
+def postgresql() -> Iterator[PostgreSQL]:
+    """Run a server within a context."""
+    with PostgreSQL() as server:
+        yield server
