@@ -5,15 +5,15 @@ Invariants:
 - the sampler runs while at least one watcher is there, and only then;
 - a sample is rendered once, however many watchers there are, and other work of the event loop comes
   between two kernels;
-- a watcher receives the newest sample. Nothing is queued for a watcher that reads slowly: it skips
-  the samples that were made in the meantime.
+- a watcher receives the newest sample: the changes if it has the sample before, and all of it
+  otherwise. Nothing is queued for a watcher that reads slowly: it skips the samples that were made
+  in the meantime.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextvars
-import json
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Mapping
@@ -27,6 +27,7 @@ from kbridge.hub.hub import Hub
 from kbridge.hub.table import HubTable
 from kbridge.page.processes import ProcessMeter, Usage
 from kbridge.page.readings import read_hub
+from kbridge.page.sample import Sample, SampleBuilder
 
 __all__ = ["INTERVAL", "Sampler", "Source", "Watcher"]
 
@@ -72,11 +73,11 @@ class Watcher:
         bytes or None
             JSON in one line; docs/page.md describes it.
         """
-        sample = await self._sampler.newer(self._seen)
-        if sample is None:
+        found = await self._sampler.newer(self._seen)
+        if found is None:
             return None
-        self._seen, content = sample
-        return content
+        before, (self._seen, sample) = self._seen, found
+        return sample.changes if before and self._seen == before + 1 else sample.whole
 
     def leave(self) -> None:
         """Watch no longer; may be called twice."""
@@ -110,7 +111,8 @@ class Sampler:
         self._task: asyncio.Task[None] | None = None
         self._ending: set[asyncio.Task[None]] = set()
         self._number = 0
-        self._content = b""
+        self._content: Sample | None = None
+        self._builder = SampleBuilder()
         self._news = asyncio.Event()
         self._closed = False
         self._unreadable: set[str] = set()  # kernels without figures, which the log names once
@@ -142,7 +144,8 @@ class Sampler:
             self._before = {}
             self._meter = ProcessMeter(self._clock.monotonic)
             self._unreadable.clear()
-            self._content = b""  # nobody receives the sample of an earlier time
+            self._builder = SampleBuilder()
+            self._content = None  # nobody receives the sample of an earlier time
             # In an empty context, the task keeps no request alive.
             loop = asyncio.get_running_loop()
             self._task = loop.create_task(self._run(), context=contextvars.Context())
@@ -154,11 +157,13 @@ class Sampler:
         if not self._watchers:
             self._stop()
 
-    async def newer(self, seen: int) -> tuple[int, bytes] | None:
-        """Return the number and the content of a sample after number `seen`."""
-        while not self._closed and (self._number == seen or not self._content):
+    async def newer(self, seen: int) -> tuple[int, Sample] | None:
+        """Return the number of a sample after number `seen`, and the sample."""
+        while not self._closed:
+            if self._number != seen and self._content is not None:
+                return self._number, self._content
             await self._news.wait()
-        return None if self._closed else (self._number, self._content)
+        return None
 
     async def aclose(self) -> None:
         """Stop, and let all watchers go; may be called twice."""
@@ -185,6 +190,7 @@ class Sampler:
             try:
                 content = await self._sample()
             except Exception:  # noqa: BLE001 - the next sample may succeed
+                self._builder.discard()
                 if not failing:
                     app_log.exception("the live view could not be sampled")
                 failing = True
@@ -195,11 +201,11 @@ class Sampler:
                 self._wake()
             await self._pause(INTERVAL)
 
-    async def _sample(self) -> bytes:
-        source = self._source
+    async def _sample(self) -> Sample:
+        source, builder = self._source, self._builder
         pids = {_SERVER: os.getpid(), **source.pids()}
         usages = await asyncio.to_thread(self._meter.measure, pids, {_SERVER})
-        table, kernels = source.table, []
+        table = source.table
         found: dict[str, tuple[float, int, int]] = {}
         for kernel_id, name, state in source.kernels():
             await asyncio.sleep(0)
@@ -211,7 +217,7 @@ class Sampler:
                 found[kernel_id] = count
                 kernel |= figures | _rates(count, self._before.get(kernel_id))
             kernel |= _usage(usages.get(kernel_id))
-            kernels.append(_json(kernel))
+            builder.add(kernel)
         self._before = found
         server = {
             "now": self._clock.wall(),
@@ -220,7 +226,7 @@ class Sampler:
             **_usage(usages.get(_SERVER)),
             "journals": table.journal_statistics() if table is not None else {},
         }
-        return b'%b,"kernels":[%b]}' % (_json(server)[:-1], b",".join(kernels))
+        return builder.finish(server)
 
     def _read(self, kernel_id: str, hub: Hub) -> dict[str, Any] | None:
         """Return the figures of a kernel; None if reading them fails, which others survive."""
@@ -233,10 +239,6 @@ class Sampler:
             return None
         self._unreadable.discard(kernel_id)
         return figures
-
-
-def _json(value: Mapping[str, Any]) -> bytes:
-    return json.dumps(value, separators=(",", ":")).encode()
 
 
 def _rates(

@@ -47,7 +47,10 @@ async def test_rates_are_of_the_time_between_two_samples(site: Any) -> None:
     assert kernel["messages_per_second"] == 3.0
     assert kernel["bytes_per_second"] > 300
     site.go_on()
-    assert (await next_of(watcher))["kernels"][0]["messages_per_second"] == 0
+    kernel = (await next_of(watcher))["kernels"][0]
+    assert kernel == {"id": "a-kernel", "messages_per_second": 0, "bytes_per_second": 0}
+    site.go_on()
+    assert (await next_of(watcher))["kernels"] == [], "nothing has changed"
     watcher.leave()
 
 
@@ -95,7 +98,10 @@ async def test_a_slow_watcher_skips_samples(site: Any) -> None:
     for _ in range(5):
         site.go_on()
         newest = await quick.next()
-    assert await slow.next() is newest
+    assert json.loads(newest)["changes"], "only the changes"
+    whole = json.loads(await slow.next())
+    assert "changes" not in whole
+    assert [kernel["id"] for kernel in whole["kernels"]] == ["a-kernel", "another"]
     waiting = asyncio.ensure_future(slow.next())
     await asyncio.sleep(0)
     assert not waiting.done(), "nothing was queued"
@@ -142,18 +148,25 @@ async def test_a_kernel_that_cannot_be_read_hides_no_other(
     monkeypatch.setattr(site.source.hub, "statistics", fail)
     watcher = site.sampler.watch()
     with caplog.at_level(logging.ERROR, "tornado.application"):
-        for _ in range(2):
-            odd, other = (await next_of(watcher))["kernels"]
-            assert (odd["id"], odd["name"]) == ("a-kernel", "python3")
-            assert "connections" not in odd
-            assert other["id"] == "another"
-            site.go_on()
+        odd, other = (await next_of(watcher))["kernels"]
+        assert (odd["id"], odd["name"]) == ("a-kernel", "python3")
+        assert "connections" not in odd
+        assert other["id"] == "another"
+        site.go_on()
+        assert (await next_of(watcher))["kernels"] == []
+        site.go_on()
     messages = [each.message for each in caplog.records if each.name == "tornado.application"]
     assert messages == ["the live view has no figures of kernel a-kernel"]
     monkeypatch.undo()
     site.go_on()
-    while "connections" not in (await next_of(watcher))["kernels"][0]:
+    while not (changed := (await next_of(watcher))["kernels"]):
         site.go_on()
+    assert "connections" in changed[0]
+    monkeypatch.setattr(site.source.hub, "statistics", fail)
+    site.go_on()
+    sample = await next_of(watcher)
+    assert "changes" not in sample, "it has lost fields"
+    assert len(sample["kernels"]) == 2
     watcher.leave()
 
 
@@ -179,7 +192,8 @@ async def test_other_work_comes_between_two_kernels(
     monkeypatch.setattr(site.source, "kernels", lambda: [("a-kernel", "python3", "idle")] * 50)
     working = asyncio.ensure_future(other_work())
     watcher = site.sampler.watch()
-    assert len((await next_of(watcher))["kernels"]) == read == 50
+    await next_of(watcher)
+    assert read == 50
     assert most == 1
     watcher.leave()
     working.cancel()

@@ -73,11 +73,19 @@ function assertPaused() {
   assert.equal(page.states.at(-1), 'paused');
 }
 
-test('samples are received', () => {
+/** Let the open connection receive a sample. */
+const receive = sample => page.sources[0].onmessage({ data: JSON.stringify(sample) });
+
+test('samples are received, and completed from changes', () => {
   makeFeed();
   assert.deepEqual(page.states, ['connecting']);
-  page.sources[0].onmessage({ data: '{"now":1}' });
-  assert.deepEqual([page.states.at(-1), page.samples], ['live', [{ now: 1 }]]);
+  receive({ now: 1, kernels: [{ id: 'a', cpu: 0 }] });
+  assert.equal(page.states.at(-1), 'live');
+  receive({ now: 2, changes: true, kernels: [{ id: 'a', state: 'idle' }] });
+  assert.deepEqual(
+    page.samples.map(sample => sample.kernels),
+    [[{ id: 'a', cpu: 0 }], [{ id: 'a', cpu: 0, state: 'idle' }]]
+  );
 });
 
 test('a visible page connects again after each loss', () => {

@@ -1,5 +1,7 @@
 // Receives samples from the server, and connects again.
 
+import { Samples } from './samples.js';
+
 const AGAIN = 3000;
 const HIDDEN = 30000;
 
@@ -41,9 +43,10 @@ export class Feed {
   #open() {
     this.#close('connecting');
     const source = (this.source = new EventSource(this.url));
+    const samples = new Samples();
     source.onmessage = event => {
       this.on.state('live');
-      this.on.sample(JSON.parse(event.data));
+      this.on.sample(samples.complete(JSON.parse(event.data)));
     };
     source.onerror = () => {
       // A refusal ends an EventSource, a lost connection does not. Both may pass.
