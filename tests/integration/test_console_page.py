@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from tests.conftest import ServerFactory
 from tests.support.axe import findings
 from tests.support.browser import chromium_page
 from tests.support.client import SLEEP, attach
@@ -270,6 +272,34 @@ async def test_a_page_that_is_reloaded_in_mid_run_shows_everything(
     await here.page.reload()  # after the end
     await here.restored()
     await here.shows(lines)
+
+
+async def test_output_that_the_server_has_dropped_is_told_where_it_is_missing(
+    new_server: ServerFactory, node_modules: Path
+) -> None:
+    """The journal has room for a part of the output only, and the page comes when it has ended."""
+    name = "ZMQChannelsWebsocketConnection"
+    options = {"journal_limit": 200_000, "history_limit": 100_000, "journal_dir": ""}
+    server = new_server(*(f"--{name}.{key}={value}" for key, value in options.items()))
+    kernel_id = server.start_kernel()
+    lines = "for n in range(2000): print(f'line {n} ' + 'x' * 200, flush=True)"
+    async with attach(server, kernel_id, session="a-script") as client:
+        await client.execute(f"{lines}\nprint('last')")
+    async with console(server.url, kernel_id) as here:
+        page = here.page
+        await page.wait_for_selector(".cell .notice.warning")
+        text = await here.text()
+        notice = await page.locator(".cell .notice").first.text_content() or ""
+        told = r"Output is missing here: [\d,]+ messages of output were dropped"
+        assert re.match(told, notice)
+        assert "Raise journal_limit" in notice
+        before, _, after = text.partition(notice)
+        assert "line 0 " not in before
+        assert after.rstrip().endswith("last")
+        assert "kbridge:" not in text, "it is not a part of the output"
+        assert await findings(page, node_modules) == []
+        assert (await here.run("print(6 * 7)")).strip() == "42"
+        assert await page.locator(".cell:last-child .notice").count() == 0
 
 
 async def test_a_lost_connection_is_told_and_nothing_is_missing(
