@@ -274,6 +274,21 @@ async def test_a_page_that_is_reloaded_in_mid_run_shows_everything(
     await here.shows(lines)
 
 
+async def test_markdown_that_takes_minutes_does_not_hold_up_the_page(here: Console) -> None:
+    await here.type("from IPython.display import Markdown\nMarkdown('**a* ' * 60_000)")
+    out = await here.run("print('another cell')")
+    assert out.strip() == "another cell"
+    notice = here.page.locator(".cell:first-child .notice")
+    await notice.wait_for()
+    assert await notice.text_content() == (
+        "The console cannot show this text/markdown: it takes too long"
+    )
+    assert (await here.text(".cell:first-child")).startswith("**a* **a* ")
+    await here.run("Markdown('# Title')")
+    frame = here.page.frame_locator(".cell:last-child iframe")
+    assert await frame.locator("h1").text_content() == "Title"
+
+
 async def test_output_that_the_server_has_dropped_is_told_where_it_is_missing(
     new_server: ServerFactory, node_modules: Path
 ) -> None:

@@ -5,7 +5,7 @@ import { button, counted, element } from './dom.js';
 import { HtmlFrame } from './html_frame.js';
 import { jsonTree } from './json_tree.js';
 import { formOf, imageUrl, sizeOf, svgUrl } from './mime.js';
-import * as rich from './rich_text.js';
+import { LONGEST, richThread } from './rich_thread.js';
 import { TextView } from './text_view.js';
 import { Texts } from './texts.js';
 
@@ -269,13 +269,13 @@ async function formNodes({ kind, type, value }, data, metadata) {
   }
 }
 
-/** @type {(kind: string, value: string) => Promise<HTMLElement>} */
+/** @type {(kind: 'markdown' | 'latex', value: string) => Promise<HTMLElement>} */
 async function richNode(kind, value) {
-  if (value.length > rich.LONGEST) {
+  if (value.length > LONGEST) {
     return textNode(value);
   }
   const markdown = kind === 'markdown';
-  const html = await (markdown ? rich.markdownHtml(value) : rich.latexHtml(value));
+  const html = await richThread.render(kind, value);
   return new HtmlFrame(html, { kind, title: markdown ? 'Markdown' : 'Formula' }).node;
 }
 

@@ -1,11 +1,8 @@
 // @ts-check
 // Turns Markdown and LaTeX into HTML, which is shown in a sandboxed frame only.
-// The libraries are loaded when the first such output arrives.
+// The libraries are loaded for the first such output. `rich_worker.js` does this in a thread.
 
 import { escaped, mathPieces } from './mime.js';
-
-/** Longer texts are shown as source. In characters. */
-export const LONGEST = 300_000;
 
 /**
  * Return a function that loads something once, and again after a failure: the network may be back.
