@@ -278,6 +278,7 @@ class Hub:
             )
             return None
         self._kernel.activity.touch(self._clock.wall(), msg_type)
+        self._broadcaster.delivery.on_request()
         number = cursor.session.number
         if self._trace is not None and msg_type == "execute_request":
             msg = self._trace.on_request(msg)

@@ -191,7 +191,7 @@ class Delivery:
         if not cursor.on_pong(payload):
             return
         if self._cancel_ack_timer(cursor):
-            self._pump(cursor)
+            self._go_on_soon(cursor)
             self._rest()
         else:
             self.trim()
@@ -201,9 +201,12 @@ class Delivery:
     def on_writable(self, cursor: Cursor) -> None:
         """Continue with a websocket whose last write has completed."""
         cursor.written()
-        self._pump(cursor)
-        self._ping(cursor)
+        self._go_on_soon(cursor)
         self._rest()
+
+    def on_request(self) -> None:
+        """Let websockets that are behind give way to a request of a client."""
+        self._turns.on_request()
 
     def remove(self, cursor: Cursor) -> None:
         """Write no more to a websocket that was detached."""
@@ -248,6 +251,15 @@ class Delivery:
                 break
         if cursor.behind and cursor.place.nbytes > cursor.window_end:
             self._start_ack_timer(cursor)
+
+    def _go_on_soon(self, cursor: Cursor) -> None:
+        """Write to a websocket that has made room: now, or in its turn if others send requests."""
+        unread = self._journal.appended - cursor.place.nbytes
+        if unread > _TURN and self._turns.gives_way:
+            self._wait(cursor)
+        else:
+            self._pump(cursor)
+            self._ping(cursor)
 
     def _write_next(self, cursor: Cursor) -> bool:
         """Write the next chunk to a websocket.
@@ -363,6 +375,7 @@ class Delivery:
             cursor, _ = self._waiting.popitem(last=False)
             try:
                 self._pump(cursor)
+                self._ping(cursor)
             except BaseException:
                 # The queue forgets a step that fails: the others that wait need another one.
                 self._in_turns = False

@@ -3,6 +3,7 @@
 import asyncio
 import gc
 import weakref
+from collections.abc import Callable
 
 import pytest
 
@@ -47,6 +48,105 @@ async def test_a_turn_ends_when_its_time_is_up(monkeypatch) -> None:
     queue = Turns(asyncio.get_running_loop())
     queue.add(Work(log, "a", 50).step)
     assert await finish(queue) >= 50
+
+
+class Loop:
+    """Records what is scheduled; `run` makes one pass, as the loop of asyncio does."""
+
+    def __init__(self) -> None:
+        self.soon: list[tuple[Callable[..., object], tuple[object, ...]]] = []
+        self.later: list[tuple[float, Callable[[], object]]] = []
+
+    def call_soon(self, callback: Callable[..., object], *args: object) -> None:
+        self.soon.append((callback, args))
+
+    def call_later(self, delay: float, callback: Callable[[], object]) -> None:
+        self.later.append((delay, callback))
+
+    def run(self, arrived: Callable[[], object] | None = None) -> None:
+        """Make one pass; call `arrived` at its end, as the handler of a socket."""
+        ready, self.soon = self.soon, []
+        for callback, args in ready:
+            callback(*args)
+        if arrived is not None:
+            arrived()
+
+
+class Bulk:
+    """Work that takes some time on a clock which only this work moves."""
+
+    def __init__(self, seconds: float) -> None:
+        self.loop = Loop()
+        self.now = 0.0
+        self.seconds = seconds
+        self.steps = 0
+        self.queue = Turns(self.loop, lambda: self.now)  # type: ignore[arg-type]
+        self.queue.add(self._step)
+
+    def _step(self) -> bool:
+        self.now += self.seconds
+        self.steps += 1
+        return True
+
+    def turn(self, arrived: Callable[[], object] | None = None) -> int:
+        """Make passes until a turn was taken, or no further one is due; return its steps."""
+        before = self.steps
+        while self.steps == before and self.loop.soon:
+            self.loop.run(arrived)
+        return self.steps - before
+
+
+@pytest.mark.parametrize(("share", "steps"), [(0.049, 20), (0.3, 3), (0.6, 1), (1.0, 1), (7.0, 1)])
+def test_a_turn_is_not_longer_than_its_time_unless_one_step_is(share, steps) -> None:
+    bulk = Bulk(share * module._SECONDS)
+    assert [bulk.turn() for _ in range(3)] == [steps] * 3
+    assert not bulk.loop.later, "no request came, so there is no rest"
+
+
+def test_the_loop_handles_what_arrived_in_a_turn_before_the_next() -> None:
+    bulk = Bulk(module._SECONDS)
+    bulk.turn()
+    handled: list[int] = []
+    bulk.turn(lambda: handled.append(bulk.steps))
+    assert handled[:2] == [1, 1]
+    assert bulk.steps == 2
+
+
+@pytest.mark.parametrize("share", [0.4, 1.0, 3.0])
+def test_a_turn_rests_twice_as_long_as_it_took_if_a_request_came(share) -> None:
+    bulk = Bulk(share * module._SECONDS)
+    bulk.turn()
+    took = bulk.now
+    bulk.loop.run(bulk.queue.on_request)
+    assert bulk.turn() == 0
+    [(rest, take)] = bulk.loop.later
+    assert rest == pytest.approx(2 * max(took, module._SECONDS))
+    before = bulk.steps
+    take()  # requests that came during the rest do not prolong it
+    assert bulk.steps > before
+    bulk.turn()
+    assert len(bulk.loop.later) == 1, "no request since: no rest"
+
+
+def test_work_that_is_added_after_a_turn_rests_as_well() -> None:
+    bulk = Bulk(module._SECONDS)
+    queue = Turns(bulk.loop, lambda: bulk.now)  # type: ignore[arg-type]
+
+    def once() -> bool:
+        bulk.now += module._SECONDS
+        return False
+
+    bulk.loop.soon.clear()
+    queue.add(once)
+    bulk.loop.run()
+    assert len(queue) == 0
+    queue.on_request()
+    assert queue.gives_way
+    queue.add(once)
+    assert not bulk.loop.soon
+    assert [rest for rest, _ in bulk.loop.later] == pytest.approx([2 * module._SECONDS])
+    bulk.now += 2 * module._SECONDS
+    assert not queue.gives_way
 
 
 async def test_an_error_ends_its_own_work_alone() -> None:
