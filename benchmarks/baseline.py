@@ -8,6 +8,7 @@ that a ratio compares nothing but the code of kbridge.
 from __future__ import annotations
 
 import compileall
+import importlib.util
 import shutil
 import subprocess
 import tempfile
@@ -44,9 +45,21 @@ def checkout(commit: str = BASELINE, repository: Path = ROOT, cache: Path = CACH
     tree = cache / found.decode().strip()
     if not tree.is_dir():
         _extract(repository, tree)
-    # Otherwise its first start would be slower than the later ones.
-    compileall.compile_dir(tree, quiet=2)
+    compile_package(tree)
     return tree
+
+
+def compile_package(tree: Path | None = None) -> None:
+    """Write the bytecode of kbridge in a tree, by default of the package that is installed.
+
+    Otherwise the first start would be slower than the later ones, or, where the environment has
+    PYTHONDONTWRITEBYTECODE, each start.
+    """
+    if tree is None:
+        spec = importlib.util.find_spec("kbridge")
+        assert spec is not None, "the benchmarks run with kbridge"
+        tree = Path(*spec.submodule_search_locations or ())
+    compileall.compile_dir(tree, quiet=2)
 
 
 def _extract(repository: Path, tree: Path) -> None:

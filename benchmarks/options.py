@@ -88,6 +88,7 @@ def servers(options: argparse.Namespace, rows: Sequence[Row]) -> tuple[dict[str,
     BenchmarkError
         If the baseline is a commit that this clone does not have, or another directory.
     """
+    baseline.compile_package()
     found = {name: Variant() for name in ([options.only] if options.only else NAMES)}
     for name in found.keys() - {BASE}:
         found[name] = Variant(options=tuple(options.option))
@@ -118,5 +119,6 @@ def _reference(options: argparse.Namespace, rows: Sequence[Row]) -> tuple[Varian
     if (tree := Path(named).resolve()).is_dir():
         if not (tree / "kbridge" / "__init__.py").exists():  # the current one would run
             raise BenchmarkError(f"{tree} does not have the package kbridge")
+        baseline.compile_package(tree / "kbridge")
         return Variant(tree, more), f"{tree.name}{told}"
     return Variant(baseline.checkout(named), more), f"{named}{told}"

@@ -16,14 +16,16 @@ from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from kbridge.errors import KbridgeError, SetupError
-from kbridge.hub.broadcast.cursor import Cursor
 from kbridge.hub.clock import Clock, timestamp
 from kbridge.hub.context import Log
-from kbridge.hub.hub import Hub
 from kbridge.wire.message import Message
+
+if TYPE_CHECKING:
+    from kbridge.hub.broadcast.cursor import Cursor
+    from kbridge.hub.hub import Hub
 
 __all__ = ["AUDIT", "AuditCode", "AuditLog", "AuditedHub", "Caller", "caller_of"]
 

@@ -12,7 +12,7 @@ import weakref
 from collections.abc import Awaitable
 from concurrent.futures import Future
 from functools import cached_property, partial
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from tornado.web import HTTPError
 from tornado.websocket import WebSocketHandler
@@ -39,8 +39,6 @@ from kbridge.connection.pipeline import PARTS, MessagePipeline, legacy_frame
 from kbridge.connection.streams import HubChannel
 from kbridge.errors import FrameError, HubClosed, IgnoredMessage, InvalidRequest
 from kbridge.flow.selection import parse_parents
-from kbridge.hub.broadcast.cursor import Cursor
-from kbridge.hub.hub import Hub
 from kbridge.hub.settings import HubSettings
 from kbridge.hub.table import HubTable
 from kbridge.link.client import client_link
@@ -48,6 +46,10 @@ from kbridge.link.interfaces import ClientLink
 from kbridge.wire.dialects import V1, Dialect, select
 from kbridge.wire.message import Channel, Message
 from kbridge.wire.zmq import serialize
+
+if TYPE_CHECKING:
+    from kbridge.hub.broadcast.cursor import Cursor
+    from kbridge.hub.hub import Hub
 
 __all__ = ["HUBS", "ZMQChannelsWebsocketConnection"]
 

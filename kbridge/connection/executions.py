@@ -10,10 +10,12 @@ import asyncio
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from kbridge.errors import InvalidRequest, NotFound
-from kbridge.hub.hub import Hub
+
+if TYPE_CHECKING:
+    from kbridge.hub.hub import Hub
 
 __all__ = [
     "STATES",

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Generator
+from typing import TYPE_CHECKING
 
 from kbridge.connection.audit import AuditedHub
-from kbridge.hub.broadcast.cursor import Cursor
-from kbridge.hub.hub import Hub
 from kbridge.wire.dialects import Dialect
 from kbridge.wire.fields import MAX_PARSED
 from kbridge.wire.message import Message
+
+if TYPE_CHECKING:
+    from kbridge.hub.broadcast.cursor import Cursor
+    from kbridge.hub.hub import Hub
 
 __all__ = ["IncomingMessages"]
 

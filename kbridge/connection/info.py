@@ -9,13 +9,15 @@ import asyncio
 import json
 import logging
 from concurrent.futures import Future
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jupyter_client import protocol_version as current_version  # type: ignore[attr-defined]
 
-from kbridge.hub.hub import Hub
 from kbridge.wire.message import Message
 from kbridge.wire.zmq import split
+
+if TYPE_CHECKING:
+    from kbridge.hub.hub import Hub
 
 __all__ = ["ask", "is_current", "read_reply"]
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from kbridge.hub.hub import Hub
 from kbridge.wire.message import Buffer, Channel, Message
 from kbridge.wire.zmq import message, split
+
+if TYPE_CHECKING:
+    from kbridge.hub.hub import Hub
 
 __all__ = ["HubChannel"]
 

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable, Mapping
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from kbridge.flow.execution import Execution
 from kbridge.flow.input_requests import InputRequest
-from kbridge.hub.broadcast.cursor import ClientSession
 from kbridge.hub.recovered import LIVES, Lives, input_entry, shown_late
 from kbridge.storage.history import History
+
+if TYPE_CHECKING:
+    from kbridge.hub.broadcast.cursor import ClientSession
 
 __all__ = ["PLACES_EVERY", "Recorder"]
 

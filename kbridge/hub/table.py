@@ -8,7 +8,7 @@ from collections.abc import Collection, Coroutine, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from kbridge.errors import HubClosed, KernelNotFound
 from kbridge.flow.seam import Seam
@@ -17,12 +17,14 @@ from kbridge.hub.clock import Clock
 from kbridge.hub.context import HubEnvironment, Log
 from kbridge.hub.counts import Totals
 from kbridge.hub.events import ExecutionTracing
-from kbridge.hub.hub import Hub
 from kbridge.hub.recovered import is_of_another_kernel
 from kbridge.hub.settings import HubSettings
 from kbridge.link.holder.keeper import Keeper
 from kbridge.link.interfaces import LinkFactory
 from kbridge.storage.store import JournalStore, StoreSettings
+
+if TYPE_CHECKING:
+    from kbridge.hub.hub import Hub
 
 __all__ = ["GOING_AWAY", "HubTable"]
 
@@ -199,6 +201,8 @@ class HubTable:
                 known = not is_of_another_kernel(found.records, connection_info)
                 if not known:
                     store.discard(kernel_id)
+            from kbridge.hub.hub import Hub  # not needed until a kernel runs
+
             try:
                 hub = Hub(
                     kernel_id,

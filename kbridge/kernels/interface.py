@@ -9,9 +9,11 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from kbridge.hub import Hub
+if TYPE_CHECKING:
+    from kbridge.hub.hub import Hub
+
 
 __all__ = ["Kernel"]
 

@@ -21,7 +21,10 @@ _log = logging.getLogger("kbridge.kernels")
 
 # jupyter_client looks for kernelspecs in the directories of IPython and in ipykernel, and finds the
 # addresses of this host with psutil.
-_MODULES: Final = ("ipykernel.kernelspec", "psutil", "IPython.paths")
+_MODULES: Final = (
+    *("kbridge.hub.hub", "kbridge.link.zmtp.link"),
+    *("ipykernel.kernelspec", "psutil", "IPython.paths"),
+)
 _REGISTRY: Final = ("kbridge.kernels.registry.store", "sqlalchemy.dialects.sqlite")
 
 

@@ -6,10 +6,12 @@ Everything is counted or kept by the hub anyway. Nothing here happens for each m
 from __future__ import annotations
 
 from heapq import nlargest
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from kbridge.flow.execution import Execution
-from kbridge.hub.hub import Hub
+
+if TYPE_CHECKING:
+    from kbridge.hub.hub import Hub
 
 __all__ = ["read_hub"]
 

@@ -17,17 +17,19 @@ import contextvars
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from tornado.log import app_log
 
 from kbridge._version import __version__
 from kbridge.hub.clock import Clock
-from kbridge.hub.hub import Hub
 from kbridge.hub.table import HubTable
 from kbridge.page.processes import ProcessMeter, Usage
 from kbridge.page.readings import read_hub
 from kbridge.page.sample import Sample, SampleBuilder
+
+if TYPE_CHECKING:
+    from kbridge.hub.hub import Hub
 
 __all__ = ["INTERVAL", "Sampler", "Source", "Watcher"]
 

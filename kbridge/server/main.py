@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import sys
@@ -30,6 +31,9 @@ def main(argv: list[str] | None = None) -> None:
 
             commands.run(import_item(SUBCOMMANDS[args[0]][0]), args[1:])
             return
+        # The start imports much and drops little, so collections would be a tenth of its work;
+        # `serve` turns them on again.
+        gc.disable()
         from jupyter_core.application import NoStart
 
         from kbridge.server.cli.app import KbridgeApp
@@ -57,3 +61,5 @@ def main(argv: list[str] | None = None) -> None:
         # `kbridge --help | head`: the reader has closed the pipe.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
+    finally:
+        gc.enable()

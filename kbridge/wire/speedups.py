@@ -56,13 +56,15 @@ def choose(*, pure: bool) -> tuple[Functions, str]:
         True for the functions in Python in any case.
     """
     if pure:
-        return _PYTHON, "in Python, as KBRIDGE_PURE says"
+        return _PYTHON, "in Python (as KBRIDGE_PURE says)"
     try:
         module = import_module("kbridge_speedups")
     except ImportError as error:
-        return _PYTHON, f"in Python: {error}"
+        if isinstance(error, ModuleNotFoundError) and error.name == "kbridge_speedups":
+            return _PYTHON, "in Python (kbridge-speedups is not installed)"
+        return _PYTHON, f"in Python: kbridge_speedups cannot be imported: {error}"
     if module.API != _API:
-        return _PYTHON, f"in Python: kbridge_speedups has API {module.API}, not {_API}"
+        return _PYTHON, f"in Python (kbridge_speedups has API {module.API}, not {_API})"
     return _compiled(module), "compiled"
 
 

@@ -42,5 +42,5 @@ async def test_all_output_of_a_cell_arrives_in_order(
         assert result.text() == "".join(f"{i} žluť\n" for i in range(LINES))
         assert result.text("stderr") == "".join(f"warning {i}\n" for i in range(0, LINES, 300))
         assert result.reply["ename"] == "ZeroDivisionError"
-    expected = "in Python, as KBRIDGE_PURE says" if pure else "compiled"
+    expected = "in Python (as KBRIDGE_PURE says)" if pure else "compiled"
     assert f"the functions of the hot path are {expected}" in server.log.read_text()

@@ -46,6 +46,49 @@ def run(env: dict[str, str], tmp_path: Path) -> Run:
     return run
 
 
+LISTENING = """
+import gc, json, os, signal, sys
+from kbridge.server.cli.app import KbridgeApp
+from kbridge.server.main import main
+def listening(self, url):
+    found = {"modules": [*sys.modules], "collects": gc.isenabled(), "kept": gc.get_freeze_count()}
+    print(json.dumps(found), flush=True)
+    os.kill(os.getpid(), signal.SIGTERM)
+KbridgeApp.listening = listening
+gc.disable()
+main(sys.argv[1:])
+assert gc.isenabled()
+"""
+# Modules for the first kernel, for other commands, and for optional features.
+LATE = (
+    *("kbridge.hub.hub", "kbridge.hub.broadcast.delivery", "kbridge.hub.kernel.connection"),
+    *("kbridge.link.zmtp.link", "kbridge.link.pyzmq.link", "kbridge.link.holder.process"),
+    *("kbridge.kernels.registry.store", "sqlalchemy", "psutil", "IPython", "ipykernel"),
+    *("kbridge.client", "kbridge.mcp", "kbridge.tunnel", "kbridge.tracing", "kbridge.jupyter"),
+    *("jupyter_server", "mcp", "opentelemetry", "kbridge.server.json_log"),
+    *("kbridge.server.reference", "kbridge.server.cli.commands", "kbridge.server.cli.attach"),
+)
+
+
+def test_a_server_listens_before_it_imports_what_the_first_requests_do_not_need(
+    env: dict[str, str], tmp_path: Path
+) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", LISTENING, "--port=0"],
+        env=env,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT,
+    )
+    assert not done.returncode, done.stderr
+    found = next(json.loads(line) for line in done.stdout.splitlines() if line.startswith("{"))
+    assert "kbridge.server.server" in found["modules"]
+    assert not set(LATE) & set(found["modules"])
+    assert found["collects"]
+    assert found["kept"] > 10_000, "collections visit what the start has imported"
+
+
 class Process:
     """A server in a separate process; `url` is what it printed."""
 

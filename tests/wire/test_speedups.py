@@ -62,7 +62,24 @@ def test_python_is_used_without_the_distribution(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setitem(sys.modules, "kbridge_speedups", None)
     functions, used = choose(pure=False)
     assert functions == choose(pure=True)[0]
-    assert used.startswith("in Python: ")
+    assert used == "in Python (kbridge-speedups is not installed)"
+
+
+@pytest.mark.parametrize(
+    "source",
+    ["import no_such_module", "raise ImportError('libc.so.6: version not found')"],
+    ids=["a module is missing", "a library does not fit"],
+)
+def test_an_installation_that_cannot_be_imported_is_reported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str
+) -> None:
+    (tmp_path / "kbridge_speedups.py").write_text(source)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "kbridge_speedups", raising=False)
+    functions, used = choose(pure=False)
+    assert functions == choose(pure=True)[0]
+    assert used.startswith("in Python: kbridge_speedups cannot be imported: ")
+    assert source.rsplit(maxsplit=1)[-1].strip("')") in used
 
 
 def test_python_is_used_instead_of_another_version(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,16 +7,18 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from kbridge.errors import NotSupported
-from kbridge.hub import Hub
 from kbridge.hub.context import kernel_log
 from kbridge.kernels.attached.heartbeats import HeartbeatWatch
 from kbridge.kernels.attached.manager import AttachedKernelManager
 from kbridge.kernels.interface import Kernel
 from kbridge.kernels.lifecycle.interrupt import interrupt_by_message
 from kbridge.kernels.services import KernelServices
+
+if TYPE_CHECKING:
+    from kbridge.hub.hub import Hub
 
 __all__ = ["AttachedKernel"]
 

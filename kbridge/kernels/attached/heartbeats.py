@@ -12,12 +12,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-from kbridge.hub import Hub
 from kbridge.kernels.settings import KernelOptions
 from kbridge.link.endpoints import Endpoints
 from kbridge.link.heartbeat import Heartbeat
+
+if TYPE_CHECKING:
+    from kbridge.hub.hub import Hub
 
 __all__ = ["HeartbeatWatch"]
 

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+from typing import TYPE_CHECKING
 
 from kbridge.errors import KernelError
-from kbridge.hub import Hub
 from kbridge.wire.message import Channel
+
+if TYPE_CHECKING:
+    from kbridge.hub.hub import Hub
 
 __all__ = ["interrupt_by_message"]
 

@@ -17,15 +17,17 @@ from collections.abc import Coroutine
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from kbridge.errors import Busy, KernelError, KernelStartError
-from kbridge.hub import Hub
 from kbridge.hub.context import kernel_log
 from kbridge.kernels.kernel import BridgeKernel
 from kbridge.kernels.lifecycle.seed import Seed, run_seed
 from kbridge.kernels.services import KernelServices
 from kbridge.kernels.tasks import stop
+
+if TYPE_CHECKING:
+    from kbridge.hub.hub import Hub
 
 __all__ = ["KernelProcess", "Launch"]
 

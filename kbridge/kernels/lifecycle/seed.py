@@ -9,12 +9,14 @@ from __future__ import annotations
 import asyncio
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
 from kbridge.errors import BridgeError, KernelError, KernelStartError
-from kbridge.hub import Hub
 from kbridge.wire.message import json_object
+
+if TYPE_CHECKING:
+    from kbridge.hub.hub import Hub
 
 __all__ = ["Seed", "load_seed", "run_seed"]
 

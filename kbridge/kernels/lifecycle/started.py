@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from kbridge.errors import Busy, KernelNotFound, KernelStartError
-from kbridge.hub import Hub
 from kbridge.hub.context import kernel_log
 from kbridge.kernels.attached.heartbeats import HeartbeatWatch
 from kbridge.kernels.interface import Kernel
@@ -17,6 +16,9 @@ from kbridge.kernels.lifecycle.kernel_process import KernelProcess, Launch
 from kbridge.kernels.lifecycle.restarter import Restarter, RestartPolicy
 from kbridge.kernels.registry.models import KernelRole, KernelRow
 from kbridge.kernels.services import KernelServices
+
+if TYPE_CHECKING:
+    from kbridge.hub.hub import Hub
 
 __all__ = ["StartedKernel"]
 

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from kbridge.connection import executions
-from kbridge.hub.hub import Hub
 from kbridge.server.api.access import ApiHandler
+
+if TYPE_CHECKING:
+    from kbridge.hub.hub import Hub
 
 __all__ = ["ExecutionHandler", "ExecutionsHandler"]
 

@@ -54,6 +54,8 @@ async def serve(config: ServerConfig, hooks: Hooks, log: logging.Logger) -> bool
     bool
         True if the program must be started again, see `kbridge.server.restart`.
     """
+    gc.freeze()  # imported objects stay, so collections need not visit them
+    gc.enable()
     loop = asyncio.get_running_loop()
     run = _Run(config, hooks, log)
     reap_inherited()
