@@ -17,13 +17,9 @@ says in its notice that output may be missing.
 
 from __future__ import annotations
 
-import mmap
-import os
 import secrets
 import socket
 from collections.abc import Sequence
-from contextlib import suppress
-from pathlib import Path
 from typing import Final
 
 from kbridge.link.holder.header import (
@@ -43,54 +39,50 @@ from kbridge.link.holder.header import (
     WORDS,
     unread,
 )
+from kbridge.link.holder.memory import MemoryFile, MemoryPart
 
-__all__ = ["SharedBuffer", "SharedMemory", "open_files"]
+__all__ = ["SharedBuffer", "SharedMemory", "memory_size"]
 
 _KEPT: Final = 1024 * 1024  # memory that an empty buffer keeps
 _CALM: Final = 32  # reads into an empty buffer that used no more, after which a burst is over
 
 
-def open_files() -> dict[tuple[int, int], int]:
-    """Return the open descriptors of this process, by device and inode of their files."""
-    found = {}
-    for path in Path("/proc/self/fd").iterdir():
-        with suppress(OSError):  # the descriptor of the directory itself is closed
-            status = os.fstat(int(path.name))
-            found[status.st_dev, status.st_ino] = int(path.name)
-    return found
+def memory_size(sizes: Sequence[int]) -> int:
+    """Return the memory that some buffers take with their headers, in bytes."""
+    return sum(sizes) + len(sizes) * HEADER_SIZE
 
 
 class SharedMemory:
-    """The memory file of some buffers. Pages that were never used take no memory.
+    """The memory of some buffers. Pages that were never used take no memory.
 
     Parameters
     ----------
     sizes : sequence of int
         The size of each buffer in bytes: a multiple of the page size, at least `CHUNK`.
+    part : MemoryPart, optional
+        A part of a file, of `memory_size` bytes; by default a new file.
 
     Attributes
     ----------
-    fd : int
-        The memory file; closed by `close_descriptor`.
     offsets : list of int
-        The place of each buffer.
-    file : tuple of int
-        Device and inode, by which `open_files` finds the duplicate of `fd` that the mapping has.
+        The place of each buffer in the file.
     """
 
-    def __init__(self, sizes: Sequence[int]) -> None:
+    def __init__(self, sizes: Sequence[int], part: MemoryPart | None = None) -> None:
         self._sizes = sizes
-        self.offsets = [sum(sizes[:i]) + i * HEADER_SIZE for i in range(len(sizes))]
-        total = sum(sizes) + len(sizes) * HEADER_SIZE
-        self.fd = os.memfd_create("kbridge-received")
-        try:
-            os.ftruncate(self.fd, total)
-            status = os.fstat(self.fd)
-            self.file = (status.st_dev, status.st_ino)
-            self._map = mmap.mmap(self.fd, total)  # has a duplicate of the descriptor
-        except BaseException:
-            os.close(self.fd)
-            raise
+        self._part = part = part or MemoryPart(MemoryFile(memory_size(sizes)), 0)
+        self._file = part.file
+        self.offsets = [part.start + memory_size(sizes[:i]) for i in range(len(sizes))]
+
+    @property
+    def name(self) -> str:
+        """The name of the file."""
+        return self._file.name
+
+    @property
+    def fd(self) -> int:
+        """The descriptor of the file."""
+        return self._file.fd
 
     def buffer(self, index: int, position: int = 0, *, announce: bool) -> SharedBuffer:
         """Return one of the buffers, for a connection; see `SharedBuffer`."""
@@ -99,17 +91,16 @@ class SharedMemory:
     def view(self, index: int) -> memoryview:
         """Return the header and the bytes of a buffer."""
         start = self.offsets[index]
-        return memoryview(self._map)[start : start + HEADER_SIZE + self._sizes[index]]
+        return memoryview(self._file.map)[start : start + HEADER_SIZE + self._sizes[index]]
 
     def discard(self, index: int, start: int, end: int) -> None:
         """Return the memory of some bytes of a buffer to the system."""
-        self._map.madvise(mmap.MADV_REMOVE, self.offsets[index] + HEADER_SIZE + start, end - start)
+        first = self.offsets[index] + HEADER_SIZE
+        self._file.discard(first + start, first + end)
 
     def close_descriptor(self) -> None:
-        """Close `fd`, after the holder has got it; may be called twice."""
-        if self.fd >= 0:
-            os.close(self.fd)
-            self.fd = -1
+        """Close the descriptor of a file that no other buffers use; may be called twice."""
+        self._file.close()
 
 
 class SharedBuffer:

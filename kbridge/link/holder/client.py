@@ -206,6 +206,7 @@ class Holder:
         self._sock: socket.socket | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self._unsent: deque[tuple[bytes, list[int]]] = deque()
+        self._shared: set[str] = set()  # the memory files that the holder has
 
     @property
     def running(self) -> bool:
@@ -320,12 +321,13 @@ class Holder:
         return found
 
     def share(self, name: str, memory: int) -> None:
-        """Give a memory file to the holder; buffers in it are named by `name` and their place."""
-        self._send(packet("M", name), [memory])
+        """Give a memory file to the holder, unless it has the file of that name.
 
-    def unshare(self, name: str) -> None:
-        """Note that a memory file is used for no other buffers."""
-        self._send(packet("N", name), [])
+        Buffers in it are named by `name` and their place.
+        """
+        if name not in self._shared:
+            self._shared.add(name)
+            self._send(packet("M", name), [memory])
 
     def hold(self, key: str, info: str, sock: int, buffer: tuple[str, int]) -> None:
         """Give a connection to the holder, with the name and place of its buffer."""
@@ -365,6 +367,7 @@ class Holder:
     def _use(self, sock: socket.socket) -> None:
         sock.setblocking(False)
         self._sock = sock
+        self._shared.clear()
 
     def _send(self, data: bytes, fds: list[int]) -> None:
         sock = self._sock

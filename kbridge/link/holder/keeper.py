@@ -12,13 +12,14 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from functools import partial
 from typing import Final
 
 from kbridge.flow.seam import Seam
-from kbridge.link.holder.buffer import SharedBuffer, SharedMemory, open_files
+from kbridge.link.holder.buffer import SharedBuffer, SharedMemory, memory_size
 from kbridge.link.holder.client import HeldConnection, Holder
+from kbridge.link.holder.memory import MemoryPool
 from kbridge.wire.message import Channel
 from kbridge.wire.zmtp.peer import Peer
 
@@ -138,6 +139,10 @@ class Port:
             self._buffer = None
             self._kernel.holder.drop(self.key)
 
+    def release(self) -> None:
+        """Refer to no memory any longer: no other connection will be made."""
+        self._noted = self._peer = self._given = self._buffer = None
+
     def note(self) -> None:
         """Note up to which position all messages were delivered."""
         self._noted = None
@@ -157,7 +162,7 @@ class Port:
     @property
     def _place(self) -> tuple[str, int]:
         memory = self._kernel.memory
-        return self._kernel.kernel_id, memory.offsets[self._index]
+        return memory.name, memory.offsets[self._index]
 
     def _new_buffer(self, sock: socket.socket, position: int) -> SharedBuffer:
         announce = sock.family == socket.AF_UNIX
@@ -175,6 +180,10 @@ class KeptKernel:
     holder : Holder
     held : dict of Channel to HeldConnection
         The connections that an earlier bridge left.
+    lost : str
+        See below.
+    pool : MemoryPool, optional
+        Has memory for the buffers; by default a pool for this kernel alone.
 
     Attributes
     ----------
@@ -204,7 +213,9 @@ class KeptKernel:
         holder: Holder,
         held: dict[Channel, HeldConnection],
         lost: str = "",
+        pool: MemoryPool | None = None,
     ) -> None:
+        self._pool = pool or _make_pool()
         self.kernel_id = kernel_id
         self.holder = holder
         self.lost = lost
@@ -223,17 +234,16 @@ class KeptKernel:
         if self._memory is None:
             if not self.holder.running:
                 self.holder.start()
-            self._memory = memory = SharedMemory(list(_SIZES.values()))
-            self.holder.share(self.kernel_id, memory.fd)
-            memory.close_descriptor()
+            self._memory = memory = SharedMemory(list(_SIZES.values()), self._pool.take())
+            self.holder.share(memory.name, memory.fd)
         return self._memory
 
-    def hold_again(self, files: Mapping[tuple[int, int], int]) -> None:
-        """Give everything to another holder process; `files` are those of `open_files`."""
+    def hold_again(self) -> None:
+        """Give everything to another holder process."""
         if self.given_up or self._held or self._memory is None:
             return
         self._held = True
-        self.holder.share(self.kernel_id, files[self._memory.file])
+        self.holder.share(self._memory.name, self._memory.fd)
         for port in self.ports.values():
             port.hold_again()
 
@@ -331,9 +341,9 @@ class KeptKernel:
     def close(self) -> None:
         """Note that no other connections will be made."""
         self.give_up()
-        if self._memory is not None:
-            self._memory = None
-            self.holder.unshare(self.kernel_id)
+        self._memory = None
+        for port in self.ports.values():
+            port.release()
 
 
 class Keeper:
@@ -358,6 +368,7 @@ class Keeper:
         self._kernels: dict[str, KeptKernel] = {}
         self._lost: dict[str, str] = {}  # why kernels have no connections of an earlier bridge
         self._absent = ""  # why all kernels have none
+        self._pool = _make_pool()
 
     async def take(self) -> None:
         """Take over the connections that an earlier bridge left, if there are some."""
@@ -405,7 +416,7 @@ class Keeper:
             lost = self._lost.pop(kernel_id, self._absent)
             left = self._left.pop(kernel_id, {})
             holder = next((held.holder for held in left.values()), self._holder)
-            kept = KeptKernel(kernel_id, holder, left, lost)
+            kept = KeptKernel(kernel_id, holder, left, lost, self._pool)
             self._kernels[kernel_id] = kept
         return kept
 
@@ -479,10 +490,13 @@ class Keeper:
         try:
             if not self._holder.running:  # a new kernel may have started one
                 self._holder.start()
-            files = open_files()
         except OSError as error:
             self._log.warning("The holder process cannot be started: %s", error)
             self._on_lost(self._holder)
             return
         for kernel in self._kernels.values():
-            kernel.hold_again(files)
+            kernel.hold_again()
+
+
+def _make_pool() -> MemoryPool:
+    return MemoryPool(memory_size(list(_SIZES.values())))

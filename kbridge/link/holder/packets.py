@@ -6,7 +6,6 @@ A packet has a letter, then fields that are separated by NUL:
 packet  fields              descriptors               meaning
 ======  ==================  ========================  ============================================
 `M`     memory              memory file               use this memory for buffers
-`N`     memory              -                         use it for no other buffers
 `A`     key, memory,        connection                hold a connection, with its buffer
         offset, info
 `B`     key, memory,        -                         the bridge receives into another buffer

@@ -165,8 +165,6 @@ class Holder:
             if rest[0] in self._memories:
                 os.close(self._memories[rest[0]])
             self._memories[rest[0]] = fds[0]
-        elif letter == "N":
-            os.close(self._memories.pop(rest[0]))
         elif letter == "A":
             key, name, offset, info = rest
             self._drop(key)
