@@ -11,6 +11,8 @@ from kbridge.hub.broadcast import turns as module
 from kbridge.hub.broadcast.turns import Turns, turns
 from tests.support.waiting import TIMEOUT
 
+TURN = 0.001  # seconds
+
 
 class Work:
     def __init__(self, log: list[str], name: str, pieces: int) -> None:
@@ -98,13 +100,13 @@ class Bulk:
 
 @pytest.mark.parametrize(("share", "steps"), [(0.049, 20), (0.3, 3), (0.6, 1), (1.0, 1), (7.0, 1)])
 def test_a_turn_is_not_longer_than_its_time_unless_one_step_is(share, steps) -> None:
-    bulk = Bulk(share * module._SECONDS)
+    bulk = Bulk(share * TURN)
     assert [bulk.turn() for _ in range(3)] == [steps] * 3
     assert not bulk.loop.later, "no request came, so there is no rest"
 
 
 def test_the_loop_handles_what_arrived_in_a_turn_before_the_next() -> None:
-    bulk = Bulk(module._SECONDS)
+    bulk = Bulk(TURN)
     bulk.turn()
     handled: list[int] = []
     bulk.turn(lambda: handled.append(bulk.steps))
@@ -114,13 +116,13 @@ def test_the_loop_handles_what_arrived_in_a_turn_before_the_next() -> None:
 
 @pytest.mark.parametrize("share", [0.4, 1.0, 3.0])
 def test_a_turn_rests_twice_as_long_as_it_took_if_a_request_came(share) -> None:
-    bulk = Bulk(share * module._SECONDS)
+    bulk = Bulk(share * TURN)
     bulk.turn()
     took = bulk.now
     bulk.loop.run(bulk.queue.on_request)
     assert bulk.turn() == 0
     [(rest, take)] = bulk.loop.later
-    assert rest == pytest.approx(2 * max(took, module._SECONDS))
+    assert rest == pytest.approx(2 * max(took, TURN))
     before = bulk.steps
     take()  # requests that came during the rest do not prolong it
     assert bulk.steps > before
@@ -129,11 +131,11 @@ def test_a_turn_rests_twice_as_long_as_it_took_if_a_request_came(share) -> None:
 
 
 def test_work_that_is_added_after_a_turn_rests_as_well() -> None:
-    bulk = Bulk(module._SECONDS)
+    bulk = Bulk(TURN)
     queue = Turns(bulk.loop, lambda: bulk.now)  # type: ignore[arg-type]
 
     def once() -> bool:
-        bulk.now += module._SECONDS
+        bulk.now += TURN
         return False
 
     bulk.loop.soon.clear()
@@ -144,8 +146,8 @@ def test_work_that_is_added_after_a_turn_rests_as_well() -> None:
     assert queue.gives_way
     queue.add(once)
     assert not bulk.loop.soon
-    assert [rest for rest, _ in bulk.loop.later] == pytest.approx([2 * module._SECONDS])
-    bulk.now += 2 * module._SECONDS
+    assert [rest for rest, _ in bulk.loop.later] == pytest.approx([2 * TURN])
+    bulk.now += 2 * TURN
     assert not queue.gives_way
 
 
