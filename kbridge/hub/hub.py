@@ -570,6 +570,12 @@ class Hub:
             "ignored_client_messages": self.ignored.total,
         }
 
+    @property
+    def waiting_requests(self) -> int:
+        """The number of requests of clients that were not sent yet: the kernel is not ready."""
+        waiting: int = self._kernel.statistics()["outbox"]["requests"]
+        return waiting
+
     def clients(self) -> list[dict[str, Any]]:
         """Return the figures of each websocket, oldest first."""
         return self._broadcaster.clients()

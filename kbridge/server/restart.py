@@ -14,7 +14,7 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final, NoReturn
@@ -67,12 +67,12 @@ def no_holder(settings: HubSettings) -> str:
     return ""
 
 
-def check_losses(kernels: Iterable[Kernel], settings: HubSettings, *, registry: bool) -> None:
+def check_losses(kernels: Collection[Kernel], settings: HubSettings, *, registry: bool) -> None:
     """Check that a restart loses nothing.
 
     Parameters
     ----------
-    kernels : iterable of Kernel
+    kernels : collection of Kernel
         The kernels in use.
     settings : HubSettings
     registry : bool
@@ -98,6 +98,12 @@ def check_losses(kernels: Iterable[Kernel], settings: HubSettings, *, registry: 
         raise Conflict(
             f"output, replies and input requests of {_names(cut)} during a restart would be lost:"
             f" {reason}. {ADVICE}"
+        )
+    waiting = [k.kernel_id for k in kernels if k.hub is not None and k.hub.waiting_requests]
+    if waiting:
+        raise Conflict(
+            f"requests that wait for {_names(waiting)} would be lost: a kernel that is not ready"
+            f" has not received them. Try again when it is ready. {ADVICE}"
         )
 
 

@@ -269,6 +269,18 @@ async def test_a_full_kernel_makes_its_clients_wait_and_control_passes_by(make_r
     assert rig.sent(Channel.CONTROL) == [interrupt]
 
 
+async def test_requests_that_were_not_sent_are_counted(make_rig) -> None:
+    rig = make_rig()
+    _, attached = rig.attach()
+    assert rig.hub.waiting_requests == 0
+    for _ in range(3):
+        rig.hub.submit(attached, rig.request())
+    assert rig.hub.waiting_requests == 3, "the kernel is not ready"
+    rig.prove()
+    assert rig.hub.waiting_requests == 0
+    assert len(rig.sent(Channel.SHELL)) == 3
+
+
 async def test_no_request_goes_out_before_stdin_has_finished_its_handshake(make_rig) -> None:
     """A kernel drops an input_request for an unknown peer, and the cell waits forever."""
     rig = make_rig()

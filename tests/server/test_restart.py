@@ -7,6 +7,7 @@ import logging
 import os
 import socket
 from dataclasses import dataclass, replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -33,6 +34,7 @@ class Kernel:
     kernel_id: str = "one"
     connections_stay: bool = True
     outlives_server: bool = False
+    hub: Any = None
 
 
 def refusal(*kernels: Any, settings: HubSettings = KEEPS, registry: bool = True) -> str:
@@ -56,6 +58,12 @@ def test_connections_that_do_not_stay() -> None:
     said = refusal(Kernel("kept"), *cut)
     assert "of 7 kernels (0, 1, 2, 3, 4, ...) during a restart would be lost" in said
     assert "encrypted" in said or not is_supported()
+
+
+def test_requests_that_a_kernel_has_not_received() -> None:
+    check_losses([Kernel(hub=SimpleNamespace(waiting_requests=0))], KEEPS, registry=True)
+    said = refusal(Kernel(), Kernel("two", hub=SimpleNamespace(waiting_requests=3)))
+    assert said.startswith("requests that wait for 1 kernel (two) would be lost: ")
 
 
 @pytest.mark.skipif(not is_supported(), reason="needs Linux")
