@@ -8,9 +8,11 @@ from collections.abc import Collection, Coroutine, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final
 
 from kbridge.errors import HubClosed, KernelNotFound
+from kbridge.flow.handover import Handover
 from kbridge.flow.seam import Seam
 from kbridge.hub.broadcast.burst import Allowance
 from kbridge.hub.clock import Clock
@@ -65,6 +67,7 @@ class HubTable:
         if log is not None:
             self._environment = replace(self._environment, log=log)
         self._hubs: dict[str, Hub] = {}
+        self._followed: dict[str, Hub] = {}
         self._ended = Totals()
         self._ending: set[Hub] = set()
         # By cause: the kernels whose output is missing; None after `accept_no_more`.
@@ -220,6 +223,91 @@ class HubTable:
             self._note_missing(hub)
         return hub
 
+    # -- kernels of other replicas --------------------------------------------------------------
+
+    def replicate(self) -> None:
+        """Collect the changes of the hubs that are opened from now on; see `Hub.take_changes`."""
+        self._environment = replace(self._environment, replicated=True)
+
+    @property
+    def followed(self) -> Mapping[str, Hub]:
+        """The hubs that follow kernels of other replicas, by kernel id.
+
+        No other method or property of the table includes them.
+        """
+        return MappingProxyType(self._followed)
+
+    def follow(self, kernel_id: str, connection_info: Mapping[str, Any]) -> Hub:
+        """Return the hub that follows a kernel of another replica; make one if there is none.
+
+        Raises
+        ------
+        KernelError, ValueError
+            As for `Hub`.
+        RuntimeError
+            If the table has a hub that serves the kernel.
+        """
+        if kernel_id in self._hubs:
+            raise RuntimeError("a kernel is served or followed, not both")
+        hub = self._followed.get(kernel_id)
+        if hub is None:
+            store = self._store
+            if store is not None and store.history(kernel_id).recovered is not None:
+                store.discard(kernel_id)
+            from kbridge.hub.hub import Hub  # not needed until a kernel runs
+
+            try:
+                hub = Hub(
+                    kernel_id,
+                    connection_info,
+                    self._settings,
+                    environment=replace(self._environment, tracing=None),
+                    following=True,
+                )
+            except BaseException:
+                if store is not None:
+                    store.discard(kernel_id)
+                raise
+            self._followed[kernel_id] = hub
+        return hub
+
+    def unfollow(self, kernel_id: str) -> Coroutine[Any, Any, None]:
+        """Close the hub that follows a kernel, if there is one, and remove its files.
+
+        The hub leaves the table at once; await the result to wait for the rest.
+        """
+        hub = self._followed.pop(kernel_id, None)
+        if hub is not None and self._store is not None:
+            self._store.discard(kernel_id)
+        return self._end_followed(hub)
+
+    async def _end_followed(self, hub: Hub | None) -> None:
+        if hub is not None:
+            await hub.aclose(drain=False)
+
+    async def take_over(
+        self,
+        kernel_id: str,
+        connection_info: Mapping[str, Any],
+        handover: Handover,
+        joined: str | None = None,
+    ) -> Hub:
+        """Serve a kernel from now on in the place of another replica; see `Hub.take_over`.
+
+        Parameters
+        ----------
+        kernel_id, connection_info
+            As for `Hub`; for a kernel that was not followed.
+        handover, joined
+            As for `Hub.take_over`.
+        """
+        hub = self._followed.pop(kernel_id, None)
+        if hub is None:
+            hub = self.open(kernel_id, connection_info, adopted=True)
+        self._hubs[kernel_id] = hub
+        await hub.take_over(handover, joined)
+        return hub
+
     def _note_missing(self, hub: Hub) -> None:
         if hub.cut_because is None:
             return
@@ -312,6 +400,8 @@ class HubTable:
         if keeper is not None and keep:
             keeper.leave()
         try:
+            for kernel_id in list(self._followed):
+                await self.unfollow(kernel_id)
             await self._end_all(kept=keep and self._store is not None)
         finally:
             store, self._store = self._store, None

@@ -425,9 +425,10 @@ class Broadcaster:
         found = import_state(handover, journal, executions, places, joined=joined, now=clock.wall())
         self._aliases = found.aliases
         for session_id, place in found.sessions.items():
+            known = sessions.known(session_id)
             adopted = sessions.adopt(session_id, place, clock.monotonic())
             if self.recorder is not None:
-                self.recorder.attached(adopted, known=False)
+                self.recorder.attached(adopted, known=known)
         sessions.keeps_all = False
         for execution in found.executions:
             session = sessions.get(found.clients[execution.msg_id])

@@ -109,6 +109,9 @@ class ClientSessions:
         now : float
             Monotonic seconds.
         """
+        known = self._by_session.get(session_id)
+        if known is not None:
+            self._unpark(known)
         session = ClientSession(number, session_id, place if self._resume_timeout > 0 else None)
         self._by_session[session_id] = session
         self._park(session, now)
@@ -116,6 +119,8 @@ class ClientSessions:
 
     def adopt(self, session_id: str, place: Place, now: float) -> ClientSession:
         """Remember a session of another replica, which may come back; return it.
+
+        A session that is known has no websocket; the later of its places counts.
 
         Parameters
         ----------
@@ -126,7 +131,12 @@ class ClientSessions:
         now : float
             Monotonic seconds.
         """
-        return self.restore(session_id, self._next(), place, now)
+        known = self._by_session.get(session_id)
+        if known is None:
+            return self.restore(session_id, self._next(), place, now)
+        if known.place is not None and place.frames >= 0 and known.place.seq > place.seq:
+            return known  # this bridge has served it before, and knows better
+        return self.restore(session_id, known.number, place, now)
 
     @property
     def all(self) -> list[ClientSession]:

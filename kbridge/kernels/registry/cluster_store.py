@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import asdict
 from typing import Any, Final
 
 from sqlalchemy import (
@@ -217,28 +218,32 @@ class ClusterStore:
 
     # -- what a takeover needs ----------------------------------------------------------------
 
-    def put_places(self, rows: Sequence[Place]) -> None:
-        """Write acknowledged places of kernels that this replica owns."""
-        values = [
-            {"kernel_id": row.kernel_id, "session_id": row.session_id, "msg_id": row.msg_id}
-            for row in rows
-        ]
+    def put_changes(
+        self, places: Sequence[Place], executions: Sequence[ExecutionRow]
+    ) -> frozenset[str]:
+        """Write acknowledged places and executions of kernels that this replica owns.
+
+        Executions with an empty entry are deleted. Rows of kernels of other replicas are ignored.
+
+        Returns
+        -------
+        frozenset of str
+            The ids of kernels that have no row yet, so that nothing was written for them.
+        """
+        ids = {row.kernel_id for row in places} | {row.kernel_id for row in executions}
         with self.registry.transaction(_WRITTEN) as connection:
-            self._replace(connection, PLACES, values)
+            self._change(connection)  # no kernel changes its owner until the end of the transaction
+            owners = self._owners(connection, ids)
+            own = {kernel_id for kernel_id, owner in owners.items() if owner == self._me}
+            _replace(connection, PLACES, [asdict(p) for p in places if p.kernel_id in own])
+            _replace(connection, EXECUTIONS, [asdict(e) for e in executions if e.kernel_id in own])
+        return frozenset(ids - owners.keys())
 
     def places(self, kernel_id: str) -> list[Place]:
         """Return the acknowledged places of a kernel's sessions."""
         with self.registry.transaction(_READ) as connection:
             found = connection.execute(select(PLACES).where(PLACES.c.kernel_id == kernel_id))
             return [Place(**row) for row in found.mappings()]
-
-    def put_executions(self, rows: Sequence[ExecutionRow]) -> None:
-        """Write executions of kernels that this replica owns; delete those with an empty entry."""
-        values = [
-            {"kernel_id": row.kernel_id, "msg_id": row.msg_id, "entry": row.entry} for row in rows
-        ]
-        with self.registry.transaction(_WRITTEN) as connection:
-            self._replace(connection, EXECUTIONS, values)
 
     def executions(self, kernel_id: str) -> list[ExecutionRow]:
         """Return the executions of a kernel."""
@@ -430,21 +435,6 @@ class ClusterStore:
             .where(REPLICAS.c.lease_until < now - ENDED_SECONDS)
         )
 
-    def _replace(self, connection: Connection, table: Table, rows: list[dict[str, str]]) -> None:
-        """Replace rows of kernels that this replica owns; ignore all others."""
-        self._change(connection)  # no kernel changes its owner until the end of the transaction
-        owners = self._owners(connection, {row["kernel_id"] for row in rows})
-        rows = [row for row in rows if owners.get(row["kernel_id"]) == self._me]
-        if not rows:
-            return
-        first, second = table.primary_key.columns
-        connection.execute(
-            delete(table).where(first == bindparam("one"), second == bindparam("two")),
-            [{"one": row[first.name], "two": row[second.name]} for row in rows],
-        )
-        if new := [row for row in rows if all(row.values())]:
-            connection.execute(insert(table), new)
-
     def _sessions(self) -> Select[Any]:
         return select(SESSIONS).where(SESSIONS.c.address == self._cluster)
 
@@ -473,6 +463,19 @@ def _insert_once(connection: Connection, table: Table, rows: list[dict[str, Any]
     else:
         from sqlalchemy.dialects.sqlite import insert as upsert  # type: ignore[assignment]
     connection.execute(upsert(table).on_conflict_do_nothing(), rows)
+
+
+def _replace(connection: Connection, table: Table, rows: list[dict[str, str]]) -> None:
+    """Replace rows; those with an empty value are deleted only."""
+    if not rows:
+        return
+    first, second = table.primary_key.columns
+    connection.execute(
+        delete(table).where(first == bindparam("one"), second == bindparam("two")),
+        [{"one": row[first.name], "two": row[second.name]} for row in rows],
+    )
+    if new := [row for row in rows if all(row.values())]:
+        connection.execute(insert(table), new)
 
 
 def _sessions(connection: Connection, query: Select[Any]) -> list[SessionRow]:

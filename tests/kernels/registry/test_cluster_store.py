@@ -278,16 +278,18 @@ def test_the_machine_of_a_process_stays_when_another_replica_writes(both):
 def test_places_and_executions_are_those_of_the_owner(both):
     a, b = both
     put(a, kernel("k"), kernel("l"))
-    a.put_places([Place("k", "s", "m1"), Place("k", "t", "m2"), Place("l", "s", "m3")])
-    a.put_places([Place("k", "s", "m4"), Place("none", "s", "m")])
+    first = [Place("k", "s", "m1"), Place("k", "t", "m2"), Place("l", "s", "m3")]
+    two = [ExecutionRow("k", "m1", "{}"), ExecutionRow("k", "m2", "{}")]
+    assert a.put_changes(first, two) == frozenset()
+    changed = [ExecutionRow("k", "m1", '{"state": 1}'), ExecutionRow("k", "m2", "")]
+    places = [Place("k", "s", "m4"), Place("none", "s", "m")]
+    assert a.put_changes(places, changed) == {"none"}
     assert sorted(b.places("k"), key=repr) == [Place("k", "s", "m4"), Place("k", "t", "m2")]
     assert b.places("none") == []
-    a.put_executions([ExecutionRow("k", "m1", "{}"), ExecutionRow("k", "m2", "{}")])
-    a.put_executions([ExecutionRow("k", "m1", '{"state": 1}'), ExecutionRow("k", "m2", "")])
     assert b.executions("k") == [ExecutionRow("k", "m1", '{"state": 1}')]
     b.take("k", "a", gone=True)
-    a.put_places([Place("k", "s", "late"), Place("l", "s", "m5")])
-    a.put_executions([ExecutionRow("k", "m1", "late")])
+    late = [Place("k", "s", "late"), Place("l", "s", "m5")]
+    assert a.put_changes(late, [ExecutionRow("k", "m1", "late")]) == frozenset()
     assert Place("k", "s", "m4") in b.places("k")
     assert b.places("l") == [Place("l", "s", "m5")]
     assert b.executions("k") == [ExecutionRow("k", "m1", '{"state": 1}')]

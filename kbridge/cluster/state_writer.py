@@ -1,0 +1,178 @@
+"""Writes the state that a takeover needs to the database, in one batch per second at most.
+
+The batch has the changes of all kernels together. Nothing is written if nothing has changed, and
+nothing is written per message. While the database is down, the changes are kept: of each session
+and each execution, only the latest one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from contextlib import suppress
+from typing import Any, Final
+
+from kbridge.errors import RegistryError
+from kbridge.flow.handover import END, Changes, Handover
+from kbridge.hub import HubTable
+from kbridge.kernels.registry.cluster_store import ClusterStore
+from kbridge.kernels.registry.models import ExecutionRow, Place
+from kbridge.kernels.tasks import spawn
+
+__all__ = ["StateWriter", "read_handover"]
+
+_EVERY: Final = 1.0  # seconds
+_LONGEST: Final = 200  # characters of the ids in the tables; clients choose them
+_END: Final = "end"  # ids of sessions are JSON strings, which begin with a quote
+_IDENTITIES: Final = "identities"
+
+
+class StateWriter:
+    """Writes the changes of the kernels that this replica serves.
+
+    Parameters
+    ----------
+    store : ClusterStore
+        The database.
+    hubs : HubTable
+        The hubs of these kernels.
+    log : logging.Logger
+        The logger for errors of the database.
+    every : float
+        Seconds between two batches.
+    """
+
+    def __init__(
+        self, store: ClusterStore, hubs: HubTable, log: logging.Logger, *, every: float = _EVERY
+    ) -> None:
+        self._store = store
+        self._hubs = hubs
+        self._log = log
+        self._every = every
+        # The changes that are not written yet, by kernel and session or execution.
+        self._places: dict[tuple[str, str], Place] = {}
+        self._executions: dict[tuple[str, str], ExecutionRow] = {}
+        self._identities: dict[str, list[bytes]] = {}  # as collected
+        self._writing = asyncio.Lock()
+        self._task: asyncio.Task[None] | None = None
+        self._failing = False
+
+    def open(self) -> None:
+        """Write from now on."""
+        self._hubs.replicate()
+        if self._task is None:
+            self._task = spawn(self._run(), self._log)
+
+    async def aclose(self) -> None:
+        """Write the last changes; may be called twice."""
+        task, self._task = self._task, None
+        if task is not None:
+            task.cancel()
+            await asyncio.wait({task})
+            await self.write()
+
+    async def write(self) -> bool:
+        """Write the changes at once; return False if they cannot be written now."""
+        async with self._writing:
+            self._collect()
+            places, self._places = self._places, {}
+            executions, self._executions = self._executions, {}
+            if not places and not executions:
+                return True
+            try:
+                unknown = await asyncio.to_thread(
+                    self._store.put_changes, list(places.values()), list(executions.values())
+                )
+            except RegistryError as error:
+                self._keep(places, executions)
+                if not self._failing:
+                    self._log.error(
+                        "The state of kernels cannot be written for the other replicas: %s", error
+                    )
+                self._failing = True
+                return False
+            except BaseException:
+                self._keep(places, executions)
+                raise
+            self._failing = False
+            if unknown:  # their own rows have yet to be written
+                self._keep(
+                    {key: row for key, row in places.items() if key[0] in unknown},
+                    {key: row for key, row in executions.items() if key[0] in unknown},
+                )
+            return True
+
+    async def _run(self) -> None:
+        while True:
+            await asyncio.sleep(self._every)
+            await self.write()
+
+    def _keep(
+        self,
+        places: dict[tuple[str, str], Place],
+        executions: dict[tuple[str, str], ExecutionRow],
+    ) -> None:
+        """Write rows again the next time, unless there are newer ones or their kernel has ended."""
+        here = {hub.kernel_id for hub in self._hubs}
+        self._places = {k: row for k, row in places.items() if k[0] in here} | self._places
+        self._executions = {
+            k: row for k, row in executions.items() if k[0] in here
+        } | self._executions
+
+    def _collect(self) -> None:
+        identities: dict[str, list[bytes]] = {}
+        for hub in self._hubs:
+            kernel_id = hub.kernel_id
+            identities[kernel_id] = known = hub.identities
+            if known != self._identities.get(kernel_id):
+                text = json.dumps([each.hex() for each in known])
+                self._places[kernel_id, _IDENTITIES] = Place(kernel_id, _IDENTITIES, text)
+            self._add(kernel_id, hub.take_changes())
+        self._identities = identities
+
+    def _add(self, kernel_id: str, changes: Changes) -> None:
+        for session_id, msg_id in changes.places.items():
+            key = _END if session_id == END else json.dumps(session_id)
+            if len(key) <= _LONGEST:
+                self._places[kernel_id, key] = Place(kernel_id, key, json.dumps(msg_id))
+        for msg_id, entry in changes.executions.items():
+            key = json.dumps(msg_id)
+            if len(key) <= _LONGEST:
+                text = "" if entry is None else json.dumps(entry)
+                self._executions[kernel_id, key] = ExecutionRow(kernel_id, key, text)
+
+
+def read_handover(
+    store: ClusterStore, kernel_id: str, identities: tuple[bytes, ...] = ()
+) -> Handover:
+    """Return the state of a kernel that its owner has written; blocks.
+
+    Parameters
+    ----------
+    store : ClusterStore
+        The database.
+    kernel_id : str
+        The kernel.
+    identities : tuple of bytes
+        The ZeroMQ identities in the row of the kernel, newest last.
+
+    Raises
+    ------
+    RegistryError
+        If the database cannot be read.
+    """
+    places: dict[str, str] = {}
+    for row in store.places(kernel_id):
+        with suppress(ValueError):
+            value = json.loads(row.msg_id)
+            if row.session_id == _IDENTITIES:
+                identities = tuple(bytes.fromhex(each) for each in value)
+            else:
+                session_id = END if row.session_id == _END else json.loads(row.session_id)
+                places[str(session_id)] = str(value)
+    executions: dict[str, Any] = {}
+    for each in store.executions(kernel_id):
+        with suppress(ValueError):
+            executions[str(json.loads(each.msg_id))] = json.loads(each.entry)
+    return Handover(places, executions, identities)

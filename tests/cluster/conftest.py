@@ -1,0 +1,13 @@
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from tests.cluster.rig import ReplicaRig, replicas
+
+
+@pytest.fixture
+async def both(tmp_path: Path) -> AsyncIterator[tuple[ReplicaRig, ReplicaRig]]:
+    """Two replicas."""
+    async with replicas(tmp_path) as pair:
+        yield pair

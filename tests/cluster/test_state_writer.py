@@ -1,0 +1,168 @@
+"""The batch of one replica, and how the other one reads it."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import pytest
+
+from kbridge.cluster.state_writer import StateWriter, read_handover
+from kbridge.errors import RegistryError
+from kbridge.flow.handover import END
+from kbridge.wire.dialects import V1
+from kbridge.wire.message import Channel
+from tests.cluster.rig import INFO, ReplicaRig, kernel_row, line, message
+from tests.hub.rig import Peer
+
+LOG = logging.getLogger("test")
+
+
+class Counted:
+    """A database that counts the calls, and fails while `down`."""
+
+    def __init__(self, store: Any) -> None:
+        self._store = store
+        self.calls = 0
+        self.down = False
+
+    def put_changes(self, places: Any, executions: Any) -> Any:
+        self.calls += 1
+        if self.down:
+            raise RegistryError("down")
+        return self._store.put_changes(places, executions)
+
+
+@pytest.fixture
+def a(both: tuple[ReplicaRig, ReplicaRig]) -> ReplicaRig:
+    return both[0]
+
+
+@pytest.fixture
+def b(both: tuple[ReplicaRig, ReplicaRig]) -> ReplicaRig:
+    return both[1]
+
+
+def attach(replica: ReplicaRig, session_id: str, kernel_id: str = "k") -> Any:
+    hub, client = replica.hubs[kernel_id], Peer()
+    cursor = hub.attach(client, V1, session_id)
+    client.hear = lambda payload: hub.on_pong(cursor, payload)
+    return cursor
+
+
+async def test_the_changes_of_all_kernels_are_one_call(a: ReplicaRig, b: ReplicaRig) -> None:
+    store = Counted(a.store)
+    writer = StateWriter(store, a.hubs, LOG)
+    a.put(kernel_row("k"), kernel_row("l"))
+    ends = {}
+    for name in ("k", "l"):
+        hub = a.hubs.open(name, INFO)
+        cursor = attach(a, "s\0\N{SNOWMAN}", name)
+        request = message(Channel.SHELL, "execute_request", {"code": "1"})
+        hub.submit(cursor, request)
+        output = line("1\n", request.header)
+        a.say(output)
+        ends[name] = (output.msg_id, request.msg_id)
+    assert await writer.write()
+    assert store.calls == 1
+    for name, (end, request_id) in ends.items():
+        found = read_handover(b.store, name)
+        assert found.places == {END: end, "s\0\N{SNOWMAN}": end}
+        assert [each.execution.msg_id for each in found.requests()] == [request_id]
+        assert list(found.identities) == a.hubs[name].identities
+
+
+async def test_nothing_is_written_if_nothing_has_changed(a: ReplicaRig) -> None:
+    store = Counted(a.store)
+    writer = StateWriter(store, a.hubs, LOG)
+    a.put(kernel_row())
+    a.hubs.open("k", INFO)
+    attach(a, "s")
+    await writer.write()
+    await writer.write()
+    await writer.write()
+    assert store.calls == 1
+
+
+async def test_changes_wait_for_the_database(
+    a: ReplicaRig, b: ReplicaRig, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = Counted(a.store)
+    writer = StateWriter(store, a.hubs, LOG)
+    a.put(kernel_row())
+    a.hubs.open("k", INFO)
+    attach(a, "s")
+    store.down = True
+    messages = [line("1\n"), line("2\n")]
+    for each in messages:
+        a.say(each)
+        assert not await writer.write()
+    assert len(caplog.records) == 1
+    store.down = False
+    assert await writer.write()
+    assert read_handover(b.store, "k").places == dict.fromkeys((END, "s"), messages[-1].msg_id)
+
+
+async def test_changes_wait_for_the_row_of_their_kernel(a: ReplicaRig, b: ReplicaRig) -> None:
+    writer = StateWriter(a.store, a.hubs, LOG)
+    a.hubs.open("k", INFO)
+    attach(a, "s")
+    await writer.write()
+    a.put(kernel_row())
+    await writer.write()
+    assert set(read_handover(b.store, "k").places) == {END, "s"}
+
+
+async def test_changes_of_a_kernel_that_has_ended_are_dropped(a: ReplicaRig) -> None:
+    store = Counted(a.store)
+    writer = StateWriter(store, a.hubs, LOG)
+    a.hubs.open("k", INFO)
+    attach(a, "s")
+    await writer.write()
+    await a.hubs.close("k")
+    await writer.write()
+    await writer.write()
+    assert store.calls == 2
+
+
+async def test_ids_that_are_too_long_for_the_tables_are_left_out(
+    a: ReplicaRig, b: ReplicaRig
+) -> None:
+    writer = StateWriter(a.store, a.hubs, LOG)
+    a.put(kernel_row())
+    hub = a.hubs.open("k", INFO)
+    cursor = attach(a, "\N{SNOWMAN}" * 100)
+    request = message(Channel.SHELL, "execute_request", {"code": "1"})
+    long = request._replace(header=request.header.replace(request.msg_id.encode(), b"x" * 300))
+    hub.submit(cursor, long)
+    hub.submit(cursor, request)
+    await writer.write()
+    found = read_handover(b.store, "k")
+    assert (set(found.places), set(found.executions)) == ({END}, {request.msg_id})
+
+
+async def test_rows_that_cannot_be_read_are_ignored(b: ReplicaRig) -> None:
+    class Odd:
+        def places(self, _kernel_id: str) -> list[Any]:
+            from kbridge.kernels.registry.models import Place
+
+            return [Place("k", "{", '"m"'), Place("k", '"s"', "{"), Place("k", '"t"', '"m"')]
+
+        def executions(self, _kernel_id: str) -> list[Any]:
+            from kbridge.kernels.registry.models import ExecutionRow
+
+            return [ExecutionRow("k", '"m"', "{"), ExecutionRow("k", '"n"', "{}")]
+
+    found = read_handover(Odd(), "k", (b"i",))
+    assert (found.places, found.executions, found.identities) == ({"t": "m"}, {"n": {}}, (b"i",))
+
+
+async def test_the_last_changes_are_written_at_the_end(a: ReplicaRig, b: ReplicaRig) -> None:
+    writer = StateWriter(a.store, a.hubs, LOG, every=3600)
+    writer.open()
+    a.put(kernel_row())
+    a.hubs.open("k", INFO)
+    attach(a, "s")
+    await writer.aclose()
+    await writer.aclose()
+    assert set(read_handover(b.store, "k").places) == {END, "s"}
