@@ -13,9 +13,11 @@ from hypothesis import HealthCheck, settings
 if os.environ.get("KBRIDGE_TEST_SPEEDUPS") != "compiled":
     os.environ["KBRIDGE_PURE"] = "1"
 
+from kbridge.kernels.registry.registry import Registry
 from kbridge.link import choice
 from kbridge.wire.speedups import Functions
 from tests.support.dialects import CODECS
+from tests.support.postgresql import PostgreSQL, postgresql
 from tests.support.require import require
 from tests.support.server import LINK, PEER, Server
 from tests.support.signals import reset_ignored_signals
@@ -90,3 +92,35 @@ def twin(request: pytest.FixtureRequest) -> Iterator[Functions]:
     """Each implementation of the hot path in turn; hubs and decoders use it."""
     with used(request.param) as functions:
         yield functions
+
+
+@pytest.fixture(scope="session")
+def database_server() -> Iterator[PostgreSQL]:
+    """A PostgreSQL server, which tests must not stop."""
+    with postgresql() as running:
+        yield running
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """The URL of an empty database of each kind."""
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path / 'database' / 'registry.sqlite'}"
+    running: PostgreSQL = request.getfixturevalue("database_server")
+    return running.new_database()
+
+
+@pytest.fixture
+def connect(database_url: str) -> Iterator[Callable[[], Registry]]:
+    """Open the database once more, as another server does."""
+    made: list[Registry] = []
+
+    def open_registry() -> Registry:
+        registry = Registry(database_url)
+        registry.prepare()
+        made.append(registry)
+        return registry
+
+    yield open_registry
+    for registry in made:
+        registry.close()

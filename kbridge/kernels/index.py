@@ -60,6 +60,13 @@ class KernelIndex:
         self._in_use[kernel.kernel_id] = kernel
         self.touch()
 
+    def remove(self, kernel: Kernel) -> None:
+        """Take a kernel out of use, if it is; its process is left alone."""
+        if self._in_use.get(kernel.kernel_id) is kernel:
+            del self._in_use[kernel.kernel_id]
+            self.touch()
+        self._forget_ended()
+
     def remove_all(self) -> list[Kernel]:
         """Take all kernels out of use and return them."""
         kernels = list(self._in_use.values())

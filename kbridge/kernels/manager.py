@@ -32,11 +32,13 @@ from kbridge.kernels.lifecycle.culling import Culler
 from kbridge.kernels.lifecycle.environment import working_dir
 from kbridge.kernels.lifecycle.factory import KernelFactory, KernelRequest
 from kbridge.kernels.lifecycle.kernel_log import KeptLogs
+from kbridge.kernels.lifecycle.lease import Lease
 from kbridge.kernels.lifecycle.pool import Pool
 from kbridge.kernels.lifecycle.start_counts import StartCounts
 from kbridge.kernels.lifecycle.start_limits import StartLimits
 from kbridge.kernels.registry.adoption import Adopter
 from kbridge.kernels.registry.models import KernelRole, SessionRow
+from kbridge.kernels.registry.transfer import KernelTransfer
 from kbridge.kernels.registry.writer import RegistryWriter
 from kbridge.kernels.services import KernelServices
 from kbridge.kernels.settings import KernelOptions, KernelSettings
@@ -58,6 +60,8 @@ class BridgeKernelManager(KernelSettings, AsyncMultiKernelManager):
     writer : RegistryWriter, optional
         Records the kernels. With a registry behind it, kernels keep running when this process
         ends, unless `shutdown_all` was called.
+    lease : Lease, optional
+        Decides whether this server may act for its kernels; by default always.
     **kwargs
         As for any configurable: `parent`, `config`, `log`, traits.
 
@@ -69,6 +73,10 @@ class BridgeKernelManager(KernelSettings, AsyncMultiKernelManager):
         The kernels in use, and those that start or wait.
     kept_logs : KeptLogs
         The log files of kernels that failed.
+    lease : Lease
+        Decides whether this server may act for its kernels.
+    transfer : KernelTransfer
+        Serves and releases kernels as they pass between the replicas of a cluster.
     attach_directory : AttachDirectory or None
         Attaches the kernels of `attach_dir`, if that is set.
     """
@@ -94,7 +102,12 @@ class BridgeKernelManager(KernelSettings, AsyncMultiKernelManager):
         return made
 
     def __init__(
-        self, *, hubs: HubTable, writer: RegistryWriter | None = None, **kwargs: Any
+        self,
+        *,
+        hubs: HubTable,
+        writer: RegistryWriter | None = None,
+        lease: Lease | None = None,
+        **kwargs: Any,
     ) -> None:
         self.index = KernelIndex()  # first: traitlets asks whether its parent is empty
         super().__init__(**kwargs)
@@ -104,13 +117,15 @@ class BridgeKernelManager(KernelSettings, AsyncMultiKernelManager):
         self._options = options = KernelOptions.of(self)
         self.writer = writer or RegistryWriter()
         self._limits = StartLimits(options.max_kernels, options.max_concurrent_starts)
+        self.lease = lease or Lease()
         services = KernelServices(
-            hubs, self.writer, options, self._limits, self.kept_logs, self.log
+            *(hubs, self.writer, options, self._limits, self.kept_logs, self.log, self.lease)
         )
         self._factory = KernelFactory(self, self.specs, services, self.index)
         self._attacher = Attacher(services, self.index, self)
         self._adopter = Adopter(self._factory, self.index, self.log)
-        self._pool = Pool(self._factory, self.log)
+        self.transfer = KernelTransfer(self._adopter, services, self.index, self)
+        self._pool = Pool(self._factory, self.log, lease=self.lease)
         self._culler = Culler(services, self.index)
         self._background: list[Culler | AttachDirectory] = [self._culler]
         self.attach_directory: AttachDirectory | None = None
@@ -240,6 +255,7 @@ class BridgeKernelManager(KernelSettings, AsyncMultiKernelManager):
             await self.open()
             if kernel_id is not None and kernel_id in self.index:
                 return kernel_id
+            await self.lease.ensure()
             name, spec = await self._factory.resolve(kernel_name)
             cwd = await in_thread(working_dir, Path(self._options.root_dir), path, env)
             with self._limits.admit(self.index.counted):
@@ -278,6 +294,7 @@ class BridgeKernelManager(KernelSettings, AsyncMultiKernelManager):
         """
         kernel = self.index.find(kernel_id)
         self._limits.check_held()
+        await self.lease.ensure()
         await kernel.restart(now=now)
         self.index.touch()
         kernel_log(self.log, kernel_id).info("Kernel restarted: %s", kernel_id)
@@ -294,7 +311,9 @@ class BridgeKernelManager(KernelSettings, AsyncMultiKernelManager):
         NotSupported
             If another program started the kernel, and it does not reply to the message.
         """
-        await self.index.find(kernel_id).interrupt()
+        kernel = self.index.find(kernel_id)
+        await self.lease.ensure()
+        await kernel.interrupt()
 
     async def shutdown_kernel(self, kernel_id: str, now: bool = False) -> None:  # type: ignore[override]
         """End a kernel and return when its process has ended; detach one that others started.
@@ -308,7 +327,9 @@ class BridgeKernelManager(KernelSettings, AsyncMultiKernelManager):
         KernelError
             If its provisioner cannot end it.
         """
-        await self.index.shutdown(self.index.find(kernel_id), now=now)
+        kernel = self.index.find(kernel_id)
+        await self.lease.ensure()
+        await self.index.shutdown(kernel, now=now)
 
     def check_start(self) -> None:
         """Check that the server may start another process; starts nothing.

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from kbridge.hub import HubTable
 from kbridge.kernels.lifecycle.kernel_log import KeptLogs
+from kbridge.kernels.lifecycle.lease import Lease
 from kbridge.kernels.lifecycle.start_limits import StartLimits
 from kbridge.kernels.registry.writer import RegistryWriter
 from kbridge.kernels.settings import KernelOptions
@@ -32,6 +33,8 @@ class KernelServices:
         The log files of kernels that failed.
     log : logging.Logger
         The logger of all kernels.
+    lease : Lease
+        Decides whether this server may act for its kernels.
     """
 
     hubs: HubTable
@@ -40,3 +43,4 @@ class KernelServices:
     limits: StartLimits
     kept_logs: KeptLogs
     log: logging.Logger
+    lease: Lease = field(default_factory=Lease)

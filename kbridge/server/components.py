@@ -7,20 +7,23 @@ import logging
 import os
 import platform
 import re
-from dataclasses import dataclass
+import secrets
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from tornado import web
 from traitlets import TraitError
 
+from kbridge._version import __version__
 from kbridge.connection.audit import AUDIT, AuditLog
 from kbridge.connection.channels import ZMQChannelsWebsocketConnection
-from kbridge.errors import RegistryError
+from kbridge.errors import RegistryError, SetupError
 from kbridge.hub.table import HubTable
+from kbridge.kernels.lifecycle.lease import Lease
 from kbridge.kernels.lifecycle.processes import start_id
 from kbridge.kernels.manager import BridgeKernelManager
-from kbridge.kernels.registry.models import Owner
+from kbridge.kernels.registry.models import Owner, Replica
 from kbridge.kernels.registry.registry import Registry
 from kbridge.kernels.registry.writer import RegistryWriter
 from kbridge.kernels.sessions import Sessions
@@ -43,11 +46,29 @@ from kbridge.server.setting_checks import check_host, check_origins
 from kbridge.tracing.start import start_tracing
 
 if TYPE_CHECKING:
+    from kbridge.cluster.membership import Membership
+    from kbridge.cluster.ownership import Ownership
     from kbridge.tracing.setup import Tracing
 
-__all__ = ["Components", "access_policy", "build", "make_registry"]
+__all__ = ["Cluster", "Components", "access_policy", "build", "make_cluster", "make_registry"]
 
 _HOLDER_SECONDS: Final = 24 * 3600.0
+
+
+@dataclass(frozen=True, slots=True)
+class Cluster:
+    """The parts of a replica.
+
+    Attributes
+    ----------
+    membership : Membership
+        Its lease, and its view of the cluster.
+    ownership : Ownership
+        The kernels that it owns.
+    """
+
+    membership: Membership
+    ownership: Ownership
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +84,7 @@ class Components:
     keepalive: Keepalive | None
     audit: AuditLog | None
     tracing: Tracing | None
+    cluster: Cluster | None
 
 
 def access_policy(auth: AuthConfig, listen: ListenConfig) -> AccessPolicy:
@@ -98,6 +120,47 @@ def make_registry(config: ServerConfig, log: logging.Logger) -> RegistryWriter:
     pid = os.getpid()
     owner = Owner(config.address, platform.node(), pid, start_id(pid))
     return RegistryWriter(Registry(url), owner, log=log)
+
+
+def make_cluster(
+    config: ServerConfig, port: int, log: logging.Logger
+) -> tuple[Membership, RegistryWriter]:
+    """Return the membership in the cluster of the configuration, and the writer of its registry.
+
+    Raises
+    ------
+    SetupError
+        If the cluster has no registry, or the other replicas could not reach this server.
+    """
+    url, cluster, listen = config.registry_url.strip(), config.cluster, config.listen
+    if url.lower() in ("", "none"):
+        raise SetupError("cluster needs a registry_url: all replicas share that database")
+    if listen.sock and not cluster.advertise_url:
+        raise SetupError(
+            "a replica that listens on a unix socket needs an advertise_url: that of a proxy, which"
+            " passes requests on to the socket"
+        )
+    # Both import SQLAlchemy, which servers without kernels need not load.
+    from kbridge.cluster.membership import Membership
+    from kbridge.kernels.registry.cluster_registry import ClusterRegistry
+
+    base = cluster.advertise_url + config.base_url
+    if not cluster.advertise_url:
+        everywhere = listen.ip in ("", "0.0.0.0", "::")  # noqa: S104
+        reached = replace(listen, ip=platform.node()) if everywhere else listen
+        base = reached.url(port, config.base_url)
+    pid = os.getpid()
+    owner = Owner(cluster.name, platform.node(), pid, start_id(pid))
+    me = Replica(
+        secrets.token_hex(8),
+        cluster.name,
+        base,
+        *(owner.hostname, pid, owner.start_id, __version__),
+    )
+    registry = ClusterRegistry(url, me)
+    lease = Lease(cluster.lease_seconds)
+    membership = Membership(registry.store, lease, count=cluster.followers, log=log)
+    return membership, RegistryWriter(registry, owner, log=log)
 
 
 def _make_keeper(config: ServerConfig, hubs: HubTable, log: logging.Logger) -> Keeper | None:
@@ -137,15 +200,20 @@ def build(config: ServerConfig, port: int, log: logging.Logger) -> Components:
     RegistryError
         See `make_registry`.
     SetupError
-        If the audit log cannot be opened.
+        If the audit log cannot be opened, or see `make_cluster`.
     traitlets.TraitError
         If settings contradict each other.
     """
-    registry = make_registry(config, log)
+    membership = None
+    if config.cluster.name:
+        membership, registry = make_cluster(config, port, log)
+    else:
+        registry = make_registry(config, log)
     hubs = HubTable(log=log)
     kernels = BridgeKernelManager(
         hubs=hubs,
         writer=registry,
+        lease=membership.lease if membership is not None else None,
         parent=config.traits,
         log=log,
         connection_dir=str(config.runtime_dir),
@@ -165,6 +233,7 @@ def build(config: ServerConfig, port: int, log: logging.Logger) -> Components:
     services.metrics = ServerMetrics(hubs, kernels, per_kernel=config.metrics.per_kernel)
     services.metrics_token = config.metrics.token
     services.readiness = Readiness(kernels, hubs, _directories(config, hubs, registry), log)
+    services.readiness.membership = membership
     services.page = config.page
     services.sampler = Sampler(ServerSource(services)) if config.page else None
     interval = config.http.ws_ping_interval
@@ -183,9 +252,13 @@ def build(config: ServerConfig, port: int, log: logging.Logger) -> Components:
         websocket_max_message_size=config.http.websocket_max_message_size,
         kbridge_keepalive=keepalive,
     )
-    return Components(
-        *(application, services, kernels, sessions, registry, hubs, keepalive, audit, tracing)
-    )
+    cluster = None
+    if membership is not None:
+        from kbridge.cluster.ownership import Ownership, PlainHubs
+
+        cluster = Cluster(membership, Ownership(membership, kernels, PlainHubs(hubs), log))
+    parts = (application, services, kernels, sessions, registry, hubs, keepalive, audit, tracing)
+    return Components(*parts, cluster)
 
 
 def _authenticator(config: ServerConfig, port: int) -> Authenticator:

@@ -193,7 +193,7 @@ class ClusterConfig:
     name: str = ""
     advertise_url: str = ""
     followers: int = 1
-    lease_seconds: float = 6.0
+    lease_seconds: float = 5.0
     drain_seconds: float = 5.0
 
 

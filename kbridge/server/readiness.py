@@ -17,13 +17,16 @@ import time
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from kbridge.errors import KbridgeError
 from kbridge.hub.table import HubTable
 from kbridge.kernels.manager import BridgeKernelManager
 from kbridge.kernels.specs import Specs
 from kbridge.storage.workers import Workers
+
+if TYPE_CHECKING:  # importing it takes SQLAlchemy's time
+    from kbridge.cluster.membership import Membership
 
 __all__ = ["OK", "Directories", "Readiness"]
 
@@ -70,6 +73,11 @@ class Readiness:
         Told when the answer changes.
     clock : callable
         Returns monotonic seconds.
+
+    Attributes
+    ----------
+    membership : Membership or None
+        The cluster, whose lease and database are checked, too.
     """
 
     def __init__(
@@ -90,6 +98,7 @@ class Readiness:
         self._checking: asyncio.Task[dict[str, str]] | None = None
         self._closed = False
         self._specs = _SpecCheck(kernels.specs, log, clock)
+        self.membership: Membership | None = None
         self._threads = threads = Workers(3, "kbridge-readiness")
         self._runtime = _disk_check(threads, directories.runtime, "the runtime directory")
         self._registry = _disk_check(threads, directories.registry, "the directory of the registry")
@@ -150,7 +159,10 @@ class Readiness:
         failing = self._hubs.journal_statistics().get("failing_kernels", 0)
         if disk == OK and failing:
             disk = f"the journals of {failing} kernel(s) cannot be written"
-        return {"kernels": kernels, "registry": registry, "disk": disk}
+        checks = {"kernels": kernels, "registry": registry, "disk": disk}
+        if self.membership is not None:
+            checks["cluster"] = _cluster(self.membership)
+        return checks
 
     async def _can_start(self) -> str:
         try:
@@ -159,6 +171,18 @@ class Readiness:
             return str(error)
         found = await self._specs.result()
         return OK if found == _NO_SPEC and len(self._kernels) else found
+
+
+def _cluster(membership: Membership) -> str:
+    """Return `OK`, or why a replica cannot act for its kernels or serve those of others."""
+    if membership.me.draining:
+        return "this replica is about to end"
+    if not membership.lease.held:
+        return (
+            "the lease of this replica is over, because the database of the cluster cannot be"
+            " reached"
+        )
+    return "the database of the cluster cannot be reached" if membership.problem else OK
 
 
 class _Check:

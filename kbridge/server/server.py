@@ -124,8 +124,13 @@ class Server:
         self._components = parts = build(self.config, self.port, self._log)
         parts.services.shutdown = self.shutdown_requested.set
         parts.services.restart = self.request_restart
+        if parts.cluster is not None:
+            await parts.cluster.membership.join()
+            hide(parts.cluster.membership.secret)
         owner = f"{platform.node()} {self.config.address}"
         parts.sessions.adopt(await parts.kernels.adopt(owner, attached))
+        if parts.cluster is not None:
+            await parts.cluster.ownership.open()
         return parts.kernels
 
     async def preload(self) -> None:
@@ -258,6 +263,8 @@ class Server:
         """
         if keep is None:
             keep = restart or not self.config.shutdown_kernels_on_exit
+        if not restart:
+            keep = await self._drain(force) or keep
         if restart and self._listening:
             self._pass_on()
         self._listening = []
@@ -269,21 +276,7 @@ class Server:
             http.stop()
         await self._end_monitoring(parts)
         if parts is not None:
-            code, end = (
-                (SERVICE_RESTART, "restarting") if restart else (GOING_AWAY, "shutting down")
-            )
-            _close_websockets(parts, code, f"the server is {end}")
-            keep = keep and parts.registry.enabled
-            await self._end_kernels(parts, force or asyncio.Event(), keep=keep)
-            if not keep:
-                parts.sessions.drop_orphans()
-            if parts.audit is not None:
-                await asyncio.to_thread(parts.audit.close)
-            # Those of kernels that ended are removed already; all others run on.
-            await parts.hubs.aclose(keep=True)
-            if parts.tracing is not None:
-                await asyncio.to_thread(parts.tracing.close)
-            await parts.registry.aclose()
+            await self._end_parts(parts, force, keep=keep, restart=restart)
         if http is not None:
             try:
                 await asyncio.wait_for(http.close_all_connections(), _CUT_AFTER)
@@ -293,6 +286,41 @@ class Server:
         if self._runtime is not None:
             self._runtime.remove()
         self._remove_socket_file()
+
+    async def _end_parts(
+        self, parts: Components, force: asyncio.Event | None, *, keep: bool, restart: bool
+    ) -> None:
+        again = restart or parts.cluster is not None  # clients go on with the next program
+        code, end = (SERVICE_RESTART, "restarting") if again else (GOING_AWAY, "shutting down")
+        _close_websockets(parts, code, f"the server is {end}")
+        keep = keep and parts.registry.enabled
+        if parts.cluster is not None:
+            await parts.cluster.ownership.aclose()
+        await self._end_kernels(parts, force or asyncio.Event(), keep=keep)
+        if not keep:
+            parts.sessions.drop_orphans()
+        await _close_parts(parts)
+        if parts.cluster is not None:
+            # After a restart, the next program of this process takes the kernels itself.
+            await parts.cluster.membership.leave(quietly=restart)
+
+    async def _drain(self, force: asyncio.Event | None) -> bool:
+        """Give the kernels to other replicas; return True if those that are left must not end."""
+        cluster = self._components.cluster if self._components is not None else None
+        if cluster is None or not cluster.membership.joined:
+            return False
+        seconds = self.config.cluster.drain_seconds if self._http is not None else 0.0
+        draining = asyncio.create_task(cluster.ownership.drain(seconds))
+        forced = asyncio.create_task((force or asyncio.Event()).wait())
+        await asyncio.wait({draining, forced}, return_when=asyncio.FIRST_COMPLETED)
+        forced.cancel()
+        if not draining.done():
+            draining.cancel()
+            await asyncio.wait({draining})
+        elif (error := draining.exception()) is not None:
+            self._log.error("kernels could not be given to other replicas", exc_info=error)
+        # Without the lease, other replicas may serve them already.
+        return not cluster.membership.lease.held
 
     async def _end_monitoring(self, parts: Components | None) -> None:
         if self._metrics is not None:
@@ -426,6 +454,17 @@ def _identity(path: Path) -> tuple[int, int] | None:
     except OSError:
         return None
     return status.st_dev, status.st_ino
+
+
+async def _close_parts(parts: Components) -> None:
+    """Close the hubs and all files; the kernels have ended or stay."""
+    if parts.audit is not None:
+        await asyncio.to_thread(parts.audit.close)
+    # Those of kernels that ended are removed already; all others run on.
+    await parts.hubs.aclose(keep=True)
+    if parts.tracing is not None:
+        await asyncio.to_thread(parts.tracing.close)
+    await parts.registry.aclose()
 
 
 def _close_websockets(parts: Components, code: int, reason: str) -> None:

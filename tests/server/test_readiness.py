@@ -16,6 +16,7 @@ import pytest
 
 from kbridge.errors import Busy
 from kbridge.hub.table import HubTable
+from kbridge.kernels.lifecycle.lease import Lease
 from kbridge.kernels.manager import BridgeKernelManager
 from kbridge.kernels.registry.registry import Registry
 from kbridge.kernels.registry.writer import RegistryWriter
@@ -309,3 +310,24 @@ async def test_a_registry_that_cannot_be_written_is_told(tmp_path: Path) -> None
     kernels: Any = Kernels(SpecManager("x"), writer)
     ready = Readiness(kernels, HubTable(link=MemoryKernel), Directories(tmp_path), LOG)
     assert (await ready.check())["registry"] == "the registry of kernels cannot be written"
+
+
+async def test_a_replica_without_lease_or_database_is_not_ready(tmp_path: Path) -> None:
+    kernels: Any = Kernels(SpecManager("x"), RegistryWriter())
+    clock = Clock()
+    ready = Readiness(kernels, HubTable(link=MemoryKernel), Directories(tmp_path), LOG, clock)
+    lease = Lease(10.0, clock)
+    lease.renewed(clock.now)
+    cluster: Any = SimpleNamespace(me=SimpleNamespace(draining=False), lease=lease, problem="")
+    ready.membership = cluster
+    assert await ready.check() == {**ALL_OK, "cluster": OK}
+    cluster.problem = "postgresql://db.example cannot be read"
+    clock.now += 2
+    assert (await ready.check())["cluster"] == "the database of the cluster cannot be reached"
+    clock.now += 8
+    assert "the lease of this replica is over" in (await ready.check())["cluster"]
+    lease.renewed(clock.now)
+    cluster.problem, cluster.me.draining = "", True
+    clock.now += 2
+    assert (await ready.check())["cluster"] == "this replica is about to end"
+    await ready.aclose()

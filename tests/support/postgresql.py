@@ -130,7 +130,11 @@ class PostgreSQL:
         self._run(f"CREATE DATABASE {name}")
         return self.url(name)
 
-    def _run(self, statement: str) -> None:
+    def query(self, statement: str) -> list[tuple[Any, ...]]:
+        """Return the rows of a query in the newest database of `new_database`."""
+        return self._run(statement, f"test{self._databases}")
+
+    def _run(self, statement: str, database: str = "postgres") -> list[tuple[Any, ...]]:
         import psycopg
 
         with psycopg.connect(
@@ -138,11 +142,12 @@ class PostgreSQL:
             port=self.port,
             user="kbridge",
             password=PASSWORD,
-            dbname="postgres",
+            dbname=database,
             connect_timeout=10,
             autocommit=True,
         ) as connection:
-            connection.execute(statement)  # type: ignore[arg-type]
+            done = connection.execute(statement)  # type: ignore[arg-type]
+            return done.fetchall() if done.description else []
 
     def _answers(self) -> bool:
         import psycopg

@@ -154,6 +154,7 @@ class Culler:
         )
         self._interval = options.cull_interval
         self._index = index
+        self._lease = services.lease
         self._log = services.log
         self._idle_times = IdleTimes(time.monotonic())
         self._task: asyncio.Task[None] | None = None
@@ -167,7 +168,9 @@ class Culler:
         await stop(self._task)
 
     async def cull(self) -> None:
-        """Shut down the kernels that count as unused now."""
+        """Shut down the kernels that count as unused now, if the lease is held."""
+        if not self._lease.held:
+            return
         now = time.time()
         uses = self._idle_times.look(self._uses(), now, time.monotonic())
         for kernel_id in to_verify(uses, now, self._settings):
@@ -178,6 +181,8 @@ class Culler:
         await asyncio.gather(*(self._cull_one(kernel) for kernel in unused))
 
     async def _cull_one(self, kernel: Kernel) -> None:
+        if not self._lease.held:
+            return
         self._log.warning("Culling kernel %s", kernel.kernel_id)
         try:
             await self._index.shutdown(kernel)

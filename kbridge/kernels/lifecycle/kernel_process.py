@@ -76,6 +76,8 @@ class KernelProcess:
         Held while the process is started, replaced or ended.
     hub : Hub or None
         The hub of the kernel; None before its process was started.
+    lease : Lease
+        Decides whether this server may act for the kernel.
     """
 
     def __init__(self, manager: BridgeKernel, services: KernelServices) -> None:
@@ -87,6 +89,7 @@ class KernelProcess:
         self._writer = services.writer
         self._options = services.options
         self._limits = services.limits
+        self.lease = services.lease
         self._log = kernel_log(services.log, self.kernel_id)
         self._closing = False
         self._failed = False
@@ -138,6 +141,7 @@ class KernelProcess:
         async with self._limits.slot(local=self.manager.starts_here):
             if self._closing:
                 raise Busy("The server is shutting down")
+            await self.lease.ensure()
             with self._limits.descriptors():
                 # Recorded before the process exists: an unrecorded process would run forever.
                 self.record()
@@ -230,7 +234,7 @@ class KernelProcess:
             If the new process cannot be started.
         """
         async with self.lock:
-            if self._closing or await self.manager.is_alive():
+            if self._closing or not self.lease.held or await self.manager.is_alive():
                 return
             self._log.warning(
                 "%s; restarting %s", await self.manager.exit_description(), self.kernel_id
@@ -238,7 +242,7 @@ class KernelProcess:
             # If another process has taken a port of the kernel, it still has it.
             new_ports = new_ports or bool(_PORT_TAKEN.search(self.manager.output.tail()))
             async with self._limits.slot(local=self.manager.starts_here):
-                if not self._closing:
+                if not self._closing and self.lease.held:
                     await self._cycle(now=True, new_ports=new_ports, requested=False)
 
     async def _cycle(self, *, now: bool, new_ports: bool, requested: bool) -> Hub:

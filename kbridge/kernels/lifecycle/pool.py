@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 
 from kbridge.errors import KbridgeError
 from kbridge.kernels.lifecycle.factory import KernelFactory
+from kbridge.kernels.lifecycle.lease import Lease
 from kbridge.kernels.lifecycle.started import StartedKernel
 from kbridge.kernels.tasks import spawn, stop
 
@@ -61,6 +62,8 @@ class Pool:
         The logger for starts that fail and kernels that die.
     backoff, backoff_limit : float
         Seconds between a first failure and the next start, and the maximum of that delay.
+    lease : Lease, optional
+        No kernel is started while it is not held.
     """
 
     def __init__(
@@ -70,11 +73,13 @@ class Pool:
         *,
         backoff: float = 1.0,
         backoff_limit: float = 60.0,
+        lease: Lease | None = None,
     ) -> None:
         self._factory = factory
         self._log = log
         self._backoff = backoff
         self._backoff_limit = backoff_limit
+        self._lease = lease or Lease()
         self._slots: dict[str, _Slot] = {}
         self._readopted: list[StartedKernel] = []
         self._fillers: list[asyncio.Task[None]] = []
@@ -154,6 +159,7 @@ class Pool:
             if slot.failures:
                 delay = backoff_delay(slot.failures, self._backoff, self._backoff_limit)
                 await asyncio.sleep(delay)
+            await self._lease.wait()
             try:
                 kernel = await self._factory.launch_for_pool(slot.name)
             except KbridgeError as error:

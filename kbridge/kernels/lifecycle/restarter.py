@@ -93,6 +93,9 @@ class Restarter:
     async def _run(self) -> None:
         while True:
             await self._process.manager.wait_exit(self._interval)
+            await self._process.lease.wait()
+            if self._process.closing:
+                return
             decision = self._policy.exited(time.monotonic())
             if decision is RestartDecision.GIVE_UP:
                 self._process.mark_dead()

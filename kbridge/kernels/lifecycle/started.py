@@ -196,6 +196,7 @@ class StartedKernel(Kernel):
                 raise KernelNotFound(f"Kernel {self.kernel_id} has been shut down")
             async with self._services.limits.slot(local=self.manager.starts_here):
                 # Until here, the old process runs.
+                await process.lease.ensure()
                 if process.closing:
                     raise Busy(f"Kernel {self.kernel_id} is being shut down")
                 await self._stop_restarter()

@@ -61,6 +61,7 @@ __all__ = ["ENDED_SECONDS", "ClusterStore"]
 
 # The rows of ended kernels, and of replicas that did not leave, are kept for so long.
 ENDED_SECONDS: Final = 300.0
+_FORGET_EVERY: Final = 20  # renewals
 _CHUNK: Final = 200
 _READ: Final = "read"
 _WRITTEN: Final = "written to"
@@ -88,6 +89,7 @@ class ClusterStore:
         self.replica = replica
         self._me = replica.replica_id
         self._cluster = replica.cluster
+        self._renewals = 0
 
     # -- replicas -----------------------------------------------------------------------------
 
@@ -130,7 +132,9 @@ class ClusterStore:
                     .values(state=bindparam("text"), changed=revision),
                     [{"kernel": name, "text": text} for name, text in states.items()],
                 )
-            self._forget(connection)
+            if self._renewals % _FORGET_EVERY == 0:
+                self._forget(connection)
+            self._renewals += 1
             return self._view(connection, since)
 
     def view(self, since: int | None = None) -> View:
@@ -176,15 +180,22 @@ class ClusterStore:
         gone : bool
             True if that replica has certainly ended, so that its lease does not matter.
         """
+        taken = self.take_all([kernel_id], old, gone=gone)
+        return taken[0] if taken else None
+
+    def take_all(
+        self, kernel_ids: Sequence[str], old: str, *, gone: bool = False
+    ) -> list[ClusterKernel]:
+        """Take several kernels of one replica; return those that this replica owns now."""
         with self.registry.transaction(_WRITTEN) as connection:
             if old != self._me and not gone and self._holds(connection, old):
-                return None
-            return self._pass(connection, kernel_id, old, self._me)
+                return []
+            return self._pass(connection, kernel_ids, old, self._me)
 
     def give(self, kernel_id: str, new: str) -> bool:
         """Give a kernel of this replica to another one; return False if it is not the owner."""
         with self.registry.transaction(_WRITTEN) as connection:
-            return self._pass(connection, kernel_id, self._me, new) is not None
+            return bool(self._pass(connection, [kernel_id], self._me, new))
 
     def write(self, rows: Mapping[Key, KernelRow | SessionRow | None]) -> frozenset[str]:
         """Write rows of this replica, and delete those that are None.
@@ -378,17 +389,20 @@ class ClusterStore:
         return [_kernel(row) for row in connection.execute(query).mappings()]
 
     def _pass(
-        self, connection: Connection, kernel_id: str, old: str, new: str
-    ) -> ClusterKernel | None:
-        """Change the owner of a kernel from `old` to `new`; return None if it has another one."""
+        self, connection: Connection, kernel_ids: Sequence[str], old: str, new: str
+    ) -> list[ClusterKernel]:
+        """Change the owner of kernels from `old` to `new`; return those that had the owner."""
         revision = self._change(connection)
-        same = KERNELS.c.kernel_id == kernel_id
-        taken = connection.execute(
-            update(KERNELS)
-            .where(same, KERNELS.c.address == self._cluster, KERNELS.c.replica_id == old)
-            .values(replica_id=new, changed=revision)
-        )
-        return self._rows(connection, same)[0] if taken.rowcount else None
+        passed: list[ClusterKernel] = []
+        for start in range(0, len(kernel_ids), _CHUNK):
+            chosen = KERNELS.c.kernel_id.in_(kernel_ids[start : start + _CHUNK])
+            connection.execute(
+                update(KERNELS)
+                .where(chosen, KERNELS.c.address == self._cluster, KERNELS.c.replica_id == old)
+                .values(replica_id=new, changed=revision)
+            )
+            passed += self._rows(connection, chosen, KERNELS.c.changed == revision)
+        return passed
 
     def _owners(self, connection: Connection, kernels: Iterable[str]) -> dict[str, str]:
         """Return the owners of kernels; of kernels that have ended, the last owners."""

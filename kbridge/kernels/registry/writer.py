@@ -115,9 +115,23 @@ class RegistryWriter:
         """Delete the row of a kernel, if there is one."""
         self._drop(("kernel", kernel_id))
 
+    def take_kernel(self, record: KernelRow) -> None:
+        """Note the row of a kernel that this server has taken over, as the registry has it."""
+        self._rows[("kernel", record.kernel_id)] = record
+
+    def forget_kernel(self, kernel_id: str) -> None:
+        """Write nothing about a kernel from now on, because another server owns it."""
+        self._rows.pop(("kernel", kernel_id), None)
+        self._dirty.discard(("kernel", kernel_id))
+
     def has_kernel(self, kernel_id: str) -> bool:
         """Return True if there is a row of the kernel, written or not."""
         return ("kernel", kernel_id) in self._rows
+
+    def knows_kernel(self, kernel_id: str) -> bool:
+        """Return True if there is a row of the kernel, or its end is not written yet."""
+        key = ("kernel", kernel_id)
+        return key in self._rows or key in self._dirty or key in self._batch
 
     def put_session(self, record: SessionRow) -> None:
         """Write the row of a session."""

@@ -35,7 +35,7 @@ class ClusterSettings(HasTraits):
         then.""",
     ).tag(config=True)
     lease_seconds = Float(
-        6.0,
+        5.0,
         min=1.0,
         max=300.0,
         help="""Seconds after which the other replicas of `cluster` take over the kernels of a

@@ -1,0 +1,418 @@
+"""The membership of this server in its cluster: its lease, and its view of the other replicas.
+
+A task renews the lease at a third of its duration, and reads the changes in the same transaction.
+Errors of the database are logged once; the last view stays.
+
+Invariants:
+
+- the lease of the server begins when its renewal is sent, not when the database answers;
+- observers hear that a kernel is lost before anybody who waits for the lease may act;
+- a replica counts as gone at once only if its process on this machine has ended, or if its renewal
+  is overdue and its address refuses connections. Otherwise the end of its lease decides.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import platform
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Final, Protocol, TypeVar
+from urllib.parse import urlsplit
+
+from kbridge.cluster.rendezvous import order
+from kbridge.errors import RegistryError
+from kbridge.kernels.lifecycle.lease import Lease
+from kbridge.kernels.lifecycle.processes import ProcessState, state_of
+from kbridge.kernels.registry.cluster_store import ENDED_SECONDS, ClusterStore
+from kbridge.kernels.registry.models import ClusterKernel, Replica, View, decode
+from kbridge.kernels.tasks import spawn, stop
+from kbridge.storage.workers import Workers
+
+__all__ = ["Change", "Membership", "Observer", "StateSource"]
+
+T = TypeVar("T")
+
+_LOOK_SECONDS: Final = 0.5
+_RETRY_SECONDS: Final = 1.0
+_PROBE_SECONDS: Final = 1.0
+# A renewal is overdue if less of the lease is left: it is renewed at two thirds.
+_OVERDUE: Final = 0.55
+_HANGING: Final = 3  # threads: one that waits for a dead connection must not delay the renewals
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """The differences between two views of a cluster.
+
+    Attributes
+    ----------
+    kernels : tuple of ClusterKernel
+        The kernels that are new or have changed.
+    ended : frozenset of str
+        The ids of kernels that have ended.
+    replicas : bool
+        True if the set of replicas that are alive, or of those that drain, has changed.
+    """
+
+    kernels: tuple[ClusterKernel, ...] = ()
+    ended: frozenset[str] = frozenset()
+    replicas: bool = False
+
+
+class Observer(Protocol):
+    """A part of the server that acts on the view."""
+
+    def on_view(self, change: Change) -> None:
+        """Act on a change; called after each renewal, and when a replica is found to be gone.
+
+        It must not wait: it starts a task for the rest.
+        """
+
+
+class StateSource(Protocol):
+    """Describes the kernels of this replica to the others."""
+
+    def states(self) -> Mapping[str, str]:
+        """Return the state (see `ClusterKernel`) of each kernel that this replica serves."""
+
+
+class Membership:
+    """A server as a replica of its cluster.
+
+    Parameters
+    ----------
+    store : ClusterStore
+        The database.
+    lease : Lease
+        The lease, which this object renews.
+    count : int
+        The number of followers of each kernel.
+    log : logging.Logger
+        The logger for errors of the database, and replicas that come and go.
+
+    Attributes
+    ----------
+    store : ClusterStore
+    lease : Lease
+    me : Replica
+        This server.
+    secret : str
+        The secret of the cluster, once the server has joined.
+    replicas : dict of str to Replica
+        The replicas in the last view, also this one, and those that are gone.
+    kernels : dict of str to ClusterKernel
+        All kernels of the cluster in the last view.
+    problem : str
+        Why the database could not be used last time; empty if it could.
+    """
+
+    def __init__(
+        self, store: ClusterStore, lease: Lease, *, count: int, log: logging.Logger
+    ) -> None:
+        assert lease.seconds is not None, "a replica has a lease with an end"
+        self.store = store
+        self.lease = lease
+        self.me = store.replica
+        self.secret = ""
+        self.replicas: dict[str, Replica] = {}
+        self.kernels: dict[str, ClusterKernel] = {}
+        self.problem = ""
+        self._seconds = lease.seconds
+        self._count = count
+        self._log = log
+        self._workers = Workers(_HANGING, "kbridge-cluster")
+        self._observers: list[Observer] = []
+        self._sources: list[StateSource] = []
+        self._told: dict[str, str] = {}
+        self._revision: int | None = None
+        self._seen_at = float("-inf")  # the time of the last view
+        self._gone: set[str] = set()
+        self._alive: frozenset[tuple[str, bool]] = frozenset()
+        self._renewing = asyncio.Lock()
+        self._probing: dict[str, asyncio.Task[None]] = {}
+        self._tasks: list[asyncio.Task[None]] = []
+
+    # -- the beginning and the end ------------------------------------------------------------
+
+    async def join(self) -> None:
+        """Become a replica, and renew the lease from now on.
+
+        Raises
+        ------
+        RegistryError
+            If the database cannot be used.
+        """
+        sent = self.lease.now()
+        await self.call(self.store.registry.prepare)
+        self.secret = await self.call(lambda: self.store.join(self._seconds))
+        self.lease.renewed(sent)
+        await self._renew()
+        self._log.info(
+            "Joined the cluster %s as %s (%s), with %d other replica(s)",
+            *(self.me.cluster, self.me.replica_id, self.me.url, len(self.alive()) - 1),
+        )
+        self._tasks = [spawn(self._run(), self._log), spawn(self._look(), self._log)]
+
+    async def drain(self) -> None:
+        """Tell the others that this replica is about to end."""
+        self.me = self.store.replica = replace(self.me, draining=True)
+        await self._attempt(self.store.drain)
+
+    async def leave(self, *, quietly: bool = False) -> None:
+        """End the membership; the others may take the remaining kernels. May be called twice.
+
+        Parameters
+        ----------
+        quietly : bool
+            True to leave the lease to the next program of this process.
+        """
+        tasks, self._tasks = self._tasks, []
+        if tasks:
+            await stop(*tasks, *self._probing.values())
+            self.lease.end()
+            if not quietly:
+                await self._attempt(self.store.leave)
+            await self.call(self.store.registry.close)
+        self._workers.close()
+
+    @property
+    def joined(self) -> bool:
+        """True between `join` and `leave`."""
+        return bool(self._tasks)
+
+    def observe(self, observer: Observer) -> None:
+        """Report all changes from now on."""
+        self._observers.append(observer)
+
+    def add_source(self, source: StateSource) -> None:
+        """Write the states that a source describes, with each renewal."""
+        self._sources.append(source)
+
+    # -- the view -----------------------------------------------------------------------------
+
+    def is_alive(self, replica_id: str) -> bool:
+        """Return True if a replica has a lease, as far as this server knows."""
+        replica = self.replicas.get(replica_id)
+        if replica is None or replica_id in self._gone:
+            return False
+        return replica_id == self.me.replica_id or self._left(replica) > 0
+
+    def is_gone(self, replica_id: str) -> bool:
+        """Return True if a replica has certainly ended, so that its lease does not matter."""
+        return replica_id in self._gone
+
+    def alive(self) -> list[Replica]:
+        """Return the replicas that have a lease, this one included."""
+        return [r for r in self.replicas.values() if self.is_alive(r.replica_id)]
+
+    def owner(self, kernel_id: str) -> Replica | None:
+        """Return the replica that owns a kernel; None if the kernel or the replica is unknown."""
+        kernel = self.kernels.get(kernel_id)
+        return self.replicas.get(kernel.replica_id) if kernel is not None else None
+
+    def successors(self, kernel: ClusterKernel) -> list[str]:
+        """Return the ids of the replicas that may take a kernel over, the preferred one first.
+
+        Replicas on the machine of the process come first, because only they can signal it. Those
+        that the kernel does not listen for, or that are about to end, are left out.
+        """
+        loopback = _is_local(kernel)
+        able = {
+            replica.replica_id: replica.hostname != kernel.hostname
+            for replica in self.alive()
+            if replica.replica_id != kernel.replica_id
+            and not (self.me if replica.replica_id == self.me.replica_id else replica).draining
+            and (not loopback or replica.hostname == kernel.hostname)
+        }
+        return sorted(order(kernel.kernel_id, able), key=able.__getitem__)
+
+    def followers(self, kernel: ClusterKernel) -> list[str]:
+        """Return the ids of the replicas that follow a kernel: its first successors."""
+        return self.successors(kernel)[: self._count]
+
+    async def fetch(self, kernel_id: str) -> ClusterKernel | None:
+        """Return a kernel as the database has it now, and add it to the view.
+
+        Raises
+        ------
+        RegistryError
+            If the database cannot be used.
+        """
+        kernel = await self.call(lambda: self.store.kernel(kernel_id))
+        if kernel is not None:
+            known = self.kernels.get(kernel_id)
+            if known is None or known.changed < kernel.changed:
+                self.kernels[kernel_id] = kernel
+                self._notify(Change(kernels=(kernel,)))
+        return kernel
+
+    async def refresh(self) -> None:
+        """Renew the lease and read the view now; an error is logged."""
+        await self._renew()
+
+    async def call(self, work: Callable[[], T]) -> T:
+        """Call a method of the store in a thread."""
+        return await self._workers.call(work)
+
+    def suspect(self, replica_id: str) -> None:
+        """Look whether a replica is gone, because a connection to it has failed."""
+        replica = self.replicas.get(replica_id)
+        if replica is None or replica_id == self.me.replica_id or replica_id in self._gone:
+            return
+        if self._has_ended(replica):
+            self._mark_gone(replica)
+        elif replica_id not in self._probing:
+            self._probing[replica_id] = spawn(self._probe(replica_id), self._log)
+
+    # -- renewals -----------------------------------------------------------------------------
+
+    async def _run(self) -> None:
+        while True:
+            await asyncio.sleep(
+                min(self.lease.interval, _RETRY_SECONDS) if self.problem else self.lease.interval
+            )
+            await self._renew()
+
+    async def _renew(self) -> None:
+        async with self._renewing:
+            sent = self.lease.now()
+            states: dict[str, str] = {}
+            for source in self._sources:
+                states |= source.states()
+            new = {name: text for name, text in states.items() if self._told.get(name) != text}
+            since = self._revision if sent - self._seen_at < ENDED_SECONDS / 2 else None
+            try:
+                view = await self.call(lambda: self.store.renew(self._seconds, new, since))
+            except RegistryError as error:
+                self._failed(error)
+                return
+            if self.problem:
+                self.problem = ""
+                self._log.warning("The database of the cluster can be used again")
+            self._told = states
+            self._apply(view, sent)
+            self.lease.renewed(sent)
+
+    def _failed(self, error: RegistryError) -> None:
+        if not self.problem:
+            self._log.error(
+                "%s\nKernels are served all the same. Once its lease is over, this replica restarts"
+                " and culls no kernels; trying again every %g s",
+                error.reason,
+                min(self.lease.interval, _RETRY_SECONDS),
+            )
+        self.problem = error.reason
+
+    async def _attempt(self, work: Callable[[], None]) -> None:
+        try:
+            await self.call(work)
+        except RegistryError as error:
+            self._log.error("%s", error.reason)
+
+    def _apply(self, view: View, at: float) -> None:
+        known = self.kernels
+        # A kernel may have been taken, given or fetched after the database had made this view. If
+        # the revision has gone back, the database was replaced by an older one.
+        newer: set[str] = set()
+        if self._revision is None or view.revision >= self._revision:
+            newer = {k.kernel_id for k in known.values() if k.changed > view.revision}
+        ended = view.ended
+        if view.whole:
+            ended |= known.keys() - {kernel.kernel_id for kernel in view.kernels}
+        kernels = [kernel for kernel in view.kernels if kernel.kernel_id not in newer]
+        changed = tuple(kernel for kernel in kernels if known.get(kernel.kernel_id) != kernel)
+        known |= {kernel.kernel_id: kernel for kernel in kernels}
+        ended = (ended & known.keys()) - newer - {kernel.kernel_id for kernel in view.kernels}
+        for kernel_id in ended:
+            del self.kernels[kernel_id]
+        self.replicas = {replica.replica_id: replica for replica in view.replicas}
+        self._gone &= self.replicas.keys()
+        self._revision, self._seen_at = view.revision, at
+        self._notify(Change(changed, ended))
+
+    def _notify(self, change: Change) -> None:
+        alive = frozenset((r.replica_id, r.draining) for r in self.alive())
+        if alive != self._alive:
+            self._alive = alive
+            change = replace(change, replicas=True)
+        for observer in self._observers:
+            observer.on_view(change)
+
+    # -- replicas that are gone ---------------------------------------------------------------
+
+    def _left(self, replica: Replica) -> float:
+        return replica.lease_left - (self.lease.now() - self._seen_at)
+
+    async def _look(self) -> None:
+        """Look for replicas that have ended, more often than leases end."""
+        while True:
+            await asyncio.sleep(_LOOK_SECONDS)
+            for replica in self._others():
+                if self._has_ended(replica):
+                    self._mark_gone(replica)
+                elif self._left(replica) < self._seconds * _OVERDUE:
+                    self.suspect(replica.replica_id)
+
+    def _others(self) -> Iterable[Replica]:
+        return [
+            replica
+            for replica in self.replicas.values()
+            if replica.replica_id != self.me.replica_id and replica.replica_id not in self._gone
+        ]
+
+    def _has_ended(self, replica: Replica) -> bool:
+        if replica.hostname != platform.node():
+            return False
+        if (replica.pid, replica.start_id) == (self.me.pid, self.me.start_id):
+            return True  # the program before a restart within the process
+        return state_of(replica.pid, replica.start_id) is ProcessState.GONE
+
+    def _mark_gone(self, replica: Replica) -> None:
+        if replica.replica_id not in self._gone:
+            self._gone.add(replica.replica_id)
+            level = logging.INFO if replica.draining else logging.WARNING
+            self._log.log(level, "The replica %s has ended (%s)", replica.replica_id, replica.url)
+            self._notify(Change())
+
+    async def _probe(self, replica_id: str) -> None:
+        """Connect to a replica whose renewal is overdue."""
+        try:
+            await self._renew()
+            replica = self.replicas.get(replica_id)
+            if (
+                replica is not None
+                and not replica.draining
+                and not self.problem
+                and self._left(replica) < self._seconds * _OVERDUE
+                and await _refuses(replica.url)
+            ):
+                self._mark_gone(replica)
+        finally:
+            del self._probing[replica_id]
+
+
+async def _refuses(url: str) -> bool:
+    """Return True if the address of a URL refuses a connection: no program listens there."""
+    parts = urlsplit(url)
+    port = parts.port or (443 if parts.scheme == "https" else 80)
+    try:
+        async with asyncio.timeout(_PROBE_SECONDS):
+            _, writer = await asyncio.open_connection(parts.hostname, port)
+    except ConnectionRefusedError:
+        return True
+    except (OSError, TimeoutError):
+        return False  # a network that is cut does not show that the replica has ended
+    writer.close()
+    return False
+
+
+def _is_local(kernel: ClusterKernel) -> bool:
+    """Return True if only programs of the kernel's machine can connect to it."""
+    try:
+        info = decode(kernel.row.details).get("connection", {})
+    except ValueError:
+        return True
+    ip = str(info.get("ip", ""))
+    return info.get("transport") == "ipc" or ip.startswith("127.") or ip in ("::1", "localhost", "")

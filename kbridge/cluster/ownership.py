@@ -1,0 +1,252 @@
+"""Takes over the kernels of replicas that have ended, and releases those that were lost.
+
+Invariants:
+
+- this replica serves a kernel as its owner only after the database has named it the owner;
+- it acts no more for a kernel from the moment in which it learns that another replica owns it;
+- at the end, a kernel is released before it is given to another replica.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from collections.abc import Coroutine, Mapping
+from typing import Any, Final, Protocol
+
+from kbridge.cluster.membership import Change, Membership
+from kbridge.errors import KbridgeError, RegistryError
+from kbridge.hub.table import HubTable
+from kbridge.kernels.manager import BridgeKernelManager
+from kbridge.kernels.registry.models import ClusterKernel, KernelRole
+from kbridge.kernels.tasks import spawn, stop
+
+__all__ = ["SERVICE_RESTART", "ClusterHubs", "Ownership", "PlainHubs"]
+
+SERVICE_RESTART: Final = 1012
+"""Close code of websockets whose clients should connect again (IANA's registry)."""
+
+# The next in the order takes a kernel so much later, if the ones before it did not.
+_TURN_SECONDS: Final = 0.7
+# Clients take another reason for the end of the kernel; see docs/websocket.md.
+_MOVED: Final = "the server is restarting"
+
+
+class ClusterHubs(Protocol):
+    """Keeps the hub of a kernel in step with the owner of the kernel."""
+
+    async def promote(self, kernel: ClusterKernel) -> None:
+        """Let the hub that follows the kernel, if there is one, serve it; before it is adopted."""
+
+    async def hand_over(self, kernel_id: str) -> None:
+        """Write what the next owner needs, before it gets the kernel."""
+
+    async def demote(self, kernel_id: str) -> None:
+        """Close the websockets of a kernel that another replica serves, with SERVICE_RESTART."""
+
+
+class PlainHubs:
+    """Hubs of replicas that follow no kernels: the hub of a lost kernel is closed."""
+
+    def __init__(self, hubs: HubTable) -> None:
+        self._hubs = hubs
+
+    async def promote(self, kernel: ClusterKernel) -> None:
+        """Do nothing: the adoption opens a hub."""
+
+    async def hand_over(self, kernel_id: str) -> None:
+        """Do nothing."""
+
+    async def demote(self, kernel_id: str) -> None:
+        """Close the hub and remove its journal."""
+        await self._hubs.close(kernel_id, SERVICE_RESTART, _MOVED)
+
+
+class Ownership:
+    """The kernels that this replica owns.
+
+    Parameters
+    ----------
+    membership : Membership
+        The view of the cluster.
+    kernels : BridgeKernelManager
+        Serves the kernels.
+    hubs : ClusterHubs
+        The hubs of kernels that change their owner.
+    log : logging.Logger
+        The logger for kernels that are taken over.
+    """
+
+    def __init__(
+        self,
+        membership: Membership,
+        kernels: BridgeKernelManager,
+        hubs: ClusterHubs,
+        log: logging.Logger,
+    ) -> None:
+        self._membership = membership
+        self._me = membership.me.replica_id
+        self._kernels = kernels
+        self._hubs = hubs
+        self._log = log
+        self._waiting: dict[tuple[str, int], asyncio.Task[None]] = {}
+        self._moving: dict[str, asyncio.Task[None]] = {}
+        self._closing = False
+
+    async def open(self) -> None:
+        """Act on the view from now on; call it once the kernels of the start are adopted."""
+        self._membership.add_source(self)
+        self._membership.observe(self)
+        # The last view is older than the adoption.
+        await self._membership.refresh()
+
+    async def aclose(self) -> None:
+        """Take no more kernels, and wait for those that are being moved. May be called twice."""
+        self._closing = True
+        await stop(*self._waiting.values())
+        if self._moving:
+            await asyncio.wait(set(self._moving.values()))
+
+    def states(self) -> Mapping[str, str]:
+        """Return the REST models of the kernels in use, without id and name, as JSON."""
+        return {
+            model["id"]: json.dumps(
+                {name: model[name] for name in ("last_activity", "execution_state", "connections")}
+            )
+            for model in self._kernels.models()
+        }
+
+    # -- changes of the view --------------------------------------------------------------------
+
+    def on_view(self, change: Change) -> None:
+        """Release kernels that were lost, serve those that were given, and look for others."""
+        for kernel in change.kernels:
+            served = kernel.kernel_id in self._kernels.index
+            if served and kernel.replica_id != self._me:
+                self._kernels.transfer.lose(kernel.kernel_id)
+                self._move(kernel.kernel_id, self._release(kernel.kernel_id))
+            elif kernel.replica_id == self._me and not served and self._is_given(kernel):
+                self._move(kernel.kernel_id, self._serve(kernel))
+        if not self._closing:
+            self._look()
+
+    def _is_given(self, kernel: ClusterKernel) -> bool:
+        """Return True unless this replica has started the kernel itself, or is about to end."""
+        kernel_id = kernel.kernel_id
+        started = self._kernels.index.is_known(kernel_id)
+        return not (self._closing or started or self._kernels.writer.knows_kernel(kernel_id))
+
+    def _look(self) -> None:
+        """Prepare to take the kernels of replicas that are not alive."""
+        groups: dict[tuple[str, int], list[str]] = {}
+        dead: dict[str, bool] = {}
+        for kernel in self._membership.kernels.values():
+            owner = kernel.replica_id
+            if owner == self._me:
+                continue
+            if owner not in dead:
+                dead[owner] = not self._membership.is_alive(owner)
+            if dead[owner] and (turn := self._turn(kernel)) is not None:
+                groups.setdefault((owner, turn), []).append(kernel.kernel_id)
+        for key, kernel_ids in groups.items():
+            if key not in self._waiting:
+                self._waiting[key] = spawn(self._take(*key, kernel_ids), self._log)
+
+    def _turn(self, kernel: ClusterKernel) -> int | None:
+        successors = self._membership.successors(kernel)
+        return successors.index(self._me) if self._me in successors else None
+
+    async def _take(self, owner: str, turn: int, kernel_ids: list[str]) -> None:
+        try:
+            await asyncio.sleep(turn * _TURN_SECONDS)
+            membership = self._membership
+            kernel_ids = [
+                kernel_id
+                for kernel_id in kernel_ids
+                if (known := membership.kernels.get(kernel_id)) is not None
+                and known.replica_id == owner
+            ]
+            if not kernel_ids or membership.is_alive(owner) or not membership.lease.held:
+                return
+            gone = membership.is_gone(owner)
+            taken = await membership.call(
+                lambda: membership.store.take_all(kernel_ids, owner, gone=gone)
+            )
+        except RegistryError as error:
+            self._log.warning("Kernels of %s could not be taken over: %s", owner, error.reason)
+            return
+        finally:
+            del self._waiting[owner, turn]
+        for kernel in taken:
+            membership.kernels[kernel.kernel_id] = kernel
+            self._move(kernel.kernel_id, self._serve(kernel))
+        if taken:
+            self._log.warning("Took over %d kernel(s) of the replica %s", len(taken), owner)
+
+    def _move(self, kernel_id: str, work: Coroutine[Any, Any, None]) -> None:
+        """Do one step of a kernel after the other."""
+        before = self._moving.get(kernel_id)
+
+        async def step() -> None:
+            if before is not None:
+                await asyncio.wait({before})
+            try:
+                await work
+            finally:
+                if self._moving.get(kernel_id) is task:
+                    del self._moving[kernel_id]
+
+        task = self._moving[kernel_id] = spawn(step(), self._log)
+
+    async def _serve(self, kernel: ClusterKernel) -> None:
+        known = self._membership.kernels.get(kernel.kernel_id)
+        if known is None or known.replica_id != self._me or kernel.kernel_id in self._kernels.index:
+            return
+        if kernel.row.role == KernelRole.USED:
+            await self._hubs.promote(kernel)
+        await self._kernels.transfer.serve(kernel)
+
+    async def _release(self, kernel_id: str) -> None:
+        await self._kernels.transfer.release(kernel_id)
+        await self._hubs.demote(kernel_id)
+        self._log.warning("Kernel %s is served by another replica now", kernel_id)
+
+    # -- the end ----------------------------------------------------------------------------------
+
+    async def drain(self, seconds: float) -> None:
+        """Give all kernels to other replicas, spread over some seconds, as far as there are any.
+
+        The websockets of each kernel are closed once it is given. The kernels that remain are those
+        that no other replica can take.
+        """
+        self._closing = True
+        self._kernels.start_no_more()
+        await self._membership.drain()
+        kernels = [kernel.kernel_id for kernel in self._kernels.index]
+        for number, kernel_id in enumerate(kernels):
+            if number:
+                await asyncio.sleep(seconds / len(kernels))
+            try:
+                await self._give(kernel_id)
+            except KbridgeError as error:
+                self._log.error("Kernel %s stays for the next start: %s", kernel_id, error)
+
+    async def _give(self, kernel_id: str) -> None:
+        membership = self._membership
+        kernel = membership.kernels.get(kernel_id) or await membership.fetch(kernel_id)
+        served = self._kernels.index.get(kernel_id)
+        if kernel is None or served is None or kernel.replica_id != self._me:
+            return
+        successors = membership.successors(kernel)
+        if not successors:
+            return
+        # The process and the row as they are now; nothing is written after that.
+        await self._kernels.writer.settled()
+        await self._hubs.hand_over(kernel_id)
+        await self._kernels.transfer.release(kernel_id)
+        given = await membership.call(lambda: membership.store.give(kernel_id, successors[0]))
+        await self._hubs.demote(kernel_id)
+        if given:
+            self._log.info("Kernel %s was given to %s", kernel_id, successors[0])
+        await membership.fetch(kernel_id)

@@ -1,0 +1,78 @@
+"""The registry of a replica: like that of a server, but shared with the other replicas."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from kbridge.kernels.lifecycle.processes import ProcessState, same_process
+from kbridge.kernels.registry.cluster_store import ClusterStore
+from kbridge.kernels.registry.models import Claim, KernelRow, Owner, Replica, SessionRow
+from kbridge.kernels.registry.registry import Registry
+from kbridge.kernels.registry.store import Key
+
+__all__ = ["ClusterRegistry"]
+
+
+class ClusterRegistry(Registry):
+    """A registry whose rows belong to the replicas of a cluster.
+
+    Parameters
+    ----------
+    url : str
+        As for `Registry`.
+    replica : Replica
+        This server.
+
+    Attributes
+    ----------
+    store : ClusterStore
+        The rows of the cluster.
+    """
+
+    def __init__(self, url: str, replica: Replica) -> None:
+        super().__init__(url)
+        self.store = ClusterStore(self, replica)
+
+    def claim(self, owner: Owner, state_of: Callable[[int, str], ProcessState]) -> Claim:
+        """Take over the kernels of replicas that have ended.
+
+        The sessions stay in the database, where all replicas find them.
+
+        Raises
+        ------
+        RegistryError
+            If it cannot be read or written.
+        """
+        del owner
+        view = self.store.view()
+        replicas = {replica.replica_id: replica for replica in view.replicas}
+        kernels: list[KernelRow] = []
+        for owner_id in {kernel.replica_id for kernel in view.kernels}:
+            replica = replicas.get(owner_id)
+            gone = replica is not None and self._has_ended(replica, state_of)
+            if replica is not None and replica.alive and not gone:
+                continue
+            ids = [kernel.kernel_id for kernel in view.kernels if kernel.replica_id == owner_id]
+            kernels += [taken.row for taken in self.store.take_all(ids, owner_id, gone=gone)]
+        return Claim(kernels)
+
+    def write(self, owner: Owner, rows: Mapping[Key, KernelRow | SessionRow | None]) -> None:
+        """Write rows, and delete those that are None; rows of other replicas stay as they are.
+
+        Raises
+        ------
+        RegistryError
+            If they could not be written.
+        """
+        del owner
+        self.store.write(rows)
+
+    def _has_ended(self, replica: Replica, state_of: Callable[[int, str], ProcessState]) -> bool:
+        """Return True if the process of a replica on this machine has certainly ended."""
+        me = self.store.replica
+        if replica.hostname != me.hostname or replica.replica_id == me.replica_id:
+            return False
+        # The program before a restart within the process has ended.
+        if replica.pid == me.pid and same_process(replica.start_id, me.start_id):
+            return True
+        return state_of(replica.pid, replica.start_id) is ProcessState.GONE

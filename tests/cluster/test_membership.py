@@ -1,0 +1,301 @@
+"""Members of a cluster on real databases; only the kernels are rows without processes."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import platform
+import socket
+import subprocess
+import sys
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+
+from kbridge.cluster.membership import Change, Membership
+from kbridge.errors import RegistryError
+from kbridge.kernels.lifecycle.lease import Lease
+from kbridge.kernels.lifecycle.processes import start_id
+from kbridge.kernels.registry.cluster_store import ClusterStore
+from kbridge.kernels.registry.models import KernelRow, Replica, encode
+from tests.support.server import free_port
+from tests.support.waiting import until
+
+LOG = logging.getLogger("kbridge.test.membership")
+HERE = platform.node()
+
+
+class Watcher:
+    """Notes what an observer hears, and describes kernels."""
+
+    def __init__(self) -> None:
+        self.changes: list[Change] = []
+        self.described: dict[str, str] = {}
+
+    def on_view(self, change: Change) -> None:
+        self.changes.append(change)
+
+    def states(self) -> dict[str, str]:
+        return self.described
+
+
+def replica(name: str, **more: Any) -> Replica:
+    pid = os.getpid()
+    usual = {"hostname": HERE, "pid": pid, "start_id": start_id(pid), "version": "1"}
+    return Replica(**{"replica_id": name, "cluster": "c", "url": "http://x/", **usual, **more})
+
+
+def other(name: str, **more: Any) -> Replica:
+    """A replica on a machine that this test cannot look at."""
+    return replica(name, **{"hostname": "elsewhere", **more})
+
+
+def kernel(name: str = "k", ip: str = "10.0.0.1") -> KernelRow:
+    details = encode({"connection": {"ip": ip, "transport": "tcp", "key": b"secret"}})
+    return KernelRow(name, "python3", "used", 7, "b", "/l", details)
+
+
+def put(store: ClusterStore, *rows: KernelRow) -> None:
+    store.write({("kernel", row.kernel_id): row for row in rows})
+
+
+@pytest.fixture
+def member(connect):
+    """Members, started by `async with member(replica) as (membership, watcher)`."""
+
+    @asynccontextmanager
+    async def run(me: Replica, seconds: float = 60.0, count: int = 1):
+        store = ClusterStore(connect(), me)
+        made = Membership(store, Lease(seconds), count=count, log=LOG)
+        watcher = Watcher()
+        made.observe(watcher)
+        made.add_source(watcher)
+        await made.join()
+        try:
+            yield made, watcher
+        finally:
+            await made.leave()
+            await made.leave()
+
+    return run
+
+
+@pytest.fixture
+def process():
+    """A process that waits."""
+    command = [sys.executable, "-c", "input()"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE) as running:
+        yield running
+        running.kill()
+
+
+async def test_a_member_has_a_lease_and_the_secret_and_leaves(member, connect):
+    async with member(replica("a")) as (a, _), member(other("b")) as (b, _):
+        assert a.lease.held
+        assert a.joined
+        assert len(a.secret) >= 40
+        assert a.secret == b.secret
+        await a.refresh()
+        assert {r.replica_id for r in a.alive()} == {"a", "b"}
+    assert not a.joined
+    assert not a.lease.held
+    store = ClusterStore(connect(), replica("c"))
+    store.join(60.0)
+    assert [r.replica_id for r in store.view().replicas] == ["c"]
+
+
+async def test_changes_of_other_replicas_are_reported(member):
+    async with member(replica("a")) as (a, watcher), member(other("b")) as (b, told):
+        put(b.store, kernel("k"), kernel("l"))
+        told.described = {"k": '{"busy": 1}'}
+        await b.refresh()
+        await a.refresh()
+        assert {k.kernel_id: k.state for k in a.kernels.values()} == {"k": '{"busy": 1}', "l": ""}
+        assert a.owner("k").url == "http://x/"
+        assert a.owner("none") is None
+        assert {k.kernel_id for c in watcher.changes for k in c.kernels} == {"k", "l"}
+        assert any(c.replicas for c in watcher.changes)
+        watcher.changes.clear()
+        b.store.write({("kernel", "k"): None})
+        await a.refresh()
+        [change] = watcher.changes
+        assert (change.kernels, change.ended, change.replicas) == ((), {"k"}, False)
+        assert a.kernels.keys() == {"l"}
+
+
+async def test_states_are_sent_once(member, monkeypatch):
+    async with member(replica("a")) as (a, watcher):
+        put(a.store, kernel("k"))
+        sent = []
+        renew = a.store.renew
+
+        def note(seconds, states, since):
+            sent.append(dict(states))
+            return renew(seconds, states, since)
+
+        monkeypatch.setattr(a.store, "renew", note)
+        watcher.described = {"k": "one"}
+        for _ in range(2):
+            await a.refresh()
+        watcher.described = {"k": "two"}
+        await a.refresh()
+        assert sent == [{"k": "one"}, {}, {"k": "two"}]
+
+
+async def test_a_kernel_is_fetched_before_the_next_view(member):
+    async with member(replica("a")) as (a, watcher), member(other("b")) as (b, _):
+        put(b.store, kernel("k"))
+        assert "k" not in a.kernels
+        found = await a.fetch("k")
+        assert found.replica_id == "b"
+        assert a.kernels["k"] == found
+        assert watcher.changes[-1].kernels == (found,)
+        count = len(watcher.changes)
+        await a.fetch("k")
+        assert len(watcher.changes) == count
+        assert await a.fetch("none") is None
+
+
+async def test_a_replica_whose_process_on_this_machine_has_ended_is_gone_at_once(
+    member, connect, process
+):
+    store = ClusterStore(connect(), replica("b", pid=process.pid, start_id=start_id(process.pid)))
+    store.join(1000.0)
+    async with member(replica("a")) as (a, watcher):
+        assert a.is_alive("b")
+        watcher.changes.clear()
+        process.kill()
+        await until(lambda: a.is_gone("b"), "the replica is gone")
+        assert not a.is_alive("b")
+        assert watcher.changes[-1].replicas
+        assert [r.replica_id for r in a.alive()] == ["a"]
+
+
+async def test_a_replica_that_is_overdue_and_refuses_connections_is_gone(member, connect):
+    """Its lease is long: only the refused connection shows that it has ended."""
+    url = f"http://127.0.0.1:{free_port()}/"
+    ClusterStore(connect(), other("b", url=url)).join(30.0)
+    async with member(replica("a"), seconds=60.0) as (a, _):
+        await until(lambda: a.is_gone("b"), "the replica is gone")
+
+
+async def test_a_replica_that_is_overdue_and_accepts_connections_keeps_its_lease(member, connect):
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        url = f"http://127.0.0.1:{listening.getsockname()[1]}/"
+        ClusterStore(connect(), other("b", url=url)).join(30.0)
+        async with member(replica("a"), seconds=60.0) as (a, _):
+            connection, _ = await asyncio.to_thread(listening.accept)  # the replica was tried
+            connection.close()
+            assert a.is_alive("b")
+            assert not a.is_gone("b")
+
+
+async def test_a_refused_connection_does_not_end_a_lease_that_is_renewed(member, connect):
+    url = f"http://127.0.0.1:{free_port()}/"
+    async with member(replica("a")) as (a, watcher), member(other("b", url=url)) as (b, _):
+        await a.refresh()
+        await b.refresh()
+        views = len(watcher.changes)
+        a.suspect("b")
+        await until(lambda: len(watcher.changes) > views, "the view was read again")
+        assert a.is_alive("b")
+        a.suspect("none")
+        a.suspect("a")
+        assert a.is_alive("a")
+
+
+async def test_a_silent_replica_lives_until_the_end_of_its_lease(member, connect):
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        url = f"http://127.0.0.1:{listening.getsockname()[1]}/"
+        ClusterStore(connect(), other("b", url=url)).join(1.0)
+        async with member(replica("a"), seconds=1.0) as (a, _):
+            await until(lambda: not a.is_alive("b"), "its lease is over")
+            assert not a.is_gone("b")
+
+
+async def test_successors_are_those_that_can_serve_the_kernel(member, connect):
+    async with member(replica("a"), count=2) as (a, _), member(replica("b")) as (b, _):
+        for name in ("x", "y"):
+            ClusterStore(connect(), other(name)).join(60.0)
+        put(a.store, kernel("far"), kernel("near", ip="127.0.0.1"))
+        await a.refresh()
+        far, near = a.kernels["far"], a.kernels["near"]
+        found = a.successors(far)
+        assert found[0] == "b", "it is on the machine of the process"
+        assert sorted(found[1:]) == ["x", "y"]
+        assert a.followers(far) == found[:2]
+        assert a.successors(near) == ["b"]
+        await b.drain()
+        await a.refresh()
+        assert a.successors(near) == []
+        assert sorted(a.successors(far)) == ["x", "y"]
+        await b.refresh()
+        assert b.successors(near) == []
+
+
+async def test_the_end_of_a_lease_is_noticed_without_the_database(member, monkeypatch):
+    async with member(replica("a"), seconds=1.0) as (a, _):
+        renew = a.store.renew
+
+        def fail(*arguments):
+            raise RegistryError("the database is gone")
+
+        monkeypatch.setattr(a.store, "renew", fail)
+        await until(lambda: not a.lease.held, "the lease is over")
+        assert a.problem == "the database is gone"
+        monkeypatch.setattr(a.store, "renew", renew)
+        await asyncio.wait_for(a.lease.wait(), 60)
+        assert a.problem == ""
+
+
+async def test_a_lost_kernel_is_reported_before_the_lease_is_held_again(member, connect):
+    async with member(replica("a")) as (a, watcher):
+        put(a.store, kernel("k"))
+        await a.refresh()
+        b = ClusterStore(connect(), other("b"))
+        b.join(60.0)
+        assert b.take("k", "a", gone=True) is not None
+        a.lease.end()
+        held = []
+        watcher.on_view = lambda change: held.append((a.lease.held, change.kernels))
+        await a.refresh()
+        [(was_held, [lost])] = held
+        assert (was_held, lost.replica_id) == (False, "b")
+        assert a.lease.held
+
+
+async def test_a_database_that_cannot_be_used_is_an_error_at_the_start(tmp_path):
+    from kbridge.kernels.registry.registry import Registry
+
+    (tmp_path / "file").touch()
+    registry = Registry(str(tmp_path / "file" / "registry.sqlite"))
+    made = Membership(ClusterStore(registry, replica("a")), Lease(5.0), count=1, log=LOG)
+    with pytest.raises(RegistryError, match="cannot be opened"):
+        await made.join()
+    await made.leave()
+
+
+async def test_a_view_that_is_older_than_a_takeover_does_not_undo_it(member, connect, monkeypatch):
+    """The database made the view before the kernel was taken; the answer arrives later."""
+    b = ClusterStore(connect(), other("b"))
+    b.join(60.0)
+    put(b, kernel("k"), kernel("l"))
+    async with member(replica("a")) as (a, watcher):
+        renew = a.store.renew
+
+        def slow(seconds, states, since):
+            view = renew(seconds, states, None)
+            a.kernels |= {k.kernel_id: k for k in a.store.take_all(["k"], "b", gone=True)}
+            return view
+
+        monkeypatch.setattr(a.store, "renew", slow)
+        b.renew(60.0, {"k": "new", "l": "new"})
+        watcher.changes.clear()
+        await a.refresh()
+        assert a.kernels["k"].replica_id == "a"
+        assert [[k.kernel_id for k in change.kernels] for change in watcher.changes] == [["l"]]
+        monkeypatch.setattr(a.store, "renew", renew)
+        await a.refresh()
+        assert a.kernels["k"].replica_id == "a"

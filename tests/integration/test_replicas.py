@@ -1,0 +1,295 @@
+"""Several real servers that are replicas of one cluster, with real kernels."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import signal
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import psutil
+import pytest
+
+from tests.support.client import attach
+from tests.support.postgresql import PASSWORD, PostgreSQL, postgresql
+from tests.support.require import require
+from tests.support.server import Server
+from tests.support.waiting import eventually, until
+
+pytestmark = [pytest.mark.kernel, pytest.mark.slow]
+
+Start = Callable[..., Server]
+
+
+def make_servers(folder: Path, url: str) -> Iterator[Start]:
+    require("ipykernel")
+    servers: list[Server] = []
+    numbers = itertools.count()
+
+    def start(*args: str, cluster: str = "lab", **more: Any) -> Server:
+        home = folder / f"server{next(numbers)}"
+        home.mkdir()
+        server = Server(home, f"--cluster={cluster}", f"--registry-url={url}", *args, **more)
+        servers.append(server)
+        return server.start()
+
+    try:
+        yield start
+    finally:
+        for server in servers:
+            server.process.send_signal(signal.SIGCONT)  # a test may have stopped it
+            server.kill()
+
+
+@pytest.fixture
+def replica(tmp_path: Path, database_url: str) -> Iterator[Start]:
+    """Start replicas of one cluster: `replica(*options)`."""
+    yield from make_servers(tmp_path, database_url)
+
+
+def has_said(server: Server, text: str) -> bool:
+    return text in server.log.read_text(errors="replace")
+
+
+def took(server: Server, kernel_id: str) -> bool:
+    return has_said(server, f"Kernel taken over: {kernel_id}")
+
+
+def die(server: Server) -> None:
+    """Kill only the server; its kernels run on."""
+    server.process.kill()
+    server.process.wait()
+
+
+async def ask(server: Server, kernel_id: str, code: str) -> str:
+    async with attach(server, kernel_id) as client:
+        return (await client.execute(code)).text()
+
+
+async def test_one_of_two_takes_over_the_kernels_of_a_replica_that_was_killed(
+    replica: Start,
+) -> None:
+    first, *others = replica(), replica(), replica()
+    kernel_ids = [first.start_kernel() for _ in range(2)]
+    for kernel_id in kernel_ids:
+        assert await ask(first, kernel_id, "x = 42; print('set')") == "set\n"
+    pids = {process.pid for process, _ in first.started()}
+    die(first)
+    for kernel_id in kernel_ids:
+        await until(lambda k=kernel_id: any(took(s, k) for s in others), "a replica took over")
+        [owner] = [server for server in others if took(server, kernel_id)]
+        assert await ask(owner, kernel_id, "print(x)") == "42\n"
+    assert {process.pid for process, _ in first.started()} == pids
+    for server in others:
+        server.assert_clean_log()
+
+
+async def test_the_new_owner_restarts_and_ends_the_kernel(replica: Start) -> None:
+    first, second = replica(), replica()
+    kernel_id = first.start_kernel()
+    die(first)
+    await until(lambda: took(second, kernel_id), "the other replica took over")
+    [(process, _)] = first.started()
+    process.kill()
+    await until(lambda: has_said(second, "restart 1 of at most"), "the kernel is restarted")
+    await until(lambda: any(p.pid != process.pid for p, _ in first.started()), "it runs again")
+    assert await ask(second, kernel_id, "print('again')") == "again\n"
+    assert second.request("DELETE", f"/api/kernels/{kernel_id}").status == 204
+    await until(lambda: not first.started(), "the kernel has ended")
+
+
+async def test_a_replica_that_was_stopped_restarts_no_kernel_that_it_has_lost(
+    replica: Start,
+) -> None:
+    """Both replicas watch the process when it ends; the one without the lease leaves it alone."""
+    first, second = replica("--lease-seconds=3"), replica("--lease-seconds=3")
+    kernel_id = first.start_kernel()
+    async with attach(first, kernel_id) as client:
+        assert (await client.execute("print(1)")).text() == "1\n"
+        first.process.send_signal(signal.SIGSTOP)
+        await until(lambda: took(second, kernel_id), "the other replica took over")
+        [(process, _)] = first.started()
+        process.kill()
+        await until(lambda: has_said(second, "restart 1 of at most"), "the kernel is restarted")
+        await until(lambda: any(p.pid != process.pid for p, _ in first.started()), "it runs")
+        first.process.send_signal(signal.SIGCONT)
+        assert await client.closed() == (1012, "the server is restarting")
+    await until(
+        lambda: has_said(first, f"Kernel {kernel_id} is served by another replica now"),
+        "the first replica has released the kernel",
+    )
+    assert not has_said(first, "restart 1 of at most")
+    assert len(first.started()) == 1
+    assert await ask(second, kernel_id, "print('one')") == "one\n"
+    await until(lambda: first.request("GET", "/readyz").status == 200, "it has a lease again")
+    for server in (first, second):
+        server.assert_clean_log()
+
+
+async def test_a_replica_that_was_stopped_culls_no_kernel_that_it_has_lost(
+    replica: Start,
+) -> None:
+    cull = ("--cull-idle=1", "--BridgeKernelManager.cull_interval=1")
+    first = replica("--lease-seconds=3", *cull)
+    second = replica("--lease-seconds=3")
+    kernel_id = first.start_kernel()
+    first.process.send_signal(signal.SIGSTOP)
+    await until(lambda: took(second, kernel_id), "the other replica took over")
+    first.process.send_signal(signal.SIGCONT)
+    await until(
+        lambda: has_said(first, f"Kernel {kernel_id} is served by another replica now"),
+        "the first replica has released the kernel",
+    )
+    assert not has_said(first, f"Culling kernel {kernel_id}")
+    assert await ask(second, kernel_id, "print('here')") == "here\n"
+
+
+async def test_replicas_that_start_at_once_share_the_kernels_of_a_dead_one(
+    replica: Start,
+) -> None:
+    first = replica()
+    kernel_ids = {first.start_kernel() for _ in range(3)}
+    pids = {process.pid for process, _ in first.started()}
+    die(first)
+    with ThreadPoolExecutor(2) as threads:
+        others = [work.result() for work in [threads.submit(replica) for _ in range(2)]]
+
+    def owners(kernel_id: str) -> list[Server]:
+        said = (f"Kernel found again: {kernel_id}", f"Kernel taken over: {kernel_id}")
+        return [server for server in others if any(has_said(server, text) for text in said)]
+
+    for kernel_id in kernel_ids:
+        eventually(lambda k=kernel_id: owners(k), "a replica serves the kernel")
+        [owner] = owners(kernel_id)
+        assert await ask(owner, kernel_id, "print('here')") == "here\n"
+    assert {process.pid for process, _ in first.started()} == pids
+    for server in others:
+        server.assert_clean_log()
+
+
+async def test_a_replica_that_is_stopped_gives_its_kernels_to_another(replica: Start) -> None:
+    first, second = replica("--drain-seconds=1"), replica()
+    kernel_id = first.start_kernel()
+    async with attach(first, kernel_id) as client:
+        assert (await client.execute("x = 42; print(x)")).text() == "42\n"
+        stopping = asyncio.create_task(asyncio.to_thread(first.stop))
+        assert await client.closed() == (1012, "the server is restarting")
+        assert await stopping == 0
+    await until(lambda: took(second, kernel_id), "the other replica has the kernel")
+    assert await ask(second, kernel_id, "print(x)") == "42\n"
+    assert not has_said(second, "has ended without")
+    # The last replica of a cluster ends its kernels, as any server does.
+    assert await asyncio.to_thread(second.stop) == 0
+    assert not first.started()
+    for server in (first, second):
+        server.assert_clean_log()
+
+
+async def test_the_last_replica_finds_its_kernels_again(replica: Start) -> None:
+    first = replica("--shutdown-kernels-on-exit=False")
+    kernel_id = first.start_kernel()
+    assert await ask(first, kernel_id, "x = 42; print(x)") == "42\n"
+    assert first.stop() == 0
+    second = replica()
+    assert has_said(second, f"Kernel found again: {kernel_id}")
+    assert await ask(second, kernel_id, "print(x)") == "42\n"
+
+
+async def test_clusters_of_one_database_leave_each_other_alone(replica: Start) -> None:
+    first = replica("--shutdown-kernels-on-exit=False")
+    kernel_id = first.start_kernel()
+    die(first)
+    other = replica(cluster="other")
+    assert other.request("GET", "/api/kernels").json() == []
+    alone = replica(cluster="")
+    assert alone.request("GET", "/api/kernels").json() == []
+    again = replica()
+    assert [m["id"] for m in again.request("GET", "/api/kernels").json()] == [kernel_id]
+
+
+# PostgreSQL that is restarted
+
+
+@pytest.fixture
+def database() -> Iterator[PostgreSQL]:
+    with postgresql() as server:
+        yield server
+
+
+@pytest.fixture
+def on_database(tmp_path: Path, database: PostgreSQL) -> Iterator[Start]:
+    yield from make_servers(tmp_path, database.new_database())
+
+
+async def test_websockets_do_not_notice_that_the_database_is_restarted(
+    on_database: Start, database: PostgreSQL
+) -> None:
+    first = on_database("--lease-seconds=4")
+    kernel_id = first.start_kernel()
+    ready = lambda: first.request("GET", "/readyz")  # noqa: E731
+    async with attach(first, kernel_id) as client:
+        assert (await client.execute("print('before')")).text() == "before\n"
+        await asyncio.to_thread(database.stop, crash=True)
+        await until(lambda: "lease" in ready().json()["checks"]["cluster"], "the lease is over")
+        assert ready().status == 503
+        # Requests that need no lease are answered; the others name the reason.
+        assert (await client.execute("print('meanwhile')")).text() == "meanwhile\n"
+        assert [m["id"] for m in first.request("GET", "/api/kernels").json()] == [kernel_id]
+        refused = first.request("POST", f"/api/kernels/{kernel_id}/restart")
+        assert (refused.status, b"lease" in refused.body) == (503, True)
+        assert first.request("POST", "/api/kernels", {"name": "python3"}).status == 503
+        await asyncio.to_thread(database.start)
+        await until(lambda: ready().status == 200, "the lease is held again")
+        assert (await client.execute("print('after')")).text() == "after\n"
+    other = first.start_kernel()
+    second = on_database("--lease-seconds=4")
+    die(first)
+    for each in (kernel_id, other):
+        await until(lambda k=each: took(second, k), "kernels were recorded after the restart")
+    assert not has_said(first, "restart 1 of at most")
+    first.assert_clean_log()
+
+
+async def test_a_kernel_that_dies_without_a_lease_is_restarted_once_there_is_one(
+    on_database: Start, database: PostgreSQL
+) -> None:
+    first = on_database("--lease-seconds=4")
+    kernel_id = first.start_kernel()
+    await asyncio.to_thread(database.stop)
+    await until(lambda: b"lease" in first.request("GET", "/readyz").body, "the lease is over")
+    [(process, _)] = first.started()
+    process.kill()
+    psutil.wait_procs([process])
+    assert not has_said(first, "restart 1 of at most")
+    await asyncio.to_thread(database.start)
+    await until(lambda: has_said(first, "restart 1 of at most"), "the kernel is restarted")
+    await until(lambda: any(p.pid != process.pid for p, _ in first.started()), "it runs again")
+    assert await ask(first, kernel_id, "print('again')") == "again\n"
+
+
+async def test_neither_the_secret_nor_the_password_is_logged(
+    on_database: Start, database: PostgreSQL
+) -> None:
+    first, second = on_database("--debug"), on_database("--debug")
+    kernel_id = first.start_kernel()
+    die(first)
+    await until(lambda: took(second, kernel_id), "the other replica took over")
+    [[secret]] = database.query("SELECT secret FROM kbridge_clusters")
+    await asyncio.to_thread(database.stop)
+    await until(lambda: has_said(second, "The registry postgresql"), "the error is logged")
+    for server in (first, second):
+        for text in (secret, PASSWORD, quote(PASSWORD, safe="")):
+            assert not has_said(server, text)
+
+
+async def test_a_server_without_its_database_says_so_and_ends(
+    on_database: Start, database: PostgreSQL
+) -> None:
+    await asyncio.to_thread(database.stop)
+    with pytest.raises(AssertionError, match="The registry postgresql") as ended:
+        on_database()
+    assert "word" not in str(ended.value), "the password is not shown"
