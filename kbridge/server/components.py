@@ -48,6 +48,7 @@ from kbridge.tracing.start import start_tracing
 if TYPE_CHECKING:
     from kbridge.cluster.membership import Membership
     from kbridge.cluster.ownership import Ownership
+    from kbridge.cluster.takeover import ReplicaHubs
     from kbridge.tracing.setup import Tracing
 
 __all__ = ["Cluster", "Components", "access_policy", "build", "make_cluster", "make_registry"]
@@ -65,10 +66,13 @@ class Cluster:
         Its lease, and its view of the cluster.
     ownership : Ownership
         The kernels that it owns.
+    hubs : ReplicaHubs
+        The hubs of kernels that it owns or follows.
     """
 
     membership: Membership
     ownership: Ownership
+    hubs: ReplicaHubs
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,8 +170,8 @@ def make_cluster(
 def _make_keeper(config: ServerConfig, hubs: HubTable, log: logging.Logger) -> Keeper | None:
     """Return the object that keeps connections while no bridge runs, if that is possible."""
     settings = hubs.settings
-    if no_holder(settings):
-        return None
+    if config.cluster.name or no_holder(settings):
+        return None  # in a cluster, another replica must get the identities of the connections
     name = hashlib.sha256(config.address.encode()).hexdigest()[:16]
     directory = Path(settings.journal_dir).expanduser().absolute()
     limit = settings.journal_disk_total
@@ -225,7 +229,8 @@ def build(config: ServerConfig, port: int, log: logging.Logger) -> Components:
         )
     sessions = Sessions(kernels, registry)
     hubs.configure(ZMQChannelsWebsocketConnection.hub_settings(config.traits.config, kernels))
-    hubs.keep_connections(_make_keeper(config, hubs, log), no_holder(hubs.settings))
+    unkept = "the server was a replica of a cluster" if membership else no_holder(hubs.settings)
+    hubs.keep_connections(_make_keeper(config, hubs, log), unkept)
     auth = _authenticator(config, port)
     services = Services(
         kernels, sessions, hubs, auth, base_url=config.base_url, list_kernels=config.list_kernels
@@ -254,9 +259,11 @@ def build(config: ServerConfig, port: int, log: logging.Logger) -> Components:
     )
     cluster = None
     if membership is not None:
-        from kbridge.cluster.ownership import Ownership, PlainHubs
+        from kbridge.cluster.ownership import Ownership
+        from kbridge.cluster.takeover import ReplicaHubs
 
-        cluster = Cluster(membership, Ownership(membership, kernels, PlainHubs(hubs), log))
+        replica = ReplicaHubs(membership, hubs, log)
+        cluster = Cluster(membership, Ownership(membership, kernels, replica, log), replica)
     parts = (application, services, kernels, sessions, registry, hubs, keepalive, audit, tracing)
     return Components(*parts, cluster)
 

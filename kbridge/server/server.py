@@ -130,6 +130,7 @@ class Server:
         owner = f"{platform.node()} {self.config.address}"
         parts.sessions.adopt(await parts.kernels.adopt(owner, attached))
         if parts.cluster is not None:
+            await parts.cluster.hubs.open()
             await parts.cluster.ownership.open()
         return parts.kernels
 
@@ -296,6 +297,7 @@ class Server:
         keep = keep and parts.registry.enabled
         if parts.cluster is not None:
             await parts.cluster.ownership.aclose()
+            await parts.cluster.hubs.aclose()
         await self._end_kernels(parts, force or asyncio.Event(), keep=keep)
         if not keep:
             parts.sessions.drop_orphans()

@@ -8,7 +8,9 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+from kbridge.cluster.membership import Membership
 from kbridge.hub.table import HubTable
+from kbridge.kernels.lifecycle.lease import Lease
 from kbridge.kernels.registry.cluster_store import ClusterStore
 from kbridge.kernels.registry.models import ClusterKernel, KernelRow, Replica, encode
 from kbridge.kernels.registry.registry import Registry
@@ -51,6 +53,7 @@ class ReplicaRig:
             self.registry, Replica(name, "c", f"http://{name}", "here", 7, "start", "1.0")
         )
         self.store.join(LEASE)
+        self.membership = Membership(self.store, Lease(LEASE), count=1, log=LOG)
         self.links: list[MemoryKernel] = []
         self.hubs = HubTable(link=self._link)
 
@@ -60,6 +63,10 @@ class ReplicaRig:
 
     def kernels(self) -> dict[str, ClusterKernel]:
         return {each.kernel_id: each for each in self.store.kernels()}
+
+    async def see(self) -> None:
+        """Read the view of the cluster."""
+        await self.membership.refresh()
 
     def put(self, *rows: KernelRow) -> None:
         self.store.write({("kernel", row.kernel_id): row for row in rows})
@@ -76,12 +83,15 @@ async def replicas(path: Path) -> AsyncIterator[tuple[ReplicaRig, ReplicaRig]]:
     """Two replicas that share a database."""
     both = ReplicaRig(path / "registry.sqlite", "a"), ReplicaRig(path / "registry.sqlite", "b")
     for each in both:
-        each.store.join(LEASE)
+        await each.membership.join()
+    for each in both:
+        await each.see()
     try:
         yield both
     finally:
         for each in both:
             await each.hubs.aclose()
+            await each.membership.leave()
             each.registry.close()
 
 

@@ -1,0 +1,156 @@
+"""Follows the kernels of other replicas: keeps a hub, and so a journal, of each.
+
+Every replica computes from its view of the cluster which kernels it follows. A follower connects to
+the kernel itself; nothing passes through the owner.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import Any, Final
+
+from kbridge.cluster.membership import Change, Membership
+from kbridge.cluster.state_writer import read_handover
+from kbridge.errors import HubClosed, KbridgeError, RegistryError
+from kbridge.flow.handover import END
+from kbridge.hub import HubTable
+from kbridge.kernels.registry.models import ClusterKernel, KernelRole, decode
+from kbridge.kernels.tasks import spawn, stop
+
+__all__ = ["Followers", "connection_of"]
+
+_SETTLED: Final = 2.0
+"""Seconds after which the owner has written the end of its journal at the beginning of a hub."""
+
+
+def connection_of(kernel: ClusterKernel) -> dict[str, Any] | None:
+    """Return the connection info of a kernel; None if it has none yet, or it cannot be read."""
+    try:
+        info = decode(kernel.row.details).get("connection")
+    except ValueError:
+        return None
+    return info if isinstance(info, dict) and info else None
+
+
+class Followers:
+    """The hubs of the kernels that this replica follows.
+
+    Parameters
+    ----------
+    membership : Membership
+        The view of the cluster.
+    hubs : HubTable
+        Opens and closes the hubs.
+    log : logging.Logger
+        The logger for kernels that cannot be reached.
+
+    Attributes
+    ----------
+    joined : dict of str to str
+        By kernel, the end of the owner's journal when this replica began to follow.
+    """
+
+    def __init__(self, membership: Membership, hubs: HubTable, log: logging.Logger) -> None:
+        self._membership = membership
+        self._hubs = hubs
+        self._log = log
+        self._me = membership.me.replica_id
+        self._infos: dict[str, dict[str, Any]] = {}
+        self._began: dict[str, float] = {}  # by kernel whose end was not read yet
+        self.joined: dict[str, str] = {}
+        self._reading: asyncio.Task[None] | None = None
+        self._closing: set[asyncio.Task[None]] = set()
+        self._closed = False
+
+    def open(self) -> None:
+        """Follow the view of the cluster from now on."""
+        self._membership.observe(self)
+        self.on_view(Change(tuple(self._membership.kernels.values()), replicas=True))
+
+    def on_view(self, change: Change) -> None:
+        """Open and close hubs so that they match the view."""
+        if self._closed:
+            return
+        view = self._membership
+        kernels = view.kernels.values() if change.replicas else change.kernels
+        for kernel_id in change.ended & self._hubs.followed.keys():
+            self._forget(kernel_id)
+        for kernel in kernels:
+            self._decide(kernel)
+        if self._began and self._reading is None:
+            self._reading = spawn(self._read_joined(), self._log)
+
+    def _decide(self, kernel: ClusterKernel) -> None:
+        """Follow a kernel or not."""
+        kernel_id, view = kernel.kernel_id, self._membership
+        if kernel.replica_id == self._me:
+            return  # if it is followed, it is about to be served
+        wanted = kernel.row.role == KernelRole.USED and self._me in view.followers(kernel)
+        info = connection_of(kernel) if wanted else None
+        if info is not None:
+            self._follow(kernel_id, info, kernel.replica_id)
+        elif kernel_id in self._hubs.followed and view.is_alive(kernel.replica_id):
+            self._forget(kernel_id)
+
+    def _follow(self, kernel_id: str, info: dict[str, Any], owner: str) -> None:
+        if self._hubs.get(kernel_id) is not None:
+            return  # this replica has lost it, and is about to close the hub
+        hub = self._hubs.followed.get(kernel_id)
+        known = self._infos.get(kernel_id)
+        self._infos[kernel_id] = info
+        try:
+            if hub is None:
+                self._hubs.follow(kernel_id, info)
+                self._began[kernel_id] = asyncio.get_running_loop().time()
+                self._log.info("Following kernel %s of %s", kernel_id, owner)
+            elif info != known:
+                hub.reconnect(info)
+        except HubClosed:
+            return
+        except (KbridgeError, ValueError, TypeError) as error:
+            if known != info:  # logged once
+                self._log.warning("Kernel %s cannot be followed: %s", kernel_id, error)
+
+    def _forget(self, kernel_id: str) -> None:
+        self.taken(kernel_id)
+        task = spawn(self._hubs.unfollow(kernel_id), self._log)
+        self._closing.add(task)
+        task.add_done_callback(self._closing.discard)
+
+    def taken(self, kernel_id: str) -> str | None:
+        """Forget a kernel that is about to be served.
+
+        Returns
+        -------
+        str or None
+            The end of the owner's journal when this replica began to follow; None if that is not
+            known.
+        """
+        self._infos.pop(kernel_id, None)
+        self._began.pop(kernel_id, None)
+        return self.joined.pop(kernel_id, None)
+
+    async def _read_joined(self) -> None:
+        """Read the ends of the owners' journals, once, when they have been written.
+
+        An end that this replica does not have in its journal is older than that journal.
+        """
+        now, store = asyncio.get_running_loop().time(), self._membership.store
+        due = [name for name, began in self._began.items() if now >= began + _SETTLED]
+        try:
+            for kernel_id in due:
+                found = await asyncio.to_thread(read_handover, store, kernel_id)
+                if self._began.pop(kernel_id, None) is not None and END in found.places:
+                    self.joined[kernel_id] = found.places[END]
+        except RegistryError:
+            pass  # at the next view
+        finally:
+            self._reading = None
+
+    async def aclose(self) -> None:
+        """Follow no more; `HubTable.aclose` closes the hubs. May be called twice."""
+        self._closed = True
+        await stop(self._reading)
+        if self._closing:
+            await asyncio.wait(self._closing)

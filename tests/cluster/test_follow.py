@@ -1,0 +1,155 @@
+"""The kernels that a replica follows."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from kbridge.cluster import follow
+from kbridge.cluster.follow import Followers, connection_of
+from kbridge.cluster.state_writer import StateWriter
+from kbridge.kernels.registry.models import KernelRole, KernelRow
+from tests.cluster.rig import INFO, LOG, ReplicaRig, kernel_row, line, other_ports
+from tests.support.waiting import until
+
+
+@pytest.fixture
+def a(both: tuple[ReplicaRig, ReplicaRig]) -> ReplicaRig:
+    return both[0]
+
+
+@pytest.fixture
+def b(both: tuple[ReplicaRig, ReplicaRig]) -> ReplicaRig:
+    return both[1]
+
+
+@pytest.fixture
+def following(b: ReplicaRig) -> Followers:
+    return Followers(b.membership, b.hubs, LOG)
+
+
+async def test_kernels_of_others_are_followed_until_they_end(
+    a: ReplicaRig, b: ReplicaRig, following: Followers
+) -> None:
+    a.put(kernel_row("k"))
+    b.put(kernel_row("own"))
+    await b.see()
+    following.open()
+    assert set(b.hubs.followed) == {"k"}
+    a.put(kernel_row("l"))
+    await b.see()
+    assert set(b.hubs.followed) == {"k", "l"}
+    hub = b.hubs.followed["k"]
+    assert hub.following
+    a.store.write({("kernel", "k"): None})
+    await b.see()
+    assert set(b.hubs.followed) == {"l"}
+    await until(lambda: hub.closed, "the hub is closed")
+    await following.aclose()
+    await following.aclose()
+
+
+async def test_another_replica_takes_its_share(
+    a: ReplicaRig, b: ReplicaRig, following: Followers
+) -> None:
+    names = [f"kernel-{i}" for i in range(20)]
+    a.put(*map(kernel_row, names))
+    c = ReplicaRig(b.registry.path, "c")
+    await b.see()
+    following.open()
+    kernels = b.kernels()
+    expected = {name for name in names if b.membership.followers(kernels[name]) == ["b"]}
+    assert 0 < len(expected) < 20
+    assert set(b.hubs.followed) == expected
+    c.store.leave()
+    await b.see()
+    assert set(b.hubs.followed) == set(names)
+    await c.membership.leave()
+    c.registry.close()
+    await following.aclose()
+
+
+async def test_the_hub_of_a_kernel_without_owner_stays(
+    a: ReplicaRig, b: ReplicaRig, following: Followers
+) -> None:
+    a.put(kernel_row())
+    await b.see()
+    following.open()
+    a.store.leave()
+    await b.see()
+    assert set(b.hubs.followed) == {"k"}
+    assert b.store.take("k", "a", gone=True)
+    await b.see()  # before the takeover
+    assert set(b.hubs.followed) == {"k"}
+    await following.aclose()
+
+
+@pytest.mark.parametrize("role", [KernelRole.STARTING, KernelRole.POOLED])
+async def test_kernels_that_no_client_knows_are_not_followed(
+    a: ReplicaRig, b: ReplicaRig, following: Followers, role: str
+) -> None:
+    a.put(kernel_row(role=role))
+    await b.see()
+    following.open()
+    assert not b.hubs.followed
+    a.put(kernel_row())
+    await b.see()
+    assert set(b.hubs.followed) == {"k"}
+    await following.aclose()
+
+
+async def test_a_follower_connects_to_the_next_process(
+    a: ReplicaRig, b: ReplicaRig, following: Followers
+) -> None:
+    a.put(kernel_row())
+    await b.see()
+    following.open()
+    a.put(kernel_row(pid=8))
+    await b.see()
+    assert len(b.links) == 1
+    a.put(kernel_row(connection=other_ports(iopub_port=99)))
+    await b.see()
+    assert len(b.links) == 2
+    assert b.links[0].closed
+    await following.aclose()
+
+
+async def test_a_kernel_that_cannot_be_reached_is_logged_once(
+    a: ReplicaRig, b: ReplicaRig, following: Followers, caplog: pytest.LogCaptureFixture
+) -> None:
+    bad = {"transport": "tcp", "ip": "127.0.0.1"}
+    a.put(kernel_row(connection=bad))
+    await b.see()
+    following.open()
+    a.put(kernel_row(connection=bad, pid=8))
+    await b.see()
+    assert not b.hubs.followed
+    assert len([r for r in caplog.records if "cannot be followed" in r.getMessage()]) == 1
+
+
+@pytest.mark.parametrize("details", ["", "{", "[]", '{"connection": 1}', '{"connection": {}}'])
+def test_rows_without_a_connection(details: str) -> None:
+    from kbridge.kernels.registry.models import ClusterKernel
+
+    row: KernelRow = kernel_row()
+    kernel = ClusterKernel(row, "a", "here", 1)
+    assert connection_of(kernel) == INFO
+    assert connection_of(replace(kernel, row=replace(row, details=details))) is None
+
+
+async def test_the_end_of_the_journal_before_is_read_once(
+    a: ReplicaRig, b: ReplicaRig, following: Followers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(follow, "_SETTLED", 0.0)
+    a.put(kernel_row())
+    a.hubs.open("k", INFO)
+    output = line("1\n")
+    a.say(output)
+    await StateWriter(a.store, a.hubs, LOG).write()
+    await b.see()
+    following.open()
+    await until(lambda: "k" in following.joined, "the end was read")
+    assert following.taken("k") == output.msg_id
+    assert following.taken("k") is None
+    await following.aclose()

@@ -1,0 +1,126 @@
+"""A replica that goes on with the kernels of another one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from kbridge.cluster.takeover import ReplicaHubs
+from kbridge.errors import RegistryError
+from kbridge.hub import Hub
+from kbridge.wire.dialects import V1
+from tests.cluster.rig import INFO, LOG, ReplicaRig, kernel_row, line
+from tests.hub.rig import Peer, texts
+
+
+def attach(hub: Hub, session_id: str, since: str = "") -> Peer:
+    client = Peer()
+    cursor = hub.attach(client, V1, session_id, since)
+    client.hear = lambda payload: hub.on_pong(cursor, payload)
+    client.answer()
+    return client
+
+
+@pytest.mark.parametrize("follows", [True, False])
+async def test_clients_go_on(both: tuple[ReplicaRig, ReplicaRig], follows: bool) -> None:
+    a, b = both
+    one = ReplicaHubs(a.membership, a.hubs, LOG)
+    two = ReplicaHubs(b.membership, b.hubs, LOG)
+    a.put(kernel_row())
+    first = a.hubs.open("k", INFO)
+    await b.see()
+    if follows:
+        two.followers.open()
+    attach(first, "s")
+    output = [line(f"{i}\n") for i in range(4)]
+    for each in output[:2]:
+        for replica in both if follows else [a]:
+            replica.say(each)
+    await one.hand_over("k")
+    identity = first.identities[-1]
+    await a.hubs.aclose()
+    kernel = b.store.take("k", "a", gone=True)
+    assert kernel is not None
+    await two.promote(kernel)
+    hub = b.hubs["k"]
+    assert not b.hubs.followed
+    assert b.hubs.open("k", INFO) is hub
+    assert identity in b.links[-1].former
+    for each in output[2:]:
+        b.say(each)
+    assert "".join(texts(attach(hub, "s"))) == "2\n3\n"
+    await two.aclose()
+    await one.aclose()
+
+
+async def test_a_database_that_fails_does_not_stop_a_takeover(
+    both: tuple[ReplicaRig, ReplicaRig],
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    a, b = both
+    two = ReplicaHubs(b.membership, b.hubs, LOG)
+    a.put(kernel_row())
+    await b.see()
+    two.followers.open()
+    b.say(line("0\n"))
+
+    def fail(*_args: Any) -> Any:
+        raise RegistryError("down")
+
+    monkeypatch.setattr(b.store, "places", fail)
+    await two.promote(b.kernels()["k"])
+    assert "twice: down" in caplog.text
+    assert b.links[-1].former == [b"old"]
+    assert texts(attach(b.hubs["k"], "s", "start")) == ["0\n"]
+    await two.aclose()
+
+
+async def test_a_kernel_without_a_usable_connection_is_not_promoted(
+    both: tuple[ReplicaRig, ReplicaRig], caplog: pytest.LogCaptureFixture
+) -> None:
+    a, b = both
+    two = ReplicaHubs(b.membership, b.hubs, LOG)
+    for connection in ({}, {"transport": "x"}):
+        a.put(kernel_row(connection=connection))
+        await two.promote(b.kernels()["k"])
+    assert b.hubs.get("k") is None
+    assert caplog.text.count("cannot be reached") == 1
+    await two.aclose()
+
+
+async def test_a_kernel_that_was_lost_is_followed(both: tuple[ReplicaRig, ReplicaRig]) -> None:
+    a, b = both
+    one = ReplicaHubs(a.membership, a.hubs, LOG)
+    a.put(kernel_row())
+    client = attach(a.hubs.open("k", INFO), "s")
+    assert b.store.take("k", "a", gone=True)
+    await one.open()
+    await a.see()
+    assert a.hubs.get("k") is not None
+    await one.demote("k")
+    assert client.closed_with == (1012, "the server is restarting")
+    assert set(a.hubs.followed) == {"k"}
+    await one.aclose()
+
+
+async def test_a_replica_that_is_started_again_goes_on_with_its_kernels(
+    both: tuple[ReplicaRig, ReplicaRig],
+) -> None:
+    a, b = both
+    one = ReplicaHubs(a.membership, a.hubs, LOG)
+    two = ReplicaHubs(b.membership, b.hubs, LOG)
+    a.put(kernel_row())
+    attach(a.hubs.open("k", INFO), "s")
+    a.say(line("0\n"))
+    await one.hand_over("k")
+    await a.hubs.aclose()
+    assert b.store.take("k", "a", gone=True)
+    hub = b.hubs.open("k", INFO, former=[b"old"], adopted=True)  # its adoption at the start
+    await two.open()
+    assert b.hubs["k"] is hub
+    b.say(line("1\n"))
+    assert texts(attach(hub, "s")) == ["1\n"]
+    await two.aclose()
+    await one.aclose()
