@@ -17,6 +17,7 @@
     |   +-- Forbidden                 403   1008   no token, or a foreign Origin or Host
     |   +-- KernelLimitReached        403   1008   `max_kernels` kernels are running
     |   +-- Conflict                  409   1008   the object's state does not permit it
+    |   +-- Misdirected               421   1008   another replica of the cluster serves the kernel
     |   +-- NotFound                  404   1008   the object does not exist
     |       +-- KernelNotFound        404   1008
     |       +-- KernelspecNotFound    404   1008
@@ -47,6 +48,7 @@
         +-- TunnelError               502   1011   ssh does not get through (ConnectionError)
         +-- HubClosed                 503   1012   the hub was closed while it was in use
         +-- Busy                      503   1011   temporarily impossible; try again later
+        +-- ReplicaUnreachable        503   1011   the replica that serves the kernel is not there
 
 An error that a caller is meant to catch is defined here, and nowhere else. Where callers of
 jupyter_client or ipykernel expect a builtin exception, the class has that as a base, too. The
@@ -94,6 +96,7 @@ __all__ = [
     "ListenError",
     "MalformedFrame",
     "MessageTooBig",
+    "Misdirected",
     "NetworkError",
     "NoFreePort",
     "NoServer",
@@ -105,6 +108,7 @@ __all__ = [
     "OldZmtp",
     "ProtocolViolation",
     "RegistryError",
+    "ReplicaUnreachable",
     "SessionNotFound",
     "SetupError",
     "SocketPathTooLong",
@@ -218,6 +222,15 @@ class Conflict(ClientError):
     """The state of the object does not permit the request; it may later."""
 
     http_status = 409
+
+
+class Misdirected(ClientError):
+    """A replica of a cluster has passed on a request to one that does not serve the kernel.
+
+    The kernel was given to another replica in the meantime. Only replicas get this error.
+    """
+
+    http_status = 421
 
 
 class NotFound(ClientError):
@@ -391,5 +404,14 @@ class HubClosed(BridgeError):
 
 class Busy(BridgeError):
     """The call is impossible now; the same call may succeed later."""
+
+    http_status = 503
+
+
+class ReplicaUnreachable(BridgeError):
+    """The replica that serves the kernel cannot be reached, or refuses requests of this one.
+
+    The same request may succeed later: when that replica is back, or another one serves the kernel.
+    """
 
     http_status = 503

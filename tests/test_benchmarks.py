@@ -15,7 +15,17 @@ from jupyter_client.session import Session
 from jupyter_server.services.kernels.connection.base import deserialize_msg_from_ws_v1
 
 from benchmarks import __main__ as command
-from benchmarks import baseline, client, measure, options, page_cache, readme, replayer, report
+from benchmarks import (
+    baseline,
+    client,
+    measure,
+    options,
+    page_cache,
+    readme,
+    relay,
+    replayer,
+    report,
+)
 from benchmarks.address import Transport
 from benchmarks.floor import bare
 from benchmarks.load import busy_cores
@@ -913,3 +923,9 @@ def test_the_short_table_has_only_existing_rows() -> None:
     measured = json.loads((readme.ROOT / "docs" / "benchmarks.json").read_text())
     for row, figure in readme.SHORT:
         assert figure in measured["rows"][row]["figures"]
+
+
+def test_the_cost_of_a_relay_is_measured_per_frame() -> None:
+    found = relay.measure(200)
+    assert sorted(found) == ["lone", "stream"]
+    assert all(micros > 0 for micros in found.values())

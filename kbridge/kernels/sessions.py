@@ -18,7 +18,7 @@ from kbridge.kernels.manager import BridgeKernelManager
 from kbridge.kernels.registry.models import SessionRow
 from kbridge.kernels.registry.writer import RegistryWriter
 
-__all__ = ["Sessions"]
+__all__ = ["Sessions", "new_session_fields", "session_fields", "session_model"]
 
 # A kernel gets the name of its document in a variable, which Linux limits to 128 KiB.
 _LONGEST: Final = 16_384
@@ -67,10 +67,7 @@ class Sessions:
         KernelspecNotFound, KernelLimitReached, KernelStartError
             As the start of a kernel raises them.
         """
-        fields = _fields(body)
-        for required in ("path", "type"):
-            if fields.get(required) is None:
-                raise InvalidRequest(f"A session needs a {required}")
+        fields = new_session_fields(body)
         path: str = fields["path"]
         lock = self._locks.setdefault(path, asyncio.Lock())
         with self._kernels.starting():
@@ -136,7 +133,7 @@ class Sessions:
         KernelspecNotFound, KernelLimitReached, KernelStartError
             As the start of a kernel raises them.
         """
-        fields = _fields(body)
+        fields = session_fields(body)
         session = self._find(session_id)
         with self._kernels.starting():
             kernel_id = fields.get("kernel_id")
@@ -209,25 +206,53 @@ class Sessions:
         self._writer.drop_session(session_id)
 
     def _record(self, session: _Session) -> None:
-        self._writer.put_session(
-            SessionRow(session.id, session.kernel_id, session.path, session.name, session.type)
-        )
+        self._writer.put_session(_row(session))
 
     def _model(self, session: _Session) -> dict[str, Any]:
-        model = {
-            "id": session.id,
-            "path": session.path,
-            "name": session.name,
-            "type": session.type,
-            "kernel": self._kernels.model(session.kernel_id),
-        }
-        if session.type == "notebook":  # for clients from before 2016
-            model["notebook"] = {"path": session.path, "name": session.name}
-        return model
+        return session_model(_row(session), self._kernels.model(session.kernel_id))
 
 
-def _fields(body: object) -> dict[str, Any]:
-    """Check the body of a request; return path, name, type, kernel_id and kernel_name in it."""
+def _row(session: _Session) -> SessionRow:
+    return SessionRow(session.id, session.kernel_id, session.path, session.name, session.type)
+
+
+def session_model(row: SessionRow, kernel: dict[str, Any]) -> dict[str, Any]:
+    """Return the REST model of a session with the model of its kernel."""
+    model = {
+        "id": row.session_id,
+        "path": row.path,
+        "name": row.name,
+        "type": row.type,
+        "kernel": kernel,
+    }
+    if row.type == "notebook":  # for clients from before 2016
+        model["notebook"] = {"path": row.path, "name": row.name}
+    return model
+
+
+def new_session_fields(body: object) -> dict[str, Any]:
+    """Check the body of a request for a new session, as `session_fields` does.
+
+    Raises
+    ------
+    InvalidRequest
+        If it has no path or no type, either.
+    """
+    fields = session_fields(body)
+    for required in ("path", "type"):
+        if fields.get(required) is None:
+            raise InvalidRequest(f"A session needs a {required}")
+    return fields
+
+
+def session_fields(body: object) -> dict[str, Any]:
+    """Check the body of a request; return path, name, type, kernel_id and kernel_name in it.
+
+    Raises
+    ------
+    InvalidRequest
+        If a field has another type, is not text, or is too long.
+    """
     if not isinstance(body, Mapping):
         raise InvalidRequest("The body of the request is not a JSON object")
     fields = {name: body[name] for name in ("path", "name", "type") if name in body}

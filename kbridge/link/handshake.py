@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 from typing import Final
 
 from tornado.iostream import IOStream
 from tornado.websocket import WebSocketHandler, WebSocketProtocol13
 
-__all__ = ["answer", "flush"]
+__all__ = ["answer", "flush", "switch"]
 
 _SECONDS: Final = 5.0  # for the peer to read the answer
 
@@ -34,16 +35,36 @@ def answer(handler: WebSocketHandler) -> tuple[IOStream, str | None] | None:
     header = headers.get("Sec-WebSocket-Protocol", "")
     offered = [name.strip() for name in header.split(",")] if header else []
     chosen = handler.select_subprotocol(offered)
+    found = {"Sec-WebSocket-Accept": WebSocketProtocol13.compute_accept_value(key)}
     if chosen:
         assert chosen in offered, "a subprotocol that was not offered"
-        handler.set_header("Sec-WebSocket-Protocol", chosen)
+        found["Sec-WebSocket-Protocol"] = chosen
+    return switch(handler, found), chosen
+
+
+def switch(handler: WebSocketHandler, headers: Mapping[str, str]) -> IOStream:
+    """Send the answer that changes the protocol.
+
+    Parameters
+    ----------
+    handler : WebSocketHandler
+        The handler of the handshake.
+    headers : mapping of str to str
+        The headers `Sec-WebSocket-*` of the answer.
+
+    Returns
+    -------
+    IOStream
+        The stream of the connection, as of `answer`.
+    """
     handler.clear_header("Content-Type")
     handler.set_status(101)
     handler.set_header("Upgrade", "websocket")
     handler.set_header("Connection", "Upgrade")
-    handler.set_header("Sec-WebSocket-Accept", WebSocketProtocol13.compute_accept_value(key))
+    for name, value in headers.items():
+        handler.set_header(name, value)
     handler.finish()
-    return handler.detach(), chosen
+    return handler.detach()
 
 
 async def flush(stream: IOStream) -> None:

@@ -23,8 +23,9 @@ from kbridge.wire.frame_edges import FrameEdges
 __all__ = ["Relay"]
 
 _CLOSING_SECONDS: Final = 2.0  # for the rest of a frame, before the close frame
-_LOST: Final = 1012  # the client should connect again (the IANA registry of close codes)
-_LOST_REASON: Final = "the connection to the replica that serves the kernel has ended"
+# The code and the reason after which clients connect again at once (docs/websocket.md).
+_LOST: Final = 1012
+_LOST_REASON: Final = "the server is restarting"
 
 
 class Relay:

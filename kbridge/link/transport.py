@@ -37,6 +37,13 @@ descriptor does not announce.
 
 _ALL: Final = 1 << 30
 _TURN_BYTES: Final = 1 << 20  # bytes that are encrypted in one turn
+# Seconds, seconds and a number of probes; milliseconds for data that is not acknowledged.
+_KEEPALIVE: Final = {
+    "TCP_KEEPIDLE": 10,
+    "TCP_KEEPINTVL": 5,
+    "TCP_KEEPCNT": 3,
+    "TCP_USER_TIMEOUT": 25_000,
+}
 _WOULD_BLOCK: Final = (
     BlockingIOError,
     InterruptedError,
@@ -138,6 +145,19 @@ class SocketTransport:
         sock = self._socket
         if sock is not None and sock.family in (socket.AF_INET, socket.AF_INET6):
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, int(value))
+
+    def set_keepalive(self) -> None:
+        """Let the operating system find out within half a minute that the peer's machine has gone.
+
+        Without it, a connection on which nothing is sent never ends then.
+        """
+        sock = self._socket
+        if sock is None or sock.family not in (socket.AF_INET, socket.AF_INET6):
+            return
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        for name, value in _KEEPALIVE.items():
+            if hasattr(socket, name):  # not on every platform
+                sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
 
     def pause(self) -> None:
         """Stop reading for now. A disconnect by the peer is not noticed until reading continues."""

@@ -37,6 +37,7 @@ from kbridge.server.api.services import Services
 from kbridge.server.api.websocket import ChannelsHandler
 from kbridge.server.auth.access_policy import AccessPolicy
 from kbridge.server.auth.authenticator import Authenticator
+from kbridge.server.auth.credentials import Credentials
 from kbridge.server.config import AuthConfig, ListenConfig, ServerConfig
 from kbridge.server.metrics import ServerMetrics
 from kbridge.server.readiness import Directories, Readiness
@@ -48,6 +49,8 @@ from kbridge.tracing.start import start_tracing
 if TYPE_CHECKING:
     from kbridge.cluster.membership import Membership
     from kbridge.cluster.ownership import Ownership
+    from kbridge.cluster.remote_kernels import RemoteKernels
+    from kbridge.cluster.sessions import ClusterSessions
     from kbridge.cluster.takeover import ReplicaHubs
     from kbridge.tracing.setup import Tracing
 
@@ -68,11 +71,33 @@ class Cluster:
         The kernels that it owns.
     hubs : ReplicaHubs
         The hubs of kernels that it owns or follows.
+    others : RemoteKernels
+        The kernels of the other replicas.
     """
 
     membership: Membership
     ownership: Ownership
     hubs: ReplicaHubs
+    others: RemoteKernels
+
+    def open(self, services: Services, *, cookie_secret: bool) -> None:
+        """Exchange requests with the other replicas; called once the server has joined.
+
+        Parameters
+        ----------
+        services : Services
+            The objects of the handlers, which take no requests yet.
+        cookie_secret : bool
+            True to sign cookies with a key that all replicas have.
+        """
+        secret = self.membership.secret
+        self.others.peers.secret = secret
+        self.membership.observe(self.others)
+        policy = replace(services.auth.policy, cluster_secret=secret)
+        if cookie_secret:
+            policy = replace(policy, cookie_secret=Credentials.of_cluster(secret).cookie_secret)
+            hide(policy.cookie_value())
+        services.auth = replace(services.auth, policy=policy)
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +107,7 @@ class Components:
     application: web.Application
     services: Services
     kernels: BridgeKernelManager
-    sessions: Sessions
+    sessions: Sessions | ClusterSessions
     registry: RegistryWriter
     hubs: HubTable
     keepalive: Keepalive | None
@@ -227,7 +252,10 @@ def build(config: ServerConfig, port: int, log: logging.Logger) -> Components:
             f"prespawn_count ({kernels.prespawn_count}) is more than max_kernels"
             f" ({kernels.max_kernels})"
         )
-    sessions = Sessions(kernels, registry)
+    sessions: Sessions | ClusterSessions = Sessions(kernels, registry)
+    others = None
+    if membership is not None:
+        others, sessions = _remote(kernels, membership)
     hubs.configure(ZMQChannelsWebsocketConnection.hub_settings(config.traits.config, kernels))
     unkept = "the server was a replica of a cluster" if membership else no_holder(hubs.settings)
     hubs.keep_connections(_make_keeper(config, hubs, log), unkept)
@@ -239,6 +267,7 @@ def build(config: ServerConfig, port: int, log: logging.Logger) -> Components:
     services.metrics_token = config.metrics.token
     services.readiness = Readiness(kernels, hubs, _directories(config, hubs, registry), log)
     services.readiness.membership = membership
+    services.cluster = others
     services.page = config.page
     services.sampler = Sampler(ServerSource(services)) if config.page else None
     interval = config.http.ws_ping_interval
@@ -258,14 +287,26 @@ def build(config: ServerConfig, port: int, log: logging.Logger) -> Components:
         kbridge_keepalive=keepalive,
     )
     cluster = None
-    if membership is not None:
+    if membership is not None and others is not None:
         from kbridge.cluster.ownership import Ownership
         from kbridge.cluster.takeover import ReplicaHubs
 
         replica = ReplicaHubs(membership, hubs, log)
-        cluster = Cluster(membership, Ownership(membership, kernels, replica, log), replica)
+        ownership = Ownership(membership, kernels, replica, log)
+        cluster = Cluster(membership, ownership, replica, others)
     parts = (application, services, kernels, sessions, registry, hubs, keepalive, audit, tracing)
     return Components(*parts, cluster)
+
+
+def _remote(
+    kernels: BridgeKernelManager, membership: Membership
+) -> tuple[RemoteKernels, ClusterSessions]:
+    from kbridge.cluster.peers import Peers
+    from kbridge.cluster.remote_kernels import RemoteKernels
+    from kbridge.cluster.sessions import ClusterSessions
+
+    others = RemoteKernels(membership, Peers())
+    return others, ClusterSessions(kernels, others, membership.store)
 
 
 def _authenticator(config: ServerConfig, port: int) -> Authenticator:
@@ -273,4 +314,6 @@ def _authenticator(config: ServerConfig, port: int) -> Authenticator:
     hide(policy.cookie_value())
     # The path is part of the name, because two servers behind one proxy may differ only in it.
     path = hashlib.sha256(config.base_url.encode()).hexdigest()[:8]
-    return Authenticator(policy, config.auth.cors, cookie_name=f"kbridge-{port}-{path}")
+    # Browsers reach the replicas of a cluster at one address, whichever ports these have.
+    place = config.cluster.name or port
+    return Authenticator(policy, config.auth.cors, cookie_name=f"kbridge-{place}-{path}")

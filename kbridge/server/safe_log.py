@@ -53,7 +53,7 @@ _NAME = re.compile(
 )
 _VALUE = re.compile(r"[^&\s'\"#]++")
 _AUTHORIZATION = re.compile(
-    r"(authorization\W{1,16}+(?:token|bearer|basic)\s++)[^\s'\",;]++", re.IGNORECASE
+    r"(authorization\W{1,16}+(?:token|bearer|basic|kbridge-cluster)\s++)[^\s'\",;]++", re.IGNORECASE
 )
 # Cookie headers, written out or in the repr of a dict, and single cookies of Jupyter servers.
 _COOKIES = re.compile(

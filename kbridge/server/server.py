@@ -127,6 +127,9 @@ class Server:
         if parts.cluster is not None:
             await parts.cluster.membership.join()
             hide(parts.cluster.membership.secret)
+            parts.cluster.open(
+                parts.services, cookie_secret=self.config.auth.cookie_secret_is_random
+            )
         owner = f"{platform.node()} {self.config.address}"
         parts.sessions.adopt(await parts.kernels.adopt(owner, attached))
         if parts.cluster is not None:
@@ -305,6 +308,7 @@ class Server:
         if parts.cluster is not None:
             # After a restart, the next program of this process takes the kernels itself.
             await parts.cluster.membership.leave(quietly=restart)
+            parts.cluster.others.peers.close()
 
     async def _drain(self, force: asyncio.Event | None) -> bool:
         """Give the kernels to other replicas; return True if those that are left must not end."""

@@ -224,6 +224,20 @@ async def test_nagle_is_turned_off_for_tcp(ends) -> None:
     theirs.close()
 
 
+async def test_keepalive_is_turned_on_for_tcp(ends) -> None:
+    ends.transport.set_keepalive()
+    assert ends.accepted.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+    if hasattr(socket, "TCP_USER_TIMEOUT"):
+        assert ends.accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 25_000
+    ours, theirs = socket.socketpair()
+    transport = SocketTransport(ours)
+    transport.set_keepalive()
+    assert not ours.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+    transport.close()
+    transport.set_keepalive()
+    theirs.close()
+
+
 # -- in the place of a Tornado stream --------------------------------------------------------
 
 

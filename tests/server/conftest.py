@@ -78,6 +78,9 @@ class FakeKernels:
             raise KernelNotFound(f"no kernel has the id {kernel_id}")
         return self.running[kernel_id]
 
+    def __contains__(self, kernel_id: str) -> bool:
+        return kernel_id in self.running
+
     def models(self) -> list[dict[str, Any]]:
         return list(self.running.values())
 

@@ -23,6 +23,7 @@ def secrets(monkeypatch: pytest.MonkeyPatch) -> None:
         ("uri='/api?token=abc', version", "uri='/api?token=[secret]', version"),
         ("{'Authorization': 'token abc'}", "{'Authorization': 'token [secret]'}"),
         ("Authorization: Bearer abc", "Authorization: Bearer [secret]"),
+        ("Authorization: kbridge-cluster abc", "Authorization: kbridge-cluster [secret]"),
         ("a valid token is needed", "a valid token is needed"),
         ("/api/kernels?session_id=1", "/api/kernels?session_id=1"),
         ("it was hunter22!", "it was [secret]!"),

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from functools import cached_property
 from http.client import responses
 from types import TracebackType
@@ -14,6 +15,7 @@ from typing import Any, ClassVar
 from tornado import web
 from tornado.log import app_log
 
+from kbridge.cluster.protocol import CLIENT_ADDRESS, CLIENT_AUTH
 from kbridge.errors import Forbidden, HubClosed, InvalidRequest, KbridgeError, NotFound
 from kbridge.server.api.services import Model, Services
 from kbridge.server.auth.access_policy import AuthMethod
@@ -130,6 +132,11 @@ class AccessMixin(ErrorsMixin):
     ----------
     public : bool
         True if the resource needs no token.
+    for_replicas : bool
+        True if another replica of the cluster may pass on requests of its clients.
+    passed_on : bool
+        True if another replica has passed on the request. Then `auth_method` and the address in
+        `request.remote_ip` are those of the client, as that replica says.
     auth_method : AuthMethod or None
         The method of authentication; None if the client was not authenticated, and did not have
         to be.
@@ -138,6 +145,8 @@ class AccessMixin(ErrorsMixin):
     """
 
     public: ClassVar[bool] = False
+    for_replicas: ClassVar[bool] = False
+    passed_on: bool = False
     auth_method: AuthMethod | None = None
     meter: Meter | None = None
 
@@ -158,6 +167,18 @@ class AccessMixin(ErrorsMixin):
             self.clear_header("Connection")
             if self.meter is not None:
                 self.meter.stop()
+        if self.auth_method is AuthMethod.CLUSTER:
+            self._take_client()
+
+    def _take_client(self) -> None:
+        """Read from which client another replica has the request."""
+        if not self.for_replicas:
+            raise Forbidden("replicas pass on requests for single kernels only")
+        self.passed_on = True
+        headers = self.request.headers
+        self.request.remote_ip = headers.get(CLIENT_ADDRESS) or self.request.remote_ip
+        with suppress(ValueError):
+            self.auth_method = AuthMethod(headers.get(CLIENT_AUTH, ""))
 
     def on_finish(self) -> None:
         """Add the CPU time of the reply."""

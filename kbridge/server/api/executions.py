@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from kbridge.connection import executions
-from kbridge.server.api.access import ApiHandler
+from kbridge.server.api.pass_on import KernelApiHandler
 
 if TYPE_CHECKING:
     from kbridge.hub.hub import Hub
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 __all__ = ["ExecutionHandler", "ExecutionsHandler"]
 
 
-class _OfKernel(ApiHandler):
+class _OfKernel(KernelApiHandler):
     """Base of these handlers; pages ask regularly, so a request does not count as activity."""
 
     activity = False

@@ -17,6 +17,7 @@ from kbridge.errors import InvalidRequest, KernelError, KernelspecNotFound, NotF
 from kbridge.hub.clock import timestamp
 from kbridge.kernels.lifecycle.launchable import is_passable
 from kbridge.server.api.access import AccessMixin, ApiHandler, expect
+from kbridge.server.api.pass_on import KernelApiHandler
 from kbridge.server.api.services import Model, maybe_await
 
 __all__ = [
@@ -294,10 +295,13 @@ def env_of(body: Model) -> dict[str, str] | None:
 class KernelsHandler(ApiHandler):
     """`/api/kernels`."""
 
-    def get(self) -> None:
-        """List the kernels."""
+    async def get(self) -> None:
+        """List the kernels, in a cluster those of all replicas."""
         self.require_listing()
-        self.reply(self.services.kernels.models())
+        models = self.services.kernels.models()
+        if self.services.cluster is not None:
+            models += await self.services.cluster.models({str(model["id"]) for model in models})
+        self.reply(models)
 
     async def post(self) -> None:
         """Start a kernel."""
@@ -311,7 +315,7 @@ class KernelsHandler(ApiHandler):
         self.reply_created(kernels.model(kernel_id), "kernels", kernel_id)
 
 
-class KernelHandler(ApiHandler):
+class KernelHandler(KernelApiHandler):
     """`/api/kernels/{id}`."""
 
     def get(self, kernel_id: str) -> None:
@@ -324,7 +328,7 @@ class KernelHandler(ApiHandler):
         self.set_status(204)
 
 
-class InterruptHandler(ApiHandler):
+class InterruptHandler(KernelApiHandler):
     """`/api/kernels/{id}/interrupt`."""
 
     async def post(self, kernel_id: str) -> None:
@@ -333,7 +337,7 @@ class InterruptHandler(ApiHandler):
         self.set_status(204)
 
 
-class RestartHandler(ApiHandler):
+class RestartHandler(KernelApiHandler):
     """`/api/kernels/{id}/restart`."""
 
     async def post(self, kernel_id: str) -> None:
@@ -345,10 +349,10 @@ class RestartHandler(ApiHandler):
 class SessionsHandler(ApiHandler):
     """`/api/sessions`."""
 
-    def get(self) -> None:
+    async def get(self) -> None:
         """List the sessions."""
         self.require_listing()
-        self.reply(self.services.sessions.list())
+        self.reply(await maybe_await(self.services.sessions.list()))
 
     async def post(self) -> None:
         """Create a session with its kernel, or return the session of the same path."""
@@ -359,9 +363,9 @@ class SessionsHandler(ApiHandler):
 class SessionHandler(ApiHandler):
     """`/api/sessions/{id}`."""
 
-    def get(self, session_id: str) -> None:
+    async def get(self, session_id: str) -> None:
         """Describe a session."""
-        self.reply(self.services.sessions.get(session_id))
+        self.reply(await maybe_await(self.services.sessions.get(session_id)))
 
     async def patch(self, session_id: str) -> None:
         """Rename a session, or give it another kernel."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from kbridge.hub.table import HubTable
 from kbridge.kernels.manager import BridgeKernelManager
@@ -14,6 +14,10 @@ from kbridge.page.sampler import Sampler
 from kbridge.server.auth.authenticator import Authenticator
 from kbridge.server.metrics import ServerMetrics
 from kbridge.server.readiness import Readiness
+
+if TYPE_CHECKING:
+    from kbridge.cluster.remote_kernels import RemoteKernels
+    from kbridge.cluster.sessions import ClusterSessions
 
 __all__ = ["Closable", "Model", "Restart", "ServerActivity", "Services", "maybe_await"]
 
@@ -65,7 +69,7 @@ class Services:
     Parameters
     ----------
     kernels : BridgeKernelManager
-    sessions : Sessions
+    sessions : Sessions or ClusterSessions
     hubs : HubTable
     auth : Authenticator
     base_url : str
@@ -92,12 +96,14 @@ class Services:
         Checks whether the server is ready.
     page : bool
         True if browsers receive the live page and the console.
+    cluster : RemoteKernels or None
+        The kernels of the other replicas; None without a cluster.
     sampler : Sampler or None
         Samples the server for the live page; None without it.
     """
 
     kernels: BridgeKernelManager
-    sessions: Sessions
+    sessions: Sessions | ClusterSessions
     hubs: HubTable
     auth: Authenticator
     base_url: str = "/"
@@ -111,6 +117,7 @@ class Services:
     metrics_token: str = field(default="", init=False, repr=False)
     readiness: Readiness | None = field(default=None, init=False)
     page: bool = field(default=True, init=False)
+    cluster: RemoteKernels | None = field(default=None, init=False)
     sampler: Sampler | None = field(default=None, init=False)
 
 

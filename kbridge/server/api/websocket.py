@@ -8,6 +8,7 @@ from kbridge import tornado
 from kbridge.connection.channels import ZMQChannelsWebsocketConnection
 from kbridge.errors import InvalidRequest, KernelNotFound
 from kbridge.server.api.access import AccessMixin
+from kbridge.server.api.pass_on import find_remote, pass_websocket
 
 __all__ = ["ChannelsHandler"]
 
@@ -28,6 +29,8 @@ class ChannelsHandler(AccessMixin, tornado.ChannelsHandler):
     (`kbridge.flow.selection`).
     """
 
+    for_replicas = True
+
     async def get(self, kernel_id: str) -> None:
         """Answer the handshake; `AccessMixin.prepare` has authorized the request already.
 
@@ -39,6 +42,11 @@ class ChannelsHandler(AccessMixin, tornado.ChannelsHandler):
             If the request is not the handshake of a websocket.
         """
         kernels: Any = self.services.kernels
+        remote = await find_remote(self, kernel_id)
+        if remote is not None:
+            self._need_upgrade()
+            if await pass_websocket(self, remote):
+                return
         if kernel_id not in kernels:
             raise KernelNotFound(f"no kernel has the id {kernel_id!r}")
         self._need_upgrade()

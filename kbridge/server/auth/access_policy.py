@@ -37,13 +37,15 @@ class AuthMethod(StrEnum):
     HEADER = "header"
     QUERY = "query"
     COOKIE = "cookie"
+    CLUSTER = "cluster"  # another replica of the cluster, with the cluster's secret
 
 
 @dataclass(frozen=True, slots=True)
 class RequestInfo:
     """The parts of a request that a decision needs.
 
-    `authorization` and `query_token` are raw bytes. `fetch_site` is the header `Sec-Fetch-Site`
+    `authorization`, `query_token` and `cluster_secret` are raw bytes; the last one is what another
+    replica shows. `fetch_site` is the header `Sec-Fetch-Site`
     (Fetch Metadata), by which a browser says where the request comes from. `xsrf_header` is
     `X-XSRFToken`; `xsrf_cookie` is the value of the cookie `_xsrf`.
     """
@@ -58,6 +60,7 @@ class RequestInfo:
     cookie: str = ""
     xsrf_header: str = ""
     xsrf_cookie: str = ""
+    cluster_secret: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +107,8 @@ class AccessPolicy:
         Also allows the foreign origins that it matches whole.
     cookie_secret : bytes
         Key of the cookie's value; the cookie does not contain the token.
+    cluster_secret : str
+        The secret that the other replicas of the cluster show; empty without a cluster.
     """
 
     token: str = field(default="", repr=False)
@@ -112,6 +117,7 @@ class AccessPolicy:
     allow_origin: tuple[str, ...] = ()
     allow_origin_pat: re.Pattern[str] | None = None
     cookie_secret: bytes = field(default=b"", repr=False)
+    cluster_secret: str = field(default="", repr=False)
 
     @property
     def auth_enabled(self) -> bool:
@@ -199,6 +205,14 @@ class AccessPolicy:
         public : bool
             True if the resource needs no token; Host and Origin are checked in any case.
         """
+        # Host and Origin protect browsers, and no page knows this secret.
+        if request.cluster_secret and self.cluster_secret:
+            if hmac.compare_digest(request.cluster_secret, self.cluster_secret.encode()):
+                return Decision(auth_method=AuthMethod.CLUSTER)
+            return Decision(
+                "the secret of the cluster is wrong: do all replicas have the same"
+                " KbridgeApp.registry_url and KbridgeApp.cluster?"
+            )
         if not self.host_allowed(request.host):
             return Decision(
                 "the Host header does not name a local host; set KbridgeApp.local_hostnames or "

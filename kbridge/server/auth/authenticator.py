@@ -7,9 +7,17 @@ from dataclasses import dataclass, field
 
 from tornado import httputil
 
+from kbridge.cluster.protocol import CLUSTER_SCHEME
 from kbridge.server.auth.access_policy import AccessPolicy, Decision, RequestInfo
 
-__all__ = ["XSRF_COOKIE", "Authenticator", "Cors", "parse_authorization", "request_info"]
+__all__ = [
+    "XSRF_COOKIE",
+    "Authenticator",
+    "Cors",
+    "parse_authorization",
+    "parse_cluster_secret",
+    "request_info",
+]
 
 # The name that Jupyter's clients expect. The cookie is not a secret: see `access_policy`.
 XSRF_COOKIE = "_xsrf"
@@ -106,6 +114,7 @@ def request_info(request: httputil.HTTPServerRequest, cookie_name: str) -> Reque
         cookie=cookies[cookie_name],
         xsrf_header=request.headers.get("X-Xsrftoken", ""),
         xsrf_cookie=cookies[XSRF_COOKIE],
+        cluster_secret=parse_cluster_secret(request.headers.get("Authorization")),
     )
 
 
@@ -117,6 +126,12 @@ def parse_authorization(value: str | None) -> bytes:
     match = _AUTHORIZATION.fullmatch(value.strip()) if value else None
     # Tornado decodes header bytes as latin-1; this gives the bytes back.
     return match[1].encode("latin-1", "replace") if match else b""
+
+
+def parse_cluster_secret(value: str | None) -> bytes:
+    """Return the secret that another replica shows (`kbridge-cluster X`), empty for none."""
+    scheme, _, secret = value.partition(" ") if value else ("", "", "")
+    return secret.encode("latin-1", "replace") if scheme == CLUSTER_SCHEME else b""
 
 
 def _cookies(headers: httputil.HTTPHeaders, *names: str) -> dict[str, str]:

@@ -7,6 +7,7 @@ the file; a file that another user could have read or written is not used.
 from __future__ import annotations
 
 import hashlib
+import hmac
 import json
 import logging
 import platform
@@ -35,6 +36,18 @@ class Credentials:
     def new(cls) -> Credentials:
         """Return new random credentials."""
         return cls(secrets.token_hex(24), secrets.token_bytes(32))
+
+    @classmethod
+    def of_cluster(cls, secret: str) -> Credentials:
+        """Return the credentials that all replicas with this secret have.
+
+        A client that knows the token does not know the secret.
+        """
+
+        def derive(use: bytes) -> bytes:
+            return hmac.new(secret.encode(), b"kbridge-" + use, hashlib.sha256).digest()
+
+        return cls(derive(b"token").hex()[:48], derive(b"cookies"))
 
 
 def path_of(folder: Path, address: str) -> Path:

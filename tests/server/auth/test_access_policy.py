@@ -209,3 +209,26 @@ def test_the_cookie_is_not_the_token_and_changes_with_token_and_secret() -> None
 def test_reprs_hold_no_secret() -> None:
     assert TOKEN not in repr(POLICY)
     assert "a secret" not in repr(POLICY)
+
+
+CLUSTER = AccessPolicy(token=TOKEN, cluster_secret="the-secret")
+
+
+@pytest.mark.parametrize("method", ["GET", "POST", "DELETE"])
+def test_another_replica_needs_no_token_and_may_use_any_name(method: str) -> None:
+    asked = info(method, "10.0.0.7:8888", cluster_secret=b"the-secret", origin=FOREIGN)
+    assert CLUSTER.decide(asked).auth_method is AuthMethod.CLUSTER
+
+
+@pytest.mark.parametrize("wrong", [b"the-secre", b"the-secret ", b"\xe9", TOKEN.encode()])
+def test_a_wrong_secret_is_refused_even_with_the_token(wrong: bytes) -> None:
+    decision = CLUSTER.decide(info(cluster_secret=wrong, authorization=GOOD, query_token=GOOD))
+    assert not decision.allowed
+    assert "registry_url" in decision.reason
+    assert decision.auth_method is None
+
+
+def test_without_a_cluster_no_secret_opens_anything() -> None:
+    assert not POLICY.decide(info(cluster_secret=b"the-secret")).allowed
+    assert not POLICY.decide(info(cluster_secret=b"")).allowed
+    assert "the-secret" not in repr(CLUSTER)

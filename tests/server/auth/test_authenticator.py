@@ -3,7 +3,7 @@ import re
 import pytest
 
 from kbridge.server.auth.access_policy import AccessPolicy
-from kbridge.server.auth.authenticator import Cors, parse_authorization
+from kbridge.server.auth.authenticator import Cors, parse_authorization, parse_cluster_secret
 
 ALLOW = "Access-Control-Allow-Origin"
 
@@ -74,3 +74,20 @@ def test_settings_are_sent_as_they_are() -> None:
 )
 def test_parse_authorization(value: str | None, found: bytes) -> None:
     assert parse_authorization(value) == found
+
+
+@pytest.mark.parametrize(
+    ("value", "found"),
+    [
+        (None, b""),
+        ("", b""),
+        ("kbridge-cluster abc", b"abc"),
+        ("kbridge-cluster", b""),
+        ("kbridge-cluster ", b""),
+        ("kbridge-clusters abc", b""),
+        ("token abc", b""),
+        ("kbridge-cluster \xe9", b"\xe9"),
+    ],
+)
+def test_parse_cluster_secret(value: str | None, found: bytes) -> None:
+    assert parse_cluster_secret(value) == found

@@ -109,3 +109,13 @@ def test_without_stored_credentials_the_server_starts(
     first, second = draw(tmp_path), draw(tmp_path)
     assert first.token != second.token
     assert "the next start will create a new token" in caplog.text
+
+
+def test_the_replicas_of_a_cluster_have_the_same_credentials() -> None:
+    one = Credentials.of_cluster("the-secret")
+    assert one == Credentials.of_cluster("the-secret")
+    other = Credentials.of_cluster("another-secret")
+    assert one.token != other.token
+    assert one.cookie_secret != other.cookie_secret
+    assert (len(one.token), len(one.cookie_secret)) == (48, 32)
+    assert one.token not in one.cookie_secret.hex()

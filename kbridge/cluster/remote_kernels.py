@@ -1,0 +1,142 @@
+"""Finds the kernels of the other replicas.
+
+Invariants:
+
+- `get` and iteration ask nobody: they read what this replica knows of the cluster, which is as old
+  as the last renewal of its lease, at most a third of `lease_seconds`;
+- `find` asks the database for an id that this replica does not know, so that a kernel can be used
+  anywhere as soon as a client has its id;
+- a kernel that is being handed over is found, although no replica serves it at the moment.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping
+from typing import TYPE_CHECKING, Any, Protocol
+
+from kbridge.cluster.peers import Peers
+from kbridge.cluster.relays import Relays
+from kbridge.cluster.remote_kernel import RemoteKernel
+from kbridge.kernels.registry.models import ClusterKernel, KernelRole, Replica
+
+if TYPE_CHECKING:
+    from kbridge.cluster.membership import Change
+
+__all__ = ["ClusterView", "RemoteKernels"]
+
+
+class ClusterView(Protocol):
+    """The cluster, as far as this replica knows it."""
+
+    @property
+    def me(self) -> Replica:
+        """The replica that this server is."""
+        ...
+
+    @property
+    def replicas(self) -> Mapping[str, Replica]:
+        """The replicas, by id."""
+        ...
+
+    @property
+    def kernels(self) -> Mapping[str, ClusterKernel]:
+        """The kernels of all replicas, by id."""
+        ...
+
+    async def fetch(self, kernel_id: str) -> ClusterKernel | None:
+        """Read a kernel from the database now, and add it to `kernels`; None if it has ended.
+
+        Raises
+        ------
+        RegistryError
+            If the database cannot be used.
+        """
+        ...
+
+    async def refresh(self) -> None:
+        """Read all changes from the database now; without the database, nothing changes."""
+        ...
+
+
+class RemoteKernels:
+    """The kernels that this replica does not serve. It iterates over those of other replicas.
+
+    Parameters
+    ----------
+    view : ClusterView
+        The cluster.
+    peers : Peers
+        Sends requests to the other replicas.
+
+    Attributes
+    ----------
+    relays : Relays
+        The websockets that are passed on.
+    """
+
+    def __init__(self, view: ClusterView, peers: Peers) -> None:
+        self.view = view
+        self.peers = peers
+        self.relays = Relays()
+
+    def on_view(self, change: Change) -> None:
+        """Close the websockets that are passed on to a replica which is not the owner now."""
+        self.relays.follow(change.kernels)
+
+    def get(self, kernel_id: str) -> RemoteKernel | None:
+        """Return a kernel, as far as this replica knows, or None.
+
+        Callers look among the kernels that this replica serves first.
+        """
+        kernel = self.view.kernels.get(kernel_id)
+        if kernel is None or kernel.row.role != KernelRole.USED:
+            return None
+        mine = kernel.replica_id == self.view.me.replica_id
+        replica = None if mine else self.view.replicas.get(kernel.replica_id)
+        return RemoteKernel(kernel, replica, self.peers)
+
+    def __iter__(self) -> Iterator[RemoteKernel]:
+        for kernel in list(self.view.kernels.values()):
+            if kernel.replica_id != self.view.me.replica_id:
+                found = self.get(kernel.kernel_id)
+                if found is not None:
+                    yield found
+
+    async def models(self, served: Collection[str]) -> list[dict[str, Any]]:
+        """Return the REST models of the kernels of other replicas.
+
+        The database is asked for them. Without the database, the models are those that this replica
+        knows.
+
+        Parameters
+        ----------
+        served : collection of str
+            The ids of the kernels that this replica serves, which are left out.
+        """
+        await self.view.refresh()
+        return [kernel.model() for kernel in self if kernel.kernel_id not in served]
+
+    async def find(self, kernel_id: str, *, fresh: bool = False) -> RemoteKernel | None:
+        """Return a kernel, or None; ask the database if it is not known, or not served.
+
+        Parameters
+        ----------
+        kernel_id : str
+            The id of the kernel.
+        fresh : bool
+            True to ask in any case: the replica that was known does not serve the kernel.
+
+        Raises
+        ------
+        RegistryError
+            If the database cannot be asked.
+        """
+        found = None if fresh else self.get(kernel_id)
+        if found is not None and found.replica is not None:
+            return found
+        kernel = await self.view.fetch(kernel_id)
+        if kernel is None:
+            return None
+        if kernel.replica_id not in self.view.replicas:  # a new replica
+            await self.view.refresh()
+        return self.get(kernel_id)

@@ -1,0 +1,231 @@
+"""The sessions of a cluster, which are in its database.
+
+Each replica answers for all of them. The database decides which replica has created the session of
+a path. A session ends with its kernel: rows whose kernel has ended are removed when they are found.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from dataclasses import replace
+from typing import Any, TypeVar
+from weakref import WeakValueDictionary
+
+from kbridge.cluster.remote_kernels import RemoteKernels
+from kbridge.errors import (
+    Busy,
+    InvalidRequest,
+    KernelNotFound,
+    RegistryError,
+    SessionNotFound,
+)
+from kbridge.kernels.manager import BridgeKernelManager
+from kbridge.kernels.registry.cluster_store import ClusterStore
+from kbridge.kernels.registry.models import SessionRow
+from kbridge.kernels.sessions import new_session_fields, session_fields, session_model
+from kbridge.kernels.tasks import in_thread
+
+__all__ = ["ClusterSessions"]
+
+T = TypeVar("T")
+
+
+class ClusterSessions:
+    """The sessions of a cluster, with the methods of `kbridge.kernels.sessions.Sessions`.
+
+    Parameters
+    ----------
+    kernels : BridgeKernelManager
+        Starts and shuts down kernels of this replica.
+    others : RemoteKernels
+        The kernels of the other replicas.
+    store : ClusterStore
+        The database.
+    """
+
+    def __init__(
+        self, kernels: BridgeKernelManager, others: RemoteKernels, store: ClusterStore
+    ) -> None:
+        self._kernels = kernels
+        self._others = others
+        self._store = store
+        self._last: list[SessionRow] = []  # for the time without the database
+        # One lock per path: two requests for a path at the same time start one kernel.
+        self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+
+    async def create(self, body: object) -> dict[str, Any]:
+        """Create a session, or return the one of its path; see `Sessions.create`.
+
+        Raises
+        ------
+        Busy
+            If the database cannot be used.
+        """
+        fields = new_session_fields(body)
+        path: str = fields["path"]
+        lock = self._locks.setdefault(path, asyncio.Lock())
+        with self._kernels.starting():
+            async with lock:
+                found = await self._of_path(path)
+                if found is not None:
+                    return found
+                return await self._create(fields)
+
+    async def _create(self, fields: dict[str, Any]) -> dict[str, Any]:
+        path, name, kernel_id = fields["path"], fields.get("name"), fields.get("kernel_id")
+        started = kernel_id is None or await self._kernel(kernel_id) is None
+        if started:
+            kernel_id = await self._kernels.start_kernel(
+                fields.get("kernel_name"), path=path, kernel_id=kernel_id, session_name=name or path
+            )
+        row = SessionRow(str(uuid.uuid4()), str(kernel_id), path, name, fields["type"])
+        while True:
+            found = await self._ask(self._store.create_session, row)
+            model = await self._model(found)
+            if model is not None:
+                break
+            if found is row:
+                raise SessionNotFound(f"The kernel of the session for {path} has ended")
+        if found is not row and started:  # another replica was first
+            await self._shutdown(row.kernel_id)
+        return model
+
+    async def get(self, session_id: str) -> dict[str, Any]:
+        """Return the model of a session; see `Sessions.get`."""
+        row, model = await self._find(session_id)
+        return session_model(row, model)
+
+    async def list(self) -> list[dict[str, Any]]:
+        """Return the models of all sessions whose kernels still exist.
+
+        Without the database, these are the sessions that were read from it the last time.
+        """
+        with suppress(Busy):
+            self._last = await self._ask(self._store.sessions)
+            await self._look_for([row.kernel_id for row in self._last])
+        models = [(row, self._known(row.kernel_id)) for row in self._last]
+        return [session_model(row, kernel) for row, kernel in models if kernel is not None]
+
+    async def patch(self, session_id: str, body: object) -> dict[str, Any]:
+        """Rename or retype a session, or give it another kernel; see `Sessions.patch`."""
+        fields = session_fields(body)
+        row, _ = await self._find(session_id)
+        with self._kernels.starting():
+            kernel_id = fields.get("kernel_id")
+            if kernel_id is not None:
+                if await self._kernel(kernel_id) is None:
+                    raise InvalidRequest(f"There is no kernel {kernel_id}")
+            elif fields.get("kernel_name") is not None:
+                kernel_id = await self._kernels.start_kernel(
+                    fields["kernel_name"], path=row.path, session_name=row.name or row.path
+                )
+                if await self._ask(self._store.session, session_id) is None:
+                    await self._shutdown(kernel_id)
+                    raise SessionNotFound(
+                        f"Session {session_id} was deleted while its kernel was started"
+                    )
+            new = replace(row, **{n: fields[n] for n in ("path", "name", "type") if n in fields})
+            new = replace(new, kernel_id=kernel_id or row.kernel_id)
+            self._kernels.rename_session(new.kernel_id, new.name or new.path)
+            await self._ask(self._store.put_session, new)
+            if new.kernel_id != row.kernel_id:
+                await self._shutdown_unused(row.kernel_id)
+            model = await self._model(new)
+            if model is None:
+                raise SessionNotFound(f"There is no session {session_id}")
+            return model
+
+    async def delete(self, session_id: str) -> None:
+        """End a session and shut its kernel down; see `Sessions.delete`."""
+        row, _ = await self._find(session_id)
+        await self._ask(self._store.drop_session, session_id)
+        await self._shutdown(row.kernel_id)
+
+    def adopt(self, rows: Iterable[SessionRow]) -> None:
+        """Do nothing: the database has the sessions of all replicas."""
+
+    def drop_orphans(self) -> None:
+        """Do nothing: sessions whose kernels have ended are removed when they are found."""
+
+    # -- kernels of this replica and of others ------------------------------------------------
+
+    def _known(self, kernel_id: str) -> dict[str, Any] | None:
+        """Return the model of a kernel, as far as this replica knows."""
+        if kernel_id in self._kernels:
+            return self._kernels.model(kernel_id)
+        other = self._others.get(kernel_id)
+        return None if other is None else other.model()
+
+    async def _kernel(self, kernel_id: str) -> dict[str, Any] | None:
+        """Return the model of a kernel; the database is asked if it is not known."""
+        await self._look_for([kernel_id])
+        return self._known(kernel_id)
+
+    async def _look_for(self, kernel_ids: Iterable[str]) -> None:
+        """Ask the database if this replica does not know which replica serves a kernel."""
+        for kernel_id in kernel_ids:
+            other = None if kernel_id in self._kernels else self._others.get(kernel_id)
+            if kernel_id not in self._kernels and (other is None or other.replica is None):
+                await self._others.view.refresh()
+                return
+
+    async def _shutdown(self, kernel_id: str) -> None:
+        with suppress(KernelNotFound):  # it has ended
+            if kernel_id in self._kernels:
+                await self._kernels.shutdown_kernel(kernel_id)
+                return
+            try:
+                other = await self._others.find(kernel_id)
+            except RegistryError as error:
+                raise _unusable(error) from None
+            if other is not None:
+                await other.shutdown()
+
+    async def _shutdown_unused(self, kernel_id: str) -> None:
+        rows = await self._ask(self._store.sessions)
+        if all(row.kernel_id != kernel_id for row in rows):
+            await self._shutdown(kernel_id)
+
+    # -- rows ---------------------------------------------------------------------------------
+
+    async def _find(self, session_id: str) -> tuple[SessionRow, dict[str, Any]]:
+        """Return a session, and the model of its kernel."""
+        row = await self._ask(self._store.session, session_id)
+        model = None if row is None else await self._kernel(row.kernel_id)
+        if row is None or model is None:
+            if row is not None:
+                await self._drop_orphan(row)
+            raise SessionNotFound(f"There is no session {session_id}")
+        return row, model
+
+    async def _of_path(self, path: str) -> dict[str, Any] | None:
+        row = await self._ask(self._store.session_for_path, path)
+        return None if row is None else await self._model(row)
+
+    async def _model(self, row: SessionRow) -> dict[str, Any] | None:
+        """Return the model of a session; remove it, and return None, if its kernel has ended."""
+        kernel = await self._kernel(row.kernel_id)
+        if kernel is not None:
+            return session_model(row, kernel)
+        await self._drop_orphan(row)
+        return None
+
+    async def _drop_orphan(self, row: SessionRow) -> None:
+        """Remove a session, unless its kernel has not ended."""
+        if await self._ask(self._store.kernel, row.kernel_id) is None:
+            await self._ask(self._store.drop_session, row.session_id)
+        else:
+            raise Busy(f"The kernel {row.kernel_id} of the session is starting. Try again")
+
+    async def _ask(self, method: Callable[..., T], *arguments: Any) -> T:
+        try:
+            return await in_thread(method, *arguments)
+        except RegistryError as error:
+            raise _unusable(error) from None
+
+
+def _unusable(error: RegistryError) -> Busy:
+    return Busy(f"The database of the cluster cannot be used: {error}")

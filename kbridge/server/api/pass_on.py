@@ -1,0 +1,237 @@
+"""Passes requests and websockets on to the replica that serves their kernel.
+
+Invariants:
+
+- a request is passed on after this server has authorized it, and is then a request of this replica:
+  the other one gets the secret of the cluster, not the client's token or cookies;
+- a request that another replica has passed on is never passed on again;
+- if the owner of the kernel has changed, the request is passed on to the new owner, once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import urlencode
+
+from tornado.websocket import WebSocketHandler
+
+from kbridge.cluster.protocol import CLIENT_ADDRESS, CLIENT_AUTH, RESTART_SECONDS, api_path
+from kbridge.errors import Busy, Misdirected, RegistryError, ReplicaUnreachable
+from kbridge.link import handshake
+from kbridge.link.transport import SocketTransport
+from kbridge.server.api.access import AccessMixin, ApiHandler
+
+if TYPE_CHECKING:
+    from kbridge.cluster.peers import PeerReply, Peers
+    from kbridge.cluster.remote_kernel import RemoteKernel
+    from kbridge.cluster.remote_kernels import RemoteKernels
+    from kbridge.kernels.registry.models import Replica
+    from kbridge.link.relay import Relay
+
+__all__ = ["KernelApiHandler", "find_remote", "pass_websocket"]
+
+_HANDSHAKE: Final = (
+    "Sec-WebSocket-Key",
+    "Sec-WebSocket-Version",
+    "Sec-WebSocket-Protocol",
+    "Sec-WebSocket-Extensions",
+    "User-Agent",  # tells browsers from other programs
+)
+_ANSWER: Final = ("Sec-WebSocket-Accept", "Sec-WebSocket-Protocol", "Sec-WebSocket-Extensions")
+_REPLY: Final = ("Content-Type", "Retry-After", "Allow")
+_SECONDS: Final = 120.0
+_GOING_AWAY: Final = 1001
+
+_Ask = Callable[["Peers", "Replica"], Awaitable["PeerReply"]]
+
+
+async def find_remote(handler: AccessMixin, kernel_id: str) -> RemoteKernel | None:
+    """Return the kernel if another replica serves it; None if this one does, or nobody.
+
+    Raises
+    ------
+    Misdirected
+        If another replica has passed on the request, and this one does not serve the kernel.
+    Busy
+        If this replica does not know the kernel, and cannot ask the database.
+    """
+    services = handler.services
+    if services.cluster is None or kernel_id in services.kernels:
+        return None
+    if handler.passed_on:
+        raise Misdirected(f"this replica does not serve the kernel {kernel_id}")
+    found = await _find(services.cluster, kernel_id)
+    return None if kernel_id in services.kernels else found
+
+
+async def _find(
+    kernels: RemoteKernels, kernel_id: str, *, fresh: bool = False
+) -> RemoteKernel | None:
+    try:
+        return await kernels.find(kernel_id, fresh=fresh)
+    except RegistryError as error:
+        raise Busy(f"The database of the cluster cannot be asked for the kernel: {error}") from None
+
+
+async def _ask_owner(
+    handler: AccessMixin, kernel: RemoteKernel, ask: _Ask
+) -> tuple[RemoteKernel, PeerReply] | None:
+    """Send a request to the owner of a kernel; if that has changed, once more to the new one.
+
+    Returns
+    -------
+    (kernel, reply) or None
+        None if the kernel has ended, or this replica has become the owner.
+    """
+    try:
+        return kernel, await ask(kernel.peers, kernel.require_replica())
+    except (Misdirected, ReplicaUnreachable) as error:
+        failed = error
+    services = handler.services
+    assert services.cluster is not None
+    now = await _find(services.cluster, kernel.kernel_id, fresh=True)
+    if now is None or kernel.kernel_id in services.kernels:
+        return None
+    if now.replica_id == kernel.replica_id and isinstance(failed, ReplicaUnreachable):
+        raise failed
+    if now.replica_id != kernel.replica_id:
+        try:
+            return now, await ask(now.peers, now.require_replica())
+        except Misdirected:
+            pass  # it has changed again: the client has to try again
+    raise ReplicaUnreachable(
+        f"The kernel {kernel.kernel_id} is handed over from one replica to another. Try again"
+    )
+
+
+class KernelApiHandler(ApiHandler):
+    """Base of the handlers of one kernel, whose id is the first argument of the path."""
+
+    for_replicas = True
+
+    async def prepare(self) -> None:  # type: ignore[override]
+        """Check access, and pass the request on if another replica serves the kernel."""
+        super().prepare()
+        if self.request.method == "OPTIONS":
+            return
+        kernel = await find_remote(self, self.path_args[0])
+        if kernel is not None:
+            await self._pass_on(kernel)
+
+    async def _pass_on(self, kernel: RemoteKernel) -> None:
+        request = self.request
+        assert request.method is not None
+        _, _, rest = request.path.partition(f"{self.services.base_url}api/kernels/")
+        _, slash, rest = rest.partition("/")
+        path = api_path(kernel.kernel_id, f"{slash}{rest}{_query(request.query_arguments)}")
+        headers = _client(self) | {"Content-Type": "application/json"}
+        method, body = request.method, request.body
+        seconds = RESTART_SECONDS if method == "POST" else _SECONDS
+        passed = await _ask_owner(
+            self,
+            kernel,
+            lambda peers, replica: peers.request(
+                replica, method, path, headers=headers, body=body, timeout=seconds
+            ),
+        )
+        if passed is not None:
+            _answer(self, passed[1])
+
+
+async def pass_websocket(handler: Any, kernel: RemoteKernel) -> bool:
+    """Connect a websocket with the replica that serves its kernel, until it is closed.
+
+    Parameters
+    ----------
+    handler : AccessMixin and WebSocketHandler
+        The handler of a handshake that is authorized and not yet answered.
+    kernel : RemoteKernel
+        The kernel.
+
+    Returns
+    -------
+    bool
+        False if there is nothing to pass on, because this replica has become the owner.
+    """
+    request = handler.request
+    headers = _client(handler)
+    headers |= {name: request.headers[name] for name in _HANDSHAKE if name in request.headers}
+    path = api_path(kernel.kernel_id, f"/channels{_query(request.query_arguments)}")
+    passed = await _ask_owner(
+        handler, kernel, lambda peers, replica: peers.open_websocket(replica, path, headers)
+    )
+    if passed is None:
+        return False
+    kernel, reply = passed
+    if reply.stream is None:
+        _answer(handler, reply)
+        return True
+    try:
+        await _relay(handler, kernel, reply)
+    finally:
+        reply.stream.close()
+    return True
+
+
+async def _relay(handler: Any, kernel: RemoteKernel, reply: PeerReply) -> None:
+    """Answer the handshake as the other replica did, and copy bytes until one side ends."""
+    from kbridge.link.relay import Relay
+
+    assert reply.stream is not None
+    assert isinstance(handler, AccessMixin)
+    assert isinstance(handler, WebSocketHandler)
+    services = handler.services
+    assert services.cluster is not None
+    answer = {name: reply.headers[name] for name in _ANSWER if name in reply.headers}
+    client = handshake.switch(handler, answer)
+    await handshake.flush(client)
+    server = SocketTransport.take_over(reply.stream)
+    server.set_keepalive()
+    relay = Relay(SocketTransport.take_over(client), server)
+    passed = _Passed(relay)
+    services.websockets.add(passed)
+    services.cluster.relays.add(passed, kernel.kernel_id, kernel.replica_id)
+    try:
+        relay.start()
+        await relay.ended
+    finally:
+        relay.abort()
+        services.websockets.discard(passed)
+        services.cluster.relays.discard(passed, kernel.kernel_id)
+
+
+class _Passed:
+    """A websocket that is passed on, as the end of the server closes it."""
+
+    def __init__(self, relay: Relay) -> None:
+        self._relay = relay
+
+    def close(self, code: int | None = None, reason: str | None = None) -> None:
+        self._relay.close(code or _GOING_AWAY, reason or "")
+
+
+def _query(arguments: Mapping[str, list[bytes]]) -> str:
+    """Return a query with all arguments but the token."""
+    found = [(name, value) for name, values in arguments.items() for value in values]
+    query = urlencode([(name, value) for name, value in found if name != "token"])
+    return f"?{query}" if query else ""
+
+
+def _client(handler: AccessMixin) -> dict[str, str]:
+    """Return the headers that tell the other replica who the client is, for its logs."""
+    return {
+        CLIENT_ADDRESS: handler.request.remote_ip or "",
+        CLIENT_AUTH: str(handler.auth_method or ""),
+    }
+
+
+def _answer(handler: AccessMixin, reply: PeerReply) -> None:
+    """Give the client the reply of the other replica."""
+    handler.set_status(reply.status)
+    handler.clear_header("Content-Type")
+    for name in _REPLY:
+        if name in reply.headers:
+            handler.set_header(name, reply.headers[name])
+    handler.error_text = reply.message if reply.status >= 400 else ""
+    handler.finish(reply.body or None)

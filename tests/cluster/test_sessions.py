@@ -1,0 +1,271 @@
+"""The sessions of two replicas with one database."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kbridge.cluster.peers import Peers
+from kbridge.cluster.remote_kernel import shown_state
+from kbridge.cluster.remote_kernels import RemoteKernels
+from kbridge.cluster.sessions import ClusterSessions
+from kbridge.errors import (
+    Busy,
+    InvalidRequest,
+    KernelNotFound,
+    RegistryError,
+    SessionNotFound,
+)
+from kbridge.kernels.registry.cluster_store import ClusterStore
+from kbridge.kernels.registry.models import ClusterKernel, KernelRow, Replica
+from kbridge.kernels.registry.registry import Registry
+from tests.support.waiting import TIMEOUT
+
+NOTEBOOK = {"path": "a/nb.ipynb", "type": "notebook", "name": "nb", "kernel": {"name": "py"}}
+
+
+class Kernels:
+    """The kernels of one replica, which are in the database while they run."""
+
+    def __init__(self, store: ClusterStore) -> None:
+        self.store = store
+        self.running: dict[str, str] = {}
+        self.renamed: list[tuple[str, str]] = []
+        self.before_start: Callable[[], Any] = lambda: None
+
+    @contextlib.contextmanager
+    def starting(self) -> Iterator[None]:
+        yield
+
+    def __contains__(self, kernel_id: str) -> bool:
+        return kernel_id in self.running
+
+    def model(self, kernel_id: str) -> dict[str, Any]:
+        return {
+            "id": kernel_id,
+            "name": self.running[kernel_id],
+            "last_activity": "2030-01-01T00:00:00.000000Z",
+            "execution_state": "idle",
+            "connections": 0,
+        }
+
+    async def start_kernel(
+        self,
+        kernel_name: str | None = None,
+        *,
+        path: str | None = None,
+        kernel_id: str | None = None,
+        session_name: str | None = None,
+    ) -> str:
+        await asyncio.sleep(0)
+        self.before_start()
+        kernel_id = kernel_id or f"{self.store.replica.replica_id}-{len(self.running)}"
+        self.running[kernel_id] = kernel_name or "default"
+        row = KernelRow(kernel_id, self.running[kernel_id], "used", 1, "b", "", "{}")
+        self.store.write({("kernel", kernel_id): row})
+        self.store.renew(600, {kernel_id: shown_state(self.model(kernel_id))})
+        return kernel_id
+
+    async def shutdown_kernel(self, kernel_id: str) -> None:
+        if self.running.pop(kernel_id, None) is None:
+            raise KernelNotFound(kernel_id)
+        self.store.write({("kernel", kernel_id): None})
+
+    def rename_session(self, kernel_id: str, session_name: str) -> None:
+        self.renamed.append((kernel_id, session_name))
+
+
+class View:
+    """The cluster, as a replica knows it after a refresh."""
+
+    def __init__(self, store: ClusterStore) -> None:
+        self.store = store
+        self.me = store.replica
+        self.replicas: dict[str, Replica] = {}
+        self.kernels: dict[str, ClusterKernel] = {}
+
+    async def refresh(self) -> None:
+        with contextlib.suppress(RegistryError):
+            await self.read()
+
+    async def fetch(self, kernel_id: str) -> ClusterKernel | None:
+        await self.read()
+        return self.kernels.get(kernel_id)
+
+    async def read(self) -> None:
+        found = await asyncio.to_thread(self.store.view)
+        self.replicas = {replica.replica_id: replica for replica in found.replicas}
+        self.kernels = {kernel.kernel_id: kernel for kernel in found.kernels}
+
+
+class PeersInMemory(Peers):
+    """Requests between two replicas that only end kernels."""
+
+    def __init__(self, kernels: dict[str, Kernels]) -> None:
+        super().__init__("secret")
+        self.kernels = kernels
+
+    async def request(self, replica: Replica, method: str, path: str, **_: Any) -> Any:
+        assert method == "DELETE"
+        await self.kernels[replica.replica_id].shutdown_kernel(path.rpartition("/")[2])
+        return await asyncio.sleep(0, type("Reply", (), {"status": 204}))
+
+
+class Side:
+    """One replica."""
+
+    def __init__(self, name: str, database: Path, everywhere: dict[str, Kernels]) -> None:
+        self.registry = Registry(f"sqlite:///{database}")
+        self.registry.prepare()
+        here = Replica(name, "lab", f"http://{name}:1/", name, 1, "b", "1.0")
+        self.store = ClusterStore(self.registry, here)
+        self.store.join(600)
+        self.kernels = everywhere[name] = Kernels(self.store)
+        others = RemoteKernels(View(self.store), PeersInMemory(everywhere))
+        self.sessions = ClusterSessions(self.kernels, others, self.store)  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def sides(tmp_path: Path) -> Iterator[tuple[Side, Side]]:
+    everywhere: dict[str, Kernels] = {}
+    made = tuple(Side(name, tmp_path / "registry.sqlite", everywhere) for name in ("a", "b"))
+    yield made  # type: ignore[misc]
+    for side in made:
+        side.registry.close()
+
+
+async def test_a_session_is_the_same_at_each_replica(sides) -> None:
+    a, b = sides
+    model = await a.sessions.create(NOTEBOOK)
+    assert model == {
+        "id": model["id"],
+        "path": "a/nb.ipynb",
+        "name": "nb",
+        "type": "notebook",
+        "kernel": a.kernels.model("a-0"),
+        "notebook": {"path": "a/nb.ipynb", "name": "nb"},
+    }
+    assert await b.sessions.create({**NOTEBOOK, "kernel": {"name": "other"}}) == model
+    assert not b.kernels.running
+    for side in sides:
+        assert await side.sessions.get(model["id"]) == model
+        assert await side.sessions.list() == [model]
+
+
+async def test_a_session_of_another_replica_is_deleted_with_its_kernel(sides) -> None:
+    a, b = sides
+    model = await a.sessions.create(NOTEBOOK)
+    await b.sessions.delete(model["id"])
+    assert not a.kernels.running
+    for side in sides:
+        assert await side.sessions.list() == []
+        with pytest.raises(SessionNotFound):
+            await side.sessions.get(model["id"])
+        with pytest.raises(SessionNotFound):
+            await side.sessions.delete(model["id"])
+
+
+async def test_two_replicas_make_one_session_of_a_path(sides) -> None:
+    """Both have seen that there is none; the second one ends the kernel that it has started."""
+    a, b = sides
+    both = asyncio.Barrier(2)
+
+    def wait_for_both(kernels: Kernels) -> None:
+        start = kernels.start_kernel
+
+        async def later(*arguments: Any, **options: Any) -> str:
+            async with asyncio.timeout(TIMEOUT):
+                await both.wait()
+            return await start(*arguments, **options)
+
+        kernels.start_kernel = later  # type: ignore[method-assign]
+
+    for side in sides:
+        wait_for_both(side.kernels)
+    one, two = await asyncio.gather(a.sessions.create(NOTEBOOK), b.sessions.create(NOTEBOOK))
+    assert one == two
+    assert [*a.kernels.running, *b.kernels.running] == [one["kernel"]["id"]]
+    assert await a.sessions.list() == [one]
+
+
+async def test_a_replica_makes_one_session_of_a_path(sides) -> None:
+    a, _ = sides
+    one, two = await asyncio.gather(a.sessions.create(NOTEBOOK), a.sessions.create(NOTEBOOK))
+    assert one == two
+    assert len(a.kernels.running) == 1
+
+
+async def test_a_session_may_use_a_kernel_of_another_replica(sides) -> None:
+    a, b = sides
+    kernel_id = await a.kernels.start_kernel("py")
+    model = await b.sessions.create({**NOTEBOOK, "kernel": {"id": kernel_id}})
+    assert model["kernel"]["id"] == kernel_id
+    assert not b.kernels.running
+    second = await b.kernels.start_kernel("py")
+    patched = await a.sessions.patch(
+        model["id"], {"kernel": {"id": second}, "name": "new", "path": "b/nb.ipynb"}
+    )
+    assert (patched["kernel"]["id"], patched["name"]) == (second, "new")
+    assert not a.kernels.running  # no session used it any longer
+    assert await b.sessions.list() == [patched]
+    with pytest.raises(InvalidRequest):
+        await a.sessions.patch(model["id"], {"kernel": {"id": "unknown"}})
+    third = await a.sessions.patch(model["id"], {"kernel": {"name": "py"}})
+    assert third["kernel"]["id"] in a.kernels.running
+    assert not b.kernels.running
+
+
+async def test_a_session_ends_with_its_kernel(sides) -> None:
+    a, b = sides
+    model = await a.sessions.create(NOTEBOOK)
+    assert await b.sessions.list() == [model]
+    await a.kernels.shutdown_kernel(model["kernel"]["id"])
+    with pytest.raises(SessionNotFound):
+        await a.sessions.get(model["id"])
+    again = await b.sessions.create(NOTEBOOK)
+    assert again["id"] != model["id"]
+    assert again["kernel"]["id"] in b.kernels.running
+    assert await a.sessions.list() == [again]
+
+
+async def test_a_session_that_is_deleted_while_it_gets_a_kernel_leaves_none(sides) -> None:
+    a, b = sides
+    model = await a.sessions.create(NOTEBOOK)
+    b.kernels.before_start = lambda: a.store.drop_session(model["id"])
+    with pytest.raises(SessionNotFound):
+        await b.sessions.patch(model["id"], {"kernel": {"name": "py"}})
+    assert not b.kernels.running
+
+
+async def test_without_the_database_the_list_is_the_last_one(sides, monkeypatch) -> None:
+    a, _ = sides
+    model = await a.sessions.create(NOTEBOOK)
+    assert await a.sessions.list() == [model]
+    a.registry.close()
+    path = a.registry.path
+    assert path is not None
+    moved = path.with_suffix(".moved")
+    path.rename(moved)
+    path.mkdir()
+    try:
+        assert await a.sessions.list() == [model]
+        with pytest.raises(Busy, match="database"):
+            await a.sessions.get(model["id"])
+        with pytest.raises(Busy):
+            await a.sessions.create(NOTEBOOK)
+    finally:
+        path.rmdir()
+        moved.rename(path)
+    assert await a.sessions.get(model["id"]) == model
+
+
+@pytest.mark.parametrize("body", [{}, {"path": "a"}, {"type": "t"}, {"path": 1, "type": "t"}, []])
+async def test_invalid_bodies(sides, body) -> None:
+    a, _ = sides
+    with pytest.raises(InvalidRequest):
+        await a.sessions.create(body)
