@@ -214,6 +214,15 @@ class Ownership:
 
     # -- the end ----------------------------------------------------------------------------------
 
+    def kept(self) -> list[str]:
+        """Return the ids of the kernels that no other replica could take now."""
+        view = self._membership
+        return [
+            kernel.kernel_id
+            for kernel in self._kernels.index
+            if (known := view.kernels.get(kernel.kernel_id)) is None or not view.successors(known)
+        ]
+
     async def drain(self, seconds: float) -> None:
         """Give all kernels to other replicas, spread over some seconds, as far as there are any.
 

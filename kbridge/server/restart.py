@@ -30,6 +30,7 @@ __all__ = [
     "ADVICE",
     "SERVICE_RESTART",
     "check_losses",
+    "check_successors",
     "inherited_sockets",
     "installed_version",
     "no_holder",
@@ -99,12 +100,40 @@ def check_losses(kernels: Collection[Kernel], settings: HubSettings, *, registry
             f"output, replies and input requests of {_names(cut)} during a restart would be lost:"
             f" {reason}. {ADVICE}"
         )
+    _check_waiting(kernels)
+
+
+def _check_waiting(kernels: Collection[Kernel]) -> None:
     waiting = [k.kernel_id for k in kernels if k.hub is not None and k.hub.waiting_requests]
     if waiting:
         raise Conflict(
             f"requests that wait for {_names(waiting)} would be lost: a kernel that is not ready"
             f" has not received them. Try again when it is ready. {ADVICE}"
         )
+
+
+def check_successors(kernels: Collection[Kernel], kept: Sequence[str]) -> None:
+    """Check that a restart of a replica loses nothing: it gives its kernels to the others first.
+
+    Parameters
+    ----------
+    kernels : collection of Kernel
+        The kernels in use.
+    kept : sequence of str
+        The ids of the kernels that no other replica can take.
+
+    Raises
+    ------
+    Conflict
+        If something would be lost; the reason says what, and why.
+    """
+    if kept:
+        raise Conflict(
+            f"output, replies and input requests of {_names(kept)} during a restart would be lost:"
+            " no other replica of the cluster can take over. Start another one first, on the"
+            f" machine of the kernels. {ADVICE}"
+        )
+    _check_waiting(kernels)
 
 
 def _names(ids: Sequence[str]) -> str:

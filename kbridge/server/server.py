@@ -39,6 +39,7 @@ from kbridge.server.restart import (
     ADVICE,
     SERVICE_RESTART,
     check_losses,
+    check_successors,
     inherited_sockets,
     installed_version,
     pass_sockets,
@@ -187,6 +188,8 @@ class Server:
     async def request_restart(self, *, force: bool = False) -> str:
         """Request a restart within the process, if it loses nothing.
 
+        A replica of a cluster gives its kernels to the others first.
+
         Parameters
         ----------
         force : bool
@@ -217,8 +220,10 @@ class Server:
             await self._wait_for_starts(parts.kernels, force=force)
             if self._components is None or self._http is None:
                 raise Conflict(_NOT_RUNNING)
-            if not force:
-                kernels = list(parts.kernels.index)
+            kernels = list(parts.kernels.index)
+            if not force and parts.cluster is not None:
+                check_successors(kernels, parts.cluster.ownership.kept())
+            elif not force:
                 check_losses(kernels, parts.hubs.settings, registry=parts.registry.enabled)
             # Not later: the start of a kernel that is admitted now would be cut off.
             parts.kernels.start_no_more()
@@ -267,8 +272,8 @@ class Server:
         """
         if keep is None:
             keep = restart or not self.config.shutdown_kernels_on_exit
-        if not restart:
-            keep = await self._drain(force) or keep
+        # Also before a restart: in a cluster, connections to kernels end with the program.
+        keep = await self._drain(force) or keep
         if restart and self._listening:
             self._pass_on()
         self._listening = []

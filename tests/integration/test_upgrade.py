@@ -198,6 +198,50 @@ async def test_what_would_be_lost_is_refused(tmp_path: Path) -> None:
         server.kill()
 
 
+async def test_a_replica_gives_its_kernels_away_before_it_is_restarted(tmp_path: Path) -> None:
+    require("ipykernel", "sqlalchemy")
+    options = ("--cluster=lab", f"--registry-url=sqlite:///{tmp_path / 'registry.sqlite'}")
+    homes = [tmp_path / name for name in ("first", "second")]
+    for home in homes:
+        home.mkdir()
+    first, second = (RestartableServer(home, *options, "--drain-seconds=0") for home in homes)
+    try:
+        first.start()
+        run = info(first)["run"]
+        kernel = first.start_kernel()
+        async with attach(first, kernel) as ws:
+            assert (await ws.execute("x = 3; print(x)")).text() == "3\n"
+            refused = await asyncio.to_thread(restart, first)
+            assert refused.returncode == 1
+            for part in (kernel, "no other replica of the cluster", "--force"):
+                assert part in refused.stderr
+            assert info(first)["run"] == run
+            await asyncio.to_thread(second.start)
+            await until(lambda: second.said(f"Following kernel {kernel}"), "it follows")
+            restarted = asyncio.create_task(asyncio.to_thread(restart, first))
+            assert await ws.closed() == RESTARTING
+            done = await restarted
+            assert done.returncode == 0, done.stderr
+        assert info(first)["run"] != run
+        await until(lambda: second.said(f"Kernel taken over: {kernel}"), "it was taken over")
+        async with attach(second, kernel) as ws:
+            assert (await ws.execute("print(x)")).text() == "3\n"
+        # The restarted replica is in the cluster again, so the other one can be restarted, too.
+        await until(
+            lambda: first.log.read_text().count(f"Following kernel {kernel}") == 1, "it follows"
+        )
+        assert (await asyncio.to_thread(restart, second)).returncode == 0
+        await until(lambda: first.said(f"Kernel taken over: {kernel}"), "it has the kernel again")
+        async with attach(first, kernel) as ws:
+            assert (await ws.execute("print(x)")).text() == "3\n"
+        assert len(first.started()) == 1
+        for server in (first, second):
+            server.assert_clean_log()
+    finally:
+        first.kill()
+        second.kill()
+
+
 async def test_output_in_memory_only_is_not_given_up(tmp_path: Path) -> None:
     require("ipykernel")
     server = RestartableServer(tmp_path, *ARGS, FULL_DISK)

@@ -18,6 +18,7 @@ from kbridge.hub.settings import HubSettings
 from kbridge.link.holder.client import is_supported
 from kbridge.server.restart import (
     check_losses,
+    check_successors,
     inherited_sockets,
     installed_version,
     no_holder,
@@ -64,6 +65,19 @@ def test_requests_that_a_kernel_has_not_received() -> None:
     check_losses([Kernel(hub=SimpleNamespace(waiting_requests=0))], KEEPS, registry=True)
     said = refusal(Kernel(), Kernel("two", hub=SimpleNamespace(waiting_requests=3)))
     assert said.startswith("requests that wait for 1 kernel (two) would be lost: ")
+
+
+def test_kernels_that_no_other_replica_can_take() -> None:
+    gone = Kernel("one", connections_stay=False)
+    check_successors([gone], [])
+    with pytest.raises(Conflict) as refused:
+        check_successors([gone, Kernel("two", connections_stay=False)], ["two"])
+    said = refused.value.reason
+    assert said.startswith("output, replies and input requests of 1 kernel (two)")
+    assert "no other replica of the cluster" in said
+    assert "--force" in said
+    with pytest.raises(Conflict, match="requests that wait for 1 kernel"):
+        check_successors([Kernel(hub=SimpleNamespace(waiting_requests=3))], [])
 
 
 @pytest.mark.skipif(not is_supported(), reason="needs Linux")
