@@ -13,10 +13,12 @@ from _pytest.outcomes import Failed, Skipped
 
 import kbridge
 from tests.support.dialects import CODECS
+from tests.support.postgresql import PostgreSQL
 from tests.support.require import require
-from tests.support.server import Server
+from tests.support.server import Server, gone
 from tests.support.waiting import eventually
 
+ROOT = Path(__file__).parents[1]
 MESSAGE = {
     "channel": "shell",
     "header": {"msg_id": "1", "msg_type": "comm_msg", "session": "s", "version": "5.3"},
@@ -115,3 +117,22 @@ def test_errors_of_a_kernel_in_the_log_are_not_the_servers(
     )
     with nullcontext() if clean else pytest.raises(AssertionError, match=error):
         server.assert_clean_log()
+
+
+@pytest.mark.slow
+def test_postgresql_ends_with_the_process_that_started_it(database_server: PostgreSQL) -> None:
+    """Another server, of a process that lives, goes on."""
+    start = (
+        "import signal; from tests.support.postgresql import PostgreSQL; server = PostgreSQL();"
+        " server.start(); print(server.pid, server.home, flush=True); signal.pause()"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", start], stdout=subprocess.PIPE, text=True, cwd=ROOT
+    ) as process:
+        assert process.stdout is not None
+        pid, home = process.stdout.readline().split()
+        assert not gone(int(pid))
+        process.kill()
+    eventually(lambda: gone(int(pid)), "PostgreSQL has ended")
+    eventually(lambda: not Path(home).exists(), "its files are removed")
+    assert not gone(database_server.pid)

@@ -1,6 +1,7 @@
 """A real PostgreSQL server on 127.0.0.1 with a separate directory, ended by its process id.
 
-It refuses to run as root, so root runs it as the user that Debian's package makes.
+It refuses to run as root, so root runs it as the user that Debian's package makes. If the process
+that started it is killed, a watcher ends the server and removes its files.
 """
 
 from __future__ import annotations
@@ -32,6 +33,17 @@ _SETTINGS = {
     "listen_addresses": "127.0.0.1",
     "max_connections": "100",
 }
+# Its input is a pipe that nobody writes to: it ends with the process at the other end. Then the
+# server is stopped if its lock file still has its pid, and $2 is removed.
+_WATCH = """
+trap '' INT TERM HUP
+read -r _
+if [ "$(head -n 1 "$2/data/postmaster.pid" 2>/dev/null)" = "$1" ]; then
+    kill -QUIT "$1"
+    while kill -0 "$1" 2>/dev/null; do sleep 0.1; done
+fi
+rm -rf -- "$2"
+"""
 
 
 def _program(name: str) -> str:
@@ -62,6 +74,7 @@ class PostgreSQL:
         self.log = self.home / "log"
         self.port = free_port()
         self._process: subprocess.Popen[bytes] | None = None
+        self._watcher: subprocess.Popen[bytes] | None = None
         self._databases = 0
         password = self.home / "password"
         password.write_text(PASSWORD)
@@ -88,6 +101,11 @@ class PostgreSQL:
         shutil.rmtree(self.home, ignore_errors=True)
 
     @property
+    def running(self) -> bool:
+        """True between `start` and `stop`."""
+        return self._process is not None
+
+    @property
     def pid(self) -> int:
         assert self._process is not None, "PostgreSQL was not started"
         return self._process.pid
@@ -107,11 +125,22 @@ class PostgreSQL:
                 start_new_session=True,
                 **_user(),
             )
+        self._watcher = subprocess.Popen(
+            ["sh", "-c", _WATCH, "sh", str(self._process.pid), str(self.home)],
+            cwd="/",
+            stdin=subprocess.PIPE,
+            start_new_session=True,
+        )
         eventually(self._answers, "PostgreSQL answers")
 
     def stop(self, *, crash: bool = False) -> None:
         """Stop the server and cut its connections; with `crash`, as if the machine had failed."""
         process, self._process = self._process, None
+        watcher, self._watcher = self._watcher, None
+        if watcher is not None:
+            # First of all: after the server has ended, its pid may be another process.
+            watcher.kill()
+            watcher.communicate()
         if process is None:
             return
         # SIGINT is the "fast" shutdown, SIGQUIT the "immediate" one.
