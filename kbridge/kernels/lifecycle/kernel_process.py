@@ -6,7 +6,8 @@ Invariants:
   is lost;
 - code that starts, replaces or ends the process holds `lock`, except while nobody else knows the
   kernel yet;
-- after `refuse_restarts` no new process is started.
+- after `refuse_restarts` no new process is started;
+- requests that clients send after they heard of the end of a process wait for the next process.
 """
 
 from __future__ import annotations
@@ -93,6 +94,7 @@ class KernelProcess:
         self._log = kernel_log(services.log, self.kernel_id)
         self._closing = False
         self._failed = False
+        self._exit_announced = False  # clients know that the process has ended
 
     # -- state ----------------------------------------------------------------------------------
 
@@ -225,6 +227,20 @@ class KernelProcess:
             self.mark_dead()
             raise
 
+    async def announce_exit(self) -> None:
+        """Tell the clients that the process has ended, because its restart has to wait.
+
+        Requests that were sent are forgotten, as with any restart. Requests from now on wait for
+        the next process.
+        """
+        async with self.lock:
+            hub = self.hub
+            if self._closing or self._exit_announced or hub is None or hub.closed:
+                return
+            if not await self.manager.is_alive():
+                self._exit_announced = True
+                await hub.restarting()
+
     async def restart_after_exit(self, *, new_ports: bool) -> None:
         """Start a new process if the old one has ended and the kernel is still wanted.
 
@@ -249,11 +265,11 @@ class KernelProcess:
         """End the process, start another one, and connect the hub to it."""
         hub = self.hub
         await self.manager.stop(now=now, restart=True)
-        if hub is not None:
+        if hub is not None and (requested or not self._exit_announced):
             # Not earlier: the old process may send messages until its end.
             await hub.restarting(asked=requested)
         await self.manager.start_again(newports=new_ports)
-        self._failed = False
+        self._failed = self._exit_announced = False
         info = self.manager.get_connection_info()
         if hub is None or hub.closed:
             hub = self.hub = self._hubs.open(self.kernel_id, info)

@@ -10,7 +10,7 @@ import time
 from dataclasses import dataclass
 from enum import Enum
 
-from kbridge.errors import KernelError
+from kbridge.errors import Busy, KernelError
 from kbridge.kernels.lifecycle.kernel_process import KernelProcess
 from kbridge.kernels.tasks import spawn, stop
 
@@ -93,7 +93,7 @@ class Restarter:
     async def _run(self) -> None:
         while True:
             await self._process.manager.wait_exit(self._interval)
-            await self._process.lease.wait()
+            await self._wait_for_lease()
             if self._process.closing:
                 return
             decision = self._policy.exited(time.monotonic())
@@ -114,6 +114,19 @@ class Restarter:
                 # `wait_exit` then returns at once, and the attempt is counted.
                 self._log.error("%s", error)
             self._policy.restarted(time.monotonic())
+
+    async def _wait_for_lease(self) -> None:
+        """Wait until the server may act; tell the clients of the exit if that takes long.
+
+        After a stop of the server's process, the next renewal says whether another replica has the
+        kernel, so clients hear nothing before.
+        """
+        lease = self._process.lease
+        try:
+            await lease.ensure()
+        except Busy:
+            await self._process.announce_exit()
+            await lease.wait()
 
     async def aclose(self) -> None:
         """Stop watching. May be called twice."""

@@ -2,6 +2,7 @@ import asyncio
 import logging
 
 from kbridge.errors import KernelStartError
+from kbridge.kernels.lifecycle.lease import Lease
 from kbridge.kernels.lifecycle.restarter import RestartDecision, Restarter, RestartPolicy
 from tests.support.waiting import TIMEOUT
 
@@ -12,10 +13,13 @@ class Process:
     """A process that has ended, and that cannot be restarted."""
 
     kernel_id = "k"
+    closing = False
 
-    def __init__(self) -> None:
+    def __init__(self, lease: Lease | None = None) -> None:
         self.manager = self  # which waits for the end
+        self.lease = lease or Lease()
         self.new_ports: list[bool] = []
+        self.announced = asyncio.Event()
         self.dead = asyncio.Event()
 
     async def wait_exit(self, interval: float) -> None:
@@ -24,6 +28,9 @@ class Process:
     async def restart_after_exit(self, *, new_ports: bool) -> None:
         self.new_ports.append(new_ports)
         raise KernelStartError("no such program")
+
+    async def announce_exit(self) -> None:
+        self.announced.set()
 
     def mark_dead(self) -> None:
         self.dead.set()
@@ -63,6 +70,7 @@ async def test_failed_restarts_count_toward_the_limit(caplog):
         await process.dead.wait()
     await restarter.aclose()
     assert process.new_ports == [True] * 3
+    assert not process.announced.is_set()
     assert caplog.text.count("no such program") == 3
 
 
@@ -75,3 +83,31 @@ async def test_aclose_stops_the_watch():
     await restarter.aclose()
     assert not process.new_ports
     assert not process.dead.is_set()
+
+
+async def test_without_a_lease_it_announces_the_end_and_restarts_later():
+    process = Process(Lease(0.03, lambda: 0.0))
+    policy = RestartPolicy(limit=1, stable_time=1000, started=asyncio.get_running_loop().time())
+    restarter = Restarter(process, policy, interval=1.0, log=LOG)
+    async with asyncio.timeout(TIMEOUT):
+        await process.announced.wait()
+        await asyncio.sleep(0)
+        assert not process.new_ports
+        assert not process.dead.is_set()
+        process.lease.renewed(0.0)
+        await process.dead.wait()
+    await restarter.aclose()
+    assert process.new_ports == [True]
+
+
+async def test_a_renewal_that_comes_soon_prevents_the_announcement():
+    process = Process(Lease(TIMEOUT, lambda: 0.0))
+    policy = RestartPolicy(limit=1, stable_time=1000, started=asyncio.get_running_loop().time())
+    restarter = Restarter(process, policy, interval=1.0, log=LOG)
+    await asyncio.sleep(0)
+    process.lease.renewed(0.0)
+    async with asyncio.timeout(TIMEOUT):
+        await process.dead.wait()
+    await restarter.aclose()
+    assert process.new_ports == [True]
+    assert not process.announced.is_set()
