@@ -96,7 +96,7 @@ def twin(request: pytest.FixtureRequest) -> Iterator[Functions]:
 
 @pytest.fixture(scope="session")
 def database_server() -> Iterator[PostgreSQL]:
-    """A PostgreSQL server, which tests must not stop."""
+    """A PostgreSQL server; tests that stop it start it again."""
     with postgresql() as running:
         yield running
 

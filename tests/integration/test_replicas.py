@@ -1,4 +1,7 @@
-"""Several real servers that are replicas of one cluster, with real kernels."""
+"""Several real servers that are replicas of one cluster, with real kernels.
+
+Replicas that act at the same moment do so over each database. The other tests use one of them.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,7 @@ import psutil
 import pytest
 
 from tests.support.client import attach
-from tests.support.postgresql import PASSWORD, PostgreSQL, postgresql
+from tests.support.postgresql import PASSWORD, PostgreSQL
 from tests.support.require import require
 from tests.support.server import Server
 from tests.support.waiting import eventually, until
@@ -41,14 +44,35 @@ def make_servers(folder: Path, url: str) -> Iterator[Start]:
         yield start
     finally:
         for server in servers:
-            server.process.send_signal(signal.SIGCONT)  # a test may have stopped it
+            # All servers before their kernels: the owner would restart a kernel. SIGKILL ends also
+            # a server that a test has stopped.
+            die(server)
+        for server in servers:
             server.kill()
 
 
 @pytest.fixture
 def replica(tmp_path: Path, database_url: str) -> Iterator[Start]:
-    """Start replicas of one cluster: `replica(*options)`."""
+    """Start replicas of one cluster, over each kind of database: `replica(*options)`."""
     yield from make_servers(tmp_path, database_url)
+
+
+@pytest.fixture
+def on_sqlite(tmp_path: Path) -> Iterator[Start]:
+    yield from make_servers(tmp_path, f"sqlite:///{tmp_path / 'database' / 'registry.sqlite'}")
+
+
+@pytest.fixture
+def database(database_server: PostgreSQL) -> Iterator[PostgreSQL]:
+    """PostgreSQL, which a test may stop."""
+    yield database_server
+    if not database_server.running:
+        database_server.start()
+
+
+@pytest.fixture
+def on_postgresql(tmp_path: Path, database: PostgreSQL) -> Iterator[Start]:
+    yield from make_servers(tmp_path, database.new_database())
 
 
 def has_said(server: Server, text: str) -> bool:
@@ -63,6 +87,17 @@ def die(server: Server) -> None:
     """Kill only the server; its kernels run on."""
     server.process.kill()
     server.process.wait()
+
+
+def start_kernel(server: Server) -> str:
+    """Start a kernel on a replica whose lease is so short that it may be over for a moment."""
+
+    def attempt() -> str:
+        reply = server.request("POST", "/api/kernels", {"name": "python3"})
+        assert reply.status == 201 or b"lease" in reply.body, reply
+        return str(reply.json()["id"]) if reply.status == 201 else ""
+
+    return eventually(attempt, "the kernel is started")
 
 
 async def ask(server: Server, kernel_id: str, code: str) -> str:
@@ -88,8 +123,8 @@ async def test_one_of_two_takes_over_the_kernels_of_a_replica_that_was_killed(
         server.assert_clean_log()
 
 
-async def test_the_new_owner_restarts_and_ends_the_kernel(replica: Start) -> None:
-    first, second = replica(), replica()
+async def test_the_new_owner_restarts_and_ends_the_kernel(on_sqlite: Start) -> None:
+    first, second = on_sqlite(), on_sqlite()
     kernel_id = first.start_kernel()
     die(first)
     await until(lambda: took(second, kernel_id), "the other replica took over")
@@ -103,10 +138,10 @@ async def test_the_new_owner_restarts_and_ends_the_kernel(replica: Start) -> Non
 
 
 async def test_a_replica_that_was_stopped_restarts_no_kernel_that_it_has_lost(
-    replica: Start,
+    on_postgresql: Start,
 ) -> None:
     """Both replicas watch the process when it ends; the one without the lease leaves it alone."""
-    first, second = replica("--lease-seconds=3"), replica("--lease-seconds=3")
+    first, second = on_postgresql("--lease-seconds=3"), on_postgresql("--lease-seconds=3")
     kernel_id = first.start_kernel()
     async with attach(first, kernel_id) as client:
         assert (await client.execute("print(1)")).text() == "1\n"
@@ -131,11 +166,11 @@ async def test_a_replica_that_was_stopped_restarts_no_kernel_that_it_has_lost(
 
 
 async def test_a_replica_that_was_stopped_culls_no_kernel_that_it_has_lost(
-    replica: Start,
+    on_postgresql: Start,
 ) -> None:
     cull = ("--cull-idle=1", "--BridgeKernelManager.cull_interval=1")
-    first = replica("--lease-seconds=3", *cull)
-    second = replica("--lease-seconds=3")
+    first = on_postgresql("--lease-seconds=3", *cull)
+    second = on_postgresql("--lease-seconds=3")
     kernel_id = first.start_kernel()
     first.process.send_signal(signal.SIGSTOP)
     await until(lambda: took(second, kernel_id), "the other replica took over")
@@ -171,8 +206,10 @@ async def test_replicas_that_start_at_once_share_the_kernels_of_a_dead_one(
         server.assert_clean_log()
 
 
-async def test_a_replica_that_is_stopped_gives_its_kernels_to_another(replica: Start) -> None:
-    first, second = replica("--drain-seconds=1"), replica()
+async def test_a_replica_that_is_stopped_gives_its_kernels_to_another(
+    on_postgresql: Start,
+) -> None:
+    first, second = on_postgresql("--drain-seconds=1"), on_postgresql()
     kernel_id = first.start_kernel()
     async with attach(first, kernel_id) as client:
         assert (await client.execute("x = 42; print(x)")).text() == "42\n"
@@ -189,53 +226,45 @@ async def test_a_replica_that_is_stopped_gives_its_kernels_to_another(replica: S
         server.assert_clean_log()
 
 
-async def test_the_last_replica_finds_its_kernels_again(replica: Start) -> None:
-    first = replica("--shutdown-kernels-on-exit=False")
+async def test_a_replica_finds_the_kernels_of_its_cluster_again_and_no_others(
+    on_sqlite: Start,
+) -> None:
+    first = on_sqlite("--shutdown-kernels-on-exit=False")
     kernel_id = first.start_kernel()
     assert await ask(first, kernel_id, "x = 42; print(x)") == "42\n"
     assert first.stop() == 0
-    second = replica()
-    assert has_said(second, f"Kernel found again: {kernel_id}")
-    assert await ask(second, kernel_id, "print(x)") == "42\n"
-
-
-async def test_clusters_of_one_database_leave_each_other_alone(replica: Start) -> None:
-    first = replica("--shutdown-kernels-on-exit=False")
-    kernel_id = first.start_kernel()
-    die(first)
-    other = replica(cluster="other")
-    assert other.request("GET", "/api/kernels").json() == []
-    alone = replica(cluster="")
-    assert alone.request("GET", "/api/kernels").json() == []
-    again = replica()
+    with ThreadPoolExecutor(2) as threads:  # another cluster, and a server without one
+        others = list(threads.map(lambda name: on_sqlite(cluster=name), ("other", "")))
+    for server in others:
+        assert server.request("GET", "/api/kernels").json() == []
+    again = on_sqlite()
     assert [m["id"] for m in again.request("GET", "/api/kernels").json()] == [kernel_id]
+    assert has_said(again, f"Kernel found again: {kernel_id}")
+    assert await ask(again, kernel_id, "print(x)") == "42\n"
 
 
 # PostgreSQL that is restarted
 
 
-@pytest.fixture
-def database() -> Iterator[PostgreSQL]:
-    with postgresql() as server:
-        yield server
+# As many leases as 60 s have with the default of 5 s.
+OUTAGE = 12
+TICKS = f"import time\nfor n in range({OUTAGE}):\n    time.sleep(1)\n    print(n)"
 
 
-@pytest.fixture
-def on_database(tmp_path: Path, database: PostgreSQL) -> Iterator[Start]:
-    yield from make_servers(tmp_path, database.new_database())
-
-
-async def test_websockets_do_not_notice_that_the_database_is_restarted(
-    on_database: Start, database: PostgreSQL
+async def test_websockets_do_not_notice_that_the_database_is_down_for_twelve_leases(
+    on_postgresql: Start, database: PostgreSQL
 ) -> None:
-    first = on_database("--lease-seconds=4")
-    kernel_id = first.start_kernel()
+    first = on_postgresql("--lease-seconds=1")
+    kernel_id = start_kernel(first)
     ready = lambda: first.request("GET", "/readyz")  # noqa: E731
     async with attach(first, kernel_id) as client:
         assert (await client.execute("print('before')")).text() == "before\n"
         await asyncio.to_thread(database.stop, crash=True)
-        await until(lambda: "lease" in ready().json()["checks"]["cluster"], "the lease is over")
+        ticks = await client.execute(TICKS)
+        assert ticks.text() == "".join(f"{n}\n" for n in range(OUTAGE))
+        assert ticks.reply["status"] == "ok"
         assert ready().status == 503
+        assert "lease" in ready().json()["checks"]["cluster"]
         # Requests that need no lease are answered; the others name the reason.
         assert (await client.execute("print('meanwhile')")).text() == "meanwhile\n"
         assert [m["id"] for m in first.request("GET", "/api/kernels").json()] == [kernel_id]
@@ -245,8 +274,8 @@ async def test_websockets_do_not_notice_that_the_database_is_restarted(
         await asyncio.to_thread(database.start)
         await until(lambda: ready().status == 200, "the lease is held again")
         assert (await client.execute("print('after')")).text() == "after\n"
-    other = first.start_kernel()
-    second = on_database("--lease-seconds=4")
+    other = start_kernel(first)
+    second = on_postgresql()
     die(first)
     for each in (kernel_id, other):
         await until(lambda k=each: took(second, k), "kernels were recorded after the restart")
@@ -255,26 +284,37 @@ async def test_websockets_do_not_notice_that_the_database_is_restarted(
 
 
 async def test_a_kernel_that_dies_without_a_lease_is_restarted_once_there_is_one(
-    on_database: Start, database: PostgreSQL
+    on_postgresql: Start, database: PostgreSQL
 ) -> None:
-    first = on_database("--lease-seconds=4")
-    kernel_id = first.start_kernel()
-    await asyncio.to_thread(database.stop)
-    await until(lambda: b"lease" in first.request("GET", "/readyz").body, "the lease is over")
-    [(process, _)] = first.started()
-    process.kill()
-    psutil.wait_procs([process])
-    assert not has_said(first, "restart 1 of at most")
-    await asyncio.to_thread(database.start)
-    await until(lambda: has_said(first, "restart 1 of at most"), "the kernel is restarted")
-    await until(lambda: any(p.pid != process.pid for p, _ in first.started()), "it runs again")
+    """Requests that a client sends after it has heard of the end wait for the next process."""
+    first = on_postgresql("--lease-seconds=1")
+    kernel_id = start_kernel(first)
+    async with attach(first, kernel_id) as client:
+        assert (await client.execute("print('before')")).text() == "before\n"
+        await asyncio.to_thread(database.stop)
+        await until(lambda: b"lease" in first.request("GET", "/readyz").body, "the lease is over")
+        [(process, _)] = first.started()
+        process.kill()
+        psutil.wait_procs([process])
+        await client.until(lambda m: m["content"].get("execution_state") == "restarting")
+        waiting = await client.start("print('waited')")
+        assert not has_said(first, "restart 1 of at most")
+        assert not first.started()
+        await asyncio.to_thread(database.start)
+        assert (await client.finish(waiting)).text() == "waited\n"
+        states = [m["content"].get("execution_state") for m in client.seen]
+        assert states.count("restarting") == 1
+    assert has_said(first, "restart 1 of at most")
+    [(restarted, _)] = first.started()
+    assert restarted.pid != process.pid
     assert await ask(first, kernel_id, "print('again')") == "again\n"
+    first.assert_clean_log()
 
 
 async def test_neither_the_secret_nor_the_password_is_logged(
-    on_database: Start, database: PostgreSQL
+    on_postgresql: Start, database: PostgreSQL
 ) -> None:
-    first, second = on_database("--debug"), on_database("--debug")
+    first, second = on_postgresql("--debug"), on_postgresql("--debug")
     kernel_id = first.start_kernel()
     die(first)
     await until(lambda: took(second, kernel_id), "the other replica took over")
@@ -287,9 +327,9 @@ async def test_neither_the_secret_nor_the_password_is_logged(
 
 
 async def test_a_server_without_its_database_says_so_and_ends(
-    on_database: Start, database: PostgreSQL
+    on_postgresql: Start, database: PostgreSQL
 ) -> None:
     await asyncio.to_thread(database.stop)
     with pytest.raises(AssertionError, match="The registry postgresql") as ended:
-        on_database()
+        on_postgresql()
     assert "word" not in str(ended.value), "the password is not shown"
