@@ -13,6 +13,7 @@ import asyncio
 import json
 import logging
 from collections.abc import Coroutine, Mapping
+from functools import partial
 from typing import Any, Final, Protocol
 
 from kbridge.cluster.membership import Change, Membership
@@ -169,6 +170,8 @@ class Ownership:
             ]
             if not kernel_ids or membership.is_alive(owner) or not membership.lease.held:
                 return
+            if membership.me.draining:
+                return
             gone = membership.is_gone(owner)
             taken = await membership.call(
                 lambda: membership.store.take_all(kernel_ids, owner, gone=gone)
@@ -229,9 +232,14 @@ class Ownership:
         The websockets of each kernel are closed once it is given. The kernels that remain are those
         that no other replica can take.
         """
-        self._closing = True
         self._kernels.start_no_more()
         await self._membership.drain()
+        # From now on this replica gets no kernels, but one may have been given to it just before.
+        # The view also tells which other replicas drain.
+        await self._membership.refresh()
+        while tasks := {*self._waiting.values(), *self._moving.values()}:
+            await asyncio.wait(tasks)
+        self._closing = True
         kernels = [kernel.kernel_id for kernel in self._kernels.index]
         for number, kernel_id in enumerate(kernels):
             if number:
@@ -254,8 +262,21 @@ class Ownership:
         await self._kernels.writer.settled()
         await self._hubs.hand_over(kernel_id)
         await self._kernels.transfer.release(kernel_id)
-        given = await membership.call(lambda: membership.store.give(kernel_id, successors[0]))
-        await self._hubs.demote(kernel_id)
-        if given:
-            self._log.info("Kernel %s was given to %s", kernel_id, successors[0])
-        await membership.fetch(kernel_id)
+        if await self._give_to(kernel_id, successors):
+            await self._hubs.demote(kernel_id)
+            await membership.fetch(kernel_id)
+            return
+        current = await membership.fetch(kernel_id)
+        if current is not None and current.replica_id == self._me:
+            # All others are about to end, too: the kernel ends or stays with this replica.
+            await self._kernels.transfer.serve(current)
+
+    async def _give_to(self, kernel_id: str, successors: list[str]) -> bool:
+        """Give a kernel to the first replica that may get it; return False if there is none."""
+        membership = self._membership
+        for replica_id in successors:
+            give = partial(membership.store.give, kernel_id, replica_id)
+            if await membership.call(give):
+                self._log.info("Kernel %s was given to %s", kernel_id, replica_id)
+                return True
+        return False

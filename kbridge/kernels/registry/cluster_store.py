@@ -193,8 +193,17 @@ class ClusterStore:
             return self._pass(connection, kernel_ids, old, self._me)
 
     def give(self, kernel_id: str, new: str) -> bool:
-        """Give a kernel of this replica to another one; return False if it is not the owner."""
+        """Give a kernel of this replica to another one.
+
+        Returns
+        -------
+        bool
+            False if this replica is not the owner, or if the other one has no lease or is about to
+            end: nobody would serve the kernel.
+        """
         with self.registry.transaction(_WRITTEN) as connection:
+            if not self._holds(connection, new, drains=False):
+                return False
             return bool(self._pass(connection, [kernel_id], self._me, new))
 
     def write(self, rows: Mapping[Key, KernelRow | SessionRow | None]) -> frozenset[str]:
@@ -334,13 +343,23 @@ class ClusterStore:
                 )
             )
 
-    def _holds(self, connection: Connection, replica_id: str) -> bool:
-        """Return True if a replica has a lease; until the end of the transaction, it gets none."""
+    def _holds(self, connection: Connection, replica_id: str, *, drains: bool = True) -> bool:
+        """Return True if a replica has a lease; its row is locked until the transaction ends.
+
+        Parameters
+        ----------
+        connection : Connection
+        replica_id : str
+        drains : bool
+            False to return False for a replica that is about to end.
+        """
         left = REPLICAS.c.lease_until - _NOW[connection.dialect.name]
         row = connection.execute(
-            select(left.label("left")).where(REPLICAS.c.replica_id == replica_id).with_for_update()
+            select(left.label("left"), REPLICAS.c.draining)
+            .where(REPLICAS.c.replica_id == replica_id)
+            .with_for_update()
         ).first()
-        return row is not None and row.left > 0
+        return row is not None and row.left > 0 and (drains or not row.draining)
 
     def _change(self, connection: Connection) -> int:
         """Raise the revision of the cluster and return it; other changes wait for this one."""

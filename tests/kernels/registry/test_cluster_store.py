@@ -242,6 +242,21 @@ def test_a_kernel_is_given_by_its_owner_only(both):
     assert not a.give("k", "a")
 
 
+def test_a_kernel_is_not_given_to_a_replica_that_does_not_serve_it(both):
+    a, b = both
+    put(a, kernel())
+    b.drain()
+    assert not a.give("k", "b")
+    b.leave()
+    assert not a.give("k", "b")
+    b.join(LEASE)
+    expire(a, "b")
+    assert not a.give("k", "b")
+    assert owner(a) == "a"
+    b.renew(LEASE)
+    assert a.give("k", "b")
+
+
 def test_the_former_owner_writes_nothing(both):
     a, b = both
     put(a, kernel("k"), kernel("l"))
