@@ -28,15 +28,14 @@ for i in range({LINES}):
 
 
 @pytest.fixture
-def servers(tmp_path: Path) -> Iterator[list[Server]]:
+def servers(tmp_path: Path, database_url: str) -> Iterator[list[Server]]:
     require("ipykernel", "sqlalchemy")
-    url = f"sqlite:///{tmp_path / 'registry.sqlite'}"
     made = []
     try:
         for name in ("a", "b"):
             home = tmp_path / name
             home.mkdir()
-            made.append(Server(home, "--cluster=lab", f"--registry-url={url}"))
+            made.append(Server(home, "--cluster=lab", f"--registry-url={database_url}"))
             made[-1].start()
         yield made
     finally:
