@@ -1,0 +1,372 @@
+"""Replicas that are killed and stopped while clients read: every line of every client is counted.
+
+`python -m tests.support.cluster_chaos --rounds=50 --clients=200 --kernels=20` runs longer than the
+test does, in a directory that it makes; `--database=postgresql` uses that database.
+
+Each kernel writes numbered lines, in one cell that a client sends before the first fault. One half
+of the clients names its last message when it connects again (`since`), and must receive each line
+once. The other half has a session only: it may receive lines twice, but must miss none.
+
+Beside each of these kernels there is an idle one, whose process is killed while its replica is
+stopped: the cluster must restart it once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import random
+import signal
+import sys
+import tempfile
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import psutil
+from websockets.exceptions import ConnectionClosed, InvalidHandshake
+
+from kbridge.kernels.registry.registry import Registry
+from tests.support.client import KernelClient, attach
+from tests.support.postgresql import postgresql
+from tests.support.server import Server
+from tests.support.waiting import TIMEOUT, until
+
+__all__ = ["Options", "run"]
+
+_KERNEL = Path(__file__).parent / "scripted_kernel.py"
+_CELL = """
+import time
+line = 0
+while not os.path.exists({end!r}):
+    k.stream(f"{{line}}\\n", parent)
+    line += 1
+    if line % 10 == 0:
+        time.sleep(0.02)
+k.stream(f"end {{line}}\\n", parent)
+k.say("status", {{"execution_state": "idle"}}, parent)
+"""
+_MORE = 200  # lines of each kernel after a fault, before the next one
+_RESTARTED = "The process of kernel {} ended: restart"
+
+
+@dataclass(frozen=True)
+class Options:
+    """The size of a run."""
+
+    rounds: int = 2
+    kernels: int = 2
+    clients: int = 12
+    replicas: int = 2
+    lease: float = 3.0
+    database: str = "sqlite"
+    seed: int = 0
+
+
+class Lab:
+    """The replicas and their database."""
+
+    def __init__(self, home: Path, options: Options, stack: ExitStack) -> None:
+        self.home = home
+        self.options = options
+        self.random = random.Random(options.seed)
+        self.end = home / "end"  # the cells end once this file exists
+        if options.database == "postgresql":
+            self.url = stack.enter_context(postgresql()).new_database()
+        else:
+            self.url = f"sqlite:///{home / 'registry.sqlite'}"
+        self.registry = Registry(self.url)
+        stack.callback(self.registry.close)
+        self.servers: list[Server] = []
+        self.ended: list[Server] = []
+        stack.callback(self.kill)
+        for _ in range(options.replicas):
+            self.start()
+
+    def start(self) -> Server:
+        """Start another replica."""
+        home = self.home / f"replica-{len(self.servers) + len(self.ended)}"
+        spec = home / "data" / "kernels" / "scripted" / "kernel.json"
+        spec.parent.mkdir(parents=True)
+        argv = [sys.executable, str(_KERNEL), "{connection_file}"]
+        spec.write_text(json.dumps({"argv": argv, "display_name": "s", "language": "python"}))
+        server = Server(
+            home,
+            "--cluster=lab",
+            f"--registry-url={self.url}",
+            f"--lease-seconds={self.options.lease}",
+            "--drain-seconds=0",
+            "--BridgeKernelManager.default_kernel_name=scripted",
+        )
+        self.servers.append(server)
+        return server.start()
+
+    def kill(self) -> None:
+        """End all processes, also after an error."""
+        for server in (*self.servers, *self.ended):
+            if server in self.servers:
+                server.process.send_signal(signal.SIGCONT)
+            server.kill()
+
+    def count(self, words: str) -> int:
+        """Return how often the replicas, also the ended ones, have logged some words."""
+        servers = (*self.servers, *self.ended)
+        return sum(server.log.read_text(errors="replace").count(words) for server in servers)
+
+    def rows(self) -> dict[str, tuple[int, int]]:
+        """Return the pids of the owner and of the process of each kernel, as in the database."""
+        from sqlalchemy import select
+
+        from kbridge.kernels.registry.schema import KERNELS, REPLICAS
+
+        query = select(KERNELS.c.kernel_id, REPLICAS.c.pid, KERNELS.c.pid).outerjoin(
+            REPLICAS, KERNELS.c.replica_id == REPLICAS.c.replica_id
+        )
+        with self.registry.transaction("read") as connection:
+            found = connection.execute(query).all()
+        return {kernel_id: (owner or 0, pid) for kernel_id, owner, pid in found}
+
+    def sessions(self) -> set[str]:
+        """Return the ids of the sessions whose places are in the database."""
+        from sqlalchemy import select
+
+        from kbridge.kernels.registry.schema import PLACES
+
+        with self.registry.transaction("read") as connection:
+            return set(connection.execute(select(PLACES.c.session_id)).scalars())
+
+    def processes(self) -> list[int]:
+        """Return the pids of all running kernels."""
+        servers = (*self.servers, *self.ended)
+        return sorted(process.pid for server in servers for process, _ in server.started())
+
+    def owned(self, server: Server) -> set[str]:
+        """Return the ids of the kernels that a replica owns."""
+        return {name for name, (owner, _) in self.rows().items() if owner == server.process.pid}
+
+    # -- faults -------------------------------------------------------------------------------
+
+    async def fault(self, kind: str, idle: set[str]) -> set[str]:
+        """Cause a fault at a replica with kernels; wait until other replicas have these.
+
+        Returns
+        -------
+        set of str
+            The idle kernels whose processes were killed.
+        """
+        server = self.random.choice([server for server in self.servers if self.owned(server)])
+        owned = self.owned(server)
+        if kind == "stop":
+            return await self._stop(server, owned, idle)
+        self.servers.remove(server)
+        self.ended.append(server)
+        server.process.kill()
+        await asyncio.to_thread(server.process.wait, TIMEOUT)
+        await self._moved(server, owned)
+        await asyncio.to_thread(self.start)
+        return set()
+
+    async def _stop(self, server: Server, owned: set[str], idle: set[str]) -> set[str]:
+        """Stop a replica until the others have its kernels, and let it go on."""
+        lost = "Kernel {} is served by another replica now"
+        before = {name: self.count(lost.format(name)) for name in owned}
+        victims = owned & idle
+        takes = {name: self.count(f"Kernel taken over: {name}") for name in victims}
+        server.process.send_signal(signal.SIGSTOP)
+        try:
+            await self._moved(server, owned)
+            # Both replicas watch the process; the one that was stopped must leave it alone.
+            for name in victims:
+                words, count = f"Kernel taken over: {name}", takes[name]
+                await until(lambda w=words, c=count: self.count(w) > c, words)  # type: ignore[misc]
+                psutil.Process(self.rows()[name][1]).kill()
+        finally:
+            server.process.send_signal(signal.SIGCONT)
+        for name, count in before.items():
+            words = lost.format(name)
+            await until(lambda w=words, c=count: self.count(w) > c, words)  # type: ignore[misc]
+        return victims
+
+    async def _moved(self, server: Server, kernels: set[str]) -> None:
+        await until(lambda: not kernels & self.owned(server), "the kernels were taken over")
+
+
+@dataclass
+class Reader:
+    """A client that comes back, wherever its kernel is served."""
+
+    lab: Lab
+    kernel_id: str
+    session: str
+    exact: bool
+    lines: list[int] = field(default_factory=list)
+    end: int = -1
+    notices: list[str] = field(default_factory=list)
+    connected: int = 0
+    replies: list[dict[str, Any]] = field(default_factory=list)
+    ws: KernelClient | None = None
+    last: str = ""
+    _partial: str = ""
+
+    async def run(self) -> None:
+        """Read until cancelled."""
+        while True:
+            for server in list(self.lab.servers):
+                try:
+                    await self._read(server)
+                except (InvalidHandshake, ConnectionClosed, OSError, TimeoutError):
+                    self.ws = None
+                    self._partial = ""
+            await asyncio.sleep(0.05)
+
+    async def _read(self, server: Server) -> None:
+        since = self.last if self.exact else ""
+        options: dict[str, Any] = {"ping_interval": 1, "ping_timeout": 2, "open_timeout": 2}
+        async with attach(
+            server, self.kernel_id, session=self.session, since=since, **options
+        ) as ws:
+            self.ws = ws
+            self.connected += 1
+            while True:
+                self._take(ws.codec.decode(await ws.ws.recv()))
+
+    def _take(self, msg: dict[str, Any]) -> None:
+        if msg["channel"] == "iopub":
+            self.last = msg["header"]["msg_id"]
+        content, kind = msg["content"], msg["header"]["msg_type"]
+        if kind == "execute_reply":
+            self.replies.append(content)
+        elif kind == "stream" and content["name"] == "stdout":
+            *whole, self._partial = (self._partial + content["text"]).split("\n")
+            for line in whole:
+                if line.startswith("end "):
+                    self.end = int(line.removeprefix("end "))
+                else:
+                    self.lines.append(int(line))
+        elif kind == "stream":
+            self.notices.append(content["text"])
+
+    def check(self) -> None:
+        """Check that no line is missing, and no line came twice if the client named its last."""
+        assert self.notices == [], (self.session, self.notices)
+        missing = sorted(set(range(self.end)) - set(self.lines))
+        assert missing == [], (self.session, len(missing), missing[:5])
+        if self.exact:
+            pairs = zip(self.lines, self.lines[1:], strict=False)
+            again = [(one, other) for one, other in pairs if other != one + 1]
+            assert again == [], (self.session, again[:5])
+
+
+async def run(home: Path, options: Options) -> dict[str, Any]:
+    """Run the faults; return figures.
+
+    Raises
+    ------
+    AssertionError
+        If a line of a client is missing, or was received twice by a client that names its last
+        message; if a kernel was restarted without a reason, or twice; if a kernel stays at the end.
+    """
+    with ExitStack() as stack:
+        lab = await asyncio.to_thread(Lab, home, options, stack)
+        numbers = range(options.kernels)
+        kernels, idle = [
+            [
+                await asyncio.to_thread(lab.servers[i % len(lab.servers)].start_kernel, "scripted")
+                for i in numbers
+            ]
+            for _ in range(2)
+        ]
+        for kernel_id in (*kernels, *idle):
+            words = f"Following kernel {kernel_id}"
+            await until(lambda w=words: lab.count(w) > 0, words)  # type: ignore[misc]
+        found = await _read_all(lab, kernels, set(idle))
+        await _end(lab)
+        return found
+
+
+async def _read_all(lab: Lab, kernels: list[str], idle: set[str]) -> dict[str, Any]:
+    options = lab.options
+    before = lab.rows()
+    readers = [
+        Reader(lab, kernels[i % len(kernels)], f"r-{i}", exact=i // len(kernels) % 2 == 0)
+        for i in range(options.clients)
+    ]
+    tasks = [asyncio.create_task(reader.run()) for reader in readers]
+    restarts = dict.fromkeys(before, 0)
+    try:
+        await until(lambda: all(reader.ws for reader in readers), "all clients are connected")
+        for reader in readers[: len(kernels)]:
+            assert reader.ws is not None
+            code = _CELL.format(end=str(lab.end))
+            await reader.ws.send("execute_request", {"code": code})
+        await _more(readers)
+        # Sessions are written once per second; a session that nobody knows begins at the end.
+        known = {json.dumps(reader.session) for reader in readers}
+        await until(lambda: known <= lab.sessions(), "the sessions of all clients are written")
+        for number in range(options.rounds):
+            for name in await lab.fault(("kill", "stop")[number % 2], idle):
+                restarts[name] += 1
+                words = _RESTARTED.format(name)
+                await until(lambda w=words: lab.count(w) > 0, words)  # type: ignore[misc]
+            await _more(readers)
+        lab.end.touch()
+        await until(lambda: all(reader.end >= 0 for reader in readers), "all cells have ended")
+        await until(lambda: all(r.replies for r in readers[: len(kernels)]), "there is a reply")
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+    for reader in readers:
+        reader.check()
+    for reader in readers[: len(kernels)]:
+        assert [reply["status"] for reply in reader.replies] == ["ok"], reader.replies
+    after = lab.rows()
+    assert after.keys() == before.keys()
+    assert {name: lab.count(_RESTARTED.format(name)) for name in before} == restarts
+    assert {name for name in after if after[name][1] != before[name][1]} == {
+        name for name, count in restarts.items() if count
+    }
+    assert lab.processes() == sorted(pid for _, pid in after.values())
+    assert {owner for owner, _ in after.values()} <= {s.process.pid for s in lab.servers}
+    return {
+        "lines": sum(reader.end for reader in readers[: len(kernels)]),
+        "returns": sum(reader.connected - 1 for reader in readers),
+        "restarts": sum(restarts.values()),
+    }
+
+
+async def _more(readers: list[Reader]) -> None:
+    """Wait until each client has received more lines."""
+    wanted = [reader.lines[-1] + _MORE if reader.lines else _MORE for reader in readers]
+    await until(
+        lambda: all(
+            reader.lines and reader.lines[-1] >= line
+            for reader, line in zip(readers, wanted, strict=True)
+        ),
+        "all clients receive lines",
+    )
+
+
+async def _end(lab: Lab) -> None:
+    """End the replicas, one after the other: the last one ends the kernels."""
+    for server in lab.servers:
+        server.assert_clean_log()
+        assert await asyncio.to_thread(server.stop) == 0
+    assert lab.processes() == [], "no kernel is left behind"
+    assert lab.rows() == {}
+
+
+def main() -> None:
+    """Run with options of the command line, and print the figures."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    for name, default in vars(Options()).items():
+        parser.add_argument(f"--{name}", type=type(default), default=default)
+    options = Options(**vars(parser.parse_args()))
+    with tempfile.TemporaryDirectory() as home:
+        print(json.dumps(asyncio.run(run(Path(home), options))))
+
+
+if __name__ == "__main__":
+    main()
