@@ -148,7 +148,7 @@ class Membership:
         await self.call(self.store.registry.prepare)
         self.secret = await self.call(lambda: self.store.join(self._seconds))
         self.lease.renewed(sent)
-        await self._renew()
+        await self.renew()
         self._log.info(
             "Joined the cluster %s as %s (%s), with %d other replica(s)",
             *(self.me.cluster, self.me.replica_id, self.me.url, len(self.alive()) - 1),
@@ -249,8 +249,15 @@ class Membership:
         return kernel
 
     async def refresh(self) -> None:
-        """Renew the lease and read the view now; an error is logged."""
-        await self._renew()
+        """Read the view now, and write nothing; an error is logged."""
+        async with self._renewing:
+            sent, since = self.lease.now(), self._since()
+            try:
+                view = await self.call(lambda: self.store.view(since))
+            except RegistryError as error:
+                self._failed(error)
+                return
+            self._apply(view, sent)
 
     async def call(self, work: Callable[[], T]) -> T:
         """Call a method of the store in a thread."""
@@ -273,16 +280,17 @@ class Membership:
             await asyncio.sleep(
                 min(self.lease.interval, _RETRY_SECONDS) if self.problem else self.lease.interval
             )
-            await self._renew()
+            await self.renew()
 
-    async def _renew(self) -> None:
+    async def renew(self) -> None:
+        """Renew the lease, write the states and read the view now; an error is logged."""
         async with self._renewing:
             sent = self.lease.now()
             states: dict[str, str] = {}
             for source in self._sources:
                 states |= source.states()
             new = {name: text for name, text in states.items() if self._told.get(name) != text}
-            since = self._revision if sent - self._seen_at < ENDED_SECONDS / 2 else None
+            since = self._since()
             try:
                 view = await self.call(lambda: self.store.renew(self._seconds, new, since))
             except RegistryError as error:
@@ -294,6 +302,11 @@ class Membership:
             self._told = states
             self._apply(view, sent)
             self.lease.renewed(sent)
+
+    def _since(self) -> int | None:
+        """Return the revision of the last view; None if it is too old to ask for changes."""
+        fresh = self.lease.now() - self._seen_at < ENDED_SECONDS / 2
+        return self._revision if fresh else None
 
     def _failed(self, error: RegistryError) -> None:
         if not self.problem:
@@ -379,7 +392,7 @@ class Membership:
     async def _probe(self, replica_id: str) -> None:
         """Connect to a replica whose renewal is overdue."""
         try:
-            await self._renew()
+            await self.renew()
             replica = self.replicas.get(replica_id)
             if (
                 replica is not None

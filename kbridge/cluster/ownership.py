@@ -100,7 +100,7 @@ class Ownership:
         self._membership.add_source(self)
         self._membership.observe(self)
         # The last view is older than the adoption.
-        await self._membership.refresh()
+        await self._membership.renew()
 
     async def aclose(self) -> None:
         """Take no more kernels, and wait for those that are being moved. May be called twice."""

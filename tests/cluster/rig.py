@@ -66,7 +66,7 @@ class ReplicaRig:
 
     async def see(self) -> None:
         """Read the view of the cluster."""
-        await self.membership.refresh()
+        await self.membership.renew()
 
     def put(self, *rows: KernelRow) -> None:
         self.store.write({("kernel", row.kernel_id): row for row in rows})

@@ -97,7 +97,7 @@ async def test_a_member_has_a_lease_and_the_secret_and_leaves(member, connect):
         assert a.joined
         assert len(a.secret) >= 40
         assert a.secret == b.secret
-        await a.refresh()
+        await a.renew()
         assert {r.replica_id for r in a.alive()} == {"a", "b"}
     assert not a.joined
     assert not a.lease.held
@@ -110,8 +110,8 @@ async def test_changes_of_other_replicas_are_reported(member):
     async with member(replica("a")) as (a, watcher), member(other("b")) as (b, told):
         put(b.store, kernel("k"), kernel("l"))
         told.described = {"k": '{"busy": 1}'}
-        await b.refresh()
-        await a.refresh()
+        await b.renew()
+        await a.renew()
         assert {k.kernel_id: k.state for k in a.kernels.values()} == {"k": '{"busy": 1}', "l": ""}
         assert a.owner("k").url == "http://x/"
         assert a.owner("none") is None
@@ -119,7 +119,7 @@ async def test_changes_of_other_replicas_are_reported(member):
         assert any(c.replicas for c in watcher.changes)
         watcher.changes.clear()
         b.store.write({("kernel", "k"): None})
-        await a.refresh()
+        await a.renew()
         [change] = watcher.changes
         assert (change.kernels, change.ended, change.replicas) == ((), {"k"}, False)
         assert a.kernels.keys() == {"l"}
@@ -138,10 +138,45 @@ async def test_states_are_sent_once(member, monkeypatch):
         monkeypatch.setattr(a.store, "renew", note)
         watcher.described = {"k": "one"}
         for _ in range(2):
-            await a.refresh()
+            await a.renew()
         watcher.described = {"k": "two"}
-        await a.refresh()
+        await a.renew()
         assert sent == [{"k": "one"}, {}, {"k": "two"}]
+
+
+async def test_a_refresh_reads_the_view_and_writes_nothing(member):
+    async with member(replica("a")) as (a, watcher), member(other("b")) as (b, _):
+        put(a.store, kernel("l"))
+        await a.renew()
+        put(b.store, kernel("k"))
+        watcher.described = {"l": "new"}
+        a.lease.end()
+        watcher.changes.clear()
+        await a.refresh()
+        assert a.kernels.keys() == {"k", "l"}
+        assert [[k.kernel_id for k in change.kernels] for change in watcher.changes] == [["k"]]
+        assert not a.lease.held
+        assert a.store.kernel("l").state == ""
+        b.store.write({("kernel", "k"): None})
+        await a.refresh()
+        assert a.kernels.keys() == {"l"}
+        await a.renew()
+        assert a.lease.held
+        assert a.store.kernel("l").state == "new"
+
+
+async def test_a_refresh_without_the_database_keeps_the_view(member, monkeypatch):
+    async with member(replica("a")) as (a, _):
+        put(a.store, kernel("k"))
+        await a.refresh()
+
+        def fail(*arguments):
+            raise RegistryError("the database is gone")
+
+        monkeypatch.setattr(a.store, "view", fail)
+        await a.refresh()
+        assert a.kernels.keys() == {"k"}
+        assert a.problem == "the database is gone"
 
 
 async def test_a_kernel_is_fetched_before_the_next_view(member):
@@ -195,8 +230,8 @@ async def test_a_replica_that_is_overdue_and_accepts_connections_keeps_its_lease
 async def test_a_refused_connection_does_not_end_a_lease_that_is_renewed(member, connect):
     url = f"http://127.0.0.1:{free_port()}/"
     async with member(replica("a")) as (a, watcher), member(other("b", url=url)) as (b, _):
-        await a.refresh()
-        await b.refresh()
+        await a.renew()
+        await b.renew()
         views = len(watcher.changes)
         a.suspect("b")
         await until(lambda: len(watcher.changes) > views, "the view was read again")
@@ -220,7 +255,7 @@ async def test_successors_are_those_that_can_serve_the_kernel(member, connect):
         for name in ("x", "y"):
             ClusterStore(connect(), other(name)).join(60.0)
         put(a.store, kernel("far"), kernel("near", ip="127.0.0.1"))
-        await a.refresh()
+        await a.renew()
         far, near = a.kernels["far"], a.kernels["near"]
         found = a.successors(far)
         assert found[0] == "b", "it is on the machine of the process"
@@ -228,10 +263,10 @@ async def test_successors_are_those_that_can_serve_the_kernel(member, connect):
         assert a.followers(far) == found[:2]
         assert a.successors(near) == ["b"]
         await b.drain()
-        await a.refresh()
+        await a.renew()
         assert a.successors(near) == []
         assert sorted(a.successors(far)) == ["x", "y"]
-        await b.refresh()
+        await b.renew()
         assert b.successors(near) == []
 
 
@@ -253,14 +288,14 @@ async def test_the_end_of_a_lease_is_noticed_without_the_database(member, monkey
 async def test_a_lost_kernel_is_reported_before_the_lease_is_held_again(member, connect):
     async with member(replica("a")) as (a, watcher):
         put(a.store, kernel("k"))
-        await a.refresh()
+        await a.renew()
         b = ClusterStore(connect(), other("b"))
         b.join(60.0)
         assert b.take("k", "a", gone=True) is not None
         a.lease.end()
         held = []
         watcher.on_view = lambda change: held.append((a.lease.held, change.kernels))
-        await a.refresh()
+        await a.renew()
         [(was_held, [lost])] = held
         assert (was_held, lost.replica_id) == (False, "b")
         assert a.lease.held
@@ -293,9 +328,9 @@ async def test_a_view_that_is_older_than_a_takeover_does_not_undo_it(member, con
         monkeypatch.setattr(a.store, "renew", slow)
         b.renew(60.0, {"k": "new", "l": "new"})
         watcher.changes.clear()
-        await a.refresh()
+        await a.renew()
         assert a.kernels["k"].replica_id == "a"
         assert [[k.kernel_id for k in change.kernels] for change in watcher.changes] == [["l"]]
         monkeypatch.setattr(a.store, "renew", renew)
-        await a.refresh()
+        await a.renew()
         assert a.kernels["k"].replica_id == "a"

@@ -183,6 +183,15 @@ def running(
     home.mkdir()
     port = free_port()
     command = COMMANDS[name](home, port, f"127.0.0.1:{upstream}", certificate, idle)
+    with launched(name, command, home, port, certificate) as proxy:
+        yield proxy
+
+
+@contextmanager
+def launched(
+    name: str, command: list[str], home: Path, port: int, certificate: Certificate
+) -> Iterator[Proxy]:
+    """Run a proxy until the end of the context."""
     with (home / "log").open("wb") as log:
         process = subprocess.Popen(command, cwd=home, stdout=log, stderr=log)
     try:
