@@ -14,6 +14,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager, context
 from http.client import HTTPSConnection
 from pathlib import Path
 from typing import Any, NamedTuple
+from urllib.parse import urlencode
 
 import psutil
 import pytest
@@ -86,9 +87,12 @@ class Proxy(NamedTuple):
         finally:
             connection.close()
 
-    def attach(self, kernel: str, **options: Any) -> AbstractAsyncContextManager[KernelClient]:
-        """Open a websocket as a page of this address does."""
-        url = f"wss://{NAME}:{self.port}{BASE}/api/kernels/{kernel}/channels?token={TOKEN}"
+    def attach(
+        self, kernel: str, query: dict[str, str] | None = None, **options: Any
+    ) -> AbstractAsyncContextManager[KernelClient]:
+        """Open a websocket as a page of this address does; `query` is added to the token."""
+        words = urlencode({"token": TOKEN, **(query or {})})
+        url = f"wss://{NAME}:{self.port}{BASE}/api/kernels/{kernel}/channels?{words}"
         usual = {
             "ssl": self.certificate.context(),
             "host": "127.0.0.1",

@@ -132,7 +132,7 @@ class Server:
     def start(self) -> Server:
         for name, code in _SPECS.items():
             spec = self.home / "data" / "kernels" / name / "kernel.json"
-            spec.parent.mkdir(parents=True)
+            spec.parent.mkdir(parents=True, exist_ok=True)
             argv = [sys.executable, "-c", code, "{connection_file}"]
             spec.write_text(json.dumps({"argv": argv, "display_name": name, "language": "python"}))
         command = [*self.command, f"--port={free_port()}", *self._options()]
