@@ -125,12 +125,20 @@ class Ownership:
         for kernel in change.kernels:
             served = kernel.kernel_id in self._kernels.index
             if served and kernel.replica_id != self._me:
-                self._kernels.transfer.lose(kernel.kernel_id)
-                self._move(kernel.kernel_id, self._release(kernel.kernel_id))
+                self._lose(kernel.kernel_id)
             elif kernel.replica_id == self._me and not served and self._is_given(kernel):
                 self._move(kernel.kernel_id, self._serve(kernel))
+        for kernel_id in change.ended:
+            # Not if this replica has written the end: then its row has gone from the writer, too.
+            if kernel_id in self._kernels.index and self._kernels.writer.has_kernel(kernel_id):
+                self._lose(kernel_id)
         if not self._closing:
             self._look()
+
+    def _lose(self, kernel_id: str) -> None:
+        """Serve a kernel no more that another replica has taken, or has ended since."""
+        self._kernels.transfer.lose(kernel_id)
+        self._move(kernel_id, self._release(kernel_id))
 
     def _is_given(self, kernel: ClusterKernel) -> bool:
         """Return True unless this replica has started the kernel itself, or is about to end."""

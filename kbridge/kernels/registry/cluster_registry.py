@@ -34,9 +34,10 @@ class ClusterRegistry(Registry):
         self.store = ClusterStore(self, replica)
 
     def claim(self, owner: Owner, state_of: Callable[[int, str], ProcessState]) -> Claim:
-        """Take over the kernels of replicas that have ended.
+        """Take over the kernels of replicas that have ended, if they run on this machine.
 
-        The sessions stay in the database, where all replicas find them.
+        The processes of other machines cannot be seen from here. `kbridge.cluster.ownership` takes
+        those kernels over later. The sessions stay in the database, where all replicas find them.
 
         Raises
         ------
@@ -52,7 +53,12 @@ class ClusterRegistry(Registry):
             gone = replica is not None and self._has_ended(replica, state_of)
             if replica is not None and replica.alive and not gone:
                 continue
-            ids = [kernel.kernel_id for kernel in view.kernels if kernel.replica_id == owner_id]
+            ids = [
+                kernel.kernel_id
+                for kernel in view.kernels
+                if kernel.replica_id == owner_id
+                and kernel.hostname == self.store.replica.hostname
+            ]
             kernels += [taken.row for taken in self.store.take_all(ids, owner_id, gone=gone)]
         return Claim(kernels)
 

@@ -221,10 +221,13 @@ class ClusterStore:
         with self.registry.transaction(_WRITTEN) as connection:
             revision = self._change(connection)
             owners = self._owners(connection, kernels)
+            running = self._owners(connection, kernels, ended=False)
             for kernel_id, row in kernels.items():
                 owner = owners.get(kernel_id)
                 if isinstance(row, KernelRow):
-                    if owner in (None, self._me) or row.role == KernelRole.STARTING:
+                    # The id of a kernel that has ended may be used again.
+                    new = row.role == KernelRole.STARTING and kernel_id not in running
+                    if owner in (None, self._me) or new:
                         self._write_kernel(connection, row, revision)
                     else:
                         refused.add(kernel_id)
@@ -423,13 +426,15 @@ class ClusterStore:
             passed += self._rows(connection, chosen, KERNELS.c.changed == revision)
         return passed
 
-    def _owners(self, connection: Connection, kernels: Iterable[str]) -> dict[str, str]:
-        """Return the owners of kernels; of kernels that have ended, the last owners."""
+    def _owners(
+        self, connection: Connection, kernels: Iterable[str], *, ended: bool = True
+    ) -> dict[str, str]:
+        """Return the owners of kernels; of kernels that have ended, the last owners or none."""
         ids = list(kernels)
         owners: dict[str, str] = {}
         for start in range(0, len(ids), _CHUNK):
             chunk = ids[start : start + _CHUNK]
-            for table in (ENDED, KERNELS):
+            for table in (ENDED, KERNELS) if ended else (KERNELS,):
                 query = select(table.c.kernel_id, table.c.replica_id)
                 found = connection.execute(query.where(table.c.kernel_id.in_(chunk)))
                 owners |= {row.kernel_id: row.replica_id for row in found}

@@ -121,8 +121,10 @@ class RegistryWriter:
 
     def forget_kernel(self, kernel_id: str) -> None:
         """Write nothing about a kernel from now on, because another server owns it."""
-        self._rows.pop(("kernel", kernel_id), None)
-        self._dirty.discard(("kernel", kernel_id))
+        key = ("kernel", kernel_id)
+        self._rows.pop(key, None)
+        self._dirty.discard(key)
+        self._batch.discard(key)  # if it fails, the next one must not delete the row
 
     def has_kernel(self, kernel_id: str) -> bool:
         """Return True if there is a row of the kernel, written or not."""

@@ -282,6 +282,13 @@ def test_an_id_is_used_again(both):
     assert "k" not in view.ended
 
 
+def test_a_kernel_that_starts_does_not_replace_one_that_another_replica_runs(both):
+    a, b = both
+    put(a, kernel())
+    assert put(b, kernel(role="starting", pid=99)) == {"k"}
+    assert (owner(a), a.kernel("k").row.pid) == ("a", 7)
+
+
 def test_the_machine_of_a_process_stays_when_another_replica_writes(both):
     a, b = both
     put(a, kernel())

@@ -166,6 +166,23 @@ async def test_what_was_taken_out_during_a_fault_is_gone_after_it(writer, regist
     await until(lambda: not registry.rows)
 
 
+async def test_the_row_of_a_kernel_that_another_server_owns_is_not_deleted(writer, registry):
+    registry.fault = "full"
+    registry.may.clear()
+    writer.put_kernel(kernel())
+    writer.put_session(session())
+    await until(lambda: writer.unwritten == 2)
+    await asyncio.sleep(0)  # the write begins
+    writer.forget_kernel("k")
+    registry.may.set()
+    await until(lambda: registry.writes)
+    registry.fault = ""
+    await until(lambda: registry.rows)
+    assert await writer.settled()
+    assert all(row is not None for write in registry.writes for row in write.values())
+    assert list(registry.rows) == [("session", "s")]
+
+
 async def test_the_end_writes_what_is_left(registry):
     writer = RegistryWriter(registry, ME, retry=3600)
     registry.fault = "locked"
