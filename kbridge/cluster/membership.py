@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import platform
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -119,6 +120,7 @@ class Membership:
         self.replicas: dict[str, Replica] = {}
         self.kernels: dict[str, ClusterKernel] = {}
         self.problem = ""
+        self._returned = -math.inf  # when the lease could be renewed again after it could not
         self._seconds = lease.seconds
         self._count = count
         self._log = log
@@ -198,6 +200,15 @@ class Membership:
         if replica is None or replica_id in self._gone:
             return False
         return replica_id == self.me.replica_id or self._left(replica) > 0
+
+    @property
+    def steady(self) -> bool:
+        """True if this server could renew its lease for as long as a lease lasts.
+
+        After a time without the database, the leases of all replicas are over, and those that live
+        are about to renew them.
+        """
+        return self.lease.now() - self._returned >= self._seconds
 
     def is_gone(self, replica_id: str) -> bool:
         """Return True if a replica has certainly ended, so that its lease does not matter."""
@@ -296,6 +307,8 @@ class Membership:
             except RegistryError as error:
                 self._failed(error)
                 return
+            if self.problem or (self._revision is not None and not self.lease.held):
+                self._returned = self.lease.now()
             if self.problem:
                 self.problem = ""
                 self._log.warning("The database of the cluster can be used again")

@@ -178,9 +178,9 @@ class Ownership:
             ]
             if not kernel_ids or membership.is_alive(owner) or not membership.lease.held:
                 return
-            if membership.me.draining:
-                return
             gone = membership.is_gone(owner)
+            if membership.me.draining or not (gone or membership.steady):
+                return
             taken = await membership.call(
                 lambda: membership.store.take_all(kernel_ids, owner, gone=gone)
             )

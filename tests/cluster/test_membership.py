@@ -179,6 +179,25 @@ async def test_a_refresh_without_the_database_keeps_the_view(member, monkeypatch
         assert a.problem == "the database is gone"
 
 
+async def test_a_replica_is_not_steady_for_one_lease_after_it_was_without_the_database(
+    member, monkeypatch
+):
+    async with member(replica("a"), seconds=60) as (a, _):
+        assert a.steady, "it has just joined"
+
+        def fail(*arguments):
+            raise RegistryError("the database is gone")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(a.store, "renew", fail)
+            await a.renew()
+        await a.renew()
+        assert not a.steady
+        now = a.lease.now()
+        monkeypatch.setattr(a.lease, "now", lambda: now + 60)
+        assert a.steady
+
+
 async def test_a_kernel_is_fetched_before_the_next_view(member):
     async with member(replica("a")) as (a, watcher), member(other("b")) as (b, _):
         put(b.store, kernel("k"))

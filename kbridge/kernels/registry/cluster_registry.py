@@ -56,8 +56,7 @@ class ClusterRegistry(Registry):
             ids = [
                 kernel.kernel_id
                 for kernel in view.kernels
-                if kernel.replica_id == owner_id
-                and kernel.hostname == self.store.replica.hostname
+                if kernel.replica_id == owner_id and kernel.hostname == self.store.replica.hostname
             ]
             kernels += [taken.row for taken in self.store.take_all(ids, owner_id, gone=gone)]
         return Claim(kernels)
