@@ -364,7 +364,10 @@ class Membership:
             self._alive = alive
             change = replace(change, replicas=True)
         for observer in self._observers:
-            observer.on_view(change)
+            try:
+                observer.on_view(change)
+            except Exception:  # the others, and the renewals, must go on
+                self._log.exception("A change of the cluster could not be followed")
 
     # -- replicas that are gone ---------------------------------------------------------------
 

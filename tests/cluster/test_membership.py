@@ -179,6 +179,24 @@ async def test_a_refresh_without_the_database_keeps_the_view(member, monkeypatch
         assert a.problem == "the database is gone"
 
 
+async def test_an_observer_that_fails_does_not_end_the_renewals(member, monkeypatch, caplog):
+    async with member(replica("a")) as (a, watcher):
+
+        class Broken:
+            def on_view(self, change: Change) -> None:
+                raise TypeError("a row that cannot be read")
+
+        last = Watcher()
+        a.observe(Broken())
+        a.observe(last)
+        put(a.store, kernel("k"))
+        await a.renew()
+        assert a.lease.held
+        assert last.changes
+        assert watcher.changes
+    assert "could not be followed" in caplog.text
+
+
 async def test_a_replica_is_not_steady_for_one_lease_after_it_was_without_the_database(
     member, monkeypatch
 ):

@@ -13,6 +13,8 @@ _BUSY_SECONDS: Final = 2.0  # other servers hold the file for milliseconds
 # For PostgreSQL. The driver's own limits are minutes, and none for a connection that is cut off.
 _CONNECT_SECONDS: Final = 3
 _SILENCE_MS: Final = 4000
+# The same for a server that has acknowledged a query and is silent from then on: about 5 s.
+_KEEPALIVES: Final = {"keepalives_idle": 2, "keepalives_interval": 1, "keepalives_count": 3}
 _STATEMENT_MS: Final = 4000
 # A server that is stopped within a transaction must not hold its locks.
 _IDLE_MS: Final = 2000
@@ -33,7 +35,11 @@ def make_engine(url: str | Path) -> Engine:
     parsed = make_url(url)
     psycopg = parsed.get_backend_name() == "postgresql" and parsed.get_driver_name() == "psycopg"
     if psycopg:
-        arguments = {"connect_timeout": _CONNECT_SECONDS, "tcp_user_timeout": _SILENCE_MS}
+        arguments = {
+            "connect_timeout": _CONNECT_SECONDS,
+            "tcp_user_timeout": _SILENCE_MS,
+            **_KEEPALIVES,
+        }
         arguments = {k: v for k, v in arguments.items() if k not in parsed.query}
     # The connection may have been cut after hours without use.
     engine = create_engine(url, hide_parameters=True, pool_pre_ping=True, connect_args=arguments)

@@ -46,8 +46,8 @@ class ClusterSettings(HasTraits):
         5.0,
         min=0.0,
         max=600.0,
-        help="""Seconds over which a replica of `cluster` closes its websockets when it is stopped,
-        so that not all clients connect to the others at once.""",
+        help="""Seconds over which a replica of `cluster` gives its kernels to the others when it is
+        stopped, and closes their websockets, so that not all clients connect again at once.""",
     ).tag(config=True)
 
     @validate("cluster")
