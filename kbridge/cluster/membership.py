@@ -366,7 +366,7 @@ class Membership:
         for observer in self._observers:
             try:
                 observer.on_view(change)
-            except Exception:  # the others, and the renewals, must go on
+            except Exception:  # noqa: BLE001 - the others, and the renewals, must go on
                 self._log.exception("A change of the cluster could not be followed")
 
     # -- replicas that are gone ---------------------------------------------------------------
