@@ -252,6 +252,7 @@ class Lab:
         self.page = page
         self._site = site
         self._numbers = itertools.count(1)
+        self._loaded_settings = False  # True if the page may have the settings of one test
         self._unreachable = _unreachable(page)
         self.status = page.locator(".kb-Status")
         self.is_notebook = False
@@ -263,7 +264,11 @@ class Lab:
 
     @contextmanager
     def settings(self, plugin: str, **values: Any) -> Iterator[None]:
-        """Change the user's settings of a JupyterLab plugin for pages that load meanwhile."""
+        """Change the user's settings of a JupyterLab plugin for pages that load meanwhile.
+
+        `close_all` loads the page again, so that the next test does not have them.
+        """
+        self._loaded_settings = True
         home = self._site.server.home
         old = _settings(home, plugin).read_text() if _settings(home, plugin).exists() else "{}"
         change_settings(home, plugin, **values)
@@ -299,6 +304,8 @@ class Lab:
             return any(notebook.path.name in file.read_text() for file in files)
 
         await asyncio.to_thread(eventually, is_noted, "JupyterLab notes the open notebook")
+        # JupyterLab replaces the address of `come_back` some time after a notebook was opened.
+        await self.page.wait_for_url(lambda url: "reset" not in url)
         await self.page.reload()
         await self._restored()
         await notebook.connected()
@@ -404,8 +411,9 @@ class Lab:
 
     async def close_all(self) -> None:
         """End all kernels, and close all notebooks without saving them."""
-        if not self.page.url.startswith(self._site.url):
+        if self._loaded_settings or not self.page.url.startswith(self._site.url):
             await self.come_back()
+        self._loaded_settings = False
         await self.page.evaluate(
             """async () => {
                 await window.jupyterapp.serviceManager.sessions.shutdownAll();
