@@ -44,7 +44,6 @@ from kbridge.server.readiness import Directories, Readiness
 from kbridge.server.restart import no_holder
 from kbridge.server.safe_log import hide
 from kbridge.server.setting_checks import check_host, check_origins
-from kbridge.tracing.start import start_tracing
 
 if TYPE_CHECKING:
     from kbridge.cluster.membership import Membership
@@ -272,7 +271,7 @@ def build(config: ServerConfig, port: int, log: logging.Logger) -> Components:
     services.sampler = Sampler(ServerSource(services)) if config.page else None
     interval = config.http.ws_ping_interval
     keepalive = Keepalive(interval) if interval else None
-    tracing = start_tracing() if config.metrics.tracing else None
+    tracing = _tracing() if config.metrics.tracing else None
     if tracing is not None:
         hubs.trace_executions(tracing.spans)
     audit = AuditLog(config.audit.path, config.audit.code, log) if config.audit.path else None
@@ -307,6 +306,13 @@ def _remote(
 
     others = RemoteKernels(membership, Peers())
     return others, ClusterSessions(kernels, others, membership.store)
+
+
+def _tracing() -> Tracing:
+    # Not before: a server that does not trace starts without it.
+    from kbridge.tracing.start import start_tracing
+
+    return start_tracing()
 
 
 def _authenticator(config: ServerConfig, port: int) -> Authenticator:
