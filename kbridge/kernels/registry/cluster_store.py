@@ -220,10 +220,10 @@ class ClusterStore:
         refused: set[str] = set()
         with self.registry.transaction(_WRITTEN) as connection:
             revision = self._change(connection)
-            owners = self._owners(connection, kernels)
-            running = self._owners(connection, kernels, ended=False)
+            running = self._owners(connection, kernels, KERNELS)
+            ended = self._owners(connection, kernels, ENDED)
             for kernel_id, row in kernels.items():
-                owner = owners.get(kernel_id)
+                owner = running.get(kernel_id, ended.get(kernel_id))
                 if isinstance(row, KernelRow):
                     # The id of a kernel that has ended may be used again.
                     new = row.role == KernelRole.STARTING and kernel_id not in running
@@ -256,7 +256,7 @@ class ClusterStore:
         ids = {row.kernel_id for row in places} | {row.kernel_id for row in executions}
         with self.registry.transaction(_WRITTEN) as connection:
             self._change(connection)  # no kernel changes its owner until the end of the transaction
-            owners = self._owners(connection, ids)
+            owners = self._owners(connection, ids, ENDED, KERNELS)
             own = {kernel_id for kernel_id, owner in owners.items() if owner == self._me}
             _replace(connection, PLACES, [asdict(p) for p in places if p.kernel_id in own])
             _replace(connection, EXECUTIONS, [asdict(e) for e in executions if e.kernel_id in own])
@@ -427,14 +427,14 @@ class ClusterStore:
         return passed
 
     def _owners(
-        self, connection: Connection, kernels: Iterable[str], *, ended: bool = True
+        self, connection: Connection, kernels: Iterable[str], *tables: Table
     ) -> dict[str, str]:
-        """Return the owners of kernels; of kernels that have ended, the last owners or none."""
+        """Return the owners in some tables, of which the last one counts; ENDED has the former."""
         ids = list(kernels)
         owners: dict[str, str] = {}
         for start in range(0, len(ids), _CHUNK):
             chunk = ids[start : start + _CHUNK]
-            for table in (ENDED, KERNELS) if ended else (KERNELS,):
+            for table in tables:
                 query = select(table.c.kernel_id, table.c.replica_id)
                 found = connection.execute(query.where(table.c.kernel_id.in_(chunk)))
                 owners |= {row.kernel_id: row.replica_id for row in found}
