@@ -1,8 +1,12 @@
 """Writes the state that a takeover needs to the database, in one batch per second at most.
 
 The batch has the changes of all kernels together. Nothing is written if nothing has changed, and
-nothing is written per message. While the database is down, the changes are kept: of each session
-and each execution, only the latest one.
+nothing is written per message. New sessions are written at once, those of some milliseconds
+together: a client whose session is not in the database begins with the next output.
+
+While the database is down, the changes are kept: of each session and each execution, only the
+latest one. Those that are forgotten meanwhile are not kept. Afterwards, the rows of the kernel that
+nobody remembers are deleted.
 """
 
 from __future__ import annotations
@@ -10,19 +14,21 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any, Final
 
 from kbridge.errors import RegistryError
 from kbridge.flow.handover import END, Changes, Handover
-from kbridge.hub import HubTable
+from kbridge.hub import Hub, HubTable
 from kbridge.kernels.registry.cluster_store import ClusterStore
-from kbridge.kernels.registry.models import ExecutionRow, Place
+from kbridge.kernels.registry.models import ExecutionRow, KeptRows, Place
 from kbridge.kernels.tasks import spawn
 
 __all__ = ["StateWriter", "read_handover"]
 
 _EVERY: Final = 1.0  # seconds
+_SOON: Final = 0.01  # seconds in which new sessions are collected
 _LONGEST: Final = 200  # characters of the ids in the tables; clients choose them
 _END: Final = "end"  # ids of sessions are JSON strings, which begin with a quote
 _IDENTITIES: Final = "identities"
@@ -54,13 +60,17 @@ class StateWriter:
         self._places: dict[tuple[str, str], Place] = {}
         self._executions: dict[tuple[str, str], ExecutionRow] = {}
         self._identities: dict[str, list[bytes]] = {}  # as collected
+        # The kernels that may have rows of sessions and executions that were forgotten.
+        self._sweep: set[str] = set()
+        self._new: set[str] = set()  # kernels with new sessions
+        self._has_new = asyncio.Event()
         self._writing = asyncio.Lock()
         self._task: asyncio.Task[None] | None = None
         self._failing = False
 
     def open(self) -> None:
         """Write from now on."""
-        self._hubs.replicate()
+        self._hubs.replicate(self)
         if self._task is None:
             self._task = spawn(self._run(), self._log)
 
@@ -72,58 +82,103 @@ class StateWriter:
             await asyncio.wait({task})
             await self.write()
 
+    def on_session(self, kernel_id: str) -> None:
+        """Write the new session of a kernel soon."""
+        self._new.add(kernel_id)
+        self._has_new.set()
+
     async def write(self) -> bool:
         """Write the changes at once; return False if they cannot be written now."""
         async with self._writing:
+            self._new.clear()
             self._collect()
-            places, self._places = self._places, {}
-            executions, self._executions = self._executions, {}
-            if not places and not executions:
-                return True
-            try:
-                unknown = await asyncio.to_thread(
-                    self._store.put_changes, list(places.values()), list(executions.values())
-                )
-            except RegistryError as error:
-                self._keep(places, executions)
-                if not self._failing:
-                    self._log.error(
-                        "The state of kernels cannot be written for the other replicas: %s", error
-                    )
-                self._failing = True
-                return False
-            except BaseException:
-                self._keep(places, executions)
-                raise
-            self._failing = False
-            if unknown:  # their own rows have yet to be written
-                self._keep(
-                    {key: row for key, row in places.items() if key[0] in unknown},
-                    {key: row for key, row in executions.items() if key[0] in unknown},
-                )
+            return await self._put()
+
+    async def write_sessions(self) -> None:
+        """Write the places of new sessions at once."""
+        async with self._writing:
+            new, self._new = self._new, set()
+            for hub in [hub for hub in self._hubs if hub.kernel_id in new]:
+                self._add_places(hub.kernel_id, hub.take_new_places())
+            await self._put()
+
+    async def _put(self) -> bool:
+        """Write the rows that wait."""
+        places, self._places = self._places, {}
+        executions, self._executions = self._executions, {}
+        if not places and not executions:
             return True
+        swept, self._sweep = self._sweep, set()
+        kept = {hub.kernel_id: _kept(hub) for hub in self._hubs if hub.kernel_id in swept}
+        try:
+            unknown = await asyncio.to_thread(
+                self._store.put_changes, list(places.values()), list(executions.values()), kept
+            )
+        except RegistryError as error:
+            self._keep(places, executions, swept)
+            if not self._failing:
+                self._log.error(
+                    "The state of kernels cannot be written for the other replicas: %s", error
+                )
+            self._failing = True
+            return False
+        except BaseException:
+            self._keep(places, executions, swept)
+            raise
+        self._failing = False
+        if unknown:  # their own rows have yet to be written
+            self._keep(
+                {key: row for key, row in places.items() if key[0] in unknown},
+                {key: row for key, row in executions.items() if key[0] in unknown},
+                swept & unknown,
+            )
+        return True
 
     async def _run(self) -> None:
+        loop = asyncio.get_running_loop()
+        due = loop.time() + self._every
         while True:
-            await asyncio.sleep(self._every)
-            await self.write()
+            try:
+                async with asyncio.timeout_at(due):
+                    await self._has_new.wait()
+                    self._has_new.clear()
+                    await asyncio.sleep(_SOON)
+            except TimeoutError:
+                await self.write()
+                due = loop.time() + self._every
+                continue
+            if not self._failing:  # otherwise with the next batch
+                await self.write_sessions()
 
     def _keep(
         self,
         places: dict[tuple[str, str], Place],
         executions: dict[tuple[str, str], ExecutionRow],
+        swept: set[str],
     ) -> None:
-        """Write rows again the next time, unless there are newer ones or their kernel has ended."""
+        """Write rows again the next time, unless there are newer ones or their kernel has ended.
+
+        Rows that are only to be deleted are not kept, because there may be any number of them.
+        """
         here = {hub.kernel_id for hub in self._hubs}
-        self._places = {k: row for k, row in places.items() if k[0] in here} | self._places
+        forgotten = {k[0] for k, row in places.items() if not row.msg_id}
+        forgotten |= {k[0] for k, row in executions.items() if not row.entry}
+        self._sweep |= (swept | forgotten) & here
+        self._places = {
+            k: row for k, row in places.items() if row.msg_id and k[0] in here
+        } | self._places
         self._executions = {
-            k: row for k, row in executions.items() if k[0] in here
+            k: row for k, row in executions.items() if row.entry and k[0] in here
         } | self._executions
 
     def _collect(self) -> None:
         identities: dict[str, list[bytes]] = {}
         for hub in self._hubs:
+            if hub.following:  # it is about to be served; the rows are not read yet
+                continue
             kernel_id = hub.kernel_id
+            if kernel_id not in self._identities:  # the rows may be those of another owner
+                self._sweep.add(kernel_id)
             identities[kernel_id] = known = hub.identities
             if known != self._identities.get(kernel_id):
                 text = json.dumps([each.hex() for each in known])
@@ -131,16 +186,27 @@ class StateWriter:
             self._add(kernel_id, hub.take_changes())
         self._identities = identities
 
-    def _add(self, kernel_id: str, changes: Changes) -> None:
-        for session_id, msg_id in changes.places.items():
+    def _add_places(self, kernel_id: str, places: Mapping[str, str | None]) -> None:
+        for session_id, msg_id in places.items():
             key = _END if session_id == END else json.dumps(session_id)
             if len(key) <= _LONGEST:
-                self._places[kernel_id, key] = Place(kernel_id, key, json.dumps(msg_id))
+                text = "" if msg_id is None else json.dumps(msg_id)
+                self._places[kernel_id, key] = Place(kernel_id, key, text)
+
+    def _add(self, kernel_id: str, changes: Changes) -> None:
+        self._add_places(kernel_id, changes.places)
         for msg_id, entry in changes.executions.items():
             key = json.dumps(msg_id)
             if len(key) <= _LONGEST:
                 text = "" if entry is None else json.dumps(entry)
                 self._executions[kernel_id, key] = ExecutionRow(kernel_id, key, text)
+
+
+def _kept(hub: Hub) -> KeptRows:
+    """Return the ids of the rows of a kernel that stay."""
+    known = hub.remembered()
+    sessions = {json.dumps(each) for each in known.sessions} | {_END, _IDENTITIES}
+    return KeptRows(sessions, {json.dumps(each) for each in known.executions})
 
 
 def read_handover(

@@ -52,7 +52,7 @@ class ReplicaHubs:
         self._plain = PlainHubs(hubs)
         self.followers = Followers(membership, hubs, log)
         self.writer = StateWriter(membership.store, hubs, log)
-        hubs.replicate()
+        hubs.replicate(self.writer)
 
     async def open(self) -> None:
         """Go on with the kernels of the start, then write their state and follow others.

@@ -28,7 +28,16 @@ from typing import Any, Final
 from kbridge.flow.execution import Execution
 from kbridge.wire.message import Channel, Message
 
-__all__ = ["END", "Changes", "Handover", "Question", "Request", "make_entry", "read_entry"]
+__all__ = [
+    "END",
+    "Changes",
+    "Handover",
+    "Question",
+    "Remembered",
+    "Request",
+    "make_entry",
+    "read_entry",
+]
 
 END: Final = ""
 """The session whose place is the end of the journal; a session that can resume has an id."""
@@ -44,18 +53,26 @@ class Changes:
 
     Attributes
     ----------
-    places : dict of str to str
+    places : dict of str to str or None
         The id of the last acknowledged message on iopub, by session; for `END` that of the last
-        message.
+        message. None if the session was forgotten.
     executions : dict of str to dict or None
         The entry of each request, by id; None if the request was forgotten.
     """
 
-    places: dict[str, str]
+    places: dict[str, str | None]
     executions: dict[str, dict[str, Any] | None]
 
     def __bool__(self) -> bool:
         return bool(self.places or self.executions)
+
+
+@dataclass(frozen=True, slots=True)
+class Remembered:
+    """The sessions and requests of a kernel that were not forgotten; all others may be deleted."""
+
+    sessions: frozenset[str]
+    executions: frozenset[str]
 
 
 @dataclass(frozen=True, slots=True)

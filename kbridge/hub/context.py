@@ -8,7 +8,7 @@ from typing import TypeAlias, cast
 
 from kbridge.hub.broadcast.burst import Allowance
 from kbridge.hub.clock import Clock
-from kbridge.hub.events import ExecutionObserver, ExecutionTracing
+from kbridge.hub.events import ExecutionObserver, ExecutionTracing, SessionListener
 from kbridge.hub.notices import Notices
 from kbridge.hub.rejected import DroppedMessages
 from kbridge.hub.settings import HubSettings
@@ -52,6 +52,8 @@ class HubEnvironment:
         Observes executions.
     replicated : bool
         True if another replica may take over the kernels, with what `Hub.take_changes` returns.
+    on_session : SessionListener or None
+        Receives new sessions while `replicated`.
     """
 
     link: LinkFactory | None = None
@@ -63,6 +65,7 @@ class HubEnvironment:
     unkept: str = ""
     tracing: ExecutionTracing | None = None
     replicated: bool = False
+    on_session: SessionListener | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,13 @@ from typing import Protocol
 from kbridge.flow.execution import Execution
 from kbridge.wire.message import Message
 
-__all__ = ["ExecutionObserver", "ExecutionTracing", "HubObserver", "StatusListener"]
+__all__ = [
+    "ExecutionObserver",
+    "ExecutionTracing",
+    "HubObserver",
+    "SessionListener",
+    "StatusListener",
+]
 
 
 class HubObserver(Protocol):
@@ -32,6 +38,13 @@ class StatusListener(Protocol):
 
     def on_status(self, status: str) -> None:
         """Take a status: `starting`, `restarting` or `dead`."""
+
+
+class SessionListener(Protocol):
+    """Receives the new sessions of all kernels."""
+
+    def on_session(self, kernel_id: str) -> None:
+        """A kernel has a new session that can resume; see `Hub.take_new_places`."""
 
 
 class ExecutionObserver(HubObserver, Protocol):

@@ -15,7 +15,7 @@ from kbridge.errors import HubClosed, IgnoredMessage
 from kbridge.flow.activity import Activity
 from kbridge.flow.execution import RUNNING, Execution
 from kbridge.flow.executions import Executions
-from kbridge.flow.handover import Changes, Handover
+from kbridge.flow.handover import Changes, Handover, Remembered
 from kbridge.flow.histogram import Histogram
 from kbridge.flow.journal import Journal
 from kbridge.flow.policy import DROP, judge
@@ -75,7 +75,7 @@ class Hub:
     ignored : DroppedMessages
         Counts client messages that kernels do not accept.
     following : bool
-        True while another replica serves the kernel.
+        True while another replica serves the kernel, and during `take_over`.
 
     Raises
     ------
@@ -147,8 +147,9 @@ class Hub:
         if self._trace is not None:
             self._broadcaster.observe(self._trace)
         self._replicated = environment.replicated
+        self._session_listener = environment.on_session
         if environment.replicated and not following:
-            self._broadcaster.collect_changes()
+            self._broadcaster.collect_changes(self._session_listener)
         if history is not None:
             history.forget_recovered()
         kind = LinkKind(settings.link)
@@ -459,6 +460,14 @@ class Hub:
         """
         return self._broadcaster.take_changes()
 
+    def take_new_places(self) -> dict[str, str]:
+        """Return the places of new sessions since the last call, as `take_changes` does."""
+        return self._broadcaster.take_new_places()
+
+    def remembered(self) -> Remembered:
+        """Return the sessions and requests whose state another replica may need."""
+        return self._broadcaster.remembered()
+
     async def take_over(self, handover: Handover, joined: str | None = None) -> None:
         """Serve the kernel from now on, in the place of another replica, which has ended.
 
@@ -473,11 +482,12 @@ class Hub:
             The end of its journal when this hub began to follow: the `msg_id` of the last message
             on iopub, empty before the first one; None if that is not known.
         """
+        self.following = True  # until its state is complete
         self._kernel.drain()
         owed = await self._broadcaster.take_over(handover, joined)
         self.following = False
         if self._replicated:
-            self._broadcaster.collect_changes()
+            self._broadcaster.collect_changes(self._session_listener)
         self._kernel.take_over(handover.identities, owed)
 
     # -- the life of the kernel -------------------------------------------------------------

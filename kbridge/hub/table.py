@@ -18,7 +18,7 @@ from kbridge.hub.broadcast.burst import Allowance
 from kbridge.hub.clock import Clock
 from kbridge.hub.context import HubEnvironment, Log
 from kbridge.hub.counts import Totals
-from kbridge.hub.events import ExecutionTracing
+from kbridge.hub.events import ExecutionTracing, SessionListener
 from kbridge.hub.recovered import is_of_another_kernel
 from kbridge.hub.settings import HubSettings
 from kbridge.link.holder.keeper import Keeper
@@ -225,9 +225,15 @@ class HubTable:
 
     # -- kernels of other replicas --------------------------------------------------------------
 
-    def replicate(self) -> None:
-        """Collect the changes of the hubs that are opened from now on; see `Hub.take_changes`."""
-        self._environment = replace(self._environment, replicated=True)
+    def replicate(self, listener: SessionListener | None = None) -> None:
+        """Collect the changes of the hubs that are opened from now on; see `Hub.take_changes`.
+
+        Parameters
+        ----------
+        listener : SessionListener, optional
+            Receives the new sessions of these hubs.
+        """
+        self._environment = replace(self._environment, replicated=True, on_session=listener)
 
     @property
     def followed(self) -> Mapping[str, Hub]:

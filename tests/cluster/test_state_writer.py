@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from typing import Any
 
@@ -10,10 +11,14 @@ import pytest
 from kbridge.cluster.state_writer import StateWriter, read_handover
 from kbridge.errors import RegistryError
 from kbridge.flow.handover import END
+from kbridge.hub.broadcast import client_sessions
+from kbridge.hub.broadcast.broadcaster import Broadcaster
+from kbridge.kernels.registry.models import ExecutionRow, Place
 from kbridge.wire.dialects import V1
 from kbridge.wire.message import Channel
 from tests.cluster.rig import INFO, ReplicaRig, kernel_row, line, message
 from tests.hub.rig import Peer
+from tests.support.waiting import TIMEOUT, until
 
 LOG = logging.getLogger("test")
 
@@ -24,13 +29,15 @@ class Counted:
     def __init__(self, store: Any) -> None:
         self._store = store
         self.calls = 0
+        self.rows = 0
         self.down = False
 
-    def put_changes(self, places: Any, executions: Any) -> Any:
+    def put_changes(self, places: Any, executions: Any, kept: Any) -> Any:
         self.calls += 1
+        self.rows = len(places) + len(executions)
         if self.down:
             raise RegistryError("down")
-        return self._store.put_changes(places, executions)
+        return self._store.put_changes(places, executions, kept)
 
 
 @pytest.fixture
@@ -82,6 +89,145 @@ async def test_nothing_is_written_if_nothing_has_changed(a: ReplicaRig) -> None:
     await writer.write()
     await writer.write()
     assert store.calls == 1
+
+
+async def test_new_sessions_are_written_at_once_and_together(a: ReplicaRig, b: ReplicaRig) -> None:
+    """The next batch is an hour away."""
+    store = Counted(a.store)
+    writer = StateWriter(store, a.hubs, LOG, every=3600)
+    writer.open()
+    a.put(kernel_row("k"), kernel_row("l"))
+    for name in ("k", "l"):
+        a.hubs.open(name, INFO)
+    output = line("1\n")
+    a.say(output)
+    for number in range(20):
+        attach(a, f"s{number}", "kl"[number % 2])
+    attach(a, "", "k")
+    await until(lambda: store.calls, "the sessions were written")
+    async with asyncio.timeout(TIMEOUT):
+        await writer.write_sessions()  # after the one that runs
+    assert (store.calls, store.rows) == (1, 20)
+    assert read_handover(b.store, "l").places == {f"s{n}": output.msg_id for n in range(1, 20, 2)}
+    assert set(read_handover(b.store, "k").places) == {f"s{n}" for n in range(0, 20, 2)}
+    attach(a, "s1", "l")  # a known session
+    await writer.write_sessions()
+    assert store.calls == 1
+    await writer.write()
+    assert (store.calls, store.rows) == (2, 4), "the identities and the ends only"
+    attach(a, "later", "l")
+    await until(
+        lambda: "later" in read_handover(b.store, "l").places, "the next session was written"
+    )
+    await writer.aclose()
+
+
+async def test_new_sessions_wait_while_the_database_is_down(a: ReplicaRig, b: ReplicaRig) -> None:
+    store = Counted(a.store)
+    writer = StateWriter(store, a.hubs, LOG, every=3600)
+    a.put(kernel_row())
+    a.hubs.replicate(writer)
+    a.hubs.open("k", INFO)
+    store.down = True
+    attach(a, "s")
+    await writer.write_sessions()
+    store.down = False
+    await writer.write_sessions()
+    assert set(read_handover(b.store, "k").places) == {"s"}
+
+
+async def test_a_forgotten_session_has_no_place(
+    a: ReplicaRig, b: ReplicaRig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(client_sessions, "_REMEMBERED", 2)
+    writer = StateWriter(a.store, a.hubs, LOG)
+    a.put(kernel_row())
+    hub = a.hubs.open("k", INFO)
+    for name in "stu":
+        hub.detach(attach(a, name))
+        await writer.write()
+    assert set(read_handover(b.store, "k").places) == {END, "t", "u"}
+    attach(a, "s")
+    await writer.write()
+    assert set(read_handover(b.store, "k").places) == {END, "s", "t", "u"}
+
+
+async def test_rows_that_are_forgotten_while_the_database_is_down_take_no_memory(
+    a: ReplicaRig, b: ReplicaRig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Afterwards, the rows of before are deleted."""
+    monkeypatch.setattr(client_sessions, "_REMEMBERED", 2)
+    store = Counted(a.store)
+    writer = StateWriter(store, a.hubs, LOG)
+    a.put(kernel_row())
+    hub = a.hubs.open("k", INFO)
+
+    def use(name: str) -> str:
+        """Connect, run a cell whose execution is forgotten, and go."""
+        cursor = attach(a, name)
+        request = message(Channel.SHELL, "execute_request", {"code": "1"})
+        hub.submit(cursor, request)
+        reply = message(Channel.SHELL, "execute_reply", {"status": "ok"}, request.header)
+        a.say(reply)
+        idle = message(Channel.IOPUB, "status", {"execution_state": "idle"}, request.header)
+        a.say(idle)
+        hub.detach(cursor)
+        return request.msg_id
+
+    old = use("old")
+    await writer.write()
+    assert set(read_handover(b.store, "k").executions) == {old}
+    store.down = True
+    hub.forget_execution(old)
+    sizes = []
+    for number in range(6):
+        hub.forget_execution(use(f"s{number}"))
+        assert not await writer.write()
+        sizes.append(store.rows)
+    assert sizes[1] == sizes[-1]
+    store.down = False
+    last = use("last")
+    await writer.write()
+    found = read_handover(b.store, "k")
+    assert (set(found.places), set(found.executions)) == ({END, "s5", "last"}, {last})
+
+
+async def test_rows_that_the_new_owner_does_not_know_are_deleted(
+    a: ReplicaRig, b: ReplicaRig
+) -> None:
+    a.put(kernel_row())
+    places = [Place("k", "{", '"m"'), Place("k", '"s"', '"m"'), Place("k", "end", '"m"')]
+    a.store.put_changes(places, [ExecutionRow("k", '"m"', "{"), ExecutionRow("k", '"n"', "{}")])
+    a.hubs.open("k", INFO)
+    attach(a, "s")
+    await StateWriter(a.store, a.hubs, LOG).write()
+    assert {row.session_id for row in b.store.places("k")} == {"end", "identities", '"s"'}
+    assert b.store.executions("k") == []
+
+
+async def test_a_kernel_that_is_being_taken_over_is_left_alone(
+    a: ReplicaRig, b: ReplicaRig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The hub does not know yet what the former owner has written."""
+    a.put(kernel_row())
+    a.store.put_changes([Place("k", '"s"', '"m"')], [])
+    hub = a.hubs.open("k", INFO, adopted=True)
+    take_over, go_on = Broadcaster.take_over, asyncio.Event()
+
+    async def later(*arguments: Any) -> Any:
+        await go_on.wait()
+        return await take_over(*arguments)
+
+    monkeypatch.setattr(Broadcaster, "take_over", later)
+    taking = asyncio.create_task(hub.take_over(read_handover(b.store, "k")))
+    await asyncio.sleep(0)
+    writer = StateWriter(a.store, a.hubs, LOG)
+    await writer.write()
+    assert set(read_handover(b.store, "k").places) == {"s"}
+    go_on.set()
+    await taking
+    await writer.write()
+    assert set(read_handover(b.store, "k").places) == {END, "s"}
 
 
 async def test_changes_wait_for_the_database(

@@ -12,7 +12,7 @@ from functools import partial
 from typing import Any, Final
 
 from kbridge.flow.execution import OBSERVED
-from kbridge.flow.handover import Changes, Handover
+from kbridge.flow.handover import Changes, Handover, Remembered
 from kbridge.flow.journal import EVERYONE, LOSABLE, Journal, Place
 from kbridge.flow.lost_replies import Owed
 from kbridge.flow.policy import PASS, combined
@@ -39,7 +39,7 @@ from kbridge.hub.broadcast.state_export import OwnFrames, StateExport
 from kbridge.hub.broadcast.state_import import ids_in, import_state
 from kbridge.hub.context import HubContext
 from kbridge.hub.counts import Counts
-from kbridge.hub.events import HubObserver
+from kbridge.hub.events import HubObserver, SessionListener
 from kbridge.hub.recorder import Recorder
 from kbridge.hub.recovered import Lives, SavedState, kernel_mark
 from kbridge.link.interfaces import ClientLink, noop
@@ -102,6 +102,7 @@ class Broadcaster:
         self._adoption = Adoption(notices.mark) if context.adopted else None
         self._own = OwnFrames()
         self._export: StateExport | None = None
+        self._session_listener: SessionListener | None = None
         # Places after messages that only the replica before has; None if there was none.
         self._aliases: dict[str, Place] | None = None
         end = self.journal.next_seq
@@ -189,6 +190,10 @@ class Broadcaster:
         self._inputs.attached(cursor)
         if self.recorder is not None:
             self.recorder.attached(cursor.session, known=known)
+        if self._export is not None and session_id and not known:
+            self._export.new[cursor.session] = None
+            if self._session_listener is not None:
+                self._session_listener.on_session(self._context.kernel_id)
         link.on_writable = partial(self.delivery.on_writable, cursor)
         found = partial(self._on_found, cursor, known, since)
         if point is None or point.exact or since in ("", START):
@@ -241,8 +246,11 @@ class Broadcaster:
         if self._sessions.detach(cursor, self._context.clock.monotonic()):
             cursor.link.on_writable = noop
             self.delivery.remove(cursor)
+            forgotten = self._sessions.take_forgotten()
             if self.recorder is not None:
-                self.recorder.detached(cursor.session, self._sessions.take_forgotten())
+                self.recorder.detached(cursor.session, forgotten)
+            if self._export is not None:
+                self._export.forget(forgotten)
             self._inputs.detached(cursor)
 
     # -- messages (KernelListener) ----------------------------------------------------------
@@ -395,18 +403,30 @@ class Broadcaster:
 
     # -- other replicas ---------------------------------------------------------------------
 
-    def collect_changes(self) -> None:
+    def collect_changes(self, listener: SessionListener | None = None) -> None:
         """Collect changes for other replicas from now on; may be called twice."""
         if self._export is None:
             self._export = StateExport(
                 self.journal, self._sessions, self.tracker, self._inputs, self._own
             )
+        self._session_listener = listener or self._session_listener
 
     def take_changes(self) -> Changes:
         """Return the changes since the last call; the first call returns the whole state."""
         self.collect_changes()
         assert self._export is not None
         return self._export.take()
+
+    def take_new_places(self) -> dict[str, str]:
+        """Return the places of new sessions since the last call."""
+        return {} if self._export is None else self._export.take_new()
+
+    def remembered(self) -> Remembered:
+        """Return the sessions and requests whose state another replica may need."""
+        return Remembered(
+            frozenset(each.session_id for each in self._sessions.all),
+            frozenset(each.msg_id for each in self.tracker.executions.find()),
+        )
 
     async def take_over(self, handover: Handover, joined: str | None) -> list[Owed]:
         """Go on in the place of another replica; return the requests that have no reply yet.

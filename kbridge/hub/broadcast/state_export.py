@@ -7,6 +7,7 @@ sessions that are or were connected, and at the executions that have changed.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, Final
 
 from kbridge.flow.execution import Execution
@@ -80,6 +81,11 @@ class StateExport:
         The input requests that wait.
     own : OwnFrames
         The frames that only this replica has.
+
+    Attributes
+    ----------
+    new : dict of ClientSession
+        The sessions that are new since the last call of a method; the broadcaster adds them.
     """
 
     def __init__(
@@ -97,7 +103,10 @@ class StateExport:
         self._own = own
         self._end = -1  # of the journal, at the last time
         self._places: dict[ClientSession, int] = {}  # of the sessions that are connected
-        sessions.left = dict.fromkeys(sessions.all)
+        self.new: dict[ClientSession, None] = {}
+        self._forgotten: dict[str, None] = {}
+        # Those that have lost a websocket; `ClientSessions` adds them.
+        self._sessions_left = sessions.left = dict.fromkeys(sessions.all)
         # By id, the executions that other replicas have to build a reply for: header and error.
         self._owed: dict[str, tuple[bytes, dict[str, Any] | None]] = {}
         self._asked: dict[str, str] = {}  # the request of each input request that waits
@@ -109,13 +118,33 @@ class StateExport:
         """Return the changes since the last call."""
         return Changes(self._take_places(), self._take_executions())
 
-    def _take_places(self) -> dict[str, str]:
-        found: dict[str, str] = {}
+    def take_new(self) -> dict[str, str]:
+        """Return the places of the sessions that are new since the last call of a method."""
+        new, self.new = self.new, {}
+        found: dict[str, str | None] = {}
+        for session in new:
+            if session.place is not None:
+                self._places[session] = session.place.seq
+                self._add(found, session.session_id, session.place.seq)
+        return {name: msg_id for name, msg_id in found.items() if msg_id is not None}
+
+    def forget(self, sessions: Iterable[ClientSession]) -> None:
+        """Note that sessions are not remembered any longer."""
+        for session in sessions:
+            self._places.pop(session, None)
+            self._sessions_left.pop(session, None)
+            self._forgotten[session.session_id] = None
+
+    def _take_places(self) -> dict[str, str | None]:
+        forgotten, self._forgotten = self._forgotten, {}
+        found: dict[str, str | None] = {
+            name: None for name in forgotten if not self._sessions.known(name)
+        }
+        self.new.clear()  # they are among the sessions that are, or were, connected
         if self._end != self._journal.next_seq:
             self._end = self._journal.next_seq
             self._add(found, END, self._end)
-        left = self._sessions.left
-        assert left is not None
+        left = self._sessions_left
         known, self._places = self._places, {}
         for session in {**left, **dict.fromkeys(self._sessions.present)}:
             place = session.place
@@ -127,7 +156,7 @@ class StateExport:
         left.clear()
         return found
 
-    def _add(self, places: dict[str, str], session_id: str, seq: int) -> None:
+    def _add(self, places: dict[str, str | None], session_id: str, seq: int) -> None:
         msg_id = id_before(self._journal, seq, self._own)
         if msg_id is not None:
             places[session_id] = msg_id

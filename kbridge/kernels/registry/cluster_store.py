@@ -38,6 +38,7 @@ from kbridge.errors import RegistryError
 from kbridge.kernels.registry.models import (
     ClusterKernel,
     ExecutionRow,
+    KeptRows,
     KernelRole,
     KernelRow,
     Place,
@@ -242,11 +243,22 @@ class ClusterStore:
     # -- what a takeover needs ----------------------------------------------------------------
 
     def put_changes(
-        self, places: Sequence[Place], executions: Sequence[ExecutionRow]
+        self,
+        places: Sequence[Place],
+        executions: Sequence[ExecutionRow],
+        kept: Mapping[str, KeptRows] | None = None,
     ) -> frozenset[str]:
         """Write acknowledged places and executions of kernels that this replica owns.
 
-        Executions with an empty entry are deleted. Rows of kernels of other replicas are ignored.
+        Places without a message and executions with an empty entry are deleted. Rows of kernels
+        that have ended, or that other replicas own, are ignored.
+
+        Parameters
+        ----------
+        places, executions
+            The rows.
+        kept : mapping of str to KeptRows, optional
+            By kernel, the ids of the rows that stay; all other rows of the kernel are deleted.
 
         Returns
         -------
@@ -256,11 +268,16 @@ class ClusterStore:
         ids = {row.kernel_id for row in places} | {row.kernel_id for row in executions}
         with self.registry.transaction(_WRITTEN) as connection:
             self._change(connection)  # no kernel changes its owner until the end of the transaction
-            owners = self._owners(connection, ids, ENDED, KERNELS)
-            own = {kernel_id for kernel_id, owner in owners.items() if owner == self._me}
+            ended = self._owners(connection, ids, ENDED)
+            running = self._owners(connection, ids, KERNELS)
+            own = {kernel_id for kernel_id, owner in running.items() if owner == self._me}
             _replace(connection, PLACES, [asdict(p) for p in places if p.kernel_id in own])
             _replace(connection, EXECUTIONS, [asdict(e) for e in executions if e.kernel_id in own])
-        return frozenset(ids - owners.keys())
+            for kernel_id, rows in (kept or {}).items():
+                if kernel_id in own:
+                    _keep_only(connection, PLACES, kernel_id, rows.sessions)
+                    _keep_only(connection, EXECUTIONS, kernel_id, rows.executions)
+        return frozenset(ids - ended.keys() - running.keys())
 
     def places(self, kernel_id: str) -> list[Place]:
         """Return the acknowledged places of a kernel's sessions."""
@@ -514,6 +531,16 @@ def _replace(connection: Connection, table: Table, rows: list[dict[str, str]]) -
     )
     if new := [row for row in rows if all(row.values())]:
         connection.execute(insert(table), new)
+
+
+def _keep_only(connection: Connection, table: Table, kernel_id: str, kept: Collection[str]) -> None:
+    """Delete the rows of a kernel whose second key is not among those that are kept."""
+    first, second = table.primary_key.columns
+    found = connection.execute(select(second).where(first == kernel_id)).scalars()
+    old = [{"one": kernel_id, "two": name} for name in found if name not in kept]
+    if old:
+        same = (first == bindparam("one"), second == bindparam("two"))
+        connection.execute(delete(table).where(*same), old)
 
 
 def _sessions(connection: Connection, query: Select[Any]) -> list[SessionRow]:

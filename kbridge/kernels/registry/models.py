@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
@@ -16,6 +16,7 @@ __all__ = [
     "Claim",
     "ClusterKernel",
     "ExecutionRow",
+    "KeptRows",
     "KernelRole",
     "KernelRow",
     "Owner",
@@ -227,12 +228,20 @@ class Place:
     kernel_id, session_id : str
         The kernel, and the session of the websocket.
     msg_id : str
-        The id of the message, which is the same on all replicas.
+        The id of the message, which is the same on all replicas; empty to delete the row.
     """
 
     kernel_id: str
     session_id: str
     msg_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class KeptRows:
+    """The ids of the places and executions of one kernel that stay, when the others are deleted."""
+
+    sessions: Collection[str]
+    executions: Collection[str]
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,6 +17,7 @@ from kbridge.kernels.registry.cluster_store import ClusterStore
 from kbridge.kernels.registry.engine import make_engine
 from kbridge.kernels.registry.models import (
     ExecutionRow,
+    KeptRows,
     KernelRow,
     Place,
     Replica,
@@ -331,6 +332,25 @@ def test_places_and_executions_are_those_of_the_owner(both):
     assert b.executions("k") == [ExecutionRow("k", "m1", '{"state": 1}')]
     b.write({("kernel", "k"): None})
     assert (b.places("k"), b.executions("k")) == ([], [])
+    assert b.put_changes([Place("k", "s", "late")], [ExecutionRow("k", "m", "{}")]) == frozenset()
+    assert (b.places("k"), b.executions("k")) == ([], []), "nobody would delete them"
+
+
+def test_rows_that_are_not_kept_are_deleted(both):
+    a, b = both
+    put(a, kernel("k"), kernel("l"))
+    for name in ("k", "l"):
+        places = [Place(name, each, "m") for each in ("end", "s", "t")]
+        a.put_changes(places, [ExecutionRow(name, each, "{}") for each in ("m1", "m2")])
+    kept = {name: KeptRows({"end", "t", "u"}, {"m2"}) for name in ("k", "none")}
+    gone, new = Place("k", "t", ""), Place("k", "u", "m")
+    assert a.put_changes([gone, new, Place("none", "s", "m")], [], kept) == {"none"}
+    assert {p.session_id for p in b.places("k")} == {"end", "u"}
+    assert [e.msg_id for e in b.executions("k")] == ["m2"]
+    assert len(b.places("l")) + len(b.executions("l")) == 5
+    b.take("l", "a", gone=True)
+    a.put_changes([Place("l", "v", "m")], [], {"l": KeptRows((), ())})
+    assert len(a.places("l")) + len(a.executions("l")) == 5
 
 
 def test_sessions_are_shared(both):
