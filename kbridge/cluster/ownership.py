@@ -3,8 +3,7 @@
 Invariants:
 
 - this replica serves a kernel as its owner only after the database has named it the owner;
-- it acts no more for a kernel from the moment in which it learns that another replica owns it;
-- at the end, a kernel is released before it is given to another replica.
+- it acts no more for a kernel from the moment in which it learns that another replica owns it.
 """
 
 from __future__ import annotations
@@ -13,17 +12,17 @@ import asyncio
 import json
 import logging
 from collections.abc import Coroutine, Mapping
-from functools import partial
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
+from kbridge.cluster.giving import ClusterHubs, Giver
 from kbridge.cluster.membership import Change, Membership
-from kbridge.errors import KbridgeError, RegistryError
+from kbridge.errors import RegistryError
 from kbridge.hub.table import HubTable
 from kbridge.kernels.manager import BridgeKernelManager
 from kbridge.kernels.registry.models import ClusterKernel, KernelRole
 from kbridge.kernels.tasks import spawn, stop
 
-__all__ = ["SERVICE_RESTART", "ClusterHubs", "Ownership", "PlainHubs"]
+__all__ = ["SERVICE_RESTART", "Ownership", "PlainHubs"]
 
 SERVICE_RESTART: Final = 1012
 """Close code of websockets whose clients should connect again (IANA's registry)."""
@@ -32,19 +31,6 @@ SERVICE_RESTART: Final = 1012
 _TURN_SECONDS: Final = 0.7
 # Clients take another reason for the end of the kernel; see docs/websocket.md.
 _MOVED: Final = "the server is restarting"
-
-
-class ClusterHubs(Protocol):
-    """Keeps the hub of a kernel in step with the owner of the kernel."""
-
-    async def promote(self, kernel: ClusterKernel) -> None:
-        """Let the hub that follows the kernel, if there is one, serve it; before it is adopted."""
-
-    async def hand_over(self, kernel_id: str) -> None:
-        """Write what the next owner needs, before it gets the kernel."""
-
-    async def demote(self, kernel_id: str) -> None:
-        """Close the websockets of a kernel that another replica serves, with SERVICE_RESTART."""
 
 
 class PlainHubs:
@@ -91,6 +77,7 @@ class Ownership:
         self._kernels = kernels
         self._hubs = hubs
         self._log = log
+        self._giver = Giver(membership, kernels, hubs, log)
         self._waiting: dict[tuple[str, int], asyncio.Task[None]] = {}
         self._moving: dict[str, asyncio.Task[None]] = {}
         self._closing = False
@@ -103,11 +90,15 @@ class Ownership:
         await self._membership.renew()
 
     async def aclose(self) -> None:
-        """Take no more kernels, and wait for those that are being moved. May be called twice."""
+        """Take no more kernels, and wait for those that are being moved.
+
+        Kernels that could not be given run on for the next start. May be called twice.
+        """
         self._closing = True
         await stop(*self._waiting.values())
         if self._moving:
             await asyncio.wait(set(self._moving.values()))
+        await self._giver.leave()
 
     def states(self) -> Mapping[str, str]:
         """Return the REST models of the kernels in use, without id and name, as JSON."""
@@ -238,7 +229,7 @@ class Ownership:
         """Give all kernels to other replicas, spread over some seconds, as far as there are any.
 
         The websockets of each kernel are closed once it is given. The kernels that remain are those
-        that no other replica can take.
+        that no other replica can take, and those that could not be given, which `aclose` leaves.
         """
         self._kernels.start_no_more()
         await self._membership.drain()
@@ -248,43 +239,4 @@ class Ownership:
         while tasks := {*self._waiting.values(), *self._moving.values()}:
             await asyncio.wait(tasks)
         self._closing = True
-        kernels = [kernel.kernel_id for kernel in self._kernels.index]
-        for number, kernel_id in enumerate(kernels):
-            if number:
-                await asyncio.sleep(seconds / len(kernels))
-            try:
-                await self._give(kernel_id)
-            except KbridgeError as error:
-                self._log.error("Kernel %s stays for the next start: %s", kernel_id, error)
-
-    async def _give(self, kernel_id: str) -> None:
-        membership = self._membership
-        kernel = membership.kernels.get(kernel_id) or await membership.fetch(kernel_id)
-        served = self._kernels.index.get(kernel_id)
-        if kernel is None or served is None or kernel.replica_id != self._me:
-            return
-        successors = membership.successors(kernel)
-        if not successors:
-            return
-        # The process and the row as they are now; nothing is written after that.
-        await self._kernels.writer.settled()
-        await self._hubs.hand_over(kernel_id)
-        await self._kernels.transfer.release(kernel_id)
-        if await self._give_to(kernel_id, successors):
-            await self._hubs.demote(kernel_id)
-            await membership.fetch(kernel_id)
-            return
-        current = await membership.fetch(kernel_id)
-        if current is not None and current.replica_id == self._me:
-            # All others are about to end, too: the kernel ends or stays with this replica.
-            await self._kernels.transfer.serve(current)
-
-    async def _give_to(self, kernel_id: str, successors: list[str]) -> bool:
-        """Give a kernel to the first replica that may get it; return False if there is none."""
-        membership = self._membership
-        for replica_id in successors:
-            give = partial(membership.store.give, kernel_id, replica_id)
-            if await membership.call(give):
-                self._log.info("Kernel %s was given to %s", kernel_id, replica_id)
-                return True
-        return False
+        await self._giver.give_all(seconds)

@@ -104,7 +104,8 @@ class ReplicaHubs:
 
     async def hand_over(self, kernel_id: str) -> None:  # noqa: ARG002
         """Write the state of the kernels, before one of them gets another owner."""
-        await self.writer.write()
+        if not await self.writer.write():
+            raise RegistryError("The state of its clients cannot be written for the next owner")
 
     async def demote(self, kernel_id: str) -> None:
         """Close the hub of a kernel that another replica serves; follow the kernel if need be."""

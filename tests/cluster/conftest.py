@@ -4,6 +4,9 @@ from pathlib import Path
 import pytest
 
 from tests.cluster.rig import ReplicaRig, replicas
+from tests.kernels.conftest import hubs, spec
+
+__all__ = ["both", "hubs", "spec"]
 
 
 @pytest.fixture

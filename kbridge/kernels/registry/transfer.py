@@ -85,8 +85,16 @@ class KernelTransfer:
         if kernel is not None:
             kernel.abandon()
 
-    async def release(self, kernel_id: str) -> None:
-        """Take a kernel out of use and leave its process and its hub alone."""
+    async def release(self, kernel_id: str, *, owned: bool = False) -> None:
+        """Take a kernel out of use and leave its process and its hub alone.
+
+        Parameters
+        ----------
+        kernel_id : str
+            The kernel.
+        owned : bool
+            True if the database names this replica as the owner, which still writes the row.
+        """
         kernel = self._index.get(kernel_id)
         if kernel is None:
             return
@@ -95,7 +103,8 @@ class KernelTransfer:
         finally:
             kernel.abandon()
             self._index.remove(kernel)
-            self._services.writer.forget_kernel(kernel_id)
+            if not owned:
+                self._services.writer.forget_kernel(kernel_id)
 
     def _use(self, kernel: Kernel) -> None:
         self._index.add(kernel)

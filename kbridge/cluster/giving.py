@@ -1,0 +1,167 @@
+"""Gives the kernels of a replica that is about to end to other replicas.
+
+Invariants:
+
+- a kernel is released before it is given: two replicas never act for it;
+- a kernel that could not be given does not end with this replica. It is served until then, unless
+  the database cannot say which replica owns it, and is left for the next start or another replica.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from functools import partial
+from typing import Protocol
+
+from kbridge.cluster.membership import Membership
+from kbridge.errors import KbridgeError, RegistryError
+from kbridge.kernels.manager import BridgeKernelManager
+from kbridge.kernels.registry.models import ClusterKernel
+
+__all__ = ["ClusterHubs", "Giver"]
+
+
+class ClusterHubs(Protocol):
+    """Keeps the hub of a kernel in step with the owner of the kernel."""
+
+    async def promote(self, kernel: ClusterKernel) -> None:
+        """Let the hub that follows the kernel, if there is one, serve it; before it is adopted."""
+
+    async def hand_over(self, kernel_id: str) -> None:
+        """Write what the next owner needs, before it gets the kernel.
+
+        Raises
+        ------
+        RegistryError
+            If it cannot be written.
+        """
+
+    async def demote(self, kernel_id: str) -> None:
+        """Close the websockets of a kernel that another replica serves, with SERVICE_RESTART."""
+
+
+class Giver:
+    """Gives kernels to other replicas.
+
+    Parameters
+    ----------
+    membership : Membership
+        The view of the cluster.
+    kernels : BridgeKernelManager
+        Serves the kernels.
+    hubs : ClusterHubs
+        The hubs of the kernels.
+    log : logging.Logger
+        The logger for kernels that are given, or cannot be.
+    """
+
+    def __init__(
+        self,
+        membership: Membership,
+        kernels: BridgeKernelManager,
+        hubs: ClusterHubs,
+        log: logging.Logger,
+    ) -> None:
+        self._membership = membership
+        self._me = membership.me.replica_id
+        self._kernels = kernels
+        self._hubs = hubs
+        self._log = log
+        self._failed: dict[str, str] = {}  # the reason, by kernel
+
+    async def give_all(self, seconds: float) -> None:
+        """Give all kernels to other replicas, spread over some seconds.
+
+        Kernels that could not be given are tried once more at the end.
+        """
+        loop = asyncio.get_running_loop()
+        kernel_ids = [kernel.kernel_id for kernel in self._kernels.index]
+        begin, steps = loop.time(), len(kernel_ids)
+        for number, kernel_id in enumerate(kernel_ids):
+            await asyncio.sleep(begin + number * seconds / steps - loop.time())
+            await self._try(kernel_id)
+        if self._failed:
+            await asyncio.sleep(begin + seconds - loop.time())
+            for kernel_id in list(self._failed):
+                await self._try(kernel_id)
+        for kernel_id, reason in self._failed.items():
+            self._log.error(
+                "Kernel %s could not be given to another replica, and is left for the next start:"
+                " %s",
+                kernel_id,
+                reason,
+            )
+
+    async def leave(self) -> None:
+        """Leave the kernels that could not be given, so that they do not end with this replica."""
+        for kernel_id in self._failed:
+            if kernel_id in self._kernels.index:
+                await self._kernels.transfer.release(kernel_id, owned=True)
+
+    async def _try(self, kernel_id: str) -> None:
+        try:
+            if kernel_id not in self._failed or await self._serve_again(kernel_id):
+                await self._give(kernel_id)
+        except KbridgeError as error:
+            self._failed[kernel_id] = error.reason
+        except Exception as error:  # noqa: BLE001 - the other kernels must be given nevertheless
+            self._failed[kernel_id] = str(error)
+            self._log.exception("Kernel %s could not be given", kernel_id)
+        else:
+            self._failed.pop(kernel_id, None)
+
+    async def _give(self, kernel_id: str) -> None:
+        membership = self._membership
+        # The process and the row as they are now; nothing is written after that.
+        if not await self._kernels.writer.settled():
+            raise RegistryError("Its row in the registry cannot be written")
+        kernel = membership.kernels.get(kernel_id) or await membership.fetch(kernel_id)
+        served = self._kernels.index.get(kernel_id)
+        if kernel is None or served is None or kernel.replica_id != self._me:
+            return
+        successors = membership.successors(kernel)
+        if not successors:
+            if membership.problem:  # the leases of the others may only look as if they were over
+                raise RegistryError(membership.problem)
+            return
+        await self._hubs.hand_over(kernel_id)
+        await self._kernels.transfer.release(kernel_id)
+        try:
+            await self._give_to(kernel_id, successors)
+        except RegistryError:  # which does not say whether the kernel was given
+            if await self._serve_again(kernel_id):
+                raise
+        else:
+            # If all others are about to end, too, the kernel ends or stays with this replica.
+            await self._serve_again(kernel_id)
+
+    async def _serve_again(self, kernel_id: str) -> bool:
+        """Serve a kernel that was released, if this replica still owns it.
+
+        Returns
+        -------
+        bool
+            True if this replica serves the kernel.
+
+        Raises
+        ------
+        RegistryError
+            If the database does not say which replica owns it.
+        """
+        if kernel_id in self._kernels.index:
+            return True
+        current = await self._membership.fetch(kernel_id)
+        if current is None or current.replica_id != self._me:
+            await self._hubs.demote(kernel_id)
+            return False
+        return await self._kernels.transfer.serve(current)
+
+    async def _give_to(self, kernel_id: str, successors: list[str]) -> None:
+        """Give a kernel to the first replica that may get it, if there is one."""
+        membership = self._membership
+        for replica_id in successors:
+            give = partial(membership.store.give, kernel_id, replica_id)
+            if await membership.call(give):
+                self._log.info("Kernel %s was given to %s", kernel_id, replica_id)
+                return
