@@ -12,14 +12,18 @@ from __future__ import annotations
 import asyncio
 import logging
 from functools import partial
-from typing import Protocol
+from typing import Final, Protocol
 
 from kbridge.cluster.membership import Membership
-from kbridge.errors import KbridgeError, RegistryError
+from kbridge.cluster.peers import Peers
+from kbridge.cluster.protocol import api_path
+from kbridge.errors import KbridgeError, Misdirected, RegistryError, ReplicaUnreachable
 from kbridge.kernels.manager import BridgeKernelManager
 from kbridge.kernels.registry.models import ClusterKernel
 
 __all__ = ["ClusterHubs", "Giver"]
+
+_TELL_SECONDS: Final = 2.0
 
 
 class ClusterHubs(Protocol):
@@ -52,6 +56,8 @@ class Giver:
         Serves the kernels.
     hubs : ClusterHubs
         The hubs of the kernels.
+    peers : Peers
+        Tells other replicas that they were given a kernel.
     log : logging.Logger
         The logger for kernels that are given, or cannot be.
     """
@@ -61,12 +67,14 @@ class Giver:
         membership: Membership,
         kernels: BridgeKernelManager,
         hubs: ClusterHubs,
+        peers: Peers,
         log: logging.Logger,
     ) -> None:
         self._membership = membership
         self._me = membership.me.replica_id
         self._kernels = kernels
         self._hubs = hubs
+        self._peers = peers
         self._log = log
         self._failed: dict[str, str] = {}  # the reason, by kernel
 
@@ -164,4 +172,19 @@ class Giver:
             give = partial(membership.store.give, kernel_id, replica_id)
             if await membership.call(give):
                 self._log.info("Kernel %s was given to %s", kernel_id, replica_id)
+                await self._tell(kernel_id, replica_id)
                 return
+
+    async def _tell(self, kernel_id: str, replica_id: str) -> None:
+        """Let the new owner serve a kernel before its websockets are closed here.
+
+        A replica reads the row of a kernel for which another one asks it. If this fails, the new
+        owner serves the kernel after its next renewal, or when the first client asks for it.
+        """
+        replica = self._membership.replicas.get(replica_id)
+        if replica is None:
+            return
+        try:
+            await self._peers.request(replica, "GET", api_path(kernel_id), timeout=_TELL_SECONDS)
+        except (Misdirected, ReplicaUnreachable) as error:
+            self._log.info("%s does not serve the kernel %s yet: %s", replica_id, kernel_id, error)

@@ -12,10 +12,12 @@ import asyncio
 import json
 import logging
 from collections.abc import Coroutine, Mapping
+from contextlib import suppress
 from typing import Any, Final
 
 from kbridge.cluster.giving import ClusterHubs, Giver
 from kbridge.cluster.membership import Change, Membership
+from kbridge.cluster.peers import Peers
 from kbridge.errors import RegistryError
 from kbridge.hub.table import HubTable
 from kbridge.kernels.manager import BridgeKernelManager
@@ -29,6 +31,7 @@ SERVICE_RESTART: Final = 1012
 
 # The next in the order takes a kernel so much later, if the ones before it did not.
 _TURN_SECONDS: Final = 0.7
+_SETTLE_SECONDS: Final = 10.0
 # Clients take another reason for the end of the kernel; see docs/websocket.md.
 _MOVED: Final = "the server is restarting"
 
@@ -61,6 +64,8 @@ class Ownership:
         Serves the kernels.
     hubs : ClusterHubs
         The hubs of kernels that change their owner.
+    peers : Peers
+        Sends requests to the other replicas.
     log : logging.Logger
         The logger for kernels that are taken over.
     """
@@ -70,6 +75,7 @@ class Ownership:
         membership: Membership,
         kernels: BridgeKernelManager,
         hubs: ClusterHubs,
+        peers: Peers,
         log: logging.Logger,
     ) -> None:
         self._membership = membership
@@ -77,7 +83,7 @@ class Ownership:
         self._kernels = kernels
         self._hubs = hubs
         self._log = log
-        self._giver = Giver(membership, kernels, hubs, log)
+        self._giver = Giver(membership, kernels, hubs, peers, log)
         self._waiting: dict[tuple[str, int], asyncio.Task[None]] = {}
         self._moving: dict[str, asyncio.Task[None]] = {}
         self._closing = False
@@ -99,6 +105,13 @@ class Ownership:
         if self._moving:
             await asyncio.wait(set(self._moving.values()))
         await self._giver.leave()
+
+    async def settle(self, kernel_id: str) -> None:
+        """Wait while a kernel is being taken into use, or out of it; at most 10 s."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_SETTLE_SECONDS):
+                while (task := self._moving.get(kernel_id)) is not None:
+                    await asyncio.wait({task})
 
     def states(self) -> Mapping[str, str]:
         """Return the REST models of the kernels in use, without id and name, as JSON."""

@@ -6,23 +6,34 @@ Invariants:
   as the last renewal of its lease, at most a third of `lease_seconds`;
 - `find` asks the database for an id that this replica does not know, so that a kernel can be used
   anywhere as soon as a client has its id;
-- a kernel that is being handed over is found, although no replica serves it at the moment.
+- a kernel that is being handed over is found, although no replica serves it at the moment;
+- a kernel that the database gives to this replica is served here before `find` returns.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
-from typing import TYPE_CHECKING, Any, Protocol
+from collections.abc import Awaitable, Callable, Collection, Container, Iterator, Mapping
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from kbridge.cluster.peers import Peers
 from kbridge.cluster.relays import Relays
 from kbridge.cluster.remote_kernel import RemoteKernel
+from kbridge.errors import Misdirected, ReplicaUnreachable
 from kbridge.kernels.registry.models import ClusterKernel, KernelRole, Replica
 
 if TYPE_CHECKING:
     from kbridge.cluster.membership import Change
 
-__all__ = ["ClusterView", "RemoteKernels"]
+__all__ = ["Arrivals", "ClusterView", "RemoteKernels"]
+
+T = TypeVar("T")
+
+
+class Arrivals(Protocol):
+    """Serves the kernels that this replica is given."""
+
+    async def settle(self, kernel_id: str) -> None:
+        """Wait while a kernel is being taken into use, or out of it."""
 
 
 class ClusterView(Protocol):
@@ -78,6 +89,11 @@ class RemoteKernels:
         self.view = view
         self.peers = peers
         self.relays = Relays()
+        self._arrivals: Arrivals | None = None
+
+    def wait_for(self, arrivals: Arrivals) -> None:
+        """Wait, in `find`, until a kernel that was given to this replica is served."""
+        self._arrivals = arrivals
 
     def on_view(self, change: Change) -> None:
         """Close the websockets that are passed on to a replica which is not the owner now."""
@@ -137,6 +153,56 @@ class RemoteKernels:
         kernel = await self.view.fetch(kernel_id)
         if kernel is None:
             return None
-        if kernel.replica_id not in self.view.replicas:  # a new replica
+        if kernel.replica_id == self.view.me.replica_id:
+            if self._arrivals is not None:
+                await self._arrivals.settle(kernel_id)
+        elif kernel.replica_id not in self.view.replicas:  # a new replica
             await self.view.refresh()
         return self.get(kernel_id)
+
+    async def ask(
+        self,
+        kernel: RemoteKernel,
+        work: Callable[[RemoteKernel], Awaitable[T]],
+        served: Container[str],
+    ) -> tuple[RemoteKernel, T] | None:
+        """Send a request to the owner of a kernel; if that has changed, once more to the new one.
+
+        Parameters
+        ----------
+        kernel : RemoteKernel
+            The kernel, as this replica knows it.
+        work : callable
+            Sends the request to `RemoteKernel.require_replica`.
+        served : container of str
+            The ids of the kernels that this replica serves.
+
+        Returns
+        -------
+        (RemoteKernel, result of `work`) or None
+            None if the kernel has ended, or this replica has become the owner.
+
+        Raises
+        ------
+        ReplicaUnreachable
+            If no replica serves the kernel at the moment.
+        RegistryError
+            If the database cannot be asked for the new owner.
+        """
+        try:
+            return kernel, await work(kernel)
+        except (Misdirected, ReplicaUnreachable) as error:
+            failed = error
+        now = await self.find(kernel.kernel_id, fresh=True)
+        if now is None or kernel.kernel_id in served:
+            return None
+        if now.replica_id == kernel.replica_id and isinstance(failed, ReplicaUnreachable):
+            raise failed
+        if now.replica_id != kernel.replica_id:
+            try:
+                return now, await work(now)
+            except Misdirected:
+                pass  # it has changed again: the client has to try again
+        raise ReplicaUnreachable(
+            f"The kernel {kernel.kernel_id} is handed over from one replica to another. Try again"
+        )

@@ -179,10 +179,14 @@ class ClusterSessions:
                 return
             try:
                 other = await self._others.find(kernel_id)
+                if other is not None:
+                    passed = self._others.ask(other, lambda now: now.shutdown(), self._kernels)
+                    if await passed is not None:
+                        return
             except RegistryError as error:
                 raise _unusable(error) from None
-            if other is not None:
-                await other.shutdown()
+            # It has come here in the meantime, or ended.
+            await self._kernels.shutdown_kernel(kernel_id)
 
     async def _shutdown_unused(self, kernel_id: str) -> None:
         rows = await self._ask(self._store.sessions)

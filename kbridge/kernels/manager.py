@@ -493,7 +493,7 @@ class BridgeKernelManager(KernelSettings, AsyncMultiKernelManager):
         """Return the ids of the kernels in use."""
         return [kernel.kernel_id for kernel in self.index]
 
-    def __contains__(self, kernel_id: str) -> bool:
+    def __contains__(self, kernel_id: object) -> bool:
         return kernel_id in self.index
 
     def __len__(self) -> int:

@@ -291,7 +291,8 @@ def build(config: ServerConfig, port: int, log: logging.Logger) -> Components:
         from kbridge.cluster.takeover import ReplicaHubs
 
         replica = ReplicaHubs(membership, hubs, log)
-        ownership = Ownership(membership, kernels, replica, log)
+        ownership = Ownership(membership, kernels, replica, others.peers, log)
+        others.wait_for(ownership)
         cluster = Cluster(membership, ownership, replica, others)
     parts = (application, services, kernels, sessions, registry, hubs, keepalive, audit, tracing)
     return Components(*parts, cluster)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -13,11 +13,13 @@ from unittest.mock import patch
 import psutil
 import pytest
 from jupyter_client.kernelspec import KernelSpecManager
+from tornado.httputil import HTTPHeaders
 
 from kbridge.cluster.membership import Membership
 from kbridge.cluster.ownership import Ownership
+from kbridge.cluster.peers import PeerReply, Peers
 from kbridge.cluster.takeover import ReplicaHubs
-from kbridge.errors import RegistryError
+from kbridge.errors import KbridgeError, Misdirected, RegistryError, ReplicaUnreachable
 from kbridge.kernels.lifecycle.lease import Lease
 from kbridge.kernels.lifecycle.processes import start_id
 from kbridge.kernels.manager import BridgeKernelManager
@@ -32,6 +34,23 @@ from tests.cluster.rig import LEASE, LOG
 def replica(name: str, pid: int = 0) -> Replica:
     pid = pid or os.getpid()
     return Replica(name, "c", "http://x/", platform.node(), pid, start_id(pid), "1")
+
+
+class PeersInMemory(Peers):
+    """The other replica, which serves a kernel once it is asked for it."""
+
+    def __init__(self) -> None:
+        super().__init__("secret")
+        self.error: KbridgeError | None = None
+        self.asked: list[tuple[str, str, str]] = []
+        self.on_request: Callable[[], None] = lambda: None
+
+    async def request(self, replica: Replica, method: str, path: str, **_: Any) -> PeerReply:
+        self.asked.append((replica.replica_id, method, path))
+        self.on_request()
+        if self.error is not None:
+            raise self.error
+        return PeerReply(200, HTTPHeaders())
 
 
 class Rig:
@@ -52,7 +71,8 @@ class Rig:
             root_dir=str(path),
         )
         self.hubs = ReplicaHubs(self.membership, hubs, LOG)
-        self.ownership = Ownership(self.membership, self.kernels, self.hubs, LOG)
+        self.peers = PeersInMemory()
+        self.ownership = Ownership(self.membership, self.kernels, self.hubs, self.peers, LOG)
         self._database = Registry(url)
         # Its process is not this one: that would be the program before a restart.
         self.other = ClusterStore(self._database, replica("b", os.getppid()))
@@ -108,8 +128,21 @@ def runs(pid: int) -> bool:
     return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
 
 
-async def test_a_kernel_is_given(rig: Rig, kernel_id: str, processes: list[int]) -> None:
+@pytest.mark.parametrize(
+    "error", [None, Misdirected("an older version"), ReplicaUnreachable("no answer")]
+)
+async def test_a_kernel_is_given(
+    rig: Rig, kernel_id: str, processes: list[int], hubs: Any, error: KbridgeError | None
+) -> None:
+    """The new owner is told before the websockets are closed."""
+    client = hubs.kernel(kernel_id).connect_client()
+    seen: list[tuple[str, Any]] = []
+    rig.peers.on_request = lambda: seen.append((rig.owner(kernel_id), client.closed_with))
+    rig.peers.error = error
     await rig.ownership.drain(0)
+    assert rig.peers.asked == [("b", "GET", f"api/kernels/{kernel_id}")]
+    assert seen == [("b", None)]
+    assert client.closed_with == (1012, "the server is restarting")
     assert rig.owner(kernel_id) == "b"
     assert kernel_id not in rig.kernels
     await rig.aclose()

@@ -18,6 +18,7 @@ from kbridge.errors import (
     Busy,
     InvalidRequest,
     KernelNotFound,
+    Misdirected,
     RegistryError,
     SessionNotFound,
 )
@@ -112,7 +113,10 @@ class PeersInMemory(Peers):
 
     async def request(self, replica: Replica, method: str, path: str, **_: Any) -> Any:
         assert method == "DELETE"
-        await self.kernels[replica.replica_id].shutdown_kernel(path.rpartition("/")[2])
+        kernels, kernel_id = self.kernels[replica.replica_id], path.rpartition("/")[2]
+        if kernel_id not in kernels:
+            raise Misdirected("not here")
+        await kernels.shutdown_kernel(kernel_id)
         return await asyncio.sleep(0, type("Reply", (), {"status": 204}))
 
 
@@ -131,12 +135,17 @@ class Side:
 
 
 @pytest.fixture
-def sides(tmp_path: Path) -> Iterator[tuple[Side, Side]]:
+def three(tmp_path: Path) -> Iterator[tuple[Side, Side, Side]]:
     everywhere: dict[str, Kernels] = {}
-    made = tuple(Side(name, tmp_path / "registry.sqlite", everywhere) for name in ("a", "b"))
+    made = tuple(Side(name, tmp_path / "registry.sqlite", everywhere) for name in ("a", "b", "c"))
     yield made  # type: ignore[misc]
     for side in made:
         side.registry.close()
+
+
+@pytest.fixture
+def sides(three: tuple[Side, Side, Side]) -> tuple[Side, Side]:
+    return three[:2]
 
 
 async def test_a_session_is_the_same_at_each_replica(sides) -> None:
@@ -217,6 +226,18 @@ async def test_a_session_may_use_a_kernel_of_another_replica(sides) -> None:
         await a.sessions.patch(model["id"], {"kernel": {"id": "unknown"}})
     third = await a.sessions.patch(model["id"], {"kernel": {"name": "py"}})
     assert third["kernel"]["id"] in a.kernels.running
+    assert not b.kernels.running
+
+
+async def test_a_session_whose_kernel_has_moved_is_deleted_at_the_new_owner(three) -> None:
+    """The third replica still knows the first one as the owner, and gets a 421 from it."""
+    a, b, c = three
+    model = await a.sessions.create(NOTEBOOK)
+    kernel_id = model["kernel"]["id"]
+    assert await c.sessions.list() == [model]
+    b.kernels.running[kernel_id] = a.kernels.running.pop(kernel_id)
+    assert a.store.give(kernel_id, "b")
+    await c.sessions.delete(model["id"])
     assert not b.kernels.running
 
 

@@ -5,19 +5,22 @@ Invariants:
 - a request is passed on after this server has authorized it, and is then a request of this replica:
   the other one gets the secret of the cluster, not the client's token or cookies;
 - a request that another replica has passed on is never passed on again;
-- if the owner of the kernel has changed, the request is passed on to the new owner, once.
+- if the owner of the kernel has changed, the request is passed on to the new owner, once;
+- a replica that gets such a request reads the row of the kernel before it refuses, so a kernel that
+  was given to it is served from then on.
 """
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlencode
 
 from tornado.websocket import WebSocketHandler
 
 from kbridge.cluster.protocol import CLIENT_ADDRESS, CLIENT_AUTH, RESTART_SECONDS, api_path
-from kbridge.errors import Busy, Misdirected, RegistryError, ReplicaUnreachable
+from kbridge.errors import Busy, Misdirected, RegistryError
 from kbridge.link import handshake
 from kbridge.link.transport import SocketTransport
 from kbridge.server.api.access import AccessMixin, ApiHandler
@@ -25,7 +28,6 @@ from kbridge.server.api.access import AccessMixin, ApiHandler
 if TYPE_CHECKING:
     from kbridge.cluster.peers import PeerReply, Peers
     from kbridge.cluster.remote_kernel import RemoteKernel
-    from kbridge.cluster.remote_kernels import RemoteKernels
     from kbridge.kernels.registry.models import Replica
     from kbridge.link.relay import Relay
 
@@ -54,55 +56,40 @@ async def find_remote(handler: AccessMixin, kernel_id: str) -> RemoteKernel | No
     Misdirected
         If another replica has passed on the request, and this one does not serve the kernel.
     Busy
-        If this replica does not know the kernel, and cannot ask the database.
+        If the database has to be asked for the kernel, and cannot be.
     """
     services = handler.services
     if services.cluster is None or kernel_id in services.kernels:
         return None
+    with _database():
+        # The sender of a request that was passed on may have given the kernel to this replica.
+        found = await services.cluster.find(kernel_id, fresh=handler.passed_on)
+    if kernel_id in services.kernels:
+        return None
     if handler.passed_on:
         raise Misdirected(f"this replica does not serve the kernel {kernel_id}")
-    found = await _find(services.cluster, kernel_id)
-    return None if kernel_id in services.kernels else found
-
-
-async def _find(
-    kernels: RemoteKernels, kernel_id: str, *, fresh: bool = False
-) -> RemoteKernel | None:
-    try:
-        return await kernels.find(kernel_id, fresh=fresh)
-    except RegistryError as error:
-        raise Busy(f"The database of the cluster cannot be asked for the kernel: {error}") from None
+    return found
 
 
 async def _ask_owner(
     handler: AccessMixin, kernel: RemoteKernel, ask: _Ask
 ) -> tuple[RemoteKernel, PeerReply] | None:
-    """Send a request to the owner of a kernel; if that has changed, once more to the new one.
-
-    Returns
-    -------
-    (kernel, reply) or None
-        None if the kernel has ended, or this replica has become the owner.
-    """
-    try:
-        return kernel, await ask(kernel.peers, kernel.require_replica())
-    except (Misdirected, ReplicaUnreachable) as error:
-        failed = error
+    """Send a request to the owner of a kernel; see `RemoteKernels.ask`."""
     services = handler.services
     assert services.cluster is not None
-    now = await _find(services.cluster, kernel.kernel_id, fresh=True)
-    if now is None or kernel.kernel_id in services.kernels:
-        return None
-    if now.replica_id == kernel.replica_id and isinstance(failed, ReplicaUnreachable):
-        raise failed
-    if now.replica_id != kernel.replica_id:
-        try:
-            return now, await ask(now.peers, now.require_replica())
-        except Misdirected:
-            pass  # it has changed again: the client has to try again
-    raise ReplicaUnreachable(
-        f"The kernel {kernel.kernel_id} is handed over from one replica to another. Try again"
-    )
+    with _database():
+        return await services.cluster.ask(
+            kernel, lambda owner: ask(owner.peers, owner.require_replica()), services.kernels
+        )
+
+
+@contextmanager
+def _database() -> Iterator[None]:
+    """Answer with 503 if the database cannot be asked for a kernel."""
+    try:
+        yield
+    except RegistryError as error:
+        raise Busy(f"The database of the cluster cannot be asked for the kernel: {error}") from None
 
 
 class KernelApiHandler(ApiHandler):
