@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from collections.abc import Callable, Iterable
-from contextlib import suppress
+from collections.abc import AsyncIterator, Callable, Iterable
+from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
-from typing import Any, TypeVar
+from functools import partial
+from typing import Any, Final, TypeVar
 from weakref import WeakValueDictionary
 
 from kbridge.cluster.remote_kernels import RemoteKernels
@@ -26,11 +27,15 @@ from kbridge.kernels.manager import BridgeKernelManager
 from kbridge.kernels.registry.cluster_store import ClusterStore
 from kbridge.kernels.registry.models import SessionRow
 from kbridge.kernels.sessions import new_session_fields, session_fields, session_model
-from kbridge.kernels.tasks import in_thread
+from kbridge.kernels.tasks import finished
+from kbridge.storage.workers import Workers
 
 __all__ = ["ClusterSessions"]
 
 T = TypeVar("T")
+
+# Separate threads: a query that hangs must not delay renewals, and must not wait for them.
+_THREADS: Final = 3
 
 
 class ClusterSessions:
@@ -52,6 +57,7 @@ class ClusterSessions:
         self._kernels = kernels
         self._others = others
         self._store = store
+        self._workers = Workers(_THREADS, "kbridge-sessions")
         self._last: list[SessionRow] = []  # for the time without the database
         # One lock per path: two requests for a path at the same time start one kernel.
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
@@ -82,13 +88,14 @@ class ClusterSessions:
                 fields.get("kernel_name"), path=path, kernel_id=kernel_id, session_name=name or path
             )
         row = SessionRow(str(uuid.uuid4()), str(kernel_id), path, name, fields["type"])
-        while True:
-            found = await self._ask(self._store.create_session, row)
-            model = await self._model(found)
-            if model is not None:
-                break
-            if found is row:
-                raise SessionNotFound(f"The kernel of the session for {path} has ended")
+        async with self._shut_down_after_error(row.kernel_id if started else None):
+            while True:
+                found = await self._ask(self._store.create_session, row)
+                model = await self._model(found)
+                if model is not None:
+                    break
+                if found is row:
+                    raise SessionNotFound(f"The kernel of the session for {path} has ended")
         if found is not row and started:  # another replica was first
             await self._shutdown(row.kernel_id)
         return model
@@ -114,23 +121,20 @@ class ClusterSessions:
         fields = session_fields(body)
         row, _ = await self._find(session_id)
         with self._kernels.starting():
-            kernel_id = fields.get("kernel_id")
+            kernel_id, started = fields.get("kernel_id"), None
             if kernel_id is not None:
                 if await self._kernel(kernel_id) is None:
                     raise InvalidRequest(f"There is no kernel {kernel_id}")
             elif fields.get("kernel_name") is not None:
-                kernel_id = await self._kernels.start_kernel(
+                kernel_id = started = await self._kernels.start_kernel(
                     fields["kernel_name"], path=row.path, session_name=row.name or row.path
                 )
-                if await self._ask(self._store.session, session_id) is None:
-                    await self._shutdown(kernel_id)
-                    raise SessionNotFound(
-                        f"Session {session_id} was deleted while its kernel was started"
-                    )
             new = replace(row, **{n: fields[n] for n in ("path", "name", "type") if n in fields})
             new = replace(new, kernel_id=kernel_id or row.kernel_id)
+            async with self._shut_down_after_error(started):
+                if not await self._ask(self._store.change_session, new):
+                    raise SessionNotFound(f"Session {session_id} was deleted meanwhile")
             self._kernels.rename_session(new.kernel_id, new.name or new.path)
-            await self._ask(self._store.put_session, new)
             if new.kernel_id != row.kernel_id:
                 await self._shutdown_unused(row.kernel_id)
             model = await self._model(new)
@@ -141,8 +145,13 @@ class ClusterSessions:
     async def delete(self, session_id: str) -> None:
         """End a session and shut its kernel down; see `Sessions.delete`."""
         row, _ = await self._find(session_id)
-        await self._ask(self._store.drop_session, session_id)
+        # In this order: clients find a kernel that could not be shut down by its session.
         await self._shutdown(row.kernel_id)
+        await self._ask(self._store.drop_session, session_id)
+
+    def close(self) -> None:
+        """End its threads; may be called twice."""
+        self._workers.close()
 
     def adopt(self, rows: Iterable[SessionRow]) -> None:
         """Do nothing: the database has the sessions of all replicas."""
@@ -171,6 +180,18 @@ class ClusterSessions:
             if kernel_id not in self._kernels and (other is None or other.replica is None):
                 await self._others.view.refresh()
                 return
+
+    @asynccontextmanager
+    async def _shut_down_after_error(self, kernel_id: str | None) -> AsyncIterator[None]:
+        """Shut a kernel down that was started for a session which could not be written."""
+        try:
+            yield
+        except Exception:
+            if kernel_id is not None:
+                # Also without the database: this replica has started the kernel.
+                with suppress(KernelNotFound, Busy):
+                    await self._kernels.shutdown_kernel(kernel_id)
+            raise
 
     async def _shutdown(self, kernel_id: str) -> None:
         with suppress(KernelNotFound):  # it has ended
@@ -226,7 +247,7 @@ class ClusterSessions:
 
     async def _ask(self, method: Callable[..., T], *arguments: Any) -> T:
         try:
-            return await in_thread(method, *arguments)
+            return await finished(self._workers.call(partial(method, *arguments)))
         except RegistryError as error:
             raise _unusable(error) from None
 

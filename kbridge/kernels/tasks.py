@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, TypeVar
 
-__all__ = ["in_thread", "spawn", "stop"]
+__all__ = ["finished", "in_thread", "spawn", "stop"]
 
 T = TypeVar("T")
 
@@ -44,7 +44,12 @@ async def in_thread(work: Callable[..., T], *arguments: Any) -> T:
     Unlike with `asyncio.to_thread`, a caller that is cancelled waits until the thread is done: a
     thread cannot be cancelled, and must not work on after the caller has cleaned up.
     """
-    task = asyncio.ensure_future(asyncio.to_thread(work, *arguments))
+    return await finished(asyncio.to_thread(work, *arguments))
+
+
+async def finished(work: Awaitable[T]) -> T:
+    """Return the result of work in a thread; a caller that is cancelled waits until it is done."""
+    task = asyncio.ensure_future(work)
     try:
         return await asyncio.shield(task)
     except asyncio.CancelledError:

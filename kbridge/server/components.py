@@ -72,12 +72,15 @@ class Cluster:
         The hubs of kernels that it owns or follows.
     others : RemoteKernels
         The kernels of the other replicas.
+    sessions : ClusterSessions
+        The sessions of the cluster.
     """
 
     membership: Membership
     ownership: Ownership
     hubs: ReplicaHubs
     others: RemoteKernels
+    sessions: ClusterSessions
 
     def open(self, services: Services, *, cookie_secret: bool) -> None:
         """Exchange requests with the other replicas; called once the server has joined.
@@ -252,9 +255,10 @@ def build(config: ServerConfig, port: int, log: logging.Logger) -> Components:
             f" ({kernels.max_kernels})"
         )
     sessions: Sessions | ClusterSessions = Sessions(kernels, registry)
-    others = None
+    remote = None
     if membership is not None:
-        others, sessions = _remote(kernels, membership)
+        remote = _remote(kernels, membership)
+        _, sessions = remote
     hubs.configure(ZMQChannelsWebsocketConnection.hub_settings(config.traits.config, kernels))
     unkept = "the server was a replica of a cluster" if membership else no_holder(hubs.settings)
     hubs.keep_connections(_make_keeper(config, hubs, log), unkept)
@@ -266,7 +270,7 @@ def build(config: ServerConfig, port: int, log: logging.Logger) -> Components:
     services.metrics_token = config.metrics.token
     services.readiness = Readiness(kernels, hubs, _directories(config, hubs, registry), log)
     services.readiness.membership = membership
-    services.cluster = others
+    services.cluster = None if remote is None else remote[0]
     services.page = config.page
     services.sampler = Sampler(ServerSource(services)) if config.page else None
     interval = config.http.ws_ping_interval
@@ -286,14 +290,15 @@ def build(config: ServerConfig, port: int, log: logging.Logger) -> Components:
         kbridge_keepalive=keepalive,
     )
     cluster = None
-    if membership is not None and others is not None:
+    if membership is not None and remote is not None:
         from kbridge.cluster.ownership import Ownership
         from kbridge.cluster.takeover import ReplicaHubs
 
         replica = ReplicaHubs(membership, hubs, log)
+        others, _ = remote
         ownership = Ownership(membership, kernels, replica, others.peers, log)
         others.wait_for(ownership)
-        cluster = Cluster(membership, ownership, replica, others)
+        cluster = Cluster(membership, ownership, replica, *remote)
     parts = (application, services, kernels, sessions, registry, hubs, keepalive, audit, tracing)
     return Components(*parts, cluster)
 

@@ -314,6 +314,7 @@ class Server:
             # After a restart, the next program of this process takes the kernels itself.
             await parts.cluster.membership.leave(quietly=restart)
             parts.cluster.others.peers.close()
+            parts.cluster.sessions.close()
 
     async def _drain(self, force: asyncio.Event | None) -> bool:
         """Give the kernels to other replicas; return True if those that are left must not end."""

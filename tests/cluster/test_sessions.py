@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import threading
 from collections.abc import Callable, Iterator
-from pathlib import Path
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ from kbridge.cluster.sessions import ClusterSessions
 from kbridge.errors import (
     Busy,
     InvalidRequest,
+    KernelError,
     KernelNotFound,
     Misdirected,
     RegistryError,
@@ -25,7 +27,7 @@ from kbridge.errors import (
 from kbridge.kernels.registry.cluster_store import ClusterStore
 from kbridge.kernels.registry.models import ClusterKernel, KernelRow, Replica
 from kbridge.kernels.registry.registry import Registry
-from tests.support.waiting import TIMEOUT
+from tests.support.waiting import TIMEOUT, until
 
 NOTEBOOK = {"path": "a/nb.ipynb", "type": "notebook", "name": "nb", "kernel": {"name": "py"}}
 
@@ -123,9 +125,8 @@ class PeersInMemory(Peers):
 class Side:
     """One replica."""
 
-    def __init__(self, name: str, database: Path, everywhere: dict[str, Kernels]) -> None:
-        self.registry = Registry(f"sqlite:///{database}")
-        self.registry.prepare()
+    def __init__(self, name: str, registry: Registry, everywhere: dict[str, Kernels]) -> None:
+        self.registry = registry
         here = Replica(name, "lab", f"http://{name}:1/", name, 1, "b", "1.0")
         self.store = ClusterStore(self.registry, here)
         self.store.join(600)
@@ -135,12 +136,22 @@ class Side:
 
 
 @pytest.fixture
-def three(tmp_path: Path) -> Iterator[tuple[Side, Side, Side]]:
+def three(connect: Callable[[], Registry]) -> Iterator[tuple[Side, Side, Side]]:
     everywhere: dict[str, Kernels] = {}
-    made = tuple(Side(name, tmp_path / "registry.sqlite", everywhere) for name in ("a", "b", "c"))
-    yield made  # type: ignore[misc]
-    for side in made:
-        side.registry.close()
+    a, b, c = (Side(name, connect(), everywhere) for name in ("a", "b", "c"))
+    yield a, b, c
+    for side in (a, b, c):
+        side.sessions.close()
+
+
+def break_store(side: Side, monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
+    """Let some methods of a database fail."""
+
+    def fail(*_: Any) -> Any:
+        raise RegistryError("down")
+
+    for name in names:
+        monkeypatch.setattr(side.store, name, fail)
 
 
 @pytest.fixture
@@ -263,25 +274,86 @@ async def test_a_session_that_is_deleted_while_it_gets_a_kernel_leaves_none(side
     assert not b.kernels.running
 
 
+async def test_a_session_stays_if_its_kernel_cannot_be_shut_down(sides, monkeypatch) -> None:
+    a, b = sides
+    model = await a.sessions.create(NOTEBOOK)
+
+    async def refuse(_kernel_id: str) -> None:
+        raise KernelError("its provisioner does not answer")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(a.kernels, "shutdown_kernel", refuse)
+        for side in sides:
+            with pytest.raises(KernelError):
+                await side.sessions.delete(model["id"])
+    assert await a.sessions.list() == [model]
+    await b.sessions.delete(model["id"])
+    assert (a.kernels.running, await a.sessions.list()) == ({}, [])
+
+
+async def test_a_session_is_deleted_twice_at_once(sides) -> None:
+    a, b = sides
+    model = await a.sessions.create(NOTEBOOK)
+    done = await asyncio.gather(
+        *(side.sessions.delete(model["id"]) for side in sides), return_exceptions=True
+    )
+    assert all(each is None or isinstance(each, SessionNotFound) for each in done)
+    assert None in done
+    assert (a.kernels.running, await b.sessions.list()) == ({}, [])
+
+
+async def test_a_session_that_cannot_be_written_leaves_no_kernel(sides, monkeypatch) -> None:
+    a, b = sides
+    with monkeypatch.context() as patch:
+        break_store(a, patch, "create_session")
+        with pytest.raises(Busy):
+            await a.sessions.create(NOTEBOOK)
+    assert not a.kernels.running
+    model = await a.sessions.create(NOTEBOOK)
+    break_store(b, monkeypatch, "change_session")
+    with pytest.raises(Busy):
+        await b.sessions.patch(model["id"], {"kernel": {"name": "py"}})
+    assert not b.kernels.running
+    assert await a.sessions.list() == [model]
+
+
+async def test_a_slow_query_of_sessions_does_not_delay_other_threads(sides, monkeypatch) -> None:
+    """These do not delay a query, either: the threads of asyncio may all be busy."""
+    a, _ = sides
+    model = await a.sessions.create(NOTEBOOK)
+    with ThreadPoolExecutor(1) as threads:
+        asyncio.get_running_loop().set_default_executor(threads)
+        go_on, ask = threading.Event(), a.store.session
+        other = asyncio.create_task(asyncio.to_thread(go_on.wait))
+        try:
+            async with asyncio.timeout(TIMEOUT):
+                assert await a.sessions.get(model["id"]) == model
+        finally:
+            go_on.set()
+            await other
+        go_on.clear()
+        monkeypatch.setattr(a.store, "session", lambda name: go_on.wait(TIMEOUT) and ask(name))
+        query = asyncio.create_task(a.sessions.get(model["id"]))
+        try:
+            await until(lambda: go_on.is_set() or not query.done(), "the query runs")
+            async with asyncio.timeout(TIMEOUT):
+                assert await asyncio.to_thread(lambda: 1) == 1
+        finally:
+            go_on.set()
+        assert await query == model
+
+
 async def test_without_the_database_the_list_is_the_last_one(sides, monkeypatch) -> None:
     a, _ = sides
     model = await a.sessions.create(NOTEBOOK)
     assert await a.sessions.list() == [model]
-    a.registry.close()
-    path = a.registry.path
-    assert path is not None
-    moved = path.with_suffix(".moved")
-    path.rename(moved)
-    path.mkdir()
-    try:
+    with monkeypatch.context() as patch:
+        break_store(a, patch, "sessions", "session", "session_for_path", "view")
         assert await a.sessions.list() == [model]
         with pytest.raises(Busy, match="database"):
             await a.sessions.get(model["id"])
         with pytest.raises(Busy):
             await a.sessions.create(NOTEBOOK)
-    finally:
-        path.rmdir()
-        moved.rename(path)
     assert await a.sessions.get(model["id"]) == model
 
 

@@ -10,12 +10,15 @@ Invariants:
   `give` of the owner;
 - of several replicas that take a kernel at the same time, one gets it;
 - a replica that renews its lease keeps its kernels, or learns in that transaction who has them:
-  `take` and `renew` lock the row of the replica.
+  `take` and `renew` lock the row of the replica, or that of the cluster if there is none;
+- the row of a replica is locked before that of the cluster, and that before all others. Rows that
+  are locked in another order are skipped if they are locked.
 """
 
 from __future__ import annotations
 
 import secrets
+import threading
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any, Final
@@ -91,12 +94,16 @@ class ClusterStore:
         self._me = replica.replica_id
         self._cluster = replica.cluster
         self._renewals = 0
+        # A renewal that waits for the database must not add the row again after `leave`.
+        self._own_row = threading.Lock()
+        self._left = False
 
     # -- replicas -----------------------------------------------------------------------------
 
     def join(self, seconds: float) -> str:
         """Add this replica with a lease of some seconds; return the secret of the cluster."""
-        with self.registry.transaction(_WRITTEN) as connection:
+        with self._own_row, self.registry.transaction(_WRITTEN) as connection:
+            self._left = False
             self._check(connection)
             known = select(CLUSTERS.c.secret).where(CLUSTERS.c.name == self._cluster)
             secret = connection.execute(known).scalar()
@@ -122,7 +129,9 @@ class ClusterStore:
             The revision of the last view; without it, the view has all kernels. A replica must not
             give a revision that is older than `ENDED_SECONDS`.
         """
-        with self.registry.transaction(_WRITTEN) as connection:
+        with self._own_row, self.registry.transaction(_WRITTEN) as connection:
+            if self._left:
+                raise RegistryError("This replica has left its cluster")
             self._lease(connection, seconds)
             if states:
                 revision = self._change(connection)
@@ -152,8 +161,10 @@ class ClusterStore:
 
     def leave(self) -> None:
         """Remove this replica. The others may take its kernels at once."""
-        with self.registry.transaction(_WRITTEN) as connection:
-            connection.execute(delete(REPLICAS).where(REPLICAS.c.replica_id == self._me))
+        with self._own_row:
+            self._left = True
+            with self.registry.transaction(_WRITTEN) as connection:
+                connection.execute(delete(REPLICAS).where(REPLICAS.c.replica_id == self._me))
 
     # -- kernels ------------------------------------------------------------------------------
 
@@ -322,11 +333,16 @@ class ClusterStore:
                 connection.execute(insert(SESSIONS), [{**self._owned(), **columns_of(row)}])
             return found or row
 
-    def put_session(self, row: SessionRow) -> None:
-        """Add or replace a session."""
+    def change_session(self, row: SessionRow) -> bool:
+        """Change a session; return False if there is none with that id."""
         with self.registry.transaction(_WRITTEN) as connection:
-            self._drop_session(connection, row.session_id)
-            connection.execute(insert(SESSIONS), [{**self._owned(), **columns_of(row)}])
+            done = connection.execute(
+                update(SESSIONS)
+                .where(SESSIONS.c.session_id == row.session_id)
+                .where(SESSIONS.c.address == self._cluster)
+                .values(**columns_of(row))
+            )
+            return bool(done.rowcount)
 
     def drop_session(self, session_id: str) -> bool:
         """Delete a session; return False if there was none."""
@@ -348,6 +364,7 @@ class ClusterStore:
         own = REPLICAS.c.replica_id == self._me
         done = connection.execute(update(REPLICAS).where(own).values(lease_until=until))
         if not done.rowcount:
+            self._change(connection)  # see `_holds`
             me = self.replica
             connection.execute(
                 insert(REPLICAS).values(
@@ -366,6 +383,9 @@ class ClusterStore:
     def _holds(self, connection: Connection, replica_id: str, *, drains: bool = True) -> bool:
         """Return True if a replica has a lease; its row is locked until the transaction ends.
 
+        If it has no row, that of the cluster is locked, because a replica that adds its row locks
+        that, too.
+
         Parameters
         ----------
         connection : Connection
@@ -374,11 +394,13 @@ class ClusterStore:
             False to return False for a replica that is about to end.
         """
         left = REPLICAS.c.lease_until - _NOW[connection.dialect.name]
-        row = connection.execute(
-            select(left.label("left"), REPLICAS.c.draining)
-            .where(REPLICAS.c.replica_id == replica_id)
-            .with_for_update()
-        ).first()
+        query = select(left.label("left"), REPLICAS.c.draining).where(
+            REPLICAS.c.replica_id == replica_id
+        )
+        row = connection.execute(query.with_for_update()).first()
+        if row is None:
+            self._change(connection)
+            row = connection.execute(query).first()
         return row is not None and row.left > 0 and (drains or not row.draining)
 
     def _change(self, connection: Connection) -> int:
@@ -481,14 +503,19 @@ class ClusterStore:
         )
 
     def _forget(self, connection: Connection) -> None:
-        """Delete the rows that no replica needs any longer."""
+        """Delete the rows that no replica needs any longer; those that are locked stay."""
         now = _NOW[connection.dialect.name]
-        connection.execute(delete(ENDED).where(ENDED.c.until < now))
-        connection.execute(
-            delete(REPLICAS)
-            .where(REPLICAS.c.cluster == self._cluster)
-            .where(REPLICAS.c.lease_until < now - ENDED_SECONDS)
-        )
+        silent = REPLICAS.c.lease_until < now - ENDED_SECONDS
+        for key, *old in (
+            (ENDED.c.kernel_id, ENDED.c.until < now),
+            (REPLICAS.c.replica_id, REPLICAS.c.cluster == self._cluster, silent),
+        ):
+            # The transaction may have locked the row of the cluster.
+            query = select(key).where(*old).with_for_update(skip_locked=True)
+            ids = list(connection.execute(query).scalars())
+            for start in range(0, len(ids), _CHUNK):
+                chunk = ids[start : start + _CHUNK]
+                connection.execute(delete(key.table).where(key.in_(chunk)))
 
     def _sessions(self) -> Select[Any]:
         return select(SESSIONS).where(SESSIONS.c.address == self._cluster)

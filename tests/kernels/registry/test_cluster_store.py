@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
-from sqlalchemy import select, text, update
+from sqlalchemy import event, select, text, update
 
 from kbridge.errors import RegistryError
 from kbridge.kernels.registry.cluster_store import ClusterStore
@@ -24,6 +24,7 @@ from kbridge.kernels.registry.models import (
     SessionRow,
 )
 from kbridge.kernels.registry.schema import CLUSTERS, ENDED, REPLICAS
+from tests.support.waiting import eventually
 
 T = TypeVar("T")
 
@@ -248,6 +249,66 @@ def test_a_renewal_and_a_take_at_the_same_time_agree(both):
             assert b.give("k", "a")
 
 
+ON_POSTGRESQL = pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
+
+
+@ON_POSTGRESQL
+def test_a_renewal_waits_for_no_lock_on_another_replica(both):
+    """That replica may wait for the row of the cluster, which the renewal has locked."""
+    a, b = both
+    put(a, kernel())
+    a.write({("kernel", "k"): None})
+    put(a, kernel("l"))
+    expire(a, "b", seconds=1000)
+    with b.registry.transaction("written to") as connection:
+        connection.execute(update(ENDED).values(until=0.0))
+        connection.execute(update(REPLICAS).where(REPLICAS.c.replica_id == "b").values(draining=1))
+        a.renew(LEASE, {"l": "{}"})
+        connection.execute(update(CLUSTERS).values(revision=CLUSTERS.c.revision + 1))
+    view = a.renew(LEASE)
+    assert {r.replica_id: r.alive for r in view.replicas} == {"a": True, "b": False}
+    for _ in range(30):
+        view = a.renew(LEASE, since=0)
+    assert ([r.replica_id for r in view.replicas], view.ended) == (["a"], frozenset())
+
+
+@ON_POSTGRESQL
+def test_a_take_waits_for_a_replica_that_adds_its_row(both, database_server):
+    """The replica was forgotten. Its renewal has read that it has the kernel."""
+    a, b = both
+    put(a, kernel())
+    with a.registry.transaction("written to") as connection:
+        connection.execute(REPLICAS.delete().where(REPLICAS.c.replica_id == "a"))
+        engine = connection.engine
+    with ThreadPoolExecutor(1) as threads:
+        takes: list[Any] = []
+
+        def on_execute(_connection: Any, _cursor: Any, statement: str, *_: Any) -> None:
+            if "FROM kbridge_kernels" in statement and not takes:
+                takes.append(threads.submit(b.take, "k", "a"))
+                waits = "SELECT count(*) FROM pg_locks WHERE NOT granted"
+                eventually(
+                    lambda: takes[0].done() or database_server.query(waits) != [(0,)],
+                    "the other replica takes the kernel, or waits",
+                )
+
+        event.listen(engine, "after_cursor_execute", on_execute)
+        view = a.renew(LEASE)
+        assert takes[0].result() is None
+    assert [k.replica_id for k in view.kernels] == [owner(b)] == ["a"]
+
+
+def test_a_renewal_after_the_end_does_not_bring_the_replica_back(both):
+    """It may have waited for the database when the replica left."""
+    a, b = both
+    a.leave()
+    with pytest.raises(RegistryError, match="left"):
+        a.renew(LEASE)
+    assert [r.replica_id for r in b.renew(LEASE).replicas] == ["b"]
+    a.join(LEASE)
+    assert {r.replica_id for r in a.renew(LEASE).replicas} == {"a", "b"}
+
+
 def test_a_kernel_is_given_by_its_owner_only(both):
     a, b = both
     put(a, kernel())
@@ -360,7 +421,8 @@ def test_sessions_are_shared(both):
     assert b.sessions() == [session("s")]
     assert b.session("s") == session("s")
     assert b.session("other") is None
-    b.put_session(session("s", path="b.ipynb"))
+    assert b.change_session(session("s", path="b.ipynb"))
+    assert not b.change_session(session("other", path="b.ipynb"))
     assert a.session_for_path("a.ipynb") is None
     assert a.session_for_path("b.ipynb") == session("s", path="b.ipynb")
     assert a.drop_session("s")
