@@ -189,6 +189,8 @@ def make_cluster(
         *(owner.hostname, pid, owner.start_id, __version__),
     )
     registry = ClusterRegistry(url, me)
+    if registry.warning:
+        log.warning("%s", registry.warning)
     lease = Lease(cluster.lease_seconds)
     membership = Membership(registry.store, lease, count=cluster.followers, log=log)
     return membership, RegistryWriter(registry, owner, log=log)

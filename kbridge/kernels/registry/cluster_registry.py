@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 
 from kbridge.kernels.lifecycle.processes import ProcessState, same_process
 from kbridge.kernels.registry.cluster_store import ClusterStore
+from kbridge.kernels.registry.file_system import file_system_of, shares_memory
 from kbridge.kernels.registry.models import Claim, KernelRow, Owner, Replica, SessionRow
 from kbridge.kernels.registry.registry import Registry
 from kbridge.kernels.registry.store import Key
@@ -31,7 +32,20 @@ class ClusterRegistry(Registry):
 
     def __init__(self, url: str, replica: Replica) -> None:
         super().__init__(url)
+        self.shared = True
         self.store = ClusterStore(self, replica)
+
+    @property
+    def warning(self) -> str:
+        """A warning for the log about the file system of an SQLite file; empty if there is none."""
+        if self.path is None or shares_memory(self.path):
+            return ""
+        kind = file_system_of(self.path)
+        return kind and (
+            f"The registry {self.path} is on a file system of the type {kind}. It is used without"
+            " SQLite's write-ahead log, which needs a local one, so replicas wait for each other:"
+            " set KbridgeApp.registry_url to a file on a local disk, or to PostgreSQL"
+        )
 
     def claim(self, owner: Owner, state_of: Callable[[int, str], ProcessState]) -> Claim:
         """Take over the kernels of replicas that have ended, if they run on this machine.

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import sqlite3
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
-from sqlalchemy import URL, Connection, Engine, NullPool, create_engine, event, make_url
+from sqlalchemy import Connection, Engine, NullPool, create_engine, event, make_url
 
-__all__ = ["make_engine"]
+from kbridge.kernels.registry.file_system import shares_memory
+
+__all__ = ["READ_ONLY", "make_engine"]
+
+READ_ONLY: Final = "kbridge_read_only"
+"""The execution option of transactions that only read."""
 
 _BUSY_SECONDS: Final = 2.0  # other servers hold the file for milliseconds
 # For PostgreSQL. The driver's own limits are minutes, and none for a connection that is cut off.
@@ -20,17 +27,21 @@ _STATEMENT_MS: Final = 4000
 _IDLE_MS: Final = 2000
 
 
-def make_engine(url: str | Path) -> Engine:
+def make_engine(url: str | Path, *, shared: bool = False) -> Engine:
     """Return an engine whose transactions end after a bounded time.
+
+    With the execution option `READ_ONLY`, a transaction on an SQLite file does not wait for others.
 
     Parameters
     ----------
     url : str or Path
-        A URL of SQLAlchemy, or the path of an SQLite file.
+        A URL of SQLAlchemy, or the path of an SQLite file, which must exist.
+    shared : bool
+        True if several programs write to an SQLite file all the time.
     """
     # Parameters contain keys: no error may show them.
     if isinstance(url, Path):
-        return _sqlite(url)
+        return _sqlite(url, shared=shared)
     arguments: dict[str, Any] = {}
     parsed = make_url(url)
     psycopg = parsed.get_backend_name() == "postgresql" and parsed.get_driver_name() == "psycopg"
@@ -56,22 +67,49 @@ def _limit(connection: Connection) -> None:
     )
 
 
-def _sqlite(path: Path) -> Engine:
-    engine = create_engine(
-        URL.create("sqlite", database=str(path)),
-        hide_parameters=True,
-        # One connection per transaction: so it is noticed if the file was replaced.
-        poolclass=NullPool,
-        connect_args={"timeout": _BUSY_SECONDS},
-    )
+def _sqlite(path: Path, *, shared: bool) -> Engine:
+    local = shares_memory(path)
 
-    # As in SQLAlchemy's documentation: the driver begins transactions too late.
-    @event.listens_for(engine, "connect")
-    def on_connect(connection: Any, _: Any) -> None:
-        connection.isolation_level = None
+    def connect() -> sqlite3.Connection:
+        # SQLite would make a file that others can read if there is none. It begins transactions
+        # when it is told to: the driver does that too late.
+        connection = sqlite3.connect(
+            f"{path.as_uri()}?mode=rw", uri=True, timeout=_BUSY_SECONDS, isolation_level=None
+        )
+        try:
+            _set_journal(connection, shared=shared, local=local)
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+
+    engine = create_engine(
+        "sqlite://",
+        creator=connect,
+        hide_parameters=True,
+        # One connection per transaction: so it is noticed if the file was replaced. The last one
+        # that is closed also removes the write-ahead log, so a copy of the file is complete.
+        poolclass=NullPool,
+    )
 
     @event.listens_for(engine, "begin")
     def on_begin(connection: Connection) -> None:
-        connection.exec_driver_sql("BEGIN IMMEDIATE")
+        reads = connection.get_execution_options().get(READ_ONLY, False)
+        connection.exec_driver_sql("BEGIN" if reads else "BEGIN IMMEDIATE")
 
     return engine
+
+
+def _set_journal(connection: sqlite3.Connection, *, shared: bool, local: bool) -> None:
+    """Choose between SQLite's write-ahead log and its rollback journal, which the file records.
+
+    With the log, a transaction does not wait for the disk, and readers do not wait for writers. If
+    the machine fails, the latest transactions may be lost, and their kernels with them.
+    """
+    if shared and local:
+        with suppress(sqlite3.OperationalError):  # another program is changing it: the next time
+            [mode] = connection.execute("PRAGMA journal_mode=WAL").fetchone()
+            if mode == "wal":
+                connection.execute("PRAGMA synchronous=NORMAL")
+    elif not local and connection.execute("PRAGMA journal_mode").fetchone() == ("wal",):
+        connection.execute("PRAGMA journal_mode=DELETE")  # it was copied from a local disk

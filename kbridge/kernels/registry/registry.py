@@ -72,6 +72,8 @@ class Registry:
     ----------
     name : str
         The name in messages: the file, or the URL without its password.
+    shared : bool
+        True if several servers write to it all the time.
 
     Raises
     ------
@@ -95,6 +97,7 @@ class Registry:
         self._opened: Store | None = None
         self._one = threading.Lock()
         self._in_use = False  # True once this server has written a row
+        self.shared = False
 
     def prepare(self) -> None:
         """Check that the registry can be written to; make the file if there is none.
@@ -160,8 +163,14 @@ class Registry:
         RegistryError
             If the database cannot be used.
         """
-        with self._translated(done), self._store().engine.begin() as connection:
-            yield connection
+        with self._translated(done):
+            engine = self._store().engine
+            if done == "read":
+                from kbridge.kernels.registry.engine import READ_ONLY
+
+                engine = engine.execution_options(**{READ_ONLY: True})
+            with engine.begin() as connection:
+                yield connection
 
     def close(self) -> None:
         """Close the database. May be called twice; the registry can be used again."""
@@ -174,7 +183,7 @@ class Registry:
 
         with self._one:
             if self._opened is None:
-                self._opened = Store(self.path or self._url)
+                self._opened = Store(self.path or self._url, shared=self.shared)
             return self._opened
 
     @staticmethod

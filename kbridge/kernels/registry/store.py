@@ -44,10 +44,12 @@ class Store:
     ----------
     url : str or Path
         A URL of SQLAlchemy, or the path of an SQLite file.
+    shared : bool
+        As for `make_engine`.
     """
 
-    def __init__(self, url: str | Path) -> None:
-        self.engine = make_engine(url)
+    def __init__(self, url: str | Path, *, shared: bool = False) -> None:
+        self.engine = make_engine(url, shared=shared)
         try:
             with self.engine.begin() as connection:
                 check_schema(connection)
