@@ -84,7 +84,11 @@ export function errorOfStatus(status, message) {
   return new type(message, { status });
 }
 
-const RESTARTING = 'the server is restarting';
+/** The reason, with close code 1012, after which a client connects again at once. */
+const SERVER_RESTARTS = 'the server is restarting';
+
+/** The reasons, with close code 1012, that say that the kernel has ended for good. */
+const KERNEL_ENDED = ['the kernel was shut down'];
 
 /**
  * Return what the end of a websocket means.
@@ -95,8 +99,8 @@ const RESTARTING = 'the server is restarting';
  */
 export function errorOfClose(code, reason) {
   const more = { closeCode: code };
-  if (code === 1012 && reason !== RESTARTING) {
-    return new KernelDied(reason || 'the kernel was shut down', more);
+  if (code === 1012 && KERNEL_ENDED.includes(reason)) {
+    return new KernelDied(reason, more);
   }
   if (code === 1009) {
     return new FrameTooBig(reason || 'a message is larger than the server allows', more);
@@ -1052,7 +1056,7 @@ class Channel {
     const error = errorOfClose(code, reason);
     if (error) {
       this.end(error);
-    } else if (code === 1012) {
+    } else if (code === 1012 && reason === SERVER_RESTARTS) {
       this.#wait(100 * Math.random()); // the server restarts, and its port stays open
     } else {
       this.#wait(this.#backoff.next());

@@ -227,6 +227,8 @@ const CLOSES = [
   [1011, '', null],
   [1012, 'the server is restarting', null],
   [1012, 'the kernel was shut down', 'KernelDied'],
+  [1012, 'the kernel is gone', null], // from one replica; another one may have it
+  [1012, '', null],
   [1002, '', 'ClientError'],
   [1003, '', 'ClientError'],
   [1007, '', 'ClientError'],

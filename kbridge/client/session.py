@@ -36,6 +36,7 @@ from kbridge.errors import (
     Unauthorized,
 )
 from kbridge.wire.build import build
+from kbridge.wire.closing import TOO_BIG, ends_kernel
 from kbridge.wire.message import Buffer, Channel, Message
 
 __all__ = [
@@ -56,8 +57,6 @@ __all__ = [
 
 _RECENT: Final = 1000  # ids of messages, for servers that repeat some of them
 _REPLACED: Final = frozenset({"starting", "restarting", "dead"})
-_RESTARTING: Final = "the server is restarting"  # the reason with code 1012; docs/websocket.md
-_SERVICE_RESTART, _TOO_BIG = 1012, 1009
 _CLIENT_FAULTS: Final = frozenset({1002, 1003, 1007, 1008})
 
 
@@ -460,9 +459,9 @@ def closed(code: int | None, reason: str) -> KbridgeError | None:
     KbridgeError or None
         None to connect again; otherwise the error with which everything ends.
     """
-    if code == _SERVICE_RESTART and reason != _RESTARTING:
-        return KernelDied(reason or "the kernel was shut down")
-    if code == _TOO_BIG:
+    if ends_kernel(code, reason):
+        return KernelDied(reason)
+    if code == TOO_BIG:
         return FrameTooBig(reason or "a message is larger than the server allows")
     if code in _CLIENT_FAULTS:
         return ClientError(reason or f"the server closed the websocket with code {code}")

@@ -23,17 +23,13 @@ from kbridge.hub.table import HubTable
 from kbridge.kernels.manager import BridgeKernelManager
 from kbridge.kernels.registry.models import ClusterKernel, KernelRole
 from kbridge.kernels.tasks import spawn, stop
+from kbridge.wire.closing import SERVER_RESTARTS, SERVICE_RESTART
 
-__all__ = ["SERVICE_RESTART", "Ownership", "PlainHubs"]
-
-SERVICE_RESTART: Final = 1012
-"""Close code of websockets whose clients should connect again (IANA's registry)."""
+__all__ = ["Ownership", "PlainHubs"]
 
 # The next in the order takes a kernel so much later, if the ones before it did not.
 _TURN_SECONDS: Final = 0.7
 _SETTLE_SECONDS: Final = 10.0
-# Clients take another reason for the end of the kernel; see docs/websocket.md.
-_MOVED: Final = "the server is restarting"
 
 
 class PlainHubs:
@@ -50,7 +46,7 @@ class PlainHubs:
 
     async def demote(self, kernel_id: str) -> None:
         """Close the hub and remove its journal."""
-        await self._hubs.close(kernel_id, SERVICE_RESTART, _MOVED)
+        await self._hubs.close(kernel_id, SERVICE_RESTART, SERVER_RESTARTS)
 
 
 class Ownership:

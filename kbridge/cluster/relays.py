@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Final, Protocol
+from typing import Protocol
 
 from kbridge.kernels.registry.models import ClusterKernel
+from kbridge.wire.closing import SERVER_RESTARTS, SERVICE_RESTART
 
 __all__ = ["PassedWebsocket", "Relays"]
-
-# The code and the reason after which clients connect again at once (docs/websocket.md).
-_MOVED: Final = 1012
-_MOVED_REASON: Final = "the server is restarting"
 
 
 class PassedWebsocket(Protocol):
@@ -50,4 +47,4 @@ class Relays:
         for kernel in changed:
             for websocket, replica_id in list(self._by_kernel.get(kernel.kernel_id, {}).items()):
                 if replica_id != kernel.replica_id:
-                    websocket.close(_MOVED, _MOVED_REASON)
+                    websocket.close(SERVICE_RESTART, SERVER_RESTARTS)

@@ -33,6 +33,7 @@ from kbridge.hub.rejected import IGNORED, REJECTED, DroppedMessages
 from kbridge.hub.settings import HubSettings
 from kbridge.link.choice import LinkKind, keeping, make_link
 from kbridge.link.interfaces import ClientLink
+from kbridge.wire.closing import KERNEL_SHUT_DOWN
 from kbridge.wire.dialects import Dialect
 from kbridge.wire.message import Channel, Message
 from kbridge.wire.signing import Signer
@@ -547,7 +548,7 @@ class Hub:
     async def aclose(
         self,
         code: int = HubClosed.close_code,
-        reason: str = "the kernel was shut down",
+        reason: str = KERNEL_SHUT_DOWN,
         *,
         drain: bool = True,
     ) -> None:

@@ -24,15 +24,12 @@ from kbridge.hub.settings import HubSettings
 from kbridge.link.holder.keeper import Keeper
 from kbridge.link.interfaces import LinkFactory
 from kbridge.storage.store import JournalStore, StoreSettings
+from kbridge.wire.closing import GOING_AWAY, KERNEL_SHUT_DOWN
 
 if TYPE_CHECKING:
     from kbridge.hub.hub import Hub
 
-__all__ = ["GOING_AWAY", "HubTable"]
-
-GOING_AWAY: Final = 1001
-"""Close code of websockets when the server shuts down (RFC 6455, section 7.4.1)."""
-
+__all__ = ["HubTable"]
 
 _RESUME_TIMEOUT: Final = 10.0
 
@@ -348,7 +345,7 @@ class HubTable:
         self,
         kernel_id: str,
         code: int = HubClosed.close_code,
-        reason: str = "the kernel was shut down",
+        reason: str = KERNEL_SHUT_DOWN,
     ) -> Coroutine[Any, Any, None]:
         """Close the hub of a kernel, if there is one, because the kernel has ended.
 

@@ -27,13 +27,13 @@ from tornado.websocket import WebSocketClientConnection, WebSocketClosedError, W
 
 from kbridge.jupyter.api import KERNEL_ID, MSG_ID, KernelApiHandler, SafeErrorsMixin
 from kbridge.jupyter.gateway_requests import fetch_executions, open_channels
+from kbridge.wire.closing import GOING_AWAY
 
 __all__ = ["CHANNELS_PATH", "ROUTES", "GatewayChannelsHandler", "GatewayExecutionsHandler"]
 
 CHANNELS_PATH: Final = "kbridge/kernels"
 """The path, instead of `api/kernels`, below which pages find the websocket of this module."""
 
-_GOING_AWAY: Final = 1001
 # Codes that stand for the absence of a close frame (RFC 6455, section 7.4.1).
 _NEVER_SENT: Final = frozenset({None, 1005, 1006, 1015})
 
@@ -129,7 +129,7 @@ class GatewayChannelsHandler(SafeErrorsMixin, KernelWebsocketHandler):
         if not accepted:
             return
         if gateway.close_code in _NEVER_SENT:
-            self.close(_GOING_AWAY, "the connection to the gateway was lost")
+            self.close(GOING_AWAY, "the connection to the gateway was lost")
         else:
             self.close(gateway.close_code, gateway.close_reason)
         self._close_gateway(None, None)
@@ -168,7 +168,7 @@ class GatewayChannelsHandler(SafeErrorsMixin, KernelWebsocketHandler):
     def _close_gateway(self, code: int | None, reason: str | None) -> None:
         gateway, self._gateway = self._gateway, None
         if gateway is not None:
-            gateway.close(_GOING_AWAY if code in _NEVER_SENT else code, reason)
+            gateway.close(GOING_AWAY if code in _NEVER_SENT else code, reason)
 
 
 ROUTES: tuple[tuple[str, type[web.RequestHandler]], ...] = (

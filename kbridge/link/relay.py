@@ -18,14 +18,12 @@ from kbridge.link.interfaces import noop
 from kbridge.link.linger import Linger
 from kbridge.link.transport import SocketTransport
 from kbridge.wire import frames
+from kbridge.wire.closing import SERVER_RESTARTS, SERVICE_RESTART
 from kbridge.wire.frame_edges import FrameEdges
 
 __all__ = ["Relay"]
 
 _CLOSING_SECONDS: Final = 2.0  # for the rest of a frame, before the close frame
-# The code and the reason after which clients connect again at once (docs/websocket.md).
-_LOST: Final = 1012
-_LOST_REASON: Final = "the server is restarting"
 
 
 class Relay:
@@ -107,7 +105,7 @@ class Relay:
             self._on_end()
             return
         if side is self._server and self._edges.at_edge and not self._edges.closing:
-            other.write(self._close_frame or frames.close(_LOST, _LOST_REASON))
+            other.write(self._close_frame or frames.close(SERVICE_RESTART, SERVER_RESTARTS))
         self._linger(other)
 
     def _finish(self) -> None:

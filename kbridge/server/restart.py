@@ -28,7 +28,6 @@ from kbridge.link.holder.client import is_supported
 
 __all__ = [
     "ADVICE",
-    "SERVICE_RESTART",
     "check_losses",
     "check_successors",
     "inherited_sockets",
@@ -38,9 +37,6 @@ __all__ = [
     "reap_inherited",
     "start_again",
 ]
-
-SERVICE_RESTART: Final = 1012
-"""Close code of websockets when the server is restarted (IANA's registry of close codes)."""
 
 ADVICE: Final = "`kbridge restart --force` restarts all the same"
 

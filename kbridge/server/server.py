@@ -25,7 +25,6 @@ from typing import Any
 
 from kbridge._version import __version__
 from kbridge.errors import Conflict
-from kbridge.hub.table import GOING_AWAY
 from kbridge.kernels.manager import BridgeKernelManager
 from kbridge.kernels.preload import preload
 from kbridge.server.auth.credentials import Credentials, forget, recall, store
@@ -37,7 +36,6 @@ from kbridge.server.http.guarded_server import GuardedServer
 from kbridge.server.metrics_listener import MetricsListener
 from kbridge.server.restart import (
     ADVICE,
-    SERVICE_RESTART,
     check_losses,
     check_successors,
     inherited_sockets,
@@ -46,6 +44,7 @@ from kbridge.server.restart import (
 )
 from kbridge.server.runtime_file import RuntimeFile
 from kbridge.server.safe_log import hide
+from kbridge.wire.closing import GOING_AWAY, SERVER_RESTARTS, SERVICE_RESTART
 
 __all__ = ["Server"]
 
@@ -300,8 +299,10 @@ class Server:
         self, parts: Components, force: asyncio.Event | None, *, keep: bool, restart: bool
     ) -> None:
         again = restart or parts.cluster is not None  # clients go on with the next program
-        code, end = (SERVICE_RESTART, "restarting") if again else (GOING_AWAY, "shutting down")
-        _close_websockets(parts, code, f"the server is {end}")
+        if again:
+            _close_websockets(parts, SERVICE_RESTART, SERVER_RESTARTS)
+        else:
+            _close_websockets(parts, GOING_AWAY, "the server is shutting down")
         keep = keep and parts.registry.enabled
         if parts.cluster is not None:
             await parts.cluster.ownership.aclose()

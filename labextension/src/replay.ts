@@ -20,9 +20,11 @@ const MAX_DELAY = 30_000;
 /** Attempts that fail in a row although the server answers over HTTP, before a replay gives up. */
 const MAX_REFUSED = 8;
 
-/** Close code: the kernel was shut down, or the server restarts and keeps its kernels. */
-const SHUT_DOWN = 1012;
-const RESTARTING = 'the server is restarting';
+/** Close code: the kernel was shut down, or goes on, perhaps at another server. */
+const SERVICE_RESTART = 1012;
+
+/** The reasons, with that close code, that say that the kernel has ended for good. */
+const KERNEL_ENDED = ['the kernel was shut down'];
 
 /** The receiver of a replay's messages. */
 export interface ReplayListener {
@@ -93,6 +95,7 @@ export class Replay {
     }
     const url = this.api.channels(this.kernel, query);
     const socket = new this.api.settings.WebSocket(url, [PROTOCOL]);
+    let opened = false;
     socket.binaryType = 'arraybuffer';
     this._socket = socket;
     socket.onopen = () => {
@@ -103,8 +106,7 @@ export class Replay {
         this._end(); // not kbridge: it always speaks this dialect if it is asked for
         return;
       }
-      this._refused = 0;
-      this._backoff.reset();
+      opened = true;
       this._unsent.splice(0).forEach(frame => socket.send(frame));
     };
     socket.onmessage = event => {
@@ -115,7 +117,11 @@ export class Replay {
     socket.onclose = event => {
       if (socket === this._socket) {
         this._socket = null;
-        this._onClose(event.code === SHUT_DOWN && event.reason !== RESTARTING);
+        const restarts = event.code === SERVICE_RESTART;
+        if (opened && !restarts) {
+          this._reset();
+        }
+        this._onClose(restarts && KERNEL_ENDED.includes(event.reason));
       }
     };
   }
@@ -128,8 +134,15 @@ export class Replay {
       console.error('kbridge: a message of the kernel cannot be read', error);
       return;
     }
+    this._reset();
     this._last = message.header.msg_id;
     this.listener.onMessage(message);
+  }
+
+  /** A websocket that is closed with 1012 before its first message counts as refused. */
+  private _reset(): void {
+    this._refused = 0;
+    this._backoff.reset();
   }
 
   private _onClose(shutDown: boolean): void {

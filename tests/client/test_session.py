@@ -311,6 +311,9 @@ def test_the_end_fails_everything_once(session: KernelSession) -> None:
         (1011, "", None),
         (1012, "the server is restarting", None),
         (1012, "the kernel was shut down", KernelDied),
+        (1012, "the kernel is gone", None),  # from one replica; another one may have it
+        (1012, "the connection info has no shell_port", None),
+        (1012, "", None),
         (1009, "", FrameTooBig),
         *((code, "a reason", ClientError) for code in (1002, 1003, 1007, 1008)),
     ],

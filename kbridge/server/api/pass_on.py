@@ -24,6 +24,7 @@ from kbridge.errors import Busy, Misdirected, RegistryError
 from kbridge.link import handshake
 from kbridge.link.transport import SocketTransport
 from kbridge.server.api.access import AccessMixin, ApiHandler
+from kbridge.wire.closing import GOING_AWAY
 
 if TYPE_CHECKING:
     from kbridge.cluster.peers import PeerReply, Peers
@@ -43,7 +44,6 @@ _HANDSHAKE: Final = (
 _ANSWER: Final = ("Sec-WebSocket-Accept", "Sec-WebSocket-Protocol", "Sec-WebSocket-Extensions")
 _REPLY: Final = ("Content-Type", "Retry-After", "Allow")
 _SECONDS: Final = 120.0
-_GOING_AWAY: Final = 1001
 
 _Ask = Callable[["Peers", "Replica"], Awaitable["PeerReply"]]
 
@@ -195,7 +195,7 @@ class _Passed:
         self._relay = relay
 
     def close(self, code: int | None = None, reason: str | None = None) -> None:
-        self._relay.close(code or _GOING_AWAY, reason or "")
+        self._relay.close(code or GOING_AWAY, reason or "")
 
 
 def _query(arguments: Mapping[str, list[bytes]]) -> str:
