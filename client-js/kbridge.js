@@ -439,8 +439,9 @@ const REPLACED = ['starting', 'restarting', 'dead'];
  *   be sent again, because they have no effects.
  * - An execution is complete when its reply and its idle status have arrived, in either order; an
  *   aborted one when its reply has.
- * - The place to resume at is the last message that `receive` was given. A message that arrives
- *   twice is ignored.
+ * - The place to resume at is the last message on iopub that `receive` was given: all replicas of a
+ *   cluster know it, but only one knows a reply. A message that arrives twice, as the replies after
+ *   that place do, is ignored.
  */
 export class KernelSession {
   /**
@@ -452,7 +453,7 @@ export class KernelSession {
     this.id = id;
     /** The id of the request that the session follows; empty if there is none. */
     this.follows = follows;
-    /** The id of the last message that was received. */
+    /** The id of the last message on iopub that was received. */
     this.last = '';
     if (follows) {
       this.#wait(follows, null, true);
@@ -575,7 +576,9 @@ export class KernelSession {
       if (this.#recent.has(id)) {
         return [];
       }
-      this.last = id;
+      if (message.channel === 'iopub') {
+        this.last = id;
+      }
       this.#recent.add(id);
       if (this.#recent.size > RECENT) {
         this.#recent.delete(/** @type {string} */ (this.#recent.values().next().value));

@@ -59,11 +59,15 @@ test('messages belong to the execution that they name', () => {
   );
 });
 
-test('a message that arrives twice is ignored, and the last one is where it resumes', () => {
+test('a message that arrives twice is ignored, and the last one on iopub is where it resumes', () => {
   const [session, id] = running('1');
   const message = print('x', id);
   assert.equal(feed(session, message, message).length, 1);
   assert.deepEqual(session.query(), { session_id: 'me', since: message.header.msg_id });
+  const answer = done(id);
+  feed(session, answer);
+  assert.equal(session.query().since, message.header.msg_id);
+  assert.deepEqual(feed(session, answer), []);
 });
 
 test('an error of the code is an output and a result', () => {

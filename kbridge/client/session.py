@@ -9,8 +9,9 @@ Properties of this module:
   code never runs twice. Other requests may be sent again, because their answers have no effects;
 - an execution is complete when its reply and its idle status have arrived, in either order. An
   aborted one has only a reply;
-- the place to resume at (`since`) is the last message that `receive` was given. A message that
-  arrives twice is ignored.
+- the place to resume at (`since`) is the last message on iopub that `receive` was given: all
+  replicas of a cluster know it, but only one knows a reply. A message that arrives twice, as the
+  replies after that place do, is ignored.
 """
 
 from __future__ import annotations
@@ -300,6 +301,8 @@ class KernelSession:
             if msg_id in self._known:
                 return []
             self._note(msg_id)
+            if msg.channel is Channel.IOPUB:
+                self.last = msg_id
         kind, parent = msg.msg_type, msg.parent_id
         if msg.channel is Channel.IOPUB:
             if kind.startswith("comm_"):
@@ -320,7 +323,6 @@ class KernelSession:
             self._known.discard(self._recent[0])
         self._recent.append(msg_id)
         self._known.add(msg_id)
-        self.last = msg_id
 
     def _of_execution(
         self, msg_id: str, execution: _Execution, kind: str, msg: Message

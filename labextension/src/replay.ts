@@ -1,8 +1,9 @@
 /**
  * A websocket that brings the messages of some executions, from their beginning, and then live.
  *
- * When it breaks, it connects again and names the last message that it received, so that each
- * message arrives exactly once. JupyterLab's own connection is not touched: it shows what this page
+ * When it breaks, it connects again and names the last message on iopub that it received, so that
+ * each of these arrives exactly once; replies that arrive again are ignored. Another replica of a
+ * cluster would not know the id of a reply. JupyterLab's own connection is not touched: it shows what this page
  * runs itself.
  */
 
@@ -135,7 +136,14 @@ export class Replay {
       return;
     }
     this._reset();
-    this._last = message.header.msg_id;
+    const id = message.header.msg_id;
+    if (message.channel === 'iopub') {
+      this._last = id;
+    } else if (this._others.has(id)) {
+      return;
+    } else {
+      this._others.add(id); // one per execution, and one per question
+    }
     this.listener.onMessage(message);
   }
 
@@ -184,6 +192,7 @@ export class Replay {
   private readonly _unsent: ArrayBuffer[] = [];
   private readonly _backoff = new Backoff(FIRST_DELAY, MAX_DELAY);
   private _socket: WebSocket | null = null;
+  private readonly _others = new Set<string>();
   private _closed = false;
   private _last = '';
   private _refused = 0;

@@ -186,11 +186,18 @@ def test_comm_messages(session: KernelSession) -> None:
 # Resuming.
 
 
-def test_the_url_names_the_last_message(session: KernelSession) -> None:
+def test_the_url_names_the_last_message_on_iopub(session: KernelSession) -> None:
+    """Another replica does not know the ids of replies and input requests."""
     assert session.query() == {"session_id": "a-session"}
     message = status(None, "busy")
     session.receive(message)
     assert session.query() == {"session_id": "a-session", "since": message.msg_id}
+    request = execute(session)
+    answer = reply(request)
+    all_events(session, answer)
+    assert session.query() == {"session_id": "a-session", "since": message.msg_id}
+    # The server sends it again, because it is after that place.
+    assert session.receive(answer) == []
 
 
 def test_a_session_that_follows_a_request_says_so() -> None:
