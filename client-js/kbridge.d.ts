@@ -137,8 +137,9 @@ export const PROTOCOL: "v1.kernel.websocket.jupyter.org";
  *   be sent again, because they have no effects.
  * - An execution is complete when its reply and its idle status have arrived, in either order; an
  *   aborted one when its reply has.
- * - The place to resume at is the last message that `receive` was given. A message that arrives
- *   twice is ignored.
+ * - The place to resume at is the last message on iopub that `receive` was given: all replicas of a
+ *   cluster know it, but only one knows a reply. A message that arrives twice, as the replies after
+ *   that place do, is ignored.
  */
 export class KernelSession {
     /**
@@ -150,7 +151,7 @@ export class KernelSession {
     id: string;
     /** The id of the request that the session follows; empty if there is none. */
     follows: string;
-    /** The id of the last message that was received. */
+    /** The id of the last message on iopub that was received. */
     last: string;
     /** Return the parameters of the websocket's URL. */
     query(): {

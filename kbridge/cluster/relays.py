@@ -19,9 +19,16 @@ class PassedWebsocket(Protocol):
 
 
 class Relays:
-    """Websockets by kernel, with the replica that each is connected to."""
+    """Websockets by kernel, with the replica that each is connected to.
+
+    Attributes
+    ----------
+    opened : int
+        The number of websockets that were passed on so far.
+    """
 
     def __init__(self) -> None:
+        self.opened = 0
         self._by_kernel: dict[str, dict[PassedWebsocket, str]] = {}
 
     def __len__(self) -> int:
@@ -29,6 +36,7 @@ class Relays:
 
     def add(self, websocket: PassedWebsocket, kernel_id: str, replica_id: str) -> None:
         """Add a websocket that is connected to a replica."""
+        self.opened += 1
         self._by_kernel.setdefault(kernel_id, {})[websocket] = replica_id
 
     def discard(self, websocket: PassedWebsocket, kernel_id: str) -> None:

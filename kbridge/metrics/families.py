@@ -110,6 +110,11 @@ METRICS: Final = (
     _gauge("registry_failing", "1 if the last write to the registry failed."),
     _gauge("registry_unwritten_rows", "Changes that are not in the registry yet."),
     _gauge("build_info", "Always 1.", "version"),
+    # replicas of a cluster
+    _gauge("followed_kernels", "Kernels of other replicas that this one follows."),
+    _gauge("followed_journal_bytes", "Bytes in memory of the journals of followed kernels."),
+    _gauge("passed_websockets", "Websockets passed on to other replicas."),
+    _counter("passed_websockets_opened", "Websockets passed on so far."),
     # each kernel, if the setting metrics_per_kernel is on
     _gauge("kernel_state", "1 for the state of the kernel.", "kernel_id", "kernelspec", "state"),
     _gauge("kernel_websockets", "Open websockets of the kernel.", "kernel_id"),

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from kbridge.hub.table import HubTable
 from kbridge.metrics.samples import Samples
 
-__all__ = ["add_hubs", "add_kernels"]
+__all__ = ["add_followed", "add_hubs", "add_kernels"]
 
 
 def add_kernels(
@@ -63,6 +63,17 @@ def add_hubs(samples: Samples, tables: Iterable[HubTable], *, per_kernel: bool) 
                 samples.add(journal["appended_bytes"], "kernel_output_bytes", kernel_id)
         _add_disk(samples, table.journal_statistics())
     samples.add(slowest, "websocket_max_lag_bytes")
+
+
+def add_followed(samples: Samples, table: HubTable) -> None:
+    """Add the values of the hubs that follow kernels of other replicas.
+
+    `add_hubs` does not include these hubs. The files of their journals are among those on disk.
+    """
+    hubs = table.followed.values()
+    samples.add(len(hubs), "followed_kernels")
+    journals = [hub.statistics()["journal"] for hub in hubs]
+    samples.add(sum(journal["bytes"] for journal in journals), "followed_journal_bytes")
 
 
 def _add_disk(samples: Samples, figures: dict[str, int]) -> None:

@@ -55,6 +55,10 @@ class Source(ABC):
     def pids(self) -> Mapping[str, int]:
         """Return the process ids of the kernels on this machine, by kernel id."""
 
+    def owners(self) -> Mapping[str, str]:
+        """Return the URL of the replica that owns each kernel, by kernel id; empty without one."""
+        return {}
+
     @abstractmethod
     def facts(self) -> Mapping[str, Any]:
         """Return more figures of the server."""
@@ -209,6 +213,7 @@ class Sampler:
         usages = await asyncio.to_thread(self._meter.measure, pids, {_SERVER})
         table = source.table
         found: dict[str, tuple[float, int, int]] = {}
+        owners = source.owners()
         for kernel_id, name, state in source.kernels():
             await asyncio.sleep(0)
             kernel: dict[str, Any] = {"id": kernel_id, "name": name, "state": state}
@@ -219,6 +224,8 @@ class Sampler:
                 found[kernel_id] = count
                 kernel |= figures | _rates(count, self._before.get(kernel_id))
             kernel |= _usage(usages.get(kernel_id))
+            if kernel_id in owners:
+                kernel["replica"] = owners[kernel_id]
             builder.add(kernel)
         self._before = found
         server = {

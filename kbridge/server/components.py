@@ -268,7 +268,10 @@ def build(config: ServerConfig, port: int, log: logging.Logger) -> Components:
     services = Services(
         kernels, sessions, hubs, auth, base_url=config.base_url, list_kernels=config.list_kernels
     )
-    services.metrics = ServerMetrics(hubs, kernels, per_kernel=config.metrics.per_kernel)
+    relays = None if remote is None else remote[0].relays
+    services.metrics = ServerMetrics(
+        hubs, kernels, per_kernel=config.metrics.per_kernel, relays=relays
+    )
     services.metrics_token = config.metrics.token
     services.readiness = Readiness(kernels, hubs, _directories(config, hubs, registry), log)
     services.readiness.membership = membership

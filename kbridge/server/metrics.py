@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING
 
 from kbridge.hub.table import HubTable
 from kbridge.kernels.manager import BridgeKernelManager
-from kbridge.metrics.hubs import add_hubs, add_kernels
+from kbridge.metrics.hubs import add_followed, add_hubs, add_kernels
 from kbridge.metrics.loop_lag import LoopLag
 from kbridge.metrics.samples import Samples
 
 if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
+
+    from kbridge.cluster.relays import Relays
 
 __all__ = ["ServerMetrics"]
 
@@ -28,6 +30,8 @@ class ServerMetrics:
     kernels : BridgeKernelManager
     per_kernel : bool
         True to export the ids of kernels.
+    relays : Relays or None
+        The websockets that are passed on to other replicas; None without a cluster.
 
     Attributes
     ----------
@@ -38,6 +42,7 @@ class ServerMetrics:
     hubs: HubTable
     kernels: BridgeKernelManager
     per_kernel: bool = False
+    relays: Relays | None = None
     lag: LoopLag = field(default_factory=LoopLag, init=False)
     _registry: CollectorRegistry | None = field(default=None, init=False)
 
@@ -52,6 +57,10 @@ class ServerMetrics:
             samples.add(failures, "kernel_start_failures", name)
         if kernels.max_kernels is not None:
             samples.add(kernels.max_kernels, "kernels_limit")
+        if self.relays is not None:
+            add_followed(samples, self.hubs)
+            samples.add(len(self.relays), "passed_websockets")
+            samples.add(self.relays.opened, "passed_websockets_opened")
         writer = kernels.writer
         samples.add(int(writer.enabled), "registry_enabled")
         samples.add(int(writer.failing), "registry_failing")

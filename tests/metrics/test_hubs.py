@@ -10,7 +10,7 @@ from kbridge.hub.settings import HubSettings
 from kbridge.hub.table import HubTable
 from kbridge.link.memory import MemoryClient, MemoryKernel
 from kbridge.metrics.collector import exposition, make_registry
-from kbridge.metrics.hubs import add_hubs, add_kernels
+from kbridge.metrics.hubs import add_followed, add_hubs, add_kernels
 from kbridge.metrics.samples import Samples
 from kbridge.wire.dialects import V1
 from tests.hub.rig import INFO
@@ -52,5 +52,23 @@ async def test_hubs_fill_the_metrics_and_name_no_kernel_unless_asked(tmp_path: P
         values = scrape(per_kernel=True)
         assert values["kbridge_kernel_websockets kernel_id=a-kernel"] == 1
         assert values["kbridge_kernel_state kernel_id=a-kernel kernelspec=python3 state=idle"] == 1
+    finally:
+        await hubs.aclose()
+
+
+async def test_followed_hubs_are_counted_apart() -> None:
+    hubs = HubTable(link=MemoryKernel)
+    try:
+        hub = hubs.follow("of another replica", INFO)
+        hub.say(hub.notices.status("idle"))
+
+        def read(samples: Samples) -> None:
+            add_hubs(samples, [hubs], per_kernel=True)
+            add_followed(samples, hubs)
+
+        values = values_of(exposition(make_registry(read), "")[0])
+        assert values["kbridge_followed_kernels"] == 1
+        assert values["kbridge_followed_journal_bytes"] > 0
+        assert not [key for key in values if "of another" in key]
     finally:
         await hubs.aclose()

@@ -13,7 +13,7 @@ __all__ = ["ServerSource"]
 
 
 class ServerSource(Source):
-    """The kernels of a standalone server.
+    """The kernels of a standalone server; in a cluster, also those of the other replicas.
 
     Parameters
     ----------
@@ -30,17 +30,43 @@ class ServerSource(Source):
         return self._services.hubs
 
     def kernels(self) -> list[tuple[str, str, str]]:
-        """Return id, kernelspec and state of each kernel, starting and pooled ones included."""
-        return self._services.kernels.states()
+        """Return id, kernelspec and state of each kernel, starting and pooled ones included.
+
+        The kernels of other replicas are as in the last view of the cluster.
+        """
+        found = self._services.kernels.states()
+        here = {kernel_id for kernel_id, _, _ in found}
+        return found + [
+            (kernel.kernel_id, kernel.kernel_name, kernel.execution_state())
+            for kernel in self._services.cluster or ()
+            if kernel.kernel_id not in here
+        ]
+
+    def owners(self) -> Mapping[str, str]:
+        """Return the URL of the replica that owns each kernel, by kernel id."""
+        cluster = self._services.cluster
+        if cluster is None:
+            return {}
+        others = {
+            kernel.kernel_id: kernel.replica.url if kernel.replica is not None else ""
+            for kernel in cluster
+        }
+        me = cluster.view.me.url
+        return others | {kernel_id: me for kernel_id, _, _ in self._services.kernels.states()}
 
     def pids(self) -> Mapping[str, int]:
         """Return the process ids of the kernels on this machine, by kernel id."""
         return self._services.kernels.pids()
 
     def facts(self) -> Mapping[str, Any]:
-        """Return the time of the start, the limit on kernels, and the number of websockets."""
+        """Return the time of the start, the limit on kernels, and the number of websockets.
+
+        In a cluster, also the URL of this replica.
+        """
         services = self._services
+        me = {} if services.cluster is None else {"replica": services.cluster.view.me.url}
         return {
+            **me,
             "started": services.activity.started,
             "max_kernels": services.kernels.max_kernels,
             "websockets": len(services.websockets),

@@ -1,3 +1,4 @@
+import json
 import re
 from typing import Any
 from urllib.parse import quote, urlencode
@@ -5,9 +6,14 @@ from urllib.parse import quote, urlencode
 import pytest
 
 import kbridge
+from kbridge.cluster.peers import Peers
+from kbridge.cluster.remote_kernels import RemoteKernels
+from kbridge.kernels.manager import BridgeKernelManager
+from kbridge.kernels.registry.writer import RegistryWriter
 from kbridge.page.files import POLICY
 from kbridge.page.sampler import Sampler
 from kbridge.server.api.live_source import ServerSource
+from tests.support.cluster_view import FixedView, kernel_of, replica_at
 
 TOKEN = "a-token-of-the-tests"
 HTML = {"Accept": "text/html,application/xhtml+xml"}
@@ -163,3 +169,29 @@ async def test_without_the_token_the_page_asks_for_it(start: Any, path: str) -> 
         assert reply.body == b""
     assert (await running.ask("HEAD", path, token=None)).code == 302
     assert (await running.ask("HEAD", path)).code == 200
+
+
+async def test_in_a_cluster_the_page_names_the_replica_of_each_kernel(
+    running: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    services = running.services
+    services.kernels = BridgeKernelManager(hubs=services.hubs, writer=RegistryWriter())
+    monkeypatch.setattr(services.kernels, "states", lambda: [("mine", "python3", "idle")])
+    view = FixedView(replica_at("http://other/"))
+    view.put(
+        kernel_of("self", "mine"),
+        kernel_of("other", "theirs", state='{"execution_state": "busy"}'),
+        kernel_of("gone", "in between"),
+        kernel_of("other", "not in use", role="pooled"),
+    )
+    services.cluster = RemoteKernels(view, Peers())
+    sampler = Sampler(ServerSource(services))
+    watcher = sampler.watch()
+    sample = json.loads(await watcher.next() or b"")
+    await sampler.aclose()
+    assert sample["replica"] == "http://self/"
+    assert {k["id"]: (k["state"], k["replica"]) for k in sample["kernels"]} == {
+        "mine": ("idle", "http://self/"),
+        "theirs": ("busy", "http://other/"),
+        "in between": ("unknown", ""),
+    }

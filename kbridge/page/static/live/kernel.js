@@ -31,6 +31,14 @@ function stateText(kernel, now) {
   return kernel.state;
 }
 
+/** Return which replica of a cluster owns a kernel. */
+function owner(replica, here) {
+  if (replica === here) {
+    return 'on this replica';
+  }
+  return replica ? `on ${replica}` : 'handed over to another replica';
+}
+
 /** Return what deserves attention: its kind, and a text. */
 function remarks(kernel) {
   const found = [];
@@ -129,6 +137,7 @@ export class KernelCard {
     const titleId = `kernel-${this.kernel.id}`;
     this.root.setAttribute('aria-labelledby', titleId);
     this.document = element('p', { class: 'document muted' });
+    this.replica = element('p', { class: 'replica muted', hidden: '' });
     this.state = element('span', { class: 'pill' });
     this.remarks = element('ul', { class: 'remarks', 'aria-label': 'Remarks' });
     this.console = element('a', {
@@ -152,7 +161,8 @@ export class KernelCard {
         'div',
         { class: 'who' },
         element('h3', { id: titleId }, this.title, ' ', this.id),
-        this.document
+        this.document,
+        this.replica
       ),
       element('div', { class: 'states' }, this.state, this.remarks),
       element('div', { class: 'buttons' }, this.console, ...this.buttons)
@@ -192,8 +202,14 @@ export class KernelCard {
     return element('div', {}, this.clientsTitle, this.clientTable, this.noClients);
   }
 
-  /** Show a sample. @param {any} kernel @param {number} now */
-  show(kernel, now) {
+  /**
+   * Show a sample.
+   *
+   * @param {any} kernel
+   * @param {number} now
+   * @param {string} [here] - The URL of this replica, in a cluster.
+   */
+  show(kernel, now, here) {
     this.kernel = kernel;
     this.now = now;
     const starting = kernel.state === 'starting' || kernel.state === 'restarting';
@@ -201,6 +217,8 @@ export class KernelCard {
     setText(this.title, this.page.names.title(kernel.name));
     const document = this.page.names.document(kernel.id);
     setText(this.document, document || (kernel.last_activity ? `last active ${ago(now - kernel.last_activity)}` : ''));
+    this.replica.hidden = kernel.replica === undefined;
+    setText(this.replica, owner(kernel.replica, here));
     setAttribute(this.state, 'data-state', kernel.state);
     setText(this.state, stateText(kernel, now));
     setItems(this.remarks, remarks(kernel), each => each.kind, makeRemark);

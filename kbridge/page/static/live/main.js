@@ -117,13 +117,16 @@ function showOverview(sample, kernels) {
   setFact('Journals on disk', journals.limit ? `${bytes(journals.bytes)} of ${bytes(journals.limit)}` : 'off');
   const cpu = typeof sample.cpu === 'number' ? `${percent(sample.cpu)}, ` : '';
   setFact('This server', `${cpu}${bytes(sample.rss ?? 0)}`);
+  if (sample.replica) {
+    setFact('This replica', sample.replica);
+  }
   setFact('Up for', duration(sample.now - sample.started));
   setFact('Version', sample.version);
 }
 
 const makeCard = kernel => {
   const card = new KernelCard(kernel, { names, act });
-  return { root: card.root, update: ({ kernel, now }) => card.show(kernel, now) };
+  return { root: card.root, update: ({ kernel, now, here }) => card.show(kernel, now, here) };
 };
 
 let known = '';
@@ -137,7 +140,7 @@ function show(sample) {
     names.readDocuments();
   }
   showOverview(sample, kernels);
-  const items = kernels.map(kernel => ({ id: kernel.id, kernel, now: sample.now }));
+  const items = kernels.map(kernel => ({ id: kernel.id, kernel, now: sample.now, here: sample.replica }));
   setItems(document.getElementById('kernels'), items, item => item.id, item => makeCard(item.kernel));
   document.getElementById('empty').hidden = kernels.length > 0;
   const busy = kernels.filter(kernel => kernel.state === 'busy').length;
