@@ -2,6 +2,9 @@
 
 Every replica computes from its view of the cluster which kernels it follows. A follower connects to
 the kernel itself; nothing passes through the owner.
+
+If a replica comes or goes, this is computed for all kernels of the cluster: for ten thousand of
+them, it takes about a second, so it is done in the turns of the event loop.
 """
 
 from __future__ import annotations
@@ -15,10 +18,14 @@ from kbridge.cluster.state_writer import read_handover
 from kbridge.errors import HubClosed, KbridgeError, RegistryError
 from kbridge.flow.handover import END
 from kbridge.hub import HubTable
+from kbridge.hub.broadcast.turns import turns
 from kbridge.kernels.registry.models import ClusterKernel, KernelRole, decode
 from kbridge.kernels.tasks import spawn, stop
 
 __all__ = ["Followers", "connection_of"]
+
+_AT_ONCE: Final = 8
+"""The number of kernels whose changes are followed without waiting for a turn."""
 
 _SETTLED: Final = 2.0
 """Seconds after which the owner has written the end of its journal at the beginning of a hub."""
@@ -59,6 +66,8 @@ class Followers:
         self._infos: dict[str, dict[str, Any]] = {}
         self._began: dict[str, float] = {}  # by kernel whose end was not read yet
         self.joined: dict[str, str] = {}
+        self._due: dict[str, None] = {}  # the kernels to decide about, in their order
+        self._in_turns = False
         self._reading: asyncio.Task[None] | None = None
         self._closing: set[asyncio.Task[None]] = set()
         self._closed = False
@@ -69,17 +78,37 @@ class Followers:
         self.on_view(Change(tuple(self._membership.kernels.values()), replicas=True))
 
     def on_view(self, change: Change) -> None:
-        """Open and close hubs so that they match the view."""
+        """Open and close hubs so that they match the view, now or in the next turns."""
         if self._closed:
             return
-        view = self._membership
-        kernels = view.kernels.values() if change.replicas else change.kernels
         for kernel_id in change.ended & self._hubs.followed.keys():
             self._forget(kernel_id)
-        for kernel in kernels:
-            self._decide(kernel)
+        if change.replicas:
+            self._due = dict.fromkeys(self._membership.kernels)
+        else:
+            self._due |= dict.fromkeys(kernel.kernel_id for kernel in change.kernels)
+        if not self._in_turns:
+            more = bool(self._due)
+            for _ in range(_AT_ONCE):
+                more = more and self._decide_next()
+            if more:
+                self._in_turns = True
+                turns().add(self._turn)
         if self._began and self._reading is None:
             self._reading = spawn(self._read_joined(), self._log)
+
+    def _turn(self) -> bool:
+        self._in_turns = not self._closed and bool(self._due) and self._decide_next()
+        return self._in_turns
+
+    def _decide_next(self) -> bool:
+        """Decide about the next kernel; return True if there is another one."""
+        kernel_id = next(iter(self._due))
+        del self._due[kernel_id]
+        kernel = self._membership.kernels.get(kernel_id)
+        if kernel is not None:
+            self._decide(kernel)
+        return bool(self._due)
 
     def _decide(self, kernel: ClusterKernel) -> None:
         """Follow a kernel or not."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import time
 from dataclasses import replace
 
 import pytest
@@ -9,7 +11,7 @@ import pytest
 from kbridge.cluster import follow
 from kbridge.cluster.follow import Followers, connection_of
 from kbridge.cluster.state_writer import StateWriter
-from kbridge.kernels.registry.models import KernelRole, KernelRow
+from kbridge.kernels.registry.models import ClusterKernel, KernelRole, KernelRow
 from tests.cluster.rig import INFO, LOG, ReplicaRig, kernel_row, line, other_ports
 from tests.support.waiting import until
 
@@ -61,12 +63,38 @@ async def test_another_replica_takes_its_share(
     kernels = b.kernels()
     expected = {name for name in names if b.membership.followers(kernels[name]) == ["b"]}
     assert 0 < len(expected) < 20
-    assert set(b.hubs.followed) == expected
+    await until(lambda: set(b.hubs.followed) == expected, "the share of this replica is followed")
     c.store.leave()
     await b.see()
-    assert set(b.hubs.followed) == set(names)
+    await until(lambda: set(b.hubs.followed) == set(names), "all kernels are followed")
     await c.membership.leave()
     c.registry.close()
+    await following.aclose()
+
+
+async def test_many_kernels_do_not_hold_the_event_loop_up(
+    a: ReplicaRig, b: ReplicaRig, following: Followers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A replica that comes or goes changes the followers of all kernels."""
+    names = [f"kernel-{i}" for i in range(40)]
+    a.put(*map(kernel_row, names))
+    await b.see()
+    decided: list[list[str]] = [[]]
+    decide = following._decide
+
+    def note(kernel: ClusterKernel) -> None:
+        if not decided[-1]:
+            asyncio.get_running_loop().call_soon(decided.append, [])  # the next pass of the loop
+        decided[-1].append(kernel.kernel_id)
+        time.sleep(0.001)  # as long as a turn
+        decide(kernel)
+
+    monkeypatch.setattr(following, "_decide", note)
+    following.open()
+    assert len(b.hubs.followed) == follow._AT_ONCE
+    await until(lambda: set(b.hubs.followed) == set(names), "all kernels are followed")
+    assert max(map(len, decided[1:])) == 1
+    assert sum(map(len, decided)) == len(names)
     await following.aclose()
 
 
