@@ -1,7 +1,12 @@
-"""Replicas that are killed and stopped while clients read: every line of every client is counted.
+"""Replicas that fail while clients read: every line of every client is counted.
 
 `python -m tests.support.cluster_chaos --rounds=50 --clients=200 --kernels=20` runs longer than the
-test does, in a directory that it makes; `--database=postgresql` uses that database.
+test does, in a directory that it makes. `--database=postgresql` uses that database, and
+`--balancer=haproxy` puts HAProxy between the clients and the replicas.
+
+The faults take turns: a replica is killed; its network to the database is interrupted, without the
+end of any connection; it is stopped and goes on; the database crashes. SQLite has the first and the
+third only.
 
 Each kernel writes numbered lines, in one cell that a client sends before the first fault. One half
 of the clients names its last message when it connects again (`since`), and must receive each line
@@ -18,20 +23,25 @@ import asyncio
 import json
 import random
 import signal
+import subprocess
 import sys
 import tempfile
-from contextlib import ExitStack
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import AsyncExitStack, contextmanager
 from dataclasses import dataclass, field
+from itertools import cycle, islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import psutil
 from websockets.exceptions import ConnectionClosed, InvalidHandshake
 
 from kbridge.kernels.registry.registry import Registry
 from tests.support.client import KernelClient, attach
-from tests.support.postgresql import postgresql
-from tests.support.server import Server
+from tests.support.network import Network, network_to
+from tests.support.postgresql import PostgreSQL, postgresql
+from tests.support.require import require
+from tests.support.server import Server, free_port
 from tests.support.waiting import TIMEOUT, until
 
 __all__ = ["Options", "run"]
@@ -48,6 +58,30 @@ while not os.path.exists({end!r}):
 k.stream(f"end {{line}}\\n", parent)
 k.say("status", {{"execution_state": "idle"}}, parent)
 """
+_KILL, _PARTITION, _STOP, _CRASH = "kill", "partition", "stop", "crash"
+_FAULTS: Final = {
+    "sqlite": (_KILL, _STOP),
+    "postgresql": (_KILL, _PARTITION, _STOP, _CRASH),
+}
+_HAPROXY: Final = """
+defaults
+    mode http
+    timeout connect 2s
+    timeout client 1h
+    timeout server 1h
+    timeout tunnel 1h
+    retries 2
+    option redispatch 1
+frontend clients
+    bind 127.0.0.1:{port}
+    default_backend replicas
+backend replicas
+    balance hash path,field(4,/)
+    hash-type consistent
+    option httpchk GET /readyz
+    http-check expect status 200
+    default-server check inter 1s fall 2 rise 1
+"""
 _MORE = 200  # lines of each kernel after a fault, before the next one
 _RESTARTED = "The process of kernel {} ended: restart"
 
@@ -56,52 +90,95 @@ _RESTARTED = "The process of kernel {} ended: restart"
 class Options:
     """The size of a run."""
 
-    rounds: int = 2
+    rounds: int = 2  # faults
     kernels: int = 2
     clients: int = 12
     replicas: int = 2
     lease: float = 3.0
     database: str = "sqlite"
+    balancer: str = ""
+    absence: float = 0.0  # seconds that a replica is absent, after the others have its kernels
     seed: int = 0
+
+
+@contextmanager
+def _haproxy(home: Path, ports: list[int]) -> Iterator[int]:
+    """Run HAProxy in front of replicas until the end of the context; return its port."""
+    home.mkdir()
+    port = free_port()
+    lines = [f"    server r{n} 127.0.0.1:{port}\n" for n, port in enumerate(ports)]
+    config = home / "haproxy.cfg"
+    config.write_text(_HAPROXY.format(port=port) + "".join(lines))
+    with (home / "log").open("wb") as log:
+        process = subprocess.Popen(
+            [require("haproxy"), "-db", "-f", config], stdout=log, stderr=log
+        )
+    try:
+        yield port
+    finally:
+        process.terminate()
+        process.wait(TIMEOUT)
 
 
 class Lab:
     """The replicas and their database."""
 
-    def __init__(self, home: Path, options: Options, stack: ExitStack) -> None:
+    def __init__(self, home: Path, options: Options, stack: AsyncExitStack) -> None:
         self.home = home
         self.options = options
         self.random = random.Random(options.seed)
         self.end = home / "end"  # the cells end once this file exists
+        self.postgresql: PostgreSQL | None = None
         if options.database == "postgresql":
-            self.url = stack.enter_context(postgresql()).new_database()
+            self.postgresql = stack.enter_context(postgresql())
+            self.url = self.postgresql.new_database()
         else:
             self.url = f"sqlite:///{home / 'registry.sqlite'}"
         self.registry = Registry(self.url)
         stack.callback(self.registry.close)
         self.servers: list[Server] = []
         self.ended: list[Server] = []
+        self._networks: dict[Server, Network] = {}
+        self._stack = stack
         stack.callback(self.kill)
-        for _ in range(options.replicas):
-            self.start()
+        self.ports = [free_port() for _ in range(options.replicas)]
+        self._balancer: Server | None = None  # HAProxy looks like a server to clients
+        if options.balancer:
+            self._balancer = Server(home)
+            self._balancer.port = stack.enter_context(_haproxy(home / "haproxy", self.ports))
 
-    def start(self) -> Server:
+    @property
+    def fronts(self) -> list[Server]:
+        """The servers that clients may use."""
+        return [self._balancer] if self._balancer else list(self.servers)
+
+    async def start(self, port: int) -> None:
         """Start another replica."""
+        url, network = self.url, None
+        if self.postgresql is not None:
+            network = await self._stack.enter_async_context(network_to(self.postgresql.port))
+            url = url.replace(f":{self.postgresql.port}/", f":{network.port}/")
+        server = self._server(url, port)
+        if network is not None:
+            self._networks[server] = network
+        self.servers.append(server)
+        await asyncio.to_thread(server.start)
+
+    def _server(self, url: str, port: int) -> Server:
         home = self.home / f"replica-{len(self.servers) + len(self.ended)}"
         spec = home / "data" / "kernels" / "scripted" / "kernel.json"
         spec.parent.mkdir(parents=True)
         argv = [sys.executable, str(_KERNEL), "{connection_file}"]
         spec.write_text(json.dumps({"argv": argv, "display_name": "s", "language": "python"}))
-        server = Server(
+        return Server(
             home,
             "--cluster=lab",
-            f"--registry-url={self.url}",
+            f"--registry-url={url}",
             f"--lease-seconds={self.options.lease}",
             "--drain-seconds=0",
             "--BridgeKernelManager.default_kernel_name=scripted",
+            port=port,
         )
-        self.servers.append(server)
-        return server.start()
 
     def kill(self) -> None:
         """End all processes, also after an error."""
@@ -149,45 +226,78 @@ class Lab:
     # -- faults -------------------------------------------------------------------------------
 
     async def fault(self, kind: str, idle: set[str]) -> set[str]:
-        """Cause a fault at a replica with kernels; wait until other replicas have these.
+        """Cause a fault, and wait until it is over.
 
         Returns
         -------
         set of str
             The idle kernels whose processes were killed.
         """
+        if kind == _CRASH:
+            return await self._crash()
         server = self.random.choice([server for server in self.servers if self.owned(server)])
         owned = self.owned(server)
-        if kind == "stop":
-            return await self._stop(server, owned, idle)
+        if kind == _STOP:
+            process = server.process
+            return await self._absent(
+                server,
+                owned,
+                idle,
+                lambda: process.send_signal(signal.SIGSTOP),
+                lambda: process.send_signal(signal.SIGCONT),
+            )
+        if kind == _PARTITION:
+            network = self._networks[server]
+            return await self._absent(server, owned, idle, network.swallow, network.restore)
         self.servers.remove(server)
         self.ended.append(server)
         server.process.kill()
         await asyncio.to_thread(server.process.wait, TIMEOUT)
         await self._moved(server, owned)
-        await asyncio.to_thread(self.start)
+        await self.start(server.port)
         return set()
 
-    async def _stop(self, server: Server, owned: set[str], idle: set[str]) -> set[str]:
-        """Stop a replica until the others have its kernels, and let it go on."""
+    async def _absent(
+        self,
+        server: Server,
+        owned: set[str],
+        idle: set[str],
+        begin: Callable[[], None],
+        end: Callable[[], Awaitable[None] | None],
+    ) -> set[str]:
+        """Keep a replica from renewing its lease until the others have its kernels."""
         lost = "Kernel {} is served by another replica now"
         before = {name: self.count(lost.format(name)) for name in owned}
         victims = owned & idle
         takes = {name: self.count(f"Kernel taken over: {name}") for name in victims}
-        server.process.send_signal(signal.SIGSTOP)
+        begin()
         try:
             await self._moved(server, owned)
-            # Both replicas watch the process; the one that was stopped must leave it alone.
+            # Both replicas watch the process; the one that was absent must leave it alone.
             for name in victims:
                 words, count = f"Kernel taken over: {name}", takes[name]
                 await until(lambda w=words, c=count: self.count(w) > c, words)  # type: ignore[misc]
                 psutil.Process(self.rows()[name][1]).kill()
+            await asyncio.sleep(self.options.absence)
         finally:
-            server.process.send_signal(signal.SIGCONT)
+            if (waiting := end()) is not None:
+                await waiting
         for name, count in before.items():
             words = lost.format(name)
             await until(lambda w=words, c=count: self.count(w) > c, words)  # type: ignore[misc]
         return victims
+
+    async def _crash(self) -> set[str]:
+        """Crash the database for longer than a lease; no kernel moves, and all go on."""
+        assert self.postgresql is not None
+        before = self.rows()
+        await asyncio.to_thread(self.postgresql.stop, crash=True)
+        await asyncio.sleep(self.options.lease * 1.5)
+        await asyncio.to_thread(self.postgresql.start)
+        for server in self.servers:
+            await until(lambda s=server: _is_ready(s), f"{server.url} is ready")  # type: ignore[misc]
+        assert self.rows() == before
+        return set()
 
     async def _moved(self, server: Server, kernels: set[str]) -> None:
         await until(lambda: not kernels & self.owned(server), "the kernels were taken over")
@@ -213,7 +323,7 @@ class Reader:
     async def run(self) -> None:
         """Read until cancelled."""
         while True:
-            for server in list(self.lab.servers):
+            for server in self.lab.fronts:
                 try:
                     await self._read(server)
                 except (InvalidHandshake, ConnectionClosed, OSError, TimeoutError):
@@ -268,13 +378,14 @@ async def run(home: Path, options: Options) -> dict[str, Any]:
         If a line of a client is missing, or was received twice by a client that names its last
         message; if a kernel was restarted without a reason, or twice; if a kernel stays at the end.
     """
-    with ExitStack() as stack:
+    async with AsyncExitStack() as stack:
         lab = await asyncio.to_thread(Lab, home, options, stack)
-        numbers = range(options.kernels)
+        for port in lab.ports:
+            await lab.start(port)
         kernels, idle = [
             [
-                await asyncio.to_thread(lab.servers[i % len(lab.servers)].start_kernel, "scripted")
-                for i in numbers
+                await asyncio.to_thread(server.start_kernel, "scripted")
+                for server, _ in zip(cycle(lab.servers), range(options.kernels), strict=False)
             ]
             for _ in range(2)
         ]
@@ -305,8 +416,8 @@ async def _read_all(lab: Lab, kernels: list[str], idle: set[str]) -> dict[str, A
         # Sessions are written once per second; a session that nobody knows begins at the end.
         known = {json.dumps(reader.session) for reader in readers}
         await until(lambda: known <= lab.sessions(), "the sessions of all clients are written")
-        for number in range(options.rounds):
-            for name in await lab.fault(("kill", "stop")[number % 2], idle):
+        for kind in islice(cycle(_FAULTS[options.database]), options.rounds):
+            for name in await lab.fault(kind, idle):
                 restarts[name] += 1
                 words = _RESTARTED.format(name)
                 await until(lambda w=words: lab.count(w) > 0, words)  # type: ignore[misc]
@@ -335,6 +446,10 @@ async def _read_all(lab: Lab, kernels: list[str], idle: set[str]) -> dict[str, A
         "returns": sum(reader.connected - 1 for reader in readers),
         "restarts": sum(restarts.values()),
     }
+
+
+def _is_ready(server: Server) -> bool:
+    return server.request("GET", "/readyz").status == 200
 
 
 async def _more(readers: list[Reader]) -> None:

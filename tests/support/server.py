@@ -89,8 +89,10 @@ class Server:
         *args: str,
         env: Mapping[str, str] | None = None,
         command: list[str] | None = None,
+        port: int = 0,
     ) -> None:
         self.home = home
+        self._wanted = port  # 0: a free one at each start
         self.log = home / "server.log"
         self.token = TOKEN
         self.port = 0
@@ -135,7 +137,7 @@ class Server:
             spec.parent.mkdir(parents=True, exist_ok=True)
             argv = [sys.executable, "-c", code, "{connection_file}"]
             spec.write_text(json.dumps({"argv": argv, "display_name": name, "language": "python"}))
-        command = [*self.command, f"--port={free_port()}", *self._options()]
+        command = [*self.command, f"--port={self._wanted or free_port()}", *self._options()]
         with self.log.open("wb") as log:
             self._process = subprocess.Popen(
                 command,
