@@ -15,7 +15,9 @@ from benchmarks.rows import (
     descriptors,
     fanout,
     first,
+    fleet,
     flood,
+    follower,
     gigabyte,
     idle,
     message,
@@ -61,6 +63,8 @@ ROWS: dict[str, Row] = {
         death,
         cycles,
         restart,
+        follower,
+        fleet,
         attack,
         worst,
     )
