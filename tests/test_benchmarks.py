@@ -22,6 +22,7 @@ from benchmarks import (
     options,
     page_cache,
     readme,
+    registry,
     relay,
     replayer,
     report,
@@ -929,3 +930,10 @@ def test_the_cost_of_a_relay_is_measured_per_frame() -> None:
     found = relay.measure(200)
     assert sorted(found) == ["lone", "stream"]
     assert all(micros > 0 for micros in found.values())
+
+
+def test_the_turns_of_replicas_at_a_database_are_counted(tmp_path: Path) -> None:
+    found = registry.measure(f"sqlite:///{tmp_path / 'registry.sqlite'}", 1, 2, 0.1)
+    assert found["rate"] > 0
+    assert found["renewal"] > 0
+    assert found["write"] > 0

@@ -23,10 +23,9 @@ from benchmarks.servers import HIGH_LIMITS, OURS, Server
 from benchmarks.table import Figure, Life, Row, Settings, Values
 from benchmarks.tally import Tally, new_token, pump
 
-REPLICAS = 4
 AT_ONCE = 20
 ROOM = 1 << 16  # bytes of the buffer of one of thousands of clients
-IDLE_SECONDS = 10.0
+IDLE_SECONDS = 30.0  # the interval of pings
 
 
 def start_kernels(servers: Sequence[Server], count: int) -> list[tuple[Server, str]]:
@@ -65,9 +64,11 @@ def settle(servers: Sequence[Server]) -> None:
 
 
 def traffic(
-    servers: Sequence[Server], places: Sequence[tuple[Server, str]], lines: int
+    servers: Sequence[Server], places: Sequence[tuple[Server, str]], lines: int, rest: float
 ) -> dict[str, float]:
     """Let all kernels send lines at the same time; return CPU per delivery, rate and memory.
+
+    Before, all websockets are idle for `rest` seconds.
 
     `places` has the server and the kernel of each websocket; the first websocket of a kernel
     executes its cell.
@@ -87,6 +88,7 @@ def traffic(
             websockets[number].ready()
         settle(servers)
         memory = sum(proc.rss(server.pid) for server in servers) - before
+        idle = share(servers, rest)
         token = new_token()
         tallies = [Tally(websocket, token, room=ROOM) for websocket in websockets]
         used, begin = cpu(servers), time.monotonic()
@@ -104,6 +106,7 @@ def traffic(
             "cpu": used / deliveries * 1e6,
             "rate": deliveries / passed,
             "memory": memory / len(websockets) / 1024,
+            "idle": idle / len(websockets) * 1e6,
         }
     finally:
         close_all(websockets)
@@ -118,23 +121,29 @@ def share(servers: Sequence[Server], seconds: float) -> float:
 
 
 def measure(server: Server, settings: Settings) -> Values:
-    kernels, viewers = settings.pick(200, 8), settings.pick(25, 3)
+    replicas, kernels, viewers = settings.pick((4, 200, 25), (2, 4, 2))
     lines = settings.count or settings.pick(200, 20)
-    seconds = settings.pick(IDLE_SECONDS, 1.0)
+    seconds = settings.pick(IDLE_SECONDS, 0.3)
     with server.twin(HIGH_LIMITS) as alone:
+        before = proc.rss(alone.pid)
         owned = start_kernels([alone], kernels)
-        one = traffic([alone], owned * viewers, lines)
-    with cluster(server, REPLICAS) as fleet:
+        settle([alone])
+        per_kernel = (proc.rss(alone.pid) - before) / kernels / 1024
+        one = traffic([alone], owned * viewers, lines, seconds)
+    with cluster(server, replicas) as fleet:
+        before = sum(proc.rss(replica.pid) for replica in fleet)
         owned = start_kernels(fleet, kernels)
         wait_followed(fleet, [kernel for _, kernel in owned])
+        settle(fleet)
+        followed = (sum(proc.rss(replica.pid) for replica in fleet) - before) / kernels / 1024
         rest = share(fleet, seconds)
-        direct = traffic(fleet, owned * viewers, lines)
+        direct = traffic(fleet, owned * viewers, lines, seconds)
         anywhere = [
-            (fleet[(number + turn) % REPLICAS], kernel)
+            (fleet[(number + turn) % replicas], kernel)
             for turn in range(viewers)
             for number, (_, kernel) in enumerate(owned)
         ]
-        passed = traffic(fleet, anywhere, lines)
+        passed = traffic(fleet, anywhere, lines, seconds)
     return {
         "websockets": kernels * viewers,
         "one_cpu": one["cpu"],
@@ -145,7 +154,10 @@ def measure(server: Server, settings: Settings) -> Values:
         "passed_rate": passed["rate"] / one["rate"],
         "memory": direct["memory"],
         "passed_memory": passed["memory"],
-        "rest": rest / REPLICAS * 100,
+        "kernel": per_kernel,
+        "kernel_followed": followed,
+        "idle": one["idle"],
+        "rest": rest / replicas * 100,
     }
 
 
@@ -162,6 +174,9 @@ ROW = Row(
         Figure("passed_rate", "the same, 3 of 4 websockets passed on", "x", info=True),
         Figure("memory", "memory of all replicas per websocket", "KiB", info=True),
         Figure("passed_memory", "the same, 3 of 4 websockets passed on", "KiB", info=True),
+        Figure("idle", "one server: CPU per idle websocket and second", "us", info=True),
+        Figure("kernel", "one server: memory per kernel", "KiB", info=True),
+        Figure("kernel_followed", "all replicas: memory per kernel", "KiB", info=True),
         Figure("rest", "CPU of a replica at rest, 50 kernels each", "%", info=True),
     ),
     measure=measure,
