@@ -221,6 +221,8 @@ class Server:
                 raise Conflict(_NOT_RUNNING)
             kernels = list(parts.kernels.index)
             if not force and parts.cluster is not None:
+                # A replica that was started a moment ago is not in the last view.
+                await parts.cluster.membership.refresh()
                 check_successors(kernels, parts.cluster.ownership.kept())
             elif not force:
                 check_losses(kernels, parts.hubs.settings, registry=parts.registry.enabled)

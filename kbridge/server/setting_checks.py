@@ -145,7 +145,7 @@ def check_url(value: str) -> str:
         return ""
     match = _ORIGIN.fullmatch(url)
     if match is None or match[1].lower() not in ("http", "https") or not match[2]:
-        raise ValueError("it is not like http://host:port, without a path, a user and a password")
+        raise ValueError("it is not like http://host:port, without a path, a user or a password")
     if "@" in match[2]:
         raise ValueError("it must not contain a user or a password")
     return f"{match[1].lower()}://{match[2]}"

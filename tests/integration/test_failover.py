@@ -13,7 +13,7 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from tests.support.client import KernelClient, attach
 from tests.support.require import require
-from tests.support.server import Server
+from tests.support.server import Server, kill_all
 from tests.support.waiting import until
 
 LINES = 20_000
@@ -39,8 +39,7 @@ def servers(tmp_path: Path, database_url: str) -> Iterator[list[Server]]:
             made[-1].start()
         yield made
     finally:
-        for server in made:
-            server.kill()
+        kill_all(*made)
 
 
 class Reader:

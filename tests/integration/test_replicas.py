@@ -20,7 +20,7 @@ import pytest
 from tests.support.client import attach
 from tests.support.postgresql import PASSWORD, PostgreSQL
 from tests.support.require import require
-from tests.support.server import Server
+from tests.support.server import Server, kill_all
 from tests.support.waiting import eventually, until
 
 pytestmark = [pytest.mark.kernel, pytest.mark.slow]
@@ -43,12 +43,7 @@ def make_servers(folder: Path, url: str) -> Iterator[Start]:
     try:
         yield start
     finally:
-        for server in servers:
-            # All servers before their kernels: the owner would restart a kernel. SIGKILL ends also
-            # a server that a test has stopped.
-            die(server)
-        for server in servers:
-            server.kill()
+        kill_all(*servers)  # SIGKILL ends also a server that a test has stopped
 
 
 @pytest.fixture

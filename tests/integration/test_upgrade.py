@@ -27,7 +27,7 @@ from tests.integration.test_holder import (
 from tests.support.client import attach
 from tests.support.require import require
 from tests.support.restartable_server import RestartableServer
-from tests.support.server import LINK, LINK_PYZMQ
+from tests.support.server import LINK, LINK_PYZMQ, kill_all
 from tests.support.waiting import TIMEOUT, eventually, until
 
 pytestmark = [
@@ -238,8 +238,7 @@ async def test_a_replica_gives_its_kernels_away_before_it_is_restarted(tmp_path:
         for server in (first, second):
             server.assert_clean_log()
     finally:
-        first.kill()
-        second.kill()
+        kill_all(first, second)
 
 
 async def test_output_in_memory_only_is_not_given_up(tmp_path: Path) -> None:

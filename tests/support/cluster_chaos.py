@@ -41,7 +41,7 @@ from tests.support.client import KernelClient, attach
 from tests.support.network import Network, network_to
 from tests.support.postgresql import PostgreSQL, postgresql
 from tests.support.require import require
-from tests.support.server import Server, free_port
+from tests.support.server import Server, free_port, kill_all
 from tests.support.waiting import TIMEOUT, until
 
 __all__ = ["Options", "run"]
@@ -182,10 +182,7 @@ class Lab:
 
     def kill(self) -> None:
         """End all processes, also after an error."""
-        for server in (*self.servers, *self.ended):
-            if server in self.servers:
-                server.process.send_signal(signal.SIGCONT)
-            server.kill()
+        kill_all(*self.servers, *self.ended)
 
     def count(self, words: str) -> int:
         """Return how often the replicas, also the ended ones, have logged some words."""

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from tests.support.server import Server
+from tests.support.server import Server, kill_all
 from tests.support.waiting import eventually
 
 __all__ = ["kernel_at", "model_at", "replicas"]
@@ -30,8 +30,7 @@ def replicas(
             server.start()
         yield made
     finally:
-        for server in made:
-            server.kill()
+        kill_all(*made)
 
 
 def kernel_at(server: Server, base: str = "") -> str:

@@ -30,7 +30,18 @@ from kbridge.link import choice
 from kbridge.link.holder.client import is_supported
 from tests.support.waiting import TIMEOUT, eventually
 
-__all__ = ["KEPT", "LINK", "LINK_PYZMQ", "PEER", "TOKEN", "Reply", "Server", "free_port", "gone"]
+__all__ = [
+    "KEPT",
+    "LINK",
+    "LINK_PYZMQ",
+    "PEER",
+    "TOKEN",
+    "Reply",
+    "Server",
+    "free_port",
+    "gone",
+    "kill_all",
+]
 
 _KBRIDGE = str(Path(kbridge.__file__).parent)
 PEER = os.environ.get("KBRIDGE_TEST_SERVER", "kbridge") == "jupyter_server"
@@ -199,6 +210,9 @@ class Server:
 
     def kill(self) -> None:
         """Kill the server and all processes that it started."""
+        kill_all(self)
+
+    def _kill_family(self) -> None:
         if self._process is None:
             return
         family = []
@@ -213,7 +227,9 @@ class Server:
             except psutil.NoSuchProcess:
                 continue
         self.process.wait(TIMEOUT)
-        # Kernels outlive a server that was killed, and are then not its children.
+
+    def _kill_kernels(self) -> None:
+        """Kill the kernels that outlive a server that was killed, and are then not its children."""
         for process, _ in self.started():
             process.kill()
         eventually(lambda: not self.started(), "no kernel is left")
@@ -344,3 +360,14 @@ def gone(pid: int) -> bool:
         return bool(psutil.Process(pid).status() == psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:
         return True
+
+
+def kill_all(*servers: Server) -> None:
+    """Kill servers and all processes that they started.
+
+    Replicas are killed together: one that lives would start the kernels of the others again.
+    """
+    for server in servers:
+        server._kill_family()
+    for server in servers:
+        server._kill_kernels()
