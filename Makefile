@@ -37,8 +37,10 @@ help:                   ## this text
 serve: $(VENV)/.serve   ## run the bridge on 127.0.0.1 (ARGS="--port 9999" adds options)
 	@$(BIN)/kbridge $(ARGS)
 
+# Many tests wait for something, so two cores carry three of them at a time. A worker takes tests of one
+# file after the other, and so makes few of the servers that the tests of a file share.
 test: $(VENV)/.lab $(VENV)/.speedups ## the whole suite (ARGS="-k wire" narrows it)
-	$(BIN)/python -m pytest -n 2 $(ARGS)
+	$(BIN)/python -m pytest -n 3 --dist worksteal $(ARGS)
 
 # The tests that use jupyter_client, ipykernel, jupyter_server, SQLAlchemy, psutil and traitlets; less than
 # five minutes on two cores. The extension in the lowest JupyterLab and Notebook is tested with
