@@ -212,7 +212,8 @@ class Server:
         """Kill the server and all processes that it started."""
         kill_all(self)
 
-    def _kill_family(self) -> None:
+    def kill_family(self) -> None:
+        """Kill the server and its children, as the first half of `kill_all`."""
         if self._process is None:
             return
         family = []
@@ -228,7 +229,7 @@ class Server:
                 continue
         self.process.wait(TIMEOUT)
 
-    def _kill_kernels(self) -> None:
+    def kill_kernels(self) -> None:
         """Kill the kernels that outlive a server that was killed, and are then not its children."""
         for process, _ in self.started():
             process.kill()
@@ -368,6 +369,6 @@ def kill_all(*servers: Server) -> None:
     Replicas are killed together: one that lives would start the kernels of the others again.
     """
     for server in servers:
-        server._kill_family()
+        server.kill_family()
     for server in servers:
-        server._kill_kernels()
+        server.kill_kernels()
