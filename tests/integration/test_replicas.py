@@ -132,16 +132,37 @@ async def test_the_new_owner_restarts_and_ends_the_kernel(on_sqlite: Start) -> N
     await until(lambda: not first.started(), "the kernel has ended")
 
 
+ASK_AFTER = """import pathlib, time
+while not pathlib.Path({path!r}).exists():
+    time.sleep(0.01)
+print(input("name?"))"""
+
+
 async def test_a_replica_that_was_stopped_restarts_no_kernel_that_it_has_lost(
-    on_postgresql: Start,
+    on_postgresql: Start, tmp_path: Path
 ) -> None:
-    """Both replicas watch the process when it ends; the one without the lease leaves it alone."""
+    """Both replicas watch the process when it ends; the one without the lease leaves it alone.
+
+    While the owner is stopped, its connections to the kernel are still there. ipykernel sends input
+    requests and replies to the newest connection of an identity, which is that of the new owner.
+    """
     first, second = on_postgresql("--lease-seconds=3"), on_postgresql("--lease-seconds=3")
     kernel_id = first.start_kernel()
     async with attach(first, kernel_id) as client:
         assert (await client.execute("print(1)")).text() == "1\n"
+        begin = tmp_path / "begin"
+        cell = await client.start(ASK_AFTER.format(path=str(begin)), allow_stdin=True)
+        await client.until(lambda m: m["header"]["msg_type"] == "execute_input")
         first.process.send_signal(signal.SIGSTOP)
         await until(lambda: took(second, kernel_id), "the other replica took over")
+        begin.touch()
+        async with attach(second, kernel_id, session=client.session) as other:
+            *_, asked = await other.until(lambda m: m["channel"] == "stdin")
+            answer = {"value": "an answer", "status": "ok"}
+            await other.send("input_reply", answer, channel="stdin", parent=asked["header"])
+            done = await other.finish(cell)
+            assert done.text() == "an answer\n"
+            assert done.reply["user_expressions"] == {}, "the reply is that of the kernel"
         [(process, _)] = first.started()
         process.kill()
         await until(lambda: has_said(second, "restart 1 of at most"), "the kernel is restarted")
@@ -210,9 +231,10 @@ async def test_a_replica_that_is_stopped_gives_its_kernels_to_another(
         assert (await client.execute("x = 42; print(x)")).text() == "42\n"
         stopping = asyncio.create_task(asyncio.to_thread(first.stop))
         assert await client.closed() == (1012, "the server is restarting")
+        # The other replica serves the kernel already.
+        assert await ask(second, kernel_id, "print(x)") == "42\n"
+        assert took(second, kernel_id)
         assert await stopping == 0
-    await until(lambda: took(second, kernel_id), "the other replica has the kernel")
-    assert await ask(second, kernel_id, "print(x)") == "42\n"
     assert not has_said(second, "has ended without")
     # The last replica of a cluster ends its kernels, as any server does.
     assert await asyncio.to_thread(second.stop) == 0
