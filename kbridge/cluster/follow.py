@@ -11,13 +11,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from contextlib import suppress
 from typing import Any, Final
 
 from kbridge.cluster.membership import Change, Membership
 from kbridge.cluster.state_writer import read_handover
 from kbridge.errors import HubClosed, KbridgeError, RegistryError
 from kbridge.flow.handover import END
-from kbridge.hub import HubTable
+from kbridge.hub import Hub, HubTable
 from kbridge.hub.broadcast.turns import turns
 from kbridge.kernels.registry.models import ClusterKernel, KernelRole, decode
 from kbridge.kernels.tasks import spawn, stop
@@ -70,6 +71,7 @@ class Followers:
         self._in_turns = False
         self._reading: asyncio.Task[None] | None = None
         self._closing: set[asyncio.Task[None]] = set()
+        self._reports: set[asyncio.Task[None]] = set()
         self._closed = False
 
     def open(self) -> None:
@@ -130,9 +132,11 @@ class Followers:
         self._infos[kernel_id] = info
         try:
             if hub is None:
-                self._hubs.follow(kernel_id, info)
+                hub = self._hubs.follow(kernel_id, info)
                 self._began[kernel_id] = asyncio.get_running_loop().time()
-                self._log.info("Following kernel %s of %s", kernel_id, owner)
+                task = spawn(self._report(hub, owner), self._log)
+                self._reports.add(task)
+                task.add_done_callback(self._reports.discard)
             elif info != known:
                 hub.reconnect(info)
         except HubClosed:
@@ -140,6 +144,14 @@ class Followers:
         except (KbridgeError, ValueError, TypeError) as error:
             if known != info:  # logged once
                 self._log.warning("Kernel %s cannot be followed: %s", kernel_id, error)
+
+    async def _report(self, hub: Hub, owner: str) -> None:
+        """Log that a kernel is followed, once its output arrives here."""
+        with suppress(HubClosed):
+            proven = await hub.wait_ready()
+            if self._hubs.followed.get(hub.kernel_id) is hub:
+                words = "" if proven else ", which has not answered yet"
+                self._log.info("Following kernel %s of %s%s", hub.kernel_id, owner, words)
 
     def _forget(self, kernel_id: str) -> None:
         self.taken(kernel_id)
@@ -180,6 +192,6 @@ class Followers:
     async def aclose(self) -> None:
         """Follow no more; `HubTable.aclose` closes the hubs. May be called twice."""
         self._closed = True
-        await stop(self._reading)
+        await stop(self._reading, *self._reports)
         if self._closing:
             await asyncio.wait(self._closing)

@@ -20,8 +20,8 @@ from urllib.parse import urlsplit
 
 from tornado.httpclient import HTTPError, HTTPRequest
 from tornado.httputil import HTTPHeaders, HTTPInputError, parse_response_start_line
-from tornado.iostream import IOStream
-from tornado.simple_httpclient import SimpleAsyncHTTPClient
+from tornado.iostream import IOStream, StreamClosedError
+from tornado.simple_httpclient import HTTPStreamClosedError, SimpleAsyncHTTPClient
 from tornado.tcpclient import TCPClient
 
 from kbridge._version import __version__
@@ -37,6 +37,13 @@ _HEAD_LIMIT: Final = 64 << 10
 _BODY_LIMIT: Final = 64 << 10  # of the refusal of a websocket
 _CLIENTS: Final = 1000
 _USER_AGENT: Final = f"kbridge-replica/{__version__}"
+
+
+# OpenSSL's X509_V_ERR_HOSTNAME_MISMATCH and X509_V_ERR_IP_ADDRESS_MISMATCH.
+_WRONG_NAME: Final = (62, 64)
+# A replica that does not accept the certificate of a client closes the connection. Its alert may be
+# lost, because the client has sent a request by then.
+_CUT: Final = (ssl.SSLError, ConnectionError, StreamClosedError, HTTPStreamClosedError)
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,13 +81,16 @@ class PeerReply:
 class Peers:
     """Sends requests to other replicas; needs a running event loop.
 
+    Replicas whose URL is https are verified with the certificates of the system, or of the file
+    that `SSL_CERT_FILE` names.
+
     Parameters
     ----------
     secret : str
         The secret of the cluster.
-    tls : ssl.SSLContext, optional
-        Verifies replicas whose URL is https; by default with the certificates of the system, or of
-        the file that `SSL_CERT_FILE` names.
+    certificate : tuple of (str, str)
+        The files `certfile` and `keyfile` of this server, for replicas that verify their clients;
+        empty for none.
 
     Attributes
     ----------
@@ -88,9 +98,9 @@ class Peers:
         The secret; empty until this replica has joined the cluster.
     """
 
-    def __init__(self, secret: str = "", tls: ssl.SSLContext | None = None) -> None:
+    def __init__(self, secret: str = "", *, certificate: tuple[str, str] = ("", "")) -> None:
         self.secret = secret
-        self._given_tls = tls
+        self._certificate = certificate
         self._tcp = TCPClient()
 
     async def request(
@@ -216,11 +226,15 @@ class Peers:
         return {"User-Agent": _USER_AGENT, **more, "Authorization": authorization}
 
     def _tls_for(self, replica: Replica) -> ssl.SSLContext | None:
-        return self._tls if replica.url.startswith("https:") else None
+        return self._tls if _is_https(replica) else None
 
     @cached_property
     def _tls(self) -> ssl.SSLContext:
-        return self._given_tls or ssl.create_default_context()
+        context = ssl.create_default_context()
+        certfile, keyfile = self._certificate
+        if certfile:
+            context.load_cert_chain(certfile, keyfile or None)
+        return context
 
     @cached_property
     def _http(self) -> SimpleAsyncHTTPClient:
@@ -242,13 +256,43 @@ def _check(replica: Replica, reply: PeerReply) -> None:
         )
 
 
+def _is_https(replica: Replica) -> bool:
+    return replica.url.startswith("https:")
+
+
 def _is_json(reply: PeerReply) -> bool:
     return reply.headers.get("Content-Type", "").startswith("application/json")
 
 
-def _unreachable(replica: Replica, error: BaseException | None) -> ReplicaUnreachable:
-    reason = "it does not answer" if isinstance(error, TimeoutError) else str(error)
+def _unreachable(replica: Replica, error: BaseException) -> ReplicaUnreachable:
+    https = _is_https(replica)
+    reason, advice = _explain(getattr(error, "real_error", None) or error, https=https)
     return ReplicaUnreachable(
-        f"The kernel is served by the replica at {replica.url}, which cannot be reached:"
-        f" {reason or type(error).__name__}. See KbridgeApp.advertise_url of that replica"
+        f"The kernel is served by the replica at {replica.url}, which cannot be reached: {reason}."
+        f" {advice}"
     )
+
+
+def _explain(error: BaseException, *, https: bool) -> tuple[str, str]:
+    """Return the reason of an error, and the setting that may be wrong."""
+    advice = "See KbridgeApp.advertise_url of that replica"
+    reason = "it does not answer" if isinstance(error, TimeoutError) else str(error)
+    if isinstance(error, ssl.SSLCertVerificationError) and error.verify_code in _WRONG_NAME:
+        reason = f"its certificate is not valid for that name ({error.verify_message})"
+        advice = (
+            "Set KbridgeApp.advertise_url of that replica to a URL with a name that the certificate"
+            " in KbridgeApp.certfile has"
+        )
+    elif isinstance(error, ssl.SSLCertVerificationError):
+        reason = f"its certificate cannot be verified ({error.verify_message})"
+        advice = (
+            "Set the environment variable SSL_CERT_FILE of this replica to a file with the"
+            " authority that has signed KbridgeApp.certfile of that replica"
+        )
+    elif https and isinstance(error, _CUT):
+        reason = f"it closed the connection ({reason or type(error).__name__})"
+        advice += (
+            ". If KbridgeApp.client_ca is set there, it must have signed KbridgeApp.certfile of"
+            " this replica, for the use by clients, too"
+        )
+    return reason or type(error).__name__, advice

@@ -39,6 +39,7 @@ from kbridge.server.auth.access_policy import AccessPolicy
 from kbridge.server.auth.authenticator import Authenticator
 from kbridge.server.auth.credentials import Credentials
 from kbridge.server.config import AuthConfig, ListenConfig, ServerConfig
+from kbridge.server.http.listen import TlsFiles
 from kbridge.server.metrics import ServerMetrics
 from kbridge.server.readiness import Directories, Readiness
 from kbridge.server.restart import no_holder
@@ -259,7 +260,7 @@ def build(config: ServerConfig, port: int, log: logging.Logger) -> Components:
     sessions: Sessions | ClusterSessions = Sessions(kernels, registry)
     remote = None
     if membership is not None:
-        remote = _remote(kernels, membership)
+        remote = _remote(kernels, membership, config.listen.tls)
         _, sessions = remote
     hubs.configure(ZMQChannelsWebsocketConnection.hub_settings(config.traits.config, kernels))
     unkept = "the server was a replica of a cluster" if membership else no_holder(hubs.settings)
@@ -309,13 +310,13 @@ def build(config: ServerConfig, port: int, log: logging.Logger) -> Components:
 
 
 def _remote(
-    kernels: BridgeKernelManager, membership: Membership
+    kernels: BridgeKernelManager, membership: Membership, tls: TlsFiles
 ) -> tuple[RemoteKernels, ClusterSessions]:
     from kbridge.cluster.peers import Peers
     from kbridge.cluster.remote_kernels import RemoteKernels
     from kbridge.cluster.sessions import ClusterSessions
 
-    others = RemoteKernels(membership, Peers())
+    others = RemoteKernels(membership, Peers(certificate=(tls.certfile, tls.keyfile)))
     return others, ClusterSessions(kernels, others, membership.store)
 
 

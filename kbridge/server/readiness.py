@@ -179,8 +179,8 @@ def _cluster(membership: Membership) -> str:
         return "this replica is about to end"
     if not membership.lease.held:
         return (
-            "the lease of this replica is over, because the database of the cluster cannot be"
-            " reached"
+            "the lease of this replica is over, because it could not renew it in the database of"
+            " the cluster (KbridgeApp.registry_url) for KbridgeApp.lease_seconds"
         )
     return "the database of the cluster cannot be reached" if membership.problem else OK
 

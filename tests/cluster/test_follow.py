@@ -14,7 +14,18 @@ from kbridge.cluster.follow import Followers, connection_of
 from kbridge.cluster.state_writer import StateWriter
 from kbridge.hub import Hub
 from kbridge.kernels.registry.models import KernelRole, KernelRow
-from tests.cluster.rig import INFO, LOG, ReplicaRig, kernel_row, line, other_ports
+from kbridge.wire.message import Channel
+from kbridge.wire.zmq import parse, serialize
+from tests.cluster.rig import (
+    INFO,
+    LOG,
+    SIGNER,
+    ReplicaRig,
+    kernel_row,
+    line,
+    message,
+    other_ports,
+)
 from tests.support.waiting import until
 
 
@@ -51,6 +62,29 @@ async def test_kernels_of_others_are_followed_until_they_end(
     assert set(b.hubs.followed) == {"l"}
     await until(lambda: hub.closed, "the hub is closed")
     await following.aclose()
+    await following.aclose()
+
+
+async def test_a_kernel_is_reported_once_it_answers(
+    a: ReplicaRig, b: ReplicaRig, following: Followers, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", logger=LOG.name)
+    a.put(kernel_row())
+    await b.see()
+    following.open()
+    await b.see()
+    assert "Following" not in caplog.text
+    link = b.links[-1]
+    link.connect()
+    for channel, frames in list(link.sent):
+        probe = parse(channel, frames, SIGNER)
+        info = {"protocol_version": "5.3", "status": "ok"}
+        reply = message(channel, "kernel_info_reply", info, probe.header)
+        idle = message(Channel.IOPUB, "status", {"execution_state": "idle"}, probe.header)
+        link.say(channel, serialize(reply, SIGNER))
+        link.say(Channel.IOPUB, serialize(idle, SIGNER))
+    assert b.hubs.followed["k"].ready
+    await until(lambda: "Following kernel k of a" in caplog.messages, "the kernel is followed")
     await following.aclose()
 
 

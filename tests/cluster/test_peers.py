@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-import subprocess
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from pathlib import Path
+from typing import Any
 
 import pytest
 from tornado.testing import bind_unused_port
 
 from kbridge.cluster.peers import Peers
 from kbridge.errors import Misdirected, ReplicaUnreachable
+from kbridge.server.http.listen import TlsFiles, make_context
+from tests.support.certificate import Authority, Certificate
 from tests.support.cluster_view import replica_at
 
 SECRET = "the-secret-of-the-cluster"
@@ -21,22 +22,23 @@ OK = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 2\r\
 
 
 @pytest.fixture(scope="module")
-def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    folder = tmp_path_factory.mktemp("tls")
-    cert, key = folder / "cert.pem", folder / "key.pem"
-    command = ("openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2")
-    names = ("-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost")
-    files = ("-keyout", str(key), "-out", str(cert))
-    subprocess.run([*command, *names, *files], check=True, capture_output=True)
-    return cert, key
+def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
+    return Authority(tmp_path_factory.mktemp("tls"))
+
+
+@pytest.fixture
+def trusted(authority: Authority, monkeypatch: pytest.MonkeyPatch) -> Authority:
+    """An authority that the replicas know."""
+    monkeypatch.setenv("SSL_CERT_FILE", str(authority.cert))
+    return authority
 
 
 @pytest.fixture
 async def make() -> AsyncIterator[Callable[..., Peers]]:
     made: list[Peers] = []
 
-    def new(tls: ssl.SSLContext | None = None) -> Peers:
-        made.append(Peers(SECRET, tls))
+    def new(**options: Any) -> Peers:
+        made.append(Peers(SECRET, **options))
         return made[-1]
 
     yield new
@@ -82,26 +84,49 @@ async def both(peers: Peers, url: str) -> list[BaseException | int]:
     return found
 
 
-async def test_the_certificate_of_a_replica_is_checked(make, certificate) -> None:
-    cert, key = certificate
-    serving = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    serving.load_cert_chain(cert, key)
-    trusting = ssl.create_default_context(cafile=str(cert))
-    async with answering(OK, serving) as (port, heads):
-        assert await both(make(trusting), f"https://localhost:{port}/base/") == [200, 200]
+def serving(made: Certificate) -> ssl.SSLContext:
+    """Return the context of a server with these files."""
+    context = make_context(TlsFiles(str(made.cert), str(made.key)))
+    assert context is not None
+    return context
+
+
+async def errors(peers: Peers, url: str) -> str:
+    """Return the errors of a request and a handshake, which are the same."""
+    found = await both(peers, url)
+    assert all(isinstance(each, ReplicaUnreachable) for each in found), found
+    one, two = map(str, found)
+    assert one == two
+    return one
+
+
+async def test_a_private_authority_is_trusted(make, trusted: Authority) -> None:
+    async with answering(OK, serving(trusted.sign("localhost"))) as (port, heads):
+        assert await both(make(), f"https://localhost:{port}/base/") == [200, 200]
         assert [head.split()[1] for head in heads] == [
             b"/base/api/kernels/x",
             b"/base/api/kernels/x/channels",
         ]
         for head in heads:
             assert f"authorization: kbridge-cluster {SECRET}".encode() in head.replace(b"A", b"a")
-        # Neither of these certificates may see the secret.
-        heads.clear()
-        for peers, host in ((make(), "localhost"), (make(trusting), "127.0.0.1")):
-            for error in await both(peers, f"https://{host}:{port}/"):
-                assert isinstance(error, ReplicaUnreachable)
-                assert "certificate" in str(error)
-        assert heads == []
+
+
+async def test_a_certificate_for_another_name_names_the_setting(make, trusted: Authority) -> None:
+    async with answering(OK, serving(trusted.sign("replica.example"))) as (port, heads):
+        for host in ("localhost", "127.0.0.1"):
+            said = await errors(make(), f"https://{host}:{port}/")
+            assert "not valid for that name" in said
+            assert "KbridgeApp.advertise_url of that replica" in said
+            assert "KbridgeApp.certfile" in said
+        assert heads == [], "it may not see the secret"
+
+
+async def test_an_unknown_authority_names_the_setting(make, authority: Authority) -> None:
+    async with answering(OK, serving(authority.sign("localhost"))) as (port, heads):
+        said = await errors(make(), f"https://localhost:{port}/")
+        assert "cannot be verified" in said
+        assert "SSL_CERT_FILE" in said
+        assert heads == [], "it may not see the secret"
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import ssl
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
@@ -197,6 +198,7 @@ async def start(tmp_path: Any) -> AsyncIterator[Start]:
         channels: type[web.RequestHandler] = EchoChannels,
         guarded: bool = False,
         clock: Callable[[], float] | None = None,
+        tls: ssl.SSLContext | None = None,
         **options: Any,
     ) -> Running:
         sock, port = bind_unused_port()
@@ -223,10 +225,11 @@ async def start(tmp_path: Any) -> AsyncIterator[Start]:
                 limits=ConnectionLimits(64, 20.0, 60.0),
                 log=logging.getLogger("kbridge.test"),
                 max_body_size=MAX_BODY,
+                ssl_options=tls,
             )
             server.add_sockets([sock])
         else:
-            server = HTTPServer(application)
+            server = HTTPServer(application, ssl_options=tls)
             server.add_socket(sock)
         servers.append(server)
         running = Running(services, kernels, sessions, port)

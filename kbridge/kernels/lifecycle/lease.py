@@ -85,8 +85,9 @@ class Lease:
         """
         if not self.held:
             raise Busy(
-                "This replica has lost its lease, because it does not reach the database of the"
-                " cluster; try again in a few seconds"
+                "This replica has lost its lease, because it could not renew it in the database of"
+                " the cluster (KbridgeApp.registry_url) for KbridgeApp.lease_seconds; try again"
+                " in a few seconds"
             )
 
     async def ensure(self) -> None:

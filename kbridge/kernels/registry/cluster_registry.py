@@ -30,6 +30,8 @@ class ClusterRegistry(Registry):
         The rows of the cluster.
     """
 
+    advice = "All replicas of a cluster need it: see KbridgeApp.registry_url"
+
     def __init__(self, url: str, replica: Replica) -> None:
         super().__init__(url)
         self.shared = True

@@ -47,7 +47,6 @@ _MEANINGS: Final = {
 }
 # Schema version, kernels and sessions of a registry without rows, see `schema.SCHEMA_VERSION`.
 _BARE: Final = {(1, 0, 0), (2, 0, 0), (3, 0, 0)}
-_ADVICE: Final = "--registry-url=none starts without it; kernels then end with the server"
 
 
 def secrets_of(url: str) -> set[str]:
@@ -74,12 +73,16 @@ class Registry:
         The name in messages: the file, or the URL without its password.
     shared : bool
         True if several servers write to it all the time.
+    advice : str
+        The end of the message of each error, for the operator.
 
     Raises
     ------
     RegistryError
         If the path begins with the home directory of a user who does not exist.
     """
+
+    advice = "--registry-url=none starts without it; kernels then end with the server"
 
     def __init__(self, url: str) -> None:
         self._url = url
@@ -111,7 +114,7 @@ class Registry:
             if self._url.startswith("sqlite"):
                 raise RegistryError(
                     f"The registry {self.name} would be in memory, and lost with the server;"
-                    f" name a file. {_ADVICE}"
+                    f" name a file. {self.advice}"
                 )
             return
         with self._translated("opened"):
@@ -212,7 +215,7 @@ class Registry:
             reason = self._reason(error)
         else:
             return
-        raise RegistryError(f"The registry {self.name} cannot be {done}: {reason}. {_ADVICE}")
+        raise RegistryError(f"The registry {self.name} cannot be {done}: {reason}. {self.advice}")
 
     def _reason(self, error: Exception) -> str:
         from sqlalchemy.exc import ArgumentError, NoSuchModuleError

@@ -162,15 +162,20 @@ def test_a_cluster_is_warned_of_a_network_file_system(path, monkeypatch):
         monkeypatch.setattr(cluster_registry, "shares_memory", lambda _, local=local: local)
         warning = ClusterRegistry(str(path), replica).warning
         assert ("nfs4" in warning and "registry_url" in warning) == said
-    assert not ClusterRegistry("postgresql+psycopg://h/d", replica).warning
+    other = ClusterRegistry("nosuch://h/d", replica)
+    assert not other.warning
+    with pytest.raises(RegistryError, match=r"KbridgeApp\.registry_url") as unusable:
+        other.store.view()
+    assert "none" not in str(unusable.value)
 
 
 def test_a_file_that_is_gone_is_not_made_for_all_to_read(open_registry, path):
     registry = open_registry()
     add(registry)
     path.unlink()
-    with pytest.raises(RegistryError, match="cannot be opened"):
+    with pytest.raises(RegistryError, match="cannot be opened") as gone:
         count(registry)
+    assert "registry-url=none" in str(gone.value)
     assert not path.exists()
     registry.prepare()
     assert stat.S_IMODE(path.stat().st_mode) == 0o600

@@ -7,6 +7,7 @@ import json
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -21,6 +22,8 @@ from kbridge.cluster.remote_kernels import RemoteKernels
 from kbridge.hub.table import HubTable
 from kbridge.server.api.access import AccessMixin
 from kbridge.server.api.websocket import ChannelsHandler
+from kbridge.server.http.listen import TlsFiles, make_context
+from tests.support.certificate import Authority, Certificate
 from tests.support.cluster_view import FixedView, kernel_of, replica_at
 from tests.support.waiting import TIMEOUT, until
 
@@ -96,14 +99,25 @@ async def make(start: Any) -> AsyncIterator[Make]:
     for kept in (OwnerChannels.requests, OwnerChannels.methods, OwnerChannels.pongs):
         kept.clear()
 
-    async def run(*, owner_secret: str = SECRET, guarded: bool = True, **options: Any) -> Cluster:
+    async def run(
+        *,
+        owner_secret: str = SECRET,
+        guarded: bool = True,
+        tls: Certificate | None = None,
+        client_ca: str = "",
+        shown: Certificate | None = None,
+        **options: Any,
+    ) -> Cluster:
+        files, own = ((str(c.cert), str(c.key)) if c else ("", "") for c in (tls, shown))
         owner = await start(
+            tls=make_context(TlsFiles(*files, client_ca)),
             channels=OwnerChannels,
             policy={"cluster_secret": owner_secret, "token": OWNER_TOKEN},
             guarded=guarded,
             base_url="/of/the/owner/",
         )
-        view = FixedView(replica_at(f"{owner.url}/"))
+        url = owner.url if tls is None else f"https://localhost:{owner.port}/of/the/owner"
+        view = FixedView(replica_at(f"{url}/"))
         front = await start(
             channels=ChannelsHandler,
             policy={"cluster_secret": SECRET},
@@ -111,7 +125,7 @@ async def make(start: Any) -> AsyncIterator[Make]:
             hubs=HubTable(),
             **options,
         )
-        peers = Peers(SECRET)
+        peers = Peers(SECRET, certificate=own)
         opened.append(peers)
         front.services.cluster = RemoteKernels(view, peers)
         return Cluster(front, owner, view)
@@ -344,6 +358,49 @@ async def test_a_program_that_is_not_a_replica_is_named(cluster: Cluster, error_
 
 
 # -- websockets ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("guarded", [True, False])
+async def test_requests_and_websockets_are_passed_on_over_tls(
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, guarded: bool
+) -> None:
+    """With a private authority, which has signed the certificates of both servers."""
+    authority = Authority(tmp_path)
+    monkeypatch.setenv("SSL_CERT_FILE", str(authority.cert))
+    tls, ca = authority.sign("localhost"), str(authority.cert)
+    cluster = await make(tls=tls, client_ca=ca, shown=tls, guarded=guarded)
+    kernel_id = await cluster.start_kernel()
+    reply = await cluster.front.ask("GET", f"/api/kernels/{kernel_id}")
+    assert json.loads(reply.body) == cluster.owner.kernels.model(kernel_id)
+    async with asyncio.timeout(TIMEOUT), cluster.connect(kernel_id, max_size=None) as client:
+        for message in ("text", bytes(4 * MB), "more", *map(str, range(100))):
+            await client.send(message)
+            assert await client.recv() == message
+        await client.send("close")
+        with pytest.raises(ConnectionClosed) as closed:
+            await client.recv()
+    assert closed.value.rcvd is not None
+    assert closed.value.rcvd.code == 1012
+
+
+@pytest.mark.parametrize("usage", ["", "serverAuth"])
+async def test_an_owner_that_refuses_the_certificate_of_a_replica_names_the_setting(
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error_of: Any, usage: str
+) -> None:
+    authority = Authority(tmp_path)
+    monkeypatch.setenv("SSL_CERT_FILE", str(authority.cert))
+    tls, ca = authority.sign("localhost"), str(authority.cert)
+    shown = authority.sign("localhost", usage=usage) if usage else None
+    cluster = await make(tls=tls, client_ca=ca, shown=shown)
+    kernel_id = await cluster.start_kernel()
+    reply = await cluster.front.ask("GET", f"/api/kernels/{kernel_id}")
+    status, _, message = error_of(reply)
+    assert (status, "closed the connection" in message) == (503, True), message
+    assert "KbridgeApp.client_ca" in message
+    with pytest.raises(InvalidStatus) as refused:
+        async with cluster.connect(kernel_id):
+            pass
+    assert b"KbridgeApp.client_ca" in refused.value.response.body
 
 
 async def test_a_websocket_is_passed_on_without_the_secrets_of_its_client(
