@@ -7,8 +7,8 @@ Invariants:
 
 - the lease of the server begins when its renewal is sent, not when the database answers;
 - observers hear that a kernel is lost before anybody who waits for the lease may act;
-- a replica counts as gone at once only if its process on this machine has ended, or if its renewal
-  is overdue and its address refuses connections. Otherwise the end of its lease decides.
+- a replica counts as gone before the end of its lease only if its process on this machine has
+  ended, and only until its lease is renewed.
 """
 
 from __future__ import annotations
@@ -19,13 +19,14 @@ import math
 import platform
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
+from ipaddress import ip_address
 from typing import Final, Protocol, TypeVar
 from urllib.parse import urlsplit
 
 from kbridge.cluster.rendezvous import order
 from kbridge.errors import RegistryError
 from kbridge.kernels.lifecycle.lease import Lease
-from kbridge.kernels.lifecycle.processes import ProcessState, state_of
+from kbridge.kernels.lifecycle.processes import ProcessState, same_boot, state_of
 from kbridge.kernels.registry.cluster_store import ENDED_SECONDS, ClusterStore
 from kbridge.kernels.registry.models import ClusterKernel, Replica, View, decode
 from kbridge.kernels.tasks import spawn, stop
@@ -37,8 +38,7 @@ T = TypeVar("T")
 
 _LOOK_SECONDS: Final = 0.5
 _RETRY_SECONDS: Final = 1.0
-_PROBE_SECONDS: Final = 1.0
-# A renewal is overdue if less of the lease is left: it is renewed at two thirds.
+# A renewal is overdue if a smaller share of the lease is left: it is renewed at two thirds.
 _OVERDUE: Final = 0.55
 _HANGING: Final = 3  # threads: one that waits for a dead connection must not delay the renewals
 
@@ -130,10 +130,11 @@ class Membership:
         self._told: dict[str, str] = {}
         self._revision: int | None = None
         self._seen_at = float("-inf")  # the time of the last view
-        self._gone: set[str] = set()
+        self._gone: dict[str, Replica] = {}  # as it was seen after its end
         self._alive: frozenset[tuple[str, bool]] = frozenset()
+        self._unreachable: set[str] = set()  # the URLs that were warned of
         self._renewing = asyncio.Lock()
-        self._probing: dict[str, asyncio.Task[None]] = {}
+        self._checking: dict[str, asyncio.Task[None]] = {}
         self._tasks: list[asyncio.Task[None]] = []
 
     # -- the beginning and the end ------------------------------------------------------------
@@ -172,7 +173,7 @@ class Membership:
         """
         tasks, self._tasks = self._tasks, []
         if tasks:
-            await stop(*tasks, *self._probing.values())
+            await stop(*tasks, *self._checking.values())
             self.lease.end()
             if not quietly:
                 await self._attempt(self.store.leave)
@@ -201,18 +202,22 @@ class Membership:
             return False
         return replica_id == self.me.replica_id or self._left(replica) > 0
 
-    @property
-    def steady(self) -> bool:
-        """True if this server could renew its lease for as long as a lease lasts.
+    def is_steady(self, replica_id: str) -> bool:
+        """Return True if this server could renew its lease for as long as a replica's lease lasts.
 
         After a time without the database, the leases of all replicas are over, and those that live
         are about to renew them.
         """
-        return self.lease.now() - self._returned >= self._seconds
+        replica = self.replicas.get(replica_id)
+        seconds = self._duration(replica) if replica is not None else self._seconds
+        return self.lease.now() - self._returned >= seconds
 
-    def is_gone(self, replica_id: str) -> bool:
-        """Return True if a replica has certainly ended, so that its lease does not matter."""
-        return replica_id in self._gone
+    def gone(self, replica_id: str) -> Replica | None:
+        """Return a replica whose process has certainly ended, as it was seen after its end.
+
+        Its lease does not matter, unless it was renewed since. None for other replicas.
+        """
+        return self._gone.get(replica_id)
 
     def alive(self) -> list[Replica]:
         """Return the replicas that have a lease, this one included."""
@@ -275,14 +280,10 @@ class Membership:
         return await self._workers.call(work)
 
     def suspect(self, replica_id: str) -> None:
-        """Look whether a replica is gone, because a connection to it has failed."""
-        replica = self.replicas.get(replica_id)
-        if replica is None or replica_id == self.me.replica_id or replica_id in self._gone:
-            return
-        if self._has_ended(replica):
-            self._mark_gone(replica)
-        elif replica_id not in self._probing:
-            self._probing[replica_id] = spawn(self._probe(replica_id), self._log)
+        """Look at the lease and the process of a replica, because a connection to it has failed."""
+        known = replica_id in self.replicas and replica_id != self.me.replica_id
+        if known and replica_id not in self._gone and replica_id not in self._checking:
+            self._checking[replica_id] = spawn(self._check(replica_id), self._log)
 
     # -- renewals -----------------------------------------------------------------------------
 
@@ -354,9 +355,28 @@ class Membership:
         for kernel_id in ended:
             del self.kernels[kernel_id]
         self.replicas = {replica.replica_id: replica for replica in view.replicas}
-        self._gone &= self.replicas.keys()
+        self._gone = {
+            replica_id: gone
+            for replica_id, gone in self._gone.items()
+            if (replica := self.replicas.get(replica_id)) is not None
+            and replica.lease_until == gone.lease_until
+        }
         self._revision, self._seen_at = view.revision, at
+        self._warn_of_loopback()
         self._notify(Change(changed, ended))
+
+    def _warn_of_loopback(self) -> None:
+        """Warn of replicas of several machines with an address that only one machine reaches."""
+        if len({replica.hostname for replica in self.replicas.values()}) < 2:
+            return
+        for replica in self.replicas.values():
+            if replica.url not in self._unreachable and _is_loopback(replica.url):
+                self._unreachable.add(replica.url)
+                self._log.warning(
+                    "Replicas on other machines cannot reach the replica %s on %s at %s: set"
+                    " KbridgeApp.advertise_url there",
+                    *(replica.replica_id, replica.hostname, replica.url),
+                )
 
     def _notify(self, change: Change) -> None:
         alive = frozenset((r.replica_id, r.draining) for r in self.alive())
@@ -374,14 +394,17 @@ class Membership:
     def _left(self, replica: Replica) -> float:
         return replica.lease_left - (self.lease.now() - self._seen_at)
 
+    def _duration(self, replica: Replica) -> float:
+        return replica.lease_seconds or self._seconds
+
     async def _look(self) -> None:
         """Look for replicas that have ended, more often than leases end."""
         while True:
             await asyncio.sleep(_LOOK_SECONDS)
             for replica in self._others():
-                if self._has_ended(replica):
-                    self._mark_gone(replica)
-                elif self._left(replica) < self._seconds * _OVERDUE:
+                left = self._left(replica)
+                ending = -2 * _LOOK_SECONDS < left < self._duration(replica) * _OVERDUE
+                if ending or self._has_ended(replica):
                     self.suspect(replica.replica_id)
 
     def _others(self) -> Iterable[Replica]:
@@ -396,45 +419,31 @@ class Membership:
             return False
         if (replica.pid, replica.start_id) == (self.me.pid, self.me.start_id):
             return True  # the program before a restart within the process
-        return state_of(replica.pid, replica.start_id) is ProcessState.GONE
+        # Another boot: this machine before its restart, or another machine with the same name.
+        ended = state_of(replica.pid, replica.start_id) is ProcessState.GONE
+        return ended and same_boot(replica.start_id)
 
-    def _mark_gone(self, replica: Replica) -> None:
-        if replica.replica_id not in self._gone:
-            self._gone.add(replica.replica_id)
-            level = logging.INFO if replica.draining else logging.WARNING
-            self._log.log(level, "The replica %s has ended (%s)", replica.replica_id, replica.url)
-            self._notify(Change())
-
-    async def _probe(self, replica_id: str) -> None:
-        """Connect to a replica whose renewal is overdue."""
+    async def _check(self, replica_id: str) -> None:
+        """Read the row of a replica; the replica is gone if its process has ended before that."""
         try:
-            await self.renew()
+            ended = self._has_ended(self.replicas[replica_id])
+            await self.refresh()
             replica = self.replicas.get(replica_id)
-            if (
-                replica is not None
-                and not replica.draining
-                and not self.problem
-                and self._left(replica) < self._seconds * _OVERDUE
-                and await _refuses(replica.url)
-            ):
-                self._mark_gone(replica)
+            if replica is not None and ended and not self.problem:
+                self._gone[replica_id] = replica
+                level = logging.INFO if replica.draining else logging.WARNING
+                self._log.log(level, "The replica %s has ended (%s)", replica_id, replica.url)
+                self._notify(Change())
         finally:
-            del self._probing[replica_id]
+            del self._checking[replica_id]
 
 
-async def _refuses(url: str) -> bool:
-    """Return True if the address of a URL refuses a connection: no program listens there."""
-    parts = urlsplit(url)
-    port = parts.port or (443 if parts.scheme == "https" else 80)
+def _is_loopback(url: str) -> bool:
+    host = urlsplit(url).hostname or ""
     try:
-        async with asyncio.timeout(_PROBE_SECONDS):
-            _, writer = await asyncio.open_connection(parts.hostname, port)
-    except ConnectionRefusedError:
-        return True
-    except (OSError, TimeoutError):
-        return False  # a network that is cut does not show that the replica has ended
-    writer.close()
-    return False
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def _is_local(kernel: ClusterKernel) -> bool:

@@ -178,8 +178,8 @@ class Ownership:
             ]
             if not kernel_ids or membership.is_alive(owner) or not membership.lease.held:
                 return
-            gone = membership.is_gone(owner)
-            if membership.me.draining or not (gone or membership.steady):
+            gone = membership.gone(owner)
+            if membership.me.draining or not (gone or membership.is_steady(owner)):
                 return
             taken = await membership.call(
                 lambda: membership.store.take_all(kernel_ids, owner, gone=gone)

@@ -44,7 +44,12 @@ from kbridge.server.metrics import ServerMetrics
 from kbridge.server.readiness import Directories, Readiness
 from kbridge.server.restart import no_holder
 from kbridge.server.safe_log import hide
-from kbridge.server.setting_checks import check_host, check_origins
+from kbridge.server.setting_checks import (
+    check_host,
+    check_origins,
+    database_hosts,
+    is_loopback,
+)
 
 if TYPE_CHECKING:
     from kbridge.cluster.membership import Membership
@@ -181,6 +186,7 @@ def make_cluster(
         everywhere = listen.ip in ("", "0.0.0.0", "::")  # noqa: S104
         reached = replace(listen, ip=platform.node()) if everywhere else listen
         base = reached.url(port, config.base_url)
+        _check_reachable(reached.ip, base.removesuffix(config.base_url), url)
     pid = os.getpid()
     owner = Owner(cluster.name, platform.node(), pid, start_id(pid))
     me = Replica(
@@ -195,6 +201,17 @@ def make_cluster(
     lease = Lease(cluster.lease_seconds)
     membership = Membership(registry.store, lease, count=cluster.followers, log=log)
     return membership, RegistryWriter(registry, owner, log=log)
+
+
+def _check_reachable(ip: str, base: str, registry_url: str) -> None:
+    """Refuse a loopback address that no operator has chosen, if the database is elsewhere."""
+    away = [host for host in database_hosts(registry_url) if not is_loopback(host)]
+    if away and is_loopback(ip):
+        raise SetupError(
+            f"replicas on other machines, as the database {away[0]} is, cannot reach {base}: set"
+            " KbridgeApp.ip, or KbridgeApp.advertise_url to a URL that they can reach. If all"
+            f" replicas run on this machine, set KbridgeApp.advertise_url to {base}"
+        )
 
 
 def _make_keeper(config: ServerConfig, hubs: HubTable, log: logging.Logger) -> Keeper | None:

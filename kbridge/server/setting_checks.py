@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
-from urllib.parse import quote, unquote
+from urllib.parse import parse_qs, quote, unquote, urlsplit
 
 from traitlets import HasTraits, TraitError, validate
 
@@ -26,6 +26,8 @@ __all__ = [
     "check_token",
     "check_url",
     "checked",
+    "database_hosts",
+    "is_loopback",
 ]
 
 T = TypeVar("T")
@@ -149,6 +151,26 @@ def check_url(value: str) -> str:
     if "@" in match[2]:
         raise ValueError("it must not contain a user or a password")
     return f"{match[1].lower()}://{match[2]}"
+
+
+def is_loopback(host: str) -> bool:
+    """Return True for the name or an address of this machine that no other machine can reach."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host.lower() == "localhost"
+
+
+def database_hosts(url: str) -> list[str]:
+    """Return the hosts in the URL of a database; empty for a file, a unix socket and a default."""
+    try:
+        parts = urlsplit(url)
+        named = [parts.hostname or ""]
+    except ValueError:  # SQLAlchemy reports it
+        return []
+    for hosts in parse_qs(parts.query).get("host", []):
+        named += [host.partition(":")[0] for host in hosts.split(",")]
+    return [host for host in named if host and not host.startswith("/")]
 
 
 def check_header(value: str) -> str:

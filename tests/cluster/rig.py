@@ -61,6 +61,11 @@ class ReplicaRig:
         self.links.append(MemoryKernel(endpoints, events, identity))
         return self.links[-1]
 
+    def take(self, kernel_id: str, old: str) -> ClusterKernel | None:
+        """Take a kernel of a replica whose process has ended."""
+        rows = {replica.replica_id: replica for replica in self.store.view().replicas}
+        return self.store.take(kernel_id, old, gone=rows.get(old))
+
     def kernels(self) -> dict[str, ClusterKernel]:
         return {each.kernel_id: each for each in self.store.kernels()}
 

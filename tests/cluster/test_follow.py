@@ -143,7 +143,7 @@ async def test_the_hub_of_a_kernel_without_owner_stays(
     a.store.leave()
     await b.see()
     assert set(b.hubs.followed) == {"k"}
-    assert b.store.take("k", "a", gone=True)
+    assert b.take("k", "a")
     await b.see()  # before the takeover
     assert set(b.hubs.followed) == {"k"}
     await following.aclose()

@@ -6,13 +6,13 @@ import asyncio
 import logging
 import os
 import platform
-import socket
 import subprocess
 import sys
 from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
+from sqlalchemy import update
 
 from kbridge.cluster.membership import Change, Membership
 from kbridge.errors import RegistryError
@@ -20,6 +20,7 @@ from kbridge.kernels.lifecycle.lease import Lease
 from kbridge.kernels.lifecycle.processes import start_id
 from kbridge.kernels.registry.cluster_store import ClusterStore
 from kbridge.kernels.registry.models import KernelRow, Replica, encode
+from kbridge.kernels.registry.schema import REPLICAS
 from tests.support.server import free_port
 from tests.support.waiting import until
 
@@ -55,6 +56,10 @@ def other(name: str, **more: Any) -> Replica:
 def kernel(name: str = "k", ip: str = "10.0.0.1") -> KernelRow:
     details = encode({"connection": {"ip": ip, "transport": "tcp", "key": b"secret"}})
     return KernelRow(name, "python3", "used", 7, "b", "/l", details)
+
+
+def row_of(store: ClusterStore, replica_id: str) -> Replica:
+    return {r.replica_id: r for r in store.view().replicas}[replica_id]
 
 
 def put(store: ClusterStore, *rows: KernelRow) -> None:
@@ -201,7 +206,7 @@ async def test_a_replica_is_not_steady_for_one_lease_after_it_was_without_the_da
     member, monkeypatch
 ):
     async with member(replica("a"), seconds=60) as (a, _):
-        assert a.steady, "it has just joined"
+        assert a.is_steady("b"), "it has just joined"
 
         def fail(*arguments):
             raise RegistryError("the database is gone")
@@ -210,10 +215,10 @@ async def test_a_replica_is_not_steady_for_one_lease_after_it_was_without_the_da
             patch.setattr(a.store, "renew", fail)
             await a.renew()
         await a.renew()
-        assert not a.steady
+        assert not a.is_steady("b")
         now = a.lease.now()
         monkeypatch.setattr(a.lease, "now", lambda: now + 60)
-        assert a.steady
+        assert a.is_steady("b")
 
 
 async def test_a_kernel_is_fetched_before_the_next_view(member):
@@ -239,52 +244,96 @@ async def test_a_replica_whose_process_on_this_machine_has_ended_is_gone_at_once
         assert a.is_alive("b")
         watcher.changes.clear()
         process.kill()
-        await until(lambda: a.is_gone("b"), "the replica is gone")
+        await until(lambda: a.gone("b"), "the replica is gone")
         assert not a.is_alive("b")
         assert watcher.changes[-1].replicas
         assert [r.replica_id for r in a.alive()] == ["a"]
 
 
-async def test_a_replica_that_is_overdue_and_refuses_connections_is_gone(member, connect):
-    """Its lease is long: only the refused connection shows that it has ended."""
-    url = f"http://127.0.0.1:{free_port()}/"
-    ClusterStore(connect(), other("b", url=url)).join(30.0)
-    async with member(replica("a"), seconds=60.0) as (a, _):
-        await until(lambda: a.is_gone("b"), "the replica is gone")
-
-
-async def test_a_replica_that_is_overdue_and_accepts_connections_keeps_its_lease(member, connect):
-    with socket.create_server(("127.0.0.1", 0)) as listening:
-        url = f"http://127.0.0.1:{listening.getsockname()[1]}/"
-        ClusterStore(connect(), other("b", url=url)).join(30.0)
-        async with member(replica("a"), seconds=60.0) as (a, _):
-            connection, _ = await asyncio.to_thread(listening.accept)  # the replica was tried
-            connection.close()
-            assert a.is_alive("b")
-            assert not a.is_gone("b")
-
-
-async def test_a_refused_connection_does_not_end_a_lease_that_is_renewed(member, connect):
-    url = f"http://127.0.0.1:{free_port()}/"
-    async with member(replica("a")) as (a, watcher), member(other("b", url=url)) as (b, _):
+async def test_a_replica_that_renews_again_is_not_gone(member, connect, process):
+    """The row that was seen after the end of the process is not that of the replica now."""
+    store = ClusterStore(connect(), replica("b", pid=process.pid, start_id=start_id(process.pid)))
+    store.join(1000.0)
+    put(store, kernel())
+    async with member(replica("a")) as (a, _):
+        process.kill()
+        await until(lambda: a.is_alive("b") is False, "the replica is gone")
+        gone = a.gone("b")
+        store.renew(1000.0)
+        assert await a.call(lambda: a.store.take("k", "b", gone=gone)) is None
+        a._has_ended = lambda _: False
         await a.renew()
-        await b.renew()
+        assert a.gone("b") is None
+        assert a.is_alive("b")
+
+
+async def test_a_start_of_another_boot_does_not_end_a_lease(member, connect):
+    """Two machines may have the same name."""
+    pid = os.getpid()
+    _, namespace, start = start_id(pid).split("/")
+    far = replica("b", start_id=f"another-boot/{namespace}/{start}")
+    ClusterStore(connect(), far).join(1000.0)
+    async with member(replica("a")) as (a, watcher):
         views = len(watcher.changes)
         a.suspect("b")
         await until(lambda: len(watcher.changes) > views, "the view was read again")
         assert a.is_alive("b")
+        assert a.gone("b") is None
+
+
+async def test_a_refused_connection_does_not_end_a_lease(member, connect):
+    """The lease is overdue, and nothing listens at the address: the view is read, and no more."""
+    url = f"http://127.0.0.1:{free_port()}/"
+    store = ClusterStore(connect(), other("b", url=url))
+    store.join(30.0)
+    with store.registry.transaction("written to") as connection:
+        connection.execute(update(REPLICAS).values(lease_seconds=60.0))
+    async with member(replica("a")) as (a, watcher):
+        views = len(watcher.changes)
+        await until(lambda: len(watcher.changes) > views, "the view was read again")
+        assert a.is_alive("b")
+        assert a.gone("b") is None
         a.suspect("none")
         a.suspect("a")
         assert a.is_alive("a")
 
 
 async def test_a_silent_replica_lives_until_the_end_of_its_lease(member, connect):
-    with socket.create_server(("127.0.0.1", 0)) as listening:
-        url = f"http://127.0.0.1:{listening.getsockname()[1]}/"
-        ClusterStore(connect(), other("b", url=url)).join(1.0)
-        async with member(replica("a"), seconds=1.0) as (a, _):
-            await until(lambda: not a.is_alive("b"), "its lease is over")
-            assert not a.is_gone("b")
+    ClusterStore(connect(), other("b")).join(1.0)
+    async with member(replica("a"), seconds=1.0) as (a, _):
+        await until(lambda: not a.is_alive("b"), "its lease is over")
+        assert a.gone("b") is None
+
+
+async def test_a_replica_is_judged_by_the_duration_of_its_own_lease(member, connect, monkeypatch):
+    ClusterStore(connect(), other("b")).join(100.0)
+    async with member(replica("a"), seconds=10.0) as (a, _):
+
+        def fail(*arguments):
+            raise RegistryError("the database is gone")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(a.store, "renew", fail)
+            await a.renew()
+        await a.renew()
+        now = a.lease.now()
+        monkeypatch.setattr(a.lease, "now", lambda: now + 50)
+        assert a.is_steady("none")
+        assert not a.is_steady("b"), "it may be about to renew its lease"
+        monkeypatch.setattr(a.lease, "now", lambda: now + 100)
+        assert a.is_steady("b")
+
+
+async def test_replicas_with_a_loopback_address_are_named_once(member, connect, caplog):
+    async with member(replica("a", url="http://127.0.0.1:1/")) as (a, _):
+        assert "cannot reach" not in caplog.text, "all replicas run on this machine"
+        ClusterStore(connect(), other("b", url="http://localhost:2/")).join(60.0)
+        ClusterStore(connect(), other("c", url="http://c.example/")).join(60.0)
+        for _ in range(2):
+            await a.renew()
+    told = [r.getMessage() for r in caplog.records if "advertise_url" in r.getMessage()]
+    assert len(told) == 2
+    assert "the replica b on elsewhere at http://localhost:2/" in "".join(told)
 
 
 async def test_successors_are_those_that_can_serve_the_kernel(member, connect):
@@ -328,7 +377,7 @@ async def test_a_lost_kernel_is_reported_before_the_lease_is_held_again(member, 
         await a.renew()
         b = ClusterStore(connect(), other("b"))
         b.join(60.0)
-        assert b.take("k", "a", gone=True) is not None
+        assert b.take("k", "a", gone=row_of(b, "a")) is not None
         a.lease.end()
         held = []
         watcher.on_view = lambda change: held.append((a.lease.held, change.kernels))
@@ -356,14 +405,16 @@ async def test_a_view_that_is_older_than_a_takeover_does_not_undo_it(member, con
     put(b, kernel("k"), kernel("l"))
     async with member(replica("a")) as (a, watcher):
         renew = a.store.renew
+        b.renew(60.0)
+        gone = row_of(b, "b")
 
         def slow(seconds, states, since):
             view = renew(seconds, states, None)
-            a.kernels |= {k.kernel_id: k for k in a.store.take_all(["k"], "b", gone=True)}
+            a.kernels |= {k.kernel_id: k for k in a.store.take_all(["k"], "b", gone=gone)}
             return view
 
         monkeypatch.setattr(a.store, "renew", slow)
-        b.renew(60.0, {"k": "new", "l": "new"})
+        put(b, kernel("k", "10.0.0.2"), kernel("l", "10.0.0.2"))
         watcher.changes.clear()
         await a.renew()
         assert a.kernels["k"].replica_id == "a"

@@ -40,7 +40,7 @@ async def test_clients_go_on(both: tuple[ReplicaRig, ReplicaRig], follows: bool)
     await one.hand_over("k")
     identity = first.identities[-1]
     await a.hubs.aclose()
-    kernel = b.store.take("k", "a", gone=True)
+    kernel = b.take("k", "a")
     assert kernel is not None
     await two.promote(kernel)
     hub = b.hubs["k"]
@@ -95,7 +95,7 @@ async def test_a_kernel_that_was_lost_is_followed(both: tuple[ReplicaRig, Replic
     one = ReplicaHubs(a.membership, a.hubs, LOG)
     a.put(kernel_row())
     client = attach(a.hubs.open("k", INFO), "s")
-    assert b.store.take("k", "a", gone=True)
+    assert b.take("k", "a")
     await one.open()
     await a.see()
     assert a.hubs.get("k") is not None
@@ -116,7 +116,7 @@ async def test_a_replica_that_is_started_again_goes_on_with_its_kernels(
     a.say(line("0\n"))
     await one.hand_over("k")
     await a.hubs.aclose()
-    assert b.store.take("k", "a", gone=True)
+    assert b.take("k", "a")
     hub = b.hubs.open("k", INFO, former=[b"old"], adopted=True)  # its adoption at the start
     await two.open()
     assert b.hubs["k"] is hub

@@ -93,7 +93,8 @@ class Pair:
         """Kill the first replica, read the rest of its messages, and take the kernel over."""
         self.process.kill()
         await self.reader
-        kernel = self.second.take("k", "a", gone=True)
+        rows = {replica.replica_id: replica for replica in self.second.view().replicas}
+        kernel = self.second.take("k", "a", gone=rows["a"])
         assert kernel is not None
         await self.replica.promote(kernel)
         return self.hubs["k"]

@@ -16,11 +16,12 @@ from typing import Any
 import pytest
 from tornado.httpclient import AsyncHTTPClient
 
-from kbridge.errors import Busy, Conflict, KernelStartError, ListenError
+from kbridge.errors import Busy, Conflict, KernelStartError, ListenError, SetupError
 from kbridge.kernels.manager import BridgeKernelManager
 from kbridge.server.cli.app import KbridgeApp
 from kbridge.server.cli.serve import serve
-from kbridge.server.config import ListenConfig, ServerConfig
+from kbridge.server.components import make_cluster
+from kbridge.server.config import ClusterConfig, ListenConfig, ServerConfig
 from kbridge.server.http.listen import TlsFiles
 from kbridge.server.restart import inherited_sockets
 from kbridge.server.runtime_file import running_servers
@@ -496,6 +497,34 @@ def test_a_configuration_is_frozen_and_shows_no_secret(app: KbridgeApp) -> None:
     assert "hunter2" not in repr(registry)
     with pytest.raises(FrozenInstanceError):
         config.base_url = "/"  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("database", "ip", "advertised", "refused"),
+    [
+        ("db.example", "127.0.0.1", "", True),
+        ("db.example", "127.0.0.1", "http://127.0.0.1:8888", False),
+        ("db.example", "10.0.0.11", "", False),
+        ("127.0.0.1", "127.0.0.1", "", False),
+    ],
+)
+def test_a_loopback_address_is_refused_if_the_database_is_on_another_machine(
+    app: KbridgeApp, database: str, ip: str, advertised: str, refused: bool
+) -> None:
+    config = dataclasses.replace(
+        app.configuration(),
+        listen=ListenConfig(ip=ip),
+        registry_url=f"postgresql+psycopg://k:word@{database}/kb",
+        cluster=ClusterConfig(name="lab", advertise_url=advertised),
+    )
+    if refused:
+        with pytest.raises(SetupError, match=r"KbridgeApp\.advertise_url") as caught:
+            make_cluster(config, 8888, logging.getLogger("test"))
+        assert "http://127.0.0.1:8888" in str(caught.value)
+        assert "word" not in str(caught.value)
+    else:
+        membership, _ = make_cluster(config, 8888, logging.getLogger("test"))
+        assert membership.me.url.startswith(advertised or f"http://{ip}:8888")
 
 
 async def test_signals_of_a_loop_that_has_none(

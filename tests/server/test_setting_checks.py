@@ -19,6 +19,8 @@ from kbridge.server.setting_checks import (
     check_origins,
     check_token,
     check_url,
+    database_hosts,
+    is_loopback,
 )
 
 
@@ -63,6 +65,18 @@ from kbridge.server.setting_checks import (
         (check_url, "", ""),
         (check_url, "HTTPS://a.example:8888/\n", "https://a.example:8888"),
         (check_url, "http://[::1]:8888", "http://[::1]:8888"),
+        (is_loopback, "127.0.0.2", True),
+        (is_loopback, "::1", True),
+        (is_loopback, "Localhost", True),
+        (is_loopback, "10.0.0.1", False),
+        (is_loopback, "db.example", False),
+        (database_hosts, "postgresql+psycopg://k:p%40x@db.example:5432/kb", ["db.example"]),
+        (database_hosts, "postgresql://u@/kb?host=db1:5432,db2", ["db1", "db2"]),
+        (database_hosts, "postgresql://u@/kb?host=/run/postgresql", []),
+        (database_hosts, "postgresql:///kb", []),
+        (database_hosts, "postgresql://[::1/kb", []),
+        (database_hosts, "sqlite:////var/lib/kbridge.sqlite", []),
+        (database_hosts, "/var/lib/kbridge.sqlite", []),
     ],
 )  # fmt: skip
 def test_valid_values_are_normalized(

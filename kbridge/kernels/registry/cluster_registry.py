@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from kbridge.kernels.lifecycle.processes import ProcessState, same_process
+from kbridge.kernels.lifecycle.processes import ProcessState, same_boot, same_process
 from kbridge.kernels.registry.cluster_store import ClusterStore
 from kbridge.kernels.registry.file_system import file_system_of, shares_memory
 from kbridge.kernels.registry.models import Claim, KernelRow, Owner, Replica, SessionRow
@@ -74,7 +74,8 @@ class ClusterRegistry(Registry):
                 for kernel in view.kernels
                 if kernel.replica_id == owner_id and kernel.hostname == self.store.replica.hostname
             ]
-            kernels += [taken.row for taken in self.store.take_all(ids, owner_id, gone=gone)]
+            taken = self.store.take_all(ids, owner_id, gone=replica if gone else None)
+            kernels += [each.row for each in taken]
         return Claim(kernels)
 
     def write(self, owner: Owner, rows: Mapping[Key, KernelRow | SessionRow | None]) -> None:
@@ -96,4 +97,7 @@ class ClusterRegistry(Registry):
         # The program before a restart within the process has ended.
         if replica.pid == me.pid and same_process(replica.start_id, me.start_id):
             return True
-        return state_of(replica.pid, replica.start_id) is ProcessState.GONE
+        # A start of another boot is of another machine with the same name, or of this machine
+        # before its restart: the lease decides.
+        ended = state_of(replica.pid, replica.start_id) is ProcessState.GONE
+        return ended and same_boot(replica.start_id)

@@ -179,7 +179,9 @@ class ClusterStore:
         with self.registry.transaction(_READ) as connection:
             return self._rows(connection)
 
-    def take(self, kernel_id: str, old: str, *, gone: bool = False) -> ClusterKernel | None:
+    def take(
+        self, kernel_id: str, old: str, *, gone: Replica | None = None
+    ) -> ClusterKernel | None:
         """Take a kernel of a replica whose lease is over; return None if that is not possible.
 
         Parameters
@@ -189,18 +191,19 @@ class ClusterStore:
         old : str
             The replica that owns it as far as the caller knows. The own id is allowed: then the
             kernel is returned if this replica still owns it.
-        gone : bool
-            True if that replica has certainly ended, so that its lease does not matter.
+        gone : Replica, optional
+            The row of that replica, if its process has certainly ended: then its lease does not
+            matter, unless it was renewed after the row was read.
         """
         taken = self.take_all([kernel_id], old, gone=gone)
         return taken[0] if taken else None
 
     def take_all(
-        self, kernel_ids: Sequence[str], old: str, *, gone: bool = False
+        self, kernel_ids: Sequence[str], old: str, *, gone: Replica | None = None
     ) -> list[ClusterKernel]:
         """Take several kernels of one replica; return those that this replica owns now."""
         with self.registry.transaction(_WRITTEN) as connection:
-            if old != self._me and not gone and self._holds(connection, old):
+            if old != self._me and self._holds(connection, old, gone=gone):
                 return []
             return self._pass(connection, kernel_ids, old, self._me)
 
@@ -360,9 +363,9 @@ class ClusterStore:
 
     def _lease(self, connection: Connection, seconds: float) -> None:
         """Renew the lease; add the replica if another one has removed it."""
-        until = _NOW[connection.dialect.name] + seconds
+        lease = {"lease_until": _NOW[connection.dialect.name] + seconds, "lease_seconds": seconds}
         own = REPLICAS.c.replica_id == self._me
-        done = connection.execute(update(REPLICAS).where(own).values(lease_until=until))
+        done = connection.execute(update(REPLICAS).where(own).values(**lease))
         if not done.rowcount:
             self._change(connection)  # see `_holds`
             me = self.replica
@@ -375,12 +378,19 @@ class ClusterStore:
                     pid=me.pid,
                     start_id=me.start_id,
                     version=me.version,
-                    lease_until=until,
                     draining=int(me.draining),
+                    **lease,
                 )
             )
 
-    def _holds(self, connection: Connection, replica_id: str, *, drains: bool = True) -> bool:
+    def _holds(
+        self,
+        connection: Connection,
+        replica_id: str,
+        *,
+        drains: bool = True,
+        gone: Replica | None = None,
+    ) -> bool:
         """Return True if a replica has a lease; its row is locked until the transaction ends.
 
         If it has no row, that of the cluster is locked, because a replica that adds its row locks
@@ -392,16 +402,20 @@ class ClusterStore:
         replica_id : str
         drains : bool
             False to return False for a replica that is about to end.
+        gone : Replica, optional
+            Return False for a replica whose row is still this one.
         """
         left = REPLICAS.c.lease_until - _NOW[connection.dialect.name]
-        query = select(left.label("left"), REPLICAS.c.draining).where(
+        query = select(left.label("left"), REPLICAS.c.lease_until, REPLICAS.c.draining).where(
             REPLICAS.c.replica_id == replica_id
         )
         row = connection.execute(query.with_for_update()).first()
         if row is None:
             self._change(connection)
             row = connection.execute(query).first()
-        return row is not None and row.left > 0 and (drains or not row.draining)
+        if row is None or row.left <= 0 or (row.draining and not drains):
+            return False
+        return gone is None or bool(row.lease_until != gone.lease_until)
 
     def _change(self, connection: Connection) -> int:
         """Raise the revision of the cluster and return it; other changes wait for this one."""
@@ -424,9 +438,8 @@ class ClusterStore:
         new = () if since is None else (KERNELS.c.changed > since,)
         kernels = self._rows(connection, *new)
         left = REPLICAS.c.lease_until - _NOW[connection.dialect.name]
-        columns = [column for column in REPLICAS.columns if column.name != "lease_until"]
         replicas = connection.execute(
-            select(*columns, left.label("lease_left")).where(REPLICAS.c.cluster == self._cluster)
+            select(REPLICAS, left.label("lease_left")).where(REPLICAS.c.cluster == self._cluster)
         ).mappings()
         ended: Collection[str] = ()
         if since is not None:

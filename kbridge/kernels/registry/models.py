@@ -142,6 +142,10 @@ class Replica:
         The start of that process; see `kbridge.kernels.lifecycle.processes.start_id`.
     version : str
         The version of kbridge.
+    lease_until : float
+        The end of its lease, in seconds of the database's clock. Each renewal changes it.
+    lease_seconds : float
+        The duration that it gives its lease; 0 if an earlier version wrote the row.
     lease_left : float
         Seconds until its lease is over, by the clock of the database; negative after that.
     draining : bool
@@ -155,6 +159,8 @@ class Replica:
     pid: int
     start_id: str
     version: str
+    lease_until: float = 0.0
+    lease_seconds: float = 0.0
     lease_left: float = 0.0
     draining: bool = False
 

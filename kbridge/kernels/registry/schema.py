@@ -42,8 +42,8 @@ __all__ = [
 
 # Version 2 has the tables of version 1, with the pid namespace in each `birth`. Programs that know
 # only version 1 would take the process of such a row for one that has ended. Version 3 adds
-# clusters.
-SCHEMA_VERSION: Final = 3
+# clusters, and version 4 the duration of each lease.
+SCHEMA_VERSION: Final = 4
 # An arbitrary number that PostgreSQL locks while the tables are made or changed.
 _LOCK: Final = 0x6B627269646765
 
@@ -65,6 +65,7 @@ _CLUSTER_COLUMNS: Final = {
     "changed": "BIGINT NOT NULL DEFAULT 0",
     "state": "TEXT NOT NULL DEFAULT ''",
 }
+_LEASE_SECONDS: Final = "DOUBLE PRECISION NOT NULL DEFAULT 0"
 KERNELS: Final = Table(
     "kbridge_kernels",
     _META,
@@ -99,7 +100,8 @@ CLUSTERS: Final = Table(
     Column("secret", String(200), nullable=False),
     Column("revision", BigInteger, nullable=False),
 )
-# `lease_until` is in seconds of the database's clock.
+# `lease_until` is in seconds of the database's clock. `lease_seconds` is the duration that the
+# replica gives its lease; 0 if its version knows only version 3 of the tables.
 REPLICAS: Final = Table(
     "kbridge_replicas",
     _META,
@@ -112,6 +114,7 @@ REPLICAS: Final = Table(
     Column("version", String(80), nullable=False),
     Column("lease_until", Double, nullable=False),
     Column("draining", Integer, nullable=False),
+    Column("lease_seconds", Double, nullable=False, server_default="0"),
 )
 # Kernels that have ended, for as long as a replica may not have heard of it.
 ENDED: Final = Table(
@@ -161,6 +164,9 @@ def check_schema(connection: Connection) -> None:
     if found is not None and found < 3:
         for name, kind in _CLUSTER_COLUMNS.items():
             connection.execute(text(f"ALTER TABLE {KERNELS.name} ADD COLUMN {name} {kind}"))
+    if found == 3:  # before, there were no replicas
+        column = f"lease_seconds {_LEASE_SECONDS}"
+        connection.execute(text(f"ALTER TABLE {REPLICAS.name} ADD COLUMN {column}"))
     _META.create_all(connection)
     if found is None:
         connection.execute(insert(_SCHEMA), [{"version": SCHEMA_VERSION}])

@@ -25,7 +25,8 @@ class ClusterSettings(HasTraits):
         "",
         help="""URL under which the other replicas of `cluster` reach this server, without the path
         of `base_url`. By default made from the address that it listens on, or from the name of the
-        machine if it listens on all addresses.""",
+        machine if it listens on all addresses. A loopback address is refused by default if the
+        database is on another machine; set it here if all replicas run on this machine.""",
     ).tag(config=True)
     followers = Integer(
         1,

@@ -88,6 +88,10 @@ def both(a, b):
     return a, b
 
 
+def row_of(store: ClusterStore, replica_id: str) -> Replica:
+    return {r.replica_id: r for r in store.view().replicas}[replica_id]
+
+
 def owner(store: ClusterStore, kernel_id: str = "k") -> str:
     found = store.kernel(kernel_id)
     return found.replica_id if found is not None else ""
@@ -190,9 +194,25 @@ def test_a_kernel_is_taken_only_after_the_lease(both):
 def test_a_kernel_of_a_replica_that_has_gone_is_taken_at_once(both):
     a, b = both
     put(a, kernel("k"), kernel("l"))
-    assert b.take("k", "a", gone=True) is not None
+    assert b.take("k", "a", gone=row_of(b, "a")) is not None
     a.leave()
     assert b.take("l", "a") is not None
+
+
+def test_a_replica_that_renews_after_it_was_seen_keeps_its_kernels(both):
+    a, b = both
+    put(a, kernel())
+    seen = row_of(b, "a")
+    a.renew(LEASE + 1)
+    assert b.take("k", "a", gone=seen) is None
+    assert owner(b) == "a"
+    assert b.take("k", "a", gone=row_of(b, "a")) is not None
+
+
+def test_the_duration_of_a_lease_is_in_the_row_of_the_replica(both):
+    a, b = both
+    a.renew(7.0)
+    assert {r.replica_id: r.lease_seconds for r in b.view().replicas} == {"a": 7.0, "b": LEASE}
 
 
 def test_who_renews_in_time_keeps_the_kernels(both):
@@ -368,7 +388,7 @@ def test_a_kernel_that_starts_does_not_replace_one_that_another_replica_runs(bot
 def test_the_machine_of_a_process_stays_when_another_replica_writes(both):
     a, b = both
     put(a, kernel())
-    b.take("k", "a", gone=True)
+    b.take("k", "a", gone=row_of(b, "a"))
     put(b, kernel(role="used", details='{"new": 1}'))
     assert (b.kernel("k").hostname, b.kernel("k").row.details) == ("here", '{"new": 1}')
 
@@ -385,7 +405,7 @@ def test_places_and_executions_are_those_of_the_owner(both):
     assert sorted(b.places("k"), key=repr) == [Place("k", "s", "m4"), Place("k", "t", "m2")]
     assert b.places("none") == []
     assert b.executions("k") == [ExecutionRow("k", "m1", '{"state": 1}')]
-    b.take("k", "a", gone=True)
+    b.take("k", "a", gone=row_of(b, "a"))
     late = [Place("k", "s", "late"), Place("l", "s", "m5")]
     assert a.put_changes(late, [ExecutionRow("k", "m1", "late")]) == frozenset()
     assert Place("k", "s", "m4") in b.places("k")
@@ -455,7 +475,7 @@ def test_clusters_of_one_database_are_apart(connect, both):
     view = other.renew(LEASE)
     assert ([r.replica_id for r in view.replicas], view.kernels) == (["o"], ())
     assert (other.kernels(), other.sessions(), other.kernel("k")) == ([], [], None)
-    assert other.take("k", "a", gone=True) is None
+    assert other.take("k", "a", gone=row_of(a, "a")) is None
     assert not other.drop_session("s")
     assert owner(a) == "a"
 
@@ -533,6 +553,31 @@ VERSION_2 = [
 ]
 
 
+VERSION_3 = [
+    *VERSION_2[:1],
+    """CREATE TABLE kbridge_kernels (kernel_id VARCHAR(80) NOT NULL, address TEXT NOT NULL,
+    hostname TEXT NOT NULL, owner_pid INTEGER NOT NULL, owner_birth VARCHAR(80) NOT NULL,
+    kernel_name TEXT NOT NULL, standing VARCHAR(20) NOT NULL, pid INTEGER NOT NULL,
+    birth VARCHAR(80) NOT NULL, log_path TEXT NOT NULL, details TEXT NOT NULL,
+    replica_id VARCHAR(80) DEFAULT '' NOT NULL, changed BIGINT DEFAULT '0' NOT NULL,
+    state TEXT DEFAULT '' NOT NULL, PRIMARY KEY (kernel_id))""",
+    VERSION_2[2],
+    """CREATE TABLE kbridge_clusters (name VARCHAR(200) NOT NULL, secret VARCHAR(200) NOT NULL,
+    revision BIGINT NOT NULL, PRIMARY KEY (name))""",
+    """CREATE TABLE kbridge_replicas (replica_id VARCHAR(80) NOT NULL,
+    cluster VARCHAR(200) NOT NULL, url TEXT NOT NULL, hostname TEXT NOT NULL,
+    pid INTEGER NOT NULL, start_id VARCHAR(80) NOT NULL, version VARCHAR(80) NOT NULL,
+    lease_until DOUBLE PRECISION NOT NULL, draining INTEGER NOT NULL, PRIMARY KEY (replica_id))""",
+    """INSERT INTO kbridge_kernels VALUES ('k', '127.0.0.1:8888/', 'here', 100, 'first',
+    'python3', 'used', 7, 'b', '/l', '{}', 'o', 3, '')""",
+    VERSION_2[4],
+    "INSERT INTO kbridge_clusters VALUES ('c', 'the secret', 3)",
+    """INSERT INTO kbridge_replicas VALUES
+    ('o', 'c', 'http://o', 'there', 7, 'start', '0.9', 99999999999.5, 0)""",
+]
+VERSIONS = {1: VERSION_2, 2: VERSION_2, 3: VERSION_3}
+
+
 def make_old(connect, database_url, version):
     connect()  # makes the directory of the file
     url = (
@@ -540,12 +585,12 @@ def make_old(connect, database_url, version):
     )
     engine = make_engine(url)
     with engine.begin() as connection:
-        for statement in [*VERSION_2, f"INSERT INTO kbridge_schema VALUES ({version})"]:
+        for statement in [*VERSIONS[version], f"INSERT INTO kbridge_schema VALUES ({version})"]:
             connection.execute(text(statement))
     engine.dispose()
 
 
-@pytest.mark.parametrize("version", [1, 2])
+@pytest.mark.parametrize("version", VERSIONS)
 def test_an_older_version_is_changed_and_keeps_its_rows(connect, database_url, version):
     from kbridge.kernels.lifecycle.processes import ProcessState
     from kbridge.kernels.registry.models import Owner
@@ -556,11 +601,14 @@ def test_an_older_version_is_changed_and_keeps_its_rows(connect, database_url, v
     claim = registry.claim(owner, lambda pid, start: ProcessState.GONE)
     assert (claim.kernels, claim.sessions) == ([kernel()], [session()])
     with registry.transaction("read") as connection:
-        assert connection.execute(text("SELECT version FROM kbridge_schema")).all() == [(3,)]
+        assert connection.execute(text("SELECT version FROM kbridge_schema")).all() == [(4,)]
     store = ClusterStore(connect(), replica("a"))
     store.join(LEASE)
     put(store, kernel("new"))
-    assert [k.kernel_id for k in store.renew(LEASE).kernels] == ["new"]
+    view = store.renew(LEASE)
+    assert [k.kernel_id for k in view.kernels] == ["new"]
+    durations = {r.replica_id: r.lease_seconds for r in view.replicas}
+    assert durations == {"a": LEASE} | ({"o": 0.0} if version == 3 else {})
 
 
 def test_servers_that_open_an_old_database_at_once_change_it_once(connect, database_url):
@@ -577,11 +625,11 @@ def test_servers_that_open_an_old_database_at_once_change_it_once(connect, datab
     assert len(stores[0].renew(LEASE).replicas) == 4
 
 
-def test_the_tables_are_those_of_version_2_with_more_columns(connect, database_url):
-    """Version 2 in this file is what version 2 was: its columns are in the tables of today."""
+@pytest.mark.parametrize("version", [2, 3])
+def test_the_tables_of_an_older_version_get_the_columns_of_today(connect, database_url, version):
     from sqlalchemy import inspect
 
-    make_old(connect, database_url, 2)
+    make_old(connect, database_url, version)
     changed, registry = connect(), connect()
     with changed.transaction("read") as connection:
         old = {
