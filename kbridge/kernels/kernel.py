@@ -51,7 +51,6 @@ class BridgeKernel(PersistentKernel):
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.output = KernelLog(Path(self.connection_file).with_suffix(".log"))
-        self._starting = False
 
     def _ip_default(self) -> str:
         if self.transport == "ipc":
@@ -203,6 +202,8 @@ class BridgeKernel(PersistentKernel):
                 "its kernelspec has an empty argv; it should hold the command that starts the"
                 f" kernel: see {Path(folder) / 'kernel.json'}"
             )
+        if self.abandoned:
+            raise KernelError("another server serves it now")
         # Not among the arguments of `start`: those are kept for restarts, but the file is open
         # only during the launch.
         with self.output.open() as log:

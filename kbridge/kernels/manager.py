@@ -27,6 +27,7 @@ from kbridge.kernels.attached.attacher import Attacher
 from kbridge.kernels.attached.directory import AttachDirectory, ids_in
 from kbridge.kernels.attached.manager import AttachedKernelManager
 from kbridge.kernels.index import KernelIndex
+from kbridge.kernels.interface import Kernel
 from kbridge.kernels.kernel import BridgeKernel
 from kbridge.kernels.lifecycle.culling import Culler
 from kbridge.kernels.lifecycle.environment import working_dir
@@ -292,9 +293,9 @@ class BridgeKernelManager(KernelSettings, AsyncMultiKernelManager):
         Busy
             If the server is shutting down, or about to be restarted.
         """
-        kernel = self.index.find(kernel_id)
+        self.index.find(kernel_id)
         self._limits.check_held()
-        await self.lease.ensure()
+        kernel = await self._find_to_act(kernel_id)
         await kernel.restart(now=now)
         self.index.touch()
         kernel_log(self.log, kernel_id).info("Kernel restarted: %s", kernel_id)
@@ -311,8 +312,7 @@ class BridgeKernelManager(KernelSettings, AsyncMultiKernelManager):
         NotSupported
             If another program started the kernel, and it does not reply to the message.
         """
-        kernel = self.index.find(kernel_id)
-        await self.lease.ensure()
+        kernel = await self._find_to_act(kernel_id)
         await kernel.interrupt()
 
     async def shutdown_kernel(self, kernel_id: str, now: bool = False) -> None:  # type: ignore[override]
@@ -327,9 +327,18 @@ class BridgeKernelManager(KernelSettings, AsyncMultiKernelManager):
         KernelError
             If its provisioner cannot end it.
         """
-        kernel = self.index.find(kernel_id)
-        await self.lease.ensure()
+        kernel = await self._find_to_act(kernel_id)
         await self.index.shutdown(kernel, now=now)
+
+    async def _find_to_act(self, kernel_id: str) -> Kernel:
+        """Return a kernel in use, once this server holds the lease to act for it."""
+        self.index.find(kernel_id)
+        await self.lease.ensure()
+        kernel = self.index.get(kernel_id)
+        if kernel is None or kernel.ended:
+            # It was taken over, or has ended, while this server had no lease.
+            raise Busy(f"This server does not serve kernel {kernel_id} any longer; try again")
+        return kernel
 
     def check_start(self) -> None:
         """Check that the server may start another process; starts nothing.

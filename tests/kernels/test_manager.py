@@ -10,6 +10,7 @@ import time
 import uuid
 import weakref
 from datetime import UTC, datetime
+from pathlib import Path
 
 import nbformat
 import psutil
@@ -30,10 +31,11 @@ from kbridge.errors import (
 )
 from kbridge.kernels import manager as manager_module
 from kbridge.kernels.lifecycle import culling
+from kbridge.kernels.lifecycle.lease import Lease
 from kbridge.kernels.lifecycle.started import StartedKernel
 from kbridge.kernels.registry.writer import RegistryWriter
 from kbridge.wire.message import Channel
-from tests.kernels.conftest import pooled
+from tests.kernels.conftest import FakeProvisioner, pooled
 from tests.support.waiting import TIMEOUT
 
 IMPORT_ERROR = "import time; time.sleep(0.1); import no_such_module"
@@ -496,6 +498,154 @@ async def test_a_restart_during_shutdown_starts_no_process(make_manager, fake, f
     )
     assert [type(r) for r in results] == [type(None), KernelNotFound, type(None)]
     assert fleet[0].launches == 1
+
+
+# The lease of a replica, and kernels that it loses
+
+
+class Clock:
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def lease():
+    """A lease that a test lets end with `lease.end`, and renews with `lease.renewed(0.0)`."""
+    made = Lease(0.03, Clock())
+    made.renewed(0.0)
+    yield made
+    made.renewed(0.0)
+
+
+async def pass_on(manager, kernel_id) -> None:
+    """Release a kernel that was lost, and remove the file that its next owner would use."""
+    Path(manager.get_kernel(kernel_id).connection_file).unlink()  # noqa: ASYNC240
+    await manager.transfer.release(kernel_id)
+    await manager.hubs.close(kernel_id)
+
+
+async def test_a_kernel_that_is_lost_during_its_restart_is_not_started_again(
+    make_manager, fake, fleet, hubs, lease, monkeypatch
+):
+    """Another replica has taken it over while its old process ended."""
+    manager = make_manager(lease=lease)
+    kernel_id = await manager.start_kernel(fake())
+    kernel = manager.index.get(kernel_id)
+
+    async def stop(**how):
+        manager.transfer.lose(kernel_id)
+
+    monkeypatch.setattr(kernel.manager, "stop", stop)
+    with pytest.raises(Busy, match="another server"):
+        await manager.restart_kernel(kernel_id)
+    assert fleet[0].launches == 1
+    assert hubs.kernel(kernel_id).hub.activity.execution_state != "dead"
+    await pass_on(manager, kernel_id)
+
+
+async def test_a_kernel_whose_lease_ends_during_its_restart_is_started_after_the_next_renewal(
+    make_manager, fake, fleet, hubs, lease, monkeypatch
+):
+    manager = make_manager(lease=lease)
+    kernel_id = await manager.start_kernel(fake())
+    memory = hubs.kernel(kernel_id)
+    memory.connect_client()
+    kernel = manager.index.get(kernel_id)
+    stop = kernel.manager.stop
+
+    async def late(**how):
+        await stop(**how)
+        lease.end()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(kernel.manager, "stop", late)
+        with pytest.raises(Busy, match="lost its lease"):
+            await manager.restart_kernel(kernel_id)
+    assert fleet[0].launches == 1
+    lease.renewed(0.0)
+    await memory.replaced()
+    assert fleet[0].launches == 2
+    assert memory.statuses.count("restarting") + memory.statuses.count("starting") == 1
+    assert not kernel.failed
+
+
+@pytest.mark.parametrize("lost", [True, False])
+async def test_a_kernel_is_looked_up_again_after_a_wait_for_the_lease(
+    make_manager, fake, fleet, hubs, lease, lost
+):
+    manager = make_manager(lease=lease)
+    kernel_id = await manager.start_kernel(fake())
+    lease.end()
+    request = asyncio.create_task(manager.interrupt_kernel(kernel_id))
+    await asyncio.sleep(0)
+    if lost:
+        manager.transfer.lose(kernel_id)
+    lease.renewed(0.0)
+    if lost:
+        with pytest.raises(Busy, match="does not serve"):
+            await request
+        await pass_on(manager, kernel_id)
+    else:
+        await request
+    assert fleet[0].signals == ([] if lost else [signal.SIGINT])
+
+
+async def test_no_process_starts_if_the_lease_ends_while_the_kernel_is_recorded(
+    make_manager, fake, fleet, lease, monkeypatch
+):
+    manager = make_manager(lease=lease)
+
+    async def settled():
+        lease.end()
+        return True
+
+    with monkeypatch.context() as patch:
+        patch.setattr(manager.writer, "settled", settled)
+        with pytest.raises(Busy, match="lost its lease"):
+            await manager.start_kernel(fake())
+    assert not fleet
+    assert not manager.index.known
+
+
+async def test_a_kernel_is_not_ended_if_the_lease_ends_before_that(
+    make_manager, fake, fleet, hubs, lease
+):
+    """The request waits for a restart, for example."""
+    manager = make_manager(lease=lease)
+    kernel_id = await manager.start_kernel(fake())
+    kernel = manager.index.get(kernel_id)
+    async with kernel.process.lock:
+        request = asyncio.create_task(manager.shutdown_kernel(kernel_id))
+        await asyncio.sleep(0)
+        lease.end()
+    with pytest.raises(Busy, match="lost its lease"):
+        await request
+    assert fleet[0].code is None
+    lease.renewed(0.0)
+    fleet[0].code = 1
+    await hubs.kernel(kernel_id).replaced()
+    assert fleet[0].launches == 2, "it is watched as before"
+
+
+async def test_a_kernel_that_is_lost_while_its_process_starts_leaves_none(
+    make_manager, fake, fleet, lease, monkeypatch
+):
+    manager = make_manager(lease=lease)
+    fake()
+    launch = FakeProvisioner.launch_kernel
+
+    async def lose(provisioner, cmd, **kwargs):
+        info = await launch(provisioner, cmd, **kwargs)
+        [kernel] = manager.index.known
+        manager.transfer.lose(kernel.kernel_id)
+        return info
+
+    monkeypatch.setattr(FakeProvisioner, "launch_kernel", lose)
+    with pytest.raises(Busy, match="another server"):
+        await manager.start_kernel("fake")
+    assert fleet[0].code == -9
 
 
 # Autorestart

@@ -7,6 +7,8 @@ Invariants:
 - code that starts, replaces or ends the process holds `lock`, except while nobody else knows the
   kernel yet;
 - after `refuse_restarts` no new process is started;
+- the lease, and whether the kernel is still that of this server, are checked after the last wait
+  before a process is started or ended;
 - requests that clients send after they heard of the end of a process wait for the next process.
 """
 
@@ -93,6 +95,7 @@ class KernelProcess:
         self.lease = services.lease
         self._log = kernel_log(services.log, self.kernel_id)
         self._closing = False
+        self._abandoned = False
         self._failed = False
         self._exit_announced = False  # clients know that the process has ended
 
@@ -112,9 +115,37 @@ class KernelProcess:
         """Start no process from now on."""
         self._closing = True
 
+    def allow_restarts(self) -> None:
+        """Undo `refuse_restarts`: the kernel goes on."""
+        self._closing = self._abandoned
+
+    @property
+    def abandoned(self) -> bool:
+        """True after `abandon`."""
+        return self._abandoned
+
+    def abandon(self) -> None:
+        """Do nothing more to the process, even during a restart. May be called twice."""
+        self._closing = self._abandoned = True
+        self.manager.abandon()
+
+    def check(self) -> None:
+        """Check that this server may act for the kernel, right before it does.
+
+        Raises
+        ------
+        Busy
+            If another server has the kernel, it is about to end, or the lease is over.
+        """
+        if self._abandoned:
+            raise Busy(f"Kernel {self.kernel_id} is served by another server now; try again")
+        if self._closing:
+            raise Busy(f"Kernel {self.kernel_id} is being shut down")
+        self.lease.check()
+
     def record(self) -> None:
         """Write the kernel to the registry as it is now; log an error if that is impossible."""
-        if not self.manager.independent or self._failed:
+        if not self.manager.independent or self._failed or self._abandoned:
             return
         try:
             identities = self.hub.identities if self.hub is not None else None
@@ -148,7 +179,12 @@ class KernelProcess:
                 # Recorded before the process exists: an unrecorded process would run forever.
                 self.record()
                 await self._writer.settled()
+                await self.lease.ensure()  # the wait may have been long
+                self.check()
                 await self.manager.start(env=launch.env, cwd=launch.cwd)
+                if self._abandoned:
+                    await self.manager.kill()  # no client was told its id
+                    self.check()
                 return await self._connect()
 
     def adopt(self) -> None:
@@ -219,12 +255,17 @@ class KernelProcess:
         KernelError
             If the old process cannot be ended, or the new one does not start. The kernel is then
             marked as dead, and may be restarted once more.
+        Busy
+            If this server may not act for the kernel any longer.
         """
         try:
             hub = await self._cycle(now=now, new_ports=False, requested=True)
             await self._wait_up(hub)
+        except Busy:
+            raise
         except BaseException:
-            self.mark_dead()
+            if not self._abandoned:
+                self.mark_dead()
             raise
 
     async def announce_exit(self) -> None:
@@ -242,15 +283,18 @@ class KernelProcess:
                 await hub.restarting()
 
     async def restart_after_exit(self, *, new_ports: bool) -> None:
-        """Start a new process if the old one has ended and the kernel is still wanted.
+        """Start a new process if the old one has ended.
 
         Raises
         ------
         KernelError
             If the new process cannot be started.
+        Busy
+            If this server may not act for the kernel.
         """
         async with self.lock:
-            if self._closing or not self.lease.held or await self.manager.is_alive():
+            self.check()
+            if await self.manager.is_alive():
                 return
             self._log.warning(
                 "%s; restarting %s", await self.manager.exit_description(), self.kernel_id
@@ -258,17 +302,27 @@ class KernelProcess:
             # If another process has taken a port of the kernel, it still has it.
             new_ports = new_ports or bool(_PORT_TAKEN.search(self.manager.output.tail()))
             async with self._limits.slot(local=self.manager.starts_here):
-                if not self._closing and self.lease.held:
-                    await self._cycle(now=True, new_ports=new_ports, requested=False)
+                await self._cycle(now=True, new_ports=new_ports, requested=False)
 
     async def _cycle(self, *, now: bool, new_ports: bool, requested: bool) -> Hub:
         """End the process, start another one, and connect the hub to it."""
         hub = self.hub
+        self.check()
         await self.manager.stop(now=now, restart=True)
+        if self._abandoned:
+            self.check()  # the next owner tells the clients
         if hub is not None and (requested or not self._exit_announced):
             # Not earlier: the old process may send messages until its end.
             await hub.restarting(asked=requested)
+        try:
+            self.check()
+        except Busy:
+            self._exit_announced = hub is not None  # the restarter goes on from here
+            raise
         await self.manager.start_again(newports=new_ports)
+        if self._abandoned:
+            self.manager.abandon()  # the next owner finds the process
+            self.check()
         self._failed = self._exit_announced = False
         info = self.manager.get_connection_info()
         if hub is None or hub.closed:
@@ -329,6 +383,8 @@ class KernelProcess:
         exited = asyncio.create_task(self.manager.wait_exit(_START_POLL))
         try:
             await asyncio.wait({task, exited}, return_when=asyncio.FIRST_COMPLETED)
+            if self._abandoned:
+                self.check()
             if exited.done():
                 exited.result()
                 raise KernelStartError(

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
 from dataclasses import dataclass
@@ -55,6 +56,10 @@ class RestartPolicy:
             return RestartDecision.GIVE_UP
         self.count += 1
         return RestartDecision.RESTART if self._ever_stable else RestartDecision.NEW_PORTS
+
+    def refused(self) -> None:
+        """Note that no new process was started, because the server may not do so now."""
+        self.count -= 1
 
     def restarted(self, now: float) -> None:
         """Note that a new process was started at `now`."""
@@ -110,6 +115,11 @@ class Restarter:
                 await self._process.restart_after_exit(
                     new_ports=decision is RestartDecision.NEW_PORTS
                 )
+            except Busy as error:
+                self._log.info("%s", error)
+                self._policy.refused()
+                await asyncio.sleep(self._interval)
+                continue
             except KernelError as error:
                 # `wait_exit` then returns at once, and the attempt is counted.
                 self._log.error("%s", error)

@@ -171,7 +171,7 @@ class StartedKernel(Kernel):
         """Watch the process, and ping the kernel if the process cannot be watched."""
         self._watch_process()
         hub = self.process.hub
-        if self.manager.process is None and hub is not None:
+        if self.manager.process is None and not self.manager.starts_here and hub is not None:
             services = self._services
             self.heartbeat = HeartbeatWatch.start(self.manager, hub, services.options, services.log)
 
@@ -192,15 +192,20 @@ class StartedKernel(Kernel):
         """Replace the process; see `BridgeKernelManager.restart_kernel` for the errors."""
         process = self.process
         async with process.lock:
-            if process.closing:
+            if process.closing and not process.abandoned:
                 raise KernelNotFound(f"Kernel {self.kernel_id} has been shut down")
             async with self._services.limits.slot(local=self.manager.starts_here):
                 # Until here, the old process runs.
                 await process.lease.ensure()
-                if process.closing:
-                    raise Busy(f"Kernel {self.kernel_id} is being shut down")
+                process.check()
                 await self._stop_restarter()
-                await process.replace(now=now)
+                try:
+                    await process.replace(now=now)
+                except Busy:
+                    # If the old process has ended, the restarter starts the next one.
+                    if not process.closing:
+                        self._watch_process()
+                    raise
             self._watch_process()
 
     async def interrupt(self) -> None:
@@ -230,9 +235,22 @@ class StartedKernel(Kernel):
         ------
         KernelError
             If the provisioner cannot end the process.
+        Busy
+            If the lease is over, after a wait for a restart. The kernel goes on.
         """
+        ending = self.process.closing
         self.refuse_restarts()
         async with self.process.lock:
+            if self.ended:
+                return
+            try:
+                await self.process.lease.ensure()
+            except Busy:
+                if not ending:
+                    await self._stop_restarter()
+                    self.process.allow_restarts()
+                    self._watch_process()
+                raise
             if self.ended:
                 return
             await self.discard(keep_log=self.failed, now=now)
@@ -263,7 +281,7 @@ class StartedKernel(Kernel):
             if keep_log:
                 # A failed start returned the end of its log; a later death named the file.
                 self._services.kept_logs.keep(self.manager.output, lasting=self.failed)
-            else:
+            elif not self.process.abandoned:
                 self.manager.output.remove()
 
     async def leave(self) -> None:
@@ -278,9 +296,8 @@ class StartedKernel(Kernel):
     def abandon(self) -> None:
         """Release the process at once, even during a restart. May be called twice."""
         self.ended = True  # a waiting shutdown must not remove files of a running kernel
-        self.refuse_restarts()  # a waiting restart must not start a second process
         self._stop_heartbeat()
-        self.manager.abandon()
+        self.process.abandon()
 
     async def clear_away(self, row: KernelRow) -> None:
         """Remove the files of a kernel whose process ended before this server started."""

@@ -52,6 +52,8 @@ class PersistentKernel(ConnectionFileMethods, AsyncKernelManager):
     inherits_env : bool
         True if the kernel has the server's environment, except for some variables; False if a
         request supplied the environment.
+    abandoned : bool
+        True after `abandon`: no process is started any longer.
     pool_fingerprint : str
         A digest of what a kernel that was started for a pool was made from; else empty.
     identities : list of bytes
@@ -67,6 +69,8 @@ class PersistentKernel(ConnectionFileMethods, AsyncKernelManager):
         self.independent = False
         self.role = KernelRole.STARTING
         self.inherits_env = True
+        self.abandoned = False
+        self._starting = False
         self.pool_fingerprint = ""
         self.identities: list[bytes] = []
         self._promised: list[int] = []
@@ -264,7 +268,13 @@ class PersistentKernel(ConnectionFileMethods, AsyncKernelManager):
         return True
 
     def abandon(self) -> None:
-        """Release the process without ending it or removing its files. May be called twice."""
+        """Release the process without ending it or removing its files. May be called twice.
+
+        A process that is being started is not released: its caller does so, or ends it.
+        """
+        self.abandoned = True
+        if self._starting:
+            return
         self._connection_file_written = False
         self._close_control_socket()
         self._return_ports()

@@ -1,7 +1,7 @@
 import asyncio
 import logging
 
-from kbridge.errors import KernelStartError
+from kbridge.errors import Busy, KernelStartError
 from kbridge.kernels.lifecycle.lease import Lease
 from kbridge.kernels.lifecycle.restarter import RestartDecision, Restarter, RestartPolicy
 from tests.support.waiting import TIMEOUT
@@ -98,6 +98,23 @@ async def test_without_a_lease_it_announces_the_end_and_restarts_later():
         await process.dead.wait()
     await restarter.aclose()
     assert process.new_ports == [True]
+
+
+async def test_an_attempt_that_the_lease_forbids_is_not_counted():
+    process = Process()
+    attempts = []
+
+    async def restart_after_exit(*, new_ports: bool) -> None:
+        attempts.append(new_ports)
+        raise Busy("no lease") if len(attempts) < 3 else KernelStartError("no such program")
+
+    process.restart_after_exit = restart_after_exit  # type: ignore[method-assign]
+    policy = RestartPolicy(limit=1, stable_time=1000, started=asyncio.get_running_loop().time())
+    restarter = Restarter(process, policy, interval=0.001, log=LOG)
+    async with asyncio.timeout(TIMEOUT):
+        await process.dead.wait()
+    await restarter.aclose()
+    assert attempts == [True] * 3
 
 
 async def test_a_renewal_that_comes_soon_prevents_the_announcement():
